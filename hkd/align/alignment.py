@@ -1,0 +1,215 @@
+"""The alignment: when each word, phone and senone of an utterance was spoken, on a grid of 10 ms frames.
+
+- One artefact for a manifest: an Arrow IPC file, a row an utterance (memory-mapped, random access by id); its schema's metadata holds
+  the manifest's digest, the inventories, the aligner, and the utterances that could not be aligned, with reasons.
+- A tier is `(unit_id, start_frame, num_frames)`, contiguous and ordered, from frame 0 to the end; silence is an explicit segment.
+- A unit sequence is a tier collapsed to its unit ids without silence, one position a segment.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from hkd.errors import UserError
+from hkd.files import atomic_write, digest_of
+from hkd.units.inventory import UnitInventory
+
+METADATA_KEY = b"hkd_alignment"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tier:
+    """Segments of one level: unit ids and the frame where each begins; segment i ends where i + 1 begins.
+
+    Raises ValueError where the segments do not run from frame 0 to the end without gaps or empty ones.
+    """
+
+    unit_U: NDArray[np.int32]
+    start_U1: NDArray[np.int32]  # U + 1 boundaries; the last is the number of frames
+
+    def __post_init__(self) -> None:
+        if len(self.start_U1) != len(self.unit_U) + 1 or self.start_U1[0] != 0 or bool((np.diff(self.start_U1) <= 0).any()):
+            raise ValueError("the segments of a tier must run from frame 0 to the end, without gaps or empty segments")
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of 10 ms in all."""
+        return int(self.start_U1[-1])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UtteranceAlignment:
+    """Alignment of one utterance. `tiers` by level (senone, monophone); silence is explicit."""
+
+    id: str
+    words: tuple[str, ...]  # the normalised words of the transcript, in order
+    word_tier: Tier  # unit = index into `words`, −1 for silence
+    tiers: Mapping[str, Tier]
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of 10 ms in all."""
+        return self.word_tier.num_frames
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Positions:
+    """The unit sequence of an utterance at one level, with the frames of each position: [start, stop)."""
+
+    unit_U: NDArray[np.int32]
+    start_U: NDArray[np.int32]
+    stop_U: NDArray[np.int32]
+
+
+def positions(tier: Tier, silence_ids: Iterable[int]) -> Positions:
+    """A tier's segments that are not silence, one position a segment."""
+    keep_U = ~np.isin(tier.unit_U, np.fromiter(silence_ids, np.int32))
+    return Positions(unit_U=tier.unit_U[keep_U], start_U=tier.start_U1[:-1][keep_U], stop_U=tier.start_U1[1:][keep_U])
+
+
+def word_positions(utterance: UtteranceAlignment, word_of_U: NDArray[np.int32], unit_U: NDArray[np.int32]) -> Positions:
+    """Frames for pieces of words: a word's frames are split along its phones, S pieces over P phones as evenly as can be.
+
+    word_of_U: for each piece the index of its word (−1: no frames; start = stop). Piece s of S takes phones floor(s·P/S) to
+    floor((s+1)·P/S); where a word has fewer phones than pieces, its frames are cut evenly instead. Pieces of one word are neighbours.
+    """
+    word_start = dict(
+        zip(
+            utterance.word_tier.unit_U.tolist(),
+            zip(utterance.word_tier.start_U1[:-1].tolist(), utterance.word_tier.start_U1[1:].tolist(), strict=True),
+            strict=True,
+        )
+    )
+    phones = utterance.tiers["monophone"].start_U1 if "monophone" in utterance.tiers else utterance.word_tier.start_U1
+    num = len(word_of_U)
+    start_U, stop_U = np.zeros(num, np.int32), np.zeros(num, np.int32)
+    first = 0
+    while first < num:
+        word = int(word_of_U[first])
+        last = first
+        while last < num and word_of_U[last] == word:
+            last += 1
+        if word in word_start and word >= 0:
+            begin, end = word_start[word]
+            cuts = phones[(phones >= begin) & (phones <= end)]
+            pieces = last - first
+            if len(cuts) - 1 < pieces:
+                bounds = begin + (end - begin) * np.arange(pieces + 1) // pieces
+            else:
+                bounds = cuts[(len(cuts) - 1) * np.arange(pieces + 1) // pieces]
+            start_U[first:last], stop_U[first:last] = bounds[:-1], bounds[1:]
+        first = last
+    return Positions(unit_U=unit_U, start_U=start_U, stop_U=stop_U)
+
+
+def sequence_digest(unit_U: NDArray[np.int32]) -> bytes:
+    """The first 8 bytes of the SHA-256 of a unit sequence (ids as little-endian int32)."""
+    return bytes.fromhex(digest_of([np.ascontiguousarray(unit_U, "<i4").tobytes()])[:16])
+
+
+_TIER = pa.struct([("unit", pa.list_(pa.int32())), ("start", pa.list_(pa.int32()))])
+
+
+class Alignment:
+    """A read alignment: `alignment[id]`, `id in alignment`, `inventories`, `manifest_digest`, `failed` (id → reason)."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+            meta = json.loads((self._table.schema.metadata or {})[METADATA_KEY])
+        except FileNotFoundError:
+            raise UserError(f"alignment {path} must be there, but is missing. Run `hkd align` first.") from None
+        except (KeyError, ValueError, OSError) as error:
+            raise UserError(f"{path} must be an alignment, but cannot be read as one ({error}).") from None
+        self.path = path
+        self.manifest_digest: str = meta["manifest_digest"]
+        self.aligner: dict[str, Any] = meta["aligner"]
+        self.failed: dict[str, str] = meta["failed"]
+        self.inventories = {
+            level: UnitInventory(level=level, symbols=tuple(v["symbols"]), silence=v["silence"])
+            for level, v in meta["inventories"].items()
+        }
+        self.silences: dict[str, tuple[int, ...]] = {level: tuple(ids) for level, ids in meta["silences"].items()}
+        self._row_of = {name: row for row, name in enumerate(self._table["id"].to_pylist())}
+
+    def __contains__(self, utterance_id: object) -> bool:
+        return utterance_id in self._row_of
+
+    def __len__(self) -> int:
+        return len(self._row_of)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._row_of)
+
+    def __getitem__(self, utterance_id: str) -> UtteranceAlignment:
+        """Raises UserError for an id that has no alignment, with the reason where one is known."""
+        if utterance_id not in self._row_of:
+            raise UserError(
+                f"utterance '{utterance_id}' has no alignment ({self.failed.get(utterance_id, 'not in the alignment')})."
+            )
+        row = self._row_of[utterance_id]
+
+        def tier(name: str) -> Tier:
+            value = self._table[name][row]
+            return Tier(unit_U=value["unit"].values.to_numpy(), start_U1=value["start"].values.to_numpy())
+
+        return UtteranceAlignment(
+            id=utterance_id,
+            words=tuple(self._table["words"][row].as_py()),
+            word_tier=tier("word"),
+            tiers={level: tier(level) for level in self.inventories},
+        )
+
+    def positions(self, utterance_id: str, level: str) -> Positions:
+        """The unit sequence of an utterance at an aligned level, silence left out."""
+        return positions(self[utterance_id].tiers[level], self.silences[level])
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all unit sequences (not of their times) and of the inventories: what a label store at an aligned level hangs on."""
+        parts: list[str | bytes] = [
+            part for level, inventory in sorted(self.inventories.items()) for part in (level, inventory.digest)
+        ]
+        for name in sorted(self._row_of):
+            parts.append(name)
+            parts.extend(self.positions(name, level).unit_U.astype("<i4").tobytes() for level in sorted(self.inventories))
+        return digest_of(parts)
+
+
+def write_alignment(
+    path: Path,
+    rows: Iterable[UtteranceAlignment],
+    *,
+    manifest_digest: str,
+    inventories: Mapping[str, UnitInventory],
+    silences: Mapping[str, Sequence[int]],
+    aligner: Mapping[str, Any],
+    failed: Mapping[str, str],
+) -> None:
+    """Write an alignment atomically. `silences`: per level the ids that label frames but are no positions."""
+    meta = {
+        "manifest_digest": manifest_digest,
+        "aligner": dict(aligner),
+        "failed": dict(failed),
+        "silences": {level: list(ids) for level, ids in silences.items()},
+        "inventories": {
+            level: {"digest": v.digest, "silence": v.silence, "symbols": list(v.symbols)} for level, v in inventories.items()
+        },
+    }
+    fields = [("id", pa.string()), ("words", pa.list_(pa.string())), ("word", _TIER), *((level, _TIER) for level in inventories)]
+    schema = pa.schema(fields, metadata={METADATA_KEY: json.dumps(meta, ensure_ascii=False).encode()})
+
+    def struct(tier: Tier) -> dict[str, NDArray[np.int32]]:
+        return {"unit": tier.unit_U, "start": tier.start_U1}
+
+    with atomic_write(path) as file, pa.ipc.new_file(file, schema) as writer:
+        for row in rows:
+            columns: dict[str, list[Any]] = {"id": [row.id], "words": [list(row.words)], "word": [struct(row.word_tier)]}
+            columns |= {level: [struct(row.tiers[level])] for level in inventories}
+            writer.write_batch(pa.record_batch(columns, schema=schema))

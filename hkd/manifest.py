@@ -1,0 +1,209 @@
+"""The manifest: which utterances there are. JSONL, one utterance a line, NeMo's field names.
+
+- `id` is unique and stable, and never parsed for meaning. `audio_filepath` is relative to the manifest's folder, or absolute, or a
+  URL; `offset` and `duration` are seconds; free extra fields are kept (`split` and `recording` are the ones that hkd reads).
+- A broken line is an error that names file and line; nothing is skipped in silence.
+- The digest covers the (id, text) pairs in order of the ids: moved audio, other splits and extra fields do not change it.
+"""
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from hkd.errors import UserError
+from hkd.files import atomic_write, digest_of
+
+KNOWN_FIELDS = ("id", "audio_filepath", "offset", "duration", "text", "speaker")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Utterance:
+    """One utterance. `audio_filepath` is as read, already resolved against the manifest's folder; None for text alone."""
+
+    id: str
+    text: str
+    audio_filepath: str | None = None
+    offset: float = 0.0
+    duration: float | None = None
+    speaker: str | None = None
+    extra: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+
+    def __post_init__(self) -> None:
+        if not self.id:
+            raise UserError("id must be a non-empty string, but is '' instead. Give every utterance an id.")
+        for name in ("offset", "duration"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                raise UserError(f"{name} of utterance '{self.id}' must be finite and not negative, but is {value} instead.")
+
+    @property
+    def split(self) -> str | None:
+        """The extra field `split` (train, dev, test), or None."""
+        split = self.extra.get("split")
+        return None if split is None else str(split)
+
+    @property
+    def recording(self) -> str:
+        """Which recording it was cut from: the extra field `recording`, else the audio file."""
+        return str(self.extra.get("recording") or self.audio_filepath or self.id)
+
+
+class Manifest(Sequence[Utterance]):
+    """Utterances in file order, with look-up by id. Ids are unique."""
+
+    def __init__(self, utterances: Iterable[Utterance]) -> None:
+        self._utterances = list(utterances)
+        self._row_of = {u.id: row for row, u in enumerate(self._utterances)}
+        if len(self._row_of) != len(self._utterances):
+            seen: set[str] = set()
+            twice = next(u.id for u in self._utterances if u.id in seen or seen.add(u.id))  # type: ignore[func-returns-value]
+            raise UserError(f"id must be unique in a manifest, but '{twice}' stands twice. Give each utterance its own id.")
+
+    def __getitem__(self, row: Any) -> Any:
+        return self._utterances[row]
+
+    def __len__(self) -> int:
+        return len(self._utterances)
+
+    def __iter__(self) -> Iterator[Utterance]:
+        return iter(self._utterances)
+
+    def __contains__(self, utterance_id: object) -> bool:
+        return utterance_id in self._row_of
+
+    def by_id(self, utterance_id: str) -> Utterance:
+        """The utterance of that id. Raises UserError where there is none."""
+        if utterance_id not in self._row_of:
+            raise UserError(f"utterance '{utterance_id}' is not in the manifest.")
+        return self._utterances[self._row_of[utterance_id]]
+
+    def where(self, keep: Callable[[Utterance], bool]) -> "Manifest":
+        """The utterances that `keep` says yes to, in order."""
+        return Manifest(u for u in self._utterances if keep(u))
+
+    def split(self, name: str | None) -> "Manifest":
+        """The utterances of a split; all for None. Raises UserError where the split is empty."""
+        if name is None:
+            return self
+        part = self.where(lambda u: u.split == name)
+        if not part:
+            known = sorted({u.split or "(none)" for u in self._utterances})
+            raise UserError(f"split must be one of {', '.join(known)}, but is '{name}' instead.")
+        return part
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the (id, text) pairs by id."""
+        return digest_of(part for u in sorted(self._utterances, key=lambda u: u.id) for part in (u.id, u.text))
+
+
+def parse_line(line: str, folder: Path) -> Utterance:
+    """One JSONL line → utterance. Raises UserError (without file and line: `read` adds them)."""
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(f"a line must be one JSON object, but is no JSON ({error.msg} at column {error.colno}).") from None
+    if not isinstance(row, dict):
+        raise UserError(f"a line must be one JSON object, but is a {type(row).__name__} instead.")
+    types = {"id": str, "text": str, "audio_filepath": str, "speaker": str, "offset": (int, float), "duration": (int, float)}
+    for name, wanted in types.items():
+        value = row.get(name)
+        if value is None and name in ("id", "text"):
+            raise UserError(f"field '{name}' must be there, but is missing.")
+        if value is not None and (not isinstance(value, wanted) or isinstance(value, bool)):  # type: ignore[arg-type]
+            raise UserError(
+                f"field '{name}' must be {'a number' if name in ('offset', 'duration') else 'a string'}, but is {value!r}."
+            )
+    path = row.get("audio_filepath")
+    if path is not None and "://" not in path:
+        path = os.path.normpath(folder / path)
+    known = {name: row[name] for name in KNOWN_FIELDS if row.get(name) is not None}
+    extra = {name: value for name, value in row.items() if name not in KNOWN_FIELDS}
+    return Utterance(**{**known, "audio_filepath": path}, extra=MappingProxyType(extra))
+
+
+def read_lines(path: Path) -> Iterator[Utterance]:
+    """Stream a manifest. Raises UserError with file and line number at the first broken line; constant memory."""
+    try:
+        file = path.open(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(f"manifest must be a readable file, but {path}: {error.strerror}. Run `hkd prepare` first.") from None
+    folder = path.parent.absolute()
+    with file:
+        number = 0
+        try:
+            for number, line in enumerate(file, 1):  # noqa: B007
+                if line.strip():
+                    yield parse_line(line, folder)
+        except UserError as error:
+            raise UserError(f"{path}:{number}: {error}") from None
+        except UnicodeDecodeError:
+            raise UserError(f"{path}:{number + 1}: a manifest must be UTF-8, but this line is not. Re-encode the file.") from None
+
+
+def read(path: Path) -> Manifest:
+    """Read a whole manifest. Raises UserError with file and line number, for duplicate ids too."""
+    utterances: dict[str, Utterance] = {}
+    for utterance in read_lines(path):
+        if utterance.id in utterances:
+            raise UserError(f"{path}: id must be unique, but '{utterance.id}' stands twice. Give each utterance its own id.")
+        utterances[utterance.id] = utterance
+    return Manifest(utterances.values())
+
+
+def write(path: Path, utterances: Iterable[Utterance]) -> None:
+    """Write atomically. Audio below the manifest's folder is written relative to it, other paths absolute."""
+    folder = path.parent.absolute()
+    with atomic_write(path) as file:
+        for u in utterances:
+            audio = u.audio_filepath
+            if audio is not None and "://" not in audio and Path(audio).is_relative_to(folder):
+                audio = str(Path(audio).relative_to(folder))
+            row = {
+                "id": u.id,
+                "audio_filepath": audio,
+                "offset": u.offset,
+                "duration": u.duration,
+                "text": u.text,
+                "speaker": u.speaker,
+            }
+            kept = {name: value for name, value in row.items() if value is not None}
+            file.write((json.dumps({**kept, **u.extra}, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def assign_splits(manifest: Manifest, shares: Mapping[str, float], *, by: Callable[[Utterance], str]) -> Manifest:
+    """Set `split` so that all utterances of one group (`by`: the speaker, say) fall into one split.
+
+    Groups are ordered by the SHA-256 of their name and dealt out until each split has its share of the groups: the rule depends on
+    nothing but the names. `shares` need not sum to one; every split with a positive share gets at least one group.
+    Raises UserError where there are fewer groups than splits.
+    """
+    groups = sorted({by(u) for u in manifest}, key=lambda name: digest_of([name]))
+    if len(groups) < len(shares):
+        raise UserError(f"splitting needs at least {len(shares)} groups, but there are {len(groups)}. Split by another field.")
+    total = sum(shares.values())
+    split_of: dict[str, str] = {}
+    start, cumulated = 0, 0.0
+    for index, (name, share) in enumerate(shares.items()):
+        cumulated += share
+        last = len(groups) - (len(shares) - 1 - index)
+        stop = min(max(start + 1, math.floor(len(groups) * cumulated / total + 0.5)), last)
+        split_of.update(dict.fromkeys(groups[start:stop], name))
+        start = stop
+    return Manifest(
+        Utterance(
+            id=u.id,
+            text=u.text,
+            audio_filepath=u.audio_filepath,
+            offset=u.offset,
+            duration=u.duration,
+            speaker=u.speaker,
+            extra=MappingProxyType({**u.extra, "split": split_of[by(u)]}),
+        )
+        for u in manifest
+    )

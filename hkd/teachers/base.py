@@ -1,0 +1,64 @@
+"""What a teacher is: something that says, for every position of an utterance, how likely each unit of its inventory is there.
+
+Labelling knows no more of a language model than this file. Shape letters: U positions of an utterance.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hkd.topk import TopK
+from hkd.units.inventory import UnitInventory
+
+NO_WORD = -1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TeacherInfo:
+    """Who a teacher is; stands in every store that it wrote. `digest` covers weights, tokenizer and options that change labels."""
+
+    name: str
+    kind: str  # masked | causal | cloze | ngram
+    direction: str  # both | left
+    digest: str
+    given: str = "outside-position"  # outside-position | outside-phone | left
+    normalisation: str = "hkd-words-1"  # how a transcript became words
+    options: dict[str, Any] = field(default_factory=dict)  # mask_every, context, precision ...
+    trained_on_transcripts: str = "no"  # no | cross-fitted | unknown (a downloaded LM)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sentence:
+    """One utterance as a teacher reads it: its units, and the word each belongs to (−1: none)."""
+
+    id: str
+    unit_U: NDArray[np.int32]
+    word_U: NDArray[np.int32]
+    before: tuple[int, ...] = ()  # unit ids of what was said before and after, as context only
+    after: tuple[int, ...] = ()
+
+
+class Teacher(Protocol):
+    """A language model over one inventory."""
+
+    @property
+    def level(self) -> str:
+        """senone | monophone | subword."""
+
+    @property
+    def inventory(self) -> UnitInventory:
+        """All units it gives mass to; position in the order = id."""
+
+    @property
+    def info(self) -> TeacherInfo:
+        """What the store records."""
+
+    def encode(self, words: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Words → (unit_U, word_U), for teachers that bring their own pieces. Raises NotImplementedError for aligned levels."""
+
+    def score(self, sentences: Sequence[Sentence], *, k: int, temperatures: Sequence[float] = ()) -> list[TopK]:
+        """Per sentence the top-k rows of all its positions, in order. Does not depend on what stands together in a call,
+        up to float rounding; the same call gives the same bytes."""

@@ -1,0 +1,49 @@
+"""The one rounding rule for time: seconds → samples → frames → slots.
+
+- Seconds become samples by rounding half up, once, where a time enters hkd; from there on all is integers.
+- Frames are 10 ms. A signal of S samples has floor(S / hop) frames, and at least one.
+- An encoder frame covers `SUBSAMPLING` frames; a head with `slots` slots an encoder frame covers SUBSAMPLING / slots frames
+  a slot, and a slot takes the label of its middle frame.
+- At speed s (playing s times as fast) a boundary at frame f moves to floor(f / s + 1/2).
+"""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+SAMPLE_RATE_HZ = 16_000
+HOP_SAMPLES = 160
+FRAME_SHIFT_S = HOP_SAMPLES / SAMPLE_RATE_HZ
+SUBSAMPLING = 4
+
+
+def seconds_to_samples(seconds: float, sample_rate_hz: int = SAMPLE_RATE_HZ) -> int:
+    """Seconds → samples, rounded half up."""
+    return math.floor(seconds * sample_rate_hz + 0.5)
+
+
+def samples_to_frames(num_samples: int, hop_samples: int = HOP_SAMPLES) -> int:
+    """Samples → whole 10 ms frames, at least one."""
+    return max(1, num_samples // hop_samples)
+
+
+def retime(boundary: NDArray[np.int64], speed: float) -> NDArray[np.int64]:
+    """Frame boundaries after playing `speed` times as fast: floor(f / speed + 1/2). Monotone, so segments stay contiguous."""
+    return np.floor(np.asarray(boundary, np.float64) / speed + 0.5).astype(np.int64)
+
+
+def num_encoder_frames(num_frames: int) -> int:
+    """10 ms frames → encoder frames of 40 ms: ceil(T / SUBSAMPLING)."""
+    return -(-num_frames // SUBSAMPLING)
+
+
+def slot_middles(num_frames: int, slots: int) -> NDArray[np.int64]:
+    """The 10 ms frame in the middle of every slot, for num_encoder_frames(num_frames) · slots slots; may lie past the end.
+
+    Raises ValueError where `slots` does not divide SUBSAMPLING.
+    """
+    if SUBSAMPLING % slots:
+        raise ValueError(f"slots must divide {SUBSAMPLING}, but is {slots} instead")
+    width = SUBSAMPLING // slots
+    return np.arange(num_encoder_frames(num_frames) * slots, dtype=np.int64) * width + width // 2

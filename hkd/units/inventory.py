@@ -1,0 +1,55 @@
+"""A unit inventory: the ordered symbols of a level. A unit's id is its place in the order."""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from hkd.errors import UserError
+from hkd.files import digest_of, write_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitInventory:
+    """Ordered symbols of one level. Raises UserError where a symbol stands twice or there is none."""
+
+    level: str
+    symbols: tuple[str, ...]
+    silence: int | None = None  # id of the silence unit: labels frames, is no position of a unit sequence
+
+    def __post_init__(self) -> None:
+        if not self.symbols:
+            raise UserError(f"an inventory must have symbols, but that of level '{self.level}' has none.")
+        if len(set(self.symbols)) != len(self.symbols):
+            raise UserError(f"the symbols of level '{self.level}' must be distinct, but some stand twice.")
+
+    def __len__(self) -> int:
+        return len(self.symbols)
+
+    @cached_property
+    def id_of(self) -> dict[str, int]:
+        """Symbol → id."""
+        return {symbol: number for number, symbol in enumerate(self.symbols)}
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256, in hex, of the symbols in order (each preceded by its length)."""
+        return digest_of(self.symbols)
+
+    def save(self, path: Path) -> None:
+        """Write as JSON: level, symbols, silence, digest."""
+        write_json(path, {"level": self.level, "digest": self.digest, "silence": self.silence, "symbols": list(self.symbols)})
+
+    @classmethod
+    def load(cls, path: Path) -> "UnitInventory":
+        """Read what `save` wrote. Raises UserError where it is missing, broken, or does not match its own digest."""
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+            inventory = cls(level=str(value["level"]), symbols=tuple(value["symbols"]), silence=value.get("silence"))
+        except OSError as error:
+            raise UserError(f"inventory {path}: {error.strerror}. Run `hkd units train` first.") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} must be a unit inventory, but cannot be read as one ({error}).") from None
+        if value.get("digest") != inventory.digest:
+            raise UserError(f"{path}: the digest must be {inventory.digest}, but is {value.get('digest')} instead. Make it anew.")
+        return inventory
