@@ -1,0 +1,78 @@
+"""What the commands share: the project of the working folder, progress bars, and results for people or machines."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from hkd.config import Project
+from hkd.progress import Progress as ProgressCallback
+
+QUIET_INTERVAL_S = 10.0
+
+
+def console() -> Console:
+    """Stderr, where everything goes that is not the result."""
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def say(text: str) -> None:
+    """A line for people, on stderr."""
+    console().print(text, markup=False)
+
+
+def emit(value: Any, as_json: bool, render: Callable[[Any], str]) -> None:
+    """The result, on stdout: JSON for machines, else as `render` writes it for people."""
+    sys.stdout.write((json.dumps(value, ensure_ascii=False, indent=2) if as_json else render(value)) + "\n")
+    sys.stdout.flush()
+
+
+def project() -> Project:
+    """The project of the working directory."""
+    return Project.load(Path())
+
+
+def _fact(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.4g}"
+
+
+@contextmanager
+def progress_bar(title: str) -> Iterator[ProgressCallback]:
+    """A bar with share, time gone and time to go on a terminal; elsewhere a line every ten seconds, on stderr."""
+    terminal = console()
+    if terminal.is_terminal:
+        columns = (
+            TextColumn("{task.description:<22}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, TextColumn("{task.fields[facts]}"), console=terminal) as bar:
+            task = bar.add_task(title, total=None, facts="")
+
+            def draw(done: float, total: float, **facts: float | str) -> None:
+                bar.update(task, completed=done, total=total, facts=" ".join(f"{k}={_fact(v)}" for k, v in facts.items()))
+
+            yield draw
+        return
+    started = last = time.monotonic()
+
+    def write(done: float, total: float, **facts: float | str) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < QUIET_INTERVAL_S and done < total:
+            return
+        last = now
+        share = done / total if total else 1.0
+        to_go = (now - started) * (1 - share) / share if share else float("inf")
+        shown = " ".join(f"{k}={_fact(v)}" for k, v in facts.items())
+        say(f"{title}: {share:.0%} after {now - started:.0f} s, {to_go:.0f} s to go {shown}".rstrip())
+
+    yield write

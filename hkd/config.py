@@ -1,0 +1,244 @@
+"""Settings: TOML ⇄ the components' config dataclasses.
+
+- Each component owns a frozen dataclass; this module only fills them, says where a key is unknown, and prints them.
+- `hkd.toml` in the working directory names a project's parts and holds what differs from the defaults, one table a component.
+- `a.b=c` on the command line wins over the file; c is a TOML value, or a bare word taken as a string.
+"""
+
+import dataclasses
+import difflib
+import json
+import tomllib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hkd.errors import UserError
+
+PROJECT_FILE = "hkd.toml"
+PATHS = {
+    "manifest": "manifest.jsonl",
+    "alignment": "alignment.arrow",
+    "units": "units",
+    "lm": "lm",
+    "labels": "shards",
+    "runs": "runs",
+}
+
+T = TypeVar("T")
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file. Raises UserError with the file's name and, for bad syntax, the line."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}. Give an existing TOML file.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} must be TOML, but is not: {error}.") from None
+
+
+def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
+    """["a.b=1", "c=word"] → {"a": {"b": 1}, "c": "word"}. Raises UserError where there is no "="."""
+    tree: dict[str, Any] = {}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        if not equals or not name.strip():
+            raise UserError(f"--set must be NAME=VALUE, but is '{assignment}' instead.")
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text
+        *parents, leaf = name.strip().split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise UserError(f"--set {assignment}: '{parent}' is a value already. Set one or the other.")
+        node[leaf] = value
+    return tree
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Tables merged key by key, `over` wins."""
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = merge(old, value) if isinstance(value, Mapping) and isinstance(old, Mapping) else value
+    return merged
+
+
+def build(cls: type[T], table: Mapping[str, Any], *, where: str) -> T:
+    """A config dataclass from a table. Raises UserError for an unknown key (naming the nearest one) or a value of the wrong type."""
+    hints = typing.get_type_hints(cls)
+    names = [f.name for f in dataclasses.fields(cls) if f.init]  # type: ignore[arg-type]
+    for key in table:
+        if key not in names:
+            near = difflib.get_close_matches(key, names, n=1, cutoff=0.0)
+            raise UserError(
+                f"{where}: '{key}' is no setting. Did you mean '{near[0]}'?" if near else f"{where}: no settings here."
+            )
+    try:
+        return cls(**{key: _convert(value, hints[key], f"{where}.{key}") for key, value in table.items()})
+    except TypeError as error:
+        raise UserError(f"{where}: {error}.") from None
+
+
+def _convert(value: Any, hint: Any, where: str) -> Any:
+    """A TOML value as the type of a field."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        options = [a for a in args if a is not type(None)]
+        if value is None:
+            return None
+        for option in options[:-1]:
+            try:
+                return _convert(value, option, where)
+            except UserError:
+                continue
+        return _convert(value, options[-1], where)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        if isinstance(value, hint):
+            return value
+        if not isinstance(value, Mapping):
+            raise UserError(f"{where} must be a table, but is {value!r} instead.")
+        return build(hint, value, where=where)
+    if origin in (tuple, list):
+        if not isinstance(value, list | tuple):
+            raise UserError(f"{where} must be a list, but is {value!r} instead.")
+        kinds = [args[0]] * len(value) if len(args) == 2 and args[1] is Ellipsis or origin is list else list(args)
+        return origin(_convert(v, kind, f"{where}[{i}]") for i, (v, kind) in enumerate(zip(value, kinds, strict=False)))
+    if origin in (dict, Mapping) or hint is dict:
+        if not isinstance(value, Mapping):
+            raise UserError(f"{where} must be a table, but is {value!r} instead.")
+        kind = args[1] if args else Any
+        return {str(k): _convert(v, kind, f"{where}.{k}") for k, v in value.items()}
+    if origin is typing.Literal:
+        if value not in args:
+            raise UserError(f"{where} must be one of {', '.join(map(str, args))}, but is {value!r} instead.")
+        return value
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(hint, type) and (not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool)):
+        raise UserError(f"{where} must be a {hint.__name__}, but is {value!r} instead.")
+    return value
+
+
+def to_table(config: Any) -> Any:
+    """A config dataclass as plain dicts and lists, None left out: what `build` reads back."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        pairs = ((f.name, getattr(config, f.name)) for f in dataclasses.fields(config) if f.init)
+        return {name: to_table(value) for name, value in pairs if value is not None}
+    if isinstance(config, Mapping):
+        return {str(key): to_table(value) for key, value in config.items() if value is not None}
+    if isinstance(config, list | tuple):
+        return [to_table(value) for value in config]
+    return config
+
+
+def to_toml(table: Mapping[str, Any], prefix: str = "") -> str:
+    """A table as TOML text: values first, then sub-tables, in the given order."""
+    lines = []
+    for key, value in table.items():
+        if not isinstance(value, Mapping):
+            lines.append(f"{_key(key)} = {_value(value)}")
+    text = "\n".join(lines) + ("\n" if lines else "")
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            name = f"{prefix}{_key(key)}"
+            body = to_toml(value, f"{name}.")
+            head = f"[{name}]\n" if not value or any(not isinstance(v, Mapping) for v in value.values()) else ""
+            text += ("\n" if text and head else "") + head + body
+    return text
+
+
+def _key(name: str) -> str:
+    return name if name.replace("_", "").replace("-", "").isalnum() and name.isascii() else json.dumps(name)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_value, value)) + "]"
+    if isinstance(value, bool) or value is None:
+        return str(value).lower()
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Project:
+    """A working folder: where its parts lie, and the tables of its `hkd.toml`."""
+
+    folder: Path
+    tables: Mapping[str, Any] = field(default_factory=dict)
+    found: bool = False  # whether there is an hkd.toml
+
+    @classmethod
+    def load(cls, folder: Path) -> "Project":
+        """Read `folder`/hkd.toml where there is one. Raises UserError for an unknown top-level path or broken TOML."""
+        path = folder / PROJECT_FILE
+        if not path.exists():
+            return cls(folder=folder)
+        tables = read_toml(path)
+        for key, value in tables.items():
+            if not isinstance(value, Mapping) and key not in PATHS:
+                near = difflib.get_close_matches(key, PATHS, n=1, cutoff=0.0)[0]
+                raise UserError(f"{path}: '{key}' is no path of a project. Did you mean '{near}'?")
+        return cls(folder=folder, tables=tables, found=True)
+
+    def path(self, name: str) -> Path:
+        """Where a part lies: the hkd.toml's word or the default, relative to the project's folder."""
+        return self.folder / str(self.tables.get(name, PATHS[name]))
+
+    @property
+    def manifest(self) -> Path:
+        """The manifest (JSONL)."""
+        return self.path("manifest")
+
+    @property
+    def alignment(self) -> Path:
+        """The alignment (Arrow)."""
+        return self.path("alignment")
+
+    @property
+    def units(self) -> Path:
+        """The folder of the unit inventories."""
+        return self.path("units")
+
+    @property
+    def lm(self) -> Path:
+        """The folder of the unit LMs."""
+        return self.path("lm")
+
+    @property
+    def labels(self) -> Path:
+        """The folder of the label stores."""
+        return self.path("labels")
+
+    @property
+    def runs(self) -> Path:
+        """The folder of the training runs."""
+        return self.path("runs")
+
+    def require(self, name: str, command: str) -> Path:
+        """The path of a part that must exist. Raises UserError that says which command makes it."""
+        path = self.path(name)
+        if not path.exists():
+            raise UserError(f"{name} must be at {path}, but is not there. Run `{command}` first, or start with `hkd prepare`.")
+        return path
+
+    def table(self, name: str) -> dict[str, Any]:
+        """The table of a dotted name ("lm.senone"), empty where the file has none."""
+        node: Any = self.tables
+        for part in name.split("."):
+            node = node.get(part, {}) if isinstance(node, Mapping) else {}
+        return dict(node) if isinstance(node, Mapping) else {}
+
+    def section(self, name: str, cls: type[T], overrides: Mapping[str, Any] | None = None) -> T:
+        """A component's config: the defaults, the table `name` of hkd.toml, then the overrides that are not None."""
+        given = {key: value for key, value in (overrides or {}).items() if value is not None}
+        return build(cls, merge(self.table(name), given), where=name)
