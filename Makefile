@@ -1,0 +1,39 @@
+# Everything starts from `make demo` or `make test`; both make .venv from constraints.txt first.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help install demo test test-slow lint clean
+
+help:                ## what can be made
+	@grep -hE '^[a-z%-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 20
+
+install: .venv/.installed  ## a virtual environment in .venv with hkd and what its tests need
+
+# torch first and by its exact version: a free choice would take the newest one with several GB of CUDA.
+.venv/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "hkd needs Python 3.11 or later, but $(PYTHON) is older. Run: make PYTHON=python3.11 install" >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: install        ## the whole thing on real speech → runs/demo/report.html
+	$(BIN)/hkd demo
+
+test: install        ## all tests
+	$(BIN)/pytest
+
+test-slow: install   ## the long ones too: hundreds of kills, the whole demo killed and resumed
+	$(BIN)/pytest -m "slow or not slow"
+
+lint: install        ## style, types, and the import contract
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench-%: install     ## a benchmark: make bench-store, bench-dump, bench-train → benchmarks/results/
+	$(BIN)/python benchmarks/bench_$*.py
+
+clean:               ## remove what was made here, but not the caches in the home folder
+	rm -rf .venv runs build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
