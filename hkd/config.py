@@ -111,7 +111,7 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
     if origin in (tuple, list):
         if not isinstance(value, list | tuple):
             raise UserError(f"{where} must be a list, but is {value!r} instead.")
-        kinds = [args[0]] * len(value) if len(args) == 2 and args[1] is Ellipsis or origin is list else list(args)
+        kinds = [args[0]] * len(value) if (len(args) == 2 and args[1] is Ellipsis) or origin is list else list(args)
         return origin(_convert(v, kind, f"{where}[{i}]") for i, (v, kind) in enumerate(zip(value, kinds, strict=False)))
     if origin in (dict, Mapping) or hint is dict:
         if not isinstance(value, Mapping):
@@ -158,7 +158,7 @@ def to_toml(table: Mapping[str, Any], prefix: str = "") -> str:
 
 
 def _key(name: str) -> str:
-    return name if name.replace("_", "").replace("-", "").isalnum() and name.isascii() else json.dumps(name)
+    return name if name.replace("_", "").replace("-", "").isalnum() and name.isascii() else _quote(name)
 
 
 def _value(value: Any) -> str:
@@ -166,7 +166,12 @@ def _value(value: Any) -> str:
         return "[" + ", ".join(map(_value, value)) + "]"
     if isinstance(value, bool) or value is None:
         return str(value).lower()
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
+    return _quote(value) if isinstance(value, str) else repr(value)
+
+
+def _quote(text: str) -> str:
+    """A TOML basic string: JSON's escapes, and DEL's, which JSON leaves as it is."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 @dataclass(frozen=True, kw_only=True)

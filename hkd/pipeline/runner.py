@@ -9,6 +9,7 @@
 """
 
 import fcntl
+import json
 import multiprocessing
 import os
 import shutil
@@ -147,8 +148,6 @@ def _record_path(folder: Path, name: str) -> Path:
 
 
 def _record(folder: Path, name: str) -> dict[str, Any]:
-    import json
-
     try:
         value = json.loads(_record_path(folder, name).read_text(encoding="utf-8"))
     except (OSError, ValueError):

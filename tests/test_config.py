@@ -1,0 +1,92 @@
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hkd import config
+from hkd.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Inner:
+    rate: float = 0.1
+    sizes: tuple[int, ...] = (1, 2)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outer:
+    name: str = "x"
+    mode: Literal["a", "b"] = "a"
+    limit: int | None = None
+    flag: bool = False
+    inner: Inner = field(default_factory=Inner)
+    weights: dict[str, float] = field(default_factory=dict)
+
+
+def test_build_fills_nested_tables_and_widens_integers_to_floats():
+    built = config.build(Outer, {"inner": {"rate": 1, "sizes": [3]}, "weights": {"senone": 2}, "limit": 4}, where="t")
+    assert built == Outer(inner=Inner(rate=1.0, sizes=(3,)), weights={"senone": 2.0}, limit=4)
+    assert isinstance(built.inner.rate, float)
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ({"nmae": 1}, ["'nmae'", "'name'"]),
+        ({"inner": {"rates": 1}}, ["t.inner", "'rate'"]),
+        ({"name": 3}, ["t.name", "str"]),
+        ({"flag": 1}, ["t.flag", "bool"]),
+        ({"mode": "c"}, ["t.mode", "a, b"]),
+        ({"inner": 3}, ["t.inner", "table"]),
+        ({"limit": True}, ["t.limit", "int"]),
+    ],
+)
+def test_what_does_not_fit_is_named(table, words):
+    with pytest.raises(UserError) as caught:
+        config.build(Outer, table, where="t")
+    assert all(word in str(caught.value) for word in words)
+
+
+scalars = st.one_of(st.booleans(), st.integers(-(2**60), 2**60), st.floats(allow_nan=False), st.text(max_size=20))
+tables = st.recursive(
+    st.dictionaries(st.text(min_size=1, max_size=8), scalars | st.lists(scalars, max_size=3), max_size=4),
+    lambda inner: st.dictionaries(st.text(min_size=1, max_size=8), scalars | inner, max_size=4),
+    max_leaves=8,
+)
+
+
+@given(tables)
+def test_toml_that_is_written_reads_back_the_same(table):
+    import tomllib
+
+    assert tomllib.loads(config.to_toml(table)) == table
+
+
+def test_a_config_survives_toml():
+    import tomllib
+
+    outer = Outer(name="q", inner=Inner(rate=3e-4), weights={"a": 1.0})
+    assert config.build(Outer, tomllib.loads(config.to_toml(config.to_table(outer))), where="t") == outer
+
+
+def test_overrides():
+    tree = config.parse_overrides(["a.b=1", "a.c=word", "d=[1, 2]", 'e="x y"', "f=3e-4"])
+    assert tree == {"a": {"b": 1, "c": "word"}, "d": [1, 2], "e": "x y", "f": 3e-4}
+    with pytest.raises(UserError, match="NAME=VALUE"):
+        config.parse_overrides(["nothing"])
+
+
+def test_project_paths_and_sections(tmp_path: Path):
+    (tmp_path / "hkd.toml").write_text('labels = "elsewhere"\n[train.inner]\nrate = 2\n')
+    project = config.Project.load(tmp_path)
+    assert project.labels == tmp_path / "elsewhere"
+    assert project.manifest == tmp_path / "manifest.jsonl"
+    assert project.section("train", Outer, {"name": "n", "limit": None}) == Outer(name="n", inner=Inner(rate=2.0))
+    with pytest.raises(UserError, match="hkd prepare"):
+        project.require("manifest", "hkd prepare FOLDER")
+    (tmp_path / "hkd.toml").write_text('lables = "x"\n')
+    with pytest.raises(UserError, match="'labels'"):
+        config.Project.load(tmp_path)
