@@ -1,0 +1,147 @@
+"""Intervals cover what they promise, tests hold their level under the null and see what is there; draws hang on the seed alone."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hkd.evaluate.score import score_words
+from hkd.evaluate.significance import block_sums, bootstrap_interval, matched_pairs, paired_bootstrap, segment_differences
+
+NUM_SIMULATIONS = 300
+
+
+def simulate(
+    random: np.random.Generator, *, num_speakers: int, per_speaker: int, spread: float
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Binomial errors on 5-15 words an utterance; a speaker's own error rate is Beta around 0.3, utterances are independent given it."""
+    rate_G = random.beta(0.3 / spread, 0.7 / spread, size=num_speakers) if spread else np.full(num_speakers, 0.3)
+    speaker_N = np.repeat(np.arange(num_speakers), per_speaker)
+    tokens_N = random.integers(5, 16, size=len(speaker_N))
+    return random.binomial(tokens_N, rate_G[speaker_N]), tokens_N, [f"s{s}" for s in speaker_N]
+
+
+def coverage(*, spread: float, by_speaker: bool, num_speakers: int = 30, per_speaker: int = 6) -> float:
+    random = np.random.default_rng(7)
+    hits = 0
+    for number in range(NUM_SIMULATIONS):
+        errors_N, tokens_N, speaker_N = simulate(random, num_speakers=num_speakers, per_speaker=per_speaker, spread=spread)
+        interval = bootstrap_interval(errors_N, tokens_N, group_N=speaker_N if by_speaker else None, num_draws=400, seed=number)
+        assert interval is not None
+        hits += interval.low <= 0.3 <= interval.high
+    return hits / NUM_SIMULATIONS
+
+
+def test_coverage_of_the_interval_by_utterance_where_utterances_are_independent() -> None:
+    assert 0.91 <= coverage(spread=0.0, by_speaker=False) <= 0.99
+
+
+def test_where_speakers_differ_only_the_interval_by_speaker_covers() -> None:
+    assert coverage(spread=0.15, by_speaker=True) >= 0.89
+    assert coverage(spread=0.15, by_speaker=False) <= 0.80
+
+
+def test_the_paired_bootstrap_holds_its_level_when_runs_are_alike() -> None:
+    random = np.random.default_rng(3)
+    false_alarms = 0
+    for number in range(NUM_SIMULATIONS):
+        tokens_N = random.integers(5, 16, size=60)
+        a_N, b_N = random.binomial(tokens_N, 0.3), random.binomial(tokens_N, 0.3)
+        comparison = paired_bootstrap(a_N, b_N, tokens_N, num_draws=400, seed=number)
+        assert comparison is not None
+        false_alarms += comparison.p < 0.05
+    assert false_alarms / NUM_SIMULATIONS <= 0.09
+
+
+def test_a_clear_difference_is_seen_and_signed() -> None:
+    random = np.random.default_rng(5)
+    tokens_N = random.integers(5, 16, size=200)
+    a_N, b_N = random.binomial(tokens_N, 0.2), random.binomial(tokens_N, 0.4)
+    comparison = paired_bootstrap(a_N, b_N, tokens_N, num_draws=2000)
+    assert comparison is not None
+    assert comparison.p < 0.01
+    assert comparison.low is not None
+    assert comparison.high is not None
+    assert comparison.low < comparison.difference < comparison.high < 0
+    other = paired_bootstrap(b_N, a_N, tokens_N, num_draws=2000)
+    assert other is not None
+    assert other.difference == -comparison.difference
+
+
+def test_a_run_against_itself_is_no_difference() -> None:
+    comparison = paired_bootstrap([1, 2, 3], [1, 2, 3], [4, 4, 4], num_draws=99)
+    assert comparison is not None
+    assert (comparison.p, comparison.difference) == (1.0, 0.0)
+
+
+def test_the_seed_alone_decides_and_one_block_has_no_interval() -> None:
+    first = bootstrap_interval([1, 2, 0, 4], [5, 5, 5, 5], seed=1, num_draws=500)
+    assert first == bootstrap_interval([1, 2, 0, 4], [5, 5, 5, 5], seed=1, num_draws=500)
+    assert bootstrap_interval([1, 2], [5, 5], group_N=["s", "s"]) is None
+    assert paired_bootstrap([1], [2], [5]) is None
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.sampled_from("abc")), min_size=1))
+def test_block_sums_add_up(rows: list[tuple[int, str]]) -> None:
+    value_N, group_N = zip(*rows, strict=True)
+    sums = block_sums(value_N, group_N)
+    assert len(sums) == len(set(group_N))
+    assert sums.sum() == sum(value_N)
+
+
+REFERENCE = "a b c d e f g h i j"
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "differences"),
+    [
+        (REFERENCE, REFERENCE, []),
+        ("a b X d e f g h i j", REFERENCE, [1]),
+        ("X b c d e f g h i X", REFERENCE, [1, 1]),  # eight right words between
+        ("X b X d e f g h i j", REFERENCE, [2]),  # one right word is no buffer
+        ("X b c X e f g h i j", REFERENCE, [1, 1]),  # two are
+        ("X b c d e f g h i j", "a X c d e f g h i j", [0]),  # neighbours: one segment
+        ("a b z z c d e f g h i j", "a b c d e f g i j", [2, -1]),  # insertions in a gap; a deletion
+    ],
+)
+def test_segments_are_bounded_by_two_right_words(a: str, b: str, differences: list[int]) -> None:
+    assert segment_differences(score_words([REFERENCE], [a]), score_words([REFERENCE], [b])).tolist() == differences
+
+
+def test_utterances_bound_segments_and_differences_sum_to_the_difference_of_errors() -> None:
+    random = np.random.default_rng(0)
+    words = REFERENCE.split()
+
+    def noisy() -> str:
+        return " ".join(w for w in (random.choice([w, w, w, "x", ""]) for w in words) if w)
+
+    references = [REFERENCE] * 40
+    a, b = score_words(references, [noisy() for _ in references]), score_words(references, [noisy() for _ in references])
+    differences = segment_differences(a, b)
+    assert differences.sum() == a.errors_N.sum() - b.errors_N.sum()
+    comparison, same = matched_pairs(a, b), matched_pairs(a, a)
+    assert comparison is not None
+    assert 0 <= comparison.p <= 1
+    assert same is not None
+    assert same.p == 1
+
+
+def test_matched_pairs_holds_its_level_when_runs_are_alike() -> None:
+    random = np.random.default_rng(11)
+    words = REFERENCE.split()
+    references = [REFERENCE] * 30
+    p_values = []
+    for _ in range(100):
+        a, b = (
+            score_words(references, [" ".join(np.where(random.random(10) < 0.15, "x", words)) for _ in references])
+            for _ in range(2)
+        )
+        comparison = matched_pairs(a, b)
+        assert comparison is not None
+        p_values.append(comparison.p)
+    assert np.mean(np.array(p_values) < 0.05) <= 0.12
+
+
+def test_other_references_cannot_be_compared() -> None:
+    with pytest.raises(ValueError, match="same references"):
+        segment_differences(score_words(["a"], ["a"]), score_words(["b"], ["a"]))
