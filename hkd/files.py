@@ -65,3 +65,9 @@ def digest_of_file(path: Path) -> str:
     """SHA-256, in hex, of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def shipped(name: str) -> Path:
+    """A folder that lies beside `hkd/` in a checkout and inside it once installed: pipelines, data_manifests."""
+    here = Path(__file__).parent
+    return here / name if (here / name).is_dir() else here.parent / name
