@@ -1,0 +1,166 @@
+"""Checkpoints: step-000123/{model,optimizer}.safetensors and state.json, whole or not at all.
+
+- Written into a temporary folder, flushed to the disk, then renamed. state.json names each file's size and SHA-256, and its own
+  digest, so that a folder that lost bytes (power off) is told from a whole one, and the one before is taken.
+- Tensors go by parameter name; nothing is pickled.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from hkd.errors import HkdError
+from hkd.files import digest_of_json
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checkpoint:
+    """One whole checkpoint: where it lies, and its state.json."""
+
+    folder: Path
+    step: int
+    state: dict[str, Any]
+
+    def load(self, name: str) -> dict[str, Tensor]:
+        """The tensors of a file: model or optimizer."""
+        return safetensors.torch.load_file(self.folder / f"{name}.safetensors")
+
+
+def model_tensors(model: torch.nn.Module) -> dict[str, Tensor]:
+    """All parameters and persistent buffers by name, on the CPU; a tensor that stands under two names only under its first."""
+    seen: set[int] = set()
+    tensors = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            tensors[name] = tensor.detach().cpu().contiguous()
+    return tensors
+
+
+@torch.no_grad()
+def load_model_tensors(model: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copy what `model_tensors` gave into the model. Raises HkdError where names or shapes differ."""
+    seen: set[int] = set()
+    own = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            own[name] = tensor
+    if {n: t.shape for n, t in own.items()} != {n: t.shape for n, t in tensors.items()}:
+        differs = sorted(
+            n for n in own.keys() | tensors.keys() if n not in own or n not in tensors or own[n].shape != tensors[n].shape
+        )
+        raise HkdError(f"the weights must fit the model, but {len(differs)} tensors differ ({', '.join(differs[:3])} ...).")
+    for name, tensor in own.items():
+        tensor.copy_(tensors[name])
+
+
+def optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state as NAME/KEY → tensor, on the CPU."""
+    return {
+        f"{name}/{key}": torch.as_tensor(value).detach().cpu().contiguous()
+        for name, parameter in model.named_parameters()
+        if parameter in optimizer.state
+        for key, value in optimizer.state[parameter].items()
+    }
+
+
+def load_optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `optimizer_tensors` gave."""
+    parameter_of = dict(model.named_parameters())
+    for full_name, tensor in tensors.items():
+        name, key = full_name.rsplit("/", 1)
+        parameter = parameter_of[name]
+        optimizer.state[parameter][key] = tensor.to(parameter.device)
+
+
+def write_checkpoint(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
+    """Write folder/step-NNNNNN with a file for each entry of `tensors`, atomically; replaces one of the same step."""
+    target = folder / f"step-{step:06d}"
+    partial = folder / f".partial-{step:06d}"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    files = {}
+    for name, values in tensors.items():
+        data = safetensors.torch.save(dict(values))
+        _write_synced(partial / f"{name}.safetensors", data)
+        files[f"{name}.safetensors"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    value = {"step": step, **state, "files": files}
+    _write_synced(partial / "state.json", (json.dumps({**value, "digest": digest_of_json(value)}, indent=2) + "\n").encode())
+    if target.exists():
+        shutil.rmtree(target)
+    partial.rename(target)
+    _sync_folder(folder)
+    return target
+
+
+def newest_checkpoint(folder: Path, *, accept: Callable[[dict[str, Any]], bool] = lambda _: True) -> Checkpoint | None:
+    """The newest whole checkpoint whose state.json `accept` says yes to, or None; others are said and passed over."""
+    for path in reversed(_paths(folder)):
+        reason = _broken(path)
+        if reason is None:
+            state = json.loads((path / "state.json").read_text())
+            if accept(state):
+                return Checkpoint(folder=path, step=int(state["step"]), state=state)
+            reason = "what it goes with is gone"
+        log.warning("checkpoint %s is broken (%s) and is passed over", path, reason)
+    return None
+
+
+def remove_checkpoints(folder: Path, *, after: int | None = None, keep: int | None = None) -> None:
+    """Remove checkpoints after a step, all but the newest `keep`, and what an interrupted write left."""
+    for leftover in folder.glob(".partial-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    paths = _paths(folder)
+    gone = [p for p in paths if after is not None and int(p.name.removeprefix("step-")) > after]
+    if keep is not None:
+        gone += paths[: max(0, len(paths) - keep)]
+    for path in gone:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _paths(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def _broken(path: Path) -> str | None:
+    """Why a checkpoint is not whole; None where it is."""
+    try:
+        state = json.loads((path / "state.json").read_bytes())
+        digest = state.pop("digest")
+        if digest != digest_of_json(state):
+            return "state.json does not match its digest"
+        for name, facts in state["files"].items():
+            data = (path / name).read_bytes()
+            if len(data) != facts["bytes"] or hashlib.sha256(data).hexdigest() != facts["sha256"]:
+                return f"{name} has {len(data)} bytes of {facts['bytes']}, or others"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

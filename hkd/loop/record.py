@@ -1,0 +1,126 @@
+"""What a run leaves beside its checkpoints: whose folder it is, metrics.jsonl, timing.jsonl, the lock, and the stop signals.
+
+- metrics.jsonl holds nothing that differs between a disturbed and an undisturbed run (no clock); resuming cuts it back to the
+  checkpoint's length. Times go to timing.jsonl, which only grows.
+"""
+
+import fcntl
+import json
+import os
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from hkd.errors import HkdError, UserError
+from hkd.files import digest_of_json, write_json
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings → {"a.b": leaf}."""
+    if not isinstance(value, Mapping):
+        return {prefix: value}
+    leaves: dict[str, Any] = {}
+    for name, part in value.items():
+        leaves |= flatten(part, f"{prefix}.{name}" if prefix else str(name))
+    return leaves
+
+
+def claim(folder: Path, identity: Mapping[str, Any]) -> str:
+    """Write identity.json, or hold what is there against it; returns the digest. Raises UserError naming what differs."""
+    path = folder / "identity.json"
+    identity = json.loads(json.dumps(identity))
+    if not path.exists():
+        write_json(path, identity)
+        return digest_of_json(identity)
+    there, here = flatten(json.loads(path.read_text())), flatten(identity)
+    names = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
+    if names:
+        shown = "; ".join(f"{n} was {there.get(n)!r}, is {here.get(n)!r}" for n in names[:3])
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        raise UserError(f"a run must go on as it began, but in {folder} {shown}{more}. Undo the change or take another folder.")
+    return digest_of_json(identity)
+
+
+def finished(folder: Path, identity: Mapping[str, Any]) -> dict[str, float] | None:
+    """The metrics of a run that is done, or None. Raises UserError where the folder holds another run."""
+    if not (folder / "done.json").exists():
+        return None
+    digest = claim(folder, identity)
+    done = json.loads((folder / "done.json").read_text())
+    return dict(done["metrics"]) if done["digest"] == digest else None
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder against a second process; the lock goes with the process, however it ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise HkdError(f"{folder} is being trained in by another process. Wait for it, or take another folder.") from None
+        yield
+
+
+class Metrics:
+    """metrics.jsonl: rows are appended and flushed; `cut` goes back to a checkpoint's length."""
+
+    def __init__(self, folder: Path, *, active: bool) -> None:
+        self.path = folder / "metrics.jsonl"
+        self._timing = folder / "timing.jsonl"
+        self._active = active  # only the main process writes
+
+    @property
+    def num_bytes(self) -> int:
+        """Length of the file now."""
+        return self.path.stat().st_size if self.path.exists() else 0
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Append a row."""
+        self._append(self.path, row)
+
+    def write_timing(self, row: Mapping[str, Any]) -> None:
+        """Append a row with times."""
+        self._append(self._timing, row)
+
+    def cut(self, num_bytes: int) -> None:
+        """Cut the file back to a length."""
+        if self._active and self.path.exists():
+            with self.path.open("rb+") as file:
+                file.truncate(num_bytes)
+
+    def sync(self) -> None:
+        """See to it that the rows are on the disk."""
+        if self._active and self.path.exists():
+            with self.path.open("rb") as file:
+                os.fsync(file.fileno())
+
+    def _append(self, path: Path, row: Mapping[str, Any]) -> None:
+        if self._active:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+
+
+@contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """A list that gets the number of the first SIGTERM or SIGINT; a second SIGINT interrupts at once. Main thread only."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,148 @@
+"""fit: resuming equals an undisturbed run byte for byte, shares change nothing, and what stops it says so."""
+
+import json
+import random
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from hkd.errors import HkdError, UserError
+from hkd.loop import LoopConfig, fit, learning_rate
+
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+def artefacts(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in ("final.safetensors", "metrics.jsonl", "done.json")}
+
+
+def kill_at(process: "subprocess.Popen[str]", step: int, number: int) -> tuple[int, str]:
+    """Send a signal once a step is printed; the exit code and stderr."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.strip().isdigit() and int(line) >= step:
+            process.send_signal(number)
+            break
+    _, errors = process.communicate()
+    return process.returncode, errors
+
+
+def test_killed_at_random_steps_and_started_again_ends_in_the_same_bytes(tmp_path: Path, start: Start, tiny_task: Any) -> None:
+    config = {
+        "max_steps": 60,
+        "save_every": 7,
+        "log_every": 5,
+        "eval_every": 13,
+        "warmup_steps": 10,
+        "keep_last": 2,
+        "shares_every": 25,
+    }
+    torch.set_num_threads(1)
+    fit(tiny_task(dropout=0.3), LoopConfig(**config), tmp_path / "whole", device="cpu")
+    options = {"config": config, "task": {"dropout": 0.3, "sleep_s": 0.005}}
+    for step in (random.Random(0).randrange(4, 55), 30):
+        assert kill_at(start(tmp_path / "killed", options), step, signal.SIGKILL)[0] == -signal.SIGKILL
+    newest = max((tmp_path / "killed" / "checkpoints").glob("step-*"))  # then power fails: the newest loses its end
+    weights = newest / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    assert kill_at(start(tmp_path / "killed", options), 45, signal.SIGTERM)[0] == 143
+    fit(tiny_task(dropout=0.3), LoopConfig(**config), tmp_path / "killed", device="cpu")
+    assert artefacts(tmp_path / "killed") == artefacts(tmp_path / "whole")
+
+
+def test_sigterm_saves_the_very_step_and_says_so(tmp_path: Path, start: Start) -> None:
+    process = start(tmp_path, {"config": {"max_steps": 500, "save_every": 500}, "task": {"sleep_s": 0.01}})
+    code, errors = kill_at(process, 3, signal.SIGTERM)
+    assert code == 143
+    [line] = [line for line in errors.splitlines() if "stop" in line]
+    [checkpoint] = (tmp_path / "checkpoints").iterdir()
+    assert f"step {int(checkpoint.name.removeprefix('step-'))}." in line
+
+
+def test_done_is_left_and_another_config_is_refused_by_name(tmp_path: Path, tiny_task: Any) -> None:
+    config = LoopConfig(max_steps=3)
+    first = fit(tiny_task(), config, tmp_path, identity={"data": {"digest": "a"}}, device="cpu")
+    before = (tmp_path / "done.json").stat().st_mtime_ns
+    assert fit(tiny_task(), config, tmp_path, identity={"data": {"digest": "a"}}, device="cpu") == first
+    assert (tmp_path / "done.json").stat().st_mtime_ns == before
+    with pytest.raises(UserError, match=r"data\.digest was 'a', is 'b'"):
+        fit(tiny_task(), config, tmp_path, identity={"data": {"digest": "b"}}, device="cpu")
+    with pytest.raises(UserError, match=r"loop\.max_steps was 3, is 4"):
+        fit(tiny_task(), LoopConfig(max_steps=4), tmp_path, identity={"data": {"digest": "a"}}, device="cpu")
+
+
+@pytest.mark.parametrize("accumulate", [2, 9])  # 9: more shares than rows, so that some are empty
+def test_accumulation_gives_what_one_share_gives(tmp_path: Path, tiny_task: Any, accumulate: int) -> None:
+    one = fit(tiny_task(), LoopConfig(max_steps=20), tmp_path / "one", device="cpu")
+    many = fit(tiny_task(), LoopConfig(max_steps=20, accumulate=accumulate), tmp_path / "many", device="cpu")
+    assert many == pytest.approx(one, rel=1e-5)
+
+
+def test_two_processes_give_what_one_gives(tmp_path: Path, start: Start, tiny_task: Any) -> None:
+    config = {"max_steps": 20, "log_every": 1}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launch = (
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node=2",
+        "--master-addr=127.0.0.1",
+        f"--master-port={port}",
+    )
+    process = start(tmp_path / "two", {"config": config}, command=launch)
+    fit(tiny_task(), LoopConfig(**config), tmp_path / "one", device="cpu")
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    one, two = ([json.loads(line) for line in (tmp_path / n / "metrics.jsonl").read_text().splitlines()] for n in ("one", "two"))
+    assert len(one) == len(two) == 21
+    for a, b in zip(one, two, strict=True):
+        assert a == pytest.approx(b, rel=1e-5)
+    weights = [safetensors.torch.load_file(tmp_path / n / "final.safetensors") for n in ("one", "two")]
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-4, atol=1e-6)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_naming_the_utterances(tmp_path: Path, tiny_task: Any) -> None:
+    with pytest.raises(HkdError, match=r"finite, but are not at step 6 \(utterances u6-0, u6-1"):
+        fit(tiny_task(bad_step=6), LoopConfig(max_steps=20, save_every=2), tmp_path, device="cpu")
+    newest = max((tmp_path / "checkpoints").glob("step-*"))
+    tensors = safetensors.torch.load_file(newest / "model.safetensors")
+    assert newest.name == "step-000006"
+    assert all(bool(t.isfinite().all()) for t in tensors.values())
+
+
+def test_two_processes_cannot_train_in_one_folder(tmp_path: Path, start: Start, tiny_task: Any) -> None:
+    process = start(tmp_path, {"config": {"max_steps": 100}, "task": {"sleep_s": 0.05}})
+    assert process.stdout is not None
+    process.stdout.readline()
+    with pytest.raises(HkdError, match="by another process"):
+        fit(tiny_task(), LoopConfig(max_steps=100), tmp_path, device="cpu")
+    process.kill()
+    process.communicate()
+
+
+def test_the_learning_rate_rises_linearly_then_falls_to_nothing() -> None:
+    config = LoopConfig(max_steps=30, warmup_steps=10, learning_rate=1.0)
+    rates = [learning_rate(config, step) for step in range(30)]
+    assert rates[:10] == pytest.approx([(n + 1) / 10 for n in range(10)])
+    assert rates[10] == 1.0
+    assert all(a > b for a, b in pairwise(rates[10:]))
+    assert rates[-1] < 0.02
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"schedule": "step"}, {"precision": "int8"}, {"max_steps": 0}, {"learning_rate": -1.0}, {"seed": -1}]
+)
+def test_wrong_settings_are_refused_by_name(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=f"`{next(iter(wrong))}`"):
+        LoopConfig(**wrong)
