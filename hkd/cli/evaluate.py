@@ -1,0 +1,141 @@
+"""`hkd evaluate`, `hkd transcribe`, `hkd report`: what a student understands, in figures, as text, as a page."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hkd.cli.common import emit, progress_bar, project, say
+from hkd.errors import UserError
+
+RUNS_HELP = "Runs: names below the runs folder, or folders. Default: all that are trained."
+Split = Annotated[str, typer.Option(help="Part of the manifest.")]
+
+
+def run_folders(names: list[str] | None, runs: Path) -> list[Path]:
+    """Names or folders → run folders; without names all below `runs` that have an exported student."""
+    if not names:
+        found = sorted(path.parent.parent for path in runs.glob("*/model/student.json"))
+        if not found:
+            raise UserError(f"there must be a trained run below {runs}, but there is none. Run `hkd train` first.")
+        return found
+    folders = []
+    for name in names:
+        folder = next((path for path in (Path(name), runs / name) if path.is_dir()), None)
+        if folder is None:
+            raise UserError(f"a run must be a folder or a name below {runs}, but is '{name}' instead. Run `hkd train` first.")
+        folders.append(folder)
+    return folders
+
+
+def _there(path: Path) -> Path | None:
+    return path if path.exists() else None
+
+
+def evaluate(
+    runs: Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help=RUNS_HELP, show_default=False)] = None,
+    split: Split = "test",
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The figures as JSON.")] = False,
+) -> None:
+    """Score runs on a split: WER, CER, PER with intervals, frame accuracy a level, speed. Finished ones are left.
+
+    Examples:
+
+        hkd evaluate
+
+        hkd evaluate none hierarchical --split dev
+
+        hkd evaluate runs/none --json
+    """
+    from hkd.evaluate.run import EvaluateConfig
+    from hkd.evaluate.run import evaluate as evaluate_run
+    from hkd.evaluate.table import objectives_table
+
+    here = project()
+    manifest = here.require("manifest", "hkd prepare")
+    config = here.section("evaluate", EvaluateConfig, {"device": device})
+    reports = []
+    for folder in run_folders(runs, here.runs):
+        with progress_bar(f"evaluate {folder.name}") as progress:
+            paths = {"alignment": _there(here.alignment), "labels": _there(here.labels), "units": _there(here.units)}
+            reports.append(evaluate_run(folder, manifest=manifest, split=split, config=config, progress=progress, **paths))
+    table = objectives_table(reports)
+    emit([report.to_json() | {"rtf": report.rtf} for report in reports], as_json, lambda _: table.text())
+
+
+def transcribe(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Sound: WAV, FLAC, Opus, MP3 ...", show_default=False)],
+    model: Annotated[Path | None, typer.Option(help="A run, or the folder of an exported student. Default: the only run.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="More: pieces with their times, units, duration.")] = False,
+) -> None:
+    """Print what is said in a sound file.
+
+    Examples:
+
+        hkd transcribe hello.wav --model runs/hierarchical
+
+        hkd transcribe *.flac --model runs/none/model --json
+    """
+    from hkd.decode.recogniser import Recogniser
+    from hkd.evaluate.transcribe import transcribe_file
+
+    recogniser = Recogniser(model_folder(model, project().runs), device=device)
+    for path in files:
+        result: Any = transcribe_file(recogniser, path)
+        prefix = f"{path}: " if len(files) > 1 else ""
+        emit(result, as_json, lambda value, prefix=prefix: prefix + value["text"])
+
+
+def model_folder(model: Path | None, runs: Path) -> Path:
+    """The exported student: a run's `model/`, the folder itself, or without a word the only run's."""
+    if model is None:
+        found = run_folders(None, runs)
+        if len(found) > 1:
+            raise UserError(f"--model must be given where there are several runs: {', '.join(f.name for f in found)}.")
+        return found[0] / "model"
+    for folder in (model / "model", model, runs / model / "model"):
+        if (folder / "student.json").exists():
+            return folder
+    raise UserError(f"--model must be a run or an exported student, but {model} is neither. Run `hkd train` first.")
+
+
+def report(
+    runs: Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help=RUNS_HELP, show_default=False)] = None,
+    out: Annotated[Path, typer.Option(help="The page.")] = Path("report.html"),
+    split: Split = "test",
+    baseline: Annotated[str, typer.Option(help="The run or objective that others are compared with.")] = "none",
+    markdown: Annotated[Path | None, typer.Option(help="Write the table as Markdown, too.")] = None,
+) -> None:
+    """Make one self-contained HTML page of runs: table, curves, label stores, examples. Prints the table.
+
+    Examples:
+
+        hkd report
+
+        hkd report none hierarchical --out comparison.html --markdown table.md
+    """
+    from hkd.evaluate.report import write_report
+
+    here = project()
+    folders = run_folders(runs, here.runs)
+    with progress_bar("report") as progress:
+        table = write_report(
+            folders,
+            out,
+            split=split,
+            baseline=baseline,
+            manifest=_there(here.manifest),
+            alignment=_there(here.alignment),
+            labels=_there(here.labels),
+            units=_there(here.units),
+            lm=_there(here.lm),
+            progress=progress,
+        )
+    if markdown is not None:
+        from hkd.files import write_bytes
+
+        write_bytes(markdown, (table.markdown() + "\n").encode())
+    typer.echo(table.text())
+    say(f"{out} is written.")
