@@ -1,0 +1,288 @@
+"""Forced alignment with pocketsphinx and its English model.
+
+- Two passes an utterance: words (silence allowed between them, pronunciation variants chosen by the sound), then HMM states.
+- A decoder lives in a process of its own: it holds the interpreter's lock, and a crash inside it must not end the run.
+- The result is a pure function of the utterance: the same bytes for any number of processes and any order.
+- The decoder may say nothing of the last frame: the last segment reaches to the end of the audio.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hkd.align.alignment import Tier, UtteranceAlignment, write_alignment
+from hkd.align.pool import run_chunks
+from hkd.audio import read_audio, to_int16
+from hkd.errors import HkdError, UserError
+from hkd.files import digest_of_json
+from hkd.manifest import Manifest, Utterance
+from hkd.progress import Progress, no_progress
+from hkd.timebase import SAMPLE_RATE_HZ, samples_to_frames
+from hkd.units.level import MONOPHONE, SENONE
+from hkd.units.lexicon import Lexicon
+from hkd.units.text import NORMALISATION, words
+from hkd.units.tying import StateTying
+
+logger = logging.getLogger(__name__)
+
+ALGORITHM = 1  # raised whenever the same input would give another alignment
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SphinxConfig:
+    """How pocketsphinx searches. Narrower beams lose utterances; `bestpath` stays off, since it loses a third of short ones."""
+
+    jobs: int = 0  # processes; 0: one a core
+    beam: float = 1e-80
+    pbeam: float = 1e-80
+    wbeam: float = 1e-60
+    min_score: float = (
+        -35.0
+    )  # mean score a frame below which a transcript is said not to be what was spoken (about -14 where it is)
+    chunk_utterances: int = 32  # resumed after a kill by whole chunks
+
+    def __post_init__(self) -> None:
+        for name in ("beam", "pbeam", "wbeam"):
+            if not 0 < getattr(self, name) < 1:
+                raise UserError(f"{name} must lie between 0 and 1, but is {getattr(self, name)} instead. Try 1e-80.")
+        if self.jobs < 0 or self.chunk_utterances < 1:
+            raise UserError(
+                f"jobs must be 0 or more and chunk_utterances 1 or more, but are {self.jobs}, {self.chunk_utterances}."
+            )
+        if not math.isfinite(self.min_score):
+            raise UserError(f"min_score must be finite, but is {self.min_score} instead. Use a very low number to keep all.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AlignReport:
+    """What came out: `failed` is id → reason; `seconds_of_audio` counts the kept utterances, `real_time_factor` is per process."""
+
+    kept: int
+    failed: dict[str, str] = field(default_factory=dict)
+    seconds_of_audio: float = 0.0
+    wall_s: float = 0.0
+    real_time_factor: float = 0.0
+    predicted_words: dict[str, str] = field(
+        default_factory=dict
+    )  # words that no dictionary holds → the phones that they were given
+
+
+class _FailureError(Exception):
+    """Why an utterance cannot be aligned."""
+
+
+class SphinxAligner:
+    """One decoder and its dictionary."""
+
+    def __init__(self, config: SphinxConfig) -> None:
+        import pocketsphinx
+
+        self.config = config
+        self.lexicon = Lexicon()
+        self.tying = StateTying()
+        self.decoder: Any = pocketsphinx.Decoder(
+            lm=None, bestpath=False, dither=False, cmn="batch", loglevel="FATAL", samprate=SAMPLE_RATE_HZ,
+            beam=config.beam, pbeam=config.pbeam, wbeam=config.wbeam,
+        )  # fmt: skip
+
+    def align(self, utterance: Utterance) -> dict[str, Any]:
+        """One utterance → {"id", "words", "word", "monophone", "senone", "score", "seconds", "guessed"}, or {"id", "reason"}."""
+        try:
+            return {"id": utterance.id, **self._align(utterance)}
+        except (HkdError, _FailureError) as error:
+            return {"id": utterance.id, "reason": str(error)}
+
+    def _align(self, utterance: Utterance) -> dict[str, Any]:
+        spoken = words(utterance.text)
+        if not spoken:
+            raise _FailureError("the transcript has no words")
+        guessed = self._add_words(spoken)
+        wave_S = read_audio(utterance)
+        num_frames = samples_to_frames(len(wave_S))
+        if not np.abs(wave_S).max() > 0:
+            raise _FailureError("the audio is silent")
+        pcm = to_int16(wave_S).tobytes()
+        self.decoder.set_align_text(" ".join(spoken))
+        self._decode(pcm)
+        if self.decoder.hyp() is None:
+            raise _FailureError("the decoder found no path through the transcript: is it what was spoken?")
+        self.decoder.set_alignment()
+        self._decode(pcm)
+        tiers, mean_score = self._walk(len(spoken), num_frames)
+        if mean_score < self.config.min_score:
+            raise _FailureError(
+                f"the mean score a frame is {mean_score:.1f}, below {self.config.min_score:g}: the transcript is not what was spoken"
+            )
+        return {
+            "words": spoken,
+            **tiers,
+            "score": round(mean_score, 2),
+            "seconds": len(wave_S) / SAMPLE_RATE_HZ,
+            "guessed": guessed,
+        }
+
+    def _decode(self, pcm: bytes) -> None:
+        try:
+            self.decoder.start_utt()
+            self.decoder.process_raw(pcm, full_utt=True)
+            self.decoder.end_utt()
+        except RuntimeError as error:
+            raise _FailureError(f"the decoder failed ({error})") from None
+
+    def _add_words(self, spoken: Sequence[str]) -> dict[str, str]:
+        """Teach the decoder the words that it does not know; what was predicted for each. Raises _FailureError where nothing can be."""
+        without = self.lexicon.unknown(spoken)
+        if without:
+            raise _FailureError(f"no pronunciation for {', '.join(without)}")
+        guessed = {word: " ".join(self.lexicon.pronounce(word)) for word in spoken if word not in self.lexicon}
+        for word, phones in guessed.items():
+            if self.decoder.lookup_word(word) is None:
+                self.decoder.add_word(word, phones, True)
+        return guessed
+
+    def _walk(self, num_words: int, num_frames: int) -> tuple[dict[str, Any], float]:
+        """The decoder's alignment as three tiers over all frames, and the mean score a frame.
+
+        Descends inside the loops: an iterator's children die with it, and touching them then crashes the interpreter.
+        """
+        word_tier, phone_tier, senone_tier = _Segments(), _Segments(), _Segments()
+        next_word, score, scored = 0, 0.0, 0
+        alignment = self.decoder.get_alignment()
+        if alignment is None:
+            raise _FailureError("the decoder gave no states")
+        for word in alignment:
+            is_silence = word.name.startswith(("<", "["))
+            word_tier.add(-1 if is_silence else next_word, word.start, word.duration)
+            next_word += not is_silence
+            score += word.score
+            scored += word.duration
+            for phone in word:
+                phone_tier.add(self.tying.phone_id[phone.name], phone.start, phone.duration)
+                for state in phone:
+                    senone_tier.add(int(state.name), state.start, state.duration)
+        if next_word != num_words:
+            raise _FailureError(f"the decoder aligned {next_word} of {num_words} words")
+        tiers = {"word": word_tier, MONOPHONE: phone_tier, SENONE: senone_tier}
+        return {name: tier.closed(num_frames) for name, tier in tiers.items()}, score / max(1, scored)
+
+
+class _Segments:
+    """Segments as the decoder gives them, checked to follow each other."""
+
+    def __init__(self) -> None:
+        self.unit: list[int] = []
+        self.start: list[int] = []
+        self.end = 0
+
+    def add(self, unit: int, start: int, duration: int) -> None:
+        if start != self.end or duration < 1:
+            raise _FailureError(f"the decoder's segments do not follow each other at frame {start}")
+        self.unit.append(unit)
+        self.start.append(start)
+        self.end = start + duration
+
+    def closed(self, num_frames: int) -> list[list[int]]:
+        """[unit ids, boundaries], the last segment reaching to `num_frames`. Raises _FailureError where that leaves it empty."""
+        if not self.start or self.start[-1] >= num_frames:
+            raise _FailureError(f"the decoder's alignment does not fit into {num_frames} frames")
+        return [self.unit, [*self.start, num_frames]]
+
+
+def align_chunk(task: dict[str, Any]) -> list[dict[str, Any]]:
+    """Align the utterances of a task in this process, {"config", "utterances"}: what the pool's workers run."""
+    config = SphinxConfig(**task["config"])
+    aligner = _aligner(config)
+    return [aligner.align(Utterance(**fields)) for fields in task["utterances"]]
+
+
+_aligners: dict[SphinxConfig, SphinxAligner] = {}
+
+
+def _aligner(config: SphinxConfig) -> SphinxAligner:
+    """This process's decoder: loading one takes a second."""
+    if config not in _aligners:
+        _aligners.clear()
+        _aligners[config] = SphinxAligner(config)
+    return _aligners[config]
+
+
+def _fields(utterance: Utterance) -> dict[str, Any]:
+    names = ("id", "text", "audio_filepath", "offset", "duration")
+    return {name: getattr(utterance, name) for name in names}
+
+
+def _tier(value: list[list[int]]) -> Tier:
+    def array(ids: list[int]) -> NDArray[np.int32]:
+        return np.array(ids, np.int32)
+
+    return Tier(unit_U=array(value[0]), start_U1=array(value[1]))
+
+
+def align_manifest(
+    manifest: Manifest, out: Path, *, config: SphinxConfig | None = None, progress: Progress = no_progress
+) -> AlignReport:
+    """Align all utterances of a manifest and write `out` (an `Alignment`); those that fail stand in it and in the report with reasons.
+
+    Finished chunks are kept in a folder beside `out` until it is written, so that a killed run goes on where it was.
+    Raises HkdError where not one utterance could be aligned.
+    """
+    config = config or SphinxConfig()
+    started = time.monotonic()
+    settings = {**asdict(config), "jobs": 0, "chunk_utterances": 0}  # neither changes the result
+    tying = StateTying()
+    aligner = {"name": "pocketsphinx", "algorithm": ALGORITHM, "words": NORMALISATION, "config": settings}
+    aligner["version"] = _pocketsphinx_version()
+    size = config.chunk_utterances
+    chunks = [list(map(_fields, manifest[at : at + size])) for at in range(0, len(manifest), size)]
+    tasks = [{"config": settings | {"chunk_utterances": 1}, "utterances": chunk} for chunk in chunks]
+    work = out.parent / f".{out.name}.work"
+    results = run_chunks(tasks, worker=align_chunk, folder=work, key=digest_of_json(aligner), jobs=config.jobs, progress=progress)
+    rows: list[dict[str, Any]] = [row for chunk in results for row in chunk]
+    failed = {row["id"]: row["reason"] for row in rows if "reason" in row}
+    kept = [row for row in rows if "reason" not in row]
+    if not kept:
+        example = next(iter(failed.items()), ("none", "the manifest is empty"))
+        raise HkdError(f"none of {len(rows)} utterances could be aligned, '{example[0]}' for one: {example[1]}.")
+    alignments = (
+        UtteranceAlignment(
+            id=row["id"],
+            words=tuple(row["words"]),
+            word_tier=_tier(row["word"]),
+            tiers={level: _tier(row[level]) for level in (SENONE, MONOPHONE)},
+        )
+        for row in kept
+    )
+    write_alignment(
+        out,
+        alignments,
+        manifest_digest=manifest.digest,
+        inventories={SENONE: tying.senone_inventory, MONOPHONE: tying.monophone_inventory},
+        silences=tying.silences,
+        aligner=aligner,
+        failed=failed,
+    )
+    results.clear()
+    for utterance_id, reason in failed.items():
+        logger.warning("utterance '%s' could not be aligned: %s", utterance_id, reason)
+    seconds, wall_s = sum(row["seconds"] for row in kept), time.monotonic() - started
+    return AlignReport(
+        kept=len(kept),
+        failed=failed,
+        seconds_of_audio=seconds,
+        wall_s=wall_s,
+        real_time_factor=wall_s * results.jobs / seconds,
+        predicted_words={word: phones for row in kept for word, phones in sorted(row["guessed"].items())},
+    )
+
+
+def _pocketsphinx_version() -> str:
+    from importlib.metadata import version
+
+    return version("pocketsphinx")

@@ -1,0 +1,85 @@
+"""Words → unit sequences at any level, and the same from an alignment.
+
+`Units` is a project's folder `units/`: senone.json, monophone.json, subword.json, subword.model.
+Shape letters: U positions of an utterance.
+"""
+
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hkd.errors import UserError
+from hkd.units.inventory import UnitInventory
+from hkd.units.level import LEVELS, MONOPHONE, SENONE, SUBWORD
+from hkd.units.lexicon import Lexicon
+from hkd.units.subword import MODEL_FILE, SubwordModel, train_subwords
+from hkd.units.tying import StateTying
+
+Sequences = tuple[NDArray[np.int32], NDArray[np.int32]]
+
+
+def inventory_path(folder: Path, level: str) -> Path:
+    """Where a level's inventory lies in a units folder."""
+    return folder / f"{level}.json"
+
+
+class Units:
+    """The units of a project: inventories, and what turns words into them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @cached_property
+    def lexicon(self) -> Lexicon:
+        """Words → phones."""
+        return Lexicon()
+
+    @cached_property
+    def tying(self) -> StateTying:
+        """Phones → senones; refuses a units folder of another acoustic model."""
+        tying = StateTying()
+        for inventory in (tying.senone_inventory, tying.monophone_inventory):
+            path = inventory_path(self.folder, inventory.level)
+            if path.exists() and UnitInventory.load(path).digest != inventory.digest:
+                raise UserError(f"{path} must be the installed acoustic model's inventory, but its digest differs. Make it anew.")
+        return tying
+
+    @cached_property
+    def subwords(self) -> SubwordModel:
+        """The SentencePiece model."""
+        return SubwordModel(self.folder / MODEL_FILE)
+
+    def inventory(self, level: str) -> UnitInventory:
+        """The inventory of a level. Raises UserError where it is missing or broken."""
+        return UnitInventory.load(inventory_path(self.folder, level))
+
+    def encode(self, words: Sequence[str], level: str) -> Sequences:
+        """Normalised words → (unit_U, word_U). Raises UserError for unknown levels, and at phone levels for words without pronunciation."""
+        if level == SUBWORD:
+            return self.subwords.encode(words)
+        if level not in LEVELS:
+            raise UserError(f"level must be one of {', '.join(LEVELS)}, but is '{level}' instead.")
+        phones = [self.lexicon.pronounce(word) for word in words]
+        if not all(phones):
+            raise UserError(f"every word must have a pronunciation, but {self.lexicon.unknown(words)} have none.")
+        return self.tying.senones(phones) if level == SENONE else self.tying.monophones(phones)
+
+
+def text_to_units(words: Sequence[str], level: str, *, units: Units) -> Sequences:
+    """Normalised words → (unit_U, word_U): the unit sequence at a level, and the word of each unit. Raises as `Units.encode`."""
+    return units.encode(words, level)
+
+
+def train_units(
+    texts: Iterable[str], folder: Path, *, vocab_size: int = 500, kind: Literal["unigram", "bpe"] = "unigram"
+) -> dict[str, UnitInventory]:
+    """Write a units folder: subwords trained on `texts`, senones and monophones of the acoustic model. Idempotent, deterministic."""
+    tying = StateTying()
+    inventories = {SENONE: tying.senone_inventory, MONOPHONE: tying.monophone_inventory}
+    for level, inventory in inventories.items():
+        inventory.save(inventory_path(folder, level))
+    return {**inventories, SUBWORD: train_subwords(texts, vocab_size=vocab_size, kind=kind, folder=folder)}

@@ -1,0 +1,97 @@
+"""Subwords: a SentencePiece model, trained deterministically, encoding word by word.
+
+- Trained on normalised words (`hkd.units.text`), identity normalisation, one thread, no path inside: the same texts give the same bytes.
+- The inventory is the model's pieces in order; id 0 is `<unk>`, there are no sentence marks.
+"""
+
+import io
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hkd.errors import UserError
+from hkd.files import write_bytes
+from hkd.units.inventory import UnitInventory
+from hkd.units.level import SUBWORD
+from hkd.units.text import normalised_lines
+
+MODEL_FILE = "subword.model"
+INVENTORY_FILE = "subword.json"
+_MAX_LINE_BYTES = 1 << 20
+_WORD_MARK = "▁"
+_ENGLISH = frozenset("abcdefghijklmnopqrstuvwxyz'")
+
+
+def train_subwords(
+    texts: Iterable[str], *, vocab_size: int = 500, kind: Literal["unigram", "bpe"] = "unigram", folder: Path
+) -> UnitInventory:
+    """Train on texts (normalised here) and write subword.model and subword.json; a corpus too small for `vocab_size` gives fewer.
+
+    Raises UserError where there is no text, or `vocab_size` is smaller than the alphabet needs.
+    """
+    if kind not in ("unigram", "bpe"):
+        raise UserError(f"kind must be unigram or bpe, but is '{kind}' instead.")
+    import sentencepiece
+
+    lines = sorted(normalised_lines(texts))
+    if not lines:
+        raise UserError("subword training needs text, but there is none. Give a manifest with transcripts.")
+    letters = {c for line in lines for c in line if c != " "}
+    if letters & _ENGLISH:
+        letters |= _ENGLISH  # so that every English word can be spelled, though a small text may lack a letter
+    alphabet = len(letters) + 2  # and the word mark and <unk>
+    if vocab_size < alphabet:
+        raise UserError(f"vocab_size must be at least {alphabet} (the characters that occur), but is {vocab_size} instead.")
+    file = io.BytesIO()
+    options: dict[str, Any] = {"model_type": kind, "character_coverage": 1.0, "normalization_rule_name": "identity"}
+    options["required_chars"] = "".join(sorted(letters))
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines), model_writer=file, vocab_size=vocab_size, hard_vocab_limit=False, num_threads=1,
+            max_sentence_length=_MAX_LINE_BYTES, unk_id=0, bos_id=-1, eos_id=-1, pad_id=-1, minloglevel=2, **options,
+        )  # fmt: skip
+    except RuntimeError as error:
+        raise UserError(f"vocab_size {vocab_size} cannot be trained on this text ({error}). Choose a smaller one.") from None
+    write_bytes(folder / MODEL_FILE, file.getvalue())
+    inventory = SubwordModel(folder / MODEL_FILE).inventory
+    inventory.save(folder / INVENTORY_FILE)
+    return inventory
+
+
+class SubwordModel:
+    """A trained model: words → pieces and back."""
+
+    def __init__(self, path: Path) -> None:
+        import sentencepiece
+
+        self.path = path
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise UserError(f"subword model {path}: {error.strerror}. Run `hkd units train` first.") from None
+        try:
+            self._model = sentencepiece.SentencePieceProcessor(model_proto=data)
+        except RuntimeError:
+            raise UserError(f"{path} must be a SentencePiece model, but cannot be read as one.") from None
+        self._encode_word = lru_cache(maxsize=1 << 17)(self._encode)
+        pieces = tuple(self._model.id_to_piece(number) for number in range(self._model.get_piece_size()))
+        self.inventory = UnitInventory(level=SUBWORD, symbols=pieces)
+
+    def _encode(self, word: str) -> tuple[int, ...]:
+        return tuple(self._model.encode(word, out_type=int))
+
+    def encode(self, words: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Normalised words → (unit_U, word_U): pieces, and the word of each."""
+        pieces = [self._encode_word(word) for word in words]
+        unit = [piece for word in pieces for piece in word]
+        word_of = [number for number, word in enumerate(pieces) for _ in word]
+        return np.array(unit, np.int32), np.array(word_of, np.int32)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Piece ids, in any order and number that a recogniser may give → words with one space between."""
+        text = "".join(self.inventory.symbols[number] for number in ids)
+        return " ".join(text.replace(_WORD_MARK, " ").split())

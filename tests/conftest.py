@@ -1,0 +1,23 @@
+"""Fixtures that all tests share: the tiny corpus, and a whole project made from it, each once a session. Treat both as read-only."""
+
+from pathlib import Path
+
+import pytest
+
+from hkd.testing.corpus import prepare_folder, tiny_corpus
+
+
+@pytest.fixture(scope="session")
+def tiny_manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """manifest.jsonl of twelve synthesised utterances: six train (two speakers), three dev, three test."""
+    return tiny_corpus(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with hkd.toml, manifest.jsonl, audio/, units/ and alignment.arrow of the tiny corpus. Copy it before you write into it."""
+    folder = tmp_path_factory.mktemp("project")
+    tiny_corpus(folder)
+    report = prepare_folder(folder)
+    assert not report.failed
+    return folder
