@@ -1,0 +1,188 @@
+"""A teacher by name: an alias, a hub name, a folder of transformers or of `hkd lm train`, an ARPA or KenLM file, or "phone-trigram".
+
+Safetensors (or one GGUF file) only, no remote code. What lies in the cache is taken without the network; with neither cache nor
+network the answer comes within seconds.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hkd.errors import HkdError, UserError
+from hkd.native import import_torchaudio
+from hkd.teachers.aliases import ALIASES, resolve
+from hkd.teachers.base import Teacher
+from hkd.teachers.options import DEVICES, PRECISIONS, TeacherOptions
+
+PHONE_TRIGRAM = "phone-trigram"
+NGRAM_SUFFIXES = (".arpa", ".arpa.gz", ".klm", ".kenlm")
+HUB_TIMEOUT_S = 5.0
+
+
+def choose_device(device: str) -> torch.device:
+    """auto: the GPU where there is one. Raises UserError for a device that is not there."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if device.split(":")[0] not in DEVICES:
+        raise UserError(f"device must be one of {', '.join(DEVICES)}, but is '{device}' instead.")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError("device must be there, but torch sees no CUDA GPU. Use --device cpu.")
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise UserError("device must be there, but torch sees no MPS device. Use --device cpu.")
+    return torch.device(device)
+
+
+def choose_precision(precision: str, device: torch.device) -> torch.dtype:
+    """auto: bf16 on GPUs that have it, else fp32, the reference."""
+    if precision not in PRECISIONS:
+        raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, but is '{precision}' instead.")
+    if precision == "auto":
+        precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def load_teacher(
+    name: str, *, unit: str, device: str = "auto", precision: str = "auto", options: TeacherOptions | None = None
+) -> Teacher:
+    """The teacher called `name` for the level `unit`. Raises UserError where it cannot teach that level, HkdError where it cannot be had."""
+    teacher = _load(name, device=device, precision=precision, options=options or TeacherOptions())
+    if teacher.level != unit:
+        raise UserError(f"unit must be {teacher.level}, which is what the LM {name} knows, but is {unit} instead.")
+    return teacher
+
+
+def _load(name: str, *, device: str, precision: str, options: TeacherOptions) -> Teacher:
+    path = Path(name).expanduser()
+    if name == PHONE_TRIGRAM:
+        from hkd.teachers.ngram import phone_trigram
+
+        return phone_trigram()
+    if name.endswith(NGRAM_SUFFIXES):
+        if not path.is_file():
+            raise UserError(f"lm must be a file that exists, but {name} is not there.")
+        from hkd.teachers.ngram import load_ngram
+
+        return load_ngram(path)
+    if path.is_dir():
+        if _is_unit_lm(path):
+            from hkd.teachers.unit_lm import load_unit_lm
+
+            return load_unit_lm(path)
+        return load_transformer(str(path), name=path.name, device=device, precision=precision, options=options)
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise UserError(f"lm must be a folder, a hub name or an alias, but there is no folder {name}.")
+    return load_transformer(resolve(name), name=resolve(name), device=device, precision=precision, options=options)
+
+
+def _is_unit_lm(folder: Path) -> bool:
+    try:
+        return "hkd_lm" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+
+
+def load_transformer(source: str, *, name: str, device: str, precision: str, options: TeacherOptions) -> Teacher:
+    """A masked or causal LM of transformers, told apart by its config."""
+    where = choose_device(device)
+    dtype = choose_precision(precision, where)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import_torchaudio()
+    import transformers
+
+    from hkd.teachers.causal import CausalTeacher
+    from hkd.teachers.masked import MaskedTeacher
+
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    given = _source_options(source)
+    try:
+        config = transformers.AutoConfig.from_pretrained(source, **given)
+        kind = _kind(config, name)
+        auto = transformers.AutoModelForMaskedLM if kind == "masked" else transformers.AutoModelForCausalLM
+        extra: dict[str, Any] = {} if "gguf_file" in given else {"use_safetensors": True}
+        if kind == "causal" or getattr(config, "is_decoder", False):
+            extra["config"] = config
+        model, loaded = auto.from_pretrained(source, dtype="auto", output_loading_info=True, **given, **extra)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, **given)
+    except ImportError as error:
+        raise HkdError(f"LM {name} needs a package that is not installed: {_line(error)}") from None
+    except (OSError, ValueError, KeyError) as error:
+        raise HkdError(f"LM {name} must be loadable by transformers from safetensors, but is not: {_line(error)}") from None
+    if loaded["missing_keys"]:
+        missing = ", ".join(sorted(loaded["missing_keys"])[:3])
+        raise HkdError(
+            f"LM {name} must hold all weights of {type(model).__name__}, but lacks {missing}. Take one with its LM head."
+        )
+    teacher = MaskedTeacher if kind == "masked" else CausalTeacher
+    return teacher(model, tokenizer, name=name, options=options, device=where, dtype=dtype)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def _kind(config: Any, name: str) -> str:
+    """masked or causal, by the architecture that the config names, else by its model type."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    for architecture in config.architectures or ():
+        if architecture.endswith(("ForMaskedLM", "BertForPreTraining")):
+            return "masked"
+        if architecture.endswith(("ForCausalLM", "LMHeadModel")):
+            return "causal"
+        if architecture == "ElectraForPreTraining":
+            raise UserError(f"lm must be a language model, but {name} is ELECTRA's discriminator. Take its generator.")
+    if not config.architectures and config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        return "masked"
+    if not config.architectures and config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return "causal"
+    raise UserError(f"lm must be a masked or causal language model, but {name} is {config.architectures or config.model_type}.")
+
+
+def _source_options(source: str) -> dict[str, Any]:
+    """How to load from a folder, from the cache, or from the hub. Raises HkdError at once where none can be had."""
+    given: dict[str, Any] = {"trust_remote_code": False}
+    folder = Path(source)
+    if folder.is_dir():
+        gguf = sorted(p.name for p in folder.glob("*.gguf"))
+        if gguf and not any(folder.glob("*.safetensors")):
+            given["gguf_file"] = gguf[0]
+        elif not (folder / "config.json").is_file():
+            raise UserError(f"lm must be a folder with a model, but {source} holds neither config.json nor a GGUF file.")
+        return {**given, "local_files_only": True}
+    if _in_cache(source):
+        return {**given, "local_files_only": True}
+    _probe_hub(source)
+    return given
+
+
+def _in_cache(source: str) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    found = [
+        try_to_load_from_cache(source, file) for file in ("config.json", "model.safetensors", "model.safetensors.index.json")
+    ]
+    return isinstance(found[0], str) and any(isinstance(path, str) for path in found[1:])
+
+
+def _probe_hub(source: str) -> None:
+    """One request with a short time limit: transformers itself would retry for minutes."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+
+    aliases = ", ".join(list(ALIASES)[:4])
+    try:
+        HfApi().model_info(source, timeout=HUB_TIMEOUT_S)
+    except GatedRepoError:
+        raise HkdError(
+            f"LM {source} needs its licence accepted on the hub and `hf auth login`; or give a folder: --lm FOLDER."
+        ) from None
+    except (RepositoryNotFoundError, HFValidationError):
+        raise UserError(f"lm must be an alias ({aliases}, ...), a hub name or a folder, but the hub has no {source}.") from None
+    except Exception as error:
+        raise HkdError(
+            f"LM {source} is not in the local cache and the hub cannot be reached ({type(error).__name__}). "
+            f"Give a local copy: --lm FOLDER, a folder with config.json, model.safetensors and tokenizer.json."
+        ) from None

@@ -1,0 +1,299 @@
+"""What masked and causal teachers share: text → pieces, windows, batches, and the head on scored rows only.
+
+- A teacher's pieces are its tokenizer's, for the bare words of the transcript joined by spaces; the case rule and whether a space
+  stands before the first word are found from the tokenizer and recorded. A piece belongs to the word where it begins.
+- The kept log-probabilities are those of the full softmax; special tokens are never kept, their mass belongs to the tail.
+- The body runs on padded rows of like length, at most `token_budget` tokens at once; the head runs on scored rows alone. The head is
+  whatever the model's own forward does with its body's output: it is called with the body replaced by the gathered rows, so that
+  no architecture needs code of its own.
+
+Shape letters: R rows of a batch (copies of windows), L tokens of a row, M scored rows, D model width, V vocabulary.
+"""
+
+import logging
+import unicodedata
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
+
+from hkd.errors import HkdError, UserError
+from hkd.files import digest_of, digest_of_json
+from hkd.teachers.base import NO_WORD, Sentence, TeacherInfo
+from hkd.teachers.options import TeacherOptions
+from hkd.topk import NO_GOLD, TopK, select_topk
+from hkd.units.inventory import UnitInventory
+from hkd.units.level import SUBWORD
+
+log = logging.getLogger(__name__)
+
+_PRONOUN_I = ("i", "i'm", "i'll", "i've", "i'd")
+_HEAD_BYTES = 64 << 20  # logits of one head call on CPU
+_HEAD_BYTES_CUDA = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One pass of one window through the body: its tokens, which of them are masked, and which are scored for whom."""
+
+    token_L: NDArray[np.int64]
+    masked: NDArray[np.int64]  # places in token_L that are masked
+    at: NDArray[np.int64]  # places in token_L whose output is scored
+    gold: NDArray[np.int64]  # the unit at each scored position
+    to: NDArray[np.int64]  # the row of the result, over all sentences
+
+
+def digest_of_model(model: PreTrainedModel) -> str:
+    """SHA-256 over the parameters by name (each tied one once), with their shapes and types."""
+
+    def parts() -> Iterator[str | bytes]:
+        for name, value in sorted(model.named_parameters()):
+            yield f"{name} {tuple(value.shape)} {value.dtype}"
+            yield value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+
+    return digest_of(parts())
+
+
+class TransformerTeacher(ABC):
+    """A transformers LM as a teacher over its own pieces. Frozen: evaluation mode, no gradients."""
+
+    kind: str
+    direction: str
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        name: str,
+        options: TeacherOptions,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        if not tokenizer.is_fast:
+            raise HkdError(f"teacher {name} must have a tokenizer of the tokenizers library (tokenizer.json), but has none.")
+        weights = digest_of_model(model)
+        self._model = model.to(device=device, dtype=dtype).eval().requires_grad_(False)  # type: ignore[arg-type]
+        self._body: torch.nn.Module = model.base_model
+        if self._body is model:
+            raise HkdError(f"teacher {name} must have a body and a head, but {type(model).__name__} has no separate body.")
+        self._tokenizer, self._options, self._device = tokenizer, options, device
+        self._budget = options.token_budget or (65_536 if device.type == "cuda" else 2_048)
+        self._find_special_tokens()
+        self._find_case_rule()
+        self._inventory = UnitInventory(level=SUBWORD, symbols=self._symbols())
+        self._max_length = self._model_length()
+        rules = {"case": self._case, "leading_space": self._leading_space, "final_mark": options.final_mark}
+        recorded = {**options.that_change_labels(), **rules, "precision": {torch.float32: "fp32", torch.bfloat16: "bf16"}[dtype]}
+        pieces = digest_of_json(tokenizer.backend_tokenizer.to_str())  # type: ignore[attr-defined]
+        self._info = TeacherInfo(
+            name=name,
+            kind=self.kind,
+            direction=self.direction,
+            digest=digest_of([weights, pieces, digest_of_json(recorded)]),
+            given="left" if self.direction == "left" else "outside-position",
+            options={
+                **recorded, "architecture": type(model).__name__, "weights": weights, "tokenizer": pieces,
+                "revision": getattr(model.config, "_commit_hash", None),
+            },
+            trained_on_transcripts="unknown",
+        )  # fmt: skip
+        self._run: Any = torch.compile(self._body) if options.compile else self._body
+
+    @property
+    def level(self) -> str:
+        """Always subword."""
+        return SUBWORD
+
+    @property
+    def inventory(self) -> UnitInventory:
+        """The tokenizer's whole vocabulary, padded to the size of the model's output."""
+        return self._inventory
+
+    @property
+    def info(self) -> TeacherInfo:
+        """What the store records."""
+        return self._info
+
+    @property
+    def context(self) -> int:
+        """Tokens of the window that neighbouring utterances may fill; 0: none."""
+        return self._options.context
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The language model itself."""
+        return self._model
+
+    # ---- text ----
+
+    def _find_special_tokens(self) -> None:
+        tokenizer = self._tokenizer
+        full: list[int] = tokenizer("a")["input_ids"]  # type: ignore[assignment]
+        bare: list[int] = tokenizer("a", add_special_tokens=False)["input_ids"]  # type: ignore[assignment]
+        starts = [i for i in range(len(full) - len(bare) + 1) if full[i : i + len(bare)] == bare]
+        start = starts[0] if starts else 0
+        self._prefix, self._suffix = (full[:start], full[start + len(bare) :]) if starts else ([], [])
+        added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self._special = {i for i in {*tokenizer.all_special_ids, *added} if i is not None}
+        self._vocabulary = int(self._model.get_output_embeddings().weight.shape[0])  # type: ignore[union-attr]
+        exclude_V = torch.zeros(self._vocabulary, dtype=torch.bool)
+        exclude_V[[i for i in self._special if i < self._vocabulary]] = True
+        exclude_V[len(tokenizer) :] = True
+        self._exclude_V = exclude_V.to(self._device)
+
+    def _find_case_rule(self) -> None:
+        uncased = self._pieces("Ab Cd") == self._pieces("ab cd")
+        wanted = self._options.case
+        self._case = ("lower" if uncased else "sentence") if wanted == "auto" else wanted
+        self._leading_space = False
+        first, spaced = self._pieces("the cat"), self._pieces(" the cat")
+        self._leading_space = first != spaced and len(first) == len(spaced)
+
+    def _pieces(self, text: str) -> list[int]:
+        return self._tokenizer(text, add_special_tokens=False)["input_ids"]  # type: ignore[return-value]
+
+    def _symbols(self) -> tuple[str, ...]:
+        tokens: list[str | None] = self._tokenizer.convert_ids_to_tokens(list(range(min(self._vocabulary, len(self._tokenizer)))))  # type: ignore[assignment]
+        tokens += [None] * (self._vocabulary - len(tokens))
+        seen: set[str] = set()
+        symbols = []
+        for number, token in enumerate(tokens):
+            symbol = token if token is not None and token not in seen else f"<unused {number}>"
+            seen.add(symbol)
+            symbols.append(symbol)
+        return tuple(symbols)
+
+    def _model_length(self) -> int:
+        """Tokens that the model takes at once, special ones included."""
+        config = self._model.config.get_text_config()
+        length = int(getattr(config, "max_position_embeddings", 0) or getattr(config, "n_positions", 0) or 512)
+        if length <= 0:  # relative positions only
+            length = 512
+        if config.model_type in ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "data2vec-text", "longformer"):
+            length -= int(config.pad_token_id or 1) + 1  # their positions are counted from the padding id on
+        return min(length, self._tokenizer.model_max_length, 8192)
+
+    def _written(self, words: Sequence[str]) -> list[str]:
+        """The words under the teacher's case rule."""
+        if self._case == "upper":
+            return [word.upper() for word in words]
+        if self._case != "sentence":
+            return list(words)
+        written = [word[:1].upper() + word[1:] if word in _PRONOUN_I else word for word in words]
+        return [word[:1].upper() + word[1:] if place == 0 else word for place, word in enumerate(written)]
+
+    def encode(self, words: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Words → (unit_U, word_U): the tokenizer's pieces of the bare text, each with the word in which it begins."""
+        written = [unicodedata.normalize("NFC", word) for word in self._written(words)]
+        text = (" " if self._leading_space and written else "") + " ".join(written)
+        coded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        word_at = np.full(len(text) + 1, NO_WORD, np.int32)  # a space belongs to the word after it
+        start = 1 if self._leading_space else 0
+        for number, word in enumerate(written):
+            word_at[max(0, start - 1) : start + len(word)] = number
+            start += len(word) + 1
+        offsets: list[tuple[int, int]] = coded["offset_mapping"]  # type: ignore[assignment]
+        word_U = np.array([word_at[a] for a, _ in offsets], np.int32).reshape(-1)
+        return np.array(coded["input_ids"], np.int32).reshape(-1), word_U
+
+    # ---- scoring ----
+
+    @abstractmethod
+    def _rows(self, sentence: Sentence, first: int) -> Iterator[Row]:
+        """The passes that score a sentence; its position n goes to row `first + n` of the result."""
+
+    def _gold(self, unit_U: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The units, −1 for special ones (an unknown word is no gold unit)."""
+        return np.where(np.isin(unit_U, list(self._special)), NO_GOLD, unit_U)
+
+    def _windows(
+        self, sentence: Sentence, room: int, first: int, *, at: float = 0.5
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]]:
+        """Cut before + units + after into windows of at most `room` tokens: (tokens, places of scored positions, result rows).
+
+        One window where all fits; else windows that overlap by half, each position scored where it stands nearest to the share `at`
+        of the window: the middle for teachers that look both ways.
+        """
+        whole = np.concatenate([sentence.before, sentence.unit_U, sentence.after]).astype(np.int64)
+        at_U = len(sentence.before) + np.arange(len(sentence.unit_U))
+        row_U = first + np.arange(len(sentence.unit_U))
+        if len(whole) <= room:
+            yield whole, at_U, row_U
+            return
+        stride = max(1, room // 2)
+        starts = np.unique(np.append(np.arange(0, len(whole) - room, stride), len(whole) - room))
+        aim_W = starts + (room - 1) * at
+        best_U = np.abs(at_U[:, None] - aim_W[None]).argmin(1)
+        for number, start in enumerate(starts.tolist()):
+            mine = best_U == number
+            if mine.any():
+                yield whole[start : start + room], at_U[mine] - start, row_U[mine]
+
+    @torch.inference_mode()
+    def score(self, sentences: Sequence[Sentence], *, k: int, temperatures: Sequence[float] = ()) -> list[TopK]:
+        """Per sentence the top-k rows of all its positions. Rows run by falling length, in batches of at most `token_budget` tokens."""
+        if k < 1:
+            raise UserError(f"k must be at least 1, but is {k} instead.")
+        offset = np.concatenate([[0], np.cumsum([len(s.unit_U) for s in sentences])]).astype(np.int64)
+        rows = [row for s, first in zip(sentences, offset[:-1].tolist(), strict=True) for row in self._rows(s, first)]
+        if not rows:
+            width = min(k, int((~self._exclude_V).sum()))
+            return [TopK.empty(width, len(temperatures)) for _ in sentences]
+        rows.sort(key=lambda row: -len(row.token_L))
+        parts = [part for batch in self._batches(rows) for part in self._score_batch(batch, k, temperatures)]
+        to = np.concatenate([row.to for row in rows])
+        order = np.empty(len(to), np.int64)
+        order[to] = np.arange(len(to))
+        joined = TopK.concatenate(parts)[order]
+        return [joined[a:b] for a, b in zip(offset[:-1].tolist(), offset[1:].tolist(), strict=True)]
+
+    def _batches(self, rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
+        """Neighbours in the order given (by falling length), as many as the token budget holds, at least one."""
+        start = 0
+        while start < len(rows):
+            stop = start + max(1, self._budget // len(rows[start].token_L))
+            yield rows[start:stop]
+            start = stop
+
+    def _score_batch(self, batch: Sequence[Row], k: int, temperatures: Sequence[float]) -> Iterator[TopK]:
+        hidden_MD = self._hidden(batch)
+        gold_M = torch.from_numpy(np.concatenate([row.gold for row in batch])).to(self._device)
+        step = max(1, (_HEAD_BYTES_CUDA if self._device.type == "cuda" else _HEAD_BYTES) // (4 * self._vocabulary))
+        for a in range(0, len(hidden_MD), step):
+            logits_MV = self._head(hidden_MD[a : a + step])
+            yield select_topk(logits_MV, gold_M[a : a + step], k=k, temperatures=temperatures, exclude_V=self._exclude_V)
+
+    def _hidden(self, batch: Sequence[Row]) -> torch.Tensor:
+        """The body's output (M, D) at the scored places of all rows, in order."""
+        length_R = np.array([len(row.token_L) for row in batch])
+        longest = int(length_R.max())
+        token_RL = np.full((len(batch), longest), self._tokenizer.pad_token_id or 0, np.int64)
+        for number, row in enumerate(batch):
+            token_RL[number, : len(row.token_L)] = row.token_L
+            if len(row.masked):
+                token_RL[number, row.masked] = self._tokenizer.mask_token_id  # type: ignore[call-overload]
+        at_M = np.concatenate([number * longest + row.at for number, row in enumerate(batch)])
+        given: dict[str, Any] = {"input_ids": torch.from_numpy(token_RL).to(self._device)}
+        given["attention_mask"] = torch.from_numpy((np.arange(longest) < length_R[:, None]).astype(np.int64)).to(self._device)
+        hidden_RLD = self._run(**given, **self._body_options())[0]
+        return hidden_RLD.reshape(-1, hidden_RLD.shape[-1])[torch.from_numpy(at_M).to(self._device)]
+
+    def _body_options(self) -> dict[str, Any]:
+        return {}
+
+    def _head(self, hidden_MD: torch.Tensor) -> torch.Tensor:
+        """Logits (M, V) of the model's own head for rows of its body's output."""
+        out = BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=hidden_MD[None])  # type: ignore[arg-type]
+        self._body.forward = lambda *_, **__: out  # type: ignore[method-assign]
+        try:
+            logits: torch.Tensor = self._model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=self._device)).logits
+        finally:
+            del self._body.forward
+        return logits[0]

@@ -1,0 +1,125 @@
+"""Tiny language models with random weights and a real tokenizer, saved as transformers folders: every architecture that hkd is tested on."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from hkd.native import import_torchaudio
+
+import_torchaudio()
+
+import transformers  # noqa: E402  (after torchaudio)
+
+WORDS = (
+    "the cat sat on the mat and the dog saw a bird that sang in an old tree near the river while i'm reading a long letter "
+    "from my brother who says it's raining again over there but we will go out anyway"
+)
+VOCABULARY = 160
+MASKED = ("bert", "roberta", "deberta-v2", "electra", "modernbert", "xlm-roberta", "distilbert")
+CAUSAL = ("gpt2", "llama", "qwen2", "gemma3", "mistral")
+
+
+def wordpiece(texts: Iterable[str], *, size: int = VOCABULARY) -> Any:
+    """An uncased WordPiece tokenizer as BERT's."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))  # type: ignore[call-arg]
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()  # type: ignore[assignment]
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokenizer.train_from_iterator(texts, trainers.WordPieceTrainer(vocab_size=size, special_tokens=special, show_progress=False))
+    ends = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)  # type: ignore[assignment]
+    tokenizer.decoder = decoders.WordPiece()  # type: ignore[assignment]
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+
+
+def byte_bpe(texts: Iterable[str], *, size: int = VOCABULARY + 256, masked: bool, start: bool = True) -> Any:
+    """A cased byte-level BPE tokenizer as RoBERTa's (masked) or GPT-2's."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"] if masked else ["<|endoftext|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    if masked:
+        ends = [(token, tokenizer.token_to_id(token)) for token in ("<s>", "</s>")]
+        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=ends)  # type: ignore[assignment]
+        names = {"bos_token": "<s>", "eos_token": "</s>", "cls_token": "<s>", "sep_token": "</s>", "pad_token": "<pad>"}
+        names |= {"unk_token": "<unk>", "mask_token": "<mask>"}
+    else:
+        names = {"eos_token": "<|endoftext|>"} | ({"bos_token": "<|endoftext|>"} if start else {})
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+
+
+def _texts() -> list[str]:
+    return [WORDS, WORDS.capitalize(), " ".join(WORDS.split()[::-1])]
+
+
+def tiny_config(kind: str, tokenizer: Any, *, positions: int = 64, width: int = 16, layers: int = 2, heads: int = 2) -> Any:
+    """The architecture's own config, tiny; the vocabulary is 3 larger than the tokenizer's, as padded checkpoints have it."""
+    size = {"vocab_size": len(tokenizer) + 3, "hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads}
+    common: dict[str, Any] = {**size, "intermediate_size": 2 * width, "max_position_embeddings": positions}
+    ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    ids = {name: value for name, value in ids.items() if value is not None}
+    decoder = {**common, "num_key_value_heads": 1, "head_dim": width // heads, **ids}
+    if kind == "bert":
+        return transformers.BertConfig(**common, **ids)
+    if kind in ("roberta", "xlm-roberta"):
+        cls = transformers.RobertaConfig if kind == "roberta" else transformers.XLMRobertaConfig
+        return cls(**{**common, "max_position_embeddings": positions + 2}, **ids)
+    if kind == "deberta-v2":
+        relative = {
+            "relative_attention": True,
+            "pos_att_type": ["p2c", "c2p"],
+            "position_buckets": 8,
+            "norm_rel_ebd": "layer_norm",
+        }
+        return transformers.DebertaV2Config(**common, **relative, share_att_key=True, position_biased_input=False, **ids)
+    if kind == "electra":
+        return transformers.ElectraConfig(**common, embedding_size=12, **ids)
+    if kind == "modernbert":
+        ends = {"cls_token_id": tokenizer.cls_token_id, "sep_token_id": tokenizer.sep_token_id}
+        return transformers.ModernBertConfig(**common, **ends, local_attention=8, global_attn_every_n_layers=2, **ids)
+    if kind == "distilbert":
+        shape = {
+            "dim": width,
+            "hidden_dim": 2 * width,
+            "n_layers": layers,
+            "n_heads": heads,
+            "max_position_embeddings": positions,
+        }
+        return transformers.DistilBertConfig(vocab_size=common["vocab_size"], **shape, pad_token_id=tokenizer.pad_token_id)
+    if kind == "gpt2":
+        shape = {"n_embd": width, "n_layer": layers, "n_head": heads, "n_positions": positions}
+        return transformers.GPT2Config(vocab_size=common["vocab_size"], **shape, **ids)
+    if kind == "gemma3":
+        return transformers.Gemma3TextConfig(**decoder, sliding_window=8)
+    classes = {"llama": transformers.LlamaConfig, "qwen2": transformers.Qwen2Config, "mistral": transformers.MistralConfig}
+    return classes[kind](**decoder)
+
+
+def make_teacher_folder(folder: Path, kind: str, *, seed: int = 0, texts: Iterable[str] | None = None, **shape: int) -> Path:
+    """Save a tiny random model of `kind` (one of MASKED or CAUSAL) with its tokenizer; the weights are large enough to be opinionated."""
+    texts = list(texts) if texts is not None else _texts()
+    if kind in ("bert", "electra", "distilbert"):
+        tokenizer = wordpiece(texts)
+    else:
+        tokenizer = byte_bpe(texts, masked=kind in MASKED, start=kind != "qwen2")
+    config = tiny_config(kind, tokenizer, **shape)
+    auto = transformers.AutoModelForMaskedLM if kind in MASKED else transformers.AutoModelForCausalLM
+    torch.manual_seed(seed)
+    model = auto.from_config(config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0.0, 0.3, generator=generator)
+            else:
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
