@@ -31,7 +31,8 @@ def test_where_the_native_part_cannot_load_the_python_part_serves() -> None:
 LOADS = """
 import torch
 library = torch.library.Library("torchaudio", "DEF")
-library.define("_lfilter_core_loop(Tensor a, Tensor b, Tensor c) -> ()")
+for name in ("_lfilter_core_loop", "_overdrive_core_loop"):
+    library.define(name + "(Tensor a, Tensor b, Tensor c) -> ()")
 loaded = []
 torch.ops.load_library = loaded.append
 class Native:
