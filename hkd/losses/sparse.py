@@ -1,0 +1,255 @@
+"""Divergence of a student's softmax from a teacher's top-k distribution, without a dense target.
+
+p is the teacher, q = softmax(z / τ) the student, K the kept ids, P = Σ_{v∈K} p_v + p_tail (1 up to the codec's rounding). All
+variants are one cross-entropy with targets p_v on the kept ids and, for the bucket, p_tail on everything else:
+
+    L = − Σ_{v∈K} p_v log q_v − p_tail log q_tail,     q_tail = Σ_{v∉K} q_v
+    ∂L/∂z_v = (P q_v − p_v) / τ                                              kept ids: the dense gradient
+    ∂L/∂z_v = (P q_tail − p_tail) · exp(z_v/τ − lse_out) / τ                 all others; lse_out = log Σ_{v∉K} exp(z_v/τ)
+
+- log q_tail = lse_out − lse comes from summing the others, not from 1 − Q, so it is exact where Q is 1 to the last bit.
+- Forward and backward walk over the rows in chunks: beyond the logits and their gradient, memory is O(M · K).
+- The gradient is in closed form, so nothing of size M · V is kept from the forward pass (autograd would keep the log-softmax).
+- The teacher's side is data: tensors that require a gradient are refused there, and all arguments but the logits have names.
+
+The bucket is the "ghost token" of Anshumann et al. 2025 (arXiv 2503.16870); temperatures after Hinton et al. 2015 (arXiv 1503.02531).
+
+Shape letters: M rows, K kept ids, V units.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+TAILS = ("ghost", "renormalised", "gold-residual", "sampled")
+_CHUNK_ELEMENTS_CPU, _CHUNK_ELEMENTS_DEVICE = 1 << 18, 1 << 25  # of the cache's size; large enough to fill a GPU
+
+
+def _chunks(logits_MV: Tensor) -> Iterator[slice]:
+    budget = _CHUNK_ELEMENTS_CPU if logits_MV.device.type == "cpu" else _CHUNK_ELEMENTS_DEVICE
+    step = max(1, budget // logits_MV.shape[1])
+    return (slice(first, first + step) for first in range(0, logits_MV.shape[0], step))
+
+
+def _scaled(logits_CV: Tensor, inverse_temperature: float) -> Tensor:
+    """A fresh tensor of z / τ, in float32 at least."""
+    wide = torch.promote_types(logits_CV.dtype, torch.float32)
+    return torch.mul(logits_CV.to(wide), inverse_temperature)
+
+
+def _lse_in_place(z_CV: Tensor) -> Tensor:
+    """log-sum-exp of each row; spoils z_CV. −inf for a row of −inf."""
+    top_C1 = z_CV.amax(dim=1, keepdim=True)
+    top_C1 = torch.where(torch.isfinite(top_C1), top_C1, 0.0)
+    return z_CV.sub_(top_C1).exp_().sum(dim=1).log() + top_C1[:, 0]
+
+
+class _SparseCrossEntropy(torch.autograd.Function):
+    """Cross-entropy of the module's docstring; `uniform` adds uniform / V to every unit's target (label smoothing).
+
+    tail_p_M None: nothing lies outside (plain), and ids may stand twice in a row; otherwise ids must be distinct.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits_MV: Tensor,
+        ids_MK: Tensor,
+        p_MK: Tensor,
+        tail_p_M: Tensor | None,
+        inverse_temperature: float,
+        uniform: float,
+    ) -> Tensor:
+        lse_M, out_M = p_MK.new_empty(len(p_MK)), p_MK.new_empty(len(p_MK))
+        mean_M = p_MK.new_zeros(len(p_MK))
+        kept_MK = logits_MV.gather(1, ids_MK).to(p_MK.dtype) * inverse_temperature
+        for rows in _chunks(logits_MV):
+            z_CV = _scaled(logits_MV[rows], inverse_temperature)
+            if uniform:
+                mean_M[rows] = z_CV.mean(dim=1)
+            if tail_p_M is None:
+                lse_M[rows] = _lse_in_place(z_CV)
+            else:
+                z_CV.scatter_(1, ids_MK[rows], float("-inf"))
+                out_M[rows] = _lse_in_place(z_CV)
+        if tail_p_M is not None:
+            lse_M = torch.logaddexp(out_M, torch.logsumexp(kept_MK, dim=1))
+        loss_M = (p_MK * torch.where(p_MK > 0, lse_M[:, None] - kept_MK, 0.0)).sum(dim=1)
+        if uniform:
+            loss_M = loss_M + uniform * (lse_M - mean_M)
+        if tail_p_M is not None:
+            loss_M = loss_M + torch.where(tail_p_M > 0, tail_p_M * (lse_M - out_M), 0.0)
+        ctx.save_for_backward(logits_MV, ids_MK, p_MK, tail_p_M, lse_M, out_M, kept_MK)
+        ctx.inverse_temperature, ctx.uniform = inverse_temperature, uniform
+        return loss_M
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_M: Tensor) -> tuple[Tensor | None, ...]:
+        logits_MV, ids_MK, p_MK, tail_p_M, lse_M, out_M, kept_MK = ctx.saved_tensors
+        grad_M = grad_M.to(p_MK.dtype) * ctx.inverse_temperature
+        total_M = p_MK.sum(dim=1) + ctx.uniform
+        if tail_p_M is None:
+            base_M, weight_M = lse_M, grad_M * total_M
+        else:
+            total_M = total_M + tail_p_M
+            outside_M = torch.isfinite(out_M)
+            base_M = torch.where(outside_M, out_M, lse_M)
+            q_tail_M = torch.where(outside_M, (out_M - lse_M).exp(), 0.0)
+            weight_M = grad_M * torch.where(outside_M, total_M * q_tail_M - tail_p_M, 0.0)
+        at_kept_MK = grad_M[:, None] * (total_M[:, None] * (kept_MK - lse_M[:, None]).exp() - p_MK)
+        grad_MV = torch.empty_like(logits_MV)
+        for rows in _chunks(logits_MV):
+            z_CV = _scaled(logits_MV[rows], ctx.inverse_temperature)
+            z_CV.sub_(base_M[rows, None]).exp_().mul_(weight_M[rows, None])
+            if ctx.uniform:
+                z_CV.sub_(grad_M[rows, None] * (ctx.uniform / logits_MV.shape[1]))
+            if tail_p_M is None:
+                z_CV.scatter_add_(1, ids_MK[rows], -grad_M[rows, None] * p_MK[rows])
+            else:
+                z_CV.scatter_(1, ids_MK[rows], at_kept_MK[rows])
+            grad_MV[rows] = z_CV
+        return grad_MV, None, None, None, None, None
+
+
+def _teacher_at(
+    logp_MK: Tensor, tail_M: Tensor, temperature: float, lse_M: Tensor | None, tail_T_M: Tensor | None, num_units: int, tail: str
+) -> tuple[Tensor, Tensor]:
+    """The kept log-probabilities and the tail's at the teacher's temperature: log p_T(v) = log p(v) / T − lse_T."""
+    if temperature == 1.0:
+        return logp_MK, tail_M
+    scaled_MK = logp_MK / temperature
+    if logp_MK.shape[1] >= num_units or tail == "renormalised":  # nothing outside, or nothing outside counts
+        return scaled_MK - torch.logsumexp(scaled_MK, dim=1, keepdim=True), torch.full_like(tail_M, float("-inf"))
+    if lse_M is None or tail_T_M is None:
+        raise ValueError(
+            f"lse_M and tail_T_M must be given at temperature {temperature}, but are not. Dump labels with that temperature."
+        )
+    return scaled_MK - lse_M[:, None], tail_T_M
+
+
+def _targets(
+    logp_MK: Tensor, tail_M: Tensor, ids_MK: Tensor, *, tail: str, gold_M: Tensor | None, count_MK: Tensor | None
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    """p_MK and p_tail (None: no bucket) of the chosen tail handling, with log p of each."""
+    none_M = torch.full_like(tail_M, float("-inf"))
+    if tail == "renormalised":
+        logp_MK = logp_MK - torch.logsumexp(logp_MK, dim=1, keepdim=True)
+        return logp_MK.exp(), None, logp_MK, none_M
+    if tail == "sampled":
+        if count_MK is None:
+            raise ValueError("count_MK must be given for tail 'sampled', but is not. Dump labels with the selection 'sample'.")
+        weight_MK = count_MK.to(logp_MK.dtype)
+        return weight_MK / weight_MK.sum(dim=1, keepdim=True).clamp_min(1), None, logp_MK, none_M
+    if tail == "gold-residual":
+        if gold_M is None:
+            raise ValueError("gold_M must be given for tail 'gold-residual', but is not.")
+        is_gold_MK = ids_MK == gold_M[:, None]
+        logp_MK = torch.where(is_gold_MK, torch.logaddexp(logp_MK, tail_M[:, None]), logp_MK)
+        tail_M = torch.where(is_gold_MK.any(dim=1), none_M, tail_M)
+    return logp_MK.exp(), tail_M.exp(), logp_MK, tail_M
+
+
+def _check(logits_MV: Tensor, ids_MK: Tensor, tail: str, temperature: float, teacher: dict[str, Tensor | None]) -> None:
+    if tail not in TAILS:
+        raise ValueError(f"tail must be one of {', '.join(TAILS)}, but is '{tail}' instead.")
+    if tail == "sampled" and temperature != 1.0:
+        raise ValueError(f"temperature must be 1 for tail 'sampled' (the draws are from that), but is {temperature} instead.")
+    if logits_MV.ndim != 2 or ids_MK.ndim != 2 or len(logits_MV) != len(ids_MK):
+        raise ValueError(
+            f"ids_MK must have a row for each of {len(logits_MV)} rows of logits, but is {tuple(ids_MK.shape)} instead."
+        )
+    for name, value in teacher.items():
+        if value is not None and value.requires_grad:
+            raise ValueError(
+                f"{name} must be a teacher's label, without a gradient, but requires one instead. Are teacher and student swapped?"
+            )
+        if value is not None and len(value) != len(logits_MV):
+            raise ValueError(f"{name} must have {len(logits_MV)} rows, but has {len(value)} instead.")
+
+
+def _cross_entropy_and_entropy(
+    logits_MV: Tensor,
+    *,
+    ids_MK: Tensor,
+    logp_MK: Tensor,
+    tail_M: Tensor,
+    temperature: float = 1.0,
+    lse_M: Tensor | None = None,
+    tail_T_M: Tensor | None = None,
+    student_temperature: float | None = None,
+    tail: str = "ghost",
+    gold_M: Tensor | None = None,
+    count_MK: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy and the teacher's own entropy, both times T² where both sides are at T."""
+    teacher = {"logp_MK": logp_MK, "tail_M": tail_M, "lse_M": lse_M, "tail_T_M": tail_T_M, "count_MK": count_MK}
+    _check(logits_MV, ids_MK, tail, temperature, teacher)
+    own = temperature if student_temperature is None else student_temperature
+    if temperature <= 0 or own <= 0:
+        raise ValueError(f"temperatures must be above 0, but are {temperature} and {own} instead.")
+    wide = torch.promote_types(logits_MV.dtype, torch.float32)
+    num_units = logits_MV.shape[1]
+    logp_MK, tail_M = _teacher_at(logp_MK.to(wide), tail_M.to(wide), temperature, lse_M, tail_T_M, num_units, tail)
+    ids_MK = ids_MK.long()
+    p_MK, tail_p_M, logp_MK, tail_M = _targets(logp_MK, tail_M.to(wide), ids_MK, tail=tail, gold_M=gold_M, count_MK=count_MK)
+    if ids_MK.shape[1] >= num_units:
+        tail_p_M = None  # K = V: nothing lies outside
+    entropy_M = -torch.where(p_MK > 0, p_MK * logp_MK, 0.0).sum(dim=1)
+    if tail_p_M is not None:
+        entropy_M = entropy_M - torch.where(tail_p_M > 0, tail_p_M * tail_M, 0.0)
+    loss_M: Tensor = _SparseCrossEntropy.apply(logits_MV, ids_MK, p_MK, tail_p_M, 1.0 / own, 0.0)  # type: ignore[no-untyped-call]
+    factor = temperature**2 if own == temperature else 1.0
+    return loss_M * factor, entropy_M * factor
+
+
+def sparse_kl(
+    logits_MV: Tensor,
+    *,
+    ids_MK: Tensor,
+    logp_MK: Tensor,
+    tail_M: Tensor,
+    temperature: float = 1.0,
+    lse_M: Tensor | None = None,
+    tail_T_M: Tensor | None = None,
+    student_temperature: float | None = None,
+    tail: str = "ghost",
+    gold_M: Tensor | None = None,
+    count_MK: Tensor | None = None,
+) -> Tensor:
+    """loss_M: KL(teacher ‖ student) of each row, in nats; differentiable in the student's logits alone.
+
+    logits_MV: the student's; ids_MK (distinct in a row), logp_MK, tail_M, lse_M, tail_T_M, gold_M, count_MK: the teacher's, as in hkd.topk.TopK.
+    temperature T: the teacher's, with its lse_M and tail_T_M where T ≠ 1 (K = V and `renormalised` need neither).
+    student_temperature: None puts the student at T too; where both are equal the loss is times T² (Hinton et al. 2015); 1 is Futami 2020.
+    tail, with p the teacher's true probabilities:
+      ghost          all units outside K are one more outcome, with p_tail
+      renormalised   p_v / Σ_{K} p on K, nothing elsewhere (biased; arXiv 2503.16870, section 3)
+      gold-residual  p_tail is added to the gold unit; a row whose gold unit is not in K (or is −1) keeps the bucket
+      sampled        target count_v / Σ count on the drawn ids (count 0 pads); value Σ c_v/N log(p_v/q_v), an unbiased estimate of the
+                     full KL, and so is its gradient
+    Raises ValueError for labels that require a gradient, missing lse_M, gold_M or count_MK, and shapes that do not fit.
+    """
+    loss_M, entropy_M = _cross_entropy_and_entropy(
+        logits_MV, ids_MK=ids_MK, logp_MK=logp_MK, tail_M=tail_M, temperature=temperature, lse_M=lse_M, tail_T_M=tail_T_M,
+        student_temperature=student_temperature, tail=tail, gold_M=gold_M, count_MK=count_MK,
+    )  # fmt: skip
+    return loss_M - entropy_M
+
+
+def sparse_cross_entropy(logits_MV: Tensor, *, ids_MK: Tensor, logp_MK: Tensor, tail_M: Tensor, **options: Any) -> Tensor:
+    """loss_M: sparse_kl plus the teacher's entropy, so that w · this + (1 − w) · hard_cross_entropy is cross-entropy against the mixture."""
+    return _cross_entropy_and_entropy(logits_MV, ids_MK=ids_MK, logp_MK=logp_MK, tail_M=tail_M, **options)[0]
+
+
+def hard_cross_entropy(logits_MV: Tensor, unit_M: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+    """loss_M against reference units: targets (1 − ε) at the unit and ε / V everywhere, as torch's cross_entropy; in chunks."""
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"label_smoothing must be at least 0 and below 1, but is {label_smoothing} instead.")
+    wide = torch.promote_types(logits_MV.dtype, torch.float32)
+    p_M1 = torch.full((len(unit_M), 1), 1.0 - label_smoothing, dtype=wide, device=logits_MV.device)
+    loss_M: Tensor = _SparseCrossEntropy.apply(logits_MV, unit_M.long()[:, None], p_M1, None, 1.0, label_smoothing)  # type: ignore[no-untyped-call]
+    return loss_M

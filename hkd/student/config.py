@@ -1,0 +1,151 @@
+"""What a student is made of: encoder, main output, heads. Plain values, so that TOML and JSON carry them.
+
+- Sizes left at 0 (dropout and kernel too, where negative or 0) come from the preset; a size that is given wins over it.
+- Layers count from 1: a tap n reads the output of layer n.
+- A head with `slots` slots emits that many distributions for each encoder frame of 40 ms: 4 for senones (10 ms each).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from typing import Any
+
+from hkd.errors import UserError
+from hkd.timebase import SUBSAMPLING
+from hkd.units.level import MONOPHONE, SENONE, SUBWORD
+
+NUM_BINS = 80
+_SIZES = ("d_model", "num_layers", "num_heads", "ff_factor", "conv_kernel")
+PRESETS: dict[str, dict[str, int]] = {
+    "xs": {"d_model": 112, "num_layers": 6, "num_heads": 4, "ff_factor": 4, "conv_kernel": 15},
+    "s": {"d_model": 192, "num_layers": 12, "num_heads": 4, "ff_factor": 4, "conv_kernel": 15},
+    "m": {"d_model": 288, "num_layers": 15, "num_heads": 6, "ff_factor": 4, "conv_kernel": 15},
+}
+PRESETS["custom"] = PRESETS["xs"]  # what a custom encoder leaves open
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncoderConfig:
+    """Conformer sizes. `preset` xs (about 2 M parameters) | s (10 M) | m (30 M) | custom; a size of 0 is the preset's own."""
+
+    preset: str = "custom"
+    d_model: int = 0
+    num_layers: int = 0
+    num_heads: int = 0
+    ff_factor: int = 0  # inner width of the feed-forward halves, in d_model
+    conv_kernel: int = 0  # encoder frames of 40 ms that the depthwise convolution sees; odd
+    dropout: float = 0.1  # on the output of each half-step; attention weights are not dropped, so that fused kernels apply
+    front: str = "conv1d"  # conv1d (bins as channels; fast) | conv2d (bins as an axis; about 8 times the front end's time)
+    front_channels: int = 32  # of conv2d
+    num_bins: int = NUM_BINS
+
+    def __post_init__(self) -> None:
+        if self.preset not in PRESETS:
+            raise UserError(f"encoder.preset must be one of {', '.join(sorted(PRESETS))}, but is '{self.preset}' instead.")
+        for name in _SIZES:
+            if getattr(self, name) == 0:
+                object.__setattr__(self, name, PRESETS[self.preset][name])
+            if getattr(self, name) < 1:
+                raise UserError(f"encoder.{name} must be at least 1, but is {getattr(self, name)} instead.")
+        if self.d_model % (2 * self.num_heads):
+            raise UserError(
+                f"encoder.d_model must be an even multiple of num_heads, but is {self.d_model} with {self.num_heads} heads instead."
+            )
+        if self.conv_kernel % 2 == 0:
+            raise UserError(f"encoder.conv_kernel must be odd, but is {self.conv_kernel} instead.")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"encoder.dropout must be at least 0 and below 1, but is {self.dropout} instead.")
+        if self.front not in ("conv1d", "conv2d"):
+            raise UserError(f"encoder.front must be conv1d or conv2d, but is '{self.front}' instead.")
+        if self.front_channels < 1 or self.num_bins < 1:
+            raise UserError("encoder.front_channels and encoder.num_bins must be at least 1.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeadConfig:
+    """An output layer that is dropped at export: kind `hard` (reference labels) or `aux` (a teacher's)."""
+
+    name: str
+    level: str
+    kind: str = "aux"
+    num_units: int
+    tap: int  # reads the output of this layer, counted from 1
+    slots: int = 1  # distributions an encoder frame
+    d_head: int = 0  # width before the output matrix where slots > 1; 0 is d_model
+
+    def __post_init__(self) -> None:
+        if not self.name or self.name == "main" or "." in self.name:
+            raise UserError(f"a head's name must be non-empty, without dots, and not 'main', but is '{self.name}' instead.")
+        if self.kind not in ("hard", "aux"):
+            raise UserError(f"head '{self.name}': kind must be hard or aux, but is '{self.kind}' instead.")
+        if self.num_units < 1 or self.d_head < 0:
+            raise UserError(f"head '{self.name}': num_units must be at least 1, but is {self.num_units} instead.")
+        check_slots(self.slots, f"head '{self.name}'")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudentConfig:
+    """Encoder, main output and heads. `num_main_units` counts the CTC blank (id 0); a senone main output has no blank."""
+
+    encoder: EncoderConfig = EncoderConfig()
+    num_main_units: int = 0
+    main: str = "ctc"  # ctc | senone (the hybrid alternative: frame posteriors, 4 slots a frame)
+    heads: tuple[HeadConfig, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.num_main_units < 2:
+            raise UserError(f"num_main_units must be at least 2, but is {self.num_main_units} instead.")
+        if self.main not in ("ctc", "senone"):
+            raise UserError(f"main must be ctc or senone, but is '{self.main}' instead.")
+        names = [head.name for head in self.heads]
+        if len(set(names)) != len(names):
+            raise UserError(f"the heads' names must be distinct, but are {', '.join(names)} instead.")
+        for head in self.heads:
+            if not 1 <= head.tap <= self.encoder.num_layers:
+                raise UserError(
+                    f"head '{head.name}': tap must be a layer from 1 to {self.encoder.num_layers}, but is {head.tap} instead."
+                )
+
+    @property
+    def main_slots(self) -> int:
+        """Distributions of the main output an encoder frame."""
+        return SUBSAMPLING if self.main == "senone" else 1
+
+
+def check_slots(slots: int, who: str) -> None:
+    """Raises UserError where an encoder frame cannot be cut into so many slots of whole 10 ms frames."""
+    if slots < 1 or SUBSAMPLING % slots:
+        raise UserError(f"{who}: slots must divide {SUBSAMPLING}, but is {slots} instead.")
+
+
+def default_slots(level: str) -> int:
+    """Slots of 10 ms for senones, which last about 30 ms; one of 40 ms for all else."""
+    return SUBSAMPLING if level == SENONE else 1
+
+
+def default_tap(level: str, num_layers: int) -> int:
+    """The layer that a level's head reads: senones at a third of the depth, monophones at two thirds, all else at the top."""
+    third = {SENONE: 1, MONOPHONE: 2, SUBWORD: 3}.get(level, 3)
+    return max(1, (2 * third * num_layers + 3) // 6)  # round half up
+
+
+def config_from_json(value: Mapping[str, Any]) -> StudentConfig:
+    """The StudentConfig that `dataclasses.asdict` wrote. Raises UserError, naming the nearest key, for a key that is unknown."""
+
+    def build(cls: type[Any], table: Mapping[str, Any], where: str) -> Any:
+        known = [f.name for f in fields(cls)]
+        for key in table:
+            if key not in known:
+                near = get_close_matches(key, known, n=1)
+                hint = f" Did you mean '{near[0]}'?" if near else ""
+                raise UserError(f"{where} must have known keys, but has '{key}' instead.{hint}")
+        try:
+            return cls(**table)
+        except TypeError as error:
+            raise UserError(f"{where} cannot be read ({error}).") from None
+
+    table = dict(value)
+    table["encoder"] = build(EncoderConfig, table.get("encoder", {}), "student.encoder")
+    table["heads"] = tuple(build(HeadConfig, head, f"student.heads[{n}]") for n, head in enumerate(table.get("heads", ())))
+    config: StudentConfig = build(StudentConfig, table, "student")
+    return config

@@ -1,0 +1,186 @@
+"""Conformer encoder (Gulati et al. 2020, arXiv 2005.08100), with what a masked batch needs.
+
+- An utterance's output depends on nothing but its own frames: LayerNorm everywhere (the paper has BatchNorm), frames past the end
+  are zeroed before every convolution over time and hidden as keys in attention.
+- Positions are rotary (Su et al. 2021, arXiv 2104.09864): relative like the paper's, but with no table, no parameters, and within
+  torch's fused attention.
+- Depthwise convolution runs as a two-dimensional one over a channels-last view of x_BTD: no transposed copies, and on CPU four
+  times as fast as `conv1d` over a transposed tensor.
+
+Shape letters: B utterances, T frames, F bins, D model width, H attention heads, E = D / H, C channels.
+"""
+
+from collections.abc import Collection
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hkd.student.config import EncoderConfig
+from hkd.timebase import SUBSAMPLING
+
+ROTARY_BASE = 10_000.0
+
+
+def subsampled(length_B: Tensor, times: int = SUBSAMPLING) -> Tensor:
+    """Lengths after subsampling: ceil(length / times), as timebase.num_encoder_frames."""
+    return (length_B + times - 1) // times
+
+
+def valid_frames(length_B: Tensor, num_frames: int) -> Tensor:
+    """valid_BT: true where a frame lies inside its utterance."""
+    return torch.arange(num_frames, device=length_B.device) < length_B[:, None]
+
+
+class Conv1dFront(nn.Module):
+    """Two convolutions of stride 2 over time with the bins as channels: (B, T, F) → (B, ceil(T/4), D)."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv1d(config.num_bins, config.d_model, 3, stride=2, padding=1)
+        self.conv2 = nn.Conv1d(config.d_model, config.d_model, 3, stride=2, padding=1)
+        self.out = nn.Linear(config.d_model, config.d_model)
+
+    def forward(self, x_BTF: Tensor, length_B: Tensor) -> Tensor:
+        """x_BTF must be zero past the end."""
+        y_BDT = F.silu(self.conv1(x_BTF.transpose(1, 2)))
+        y_BDT = y_BDT * valid_frames(subsampled(length_B, 2), y_BDT.shape[2])[:, None, :].to(y_BDT.dtype)
+        y_BTD: Tensor = F.silu(self.conv2(y_BDT)).transpose(1, 2)
+        return torch.as_tensor(self.out(y_BTD))
+
+
+class Conv2dFront(nn.Module):
+    """The paper's: two 3 × 3 convolutions of stride 2 over time and bins, then a linear layer: (B, T, F) → (B, ceil(T/4), D)."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, config.front_channels, 3, stride=2, padding=1)
+        self.conv2 = nn.Conv2d(config.front_channels, config.front_channels, 3, stride=2, padding=1)
+        self.out = nn.Linear(config.front_channels * (-(-config.num_bins // 4)), config.d_model)
+
+    def forward(self, x_BTF: Tensor, length_B: Tensor) -> Tensor:
+        """x_BTF must be zero past the end."""
+        y_BCTF = F.silu(self.conv1(x_BTF[:, None]))
+        y_BCTF = y_BCTF * valid_frames(subsampled(length_B, 2), y_BCTF.shape[2])[:, None, :, None].to(y_BCTF.dtype)
+        y_BCTF = F.silu(self.conv2(y_BCTF))
+        return torch.as_tensor(self.out(y_BCTF.transpose(1, 2).flatten(2)))
+
+
+def rotary_tables(num_frames: int, width: int, *, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """cos_TE, sin_TE (E = width / 2) of RoFormer, equation 15: angle t · base^(−2i / width)."""
+    power_E = torch.arange(0, width, 2, device=device, dtype=torch.float32) / width
+    angle_TE = torch.arange(num_frames, device=device, dtype=torch.float32)[:, None] * ROTARY_BASE**-power_E
+    return angle_TE.cos().to(dtype), angle_TE.sin().to(dtype)
+
+
+class RotaryAttention(nn.Module):
+    """Multi-headed self-attention with rotary positions; keys past the end are hidden."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.norm = nn.LayerNorm(config.d_model)
+        self.qkv = nn.Linear(config.d_model, 3 * config.d_model)
+        self.out = nn.Linear(config.d_model, config.d_model)
+
+    def forward(self, x_BTD: Tensor, key_mask_B11T: Tensor) -> Tensor:
+        """x_BTD → its update of the same shape."""
+        b, t, d = x_BTD.shape
+        qkv_BT3HE = self.qkv(self.norm(x_BTD)).view(b, t, 3, self.num_heads, d // self.num_heads)
+        cos_TE, sin_TE = rotary_tables(t, d // self.num_heads, device=x_BTD.device, dtype=qkv_BT3HE.dtype)
+        cos, sin = cos_TE[:, None, None, :], sin_TE[:, None, None, :]
+        first, second = qkv_BT3HE[:, :, :2].chunk(2, dim=-1)
+        qk_BT2HE = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+        q_BHTE, k_BHTE = qk_BT2HE.permute(2, 0, 3, 1, 4)
+        v_BHTE = qkv_BT3HE[:, :, 2].transpose(1, 2)
+        y_BHTE = F.scaled_dot_product_attention(q_BHTE, k_BHTE, v_BHTE, attn_mask=key_mask_B11T)
+        return torch.as_tensor(self.out(y_BHTE.transpose(1, 2).reshape(b, t, d)))
+
+
+class ConvModule(nn.Module):
+    """The Conformer's convolution: gated, depthwise over time, normalised per frame; frames past the end are zeroed before it."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        d = config.d_model
+        self.kernel = config.conv_kernel
+        self.norm = nn.LayerNorm(d)
+        self.gate = nn.Linear(d, 2 * d)
+        self.depthwise = nn.Conv1d(d, d, self.kernel, groups=d, padding=self.kernel // 2)
+        self.inner_norm = nn.LayerNorm(d)
+        self.out = nn.Linear(d, d)
+
+    def forward(self, x_BTD: Tensor, valid_BT1: Tensor) -> Tensor:
+        """x_BTD → its update of the same shape."""
+        y_BTD = F.glu(self.gate(self.norm(x_BTD)), dim=-1) * valid_BT1
+        y_BD1T = y_BTD.transpose(1, 2)[:, :, None, :]  # channels-last in memory: no copy
+        weight_D11K = self.depthwise.weight[:, :, None, :]
+        y_BD1T = F.conv2d(y_BD1T, weight_D11K, self.depthwise.bias, padding=(0, self.kernel // 2), groups=y_BD1T.shape[1])
+        return torch.as_tensor(self.out(F.silu(self.inner_norm(y_BD1T[:, :, 0, :].transpose(1, 2)))))
+
+
+class FeedForward(nn.Module):
+    """LayerNorm, widen, SiLU, narrow."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(config.d_model)
+        self.wide = nn.Linear(config.d_model, config.ff_factor * config.d_model)
+        self.narrow = nn.Linear(config.ff_factor * config.d_model, config.d_model)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """x_BTD → its update of the same shape."""
+        return torch.as_tensor(self.narrow(F.silu(self.wide(self.norm(x_BTD)))))
+
+
+class ConformerLayer(nn.Module):
+    """Half a feed-forward step, attention, convolution, the other half, LayerNorm (Gulati et al. 2020, equation 1)."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.before = FeedForward(config)
+        self.attention = RotaryAttention(config)
+        self.conv = ConvModule(config)
+        self.after = FeedForward(config)
+        self.norm = nn.LayerNorm(config.d_model)
+        self.dropout = config.dropout
+
+    def forward(self, x_BTD: Tensor, valid_BT1: Tensor, key_mask_B11T: Tensor) -> Tensor:
+        """x_BTD → the layer's output of the same shape."""
+
+        def drop(y_BTD: Tensor) -> Tensor:
+            return F.dropout(y_BTD, self.dropout, self.training)
+
+        x_BTD = x_BTD + 0.5 * drop(self.before(x_BTD))
+        x_BTD = x_BTD + drop(self.attention(x_BTD, key_mask_B11T))
+        x_BTD = x_BTD + drop(self.conv(x_BTD, valid_BT1))
+        return torch.as_tensor(self.norm(x_BTD + 0.5 * drop(self.after(x_BTD))))
+
+
+class ConformerEncoder(nn.Module):
+    """Features of 10 ms → model frames of 40 ms, and what the taps saw."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.dropout = config.dropout
+        self.front: nn.Module = Conv1dFront(config) if config.front == "conv1d" else Conv2dFront(config)
+        self.layers = nn.ModuleList(ConformerLayer(config) for _ in range(config.num_layers))
+
+    def forward(self, x_BTF: Tensor, length_B: Tensor, taps: Collection[int]) -> tuple[Tensor, Tensor, dict[int, Tensor]]:
+        """x_BTF (normalised), length_B in 10 ms frames, taps as layers counted from 1.
+
+        Gives the top layer's x_BTD, the lengths in encoder frames, and tap → x_BTD. What stands past an utterance's end is finite and
+        means nothing.
+        """
+        valid_BT = valid_frames(length_B, x_BTF.shape[1])
+        x_BTD = self.front(x_BTF.masked_fill(~valid_BT[:, :, None], 0.0), length_B)
+        x_BTD = F.dropout(x_BTD, self.dropout, self.training)
+        length_B = subsampled(length_B)
+        valid_BT = valid_frames(length_B, x_BTD.shape[1])
+        valid_BT1, key_mask_B11T = valid_BT[:, :, None].to(x_BTD.dtype), valid_BT[:, None, None, :]
+        seen: dict[int, Tensor] = {}
+        for number, layer in enumerate(self.layers, start=1):
+            x_BTD = layer(x_BTD, valid_BT1, key_mask_B11T)
+            if number in taps:
+                seen[number] = x_BTD
+        return x_BTD, length_B, seen

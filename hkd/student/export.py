@@ -1,0 +1,133 @@
+"""The export format, version 1: a folder that gives the trainer's own outputs with no training code.
+
+    student.json         what it is: configuration, unit symbols and their digest, feature settings; written last, the mark of completeness
+    model.safetensors    weights and the features' mean and deviation
+    subword.model        the SentencePiece model of a subword student (absent otherwise)
+
+- `student.json` holds the SHA-256 of the other files; a folder whose files do not match is refused.
+- Heads are dropped unless they are asked for. The bytes are a pure function of what is saved.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+
+from hkd.errors import UserError
+from hkd.files import digest_of_file, write_bytes, write_json
+from hkd.student.config import StudentConfig, config_from_json
+from hkd.student.model import Student, export_student
+from hkd.timebase import HOP_SAMPLES, SAMPLE_RATE_HZ
+from hkd.units.inventory import UnitInventory
+
+FORMAT, VERSION = "hkd-student", 1
+CARD, WEIGHTS, SUBWORDS = "student.json", "model.safetensors", "subword.model"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudentMeta:
+    """What an export says of itself. `inventory`: the main output's units; of a CTC output unit u is class u + 1, class 0 the blank."""
+
+    config: StudentConfig
+    inventory: UnitInventory
+    features: dict[str, Any] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
+    subword_model: Path | None = None
+
+
+def feature_settings(config: StudentConfig) -> dict[str, Any]:
+    """The features that a student of this configuration reads."""
+    return {"kind": "log-mel", "num_bins": config.encoder.num_bins, "sample_rate_hz": SAMPLE_RATE_HZ, "hop_samples": HOP_SAMPLES}
+
+
+def save_student(
+    folder: Path,
+    student: Student,
+    *,
+    inventory: UnitInventory,
+    subword_model: bytes | None = None,
+    extra: Mapping[str, Any] | None = None,
+    heads: bool = False,
+) -> None:
+    """Write the folder; without heads unless `heads`. Raises UserError where the inventory does not fit the main output."""
+    expected = student.config.num_main_units - (1 if student.config.main == "ctc" else 0)
+    if len(inventory) != expected:
+        raise UserError(f"the main output's inventory must have {expected} units, but has {len(inventory)} instead.")
+    kept = student if heads else export_student(student)
+    state = {name: value.detach().cpu().contiguous() for name, value in kept.state_dict().items()}
+    (folder / CARD).unlink(missing_ok=True)  # until it stands there again the folder is no student
+    write_bytes(folder / WEIGHTS, save(state))
+    if subword_model is None:
+        (folder / SUBWORDS).unlink(missing_ok=True)
+    else:
+        write_bytes(folder / SUBWORDS, subword_model)
+    files = [WEIGHTS] + ([SUBWORDS] if subword_model is not None else [])
+    card = {
+        "format": FORMAT,
+        "version": VERSION,
+        "config": asdict(kept.config),
+        "inventory": {
+            "level": inventory.level,
+            "digest": inventory.digest,
+            "silence": inventory.silence,
+            "symbols": list(inventory.symbols),
+        },
+        "features": feature_settings(kept.config),
+        "files": {name: digest_of_file(folder / name) for name in files},
+        "extra": dict(extra or {}),
+    }
+    write_json(folder / CARD, card)
+
+
+def _read_card(folder: Path) -> dict[str, Any]:
+    """student.json, its format and version checked."""
+    path = folder / CARD
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{folder} must be an exported student, but has no {CARD}. Run `hkd train` first.") from None
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path} must be a student's card, but cannot be read as one ({error}).") from None
+    if not isinstance(card, dict) or card.get("format") != FORMAT:
+        raise UserError(f"{path} must have the format '{FORMAT}', but has another instead.")
+    if card.get("version") != VERSION:
+        raise UserError(f"{path} must have version {VERSION}, but has {card.get('version')} instead. Use the hkd that wrote it.")
+    return card
+
+
+def load_student(folder: Path, *, device: str | torch.device = "cpu") -> tuple[Student, StudentMeta]:
+    """Student in eval mode on `device`, and its card. Raises UserError where the folder is no student or its files do not match."""
+    card = _read_card(folder)
+    try:
+        config = config_from_json(card["config"])
+        entry = card["inventory"]
+        inventory = UnitInventory(level=entry["level"], symbols=tuple(entry["symbols"]), silence=entry["silence"])
+        files: dict[str, str] = {name: str(card["files"][name]) for name in (WEIGHTS, SUBWORDS) if name in card["files"]}
+        files[WEIGHTS]
+        meta = StudentMeta(
+            config=config,
+            inventory=inventory,
+            features=dict(card["features"]),
+            extra=dict(card["extra"]),
+            subword_model=folder / SUBWORDS if SUBWORDS in files else None,
+        )
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{folder / CARD} must be a student's card, but cannot be read as one ({error!r}).") from None
+    if entry.get("digest") != inventory.digest:
+        raise UserError(
+            f"{folder / CARD}: the inventory's digest must be {inventory.digest}, but is {entry.get('digest')} instead."
+        )
+    for name, digest in files.items():
+        found = digest_of_file(folder / name) if (folder / name).is_file() else "missing"
+        if found != digest:
+            raise UserError(f"{folder / name} must have the SHA-256 {digest}, but is {found} instead. Export the student anew.")
+    student = Student(config)
+    try:
+        student.load_state_dict(load((folder / WEIGHTS).read_bytes()))
+    except RuntimeError as error:
+        raise UserError(f"{folder / WEIGHTS} must fit {CARD}, but does not ({str(error).splitlines()[0]}).") from None
+    return student.to(device).eval(), meta

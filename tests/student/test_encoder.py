@@ -1,0 +1,91 @@
+"""An utterance's output and gradient depend on nothing but itself."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from hkd.student import EncoderConfig, Student, StudentConfig
+from hkd.student.encoder import rotary_tables, subsampled
+from hkd.timebase import num_encoder_frames
+
+FRONTS = ("conv1d", "conv2d")
+
+
+def small(front: str) -> StudentConfig:
+    encoder = EncoderConfig(d_model=24, num_layers=2, num_heads=2, conv_kernel=5, num_bins=16, front=front, front_channels=4)
+    return StudentConfig(encoder=encoder, num_main_units=12)
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(lengths=st.lists(st.integers(1, 70), min_size=1, max_size=5), front=st.sampled_from(FRONTS), seed=st.integers(0, 1000))
+def test_companions_and_padding_change_neither_output_nor_gradient(
+    make: Callable[..., Student], lengths: list[int], front: str, seed: int
+) -> None:
+    student = make(small(front), seed).double()
+    rng = torch.Generator().manual_seed(seed)
+    x_BTF = torch.randn(
+        len(lengths), max(lengths) + 9, 16, generator=rng, dtype=torch.float64
+    )  # what lies past the end is not zero
+    alone_TF = x_BTF[:1, : lengths[0]].clone().requires_grad_()
+    alone = student(alone_TF, torch.tensor(lengths[:1])).logits_BTV
+    frames = num_encoder_frames(lengths[0])
+    assert alone.shape[1] == frames
+    x_BTF.requires_grad_()
+    output = student(x_BTF, torch.tensor(lengths))
+    assert output.length_B.tolist() == [num_encoder_frames(n) for n in lengths]
+    assert output.logits_BTV.shape[1] == num_encoder_frames(max(lengths) + 9)
+    torch.testing.assert_close(output.logits_BTV[:1, :frames], alone, atol=1e-9, rtol=1e-9)
+    assert bool(torch.isfinite(output.logits_BTV).all())
+
+    def weights(logits: torch.Tensor) -> list[torch.Tensor]:
+        loss = (logits * torch.arange(12.0)).sin().sum()
+        return list(torch.autograd.grad(loss, [alone_TF if logits is alone else x_BTF, *student.parameters()]))
+
+    ours, in_batch = weights(alone), weights(output.logits_BTV[:1, :frames])
+    torch.testing.assert_close(in_batch[0][:1, : lengths[0]], ours[0], atol=1e-9, rtol=1e-7)
+    assert not in_batch[0][1:].any()
+    assert not in_batch[0][0, lengths[0] :].any()
+    torch.testing.assert_close(in_batch[1:], ours[1:], atol=1e-8, rtol=1e-7)
+
+
+@pytest.mark.parametrize("front", FRONTS)
+def test_padding_may_hold_anything(make: Callable[..., Student], front: str) -> None:
+    student = make(small(front))
+    x_BTF = torch.randn(2, 30, 16)
+    length_B = torch.tensor([30, 11])
+    clean = student(x_BTF, length_B).logits_BTV
+    x_BTF[1, 11:] = float("nan")
+    torch.testing.assert_close(student(x_BTF, length_B).logits_BTV[1, :3], clean[1, :3], atol=0, rtol=0)
+
+
+def test_output_depends_on_every_frame(make: Callable[..., Student]) -> None:
+    """No frame is lost at the end, whatever the remainder of the length by four."""
+    student = make(small("conv1d"))
+    for frames in (1, 2, 3, 4, 5, 40):
+        x_BTF = torch.randn(1, frames, 16, requires_grad=True)
+        logits = student(x_BTF, torch.tensor([frames])).logits_BTV
+        (grad_BTF,) = torch.autograd.grad(logits[0, -1].sin().sum(), x_BTF)
+        assert bool((grad_BTF.abs().amax(2) > 0).all())
+
+
+def test_subsampled_is_the_timebases_rule() -> None:
+    length_B = torch.arange(1, 50)
+    assert subsampled(length_B).tolist() == [num_encoder_frames(n) for n in range(1, 50)]
+    assert torch.equal(subsampled(subsampled(length_B, 2), 2), subsampled(length_B))
+
+
+def test_rotary_scores_depend_on_the_distance_alone() -> None:
+    cos_TE, sin_TE = rotary_tables(20, 8, device=torch.device("cpu"), dtype=torch.float32)
+    rng = torch.Generator().manual_seed(0)
+    first, second = torch.randn(2, 8, generator=rng)
+
+    def turn(x: torch.Tensor, t: int) -> torch.Tensor:
+        a, b = x.chunk(2)
+        return torch.cat([a * cos_TE[t] - b * sin_TE[t], b * cos_TE[t] + a * sin_TE[t]])
+
+    scores = [float(turn(first, t) @ turn(second, t + 3)) for t in range(0, 17, 4)]
+    assert max(scores) - min(scores) < 1e-5
+    assert abs(scores[0] - float(turn(first, 0) @ turn(second, 9))) > 1e-3

@@ -1,0 +1,91 @@
+"""The export format: round trip, same bytes, and what is refused."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from hkd.errors import UserError
+from hkd.student import Student, StudentConfig, load_student, save_student
+from hkd.units.inventory import UnitInventory
+
+INVENTORY = UnitInventory(level="subword", symbols=tuple("abcdefghijk"))
+
+
+@pytest.fixture
+def student(make: Callable[..., Student], config: StudentConfig) -> Student:
+    return make(config)
+
+
+@pytest.mark.parametrize("heads", [False, True])
+def test_round_trip_gives_the_trainers_own_outputs(student: Student, tmp_path: Path, heads: bool) -> None:
+    save_student(
+        tmp_path / "model", student, inventory=INVENTORY, subword_model=b"sentencepiece", extra={"run": "a"}, heads=heads
+    )
+    loaded, meta = load_student(tmp_path / "model")
+    x_BTF, length_B = torch.randn(2, 30, 16), torch.tensor([30, 7])
+    with torch.no_grad():
+        ours, theirs = student(x_BTF, length_B), loaded(x_BTF, length_B)
+    assert torch.equal(ours.logits_BTV, theirs.logits_BTV)
+    assert (set(theirs.heads) == set(ours.heads)) == heads
+    assert not loaded.training
+    assert meta.inventory == INVENTORY
+    assert meta.extra == {"run": "a"}
+    assert meta.features["num_bins"] == 16
+    assert meta.subword_model is not None
+    assert meta.subword_model.read_bytes() == b"sentencepiece"
+
+
+def test_bytes_are_a_function_of_what_is_saved(student: Student, tmp_path: Path) -> None:
+    for name in "ab":
+        save_student(tmp_path / name, student, inventory=INVENTORY)
+    for file in (tmp_path / "a").iterdir():
+        assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
+
+
+def test_saving_again_without_subwords_leaves_none_behind(student: Student, tmp_path: Path) -> None:
+    save_student(tmp_path, student, inventory=INVENTORY, subword_model=b"x")
+    save_student(tmp_path, student, inventory=INVENTORY)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.safetensors", "student.json"]
+    assert load_student(tmp_path)[1].subword_model is None
+
+
+def test_what_does_not_fit_is_refused(student: Student, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="11 units"):
+        save_student(tmp_path, student, inventory=UnitInventory(level="subword", symbols=("a",)))
+    with pytest.raises(UserError, match="hkd train"):
+        load_student(tmp_path / "nowhere")
+    save_student(tmp_path, student, inventory=INVENTORY)
+    card = json.loads((tmp_path / "student.json").read_text())
+    weights = (tmp_path / "model.safetensors").read_bytes()
+
+    def broken(**changes: object) -> None:
+        (tmp_path / "student.json").write_text(json.dumps({**card, **changes}))
+
+    for changes, named in (
+        ({"version": 2}, "version"),
+        ({"format": "other"}, "format"),
+        ({"inventory": {**card["inventory"], "symbols": ["z", *card["inventory"]["symbols"][1:]]}}, "digest"),
+        ({"config": {**card["config"], "colour": 1}}, "colour"),
+        ({"files": {}}, "card"),
+    ):
+        broken(**changes)
+        with pytest.raises(UserError, match=named):
+            load_student(tmp_path)
+    (tmp_path / "student.json").write_text("[1")
+    with pytest.raises(UserError, match="card"):
+        load_student(tmp_path)
+    broken()
+    (tmp_path / "model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
+    with pytest.raises(UserError, match="SHA-256"):
+        load_student(tmp_path)
+
+
+def test_a_folder_that_was_being_written_is_no_student(student: Student, tmp_path: Path) -> None:
+    """The card is the mark: it goes first and comes last."""
+    save_student(tmp_path, student, inventory=INVENTORY)
+    (tmp_path / "student.json").unlink()
+    with pytest.raises(UserError, match=r"student\.json"):
+        load_student(tmp_path)

@@ -1,0 +1,99 @@
+"""Heads hang on their taps, and fall off at export without a trace."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+
+from hkd.errors import UserError
+from hkd.losses import ctc_loss
+from hkd.student import Student, StudentConfig, export_student
+
+
+def batch() -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.randn(2, 37, 16, generator=torch.Generator().manual_seed(3)), torch.tensor([37, 18])
+
+
+def test_heads_give_one_distribution_a_slot(make: Callable[..., Student], config: StudentConfig) -> None:
+    output = make(config)(*batch())
+    assert output.logits_BTV.shape == (2, 10, 12)
+    assert {name: tuple(x.shape) for name, x in output.heads.items()} == {
+        "senone-hard": (2, 40, 30), "senone-aux": (2, 40, 30), "monophone-aux": (2, 10, 7),
+    }  # fmt: skip
+    slot_M = torch.tensor([3, 41])
+    chosen = make(config)(*batch(), slots={"senone-aux": slot_M}).heads
+    torch.testing.assert_close(chosen["senone-aux"], output.heads["senone-aux"].flatten(0, 1)[slot_M])
+    torch.testing.assert_close(chosen["senone-hard"], output.heads["senone-hard"])
+
+
+def test_a_head_teaches_its_layer_and_those_below_alone(make: Callable[..., Student], config: StudentConfig) -> None:
+    student = make(config)
+    student(*batch()).heads["senone-aux"].sin().sum().backward()
+    for number, layer in enumerate(student.encoder.layers, start=1):
+        taught = any(p.grad is not None and bool(p.grad.any()) for p in layer.parameters())
+        assert taught == (number <= 1)
+    assert all(p.grad is None for p in student.main.parameters())
+
+
+def test_export_is_the_none_student_and_bit_for_bit_the_trainers(make: Callable[..., Student], config: StudentConfig) -> None:
+    student, none = make(config), make(replace(config, heads=()))
+    exported = export_student(student)
+    with torch.no_grad():
+        assert torch.equal(exported(*batch()).logits_BTV, student(*batch()).logits_BTV)
+    assert exported.num_parameters() == none.num_parameters() < student.num_parameters()
+    assert exported.state_dict().keys() == none.state_dict().keys()
+    assert exported(*batch()).heads == {}
+    next(exported.parameters()).data.zero_()
+    assert bool(next(student.parameters()).any())  # a copy
+
+
+def test_one_seed_gives_one_beginning_whatever_the_heads(make: Callable[..., Student], config: StudentConfig) -> None:
+    with_heads, without = make(config).state_dict(), make(replace(config, heads=())).state_dict()
+    assert all(torch.equal(with_heads[name], value) for name, value in without.items())
+
+
+def test_heads_do_not_disturb_dropout(make: Callable[..., Student], config: StudentConfig) -> None:
+    outputs = []
+    for heads in (config.heads, ()):
+        student = make(replace(config, heads=heads)).train()
+        torch.manual_seed(9)
+        outputs.append(student(*batch()).logits_BTV)
+    assert torch.equal(*outputs)
+
+
+def test_features_are_normalised_inside(make: Callable[..., Student], config: StudentConfig) -> None:
+    student = make(config)
+    x_BTF, length_B = batch()
+    mean_F, std_F = student.mean_F.clone(), student.std_F.clone()
+    expected = student(x_BTF, length_B).logits_BTV
+    student.set_cmvn(torch.zeros(16), torch.ones(16))
+    torch.testing.assert_close(student((x_BTF - mean_F) / std_F, length_B).logits_BTV, expected)
+    student.set_cmvn(torch.zeros(16), torch.zeros(16))  # a bin that never moves
+    assert bool(torch.isfinite(student(x_BTF, length_B).logits_BTV).all())
+    with pytest.raises(UserError, match="mean_F"):
+        student.set_cmvn(torch.zeros(3), torch.ones(3))
+    with pytest.raises(UserError, match="std_F"):
+        student.set_cmvn(torch.zeros(16), torch.full((16,), float("nan")))
+
+
+def test_senone_main_output_has_slots(make: Callable[..., Student], config: StudentConfig) -> None:
+    output = make(replace(config, main="senone", num_main_units=30))(*batch())
+    assert output.logits_BTV.shape == (2, 40, 30)
+    assert output.length_B.tolist() == [40, 20]
+
+
+def test_learns(make: Callable[..., Student], config: StudentConfig) -> None:
+    """A few steps of CTC on one batch lower the loss a lot: gradients reach everything."""
+    student = make(config).train()
+    optimizer = torch.optim.Adam(student.parameters(), lr=3e-3)
+    target_L, target_length_B = torch.tensor([1, 2, 3, 5, 5]), torch.tensor([3, 2])
+    losses = []
+    for _ in range(40):
+        output = student(*batch())
+        loss = ctc_loss(output.logits_BTV, output.length_B, target_L, target_length_B).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.2 * losses[0]
