@@ -1,0 +1,62 @@
+"""Features of utterances at a speed: computed when asked for, kept in memory up to a limit.
+
+What is kept does not change what is given: features are a pure function of sound and speed. With noise nothing is kept.
+
+Shape letters: T frames, F bins.
+"""
+
+import threading
+from collections import OrderedDict
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hkd.audio import read_audio
+from hkd.features.augment import change_speed
+from hkd.features.fbank import log_mel
+from hkd.manifest import Utterance
+
+Features = NDArray[np.float32]  # x_TF
+
+
+class FeatureSource:
+    """Log-mel features, from memory where they are there. `max_bytes` bounds what is kept; the longest unused goes first."""
+
+    def __init__(self, *, max_bytes: int = 1 << 30) -> None:
+        self._max_bytes = max_bytes
+        self._kept: OrderedDict[tuple[str, float], Features] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def wave(self, utterance: Utterance, speed: float = 1.0) -> NDArray[np.float32]:
+        """The sound at a speed, 16 kHz. Raises UserError where it cannot be read."""
+        return change_speed(read_audio(utterance), speed)
+
+    def __call__(self, utterance: Utterance, speed: float = 1.0) -> Features:
+        """x_TF; not to be written to."""
+        key = (utterance.id, speed)
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        x_TF: Features = log_mel(self.wave(utterance, speed)).numpy()
+        with self._lock:
+            if key not in self._kept:
+                self._kept[key] = x_TF
+                self._bytes += x_TF.nbytes
+            while self._bytes > self._max_bytes and self._kept:
+                self._bytes -= self._kept.popitem(last=False)[1].nbytes
+        return x_TF
+
+    def __reduce__(self) -> tuple[type["FeatureSource"], tuple[()], dict[str, int]]:
+        return FeatureSource, (), {"_max_bytes": self._max_bytes}
+
+
+def mean_and_std(parts: "list[Features]") -> tuple[torch.Tensor, torch.Tensor]:
+    """(mean_F, std_F) over all frames, summed in float64 in the given order."""
+    count = sum(len(x_TF) for x_TF in parts)
+    sum_F = np.sum([x_TF.sum(0, dtype=np.float64) for x_TF in parts], axis=0)
+    mean_F = sum_F / count
+    square_F = np.sum([((x_TF - mean_F) ** 2).sum(0, dtype=np.float64) for x_TF in parts], axis=0)
+    return torch.from_numpy(mean_F.astype(np.float32)), torch.from_numpy(np.sqrt(square_F / count).astype(np.float32))

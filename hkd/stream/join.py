@@ -1,0 +1,184 @@
+"""Manifest + alignment + label stores, held against each other: what a training run may use, and what each utterance has.
+
+- Refused, in one line with both digests: a transcript that was edited after alignment or labelling, an inventory that does not fit, an
+  alignment that gives another unit sequence than the labels were made for. Moved audio, other splits and re-timing are none of these.
+- An auxiliary head takes its store's own units, trimmed to the ids that any row keeps; all others are one rest unit, part of the tail.
+
+Shape letters: U positions of an utterance, V units.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hkd.align.alignment import Alignment, Positions, positions, sequence_digest, word_positions
+from hkd.errors import UserError
+from hkd.files import digest_of
+from hkd.labels.reader import LabelReader
+from hkd.manifest import Manifest, Utterance
+from hkd.units.level import SUBWORD
+from hkd.units.subword import SubwordModel
+from hkd.units.text import words
+
+KEPT_UTTERANCES = 100_000
+
+
+def transcript_digest(text_words: Iterable[str]) -> bytes:
+    """The first 8 bytes of the SHA-256 of a transcript's normalised words."""
+    return bytes.fromhex(digest_of(text_words)[:16])
+
+
+@dataclass(frozen=True, kw_only=True)
+class JoinedStore:
+    """A label store as a head sees it. `head_unit_V`: store id → head unit; the ids that no row keeps share the last one."""
+
+    name: str
+    level: str
+    reader: LabelReader
+    own_units: bool  # the positions are those of the alignment's or the student's own units, not of foreign pieces
+    head_unit_V: NDArray[np.int64]
+    num_units: int
+
+
+class Join:
+    """All that is known of each utterance's units and when they were spoken. Raises UserError where the parts do not fit together."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        *,
+        subwords: SubwordModel,
+        alignment: Alignment | None = None,
+        stores: Mapping[str, LabelReader] | None = None,
+        same_units: Iterable[str] = (),
+        trim: bool = True,
+    ) -> None:
+        """same_units: stores whose inventory must equal the student's subwords (interpolation, ctc); trim: drop ids that no row keeps."""
+        self.manifest, self.subwords, self.alignment = manifest, subwords, alignment
+        self.stores = {name: self._joined(name, reader, name in set(same_units), trim) for name, reader in (stores or {}).items()}
+        self._words = lru_cache(KEPT_UTTERANCES)(self._find_words)
+        self._segments = lru_cache(KEPT_UTTERANCES)(self._find_segments)
+        self._positions = lru_cache(KEPT_UTTERANCES)(self._find_positions)
+
+    def __reduce__(self) -> tuple[Callable[..., "Join"], tuple[object, ...]]:
+        return _rejoin, (self.manifest, self.subwords.path, self.alignment and self.alignment.path, self.stores)
+
+    def _joined(self, name: str, reader: LabelReader, same_units: bool, trim: bool) -> JoinedStore:
+        spec = reader.spec
+        if spec.level == SUBWORD:
+            expected, whose = self.subwords.inventory.digest, "the student's subword inventory"
+        else:
+            if self.alignment is None or spec.level not in self.alignment.inventories:
+                raise UserError(f"label store '{name}' needs an alignment with level {spec.level}. Run `hkd align` first.")
+            expected, whose = self.alignment.inventories[spec.level].digest, f"the alignment's {spec.level} inventory"
+        own = spec.inventory.digest == expected
+        if not own and (same_units or spec.level != SUBWORD):
+            remedy = "Take the objective auxiliary, or dump" if spec.level == SUBWORD else "Dump"
+            raise UserError(
+                f"label store '{name}' must have {whose}, digest {expected}, but has {spec.inventory.digest} instead. "
+                f"{remedy} labels in these units."
+            )
+        num_all = len(spec.inventory)
+        kept = reader.kept_ids() if trim and not same_units else np.arange(num_all)
+        head_unit_V = np.full(num_all, min(len(kept), num_all - 1), np.int64)
+        head_unit_V[kept] = np.arange(len(kept))
+        return JoinedStore(
+            name=name, level=spec.level, reader=reader, own_units=own, head_unit_V=head_unit_V,
+            num_units=len(kept) + (len(kept) < num_all),
+        )  # fmt: skip
+
+    # What an utterance has -------------------------------------------------------------------------------------------------
+
+    def aligned(self, utterance_id: str) -> bool:
+        """Whether it has an alignment."""
+        return self.alignment is not None and utterance_id in self.alignment
+
+    def words(self, utterance: Utterance) -> tuple[str, ...]:
+        """Its normalised words."""
+        return self._words(utterance.id)
+
+    def target(self, utterance: Utterance) -> NDArray[np.int32]:
+        """Its subwords, unit_U."""
+        return self.subwords.encode(self.words(utterance))[0]
+
+    def segments(self, utterance_id: str, level: str) -> Positions:
+        """What is said when, at a level, for hard heads: aligned levels with silence, subwords without."""
+        return self._segments(utterance_id, level)
+
+    def positions(self, utterance_id: str, store: str) -> Positions:
+        """The frames of the positions that a store labels."""
+        return self._positions(utterance_id, store)
+
+    def _find_words(self, utterance_id: str) -> tuple[str, ...]:
+        return tuple(words(self.manifest.by_id(utterance_id).text))
+
+    def _find_segments(self, utterance_id: str, level: str) -> Positions:
+        assert self.alignment is not None
+        if level == SUBWORD:
+            unit_U, word_U = self.subwords.encode(self._words(utterance_id))
+            return word_positions(self.alignment[utterance_id], word_U, unit_U)
+        return positions(self.alignment[utterance_id].tiers[level], ())
+
+    def _find_positions(self, utterance_id: str, name: str) -> Positions:
+        assert self.alignment is not None
+        store = self.stores[name]
+        if store.level != SUBWORD:
+            return self.alignment.positions(utterance_id, store.level)
+        if store.own_units:
+            return self._segments(utterance_id, SUBWORD)
+        block = store.reader.block([utterance_id])
+        return word_positions(self.alignment[utterance_id], block.word_N, block.topk.gold_N)
+
+    # What must fit ---------------------------------------------------------------------------------------------------------
+
+    def check(self, utterances: Iterable[Utterance], *, num_frames: Callable[[Utterance], int] | None = None) -> None:
+        """Hold every utterance's transcript and unit sequences against alignment and stores. Raises UserError at the first misfit."""
+        for utterance in utterances:
+            said = self.words(utterance)
+            if self.aligned(utterance.id):
+                assert self.alignment is not None
+                row = self.alignment[utterance.id]
+                if row.words != said:
+                    _refuse_text(
+                        utterance.id, "aligned", transcript_digest(row.words), transcript_digest(said), "Run `hkd align` again."
+                    )
+                if num_frames is not None and abs(row.num_frames - num_frames(utterance)) > 5:
+                    raise UserError(
+                        f"utterance '{utterance.id}': the alignment must cover its {num_frames(utterance)} frames, but covers "
+                        f"{row.num_frames}. Run `hkd align` again."
+                    )
+            for name, store in self.stores.items():
+                if utterance.id in store.reader:
+                    self._check_store(utterance.id, name, store, said)
+
+    def _check_store(self, utterance_id: str, name: str, store: JoinedStore, said: tuple[str, ...]) -> None:
+        again = f"Run `hkd teacher-dump` for '{name}' again."
+        there, here = store.reader.text_digest(utterance_id), transcript_digest(said)
+        if there != here:
+            _refuse_text(utterance_id, f"labelled in store '{name}'", there, here, again)
+        if not store.own_units or (store.level != SUBWORD and not self.aligned(utterance_id)):
+            return
+        unit_U = self.subwords.encode(said)[0] if store.level == SUBWORD else self._positions(utterance_id, name).unit_U
+        there, here = store.reader.unit_digest(utterance_id), sequence_digest(unit_U)
+        if there != here:
+            source = "subword model" if store.level == SUBWORD else "alignment"
+            raise UserError(
+                f"utterance '{utterance_id}': the {source} must give the {store.level} sequence that label store '{name}' was made "
+                f"for, digest {there.hex()}, but gives {here.hex()} instead. {again}"
+            )
+
+
+def _refuse_text(utterance_id: str, what: str, there: bytes, here: bytes, remedy: str) -> None:
+    raise UserError(
+        f"utterance '{utterance_id}': the transcript must be the one that was {what}, digest {there.hex()}, but is another, "
+        f"digest {here.hex()}. {remedy}"
+    )
+
+
+def _rejoin(manifest: Manifest, subwords: object, alignment: object, stores: Mapping[str, JoinedStore]) -> Join:
+    join = Join(manifest, subwords=SubwordModel(subwords), alignment=alignment and Alignment(alignment))  # type: ignore[arg-type]
+    join.stores = dict(stores)
+    return join

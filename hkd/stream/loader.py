@@ -1,0 +1,156 @@
+"""Utterances → batches, whole ones, in this process or in workers.
+
+Shape letters: B utterances, T frames, F bins, S slots of an utterance (padded), N positions, M labelled slots.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from hkd.align.alignment import Positions
+from hkd.features.augment import NO_AUGMENTATION, AugmentConfig, add_noise, draw_speed, generator, spec_augment
+from hkd.features.fbank import log_mel
+from hkd.features.source import FeatureSource
+from hkd.manifest import Utterance
+from hkd.stream.batch import Batch, HardLabels, SoftLabels
+from hkd.stream.join import Join
+from hkd.stream.place import place
+from hkd.stream.plan import BatchPlan
+from hkd.timebase import FRAME_SHIFT_S, num_encoder_frames
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchMaker:
+    """Makes batches of utterances. hard: level → slots; soft: store → slots. `fill_F` is what masks are filled with."""
+
+    utterances: Sequence[Utterance]
+    join: Join
+    features: FeatureSource
+    hard: Mapping[str, int]
+    soft: Mapping[str, int]
+    augment: AugmentConfig = NO_AUGMENTATION
+    fill_F: NDArray[np.float32] | None = None
+    seed: int = 0
+
+    def __call__(self, rows: Sequence[int] | NDArray[np.int64], *, epoch: int = 0) -> Batch | None:
+        """The batch of these utterances in that epoch; None for none."""
+        chosen = [self.utterances[int(row)] for row in rows]
+        if not chosen:
+            return None
+        parts, speeds = zip(*(self._features(utterance, epoch) for utterance in chosen), strict=True)
+        length_B = np.array([len(x_TF) for x_TF in parts], np.int64)
+        x_BTF = np.zeros((len(parts), int(length_B.max()), parts[0].shape[1]), np.float32)
+        for b, x_TF in enumerate(parts):
+            x_BTF[b, : len(x_TF)] = x_TF
+        targets = [self.join.target(utterance) for utterance in chosen]
+        return Batch(
+            ids=tuple(utterance.id for utterance in chosen),
+            x_BTF=torch.from_numpy(x_BTF),
+            length_B=torch.from_numpy(length_B),
+            target_L=torch.from_numpy(np.concatenate(targets).astype(np.int64) + 1),
+            target_length_B=torch.tensor([len(target) for target in targets]),
+            hard={level: self._hard(chosen, speeds, length_B, level, slots) for level, slots in self.hard.items()},
+            soft={name: self._soft(chosen, speeds, length_B, name, slots) for name, slots in self.soft.items()},
+            seconds=float(length_B.sum()) * FRAME_SHIFT_S,
+        )
+
+    def _features(self, utterance: Utterance, epoch: int) -> tuple[NDArray[np.float32], float]:
+        random = generator(self.seed, epoch, utterance.id)
+        speed = draw_speed(self.augment, random)
+        if self.augment.noise_probability > 0:
+            x_TF: NDArray[np.float32] = log_mel(add_noise(self.features.wave(utterance, speed), self.augment, random)).numpy()
+        else:
+            x_TF = self.features(utterance, speed)
+        if self.fill_F is not None and (self.augment.freq_masks or self.augment.time_masks):
+            x_TF = spec_augment(x_TF, self.augment, random, fill_F=self.fill_F)
+        return x_TF, speed
+
+    def _hard(
+        self, chosen: Sequence[Utterance], speeds: Sequence[float], length_B: NDArray[np.int64], level: str, slots: int
+    ) -> HardLabels:
+        found = [self.join.segments(u.id, level) if self.join.aligned(u.id) else None for u in chosen]
+        slot_M, position_M, starts = _place_all(found, speeds, length_B, slots)
+        units = np.concatenate([np.zeros(0, np.int32), *(p.unit_U for p in found if p is not None)])
+        del starts
+        return HardLabels(slot_M=torch.from_numpy(slot_M), unit_M=torch.from_numpy(units[position_M].astype(np.int64)))
+
+    def _soft(
+        self, chosen: Sequence[Utterance], speeds: Sequence[float], length_B: NDArray[np.int64], name: str, slots: int
+    ) -> SoftLabels:
+        store = self.join.stores[name]
+        there = [u.id in store.reader and self.join.aligned(u.id) for u in chosen]
+        block = store.reader.block([u.id for u, ok in zip(chosen, there, strict=True) if ok])
+        found = [self.join.positions(u.id, name) if ok else None for u, ok in zip(chosen, there, strict=True)]
+        slot_M, position_M, offset_B1 = _place_all(found, speeds, length_B, slots)
+        topk = block.topk
+        gold_N = np.where(topk.gold_N >= 0, store.head_unit_V[np.maximum(topk.gold_N, 0)], -1)
+        return SoftLabels(
+            ids_NK=torch.from_numpy(store.head_unit_V[topk.ids_NK]),
+            logp_NK=_tensor(topk.logp_NK),
+            tail_N=_tensor(topk.tail_N),
+            gold_N=torch.from_numpy(gold_N),
+            gold_logp_N=_tensor(topk.gold_logp_N),
+            lse_NJ=_tensor(topk.lse_NJ),
+            tail_NJ=_tensor(topk.tail_NJ),
+            count_NK=None if topk.count_NK is None else torch.from_numpy(topk.count_NK.astype(np.int64)),
+            offset_B1=torch.from_numpy(offset_B1),
+            slot_M=torch.from_numpy(slot_M),
+            position_M=torch.from_numpy(position_M),
+        )
+
+
+def _tensor(values: NDArray[np.float32]) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values, np.float32))
+
+
+def _place_all(
+    found: Sequence[Positions | None], speeds: Sequence[float], length_B: NDArray[np.int64], slots: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """(slot_M, position_M, offset_B1) over the batch: slots as b · S + s, positions counted through."""
+    slots_padded = num_encoder_frames(int(length_B.max())) * slots
+    slot_parts, position_parts, offsets = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], [0]
+    for b, (here, speed) in enumerate(zip(found, speeds, strict=True)):
+        if here is None:
+            offsets.append(offsets[-1])
+            continue
+        slot_M, position_M = place(here, num_frames=int(length_B[b]), slots=slots, speed=speed)
+        slot_parts.append(slot_M + b * slots_padded)
+        position_parts.append(position_M + offsets[-1])
+        offsets.append(offsets[-1] + len(here.start_U))
+    return np.concatenate(slot_parts), np.concatenate(position_parts), np.array(offsets, np.int64)
+
+
+class _Steps(IterableDataset[Any]):
+    """The shares of the steps from start_step on; worker w of n makes steps w, w + n ..., which DataLoader puts in order again."""
+
+    def __init__(self, maker: BatchMaker, plan: BatchPlan, start_step: int, rank: int, world_size: int) -> None:
+        self.maker, self.plan, self.start_step, self.rank, self.world_size = maker, plan, start_step, rank, world_size
+
+    def __iter__(self) -> Iterator[Any]:
+        worker = get_worker_info()
+        first, stride = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        for step in count(self.start_step + first, stride):
+            yield self.maker(self.plan.share(step, self.rank, self.world_size), epoch=self.plan.epoch_of(step))
+
+
+def _one_thread(_worker: int) -> None:
+    torch.set_num_threads(1)
+
+
+def batches(
+    maker: BatchMaker, plan: BatchPlan, *, start_step: int, rank: int, world_size: int, workers: int = 0, pin: bool = False
+) -> Iterator[Batch | None]:
+    """Endless: the share of every step from start_step on. Workers change when it is ready, never what it is."""
+    steps = _Steps(maker, plan, start_step, rank, world_size)
+    if workers == 0:
+        return iter(steps)
+    loader: DataLoader[Any] = DataLoader(
+        steps, batch_size=None, num_workers=workers, worker_init_fn=_one_thread, prefetch_factor=4, pin_memory=pin
+    )
+    return iter(loader)
