@@ -1,0 +1,132 @@
+"""Shards as Arrow IPC files: memory-mapped, a record batch of one row a block; also opened by `datasets.load_dataset("arrow", ...)`.
+
+Columns: `id` and `num_positions` of the block's utterances, their digests (8 bytes each, joined), and one binary column a plane,
+a Zstandard frame of its bytes (or, with compression none, the bytes).
+"""
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import zstandard
+
+from hkd.labels.backend import META_KEY, DamagedShardError, Utterances, block_cuts, check_meta, check_size, cut, shard_meta
+from hkd.labels.codec import Planes, layout
+from hkd.labels.schema import StoreSpec
+
+ZSTD_LEVEL = 1  # level 3 is slower and no smaller on byte planes
+MAX_POSITIONS = 1 << 40
+
+
+def _schema(spec: StoreSpec, shard: int) -> pa.Schema:
+    fields = [
+        ("id", pa.list_(pa.string())),
+        ("num_positions", pa.list_(pa.int32())),
+        ("unit_digest", pa.binary()),
+        ("text_digest", pa.binary()),
+        *((name, pa.large_binary()) for name in layout(spec)),
+    ]
+    return pa.schema(fields, metadata={META_KEY: json.dumps(shard_meta(spec, shard))})
+
+
+class ArrowBackend:
+    """Arrow IPC."""
+
+    suffix = ".arrow"
+
+    def write(self, file: BinaryIO, spec: StoreSpec, shard: int, utterances: Utterances, planes: Planes) -> None:
+        """Write a whole shard; the same content gives the same bytes."""
+        schema = _schema(spec, shard)
+        compressor = zstandard.ZstdCompressor(level=ZSTD_LEVEL)
+        offset_B1 = utterances.offset_B1
+        cuts = block_cuts(utterances.length_B, spec.block_positions)
+        with pa.ipc.new_file(file, schema) as writer:
+            for a, b in itertools.pairwise(cuts):
+                columns: list[Any] = [
+                    [utterances.ids[a:b]],
+                    [utterances.length_B[a:b].tolist()],
+                    [utterances.unit_digest_B8[a:b].tobytes()],
+                    [utterances.text_digest_B8[a:b].tobytes()],
+                ]
+                for plane in cut(spec, planes, int(offset_B1[a]), int(offset_B1[b])).values():
+                    data = np.ascontiguousarray(plane)
+                    columns.append([compressor.compress(data.data) if spec.compression == "zstd" else data.tobytes()])
+                arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
+                writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
+
+    def open(self, path: Path, spec: StoreSpec, shard: int) -> "ArrowShard":
+        """Memory-map a shard. Raises DamagedShardError where it is none of this store."""
+        return ArrowShard(path, spec, shard)
+
+
+class ArrowShard:
+    """An open Arrow shard; the file is memory-mapped."""
+
+    def __init__(self, path: Path, spec: StoreSpec, shard: int) -> None:
+        self._path, self._spec = path, spec
+        try:
+            self._file = pa.ipc.open_file(pa.memory_map(str(path)))
+            meta = json.loads((self._file.schema.metadata or {}).get(META_KEY.encode(), b"null"))
+            check_meta(path, meta, spec, shard)
+            if not self._file.schema.equals(_schema(spec, shard)):
+                raise DamagedShardError(path, "its columns are not those of the store")
+            self._batches = [self._batch(i) for i in range(self._file.num_record_batches)]
+            self.utterances = self._read_utterances()
+        except (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
+            raise DamagedShardError(path, _reason(error)) from None
+
+    def _batch(self, number: int) -> pa.RecordBatch:
+        batch = self._file.get_batch(number)
+        batch.validate(full=True)
+        if batch.num_rows != 1 or any(column.null_count for column in batch.columns):
+            raise DamagedShardError(self._path, "a block is not one row")
+        return batch
+
+    def _read_utterances(self) -> Utterances:
+        ids: list[str] = []
+        lengths: list[int] = []
+        self.cuts = [0]
+        digests = {"unit_digest": b"", "text_digest": b""}
+        for batch in self._batches:
+            names, counts = batch.column("id")[0].as_py(), batch.column("num_positions")[0].as_py()
+            if len(names) != len(counts) or None in names or not all(isinstance(c, int) and c >= 0 for c in counts):
+                raise DamagedShardError(self._path, "its lengths do not fit its ids")
+            ids += names
+            lengths += counts
+            self.cuts.append(len(ids))
+            for name in digests:
+                digests[name] += batch.column(name)[0].as_py()
+        if any(len(data) != 8 * len(ids) for data in digests.values()):
+            raise DamagedShardError(self._path, "its digests do not fit its ids")
+        unit, text = (np.frombuffer(digests[name], np.uint8).reshape(-1, 8) for name in ("unit_digest", "text_digest"))
+        return Utterances(ids=ids, length_B=np.array(lengths, np.int64), unit_digest_B8=unit, text_digest_B8=text)
+
+    def planes(self, block: int) -> Planes:
+        """The planes of a block. Raises DamagedShardError."""
+        n = int(self.utterances.length_B[self.cuts[block] : self.cuts[block + 1]].sum())
+        decompressor = zstandard.ZstdDecompressor()
+        planes: Planes = {}
+        for name, plane in layout(self._spec).items():
+            stored = self._batches[block].column(name)[0].as_buffer()
+            expected = plane.num_bytes(n)
+            data: Any = stored
+            if self._spec.compression == "zstd":
+                try:
+                    claimed = zstandard.frame_content_size(stored)
+                    if claimed != expected:
+                        raise DamagedShardError(self._path, f"plane {name} must have {expected} bytes, but claims {claimed}")
+                    check_size(self._path, expected, stored.size)
+                    data = decompressor.decompress(stored) if expected else b""
+                except (zstandard.ZstdError, MemoryError) as error:
+                    raise DamagedShardError(self._path, _reason(error)) from None
+            if len(data) != expected:
+                raise DamagedShardError(self._path, f"plane {name} must have {expected} bytes, but has {len(data)}")
+            planes[name] = np.frombuffer(data, plane.dtype).reshape(plane.shape(n))
+        return planes
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

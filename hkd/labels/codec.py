@@ -1,0 +1,272 @@
+"""How top-k rows become bytes: the codecs `f16` and `grid`.
+
+- Both turn a log-probability into a 16-bit code that does not fall with −log p. `f16`: the bits of −log p as a float16. `grid`: −log p
+  in steps of `step` nats, rounded half to even; 65535 is −∞.
+- Codes are stored as differences in rank modulo 2^16: rows fall, so the differences are small and compress well.
+- Every value is cut into byte planes, low byte first, each stored rank-major ("R, N"): what is alike lies together.
+- The gold unit is stored as its rank among the kept ids where its log-probability is that id's, bit for bit (0: it is not; then
+  the unit's id + 1 and its float16 log-probability stand in their own planes, which are zero otherwise).
+- The tails stay float16 (of log, so −∞ survives), the temperatures' log-sum-exps float32.
+- `compression: none` (codec `f16` alone) stores plain arrays instead, position-major, so that a reader maps them without a copy.
+
+Shape letters: N positions of a block, R rows of a plane, K kept ids, J temperatures, V units.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hkd.errors import HkdError
+from hkd.labels.schema import StoreSpec
+from hkd.topk import TopK
+
+Planes = dict[str, NDArray[Any]]
+U16_INF_GRID = 65535
+F16_INF = 0x7C00
+POSITIVE_TOLERANCE = 1e-3  # float32 log-softmax may come out a little above 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plane:
+    """One stored array: `rows` values a position, each of `dtype`; `axis` is that of the positions."""
+
+    dtype: np.dtype[Any]
+    rows: int
+    axis: int
+
+    def shape(self, num_positions: int) -> tuple[int, int]:
+        """The array's shape for so many positions."""
+        return (num_positions, self.rows) if self.axis == 0 else (self.rows, num_positions)
+
+    def num_bytes(self, num_positions: int) -> int:
+        """Bytes for so many positions."""
+        return self.rows * num_positions * self.dtype.itemsize
+
+
+def layout(spec: StoreSpec) -> dict[str, Plane]:
+    """The planes of a store, by name, in the order in which they are stored."""
+    k, j = spec.width, len(spec.temperatures)
+    id_type = "<u2" if spec.id_bytes == 2 else "<u4"
+    if spec.compression == "none":
+        plain = {"unit": (id_type, k), "logp": ("<f2", k), "tail": ("<f2", 1), "gold": ("<i4", 1), "gold_logp": ("<f2", 1)}
+        plain["word"] = ("<i4", 1)
+        if j:
+            plain |= {"lse_t": ("<f4", j), "tail_t": ("<f2", j)}
+        if spec.selection == "sample":
+            plain["count"] = ("<u2", k)
+        return {name: Plane(dtype=np.dtype(dtype), rows=rows, axis=0) for name, (dtype, rows) in plain.items()}
+    rows_of = {f"unit.{byte}": k for byte in range(spec.id_bytes)} | {"code.0": k, "code.1": k}
+    if spec.selection == "sample":
+        rows_of |= {"count.0": k, "count.1": k}
+    rows_of |= {"tail": 2, "gold_rank": 4, "gold": 4, "gold_logp": 2, "word": 4}
+    if j:
+        rows_of |= {"lse_t": 4 * j, "tail_t": 2 * j}
+    return {name: Plane(dtype=np.dtype("u1"), rows=rows, axis=1) for name, rows in rows_of.items()}
+
+
+def _check_logp(name: str, logp: NDArray[np.float32]) -> NDArray[np.float32]:
+    if logp.size and not bool((logp <= POSITIVE_TOLERANCE).all()):
+        raise HkdError(f"`{name}` must hold log-probabilities (at most 0, no NaN), but its largest is {logp.max()} instead.")
+    return np.minimum(logp, np.float32(0))
+
+
+def _to_f16(value: NDArray[np.float32]) -> NDArray[np.float16]:
+    """float32 → float16; finite values stay finite."""
+    clipped = np.where(np.isinf(value), value, np.clip(value, -65504, 65504))
+    return np.asarray(clipped, np.float32).astype(np.float16)
+
+
+def to_code(spec: StoreSpec, logp: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """log-probabilities → 16-bit codes, same shape."""
+    magnitude = -logp
+    if spec.codec == "f16":
+        return _to_f16(magnitude).view(np.uint16) & np.uint16(0x7FFF)
+    scaled = np.minimum(np.rint(magnitude * np.float32(1 / spec.step)), 65534.0)
+    return np.where(np.isinf(magnitude), np.float32(U16_INF_GRID), scaled).astype(np.uint16)
+
+
+def from_code(spec: StoreSpec, code: NDArray[np.uint16]) -> NDArray[np.float32]:
+    """16-bit codes → log-probabilities, same shape."""
+    if spec.codec == "f16":
+        return np.asarray(0 - code.view(np.float16).astype(np.float32), np.float32)
+    logp = code.astype(np.float32)
+    logp *= np.float32(-spec.step)
+    logp += np.float32(0)  # −0 → 0
+    if code.size and int(code.max()) == U16_INF_GRID:
+        logp[code == U16_INF_GRID] = -np.inf
+    return logp
+
+
+def _bytes_of(value_RN: NDArray[Any]) -> NDArray[np.uint8]:
+    """(R, N) of b-byte numbers → (b · R, N) bytes, low byte first."""
+    value_RN = np.ascontiguousarray(value_RN)
+    rows, n = value_RN.shape
+    size = value_RN.dtype.itemsize
+    parts = value_RN.astype(value_RN.dtype.newbyteorder("<"), copy=False).view(np.uint8).reshape(rows, n, size)
+    return np.ascontiguousarray(parts.transpose(2, 0, 1)).reshape(size * rows, n)
+
+
+def _from_bytes(plane: NDArray[np.uint8], dtype: str) -> NDArray[Any]:
+    """The inverse of `_bytes_of`."""
+    size = np.dtype(dtype).itemsize
+    rows, n = plane.shape[0] // size, plane.shape[1]
+    parts = plane.reshape(size, rows, n).transpose(1, 2, 0)
+    return np.ascontiguousarray(parts).view(np.dtype(dtype)).reshape(rows, n)
+
+
+def _join_bytes(low: NDArray[np.uint8], high: NDArray[np.uint8]) -> NDArray[np.uint16]:
+    joined = high.astype(np.uint16)
+    joined <<= 8
+    joined |= low
+    return joined
+
+
+def _word_steps(word_N: NDArray[np.int32], offset_B1: NDArray[np.int64]) -> NDArray[np.uint32]:
+    """Word numbers → differences modulo 2^32; each utterance starts anew from −1."""
+    before_N = np.empty_like(word_N)
+    before_N[1:] = word_N[:-1]
+    starts = offset_B1[:-1][np.diff(offset_B1) > 0]
+    before_N[starts] = -1
+    return word_N.astype(np.uint32) - before_N.astype(np.uint32)
+
+
+def _words(step_N: NDArray[np.uint32], offset_B1: NDArray[np.int64]) -> NDArray[np.int32]:
+    total_N = np.cumsum(step_N, dtype=np.uint32)
+    length_B = np.diff(offset_B1)
+    starts = offset_B1[:-1][length_B > 0]
+    base = np.where(starts > 0, total_N[starts - 1], np.uint32(0))
+    word_N: NDArray[np.int32] = (total_N - np.repeat(base, length_B[length_B > 0]) - np.uint32(1)).view(np.int32)
+    return word_N
+
+
+def encode(spec: StoreSpec, topk: TopK, word_N: NDArray[np.int32], offset_B1: NDArray[np.int64]) -> Planes:
+    """The rows of whole utterances → planes. Raises HkdError for rows that the store cannot hold."""
+    n, v = len(topk), len(spec.inventory)
+    if (
+        topk.k != spec.width
+        or topk.lse_NJ.shape[1] != len(spec.temperatures)
+        or (topk.count_NK is None) != (spec.selection == "topk")
+    ):
+        raise HkdError(
+            f"a row of this store must have k = {spec.width}, {len(spec.temperatures)} temperatures and the selection {spec.selection}, "
+            f"but has k = {topk.k}, {topk.lse_NJ.shape[1]} temperatures and {'no counts' if topk.count_NK is None else 'counts'} instead."
+        )
+    ids = topk.ids_NK
+    if n and not (
+        int(ids.min(initial=0)) >= 0
+        and int(ids.max(initial=0)) < v
+        and int(topk.gold_N.min()) >= -1
+        and int(topk.gold_N.max()) < v
+    ):
+        raise HkdError(f"unit ids must lie in an inventory of {v} units, but some do not. Check the teacher's inventory.")
+    logp_NK, gold_logp_N = _check_logp("logp", topk.logp_NK), _check_logp("gold_logp", topk.gold_logp_N)
+    tail_N, tail_NJ = _check_logp("tail", topk.tail_N), _check_logp("tail_t", topk.tail_NJ)
+    if spec.compression == "none":
+        planes: Planes = {"unit": ids, "logp": _to_f16(logp_NK), "tail": _to_f16(tail_N)[:, None], "gold": topk.gold_N[:, None]}
+        planes |= {"gold_logp": _to_f16(gold_logp_N)[:, None], "word": word_N[:, None]}
+        if spec.temperatures:
+            planes |= {"lse_t": topk.lse_NJ, "tail_t": _to_f16(tail_NJ)}
+        if topk.count_NK is not None:
+            planes["count"] = topk.count_NK
+        return {name: np.ascontiguousarray(planes[name], p.dtype) for name, p in layout(spec).items()}
+    id_KN = np.ascontiguousarray(ids.astype("<u2" if spec.id_bytes == 2 else "<u4").T)
+    code_KN = np.ascontiguousarray(to_code(spec, logp_NK).T)
+    step_KN = code_KN.copy()
+    step_KN[1:] -= code_KN[:-1]
+    match_NK = (ids == topk.gold_N[:, None]) & (logp_NK == gold_logp_N[:, None])
+    rank_N = np.where(match_NK.any(1), match_NK.argmax(1) + 1, 0).astype(np.uint32)
+    outside_N = rank_N == 0
+    tail_bits, gold_bits = _to_f16(tail_N).view(np.uint16), _to_f16(gold_logp_N).view(np.uint16)
+    planes = {
+        "tail": _bytes_of(tail_bits[None]),
+        "gold_rank": _bytes_of(rank_N[None]),
+        "gold": _bytes_of(np.where(outside_N, topk.gold_N + 1, 0).astype(np.uint32)[None]),
+        "gold_logp": _bytes_of(np.where(outside_N, gold_bits, np.uint16(0))[None]),
+        "word": _bytes_of(_word_steps(word_N, offset_B1)[None]),
+    }
+    wide: list[tuple[str, NDArray[Any]]] = [("unit", id_KN), ("code", step_KN)]
+    if topk.count_NK is not None:
+        wide.append(("count", np.ascontiguousarray(topk.count_NK.T)))
+    for name, value_KN in wide:
+        size = value_KN.dtype.itemsize
+        for byte, plane in enumerate(_bytes_of(value_KN).reshape(size, spec.width, n)):
+            planes[f"{name}.{byte}"] = plane
+    if spec.temperatures:
+        planes["lse_t"] = _bytes_of(topk.lse_NJ.T.astype("<f4"))
+        planes["tail_t"] = _bytes_of(_to_f16(tail_NJ.T))
+    return {name: planes[name] for name in layout(spec)}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decoded:
+    """A block as it lies in the reader's cache: position-major, still in 16-bit codes, so that it takes half the memory."""
+
+    columns: dict[str, NDArray[Any]]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes in memory."""
+        return sum(column.nbytes for column in self.columns.values())
+
+
+def decode(spec: StoreSpec, planes: Planes, offset_B1: NDArray[np.int64]) -> Decoded:
+    """Planes → columns (positions first). Raises HkdError where a number cannot be right."""
+    if spec.compression == "none":
+        columns = {name: plane[:, 0] if plane.shape[1] == 1 and name in _FLAT else plane for name, plane in planes.items()}
+        return Decoded(columns=columns)
+    if spec.id_bytes == 2:
+        id_KN = _join_bytes(planes["unit.0"], planes["unit.1"])
+    else:
+        id_KN = _from_bytes(np.concatenate([planes[f"unit.{byte}"] for byte in range(4)]), "<u4")
+    code_KN = _join_bytes(planes["code.0"], planes["code.1"])
+    for rank in range(1, len(code_KN)):
+        np.add(code_KN[rank - 1], code_KN[rank], out=code_KN[rank])
+    rank_N = _from_bytes(planes["gold_rank"], "<u4")[0]
+    if rank_N.size and int(rank_N.max()) > spec.width:
+        raise HkdError("a gold unit's rank lies beyond the kept ids: the block is damaged. Run `hkd labels verify`.")
+    id_NK, code_NK = np.ascontiguousarray(id_KN.T), np.ascontiguousarray(code_KN.T)
+    columns = {
+        "unit": id_NK,
+        "code": code_NK,
+        "tail": _from_bytes(planes["tail"], "<f2")[0],
+        "word": _words(_from_bytes(planes["word"], "<u4")[0], offset_B1),
+    }
+    gold_N = (_from_bytes(planes["gold"], "<u4")[0] - np.uint32(1)).view(np.int32)
+    gold_logp_N = _from_bytes(planes["gold_logp"], "<f2")[0].astype(np.float32)
+    row = np.flatnonzero(rank_N)
+    picked = rank_N[row].astype(np.int64) - 1
+    gold_N[row] = id_NK[row, picked]
+    gold_logp_N[row] = from_code(spec, code_NK[row, picked])
+    columns |= {"gold": gold_N, "gold_logp": gold_logp_N}
+    if spec.temperatures:
+        columns["lse_t"] = np.ascontiguousarray(_from_bytes(planes["lse_t"], "<f4").T)
+        columns["tail_t"] = np.ascontiguousarray(_from_bytes(planes["tail_t"], "<f2").T)
+    if spec.selection == "sample":
+        columns["count"] = np.ascontiguousarray(_join_bytes(planes["count.0"], planes["count.1"]).T)
+    return Decoded(columns=columns)
+
+
+_FLAT = ("tail", "gold", "gold_logp", "word")
+
+
+def to_topk(spec: StoreSpec, columns: dict[str, NDArray[Any]]) -> tuple[TopK, NDArray[np.int32]]:
+    """Gathered columns → (TopK, word_N). Raises HkdError for a unit id beyond the inventory."""
+    v = len(spec.inventory)
+    ids, gold = columns["unit"], columns["gold"]
+    if ids.size and (int(ids.max()) >= v or int(gold.max()) >= v or int(gold.min()) < -1):
+        raise HkdError(f"a stored unit id lies beyond the inventory of {v} units: the shard is damaged. Run `hkd labels verify`.")
+    plain = spec.compression == "none"
+    n, j = len(ids), len(spec.temperatures)
+    topk = TopK(
+        ids_NK=ids.astype(np.int32),
+        logp_NK=columns["logp"].astype(np.float32) if plain else from_code(spec, columns["code"]),
+        tail_N=columns["tail"].astype(np.float32),
+        gold_N=gold.astype(np.int32),
+        gold_logp_N=columns["gold_logp"].astype(np.float32),
+        lse_NJ=columns["lse_t"].astype(np.float32) if j else np.zeros((n, 0), np.float32),
+        tail_NJ=columns["tail_t"].astype(np.float32) if j else np.zeros((n, 0), np.float32),
+        count_NK=columns["count"].astype(np.uint16) if spec.selection == "sample" else None,
+    )
+    return topk, columns["word"].astype(np.int32)

@@ -1,0 +1,83 @@
+"""The same labels in another backend (bit for bit) or in another codec (within its error bound)."""
+
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hkd.errors import UserError
+from hkd.labels import folder as files
+from hkd.labels.backend import backend_of, join
+from hkd.labels.codec import Planes, decode, encode, layout, to_topk
+from hkd.labels.reader import LabelReader
+from hkd.labels.schema import StoreSpec
+from hkd.labels.writer import LabelWriter
+from hkd.progress import Progress, no_progress
+from hkd.topk import TopK
+
+
+def convert(
+    source: Path | str,
+    out: Path | str,
+    *,
+    backend: str | None = None,
+    codec: str | None = None,
+    compression: str | None = None,
+    command: str = "",
+    hkd_version: str = "",
+    overwrite: bool = False,
+    progress: Progress = no_progress,
+) -> StoreSpec:
+    """Write the store again with another backend, codec or compression; what is not given stays.
+
+    Where only the backend changes, the stored planes are copied, so that the labels are bit-identical and the way back gives the same
+    files. Resumable like any writer. Raises UserError where source and out are one folder, or grid labels shall become f16
+    (which would look exact, but is not).
+    """
+    root = Path(source)
+    if Path(out).absolute() == root.absolute():
+        raise UserError(f"OUT must be another folder than the store, but is {out} instead.")
+    reader = LabelReader.open(root)
+    old = reader.spec
+    wanted: dict[str, Any] = {
+        "backend": backend or old.backend,
+        "codec": codec or old.codec,
+        "compression": compression or old.compression,
+    }
+    if old.codec == "grid" and wanted["codec"] == "f16":
+        raise UserError(
+            "`codec` must stay grid for a store in grid, but is f16 instead: the rounding cannot be taken back. Dump again."
+        )
+    if wanted["codec"] == "grid" and compression is None:
+        wanted["compression"] = "zstd"
+    spec = replace(old, **wanted, command=command or old.command, hkd_version=hkd_version or old.hkd_version)
+    same_planes = layout(spec) == layout(old) and spec.codec == old.codec
+    writer = LabelWriter.open(out, spec, reader.ids, overwrite=overwrite)
+    pending = writer.pending()
+    for done, shard in enumerate(pending):
+        with writer.claim(shard) as mine:
+            if mine:
+                _convert_shard(reader, writer, shard, same_planes=same_planes)
+        progress(done + 1, len(pending))
+    report = files.load_json(root / files.REPORT) if (root / files.REPORT).is_file() else None
+    writer.finish(report=report)
+    return writer.spec
+
+
+def _convert_shard(reader: LabelReader, writer: LabelWriter, shard: int, *, same_planes: bool) -> None:
+    root, old = reader.path, reader.spec
+    file = backend_of(old).open(files.shard_path(root, old, shard), old, shard)
+    blocks = [file.planes(block) for block in range(len(file.cuts) - 1)]
+    offset_B1 = file.utterances.offset_B1
+    if same_planes:
+        planes: Planes = join(old, blocks)
+    else:
+        parts = []
+        for block, (a, b) in enumerate(pairwise(file.cuts)):
+            parts.append(to_topk(old, decode(old, blocks[block], offset_B1[a : b + 1] - offset_B1[a]).columns))
+        topk, word_N = TopK.concatenate([topk for topk, _ in parts]), np.concatenate([word_N for _, word_N in parts])
+        planes = encode(writer.spec, topk, word_N, offset_B1)
+    mark = files.load_mark(root, old, shard)
+    writer.publish(shard, file.utterances, planes, mark["quality"] if mark else {})

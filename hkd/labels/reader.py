@@ -1,0 +1,237 @@
+"""Reading a store: `LabelReader.block(ids)` gives the labels of a batch, concatenated.
+
+- Opening reads store.json, the inventory and the memory-mapped index, no shard.
+- A shard's blocks are decoded whole and kept in a cache of bounded size, in 16-bit codes; a batch is gathered from there. An epoch whose
+  order goes block by block (`runs`) decodes each block once, whatever the cache.
+- Safe to use from several threads; pickled, it opens itself anew in the other process.
+"""
+
+import itertools
+import threading
+from bisect import bisect_left, bisect_right
+from collections import OrderedDict
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hkd.errors import HkdError, UserError
+from hkd.labels import folder as files
+from hkd.labels.backend import DamagedShardError, ShardFile, backend_of, block_cuts
+from hkd.labels.codec import Decoded, decode, to_topk
+from hkd.labels.rows import LabelBlock
+from hkd.labels.schema import StoreSpec
+
+CACHE_BYTES = 256 << 20
+OPEN_SHARDS = 128
+BISECT_LOOKUPS = 256  # after so many look-ups a dictionary of all ids pays
+
+
+class _Ids(Sequence[str]):
+    """The sorted ids of a memory-mapped index, without making a list of them."""
+
+    def __init__(self, column: Any) -> None:
+        self._array = column.chunk(0) if column.num_chunks else column
+
+    def __len__(self) -> int:
+        return len(self._array)
+
+    def __getitem__(self, row: Any) -> Any:
+        if isinstance(row, slice):
+            return self._array[row].to_pylist() if len(self._array) else []
+        return self._array[range(len(self._array))[row]].as_py()
+
+
+class _OpenShard:
+    """A shard with what is needed to find an utterance in it."""
+
+    def __init__(self, file: ShardFile) -> None:
+        self.file, self.cuts = file, file.cuts
+        self.offset_B1 = file.utterances.offset_B1
+        self.starts: list[int] = self.offset_B1.tolist()
+
+
+class LabelReader:
+    """A read store; open it with `LabelReader.open`."""
+
+    def __init__(self, path: Path, spec: StoreSpec, index: Any, cache_bytes: int) -> None:
+        self.path, self.spec, self._cache_bytes = path, spec, cache_bytes
+        self._index = index
+        self.ids: Sequence[str] = _Ids(index["id"])  # sorted
+        self._row_of: dict[str, int] | None = None
+        self._lookups = 0
+        self._lock = threading.Lock()
+        self._shards: OrderedDict[int, _OpenShard] = OrderedDict()
+        self._blocks: OrderedDict[tuple[int, int], Decoded] = OrderedDict()
+        self._held_bytes = 0
+        self.num_decoded = 0  # blocks decoded so far
+
+    @classmethod
+    def open(cls, path: Path | str, *, cache_bytes: int = CACHE_BYTES) -> "LabelReader":
+        """Open a complete store. A missing or stale index is made in memory.
+
+        Raises UserError where there is no store or one of a newer format, HkdError where it is not complete or damaged.
+        """
+        root = Path(path)
+        spec = files.load_spec(root)
+        index = files.load_index(root, spec)
+        return cls(root, spec, files.index_table(root, spec) if index is None else index, cache_bytes)
+
+    def __reduce__(self) -> Any:
+        return _reopen, (str(self.path), self._cache_bytes)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __contains__(self, utterance_id: object) -> bool:
+        return isinstance(utterance_id, str) and self._find(utterance_id) is not None
+
+    def _find(self, utterance_id: str) -> int | None:
+        if self._row_of is None:
+            self._lookups += 1
+            if self._lookups <= BISECT_LOOKUPS:
+                row = bisect_left(self.ids, utterance_id)
+                return row if row < len(self.ids) and self.ids[row] == utterance_id else None
+            self._row_of = {name: row for row, name in enumerate(self.ids[:])}
+        return self._row_of.get(utterance_id)
+
+    def row(self, utterance_id: str) -> int:
+        """Its place among the sorted ids. Raises UserError where it is not in the store."""
+        row = self._find(utterance_id)
+        if row is None:
+            raise UserError(f"utterance '{utterance_id}' is not in label store {self.path}.")
+        return row
+
+    @cached_property
+    def length_B(self) -> NDArray[np.int32]:
+        """Positions of every utterance, in the order of `ids`."""
+        length_B: NDArray[np.int32] = self._index["num_positions"].to_numpy()
+        return length_B
+
+    def unit_digest(self, utterance_id: str) -> bytes:
+        """8 bytes of the SHA-256 of its unit sequence, as hkd.align.alignment.sequence_digest gives them."""
+        return bytes(self._index["unit_digest"][self.row(utterance_id)].as_py())
+
+    def text_digest(self, utterance_id: str) -> bytes:
+        """8 bytes of the SHA-256 of its normalised transcript."""
+        return bytes(self._index["text_digest"][self.row(utterance_id)].as_py())
+
+    def runs(self) -> list[list[str]]:
+        """The ids that share a decoded block, run by run: shuffle the runs, then within a few of them, and each is decoded once."""
+        result: list[list[str]] = []
+        for shard in range(self.spec.plan.num_shards):
+            rows = self.spec.plan.rows(shard)
+            names = list(self.ids[rows.start : rows.stop])
+            whole = self.spec.backend == "zarr"
+            cuts = (
+                [0, len(names)]
+                if whole
+                else block_cuts(self.length_B[rows.start : rows.stop].astype(np.int64), self.spec.block_positions)
+            )
+            result += [names[a:b] for a, b in itertools.pairwise(cuts)]
+        return result
+
+    def _shard(self, number: int) -> _OpenShard:
+        with self._lock:
+            if number in self._shards:
+                self._shards.move_to_end(number)
+                return self._shards[number]
+        path = files.shard_path(self.path, self.spec, number)
+        shard = _OpenShard(backend_of(self.spec).open(path, self.spec, number))
+        rows = self.spec.plan.rows(number)
+        if shard.file.utterances.ids != self.ids[rows.start : rows.stop]:
+            raise DamagedShardError(path, "its utterances are not those of the index")
+        with self._lock:
+            self._shards[number] = shard
+            while len(self._shards) > OPEN_SHARDS:
+                self._shards.popitem(last=False)
+        return shard
+
+    def _decoded(self, number: int, shard: _OpenShard, block: int) -> Decoded:
+        key = (number, block)
+        with self._lock:
+            if key in self._blocks:
+                self._blocks.move_to_end(key)
+                return self._blocks[key]
+        offset_B1 = shard.offset_B1[shard.cuts[block] : shard.cuts[block + 1] + 1]
+        decoded = decode(self.spec, shard.file.planes(block), offset_B1 - offset_B1[0])
+        with self._lock:
+            self.num_decoded += 1
+            if key not in self._blocks:
+                self._blocks[key] = decoded
+                self._held_bytes += decoded.num_bytes
+            while self._held_bytes > self._cache_bytes and len(self._blocks) > 1:
+                self._held_bytes -= self._blocks.popitem(last=False)[1].num_bytes
+        return decoded
+
+    def block(self, ids: Sequence[str]) -> LabelBlock:
+        """The labels of these utterances, in this order. Raises UserError for one that is not in the store, HkdError for damage."""
+        parts: list[tuple[dict[str, NDArray[Any]], int, int]] = []
+        lengths, digests = [0], ([], [])  # type: tuple[list[int], tuple[list[bytes], list[bytes]]]
+        for utterance_id in ids:
+            number, place = self.spec.plan.shard_of(self.row(utterance_id))
+            shard = self._shard(number)
+            block = bisect_right(shard.cuts, place) - 1
+            first = shard.starts[shard.cuts[block]]
+            start, stop = shard.starts[place], shard.starts[place + 1]
+            lengths.append(stop - start)
+            utterances = shard.file.utterances
+            digests[0].append(utterances.unit_digest_B8[place].tobytes())
+            digests[1].append(utterances.text_digest_B8[place].tobytes())
+            if stop > start:
+                parts.append((self._decoded(number, shard, block).columns, start - first, stop - first))
+        try:
+            columns = self._gather(parts)
+            topk, word_N = to_topk(self.spec, columns)
+        except (ValueError, KeyError) as error:
+            raise HkdError(f"label store {self.path} is damaged ({error}). Run `hkd labels verify --repair`.") from None
+        return LabelBlock(
+            topk=topk,
+            offset_B1=np.cumsum(np.array(lengths, np.int64)),
+            word_N=word_N,
+            unit_digest_B=tuple(digests[0]),
+            text_digest_B=tuple(digests[1]),
+        )
+
+    def _gather(self, parts: list[tuple[dict[str, NDArray[Any]], int, int]]) -> dict[str, NDArray[Any]]:
+        if not parts:
+            return empty_columns(self.spec)
+        if len(parts) == 1:
+            columns, a, b = parts[0]
+            return {name: column[a:b] for name, column in columns.items()}
+        return {name: np.concatenate([columns[name][a:b] for columns, a, b in parts]) for name in parts[0][0]}
+
+    def kept_ids(self) -> NDArray[np.int64]:
+        """The unit ids that any row keeps, and gold units, sorted. Reads the whole store, once."""
+        return self._kept_ids
+
+    @cached_property
+    def _kept_ids(self) -> NDArray[np.int64]:
+        seen = np.zeros(len(self.spec.inventory), np.bool_)
+        for number in range(self.spec.plan.num_shards):
+            shard = self._shard(number)
+            for block in range(len(shard.cuts) - 1):
+                columns = self._decoded(number, shard, block).columns
+                ids = columns["unit"]
+                kept = ids if "count" not in columns else ids[columns["count"] > 0]
+                gold = columns["gold"]
+                if (kept.size and int(kept.max()) >= len(seen)) or (gold.size and int(gold.max()) >= len(seen)):
+                    raise DamagedShardError(files.shard_path(self.path, self.spec, number), "unit ids beyond the inventory")
+                seen[kept] = True
+                seen[gold[gold >= 0]] = True
+        return np.flatnonzero(seen)
+
+
+def empty_columns(spec: StoreSpec) -> dict[str, NDArray[Any]]:
+    """The columns of no positions."""
+    from hkd.labels.codec import layout
+
+    planes = {name: np.zeros(plane.shape(0), plane.dtype) for name, plane in layout(spec).items()}
+    return decode(spec, planes, np.zeros(1, np.int64)).columns
+
+
+def _reopen(path: str, cache_bytes: int) -> LabelReader:
+    return LabelReader.open(path, cache_bytes=cache_bytes)

@@ -1,0 +1,226 @@
+"""What a label store is: `store.json`, and the plan that says which utterance lies in which shard.
+
+- The format's version is MAJOR.MINOR. A newer minor one is read (keys that are not known are kept as they are); a newer major one
+  is refused. docs/label-store.md specifies every byte.
+- The plan is a pure function of the sorted ids: shard n holds the run [n·m, (n+1)·m) of them, m = utterances_per_shard.
+- A store may be resumed by whoever asks for the same *identity*: all of the spec but hkd's version and the command.
+"""
+
+import itertools
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from hkd.errors import UserError
+from hkd.files import digest_of, digest_of_json
+from hkd.units.inventory import UnitInventory
+
+FORMAT = "1.0"
+MAJOR = 1
+CODECS = ("grid", "f16")
+BACKENDS = ("arrow", "zarr")
+COMPRESSIONS = ("zstd", "none")
+SELECTIONS = ("topk", "sample")
+NOT_IDENTITY = ("format", "hkd_version", "command")
+MAX_UNITS = 2**31 - 2
+
+
+def _refuse(name: str, rule: str, value: object, remedy: str = "") -> UserError:
+    return UserError(f"`{name}` of a label store must {rule}, but is {value!r} instead. {remedy}".rstrip())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardPlan:
+    """Which utterances lie in which shard: contiguous runs of the sorted ids."""
+
+    num_utterances: int
+    utterances_per_shard: int
+
+    @property
+    def num_shards(self) -> int:
+        """Shards in all; a store without utterances has none."""
+        return -(-self.num_utterances // self.utterances_per_shard)
+
+    def rows(self, shard: int) -> range:
+        """Which of the sorted ids shard number `shard` holds."""
+        first = shard * self.utterances_per_shard
+        return range(first, min(first + self.utterances_per_shard, self.num_utterances))
+
+    def shard_of(self, row: int) -> tuple[int, int]:
+        """The place among the sorted ids → (shard, place in the shard)."""
+        return divmod(row, self.utterances_per_shard)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoreSpec:
+    """The content of `store.json`. Raises UserError for a value that is not allowed.
+
+    `teacher` is TeacherInfo as a dictionary. `k` is the number of ids asked for; a row holds `width` = min(k, V).
+    `num_utterances` and `ids_digest` are filled in by the writer.
+    """
+
+    name: str
+    level: str
+    inventory: UnitInventory
+    teacher: Mapping[str, Any]
+    manifest_digest: str
+    k: int
+    alignment_digest: str | None = None
+    selection: str = "topk"
+    temperatures: tuple[float, ...] = ()
+    codec: str = "grid"
+    step: float = 1 / 64  # of the codec `grid`, in nats
+    compression: str = "zstd"
+    backend: str = "arrow"
+    normalisation: str = "hkd-words-1"
+    context: str = "utterance"
+    utterances_per_shard: int = 512
+    block_positions: int = 4096
+    num_utterances: int = 0
+    ids_digest: str = ""
+    hkd_version: str = ""
+    command: str = ""
+    format: str = FORMAT
+    extra: Mapping[str, Any] = field(default_factory=dict)  # keys of a newer minor version
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("codec", CODECS), ("backend", BACKENDS), ("compression", COMPRESSIONS), ("selection", SELECTIONS)):
+            if getattr(self, name) not in allowed:
+                raise _refuse(name, f"be one of {', '.join(allowed)}", getattr(self, name))
+        for name, least in (("k", 1), ("utterances_per_shard", 1), ("block_positions", 1), ("num_utterances", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**40:
+                raise _refuse(name, f"be a whole number of at least {least}", value)
+        if not all(isinstance(t, float) and math.isfinite(t) and t > 0 for t in self.temperatures):
+            raise _refuse("temperatures", "be positive numbers", self.temperatures)
+        if not (isinstance(self.step, float) and math.isfinite(self.step) and 1e-4 <= self.step <= 1):
+            raise _refuse("step", "lie between 0.0001 and 1", self.step)
+        if self.compression == "none" and self.codec != "f16":
+            raise _refuse(
+                "compression", "be zstd for the codec grid", "none", "Use the codec f16, or leave compression as it is."
+            )
+        if len(self.inventory) > MAX_UNITS:
+            raise _refuse("inventory", f"have at most {MAX_UNITS} units", len(self.inventory))
+
+    @property
+    def width(self) -> int:
+        """Ids that a row holds."""
+        return min(self.k, len(self.inventory)) if self.selection == "topk" else self.k
+
+    @property
+    def id_bytes(self) -> int:
+        """Bytes of a stored unit id: 2 for up to 65,536 units, else 4."""
+        return 2 if len(self.inventory) <= 65536 else 4
+
+    @property
+    def plan(self) -> ShardPlan:
+        """Utterance → shard."""
+        return ShardPlan(num_utterances=self.num_utterances, utterances_per_shard=self.utterances_per_shard)
+
+    @property
+    def error_bound(self) -> dict[str, float]:
+        """|Δ log p| ≤ absolute + relative · |log p| for every kept id, down to log p = −lowest."""
+        if self.codec == "grid":
+            return {"absolute": self.step / 2 + 1e-6, "relative": 0.0, "lowest": 65534 * self.step}
+        return {"absolute": 2.0**-25, "relative": 2.0**-11, "lowest": 65504.0}
+
+    def with_ids(self, sorted_ids: Sequence[str]) -> "StoreSpec":
+        """The spec for these utterances."""
+        return replace(self, num_utterances=len(sorted_ids), ids_digest=digest_of(sorted_ids))
+
+    def to_json(self) -> dict[str, Any]:
+        """The value of `store.json`; the inventory's symbols lie beside it in inventory.json."""
+        value: dict[str, Any] = {"format": self.format, "kind": "hkd label store"}
+        for f in fields(self):
+            if f.name not in ("format", "extra", "inventory", "step"):
+                item = getattr(self, f.name)
+                value[f.name] = list(item) if isinstance(item, tuple) else item
+        value["inventory"] = {
+            "digest": self.inventory.digest,
+            "size": len(self.inventory),
+            "silence": self.inventory.silence,
+            "file": "inventory.json",
+        }
+        value["codec"] = {"name": self.codec, "error_bound": self.error_bound}
+        if self.codec == "grid":
+            value["codec"]["step"] = self.step
+        return {**value, **self.extra}
+
+    def identity(self) -> dict[str, Any]:
+        """What must be equal for a store to be resumed."""
+        return {key: value for key, value in self.to_json().items() if key not in NOT_IDENTITY}
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the identity; stands in every shard and every mark."""
+        return digest_of_json(self.identity())
+
+    @classmethod
+    def from_json(cls, value: Any, inventory: UnitInventory) -> "StoreSpec":
+        """Read what `to_json` gave. Raises UserError where it is none, of a newer major version, or of another inventory."""
+        check_format(value)
+        known = {f.name for f in fields(cls)} - {"extra", "inventory", "step"}
+        try:
+            stored = value["inventory"]
+            if stored["digest"] != inventory.digest:
+                raise UserError(
+                    f"the inventory's digest must be {stored['digest']}, but is {inventory.digest} instead. Restore inventory.json."
+                )
+            arguments = {key: item for key, item in value.items() if key in known}
+            codec = value["codec"]
+            arguments["codec"] = codec["name"]
+            arguments["temperatures"] = tuple(float(t) for t in value["temperatures"])
+            if "step" in codec:
+                arguments["step"] = float(codec["step"])
+            extra = {key: item for key, item in value.items() if key not in known | {"inventory", "kind"}}
+            texts = ("name", "level", "manifest_digest", "normalisation", "context", "ids_digest", "hkd_version", "command")
+            for key in texts:
+                if not isinstance(value[key], str):
+                    raise _refuse(key, "be a text", value[key])
+            if not isinstance(value["teacher"], dict):
+                raise _refuse("teacher", "be an object", value["teacher"])
+            return cls(inventory=inventory, extra=extra, **arguments)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"store.json must describe a label store, but {type(error).__name__}: {error}.") from None
+
+
+def check_format(value: Any) -> None:
+    """Raises UserError unless the value is a store.json of a major version that this hkd reads."""
+    version = value.get("format") if isinstance(value, dict) else None
+    if not isinstance(version, str) or value.get("kind") != "hkd label store":
+        raise UserError("store.json must describe a label store, but has no format of one. Give the folder of a label store.")
+    major = version.partition(".")[0]
+    if major != str(MAJOR):
+        raise UserError(f"the format of a label store must be {MAJOR}.x, but is {version[:20]} instead. Install a newer hkd.")
+
+
+def differences(wanted: StoreSpec, found: StoreSpec) -> list[tuple[str, str, str]]:
+    """What differs between two identities: (key, value wanted, value found), as short texts."""
+    a, b = wanted.identity(), found.identity()
+
+    def short(item: Any) -> str:
+        text = json.dumps(item, ensure_ascii=False, sort_keys=True)
+        return text if len(text) <= 80 else text[:77] + "..."
+
+    rows: list[tuple[str, str, str]] = []
+    for key in [*a, *(key for key in b if key not in a)]:
+        left, right = a.get(key), b.get(key)
+        if left != right:
+            if isinstance(left, Mapping) and isinstance(right, Mapping):
+                inner = next(k for k in [*left, *right] if left.get(k) != right.get(k))
+                key, left, right = f"{key}.{inner}", left.get(inner), right.get(inner)
+            rows.append((key, short(left), short(right)))
+    return rows
+
+
+def sorted_ids(ids: Iterable[str]) -> list[str]:
+    """Ids in the order of the plan (by code points). Raises UserError for an empty id or one that stands twice."""
+    result = sorted(ids)
+    if result and not result[0]:
+        raise UserError("an utterance's id must be a non-empty text, but is '' instead. Give every utterance an id.")
+    for left, right in itertools.pairwise(result):
+        if left == right:
+            raise UserError(f"an utterance's id must be unique in a store, but '{left}' stands twice. Give each its own id.")
+    return result

@@ -1,0 +1,140 @@
+"""Shards as Zarr v3 groups, each in one zip file (stored, not deflated): an array a plane, an array a property of the utterances.
+
+- The group is made in memory and zipped here, with fixed dates and sorted names: zarr's own ZipStore writes the time of day.
+- Arrays are read whole: slicing zarr per utterance is fifty times slower than cutting in memory.
+"""
+
+import itertools
+import math
+import zipfile
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import ZstdCodec
+from zarr.storage import MemoryStore, ZipStore
+
+from hkd.labels.backend import META_KEY, DamagedShardError, Utterances, check_meta, check_size, shard_meta
+from hkd.labels.codec import Planes, layout
+from hkd.labels.schema import StoreSpec
+
+CHUNK_BYTES = 1 << 20
+ZSTD_LEVEL = 1
+_DATE = (1980, 1, 1, 0, 0, 0)
+_UTTERANCE_ARRAYS = {"id_utf8": "u1", "id_end": "i8", "num_positions": "i4", "unit_digest": "u1", "text_digest": "u1"}
+
+
+def _chunks(array: NDArray[Any], axis: int) -> tuple[int, ...]:
+    other = max(1, array.nbytes // max(1, array.shape[axis]))
+    length = max(1, min(array.shape[axis], CHUNK_BYTES // other or 1))
+    return tuple(length if i == axis else max(1, size) for i, size in enumerate(array.shape))
+
+
+def _bytes(value: Any) -> bytes:
+    return bytes(value.to_bytes())
+
+
+class ZarrBackend:
+    """Zarr v3 in a zip file."""
+
+    suffix = ".zarr.zip"
+
+    def write(self, file: BinaryIO, spec: StoreSpec, shard: int, utterances: Utterances, planes: Planes) -> None:
+        """Write a whole shard; the same content gives the same bytes."""
+        memory: dict[str, Any] = {}
+        group = zarr.open_group(MemoryStore(memory), mode="w", zarr_format=3, attributes={META_KEY: shard_meta(spec, shard)})
+        names = [name.encode() for name in utterances.ids]
+        arrays: dict[str, tuple[NDArray[Any], int]] = {
+            "id_utf8": (np.frombuffer(b"".join(names), np.uint8), 0),
+            "id_end": (np.cumsum([len(name) for name in names], dtype="<i8"), 0),
+            "num_positions": (utterances.length_B.astype("<i4"), 0),
+            "unit_digest": (utterances.unit_digest_B8, 0),
+            "text_digest": (utterances.text_digest_B8, 0),
+        }
+        arrays |= {name: (planes[name], plane.axis) for name, plane in layout(spec).items()}
+        compressors = [ZstdCodec(level=ZSTD_LEVEL)] if spec.compression == "zstd" else None
+        for name, (array, axis) in arrays.items():
+            made = group.create_array(
+                name, shape=array.shape, dtype=array.dtype, chunks=_chunks(array, axis), compressors=compressors, fill_value=0
+            )
+            if array.size:
+                made[...] = array
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+            for name in sorted(memory):
+                info = zipfile.ZipInfo(name, _DATE)
+                info.external_attr = 0o644 << 16
+                archive.writestr(info, _bytes(memory[name]))
+
+    def open(self, path: Path, spec: StoreSpec, shard: int) -> "ZarrShard":
+        """Open a shard. Raises DamagedShardError where it is none of this store."""
+        return ZarrShard(path, spec, shard)
+
+
+class ZarrShard:
+    """An open Zarr shard: one block, read whole."""
+
+    def __init__(self, path: Path, spec: StoreSpec, shard: int) -> None:
+        self._path, self._spec = path, spec
+        try:
+            self._stored_bytes = path.stat().st_size
+            with zipfile.ZipFile(path) as archive:
+                if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
+                    raise DamagedShardError(path, "its zip members must be stored, not compressed")
+            meta = self._read(list(_UTTERANCE_ARRAYS), {})
+            check_meta(path, meta.pop(META_KEY), spec, shard)
+            self.utterances = self._utterances(meta)
+        except DamagedShardError:
+            raise
+        except Exception as error:  # zarr, zipfile and their codecs raise whatever they like for broken files
+            raise DamagedShardError(path, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from None
+        self.cuts = [0, len(self.utterances.ids)] if self.utterances.ids else [0]
+
+    def _read(self, names: list[str], shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+        dtypes = _UTTERANCE_ARRAYS | {name: plane.dtype.str for name, plane in layout(self._spec).items()}
+        store = ZipStore(self._path, mode="r")
+        try:
+            group = zarr.open_group(store, mode="r", zarr_format=3)
+            result: dict[str, Any] = {META_KEY: group.attrs.get(META_KEY)}
+            for name in names:
+                array = group[name]
+                if not isinstance(array, zarr.Array) or np.dtype(array.dtype) != np.dtype(dtypes[name]):
+                    raise DamagedShardError(self._path, f"{name} is no array of {dtypes[name]}")
+                if name in shapes and array.shape != shapes[name]:
+                    raise DamagedShardError(self._path, f"{name} must have the shape {shapes[name]}, but has {array.shape}")
+                for extent in (array.shape, array.chunks):  # a chunk is allocated whole
+                    check_size(self._path, math.prod(extent) * array.dtype.itemsize, self._stored_bytes)
+                result[name] = np.asarray(array[...])
+            return result
+        finally:
+            store.close()
+
+    def _utterances(self, meta: dict[str, Any]) -> Utterances:
+        data, end, length = meta["id_utf8"].tobytes(), meta["id_end"], meta["num_positions"]
+        if (
+            end.ndim != 1
+            or length.shape != end.shape
+            or any(meta[d].shape != (len(end), 8) for d in ("unit_digest", "text_digest"))
+        ):
+            raise DamagedShardError(self._path, "its utterances' arrays do not fit each other")
+        starts = [0, *end.tolist()]
+        if starts[-1] != len(data) or any(a > b for a, b in itertools.pairwise(starts)) or bool((length < 0).any()):
+            raise DamagedShardError(self._path, "its lengths do not fit its ids")
+        ids = [data[a:b].decode() for a, b in itertools.pairwise(starts)]
+        return Utterances(
+            ids=ids, length_B=length.astype(np.int64), unit_digest_B8=meta["unit_digest"], text_digest_B8=meta["text_digest"]
+        )
+
+    def planes(self, block: int) -> Planes:
+        """All planes of the shard. Raises DamagedShardError."""
+        assert block == 0
+        n = int(self.utterances.length_B.sum())
+        shapes: dict[str, tuple[int, ...]] = {name: plane.shape(n) for name, plane in layout(self._spec).items()}
+        try:
+            result = self._read(list(shapes), shapes)
+        except DamagedShardError:
+            raise
+        except Exception as error:  # as above
+            raise DamagedShardError(self._path, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from None
+        return {name: result[name] for name in shapes}
