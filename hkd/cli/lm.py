@@ -1,0 +1,92 @@
+"""`hkd lm`: unit language models."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hkd.cli.common import emit, progress_bar, project, say
+
+app = typer.Typer(no_args_is_help=True, help="Language models over senones, monophones or subwords.")
+
+
+@app.command()
+def train(
+    unit: Annotated[str, typer.Option(help="Level: senone, monophone or subword.")],
+    text: Annotated[
+        list[Path] | None, typer.Option(help="Text to train on, plain or .gz, one sentence a line. May be repeated.")
+    ] = None,
+    direction: Annotated[str | None, typer.Option(help="cloze (both sides) or causal (left to right).")] = None,
+    given: Annotated[str | None, typer.Option(help="auto, outside-position, outside-phone or left.")] = None,
+    transcripts: Annotated[
+        str | None, typer.Option(help="none, or cross-fit: each utterance is labelled by an LM that has not seen it.")
+    ] = None,
+    folds: Annotated[int | None, typer.Option(help="Folds of cross-fitting.")] = None,
+    name: Annotated[str | None, typer.Option(help="The LM's name below lm/; by default the level.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Training steps.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Any other setting, as NAME=VALUE (sizes.width=256).")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    overwrite: Annotated[bool, typer.Option(help="Replace an LM of other settings or data.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="The report as JSON on stdout.")] = False,
+) -> None:
+    """Train a unit LM and hold it against a Kneser-Ney n-gram of the same data; the better one is the teacher.
+
+    Settings that are not given come from the table [lm.UNIT] of hkd.toml. A killed run goes on where it was.
+
+    Examples:
+
+        hkd lm train --unit monophone --text corpus.txt.gz
+
+        hkd lm train --unit senone --text corpus.txt --transcripts cross-fit --folds 4
+    """
+    from hkd.align.alignment import Alignment
+    from hkd.config import merge, parse_overrides
+    from hkd.labelling.lm import LmConfig, train_lm
+    from hkd.labelling.lm_report import render
+    from hkd.manifest import read
+    from hkd.units.sequences import Units
+
+    here = project()
+    here.require("units", "hkd units train")
+    given_options: dict[str, Any] = {
+        "unit": unit, "direction": direction, "given": given, "transcripts": transcripts, "folds": folds,
+    }  # fmt: skip
+    loop = {"loop": {"max_steps": steps}} if steps is not None else {}
+    options = {key: value for key, value in given_options.items() if value is not None}
+    table = merge(merge(parse_overrides(set_ or []), loop), options)
+    config = here.section(f"lm.{unit}", LmConfig, table)
+    folder = here.lm / (name or unit)
+    with progress_bar(f"lm {unit}") as progress:
+        report = train_lm(
+            config,
+            texts=text or [],
+            units=Units(here.units),
+            folder=folder,
+            manifest=read(here.manifest) if here.manifest.exists() else None,
+            alignment=Alignment(here.alignment) if here.alignment.exists() else None,
+            device=device,
+            overwrite=overwrite,
+            progress=progress,
+        )
+    say(f"{folder} is done.")
+    emit(report.to_json(), json_, render)
+
+
+@app.command()
+def score(
+    name: Annotated[str, typer.Argument(help="An LM's name below lm/, or its folder.")],
+    json_: Annotated[bool, typer.Option("--json", help="The report as JSON on stdout.")] = False,
+) -> None:
+    """Print how a trained LM compares with its n-gram and the unigram, and which of them is the teacher.
+
+    Examples:
+
+        hkd lm score senone
+
+        hkd lm score lm/senone --json
+    """
+    from hkd.labelling.lm_report import LmReport, render
+    from hkd.teachers.unit_lm import REPORT
+
+    folder = Path(name) if (Path(name) / REPORT).exists() else project().lm / name
+    emit(LmReport.load(folder / REPORT).to_json(), json_, render)

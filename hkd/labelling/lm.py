@@ -1,0 +1,350 @@
+"""train_lm: a unit LM from text (and transcripts, by cross-fitting only), held against the n-gram of the same data.
+
+- Resumable and deterministic: each step of the work leaves whole files and is skipped where they are there; killed at any moment and
+  started again it ends with the same bytes. What is in the making lies in `work/` below the LM's folder and goes at the end.
+- A finished LM of the same settings and data is left as it is; one of other settings or data is refused.
+- Cross-fitting: the utterances' texts are dealt into folds, fold i is trained on the text and the other folds, so that each utterance
+  can be labelled, and judged, by the LM that has not seen it. Only the split `train` takes part where there is one.
+"""
+
+import json
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hkd.align.alignment import Alignment
+from hkd.errors import UserError
+from hkd.files import digest_of_file, digest_of_json, write_bytes, write_json
+from hkd.labelling.lm_bar import figures, sample, summed, train_ngram, unigram, unigram_figures
+from hkd.labelling.lm_data import Corpus, Encoder, Sequence_U, TokenCache, cache_text, folds_of
+from hkd.labelling.lm_report import LmReport
+from hkd.labelling.lm_task import LmTask
+from hkd.loop import LoopConfig, fit
+from hkd.manifest import Manifest
+from hkd.progress import Progress, no_progress
+from hkd.teachers.base import Teacher
+from hkd.teachers.cloze import DIRECTIONS, GIVEN, UnitLmSizes, make_unit_lm
+from hkd.teachers.unit_lm import (
+    CONFIG,
+    FOLDS,
+    FORMAT,
+    INVENTORY,
+    MODEL,
+    NGRAM,
+    REPORT,
+    SENONES,
+    load_neural_part,
+    load_ngram_part,
+)
+from hkd.teachers.unit_lm_senones import SenoneCounts, SenoneMap
+from hkd.units.level import LEVELS, SENONE, SUBWORD
+from hkd.units.sequences import Units
+from hkd.units.text import NORMALISATION, words
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LmConfig:
+    """What is trained on what, and how it is judged."""
+
+    unit: str = "monophone"  # senone | monophone | subword
+    direction: str = "cloze"  # cloze (both sides) | causal (left to right)
+    given: str = "auto"  # auto: outside-phone for senones, else outside-position; left for causal
+    transcripts: str = "none"  # none | cross-fit
+    folds: int = 2  # of cross-fitting
+    sizes: UnitLmSizes = field(default_factory=UnitLmSizes)
+    loop: LoopConfig = field(default_factory=lambda: LoopConfig(max_steps=1500, learning_rate=4e-3, log_every=50, save_every=250))
+    batch_sentences: int = 64
+    max_units: int = 300  # of a training sequence; longer sentences are cut between words
+    held_out: float = 0.02  # share of the text's sentences that is never trained on
+    max_scored_positions: int = 10_000  # of the comparison
+    ngram_order: int = 0  # 0: 3 for subwords and causal senones, else 5
+
+    def __post_init__(self) -> None:
+        choices = {"unit": LEVELS, "direction": DIRECTIONS, "given": ("auto", *GIVEN), "transcripts": ("none", "cross-fit")}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise UserError(f"`{name}` must be one of {', '.join(allowed)}, but is '{getattr(self, name)}' instead.")
+        for name, least in {"folds": 2, "batch_sentences": 1, "max_units": 2, "max_scored_positions": 1}.items():
+            if getattr(self, name) < least:
+                raise UserError(f"`{name}` must be at least {least}, but is {getattr(self, name)} instead.")
+        if not 0 < self.held_out < 1:
+            raise UserError(f"`held_out` must be a share between 0 and 1, but is {self.held_out} instead.")
+        if not 0 <= self.ngram_order <= 5:
+            raise UserError(f"`ngram_order` must be 1 to 5, or 0 for the level's own, but is {self.ngram_order} instead.")
+        if (self.direction == "causal") != (self.resolved_given == "left"):
+            raise UserError(
+                f"`given` must be 'left' with causal and only there, but is '{self.given}' with {self.direction} instead."
+            )
+        if self.resolved_given == "outside-phone" and self.unit != SENONE:
+            raise UserError(f"`given` must be 'outside-position' for {self.unit}s, but is 'outside-phone' instead.")
+
+    @property
+    def resolved_given(self) -> str:
+        """What a position is conditioned on, `auto` resolved."""
+        if self.given != "auto":
+            return self.given
+        if self.direction == "causal":
+            return "left"
+        return "outside-phone" if self.unit == SENONE else "outside-position"
+
+    @property
+    def resolved_order(self) -> int:
+        """The n-gram's order."""
+        if self.ngram_order:
+            return self.ngram_order
+        return 3 if self.unit == SUBWORD or (self.unit == SENONE and self.resolved_given != "outside-phone") else 5
+
+
+def train_lm(
+    config: LmConfig,
+    *,
+    texts: Sequence[Path],
+    units: Units,
+    folder: Path,
+    manifest: Manifest | None = None,
+    alignment: Alignment | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
+    progress: Progress = no_progress,
+) -> LmReport:
+    """Train the LM, its n-gram, and compare them; returns what report.json says.
+
+    manifest: with transcripts "cross-fit" its texts train the LM; else they are only left out of the text and judged upon, with
+    alignment giving the units as they were spoken. Raises UserError where there is nothing to train on, or the folder holds another LM.
+    """
+    identity = _identity(config, texts=texts, units=units, manifest=manifest, alignment=alignment)
+    if (report := _finished(folder, identity, overwrite=overwrite)) is not None:
+        return report
+    return _Training(config, units=units, folder=folder, identity=identity, device=device, progress=progress).run(
+        texts, manifest, alignment
+    )
+
+
+def _identity(
+    config: LmConfig, *, texts: Sequence[Path], units: Units, manifest: Manifest | None, alignment: Alignment | None
+) -> dict[str, Any]:
+    """All that the result hangs on."""
+    if not texts and config.transcripts == "none":
+        raise UserError("an LM needs something to train on, but there is none. Give --text FILE, or --transcripts cross-fit.")
+    if config.transcripts == "cross-fit" and manifest is None:
+        raise UserError("cross-fitting needs the manifest, but there is none. Run `hkd prepare` first.")
+    for path in texts:
+        if not path.is_file():
+            raise UserError(f"text must be a file, but {path} is none. Give a text file, one sentence a line.")
+    return {
+        "config": asdict(config),
+        "texts": [digest_of_file(path) for path in texts],
+        "inventory": units.inventory(config.unit).digest,
+        "manifest": None if manifest is None else manifest.digest,
+        "alignment": None if alignment is None or config.unit == SUBWORD else alignment.digest,
+        "normalisation": NORMALISATION,
+    }
+
+
+def _finished(folder: Path, identity: Mapping[str, Any], *, overwrite: bool) -> LmReport | None:
+    """The report of a finished LM of this identity. Refuses, or with overwrite removes, an LM of another one."""
+    if not folder.exists() or not any(folder.iterdir()):
+        return None
+    ours = (folder / CONFIG).exists()
+    old = json.loads((folder / CONFIG).read_text(encoding="utf-8")) if ours else {}
+    if not ours or "hkd_lm" not in old:
+        raise UserError(f"{folder} must be free or hold a unit LM, but holds something else. Give another --name.")
+    if overwrite and old["identity_digest"] != digest_of_json(identity):
+        shutil.rmtree(folder)
+        return None
+    if old["identity_digest"] != digest_of_json(identity):
+        before, now = _flat(old["identity"]), _flat(identity)
+        what = next((name for name in {**before, **now} if before.get(name) != now.get(name)), "format")
+        raise UserError(
+            f"{folder} must be of the same settings and data, but `{what}` is {before.get(what)!r} there and {now.get(what)!r} now. "
+            "Give another --name, or --overwrite."
+        )
+    if not (folder / REPORT).exists():
+        return None
+    shutil.rmtree(folder / "work", ignore_errors=True)
+    return LmReport.load(folder / REPORT)
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        return {name: list(value) if isinstance(value, tuple) else value}
+    return {k: v for key, part in value.items() for k, v in _flat(part, f"{name}.{key}" if name else key).items()}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Fold:
+    """One LM to train: where, on what, and what it is judged upon."""
+
+    folder: Path
+    work: Path
+    corpus: Corpus
+    judged: dict[str, list[Sequence_U]]
+
+
+class _Training:
+    """The steps of train_lm, in order; each leaves whole files."""
+
+    def __init__(
+        self, config: LmConfig, *, units: Units, folder: Path, identity: dict[str, Any], device: str, progress: Progress
+    ) -> None:
+        self.config, self.units, self.folder, self.identity = config, units, folder, identity
+        self.device, self.progress = device, progress
+        self.inventory = units.inventory(config.unit)
+        tying = units.tying if config.unit == SENONE else None
+        self.senones = None
+        if tying is not None and config.resolved_given == "outside-phone":
+            phone_V, state_V = (np.asarray(a, np.int64) for a in (tying.phone_of_senone_V, tying.state_of_senone_V))
+            self.senones = SenoneMap(phone_of_V=phone_V, state_of_V=state_V)
+        self.encoder = Encoder(units, config.unit, senones=self.senones, max_units=config.max_units)
+
+    def run(self, texts: Sequence[Path], manifest: Manifest | None, alignment: Alignment | None) -> LmReport:
+        """Data → for each fold n-gram and LM → comparison → report."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._write_config()
+        train, held = self._text(texts, manifest)
+        folds = self._folds(train, held, manifest, alignment)
+        for number, fold in enumerate(folds):
+            if not len(fold.corpus):
+                raise UserError("an LM needs sentences to train on, but none is left. Give more text.")
+            self._train(fold, number, len(folds))
+        report = self._compare(folds, train)
+        report.save(self.folder / REPORT)
+        shutil.rmtree(self.folder / "work", ignore_errors=True)
+        return report
+
+    def _write_config(self) -> None:
+        config = self.config
+        self.inventory.save(self.folder / INVENTORY)
+        value = {
+            "hkd_lm": FORMAT,
+            "level": config.unit,
+            "direction": config.direction,
+            "given": config.resolved_given,
+            "inventory": self.inventory.digest,
+            "sizes": asdict(config.sizes),
+            "transcripts": config.transcripts,
+            "folds": config.folds if config.transcripts == "cross-fit" else 1,
+            "ngram_order": config.resolved_order,
+            "identity_digest": digest_of_json(self.identity),
+            "identity": self.identity,
+        }
+        write_json(self.folder / CONFIG, value)
+
+    def _text(self, texts: Sequence[Path], manifest: Manifest | None) -> tuple[TokenCache, TokenCache]:
+        transcripts = frozenset(" ".join(words(u.text)) for u in manifest or ())
+        return cache_text(
+            texts,
+            self.folder / "work" / "cache",
+            encode=self.encoder.text,
+            held_out=self.config.held_out,
+            transcripts=transcripts,
+            progress=lambda done, total, **facts: self.progress(0.1 * done / max(total, 1), 1.0, stage="text"),
+        )
+
+    def _folds(self, train: TokenCache, held: TokenCache, manifest: Manifest | None, alignment: Alignment | None) -> list[_Fold]:
+        """Without cross-fitting one fold, judged on all transcripts; with it `folds`, each judged on its own."""
+        work = self.folder / "work"
+        judged = {"text": list(held)}
+        spoken: dict[str, list[Sequence_U]] = {}
+        if manifest is not None:
+            labelled = manifest.split("train") if any(u.split == "train" for u in manifest) else manifest
+            spoken = {u.id: self.encoder.utterance(u, alignment) for u in labelled}
+        if self.config.transcripts == "none":
+            if spoken:
+                judged["transcripts"] = [piece for pieces in spoken.values() for piece in pieces]
+            return [_Fold(folder=self.folder, work=work / "fold-0", corpus=Corpus([train]), judged=judged)]
+        assert manifest is not None
+        fold_of = folds_of(manifest.where(lambda u: u.id in spoken), self.config.folds)
+        write_json(self.folder / FOLDS, fold_of)
+        folds = []
+        for number in range(self.config.folds):
+            own = [piece for name, pieces in spoken.items() if fold_of[name] == number for piece in pieces]
+            others = [piece for name, pieces in spoken.items() if fold_of[name] != number for piece in pieces]
+            part = {"transcripts": own, **({"text": judged["text"]} if judged["text"] else {})}
+            name = f"fold-{number}"
+            folds.append(_Fold(folder=self.folder / name, work=work / name, corpus=Corpus([train, others]), judged=part))
+        return folds
+
+    def _train(self, fold: _Fold, number: int, folds: int) -> None:
+        """The n-gram and the LM of one fold, where they are not there."""
+        fold.folder.mkdir(parents=True, exist_ok=True)
+        if self.senones is not None and not (fold.folder / SENONES).exists():
+            SenoneCounts.count(self.senones, fold.corpus).save(fold.folder / SENONES)
+        if not (fold.folder / NGRAM).exists():
+            self.progress(0.1 + 0.8 * number / folds, 1.0, stage="n-gram")
+            senones = self.senones
+            sentences = fold.corpus if senones is None else (senones.split(unit_U)[0] for unit_U in fold.corpus)
+            train_ngram(sentences, fold.folder / NGRAM, order=self.config.resolved_order, work=fold.work)
+        if (fold.folder / MODEL).exists():
+            return
+        model = make_unit_lm(
+            self.config.sizes,
+            num_units=len(self.inventory),
+            direction=self.config.direction,
+            senones=self.senones,
+            seed=self.config.loop.seed,
+        )
+        task = LmTask(model, fold.corpus, batch_sentences=self.config.batch_sentences, seed=self.config.loop.seed)
+
+        def show(done: float, total: float, **facts: float | str) -> None:
+            self.progress(0.1 + 0.8 * (number + 0.1 + 0.9 * done / max(total, 1)) / folds, 1.0, **facts)
+
+        identity = {"lm": digest_of_json(self.identity), "fold": number}
+        fit(task, self.config.loop, fold.work / "fit", identity=identity, device=self.device, progress=show)
+        write_bytes(fold.folder / MODEL, (fold.work / "fit" / "final.safetensors").read_bytes())
+
+    def _compare(self, folds: Sequence[_Fold], train: TokenCache) -> LmReport:
+        """Neural LM, n-gram and unigram on the same positions."""
+        config = self.config
+        sets = [name for name in folds[0].judged if any(fold.judged[name] for fold in folds)]
+        table: dict[str, dict[str, Any]] = {}
+        whole = json.loads((self.folder / CONFIG).read_text(encoding="utf-8"))
+        for name in sets:
+            parts: dict[str, list[tuple[float, int, int]]] = {"neural": [], "ngram": [], "unigram": []}
+            for fold in folds:
+                chosen = sample(
+                    fold.judged[name], max_positions=max(1, config.max_scored_positions // len(folds)), seed=config.loop.seed
+                )
+                if not chosen:
+                    continue
+                for kind, load in (("neural", load_neural_part), ("ngram", load_ngram_part)):
+                    teacher: Teacher = load(fold.folder, config=whole, inventory=self.inventory, name=self.folder.name)
+                    parts[kind].append(figures(teacher, chosen))
+                counts_V = np.zeros(len(self.inventory), np.int64)
+                for unit_U in fold.corpus:
+                    np.add.at(counts_V, unit_U, 1)
+                parts["unigram"].append(unigram_figures(unigram(counts_V, self.senones), self.senones, chosen))
+            table[name] = {kind: asdict(summed(part)) for kind, part in parts.items()}
+            table[name]["positions"] = sum(part[2] for part in parts["ngram"])
+        return self._report(folds, train, table)
+
+    def _report(self, folds: Sequence[_Fold], train: TokenCache, table: dict[str, dict[str, Any]]) -> LmReport:
+        if not table:
+            raise UserError(
+                "an LM needs held-out sentences to be judged on, but there is none. Give more text, or raise `held_out`."
+            )
+        judged_on = "transcripts" if "transcripts" in table else "text"
+        wins = table[judged_on]["neural"]["perplexity"] < table[judged_on]["ngram"]["perplexity"]
+        return LmReport(
+            unit=self.config.unit,
+            direction=self.config.direction,
+            given=self.config.resolved_given,
+            teacher="neural" if wins else "ngram",
+            judged_on=judged_on,
+            figures=table,
+            ngram_order=self.config.resolved_order,
+            transcripts=self.config.transcripts,
+            folds=len(folds),
+            sentences=[len(fold.corpus) for fold in folds],
+            units=[fold.corpus.num_units for fold in folds],
+            text=dict(train.facts),
+            steps=self.config.loop.max_steps,
+            sizes=asdict(self.config.sizes),
+        )

@@ -1,0 +1,230 @@
+"""Text and transcripts → unit sequences on disk, for the training of unit LMs.
+
+- Text is streamed: a line is normalised, kept or held out, turned into units, and appended to a token cache; memory stays constant.
+- Held out is a sentence whose digest falls into the share: the same words always fall on the same side, wherever they stand.
+- A line of text that equals a transcript is left out, so that no LM meets in its text what it will label.
+
+Shape letters: U units of a sentence.
+"""
+
+import gzip
+import json
+import logging
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hkd.align.alignment import Alignment
+from hkd.errors import HkdError, UserError
+from hkd.files import digest_of, write_json
+from hkd.manifest import Manifest, Utterance
+from hkd.progress import Progress, no_progress
+from hkd.teachers.unit_lm_senones import SenoneMap
+from hkd.units.level import SENONE, SUBWORD
+from hkd.units.sequences import Units
+from hkd.units.text import words
+
+log = logging.getLogger(__name__)
+Sequence_U = NDArray[np.int32]
+
+
+def read_lines(paths: Sequence[Path], *, progress: Progress = no_progress) -> Iterator[str]:
+    """Lines of text files, plain or .gz, in order. Raises UserError with file and line where one is missing or no UTF-8."""
+    total = sum(path.stat().st_size for path in paths if path.exists())
+    done = 0
+    for path in paths:
+        number = 0
+        try:
+            with path.open("rb") as raw, gzip.open(raw) if path.suffix == ".gz" else path.open("rb") as file:
+                for number, line in enumerate(file, 1):
+                    yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+                    if number % 1000 == 0:
+                        progress(done + (raw if path.suffix == ".gz" else file).tell(), total)
+            done += path.stat().st_size
+        except UnicodeDecodeError:
+            raise UserError(f"{path}:{number}: text must be UTF-8, but this line is not. Re-encode the file.") from None
+        except EOFError:
+            raise UserError(f"{path} must be a whole .gz file, but is truncated. Fetch it again.") from None
+        except OSError as error:
+            raise UserError(f"text {path}: {error.strerror or error}. Give a readable text file.") from None
+
+
+def is_held_out(line: str, share: float) -> bool:
+    """Whether a normalised sentence is held out: a function of its words and the share alone."""
+    return int(digest_of(["held-out", line])[:8], 16) < share * 2**32
+
+
+def cut(unit_U: Sequence_U, may_begin_U: NDArray[np.bool_], max_units: int) -> Iterator[Sequence_U]:
+    """A sequence in pieces of at most max_units, each beginning where it may (at max_units, where no such place is near)."""
+    start = 0
+    while len(unit_U) - start > max_units:
+        places = np.flatnonzero(may_begin_U[start + 1 : start + max_units + 1])
+        stop = start + (int(places[-1]) + 1 if len(places) else max_units)
+        yield unit_U[start:stop]
+        start = stop
+    yield unit_U[start:]
+
+
+class TokenCache:
+    """Unit sequences in one file, memory-mapped; random access by number."""
+
+    def __init__(self, folder: Path) -> None:
+        self._offset_S1 = np.load(folder / "offset.npy", mmap_mode="r")
+        empty = self._offset_S1[-1] == 0
+        self._unit = np.zeros(0, np.int32) if empty else np.memmap(folder / "units.i32", dtype="<i4", mode="r")
+        self.facts: dict[str, int] = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
+
+    def __len__(self) -> int:
+        return len(self._offset_S1) - 1
+
+    @property
+    def num_units(self) -> int:
+        """Units of all sentences."""
+        return int(self._offset_S1[-1])
+
+    def __getitem__(self, number: int) -> Sequence_U:
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        return np.asarray(self._unit[self._offset_S1[number] : self._offset_S1[number + 1]])
+
+    def __iter__(self) -> Iterator[Sequence_U]:
+        return (self[number] for number in range(len(self)))
+
+
+class _Writer:
+    """Appends sequences to a cache in the making; the folder gets its name only when it is whole."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.part = folder, folder.with_name(f".{folder.name}.part")
+        shutil.rmtree(self.part, ignore_errors=True)
+        self.part.mkdir(parents=True)
+        self.units = (self.part / "units.i32").open("wb")
+        self.offsets = (self.part / "offset.i64").open("wb")
+        self.offsets.write(np.int64(0).tobytes())
+        self.num_units = 0
+
+    def add(self, unit_U: Sequence_U) -> None:
+        self.units.write(np.ascontiguousarray(unit_U, "<i4").tobytes())
+        self.num_units += len(unit_U)
+        self.offsets.write(np.int64(self.num_units).tobytes())
+
+    def finish(self, facts: dict[str, int]) -> None:
+        self.units.close()
+        self.offsets.close()
+        np.save(self.part / "offset.npy", np.fromfile(self.part / "offset.i64", np.int64))
+        (self.part / "offset.i64").unlink()
+        write_json(self.part / "facts.json", facts)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.part.rename(self.folder)
+
+    def close(self) -> None:
+        self.units.close()
+        self.offsets.close()
+
+
+class Encoder:
+    """Sentences → training sequences of one level."""
+
+    def __init__(self, units: Units, level: str, *, senones: SenoneMap | None, max_units: int) -> None:
+        self.units, self.level, self.senones, self.max_units = units, level, senones, max_units
+
+    def text(self, sentence: Sequence[str]) -> list[Sequence_U]:
+        """Words → sequences, cut between words; [] where a word has no pronunciation."""
+        if not sentence or (self.level != SUBWORD and self.units.lexicon.unknown(sentence)):
+            return []
+        unit_U, word_U = self.units.encode(sentence, self.level)
+        begins_U = np.ones(len(unit_U), np.bool_)
+        begins_U[1:] = word_U[1:] != word_U[:-1]
+        return [piece for piece in cut(unit_U, begins_U, self.max_units) if len(piece)]
+
+    def utterance(self, utterance: Utterance, alignment: Alignment | None) -> list[Sequence_U]:
+        """A transcript → sequences: as aligned where it is, else from its words."""
+        if self.level == SUBWORD or alignment is None or utterance.id not in alignment:
+            return self.text(words(utterance.text))
+        unit_U = np.asarray(alignment.positions(utterance.id, self.level).unit_U)
+        begins_U = np.ones(len(unit_U), np.bool_)
+        if self.senones is not None and self.level == SENONE:
+            _, place_U, _ = self.senones.split(unit_U)
+            begins_U[1:] = place_U[1:] != place_U[:-1]
+        return [piece for piece in cut(unit_U, begins_U, self.max_units) if len(piece)]
+
+
+def cache_text(
+    paths: Sequence[Path],
+    folder: Path,
+    *,
+    encode: Callable[[Sequence[str]], list[Sequence_U]],
+    held_out: float,
+    transcripts: frozenset[str],
+    progress: Progress = no_progress,
+) -> tuple[TokenCache, TokenCache]:
+    """Text files → the caches folder/text-train and folder/text-held-out; what is there already is taken as it is.
+
+    `transcripts`: normalised sentences to leave out. Raises HkdError where the disk is full.
+    """
+    names = (folder / "text-train", folder / "text-held-out")
+    if not all(name.exists() for name in names):
+        facts = {"lines": 0, "left_out": 0, "unpronounceable": 0}
+        try:
+            with ExitStack() as stack:
+                train, held = (_Writer(name) for name in names)
+                stack.callback(train.close)
+                stack.callback(held.close)
+                for text in read_lines(paths, progress=progress):
+                    sentence = words(text)
+                    if not sentence:
+                        continue
+                    facts["lines"] += 1
+                    line = " ".join(sentence)
+                    if line in transcripts:
+                        facts["left_out"] += 1
+                        continue
+                    pieces = encode(sentence)
+                    facts["unpronounceable"] += not pieces
+                    for piece in pieces:
+                        (held if is_held_out(line, held_out) else train).add(piece)
+                held.finish(facts)
+                train.finish(facts)
+        except OSError as error:
+            raise HkdError(f"the token cache {folder} cannot be written ({error.strerror}).") from None
+    return TokenCache(names[0]), TokenCache(names[1])
+
+
+def folds_of(manifest: Manifest, folds: int) -> dict[str, int]:
+    """Utterance id → fold. Identical texts fall into one fold; groups of texts are dealt out in the order of their digests."""
+    lines = {u.id: " ".join(words(u.text)) for u in manifest}
+    groups = sorted(set(lines.values()), key=lambda line: digest_of(["fold", line]))
+    if len(groups) < folds:
+        raise UserError(
+            f"`folds` must be at most the {len(groups)} different transcripts, but is {folds} instead. Use fewer folds."
+        )
+    fold_of = {line: number % folds for number, line in enumerate(groups)}
+    return {name: fold_of[line] for name, line in lines.items()}
+
+
+class Corpus:
+    """Several collections of sequences as one."""
+
+    def __init__(self, parts: Iterable[TokenCache | Sequence[Sequence_U]]) -> None:
+        self.parts = [part for part in parts if len(part)]
+        self._end = np.cumsum([len(part) for part in self.parts])
+
+    def __len__(self) -> int:
+        return int(self._end[-1]) if self.parts else 0
+
+    def __getitem__(self, number: int) -> Sequence_U:
+        part = int(np.searchsorted(self._end, number, "right"))
+        return self.parts[part][number - (int(self._end[part - 1]) if part else 0)]
+
+    def __iter__(self) -> Iterator[Sequence_U]:
+        for part in self.parts:
+            yield from part
+
+    @property
+    def num_units(self) -> int:
+        """Units of all sentences."""
+        return sum(p.num_units if isinstance(p, TokenCache) else sum(map(len, p)) for p in self.parts)

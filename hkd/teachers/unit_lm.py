@@ -1,0 +1,225 @@
+"""The folder of a unit LM, and the LM in it as a teacher.
+
+    lm/NAME/
+      config.json          format version ("hkd_lm"), level, direction, given, sizes, folds, what it was trained on
+      inventory.json       its units
+      report.json          perplexities and the verdict: `neural` or `ngram` is the teacher; written last, so it marks a finished LM
+      model.safetensors    the LM
+      ngram.arpa           the n-gram that it is held against (words are unit ids; over phones with given `outside-phone`)
+      senones.safetensors  given `outside-phone`: each senone's phone and state, counts of senones in context
+      folds.json, fold-0/ …  cross-fitted: the fold of each utterance, and the last three files a fold
+
+An utterance is labelled by the LM of its fold, which has not seen it; an utterance that the folds do not know, by that of fold 0.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+
+from hkd.errors import UserError
+from hkd.files import digest_of, digest_of_file
+from hkd.teachers.base import Sentence, Teacher, TeacherInfo
+from hkd.teachers.cloze import UnitLm, UnitLmSizes, collate
+from hkd.teachers.ngram import load_ngram
+from hkd.teachers.unit_lm_senones import SenoneCounts, SenoneMap
+from hkd.topk import TopK, select_topk
+from hkd.units.inventory import UnitInventory
+
+FORMAT = 1
+CONFIG, INVENTORY, REPORT, MODEL, NGRAM, SENONES, FOLDS = (
+    "config.json",
+    "inventory.json",
+    "report.json",
+    "model.safetensors",
+    "ngram.arpa",
+    "senones.safetensors",
+    "folds.json",
+)
+_INPUTS = 8192  # tower inputs a pass, padding included
+_CELLS = 8_000_000  # logits a pass
+
+
+class UnitLmTeacher:
+    """A neural unit LM as a teacher."""
+
+    def __init__(self, model: UnitLm, *, inventory: UnitInventory, info: TeacherInfo, device: str = "cpu") -> None:
+        self._model = model.to(device).eval()
+        self._inventory, self._info, self._device = inventory, info, device
+
+    @property
+    def level(self) -> str:
+        """The inventory's."""
+        return self._inventory.level
+
+    @property
+    def inventory(self) -> UnitInventory:
+        """All units it gives mass to."""
+        return self._inventory
+
+    @property
+    def info(self) -> TeacherInfo:
+        """What the store records."""
+        return self._info
+
+    def encode(self, words: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """A unit LM reads the project's units. Raises NotImplementedError."""
+        raise NotImplementedError("a unit LM reads the project's units and has no pieces of its own")
+
+    def _passes(self, sentences: Sequence[Sentence]) -> list[list[int]]:
+        """Numbers of sentences (not empty) by length, cut so that a pass stays within memory."""
+        order = sorted((n for n, s in enumerate(sentences) if len(s.unit_U)), key=lambda n: len(sentences[n].unit_U))
+        passes: list[list[int]] = []
+        positions = 0
+        for number in order:
+            length = len(sentences[number].unit_U)
+            fits = passes and length * (len(passes[-1]) + 1) <= _INPUTS
+            if not fits or (positions + length) * len(self._inventory) > _CELLS:
+                passes.append([])
+                positions = 0
+            passes[-1].append(number)
+            positions += length
+        return passes
+
+    @torch.inference_mode()
+    def score(self, sentences: Sequence[Sentence], *, k: int, temperatures: Sequence[float] = ()) -> list[TopK]:
+        """Per sentence the top-k rows of all its positions, in order."""
+        rows = [TopK.empty(min(k, len(self._inventory)), len(temperatures))] * len(sentences)
+        for numbers in self._passes(sentences):
+            batch = collate([sentences[n].unit_U for n in numbers], senones=self._model.senones).to(self._device)
+            whole = select_topk(self._model.logits(batch), batch.gold_N, k=k, temperatures=temperatures)
+            bounds = np.cumsum([0, *(len(sentences[n].unit_U) for n in numbers)])
+            for number, start, stop in zip(numbers, bounds[:-1], bounds[1:], strict=True):
+                rows[number] = whole[int(start) : int(stop)]
+        return rows
+
+
+class CrossFitTeacher:
+    """Several teachers of one kind, each for the utterances that it has not seen."""
+
+    def __init__(self, teachers: Sequence[Teacher], fold_of: dict[str, int]) -> None:
+        self._teachers, self._fold_of = teachers, fold_of
+        first = teachers[0].info
+        self._info = TeacherInfo(
+            name=first.name,
+            kind=first.kind,
+            direction=first.direction,
+            digest=digest_of([*(t.info.digest for t in teachers), json.dumps(sorted(fold_of.items()))]),
+            given=first.given,
+            normalisation=first.normalisation,
+            options={**first.options, "folds": len(teachers), "unknown_utterances": "fold 0"},
+            trained_on_transcripts="cross-fitted",
+        )
+
+    @property
+    def level(self) -> str:
+        """The inventory's."""
+        return self._teachers[0].level
+
+    @property
+    def inventory(self) -> UnitInventory:
+        """All units it gives mass to."""
+        return self._teachers[0].inventory
+
+    @property
+    def info(self) -> TeacherInfo:
+        """What the store records."""
+        return self._info
+
+    def encode(self, words: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """As the folds' teachers. Raises NotImplementedError."""
+        return self._teachers[0].encode(words)
+
+    def fold(self, utterance_id: str) -> int:
+        """Whose LM labels an utterance."""
+        return self._fold_of.get(utterance_id, 0)
+
+    def score(self, sentences: Sequence[Sentence], *, k: int, temperatures: Sequence[float] = ()) -> list[TopK]:
+        """Each sentence by the teacher of its fold."""
+        rows: dict[int, TopK] = {}
+        for fold, teacher in enumerate(self._teachers):
+            mine = [number for number, sentence in enumerate(sentences) if self.fold(sentence.id) == fold]
+            if mine:
+                scored = teacher.score([sentences[number] for number in mine], k=k, temperatures=temperatures)
+                rows.update(zip(mine, scored, strict=True))
+        return [rows[number] for number in range(len(sentences))]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of a unit LM's folder. Raises UserError where it is missing or broken."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}. Run `hkd lm train` first, to its end.") from None
+    except ValueError:
+        raise UserError(f"{path} must be JSON, but is not. Train the LM anew with `hkd lm train --overwrite`.") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} must hold a JSON object, but does not. Train the LM anew with `hkd lm train --overwrite`.")
+    return value
+
+
+def load_unit_lm(folder: Path, *, device: str = "cpu", prefer: str | None = None, unfinished: bool = False) -> Teacher:
+    """The teacher of a folder that `hkd lm train` made: by its report's verdict, or as `prefer` says (neural | ngram).
+
+    Raises UserError where the folder is none, not finished, or of a newer format.
+    """
+    config = read_json(folder / CONFIG)
+    if config.get("hkd_lm") != FORMAT:
+        raise UserError(f"{folder} must be a unit LM of format {FORMAT}, but is of {config.get('hkd_lm')} instead. Update hkd.")
+    if prefer not in (None, "neural", "ngram"):
+        raise UserError(f"`prefer` must be neural or ngram, but is '{prefer}' instead.")
+    kind = prefer or str(read_json(folder / REPORT)["teacher"])
+    if not unfinished and not (folder / REPORT).exists():
+        raise UserError(f"{folder} must be a finished unit LM, but is not finished. Run `hkd lm train` to its end.")
+    inventory = UnitInventory.load(folder / INVENTORY)
+    load = load_neural_part if kind == "neural" else load_ngram_part
+    if config["transcripts"] == "none":
+        return load(folder, config=config, inventory=inventory, name=folder.name, device=device)
+    parts = [
+        load(folder / f"fold-{fold}", config=config, inventory=inventory, name=folder.name, device=device)
+        for fold in range(int(config["folds"]))
+    ]
+    return CrossFitTeacher(parts, {str(name): int(fold) for name, fold in read_json(folder / FOLDS).items()})
+
+
+def load_neural_part(
+    part: Path, *, config: dict[str, Any], inventory: UnitInventory, name: str, device: str = "cpu"
+) -> UnitLmTeacher:
+    """The neural LM of a folder or of one of its folds."""
+    given = str(config["given"])
+    senones: SenoneMap | None = SenoneCounts.load(part / SENONES).senones if given == "outside-phone" else None
+    model = UnitLm(UnitLmSizes(**config["sizes"]), num_units=len(inventory), direction=str(config["direction"]), senones=senones)
+    try:
+        model.load_state_dict(load_file(part / MODEL))
+    except (OSError, RuntimeError, ValueError) as error:
+        first = str(error).splitlines()[0]
+        raise UserError(f"{part / MODEL} must hold this LM's weights, but cannot be read ({first}). Train it anew.") from None
+    info = TeacherInfo(
+        name=name,
+        kind=str(config["direction"]),
+        direction="left" if given == "left" else "both",
+        digest=digest_of([digest_of_file(part / MODEL), inventory.digest, given]),
+        given=given,
+        trained_on_transcripts="no" if config["transcripts"] == "none" else "cross-fitted",
+    )
+    return UnitLmTeacher(model, inventory=inventory, info=info, device=device)
+
+
+def load_ngram_part(part: Path, *, config: dict[str, Any], inventory: UnitInventory, name: str, device: str = "cpu") -> Teacher:
+    """The n-gram of a folder or of one of its folds; it always runs on the CPU."""
+    given = str(config["given"])
+    return load_ngram(
+        part / NGRAM,
+        level=inventory.level,
+        inventory=inventory,
+        given=given,
+        counts_path=part / SENONES if given == "outside-phone" else None,
+        tokens="id",
+        name=name,
+        trained_on_transcripts="no" if config["transcripts"] == "none" else "cross-fitted",
+    )
