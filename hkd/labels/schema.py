@@ -150,7 +150,8 @@ class StoreSpec:
 
     def identity(self) -> dict[str, Any]:
         """What must be equal for a store to be resumed."""
-        return {key: value for key, value in self.to_json().items() if key not in NOT_IDENTITY}
+        value: dict[str, Any] = json.loads(json.dumps(self.to_json(), ensure_ascii=False))  # tuples are lists, as when read back
+        return {key: item for key, item in value.items() if key not in NOT_IDENTITY}
 
     @property
     def digest(self) -> str:

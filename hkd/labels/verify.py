@@ -37,7 +37,10 @@ def verify(path: Path | str, *, deep: bool = True, progress: Progress = no_progr
     """
     root = Path(path)
     spec = files.load_spec(root)
-    problems = _strangers(root, spec)
+    problems = [
+        Problem(kind="foreign", text=f"data/{name} is not in the plan of {spec.plan.num_shards} shards")
+        for name in _strangers(root, spec)
+    ]
     for shard in range(spec.plan.num_shards):
         problems += _check_shard(root, spec, shard, deep)
         progress(shard + 1, spec.plan.num_shards)
@@ -46,19 +49,17 @@ def verify(path: Path | str, *, deep: bool = True, progress: Progress = no_progr
     return problems
 
 
-def _strangers(root: Path, spec: StoreSpec) -> list[Problem]:
-    """Files in data/ that the plan does not know."""
+def _strangers(root: Path, spec: StoreSpec) -> list[str]:
+    """Names in data/ that the plan does not know."""
+    suffix, num_shards = backend_of(spec).suffix, spec.plan.num_shards
+
+    def planned(name: str) -> bool:
+        number = files.shard_number(name)
+        return number is not None and number < num_shards and name in (f"{number:05d}{suffix}", f"{number:05d}.json")
+
     data = root / files.DATA
-    problems = []
-    suffix = backend_of(spec).suffix
-    for path in sorted(data.iterdir()) if data.is_dir() else []:
-        number = files.shard_number(path.name)
-        known = number is not None and number < spec.plan.num_shards
-        if known and number is not None:
-            known = path.name in (f"{number:05d}{suffix}", f"{number:05d}.json")
-        if not known and not path.name.endswith(".tmp"):
-            problems.append(Problem(kind="foreign", text=f"data/{path.name} is not in the plan of {spec.plan.num_shards} shards"))
-    return problems
+    names = sorted(path.name for path in data.iterdir()) if data.is_dir() else []
+    return [name for name in names if not planned(name) and not name.endswith(".tmp")]
 
 
 def _check_shard(root: Path, spec: StoreSpec, shard: int, deep: bool) -> list[Problem]:
@@ -113,28 +114,33 @@ def _check_index(root: Path, spec: StoreSpec) -> list[Problem]:
     return []
 
 
-def repair(path: Path | str, problems: list[Problem]) -> Repair:
-    """Take away what is wrong: strangers and broken shards with their marks go; the index is made anew where all shards are there."""
+def repair(path: Path | str, problems: list[Problem], *, dry_run: bool = False) -> Repair:
+    """Take away what is wrong: strangers and broken shards with their marks go; the index is made anew where all shards are there.
+
+    `dry_run`: only say what would be done.
+    """
     root = Path(path)
     spec = files.load_spec(root)
     result = Repair()
-    suffix = backend_of(spec).suffix
+
+    def remove(file: Path) -> None:
+        if file.is_file():
+            result.done.append(f"{'would remove' if dry_run else 'removed'} {file.relative_to(root)}")
+            if not dry_run:
+                file.unlink()
+
     for problem in problems:
         if problem.shard is not None:
-            for file in (files.mark_path(root, problem.shard), files.shard_path(root, spec, problem.shard)):
-                if file.is_file():
-                    file.unlink()
-                    result.done.append(f"removed data/{file.name}")
+            remove(files.mark_path(root, problem.shard))
+            remove(files.shard_path(root, spec, problem.shard))
             result.dump_again.append(problem.shard)
-    if any(problem.kind == "foreign" and problem.shard is None for problem in problems):
-        keep = {f"{n:05d}{end}" for n in range(spec.plan.num_shards) for end in (suffix, ".json")}
-        for file in sorted((root / files.DATA).iterdir()):
-            if file.name not in keep and files.shard_number(file.name) is not None and file.is_file():
-                file.unlink()
-                result.done.append(f"removed data/{file.name}")
-    if not result.dump_again:
-        files.write_index(root, spec)
-        result.done.append(f"wrote {files.INDEX}")
+    for name in _strangers(root, spec):
+        if files.shard_number(name) is not None:
+            remove(root / files.DATA / name)
+    if result.dump_again:
+        remove(root / files.INDEX)
     else:
-        (root / files.INDEX).unlink(missing_ok=True)
+        result.done.append(f"{'would write' if dry_run else 'wrote'} {files.INDEX}")
+        if not dry_run:
+            files.write_index(root, spec)
     return result
