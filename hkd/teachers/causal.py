@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 
 from hkd.errors import HkdError
-from hkd.teachers.base import Sentence
-from hkd.teachers.transformer_common import Row, TransformerTeacher
+from hkd.teachers.transformer_common import Row, Tokens, TransformerTeacher
 
 
 class CausalTeacher(TransformerTeacher):
@@ -16,19 +15,22 @@ class CausalTeacher(TransformerTeacher):
     kind = "causal"
     direction = "left"
 
-    def _rows(self, sentence: Sentence, first: int) -> Iterator[Row]:
+    def _rows(self, token_W: Tokens, at_S: Tokens, to_S: Tokens) -> Iterator[Row]:
         """A row a window; position n is scored by the output one place to its left, the first one by that of the start token."""
-        start = self._start()
-        left_only = Sentence(id=sentence.id, unit_U=sentence.unit_U, word_U=sentence.word_U, before=sentence.before)
-        for token_W, at_S, to_S in self._windows(left_only, self._max_length - len(start), first, at=0.75):
-            token_L = np.concatenate([start, token_W])
-            at_S = at_S + len(start)
-            last = int(at_S.max(initial=0))  # what follows the last scored position is not needed
-            if len(at_S):
-                none = np.zeros(0, np.int64)
-                yield Row(token_L[:last], none, at_S - 1, self._gold(token_L[at_S]), to_S)
+        start, none = self._start(), np.zeros(0, np.int64)
+        read_W = token_W[: int(at_S.max()) + 1]  # what follows the last scored position is not needed
+        for window_W, at_M, to_M in self._windows(read_W, at_S, to_S, self.room, aim=0.75):
+            token_L = np.concatenate([start, window_W])
+            at_M = at_M + len(start)
+            yield Row(token_L[: int(at_M.max())], none, at_M - 1, self._gold(token_L[at_M]), to_M)
 
-    def _start(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+    @property
+    def room(self) -> int:
+        """Tokens of text in a window, the start token left out."""
+        length = min(self._max_length, self._options.context) if self._options.context else self._max_length
+        return max(1, length - len(self._start()))
+
+    def _start(self) -> Tokens:
         """The tokens before the text: the tokenizer's own prefix, else the start token, else the end token (as GPT-2 separates texts)."""
         if self._prefix:
             return np.array(self._prefix, np.int64)

@@ -4,6 +4,7 @@ Safetensors (or one GGUF file) only, no remote code. What lies in the cache is t
 network the answer comes within seconds.
 """
 
+import importlib
 import json
 import os
 from pathlib import Path
@@ -16,6 +17,7 @@ from hkd.native import import_torchaudio
 from hkd.teachers.aliases import ALIASES, resolve
 from hkd.teachers.base import Teacher
 from hkd.teachers.options import DEVICES, PRECISIONS, TeacherOptions
+from hkd.units.inventory import UnitInventory
 
 PHONE_TRIGRAM = "phone-trigram"
 NGRAM_SUFFIXES = (".arpa", ".arpa.gz", ".klm", ".kenlm")
@@ -45,16 +47,24 @@ def choose_precision(precision: str, device: torch.device) -> torch.dtype:
 
 
 def load_teacher(
-    name: str, *, unit: str, device: str = "auto", precision: str = "auto", options: TeacherOptions | None = None
+    name: str,
+    *,
+    unit: str,
+    device: str = "auto",
+    precision: str = "auto",
+    options: TeacherOptions | None = None,
+    inventory: UnitInventory | None = None,
 ) -> Teacher:
-    """The teacher called `name` for the level `unit`. Raises UserError where it cannot teach that level, HkdError where it cannot be had."""
-    teacher = _load(name, device=device, precision=precision, options=options or TeacherOptions())
+    """The teacher called `name` for the level `unit`; `inventory`: the units of an n-gram file.
+
+    Raises UserError where it cannot teach that level, HkdError where it cannot be had."""
+    teacher = _load(name, device, precision, options or TeacherOptions(), inventory)
     if teacher.level != unit:
         raise UserError(f"unit must be {teacher.level}, which is what the LM {name} knows, but is {unit} instead.")
     return teacher
 
 
-def _load(name: str, *, device: str, precision: str, options: TeacherOptions) -> Teacher:
+def _load(name: str, device: str, precision: str, options: TeacherOptions, inventory: UnitInventory | None) -> Teacher:
     path = Path(name).expanduser()
     if name == PHONE_TRIGRAM:
         from hkd.teachers.ngram import phone_trigram
@@ -65,12 +75,15 @@ def _load(name: str, *, device: str, precision: str, options: TeacherOptions) ->
             raise UserError(f"lm must be a file that exists, but {name} is not there.")
         from hkd.teachers.ngram import load_ngram
 
-        return load_ngram(path)
+        if inventory is None:
+            raise UserError(f"lm {name} needs the inventory of its units, but there is none. Run `hkd units train` first.")
+        return load_ngram(path, level=inventory.level, inventory=inventory)
     if path.is_dir():
         if _is_unit_lm(path):
             from hkd.teachers.unit_lm import load_unit_lm
 
-            return load_unit_lm(path)
+            teacher: Teacher = load_unit_lm(path)
+            return teacher
         return load_transformer(str(path), name=path.name, device=device, precision=precision, options=options)
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         raise UserError(f"lm must be a folder, a hub name or an alias, but there is no folder {name}.")
@@ -90,12 +103,11 @@ def load_transformer(source: str, *, name: str, device: str, precision: str, opt
     dtype = choose_precision(precision, where)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import_torchaudio()
-    import transformers
-
+    transformers: Any = importlib.import_module("transformers")
     from hkd.teachers.causal import CausalTeacher
     from hkd.teachers.masked import MaskedTeacher
 
-    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers.utils.logging.disable_progress_bar()
     given = _source_options(source)
     try:
         config = transformers.AutoConfig.from_pretrained(source, **given)

@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
 from hkd.errors import HkdError, UserError
@@ -33,6 +32,8 @@ from hkd.units.level import SUBWORD
 
 log = logging.getLogger(__name__)
 
+Tokens = NDArray[np.int64]
+
 _PRONOUN_I = ("i", "i'm", "i'll", "i've", "i'd")
 _HEAD_BYTES = 64 << 20  # logits of one head call on CPU
 _HEAD_BYTES_CUDA = 1 << 30
@@ -43,13 +44,13 @@ class Row:
     """One pass of one window through the body: its tokens, which of them are masked, and which are scored for whom."""
 
     token_L: NDArray[np.int64]
-    masked: NDArray[np.int64]  # places in token_L that are masked
-    at: NDArray[np.int64]  # places in token_L whose output is scored
-    gold: NDArray[np.int64]  # the unit at each scored position
-    to: NDArray[np.int64]  # the row of the result, over all sentences
+    masked: Tokens  # places in token_L that are masked
+    at: Tokens  # places in token_L whose output is scored
+    gold: Tokens  # the unit at each scored position
+    to: Tokens  # the row of the result, over all sentences
 
 
-def digest_of_model(model: PreTrainedModel) -> str:
+def digest_of_model(model: torch.nn.Module) -> str:
     """SHA-256 over the parameters by name (each tied one once), with their shapes and types."""
 
     def parts() -> Iterator[str | bytes]:
@@ -68,8 +69,8 @@ class TransformerTeacher(ABC):
 
     def __init__(
         self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
+        model: Any,
+        tokenizer: Any,
         *,
         name: str,
         options: TeacherOptions,
@@ -79,8 +80,8 @@ class TransformerTeacher(ABC):
         if not tokenizer.is_fast:
             raise HkdError(f"teacher {name} must have a tokenizer of the tokenizers library (tokenizer.json), but has none.")
         weights = digest_of_model(model)
-        self._model = model.to(device=device, dtype=dtype).eval().requires_grad_(False)  # type: ignore[arg-type]
-        self._body: torch.nn.Module = model.base_model
+        self._model: Any = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
+        self._body: Any = model.base_model
         if self._body is model:
             raise HkdError(f"teacher {name} must have a body and a head, but {type(model).__name__} has no separate body.")
         self._tokenizer, self._options, self._device = tokenizer, options, device
@@ -91,7 +92,7 @@ class TransformerTeacher(ABC):
         self._max_length = self._model_length()
         rules = {"case": self._case, "leading_space": self._leading_space, "final_mark": options.final_mark}
         recorded = {**options.that_change_labels(), **rules, "precision": {torch.float32: "fp32", torch.bfloat16: "bf16"}[dtype]}
-        pieces = digest_of_json(tokenizer.backend_tokenizer.to_str())  # type: ignore[attr-defined]
+        pieces = digest_of_json(tokenizer.backend_tokenizer.to_str())
         self._info = TeacherInfo(
             name=name,
             kind=self.kind,
@@ -127,22 +128,28 @@ class TransformerTeacher(ABC):
         return self._options.context
 
     @property
-    def model(self) -> PreTrainedModel:
+    @abstractmethod
+    def room(self) -> int:
+        """Tokens of text in a window, special ones left out."""
+
+    @property
+    def model(self) -> torch.nn.Module:
         """The language model itself."""
-        return self._model
+        body: torch.nn.Module = self._model
+        return body
 
     # ---- text ----
 
     def _find_special_tokens(self) -> None:
         tokenizer = self._tokenizer
-        full: list[int] = tokenizer("a")["input_ids"]  # type: ignore[assignment]
-        bare: list[int] = tokenizer("a", add_special_tokens=False)["input_ids"]  # type: ignore[assignment]
+        full: list[int] = tokenizer("a")["input_ids"]
+        bare: list[int] = tokenizer("a", add_special_tokens=False)["input_ids"]
         starts = [i for i in range(len(full) - len(bare) + 1) if full[i : i + len(bare)] == bare]
         start = starts[0] if starts else 0
         self._prefix, self._suffix = (full[:start], full[start + len(bare) :]) if starts else ([], [])
         added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         self._special = {i for i in {*tokenizer.all_special_ids, *added} if i is not None}
-        self._vocabulary = int(self._model.get_output_embeddings().weight.shape[0])  # type: ignore[union-attr]
+        self._vocabulary = int(self._model.get_output_embeddings().weight.shape[0])
         exclude_V = torch.zeros(self._vocabulary, dtype=torch.bool)
         exclude_V[[i for i in self._special if i < self._vocabulary]] = True
         exclude_V[len(tokenizer) :] = True
@@ -157,10 +164,11 @@ class TransformerTeacher(ABC):
         self._leading_space = first != spaced and len(first) == len(spaced)
 
     def _pieces(self, text: str) -> list[int]:
-        return self._tokenizer(text, add_special_tokens=False)["input_ids"]  # type: ignore[return-value]
+        pieces: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return pieces
 
     def _symbols(self) -> tuple[str, ...]:
-        tokens: list[str | None] = self._tokenizer.convert_ids_to_tokens(list(range(min(self._vocabulary, len(self._tokenizer)))))  # type: ignore[assignment]
+        tokens: list[str | None] = self._tokenizer.convert_ids_to_tokens(list(range(min(self._vocabulary, len(self._tokenizer)))))
         tokens += [None] * (self._vocabulary - len(tokens))
         seen: set[str] = set()
         symbols = []
@@ -178,7 +186,7 @@ class TransformerTeacher(ABC):
             length = 512
         if config.model_type in ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "data2vec-text", "longformer"):
             length -= int(config.pad_token_id or 1) + 1  # their positions are counted from the padding id on
-        return min(length, self._tokenizer.model_max_length, 8192)
+        return int(min(length, self._tokenizer.model_max_length, 8192))
 
     def _written(self, words: Sequence[str]) -> list[str]:
         """The words under the teacher's case rule."""
@@ -199,42 +207,53 @@ class TransformerTeacher(ABC):
         for number, word in enumerate(written):
             word_at[max(0, start - 1) : start + len(word)] = number
             start += len(word) + 1
-        offsets: list[tuple[int, int]] = coded["offset_mapping"]  # type: ignore[assignment]
+        offsets: list[tuple[int, int]] = coded["offset_mapping"]
         word_U = np.array([word_at[a] for a, _ in offsets], np.int32).reshape(-1)
         return np.array(coded["input_ids"], np.int32).reshape(-1), word_U
 
     # ---- scoring ----
 
     @abstractmethod
-    def _rows(self, sentence: Sentence, first: int) -> Iterator[Row]:
-        """The passes that score a sentence; its position n goes to row `first + n` of the result."""
+    def _rows(self, token_W: Tokens, at_S: Tokens, to_S: Tokens) -> Iterator[Row]:
+        """The passes that score some places of a text; place at_S[s] goes to row to_S[s] of the result."""
 
-    def _gold(self, unit_U: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _gold(self, unit_U: Tokens) -> Tokens:
         """The units, −1 for special ones (an unknown word is no gold unit)."""
         return np.where(np.isin(unit_U, list(self._special)), NO_GOLD, unit_U)
 
     def _windows(
-        self, sentence: Sentence, room: int, first: int, *, at: float = 0.5
-    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]]:
-        """Cut before + units + after into windows of at most `room` tokens: (tokens, places of scored positions, result rows).
+        self, token_W: Tokens, at_S: Tokens, to_S: Tokens, room: int, *, aim: float = 0.5
+    ) -> Iterator[tuple[Tokens, Tokens, Tokens]]:
+        """Cut a text into windows of at most `room` tokens: (tokens, places of scored positions, result rows).
 
-        One window where all fits; else windows that overlap by half, each position scored where it stands nearest to the share `at`
+        One window where all fits; else windows that overlap by half, each position scored where it stands nearest to the share `aim`
         of the window: the middle for teachers that look both ways.
         """
-        whole = np.concatenate([sentence.before, sentence.unit_U, sentence.after]).astype(np.int64)
-        at_U = len(sentence.before) + np.arange(len(sentence.unit_U))
-        row_U = first + np.arange(len(sentence.unit_U))
-        if len(whole) <= room:
-            yield whole, at_U, row_U
+        if len(token_W) <= room:
+            yield token_W, at_S, to_S
             return
         stride = max(1, room // 2)
-        starts = np.unique(np.append(np.arange(0, len(whole) - room, stride), len(whole) - room))
-        aim_W = starts + (room - 1) * at
-        best_U = np.abs(at_U[:, None] - aim_W[None]).argmin(1)
+        starts = np.unique(np.append(np.arange(0, len(token_W) - room, stride), len(token_W) - room))
+        best_S = np.abs(at_S[:, None] - (starts + (room - 1) * aim)[None]).argmin(1)
         for number, start in enumerate(starts.tolist()):
-            mine = best_U == number
+            mine = best_S == number
             if mine.any():
-                yield whole[start : start + room], at_U[mine] - start, row_U[mine]
+                yield token_W[start : start + room], at_S[mine] - start, to_S[mine]
+
+    def _texts(self, sentences: Sequence[Sentence]) -> Iterator[tuple[Tokens, Tokens, Tokens]]:
+        """Sentences that share one text (before + units + after) together: (tokens, places of scored positions, result rows)."""
+        together: dict[bytes, list[tuple[Tokens, Tokens]]] = {}
+        first = 0
+        for s in sentences:
+            size = len(s.unit_U)
+            whole = np.concatenate([np.array(s.before, np.int64), s.unit_U, np.array(s.after, np.int64)]).astype(np.int64)
+            if size:
+                places = np.arange(size)
+                together.setdefault(whole.tobytes(), []).append((places + len(s.before), places + first))
+            first += size
+        for text, parts in together.items():
+            at_S, to_S = (np.concatenate(column) for column in zip(*parts, strict=True))
+            yield np.frombuffer(text, np.int64), at_S, to_S
 
     @torch.inference_mode()
     def score(self, sentences: Sequence[Sentence], *, k: int, temperatures: Sequence[float] = ()) -> list[TopK]:
@@ -242,7 +261,7 @@ class TransformerTeacher(ABC):
         if k < 1:
             raise UserError(f"k must be at least 1, but is {k} instead.")
         offset = np.concatenate([[0], np.cumsum([len(s.unit_U) for s in sentences])]).astype(np.int64)
-        rows = [row for s, first in zip(sentences, offset[:-1].tolist(), strict=True) for row in self._rows(s, first)]
+        rows = [row for text in self._texts(sentences) for row in self._rows(*text)]
         if not rows:
             width = min(k, int((~self._exclude_V).sum()))
             return [TopK.empty(width, len(temperatures)) for _ in sentences]
@@ -278,11 +297,11 @@ class TransformerTeacher(ABC):
         for number, row in enumerate(batch):
             token_RL[number, : len(row.token_L)] = row.token_L
             if len(row.masked):
-                token_RL[number, row.masked] = self._tokenizer.mask_token_id  # type: ignore[call-overload]
+                token_RL[number, row.masked] = self._tokenizer.mask_token_id
         at_M = np.concatenate([number * longest + row.at for number, row in enumerate(batch)])
         given: dict[str, Any] = {"input_ids": torch.from_numpy(token_RL).to(self._device)}
         given["attention_mask"] = torch.from_numpy((np.arange(longest) < length_R[:, None]).astype(np.int64)).to(self._device)
-        hidden_RLD = self._run(**given, **self._body_options())[0]
+        hidden_RLD: torch.Tensor = self._run(**given, **self._body_options())[0]
         return hidden_RLD.reshape(-1, hidden_RLD.shape[-1])[torch.from_numpy(at_M).to(self._device)]
 
     def _body_options(self) -> dict[str, Any]:
@@ -290,8 +309,8 @@ class TransformerTeacher(ABC):
 
     def _head(self, hidden_MD: torch.Tensor) -> torch.Tensor:
         """Logits (M, V) of the model's own head for rows of its body's output."""
-        out = BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=hidden_MD[None])  # type: ignore[arg-type]
-        self._body.forward = lambda *_, **__: out  # type: ignore[method-assign]
+        out = BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=hidden_MD[None])
+        self._body.forward = lambda *_, **__: out
         try:
             logits: torch.Tensor = self._model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=self._device)).logits
         finally:

@@ -1,17 +1,19 @@
 """Tiny language models with random weights and a real tokenizer, saved as transformers folders: every architecture that hkd is tested on."""
 
+import importlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from hkd.native import import_torchaudio
 
 import_torchaudio()
-
-import transformers  # noqa: E402  (after torchaudio)
+transformers: Any = importlib.import_module("transformers")  # after torchaudio
+library: Any = importlib.import_module("tokenizers")
+decoders, models, normalizers = library.decoders, library.models, library.normalizers
+pre_tokenizers, processors, trainers = library.pre_tokenizers, library.processors, library.trainers
 
 WORDS = (
     "the cat sat on the mat and the dog saw a bird that sang in an old tree near the river while i'm reading a long letter "
@@ -23,31 +25,35 @@ CAUSAL = ("gpt2", "llama", "qwen2", "gemma3", "mistral")
 
 
 def wordpiece(texts: Iterable[str], *, size: int = VOCABULARY) -> Any:
-    """An uncased WordPiece tokenizer as BERT's."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))  # type: ignore[call-arg]
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)  # type: ignore[assignment]
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()  # type: ignore[assignment]
+    """An uncased WordPiece tokenizer as BERT's: letters and the most frequent words (the library's trainer breaks ties by chance)."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tokenizer.train_from_iterator(texts, trainers.WordPieceTrainer(vocab_size=size, special_tokens=special, show_progress=False))
+    words = [word for text in texts for word in text.lower().replace("'", " ' ").split()]
+    letters = sorted({letter for word in words for letter in word})
+    frequent = sorted(set(words) - set(letters), key=lambda word: (-words.count(word), word))
+    symbols = [*special, *letters, *(f"##{letter}" for letter in letters), *frequent][:size]
+    vocabulary = {symbol: number for number, symbol in enumerate(symbols)}
+    tokenizer = library.Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     ends = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
-    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)  # type: ignore[assignment]
-    tokenizer.decoder = decoders.WordPiece()  # type: ignore[assignment]
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
+    tokenizer.decoder = decoders.WordPiece()
     names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
     return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
 
 
 def byte_bpe(texts: Iterable[str], *, size: int = VOCABULARY + 256, masked: bool, start: bool = True) -> Any:
     """A cased byte-level BPE tokenizer as RoBERTa's (masked) or GPT-2's."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
+    tokenizer = library.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"] if masked else ["<|endoftext|>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    tokenizer.decoder = decoders.ByteLevel()
     if masked:
         ends = [(token, tokenizer.token_to_id(token)) for token in ("<s>", "</s>")]
-        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=ends)  # type: ignore[assignment]
+        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=ends)
         names = {"bos_token": "<s>", "eos_token": "</s>", "cls_token": "<s>", "sep_token": "</s>", "pad_token": "<pad>"}
         names |= {"unk_token": "<unk>", "mask_token": "<mask>"}
     else:

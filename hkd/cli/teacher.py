@@ -1,0 +1,187 @@
+"""`hkd teacher-dump`: a language model's distributions over the transcripts, into a label store."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hkd.cli.common import emit, progress_bar, project, say
+from hkd.errors import HkdError, UserError
+
+if TYPE_CHECKING:
+    from hkd.config import Project
+    from hkd.teachers.base import Teacher
+
+Text = str | None
+
+
+def teacher_dump(
+    lm: Annotated[
+        Text, typer.Option(help="Alias (bert-large, gpt2 ...), hub name, folder, NAME below lm/, ARPA file, phone-trigram.")
+    ] = None,
+    unit: Annotated[str, typer.Option(help="Level: senone, monophone or subword.")] = "subword",
+    name: Annotated[Text, typer.Option(help="Name of the store below the labels folder; by default the level.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The store's folder, instead of labels/NAME.")] = None,
+    manifest: Annotated[Path | None, typer.Option(help="Manifest; by default the project's.")] = None,
+    alignment: Annotated[
+        Path | None, typer.Option(help="Alignment, for senones and monophones; by default the project's.")
+    ] = None,
+    split: Annotated[Text, typer.Option(help="One split of the manifest; by default all.")] = None,
+    k: Annotated[int | None, typer.Option("--k", "-k", help="Units kept a position. [16]")] = None,
+    temperatures: Annotated[Text, typer.Option(help="Extra temperatures, as 2,3,4.")] = None,
+    mask_every: Annotated[int | None, typer.Option(help="Masked LMs: mask every m-th position together; 0 is exact. [0]")] = None,
+    context: Annotated[
+        Text, typer.Option(help="utterance, or tokens of a window that neighbouring utterances fill. [utterance]")
+    ] = None,
+    case: Annotated[Text, typer.Option(help="lower, sentence, upper or auto. [auto]")] = None,
+    final_mark: Annotated[Text, typer.Option(help="Punctuation after the last word, as context only, such as '.'.")] = None,
+    codec: Annotated[Text, typer.Option(help="grid or f16. [grid]")] = None,
+    backend: Annotated[Text, typer.Option(help="arrow or zarr. [arrow]")] = None,
+    utterances_per_shard: Annotated[int | None, typer.Option(help="Utterances a shard: the unit of work. [512]")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
+    compile_: Annotated[bool, typer.Option("--compile", help="torch.compile the model.")] = False,
+    token_budget: Annotated[int | None, typer.Option(help="Tokens of a batch; by default by device.")] = None,
+    rank: Annotated[int, typer.Option(help="This process's number in a job array.")] = 0,
+    world_size: Annotated[int, typer.Option(help="Processes of the job array.")] = 1,
+    keep_going: Annotated[
+        bool, typer.Option("--keep-going", help="List utterances that cannot be labelled, and go on (exit 1).")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a label store that is there.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="The report as JSON.")] = False,
+) -> None:
+    """Write what a language model predicts over your transcripts to a label store, once.
+
+    Settings come from the table [teacher-dump] of hkd.toml; options win. Stopped at any time, the same command goes on.
+
+    Examples:
+
+        hkd teacher-dump --lm bert-large --unit subword
+
+        hkd teacher-dump --lm phone-trigram --unit monophone
+
+        hkd teacher-dump --lm lm/senone --unit senone --k 32
+
+        hkd teacher-dump --lm ./my-bert --mask-every 7 --context 256 --name bert-wide
+    """
+    here = project()
+    if lm is None:
+        raise UserError(_lm_wanted(here, unit))
+    manifest = manifest or here.require("manifest", "hkd prepare CORPUS")
+    from hkd.labelling.dump import DumpConfig, dump
+    from hkd.teachers.options import TeacherOptions
+
+    given = {
+        "k": k, "temperatures": _numbers(temperatures), "codec": codec, "backend": backend, "split": split, "name": name,
+        "utterances_per_shard": utterances_per_shard, "keep_going": keep_going or None,
+    }  # fmt: skip
+    asked = {
+        "mask_every": mask_every, "context": _context(context), "case": case, "final_mark": final_mark, "token_budget": token_budget,
+        "compile": compile_ or None,
+    }  # fmt: skip
+    config = here.section("teacher-dump", DumpConfig, given)
+    options = here.section("teacher", TeacherOptions, asked)
+    teacher = _teacher(here, lm, unit, device, precision, options)
+    with progress_bar(f"labels {config.name or unit}") as progress:
+        report = dump(
+            manifest,
+            out or here.labels / (config.name or unit),
+            teacher,
+            config=config,
+            alignment=_alignment(here, alignment, unit),
+            subwords=_subwords(here, unit),
+            overwrite=overwrite,
+            command=shlex.join(["hkd", *sys.argv[1:]]),
+            rank=rank,
+            world_size=world_size,
+            progress=progress,
+        )
+    emit(report.to_json(), as_json, _render)
+    if report.left_out:
+        for utterance, why in list(report.left_out.items())[:20]:
+            say(f"left out: {utterance}: {why}")
+        raise HkdError(f"{len(report.left_out)} of {report.utterances} utterances could not be labelled and have no positions.")
+
+
+def _lm_wanted(here: "Project", unit: str) -> str:
+    trained = sorted(path.name for path in here.lm.iterdir() if (path / "config.json").is_file()) if here.lm.is_dir() else []
+    if unit == "subword":
+        return "--lm must name a language model, but is missing. Give --lm bert-large (a hub name, alias or folder)."
+    hint = f" or --lm {trained[0]}" if trained else ""
+    trigram = " or take --lm phone-trigram" if unit == "monophone" else ""
+    return f"--lm must name a {unit} LM, but is missing. Train one with `hkd lm train --unit {unit}`{hint}{trigram}."
+
+
+def _teacher(here: "Project", lm: str, unit: str, device: str, precision: str, options: Any) -> "Teacher":
+    from hkd.teachers.load import load_teacher
+    from hkd.units.inventory import UnitInventory
+
+    path = here.lm / lm
+    if (path / "config.json").is_file():
+        lm = str(path)
+    inventory = here.units / f"{unit}.json"
+    units = UnitInventory.load(inventory) if inventory.is_file() else None
+    return load_teacher(lm, unit=unit, device=device, precision=precision, options=options, inventory=units)
+
+
+def _alignment(here: "Project", path: Path | None, unit: str) -> Any:
+    if unit == "subword":
+        return None
+    from hkd.align.alignment import Alignment
+
+    return Alignment(path or here.require("alignment", "hkd align"))
+
+
+def _subwords(here: "Project", unit: str) -> Any:
+    path = here.units / "subword.model"
+    if unit != "subword" or not path.is_file():
+        return None
+    from hkd.units.subword import SubwordModel
+
+    return SubwordModel(path)
+
+
+def _numbers(text: Text) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise UserError(f"--temperatures must be numbers with commas between, but is '{text}' instead.") from None
+
+
+def _context(text: Text) -> int | None:
+    if text is None:
+        return None
+    if text == "utterance":
+        return 0
+    if not text.isdigit():
+        raise UserError(f"--context must be 'utterance' or a number of tokens, but is '{text}' instead.")
+    return int(text)
+
+
+def _render(report: dict[str, Any]) -> str:
+    if not report["shards_done"]:
+        done = f"{report['store']}: all {report['shards']} shards are there and match; nothing to do."
+    else:
+        share = {name: value for name, value in report["seconds"].items() if name != "total"}
+        phases = ", ".join(f"{name} {value:.1f} s" for name, value in share.items())
+        done = (
+            f"{report['store']}: {report['positions']:,} positions of {report['utterances']:,} utterances by {report['teacher']} "
+            f"in {report['seconds']['total']:.1f} s ({report['positions_per_s']:.0f} positions/s; {phases}; "
+            f"{report['scored_positions']:,} scored, the others repeat)."
+        )
+    lines = [done]
+    if report["without_units"]:
+        lines.append(f"{report['without_units']} utterances have no alignment and no labels.")
+    if report["shards_missing"]:
+        lines.append(f"{report['shards_missing']} shards are still missing: other ranks write them.")
+    figures = report["quality"] or {}
+    shown = {key: value for key, value in figures.items() if value is not None}
+    if shown:
+        lines.append("  ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in shown.items()))
+    if not report["shards_missing"]:
+        lines.append(f"Go on with: hkd train --labels {Path(report['store']).parent}/")
+    return "\n".join(lines)

@@ -1,0 +1,277 @@
+"""Stage one: a teacher's distributions over all transcripts of a manifest, into a label store.
+
+- The shard is the unit of work: batching and de-duplication stay inside it, so that its bytes do not depend on who computes it.
+- The teacher runs here; compressing and writing happen in one thread behind a queue of two shards. If that thread dies, the dump
+  stops with its error.
+- Run again, the dump does the shards that have no mark yet. What is complete and matches is left.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hkd import __version__
+from hkd.align.alignment import Alignment, sequence_digest
+from hkd.errors import UserError
+from hkd.labelling.context import ContextRule
+from hkd.labelling.plan import Transcripts, UnitSource, text_digest, unit_source
+from hkd.labelling.quality import calibration_error, summary, unigram_perplexity
+from hkd.labelling.writing import WriterThread
+from hkd.labels.folder import REPORT
+from hkd.labels.rows import UtteranceLabels
+from hkd.labels.schema import StoreSpec
+from hkd.labels.store import LabelReader, LabelWriter
+from hkd.labels.writer import quality_sums as store_sums
+from hkd.progress import Progress, no_progress
+from hkd.teachers.base import Sentence, Teacher
+from hkd.units.subword import SubwordModel
+from hkd.units.text import NORMALISATION
+
+log = logging.getLogger(__name__)
+
+UNIGRAM_UTTERANCES = 10_000
+LEFT_OUT = bytes(8)  # unit digest of an utterance that could not be labelled (--keep-going); it has no positions
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DumpConfig:
+    """What a label store holds and how it is laid out. Raises UserError for values out of range."""
+
+    k: int = 16
+    temperatures: tuple[float, ...] = ()
+    codec: str = "grid"
+    backend: str = "arrow"
+    utterances_per_shard: int = 512
+    split: str = ""  # one split of the manifest; empty: all
+    name: str = ""  # of the store; empty: the level
+    keep_going: bool = False  # leave utterances out that cannot be labelled, and list them
+
+    def __post_init__(self) -> None:
+        for name in ("k", "utterances_per_shard"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, but is {getattr(self, name)} instead.")
+        if any(not t > 0 or t == 1.0 for t in self.temperatures):
+            raise UserError(
+                f"temperatures must be positive and other than 1, which is always there, but are {self.temperatures}."
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DumpReport:
+    """What a dump did. Times are of this run; the quality is that of the whole store, None while shards are missing."""
+
+    store: Path
+    teacher: str
+    level: str
+    utterances: int
+    without_units: int  # utterances of the manifest that the alignment lacks
+    shards: int
+    shards_done: int  # by this run
+    shards_missing: int  # of other ranks
+    positions: int  # by this run
+    scored_positions: int  # fewer, where transcripts repeat
+    seconds: dict[str, float]  # by phase: read, score, wait, write, total
+    quality: dict[str, Any] | None
+    left_out: dict[str, str] = field(default_factory=dict)  # id → why
+
+    @property
+    def positions_per_s(self) -> float:
+        """Positions a second of this run, all phases included."""
+        return self.positions / self.seconds["total"] if self.seconds["total"] else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {**asdict(self), "store": str(self.store), "positions_per_s": self.positions_per_s}
+
+
+def dump(
+    manifest: Path,
+    out: Path,
+    teacher: Teacher | Callable[[], Teacher],
+    *,
+    config: DumpConfig,
+    alignment: Alignment | None = None,
+    subwords: SubwordModel | None = None,
+    overwrite: bool = False,
+    command: str = "",
+    rank: int = 0,
+    world_size: int = 1,
+    progress: Progress = no_progress,
+) -> DumpReport:
+    """Label a manifest's transcripts into the store at `out`; this process does every `world_size`-th pending shard.
+
+    `alignment`: for levels that are aligned; `subwords`: for subword LMs without pieces of their own. Raises UserError where inputs do not
+    fit together or the store there is another one, HkdError where the work cannot be done.
+    """
+    if not 0 <= rank < world_size:
+        raise UserError(f"rank must be at least 0 and below world_size, but is {rank} of {world_size} instead.")
+    transcripts = Transcripts(manifest, split=config.split or None)
+    teacher = teacher() if callable(teacher) else teacher
+    source = unit_source(teacher, alignment=alignment, subwords=subwords)
+    ids = transcripts.ids
+    labelled = source.labelled(ids)
+    if not labelled:
+        raise UserError("the alignment must hold utterances of the manifest, but holds none of them. Run `hkd align` again.")
+    if len(labelled) < len(ids):
+        log.warning("%d of %d utterances have no alignment and get no labels.", len(ids) - len(labelled), len(ids))
+    spec = store_spec(teacher, config, transcripts.digest, alignment, name=config.name or teacher.level, command=command)
+    writer = LabelWriter.open(out, spec, labelled, overwrite=overwrite)
+    run = _Run(teacher=teacher, source=source, transcripts=transcripts, config=config, writer=writer)
+    run.shards([shard for shard in writer.pending() if shard % world_size == rank], progress)
+    missing = len(writer.pending())
+    quality = None if missing else finish(writer, out, spec)
+    return DumpReport(
+        store=out,
+        teacher=teacher.info.name,
+        level=teacher.level,
+        utterances=len(labelled),
+        without_units=len(ids) - len(labelled),
+        shards=writer.spec.plan.num_shards,
+        shards_done=run.done,
+        shards_missing=missing,
+        positions=run.positions,
+        scored_positions=run.scored,
+        seconds=run.seconds,
+        quality=quality,
+        left_out=run.left_out,
+    )
+
+
+def store_spec(
+    teacher: Teacher, config: DumpConfig, manifest_digest: str, alignment: Alignment | None, *, name: str, command: str
+) -> StoreSpec:
+    """What `store.json` says."""
+    aligned = alignment is not None and teacher.level in alignment.inventories
+    context = int(teacher.info.options.get("context", 0) or 0)
+    return StoreSpec(
+        name=name,
+        level=teacher.level,
+        inventory=teacher.inventory,
+        teacher=asdict(teacher.info),
+        manifest_digest=manifest_digest,
+        alignment_digest=alignment.digest if aligned and alignment is not None else None,
+        k=config.k,
+        temperatures=config.temperatures,
+        codec=config.codec,
+        backend=config.backend,
+        normalisation=NORMALISATION,
+        context=f"window of {context} tokens" if context else "utterance",
+        utterances_per_shard=config.utterances_per_shard,
+        hkd_version=__version__,
+        command=command,
+    )
+
+
+def finish(writer: LabelWriter, out: Path, spec: StoreSpec) -> dict[str, Any]:
+    """Close a complete store: index, card, and the quality, with a loud warning for a teacher that is worse than unigrams."""
+    stored = report_of(out)
+    if "unigram_perplexity" not in stored:
+        writer.finish(report=stored)  # the index, so that the store can be read
+        reader = LabelReader.open(out)
+        sample = list(reader.ids)[:: -(-len(reader) // UNIGRAM_UTTERANCES)]
+        gold = (reader.block(sample[a : a + 512]).topk.gold_N for a in range(0, len(sample), 512))
+        unigram = unigram_perplexity(gold, len(spec.inventory))
+        stored |= {"unigram_perplexity": unigram, "calibration_error": calibration_error(store_sums(out, writer.spec))}
+        writer.finish(report=stored)
+    figures = summary(store_sums(out, writer.spec), unigram=stored["unigram_perplexity"])
+    mine, unigram = figures["perplexity"], figures["unigram_perplexity"]
+    if mine is not None and unigram is not None and mine > unigram:
+        log.warning(
+            "TEACHER WORSE THAN UNIGRAMS: %s has perplexity %.1f on these transcripts, their unigram LM %.1f. Its labels teach nothing.",
+            spec.teacher["name"], mine, unigram,
+        )  # fmt: skip
+    return figures
+
+
+def report_of(store: Path) -> dict[str, Any]:
+    """The free figures that a finished store holds; empty where there are none."""
+    path = store / REPORT
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+class _Run:
+    """The shards that one process does."""
+
+    def __init__(
+        self, *, teacher: Teacher, source: UnitSource, transcripts: Transcripts, config: DumpConfig, writer: LabelWriter
+    ) -> None:
+        self._teacher, self._source, self._transcripts, self._config, self._writer = teacher, source, transcripts, config, writer
+        room = int(getattr(teacher, "room", 0)) if teacher.info.options.get("context") else 0
+        self._rule = ContextRule(transcripts, source, room=room, left_only=teacher.info.direction == "left")
+        self._alone = teacher.info.trained_on_transcripts == "cross-fitted"  # who has not seen an utterance depends on its id
+        self.done = self.positions = self.scored = 0
+        self.left_out: dict[str, str] = {}
+        self.seconds = dict.fromkeys(("read", "score", "wait", "write", "total"), 0.0)
+
+    def shards(self, shards: Sequence[int], progress: Progress) -> None:
+        """Label the shards in order."""
+        started = time.monotonic()
+        with WriterThread(self._writer) as thread:
+            for shard in shards:
+                rows = self._label(self._writer.shard_ids(shard))
+                with self._phase("wait"):
+                    thread.put(shard, rows)
+                self.done += 1
+                rate = self.positions / (time.monotonic() - started)
+                progress(self.done, len(shards), positions_per_s=rate)
+            with self._phase("wait"):
+                thread.close()
+        self.seconds["write"] = thread.seconds
+        self.seconds["total"] = time.monotonic() - started
+
+    @contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.monotonic() - started
+
+    def _label(self, ids: Sequence[str]) -> list[UtteranceLabels]:
+        """The labels of a shard's utterances; transcripts that repeat (in the same context) are scored once."""
+        with self._phase("read"):
+            texts = self._transcripts.words([self._transcripts.row(name) for name in ids])
+            sentences = [self._sentence(name, spoken) for name, spoken in zip(ids, texts, strict=True)]
+            place_of: dict[Any, int] = {}
+            first = [
+                place_of.setdefault(s.id if self._alone else (s.unit_U.tobytes(), s.before, s.after), n)
+                for n, s in enumerate(sentences)
+            ]
+            unique = sorted(set(first))
+        with self._phase("score"):
+            scored = self._teacher.score([sentences[n] for n in unique], k=self._config.k, temperatures=self._config.temperatures)
+        rows = dict(zip(unique, scored, strict=True))
+        self.scored += sum(map(len, scored))
+        labels = []
+        for name, spoken, sentence, n in zip(ids, texts, sentences, first, strict=True):
+            digest = LEFT_OUT if name in self.left_out else sequence_digest(sentence.unit_U)
+            labels.append(
+                UtteranceLabels(
+                    id=name, topk=rows[n], word_U=sentence.word_U, unit_digest=digest, text_digest=text_digest(spoken)
+                )
+            )
+            self.positions += len(rows[n])
+        return labels
+
+    def _sentence(self, name: str, spoken: Sequence[str]) -> Sentence:
+        try:
+            return self._rule.sentence(name, self._source.units(name, spoken))
+        except UserError as error:
+            if not self._config.keep_going:
+                raise UserError(
+                    f"utterance '{name}' cannot be labelled: {error} Or leave such utterances out: --keep-going."
+                ) from None
+            self.left_out[name] = str(error)
+            nothing = np.zeros(0, np.int32)
+            return Sentence(id=name, unit_U=nothing, word_U=nothing)
