@@ -127,8 +127,8 @@ def parse_line(line: str, folder: Path) -> Utterance:
     return Utterance(**{**known, "audio_filepath": path}, extra=MappingProxyType(extra))
 
 
-def read_lines(path: Path) -> Iterator[Utterance]:
-    """Stream a manifest. Raises UserError with file and line number at the first broken line; constant memory."""
+def numbered_lines(path: Path) -> Iterator[tuple[int, Utterance]]:
+    """Stream a manifest with line numbers. Raises UserError with file and line number at the first broken line; constant memory."""
     try:
         file = path.open(encoding="utf-8-sig")
     except OSError as error:
@@ -137,21 +137,28 @@ def read_lines(path: Path) -> Iterator[Utterance]:
     with file:
         number = 0
         try:
-            for number, line in enumerate(file, 1):  # noqa: B007
+            for number, line in enumerate(file, 1):
                 if line.strip():
-                    yield parse_line(line, folder)
+                    yield number, parse_line(line, folder)
         except UserError as error:
             raise UserError(f"{path}:{number}: {error}") from None
         except UnicodeDecodeError:
             raise UserError(f"{path}:{number + 1}: a manifest must be UTF-8, but this line is not. Re-encode the file.") from None
 
 
+def read_lines(path: Path) -> Iterator[Utterance]:
+    """Stream a manifest. Raises as `numbered_lines`."""
+    return (utterance for _, utterance in numbered_lines(path))
+
+
 def read(path: Path) -> Manifest:
     """Read a whole manifest. Raises UserError with file and line number, for duplicate ids too."""
     utterances: dict[str, Utterance] = {}
-    for utterance in read_lines(path):
+    for number, utterance in numbered_lines(path):
         if utterance.id in utterances:
-            raise UserError(f"{path}: id must be unique, but '{utterance.id}' stands twice. Give each utterance its own id.")
+            raise UserError(
+                f"{path}:{number}: id must be unique, but '{utterance.id}' stands twice. Give each utterance its own id."
+            )
         utterances[utterance.id] = utterance
     return Manifest(utterances.values())
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hkd.align.alignment import Tier, UtteranceAlignment, write_alignment
+from hkd.align.alignment import Alignment, Tier, UtteranceAlignment, write_alignment
 from hkd.align.pool import run_chunks
 from hkd.audio import read_audio, to_int16
 from hkd.errors import HkdError, UserError
@@ -226,22 +226,30 @@ def _tier(value: list[list[int]]) -> Tier:
 
 
 def align_manifest(
-    manifest: Manifest, out: Path, *, config: SphinxConfig | None = None, progress: Progress = no_progress
+    manifest: Manifest,
+    out: Path,
+    *,
+    config: SphinxConfig | None = None,
+    overwrite: bool = False,
+    progress: Progress = no_progress,
 ) -> AlignReport:
     """Align all utterances of a manifest and write `out` (an `Alignment`); those that fail stand in it and in the report with reasons.
 
-    Finished chunks are kept in a folder beside `out` until it is written, so that a killed run goes on where it was.
-    Raises HkdError where not one utterance could be aligned.
+    Finished chunks are kept in a folder beside `out` until it is written, so that a killed run goes on where it was. What is there and
+    was made of the same manifest with the same settings is left. Raises UserError where `out` is of something else, unless
+    `overwrite`, and HkdError where not one utterance could be aligned.
     """
     config = config or SphinxConfig()
     started = time.monotonic()
-    settings = {**asdict(config), "jobs": 0, "chunk_utterances": 0}  # neither changes the result
+    settings = {key: value for key, value in asdict(config).items() if key not in ("jobs", "chunk_utterances")}  # change nothing
+    aligner = {"name": "pocketsphinx", "version": _pocketsphinx_version(), "algorithm": ALGORITHM}
+    aligner |= {"words": NORMALISATION, "config": settings}
+    if out.exists() and (finished := _finished(out, manifest, aligner, overwrite)) is not None:
+        return finished
     tying = StateTying()
-    aligner = {"name": "pocketsphinx", "algorithm": ALGORITHM, "words": NORMALISATION, "config": settings}
-    aligner["version"] = _pocketsphinx_version()
     size = config.chunk_utterances
     chunks = [list(map(_fields, manifest[at : at + size])) for at in range(0, len(manifest), size)]
-    tasks = [{"config": settings | {"chunk_utterances": 1}, "utterances": chunk} for chunk in chunks]
+    tasks: list[dict[str, Any]] = [{"config": settings, "utterances": chunk} for chunk in chunks]
     work = out.parent / f".{out.name}.work"
     results = run_chunks(tasks, worker=align_chunk, folder=work, key=digest_of_json(aligner), jobs=config.jobs, progress=progress)
     rows: list[dict[str, Any]] = [row for chunk in results for row in chunk]
@@ -250,6 +258,10 @@ def align_manifest(
     if not kept:
         example = next(iter(failed.items()), ("none", "the manifest is empty"))
         raise HkdError(f"none of {len(rows)} utterances could be aligned, '{example[0]}' for one: {example[1]}.")
+    report = {
+        "seconds_of_audio": sum(row["seconds"] for row in kept),
+        "predicted_words": {word: phones for row in kept for word, phones in sorted(row["guessed"].items())},
+    }
     alignments = (
         UtteranceAlignment(
             id=row["id"],
@@ -265,20 +277,35 @@ def align_manifest(
         manifest_digest=manifest.digest,
         inventories={SENONE: tying.senone_inventory, MONOPHONE: tying.monophone_inventory},
         silences=tying.silences,
-        aligner=aligner,
+        aligner=aligner | report,
         failed=failed,
     )
     results.clear()
     for utterance_id, reason in failed.items():
         logger.warning("utterance '%s' could not be aligned: %s", utterance_id, reason)
-    seconds, wall_s = sum(row["seconds"] for row in kept), time.monotonic() - started
+    wall_s = time.monotonic() - started
     return AlignReport(
         kept=len(kept),
         failed=failed,
-        seconds_of_audio=seconds,
+        **report,
         wall_s=wall_s,
-        real_time_factor=wall_s * results.jobs / seconds,
-        predicted_words={word: phones for row in kept for word, phones in sorted(row["guessed"].items())},
+        real_time_factor=wall_s * results.jobs / report["seconds_of_audio"],
+    )
+
+
+def _finished(out: Path, manifest: Manifest, aligner: dict[str, Any], overwrite: bool) -> AlignReport | None:
+    """The report of a finished alignment that is what is asked for; None where it may be replaced. Raises UserError where it may not."""
+    there = Alignment(out)
+    wanted = {"manifest": manifest.digest, **aligner}
+    found = {"manifest": there.manifest_digest, **{key: there.aligner.get(key) for key in aligner}}
+    if wanted == found:
+        about = {key: there.aligner[key] for key in ("seconds_of_audio", "predicted_words")}
+        return AlignReport(kept=len(there), failed=there.failed, **about)
+    if overwrite:
+        return None
+    name = next(key for key in wanted if wanted[key] != found[key])
+    raise UserError(
+        f"{out} must not be replaced, but is of another {name} ({found[name]} instead of {wanted[name]}). Use --overwrite to align anew."
     )
 
 

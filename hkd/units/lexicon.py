@@ -9,6 +9,7 @@ from hkd.errors import UserError
 from hkd.units.g2p import predict_phones
 
 _SIBILANTS = {"S", "Z", "SH", "ZH", "CH", "JH"}
+_VOWEL_LETTERS = frozenset("aeiouy")
 _VOICELESS = {"P", "T", "K", "F", "TH"}
 
 
@@ -68,8 +69,10 @@ class Lexicon:
                 return (*phones, "IH", "Z")
             return (*phones, "S" if phones[-1] in _VOICELESS else "Z")
         letters = plain.replace("'", "")
-        if not letters or not all("a" <= c <= "z" for c in letters):
+        if not letters or not all("a" <= c <= "z" for c in letters) or len(letters) == 1:
             return ()
+        if not _VOWEL_LETTERS.intersection(letters):  # pbx, mgcp: read letter by letter
+            return tuple(phone for letter in letters for phone in self.pronounce(letter))
         return predict_phones(letters)
 
     def unknown(self, words: Iterable[str]) -> list[str]:

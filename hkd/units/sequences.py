@@ -4,7 +4,9 @@
 Shape letters: U positions of an utterance.
 """
 
+import json
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -13,11 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkd.errors import UserError
+from hkd.files import digest_of, write_json
 from hkd.units.inventory import UnitInventory
 from hkd.units.level import LEVELS, MONOPHONE, SENONE, SUBWORD
 from hkd.units.lexicon import Lexicon
 from hkd.units.subword import MODEL_FILE, SubwordModel, train_subwords
+from hkd.units.text import NORMALISATION, normalised_lines
 from hkd.units.tying import StateTying
+
+MADE_FROM_FILE = "made-from.json"
 
 Sequences = tuple[NDArray[np.int32], NDArray[np.int32]]
 
@@ -25,6 +31,18 @@ Sequences = tuple[NDArray[np.int32], NDArray[np.int32]]
 def inventory_path(folder: Path, level: str) -> Path:
     """Where a level's inventory lies in a units folder."""
     return folder / f"{level}.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UnitsConfig:
+    """The table [units] of hkd.toml."""
+
+    vocab_size: int = 500
+    kind: Literal["unigram", "bpe"] = "unigram"
+
+    def __post_init__(self) -> None:
+        if self.vocab_size < 2:
+            raise UserError(f"vocab_size must be 2 or more, but is {self.vocab_size} instead. Try 500.")
 
 
 class Units:
@@ -75,11 +93,37 @@ def text_to_units(words: Sequence[str], level: str, *, units: Units) -> Sequence
 
 
 def train_units(
-    texts: Iterable[str], folder: Path, *, vocab_size: int = 500, kind: Literal["unigram", "bpe"] = "unigram"
+    texts: Iterable[str],
+    folder: Path,
+    *,
+    vocab_size: int = 500,
+    kind: Literal["unigram", "bpe"] = "unigram",
+    overwrite: bool = False,
 ) -> dict[str, UnitInventory]:
-    """Write a units folder: subwords trained on `texts`, senones and monophones of the acoustic model. Idempotent, deterministic."""
+    """Write a units folder: subwords trained on `texts`, senones and monophones of the acoustic model. Deterministic.
+
+    What is there and was made from the same texts with the same settings is left. Raises UserError where it was not, unless `overwrite`.
+    """
+    lines = sorted(normalised_lines(texts))
     tying = StateTying()
     inventories = {SENONE: tying.senone_inventory, MONOPHONE: tying.monophone_inventory}
+    made_from = {
+        "normalisation": NORMALISATION, "vocab_size": vocab_size, "kind": kind, "texts": digest_of(lines),
+        "acoustic_model": digest_of(inventory.digest for inventory in inventories.values()),
+    }  # fmt: skip
+    marker = folder / MADE_FROM_FILE
+    if marker.exists():
+        was = json.loads(marker.read_text(encoding="utf-8"))
+        if was == made_from:
+            return {level: UnitInventory.load(inventory_path(folder, level)) for level in LEVELS}
+        if not overwrite:
+            name = next(key for key in made_from if was.get(key) != made_from[key])
+            raise UserError(
+                f"{folder} must not be replaced, but was made with {name} = {was.get(name)} instead of {made_from[name]}. "
+                "Use --overwrite: alignments stay valid, subword labels and models do not."
+            )
     for level, inventory in inventories.items():
         inventory.save(inventory_path(folder, level))
-    return {**inventories, SUBWORD: train_subwords(texts, vocab_size=vocab_size, kind=kind, folder=folder)}
+    subwords = train_subwords(lines, vocab_size=vocab_size, kind=kind, folder=folder)
+    write_json(marker, made_from)  # last: it says that the folder is complete
+    return {**inventories, SUBWORD: subwords}

@@ -1,0 +1,106 @@
+"""A corpus' card: where it comes from, under which licence, what its archives hash to, and what the finished manifest must hold.
+
+Cards are TOML files, one a corpus (`data_manifests/` in the repository). A checksum stands there only with the source that publishes it.
+"""
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hkd.errors import HkdError
+from hkd.manifest import Utterance
+
+CARDS = Path(__file__).parent / "cards"
+HOURS_TOLERANCE = 0.005  # of the expected hours: formats of the same sound differ by a few samples
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Archive:
+    """One file to be had. Exactly one of `sha256` and `md5` is set."""
+
+    file: str
+    checksum_source: str
+    sha256: str | None = None
+    md5: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Expected:
+    """What a part or split must hold; None is not checked."""
+
+    utterances: int | None = None
+    hours: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Card:
+    """A corpus' card."""
+
+    name: str
+    kind: str  # speech | text
+    title: str
+    language: str
+    source: str
+    licence: str
+    archives: tuple[Archive, ...] = ()
+    packages: tuple[str, ...] = ()  # Debian packages
+    base_url: str = ""
+    split_by: str = ""
+    sentences: int | None = None  # text corpora
+    splits: Mapping[str, Expected] = field(default_factory=dict)
+    parts: Mapping[str, Expected] = field(default_factory=dict)  # the publisher's parts: the extra field `part`
+
+    def archive(self, file: str) -> Archive | None:
+        """The archive of that name, or None."""
+        return next((archive for archive in self.archives if archive.file == file), None)
+
+
+def parse_card(table: Mapping[str, Any]) -> Card:
+    """A card from its TOML table. Raises TypeError for unknown or missing keys."""
+    values = dict(table)
+    values["archives"] = tuple(Archive(**archive) for archive in table.get("archives", ()))
+    values["packages"] = tuple(table.get("packages", ()))
+    for name in ("splits", "parts"):
+        values[name] = {key: Expected(**expected) for key, expected in table.get(name, {}).items()}
+    return Card(**values)
+
+
+def load_card(name: str, folder: Path = CARDS) -> Card:
+    """The card of a known corpus."""
+    return parse_card(tomllib.loads((folder / f"{name}.toml").read_text(encoding="utf-8")))
+
+
+def all_cards(folder: Path = CARDS) -> list[Card]:
+    """All cards, by name."""
+    return [load_card(path.stem, folder) for path in sorted(folder.glob("*.toml"))]
+
+
+def differences(card: Card, utterances: Iterable[Utterance]) -> list[str]:
+    """What the utterances have otherwise than the card says, a sentence each."""
+    counts: dict[tuple[str, str], int] = {}
+    seconds: dict[tuple[str, str], float] = {}
+    for utterance in utterances:
+        for kind, value in (("split", utterance.split), ("part", utterance.extra.get("part"))):
+            key = (kind, str(value))
+            counts[key] = counts.get(key, 0) + 1
+            seconds[key] = seconds.get(key, 0.0) + (utterance.duration or 0.0)
+    found = []
+    for kind, expectations in (("split", card.splits), ("part", card.parts)):
+        for name, expected in expectations.items():
+            number, hours = counts.get((kind, name), 0), seconds.get((kind, name), 0.0) / 3600
+            if expected.utterances is not None and number != expected.utterances:
+                found.append(f"{kind} {name} has {number} utterances instead of {expected.utterances}")
+            if expected.hours is not None and abs(hours - expected.hours) > HOURS_TOLERANCE * expected.hours:
+                found.append(f"{kind} {name} has {hours:.3f} hours instead of {expected.hours:.3f}")
+    return found
+
+
+def check(card: Card, utterances: Iterable[Utterance]) -> None:
+    """Raise HkdError where the finished manifest is not what the card says."""
+    found = differences(card, utterances)
+    if found:
+        raise HkdError(
+            f"corpus {card.name} must be as its card says, but {'; '.join(found)}. Delete it from the cache and retry."
+        )
