@@ -4,13 +4,14 @@ Samples are taken at 16-bit scale, frames centred (`snip_edges` false), and ther
 """
 
 from functools import cache
-from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hkd.features import torchaudio_part
+from hkd.errors import HkdError
+from hkd.native import import_torchaudio
 from hkd.timebase import HOP_SAMPLES, SAMPLE_RATE_HZ, samples_to_frames
 
 NUM_BINS = 80
@@ -19,8 +20,11 @@ INT16_SCALE = 32768.0
 
 
 @cache
-def _kaldi() -> ModuleType:
-    return torchaudio_part.load("torchaudio.compliance.kaldi")
+def _kaldi() -> Any:
+    torchaudio = import_torchaudio()
+    if torchaudio is None:
+        raise HkdError("features need the package torchaudio, which is not installed. Run: pip install torchaudio")
+    return torchaudio.compliance.kaldi
 
 
 def log_mel(wave_S: NDArray[np.float32] | torch.Tensor, *, num_bins: int = NUM_BINS) -> torch.Tensor:

@@ -12,9 +12,10 @@ def run(code: str) -> str:
 
 USE = """
 import torch
-from hkd.features import torchaudio_part
-kaldi = torchaudio_part.load("torchaudio.compliance.kaldi")
-print(tuple(kaldi.fbank(torch.randn(1, 1600), num_mel_bins=80, snip_edges=False).shape), torchaudio_part.has_native_part())
+from hkd.native import import_torchaudio
+kaldi = import_torchaudio().compliance.kaldi
+import torchaudio._extension
+print(tuple(kaldi.fbank(torch.randn(1, 1600), num_mel_bins=80, snip_edges=False).shape), torchaudio._extension._IS_TORCHAUDIO_EXT_AVAILABLE)
 """
 BROKEN = """
 import torch
