@@ -17,9 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hkd.student.config import EncoderConfig
+from hkd.student.dropout import dropout
 from hkd.timebase import SUBSAMPLING
 
 ROTARY_BASE = 10_000.0
+Rotary = tuple[Tensor, Tensor]  # cos_TE, sin_TE
 
 
 def subsampled(length_B: Tensor, times: int = SUBSAMPLING) -> Tensor:
@@ -66,11 +68,11 @@ class Conv2dFront(nn.Module):
         return torch.as_tensor(self.out(y_BCTF.transpose(1, 2).flatten(2)))
 
 
-def rotary_tables(num_frames: int, width: int, *, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def rotary_tables(num_frames: int, width: int, *, device: torch.device) -> Rotary:
     """cos_TE, sin_TE (E = width / 2) of RoFormer, equation 15: angle t · base^(−2i / width)."""
     power_E = torch.arange(0, width, 2, device=device, dtype=torch.float32) / width
     angle_TE = torch.arange(num_frames, device=device, dtype=torch.float32)[:, None] * ROTARY_BASE**-power_E
-    return angle_TE.cos().to(dtype), angle_TE.sin().to(dtype)
+    return angle_TE.cos(), angle_TE.sin()
 
 
 class RotaryAttention(nn.Module):
@@ -83,12 +85,11 @@ class RotaryAttention(nn.Module):
         self.qkv = nn.Linear(config.d_model, 3 * config.d_model)
         self.out = nn.Linear(config.d_model, config.d_model)
 
-    def forward(self, x_BTD: Tensor, key_mask_B11T: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, rotary: Rotary, key_mask_B11T: Tensor) -> Tensor:
         """x_BTD → its update of the same shape."""
         b, t, d = x_BTD.shape
         qkv_BT3HE = self.qkv(self.norm(x_BTD)).view(b, t, 3, self.num_heads, d // self.num_heads)
-        cos_TE, sin_TE = rotary_tables(t, d // self.num_heads, device=x_BTD.device, dtype=qkv_BT3HE.dtype)
-        cos, sin = cos_TE[:, None, None, :], sin_TE[:, None, None, :]
+        cos, sin = (table_TE[:, None, None, :].to(qkv_BT3HE.dtype) for table_TE in rotary)
         first, second = qkv_BT3HE[:, :, :2].chunk(2, dim=-1)
         qk_BT2HE = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
         q_BHTE, k_BHTE = qk_BT2HE.permute(2, 0, 3, 1, 4)
@@ -145,16 +146,16 @@ class ConformerLayer(nn.Module):
         self.norm = nn.LayerNorm(config.d_model)
         self.dropout = config.dropout
 
-    def forward(self, x_BTD: Tensor, valid_BT1: Tensor, key_mask_B11T: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, rotary: Rotary, valid_BT1: Tensor, key_mask_B11T: Tensor) -> Tensor:
         """x_BTD → the layer's output of the same shape."""
 
         def drop(y_BTD: Tensor) -> Tensor:
-            return F.dropout(y_BTD, self.dropout, self.training)
+            return dropout(y_BTD, self.dropout, training=self.training)
 
-        x_BTD = x_BTD + 0.5 * drop(self.before(x_BTD))
-        x_BTD = x_BTD + drop(self.attention(x_BTD, key_mask_B11T))
+        x_BTD = torch.add(x_BTD, drop(self.before(x_BTD)), alpha=0.5)
+        x_BTD = x_BTD + drop(self.attention(x_BTD, rotary, key_mask_B11T))
         x_BTD = x_BTD + drop(self.conv(x_BTD, valid_BT1))
-        return torch.as_tensor(self.norm(x_BTD + 0.5 * drop(self.after(x_BTD))))
+        return torch.as_tensor(self.norm(torch.add(x_BTD, drop(self.after(x_BTD)), alpha=0.5)))
 
 
 class ConformerEncoder(nn.Module):
@@ -162,7 +163,7 @@ class ConformerEncoder(nn.Module):
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        self.dropout = config.dropout
+        self.dropout, self.head_width = config.dropout, config.d_model // config.num_heads
         self.front: nn.Module = Conv1dFront(config) if config.front == "conv1d" else Conv2dFront(config)
         self.layers = nn.ModuleList(ConformerLayer(config) for _ in range(config.num_layers))
 
@@ -174,13 +175,14 @@ class ConformerEncoder(nn.Module):
         """
         valid_BT = valid_frames(length_B, x_BTF.shape[1])
         x_BTD = self.front(x_BTF.masked_fill(~valid_BT[:, :, None], 0.0), length_B)
-        x_BTD = F.dropout(x_BTD, self.dropout, self.training)
+        x_BTD = dropout(x_BTD, self.dropout, training=self.training)
         length_B = subsampled(length_B)
         valid_BT = valid_frames(length_B, x_BTD.shape[1])
         valid_BT1, key_mask_B11T = valid_BT[:, :, None].to(x_BTD.dtype), valid_BT[:, None, None, :]
+        rotary = rotary_tables(x_BTD.shape[1], self.head_width, device=x_BTD.device)
         seen: dict[int, Tensor] = {}
         for number, layer in enumerate(self.layers, start=1):
-            x_BTD = layer(x_BTD, valid_BT1, key_mask_B11T)
+            x_BTD = layer(x_BTD, rotary, valid_BT1, key_mask_B11T)
             if number in taps:
                 seen[number] = x_BTD
         return x_BTD, length_B, seen

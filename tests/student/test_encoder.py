@@ -78,7 +78,7 @@ def test_subsampled_is_the_timebases_rule() -> None:
 
 
 def test_rotary_scores_depend_on_the_distance_alone() -> None:
-    cos_TE, sin_TE = rotary_tables(20, 8, device=torch.device("cpu"), dtype=torch.float32)
+    cos_TE, sin_TE = rotary_tables(20, 8, device=torch.device("cpu"))
     rng = torch.Generator().manual_seed(0)
     first, second = torch.randn(2, 8, generator=rng)
 
