@@ -66,7 +66,9 @@ def evaluate(
 
 def transcribe(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Sound: WAV, FLAC, Opus, MP3 ...", show_default=False)],
-    model: Annotated[Path | None, typer.Option(help="A run, or the folder of an exported student. Default: the only run.")] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="A run, or the folder of an exported student. Default: the only run.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="More: pieces with their times, units, duration.")] = False,
 ) -> None:
@@ -84,8 +86,17 @@ def transcribe(
     recogniser = Recogniser(model_folder(model, project().runs), device=device)
     for path in files:
         result: Any = transcribe_file(recogniser, path)
-        prefix = f"{path}: " if len(files) > 1 else ""
-        emit(result, as_json, lambda value, prefix=prefix: prefix + value["text"])
+        emit(result, as_json, one if len(files) == 1 else several)
+
+
+def one(result: dict[str, Any]) -> str:
+    """A transcript as it is printed."""
+    return str(result["text"])
+
+
+def several(result: dict[str, Any]) -> str:
+    """A transcript with its file, where there are several."""
+    return f"{result['file']}: {result['text']}"
 
 
 def model_folder(model: Path | None, runs: Path) -> Path:

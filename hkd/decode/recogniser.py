@@ -1,0 +1,121 @@
+"""From sound to text: an exported student, its features, a decoder, and the subword model that turns units into words.
+
+- Needs the exported folder and nothing else.
+- A student's output does not depend on its batch, so batches are only about speed.
+- Long recordings are cut at quiet places into pieces of at most `max_piece_s` seconds, since students are trained on short ones.
+
+Shape letters: B utterances, S samples, T frames, F feature bins.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hkd.decode.greedy import greedy_ctc
+from hkd.errors import UserError
+from hkd.features.fbank import log_mel
+from hkd.student.export import load_student
+from hkd.timebase import HOP_SAMPLES, SAMPLE_RATE_HZ
+from hkd.units.subword import SubwordModel
+
+Wave_S = NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Seconds:
+    """Where the time went, in seconds: features, the network, the search over its output."""
+
+    features: float = 0.0
+    network: float = 0.0
+    search: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.features + self.network + self.search
+
+    def __add__(self, other: "Seconds") -> "Seconds":
+        return Seconds(
+            features=self.features + other.features, network=self.network + other.network, search=self.search + other.search
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recognition:
+    """What was understood of a batch: unit ids and texts in the order of the waves, and the time it took."""
+
+    units: list[list[int]]
+    texts: list[str]
+    seconds: Seconds
+
+
+class Recogniser:
+    """An exported student that transcribes."""
+
+    def __init__(self, folder: Path, *, device: str = "auto") -> None:
+        """Raises UserError where the folder holds no exported student with a subword CTC output."""
+        self.device = choose_device(device)
+        self.student, self.meta = load_student(folder, device=self.device)
+        if self.meta.config.main != "ctc" or self.meta.subword_model is None:
+            raise UserError(
+                f"{folder} must hold a student with a subword CTC output, but its main output is '{self.meta.config.main}'"
+                f" over {self.meta.inventory.level} units instead. Only subword CTC can be written as text here."
+            )
+        self.subwords = SubwordModel(self.meta.subword_model)
+
+    @property
+    def num_parameters(self) -> int:
+        """Trained numbers of what runs at inference."""
+        return self.student.num_parameters()
+
+    @torch.no_grad()
+    def logits(self, waves: Sequence[Wave_S]) -> tuple[torch.Tensor, torch.Tensor, Seconds]:
+        """logits_BTV of the main output, valid frames of each, and the time. Waves: mono, 16 kHz, at least one frame each."""
+        begin_s = time.perf_counter()
+        features = [log_mel(torch.as_tensor(wave_S)) for wave_S in waves]
+        length_B = torch.tensor([len(x_TF) for x_TF in features])
+        x_BTF = torch.nn.utils.rnn.pad_sequence([torch.as_tensor(x_TF) for x_TF in features], batch_first=True)
+        features_s = time.perf_counter() - begin_s
+        output = self.student(x_BTF.to(self.device), length_B.to(self.device))
+        logits_BTV = output.logits_BTV.float().cpu()  # waits for the device, so the time is the network's
+        network_s = time.perf_counter() - begin_s - features_s
+        return logits_BTV, output.length_B.cpu(), Seconds(features=features_s, network=network_s)
+
+    def recognise(self, waves: Sequence[Wave_S]) -> Recognition:
+        """Transcribe a batch."""
+        logits_BTV, length_B, seconds = self.logits(waves)
+        begin_s = time.perf_counter()
+        units = greedy_ctc(logits_BTV, length_B)
+        texts = [self.subwords.decode(ids) for ids in units]
+        return Recognition(units=units, texts=texts, seconds=seconds + Seconds(search=time.perf_counter() - begin_s))
+
+
+def choose_device(device: str) -> str:
+    """auto | cpu | cuda → the device. Raises UserError where it is not there."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device must be one that is there, but is 'cuda' and no GPU is seen. Take cpu.")
+    if device not in ("cpu", "cuda"):
+        raise UserError(f"device must be auto, cpu or cuda, but is '{device}' instead.")
+    return device
+
+
+def cut_at_quiet(wave_S: Wave_S, *, max_piece_s: float = 20.0, smooth_s: float = 0.2) -> list[Wave_S]:
+    """The wave in pieces of at most `max_piece_s` seconds, each cut where it is quietest in the second half of what is allowed."""
+    most = int(max_piece_s * SAMPLE_RATE_HZ)
+    pieces: list[Wave_S] = []
+    while len(wave_S) > most:
+        half = wave_S[most // 2 : most].astype(np.float64)
+        frames = half[: len(half) // HOP_SAMPLES * HOP_SAMPLES].reshape(-1, HOP_SAMPLES)
+        width = max(1, int(smooth_s * SAMPLE_RATE_HZ / HOP_SAMPLES))
+        energy = np.convolve((frames**2).mean(1), np.ones(width) / width, mode="same")
+        cut = most // 2 + int(energy.argmin()) * HOP_SAMPLES + HOP_SAMPLES // 2
+        pieces.append(wave_S[:cut])
+        wave_S = wave_S[cut:]
+    return [*pieces, wave_S]

@@ -1,0 +1,138 @@
+"""What an evaluation leaves in a run's folder, and how it is read back.
+
+eval-SPLIT.json          the figures: deterministic, no clock
+eval-SPLIT.hyp.jsonl     an utterance a line: reference, hypothesis, counts; all figures can be recomputed from it
+eval-SPLIT.timing.json   real-time factor: measured anew, hence kept apart
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from hkd.errors import UserError
+from hkd.evaluate.phones import score_phones
+from hkd.evaluate.score import Scores, score_characters, score_words
+from hkd.evaluate.significance import Interval
+from hkd.files import atomic_write
+from hkd.units.lexicon import Lexicon
+
+FORMAT = 1
+METRICS = ("wer", "cer", "per")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ErrorRate:
+    """One rate with its counts and its intervals (None where there are too few blocks). The rate is errors / tokens."""
+
+    rate: float
+    tokens: int
+    errors: int
+    substitutions: int
+    insertions: int
+    deletions: int
+    by_utterance: Interval | None = None
+    by_speaker: Interval | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Hypothesis:
+    """One utterance as it was understood. Texts are normalised words."""
+
+    id: str
+    speaker: str | None
+    seconds: float
+    reference: str
+    hypothesis: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationReport:
+    """One run on one split. `errors`: wer, cer, per; `frames`: per head the figures of `hkd.evaluate.frames`."""
+
+    run: str
+    split: str
+    objective: str
+    seed: int | None
+    data: Mapping[str, float]  # utterances, speakers, hours, words
+    errors: Mapping[str, ErrorRate]
+    frames: Mapping[str, Mapping[str, Any]]
+    parameters: int
+    decoder: Mapping[str, Any]
+    inputs: Mapping[str, Any]  # digests: what must be the same for this evaluation to be left as it is
+    rtf: float | None = None  # from the timing file
+    hypotheses: tuple[Hypothesis, ...] = field(default=(), repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of eval-SPLIT.json."""
+        value = {name: item for name, item in self.__dict__.items() if name not in ("hypotheses", "rtf")}
+        return {"format": FORMAT, **value, "errors": {name: asdict(rate) for name, rate in self.errors.items()}}
+
+
+def result_paths(run_folder: Path, split: str) -> tuple[Path, Path, Path]:
+    """The three files: figures, hypotheses, timing."""
+    return tuple(run_folder / f"eval-{split}{end}" for end in (".json", ".hyp.jsonl", ".timing.json"))  # type: ignore[return-value]
+
+
+def _rate(value: Mapping[str, Any]) -> ErrorRate:
+    intervals = {k: None if value[k] is None else Interval(**value[k]) for k in ("by_utterance", "by_speaker")}
+    return ErrorRate(**{**value, **intervals})
+
+
+def read_result(run_folder: Path, split: str) -> EvaluationReport:
+    """Read what `hkd evaluate` wrote. Raises UserError where it is missing or broken."""
+    path, hyp_path, timing_path = result_paths(run_folder, split)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if value.pop("format") != FORMAT:
+            raise UserError(f"{path} must have the format {FORMAT}, but has another instead. Run `hkd evaluate` again.")
+        errors = {name: _rate(rate) for name, rate in value.pop("errors").items()}
+        timing = json.loads(timing_path.read_text(encoding="utf-8")) if timing_path.exists() else {}
+        with hyp_path.open(encoding="utf-8") as file:
+            rows = tuple(_hypothesis(json.loads(line)) for line in file)
+        return EvaluationReport(**value, errors=errors, rtf=timing.get("rtf"), hypotheses=rows)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"an evaluation must be at {error.filename}, but is not there. Run `hkd evaluate {run_folder.name} --split {split}` first."
+        ) from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} must be an evaluation, but cannot be read as one ({error}). Run `hkd evaluate` again.") from None
+
+
+def _hypothesis(row: Mapping[str, Any]) -> Hypothesis:
+    return Hypothesis(**{name: row[name] for name in ("id", "speaker", "seconds", "reference", "hypothesis")})
+
+
+def write_hypotheses(path: Path, rows: Iterable[Hypothesis], scores: Mapping[str, Scores]) -> None:
+    """Write eval-SPLIT.hyp.jsonl atomically, with each utterance's counts."""
+    with atomic_write(path) as file:
+        for number, row in enumerate(rows):
+            counts = {
+                name: {
+                    "tokens": len(s.reference[number]),
+                    "substitutions": int(s.substitutions_N[number]),
+                    "insertions": int(s.insertions_N[number]),
+                    "deletions": int(s.deletions_N[number]),
+                }
+                for name, s in scores.items()
+            }
+            file.write((json.dumps({**asdict(row), **counts}, ensure_ascii=False) + "\n").encode())
+
+
+@cache
+def lexicon() -> Lexicon:
+    """The default lexicon, read once."""
+    return Lexicon()
+
+
+def score_all(rows: Iterable[Hypothesis]) -> dict[str, Scores]:
+    """wer, cer and per of the hypotheses; phones by the lexicon's first pronunciation, or the predicted one."""
+    rows = list(rows)
+    references, hypotheses = [row.reference for row in rows], [row.hypothesis for row in rows]
+    return {
+        "wer": score_words(references, hypotheses),
+        "cer": score_characters(references, hypotheses),
+        "per": score_phones(references, hypotheses, lexicon().pronounce),
+    }

@@ -1,0 +1,244 @@
+"""evaluate: a run's exported student on a split, as figures with intervals.
+
+- Needs the run's `model/` and a manifest with audio; the figures of the heads are added where the run's full weights, an alignment and
+  label stores are at hand.
+- What is finished under the same inputs (model, references, settings) is left as it is.
+"""
+
+import json
+import logging
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hkd.audio import read_audio
+from hkd.decode.recogniser import Recogniser, Seconds, Wave_S, choose_device
+from hkd.errors import UserError
+from hkd.evaluate.result import (
+    ErrorRate,
+    EvaluationReport,
+    Hypothesis,
+    read_result,
+    result_paths,
+    score_all,
+    write_hypotheses,
+)
+from hkd.evaluate.score import Scores
+from hkd.evaluate.significance import NUM_DRAWS, bootstrap_interval
+from hkd.files import digest_of, digest_of_file, write_json
+from hkd.manifest import Manifest, Utterance
+from hkd.manifest import read as read_manifest
+from hkd.progress import Progress, no_progress
+from hkd.timebase import SAMPLE_RATE_HZ
+from hkd.units.text import NORMALISATION, words
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluateConfig:
+    """How to evaluate. Intervals: `num_draws` bootstrap draws at `level`, seeded by `seed`."""
+
+    decoder: str = "greedy"
+    batch_seconds: float = 60.0  # audio in a batch; no figure but the time hangs on it
+    level: float = 0.95
+    num_draws: int = NUM_DRAWS
+    seed: int = 0
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.decoder != "greedy":
+            raise UserError(f"evaluate.decoder must be greedy, but is '{self.decoder}' instead.")
+        if self.batch_seconds <= 0:
+            raise UserError(f"evaluate.batch_seconds must be positive, but is {self.batch_seconds} instead.")
+        if not 0 < self.level < 1:
+            raise UserError(f"evaluate.level must lie between 0 and 1, but is {self.level} instead.")
+        if self.num_draws < 100:
+            raise UserError(f"evaluate.num_draws must be at least 100, but is {self.num_draws} instead.")
+        if self.seed < 0:
+            raise UserError(f"evaluate.seed must not be negative, but is {self.seed} instead.")
+
+
+def evaluate(
+    run_folder: Path,
+    *,
+    manifest: Path,
+    split: str = "test",
+    alignment: Path | None = None,
+    labels: Path | None = None,
+    units: Path | None = None,
+    config: EvaluateConfig = EvaluateConfig(),
+    progress: Progress = no_progress,
+) -> EvaluationReport:
+    """Decode the split with the run's exported student, score it, and write eval-SPLIT.* into the run's folder.
+
+    alignment, labels (folder of label stores), units: for the figures of the heads, left out where None or absent.
+    Raises UserError where the run has no exported student, the split is empty, or an utterance's audio cannot be read.
+    """
+    model_folder = run_folder / "model"
+    if not (model_folder / "student.json").exists():
+        raise UserError(f"a run must have an exported student in {model_folder}, but has none. Run `hkd train` to its end first.")
+    part = read_manifest(manifest).split(split)
+    inputs = _inputs(run_folder, part, config, alignment=alignment, labels=labels)
+    finished = _finished(run_folder, split, inputs)
+    if finished is not None:
+        log.info("%s on %s is evaluated already", run_folder.name, split)
+        return finished
+    recogniser = Recogniser(model_folder, device=config.device)
+    rows, seconds = _decode(recogniser, part, config, progress)
+    scores = score_all(rows)
+    speakers = _speakers(rows)
+    report = EvaluationReport(
+        run=run_folder.name,
+        split=split,
+        **_identity(run_folder, recogniser.meta.extra),
+        data={
+            "utterances": len(rows),
+            "speakers": len(set(speakers)) if speakers else 0,
+            "hours": round(sum(row.seconds for row in rows) / 3600, 6),
+            "words": scores["wer"].totals()["tokens"],
+        },
+        errors={name: error_rate(score, speakers, config) for name, score in scores.items()},
+        frames=_frames(run_folder, part, alignment=alignment, labels=labels, units=units, config=config, progress=progress),
+        parameters=recogniser.num_parameters,
+        decoder={"name": config.decoder},
+        inputs=inputs,
+        hypotheses=tuple(rows),
+    )
+    path, hyp_path, timing_path = result_paths(run_folder, split)
+    path.unlink(missing_ok=True)  # the figures come last: they are the mark of completeness
+    write_hypotheses(hyp_path, rows, scores)
+    timing = _timing(rows, seconds, recogniser)
+    write_json(timing_path, timing)
+    write_json(path, report.to_json())
+    return replace(report, rtf=timing["rtf"])
+
+
+def error_rate(scores: Scores, speakers: Sequence[str] | None, config: EvaluateConfig) -> ErrorRate:
+    """A rate with its bootstrap intervals by utterance and, where every utterance has a speaker, by speaker."""
+    draws: dict[str, Any] = {"level": config.level, "num_draws": config.num_draws, "seed": config.seed}
+    errors_N, tokens_N = scores.errors_N, scores.tokens_N
+    return ErrorRate(
+        rate=scores.rate,
+        **scores.totals(),
+        by_utterance=bootstrap_interval(errors_N, tokens_N, **draws),
+        by_speaker=None if speakers is None else bootstrap_interval(errors_N, tokens_N, group_N=speakers, **draws),
+    )
+
+
+def batches(part: Manifest, batch_seconds: float) -> Iterator[tuple[list[int], list[Wave_S]]]:
+    """Rows of the split and their sound, longest first, in batches of at most `batch_seconds` (or one utterance)."""
+    order = sorted(range(len(part)), key=lambda row: (-(part[row].duration or 0.0), row))
+    rows: list[int] = []
+    waves: list[Wave_S] = []
+    longest = 0
+    for row in order:
+        wave_S = read_audio(part[row])
+        if rows and max(longest, len(wave_S)) * (len(rows) + 1) > batch_seconds * SAMPLE_RATE_HZ:
+            yield rows, waves
+            rows, waves, longest = [], [], 0
+        rows.append(row)
+        waves.append(wave_S)
+        longest = max(longest, len(wave_S))
+    if rows:
+        yield rows, waves
+
+
+def _decode(
+    recogniser: Recogniser, part: Manifest, config: EvaluateConfig, progress: Progress
+) -> tuple[list[Hypothesis], Seconds]:
+    found: dict[int, Hypothesis] = {}
+    seconds = Seconds()
+    for rows, waves in batches(part, config.batch_seconds):
+        recognition = recogniser.recognise(waves)
+        seconds += recognition.seconds
+        for row, wave_S, text in zip(rows, waves, recognition.texts, strict=True):
+            utterance: Utterance = part[row]
+            found[row] = Hypothesis(
+                id=utterance.id,
+                speaker=utterance.speaker,
+                seconds=len(wave_S) / SAMPLE_RATE_HZ,
+                reference=" ".join(words(utterance.text)),
+                hypothesis=" ".join(words(text)),
+            )
+        progress(len(found), len(part))
+    return [found[row] for row in range(len(part))], seconds
+
+
+def _speakers(rows: Sequence[Hypothesis]) -> list[str] | None:
+    speakers = [row.speaker for row in rows if row.speaker is not None]
+    return speakers if len(speakers) == len(rows) else None
+
+
+def _timing(rows: Sequence[Hypothesis], seconds: Seconds, recogniser: Recogniser) -> dict[str, Any]:
+    import torch
+
+    audio_s = sum(row.seconds for row in rows)
+    return {
+        "rtf": seconds.total / audio_s,
+        "audio_s": audio_s,
+        **{f"{name}_s": value for name, value in asdict(seconds).items()},
+        "device": recogniser.device,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _identity(run_folder: Path, extra: Mapping[str, Any]) -> dict[str, Any]:
+    """The run's objective and seed, from its config.toml, else from the export's card."""
+    path = run_folder / "config.toml"
+    table: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    objective, seed = find_setting(table, "objective"), find_setting(table, "seed")
+    return {
+        "objective": str(objective if objective is not None else extra.get("objective", run_folder.name)),
+        "seed": int(seed) if seed is not None else extra.get("seed"),
+    }
+
+
+def find_setting(table: Mapping[str, Any], name: str) -> Any:
+    """The value of a key, at the top or in a table, the outermost first; None where there is none."""
+    if name in table and not isinstance(table[name], Mapping):
+        return table[name]
+    found = (find_setting(value, name) for value in table.values() if isinstance(value, Mapping))
+    return next((value for value in found if value is not None), None)
+
+
+def _inputs(
+    run_folder: Path, part: Manifest, config: EvaluateConfig, *, alignment: Path | None, labels: Path | None
+) -> dict[str, Any]:
+    """What the figures hang on."""
+    spans = (f"{u.offset}:{u.duration}:{u.speaker}" for u in part)
+    settings = {name: value for name, value in asdict(config).items() if name not in ("device", "batch_seconds")}
+    stores = sorted(labels.glob("*/store.json")) if labels is not None else []
+    full = run_folder / "final.safetensors"
+    return {
+        "model": digest_of_file(run_folder / "model" / "student.json"),
+        "weights": digest_of_file(full) if full.exists() else None,
+        "references": part.digest,
+        "utterances": digest_of(spans),
+        "normalisation": NORMALISATION,
+        "settings": settings,
+        "alignment": digest_of_file(alignment) if alignment is not None and alignment.exists() else None,
+        "stores": {path.parent.name: digest_of_file(path) for path in stores},
+    }
+
+
+def _finished(run_folder: Path, split: str, inputs: Mapping[str, Any]) -> EvaluationReport | None:
+    if not all(path.exists() for path in result_paths(run_folder, split)):
+        return None
+    try:
+        report = read_result(run_folder, split)
+    except UserError:
+        return None
+    return report if report.inputs == json.loads(json.dumps(inputs)) else None
+
+
+def _frames(run_folder: Path, part: Manifest, **_: Any) -> dict[str, dict[str, Any]]:
+    return {}
+
+
+__all__ = ["EvaluateConfig", "batches", "error_rate", "evaluate", "find_setting"]
+_ = np, choose_device

@@ -1,0 +1,142 @@
+"""Drawings as inline SVG: no scripts, colours from the page's CSS variables, so that they follow light and dark.
+
+Charts are as wide as a phone's screen and stand side by side on a wide one, which keeps their letters readable on both.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+
+from markupsafe import Markup
+
+NUM_COLOURS = 8
+CHART_WIDTH, CHART_HEIGHT = 360, 210
+_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 10, 10, 30
+Point = tuple[float, float]
+
+
+def ticks(low: float, high: float, most: int = 5) -> list[float]:
+    """Round numbers (1, 2, 2.5 or 5 times a power of ten apart) that span [low, high], about `most` of them."""
+    if not (math.isfinite(low) and math.isfinite(high)) or high <= low:
+        return [low]
+    raw = (high - low) / max(1, most - 1)
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(power * m for m in (1, 2, 2.5, 5, 10) if power * m >= raw * (1 - 1e-9))
+    first = math.floor(low / step + 1e-9)
+    return [round((first + i) * step, 12) for i in range(math.ceil((high - first * step) / step - 1e-9) + 1)]
+
+
+def number(value: float) -> str:
+    """A short label: 12000 → 12k, 0.25 → 0.25."""
+    if abs(value) >= 1000:
+        return f"{value / 1000:g}k"
+    return f"{value:g}"
+
+
+def _xy(value: float) -> str:
+    return f"{value:.1f}".removesuffix(".0")
+
+
+def text(x: float, y: float, content: str, *, anchor: str = "start", cls: str = "") -> str:
+    """A line of text."""
+    extra = f' class="{cls}"' if cls else ""
+    where = f' text-anchor="{anchor}"' if anchor != "start" else ""
+    return f'<text x="{_xy(x)}" y="{_xy(y)}"{where}{extra}>{escape(content)}</text>'
+
+
+def line(x1: float, y1: float, x2: float, y2: float, cls: str) -> str:
+    """A straight line."""
+    return f'<line x1="{_xy(x1)}" y1="{_xy(y1)}" x2="{_xy(x2)}" y2="{_xy(y2)}" class="{cls}"/>'
+
+
+def rect(x: float, y: float, width: float, height: float, cls: str, title: str = "") -> str:
+    """A rectangle; `title` shows on hover."""
+    inner = f"<title>{escape(title)}</title>" if title else ""
+    return f'<rect x="{_xy(x)}" y="{_xy(y)}" width="{_xy(width)}" height="{_xy(height)}" class="{cls}">{inner}</rect>'
+
+
+def svg(width: float, height: float, parts: Iterable[str], *, label: str, fixed: bool = False) -> Markup:
+    """The drawing; `fixed` keeps its size (it then scrolls sideways), else it is as wide as what holds it."""
+    size = f'width="{_xy(width)}" height="{_xy(height)}"' if fixed else 'width="100%"'
+    head = f'<svg {size} viewBox="0 0 {_xy(width)} {_xy(height)}" role="img" aria-label="{escape(label)}">'
+    return Markup(head + "".join(parts) + "</svg>")
+
+
+def line_chart(series: Mapping[str, Sequence[Point]], colours: Mapping[str, int], *, label: str, x_label: str = "step") -> Markup:
+    """Lines over a common x axis. `colours`: series → number of its colour. The y axis spans the values, from 0 where they come near."""
+    points = [p for values in series.values() for p in values if math.isfinite(p[1])]
+    if not points:
+        return Markup("")
+    low, high = min(y for _, y in points), max(y for _, y in points)
+    low = 0.0 if 0 <= low < 0.35 * high else low
+    y_ticks = ticks(low, high if high > low else low + 1)
+    x_ticks = ticks(min(0.0, min(x for x, _ in points)), max(x for x, _ in points) or 1.0)
+    x0, x1, y0, y1 = x_ticks[0], max(x for x, _ in points) or 1.0, y_ticks[0], y_ticks[-1]
+
+    def place(x: float, y: float) -> Point:
+        return (
+            _LEFT + (x - x0) / ((x1 - x0) or 1) * (CHART_WIDTH - _LEFT - _RIGHT),
+            CHART_HEIGHT - _BOTTOM - (y - y0) / ((y1 - y0) or 1) * (CHART_HEIGHT - _TOP - _BOTTOM),
+        )
+
+    parts = []
+    for y in y_ticks:
+        _, at = place(x0, y)
+        parts += [line(_LEFT, at, CHART_WIDTH - _RIGHT, at, "grid"), text(_LEFT - 6, at + 4, number(y), anchor="end", cls="tick")]
+    for x in x_ticks:
+        if x <= x1:
+            at, _ = place(x, y0)
+            parts.append(text(at, CHART_HEIGHT - _BOTTOM + 15, number(x), anchor="middle", cls="tick"))
+    parts.append(text(CHART_WIDTH - _RIGHT, CHART_HEIGHT - 2, x_label, anchor="end", cls="tick"))
+    for name, values in series.items():
+        kept = [place(x, y) for x, y in thin(values) if math.isfinite(y)]
+        path = " ".join(f"{_xy(x)},{_xy(y)}" for x, y in kept)
+        cls = f"line s{colours[name] % NUM_COLOURS}{' dashed' if colours[name] >= NUM_COLOURS else ''}"
+        parts.append(f'<polyline points="{path}" class="{cls}"><title>{escape(name)}</title></polyline>')
+        if len(kept) == 1:
+            parts.append(f'<circle cx="{_xy(kept[0][0])}" cy="{_xy(kept[0][1])}" r="3" class="f{colours[name] % NUM_COLOURS}"/>')
+    return svg(CHART_WIDTH, CHART_HEIGHT, parts, label=label)
+
+
+def thin(values: Sequence[Point], most: int = 240) -> list[Point]:
+    """At most about `most` points: means of neighbours, the last one kept as it is."""
+    if len(values) <= most:
+        return list(values)
+    width = -(-len(values) // most)
+    groups = [values[i : i + width] for i in range(0, len(values) - 1, width)]
+    return [(g[-1][0], sum(y for _, y in g) / len(g)) for g in groups] + [values[-1]]
+
+
+def forest(
+    rows: Sequence[tuple[str, float, float | None, float | None, int]],
+    *,
+    label: str,
+    unit: str = "%",
+    reference: float | None = None,
+) -> Markup:
+    """Rates with their intervals, one below the other: (name, rate, low, high, colour). `reference`: a dashed line."""
+    ends = [v for _, rate, low, high, _ in rows for v in (rate, low, high) if v is not None and math.isfinite(v)]
+    if not ends:
+        return Markup("")
+    x_ticks = ticks(min(ends), max(ends) if max(ends) > min(ends) else min(ends) + 1)
+    row_height, top = 34, 8
+    height = top + row_height * len(rows) + 24
+
+    def place(value: float) -> float:
+        return 12 + (value - x_ticks[0]) / ((x_ticks[-1] - x_ticks[0]) or 1) * (CHART_WIDTH - 24)
+
+    bottom = height - 22
+    parts = [line(place(x), top, place(x), bottom, "grid") for x in x_ticks]
+    parts += [text(place(x), height - 7, f"{number(x)} {unit}", anchor="middle", cls="tick") for x in x_ticks]
+    if reference is not None:
+        parts.append(line(place(reference), top, place(reference), bottom, "reference"))
+    for row, (name, rate, low, high, colour) in enumerate(rows):
+        y = top + row_height * row + 23
+        c = colour % NUM_COLOURS
+        parts.append(text(12, y - 9, name, cls="name"))
+        if low is not None and high is not None:
+            parts.append(line(place(low), y, place(high), y, f"whisker s{c}"))
+        parts.append(
+            f'<circle cx="{_xy(place(rate))}" cy="{_xy(y)}" r="4" class="f{c}"><title>{escape(name)}: {rate:.2f} {unit}</title></circle>'
+        )
+    return svg(CHART_WIDTH, height, parts, label=label)

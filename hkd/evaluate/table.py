@@ -1,0 +1,220 @@
+"""The objectives' table: one row a configuration, its seeds pooled, with intervals and a paired test against the baseline.
+
+- Runs that differ only in the end of their name, `-seedN`, are seeds of one row; errors are averaged over seeds, utterance by utterance,
+  so intervals and p-values speak of the test set's sampling; the spread between seeds stands beside.
+- Blocks are speakers where there are at least MIN_SPEAKERS, else utterances: few blocks make no honest interval.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hkd.errors import UserError
+from hkd.evaluate.result import METRICS, EvaluationReport, score_all
+from hkd.evaluate.score import Scores
+from hkd.evaluate.significance import Comparison, Interval, bootstrap_interval, matched_pairs, paired_bootstrap
+
+MIN_SPEAKERS = 10
+ORDER = ("none", "hard-heads", "interpolation", "auxiliary", "hierarchical")
+_SEED = re.compile(r"[-_.](?:seed|s)[-_]?\d+$")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cell:
+    """A rate over all seeds, its interval, and the rate of each seed."""
+
+    rate: float
+    interval: Interval | None
+    by_seed: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """One configuration."""
+
+    name: str
+    objective: str
+    runs: tuple[str, ...]
+    cells: dict[str, Cell]  # wer, cer, per
+    against: Comparison | None  # paired bootstrap of the WER against the baseline
+    segments: Comparison | None  # matched pairs, for one seed each
+    parameters: int
+    rtf: float | None
+    is_baseline: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Table:
+    """All rows, and what they are rows of."""
+
+    rows: tuple[Row, ...]
+    split: str
+    blocks: str  # speaker | utterance
+    level: float
+    baseline: str | None
+    data: dict[str, float]
+
+    def header(self) -> tuple[str, ...]:
+        """Column titles, units in them."""
+        interval = f"{100 * self.level:g} % interval"
+        versus = f"p vs {self.baseline}" if self.baseline else "p"
+        rates = [title for metric in METRICS for title in (f"{metric.upper()} %", interval)]
+        return ("run", "seeds", *rates, "ΔWER", versus, "parameters", "RTF")
+
+    def cells(self) -> list[tuple[str, ...]]:
+        """The rows as texts."""
+        return [_texts(row) for row in self.rows]
+
+    def text(self) -> str:
+        """Aligned columns for a terminal; narrow: intervals for the WER, plain rates for the others."""
+        header, body = self.header(), self.cells()
+        kept = [column for column in range(len(header)) if column not in (5, 7)]
+        lines = [[row[column] for column in kept] for row in (header, *body)]
+        widths = [max(len(line[column]) for line in lines) for column in range(len(kept))]
+        shown = [
+            "  ".join(
+                text.ljust(w) if column == 0 else text.rjust(w) for column, (text, w) in enumerate(zip(line, widths, strict=True))
+            )
+            for line in lines
+        ]
+        return "\n".join([shown[0], "─" * len(shown[0]), *shown[1:], "", *self.notes()])
+
+    def markdown(self) -> str:
+        """A Markdown table and its notes."""
+        header = self.header()
+        rule = [":--" if column == 0 else "--:" for column in range(len(header))]
+        lines = [f"| {' | '.join(row)} |" for row in (header, rule, *self.cells())]
+        return "\n".join([*lines, "", *self.notes()])
+
+    def notes(self) -> list[str]:
+        """How much data stands behind the figures, and how the intervals came about."""
+        d = self.data
+        speakers = f"{d['speakers']:.0f} speaker{'' if d['speakers'] == 1 else 's'}"
+        seeds = {len(row.runs) for row in self.rows}
+        runs = (
+            "one seed each"
+            if seeds == {1}
+            else f"{min(seeds)} to {max(seeds)} seeds a row"
+            if len(seeds) > 1
+            else f"{max(seeds)} seeds each"
+        )
+        notes = [
+            f"Split {self.split}: {d['utterances']:,.0f} utterances, {d['words']:,.0f} words, {60 * d['hours']:.1f} minutes, {speakers}; {runs}.",
+            f"Intervals: bootstrap by {self.blocks}."
+            + (f" p: paired bootstrap by {self.blocks} against {self.baseline}, two-sided." if self.baseline else ""),
+        ]
+        if self.blocks == "utterance":
+            notes.append(f"Fewer than {MIN_SPEAKERS} speakers: the intervals say nothing about other speakers.")
+        return notes
+
+
+def _texts(row: Row) -> tuple[str, ...]:
+    rates: list[str] = []
+    for metric in METRICS:
+        cell = row.cells[metric]
+        rates += [
+            f"{100 * cell.rate:.2f}",
+            f"{100 * cell.interval.low:.1f}–{100 * cell.interval.high:.1f}" if cell.interval else "–",
+        ]
+    delta, p = ("–", "–")
+    if row.against is not None:
+        delta, p = f"{100 * row.against.difference:+.2f}", format_p(row.against.p)
+    rtf = "–" if row.rtf is None else f"{row.rtf:.3f}"
+    return (row.name, str(len(row.runs)), *rates, delta, p, f"{row.parameters / 1e6:.2f} M", rtf)
+
+
+def format_p(p: float) -> str:
+    """A p-value with as many digits as it deserves."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+
+
+def configuration_of(run: str) -> str:
+    """A run's name without its seed: `hierarchical-seed2` → `hierarchical`."""
+    return _SEED.sub("", run) or run
+
+
+def objectives_table(reports: Sequence[EvaluationReport], *, baseline: str = "none", num_draws: int = 10_000) -> Table:
+    """The table of evaluations of one split. Raises UserError where their splits or references differ.
+
+    baseline: the configuration, else the objective, that the others are tested against; without one the test is left out.
+    """
+    if not reports:
+        raise UserError("a table must have at least one evaluated run, but there is none. Run `hkd evaluate` first.")
+    _check_same(reports)
+    groups: dict[str, list[EvaluationReport]] = {}
+    for report in sorted(reports, key=lambda r: (_rank(r.objective), r.run)):
+        groups.setdefault(configuration_of(report.run), []).append(report)
+    names = [name for name in groups if name == baseline] or [n for n, g in groups.items() if g[0].objective == baseline]
+    base = names[0] if names and len(groups) > 1 else None
+    first = reports[0]
+    speakers = [row.speaker for row in first.hypotheses if row.speaker is not None]
+    by_speaker = len(speakers) == len(first.hypotheses) and len(set(speakers)) >= MIN_SPEAKERS
+    group_N = speakers if by_speaker else None
+    level = float(first.inputs.get("settings", {}).get("level", 0.95))
+    scores = {name: [score_all(report.hypotheses) for report in group] for name, group in groups.items()}
+    rows = tuple(
+        _row(name, group, scores[name], scores[base] if base and base != name else None, group_N, level, num_draws, name == base)
+        for name, group in groups.items()
+    )
+    blocks = "speaker" if by_speaker else "utterance"
+    return Table(rows=rows, split=first.split, blocks=blocks, level=level, baseline=base, data=dict(first.data))
+
+
+def _rank(objective: str) -> int:
+    return ORDER.index(objective) if objective in ORDER else len(ORDER)
+
+
+def _check_same(reports: Sequence[EvaluationReport]) -> None:
+    references = [[(row.id, row.reference) for row in report.hypotheses] for report in reports]
+    for report, found in zip(reports, references, strict=True):
+        if report.split != reports[0].split or found != references[0]:
+            raise UserError(
+                f"runs in one table must be evaluated on the same utterances, but those of {report.run} and {reports[0].run} differ."
+                " Run `hkd evaluate` for all of them."
+            )
+
+
+def _pooled(scores: Sequence[Scores]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Errors of each utterance, averaged over seeds, and its tokens."""
+    return np.mean([s.errors_N for s in scores], axis=0), scores[0].tokens_N
+
+
+def _row(
+    name: str,
+    group: Sequence[EvaluationReport],
+    scores: Sequence[dict[str, Scores]],
+    base: Sequence[dict[str, Scores]] | None,
+    group_N: Sequence[str] | None,
+    level: float,
+    num_draws: int,
+    is_baseline: bool,
+) -> Row:
+    cells = {}
+    for metric in METRICS:
+        errors_N, tokens_N = _pooled([s[metric] for s in scores])
+        cells[metric] = Cell(
+            rate=float(errors_N.sum() / tokens_N.sum()) if tokens_N.sum() else float("nan"),
+            interval=bootstrap_interval(errors_N, tokens_N, group_N=group_N, level=level, num_draws=num_draws),
+            by_seed=tuple(s[metric].rate for s in scores),
+        )
+    against = segments = None
+    if base is not None:
+        errors_N, tokens_N = _pooled([s["wer"] for s in scores])
+        base_N, _ = _pooled([s["wer"] for s in base])
+        against = paired_bootstrap(errors_N, base_N, tokens_N, group_N=group_N, level=level, num_draws=num_draws)
+        segments = matched_pairs(scores[0]["wer"], base[0]["wer"]) if len(scores) == len(base) == 1 else None
+    timed = [report.rtf for report in group if report.rtf is not None]
+    return Row(
+        name=name,
+        objective=group[0].objective,
+        runs=tuple(report.run for report in group),
+        cells=cells,
+        against=against,
+        segments=segments,
+        parameters=group[0].parameters,
+        rtf=float(np.median(timed)) if timed else None,
+        is_baseline=is_baseline,
+    )

@@ -1,0 +1,185 @@
+"""A project as `hkd train` leaves it: synthesised speech, its alignment, label stores, and runs with tiny untrained students."""
+
+import dataclasses
+import json
+import math
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hkd.align.alignment import Alignment, sequence_digest
+from hkd.evaluate.result import Hypothesis, read_result, result_paths, score_all, write_hypotheses
+from hkd.evaluate.run import EvaluateConfig, evaluate
+from hkd.evaluate.run import error_rate as error_rate_of
+from hkd.files import digest_of, write_bytes, write_json
+from hkd.labels.rows import UtteranceLabels
+from hkd.labels.schema import StoreSpec
+from hkd.labels.store import LabelWriter
+from hkd.manifest import read as read_manifest
+from hkd.student.config import EncoderConfig, HeadConfig, StudentConfig
+from hkd.student.export import save_student
+from hkd.student.model import Student
+from hkd.testing.corpus import prepare_folder, tiny_corpus
+from hkd.topk import select_topk
+from hkd.units.inventory import UnitInventory
+from hkd.units.subword import SubwordModel
+from hkd.units.text import words
+
+OBJECTIVES = ("none", "hard-heads", "interpolation", "hierarchical")
+LEVELS = ("senone", "monophone", "subword")
+
+
+@dataclass(frozen=True)
+class Project:
+    """Where the parts lie."""
+
+    folder: Path
+
+    @property
+    def manifest(self) -> Path:
+        return self.folder / "manifest.jsonl"
+
+    @property
+    def alignment(self) -> Path:
+        return self.folder / "alignment.arrow"
+
+    @property
+    def labels(self) -> Path:
+        return self.folder / "shards"
+
+    @property
+    def units(self) -> Path:
+        return self.folder / "units"
+
+    @property
+    def runs(self) -> list[Path]:
+        return [self.folder / "runs" / name for name in OBJECTIVES]
+
+
+def write_store(project: Project, level: str, *, seed: int) -> None:
+    """A store of random labels for all utterances; teachers that give the reference a good share."""
+    manifest, alignment = read_manifest(project.manifest), Alignment(project.alignment)
+    subwords = SubwordModel(project.units / "subword.model")
+    inventory: UnitInventory = subwords.inventory if level == "subword" else alignment.inventories[level]
+    teacher = {"name": f"{level}-cloze", "kind": "cloze", "direction": "both", "digest": "0" * 64, "given": "outside-position"}
+    spec = StoreSpec(name=level, level=level, inventory=inventory, teacher=teacher, manifest_digest=manifest.digest, k=16)
+    generator = torch.Generator().manual_seed(seed)
+    rows = {}
+    for utterance in manifest:
+        spoken = words(utterance.text)
+        unit_U, word_U = subwords.encode(spoken)
+        if level != "subword":
+            unit_U = alignment.positions(utterance.id, level).unit_U
+            word_U = np.zeros(len(unit_U), np.int32)
+        logits_UV = 2 * torch.randn(len(unit_U), len(inventory), generator=generator)
+        gold_U = torch.as_tensor(unit_U.astype(np.int64))
+        logits_UV[torch.arange(len(gold_U)), gold_U] += 5
+        rows[utterance.id] = UtteranceLabels(
+            id=utterance.id,
+            topk=select_topk(logits_UV, gold_U, k=spec.width),
+            word_U=word_U,
+            unit_digest=sequence_digest(unit_U),
+            text_digest=bytes.fromhex(digest_of(spoken)[:16]),
+        )
+    writer = LabelWriter.open(project.labels / level, spec, rows)
+    for shard in writer.pending():
+        writer.write_shard(shard, [rows[name] for name in writer.shard_ids(shard)])
+    writer.finish()
+
+
+def write_run(project: Project, objective: str, *, seed: int) -> None:
+    """A run as training leaves it: config, metrics, exported student, full weights; the student is untrained."""
+    folder = project.folder / "runs" / objective
+    subwords = SubwordModel(project.units / "subword.model")
+    alignment = Alignment(project.alignment)
+    sizes = {level: len(alignment.inventories[level]) for level in ("senone", "monophone")} | {"subword": len(subwords.inventory)}
+    kinds = {"none": (), "hard-heads": ("hard",), "interpolation": (), "hierarchical": ("hard", "aux")}[objective]
+    heads = tuple(
+        HeadConfig(
+            name=f"{level}_{kind}", level=level, kind=kind, num_units=sizes[level], tap=1, slots=4 if level == "senone" else 1
+        )
+        for level in LEVELS
+        for kind in kinds
+    )
+    torch.manual_seed(seed)
+    encoder = EncoderConfig(d_model=32, num_layers=2, num_heads=2, ff_factor=2, conv_kernel=5, dropout=0.0)
+    student = Student(StudentConfig(encoder=encoder, num_main_units=len(subwords.inventory) + 1, heads=heads))
+    model_bytes = (project.units / "subword.model").read_bytes()
+    save_student(
+        folder / "model", student, inventory=subwords.inventory, subword_model=model_bytes, extra={"objective": objective}
+    )
+    write_bytes(folder / "config.toml", f'objective = "{objective}"\n\n[loop]\nseed = {seed}\n'.encode())
+    terms = ["ctc", *(f"{head.name}" for head in heads)]
+    rows = []
+    for step in range(10, 401, 10):
+        falling = {term: (4 + number) * math.exp(-step / 150) + 0.3 for number, term in enumerate(terms)}
+        rows.append({"step": step, "loss": sum(falling.values()), **falling, "lr": 1e-3, "gradient": 1.0})
+        if step % 100 == 0:
+            rows.append({"step": step, "dev_wer": 1.0 - step / 900 - 0.02 * seed, "dev_ctc": 3.0})
+    write_bytes(folder / "metrics.jsonl", b"".join(json.dumps(row).encode() + b"\n" for row in rows))
+
+
+def pretend(project: Project, objective: str, *, seed: int, error_rate: float, split: str = "test") -> None:
+    """Write the evaluation of a student that errs now and then: words of the references changed at random, scored and written for real."""
+    folder = project.folder / "runs" / objective
+    random = np.random.default_rng(seed)
+    rows = []
+    for utterance in read_manifest(project.manifest).split(split):
+        spoken = words(utterance.text)
+        said = [str(random.choice(["", "house", "door", "a"])) if random.random() < error_rate else word for word in spoken]
+        text = " ".join(word for word in said if word)
+        rows.append(
+            Hypothesis(
+                id=utterance.id,
+                speaker=utterance.speaker,
+                seconds=utterance.duration or 0.0,
+                reference=" ".join(spoken),
+                hypothesis=text,
+            )
+        )
+    scores = score_all(rows)
+    real = read_result(folder, split)
+    errors = {name: error_rate_of(score, None, EvaluateConfig(num_draws=500)) for name, score in scores.items()}
+    paths = result_paths(folder, split)
+    write_hypotheses(paths[1], rows, scores)
+    write_json(paths[0], dataclasses.replace(real, errors=errors, hypotheses=tuple(rows)).to_json())
+
+
+@pytest.fixture(scope="session")
+def evaluated(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A copy of the project whose runs are evaluated, with error rates that fall from run to run."""
+    copy = Project(tmp_path_factory.mktemp("evaluated") / "demo")
+    shutil.copytree(project.folder, copy.folder)
+    for number, run in enumerate(copy.runs):
+        evaluate(run, manifest=copy.manifest, alignment=copy.alignment, labels=copy.labels, units=copy.units)
+        pretend(copy, run.name, seed=number, error_rate=(0.5, 0.4, 0.4, 0.25)[number])
+    return copy
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """Sixteen utterances of four voices, three stores, four runs; read-only for tests."""
+    project = Project(tmp_path_factory.mktemp("project"))
+    torch.set_num_threads(1)
+    tiny_corpus(project.folder, num_utterances=16)
+    prepare_folder(project.folder)
+    for seed, level in enumerate(LEVELS):
+        write_store(project, level, seed=seed)
+    for seed, objective in enumerate(OBJECTIVES):
+        write_run(project, objective, seed=seed)
+    for level in LEVELS:
+        figures = {kind: {"perplexity": ppl, "top1": 0.5} for kind, ppl in (("neural", 4.2), ("ngram", 6.1), ("unigram", 31.0))}
+        report = {
+            "unit": level,
+            "direction": "cloze",
+            "given": "outside-position",
+            "teacher": "neural",
+            "judged_on": "transcripts",
+            "figures": {"transcripts": {**figures, "positions": 1234}},
+        }
+        write_json(project.folder / "lm" / level / "report.json", report)
+    return project
