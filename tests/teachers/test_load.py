@@ -1,0 +1,105 @@
+"""Teachers by name: what is refused, and how soon."""
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from hkd.errors import HkdError, UserError
+from hkd.teachers.aliases import ALIASES, resolve
+from hkd.teachers.causal import CausalTeacher
+from hkd.teachers.load import load_teacher
+from hkd.teachers.masked import MaskedTeacher
+
+Folder = Callable[[str], Path]
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.usefixtures("no_network")
+def test_without_network_and_copy_it_ends_at_once_and_says_how_to_go_on() -> None:
+    started = time.monotonic()
+    with pytest.raises(HkdError, match=r"google-bert/bert-large-uncased .*--lm FOLDER") as caught:
+        load_teacher("bert-large", unit="subword")
+    assert caught.value.exit_code == 1
+    assert time.monotonic() - started < 20
+
+
+def test_kind_is_that_of_the_architecture(teacher_folder: Folder) -> None:
+    assert isinstance(load_teacher(str(teacher_folder("bert")), unit="subword"), MaskedTeacher)
+    assert isinstance(load_teacher(str(teacher_folder("gpt2")), unit="subword"), CausalTeacher)
+
+
+def test_a_level_that_the_lm_does_not_know_is_refused(teacher_folder: Folder) -> None:
+    with pytest.raises(UserError, match="unit must be subword"):
+        load_teacher(str(teacher_folder("bert")), unit="senone")
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "a/b/c"])
+def test_missing_folders_are_no_hub_names(name: str) -> None:
+    with pytest.raises(UserError, match="there is no folder"):
+        load_teacher(name, unit="subword")
+
+
+def test_pickled_weights_are_refused(teacher_folder: Folder, tmp_path: Path) -> None:
+    folder = tmp_path / "pickled"
+    shutil.copytree(teacher_folder("bert"), folder)
+    (folder / "model.safetensors").unlink()
+    torch.save({"a": torch.zeros(1)}, folder / "pytorch_model.bin")
+    with pytest.raises(HkdError, match="safetensors"):
+        load_teacher(str(folder), unit="subword")
+
+
+def test_a_model_without_its_head_is_refused(teacher_folder: Folder, tmp_path: Path) -> None:
+    import safetensors.torch
+
+    folder = tmp_path / "headless"
+    shutil.copytree(teacher_folder("bert"), folder)
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    kept = {name: value for name, value in weights.items() if not name.startswith("cls.predictions.transform")}
+    assert len(kept) < len(weights)
+    safetensors.torch.save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(HkdError, match=r"lacks cls\.predictions"):
+        load_teacher(str(folder), unit="subword")
+
+
+def test_other_architectures_are_refused(teacher_folder: Folder, tmp_path: Path) -> None:
+    folder = tmp_path / "classifier"
+    shutil.copytree(teacher_folder("electra"), folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "architectures": ["ElectraForPreTraining"]}))
+    with pytest.raises(UserError, match="discriminator"):
+        load_teacher(str(folder), unit="subword")
+
+
+def test_the_digest_is_of_the_weights_not_of_the_place(teacher_folder: Folder, tmp_path: Path) -> None:
+    shutil.copytree(teacher_folder("bert"), tmp_path / "bert")
+    here, there = (load_teacher(str(p), unit="subword").info for p in (teacher_folder("bert"), tmp_path / "bert"))
+    assert here.digest == there.digest
+    import safetensors.torch
+
+    weights = safetensors.torch.load_file(tmp_path / "bert" / "model.safetensors")
+    next(iter(weights.values())).view(-1)[0] += 1.0
+    safetensors.torch.save_file(weights, tmp_path / "bert" / "model.safetensors", metadata={"format": "pt"})
+    assert load_teacher(str(tmp_path / "bert"), unit="subword").info.digest != here.digest
+
+
+def test_aliases_name_the_hub() -> None:
+    assert resolve("bert-large") == "google-bert/bert-large-uncased"
+    assert resolve("my/own") == "my/own"
+    assert all(name.count("/") == 1 for name in ALIASES.values())
+
+
+def test_devices_and_precisions_are_checked(teacher_folder: Folder) -> None:
+    for wrong in ({"device": "tpu"}, {"precision": "fp8"}):
+        with pytest.raises(UserError, match="must be one of"):
+            load_teacher(str(teacher_folder("bert")), unit="subword", **wrong)

@@ -1,0 +1,67 @@
+"""From words to a teacher's pieces: case rules, spaces, and the word of each piece."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hkd.teachers.load import load_teacher
+from hkd.teachers.options import TeacherOptions
+from hkd.teachers.transformer_common import TransformerTeacher
+
+Folder = Callable[[str], Path]
+WORD = st.text(alphabet="abcdeghijorstuz'", min_size=1, max_size=6).map(lambda w: w.strip("'")).filter(bool)
+
+
+def load(folder: Path, **options: object) -> TransformerTeacher:
+    teacher = load_teacher(str(folder), unit="subword", device="cpu", options=TeacherOptions(**options))  # type: ignore[arg-type]
+    assert isinstance(teacher, TransformerTeacher)
+    return teacher
+
+
+@pytest.fixture(scope="module", params=["bert", "roberta", "gpt2"])
+def teacher(request: pytest.FixtureRequest, teacher_folder: Folder) -> TransformerTeacher:
+    return load(teacher_folder(request.param), case="lower")
+
+
+@settings(max_examples=40, deadline=None)
+@given(words=st.lists(WORD, max_size=6))
+def test_pieces_of_a_word_spell_it(teacher: TransformerTeacher, words: list[str]) -> None:
+    unit_U, word_U = teacher.encode(words)
+    assert unit_U.dtype == word_U.dtype == np.int32
+    assert (np.diff(word_U) >= 0).all()
+    assert sorted(set(word_U.tolist())) == list(range(len(words)))
+    for number, word in enumerate(words):
+        pieces = [teacher.inventory.symbols[unit] for unit in unit_U[word_U == number]]
+        spelled = "".join(piece.removeprefix("##").replace("Ġ", "") for piece in pieces)
+        assert spelled in (word, "[UNK]") or "[UNK]" in spelled
+
+
+def test_a_word_has_the_same_pieces_wherever_it_stands(teacher: TransformerTeacher) -> None:
+    unit_U, word_U = teacher.encode(["cat", "sat", "cat"])
+    assert unit_U[word_U == 0].tolist() == unit_U[word_U == 2].tolist()
+
+
+def test_case_rules(teacher_folder: Folder) -> None:
+    assert load(teacher_folder("bert")).info.options["case"] == "lower"
+    cased = load(teacher_folder("roberta"))
+    assert cased.info.options["case"] == "sentence"
+    words = ["and", "i", "say", "i'm", "here"]
+    text = "".join(cased.inventory.symbols[unit] for unit in cased.encode(words)[0]).replace("Ġ", " ")
+    assert text == " And I say I'm here"
+    upper = load(teacher_folder("roberta"), case="upper")
+    assert "".join(upper.inventory.symbols[unit] for unit in upper.encode(words)[0]).replace("Ġ", " ") == " AND I SAY I'M HERE"
+    assert upper.info.digest != cased.info.digest
+
+
+def test_the_inventory_has_the_size_of_the_models_output(teacher: TransformerTeacher) -> None:
+    assert len(teacher.inventory) == teacher.model.get_output_embeddings().weight.shape[0]  # type: ignore[operator]
+    assert teacher.inventory.symbols[-1].startswith("<unused")
+
+
+def test_empty_transcripts(teacher: TransformerTeacher) -> None:
+    unit_U, word_U = teacher.encode([])
+    assert unit_U.shape == word_U.shape == (0,)
