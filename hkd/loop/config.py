@@ -18,9 +18,9 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 class LoopConfig:
     """How long, how fast, how often. A step is one update of the weights."""
 
-    max_steps: int = 1000
+    max_steps: int = 2000
     learning_rate: float = 1e-3  # at the end of the warm-up
-    warmup_steps: int = 100  # linear, from 0
+    warmup_steps: int = 200  # linear, from 0
     schedule: str = "cosine"  # cosine | linear (both to 0 at max_steps) | constant
     weight_decay: float = 0.01  # AdamW's; not for vectors (biases, norms)
     beta2: float = 0.98
@@ -29,9 +29,9 @@ class LoopConfig:
     precision: str = "fp32"  # fp32 | bf16 | fp16
     seed: int = 0
     log_every: int = 10
-    save_every: int = 100
+    save_every: int = 200
     keep_last: int = 2
-    eval_every: int = 0  # 0: at the end only
+    eval_every: int = 500  # 0: at the end only
     shares_every: int = 0  # steps between measurements of each loss term's share of the gradient; 0: never
 
     def __post_init__(self) -> None:

@@ -51,8 +51,13 @@ class Coverage:
         lines = [f"{self.utterances} utterances, {self.frames / 6000:.1f} minutes"]
         for head in self.heads:
             lines.append(
-                f"  {head.head:<20} {head.share:7.1%} of utterances, {head.positions} positions, {head.unplaced} of them without a slot "
-                f"({head.unplaced / max(1, head.positions):.1%}), {head.labelled / max(1, head.slots):.1%} of slots labelled"
+                f"  {head.head:<20} {head.share:7.1%} of utterances, {head.positions} positions"
+                + (
+                    f", {head.unplaced} of them without a slot ({head.unplaced / max(1, head.positions):.1%}), "
+                    f"{head.labelled / head.slots:.1%} of slots labelled"
+                    if head.slots
+                    else ""
+                )
             )
         if self.too_short:
             lines.append(
@@ -88,8 +93,11 @@ def _one(
     for utterance in utterances:
         name = utterance.id
         num_slots += num_encoder_frames(frames[name]) * slots
-        if not join.aligned(name) or (store is not None and name not in join.stores[store].reader):
+        if (slots and not join.aligned(name)) or (store is not None and name not in join.stores[store].reader):
             missing.append(name)
+            continue
+        if not slots:
+            num_positions += len(join.target(utterance))
             continue
         found = join.segments(name, level) if store is None else join.positions(name, store)
         slot_M, position_M = place(found, num_frames=frames[name], slots=slots)

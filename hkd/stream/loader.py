@@ -27,7 +27,7 @@ from hkd.timebase import FRAME_SHIFT_S, num_encoder_frames
 
 @dataclass(frozen=True, kw_only=True)
 class BatchMaker:
-    """Makes batches of utterances. hard: level → slots; soft: store → slots. `fill_F` is what masks are filled with."""
+    """Makes batches of utterances. hard: level → slots; soft: store → slots, 0 for labels that no head places on slots. `fill_F` is what masks are filled with."""
 
     utterances: Sequence[Utterance]
     join: Join
@@ -75,19 +75,24 @@ class BatchMaker:
         self, chosen: Sequence[Utterance], speeds: Sequence[float], length_B: NDArray[np.int64], level: str, slots: int
     ) -> HardLabels:
         found = [self.join.segments(u.id, level) if self.join.aligned(u.id) else None for u in chosen]
-        slot_M, position_M, starts = _place_all(found, speeds, length_B, slots)
+        slot_M, position_M, _ = _place_all(found, speeds, length_B, slots)
         units = np.concatenate([np.zeros(0, np.int32), *(p.unit_U for p in found if p is not None)])
-        del starts
         return HardLabels(slot_M=torch.from_numpy(slot_M), unit_M=torch.from_numpy(units[position_M].astype(np.int64)))
 
     def _soft(
         self, chosen: Sequence[Utterance], speeds: Sequence[float], length_B: NDArray[np.int64], name: str, slots: int
     ) -> SoftLabels:
         store = self.join.stores[name]
-        there = [u.id in store.reader and self.join.aligned(u.id) for u in chosen]
+        there = [u.id in store.reader and (slots == 0 or self.join.aligned(u.id)) for u in chosen]
         block = store.reader.block([u.id for u, ok in zip(chosen, there, strict=True) if ok])
-        found = [self.join.positions(u.id, name) if ok else None for u, ok in zip(chosen, there, strict=True)]
-        slot_M, position_M, offset_B1 = _place_all(found, speeds, length_B, slots)
+        if slots:
+            found = [self.join.positions(u.id, name) if ok else None for u, ok in zip(chosen, there, strict=True)]
+            slot_M, position_M, offset_B1 = _place_all(found, speeds, length_B, slots)
+        else:
+            slot_M = position_M = np.zeros(0, np.int64)
+            offset_B1 = np.zeros(len(chosen) + 1, np.int64)
+            offset_B1[1:][there] = np.diff(block.offset_B1)
+            offset_B1 = offset_B1.cumsum()
         topk = block.topk
         gold_N = np.where(topk.gold_N >= 0, store.head_unit_V[np.maximum(topk.gold_N, 0)], -1)
         return SoftLabels(

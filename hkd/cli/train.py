@@ -1,0 +1,105 @@
+"""`hkd train`, `hkd export`: stage two, label stores and sound → a student."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hkd.cli.common import emit, progress_bar, project, say
+from hkd.config import merge, parse_overrides
+from hkd.errors import UserError
+
+
+def train(
+    labels: Annotated[
+        Path | None, typer.Option(help="Folder of label stores, or one store. Default: shards/.", show_default=False)
+    ] = None,
+    objective: Annotated[
+        str | None,
+        typer.Option(help="none, hard-heads, interpolation, auxiliary or hierarchical (the default).", show_default=False),
+    ] = None,
+    run: Annotated[
+        str | None, typer.Option(help="Name of the run, below runs/. Default: the objective.", show_default=False)
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="A.B=C", help="A setting of the table [train], such as loop.max_steps=5000.", show_default=False
+        ),
+    ] = None,
+    min_coverage: Annotated[
+        float | None, typer.Option(help="Share of the utterances that must have labels. Default: 1.", show_default=False)
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    show: Annotated[bool, typer.Option("--show", help="Draw the student and say what the labels cover; train nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="The result as JSON.")] = False,
+) -> None:
+    """Train a student on sound and label stores; resumes where it was stopped, and leaves what is done.
+
+    Examples:
+
+        hkd train --labels shards/
+
+        hkd train --objective hard-heads --run control --set loop.max_steps=5000
+
+        hkd train --labels shards/ --set lam=0.5 --set encoder.preset=s --show
+
+        torchrun --nproc-per-node 4 -m hkd train --labels shards/
+    """
+    from hkd.train import run as stage_two
+    from hkd.train.config import TrainConfig
+
+    here = project()
+    overrides = merge(parse_overrides(settings or []), _given(objective=objective, min_coverage=min_coverage))
+    config = here.section("train", TrainConfig, overrides)
+    inputs: dict[str, Any] = {
+        "manifest": here.require("manifest", "hkd prepare"),
+        "units": here.require("units", "hkd units train"),
+        "alignment": here.alignment if here.alignment.exists() else None,
+        "labels": labels or here.labels,
+    }
+    if show:
+        typer.echo(stage_two.show(stage_two.open_data(config, **inputs)))
+        return
+    folder = here.runs / (run or config.objective)
+    logging.getLogger("hkd").setLevel(logging.INFO)
+    with progress_bar(f"train {folder.name}") as progress:
+        report = stage_two.train(config, folder, device=device, progress=progress, **inputs)
+    if report.was_done:
+        say(f"{folder} is done: nothing to do.")
+    emit(report.to_json(), as_json, lambda _: _summary(report.metrics, report.parameters, folder))
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _summary(metrics: dict[str, float], parameters: int, folder: Path) -> str:
+    figures = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+    return f"{folder}: {parameters:,} parameters exported; {figures}"
+
+
+def export(
+    run: Annotated[str, typer.Argument(help="A run: a name below runs/, or a folder.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder to write.", show_default=False)],
+    heads: Annotated[bool, typer.Option("--heads", help="Keep the heads (for study; inference needs none).")] = False,
+) -> None:
+    """Write a trained run's student: safetensors and JSON, without the heads that only taught it.
+
+    Examples:
+
+        hkd export hierarchical --out student/
+
+        hkd export runs/hierarchical --out with-heads/ --heads
+    """
+    from hkd.train.export import export_run
+
+    here = project()
+    folder = next((path for path in (here.runs / run, Path(run)) if (path / "done.json").exists()), None)
+    if folder is None:
+        raise UserError(f"a run must be done, but {here.runs / run} is not there or not at its end. Run `hkd train` first.")
+    export_run(folder, out, heads=heads)
+    card = json.loads((out / "student.json").read_text())
+    say(f"{out}: {', '.join(card['files'])} and student.json; load it with hkd.student.export.load_student.")

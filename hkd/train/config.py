@@ -1,0 +1,94 @@
+"""What a training run is told. Paths are arguments of `train`, not settings.
+
+    L = L_main + Σ_level [ α_level · L_hard(level) + λ_level · L_kd(level) ]
+
+L_main is divided by the target units of the global batch, the others by its labelled slots, so that α and λ weigh like against like.
+"""
+
+from dataclasses import dataclass, field
+
+from hkd.errors import UserError
+from hkd.features.augment import AugmentConfig
+from hkd.loop import LoopConfig
+from hkd.student.config import EncoderConfig
+
+OBJECTIVES = ("none", "hard-heads", "interpolation", "auxiliary", "hierarchical")
+WHERE = ("frames", "segments", "ctc")
+TAILS = ("ghost", "renormalised", "gold-residual", "sampled")
+MAINS = ("ctc", "senone")
+
+
+def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise UserError(f"`{name}` must be one of {', '.join(known)}, but is '{value}' instead.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KdConfig:
+    """How a head learns from a teacher's top-k."""
+
+    tail: str = "ghost"  # ghost | renormalised | gold-residual | sampled
+    temperature: float = 1.0  # the teacher's; one that the store has been dumped with
+    student_temperature: float = 0.0  # 0: the teacher's, and the loss times T² (Hinton); 1 with T = 3 is Futami 2020
+    where: str = "frames"  # frames | segments (the head reads the segment's mean) | ctc (frames weighted by CTC occupancies)
+
+    def __post_init__(self) -> None:
+        _one_of("kd.tail", self.tail, TAILS)
+        _one_of("kd.where", self.where, WHERE)
+        if self.temperature <= 0 or self.student_temperature < 0:
+            raise UserError(f"`kd.temperature` must be positive, but is {self.temperature} instead.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """Objective, student, data, loop. Tables by level or store override the plain weight of that name."""
+
+    objective: str = "hierarchical"
+    levels: tuple[str, ...] = ()  # of the heads; empty: all that are there
+    stores: tuple[str, ...] = ()  # label stores by name; empty: all, where no two have one level
+    hard_heads: bool | None = None  # beside the auxiliary ones; default: with hierarchical yes, with auxiliary no
+    main: str = "ctc"  # ctc | senone (the hybrid model: frame cross-entropy over senones)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    taps: dict[str, int] = field(default_factory=dict)  # level → layer, counted from 1
+    slots: dict[str, int] = field(default_factory=dict)  # level → slots an encoder frame of 40 ms
+    alpha: float = 0.3
+    alphas: dict[str, float] = field(default_factory=dict)  # by level
+    lam: float = 0.3
+    lams: dict[str, float] = field(default_factory=dict)  # by store
+    kd: KdConfig = field(default_factory=KdConfig)
+    kds: dict[str, KdConfig] = field(default_factory=dict)  # by store
+    interpolation_weight: float = 0.1
+    label_smoothing: float = 0.0  # of hard heads
+    heads_warmup_steps: int = 0  # α and λ rise linearly from 0
+    lam_end: float = 1.0  # λ moves linearly to this share of itself at the last step
+    train_split: str = "train"
+    dev_split: str = "dev"
+    batch_seconds: float = 120.0  # of audio in the global batch of a step
+    max_utterance_seconds: float = 40.0  # longer ones are left out, and said
+    epochs: int = 0  # where given, loop.max_steps is this many epochs
+    min_coverage: float = 1.0  # share of the utterances that every head must have labels for
+    workers: int = 0  # processes that make batches; 0: this one
+    features_mb: int = 2048  # features kept in memory, a process
+    shares_every: int = 500  # steps between measurements of each term's share of the gradient; 0: never
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+
+    def __post_init__(self) -> None:
+        _one_of("objective", self.objective, OBJECTIVES)
+        _one_of("main", self.main, MAINS)
+        for name in ("alpha", "lam", "heads_warmup_steps", "lam_end", "epochs", "workers", "features_mb", "shares_every"):
+            if getattr(self, name) < 0:
+                raise UserError(f"`{name}` must not be negative, but is {getattr(self, name)} instead.")
+        for name in ("interpolation_weight", "label_smoothing", "min_coverage"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"`{name}` must lie between 0 and 1, but is {getattr(self, name)} instead.")
+        for name in ("batch_seconds", "max_utterance_seconds"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"`{name}` must be positive, but is {getattr(self, name)} instead.")
+
+    @property
+    def with_hard_heads(self) -> bool:
+        """Whether there are hard heads."""
+        if self.objective in ("hard-heads", "none", "interpolation"):
+            return self.objective == "hard-heads"
+        return self.objective == "hierarchical" if self.hard_heads is None else self.hard_heads

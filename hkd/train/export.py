@@ -1,0 +1,33 @@
+"""A finished run → a folder with its student, anew from final.safetensors."""
+
+import json
+from pathlib import Path
+
+import safetensors.torch
+
+from hkd.errors import UserError
+from hkd.loop.checkpoint import load_model_tensors
+from hkd.student.config import config_from_json
+from hkd.student.export import load_student, save_student
+from hkd.student.model import Student
+
+
+def load_run(folder: Path) -> Student:
+    """The student of a finished run with all its heads, in eval mode. Raises UserError where the run is not done."""
+    try:
+        config = config_from_json(json.loads((folder / "student.json").read_text())["config"])
+        tensors = safetensors.torch.load((folder / "final.safetensors").read_bytes())
+    except FileNotFoundError as error:
+        raise UserError(
+            f"a run must be done, but {folder} has no {Path(str(error.filename)).name}. Run `hkd train` first."
+        ) from None
+    student = Student(config)
+    load_model_tensors(student, tensors)
+    return student.eval()
+
+
+def export_run(folder: Path, out: Path, *, heads: bool = False) -> None:
+    """Write a finished run's student to `out`, without its heads unless `heads`."""
+    _, meta = load_student(folder / "model")
+    subword_model = None if meta.subword_model is None else meta.subword_model.read_bytes()
+    save_student(out, load_run(folder), inventory=meta.inventory, subword_model=subword_model, extra=meta.extra, heads=heads)

@@ -1,0 +1,269 @@
+"""train: stage two. Manifest, alignment, units and label stores → a run's folder with the exported student.
+
+runs/NAME/   config.toml  coverage.json  student.json  identity.json  metrics.jsonl  timing.jsonl  checkpoints/
+             final.safetensors (heads too)  done.json  model/ (exported)
+"""
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hkd import manifest as manifests
+from hkd.align.alignment import Alignment
+from hkd.audio import probe
+from hkd.errors import UserError
+from hkd.features.augment import NO_AUGMENTATION
+from hkd.features.source import FeatureSource, mean_and_std
+from hkd.files import digest_of, digest_of_file, digest_of_json, write_bytes, write_json
+from hkd.labels.store import LabelReader, open_stores, store_folders
+from hkd.loop import fit
+from hkd.loop.record import finished
+from hkd.loop.run import identity_of
+from hkd.manifest import Manifest, Utterance
+from hkd.progress import Progress, no_progress
+from hkd.stream.coverage import Coverage, measure, require
+from hkd.stream.join import Join
+from hkd.stream.loader import BatchMaker
+from hkd.stream.plan import BatchPlan
+from hkd.student.describe import describe
+from hkd.student.export import save_student
+from hkd.student.model import Student
+from hkd.timebase import SAMPLE_RATE_HZ, samples_to_frames, seconds_to_samples
+from hkd.train.config import TrainConfig
+from hkd.train.student import Needs, Plan, describe_heads, needs_of, plan_student
+from hkd.train.task import StudentTask
+from hkd.units.level import SENONE
+from hkd.units.subword import MODEL_FILE, SubwordModel
+
+log = logging.getLogger(__name__)
+
+CMVN_UTTERANCES = 2000
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainReport:
+    """What `train` did. `metrics`: the last losses and the dev figures."""
+
+    folder: Path
+    steps: int
+    metrics: dict[str, float]
+    parameters: int  # exported
+    coverage: dict[str, Any]
+    was_done: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {**asdict(self), "folder": str(self.folder)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """The inputs of a run, opened and held against each other."""
+
+    config: TrainConfig
+    needs: Needs
+    join: Join
+    train: list[Utterance]
+    dev: list[Utterance]
+    frames: dict[str, int]  # utterance → 10 ms frames at speed 1
+    left_out: tuple[str, ...]  # too long
+    plan: Plan
+    identity: dict[str, Any]
+
+
+def open_data(config: TrainConfig, *, manifest: Path, alignment: Path | None, units: Path, labels: Path | None) -> Data:
+    """Open the inputs and check that they fit together. Raises UserError in one line where they do not."""
+    whole = manifests.read(manifest)
+    subwords = SubwordModel(units / MODEL_FILE)
+    readers, levels = _stores(config, labels)
+    needs = needs_of(config, levels, aligned=alignment is not None and alignment.exists())
+    aligned = Alignment(alignment) if alignment is not None and (needs.alignment or config.main == SENONE) else None
+    stores = {name: readers[name] for name in needs.stores}
+    train, dev = _split(whole, config.train_split, needed=True), _split(whole, config.dev_split, needed=False)
+    frames = {utterance.id: _num_frames(utterance) for utterance in (*train, *dev)}
+    limit = config.max_utterance_seconds * 100
+    left_out = tuple(u.id for u in train if frames[u.id] > limit)
+    train = [u for u in train if frames[u.id] <= limit]
+    join = Join(whole, subwords=subwords, alignment=aligned, stores=stores, same_units=needs.same_units)
+    join.check((*train, *dev), num_frames=lambda utterance: frames[utterance.id])
+    identity = {
+        "train": json.loads(json.dumps({k: v for k, v in asdict(config).items() if k not in ("loop", "workers", "features_mb")})),
+        "data": {
+            "train": Manifest(train).digest,
+            "dev": Manifest(dev).digest,
+            "spans": digest_of(f"{u.offset}:{u.duration}" for u in (*train, *dev)),
+            "subwords": subwords.inventory.digest,
+            "alignment": None if aligned is None or alignment is None else digest_of_file(alignment),
+            "stores": {name: _store_digest(reader) for name, reader in stores.items()},
+        },
+    }
+    return Data(
+        config=config, needs=needs, join=join, train=train, dev=dev, frames=frames, left_out=left_out,
+        plan=plan_student(config, needs, join), identity=identity,
+    )  # fmt: skip
+
+
+def _stores(config: TrainConfig, labels: Path | None) -> tuple[dict[str, LabelReader], dict[str, str]]:
+    """The stores that are there, and their levels; none for objectives that read none."""
+    if config.objective in ("none", "hard-heads"):
+        return {}, {}
+    if labels is None or not labels.exists():
+        raise UserError(
+            f"objective {config.objective} needs label stores, but {labels} is not there. Run `hkd teacher-dump` first."
+        )
+    if config.stores:
+        known = store_folders(labels)
+        readers = {name: LabelReader.open(known[name]) for name in config.stores if name in known}
+    else:
+        readers = open_stores(labels)
+    return readers, {name: reader.spec.level for name, reader in readers.items()}
+
+
+def _split(whole: Manifest, name: str, *, needed: bool) -> list[Utterance]:
+    """The utterances of a split that have audio; where no utterance names a split, all are for training."""
+    if all(utterance.split is None for utterance in whole):
+        part = list(whole) if needed else []
+    elif needed:
+        part = list(whole.split(name))
+    else:
+        part = [utterance for utterance in whole if utterance.split == name]
+    return [utterance for utterance in part if utterance.audio_filepath is not None]
+
+
+def _num_frames(utterance: Utterance) -> int:
+    if utterance.duration is not None:
+        return samples_to_frames(seconds_to_samples(utterance.duration))
+    info = probe(str(utterance.audio_filepath))
+    samples = info.num_samples - seconds_to_samples(utterance.offset, info.sample_rate_hz)
+    return samples_to_frames(samples * SAMPLE_RATE_HZ // info.sample_rate_hz)
+
+
+def _store_digest(reader: LabelReader) -> str:
+    """Of the spec and of every shard's mark (which holds its SHA-256)."""
+    root = reader.path
+    return digest_of(
+        part for path in (root / "store.json", *sorted((root / "data").glob("*.json"))) for part in (path.name, path.read_bytes())
+    )
+
+
+def coverage_of(data: Data) -> Coverage:
+    """How much of the training utterances each head has labels for."""
+    return measure(data.join, data.train, frames=data.frames, hard=data.plan.hard, soft=data.plan.soft)
+
+
+def show(data: Data) -> str:
+    """The student's drawing and the coverage."""
+    return f"{describe(data.plan.student)}\n{coverage_of(data).text()}"
+
+
+def train(
+    config: TrainConfig,
+    folder: Path,
+    *,
+    manifest: Path,
+    units: Path,
+    alignment: Path | None = None,
+    labels: Path | None = None,
+    device: str = "auto",
+    progress: Progress = no_progress,
+) -> TrainReport:
+    """Train, or go on, or say that it is done; leaves the exported student in folder/model.
+
+    alignment, labels: where the objective needs them. Raises UserError for inputs that do not fit together or a folder of another
+    run, Terminated on SIGTERM (state saved), HkdError where the loss is not finite.
+    """
+    data = open_data(config, manifest=manifest, alignment=alignment, units=units, labels=labels)
+    plan = BatchPlan([data.frames[u.id] for u in data.train], batch_frames=config.batch_seconds * 100, seed=config.loop.seed)
+    max_steps = config.epochs * plan.batches_per_epoch or config.loop.max_steps
+    loop = replace(config.loop, max_steps=max_steps, shares_every=config.shares_every if len(data.plan.terms) > 1 else 0)
+    whole = identity_of(loop, data.identity)
+    done = finished(folder, whole)
+    exported = folder / "model" / "student.json"
+    if done is not None and exported.exists():
+        coverage = json.loads((folder / "coverage.json").read_text())
+        parameters = json.loads((folder / "student.json").read_text())["parameters"]
+        return TrainReport(
+            folder=folder, steps=loop.max_steps, metrics=done, parameters=parameters, coverage=coverage, was_done=True
+        )
+    coverage = coverage_of(data)
+    require(coverage, config.min_coverage)
+    for line in coverage.text().splitlines():
+        log.info("%s", line)
+    if data.left_out:
+        log.warning(
+            "%d utterances are longer than max_utterance_seconds and left out (%s ...)", len(data.left_out), data.left_out[0]
+        )
+    task = make_task(data, plan, max_steps=loop.max_steps)
+    parameters = sum(p.numel() for n, p in task.student.named_parameters() if not n.startswith("heads."))
+    _write_settings(folder, data, coverage, parameters)
+    metrics = fit(task, loop, folder, identity=data.identity, device=device, progress=progress)
+    export(folder, data, task.student, digest_of_json(whole))
+    return TrainReport(
+        folder=folder, steps=loop.max_steps, metrics=metrics, parameters=parameters, coverage=coverage.to_json(), was_done=False
+    )
+
+
+def make_task(data: Data, plan: BatchPlan, *, max_steps: int) -> StudentTask:
+    """The student with its features' mean and deviation, and what feeds it. Weights are a function of the seed alone."""
+    config = data.config
+    features = FeatureSource(max_bytes=config.features_mb << 20)
+    mean_F, std_F = mean_and_std([features(utterance) for utterance in data.train[:CMVN_UTTERANCES]])
+    torch.manual_seed(config.loop.seed)
+    student = Student(data.plan.student)
+    student.set_cmvn(mean_F, std_F)
+    shared: dict[str, Any] = {"join": data.join, "features": features, "hard": data.plan.hard, "soft": data.plan.soft}
+    maker = BatchMaker(utterances=data.train, augment=config.augment, fill_F=mean_F.numpy(), seed=config.loop.seed, **shared)
+    dev = BatchMaker(utterances=data.dev, augment=NO_AUGMENTATION, **shared) if data.dev else None
+    weights = {term.name: _weight(config, data, term.name) for term in data.plan.terms}
+    return StudentTask(
+        config=config, student=student, terms=data.plan.terms, base_weights=weights, maker=maker, plan=plan, dev=dev,
+        max_steps=max_steps,
+    )  # fmt: skip
+
+
+def _weight(config: TrainConfig, data: Data, term: str) -> float:
+    if term.startswith("hard-"):
+        return config.alphas.get(term.removeprefix("hard-"), config.alpha)
+    if term.startswith("kd-"):
+        name = term.removeprefix("kd-")
+        return config.lams.get(name, config.lams.get(data.join.stores[name].level, config.lam))
+    return 1.0
+
+
+def _write_settings(folder: Path, data: Data, coverage: Coverage, parameters: int) -> None:
+    write_bytes(folder / "config.toml", to_toml(asdict(data.config)).encode())
+    write_json(folder / "coverage.json", coverage.to_json())
+    student = {
+        "config": asdict(data.plan.student),
+        "heads": describe_heads(data.join, data.plan.student),
+        "parameters": parameters,
+    }
+    write_json(folder / "student.json", student)
+
+
+def export(folder: Path, data: Data, student: Student, digest: str) -> None:
+    """Write folder/model: the student without heads, its subword model, and where it is from."""
+    subword_model, inventory = None, data.join.subwords.inventory
+    if data.config.main == "ctc":
+        subword_model = data.join.subwords.path.read_bytes()
+    elif data.join.alignment is not None:
+        inventory = data.join.alignment.inventories[SENONE]
+    extra = {"objective": data.config.objective, "seed": data.config.loop.seed, "run": folder.name, "identity": digest}
+    save_student(folder / "model", student.cpu(), inventory=inventory, subword_model=subword_model, extra=extra)
+
+
+def to_toml(table: Mapping[str, Any], prefix: str = "") -> str:
+    """Nested settings as TOML; None is left out."""
+    plain = {key: value for key, value in table.items() if not isinstance(value, Mapping) and value is not None}
+    text = "".join(
+        f"{json.dumps(key) if not key.isidentifier() else key} = {json.dumps(value)}\n" for key, value in plain.items()
+    )
+    for key, value in table.items():
+        if isinstance(value, Mapping) and value:
+            text += f"\n[{prefix}{key}]\n{to_toml(value, f'{prefix}{key}.')}"
+    return text

@@ -1,0 +1,179 @@
+"""Objective → the student's heads and the terms of its loss."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from hkd.errors import UserError
+from hkd.stream.join import Join
+from hkd.student.config import HeadConfig, StudentConfig, default_slots, default_tap
+from hkd.train.config import KdConfig, TrainConfig
+from hkd.train.terms import CtcKdTerm, CtcTerm, HardTerm, HybridTerm, InterpolationTerm, KdTerm, Term
+from hkd.units.level import LEVELS, SENONE, SUBWORD
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What an objective takes from the data: label stores, levels of hard heads, and stores that must be in the student's units."""
+
+    stores: tuple[str, ...]
+    hard: tuple[str, ...]
+    same_units: tuple[str, ...]
+
+    @property
+    def alignment(self) -> bool:
+        """Whether an alignment is needed."""
+        return bool(self.hard) or any(name not in self.same_units for name in self.stores)
+
+
+def needs_of(config: TrainConfig, stores: Mapping[str, str], *, aligned: bool) -> Needs:
+    """stores: name → level, all that are there. Raises UserError where the objective cannot be had from them, or it is not clear which."""
+    objective, hybrid = config.objective, config.main == "senone"
+    chosen = _stores(config, stores) if objective in ("interpolation", "auxiliary", "hierarchical") else ()
+    if objective == "interpolation":
+        level = SENONE if hybrid else SUBWORD
+        chosen = tuple(name for name in chosen if stores[name] == level)
+    if objective in ("interpolation", "auxiliary") and len(chosen) != 1:
+        raise UserError(
+            f"objective {objective} takes one label store, but {', '.join(chosen) or 'none'} would do. "
+            "Name it: --set stores='[\"NAME\"]' or --set levels='[\"LEVEL\"]'."
+        )
+    if objective == "hierarchical" and not chosen:
+        raise UserError("objective hierarchical takes label stores, but there is none. Run `hkd teacher-dump` first.")
+    hard: tuple[str, ...] = ()
+    if config.with_hard_heads:
+        wanted = {stores[name] for name in chosen} or set(config.levels) or set(LEVELS)
+        hard = tuple(level for level in LEVELS if level in wanted)
+    if hybrid and SENONE not in hard:
+        hard = (SENONE, *hard)
+    ctc = tuple(name for name in chosen if _kd(config, name).where == "ctc" or objective == "interpolation")
+    needs = Needs(stores=chosen, hard=hard, same_units=ctc)
+    if (needs.alignment or hybrid) and not aligned:
+        raise UserError(f"objective {objective} needs an alignment, but there is none. Run `hkd align` first.")
+    return needs
+
+
+def _stores(config: TrainConfig, stores: Mapping[str, str]) -> tuple[str, ...]:
+    for name in config.stores:
+        if name not in stores:
+            raise UserError(
+                f"`stores` must name label stores ({', '.join(stores) or 'there is none'}), but '{name}' is none of them."
+            )
+    chosen = config.stores or tuple(name for name in stores if not config.levels or stores[name] in config.levels)
+    for level in config.levels:
+        if level not in {stores[name] for name in chosen}:
+            raise UserError(
+                f"`levels` must have label stores, but '{level}' has none. Run `hkd teacher-dump --unit {level}` first."
+            )
+    levels = [stores[name] for name in chosen]
+    for level in levels:
+        if levels.count(level) > 1 and not config.stores:
+            same = ", ".join(name for name in chosen if stores[name] == level)
+            raise UserError(
+                f"a level must have one label store, but {level} has {same}. Name those to use: --set stores='[...]'."
+            )
+    return tuple(sorted(chosen, key=lambda name: (LEVELS.index(stores[name]) if stores[name] in LEVELS else 9, name)))
+
+
+def _kd(config: TrainConfig, store: str) -> KdConfig:
+    return config.kds.get(store, config.kd)
+
+
+def slots_of(config: TrainConfig, level: str) -> int:
+    """Slots an encoder frame of a level's heads."""
+    return config.slots.get(level, default_slots(level))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The student to build, the terms of its loss, and what batches must carry (level or store → slots)."""
+
+    student: StudentConfig
+    terms: tuple[Term, ...]  # the main one first
+    hard: dict[str, int]
+    soft: dict[str, int]
+
+
+def plan_student(config: TrainConfig, needs: Needs, join: Join) -> Plan:
+    """Heads and terms. Raises UserError where a temperature has not been dumped, or a head's settings do not fit."""
+    hybrid = config.main == "senone"
+    num_layers = config.encoder.num_layers
+    heads: list[HeadConfig] = []
+    terms: list[Term] = []
+    hard = {level: slots_of(config, level) for level in needs.hard}
+    soft: dict[str, int] = {}
+    if config.objective == "interpolation":
+        [store] = needs.stores
+        weight = config.interpolation_weight
+        terms.append(HybridTerm(store=store, weight=weight) if hybrid else InterpolationTerm(store=store, weight=weight))
+        soft[store] = default_slots(SENONE) if hybrid else 0
+    else:
+        terms.append(HybridTerm() if hybrid else CtcTerm())
+    if hybrid:
+        hard[SENONE] = default_slots(SENONE)
+    for level in needs.hard if config.with_hard_heads else ():
+        name = f"hard-{level}"
+        tap = config.taps.get(level, default_tap(level, num_layers))
+        num_units = num_units_of(join, level)
+        heads.append(HeadConfig(name=name, level=level, kind="hard", num_units=num_units, tap=tap, slots=hard[level]))
+        terms.append(HardTerm(name=name, head=name, level=level, label_smoothing=config.label_smoothing))
+    for store in needs.stores if config.objective in ("auxiliary", "hierarchical") else ():
+        head, term = _auxiliary(config, join, store)
+        soft[store] = 0 if isinstance(term, CtcKdTerm) else head.slots
+        heads.append(head)
+        terms.append(term)
+    num_main = num_units_of(join, SENONE) if hybrid else len(join.subwords.inventory) + 1
+    student = StudentConfig(encoder=config.encoder, num_main_units=num_main, main=config.main, heads=tuple(heads))
+    return Plan(student=student, terms=tuple(terms), hard=hard, soft=soft)
+
+
+def _auxiliary(config: TrainConfig, join: Join, store: str) -> tuple[HeadConfig, Term]:
+    joined, kd = join.stores[store], _kd(config, store)
+    slots = 1 if kd.where == "ctc" else slots_of(config, joined.level)
+    tap = config.taps.get(joined.level, default_tap(joined.level, config.encoder.num_layers))
+    head = HeadConfig(name=f"kd-{store}", level=joined.level, kind="aux", num_units=joined.num_units, tap=tap, slots=slots)
+    if kd.where == "ctc":
+        if joined.level != SUBWORD:
+            raise UserError(
+                f"`kd.where` must be frames or segments for label store '{store}' ({joined.level}), but is ctc instead."
+            )
+        return head, CtcKdTerm(name=head.name, head=head.name, store=store)
+    spec = joined.reader.spec
+    column = None
+    if kd.temperature != 1 and spec.width < len(spec.inventory):
+        if kd.temperature not in spec.temperatures:
+            known = ", ".join(f"{t:g}" for t in (1.0, *spec.temperatures))
+            raise UserError(
+                f"`kd.temperature` must be one that label store '{store}' holds ({known}), but is {kd.temperature:g} instead. "
+                f"Dump again with --temperature {kd.temperature:g}."
+            )
+        column = spec.temperatures.index(kd.temperature)
+    if (kd.tail == "sampled") != (spec.selection == "sample"):
+        raise UserError(
+            f"`kd.tail` must fit label store '{store}', whose selection is {spec.selection}, but is '{kd.tail}' instead."
+        )
+    return head, KdTerm(name=head.name, head=head.name, store=store, kd=kd, column=column)
+
+
+def num_units_of(join: Join, level: str) -> int:
+    """The size of a level's own inventory."""
+    if level == SUBWORD:
+        return len(join.subwords.inventory)
+    if join.alignment is None or level not in join.alignment.inventories:
+        raise UserError(f"a hard head at level {level} needs an alignment with that level. Run `hkd align` first.")
+    return len(join.alignment.inventories[level])
+
+
+def describe_heads(join: Join, student: StudentConfig) -> dict[str, dict[str, object]]:
+    """What scoring needs to know of each head: its store, and the store's unit of each head unit but the last, rest one (null: all units, in order)."""
+    rows: dict[str, dict[str, object]] = {}
+    for head in student.heads:
+        store = join.stores.get(head.name.removeprefix("kd-")) if head.kind == "aux" else None
+        row: dict[str, object] = {"level": head.level, "kind": head.kind, "slots": head.slots, "store": store and store.name}
+        if store is not None:
+            whole = np.array_equal(store.head_unit_V, np.arange(len(store.head_unit_V)))
+            row["inventory"] = store.reader.spec.inventory.digest
+            row["units"] = None if whole else np.flatnonzero(store.head_unit_V < store.num_units - 1).tolist()
+        rows[head.name] = row
+    return rows
