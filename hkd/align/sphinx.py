@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -62,12 +63,12 @@ class SphinxConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AlignReport:
-    """What came out: `failed` is id → reason; `seconds_of_audio` counts the kept utterances, `real_time_factor` is per process."""
+    """What came out: `failed` is id → reason; `seconds_of_audio` counts the kept utterances; `real_time_factor` is processor time a second
+    of audio, the model's loading left out (0 where nothing had to be done)."""
 
     kept: int
     failed: dict[str, str] = field(default_factory=dict)
     seconds_of_audio: float = 0.0
-    wall_s: float = 0.0
     real_time_factor: float = 0.0
     predicted_words: dict[str, str] = field(
         default_factory=dict
@@ -93,9 +94,10 @@ class SphinxAligner:
         )  # fmt: skip
 
     def align(self, utterance: Utterance) -> dict[str, Any]:
-        """One utterance → {"id", "words", "word", "monophone", "senone", "score", "seconds", "guessed"}, or {"id", "reason"}."""
+        """One utterance → {"id", "words", "word", "monophone", "senone", "score", "seconds", "guessed", "cpu_s"}, or {"id", "reason"}."""
+        started = time.process_time()
         try:
-            return {"id": utterance.id, **self._align(utterance)}
+            return {"id": utterance.id, **self._align(utterance), "cpu_s": time.process_time() - started}
         except (HkdError, _FailureError) as error:
             return {"id": utterance.id, "reason": str(error)}
 
@@ -240,28 +242,36 @@ def align_manifest(
     `overwrite`, and HkdError where not one utterance could be aligned.
     """
     config = config or SphinxConfig()
-    started = time.monotonic()
     settings = {key: value for key, value in asdict(config).items() if key not in ("jobs", "chunk_utterances")}  # change nothing
-    aligner = {"name": "pocketsphinx", "version": _pocketsphinx_version(), "algorithm": ALGORITHM}
+    aligner = {"name": "pocketsphinx", "version": version("pocketsphinx"), "algorithm": ALGORITHM}
     aligner |= {"words": NORMALISATION, "config": settings}
     if out.exists() and (finished := _finished(out, manifest, aligner, overwrite)) is not None:
         return finished
-    tying = StateTying()
     size = config.chunk_utterances
     chunks = [list(map(_fields, manifest[at : at + size])) for at in range(0, len(manifest), size)]
     tasks: list[dict[str, Any]] = [{"config": settings, "utterances": chunk} for chunk in chunks]
     work = out.parent / f".{out.name}.work"
     results = run_chunks(tasks, worker=align_chunk, folder=work, key=digest_of_json(aligner), jobs=config.jobs, progress=progress)
-    rows: list[dict[str, Any]] = [row for chunk in results for row in chunk]
+    report = _write(out, [row for chunk in results for row in chunk], manifest.digest, aligner)
+    results.clear()
+    for utterance_id, reason in report.failed.items():
+        logger.warning("utterance '%s' could not be aligned: %s", utterance_id, reason)
+    return report
+
+
+def _write(out: Path, rows: list[dict[str, Any]], manifest_digest: str, aligner: dict[str, Any]) -> AlignReport:
+    """The workers' rows → the artefact, and the report."""
     failed = {row["id"]: row["reason"] for row in rows if "reason" in row}
     kept = [row for row in rows if "reason" not in row]
     if not kept:
         example = next(iter(failed.items()), ("none", "the manifest is empty"))
         raise HkdError(f"none of {len(rows)} utterances could be aligned, '{example[0]}' for one: {example[1]}.")
-    report = {
-        "seconds_of_audio": sum(row["seconds"] for row in kept),
+    seconds = sum(row["seconds"] for row in kept)
+    about = {
+        "seconds_of_audio": seconds,
         "predicted_words": {word: phones for row in kept for word, phones in sorted(row["guessed"].items())},
     }
+    tying = StateTying()
     alignments = (
         UtteranceAlignment(
             id=row["id"],
@@ -274,23 +284,13 @@ def align_manifest(
     write_alignment(
         out,
         alignments,
-        manifest_digest=manifest.digest,
+        manifest_digest=manifest_digest,
         inventories={SENONE: tying.senone_inventory, MONOPHONE: tying.monophone_inventory},
         silences=tying.silences,
-        aligner=aligner | report,
+        aligner=aligner | about,
         failed=failed,
     )
-    results.clear()
-    for utterance_id, reason in failed.items():
-        logger.warning("utterance '%s' could not be aligned: %s", utterance_id, reason)
-    wall_s = time.monotonic() - started
-    return AlignReport(
-        kept=len(kept),
-        failed=failed,
-        **report,
-        wall_s=wall_s,
-        real_time_factor=wall_s * results.jobs / report["seconds_of_audio"],
-    )
+    return AlignReport(kept=len(kept), failed=failed, **about, real_time_factor=sum(row["cpu_s"] for row in kept) / seconds)
 
 
 def _finished(out: Path, manifest: Manifest, aligner: dict[str, Any], overwrite: bool) -> AlignReport | None:
@@ -307,9 +307,3 @@ def _finished(out: Path, manifest: Manifest, aligner: dict[str, Any], overwrite:
     raise UserError(
         f"{out} must not be replaced, but is of another {name} ({found[name]} instead of {wanted[name]}). Use --overwrite to align anew."
     )
-
-
-def _pocketsphinx_version() -> str:
-    from importlib.metadata import version
-
-    return version("pocketsphinx")

@@ -132,7 +132,7 @@ def align(
         total = value["kept"] + len(value["failed"])
         lines = [f"{target}: {value['kept']} of {total} utterances ({value['kept'] / total:.1%}), {value['hours']:.3f} hours"]
         if value["real_time_factor"]:
-            lines[0] += f", real-time factor {value['real_time_factor']:.3f} a process"
+            lines[0] += f", real-time factor {value['real_time_factor']:.3f} (one core)"
         if value["predicted_words"]:
             lines.append(f"{len(value['predicted_words'])} words are in no dictionary and got a predicted pronunciation")
         lines += [f"  {name}: {reason}" for name, reason in list(value["failed"].items())[:_SHOWN]]
