@@ -8,6 +8,7 @@
 
 import json
 import logging
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from hkd.labelling.context import ContextRule
 from hkd.labelling.plan import Transcripts, UnitSource, text_digest, unit_source
 from hkd.labelling.quality import calibration_error, summary, unigram_perplexity
 from hkd.labelling.writing import WriterThread
-from hkd.labels.folder import REPORT
+from hkd.labels.folder import LOCKS, REPORT
 from hkd.labels.rows import UtteranceLabels
 from hkd.labels.schema import StoreSpec
 from hkd.labels.store import LabelReader, LabelWriter
@@ -180,6 +181,7 @@ def finish(writer: LabelWriter, out: Path, spec: StoreSpec) -> dict[str, Any]:
         unigram = unigram_perplexity(gold, len(spec.inventory))
         stored |= {"unigram_perplexity": unigram, "calibration_error": calibration_error(store_sums(out, writer.spec))}
         writer.finish(report=stored)
+    shutil.rmtree(out / LOCKS, ignore_errors=True)  # opening it made them
     figures = summary(store_sums(out, writer.spec), unigram=stored["unigram_perplexity"])
     mine, unigram = figures["perplexity"], figures["unigram_perplexity"]
     if mine is not None and unigram is not None and mine > unigram:
