@@ -3,7 +3,8 @@
 - Both turn a log-probability into a 16-bit code that does not fall with −log p. `f16`: the bits of −log p as a float16. `grid`: −log p
   in steps of `step` nats, rounded half to even; 65535 is −∞.
 - Codes are stored as differences in rank modulo 2^16: rows fall, so the differences are small and compress well.
-- Every value is cut into byte planes, low byte first, each stored rank-major ("R, N"): what is alike lies together.
+- Every value is cut into byte planes, low byte first. Codes are stored rank-major (all positions' first rank, then all second
+  ranks ...), since a rank's differences are alike; unit ids are stored position-major, since they are not and transposing costs time.
 - The gold unit is stored as its rank among the kept ids where its log-probability is that id's, bit for bit (0: it is not; then
   the unit's id + 1 and its float16 log-probability stand in their own planes, which are zero otherwise).
 - The tails stay float16 (of log, so −∞ survives), the temperatures' log-sum-exps float32.
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from hkd.errors import HkdError
@@ -24,7 +26,7 @@ from hkd.topk import TopK
 
 Planes = dict[str, NDArray[Any]]
 U16_INF_GRID = 65535
-F16_INF = 0x7C00
+TORCH_GRAIN = 32_000  # torch works with one thread below 32,768 elements
 POSITIVE_TOLERANCE = 1e-3  # float32 log-softmax may come out a little above 0
 
 
@@ -57,13 +59,15 @@ def layout(spec: StoreSpec) -> dict[str, Plane]:
         if spec.selection == "sample":
             plain["count"] = ("<u2", k)
         return {name: Plane(dtype=np.dtype(dtype), rows=rows, axis=0) for name, (dtype, rows) in plain.items()}
-    rows_of = {f"unit.{byte}": k for byte in range(spec.id_bytes)} | {"code.0": k, "code.1": k}
+    rows_of = {"code.0": k, "code.1": k}
     if spec.selection == "sample":
         rows_of |= {"count.0": k, "count.1": k}
     rows_of |= {"tail": 2, "gold_rank": 4, "gold": 4, "gold_logp": 2, "word": 4}
     if j:
         rows_of |= {"lse_t": 4 * j, "tail_t": 2 * j}
-    return {name: Plane(dtype=np.dtype("u1"), rows=rows, axis=1) for name, rows in rows_of.items()}
+    byte = np.dtype("u1")
+    units = {f"unit.{i}": Plane(dtype=byte, rows=k, axis=0) for i in range(spec.id_bytes)}
+    return units | {name: Plane(dtype=byte, rows=rows, axis=1) for name, rows in rows_of.items()}
 
 
 def _check_logp(name: str, logp: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -72,27 +76,48 @@ def _check_logp(name: str, logp: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.minimum(logp, np.float32(0))
 
 
+def _convert(value: NDArray[Any], dtype: type[np.generic]) -> NDArray[Any]:
+    """float32 ⇄ float16 through torch, whose conversion is vectorised (NumPy's is not); in pieces too small for its threads."""
+    source = np.array(value, order="C", copy=None if value.flags.writeable else True).reshape(-1)
+    result = np.empty(source.shape, dtype)
+    for start in range(0, len(source), TORCH_GRAIN):
+        piece = slice(start, start + TORCH_GRAIN)
+        torch.from_numpy(result[piece]).copy_(torch.from_numpy(source[piece]))
+    return result.reshape(value.shape)
+
+
 def _to_f16(value: NDArray[np.float32]) -> NDArray[np.float16]:
-    """float32 → float16; finite values stay finite."""
-    clipped = np.where(np.isinf(value), value, np.clip(value, -65504, 65504))
-    return np.asarray(clipped, np.float32).astype(np.float16)
+    """float32 → float16, rounded half to even; finite values stay finite."""
+    half: NDArray[np.float16] = _convert(value, np.float16)
+    too_large = np.isinf(half)
+    if too_large.any():
+        half[too_large] = np.where(np.isinf(value[too_large]), value[too_large], np.copysign(65504, value[too_large]))
+    return half
+
+
+def _from_f16(value: NDArray[np.float16]) -> NDArray[np.float32]:
+    """float16 → float32."""
+    return _convert(value, np.float32)
 
 
 def to_code(spec: StoreSpec, logp: NDArray[np.float32]) -> NDArray[np.uint16]:
     """log-probabilities → 16-bit codes, same shape."""
-    magnitude = -logp
     if spec.codec == "f16":
-        return _to_f16(magnitude).view(np.uint16) & np.uint16(0x7FFF)
-    scaled = np.minimum(np.rint(magnitude * np.float32(1 / spec.step)), 65534.0)
-    return np.where(np.isinf(magnitude), np.float32(U16_INF_GRID), scaled).astype(np.uint16)
+        return _to_f16(logp).view(np.uint16) & np.uint16(0x7FFF)
+    scaled = logp * np.float32(-1 / spec.step)
+    np.rint(scaled, out=scaled)
+    if scaled.size and float(scaled.max()) > 65534:
+        scaled = np.where(np.isinf(scaled), np.float32(U16_INF_GRID), np.minimum(scaled, 65534))
+    return scaled.astype(np.uint16)
 
 
 def from_code(spec: StoreSpec, code: NDArray[np.uint16]) -> NDArray[np.float32]:
     """16-bit codes → log-probabilities, same shape."""
     if spec.codec == "f16":
-        return np.asarray(0 - code.view(np.float16).astype(np.float32), np.float32)
-    logp = code.astype(np.float32)
-    logp *= np.float32(-spec.step)
+        logp = _from_f16(code.view(np.float16))
+        np.subtract(np.float32(0), logp, out=logp)
+        return logp
+    logp = np.multiply(code, np.float32(-spec.step), dtype=np.float32)
     logp += np.float32(0)  # −0 → 0
     if code.size and int(code.max()) == U16_INF_GRID:
         logp[code == U16_INF_GRID] = -np.inf
@@ -114,6 +139,11 @@ def _from_bytes(plane: NDArray[np.uint8], dtype: str) -> NDArray[Any]:
     rows, n = plane.shape[0] // size, plane.shape[1]
     parts = plane.reshape(size, rows, n).transpose(1, 2, 0)
     return np.ascontiguousarray(parts).view(np.dtype(dtype)).reshape(rows, n)
+
+
+def _split(name: str, value: NDArray[Any], size: int) -> Planes:
+    """Whole numbers → their `size` lowest bytes, a plane each."""
+    return {f"{name}.{byte}": (value >> (8 * byte)).astype(np.uint8) for byte in range(size)}
 
 
 def _join_bytes(low: NDArray[np.uint8], high: NDArray[np.uint8]) -> NDArray[np.uint16]:
@@ -171,12 +201,13 @@ def encode(spec: StoreSpec, topk: TopK, word_N: NDArray[np.int32], offset_B1: ND
         if topk.count_NK is not None:
             planes["count"] = topk.count_NK
         return {name: np.ascontiguousarray(planes[name], p.dtype) for name, p in layout(spec).items()}
-    id_KN = np.ascontiguousarray(ids.astype("<u2" if spec.id_bytes == 2 else "<u4").T)
     code_KN = np.ascontiguousarray(to_code(spec, logp_NK).T)
     step_KN = code_KN.copy()
     step_KN[1:] -= code_KN[:-1]
-    match_NK = (ids == topk.gold_N[:, None]) & (logp_NK == gold_logp_N[:, None])
-    rank_N = np.where(match_NK.any(1), match_NK.argmax(1) + 1, 0).astype(np.uint32)
+    rank_N = (ids == topk.gold_N[:, None]).argmax(1)
+    row = np.arange(n)
+    found_N = (ids[row, rank_N] == topk.gold_N) & (logp_NK[row, rank_N] == gold_logp_N)
+    rank_N = np.where(found_N, rank_N + 1, 0).astype(np.uint32)
     outside_N = rank_N == 0
     tail_bits, gold_bits = _to_f16(tail_N).view(np.uint16), _to_f16(gold_logp_N).view(np.uint16)
     planes = {
@@ -186,13 +217,9 @@ def encode(spec: StoreSpec, topk: TopK, word_N: NDArray[np.int32], offset_B1: ND
         "gold_logp": _bytes_of(np.where(outside_N, gold_bits, np.uint16(0))[None]),
         "word": _bytes_of(_word_steps(word_N, offset_B1)[None]),
     }
-    wide: list[tuple[str, NDArray[Any]]] = [("unit", id_KN), ("code", step_KN)]
+    planes |= _split("unit", ids, spec.id_bytes) | _split("code", step_KN, 2)
     if topk.count_NK is not None:
-        wide.append(("count", np.ascontiguousarray(topk.count_NK.T)))
-    for name, value_KN in wide:
-        size = value_KN.dtype.itemsize
-        for byte, plane in enumerate(_bytes_of(value_KN).reshape(size, spec.width, n)):
-            planes[f"{name}.{byte}"] = plane
+        planes |= _split("count", np.ascontiguousarray(topk.count_NK.T), 2)
     if spec.temperatures:
         planes["lse_t"] = _bytes_of(topk.lse_NJ.T.astype("<f4"))
         planes["tail_t"] = _bytes_of(_to_f16(tail_NJ.T))
@@ -216,17 +243,16 @@ def decode(spec: StoreSpec, planes: Planes, offset_B1: NDArray[np.int64]) -> Dec
     if spec.compression == "none":
         columns = {name: plane[:, 0] if plane.shape[1] == 1 and name in _FLAT else plane for name, plane in planes.items()}
         return Decoded(columns=columns)
-    if spec.id_bytes == 2:
-        id_KN = _join_bytes(planes["unit.0"], planes["unit.1"])
-    else:
-        id_KN = _from_bytes(np.concatenate([planes[f"unit.{byte}"] for byte in range(4)]), "<u4")
+    id_NK: NDArray[Any] = _join_bytes(planes["unit.0"], planes["unit.1"])
+    if spec.id_bytes == 4:
+        id_NK = id_NK | (_join_bytes(planes["unit.2"], planes["unit.3"]).astype(np.uint32) << 16)
     code_KN = _join_bytes(planes["code.0"], planes["code.1"])
     for rank in range(1, len(code_KN)):
         np.add(code_KN[rank - 1], code_KN[rank], out=code_KN[rank])
     rank_N = _from_bytes(planes["gold_rank"], "<u4")[0]
     if rank_N.size and int(rank_N.max()) > spec.width:
         raise HkdError("a gold unit's rank lies beyond the kept ids: the block is damaged. Run `hkd labels verify`.")
-    id_NK, code_NK = np.ascontiguousarray(id_KN.T), np.ascontiguousarray(code_KN.T)
+    code_NK = np.ascontiguousarray(code_KN.T)
     columns = {
         "unit": id_NK,
         "code": code_NK,
@@ -261,7 +287,7 @@ def to_topk(spec: StoreSpec, columns: dict[str, NDArray[Any]]) -> tuple[TopK, ND
     n, j = len(ids), len(spec.temperatures)
     topk = TopK(
         ids_NK=ids.astype(np.int32),
-        logp_NK=columns["logp"].astype(np.float32) if plain else from_code(spec, columns["code"]),
+        logp_NK=_from_f16(columns["logp"]) if plain else from_code(spec, columns["code"]),
         tail_N=columns["tail"].astype(np.float32),
         gold_N=gold.astype(np.int32),
         gold_logp_N=columns["gold_logp"].astype(np.float32),
