@@ -6,6 +6,7 @@ runs/NAME/   config.toml  coverage.json  student.json  identity.json  metrics.js
 
 import json
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from hkd.features.source import FeatureSource, mean_and_std
 from hkd.files import digest_of, digest_of_file, digest_of_json, write_bytes, write_json
 from hkd.labels.store import LabelReader, open_stores, store_folders
 from hkd.loop import fit
-from hkd.loop.record import finished
+from hkd.loop.record import claim, finished
 from hkd.loop.run import identity_of
 from hkd.manifest import Manifest, Utterance
 from hkd.progress import Progress, no_progress
@@ -200,9 +201,13 @@ def train(
         )
     task = make_task(data, plan, max_steps=loop.max_steps)
     parameters = sum(p.numel() for n, p in task.student.named_parameters() if not n.startswith("heads."))
-    _write_settings(folder, data, coverage, parameters)
+    main_process = os.environ.get("RANK", "0") == "0"
+    if main_process:
+        claim(folder, whole)
+        _write_settings(folder, data, coverage, parameters)
     metrics = fit(task, loop, folder, identity=data.identity, device=device, progress=progress)
-    export(folder, data, task.student, digest_of_json(whole))
+    if main_process:
+        export(folder, data, task.student, digest_of_json(whole))
     return TrainReport(
         folder=folder, steps=loop.max_steps, metrics=metrics, parameters=parameters, coverage=coverage.to_json(), was_done=False
     )
