@@ -9,6 +9,7 @@ import typer
 
 from hkd.cli.common import emit, progress_bar, project, say
 from hkd.errors import HkdError, UserError
+from hkd.teachers.hub import check_source
 
 if TYPE_CHECKING:
     from hkd.config import Project
@@ -70,6 +71,8 @@ def teacher_dump(
     if lm is None:
         raise UserError(_lm_wanted(here, unit))
     manifest = manifest or here.require("manifest", "hkd prepare CORPUS")
+    lm = str(here.lm / lm) if (here.lm / lm / "config.json").is_file() else lm
+    check_source(lm)
     from hkd.labelling.dump import DumpConfig, dump
     from hkd.teachers.options import TeacherOptions
 
@@ -118,9 +121,6 @@ def _teacher(here: "Project", lm: str, unit: str, device: str, precision: str, o
     from hkd.teachers.load import load_teacher
     from hkd.units.inventory import UnitInventory
 
-    path = here.lm / lm
-    if (path / "config.json").is_file():
-        lm = str(path)
     inventory = here.units / f"{unit}.json"
     units = UnitInventory.load(inventory) if inventory.is_file() else None
     return load_teacher(lm, unit=unit, device=device, precision=precision, options=options, inventory=units)

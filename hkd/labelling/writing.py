@@ -27,7 +27,6 @@ class WriterThread:
         self._writer = writer
         self._queue: queue.Queue[_Item | None] = queue.Queue(maxsize=WAITING_SHARDS)
         self._error: BaseException | None = None
-        self._stop = threading.Event()
         self.seconds = 0.0  # spent on quality, compression and writing
         self._thread = threading.Thread(target=self._work, name="hkd-writer", daemon=True)
 
@@ -36,9 +35,14 @@ class WriterThread:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._thread.is_alive():  # an error above: shards that wait are written by the next run
-            self._stop.set()
-            self._thread.join()
+        """Above, all is well or something was raised (SIGTERM and Ctrl-C too): what was handed over is written in any case."""
+        while self._thread.is_alive():
+            try:
+                self._queue.put(None, timeout=0.1)
+                break
+            except queue.Full:
+                continue
+        self._thread.join()
 
     def put(self, shard: int, rows: list[UtteranceLabels]) -> None:
         """Hand over a shard; waits while the queue is full. Raises the thread's error."""
@@ -63,13 +67,7 @@ class WriterThread:
 
     def _work(self) -> None:
         try:
-            while not self._stop.is_set():
-                try:
-                    item = self._queue.get(timeout=0.1)
-                except queue.Empty:
-                    continue
-                if item is None:
-                    return
+            while (item := self._queue.get()) is not None:
                 started = time.monotonic()
                 self._write(*item)
                 self.seconds += time.monotonic() - started

@@ -5,7 +5,6 @@ network the answer comes within seconds.
 """
 
 import importlib
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,11 @@ import torch
 
 from hkd.errors import HkdError, UserError
 from hkd.native import import_torchaudio
-from hkd.teachers.aliases import ALIASES, resolve
+from hkd.teachers.aliases import resolve
 from hkd.teachers.base import Teacher
+from hkd.teachers.hub import NGRAM_SUFFIXES, PHONE_TRIGRAM, check_source, is_unit_lm, source_options
 from hkd.teachers.options import DEVICES, PRECISIONS, TeacherOptions
 from hkd.units.inventory import UnitInventory
-
-PHONE_TRIGRAM = "phone-trigram"
-NGRAM_SUFFIXES = (".arpa", ".arpa.gz", ".klm", ".kenlm")
-HUB_TIMEOUT_S = 5.0
 
 
 def choose_device(device: str) -> torch.device:
@@ -65,36 +61,26 @@ def load_teacher(
 
 
 def _load(name: str, device: str, precision: str, options: TeacherOptions, inventory: UnitInventory | None) -> Teacher:
+    check_source(name)
     path = Path(name).expanduser()
     if name == PHONE_TRIGRAM:
         from hkd.teachers.ngram import phone_trigram
 
         return phone_trigram()
     if name.endswith(NGRAM_SUFFIXES):
-        if not path.is_file():
-            raise UserError(f"lm must be a file that exists, but {name} is not there.")
         from hkd.teachers.ngram import load_ngram
 
         if inventory is None:
             raise UserError(f"lm {name} needs the inventory of its units, but there is none. Run `hkd units train` first.")
         return load_ngram(path, level=inventory.level, inventory=inventory)
     if path.is_dir():
-        if _is_unit_lm(path):
+        if is_unit_lm(path):
             from hkd.teachers.unit_lm import load_unit_lm
 
             teacher: Teacher = load_unit_lm(path)
             return teacher
         return load_transformer(str(path), name=path.name, device=device, precision=precision, options=options)
-    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise UserError(f"lm must be a folder, a hub name or an alias, but there is no folder {name}.")
     return load_transformer(resolve(name), name=resolve(name), device=device, precision=precision, options=options)
-
-
-def _is_unit_lm(folder: Path) -> bool:
-    try:
-        return "hkd_lm" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
 
 
 def load_transformer(source: str, *, name: str, device: str, precision: str, options: TeacherOptions) -> Teacher:
@@ -108,7 +94,7 @@ def load_transformer(source: str, *, name: str, device: str, precision: str, opt
     from hkd.teachers.masked import MaskedTeacher
 
     transformers.utils.logging.disable_progress_bar()
-    given = _source_options(source)
+    given = source_options(source)
     try:
         config = transformers.AutoConfig.from_pretrained(source, **given)
         kind = _kind(config, name)
@@ -151,50 +137,3 @@ def _kind(config: Any, name: str) -> str:
     if not config.architectures and config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         return "causal"
     raise UserError(f"lm must be a masked or causal language model, but {name} is {config.architectures or config.model_type}.")
-
-
-def _source_options(source: str) -> dict[str, Any]:
-    """How to load from a folder, from the cache, or from the hub. Raises HkdError at once where none can be had."""
-    given: dict[str, Any] = {"trust_remote_code": False}
-    folder = Path(source)
-    if folder.is_dir():
-        gguf = sorted(p.name for p in folder.glob("*.gguf"))
-        if gguf and not any(folder.glob("*.safetensors")):
-            given["gguf_file"] = gguf[0]
-        elif not (folder / "config.json").is_file():
-            raise UserError(f"lm must be a folder with a model, but {source} holds neither config.json nor a GGUF file.")
-        return {**given, "local_files_only": True}
-    if _in_cache(source):
-        return {**given, "local_files_only": True}
-    _probe_hub(source)
-    return given
-
-
-def _in_cache(source: str) -> bool:
-    from huggingface_hub import try_to_load_from_cache
-
-    found = [
-        try_to_load_from_cache(source, file) for file in ("config.json", "model.safetensors", "model.safetensors.index.json")
-    ]
-    return isinstance(found[0], str) and any(isinstance(path, str) for path in found[1:])
-
-
-def _probe_hub(source: str) -> None:
-    """One request with a short time limit: transformers itself would retry for minutes."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
-
-    aliases = ", ".join(list(ALIASES)[:4])
-    try:
-        HfApi().model_info(source, timeout=HUB_TIMEOUT_S)
-    except GatedRepoError:
-        raise HkdError(
-            f"LM {source} needs its licence accepted on the hub and `hf auth login`; or give a folder: --lm FOLDER."
-        ) from None
-    except (RepositoryNotFoundError, HFValidationError):
-        raise UserError(f"lm must be an alias ({aliases}, ...), a hub name or a folder, but the hub has no {source}.") from None
-    except Exception as error:
-        raise HkdError(
-            f"LM {source} is not in the local cache and the hub cannot be reached ({type(error).__name__}). "
-            f"Give a local copy: --lm FOLDER, a folder with config.json, model.safetensors and tokenizer.json."
-        ) from None

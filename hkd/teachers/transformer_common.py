@@ -61,6 +61,10 @@ def digest_of_model(model: torch.nn.Module) -> str:
     return digest_of(parts())
 
 
+def _is_memory(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
 class TransformerTeacher(ABC):
     """A transformers LM as a teacher over its own pieces. Frozen: evaluation mode, no gradients."""
 
@@ -266,20 +270,35 @@ class TransformerTeacher(ABC):
             width = min(k, int((~self._exclude_V).sum()))
             return [TopK.empty(width, len(temperatures)) for _ in sentences]
         rows.sort(key=lambda row: -len(row.token_L))
-        parts = [part for batch in self._batches(rows) for part in self._score_batch(batch, k, temperatures)]
+        parts = self._score_rows(rows, k, temperatures)
         to = np.concatenate([row.to for row in rows])
         order = np.empty(len(to), np.int64)
         order[to] = np.arange(len(to))
         joined = TopK.concatenate(parts)[order]
         return [joined[a:b] for a, b in zip(offset[:-1].tolist(), offset[1:].tolist(), strict=True)]
 
-    def _batches(self, rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
-        """Neighbours in the order given (by falling length), as many as the token budget holds, at least one."""
+    def _score_rows(self, rows: Sequence[Row], k: int, temperatures: Sequence[float]) -> list[TopK]:
+        """Batches of neighbours (by falling length), as many rows as the token budget holds; out of memory halves the budget."""
+        parts: list[TopK] = []
         start = 0
         while start < len(rows):
-            stop = start + max(1, self._budget // len(rows[start].token_L))
-            yield rows[start:stop]
-            start = stop
+            size = max(1, self._budget // len(rows[start].token_L))
+            try:
+                parts += list(self._score_batch(rows[start : start + size], k, temperatures))
+                start += size
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not _is_memory(error):
+                    raise
+                length = len(rows[start].token_L)
+                if size == 1:
+                    raise HkdError(
+                        f"one row of {length} tokens must fit into the memory of {self._device}, but does not."
+                    ) from None
+                self._budget = length * size // 2
+                log.warning("Out of memory with %d rows of %d tokens: the token budget is now %d.", size, length, self._budget)
+                if self._device.type == "cuda":
+                    torch.cuda.empty_cache()
+        return parts
 
     def _score_batch(self, batch: Sequence[Row], k: int, temperatures: Sequence[float]) -> Iterator[TopK]:
         hidden_MD = self._hidden(batch)

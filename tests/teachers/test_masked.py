@@ -1,6 +1,6 @@
 """Masked teachers against a straight reference: one masked position at a time, full softmax, float64."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -10,10 +10,12 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
+from hkd.errors import HkdError
 from hkd.teachers.base import Sentence
 from hkd.teachers.load import load_teacher
 from hkd.teachers.masked import MaskedTeacher
 from hkd.teachers.options import TeacherOptions
+from hkd.teachers.transformer_common import Row
 from hkd.testing.teachers import MASKED
 
 Folder = Callable[[str], Path]
@@ -170,3 +172,29 @@ def test_bf16_is_close(teacher_folder: Folder) -> None:
     assert half.info.digest != full.info.digest
     asked = sentences(full)[:1]
     np.testing.assert_allclose(half.score(asked, k=3)[0].gold_logp_N, full.score(asked, k=3)[0].gold_logp_N, atol=0.3)
+
+
+def test_out_of_memory_halves_the_budget_and_goes_on(
+    teacher_folder: Folder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    teacher = load(teacher_folder("bert"), token_budget=400)
+    asked = sentences(teacher)
+    expected = teacher.score(asked, k=3)
+    whole = teacher._hidden
+
+    def small(batch: Sequence[Row]) -> torch.Tensor:
+        if len(batch) > 3:
+            raise torch.OutOfMemoryError("out of memory")
+        return whole(batch)
+
+    monkeypatch.setattr(teacher, "_hidden", small)
+    for a, b in zip(teacher.score(asked, k=3), expected, strict=True):
+        np.testing.assert_allclose(a.logp_NK, b.logp_NK, atol=2e-5)
+    assert "token budget is now" in caplog.text
+
+    def none(batch: Sequence[Row]) -> torch.Tensor:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(teacher, "_hidden", none)
+    with pytest.raises(HkdError, match="must fit into the memory"):
+        teacher.score(asked, k=3)
