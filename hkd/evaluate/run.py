@@ -13,11 +13,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from hkd.audio import read_audio
-from hkd.decode.recogniser import Recogniser, Seconds, Wave_S, choose_device
+from hkd.decode.recogniser import Recogniser, Seconds, Wave_S
 from hkd.errors import UserError
+from hkd.evaluate.frames import frame_figures, frame_inputs
 from hkd.evaluate.result import (
     ErrorRate,
     EvaluationReport,
@@ -76,7 +75,8 @@ def evaluate(
 ) -> EvaluationReport:
     """Decode the split with the run's exported student, score it, and write eval-SPLIT.* into the run's folder.
 
-    alignment, labels (folder of label stores), units: for the figures of the heads, left out where None or absent.
+    alignment, labels (folder of label stores): for the figures of the heads, left out where None or absent. `units` is not read: an
+    exported student and an alignment carry their own inventories.
     Raises UserError where the run has no exported student, the split is empty, or an utterance's audio cannot be read.
     """
     model_folder = run_folder / "model"
@@ -103,7 +103,16 @@ def evaluate(
             "words": scores["wer"].totals()["tokens"],
         },
         errors={name: error_rate(score, speakers, config) for name, score in scores.items()},
-        frames=_frames(run_folder, part, alignment=alignment, labels=labels, units=units, config=config, progress=progress),
+        frames=frame_figures(
+            run_folder,
+            part,
+            alignment=alignment,
+            labels=labels,
+            subword_model=recogniser.subwords.path,
+            device=recogniser.device,
+            batch_seconds=config.batch_seconds,
+            progress=progress,
+        ),
         parameters=recogniser.num_parameters,
         decoder={"name": config.decoder},
         inputs=inputs,
@@ -212,17 +221,13 @@ def _inputs(
     """What the figures hang on."""
     spans = (f"{u.offset}:{u.duration}:{u.speaker}" for u in part)
     settings = {name: value for name, value in asdict(config).items() if name not in ("device", "batch_seconds")}
-    stores = sorted(labels.glob("*/store.json")) if labels is not None else []
-    full = run_folder / "final.safetensors"
     return {
         "model": digest_of_file(run_folder / "model" / "student.json"),
-        "weights": digest_of_file(full) if full.exists() else None,
         "references": part.digest,
         "utterances": digest_of(spans),
         "normalisation": NORMALISATION,
         "settings": settings,
-        "alignment": digest_of_file(alignment) if alignment is not None and alignment.exists() else None,
-        "stores": {path.parent.name: digest_of_file(path) for path in stores},
+        "heads": frame_inputs(run_folder, alignment=alignment, labels=labels),
     }
 
 
@@ -234,11 +239,3 @@ def _finished(run_folder: Path, split: str, inputs: Mapping[str, Any]) -> Evalua
     except UserError:
         return None
     return report if report.inputs == json.loads(json.dumps(inputs)) else None
-
-
-def _frames(run_folder: Path, part: Manifest, **_: Any) -> dict[str, dict[str, Any]]:
-    return {}
-
-
-__all__ = ["EvaluateConfig", "batches", "error_rate", "evaluate", "find_setting"]
-_ = np, choose_device

@@ -1,4 +1,4 @@
-"""A project as `hkd train` leaves it: synthesised speech, its alignment, label stores, and runs with tiny untrained students."""
+"""A project as `hkd train` leaves it: synthesised speech, its alignment, label stores, and runs with tiny students, hardly trained."""
 
 import dataclasses
 import json
@@ -19,12 +19,13 @@ from hkd.files import digest_of, write_bytes, write_json
 from hkd.labels.rows import UtteranceLabels
 from hkd.labels.schema import StoreSpec
 from hkd.labels.store import LabelWriter
+from hkd.loop import LoopConfig
 from hkd.manifest import read as read_manifest
-from hkd.student.config import EncoderConfig, HeadConfig, StudentConfig
-from hkd.student.export import save_student
-from hkd.student.model import Student
+from hkd.student.config import EncoderConfig
 from hkd.testing.corpus import prepare_folder, tiny_corpus
 from hkd.topk import select_topk
+from hkd.train.config import TrainConfig
+from hkd.train.run import train
 from hkd.units.inventory import UnitInventory
 from hkd.units.subword import SubwordModel
 from hkd.units.text import words
@@ -92,34 +93,24 @@ def write_store(project: Project, level: str, *, seed: int) -> None:
 
 
 def write_run(project: Project, objective: str, *, seed: int) -> None:
-    """A run as training leaves it: config, metrics, exported student, full weights; the student is untrained."""
+    """A run of a few steps of real training, and a metrics.jsonl as if it had been longer."""
     folder = project.folder / "runs" / objective
-    subwords = SubwordModel(project.units / "subword.model")
-    alignment = Alignment(project.alignment)
-    sizes = {level: len(alignment.inventories[level]) for level in ("senone", "monophone")} | {"subword": len(subwords.inventory)}
-    kinds = {"none": (), "hard-heads": ("hard",), "interpolation": (), "hierarchical": ("hard", "aux")}[objective]
-    heads = tuple(
-        HeadConfig(
-            name=f"{level}_{kind}", level=level, kind=kind, num_units=sizes[level], tap=1, slots=4 if level == "senone" else 1
-        )
-        for level in LEVELS
-        for kind in kinds
+    encoder = EncoderConfig(d_model=32, num_layers=3, num_heads=2, ff_factor=2, conv_kernel=5, dropout=0.0)
+    config = TrainConfig(
+        objective=objective,
+        stores=("subword",) if objective == "interpolation" else (),
+        encoder=encoder,
+        loop=LoopConfig(max_steps=2, warmup_steps=0, seed=seed),
     )
-    torch.manual_seed(seed)
-    encoder = EncoderConfig(d_model=32, num_layers=2, num_heads=2, ff_factor=2, conv_kernel=5, dropout=0.0)
-    student = Student(StudentConfig(encoder=encoder, num_main_units=len(subwords.inventory) + 1, heads=heads))
-    model_bytes = (project.units / "subword.model").read_bytes()
-    save_student(
-        folder / "model", student, inventory=subwords.inventory, subword_model=model_bytes, extra={"objective": objective}
-    )
-    write_bytes(folder / "config.toml", f'objective = "{objective}"\n\n[loop]\nseed = {seed}\n'.encode())
-    terms = ["ctc", *(f"{head.name}" for head in heads)]
+    train(config, folder, manifest=project.manifest, units=project.units, alignment=project.alignment, labels=project.labels)
+    heads = json.loads((folder / "student.json").read_text())["heads"]
     rows = []
     for step in range(10, 401, 10):
-        falling = {term: (4 + number) * math.exp(-step / 150) + 0.3 for number, term in enumerate(terms)}
+        falling = {term: (4 + number) * math.exp(-step / 150) + 0.3 for number, term in enumerate(["ctc", *heads])}
         rows.append({"step": step, "loss": sum(falling.values()), **falling, "lr": 1e-3, "gradient": 1.0})
         if step % 100 == 0:
-            rows.append({"step": step, "dev_wer": 1.0 - step / 900 - 0.02 * seed, "dev_ctc": 3.0})
+            rows.append({"step": step, "gradient_norm": {"ctc": 1.0}, "gradient_share": {"ctc": 1.0}})
+            rows.append({"step": step, "dev_ctc": 3.0 - step / 400, "dev_wer": 100 - step / 9 - 2 * seed})
     write_bytes(folder / "metrics.jsonl", b"".join(json.dumps(row).encode() + b"\n" for row in rows))
 
 
