@@ -122,6 +122,23 @@ def ctc_interpolation(
     b, _, u = gamma_BTU.shape
     if len(count_B) != b or (b and int(count_B.max()) > u):
         raise ValueError(f"offset_B1 must cut the rows into {b} utterances of at most {u} units, but does not.")
+    with torch.autocast(logits_BTV.device.type, enabled=False):  # probabilities are not to be multiplied in half precision
+        return _occupied_cross_entropy(logits_BTV, gamma_BTU, ids_NK, logp_NK, tail_N, offset_B1, class_offset, tail)
+
+
+def _occupied_cross_entropy(
+    logits_BTV: Tensor,
+    gamma_BTU: Tensor,
+    ids_NK: Tensor,
+    logp_NK: Tensor,
+    tail_N: Tensor,
+    offset_B1: Tensor,
+    class_offset: int,
+    tail: str,
+) -> Tensor:
+    """ctc_interpolation, its arguments checked."""
+    b, _, u = gamma_BTU.shape
+    count_B = offset_B1[1:] - offset_B1[:-1]
     wide = torch.promote_types(logits_BTV.dtype, torch.float32)
     logq_BTV = torch.log_softmax(logits_BTV.to(wide), dim=-1)
     v = logq_BTV.shape[2]

@@ -227,7 +227,7 @@ def sparse_kl(
     student_temperature: None puts the student at T too; where both are equal the loss is times T² (Hinton et al. 2015); 1 is Futami 2020.
     tail, with p the teacher's true probabilities:
       ghost          all units outside K are one more outcome, with p_tail
-      renormalised   p_v / Σ_{K} p on K, nothing elsewhere (biased; arXiv 2503.16870, section 3)
+      renormalised   p_v / Σ_{K} p on K, nothing elsewhere (biased; arXiv 2503.16870)
       gold-residual  p_tail is added to the gold unit; a row whose gold unit is not in K (or is −1) keeps the bucket
       sampled        target count_v / Σ count on the drawn ids (count 0 pads); value Σ c_v/N log(p_v/q_v), an unbiased estimate of the
                      full KL, and so is its gradient

@@ -159,3 +159,24 @@ def test_teacher_side_must_have_no_gradient_and_fit() -> None:
 
 def test_units_are_classes_after_the_blank() -> None:
     assert class_targets(torch.tensor([0, 4])).tolist() == [1, 5]
+
+
+def test_autocast_multiplies_no_probabilities_in_half_precision() -> None:
+    logits_BTV, length_B, target_L, target_length_B = batch()
+    rows = teacher(target_length_B, 6, 2)
+    del rows["dense_NV"]
+    gamma_BTU = ctc_occupancy(logits_BTV, length_B, target_L, target_length_B).float()
+    exact_B = ctc_interpolation(logits_BTV.float(), gamma_BTU, **rows)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(ctc_interpolation(logits_BTV.float(), gamma_BTU, **rows), exact_B, atol=0, rtol=0)
+
+
+def test_renormalised_is_the_bucket_without_its_mass() -> None:
+    logits_BTV, length_B, target_L, target_length_B = batch()
+    rows = teacher(target_length_B, 6, 2)
+    del rows["dense_NV"]
+    gamma_BTU = ctc_occupancy(logits_BTV, length_B, target_L, target_length_B)
+    whole = {**rows, "logp_NK": torch.log_softmax(rows["logp_NK"], 1), "tail_N": torch.full_like(rows["tail_N"], float("-inf"))}
+    torch.testing.assert_close(
+        ctc_interpolation(logits_BTV, gamma_BTU, **rows, tail="renormalised"), ctc_interpolation(logits_BTV, gamma_BTU, **whole)
+    )
