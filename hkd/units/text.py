@@ -15,6 +15,7 @@ NORMALISATION = "hkd-words-1"
 
 _APOSTROPHES = str.maketrans(dict.fromkeys("’‘ʼ＇`´", "'"))
 _NUMBER = re.compile(r"(?<![\w.,])[0-9](?:[0-9,]*[0-9])?(?:\.[0-9]+)?(?:st|nd|rd|th)?(?![\w]|[.,][0-9])")
+_DIGIT = re.compile("[0-9]")
 _WORD = re.compile(r"[^\W_](?:[^\W_]|[\u0300-\u036f]|'(?=[^\W_]))*")
 _SPOKEN = {"&": " and ", "%": " percent "}
 _LARGEST_DIGITS = 15  # longer digit strings are no numbers that anybody speaks
@@ -37,12 +38,14 @@ def _spell(number: str) -> str:
 
 def words(text: str) -> list[str]:
     """The words of a text by the rule `hkd-words-1` (see the module)."""
-    text = unicodedata.normalize("NFKC", text.translate(_APOSTROPHES)).lower()
+    text = unicodedata.normalize("NFKC", text.translate(_APOSTROPHES)).translate(_APOSTROPHES).lower()
     for symbol, spoken in _SPOKEN.items():
         text = text.replace(symbol, spoken)
-    if any(c in text for c in "0123456789"):
-        text = _NUMBER.sub(lambda match: f" {_spell(match.group())} ", text)
-    return _WORD.findall(text)
+    if not _DIGIT.search(text):
+        return _WORD.findall(text)
+    text = _NUMBER.sub(lambda match: f" {_spell(match.group())} ", text)
+    tokens = _WORD.findall(text)  # what is left of 192.168.0.1 is numbers again
+    return [word for token in tokens for word in (_spell(token).split() if _NUMBER.fullmatch(token) else [token])]
 
 
 def normalised_lines(texts: Iterable[str]) -> Iterator[str]:

@@ -1,0 +1,72 @@
+"""A project's units: words → unit sequences, training, idempotence."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hkd.errors import UserError
+from hkd.testing.corpus import tiny_sentences
+from hkd.units.inventory import UnitInventory
+from hkd.units.level import LEVELS, MONOPHONE, SENONE, SUBWORD
+from hkd.units.sequences import Units, UnitsConfig, text_to_units, train_units
+
+TEXTS = tiny_sentences(40)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("units")
+    train_units(TEXTS, folder, vocab_size=70)
+    return folder
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_units_of_every_level_belong_to_words(folder: Path, level: str) -> None:
+    units = Units(folder)
+    spoken = ["the", "green", "door", "again"]
+    unit_U, word_U = text_to_units(spoken, level, units=units)
+    assert unit_U.max() < len(units.inventory(level))
+    assert sorted(set(word_U.tolist())) == [0, 1, 2, 3]
+    assert (np.diff(word_U) >= 0).all()
+    assert len(text_to_units([], level, units=units)[0]) == 0
+
+
+def test_senones_are_three_to_a_phone(folder: Path) -> None:
+    units = Units(folder)
+    assert len(units.encode(["a", "letter"], SENONE)[0]) == 3 * len(units.encode(["a", "letter"], MONOPHONE)[0])
+
+
+def test_words_without_pronunciation_are_refused_at_phone_levels_alone(folder: Path) -> None:
+    units = Units(folder)
+    for level in (SENONE, MONOPHONE):
+        with pytest.raises(UserError, match="mp3"):
+            units.encode(["an", "mp3"], level)
+    assert len(units.encode(["an", "mp3"], SUBWORD)[0]) > 0
+    with pytest.raises(UserError, match="level must be"):
+        units.encode(["a"], "syllable")
+
+
+def test_training_again_changes_nothing_and_other_settings_are_refused(tmp_path: Path) -> None:
+    first = train_units(TEXTS, tmp_path, vocab_size=70)
+    stamps = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert {level: v.digest for level, v in train_units(TEXTS, tmp_path, vocab_size=70).items()} == {
+        level: v.digest for level, v in first.items()
+    }
+    assert stamps == {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    with pytest.raises(UserError, match="vocab_size = 70"):
+        train_units(TEXTS, tmp_path, vocab_size=45)
+    with pytest.raises(UserError, match="texts"):
+        train_units(TEXTS[1:], tmp_path, vocab_size=70)
+    assert train_units(TEXTS, tmp_path, vocab_size=45, overwrite=True)[SUBWORD].digest != first[SUBWORD].digest
+
+
+def test_units_of_another_acoustic_model_are_refused(tmp_path: Path, folder: Path) -> None:
+    UnitInventory(level=MONOPHONE, symbols=("A", "B")).save(tmp_path / "monophone.json")
+    with pytest.raises(UserError, match="acoustic model"):
+        Units(tmp_path).encode(["a"], MONOPHONE)
+
+
+def test_config_is_checked() -> None:
+    with pytest.raises(UserError, match="vocab_size"):
+        UnitsConfig(vocab_size=1)
