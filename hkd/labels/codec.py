@@ -104,10 +104,14 @@ def to_code(spec: StoreSpec, logp: NDArray[np.float32]) -> NDArray[np.uint16]:
     """log-probabilities → 16-bit codes, same shape."""
     if spec.codec == "f16":
         return _to_f16(logp).view(np.uint16) & np.uint16(0x7FFF)
+    lowest = np.float32(-65534 * spec.step)
+    beyond = bool(logp.size) and bool(logp.min() < lowest)
+    if beyond:
+        logp = np.where(np.isinf(logp), logp, np.maximum(logp, lowest))
     scaled = logp * np.float32(-1 / spec.step)
     np.rint(scaled, out=scaled)
-    if scaled.size and float(scaled.max()) > 65534:
-        scaled = np.where(np.isinf(scaled), np.float32(U16_INF_GRID), np.minimum(scaled, 65534))
+    if beyond:
+        scaled[np.isinf(scaled)] = U16_INF_GRID
     return scaled.astype(np.uint16)
 
 
@@ -252,7 +256,7 @@ def decode(spec: StoreSpec, planes: Planes, offset_B1: NDArray[np.int64]) -> Dec
     rank_N = _from_bytes(planes["gold_rank"], "<u4")[0]
     if rank_N.size and int(rank_N.max()) > spec.width:
         raise HkdError("a gold unit's rank lies beyond the kept ids: the block is damaged. Run `hkd labels verify`.")
-    code_NK = np.ascontiguousarray(code_KN.T)
+    code_NK = code_KN.T  # a view: gathering a batch transposes its rows anyway
     columns = {
         "unit": id_NK,
         "code": code_NK,
@@ -287,7 +291,7 @@ def to_topk(spec: StoreSpec, columns: dict[str, NDArray[Any]]) -> tuple[TopK, ND
     n, j = len(ids), len(spec.temperatures)
     topk = TopK(
         ids_NK=ids.astype(np.int32),
-        logp_NK=_from_f16(columns["logp"]) if plain else from_code(spec, columns["code"]),
+        logp_NK=_from_f16(columns["logp"]) if plain else from_code(spec, np.ascontiguousarray(columns["code"])),
         tail_N=columns["tail"].astype(np.float32),
         gold_N=gold.astype(np.int32),
         gold_logp_N=columns["gold_logp"].astype(np.float32),

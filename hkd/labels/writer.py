@@ -49,18 +49,32 @@ def _world(what: str, path: Path) -> Iterator[None]:
 
 @contextmanager
 def _lock(path: Path, *, wait: bool) -> Iterator[bool]:
-    """Hold an exclusive lock on a file; False where another holds it and `wait` is false."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
+    """Hold an exclusive lock on a file, made for it and removed after; False where another holds it and `wait` is false."""
+    handle = None
+    while handle is None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except FileNotFoundError:  # the folder went with the last lock
+            continue
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            if os.fstat(handle).st_ino != path.stat().st_ino:  # removed by the one who held it
+                raise FileNotFoundError
         except BlockingIOError:
+            os.close(handle)
             yield False
             return
+        except FileNotFoundError:
+            os.close(handle)
+            handle = None
+    try:
         yield True
     finally:
+        path.unlink(missing_ok=True)
         os.close(handle)
+        with contextlib.suppress(OSError):  # others are in it
+            path.parent.rmdir()
 
 
 class LabelWriter:
@@ -200,11 +214,13 @@ class LabelWriter:
             for place in (self.path, self.path / files.DATA):
                 for left in place.glob(".*.tmp"):  # of writers that were killed
                     left.unlink(missing_ok=True)
-            files.write_index(self.path, self.spec)
+            if files.load_index(self.path, self.spec) is None:
+                files.write_index(self.path, self.spec)
             if report is not None:
                 write_json(self.path / files.REPORT, dict(report))
             write_bytes(self.path / files.CARD, card(self.path, self.spec).encode())
-            shutil.rmtree(self.path / files.LOCKS, ignore_errors=True)
+            for left in (self.path / files.LOCKS).glob("0*.lock"):
+                left.unlink(missing_ok=True)
 
 
 def _check_place(root: Path) -> None:

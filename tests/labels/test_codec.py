@@ -1,0 +1,112 @@
+"""The codecs: what comes back, and how far it may be from what went in."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hkd.errors import HkdError
+from hkd.labels.codec import decode, encode, from_code, layout, to_code, to_topk
+from hkd.labels.schema import StoreSpec
+from hkd.testing.store import logps, random_topk, same_rows, spec_for, specs
+from hkd.topk import TopK
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data(), st.sampled_from(["grid", "f16"]), st.sampled_from([1 / 64, 1 / 16, 0.5]))
+def test_any_log_probability_stays_within_the_bound(data: st.DataObject, codec: str, step: float) -> None:
+    spec = spec_for(codec=codec, step=step)
+    logp = data.draw(logps((4, 5)))
+    back = from_code(spec, to_code(spec, logp))
+    np.testing.assert_array_equal(np.isinf(back), np.isinf(logp))
+    finite = np.isfinite(logp)
+    bound = spec.error_bound["absolute"] + spec.error_bound["relative"] * np.abs(logp[finite])
+    assert (np.abs(back[finite].astype(np.float64) - logp[finite]) <= bound).all()
+    assert not np.signbit(back[back == 0]).any()
+
+
+def test_f16_gives_exactly_numpys_float16() -> None:
+    every = np.arange(0, 0x7C01, dtype=np.uint16).view(np.float16)
+    logp = -every.astype(np.float32)
+    spec = spec_for(codec="f16")
+    np.testing.assert_array_equal(from_code(spec, to_code(spec, logp)), logp)
+    rng = np.random.default_rng(0)
+    values = -(10 ** rng.uniform(-9, 4.8, 10_000)).astype(np.float32)
+    np.testing.assert_array_equal(from_code(spec, to_code(spec, values)), values.astype(np.float16).astype(np.float32))
+
+
+@pytest.mark.parametrize("codec", ["grid", "f16"])
+def test_very_small_probabilities_stay_finite(codec: str) -> None:
+    spec = spec_for(codec=codec)
+    logp = np.array([[-1e3, -1e4, -1e5, -3e38, -np.inf]], np.float32)
+    back = from_code(spec, to_code(spec, logp))
+    assert np.isinf(back).tolist() == [[False, False, False, False, True]]
+    assert back[0, 3] == -spec.error_bound["lowest"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_rows_in_any_order_come_back(data: st.DataObject) -> None:
+    spec = data.draw(specs())
+    n, k, v = data.draw(st.integers(0, 6)), spec.width, len(spec.inventory)
+    rng = np.random.default_rng(data.draw(st.integers(0, 1000)))
+    base = random_topk(spec, n, rng)
+    topk = TopK(
+        ids_NK=rng.integers(0, v, (n, k)).astype(np.int32),
+        logp_NK=data.draw(logps((n, k))),
+        tail_N=data.draw(logps((n,))),
+        gold_N=rng.integers(-1, v, n).astype(np.int32),
+        gold_logp_N=data.draw(logps((n,))),
+        lse_NJ=base.lse_NJ,
+        tail_NJ=base.tail_NJ,
+        count_NK=base.count_NK,
+    )
+    cut = data.draw(st.integers(0, n))
+    offset_B1 = np.array([0, 0, cut, cut, n, n], np.int64)
+    word_N = rng.integers(-1, 2**31 - 1, n).astype(np.int32)
+    planes = encode(spec, topk, word_N, offset_B1)
+    assert {name: plane.shape for name, plane in planes.items()} == {name: p.shape(n) for name, p in layout(spec).items()}
+    back, words = to_topk(spec, decode(spec, planes, offset_B1).columns)
+    same_rows(back, topk, spec)
+    np.testing.assert_array_equal(words, word_N)
+
+
+def encode_rows(spec: StoreSpec, topk: TopK) -> None:
+    encode(spec, topk, np.zeros(len(topk), np.int32), np.array([0, len(topk)]))
+
+
+def test_what_cannot_be_stored_is_refused() -> None:
+    spec = spec_for()
+    good = random_topk(spec, 3, np.random.default_rng(0))
+
+    def changed(logp: float | None = None, unit: int | None = None) -> TopK:
+        ids_NK, logp_NK = good.ids_NK.copy(), good.logp_NK.copy()
+        if logp is not None:
+            logp_NK[1, 1] = logp
+        if unit is not None:
+            ids_NK[1, 1] = unit
+        return TopK(ids_NK=ids_NK, logp_NK=logp_NK, tail_N=good.tail_N, gold_N=good.gold_N, gold_logp_N=good.gold_logp_N)
+
+    encode_rows(spec, changed(logp=1e-6))
+    for bad, sentence in ((changed(logp=0.5), "log-prob"), (changed(logp=np.nan), "log-prob"), (changed(unit=50), "50 units")):
+        with pytest.raises(HkdError, match=sentence):
+            encode_rows(spec, bad)
+    with pytest.raises(HkdError, match="unit ids"):
+        encode_rows(spec, changed(unit=-1))
+    with pytest.raises(HkdError, match="k = 8"):
+        encode_rows(spec, random_topk(spec_for(k=7), 3, np.random.default_rng(0)))
+    with pytest.raises(HkdError, match="2 temperatures"):
+        encode_rows(spec_for(temperatures=(2.0, 3.0)), good)
+
+
+def test_grid_is_smaller_than_f16_and_both_than_raw() -> None:
+    """On rows like a language model's; the figures themselves are in benchmarks/."""
+    import zstandard
+
+    sizes = {}
+    for codec in ("grid", "f16"):
+        spec = spec_for(3000, k=32, codec=codec)
+        topk = random_topk(spec, 500, np.random.default_rng(0))
+        planes = encode(spec, topk, np.zeros(500, np.int32), np.array([0, 500]))
+        sizes[codec] = sum(len(zstandard.compress(np.ascontiguousarray(plane).tobytes(), 1)) for plane in planes.values()) / 500
+    assert sizes["grid"] < sizes["f16"] < 32 * 4
