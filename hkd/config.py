@@ -1,7 +1,7 @@
 """Settings: TOML ⇄ the components' config dataclasses.
 
 - Each component owns a frozen dataclass; this module only fills them, says where a key is unknown, and prints them.
-- `hkd.toml` in the working directory names a project's parts and holds what differs from the defaults, one table a component.
+- `hkd.toml` in the working directory holds what differs from the defaults, one table a component; `[paths]` says where parts lie.
 - `a.b=c` on the command line wins over the file; c is a TOML value, or a bare word taken as a string.
 """
 
@@ -184,20 +184,23 @@ class Project:
 
     @classmethod
     def load(cls, folder: Path) -> "Project":
-        """Read `folder`/hkd.toml where there is one. Raises UserError for an unknown top-level path or broken TOML."""
+        """Read `folder`/hkd.toml where there is one. Raises UserError for an unknown path or broken TOML."""
         path = folder / PROJECT_FILE
         if not path.exists():
             return cls(folder=folder)
         tables = read_toml(path)
         for key, value in tables.items():
-            if not isinstance(value, Mapping) and key not in PATHS:
+            if not isinstance(value, Mapping):
+                raise UserError(f"{path}: '{key}' must stand in a table. Paths stand in [paths].")
+        for key in tables.get("paths", {}):
+            if key not in PATHS:
                 near = difflib.get_close_matches(key, PATHS, n=1, cutoff=0.0)[0]
                 raise UserError(f"{path}: '{key}' is no path of a project. Did you mean '{near}'?")
         return cls(folder=folder, tables=tables, found=True)
 
     def path(self, name: str) -> Path:
         """Where a part lies: the hkd.toml's word or the default, relative to the project's folder."""
-        return self.folder / str(self.tables.get(name, PATHS[name]))
+        return self.folder / str(self.table("paths").get(name, PATHS[name]))
 
     @property
     def manifest(self) -> Path:
@@ -228,6 +231,11 @@ class Project:
     def runs(self) -> Path:
         """The folder of the training runs."""
         return self.path("runs")
+
+    @property
+    def texts(self) -> list[Path]:
+        """Text to train LMs on: all that lies in the folder `text`, plain or gzipped, a sentence a line."""
+        return sorted(path for path in (self.folder / "text").glob("*.txt*") if path.is_file())
 
     def require(self, name: str, command: str) -> Path:
         """The path of a part that must exist. Raises UserError that says which command makes it."""

@@ -38,7 +38,8 @@ def project() -> Project:
     return Project.load(Path())
 
 
-def _fact(value: float | str) -> str:
+def show_fact(value: float | str) -> str:
+    """A progress fact: four significant digits, or the word."""
     return value if isinstance(value, str) else f"{value:.4g}"
 
 
@@ -58,7 +59,7 @@ def progress_bar(title: str) -> Iterator[ProgressCallback]:
             task = bar.add_task(title, total=None, facts="")
 
             def draw(done: float, total: float, **facts: float | str) -> None:
-                bar.update(task, completed=done, total=total, facts=" ".join(f"{k}={_fact(v)}" for k, v in facts.items()))
+                bar.update(task, completed=done, total=total, facts=" ".join(f"{k}={show_fact(v)}" for k, v in facts.items()))
 
             yield draw
         return
@@ -72,7 +73,7 @@ def progress_bar(title: str) -> Iterator[ProgressCallback]:
         last = now
         share = done / total if total else 1.0
         to_go = (now - started) * (1 - share) / share if share else float("inf")
-        shown = " ".join(f"{k}={_fact(v)}" for k, v in facts.items())
+        shown = " ".join(f"{k}={show_fact(v)}" for k, v in facts.items())
         say(f"{title}: {share:.0%} after {now - started:.0f} s, {to_go:.0f} s to go {shown}".rstrip())
 
     yield write

@@ -90,7 +90,7 @@ def prepare(
         whole = corpora.prepare(corpus, folder, cache=cache, base_url=base_url, overwrite=overwrite, progress=progress)
     settings = folder / PROJECT_FILE
     if not settings.exists():
-        write_bytes(settings, to_toml({"manifest": PATHS["manifest"], "corpus": {"name": corpus}}).encode())
+        write_bytes(settings, to_toml({"prepare": {"corpus": corpus}}).encode())
     emit({"manifest": str(folder / PATHS["manifest"]), "splits": _splits(whole)}, json_, _render_splits)
     say("Next: hkd units train && hkd align")
     return None

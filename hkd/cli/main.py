@@ -20,7 +20,7 @@ from hkd.errors import HkdError
 class _Commands(TyperGroup):
     """Runs a command; what goes wrong becomes one line on stderr and an exit code."""
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:

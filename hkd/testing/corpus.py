@@ -80,6 +80,6 @@ def tiny_corpus(folder: Path, *, num_utterances: int = 12, seed: int = 0) -> Pat
 def prepare_folder(folder: Path, *, vocab_size: int = 60, jobs: int = 1) -> AlignReport:
     """Make a whole project of a folder with a manifest.jsonl: hkd.toml, units/ (trained on the train split), alignment.arrow."""
     whole = manifest.read(folder / "manifest.jsonl")
-    write_bytes(folder / "hkd.toml", b'manifest = "manifest.jsonl"\n')
+    write_bytes(folder / "hkd.toml", b'[prepare]\ncorpus = "tiny"\n')
     train_units([u.text for u in whole.split("train")], folder / "units", vocab_size=vocab_size)
     return align_manifest(whole, folder / "alignment.arrow", config=SphinxConfig(jobs=jobs))

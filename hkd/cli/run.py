@@ -1,0 +1,169 @@
+"""`hkd demo`, `hkd run`, `hkd config`: pipelines."""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from hkd.cli.common import QUIET_INTERVAL_S, console, emit, project, say, show_fact
+from hkd.files import shipped
+from hkd.pipeline.runner import Watcher
+
+config_app = typer.Typer(no_args_is_help=True, help="Print the settings that a folder's hkd.toml and the defaults give.")
+
+Work = Annotated[Path | None, typer.Option("--work", help="Working folder (default: runs/NAME).")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Override a setting: TABLE.NAME=VALUE. May be given several times.")]
+Jobs = Annotated[int | None, typer.Option("--jobs", min=1, help="Stages side by side (default: the pipeline's own).")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+def demo(
+    corpus: Annotated[
+        str, typer.Option(help="asterisk (from Debian's packages), mini_librispeech (from the internet), or a folder of yours.")
+    ] = "asterisk",
+    work: Work = None,
+    assignments: Set = None,
+    jobs: Jobs = None,
+    as_json: Json = False,
+) -> None:
+    """The whole thing on real speech, from nothing, on a laptop's CPU: alignment, LMs, label stores, students, report.
+
+    Examples:
+
+        hkd demo
+
+        hkd demo --corpus mini_librispeech
+
+        hkd demo --corpus my-speech/ --work runs/mine
+    """
+    given = Path(corpus)
+    source = str(given.absolute()) if given.exists() else corpus
+    folder = work or Path("runs") / ("demo" if corpus == "asterisk" else f"demo-{given.name}")
+    _run(shipped("pipelines") / "demo", folder, [*(assignments or []), f'prepare.corpus="{source}"'], jobs, as_json)
+
+
+def run(
+    pipeline: Annotated[Path, typer.Argument(help="A pipeline's folder (with pipeline.toml) or its TOML file.")],
+    work: Work = None,
+    assignments: Set = None,
+    jobs: Jobs = None,
+    as_json: Json = False,
+) -> None:
+    """A pipeline: its stages in order, those that are up to date skipped, interrupted ones continued.
+
+    Examples:
+
+        hkd run pipelines/demo
+
+        hkd run pipelines/demo --work runs/short --set train.loop.max_steps=100
+    """
+    _run(
+        pipeline, work or Path("runs") / (pipeline.name if pipeline.is_dir() else pipeline.stem), assignments or [], jobs, as_json
+    )
+
+
+@config_app.command("show")
+def show(
+    sections: Annotated[list[str] | None, typer.Argument(help="Tables to show (default: all).")] = None,
+    assignments: Set = None,
+) -> None:
+    """Print the merged settings of this folder as TOML, defaults included.
+
+    Examples:
+
+        hkd config show
+
+        hkd config show train --set train.loop.max_steps=100
+    """
+    from hkd.config import merge, parse_overrides, to_toml
+    from hkd.pipeline.recipe import merged_settings
+
+    tables = merge(project().tables, parse_overrides(assignments or []))
+    emit(to_toml(merged_settings(tables, sections or None)), False, str.rstrip)
+
+
+def _run(pipeline: Path, work: Path, assignments: list[str], jobs: int | None, as_json: bool) -> None:
+    from hkd.config import parse_overrides
+    from hkd.pipeline.recipe import load_recipe, results_table, stages_of, write_project
+    from hkd.pipeline.runner import run_stages
+
+    recipe = load_recipe(pipeline, parse_overrides(assignments))
+    stages = stages_of(recipe)
+    write_project(recipe, work)
+    say(f"{recipe.title} → {work}")
+    with _bars() as watcher:
+        done = run_stages(work, stages, jobs=jobs or recipe.jobs, watcher=watcher)
+    if not done.ran:
+        say(f"All {len(done.skipped)} stages are up to date.")
+    else:
+        say(f"{len(done.ran)} stages run, {len(done.skipped)} up to date, {done.seconds:.0f} s.")
+    report = work / "report.html"
+    value = {
+        "work": str(work),
+        "ran": done.ran,
+        "skipped": done.skipped,
+        "seconds": round(done.seconds, 1),
+        "report": str(report),
+    }
+    emit(value, as_json, lambda _: f"{results_table(work)}\n\nReport: {report}")
+
+
+class _Lines:
+    """A line when a stage starts and ends, and now and then in between."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, float] = {}
+
+    def skipped(self, stage: str) -> None:
+        pass
+
+    def started(self, stage: str) -> None:
+        self._last[stage] = time.monotonic()
+        say(f"{stage}: started")
+
+    def progress(self, stage: str, done: float, total: float, facts: Mapping[str, float | str]) -> None:
+        now = time.monotonic()
+        if now - self._last.get(stage, 0.0) > QUIET_INTERVAL_S:
+            self._last[stage] = now
+            share = f"{done / total:.0%}" if total else "…"
+            say(f"{stage}: {share} " + " ".join(f"{name}={show_fact(value)}" for name, value in facts.items()))
+
+    def finished(self, stage: str, summary: str, seconds: float) -> None:
+        say(f"{stage}: {summary} ({seconds:.0f} s)")
+
+
+class _Bars:
+    """A bar for each stage under way; a line when it has ended."""
+
+    def __init__(self, bar: Progress) -> None:
+        self._bar = bar
+        self._tasks: dict[str, TaskID] = {}
+
+    def skipped(self, stage: str) -> None:
+        pass
+
+    def started(self, stage: str) -> None:
+        self._tasks[stage] = self._bar.add_task(stage, total=None, facts="")
+
+    def progress(self, stage: str, done: float, total: float, facts: Mapping[str, float | str]) -> None:
+        shown = " ".join(f"{name}={show_fact(value)}" for name, value in facts.items())
+        self._bar.update(self._tasks[stage], completed=done, total=total, facts=shown)
+
+    def finished(self, stage: str, summary: str, seconds: float) -> None:
+        self._bar.remove_task(self._tasks.pop(stage))
+        self._bar.console.print(f"✓ {stage}: {summary} ({seconds:.0f} s)", markup=False)
+
+
+@contextmanager
+def _bars() -> Iterator[Watcher]:
+    terminal = console()
+    if not terminal.is_terminal:
+        yield _Lines()
+        return
+    columns = (TextColumn("{task.description:<26}"), BarColumn(bar_width=24), TaskProgressColumn(), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[facts]}"), console=terminal) as bar:
+        yield _Bars(bar)

@@ -1,0 +1,248 @@
+"""What the stages of a pipeline do: the library's functions, with their inputs and outputs in the working folder.
+
+Each `action(folder, settings, progress) -> summary` runs in a worker process, may be killed, and goes on when called again.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from hkd.align.sphinx import SphinxConfig
+from hkd.config import Project, build
+from hkd.errors import UserError
+from hkd.evaluate.run import EvaluateConfig
+from hkd.labelling.dump import DumpConfig
+from hkd.labelling.lm import LmConfig
+from hkd.progress import Progress
+from hkd.teachers.options import TeacherOptions
+from hkd.train.config import TrainConfig
+from hkd.units.sequences import UnitsConfig
+
+Settings = Mapping[str, Any]
+Action = Callable[[Path, Settings, Progress], str]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PrepareSettings:
+    """[prepare]: a corpus (name or folder), and the name of a text-only corpus for the LMs."""
+
+    corpus: str = "asterisk"
+    text: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DumpSettings:
+    """[dump.NAME]: which LM labels which level (`lm/NAME` is one of the pipeline's own), and the store's settings."""
+
+    lm: str
+    unit: str
+    precision: str = "auto"
+    device: str = "auto"
+    teacher: TeacherOptions = field(default_factory=TeacherOptions)
+    store: DumpConfig = field(default_factory=DumpConfig)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReportSettings:
+    """[report]: the split that is scored, and what the others are compared with."""
+
+    split: str = "test"
+    baseline: str = "none"
+    num_examples: int = 3
+
+
+def dump_settings(table: Settings, where: str) -> DumpSettings:
+    """A [dump.NAME] table: the store's own settings (k, codec ...) stand beside `lm` and `unit`."""
+    own = {f.name for f in fields(DumpSettings)} - {"store"}
+    store = {key: value for key, value in table.items() if key not in own}
+    missing = {"lm", "unit"} - set(table)
+    if missing:
+        raise UserError(f"{where}: {' and '.join(sorted(missing))} must be given, but is missing.")
+    return build(DumpSettings, {**{k: v for k, v in table.items() if k in own}, "store": store}, where=where)
+
+
+CHECKS: dict[str, Callable[[Settings, str], Any]] = {
+    "prepare": lambda table, where: build(PrepareSettings, table, where=where),
+    "units": lambda table, where: build(UnitsConfig, table, where=where),
+    "align": lambda table, where: build(SphinxConfig, table, where=where),
+    "lm": lambda table, where: build(LmConfig, table, where=where),
+    "dump": dump_settings,
+    "train": lambda table, where: build(TrainConfig, table, where=where),
+    "evaluate": lambda table, where: build(EvaluateConfig, table, where=where),
+    "report": lambda table, where: build(ReportSettings, table, where=where),
+}
+
+
+def _named(settings: Settings) -> tuple[str, dict[str, Any]]:
+    rest = dict(settings)
+    return str(rest.pop("name")), rest
+
+
+def prepare(folder: Path, settings: Settings, progress: Progress) -> str:
+    """Corpus → manifest.jsonl, and text/NAME.txt."""
+    from hkd import corpora
+
+    config = build(PrepareSettings, settings, where="[prepare]")
+    whole = corpora.prepare(config.corpus, folder, overwrite=True, progress=progress)
+    summary = f"{len(whole)} utterances, {sum(u.duration or 0.0 for u in whole) / 60:.1f} minutes"
+    if config.text:
+        out = folder / "text" / f"{config.text}.txt"
+        summary += f"; {corpora.prepare_text(config.text, out, progress=progress)} sentences of text"
+    return summary
+
+
+def units(folder: Path, settings: Settings, progress: Progress) -> str:
+    """Train split's transcripts → units/."""
+    from hkd.manifest import read
+    from hkd.units.sequences import train_units
+
+    here = Project.load(folder)
+    config = build(UnitsConfig, settings, where="[units]")
+    texts = (u.text for u in read(here.manifest).split("train"))
+    found = train_units(texts, here.units, vocab_size=config.vocab_size, kind=config.kind, overwrite=True)
+    return ", ".join(f"{len(inventory):,} {level}s" for level, inventory in found.items())
+
+
+def align(folder: Path, settings: Settings, progress: Progress) -> str:
+    """Manifest → alignment.arrow."""
+    from hkd.align.sphinx import align_manifest
+    from hkd.manifest import read
+
+    here = Project.load(folder)
+    config = build(SphinxConfig, settings, where="[align]")
+    report = align_manifest(read(here.manifest), here.alignment, config=config, overwrite=True, progress=progress)
+    return f"{report.kept} of {report.kept + len(report.failed)} utterances aligned, {len(report.predicted_words)} words by G2P"
+
+
+def lm(folder: Path, settings: Settings, progress: Progress) -> str:
+    """Text → lm/NAME."""
+    from hkd.align.alignment import Alignment
+    from hkd.labelling.lm import train_lm
+    from hkd.manifest import read
+    from hkd.units.sequences import Units
+
+    here = Project.load(folder)
+    name, table = _named(settings)
+    config = build(LmConfig, table, where=f"[lm.{name}]")
+    report = train_lm(
+        config,
+        texts=here.texts,
+        units=Units(here.units),
+        folder=here.lm / name,
+        manifest=read(here.manifest),
+        alignment=Alignment(here.alignment),
+        progress=progress,
+    )
+    judged = report.figures[report.judged_on]
+    pair = f"{judged['neural']['perplexity']:.1f} against the n-gram's {judged['ngram']['perplexity']:.1f}"
+    return f"perplexity {pair}: the {'n-gram' if report.teacher == 'ngram' else 'neural LM'} is the teacher"
+
+
+def dump(folder: Path, settings: Settings, progress: Progress) -> str:
+    """Teacher + transcripts → shards/NAME."""
+    from hkd.align.alignment import Alignment
+    from hkd.labelling.dump import dump as dump_labels
+    from hkd.teachers.load import load_teacher
+    from hkd.units.sequences import Units
+
+    here = Project.load(folder)
+    name, table = _named(settings)
+    config = dump_settings(table, f"[dump.{name}]")
+    known = Units(here.units)
+    own = here.folder / config.lm
+    report = dump_labels(
+        here.manifest,
+        here.labels / name,
+        load_teacher(
+            str(own) if own.exists() else config.lm,
+            unit=config.unit,
+            device=config.device,
+            precision=config.precision,
+            options=config.teacher,
+            inventory=known.inventory(config.unit),
+        ),
+        config=build(DumpConfig, {**asdict(config.store), "name": name}, where=f"[dump.{name}]"),
+        alignment=Alignment(here.alignment) if config.unit != "subword" else None,
+        subwords=known.subwords if config.unit == "subword" else None,
+        command=f"hkd run (stage dump-{name})",
+        progress=progress,
+    )
+    return f"{report.positions:,} positions by {report.teacher}, {report.positions_per_s:,.0f} positions/s"
+
+
+def train(folder: Path, settings: Settings, progress: Progress) -> str:
+    """Features + label stores → runs/NAME."""
+    from hkd.train.run import train as train_student
+
+    here = Project.load(folder)
+    name, table = _named(settings)
+    report = train_student(
+        build(TrainConfig, table, where=f"[runs.{name}]"),
+        here.runs / name,
+        manifest=here.manifest,
+        alignment=here.alignment,
+        units=here.units,
+        labels=here.labels,
+        progress=progress,
+    )
+    return f"{report.steps} steps, {report.parameters:,} parameters exported"
+
+
+def evaluate(folder: Path, settings: Settings, progress: Progress) -> str:
+    """runs/NAME + audio → its figures on a split."""
+    from hkd.evaluate.run import evaluate as evaluate_run
+
+    here = Project.load(folder)
+    name, table = _named(settings)
+    split = table.pop("split")
+    config = build(EvaluateConfig, table, where="[evaluate]")
+    report = evaluate_run(
+        here.runs / name,
+        manifest=here.manifest,
+        split=split,
+        alignment=here.alignment,
+        labels=here.labels,
+        units=here.units,
+        config=config,
+        progress=progress,
+    )
+    return f"WER {report.errors['wer'].rate:.1%} on {split}"
+
+
+def report(folder: Path, settings: Settings, progress: Progress) -> str:
+    """All runs → report.html and report.md."""
+    from hkd.evaluate.report import write_report
+    from hkd.files import write_bytes
+
+    here = Project.load(folder)
+    table = dict(settings)
+    runs: Sequence[str] = table.pop("runs")
+    title = str(table.pop("title"))
+    config = build(ReportSettings, table, where="[report]")
+    result = write_report(
+        [here.runs / name for name in runs],
+        folder / "report.html",
+        split=config.split,
+        baseline=config.baseline,
+        num_examples=config.num_examples,
+        manifest=here.manifest,
+        alignment=here.alignment,
+        labels=here.labels,
+        lm=here.lm,
+        title=title,
+        progress=progress,
+    )
+    write_bytes(folder / "report.md", (result.markdown() + "\n").encode())
+    write_bytes(folder / "report.txt", (result.text() + "\n").encode())
+    return f"{len(runs)} runs in report.html"
+
+
+def stores_of(settings: Settings, stores: Mapping[str, DumpSettings]) -> list[str]:
+    """The label stores that a run reads: those it names, or those of its levels, or all; none where its objective needs none."""
+    config = build(TrainConfig, settings, where="[runs]")
+    if config.objective in ("none", "hard-heads"):
+        return []
+    if config.stores:
+        return list(config.stores)
+    return [name for name, store in stores.items() if not config.levels or store.unit in config.levels]
