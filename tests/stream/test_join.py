@@ -1,0 +1,141 @@
+"""What does not fit together is refused in one line with both digests; what only looks different is not."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hkd import manifest as manifests
+from hkd.align.alignment import Alignment, Tier, UtteranceAlignment, sequence_digest, write_alignment
+from hkd.errors import UserError
+from hkd.labels.store import open_stores
+from hkd.manifest import Manifest, Utterance
+from hkd.stream.join import Join, transcript_digest
+from hkd.testing.labelled import label_folder
+from hkd.units.inventory import UnitInventory
+from hkd.units.subword import SubwordModel
+from hkd.units.text import words
+
+
+def opened(folder: Path, **changes: Any) -> Join:
+    parts: dict[str, Any] = {
+        "manifest": manifests.read(folder / "manifest.jsonl"),
+        "subwords": SubwordModel(folder / "units" / "subword.model"),
+        "alignment": Alignment(folder / "alignment.arrow"),
+        "stores": open_stores(folder / "shards"),
+    }
+    parts |= changes
+    return Join(parts.pop("manifest"), **parts)
+
+
+def checked(join: Join) -> None:
+    join.check(join.manifest)
+
+
+def rewritten(folder: Path, out: Path, change: Callable[[UtteranceAlignment], UtteranceAlignment], **meta: Any) -> Alignment:
+    """The folder's alignment with each row changed."""
+    old = Alignment(folder / "alignment.arrow")
+    options: dict[str, Any] = {
+        "manifest_digest": old.manifest_digest, "inventories": old.inventories, "silences": old.silences, "aligner": old.aligner,
+        "failed": old.failed,
+    }  # fmt: skip
+    write_alignment(out, (change(old[name]) for name in old), **{**options, **meta})
+    return Alignment(out)
+
+
+def test_what_fits_is_accepted(labelled: Path) -> None:
+    checked(opened(labelled))
+
+
+def test_moved_audio_and_other_splits_are_accepted(labelled: Path) -> None:
+    whole = manifests.read(labelled / "manifest.jsonl")
+    moved = Manifest(
+        Utterance(id=u.id, text=f" {u.text.upper()}!", audio_filepath="/elsewhere.wav", extra={"split": "train"}) for u in whole
+    )
+    checked(opened(labelled, manifest=moved))
+
+
+def test_a_retimed_alignment_is_accepted(labelled: Path, tmp_path: Path) -> None:
+    def late(row: UtteranceAlignment) -> UtteranceAlignment:
+        def move(tier: Tier) -> Tier:
+            start_U1 = tier.start_U1.copy()
+            middle = start_U1[1:-1]
+            start_U1[1:-1] = np.minimum(middle + 1, start_U1[2:] - 1)
+            return Tier(unit_U=tier.unit_U, start_U1=start_U1)
+
+        return replace(row, tiers={level: move(tier) for level, tier in row.tiers.items()})
+
+    retimed = rewritten(labelled, tmp_path / "a.arrow", late)
+    assert (
+        retimed["utt000"].tiers["monophone"].start_U1.tolist()
+        != Alignment(labelled / "alignment.arrow")["utt000"].tiers["monophone"].start_U1.tolist()
+    )
+    checked(opened(labelled, alignment=retimed))
+
+
+def test_an_edited_transcript_is_refused_with_both_digests(labelled: Path) -> None:
+    whole = manifests.read(labelled / "manifest.jsonl")
+    edited = Manifest(replace(u, text=u.text + " indeed") if u.id == "utt004" else u for u in whole)
+    before, after = (transcript_digest(words(m.by_id("utt004").text)).hex() for m in (whole, edited))
+    with pytest.raises(UserError, match=f"'utt004': the transcript .* aligned, digest {before}, but is another, digest {after}"):
+        checked(opened(labelled, manifest=edited))
+    stores = {"subword": open_stores(labelled / "shards")["subword"]}
+    with pytest.raises(UserError, match=f"'utt004': .* labelled in store 'subword', digest {before}, .* digest {after}"):
+        checked(opened(labelled, manifest=edited, alignment=None, stores=stores))
+
+
+def test_an_alignment_that_gives_another_unit_sequence_is_refused_with_both_digests(labelled: Path, tmp_path: Path) -> None:
+    def other(row: UtteranceAlignment) -> UtteranceAlignment:
+        tier = row.tiers["monophone"]
+        unit_U = tier.unit_U.copy()
+        unit_U[2] = (unit_U[2] + 1) % 40
+        return replace(row, tiers={**row.tiers, "monophone": replace(tier, unit_U=unit_U)}) if row.id == "utt002" else row
+
+    realigned = rewritten(labelled, tmp_path / "a.arrow", other)
+    old, new = (
+        sequence_digest(a.positions("utt002", "monophone").unit_U).hex()
+        for a in (Alignment(labelled / "alignment.arrow"), realigned)
+    )
+    with pytest.raises(UserError, match=f"'utt002': the alignment .* store 'monophone' .* digest {old}, but gives {new}"):
+        checked(opened(labelled, alignment=realigned))
+
+
+def test_an_inventory_that_does_not_fit_is_refused_with_both_digests(labelled: Path, tmp_path: Path) -> None:
+    old = Alignment(labelled / "alignment.arrow").inventories
+    symbols = old["senone"].symbols
+    swapped = UnitInventory(level="senone", symbols=(symbols[1], symbols[0], *symbols[2:]))
+    alignment = rewritten(labelled, tmp_path / "a.arrow", lambda row: row, inventories={**old, "senone": swapped})
+    with pytest.raises(UserError, match=f"'senone' must have .* digest {swapped.digest}, but has {old['senone'].digest}"):
+        opened(labelled, alignment=alignment)
+
+
+def test_foreign_pieces_serve_an_auxiliary_head_and_are_refused_for_interpolation(labelled: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "project"
+    shutil.copytree(labelled, folder)
+    foreign = UnitInventory(level="subword", symbols=tuple(f"piece{n}" for n in range(30)))
+    label_folder(folder, levels=["subword"], inventory=foreign, shards="foreign")
+    stores = open_stores(folder / "foreign")
+    join = opened(folder, stores=stores)
+    checked(join)
+    found = join.positions("utt000", "subword")
+    row = Alignment(folder / "alignment.arrow")["utt000"]
+    spoken = row.word_tier.unit_U >= 0
+    assert found.start_U.tolist() == row.word_tier.start_U1[:-1][spoken].tolist()  # its pieces are whole words
+    own = join.subwords.inventory.digest
+    with pytest.raises(UserError, match=f"subword inventory, digest {own}, but has {foreign.digest}"):
+        opened(folder, stores=stores, same_units=["subword"])
+
+
+def test_a_head_has_the_kept_units_and_one_for_the_rest(labelled: Path) -> None:
+    store = opened(labelled).stores["senone"]
+    kept = store.reader.kept_ids()
+    assert store.num_units == len(kept) + 1 < len(store.reader.spec.inventory)
+    assert store.head_unit_V[kept].tolist() == list(range(len(kept)))
+    assert set(np.delete(store.head_unit_V, kept).tolist()) == {len(kept)}
+    untrimmed = opened(labelled, trim=False).stores["senone"]
+    assert untrimmed.num_units == len(untrimmed.reader.spec.inventory)
+    assert (untrimmed.head_unit_V == np.arange(untrimmed.num_units)).all()
