@@ -1,11 +1,43 @@
-"""A prepared folder with label stores at all three levels."""
+"""A prepared folder with label stores at all three levels, a tiny student's settings, and a process that trains it."""
 
+import json
 import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hkd.testing.labelled import label_folder
+
+TINY: dict[str, Any] = {
+    "encoder": {"d_model": 16, "num_layers": 3, "num_heads": 2, "conv_kernel": 5, "dropout": 0.1},
+    "batch_seconds": 7.0,
+    "loop": {"max_steps": 12, "warmup_steps": 4, "log_every": 2, "save_every": 4, "eval_every": 6},
+}
+SCRIPT = """
+import json, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from hkd.config import build
+from hkd.errors import HkdError
+from hkd.train.config import TrainConfig
+from hkd.train.run import train
+project, folder, settings = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
+def progress(done, total, **facts):
+    print(int(done), flush=True)
+try:
+    train(build(TrainConfig, settings, where="train"), folder, manifest=project / "manifest.jsonl", units=project / "units",
+          alignment=project / "alignment.arrow", labels=project / "shards", device="cpu", progress=progress)
+except HkdError as error:
+    print(error, file=sys.stderr)
+    sys.exit(error.exit_code)
+if torch.distributed.is_initialized():
+    torch.distributed.destroy_process_group()
+"""
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +47,24 @@ def labelled(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(prepared, folder)
     label_folder(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny() -> dict[str, Any]:
+    """Settings of a run of twelve steps."""
+    return TINY
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Callable[..., "subprocess.Popen[str]"]:
+    """start(project, run_folder, settings, *, command=(python,)) -> a process that trains and prints each finished step."""
+    script = tmp_path / "train_tiny.py"
+    script.write_text(SCRIPT)
+
+    def run(
+        project: Path, folder: Path, settings: dict[str, Any], *, command: tuple[str, ...] = (sys.executable,)
+    ) -> "subprocess.Popen[str]":
+        arguments = [*command, str(script), str(project), str(folder), json.dumps(settings)]
+        return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    return run

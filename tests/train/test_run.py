@@ -1,0 +1,181 @@
+"""A run: every objective trains, killed and started again it ends in the same bytes, and the export is what was trained."""
+
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from hkd.config import build, merge, read_toml, to_table
+from hkd.errors import UserError
+from hkd.features.fbank import log_mel
+from hkd.student.export import load_student
+from hkd.testing.labelled import label_folder
+from hkd.train.config import TrainConfig
+from hkd.train.export import export_run, load_run
+from hkd.train.run import TrainReport, open_data, show, train
+
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)  # as the processes that are killed
+
+
+def trained(project: Path, folder: Path, settings: dict[str, Any]) -> TrainReport:
+    return train(
+        build(TrainConfig, settings, where="train"), folder, manifest=project / "manifest.jsonl", units=project / "units",
+        alignment=project / "alignment.arrow", labels=project / "shards", device="cpu",
+    )  # fmt: skip
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_killed_and_started_again_a_run_ends_in_the_same_bytes(
+    labelled: Path, tmp_path: Path, tiny: dict[str, Any], start: Start
+) -> None:
+    whole = trained(labelled, tmp_path / "a" / "run", tiny)
+    process = start(labelled, tmp_path / "b" / "run", tiny)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.strip().isdigit() and int(line) >= 6:
+            process.send_signal(signal.SIGKILL)
+            break
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    again = trained(labelled, tmp_path / "b" / "run", tiny)
+    assert again.metrics == whole.metrics
+    for name in ("final.safetensors", "metrics.jsonl", "config.toml", "model/model.safetensors", "model/student.json"):
+        assert (tmp_path / "a" / "run" / name).read_bytes() == (tmp_path / "b" / "run" / name).read_bytes(), name
+    assert trained(labelled, tmp_path / "b" / "run", tiny).was_done
+    with pytest.raises(UserError, match=r"train\.lam was 0\.3, is 0\.5"):
+        trained(labelled, tmp_path / "b" / "run", {**tiny, "lam": 0.5})
+    assert build(TrainConfig, read_toml(tmp_path / "b" / "run" / "config.toml"), where="run") == build(
+        TrainConfig, tiny, where="train"
+    )
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"objective": "none"},
+        {"objective": "hard-heads", "label_smoothing": 0.5},
+        {"objective": "interpolation"},
+        {"objective": "interpolation", "main": "senone"},
+        {"objective": "auxiliary", "levels": ["subword"], "kd": {"where": "ctc"}},
+        {"objective": "hierarchical", "hard_heads": False, "kd": {"where": "segments", "tail": "gold-residual"}},
+        {"objective": "hierarchical", "heads_warmup_steps": 2, "lam_end": 0.0, "lams": {"subword": 1.0}},
+    ],
+    ids=lambda settings: "-".join(str(v) for v in settings.values() if isinstance(v, str)),
+)
+def test_every_objective_trains_and_its_loss_falls(
+    labelled: Path, tmp_path: Path, tiny: dict[str, Any], settings: dict[str, Any]
+) -> None:
+    changes = {"loop": {"max_steps": 10, "log_every": 1, "eval_every": 0, "learning_rate": 3e-3}, "shares_every": 0}
+    report = trained(labelled, tmp_path / "run", merge(merge(tiny, changes), settings))
+    first, last = (
+        [row["ctc" if settings.get("main") != "senone" else "senone"] for row in rows(tmp_path / "run") if "lr" in row][i]
+        for i in (0, -1)
+    )
+    assert last < first
+    assert all(value == value for value in report.metrics.values())
+    assert report.parameters == sum(p.numel() for p in load_student(tmp_path / "run" / "model")[0].parameters())
+
+
+def test_two_processes_give_what_one_gives(labelled: Path, tmp_path: Path, tiny: dict[str, Any], start: Start) -> None:
+    settings = merge(tiny, {"encoder": {"dropout": 0.0}, "loop": {"max_steps": 6, "log_every": 1, "eval_every": 3}})
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launch = (
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node=2",
+        "--master-addr=127.0.0.1",
+        f"--master-port={port}",
+    )
+    process = start(labelled, tmp_path / "two", settings, command=launch)
+    trained(labelled, tmp_path / "one", settings)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    one, two = ([row for row in rows(tmp_path / name) if "gradient_share" not in row] for name in ("one", "two"))
+    assert len(one) == len(two) == 8
+    for a, b in zip(one, two, strict=True):
+        assert a == pytest.approx(b, rel=2e-4)
+    weights = [safetensors.torch.load_file(tmp_path / name / "final.safetensors") for name in ("one", "two")]
+    torch.testing.assert_close(weights[0], weights[1], rtol=2e-3, atol=2e-5)
+
+
+def test_the_export_gives_the_trainers_own_outputs(labelled: Path, tmp_path: Path, tiny: dict[str, Any]) -> None:
+    trained(labelled, tmp_path / "run", merge(tiny, {"loop": {"max_steps": 2}}))
+    export_run(tmp_path / "run", tmp_path / "out")
+    x_BTF = log_mel(torch.randn(16000).numpy() * 0.1)[None]
+    length_B = torch.tensor([x_BTF.shape[1]])
+    with torch.no_grad():
+        expected = load_run(tmp_path / "run")(x_BTF, length_B).logits_BTV
+        for folder in (tmp_path / "run" / "model", tmp_path / "out"):
+            student, meta = load_student(folder)
+            assert not list(student.heads)
+            assert torch.equal(student(x_BTF, length_B).logits_BTV, expected)
+    assert meta.extra["objective"] == "hierarchical"
+    with pytest.raises(UserError, match=r"has no final\.safetensors|has no student\.json"):
+        load_run(tmp_path)
+
+
+def test_too_little_coverage_is_refused_with_the_missing_ids_and_enough_is_taken(
+    labelled: Path, tmp_path: Path, tiny: dict[str, Any]
+) -> None:
+    project = tmp_path / "project"
+    shutil.copytree(labelled, project)
+    shutil.rmtree(project / "shards")
+    ids = sorted(path.stem for path in (project / "audio").iterdir() if path.stem != "utt004")
+    label_folder(project, levels=["subword"], ids=ids)
+    settings = merge(tiny, {"loop": {"max_steps": 2}})
+    with pytest.raises(
+        UserError, match=r"'labels subword' has labels for 5 of 6 utterances, .* \(missing: utt004\).* --min-coverage 0\.8333"
+    ):
+        trained(project, tmp_path / "run", settings)
+    assert not (tmp_path / "run" / "config.toml").exists()
+    report = trained(project, tmp_path / "run", {**settings, "min_coverage": 0.8333})
+    [head] = [head for head in report.coverage["heads"] if head["head"] == "labels subword"]
+    assert (head["covered"], head["missing"]) == (5, ("utt004",))
+
+
+def test_the_drawing_shows_taps_coverage_and_positions_without_a_slot(labelled: Path, tiny: dict[str, Any]) -> None:
+    data = open_data(
+        build(TrainConfig, tiny, where="train"), manifest=labelled / "manifest.jsonl", units=labelled / "units",
+        alignment=labelled / "alignment.arrow", labels=labelled / "shards",
+    )  # fmt: skip
+    text = show(data)
+    assert "hard-senone: senone hard, 5,126 units × 4 slots of 10 ms" in text
+    assert "labels monophone      100.0% of utterances" in text
+    assert "of them without a slot" in text
+
+
+def test_the_gradients_shares_are_measured_before_step_one(labelled: Path, tmp_path: Path, tiny: dict[str, Any]) -> None:
+    trained(labelled, tmp_path / "run", merge(tiny, {"loop": {"max_steps": 1}}))
+    first = rows(tmp_path / "run")[0]
+    assert first["step"] == 0
+    assert set(first["gradient_share"]) == {
+        "ctc",
+        *(f"{kind}-{level}" for kind in ("hard", "kd") for level in ("senone", "monophone", "subword")),
+    }
+    assert sum(first["gradient_share"].values()) == pytest.approx(1)
+    assert all(value > 0 for value in first["gradient_norm"].values())
+
+
+def test_settings_go_to_toml_and_back(tiny: dict[str, Any]) -> None:
+    config = build(TrainConfig, merge(tiny, {"kds": {"bert": {"temperature": 3.0}}, "hard_heads": False}), where="train")
+    assert build(TrainConfig, to_table(config), where="train") == config

@@ -1,0 +1,110 @@
+"""Which heads and terms an objective has, and what it refuses."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hkd.config import build
+from hkd.errors import UserError
+from hkd.testing.labelled import label_folder
+from hkd.train.config import TrainConfig
+from hkd.train.run import open_data
+from hkd.train.student import needs_of
+
+STORES = {"senone": "senone", "monophone": "monophone", "subword": "subword", "bert": "subword"}
+THREE = {name: level for name, level in STORES.items() if name != "bert"}
+
+
+def opened(folder: Path, **settings: Any) -> Any:
+    config = build(TrainConfig, settings, where="train")
+    return open_data(
+        config,
+        manifest=folder / "manifest.jsonl",
+        units=folder / "units",
+        alignment=folder / "alignment.arrow",
+        labels=folder / "shards",
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "stores", "hard"),
+    [
+        ({"objective": "none"}, (), ()),
+        ({"objective": "none", "main": "senone"}, (), ("senone",)),
+        ({"objective": "hard-heads"}, (), ("senone", "monophone", "subword")),
+        ({"objective": "hard-heads", "levels": ("monophone",)}, (), ("monophone",)),
+        ({"objective": "interpolation"}, ("subword",), ()),
+        ({"objective": "interpolation", "main": "senone"}, ("senone",), ("senone",)),
+        ({"objective": "auxiliary", "levels": ("senone",)}, ("senone",), ()),
+        ({"objective": "auxiliary", "stores": ("senone",), "hard_heads": True}, ("senone",), ("senone",)),
+        ({"objective": "hierarchical"}, ("senone", "monophone", "subword"), ("senone", "monophone", "subword")),
+        ({"objective": "hierarchical", "levels": ("subword", "senone"), "hard_heads": False}, ("senone", "subword"), ()),
+    ],
+)
+def test_each_objective_takes_what_it_is_defined_by(
+    settings: dict[str, Any], stores: tuple[str, ...], hard: tuple[str, ...]
+) -> None:
+    needs = needs_of(TrainConfig(**settings), THREE, aligned=True)
+    assert (needs.stores, needs.hard) == (stores, hard)
+
+
+@pytest.mark.parametrize(
+    ("settings", "stores", "aligned", "message"),
+    [
+        ({"objective": "hierarchical"}, STORES, True, "subword has subword, bert"),
+        ({"objective": "hierarchical"}, {}, True, "there is none"),
+        ({"objective": "hierarchical", "stores": ("bart",)}, STORES, True, "'bart' is none of them"),
+        ({"objective": "hierarchical", "levels": ("word",)}, THREE, True, "'word' has none"),
+        ({"objective": "auxiliary"}, THREE, True, "takes one label store, but senone, monophone, subword would do"),
+        ({"objective": "hard-heads"}, {}, False, "needs an alignment"),
+        ({"objective": "none", "main": "senone"}, {}, False, "needs an alignment"),
+    ],
+)
+def test_what_cannot_be_had_is_refused(settings: dict[str, Any], stores: dict[str, str], aligned: bool, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        needs_of(TrainConfig(**settings), stores, aligned=aligned)
+
+
+def test_heads_sit_at_their_taps_and_terms_follow_the_main_one(labelled: Path) -> None:
+    data = opened(labelled, encoder={"num_layers": 6, "d_model": 16, "num_heads": 2}, taps={"monophone": 5})
+    heads = {head.name: (head.tap, head.slots, head.num_units) for head in data.plan.student.heads}
+    units = {name: store.num_units for name, store in data.join.stores.items()}
+    assert heads == {
+        "hard-senone": (2, 4, 5126), "hard-monophone": (5, 1, 42), "hard-subword": (6, 1, len(data.join.subwords.inventory)),
+        "kd-senone": (2, 4, units["senone"]), "kd-monophone": (5, 1, units["monophone"]), "kd-subword": (6, 1, units["subword"]),
+    }  # fmt: skip
+    assert [term.name for term in data.plan.terms] == ["ctc", *heads]
+
+
+def test_a_temperature_that_was_not_dumped_and_a_tail_that_does_not_fit_are_refused(labelled: Path) -> None:
+    with pytest.raises(UserError, match=r"label store 'senone' holds \(1\), but is 3 instead"):
+        opened(labelled, kd={"temperature": 3.0})
+    with pytest.raises(UserError, match=r"`kd\.tail` must fit label store 'senone', whose selection is topk"):
+        opened(labelled, kd={"tail": "sampled"})
+    with pytest.raises(UserError, match=r"`kd\.where` must be frames or segments for label store 'senone'"):
+        opened(labelled, kd={"where": "ctc"}, levels=["senone"])
+
+
+def test_a_temperature_that_was_dumped_is_taken(labelled: Path, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(labelled, tmp_path / "p")
+    shutil.rmtree(tmp_path / "p" / "shards")
+    label_folder(tmp_path / "p", levels=["monophone"], k=42)
+    data = opened(tmp_path / "p", objective="auxiliary", kd={"temperature": 3.0})  # dense: any temperature
+    assert data.plan.terms[1].column is None
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"objective": "both"}, "`objective` must be one of none"),
+        ({"lam": -1.0}, "`lam`"),
+        ({"min_coverage": 2.0}, "`min_coverage`"),
+    ],
+)
+def test_wrong_settings_are_refused_by_name(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        replace(TrainConfig(), **wrong)
