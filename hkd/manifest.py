@@ -102,23 +102,49 @@ class Manifest(Sequence[Utterance]):
         return digest_of(part for u in sorted(self._utterances, key=lambda u: u.id) for part in (u.id, u.text))
 
 
-def parse_line(line: str, folder: Path) -> Utterance:
-    """One JSONL line → utterance. Raises UserError (without file and line: `read` adds them)."""
+_SHOWN = 60
+
+
+def _refuse_constant(name: str) -> None:
+    raise UserError(f"numbers must be finite, but one is {name} instead.")
+
+
+def _parse_json(line: str) -> dict[str, Any]:
+    """One JSON object, only with what can be written again: finite numbers, and text that is Unicode."""
     try:
-        row = json.loads(line)
+        row = json.loads(line, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
         raise UserError(f"a line must be one JSON object, but is no JSON ({error.msg} at column {error.colno}).") from None
+    except RecursionError:
+        raise UserError("a line must be one JSON object, but is no JSON that can be read (nested too deep).") from None
+    except ValueError:
+        raise UserError("a line must be one JSON object, but is no JSON that can be read (a number is too long).") from None
     if not isinstance(row, dict):
         raise UserError(f"a line must be one JSON object, but is a {type(row).__name__} instead.")
+    if "\\u" in line:
+        try:
+            json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise UserError("text must be Unicode, but holds half of a surrogate pair.") from None
+    return row
+
+
+def parse_line(line: str, folder: Path) -> Utterance:
+    """One JSONL line → utterance. Raises UserError (without file and line: `read` adds them)."""
+    row = _parse_json(line)
     types = {"id": str, "text": str, "audio_filepath": str, "speaker": str, "offset": (int, float), "duration": (int, float)}
     for name, wanted in types.items():
         value = row.get(name)
         if value is None and name in ("id", "text"):
             raise UserError(f"field '{name}' must be there, but is missing.")
         if value is not None and (not isinstance(value, wanted) or isinstance(value, bool)):  # type: ignore[arg-type]
-            raise UserError(
-                f"field '{name}' must be {'a number' if name in ('offset', 'duration') else 'a string'}, but is {value!r}."
-            )
+            kind = "a number" if name in ("offset", "duration") else "a string"
+            raise UserError(f"field '{name}' must be {kind}, but is {repr(value)[:_SHOWN]}.")
+        if isinstance(value, int):
+            try:
+                row[name] = float(value)
+            except OverflowError:
+                raise UserError(f"field '{name}' must be finite, but has {len(str(value))} digits.") from None
     path = row.get("audio_filepath")
     if path is not None and "://" not in path:
         path = os.path.normpath(folder / path)

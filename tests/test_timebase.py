@@ -1,0 +1,45 @@
+"""The one rounding rule."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hkd import timebase
+
+
+@given(st.integers(0, 10**9), st.sampled_from([8_000, 16_000, 22_050, 44_100, 48_000]))
+def test_samples_survive_the_way_through_seconds(samples: int, rate: int) -> None:
+    assert timebase.seconds_to_samples(samples / rate, rate) == samples
+
+
+def test_half_a_sample_goes_up() -> None:
+    assert [timebase.seconds_to_samples(t, 2) for t in (0.0, 0.24, 0.25, 0.5, 0.74, 0.75)] == [0, 0, 1, 1, 1, 2]
+
+
+@pytest.mark.parametrize(("samples", "frames"), [(0, 1), (159, 1), (160, 1), (319, 1), (320, 2), (16_000, 100)])
+def test_frames_are_whole_hops_and_at_least_one(samples: int, frames: int) -> None:
+    assert timebase.samples_to_frames(samples) == frames
+
+
+@given(st.lists(st.integers(0, 100_000), min_size=1, max_size=30), st.floats(0.5, 2.0))
+def test_retiming_keeps_the_order_of_boundaries(boundaries: list[int], speed: float) -> None:
+    moved = timebase.retime(np.array(sorted(boundaries)), speed)
+    assert (np.diff(moved) >= 0).all()
+    assert np.array_equal(timebase.retime(np.array(boundaries), 1.0), boundaries)
+    assert (np.abs(moved - np.array(sorted(boundaries)) / speed) <= 0.5 + 1e-6).all()
+
+
+@given(st.integers(1, 5000), st.sampled_from([1, 2, 4]))
+def test_slots_lie_in_order_and_cover_the_encoder_frames(frames: int, slots: int) -> None:
+    middles = timebase.slot_middles(frames, slots)
+    width = timebase.SUBSAMPLING // slots
+    assert len(middles) == timebase.num_encoder_frames(frames) * slots
+    assert (np.diff(middles) == width).all()
+    assert np.array_equal(middles // width, np.arange(len(middles)))
+    assert timebase.num_encoder_frames(frames) == -(-frames // 4)
+
+
+def test_slots_must_divide_an_encoder_frame() -> None:
+    with pytest.raises(ValueError, match="divide"):
+        timebase.slot_middles(10, 3)
