@@ -76,8 +76,8 @@ class LmConfig:
                 raise UserError(f"`{name}` must be at least {least}, but is {getattr(self, name)} instead.")
         if not 0 < self.held_out < 1:
             raise UserError(f"`held_out` must be a share between 0 and 1, but is {self.held_out} instead.")
-        if not 0 <= self.ngram_order <= 5:
-            raise UserError(f"`ngram_order` must be 1 to 5, or 0 for the level's own, but is {self.ngram_order} instead.")
+        if self.ngram_order not in (0, 2, 3, 4, 5):
+            raise UserError(f"`ngram_order` must be 2 to 5, or 0 for the level's own, but is {self.ngram_order} instead.")
         if (self.direction == "causal") != (self.resolved_given == "left"):
             raise UserError(
                 f"`given` must be 'left' with causal and only there, but is '{self.given}' with {self.direction} instead."
@@ -306,9 +306,10 @@ class _Training:
         sets = [name for name in folds[0].judged if any(fold.judged[name] for fold in folds)]
         table: dict[str, dict[str, Any]] = {}
         whole = json.loads((self.folder / CONFIG).read_text(encoding="utf-8"))
+        unigrams = [unigram(fold.corpus.counts(len(self.inventory)), self.senones) for fold in folds]
         for name in sets:
             parts: dict[str, list[tuple[float, int, int]]] = {"neural": [], "ngram": [], "unigram": []}
-            for fold in folds:
+            for number, fold in enumerate(folds):
                 chosen = sample(
                     fold.judged[name], max_positions=max(1, config.max_scored_positions // len(folds)), seed=config.loop.seed
                 )
@@ -317,10 +318,7 @@ class _Training:
                 for kind, load in (("neural", load_neural_part), ("ngram", load_ngram_part)):
                     teacher: Teacher = load(fold.folder, config=whole, inventory=self.inventory, name=self.folder.name)
                     parts[kind].append(figures(teacher, chosen))
-                counts_V = np.zeros(len(self.inventory), np.int64)
-                for unit_U in fold.corpus:
-                    np.add.at(counts_V, unit_U, 1)
-                parts["unigram"].append(unigram_figures(unigram(counts_V, self.senones), self.senones, chosen))
+                parts["unigram"].append(unigram_figures(unigrams[number], self.senones, chosen))
             table[name] = {kind: asdict(summed(part)) for kind, part in parts.items()}
             table[name]["positions"] = sum(part[2] for part in parts["ngram"])
         return self._report(folds, train, table)

@@ -175,7 +175,7 @@ def cache_text(
                 stack.callback(train.close)
                 stack.callback(held.close)
                 for text in read_lines(paths, progress=progress):
-                    sentence = words(text)
+                    sentence = words(text) if any(c.isalnum() for c in text) else []  # a line of "%" alone is no "percent"
                     if not sentence:
                         continue
                     facts["lines"] += 1
@@ -223,6 +223,13 @@ class Corpus:
     def __iter__(self) -> Iterator[Sequence_U]:
         for part in self.parts:
             yield from part
+
+    def counts(self, num_units: int) -> NDArray[np.int64]:
+        """How often each unit of the inventory occurs, counts_V."""
+        counts_V = np.zeros(num_units, np.int64)
+        for unit_U in self:
+            np.add.at(counts_V, unit_U, 1)
+        return counts_V
 
     @property
     def num_units(self) -> int:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from hkd.errors import UserError
@@ -196,7 +197,7 @@ def load_neural_part(
     model = UnitLm(UnitLmSizes(**config["sizes"]), num_units=len(inventory), direction=str(config["direction"]), senones=senones)
     try:
         model.load_state_dict(load_file(part / MODEL))
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         first = str(error).splitlines()[0]
         raise UserError(f"{part / MODEL} must hold this LM's weights, but cannot be read ({first}). Train it anew.") from None
     info = TeacherInfo(

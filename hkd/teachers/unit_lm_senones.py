@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from hkd.errors import UserError
@@ -136,7 +137,7 @@ class SenoneCounts:
             t = load_file(path)
             senones = SenoneMap(phone_of_V=t["phone_of_unit"].astype(np.int64), state_of_V=t["state_of_unit"].astype(np.int64))
             return cls(senones, lrs_M3=t["lrs"].astype(np.int64), count_M=t["count"].astype(np.float64), prior=prior)
-        except (OSError, KeyError, ValueError) as error:
+        except (OSError, KeyError, ValueError, SafetensorError) as error:
             raise UserError(f"{path} must hold counts of senones in context, but cannot be read ({error}).") from None
 
 

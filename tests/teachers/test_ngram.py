@@ -87,7 +87,7 @@ def dense(teacher, sentences: list[list[str]]) -> list[np.ndarray]:
 
 def test_two_sided_is_the_whole_sentence_renormalised_over_the_place(arpa):
     path, _ = arpa
-    brute, sentences = Brute(path), random_text(1, 25) + [["a"], ["e", "e"]]
+    brute, sentences = Brute(path), [*random_text(1, 25), ["a"], ["e", "e"]]
     teacher = load_ngram(path, level="monophone", inventory=INVENTORY)
     for words, p_UV in zip(sentences, dense(teacher, sentences), strict=True):
         for n in range(len(words)):
@@ -195,7 +195,7 @@ def test_the_phone_trigram_is_pocketsphinxs():
     teacher = phone_trigram()
     model = pocketsphinx.NGramModel.readfile(str(Path(pocketsphinx.get_model_path()) / "en-us" / "en-us-phone.lm.bin"))
     symbols = teacher.inventory.symbols
-    words = "DH AH K AE T".split()
+    words = ["DH", "AH", "K", "AE", "T"]
     unit_U = np.array([teacher.inventory.id_of[p] for p in words], np.int32)
     row = teacher.score([Sentence(id="x", unit_U=unit_U, word_U=unit_U)], k=len(symbols))[0]
     phones = [s for s in symbols if s != "SIL" and not s.startswith("+")]

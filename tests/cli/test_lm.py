@@ -1,0 +1,45 @@
+"""`hkd lm` in a working folder."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from hkd.cli.lm import app
+from hkd.errors import UserError
+from hkd.testing.corpus import tiny_sentences
+from hkd.units.sequences import train_units
+
+SMALL = ["--steps", "3", "--set", "sizes.width=8", "--set", "batch_sentences=4", "--set", "held_out=0.2"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Units and a text."""
+    (tmp_path / "text.txt").write_text("\n".join(tiny_sentences(60)))
+    train_units(tiny_sentences(60), tmp_path / "units", vocab_size=60)
+    (tmp_path / "hkd.toml").write_text("[lm.subword]\nngram_order = 2\n[lm.subword.loop]\nseed = 7\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_train_then_score(folder):
+    run = CliRunner()
+    trained = run.invoke(app, ["train", "--unit", "subword", "--text", "text.txt", *SMALL], catch_exceptions=False)
+    assert trained.exit_code == 0
+    assert "2-gram" in trained.stdout  # from hkd.toml
+    assert json.loads((folder / "lm" / "subword" / "config.json").read_text())["identity"]["config"]["loop"]["seed"] == 7
+    scored = run.invoke(app, ["score", "subword"], catch_exceptions=False)
+    assert scored.stdout == trained.stdout
+    value = json.loads(run.invoke(app, ["score", "lm/subword", "--json"], catch_exceptions=False).stdout)
+    assert value["steps"] == 3
+    again = run.invoke(app, ["train", "--unit", "subword", "--text", "text.txt", *SMALL], catch_exceptions=False)
+    assert again.stdout == trained.stdout
+
+
+def test_what_is_missing_is_said(folder):
+    run = CliRunner()
+    assert isinstance(run.invoke(app, ["train", "--unit", "subword"]).exception, UserError)
+    assert isinstance(run.invoke(app, ["train", "--unit", "sentence", "--text", "text.txt"]).exception, UserError)
+    assert "hkd lm train" in str(run.invoke(app, ["score", "nothing"]).exception)

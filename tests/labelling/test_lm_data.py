@@ -1,0 +1,105 @@
+"""Text → token cache: what is kept, held out, left out, cut; folds."""
+
+import gzip
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from hkd.errors import UserError
+from hkd.labelling.lm_data import Corpus, TokenCache, cache_text, cut, folds_of, is_held_out, read_lines
+from hkd.manifest import Manifest, Utterance
+from hkd.testing.corpus import tiny_sentences
+from hkd.units.text import words
+
+LINES = tiny_sentences(300)
+
+
+def lengths(sentence):
+    """A stand-in for units: the words' lengths."""
+    return [np.array([len(word) for word in sentence], np.int32)]
+
+
+def cached(folder, paths, **options):
+    return cache_text(paths, folder, **{"encode": lengths, "held_out": 0.2, "transcripts": frozenset(), **options})
+
+
+def test_every_sentence_is_trained_on_or_held_out_and_equal_ones_on_one_side(tmp_path):
+    (tmp_path / "a.txt").write_text("\n".join(LINES[:200]))
+    with gzip.open(tmp_path / "b.txt.gz", "wt") as file:
+        file.write("\n".join(line.upper() for line in LINES[100:]))
+    train, held = cached(tmp_path / "cache", [tmp_path / "a.txt", tmp_path / "b.txt.gz"])
+    want = {True: [], False: []}
+    for line in [*LINES[:200], *LINES[100:]]:
+        want[is_held_out(" ".join(words(line)), 0.2)].append(lengths(words(line))[0].tolist())
+    assert [u.tolist() for u in train] == want[False]
+    assert [u.tolist() for u in held] == want[True]
+    assert 0.1 < len(held) / 400 < 0.3
+    assert train.num_units == sum(map(len, want[False]))
+
+
+def test_transcripts_and_lines_without_words_are_left_out(tmp_path):
+    (tmp_path / "a.txt").write_text("One two.\n%\n\n--\nThree, four!\nONE TWO\npercent\n")
+    train, held = cached(tmp_path / "cache", [tmp_path / "a.txt"], transcripts=frozenset({"one two"}))
+    assert train.facts == {"lines": 4, "left_out": 2, "unpronounceable": 0}
+    assert sorted(u.tolist() for u in [*train, *held]) == [[5, 4], [7]]
+
+
+def test_a_cache_that_is_there_is_taken_and_half_a_one_is_made_anew(tmp_path):
+    (tmp_path / "a.txt").write_text("\n".join(LINES))
+
+    def stop(sentence):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cached(tmp_path / "cache", [tmp_path / "a.txt"], encode=stop)
+    first = [u.tolist() for u in cached(tmp_path / "cache", [tmp_path / "a.txt"])[0]]
+    assert [u.tolist() for u in cached(tmp_path / "cache", [tmp_path / "a.txt"], encode=stop)[0]] == first
+    assert len(first) > 100
+
+
+def test_an_empty_cache_reads(tmp_path):
+    train, held = cached(tmp_path / "cache", [])
+    assert len(train) == len(held) == len(Corpus([train, held])) == 0
+    assert list(TokenCache(tmp_path / "cache" / "text-train")) == []
+
+
+def test_a_cut_keeps_all_units_and_begins_where_it_may():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        unit_U = np.arange(rng.integers(1, 60), dtype=np.int32)
+        may_U = rng.random(len(unit_U)) < 0.3
+        pieces = list(cut(unit_U, may_U, 10))
+        np.testing.assert_array_equal(np.concatenate(pieces), unit_U)
+        for before, piece in pairwise(pieces):
+            assert len(before) <= 10
+            assert may_U[piece[0]] or not may_U[before[0] + 1 : before[0] + 11].any()
+
+
+def test_folds_keep_equal_texts_together_and_are_of_like_size():
+    manifest = Manifest(Utterance(id=f"{n}", text=LINES[n % 50].upper() if n % 2 else LINES[n % 50]) for n in range(120))
+    fold_of = folds_of(manifest, 4)
+    assert set(fold_of) == {u.id for u in manifest}
+    for n in range(120):
+        assert fold_of[str(n)] == fold_of[str(n % 50)]
+    assert max(np.bincount([fold_of[str(n)] for n in range(50)])) <= 13
+    assert folds_of(Manifest(list(manifest)[::-1]), 4) == fold_of
+    with pytest.raises(UserError, match="folds"):
+        folds_of(manifest, 51)
+
+
+def test_a_corpus_is_its_parts_in_order():
+    parts = [[np.array([i], np.int32) for i in range(n)] for n in (3, 0, 2)]
+    corpus = Corpus(parts)
+    assert [int(u[0]) for u in corpus] == [int(corpus[i][0]) for i in range(5)] == [0, 1, 2, 0, 1]
+    assert corpus.num_units == len(corpus) == 5
+
+
+def test_broken_text_is_named_with_its_line(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"fine\n\xff\xfe\n")
+    with pytest.raises(UserError, match=r"a\.txt:2"):
+        list(read_lines([tmp_path / "a.txt"]))
+    whole = gzip.compress(b"some words\n" * 1000)
+    (tmp_path / "b.gz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"b\.gz"):
+        list(read_lines([tmp_path / "b.gz"]))
