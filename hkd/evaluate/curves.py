@@ -8,6 +8,8 @@ from pathlib import Path
 from hkd.evaluate.svg import Point
 
 NOT_TERMS = frozenset({"step", "lr", "gradient"})
+DEV = "dev_"  # what the trainer puts before figures of the dev split
+RATES = ("wer", "cer", "per")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,19 +39,19 @@ def read_curves(run_folder: Path) -> Curves:
 
 
 def panels(curves: Mapping[str, Curves]) -> list[tuple[str, dict[str, Sequence[Point]]]]:
-    """(figure, run → points), one a panel: error rates on dev first, then the whole loss, then its terms, then the rest of dev."""
-    dev_names = list(dict.fromkeys(name for c in curves.values() for name in c.dev))
-    term_names = list(dict.fromkeys(name for c in curves.values() for name in c.terms))
-    rates = [name for name in dev_names if any(part in name.lower() for part in ("wer", "cer", "per"))]
-    ordered = [
-        *((n, "dev") for n in rates),
-        *((n, "terms") for n in term_names),
-        *((n, "dev") for n in dev_names if n not in rates),
-    ]
+    """(title, run → points), one a panel: error rates on dev first, then the whole loss, then each term, in training and on dev."""
+    dev = list(dict.fromkeys(name for c in curves.values() for name in c.dev))
+    terms = list(dict.fromkeys(name for c in curves.values() for name in c.terms))
+    rates = [name for name in dev if name.removeprefix(DEV) in RATES]
+    ordered = [(f"{name.removeprefix(DEV).upper()} on dev, %", "dev", name) for name in rates]
+    for term in terms:
+        ordered.append((f"{term}, training", "terms", term))
+        ordered += [(f"{term} on dev", "dev", name) for name in dev if name == DEV + term]
+    rest = [name for name in dev if name not in rates and name.removeprefix(DEV) not in terms]
+    ordered += [(f"{name.removeprefix(DEV)} on dev", "dev", name) for name in rest]
     result = []
-    for name, kind in ordered:
+    for title, kind, name in ordered:
         series = {run: getattr(c, kind)[name] for run, c in curves.items() if name in getattr(c, kind)}
-        title = name if kind == "terms" or "dev" in name else f"{name} on dev"
         if any(len(points) > 1 for points in series.values()):
             result.append((title, series))
     return result

@@ -11,19 +11,24 @@ from markupsafe import Markup
 
 NUM_COLOURS = 8
 CHART_WIDTH, CHART_HEIGHT = 360, 210
-_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 10, 10, 30
+_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 14, 10, 34
 Point = tuple[float, float]
 
 
 def ticks(low: float, high: float, most: int = 5) -> list[float]:
     """Round numbers (1, 2, 2.5 or 5 times a power of ten apart) that span [low, high], about `most` of them."""
-    if not (math.isfinite(low) and math.isfinite(high)) or high <= low:
+    if not (math.isfinite(low) and math.isfinite(high)) or _level(low, high):
         return [low]
     raw = (high - low) / max(1, most - 1)
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(power * m for m in (1, 2, 2.5, 5, 10) if power * m >= raw * (1 - 1e-9))
     first = math.floor(low / step + 1e-9)
     return [round((first + i) * step, 12) for i in range(math.ceil((high - first * step) / step - 1e-9) + 1)]
+
+
+def _level(low: float, high: float) -> bool:
+    """Whether two values are too close to be told apart on an axis."""
+    return high - low <= 1e-10 * max(abs(low), abs(high), 1e-6)
 
 
 def number(value: float) -> str:
@@ -69,7 +74,9 @@ def line_chart(series: Mapping[str, Sequence[Point]], colours: Mapping[str, int]
         return Markup("")
     low, high = min(y for _, y in points), max(y for _, y in points)
     low = 0.0 if 0 <= low < 0.35 * high else low
-    y_ticks = ticks(low, high if high > low else low + 1)
+    if _level(low, high):  # a level line lies in the middle
+        low, high = low - 0.5 * (abs(low) or 1), high + 0.5 * (abs(high) or 1)
+    y_ticks = ticks(low, high)
     x_ticks = ticks(min(0.0, min(x for x, _ in points)), max(x for x, _ in points) or 1.0)
     x0, x1, y0, y1 = x_ticks[0], max(x for x, _ in points) or 1.0, y_ticks[0], y_ticks[-1]
 
@@ -103,8 +110,8 @@ def thin(values: Sequence[Point], most: int = 240) -> list[Point]:
     if len(values) <= most:
         return list(values)
     width = -(-len(values) // most)
-    groups = [values[i : i + width] for i in range(0, len(values) - 1, width)]
-    return [(g[-1][0], sum(y for _, y in g) / len(g)) for g in groups] + [values[-1]]
+    groups = [values[:-1][i : i + width] for i in range(0, len(values) - 1, width)]
+    return [*((g[-1][0], sum(y for _, y in g) / len(g)) for g in groups), values[-1]]
 
 
 def forest(
@@ -123,7 +130,7 @@ def forest(
     height = top + row_height * len(rows) + 24
 
     def place(value: float) -> float:
-        return 12 + (value - x_ticks[0]) / ((x_ticks[-1] - x_ticks[0]) or 1) * (CHART_WIDTH - 24)
+        return 20 + (value - x_ticks[0]) / ((x_ticks[-1] - x_ticks[0]) or 1) * (CHART_WIDTH - 40)
 
     bottom = height - 22
     parts = [line(place(x), top, place(x), bottom, "grid") for x in x_ticks]
@@ -133,7 +140,7 @@ def forest(
     for row, (name, rate, low, high, colour) in enumerate(rows):
         y = top + row_height * row + 23
         c = colour % NUM_COLOURS
-        parts.append(text(12, y - 9, name, cls="name"))
+        parts.append(text(0, y - 9, name))
         if low is not None and high is not None:
             parts.append(line(place(low), y, place(high), y, f"whisker s{c}"))
         parts.append(

@@ -121,7 +121,7 @@ def _texts(row: Row) -> tuple[str, ...]:
         ]
     delta, p = ("–", "–")
     if row.against is not None:
-        delta, p = f"{100 * row.against.difference:+.2f}", format_p(row.against.p)
+        delta, p = f"{100 * row.against.difference:+.2f}".replace("-", "−"), format_p(row.against.p)
     rtf = "–" if row.rtf is None else f"{row.rtf:.3f}"
     return (row.name, str(len(row.runs)), *rates, delta, p, f"{row.parameters / 1e6:.2f} M", rtf)
 

@@ -100,7 +100,7 @@ def write_run(project: Project, objective: str, *, seed: int) -> None:
         objective=objective,
         stores=("subword",) if objective == "interpolation" else (),
         encoder=encoder,
-        loop=LoopConfig(max_steps=2, warmup_steps=0, seed=seed),
+        loop=LoopConfig(max_steps=1, warmup_steps=0, seed=seed),
     )
     train(config, folder, manifest=project.manifest, units=project.units, alignment=project.alignment, labels=project.labels)
     heads = json.loads((folder / "student.json").read_text())["heads"]
@@ -153,10 +153,10 @@ def evaluated(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Pro
 
 @pytest.fixture(scope="session")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """Sixteen utterances of four voices, three stores, four runs; read-only for tests."""
+    """Twelve utterances of four voices, three stores, four runs; read-only for tests."""
     project = Project(tmp_path_factory.mktemp("project"))
     torch.set_num_threads(1)
-    tiny_corpus(project.folder, num_utterances=16)
+    tiny_corpus(project.folder, num_utterances=12)
     prepare_folder(project.folder)
     for seed, level in enumerate(LEVELS):
         write_store(project, level, seed=seed)

@@ -1,0 +1,82 @@
+"""Utterances to look at: which are chosen, errors marked, the teacher's candidates true to the store."""
+
+import base64
+import io
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hkd.align.alignment import Alignment
+from hkd.audio import read_audio
+from hkd.evaluate.examples import examples, flac_address, marked, opinions_of, store_positions
+from hkd.evaluate.result import read_result
+from hkd.labels.store import open_stores
+from hkd.manifest import read as read_manifest
+
+WORDS = st.lists(st.sampled_from(["a", "b<", "c&d"]), max_size=6).map(" ".join)
+
+
+@given(WORDS, WORDS)
+def test_marks_count_the_errors_and_escape(reference: str, hypothesis: str) -> None:
+    markup, wrong = marked(reference, hypothesis)
+    assert (wrong == 0) == (reference == hypothesis)
+    assert "<" not in str(markup).replace("<mark", "").replace("</mark", "").replace("<ins", "").replace("</ins", "").replace(
+        "<del", ""
+    ).replace("</del", "")
+    if wrong == 0:
+        assert markup.unescape() == hypothesis
+
+
+def test_sound_survives_as_a_data_address() -> None:
+    wave_S = np.round(np.sin(np.arange(1600) / 9) * 32767).astype(np.float32) / 32768
+    head, _, body = flac_address(wave_S).partition(",")
+    assert head == "data:audio/flac;base64"
+    back, rate = soundfile.read(io.BytesIO(base64.b64decode(body)), dtype="float32")
+    assert rate == 16_000
+    np.testing.assert_array_equal(back, wave_S)
+
+
+def test_candidates_are_the_stores(project) -> None:  # type: ignore[no-untyped-def]
+    alignment = Alignment(project.alignment)
+    for name, store in open_stores(project.labels).items():
+        utterance = store.ids[0]
+        opinions, topk = opinions_of(store, utterance), store.block([utterance]).topk
+        symbols = store.spec.inventory.symbols
+        assert (opinions.store, opinions.level, len(opinions.cards)) == (name, name, len(topk))
+        for n, card in enumerate(opinions.cards):
+            assert card.reference == symbols[topk.gold_N[n]]
+            assert [c.unit for c in card.candidates] == [symbols[i] for i in topk.ids_NK[n, :5]]
+            assert card.p == pytest.approx(np.exp(topk.gold_logp_N[n]))
+            assert sum(c.p for c in card.candidates) + card.tail == pytest.approx(1, abs=0.02)
+        where = store_positions(alignment, alignment[utterance], store)
+        assert where is not None
+        assert len(where.unit_U) == len(topk)
+        assert [symbols[u] for u in where.unit_U] == [card.reference for card in opinions.cards]
+
+
+def test_examples_show_where_the_runs_differ(evaluated) -> None:  # type: ignore[no-untyped-def]
+    manifest, reports = read_manifest(evaluated.manifest), [read_result(run, "test") for run in evaluated.runs]
+    stores = open_stores(evaluated.labels)
+    found = examples(manifest, reports=reports, alignment=Alignment(evaluated.alignment), stores=stores, number=2)
+    assert len(found) == 2
+    spreads = []
+    for example in found:
+        assert example.split == "test"
+        assert example.seconds == pytest.approx(len(read_audio(manifest.by_id(example.id))) / 16_000)
+        assert [run for run, _, _ in example.hypotheses] == [report.run for report in reports]
+        assert {o.store for o in example.opinions} == set(stores)
+        assert example.drawing is not None
+        wrong = [errors for _, _, errors in example.hypotheses]
+        spreads.append(max(wrong) - min(wrong))
+    assert spreads == sorted(spreads, reverse=True)
+
+
+def test_without_alignment_or_stores_there_is_still_sound_and_text(evaluated) -> None:  # type: ignore[no-untyped-def]
+    reports = [read_result(evaluated.runs[0], "test")]
+    (example,) = examples(read_manifest(evaluated.manifest), reports=reports, alignment=None, stores={}, number=1)
+    assert example.drawing is None
+    assert example.opinions == ()
+    assert example.audio is not None

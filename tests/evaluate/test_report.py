@@ -1,0 +1,150 @@
+"""The page: valid, self-contained, with the true numbers, and whole without its optional parts."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from hkd.errors import UserError
+from hkd.evaluate.report import figure, minutes, percent, write_report
+from hkd.evaluate.result import read_result
+from hkd.evaluate.svg import CHART_WIDTH
+from hkd.labels.card import describe
+from hkd.labels.store import open_stores
+
+VOID = frozenset({"meta", "link", "br", "hr", "img", "input", "source", "area", "base", "col", "embed", "wbr"})
+LOADS = frozenset({"script", "link", "iframe", "object", "embed", "base", "form"})
+
+
+class Page(HTMLParser):
+    """Checks nesting, and collects tags, addresses and the text of table cells."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.addresses: list[tuple[str, str]] = []
+        self.ids: list[str] = []
+        self.cells: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == [], f"never closed: {self.open}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        names = [name for name, _ in attrs]
+        assert len(names) == len(set(names)), f"an attribute of {tag} stands twice"
+        for name, value in attrs:
+            if name in ("src", "href", "srcset", "action", "data", "poster", "xlink:href"):
+                self.addresses.append((tag, value or ""))
+            if name == "id":
+                self.ids.append(value or "")
+            assert not name.startswith("on"), f"{name} would run a script"
+        if tag in ("td", "th"):
+            self.cells.append("")
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open[-1] == tag, f"</{tag}> closes <{self.open[-1]}>"
+        self.open.pop()
+
+    def handle_data(self, data: str) -> None:
+        if "td" in self.open or "th" in self.open:
+            self.cells[-1] += data.strip()
+
+
+@pytest.fixture(scope="module")
+def page(evaluated) -> tuple[str, Page]:  # type: ignore[no-untyped-def]
+    out = evaluated.folder / "report.html"
+    write_report(
+        evaluated.runs,
+        out,
+        manifest=evaluated.manifest,
+        alignment=evaluated.alignment,
+        labels=evaluated.labels,
+        lm=evaluated.folder / "lm",
+    )
+    text = out.read_text(encoding="utf-8")
+    return text, Page(text)
+
+
+def test_it_is_valid_and_needs_nothing_from_anywhere(page: tuple[str, Page]) -> None:
+    text, parsed = page
+    assert text.startswith("<!DOCTYPE html>")
+    assert not LOADS & set(parsed.tags)
+    assert len(parsed.ids) == len(set(parsed.ids))
+    for tag, address in parsed.addresses:
+        assert address.startswith("data:") or tag == "a", f"{tag} loads {address[:60]}"
+    assert not re.search(r"https?://|url\(|@import|//cdn", text)
+    assert 'name="viewport"' in text
+    assert "prefers-color-scheme: dark" in text
+
+
+def test_every_section_is_there(page: tuple[str, Page]) -> None:
+    assert page[1].ids == ["table", "errors", "heads", "curves", "labels", "lms", "examples", "made"]
+    assert "{{" not in page[0]
+    assert "None" not in page[1].cells
+
+
+def test_the_numbers_are_those_of_the_evaluations_and_stores(evaluated, page: tuple[str, Page]) -> None:  # type: ignore[no-untyped-def]
+    _, parsed = page
+    for run in evaluated.runs:
+        report = read_result(run, "test")
+        at = parsed.cells.index(run.name)
+        assert parsed.cells[at + 2] == f"{100 * report.errors['wer'].rate:.2f}"
+        assert parsed.cells[at + 4] == f"{100 * report.errors['cer'].rate:.2f}"
+        assert parsed.cells[at + 6] == f"{100 * report.errors['per'].rate:.2f}"
+    for name, store in open_stores(evaluated.labels).items():
+        facts = describe(store.path, store.spec)
+        row = parsed.cells[parsed.cells.index(name) :][:11]
+        assert row[5:9] == [
+            percent(facts["top1_hit_rate"]), percent(facts["topk_hit_rate"]), figure(facts["perplexity"]), figure(facts["entropy"]),
+        ]  # fmt: skip
+
+
+def test_how_little_data_stands_behind_it_is_said_at_the_top(page: tuple[str, Page]) -> None:
+    lead = " ".join(page[0].split('class="lead"')[1].split("</p>")[0].split())
+    assert "6 utterances, 2 speakers" in lead
+    assert "3 utterances, 27 words, 1 speaker." in lead
+    assert "That is little" in lead
+
+
+def test_drawings_are_no_wider_than_a_phone_or_scroll(page: tuple[str, Page]) -> None:
+    text, _ = page
+    for head in re.findall(r"<svg [^>]*>", text):
+        width = float(re.search(r'viewBox="0 0 ([\d.]+)', head)[1])  # type: ignore[index]
+        assert 'width="100%"' in head or width > 0
+        assert width <= CHART_WIDTH or 'width="100%"' not in head
+
+
+def test_the_same_bytes_again_and_hostile_text_is_escaped(evaluated, page: tuple[str, Page], tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    arguments = {"manifest": evaluated.manifest, "alignment": evaluated.alignment, "labels": evaluated.labels}
+    out = tmp_path / "report.html"
+    write_report(evaluated.runs, out, lm=evaluated.folder / "lm", title="demo", **arguments)
+    assert out.read_text() == page[0]
+    write_report(evaluated.runs, out, title="<script>alert(1)</script>", **arguments)
+    assert "<script>" not in out.read_text()
+    Page(out.read_text())
+
+
+def test_without_the_optional_parts_their_sections_are_left_out(evaluated, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    out = tmp_path / "report.html"
+    table = write_report(evaluated.runs[:1], out)
+    parsed = Page(out.read_text())
+    assert parsed.ids == ["table", "errors", "curves", "made"]
+    assert [row.name for row in table.rows] == ["none"]
+    with pytest.raises(UserError, match="Run `hkd evaluate none --split dev` first"):
+        write_report(evaluated.runs[:1], out, split="dev")
+
+
+def test_figures_for_people() -> None:
+    assert (percent(0.1234), percent(None), figure(1234.5), figure(None)) == ("12.3", "–", "1,234.50", "–")
+    assert (minutes(0.5), minutes(3)) == ("30.0 minutes", "3.0 hours")

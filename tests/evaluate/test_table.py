@@ -1,0 +1,103 @@
+"""The objectives' table: its numbers, its order, pooling of seeds, blocks, refusals."""
+
+import dataclasses
+import re
+
+import pytest
+
+from hkd.errors import UserError
+from hkd.evaluate.result import EvaluationReport, Hypothesis, read_result, score_all
+from hkd.evaluate.run import EvaluateConfig, error_rate
+from hkd.evaluate.significance import paired_bootstrap
+from hkd.evaluate.table import configuration_of, format_p, objectives_table
+
+
+def report_of(run: str, said: list[str], *, objective: str = "none", speakers: int = 12, seed: int = 0) -> EvaluationReport:
+    """An evaluation of "one two three four five" by many speakers, made from what was understood."""
+    rows = tuple(
+        Hypothesis(id=f"u{n}", speaker=f"s{n % speakers}", seconds=2.0, reference="one two three four five", hypothesis=text)
+        for n, text in enumerate(said)
+    )
+    errors = {name: error_rate(score, None, EvaluateConfig(num_draws=100)) for name, score in score_all(rows).items()}
+    data = {"utterances": len(rows), "speakers": speakers, "hours": len(rows) / 1800, "words": 5 * len(rows)}
+    inputs = {"settings": {"level": 0.95}, "model": "0" * 64, "normalisation": "hkd-words-1"}
+    return EvaluationReport(
+        run=run, split="test", objective=objective, seed=seed, data=data, errors=errors, frames={}, parameters=1_000_000,
+        decoder={"name": "greedy"}, inputs=inputs, rtf=0.01, hypotheses=rows,
+    )  # fmt: skip
+
+
+GOOD, BAD = "one two three four five", "one two six seven five"
+
+
+def test_rows_come_in_the_order_of_the_objectives_with_the_evaluations_rates(evaluated) -> None:  # type: ignore[no-untyped-def]
+    reports = [read_result(run, "test") for run in reversed(evaluated.runs)]
+    table = objectives_table(reports)
+    assert [row.name for row in table.rows] == ["none", "hard-heads", "interpolation", "hierarchical"]
+    assert table.baseline == "none"
+    assert table.blocks == "utterance"
+    for row in table.rows:
+        report = next(r for r in reports if r.run == row.name)
+        for metric, rate in report.errors.items():
+            assert row.cells[metric].rate == pytest.approx(rate.rate)
+    for rendered in (table.text(), table.markdown()):
+        for report in reports:
+            assert f"{100 * report.errors['wer'].rate:.2f}" in rendered
+        assert re.search(r"\b27 words", rendered)
+        assert "Fewer than 10 speakers" in rendered
+
+
+def test_columns_are_aligned(evaluated) -> None:  # type: ignore[no-untyped-def]
+    lines = objectives_table([read_result(run, "test") for run in evaluated.runs]).text().splitlines()
+    widths = {len(line) for line in lines[: 2 + len(evaluated.runs)]}
+    assert len(widths) == 1
+
+
+def test_seeds_are_pooled_and_tested_by_speaker() -> None:
+    base = [report_of(f"none-seed{s}", [BAD] * 24) for s in (1, 2)]
+    best = [report_of(f"best-seed{s}", [GOOD] * (20 + s) + [BAD] * (4 - s), objective="hierarchical") for s in (1, 2)]
+    table = objectives_table([*base, *best])
+    none, row = table.rows
+    assert (none.name, none.is_baseline, none.against) == ("none", True, None)
+    assert row.runs == ("best-seed1", "best-seed2")
+    assert row.cells["wer"].by_seed == pytest.approx((0.4 * 3 / 24, 0.4 * 2 / 24))
+    assert row.cells["wer"].rate == pytest.approx(0.4 * 2.5 / 24)
+    assert table.blocks == "speaker"
+    assert row.against is not None
+    assert row.against.p < 0.001
+    assert row.against.difference == pytest.approx(0.4 * 2.5 / 24 - 0.4)
+    speakers = [f"s{n % 12}" for n in range(24)]
+    errors = [0.0] * 21 + [1.0] + [2.0] * 2
+    alone = paired_bootstrap(errors, [2.0] * 24, [5] * 24, group_N=speakers)
+    assert alone is not None
+    assert row.against.p == alone.p
+    assert "2 seeds each" in table.text()
+
+
+def test_without_a_baseline_no_test() -> None:
+    table = objectives_table(
+        [report_of("a", [GOOD] * 3, objective="auxiliary"), report_of("b", [BAD] * 3, objective="auxiliary")]
+    )
+    assert table.baseline is None
+    assert all(row.against is None for row in table.rows)
+
+
+def test_other_references_are_refused() -> None:
+    other = report_of("b", [GOOD] * 4)
+    with pytest.raises(UserError, match=r"same utterances, but those of b and a differ"):
+        objectives_table([report_of("a", [GOOD] * 3), other])
+    with pytest.raises(UserError, match="same utterances"):
+        objectives_table([report_of("a", [GOOD] * 3), dataclasses.replace(report_of("b", [GOOD] * 3), split="dev")])
+    with pytest.raises(UserError, match="at least one evaluated run"):
+        objectives_table([])
+
+
+def test_names() -> None:
+    assert [configuration_of(n) for n in ("none", "best-seed3", "a-s12", "senones", "x.seed0")] == [
+        "none",
+        "best",
+        "a",
+        "senones",
+        "x",
+    ]
+    assert [format_p(p) for p in (0.0002, 0.0123, 0.5)] == ["< 0.001", "0.012", "0.50"]
