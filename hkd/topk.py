@@ -10,6 +10,7 @@
 Shape letters: N positions, K kept ids, V size of the inventory, J extra temperatures.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -83,24 +84,24 @@ class TopK:
 
 
 _CHUNK_BYTES = 1 << 20  # on CPU rows are done in pieces that stay in the cache: ten times as fast as in one go at V = 30 k
-_GROUP = 64
 
 
 def _largest(score_NV: torch.Tensor, k: int) -> torch.Tensor:
     """The ids of the k largest scores of each row, in any order.
 
-    Large rows: the k largest lie in the k groups with the largest maxima, so only those groups are searched.
+    Large rows: the k largest lie in the k groups with the largest maxima, so only those groups are searched. Groups of √(V / k) make
+    both searches equally small.
     """
     n, v = score_NV.shape
-    groups = v // _GROUP
-    if k * 4 >= groups:
+    group = 1 << max(0, round(math.log2(v / k) / 2))
+    groups = v // group
+    if group < 4:
         return score_NV.topk(k, dim=-1, sorted=False).indices
-    body = groups * _GROUP
-    best_NK = score_NV[:, :body].view(n, _GROUP, groups).amax(1).topk(k, dim=-1, sorted=False).indices
+    body = groups * group
+    best_NK = score_NV[:, :body].view(n, group, groups).amax(1).topk(k, dim=-1, sorted=False).indices
     step_G = torch.arange(0, body, groups, device=score_NV.device)
-    candidate_NC = (best_NK[:, :, None] + step_G).view(n, -1)
     rest = torch.arange(body, v, device=score_NV.device).expand(n, -1)
-    candidate_NC = torch.cat([candidate_NC, rest], 1)
+    candidate_NC = torch.cat([(best_NK[:, :, None] + step_G).view(n, k * group), rest], 1)
     return candidate_NC.gather(1, score_NV.gather(1, candidate_NC).topk(k, dim=-1, sorted=False).indices)
 
 
@@ -120,72 +121,78 @@ def select_topk(
     k ≥ V keeps every unit (dense; the tail is then −inf, or the excluded units). Equal probabilities stand in order of their ids.
     The tail is the sum over the units left out, not 1 − Σ, hence exact even where it is tiny.
     """
-    v = logits_NV.shape[1]
+    n, v = logits_NV.shape
+    gold_N = gold_N.to(logits_NV.device)
+    has_gold_N = gold_N >= 0
+    if exclude_V is not None:
+        exclude_V = exclude_V.to(logits_NV.device)
+        has_gold_N = has_gold_N & ~exclude_V[gold_N.clamp(min=0)]
+    gold_N = gold_N.masked_fill(~has_gold_N, NO_GOLD)
     k = min(k, v if exclude_V is None else v - int(exclude_V.sum()))
-    rows = len(logits_NV) if logits_NV.is_cuda else max(1, _CHUNK_BYTES // (4 * v))
+    rows = max(1, n if logits_NV.is_cuda else _CHUNK_BYTES // (4 * v))
     parts = [
-        _select(logits_NV[a : a + rows], gold_N[a : a + rows], k, temperatures, exclude_V)
-        for a in range(0, max(1, len(logits_NV)), rows or 1)
+        _select(logits_NV[a : a + rows], gold_N[a : a + rows], k, temperatures, exclude_V) for a in range(0, max(1, n), rows)
     ]
-    ids_NK, logp_NK, tail_N, kept_gold_N, gold_logp_N, lse_NJ, tail_NJ = (
-        torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True)
-    )
+    ids_NK, logp_NK, tail_N, gold_logp_N, lse_NJ, tail_NJ = (torch.cat(column) for column in zip(*parts, strict=True))
+    ids_NK, order_NK = ids_NK.sort(dim=-1)  # by falling probability, equal ones by id: two stable sorts
+    logp_NK, falling_NK = logp_NK.gather(1, order_NK).sort(dim=-1, descending=True, stable=True)
     return TopK(
-        ids_NK=ids_NK, logp_NK=logp_NK, tail_N=tail_N, gold_N=kept_gold_N, gold_logp_N=gold_logp_N, lse_NJ=lse_NJ, tail_NJ=tail_NJ
+        ids_NK=ids_NK.gather(1, falling_NK).to(torch.int32).cpu().numpy(),
+        logp_NK=logp_NK.cpu().numpy(),
+        tail_N=tail_N.cpu().numpy(),
+        gold_N=gold_N.to(torch.int32).cpu().numpy(),
+        gold_logp_N=gold_logp_N.masked_fill(~has_gold_N, float("-inf")).cpu().numpy(),
+        lse_NJ=lse_NJ.cpu().numpy(),
+        tail_NJ=tail_NJ.cpu().numpy(),
     )
 
 
 def _select(
     logits_NV: torch.Tensor, gold_N: torch.Tensor, k: int, temperatures: Sequence[float], exclude_V: torch.Tensor | None
 ) -> tuple[torch.Tensor, ...]:
-    """The columns of a `TopK` for some rows, on their device; one exponential a unit and temperature."""
+    """Some rows' kept ids in any order, their logp, tail, gold logp, lse_T and tail_T; one exponential a unit and temperature."""
     score_NV = logits_NV.float()
-    gold_N = gold_N.to(score_NV.device)
-    has_gold_N = gold_N >= 0
-    safe_gold_N = gold_N.clamp(min=0)
-    if exclude_V is not None:
-        exclude_V = exclude_V.to(score_NV.device)
-        has_gold_N = has_gold_N & ~exclude_V[safe_gold_N]
+    safe_gold_N1 = gold_N.clamp(min=0)[:, None]
     ids_NK = _largest(score_NV if exclude_V is None else score_NV.masked_fill(exclude_V, float("-inf")), k)
     best_NK = score_NV.gather(1, ids_NK)
-    missing_N = has_gold_N & ~(ids_NK == safe_gold_N[:, None]).any(-1)
-    last_N = best_NK.argmin(-1)
-    rows_M = missing_N.nonzero()[:, 0]
-    ids_NK[rows_M, last_N[rows_M]] = safe_gold_N[rows_M]
-    # by falling score, equal ones by id (two stable sorts)
-    ids_NK = ids_NK.sort(dim=-1).values
-    order_NK = score_NV.gather(1, ids_NK).sort(dim=-1, descending=True, stable=True).indices
-    ids_NK = ids_NK.gather(1, order_NK)
-    top_N = score_NV.amax(-1, keepdim=True)
-    lse_N1, tail_N = _mass(score_NV, top_N, ids_NK, 1.0)
-    extra = [_mass(score_NV, top_N, ids_NK, t) for t in temperatures]
-    gold_logp_N = (score_NV.gather(1, safe_gold_N[:, None]) - lse_N1)[:, 0].masked_fill(~has_gold_N, float("-inf"))
+    missing_N1 = (gold_N[:, None] >= 0) & ~(ids_NK == safe_gold_N1).any(-1, keepdim=True)
+    last_N1 = best_NK.argmin(-1, keepdim=True)
+    ids_NK = ids_NK.scatter(1, last_N1, torch.where(missing_N1, safe_gold_N1, ids_NK.gather(1, last_N1)))
+    top_N1 = score_NV.gather(1, ids_NK).amax(-1, keepdim=True)
+    if exclude_V is not None:
+        top_N1 = torch.maximum(top_N1, score_NV.amax(-1, keepdim=True))
+    lse_N1, tail_N1 = _mass(score_NV, top_N1, ids_NK, 1.0)
+    extra = [_mass(score_NV, top_N1, ids_NK, t) for t in temperatures]
     none = score_NV.new_zeros((len(score_NV), 0))
-    # lse_T = log Σ exp(logp / T), with logp = score − lse
     return (
-        ids_NK.to(torch.int32),
+        ids_NK,
         score_NV.gather(1, ids_NK) - lse_N1,
-        tail_N,
-        gold_N.masked_fill(~has_gold_N, NO_GOLD).to(torch.int32),
-        gold_logp_N,
+        tail_N1[:, 0],
+        (score_NV.gather(1, safe_gold_N1) - lse_N1)[:, 0],
+        # lse_T = log Σ exp(logp / T), with logp = score − lse
         torch.cat([none, *(lse - lse_N1 / t for (lse, _), t in zip(extra, temperatures, strict=True))], 1),
-        torch.cat([none, *(tail[:, None] for _, tail in extra)], 1),
+        torch.cat([none, *(tail for _, tail in extra)], 1),
     )
 
 
 def _mass(
     score_NV: torch.Tensor, top_N1: torch.Tensor, ids_NK: torch.Tensor, temperature: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """log Σ_v exp(score_v / T) as (N, 1), and the log share (N,) of the units outside `ids_NK` in it."""
-    weight_NV = ((score_NV - top_N1) / temperature).exp_() if temperature != 1.0 else (score_NV - top_N1).exp_()
-    all_N = weight_NV.sum(-1)
-    lse_N = all_N.log() + top_N1[:, 0] / temperature
+    """log Σ_v exp(score_v / T), and the log share of the units outside `ids_NK` in it; both (N, 1)."""
+    weight_NV = score_NV - top_N1
+    if temperature != 1.0:
+        weight_NV /= temperature
+    weight_NV.exp_()
+    scale_N1 = top_N1 / temperature
     if ids_NK.shape[1] == score_NV.shape[1]:
-        return lse_N[:, None], torch.full_like(lse_N, float("-inf"))
-    rest_N = weight_NV.scatter_(1, ids_NK, 0.0).sum(-1)
-    tail_N = rest_N.log() + top_N1[:, 0] / temperature - lse_N
-    tiny_N = rest_N < 1e-30  # below what exp gives exactly: their own maximum as reference
+        lse_N1 = weight_NV.sum(-1, keepdim=True).log() + scale_N1
+        return lse_N1, torch.full_like(lse_N1, float("-inf"))
+    kept_N1 = weight_NV.gather(1, ids_NK).sum(-1, keepdim=True)
+    rest_N1 = weight_NV.scatter_(1, ids_NK, 0.0).sum(-1, keepdim=True)
+    lse_N1 = (kept_N1 + rest_N1).log() + scale_N1
+    tail_N1 = rest_N1.log() + scale_N1 - lse_N1
+    tiny_N = rest_N1[:, 0] < 1e-30  # below what exp gives exactly: their own maximum as reference
     if bool(tiny_N.any()):
         rest_MV = (score_NV[tiny_N] / temperature).scatter(1, ids_NK[tiny_N], float("-inf"))
-        tail_N[tiny_N] = torch.logsumexp(rest_MV, -1) - lse_N[tiny_N]
-    return lse_N[:, None], tail_N
+        tail_N1[tiny_N] = torch.logsumexp(rest_MV, -1, keepdim=True) - lse_N1[tiny_N]
+    return lse_N1, tail_N1

@@ -6,6 +6,7 @@
 - A window is a function of the recording's texts alone, so neither shards nor processes change it.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -32,35 +33,32 @@ class ContextRule:
         if not self._room:
             return Sentence(id=utterance_id, unit_U=unit_U, word_U=word_U)
         rows, at = self._transcripts.recording(self._transcripts.row(utterance_id))
-        tokens, begin = self._window(int(rows[0]), at)
+        tokens, begin = self._recording(int(rows[0]))[at]
         return Sentence(id=utterance_id, unit_U=unit_U, word_U=word_U, before=tokens[:begin], after=tokens[begin + len(unit_U) :])
 
-    def _read(self, first_row: int) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:
-        """A recording's tokens, where each utterance begins (one more: the end), and the first utterance of each one's run."""
+    def _read(self, first_row: int) -> list[Window]:
+        """The windows of a recording's utterances, in the order of time."""
         rows, _ = self._transcripts.recording(first_row)
         spoken = self._transcripts.words(rows.tolist())
         names = [self._transcripts.id_of(row) for row in rows.tolist()]
         pieces = [self._source.units(name, said)[0] for name, said in zip(names, spoken, strict=True)]
-        size = [len(p) for p in pieces]
-        run_of, total = [0], size[0]
-        for place in range(1, len(size)):
-            total += size[place]
-            if total > self._room // 2:
-                run_of.append(place)
-                total = size[place]
-            else:
-                run_of.append(run_of[-1])
-        return np.concatenate(pieces), np.concatenate([[0], np.cumsum(size)]).astype(np.int64), np.array(run_of)
+        return windows(np.concatenate(pieces), [len(p) for p in pieces], room=self._room, left_only=self._left_only)
 
-    def _window(self, first_row: int, at: int) -> Window:
-        token_N, begin_B1, run_B = self._recording(first_row)
-        run = np.flatnonzero(run_B == run_B[at])
-        start, stop = int(begin_B1[run[0]]), int(begin_B1[run[-1] + 1])
-        spare = max(0, self._room - (stop - start))
-        left, right = start, len(token_N) - stop
-        if self._left_only:
-            before, after = min(left, spare), 0
-        else:
-            before = min(left, max(spare // 2, spare - right))
-            after = min(right, spare - before)
-        return tuple(token_N[start - before : stop + after].tolist()), int(begin_B1[at]) - start + before
+
+def windows(token_N: NDArray[np.int32], sizes: Sequence[int], *, room: int, left_only: bool) -> list[Window]:
+    """The windows of utterances of `sizes` tokens that follow each other: (all tokens, where the utterance begins), one an utterance."""
+    begin_B1 = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64).tolist()
+    placed: list[Window] = []
+    first = 0
+    while first < len(sizes):
+        last = first + 1
+        while last < len(sizes) and begin_B1[last + 1] - begin_B1[first] <= room // 2:
+            last += 1
+        start, stop = begin_B1[first], begin_B1[last]
+        spare, left, right = max(0, room - (stop - start)), start, len(token_N) - stop
+        before = min(left, spare) if left_only else min(left, max(spare // 2, spare - right))
+        after = 0 if left_only else min(right, spare - before)
+        tokens = tuple(token_N[start - before : stop + after].tolist())
+        placed.extend((tokens, begin - start + before) for begin in begin_B1[first:last])
+        first = last
+    return placed
