@@ -1,0 +1,84 @@
+"""A loopback server with range requests, and small archives of the true layout."""
+
+import functools
+import http.server
+import io
+import tarfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+
+class RangeHandler(http.server.SimpleHTTPRequestHandler):
+    """Serves a folder, honours `Range: bytes=N-`, and breaks off after `limit_bytes` of a body where that is set."""
+
+    limit_bytes: int | None = None
+    asked: list[str]
+
+    def do_GET(self) -> None:
+        path = Path(self.translate_path(self.path))
+        self.asked.append(f"{self.path} {self.headers.get('Range', '')}".strip())
+        if not path.is_file():
+            self.send_error(404)
+            return
+        data = path.read_bytes()
+        start = int(self.headers["Range"].removeprefix("bytes=").rstrip("-")) if "Range" in self.headers else 0
+        if start and start >= len(data):
+            self.send_error(416)
+            return
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(data) - start))
+        self.end_headers()
+        self.wfile.write(data[start:][: type(self).limit_bytes])
+
+    def log_message(self, *_: object) -> None:
+        """Says nothing."""
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[tuple[str, Path, type[RangeHandler]]]:
+    """(base URL, the folder that it serves, the handler's class)."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    handler = type("Handler", (RangeHandler,), {"asked": [], "limit_bytes": None})
+    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(handler, directory=str(folder)))
+    thread = threading.Thread(target=httpd.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{httpd.server_address[1]}", folder, handler
+    httpd.shutdown()
+    httpd.server_close()
+    thread.join()
+
+
+def librispeech_archive(part: str, speakers: int, *, first: int = 100, chapters: int = 1, utterances: int = 2) -> bytes:
+    """A .tar.gz of LibriSpeech's true layout with noise for speech."""
+    rng = np.random.default_rng(len(part))
+    files: dict[str, bytes] = {"LibriSpeech/README.TXT": b"readme", "LibriSpeech/SPEAKERS.TXT": b"; speakers"}
+    for speaker in range(speakers):
+        for chapter in range(chapters):
+            name = f"{first + speaker}-{2000 + chapter}"
+            home = f"LibriSpeech/{part}/{first + speaker}/{2000 + chapter}"
+            lines = []
+            for number in range(utterances):
+                flac = io.BytesIO()
+                soundfile.write(flac, rng.normal(size=1600) * 0.1, 16_000, format="FLAC")
+                files[f"{home}/{name}-{number:04d}.flac"] = flac.getvalue()
+                lines.append(f"{name}-{number:04d} THE TEXT OF {name} {number}")
+            files[f"{home}/{name}.trans.txt"] = ("\n".join(lines) + "\n").encode()
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w:gz") as tar:
+        for path, data in files.items():
+            member = tarfile.TarInfo(path)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return out.getvalue()
+
+
+@pytest.fixture
+def make_librispeech():
+    """`librispeech_archive`."""
+    return librispeech_archive
