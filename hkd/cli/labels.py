@@ -142,3 +142,121 @@ def convert(
     with progress_bar("convert") as progress:
         convert_store(store, out, backend=backend, codec=codec, compression=compression, overwrite=overwrite, progress=progress)
     say(f"wrote {out}")
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(help="A store.", show_default=False)],
+    b: Annotated[Path, typer.Argument(help="Another, of the same units.", show_default=False)],
+    as_json: Json = False,
+) -> None:
+    """Say how far two teachers are apart on the same utterances: KL, agreement, hit rates.
+
+    Examples:
+
+        hkd labels compare shards/subword shards/subword-large
+    """
+    from hkd.labels.compare import compare as compare_stores
+
+    with progress_bar("compare") as progress:
+        result = compare_stores(a, b, progress=progress)
+    emit(result, as_json, _compared)
+
+
+def _compared(value: dict[str, Any]) -> str:
+    from hkd.labels.card import number
+
+    left, right = value["a"], value["b"]
+
+    def both(key: str, form: str, scale: float = 1.0, unit: str = "") -> str:
+        return f"A {number(left[key], form, scale, unit)}   B {number(right[key], form, scale, unit)}"
+
+    seen = f"{value['utterances']} utterances, {value['positions']} positions"
+    rest = f"only in A {value['only_in_a']}, only in B {value['only_in_b']}, other units {value['other_units']}"
+    return _lines(
+        [
+            ("compared", f"{seen} ({rest})"),
+            ("teacher", f"A {left['teacher']}   B {right['teacher']}"),
+            ("KL(A‖B), KL(B‖A)", f"{value['kl_ab']:.4f}, {value['kl_ba']:.4f} nat a position"),
+            ("same top unit", f"{value['top1_agreement']:.1%}"),
+            ("shared kept units", f"{value['topk_overlap']:.1%}"),
+            ("top-1 hit rate", both("top1_hit_rate", ".1f", 100, " %")),
+            ("top-k hit rate", both("topk_hit_rate", ".1f", 100, " %")),
+            ("perplexity", both("perplexity", ".2f")),
+            ("entropy", both("entropy", ".3f")),
+            ("tail mass", both("tail_mass", ".4f")),
+        ]
+    )
+
+
+@app.command()
+def merge(
+    stores: Annotated[list[Path], typer.Argument(help="Stores of different utterances, same settings.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Where the merged one goes.", show_default=False)],
+    overwrite: Overwrite = False,
+) -> None:
+    """Put stores of different utterances together.
+
+    Examples:
+
+        hkd labels merge shards-a/subword shards-b/subword --out shards/subword
+    """
+    from hkd.labels.combine import merge as merge_stores
+
+    with progress_bar("merge") as progress:
+        spec = merge_stores(stores, out, overwrite=overwrite, progress=progress)
+    say(f"wrote {out}: {spec.num_utterances} utterances")
+
+
+@app.command()
+def split(
+    store: Annotated[Path, typer.Argument(help="The store.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="Where the part goes.", show_default=False)],
+    ids: Annotated[Path | None, typer.Option(help="A file of ids, one a line.", show_default=False)] = None,
+    part: Annotated[
+        str | None, typer.Option("--split", help="A split of the manifest: train, dev ...", show_default=False)
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a store of some of a store's utterances: those of a file, or of a split of the project's manifest.
+
+    Examples:
+
+        hkd labels split shards/subword shards-dev/subword --split dev
+
+        hkd labels split shards/subword part/subword --ids ids.txt
+    """
+    from hkd.errors import UserError
+    from hkd.labels.combine import subset
+    from hkd.labels.store import LabelReader
+
+    if (ids is None) == (part is None):
+        raise UserError("`hkd labels split` must get --ids or --split, and not both.")
+    if ids is not None:
+        wanted = [line for line in ids.read_text(encoding="utf-8").splitlines() if line]
+    else:
+        from hkd.manifest import read
+
+        reader = LabelReader.open(store)
+        wanted = [u.id for u in read(project().require("manifest", "hkd prepare")).split(part) if u.id in reader]
+    with progress_bar("split") as progress:
+        spec = subset(store, out, wanted, overwrite=overwrite, progress=progress)
+    say(f"wrote {out}: {spec.num_utterances} utterances")
+
+
+@app.command()
+def export(
+    store: Annotated[Path, typer.Argument(help="The store.", show_default=False)],
+    parquet: Annotated[Path, typer.Option(help="The Parquet file to write.", show_default=False)],
+) -> None:
+    """Write a store as one Parquet table, decoded, a row an utterance, for tools that know no hkd.
+
+    Examples:
+
+        hkd labels export shards/subword --parquet subword.parquet
+    """
+    from hkd.labels.combine import export_parquet
+
+    with progress_bar("export") as progress:
+        count = export_parquet(store, parquet, progress=progress)
+    say(f"wrote {parquet}: {count} utterances")

@@ -71,9 +71,10 @@ def layout(spec: StoreSpec) -> dict[str, Plane]:
 
 
 def _check_logp(name: str, logp: NDArray[np.float32]) -> NDArray[np.float32]:
-    if logp.size and not bool((logp <= POSITIVE_TOLERANCE).all()):
-        raise HkdError(f"`{name}` must hold log-probabilities (at most 0, no NaN), but its largest is {logp.max()} instead.")
-    return np.minimum(logp, np.float32(0))
+    largest = float(logp.max()) if logp.size else 0.0  # NaN where there is one
+    if not largest <= POSITIVE_TOLERANCE:
+        raise HkdError(f"`{name}` must hold log-probabilities (at most 0, no NaN), but its largest is {largest} instead.")
+    return logp if largest <= 0 else np.minimum(logp, np.float32(0))
 
 
 def _convert(value: NDArray[Any], dtype: type[np.generic]) -> NDArray[Any]:
@@ -87,8 +88,10 @@ def _convert(value: NDArray[Any], dtype: type[np.generic]) -> NDArray[Any]:
 
 
 def _to_f16(value: NDArray[np.float32]) -> NDArray[np.float16]:
-    """float32 → float16, rounded half to even; finite values stay finite."""
+    """float32 → float16, rounded half to even; finite values stay finite, −0 becomes 0."""
     half: NDArray[np.float16] = _convert(value, np.float16)
+    bits = half.view(np.uint16)
+    bits[bits == 0x8000] = 0
     too_large = np.isinf(half)
     if too_large.any():
         half[too_large] = np.where(np.isinf(value[too_large]), value[too_large], np.copysign(65504, value[too_large]))
