@@ -31,7 +31,7 @@ def train(
 ) -> None:
     """Train a unit LM and hold it against a Kneser-Ney n-gram of the same data; the better one is the teacher.
 
-    Settings that are not given come from the table [lm.UNIT] of hkd.toml. A killed run goes on where it was.
+    Settings that are not given come from the table [lm.UNIT] of hkd.toml, the text from its `texts`. A killed run goes on where it was.
 
     Examples:
 
@@ -59,7 +59,7 @@ def train(
     with progress_bar(f"lm {unit}") as progress:
         report = train_lm(
             config,
-            texts=text or [],
+            texts=text or here.texts,
             units=Units(here.units),
             folder=folder,
             manifest=read(here.manifest) if here.manifest.exists() else None,

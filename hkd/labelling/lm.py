@@ -10,7 +10,7 @@
 import json
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,10 @@ import numpy as np
 
 from hkd.align.alignment import Alignment
 from hkd.errors import UserError
-from hkd.files import digest_of_file, digest_of_json, write_bytes, write_json
+from hkd.files import digest_of_json, write_bytes, write_json
 from hkd.labelling.lm_bar import figures, sample, summed, train_ngram, unigram, unigram_figures
 from hkd.labelling.lm_data import Corpus, Encoder, Sequence_U, TokenCache, cache_text, folds_of
+from hkd.labelling.lm_identity import finished, identity_of
 from hkd.labelling.lm_report import LmReport
 from hkd.labelling.lm_task import LmTask
 from hkd.loop import LoopConfig, fit
@@ -44,9 +45,20 @@ from hkd.teachers.unit_lm import (
 from hkd.teachers.unit_lm_senones import SenoneCounts, SenoneMap
 from hkd.units.level import LEVELS, SENONE, SUBWORD
 from hkd.units.sequences import Units
-from hkd.units.text import NORMALISATION, words
+from hkd.units.text import words
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LmLoopConfig(LoopConfig):
+    """The trainer's settings, with a unit LM's defaults."""
+
+    max_steps: int = 1500
+    learning_rate: float = 4e-3
+    warmup_steps: int = 50
+    log_every: int = 50
+    save_every: int = 250
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,7 +71,7 @@ class LmConfig:
     transcripts: str = "none"  # none | cross-fit
     folds: int = 2  # of cross-fitting
     sizes: UnitLmSizes = field(default_factory=UnitLmSizes)
-    loop: LoopConfig = field(default_factory=lambda: LoopConfig(max_steps=1500, learning_rate=4e-3, log_every=50, save_every=250))
+    loop: LmLoopConfig = field(default_factory=LmLoopConfig)
     batch_sentences: int = 64
     max_units: int = 300  # of a training sequence; longer sentences are cut between words
     held_out: float = 0.02  # share of the text's sentences that is never trained on
@@ -119,63 +131,12 @@ def train_lm(
     manifest: with transcripts "cross-fit" its texts train the LM; else they are only left out of the text and judged upon, with
     alignment giving the units as they were spoken. Raises UserError where there is nothing to train on, or the folder holds another LM.
     """
-    identity = _identity(config, texts=texts, units=units, manifest=manifest, alignment=alignment)
-    if (report := _finished(folder, identity, overwrite=overwrite)) is not None:
+    identity = identity_of(config, texts=texts, units=units, manifest=manifest, alignment=alignment)
+    if (report := finished(folder, identity, overwrite=overwrite)) is not None:
         return report
     return _Training(config, units=units, folder=folder, identity=identity, device=device, progress=progress).run(
         texts, manifest, alignment
     )
-
-
-def _identity(
-    config: LmConfig, *, texts: Sequence[Path], units: Units, manifest: Manifest | None, alignment: Alignment | None
-) -> dict[str, Any]:
-    """All that the result hangs on."""
-    if not texts and config.transcripts == "none":
-        raise UserError("an LM needs something to train on, but there is none. Give --text FILE, or --transcripts cross-fit.")
-    if config.transcripts == "cross-fit" and manifest is None:
-        raise UserError("cross-fitting needs the manifest, but there is none. Run `hkd prepare` first.")
-    for path in texts:
-        if not path.is_file():
-            raise UserError(f"text must be a file, but {path} is none. Give a text file, one sentence a line.")
-    return {
-        "config": asdict(config),
-        "texts": [digest_of_file(path) for path in texts],
-        "inventory": units.inventory(config.unit).digest,
-        "manifest": None if manifest is None else manifest.digest,
-        "alignment": None if alignment is None or config.unit == SUBWORD else alignment.digest,
-        "normalisation": NORMALISATION,
-    }
-
-
-def _finished(folder: Path, identity: Mapping[str, Any], *, overwrite: bool) -> LmReport | None:
-    """The report of a finished LM of this identity. Refuses, or with overwrite removes, an LM of another one."""
-    if not folder.exists() or not any(folder.iterdir()):
-        return None
-    ours = (folder / CONFIG).exists()
-    old = json.loads((folder / CONFIG).read_text(encoding="utf-8")) if ours else {}
-    if not ours or "hkd_lm" not in old:
-        raise UserError(f"{folder} must be free or hold a unit LM, but holds something else. Give another --name.")
-    if overwrite and old["identity_digest"] != digest_of_json(identity):
-        shutil.rmtree(folder)
-        return None
-    if old["identity_digest"] != digest_of_json(identity):
-        before, now = _flat(old["identity"]), _flat(identity)
-        what = next((name for name in {**before, **now} if before.get(name) != now.get(name)), "format")
-        raise UserError(
-            f"{folder} must be of the same settings and data, but `{what}` is {before.get(what)!r} there and {now.get(what)!r} now. "
-            "Give another --name, or --overwrite."
-        )
-    if not (folder / REPORT).exists():
-        return None
-    shutil.rmtree(folder / "work", ignore_errors=True)
-    return LmReport.load(folder / REPORT)
-
-
-def _flat(value: Any, name: str = "") -> dict[str, Any]:
-    if not isinstance(value, Mapping):
-        return {name: list(value) if isinstance(value, tuple) else value}
-    return {k: v for key, part in value.items() for k, v in _flat(part, f"{name}.{key}" if name else key).items()}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -216,12 +177,13 @@ class _Training:
             self._train(fold, number, len(folds))
         report = self._compare(folds, train)
         report.save(self.folder / REPORT)
+        for path in self.folder.rglob(".*.tmp"):  # of runs that were killed while they wrote
+            path.unlink(missing_ok=True)
         shutil.rmtree(self.folder / "work", ignore_errors=True)
         return report
 
     def _write_config(self) -> None:
         config = self.config
-        self.inventory.save(self.folder / INVENTORY)
         value = {
             "hkd_lm": FORMAT,
             "level": config.unit,
@@ -235,7 +197,8 @@ class _Training:
             "identity_digest": digest_of_json(self.identity),
             "identity": self.identity,
         }
-        write_json(self.folder / CONFIG, value)
+        write_json(self.folder / CONFIG, value)  # first: from here on the folder is known as ours
+        self.inventory.save(self.folder / INVENTORY)
 
     def _text(self, texts: Sequence[Path], manifest: Manifest | None) -> tuple[TokenCache, TokenCache]:
         transcripts = frozenset(" ".join(words(u.text)) for u in manifest or ())

@@ -14,9 +14,8 @@ import torch
 from hkd.errors import UserError
 from hkd.files import digest_of_file
 from hkd.labelling import lm as lm_module
-from hkd.labelling.lm import LmConfig, train_lm
+from hkd.labelling.lm import LmConfig, LmLoopConfig, train_lm
 from hkd.labelling.lm_report import LmReport, render
-from hkd.loop import LoopConfig
 from hkd.manifest import Manifest, Utterance
 from hkd.teachers.base import Sentence
 from hkd.teachers.cloze import UnitLmSizes
@@ -27,7 +26,7 @@ from hkd.units.text import words
 
 SENTENCES = tiny_sentences(180)
 TEXT, SPOKEN = SENTENCES[:150], SENTENCES[150:]
-LOOP = LoopConfig(max_steps=12, learning_rate=1e-2, warmup_steps=2, log_every=4, save_every=4)
+LOOP = LmLoopConfig(max_steps=12, learning_rate=1e-2, warmup_steps=2, log_every=4, save_every=4)
 CONFIG = LmConfig(
     unit="monophone",
     sizes=UnitLmSizes(width=8),
@@ -218,6 +217,7 @@ def test_sigkill(units, text, tmp_path):
     killed = subprocess.run([*command, "9"], env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
     assert killed.returncode == -signal.SIGKILL
     assert not (tmp_path / "cut" / "report.json").exists()
+    (tmp_path / "cut" / ".config.json.x1.tmp").write_text("half a fi")  # as a kill while writing leaves it
     train_lm(CONFIG, texts=[text], units=units, folder=tmp_path / "cut")
     assert files(tmp_path / "cut") == files(tmp_path / "whole")
 
