@@ -12,7 +12,12 @@ from typing import Any
 from hkd.errors import HkdError
 from hkd.manifest import Utterance
 
-CARDS = Path(__file__).parent / "cards"
+_PACKAGE = Path(__file__).parents[1]
+_INSTALLED, _CHECKOUT = (
+    _PACKAGE / "data_manifests",
+    _PACKAGE.parent / "data_manifests",
+)  # a wheel carries the cards inside the package
+CARDS = _INSTALLED if _INSTALLED.is_dir() else _CHECKOUT
 HOURS_TOLERANCE = 0.005  # of the expected hours: formats of the same sound differ by a few samples
 
 
