@@ -10,14 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from hkd.errors import HkdError
+from hkd.files import shipped
 from hkd.manifest import Utterance
 
-_PACKAGE = Path(__file__).parents[1]
-_INSTALLED, _CHECKOUT = (
-    _PACKAGE / "data_manifests",
-    _PACKAGE.parent / "data_manifests",
-)  # a wheel carries the cards inside the package
-CARDS = _INSTALLED if _INSTALLED.is_dir() else _CHECKOUT
+CARDS = shipped("data_manifests")
 HOURS_TOLERANCE = 0.005  # of the expected hours: formats of the same sound differ by a few samples
 
 
