@@ -1,0 +1,98 @@
+"""The README's commands run, in its order, on a folder of real files; its links lead somewhere; the file tree is the tree."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hkd.testing.teachers import make_teacher_folder
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+# what a test must not spend: small LMs and students, in the file that `hkd prepare` leaves as it is
+SETTINGS = """
+[units]
+vocab_size = 60
+[lm.senone]
+loop = {max_steps = 3}
+max_scored_positions = 20
+[train]
+batch_seconds = 8.0
+encoder = {d_model = 16, num_layers = 3, num_heads = 2}
+loop = {max_steps = 3, save_every = 3, log_every = 1}
+"""
+
+
+def shell_blocks() -> list[str]:
+    return [line for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) for line in block.splitlines() if line.strip()]
+
+
+@pytest.fixture
+def speech(tmp_path: Path, tiny_manifest: Path) -> Path:
+    """A newcomer's folder: sound files, each with its text beside it, and sentences for an LM."""
+    from hkd.manifest import read
+
+    folder = tmp_path / "my-speech"
+    folder.mkdir()
+    for number, utterance in enumerate(read(tiny_manifest)):
+        name = "a" if number == 0 else utterance.id
+        shutil.copy(utterance.audio_filepath, folder / f"{name}.wav")
+        (folder / f"{name}.txt").write_text(utterance.text)
+    (tmp_path / "hkd.toml").write_text(SETTINGS)
+    (tmp_path / "sentences.txt").write_text("".join(f"{u.text}\nThe red door is open today.\n" for u in read(tiny_manifest)))
+    return tmp_path
+
+
+def cached_bert(folder: Path) -> None:
+    """A hub cache that holds a tiny random BERT under bert-large's name, as the hub's own client lays it out."""
+    model = folder / "models--google-bert--bert-large-uncased"
+    make_teacher_folder(model / "snapshots" / "0" * 40, "bert", texts=["the red door is open today"])
+    (model / "refs").mkdir()
+    (model / "refs" / "main").write_text("0" * 40)
+
+
+@pytest.mark.timeout(900)
+def test_every_command_of_the_readme_runs(speech: Path):
+    cached_bert(speech / "hub")
+    environment = {**os.environ, "HF_HUB_CACHE": str(speech / "hub"), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
+    ran = []
+    for line in shell_blocks():
+        words = shlex.split(line, comments=True)
+        if words[0] == "python":
+            words[0] = sys.executable
+        elif words[0] == "hkd":
+            words[:1] = [sys.executable, "-m", "hkd"]
+        done = subprocess.run(words, cwd=speech, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+        ran.append(line)
+    assert len(ran) > 10
+    assert (speech / "report.html").exists()
+
+
+def test_links_to_files_lead_somewhere():
+    for name in ("README.md", *(str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("*.md"))):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
+            if "://" not in target:
+                assert ((ROOT / name).parent / target).exists(), f"{name}: {target}"
+
+
+def test_the_file_tree_is_the_tree():
+    block = re.search(r"## Files\n.*?```text\n(.*?)```", README, re.DOTALL).group(1)
+    listed, folder = set(), ""
+    for line in block.splitlines():
+        path = line.split()[0] if line.strip() else ""
+        if path.endswith("/"):
+            folder = path
+        elif path:
+            listed.add(folder + path if line.startswith("  ") else path)
+    actual = {str(p.relative_to(ROOT)) for p in (ROOT / "hkd").rglob("*.py") if p.name != "__init__.py" or "losses" in p.parts}
+    missing = {name for name in actual if name not in listed and not name.endswith("__init__.py")}
+    assert not missing, f"not in README's file tree: {sorted(missing)}"
+    gone = {name for name in listed if name.startswith("hkd/") and not (ROOT / name).exists()}
+    assert not gone, f"in README's file tree, but gone: {sorted(gone)}"
