@@ -45,7 +45,7 @@ def tiny_sentences(num: int, *, seed: int = 0) -> list[str]:
 def synthesise(sentences: Sequence[str], *, speeds: Sequence[float] | None = None) -> list[NDArray[np.float32]]:
     """Speech of each sentence, wave_S at 16 kHz; deterministic."""
     try:
-        from hibari import Hibari  # type: ignore[import-untyped]
+        from hibari import Hibari
     except ImportError:
         raise MissingPackageError("hibari-tts", "test", "Synthesising test speech") from None
     voice = Hibari(threads=1)
