@@ -25,7 +25,9 @@ def options() -> str:
     lines = []
     for name, command in commands():
         for parameter in command.params:
-            words = parameter.opts + parameter.secondary_opts if parameter.param_type_name == "option" else [parameter.name.upper()]
+            words = (
+                parameter.opts + parameter.secondary_opts if parameter.param_type_name == "option" else [parameter.name.upper()]
+            )
             lines.append(f"{name}: {' '.join(words)}")
     return "\n".join(lines) + "\n"
 
@@ -65,7 +67,7 @@ def test_elsewhere_one_line_says_what_to_do(tmp_path: Path, words: list[str], co
     assert done.returncode == code
     assert says in done.stderr
     assert "Traceback" not in done.stderr
-    if not words[-1] == "x":  # a usage error comes with its usage
+    if words[-1] != "x":  # a usage error comes with its usage
         assert len(done.stderr.strip().splitlines()) == 1
 
 

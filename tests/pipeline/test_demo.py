@@ -1,0 +1,118 @@
+"""The demo's pipeline: its TOML is sound; on synthesised speech it runs to its page; killed again and again it ends the same."""
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from hkd.config import parse_overrides, read_toml
+from hkd.errors import UserError
+from hkd.files import shipped
+from hkd.pipeline.recipe import load_recipe, stages_of
+
+PIPELINES = sorted(path.parent for path in shipped("pipelines").glob("*/pipeline.toml"))
+SMALL = [
+    "units.vocab_size=60",
+    *(f"lm.{unit}.loop={{max_steps = 6, save_every = 3}}" for unit in ("senone", "monophone", "subword")),
+    *(f"lm.{unit}.max_scored_positions=40" for unit in ("senone", "monophone", "subword")),
+    "train.batch_seconds=8.0",
+    "train.encoder={d_model = 16, num_layers = 3, num_heads = 2}",
+    "train.loop={max_steps = 6, save_every = 2, log_every = 1}",
+]
+
+
+@pytest.mark.parametrize("folder", PIPELINES, ids=lambda path: path.name)
+def test_every_pipeline_is_sound_and_has_a_readme(folder: Path):
+    stages = stages_of(load_recipe(folder, {}))
+    assert "report" in stages
+    assert (folder / "README.md").exists()
+
+
+def test_what_does_not_fit_is_refused_before_any_work(tmp_path: Path):
+    for assignment, words in [
+        ("lm.senone.lop.max_steps=3", "lm.senone"),
+        ("train.objektive=3", "objective"),
+        ("dump.senone.lm=lm/phone", "lm.phone"),
+        ("shape.x=1", "shape"),
+    ]:
+        with pytest.raises(UserError, match=words):
+            stages_of(load_recipe(shipped("pipelines") / "demo", parse_overrides([assignment])))
+
+
+@pytest.fixture(scope="module")
+def corpus(tiny_manifest: Path) -> Path:
+    """The tiny corpus, with some text for the LMs in the manifest's own folder."""
+    return tiny_manifest
+
+
+def command(corpus: Path, work: Path, extra: list[str]) -> list[str]:
+    words = [sys.executable, "-m", "hkd", "run", str(shipped("pipelines") / "demo"), "--work", str(work), "--json"]
+    for assignment in [f'prepare.corpus="{corpus}"', *SMALL, *extra]:
+        words += ["--set", assignment]
+    return words
+
+
+def run(corpus: Path, work: Path, *extra: str) -> dict:
+    """The demo's pipeline on the tiny corpus, LMs trained on its transcripts by cross-fitting: no text is to be had everywhere."""
+    done = subprocess.run(command(corpus, work, list(extra)), capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+NO_TEXT = ["prepare.text=''", *(f"lm.{unit}.transcripts=cross-fit" for unit in ("senone", "monophone", "subword"))]
+
+
+def digests(work: Path) -> dict[str, str]:
+    """SHA-256 of all that must not depend on how often a run was killed."""
+    wanted = [
+        work / "alignment.arrow",
+        *work.glob("units/*"),
+        *work.glob("lm/*/*"),
+        *work.glob("shards/*/*"),
+        *work.glob("shards/*/data/*"),
+    ]
+    wanted += [
+        *work.glob("runs/*/model/*"),
+        *work.glob("runs/*/final.safetensors"),
+        *work.glob("runs/*/metrics.jsonl"),
+        *work.glob("runs/*/eval-test.json"),
+    ]
+    files = sorted(path for path in wanted if path.is_file())
+    return {str(path.relative_to(work)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.mark.timeout(900)
+def test_the_demo_runs_to_its_page_and_a_second_time_does_nothing(corpus: Path, tmp_path: Path):
+    first = run(corpus, tmp_path / "a", *NO_TEXT)
+    assert set(first["ran"]) == set(stages_of(load_recipe(shipped("pipelines") / "demo", {})))
+    page = (tmp_path / "a" / "report.html").read_text(encoding="utf-8")
+    names = read_toml(shipped("pipelines") / "demo" / "pipeline.toml")["runs"]
+    assert all(name in page for name in names)
+    again = run(corpus, tmp_path / "a", *NO_TEXT)
+    assert again["ran"] == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_killed_at_random_moments_it_ends_the_same(corpus: Path, tmp_path: Path):
+    """HKD_KILLS: how many (default 10). Moments are drawn over the time that the undisturbed run took."""
+    began = time.monotonic()
+    run(corpus, tmp_path / "undisturbed", *NO_TEXT)
+    seconds = time.monotonic() - began
+    rng = random.Random(0)
+    for _ in range(int(os.environ.get("HKD_KILLS", "10"))):
+        process = subprocess.Popen(
+            command(corpus, tmp_path / "killed", NO_TEXT), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        time.sleep(rng.uniform(3.0, max(6.0, seconds / 4)))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    run(corpus, tmp_path / "killed", *NO_TEXT)
+    assert digests(tmp_path / "killed") == digests(tmp_path / "undisturbed")
