@@ -4,9 +4,9 @@ Shape letters: B utterances, T frames, F bins, S slots of an utterance (padded),
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,9 +25,18 @@ from hkd.stream.plan import BatchPlan
 from hkd.timebase import FRAME_SHIFT_S, num_encoder_frames
 
 
+class _View(NamedTuple):
+    """How an utterance is seen in an epoch."""
+
+    speed: float
+    offset: int  # random; where strides begin
+
+
 @dataclass(frozen=True, kw_only=True)
 class BatchMaker:
-    """Makes batches of utterances. hard: level → slots; soft: store → slots, 0 for labels that no head places on slots. `fill_F` is what masks are filled with."""
+    """Makes batches of utterances. hard: level → slots; soft: store → slots, 0 for labels that no head places on slots. `fill_F` is what masks are filled with.
+    stride: level → n, so that in each epoch an utterance shows every n-th of its labelled slots, from a random one on (default 1).
+    """
 
     utterances: Sequence[Utterance]
     join: Join
@@ -36,6 +45,7 @@ class BatchMaker:
     soft: Mapping[str, int]
     augment: AugmentConfig = NO_AUGMENTATION
     fill_F: NDArray[np.float32] | None = None
+    stride: Mapping[str, int] = field(default_factory=dict)
     seed: int = 0
 
     def __call__(self, rows: Sequence[int] | NDArray[np.int64], *, epoch: int = 0) -> Batch | None:
@@ -43,7 +53,7 @@ class BatchMaker:
         chosen = [self.utterances[int(row)] for row in rows]
         if not chosen:
             return None
-        parts, speeds = zip(*(self._features(utterance, epoch) for utterance in chosen), strict=True)
+        parts, views = zip(*(self._features(utterance, epoch) for utterance in chosen), strict=True)
         length_B = np.array([len(x_TF) for x_TF in parts], np.int64)
         x_BTF = np.zeros((len(parts), int(length_B.max()), parts[0].shape[1]), np.float32)
         for b, x_TF in enumerate(parts):
@@ -55,39 +65,40 @@ class BatchMaker:
             length_B=torch.from_numpy(length_B),
             target_L=torch.from_numpy(np.concatenate(targets).astype(np.int64) + 1),
             target_length_B=torch.tensor([len(target) for target in targets]),
-            hard={level: self._hard(chosen, speeds, length_B, level, slots) for level, slots in self.hard.items()},
-            soft={name: self._soft(chosen, speeds, length_B, name, slots) for name, slots in self.soft.items()},
+            hard={level: self._hard(chosen, views, length_B, level, slots) for level, slots in self.hard.items()},
+            soft={name: self._soft(chosen, views, length_B, name, slots) for name, slots in self.soft.items()},
             seconds=float(length_B.sum()) * FRAME_SHIFT_S,
         )
 
-    def _features(self, utterance: Utterance, epoch: int) -> tuple[NDArray[np.float32], float]:
+    def _features(self, utterance: Utterance, epoch: int) -> tuple[NDArray[np.float32], _View]:
         random = generator(self.seed, epoch, utterance.id)
         speed = draw_speed(self.augment, random)
+        view = _View(speed, int(random.integers(1 << 30)))
         if self.augment.noise_probability > 0:
             x_TF: NDArray[np.float32] = log_mel(add_noise(self.features.wave(utterance, speed), self.augment, random)).numpy()
         else:
             x_TF = self.features(utterance, speed)
         if self.fill_F is not None and (self.augment.freq_masks or self.augment.time_masks):
             x_TF = spec_augment(x_TF, self.augment, random, fill_F=self.fill_F)
-        return x_TF, speed
+        return x_TF, view
 
     def _hard(
-        self, chosen: Sequence[Utterance], speeds: Sequence[float], length_B: NDArray[np.int64], level: str, slots: int
+        self, chosen: Sequence[Utterance], views: Sequence[_View], length_B: NDArray[np.int64], level: str, slots: int
     ) -> HardLabels:
         found = [self.join.segments(u.id, level) if self.join.aligned(u.id) else None for u in chosen]
-        slot_M, position_M, _ = _place_all(found, speeds, length_B, slots)
+        slot_M, position_M, _ = _place_all(found, views, length_B, slots, self.stride.get(level, 1))
         units = np.concatenate([np.zeros(0, np.int32), *(p.unit_U for p in found if p is not None)])
         return HardLabels(slot_M=torch.from_numpy(slot_M), unit_M=torch.from_numpy(units[position_M].astype(np.int64)))
 
     def _soft(
-        self, chosen: Sequence[Utterance], speeds: Sequence[float], length_B: NDArray[np.int64], name: str, slots: int
+        self, chosen: Sequence[Utterance], views: Sequence[_View], length_B: NDArray[np.int64], name: str, slots: int
     ) -> SoftLabels:
         store = self.join.stores[name]
         there = [u.id in store.reader and (slots == 0 or self.join.aligned(u.id)) for u in chosen]
         block = store.reader.block([u.id for u, ok in zip(chosen, there, strict=True) if ok])
         if slots:
             found = [self.join.positions(u.id, name) if ok else None for u, ok in zip(chosen, there, strict=True)]
-            slot_M, position_M, offset_B1 = _place_all(found, speeds, length_B, slots)
+            slot_M, position_M, offset_B1 = _place_all(found, views, length_B, slots, self.stride.get(store.level, 1))
         else:
             slot_M = position_M = np.zeros(0, np.int64)
             offset_B1 = np.zeros(len(chosen) + 1, np.int64)
@@ -115,16 +126,18 @@ def _tensor(values: NDArray[np.float32]) -> torch.Tensor:
 
 
 def _place_all(
-    found: Sequence[Positions | None], speeds: Sequence[float], length_B: NDArray[np.int64], slots: int
+    found: Sequence[Positions | None], views: Sequence[_View], length_B: NDArray[np.int64], slots: int, stride: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """(slot_M, position_M, offset_B1) over the batch: slots as b · S + s, positions counted through."""
     slots_padded = num_encoder_frames(int(length_B.max())) * slots
     slot_parts, position_parts, offsets = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], [0]
-    for b, (here, speed) in enumerate(zip(found, speeds, strict=True)):
+    for b, (here, view) in enumerate(zip(found, views, strict=True)):
         if here is None:
             offsets.append(offsets[-1])
             continue
-        slot_M, position_M = place(here, num_frames=int(length_B[b]), slots=slots, speed=speed)
+        slot_M, position_M = place(here, num_frames=int(length_B[b]), slots=slots, speed=view.speed)
+        if stride > 1:
+            slot_M, position_M = slot_M[view.offset % stride :: stride], position_M[view.offset % stride :: stride]
         slot_parts.append(slot_M + b * slots_padded)
         position_parts.append(position_M + offsets[-1])
         offsets.append(offsets[-1] + len(here.start_U))

@@ -51,6 +51,7 @@ class TrainConfig:
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     taps: dict[str, int] = field(default_factory=dict)  # level → layer, counted from 1
     slots: dict[str, int] = field(default_factory=dict)  # level → slots an encoder frame of 40 ms
+    stride: dict[str, int] = field(default_factory=dict)  # level → n: a step trains its heads on every n-th labelled slot
     alpha: float = 0.3
     alphas: dict[str, float] = field(default_factory=dict)  # by level
     lam: float = 0.3
@@ -82,6 +83,9 @@ class TrainConfig:
         for name in ("interpolation_weight", "label_smoothing", "min_coverage"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"`{name}` must lie between 0 and 1, but is {getattr(self, name)} instead.")
+        for level, stride in self.stride.items():
+            if stride < 1:
+                raise UserError(f"`stride.{level}` must be at least 1, but is {stride} instead.")
         for name in ("batch_seconds", "max_utterance_seconds"):
             if getattr(self, name) <= 0:
                 raise UserError(f"`{name}` must be positive, but is {getattr(self, name)} instead.")

@@ -222,7 +222,14 @@ def make_task(data: Data, plan: BatchPlan, *, max_steps: int) -> StudentTask:
     student = Student(data.plan.student)
     student.set_cmvn(mean_F, std_F)
     shared: dict[str, Any] = {"join": data.join, "features": features, "hard": data.plan.hard, "soft": data.plan.soft}
-    maker = BatchMaker(utterances=data.train, augment=config.augment, fill_F=mean_F.numpy(), seed=config.loop.seed, **shared)
+    maker = BatchMaker(
+        utterances=data.train,
+        augment=config.augment,
+        fill_F=mean_F.numpy(),
+        stride=config.stride,
+        seed=config.loop.seed,
+        **shared,
+    )
     dev = BatchMaker(utterances=data.dev, augment=NO_AUGMENTATION, **shared) if data.dev else None
     weights = {term.name: _weight(config, data, term.name) for term in data.plan.terms}
     return StudentTask(

@@ -92,6 +92,21 @@ def test_an_utterance_is_augmented_alike_in_any_company(maker: BatchMaker) -> No
     assert draw_speed(augmented.augment, random) in (0.9, 1.0, 1.1)
 
 
+def test_strides_show_every_nth_slot_and_over_the_epochs_all_of_them(maker: BatchMaker) -> None:
+    whole = maker([0, 1])
+    assert whole is not None
+    seen: set[tuple[int, int]] = set()
+    for epoch in range(30):
+        part = replace(maker, stride={"senone": 3})([0, 1], epoch=epoch)
+        assert part is not None
+        for all_, some in ((whole.hard["senone"], part.hard["senone"]), (whole.soft["senone"], part.soft["senone"])):
+            assert abs(len(some.slot_M) - len(all_.slot_M) / 3) <= 2
+            assert set(some.slot_M.tolist()) < set(all_.slot_M.tolist())
+        assert torch.equal(part.hard["subword"].slot_M, whole.hard["subword"].slot_M)
+        seen |= set(zip(part.hard["senone"].slot_M.tolist(), part.hard["senone"].unit_M.tolist(), strict=True))
+    assert seen == set(zip(whole.hard["senone"].slot_M.tolist(), whole.hard["senone"].unit_M.tolist(), strict=True))
+
+
 def test_workers_and_resuming_give_the_same_batches_as_this_process(maker: BatchMaker) -> None:
     augmented = replace(maker, augment=AugmentConfig())
     plan = BatchPlan([300] * len(maker.utterances), batch_frames=600, seed=0)
