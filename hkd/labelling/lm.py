@@ -72,7 +72,7 @@ class LmConfig:
     folds: int = 2  # of cross-fitting
     sizes: UnitLmSizes = field(default_factory=UnitLmSizes)
     loop: LmLoopConfig = field(default_factory=LmLoopConfig)
-    batch_sentences: int = 64
+    batch_sentences: int = 16  # at equal time many small updates beat few large ones
     max_units: int = 300  # of a training sequence; longer sentences are cut between words
     held_out: float = 0.02  # share of the text's sentences that is never trained on
     max_scored_positions: int = 10_000  # of the comparison

