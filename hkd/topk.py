@@ -155,14 +155,13 @@ def _select(
     safe_gold_N1 = gold_N.clamp(min=0)[:, None]
     ids_NK = _largest(score_NV if exclude_V is None else score_NV.masked_fill(exclude_V, float("-inf")), k)
     best_NK = score_NV.gather(1, ids_NK)
+    top_N1 = (best_NK if exclude_V is None else score_NV).amax(-1, keepdim=True)
     missing_N1 = (gold_N[:, None] >= 0) & ~(ids_NK == safe_gold_N1).any(-1, keepdim=True)
     last_N1 = best_NK.argmin(-1, keepdim=True)
     ids_NK = ids_NK.scatter(1, last_N1, torch.where(missing_N1, safe_gold_N1, ids_NK.gather(1, last_N1)))
-    top_N1 = score_NV.gather(1, ids_NK).amax(-1, keepdim=True)
-    if exclude_V is not None:
-        top_N1 = torch.maximum(top_N1, score_NV.amax(-1, keepdim=True))
-    lse_N1, tail_N1 = _mass(score_NV, top_N1, ids_NK, 1.0)
-    extra = [_mass(score_NV, top_N1, ids_NK, t) for t in temperatures]
+    dense = k == score_NV.shape[1]
+    lse_N1, tail_N1 = _mass(score_NV, top_N1, ids_NK, 1.0, dense=dense)
+    extra = [_mass(score_NV, top_N1, ids_NK, t, dense=dense) for t in temperatures]
     none = score_NV.new_zeros((len(score_NV), 0))
     return (
         ids_NK,
@@ -176,7 +175,7 @@ def _select(
 
 
 def _mass(
-    score_NV: torch.Tensor, top_N1: torch.Tensor, ids_NK: torch.Tensor, temperature: float
+    score_NV: torch.Tensor, top_N1: torch.Tensor, ids_NK: torch.Tensor, temperature: float, *, dense: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """log Σ_v exp(score_v / T), and the log share of the units outside `ids_NK` in it; both (N, 1)."""
     weight_NV = score_NV - top_N1
@@ -184,15 +183,66 @@ def _mass(
         weight_NV /= temperature
     weight_NV.exp_()
     scale_N1 = top_N1 / temperature
-    if ids_NK.shape[1] == score_NV.shape[1]:
+    if dense:
         lse_N1 = weight_NV.sum(-1, keepdim=True).log() + scale_N1
         return lse_N1, torch.full_like(lse_N1, float("-inf"))
-    kept_N1 = weight_NV.gather(1, ids_NK).sum(-1, keepdim=True)
+    lse_N1 = weight_NV.sum(-1, keepdim=True).log() + scale_N1
     rest_N1 = weight_NV.scatter_(1, ids_NK, 0.0).sum(-1, keepdim=True)
-    lse_N1 = (kept_N1 + rest_N1).log() + scale_N1
     tail_N1 = rest_N1.log() + scale_N1 - lse_N1
     tiny_N = rest_N1[:, 0] < 1e-30  # below what exp gives exactly: their own maximum as reference
     if bool(tiny_N.any()):
         rest_MV = (score_NV[tiny_N] / temperature).scatter(1, ids_NK[tiny_N], float("-inf"))
         tail_N1[tiny_N] = torch.logsumexp(rest_MV, -1, keepdim=True) - lse_N1[tiny_N]
     return lse_N1, tail_N1
+
+
+@torch.no_grad()
+def select_sample(
+    logits_NV: torch.Tensor,
+    gold_N: torch.Tensor,
+    uniform_NK: torch.Tensor,
+    *,
+    temperatures: Sequence[float] = (),
+    exclude_V: torch.Tensor | None = None,
+) -> TopK:
+    """K draws from each row's distribution, with replacement, as distinct units with counts (random-sampling KD, arXiv 2503.16870, sec. 4).
+
+    uniform_NK: numbers in [0, 1), turned into units by the inverse of the cumulated distribution, so that they alone decide the draws.
+    Units in `exclude_V` are never drawn (the rest is drawn in proportion); logp and tail are the true ones all the same. Rows run by
+    falling probability; columns that are left over have the count 0, unit 0 and logp −inf. The gold unit is kept only if drawn.
+    """
+    n, v = logits_NV.shape
+    rows = max(1, n if logits_NV.is_cuda else _CHUNK_BYTES // (4 * v))
+    parts = []
+    for a in range(0, max(1, n), rows):
+        score_NV = logits_NV[a : a + rows].float()
+        logp_NV = torch.log_softmax(score_NV, -1)
+        p_NV = logp_NV.double().exp()
+        if exclude_V is not None:
+            p_NV = p_NV.masked_fill(exclude_V.to(p_NV.device), 0.0)
+        sum_NV = p_NV.cumsum(-1)
+        uniform_MK = uniform_NK[a : a + rows].to(sum_NV)
+        ids_NK = torch.searchsorted(sum_NV, uniform_MK * sum_NV[:, -1:], right=True).clamp(max=v - 1).sort(dim=-1).values
+        first_NK = torch.ones_like(ids_NK, dtype=torch.bool)
+        first_NK[:, 1:] = ids_NK[:, 1:] != ids_NK[:, :-1]
+        run_NK = first_NK.cumsum(-1) - 1
+        count_NK = torch.zeros_like(ids_NK).scatter_add(1, run_NK, torch.ones_like(ids_NK))
+        unit_NK = torch.zeros_like(ids_NK).scatter(1, run_NK, ids_NK)
+        kept_NK = logp_NV.gather(1, unit_NK).masked_fill(count_NK == 0, float("-inf"))
+        kept_NK, order_NK = kept_NK.sort(dim=-1, descending=True, stable=True)
+        top_N1 = score_NV.amax(-1, keepdim=True)
+        lse_N1, tail_N1 = _mass(score_NV, top_N1, ids_NK, 1.0)
+        extra = [_mass(score_NV, top_N1, ids_NK, t) for t in temperatures]
+        gold_M = gold_N[a : a + rows].to(ids_NK.device)
+        gold_logp_M = logp_NV.gather(1, gold_M.clamp(min=0)[:, None])[:, 0].masked_fill(gold_M < 0, float("-inf"))
+        none = score_NV.new_zeros((len(score_NV), 0))
+        lse_NJ = torch.cat([none, *(lse - lse_N1 / t for (lse, _), t in zip(extra, temperatures, strict=True))], 1)
+        tail_NJ = torch.cat([none, *(tail for _, tail in extra)], 1)
+        parts.append(
+            (unit_NK.gather(1, order_NK), count_NK.gather(1, order_NK), kept_NK, tail_N1[:, 0], gold_logp_M, lse_NJ, tail_NJ)
+        )
+    ids, count, logp, tail, gold_logp, lse, tails = (torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True))
+    return TopK(
+        ids_NK=ids.astype(np.int32), logp_NK=logp, tail_N=tail, gold_N=gold_N.to(torch.int32).cpu().numpy(), gold_logp_N=gold_logp,
+        lse_NJ=lse, tail_NJ=tails, count_NK=count.astype(np.uint16),
+    )  # fmt: skip

@@ -32,6 +32,7 @@ def teacher_dump(
     split: Annotated[Text, typer.Option(help="One split of the manifest; by default all.")] = None,
     k: Annotated[int | None, typer.Option("--k", "-k", help="Units kept a position. [16]")] = None,
     temperatures: Annotated[Text, typer.Option(help="Extra temperatures, as 2,3,4.")] = None,
+    select: Annotated[Text, typer.Option(help="topk, or sample: k draws from the teacher. [topk]")] = None,
     mask_every: Annotated[int | None, typer.Option(help="Masked LMs: mask every m-th position together; 0 is exact. [0]")] = None,
     context: Annotated[
         Text, typer.Option(help="utterance, or tokens of a window that neighbouring utterances fill. [utterance]")
@@ -77,7 +78,7 @@ def teacher_dump(
     from hkd.teachers.options import TeacherOptions
 
     given = {
-        "k": k, "temperatures": _numbers(temperatures), "codec": codec, "backend": backend, "split": split, "name": name,
+        "k": k, "temperatures": _numbers(temperatures), "selection": select, "codec": codec, "backend": backend, "split": split, "name": name,
         "utterances_per_shard": utterances_per_shard, "keep_going": keep_going or None,
     }  # fmt: skip
     asked = {

@@ -47,6 +47,7 @@ class DumpConfig:
 
     k: int = 16
     temperatures: tuple[float, ...] = ()
+    selection: str = "topk"  # or "sample": k draws from the teacher (its units with counts); random-sampling distillation
     codec: str = "grid"
     backend: str = "arrow"
     utterances_per_shard: int = 512
@@ -115,6 +116,10 @@ def dump(
         raise UserError(f"rank must be at least 0 and below world_size, but is {rank} of {world_size} instead.")
     transcripts = Transcripts(manifest, split=config.split or None)
     teacher = teacher() if callable(teacher) else teacher
+    if config.selection == "sample" and teacher.info.kind not in ("masked", "causal"):
+        raise UserError(
+            f"selection must be topk for a teacher of kind {teacher.info.kind}; only masked and causal LMs can be sampled."
+        )
     source = unit_source(teacher, alignment=alignment, subwords=subwords)
     ids = transcripts.ids
     labelled = source.labelled(ids)
@@ -158,7 +163,8 @@ def store_spec(
         teacher=asdict(teacher.info),
         manifest_digest=manifest_digest,
         alignment_digest=alignment.digest if aligned and alignment is not None else None,
-        k=config.k,
+        k=min(config.k, getattr(teacher, "num_candidates", config.k)),
+        selection=config.selection,
         temperatures=config.temperatures,
         codec=config.codec,
         backend=config.backend,
@@ -252,7 +258,10 @@ class _Run:
             ]
             unique = sorted(set(first))
         with self._phase("score"):
-            scored = self._teacher.score([sentences[n] for n in unique], k=self._config.k, temperatures=self._config.temperatures)
+            asked: dict[str, Any] = {"k": self._writer.spec.k, "temperatures": self._config.temperatures}
+            if self._config.selection == "sample":
+                asked["selection"] = "sample"
+            scored = self._teacher.score([sentences[n] for n in unique], **asked)
         rows = dict(zip(unique, scored, strict=True))
         self.scored += sum(map(len, scored))
         labels = []

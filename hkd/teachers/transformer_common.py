@@ -10,10 +10,14 @@
 Shape letters: R rows of a batch (copies of windows), L tokens of a row, M scored rows, D model width, V vocabulary.
 """
 
+import itertools
 import logging
+import threading
 import unicodedata
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,16 +30,18 @@ from hkd.errors import HkdError, UserError
 from hkd.files import digest_of, digest_of_json
 from hkd.teachers.base import NO_WORD, Sentence, TeacherInfo
 from hkd.teachers.options import TeacherOptions
-from hkd.topk import NO_GOLD, TopK, select_topk
+from hkd.topk import NO_GOLD, TopK, select_sample, select_topk
 from hkd.units.inventory import UnitInventory
 from hkd.units.level import SUBWORD
 
 log = logging.getLogger(__name__)
 
 Tokens = NDArray[np.int64]
+Choose = Callable[[torch.Tensor, Tokens, Tokens], TopK]
+SELECTIONS = ("topk", "sample")
 
 _PRONOUN_I = ("i", "i'm", "i'll", "i've", "i'd")
-_HEAD_BYTES = 64 << 20  # logits of one head call on CPU
+_HEAD_BYTES = 16 << 20  # logits of one head call on CPU
 _HEAD_BYTES_CUDA = 1 << 30
 
 
@@ -59,6 +65,13 @@ def digest_of_model(model: torch.nn.Module) -> str:
             yield value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
 
     return digest_of(parts())
+
+
+def _uniform(sentence: Sentence, k: int) -> NDArray[np.float64]:
+    """K numbers in [0, 1) for each position, a function of the sentence's units and context alone."""
+    around = np.array([len(sentence.before), *sentence.before, *sentence.after], "<i8").tobytes()
+    key = int(digest_of([sentence.unit_U.astype("<i4").tobytes(), around])[:32], 16)
+    return np.random.Generator(np.random.Philox(key=key)).random((len(sentence.unit_U), k))
 
 
 def _is_memory(error: BaseException) -> bool:
@@ -109,7 +122,9 @@ class TransformerTeacher(ABC):
             },
             trained_on_transcripts="unknown",
         )  # fmt: skip
-        self._run: Any = torch.compile(self._body) if options.compile else self._body
+        self._given = threading.local()
+        self._forward: Any = torch.compile(self._body.forward) if options.compile else self._body.forward
+        self._body.forward = self._body_or_given
 
     @property
     def level(self) -> str:
@@ -120,6 +135,11 @@ class TransformerTeacher(ABC):
     def inventory(self) -> UnitInventory:
         """The tokenizer's whole vocabulary, padded to the size of the model's output."""
         return self._inventory
+
+    @property
+    def num_candidates(self) -> int:
+        """Units that may be kept: all but the special ones."""
+        return int((~self._exclude_V).sum())
 
     @property
     def info(self) -> TeacherInfo:
@@ -260,53 +280,90 @@ class TransformerTeacher(ABC):
             yield np.frombuffer(text, np.int64), at_S, to_S
 
     @torch.inference_mode()
-    def score(self, sentences: Sequence[Sentence], *, k: int, temperatures: Sequence[float] = ()) -> list[TopK]:
-        """Per sentence the top-k rows of all its positions. Rows run by falling length, in batches of at most `token_budget` tokens."""
+    def score(
+        self, sentences: Sequence[Sentence], *, k: int, temperatures: Sequence[float] = (), selection: str = "topk"
+    ) -> list[TopK]:
+        """Per sentence the rows of all its positions: the top k, or k draws (selection "sample", decided by the texts alone).
+
+        Passes run by falling length, in batches of at most `token_budget` tokens.
+        """
         if k < 1:
             raise UserError(f"k must be at least 1, but is {k} instead.")
-        offset = np.concatenate([[0], np.cumsum([len(s.unit_U) for s in sentences])]).astype(np.int64)
         rows = [row for text in self._texts(sentences) for row in self._rows(*text)]
+        choose = self._selection(sentences, k, temperatures, selection)
+        offset = np.concatenate([[0], np.cumsum([len(s.unit_U) for s in sentences])]).astype(np.int64).tolist()
         if not rows:
-            width = min(k, int((~self._exclude_V).sum()))
-            return [TopK.empty(width, len(temperatures)) for _ in sentences]
+            return [choose(torch.zeros((0, self._vocabulary)), np.zeros(0, np.int64), np.zeros(0, np.int64)) for _ in sentences]
         rows.sort(key=lambda row: -len(row.token_L))
-        parts = self._score_rows(rows, k, temperatures)
+        parts = [part for batch in self._run_all(self._batches(rows), choose) for part in batch]
         to = np.concatenate([row.to for row in rows])
         order = np.empty(len(to), np.int64)
         order[to] = np.arange(len(to))
         joined = TopK.concatenate(parts)[order]
-        return [joined[a:b] for a, b in zip(offset[:-1].tolist(), offset[1:].tolist(), strict=True)]
+        return [joined[a:b] for a, b in itertools.pairwise(offset)]
 
-    def _score_rows(self, rows: Sequence[Row], k: int, temperatures: Sequence[float]) -> list[TopK]:
-        """Batches of neighbours (by falling length), as many rows as the token budget holds; out of memory halves the budget."""
-        parts: list[TopK] = []
+    def _selection(self, sentences: Sequence[Sentence], k: int, temperatures: Sequence[float], selection: str) -> Choose:
+        """What makes rows of logits, given each row's gold unit and its place among all positions."""
+        if selection not in SELECTIONS:
+            raise UserError(f"selection must be one of {', '.join(SELECTIONS)}, but is '{selection}' instead.")
+        if selection == "topk":
+            return lambda logits_MV, gold_M, to_M: select_topk(
+                logits_MV, torch.from_numpy(gold_M), k=k, temperatures=temperatures, exclude_V=self._exclude_V
+            )
+        uniform_NK = torch.from_numpy(np.concatenate([np.zeros((0, k)), *(_uniform(s, k) for s in sentences)]))
+        return lambda logits_MV, gold_M, to_M: select_sample(
+            logits_MV, torch.from_numpy(gold_M), uniform_NK[to_M], temperatures=temperatures, exclude_V=self._exclude_V
+        )
+
+    def _batches(self, rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
+        """Neighbours in the order given (by falling length), as many as the token budget holds, at least one."""
         start = 0
         while start < len(rows):
             size = max(1, self._budget // len(rows[start].token_L))
-            try:
-                parts += list(self._score_batch(rows[start : start + size], k, temperatures))
-                start += size
-            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if not _is_memory(error):
-                    raise
-                length = len(rows[start].token_L)
-                if size == 1:
-                    raise HkdError(
-                        f"one row of {length} tokens must fit into the memory of {self._device}, but does not."
-                    ) from None
-                self._budget = length * size // 2
-                log.warning("Out of memory with %d rows of %d tokens: the token budget is now %d.", size, length, self._budget)
-                if self._device.type == "cuda":
-                    torch.cuda.empty_cache()
-        return parts
+            yield rows[start : start + size]
+            start += size
 
-    def _score_batch(self, batch: Sequence[Row], k: int, temperatures: Sequence[float]) -> Iterator[TopK]:
-        hidden_MD = self._hidden(batch)
-        gold_M = torch.from_numpy(np.concatenate([row.gold for row in batch])).to(self._device)
-        step = max(1, (_HEAD_BYTES_CUDA if self._device.type == "cuda" else _HEAD_BYTES) // (4 * self._vocabulary))
-        for a in range(0, len(hidden_MD), step):
-            logits_MV = self._head(hidden_MD[a : a + step])
-            yield select_topk(logits_MV, gold_M[a : a + step], k=k, temperatures=temperatures, exclude_V=self._exclude_V)
+    def _run_all(self, batches: Iterable[Sequence[Row]], choose: Choose) -> Iterator[list[TopK]]:
+        """All batches in order. On CPU each runs on one core, as many at once as torch has threads: no waiting for each other inside
+        every small operation, and the bytes do not depend on the number of cores."""
+        threads = torch.get_num_threads()
+        if self._device.type != "cpu":
+            yield from (self._score_batch(batch, choose) for batch in batches)
+            return
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            waiting: deque[Future[list[TopK]]] = deque()
+            try:
+                for batch in batches:
+                    waiting.append(pool.submit(self._score_batch, batch, choose))
+                    if len(waiting) > 2 * threads:
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+            finally:
+                for task in waiting:
+                    task.cancel()
+
+    @torch.inference_mode()
+    def _score_batch(self, batch: Sequence[Row], choose: Choose) -> list[TopK]:
+        """The rows of a batch; out of memory halves it, and the token budget from there on."""
+        try:
+            hidden_MD = self._hidden(batch)
+            gold_M, to_M = (np.concatenate(column) for column in zip(*((row.gold, row.to) for row in batch), strict=True))
+            step = max(1, (_HEAD_BYTES_CUDA if self._device.type == "cuda" else _HEAD_BYTES) // (4 * self._vocabulary))
+            cuts = [slice(a, a + step) for a in range(0, len(hidden_MD), step)]
+            return [choose(self._head(hidden_MD[cut]), gold_M[cut], to_M[cut]) for cut in cuts]
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not _is_memory(error):
+                raise
+        length = max(len(row.token_L) for row in batch)
+        if len(batch) == 1:
+            raise HkdError(f"one row of {length} tokens must fit into the memory of {self._device}, but does not.")
+        self._budget = min(self._budget, length * len(batch) // 2)
+        log.warning("Out of memory with %d rows of %d tokens: the token budget is now %d.", len(batch), length, self._budget)
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        half = len(batch) // 2
+        return self._score_batch(batch[:half], choose) + self._score_batch(batch[half:], choose)
 
     def _hidden(self, batch: Sequence[Row]) -> torch.Tensor:
         """The body's output (M, D) at the scored places of all rows, in order."""
@@ -320,7 +377,7 @@ class TransformerTeacher(ABC):
         at_M = np.concatenate([number * longest + row.at for number, row in enumerate(batch)])
         given: dict[str, Any] = {"input_ids": torch.from_numpy(token_RL).to(self._device)}
         given["attention_mask"] = torch.from_numpy((np.arange(longest) < length_R[:, None]).astype(np.int64)).to(self._device)
-        hidden_RLD: torch.Tensor = self._run(**given, **self._body_options())[0]
+        hidden_RLD: torch.Tensor = self._body(**given, **self._body_options())[0]
         return hidden_RLD.reshape(-1, hidden_RLD.shape[-1])[torch.from_numpy(at_M).to(self._device)]
 
     def _body_options(self) -> dict[str, Any]:
@@ -328,10 +385,14 @@ class TransformerTeacher(ABC):
 
     def _head(self, hidden_MD: torch.Tensor) -> torch.Tensor:
         """Logits (M, V) of the model's own head for rows of its body's output."""
-        out = BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=hidden_MD[None])
-        self._body.forward = lambda *_, **__: out
+        self._given.output = BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=hidden_MD[None])
         try:
             logits: torch.Tensor = self._model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=self._device)).logits
         finally:
-            del self._body.forward
+            self._given.output = None
         return logits[0]
+
+    def _body_or_given(self, *arguments: Any, **options: Any) -> Any:
+        """The body's forward, or, while this thread asks the head, the rows that the head shall have."""
+        given = getattr(self._given, "output", None)
+        return self._forward(*arguments, **options) if given is None else given

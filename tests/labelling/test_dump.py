@@ -127,10 +127,10 @@ def test_transcripts_that_repeat_are_scored_once(texts: Path, teacher: Teacher, 
 def test_a_dying_writer_stops_the_dump_with_its_error(
     texts: Path, teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(self: Any, shard: int, *args: Any) -> None:
+    def full(self: Any, shard: int, *args: Any, **options: Any) -> None:
         raise HkdError("the disk is full")
 
-    monkeypatch.setattr(LabelWriter, "publish", full)
+    monkeypatch.setattr(LabelWriter, "write_shard", full)
     with pytest.raises(HkdError, match="the disk is full"):
         dump(texts, tmp_path / "a", teacher, config=CONFIG)
 
@@ -206,3 +206,16 @@ def test_overwrite_replaces_a_store_and_nothing_else(texts: Path, teacher: Teach
     (tmp_path / "mine" / "thesis.tex").write_text("x")
     with pytest.raises(UserError, match=r"thesis\.tex"):
         dump(texts, tmp_path / "mine", teacher, config=config, overwrite=True)
+
+
+def test_draws_are_stored_with_their_counts(texts: Path, teacher: Teacher, tmp_path: Path) -> None:
+    config = DumpConfig(k=12, selection="sample", utterances_per_shard=40, codec="f16")
+    dump(texts, tmp_path / "a", teacher, config=config)
+    dump(texts, tmp_path / "b", teacher, config=config)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    reader = LabelReader.open(tmp_path / "a")
+    count_NK = reader.block(list(reader.ids)).topk.count_NK
+    assert count_NK is not None
+    assert (count_NK.sum(1) == 12).all()
+    with pytest.raises(UserError, match="selection must be topk"):
+        dump(texts, tmp_path / "c", load_teacher("phone-trigram", unit="monophone"), config=config)
