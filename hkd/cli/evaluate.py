@@ -9,6 +9,7 @@ from hkd.cli.common import emit, progress_bar, project, say
 from hkd.errors import UserError
 
 RUNS_HELP = "Runs: names below the runs folder, or folders. Default: all that are trained."
+LM_HELP = "Beside beam search: an ARPA file over words, a folder of `hkd lm train`, or a causal LM's folder or hub name."
 Split = Annotated[str, typer.Option(help="Part of the manifest.")]
 
 
@@ -28,6 +29,11 @@ def run_folders(names: list[str] | None, runs: Path) -> list[Path]:
     return folders
 
 
+def given(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that were given."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
 def _there(path: Path) -> Path | None:
     return path if path.exists() else None
 
@@ -35,6 +41,11 @@ def _there(path: Path) -> Path | None:
 def evaluate(
     runs: Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help=RUNS_HELP, show_default=False)] = None,
     split: Split = "test",
+    decoder: Annotated[str | None, typer.Option(help="greedy or beam.")] = None,
+    lm: Annotated[str | None, typer.Option(help=LM_HELP)] = None,
+    lm_weight: Annotated[float | None, typer.Option(help="Weight of the LM's log-probability.")] = None,
+    word_bonus: Annotated[float | None, typer.Option(help="Added for each word.")] = None,
+    tag: Annotated[str, typer.Option(help="Names another way to decode: its figures lie beside the usual ones.")] = "",
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The figures as JSON.")] = False,
 ) -> None:
@@ -47,6 +58,8 @@ def evaluate(
         hkd evaluate none hierarchical --split dev
 
         hkd evaluate runs/none --json
+
+        hkd evaluate none --decoder beam --lm words.arpa --lm-weight 0.6 --tag fusion
     """
     from hkd.evaluate.run import EvaluateConfig
     from hkd.evaluate.run import evaluate as evaluate_run
@@ -54,12 +67,14 @@ def evaluate(
 
     here = project()
     manifest = here.require("manifest", "hkd prepare")
-    config = here.section("evaluate", EvaluateConfig, {"device": device})
+    search = {"decoder": decoder, "lm_weight": lm_weight, "word_bonus": word_bonus}
+    config = here.section("evaluate", EvaluateConfig, {"device": device, "search": given(search)})
     reports = []
     for folder in run_folders(runs, here.runs):
         with progress_bar(f"evaluate {folder.name}") as progress:
-            paths = {"alignment": _there(here.alignment), "labels": _there(here.labels), "units": _there(here.units)}
-            reports.append(evaluate_run(folder, manifest=manifest, split=split, config=config, progress=progress, **paths))
+            paths: dict[str, Any] = {"alignment": _there(here.alignment), "labels": _there(here.labels), "units": _there(here.units)}
+            options: dict[str, Any] = {"split": split, "config": config, "lm": lm, "tag": tag, "progress": progress}
+            reports.append(evaluate_run(folder, manifest=manifest, **options, **paths))
     table = objectives_table(reports)
     emit([report.to_json() | {"rtf": report.rtf} for report in reports], as_json, lambda _: table.text())
 

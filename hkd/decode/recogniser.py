@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hkd.decode.greedy import greedy_ctc
+from hkd.decode.search import Search, SearchConfig
 from hkd.errors import UserError
 from hkd.features.fbank import log_mel
 from hkd.student.export import load_student
@@ -57,8 +57,8 @@ class Recognition:
 class Recogniser:
     """An exported student that transcribes."""
 
-    def __init__(self, folder: Path, *, device: str = "auto") -> None:
-        """Raises UserError where the folder holds no exported student with a subword CTC output."""
+    def __init__(self, folder: Path, *, device: str = "auto", search: SearchConfig | None = None, lm: str | None = None) -> None:
+        """lm: see `hkd.decode.search.Search`. Raises UserError where the folder holds no exported student with a subword CTC output."""
         self.device = choose_device(device)
         self.student, self.meta = load_student(folder, device=self.device)
         if self.meta.config.main != "ctc" or self.meta.subword_model is None:
@@ -67,6 +67,7 @@ class Recogniser:
                 f" over {self.meta.inventory.level} units instead. Only subword CTC can be written as text here."
             )
         self.subwords = SubwordModel(self.meta.subword_model)
+        self.search = Search(search or SearchConfig(), self.subwords, lm=lm, device=self.device)
 
     @property
     def num_parameters(self) -> int:
@@ -86,11 +87,15 @@ class Recogniser:
         network_s = time.perf_counter() - begin_s - features_s
         return logits_BTV, output.length_B.cpu(), Seconds(features=features_s, network=network_s)
 
+    def warm_up(self) -> None:
+        """Run once on silence, so that the first batch's time is not that of loading code."""
+        self.recognise([np.zeros(SAMPLE_RATE_HZ, np.float32)])
+
     def recognise(self, waves: Sequence[Wave_S]) -> Recognition:
         """Transcribe a batch."""
         logits_BTV, length_B, seconds = self.logits(waves)
         begin_s = time.perf_counter()
-        units = greedy_ctc(logits_BTV, length_B)
+        units = self.search.best(logits_BTV, length_B)
         texts = [self.subwords.decode(ids) for ids in units]
         return Recognition(units=units, texts=texts, seconds=seconds + Seconds(search=time.perf_counter() - begin_s))
 

@@ -99,6 +99,7 @@ def make_example(
     wave_S = read_audio(utterance)
     aligned = alignment[utterance.id] if alignment is not None and utterance.id in alignment else None
     covering = {name: store for name, store in stores.items() if utterance.id in store}
+    covering = dict(sorted(covering.items(), key=lambda item: level_rank(item[1].spec.level)))
     found = {name: opinions_of(store, utterance.id) for name, store in covering.items()}
     drawing = None
     if alignment is not None and aligned is not None:
@@ -107,7 +108,7 @@ def make_example(
     for report in reports:
         row = next((r for r in report.hypotheses if r.id == utterance.id), None)
         if row is not None:
-            hypotheses.append((report.run, *marked(row.reference, row.hypothesis)))
+            hypotheses.append((report.name, *marked(row.reference, row.hypothesis)))
     return Example(
         id=utterance.id,
         speaker=utterance.speaker,
@@ -119,6 +120,11 @@ def make_example(
         opinions=tuple(found.values()),
         hypotheses=tuple(hypotheses),
     )
+
+
+def level_rank(level: str) -> int:
+    """Levels from fine to coarse, others last."""
+    return LEVELS.index(level) if level in LEVELS else len(LEVELS)
 
 
 def flac_address(wave_S: NDArray[np.float32]) -> str:

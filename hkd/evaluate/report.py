@@ -17,8 +17,8 @@ from hkd import __version__
 from hkd.align.alignment import Alignment
 from hkd.errors import HkdError
 from hkd.evaluate.curves import panels, read_curves
-from hkd.evaluate.examples import Example, examples
-from hkd.evaluate.result import EvaluationReport, read_result
+from hkd.evaluate.examples import Example, examples, level_rank
+from hkd.evaluate.result import EvaluationReport, read_result, tags_of
 from hkd.evaluate.svg import NUM_COLOURS, forest, line_chart
 from hkd.evaluate.table import Table, objectives_table
 from hkd.files import write_bytes
@@ -27,7 +27,6 @@ from hkd.labels.store import LabelReader, store_folders
 from hkd.manifest import Manifest
 from hkd.manifest import read as read_manifest
 from hkd.progress import Progress, no_progress
-from hkd.units.level import LEVELS
 
 MAX_PANELS = 12
 
@@ -60,11 +59,11 @@ def write_report(
     manifest, alignment, labels (folder of stores), lm (folder of unit LMs): what is None or not there is left out of the page.
     `units` is not read: stores and alignment carry their own inventories.
     """
-    reports = [read_result(run, split) for run in runs]
+    reports = [read_result(run, split, tag) for run in runs for tag in ("", *tags_of(run, split))]
     progress(1, 4)
     table = objectives_table(reports, baseline=baseline)
     order = [name for row in table.rows for name in row.runs]
-    reports.sort(key=lambda report: order.index(report.run))
+    reports.sort(key=lambda report: order.index(report.name))
     utterances = read_manifest(manifest) if manifest is not None else None
     aligned = Alignment(alignment) if alignment is not None else None
     folders = store_folders(labels) if labels is not None and _has_store(labels) else {}
@@ -106,7 +105,7 @@ def _complete(folder: Path) -> bool:
 
 def _by_level(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Fine to coarse, then by name."""
-    return sorted(entries, key=lambda e: (LEVELS.index(e["level"]) if e["level"] in LEVELS else len(LEVELS), e["name"]))
+    return sorted(entries, key=lambda e: (level_rank(e["level"]), e["name"]))
 
 
 def read_lms(folder: Path) -> list[dict[str, Any]]:
@@ -139,7 +138,8 @@ def colours_of(order: Sequence[str]) -> dict[str, int]:
 def chart_panels(runs: Sequence[Path], order: Sequence[str]) -> list[Panel]:
     """Training curves, a figure a panel, all runs in each."""
     colours = colours_of(order)
-    curves = {name: read_curves(next(run for run in runs if run.name == name)) for name in order}
+    folder_of = {run.name: run for run in runs}
+    curves = {name: read_curves(folder_of[name]) for name in order if name in folder_of}
     return [Panel(title=name, drawing=line_chart(series, colours, label=name)) for name, series in panels(curves)[:MAX_PANELS]]
 
 
@@ -166,7 +166,7 @@ def render(
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": percent, "figure": figure, "minutes": minutes}
-    colours = colours_of([report.run for report in reports])
+    colours = colours_of([report.name for report in reports])
     return environment.get_template("report.html").render(
         title=title,
         table=table,

@@ -2,7 +2,10 @@
 
 eval-SPLIT.json          the figures: deterministic, no clock
 eval-SPLIT.hyp.jsonl     an utterance a line: reference, hypothesis, counts; all figures can be recomputed from it
+eval-SPLIT.errors.txt    the errors aligned, by speaker, and what was taken for what: for people
 eval-SPLIT.timing.json   real-time factor: measured anew, hence kept apart
+
+Other ways to decode lie beside, under a tag: eval-SPLIT@TAG.json and so on.
 """
 
 import json
@@ -62,8 +65,14 @@ class EvaluationReport:
     parameters: int
     decoder: Mapping[str, Any]
     inputs: Mapping[str, Any]  # digests: what must be the same for this evaluation to be left as it is
+    tag: str = ""  # another way to decode than the usual one
     rtf: float | None = None  # from the timing file
     hypotheses: tuple[Hypothesis, ...] = field(default=(), repr=False)
+
+    @property
+    def name(self) -> str:
+        """The run, and the tag of its decoding where it has one: `none@fusion`."""
+        return f"{self.run}@{self.tag}" if self.tag else self.run
 
     def to_json(self) -> dict[str, Any]:
         """The content of eval-SPLIT.json."""
@@ -71,9 +80,17 @@ class EvaluationReport:
         return {"format": FORMAT, **value, "errors": {name: asdict(rate) for name, rate in self.errors.items()}}
 
 
-def result_paths(run_folder: Path, split: str) -> tuple[Path, Path, Path]:
+def result_paths(run_folder: Path, split: str, tag: str = "") -> tuple[Path, Path, Path]:
     """The three files: figures, hypotheses, timing."""
-    return tuple(run_folder / f"eval-{split}{end}" for end in (".json", ".hyp.jsonl", ".timing.json"))  # type: ignore[return-value]
+    stem = f"eval-{split}@{tag}" if tag else f"eval-{split}"
+    return run_folder / f"{stem}.json", run_folder / f"{stem}.hyp.jsonl", run_folder / f"{stem}.timing.json"
+
+
+def tags_of(run_folder: Path, split: str) -> list[str]:
+    """The tags of the run's other decodings of a split."""
+    prefix = f"eval-{split}@"
+    names = (path.name for path in sorted(run_folder.glob(f"{prefix}*.json")))
+    return [name.removeprefix(prefix).removesuffix(".json") for name in names if not name.endswith(".timing.json")]
 
 
 def _rate(value: Mapping[str, Any]) -> ErrorRate:
@@ -81,9 +98,9 @@ def _rate(value: Mapping[str, Any]) -> ErrorRate:
     return ErrorRate(**{**value, **intervals})
 
 
-def read_result(run_folder: Path, split: str) -> EvaluationReport:
+def read_result(run_folder: Path, split: str, tag: str = "") -> EvaluationReport:
     """Read what `hkd evaluate` wrote. Raises UserError where it is missing or broken."""
-    path, hyp_path, timing_path = result_paths(run_folder, split)
+    path, hyp_path, timing_path = result_paths(run_folder, split, tag)
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
         if value.pop("format") != FORMAT:

@@ -7,16 +7,19 @@
 
 import json
 import logging
+import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from hkd.audio import read_audio
 from hkd.decode.recogniser import Recogniser, Seconds, Wave_S
+from hkd.decode.search import SearchConfig
 from hkd.errors import UserError
 from hkd.evaluate.frames import frame_figures, frame_inputs
+from hkd.evaluate.listing import listing
 from hkd.evaluate.result import (
     ErrorRate,
     EvaluationReport,
@@ -28,7 +31,7 @@ from hkd.evaluate.result import (
 )
 from hkd.evaluate.score import Scores
 from hkd.evaluate.significance import NUM_DRAWS, bootstrap_interval
-from hkd.files import digest_of, digest_of_file, write_json
+from hkd.files import digest_of, digest_of_file, write_bytes, write_json
 from hkd.manifest import Manifest, Utterance
 from hkd.manifest import read as read_manifest
 from hkd.progress import Progress, no_progress
@@ -42,7 +45,7 @@ log = logging.getLogger(__name__)
 class EvaluateConfig:
     """How to evaluate. Intervals: `num_draws` bootstrap draws at `level`, seeded by `seed`."""
 
-    decoder: str = "greedy"
+    search: SearchConfig = field(default_factory=SearchConfig)
     batch_seconds: float = 60.0  # audio in a batch; no figure but the time hangs on it
     level: float = 0.95
     num_draws: int = NUM_DRAWS
@@ -50,8 +53,6 @@ class EvaluateConfig:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        if self.decoder != "greedy":
-            raise UserError(f"evaluate.decoder must be greedy, but is '{self.decoder}' instead.")
         if self.batch_seconds <= 0:
             raise UserError(f"evaluate.batch_seconds must be positive, but is {self.batch_seconds} instead.")
         if not 0 < self.level < 1:
@@ -70,25 +71,31 @@ def evaluate(
     alignment: Path | None = None,
     labels: Path | None = None,
     units: Path | None = None,
+    lm: str | None = None,
+    tag: str = "",
     config: EvaluateConfig = EvaluateConfig(),
     progress: Progress = no_progress,
 ) -> EvaluationReport:
     """Decode the split with the run's exported student, score it, and write eval-SPLIT.* into the run's folder.
 
     alignment, labels (folder of label stores): for the figures of the heads, left out where None or absent. `units` is not read: an
-    exported student and an alignment carry their own inventories.
+    exported student and an alignment carry their own inventories. lm: beside the decoder (see `hkd.decode.search.Search`). tag: names
+    another way to decode, whose figures lie beside the usual ones and leave out the heads.
     Raises UserError where the run has no exported student, the split is empty, or an utterance's audio cannot be read.
     """
     model_folder = run_folder / "model"
     if not (model_folder / "student.json").exists():
         raise UserError(f"a run must have an exported student in {model_folder}, but has none. Run `hkd train` to its end first.")
     part = read_manifest(manifest).split(split)
-    inputs = _inputs(run_folder, part, config, alignment=alignment, labels=labels)
-    finished = _finished(run_folder, split, inputs)
+    if not re.fullmatch(r"[A-Za-z0-9_-]*", tag):
+        raise UserError(f"tag must be letters, digits, - and _, but is '{tag}' instead.")
+    alignment, labels = (None, None) if tag else (alignment, labels)
+    inputs = _inputs(run_folder, part, config, alignment=alignment, labels=labels) | {"lm": _lm_digest(lm)}
+    finished = _finished(run_folder, split, tag, inputs)
     if finished is not None:
         log.info("%s on %s is evaluated already", run_folder.name, split)
         return finished
-    recogniser = Recogniser(model_folder, device=config.device)
+    recogniser = Recogniser(model_folder, device=config.device, search=config.search, lm=lm)
     rows, seconds = _decode(recogniser, part, config, progress)
     scores = score_all(rows)
     speakers = _speakers(rows)
@@ -114,13 +121,15 @@ def evaluate(
             progress=progress,
         ),
         parameters=recogniser.num_parameters,
-        decoder={"name": config.decoder},
+        decoder=_decoder(config.search, recogniser, lm),
+        tag=tag,
         inputs=inputs,
         hypotheses=tuple(rows),
     )
-    path, hyp_path, timing_path = result_paths(run_folder, split)
+    path, hyp_path, timing_path = result_paths(run_folder, split, tag)
     path.unlink(missing_ok=True)  # the figures come last: they are the mark of completeness
     write_hypotheses(hyp_path, rows, scores)
+    write_bytes(path.with_suffix(".errors.txt"), listing(rows, scores["wer"]).encode())
     timing = _timing(rows, seconds, recogniser)
     write_json(timing_path, timing)
     write_json(path, report.to_json())
@@ -162,6 +171,7 @@ def _decode(
 ) -> tuple[list[Hypothesis], Seconds]:
     found: dict[int, Hypothesis] = {}
     seconds = Seconds()
+    recogniser.warm_up()
     for rows, waves in batches(part, config.batch_seconds):
         recognition = recogniser.recognise(waves)
         seconds += recognition.seconds
@@ -231,11 +241,35 @@ def _inputs(
     }
 
 
-def _finished(run_folder: Path, split: str, inputs: Mapping[str, Any]) -> EvaluationReport | None:
-    if not all(path.exists() for path in result_paths(run_folder, split)):
+def _decoder(search: SearchConfig, recogniser: Recogniser, lm: str | None) -> dict[str, Any]:
+    """What the report says of the search."""
+    if search.decoder == "greedy":
+        return {"name": "greedy"}
+    facts: dict[str, Any] = {"name": "beam", "beam": search.beam.beam}
+    if lm is not None:
+        facts |= {"lm": Path(lm).name, "lm_weight": search.lm_weight, "word_bonus": search.word_bonus}
+        facts |= {"lm_parameters": recogniser.search.lm_parameters}
+    return facts
+
+
+def _lm_digest(lm: str | None) -> str | None:
+    """A file's digest; of a folder the names and sizes, and what its JSON files hold; else the name."""
+    if lm is None:
+        return None
+    path = Path(lm)
+    if path.is_file():
+        return digest_of_file(path)
+    if not path.is_dir():
+        return lm
+    files = sorted(p for p in path.rglob("*") if p.is_file())
+    return digest_of(f"{p.relative_to(path)}:{digest_of_file(p) if p.suffix == '.json' else p.stat().st_size}" for p in files)
+
+
+def _finished(run_folder: Path, split: str, tag: str, inputs: Mapping[str, Any]) -> EvaluationReport | None:
+    if not all(path.exists() for path in result_paths(run_folder, split, tag)):
         return None
     try:
-        report = read_result(run_folder, split)
+        report = read_result(run_folder, split, tag)
     except UserError:
         return None
     return report if report.inputs == json.loads(json.dumps(inputs)) else None

@@ -42,6 +42,7 @@ class Row:
     against: Comparison | None  # paired bootstrap of the WER against the baseline
     segments: Comparison | None  # matched pairs, for one seed each
     parameters: int
+    lm_parameters: int  # of the LM beside the decoder
     rtf: float | None
     is_baseline: bool
 
@@ -122,8 +123,9 @@ def _texts(row: Row) -> tuple[str, ...]:
     delta, p = ("–", "–")
     if row.against is not None:
         delta, p = f"{100 * row.against.difference:+.2f}".replace("-", "−"), format_p(row.against.p)
+    parameters = f"{row.parameters / 1e6:.2f} M" + (f" + {row.lm_parameters / 1e6:.1f} M" if row.lm_parameters else "")
     rtf = "–" if row.rtf is None else f"{row.rtf:.3f}"
-    return (row.name, str(len(row.runs)), *rates, delta, p, f"{row.parameters / 1e6:.2f} M", rtf)
+    return (row.name, str(len(row.runs)), *rates, delta, p, parameters, rtf)
 
 
 def format_p(p: float) -> str:
@@ -132,8 +134,9 @@ def format_p(p: float) -> str:
 
 
 def configuration_of(run: str) -> str:
-    """A run's name without its seed: `hierarchical-seed2` → `hierarchical`."""
-    return _SEED.sub("", run) or run
+    """A run's name without its seed: `hierarchical-seed2` → `hierarchical`, `none-seed1@fusion` → `none@fusion`."""
+    name, at, tag = run.partition("@")
+    return (_SEED.sub("", name) or name) + at + tag
 
 
 def objectives_table(reports: Sequence[EvaluationReport], *, baseline: str = "none", num_draws: int = 10_000) -> Table:
@@ -145,9 +148,10 @@ def objectives_table(reports: Sequence[EvaluationReport], *, baseline: str = "no
         raise UserError("a table must have at least one evaluated run, but there is none. Run `hkd evaluate` first.")
     _check_same(reports)
     groups: dict[str, list[EvaluationReport]] = {}
-    for report in sorted(reports, key=lambda r: (_rank(r.objective), r.run)):
-        groups.setdefault(configuration_of(report.run), []).append(report)
-    names = [name for name in groups if name == baseline] or [n for n, g in groups.items() if g[0].objective == baseline]
+    for report in sorted(reports, key=lambda r: (_rank(r.objective), r.name)):
+        groups.setdefault(configuration_of(report.name), []).append(report)
+    names = [name for name in groups if name == baseline]
+    names = names or [name for name, group in groups.items() if group[0].objective == baseline and not group[0].tag]
     base = names[0] if names and len(groups) > 1 else None
     first = reports[0]
     speakers = [row.speaker for row in first.hypotheses if row.speaker is not None]
@@ -172,7 +176,7 @@ def _check_same(reports: Sequence[EvaluationReport]) -> None:
     for report, found in zip(reports, references, strict=True):
         if report.split != reports[0].split or found != references[0]:
             raise UserError(
-                f"runs in one table must be evaluated on the same utterances, but those of {report.run} and {reports[0].run} differ."
+                f"runs in one table must be evaluated on the same utterances, but those of {report.name} and {reports[0].name} differ."
                 " Run `hkd evaluate` for all of them."
             )
 
@@ -210,11 +214,12 @@ def _row(
     return Row(
         name=name,
         objective=group[0].objective,
-        runs=tuple(report.run for report in group),
+        runs=tuple(report.name for report in group),
         cells=cells,
         against=against,
         segments=segments,
         parameters=group[0].parameters,
+        lm_parameters=int(group[0].decoder.get("lm_parameters", 0)),
         rtf=float(np.median(timed)) if timed else None,
         is_baseline=is_baseline,
     )

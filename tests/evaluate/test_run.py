@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from hkd.decode.search import SearchConfig
 from hkd.errors import UserError
-from hkd.evaluate.result import result_paths
+from hkd.evaluate.report import write_report
+from hkd.evaluate.result import read_result, result_paths, tags_of
 from hkd.evaluate.run import EvaluateConfig, evaluate, find_setting
 from hkd.manifest import read as read_manifest
 from hkd.units.text import words
@@ -79,7 +81,7 @@ def test_a_run_without_a_student_is_refused(project, tmp_path: Path) -> None:  #
         evaluate(project.runs[0], manifest=project.manifest, split="nonsense")
 
 
-@pytest.mark.parametrize("change", [{"decoder": "magic"}, {"level": 1.0}, {"num_draws": 1}, {"batch_seconds": 0.0}, {"seed": -1}])
+@pytest.mark.parametrize("change", [{"level": 1.0}, {"num_draws": 1}, {"batch_seconds": 0.0}, {"seed": -1}])
 def test_settings_are_checked(change: dict[str, object]) -> None:
     with pytest.raises(UserError, match=f"evaluate.{next(iter(change))} must"):
         EvaluateConfig(**change)  # type: ignore[arg-type]
@@ -89,3 +91,28 @@ def test_a_setting_is_found_in_any_table_the_outermost_first() -> None:
     assert find_setting({"loop": {"seed": 3}, "objective": "none"}, "seed") == 3
     assert find_setting({"a": {"seed": 3}, "seed": 4}, "seed") == 4
     assert find_setting({"a": {}}, "seed") is None
+
+
+def test_another_way_to_decode_lies_beside_under_its_tag(evaluated, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    run = Path(shutil.copytree(evaluated.runs[0], tmp_path / "none"))
+    usual = [path.read_bytes() for path in result_paths(run, "test")]
+    arpa = tmp_path / "words.arpa"
+    known = sorted({w for u in read_manifest(evaluated.manifest) for w in words(u.text)})
+    lines = [f"-2.0\t{word}" for word in ("</s>", *known)]
+    arpa.write_text("\n".join(["\\data\\", f"ngram 1={len(lines) + 1}", "", "\\1-grams:", "-99\t<s>", *lines, "", "\\end\\", ""]))
+    config = EvaluateConfig(search=SearchConfig(decoder="beam", word_bonus=3.0))
+    report = evaluate(run, manifest=evaluated.manifest, config=config, lm=str(arpa), tag="fusion", alignment=evaluated.alignment)
+    assert report.name == "none@fusion"
+    assert report.frames == {}
+    assert report.decoder["lm"] == "words.arpa"
+    assert {w for row in report.hypotheses for w in row.hypothesis.split()} <= set(known)
+    assert [path.read_bytes() for path in result_paths(run, "test")] == usual
+    assert tags_of(run, "test") == ["fusion"]
+    assert read_result(run, "test", "fusion").to_json() == report.to_json()
+    table = write_report([run, evaluated.runs[3]], tmp_path / "page.html")
+    assert [row.name for row in table.rows] == ["none", "none@fusion", "hierarchical"]
+    assert "words.arpa" in (tmp_path / "page.html").read_text()
+    with pytest.raises(UserError, match="tag must be letters"):
+        evaluate(run, manifest=evaluated.manifest, tag="../x")
+    with pytest.raises(UserError, match="decoder must be beam"):
+        evaluate(run, manifest=evaluated.manifest, lm=str(arpa))

@@ -1,0 +1,89 @@
+"""How a student's output is searched, as settings, and the search made from them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hkd.decode.arpa import ArpaLm
+from hkd.decode.beam import BeamConfig, Ranked, beam_search_batch
+from hkd.decode.fusion import Fusion, Node, WordFusion, WordLm, prefix_tree
+from hkd.decode.greedy import greedy_ctc
+from hkd.errors import UserError
+from hkd.units.subword import SubwordModel
+
+DECODERS = ("greedy", "beam")
+ARPA_ENDINGS = (".arpa", ".arpa.gz")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchConfig:
+    """greedy, or beam: with an LM (given beside) `lm_weight` · log p_LM + `word_bonus` · words are added; `lexicon`: only the LM's words."""
+
+    decoder: str = "greedy"
+    beam: BeamConfig = field(default_factory=BeamConfig)
+    lm_weight: float = 0.5
+    word_bonus: float = 0.0
+    lexicon: bool = True  # where the LM has a list of words (ARPA)
+
+    def __post_init__(self) -> None:
+        if self.decoder not in DECODERS:
+            raise UserError(f"decoder must be one of {', '.join(DECODERS)}, but is '{self.decoder}' instead.")
+        if self.lm_weight < 0:
+            raise UserError(f"lm_weight must not be negative, but is {self.lm_weight} instead.")
+
+
+class Search:
+    """Logits → unit ids. Made once for a student; the LM is loaded once."""
+
+    def __init__(self, config: SearchConfig, subwords: SubwordModel, *, lm: str | None = None, device: str = "cpu") -> None:
+        """lm: an ARPA file over words, a folder of `hkd lm train` (causal or n-gram, over the student's subwords), or a causal LM's
+        folder or hub name. Raises UserError where it is none of them, or given for greedy decoding."""
+        if lm is not None and config.decoder == "greedy":
+            raise UserError(f"decoder must be beam where there is an LM ({lm}), but is greedy instead. Take --decoder beam.")
+        self.config, self.lm_parameters = config, 0
+        self._words: WordLm | None = None
+        self._lexicon: Node | None = None
+        self._symbols: Sequence[str] = subwords.inventory.symbols
+        if lm is not None:
+            self._words = self._load(lm, subwords, device)
+            if config.lexicon and isinstance(self._words, ArpaLm):
+                self._lexicon = prefix_tree(
+                    self._words.words, lambda word: subwords.encode([word])[0].tolist(), self._words.unigram
+                )
+
+    def _load(self, lm: str, subwords: SubwordModel, device: str) -> WordLm:
+        if lm.endswith(ARPA_ENDINGS):
+            return ArpaLm(Path(lm))
+        from hkd.decode.teacher_lm import TeacherLm
+        from hkd.teachers.load import load_teacher
+
+        teacher = load_teacher(lm, unit="subword", device=device)
+        own = teacher.inventory.digest == subwords.inventory.digest
+        model: Any = getattr(teacher, "model", None) or getattr(teacher, "_model", None)
+        if isinstance(model, torch.nn.Module):
+            self.lm_parameters = sum(p.numel() for p in model.parameters())
+        return TeacherLm(teacher, subwords.encode if own else None)
+
+    def fusion(self, *, lm_weight: float | None = None, word_bonus: float | None = None) -> Fusion | None:
+        """What is added to the acoustic score; None without an LM."""
+        if self._words is None:
+            return None
+        weight = self.config.lm_weight if lm_weight is None else lm_weight
+        bonus = self.config.word_bonus if word_bonus is None else word_bonus
+        return WordFusion(self._words, self._symbols, weight=weight, bonus=bonus, lexicon=self._lexicon)
+
+    def ranked(
+        self, logits_BTV: torch.Tensor, length_B: torch.Tensor, *, n_best: int, fusion: Fusion | None = None
+    ) -> list[list[Ranked]]:
+        """The n best of every utterance by beam search."""
+        chosen = fusion or self.fusion()
+        return beam_search_batch(logits_BTV, length_B, config=self.config.beam, fusion=chosen, n_best=n_best)
+
+    def best(self, logits_BTV: torch.Tensor, length_B: torch.Tensor) -> list[list[int]]:
+        """The best unit ids of every utterance; [] where the lexicon lets nothing end."""
+        if self.config.decoder == "greedy":
+            return greedy_ctc(logits_BTV, length_B)
+        return [list(row[0].units) if row else [] for row in self.ranked(logits_BTV, length_B, n_best=1)]

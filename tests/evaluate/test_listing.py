@@ -1,0 +1,63 @@
+"""Listings: words above each other, speakers and confusions add up."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hkd.evaluate.listing import NOTHING, aligned, by_speaker, confusions, listing
+from hkd.evaluate.result import Hypothesis
+from hkd.evaluate.score import score_words
+
+WORDS = st.lists(st.sampled_from(["a", "bb", "ccc"]), max_size=7).map(" ".join)
+
+
+def rows_of(pairs: list[tuple[str, str]]) -> list[Hypothesis]:
+    return [
+        Hypothesis(id=f"u{n}", speaker="xyz"[n % 3], seconds=1.0, reference=a, hypothesis=b) for n, (a, b) in enumerate(pairs)
+    ]
+
+
+@given(WORDS, WORDS)
+def test_the_lines_hold_both_texts_in_columns(reference: str, hypothesis: str) -> None:
+    scores = score_words([reference], [hypothesis])
+    ref, hyp, marks = aligned(scores.reference[0], scores.hypothesis[0], scores.edits[0])
+    kept = [[w.lower() for w in line.split() if set(w) != {"*"}] for line in (ref, hyp)]
+    assert kept == [reference.split(), hypothesis.split()]
+    assert sorted(marks.split()) == sorted(
+        ["S"] * int(scores.substitutions_N[0]) + ["I"] * int(scores.insertions_N[0]) + ["D"] * int(scores.deletions_N[0])
+    )
+    assert len(ref.split()) == len(hyp.split())
+
+
+def test_an_example() -> None:
+    scores = score_words(["the cat sat down"], ["the hat sat"])
+    assert aligned(scores.reference[0], scores.hypothesis[0], scores.edits[0]) == (
+        "the CAT sat DOWN",
+        "the HAT sat ****",
+        "    S       D",
+    )
+
+
+@given(st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=8))
+def test_speakers_and_confusions_add_up(pairs: list[tuple[str, str]]) -> None:
+    rows = rows_of(pairs)
+    scores = score_words([r.reference for r in rows], [r.hypothesis for r in rows])
+    speakers = by_speaker(rows, scores)
+    assert sum(s.errors for s in speakers) == scores.errors_N.sum()
+    assert sum(s.words for s in speakers) == scores.tokens_N.sum()
+    assert sum(s.utterances for s in speakers) == len(rows)
+    found = confusions(scores, most=1000)
+    assert sum(count for _, _, count in found) == scores.errors_N.sum()
+    assert sum(count for said, _, count in found if said == NOTHING) == scores.insertions_N.sum()
+    assert sum(count for _, understood, count in found if understood == NOTHING) == scores.deletions_N.sum()
+    assert listing(rows, scores).startswith(f"{scores.errors_N.sum()} errors in {scores.tokens_N.sum()} words")
+
+
+def test_the_worst_come_first() -> None:
+    rows = rows_of([("a bb", "a bb"), ("a bb", "a"), ("a bb", "")])
+    scores = score_words([r.reference for r in rows], [r.hypothesis for r in rows])
+    assert [s.speaker for s in by_speaker(rows, scores)] == ["z", "y", "x"]
+    text = listing(rows, scores)
+    assert text.index("u2 · z") < text.index("u1 · y")
+    assert "u0" not in text
+    assert pytest.approx(by_speaker(rows, scores)[1].rate) == 0.5
