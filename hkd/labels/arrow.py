@@ -4,19 +4,24 @@ Columns: `id` and `num_positions` of the block's utterances, their digests (8 by
 a Zstandard frame of its bytes (or, with compression none, the bytes).
 """
 
-import itertools
 import json
+from collections import deque
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import zstandard
 
-from hkd.labels.backend import META_KEY, DamagedShardError, Utterances, block_cuts, check_meta, check_size, cut, shard_meta
+from hkd.labels.backend import META_KEY, DamagedShardError, Utterances, block_cuts, check_meta, check_size, shard_meta
 from hkd.labels.codec import Planes, layout
 from hkd.labels.schema import StoreSpec
 
+AHEAD = 2  # blocks that wait for the compressing thread
 # Byte planes have skewed bytes and hardly any repeats: a match finder that looks for long repeats alone is faster and packs better.
 ZSTD_PARAMETERS = zstandard.ZstdCompressionParameters(
     window_log=18, chain_log=6, hash_log=6, search_log=1, min_match=7, target_length=0, strategy=zstandard.STRATEGY_FAST
@@ -34,30 +39,46 @@ def _schema(spec: StoreSpec, shard: int) -> pa.Schema:
     return pa.schema(fields, metadata={META_KEY: json.dumps(shard_meta(spec, shard))})
 
 
+def _pack(spec: StoreSpec, planes: Planes) -> list[bytes]:
+    if spec.compression == "none":
+        return [np.ascontiguousarray(plane).tobytes() for plane in planes.values()]
+    compressor = zstandard.ZstdCompressor(compression_params=ZSTD_PARAMETERS)
+    return [compressor.compress(np.ascontiguousarray(plane).data) for plane in planes.values()]
+
+
 class ArrowBackend:
     """Arrow IPC."""
 
     suffix = ".arrow"
 
-    def write(self, file: BinaryIO, spec: StoreSpec, shard: int, utterances: Utterances, planes: Planes) -> None:
-        """Write a whole shard; the same content gives the same bytes."""
+    def encode(self, spec: StoreSpec, shard: int, utterances: Utterances, blocks: Iterable[Planes]) -> memoryview:
+        """A whole shard's bytes; the same content gives the same bytes. Compresses in a thread while the next block is made."""
         schema = _schema(spec, shard)
-        compressor = zstandard.ZstdCompressor(compression_params=ZSTD_PARAMETERS)
-        offset_B1 = utterances.offset_B1
         cuts = block_cuts(utterances.length_B, spec.block_positions)
-        with pa.ipc.new_file(file, schema) as writer:
-            for a, b in itertools.pairwise(cuts):
+        ids = utterances.ids
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_file(sink, schema) as writer, ThreadPoolExecutor(1) as pool:
+            pending: deque[tuple[int, int, Future[list[bytes]]]] = deque()
+
+            def finish() -> None:
+                a, b, packed = pending.popleft()
                 columns: list[Any] = [
-                    [utterances.ids[a:b]],
-                    [utterances.length_B[a:b].tolist()],
-                    [utterances.unit_digest_B8[a:b].tobytes()],
-                    [utterances.text_digest_B8[a:b].tobytes()],
+                    ids[a:b],
+                    utterances.length_B[a:b].tolist(),
+                    utterances.unit_digest_B8[a:b].tobytes(),
+                    utterances.text_digest_B8[a:b].tobytes(),
+                    *packed.result(),
                 ]
-                for plane in cut(spec, planes, int(offset_B1[a]), int(offset_B1[b])).values():
-                    data = np.ascontiguousarray(plane)
-                    columns.append([compressor.compress(data.data) if spec.compression == "zstd" else data.tobytes()])
-                arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
+                arrays = [pa.array([column], field.type) for column, field in zip(columns, schema, strict=True)]
                 writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
+
+            for (a, b), planes in zip(pairwise(cuts), blocks, strict=True):
+                pending.append((a, b, pool.submit(_pack, spec, planes)))
+                if len(pending) > AHEAD:
+                    finish()
+            while pending:
+                finish()
+        return memoryview(sink.getvalue())
 
     def open(self, path: Path, spec: StoreSpec, shard: int) -> "ArrowShard":
         """Memory-map a shard. Raises DamagedShardError where it is none of this store."""
@@ -88,23 +109,26 @@ class ArrowShard:
         return batch
 
     def _read_utterances(self) -> Utterances:
-        ids: list[str] = []
-        lengths: list[int] = []
+        ids, lengths, digests = [], [], {"unit_digest": b"", "text_digest": b""}
         self.cuts = [0]
-        digests = {"unit_digest": b"", "text_digest": b""}
         for batch in self._batches:
-            names, counts = batch.column("id")[0].as_py(), batch.column("num_positions")[0].as_py()
-            if len(names) != len(counts) or None in names or not all(isinstance(c, int) and c >= 0 for c in counts):
+            names, counts = batch.column("id").flatten(), batch.column("num_positions").flatten()
+            if len(names) != len(counts) or names.null_count or counts.null_count or (len(counts) and pc.min(counts).as_py() < 0):
                 raise DamagedShardError(self._path, "its lengths do not fit its ids")
-            ids += names
-            lengths += counts
-            self.cuts.append(len(ids))
+            ids.append(names)
+            lengths.append(counts.to_numpy())
+            self.cuts.append(self.cuts[-1] + len(names))
             for name in digests:
                 digests[name] += batch.column(name)[0].as_py()
-        if any(len(data) != 8 * len(ids) for data in digests.values()):
+        if any(len(data) != 8 * self.cuts[-1] for data in digests.values()):
             raise DamagedShardError(self._path, "its digests do not fit its ids")
         unit, text = (np.frombuffer(digests[name], np.uint8).reshape(-1, 8) for name in ("unit_digest", "text_digest"))
-        return Utterances(ids=ids, length_B=np.array(lengths, np.int64), unit_digest_B8=unit, text_digest_B8=text)
+        return Utterances(
+            id_array=pa.concat_arrays(ids) if ids else pa.array([], pa.string()),
+            length_B=np.concatenate([np.zeros(0, np.int64), *lengths]).astype(np.int64),
+            unit_digest_B8=unit,
+            text_digest_B8=text,
+        )
 
     def planes(self, block: int) -> Planes:
         """The planes of a block. Raises DamagedShardError."""

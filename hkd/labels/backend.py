@@ -1,8 +1,10 @@
 """What a backend must do: write one shard as one file, deterministically, and give its blocks back. See arrow.py and zarr.py."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,10 +29,15 @@ class DamagedShardError(HkdError):
 class Utterances:
     """Who lies in a shard, in order."""
 
-    ids: list[str]
+    id_array: Any  # pyarrow strings
     length_B: NDArray[np.int64]
     unit_digest_B8: NDArray[np.uint8]
     text_digest_B8: NDArray[np.uint8]
+
+    @property
+    def ids(self) -> list[str]:
+        """Their ids, as a new list."""
+        return list(self.id_array.to_pylist())
 
     @property
     def offset_B1(self) -> NDArray[np.int64]:
@@ -58,8 +65,8 @@ class Backend(Protocol):
 
     suffix: str
 
-    def write(self, file: BinaryIO, spec: StoreSpec, shard: int, utterances: Utterances, planes: Planes) -> None:
-        """Write a whole shard; the same content gives the same bytes."""
+    def encode(self, spec: StoreSpec, shard: int, utterances: Utterances, blocks: Iterable[Planes]) -> bytes | memoryview:
+        """A whole shard's bytes; the same content gives the same bytes. `blocks`: the planes, cut as `block_cuts` says."""
 
     def open(self, path: Path, spec: StoreSpec, shard: int) -> ShardFile:
         """Open a shard. Raises DamagedShardError where it is none of this store."""
@@ -79,6 +86,15 @@ def block_cuts(length_B: NDArray[np.int64], block_positions: int) -> list[int]:
 def cut(spec: StoreSpec, planes: Planes, start: int, stop: int) -> Planes:
     """The positions start to stop of every plane."""
     return {name: planes[name][start:stop] if p.axis == 0 else planes[name][:, start:stop] for name, p in layout(spec).items()}
+
+
+def recut(spec: StoreSpec, utterances: Utterances, parts: list[Planes]) -> list[Planes]:
+    """Blocks cut in any way → blocks cut as `block_cuts` says."""
+    cuts = block_cuts(utterances.length_B, spec.block_positions)
+    if len(parts) == len(cuts) - 1:
+        return parts
+    whole, offset_B1 = join(spec, parts), utterances.offset_B1
+    return [cut(spec, whole, int(offset_B1[a]), int(offset_B1[b])) for a, b in pairwise(cuts)]
 
 
 def join(spec: StoreSpec, parts: list[Planes]) -> Planes:

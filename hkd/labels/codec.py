@@ -13,6 +13,7 @@
 Shape letters: N positions of a block, R rows of a plane, K kept ids, J temperatures, V units.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,14 +78,15 @@ def _check_logp(name: str, logp: NDArray[np.float32]) -> NDArray[np.float32]:
     return logp if largest <= 0 else np.minimum(logp, np.float32(0))
 
 
-def _convert(value: NDArray[Any], dtype: type[np.generic]) -> NDArray[Any]:
+def _convert(value: NDArray[Any], dtype: type[np.generic], out: NDArray[Any] | None = None) -> NDArray[Any]:
     """float32 ⇄ float16 through torch, whose conversion is vectorised (NumPy's is not); in pieces too small for its threads."""
     source = np.array(value, order="C", copy=None if value.flags.writeable else True).reshape(-1)
-    result = np.empty(source.shape, dtype)
+    result = np.empty(value.shape, dtype) if out is None else out
+    flat = result.reshape(-1)
     for start in range(0, len(source), TORCH_GRAIN):
         piece = slice(start, start + TORCH_GRAIN)
-        torch.from_numpy(result[piece]).copy_(torch.from_numpy(source[piece]))
-    return result.reshape(value.shape)
+        torch.from_numpy(flat[piece]).copy_(torch.from_numpy(source[piece]))
+    return result
 
 
 def _to_f16(value: NDArray[np.float32]) -> NDArray[np.float16]:
@@ -235,9 +237,10 @@ def encode(spec: StoreSpec, topk: TopK, word_N: NDArray[np.int32], offset_B1: ND
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Decoded:
-    """A block as it lies in the reader's cache: position-major, still in 16-bit codes, so that it takes half the memory."""
+    """A block as it lies in the reader's cache: positions first, still in 16-bit codes, so that it takes half the memory."""
 
     columns: dict[str, NDArray[Any]]
+    has_inf: bool  # whether a code of `grid` stands for −∞
 
     @property
     def num_bytes(self) -> int:
@@ -245,11 +248,19 @@ class Decoded:
         return sum(column.nbytes for column in self.columns.values())
 
 
+def _checked(spec: StoreSpec, columns: dict[str, NDArray[Any]], has_inf: bool = False) -> Decoded:
+    """Raises HkdError for a unit id beyond the inventory."""
+    v, ids, gold = len(spec.inventory), columns["unit"], columns["gold"]
+    if ids.size and (int(ids.max()) >= v or int(gold.max()) >= v or int(gold.min()) < -1):
+        raise HkdError(f"a stored unit id lies beyond the inventory of {v} units: the shard is damaged. Run `hkd labels verify`.")
+    return Decoded(columns=columns, has_inf=has_inf)
+
+
 def decode(spec: StoreSpec, planes: Planes, offset_B1: NDArray[np.int64]) -> Decoded:
     """Planes → columns (positions first). Raises HkdError where a number cannot be right."""
     if spec.compression == "none":
         columns = {name: plane[:, 0] if plane.shape[1] == 1 and name in _FLAT else plane for name, plane in planes.items()}
-        return Decoded(columns=columns)
+        return _checked(spec, columns)
     id_NK: NDArray[Any] = _join_bytes(planes["unit.0"], planes["unit.1"])
     if spec.id_bytes == 4:
         id_NK = id_NK | (_join_bytes(planes["unit.2"], planes["unit.3"]).astype(np.uint32) << 16)
@@ -259,7 +270,7 @@ def decode(spec: StoreSpec, planes: Planes, offset_B1: NDArray[np.int64]) -> Dec
     rank_N = _from_bytes(planes["gold_rank"], "<u4")[0]
     if rank_N.size and int(rank_N.max()) > spec.width:
         raise HkdError("a gold unit's rank lies beyond the kept ids: the block is damaged. Run `hkd labels verify`.")
-    code_NK = code_KN.T  # a view: gathering a batch transposes its rows anyway
+    code_NK = np.ascontiguousarray(code_KN.T)
     columns = {
         "unit": id_NK,
         "code": code_NK,
@@ -278,28 +289,49 @@ def decode(spec: StoreSpec, planes: Planes, offset_B1: NDArray[np.int64]) -> Dec
         columns["tail_t"] = np.ascontiguousarray(_from_bytes(planes["tail_t"], "<f2").T)
     if spec.selection == "sample":
         columns["count"] = np.ascontiguousarray(_join_bytes(planes["count.0"], planes["count.1"]).T)
-    return Decoded(columns=columns)
+    has_inf = spec.codec == "grid" and bool(code_KN.size) and int(code_KN.max()) == U16_INF_GRID
+    return _checked(spec, columns, has_inf)
 
 
 _FLAT = ("tail", "gold", "gold_logp", "word")
 
 
-def to_topk(spec: StoreSpec, columns: dict[str, NDArray[Any]]) -> tuple[TopK, NDArray[np.int32]]:
-    """Gathered columns → (TopK, word_N). Raises HkdError for a unit id beyond the inventory."""
-    v = len(spec.inventory)
-    ids, gold = columns["unit"], columns["gold"]
-    if ids.size and (int(ids.max()) >= v or int(gold.max()) >= v or int(gold.min()) < -1):
-        raise HkdError(f"a stored unit id lies beyond the inventory of {v} units: the shard is damaged. Run `hkd labels verify`.")
-    plain = spec.compression == "none"
-    n, j = len(ids), len(spec.temperatures)
+Part = tuple[Decoded, int, int]  # the positions [start, stop) of a block
+Allocate = Callable[[tuple[int, ...], Any], NDArray[Any]]
+
+
+def gather(spec: StoreSpec, parts: Sequence[Part], allocate: Allocate = np.empty) -> tuple[TopK, NDArray[np.int32]]:
+    """Runs of positions → (TopK, word_N), each number written once. `allocate(shape, dtype)` gives the memory for the wide arrays."""
+    n, k, j = sum(stop - start for _, start, stop in parts), spec.width, len(spec.temperatures)
+
+    def fill(name: str, out: NDArray[Any]) -> NDArray[Any]:
+        at = 0
+        for decoded, start, stop in parts:
+            out[at : at + stop - start] = decoded.columns[name][start:stop]
+            at += stop - start
+        return out
+
+    logp_NK = allocate((n, k), np.float32)
+    if spec.codec == "f16":
+        half = allocate((n, k), np.uint16)
+        half = fill("logp", half.view(np.float16)) if spec.compression == "none" else fill("code", half).view(np.float16)
+        _convert(half, np.float32, out=logp_NK)
+        if spec.compression != "none":
+            np.subtract(np.float32(0), logp_NK, out=logp_NK)
+    else:
+        fill("code", logp_NK)
+        logp_NK *= np.float32(-spec.step)
+        logp_NK += np.float32(0)  # −0 → 0
+        if any(decoded.has_inf for decoded, _, _ in parts):
+            logp_NK[logp_NK == np.float32(U16_INF_GRID) * np.float32(-spec.step)] = -np.inf
     topk = TopK(
-        ids_NK=ids.astype(np.int32),
-        logp_NK=_from_f16(columns["logp"]) if plain else from_code(spec, np.ascontiguousarray(columns["code"])),
-        tail_N=columns["tail"].astype(np.float32),
-        gold_N=gold.astype(np.int32),
-        gold_logp_N=columns["gold_logp"].astype(np.float32),
-        lse_NJ=columns["lse_t"].astype(np.float32) if j else np.zeros((n, 0), np.float32),
-        tail_NJ=columns["tail_t"].astype(np.float32) if j else np.zeros((n, 0), np.float32),
-        count_NK=columns["count"].astype(np.uint16) if spec.selection == "sample" else None,
+        ids_NK=fill("unit", allocate((n, k), np.int32)),
+        logp_NK=logp_NK,
+        tail_N=_convert(fill("tail", np.empty(n, np.float16)), np.float32),
+        gold_N=fill("gold", np.empty(n, np.int32)),
+        gold_logp_N=fill("gold_logp", np.empty(n, np.float32)),
+        lse_NJ=fill("lse_t", np.empty((n, j), np.float32)) if j else np.zeros((n, 0), np.float32),
+        tail_NJ=fill("tail_t", np.empty((n, j), np.float32)) if j else np.zeros((n, 0), np.float32),
+        count_NK=fill("count", allocate((n, k), np.uint16)) if spec.selection == "sample" else None,
     )
-    return topk, columns["word"].astype(np.int32)
+    return topk, fill("word", np.empty(n, np.int32))

@@ -5,17 +5,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from hkd.errors import UserError
 from hkd.labels import folder as files
-from hkd.labels.backend import backend_of, join
-from hkd.labels.codec import Planes, decode, encode, layout, to_topk
+from hkd.labels.backend import backend_of
+from hkd.labels.codec import decode, encode, gather, layout
 from hkd.labels.reader import LabelReader
 from hkd.labels.schema import StoreSpec
 from hkd.labels.writer import LabelWriter
 from hkd.progress import Progress, no_progress
-from hkd.topk import TopK
 
 
 def convert(
@@ -70,14 +67,11 @@ def _convert_shard(reader: LabelReader, writer: LabelWriter, shard: int, *, same
     root, old = reader.path, reader.spec
     file = backend_of(old).open(files.shard_path(root, old, shard), old, shard)
     blocks = [file.planes(block) for block in range(len(file.cuts) - 1)]
-    offset_B1 = file.utterances.offset_B1
-    if same_planes:
-        planes: Planes = join(old, blocks)
-    else:
-        parts = []
+    if not same_planes:
+        offset_B1 = file.utterances.offset_B1
         for block, (a, b) in enumerate(pairwise(file.cuts)):
-            parts.append(to_topk(old, decode(old, blocks[block], offset_B1[a : b + 1] - offset_B1[a]).columns))
-        topk, word_N = TopK.concatenate([topk for topk, _ in parts]), np.concatenate([word_N for _, word_N in parts])
-        planes = encode(writer.spec, topk, word_N, offset_B1)
+            inner_B1 = offset_B1[a : b + 1] - offset_B1[a]
+            topk, word_N = gather(old, [(decode(old, blocks[block], inner_B1), 0, int(inner_B1[-1]))])
+            blocks[block] = encode(writer.spec, topk, word_N, inner_B1)
     mark = files.load_mark(root, old, shard)
-    writer.publish(shard, file.utterances, planes, mark["quality"] if mark else {})
+    writer.copy_shard(shard, file.utterances, blocks, mark["quality"] if mark else {})

@@ -103,12 +103,12 @@ def index_table(folder: Path, spec: StoreSpec) -> pa.Table:
                 "Run the command that writes it again (`hkd labels verify` lists what is missing)."
             )
         utterances = backend.open(shard_path(folder, spec, shard), spec, shard).utterances
-        count = len(utterances.ids)
+        count = len(utterances.length_B)
         if count != len(spec.plan.rows(shard)):
             raise HkdError(
                 f"shard {shard} of {folder} must hold {len(spec.plan.rows(shard))} utterances, but holds {count} instead."
             )
-        parts["id"].append(pa.array(utterances.ids, pa.large_string()))
+        parts["id"].append(utterances.id_array.cast(pa.large_string()))
         parts["shard"].append(pa.array(np.full(count, shard, np.int32)))
         parts["row"].append(pa.array(np.arange(count, dtype=np.int32)))
         parts["num_positions"].append(pa.array(utterances.length_B.astype(np.int32)))

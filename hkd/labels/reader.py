@@ -7,6 +7,8 @@
 """
 
 import itertools
+import math
+import sys
 import threading
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
@@ -21,13 +23,18 @@ from numpy.typing import NDArray
 from hkd.errors import HkdError, UserError
 from hkd.labels import folder as files
 from hkd.labels.backend import DamagedShardError, ShardFile, backend_of, block_cuts
-from hkd.labels.codec import Decoded, decode, to_topk
+from hkd.labels.codec import Decoded, Part, decode, gather
 from hkd.labels.rows import LabelBlock
 from hkd.labels.schema import StoreSpec
 
 CACHE_BYTES = 256 << 20
 OPEN_SHARDS = 128
-BISECT_LOOKUPS = 256  # after so many look-ups a dictionary of all ids pays
+BISECT_LOOKUPS = 64  # after so many look-ups a dictionary of all ids pays
+
+
+SMALL_BYTES, LARGE_BYTES = 1 << 16, 1 << 24
+NUM_BUFFERS = 12
+UNUSED_REFERENCES = 2  # the list's and getrefcount's own: no view's base
 
 
 class _Ids(Sequence[str]):
@@ -52,6 +59,31 @@ class _OpenShard:
         self.file, self.cuts = file, file.cuts
         self.offset_B1 = file.utterances.offset_B1
         self.starts: list[int] = self.offset_B1.tolist()
+        self.unit_digests = file.utterances.unit_digest_B8.tobytes()
+        self.text_digests = file.utterances.text_digest_B8.tobytes()
+
+
+class _Buffers:
+    """Memory for batches, used again once nobody holds a view of it: fresh pages cost more than the work that is done in them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._buffers: list[NDArray[np.uint8]] = []
+
+    def allocate(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+        """Like np.empty."""
+        num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+        if not SMALL_BYTES <= num_bytes <= LARGE_BYTES:
+            return np.empty(shape, dtype)
+        with self._lock:
+            for place in range(len(self._buffers)):
+                if self._buffers[place].nbytes >= num_bytes and sys.getrefcount(self._buffers[place]) == UNUSED_REFERENCES:
+                    return np.ndarray(shape, dtype, self._buffers[place])
+            buffer = np.empty(1 << (num_bytes - 1).bit_length(), np.uint8)
+            if len(self._buffers) == NUM_BUFFERS:
+                self._buffers.pop(0)
+            self._buffers.append(buffer)
+            return np.ndarray(shape, dtype, buffer)
 
 
 class LabelReader:
@@ -67,6 +99,7 @@ class LabelReader:
         self._shards: OrderedDict[int, _OpenShard] = OrderedDict()
         self._blocks: OrderedDict[tuple[int, int], Decoded] = OrderedDict()
         self._held_bytes = 0
+        self._buffers = _Buffers()
         self.num_decoded = 0  # blocks decoded so far
 
     @classmethod
@@ -135,14 +168,11 @@ class LabelReader:
         return result
 
     def _shard(self, number: int) -> _OpenShard:
-        with self._lock:
-            if number in self._shards:
-                self._shards.move_to_end(number)
-                return self._shards[number]
         path = files.shard_path(self.path, self.spec, number)
         shard = _OpenShard(backend_of(self.spec).open(path, self.spec, number))
         rows = self.spec.plan.rows(number)
-        if shard.file.utterances.ids != self.ids[rows.start : rows.stop]:
+        ids = self._index["id"].slice(rows.start, len(rows)).combine_chunks()
+        if not shard.file.utterances.id_array.cast(ids.type).equals(ids):
             raise DamagedShardError(path, "its utterances are not those of the index")
         with self._lock:
             self._shards[number] = shard
@@ -150,59 +180,59 @@ class LabelReader:
                 self._shards.popitem(last=False)
         return shard
 
-    def _decoded(self, number: int, shard: _OpenShard, block: int) -> Decoded:
-        key = (number, block)
-        with self._lock:
-            if key in self._blocks:
-                self._blocks.move_to_end(key)
-                return self._blocks[key]
+    def _decode(self, number: int, shard: _OpenShard, block: int) -> Decoded:
         offset_B1 = shard.offset_B1[shard.cuts[block] : shard.cuts[block + 1] + 1]
         decoded = decode(self.spec, shard.file.planes(block), offset_B1 - offset_B1[0])
         with self._lock:
             self.num_decoded += 1
-            if key not in self._blocks:
-                self._blocks[key] = decoded
-                self._held_bytes += decoded.num_bytes
+        return decoded
+
+    def _keep(self, used: dict[tuple[int, int], Decoded]) -> None:
+        """Cache what was used last; drop what was used longest ago."""
+        with self._lock:
+            for key, decoded in used.items():
+                if key in self._blocks:
+                    self._blocks.move_to_end(key)
+                else:
+                    self._blocks[key] = decoded
+                    self._held_bytes += decoded.num_bytes
             while self._held_bytes > self._cache_bytes and len(self._blocks) > 1:
                 self._held_bytes -= self._blocks.popitem(last=False)[1].num_bytes
-        return decoded
 
     def block(self, ids: Sequence[str]) -> LabelBlock:
         """The labels of these utterances, in this order. Raises UserError for one that is not in the store, HkdError for damage."""
-        parts: list[tuple[dict[str, NDArray[Any]], int, int]] = []
-        lengths, digests = [0], ([], [])  # type: tuple[list[int], tuple[list[bytes], list[bytes]]]
+        parts: list[Part] = []
+        lengths, unit_digests, text_digests = [0], [], []
+        used: dict[tuple[int, int], Decoded] = {}
+        per_shard, row_of = self.spec.utterances_per_shard, self._row_of or {}
         for utterance_id in ids:
-            number, place = self.spec.plan.shard_of(self.row(utterance_id))
-            shard = self._shard(number)
-            block = bisect_right(shard.cuts, place) - 1
-            first = shard.starts[shard.cuts[block]]
+            row = row_of.get(utterance_id)
+            number, place = divmod(self.row(utterance_id) if row is None else row, per_shard)
+            shard = self._shards.get(number) or self._shard(number)
             start, stop = shard.starts[place], shard.starts[place + 1]
             lengths.append(stop - start)
-            utterances = shard.file.utterances
-            digests[0].append(utterances.unit_digest_B8[place].tobytes())
-            digests[1].append(utterances.text_digest_B8[place].tobytes())
+            unit_digests.append(shard.unit_digests[8 * place : 8 * place + 8])
+            text_digests.append(shard.text_digests[8 * place : 8 * place + 8])
             if stop > start:
-                parts.append((self._decoded(number, shard, block).columns, start - first, stop - first))
+                block = bisect_right(shard.cuts, place) - 1
+                key = (number, block)
+                decoded = used.get(key)
+                if decoded is None:
+                    decoded = used[key] = self._blocks.get(key) or self._decode(number, shard, block)
+                first = shard.starts[shard.cuts[block]]
+                parts.append((decoded, start - first, stop - first))
+        self._keep(used)
         try:
-            columns = self._gather(parts)
-            topk, word_N = to_topk(self.spec, columns)
+            topk, word_N = gather(self.spec, parts, self._buffers.allocate)
         except (ValueError, KeyError) as error:
             raise HkdError(f"label store {self.path} is damaged ({error}). Run `hkd labels verify --repair`.") from None
         return LabelBlock(
             topk=topk,
             offset_B1=np.cumsum(np.array(lengths, np.int64)),
             word_N=word_N,
-            unit_digest_B=tuple(digests[0]),
-            text_digest_B=tuple(digests[1]),
+            unit_digest_B=tuple(unit_digests),
+            text_digest_B=tuple(text_digests),
         )
-
-    def _gather(self, parts: list[tuple[dict[str, NDArray[Any]], int, int]]) -> dict[str, NDArray[Any]]:
-        if not parts:
-            return empty_columns(self.spec)
-        if len(parts) == 1:
-            columns, a, b = parts[0]
-            return {name: column[a:b] for name, column in columns.items()}
-        return {name: np.concatenate([columns[name][a:b] for columns, a, b in parts]) for name in parts[0][0]}
 
     def kept_ids(self) -> NDArray[np.int64]:
         """The unit ids that any row keeps, and gold units, sorted. Reads the whole store, once."""
@@ -214,7 +244,7 @@ class LabelReader:
         for number in range(self.spec.plan.num_shards):
             shard = self._shard(number)
             for block in range(len(shard.cuts) - 1):
-                columns = self._decoded(number, shard, block).columns
+                columns = self._decode(number, shard, block).columns
                 ids = columns["unit"]
                 kept = ids if "count" not in columns else ids[columns["count"] > 0]
                 gold = columns["gold"]
@@ -223,14 +253,6 @@ class LabelReader:
                 seen[kept] = True
                 seen[gold[gold >= 0]] = True
         return np.flatnonzero(seen)
-
-
-def empty_columns(spec: StoreSpec) -> dict[str, NDArray[Any]]:
-    """The columns of no positions."""
-    from hkd.labels.codec import layout
-
-    planes = {name: np.zeros(plane.shape(0), plane.dtype) for name, plane in layout(spec).items()}
-    return decode(spec, planes, np.zeros(1, np.int64)).columns
 
 
 def _reopen(path: str, cache_bytes: int) -> LabelReader:

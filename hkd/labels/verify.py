@@ -8,7 +8,7 @@ from pathlib import Path
 from hkd.errors import HkdError
 from hkd.labels import folder as files
 from hkd.labels.backend import backend_of
-from hkd.labels.codec import decode, to_topk
+from hkd.labels.codec import decode
 from hkd.labels.schema import StoreSpec
 from hkd.progress import Progress, no_progress
 
@@ -86,7 +86,7 @@ def _check_shard(root: Path, spec: StoreSpec, shard: int, deep: bool) -> list[Pr
     try:
         file_ = backend_of(spec).open(path, spec, shard)
         utterances = file_.utterances
-        counts = len(utterances.ids), int(utterances.length_B.sum())
+        counts = len(utterances.length_B), int(utterances.length_B.sum())
         if counts != (mark["utterances"], mark["positions"]) or counts[0] != len(spec.plan.rows(shard)):
             return problem(
                 "damaged", f"it holds {counts[0]} utterances with {counts[1]} positions, its mark or the plan says otherwise"
@@ -94,7 +94,7 @@ def _check_shard(root: Path, spec: StoreSpec, shard: int, deep: bool) -> list[Pr
         offset_B1 = utterances.offset_B1
         for block, (a, b) in enumerate(pairwise(file_.cuts) if deep else ()):
             inner_B1 = offset_B1[a : b + 1] - offset_B1[a]
-            to_topk(spec, decode(spec, file_.planes(block), inner_B1).columns)
+            decode(spec, file_.planes(block), inner_B1)
     except HkdError as error:
         return problem("foreign" if "another store" in str(error) else "damaged", str(error))
     return []

@@ -9,7 +9,6 @@
 import contextlib
 import fcntl
 import hashlib
-import io
 import itertools
 import logging
 import math
@@ -21,13 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from hkd.errors import HkdError, UserError
 from hkd.files import write_bytes, write_json
 from hkd.labels import folder as files
-from hkd.labels.backend import Utterances, backend_of
+from hkd.labels.backend import Utterances, backend_of, block_cuts, recut
 from hkd.labels.card import card
-from hkd.labels.codec import encode
+from hkd.labels.codec import Planes, encode
 from hkd.labels.quality import merge, quality_of
 from hkd.labels.rows import UtteranceLabels
 from hkd.labels.schema import StoreSpec, differences, sorted_ids
@@ -175,34 +175,44 @@ class LabelWriter:
             raise HkdError(f"shard {shard} must hold exactly its {len(wanted)} utterances, but '{odd[0]}' {where}.")
 
     def _write(self, shard: int, rows: list[UtteranceLabels], quality: Mapping[str, float] | None) -> None:
-        topk = TopK.concatenate([row.topk for row in rows])
         utterances = Utterances(
-            ids=[row.id for row in rows],
+            id_array=pa.array([row.id for row in rows], pa.string()),
             length_B=np.array([len(row.topk) for row in rows], np.int64),
             unit_digest_B8=np.frombuffer(b"".join(row.unit_digest for row in rows), np.uint8).reshape(-1, 8),
             text_digest_B8=np.frombuffer(b"".join(row.text_digest for row in rows), np.uint8).reshape(-1, 8),
         )
-        word_N = np.concatenate([row.word_U for row in rows]).astype(np.int32, copy=False)
-        planes = encode(self.spec, topk, word_N, utterances.offset_B1)
-        sums = quality_of(topk) if quality is None else quality
-        self.publish(shard, utterances, planes, sums)
+        offset_B1 = utterances.offset_B1
+        sums: list[dict[str, float]] = []
 
-    def publish(self, shard: int, utterances: Utterances, planes: Any, quality: Mapping[str, float | None]) -> None:
-        """Write the file, then the mark. For conversion: planes as they are stored."""
-        buffer = io.BytesIO()
-        backend_of(self.spec).write(buffer, self.spec, shard, utterances, planes)
-        data = buffer.getbuffer()
+        def blocks() -> Iterator[Planes]:
+            for a, b in itertools.pairwise(block_cuts(utterances.length_B, self.spec.block_positions)):
+                topk = TopK.concatenate([row.topk for row in rows[a:b]])
+                word_N = np.concatenate([row.word_U for row in rows[a:b]]).astype(np.int32, copy=False)
+                if quality is None:
+                    sums.append(quality_of(topk))
+                yield encode(self.spec, topk, word_N, offset_B1[a : b + 1] - offset_B1[a])
+
+        data = backend_of(self.spec).encode(self.spec, shard, utterances, blocks())
+        self._publish(shard, utterances, data, merge(sums) if quality is None else quality)
+
+    def copy_shard(self, shard: int, utterances: Utterances, blocks: list[Planes], quality: Mapping[str, float | None]) -> None:
+        """Publish planes as they are stored elsewhere: for conversion between backends."""
+        data = backend_of(self.spec).encode(self.spec, shard, utterances, recut(self.spec, utterances, blocks))
+        self._publish(shard, utterances, data, quality)
+
+    def _publish(self, shard: int, utterances: Utterances, data: Any, quality: Mapping[str, float | None]) -> None:
+        """Write the file, then the mark."""
         mark = {
             "shard": shard,
             "store": self.spec.digest,
-            "utterances": len(utterances.ids),
+            "utterances": len(utterances.length_B),
             "positions": int(utterances.length_B.sum()),
             "bytes": len(data),
             "sha256": hashlib.sha256(data).hexdigest(),
             "quality": {key: value if value is not None and math.isfinite(value) else None for key, value in quality.items()},
         }
         with _world("label store", self.path):
-            write_bytes(files.shard_path(self.path, self.spec, shard), data)  # type: ignore[arg-type]
+            write_bytes(files.shard_path(self.path, self.spec, shard), data)
             write_json(files.mark_path(self.path, shard), mark)
 
     def finish(self, *, report: Mapping[str, Any] | None = None) -> None:

@@ -4,19 +4,22 @@
 - Arrays are read whole: slicing zarr per utterance is fifty times slower than cutting in memory.
 """
 
+import io
 import itertools
 import math
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import zarr
 from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
 from zarr.storage import MemoryStore, ZipStore
 
-from hkd.labels.backend import META_KEY, DamagedShardError, Utterances, check_meta, check_size, shard_meta
+from hkd.labels.backend import META_KEY, DamagedShardError, Utterances, check_meta, check_size, join, shard_meta
 from hkd.labels.codec import Planes, layout
 from hkd.labels.schema import StoreSpec
 
@@ -41,8 +44,9 @@ class ZarrBackend:
 
     suffix = ".zarr.zip"
 
-    def write(self, file: BinaryIO, spec: StoreSpec, shard: int, utterances: Utterances, planes: Planes) -> None:
-        """Write a whole shard; the same content gives the same bytes."""
+    def encode(self, spec: StoreSpec, shard: int, utterances: Utterances, blocks: Iterable[Planes]) -> memoryview:
+        """A whole shard's bytes; the same content gives the same bytes."""
+        planes = join(spec, list(blocks))
         memory: dict[str, Any] = {}
         group = zarr.open_group(MemoryStore(memory), mode="w", zarr_format=3, attributes={META_KEY: shard_meta(spec, shard)})
         names = [name.encode() for name in utterances.ids]
@@ -61,11 +65,13 @@ class ZarrBackend:
             )
             if array.size:
                 made[...] = array
+        file = io.BytesIO()
         with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
             for name in sorted(memory):
                 info = zipfile.ZipInfo(name, _DATE)
                 info.external_attr = 0o644 << 16
                 archive.writestr(info, _bytes(memory[name]))
+        return file.getbuffer()
 
     def open(self, path: Path, spec: StoreSpec, shard: int) -> "ZarrShard":
         """Open a shard. Raises DamagedShardError where it is none of this store."""
@@ -89,7 +95,7 @@ class ZarrShard:
             raise
         except Exception as error:  # zarr, zipfile and their codecs raise whatever they like for broken files
             raise DamagedShardError(path, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from None
-        self.cuts = [0, len(self.utterances.ids)] if self.utterances.ids else [0]
+        self.cuts = [0, len(self.utterances.length_B)] if len(self.utterances.length_B) else [0]
 
     def _read(self, names: list[str], shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
         dtypes = _UTTERANCE_ARRAYS | {name: plane.dtype.str for name, plane in layout(self._spec).items()}
@@ -123,7 +129,10 @@ class ZarrShard:
             raise DamagedShardError(self._path, "its lengths do not fit its ids")
         ids = [data[a:b].decode() for a, b in itertools.pairwise(starts)]
         return Utterances(
-            ids=ids, length_B=length.astype(np.int64), unit_digest_B8=meta["unit_digest"], text_digest_B8=meta["text_digest"]
+            id_array=pa.array(ids, pa.string()),
+            length_B=length.astype(np.int64),
+            unit_digest_B8=meta["unit_digest"],
+            text_digest_B8=meta["text_digest"],
         )
 
     def planes(self, block: int) -> Planes:

@@ -18,7 +18,7 @@ from hkd.testing.store import files_of, random_rows, spec_for, specs, write_stor
 @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_splitting_and_merging_again_loses_nothing(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
-    spec = data.draw(specs())
+    spec = data.draw(specs(num_units=(1, 2, 42, 300)))
     rows = random_rows(spec, data.draw(st.lists(st.sampled_from([0, 1, 2, 9]), min_size=2, max_size=8)))
     folder = tmp_path_factory.mktemp("stores")
     whole = write_store(folder / "whole", spec, rows)
