@@ -7,7 +7,6 @@
 
 import dataclasses
 import difflib
-import json
 import tomllib
 import types
 import typing
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hkd.errors import UserError
+from hkd.toml import to_toml
 
 PROJECT_FILE = "hkd.toml"
 PATHS = {
@@ -29,6 +29,8 @@ PATHS = {
 }
 
 T = TypeVar("T")
+
+__all__ = ["PATHS", "PROJECT_FILE", "Project", "build", "merge", "parse_overrides", "read_toml", "to_table", "to_toml"]
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -139,39 +141,6 @@ def to_table(config: Any) -> Any:
     if isinstance(config, list | tuple):
         return [to_table(value) for value in config]
     return config
-
-
-def to_toml(table: Mapping[str, Any], prefix: str = "") -> str:
-    """A table as TOML text: values first, then sub-tables, in the given order."""
-    lines = []
-    for key, value in table.items():
-        if not isinstance(value, Mapping):
-            lines.append(f"{_key(key)} = {_value(value)}")
-    text = "\n".join(lines) + ("\n" if lines else "")
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            name = f"{prefix}{_key(key)}"
-            body = to_toml(value, f"{name}.")
-            head = f"[{name}]\n" if not value or any(not isinstance(v, Mapping) for v in value.values()) else ""
-            text += ("\n" if text and head else "") + head + body
-    return text
-
-
-def _key(name: str) -> str:
-    return name if name.replace("_", "").replace("-", "").isalnum() and name.isascii() else _quote(name)
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_value, value)) + "]"
-    if isinstance(value, bool) or value is None:
-        return str(value).lower()
-    return _quote(value) if isinstance(value, str) else repr(value)
-
-
-def _quote(text: str) -> str:
-    """A TOML basic string: JSON's escapes, and DEL's, which JSON leaves as it is."""
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 @dataclass(frozen=True, kw_only=True)

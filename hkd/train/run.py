@@ -7,7 +7,6 @@ runs/NAME/   config.toml  coverage.json  student.json  identity.json  metrics.js
 import json
 import logging
 import os
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +34,7 @@ from hkd.student.describe import describe
 from hkd.student.export import save_student
 from hkd.student.model import Student
 from hkd.timebase import SAMPLE_RATE_HZ, samples_to_frames, seconds_to_samples
+from hkd.toml import to_toml
 from hkd.train.config import TrainConfig
 from hkd.train.student import Needs, Plan, describe_heads, needs_of, plan_student
 from hkd.train.task import StudentTask
@@ -171,6 +171,7 @@ def train(
     alignment: Path | None = None,
     labels: Path | None = None,
     device: str = "auto",
+    tensorboard: bool = False,
     progress: Progress = no_progress,
 ) -> TrainReport:
     """Train, or go on, or say that it is done; leaves the exported student in folder/model.
@@ -205,7 +206,7 @@ def train(
     if main_process:
         claim(folder, whole)
         _write_settings(folder, data, coverage, parameters)
-    metrics = fit(task, loop, folder, identity=data.identity, device=device, progress=progress)
+    metrics = fit(task, loop, folder, identity=data.identity, device=device, tensorboard=tensorboard, progress=progress)
     if main_process:
         export(folder, data, task.student, digest_of_json(whole))
     return TrainReport(
@@ -267,15 +268,3 @@ def export(folder: Path, data: Data, student: Student, digest: str) -> None:
         inventory = data.join.alignment.inventories[SENONE]
     extra = {"objective": data.config.objective, "seed": data.config.loop.seed, "run": folder.name, "identity": digest}
     save_student(folder / "model", student.cpu(), inventory=inventory, subword_model=subword_model, extra=extra)
-
-
-def to_toml(table: Mapping[str, Any], prefix: str = "") -> str:
-    """Nested settings as TOML; None is left out."""
-    plain = {key: value for key, value in table.items() if not isinstance(value, Mapping) and value is not None}
-    text = "".join(
-        f"{json.dumps(key) if not key.isidentifier() else key} = {json.dumps(value)}\n" for key, value in plain.items()
-    )
-    for key, value in table.items():
-        if isinstance(value, Mapping) and value:
-            text += f"\n[{prefix}{key}]\n{to_toml(value, f'{prefix}{key}.')}"
-    return text
