@@ -33,6 +33,7 @@ def train(
         float | None, typer.Option(help="Share of the utterances that must have labels. Default: 1.", show_default=False)
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Curves for TensorBoard too, in the run's folder.")] = False,
     show: Annotated[bool, typer.Option("--show", help="Draw the student and say what the labels cover; train nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The result as JSON.")] = False,
 ) -> None:
@@ -45,6 +46,8 @@ def train(
         hkd train --objective hard-heads --run control --set loop.max_steps=5000
 
         hkd train --labels shards/ --set lam=0.5 --set encoder.preset=s --show
+
+        hkd train --labels shards/ --set loop.best_by=dev_wer --set loop.average=5
 
         torchrun --nproc-per-node 4 -m hkd train --labels shards/
     """
@@ -66,7 +69,7 @@ def train(
     folder = here.runs / (run or config.objective)
     logging.getLogger("hkd").setLevel(logging.INFO)
     with progress_bar(f"train {folder.name}") as progress:
-        report = stage_two.train(config, folder, device=device, progress=progress, **inputs)
+        report = stage_two.train(config, folder, device=device, tensorboard=tensorboard, progress=progress, **inputs)
     if report.was_done:
         say(f"{folder} is done: nothing to do.")
     emit(report.to_json(), as_json, lambda _: _summary(report.metrics, report.parameters, folder))

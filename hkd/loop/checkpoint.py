@@ -119,12 +119,19 @@ def newest_checkpoint(folder: Path, *, accept: Callable[[dict[str, Any]], bool] 
     return None
 
 
-def remove_checkpoints(folder: Path, *, after: int | None = None, keep: int | None = None) -> None:
-    """Remove checkpoints after a step, all but the newest `keep`, and what an interrupted write left."""
+def last_checkpoints(folder: Path, num: int) -> list[Checkpoint]:
+    """The newest `num` whole checkpoints, oldest first."""
+    whole = [path for path in _paths(folder) if _broken(path) is None][-num:]
+    states = [json.loads((path / "state.json").read_text()) for path in whole]
+    return [Checkpoint(folder=path, step=int(state["step"]), state=state) for path, state in zip(whole, states, strict=True)]
+
+
+def remove_checkpoints(folder: Path, *, after: int | None = None, keep: int | None = None, only: Path | None = None) -> None:
+    """Remove checkpoints after a step, all but the newest `keep`, or `only` one, and what an interrupted write left."""
     for leftover in folder.glob(".partial-*"):
         shutil.rmtree(leftover, ignore_errors=True)
     paths = _paths(folder)
-    gone = [p for p in paths if after is not None and int(p.name.removeprefix("step-")) > after]
+    gone = [p for p in paths if p == only or (after is not None and int(p.name.removeprefix("step-")) > after)]
     if keep is not None:
         gone += paths[: max(0, len(paths) - keep)]
     for path in gone:

@@ -32,6 +32,9 @@ class LoopConfig:
     save_every: int = 200
     keep_last: int = 2
     eval_every: int = 500  # 0: at the end only
+    best_by: str = ""  # a figure of the evaluation, lower is better: the final weights are the best ones
+    average: int = 0  # the final weights are the mean of the n best (by best_by) or else of the n last checkpoints
+    patience: int = 0  # evaluations without a better `best_by` after which to stop; 0: go on to max_steps
     shares_every: int = 0  # steps between measurements of each loss term's share of the gradient; 0: never
 
     def __post_init__(self) -> None:
@@ -45,6 +48,10 @@ class LoopConfig:
         for name in ("warmup_steps", "weight_decay", "clip_norm", "eval_every", "shares_every", "seed"):
             if getattr(self, name) < 0:
                 raise UserError(f"`{name}` must not be negative, but is {getattr(self, name)} instead.")
+        if self.average < 0 or self.patience < 0:
+            raise UserError("`average` and `patience` must not be negative.")
+        if self.patience and not self.best_by:
+            raise UserError("`best_by` must name a figure of the evaluation where `patience` is given, but is empty.")
         if not 0 < self.learning_rate < math.inf:
             raise UserError(f"`learning_rate` must be positive, but is {self.learning_rate} instead.")
 

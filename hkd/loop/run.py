@@ -13,9 +13,13 @@ import torch
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
-from hkd.errors import HkdError, UserError
+from hkd.errors import HkdError
 from hkd.files import write_bytes, write_json
+from hkd.loop.accelerator import make_accelerator, share_seed
+from hkd.loop.best import Best, average
 from hkd.loop.checkpoint import (
+    Checkpoint,
+    last_checkpoints,
     load_model_tensors,
     load_optimizer_tensors,
     model_tensors,
@@ -25,7 +29,8 @@ from hkd.loop.checkpoint import (
     write_checkpoint,
 )
 from hkd.loop.config import LoopConfig, Task, learning_rate
-from hkd.loop.record import Metrics, claim, finished, locked, stop_signals
+from hkd.loop.record import Metrics, claim, finished, flatten, locked, stop_signals
+from hkd.loop.shares import gradient_norms, shares_of
 from hkd.progress import Progress, no_progress
 
 if TYPE_CHECKING:
@@ -52,19 +57,20 @@ def fit(
     *,
     identity: Mapping[str, Any] | None = None,
     device: str = "auto",
+    tensorboard: bool = False,
     progress: Progress = no_progress,
 ) -> dict[str, float]:
     """Train to config.max_steps, from the newest whole checkpoint where there is one; returns the last figures.
 
     identity: JSON of all else that the result hangs on (configs, digests of the data); another one in the same folder is refused.
-    Leaves folder/{final.safetensors, done.json, metrics.jsonl, timing.jsonl, checkpoints/}. A run that is done returns at once.
+    tensorboard: write curves into folder/tensorboard too. Leaves folder/{final.safetensors, done.json, metrics.jsonl, timing.jsonl, checkpoints/}. A run that is done returns at once.
     Raises Terminated on SIGTERM and KeyboardInterrupt on Ctrl-C, both after saving; HkdError where the loss is not finite.
     """
     whole = identity_of(config, identity)
     if (metrics := finished(folder, whole)) is not None:
         log.info("%s is done", folder)
         return metrics
-    accelerator = make_accelerator(config.precision, device)
+    accelerator = make_accelerator(config.precision, device, tensorboard=folder if tensorboard else None)
     if not accelerator.is_main_process:
         accelerator.wait_for_everyone()
         return _Run(task, config, folder, accelerator, no_progress).to_the_end(claim(folder, whole))
@@ -72,23 +78,6 @@ def fit(
         digest = claim(folder, whole)
         accelerator.wait_for_everyone()
         return _Run(task, config, folder, accelerator, progress).to_the_end(digest)
-
-
-def make_accelerator(precision: str, device: str) -> "Accelerator":
-    """accelerate's Accelerator for this precision and device (auto | cpu | cuda); one process may make several in turn."""
-    from accelerate import Accelerator  # here, since it takes a second
-    from accelerate.state import AcceleratorState  # type: ignore[import-untyped]
-
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("`device` must be one that is there, but is 'cuda' and no GPU is seen. Take --device cpu.")
-    if AcceleratorState._shared_state and AcceleratorState().num_processes == 1:
-        AcceleratorState._reset_state(reset_partial_state=True)
-    return Accelerator(mixed_precision="no" if precision == "fp32" else precision, cpu=device == "cpu")
-
-
-def share_seed(seed: int, step: int, share: int) -> int:
-    """The seed of dropout and the like for one share of one step."""
-    return int(np.random.SeedSequence((seed, step, share)).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 class _Run:
@@ -112,7 +101,8 @@ class _Run:
         self.latest: dict[str, float] = {}  # the last figures: losses of the last window, and of the last evaluation
         self.pending: tuple[int, list[str], Tensor] | None = None  # the last step's finiteness, read a step later
         self.seconds, self.wait_s, self.clock_s = 0.0, 0.0, time.perf_counter()
-        self.step = 0
+        self.best = Best(folder=folder / "best", by=config.best_by, keep=max(1, config.average)) if config.best_by else None
+        self.step, self.ended = 0, False  # ended: before max_steps, for want of better figures
 
     def to_the_end(self, digest: str) -> dict[str, float]:
         self._restore()
@@ -122,19 +112,21 @@ class _Run:
         batches = [self.task.batches(self.step, first + a, shares) for a in range(config.accumulate)]
         self.model.train()
         with stop_signals() as stop:
-            while self.step < config.max_steps:
+            while self.step < config.max_steps and not self.ended:
                 stopping = self._update(batches, first, bool(stop))
                 last = self.step == config.max_steps
                 if last or self.step % config.log_every == 0:
                     self._log()
                 if last or (config.eval_every and self.step % config.eval_every == 0):
                     self._evaluate()
+                    last = last or self.ended
                 if last or stopping or self.step % config.save_every == 0:
                     self._save()
                 self.progress(self.step, config.max_steps, **self.latest)
                 if stopping and not last:
                     self._stop(stop)
         self._finish(digest)
+        self.accelerator.end_training()
         return self.latest
 
     def _update(self, batches: Sequence[Iterator[Any]], first: int, stop: bool) -> bool:
@@ -158,7 +150,7 @@ class _Run:
                 self.seconds += float(getattr(share, "seconds", 0.0))
                 total, values = self._loss(share, first + a, counts, weights)
                 if total.requires_grad:
-                    accelerator.backward(total)
+                    self._backward(total)
                 sums += values
         sums = self._reduce(sums)
         if accelerator.scaler is not None:
@@ -188,15 +180,25 @@ class _Run:
             with self.accelerator.autocast():
                 losses = self.task.losses(share, self.step)
         except torch.OutOfMemoryError:
-            raise HkdError(
-                f"the device ran out of memory at step {self.step}. Lower `batch_seconds`, or raise `accumulate` (now {self.config.accumulate})."
-            ) from None
+            raise self._out_of_memory() from None
         zero = torch.zeros((), device=self.accelerator.device)
         total = zero
         for term, count in zip(self.terms, counts, strict=True):
             if term in losses and count > 0 and weights[term] != 0:
                 total = total + losses[term].float() * (weights[term] / count)
         return total, torch.stack([losses[term].detach().float() if term in losses else zero for term in self.terms])
+
+    def _backward(self, total: Tensor) -> None:
+        try:
+            self.accelerator.backward(total)
+        except torch.OutOfMemoryError:
+            raise self._out_of_memory() from None
+
+    def _out_of_memory(self) -> HkdError:
+        return HkdError(
+            f"the device ran out of memory at step {self.step}. Raise `loop.accumulate` (now {self.config.accumulate}: the same batch in "
+            "more parts), or lower the batch's size (`batch_seconds`)."
+        )
 
     def _reduce(self, sums: Tensor) -> Tensor:
         """Add up gradients and losses over the processes, as one buffer; a process with an empty share gives zeros."""
@@ -216,25 +218,21 @@ class _Run:
     def _gradient_shares(
         self, shares: Sequence[Any], first: int, counts: np.ndarray[Any, Any], weights: Mapping[str, float]
     ) -> None:
-        """Write the gradient norm of each weighted term, over the parameters that the first term reaches, in this process's first share."""
-        share = shares[0]
-        if share is None:
+        """Write each term's share of the gradient, in this process's first share of the batch."""
+        if shares[0] is None:
             return
-        norms: dict[str, float] = {}
-        reached: list[bool] | None = None
-        for term in self.terms:
-            total, _ = self._loss(share, first, counts, {**dict.fromkeys(self.terms, 0.0), term: weights[term]})
-            if not total.requires_grad:
-                norms[term] = 0.0
-                continue
-            gradients = torch.autograd.grad(total, self.parameters, allow_unused=True)
-            reached = reached or [g is not None for g in gradients]
-            kept = [g.float().norm() for g, ok in zip(gradients, reached, strict=True) if ok and g is not None]
-            norms[term] = float(torch.stack(kept).norm()) if kept else 0.0
-        whole = sum(norms.values()) or 1.0
-        row = {"step": self.step, "gradient_norm": norms, "gradient_share": {term: norm / whole for term, norm in norms.items()}}
+        none = dict.fromkeys(self.terms, 0.0)
+        norms = gradient_norms(
+            lambda term: self._loss(shares[0], first, counts, {**none, term: weights[term]})[0], self.terms, self.parameters
+        )
+        found = shares_of(norms)
+        self._write({"step": self.step, "gradient_norm": norms, "gradient_share": found})
+        log.info("step %d: share of the gradient: %s", self.step, ", ".join(f"{t} {share:.1%}" for t, share in found.items()))
+
+    def _write(self, row: Mapping[str, Any]) -> None:
         self.metrics.write(row)
-        log.info("step %d: share of the gradient: %s", self.step, ", ".join(f"{t} {n / whole:.1%}" for t, n in norms.items()))
+        numbers = {name: value for name, value in flatten(row).items() if name != "step"}
+        self.accelerator.log(numbers, step=row["step"])  # to the trackers, where there are some
 
     def _check_pending(self) -> None:
         if self.pending is not None and not bool(self.pending[2]):
@@ -252,7 +250,7 @@ class _Run:
         weights = self.task.weights(self.step - 1)
         total = sum(weights[term] * mean for term, mean in means.items())
         self.latest = {**self.latest, "loss": total, **means}
-        self.metrics.write(
+        self._write(
             {
                 "step": self.step,
                 "loss": total,
@@ -275,17 +273,29 @@ class _Run:
         self.window_sums.zero_()
         self.window_counts[:] = 0
 
-    def _evaluate(self) -> None:
+    def _figures(self) -> dict[str, float]:
+        """What the task says of the weights as they are."""
         evaluate = getattr(self.task, "evaluate", None)
+        if evaluate is None:
+            return {}
+        self.model.eval()
+        with torch.no_grad():
+            figures = {name: float(value) for name, value in evaluate().items()}
+        self.model.train()
+        return figures
+
+    def _evaluate(self) -> None:
         self._check_pending()
-        if evaluate is not None and self.accelerator.is_main_process:
-            self.model.eval()
-            with torch.no_grad():
-                figures = {name: float(value) for name, value in evaluate().items()}
-            self.model.train()
+        if self.accelerator.is_main_process and (figures := self._figures()):
             self.latest |= figures
-            self.metrics.write({"step": self.step, **figures})
-        self.accelerator.wait_for_everyone()
+            self._write({"step": self.step, **figures})
+            if self.best is not None:
+                if self.best.note(figures, self.step):
+                    self.best.save(self.step, model_tensors(self.model))
+                self.ended = bool(self.config.patience) and self.best.waited >= self.config.patience
+        if self.accelerator.num_processes > 1:
+            ended = torch.tensor([float(self.ended)], device=self.accelerator.device)
+            self.ended = bool(self.accelerator.reduce(ended, "sum").item())
 
     def _save(self) -> None:
         self._check_pending()
@@ -298,11 +308,14 @@ class _Run:
                     t: [float(s), float(c)] for t, s, c in zip(self.terms, self.window_sums, self.window_counts, strict=True)
                 },
                 "latest": self.latest,
+                "best": None if self.best is None else self.best.state(),
+                "ended": self.ended,
                 "scaler": None if scaler is None else scaler.state_dict(),
             }
             tensors = {"model": model_tensors(self.model), "optimizer": optimizer_tensors(self.model, self.adam)}
             write_checkpoint(self.checkpoints, self.step, tensors, state)
-            remove_checkpoints(self.checkpoints, keep=self.config.keep_last)
+            averaged = 0 if self.best is not None else self.config.average
+            remove_checkpoints(self.checkpoints, keep=max(self.config.keep_last, averaged))
         self.accelerator.wait_for_everyone()
 
     def _restore(self) -> None:
@@ -313,7 +326,7 @@ class _Run:
             load_optimizer_tensors(self.model, self.adam, found.load("optimizer"))
             for index, term in enumerate(self.terms):
                 self.window_sums[index], self.window_counts[index] = found.state["window"][term]
-            self.latest = dict(found.state["latest"])
+            self.latest, self.ended = dict(found.state["latest"]), bool(found.state["ended"])
             if self.accelerator.scaler is not None:
                 self.accelerator.scaler.load_state_dict(found.state["scaler"])
             log.info("going on from step %d", self.step)
@@ -321,6 +334,14 @@ class _Run:
         self.metrics.cut(0 if found is None else int(found.state["metrics_bytes"]))
         if self.accelerator.is_main_process:
             remove_checkpoints(self.checkpoints, after=self.step)
+            if self.best is not None:
+                self.best.restore(None if found is None else found.state["best"], self.step)
+
+    def _chosen(self) -> list[Checkpoint]:
+        """The checkpoints whose mean are the final weights; none where those of the last step are."""
+        if self.best is not None:
+            return self.best.checkpoints()
+        return last_checkpoints(self.checkpoints, self.config.average) if self.config.average > 1 else []
 
     def _stop(self, received: Sequence[int]) -> None:
         if received and received[0] == signal.SIGINT:
@@ -329,6 +350,11 @@ class _Run:
 
     def _finish(self, digest: str) -> None:
         if self.accelerator.is_main_process:
+            chosen = self._chosen()
+            if chosen:
+                load_model_tensors(self.model, average(checkpoint.load("model") for checkpoint in chosen))
+                self.latest |= self._figures()
+                self._write({"step": self.step, "weights_of_steps": [c.step for c in chosen], **self.latest})
             write_bytes(self.folder / "final.safetensors", safetensors_bytes(model_tensors(self.model)))
             write_json(self.folder / "done.json", {"digest": digest, "steps": self.step, "metrics": self.latest})
         self.accelerator.wait_for_everyone()

@@ -121,6 +121,61 @@ def test_a_loss_that_is_not_finite_stops_the_run_naming_the_utterances(tmp_path:
     assert all(bool(t.isfinite().all()) for t in tensors.values())
 
 
+def steps_of(folder: Path) -> dict[str, list[float]]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {"norm": [row["norm"] for row in rows if "norm" in row and "weights_of_steps" not in row]}
+
+
+class Valley:
+    """A task whose evaluation falls to a lowest figure and rises again."""
+
+    def __init__(self, inner: Any, lowest: int) -> None:
+        self.inner, self.lowest, self.calls = inner, lowest, 0
+        self.model = inner.model
+        for name in ("batches", "counts", "losses", "weights"):
+            setattr(self, name, getattr(inner, name))
+
+    def evaluate(self) -> dict[str, float]:
+        self.calls += 1
+        return {"error": abs(self.calls - self.lowest), "norm": self.inner.evaluate()["norm"]}
+
+
+def test_the_best_weights_are_kept_and_waiting_for_better_ones_ends(tmp_path: Path, tiny_task: Any) -> None:
+    config = LoopConfig(max_steps=50, eval_every=2, save_every=7, log_every=2, best_by="error", patience=3)
+    figures = fit(Valley(tiny_task(), lowest=4), config, tmp_path / "best", device="cpu")
+    assert json.loads((tmp_path / "best" / "done.json").read_text())["steps"] == 14  # best at 8, then three that are not
+    until = LoopConfig(max_steps=50, eval_every=8, save_every=8)
+    fit(tiny_task(), until, tmp_path / "whole", device="cpu")
+    assert figures["norm"] == steps_of(tmp_path / "whole")["norm"][0]
+    [kept] = (tmp_path / "best" / "best").glob("step-*")
+    assert kept.name == "step-000008"
+    final = safetensors.torch.load_file(tmp_path / "best" / "final.safetensors")
+    assert all(torch.equal(final[name], value) for name, value in safetensors.torch.load_file(kept / "model.safetensors").items())
+
+
+@pytest.mark.parametrize("best_by", ["", "norm"])
+def test_the_final_weights_are_the_mean_of_the_chosen_ones(tmp_path: Path, tiny_task: Any, best_by: str) -> None:
+    task = tiny_task()
+    config = LoopConfig(max_steps=20, eval_every=4, save_every=4, average=3, keep_last=1, best_by=best_by)
+    fit(task, config, tmp_path, device="cpu")
+    folders = sorted((tmp_path / ("best" if best_by else "checkpoints")).glob("step-*"))
+    assert len(folders) == 3
+    parts = [safetensors.torch.load_file(folder / "model.safetensors") for folder in folders]
+    final = safetensors.torch.load_file(tmp_path / "final.safetensors")
+    for name, value in final.items():
+        torch.testing.assert_close(value, sum(part[name] for part in parts) / 3)
+    assert torch.equal(task.model.state_dict()["0.weight"], final["0.weight"])
+
+
+def test_curves_go_to_tensorboard_where_asked_for(tmp_path: Path, tiny_task: Any) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    fit(tiny_task(), LoopConfig(max_steps=20, log_every=5), tmp_path, device="cpu", tensorboard=True)
+    [events] = (tmp_path / "tensorboard").rglob("events*")
+    curves = EventAccumulator(str(events)).Reload()
+    assert [point.step for point in curves.Scalars("loss")] == [5, 10, 15, 20]
+
+
 def test_two_processes_cannot_train_in_one_folder(tmp_path: Path, start: Start, tiny_task: Any) -> None:
     process = start(tmp_path, {"config": {"max_steps": 100}, "task": {"sleep_s": 0.05}})
     assert process.stdout is not None
