@@ -25,6 +25,7 @@ COMPRESSIONS = ("zstd", "none")
 SELECTIONS = ("topk", "sample")
 NOT_IDENTITY = ("format", "hkd_version", "command")
 MAX_UNITS = 2**31 - 2
+MAX_SHARDS = 100_000
 
 
 def _refuse(name: str, rule: str, value: object, remedy: str = "") -> UserError:
@@ -93,6 +94,8 @@ class StoreSpec:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**40:
                 raise _refuse(name, f"be a whole number of at least {least}", value)
+        if self.plan.num_shards > MAX_SHARDS:
+            raise _refuse("utterances_per_shard", f"give at most {MAX_SHARDS} shards", self.utterances_per_shard)
         if not all(isinstance(t, float) and math.isfinite(t) and t > 0 for t in self.temperatures):
             raise _refuse("temperatures", "be positive numbers", self.temperatures)
         if not (isinstance(self.step, float) and math.isfinite(self.step) and 1e-4 <= self.step <= 1):
