@@ -10,7 +10,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -132,7 +132,7 @@ def dump(
     run = _Run(teacher=teacher, source=source, transcripts=transcripts, config=config, writer=writer)
     run.shards([shard for shard in writer.pending() if shard % world_size == rank], progress)
     missing = len(writer.pending())
-    quality = None if missing else finish(writer, out, spec)
+    quality = None if missing else finish(writer, out, spec, teacher.figures)
     return DumpReport(
         store=out,
         teacher=teacher.info.name,
@@ -176,7 +176,7 @@ def store_spec(
     )
 
 
-def finish(writer: LabelWriter, out: Path, spec: StoreSpec) -> dict[str, Any]:
+def finish(writer: LabelWriter, out: Path, spec: StoreSpec, figures_of_lm: Mapping[str, Any]) -> dict[str, Any]:
     """Close a complete store: index, card, and the quality, with a loud warning for a teacher that is worse than unigrams."""
     stored = report_of(out)
     if "unigram_perplexity" not in stored:
@@ -185,7 +185,11 @@ def finish(writer: LabelWriter, out: Path, spec: StoreSpec) -> dict[str, Any]:
         sample = list(reader.ids)[:: -(-len(reader) // UNIGRAM_UTTERANCES)]
         gold = (reader.block(sample[a : a + 512]).topk.gold_N for a in range(0, len(sample), 512))
         unigram = unigram_perplexity(gold, len(spec.inventory))
-        stored |= {"unigram_perplexity": unigram, "calibration_error": calibration_error(store_sums(out, writer.spec))}
+        stored |= {
+            **figures_of_lm,
+            "unigram_perplexity": unigram,
+            "calibration_error": calibration_error(store_sums(out, writer.spec)),
+        }
         writer.finish(report=stored)
     shutil.rmtree(out / LOCKS, ignore_errors=True)  # opening it made them
     figures = summary(store_sums(out, writer.spec), unigram=stored["unigram_perplexity"])

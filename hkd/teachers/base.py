@@ -44,6 +44,8 @@ class Sentence:
 class Teacher(Protocol):
     """A language model over one inventory."""
 
+    figures: dict[str, float | str]  # what is known of its quality, for the store's card; often nothing
+
     @property
     def level(self) -> str:
         """senone | monophone | subword."""

@@ -42,6 +42,7 @@ class NGramTeacher:
     ) -> None:
         if (info.given == "outside-phone") != (counts is not None):
             raise ValueError("counts of senones go with given='outside-phone', and only with it")
+        self.figures: dict[str, float | str] = {}
         self._ngram, self._inventory, self._info, self._counts = ngram, inventory, info, counts
         self._allowed_V = np.ones(len(inventory), np.bool_) if allowed_V is None else allowed_V
 

@@ -94,6 +94,7 @@ class TransformerTeacher(ABC):
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
+        self.figures: dict[str, float | str] = {}
         if not tokenizer.is_fast:
             raise HkdError(f"teacher {name} must have a tokenizer of the tokenizers library (tokenizer.json), but has none.")
         weights = digest_of_model(model)

@@ -46,10 +46,14 @@ _INPUTS = 8192  # tower inputs a pass, padding included
 _CELLS = 8_000_000  # logits a pass
 
 
+_FIGURES = {"neural": "neural_lm", "ngram": "n-gram"}
+
+
 class UnitLmTeacher:
     """A neural unit LM as a teacher."""
 
     def __init__(self, model: UnitLm, *, inventory: UnitInventory, info: TeacherInfo, device: str = "cpu") -> None:
+        self.figures: dict[str, float | str] = {}
         self._model = model.to(device).eval()
         self._inventory, self._info, self._device = inventory, info, device
 
@@ -105,6 +109,7 @@ class CrossFitTeacher:
 
     def __init__(self, teachers: Sequence[Teacher], fold_of: dict[str, int]) -> None:
         self._teachers, self._fold_of = teachers, fold_of
+        self.figures: dict[str, float | str] = {}
         first = teachers[0].info
         self._info = TeacherInfo(
             name=first.name,
@@ -180,12 +185,24 @@ def load_unit_lm(folder: Path, *, device: str = "cpu", prefer: str | None = None
     inventory = UnitInventory.load(folder / INVENTORY)
     load = load_neural_part if kind == "neural" else load_ngram_part
     if config["transcripts"] == "none":
-        return load(folder, config=config, inventory=inventory, name=folder.name, device=device)
+        return _with_figures(load(folder, config=config, inventory=inventory, name=folder.name, device=device), folder)
     parts = [
         load(folder / f"fold-{fold}", config=config, inventory=inventory, name=folder.name, device=device)
         for fold in range(int(config["folds"]))
     ]
-    return CrossFitTeacher(parts, {str(name): int(fold) for name, fold in read_json(folder / FOLDS).items()})
+    return _with_figures(
+        CrossFitTeacher(parts, {str(name): int(fold) for name, fold in read_json(folder / FOLDS).items()}), folder
+    )
+
+
+def _with_figures(teacher: Teacher, folder: Path) -> Teacher:
+    """Tell the teacher what `hkd lm train` measured, like against like: the store's card shows it (see `Teacher.figures`)."""
+    report = read_json(folder / REPORT) if (folder / REPORT).exists() else {}
+    if "figures" in report:
+        judged = report["figures"][report["judged_on"]]
+        figures = {f"{name}_perplexity": round(judged[kind]["perplexity"], 2) for kind, name in _FIGURES.items()}
+        teacher.figures = {"judged_on": f"unseen {report['judged_on']}", **figures}
+    return teacher
 
 
 def load_neural_part(

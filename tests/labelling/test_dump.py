@@ -111,7 +111,7 @@ def test_transcripts_that_repeat_are_scored_once(texts: Path, teacher: Teacher, 
     asked: list[int] = []
 
     class Counting:
-        level, inventory, info = teacher.level, teacher.inventory, teacher.info
+        level, inventory, info, figures = teacher.level, teacher.inventory, teacher.info, teacher.figures
         encode = staticmethod(teacher.encode)
 
         def score(self, sentences: Sequence[Sentence], *, k: int, temperatures: Sequence[float] = ()) -> list[TopK]:
