@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -38,7 +38,16 @@ from hkd.units.text import NORMALISATION
 log = logging.getLogger(__name__)
 
 UNIGRAM_UTTERANCES = 10_000
+KL_UTTERANCES = 16
 LEFT_OUT = bytes(8)  # unit digest of an utterance that could not be labelled (--keep-going); it has no positions
+
+
+@runtime_checkable
+class MeasuresMasking(Protocol):
+    """A masked teacher, which can say what masking positions together costs."""
+
+    def kl_to_exact(self, sentences: Sequence[Sentence]) -> float:
+        """Mean KL to the exact rule, nats a position."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -190,9 +199,11 @@ def finish(writer: LabelWriter, out: Path, spec: StoreSpec, figures_of_lm: Mappi
             "unigram_perplexity": unigram,
             "calibration_error": calibration_error(store_sums(out, writer.spec)),
         }
+        kl = mask_every_kl(sample[:: -(-len(sample) // KL_UTTERANCES)])
+        stored |= {} if kl is None else {"mask_every_kl_nats": float(f"{kl:.4g}")}
         writer.finish(report=stored)
     shutil.rmtree(out / LOCKS, ignore_errors=True)  # opening it made them
-    figures = summary(store_sums(out, writer.spec), unigram=stored["unigram_perplexity"])
+    figures = {**summary(store_sums(out, writer.spec), unigram=None), **stored}
     mine, unigram = figures["perplexity"], figures["unigram_perplexity"]
     if mine is not None and unigram is not None and mine > unigram:
         log.warning(
@@ -278,6 +289,13 @@ class _Run:
             )
             self.positions += len(rows[n])
         return labels
+
+    def mask_every_kl(self, ids: Sequence[str]) -> float | None:
+        """Mean KL of the exact rule to `mask_every` on some utterances, nats."""
+        if not isinstance(self._teacher, MeasuresMasking) or not self._teacher.info.options.get("mask_every"):
+            return None
+        texts = self._transcripts.words([self._transcripts.row(name) for name in ids])
+        return self._teacher.kl_to_exact([self._sentence(name, spoken) for name, spoken in zip(ids, texts, strict=True)])
 
     def _sentence(self, name: str, spoken: Sequence[str]) -> Sentence:
         try:

@@ -4,6 +4,8 @@
 - Aligned levels take their unit sequence from the alignment; subwords come from the teacher's own pieces or from our SentencePiece model.
 """
 
+import hashlib
+import json
 import mmap
 from array import array
 from collections.abc import Iterator, Sequence
@@ -36,7 +38,7 @@ class Transcripts:
         for start, utterance in self._lines():
             ids.append(utterance.id)
             place.append(start)
-            recording.append(int(digest_of([utterance.recording])[:15], 16))
+            recording.append(int.from_bytes(hashlib.blake2b(utterance.recording.encode(), digest_size=7).digest(), "little"))
             offset.append(utterance.offset)
             wanted.append(split is None or utterance.split == split)
             splits.add(utterance.split or "(none)")
@@ -101,9 +103,8 @@ class Transcripts:
     def _pair(self, view: mmap.mmap, row: int) -> tuple[str, str]:
         start = int(self._place[row])
         end = view.find(b"\n", start)
-        line = view[start : end if end >= 0 else len(view)].decode("utf-8-sig")
-        utterance = parse_line(line, self._folder)
-        return utterance.id, utterance.text
+        row = json.loads(view[start : end if end >= 0 else len(view)].decode("utf-8-sig"))  # was checked when it was indexed
+        return str(row["id"]), str(row["text"])
 
     def row(self, utterance_id: str) -> int:
         """The place of an id among all sorted ids. Raises KeyError."""

@@ -1,11 +1,24 @@
 """Masked language models from transformers: p(u_n | all others), one masked copy a position; `mask_every` trades exactness for speed."""
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hkd.errors import HkdError
+from hkd.teachers.base import Sentence
 from hkd.teachers.transformer_common import Row, Tokens, TransformerTeacher
+from hkd.topk import TopK
+
+
+def _dense(rows: TopK, size: int) -> NDArray[np.float64]:
+    """Rows of all candidates as log-probabilities (N, V + 1), the rest last; what is impossible stands at e^-80."""
+    out_NV = np.full((len(rows), size + 1), -80.0)
+    np.put_along_axis(out_NV, rows.ids_NK.astype(np.int64), np.maximum(rows.logp_NK, -80.0), 1)
+    out_NV[:, -1] = np.maximum(rows.tail_N, -80.0)
+    return out_NV
 
 
 class MaskedTeacher(TransformerTeacher):
@@ -38,6 +51,19 @@ class MaskedTeacher(TransformerTeacher):
         """The tokens before and after every window."""
         mark = self._pieces(self._options.final_mark) if self._options.final_mark else []
         return np.array(self._prefix, np.int64), np.array([*mark, *self._suffix], np.int64)
+
+    def kl_to_exact(self, sentences: Sequence[Sentence]) -> float:
+        """Mean KL(exact rule ‖ `mask_every`) a position, nats, over all candidates and one rest; what masking together costs."""
+        exact = copy.copy(self)
+        exact._options = replace(self._options, mask_every=0)
+        total, count = 0.0, 0
+        for sentence in sentences:
+            p_NV, q_NV = (
+                _dense(teacher.score([sentence], k=self.num_candidates)[0], self._vocabulary) for teacher in (exact, self)
+            )
+            total += float((np.exp(p_NV) * (p_NV - q_NV)).sum())
+            count += len(p_NV)
+        return total / max(1, count)
 
     @property
     def room(self) -> int:

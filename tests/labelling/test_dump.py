@@ -219,3 +219,11 @@ def test_draws_are_stored_with_their_counts(texts: Path, teacher: Teacher, tmp_p
     assert (count_NK.sum(1) == 12).all()
     with pytest.raises(UserError, match="selection must be topk"):
         dump(texts, tmp_path / "c", load_teacher("phone-trigram", unit="monophone"), config=config)
+
+
+def test_the_cost_of_masking_together_is_stored(texts: Path, bert: Path, tmp_path: Path) -> None:
+    teacher = load_teacher(str(bert), unit="subword", device="cpu", options=TeacherOptions(mask_every=3))
+    report = dump(texts, tmp_path / "a", teacher, config=CONFIG)
+    assert report.quality is not None
+    assert report.quality["mask_every_kl_nats"] > 0.001
+    assert module.report_of(tmp_path / "a")["mask_every_kl_nats"] == report.quality["mask_every_kl_nats"]

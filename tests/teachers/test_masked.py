@@ -198,3 +198,18 @@ def test_out_of_memory_halves_the_budget_and_goes_on(
     monkeypatch.setattr(teacher, "_hidden", none)
     with pytest.raises(HkdError, match="must fit into the memory"):
         teacher.score(asked, k=3)
+
+
+def test_the_cost_of_masking_together_is_the_dense_kl(teacher_folder: Folder) -> None:
+    folder = teacher_folder("bert")
+    teacher = load(folder, mask_every=2)
+    asked = sentences(teacher)[:2]
+    total, count = 0.0, 0
+    for s in asked:
+        for n in range(len(s.unit_U)):
+            p = reference(folder, s.unit_U.tolist(), [n], n)
+            q = reference(folder, s.unit_U.tolist(), list(range(n % 2, len(s.unit_U), 2)), n)
+            total, count = total + float((np.exp(p) * (p - q)).sum()), count + 1
+    assert total / count > 0.01
+    np.testing.assert_allclose(teacher.kl_to_exact(asked), total / count, rtol=0.02)
+    assert load(folder).kl_to_exact(asked) < 1e-9
