@@ -45,6 +45,9 @@ def evaluate(
     lm: Annotated[str | None, typer.Option(help=LM_HELP)] = None,
     lm_weight: Annotated[float | None, typer.Option(help="Weight of the LM's log-probability.")] = None,
     word_bonus: Annotated[float | None, typer.Option(help="Added for each word.")] = None,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="Try weights and bonuses on the split (not test), print them, best first.")
+    ] = False,
     tag: Annotated[str, typer.Option(help="Names another way to decode: its figures lie beside the usual ones.")] = "",
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The figures as JSON.")] = False,
@@ -59,6 +62,8 @@ def evaluate(
 
         hkd evaluate runs/none --json
 
+        hkd evaluate none --split dev --lm words.arpa --tune
+
         hkd evaluate none --decoder beam --lm words.arpa --lm-weight 0.6 --tag fusion
     """
     from hkd.evaluate.run import EvaluateConfig
@@ -69,14 +74,42 @@ def evaluate(
     manifest = here.require("manifest", "hkd prepare")
     search = {"decoder": decoder, "lm_weight": lm_weight, "word_bonus": word_bonus}
     config = here.section("evaluate", EvaluateConfig, {"device": device, "search": given(search)})
+    if tune:
+        _tune(run_folders(runs, here.runs), manifest, lm, split, config, as_json)
+        return
     reports = []
     for folder in run_folders(runs, here.runs):
         with progress_bar(f"evaluate {folder.name}") as progress:
-            paths: dict[str, Any] = {"alignment": _there(here.alignment), "labels": _there(here.labels), "units": _there(here.units)}
+            paths: dict[str, Any] = {
+                "alignment": _there(here.alignment),
+                "labels": _there(here.labels),
+                "units": _there(here.units),
+            }
             options: dict[str, Any] = {"split": split, "config": config, "lm": lm, "tag": tag, "progress": progress}
             reports.append(evaluate_run(folder, manifest=manifest, **options, **paths))
     table = objectives_table(reports)
     emit([report.to_json() | {"rtf": report.rtf} for report in reports], as_json, lambda _: table.text())
+
+
+def _tune(folders: list[Path], manifest: Path, lm: str | None, split: str, config: Any, as_json: bool) -> None:
+    """Print the tries of each run."""
+    from dataclasses import asdict
+
+    from hkd.evaluate.tune import tune as tune_run
+
+    if lm is None:
+        raise UserError("--tune needs an LM to weigh, but there is none. Give --lm.")
+    for folder in folders:
+        with progress_bar(f"tune {folder.name}") as progress:
+            tries = tune_run(folder, manifest=manifest, lm=lm, split=split, config=config, progress=progress)
+        emit({"run": folder.name, "tries": [asdict(t) for t in tries]}, as_json, tries_text)
+
+
+def tries_text(value: dict[str, Any]) -> str:
+    """The tries of a run as aligned columns."""
+    lines = [f"{value['run']:<16} LM weight  word bonus  WER %"]
+    lines += [f"{'':<16} {t['lm_weight']:>9g}  {t['word_bonus']:>10g}  {100 * t['wer']:>5.2f}" for t in value["tries"]]
+    return "\n".join(lines)
 
 
 def transcribe(

@@ -101,7 +101,8 @@ class WordFusion:
     def extend(self, pairs: Sequence[tuple[Any, int]]) -> list[tuple[Any, float] | None]:
         """Grow the open word by a piece, or close it and open the next."""
         self._prepare(state for state, unit in pairs if self._symbols[unit].startswith(WORD_MARK))
-        return [self._extend(state, unit) for state, unit in pairs]
+        closed: dict[int, tuple[Any, float] | None] = {}  # many units close the same word
+        return [self._extend(state, unit, closed) for state, unit in pairs]
 
     def finish(self, states: Sequence[Any]) -> list[float | None]:
         """Close the open word, and the sentence."""
@@ -116,11 +117,13 @@ class WordFusion:
             ends.append(added + (0.0 if self._lm is None else self._weight * self._lm.finish(lm_state)))
         return ends
 
-    def _extend(self, state: _State, unit: int) -> tuple[_State, float] | None:
+    def _extend(self, state: _State, unit: int, known: dict[int, tuple[Any, float] | None]) -> tuple[_State, float] | None:
         piece = self._symbols[unit]
         added = 0.0
         if piece.startswith(WORD_MARK) and state.text:
-            closed = self._close(state)
+            if id(state) not in known:
+                known[id(state)] = self._close(state)
+            closed = known[id(state)]
             if closed is None:
                 return None
             lm_state, added = closed

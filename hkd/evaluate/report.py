@@ -18,7 +18,9 @@ from hkd.align.alignment import Alignment
 from hkd.errors import HkdError
 from hkd.evaluate.curves import panels, read_curves
 from hkd.evaluate.examples import Example, examples, level_rank
+from hkd.evaluate.listing import by_speaker, confusions
 from hkd.evaluate.result import EvaluationReport, read_result, tags_of
+from hkd.evaluate.score import score_words
 from hkd.evaluate.svg import NUM_COLOURS, forest, line_chart
 from hkd.evaluate.table import Table, objectives_table
 from hkd.files import write_bytes
@@ -29,6 +31,7 @@ from hkd.manifest import read as read_manifest
 from hkd.progress import Progress, no_progress
 
 MAX_PANELS = 12
+MAX_CONFUSIONS = 12
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,13 +78,14 @@ def write_report(
         else []
     )
     progress(3, 4)
+    lms = read_lms(lm) if lm is not None else []
     page = render(
         title=title or out.resolve().parent.name,
         table=table,
         reports=reports,
         charts=chart_panels(runs, order),
-        stores=_by_level([describe(folders[name], stores[name].spec) for name in stores]),
-        lms=_by_level(read_lms(lm) if lm is not None else []),
+        stores=_by_level([store_facts(folders[name], stores[name], lms) for name in stores]),
+        lms=_by_level(lms),
         shown=shown,
         train=train_facts(utterances),
         aligned=aligned,
@@ -116,6 +120,25 @@ def read_lms(folder: Path) -> list[dict[str, Any]]:
         for judged_on, figures in value.get("figures", {}).items():
             found.append({"name": path.parent.name, "level": value["unit"], **value, "judged_on": judged_on, "figures": figures})
     return found
+
+
+def store_facts(folder: Path, store: LabelReader, lms: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What `hkd labels info` says of a store, and the perplexity on the transcripts of the n-gram that its LM was held against."""
+    facts = describe(folder, store.spec)
+    own = [
+        m for m in lms if (m["name"], m["level"], m["judged_on"]) == (facts["teacher"].get("name"), facts["level"], "transcripts")
+    ]
+    return {**facts, "ngram_perplexity": own[0]["figures"]["ngram"]["perplexity"] if own else None}
+
+
+def error_details(report: EvaluationReport) -> dict[str, Any]:
+    """Speakers from worst to best, and the commonest confusions."""
+    scores = score_words([row.reference for row in report.hypotheses], [row.hypothesis for row in report.hypotheses])
+    return {
+        "name": report.name,
+        "speakers": by_speaker(report.hypotheses, scores),
+        "confusions": confusions(scores, most=MAX_CONFUSIONS),
+    }
 
 
 def train_facts(manifest: Manifest | None) -> dict[str, Any] | None:
@@ -176,6 +199,7 @@ def render(
         stores=stores,
         lms=lms,
         examples=shown,
+        details=[error_details(report) for report in reports],
         train=train,
         aligned=aligned,
         colours={name: colour % NUM_COLOURS for name, colour in colours.items()},

@@ -66,7 +66,7 @@ def write_store(project: Project, level: str, *, seed: int) -> None:
     manifest, alignment = read_manifest(project.manifest), Alignment(project.alignment)
     subwords = SubwordModel(project.units / "subword.model")
     inventory: UnitInventory = subwords.inventory if level == "subword" else alignment.inventories[level]
-    teacher = {"name": f"{level}-cloze", "kind": "cloze", "direction": "both", "digest": "0" * 64, "given": "outside-position"}
+    teacher = {"name": level, "kind": "cloze", "direction": "both", "digest": "0" * 64, "given": "outside-position"}
     spec = StoreSpec(name=level, level=level, inventory=inventory, teacher=teacher, manifest_digest=manifest.digest, k=16)
     generator = torch.Generator().manual_seed(seed)
     rows = {}
