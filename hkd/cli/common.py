@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from hkd.config import Project
 from hkd.progress import Progress as ProgressCallback
 
 QUIET_INTERVAL_S = 10.0
+FACTS_WIDTH = 60
 
 
 def console() -> Console:
@@ -38,9 +39,14 @@ def project() -> Project:
     return Project.load(Path())
 
 
-def show_fact(value: float | str) -> str:
-    """A progress fact: four significant digits, or the word."""
-    return value if isinstance(value, str) else f"{value:.4g}"
+def show_facts(facts: Mapping[str, float | str]) -> str:
+    """Progress facts in a line, loss and error rates first; numbers with four significant digits; what does not fit is left out."""
+    shown = ""
+    for name, value in sorted(facts.items(), key=lambda fact: not fact[0].endswith("wer") and fact[0] != "loss"):
+        fact = f"{name}={value if isinstance(value, str) else format(value, '.4g')}"
+        if len(shown) + len(fact) < FACTS_WIDTH:
+            shown += f" {fact}"
+    return shown.strip()
 
 
 @contextmanager
@@ -59,7 +65,7 @@ def progress_bar(title: str) -> Iterator[ProgressCallback]:
             task = bar.add_task(title, total=None, facts="")
 
             def draw(done: float, total: float, **facts: float | str) -> None:
-                bar.update(task, completed=done, total=total, facts=" ".join(f"{k}={show_fact(v)}" for k, v in facts.items()))
+                bar.update(task, completed=done, total=total, facts=show_facts(facts))
 
             yield draw
         return
@@ -73,7 +79,6 @@ def progress_bar(title: str) -> Iterator[ProgressCallback]:
         last = now
         share = done / total if total else 1.0
         to_go = (now - started) * (1 - share) / share if share else float("inf")
-        shown = " ".join(f"{k}={show_fact(v)}" for k, v in facts.items())
-        say(f"{title}: {share:.0%} after {now - started:.0f} s, {to_go:.0f} s to go {shown}".rstrip())
+        say(f"{title}: {share:.0%} after {now - started:.0f} s, {to_go:.0f} s to go {show_facts(facts)}".rstrip())
 
     yield write

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from hkd.cli.common import QUIET_INTERVAL_S, console, emit, project, say, show_fact
+from hkd.cli.common import QUIET_INTERVAL_S, console, emit, project, say, show_facts
 from hkd.files import shipped
 from hkd.pipeline.runner import Watcher
 
@@ -130,7 +130,7 @@ class _Lines:
         if now - self._last.get(stage, 0.0) > QUIET_INTERVAL_S:
             self._last[stage] = now
             share = f"{done / total:.0%}" if total else "…"
-            say(f"{stage}: {share} " + " ".join(f"{name}={show_fact(value)}" for name, value in facts.items()))
+            say(f"{stage}: {share} {show_facts(facts)}".rstrip())
 
     def finished(self, stage: str, summary: str, seconds: float) -> None:
         say(f"{stage}: {summary} ({seconds:.0f} s)")
@@ -150,8 +150,7 @@ class _Bars:
         self._tasks[stage] = self._bar.add_task(stage, total=None, facts="")
 
     def progress(self, stage: str, done: float, total: float, facts: Mapping[str, float | str]) -> None:
-        shown = " ".join(f"{name}={show_fact(value)}" for name, value in facts.items())
-        self._bar.update(self._tasks[stage], completed=done, total=total, facts=shown)
+        self._bar.update(self._tasks[stage], completed=done, total=total, facts=show_facts(facts))
 
     def finished(self, stage: str, summary: str, seconds: float) -> None:
         self._bar.remove_task(self._tasks.pop(stage))
