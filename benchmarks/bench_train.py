@@ -1,0 +1,203 @@
+"""What distilling costs a training step: the same student on the same batches, without labels, with hard heads, with label stores.
+
+    python benchmarks/bench_train.py [--presets xs,s] [--steps 12] [--threads 1] [--device auto] [--precision fp32]
+
+Three stores: monophones (V = 42, dense), senones (V = 5,126, K = 16), a foreign subword vocabulary (V = 30,522 trimmed, K = 16), with
+made-up labels over synthesised speech: what is measured is time alone. The variants take turns on each batch, so that whatever else
+runs on the machine meets all of them. A step is as hkd.loop does it: batch, loss, gradient, clipping, AdamW.
+
+On the CPU the time is the process's own (user + system), else the wall's after a synchronisation. Features are in memory.
+"""
+
+import argparse
+import json
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hkd.config import build, merge
+from hkd.stream.plan import BatchPlan
+from hkd.testing.corpus import prepare_folder, tiny_corpus
+from hkd.testing.labelled import label_folder
+from hkd.train.config import TrainConfig
+from hkd.train.run import make_task, open_data
+from hkd.train.task import StudentTask
+from hkd.units.inventory import UnitInventory
+
+RESULTS = Path(__file__).parent / "results" / "train.json"
+VARIANTS: dict[str, dict[str, Any]] = {
+    "none": {"objective": "none"},
+    "hard heads": {"objective": "hard-heads"},
+    "labels": {"objective": "hierarchical", "hard_heads": False},
+    "labels and hard heads": {"objective": "hierarchical"},
+}
+BAR_RATE, BAR_READING, BAR_LOADER = 0.90, 0.02, 20.0
+
+
+def make_project(folder: Path, num_utterances: int) -> None:
+    """A prepared folder with three label stores; made once and kept."""
+    if (folder / "made").exists():
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    tiny_corpus(folder, num_utterances=num_utterances)
+    prepare_folder(folder, vocab_size=120, jobs=1)
+    label_folder(folder, levels=["senone"], k=16)
+    label_folder(folder, levels=["monophone"], k=42)
+    foreign = UnitInventory(level="subword", symbols=tuple(f"piece{n}" for n in range(30_522)))
+    label_folder(folder, levels=["subword"], k=16, inventory=foreign)
+    (folder / "made").touch()
+
+
+class Timer:
+    """Seconds spent inside a wrapped function."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.clock, self.seconds = clock, 0.0
+
+    def wrap(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, timed."""
+
+        def timed(*args: Any, **options: Any) -> Any:
+            start = self.clock()
+            result = function(*args, **options)
+            self.seconds += self.clock() - start
+            return result
+
+        return timed
+
+
+class Variant:
+    """One student in training."""
+
+    def __init__(
+        self, project: Path, settings: dict[str, Any], device: torch.device, precision: str, clock: Callable[[], float]
+    ) -> None:
+        config = build(TrainConfig, settings, where="bench")
+        data = open_data(
+            config, manifest=project / "manifest.jsonl", units=project / "units", alignment=project / "alignment.arrow",
+            labels=project / "shards",
+        )  # fmt: skip
+        frames = [data.frames[u.id] for u in data.train]
+        self.plan = BatchPlan(frames, batch_frames=config.batch_seconds * 100, seed=0)
+        self.task: StudentTask = make_task(data, self.plan, max_steps=1000)
+        self.student = self.task.student.to(device)
+        self.optimizer = torch.optim.AdamW(self.student.parameters(), lr=1e-4, fused=True)
+        self.batches = self.task.batches(0, 0, 1)
+        self.device, self.precision, self.clock = device, precision, clock
+        self.reading = Timer(clock)
+        for store in data.join.stores.values():
+            store.reader.block = self.reading.wrap(store.reader.block)  # type: ignore[method-assign]
+        self.step, self.loading, self.seconds, self.audio = 0, 0.0, 0.0, 0.0
+
+    def reset(self) -> None:
+        """Forget what was measured."""
+        self.step, self.loading, self.seconds, self.audio, self.reading.seconds = 0, 0.0, 0.0, 0.0, 0.0
+
+    def run(self) -> None:
+        """One step."""
+        start = self.clock()
+        share = next(self.batches)
+        assert share is not None
+        self.loading += self.clock() - start
+        batch = share.to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            losses = self.task.losses(batch, self.step)
+        counts, weights = self.task.counts(batch), self.task.weights(self.step)
+        loss = sum((losses[name] * (weights[name] / counts[name]) for name in losses), torch.zeros((), device=self.device))
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.seconds += self.clock() - start
+        self.audio += share.seconds
+        self.step += 1
+
+    def figures(self) -> dict[str, float]:
+        """What was measured."""
+        return {
+            "steps_per_s": round(self.step / self.seconds, 4),
+            "audio_s_per_s": round(self.audio / self.seconds, 2),
+            "loading_share": round(self.loading / self.seconds, 4),
+            "reading_share": round(self.reading.seconds / self.seconds, 4),
+            "loader_audio_s_per_s": round(self.audio / self.loading, 1),
+        }
+
+
+def bench_preset(project: Path, preset: str, options: argparse.Namespace, device: torch.device) -> dict[str, dict[str, float]]:
+    """Figures of all variants of a preset."""
+
+    def clock() -> float:
+        if device.type == "cpu":
+            return time.process_time()
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    shared = {"encoder": {"preset": preset}, "batch_seconds": options.batch_seconds, "augment": {"speeds": [1.0]}}
+    variants = {name: Variant(project, merge(shared, v), device, options.precision, clock) for name, v in VARIANTS.items()}
+    epoch = next(iter(variants.values())).plan.batches_per_epoch
+    for variant in variants.values():
+        while variant.step < max(2, epoch if device.type == "cuda" else 2):
+            variant.run()
+        variant.reset()
+    for _ in range(options.steps):
+        for variant in variants.values():
+            variant.run()
+    return {name: variant.figures() for name, variant in variants.items()}
+
+
+def main() -> None:
+    """Measure, print, write results/train.json; exit 1 where a bar is missed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--presets", default="xs,s")
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--utterances", type=int, default=160)
+    parser.add_argument("--batch-seconds", type=float, default=60.0)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
+    parser.add_argument("--project", type=Path, default=Path(tempfile.gettempdir()) / "hkd-bench-train")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    cuda = torch.cuda.is_available() if options.device == "auto" else options.device == "cuda"
+    device = torch.device("cuda" if cuda else "cpu")
+    make_project(options.project, options.utterances)
+    found: dict[str, Any] = {
+        "machine": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
+        "torch": torch.__version__, "threads": options.threads, "batch_s": options.batch_seconds, "steps": options.steps,
+        "precision": options.precision, "presets": {},
+    }  # fmt: skip
+    missed = []
+    for preset in options.presets.split(","):
+        rows = found["presets"][preset] = bench_preset(options.project, preset, options, device)
+        ratio = rows["labels"]["steps_per_s"] / rows["hard heads"]["steps_per_s"]
+        loader = rows["labels"]["loader_audio_s_per_s"] / rows["labels"]["audio_s_per_s"]
+        rows["bars"] = {"labels_to_hard_heads": round(ratio, 3), "loader_to_trainer": round(loader, 1)}
+        print(f"preset {preset}")
+        for name in VARIANTS:
+            row = rows[name]
+            print(
+                f"  {name:<22} {row['steps_per_s']:8.3f} steps/s {row['audio_s_per_s']:9.1f} audio s/s   loading {row['loading_share']:.1%}, "
+                f"reading labels {row['reading_share']:.2%}"
+            )
+        print(f"  labels / hard heads {ratio:.3f} (bar {BAR_RATE}); loader / trainer {loader:.0f} (bar {BAR_LOADER:.0f})")
+        reading = max(rows[name]["reading_share"] for name in ("labels", "labels and hard heads"))
+        missed += [f"{preset}: labels / hard heads {ratio:.3f} < {BAR_RATE}"] if ratio < BAR_RATE else []
+        missed += [f"{preset}: reading labels {reading:.3f} > {BAR_READING}"] if reading > BAR_READING else []
+        missed += [f"{preset}: loader / trainer {loader:.1f} < {BAR_LOADER}"] if not cuda and loader < BAR_LOADER else []
+    found["missed"] = missed
+    RESULTS.parent.mkdir(exist_ok=True)
+    path = RESULTS.with_name("train-cuda.json") if cuda else RESULTS
+    path.write_text(json.dumps(found, indent=2) + "\n")
+    if missed:
+        raise SystemExit("bars missed: " + "; ".join(missed))
+
+
+if __name__ == "__main__":
+    main()
