@@ -22,7 +22,7 @@ def teacher_dump(
     lm: Annotated[
         Text, typer.Option(help="Alias (bert-large, gpt2 ...), hub name, folder, NAME below lm/, ARPA file, phone-trigram.")
     ] = None,
-    unit: Annotated[str, typer.Option(help="Level: senone, monophone or subword.")] = "subword",
+    unit: Annotated[Text, typer.Option(help="Level: senone, monophone or subword. [subword]", show_default=False)] = None,
     name: Annotated[Text, typer.Option(help="Name of the store below the labels folder; by default the level.")] = None,
     out: Annotated[Path | None, typer.Option(help="The store's folder, instead of labels/NAME.")] = None,
     manifest: Annotated[Path | None, typer.Option(help="Manifest; by default the project's.")] = None,
@@ -42,8 +42,8 @@ def teacher_dump(
     codec: Annotated[Text, typer.Option(help="grid or f16. [grid]")] = None,
     backend: Annotated[Text, typer.Option(help="arrow or zarr. [arrow]")] = None,
     utterances_per_shard: Annotated[int | None, typer.Option(help="Utterances a shard: the unit of work. [512]")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
+    device: Annotated[Text, typer.Option(help="auto, cpu, cuda or mps. [auto]")] = None,
+    precision: Annotated[Text, typer.Option(help="auto, fp32 or bf16. [auto]")] = None,
     compile_: Annotated[bool, typer.Option("--compile", help="torch.compile the model.")] = False,
     token_budget: Annotated[int | None, typer.Option(help="Tokens of a batch; by default by device.")] = None,
     rank: Annotated[int, typer.Option(help="This process's number in a job array.")] = 0,
@@ -56,7 +56,7 @@ def teacher_dump(
 ) -> None:
     """Write what a language model predicts over your transcripts to a label store, once.
 
-    Settings come from the table [teacher-dump] of hkd.toml; options win. Stopped at any time, the same command goes on.
+    Settings come from the table [dump.NAME] of hkd.toml; options win. Stopped at any time, the same command goes on.
 
     Examples:
 
@@ -69,13 +69,16 @@ def teacher_dump(
         hkd teacher-dump --lm ./my-bert --mask-every 7 --context 256 --name bert-wide
     """
     here = project()
+    table = here.table(f"dump.{name or unit or 'subword'}")
+    unit, lm = unit or table.get("unit", "subword"), lm or table.get("lm")
     if lm is None:
         raise UserError(_lm_wanted(here, unit))
     manifest = manifest or here.require("manifest", "hkd prepare CORPUS")
     lm = str(here.lm / lm) if (here.lm / lm / "config.json").is_file() else lm
     check_source(lm)
-    from hkd.labelling.dump import DumpConfig, dump
-    from hkd.teachers.options import TeacherOptions
+    from hkd.config import merge
+    from hkd.labelling.dump import dump
+    from hkd.pipeline.actions import dump_settings
 
     given = {
         "k": k, "temperatures": _numbers(temperatures), "selection": select, "codec": codec, "backend": backend, "split": split, "name": name,
@@ -85,9 +88,10 @@ def teacher_dump(
         "mask_every": mask_every, "context": _context(context), "case": case, "final_mark": final_mark, "token_budget": token_budget,
         "compile": compile_ or None,
     }  # fmt: skip
-    config = here.section("teacher-dump", DumpConfig, given)
-    options = here.section("teacher", TeacherOptions, asked)
-    teacher = _teacher(here, lm, unit, device, precision, options)
+    options = {**given, "lm": lm, "unit": unit, "device": device, "precision": precision, "teacher": _there(asked)}
+    settings = dump_settings(merge(table, _there(options)), f"[dump.{name or unit}]")
+    config = settings.store
+    teacher = _teacher(here, settings.lm, settings.unit, settings.device, settings.precision, settings.teacher)
     with progress_bar(f"labels {config.name or unit}") as progress:
         report = dump(
             manifest,
@@ -107,6 +111,10 @@ def teacher_dump(
         for utterance, why in list(report.left_out.items())[:20]:
             say(f"left out: {utterance}: {why}")
         raise HkdError(f"{len(report.left_out)} of {report.utterances} utterances could not be labelled and have no positions.")
+
+
+def _there(options: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if value is not None}
 
 
 def _lm_wanted(here: "Project", unit: str) -> str:

@@ -39,6 +39,8 @@ def train(
 ) -> None:
     """Train a student on sound and label stores; resumes where it was stopped, and leaves what is done.
 
+    Settings come from the tables [train] and [runs.RUN] of hkd.toml; options win.
+
     Examples:
 
         hkd train --labels shards/
@@ -56,7 +58,7 @@ def train(
 
     here = project()
     overrides = merge(parse_overrides(settings or []), _given(objective=objective, min_coverage=min_coverage))
-    config = here.section("train", TrainConfig, overrides)
+    config = here.section("train", TrainConfig, merge(here.table(f"runs.{run or objective}"), overrides))
     inputs: dict[str, Any] = {
         "manifest": here.require("manifest", "hkd prepare"),
         "units": here.require("units", "hkd units train"),

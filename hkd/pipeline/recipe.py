@@ -105,7 +105,7 @@ def stages_of(recipe: Recipe) -> dict[str, Stage]:
     for name, table in runs.items():
         merged = merge(recipe.table("train"), table)
         wanted = actions.stores_of(merged, stores)
-        settings = {"name": name, **merged, "stores": wanted}
+        settings = {"name": name, **merged}
         add(
             f"train-{name}", actions.train, settings, [f"runs/{name}"], ["units", "align", *(f"dump-{store}" for store in wanted)]
         )
