@@ -141,7 +141,7 @@ def dump(
     run = _Run(teacher=teacher, source=source, transcripts=transcripts, config=config, writer=writer)
     run.shards([shard for shard in writer.pending() if shard % world_size == rank], progress)
     missing = len(writer.pending())
-    quality = None if missing else finish(writer, out, spec, teacher.figures)
+    quality = None if missing else finish(writer, out, spec, run.figures)
     return DumpReport(
         store=out,
         teacher=teacher.info.name,
@@ -185,7 +185,7 @@ def store_spec(
     )
 
 
-def finish(writer: LabelWriter, out: Path, spec: StoreSpec, figures_of_lm: Mapping[str, Any]) -> dict[str, Any]:
+def finish(writer: LabelWriter, out: Path, spec: StoreSpec, figures_of_lm: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
     """Close a complete store: index, card, and the quality, with a loud warning for a teacher that is worse than unigrams."""
     stored = report_of(out)
     if "unigram_perplexity" not in stored:
@@ -195,12 +195,10 @@ def finish(writer: LabelWriter, out: Path, spec: StoreSpec, figures_of_lm: Mappi
         gold = (reader.block(sample[a : a + 512]).topk.gold_N for a in range(0, len(sample), 512))
         unigram = unigram_perplexity(gold, len(spec.inventory))
         stored |= {
-            **figures_of_lm,
+            **figures_of_lm(),
             "unigram_perplexity": unigram,
             "calibration_error": calibration_error(store_sums(out, writer.spec)),
         }
-        kl = mask_every_kl(sample[:: -(-len(sample) // KL_UTTERANCES)])
-        stored |= {} if kl is None else {"mask_every_kl_nats": float(f"{kl:.4g}")}
         writer.finish(report=stored)
     shutil.rmtree(out / LOCKS, ignore_errors=True)  # opening it made them
     figures = {**summary(store_sums(out, writer.spec), unigram=None), **stored}
@@ -290,12 +288,16 @@ class _Run:
             self.positions += len(rows[n])
         return labels
 
-    def mask_every_kl(self, ids: Sequence[str]) -> float | None:
-        """Mean KL of the exact rule to `mask_every` on some utterances, nats."""
-        if not isinstance(self._teacher, MeasuresMasking) or not self._teacher.info.options.get("mask_every"):
-            return None
-        texts = self._transcripts.words([self._transcripts.row(name) for name in ids])
-        return self._teacher.kl_to_exact([self._sentence(name, spoken) for name, spoken in zip(ids, texts, strict=True)])
+    def figures(self) -> dict[str, Any]:
+        """The teacher's own figures, and, where positions are masked together, the mean KL of the exact rule to that on a sample."""
+        figures = dict(self._teacher.figures)
+        if isinstance(self._teacher, MeasuresMasking) and self._teacher.info.options.get("mask_every"):
+            ids = [name for shard in range(self._writer.spec.plan.num_shards) for name in self._writer.shard_ids(shard)]
+            sample = ids[:: -(-len(ids) // KL_UTTERANCES)]
+            texts = self._transcripts.words([self._transcripts.row(name) for name in sample])
+            kl = self._teacher.kl_to_exact([self._sentence(name, spoken) for name, spoken in zip(sample, texts, strict=True)])
+            figures["mask_every_kl_nats"] = float(f"{kl:.4g}")
+        return figures
 
     def _sentence(self, name: str, spoken: Sequence[str]) -> Sentence:
         try:

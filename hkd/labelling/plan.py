@@ -103,8 +103,8 @@ class Transcripts:
     def _pair(self, view: mmap.mmap, row: int) -> tuple[str, str]:
         start = int(self._place[row])
         end = view.find(b"\n", start)
-        row = json.loads(view[start : end if end >= 0 else len(view)].decode("utf-8-sig"))  # was checked when it was indexed
-        return str(row["id"]), str(row["text"])
+        value = json.loads(view[start : end if end >= 0 else len(view)].decode("utf-8-sig"))  # was checked when it was indexed
+        return str(value["id"]), str(value["text"])
 
     def row(self, utterance_id: str) -> int:
         """The place of an id among all sorted ids. Raises KeyError."""
