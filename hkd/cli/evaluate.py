@@ -166,6 +166,7 @@ def report(
     split: Split = "test",
     baseline: Annotated[str, typer.Option(help="The run or objective that others are compared with.")] = "none",
     markdown: Annotated[Path | None, typer.Option(help="Write the table as Markdown, too.")] = None,
+    card: Annotated[Path | None, typer.Option(help="Write the model card of one run, and nothing else.")] = None,
 ) -> None:
     """Make one self-contained HTML page of runs: table, curves, label stores, examples. Prints the table.
 
@@ -174,11 +175,21 @@ def report(
         hkd report
 
         hkd report none hierarchical --out comparison.html --markdown table.md
+
+        hkd report hierarchical --card student/README.md
     """
     from hkd.evaluate.report import write_report
 
     here = project()
     folders = run_folders(runs, here.runs)
+    if card is not None:
+        from hkd.evaluate.card import write_card
+
+        if len(folders) != 1:
+            raise UserError(f"--card must be of one run, but {len(folders)} are given. Name one.")
+        write_card(folders[0], card)
+        say(f"{card} is written.")
+        return
     with progress_bar("report") as progress:
         table = write_report(
             folders,

@@ -208,13 +208,18 @@ def _timing(rows: Sequence[Hypothesis], seconds: Seconds, recogniser: Recogniser
 
 def _identity(run_folder: Path, extra: Mapping[str, Any]) -> dict[str, Any]:
     """The run's objective and seed, from its config.toml, else from the export's card."""
-    path = run_folder / "config.toml"
-    table: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    table = read_settings(run_folder)
     objective, seed = find_setting(table, "objective"), find_setting(table, "seed")
     return {
         "objective": str(objective if objective is not None else extra.get("objective", run_folder.name)),
         "seed": int(seed) if seed is not None else extra.get("seed"),
     }
+
+
+def read_settings(run_folder: Path) -> dict[str, Any]:
+    """What the run's config.toml says; {} where there is none."""
+    path = run_folder / "config.toml"
+    return tomllib.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def find_setting(table: Mapping[str, Any], name: str) -> Any:

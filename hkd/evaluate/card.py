@@ -1,0 +1,149 @@
+"""The model card of a run's exported student: what it is, what it learnt from, how well it understands whom, and how to use it.
+
+Markdown with the front matter that the Hugging Face Hub reads. A function of the run's folder, so its bytes are the same wherever it is made.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hkd.errors import UserError
+from hkd.evaluate.result import METRICS, EvaluationReport, read_result
+from hkd.evaluate.run import find_setting, read_settings
+from hkd.evaluate.table import MIN_SPEAKERS
+from hkd.files import write_bytes
+from hkd.student.export import load_student
+
+SPLITS = ("dev", "test")
+
+
+def model_card(run_folder: Path, *, splits: Sequence[str] = SPLITS) -> str:
+    """The card's text. Raises UserError where the run has no exported student, or is evaluated on none of the splits."""
+    student, meta = load_student(run_folder / "model")
+    reports = [read_result(run_folder, split) for split in splits if (run_folder / f"eval-{split}.json").exists()]
+    if not reports:
+        raise UserError(
+            f"a model card needs figures, but {run_folder} is not evaluated. Run `hkd evaluate {run_folder.name}` first."
+        )
+    settings, identity = read_settings(run_folder), _json(run_folder / "identity.json")
+    objective = reports[0].objective
+    encoder = meta.config.encoder
+    facts = {
+        "objective": f"{objective}: {_OBJECTIVES.get(objective, 'a run of its own kind')}",
+        "encoder": f"Conformer, {encoder.num_layers} layers, width {encoder.d_model}, {encoder.num_heads} attention heads",
+        "main output": f"CTC over {len(meta.inventory)} {meta.inventory.level} units (inventory {meta.inventory.digest[:12]})",
+        "parameters": f"{student.num_parameters():,}; the layers that only taught it are left out",
+        "features": f"{meta.features['num_bins']} log-mel bins, {meta.features['sample_rate_hz']} Hz",
+        "steps": str(find_setting(identity.get("loop", settings.get("loop", {})), "max_steps") or "not recorded"),
+        "seed": str(reports[0].seed),
+    }
+    return _TEXT.format(
+        name=run_folder.name,
+        facts=_table(("", ""), facts.items()),
+        learnt=_learnt(identity, _json(run_folder / "coverage.json")),
+        figures=_figures(reports),
+        decoder=reports[0].decoder["name"],
+        min_speakers=MIN_SPEAKERS,
+        normalisation=reports[0].inputs["normalisation"],
+        words=min(int(report.data["words"]) for report in reports),
+    )
+
+
+def write_card(run_folder: Path, out: Path, *, splits: Sequence[str] = SPLITS) -> None:
+    """Write the card atomically."""
+    write_bytes(out, model_card(run_folder, splits=splits).encode())
+
+
+def _json(path: Path) -> dict[str, Any]:
+    value = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return value if isinstance(value, dict) else {}
+
+
+def _table(header: Sequence[str], rows: Any) -> str:
+    lines = [header, tuple("---" for _ in header), *rows]
+    return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)
+
+
+def _learnt(identity: Mapping[str, Any], coverage: Mapping[str, Any]) -> str:
+    """Digests of what it was trained on, and the label stores that taught it."""
+    data = identity.get("data", {})
+    rows = [(name, f"`{value}`") for name, value in data.items() if isinstance(value, str)]
+    rows += [(f"label store {name}", f"`{value}`") for name, value in data.get("stores", {}).items()]
+    if isinstance(coverage.get("utterances"), int):
+        rows.insert(0, ("utterances", f"{coverage['utterances']:,}"))
+    return _table(("", "digest (SHA-256)"), rows) if rows else "Not recorded."
+
+
+def _figures(reports: Sequence[EvaluationReport]) -> str:
+    rows = []
+    for report in reports:
+        rates = []
+        for metric in METRICS:
+            rate = report.errors[metric]
+            few = rate.by_speaker is None or rate.by_speaker.blocks < MIN_SPEAKERS
+            interval = rate.by_utterance if few else rate.by_speaker
+            rates.append(
+                f"{100 * rate.rate:.2f}" + (f" ({100 * interval.low:.1f}–{100 * interval.high:.1f})" if interval else "")
+            )
+        data = report.data
+        rows.append((report.split, f"{data['utterances']:.0f}", f"{data['words']:.0f}", f"{data['speakers']:.0f}", *rates))
+    return _table(("split", "utterances", "words", "speakers", *(f"{metric.upper()} % (95 %)" for metric in METRICS)), rows)
+
+
+_OBJECTIVES = {
+    "none": "the main loss alone, no language model",
+    "hard-heads": "reference labels on inner layers, no language model",
+    "interpolation": "a language model's distribution mixed into the main output's targets",
+    "auxiliary": "one auxiliary output layer taught by a language model",
+    "hierarchical": "auxiliary output layers at several levels, each taught by a language model over its own units",
+}
+
+_TEXT = """---
+library_name: hkd
+pipeline_tag: automatic-speech-recognition
+tags:
+- automatic-speech-recognition
+- knowledge-distillation
+- hkd
+---
+# {name}
+
+A small speech recogniser, trained with hkd (hierarchical knowledge distillation of language models into acoustic models). No language
+model is needed to run it.
+
+{facts}
+
+## Use
+
+```
+hkd transcribe FILE.wav --model FOLDER
+```
+
+```python
+from pathlib import Path
+
+from hkd.decode.recogniser import Recogniser
+from hkd.evaluate.transcribe import transcribe_file
+
+print(transcribe_file(Recogniser(Path("FOLDER")), Path("FILE.wav"))["text"])
+```
+
+Any sound file that libsndfile reads; stereo is mixed down, other sample rates are resampled to 16 kHz.
+
+## How well it understands
+
+{figures}
+
+Decoding: {decoder}. Words normalised by {normalisation}; phones by the lexicon, folded to 39; intervals by bootstrap over speakers, or over
+utterances where there are fewer than {min_speakers} speakers.
+
+## Limits
+
+The figures hold for speech like that of the splits above, and the smaller of them has {words:,} words: other speakers, rooms and words will be
+understood less well. Text comes out in lower case without punctuation, in the language of the training transcripts, and for noise or another language, too.
+
+## Learnt from
+
+{learnt}
+"""
