@@ -1,0 +1,74 @@
+"""`hkd train` and `hkd export`: as written in a prepared folder, one line elsewhere."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from hkd.cli.main import app
+from hkd.student.export import load_student
+from hkd.testing.labelled import label_folder
+
+TOML = """
+[train]
+batch_seconds = 7.0
+encoder = {d_model = 16, num_layers = 3, num_heads = 2, conv_kernel = 5}
+loop = {max_steps = 3, warmup_steps = 1}
+"""
+
+
+@pytest.fixture
+def project(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "project"
+    shutil.copytree(prepared, folder)
+    label_folder(folder)
+    (folder / "hkd.toml").write_text((folder / "hkd.toml").read_text() + TOML)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def test_the_command_as_written_trains_then_says_that_it_is_done_and_exports(project: Path) -> None:
+    first = CliRunner().invoke(app, ["train", "--labels", "shards/"])
+    assert first.exit_code == 0, first.output
+    assert (project / "runs" / "hierarchical" / "model" / "student.json").exists()
+    again = CliRunner().invoke(app, ["train", "--labels", "shards/", "--json"])
+    assert "is done: nothing to do" in again.stderr
+    assert json.loads(again.stdout)["was_done"] is True
+    other = CliRunner().invoke(app, ["train", "--labels", "shards/", "--set", "lam=0.5"])
+    assert other.exit_code == 2
+    assert "train.lam was 0.3, is 0.5" in " ".join(other.stderr.split())
+    assert CliRunner().invoke(app, ["export", "hierarchical", "--out", "student"]).exit_code == 0
+    student, _ = load_student(project / "student")
+    assert not list(student.heads)
+
+
+def test_show_draws_and_trains_nothing(project: Path) -> None:
+    result = CliRunner().invoke(app, ["train", "--show", "--objective", "hard-heads"])
+    assert result.exit_code == 0
+    assert "hard-senone: senone hard, 5,126 units" in result.stdout
+    assert not (project / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--labels", "shards/"], "Run `hkd prepare` first"),
+        (["export", "none", "--out", "x"], "Run `hkd train` first"),
+    ],
+)
+def test_elsewhere_one_line_says_what_to_run_first(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_an_unknown_setting_is_refused_naming_the_nearest(project: Path) -> None:
+    result = CliRunner().invoke(app, ["train", "--set", "lop.max_steps=3"])
+    assert result.exit_code == 2
+    assert "'lop' is no setting. Did you mean 'loop'?" in " ".join(result.stderr.split())
