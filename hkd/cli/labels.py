@@ -260,3 +260,42 @@ def export(
     with progress_bar("export") as progress:
         count = export_parquet(store, parquet, progress=progress)
     say(f"wrote {parquet}: {count} utterances")
+
+
+@app.command()
+def push(
+    store: Annotated[Path, typer.Argument(help="The store.", show_default=False)],
+    url: Annotated[str, typer.Argument(help="s3://, hf://datasets/ORG/NAME, file:// ...", show_default=False)],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another store that is there.")] = False,
+) -> None:
+    """Copy a verified store to a URL; what is there already is not sent again.
+
+    Examples:
+
+        hkd labels push shards/subword s3://bucket/labels/subword
+
+        hkd labels push shards/subword hf://datasets/ORG/NAME
+    """
+    from hkd.labels.share import push as push_store
+
+    with progress_bar("push") as progress:
+        sent = push_store(store, url, overwrite=overwrite, progress=progress)
+    say(f"sent {sent:,} bytes to {url}")
+
+
+@app.command()
+def pull(
+    url: Annotated[str, typer.Argument(help="Where the store is.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="The new folder.", show_default=False)],
+) -> None:
+    """Fetch a store from a URL, check every byte, then put it in its place.
+
+    Examples:
+
+        hkd labels pull s3://bucket/labels/subword shards/subword
+    """
+    from hkd.labels.share import pull as pull_store
+
+    with progress_bar("pull") as progress:
+        spec = pull_store(url, out, progress=progress)
+    say(f"wrote {out}: {spec.num_utterances} utterances")

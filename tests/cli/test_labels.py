@@ -90,7 +90,7 @@ def test_convert_split_merge_compare_export(shards: Path) -> None:
 
 def test_every_command_has_help_with_examples() -> None:
     commands = [command.callback.__name__ for command in app.registered_commands if command.callback is not None]
-    assert {"info", "show", "verify", "convert", "compare", "merge", "split", "export"} <= set(commands)
+    assert {"info", "show", "verify", "convert", "compare", "merge", "split", "export", "push", "pull"} <= set(commands)
     for command in app.registered_commands:
         assert command.callback is not None
         assert "Examples:" in (command.callback.__doc__ or "")
