@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
@@ -64,11 +65,13 @@ def fit(
 
     identity: JSON of all else that the result hangs on (configs, digests of the data); another one in the same folder is refused.
     tensorboard: write curves into folder/tensorboard too. Leaves folder/{final.safetensors, done.json, metrics.jsonl, timing.jsonl, checkpoints/}. A run that is done returns at once.
+    Either way the task's model holds the final weights.
     Raises Terminated on SIGTERM and KeyboardInterrupt on Ctrl-C, both after saving; HkdError where the loss is not finite.
     """
     whole = identity_of(config, identity)
     if (metrics := finished(folder, whole)) is not None:
         log.info("%s is done", folder)
+        load_model_tensors(task.model, load_file(folder / "final.safetensors"))
         return metrics
     accelerator = make_accelerator(config.precision, device, tensorboard=folder if tensorboard else None)
     if not accelerator.is_main_process:

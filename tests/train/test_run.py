@@ -134,6 +134,17 @@ def test_the_export_gives_the_trainers_own_outputs(labelled: Path, tmp_path: Pat
         load_run(tmp_path)
 
 
+def test_killed_between_its_last_step_and_the_export_a_run_exports_what_was_trained(
+    labelled: Path, tmp_path: Path, tiny: dict[str, Any]
+) -> None:
+    settings = merge(tiny, {"loop": {"max_steps": 2}})
+    trained(labelled, tmp_path / "run", settings)
+    wanted = {path.name: path.read_bytes() for path in (tmp_path / "run" / "model").iterdir()}
+    shutil.rmtree(tmp_path / "run" / "model")
+    trained(labelled, tmp_path / "run", settings)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run" / "model").iterdir()} == wanted
+
+
 def test_too_little_coverage_is_refused_with_the_missing_ids_and_enough_is_taken(
     labelled: Path, tmp_path: Path, tiny: dict[str, Any]
 ) -> None:
