@@ -110,7 +110,7 @@ def _verified(result: dict[str, Any]) -> str:
     lines = []
     for name, value in result.items():
         problems, repaired = value["problems"], value.get("repair")
-        lines.append(f"{name}: {'all is well' if not problems else f'{len(problems)} problems'}")
+        lines.append(f"{name}: {'all is well' if not problems else f'{len(problems)} problem' + 's' * (len(problems) > 1)}")
         lines += [f"  {problem['kind']}: {problem['text']}" for problem in problems]
         if repaired:
             lines += [f"  repair: {line}" for line in repaired["done"]]
