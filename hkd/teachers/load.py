@@ -63,6 +63,8 @@ def load_teacher(
 def _load(name: str, device: str, precision: str, options: TeacherOptions, inventory: UnitInventory | None) -> Teacher:
     check_source(name)
     path = Path(name).expanduser()
+    if name == PHONE_TRIGRAM or name.endswith(NGRAM_SUFFIXES) or is_unit_lm(path):
+        _no_options(name, options)
     if name == PHONE_TRIGRAM:
         from hkd.teachers.ngram import phone_trigram
 
@@ -77,10 +79,20 @@ def _load(name: str, device: str, precision: str, options: TeacherOptions, inven
         if is_unit_lm(path):
             from hkd.teachers.unit_lm import load_unit_lm
 
-            teacher: Teacher = load_unit_lm(path)
+            teacher: Teacher = load_unit_lm(path, device=str(choose_device(device)))
             return teacher
         return load_transformer(str(path), name=path.name, device=device, precision=precision, options=options)
     return load_transformer(resolve(name), name=resolve(name), device=device, precision=precision, options=options)
+
+
+def _no_options(name: str, options: TeacherOptions) -> None:
+    """Raises UserError for options that n-grams and unit LMs would not heed."""
+    plain = TeacherOptions().that_change_labels()
+    for option, value in options.that_change_labels().items():
+        if value != plain[option]:
+            raise UserError(
+                f"{option} must be left out for {name}, which is no masked or causal LM of transformers, but is {value}."
+            )
 
 
 def load_transformer(source: str, *, name: str, device: str, precision: str, options: TeacherOptions) -> Teacher:

@@ -9,6 +9,8 @@ from safetensors.torch import save_file
 from hkd.errors import UserError
 from hkd.teachers.base import Sentence, TeacherInfo
 from hkd.teachers.cloze import UnitLmSizes, make_unit_lm
+from hkd.teachers.load import load_teacher
+from hkd.teachers.options import TeacherOptions
 from hkd.teachers.unit_lm import CrossFitTeacher, UnitLmTeacher, load_unit_lm
 from hkd.units.inventory import UnitInventory
 
@@ -55,6 +57,14 @@ def test_a_folder_gives_back_its_model(folder):
     for got, want in zip(load_unit_lm(folder).score(asked, k=8), neural(3).score(asked, k=8), strict=True):
         np.testing.assert_array_equal(got.logp_NK, want.logp_NK)
     assert load_unit_lm(folder).info.name == folder.name
+
+
+def test_the_device_is_heeded_and_options_of_other_teachers_are_refused(folder):
+    assert load_teacher(str(folder), unit="subword", device="cpu").level == "subword"
+    with pytest.raises(UserError, match="device must be one of"):
+        load_teacher(str(folder), unit="subword", device="abacus")
+    with pytest.raises(UserError, match="mask_every must be left out for"):
+        load_teacher(str(folder), unit="subword", options=TeacherOptions(mask_every=7))
 
 
 def test_rows_come_in_order_and_do_not_depend_on_the_call(monkeypatch):
