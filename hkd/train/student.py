@@ -97,6 +97,11 @@ class Plan:
 
 def plan_student(config: TrainConfig, needs: Needs, join: Join) -> Plan:
     """Heads and terms. Raises UserError where a temperature has not been dumped, or a head's settings do not fit."""
+    known = {*LEVELS, *(join.alignment.inventories if join.alignment is not None else ())}
+    for name in ("taps", "slots", "stride", "alphas"):
+        for level in getattr(config, name):
+            if level not in known:
+                raise UserError(f"`{name}` must name levels ({', '.join(sorted(known))}), but '{level}' is none of them.")
     hybrid = config.main == "senone"
     num_layers = config.encoder.num_layers
     heads: list[HeadConfig] = []
@@ -105,6 +110,7 @@ def plan_student(config: TrainConfig, needs: Needs, join: Join) -> Plan:
     soft: dict[str, int] = {}
     if config.objective == "interpolation":
         [store] = needs.stores
+        _no_draws(join, store)
         weight = config.interpolation_weight
         terms.append(HybridTerm(store=store, weight=weight) if hybrid else InterpolationTerm(store=store, weight=weight))
         soft[store] = default_slots(SENONE) if hybrid else 0
@@ -138,6 +144,12 @@ def _auxiliary(config: TrainConfig, join: Join, store: str) -> tuple[HeadConfig,
             raise UserError(
                 f"`kd.where` must be frames or segments for label store '{store}' ({joined.level}), but is ctc instead."
             )
+        _no_draws(join, store)
+        if kd.temperature != 1 or kd.tail != "ghost":
+            raise UserError(
+                f"`kd.temperature` and `kd.tail` must be 1 and ghost where `kd.where` is ctc, but are {kd.temperature:g} and {kd.tail} "
+                f"for label store '{store}' instead."
+            )
         return head, CtcKdTerm(name=head.name, head=head.name, store=store)
     spec = joined.reader.spec
     column = None
@@ -154,6 +166,15 @@ def _auxiliary(config: TrainConfig, join: Join, store: str) -> tuple[HeadConfig,
             f"`kd.tail` must fit label store '{store}', whose selection is {spec.selection}, but is '{kd.tail}' instead."
         )
     return head, KdTerm(name=head.name, head=head.name, store=store, kd=kd, column=column)
+
+
+def _no_draws(join: Join, store: str) -> None:
+    """Raises UserError for a store of draws where the teacher's distribution itself is wanted."""
+    selection = join.stores[store].reader.spec.selection
+    if selection != "topk":
+        raise UserError(
+            f"interpolation and `kd.where` ctc take a label store of the selection topk, but that of '{store}' is {selection} instead."
+        )
 
 
 def num_units_of(join: Join, level: str) -> int:

@@ -11,7 +11,7 @@ from hkd.errors import UserError
 from hkd.testing.labelled import label_folder
 from hkd.train.config import TrainConfig
 from hkd.train.run import open_data
-from hkd.train.student import needs_of
+from hkd.train.student import needs_of, plan_student
 
 STORES = {"senone": "senone", "monophone": "monophone", "subword": "subword", "bert": "subword"}
 THREE = {name: level for name, level in STORES.items() if name != "bert"}
@@ -85,6 +85,29 @@ def test_a_temperature_that_was_not_dumped_and_a_tail_that_does_not_fit_are_refu
         opened(labelled, kd={"tail": "sampled"})
     with pytest.raises(UserError, match=r"`kd\.where` must be frames or segments for label store 'senone'"):
         opened(labelled, kd={"where": "ctc"}, levels=["senone"])
+
+
+@pytest.mark.parametrize("name", ["taps", "slots", "stride", "alphas"])
+def test_a_table_by_level_that_names_no_level_is_refused(labelled: Path, name: str) -> None:
+    with pytest.raises(UserError, match=f"`{name}` must name levels .*'subwords' is none of them"):
+        opened(labelled, **{name: {"subwords": 1}})
+
+
+def test_ctc_occupancies_take_no_other_temperature_nor_tail(labelled: Path) -> None:
+    for kd in ({"temperature": 3.0}, {"tail": "renormalised"}):
+        with pytest.raises(UserError, match="must be 1 and ghost"):
+            opened(labelled, objective="auxiliary", levels=["subword"], kd={"where": "ctc", **kd})
+
+
+@pytest.mark.parametrize("settings", [{"objective": "interpolation"}, {"objective": "auxiliary", "kd": {"where": "ctc"}}])
+def test_draws_are_refused_where_the_distribution_itself_is_wanted(
+    labelled: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
+) -> None:
+    data = opened(labelled, levels=["subword"], **settings)
+    reader = data.join.stores["subword"].reader
+    monkeypatch.setattr(reader, "spec", replace(reader.spec, selection="sample"))
+    with pytest.raises(UserError, match="that of 'subword' is sample"):
+        plan_student(data.config, data.needs, data.join)
 
 
 def test_a_temperature_that_was_dumped_is_taken(labelled: Path, tmp_path: Path) -> None:
