@@ -31,7 +31,7 @@ def train(
 ) -> None:
     """Train a unit LM and hold it against a Kneser-Ney n-gram of the same data; the better one is the teacher.
 
-    Settings that are not given come from the table [lm.UNIT] of hkd.toml, the text from its `texts`. A killed run goes on where it was.
+    Settings that are not given come from the table [lm.UNIT] of hkd.toml, the text from the folder text/. A killed run goes on where it was.
 
     Examples:
 

@@ -58,7 +58,8 @@ def train(
 
     here = project()
     overrides = merge(parse_overrides(settings or []), _given(objective=objective, min_coverage=min_coverage))
-    config = here.section("train", TrainConfig, merge(here.table(f"runs.{run or objective}"), overrides))
+    name = run or str(merge(here.table("train"), overrides).get("objective", TrainConfig().objective))
+    config = here.section("train", TrainConfig, merge(here.table(f"runs.{name}"), overrides))
     inputs: dict[str, Any] = {
         "manifest": here.require("manifest", "hkd prepare"),
         "units": here.require("units", "hkd units train"),
@@ -68,7 +69,7 @@ def train(
     if show:
         typer.echo(stage_two.show(stage_two.open_data(config, **inputs)))
         return
-    folder = here.runs / (run or config.objective)
+    folder = here.runs / name
     logging.getLogger("hkd").setLevel(logging.INFO)
     with progress_bar(f"train {folder.name}") as progress:
         report = stage_two.train(config, folder, device=device, tensorboard=tensorboard, progress=progress, **inputs)

@@ -51,6 +51,15 @@ def test_show_draws_and_trains_nothing(project: Path) -> None:
     assert not (project / "runs").exists()
 
 
+def test_without_a_name_the_run_of_the_objective_has_its_table(project: Path) -> None:
+    toml = (project / "hkd.toml").read_text()
+    (project / "hkd.toml").write_text(f"{toml}\n[runs.hierarchical]\nhard_heads = false\n")
+    result = CliRunner().invoke(app, ["train", "--show"])
+    assert result.exit_code == 0
+    assert "kd-senone" in result.stdout
+    assert "hard-senone" not in result.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
