@@ -26,7 +26,7 @@ from hkd.labelling.plan import Transcripts, UnitSource, text_digest, unit_source
 from hkd.labelling.quality import calibration_error, summary, unigram_perplexity
 from hkd.labelling.writing import WriterThread
 from hkd.labels.folder import LOCKS, REPORT
-from hkd.labels.rows import UtteranceLabels
+from hkd.labels.rows import LEFT_OUT, UtteranceLabels
 from hkd.labels.schema import StoreSpec
 from hkd.labels.store import LabelReader, LabelWriter
 from hkd.labels.writer import quality_sums as store_sums
@@ -39,7 +39,6 @@ log = logging.getLogger(__name__)
 
 UNIGRAM_UTTERANCES = 10_000
 KL_UTTERANCES = 16
-LEFT_OUT = bytes(8)  # unit digest of an utterance that could not be labelled (--keep-going); it has no positions
 
 
 @runtime_checkable

@@ -12,6 +12,7 @@ from hkd.topk import TopK
 
 NO_WORD = -1
 DIGEST_BYTES = 8
+LEFT_OUT = bytes(DIGEST_BYTES)  # unit digest of an utterance that could not be labelled (--keep-going); it has no positions
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -93,7 +93,7 @@ def _one(
     for utterance in utterances:
         name = utterance.id
         num_slots += num_encoder_frames(frames[name]) * slots
-        if (slots and not join.aligned(name)) or (store is not None and name not in join.stores[store].reader):
+        if (slots and not join.aligned(name)) or (store is not None and not join.stores[store].labels(name)):
             missing.append(name)
             continue
         if not slots:

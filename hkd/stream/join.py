@@ -18,6 +18,7 @@ from hkd.align.alignment import Alignment, Positions, positions, sequence_digest
 from hkd.errors import UserError
 from hkd.files import digest_of
 from hkd.labels.reader import LabelReader
+from hkd.labels.rows import LEFT_OUT
 from hkd.manifest import Manifest, Utterance
 from hkd.units.level import SUBWORD
 from hkd.units.subword import SubwordModel
@@ -41,6 +42,13 @@ class JoinedStore:
     own_units: bool  # the positions are those of the alignment's or the student's own units, not of foreign pieces
     head_unit_V: NDArray[np.int64]
     num_units: int
+
+    def labels(self, utterance_id: str) -> bool:
+        """Whether the store labels an utterance: it is there, and was not left out of the dump."""
+        reader = self.reader
+        if utterance_id not in reader:
+            return False
+        return bool(reader.length_B[reader.row(utterance_id)]) or reader.unit_digest(utterance_id) != LEFT_OUT
 
 
 class Join:
@@ -151,7 +159,7 @@ class Join:
                         f"{row.num_frames}. Run `hkd align` again."
                     )
             for name, store in self.stores.items():
-                if utterance.id in store.reader:
+                if store.labels(utterance.id):
                     self._check_store(utterance.id, name, store, said)
 
     def _check_store(self, utterance_id: str, name: str, store: JoinedStore, said: tuple[str, ...]) -> None:

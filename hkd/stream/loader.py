@@ -94,7 +94,7 @@ class BatchMaker:
         self, chosen: Sequence[Utterance], views: Sequence[_View], length_B: NDArray[np.int64], name: str, slots: int
     ) -> SoftLabels:
         store = self.join.stores[name]
-        there = [u.id in store.reader and (slots == 0 or self.join.aligned(u.id)) for u in chosen]
+        there = [store.labels(u.id) and (slots == 0 or self.join.aligned(u.id)) for u in chosen]
         block = store.reader.block([u.id for u, ok in zip(chosen, there, strict=True) if ok])
         if slots:
             found = [self.join.positions(u.id, name) if ok else None for u, ok in zip(chosen, there, strict=True)]

@@ -12,8 +12,11 @@ import pytest
 from hkd import manifest as manifests
 from hkd.align.alignment import Alignment, Tier, UtteranceAlignment, sequence_digest, write_alignment
 from hkd.errors import UserError
-from hkd.labels.store import open_stores
+from hkd.labels.combine import utterances_of
+from hkd.labels.rows import LEFT_OUT
+from hkd.labels.store import LabelWriter, open_stores
 from hkd.manifest import Manifest, Utterance
+from hkd.stream.coverage import measure
 from hkd.stream.join import Join, transcript_digest
 from hkd.testing.labelled import label_folder
 from hkd.units.inventory import UnitInventory
@@ -128,6 +131,22 @@ def test_foreign_pieces_serve_an_auxiliary_head_and_are_refused_for_interpolatio
     own = join.subwords.inventory.digest
     with pytest.raises(UserError, match=f"subword inventory, digest {own}, but has {foreign.digest}"):
         opened(folder, stores=stores, same_units=["subword"])
+
+
+def test_an_utterance_that_was_left_out_of_the_dump_has_no_labels(labelled: Path, tmp_path: Path) -> None:
+    whole = open_stores(labelled / "shards")["monophone"]
+    ids = list(whole.ids)
+    first, *others = utterances_of(whole.block(ids), ids)
+    left = replace(first, topk=first.topk[:0], word_U=first.word_U[:0], unit_digest=LEFT_OUT)
+    writer = LabelWriter.open(tmp_path / "monophone", whole.spec, ids)
+    writer.write_shard(0, [left, *others])
+    writer.finish()
+    join = opened(labelled, stores=open_stores(tmp_path))
+    checked(join)
+    assert [join.stores["monophone"].labels(name) for name in ids] == [False, *(True for _ in others)]
+    utterances = [join.manifest.by_id(name) for name in ids]
+    covered = measure(join, utterances, frames=dict.fromkeys(ids, 300), hard={}, soft={"monophone": 1}).heads[0]
+    assert (covered.covered, covered.missing) == (len(others), (first.id,))
 
 
 def test_a_head_has_the_kept_units_and_one_for_the_rest(labelled: Path) -> None:
