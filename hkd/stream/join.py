@@ -45,10 +45,7 @@ class JoinedStore:
 
     def labels(self, utterance_id: str) -> bool:
         """Whether the store labels an utterance: it is there, and was not left out of the dump."""
-        reader = self.reader
-        if utterance_id not in reader:
-            return False
-        return bool(reader.length_B[reader.row(utterance_id)]) or reader.unit_digest(utterance_id) != LEFT_OUT
+        return utterance_id in self.reader and self.reader.unit_digest(utterance_id) != LEFT_OUT
 
 
 class Join:

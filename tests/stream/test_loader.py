@@ -136,6 +136,9 @@ def test_an_empty_share_is_none_and_utterances_without_labels_have_none(maker: B
         def block(self, ids: list[str]) -> object:
             return store.reader.block(ids)
 
+        def unit_digest(self, name: str) -> bytes:
+            return store.reader.unit_digest(name)
+
     join = Join(maker.join.manifest, subwords=maker.join.subwords, alignment=maker.join.alignment)
     join.stores = {"senone": replace(store, reader=Half())}  # type: ignore[arg-type]
     batch = replace(maker, join=join, soft={"senone": 4})([0, 1])
