@@ -95,6 +95,7 @@ def frame_figures(
     """Head → accuracy, calibration_error, confidence, entropy, kl, frames; {} where weights, heads or alignment are missing.
 
     A store that is absent, incomplete, or not the one that a head was trained with costs that head its KL.
+    Raises UserError where an utterance's transcript is not the one that was aligned or labelled, or its units are others.
     """
     card = _read_card(run_folder)
     if card is None or not card["config"]["heads"] or alignment is None or not alignment.exists():
@@ -104,6 +105,7 @@ def frame_figures(
     student.to(device).eval()
     aligned, subwords = Alignment(alignment), SubwordModel(subword_model)
     join = Join(part, subwords=subwords, alignment=aligned, stores=_stores(card["heads"], labels))
+    join.check(part)
     heads = [head for name, row in card["heads"].items() if (head := _head(name, row, join)) is not None]
     maker = BatchMaker(
         utterances=list(part),

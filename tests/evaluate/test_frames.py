@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,12 @@ from safetensors.torch import load
 
 from hkd.align.alignment import Alignment
 from hkd.audio import read_audio
+from hkd.errors import UserError
 from hkd.evaluate.frames import frame_figures, frame_inputs
 from hkd.features.fbank import log_mel
 from hkd.labels.store import LabelReader
 from hkd.loop.checkpoint import load_model_tensors
+from hkd.manifest import Manifest
 from hkd.manifest import read as read_manifest
 from hkd.student.config import config_from_json
 from hkd.student.model import Student
@@ -80,6 +83,14 @@ def test_without_stores_the_kl_goes_and_the_accuracy_stays(project, figures) -> 
     for name, value in bare.items():
         assert value["kl"] is None
         assert value["accuracy"] == figures[name]["accuracy"]
+
+
+def test_an_edited_transcript_is_refused(project) -> None:  # type: ignore[no-untyped-def]
+    part = read_manifest(project.manifest).split("test")
+    edited = Manifest([replace(part[0], text=part[0].text + " indeed"), *part[1:]])
+    model = project.units / "subword.model"
+    with pytest.raises(UserError, match=f"'{part[0].id}': the transcript must be the one that was aligned"):
+        frame_figures(project.runs[-1], edited, alignment=project.alignment, labels=project.labels, subword_model=model)
 
 
 def test_without_weights_or_alignment_there_is_nothing(project, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
