@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -126,7 +127,14 @@ def run_stages(folder: Path, stages: Mapping[str, Stage], *, jobs: int, watcher:
             _forward(queue, watcher)
             for future in finished:
                 name = schedule.running.pop(future)
-                summary, seconds = future.result()
+                try:
+                    summary, seconds = future.result()
+                except BrokenProcessPool:
+                    under_way = ", ".join([name, *schedule.running.values()])
+                    raise HkdError(
+                        f"a process that ran a stage ({under_way}) was killed: is there memory enough? Run the same command again, or with "
+                        "--jobs 1."
+                    ) from None
                 record = {"digest": schedule.digests[name], "state": "finished", "summary": summary}
                 write_json(_record_path(folder, name), record)
                 schedule.done.add(name)

@@ -1,5 +1,7 @@
 """Small pipeline stages for tests of the runner: they count slowly into a file, and go on where they were."""
 
+import os
+import signal
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +28,12 @@ def count(folder: Path, settings: Mapping[str, Any], progress: Progress) -> str:
 def fail(folder: Path, settings: Mapping[str, Any], progress: Progress) -> str:
     """Refuse."""
     raise UserError("to must be positive, but is 0 instead.")
+
+
+def die(folder: Path, settings: Mapping[str, Any], progress: Progress) -> str:
+    """End as a process ends that the system kills for its memory."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    return ""
 
 
 def counting_stages(*, to: int = 20, pause_s: float = 0.0) -> dict[str, Stage]:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from hkd.errors import UserError
+from hkd.errors import HkdError, UserError
 from hkd.pipeline.runner import Stage, digests, run_stages
-from hkd.testing.stages import Record, count, counting_stages, fail, run_counting
+from hkd.testing.stages import Record, count, counting_stages, die, fail, run_counting
 
 EXPECTED = "".join(f"{n}\n" for n in range(20))
 
@@ -44,6 +44,12 @@ def test_an_error_names_its_stage_and_keeps_its_exit_code(tmp_path: Path):
     with pytest.raises(UserError, match=r"stage bad: to must be positive"):
         run_stages(tmp_path, stages, jobs=1, watcher=Record())
     assert json.loads((tmp_path / "stages" / "bad.json").read_text())["state"] == "started"
+
+
+def test_a_killed_worker_is_said_in_a_line(tmp_path: Path):
+    stages = {"bad": Stage(name="bad", needs=(), settings={}, outputs=(), action=die)}
+    with pytest.raises(HkdError, match=r"a stage \(bad\) was killed"):
+        run_stages(tmp_path, stages, jobs=1, watcher=Record())
 
 
 def test_the_watcher_hears_of_start_progress_and_end(tmp_path: Path):
