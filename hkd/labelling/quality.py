@@ -1,7 +1,6 @@
 """How good a teacher is on the transcripts that it labels: sums that add up over shards, and what they say.
 
 - The sums are those of the label store (hkd/labels/quality.py), with calibration bins beside them.
-- A gold unit in the last place of a row may have been put there: it counts as no top-k hit (k = V excepted).
 - Calibration: top-1 probability in ten bins against how often the top-1 unit is the gold one; the error is their mean distance,
   weighted by count (Guo et al. 2017, eq. 3).
 """
@@ -24,8 +23,6 @@ def quality_sums(rows: TopK) -> dict[str, float]:
     sums = quality_of(rows)
     has_N = rows.gold_N >= 0
     hit_NK = (rows.ids_NK == rows.gold_N[:, None]) & has_N[:, None]
-    dense = rows.count_NK is None and bool(np.isneginf(rows.tail_N).all())
-    sums["topk_hits"] = int((hit_NK if dense else hit_NK[:, :-1]).sum())
     sure_N = np.exp(rows.logp_NK[:, 0].astype(np.float64)) if len(rows) else np.zeros(0)
     bin_N = np.minimum((sure_N * BINS).astype(np.int64), BINS - 1)
     for number in range(BINS):

@@ -11,10 +11,12 @@ from hkd.topk import TopK
 def quality_of(topk: TopK) -> dict[str, float]:
     """Sums over the positions that have a gold unit (and over all, for tail mass and entropy, in nats).
 
-    The entropy counts the mass outside the kept ids as one more unit, hence is a lower bound.
+    The entropy counts the mass outside the kept ids as one more unit, hence is a lower bound. A gold unit in the last place of a row may
+    have been put there: it counts as no top-k hit (K = V excepted).
     """
     has_N = topk.gold_N >= 0
     hit_NK = (topk.ids_NK == topk.gold_N[:, None]) & has_N[:, None]
+    dense = topk.count_NK is None and bool(np.isneginf(topk.tail_N).all())
     logp_NK, tail_N = topk.logp_NK.astype(np.float64), topk.tail_N.astype(np.float64)
     all_NK = np.concatenate([logp_NK, tail_N[:, None]], axis=1)
     p_NK = np.exp(all_NK)
@@ -24,7 +26,7 @@ def quality_of(topk: TopK) -> dict[str, float]:
         "gold_positions": int(has_N.sum()),
         "gold_logp_sum": float(topk.gold_logp_N[has_N].astype(np.float64).sum()),
         "top1_hits": int(hit_NK[:, :1].sum()),
-        "topk_hits": int(hit_NK.sum()),
+        "topk_hits": int((hit_NK if dense else hit_NK[:, :-1]).sum()),
         "top1_mass_sum": float(p_NK[:, 0].sum()) if len(topk) else 0.0,
         "tail_mass_sum": float(np.exp(tail_N).sum()),
         "entropy_sum": float(-terms_NK.sum()),

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from hkd.errors import HkdError, UserError
 from hkd.labels import folder as files
@@ -27,7 +28,7 @@ from hkd.testing.store import (
     write_in_another_process,
     write_store,
 )
-from hkd.topk import TopK
+from hkd.topk import TopK, select_topk
 
 LENGTHS = [3, 0, 7, 12, 1, 30, 2, 2, 5, 6]
 
@@ -176,6 +177,11 @@ def test_quality_adds_up(tmp_path: Path) -> None:
     assert total == pytest.approx(whole)
     assert merge([{"a": 1.0}, {"a": None}]) == {"a": None}
     assert figures({"positions": 0.0})["perplexity"] is None
+
+
+def test_a_gold_unit_that_may_have_been_put_in_the_last_place_is_no_hit() -> None:
+    found = quality_of(select_topk(torch.tensor([[3.0, 2.0, 1.0, 0.0]] * 2), torch.tensor([3, 1]), k=3))
+    assert (found["topk_hits"], found["top1_hits"]) == (1, 0)
 
 
 def test_quality_of_known_rows() -> None:
