@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkd.align.alignment import Alignment
+from hkd.align.sequences import aligned_to_units
 from hkd.errors import UserError
 from hkd.files import digest_of
 from hkd.manifest import Utterance, parse_line
-from hkd.teachers.base import NO_WORD, Teacher
+from hkd.teachers.base import Teacher
 from hkd.units.level import SUBWORD
 from hkd.units.subword import SubwordModel
 from hkd.units.text import words
@@ -200,12 +201,7 @@ class AlignedUnits:
                 f"the transcript of '{utterance_id}' must be what was aligned, but has changed "
                 f"({text_digest(utterance.words).hex()} aligned, {text_digest(spoken).hex()} now). Run `hkd align` again."
             )
-        units = self._alignment.positions(utterance_id, self._level)
-        tier = utterance.word_tier
-        if len(tier.unit_U) == 0:
-            return units.unit_U, np.full(len(units.unit_U), NO_WORD, np.int32)
-        segment_U = np.searchsorted(tier.start_U1, units.start_U, side="right") - 1
-        return units.unit_U, tier.unit_U[np.clip(segment_U, 0, len(tier.unit_U) - 1)].astype(np.int32)
+        return aligned_to_units(utterance, self._level, self._alignment.silences[self._level])
 
 
 def _same_inventory(teacher: Teacher, digest: str, whose: str) -> None:
