@@ -224,7 +224,7 @@ class _Training:
                 judged["transcripts"] = [piece for pieces in spoken.values() for piece in pieces]
             return [_Fold(folder=self.folder, work=work / "fold-0", corpus=Corpus([train]), judged=judged)]
         assert manifest is not None
-        fold_of = folds_of(manifest.where(lambda u: u.id in spoken), self.config.folds)
+        fold_of = folds_of(manifest.where(lambda u: u.id in spoken), self.config.folds, others=manifest)
         write_json(self.folder / FOLDS, fold_of)
         folds = []
         for number in range(self.config.folds):

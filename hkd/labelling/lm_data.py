@@ -194,8 +194,11 @@ def cache_text(
     return TokenCache(names[0]), TokenCache(names[1])
 
 
-def folds_of(manifest: Manifest, folds: int) -> dict[str, int]:
-    """Utterance id → fold. Identical texts fall into one fold; groups of texts are dealt out in the order of their digests."""
+def folds_of(manifest: Manifest, folds: int, *, others: Iterable[Utterance] = ()) -> dict[str, int]:
+    """Utterance id → fold. Identical texts fall into one fold; groups of texts are dealt out in the order of their digests.
+
+    `others`: utterances that train no LM (another split's); those with the text of one that does are of its fold, too.
+    """
     lines = {u.id: " ".join(words(u.text)) for u in manifest}
     groups = sorted(set(lines.values()), key=lambda line: digest_of(["fold", line]))
     if len(groups) < folds:
@@ -203,6 +206,7 @@ def folds_of(manifest: Manifest, folds: int) -> dict[str, int]:
             f"`folds` must be at most the {len(groups)} different transcripts, but is {folds} instead. Use fewer folds."
         )
     fold_of = {line: number % folds for number, line in enumerate(groups)}
+    lines |= {u.id: line for u in others if (line := " ".join(words(u.text))) in fold_of}
     return {name: fold_of[line] for name, line in lines.items()}
 
 

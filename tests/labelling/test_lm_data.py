@@ -88,6 +88,13 @@ def test_folds_keep_equal_texts_together_and_are_of_like_size():
         folds_of(manifest, 51)
 
 
+def test_an_utterance_of_another_split_is_labelled_by_the_fold_that_has_not_read_its_text():
+    manifest = Manifest(Utterance(id=f"{n}", text=LINES[n]) for n in range(20))
+    others = [Utterance(id="same", text=LINES[7].upper()), Utterance(id="new", text="nobody has read this")]
+    fold_of = folds_of(manifest, 4, others=others)
+    assert fold_of == {**folds_of(manifest, 4), "same": fold_of["7"]}
+
+
 def test_a_corpus_is_its_parts_in_order():
     parts = [[np.array([i], np.int32) for i in range(n)] for n in (3, 0, 2)]
     corpus = Corpus(parts)
