@@ -51,7 +51,7 @@ def speech(tmp_path: Path, tiny_manifest: Path) -> Path:
 def cached_bert(folder: Path) -> None:
     """A hub cache that holds a tiny random BERT under bert-large's name, as the hub's own client lays it out."""
     model = folder / "models--google-bert--bert-large-uncased"
-    make_teacher_folder(model / "snapshots" / "0" * 40, "bert", texts=["the red door is open today"])
+    make_teacher_folder(model / "snapshots" / ("0" * 40), "bert", texts=["the red door is open today"])
     (model / "refs").mkdir()
     (model / "refs" / "main").write_text("0" * 40)
 

@@ -190,7 +190,12 @@ def _render(report: dict[str, Any]) -> str:
     figures = report["quality"] or {}
     shown = {key: value for key, value in figures.items() if value is not None}
     if shown:
-        lines.append("  ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in shown.items()))
+        lines.append(
+            "  ".join(
+                f"{key.replace('_', ' ')} {value if isinstance(value, str) else format(value, '.4g')}"
+                for key, value in shown.items()
+            )
+        )
     if not report["shards_missing"]:
         lines.append(f"Go on with: hkd train --labels {Path(report['store']).parent}/")
     return "\n".join(lines)
