@@ -108,8 +108,11 @@ def prepare(
         check(load_card(name_or_path), whole)
     logger.info("%d utterances, split %s", len(whole), rule)
     path = folder / "manifest.jsonl"
-    if path.exists() and not overwrite and manifest.read(path).digest != whole.digest:
-        raise UserError(f"{path} must not be replaced, but is of another corpus. Use another folder, or --overwrite.")
+    if path.exists() and not overwrite:
+        there = manifest.read(path)
+        if there.digest != whole.digest:
+            raise UserError(f"{path} must not be replaced, but is of another corpus. Use another folder, or --overwrite.")
+        return there  # with whatever splits it has by now
     manifest.write(path, whole)
     return whole
 

@@ -22,7 +22,7 @@ from hkd import __version__
 from hkd.align.alignment import Alignment, sequence_digest
 from hkd.errors import UserError
 from hkd.labelling.context import ContextRule
-from hkd.labelling.plan import Transcripts, UnitSource, text_digest, unit_source
+from hkd.labelling.plan import Transcripts, UnitSource, unit_source
 from hkd.labelling.quality import calibration_error, summary, unigram_perplexity
 from hkd.labelling.writing import WriterThread
 from hkd.labels.folder import LOCKS, REPORT
@@ -33,7 +33,7 @@ from hkd.labels.writer import quality_sums as store_sums
 from hkd.progress import Progress, no_progress
 from hkd.teachers.base import Sentence, Teacher
 from hkd.units.subword import SubwordModel
-from hkd.units.text import NORMALISATION
+from hkd.units.text import NORMALISATION, text_digest
 
 log = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from hkd.manifest import Utterance, parse_line
 from hkd.teachers.base import Teacher
 from hkd.units.level import SUBWORD
 from hkd.units.subword import SubwordModel
-from hkd.units.text import words
+from hkd.units.text import text_digest, words
 
 Units = tuple[NDArray[np.int32], NDArray[np.int32]]
 
@@ -136,11 +136,6 @@ class Transcripts:
         part = int(np.searchsorted(self._recording_starts, at, side="right")) - 1
         start, stop = int(self._recording_starts[part]), int(self._recording_starts[part + 1])
         return self._spoken[start:stop], at - start
-
-
-def text_digest(spoken: Sequence[str]) -> bytes:
-    """The first 8 bytes of the digest of an utterance's normalised words."""
-    return bytes.fromhex(digest_of(spoken)[:16])
 
 
 class UnitSource(Protocol):

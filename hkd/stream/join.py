@@ -16,20 +16,14 @@ from numpy.typing import NDArray
 
 from hkd.align.alignment import Alignment, Positions, positions, sequence_digest, word_positions
 from hkd.errors import UserError
-from hkd.files import digest_of
 from hkd.labels.reader import LabelReader
 from hkd.labels.rows import LEFT_OUT
 from hkd.manifest import Manifest, Utterance
 from hkd.units.level import SUBWORD
 from hkd.units.subword import SubwordModel
-from hkd.units.text import words
+from hkd.units.text import text_digest, words
 
 KEPT_UTTERANCES = 100_000
-
-
-def transcript_digest(text_words: Iterable[str]) -> bytes:
-    """The first 8 bytes of the SHA-256 of a transcript's normalised words."""
-    return bytes.fromhex(digest_of(text_words)[:16])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,9 +141,7 @@ class Join:
                 assert self.alignment is not None
                 row = self.alignment[utterance.id]
                 if row.words != said:
-                    _refuse_text(
-                        utterance.id, "aligned", transcript_digest(row.words), transcript_digest(said), "Run `hkd align` again."
-                    )
+                    _refuse_text(utterance.id, "aligned", text_digest(row.words), text_digest(said), "Run `hkd align` again.")
                 if num_frames is not None and abs(row.num_frames - num_frames(utterance)) > 5:
                     raise UserError(
                         f"utterance '{utterance.id}': the alignment must cover its {num_frames(utterance)} frames, but covers "
@@ -161,7 +153,7 @@ class Join:
 
     def _check_store(self, utterance_id: str, name: str, store: JoinedStore, said: tuple[str, ...]) -> None:
         again = f"Run `hkd teacher-dump` for '{name}' again."
-        there, here = store.reader.text_digest(utterance_id), transcript_digest(said)
+        there, here = store.reader.text_digest(utterance_id), text_digest(said)
         if there != here:
             _refuse_text(utterance_id, f"labelled in store '{name}'", there, here, again)
         if not store.own_units or (store.level != SUBWORD and not self.aligned(utterance_id)):

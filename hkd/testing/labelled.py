@@ -21,7 +21,7 @@ from hkd.topk import TopK
 from hkd.units.inventory import UnitInventory
 from hkd.units.level import LEVELS, SUBWORD
 from hkd.units.sequences import Units
-from hkd.units.text import words
+from hkd.units.text import text_digest, words
 
 
 def made_up_topk(gold_N: NDArray[np.int32], *, num_units: int, k: int, seed: int) -> TopK:
@@ -86,7 +86,7 @@ def label_folder(
                 topk=made_up_topk(unit_U, num_units=len(symbols), k=kept, seed=number),
                 word_U=word_U,
                 unit_digest=sequence_digest(unit_U),
-                text_digest=bytes.fromhex(digest_of(said)[:16]),
+                text_digest=text_digest(said),
             )
         spec = StoreSpec(
             name=level, level=level, inventory=symbols, manifest_digest=manifest.digest, k=k if isinstance(k, int) else k[level],

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Any
 
+from hkd.files import digest_of
+
 NORMALISATION = "hkd-words-1"
 
 _APOSTROPHES = str.maketrans(dict.fromkeys("’‘ʼ＇`´", "'"))
@@ -53,3 +55,8 @@ def normalised_lines(texts: Iterable[str]) -> Iterator[str]:
     for text in texts:
         if line := " ".join(words(text)):
             yield line
+
+
+def text_digest(spoken: Iterable[str]) -> bytes:
+    """The first 8 bytes of the SHA-256 of an utterance's normalised words: what a label store in any pieces is held against."""
+    return bytes.fromhex(digest_of(spoken)[:16])

@@ -9,7 +9,7 @@ import pytest
 from hkd import corpora, manifest
 from hkd.audio import write_wav
 from hkd.errors import UserError
-from hkd.manifest import Manifest, Utterance
+from hkd.manifest import Manifest, Utterance, assign_splits
 
 
 def utterances(num: int, *, speakers: int = 0, texts: int = 1000) -> Manifest:
@@ -69,6 +69,8 @@ def test_preparing_again_changes_nothing_and_another_corpus_is_refused(tmp_path:
     with pytest.raises(UserError, match="--overwrite"):
         corpora.prepare(str(other), tmp_path / "p")
     assert path.read_bytes() == before
+    manifest.write(path, assign_splits(manifest.read(path), {"test": 1.0}, by=lambda u: u.id))  # splits of one's own
+    assert {u.split for u in corpora.prepare(str(source), tmp_path / "p")} == {"test"}
     assert len(corpora.prepare(str(other), tmp_path / "p", overwrite=True)) == 7
 
 

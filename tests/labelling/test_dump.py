@@ -14,13 +14,12 @@ from hkd.align.alignment import Alignment, sequence_digest
 from hkd.errors import HkdError, UserError
 from hkd.labelling import dump as module
 from hkd.labelling.dump import DumpConfig, dump
-from hkd.labelling.plan import text_digest
 from hkd.labels.store import LabelReader, LabelWriter
 from hkd.teachers.base import Sentence, Teacher
 from hkd.teachers.load import load_teacher
 from hkd.teachers.options import TeacherOptions
 from hkd.topk import TopK
-from hkd.units.text import words
+from hkd.units.text import text_digest, words
 
 CONFIG = DumpConfig(k=5, temperatures=(2.0,), codec="f16", utterances_per_shard=16)
 

@@ -17,11 +17,11 @@ from hkd.labels.rows import LEFT_OUT
 from hkd.labels.store import LabelWriter, open_stores
 from hkd.manifest import Manifest, Utterance
 from hkd.stream.coverage import measure
-from hkd.stream.join import Join, transcript_digest
+from hkd.stream.join import Join
 from hkd.testing.labelled import label_folder
 from hkd.units.inventory import UnitInventory
 from hkd.units.subword import SubwordModel
-from hkd.units.text import words
+from hkd.units.text import text_digest, words
 
 
 def opened(folder: Path, **changes: Any) -> Join:
@@ -83,7 +83,7 @@ def test_a_retimed_alignment_is_accepted(labelled: Path, tmp_path: Path) -> None
 def test_an_edited_transcript_is_refused_with_both_digests(labelled: Path) -> None:
     whole = manifests.read(labelled / "manifest.jsonl")
     edited = Manifest(replace(u, text=u.text + " indeed") if u.id == "utt004" else u for u in whole)
-    before, after = (transcript_digest(words(m.by_id("utt004").text)).hex() for m in (whole, edited))
+    before, after = (text_digest(words(m.by_id("utt004").text)).hex() for m in (whole, edited))
     with pytest.raises(UserError, match=f"'utt004': the transcript .* aligned, digest {before}, but is another, digest {after}"):
         checked(opened(labelled, manifest=edited))
     stores = {"subword": open_stores(labelled / "shards")["subword"]}
