@@ -87,11 +87,6 @@ class Units:
         return self.tying.senones(phones) if level == SENONE else self.tying.monophones(phones)
 
 
-def text_to_units(words: Sequence[str], level: str, *, units: Units) -> Sequences:
-    """Normalised words → (unit_U, word_U): the unit sequence at a level, and the word of each unit. Raises as `Units.encode`."""
-    return units.encode(words, level)
-
-
 def train_units(
     texts: Iterable[str],
     folder: Path,

@@ -9,7 +9,7 @@ from hkd.errors import UserError
 from hkd.testing.corpus import tiny_sentences
 from hkd.units.inventory import UnitInventory
 from hkd.units.level import LEVELS, MONOPHONE, SENONE, SUBWORD
-from hkd.units.sequences import Units, UnitsConfig, text_to_units, train_units
+from hkd.units.sequences import Units, UnitsConfig, train_units
 
 TEXTS = tiny_sentences(40)
 
@@ -25,11 +25,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_units_of_every_level_belong_to_words(folder: Path, level: str) -> None:
     units = Units(folder)
     spoken = ["the", "green", "door", "again"]
-    unit_U, word_U = text_to_units(spoken, level, units=units)
+    unit_U, word_U = units.encode(spoken, level)
     assert unit_U.max() < len(units.inventory(level))
     assert sorted(set(word_U.tolist())) == [0, 1, 2, 3]
     assert (np.diff(word_U) >= 0).all()
-    assert len(text_to_units([], level, units=units)[0]) == 0
+    assert len(units.encode([], level)[0]) == 0
 
 
 def test_senones_are_three_to_a_phone(folder: Path) -> None:
