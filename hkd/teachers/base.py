@@ -64,3 +64,30 @@ class Teacher(Protocol):
     def score(self, sentences: Sequence[Sentence], *, k: int, temperatures: Sequence[float] = ()) -> list[TopK]:
         """Per sentence the top-k rows of all its positions, in order. Does not depend on what stands together in a call,
         up to float rounding; the same call gives the same bytes."""
+
+
+class UnitTeacher:
+    """What teachers over the project's own units share; they have no pieces of their own."""
+
+    def __init__(self, *, inventory: UnitInventory, info: TeacherInfo) -> None:
+        self.figures: dict[str, float | str] = {}
+        self._inventory, self._info = inventory, info
+
+    @property
+    def level(self) -> str:
+        """The inventory's."""
+        return self._inventory.level
+
+    @property
+    def inventory(self) -> UnitInventory:
+        """All units it gives mass to."""
+        return self._inventory
+
+    @property
+    def info(self) -> TeacherInfo:
+        """What the store records."""
+        return self._info
+
+    def encode(self, words: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Raises NotImplementedError: the units come from the project."""
+        raise NotImplementedError(f"teacher '{self._info.name}' reads the project's units and has no pieces of its own")

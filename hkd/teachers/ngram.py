@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from hkd.errors import UserError
 from hkd.files import digest_of, digest_of_file
-from hkd.teachers.base import Sentence, TeacherInfo
+from hkd.teachers.base import Sentence, TeacherInfo, UnitTeacher
 from hkd.teachers.ngram_model import Floats, Grams, Ints, NGram, read_arpa
 from hkd.teachers.unit_lm_senones import IMPOSSIBLE, SenoneCounts, neighbours
 from hkd.topk import TopK, select_topk
@@ -28,7 +28,7 @@ _CELLS = 4_000_000  # of a chunk of dense rows
 _NO_CANDIDATE = -30.0  # nats below the likeliest: silence, so that a dense row stays finite and within a codec's range
 
 
-class NGramTeacher:
+class NGramTeacher(UnitTeacher):
     """An n-gram as a teacher. `allowed_V`: the units that may be candidates (no silence, no noise: those get e^-30 of the likeliest); all where None."""
 
     def __init__(
@@ -42,28 +42,9 @@ class NGramTeacher:
     ) -> None:
         if (info.given == "outside-phone") != (counts is not None):
             raise ValueError("counts of senones go with given='outside-phone', and only with it")
-        self.figures: dict[str, float | str] = {}
-        self._ngram, self._inventory, self._info, self._counts = ngram, inventory, info, counts
+        super().__init__(inventory=inventory, info=info)
+        self._ngram, self._counts = ngram, counts
         self._allowed_V = np.ones(len(inventory), np.bool_) if allowed_V is None else allowed_V
-
-    @property
-    def level(self) -> str:
-        """The inventory's."""
-        return self._inventory.level
-
-    @property
-    def inventory(self) -> UnitInventory:
-        """All units it gives mass to."""
-        return self._inventory
-
-    @property
-    def info(self) -> TeacherInfo:
-        """What the store records."""
-        return self._info
-
-    def encode(self, words: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """An n-gram brings no pieces of its own. Raises NotImplementedError."""
-        raise NotImplementedError("an n-gram has no pieces of its own")
 
     def logits(self, sentences: Sequence[NDArray[np.int32]]) -> Iterator[Floats]:
         """Chunks of (N, V) unnormalised log-probabilities of all positions of all sentences, in order."""

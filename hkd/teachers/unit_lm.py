@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 
 from hkd.errors import UserError
 from hkd.files import digest_of, digest_of_file
-from hkd.teachers.base import Sentence, Teacher, TeacherInfo
+from hkd.teachers.base import Sentence, Teacher, TeacherInfo, UnitTeacher
 from hkd.teachers.cloze import UnitLm, UnitLmSizes, collate
 from hkd.teachers.ngram import load_ngram
 from hkd.teachers.unit_lm_senones import SenoneCounts, SenoneMap
@@ -49,32 +49,12 @@ _CELLS = 8_000_000  # logits a pass
 _FIGURES = {"neural": "neural_lm", "ngram": "n-gram"}
 
 
-class UnitLmTeacher:
+class UnitLmTeacher(UnitTeacher):
     """A neural unit LM as a teacher."""
 
     def __init__(self, model: UnitLm, *, inventory: UnitInventory, info: TeacherInfo, device: str = "cpu") -> None:
-        self.figures: dict[str, float | str] = {}
-        self._model = model.to(device).eval()
-        self._inventory, self._info, self._device = inventory, info, device
-
-    @property
-    def level(self) -> str:
-        """The inventory's."""
-        return self._inventory.level
-
-    @property
-    def inventory(self) -> UnitInventory:
-        """All units it gives mass to."""
-        return self._inventory
-
-    @property
-    def info(self) -> TeacherInfo:
-        """What the store records."""
-        return self._info
-
-    def encode(self, words: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """A unit LM reads the project's units. Raises NotImplementedError."""
-        raise NotImplementedError("a unit LM reads the project's units and has no pieces of its own")
+        super().__init__(inventory=inventory, info=info)
+        self._model, self._device = model.to(device).eval(), device
 
     def _passes(self, sentences: Sequence[Sentence]) -> list[list[int]]:
         """Numbers of sentences (not empty) by length, cut so that a pass stays within memory."""
