@@ -31,7 +31,7 @@ def train(
 ) -> None:
     """Train a unit LM and hold it against a Kneser-Ney n-gram of the same data; the better one is the teacher.
 
-    Settings that are not given come from the table [lm.UNIT] of hkd.toml, the text from the folder text/. A killed run goes on where it was.
+    Settings that are not given come from the table [lm.NAME] of hkd.toml, or [lm.UNIT] where there is none, the text from the folder text/. A killed run goes on where it was.
 
     Examples:
 
@@ -54,7 +54,8 @@ def train(
     loop = {"loop": {"max_steps": steps}} if steps is not None else {}
     options = {key: value for key, value in given_options.items() if value is not None}
     table = merge(merge(parse_overrides(set_ or []), loop), options)
-    config = here.section(f"lm.{unit}", LmConfig, table)
+    own = f"lm.{name or unit}"
+    config = here.section(own if here.table(own) else f"lm.{unit}", LmConfig, table)
     folder = here.lm / (name or unit)
     with progress_bar(f"lm {unit}") as progress:
         report = train_lm(

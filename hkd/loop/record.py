@@ -54,6 +54,11 @@ def finished(folder: Path, identity: Mapping[str, Any]) -> dict[str, float] | No
     return dict(done["metrics"]) if done["digest"] == digest else None
 
 
+def steps_done(folder: Path) -> int:
+    """The steps that a finished run took: fewer than it might, where it stopped for want of better figures."""
+    return int(json.loads((folder / "done.json").read_text())["steps"])
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold the folder against a second process; the lock goes with the process, however it ends."""

@@ -22,7 +22,7 @@ from hkd.features.source import FeatureSource, mean_and_std
 from hkd.files import digest_of, digest_of_file, digest_of_json, write_bytes, write_json
 from hkd.labels.store import LabelReader, open_stores, store_folders
 from hkd.loop import fit
-from hkd.loop.record import claim, finished
+from hkd.loop.record import claim, finished, steps_done
 from hkd.loop.run import identity_of
 from hkd.manifest import Manifest, Utterance
 from hkd.progress import Progress, no_progress
@@ -38,7 +38,7 @@ from hkd.toml import to_toml
 from hkd.train.config import TrainConfig
 from hkd.train.student import Needs, Plan, describe_heads, needs_of, plan_student
 from hkd.train.task import StudentTask
-from hkd.units.level import SENONE
+from hkd.units.level import LEVELS, SENONE
 from hkd.units.subword import MODEL_FILE, SubwordModel
 
 log = logging.getLogger(__name__)
@@ -117,8 +117,12 @@ def _stores(config: TrainConfig, labels: Path | None) -> tuple[dict[str, LabelRe
         raise UserError(
             f"objective {config.objective} needs label stores, but {labels} is not there. Run `hkd teacher-dump` first."
         )
+    known = store_folders(labels)
+    for table in ("lams", "kds"):
+        for name in getattr(config, table):
+            if name not in known and not (table == "lams" and name in LEVELS):
+                raise UserError(f"`{table}` must name label stores ({', '.join(known)}), but '{name}' is none of them.")
     if config.stores:
-        known = store_folders(labels)
         readers = {name: LabelReader.open(known[name]) for name in config.stores if name in known}
     else:
         readers = open_stores(labels)
@@ -190,7 +194,7 @@ def train(
         coverage = json.loads((folder / "coverage.json").read_text())
         parameters = json.loads((folder / "student.json").read_text())["parameters"]
         return TrainReport(
-            folder=folder, steps=loop.max_steps, metrics=done, parameters=parameters, coverage=coverage, was_done=True
+            folder=folder, steps=steps_done(folder), metrics=done, parameters=parameters, coverage=coverage, was_done=True
         )
     coverage = coverage_of(data)
     require(coverage, config.min_coverage)
@@ -210,7 +214,12 @@ def train(
     if main_process:
         export(folder, data, task.student, digest_of_json(whole))
     return TrainReport(
-        folder=folder, steps=loop.max_steps, metrics=metrics, parameters=parameters, coverage=coverage.to_json(), was_done=False
+        folder=folder,
+        steps=steps_done(folder),
+        metrics=metrics,
+        parameters=parameters,
+        coverage=coverage.to_json(),
+        was_done=False,
     )
 
 

@@ -103,6 +103,8 @@ def plan_student(config: TrainConfig, needs: Needs, join: Join) -> Plan:
             if level not in known:
                 raise UserError(f"`{name}` must name levels ({', '.join(sorted(known))}), but '{level}' is none of them.")
     hybrid = config.main == "senone"
+    if hybrid and config.stride.get(SENONE, 1) > 1:
+        raise UserError("`stride.senone` must be 1 where `main` is senone: its own loss takes every slot. Take it out.")
     num_layers = config.encoder.num_layers
     heads: list[HeadConfig] = []
     terms: list[Term] = []
@@ -136,7 +138,7 @@ def plan_student(config: TrainConfig, needs: Needs, join: Join) -> Plan:
 
 def _auxiliary(config: TrainConfig, join: Join, store: str) -> tuple[HeadConfig, Term]:
     joined, kd = join.stores[store], _kd(config, store)
-    slots = 1 if kd.where == "ctc" else slots_of(config, joined.level)
+    slots = slots_of(config, joined.level)
     tap = config.taps.get(joined.level, default_tap(joined.level, config.encoder.num_layers))
     head = HeadConfig(name=f"kd-{store}", level=joined.level, kind="aux", num_units=joined.num_units, tap=tap, slots=slots)
     if kd.where == "ctc":
@@ -144,6 +146,8 @@ def _auxiliary(config: TrainConfig, join: Join, store: str) -> tuple[HeadConfig,
             raise UserError(
                 f"`kd.where` must be frames or segments for label store '{store}' ({joined.level}), but is ctc instead."
             )
+        if slots != 1:
+            raise UserError(f"`slots.{joined.level}` must be 1 where `kd.where` is ctc, but is {slots} instead.")
         _no_draws(join, store)
         if kd.temperature != 1 or kd.tail != "ghost":
             raise UserError(

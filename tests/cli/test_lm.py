@@ -34,6 +34,11 @@ def test_train_then_score(folder):
     assert scored.stdout == trained.stdout
     value = json.loads(run.invoke(app, ["score", "lm/subword", "--json"], catch_exceptions=False).stdout)
     assert value["steps"] == 3
+    small_2 = [*SMALL, "--name", "other"]
+    (folder / "hkd.toml").write_text("[lm.subword]\nngram_order = 2\n[lm.other]\nngram_order = 3\n")
+    named = run.invoke(app, ["train", "--unit", "subword", "--text", "text.txt", *small_2], catch_exceptions=False)
+    assert "3-gram" in named.stdout  # a table of the LM's own name wins
+    (folder / "hkd.toml").write_text("[lm.subword]\nngram_order = 2\n[lm.subword.loop]\nseed = 7\n")
     again = run.invoke(app, ["train", "--unit", "subword", "--text", "text.txt", *SMALL], catch_exceptions=False)
     assert again.stdout == trained.stdout
 

@@ -17,6 +17,7 @@ import torch
 
 from hkd.errors import HkdError, UserError
 from hkd.loop import LoopConfig, fit, learning_rate
+from hkd.loop.record import steps_done
 
 Start = Callable[..., "subprocess.Popen[str]"]
 
@@ -143,7 +144,7 @@ class Valley:
 def test_the_best_weights_are_kept_and_waiting_for_better_ones_ends(tmp_path: Path, tiny_task: Any) -> None:
     config = LoopConfig(max_steps=50, eval_every=2, save_every=7, log_every=2, best_by="error", patience=3)
     figures = fit(Valley(tiny_task(), lowest=4), config, tmp_path / "best", device="cpu")
-    assert json.loads((tmp_path / "best" / "done.json").read_text())["steps"] == 14  # best at 8, then three that are not
+    assert steps_done(tmp_path / "best") == 14  # best at 8, then three that are not
     until = LoopConfig(max_steps=50, eval_every=8, save_every=8)
     fit(tiny_task(), until, tmp_path / "whole", device="cpu")
     assert figures["norm"] == steps_of(tmp_path / "whole")["norm"][0]

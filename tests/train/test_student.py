@@ -93,6 +93,23 @@ def test_a_table_by_level_that_names_no_level_is_refused(labelled: Path, name: s
         opened(labelled, **{name: {"subwords": 1}})
 
 
+@pytest.mark.parametrize(("name", "value"), [("lams", 0.5), ("kds", {"tail": "renormalised"})])
+def test_a_table_by_store_that_names_no_store_is_refused(labelled: Path, name: str, value: Any) -> None:
+    with pytest.raises(UserError, match=f"`{name}` must name label stores .*'subwords' is none of them"):
+        opened(labelled, **{name: {"subwords": value}})
+    opened(labelled, **{name: {"subword": value}}, levels=["senone"])  # it is there: another run's of the same table
+
+
+def test_the_hybrid_main_output_takes_every_slot(labelled: Path) -> None:
+    with pytest.raises(UserError, match=r"`stride\.senone` must be 1 where `main` is senone"):
+        opened(labelled, main="senone", stride={"senone": 3})
+
+
+def test_ctc_occupancies_take_one_slot_a_frame(labelled: Path) -> None:
+    with pytest.raises(UserError, match=r"`slots\.subword` must be 1 where `kd\.where` is ctc, but is 2"):
+        opened(labelled, objective="auxiliary", levels=["subword"], kd={"where": "ctc"}, slots={"subword": 2})
+
+
 def test_ctc_occupancies_take_no_other_temperature_nor_tail(labelled: Path) -> None:
     for kd in ({"temperature": 3.0}, {"tail": "renormalised"}):
         with pytest.raises(UserError, match="must be 1 and ghost"):
