@@ -73,6 +73,31 @@ class DumpConfig:
             )
 
 
+def no_seconds() -> dict[str, float]:
+    """No time by phase."""
+    return dict.fromkeys(("read", "score", "wait", "write", "total"), 0.0)
+
+
+@dataclass(kw_only=True, slots=True)
+class Work:
+    """What labelling some shards came to; the parts of several workers add up."""
+
+    shards: int = 0
+    positions: int = 0
+    scored_positions: int = 0  # fewer, where transcripts repeat
+    seconds: dict[str, float] = field(default_factory=no_seconds)
+    left_out: dict[str, str] = field(default_factory=dict)  # id → why
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(
+            shards=self.shards + other.shards,
+            positions=self.positions + other.positions,
+            scored_positions=self.scored_positions + other.scored_positions,
+            seconds={phase: value + other.seconds[phase] for phase, value in self.seconds.items()},
+            left_out={**self.left_out, **other.left_out},
+        )
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DumpReport:
     """What a dump did. Times are of this run; the quality is that of the whole store, None while shards are missing."""
@@ -87,9 +112,11 @@ class DumpReport:
     shards_missing: int  # of other ranks
     positions: int  # by this run
     scored_positions: int  # fewer, where transcripts repeat
-    seconds: dict[str, float]  # by phase: read, score, wait, write, total
+    seconds: dict[str, float]  # by phase, summed over the workers: read, score, wait, write; and total, by the clock
     quality: dict[str, Any] | None
     left_out: dict[str, str] = field(default_factory=dict)  # id → why
+    workers: int = 1
+    workers_lost: int = 0  # each with the shard that it was at, which another worker then did
 
     @property
     def positions_per_s(self) -> float:
@@ -122,6 +149,25 @@ def dump(
     """
     if not 0 <= rank < world_size:
         raise UserError(f"rank must be at least 0 and below world_size, but is {rank} of {world_size} instead.")
+    run = open_dump(
+        manifest, out, teacher, config=config, alignment=alignment, subwords=subwords, overwrite=overwrite, command=command
+    )
+    run.shards([shard for shard in run.pending() if shard % world_size == rank], progress)
+    return run.report(run.work)
+
+
+def open_dump(
+    manifest: Path,
+    out: Path,
+    teacher: Teacher | Callable[[], Teacher],
+    *,
+    config: DumpConfig,
+    alignment: Alignment | None = None,
+    subwords: SubwordModel | None = None,
+    overwrite: bool = False,
+    command: str = "",
+) -> "DumpRun":
+    """Read the manifest, load the teacher, begin the store or go on with it: what `dump` does before the first shard."""
     transcripts = Transcripts(manifest, split=config.split or None)
     teacher = teacher() if callable(teacher) else teacher
     if config.selection == "sample" and teacher.info.kind not in ("masked", "causal"):
@@ -137,25 +183,7 @@ def dump(
         log.warning("%d of %d utterances have no alignment and get no labels.", len(ids) - len(labelled), len(ids))
     spec = store_spec(teacher, config, transcripts.digest, alignment, name=config.name or teacher.level, command=command)
     writer = LabelWriter.open(out, spec, labelled, overwrite=overwrite)
-    run = _Run(teacher=teacher, source=source, transcripts=transcripts, config=config, writer=writer)
-    run.shards([shard for shard in writer.pending() if shard % world_size == rank], progress)
-    missing = len(writer.pending())
-    quality = None if missing else finish(writer, out, spec, run.figures)
-    return DumpReport(
-        store=out,
-        teacher=teacher.info.name,
-        level=teacher.level,
-        utterances=len(labelled),
-        without_units=len(ids) - len(labelled),
-        shards=writer.spec.plan.num_shards,
-        shards_done=run.done,
-        shards_missing=missing,
-        positions=run.positions,
-        scored_positions=run.scored,
-        seconds=run.seconds,
-        quality=quality,
-        left_out=run.left_out,
-    )
+    return DumpRun(teacher=teacher, source=source, transcripts=transcripts, config=config, writer=writer)
 
 
 def store_spec(
@@ -220,8 +248,8 @@ def report_of(store: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-class _Run:
-    """The shards that one process does."""
+class DumpRun:
+    """The shards that one process does, and the figures of all."""
 
     def __init__(
         self, *, teacher: Teacher, source: UnitSource, transcripts: Transcripts, config: DumpConfig, writer: LabelWriter
@@ -230,25 +258,50 @@ class _Run:
         room = int(getattr(teacher, "room", 0)) if teacher.info.options.get("context") else 0
         self._rule = ContextRule(transcripts, source, room=room, left_only=teacher.info.direction == "left")
         self._alone = teacher.info.trained_on_transcripts == "cross-fitted"  # who has not seen an utterance depends on its id
-        self.done = self.positions = self.scored = 0
-        self.left_out: dict[str, str] = {}
-        self.seconds = dict.fromkeys(("read", "score", "wait", "write", "total"), 0.0)
+        self.work = Work()
 
-    def shards(self, shards: Sequence[int], progress: Progress) -> None:
-        """Label the shards in order."""
+    def pending(self) -> list[int]:
+        """The shards that nobody has written yet."""
+        return self._writer.pending()
+
+    def report(self, work: Work, *, workers: int = 1, workers_lost: int = 0) -> DumpReport:
+        """The figures of all that this run did, `work`; a store that is complete is closed first."""
+        missing = len(self.pending())
+        spec, out = self._writer.spec, self._writer.path
+        return DumpReport(
+            store=out,
+            teacher=self._teacher.info.name,
+            level=self._teacher.level,
+            utterances=spec.num_utterances,
+            without_units=len(self._transcripts.ids) - spec.num_utterances,
+            shards=spec.plan.num_shards,
+            shards_done=work.shards,
+            shards_missing=missing,
+            positions=work.positions,
+            scored_positions=work.scored_positions,
+            seconds=work.seconds,
+            quality=None if missing else finish(self._writer, out, spec, self.figures),
+            left_out=work.left_out,
+            workers=workers,
+            workers_lost=workers_lost,
+        )
+
+    def shards(self, shards: Sequence[int], progress: Progress = no_progress) -> None:
+        """Label the shards in order; what they came to is `work` then."""
+        work = self.work = Work()
         started = time.monotonic()
         with WriterThread(self._writer) as thread:
             for shard in shards:
                 rows = self._label(self._writer.shard_ids(shard))
                 with self._phase("wait"):
                     thread.put(shard, rows)
-                self.done += 1
-                rate = self.positions / (time.monotonic() - started)
-                progress(self.done, len(shards), positions_per_s=rate)
+                work.shards += 1
+                rate = work.positions / (time.monotonic() - started)
+                progress(work.shards, len(shards), positions_per_s=rate)
             with self._phase("wait"):
                 thread.close()
-        self.seconds["write"] = thread.seconds
-        self.seconds["total"] = time.monotonic() - started
+        work.seconds["write"] = thread.seconds
+        work.seconds["total"] = time.monotonic() - started
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
@@ -256,7 +309,7 @@ class _Run:
         try:
             yield
         finally:
-            self.seconds[name] += time.monotonic() - started
+            self.work.seconds[name] += time.monotonic() - started
 
     def _label(self, ids: Sequence[str]) -> list[UtteranceLabels]:
         """The labels of a shard's utterances; transcripts that repeat (in the same context) are scored once."""
@@ -275,16 +328,16 @@ class _Run:
                 asked["selection"] = "sample"
             scored = self._teacher.score([sentences[n] for n in unique], **asked)
         rows = dict(zip(unique, scored, strict=True))
-        self.scored += sum(map(len, scored))
+        self.work.scored_positions += sum(map(len, scored))
         labels = []
         for name, spoken, sentence, n in zip(ids, texts, sentences, first, strict=True):
-            digest = LEFT_OUT if name in self.left_out else sequence_digest(sentence.unit_U)
+            digest = LEFT_OUT if name in self.work.left_out else sequence_digest(sentence.unit_U)
             labels.append(
                 UtteranceLabels(
                     id=name, topk=rows[n], word_U=sentence.word_U, unit_digest=digest, text_digest=text_digest(spoken)
                 )
             )
-            self.positions += len(rows[n])
+            self.work.positions += len(rows[n])
         return labels
 
     def figures(self) -> dict[str, Any]:
@@ -306,6 +359,6 @@ class _Run:
                 raise UserError(
                     f"utterance '{name}' cannot be labelled: {error} Or leave such utterances out: --keep-going."
                 ) from None
-            self.left_out[name] = str(error)
+            self.work.left_out[name] = str(error)
             nothing = np.zeros(0, np.int32)
             return Sentence(id=name, unit_U=nothing, word_U=nothing)
