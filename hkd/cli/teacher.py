@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,9 +14,9 @@ from hkd.teachers.hub import check_source
 
 if TYPE_CHECKING:
     from hkd.config import Project
-    from hkd.teachers.base import Teacher
 
 Text = str | None
+WHO_DOES_IT = ("--executor", "--ray-address", "--workers", "--rank", "--world-size")
 
 
 def teacher_dump(
@@ -46,6 +47,16 @@ def teacher_dump(
     precision: Annotated[Text, typer.Option(help="auto, fp32 or bf16. [auto]")] = None,
     compile_: Annotated[bool, typer.Option("--compile", help="torch.compile the model.")] = False,
     token_budget: Annotated[int | None, typer.Option(help="Tokens of a batch; by default by device.")] = None,
+    executor: Annotated[
+        str, typer.Option(help="local: this process; ray: the workers of a Ray cluster. The labels are the same.")
+    ] = "local",
+    ray_address: Annotated[
+        str,
+        typer.Option(
+            help="Ray: auto, HOST:PORT, ray://HOST:PORT, or local: a cluster of this machine. [RAY_ADDRESS, else local]"
+        ),
+    ] = "",
+    workers: Annotated[int, typer.Option(help="Ray: how many teachers at once. [one a GPU, without GPUs one a node]")] = 0,
     rank: Annotated[int, typer.Option(help="This process's number in a job array.")] = 0,
     world_size: Annotated[int, typer.Option(help="Processes of the job array.")] = 1,
     keep_going: Annotated[
@@ -77,7 +88,7 @@ def teacher_dump(
     lm = str(here.lm / lm) if (here.lm / lm / "config.json").is_file() else lm
     check_source(lm)
     from hkd.config import merge
-    from hkd.labelling.dump import dump
+    from hkd.labelling.executors import DumpJob, execute
     from hkd.pipeline.actions import dump_settings
 
     given = {
@@ -91,19 +102,30 @@ def teacher_dump(
     options = {**given, "lm": lm, "unit": unit, "device": device, "precision": precision, "teacher": _there(asked)}
     settings = dump_settings(merge(table, _there(options)), f"[dump.{name or unit}]")
     config = settings.store
-    teacher = _teacher(here, settings.lm, settings.unit, settings.device, settings.precision, settings.teacher)
+    unit = settings.unit
+    job = DumpJob(
+        manifest=manifest,
+        out=out or here.labels / (config.name or unit),
+        lm=settings.lm,
+        unit=unit,
+        device=settings.device,
+        precision=settings.precision,
+        teacher=settings.teacher,
+        store=config,
+        inventory=_there_is(here.units / f"{unit}.json"),
+        alignment=None if unit == "subword" else alignment or here.require("alignment", "hkd align"),
+        subwords=_there_is(here.units / "subword.model") if unit == "subword" else None,
+        command=_command(sys.argv[1:]),
+    )
     with progress_bar(f"labels {config.name or unit}") as progress:
-        report = dump(
-            manifest,
-            out or here.labels / (config.name or unit),
-            teacher,
-            config=config,
-            alignment=_alignment(here, alignment, unit),
-            subwords=_subwords(here, unit),
-            overwrite=overwrite,
-            command=shlex.join(["hkd", *sys.argv[1:]]),
+        report = execute(
+            job,
+            executor=executor,
+            ray_address=ray_address,
+            workers=workers,
             rank=rank,
             world_size=world_size,
+            overwrite=overwrite,
             progress=progress,
         )
     emit(report.to_json(), as_json, _render)
@@ -126,30 +148,21 @@ def _lm_wanted(here: "Project", unit: str) -> str:
     return f"--lm must name a {unit} LM, but is missing. Train one with `hkd lm train --unit {unit}`{hint}{trigram}."
 
 
-def _teacher(here: "Project", lm: str, unit: str, device: str, precision: str, options: Any) -> "Teacher":
-    from hkd.teachers.load import load_teacher
-    from hkd.units.inventory import UnitInventory
-
-    inventory = here.units / f"{unit}.json"
-    units = UnitInventory.load(inventory) if inventory.is_file() else None
-    return load_teacher(lm, unit=unit, device=device, precision=precision, options=options, inventory=units)
+def _there_is(path: Path) -> Path | None:
+    return path if path.is_file() else None
 
 
-def _alignment(here: "Project", path: Path | None, unit: str) -> Any:
-    if unit == "subword":
-        return None
-    from hkd.align.alignment import Alignment
-
-    return Alignment(path or here.require("alignment", "hkd align"))
-
-
-def _subwords(here: "Project", unit: str) -> Any:
-    path = here.units / "subword.model"
-    if unit != "subword" or not path.is_file():
-        return None
-    from hkd.units.subword import SubwordModel
-
-    return SubwordModel(path)
+def _command(words: Sequence[str]) -> str:
+    """The command as the store's card shows it: without the options that only say who does the work, which must leave no trace."""
+    kept: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        name, equals, _ = word.partition("=")
+        if name not in WHO_DOES_IT:
+            kept.append(word)
+        elif not equals:
+            next(rest, None)
+    return shlex.join(["hkd", *kept])
 
 
 def _numbers(text: Text) -> tuple[float, ...] | None:
@@ -187,6 +200,8 @@ def _render(report: dict[str, Any]) -> str:
         lines.append(f"{report['without_units']} utterances have no alignment and no labels.")
     if report["shards_missing"]:
         lines.append(f"{report['shards_missing']} shards are still missing: other ranks write them.")
+    if report["workers_lost"]:
+        lines.append(f"{report['workers_lost']} workers ended before their shard was done; others did it again.")
     figures = report["quality"] or {}
     shown = {key: value for key, value in figures.items() if value is not None}
     if shown:

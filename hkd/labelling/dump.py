@@ -130,7 +130,7 @@ class DumpReport:
 
 def dump(
     manifest: Path,
-    out: Path,
+    out: Path | str,
     teacher: Teacher | Callable[[], Teacher],
     *,
     config: DumpConfig,
@@ -158,7 +158,7 @@ def dump(
 
 def open_dump(
     manifest: Path,
-    out: Path,
+    out: Path | str,
     teacher: Teacher | Callable[[], Teacher],
     *,
     config: DumpConfig,

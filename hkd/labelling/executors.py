@@ -1,0 +1,96 @@
+"""Who does the shards of a dump: this process (`local`) or the workers of a Ray cluster (`ray`). The bytes are the same.
+
+A job names its parts by path, so that any process on any machine with these paths can do any shard of it.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hkd.align.alignment import Alignment
+from hkd.errors import UserError
+from hkd.labelling.dump import DumpConfig, DumpReport, dump
+from hkd.progress import Progress, no_progress
+from hkd.teachers.base import Teacher
+from hkd.teachers.load import load_teacher
+from hkd.teachers.options import TeacherOptions
+from hkd.units.inventory import UnitInventory
+from hkd.units.subword import SubwordModel
+
+EXECUTORS = ("local", "ray")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DumpJob:
+    """A dump in words: which teacher labels which manifest into which store. Relative paths are those of the one who makes it."""
+
+    manifest: Path
+    out: Path | str  # a folder or a URL
+    lm: str
+    unit: str
+    device: str = "auto"
+    precision: str = "auto"
+    teacher: TeacherOptions = field(default_factory=TeacherOptions)
+    store: DumpConfig = field(default_factory=DumpConfig)
+    inventory: Path | None = None  # the level's units, for n-gram files
+    alignment: Path | None = None  # for aligned levels
+    subwords: Path | None = None  # the project's model, for subword LMs without pieces of their own
+    command: str = ""  # for the store's card
+
+    def __post_init__(self) -> None:
+        lm = Path(self.lm).expanduser()
+        absolute = {
+            "manifest": self.manifest.absolute(),
+            "out": self.out if "://" in str(self.out) else Path(self.out).absolute(),
+            "lm": str(lm.absolute()) if lm.exists() else self.lm,
+            **{name: path.absolute() for name in ("inventory", "alignment", "subwords") if (path := getattr(self, name))},
+        }
+        for name, value in absolute.items():
+            object.__setattr__(self, name, value)
+
+    def load_teacher(self) -> Teacher:
+        """The teacher, on the device of this machine."""
+        units = UnitInventory.load(self.inventory) if self.inventory else None
+        return load_teacher(
+            self.lm, unit=self.unit, device=self.device, precision=self.precision, options=self.teacher, inventory=units
+        )
+
+    def parts(self) -> dict[str, Any]:
+        """What `dump` and `open_dump` take beside manifest, store and teacher."""
+        return {
+            "config": self.store,
+            "alignment": Alignment(self.alignment) if self.alignment else None,
+            "subwords": SubwordModel(self.subwords) if self.subwords else None,
+            "command": self.command,
+        }
+
+
+def execute(
+    job: DumpJob,
+    *,
+    executor: str = "local",
+    ray_address: str = "",
+    workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    overwrite: bool = False,
+    progress: Progress = no_progress,
+) -> DumpReport:
+    """Do a dump: here, every `world_size`-th pending shard; or on a Ray cluster, all of them.
+
+    `ray_address`, `workers`: see `hkd.labelling.ray_executor.ray_dump`. Raises UserError and HkdError as `hkd.labelling.dump.dump`.
+    """
+    if executor not in EXECUTORS:
+        raise UserError(f"executor must be one of {', '.join(EXECUTORS)}, but is '{executor}' instead.")
+    if executor == "ray":
+        if world_size != 1 or rank:
+            raise UserError("rank and world_size must be left out with the executor ray, which hands out the shards itself.")
+        from hkd.labelling.ray_executor import ray_dump
+
+        return ray_dump(job, address=ray_address, workers=workers, overwrite=overwrite, progress=progress)
+    if ray_address or workers:
+        raise UserError("ray_address and workers must be left out with the executor local. Add --executor ray.")
+    return dump(
+        job.manifest, job.out, job.load_teacher, **job.parts(),
+        overwrite=overwrite, rank=rank, world_size=world_size, progress=progress,
+    )  # fmt: skip

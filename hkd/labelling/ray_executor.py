@@ -1,0 +1,256 @@
+"""`--executor ray`: the shards of a dump handed out to the workers of a Ray cluster.
+
+- A worker is an actor: it loads the teacher and opens the store as a local dump does, and writes its shards itself. What travels are
+  shard numbers and small figures, so Ray's object store stays all but empty.
+- This process, the driver, holds the queue and no teacher. A worker has one shard at a time, and that is on disk before it answers: when a
+  worker or its node dies, that shard goes back to the front of the queue, and a new worker is asked for.
+- The first worker opens the store alone, so that whatever is refused is refused once, before others load their teachers.
+"""
+
+import logging
+import os
+import signal
+import time
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from typing import Any, TextIO, cast
+
+from hkd import __version__
+from hkd.errors import HkdError, MissingPackageError, UserError
+from hkd.labelling.dump import DumpReport, Work
+from hkd.labelling.executors import DumpJob
+from hkd.labelling.ray_worker import Answer, Said, Worker
+from hkd.progress import Progress, no_progress
+
+log = logging.getLogger(__name__)
+
+MOST_DEATHS = 3  # of workers at one shard
+POLL_S = 1.0
+NOTICE_S = 60.0  # without a worker, until we say so
+OBJECT_STORE_BYTES = 80 << 20  # of a cluster that is started here: Ray's least
+LOCAL = "local"
+
+
+def ray_dump(
+    job: DumpJob, *, address: str = "", workers: int = 0, overwrite: bool = False, progress: Progress = no_progress
+) -> DumpReport:
+    """Do a dump on a Ray cluster, and close the store.
+
+    `address`: "auto" (the cluster of this machine), HOST:PORT, ray://HOST:PORT, "local" (a cluster of this machine's cores, for this
+    dump alone); empty: the environment's RAY_ADDRESS, else "local". `workers`: 0 means one a GPU, without GPUs one a node. Raises as
+    `hkd.labelling.dump.dump`, and HkdError where there is no such cluster or a shard ends one worker after the other.
+    """
+    ray = _ray()
+    if workers < 0:
+        raise UserError(f"workers must not be negative, but is {workers} instead.")
+    with _cluster(ray, address or os.environ.get("RAY_ADDRESS") or LOCAL):
+        crew = _Crew(ray, job, share_of(ray.nodes(), job.device, workers), overwrite=overwrite)
+        try:
+            return crew.run(progress)
+        finally:
+            crew.stop()
+
+
+def _ray() -> Any:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports to its makers unless told not to
+    try:
+        import ray
+        import ray.exceptions
+    except ImportError:
+        raise MissingPackageError("ray", "ray", "--executor ray") from None
+    return ray
+
+
+# ---- the cluster ----
+
+
+@contextmanager
+def _cluster(ray: Any, address: str) -> Iterator[None]:
+    """Connected to the cluster; to one that the process is connected to already, whatever the address."""
+    if ray.is_initialized():
+        yield
+        return
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address == LOCAL:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        options |= {"include_dashboard": False, "num_cpus": cores, "object_store_memory": OBJECT_STORE_BYTES}
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    # Ray's account of every death goes to stdout, where results go
+    with redirect_stdout(cast(TextIO, _ToLog())):
+        try:
+            ray.init(address=address, **options)
+        except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+            raise HkdError(
+                f"a Ray cluster must run at '{address}', but: {_line(error)} Start one with `ray start --head`."
+            ) from None
+        try:
+            if on_sigterm is not None:
+                signal.signal(signal.SIGTERM, on_sigterm)  # Ray takes it
+            yield
+        finally:
+            ray.shutdown()
+
+
+class _ToLog:
+    """Lines that are written to it are logged."""
+
+    def write(self, text: str) -> int:
+        if text.strip():
+            log.info("%s", text.strip())
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing waits."""
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Share:
+    """How many workers there are to be, and what each takes of the cluster."""
+
+    workers: int
+    threads: int
+    num_cpus: int
+    num_gpus: int
+
+
+def share_of(nodes: Sequence[dict[str, Any]], device: str, workers: int) -> Share:
+    """What each worker gets: a GPU where there are any and `device` lets it, else as many cores as leave room for all workers.
+
+    nodes: as `ray.nodes()` tells. Raises UserError for one GPU among several, since Ray says which worker sees which.
+    """
+    if device.startswith("cuda:"):
+        raise UserError(f"device must be auto, cpu or cuda with the executor ray, but is {device} instead.")
+    resources = [node["Resources"] for node in nodes if node["Alive"]]
+    cpus = [int(node.get("CPU", 0)) for node in resources]
+    gpus = sum(int(node.get("GPU", 0)) for node in resources)
+    if device == "cuda" or (device == "auto" and gpus):
+        return Share(workers=workers or max(1, gpus), threads=max(1, sum(cpus) // max(1, gpus)), num_cpus=1, num_gpus=1)
+    workers = workers or max(1, sum(count > 0 for count in cpus))
+    threads = next((t for t in range(max(cpus, default=1), 1, -1) if sum(count // t for count in cpus) >= workers), 1)
+    return Share(workers=workers, threads=threads, num_cpus=threads, num_gpus=0)
+
+
+# ---- the workers ----
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Call:
+    """What a worker is asked: a method and its arguments."""
+
+    method: str
+    arguments: tuple[Any, ...]
+
+    def __str__(self) -> str:
+        return f"shard {self.arguments[0]}" if self.method == "label" else f"the store's {self.method}"
+
+
+class _Crew:
+    """The workers, what each is at, and who takes over from one that has died."""
+
+    def __init__(self, ray: Any, job: DumpJob, share: Share, *, overwrite: bool) -> None:
+        self._ray, self._job, self._share, self._overwrite = ray, job, share, overwrite
+        self._actor = ray.remote(num_cpus=share.num_cpus, num_gpus=share.num_gpus, max_restarts=0, max_task_retries=0)(Worker)
+        self._idle: list[Any] = []
+        self._flying: dict[Any, tuple[Any, _Call]] = {}  # by the reference of the answer: the worker and its call
+        self._pending: list[int] | None = None  # until the first worker has opened the store
+        self._lost = 0
+        self._deaths: Counter[str] = Counter()  # by what they were at
+        self._said: set[Said] = set()
+
+    def run(self, progress: Progress) -> DumpReport:
+        """Open the store, do what is pending, close the store."""
+        asked = time.monotonic()
+        while self._pending is None:
+            self._hire(1)
+            self._settle(deque())
+            if time.monotonic() - asked > NOTICE_S:
+                asked = float("inf")
+                log.warning("Still no worker: each needs %s; free is %s.", self._share, self._ray.available_resources())
+        started, work = time.monotonic(), Work()
+        for part in self._answers(_Call(method="label", arguments=(shard,)) for shard in self._pending):
+            work += part
+            progress(work.shards, len(self._pending), positions_per_s=work.positions / (time.monotonic() - started))
+        work.seconds["total"] = time.monotonic() - started
+        [report] = self._answers([_Call(method="report", arguments=(work, self._share.workers, self._lost))])
+        return cast(DumpReport, report)
+
+    def stop(self) -> None:
+        """End all workers now. The shards that they are at are lost, and no others."""
+        for worker in [*self._idle, *(worker for worker, _ in self._flying.values())]:
+            self._ray.kill(worker)
+
+    def _answers(self, calls: Iterable[_Call]) -> Iterator[Any]:
+        """Each call's answer, in the order in which they come."""
+        waiting = deque(calls)
+        unanswered = len(waiting)
+        while unanswered:
+            self._hire(min(self._share.workers, unanswered))
+            while self._idle and waiting:
+                self._ask(self._idle.pop(), waiting.popleft())
+            values = self._settle(waiting)
+            unanswered -= len(values)
+            yield from values
+
+    def _hire(self, size: int) -> None:
+        """Ask the cluster for workers until there are `size`; each opens the store first."""
+        while len(self._idle) + len(self._flying) < size:
+            worker = self._actor.remote(self._job, threads=self._share.threads, version=__version__)
+            self._ask(worker, _Call(method="open", arguments=(self._overwrite and self._pending is None,)))
+
+    def _ask(self, worker: Any, call: _Call) -> None:
+        self._flying[getattr(worker, call.method).remote(*call.arguments)] = worker, call
+
+    def _settle(self, waiting: deque[_Call]) -> list[Any]:
+        """Wait a moment for answers. A call whose worker died goes to the front of `waiting`. Raises the error that a worker met."""
+        ready, _ = self._ray.wait(list(self._flying), timeout=POLL_S)
+        values = []
+        for reference in ready:
+            worker, call = self._flying.pop(reference)
+            try:
+                self._idle.append(worker)
+                answer: Answer = self._ray.get(reference)
+            except self._ray.exceptions.RayTaskError as error:
+                if isinstance(error.cause, HkdError | OSError | MemoryError):
+                    raise error.cause from None
+                raise
+            except self._ray.exceptions.RayError as error:
+                self._idle.remove(worker)
+                self._lose(worker, call, error)
+                if call.method != "open":  # whoever is hired next opens it anyway
+                    waiting.appendleft(call)
+                continue
+            self._repeat(answer.said)
+            if call.method != "open":
+                values.append(answer.value)
+                continue
+            self._deaths[str(call)] = 0
+            if self._pending is None:
+                self._pending = answer.value
+        return values
+
+    def _lose(self, worker: Any, call: _Call, error: Exception) -> None:
+        """A worker has died or cannot be reached. Raises HkdError where too many did at the same thing."""
+        self._ray.kill(worker)
+        self._lost += 1
+        self._deaths[str(call)] += 1
+        reason = _line(error)
+        if self._deaths[str(call)] >= MOST_DEATHS:
+            raise HkdError(
+                f"{call} must not end its worker, but has ended {MOST_DEATHS}: {reason} Give each more memory (fewer --workers), "
+                "then run the same command again."
+            )
+        log.warning("A worker ended at %s, which another one does again: %s", call, reason)
+
+    def _repeat(self, said: Iterable[Said]) -> None:
+        """Log a worker's warnings; what several say of the whole manifest, once."""
+        for record in said:
+            if record not in self._said:
+                self._said.add(record)
+                name, level, text = record
+                logging.getLogger(name).log(level, "%s", text)
