@@ -9,7 +9,7 @@ from hkd.cli.common import emit, progress_bar, project, say
 from hkd.errors import UserError
 
 RUNS_HELP = "Runs: names below the runs folder, or folders. Default: all that are trained."
-LM_HELP = "Beside beam search: an ARPA file over words, a folder of `hkd lm train`, or a causal LM's folder or hub name."
+LM_HELP = "Beside beam search (always with a hybrid student): an ARPA file over words, a folder of `hkd lm train`, or a causal LM's folder or hub name."
 Split = Annotated[str, typer.Option(help="Part of the manifest.")]
 
 
@@ -107,9 +107,37 @@ def _tune(folders: list[Path], manifest: Path, lm: str | None, split: str, confi
 
 def tries_text(value: dict[str, Any]) -> str:
     """The tries of a run as aligned columns."""
-    lines = [f"{value['run']:<16} LM weight  word bonus  WER %"]
-    lines += [f"{'':<16} {t['lm_weight']:>9g}  {t['word_bonus']:>10g}  {100 * t['wer']:>5.2f}" for t in value["tries"]]
+    names = list(value["tries"][0]["values"])
+    lines = [f"{value['run']:<16} {'  '.join(names)}  WER %"]
+    for t in value["tries"]:
+        numbers = "  ".join(f"{number:>{len(name)}g}" for name, number in t["values"].items())
+        lines.append(f"{'':<16} {numbers}  {100 * t['wer']:>5.2f}")
     return "\n".join(lines)
+
+
+def likelihoods(
+    run: Annotated[str, typer.Argument(help="A hybrid run: its folder, or its name below runs/.")],
+    out: Annotated[Path, typer.Option(help="Folder for likelihoods.ark and likelihoods.scp.")],
+    split: Split = "test",
+    prior_scale: Annotated[float, typer.Option(help="Weight of the senones' log-priors, which are taken off.")] = 1.0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Write a hybrid student's log-likelihoods as Kaldi's tables, for decoding with Kaldi's own graphs.
+
+    Examples:
+
+        hkd likelihoods hybrid --split test --out likelihoods
+    """
+    from hkd.evaluate.likelihoods import write_likelihoods
+
+    here = project()
+    manifest = here.require("manifest", "hkd prepare")
+    [folder] = run_folders([run], here.runs)
+    with progress_bar(f"likelihoods {folder.name}") as progress:
+        count = write_likelihoods(
+            folder, out, manifest=manifest, split=split, prior_scale=prior_scale, device=device, progress=progress
+        )
+    say(f"{count} utterances in {out}.")
 
 
 def transcribe(
@@ -117,6 +145,7 @@ def transcribe(
     model: Annotated[
         Path | None, typer.Option(help="A run, or the folder of an exported student. Default: the only run.")
     ] = None,
+    lm: Annotated[str | None, typer.Option(help="A word n-gram (ARPA), which a hybrid student needs.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="More: pieces with their times, units, duration.")] = False,
 ) -> None:
@@ -131,7 +160,7 @@ def transcribe(
     from hkd.decode.recogniser import Recogniser
     from hkd.evaluate.transcribe import transcribe_file
 
-    recogniser = Recogniser(model_folder(model, project().runs), device=device)
+    recogniser = Recogniser(model_folder(model, project().runs), device=device, lm=lm)
     for path in files:
         result: Any = transcribe_file(recogniser, path)
         emit(result, as_json, one if len(files) == 1 else several)

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from hkd import __version__
-from hkd.cli import data, evaluate, labels, lm, run, teacher, train
+from hkd.cli import corpora, data, evaluate, labels, lm, run, teacher, train
 from hkd.cli.common import say
 from hkd.errors import HkdError
 
@@ -87,16 +87,17 @@ def options(
 
 app.command("demo", rich_help_panel=START)(run.demo)
 app.command("run", rich_help_panel=START)(run.run)
-app.command("prepare", rich_help_panel=START)(data.prepare)
+app.command("prepare", rich_help_panel=START)(corpora.prepare)
 app.command("align", rich_help_panel=START)(data.align)
 app.add_typer(data.units_app, name="units", rich_help_panel=START)
-app.add_typer(data.manifest_app, name="manifest", rich_help_panel=START)
+app.add_typer(corpora.manifest_app, name="manifest", rich_help_panel=START)
 app.add_typer(lm.app, name="lm", rich_help_panel=ONE)
 app.command("teacher-dump", rich_help_panel=ONE)(teacher.teacher_dump)
 app.add_typer(labels.app, name="labels", rich_help_panel=ONE)
 app.command("train", rich_help_panel=TWO)(train.train)
 app.command("export", rich_help_panel=TWO)(train.export)
 app.command("evaluate", rich_help_panel=LOOK)(evaluate.evaluate)
+app.command("likelihoods", rich_help_panel=LOOK)(evaluate.likelihoods)
 app.command("transcribe", rich_help_panel=LOOK)(evaluate.transcribe)
 app.command("report", rich_help_panel=LOOK)(evaluate.report)
 app.add_typer(run.config_app, name="config", rich_help_panel=LOOK)

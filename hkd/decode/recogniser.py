@@ -1,4 +1,4 @@
-"""From sound to text: an exported student, its features, a decoder, and the subword model that turns units into words.
+"""From sound to text: an exported student, its features, and the search over its output.
 
 - Needs the exported folder and nothing else.
 - A student's output does not depend on its batch, so batches are only about speed.
@@ -10,17 +10,20 @@ Shape letters: B utterances, S samples, T frames, F feature bins.
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hkd.decode.hybrid import HybridSearch, log_priors
 from hkd.decode.search import Search, SearchConfig
 from hkd.errors import UserError
 from hkd.features.fbank import log_mel
-from hkd.student.export import load_student
+from hkd.student.export import SENONE_FRAMES, load_student
 from hkd.timebase import HOP_SAMPLES, SAMPLE_RATE_HZ
+from hkd.units.level import SENONE
 from hkd.units.subword import SubwordModel
 
 Wave_S = NDArray[np.float32]
@@ -58,16 +61,40 @@ class Recogniser:
     """An exported student that transcribes."""
 
     def __init__(self, folder: Path, *, device: str = "auto", search: SearchConfig | None = None, lm: str | None = None) -> None:
-        """lm: see `hkd.decode.search.Search`. Raises UserError where the folder holds no exported student with a subword CTC output."""
+        """lm: see `hkd.decode.search.Search`; for a hybrid student a word n-gram (ARPA). Raises UserError where the folder holds no exported student."""
         self.device = choose_device(device)
         self.student, self.meta = load_student(folder, device=self.device)
-        if self.meta.config.main != "ctc" or self.meta.subword_model is None:
+        self._folder, self._config, self._lm = folder, search or SearchConfig(), lm
+
+    @property
+    def is_hybrid(self) -> bool:
+        """Whether the main output is senones."""
+        return self.meta.config.main == SENONE
+
+    @cached_property
+    def search(self) -> Search | HybridSearch:
+        """The search over the main output, made when it is first needed. Raises UserError where there is none for this student."""
+        if self.is_hybrid:
+            if self._lm is None:
+                raise UserError(
+                    f"{self._folder} holds a hybrid student, whose senones become words by a word n-gram. Give one: --lm words.arpa."
+                )
+            return HybridSearch(self._config.hybrid, self.meta.inventory, log_priors(self.senone_frames()), Path(self._lm))
+        if self.meta.subword_model is None:
             raise UserError(
-                f"{folder} must hold a student with a subword CTC output, but its main output is '{self.meta.config.main}'"
-                f" over {self.meta.inventory.level} units instead. Only subword CTC can be written as text here."
+                f"{self._folder} must hold a subword model beside its CTC output, but has none. Export the student anew."
             )
-        self.subwords = SubwordModel(self.meta.subword_model)
-        self.search = Search(search or SearchConfig(), self.subwords, lm=lm, device=self.device)
+        return Search(self._config, SubwordModel(self.meta.subword_model), lm=self._lm, device=self.device)
+
+    def senone_frames(self) -> list[int]:
+        """Frames of each senone in a hybrid student's training data. Raises UserError where the student is none."""
+        frames_V = self.meta.extra.get(SENONE_FRAMES)
+        if not self.is_hybrid or not isinstance(frames_V, list) or len(frames_V) != len(self.meta.inventory):
+            raise UserError(
+                f"{self._folder} must hold a hybrid student and say how many frames each senone had in training, but does not. Train with "
+                'main = "senone".'
+            )
+        return frames_V
 
     @property
     def num_parameters(self) -> int:
@@ -96,7 +123,7 @@ class Recogniser:
         logits_BTV, length_B, seconds = self.logits(waves)
         begin_s = time.perf_counter()
         units = self.search.best(logits_BTV, length_B)
-        texts = [self.subwords.decode(ids) for ids in units]
+        texts = [self.search.text(ids) for ids in units]
         return Recognition(units=units, texts=texts, seconds=seconds + Seconds(search=time.perf_counter() - begin_s))
 
 

@@ -11,6 +11,7 @@ from hkd.decode.arpa import ArpaLm
 from hkd.decode.beam import BeamConfig, Ranked, beam_search_batch
 from hkd.decode.fusion import Fusion, Node, WordFusion, WordLm, prefix_tree
 from hkd.decode.greedy import greedy_ctc
+from hkd.decode.hybrid import HybridConfig
 from hkd.errors import UserError
 from hkd.units.subword import SubwordModel
 
@@ -20,13 +21,17 @@ ARPA_ENDINGS = (".arpa", ".arpa.gz")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SearchConfig:
-    """greedy, or beam: with an LM (given beside) `lm_weight` · log p_LM + `word_bonus` · words are added; `lexicon`: only the LM's words."""
+    """greedy, or beam: with an LM (given beside) `lm_weight` · log p_LM + `word_bonus` · words are added; `lexicon`: only the LM's words.
+
+    A hybrid student's output is always searched with a graph, as `hybrid` says.
+    """
 
     decoder: str = "greedy"
     beam: BeamConfig = field(default_factory=BeamConfig)
     lm_weight: float = 0.5
     word_bonus: float = 0.0
     lexicon: bool = True  # where the LM has a list of words (ARPA)
+    hybrid: HybridConfig = field(default_factory=HybridConfig)
 
     def __post_init__(self) -> None:
         if self.decoder not in DECODERS:
@@ -43,10 +48,10 @@ class Search:
         folder or hub name. Raises UserError where it is none of them, or given for greedy decoding."""
         if lm is not None and config.decoder == "greedy":
             raise UserError(f"decoder must be beam where there is an LM ({lm}), but is greedy instead. Take --decoder beam.")
-        self.config, self.lm_parameters = config, 0
+        self.config, self.lm_parameters, self._subwords = config, 0, subwords
         self._words: WordLm | None = None
         self._lexicon: Node | None = None
-        self._symbols: Sequence[str] = subwords.inventory.symbols
+        self.symbols: Sequence[str] = subwords.inventory.symbols
         if lm is not None:
             self._words = self._load(lm, subwords, device)
             if config.lexicon and isinstance(self._words, ArpaLm):
@@ -73,7 +78,7 @@ class Search:
             return None
         weight = self.config.lm_weight if lm_weight is None else lm_weight
         bonus = self.config.word_bonus if word_bonus is None else word_bonus
-        return WordFusion(self._words, self._symbols, weight=weight, bonus=bonus, lexicon=self._lexicon)
+        return WordFusion(self._words, self.symbols, weight=weight, bonus=bonus, lexicon=self._lexicon)
 
     def ranked(
         self, logits_BTV: torch.Tensor, length_B: torch.Tensor, *, n_best: int, fusion: Fusion | None = None
@@ -87,3 +92,7 @@ class Search:
         if self.config.decoder == "greedy":
             return greedy_ctc(logits_BTV, length_B)
         return [list(row[0].units) if row else [] for row in self.ranked(logits_BTV, length_B, n_best=1)]
+
+    def text(self, units: Sequence[int]) -> str:
+        """Unit ids → text."""
+        return self._subwords.decode(units)

@@ -87,7 +87,7 @@ def frame_figures(
     *,
     alignment: Path | None,
     labels: Path | None,
-    subword_model: Path,
+    subword_model: Path | None,
     device: str = "cpu",
     batch_seconds: float = 60.0,
     progress: Progress = no_progress,
@@ -98,7 +98,7 @@ def frame_figures(
     Raises UserError where an utterance's transcript is not the one that was aligned or labelled, or its units are others.
     """
     card = _read_card(run_folder)
-    if card is None or not card["config"]["heads"] or alignment is None or not alignment.exists():
+    if card is None or not card["config"]["heads"] or alignment is None or not alignment.exists() or subword_model is None:
         return {}
     student = Student(config_from_json(card["config"]))
     load_model_tensors(student, safetensors.torch.load((run_folder / "final.safetensors").read_bytes()))

@@ -36,6 +36,7 @@ from hkd.manifest import Manifest, Utterance
 from hkd.manifest import read as read_manifest
 from hkd.progress import Progress, no_progress
 from hkd.timebase import SAMPLE_RATE_HZ
+from hkd.units.subword import MODEL_FILE
 from hkd.units.text import NORMALISATION, words
 
 log = logging.getLogger(__name__)
@@ -78,8 +79,8 @@ def evaluate(
 ) -> EvaluationReport:
     """Decode the split with the run's exported student, score it, and write eval-SPLIT.* into the run's folder.
 
-    alignment, labels (folder of label stores): for the figures of the heads, left out where None or absent. `units` is not read: an
-    exported student and an alignment carry their own inventories. lm: beside the decoder (see `hkd.decode.search.Search`). tag: names
+    alignment, labels (folder of label stores): for the figures of the heads, left out where None or absent. units: the folder of the subword
+    model, which a hybrid student does not carry. lm: beside the decoder (see `hkd.decode.recogniser.Recogniser`). tag: names
     another way to decode, whose figures lie beside the usual ones and leave out the heads.
     Raises UserError where the run has no exported student, the split is empty, or an utterance's audio cannot be read.
     """
@@ -115,7 +116,7 @@ def evaluate(
             part,
             alignment=alignment,
             labels=labels,
-            subword_model=recogniser.subwords.path,
+            subword_model=recogniser.meta.subword_model or (units / MODEL_FILE if units is not None else None),
             device=recogniser.device,
             batch_seconds=config.batch_seconds,
             progress=progress,
@@ -248,6 +249,8 @@ def _inputs(
 
 def _decoder(search: SearchConfig, recogniser: Recogniser, lm: str | None) -> dict[str, Any]:
     """What the report says of the search."""
+    if recogniser.is_hybrid:
+        return {"name": "graph", "lm": Path(str(lm)).name, **asdict(search.hybrid)}
     if search.decoder == "greedy":
         return {"name": "greedy"}
     facts: dict[str, Any] = {"name": "beam", "beam": search.beam.beam}

@@ -16,7 +16,7 @@ def transcribe_file(recogniser: Recogniser, path: Path) -> dict[str, Any]:
     start = 0
     for piece_S in cut_at_quiet(wave_S):
         recognition = recogniser.recognise([piece_S])
-        symbols = [recogniser.meta.inventory.symbols[unit] for unit in recognition.units[0]]
+        symbols = [recogniser.search.symbols[unit] for unit in recognition.units[0]]
         stop = start + len(piece_S)
         times = {"start_s": start / SAMPLE_RATE_HZ, "stop_s": stop / SAMPLE_RATE_HZ}
         pieces.append({**times, "text": recognition.texts[0], "units": symbols})

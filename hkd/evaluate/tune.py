@@ -1,13 +1,15 @@
-"""Choosing the weight of an LM and the word bonus on dev: the network runs once, the search once for each pair of values."""
+"""Choosing on dev how a search is weighed: the network runs once, the search once for each pair of values."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
 import torch
 
+from hkd.decode.hybrid import HybridSearch
 from hkd.decode.recogniser import Recogniser
+from hkd.decode.search import Search
 from hkd.errors import UserError
 from hkd.evaluate.run import EvaluateConfig, batches
 from hkd.evaluate.score import score_words
@@ -15,16 +17,15 @@ from hkd.manifest import read as read_manifest
 from hkd.progress import Progress, no_progress
 from hkd.units.text import words
 
-WEIGHTS = (0.2, 0.4, 0.6, 0.8, 1.0)
-BONUSES = (0.0, 1.0, 2.0, 3.0)
+CTC_GRID: Mapping[str, Sequence[float]] = {"lm_weight": (0.2, 0.4, 0.6, 0.8, 1.0), "word_bonus": (0.0, 1.0, 2.0, 3.0)}
+HYBRID_GRID: Mapping[str, Sequence[float]] = {"acoustic_scale": (0.05, 0.07, 0.1, 0.14, 0.2), "prior_scale": (0.3, 0.6, 0.9)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Try:
-    """A pair of values and the word error rate that it gave."""
+    """Values by name and the word error rate that they gave."""
 
-    lm_weight: float
-    word_bonus: float
+    values: dict[str, float]
     wer: float
 
 
@@ -34,36 +35,47 @@ def tune(
     manifest: Path,
     lm: str,
     split: str = "dev",
-    weights: Sequence[float] = WEIGHTS,
-    bonuses: Sequence[float] = BONUSES,
+    grid: Mapping[str, Sequence[float]] | None = None,
     config: EvaluateConfig | None = None,
     progress: Progress = no_progress,
 ) -> list[Try]:
-    """All tries, best first (ties: the smaller weight, then the smaller bonus). Writes nothing.
+    """All tries, best first (ties: the smaller values). Writes nothing. grid: name → values; by default that of the student's kind.
 
     Raises UserError for the split `test`, which is not for choosing, and where evaluation would.
     """
     if split == "test":
         raise UserError("split must not be test where values are chosen, but is 'test' instead. Take --split dev.")
-    if not weights or not bonuses:
-        raise UserError("there must be at least one weight and one bonus to try.")
     config = config or EvaluateConfig()
     part = read_manifest(manifest).split(split)
-    search = replace(config.search, decoder="beam")
-    recogniser = Recogniser(run_folder / "model", device=config.device, search=search, lm=lm)
+    recogniser = Recogniser(run_folder / "model", device=config.device, search=replace(config.search, decoder="beam"), lm=lm)
+    search = recogniser.search
+    chosen = grid or (HYBRID_GRID if isinstance(search, HybridSearch) else CTC_GRID)
+    if not all(chosen.values()):
+        raise UserError(f"there must be at least one value to try of each of {', '.join(chosen)}.")
     logits: dict[int, torch.Tensor] = {}
     for rows, waves in batches(part, config.batch_seconds):
         logits_BTV, length_B, _ = recogniser.logits(waves)
         logits |= {row: logits_TV[:length] for row, logits_TV, length in zip(rows, logits_BTV, length_B.tolist(), strict=True)}
     references = [" ".join(words(utterance.text)) for utterance in part]
-    pairs = list(product(weights, bonuses))
+    points = [dict(zip(chosen, values, strict=True)) for values in product(*chosen.values())]
     tries: list[Try] = []
-    for lm_weight, word_bonus in pairs:
-        fusion = recogniser.search.fusion(lm_weight=lm_weight, word_bonus=word_bonus)
-        said = []
-        for row in range(len(part)):
-            [best] = recogniser.search.ranked(logits[row][None], torch.tensor([len(logits[row])]), n_best=1, fusion=fusion)
-            said.append(" ".join(words(recogniser.subwords.decode(best[0].units if best else ()))))
-        tries.append(Try(lm_weight=lm_weight, word_bonus=word_bonus, wer=score_words(references, said).rate))
-        progress(len(tries), len(pairs), wer=100 * min(t.wer for t in tries))
-    return sorted(tries, key=lambda t: (t.wer, t.lm_weight, t.word_bonus))
+    for values in points:
+        best = _searching(search, values)
+        said = [" ".join(words(search.text(best(logits[row])))) for row in range(len(part))]
+        tries.append(Try(values=values, wer=score_words(references, said).rate))
+        progress(len(tries), len(points), wer=100 * min(t.wer for t in tries))
+    return sorted(tries, key=lambda t: (t.wer, tuple(t.values.values())))
+
+
+def _searching(search: Search | HybridSearch, values: Mapping[str, float]) -> Callable[[torch.Tensor], Sequence[int]]:
+    """logits_TV → units, under these values."""
+    if isinstance(search, HybridSearch):
+        hybrid, settings = search, replace(search.config, **values)  # type: ignore[arg-type]
+        return lambda logits_TV: hybrid.best(logits_TV[None], torch.tensor([len(logits_TV)]), config=settings)[0]
+    ctc, fusion = search, search.fusion(**values)
+
+    def best(logits_TV: torch.Tensor) -> Sequence[int]:
+        [ranked] = ctc.ranked(logits_TV[None], torch.tensor([len(logits_TV)]), n_best=1, fusion=fusion)
+        return ranked[0].units if ranked else ()
+
+    return best

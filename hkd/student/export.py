@@ -26,6 +26,7 @@ from hkd.units.inventory import UnitInventory
 
 FORMAT, VERSION = "hkd-student", 1
 CARD, WEIGHTS, SUBWORDS = "student.json", "model.safetensors", "subword.model"
+SENONE_FRAMES = "senone_frames"  # in `extra` of a hybrid student: frames of each senone in the training data, for its priors
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,10 +7,12 @@ runs/NAME/   config.toml  coverage.json  student.json  identity.json  metrics.js
 import json
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from hkd import manifest as manifests
@@ -31,7 +33,7 @@ from hkd.stream.join import Join
 from hkd.stream.loader import BatchMaker
 from hkd.stream.plan import BatchPlan
 from hkd.student.describe import describe
-from hkd.student.export import save_student
+from hkd.student.export import SENONE_FRAMES, save_student
 from hkd.student.model import Student
 from hkd.timebase import SAMPLE_RATE_HZ, samples_to_frames, seconds_to_samples
 from hkd.toml import to_toml
@@ -273,7 +275,24 @@ def export(folder: Path, data: Data, student: Student, digest: str) -> None:
     subword_model, inventory = None, data.join.subwords.inventory
     if data.config.main == "ctc":
         subword_model = data.join.subwords.path.read_bytes()
-    elif data.join.alignment is not None:
+    extra: dict[str, Any] = {
+        "objective": data.config.objective,
+        "seed": data.config.loop.seed,
+        "run": folder.name,
+        "identity": digest,
+    }
+    if data.config.main == SENONE and data.join.alignment is not None:
         inventory = data.join.alignment.inventories[SENONE]
-    extra = {"objective": data.config.objective, "seed": data.config.loop.seed, "run": folder.name, "identity": digest}
+        extra[SENONE_FRAMES] = _frames_of_senones(data.join.alignment, data.train)
     save_student(folder / "model", student.cpu(), inventory=inventory, subword_model=subword_model, extra=extra)
+
+
+def _frames_of_senones(alignment: Alignment, utterances: Sequence[Utterance]) -> list[int]:
+    """10 ms frames of each senone over the utterances that are aligned."""
+    frames_V = np.zeros(len(alignment.inventories[SENONE]), np.int64)
+    for utterance in utterances:
+        if utterance.id in alignment:
+            tier = alignment[utterance.id].tiers[SENONE]
+            np.add.at(frames_V, tier.unit_U, np.diff(tier.start_U1))
+    frames: list[int] = frames_V.tolist()
+    return frames

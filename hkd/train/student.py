@@ -45,8 +45,6 @@ def needs_of(config: TrainConfig, stores: Mapping[str, str], *, aligned: bool) -
     if config.with_hard_heads:
         wanted = {stores[name] for name in chosen} or set(config.levels) or set(LEVELS)
         hard = tuple(level for level in LEVELS if level in wanted)
-    if hybrid and SENONE not in hard:
-        hard = (SENONE, *hard)
     ctc = tuple(name for name in chosen if _kd(config, name).where == "ctc" or objective == "interpolation")
     needs = Needs(stores=chosen, hard=hard, same_units=ctc)
     if (needs.alignment or hybrid) and not aligned:

@@ -26,7 +26,7 @@ def test_a_file_gives_what_its_sound_gives(project, recogniser: Recogniser) -> N
     recognition = recogniser.recognise([wave_S])
     assert result["text"] == recognition.texts[0]
     assert result["seconds"] == pytest.approx(len(wave_S) / 16_000)
-    assert recogniser.subwords.decode(recognition.units[0]) == result["text"]
+    assert recogniser.search.text(recognition.units[0]) == result["text"]
     assert result["pieces"][0]["units"] == [recogniser.meta.inventory.symbols[u] for u in recognition.units[0]]
 
 

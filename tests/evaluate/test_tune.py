@@ -18,11 +18,11 @@ def test_the_best_try_can_be_repeated(project, tmp_path: Path) -> None:  # type:
     lines = [f"-1.5\t{word}" for word in ("</s>", "the", "a", "small", "dog", "teacher")]
     arpa.write_text("\n".join(["\\data\\", "ngram 1=7", "", "\\1-grams:", "-99\t<s>", *lines, "", "\\end\\", ""]))
     arguments = {"manifest": project.manifest, "lm": str(arpa), "split": "dev"}
-    tries = tune(run, weights=(0.1, 0.9), bonuses=(0.0, 4.0), **arguments)
+    tries = tune(run, grid={"lm_weight": (0.1, 0.9), "word_bonus": (0.0, 4.0)}, **arguments)
     assert [t.wer for t in tries] == sorted(t.wer for t in tries)
-    assert {(t.lm_weight, t.word_bonus) for t in tries} == {(0.1, 0.0), (0.1, 4.0), (0.9, 0.0), (0.9, 4.0)}
+    assert {tuple(t.values.values()) for t in tries} == {(0.1, 0.0), (0.1, 4.0), (0.9, 0.0), (0.9, 4.0)}
     for chosen in (tries[0], tries[-1]):
-        search = SearchConfig(decoder="beam", lm_weight=chosen.lm_weight, word_bonus=chosen.word_bonus)
+        search = SearchConfig(decoder="beam", **chosen.values)
         report = evaluate(run, config=replace(EvaluateConfig(), search=search), tag="x", **arguments)
         assert report.errors["wer"].rate == chosen.wer
 
