@@ -15,6 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from hkd import lines
 from hkd.errors import UserError
 from hkd.files import atomic_write, digest_of
 
@@ -109,7 +110,7 @@ def _refuse_constant(name: str) -> None:
     raise UserError(f"numbers must be finite, but one is {name} instead.")
 
 
-def _parse_json(line: str) -> dict[str, Any]:
+def parse_json(line: str) -> dict[str, Any]:
     """One JSON object, only with what can be written again: finite numbers, and text that is Unicode."""
     try:
         row = json.loads(line, parse_constant=_refuse_constant)
@@ -131,7 +132,7 @@ def _parse_json(line: str) -> dict[str, Any]:
 
 def parse_line(line: str, folder: Path) -> Utterance:
     """One JSONL line → utterance. Raises UserError (without file and line: `read` adds them)."""
-    row = _parse_json(line)
+    row = parse_json(line)
     types = {"id": str, "text": str, "audio_filepath": str, "speaker": str, "offset": (int, float), "duration": (int, float)}
     for name, wanted in types.items():
         value = row.get(name)
@@ -155,21 +156,14 @@ def parse_line(line: str, folder: Path) -> Utterance:
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, Utterance]]:
     """Stream a manifest with line numbers. Raises UserError with file and line number at the first broken line; constant memory."""
-    try:
-        file = path.open(encoding="utf-8-sig")
-    except OSError as error:
-        raise UserError(f"manifest must be a readable file, but {path}: {error.strerror}. Run `hkd prepare` first.") from None
     folder = path.parent.absolute()
-    with file:
-        number = 0
-        try:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield number, parse_line(line, folder)
-        except UserError as error:
-            raise UserError(f"{path}:{number}: {error}") from None
-        except UnicodeDecodeError:
-            raise UserError(f"{path}:{number + 1}: a manifest must be UTF-8, but this line is not. Re-encode the file.") from None
+    for number, line in lines.numbered_lines(path, "a manifest", remedy="Run `hkd prepare` first."):
+        if line and not line.isspace():
+            try:
+                utterance = parse_line(line, folder)
+            except UserError as error:
+                raise UserError(f"{path}:{number}: {error}") from None
+            yield number, utterance
 
 
 def read_lines(path: Path) -> Iterator[Utterance]:

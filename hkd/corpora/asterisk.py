@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from hkd.audio import probe, write_wav
 from hkd.corpora.card import load_card
 from hkd.corpora.fetch import debian_packages
+from hkd.corpora.place import Place
 from hkd.errors import HkdError, MissingPackageError
 from hkd.manifest import Manifest, Utterance
 from hkd.progress import Progress, no_progress
@@ -51,14 +52,14 @@ def decode_g722(path: Path) -> NDArray[np.float32]:
     return wave_S
 
 
-def prepare(cache: Path, *, base_url: str | None = None, progress: Progress = no_progress) -> Manifest:
-    """All prompts with speech, without splits; audio in `cache`/asterisk. `base_url` is not used: apt knows its servers."""
+def prepare(place: Place, *, progress: Progress = no_progress) -> Manifest:
+    """All prompts with speech, without splits; audio in the cache's `asterisk`. Of `place` only the cache is used: apt knows its servers."""
     card = load_card("asterisk")
-    files = debian_packages(card.packages, card.archives, cache)
+    files = debian_packages(card.packages, card.archives, place.cache)
     prompts = {name: said for name, said in read_prompts(files / _TEXTS).items() if (files / _VOICE / f"{name}.g722").exists()}
     utterances = []
     for number, (name, said) in enumerate(sorted(prompts.items()), 1):
-        path = cache.absolute() / "asterisk" / f"{name}.flac"
+        path = place.cache.absolute() / "asterisk" / f"{name}.flac"
         if not path.exists():
             write_wav(path, decode_g722(files / _VOICE / f"{name}.g722"))
         utterances.append(

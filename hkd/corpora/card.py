@@ -19,10 +19,10 @@ HOURS_TOLERANCE = 0.005  # of the expected hours: formats of the same sound diff
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Archive:
-    """One file to be had. Exactly one of `sha256` and `md5` is set."""
+    """One file to be had. At most one of `sha256` and `md5` is set, and only together with who publishes it."""
 
     file: str
-    checksum_source: str
+    checksum_source: str = ""
     sha256: str | None = None
     md5: str | None = None
 
@@ -47,9 +47,13 @@ class Card:
     licence: str
     archives: tuple[Archive, ...] = ()
     packages: tuple[str, ...] = ()  # Debian packages
-    base_url: str = ""
+    base_url: str = ""  # empty: cannot be downloaded without a form or a licence
+    size_gb: float | None = None  # of the archives together, about
     split_by: str = ""
+    figures_source: str = ""  # who publishes the expected utterances and hours
     sentences: int | None = None  # text corpora
+    whole: Expected | None = None  # what all splits together must hold
+    some_parts: bool = False  # whether a manifest may hold some of the parts alone
     splits: Mapping[str, Expected] = field(default_factory=dict)
     parts: Mapping[str, Expected] = field(default_factory=dict)  # the publisher's parts: the extra field `part`
 
@@ -63,6 +67,8 @@ def parse_card(table: Mapping[str, Any]) -> Card:
     values = dict(table)
     values["archives"] = tuple(Archive(**archive) for archive in table.get("archives", ()))
     values["packages"] = tuple(table.get("packages", ()))
+    if "whole" in table:
+        values["whole"] = Expected(**table["whole"])
     for name in ("splits", "parts"):
         values[name] = {key: Expected(**expected) for key, expected in table.get(name, {}).items()}
     return Card(**values)
@@ -83,18 +89,22 @@ def differences(card: Card, utterances: Iterable[Utterance]) -> list[str]:
     counts: dict[tuple[str, str], int] = {}
     seconds: dict[tuple[str, str], float] = {}
     for utterance in utterances:
-        for kind, value in (("split", utterance.split), ("part", utterance.extra.get("part"))):
-            key = (kind, str(value))
+        for key in (("split", str(utterance.split)), ("part", str(utterance.extra.get("part"))), ("corpus", card.name)):
             counts[key] = counts.get(key, 0) + 1
             seconds[key] = seconds.get(key, 0.0) + (utterance.duration or 0.0)
+    expectations = {("split", name): expected for name, expected in card.splits.items()}
+    expectations |= {
+        ("part", name): expected for name, expected in card.parts.items() if not card.some_parts or ("part", name) in counts
+    }
+    if card.whole is not None:
+        expectations["corpus", card.name] = card.whole
     found = []
-    for kind, expectations in (("split", card.splits), ("part", card.parts)):
-        for name, expected in expectations.items():
-            number, hours = counts.get((kind, name), 0), seconds.get((kind, name), 0.0) / 3600
-            if expected.utterances is not None and number != expected.utterances:
-                found.append(f"{kind} {name} has {number} utterances instead of {expected.utterances}")
-            if expected.hours is not None and abs(hours - expected.hours) > HOURS_TOLERANCE * expected.hours:
-                found.append(f"{kind} {name} has {hours:.3f} hours instead of {expected.hours:.3f}")
+    for (kind, name), expected in expectations.items():
+        number, hours = counts.get((kind, name), 0), seconds.get((kind, name), 0.0) / 3600
+        if expected.utterances is not None and number != expected.utterances:
+            found.append(f"{kind} {name} has {number} utterances instead of {expected.utterances}")
+        if expected.hours is not None and abs(hours - expected.hours) > HOURS_TOLERANCE * expected.hours:
+            found.append(f"{kind} {name} has {hours:.3f} hours instead of {expected.hours:.3f}")
     return found
 
 
@@ -103,5 +113,5 @@ def check(card: Card, utterances: Iterable[Utterance]) -> None:
     found = differences(card, utterances)
     if found:
         raise HkdError(
-            f"corpus {card.name} must be as its card says, but {'; '.join(found)}. Delete it from the cache and retry."
+            f"corpus {card.name} must be as its card says, but {'; '.join(found)}. Fetch it anew, or say --from to take it as it is."
         )

@@ -8,6 +8,7 @@
 
 import hashlib
 import logging
+import lzma
 import os
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ import tarfile
 import tempfile
 import urllib.error
 import urllib.request
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,6 +28,9 @@ logger = logging.getLogger(__name__)
 
 BLOCK_BYTES = 1 << 20
 MAX_UNPACKED_BYTES = 200 << 30
+MAX_RATIO = 20  # recorded sound hardly shrinks; what unpacks to more than this is a bomb
+FREE_BYTES = 64 << 20  # which any archive may unpack to
+MAX_MEMBERS = 5_000_000
 TIMEOUT_S = 60
 _USE_A_FOLDER = (
     "Give a folder of your own instead: hkd prepare FOLDER (audio files, each with a .txt of the same name beside it)."
@@ -38,14 +43,18 @@ def default_cache() -> Path:
     return Path(given).expanduser() if given else Path.home() / ".cache" / "hkd"
 
 
-def verify(path: Path, archive: Archive) -> None:
-    """Raise HkdError (and remove the file) where a file is not what its card says."""
-    algorithm, wanted = ("sha256", archive.sha256) if archive.sha256 else ("md5", archive.md5)
+def verify(path: Path, archive: Archive, *, remove: bool = True) -> None:
+    """Raise HkdError (and remove the file, unless told not to) where a file is not what its card says."""
+    algorithm, wanted = ("md5", archive.md5) if archive.md5 else ("sha256", archive.sha256)
     with path.open("rb") as file:
         found = hashlib.file_digest(file, algorithm).hexdigest()
-    if found != wanted:
-        path.unlink()
-        raise HkdError(f"{archive.file} must have the {algorithm} {wanted}, but has {found} instead. It was removed: try again.")
+    if wanted is None:
+        logger.warning("%s is not checked: nobody publishes its checksum. Its SHA-256 is %s", archive.file, found)
+    elif found != wanted:
+        if remove:
+            path.unlink()
+        remedy = "It was removed: try again." if remove else "Fetch it anew."
+        raise HkdError(f"{path} must have the {algorithm} {wanted}, but has {found} instead. {remedy}")
 
 
 def debian_packages(names: Sequence[str], archives: Sequence[Archive], cache: Path) -> Path:
@@ -139,7 +148,10 @@ def _fetch(url: str, part: Path, progress: Progress) -> None:
 
 
 def unpack(archive: Path, folder: Path, *, max_bytes: int = MAX_UNPACKED_BYTES) -> Path:
-    """Unpack a tar archive to `folder`, which appears whole or not at all; at once where it is there. Raises HkdError."""
+    """Unpack a tar archive to `folder`, which appears whole or not at all; at once where it is there. Raises HkdError.
+
+    Files and folders below `folder` alone: links, devices, pipes and names that lead out are refused, and so are bombs.
+    """
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -147,16 +159,19 @@ def unpack(archive: Path, folder: Path, *, max_bytes: int = MAX_UNPACKED_BYTES) 
         work = Path(temporary) / "files"
         work.mkdir()
         try:
+            limit = min(max_bytes, FREE_BYTES + MAX_RATIO * archive.stat().st_size)
             with tarfile.open(archive) as tar:
                 size = 0
-                for member in tar:
+                for number, member in enumerate(tar, 1):
                     size += member.size
-                    if size > max_bytes:
+                    if size > limit or number > MAX_MEMBERS:
                         raise HkdError(
-                            f"{archive} must not unpack to more than {max_bytes} bytes, but does. Is it the right one?"
+                            f"{archive} must not unpack to more than {limit} bytes or {MAX_MEMBERS} files, but does. Is it the right one?"
                         )
+                    if member.issym() or member.islnk():
+                        raise HkdError(f"{archive} cannot be unpacked ('{member.name}' is a link). Delete it and try again.")
                     tar.extract(member, work, filter="data")
-        except (tarfile.TarError, EOFError, OSError) as error:
+        except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error, lzma.LZMAError) as error:
             raise HkdError(f"{archive} cannot be unpacked ({error}). Delete it and try again.") from None
         work.replace(folder)
     return folder

@@ -1,5 +1,7 @@
 """Which corpora there are, and how one becomes a project's manifest.
 
+- A corpus is a name that is known here, the name of a recipe of lhotse's (`kind="lhotse"` and a root), a data set on the Hugging Face hub
+  (`kind="hf"`), or a path whose kind is given or guessed.
 - Splits: those that the corpus has; else by speaker where there are at least ten, else by text, so that the same words never stand in two
   splits; train, dev and test get 80, 10 and 10 % of the speakers or texts by a rule that depends on nothing but their names.
 """
@@ -11,11 +13,11 @@ from pathlib import Path
 from typing import Protocol
 
 from hkd import manifest
-from hkd.corpora import asterisk, librispeech, text
+from hkd.corpora import an4, asterisk, common_voice, lhotse, librispeech, ljspeech, speechocean762, text, timit, yesno
 from hkd.corpora.card import Card, check, load_card
 from hkd.corpora.fetch import default_cache
-from hkd.corpora.folder import read_any
-from hkd.corpora.kaldi import is_kaldi_folder, read_kaldi
+from hkd.corpora.imports import guess_kind, read_path
+from hkd.corpora.place import Place
 from hkd.errors import UserError
 from hkd.manifest import Manifest, Utterance, assign_splits
 from hkd.progress import Progress, no_progress
@@ -27,12 +29,22 @@ MIN_SPEAKERS = 10
 
 
 class Recipe(Protocol):
-    """Makes a named corpus' manifest; downloads go to the cache."""
+    """Makes a named corpus' manifest."""
 
-    def __call__(self, cache: Path, *, base_url: str | None, progress: Progress) -> Manifest: ...
+    def __call__(self, place: Place, *, progress: Progress) -> Manifest: ...
 
 
-SPEECH: Mapping[str, Recipe] = {"asterisk": asterisk.prepare, "mini_librispeech": librispeech.prepare}
+SPEECH: Mapping[str, Recipe] = {
+    "an4": an4.prepare,
+    "asterisk": asterisk.prepare,
+    "common_voice": common_voice.prepare,
+    "librispeech": librispeech.prepare,
+    "ljspeech": ljspeech.prepare,
+    "mini_librispeech": librispeech.prepare_mini,
+    "speechocean762": speechocean762.prepare,
+    "timit": timit.prepare,
+    "yesno": yesno.prepare,
+}
 TEXT: Mapping[str, Callable[..., int]] = {"fortunes": text.prepare}
 
 
@@ -72,17 +84,15 @@ def split(whole: Manifest) -> tuple[Manifest, str]:
     return assign_splits(whole, SHARES, by=_same_words), "by text"
 
 
-def read_corpus(
-    name_or_path: str, *, cache: Path | None = None, base_url: str | None = None, progress: Progress = no_progress
-) -> Manifest:
-    """A named corpus, or a path: Kaldi data folder, folder of audio with .txt, .tsv, .jsonl. Raises UserError for unknown names."""
+def kind_of(name_or_path: str, kind: str | None = None) -> str | None:
+    """The kind of data that a name or path is read as; None for a corpus that is known by name. Raises UserError where it is neither."""
+    if kind is not None:
+        return kind
     if name_or_path in SPEECH:
-        return SPEECH[name_or_path](cache or default_cache(), base_url=base_url, progress=progress)
+        return None
     path = Path(name_or_path).expanduser()
-    if is_kaldi_folder(path):
-        return read_kaldi(path, progress=progress)
     if path.exists():
-        return read_any(path, progress=progress)
+        return guess_kind(path)
     if name_or_path in TEXT:
         raise UserError(f"corpus '{name_or_path}' is text without sound. It serves language models, not a manifest.")
     near = difflib.get_close_matches(name_or_path, SPEECH, n=1, cutoff=0.5)
@@ -90,21 +100,51 @@ def read_corpus(
     raise UserError(f"a corpus must be a known name or a path, but '{name_or_path}' is neither. {hint}")
 
 
+def read_corpus(
+    name_or_path: str,
+    *,
+    kind: str | None = None,
+    place: Place | None = None,
+    audio_to: Path = Path("audio"),
+    progress: Progress = no_progress,
+) -> Manifest:
+    """A named corpus, or data of some kind (see the module); sound that no path names is written below `audio_to`. Raises UserError, HkdError."""
+    place = place or Place()
+    kind = kind_of(name_or_path, kind)
+    if place.parts and not (kind is None and load_card(name_or_path).some_parts):
+        raise UserError(f"--part must go with a corpus that has parts to choose from, but {name_or_path} has none. Leave it out.")
+    if kind is None:
+        return SPEECH[name_or_path](place, progress=progress)
+    path = Path(name_or_path).expanduser()
+    if kind == "lhotse" and place.root is not None and not path.exists():
+        return lhotse.read_recipe(name_or_path, place.root, audio_to=audio_to, progress=progress)
+    if place.root is not None:
+        raise UserError(f"--root must go with the name of a corpus, but {name_or_path} is read as it is. Leave it out.")
+    return read_path(str(path) if path.exists() else name_or_path, kind, audio_to=audio_to, progress=progress)
+
+
 def prepare(
     name_or_path: str,
     folder: Path,
     *,
+    kind: str | None = None,
     cache: Path | None = None,
+    root: Path | None = None,
     base_url: str | None = None,
+    download: bool = False,
+    parts: tuple[str, ...] = (),
     overwrite: bool = False,
     progress: Progress = no_progress,
 ) -> Manifest:
     """Make `folder`/manifest.jsonl from a corpus, with splits, checked against its card. The same call again changes nothing.
 
-    Raises UserError where another manifest is there already, unless `overwrite`.
+    `kind`, `root`, `base_url`, `download` and `parts`: see `read_corpus` and `hkd.corpora.place`. Raises UserError where another manifest
+    is there already, unless `overwrite`.
     """
-    whole, rule = split(read_corpus(name_or_path, cache=cache, base_url=base_url, progress=progress))
-    if name_or_path in SPEECH:
+    place = Place(cache=cache or default_cache(), root=root, base_url=base_url, download=download, parts=parts)
+    read = read_corpus(name_or_path, kind=kind, place=place, audio_to=folder / "audio", progress=progress)
+    whole, rule = split(read)
+    if kind is None and name_or_path in SPEECH:
         check(load_card(name_or_path), whole)
     logger.info("%d utterances, split %s", len(whole), rule)
     path = folder / "manifest.jsonl"

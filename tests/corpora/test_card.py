@@ -1,5 +1,6 @@
 """Cards: every one in the repository is complete; a manifest is held against its card."""
 
+from dataclasses import replace
 from types import MappingProxyType
 
 import pytest
@@ -17,16 +18,19 @@ def test_every_card_says_where_from_under_which_licence_and_whose_checksums() ->
         assert card.kind == ("speech" if card.name in SPEECH else "text")
         assert card.title
         assert card.licence
-        assert card.source.startswith("https://")
-        assert card.archives
+        assert card.source.startswith(("https://", "http://"))
         for archive in card.archives:
-            assert (archive.sha256 is None) != (archive.md5 is None)
-            assert len(archive.sha256 or archive.md5 or "") in (64, 32)
-            assert archive.checksum_source
+            checksums = [checksum for checksum in (archive.sha256, archive.md5) if checksum]
+            assert [len(checksum) for checksum in checksums] in ([64], [32], [])
+            assert bool(archive.checksum_source) == bool(checksums)
             assert card.archive(archive.file) is archive
         if card.kind == "speech":
-            assert card.splits or card.parts
             assert card.split_by
+            figures = [*card.splits.values(), *card.parts.values(), *([card.whole] if card.whole else [])]
+            assert figures or card.language == "any"
+            if card.base_url:
+                assert card.archives
+                assert card.size_gb
 
 
 def corpus(numbers: dict[str, int]) -> list[Utterance]:
@@ -57,3 +61,12 @@ def test_what_differs_is_said() -> None:
 def test_an_unknown_key_is_refused() -> None:
     with pytest.raises(TypeError):
         parse_card({"name": "x", "kind": "speech", "licens": "?"})
+
+
+def test_parts_that_are_not_there_count_where_all_are_wanted() -> None:
+    parts = {"a": Expected(utterances=1), "b": Expected(utterances=1)}
+    one = [Utterance(id="x", text="", extra=MappingProxyType({"part": "a"}))]
+    whole = Card(name="x", kind="speech", title="", language="en", source="", licence="", parts=parts)
+    assert differences(whole, one) == ["part b has 0 utterances instead of 1"]
+    assert differences(replace(whole, some_parts=True), one) == []
+    assert differences(replace(whole, parts={}, whole=Expected(utterances=2)), one) == ["corpus x has 1 utterances instead of 2"]

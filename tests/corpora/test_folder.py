@@ -7,7 +7,8 @@ import pytest
 
 from hkd import manifest
 from hkd.audio import write_wav
-from hkd.corpora.folder import read_any, read_folder, read_tsv
+from hkd.corpora import read_corpus
+from hkd.corpora.folder import read_folder, read_tsv
 from hkd.errors import UserError
 from hkd.manifest import Utterance
 
@@ -28,7 +29,7 @@ def test_audio_with_text_beside_it(tmp_path: Path) -> None:
 
 def test_a_flat_folder_has_no_speakers(tmp_path: Path) -> None:
     sound(tmp_path / "a.flac").with_suffix(".txt").write_text("hi")
-    assert [(u.id, u.speaker) for u in read_any(tmp_path)] == [("a", None)]
+    assert [(u.id, u.speaker) for u in read_corpus(str(tmp_path))] == [("a", None)]
 
 
 def test_what_is_missing_is_counted_and_listed(tmp_path: Path) -> None:
@@ -41,11 +42,11 @@ def test_what_is_missing_is_counted_and_listed(tmp_path: Path) -> None:
     for name in "abcde":
         (tmp_path / f"{name}.txt").write_text("x")
     (tmp_path / "b.wav").write_bytes(b"")
-    with pytest.raises(UserError, match=r"1 of the audio files cannot be used: .*b\.wav.*empty"):
+    with pytest.raises(UserError, match=r"1 of the utterances have audio that cannot be used: .*b\.wav.*empty"):
         read_folder(tmp_path)
     (tmp_path / "b.wav").unlink()
     (tmp_path / "a.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match=r"a\.txt must be UTF-8"):
+    with pytest.raises(UserError, match=r"a\.txt:1: a transcript must be UTF-8, but is UTF-16"):
         read_folder(tmp_path)
 
 
@@ -64,12 +65,12 @@ def test_tsv(tmp_path: Path) -> None:
     [
         ("", ":1: the header"),
         ("a\tb\n1\t2\n", ":1: the header"),
-        ("audio\ttext\n", "empty below its header"),
+        ("audio\ttext\n", "must list utterances, but lists none"),
         ("audio\ttext\nx.wav\n", ":2: a row must have 2"),
         ("audio\ttext\toffset\nx.wav\thi\tsoon\n", ":2: "),
         ("audio\ttext\toffset\nx.wav\thi\tnan\n", ":2: offset"),
         ("audio\ttext\nnone.wav\thi\n", "none.wav"),
-        ("id\taudio\ttext\na\tx.wav\thi\na\tx.wav\thi\n", "stands twice"),
+        ("id\taudio\ttext\na\tx.wav\thi\na\tx.wav\thi\n", "t.tsv:3: id must be unique, but 'a' stands at"),
     ],
 )
 def test_a_broken_table_is_named(tmp_path: Path, content: str, says: str) -> None:
@@ -84,7 +85,14 @@ def test_a_manifest_made_elsewhere(tmp_path: Path) -> None:
     manifest.write(
         tmp_path / "m.jsonl", [Utterance(id="a", text="x", audio_filepath=str(sound(tmp_path / "a.wav")), speaker="s")]
     )
-    assert [(u.duration, u.speaker) for u in read_any(tmp_path / "m.jsonl")] == [(0.2, "s")]
+    assert [(u.duration, u.speaker) for u in read_corpus(str(tmp_path / "m.jsonl"))] == [(0.2, "s")]
     (tmp_path / "m.xml").touch()
     with pytest.raises(UserError, match=r"a folder, a \.tsv or a \.jsonl"):
-        read_any(tmp_path / "m.xml")
+        read_corpus(str(tmp_path / "m.xml"))
+
+
+def test_one_table_for_a_folder_of_audio(tmp_path: Path) -> None:
+    for name in "ab":
+        sound(tmp_path / "wav" / f"{name}.wav")
+    (tmp_path / "all.tsv").write_text("file\ttext\nwav/a.wav\tone\nwav/b.wav\ttwo\n")
+    assert [(u.id, u.text) for u in read_corpus(str(tmp_path))] == [("wav/a", "one"), ("wav/b", "two")]

@@ -40,12 +40,12 @@ def test_segments(tmp_path: Path) -> None:
     ("files", "says"),
     [
         ({"wav_scp": "r1 sox x.wav -t wav - |\nr2 audio/r2.wav\n"}, "1 entries are commands"),
-        ({"text": "r1 A\nr3 B\n"}, "1 utterances have no audio: r3"),
-        ({"text": "r1 A\nr1 B\n"}, "text:2: 'r1' must stand once"),
+        ({"text": "r1 A\nr3 B\n"}, "1 utterances have no audio: line 2: r3"),
+        ({"text": "r1 A\nr1 B\n"}, "text:2: 'r1' must stand once, but stands at line 1 too"),
         ({"wav_scp": "r1 audio/none.wav\nr2 audio/r2.wav\n"}, "none.wav"),
-        ({"segments": "u1 r1 0.1\n", "text": "u1 A\n"}, "RECORDING START END"),
+        ({"segments": "u1 r1 0.1\n", "text": "u1 A\n"}, "segments:1: a segment must be UTTERANCE RECORDING START END"),
         ({"segments": "u1 r9 0 1\n", "text": "u1 A\n"}, "not in wav.scp"),
-        ({"segments": "u1 r1 1 0\n", "text": "u1 A\n"}, "duration"),
+        ({"segments": "u1 r1 1 0\n", "text": "u1 A\n"}, "segments:1: a segment must start"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, files: dict[str, str], says: str) -> None:

@@ -1,0 +1,204 @@
+"""`hkd prepare`, `hkd manifest`: from a corpus, or from other tools' data, to the manifest, and back to other tools."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hkd.cli.common import emit, progress_bar, project, say
+
+manifest_app = typer.Typer(no_args_is_help=True, help="The manifest: check its audio, split it, write it for other tools.")
+
+_Json = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout.")]
+_Overwrite = Annotated[bool, typer.Option(help="Replace what is there and was made of something else.")]
+
+
+def _splits(utterances: Any) -> dict[str, dict[str, float]]:
+    """Per split: utterances, hours, speakers."""
+    found: dict[str, dict[str, Any]] = {}
+    for u in utterances:
+        row = found.setdefault(u.split or "(none)", {"utterances": 0, "hours": 0.0, "speakers": set()})
+        row["utterances"] += 1
+        row["hours"] += (u.duration or 0.0) / 3600
+        row["speakers"].add(u.speaker)
+    return {name: {**row, "hours": round(row["hours"], 4), "speakers": len(row["speakers"])} for name, row in found.items()}
+
+
+def _render_splits(value: dict[str, Any]) -> str:
+    lines = [f"{'split':<10}{'utterances':>12}{'hours':>10}{'speakers':>10}"]
+    for name, row in value["splits"].items():
+        lines.append(f"{name:<10}{row['utterances']:>12}{row['hours']:>10.3f}{row['speakers']:>10}")
+    return "\n".join(lines)
+
+
+def _list_corpora(as_json: bool) -> None:
+    from hkd.corpora import known_corpora
+
+    rows = [{"name": c.name, "kind": c.kind, "title": c.title, "licence": c.licence, "source": c.source} for c in known_corpora()]
+
+    def render(value: list[dict[str, str]]) -> str:
+        return "\n".join(f"{row['name']:<18}{row['kind']:<8}{row['title']} ({row['licence'].split(';')[0]})" for row in value)
+
+    emit(rows, as_json, render)
+
+
+def prepare(
+    corpus: Annotated[
+        str | None, typer.Argument(help="A known corpus (--list), a path, or a name that --from knows.", show_default=False)
+    ] = None,
+    folder: Annotated[Path, typer.Option(help="The project's folder.")] = Path(),
+    from_: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            help="What the path is: folder, kaldi, nemo, lhotse, hf (a path, or NAME[:CONFIG] on the hub), hkd. Default: guessed.",
+        ),
+    ] = None,
+    root: Annotated[Path | None, typer.Option(help="The folder where the known corpus, or its archives, lie already.")] = None,
+    download: Annotated[bool, typer.Option("--download", help="Fetch archives of more than 1 GB too.")] = False,
+    part: Annotated[
+        list[str] | None, typer.Option(help="Only this part of the corpus (train-clean-100, say); may be repeated.")
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option(envvar="HKD_CACHE", help="Where downloads are kept; default ~/.cache/hkd.")
+    ] = None,
+    base_url: Annotated[str | None, typer.Option(help="A mirror that has the corpus' archives.")] = None,
+    list_: Annotated[bool, typer.Option("--list", help="List the known corpora and stop.")] = False,
+    overwrite: _Overwrite = False,
+    json_: _Json = False,
+) -> None:
+    """Set up a project: corpus → manifest.jsonl (with splits) and hkd.toml.
+
+    Text-only corpora become text/NAME.txt, for `hkd lm train --text`. Corpora that are not known by name: their lhotse recipe
+    (`hkd prepare vctk --from lhotse --root DIR`).
+
+    Examples:
+
+        hkd prepare --list
+
+        hkd prepare asterisk && hkd units train && hkd align
+
+        hkd prepare librispeech --part train-clean-100 --part dev-clean --part test-clean --download
+
+        hkd prepare ~/my-recordings --folder my-project
+
+        hkd prepare data/train --from kaldi
+    """
+    from hkd import corpora
+    from hkd.config import PATHS, PROJECT_FILE, to_toml
+    from hkd.corpora.registry import TEXT
+    from hkd.errors import UserError
+    from hkd.files import write_bytes
+
+    if list_:
+        return _list_corpora(json_)
+    if corpus is None:
+        raise UserError("CORPUS must be given, but is missing. `hkd prepare --list` says which are known; a folder does too.")
+    if corpus in TEXT and from_ is None and not Path(corpus).exists():
+        out = folder / "text" / f"{corpus}.txt"
+        with progress_bar(f"prepare {corpus}") as progress:
+            number = corpora.prepare_text(corpus, out, cache=cache, progress=progress)
+        return emit(
+            {"text": str(out), "sentences": number}, json_, lambda value: f"{value['text']}: {value['sentences']} sentences"
+        )
+    kind = corpora.kind_of(corpus, from_)
+    with progress_bar(f"prepare {Path(corpus).name}") as progress:
+        whole = corpora.prepare(
+            corpus, folder, kind=kind, cache=cache, root=root, base_url=base_url, download=download, parts=tuple(part or ()),
+            overwrite=overwrite, progress=progress,
+        )  # fmt: skip
+    settings = folder / PROJECT_FILE
+    if not settings.exists():
+        write_bytes(settings, to_toml({"prepare": {"corpus": corpus}}).encode())
+    emit({"manifest": str(folder / PATHS["manifest"]), "kind": kind, "splits": _splits(whole)}, json_, _render_splits)
+    if kind is not None and from_ is None:
+        say(f"Read as {corpora.KINDS[kind].title} (--from {kind}).")
+    say("Next: hkd units train && hkd align")
+    return None
+
+
+@manifest_app.command()
+def check(
+    manifest: Annotated[Path | None, typer.Argument(help="The manifest; by default the project's.")] = None,
+    json_: _Json = False,
+) -> None:
+    """Read every utterance's audio and list what is missing, empty, truncated, silent or wrongly declared. Exit 1 if anything is.
+
+    Examples:
+
+        hkd manifest check
+
+        hkd manifest check other.jsonl --json
+    """
+    from hkd.audio import check_audio
+    from hkd.manifest import numbered_lines, read
+
+    path = manifest or project().require("manifest", "hkd prepare")
+    whole = read(path)
+    lines = [number for number, _ in numbered_lines(path)]
+    with progress_bar("check") as progress:
+        problems = check_audio(whole, lines=lines, progress=progress)
+    rows = [{"line": p.line, "id": p.id, "reason": p.reason} for p in problems]
+
+    def render(value: dict[str, Any]) -> str:
+        found = [f"{path}:{row['line']}: utterance '{row['id']}': {row['reason']}" for row in value["problems"]]
+        return "\n".join([*found, f"{value['utterances']} utterances, {len(found)} with problems"])
+
+    emit({"utterances": len(whole), "splits": _splits(whole), "problems": rows}, json_, render)
+    if problems:
+        raise typer.Exit(1)
+
+
+@manifest_app.command()
+def split(
+    manifest: Annotated[Path | None, typer.Argument(help="The manifest; by default the project's. Rewritten in place.")] = None,
+    train_share: Annotated[float, typer.Option("--train", help="Share of the groups that become train.")] = 0.8,
+    dev_share: Annotated[float, typer.Option("--dev", help="Share that becomes dev.")] = 0.1,
+    test_share: Annotated[float, typer.Option("--test", help="Share that becomes test.")] = 0.1,
+    by: Annotated[str, typer.Option(help="What stays together: speaker, recording or text.")] = "speaker",
+    json_: _Json = False,
+) -> None:
+    """Set the field `split` by a rule that depends on nothing but the names of speakers, recordings or texts.
+
+    Examples:
+
+        hkd manifest split --by speaker
+
+        hkd manifest split other.jsonl --by text --train 0.9 --dev 0.1 --test 0
+    """
+    from hkd.corpora import GROUPS
+    from hkd.errors import UserError
+    from hkd.manifest import assign_splits, read, write
+
+    path = manifest or project().require("manifest", "hkd prepare")
+    if by not in GROUPS:
+        raise UserError(f"--by must be one of {', '.join(GROUPS)}, but is '{by}' instead.")
+    shares = {"train": train_share, "dev": dev_share, "test": test_share}
+    whole = assign_splits(read(path), {name: share for name, share in shares.items() if share > 0}, by=GROUPS[by])
+    write(path, whole)
+    emit({"manifest": str(path), "splits": _splits(whole)}, json_, _render_splits)
+
+
+@manifest_app.command()
+def export(
+    out: Annotated[Path, typer.Argument(help="The folder to write to.", show_default=False)],
+    to: Annotated[str, typer.Option(help="nemo, lhotse or kaldi.")],
+    manifest: Annotated[Path | None, typer.Option(help="The manifest; by default the project's.")] = None,
+    split: Annotated[str | None, typer.Option(help="Only this split.")] = None,
+    json_: _Json = False,
+) -> None:
+    """Write the manifest for NeMo (JSONL), lhotse (recordings, supervisions, cuts) or Kaldi (data folders), a set of files a split.
+
+    Examples:
+
+        hkd manifest export kaldi-data --to kaldi
+
+        hkd manifest export nemo --to nemo --split train
+    """
+    from hkd import corpora
+    from hkd.manifest import read
+
+    whole = read(manifest or project().require("manifest", "hkd prepare")).split(split)
+    with progress_bar(f"export to {to}") as progress:
+        written = corpora.export(whole, to, out, progress=progress)
+    emit({"utterances": len(whole), "files": [str(path) for path in written]}, json_, lambda value: "\n".join(value["files"]))

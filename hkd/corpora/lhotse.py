@@ -1,0 +1,219 @@
+"""lhotse's manifests: a CutSet, a RecordingSet with its SupervisionSet, a folder of either, or a Shar folder; and lhotse's recipes.
+
+- An utterance is a supervision; its id is the supervision's. Names of files and parts that tell of train, dev or test give the split.
+- One channel of several is written out as FLAC, sound in Shar's tar files as it is. What else hkd does not do to sound is refused, not
+  skipped: speed and other transforms, mixed or padded cuts, commands.
+"""
+
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from hkd import lines
+from hkd.corpora.collect import Found, collect, find_audio
+from hkd.corpora.container import write_channel, write_out
+from hkd.corpora.nemo import split_named
+from hkd.errors import MissingPackageError, UserError
+from hkd.manifest import Manifest, Utterance, parse_json
+from hkd.progress import Progress, no_progress
+
+ENDINGS = (".jsonl.gz", ".jsonl")
+_REMEDY = "Save the cuts' audio first (CutSet.save_audios)."
+_TOLERANCE_S = 1e-3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Where:
+    """Where an item stands (`place` for errors), what its paths are relative to, its split, and where sound is written to."""
+
+    place: str
+    folder: Path
+    split: str | None
+    audio_to: Path
+
+
+def read_lhotse(path: Path, *, audio_to: Path, progress: Progress = no_progress) -> Manifest:
+    """Manifests of one file or folder. Raises UserError with file and line, MissingPackageError without lhotse."""
+    _need_lhotse()
+    if (
+        path.is_dir()
+        and next(path.glob("cuts.*.jsonl*"), None) is not None
+        and next(path.glob("recording.*.tar"), None) is not None
+    ):
+        return collect(_shar(path, audio_to), path, progress=progress)
+    files = sorted(p for p in path.iterdir() if p.name.endswith(ENDINGS)) if path.is_dir() else [path]
+    files = [file for file in files if "cuts" in file.name] or files
+    recordings: dict[str, Any] = {}
+    supervisions: list[tuple[_Where, Any]] = []
+    found: list[Found] = []
+    for file in files:
+        for place, item in _items(file):
+            where = _Where(place=place, folder=file.parent, split=split_named(file.name), audio_to=audio_to)
+            if hasattr(item, "sources"):
+                recordings[item.id] = item
+            elif hasattr(item, "recording_id"):
+                supervisions.append((where, item))
+            else:
+                found += _of_cut(item, where)
+    if path.is_file() and supervisions:
+        recordings = {item.id: item for _, item in _items(_recordings_of(path))}
+    if recordings and not supervisions:
+        raise UserError(f"{path} must hold supervisions too, but holds recordings alone: there is no text.")
+    found += [_of_supervision(supervision, recordings, where) for where, supervision in supervisions]
+    return collect(found, path, progress=progress)
+
+
+def _need_lhotse() -> None:
+    try:
+        import lhotse  # noqa: F401
+    except ImportError:
+        raise MissingPackageError("lhotse", "lhotse", "Reading lhotse's manifests") from None
+
+
+def _recordings_of(path: Path) -> Path:
+    """The file of recordings that belongs to a file of supervisions, by lhotse's names."""
+    file = path.with_name(path.name.replace("supervisions", "recordings"))
+    if file == path or not file.exists():
+        raise UserError(
+            f"{path} holds supervisions, whose recordings must lie beside it in {file.name}, but do not. Give the folder of both."
+        )
+    return file
+
+
+def _items(path: Path) -> Iterator[tuple[str, Any]]:
+    """A manifest's items with their places. Raises UserError with file and line."""
+    from lhotse.serialization import deserialize_item
+
+    for number, line in lines.numbered_lines(path, "a lhotse manifest"):
+        if not line.strip():
+            continue
+        place = f"{path}:{number}"
+        try:
+            yield place, deserialize_item(parse_json(line))
+        except UserError as error:
+            raise UserError(f"{place}: {error}") from None
+        except Exception as error:  # lhotse checks with asserts and by calling constructors: any exception means a broken item
+            raise UserError(
+                f"{place}: must be an item of lhotse's, but is not ({type(error).__name__}: {_first_line(error)})."
+            ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or ["no reason given"])[0].rstrip(".")[:200]
+
+
+def _shar(path: Path, audio_to: Path) -> Iterator[Found]:
+    from lhotse import CutSet
+
+    number = 0
+    cuts = iter(CutSet.from_shar(in_dir=str(path)))
+    while True:
+        number += 1
+        place = f"{path}: cut {number}"
+        try:
+            cut = next(cuts)
+        except StopIteration:
+            return
+        except Exception as error:
+            raise UserError(f"{place}: lhotse cannot read it ({type(error).__name__}: {_first_line(error)}).") from None
+        yield from _of_cut(cut, _Where(place=place, folder=path, split=split_named(path.name), audio_to=audio_to))
+
+
+def _of_supervision(supervision: Any, recordings: dict[str, Any], where: _Where) -> Found:
+    recording = recordings.get(supervision.recording_id)
+    if recording is None:
+        raise UserError(
+            f"{where.place}: supervision '{supervision.id}' is cut from '{supervision.recording_id}', which is no known recording."
+        )
+    return where.place, _utterance(supervision, recording, supervision.start, where, called=recording.id)
+
+
+def _of_cut(cut: Any, where: _Where) -> Iterator[Found]:
+    if getattr(cut, "recording", None) is None:
+        raise UserError(
+            f"{where.place}: cut '{cut.id}' must have one recording, but is a {type(cut).__name__} without. {_REMEDY}"
+        )
+    for supervision in cut.supervisions:
+        if supervision.start < -_TOLERANCE_S or supervision.end > cut.duration + _TOLERANCE_S:
+            raise UserError(
+                f"{where.place}: supervision '{supervision.id}' must lie within its cut, but is {supervision.start:g} to {supervision.end:g} s "
+                f"of {cut.duration:g} s. Trim the cuts to their supervisions first."
+            )
+        yield where.place, _utterance(supervision, cut.recording, cut.start + max(0.0, supervision.start), where, called=cut.id)
+
+
+def _utterance(supervision: Any, recording: Any, start: float, where: _Where, *, called: str) -> Utterance:
+    """A supervision that starts `start` seconds into its recording; sound that is written out is `called` so."""
+    if supervision.text is None:
+        raise UserError(f"{where.place}: supervision '{supervision.id}' must have a text, but has none.")
+    audio = _audio(supervision, recording, where, called)
+    custom = {key: value for key, value in (supervision.custom or {}).items() if isinstance(value, str | int | float | bool)}
+    extra = {**custom, "recording": recording.id, **({"language": supervision.language} if supervision.language else {})}
+    if where.split is not None:
+        extra.setdefault("split", where.split)
+    try:
+        return Utterance(
+            id=str(supervision.id),
+            text=" ".join(str(supervision.text).split()),
+            audio_filepath=audio,
+            offset=float(start),
+            duration=float(supervision.duration),
+            speaker=None if supervision.speaker is None else str(supervision.speaker),
+            extra=MappingProxyType(extra),
+        )
+    except (UserError, TypeError, ValueError) as error:
+        raise UserError(f"{where.place}: {error}") from None
+
+
+def _audio(supervision: Any, recording: Any, where: _Where, called: str) -> str:
+    """The recording's file, or one that is written out. Raises UserError for what hkd does not do to sound."""
+    name = f"{where.place}: recording '{recording.id}'"
+    if len(recording.sources) != 1:
+        raise UserError(f"{name} must be one file, but is {len(recording.sources)}. {_REMEDY}")
+    source = recording.sources[0]
+    if recording.transforms:
+        raise UserError(f"{name} must be as it was recorded, but is to be transformed. {_REMEDY}")
+    if source.type not in ("file", "memory"):
+        raise UserError(f"{name} must be a file, but is a {source.type} ('{str(source.source)[:60]}'). {_REMEDY}")
+    if source.type == "memory":
+        path = str(write_out(source.source, called, where.audio_to, where.place))
+    else:
+        path = find_audio(str(source.source), where.folder)
+    if len(source.channels) > 1 and supervision.channel in source.channels:
+        channel = source.channels.index(supervision.channel)
+        return str(write_channel(Path(path), channel, f"{called}-{channel}", where.audio_to, where.place))
+    return path
+
+
+def recipes() -> list[str]:
+    """The names of lhotse's recipes. Raises MissingPackageError."""
+    _need_lhotse()
+    import lhotse.recipes
+
+    return sorted(name.removeprefix("prepare_") for name in dir(lhotse.recipes) if name.startswith("prepare_"))
+
+
+def read_recipe(name: str, root: Path, *, audio_to: Path, progress: Progress = no_progress) -> Manifest:
+    """The corpus in `root` as lhotse's recipe of that name reads it; its parts become splits. Raises UserError."""
+    _need_lhotse()
+    import lhotse.recipes
+
+    prepare = getattr(lhotse.recipes, f"prepare_{name}")
+    first = next(iter(inspect.signature(prepare).parameters))
+    try:
+        parts = prepare(**{first: str(root)})
+    except Exception as error:  # recipes check with asserts and open files as they go
+        raise UserError(f"lhotse's recipe {name} cannot read {root} ({type(error).__name__}: {_first_line(error)}).") from None
+    if "supervisions" in parts:
+        parts = {"": parts}
+    found: list[Found] = []
+    for part, sets in parts.items():
+        recordings = {recording.id: recording for recording in sets["recordings"]}
+        for number, supervision in enumerate(sets.get("supervisions", ()), 1):
+            place = f"{root}: {part} supervision {number}"
+            where = _Where(place=place, folder=root, split=split_named(part) or part or None, audio_to=audio_to)
+            found.append(_of_supervision(supervision, recordings, where))
+    return collect(found, root, progress=progress)
