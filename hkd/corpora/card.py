@@ -6,7 +6,6 @@ Cards are TOML files, one a corpus (`data_manifests/` in the repository). A chec
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from hkd.errors import HkdError
@@ -74,14 +73,14 @@ def parse_card(table: Mapping[str, Any]) -> Card:
     return Card(**values)
 
 
-def load_card(name: str, folder: Path = CARDS) -> Card:
+def load_card(name: str) -> Card:
     """The card of a known corpus."""
-    return parse_card(tomllib.loads((folder / f"{name}.toml").read_text(encoding="utf-8")))
+    return parse_card(tomllib.loads((CARDS / f"{name}.toml").read_text(encoding="utf-8")))
 
 
-def all_cards(folder: Path = CARDS) -> list[Card]:
+def all_cards() -> list[Card]:
     """All cards, by name."""
-    return [load_card(path.stem, folder) for path in sorted(folder.glob("*.toml"))]
+    return [load_card(path.stem) for path in sorted(CARDS.glob("*.toml"))]
 
 
 def differences(card: Card, utterances: Iterable[Utterance]) -> list[str]:

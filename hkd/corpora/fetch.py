@@ -116,9 +116,9 @@ def download(url: str, path: Path, archive: Archive, *, progress: Progress = no_
     try:
         _fetch(url, part, progress)
     except (urllib.error.URLError, OSError, ValueError) as error:
-        reason = getattr(error, "reason", None) or error
+        reason = f"{error.code} {error.reason}" if isinstance(error, urllib.error.HTTPError) else getattr(error, "reason", error)
         raise HkdError(
-            f"{url} could not be fetched ({reason}). Try again, it goes on where it was; or: {_USE_A_FOLDER}"
+            f"{url} could not be fetched ({reason}). Try again, it goes on where it was; or fetch it yourself and give --root DIR."
         ) from None
     verify(part, archive)
     part.replace(path)

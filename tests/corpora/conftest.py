@@ -1,16 +1,21 @@
-"""A loopback server with range requests, and small archives of the true layout."""
+"""A loopback server with range requests, small archives of the true layout, and cards with their checksums and counts."""
 
 import functools
+import hashlib
 import http.server
 import io
-import tarfile
 import threading
-from collections.abc import Iterator
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+
+from hkd.corpora import card as cards
+from hkd.testing.files import tar_of
+from hkd.toml import to_toml
 
 
 class RangeHandler(http.server.SimpleHTTPRequestHandler):
@@ -46,12 +51,39 @@ def server(tmp_path: Path) -> Iterator[tuple[str, Path, type[RangeHandler]]]:
     folder.mkdir()
     handler = type("Handler", (RangeHandler,), {"asked": [], "limit_bytes": None})
     httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(handler, directory=str(folder)))
-    thread = threading.Thread(target=httpd.serve_forever, daemon=True)
+    thread = threading.Thread(target=httpd.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{httpd.server_address[1]}", folder, handler
     httpd.shutdown()
     httpd.server_close()
     thread.join()
+
+
+@pytest.fixture
+def publish(server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """publish(NAME, {archive: bytes}, parts={...}): the real card of a corpus with the checksums and counts of small archives, and their URL."""
+    url, served, _ = server
+    monkeypatch.setattr(cards, "CARDS", tmp_path / "cards")
+
+    def do(name: str, archives: Mapping[str, bytes], **figures: Mapping[str, object]) -> str:
+        card = tomllib.loads((cards.shipped("data_manifests") / f"{name}.toml").read_text())
+        listed = card.pop("archives", [])
+        assert {row["file"] for row in listed} >= set(archives)
+        for group in ("whole", "splits", "parts"):
+            card.pop(group, None)
+        text = to_toml(card)
+        for row in listed:
+            data = archives.get(row["file"], b"nothing")
+            for algorithm in {"md5", "sha256"} & set(row):
+                row[algorithm] = hashlib.new(algorithm, data).hexdigest()
+            text += "[[archives]]\n" + to_toml(row)
+            if row["file"] in archives:
+                (served / row["file"]).write_bytes(data)
+        (tmp_path / "cards").mkdir(exist_ok=True)
+        (tmp_path / "cards" / f"{name}.toml").write_text(text + to_toml(figures))
+        return url
+
+    return do
 
 
 def librispeech_archive(part: str, speakers: int, *, first: int = 100, chapters: int = 1, utterances: int = 2) -> bytes:
@@ -69,13 +101,7 @@ def librispeech_archive(part: str, speakers: int, *, first: int = 100, chapters:
                 files[f"{home}/{name}-{number:04d}.flac"] = flac.getvalue()
                 lines.append(f"{name}-{number:04d} THE TEXT OF {name} {number}")
             files[f"{home}/{name}.trans.txt"] = ("\n".join(lines) + "\n").encode()
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w:gz") as tar:
-        for path, data in files.items():
-            member = tarfile.TarInfo(path)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-    return out.getvalue()
+    return tar_of(files)
 
 
 @pytest.fixture

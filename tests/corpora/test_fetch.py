@@ -55,7 +55,7 @@ def test_a_part_that_is_whole_already_is_taken(server, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9/x", "no-url", "http://[bad"])
 def test_no_network_is_one_line_with_a_way_out(tmp_path: Path, url: str) -> None:
-    with pytest.raises(HkdError, match="hkd prepare FOLDER") as caught:
+    with pytest.raises(HkdError, match="give --root DIR") as caught:
         fetch.download(url, tmp_path / "x", archive())
     assert "\n" not in str(caught.value)
 
