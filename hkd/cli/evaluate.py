@@ -66,14 +66,16 @@ def evaluate(
 
         hkd evaluate none --decoder beam --lm words.arpa --lm-weight 0.6 --tag fusion
     """
-    from hkd.evaluate.run import EvaluateConfig
+    from hkd.config import merge
     from hkd.evaluate.run import evaluate as evaluate_run
     from hkd.evaluate.table import objectives_table
+    from hkd.pipeline.actions import evaluate_settings
 
     here = project()
     manifest = here.require("manifest", "hkd prepare")
-    search = {"decoder": decoder, "lm_weight": lm_weight, "word_bonus": word_bonus}
-    config = here.section("evaluate", EvaluateConfig, {"device": device, "search": given(search)})
+    own = given({"lm": lm, "device": device})
+    search = given({"decoder": decoder, "lm_weight": lm_weight, "word_bonus": word_bonus})
+    config, lm = evaluate_settings(merge(here.table("evaluate"), {**own, "search": search}), "[evaluate]")
     if tune:
         _tune(run_folders(runs, here.runs), manifest, lm, split, config, as_json)
         return

@@ -74,6 +74,36 @@ def train(
 
 
 @app.command()
+def words(
+    out: Annotated[Path | None, typer.Option(help="The ARPA file; by default words.arpa in the folder of the LMs.")] = None,
+    text: Annotated[
+        list[Path] | None,
+        typer.Option(help="Text, plain or .gz, one sentence a line; by default what lies in text/. May be repeated."),
+    ] = None,
+    order: Annotated[int | None, typer.Option(help="Of the n-gram. [3]")] = None,
+    transcripts: Annotated[bool | None, typer.Option(help="The transcripts of the train split too.")] = None,
+) -> None:
+    """Estimate a word n-gram (Kneser-Ney, ARPA): for beam search, and for the search graph of a hybrid student.
+
+    Examples:
+
+        hkd lm words
+
+        hkd lm words --text corpus.txt.gz --order 4 --out words.arpa
+    """
+    from hkd.labelling.kneser_ney import WORDS, WordNgramConfig, train_word_ngram
+    from hkd.manifest import read
+
+    here = project()
+    config = here.section("words", WordNgramConfig, {"order": order, "transcripts": transcripts})
+    path = out or here.lm / WORDS
+    spoken = read(here.require("manifest", "hkd prepare")).split("train") if config.transcripts else ()
+    with progress_bar("word n-gram") as progress:
+        count = train_word_ngram(text or here.texts, path, config=config, more=(u.text for u in spoken), progress=progress)
+    say(f"{path}: {count:,} sentences.")
+
+
+@app.command()
 def score(
     name: Annotated[str, typer.Argument(help="An LM's name below lm/, or its folder.")],
     json_: Annotated[bool, typer.Option("--json", help="The report as JSON on stdout.")] = False,

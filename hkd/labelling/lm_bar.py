@@ -8,9 +8,6 @@ Shape letters: V inventory.
 """
 
 import logging
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hkd.errors import HkdError
+from hkd.labelling.kneser_ney import estimate
 from hkd.teachers.base import Sentence, Teacher
 from hkd.teachers.unit_lm_senones import SenoneMap
 
@@ -27,32 +24,13 @@ log = logging.getLogger(__name__)
 
 
 def train_ngram(sentences: Iterable[NDArray[Any]], path: Path, *, order: int, work: Path) -> None:
-    """Kneser-Ney by kaldingram (one discount an order, back-off), words = unit ids in decimal. Raises HkdError where it fails."""
+    """A Kneser-Ney n-gram whose words are unit ids in decimal. Raises HkdError where it fails."""
     work.mkdir(parents=True, exist_ok=True)
-    text, arpa = work / "ngram.txt", work / "ngram.arpa.part"
+    text = work / "ngram.txt"
     with text.open("w", encoding="ascii") as file:
         for unit_U in sentences:
             file.write(" ".join(map(str, unit_U.tolist())) + "\n")
-    command = [
-        sys.executable,
-        "-m",
-        "kaldingram.cli",
-        "train",
-        "--ngram-order",
-        str(order),
-        "--text",
-        str(text),
-        "--lm",
-        str(arpa),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONHASHSEED": "0"})
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise HkdError(f"kaldingram failed with exit {done.returncode}: {last}.")
-    text.unlink()
-    with arpa.open("rb") as file:
-        os.fsync(file.fileno())
-    arpa.replace(path)
+    estimate(text, path, order=order)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,6 +13,7 @@ from hkd.config import Project, build
 from hkd.errors import UserError
 from hkd.evaluate.run import EvaluateConfig
 from hkd.labelling.dump import DumpConfig
+from hkd.labelling.kneser_ney import WORDS, WordNgramConfig
 from hkd.labelling.lm import LmConfig
 from hkd.progress import Progress
 from hkd.teachers.options import TeacherOptions
@@ -62,6 +63,15 @@ def dump_settings(table: Settings, where: str) -> DumpSettings:
     return build(DumpSettings, {**{k: v for k, v in table.items() if k in own}, "store": store}, where=where)
 
 
+def evaluate_settings(table: Settings, where: str) -> tuple[EvaluateConfig, str | None]:
+    """An [evaluate] table: how to score, and `lm`, what stands beside the search (`lm/words.arpa` is the pipeline's own)."""
+    rest = dict(table)
+    lm = rest.pop("lm", None)
+    if lm is not None and not isinstance(lm, str):
+        raise UserError(f"{where}: lm must be a path or a name, but is {lm!r} instead.")
+    return build(EvaluateConfig, rest, where=where), lm
+
+
 CHECKS: dict[str, Callable[[Settings, str], Any]] = {
     "prepare": lambda table, where: build(PrepareSettings, table, where=where),
     "units": lambda table, where: build(UnitsConfig, table, where=where),
@@ -69,7 +79,8 @@ CHECKS: dict[str, Callable[[Settings, str], Any]] = {
     "lm": lambda table, where: build(LmConfig, table, where=where),
     "dump": dump_settings,
     "train": lambda table, where: build(TrainConfig, table, where=where),
-    "evaluate": lambda table, where: build(EvaluateConfig, table, where=where),
+    "words": lambda table, where: build(WordNgramConfig, table, where=where),
+    "evaluate": lambda table, where: evaluate_settings(table, where)[0],
     "report": lambda table, where: build(ReportSettings, table, where=where),
 }
 
@@ -139,6 +150,18 @@ def lm(folder: Path, settings: Settings, progress: Progress) -> str:
     return f"perplexity {pair}: the {'n-gram' if report.teacher == 'ngram' else 'neural LM'} is the teacher"
 
 
+def words(folder: Path, settings: Settings, progress: Progress) -> str:
+    """Text → lm/words.arpa."""
+    from hkd.labelling.kneser_ney import train_word_ngram
+    from hkd.manifest import read
+
+    here = Project.load(folder)
+    config = build(WordNgramConfig, settings, where="[words]")
+    spoken = read(here.manifest).split("train") if config.transcripts else ()
+    count = train_word_ngram(here.texts, here.lm / WORDS, config=config, more=(u.text for u in spoken), progress=progress)
+    return f"{config.order}-gram of {count:,} sentences"
+
+
 def dump(folder: Path, settings: Settings, progress: Progress) -> str:
     """Teacher + transcripts → shards/NAME."""
     from hkd.align.alignment import Alignment
@@ -196,7 +219,9 @@ def evaluate(folder: Path, settings: Settings, progress: Progress) -> str:
     here = Project.load(folder)
     name, table = _named(settings)
     split = table.pop("split")
-    config = build(EvaluateConfig, table, where="[evaluate]")
+    config, lm = evaluate_settings(table, "[evaluate]")
+    if lm is not None and (here.folder / lm).exists():
+        lm = str(here.folder / lm)
     report = evaluate_run(
         here.runs / name,
         manifest=here.manifest,
@@ -204,6 +229,7 @@ def evaluate(folder: Path, settings: Settings, progress: Progress) -> str:
         alignment=here.alignment,
         labels=here.labels,
         units=here.units,
+        lm=lm,
         config=config,
         progress=progress,
     )

@@ -2,10 +2,12 @@
 
     title, jobs               what it is called; how many stages run side by side
     [prepare] [units] [align] corpus → manifest → inventories → alignment
+    [words]                   a word n-gram for search, lm/words.arpa (settings of `hkd lm words`)
     [lm.NAME]                 a unit LM (settings of `hkd lm train`)
     [dump.NAME]               a label store (settings of `hkd teacher-dump`): lm = "lm/NAME" waits for that LM
     [train]                   what all runs share
-    [runs.NAME]               a run: what differs from [train]; evaluated on [evaluate].split
+    [runs.NAME]               a run: what differs from [train]
+    [evaluate]                how all runs are scored on [report].split; lm = "lm/words.arpa" beside a hybrid student
     [report]                  the page
 
 Every table is checked against its component's config before anything starts.
@@ -20,12 +22,14 @@ from hkd.config import PROJECT_FILE, merge, read_toml, to_table, to_toml
 from hkd.errors import UserError
 from hkd.evaluate.result import result_paths
 from hkd.files import write_bytes
+from hkd.labelling.kneser_ney import WORDS
 from hkd.pipeline import actions
 from hkd.pipeline.actions import CHECKS
 from hkd.pipeline.runner import Stage
 
-SINGLE = ("prepare", "units", "align", "train", "evaluate", "report")
+SINGLE = ("prepare", "units", "align", "words", "train", "evaluate", "report")
 SEVERAL = ("lm", "dump", "runs")
+OWN_WORDS = f"lm/{WORDS}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,6 +96,8 @@ def stages_of(recipe: Recipe) -> dict[str, Stage]:
     add("prepare", actions.prepare, recipe.table("prepare"), ["manifest.jsonl", *([f"text/{text}.txt"] if text else [])], [])
     add("units", actions.units, recipe.table("units"), ["units"], ["prepare"])
     add("align", actions.align, recipe.table("align"), ["alignment.arrow"], ["prepare"])
+    if "words" in recipe.tables:
+        add("words", actions.words, recipe.table("words"), [OWN_WORDS], ["prepare"])
     for name, table in recipe.table("lm").items():
         add(f"lm-{name}", actions.lm, {"name": name, **table}, [f"lm/{name}"], ["units", "align"])
     stores = {name: actions.dump_settings(table, f"[dump.{name}]") for name, table in recipe.table("dump").items()}
@@ -109,10 +115,19 @@ def stages_of(recipe: Recipe) -> dict[str, Stage]:
         add(
             f"train-{name}", actions.train, settings, [f"runs/{name}"], ["units", "align", *(f"dump-{store}" for store in wanted)]
         )
+    lm = recipe.table("evaluate").get("lm")
+    if lm == OWN_WORDS and "words" not in recipe.tables:
+        raise UserError(f"[evaluate]: lm is {OWN_WORDS}, which the table [words] makes, but there is none.")
     for name in runs:
         settings = {"name": name, "split": split, **recipe.table("evaluate")}
         outputs = [f"runs/{name}/{path.name}" for path in result_paths(Path(), split)]
-        add(f"evaluate-{name}", actions.evaluate, settings, outputs, [f"train-{name}", *(f"dump-{store}" for store in stores)])
+        add(
+            f"evaluate-{name}",
+            actions.evaluate,
+            settings,
+            outputs,
+            [f"train-{name}", *(f"dump-{store}" for store in stores), *(["words"] if lm == OWN_WORDS else [])],
+        )
     settings = {"runs": list(runs), "title": recipe.title, **recipe.table("report")}
     add("report", actions.report, settings, ["report.html", "report.md", "report.txt"], [f"evaluate-{name}" for name in runs])
     return stages

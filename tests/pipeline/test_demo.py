@@ -99,6 +99,39 @@ def test_the_demo_runs_to_its_page_and_a_second_time_does_nothing(corpus: Path, 
     assert again["ran"] == []
 
 
+HYBRID = """
+title = "a hybrid student"
+[words]
+transcripts = true
+[dump.monophone]
+lm = "phone-trigram"
+unit = "monophone"
+[train]
+main = "senone"
+batch_seconds = 8.0
+encoder = {d_model = 16, num_layers = 3, num_heads = 2}
+loop = {max_steps = 2, save_every = 2, log_every = 1}
+[evaluate]
+lm = "lm/words.arpa"
+[runs.auxiliary]
+objective = "auxiliary"
+[report]
+baseline = "auxiliary"
+"""
+
+
+def test_a_hybrid_student_is_searched_with_the_pipelines_own_words(corpus: Path, tmp_path: Path):
+    (tmp_path / "pipeline.toml").write_text(HYBRID)
+    work = tmp_path / "work"
+    words = [sys.executable, "-m", "hkd", "run", str(tmp_path), "--work", str(work), "--set", f'prepare.corpus="{corpus}"']
+    done = subprocess.run([*words, "--set", "units.vocab_size=60"], capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((work / "runs" / "auxiliary" / "eval-test.json").read_text())
+    assert result["decoder"] | {"name": "graph", "lm": "words.arpa"} == result["decoder"]
+    with pytest.raises(UserError, match="table \\[words\\]"):
+        stages_of(load_recipe(shipped("pipelines") / "demo", parse_overrides(["evaluate.lm=lm/words.arpa"])))
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 def test_killed_at_random_moments_it_ends_the_same(corpus: Path, tmp_path: Path):

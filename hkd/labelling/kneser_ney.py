@@ -1,0 +1,81 @@
+"""Kneser-Ney n-grams (one discount an order, back-off) by kaldingram, in a process of its own."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hkd.errors import HkdError, UserError
+from hkd.labelling.lm_data import read_lines
+from hkd.progress import Progress, no_progress
+from hkd.units.text import normalised_lines
+
+WORDS = "words.arpa"  # its name in the folder of the LMs
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WordNgramConfig:
+    """A word n-gram: `min_counts` cuts n-grams of order 2, 3 ... that are seen less often."""
+
+    order: int = 3
+    transcripts: bool = False  # those of the train split too
+    min_counts: tuple[int, ...] = (1, 2)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.order <= 5:
+            raise UserError(f"words.order must be 1 to 5, but is {self.order} instead.")
+        if any(count < 0 for count in self.min_counts) or len(self.min_counts) > 4:
+            raise UserError(f"words.min_counts must be at most four numbers from 0 up, but are {list(self.min_counts)} instead.")
+
+
+def train_word_ngram(
+    texts: Sequence[Path], out: Path, *, config: WordNgramConfig, more: Iterable[str] = (), progress: Progress = no_progress
+) -> int:
+    """Texts (plain or .gz, a sentence a line) and `more` sentences, normalised → an ARPA file; returns the sentences read.
+
+    Streams. Raises UserError where there is no text, HkdError where estimation fails.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    work = out.with_name(f".{out.name}.txt")
+    count = 0
+    with work.open("w", encoding="utf-8") as file:
+        for lines in (read_lines(texts, progress=progress), more):
+            for line in normalised_lines(lines):
+                file.write(line + "\n")
+                count += 1
+    if not count:
+        work.unlink()
+        raise UserError(
+            "a word n-gram needs text, but there is none. Put a file with a sentence a line into text/, or name it: --text."
+        )
+    estimate(work, out, order=config.order, min_counts=config.min_counts)
+    return count
+
+
+def estimate(text: Path, arpa: Path, *, order: int, min_counts: Sequence[int] = ()) -> None:
+    """A text of symbols with spaces between → an ARPA file, written atomically; the text is removed. Raises HkdError where it fails."""
+    part = arpa.with_name(f".{arpa.name}.part")
+    command = [
+        sys.executable,
+        "-m",
+        "kaldingram.cli",
+        "train",
+        "--ngram-order",
+        str(order),
+        "--text",
+        str(text),
+        "--lm",
+        str(part),
+    ]
+    for number, least in enumerate(min_counts[: order - 1], 2):
+        command += [f"--gt{number}min", str(least)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONHASHSEED": "0"})
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise HkdError(f"kaldingram failed with exit {done.returncode}: {last}.")
+    text.unlink()
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
+    part.replace(arpa)
