@@ -10,6 +10,7 @@
 import logging
 import os
 import signal
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -45,7 +46,8 @@ def ray_dump(
     ray = _ray()
     if workers < 0:
         raise UserError(f"workers must not be negative, but is {workers} instead.")
-    with _cluster(ray, address or os.environ.get("RAY_ADDRESS") or LOCAL):
+    # Ray prints an account of every death to stdout, where results go
+    with redirect_stdout(cast(TextIO, _ToLog())), _cluster(ray, address or os.environ.get("RAY_ADDRESS") or LOCAL):
         crew = _Crew(ray, job, share_of(ray.nodes(), job.device, workers), overwrite=overwrite)
         try:
             return crew.run(progress)
@@ -77,20 +79,16 @@ def _cluster(ray: Any, address: str) -> Iterator[None]:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         options |= {"include_dashboard": False, "num_cpus": cores, "object_store_memory": OBJECT_STORE_BYTES}
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    # Ray's account of every death goes to stdout, where results go
-    with redirect_stdout(cast(TextIO, _ToLog())):
-        try:
-            ray.init(address=address, **options)
-        except (ConnectionError, ValueError, RuntimeError, OSError) as error:
-            raise HkdError(
-                f"a Ray cluster must run at '{address}', but: {_line(error)} Start one with `ray start --head`."
-            ) from None
-        try:
-            if on_sigterm is not None:
-                signal.signal(signal.SIGTERM, on_sigterm)  # Ray takes it
-            yield
-        finally:
-            ray.shutdown()
+    try:
+        ray.init(address=address, **options)
+    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+        raise HkdError(f"a Ray cluster must run at '{address}', but: {_line(error)} Start one with `ray start --head`.") from None
+    try:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)  # which Ray took
+        yield
+    finally:
+        ray.shutdown()
 
 
 class _ToLog:
