@@ -5,6 +5,7 @@ a Zstandard frame of its bytes (or, with compression none, the bytes).
 """
 
 import json
+import threading
 from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,9 +17,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import zstandard
+from numpy.typing import NDArray
 
 from hkd.labels.backend import META_KEY, DamagedShardError, Utterances, block_cuts, check_meta, check_size, shard_meta
 from hkd.labels.codec import Planes, layout
+from hkd.labels.memory import Allocate
 from hkd.labels.schema import StoreSpec
 
 AHEAD = 2  # blocks that wait for the compressing thread
@@ -26,6 +29,12 @@ AHEAD = 2  # blocks that wait for the compressing thread
 ZSTD_PARAMETERS = zstandard.ZstdCompressionParameters(
     window_log=18, chain_log=6, hash_log=6, search_log=1, min_match=7, target_length=0, strategy=zstandard.STRATEGY_FAST
 )
+HASTY_PARAMETERS = zstandard.ZstdCompressionParameters.from_level(  # literals as they are
+    1, window_log=18, chain_log=6, hash_log=6, search_log=1, min_match=7, target_length=64, strategy=zstandard.STRATEGY_FAST
+)
+NOISE_SAMPLE, NOISE_BITS = 4096, 7.8  # zstd, too, gives up above 7.9 bits a byte, but has tried by then
+BLOCK_OVERHEAD = 1 << 16  # bytes that a block needs beside its planes and utterances, at most
+_of_thread = threading.local()
 
 
 def _schema(spec: StoreSpec, shard: int) -> pa.Schema:
@@ -39,11 +48,35 @@ def _schema(spec: StoreSpec, shard: int) -> pa.Schema:
     return pa.schema(fields, metadata={META_KEY: json.dumps(shard_meta(spec, shard))})
 
 
-def _pack(spec: StoreSpec, planes: Planes) -> list[bytes]:
+def _pack(spec: StoreSpec, planes: Planes) -> list[Any]:
+    whole = [np.ascontiguousarray(plane) for plane in planes.values()]
     if spec.compression == "none":
-        return [np.ascontiguousarray(plane).tobytes() for plane in planes.values()]
-    compressor = zstandard.ZstdCompressor(compression_params=ZSTD_PARAMETERS)
-    return [compressor.compress(np.ascontiguousarray(plane).data) for plane in planes.values()]
+        return whole
+    usual, hasty = (zstandard.ZstdCompressor(compression_params=p) for p in (ZSTD_PARAMETERS, HASTY_PARAMETERS))
+    return [(hasty if _is_noise(plane) else usual).compress(plane.data) for plane in whole]
+
+
+def _is_noise(plane: NDArray[np.uint8]) -> bool:
+    """Whether bytes look evenly distributed, as the low bytes of unit ids do."""
+    if plane.size < 2 * NOISE_SAMPLE:
+        return False
+    sample = plane.reshape(-1)[:: (plane.size // NOISE_SAMPLE) | 1]  # odd: not one rank alone
+    share = np.bincount(sample, minlength=256) / len(sample)
+    share = share[share > 0]
+    return float(-(share * np.log2(share)).sum()) > NOISE_BITS
+
+
+def _largest_size(spec: StoreSpec, utterances: Utterances) -> int:
+    """Bytes that a shard cannot exceed."""
+    n, b = int(utterances.length_B.sum()), len(utterances.length_B)
+    planes, names = sum(plane.num_bytes(n) for plane in layout(spec).values()), int(utterances.id_array.nbytes)
+    return planes + planes // 64 + names + 32 * b + (n // spec.block_positions + 2) * BLOCK_OVERHEAD
+
+
+def _one_value(data: Any) -> Any:
+    """A binary array of one value that lies where it lies."""
+    buffer = pa.py_buffer(data)
+    return pa.Array.from_buffers(pa.large_binary(), 1, [None, pa.py_buffer(np.array([0, buffer.size])), buffer])
 
 
 class ArrowBackend:
@@ -55,21 +88,21 @@ class ArrowBackend:
         """A whole shard's bytes; the same content gives the same bytes. Compresses in a thread while the next block is made."""
         schema = _schema(spec, shard)
         cuts = block_cuts(utterances.length_B, spec.block_positions)
-        ids = utterances.ids
-        sink = pa.BufferOutputStream()
+        memory = pa.py_buffer(np.empty(_largest_size(spec, utterances), np.uint8))
+        sink = pa.FixedSizeBufferWriter(memory)
         with pa.ipc.new_file(sink, schema) as writer, ThreadPoolExecutor(1) as pool:
             pending: deque[tuple[int, int, Future[list[bytes]]]] = deque()
 
             def finish() -> None:
                 a, b, packed = pending.popleft()
-                columns: list[Any] = [
-                    ids[a:b],
-                    utterances.length_B[a:b].tolist(),
-                    utterances.unit_digest_B8[a:b].tobytes(),
-                    utterances.text_digest_B8[a:b].tobytes(),
-                    *packed.result(),
+                ends = pa.array([0, b - a], pa.int32())
+                arrays: list[Any] = [
+                    pa.ListArray.from_arrays(ends, utterances.id_array[a:b]),
+                    pa.ListArray.from_arrays(ends, pa.array(utterances.length_B[a:b], pa.int32())),
+                    pa.array([utterances.unit_digest_B8[a:b].tobytes()], pa.binary()),
+                    pa.array([utterances.text_digest_B8[a:b].tobytes()], pa.binary()),
+                    *(_one_value(data) for data in packed.result()),
                 ]
-                arrays = [pa.array([column], field.type) for column, field in zip(columns, schema, strict=True)]
                 writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
 
             for (a, b), planes in zip(pairwise(cuts), blocks, strict=True):
@@ -78,7 +111,9 @@ class ArrowBackend:
                     finish()
             while pending:
                 finish()
-        return memoryview(sink.getvalue())
+            writer.close()
+            size = sink.tell()
+        return memoryview(memory)[:size]
 
     def open(self, path: Path, spec: StoreSpec, shard: int) -> "ArrowShard":
         """Memory-map a shard. Raises DamagedShardError where it is none of this store."""
@@ -130,28 +165,49 @@ class ArrowShard:
             text_digest_B8=text,
         )
 
-    def planes(self, block: int) -> Planes:
-        """The planes of a block. Raises DamagedShardError."""
+    def planes(self, block: int, allocate: Allocate = np.empty) -> Planes:
+        """The planes of a block, in memory that `allocate` gives (or in the mapped file). Raises DamagedShardError."""
         n = int(self.utterances.length_B[self.cuts[block] : self.cuts[block + 1]].sum())
-        decompressor = zstandard.ZstdDecompressor()
         planes: Planes = {}
         for name, plane in layout(self._spec).items():
-            stored = self._batches[block].column(name)[0].as_buffer()
-            expected = plane.num_bytes(n)
-            data: Any = stored
+            stored = _only_value(self._batches[block].column(name))
             if self._spec.compression == "zstd":
-                try:
-                    claimed = zstandard.frame_content_size(stored)
-                    if claimed != expected:
-                        raise DamagedShardError(self._path, f"plane {name} must have {expected} bytes, but claims {claimed}")
-                    check_size(self._path, expected, stored.size)
-                    data = decompressor.decompress(stored) if expected else b""
-                except (zstandard.ZstdError, MemoryError) as error:
-                    raise DamagedShardError(self._path, _reason(error)) from None
-            if len(data) != expected:
-                raise DamagedShardError(self._path, f"plane {name} must have {expected} bytes, but has {len(data)}")
-            planes[name] = np.frombuffer(data, plane.dtype).reshape(plane.shape(n))
+                planes[name] = self._unpacked(name, stored, plane.num_bytes(n), allocate).reshape(plane.shape(n))
+            elif stored.size != plane.num_bytes(n):
+                raise DamagedShardError(self._path, f"plane {name} must have {plane.num_bytes(n)} bytes, but has {stored.size}")
+            else:
+                planes[name] = np.frombuffer(stored, plane.dtype).reshape(plane.shape(n))
         return planes
+
+    def _unpacked(self, name: str, stored: pa.Buffer, expected: int, allocate: Allocate) -> NDArray[np.uint8]:
+        try:
+            claimed = zstandard.frame_content_size(stored)
+            if claimed != expected:
+                raise DamagedShardError(self._path, f"plane {name} must have {expected} bytes, but claims {claimed}")
+            check_size(self._path, expected, stored.size)
+            data: NDArray[np.uint8] = allocate((expected,), np.uint8)
+            with _decompressor().stream_reader(stored) as stream:
+                found = stream.readinto(data) if expected else 0
+        except (zstandard.ZstdError, MemoryError) as error:
+            raise DamagedShardError(self._path, _reason(error)) from None
+        if found != expected:
+            raise DamagedShardError(self._path, f"plane {name} must have {expected} bytes, but has {found}")
+        return data
+
+
+def _only_value(array: Any) -> pa.Buffer:
+    """The bytes of a binary array's one value, where they lie (a pyarrow scalar copies them)."""
+    _, ends, data = array.buffers()
+    start, stop = np.frombuffer(ends, np.int64)[array.offset : array.offset + 2].tolist()
+    return data.slice(start, stop - start)
+
+
+def _decompressor() -> zstandard.ZstdDecompressor:
+    """This thread's."""
+    if not hasattr(_of_thread, "decompressor"):
+        _of_thread.decompressor = zstandard.ZstdDecompressor()
+    decompressor: zstandard.ZstdDecompressor = _of_thread.decompressor
+    return decompressor
 
 
 def _reason(error: BaseException) -> str:

@@ -13,21 +13,30 @@
 Shape letters: N positions of a block, R rows of a plane, K kept ids, J temperatures, V units.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from hkd.errors import HkdError
+from hkd.labels.memory import Allocate
 from hkd.labels.schema import StoreSpec
+from hkd.labels.wide import (
+    GRID_INF,
+    convert,
+    from_code,
+    join_bytes,
+    join_codes,
+    minus_f16,
+    split_codes,
+    split_numbers,
+    to_f16,
+)
 from hkd.topk import TopK
 
 Planes = dict[str, NDArray[Any]]
-U16_INF_GRID = 65535
-TORCH_GRAIN = 32_000  # torch works with one thread below 32,768 elements
 POSITIVE_TOLERANCE = 1e-3  # float32 log-softmax may come out a little above 0
 
 
@@ -78,61 +87,6 @@ def _check_logp(name: str, logp: NDArray[np.float32]) -> NDArray[np.float32]:
     return logp if largest <= 0 else np.minimum(logp, np.float32(0))
 
 
-def _convert(value: NDArray[Any], dtype: type[np.generic], out: NDArray[Any] | None = None) -> NDArray[Any]:
-    """float32 ⇄ float16 through torch, whose conversion is vectorised (NumPy's is not); in pieces too small for its threads."""
-    source = np.array(value, order="C", copy=None if value.flags.writeable else True).reshape(-1)
-    result = np.empty(value.shape, dtype) if out is None else out
-    flat = result.reshape(-1)
-    for start in range(0, len(source), TORCH_GRAIN):
-        piece = slice(start, start + TORCH_GRAIN)
-        torch.from_numpy(flat[piece]).copy_(torch.from_numpy(source[piece]))
-    return result
-
-
-def _to_f16(value: NDArray[np.float32]) -> NDArray[np.float16]:
-    """float32 → float16, rounded half to even; finite values stay finite, −0 becomes 0."""
-    half: NDArray[np.float16] = _convert(value, np.float16)
-    bits = half.view(np.uint16)
-    bits[bits == 0x8000] = 0
-    too_large = np.isinf(half)
-    if too_large.any():
-        half[too_large] = np.where(np.isinf(value[too_large]), value[too_large], np.copysign(65504, value[too_large]))
-    return half
-
-
-def _from_f16(value: NDArray[np.float16]) -> NDArray[np.float32]:
-    """float16 → float32."""
-    return _convert(value, np.float32)
-
-
-def to_code(spec: StoreSpec, logp: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """log-probabilities → 16-bit codes, same shape."""
-    if spec.codec == "f16":
-        return _to_f16(logp).view(np.uint16) & np.uint16(0x7FFF)
-    lowest = np.float32(-65534 * spec.step)
-    beyond = bool(logp.size) and bool(logp.min() < lowest)
-    if beyond:
-        logp = np.where(np.isinf(logp), logp, np.maximum(logp, lowest))
-    scaled = logp * np.float32(-1 / spec.step)
-    np.rint(scaled, out=scaled)
-    if beyond:
-        scaled[np.isinf(scaled)] = U16_INF_GRID
-    return scaled.astype(np.uint16)
-
-
-def from_code(spec: StoreSpec, code: NDArray[np.uint16]) -> NDArray[np.float32]:
-    """16-bit codes → log-probabilities, same shape."""
-    if spec.codec == "f16":
-        logp = _from_f16(code.view(np.float16))
-        np.subtract(np.float32(0), logp, out=logp)
-        return logp
-    logp = np.multiply(code, np.float32(-spec.step), dtype=np.float32)
-    logp += np.float32(0)  # −0 → 0
-    if code.size and int(code.max()) == U16_INF_GRID:
-        logp[code == U16_INF_GRID] = -np.inf
-    return logp
-
-
 def _bytes_of(value_RN: NDArray[Any]) -> NDArray[np.uint8]:
     """(R, N) of b-byte numbers → (b · R, N) bytes, low byte first."""
     value_RN = np.ascontiguousarray(value_RN)
@@ -145,21 +99,11 @@ def _bytes_of(value_RN: NDArray[Any]) -> NDArray[np.uint8]:
 def _from_bytes(plane: NDArray[np.uint8], dtype: str) -> NDArray[Any]:
     """The inverse of `_bytes_of`."""
     size = np.dtype(dtype).itemsize
-    rows, n = plane.shape[0] // size, plane.shape[1]
-    parts = plane.reshape(size, rows, n).transpose(1, 2, 0)
-    return np.ascontiguousarray(parts).view(np.dtype(dtype)).reshape(rows, n)
-
-
-def _split(name: str, value: NDArray[Any], size: int) -> Planes:
-    """Whole numbers → their `size` lowest bytes, a plane each."""
-    return {f"{name}.{byte}": (value >> (8 * byte)).astype(np.uint8) for byte in range(size)}
-
-
-def _join_bytes(low: NDArray[np.uint8], high: NDArray[np.uint8]) -> NDArray[np.uint16]:
-    joined = high.astype(np.uint16)
-    joined <<= 8
-    joined |= low
-    return joined
+    bits_RN = np.zeros((plane.shape[0] // size, plane.shape[1]), f"<u{size}")
+    for byte, plane_RN in enumerate(plane.reshape(size, *bits_RN.shape)):
+        if plane_RN.any():
+            bits_RN |= np.left_shift(plane_RN, 8 * byte, dtype=bits_RN.dtype)
+    return bits_RN.view(dtype)
 
 
 def _word_steps(word_N: NDArray[np.int32], offset_B1: NDArray[np.int64]) -> NDArray[np.uint32]:
@@ -180,9 +124,54 @@ def _words(step_N: NDArray[np.uint32], offset_B1: NDArray[np.int64]) -> NDArray[
     return word_N
 
 
-def encode(spec: StoreSpec, topk: TopK, word_N: NDArray[np.int32], offset_B1: NDArray[np.int64]) -> Planes:
-    """The rows of whole utterances → planes. Raises HkdError for rows that the store cannot hold."""
-    n, v = len(topk), len(spec.inventory)
+def encode(
+    spec: StoreSpec,
+    topk: TopK,
+    word_N: NDArray[np.int32],
+    offset_B1: NDArray[np.int64],
+    allocate: Allocate = np.empty,
+    scratch: Allocate = np.empty,
+) -> Planes:
+    """The rows of whole utterances → planes, in memory that `allocate` gives. Raises HkdError for rows that the store cannot hold."""
+    _check_rows(spec, topk)
+    logp_NK, gold_logp_N = _check_logp("logp", topk.logp_NK), _check_logp("gold_logp", topk.gold_logp_N)
+    tail_N, tail_NJ = _check_logp("tail", topk.tail_N), _check_logp("tail_t", topk.tail_NJ)
+    if spec.compression == "none":
+        planes: Planes = {"unit": topk.ids_NK, "logp": to_f16(logp_NK, allocate(logp_NK.shape, np.float16))}
+        planes |= {"tail": to_f16(tail_N)[:, None], "gold": topk.gold_N[:, None], "gold_logp": to_f16(gold_logp_N)[:, None]}
+        planes["word"] = word_N[:, None]
+        if spec.temperatures:
+            planes |= {"lse_t": topk.lse_NJ, "tail_t": to_f16(tail_NJ)}
+        if topk.count_NK is not None:
+            planes["count"] = topk.count_NK
+        return {name: np.ascontiguousarray(planes[name], p.dtype) for name, p in layout(spec).items()}
+    row = np.arange(len(topk))
+    hit_NK = np.equal(topk.ids_NK, topk.gold_N[:, None], out=scratch(logp_NK.shape, np.bool_))
+    rank_N = hit_NK.argmax(1)
+    found_N = hit_NK[row, rank_N] & (logp_NK[row, rank_N] == gold_logp_N)
+    rank_N = np.where(found_N, rank_N + 1, 0).astype(np.uint32)
+    outside_N = rank_N == 0
+    gold_bits = to_f16(gold_logp_N).view(np.uint16)
+    planes = {
+        "tail": _bytes_of(to_f16(tail_N).view(np.uint16)[None]),
+        "gold_rank": _bytes_of(rank_N[None]),
+        "gold": _bytes_of(np.where(outside_N, topk.gold_N + 1, 0).astype(np.uint32)[None]),
+        "gold_logp": _bytes_of(np.where(outside_N, gold_bits, np.uint16(0))[None]),
+        "word": _bytes_of(_word_steps(word_N, offset_B1)[None]),
+    }
+    planes |= split_numbers("unit", topk.ids_NK, spec.id_bytes, allocate, scratch)
+    planes |= split_codes(spec, logp_NK, allocate, scratch)
+    if topk.count_NK is not None:
+        planes |= split_numbers("count", topk.count_NK.T, 2)
+    if spec.temperatures:
+        planes["lse_t"] = _bytes_of(topk.lse_NJ.T.astype("<f4"))
+        planes["tail_t"] = _bytes_of(to_f16(tail_NJ.T))
+    return {name: planes[name] for name in layout(spec)}
+
+
+def _check_rows(spec: StoreSpec, topk: TopK) -> None:
+    """Raises HkdError where rows are not of the store's shape or hold other units than its inventory's."""
+    v = len(spec.inventory)
     if (
         topk.k != spec.width
         or topk.lse_NJ.shape[1] != len(spec.temperatures)
@@ -192,146 +181,128 @@ def encode(spec: StoreSpec, topk: TopK, word_N: NDArray[np.int32], offset_B1: ND
             f"a row of this store must have k = {spec.width}, {len(spec.temperatures)} temperatures and the selection {spec.selection}, "
             f"but has k = {topk.k}, {topk.lse_NJ.shape[1]} temperatures and {'no counts' if topk.count_NK is None else 'counts'} instead."
         )
-    ids = topk.ids_NK
-    if n and not (
-        int(ids.min(initial=0)) >= 0
-        and int(ids.max(initial=0)) < v
-        and int(topk.gold_N.min()) >= -1
-        and int(topk.gold_N.max()) < v
-    ):
+    ids, gold = topk.ids_NK, topk.gold_N
+    if len(topk) and not (int(ids.view(f"u{ids.itemsize}").max(initial=0)) < v and int(gold.min()) >= -1 and int(gold.max()) < v):
         raise HkdError(f"unit ids must lie in an inventory of {v} units, but some do not. Check the teacher's inventory.")
-    logp_NK, gold_logp_N = _check_logp("logp", topk.logp_NK), _check_logp("gold_logp", topk.gold_logp_N)
-    tail_N, tail_NJ = _check_logp("tail", topk.tail_N), _check_logp("tail_t", topk.tail_NJ)
-    if spec.compression == "none":
-        planes: Planes = {"unit": ids, "logp": _to_f16(logp_NK), "tail": _to_f16(tail_N)[:, None], "gold": topk.gold_N[:, None]}
-        planes |= {"gold_logp": _to_f16(gold_logp_N)[:, None], "word": word_N[:, None]}
-        if spec.temperatures:
-            planes |= {"lse_t": topk.lse_NJ, "tail_t": _to_f16(tail_NJ)}
-        if topk.count_NK is not None:
-            planes["count"] = topk.count_NK
-        return {name: np.ascontiguousarray(planes[name], p.dtype) for name, p in layout(spec).items()}
-    code_KN = np.ascontiguousarray(to_code(spec, logp_NK).T)
-    step_KN = code_KN.copy()
-    step_KN[1:] -= code_KN[:-1]
-    rank_N = (ids == topk.gold_N[:, None]).argmax(1)
-    row = np.arange(n)
-    found_N = (ids[row, rank_N] == topk.gold_N) & (logp_NK[row, rank_N] == gold_logp_N)
-    rank_N = np.where(found_N, rank_N + 1, 0).astype(np.uint32)
-    outside_N = rank_N == 0
-    tail_bits, gold_bits = _to_f16(tail_N).view(np.uint16), _to_f16(gold_logp_N).view(np.uint16)
-    planes = {
-        "tail": _bytes_of(tail_bits[None]),
-        "gold_rank": _bytes_of(rank_N[None]),
-        "gold": _bytes_of(np.where(outside_N, topk.gold_N + 1, 0).astype(np.uint32)[None]),
-        "gold_logp": _bytes_of(np.where(outside_N, gold_bits, np.uint16(0))[None]),
-        "word": _bytes_of(_word_steps(word_N, offset_B1)[None]),
-    }
-    planes |= _split("unit", ids, spec.id_bytes) | _split("code", step_KN, 2)
-    if topk.count_NK is not None:
-        planes |= _split("count", np.ascontiguousarray(topk.count_NK.T), 2)
-    if spec.temperatures:
-        planes["lse_t"] = _bytes_of(topk.lse_NJ.T.astype("<f4"))
-        planes["tail_t"] = _bytes_of(_to_f16(tail_NJ.T))
-    return {name: planes[name] for name in layout(spec)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Decoded:
-    """A block as it lies in the reader's cache: positions first, still in 16-bit codes, so that it takes half the memory."""
+    """A block as it lies in the reader's cache: positions first, log-probabilities in 16 bits, so that it takes half the memory.
+
+    `columns`: unit, code (grid) or logp (f16), count where there is one; gold, word, gold_logp, tail, lse_t and tail_t are views of
+    `narrow_NW`, 32 bits each in that order, so that they are gathered in one go.
+    """
 
     columns: dict[str, NDArray[Any]]
+    narrow_NW: NDArray[np.int32]
     has_inf: bool  # whether a code of `grid` stands for −∞
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes in memory."""
-        return sum(column.nbytes for column in self.columns.values())
+    zero_ranks: int  # of the codes of `grid` that are 0 all lie in so many first ranks
+    num_bytes: int  # in memory
 
 
-def _checked(spec: StoreSpec, columns: dict[str, NDArray[Any]], has_inf: bool = False) -> Decoded:
-    """Raises HkdError for a unit id beyond the inventory."""
-    v, ids, gold = len(spec.inventory), columns["unit"], columns["gold"]
-    if ids.size and (int(ids.max()) >= v or int(gold.max()) >= v or int(gold.min()) < -1):
-        raise HkdError(f"a stored unit id lies beyond the inventory of {v} units: the shard is damaged. Run `hkd labels verify`.")
-    return Decoded(columns=columns, has_inf=has_inf)
-
-
-def decode(spec: StoreSpec, planes: Planes, offset_B1: NDArray[np.int64]) -> Decoded:
-    """Planes → columns (positions first). Raises HkdError where a number cannot be right."""
+def decode(
+    spec: StoreSpec, planes: Planes, offset_B1: NDArray[np.int64], allocate: Allocate = np.empty, scratch: Allocate = np.empty
+) -> Decoded:
+    """Planes → columns, in memory that `allocate` gives. Raises HkdError where a number cannot be right."""
     if spec.compression == "none":
-        columns = {name: plane[:, 0] if plane.shape[1] == 1 and name in _FLAT else plane for name, plane in planes.items()}
-        return _checked(spec, columns)
-    id_NK: NDArray[Any] = _join_bytes(planes["unit.0"], planes["unit.1"])
+        wide: Planes = {name: planes[name] for name in ("unit", "logp", "count") if name in planes}
+        return _decoded(spec, wide, {name: planes[name] for name in planes if name not in wide}, allocate, mapped=True)
+    n = planes["unit.0"].shape[0]
+    wide = {"unit": join_bytes(planes["unit.0"], planes["unit.1"], allocate((n, spec.width), f"u{spec.id_bytes}"))}
     if spec.id_bytes == 4:
-        id_NK = id_NK | (_join_bytes(planes["unit.2"], planes["unit.3"]).astype(np.uint32) << 16)
-    code_KN = _join_bytes(planes["code.0"], planes["code.1"])
-    for rank in range(1, len(code_KN)):
-        np.add(code_KN[rank - 1], code_KN[rank], out=code_KN[rank])
+        wide["unit"] |= join_bytes(planes["unit.2"], planes["unit.3"], scratch((n, spec.width), np.uint32)) << 16
+    code_NK, largest, zero_ranks = join_codes(spec, planes, allocate, scratch)
     rank_N = _from_bytes(planes["gold_rank"], "<u4")[0]
     if rank_N.size and int(rank_N.max()) > spec.width:
         raise HkdError("a gold unit's rank lies beyond the kept ids: the block is damaged. Run `hkd labels verify`.")
-    code_NK = np.ascontiguousarray(code_KN.T)
-    columns = {
-        "unit": id_NK,
-        "code": code_NK,
-        "tail": _from_bytes(planes["tail"], "<f2")[0],
-        "word": _words(_from_bytes(planes["word"], "<u4")[0], offset_B1),
-    }
     gold_N = (_from_bytes(planes["gold"], "<u4")[0] - np.uint32(1)).view(np.int32)
     gold_logp_N = _from_bytes(planes["gold_logp"], "<f2")[0].astype(np.float32)
     row = np.flatnonzero(rank_N)
-    picked = rank_N[row].astype(np.int64) - 1
-    gold_N[row] = id_NK[row, picked]
-    gold_logp_N[row] = from_code(spec, code_NK[row, picked])
-    columns |= {"gold": gold_N, "gold_logp": gold_logp_N}
-    if spec.temperatures:
-        columns["lse_t"] = np.ascontiguousarray(_from_bytes(planes["lse_t"], "<f4").T)
-        columns["tail_t"] = np.ascontiguousarray(_from_bytes(planes["tail_t"], "<f2").T)
+    place = row * spec.width + (rank_N[row].astype(np.int64) - 1)
+    gold_N[row] = wide["unit"].reshape(-1).take(place)
+    gold_logp_N[row] = from_code(spec, code_NK.reshape(-1).take(place))
+    if spec.codec == "f16":
+        wide["logp"] = minus_f16(code_NK, zero_ranks)
+    else:
+        wide["code"] = code_NK
     if spec.selection == "sample":
-        columns["count"] = np.ascontiguousarray(_join_bytes(planes["count.0"], planes["count.1"]).T)
-    has_inf = spec.codec == "grid" and bool(code_KN.size) and int(code_KN.max()) == U16_INF_GRID
-    return _checked(spec, columns, has_inf)
+        count_KN = join_bytes(planes["count.0"], planes["count.1"], scratch((spec.width, n), np.uint16))
+        wide["count"] = np.ascontiguousarray(count_KN.T)
+    narrow = {"gold": gold_N, "gold_logp": gold_logp_N, "tail": _from_bytes(planes["tail"], "<f2")[0]}
+    narrow["word"] = _words(_from_bytes(planes["word"], "<u4")[0], offset_B1)
+    if spec.temperatures:
+        narrow |= {"lse_t": _from_bytes(planes["lse_t"], "<f4").T, "tail_t": _from_bytes(planes["tail_t"], "<f2").T}
+    return _decoded(spec, wide, narrow, allocate, largest=largest, zero_ranks=zero_ranks)
 
 
-_FLAT = ("tail", "gold", "gold_logp", "word")
+def _narrow_columns(spec: StoreSpec, narrow_NW: NDArray[np.int32]) -> dict[str, NDArray[Any]]:
+    real_NW, j = narrow_NW.view(np.float32), len(spec.temperatures)
+    columns = {"gold": narrow_NW[:, 0], "word": narrow_NW[:, 1], "gold_logp": real_NW[:, 2], "tail": real_NW[:, 3]}
+    return columns | {"lse_t": real_NW[:, 4 : 4 + j], "tail_t": real_NW[:, 4 + j : 4 + 2 * j]}
+
+
+def _decoded(
+    spec: StoreSpec,
+    wide: Planes,
+    narrow: Planes,
+    allocate: Allocate,
+    *,
+    mapped: bool = False,
+    largest: int = 0,
+    zero_ranks: int = 0,
+) -> Decoded:
+    """Raises HkdError for a unit id beyond the inventory."""
+    v, ids, gold = len(spec.inventory), wide["unit"], narrow["gold"]
+    if ids.size and (int(ids.max()) >= v or int(gold.max()) >= v or int(gold.min()) < -1):
+        raise HkdError(f"a stored unit id lies beyond the inventory of {v} units: the shard is damaged. Run `hkd labels verify`.")
+    narrow_NW = allocate((len(ids), 4 + 2 * len(spec.temperatures)), np.int32)
+    columns = _narrow_columns(spec, narrow_NW)
+    for name, column in narrow.items():
+        columns[name][...] = column.reshape(columns[name].shape)
+    return Decoded(
+        columns=wide | columns,
+        narrow_NW=narrow_NW,
+        has_inf=largest == GRID_INF,
+        zero_ranks=zero_ranks,
+        num_bytes=narrow_NW.nbytes + (0 if mapped else sum(column.nbytes for column in wide.values())),
+    )
 
 
 Part = tuple[Decoded, int, int]  # the positions [start, stop) of a block
-Allocate = Callable[[tuple[int, ...], Any], NDArray[Any]]
 
 
 def gather(spec: StoreSpec, parts: Sequence[Part], allocate: Allocate = np.empty) -> tuple[TopK, NDArray[np.int32]]:
-    """Runs of positions → (TopK, word_N), each number written once. `allocate(shape, dtype)` gives the memory for the wide arrays."""
-    n, k, j = sum(stop - start for _, start, stop in parts), spec.width, len(spec.temperatures)
+    """Runs of positions → (TopK, word_N), each number written once. `allocate` gives the memory for the wide arrays."""
+    n, k = sum(stop - start for _, start, stop in parts), spec.width
 
     def fill(name: str, out: NDArray[Any]) -> NDArray[Any]:
-        at = 0
-        for decoded, start, stop in parts:
-            out[at : at + stop - start] = decoded.columns[name][start:stop]
-            at += stop - start
+        if parts:
+            np.concatenate([decoded.columns[name][start:stop] for decoded, start, stop in parts], out=out, casting="same_kind")
         return out
 
     logp_NK = allocate((n, k), np.float32)
     if spec.codec == "f16":
-        half = allocate((n, k), np.uint16)
-        half = fill("logp", half.view(np.float16)) if spec.compression == "none" else fill("code", half).view(np.float16)
-        _convert(half, np.float32, out=logp_NK)
-        if spec.compression != "none":
-            np.subtract(np.float32(0), logp_NK, out=logp_NK)
+        convert(fill("logp", allocate((n, k), np.float16)), np.float32, out=logp_NK)
     else:
         fill("code", logp_NK)
         logp_NK *= np.float32(-spec.step)
-        logp_NK += np.float32(0)  # −0 → 0
+        zero_ranks = max((decoded.zero_ranks for decoded, _, _ in parts), default=0)
+        logp_NK[:, :zero_ranks] += np.float32(0)  # −0 → 0
         if any(decoded.has_inf for decoded, _, _ in parts):
-            logp_NK[logp_NK == np.float32(U16_INF_GRID) * np.float32(-spec.step)] = -np.inf
+            logp_NK[logp_NK == np.float32(GRID_INF) * np.float32(-spec.step)] = -np.inf
+    narrow_NW = np.empty((n, 4 + 2 * len(spec.temperatures)), np.int32)
+    if parts:
+        np.concatenate([decoded.narrow_NW[start:stop] for decoded, start, stop in parts], out=narrow_NW)
+    narrow = {name: np.ascontiguousarray(column) for name, column in _narrow_columns(spec, narrow_NW).items()}
     topk = TopK(
         ids_NK=fill("unit", allocate((n, k), np.int32)),
         logp_NK=logp_NK,
-        tail_N=_convert(fill("tail", np.empty(n, np.float16)), np.float32),
-        gold_N=fill("gold", np.empty(n, np.int32)),
-        gold_logp_N=fill("gold_logp", np.empty(n, np.float32)),
-        lse_NJ=fill("lse_t", np.empty((n, j), np.float32)) if j else np.zeros((n, 0), np.float32),
-        tail_NJ=fill("tail_t", np.empty((n, j), np.float32)) if j else np.zeros((n, 0), np.float32),
+        tail_N=narrow["tail"],
+        gold_N=narrow["gold"],
+        gold_logp_N=narrow["gold_logp"],
+        lse_NJ=narrow["lse_t"],
+        tail_NJ=narrow["tail_t"],
         count_NK=fill("count", allocate((n, k), np.uint16)) if spec.selection == "sample" else None,
     )
-    return topk, fill("word", np.empty(n, np.int32))
+    return topk, narrow["word"]

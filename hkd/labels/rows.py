@@ -3,11 +3,13 @@
 Shape letters: B utterances, U positions of an utterance, N positions over all utterances, K kept ids.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hkd.labels.memory import Allocate
 from hkd.topk import TopK
 
 NO_WORD = -1
@@ -31,6 +33,17 @@ class UtteranceLabels:
         for name in ("unit_digest", "text_digest"):
             if len(getattr(self, name)) != DIGEST_BYTES:
                 raise ValueError(f"{name} must have {DIGEST_BYTES} bytes, but has {len(getattr(self, name))} instead")
+
+
+def joined(rows: Sequence[UtteranceLabels], allocate: Allocate = np.empty) -> tuple[TopK, NDArray[np.int32]]:
+    """The positions of all rows in order, and their words, in memory that `allocate` gives. At least one row."""
+    n, columns = sum(len(row.word_U) for row in rows), {}
+    for name in (f.name for f in fields(TopK)):
+        parts = [getattr(row.topk, name) for row in rows]
+        if parts[0] is not None:
+            columns[name] = np.concatenate(parts, out=allocate((n, *parts[0].shape[1:]), parts[0].dtype))
+    word_N = np.concatenate([row.word_U for row in rows], out=np.empty(n, np.int32), casting="same_kind")
+    return TopK(**columns), word_N
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -21,6 +21,7 @@ from zarr.storage import MemoryStore, ZipStore
 
 from hkd.labels.backend import META_KEY, DamagedShardError, Utterances, check_meta, check_size, join, shard_meta
 from hkd.labels.codec import Planes, layout
+from hkd.labels.memory import Allocate
 from hkd.labels.schema import StoreSpec
 
 CHUNK_BYTES = 1 << 20
@@ -135,7 +136,7 @@ class ZarrShard:
             text_digest_B8=meta["text_digest"],
         )
 
-    def planes(self, block: int) -> Planes:
+    def planes(self, block: int, allocate: Allocate = np.empty) -> Planes:
         """All planes of the shard. Raises DamagedShardError."""
         assert block == 0
         n = int(self.utterances.length_B.sum())

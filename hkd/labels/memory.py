@@ -1,0 +1,78 @@
+"""Memory that is used again once nobody holds a view of it: fresh pages cost more than the work that is done in them.
+
+Both kinds are safe to use from several threads.
+"""
+
+import math
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Allocate = Callable[[tuple[int, ...], Any], NDArray[Any]]  # shape, dtype → memory, as np.empty
+SMALL_BYTES, LARGE_BYTES = 1 << 16, 1 << 24  # below, the allocator has pages at hand; above, too much would be held
+UNUSED_REFERENCES = 2  # the list's and getrefcount's own: no view's base
+
+
+class Buffers:
+    """For what lives shortly: finds out by itself when a buffer is free again. Holds up to `count`."""
+
+    def __init__(self, count: int = 12) -> None:
+        self._count = count
+        self._lock = threading.Lock()
+        self._buffers: list[NDArray[np.uint8]] = []
+
+    def allocate(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+        """Like np.empty."""
+        num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+        if not SMALL_BYTES <= num_bytes <= LARGE_BYTES:
+            return np.empty(shape, dtype)
+        with self._lock:
+            place = _unused(self._buffers, num_bytes)
+            if place is not None:
+                return np.ndarray(shape, dtype, self._buffers[place])
+            if len(self._buffers) == self._count:
+                self._buffers.pop(0)
+            self._buffers.append(_new(num_bytes))
+            return np.ndarray(shape, dtype, self._buffers[-1])
+
+
+class Spares:
+    """For what lives long: holds only what was handed back, up to `count` buffers."""
+
+    def __init__(self, count: int = 12) -> None:
+        self._count = count
+        self._lock = threading.Lock()
+        self._buffers: list[NDArray[np.uint8]] = []
+
+    def allocate(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+        """Like np.empty."""
+        num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+        if not SMALL_BYTES <= num_bytes <= LARGE_BYTES:
+            return np.empty(shape, dtype)
+        with self._lock:
+            place = _unused(self._buffers, num_bytes)
+            return np.ndarray(shape, dtype, _new(num_bytes) if place is None else self._buffers.pop(place))
+
+    def give(self, array: NDArray[Any]) -> None:
+        """Use the memory below an array of `allocate` again once nobody has a view of it. Other arrays are left alone."""
+        buffer = array.base
+        if isinstance(buffer, np.ndarray) and buffer.dtype == np.uint8 and buffer.flags.owndata:
+            with self._lock:
+                if not any(buffer is spare for spare in self._buffers):
+                    self._buffers.append(buffer)
+                    del self._buffers[: -self._count]
+
+
+def _new(num_bytes: int) -> NDArray[np.uint8]:
+    return np.empty(num_bytes + num_bytes // 8, np.uint8)  # the next one may be a little larger
+
+
+def _unused(buffers: list[NDArray[np.uint8]], num_bytes: int) -> int | None:
+    for place in range(len(buffers)):
+        if buffers[place].nbytes >= num_bytes and sys.getrefcount(buffers[place]) == UNUSED_REFERENCES:
+            return place
+    return None

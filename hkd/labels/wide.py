@@ -1,0 +1,175 @@
+"""The wide planes of a block, K numbers a position: unit ids and log-probabilities ⇄ bytes. Nearly all time goes by here.
+
+What makes it fast: memory that is used again, pieces that stay in the cache, and NumPy's and torch's vectorised loops alone.
+
+Shape letters: N positions of a block, P positions of a piece, K kept ids.
+"""
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hkd.labels.memory import Allocate
+from hkd.labels.schema import StoreSpec
+
+GRID_INF, F16_INF, F16_MINUS = 0xFFFF, 0x7C00, 0x8000
+TORCH_GRAIN = 32_000  # torch works with one thread below 32,768 elements
+PIECE_VALUES = 1 << 17
+TRANSPOSED_ROWS = 256  # NumPy transposes so many rows twice as fast as more at once
+FOLDED_ROWS = 16
+SPARSE = 4  # up to K / 4 ranks are done one by one
+
+
+def convert(value: NDArray[Any], dtype: type[np.generic], out: NDArray[Any] | None = None) -> NDArray[Any]:
+    """float32 ⇄ float16 through torch, whose conversion is vectorised (NumPy's is not); in pieces too small for its threads."""
+    source = np.array(value, order="C", copy=None if value.flags.writeable else True).reshape(-1)
+    result = np.empty(value.shape, dtype) if out is None else out
+    flat = result.reshape(-1)
+    for start in range(0, len(source), TORCH_GRAIN):
+        piece = slice(start, start + TORCH_GRAIN)
+        torch.from_numpy(flat[piece]).copy_(torch.from_numpy(source[piece]))
+    return result
+
+
+def to_f16(value: NDArray[np.float32], out: NDArray[np.float16] | None = None) -> NDArray[np.float16]:
+    """float32 → float16, rounded half to even; finite values stay finite, −0 becomes 0."""
+    half: NDArray[np.float16] = convert(value, np.float16, out)
+    bits = half.view(np.uint16)
+    bits[bits == F16_MINUS] = 0
+    if half.size and int((bits & 0x7FFF).max()) >= F16_INF:
+        too_large = np.isinf(half)
+        half[too_large] = np.where(np.isinf(value[too_large]), value[too_large], np.copysign(65504, value[too_large]))
+    return half
+
+
+def to_code(spec: StoreSpec, logp: NDArray[np.float32], scratch: Allocate = np.empty) -> NDArray[np.uint16]:
+    """log-probabilities → 16-bit codes, same shape."""
+    if spec.codec == "f16":
+        bits: NDArray[np.uint16] = to_f16(logp, scratch(logp.shape, np.float16)).view(np.uint16)
+        bits &= np.uint16(0x7FFF)
+        return bits
+    lowest = np.float32(-65534 * spec.step)
+    beyond = bool(logp.size) and bool(logp.min() < lowest)
+    if beyond:
+        logp = np.where(np.isinf(logp), logp, np.maximum(logp, lowest))
+    scaled = np.multiply(logp, np.float32(-1 / spec.step), out=scratch(logp.shape, np.float32))
+    np.rint(scaled, out=scaled)
+    if beyond:
+        scaled[np.isinf(scaled)] = GRID_INF
+    code: NDArray[np.uint16] = scratch(logp.shape, np.uint16)
+    np.copyto(code, scaled, casting="unsafe")
+    return code
+
+
+def from_code(spec: StoreSpec, code: NDArray[np.uint16]) -> NDArray[np.float32]:
+    """16-bit codes → log-probabilities, same shape."""
+    if spec.codec == "f16":
+        half: NDArray[np.float32] = convert(code.view(np.float16), np.float32)
+        half *= np.float32(-1)
+        half += np.float32(0)  # −0 → 0
+        return half
+    logp: NDArray[np.float32] = np.multiply(code, np.float32(-spec.step), dtype=np.float32)
+    logp += np.float32(0)  # −0 → 0
+    if code.size and int(code.max()) == GRID_INF:
+        logp[code == GRID_INF] = -np.inf
+    return logp
+
+
+def minus_f16(code_NK: NDArray[np.uint16], zero_ranks: int) -> NDArray[np.float16]:
+    """Codes of `f16`, in place → log-probabilities; those that are 0 all lie in so many first ranks."""
+    code_NK |= np.uint16(F16_MINUS)
+    first = code_NK[:, :zero_ranks]
+    first[first == F16_MINUS] = 0  # −0 → 0
+    return code_NK.view(np.float16)
+
+
+def _any_bits(value_PK: NDArray[np.uint16]) -> NDArray[np.uint16]:
+    """The bits that any row of a column has. Long rows first: NumPy is slow over short ones."""
+    p, k = value_PK.shape
+    whole = p - p % FOLDED_ROWS
+    folded = np.bitwise_or.reduce(value_PK[:whole].reshape(-1, FOLDED_ROWS * k), axis=0).reshape(FOLDED_ROWS, k)
+    bits: NDArray[np.uint16] = np.bitwise_or.reduce(folded, axis=0) | np.bitwise_or.reduce(value_PK[whole:], axis=0)
+    return bits
+
+
+def _transpose(value_PK: NDArray[Any], out_KP: NDArray[Any]) -> None:
+    for start in range(0, len(value_PK), TRANSPOSED_ROWS):
+        out_KP[:, start : start + TRANSPOSED_ROWS] = value_PK[start : start + TRANSPOSED_ROWS].T
+
+
+def split_codes(
+    spec: StoreSpec, logp_NK: NDArray[np.float32], allocate: Allocate, scratch: Allocate
+) -> dict[str, NDArray[np.uint8]]:
+    """Log-probabilities → the low and the high bytes of their codes' differences in rank, (K, N) each."""
+    n, k = logp_NK.shape
+    low_KN, high_KN = allocate((k, n), np.uint8), allocate((k, n), np.uint8)
+    high_KN.fill(0)
+    rows = max(1, PIECE_VALUES // k)
+    for start in range(0, n, rows):
+        code_PK = to_code(spec, logp_NK[start : start + rows], scratch)
+        p = len(code_PK)
+        piece = slice(start, start + p)
+        step_PK = scratch((p, k), np.uint16)
+        np.subtract(code_PK.reshape(-1)[1:], code_PK.reshape(-1)[:-1], out=step_PK.reshape(-1)[1:])
+        step_PK[:, 0] = code_PK[:, 0]
+        byte_PK = scratch((p, k), np.uint8)
+        np.copyto(byte_PK, step_PK, casting="unsafe")
+        _transpose(byte_PK, low_KN[:, piece])
+        ranks = np.flatnonzero(_any_bits(step_PK) >> 8).tolist()
+        if len(ranks) > k // SPARSE:
+            np.copyto(byte_PK, np.right_shift(step_PK, 8, out=step_PK), casting="unsafe")
+            _transpose(byte_PK, high_KN[:, piece])
+        else:
+            for rank in ranks:
+                high_KN[rank, piece] = step_PK[:, rank] >> 8
+    return {"code.0": low_KN, "code.1": high_KN}
+
+
+def join_codes(
+    spec: StoreSpec, planes: dict[str, NDArray[np.uint8]], allocate: Allocate, scratch: Allocate
+) -> tuple[NDArray[np.uint16], int, int]:
+    """The inverse, as far as codes, (N, K); the largest code; and how many first ranks hold all that are 0."""
+    low_KN, high_KN = planes["code.0"], planes["code.1"]
+    k, n = low_KN.shape
+    # Rows that lie a multiple of 4096 bytes apart fight for the same places in the cache, which makes transposing slow: hence | 32.
+    code_KN = scratch((k, n | 32), np.uint16)[:, :n]
+    ranks = np.flatnonzero(high_KN.max(axis=1, initial=0)).tolist()
+    if len(ranks) > k // SPARSE:
+        join_bytes(low_KN, high_KN, code_KN)
+    else:
+        np.copyto(code_KN, low_KN)
+        for rank in ranks:
+            code_KN[rank] |= high_KN[rank].astype(np.uint16) << 8
+    for before_N, code_N in pairwise(code_KN):
+        np.add(before_N, code_N, out=code_N)
+    code_NK = allocate((n, k), np.uint16)
+    np.copyto(code_NK, code_KN.T)
+    with_zero = np.flatnonzero(code_KN.min(axis=1, initial=1) == 0)
+    return code_NK, int(code_KN.max(initial=0)), int(with_zero[-1]) + 1 if len(with_zero) else 0
+
+
+def join_bytes(low: NDArray[np.uint8], high: NDArray[np.uint8], out: NDArray[Any]) -> NDArray[Any]:
+    """Two byte planes → numbers."""
+    np.copyto(out, high)
+    np.left_shift(out, 8, out=out)
+    np.bitwise_or(out, low, out=out)
+    return out
+
+
+def split_numbers(
+    name: str, value: NDArray[Any], size: int, allocate: Allocate = np.empty, scratch: Allocate = np.empty
+) -> dict[str, NDArray[np.uint8]]:
+    """(N, K) whole numbers → their `size` lowest bytes, a plane each."""
+    planes = {f"{name}.{byte}": allocate(value.shape, np.uint8) for byte in range(size)}
+    rows = max(1, PIECE_VALUES // max(1, value.shape[1]))
+    for start in range(0, len(value), rows):
+        piece = value[start : start + rows]
+        left = scratch(piece.shape, np.uint16 if size == 2 else np.uint32)
+        np.copyto(left, piece, casting="unsafe")
+        for plane in planes.values():
+            np.copyto(plane[start : start + rows], left, casting="unsafe")
+            np.right_shift(left, 8, out=left)
+    return planes

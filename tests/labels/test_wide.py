@@ -1,0 +1,72 @@
+"""The wide planes: log-probabilities ⇄ codes, numbers ⇄ bytes."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hkd.labels.wide import from_code, join_bytes, join_codes, minus_f16, split_codes, split_numbers, to_code
+from hkd.testing.store import logps, spec_for
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data(), st.sampled_from(["grid", "f16"]), st.sampled_from([1 / 64, 1 / 16, 0.5]))
+def test_any_log_probability_stays_within_the_bound(data: st.DataObject, codec: str, step: float) -> None:
+    spec = spec_for(codec=codec, step=step)
+    logp = data.draw(logps((4, 5)))
+    back = from_code(spec, to_code(spec, logp))
+    np.testing.assert_array_equal(np.isinf(back), np.isinf(logp))
+    finite = np.isfinite(logp)
+    bound = spec.error_bound["absolute"] + spec.error_bound["relative"] * np.abs(logp[finite])
+    assert (np.abs(back[finite].astype(np.float64) - logp[finite]) <= bound).all()
+    assert not np.signbit(back[back == 0]).any()
+
+
+def test_f16_gives_exactly_numpys_float16() -> None:
+    every = np.arange(0, 0x7C01, dtype=np.uint16).view(np.float16)
+    logp = -every.astype(np.float32)
+    spec = spec_for(codec="f16")
+    np.testing.assert_array_equal(from_code(spec, to_code(spec, logp)), logp)
+    rng = np.random.default_rng(0)
+    values = -(10 ** rng.uniform(-9, 4.8, 10_000)).astype(np.float32)
+    np.testing.assert_array_equal(from_code(spec, to_code(spec, values)), values.astype(np.float16).astype(np.float32))
+
+
+@pytest.mark.parametrize("codec", ["grid", "f16"])
+def test_very_small_probabilities_stay_finite(codec: str) -> None:
+    spec = spec_for(codec=codec)
+    logp = np.array([[-1e3, -1e4, -1e5, -3e38, -np.inf]], np.float32)
+    back = from_code(spec, to_code(spec, logp))
+    assert np.isinf(back).tolist() == [[False, False, False, False, True]]
+    assert back[0, 3] == -spec.error_bound["lowest"]
+
+
+@pytest.mark.parametrize("codec", ["grid", "f16"])
+@pytest.mark.parametrize(("n", "k", "spread"), [(700, 3, 5.0), (600, 9, 1e-3), (90, 3000, 0.01), (1, 4, 1.0), (0, 4, 1.0)])
+def test_codes_come_back_from_their_planes(codec: str, n: int, k: int, spread: float) -> None:
+    """More rows than are transposed at once, more values than a piece has, steps with and without high bytes."""
+    rng = np.random.default_rng(0)
+    logp_NK = -np.cumsum(rng.exponential(spread, (n, k)), axis=1).astype(np.float32)
+    logp_NK[: n // 3, 0] = 0
+    spec = spec_for(codec=codec)
+    code_NK, largest, zero_ranks = join_codes(spec, split_codes(spec, logp_NK, np.empty, np.empty), np.empty, np.empty)
+    expected = to_code(spec, logp_NK)
+    np.testing.assert_array_equal(code_NK, expected)
+    assert largest == expected.max(initial=0)
+    assert zero_ranks == np.flatnonzero((expected == 0).any(axis=0)).max(initial=-1) + 1
+    if codec == "f16":
+        back = minus_f16(code_NK, zero_ranks)
+        np.testing.assert_array_equal(back, logp_NK.astype(np.float16))
+        assert not np.signbit(back[back == 0]).any()
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 400), st.integers(1, 5), st.sampled_from([2, 4]))
+def test_numbers_come_back_from_their_bytes(n: int, k: int, size: int) -> None:
+    number_NK = np.random.default_rng(0).integers(0, 1 << (8 * size - 1), (n, k)).astype(np.int32)
+    planes = split_numbers("unit", number_NK, size)
+    assert list(planes) == [f"unit.{byte}" for byte in range(size)]
+    found = join_bytes(planes["unit.0"], planes["unit.1"], np.empty((n, k), np.uint32))
+    if size == 4:
+        found |= join_bytes(planes["unit.2"], planes["unit.3"], np.empty((n, k), np.uint32)) << 16
+    np.testing.assert_array_equal(found, number_NK)
