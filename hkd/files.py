@@ -35,15 +35,20 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         os.close(folder)
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes | memoryview) -> None:
     """Write a whole file atomically."""
     with atomic_write(path) as file:
         file.write(data)
 
 
+def json_bytes(value: Any) -> bytes:
+    """JSON as we write it: two spaces, sorted keys nowhere (the order is the author's), a final newline."""
+    return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically: two spaces, sorted keys nowhere (the order is the author's), a final newline."""
-    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    """Write `json_bytes` atomically."""
+    write_bytes(path, json_bytes(value))
 
 
 def digest_of(parts: Iterable[str | bytes]) -> str:

@@ -1,4 +1,4 @@
-"""`hkd labels`: look at label stores, check them, change their form."""
+"""`hkd labels`: look at label stores, check them, change their form. A store is a folder or a URL."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +10,7 @@ from hkd.cli.common import emit, progress_bar, project, say
 app = typer.Typer(no_args_is_help=True, help="Look at label stores, check, convert and compare them.")
 
 Stores = Annotated[
-    Path | None, typer.Argument(help="A store, or a folder of stores. Default: the project's.", show_default=False)
+    str | None, typer.Argument(help="A store, or a folder of stores; a URL too. Default: the project's.", show_default=False)
 ]
 Json = Annotated[bool, typer.Option("--json", help="The result as JSON.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Remove a label store that is at OUT.")]
@@ -30,6 +30,8 @@ def info(stores: Stores = None, as_json: Json = False) -> None:
         hkd labels info
 
         hkd labels info shards/subword --json
+
+        hkd labels info s3://bucket/shards
     """
     from hkd.labels.card import describe, rows
     from hkd.labels.folder import load_spec
@@ -42,7 +44,9 @@ def info(stores: Stores = None, as_json: Json = False) -> None:
 @app.command()
 def show(
     utterance: Annotated[str, typer.Argument(help="An utterance's id.", show_default=False)],
-    labels: Annotated[Path | None, typer.Option(help="A store, or a folder of stores.", show_default="the project's")] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="A store, or a folder of stores; a URL too.", show_default="the project's")
+    ] = None,
     top: Annotated[int, typer.Option(min=1, help="Candidates a position.")] = 5,
     as_json: Json = False,
 ) -> None:
@@ -122,8 +126,8 @@ def _verified(result: dict[str, Any]) -> str:
 
 @app.command()
 def convert(
-    store: Annotated[Path, typer.Argument(help="The store.", show_default=False)],
-    out: Annotated[Path, typer.Argument(help="Where the new one goes.", show_default=False)],
+    store: Annotated[str, typer.Argument(help="The store.", show_default=False)],
+    out: Annotated[str, typer.Argument(help="Where the new one goes.", show_default=False)],
     backend: Annotated[str | None, typer.Option(help="arrow or zarr.", show_default="as it is")] = None,
     codec: Annotated[str | None, typer.Option(help="grid or f16.", show_default="as it is")] = None,
     compression: Annotated[str | None, typer.Option(help="zstd or none (f16 alone).", show_default="as it is")] = None,
@@ -146,8 +150,8 @@ def convert(
 
 @app.command()
 def compare(
-    a: Annotated[Path, typer.Argument(help="A store.", show_default=False)],
-    b: Annotated[Path, typer.Argument(help="Another, of the same units.", show_default=False)],
+    a: Annotated[str, typer.Argument(help="A store.", show_default=False)],
+    b: Annotated[str, typer.Argument(help="Another, of the same units.", show_default=False)],
     as_json: Json = False,
 ) -> None:
     """Say how far two teachers are apart on the same utterances: KL, agreement, hit rates.
@@ -191,8 +195,8 @@ def _compared(value: dict[str, Any]) -> str:
 
 @app.command()
 def merge(
-    stores: Annotated[list[Path], typer.Argument(help="Stores of different utterances, same settings.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="Where the merged one goes.", show_default=False)],
+    stores: Annotated[list[str], typer.Argument(help="Stores of different utterances, same settings.", show_default=False)],
+    out: Annotated[str, typer.Option(help="Where the merged one goes.", show_default=False)],
     overwrite: Overwrite = False,
 ) -> None:
     """Put stores of different utterances together.
@@ -210,8 +214,8 @@ def merge(
 
 @app.command()
 def split(
-    store: Annotated[Path, typer.Argument(help="The store.", show_default=False)],
-    out: Annotated[Path, typer.Argument(help="Where the part goes.", show_default=False)],
+    store: Annotated[str, typer.Argument(help="The store.", show_default=False)],
+    out: Annotated[str, typer.Argument(help="Where the part goes.", show_default=False)],
     ids: Annotated[Path | None, typer.Option(help="A file of ids, one a line.", show_default=False)] = None,
     part: Annotated[
         str | None, typer.Option("--split", help="A split of the manifest: train, dev ...", show_default=False)
@@ -246,7 +250,7 @@ def split(
 
 @app.command()
 def export(
-    store: Annotated[Path, typer.Argument(help="The store.", show_default=False)],
+    store: Annotated[str, typer.Argument(help="The store.", show_default=False)],
     parquet: Annotated[Path, typer.Option(help="The Parquet file to write.", show_default=False)],
 ) -> None:
     """Write a store as one Parquet table, decoded, a row an utterance, for tools that know no hkd.

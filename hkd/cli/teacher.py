@@ -10,6 +10,7 @@ import typer
 
 from hkd.cli.common import emit, progress_bar, project, say
 from hkd.errors import HkdError, UserError
+from hkd.labels.remote import location
 from hkd.teachers.hub import check_source
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def teacher_dump(
     ] = None,
     unit: Annotated[Text, typer.Option(help="Level: senone, monophone or subword. [subword]", show_default=False)] = None,
     name: Annotated[Text, typer.Option(help="Name of the store below the labels folder; by default the level.")] = None,
-    out: Annotated[Path | None, typer.Option(help="The store's folder, instead of labels/NAME.")] = None,
+    out: Annotated[Text, typer.Option(help="The store's folder or URL (s3://...), instead of labels/NAME.")] = None,
     manifest: Annotated[Path | None, typer.Option(help="Manifest; by default the project's.")] = None,
     alignment: Annotated[
         Path | None, typer.Option(help="Alignment, for senones and monophones; by default the project's.")
@@ -40,6 +41,13 @@ def teacher_dump(
     ] = None,
     case: Annotated[Text, typer.Option(help="lower, sentence, upper or auto. [auto]")] = None,
     final_mark: Annotated[Text, typer.Option(help="Punctuation after the last word, as context only, such as '.'.")] = None,
+    project_to: Annotated[
+        Text,
+        typer.Option(
+            "--project", help="Labels for the student's pieces, for interpolation: units/subword.json.", show_default=False
+        ),
+    ] = None,
+    look_ahead: Annotated[int | None, typer.Option(help="Projected: tokens a position that are looked behind. [4]")] = None,
     codec: Annotated[Text, typer.Option(help="grid or f16. [grid]")] = None,
     backend: Annotated[Text, typer.Option(help="arrow or zarr. [arrow]")] = None,
     utterances_per_shard: Annotated[int | None, typer.Option(help="Utterances a shard: the unit of work. [512]")] = None,
@@ -96,8 +104,8 @@ def teacher_dump(
         "utterances_per_shard": utterances_per_shard, "keep_going": keep_going or None,
     }  # fmt: skip
     asked = {
-        "mask_every": mask_every, "context": _context(context), "case": case, "final_mark": final_mark, "token_budget": token_budget,
-        "compile": compile_ or None,
+        "mask_every": mask_every, "context": _context(context), "case": case, "final_mark": final_mark, "project": project_to,
+        "look_ahead": look_ahead, "token_budget": token_budget, "compile": compile_ or None,
     }  # fmt: skip
     options = {**given, "lm": lm, "unit": unit, "device": device, "precision": precision, "teacher": _there(asked)}
     settings = dump_settings(merge(table, _there(options)), f"[dump.{name or unit}]")
@@ -105,7 +113,7 @@ def teacher_dump(
     unit = settings.unit
     job = DumpJob(
         manifest=manifest,
-        out=out or here.labels / (config.name or unit),
+        out=location(out) if out else here.labels / (config.name or unit),
         lm=settings.lm,
         unit=unit,
         device=settings.device,
@@ -212,5 +220,5 @@ def _render(report: dict[str, Any]) -> str:
             )
         )
     if not report["shards_missing"]:
-        lines.append(f"Go on with: hkd train --labels {Path(report['store']).parent}/")
+        lines.append(f"Go on with: hkd train --labels {report['store'].rpartition('/')[0]}/")
     return "\n".join(lines)

@@ -10,11 +10,12 @@ import typer
 from hkd.cli.common import emit, progress_bar, project, say
 from hkd.config import merge, parse_overrides
 from hkd.errors import UserError
+from hkd.labels.remote import location
 
 
 def train(
     labels: Annotated[
-        Path | None, typer.Option(help="Folder of label stores, or one store. Default: shards/.", show_default=False)
+        str | None, typer.Option(help="Folder or URL of label stores, or of one store. Default: shards/.", show_default=False)
     ] = None,
     objective: Annotated[
         str | None,
@@ -51,6 +52,8 @@ def train(
 
         hkd train --labels shards/ --set loop.best_by=dev_wer --set loop.average=5
 
+        hkd train --labels s3://bucket/shards/
+
         torchrun --nproc-per-node 4 -m hkd train --labels shards/
     """
     from hkd.train import run as stage_two
@@ -64,7 +67,7 @@ def train(
         "manifest": here.require("manifest", "hkd prepare"),
         "units": here.require("units", "hkd units train"),
         "alignment": here.alignment if here.alignment.exists() else None,
-        "labels": labels or here.labels,
+        "labels": location(labels) if labels else here.labels,
     }
     if show:
         typer.echo(stage_two.show(stage_two.open_data(config, **inputs)))
@@ -91,12 +94,15 @@ def export(
     run: Annotated[str, typer.Argument(help="A run: a name below runs/, or a folder.", show_default=False)],
     out: Annotated[Path, typer.Option(help="Folder to write.", show_default=False)],
     heads: Annotated[bool, typer.Option("--heads", help="Keep the heads (for study; inference needs none).")] = False,
+    onnx: Annotated[bool, typer.Option("--onnx", help="Write model.onnx too: features in, logits out.")] = False,
 ) -> None:
     """Write a trained run's student: safetensors and JSON, without the heads that only taught it.
 
     Examples:
 
         hkd export hierarchical --out student/
+
+        hkd export hierarchical --out student/ --onnx
 
         hkd export runs/hierarchical --out with-heads/ --heads
     """
@@ -106,6 +112,6 @@ def export(
     folder = next((path for path in (here.runs / run, Path(run)) if (path / "done.json").exists()), None)
     if folder is None:
         raise UserError(f"a run must be done, but {here.runs / run} is not there or not at its end. Run `hkd train` first.")
-    export_run(folder, out, heads=heads)
+    export_run(folder, out, heads=heads, onnx=onnx)
     card = json.loads((out / "student.json").read_text())
     say(f"{out}: {', '.join(card['files'])} and student.json; load it with hkd.student.export.load_student.")

@@ -6,9 +6,7 @@
 - Run again, the dump does the shards that have no mark yet. What is complete and matches is left.
 """
 
-import json
 import logging
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,11 +23,9 @@ from hkd.labelling.context import ContextRule
 from hkd.labelling.plan import Transcripts, UnitSource, unit_source
 from hkd.labelling.quality import calibration_error, summary, unigram_perplexity
 from hkd.labelling.writing import WriterThread
-from hkd.labels.folder import LOCKS, REPORT
 from hkd.labels.rows import LEFT_OUT, UtteranceLabels
 from hkd.labels.schema import StoreSpec
 from hkd.labels.store import LabelReader, LabelWriter
-from hkd.labels.writer import quality_sums as store_sums
 from hkd.progress import Progress, no_progress
 from hkd.teachers.base import Sentence, Teacher
 from hkd.units.subword import SubwordModel
@@ -38,7 +34,7 @@ from hkd.units.text import NORMALISATION, text_digest
 log = logging.getLogger(__name__)
 
 UNIGRAM_UTTERANCES = 10_000
-KL_UTTERANCES = 16
+SAMPLE_UTTERANCES = 16
 
 
 @runtime_checkable
@@ -47,6 +43,14 @@ class MeasuresMasking(Protocol):
 
     def kl_to_exact(self, sentences: Sequence[Sentence]) -> float:
         """Mean KL to the exact rule, nats a position."""
+
+
+@runtime_checkable
+class MeasuresProjection(Protocol):
+    """A projected teacher, which can say how much probability it could not place on the student's pieces."""
+
+    def unplaced_mass(self, sentences: Sequence[Sentence]) -> float:
+        """Mean over the positions."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,7 +106,7 @@ class Work:
 class DumpReport:
     """What a dump did. Times are of this run; the quality is that of the whole store, None while shards are missing."""
 
-    store: Path
+    store: Path | str
     teacher: str
     level: str
     utterances: int
@@ -212,40 +216,29 @@ def store_spec(
     )
 
 
-def finish(writer: LabelWriter, out: Path, spec: StoreSpec, figures_of_lm: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+def finish(writer: LabelWriter, figures_of_lm: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
     """Close a complete store: index, card, and the quality, with a loud warning for a teacher that is worse than unigrams."""
-    stored = report_of(out)
+    stored = writer.report()
     if "unigram_perplexity" not in stored:
         writer.finish(report=stored)  # the index, so that the store can be read
-        reader = LabelReader.open(out)
+        reader = LabelReader.open(writer.path)
         sample = list(reader.ids)[:: -(-len(reader) // UNIGRAM_UTTERANCES)]
         gold = (reader.block(sample[a : a + 512]).topk.gold_N for a in range(0, len(sample), 512))
-        unigram = unigram_perplexity(gold, len(spec.inventory))
+        unigram = unigram_perplexity(gold, len(writer.spec.inventory))
         stored |= {
             **figures_of_lm(),
             "unigram_perplexity": unigram,
-            "calibration_error": calibration_error(store_sums(out, writer.spec)),
+            "calibration_error": calibration_error(writer.quality_sums()),
         }
         writer.finish(report=stored)
-    shutil.rmtree(out / LOCKS, ignore_errors=True)  # opening it made them
-    figures = {**summary(store_sums(out, writer.spec), unigram=None), **stored}
+    figures = {**summary(writer.quality_sums(), unigram=None), **stored}
     mine, unigram = figures["perplexity"], figures["unigram_perplexity"]
     if mine is not None and unigram is not None and mine > unigram:
         log.warning(
             "TEACHER WORSE THAN UNIGRAMS: %s has perplexity %.1f on these transcripts, their unigram LM %.1f. Its labels teach nothing.",
-            spec.teacher["name"], mine, unigram,
+            writer.spec.teacher["name"], mine, unigram,
         )  # fmt: skip
     return figures
-
-
-def report_of(store: Path) -> dict[str, Any]:
-    """The free figures that a finished store holds; empty where there are none."""
-    path = store / REPORT
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 class DumpRun:
@@ -267,9 +260,9 @@ class DumpRun:
     def report(self, work: Work, *, workers: int = 1, workers_lost: int = 0) -> DumpReport:
         """The figures of all that this run did, `work`; a store that is complete is closed first."""
         missing = len(self.pending())
-        spec, out = self._writer.spec, self._writer.path
+        spec = self._writer.spec
         return DumpReport(
-            store=out,
+            store=self._writer.path,
             teacher=self._teacher.info.name,
             level=self._teacher.level,
             utterances=spec.num_utterances,
@@ -280,7 +273,7 @@ class DumpRun:
             positions=work.positions,
             scored_positions=work.scored_positions,
             seconds=work.seconds,
-            quality=None if missing else finish(self._writer, out, spec, self.figures),
+            quality=None if missing else finish(self._writer, self.figures),
             left_out=work.left_out,
             workers=workers,
             workers_lost=workers_lost,
@@ -341,15 +334,20 @@ class DumpRun:
         return labels
 
     def figures(self) -> dict[str, Any]:
-        """The teacher's own figures, and, where positions are masked together, the mean KL of the exact rule to that on a sample."""
+        """The teacher's own figures, and on a sample: the mean KL of the exact rule to masking together, the mass that is unplaced."""
         figures = dict(self._teacher.figures)
         if isinstance(self._teacher, MeasuresMasking) and self._teacher.info.options.get("mask_every"):
-            ids = [name for shard in range(self._writer.spec.plan.num_shards) for name in self._writer.shard_ids(shard)]
-            sample = ids[:: -(-len(ids) // KL_UTTERANCES)]
-            texts = self._transcripts.words([self._transcripts.row(name) for name in sample])
-            kl = self._teacher.kl_to_exact([self._sentence(name, spoken) for name, spoken in zip(sample, texts, strict=True)])
-            figures["mask_every_kl_nats"] = float(f"{kl:.4g}")
+            figures["mask_every_kl_nats"] = float(f"{self._teacher.kl_to_exact(self._sample()):.4g}")
+        if isinstance(self._teacher, MeasuresProjection):
+            figures["unplaced_mass"] = float(f"{self._teacher.unplaced_mass(self._sample()):.4g}")
         return figures
+
+    def _sample(self) -> list[Sentence]:
+        """A few utterances from all over the store."""
+        ids = [name for shard in range(self._writer.spec.plan.num_shards) for name in self._writer.shard_ids(shard)]
+        sample = ids[:: -(-len(ids) // SAMPLE_UTTERANCES)]
+        texts = self._transcripts.words([self._transcripts.row(name) for name in sample])
+        return [self._sentence(name, spoken) for name, spoken in zip(sample, texts, strict=True)]
 
     def _sentence(self, name: str, spoken: Sequence[str]) -> Sentence:
         try:

@@ -1,5 +1,7 @@
 """The card of a store (README.md): for people, and as a data-set card for the Hugging Face Hub. And `describe`, its facts."""
 
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,24 @@ from hkd.labels.schema import StoreSpec
 
 def describe(folder: Path, spec: StoreSpec) -> dict[str, Any]:
     """The facts of a store: what `hkd labels info` prints. Reads the marks and report.json, no shard."""
-    marks = [files.load_mark(folder, spec, shard) for shard in range(spec.plan.num_shards)]
-    done = [mark for mark in marks if mark is not None]
+    marks = (files.load_mark(folder, spec, shard) for shard in range(spec.plan.num_shards))
+    report = folder / files.REPORT
+    return facts(spec, [mark for mark in marks if mark], parse_report(report.read_bytes() if report.is_file() else None))
+
+
+def parse_report(data: bytes | None) -> dict[str, Any]:
+    """The free figures in a report.json; empty where there is none."""
+    try:
+        value = json.loads(data or b"{}")
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def facts(spec: StoreSpec, done: Sequence[Mapping[str, Any]], report: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts of a store with these marks and free figures."""
     positions = sum(mark["positions"] for mark in done)
     num_bytes = sum(mark["bytes"] for mark in done)
-    report = files.load_json(folder / files.REPORT) if (folder / files.REPORT).is_file() else {}
     return {
         "name": spec.name,
         "level": spec.level,
@@ -25,13 +40,13 @@ def describe(folder: Path, spec: StoreSpec) -> dict[str, Any]:
         "codec": spec.codec if spec.compression == "zstd" else f"{spec.codec}, uncompressed",
         "backend": spec.backend,
         "shards": spec.plan.num_shards,
-        "shards_missing": len(marks) - len(done),
+        "shards_missing": spec.plan.num_shards - len(done),
         "utterances": spec.num_utterances,
         "positions": positions,
         "bytes": num_bytes,
         "bytes_per_position": num_bytes / positions if positions else None,
         **figures(merge(mark["quality"] for mark in done)),
-        "report": report if isinstance(report, dict) else {},
+        "report": dict(report),
     }
 
 
@@ -65,9 +80,8 @@ def rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     return lines
 
 
-def card(folder: Path, spec: StoreSpec) -> str:
+def card(spec: StoreSpec, facts: dict[str, Any]) -> str:
     """The text of README.md. A function of the store's content, so that its bytes are the same wherever it is made."""
-    facts = describe(folder, spec)
     table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows(facts))
     config = ""
     if spec.backend == "arrow":

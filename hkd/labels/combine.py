@@ -82,7 +82,7 @@ def merge(
     first = readers[0].spec
     of: dict[str, LabelReader] = {}
     for reader in readers:
-        differing = [row for row in differences(first, reader.spec) if row[0].partition(".")[0] not in MAY_DIFFER]
+        differing = [row for row in differences(first.identity(), reader.spec.identity()) if row[0].partition(".")[0] not in MAY_DIFFER]
         if differing:
             key, left, right = differing[0]
             raise UserError(

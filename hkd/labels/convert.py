@@ -7,9 +7,10 @@ from typing import Any
 
 from hkd.errors import UserError
 from hkd.labels import folder as files
-from hkd.labels.backend import backend_of
+from hkd.labels.cache import open_shard
 from hkd.labels.codec import decode, encode, gather, layout
 from hkd.labels.reader import LabelReader
+from hkd.labels.remote import location
 from hkd.labels.schema import StoreSpec
 from hkd.labels.writer import LabelWriter
 from hkd.progress import Progress, no_progress
@@ -33,11 +34,10 @@ def convert(
     files. Resumable like any writer. Raises UserError where source and out are one folder, or grid labels shall become f16
     (which would look exact, but is not).
     """
-    root = Path(source)
-    if Path(out).absolute() == root.absolute():
+    reader = LabelReader.open(source)
+    old, root = reader.spec, reader.path
+    if _absolute(out) in (_absolute(source), _absolute(root)):
         raise UserError(f"OUT must be another folder than the store, but is {out} instead.")
-    reader = LabelReader.open(root)
-    old = reader.spec
     wanted: dict[str, Any] = {
         "backend": backend or old.backend,
         "codec": codec or old.codec,
@@ -63,9 +63,14 @@ def convert(
     return writer.spec
 
 
+def _absolute(place: Path | str) -> Path | str:
+    where = location(str(place))
+    return where.absolute() if isinstance(where, Path) else where.rstrip("/")
+
+
 def _convert_shard(reader: LabelReader, writer: LabelWriter, shard: int, *, same_planes: bool) -> None:
     root, old = reader.path, reader.spec
-    file = backend_of(old).open(files.shard_path(root, old, shard), old, shard)
+    file = open_shard(root, old, shard)
     blocks = [file.planes(block) for block in range(len(file.cuts) - 1)]
     if not same_planes:
         offset_B1 = file.utterances.offset_B1

@@ -7,10 +7,8 @@
 """
 
 import itertools
-import math
-import sys
 import threading
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import cached_property
@@ -22,19 +20,17 @@ from numpy.typing import NDArray
 
 from hkd.errors import HkdError, UserError
 from hkd.labels import folder as files
-from hkd.labels.backend import DamagedShardError, ShardFile, backend_of, block_cuts
+from hkd.labels.backend import DamagedShardError, ShardFile, block_cuts
+from hkd.labels.cache import local_folder, open_shard
 from hkd.labels.codec import Decoded, Part, decode, gather
-from hkd.labels.rows import LabelBlock
+from hkd.labels.index import index_table, load_index
+from hkd.labels.memory import Buffers, Spares
+from hkd.labels.rows import DIGEST_BYTES, LabelBlock
 from hkd.labels.schema import StoreSpec
 
 CACHE_BYTES = 256 << 20
 OPEN_SHARDS = 128
-BISECT_LOOKUPS = 64  # after so many look-ups a dictionary of all ids pays
-
-
-SMALL_BYTES, LARGE_BYTES = 1 << 16, 1 << 24
-NUM_BUFFERS = 12
-UNUSED_REFERENCES = 2  # the list's and getrefcount's own: no view's base
+IDS_PER_LOOKUP = 128  # to look one id up in the index takes as long as to put so many into a dictionary
 
 
 class _Ids(Sequence[str]):
@@ -58,32 +54,24 @@ class _OpenShard:
     def __init__(self, file: ShardFile) -> None:
         self.file, self.cuts = file, file.cuts
         self.offset_B1 = file.utterances.offset_B1
-        self.starts: list[int] = self.offset_B1.tolist()
-        self.unit_digests = file.utterances.unit_digest_B8.tobytes()
-        self.text_digests = file.utterances.text_digest_B8.tobytes()
+        per_block = np.diff(np.array(self.cuts))
+        first_B = np.repeat(self.offset_B1[self.cuts[:-1]], per_block)
+        # per utterance: block, first and last position in it, both digests
+        self.places: list[tuple[int, int, int, bytes, bytes]] = list(
+            zip(
+                np.repeat(np.arange(len(per_block)), per_block).tolist(),
+                (self.offset_B1[:-1] - first_B).tolist(),
+                (self.offset_B1[1:] - first_B).tolist(),
+                _digests(file.utterances.unit_digest_B8),
+                _digests(file.utterances.text_digest_B8),
+                strict=True,
+            )
+        )
 
 
-class _Buffers:
-    """Memory for batches, used again once nobody holds a view of it: fresh pages cost more than the work that is done in them."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._buffers: list[NDArray[np.uint8]] = []
-
-    def allocate(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
-        """Like np.empty."""
-        num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
-        if not SMALL_BYTES <= num_bytes <= LARGE_BYTES:
-            return np.empty(shape, dtype)
-        with self._lock:
-            for place in range(len(self._buffers)):
-                if self._buffers[place].nbytes >= num_bytes and sys.getrefcount(self._buffers[place]) == UNUSED_REFERENCES:
-                    return np.ndarray(shape, dtype, self._buffers[place])
-            buffer = np.empty(1 << (num_bytes - 1).bit_length(), np.uint8)
-            if len(self._buffers) == NUM_BUFFERS:
-                self._buffers.pop(0)
-            self._buffers.append(buffer)
-            return np.ndarray(shape, dtype, buffer)
+def _digests(digest_B8: NDArray[np.uint8]) -> list[bytes]:
+    data = digest_B8.tobytes()
+    return [data[start : start + DIGEST_BYTES] for start in range(0, len(data), DIGEST_BYTES)]
 
 
 class LabelReader:
@@ -99,19 +87,21 @@ class LabelReader:
         self._shards: OrderedDict[int, _OpenShard] = OrderedDict()
         self._blocks: OrderedDict[tuple[int, int], Decoded] = OrderedDict()
         self._held_bytes = 0
-        self._buffers = _Buffers()
+        self._batches, self._columns, self._scratch = Buffers(), Spares(), Buffers()
         self.num_decoded = 0  # blocks decoded so far
 
     @classmethod
     def open(cls, path: Path | str, *, cache_bytes: int = CACHE_BYTES) -> "LabelReader":
-        """Open a complete store. A missing or stale index is made in memory.
+        """Open a complete store: a folder, or a URL, whose shards are fetched into the cache as they are asked for (see cache.py).
+
+        A missing or stale index is made in memory.
 
         Raises UserError where there is no store or one of a newer format, HkdError where it is not complete or damaged.
         """
-        root = Path(path)
+        root = local_folder(path)
         spec = files.load_spec(root)
-        index = files.load_index(root, spec)
-        return cls(root, spec, files.index_table(root, spec) if index is None else index, cache_bytes)
+        index = load_index(root, spec)
+        return cls(root, spec, index_table(root, spec) if index is None else index, cache_bytes)
 
     def __reduce__(self) -> Any:
         return _reopen, (str(self.path), self._cache_bytes)
@@ -125,7 +115,7 @@ class LabelReader:
     def _find(self, utterance_id: str) -> int | None:
         if self._row_of is None:
             self._lookups += 1
-            if self._lookups <= BISECT_LOOKUPS:
+            if self._lookups * IDS_PER_LOOKUP <= len(self.ids):
                 row = bisect_left(self.ids, utterance_id)
                 return row if row < len(self.ids) and self.ids[row] == utterance_id else None
             self._row_of = {name: row for row, name in enumerate(self.ids[:])}
@@ -168,11 +158,11 @@ class LabelReader:
         return result
 
     def _shard(self, number: int) -> _OpenShard:
-        path = files.shard_path(self.path, self.spec, number)
-        shard = _OpenShard(backend_of(self.spec).open(path, self.spec, number))
+        shard = _OpenShard(open_shard(self.path, self.spec, number))
         rows = self.spec.plan.rows(number)
         ids = self._index["id"].slice(rows.start, len(rows)).combine_chunks()
         if not shard.file.utterances.id_array.cast(ids.type).equals(ids):
+            path = files.shard_path(self.path, self.spec, number)
             raise DamagedShardError(path, "its utterances are not those of the index")
         with self._lock:
             self._shards[number] = shard
@@ -182,7 +172,10 @@ class LabelReader:
 
     def _decode(self, number: int, shard: _OpenShard, block: int) -> Decoded:
         offset_B1 = shard.offset_B1[shard.cuts[block] : shard.cuts[block + 1] + 1]
-        decoded = decode(self.spec, shard.file.planes(block), offset_B1 - offset_B1[0])
+        scratch = self._scratch.allocate
+        decoded = decode(
+            self.spec, shard.file.planes(block, scratch), offset_B1 - offset_B1[0], self._columns.allocate, scratch
+        )
         with self._lock:
             self.num_decoded += 1
         return decoded
@@ -197,7 +190,10 @@ class LabelReader:
                     self._blocks[key] = decoded
                     self._held_bytes += decoded.num_bytes
             while self._held_bytes > self._cache_bytes and len(self._blocks) > 1:
-                self._held_bytes -= self._blocks.popitem(last=False)[1].num_bytes
+                dropped = self._blocks.popitem(last=False)[1]
+                self._held_bytes -= dropped.num_bytes
+                for column in dropped.columns.values():
+                    self._columns.give(column)
 
     def block(self, ids: Sequence[str]) -> LabelBlock:
         """The labels of these utterances, in this order. Raises UserError for one that is not in the store, HkdError for damage."""
@@ -209,21 +205,19 @@ class LabelReader:
             row = row_of.get(utterance_id)
             number, place = divmod(self.row(utterance_id) if row is None else row, per_shard)
             shard = self._shards.get(number) or self._shard(number)
-            start, stop = shard.starts[place], shard.starts[place + 1]
+            block, start, stop, unit_digest, text_digest = shard.places[place]
             lengths.append(stop - start)
-            unit_digests.append(shard.unit_digests[8 * place : 8 * place + 8])
-            text_digests.append(shard.text_digests[8 * place : 8 * place + 8])
+            unit_digests.append(unit_digest)
+            text_digests.append(text_digest)
             if stop > start:
-                block = bisect_right(shard.cuts, place) - 1
                 key = (number, block)
                 decoded = used.get(key)
                 if decoded is None:
                     decoded = used[key] = self._blocks.get(key) or self._decode(number, shard, block)
-                first = shard.starts[shard.cuts[block]]
-                parts.append((decoded, start - first, stop - first))
+                parts.append((decoded, start, stop))
         self._keep(used)
         try:
-            topk, word_N = gather(self.spec, parts, self._buffers.allocate)
+            topk, word_N = gather(self.spec, parts, self._batches.allocate)
         except (ValueError, KeyError) as error:
             raise HkdError(f"label store {self.path} is damaged ({error}). Run `hkd labels verify --repair`.") from None
         return LabelBlock(

@@ -153,8 +153,7 @@ class StoreSpec:
 
     def identity(self) -> dict[str, Any]:
         """What must be equal for a store to be resumed."""
-        value: dict[str, Any] = json.loads(json.dumps(self.to_json(), ensure_ascii=False))  # tuples are lists, as when read back
-        return {key: item for key, item in value.items() if key not in NOT_IDENTITY}
+        return identity_of(json.loads(json.dumps(self.to_json(), ensure_ascii=False)))  # tuples are lists, as when read back
 
     @property
     def digest(self) -> str:
@@ -200,9 +199,13 @@ def check_format(value: Any) -> None:
         raise UserError(f"the format of a label store must be {MAJOR}.x, but is {version[:20]} instead. Install a newer hkd.")
 
 
-def differences(wanted: StoreSpec, found: StoreSpec) -> list[tuple[str, str, str]]:
+def identity_of(value: Mapping[str, Any]) -> dict[str, Any]:
+    """A store.json → what must be equal for a store to be resumed."""
+    return {key: item for key, item in value.items() if key not in NOT_IDENTITY}
+
+
+def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """What differs between two identities: (key, value wanted, value found), as short texts."""
-    a, b = wanted.identity(), found.identity()
 
     def short(item: Any) -> str:
         text = json.dumps(item, ensure_ascii=False, sort_keys=True)

@@ -3,28 +3,40 @@
 from pathlib import Path
 
 from hkd.errors import UserError
+from hkd.labels.cache import local_folder
 from hkd.labels.folder import SPEC
 from hkd.labels.reader import LabelReader
+from hkd.labels.remote import Remote, location
 from hkd.labels.writer import LabelWriter
 
-__all__ = ["LabelReader", "LabelWriter", "open_stores", "store_folders"]
+__all__ = ["LabelReader", "LabelWriter", "location", "open_stores", "store_folders"]
 
 
 def store_folders(folder: Path | str) -> dict[str, Path]:
-    """The stores in a folder, by their folder's name: the folder itself, where it is a store, else those right below it.
+    """The stores in a folder or at a URL, by their folder's name: the folder itself, where it is a store, else those right below it.
 
-    Raises UserError where there is none.
+    For a URL these are folders that stand for the stores (hkd.labels.cache). Raises UserError where there is none.
     """
-    root = Path(folder)
-    if (root / SPEC).is_file():
-        return {root.name: root}
-    found = {path.name: path for path in sorted(root.iterdir()) if (path / SPEC).is_file()} if root.is_dir() else {}
+    place = location(folder) if isinstance(folder, str) else folder
+    if isinstance(place, str):
+        found = _remote_stores(Remote(place))
+    elif (place / SPEC).is_file():
+        found = {place.name: place}
+    else:
+        found = {path.name: path for path in sorted(place.iterdir()) if (path / SPEC).is_file()} if place.is_dir() else {}
     if not found:
-        raise UserError(f"{root} must be a label store or hold some, but does not. Run `hkd teacher-dump` first.")
+        raise UserError(f"{place} must be a label store or hold some, but does not. Run `hkd teacher-dump` first.")
     return found
 
 
+def _remote_stores(remote: Remote) -> dict[str, Path]:
+    if remote.size(SPEC) is not None:
+        return {remote.url.rpartition("/")[2]: local_folder(remote.url)}
+    names = [name for name in remote.names() if remote.size(f"{name}/{SPEC}") is not None]
+    return {name: local_folder(f"{remote.url}/{name}") for name in names}
+
+
 def open_stores(folder: Path | str, *, cache_bytes: int | None = None) -> dict[str, LabelReader]:
-    """Open the stores in a folder, by name. Raises UserError where there is none, HkdError for one that is not complete."""
+    """Open the stores in a folder or at a URL, by name. Raises UserError where there is none, HkdError for one that is not complete."""
     options = {} if cache_bytes is None else {"cache_bytes": cache_bytes}
     return {name: LabelReader.open(path, **options) for name, path in store_folders(folder).items()}

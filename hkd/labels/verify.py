@@ -1,14 +1,18 @@
 """Checking a store: what is missing, damaged, foreign or torn; and what can be repaired without a teacher."""
 
-import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
 from hkd.errors import HkdError
+from hkd.files import digest_of, digest_of_file
 from hkd.labels import folder as files
 from hkd.labels.backend import backend_of
+from hkd.labels.cache import LostShardError, local_folder, open_shard, origin, shard_file
 from hkd.labels.codec import decode
+from hkd.labels.index import index_bytes, index_table, load_index, shard_tables
+from hkd.labels.place import Place, place_of
 from hkd.labels.schema import StoreSpec
 from hkd.progress import Progress, no_progress
 
@@ -35,11 +39,11 @@ def verify(path: Path | str, *, deep: bool = True, progress: Progress = no_progr
 
     Raises UserError or HkdError where store.json or the inventory cannot be read.
     """
-    root = Path(path)
+    root = local_folder(path)
     spec = files.load_spec(root)
     problems = [
         Problem(kind="foreign", text=f"data/{name} is not in the plan of {spec.plan.num_shards} shards")
-        for name in _strangers(root, spec)
+        for name in _strangers(place_of(origin(root) or root), spec)
     ]
     for shard in range(spec.plan.num_shards):
         problems += _check_shard(root, spec, shard, deep)
@@ -49,7 +53,7 @@ def verify(path: Path | str, *, deep: bool = True, progress: Progress = no_progr
     return problems
 
 
-def _strangers(root: Path, spec: StoreSpec) -> list[str]:
+def _strangers(place: Place, spec: StoreSpec) -> list[str]:
     """Names in data/ that the plan does not know."""
     suffix, num_shards = backend_of(spec).suffix, spec.plan.num_shards
 
@@ -57,19 +61,15 @@ def _strangers(root: Path, spec: StoreSpec) -> list[str]:
         number = files.shard_number(name)
         return number is not None and number < num_shards and name in (f"{number:05d}{suffix}", f"{number:05d}.json")
 
-    data = root / files.DATA
-    names = sorted(path.name for path in data.iterdir()) if data.is_dir() else []
-    return [name for name in names if not planned(name) and not name.endswith(".tmp")]
+    return [name for name in place.names(files.DATA) if not planned(name) and not name.endswith(".tmp")]
 
 
 def _check_shard(root: Path, spec: StoreSpec, shard: int, deep: bool) -> list[Problem]:
-    path, mark_path = files.shard_path(root, spec, shard), files.mark_path(root, shard)
+    mark_path = files.mark_path(root, shard)
 
     def problem(kind: str, text: str) -> list[Problem]:
         return [Problem(kind=kind, text=f"shard {shard}: {text}", shard=shard)]
 
-    if not path.is_file():
-        return problem("missing", f"{path.name} is missing")
     mark = files.load_mark(root, spec, shard)
     if mark is None:
         if not mark_path.is_file():
@@ -79,12 +79,17 @@ def _check_shard(root: Path, spec: StoreSpec, shard: int, deep: bool) -> list[Pr
         except HkdError:
             foreign = False
         return problem("foreign", "it was written for another store") if foreign else problem("torn", "its mark is torn")
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        path = shard_file(root, spec, shard, fresh=True)
+    except LostShardError as error:
+        return problem(error.kind, str(error))
+    if not path.is_file():
+        return problem("missing", f"{path.name} is missing")
+    sha256 = digest_of_file(path)
     if path.stat().st_size != mark["bytes"] or sha256 != mark["sha256"]:
         return problem("flipped", f"its SHA-256 must be {mark['sha256']}, but is {sha256}")
     try:
-        file_ = backend_of(spec).open(path, spec, shard)
+        file_ = open_shard(root, spec, shard)
         utterances = file_.utterances
         counts = len(utterances.length_B), int(utterances.length_B.sum())
         if counts != (mark["utterances"], mark["positions"]) or counts[0] != len(spec.plan.rows(shard)):
@@ -102,14 +107,24 @@ def _check_shard(root: Path, spec: StoreSpec, shard: int, deep: bool) -> list[Pr
 
 def _check_index(root: Path, spec: StoreSpec) -> list[Problem]:
     """Only asked where all shards are well."""
-    index = files.load_index(root, spec)
+    index = load_index(root, spec)
     if index is None:
         return [Problem(kind="index", text=f"{files.INDEX} is missing or not that of this store")]
-    made = files.index_table(root, spec)
-    if not index.equals(made):
+    differs, last, in_order = False, "", True
+
+    def ids() -> Iterator[str]:
+        nonlocal differs, last, in_order
+        for shard, made in enumerate(shard_tables(root, spec)):
+            rows = spec.plan.rows(shard)
+            differs = differs or not index.slice(rows.start, len(rows)).equals(made)
+            for name in made["id"].to_pylist():
+                in_order, last = in_order and last < name, name
+                yield name
+
+    digest = digest_of(ids())
+    if differs:
         return [Problem(kind="index", text=f"{files.INDEX} does not say what the shards hold")]
-    ids = made["id"].to_pylist()
-    if spec.with_ids(ids).ids_digest != spec.ids_digest or ids != sorted(ids):
+    if digest != spec.ids_digest or not in_order:
         return [Problem(kind="damaged", text="the utterances of the shards are not those that the store was planned for")]
     return []
 
@@ -117,30 +132,30 @@ def _check_index(root: Path, spec: StoreSpec) -> list[Problem]:
 def repair(path: Path | str, problems: list[Problem], *, dry_run: bool = False) -> Repair:
     """Take away what is wrong: strangers and broken shards with their marks go; the index is made anew where all shards are there.
 
-    `dry_run`: only say what would be done.
+    `path`: a folder, or a URL. `dry_run`: only say what would be done.
     """
-    root = Path(path)
-    spec = files.load_spec(root)
+    root = local_folder(path)
+    spec, place = files.load_spec(root), place_of(origin(root) or root)
     result = Repair()
 
-    def remove(file: Path) -> None:
-        if file.is_file():
-            result.done.append(f"{'would remove' if dry_run else 'removed'} {file.relative_to(root)}")
+    def remove(name: str) -> None:
+        if place.exists(name):
+            result.done.append(f"{'would remove' if dry_run else 'removed'} {name}")
             if not dry_run:
-                file.unlink()
+                place.remove(name)
 
     for problem in problems:
         if problem.shard is not None:
-            remove(files.mark_path(root, problem.shard))
-            remove(files.shard_path(root, spec, problem.shard))
+            remove(files.mark_path(Path(), problem.shard).as_posix())
+            remove(files.shard_path(Path(), spec, problem.shard).as_posix())
             result.dump_again.append(problem.shard)
-    for name in _strangers(root, spec):
+    for name in _strangers(place, spec):
         if files.shard_number(name) is not None:
-            remove(root / files.DATA / name)
+            remove(f"{files.DATA}/{name}")
     if result.dump_again:
-        remove(root / files.INDEX)
+        remove(files.INDEX)
     else:
         result.done.append(f"{'would write' if dry_run else 'wrote'} {files.INDEX}")
         if not dry_run:
-            files.write_index(root, spec)
+            place.write(files.INDEX, index_bytes(index_table(root, spec)))
     return result

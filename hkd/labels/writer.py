@@ -7,13 +7,12 @@
 """
 
 import contextlib
-import fcntl
 import hashlib
 import itertools
+import json
 import logging
 import math
-import os
-import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,98 +22,56 @@ import numpy as np
 import pyarrow as pa
 
 from hkd.errors import HkdError, UserError
-from hkd.files import write_bytes, write_json
+from hkd.files import json_bytes
 from hkd.labels import folder as files
 from hkd.labels.backend import Utterances, backend_of, block_cuts, recut
-from hkd.labels.card import card
+from hkd.labels.cache import keep_shard
+from hkd.labels.card import card, facts, parse_report
 from hkd.labels.codec import Planes, encode
+from hkd.labels.index import index_bytes, index_table, load_index, rows_of
+from hkd.labels.memory import Buffers
+from hkd.labels.place import Place, RemotePlace, place_of
 from hkd.labels.quality import merge, quality_of
-from hkd.labels.rows import UtteranceLabels
-from hkd.labels.schema import StoreSpec, differences, sorted_ids
-from hkd.topk import TopK
+from hkd.labels.rows import UtteranceLabels, joined
+from hkd.labels.schema import StoreSpec, check_format, differences, identity_of, sorted_ids
 
 logger = logging.getLogger(__name__)
 
-
-@contextmanager
-def _world(what: str, path: Path) -> Iterator[None]:
-    """OSError → one sentence."""
-    try:
-        yield
-    except OSError as error:
-        raise HkdError(
-            f"{what} {path} cannot be written ({error.strerror or error}). Mend that, then run the same command again."
-        ) from None
-
-
-@contextmanager
-def _lock(path: Path, *, wait: bool) -> Iterator[bool]:
-    """Hold an exclusive lock on a file, made for it and removed after; False where another holds it and `wait` is false."""
-    handle = None
-    while handle is None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        except FileNotFoundError:  # the folder went with the last lock
-            continue
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            if os.fstat(handle).st_ino != path.stat().st_ino:  # removed by the one who held it
-                raise FileNotFoundError
-        except BlockingIOError:
-            os.close(handle)
-            yield False
-            return
-        except FileNotFoundError:
-            os.close(handle)
-            handle = None
-    try:
-        yield True
-    finally:
-        path.unlink(missing_ok=True)
-        os.close(handle)
-        with contextlib.suppress(OSError):  # others are in it
-            path.parent.rmdir()
+NUM_PLANES = 32  # wide planes of the blocks that are being compressed
 
 
 class LabelWriter:
     """Writes one store; open it with `LabelWriter.open`."""
 
-    def __init__(self, path: Path, spec: StoreSpec, ids: list[str]) -> None:
-        self.path, self.spec, self._ids = path, spec, ids
+    def __init__(self, place: Place, spec: StoreSpec, ids: list[str]) -> None:
+        self._place, self.spec, self._ids = place, spec, ids
+        self._digest = spec.digest
         self._claimed: set[int] = set()
+        self._planes, self._scratch = Buffers(NUM_PLANES), Buffers()
 
     @classmethod
     def open(cls, path: Path | str, spec: StoreSpec, ids: Iterable[str], *, overwrite: bool = False) -> "LabelWriter":
-        """Begin a store for these utterances, or go on with one that was begun with the same spec and ids.
+        """Begin a store for these utterances in a folder or at a URL, or go on with one that was begun with the same spec and ids.
 
         `overwrite` removes a store that is there, after checking that it is one. Raises UserError where the folder holds something
         else, or a store of another identity.
         """
-        root = Path(path)
+        place = place_of(path)
         ordered = sorted_ids(ids)
         spec = spec.with_ids(ordered)
-        with _world("label store", root):
-            _check_place(root)
-            stack = contextlib.ExitStack()
-            stack.enter_context(_lock(root / files.LOCKS / "store.lock", wait=True))
-        with _world("label store", root), stack:
-            if overwrite and (root / files.SPEC).exists():
-                files.load_spec(root)
-                _remove_store(root)
-            if (root / files.SPEC).exists():
-                found = files.load_spec(root)
-                if found.digest != spec.digest:
-                    key, wanted, there = differences(spec, found)[0]
-                    raise UserError(
-                        f"label store {root} must have been written with `{key}` {wanted}, but with {there} instead. "
-                        "Give another folder, or --overwrite."
-                    )
-                return cls(root, found, ordered)
-            spec.inventory.save(root / files.INVENTORY)
-            write_json(root / files.SPEC, spec.to_json())
-            (root / files.DATA).mkdir(exist_ok=True)
-        return cls(root, spec, ordered)
+        _check_place(place)
+        with place.lock("store", wait=True):
+            if overwrite:
+                _remove_store(place)
+            found = spec if place.create(files.SPEC, json_bytes(spec.to_json())) else _resumed(place, spec)
+            if not place.exists(files.INVENTORY):
+                place.write(files.INVENTORY, json_bytes(spec.inventory.to_json()))
+        return cls(place, found, ordered)
+
+    @property
+    def path(self) -> Path | str:
+        """Where the store lies: a folder, or a URL."""
+        return self._place.path
 
     def shard_ids(self, shard: int) -> list[str]:
         """The utterances that shard number `shard` holds, in order."""
@@ -123,13 +80,23 @@ class LabelWriter:
 
     def is_done(self, shard: int) -> bool:
         """Whether the shard has its mark and its file."""
-        return (
-            files.load_mark(self.path, self.spec, shard) is not None and files.shard_path(self.path, self.spec, shard).is_file()
-        )
+        return self._mark(shard, self._place.read(_mark_name(shard))) is not None and self._place.exists(self._shard_name(shard))
 
     def pending(self) -> list[int]:
         """The shards without a mark."""
-        return [shard for shard in range(self.spec.plan.num_shards) if not self.is_done(shard)]
+        marks = self._marks()
+        return [shard for shard in range(self.spec.plan.num_shards) if shard not in marks]
+
+    def _marks(self) -> dict[int, dict[str, Any]]:
+        """The marks of the shards that are done."""
+        there = set(self._place.names(files.DATA))
+        names = {_mark_name(n): n for n in range(self.spec.plan.num_shards) if self._shard_name(n).rpartition("/")[2] in there}
+        found = self._place.read_many([name for name in names if name.rpartition("/")[2] in there])
+        marks = {names[name]: self._mark(names[name], data) for name, data in found.items()}
+        return {shard: mark for shard, mark in marks.items() if mark is not None}
+
+    def _mark(self, shard: int, data: bytes | None) -> dict[str, Any] | None:
+        return None if data is None else files.parse_mark(data, self._digest, shard)
 
     @contextmanager
     def claim(self, shard: int) -> Iterator[bool]:
@@ -137,7 +104,7 @@ class LabelWriter:
 
         Several processes share a plan by claiming each pending shard in turn.
         """
-        with _lock(self._lock_path(shard), wait=False) as mine:
+        with self._place.lock(f"{shard:05d}", wait=False) as mine:
             if not mine or self.is_done(shard):
                 yield False
                 return
@@ -146,9 +113,6 @@ class LabelWriter:
                 yield True
             finally:
                 self._claimed.discard(shard)
-
-    def _lock_path(self, shard: int) -> Path:
-        return self.path / files.LOCKS / f"{shard:05d}.lock"
 
     def write_shard(self, shard: int, rows: Iterable[UtteranceLabels], *, quality: Mapping[str, float] | None = None) -> None:
         """Publish a shard: exactly the utterances of `shard_ids`, in any order. A shard that is done is left as it is.
@@ -159,8 +123,7 @@ class LabelWriter:
         self._check_rows(shard, [row.id for row in ordered])
         with contextlib.ExitStack() as stack:
             if shard not in self._claimed:
-                with _world("label store", self.path):
-                    stack.enter_context(_lock(self._lock_path(shard), wait=True))
+                stack.enter_context(self._place.lock(f"{shard:05d}", wait=True))
                 if self.is_done(shard):
                     return
             self._write(shard, ordered, quality)
@@ -183,14 +146,14 @@ class LabelWriter:
         )
         offset_B1 = utterances.offset_B1
         sums: list[dict[str, float]] = []
+        scratch = self._scratch.allocate
 
         def blocks() -> Iterator[Planes]:
             for a, b in itertools.pairwise(block_cuts(utterances.length_B, self.spec.block_positions)):
-                topk = TopK.concatenate([row.topk for row in rows[a:b]])
-                word_N = np.concatenate([row.word_U for row in rows[a:b]]).astype(np.int32, copy=False)
+                topk, word_N = joined(rows[a:b], scratch)
                 if quality is None:
                     sums.append(quality_of(topk))
-                yield encode(self.spec, topk, word_N, offset_B1[a : b + 1] - offset_B1[a])
+                yield encode(self.spec, topk, word_N, offset_B1[a : b + 1] - offset_B1[a], self._planes.allocate, scratch)
 
         data = backend_of(self.spec).encode(self.spec, shard, utterances, blocks())
         self._publish(shard, utterances, data, merge(sums) if quality is None else quality)
@@ -200,64 +163,128 @@ class LabelWriter:
         data = backend_of(self.spec).encode(self.spec, shard, utterances, recut(self.spec, utterances, blocks))
         self._publish(shard, utterances, data, quality)
 
-    def _publish(self, shard: int, utterances: Utterances, data: Any, quality: Mapping[str, float | None]) -> None:
+    def _publish(self, shard: int, utterances: Utterances, data: bytes | memoryview, quality: Mapping[str, float | None]) -> None:
         """Write the file, then the mark."""
+        name = self._shard_name(shard)
+        if isinstance(self._place, RemotePlace):
+            data = self._first(self._place, shard, utterances, data)
+        else:
+            self._place.write(name, data)
+        sha256 = hashlib.sha256(data).hexdigest()
         mark = {
             "shard": shard,
-            "store": self.spec.digest,
+            "store": self._digest,
             "utterances": len(utterances.length_B),
             "positions": int(utterances.length_B.sum()),
             "bytes": len(data),
-            "sha256": hashlib.sha256(data).hexdigest(),
+            "sha256": sha256,
             "quality": {key: value if value is not None and math.isfinite(value) else None for key, value in quality.items()},
         }
-        with _world("label store", self.path):
-            write_bytes(files.shard_path(self.path, self.spec, shard), data)
-            write_json(files.mark_path(self.path, shard), mark)
+        self._place.write(_mark_name(shard), json_bytes(mark))
+        if isinstance(self._place, RemotePlace):
+            keep_shard(data, sha256, backend_of(self.spec).suffix)
+
+    def _first(self, place: RemotePlace, shard: int, utterances: Utterances, data: bytes | memoryview) -> bytes | memoryview:
+        """Publish a shard where no lock keeps others from doing the same: the first bytes stay, and are what the mark is for.
+
+        Returns what is there then. Teachers whose last bits depend on the device give other bytes of the same utterances.
+        """
+        name = self._shard_name(shard)
+        if place.create(name, data):
+            return data
+        there = place.read(name)
+        if there is not None and (there == data or self._is_whole(shard, utterances, there)):
+            return there
+        place.write(name, data)
+        return data
+
+    def _is_whole(self, shard: int, utterances: Utterances, data: bytes) -> bool:
+        """Whether these are a shard of this store with these utterances."""
+        with tempfile.NamedTemporaryFile(suffix=backend_of(self.spec).suffix) as file:
+            file.write(data)
+            file.flush()
+            try:
+                found = backend_of(self.spec).open(Path(file.name), self.spec, shard).utterances
+            except HkdError:
+                return False
+        return bool(rows_of(shard, found).equals(rows_of(shard, utterances)))
+
+    def _shard_name(self, shard: int) -> str:
+        return files.shard_path(Path(), self.spec, shard).as_posix()
 
     def finish(self, *, report: Mapping[str, Any] | None = None) -> None:
         """Write the index, the card and `report` (free figures, such as the n-gram's perplexity). Raises HkdError where shards are missing."""
-        pending = self.pending()
+        marks = self._marks()
+        pending = [shard for shard in range(self.spec.plan.num_shards) if shard not in marks]
         if pending:
             raise HkdError(f"label store {self.path} is not complete: {len(pending)} shards are missing, first {pending[0]}.")
-        with _world("label store", self.path), _lock(self.path / files.LOCKS / "store.lock", wait=True):
-            for place in (self.path, self.path / files.DATA):
-                for left in place.glob(".*.tmp"):  # of writers that were killed
-                    left.unlink(missing_ok=True)
-            if files.load_index(self.path, self.spec) is None:
-                files.write_index(self.path, self.spec)
+        with self._place.lock("store", wait=True):
+            self._place.sweep()
+            folder = self._place.folder()
+            if load_index(folder, self.spec) is None:
+                self._place.write(files.INDEX, index_bytes(index_table(folder, self.spec)))
             if report is not None:
-                write_json(self.path / files.REPORT, dict(report))
-            write_bytes(self.path / files.CARD, card(self.path, self.spec).encode())
-            for left in (self.path / files.LOCKS).glob("0*.lock"):
-                left.unlink(missing_ok=True)
+                self._place.write(files.REPORT, json_bytes(dict(report)))
+            text = card(self.spec, facts(self.spec, [marks[shard] for shard in sorted(marks)], report or self.report()))
+            self._place.write(files.CARD, text.encode())
+
+    def report(self) -> dict[str, Any]:
+        """The free figures that a finished store holds; empty where there are none."""
+        return parse_report(self._place.read(files.REPORT))
+
+    def quality_sums(self) -> dict[str, float | None]:
+        """The quality of all shards that are done, added up."""
+        return merge(mark["quality"] for mark in self._marks().values())
 
 
-def _check_place(root: Path) -> None:
+def _mark_name(shard: int) -> str:
+    return files.mark_path(Path(), shard).as_posix()
+
+
+def _check_place(place: Place) -> None:
     """Raises UserError where the folder holds something that is no label store."""
-    if root.exists() and not root.is_dir():
-        raise UserError(f"{root} must be a folder, but is a file. Give another folder.")
-    if root.is_dir() and not (root / files.SPEC).exists():
-        others = sorted(
-            p.name for p in root.iterdir() if p.name not in (files.INVENTORY, files.LOCKS) and not p.name.endswith(".tmp")
-        )
+    names = place.names()
+    if files.SPEC not in names:
+        others = [name for name in names if name not in (files.INVENTORY, files.LOCKS) and not name.endswith(".tmp")]
         if others:
-            raise UserError(f"{root} must be empty or a label store, but holds '{others[0]}'. Give another folder.")
+            raise UserError(f"{place.path} must be empty or a label store, but holds '{others[0]}'. Give another folder.")
 
 
-def _remove_store(root: Path) -> None:
+def _stored(place: Place) -> dict[str, Any] | None:
+    """The value of store.json; None where there is none. Raises UserError where it is no label store's."""
+    data = place.read(files.SPEC)
+    if data is None:
+        return None
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        value = None
+    try:
+        check_format(value)
+    except UserError as error:
+        raise UserError(f"{place.path}: {error}") from None
+    return dict(value)
+
+
+def _resumed(place: Place, spec: StoreSpec) -> StoreSpec:
+    """The spec of the store that is there. Raises UserError where it is another's."""
+    value = _stored(place) or {}
+    for key, wanted, there in differences(spec.identity(), identity_of(value)):
+        raise UserError(
+            f"label store {place.path} must have been written with `{key}` {wanted}, but with {there} instead. "
+            "Give another folder, or --overwrite."
+        )
+    return StoreSpec.from_json(value, spec.inventory)
+
+
+def _remove_store(place: Place) -> None:
     """Remove a store's own files, and no others; store.json goes last, so that a killed removal can be repeated."""
+    if _stored(place) is None:
+        return
     for name in (files.INDEX, files.CARD, files.REPORT):
-        (root / name).unlink(missing_ok=True)
-    data = root / files.DATA
-    if data.is_symlink():
-        raise UserError(f"{data} must be a folder, but is a link. Remove it yourself.")
-    shutil.rmtree(data, ignore_errors=True)
-    (root / files.INVENTORY).unlink(missing_ok=True)
-    (root / files.SPEC).unlink(missing_ok=True)
-
-
-def quality_sums(folder: Path, spec: StoreSpec) -> dict[str, float | None]:
-    """The quality of all shards that have a mark, added up."""
-    marks = (files.load_mark(folder, spec, shard) for shard in range(spec.plan.num_shards))
-    return merge(mark["quality"] for mark in marks if mark is not None)
+        place.remove(name)
+    for name in place.names(files.DATA):
+        if files.shard_number(name) is not None or name.endswith(".tmp"):
+            place.remove(f"{files.DATA}/{name}")
+    place.remove(files.INVENTORY)
+    place.remove(files.SPEC)

@@ -22,7 +22,7 @@ from hkd.errors import UserError
 from hkd.features.augment import NO_AUGMENTATION
 from hkd.features.source import FeatureSource, mean_and_std
 from hkd.files import digest_of, digest_of_file, digest_of_json, write_bytes, write_json
-from hkd.labels.store import LabelReader, open_stores, store_folders
+from hkd.labels.store import LabelReader, store_folders
 from hkd.loop import fit
 from hkd.loop.record import claim, finished, steps_done
 from hkd.loop.run import identity_of
@@ -79,7 +79,7 @@ class Data:
     identity: dict[str, Any]
 
 
-def open_data(config: TrainConfig, *, manifest: Path, alignment: Path | None, units: Path, labels: Path | None) -> Data:
+def open_data(config: TrainConfig, *, manifest: Path, alignment: Path | None, units: Path, labels: Path | str | None) -> Data:
     """Open the inputs and check that they fit together. Raises UserError in one line where they do not."""
     whole = manifests.read(manifest)
     subwords = SubwordModel(units / MODEL_FILE)
@@ -111,11 +111,11 @@ def open_data(config: TrainConfig, *, manifest: Path, alignment: Path | None, un
     )  # fmt: skip
 
 
-def _stores(config: TrainConfig, labels: Path | None) -> tuple[dict[str, LabelReader], dict[str, str]]:
+def _stores(config: TrainConfig, labels: Path | str | None) -> tuple[dict[str, LabelReader], dict[str, str]]:
     """The stores that are there, and their levels; none for objectives that read none."""
     if config.objective in ("none", "hard-heads"):
         return {}, {}
-    if labels is None or not labels.exists():
+    if labels is None or (isinstance(labels, Path) and not labels.exists()):
         raise UserError(
             f"objective {config.objective} needs label stores, but {labels} is not there. Run `hkd teacher-dump` first."
         )
@@ -124,10 +124,7 @@ def _stores(config: TrainConfig, labels: Path | None) -> tuple[dict[str, LabelRe
         for name in getattr(config, table):
             if name not in known and not (table == "lams" and name in LEVELS):
                 raise UserError(f"`{table}` must name label stores ({', '.join(known)}), but '{name}' is none of them.")
-    if config.stores:
-        readers = {name: LabelReader.open(known[name]) for name in config.stores if name in known}
-    else:
-        readers = open_stores(labels)
+    readers = {name: LabelReader.open(known[name]) for name in config.stores or known if name in known}
     return readers, {name: reader.spec.level for name, reader in readers.items()}
 
 
@@ -175,7 +172,7 @@ def train(
     manifest: Path,
     units: Path,
     alignment: Path | None = None,
-    labels: Path | None = None,
+    labels: Path | str | None = None,
     device: str = "auto",
     tensorboard: bool = False,
     progress: Progress = no_progress,

@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from hkd.errors import UserError
 from hkd.files import digest_of, write_json
@@ -36,9 +37,13 @@ class UnitInventory:
         """SHA-256, in hex, of the symbols in order (each preceded by its length)."""
         return digest_of(self.symbols)
 
+    def to_json(self) -> dict[str, Any]:
+        """Level, digest, silence, symbols."""
+        return {"level": self.level, "digest": self.digest, "silence": self.silence, "symbols": list(self.symbols)}
+
     def save(self, path: Path) -> None:
-        """Write as JSON: level, symbols, silence, digest."""
-        write_json(path, {"level": self.level, "digest": self.digest, "silence": self.silence, "symbols": list(self.symbols)})
+        """Write `to_json` to a file."""
+        write_json(path, self.to_json())
 
     @classmethod
     def load(cls, path: Path) -> "UnitInventory":

@@ -14,6 +14,7 @@ from hkd.align.alignment import Alignment, sequence_digest
 from hkd.errors import HkdError, UserError
 from hkd.labelling import dump as module
 from hkd.labelling.dump import DumpConfig, dump
+from hkd.labels.folder import load_json
 from hkd.labels.store import LabelReader, LabelWriter
 from hkd.teachers.base import Sentence, Teacher
 from hkd.teachers.load import load_teacher
@@ -225,4 +226,4 @@ def test_the_cost_of_masking_together_is_stored(texts: Path, bert: Path, tmp_pat
     report = dump(texts, tmp_path / "a", teacher, config=CONFIG)
     assert report.quality is not None
     assert report.quality["mask_every_kl_nats"] > 0.001
-    assert module.report_of(tmp_path / "a")["mask_every_kl_nats"] == report.quality["mask_every_kl_nats"]
+    assert load_json(tmp_path / "a/report.json")["mask_every_kl_nats"] == report.quality["mask_every_kl_nats"]

@@ -54,6 +54,7 @@ class StoreMachine(RuleBasedStateMachine):
         shard = data.draw(st.integers(0, self.num_shards - 1))
         if shard not in self.whole:
             path = files.shard_path(self.path, self.writer.spec, shard)
+            path.parent.mkdir(exist_ok=True)
             path.write_bytes(b"x" * int(100 * keep))
             (path.parent / f".{path.name}.abc.tmp").write_bytes(b"half")
 

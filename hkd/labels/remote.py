@@ -1,0 +1,151 @@
+"""A folder on any file system that fsspec knows (s3://, gs://, https://, memory://, hf://datasets/ORG/NAME ...).
+
+- Credentials and endpoints come from the environment and fsspec's own configuration (AWS_*, AWS_ENDPOINT_URL, HF_TOKEN ...).
+- Every failure of the far side is one sentence: an HkdError, whatever its package raised.
+- An object appears whole or not at all: that is what object stores promise. `create` is exclusive where the file system can do that.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hkd.errors import HkdError, MissingPackageError, UserError
+
+WORKERS = 16  # requests at once
+EXTRAS = {"s3": ("s3fs", "s3"), "s3a": ("s3fs", "s3")}
+LOCAL = ("file://", "local://")
+
+
+def location(text: str) -> Path | str:
+    """What a user wrote: a URL stays as it is, anything else (and file://) is a path."""
+    for scheme in LOCAL:
+        if text.startswith(scheme):
+            return Path(text.removeprefix(scheme))
+    return text if "://" in text else Path(text)
+
+
+class Remote:
+    """A folder at a URL. Raises UserError where fsspec does not know its file system."""
+
+    def __init__(self, url: str) -> None:
+        if "://" not in url:
+            raise UserError(f"URL must be like s3://bucket/name, but is '{url}' instead.")
+        self.url = url.rstrip("/")
+        self._system()
+
+    def _system(self) -> tuple[Any, str]:
+        """The file system and the path on it; made anew in another process, since connections do not survive a fork."""
+        import fsspec
+
+        protocol = self.url.partition("://")[0]
+        try:
+            system, path = fsspec.core.url_to_fs(self.url)
+        except ImportError as error:
+            if protocol in EXTRAS:
+                raise MissingPackageError(*EXTRAS[protocol], f"{protocol}://") from None
+            raise UserError(f"URL must name a file system whose package is installed, but {self.url}: {error}.") from None
+        except ValueError as error:
+            raise UserError(f"URL must name a file system that fsspec knows, but {self.url} does not ({error}).") from None
+        return system, path.rstrip("/")
+
+    def __str__(self) -> str:
+        return self.url
+
+    @contextmanager
+    def _reach(self, name: str, verb: str) -> Iterator[tuple[Any, str]]:
+        """The file system and a file's path; what is raised inside becomes a sentence, but for FileNotFoundError and FileExistsError."""
+        system, path = self._system()
+        try:
+            yield system, f"{path}/{name}" if name else path
+        except (FileNotFoundError, FileExistsError, HkdError):
+            raise
+        except Exception as error:  # every file system has its own
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise HkdError(
+                f"{self.url}/{name} cannot be {verb} ({reason}). Mend that, then run the same command again."
+            ) from None
+
+    def read(self, name: str, *, limit: int | None = None) -> bytes | None:
+        """A file's bytes, `limit` of them at most; None where it is not there."""
+        try:
+            with self._reach(name, "read") as (system, path):
+                return bytes(system.cat_file(path) if limit is None else system.cat_file(path, start=0, end=limit))
+        except FileNotFoundError:
+            return None
+
+    def read_many(self, names: Sequence[str], *, limit: int) -> dict[str, bytes]:
+        """Those of the files that are there."""
+        with ThreadPoolExecutor(WORKERS) as pool:
+            found = pool.map(lambda name: self.read(name, limit=limit), names)
+            return {name: data for name, data in zip(names, found, strict=True) if data is not None}
+
+    def size(self, name: str) -> int | None:
+        """A file's bytes; None where it is not there."""
+        try:
+            with self._reach(name, "read") as (system, path):
+                system.invalidate_cache()
+                return int(system.info(path)["size"])
+        except FileNotFoundError:
+            return None
+
+    def version(self, name: str) -> str | None:
+        """What changes when the file does, as the file system tells (an ETag, a time); None where it is not there."""
+        try:
+            with self._reach(name, "read") as (system, path):
+                system.invalidate_cache()
+                return str(system.ukey(path))
+        except FileNotFoundError:
+            return None
+
+    def names(self, folder: str = "") -> list[str]:
+        """What lies right in a folder, sorted; nothing where there is no such folder."""
+        try:
+            with self._reach(folder, "listed") as (system, path):
+                system.invalidate_cache()
+                found = system.ls(path, detail=False)
+                return sorted({str(item).rstrip("/").rpartition("/")[2] for item in found} - {"", path.rpartition("/")[2]})
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def fetch(self, name: str, target: Path) -> None:
+        """Copy a file to this machine. Raises FileNotFoundError."""
+        with self._reach(name, "read") as (system, path):
+            system.get_file(path, str(target))
+
+    def send(self, name: str, source: Path) -> None:
+        """Copy a file from this machine over what is there, in pieces where the file system does so."""
+        self._put(name, lambda system, path: system.put_file(str(source), path))
+
+    def write(self, name: str, data: bytes | memoryview) -> None:
+        """Write a whole file over what is there."""
+        self._put(name, lambda system, path: system.pipe_file(path, bytes(data)))
+
+    def create(self, name: str, data: bytes | memoryview) -> bool:
+        """Write a file that is not there yet; False where it is. Of two who try at once one wins, where the file system can do that."""
+        try:
+            self._put(name, lambda system, path: system.pipe_file(path, bytes(data), mode="create"))
+            return True
+        except FileExistsError:
+            return False
+
+    def _put(self, name: str, action: Callable[[Any, str], None]) -> None:
+        """Makes the folder where the file system has folders; never a bucket."""
+        with self._reach(name, "written") as (system, path):
+            try:
+                action(system, path)
+            except FileNotFoundError:
+                bucket = path.partition("/")[0]
+                if bucket and not system.exists(bucket):
+                    raise HkdError(f"{self.url} cannot be written: {bucket} is not there. Make it first.") from None
+                system.makedirs(path.rpartition("/")[0], exist_ok=True)
+                action(system, path)
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there."""
+        try:
+            with self._reach(name, "written") as (system, path):
+                system.rm_file(path)
+        except FileNotFoundError:
+            return
