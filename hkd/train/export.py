@@ -10,6 +10,7 @@ from hkd.loop.checkpoint import load_model_tensors
 from hkd.student.config import config_from_json
 from hkd.student.export import load_student, save_student
 from hkd.student.model import Student
+from hkd.student.onnx import ONNX, write_onnx
 
 
 def load_run(folder: Path) -> Student:
@@ -26,8 +27,11 @@ def load_run(folder: Path) -> Student:
     return student.eval()
 
 
-def export_run(folder: Path, out: Path, *, heads: bool = False) -> None:
-    """Write a finished run's student to `out`, without its heads unless `heads`."""
+def export_run(folder: Path, out: Path, *, heads: bool = False, onnx: bool = False) -> None:
+    """Write a finished run's student to `out`, without its heads unless `heads`; with `onnx` as one ONNX file too."""
     _, meta = load_student(folder / "model")
     subword_model = None if meta.subword_model is None else meta.subword_model.read_bytes()
-    save_student(out, load_run(folder), inventory=meta.inventory, subword_model=subword_model, extra=meta.extra, heads=heads)
+    student = load_run(folder)
+    save_student(out, student, inventory=meta.inventory, subword_model=subword_model, extra=meta.extra, heads=heads)
+    if onnx:
+        write_onnx(student, out / ONNX)
