@@ -37,7 +37,9 @@ def _list_corpora(as_json: bool) -> None:
     rows = [{"name": c.name, "kind": c.kind, "title": c.title, "licence": c.licence, "source": c.source} for c in known_corpora()]
 
     def render(value: list[dict[str, str]]) -> str:
-        return "\n".join(f"{row['name']:<18}{row['kind']:<8}{row['title']} ({row['licence'].split(';')[0]})" for row in value)
+        return "\n".join(
+            f"{row['name']:<18}{row['kind']:<8}{row['title']} ({row['licence'].split(';')[0].split(' (')[0]})" for row in value
+        )
 
     emit(rows, as_json, render)
 

@@ -7,6 +7,7 @@
 
 import logging
 import os
+import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -20,6 +21,10 @@ from hkd.progress import Progress, no_progress
 logger = logging.getLogger(__name__)
 
 Found = tuple[str, Utterance]
+_SPLITS = {
+    "train": "train", "training": "train", "dev": "dev", "valid": "dev", "validation": "dev", "val": "dev", "devel": "dev", "test": "test",
+    "eval": "test",
+}  # fmt: skip
 _SHOWN = 3
 _THREADS = 8
 _PARENTS = 3
@@ -52,6 +57,12 @@ def _exists(path: Path) -> bool:
         return path.exists()
     except (OSError, ValueError):  # a loop of links, a name that is too long or has a NUL byte
         return False
+
+
+def split_named(name: str) -> str | None:
+    """The split that a file's or a part's name tells of, by one of its words; None where it tells of none or of several."""
+    told = {_SPLITS[word] for word in re.split(r"[^a-z]+", name.lower()) if word in _SPLITS}
+    return told.pop() if len(told) == 1 else None
 
 
 def collect(found: Iterable[Found], where: Path | str, *, progress: Progress = no_progress) -> Manifest:

@@ -12,9 +12,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from hkd.corpora.collect import Found, collect
+from hkd.corpora.collect import Found, collect, split_named
 from hkd.corpora.container import write_out
-from hkd.corpora.nemo import split_named
 from hkd.errors import HkdError, UserError
 from hkd.manifest import Manifest, Utterance
 from hkd.progress import Progress, no_progress

@@ -92,7 +92,7 @@ def _folder_clues(folder: Path) -> Iterator[str]:
     )
     if any(next(folder.glob(name), None) is not None for name in arrow):
         yield "hf"
-    elif any(_peek(path) == "nemo" for path in nemo.nemo_files(folder)):
+    elif any(_peek(path) in ("nemo", "hkd") for path in nemo.nemo_files(folder)):
         yield "nemo"
     if any(path.name.endswith(lhotse.ENDINGS) and (path.suffix == ".gz" or _peek(path) == "lhotse") for path in folder.iterdir()):
         yield "lhotse"

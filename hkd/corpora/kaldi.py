@@ -11,7 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from hkd import lines
-from hkd.corpora.collect import Found, collect, find_audio, refuse
+from hkd.corpora.collect import Found, collect, find_audio, refuse, split_named
 from hkd.errors import UserError
 from hkd.manifest import Manifest, Utterance
 from hkd.progress import Progress, no_progress
@@ -31,13 +31,15 @@ def split_folders(folder: Path) -> list[Path]:
 
 
 def read_kaldi(folder: Path, *, progress: Progress = no_progress) -> Manifest:
-    """The utterances of a data folder in order of ids, or of all data folders right below it, each a split of its name. Raises UserError."""
+    """The utterances of a data folder in order of ids, or of all data folders right below it, their names telling the splits. Raises UserError."""
     if is_kaldi_folder(folder):
         return collect(kaldi_rows(folder), folder, progress=progress)
     parts = split_folders(folder)
     if not parts:
         raise UserError(f"{folder} must be a Kaldi data folder or hold such, but there is no wav.scp in it nor right below it.")
-    found = [row for part in parts for row in kaldi_rows(part, extra={"split": part.name})]
+    found = [
+        row for part in parts for row in kaldi_rows(part, extra={"split": split_named(part.name) or part.name, "part": part.name})
+    ]
     return collect(found, folder, progress=progress)
 
 

@@ -5,6 +5,7 @@
   skipped: speed and other transforms, mixed or padded cuts, commands.
 """
 
+import difflib
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,9 +14,8 @@ from types import MappingProxyType
 from typing import Any
 
 from hkd import lines
-from hkd.corpora.collect import Found, collect, find_audio
+from hkd.corpora.collect import Found, collect, find_audio, split_named
 from hkd.corpora.container import write_channel, write_out
-from hkd.corpora.nemo import split_named
 from hkd.errors import MissingPackageError, UserError
 from hkd.manifest import Manifest, Utterance, parse_json
 from hkd.progress import Progress, no_progress
@@ -52,12 +52,14 @@ def read_lhotse(path: Path, *, audio_to: Path, progress: Progress = no_progress)
     for file in files:
         for place, item in _items(file):
             where = _Where(place=place, folder=file.parent, split=split_named(file.name), audio_to=audio_to)
-            if hasattr(item, "sources"):
+            if hasattr(item, "supervisions"):
+                found += _of_cut(item, where)
+            elif hasattr(item, "sources"):
                 recordings[item.id] = item
             elif hasattr(item, "recording_id"):
                 supervisions.append((where, item))
             else:
-                found += _of_cut(item, where)
+                raise UserError(f"{place}: must be a recording, a supervision or a cut, but is a {type(item).__name__} instead.")
     if path.is_file() and supervisions:
         recordings = {item.id: item for _, item in _items(_recordings_of(path))}
     if recordings and not supervisions:
@@ -188,19 +190,15 @@ def _audio(supervision: Any, recording: Any, where: _Where, called: str) -> str:
     return path
 
 
-def recipes() -> list[str]:
-    """The names of lhotse's recipes. Raises MissingPackageError."""
-    _need_lhotse()
-    import lhotse.recipes
-
-    return sorted(name.removeprefix("prepare_") for name in dir(lhotse.recipes) if name.startswith("prepare_"))
-
-
 def read_recipe(name: str, root: Path, *, audio_to: Path, progress: Progress = no_progress) -> Manifest:
     """The corpus in `root` as lhotse's recipe of that name reads it; its parts become splits. Raises UserError."""
     _need_lhotse()
     import lhotse.recipes
 
+    recipes = [found.removeprefix("prepare_") for found in dir(lhotse.recipes) if found.startswith("prepare_")]
+    if name not in recipes:
+        near = difflib.get_close_matches(name, recipes, n=3, cutoff=0.5)
+        raise UserError(f"{name} must be a path or a recipe of lhotse's, but is neither. Near: {', '.join(near) or 'none'}.")
     prepare = getattr(lhotse.recipes, f"prepare_{name}")
     first = next(iter(inspect.signature(prepare).parameters))
     try:

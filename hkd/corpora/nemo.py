@@ -6,30 +6,19 @@
 """
 
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from hkd import lines
-from hkd.corpora.collect import collect, find_audio
+from hkd.corpora.collect import collect, find_audio, split_named
 from hkd.errors import UserError
 from hkd.manifest import Manifest, Utterance, parse_json
 from hkd.progress import Progress, no_progress
 
-_SPLITS = {
-    "train": "train", "training": "train", "dev": "dev", "valid": "dev", "validation": "dev", "val": "dev", "devel": "dev", "test": "test",
-    "eval": "test",
-}  # fmt: skip
 _TAKEN = ("id", "audio_filepath", "offset", "duration", "text", "speaker", "split")
 Row = tuple[str, dict[str, Any]]
-
-
-def split_named(name: str) -> str | None:
-    """The split that a file's or a part's name tells of, by one of its words; None where it tells of none or of several."""
-    told = {_SPLITS[word] for word in re.split(r"[^a-z]+", name.lower()) if word in _SPLITS}
-    return told.pop() if len(told) == 1 else None
 
 
 def nemo_files(folder: Path) -> list[Path]:

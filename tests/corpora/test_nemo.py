@@ -1,0 +1,61 @@
+"""NeMo manifests."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hkd.corpora.nemo import read_nemo
+from hkd.errors import UserError
+from hkd.testing.files import sound, write_files
+
+
+def jsonl(*rows: dict[str, object]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def test_fields_and_ids(tmp_path: Path) -> None:
+    root = write_files(tmp_path, {"wav/a/1.wav": sound(), "wav/b/1.wav": sound(2.0)})
+    rows = (
+        {"audio_filepath": str(root / "wav/a/1.wav"), "duration": 0.2, "text": "one  two", "speaker": 7, "lang": "en"},
+        {"audio_filepath": "wav/b/1.wav", "text": "three", "offset": 0.5, "duration": 1},
+        {"audio_filepath": "wav/b/1.wav", "text": "four", "id": "own", "offset": 1.5},
+    )
+    (root / "m.json").write_bytes(b"\xef\xbb\xbf" + jsonl(*rows).replace(b"\n", b"\r\n\r\n"))
+    found = read_nemo(root / "m.json")
+    assert [(u.id, u.text, u.offset, u.duration, u.speaker) for u in found] == [
+        ("a/1", "one two", 0.0, 0.2, "7"), ("b/1-0000500", "three", 0.5, 1.0, None), ("own", "four", 1.5, 0.5, None),
+    ]  # fmt: skip
+    assert dict(found[0].extra) == {"lang": "en"}
+
+
+def test_a_folder_of_splits(tmp_path: Path) -> None:
+    files = {f"{name}.wav": sound() for name in "abc"}
+    for name, manifest in zip("abc", ("train_manifest.json", "valid.json", "my-test.jsonl"), strict=True):
+        files[manifest] = jsonl({"audio_filepath": f"{name}.wav", "text": name})
+    assert {u.id: u.split for u in read_nemo(write_files(tmp_path, files))} == {"a": "train", "b": "dev", "c": "test"}
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"text": "x"}, "m.json:2: field 'audio_filepath' must be there"),
+        ({"audio_filepath": "a.wav"}, "m.json:2: field 'text' must be there"),
+        ({"audio_filepath": "a.wav", "text": 3}, "m.json:2: field 'text' must be a string, but is '3'"),
+        ({"audio_filepath": "a.wav", "text": "x", "duration": "long"}, "m.json:2: field 'duration' must be a number"),
+        (
+            {"audio_filepath": "a.wav", "text": "x", "duration": -1},
+            "m.json:2: duration of utterance 'a' must be finite and not negative",
+        ),
+        ({"audio_filepath": "a.wav", "text": "x", "duration": 9}, "m.json:2: utterance 'a' must lie within its audio"),
+        ({"audio_filepath": "a.wav", "text": "x", "offset": 9}, "must lie within its audio"),
+        ({"audio_filepath": "b.wav", "text": "x"}, "b.wav: No such file"),
+        ({"text": "x", "shard_id": 3}, "tarred NeMo data"),
+        ({"audio_filepath": "g.wav", "text": "again"}, "m.json:2: id must be unique, but 'g' stands at .*m.json:1 too"),
+    ],
+)
+def test_a_broken_row_is_named(tmp_path: Path, row: dict[str, object], says: str) -> None:
+    good = {"audio_filepath": "g.wav", "text": "good"}
+    write_files(tmp_path, {"a.wav": sound(), "g.wav": sound(), "m.json": jsonl(good, row)})
+    with pytest.raises(UserError, match=says):
+        read_nemo(tmp_path / "m.json")
