@@ -24,7 +24,7 @@ from hkd.labels.codec import Planes, layout
 from hkd.labels.memory import Allocate
 from hkd.labels.schema import StoreSpec
 
-AHEAD = 2  # blocks that wait for the compressing thread
+AHEAD = 2  # blocks that wait for the packing thread
 # Byte planes have skewed bytes and hardly any repeats: a match finder that looks for long repeats alone is faster and packs better.
 ZSTD_PARAMETERS = zstandard.ZstdCompressionParameters(
     window_log=18, chain_log=6, hash_log=6, search_log=1, min_match=7, target_length=0, strategy=zstandard.STRATEGY_FAST
@@ -85,32 +85,31 @@ class ArrowBackend:
     suffix = ".arrow"
 
     def encode(self, spec: StoreSpec, shard: int, utterances: Utterances, blocks: Iterable[Planes]) -> memoryview:
-        """A whole shard's bytes; the same content gives the same bytes. Compresses in a thread while the next block is made."""
+        """A whole shard's bytes; the same content gives the same bytes. A thread packs a block while the next one is made."""
         schema = _schema(spec, shard)
         cuts = block_cuts(utterances.length_B, spec.block_positions)
         memory = pa.py_buffer(np.empty(_largest_size(spec, utterances), np.uint8))
         sink = pa.FixedSizeBufferWriter(memory)
         with pa.ipc.new_file(sink, schema) as writer, ThreadPoolExecutor(1) as pool:
-            pending: deque[tuple[int, int, Future[list[bytes]]]] = deque()
 
-            def finish() -> None:
-                a, b, packed = pending.popleft()
+            def write(a: int, b: int, planes: Planes) -> None:
                 ends = pa.array([0, b - a], pa.int32())
                 arrays: list[Any] = [
                     pa.ListArray.from_arrays(ends, utterances.id_array[a:b]),
                     pa.ListArray.from_arrays(ends, pa.array(utterances.length_B[a:b], pa.int32())),
                     pa.array([utterances.unit_digest_B8[a:b].tobytes()], pa.binary()),
                     pa.array([utterances.text_digest_B8[a:b].tobytes()], pa.binary()),
-                    *(_one_value(data) for data in packed.result()),
+                    *(_one_value(data) for data in _pack(spec, planes)),
                 ]
                 writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
 
+            pending: deque[Future[None]] = deque()
             for (a, b), planes in zip(pairwise(cuts), blocks, strict=True):
-                pending.append((a, b, pool.submit(_pack, spec, planes)))
+                pending.append(pool.submit(write, a, b, planes))
                 if len(pending) > AHEAD:
-                    finish()
+                    pending.popleft().result()
             while pending:
-                finish()
+                pending.popleft().result()
             writer.close()
             size = sink.tell()
         return memoryview(memory)[:size]

@@ -5,6 +5,7 @@ Shape letters: B utterances, U positions of an utterance, N positions over all u
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from operator import attrgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,14 +36,18 @@ class UtteranceLabels:
                 raise ValueError(f"{name} must have {DIGEST_BYTES} bytes, but has {len(getattr(self, name))} instead")
 
 
+_COLUMNS = {f.name: attrgetter(f.name) for f in fields(TopK)}
+
+
 def joined(rows: Sequence[UtteranceLabels], allocate: Allocate = np.empty) -> tuple[TopK, NDArray[np.int32]]:
     """The positions of all rows in order, and their words, in memory that `allocate` gives. At least one row."""
-    n, columns = sum(len(row.word_U) for row in rows), {}
-    for name in (f.name for f in fields(TopK)):
-        parts = [getattr(row.topk, name) for row in rows]
-        if parts[0] is not None:
-            columns[name] = np.concatenate(parts, out=allocate((n, *parts[0].shape[1:]), parts[0].dtype))
-    word_N = np.concatenate([row.word_U for row in rows], out=np.empty(n, np.int32), casting="same_kind")
+    topks, words = [row.topk for row in rows], [row.word_U for row in rows]
+    n, columns = sum(map(len, words)), {}
+    for name, column in _COLUMNS.items():
+        first = column(topks[0])
+        if first is not None:
+            columns[name] = np.concatenate([*map(column, topks)], out=allocate((n, *first.shape[1:]), first.dtype))
+    word_N = np.concatenate(words, out=np.empty(n, np.int32), casting="same_kind")
     return TopK(**columns), word_N
 
 
