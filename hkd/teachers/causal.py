@@ -1,12 +1,12 @@
 """Causal language models from transformers: p(u_n | all before), one pass an utterance."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
 from hkd.errors import HkdError
-from hkd.teachers.transformer_common import Row, Tokens, TransformerTeacher
+from hkd.teachers.forward import Row, Tokens
+from hkd.teachers.transformer_common import TransformerTeacher
 
 
 class CausalTeacher(TransformerTeacher):
@@ -38,6 +38,3 @@ class CausalTeacher(TransformerTeacher):
             if token is not None:
                 return np.array([token], np.int64)
         raise HkdError(f"teacher {self._info.name} must have a start or an end token, but its tokenizer has neither.")
-
-    def _body_options(self) -> dict[str, Any]:
-        return {"use_cache": False}

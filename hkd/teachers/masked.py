@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from hkd.errors import HkdError
 from hkd.teachers.base import Sentence
-from hkd.teachers.transformer_common import Row, Tokens, TransformerTeacher
+from hkd.teachers.forward import Row, Tokens
+from hkd.teachers.transformer_common import TransformerTeacher
 from hkd.topk import TopK
 
 

@@ -1,59 +1,34 @@
-"""What masked and causal teachers share: text → pieces, windows, batches, and the head on scored rows only.
+"""What masked and causal teachers share: text → pieces, and windows of them as rows for the model (hkd/teachers/forward.py).
 
 - A teacher's pieces are its tokenizer's, for the bare words of the transcript joined by spaces; the case rule and whether a space
   stands before the first word are found from the tokenizer and recorded. A piece belongs to the word where it begins.
 - The kept log-probabilities are those of the full softmax; special tokens are never kept, their mass belongs to the tail.
-- The body runs on padded rows of like length, at most `token_budget` tokens at once; the head runs on scored rows alone. The head is
-  whatever the model's own forward does with its body's output: it is called with the body replaced by the gathered rows, so that
-  no architecture needs code of its own.
 
-Shape letters: R rows of a batch (copies of windows), L tokens of a row, M scored rows, D model width, V vocabulary.
+Shape letters: W tokens of a text or window, S scored positions of it, U units of a sentence, V vocabulary.
 """
 
 import itertools
-import logging
-import threading
 import unicodedata
 from abc import ABC, abstractmethod
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
 from hkd.errors import HkdError, UserError
 from hkd.files import digest_of, digest_of_json
 from hkd.teachers.base import NO_WORD, Sentence, TeacherInfo
+from hkd.teachers.forward import Choose, Row, RowScorer, Tokens
 from hkd.teachers.options import TeacherOptions
 from hkd.topk import NO_GOLD, TopK, select_sample, select_topk
 from hkd.units.inventory import UnitInventory
 from hkd.units.level import SUBWORD
 
-log = logging.getLogger(__name__)
-
-Tokens = NDArray[np.int64]
-Choose = Callable[[torch.Tensor, Tokens, Tokens], TopK]
 SELECTIONS = ("topk", "sample")
 
 _PRONOUN_I = ("i", "i'm", "i'll", "i've", "i'd")
-_HEAD_BYTES = 16 << 20  # logits of one head call on CPU
-_HEAD_BYTES_CUDA = 1 << 30
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One pass of one window through the body: its tokens, which of them are masked, and which are scored for whom."""
-
-    token_L: NDArray[np.int64]
-    masked: Tokens  # places in token_L that are masked
-    at: Tokens  # places in token_L whose output is scored
-    gold: Tokens  # the unit at each scored position
-    to: Tokens  # the row of the result, over all sentences
 
 
 def digest_of_model(model: torch.nn.Module) -> str:
@@ -72,10 +47,6 @@ def _uniform(sentence: Sentence, k: int) -> NDArray[np.float64]:
     around = np.array([len(sentence.before), *sentence.before, *sentence.after], "<i8").tobytes()
     key = int(digest_of([sentence.unit_U.astype("<i4").tobytes(), around])[:32], 16)
     return np.random.Generator(np.random.Philox(key=key)).random((len(sentence.unit_U), k))
-
-
-def _is_memory(error: BaseException) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 class TransformerTeacher(ABC):
@@ -99,11 +70,9 @@ class TransformerTeacher(ABC):
             raise HkdError(f"teacher {name} must have a tokenizer of the tokenizers library (tokenizer.json), but has none.")
         weights = digest_of_model(model)
         self._model: Any = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
-        self._body: Any = model.base_model
-        if self._body is model:
+        if model.base_model is model:
             raise HkdError(f"teacher {name} must have a body and a head, but {type(model).__name__} has no separate body.")
         self._tokenizer, self._options, self._device = tokenizer, options, device
-        self._budget = options.token_budget or (65_536 if device.type == "cuda" else 2_048)
         self._find_special_tokens()
         self._find_case_rule()
         self._inventory = UnitInventory(level=SUBWORD, symbols=self._symbols())
@@ -123,9 +92,15 @@ class TransformerTeacher(ABC):
             },
             trained_on_transcripts="unknown",
         )  # fmt: skip
-        self._given = threading.local()
-        self._forward: Any = torch.compile(self._body.forward) if options.compile else self._body.forward
-        self._body.forward = self._body_or_given
+        self._scorer = RowScorer(
+            self._model,
+            budget=options.token_budget,
+            length=self._max_length,
+            pad_id=tokenizer.pad_token_id,
+            mask_id=tokenizer.mask_token_id,
+            causal=self.direction == "left",
+            compiled=options.compile,
+        )
 
     @property
     def level(self) -> str:
@@ -284,10 +259,7 @@ class TransformerTeacher(ABC):
     def score(
         self, sentences: Sequence[Sentence], *, k: int, temperatures: Sequence[float] = (), selection: str = "topk"
     ) -> list[TopK]:
-        """Per sentence the rows of all its positions: the top k, or k draws (selection "sample", decided by the texts alone).
-
-        Passes run by falling length, in batches of at most `token_budget` tokens.
-        """
+        """Per sentence the rows of all its positions: the top k, or k draws (selection "sample", decided by the texts alone)."""
         if k < 1:
             raise UserError(f"k must be at least 1, but is {k} instead.")
         rows = [row for text in self._texts(sentences) for row in self._rows(*text)]
@@ -295,12 +267,10 @@ class TransformerTeacher(ABC):
         offset = np.concatenate([[0], np.cumsum([len(s.unit_U) for s in sentences])]).astype(np.int64).tolist()
         if not rows:
             return [choose(torch.zeros((0, self._vocabulary)), np.zeros(0, np.int64), np.zeros(0, np.int64)) for _ in sentences]
-        rows.sort(key=lambda row: -len(row.token_L))
-        parts = [part for batch in self._run_all(self._batches(rows), choose) for part in batch]
-        to = np.concatenate([row.to for row in rows])
+        scored, to = self._scorer.score(rows, choose)
         order = np.empty(len(to), np.int64)
         order[to] = np.arange(len(to))
-        joined = TopK.concatenate(parts)[order]
+        joined = scored[order]
         return [joined[a:b] for a, b in itertools.pairwise(offset)]
 
     def _selection(self, sentences: Sequence[Sentence], k: int, temperatures: Sequence[float], selection: str) -> Choose:
@@ -315,85 +285,3 @@ class TransformerTeacher(ABC):
         return lambda logits_MV, gold_M, to_M: select_sample(
             logits_MV, torch.from_numpy(gold_M), uniform_NK[to_M], temperatures=temperatures, exclude_V=self._exclude_V
         )
-
-    def _batches(self, rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
-        """Neighbours in the order given (by falling length), as many as the token budget holds, at least one."""
-        start = 0
-        while start < len(rows):
-            size = max(1, self._budget // len(rows[start].token_L))
-            yield rows[start : start + size]
-            start += size
-
-    def _run_all(self, batches: Iterable[Sequence[Row]], choose: Choose) -> Iterator[list[TopK]]:
-        """All batches in order. On CPU each runs on one core, as many at once as torch has threads: no waiting for each other inside
-        every small operation, and the bytes do not depend on the number of cores."""
-        threads = torch.get_num_threads()
-        if self._device.type != "cpu":
-            yield from (self._score_batch(batch, choose) for batch in batches)
-            return
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            waiting: deque[Future[list[TopK]]] = deque()
-            try:
-                for batch in batches:
-                    waiting.append(pool.submit(self._score_batch, batch, choose))
-                    if len(waiting) > 2 * threads:
-                        yield waiting.popleft().result()
-                while waiting:
-                    yield waiting.popleft().result()
-            finally:
-                for task in waiting:
-                    task.cancel()
-
-    @torch.inference_mode()
-    def _score_batch(self, batch: Sequence[Row], choose: Choose) -> list[TopK]:
-        """The rows of a batch; out of memory halves it, and the token budget from there on."""
-        try:
-            hidden_MD = self._hidden(batch)
-            gold_M, to_M = (np.concatenate(column) for column in zip(*((row.gold, row.to) for row in batch), strict=True))
-            step = max(1, (_HEAD_BYTES_CUDA if self._device.type == "cuda" else _HEAD_BYTES) // (4 * self._vocabulary))
-            cuts = [slice(a, a + step) for a in range(0, len(hidden_MD), step)]
-            return [choose(self._head(hidden_MD[cut]), gold_M[cut], to_M[cut]) for cut in cuts]
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not _is_memory(error):
-                raise
-        length = max(len(row.token_L) for row in batch)
-        if len(batch) == 1:
-            raise HkdError(f"one row of {length} tokens must fit into the memory of {self._device}, but does not.")
-        self._budget = min(self._budget, length * len(batch) // 2)
-        log.warning("Out of memory with %d rows of %d tokens: the token budget is now %d.", len(batch), length, self._budget)
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
-        half = len(batch) // 2
-        return self._score_batch(batch[:half], choose) + self._score_batch(batch[half:], choose)
-
-    def _hidden(self, batch: Sequence[Row]) -> torch.Tensor:
-        """The body's output (M, D) at the scored places of all rows, in order."""
-        length_R = np.array([len(row.token_L) for row in batch])
-        longest = int(length_R.max())
-        token_RL = np.full((len(batch), longest), self._tokenizer.pad_token_id or 0, np.int64)
-        for number, row in enumerate(batch):
-            token_RL[number, : len(row.token_L)] = row.token_L
-            if len(row.masked):
-                token_RL[number, row.masked] = self._tokenizer.mask_token_id
-        at_M = np.concatenate([number * longest + row.at for number, row in enumerate(batch)])
-        given: dict[str, Any] = {"input_ids": torch.from_numpy(token_RL).to(self._device)}
-        given["attention_mask"] = torch.from_numpy((np.arange(longest) < length_R[:, None]).astype(np.int64)).to(self._device)
-        hidden_RLD: torch.Tensor = self._body(**given, **self._body_options())[0]
-        return hidden_RLD.reshape(-1, hidden_RLD.shape[-1])[torch.from_numpy(at_M).to(self._device)]
-
-    def _body_options(self) -> dict[str, Any]:
-        return {}
-
-    def _head(self, hidden_MD: torch.Tensor) -> torch.Tensor:
-        """Logits (M, V) of the model's own head for rows of its body's output."""
-        self._given.output = BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=hidden_MD[None])
-        try:
-            logits: torch.Tensor = self._model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=self._device)).logits
-        finally:
-            self._given.output = None
-        return logits[0]
-
-    def _body_or_given(self, *arguments: Any, **options: Any) -> Any:
-        """The body's forward, or, while this thread asks the head, the rows that the head shall have."""
-        given = getattr(self._given, "output", None)
-        return self._forward(*arguments, **options) if given is None else given

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from hkd.errors import HkdError
 from hkd.teachers.base import Sentence
+from hkd.teachers.forward import Row
 from hkd.teachers.load import load_teacher
 from hkd.teachers.masked import MaskedTeacher
 from hkd.teachers.options import TeacherOptions
-from hkd.teachers.transformer_common import Row
 from hkd.testing.teachers import MASKED
 
 Folder = Callable[[str], Path]
@@ -180,14 +180,14 @@ def test_out_of_memory_halves_the_budget_and_goes_on(
     teacher = load(teacher_folder("bert"), token_budget=400)
     asked = sentences(teacher)
     expected = teacher.score(asked, k=3)
-    whole = teacher._hidden
+    whole = teacher._scorer._hidden
 
     def small(batch: Sequence[Row]) -> torch.Tensor:
         if len(batch) > 3:
             raise torch.OutOfMemoryError("out of memory")
         return whole(batch)
 
-    monkeypatch.setattr(teacher, "_hidden", small)
+    monkeypatch.setattr(teacher._scorer, "_hidden", small)
     for a, b in zip(teacher.score(asked, k=3), expected, strict=True):
         np.testing.assert_allclose(a.logp_NK, b.logp_NK, atol=2e-5)
     assert "token budget is now" in caplog.text
@@ -195,7 +195,7 @@ def test_out_of_memory_halves_the_budget_and_goes_on(
     def none(batch: Sequence[Row]) -> torch.Tensor:
         raise torch.OutOfMemoryError("out of memory")
 
-    monkeypatch.setattr(teacher, "_hidden", none)
+    monkeypatch.setattr(teacher._scorer, "_hidden", none)
     with pytest.raises(HkdError, match="must fit into the memory"):
         teacher.score(asked, k=3)
 
