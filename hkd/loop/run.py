@@ -102,6 +102,7 @@ class _Run:
         self.window_sums = torch.zeros(len(self.terms), dtype=torch.float64, device=accelerator.device)
         self.window_counts = np.zeros(len(self.terms))
         self.latest: dict[str, float] = {}  # the last figures: losses of the last window, and of the last evaluation
+        self.rate: dict[str, float] = {}  # for the progress bar alone: figures must not depend on the machine
         self.pending: tuple[int, list[str], Tensor] | None = None  # the last step's finiteness, read a step later
         self.seconds, self.wait_s, self.clock_s = 0.0, 0.0, time.perf_counter()
         self.best = Best(folder=folder / "best", by=config.best_by, keep=max(1, config.average)) if config.best_by else None
@@ -125,7 +126,7 @@ class _Run:
                     last = last or self.ended
                 if last or stopping or self.step % config.save_every == 0:
                     self._save()
-                self.progress(self.step, config.max_steps, **self.latest)
+                self.progress(self.step, config.max_steps, **self.latest, **self.rate)
                 if stopping and not last:
                     self._stop(stop)
         self._finish(digest)
@@ -272,6 +273,8 @@ class _Run:
                 "time": time.time(),
             }
         )
+        if self.seconds:
+            self.rate = {"audio_s_per_s": self.seconds * self.accelerator.num_processes / (now_s - self.clock_s)}
         self.clock_s, self.wait_s, self.seconds = now_s, 0.0, 0.0
         self.window_sums.zero_()
         self.window_counts[:] = 0

@@ -17,6 +17,7 @@ import torch
 from hkd.config import build, merge, read_toml, to_table
 from hkd.errors import UserError
 from hkd.features.fbank import log_mel
+from hkd.progress import Progress, no_progress
 from hkd.student.export import load_student
 from hkd.testing.labelled import label_folder
 from hkd.train.config import TrainConfig
@@ -31,10 +32,10 @@ def one_thread() -> None:
     torch.set_num_threads(1)  # as the processes that are killed
 
 
-def trained(project: Path, folder: Path, settings: dict[str, Any]) -> TrainReport:
+def trained(project: Path, folder: Path, settings: dict[str, Any], progress: Progress = no_progress) -> TrainReport:
     return train(
         build(TrainConfig, settings, where="train"), folder, manifest=project / "manifest.jsonl", units=project / "units",
-        alignment=project / "alignment.arrow", labels=project / "shards", device="cpu",
+        alignment=project / "alignment.arrow", labels=project / "shards", device="cpu", progress=progress,
     )  # fmt: skip
 
 
@@ -91,6 +92,16 @@ def test_every_objective_trains_and_its_loss_falls(
     assert last < first
     assert all(value == value for value in report.metrics.values())
     assert report.parameters == sum(p.numel() for p in load_student(tmp_path / "run" / "model")[0].parameters())
+
+
+def test_the_bar_shows_the_rate_of_sound_and_the_figures_do_not_hang_on_it(
+    labelled: Path, tmp_path: Path, tiny: dict[str, Any]
+) -> None:
+    shown: dict[str, float] = {}
+    report = trained(labelled, tmp_path / "run", tiny, lambda done, total, **facts: shown.update(facts))  # type: ignore[arg-type]
+    assert shown["audio_s_per_s"] > 0
+    assert shown.keys() - report.metrics.keys() == {"audio_s_per_s"}
+    assert not any("audio_s_per_s" in row for row in rows(tmp_path / "run"))
 
 
 def test_two_processes_give_what_one_gives(labelled: Path, tmp_path: Path, tiny: dict[str, Any], start: Start) -> None:
