@@ -26,11 +26,12 @@ from hkd.labels.schema import StoreSpec
 
 AHEAD = 2  # blocks that wait for the packing thread
 # Byte planes have skewed bytes and hardly any repeats: a match finder that looks for long repeats alone is faster and packs better.
+# A window of 32 KiB makes blocks of 32 KiB, with a code table each: it fits the few ranks that lie in one.
 ZSTD_PARAMETERS = zstandard.ZstdCompressionParameters(
-    window_log=18, chain_log=6, hash_log=6, search_log=1, min_match=7, target_length=0, strategy=zstandard.STRATEGY_FAST
+    window_log=15, chain_log=6, hash_log=6, search_log=1, min_match=7, target_length=0, strategy=zstandard.STRATEGY_FAST
 )
-HASTY_PARAMETERS = zstandard.ZstdCompressionParameters.from_level(  # literals as they are
-    1, window_log=18, chain_log=6, hash_log=6, search_log=1, min_match=7, target_length=64, strategy=zstandard.STRATEGY_FAST
+HASTY_PARAMETERS = zstandard.ZstdCompressionParameters(  # target_length leaves literals as they are
+    window_log=15, chain_log=6, hash_log=6, search_log=1, min_match=7, target_length=64, strategy=zstandard.STRATEGY_FAST
 )
 NOISE_SAMPLE, NOISE_BITS = 4096, 7.8  # zstd, too, gives up above 7.9 bits a byte, but has tried by then
 BLOCK_OVERHEAD = 1 << 16  # bytes that a block needs beside its planes and utterances, at most
