@@ -103,7 +103,7 @@ def random_rows(spec: StoreSpec, lengths: Sequence[int], seed: int = 0) -> dict[
     return {name: random_utterance(spec, name, length, rng) for name, length in zip(names, lengths, strict=True)}
 
 
-def write_store(path: Path, spec: StoreSpec, rows: dict[str, UtteranceLabels]) -> LabelReader:
+def write_store(path: Path | str, spec: StoreSpec, rows: dict[str, UtteranceLabels]) -> LabelReader:
     """Write all shards, finish, and open."""
     writer = LabelWriter.open(path, spec, rows)
     for shard in writer.pending():
