@@ -1,12 +1,16 @@
 """The index of a manifest: the same as the manifest itself, in little memory."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hkd import manifest as manifests
 from hkd.errors import UserError
-from hkd.labelling.plan import Transcripts
+from hkd.labelling.plan import Transcripts, _plain_facts
 from hkd.units.text import words
 
 
@@ -49,3 +53,45 @@ def test_broken_lines_doubles_and_changes_are_named(texts: Path, tmp_path: Path)
     path.write_text("")
     with pytest.raises(UserError, match="is empty"):
         Transcripts(path)
+
+
+ODD: st.SearchStrategy[Any] = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=3),
+    st.lists(st.integers(), max_size=1),
+    st.just(10**400),
+)
+MUST = {"id": st.text(min_size=1, max_size=3), "text": st.text(max_size=5)}
+RIGHT = {
+    "audio_filepath": st.sampled_from(["a.wav", "./b/../a.wav", "/x/a.wav", "s3://b/a.wav", "//x"]),
+    "offset": st.integers(0, 9) | st.floats(0, 99),
+    "duration": st.floats(0, 9),
+    "speaker": st.text(max_size=2),
+    "recording": ODD,
+    "split": ODD,
+}
+
+
+@settings(max_examples=400, deadline=None)
+@given(data=st.data())
+def test_the_quick_look_at_a_line_agrees_with_the_whole_check_or_leaves_it_to_that(data: st.DataObject) -> None:
+    row: dict[str, Any] = data.draw(st.fixed_dictionaries(MUST, optional=RIGHT))
+    for name in data.draw(st.sets(st.sampled_from([*MUST, *RIGHT, "more"]), max_size=2)):
+        row[name] = data.draw(ODD)
+    line = json.dumps(row, ensure_ascii=data.draw(st.booleans())) + data.draw(st.sampled_from(["\n", "\r\n", "", " x\n", "}\n"]))
+    folder = Path("/data/corpus")
+    quick = _plain_facts(line.encode("utf-8", "surrogatepass"), str(folder))
+    try:
+        whole = manifests.parse_line(line, folder)
+    except UserError:
+        assert quick is None
+        return
+    assert quick in (None, (whole.id, whole.recording, whole.offset, whole.split))
+
+
+def test_plain_lines_are_read_quickly() -> None:
+    line = b'{"id": "a", "audio_filepath": "b/../a.wav", "offset": 1, "duration": 2.5, "text": "x y", "speaker": "s", "split": "dev"}\n'
+    assert _plain_facts(line, "/data") == ("a", "/data/a.wav", 1.0, "dev")
