@@ -4,6 +4,7 @@
 - Frames are 10 ms. A signal of S samples has floor(S / hop) frames, and at least one.
 - An encoder frame covers `SUBSAMPLING` frames; a head with `slots` slots an encoder frame covers SUBSAMPLING / slots frames
   a slot, and a slot takes the label of its middle frame.
+- Other tools' times become samples, and a boundary in samples the frame boundary nearest to it.
 - At speed s (playing s times as fast) a boundary at frame f moves to floor(f / s + 1/2).
 """
 
@@ -26,6 +27,26 @@ def seconds_to_samples(seconds: float, sample_rate_hz: int = SAMPLE_RATE_HZ) -> 
 def samples_to_frames(num_samples: int, hop_samples: int = HOP_SAMPLES) -> int:
     """Samples → whole 10 ms frames, at least one."""
     return max(1, num_samples // hop_samples)
+
+
+def samples_to_boundaries(sample_U1: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Times in samples → the nearest frame boundaries: floor(s / hop + 1/2). Monotone; neighbours may fall together."""
+    return (2 * np.asarray(sample_U1, np.int64) + HOP_SAMPLES) // (2 * HOP_SAMPLES)
+
+
+def foreign_boundaries(num_frames: int, num_samples: int, *, shift_samples: int, window_samples: int) -> NDArray[np.int64]:
+    """Where the T frames of another front end begin and end, T + 1 times in samples.
+
+    Kaldi's kind of framing: with `snip_edges` frame t is a window that begins at t · shift, one every 10 ms, and its sound is said to lie
+    around the window's middle; without, frame t is centred in [t, t + 1) · shift. Which of the two it was is told by T. A front end that
+    is subsampled (shift of 20, 30 or 40 ms) has frames that begin as those of 10 ms do.
+    """
+    ratio = max(1, shift_samples // HOP_SAMPLES)
+    snipped = -(-max(0, 1 + (num_samples - window_samples) // HOP_SAMPLES) // ratio)
+    whole = -(-((num_samples + HOP_SAMPLES // 2) // HOP_SAMPLES) // ratio)
+    is_snipped = abs(num_frames - snipped) < abs(num_frames - whole)
+    edge = (window_samples - HOP_SAMPLES) // 2 if is_snipped else 0
+    return np.arange(num_frames + 1, dtype=np.int64) * shift_samples + edge
 
 
 def retime(boundary: NDArray[np.int64], speed: float) -> NDArray[np.int64]:

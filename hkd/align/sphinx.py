@@ -6,11 +6,10 @@
 - The decoder may say nothing of the last frame: the last segment reaches to the end of the audio.
 """
 
-import logging
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hkd.align.alignment import Alignment, Tier, UtteranceAlignment, write_alignment
+from hkd.align.alignment import Tier, UtteranceAlignment, write_alignment
 from hkd.align.pool import run_chunks
+from hkd.align.report import AlignReport, finished, warn
 from hkd.audio import read_audio, to_int16
 from hkd.errors import HkdError, UserError
 from hkd.files import digest_of_json
@@ -30,8 +30,6 @@ from hkd.units.level import MONOPHONE, SENONE
 from hkd.units.lexicon import Lexicon
 from hkd.units.text import NORMALISATION, words
 from hkd.units.tying import StateTying
-
-logger = logging.getLogger(__name__)
 
 ALGORITHM = 2  # raised whenever the same input would give another alignment
 
@@ -59,20 +57,6 @@ class SphinxConfig:
             )
         if not math.isfinite(self.min_score):
             raise UserError(f"min_score must be finite, but is {self.min_score} instead. Use a very low number to keep all.")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AlignReport:
-    """What came out: `failed` is id → reason; `seconds_of_audio` counts the kept utterances; `real_time_factor` is processor time a second
-    of audio, the model's loading left out (0 where nothing had to be done)."""
-
-    kept: int
-    failed: dict[str, str] = field(default_factory=dict)
-    seconds_of_audio: float = 0.0
-    real_time_factor: float = 0.0
-    predicted_words: dict[str, str] = field(
-        default_factory=dict
-    )  # words that no dictionary holds → the phones that they were given
 
 
 class _FailureError(Exception):
@@ -237,8 +221,8 @@ def align_manifest(
     settings = {key: value for key, value in asdict(config).items() if key != "jobs"}  # does not change the result
     aligner = {"name": "pocketsphinx", "version": version("pocketsphinx"), "algorithm": ALGORITHM}
     aligner |= {"words": NORMALISATION, "config": settings}
-    if out.exists() and (finished := _finished(out, manifest, aligner, overwrite)) is not None:
-        return finished
+    if (done := finished(out, manifest, aligner, overwrite=overwrite)) is not None:
+        return done
     size = config.chunk_utterances
     chunks = [list(map(_fields, manifest[at : at + size])) for at in range(0, len(manifest), size)]
     tasks: list[dict[str, Any]] = [{"config": settings, "utterances": chunk} for chunk in chunks]
@@ -246,8 +230,7 @@ def align_manifest(
     results = run_chunks(tasks, worker=align_chunk, folder=work, key=digest_of_json(aligner), jobs=config.jobs, progress=progress)
     report = _write(out, [row for chunk in results for row in chunk], manifest.digest, aligner)
     results.clear()
-    for utterance_id, reason in report.failed.items():
-        logger.warning("utterance '%s' could not be aligned: %s", utterance_id, reason)
+    warn(report)
     return report
 
 
@@ -283,19 +266,3 @@ def _write(out: Path, rows: list[dict[str, Any]], manifest_digest: str, aligner:
         failed=failed,
     )
     return AlignReport(kept=len(kept), failed=failed, **about, real_time_factor=sum(row["cpu_s"] for row in kept) / seconds)
-
-
-def _finished(out: Path, manifest: Manifest, aligner: dict[str, Any], overwrite: bool) -> AlignReport | None:
-    """The report of a finished alignment that is what is asked for; None where it may be replaced. Raises UserError where it may not."""
-    there = Alignment(out)
-    wanted = {"manifest": manifest.digest, **aligner}
-    found = {"manifest": there.manifest_digest, **{key: there.aligner.get(key) for key in aligner}}
-    if wanted == found:
-        about = {key: there.aligner[key] for key in ("seconds_of_audio", "predicted_words")}
-        return AlignReport(kept=len(there), failed=there.failed, **about)
-    if overwrite:
-        return None
-    name = next(key for key in wanted if wanted[key] != found[key])
-    raise UserError(
-        f"{out} must not be replaced, but is of another {name} ({found[name]} instead of {wanted[name]}). Use --overwrite to align anew."
-    )
