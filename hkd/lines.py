@@ -46,3 +46,9 @@ def _decode(raw: bytes, what: str, place: str) -> str:
         return raw.decode().rstrip("\r\n")
     except UnicodeDecodeError:
         raise UserError(f"{place}: {what} must be UTF-8, but this line is not. Re-encode the file.") from None
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception of another library says, in one line without a full stop."""
+    said = str(error).strip().splitlines()
+    return said[0].strip().rstrip(".:")[:300] if said else type(error).__name__

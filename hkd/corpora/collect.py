@@ -26,6 +26,7 @@ _SPLITS = {
     "eval": "test",
 }  # fmt: skip
 _SHOWN = 3
+_LONGEST = 400
 _THREADS = 8
 _PARENTS = 3
 
@@ -35,7 +36,12 @@ def refuse(problems: Iterable[str], where: Path | str, what: str) -> None:
     listed = list(problems)
     if listed:
         more = f" and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""
-        raise UserError(f"{where}: {len(listed)} {what}: {'; '.join(line.rstrip('.') for line in listed[:_SHOWN])}{more}.")
+        raise UserError(f"{where}: {len(listed)} {what}: {'; '.join(map(_short, listed[:_SHOWN]))}{more}.")
+
+
+def _short(line: str) -> str:
+    line = line.rstrip(".")
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 4 :]}"
 
 
 def find_audio(name: str, folder: Path) -> str:

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from hkd.corpora.card import Archive
 from hkd.errors import HkdError
+from hkd.lines import first_line
 from hkd.progress import Progress, no_progress
 
 logger = logging.getLogger(__name__)
@@ -171,7 +172,15 @@ def unpack(archive: Path, folder: Path, *, max_bytes: int = MAX_UNPACKED_BYTES) 
                     if member.issym() or member.islnk():
                         raise HkdError(f"{archive} cannot be unpacked ('{member.name}' is a link). Delete it and try again.")
                     tar.extract(member, work, filter="data")
+                _read_to_the_end(tar)
         except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error, lzma.LZMAError) as error:
-            raise HkdError(f"{archive} cannot be unpacked ({error}). Delete it and try again.") from None
+            raise HkdError(f"{archive} cannot be unpacked ({first_line(error)}). Delete it and try again.") from None
         work.replace(folder)
     return folder
+
+
+def _read_to_the_end(tar: tarfile.TarFile) -> None:
+    """Raise ReadError where members are left: tarfile takes a damaged header for the end, and reads no checksum that follows it."""
+    while block := tar.fileobj.read(BLOCK_BYTES) if tar.fileobj else b"":
+        if block.strip(b"\0"):
+            raise tarfile.ReadError("a header in its middle is damaged")

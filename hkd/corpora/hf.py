@@ -12,6 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from hkd import lines
 from hkd.corpora.collect import Found, collect, split_named
 from hkd.corpora.container import write_out
 from hkd.errors import HkdError, UserError
@@ -41,14 +42,14 @@ def read_hf(source: str, *, audio_to: Path, progress: Progress = no_progress) ->
     except HkdError:
         raise
     except (ConnectionError, TimeoutError) as error:
-        raise HkdError(f"data set {source} could not be reached ({_first_line(error)}). Try again, or give a folder.") from None
+        raise HkdError(
+            f"data set {source} could not be reached ({lines.first_line(error)}). Try again, or give a folder."
+        ) from None
     except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError) as error:
-        raise UserError(f"data set {source} must be one that `datasets` can read, but it says: {_first_line(error)}.") from None
+        raise UserError(
+            f"data set {source} must be one that `datasets` can read, but it says: {lines.first_line(error)}."
+        ) from None
     return collect(found, source, progress=progress)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:300]
 
 
 def _open(source: str) -> Mapping[str, Any]:

@@ -46,6 +46,8 @@ def read_lhotse(path: Path, *, audio_to: Path, progress: Progress = no_progress)
         return collect(_shar(path, audio_to), path, progress=progress)
     files = sorted(p for p in path.iterdir() if p.name.endswith(ENDINGS)) if path.is_dir() else [path]
     files = [file for file in files if "cuts" in file.name] or files
+    if not files:
+        raise UserError(f"{path} must hold lhotse's manifests (.jsonl.gz), but holds none.")
     recordings: dict[str, Any] = {}
     supervisions: list[tuple[_Where, Any]] = []
     found: list[Found] = []
@@ -99,12 +101,8 @@ def _items(path: Path) -> Iterator[tuple[str, Any]]:
             raise UserError(f"{place}: {error}") from None
         except Exception as error:  # lhotse checks with asserts and by calling constructors: any exception means a broken item
             raise UserError(
-                f"{place}: must be an item of lhotse's, but is not ({type(error).__name__}: {_first_line(error)})."
+                f"{place}: must be an item of lhotse's, but is not ({type(error).__name__}: {lines.first_line(error)})."
             ) from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["no reason given"])[0].rstrip(".")[:200]
 
 
 def _shar(path: Path, audio_to: Path) -> Iterator[Found]:
@@ -120,7 +118,7 @@ def _shar(path: Path, audio_to: Path) -> Iterator[Found]:
         except StopIteration:
             return
         except Exception as error:
-            raise UserError(f"{place}: lhotse cannot read it ({type(error).__name__}: {_first_line(error)}).") from None
+            raise UserError(f"{place}: lhotse cannot read it ({type(error).__name__}: {lines.first_line(error)}).") from None
         yield from _of_cut(cut, _Where(place=place, folder=path, split=split_named(path.name), audio_to=audio_to))
 
 
@@ -166,8 +164,12 @@ def _utterance(supervision: Any, recording: Any, start: float, where: _Where, *,
             speaker=None if supervision.speaker is None else str(supervision.speaker),
             extra=MappingProxyType(extra),
         )
-    except (UserError, TypeError, ValueError) as error:
+    except UserError as error:
         raise UserError(f"{where.place}: {error}") from None
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"{where.place}: supervision '{supervision.id}' must have times in seconds, but has not ({error})."
+        ) from None
 
 
 def _audio(supervision: Any, recording: Any, where: _Where, called: str) -> str:
@@ -204,7 +206,9 @@ def read_recipe(name: str, root: Path, *, audio_to: Path, progress: Progress = n
     try:
         parts = prepare(**{first: str(root)})
     except Exception as error:  # recipes check with asserts and open files as they go
-        raise UserError(f"lhotse's recipe {name} cannot read {root} ({type(error).__name__}: {_first_line(error)}).") from None
+        raise UserError(
+            f"lhotse's recipe {name} cannot read {root} ({type(error).__name__}: {lines.first_line(error)})."
+        ) from None
     if "supervisions" in parts:
         parts = {"": parts}
     found: list[Found] = []

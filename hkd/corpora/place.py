@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hkd.corpora.card import Archive, Card
 from hkd.corpora.fetch import default_cache, download, unpack, verify
-from hkd.errors import UserError
+from hkd.errors import HkdError, UserError
 from hkd.progress import Progress, no_progress
 
 logger = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ def corpus_folder(card: Card, place: Place, marker: str, *, progress: Progress =
     folder = archive_folder(card, card.archives[0], place, progress=progress)
     found = find_below(folder, marker)
     if found is None:
-        raise UserError(f"{folder} must be the folder of {card.name}, but there is no {marker} in it. Delete it and try again.")
+        raise HkdError(f"{folder} must be the folder of {card.name}, but there is no {marker} in it. Delete it and try again.")
     return found
 
 
