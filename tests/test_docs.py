@@ -1,4 +1,4 @@
-"""The README's commands run, in its order, on a folder of real files; its links lead somewhere; the file tree is the tree."""
+"""The commands of README and of the page on scale-out run, in their order, on folders of real files; links lead somewhere; the file tree is the tree."""
 
 import os
 import re
@@ -28,8 +28,23 @@ loop = {max_steps = 3, save_every = 3, log_every = 1}
 """
 
 
-def shell_blocks() -> list[str]:
-    return [line for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) for line in block.splitlines() if line.strip()]
+def shell_blocks(text: str) -> list[str]:
+    return [line for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL) for line in block.splitlines() if line.strip()]
+
+
+def run_all(text: str, folder: Path, **environment: str) -> int:
+    """Run every line of a page's bash blocks; how many there were."""
+    given = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default", **environment}
+    lines = shell_blocks(text)
+    for line in lines:
+        words = shlex.split(line, comments=True)
+        if words[0] == "python":
+            words[0] = sys.executable
+        elif words[0] == "hkd":
+            words[:1] = [sys.executable, "-m", "hkd"]
+        done = subprocess.run(words, cwd=folder, env=given, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+    return len(lines)
 
 
 @pytest.fixture
@@ -59,19 +74,45 @@ def cached_bert(folder: Path) -> None:
 @pytest.mark.timeout(900)
 def test_every_command_of_the_readme_runs(speech: Path):
     cached_bert(speech / "hub")
-    environment = {**os.environ, "HF_HUB_CACHE": str(speech / "hub"), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
-    ran = []
-    for line in shell_blocks():
-        words = shlex.split(line, comments=True)
-        if words[0] == "python":
-            words[0] = sys.executable
-        elif words[0] == "hkd":
-            words[:1] = [sys.executable, "-m", "hkd"]
-        done = subprocess.run(words, cwd=speech, env=environment, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
-        ran.append(line)
-    assert len(ran) > 10
+    assert run_all(README, speech, HF_HUB_CACHE=str(speech / "hub")) > 10
     assert (speech / "report.html").exists()
+
+
+def files_of(store: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(store)): p.read_bytes() for p in store.rglob("*") if p.is_file()}
+
+
+def test_the_commands_on_scale_out_give_the_bytes_of_one_process(prepared: Path, tmp_path: Path):
+    page = (ROOT / "docs" / "scale-out.md").read_text(encoding="utf-8")
+    hands, slurm, alone = (shutil.copytree(prepared, tmp_path / name) for name in ("hands", "slurm", "alone"))
+    for folder in (hands, slurm, alone):
+        with (folder / "hkd.toml").open("a") as file:
+            file.write("\n[dump]\nmonophone = {utterances_per_shard = 2}\nby-ray = {utterances_per_shard = 2}\n")
+    assert run_all(page, hands) == 3
+    assert run_all("```bash\nhkd teacher-dump --lm phone-trigram --unit monophone\n```", alone) == 1
+    one = files_of(alone / "shards" / "monophone")
+    assert files_of(hands / "shards" / "monophone") == one
+    by_ray = files_of(hands / "shards" / "by-ray")
+    assert by_ray.keys() == one.keys()
+    assert by_ray["report.json"] == one["report.json"]
+
+    script = re.search(r"```sbatch\n(.*?)```", page, re.DOTALL).group(1).replace("world-size 16", "world-size 2")
+    (slurm / "labels.sh").write_text(script)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    array = [
+        subprocess.Popen(
+            ["bash", "labels.sh"],
+            cwd=slurm,
+            env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "SLURM_ARRAY_TASK_ID": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for process in array:
+        _, error = process.communicate(timeout=200)
+        assert process.returncode == 0, error
+    assert files_of(slurm / "shards" / "monophone") == one
 
 
 def test_links_to_files_lead_somewhere():

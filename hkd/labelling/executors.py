@@ -22,7 +22,7 @@ EXECUTORS = ("local", "ray")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DumpJob:
-    """A dump in words: which teacher labels which manifest into which store. Relative paths are those of the one who makes it."""
+    """A dump in words: which teacher labels which manifest into which store. Relative paths start at `folder`, the working one."""
 
     manifest: Path
     out: Path | str  # a folder or a URL
@@ -36,17 +36,7 @@ class DumpJob:
     alignment: Path | None = None  # for aligned levels
     subwords: Path | None = None  # the project's model, for subword LMs without pieces of their own
     command: str = ""  # for the store's card
-
-    def __post_init__(self) -> None:
-        lm = Path(self.lm).expanduser()
-        absolute = {
-            "manifest": self.manifest.absolute(),
-            "out": self.out if "://" in str(self.out) else Path(self.out).absolute(),
-            "lm": str(lm.absolute()) if lm.exists() else self.lm,
-            **{name: path.absolute() for name in ("inventory", "alignment", "subwords") if (path := getattr(self, name))},
-        }
-        for name, value in absolute.items():
-            object.__setattr__(self, name, value)
+    folder: Path = field(default_factory=Path.cwd)
 
     def load_teacher(self) -> Teacher:
         """The teacher, on the device of this machine."""

@@ -1,6 +1,7 @@
 """What runs in a Ray actor: a teacher, the open store, and the shards that the driver asks for. Nothing here knows Ray."""
 
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,8 @@ class Worker:
 
     def __init__(self, job: DumpJob, *, threads: int, version: str) -> None:
         torch.set_num_threads(threads)
+        if job.folder.is_dir():  # else the driver runs elsewhere, and Ray's own working folder is the one that is meant
+            os.chdir(job.folder)
         self._job, self._version = job, version
         self._run: DumpRun | None = None
 

@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 import pytest
 import ray
+import torch
 from ray.cluster_utils import Cluster
 
 from hkd.errors import UserError
@@ -91,12 +92,20 @@ def disturbed(job: DumpJob, disturb: Callable[[], None]) -> DumpReport:
     return report
 
 
-def test_two_workers_give_the_bytes_of_one_process(cluster: Cluster, texts: Path, bert: Path, tmp_path: Path) -> None:
+def test_two_workers_give_the_bytes_of_one_process_with_two_threads(
+    cluster: Cluster, texts: Path, bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[tuple[float, float]] = []
-    one = execute(bert_job(texts, bert, tmp_path / "one"))
-    two = on_ray(bert_job(texts, bert, tmp_path / "two"), progress=lambda done, total, **facts: seen.append((done, total)))
+    monkeypatch.chdir(tmp_path)
+    torch.set_num_threads(2)
+    try:
+        one = execute(bert_job(texts, bert, Path("one")))
+    finally:
+        torch.set_num_threads(1)
+    two = on_ray(bert_job(texts, bert, Path("two")), progress=lambda done, total, **facts: seen.append((done, total)))
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
     assert seen == [(n + 1, 7) for n in range(7)]
+    assert (one.store, two.store) == (Path("one"), Path("two"))
     for same in ("positions", "scored_positions", "shards_done", "shards_missing", "quality", "without_units", "left_out"):
         assert getattr(two, same) == getattr(one, same)
     assert (two.workers, two.workers_lost) == (2, 0)
@@ -127,14 +136,17 @@ def test_a_killed_worker_costs_its_shard_and_no_other(
 
 
 def test_a_lost_node_costs_the_shard_that_its_worker_was_at(cluster: Cluster, prepared: Path, tmp_path: Path) -> None:
-    node = next(iter(cluster.worker_nodes))
-    stays, goes = (psutil.Process(n.all_processes["raylet"][0].process.pid) for n in (cluster.head_node, node))
+    nodes = cluster.head_node, next(iter(cluster.worker_nodes))
+    stays, goes = (psutil.Process(node.all_processes["raylet"][0].process.pid) for node in nodes)
 
     def lose() -> None:
         other, _ = stopped_in_a_shard(stays, tmp_path / "two", after=0)  # else it might do all before the node's worker has begun
-        stopped_in_a_shard(goes, tmp_path / "two", after=0)
-        cluster.remove_node(node, allow_graceful=False)
-        other.resume()
+        try:
+            stopped_in_a_shard(goes, tmp_path / "two", after=0)
+            for process in [goes, *goes.children(recursive=True)]:
+                process.kill()
+        finally:
+            other.resume()
 
     execute(trigram_job(prepared, tmp_path / "one"))
     two = disturbed(trigram_job(prepared, tmp_path / "two"), lose)
