@@ -151,7 +151,7 @@ class ArrowShard:
             if len(names) != len(counts) or names.null_count or counts.null_count or (len(counts) and pc.min(counts).as_py() < 0):
                 raise DamagedShardError(self._path, "its lengths do not fit its ids")
             ids.append(names)
-            lengths.append(counts.to_numpy())
+            lengths.append(np.from_dlpack(counts))
             self.cuts.append(self.cuts[-1] + len(names))
             for name in digests:
                 digests[name] += batch.column(name)[0].as_py()

@@ -131,7 +131,7 @@ class LabelReader:
     @cached_property
     def length_B(self) -> NDArray[np.int32]:
         """Positions of every utterance, in the order of `ids`."""
-        length_B: NDArray[np.int32] = self._index["num_positions"].to_numpy()
+        length_B: NDArray[np.int32] = np.from_dlpack(self._index["num_positions"].combine_chunks())
         return length_B
 
     def unit_digest(self, utterance_id: str) -> bytes:
