@@ -6,16 +6,18 @@
 """
 
 import logging
+import math
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from hkd.audio import DURATION_TOLERANCE_S, AudioInfo, probe
 from hkd.errors import UserError
-from hkd.manifest import Manifest, Utterance
+from hkd.manifest import KNOWN_FIELDS, Manifest, Utterance
 from hkd.progress import Progress, no_progress
 
 logger = logging.getLogger(__name__)
@@ -63,6 +65,17 @@ def _exists(path: Path) -> bool:
         return path.exists()
     except (OSError, ValueError):  # a loop of links, a name that is too long or has a NUL byte
         return False
+
+
+def plain_fields(fields: Mapping[str, Any]) -> dict[str, str | int | float | bool]:
+    """What a manifest can keep of another tool's fields beside its own: text, finite numbers, yes or no."""
+    return {
+        key: value
+        for key, value in fields.items()
+        if key not in KNOWN_FIELDS
+        and isinstance(value, str | int | float)
+        and not (isinstance(value, float) and not math.isfinite(value))
+    }
 
 
 def split_named(name: str) -> str | None:

@@ -1,5 +1,6 @@
 """Common Voice, any language: a release's folder LANGUAGE/ with train.tsv, dev.tsv, test.tsv and clips/*.mp3."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from hkd.corpora.card import load_card
@@ -24,8 +25,6 @@ def read(folder: Path, *, progress: Progress = no_progress) -> Manifest:
 
 def _with_ending(u: Utterance) -> Utterance:
     """Releases before 2019-12 name clips without their ending."""
-    from dataclasses import replace
-
     path = Path(u.audio_filepath or "")
     return u if path.suffix else replace(u, audio_filepath=str(path.with_suffix(".mp3")))
 

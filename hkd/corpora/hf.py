@@ -6,14 +6,14 @@
 - `validation` becomes `dev`. A data set whose only split is `train` has no splits: they are made as for any corpus without.
 """
 
-import math
+import errno
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from hkd import lines
-from hkd.corpora.collect import Found, collect, split_named
+from hkd.corpora.collect import Found, collect, plain_fields, split_named
 from hkd.corpora.container import write_out
 from hkd.errors import HkdError, UserError
 from hkd.manifest import Manifest, Utterance
@@ -25,7 +25,6 @@ _COLUMNS = {
     "id": ("id", "utt_id", "utterance_id", "segment_id"),
     "speaker": ("speaker", "speaker_id", "client_id"),
 }
-_KEPT = (str, int, float, bool)  # of the other columns
 
 
 def read_hf(source: str, *, audio_to: Path, progress: Progress = no_progress) -> Manifest:
@@ -46,6 +45,8 @@ def read_hf(source: str, *, audio_to: Path, progress: Progress = no_progress) ->
             f"data set {source} could not be reached ({lines.first_line(error)}). Try again, or give a folder."
         ) from None
     except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError) as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise
         raise UserError(
             f"data set {source} must be one that `datasets` can read, but it says: {lines.first_line(error)}."
         ) from None
@@ -115,7 +116,7 @@ def _utterance(
         raise UserError(f"{place}: '{name}' must have audio, but has none.")
     speaker = row.get(column.get("speaker", ""))
     taken = set(column.values())
-    extra = {key: value for key, value in row.items() if key not in taken and isinstance(value, _KEPT) and not _is_nan(value)}
+    extra = plain_fields({key: value for key, value in row.items() if key not in taken})
     if split is not None:
         extra["split"] = split
     return Utterance(
@@ -123,14 +124,8 @@ def _utterance(
         text=" ".join(text.split()),
         audio_filepath=str(_file(sound, name, audio_to, place)),
         speaker=None if speaker is None else str(speaker),
-        extra=MappingProxyType(
-            {key: value for key, value in extra.items() if key not in ("id", "text", "audio_filepath", "offset", "duration")}
-        ),
+        extra=MappingProxyType(extra),
     )
-
-
-def _is_nan(value: Any) -> bool:
-    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _file(sound: dict[str, Any], name: str, audio_to: Path, place: str) -> Path:

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from hkd import lines
-from hkd.corpora.collect import Found, collect, find_audio, split_named
+from hkd.corpora.collect import Found, collect, find_audio, plain_fields, split_named
 from hkd.corpora.container import write_channel, write_out
 from hkd.errors import MissingPackageError, UserError
 from hkd.manifest import Manifest, Utterance, parse_json
@@ -150,8 +150,11 @@ def _utterance(supervision: Any, recording: Any, start: float, where: _Where, *,
     if supervision.text is None:
         raise UserError(f"{where.place}: supervision '{supervision.id}' must have a text, but has none.")
     audio = _audio(supervision, recording, where, called)
-    custom = {key: value for key, value in (supervision.custom or {}).items() if isinstance(value, str | int | float | bool)}
-    extra = {**custom, "recording": recording.id, **({"language": supervision.language} if supervision.language else {})}
+    extra = {
+        **plain_fields(supervision.custom or {}),
+        "recording": recording.id,
+        **({"language": supervision.language} if supervision.language else {}),
+    }
     if where.split is not None:
         extra.setdefault("split", where.split)
     try:
