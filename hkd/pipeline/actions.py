@@ -26,9 +26,13 @@ Action = Callable[[Path, Settings, Progress], str]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PrepareSettings:
-    """[prepare]: a corpus (name or folder), and the name of a text-only corpus for the LMs."""
+    """[prepare]: a corpus (name or path) as `hkd prepare` takes it, and the name of a text-only corpus for the LMs."""
 
     corpus: str = "asterisk"
+    kind: str = ""  # --from; empty: guessed
+    root: str = ""
+    download: bool = False
+    parts: tuple[str, ...] = ()
     text: str = ""
 
 
@@ -95,7 +99,10 @@ def prepare(folder: Path, settings: Settings, progress: Progress) -> str:
     from hkd import corpora
 
     config = build(PrepareSettings, settings, where="[prepare]")
-    whole = corpora.prepare(config.corpus, folder, overwrite=True, progress=progress)
+    whole = corpora.prepare(
+        config.corpus, folder, kind=config.kind or None, root=Path(config.root) if config.root else None, download=config.download,
+        parts=config.parts, overwrite=True, progress=progress,
+    )  # fmt: skip
     summary = f"{len(whole)} utterances, {sum(u.duration or 0.0 for u in whole) / 60:.1f} minutes"
     if config.text:
         out = folder / "text" / f"{config.text}.txt"
