@@ -84,7 +84,7 @@ def _cluster(ray: Any, address: str) -> Iterator[None]:
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
         raise HkdError(f"a Ray cluster must run at '{address}', but: {_line(error)} Start one with `ray start --head`.") from None
     try:
-        if threading.current_thread() is threading.main_thread():
+        if on_sigterm is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)  # which Ray took
         yield
     finally:

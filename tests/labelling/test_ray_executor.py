@@ -14,23 +14,27 @@ import pytest
 import ray
 import torch
 from ray.cluster_utils import Cluster
+from s3fs import S3FileSystem
 
 from hkd.errors import UserError
 from hkd.labelling.dump import DumpConfig, DumpReport
 from hkd.labelling.executors import DumpJob, execute
 from hkd.labelling.ray_executor import Share, share_of
+from hkd.testing.s3 import S3Server
 
 BERT = DumpConfig(k=5, temperatures=(2.0,), codec="f16", utterances_per_shard=16)
 TRIGRAM = DumpConfig(k=5, utterances_per_shard=1)
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    """Two nodes with a core each, and this process connected to the first."""
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Two nodes with a core each and credentials for a bucket called labels, and this process connected to the first."""
     size = {"num_cpus": 1, "object_store_memory": 80 << 20}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("OMP_NUM_THREADS", "1")
+    with pytest.MonkeyPatch.context() as patch, S3Server() as server:
+        server.make_bucket("labels")
+        cache = {"HKD_CACHE": str(tmp_path_factory.mktemp("cache"))}
+        for name, value in {**server.environment, **cache, "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}.items():
+            patch.setenv(name, value)
         cluster = Cluster(initialize_head=True, head_node_args={**size, "include_dashboard": False})
         cluster.add_node(**size)
         ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
@@ -43,7 +47,7 @@ def bert_job(texts: Path, bert: Path, out: Path, **changes: Any) -> DumpJob:
     return DumpJob(manifest=texts, out=out, lm=str(bert), unit="subword", **{"device": "cpu", "store": BERT, **changes})
 
 
-def trigram_job(prepared: Path, out: Path) -> DumpJob:
+def trigram_job(prepared: Path, out: Path | str) -> DumpJob:
     """A teacher that is loaded at once, and a shard an utterance."""
     manifest, alignment = prepared / "manifest.jsonl", prepared / "alignment.arrow"
     return DumpJob(manifest=manifest, out=out, lm="phone-trigram", unit="monophone", store=TRIGRAM, alignment=alignment)
@@ -113,6 +117,16 @@ def test_two_workers_give_the_bytes_of_one_process_with_two_threads(
     assert all(value > 0 for value in two.seconds.values())
     with pytest.raises(UserError, match="`k` 4, but with 5"):  # as a worker says it
         on_ray(bert_job(texts, bert, tmp_path / "two", store=replace(BERT, k=4)))
+
+
+def test_workers_write_to_a_bucket(cluster: Cluster, prepared: Path, tmp_path: Path) -> None:
+    execute(trigram_job(prepared, tmp_path / "one"))
+    report = on_ray(trigram_job(prepared, "s3://labels/two"))
+    S3FileSystem.clear_instance_cache()
+    assert report.store == "s3://labels/two"
+    bucket = S3FileSystem()
+    found = {name.removeprefix("labels/two/"): bucket.cat_file(name) for name in bucket.find("labels/two")}
+    assert found == contents(tmp_path / "one")
 
 
 def test_a_killed_worker_costs_its_shard_and_no_other(
