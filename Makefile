@@ -32,8 +32,18 @@ lint: install        ## style, types, and the import contract
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Other ways to keep labels live apart from hkd; litdata without its dependencies, one of which brings another torch.
+.venv-bench/.installed: benchmarks/peers.txt constraints.txt
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	-.venv-bench/bin/pip install --quiet --disable-pip-version-check -r benchmarks/peers.txt
+	-.venv-bench/bin/pip install --quiet --disable-pip-version-check --no-deps litdata==0.2.76
+	@touch $@
+
+bench-store: .venv-bench/.installed
+
 bench-%: install     ## a benchmark: make bench-store, bench-dump, bench-train → benchmarks/results/
 	$(BIN)/python benchmarks/bench_$*.py
 
 clean:               ## remove what was made here, but not the caches in the home folder
-	rm -rf .venv runs build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-bench runs build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

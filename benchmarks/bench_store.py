@@ -1,21 +1,23 @@
-"""Label stores beside other ways to keep the same rows: size, speed, error. → benchmarks/results/store.md and store.json
+"""Label stores beside other ways to keep the same rows: size, speed, error → a table, BAR lines, benchmarks/results/store.json
 
-    python benchmarks/bench_store.py [--positions 50000 500000] [--k 16 64] [--repeats 3]
+    python benchmarks/bench_store.py [--positions 50000 500000] [--k 16 64] [--repeats 3] [--million 1000000] [--only "hkd grid" ...]
 
-- The labels are made here: a Zipf prior over 30,522 units and Gaussian evidence of varying sharpness, an exact softmax, the k largest kept
-  with the gold unit among them, utterances of about 30 positions. Made once, kept in a temporary folder.
-- Every system runs in a process of its own, one after another, with one thread for torch and BLAS. Medians of the repeats.
-- write: rows in memory → closed files. read: every utterance once in one random order, in batches of 32, as int32 ids and float32 log-probabilities
-  (a second epoch is `warm`). Times are wall-clock; on a busy machine compare within one run only.
-- Peers that are not installed (litdata, webdataset, array_record) are left out and said; Parquet and a flat memory map are always there.
+- The rows are made here: scores of 30,522 units that follow Zipf's law with evidence of varying sharpness, and a target that stands out by
+  4 to 18 nats; the 64 likeliest kept with the target among them (hkd.topk), k = 16 cut from them; utterances of about 30 positions.
+- Every system writes in one process and reads in another, one after another, after 50 utterances that are not counted, with one thread for torch and BLAS (hkd packs in one more
+  while it writes). Medians of the repeats, wall-clock: on a busy machine compare within one run only (CPU seconds stand in the JSON).
+- write: rows in memory → closed files. read: open apart, every utterance once in batches of 64, as int32 ids and float32 log-probabilities,
+  tail, gold. First a shuffled epoch after opening; hkd's goes by runs of what is decoded together, four of them mixed, as the others'
+  random order would decode each block many times. Then (`again`) one random order, read for the second time, everything in memory.
+- Peak memory is that of the reading process, Python and torch included.
+- Peers run in .venv-bench (see peers.txt); one that is not there or fails is said in its row.
 """
 
 import argparse
-import importlib.util
 import json
+import math
 import os
 import resource
-import shutil
 import statistics
 import subprocess
 import sys
@@ -29,254 +31,248 @@ for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
 
 import numpy as np  # noqa: E402
+from store_systems import COLUMNS, NUM_UNITS, OURS, PEERS, Labels, Reader, utterances  # noqa: E402
 
-NUM_UNITS = 30_522
-BATCH = 32
-RESULTS = Path(__file__).parent / "results"
-
-
-def make_rows(path: Path, num_positions: int, k: int, seed: int = 1) -> None:
-    """Write the labels as one .npz."""
-    rng = np.random.default_rng(seed)
-    prior_V = -1.05 * np.log(np.arange(NUM_UNITS) + 8.0)
-    columns: dict[str, list[Any]] = {name: [] for name in ("ids", "logp", "tail", "gold", "gold_logp")}
-    for start in range(0, num_positions, 512):
-        n = min(512, num_positions - start)
-        gold_N = rng.choice(NUM_UNITS, n, p=np.exp(prior_V) / np.exp(prior_V).sum())
-        score_NV = prior_V + rng.uniform(1, 3, (n, 1)) * rng.standard_normal((n, NUM_UNITS), np.float32)
-        score_NV[np.arange(n), gold_N] += rng.uniform(3, 16, n)
-        largest_N1 = score_NV.max(1, keepdims=True)
-        logp_NV = score_NV - largest_N1 - np.log(np.exp(score_NV - largest_N1).sum(1, keepdims=True))
-        kept_NK = np.argpartition(-logp_NV, k, axis=1)[:, :k]
-        lost_N = ~(kept_NK == gold_N[:, None]).any(1)
-        smallest_N = np.take_along_axis(logp_NV, kept_NK, 1).argmin(1)
-        kept_NK[lost_N, smallest_N[lost_N]] = gold_N[lost_N]
-        value_NK = np.take_along_axis(logp_NV, kept_NK, 1)
-        order_NK = np.argsort(-value_NK, axis=1, kind="stable")
-        columns["ids"].append(np.take_along_axis(kept_NK, order_NK, 1).astype(np.int32))
-        columns["logp"].append(np.take_along_axis(value_NK, order_NK, 1).astype(np.float32))
-        columns["tail"].append(np.log(np.maximum(1 - np.exp(value_NK).sum(1), 1e-30)).astype(np.float32))
-        columns["gold"].append(gold_N.astype(np.int32))
-        columns["gold_logp"].append(logp_NV[np.arange(n), gold_N].astype(np.float32))
-    lengths = np.minimum(rng.poisson(3, num_positions) * rng.integers(5, 16, num_positions) + 1, 150)
-    offset = np.concatenate([[0], np.cumsum(lengths)])
-    offset = np.append(offset[offset < num_positions], num_positions)
-    np.savez(path, offset=offset, **{name: np.concatenate(parts) for name, parts in columns.items()})
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "store.json"
+PEER_PYTHON = HERE.parent / ".venv-bench" / "bin" / "python"
+WIDTH = 64
+WARM = 50  # utterances written and read first, unmeasured: imports
+MILLION_K, MILLION_SHARD = 8, 8192
 
 
-class Labels:
-    """The rows, as a writer gets them."""
+def make_rows(path: Path, num_positions: int, seed: int = 1) -> None:
+    """Write the rows as one .npz. Noise is cut from one long piece of it, at a random place a position."""
+    import torch
 
-    def __init__(self, path: Path) -> None:
-        data = np.load(path)
-        self.ids, self.logp, self.tail, self.gold, self.gold_logp = (
-            data[n] for n in ("ids", "logp", "tail", "gold", "gold_logp")
-        )
-        self.offset = data["offset"].astype(np.int64)
+    from hkd.topk import select_topk
 
-    def __len__(self) -> int:
-        return len(self.offset) - 1
-
-
-Reader = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # utterance numbers → ids_NK, logp_NK
-
-
-def hkd(codec: str, compression: str, backend: str = "arrow") -> Any:
-    def system(rows: Labels, folder: Path) -> tuple[Callable[[], None], Callable[[], Reader]]:
-        import torch
-
-        from hkd.labels.rows import UtteranceLabels
-        from hkd.labels.schema import StoreSpec
-        from hkd.labels.store import LabelReader, LabelWriter
-        from hkd.topk import TopK
-        from hkd.units.inventory import UnitInventory
-
-        torch.set_num_threads(1)
-        inventory = UnitInventory(level="subword", symbols=tuple(f"p{i}" for i in range(NUM_UNITS)))
-        spec = StoreSpec(
-            name="bench", level="subword", inventory=inventory, teacher={}, manifest_digest="", k=rows.ids.shape[1],
-            codec=codec, compression=compression, backend=backend, utterances_per_shard=2048,
-        )  # fmt: skip
-        names = [f"utterance-{u:08d}" for u in range(len(rows))]
-        whole = TopK(ids_NK=rows.ids, logp_NK=rows.logp, tail_N=rows.tail, gold_N=rows.gold, gold_logp_N=rows.gold_logp)
-        labels = {}
-        for name, a, b in zip(names, rows.offset[:-1].tolist(), rows.offset[1:].tolist(), strict=True):
-            word = np.arange(b - a, dtype=np.int32) // 2
-            labels[name] = UtteranceLabels(id=name, topk=whole[a:b], word_U=word, unit_digest=bytes(8), text_digest=bytes(8))
-
-        def write() -> None:
-            writer = LabelWriter.open(folder, spec, names)
-            for shard in writer.pending():
-                writer.write_shard(shard, [labels[name] for name in writer.shard_ids(shard)], quality={})
-            writer.finish()
-
-        def opened() -> Reader:
-            reader = LabelReader.open(folder, cache_bytes=1 << 32)
-
-            def read(batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-                topk = reader.block([names[u] for u in batch]).topk
-                return topk.ids_NK, topk.logp_NK
-
-            return read
-
-        return write, opened
-
-    return system
+    torch.set_num_threads(2)
+    random = np.random.default_rng(seed)
+    zipf_V = torch.from_numpy(np.roll(-np.log(np.arange(NUM_UNITS) + 10.0), 999).astype(np.float32))
+    zipf_V[:999] = -14.0  # special and unused tokens
+    noise = torch.randn(1 << 24, generator=torch.Generator().manual_seed(seed))
+    parts: list[Any] = []
+    for start in range(0, num_positions, 128):
+        n = min(128, num_positions - start)
+        first_N = random.integers(0, len(noise) - NUM_UNITS, n)
+        sharp_N = random.uniform(1.2, 3.2, n)
+        score_NV = torch.stack([noise[a : a + NUM_UNITS] * s for a, s in zip(first_N.tolist(), sharp_N.tolist(), strict=True)])
+        score_NV += zipf_V
+        gold_N = torch.from_numpy(np.minimum((random.pareto(0.6, n) * 20).astype(np.int64) + 999, NUM_UNITS - 1))
+        score_NV[torch.arange(n), gold_N] += torch.from_numpy(random.uniform(4, 18, n).astype(np.float32))
+        parts.append(select_topk(score_NV, gold_N, k=WIDTH))
+    fields = dict(zip(COLUMNS, ("ids_NK", "logp_NK", "tail_N", "gold_N", "gold_logp_N"), strict=True))
+    columns = {name: np.concatenate([getattr(part, field) for part in parts]) for name, field in fields.items()}
+    length = np.clip(random.lognormal(math.log(27), 0.5, num_positions // 3), 3, 120).astype(np.int64)
+    np.savez(path, offset=np.cumsum(length) - length, **columns)
 
 
-def parquet(rows: Labels, folder: Path) -> tuple[Callable[[], None], Callable[[], Reader]]:
-    """float16, byte-stream-split, zstd; read whole, cut in memory."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    k = rows.ids.shape[1]
-
-    def write() -> None:
-        folder.mkdir()
-        table = pa.table(
-            {
-                "ids": pa.FixedSizeListArray.from_arrays(pa.array(rows.ids.astype(np.int16).reshape(-1)), k),
-                "logp": pa.FixedSizeListArray.from_arrays(pa.array(rows.logp.astype(np.float16).reshape(-1)), k),
-                "tail": pa.array(rows.tail.astype(np.float16)),
-                "gold": pa.array(rows.gold),
-                "gold_logp": pa.array(rows.gold_logp.astype(np.float16)),
-            }
-        )
-        split = {"ids.list.element": "BYTE_STREAM_SPLIT", "logp.list.element": "BYTE_STREAM_SPLIT"}
-        pq.write_table(table, folder / "t.parquet", compression="zstd", use_dictionary=False, column_encoding=split)
-        np.save(folder / "offset.npy", rows.offset)
-
-    def opened() -> Reader:
-        table = pq.read_table(folder / "t.parquet", use_threads=False).combine_chunks()
-        offset = np.load(folder / "offset.npy")
-        ids, logp = (table[name].chunk(0).flatten().to_numpy().reshape(-1, k) for name in ("ids", "logp"))
-        return cutter(ids.view(np.uint16), logp, offset)
-
-    return write, opened
+# In a process of its own ----------------------------------------------------------------------------------------------------
 
 
-def memory_map(rows: Labels, folder: Path) -> tuple[Callable[[], None], Callable[[], Reader]]:
-    """uint16 ids and float16 log-probabilities in flat files."""
-
-    def write() -> None:
-        folder.mkdir()
-        np.save(folder / "ids.npy", rows.ids.astype(np.uint16))
-        np.save(folder / "logp.npy", rows.logp.astype(np.float16))
-        for name in ("tail", "gold_logp"):
-            np.save(folder / f"{name}.npy", getattr(rows, name).astype(np.float16))
-        np.save(folder / "gold.npy", rows.gold.astype(np.uint16))
-        np.save(folder / "offset.npy", rows.offset)
-
-    def opened() -> Reader:
-        ids, logp = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("ids", "logp"))
-        return cutter(ids, logp, np.load(folder / "offset.npy"))
-
-    return write, opened
+def timed(work: Callable[[], Any]) -> tuple[tuple[float, float], Any]:
+    """(seconds of wall, of CPU), and what the work gave."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    value = work()
+    return (time.perf_counter() - wall, time.process_time() - cpu), value
 
 
-def cutter(ids: np.ndarray, logp: np.ndarray, offset: np.ndarray) -> Reader:
-    def read(batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        spans = [(offset[u], offset[u + 1]) for u in batch]
-        picked_ids, picked_logp = (np.concatenate([array[a:b] for a, b in spans]) for array in (ids, logp))
-        return picked_ids.astype(np.int32), picked_logp.astype(np.float32)
-
-    return read
-
-
-def webdataset(rows: Labels, folder: Path) -> tuple[Callable[[], None], Callable[[], Reader]]:
-    """A tar member an utterance, float16; a sequential format, so read in its own order into memory and cut from there."""
-    import webdataset as wds
-
-    k = rows.ids.shape[1]
-
-    def write() -> None:
-        folder.mkdir()
-        with wds.TarWriter(str(folder / "t.tar")) as sink:
-            for u in range(len(rows)):
-                span = slice(rows.offset[u], rows.offset[u + 1])
-                data = rows.ids[span].astype(np.uint16).tobytes() + rows.logp[span].astype(np.float16).tobytes()
-                data += rows.tail[span].astype(np.float16).tobytes() + rows.gold[span].astype(np.uint16).tobytes()
-                sink.write({"__key__": f"{u:08d}", "bin": data})
-
-    def opened() -> Reader:
-        ids, logp = [], []
-        for sample in wds.WebDataset(str(folder / "t.tar"), shardshuffle=False):
-            flat = np.frombuffer(sample["bin"], np.uint16)
-            n = len(flat) // (2 * k + 2)
-            ids.append(flat[: n * k].reshape(n, k))
-            logp.append(flat[n * k : 2 * n * k].view(np.float16).reshape(n, k))
-        return lambda batch: (
-            np.concatenate([ids[u] for u in batch]).astype(np.int32),
-            np.concatenate([logp[u] for u in batch]).astype(np.float32),
-        )
-
-    return write, opened
+def peak_mb() -> float:
+    """Most memory that this process has had. ru_maxrss would count the one that started it, too."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(status.read_text().partition("VmHWM:")[2].split()[0]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 * 1024 if sys.platform == "darwin" else 1024)
 
 
-SYSTEMS: dict[str, tuple[Any, str]] = {
-    "hkd grid": (hkd("grid", "zstd"), "hkd"),
-    "hkd f16": (hkd("f16", "zstd"), "hkd"),
-    "hkd f16, uncompressed": (hkd("f16", "none"), "hkd"),
-    "hkd grid, zarr": (hkd("grid", "zstd", "zarr"), "hkd"),
-    "Parquet, byte-stream-split, zstd": (parquet, "pyarrow"),
-    "webdataset tar": (webdataset, "webdataset"),
-    "flat memory map": (memory_map, "numpy"),
-}
+def write_phase(system: str, rows: Labels, folder: Path, repeats: int) -> dict[str, Any]:
+    """Write once for each repeat, into folders 0, 1, ..."""
+    times = []
+    for _ in (OURS | PEERS)[system](folder / "warm")[0](rows.first(WARM)):
+        pass
+    for repeat in range(repeats):
+        steps = (OURS | PEERS)[system](folder / str(repeat))[0](rows)
+        next(steps)
+        times.append(timed(lambda steps=steps: next(steps, None))[0])
+    files = [file for file in (folder / "0").rglob("*") if file.is_file() and file.name != "inventory.json"]
+    return {
+        **_speed("write", times, int(rows.offset[-1])),
+        "bytes_per_position": sum(f.stat().st_size for f in files) / rows.offset[-1],
+    }
 
 
-def measure(name: str, path: Path, repeats: int) -> dict[str, Any]:
-    """One system in this process."""
-    rows = Labels(path)
-    n = int(rows.offset[-1])
-    times: dict[str, list[float]] = {"write": [], "open": [], "read": [], "warm": []}
-    result: dict[str, Any] = {"system": name}
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) / "store"
-        write, opened = SYSTEMS[name][0](rows, folder)
-        order = np.random.default_rng(0).permutation(len(rows))
-        batches = [order[a : a + BATCH] for a in range(0, len(order), BATCH)]
-        for _ in range(repeats):
-            shutil.rmtree(folder, ignore_errors=True)
-            times["write"].append(timed(write)[0])
-            seconds, read = timed(opened)
-            times["open"].append(seconds)
-            for epoch in ("read", "warm"):
-                times[epoch].append(timed(lambda read=read: [read(batch) for batch in batches] and None)[0])
-        result["bytes_per_position"] = (
-            sum(file.stat().st_size for file in folder.rglob("*") if file.is_file() and not file.name.startswith("inv")) / n
-        )
-        ids, logp = read(np.arange(len(rows)))
-    np.testing.assert_array_equal(ids, rows.ids)
-    result |= {f"{key}_per_s": n / statistics.median(times[key]) for key in ("write", "read", "warm")}
-    result["open_s"] = statistics.median(times["open"])
-    result["max_error"] = float(np.abs(logp - rows.logp).max())
-    p, q = np.exp(rows.logp.astype(np.float64)), np.exp(logp.astype(np.float64))
-    tail = np.exp(rows.tail.astype(np.float64))
-    total = q.sum(1) + np.exp(rows.tail.astype(np.float16).astype(np.float64))
-    kl = (
-        (p * (rows.logp - logp)).sum(1)
-        + tail * (rows.tail - rows.tail.astype(np.float16))
-        + np.log(total)
-        - np.log(p.sum(1) + tail)
+def read_phase(system: str, rows: Callable[[], Labels], folder: Path, repeats: int) -> dict[str, Any]:
+    """Open and read what was written, then hold it against the rows."""
+    times: dict[str, list[tuple[float, float]]] = {"open": [], "read": [], "again": []}
+    _epoch(*(OURS | PEERS)[system](folder / "warm")[1]("shuffled"))
+    for repeat in range(repeats):
+        opened = (OURS | PEERS)[system](folder / str(repeat))[1]
+        seconds, (batches, read) = timed(lambda opened=opened: opened("shuffled"))
+        times["open"].append(seconds)
+        times["read"].append(_epoch(batches, read))
+        batches, read = opened("random")
+        _epoch(batches, read)
+        times["again"].append(_epoch(batches, read))
+    peak = peak_mb()
+    expected = rows()
+    n, result = int(expected.offset[-1]), {"open_s": statistics.median(wall for wall, _ in times["open"]), "peak_mb": peak}
+    for key in ("read", "again"):
+        result |= _speed(key, times[key], n)
+    return result | errors(read, expected)
+
+
+def _epoch(batches: Any, read: Reader) -> tuple[float, float]:
+    batches = list(batches)
+    return timed(lambda: [read(batch) and None for batch in batches])[0]
+
+
+def _speed(key: str, times: list[tuple[float, float]], num_positions: int) -> dict[str, float]:
+    wall, cpu = (statistics.median(column) for column in zip(*times, strict=True))
+    return {f"{key}_per_s": num_positions / wall, f"{key}_cpu_s": cpu}
+
+
+def errors(read: Reader, rows: Labels) -> dict[str, Any]:
+    """Largest |Δ log p|, KL (tail as one more unit, what was read renormalised), and whether float16 came back bit for bit."""
+    largest, total, lossless = 0.0, 0.0, True
+    for start in range(0, len(rows), 512):
+        batch = np.arange(start, min(len(rows), start + 512))
+        span = slice(rows.offset[batch[0]], rows.offset[batch[-1] + 1])
+        wanted, found = {name: column[span] for name, column in rows.columns.items()}, read(batch)
+        for name in ("ids", "gold"):
+            np.testing.assert_array_equal(found[name], wanted[name])
+        logp, true = found["logp"].astype(np.float32), wanted["logp"]
+        largest = max(largest, float(np.abs(logp - true).max()))
+        lossless &= bool((logp == true.astype(np.float16)).all())
+        p, q = (np.column_stack([c["logp"], c["tail"]]).astype(np.float64) for c in (wanted, found))
+        p_norm, q_norm = (np.log(np.exp(c).sum(1)) for c in (p, q))
+        total += float((np.where(np.isfinite(p), np.exp(p) * (p - q), 0).sum(1) - p_norm + q_norm).sum())
+    return {"max_error": largest, "kl": total / int(rows.offset[-1]), "lossless_f16": lossless}
+
+
+def million_write(folder: Path, count: int) -> dict[str, Any]:
+    """A store of many short utterances."""
+    from hkd.labels.schema import StoreSpec
+    from hkd.labels.store import LabelWriter
+    from hkd.units.inventory import UnitInventory
+
+    random = np.random.default_rng(0)
+    offset = np.cumsum(random.integers(1, 4, count))
+    n = int(offset[-1])
+    ids = (random.integers(0, 1000, (n, 1)) + np.arange(MILLION_K) * 1000).astype(np.int32)
+    logp = -np.sort(random.exponential(1.0, (n, MILLION_K)).astype(np.float32) + 1, axis=1)
+    rows = Labels.of(
+        offset=np.concatenate([[0], offset]), ids=ids, logp=logp, tail=logp[:, 0], gold=ids[:, 0], gold_logp=logp[:, 0]
     )
-    result["kl"] = float(kl.mean())
-    result["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    inventory = UnitInventory(level="subword", symbols=tuple(f"p{i}" for i in range(NUM_UNITS)))
+    spec = StoreSpec(
+        name="bench", level="subword", inventory=inventory, teacher={}, manifest_digest="", k=MILLION_K,
+        utterances_per_shard=MILLION_SHARD,
+    )  # fmt: skip
+    labels = {row.id: row for row in utterances(rows)}
+
+    def write() -> None:
+        writer = LabelWriter.open(folder, spec, list(labels))
+        for shard in writer.pending():
+            writer.write_shard(shard, [labels[name] for name in writer.shard_ids(shard)])
+        writer.finish()
+
+    return {"utterances": count, "write_s": timed(write)[0][0]}
+
+
+def million_read(folder: Path, count: int) -> dict[str, Any]:
+    """Open the store and read one utterance from the middle."""
+    from hkd.labels.store import LabelReader
+
+    (wall, cpu), block = timed(lambda: LabelReader.open(folder).block([f"utterance-{count // 2:08d}"]))
+    assert 1 <= len(block.topk) <= 3
+    return {
+        "open_and_read_s": wall,
+        "open_and_read_cpu_s": cpu,
+        "peak_mb": peak_mb(),
+    }
+
+
+def one(phase: str, system: str, data: str, positions: int, k: int, folder: str, repeats: int) -> dict[str, Any]:
+    if phase == "million-write":
+        return million_write(Path(folder), positions)
+    if phase == "million-read":
+        return million_read(Path(folder), positions)
+    if phase == "write":
+        return write_phase(system, Labels.load(Path(data), positions, k), Path(folder), repeats)
+    return read_phase(system, lambda: Labels.load(Path(data), positions, k), Path(folder), repeats)
+
+
+# The driver -----------------------------------------------------------------------------------------------------------------
+
+
+def run(phase: str, system: str, *arguments: Any) -> dict[str, Any]:
+    """A phase in a process of its own; `failed` says why there is no result."""
+    python = str(PEER_PYTHON) if system in PEERS else sys.executable
+    if system in PEERS and not PEER_PYTHON.exists():
+        return {"failed": "not installed (make bench-store installs the peers)"}
+    command = [python, __file__, "--one", phase, system, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        return {"failed": (done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1][:200]}
+    result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return result
 
 
-def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    start = time.perf_counter()
-    value = work()
-    return time.perf_counter() - start, value
+def measure(system: str, data: Path, positions: int, k: int, repeats: int) -> dict[str, Any]:
+    """A row of the table."""
+    row: dict[str, Any] = {"system": system, "positions": positions, "k": k}
+    with tempfile.TemporaryDirectory() as folder:
+        for phase in ("write", "read"):
+            row |= run(phase, system, data, positions, k, folder, repeats)
+            if "failed" in row:
+                break
+    return row
 
 
-HEAD = "| store | bytes/position | write M/s | read M/s | warm M/s | open s | peak MB | max error | KL |\n|---|---|---|---|---|---|---|---|---|\n"
+HEAD = f"{'store':34s} {'B/pos':>7s} {'write M/s':>9s} {'read M/s':>9s} {'again M/s':>9s} {'open s':>7s} {'peak MB':>7s} {'max error':>9s} {'KL':>8s}"
 
 
 def line(row: dict[str, Any]) -> str:
-    speeds = " | ".join(f"{row[f'{key}_per_s'] / 1e6:.2f}" for key in ("write", "read", "warm"))
-    rest = f"{row['open_s']:.3f} | {row['peak_mb']:.0f} | {row['max_error']:.5f} | {row['kl']:.1e}"
-    return f"| {row['system']} | {row['bytes_per_position']:.1f} | {speeds} | {rest} |\n"
+    if "failed" in row:
+        return f"{row['system']:34s} failed: {row['failed']}"
+    speeds = " ".join(f"{row[f'{key}_per_s'] / 1e6:9.2f}" for key in ("write", "read", "again"))
+    rest = f"{row['open_s']:7.3f} {row['peak_mb']:7.0f} {row['max_error']:9.5f} {row['kl']:8.1e}"
+    return f"{row['system']:34s} {row['bytes_per_position']:7.1f} {speeds} {rest}"
+
+
+def bars(rows: list[dict[str, Any]], million: dict[str, Any]) -> list[str]:
+    """What the stores must show at k = 64."""
+    result: list[str] = []
+
+    def bar(what: str, measured: float, target: float, unit: str, *, least: bool = False) -> None:
+        met = measured >= target if least else measured <= target
+        sign = ">=" if least else "<="
+        result.append(f"BAR {what}: {measured:.4g} {unit} {sign} {target:g} {'met' if met else 'missed'}".replace("  ", " "))
+
+    for n in sorted({row["positions"] for row in rows}):
+        of = {row["system"]: row for row in rows if row["positions"] == n and row["k"] == WIDTH and "failed" not in row}
+        at = f"at {n:,} positions"
+        for system, largest in (("hkd grid", 130), ("hkd f16", 165)):
+            if system in of:
+                bar(f"{system}, size {at}", of[system]["bytes_per_position"], largest, "bytes/position")
+        if "hkd grid" in of:
+            bar(f"hkd grid, max error {at}", of["hkd grid"]["max_error"], 0.0079, "nats")
+            bar(f"hkd grid, KL {at}", of["hkd grid"]["kl"], 1e-5, "nats")
+            bar(f"hkd grid, write {at}", of["hkd grid"]["write_per_s"] / 1e6, 1.0, "M positions/s", least=True)
+            bar(f"hkd grid, shuffled epoch {at}", of["hkd grid"]["read_per_s"] / 1e6, 2.0, "M positions/s", least=True)
+        if "hkd f16" in of:
+            bar(f"hkd f16, lossless to float16 {at}", float(of["hkd f16"]["lossless_f16"]), 1, "(1: yes)", least=True)
+            bar(f"hkd f16, shuffled epoch {at}", of["hkd f16"]["read_per_s"] / 1e6, 2.5, "M positions/s", least=True)
+        for flat in ("flat memory map", "flat memory map, as stored"):
+            if flat in of and "hkd f16, uncompressed" in of:
+                times = of[flat]["read_per_s"] / of["hkd f16, uncompressed"]["read_per_s"]
+                bar(f"hkd f16, uncompressed, time of the shuffled epoch over that of the {flat} {at}", times, 1.5, "times")
+    if "open_and_read_s" in million:
+        what = f"a store of {million['utterances']:,} utterances, open and read one"
+        bar(what, million["open_and_read_s"], 0.3, "s")
+        bar(f"{what}, memory", million["peak_mb"], 300, "MB")
+    return result
 
 
 def main() -> None:
@@ -284,32 +280,33 @@ def main() -> None:
     parser.add_argument("--positions", type=int, nargs="+", default=[50_000, 500_000])
     parser.add_argument("--k", type=int, nargs="+", default=[16, 64])
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--only", nargs="*", default=list(SYSTEMS))
-    parser.add_argument("--one", nargs=2, metavar=("SYSTEM", "ROWS"), help=argparse.SUPPRESS)
+    parser.add_argument("--million", type=int, default=1_000_000, help="utterances of the large store; 0: none")
+    parser.add_argument("--only", nargs="*", default=[*OURS, *PEERS])
+    parser.add_argument("--one", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        print(json.dumps(measure(options.one[0], Path(options.one[1]), options.repeats)))
+        phase, system, data, positions, k, folder, repeats = options.one
+        print(json.dumps(one(phase, system, data, int(positions), int(k), folder, int(repeats))))
         return
-    text, results = "# Label stores\n\nMade by benchmarks/bench_store.py, which says what is measured and how.\n", []
+    rows, million = [], {}
     with tempfile.TemporaryDirectory() as temporary:
+        data = Path(temporary) / "rows.npz"
+        make_rows(data, max(options.positions))
         for n in options.positions:
             for k in options.k:
-                path = Path(temporary) / f"{n}-{k}.npz"
-                make_rows(path, n, k)
-                text += f"\n## {n:,} positions, k = {k}\n\n{HEAD}"
-                for name in options.only:
-                    if importlib.util.find_spec(SYSTEMS[name][1]) is None:
-                        print(f"{name}: {SYSTEMS[name][1]} is not installed, left out", file=sys.stderr)
-                        continue
-                    command = [sys.executable, __file__, "--one", name, str(path), "--repeats", str(options.repeats)]
-                    row = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
-                    results.append({"positions": n, "k": k, **row})
-                    text += line(row)
-                    print(f"{n} {k} {line(row)}", end="")
-                path.unlink()
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "store.md").write_text(text, encoding="utf-8")
-    (RESULTS / "store.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+                print(f"\n{n:,} positions, k = {k}\n{HEAD}", flush=True)
+                for system in options.only:
+                    rows.append(measure(system, data, n, k, options.repeats))
+                    print(line(rows[-1]), flush=True)
+        data.unlink()
+        if options.million:
+            for phase in ("million-write", "million-read"):
+                million |= run(phase, "hkd grid", "-", options.million, MILLION_K, Path(temporary) / "million", 1)
+            print(f"\n{million}", flush=True)
+    lines = bars(rows, million)
+    print("\n" + "\n".join(lines))
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps({"rows": rows, "million": million, "bars": lines}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
