@@ -204,6 +204,10 @@ def _render(report: dict[str, Any]) -> str:
             f"{report['scored_positions']:,} scored, the others repeat)."
         )
     lines = [done]
+    if report["utilisation"] is not None:
+        tera = report["flops"] / report["seconds"]["total"] / 1e12
+        peak = f"{report['peak_flops_per_s'] / 1e12:.3g} TFLOP/s a worker, from {report['peak_known_from']}"
+        lines.append(f"Model FLOP utilisation {report['utilisation']:.0%}: {tera:.3g} TFLOP/s of the peak ({peak}).")
     if report["without_units"]:
         lines.append(f"{report['without_units']} utterances have no alignment and no labels.")
     if report["shards_missing"]:
@@ -219,6 +223,6 @@ def _render(report: dict[str, Any]) -> str:
                 for key, value in shown.items()
             )
         )
-    if not report["shards_missing"]:
-        lines.append(f"Go on with: hkd train --labels {report['store'].rpartition('/')[0]}/")
+    if report["go_on"]:
+        lines.append(f"Go on with: {report['go_on']}")
     return "\n".join(lines)

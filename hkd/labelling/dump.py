@@ -2,34 +2,34 @@
 
 - The shard is the unit of work: batching and de-duplication stay inside it, so that its bytes do not depend on who computes it.
 - The teacher runs here; compressing and writing happen in one thread behind a queue of two shards. If that thread dies, the dump
-  stops with its error.
+  stops with its error. A GPU gets the next shard while the last one is still read back and put in order.
 - Run again, the dump does the shards that have no mark yet. What is complete and matches is left.
 """
 
 import logging
+import shlex
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
-
 from hkd import __version__
-from hkd.align.alignment import Alignment, sequence_digest
+from hkd.align.alignment import Alignment
 from hkd.errors import UserError
-from hkd.labelling.context import ContextRule
 from hkd.labelling.plan import Transcripts, UnitSource, unit_source
 from hkd.labelling.quality import calibration_error, summary, unigram_perplexity
+from hkd.labelling.shard import Labelled, ShardLabeller
+from hkd.labelling.utilisation import CountsWork, peak_flops
 from hkd.labelling.writing import WriterThread
-from hkd.labels.rows import LEFT_OUT, UtteranceLabels
 from hkd.labels.schema import StoreSpec
 from hkd.labels.store import LabelReader, LabelWriter
 from hkd.progress import Progress, no_progress
 from hkd.teachers.base import Sentence, Teacher
 from hkd.units.subword import SubwordModel
-from hkd.units.text import NORMALISATION, text_digest
+from hkd.units.text import NORMALISATION
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +91,7 @@ class Work:
     scored_positions: int = 0  # fewer, where transcripts repeat
     seconds: dict[str, float] = field(default_factory=no_seconds)
     left_out: dict[str, str] = field(default_factory=dict)  # id → why
+    flops: float = 0.0  # floating-point operations of the model; 0: not counted
 
     def __add__(self, other: "Work") -> "Work":
         return Work(
@@ -99,6 +100,7 @@ class Work:
             scored_positions=self.scored_positions + other.scored_positions,
             seconds={phase: value + other.seconds[phase] for phase, value in self.seconds.items()},
             left_out={**self.left_out, **other.left_out},
+            flops=self.flops + other.flops,
         )
 
 
@@ -121,15 +123,30 @@ class DumpReport:
     left_out: dict[str, str] = field(default_factory=dict)  # id → why
     workers: int = 1
     workers_lost: int = 0  # each with the shard that it was at, which another worker then did
+    flops: float = 0.0  # floating-point operations of the model by this run; 0: not counted
+    peak_flops_per_s: float = 0.0  # of one worker's device
+    peak_known_from: str = ""
 
     @property
     def positions_per_s(self) -> float:
         """Positions a second of this run, all phases included."""
         return self.positions / self.seconds["total"] if self.seconds["total"] else 0.0
 
+    @property
+    def utilisation(self) -> float | None:
+        """Share of the devices' peak that the model used, all phases included; None where it is not known."""
+        peak = self.peak_flops_per_s * self.workers * self.seconds["total"]
+        return self.flops / peak if peak and self.flops else None
+
+    @property
+    def go_on(self) -> str:
+        """The command that comes next; empty while shards are missing."""
+        return "" if self.shards_missing else f"hkd train --labels {shlex.quote(str(self.store).rpartition('/')[0] + '/')}"
+
     def to_json(self) -> dict[str, Any]:
         """For `--json`."""
-        return {**asdict(self), "store": str(self.store), "positions_per_s": self.positions_per_s}
+        figures = {"positions_per_s": self.positions_per_s, "utilisation": self.utilisation, "go_on": self.go_on}
+        return {**asdict(self), "store": str(self.store), **figures}
 
 
 def dump(
@@ -248,9 +265,12 @@ class DumpRun:
         self, *, teacher: Teacher, source: UnitSource, transcripts: Transcripts, config: DumpConfig, writer: LabelWriter
     ) -> None:
         self._teacher, self._source, self._transcripts, self._config, self._writer = teacher, source, transcripts, config, writer
-        room = int(getattr(teacher, "room", 0)) if teacher.info.options.get("context") else 0
-        self._rule = ContextRule(transcripts, source, room=room, left_only=teacher.info.direction == "left")
-        self._alone = teacher.info.trained_on_transcripts == "cross-fitted"  # who has not seen an utterance depends on its id
+        asked: dict[str, Any] = {"k": writer.spec.k, "temperatures": config.temperatures}
+        if config.selection == "sample":
+            asked["selection"] = "sample"
+        self._labeller = ShardLabeller(
+            teacher=teacher, source=source, transcripts=transcripts, asked=asked, keep_going=config.keep_going
+        )
         self.work = Work()
 
     def pending(self) -> list[int]:
@@ -261,6 +281,9 @@ class DumpRun:
         """The figures of all that this run did, `work`; a store that is complete is closed first."""
         missing = len(self.pending())
         spec = self._writer.spec
+        teacher, peak, known_from = self._teacher, 0.0, ""
+        if work.flops and isinstance(teacher, CountsWork):
+            peak, known_from = peak_flops(teacher.device, teacher.dtype)
         return DumpReport(
             store=self._writer.path,
             teacher=self._teacher.info.name,
@@ -277,61 +300,59 @@ class DumpRun:
             left_out=work.left_out,
             workers=workers,
             workers_lost=workers_lost,
+            flops=work.flops,
+            peak_flops_per_s=peak,
+            peak_known_from=known_from,
         )
 
     def shards(self, shards: Sequence[int], progress: Progress = no_progress) -> None:
         """Label the shards in order; what they came to is `work` then."""
         work = self.work = Work()
         started = time.monotonic()
+        before = self._flops()
         with WriterThread(self._writer) as thread:
-            for shard in shards:
-                rows = self._label(self._writer.shard_ids(shard))
-                with self._phase("wait"):
-                    thread.put(shard, rows)
+            for shard, done in self._labelled(shards):
+                waited = time.monotonic()
+                thread.put(shard, done.rows)
+                work.seconds["wait"] += time.monotonic() - waited
                 work.shards += 1
+                work.positions += sum(len(row.topk) for row in done.rows)
+                work.scored_positions += done.scored_positions
+                work.left_out |= done.left_out
+                for phase, seconds in done.seconds.items():
+                    work.seconds[phase] += seconds
                 rate = work.positions / (time.monotonic() - started)
                 progress(work.shards, len(shards), positions_per_s=rate)
-            with self._phase("wait"):
-                thread.close()
+            waited = time.monotonic()
+            thread.close()
+            work.seconds["wait"] += time.monotonic() - waited
         work.seconds["write"] = thread.seconds
         work.seconds["total"] = time.monotonic() - started
+        work.flops = self._flops() - before
 
-    @contextmanager
-    def _phase(self, name: str) -> Iterator[None]:
-        started = time.monotonic()
-        try:
-            yield
-        finally:
-            self.work.seconds[name] += time.monotonic() - started
+    def _labelled(self, shards: Sequence[int]) -> Iterator[tuple[int, Labelled]]:
+        """The shards in order, one after the other, or as many at once as the teacher's device has use for."""
+        at_once = int(getattr(self._teacher, "shards_at_once", 1))
+        if at_once == 1:
+            yield from ((shard, self._labeller.label(self._writer.shard_ids(shard))) for shard in shards)
+            return
+        with ThreadPoolExecutor(at_once) as pool:
+            waiting: deque[tuple[int, Future[Labelled]]] = deque()
+            try:
+                for shard in shards:
+                    waiting.append((shard, pool.submit(self._labeller.label, self._writer.shard_ids(shard))))
+                    if len(waiting) > at_once:
+                        first, future = waiting.popleft()
+                        yield first, future.result()
+                while waiting:
+                    first, future = waiting.popleft()
+                    yield first, future.result()
+            finally:
+                for _, future in waiting:
+                    future.cancel()
 
-    def _label(self, ids: Sequence[str]) -> list[UtteranceLabels]:
-        """The labels of a shard's utterances; transcripts that repeat (in the same context) are scored once."""
-        with self._phase("read"):
-            texts = self._transcripts.words([self._transcripts.row(name) for name in ids])
-            sentences = [self._sentence(name, spoken) for name, spoken in zip(ids, texts, strict=True)]
-            place_of: dict[Any, int] = {}
-            first = [
-                place_of.setdefault(s.id if self._alone else (s.unit_U.tobytes(), s.before, s.after), n)
-                for n, s in enumerate(sentences)
-            ]
-            unique = sorted(set(first))
-        with self._phase("score"):
-            asked: dict[str, Any] = {"k": self._writer.spec.k, "temperatures": self._config.temperatures}
-            if self._config.selection == "sample":
-                asked["selection"] = "sample"
-            scored = self._teacher.score([sentences[n] for n in unique], **asked)
-        rows = dict(zip(unique, scored, strict=True))
-        self.work.scored_positions += sum(map(len, scored))
-        labels = []
-        for name, spoken, sentence, n in zip(ids, texts, sentences, first, strict=True):
-            digest = LEFT_OUT if name in self.work.left_out else sequence_digest(sentence.unit_U)
-            labels.append(
-                UtteranceLabels(
-                    id=name, topk=rows[n], word_U=sentence.word_U, unit_digest=digest, text_digest=text_digest(spoken)
-                )
-            )
-            self.work.positions += len(rows[n])
-        return labels
+    def _flops(self) -> float:
+        return self._teacher.flops if isinstance(self._teacher, CountsWork) else 0.0
 
     def figures(self) -> dict[str, Any]:
         """The teacher's own figures, and on a sample: the mean KL of the exact rule to masking together, the mass that is unplaced."""
@@ -346,17 +367,4 @@ class DumpRun:
         """A few utterances from all over the store."""
         ids = [name for shard in range(self._writer.spec.plan.num_shards) for name in self._writer.shard_ids(shard)]
         sample = ids[:: -(-len(ids) // SAMPLE_UTTERANCES)]
-        texts = self._transcripts.words([self._transcripts.row(name) for name in sample])
-        return [self._sentence(name, spoken) for name, spoken in zip(sample, texts, strict=True)]
-
-    def _sentence(self, name: str, spoken: Sequence[str]) -> Sentence:
-        try:
-            return self._rule.sentence(name, self._source.units(name, spoken))
-        except UserError as error:
-            if not self._config.keep_going:
-                raise UserError(
-                    f"utterance '{name}' cannot be labelled: {error} Or leave such utterances out: --keep-going."
-                ) from None
-            self.work.left_out[name] = str(error)
-            nothing = np.zeros(0, np.int32)
-            return Sentence(id=name, unit_U=nothing, word_U=nothing)
+        return self._labeller.sample(sample)

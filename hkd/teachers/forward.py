@@ -40,6 +40,7 @@ _HEAD_BYTES = {"cuda": 1 << 30}  # logits of a head call
 _HEAD_BYTES_CPU = 32 << 20
 _UNIT_BATCHES = 4  # batches that share head calls, at most
 _CUDA_STREAMS = 2
+_EMBEDDINGS = (torch.nn.Embedding, torch.nn.EmbeddingBag)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,12 @@ class Row:
 
 def _is_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def _matrix_weights(modules: Iterable[Any]) -> int:
+    """Elements of all matrices but embedding tables."""
+    found = [module.parameters(recurse=False) for module in modules if not isinstance(module, _EMBEDDINGS)]
+    return sum(value.numel() for parameters in found for value in parameters if value.dim() > 1)
 
 
 class RowScorer:
@@ -80,13 +87,37 @@ class RowScorer:
         self._forward: Any = torch.compile(self._body.forward) if compiled and self._packed is None else self._body.forward
         self._body.forward = self._body_or_given
 
+        self.flops = 0.0
+        self._counting = threading.Lock()
+        in_body = set(self._body.modules())
+        outside = [module for module in model.modules() if module not in in_body]
+        self._weights = _matrix_weights(self._body.modules()), _matrix_weights(outside)
+
+    @property
+    def shards_at_once(self) -> int:
+        """Calls of `score` that should run side by side, so that the device never waits for what comes before and after."""
+        return 2 if self._kind == "cuda" else 1
+
     # ---- batches ----
 
     def score(self, rows: Sequence[Row], choose: Choose) -> tuple[TopK, Tokens]:
         """What `choose` makes of the logits of all scored places, and the result row of each."""
         falling = sorted(rows, key=lambda row: -len(row.token_L))
+        with self._counting:
+            self.flops += self._flops(rows)
         parts = [part for unit in self._run(self._units(falling), choose) for part in unit]
         return TopK.concatenate(parts), np.concatenate([row.to for row in falling])
+
+    def _flops(self, rows: Sequence[Row]) -> float:
+        """Floating-point operations of the matrix products for some rows: 2 a weight and token, and those of attention."""
+        body, head = self._weights
+        of_head = 2.0 * head * sum(len(row.at) for row in rows)
+        if self._packed is not None:
+            return of_head + self._packed.flops([row.token_L for row in rows], [row.at for row in rows])
+        length_R = np.array([len(row.token_L) for row in rows], np.float64)
+        config = self._body.config.get_text_config()
+        scores = float((length_R**2).sum()) / (2 if self._causal else 1)
+        return of_head + 2.0 * body * float(length_R.sum()) + 4.0 * int(config.hidden_size * config.num_hidden_layers) * scores
 
     def _units(self, rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
         """The work of one thread: one batch, or up to four of them while they have few scored places."""

@@ -83,6 +83,18 @@ class PackedEncoder:
         gap = float((got_MD.float() - wanted_MD).abs().max() / wanted_MD.abs().max())
         return encoder if gap <= _TOLERANCE.get(got_MD.dtype, 0.0) else None
 
+    def flops(self, tokens: Sequence[Places], at: Sequence[Places]) -> float:
+        """Floating-point operations of the matrix products for some rows: 2 a weight and token, and those of attention."""
+        length_R, asked_R = (np.array([len(places) for places in column], np.float64) for column in (tokens, at))
+        square = self._width**2
+        layer = sum(module.weight.numel() for module in self._layers[0].modules() if isinstance(module, torch.nn.Linear))
+        full = len(self._layers) - 1
+        all_tokens = float(length_R.sum()) * (
+            full * layer - 3 * square + 2 * square
+        )  # without the first layer's three, and the last's two
+        attended = full * float((length_R**2).sum()) + float((length_R * asked_R).sum())
+        return float(2 * (all_tokens + float(asked_R.sum()) * (layer - 2 * square)) + 4 * self._width * attended)
+
     def compile(self) -> None:
         """Let torch.compile fuse what surrounds the matrix products."""
         self._rest = torch.compile(_rest_of_layer, dynamic=True)
