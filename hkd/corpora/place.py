@@ -51,14 +51,16 @@ def archive_folder(card: Card, archive: Archive, place: Place, *, progress: Prog
     if place.root is not None and (place.root / archive.file).is_file():
         verify(place.root / archive.file, archive, remove=False)
         return unpack(place.root / archive.file, folder)
-    if not packed.is_file():
-        packed = _fetched(card, archive, place, packed, progress)
+    if packed.is_file():
+        verify(packed, archive)
+    else:
+        _fetched(card, archive, place, packed, progress)
     unpack(packed, folder)
     packed.unlink()
     return folder
 
 
-def _fetched(card: Card, archive: Archive, place: Place, target: Path, progress: Progress) -> Path:
+def _fetched(card: Card, archive: Archive, place: Place, target: Path, progress: Progress) -> None:
     wanted = f"corpus {card.name} needs {archive.file}, which is not in {place.root or target.parent}"
     if not card.base_url and not place.base_url:
         raise UserError(
@@ -68,7 +70,7 @@ def _fetched(card: Card, archive: Archive, place: Place, target: Path, progress:
         size = f" (about {card.size_gb:g} GB)" if card.size_gb else ""
         raise UserError(f"{wanted}. Give --root DIR where the corpus lies, or --download{size}.")
     base = (place.base_url or card.base_url).rstrip("/")
-    return download(f"{base}/{archive.file}", target, archive, progress=progress)
+    download(f"{base}/{archive.file}", target, archive, progress=progress)
 
 
 def corpus_folder(card: Card, place: Place, marker: str, *, progress: Progress = no_progress) -> Path:
