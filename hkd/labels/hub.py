@@ -31,7 +31,11 @@ def parts(url: str) -> tuple[str, str | None, str]:
 
 @contextmanager
 def _reach(url: str, verb: str) -> Iterator[None]:
-    """Whatever huggingface_hub and its HTTP client raise → one sentence."""
+    """Whatever huggingface_hub and its HTTP client raise → one sentence. Its progress bars are off meanwhile: a library draws none."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    drew = not are_progress_bars_disabled()
+    disable_progress_bars()
     try:
         yield
     except HkdError:
@@ -39,6 +43,9 @@ def _reach(url: str, verb: str) -> Iterator[None]:
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise HkdError(f"{url} cannot be {verb} ({reason}). Is HF_TOKEN set? Run the same command again.") from None
+    finally:
+        if drew:
+            enable_progress_bars()
 
 
 def push(root: Path, url: str, names: Sequence[str]) -> int:

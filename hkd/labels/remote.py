@@ -69,17 +69,25 @@ class Remote:
 
     def read(self, name: str, *, limit: int | None = None) -> bytes | None:
         """A file's bytes, `limit` of them at most; None where it is not there."""
-        try:
-            with self._reach(name, "read") as (system, path):
-                return bytes(system.cat_file(path) if limit is None else system.cat_file(path, start=0, end=limit))
-        except FileNotFoundError:
-            return None
+        return self.read_many([name], limit=limit).get(name)
 
-    def read_many(self, names: Sequence[str], *, limit: int) -> dict[str, bytes]:
-        """Those of the files that are there."""
-        with ThreadPoolExecutor(WORKERS) as pool:
-            found = pool.map(lambda name: self.read(name, limit=limit), names)
-            return {name: data for name, data in zip(names, found, strict=True) if data is not None}
+    def read_many(self, names: Sequence[str], *, limit: int | None = None) -> dict[str, bytes]:
+        """Those of the files that are there, as they are now."""
+        self._system()[0].invalidate_cache()
+
+        def read(name: str) -> bytes | None:
+            try:
+                with self._reach(name, "read") as (system, path):
+                    return bytes(system.cat_file(path) if limit is None else system.cat_file(path, start=0, end=limit))
+            except FileNotFoundError:
+                return None
+
+        if len(names) == 1:
+            found = [read(names[0])]
+        else:
+            with ThreadPoolExecutor(WORKERS) as pool:
+                found = list(pool.map(read, names))
+        return {name: data for name, data in zip(names, found, strict=True) if data is not None}
 
     def size(self, name: str) -> int | None:
         """A file's bytes; None where it is not there."""

@@ -26,6 +26,7 @@ from hkd.labels.verify import repair, verify
 from hkd.testing.store import random_rows, spec_for, write_store
 
 EXAMPLES = int(os.environ.get("HKD_FUZZ", "40"))
+pytestmark = pytest.mark.timeout(300 + EXAMPLES)
 fuzz = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 
 
