@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hkd.files import atomic_write, digest_of, digest_of_file, digest_of_json, write_bytes, write_json
+from hkd.files import atomic_write, digest_of, digest_of_file, digest_of_json, json_bytes, write_bytes, write_json
 
 
 def test_a_failure_leaves_the_old_file_and_no_rest(tmp_path: Path) -> None:
@@ -66,3 +66,15 @@ def test_digests_are_what_the_docstrings_say(tmp_path: Path) -> None:
     assert digest_of_json({"b": 1, "a": [2.5]}) == hashlib.sha256(b'{"a":[2.5],"b":1}').hexdigest()
     (tmp_path / "x").write_bytes(b"abc")
     assert digest_of_file(tmp_path / "x") == hashlib.sha256(b"abc").hexdigest()
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=12,
+)
+
+
+@given(JSON | st.dictionaries(st.text(max_size=3), st.lists(st.text(max_size=3)), max_size=3))
+def test_json_looks_as_the_standard_library_indents_it(value: object) -> None:
+    assert json_bytes(value) == (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
