@@ -189,7 +189,7 @@ def dump(folder: Path, settings: Settings, progress: Progress) -> str:
             unit=config.unit,
             device=config.device,
             precision=config.precision,
-            options=config.teacher,
+            options=config.teacher.within(here.folder),
             inventory=known.inventory(config.unit),
         ),
         config=build(DumpConfig, {**asdict(config.store), "name": name}, where=f"[dump.{name}]"),

@@ -44,6 +44,10 @@ def source_options(source: str) -> dict[str, Any]:
     if folder.is_dir():
         gguf = sorted(p.name for p in folder.glob("*.gguf"))
         if gguf and not any(folder.glob("*.safetensors")):
+            if len(gguf) > 1:
+                raise UserError(
+                    f"lm must be a folder with one GGUF file, but {source} holds {', '.join(gguf)}. Keep one of them there."
+                )
             given["gguf_file"] = gguf[0]
         elif not (folder / "config.json").is_file():
             raise UserError(f"lm must be a folder with a model, but {source} holds neither config.json nor a GGUF file.")

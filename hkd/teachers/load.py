@@ -6,6 +6,7 @@ network the answer comes within seconds.
 
 import importlib
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +88,10 @@ def _load(name: str, device: str, precision: str, options: TeacherOptions, inven
 
 def _no_options(name: str, options: TeacherOptions) -> None:
     """Raises UserError for options that n-grams and unit LMs would not heed."""
-    plain = TeacherOptions().that_change_labels()
-    for option, value in options.that_change_labels().items():
-        if value != plain[option]:
+    plain = TeacherOptions()
+    for option in ("project", *options.that_change_labels()):
+        value = getattr(options, option)
+        if value != getattr(plain, option):
             raise UserError(
                 f"{option} must be left out for {name}, which is no masked or causal LM of transformers, but is {value}."
             )
@@ -107,6 +109,8 @@ def load_transformer(source: str, *, name: str, device: str, precision: str, opt
 
     transformers.utils.logging.disable_progress_bar()
     given = source_options(source)
+    if "gguf_file" in given:
+        _prepare_gguf()
     try:
         config = transformers.AutoConfig.from_pretrained(source, **given)
         kind = _kind(config, name)
@@ -126,7 +130,24 @@ def load_transformer(source: str, *, name: str, device: str, precision: str, opt
             f"LM {name} must hold all weights of {type(model).__name__}, but lacks {missing}. Take one with its LM head."
         )
     teacher = MaskedTeacher if kind == "masked" else CausalTeacher
-    return teacher(model, tokenizer, name=name, options=options, device=where, dtype=dtype)
+    inner = teacher(model, tokenizer, name=name, options=options, device=where, dtype=dtype)
+    if not options.project:
+        return inner
+    from hkd.teachers.projected import ProjectedTeacher, student_subwords
+
+    return ProjectedTeacher(inner, student_subwords(Path(options.project)), look_ahead=options.look_ahead)
+
+
+def _prepare_gguf() -> None:
+    """Raises HkdError where the package gguf is missing; transformers reads GGUF files with it, behind a progress bar of its own."""
+    try:
+        importlib.import_module("gguf")
+    except ImportError:
+        raise HkdError(
+            "reading GGUF files needs the package gguf, which is not installed. Run: pip install 'hkd[gguf]'"
+        ) from None
+    reading: Any = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
+    reading.tqdm = partial(reading.tqdm, disable=True)
 
 
 def _line(error: Exception) -> str:

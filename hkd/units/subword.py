@@ -77,9 +77,19 @@ class SubwordModel:
             self._model = sentencepiece.SentencePieceProcessor(model_proto=data)
         except RuntimeError:
             raise UserError(f"{path} must be a SentencePiece model, but cannot be read as one.") from None
+        self.unknown: int = self._model.unk_id()
         self._encode_word = lru_cache(maxsize=1 << 17)(self._encode)
         pieces = tuple(self._model.id_to_piece(number) for number in range(self._model.get_piece_size()))
         self.inventory = UnitInventory(level=SUBWORD, symbols=pieces)
+
+    @property
+    def is_unigram(self) -> bool:
+        """Whether its pieces are the best path of a unigram model (not merges, as BPE's)."""
+        import importlib
+
+        messages: Any = importlib.import_module("sentencepiece.sentencepiece_model_pb2")
+        spec = messages.ModelProto.FromString(self._model.serialized_model_proto()).trainer_spec
+        return bool(spec.model_type == spec.UNIGRAM)
 
     def _encode(self, word: str) -> tuple[int, ...]:
         return tuple(self._model.encode(word, out_type=int))

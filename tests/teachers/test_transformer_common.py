@@ -40,9 +40,13 @@ def test_pieces_of_a_word_spell_it(teacher: TransformerTeacher, words: list[str]
         assert spelled in (word, "[UNK]") or "[UNK]" in spelled
 
 
-def test_a_word_has_the_same_pieces_wherever_it_stands(teacher: TransformerTeacher) -> None:
-    unit_U, word_U = teacher.encode(["cat", "sat", "cat"])
-    assert unit_U[word_U == 0].tolist() == unit_U[word_U == 2].tolist()
+def test_a_space_stands_before_the_first_word_only_where_others_may_stand_there(teacher_folder: Folder) -> None:
+    for kind in ("bert", "roberta", "gpt2"):
+        alone, wide = load(teacher_folder(kind), case="lower"), load(teacher_folder(kind), case="lower", context=48)
+        first, later = (wide.encode(["cat", "sat", "cat"])[0][place] for place in (0, -1))
+        assert first == later
+        assert alone.encode(["cat"])[0].tolist() == alone._tokenizer("cat", add_special_tokens=False)["input_ids"]
+        assert wide.info.options["leading_space"] == (kind != "bert")
 
 
 def test_case_rules(teacher_folder: Folder) -> None:
@@ -51,9 +55,9 @@ def test_case_rules(teacher_folder: Folder) -> None:
     assert cased.info.options["case"] == "sentence"
     words = ["and", "i", "say", "i'm", "here"]
     text = "".join(cased.inventory.symbols[unit] for unit in cased.encode(words)[0]).replace("Ġ", " ")
-    assert text == " And I say I'm here"
+    assert text == "And I say I'm here"
     upper = load(teacher_folder("roberta"), case="upper")
-    assert "".join(upper.inventory.symbols[unit] for unit in upper.encode(words)[0]).replace("Ġ", " ") == " AND I SAY I'M HERE"
+    assert "".join(upper.inventory.symbols[unit] for unit in upper.encode(words)[0]).replace("Ġ", " ") == "AND I SAY I'M HERE"
     assert upper.info.digest != cased.info.digest
 
 

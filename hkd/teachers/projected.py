@@ -1,0 +1,410 @@
+"""A masked or causal language model as a teacher over the student's subwords, for `interpolation` (what is computed: hkd/teachers/projection.py).
+
+- A causal LM gives p(next token | its tokens before). A masked LM gives p(token | the other words, the word's tokens before): a row a token,
+  with the word's later tokens masked too (word-l2r; Kauf & Ivanova 2023, "A better way to do masked language model scoring", sec. 3).
+  There a word's last token is known to be its last, as the next word's first token stands behind it.
+- The question of a position is asked where the teacher has read the last token that lies wholly inside the known pieces. What stays open at
+  the reference token is asked again one token later, and so on: these distributions are there. What stays open at the `look_ahead` likeliest
+  other tokens is asked of the model, one further row each. The rest is unplaced: it belongs to the tail.
+- A word with a character that the student does not know cannot be read back from its pieces; its positions, and the one after, are unplaced.
+
+Shape letters: U positions (student pieces), W teacher tokens of a text, V the teacher's vocabulary, S the student's pieces.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hkd.errors import UserError
+from hkd.files import digest_of, digest_of_file
+from hkd.teachers.base import Sentence, TeacherInfo
+from hkd.teachers.forward import Row, Tokens
+from hkd.teachers.masked import MaskedTeacher
+from hkd.teachers.projection import Pieces, StudentPieces, TokenMap
+from hkd.teachers.transformer_common import TransformerTeacher
+from hkd.topk import NO_GOLD, TopK, select_topk
+from hkd.units.inventory import UnitInventory
+from hkd.units.level import SUBWORD
+from hkd.units.subword import INVENTORY_FILE, MODEL_FILE, SubwordModel
+from hkd.units.text import words
+
+_LOOKED_AT = 128  # tokens that go on with a word, at a place; less likely ones are open
+_LEAST = 1e-3  # of an open token's probability, to be asked for
+_NOTHING = -30.0  # log-probability of a piece with no mass: finite, and within a codec's range
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class Question:
+    """What the next piece is after `history`, where the teacher has read `said`; its answer is that of the tokens and their questions."""
+
+    to: int  # the teacher's state: a scored place
+    said: str
+    history: Pieces
+    closed: bool  # the next token ends its word
+    following: int | None  # the piece after that word
+    reference: int  # the next token of the transcript, −1: none
+    then: "Question | None" = None  # after the reference token, where it leaves the piece open
+    placed_S: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    open: float = 1.0
+    next_closed: bool = False  # that of the state after the next token
+    next_following: int | None = None
+    reference_p: float = 0.0
+    ahead: list[tuple[float, int, "Question"]] = field(default_factory=list)  # (p, token, what comes after it)
+
+    def answer(self) -> tuple[NDArray[np.float64], float]:
+        """(placed_S, open): what is excluded makes the rest to one."""
+        placed_S, left_open = self.placed_S.copy(), self.open
+        asked = [(p, question) for p, _, question in self.ahead]
+        if self.then is not None:
+            asked.append((self.reference_p, self.then))
+        for p, question in asked:
+            placed, rest = question.answer()
+            placed_S += p * placed
+            left_open += p * rest
+        return placed_S, left_open
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Read:
+    """A sentence as the teacher reads it."""
+
+    token_W: Tokens
+    first: int  # the sentence's own tokens: their place in token_W
+    word_T: list[int]  # the word of each
+    texts: list[list[str] | None]  # a word's text after each of its tokens; None: it cannot be told
+    begin: list[int]  # a word's first token
+    before: tuple[str, Pieces] | None  # the word before the first, and its pieces
+    after: int | None  # the first piece of what follows
+
+
+class ProjectedTeacher:
+    """`inner`, asked about the pieces of `subwords`."""
+
+    def __init__(self, inner: TransformerTeacher, subwords: SubwordModel, *, look_ahead: int = 4) -> None:
+        if inner.info.options.get("mask_every"):
+            raise UserError("mask_every must be 0 where a teacher is projected, which masks the rest of a word. Leave it out.")
+        self.figures: dict[str, float | str] = {}
+        self.num_candidates = len(subwords.inventory)
+        self._inner, self._subwords, self._ahead = inner, subwords, look_ahead
+        self._masked = isinstance(inner, MaskedTeacher)
+        self._closing = len(inner._around()[1]) if isinstance(inner, MaskedTeacher) else 0
+        recorded = {"project": subwords.inventory.digest, "look_ahead": look_ahead}
+        self._info = replace(
+            inner.info,
+            digest=digest_of([inner.info.digest, digest_of_file(subwords.path), str(look_ahead)]),
+            given="left-in-word" if self._masked else "left",
+            options={**inner.info.options, **recorded},
+        )
+
+    @property
+    def level(self) -> str:
+        """Always subword."""
+        return SUBWORD
+
+    @property
+    def inventory(self) -> UnitInventory:
+        """The student's."""
+        return self._subwords.inventory
+
+    @property
+    def info(self) -> TeacherInfo:
+        """What the store records."""
+        return self._info
+
+    @property
+    def room(self) -> int:
+        """Pieces in a window: as many as the teacher takes tokens, which are no shorter as a rule."""
+        return self._inner.room
+
+    def encode(self, words: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Words → (unit_U, word_U): the student's pieces."""
+        return self._subwords.encode(words)
+
+    @cached_property
+    def _student(self) -> StudentPieces:
+        return StudentPieces(self._subwords)
+
+    @cached_property
+    def _map(self) -> TokenMap:
+        return TokenMap.of(self._inner._tokenizer, len(self._inner.inventory), self._student)
+
+    def score(
+        self, sentences: Sequence[Sentence], *, k: int, temperatures: Sequence[float] = (), selection: str = "topk"
+    ) -> list[TopK]:
+        """Per sentence the rows of all its positions; the tail holds what is unplaced, the gold unit is −1 where no mass is placed on it."""
+        if k < 1:
+            raise UserError(f"k must be at least 1, but is {k} instead.")
+        if selection != "topk":
+            raise UserError(f"selection must be topk where a teacher is projected, but is '{selection}' instead.")
+        size = self.num_candidates
+        rest_V = torch.zeros(size + 1, dtype=torch.bool)
+        rest_V[size] = True
+        scored = []
+        for sentence, p_US in zip(sentences, self.distributions(sentences), strict=True):
+            gold_U = sentence.unit_U.astype(np.int64)
+            gold_U = np.where(p_US[np.arange(len(gold_U)), gold_U] > 0, gold_U, NO_GOLD)
+            logp_US = np.log(np.maximum(p_US, math.exp(_NOTHING)))
+            given = (torch.from_numpy(logp_US), torch.from_numpy(gold_U))
+            scored.append(select_topk(*given, k=k, temperatures=temperatures, exclude_V=rest_V))
+        return scored
+
+    def unplaced_mass(self, sentences: Sequence[Sentence]) -> float:
+        """The mean mass of a position that could not be placed."""
+        rest_N = np.concatenate([np.zeros(0), *(p_US[:, -1] for p_US in self.distributions(sentences))])
+        return float(rest_N.mean()) if len(rest_N) else 0.0
+
+    def distributions(self, sentences: Sequence[Sentence]) -> list[NDArray[np.float64]]:
+        """Per sentence (U, S + 1): the placed probabilities of all pieces, and what is unplaced."""
+        rows: list[Row] = []
+        asked: list[list[Question | None]] = []
+        first = 0
+        for sentence in sentences:
+            read = self._read(sentence)
+            asked.append(self._questions(sentence, read, first))
+            states = len(read.word_T) + (0 if self._masked else 1)
+            if states:
+                rows += self._rows(read, first, states)
+            first += states
+        self._ask([q for questions in asked for q in questions if q is not None], rows)
+        return [
+            np.stack([*map(self._row, questions)]) if questions else np.zeros((0, self.num_candidates + 1)) for questions in asked
+        ]
+
+    def _row(self, question: Question | None) -> NDArray[np.float64]:
+        out = np.zeros(self.num_candidates + 1)
+        out[-1] = 1.0
+        if question is not None:
+            placed_S, left_open = question.answer()
+            total = placed_S.sum() + left_open
+            if total > 0:
+                out[:-1], out[-1] = placed_S / total, left_open / total
+        return out
+
+    # ---- text ----
+
+    def _read(self, sentence: Sentence) -> _Read:
+        """The sentence's words in the teacher's tokens."""
+        own = [
+            self._said(sentence.unit_U[sentence.word_U == w].tolist()) for w in range(int(sentence.word_U.max(initial=-1)) + 1)
+        ]
+        before, after = (_split(unit, self._student.symbols) for unit in (sentence.before, sentence.after))
+        left_W, right_W = (self._inner.encode([*map(self._said, part)])[0].astype(np.int64) for part in (before, after))
+        token_T, word_T = self._inner.encode(own)
+        counts = np.bincount(word_T, minlength=len(own)) if len(own) else np.zeros(0, np.int64)
+        begin = np.concatenate([[0], np.cumsum(counts)]).tolist()
+        texts = [self._grown(word, token_T[a:b].tolist()) for word, a, b in zip(own, begin[:-1], begin[1:], strict=True)]
+        for number, pieces in enumerate(self._pieces_of(sentence)):
+            if self._subwords.unknown in pieces:
+                texts[number] = None
+        last = before[-1] if before and self._subwords.unknown not in before[-1] else None
+        return _Read(
+            token_W=np.concatenate([left_W, token_T, right_W]).astype(np.int64),
+            first=len(left_W),
+            word_T=word_T.tolist(),
+            texts=texts,
+            begin=begin,
+            before=(self._said(last), last) if last is not None else None,
+            after=after[0][0] if after else None,
+        )
+
+    def _said(self, pieces: Sequence[int]) -> str:
+        return self._student.text([piece for piece in pieces if piece != self._subwords.unknown]).strip()
+
+    @staticmethod
+    def _pieces_of(sentence: Sentence) -> list[Pieces]:
+        count = int(sentence.word_U.max(initial=-1)) + 1
+        return [tuple(sentence.unit_U[sentence.word_U == word].tolist()) for word in range(count)]
+
+    def _grown(self, word: str, tokens: Sequence[int]) -> list[str] | None:
+        """The word's text after each token; None where the tokens do not spell the word."""
+        said, grown = "", []
+        for token in tokens:
+            text = self._map.texts[token]
+            if not text:
+                return None
+            said = self._map.add(said, text).lstrip(" ")
+            grown.append(said)
+        return grown if grown and words(said) == [word] else None
+
+    # ---- questions ----
+
+    def _questions(self, sentence: Sentence, read: _Read, first: int) -> list[Question | None]:
+        """One a position; None where nothing is known."""
+        pieces = self._pieces_of(sentence)
+        out: list[Question | None] = []
+        for word, mine in enumerate(pieces):
+            if word:
+                texts = read.texts[word - 1]
+                previous = (texts[-1], pieces[word - 1]) if texts is not None else None
+            else:
+                previous = read.before or ("", ())
+            for place in range(len(mine)):
+                out.append(self._question(read, pieces, word, mine[:place], previous, first))
+        return out
+
+    def _question(
+        self, read: _Read, pieces: Sequence[Pieces], word: int, known: Pieces, previous: tuple[str, Pieces] | None, first: int
+    ) -> Question | None:
+        grown = read.texts[word]
+        if grown is None:
+            return None
+        text = self._student.text(known).strip(" ")
+        inside = sum(text.startswith(said) and len(said) <= len(text) for said in grown)
+        if inside:
+            return self._chain(read, pieces, read.begin[word] + inside, grown[inside - 1], known, first)
+        if previous is None:
+            return None
+        return self._chain(read, pieces, read.begin[word], previous[0], (*previous[1], *known), first)
+
+    def _chain(
+        self, read: _Read, pieces: Sequence[Pieces], token: int, said: str, history: Pieces, first: int
+    ) -> Question | None:
+        """The question before the sentence's token number `token`, and those after the reference tokens that leave it open."""
+        last = len(read.word_T)
+        if self._masked and token >= last:
+            return None
+        reference = int(read.token_W[read.first + token]) if token < last else -1
+        closed, following = self._word_ends(read, pieces, token)
+        next_closed, next_following = self._word_ends(read, pieces, token + 1)
+        question = Question(
+            to=first + token, said=said, history=history, closed=closed, following=following, reference=reference,
+            next_closed=next_closed, next_following=next_following,
+        )  # fmt: skip
+        text = self._map.texts[reference] if reference >= 0 else None
+        if text and not closed:
+            after = self._map.add(said, text)
+            if self._map.bin(after, history, closed) == self._map.open:
+                question.then = self._chain(read, pieces, token + 1, after, history, first)
+        return question
+
+    def _word_ends(self, read: _Read, pieces: Sequence[Pieces], token: int) -> tuple[bool, int | None]:
+        """Whether the token with this number is known to be its word's last, and the piece after it."""
+        if not self._masked or token >= len(read.word_T):
+            return False, None
+        word = read.word_T[token]
+        if token + 1 < read.begin[word + 1]:
+            return False, None
+        return True, pieces[word + 1][0] if word + 1 < len(pieces) else read.after
+
+    # ---- the model ----
+
+    def _rows(self, read: _Read, first: int, states: int) -> Iterator[Row]:
+        """The passes of a sentence's states."""
+        at_S, to_S = np.arange(states) + read.first, np.arange(states) + first
+        if not self._masked:
+            token_W = np.append(read.token_W[: read.first + len(read.word_T)], 0)  # what follows the last token is asked for, too
+            yield from self._inner._rows(token_W, at_S, to_S)
+            return
+        for row in self._inner._rows(read.token_W, at_S, to_S):
+            token = int(row.to[0]) - first
+            rest = read.begin[read.word_T[token] + 1] - token
+            end = min(int(row.at[0]) + rest, len(row.token_L) - self._closing)
+            yield replace(row, masked=np.arange(int(row.at[0]), end))
+
+    def _ask(self, questions: Sequence[Question], rows: Sequence[Row]) -> None:
+        """Answer the questions from the rows' distributions, then those that look ahead."""
+        if not questions:
+            return
+        of: dict[int, list[Question]] = {}
+        for question in questions:
+            chain: Question | None = question
+            while chain is not None:
+                of.setdefault(chain.to, []).append(chain)
+                chain = chain.then
+        self._look(rows, of)
+        where = {int(to): (row, int(at)) for row in rows for to, at in zip(row.to, row.at, strict=True)}
+        further: list[Row] = []
+        number: dict[tuple[int, int], int] = {}
+        for to, mine in of.items():
+            for question in mine:
+                for _, token, then in question.ahead:
+                    if (to, token) not in number:
+                        number[to, token] = len(number)
+                        further.append(self._one_further(*where[to], token, number[to, token]))
+                    then.to = number[to, token]
+        again: dict[int, list[Question]] = {}
+        for question in (q for mine in of.values() for q in mine):
+            for _, _, then in question.ahead:
+                again.setdefault(then.to, []).append(then)
+        if further:
+            self._look(further, again, ahead=False)
+
+    def _one_further(self, row: Row, at: int, token: int, to: int) -> Row:
+        """The pass that has one more token at a state of a row."""
+        one = np.array([to], np.int64)
+        none = np.full(1, NO_GOLD, np.int64)
+        if not self._masked:
+            return Row(np.append(row.token_L[: at + 1], token), row.masked, np.array([at + 1]), none, one)
+        token_L = row.token_L.copy()
+        token_L[at] = token
+        return Row(token_L, row.masked[1:], np.array([at + 1]), none, one)
+
+    def _look(self, rows: Sequence[Row], of: dict[int, list[Question]], *, ahead: bool = True) -> None:
+        def choose(logits_MV: torch.Tensor, gold_M: Tokens, to_M: Tokens) -> TopK:
+            for logits_V, to in zip(logits_MV, to_M.tolist(), strict=True):
+                if to in of:
+                    p_V = torch.softmax(logits_V.double().cpu(), -1).numpy()
+                    for question in of[to]:
+                        self._answer(question, p_V, ahead)
+            return TopK.empty(1)
+
+        self._inner._scorer.score(rows, choose)
+
+    def _answer(self, question: Question, p_V: NDArray[np.float64], ahead: bool) -> None:
+        """Fill in a question's answer from the teacher's distribution at its state."""
+        tokens = self._map
+        bin_V = tokens.bins(
+            p_V, question.said, question.history, closed=question.closed, following=question.following, most=_LOOKED_AT
+        )
+        if question.reference >= 0 and (text := tokens.texts[question.reference]):
+            where = tokens.bin(tokens.add(question.said, text), question.history, question.closed)
+            if where == tokens.complete:
+                where = tokens.open if question.following is None else question.following
+            bin_V[question.reference] = where
+        sum_B = np.bincount(bin_V, weights=p_V, minlength=tokens.complete).astype(np.float64)  # S pieces, open, excluded
+        question.placed_S, question.open = sum_B[: tokens.open], float(sum_B[tokens.open])
+        if question.then is not None:
+            question.reference_p = float(p_V[question.reference])
+            question.open -= question.reference_p
+        if not ahead or question.closed or not self._ahead:
+            return
+        least = _LEAST * (1.0 - sum_B[tokens.excluded])
+        open_N = np.flatnonzero((bin_V == tokens.open) & (p_V >= least) & tokens.may_go_on_V)
+        if question.then is not None:
+            open_N = open_N[open_N != question.reference]
+        falling_N = open_N[np.argsort(-p_V[open_N], kind="stable")]
+        for token in falling_N[: self._ahead].tolist():
+            question.open -= float(p_V[token])
+            said = tokens.add(question.said, tokens.texts[token] or "")
+            then = Question(
+                to=-1, said=said, history=question.history, closed=question.next_closed, following=question.next_following,
+                reference=-1,
+            )  # fmt: skip
+            question.ahead.append((float(p_V[token]), token, then))
+
+
+def student_subwords(path: Path) -> SubwordModel:
+    """The student's subwords by their inventory, their model, or the folder of both. Raises UserError where the two do not fit."""
+    folder = path if path.is_dir() else path.parent
+    model = SubwordModel(path if path.suffix == ".model" else folder / MODEL_FILE)
+    inventory = path if path.suffix == ".json" else folder / INVENTORY_FILE
+    if inventory.is_file() and UnitInventory.load(inventory).digest != model.inventory.digest:
+        raise UserError(f"{model.path} must have the pieces of {inventory}, but has others. Run `hkd units train` again.")
+    return model
+
+
+def _split(units: Sequence[int], symbols: Sequence[str]) -> list[Pieces]:
+    """Pieces by words; what stands before the first word's beginning is left out."""
+    out: list[list[int]] = []
+    for unit in units:
+        if symbols[unit].startswith("▁"):
+            out.append([unit])
+        elif out:
+            out[-1].append(unit)
+    return [tuple(word) for word in out]
