@@ -20,8 +20,8 @@ install: .venv/.installed  ## a virtual environment in .venv with hkd and what i
 demo: install        ## the whole thing on real speech → runs/demo/report.html
 	$(BIN)/hkd demo
 
-test: install        ## all tests
-	$(BIN)/pytest
+test: install        ## all tests, a process a core
+	$(BIN)/pytest -n auto --dist loadfile
 
 test-slow: install   ## the long ones too: hundreds of kills, the whole demo killed and resumed
 	$(BIN)/pytest -m "slow or not slow"
