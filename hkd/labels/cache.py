@@ -151,7 +151,7 @@ def _hold(path: Path) -> None:
         os.close(handle)
     _in_use[path] = handle
     if path.is_dir():
-        os.utime(path)
+        _use(path)
 
 
 def _unusable(error: OSError) -> HkdError:
@@ -215,6 +215,7 @@ def _fetch_shard(remote: Remote, name: str, path: Path, mark: dict[str, Any]) ->
             if part.stat().st_size == mark["bytes"] and digest_of_file(part) == mark["sha256"]:
                 part.replace(path)
                 _checked[path] = path.stat().st_ino
+                _use(path)
                 _shrink(keep=path)
                 return path
             part.unlink()
@@ -232,10 +233,16 @@ def _is_whole(path: Path, mark: dict[str, Any]) -> bool:
             path.unlink()
             return False
         _checked[path] = status.st_ino
-        os.utime(path)
+        _use(path)
         return True
     except FileNotFoundError:
         return False
+
+
+def _use(path: Path) -> None:
+    """Mark as used now, finer than the kernel's own clock for files."""
+    now = time.time_ns()
+    os.utime(path, ns=(now, now))
 
 
 def _shrink(keep: Path) -> None:

@@ -32,7 +32,7 @@ def parts(url: str) -> tuple[str, str | None, str]:
 @contextmanager
 def _reach(url: str, verb: str) -> Iterator[None]:
     """Whatever huggingface_hub and its HTTP client raise → one sentence. Its progress bars are off meanwhile: a library draws none."""
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     drew = not are_progress_bars_disabled()
     disable_progress_bars()

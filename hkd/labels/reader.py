@@ -131,8 +131,7 @@ class LabelReader:
     @cached_property
     def length_B(self) -> NDArray[np.int32]:
         """Positions of every utterance, in the order of `ids`."""
-        length_B: NDArray[np.int32] = np.from_dlpack(self._index["num_positions"].combine_chunks())
-        return length_B
+        return np.asarray(np.from_dlpack(self._index["num_positions"].combine_chunks()), np.int32)
 
     def unit_digest(self, utterance_id: str) -> bytes:
         """8 bytes of the SHA-256 of its unit sequence, as hkd.align.alignment.sequence_digest gives them."""

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import fsspec
 import pytest
 from typer.testing import CliRunner
 
@@ -95,3 +96,22 @@ def test_every_command_has_help_with_examples() -> None:
         assert command.callback is not None
         assert "Examples:" in (command.callback.__doc__ or "")
         assert command.callback.__name__ in run(command.callback.__name__, "--help")
+
+
+def test_stores_at_a_url(shards: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HKD_CACHE", str(tmp_path / "cache"))
+    try:
+        for name in ("senone", "subword"):
+            run("push", str(shards / name), f"memory://far/{name}")
+        assert run("info", "memory://far") == run("info")
+        assert run("show", "utt-0002", "--labels", "memory://far") == run("show", "utt-0002")
+        assert run("verify", "memory://far") == run("verify")
+        assert run("compare", "memory://far/subword", "shards/subword", "--json") == run(
+            "compare", "shards/subword", "shards/subword", "--json"
+        )
+        run("convert", "memory://far/subword", "memory://far/zarr", "--backend", "zarr")
+        run("export", "memory://far/zarr", "--parquet", "table.parquet")
+        run("pull", "memory://far/zarr", "pulled")
+        assert "zarr" in run("info", "pulled")
+    finally:
+        fsspec.filesystem("memory").rm("/", recursive=True)

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 import threading
 import time
 from pathlib import Path
@@ -162,7 +163,8 @@ def test_verify_looks_at_the_far_side_and_repair_mends_it(tmp_path: Path, far: s
     assert far_files(f"{far}/s") == whole
 
 
-def read_in_another_process(url: str, ids: list[str], queue: Any) -> None:
+def read_in_another_process(url: str, ids: list[str], queue: Any, environment: dict[str, str]) -> None:
+    os.environ.update(environment)  # the fork server may have been started by another test
     topk = LabelReader.open(url).block(ids).topk
     queue.put(float(topk.logp_NK.sum()))
 
@@ -175,7 +177,9 @@ def test_processes_share_the_cache(s3: str, own_cache: Path) -> None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["hkd.testing.store"])
     queue = context.Queue()
-    processes = [context.Process(target=read_in_another_process, args=(f"{s3}/s", sorted(rows), queue)) for _ in range(2)]
+    processes = [
+        context.Process(target=read_in_another_process, args=(f"{s3}/s", sorted(rows), queue, dict(os.environ))) for _ in range(2)
+    ]
     for process in processes:
         process.start()
     sums = [queue.get(timeout=60) for _ in processes]
