@@ -82,16 +82,18 @@ def merge(
     first = readers[0].spec
     of: dict[str, LabelReader] = {}
     for reader in readers:
-        differing = [row for row in differences(first.identity(), reader.spec.identity()) if row[0].partition(".")[0] not in MAY_DIFFER]
+        differing = [
+            row for row in differences(first.identity(), reader.spec.identity()) if row[0].partition(".")[0] not in MAY_DIFFER
+        ]
         if differing:
             key, left, right = differing[0]
             raise UserError(
-                f"stores to merge must agree in `{key}`, but it is {left} in {sources[0]} and {right} in {reader.path}."
+                f"stores to merge must agree in `{key}`, but it is {left} in {sources[0]} and {right} in {reader.place}."
             )
         for name in reader.ids:
             if name in of:
                 raise UserError(
-                    f"utterance '{name}' must stand in one of the stores, but is in {of[name].path} and {reader.path}."
+                    f"utterance '{name}' must stand in one of the stores, but is in {of[name].place} and {reader.place}."
                 )
             of[name] = reader
 

@@ -12,7 +12,7 @@ from hkd.errors import HkdError
 from hkd.files import write_bytes
 from hkd.labels import folder as files
 from hkd.labels.backend import Utterances
-from hkd.labels.cache import open_shard
+from hkd.labels.cache import open_shard, origin
 from hkd.labels.schema import StoreSpec
 
 INDEX_KEY = "hkd_label_index"
@@ -48,16 +48,17 @@ def rows_of(shard: int, utterances: Utterances) -> pa.Table:
 
 def shard_tables(folder: Path, spec: StoreSpec) -> Iterator[pa.Table]:
     """The index, shard by shard, made from the shards. Raises HkdError for one that is missing, damaged or foreign."""
+    place = origin(folder) or folder
     for shard in range(spec.plan.num_shards):
         if files.load_mark(folder, spec, shard) is None:
             raise HkdError(
-                f"label store {folder} is not complete: shard {shard} of {spec.plan.num_shards} is missing. "
+                f"label store {place} is not complete: shard {shard} of {spec.plan.num_shards} is missing. "
                 "Run the command that writes it again (`hkd labels verify` lists what is missing)."
             )
         table = rows_of(shard, open_shard(folder, spec, shard).utterances)
         if table.num_rows != len(spec.plan.rows(shard)):
             raise HkdError(
-                f"shard {shard} of {folder} must hold {len(spec.plan.rows(shard))} utterances, but holds {table.num_rows} instead."
+                f"shard {shard} of {place} must hold {len(spec.plan.rows(shard))} utterances, but holds {table.num_rows} instead."
             )
         yield table
 

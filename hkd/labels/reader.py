@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from hkd.errors import HkdError, UserError
 from hkd.labels import folder as files
 from hkd.labels.backend import DamagedShardError, ShardFile, block_cuts
-from hkd.labels.cache import local_folder, open_shard
+from hkd.labels.cache import local_folder, open_shard, origin
 from hkd.labels.codec import Decoded, Part, decode, gather
 from hkd.labels.index import index_table, load_index
 from hkd.labels.memory import Buffers, Spares
@@ -103,6 +103,11 @@ class LabelReader:
         index = load_index(root, spec)
         return cls(root, spec, index_table(root, spec) if index is None else index, cache_bytes)
 
+    @property
+    def place(self) -> Path | str:
+        """Where the store lies, for people: its folder, or its URL."""
+        return origin(self.path) or self.path
+
     def __reduce__(self) -> Any:
         return _reopen, (str(self.path), self._cache_bytes)
 
@@ -125,7 +130,7 @@ class LabelReader:
         """Its place among the sorted ids. Raises UserError where it is not in the store."""
         row = self._find(utterance_id)
         if row is None:
-            raise UserError(f"utterance '{utterance_id}' is not in label store {self.path}.")
+            raise UserError(f"utterance '{utterance_id}' is not in label store {self.place}.")
         return row
 
     @cached_property
@@ -172,9 +177,7 @@ class LabelReader:
     def _decode(self, number: int, shard: _OpenShard, block: int) -> Decoded:
         offset_B1 = shard.offset_B1[shard.cuts[block] : shard.cuts[block + 1] + 1]
         scratch = self._scratch.allocate
-        decoded = decode(
-            self.spec, shard.file.planes(block, scratch), offset_B1 - offset_B1[0], self._columns.allocate, scratch
-        )
+        decoded = decode(self.spec, shard.file.planes(block, scratch), offset_B1 - offset_B1[0], self._columns.allocate, scratch)
         with self._lock:
             self.num_decoded += 1
         return decoded
@@ -218,7 +221,7 @@ class LabelReader:
         try:
             topk, word_N = gather(self.spec, parts, self._batches.allocate)
         except (ValueError, KeyError) as error:
-            raise HkdError(f"label store {self.path} is damaged ({error}). Run `hkd labels verify --repair`.") from None
+            raise HkdError(f"label store {self.place} is damaged ({error}). Run `hkd labels verify --repair`.") from None
         return LabelBlock(
             topk=topk,
             offset_B1=np.cumsum(np.array(lengths, np.int64)),
