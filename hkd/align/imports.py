@@ -22,7 +22,7 @@ from hkd.progress import Progress, no_progress
 from hkd.timebase import FRAME_SHIFT_S, seconds_to_samples
 from hkd.units.inventory import UnitInventory
 from hkd.units.level import MONOPHONE, SENONE
-from hkd.units.phones import is_silence_name
+from hkd.units.phones import is_silence_name, phone_inventory
 from hkd.units.text import NORMALISATION
 
 ALGORITHM = 1  # raised whenever the same files would give another alignment
@@ -187,10 +187,8 @@ def _inventories(
     symbols = tuple(dict.fromkeys((*known, *symbol_V)))
     if not symbols:
         return inventories, silences, np.zeros(0, np.int32)
-    fillers = tuple(n for n, phone in enumerate(symbols) if is_silence_name(phone) or phone in config.silence_phones)
-    main = next((n for n in fillers if symbols[n].lower().startswith("sil")), fillers[0] if fillers else None)
-    phones = UnitInventory(level=MONOPHONE, symbols=symbols, silence=main)
-    inventories[MONOPHONE], silences[MONOPHONE] = phones, fillers
+    phones, quiet = phone_inventory(symbols, config.silence_phones)
+    inventories[MONOPHONE], silences[MONOPHONE] = phones, quiet
     return inventories, silences, np.array([phones.id_of[symbol] for symbol in symbol_V], np.int32)
 
 

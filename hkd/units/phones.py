@@ -1,6 +1,10 @@
 """Other tools' names of phones: which are silence or noise, what marks the place in the word, what marks stress."""
 
 import re
+from collections.abc import Iterable
+
+from hkd.units.inventory import UnitInventory
+from hkd.units.level import MONOPHONE
 
 _SILENCES = frozenset(
     (
@@ -48,3 +52,11 @@ def without_stress(phone: str) -> str:
     """`AH1` → `AH`; what is no vowel of ARPAbet stays."""
     match = _STRESSED.match(phone)
     return match.group(1) if match else phone
+
+
+def phone_inventory(symbols: Iterable[str], silences: Iterable[str] = ()) -> tuple[UnitInventory, tuple[int, ...]]:
+    """Phones in order, and the ids of silence and noise: known by their names, or given. The inventory's silence is SIL where there is one."""
+    phones, given = tuple(symbols), set(silences)
+    quiet = tuple(number for number, phone in enumerate(phones) if is_silence_name(phone) or phone in given)
+    main = next((number for number in quiet if phones[number].lower().startswith("sil")), quiet[0] if quiet else None)
+    return UnitInventory(level=MONOPHONE, symbols=phones, silence=main), quiet

@@ -1,0 +1,242 @@
+"""Kaldi's alignments: `ali.*.gz` (or an ark, binary or text) with `final.mdl`, `tree` and `phones.txt`.
+
+- Senones are pdf-ids, a position is a state's visit; phones are folded to what stands before `_B`, `_I`, `_E`, `_S`.
+- Words come from those places; phones without them need a CTM of words, or the lexicon that the alignment was made with.
+- Frames may be subsampled (chain models): the model's folder says so, or an option does.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hkd.align.ctm import read_ctm
+from hkd.align.foreign import FailureError, Foreign, ImportConfig
+from hkd.align.imports import Found, Samples
+from hkd.align.textgrid import Interval
+from hkd.errors import UserError
+from hkd.files import digest_of, digest_of_file
+from hkd.manifest import Manifest, Utterance
+from hkd.timebase import HOP_SAMPLES, SAMPLE_RATE_HZ, foreign_boundaries
+from hkd.units.inventory import UnitInventory
+from hkd.units.kaldi_io import read_integer_vectors, read_symbols
+from hkd.units.level import SENONE
+from hkd.units.lexicon import Lexicon
+from hkd.units.phones import is_silence_name, is_silent_word, split_position
+from hkd.units.text import words
+from hkd.units.transitions import TransitionModel, read_transitions
+from hkd.units.tree import read_tree
+from hkd.units.tree_tying import TreeTying
+
+WINDOW_SAMPLES = 400  # Kaldi's windows of 25 ms
+_SUBSAMPLING_FILE = "frame_subsampling_factor"
+_TOLERANCE_S = 0.1
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class KaldiModel:
+    """An acoustic model: its transition ids and its tying."""
+
+    transitions: TransitionModel
+    tying: TreeTying
+
+
+def read_model(folder: Path, *, lang: Path | None = None, config: ImportConfig | None = None) -> KaldiModel:
+    """Read final.mdl, tree and phones.txt (of the folder or of `lang`). Raises UserError where one is missing, broken or of another model."""
+    config = config or ImportConfig()
+    found = next((path for path in (folder / "phones.txt", *([lang / "phones.txt"] if lang else [])) if path.exists()), None)
+    if found is None:
+        raise UserError(
+            f"{folder} must hold phones.txt, but does not. Give the lang folder that the model was made with: --lang."
+        )
+    for name in ("final.mdl", "tree"):
+        if not (folder / name).exists():
+            raise UserError(f"{folder} must hold {name}, but does not. Give the folder of the alignment's model: --model.")
+    transitions, tree = read_transitions(folder / "final.mdl"), read_tree(folder / "tree")
+    symbols = read_symbols(found)
+    phones = {phone: number for phone, number in symbols.items() if number > 0 and not phone.startswith("#")}
+    if foreign := sorted(set(transitions.topology) - set(phones.values())):
+        raise UserError(f"{found} must have the model's phones, but lacks number {foreign[0]}. Give that of the same model.")
+    phones = {phone: number for phone, number in phones.items() if number in transitions.topology}
+    tying = TreeTying(
+        phones=phones, tree=tree, places={number: tuple(transitions.places(number)) for number in phones.values()},
+        owner=transitions.owner, silence_phones=tuple(config.silence_phones), stress=config.stress, name="kaldi",
+    )  # fmt: skip
+    return KaldiModel(transitions=transitions, tying=tying)
+
+
+class KaldiSource:
+    """A folder of alignments, or one archive."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        model: Path | None = None,
+        lang: Path | None = None,
+        word_ctm: Path | None = None,
+        lexicon: Lexicon | None = None,
+        subsampling: int | None = None,
+        config: ImportConfig | None = None,
+    ) -> None:
+        """model: where final.mdl and tree lie, if not beside the alignments; word_ctm, lexicon: for phones without places in the word."""
+        folder = path if path.is_dir() else path.parent
+        found = sorted(p for pattern in ("ali.*.gz", "ali.*.ark", "ali.ark", "ali.gz") for p in path.glob(pattern))
+        self._paths = list(dict.fromkeys(found)) if path.is_dir() else [path]
+        if not self._paths or not path.exists():
+            raise UserError(
+                f"{path} must hold alignments (ali.1.gz, ...), but holds none. Give the folder of Kaldi's align_si.sh, say."
+            )
+        self.model = read_model(model or folder, lang=lang, config=config)
+        self._word_ctm, self._lexicon = word_ctm, lexicon
+        self._subsampling = subsampling or _subsampling(model or folder)
+        tying = self.model.tying
+        self.phones = tying.monophone_inventory.symbols
+        self._symbol_of = {number: phone for phone, number in tying.phones.items()}
+        self.notes: tuple[str, ...] = ()
+
+    @property
+    def senones(self) -> tuple[UnitInventory, tuple[int, ...]]:
+        """The model's senones."""
+        return self.model.tying.senone_inventory, self.model.tying.silences[SENONE]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Name, digests of alignments and model, frame subsampling."""
+        files = digest_of(part for path in self._paths for part in (path.name, digest_of_file(path)))
+        lexicon = None if self._lexicon is None else self._lexicon.path
+        more = [digest_of_file(path) for path in (self._word_ctm, lexicon) if path is not None]
+        model = digest_of([self.model.tying.senone_inventory.digest, self.model.tying.tree.to_text(), *self.phones])
+        return {"name": "kaldi", "files": files, "model": model, "words_by": more, "subsampling": self._subsampling}
+
+    def read(self, manifest: Manifest, samples: Samples) -> Iterator[tuple[str, Found]]:
+        """In the archives' order. Raises UserError where an archive is broken or an id stands twice."""
+        by_id = {utterance.id: utterance for utterance in manifest}
+        spoken = read_ctm(self._word_ctm) if self._word_ctm is not None else {}
+        seen: dict[str, Path] = {}
+        for path in self._paths:
+            for name, id_T in read_integer_vectors(path):
+                if name in seen:
+                    raise UserError(f"an utterance must be aligned once, but '{name}' stands in {seen[name]} and {path}.")
+                seen[name] = path
+                try:
+                    if name not in by_id:
+                        raise FailureError("no utterance")
+                    yield name, self._utterance(id_T, by_id[name], samples(by_id[name]), spoken.get(name))
+                except FailureError as error:
+                    yield name, error
+
+    def _utterance(
+        self, id_T: NDArray[np.int32], utterance: Utterance, num_samples: int, ctm: Sequence[Interval] | None
+    ) -> Foreign:
+        model, shift = self.model.transitions, self._subsampling * HOP_SAMPLES
+        try:
+            start_P, begins_P = model.pieces(id_T)
+        except ValueError as error:
+            raise FailureError(f"it is no alignment by this model: {error}") from None
+        if abs(len(id_T) * shift - num_samples) > _TOLERANCE_S * SAMPLE_RATE_HZ + shift:
+            raise FailureError(
+                f"it has {len(id_T)} frames of {shift / 16:g} ms, but the sound {num_samples / SAMPLE_RATE_HZ:.2f} s: is the frames' "
+                "subsampling another (--subsampling)?"
+            )
+        bound_T1 = foreign_boundaries(len(id_T), num_samples, shift_samples=shift, window_samples=WINDOW_SAMPLES)
+        symbols = [self._symbol_of[int(phone)] for phone in model.phone_I[id_T[start_P]]]
+        foreign = Foreign(
+            tokens=(), start_P=bound_T1[start_P], stop_P=bound_T1[np.append(start_P[1:], len(id_T))],
+            word_P=np.full(len(start_P), -1, np.int64), phone_P=tuple(split_position(symbol)[0] for symbol in symbols),
+            begins_P=begins_P, senone_P=model.senone_I[id_T[start_P]].astype(np.int64),
+        )  # fmt: skip
+        return self._with_words(foreign, symbols, utterance, ctm)
+
+    def _with_words(
+        self, foreign: Foreign, symbols: Sequence[str], utterance: Utterance, ctm: Sequence[Interval] | None
+    ) -> Foreign:
+        first_Q = np.flatnonzero(foreign.begins_P)
+        phone_of_P = np.cumsum(foreign.begins_P) - 1
+        phones = [symbols[int(at)] for at in first_Q]
+        tokens = [token for token in utterance.text.split() if words(token)]
+        if ctm is not None:
+            said = [row for row in ctm if not is_silent_word(row.label)]
+            middle_P = (foreign.start_P + foreign.stop_P) / 2 / SAMPLE_RATE_HZ
+            place_P = np.searchsorted([row.start for row in said], middle_P, side="right") - 1
+            stop_W = np.array([row.stop for row in said] or [0.0])
+            word_P = np.where((place_P >= 0) & (middle_P < stop_W[place_P]), place_P, -1)
+            return replace(foreign, tokens=tuple(row.label for row in said), word_P=_whole(word_P, phone_of_P))
+        if any(split_position(phone)[1] for phone in phones):
+            word_Q = _by_place(phones, len(tokens))
+        elif self._lexicon is not None:
+            word_Q = _by_lexicon(phones, tokens, self._lexicon)
+        else:
+            raise UserError(
+                "the phones must say their place in the word (AH_B), but do not. Give the words' times (--words CTM) or the lexicon "
+                "(--lexicon)."
+            )
+        return replace(foreign, tokens=tuple(tokens), word_P=word_Q[phone_of_P])
+
+
+def _subsampling(folder: Path) -> int:
+    """Frames of 10 ms that a frame of the model stands for, as the model's folder says; 1 where it does not."""
+    path = folder / _SUBSAMPLING_FILE
+    if not path.exists():
+        return 1
+    text = path.read_text(encoding="utf-8", errors="replace").strip()
+    if text not in ("1", "2", "3", "4"):
+        raise UserError(f"{path} must hold a number from 1 to 4, but holds '{text[:20]}'.")
+    return int(text)
+
+
+def _whole(word_P: NDArray[np.int64], phone_of_P: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The word of a phone's first piece for all of it."""
+    first_Q = np.flatnonzero(np.diff(phone_of_P, prepend=-1))
+    return word_P[first_Q][phone_of_P]
+
+
+def _by_place(phones: Sequence[str], num_words: int) -> NDArray[np.int64]:
+    """The word of each phone, by the places that they say. Raises FailureError where the count is another than the transcript's."""
+    word, word_Q = -1, []
+    inside = False
+    for phone in phones:
+        place = split_position(phone)[1]
+        word += place in ("B", "S")
+        if (place in ("I", "E")) != inside:
+            raise FailureError(f"the phones' places in words do not follow each other at '{phone}'")
+        inside = place == "B" or (inside and place == "I")
+        word_Q.append(word if place else -1)
+    if word + 1 != num_words:
+        raise FailureError(f"the alignment has {word + 1} words, the transcript {num_words}")
+    return np.array(word_Q, np.int64)
+
+
+def _by_lexicon(phones: Sequence[str], tokens: Sequence[str], lexicon: Lexicon) -> NDArray[np.int64]:
+    """The word of each phone: the tokens' pronunciations in order, silence between them. Raises FailureError where none fits."""
+    reached: list[dict[int, tuple[int, int]]] = [
+        {0: (0, 0)}
+    ]  # by words so far: phones used → (phones before, where the word begins)
+    for token in tokens:
+        variants = lexicon.variants(token) or lexicon.variants(token.lower()) or lexicon.variants(" ".join(words(token)))
+        here: dict[int, tuple[int, int]] = {}
+        for before in reached[-1]:
+            begin = before
+            while True:
+                for variant in variants:
+                    if tuple(phones[begin : begin + len(variant)]) == variant:
+                        here.setdefault(begin + len(variant), (before, begin))
+                if begin >= len(phones) or not is_silence_name(phones[begin]):
+                    break
+                begin += 1
+        if not here:
+            raise FailureError(f"no pronunciation of '{token}' is what was aligned")
+        reached.append(here)
+    ends = [end for end in reached[-1] if all(is_silence_name(phone) for phone in phones[end:])]
+    if not ends:
+        raise FailureError("the alignment has phones after the transcript's last word")
+    word_Q = np.full(len(phones), -1, np.int64)
+    end = ends[0]
+    for word in range(len(tokens), 0, -1):
+        before, begin = reached[word][end]
+        word_Q[begin:end] = word - 1
+        end = before
+    return word_Q
