@@ -9,7 +9,7 @@ from hkd.errors import HkdError, UserError
 from hkd.teachers.aliases import ALIASES, resolve
 
 PHONE_TRIGRAM = "phone-trigram"
-NGRAM_SUFFIXES = (".arpa", ".arpa.gz")
+NGRAM_SUFFIXES = (".arpa", ".arpa.gz", ".binary", ".bin", ".klm")  # ARPA, and KenLM's (hkd/teachers/kenlm.py)
 HUB_TIMEOUT_S = 5.0
 
 

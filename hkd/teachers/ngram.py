@@ -1,4 +1,4 @@
-"""Teachers from n-grams: an ARPA file, and the phone trigram that pocketsphinx carries.
+"""Teachers from n-grams: an ARPA or KenLM file, and the phone trigram that pocketsphinx carries.
 
 - Given `left`: p(u_n | the units before). Given `outside-position`: p(u_n | all others) ∝ Π over the windows that contain n.
 - Given `outside-phone` (senones): the two-sided n-gram over *phones*, folded through p(senone | phone in context, state).
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from hkd.errors import UserError
 from hkd.files import digest_of, digest_of_file
 from hkd.teachers.base import Sentence, TeacherInfo, UnitTeacher
+from hkd.teachers.kenlm import KENLM_SUFFIXES, KenLm
 from hkd.teachers.ngram_model import Floats, Grams, Ints, NGram, read_arpa
 from hkd.teachers.unit_lm_senones import IMPOSSIBLE, SenoneCounts, neighbours
 from hkd.topk import TopK, select_topk
@@ -33,7 +34,7 @@ class NGramTeacher(UnitTeacher):
 
     def __init__(
         self,
-        ngram: NGram,
+        ngram: NGram | KenLm,
         *,
         inventory: UnitInventory,
         info: TeacherInfo,
@@ -102,7 +103,7 @@ def load_ngram(
     name: str | None = None,
     trained_on_transcripts: str = "unknown",
 ) -> NGramTeacher:
-    """An ARPA file as a teacher of `level`.
+    """An ARPA or KenLM file as a teacher of `level`.
 
     `tokens`: the file's words are the inventory's symbols (`symbol`) or their ids in decimal (`id`, what `hkd lm train` writes).
     For given `outside-phone` the file is over `phones` and `counts_path` holds the senones' counts. Raises UserError where these do not fit.
@@ -128,11 +129,15 @@ def load_ngram(
             raise UserError(
                 f"{counts_path} must be of {len(inventory)} senones, but is of {len(counts.senones.phone_of_V)} instead."
             )
-    id_of = {str(i): i for i in range(units)} if tokens == "id" else {symbol: i for i, symbol in enumerate(symbols)}
+    written = tuple(str(i) for i in range(units)) if tokens == "id" else symbols
     digests = [digest_of_file(path), inventory.digest, given, tokens]
     if counts_path is not None and counts is not None:
         digests.append(digest_of_file(counts_path))
-    ngram = read_arpa(path, id_of=id_of, num_units=units)
+    ngram: NGram | KenLm
+    if path.name.endswith(KENLM_SUFFIXES):
+        ngram = KenLm(path, symbols=written)
+    else:
+        ngram = read_arpa(path, id_of={symbol: i for i, symbol in enumerate(written)}, num_units=units)
     info = TeacherInfo(
         name=name or path.name,
         kind="ngram",

@@ -35,6 +35,18 @@ class Grams:
     bow_M: Floats
 
 
+def windows(unit_U: NDArray[np.int32], *, order: int, num_units: int) -> tuple[Ints, Ints]:
+    """Of each position of a sentence the (order − 1) ids before it and those after it, in the order of the text."""
+    reach, bos = order - 1, num_units
+    none = [bos + 2] * max(0, reach - 1)
+    padded = np.array([*none, bos, *unit_U.tolist(), bos + 1, *none], np.int64)
+    if not reach or not len(unit_U):
+        empty = np.zeros((len(unit_U), 0), np.int64)
+        return empty, empty
+    view = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1)
+    return view[:, :reach].copy(), view[:, reach + 1 :].copy()
+
+
 class NGram:
     """A back-off n-gram. Raises UserError where its order and V are too large for 64-bit keys."""
 
@@ -99,14 +111,7 @@ class NGram:
 
     def windows(self, unit_U: NDArray[np.int32]) -> tuple[Ints, Ints]:
         """Of each position of a sentence the (order − 1) ids before it and those after it, in the order of the text."""
-        reach = self.order - 1
-        none = [self.nothing] * max(0, reach - 1)
-        padded = np.array([*none, self.bos, *unit_U.tolist(), self.eos, *none], np.int64)
-        if not reach or not len(unit_U):
-            empty = np.zeros((len(unit_U), 0), np.int64)
-            return empty, empty
-        view = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1)
-        return view[:, :reach].copy(), view[:, reach + 1 :].copy()
+        return windows(unit_U, order=self.order, num_units=self.num_units)
 
     def left(self, before_Nr: Ints) -> Floats:
         """log p(v | the ids before) for every v, (N, V); sums to 1 − p(</s> | ...) over V, so renormalise."""

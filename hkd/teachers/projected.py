@@ -5,15 +5,16 @@
   There a word's last token is known to be its last, as the next word's first token stands behind it.
 - The question of a position is asked where the teacher has read the last token that lies wholly inside the known pieces. What stays open at
   the reference token is asked again one token later, and so on: these distributions are there. What stays open at the `look_ahead` likeliest
-  other tokens is asked of the model, one further row each. The rest is unplaced: it belongs to the tail.
-- A word with a character that the student does not know cannot be read back from its pieces; its positions, and the one after, are unplaced.
+  other tokens is asked of the model, one further row each, and so again behind these. The rest is unplaced: it belongs to the tail.
+- A word with a character that the student does not know cannot be read back from its pieces: its positions are unplaced, and those of the
+  next word up to its first whole token.
 
 Shape letters: U positions (student pieces), W teacher tokens of a text, V the teacher's vocabulary, S the student's pieces.
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from hkd.teachers.base import Sentence, TeacherInfo
 from hkd.teachers.forward import Row, Tokens
 from hkd.teachers.masked import MaskedTeacher
 from hkd.teachers.projection import Pieces, StudentPieces, TokenMap
+from hkd.teachers.questions import ROUNDS, Question
 from hkd.teachers.transformer_common import TransformerTeacher
 from hkd.topk import NO_GOLD, TopK, select_topk
 from hkd.units.inventory import UnitInventory
@@ -34,40 +36,7 @@ from hkd.units.level import SUBWORD
 from hkd.units.subword import INVENTORY_FILE, MODEL_FILE, SubwordModel
 from hkd.units.text import words
 
-_LOOKED_AT = 128  # tokens that go on with a word, at a place; less likely ones are open
-_LEAST = 1e-3  # of an open token's probability, to be asked for
 _NOTHING = -30.0  # log-probability of a piece with no mass: finite, and within a codec's range
-
-
-@dataclass(kw_only=True, slots=True, eq=False)
-class Question:
-    """What the next piece is after `history`, where the teacher has read `said`; its answer is that of the tokens and their questions."""
-
-    to: int  # the teacher's state: a scored place
-    said: str
-    history: Pieces
-    closed: bool  # the next token ends its word
-    following: int | None  # the piece after that word
-    reference: int  # the next token of the transcript, −1: none
-    then: "Question | None" = None  # after the reference token, where it leaves the piece open
-    placed_S: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
-    open: float = 1.0
-    next_closed: bool = False  # that of the state after the next token
-    next_following: int | None = None
-    reference_p: float = 0.0
-    ahead: list[tuple[float, int, "Question"]] = field(default_factory=list)  # (p, token, what comes after it)
-
-    def answer(self) -> tuple[NDArray[np.float64], float]:
-        """(placed_S, open): what is excluded makes the rest to one."""
-        placed_S, left_open = self.placed_S.copy(), self.open
-        asked = [(p, question) for p, _, question in self.ahead]
-        if self.then is not None:
-            asked.append((self.reference_p, self.then))
-        for p, question in asked:
-            placed, rest = question.answer()
-            placed_S += p * placed
-            left_open += p * rest
-        return placed_S, left_open
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,27 +239,18 @@ class ProjectedTeacher:
         if self._masked and token >= last:
             return None
         reference = int(read.token_W[read.first + token]) if token < last else -1
-        closed, following = self._word_ends(read, pieces, token)
-        next_closed, next_following = self._word_ends(read, pieces, token + 1)
-        question = Question(
-            to=first + token, said=said, history=history, closed=closed, following=following, reference=reference,
-            next_closed=next_closed, next_following=next_following,
-        )  # fmt: skip
+        slots, following = 0, None
+        if self._masked:
+            word = read.word_T[token]
+            slots = read.begin[word + 1] - token
+            following = pieces[word + 1][0] if word + 1 < len(pieces) else read.after
+        question = Question(to=first + token, said=said, history=history, slots=slots, following=following, reference=reference)
         text = self._map.texts[reference] if reference >= 0 else None
-        if text and not closed:
+        if text and slots != 1:
             after = self._map.add(said, text)
-            if self._map.bin(after, history, closed) == self._map.open:
+            if self._map.bin(after, history, False) == self._map.open:
                 question.then = self._chain(read, pieces, token + 1, after, history, first)
         return question
-
-    def _word_ends(self, read: _Read, pieces: Sequence[Pieces], token: int) -> tuple[bool, int | None]:
-        """Whether the token with this number is known to be its word's last, and the piece after it."""
-        if not self._masked or token >= len(read.word_T):
-            return False, None
-        word = read.word_T[token]
-        if token + 1 < read.begin[word + 1]:
-            return False, None
-        return True, pieces[word + 1][0] if word + 1 < len(pieces) else read.after
 
     # ---- the model ----
 
@@ -307,86 +267,53 @@ class ProjectedTeacher:
             end = min(int(row.at[0]) + rest, len(row.token_L) - self._closing)
             yield replace(row, masked=np.arange(int(row.at[0]), end))
 
-    def _ask(self, questions: Sequence[Question], rows: Sequence[Row]) -> None:
-        """Answer the questions from the rows' distributions, then those that look ahead."""
-        if not questions:
-            return
-        of: dict[int, list[Question]] = {}
-        for question in questions:
-            chain: Question | None = question
-            while chain is not None:
-                of.setdefault(chain.to, []).append(chain)
-                chain = chain.then
-        self._look(rows, of)
+    def _ask(self, roots: Sequence[Question], rows: Sequence[Row]) -> None:
+        """Answer the questions and their chains from the rows' distributions; then, round by round, one token further."""
+        asked: dict[int, list[Question]] = {}
+        for root in roots:
+            for question in root.chain():
+                asked.setdefault(question.to, []).append(question)
         where = {int(to): (row, int(at)) for row in rows for to, at in zip(row.to, row.at, strict=True)}
-        further: list[Row] = []
-        number: dict[tuple[int, int], int] = {}
-        for to, mine in of.items():
-            for question in mine:
-                for _, token, then in question.ahead:
-                    if (to, token) not in number:
-                        number[to, token] = len(number)
-                        further.append(self._one_further(*where[to], token, number[to, token]))
-                    then.to = number[to, token]
-        again: dict[int, list[Question]] = {}
-        for question in (q for mine in of.values() for q in mine):
-            for _, _, then in question.ahead:
-                again.setdefault(then.to, []).append(then)
-        if further:
-            self._look(further, again, ahead=False)
+        for _ in range(ROUNDS):
+            self._look(asked, where)
+            further: dict[tuple[int, int, int], int] = {}
+            asked, beyond = {}, {}
+            for root in roots if self._ahead else ():
+                for parent, p, token in root.open_tokens(self._ahead):
+                    row, at = parent.state
+                    to = further.setdefault((id(row), at, token), len(further))
+                    if to not in beyond:
+                        beyond[to] = self._one_further(row, at, token, to)
+                    said = self._map.add(parent.said, self._map.texts[token] or "")
+                    asked.setdefault(to, []).append(parent.ask_behind(p, token, to=to, said=said))
+            if not asked:
+                return
+            where = beyond
+        self._look(asked, where)
 
-    def _one_further(self, row: Row, at: int, token: int, to: int) -> Row:
-        """The pass that has one more token at a state of a row."""
-        one = np.array([to], np.int64)
-        none = np.full(1, NO_GOLD, np.int64)
+    def _one_further(self, row: Row, at: int, token: int, to: int) -> tuple[Row, int]:
+        """The pass that has one more token at a state of a row, and the state after it."""
+        one, none = np.array([to], np.int64), np.full(1, NO_GOLD, np.int64)
         if not self._masked:
-            return Row(np.append(row.token_L[: at + 1], token), row.masked, np.array([at + 1]), none, one)
+            return Row(np.append(row.token_L[: at + 1], token), row.masked, np.array([at + 1]), none, one), at + 1
         token_L = row.token_L.copy()
         token_L[at] = token
-        return Row(token_L, row.masked[1:], np.array([at + 1]), none, one)
+        return Row(token_L, row.masked[1:], np.array([at + 1]), none, one), at + 1
 
-    def _look(self, rows: Sequence[Row], of: dict[int, list[Question]], *, ahead: bool = True) -> None:
+    def _look(self, asked: Mapping[int, Sequence[Question]], where: Mapping[int, tuple[Row, int]]) -> None:
+        """Fill in the questions at the states of some rows."""
+
         def choose(logits_MV: torch.Tensor, gold_M: Tokens, to_M: Tokens) -> TopK:
             for logits_V, to in zip(logits_MV, to_M.tolist(), strict=True):
-                if to in of:
+                if to in asked:
                     p_V = torch.softmax(logits_V.double().cpu(), -1).numpy()
-                    for question in of[to]:
-                        self._answer(question, p_V, ahead)
+                    for question in asked[to]:
+                        question.state = where[to]
+                        question.fill(self._map, p_V, keep=self._ahead)
             return TopK.empty(1)
 
-        self._inner._scorer.score(rows, choose)
-
-    def _answer(self, question: Question, p_V: NDArray[np.float64], ahead: bool) -> None:
-        """Fill in a question's answer from the teacher's distribution at its state."""
-        tokens = self._map
-        bin_V = tokens.bins(
-            p_V, question.said, question.history, closed=question.closed, following=question.following, most=_LOOKED_AT
-        )
-        if question.reference >= 0 and (text := tokens.texts[question.reference]):
-            where = tokens.bin(tokens.add(question.said, text), question.history, question.closed)
-            if where == tokens.complete:
-                where = tokens.open if question.following is None else question.following
-            bin_V[question.reference] = where
-        sum_B = np.bincount(bin_V, weights=p_V, minlength=tokens.complete).astype(np.float64)  # S pieces, open, excluded
-        question.placed_S, question.open = sum_B[: tokens.open], float(sum_B[tokens.open])
-        if question.then is not None:
-            question.reference_p = float(p_V[question.reference])
-            question.open -= question.reference_p
-        if not ahead or question.closed or not self._ahead:
-            return
-        least = _LEAST * (1.0 - sum_B[tokens.excluded])
-        open_N = np.flatnonzero((bin_V == tokens.open) & (p_V >= least) & tokens.may_go_on_V)
-        if question.then is not None:
-            open_N = open_N[open_N != question.reference]
-        falling_N = open_N[np.argsort(-p_V[open_N], kind="stable")]
-        for token in falling_N[: self._ahead].tolist():
-            question.open -= float(p_V[token])
-            said = tokens.add(question.said, tokens.texts[token] or "")
-            then = Question(
-                to=-1, said=said, history=question.history, closed=question.next_closed, following=question.next_following,
-                reference=-1,
-            )  # fmt: skip
-            question.ahead.append((float(p_V[token]), token, then))
+        if rows := list({id(row): row for row, _ in where.values()}.values()):
+            self._inner._scorer.score(rows, choose)
 
 
 def student_subwords(path: Path) -> SubwordModel:

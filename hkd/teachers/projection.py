@@ -1,15 +1,17 @@
 """A language model's tokens in the student's subwords: which piece comes next once a token is there, as far as that is known.
 
-What is asked: after the pieces H (of the word before and of this one), p(next piece = s). The teacher has read tokens with the text X and
-gives p(t | X). Each token t makes the text X·t, and with it stands one of three things:
+What is asked: after the pieces H (of the word before and of this one), p(next piece = s). The teacher has read whole tokens with the text X,
+which H goes beyond by some letters or none (the rest), and gives p(t | X). Each token t makes the text X·t, and with it stands one of these:
 
-- *placed*: every continuation of X·t begins with the pieces H and then s: p(t) counts to s;
-- *excluded*: no continuation of X·t begins with H: t contradicts what is known;
+- *placed*: t spells the rest, and every continuation of X·t begins with the pieces H and then s: p(t) counts to s;
+- *excluded*: t does not spell the rest, or no continuation of X·t begins with H;
 - *open*: neither; p(t) is split in the same way after one more token, where p( . | X·t) is known, else it is unplaced.
 
     p̂(s | H, X) = Σ_{t placed at s} p(t | X) / Σ_{t not excluded} p(t | X),    unplaced = 1 − Σ_s p̂(s | H, X)
 
-So p̂(s) ≤ p(s) ≤ p̂(s) + unplaced for the teacher's own distribution over texts (given its tokens so far): nothing is invented.
+So p̂(s) ≤ p(s) ≤ p̂(s) + unplaced, where p(s) is the teacher's own distribution over texts, given its tokens so far, that one token spells
+the rest, and H: nothing is invented. (Without the condition on the rest its spellings by other tokens would count, too, one letter at a
+time say: all but impossible in a trained LM, but each would need a pass, and what is left of them would drown an unlikely word.)
 
 Which pieces every continuation has: a word that is complete has the pieces that the student's model gives it. For a word that may go on,
 the unigram model's best path (Viterbi; Kudo 2018, sec. 3.2) over any continuation either has a border at the end of what is there, or a
@@ -169,6 +171,7 @@ class TokenMap:
 
     def _make_bin(self, text: str, history: Pieces, closed: bool) -> int:
         """Where a token goes that makes the text `text`; `closed`: its last word ends there."""
+        closed = closed and not (self._glue and text.endswith("'"))  # what follows belongs to the same word
         pieces = self.student.sequence(text, closed)
         if _common(pieces, history) < min(len(pieces), len(history)):
             return self.excluded
@@ -185,16 +188,10 @@ class TokenMap:
         texts, token_N = self._all if everything else self._begins
         bin_V = np.full(len(self.texts), self.excluded, np.int32)
         begun = self.student.text(history).strip(" ")
-        for part in self._ranges(texts, begun):
-            for text, token in zip(texts[part], token_N[part].tolist(), strict=True):
-                bin_V[token] = self.bin(text, history, closed)
+        part = slice(bisect_left(texts, begun), bisect_left(texts, begun + _LAST))
+        for text, token in zip(texts[part], token_N[part].tolist(), strict=True):
+            bin_V[token] = self.bin(text, history, closed)
         return bin_V
-
-    @staticmethod
-    def _ranges(texts: Sequence[str], known: str) -> list[slice]:
-        """Where texts stand that begin with what is known, or with which it begins."""
-        ranges = [slice(bisect_left(texts, known), bisect_left(texts, known + _LAST))]
-        return ranges + [slice(bisect_left(texts, known[:n]), bisect_left(texts, known[:n] + "\0")) for n in range(len(known))]
 
     def bins(
         self, p_V: NDArray[np.float64], said: str, history: Pieces, *, closed: bool, following: int | None, most: int
@@ -206,6 +203,8 @@ class TokenMap:
         """
         bin_V = np.full(len(self.texts), self.excluded, np.int32)
         done = self.student.sequence(said, True)
+        known, read = self.student.text(history).lstrip(" "), " ".join(said.split())
+        rest = known[len(read) :] if known.startswith(read) else ""
         glued = self._glue and said.endswith("'")
         between = not said or said.endswith(" ")
         if not glued:
@@ -214,9 +213,10 @@ class TokenMap:
                     bin_V[(self._all if between else self._begins)[1]] = done[len(history)]
             elif history[: len(done)] == done:
                 bin_V = self._beginning(history[len(done) :], between, closed).copy()
-        if not between:
-            self._go_on(bin_V, p_V, said, history, closed, most, self._all if glued else self._goes_on)
-        bin_V[self._unknown_N] = self.open
+        if not between and not rest.startswith(" "):
+            self._go_on(bin_V, p_V, said, rest, history, closed, most, self._all if glued else self._goes_on)
+        if not rest:
+            bin_V[self._unknown_N] = self.open
         bin_V[bin_V == self.complete] = self.open if following is None else following
         return bin_V
 
@@ -225,18 +225,15 @@ class TokenMap:
         bin_V: NDArray[np.int32],
         p_V: NDArray[np.float64],
         said: str,
+        rest: str,
         history: Pieces,
         closed: bool,
         most: int,
         tokens: tuple[list[str], NDArray[np.int64]],
     ) -> None:
-        """Fill in the bins of the tokens that go on with the last word of `said`."""
+        """Fill in the bins of the tokens that go on with the last word of `said` and spell the rest of what is known."""
         texts, token_N = tokens
-        known = self.student.text(history).lstrip(" ")
-        rest = known[len(said) :] if known.startswith(said) else ""
-        if rest.startswith(" "):
-            rest = "'"  # what is known has another word next: only an apostrophe, which goes at a word's end, can stand before it
-        candidate_N = np.concatenate([token_N[part] for part in self._ranges(texts, rest)])
+        candidate_N = token_N[bisect_left(texts, rest) : bisect_left(texts, rest + _LAST)]
         bin_V[candidate_N] = self.open
         if len(candidate_N) > most:
             candidate_N = candidate_N[np.argpartition(-p_V[candidate_N], most)[:most]]

@@ -1,6 +1,7 @@
 """Projected teachers against all continuations of tiny language models."""
 
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,15 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
+from hkd.errors import UserError
 from hkd.teachers.base import Sentence
 from hkd.teachers.causal import CausalTeacher
+from hkd.teachers.load import load_teacher
 from hkd.teachers.options import TeacherOptions
 from hkd.teachers.projected import ProjectedTeacher
-from hkd.testing.teachers import library
+from hkd.testing.teachers import WORDS, library
+from hkd.topk import NO_GOLD
+from hkd.units.inventory import UnitInventory
 from hkd.units.subword import SubwordModel, train_subwords
 from hkd.units.text import words
 
@@ -47,6 +52,13 @@ def gpt2() -> CausalTeacher:
     return CausalTeacher(model, made, name="tiny", options=TeacherOptions(case="lower"), device=where, dtype=torch.float32)
 
 
+def load(folder: Path, units: Path, **options: object) -> ProjectedTeacher:
+    given = TeacherOptions(project=str(units / "subword.json"), **options)  # type: ignore[arg-type]
+    teacher = load_teacher(str(folder), unit="subword", device="cpu", options=given)
+    assert isinstance(teacher, ProjectedTeacher)
+    return teacher
+
+
 def sentence(teacher: ProjectedTeacher, text: str) -> Sentence:
     unit_U, word_U = teacher.encode(text.split())
     return Sentence(id=text, unit_U=unit_U, word_U=word_U)
@@ -71,13 +83,16 @@ def bounds(
     """Σ p of the continuations that certainly have piece s after the history, of those that certainly lack the history, of the others."""
     placed_S, excluded, unsure = np.zeros(len(subwords.inventory)), 0.0, 0.0
     said = "".join(TOKENS[token] for token in tokens).replace("▁", " ")
+    rest = known[len(said.strip()) :]
     for more, p in continuations(model, [0, *tokens]):
+        if not TOKENS[more[0]].replace("▁", " " if said else "").startswith(rest):
+            continue  # the condition: one token spells the rest
         ended = more[-1] == 0
         text = said + "".join(TOKENS[token] for token in more if token).replace("▁", " ")
         whole = words(text)
         if not ended and text[-1:] not in (" ", ","):
             whole = whole[:-1]  # the last word may go on
-        pieces = tuple(subwords.encode(words(known) + whole)[0].tolist())
+        pieces = tuple(subwords.encode(whole)[0].tolist())
         if len(pieces) > len(history) and pieces[: len(history)] == history:
             placed_S[pieces[len(history)]] += p
         elif pieces[: len(history)] != history[: len(pieces)]:
@@ -104,7 +119,7 @@ def test_a_causal_lm_lies_within_the_bounds_of_all_its_continuations(gpt2: Causa
     for n in range(len(pieces)):
         known = subwords.decode(pieces[:n])
         state = max(k for k in range(len(token_U) + 1) if read[k] <= len(known))
-        placed_S, _excluded, unsure = bounds(model, subwords, token_U[:state].tolist(), "", tuple(pieces[:n]))
+        placed_S, _excluded, unsure = bounds(model, subwords, token_U[:state].tolist(), known, tuple(pieces[:n]))
         low_S = placed_S / (placed_S.sum() + unsure)
         high_S = (placed_S + unsure) / (placed_S.sum() + unsure)
         if unsure > 0.2 * placed_S.sum():
@@ -114,3 +129,100 @@ def test_a_causal_lm_lies_within_the_bounds_of_all_its_continuations(gpt2: Causa
         assert low_S.max() > 0
         checked += 1
     assert checked >= 4
+
+
+def test_a_masked_lm_gives_what_its_one_token_words_give(teacher_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    """Words of one token: the sum over all tokens, each read back as text with the word before it, in float64."""
+    folder = teacher_folder("bert")
+    train_subwords([WORDS] * 3, vocab_size=60, folder=tmp_path)
+    teacher = load(folder, tmp_path, look_ahead=0)
+    subwords = SubwordModel(tmp_path / "subword.model")
+    model, tokenizer = transformers.AutoModelForMaskedLM.from_pretrained(folder).double().eval(), teacher._inner._tokenizer
+    said = ["the", "cat", "sat", "and"]
+    read = tokenizer(" ".join(said))["input_ids"]
+    assert len(read) == 6
+    asked = sentence(teacher, " ".join(said))
+    [p_US] = teacher.distributions([asked])
+    pieces = [tuple(subwords.encode([word])[0].tolist()) for word in said]
+    plain = tokenizer.backend_tokenizer
+    checked = 0
+    for w in range(4):
+        at = w + 1
+        masked = torch.tensor([[*read[:at], tokenizer.mask_token_id, *read[at + 1 :]]])
+        with torch.no_grad():
+            p_V = torch.softmax(model(input_ids=masked).logits[0, at], -1).numpy()
+        before = said[w - 1] if w else ""
+        for place in range(len(pieces[w])):
+            history = (*(pieces[w - 1] if w else ()), *pieces[w][:place])
+            rest = subwords.decode(history)[len(before) :]
+            p_S, left_open = np.zeros(len(subwords.inventory)), 0.0
+            for v in range(len(p_V)):
+                symbol = plain.id_to_token(v)
+                if symbol is None or symbol in tokenizer.all_special_tokens or symbol == "'":
+                    left_open += p_V[v] if not rest else 0.0
+                    continue
+                joined = symbol[2:] if symbol.startswith("##") else f" {symbol}" if before else symbol
+                if not joined.startswith(rest):
+                    continue
+                got = tuple(subwords.encode(words(before + joined))[0].tolist())
+                if len(got) > len(history) and got[: len(history)] == history:
+                    p_S[got[len(history)]] += p_V[v]
+                elif got == history and w + 1 < len(said):
+                    p_S[pieces[w + 1][0]] += p_V[v]
+                elif got == history:
+                    left_open += p_V[v]
+            n = sum(map(len, pieces[:w])) + place
+            np.testing.assert_allclose(p_US[n, :-1], p_S / (p_S.sum() + left_open), atol=1e-5)
+            checked += 1
+    assert checked >= 4
+
+
+def test_rows_are_sums_to_one_and_their_tail_holds_what_is_unplaced(
+    teacher_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    train_subwords([WORDS] * 3, vocab_size=60, folder=tmp_path)
+    for kind in ("gpt2", "roberta"):
+        teacher = load(teacher_folder(kind), tmp_path)
+        asked = [sentence(teacher, text) for text in ("the cat sat", "", "it's raining again")]
+        for s, rows, p_US in zip(asked, teacher.score(asked, k=4), teacher.distributions(asked), strict=True):
+            assert len(rows) == len(s.unit_U)
+            np.testing.assert_allclose(np.exp(rows.logp_NK).sum(1) + np.exp(rows.tail_N), 1.0, atol=1e-5)
+            kept = np.take_along_axis(p_US[:, :-1], rows.ids_NK.astype(np.int64), 1)
+            np.testing.assert_allclose(np.exp(rows.logp_NK), kept, atol=1e-6)
+            assert (np.exp(rows.tail_N) >= p_US[:, -1] - 1e-6).all()
+            np.testing.assert_array_equal(rows.gold_N, s.unit_U)  # the reference path always places something on it
+        alone = teacher.score(asked[:1], k=4)[0]
+        np.testing.assert_allclose(alone.logp_NK, teacher.score(asked, k=4)[0].logp_NK, atol=1e-4)
+
+
+def test_words_that_cannot_be_read_back_are_unplaced(teacher_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    train_subwords([WORDS] * 3, vocab_size=60, folder=tmp_path)
+    teacher = load(teacher_folder("gpt2"), tmp_path)
+    asked = sentence(teacher, "the café sat again")
+    [p_US] = teacher.distributions([asked])
+    rows = teacher.score([asked], k=4)[0]
+    inside = asked.word_U == 1
+    after = int(np.flatnonzero(asked.word_U == 2)[0])
+    assert (p_US[inside, -1] == 1.0).all()
+    assert p_US[after, -1] == 1.0
+    assert (rows.gold_N[inside] == NO_GOLD).all()
+    assert (p_US[[0, -1], -1] < 1.0).all()
+
+
+def test_who_it_is_and_what_is_refused(teacher_folder: Callable[[str], Path], units: Path, tmp_path: Path) -> None:
+    folder = teacher_folder("bert")
+    teacher, other = load(folder, units), load(folder, units, look_ahead=1)
+    assert teacher.inventory.digest == UnitInventory.load(units / "subword.json").digest
+    assert teacher.info.options["project"] == teacher.inventory.digest
+    assert len({teacher.info.digest, other.info.digest, teacher._inner.info.digest}) == 3
+    assert (teacher.info.given, load(teacher_folder("gpt2"), units).info.given) == ("left-in-word", "left")
+    with pytest.raises(UserError, match="mask_every must be 0"):
+        load(folder, units, mask_every=7)
+    with pytest.raises(UserError, match="selection must be topk"):
+        teacher.score([], k=2, selection="sample")
+    train_subwords(["other words"], vocab_size=40, folder=tmp_path)
+    shutil.copy(units / "subword.json", tmp_path / "subword.json")
+    with pytest.raises(UserError, match="must have the pieces"):
+        load(folder, tmp_path)
+    with pytest.raises(UserError, match="project must be left out for phone-trigram"):
+        load_teacher("phone-trigram", unit="monophone", options=TeacherOptions(project=str(units)))
