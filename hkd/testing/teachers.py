@@ -21,7 +21,7 @@ WORDS = (
 )
 VOCABULARY = 160
 MASKED = ("bert", "roberta", "deberta-v2", "electra", "modernbert", "xlm-roberta", "distilbert")
-CAUSAL = ("gpt2", "llama", "qwen2", "gemma3", "mistral")
+CAUSAL = ("gpt2", "llama", "qwen2", "qwen3", "gemma2", "gemma3", "mistral")
 
 
 def wordpiece(texts: Iterable[str], *, size: int = VOCABULARY) -> Any:
@@ -104,8 +104,10 @@ def tiny_config(kind: str, tokenizer: Any, *, positions: int = 64, width: int = 
         return transformers.GPT2Config(vocab_size=common["vocab_size"], **shape, **ids)
     if kind == "gemma3":
         return transformers.Gemma3TextConfig(**decoder, sliding_window=8)
-    classes = {"llama": transformers.LlamaConfig, "qwen2": transformers.Qwen2Config, "mistral": transformers.MistralConfig}
-    return classes[kind](**decoder)
+    if kind == "gemma2":
+        return transformers.Gemma2Config(**decoder, sliding_window=8, query_pre_attn_scalar=width // heads)
+    names = {"llama": "LlamaConfig", "qwen2": "Qwen2Config", "qwen3": "Qwen3Config", "mistral": "MistralConfig"}
+    return getattr(transformers, names[kind])(**decoder)
 
 
 def make_teacher_folder(folder: Path, kind: str, *, seed: int = 0, texts: Iterable[str] | None = None, **shape: int) -> Path:
