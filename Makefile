@@ -42,6 +42,9 @@ lint: install        ## style, types, and the import contract
 
 bench-store: .venv-bench/.installed
 
+bench-dump-gpu: install  ## what teacher-dump gets out of a CUDA GPU; without one it says what it would measure
+	$(BIN)/python benchmarks/bench_dump_gpu.py
+
 bench-%: install     ## a benchmark: make bench-store, bench-dump, bench-train → benchmarks/results/
 	$(BIN)/python benchmarks/bench_$*.py
 

@@ -1,21 +1,25 @@
 """What `teacher-dump` costs: the field's way, hkd exact, and hkd with masks together, with and without wide context.
 
-    python benchmarks/bench_dump.py [--shapes small,bert-base] [--transcripts 500] [--seconds 120] [--threads 2] [--device auto]
+    python benchmarks/bench_dump.py [--shapes small,bert-base] [--k 8,64] [--only exact,reference] [--clock cpu] [--no-memory]
 
-Random weights in BERT's architecture (V = 30,522) and transcripts of about 40 tokens, drawn from a fixed seed. The variants take turns,
-block by block, so that whatever else runs on the machine meets all of them; each stops after `--seconds`. Ratios are of positions/s.
+Random weights in BERT's architecture (V = 30,522) and transcripts of LibriSpeech-like length (38 tokens in the mean), drawn from a fixed seed. The
+variants take turns, forwards and backwards, so that whatever else runs on the machine meets all of them. Ratios are of positions/s.
 
-(a) reference: one masked position a row, batches of 50 rows padded to the longest, full logits (as in Futami 2020)
+(a) reference: one masked position a row, batches of 50 rows padded to the longest, logits everywhere, and the whole vocabulary sorted for
+    each position, as Futami et al. 2020 do (their published script); a second one takes the log-softmax everywhere instead of sorting
 (b) exact      (c) --mask-every 7      (d) --context 256: (a) on 10 transcripts, exact, and --mask-every 7
+
+A last row plans a manifest of a million utterances and writes its first shard: seconds of processor time, and memory.
 """
 
 import argparse
 import itertools
 import json
 import platform
-import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from time import perf_counter, process_time
 from typing import Any
 
 import numpy as np
@@ -25,6 +29,7 @@ from hkd.native import import_torchaudio
 
 import_torchaudio()
 
+import dump_memory  # noqa: E402
 import transformers  # noqa: E402
 
 from hkd.teachers.base import Sentence  # noqa: E402
@@ -36,6 +41,8 @@ from hkd.topk import TopK  # noqa: E402
 
 V, M = 30_522, 7
 SHAPES = {"small": (4, 256, 4), "bert-base": (12, 768, 12), "bert-large": (24, 1024, 16)}
+SLOW = {"small": 200, "bert-base": 32, "bert-large": 16}  # transcripts of (a) and (b); the others get all, or four times as many
+TURNS = 2
 BARS = {  # (shape, variant) → (compared with, least ratio)
     ("bert-base", "exact"): ("reference", 1.6),
     ("small", "exact"): ("reference", 6.0),
@@ -68,7 +75,7 @@ def make_teacher(shape: str, device: str, options: TeacherOptions, model: Any = 
 
 
 def transcripts(count: int) -> list[Sentence]:
-    """Lengths as LibriSpeech's: 5 to 90 pieces, 40 in the mean."""
+    """Lengths as LibriSpeech's: 5 to 90 pieces, 38 in the mean."""
     rng = np.random.default_rng(0)
     length = np.clip(rng.gamma(5.0, 8.0, count).round(), 5, 90).astype(int)
     return [
@@ -91,11 +98,11 @@ def widened(sentences: Sequence[Sentence], room: int) -> list[Sentence]:
 
 
 @torch.inference_mode()
-def reference(teacher: MaskedTeacher, sentences: Sequence[Sentence], k: int) -> list[TopK]:
-    """One masked position a row, 50 rows a batch in order, padded, logits everywhere, softmax, top-k."""
-    model, device = teacher.model, teacher._device
+def reference(teacher: MaskedTeacher, sentences: Sequence[Sentence], k: int, *, everywhere: bool = False) -> list[TopK]:
+    """One masked position a row, 50 rows a batch in order, padded, logits everywhere, then a sort, or the log-softmax `everywhere`."""
+    model, device = teacher.model, teacher.device
     rows = [(s, n) for s in sentences for n in range(len(s.unit_U))]
-    logp_parts, id_parts, gold_parts, tail_parts = [], [], [], []
+    kept: list[tuple[Any, Any, Any]] = []
     for a in range(0, len(rows), 50):
         batch = rows[a : a + 50]
         size = [2 + len(s.before) + len(s.unit_U) + len(s.after) for s, _ in batch]
@@ -110,160 +117,118 @@ def reference(teacher: MaskedTeacher, sentences: Sequence[Sentence], k: int) -> 
         logits_RLV = model(
             input_ids=torch.from_numpy(token_RL).to(device), attention_mask=torch.from_numpy(mask_RL).to(device)
         ).logits
-        logp_RV = torch.log_softmax(logits_RLV[torch.arange(len(batch)), torch.tensor(at)].float(), -1)
-        logp_RK, ids_RK = logp_RV.topk(k, -1)
-        logp_parts.append(logp_RK.cpu().numpy())
-        id_parts.append(ids_RK.cpu().numpy().astype(np.int32))
-        gold_parts.append(logp_RV[torch.arange(len(batch)), torch.tensor(gold)].cpu().numpy())
-        tail_parts.append(np.zeros(len(batch), np.float32))
+        if everywhere:
+            logp_RV = torch.log_softmax(logits_RLV.float(), -1)[torch.arange(len(batch)), torch.tensor(at)]
+            kept += [(*logp_V.topk(k), logp_V[unit]) for logp_V, unit in zip(logp_RV, gold, strict=True)]
+            continue
+        for logits_LV, place, unit in zip(logits_RLV, at, gold, strict=True):
+            sorted_V, ids_V = torch.sort(logits_LV[place].float(), descending=True)
+            lse = sorted_V.logsumexp(0)  # theirs is over the kept ones; this makes the figures comparable
+            kept.append((sorted_V[:k] - lse, ids_V[:k], logits_LV[place, unit].float() - lse))
+    logp, ids, gold_logp = (torch.stack(column).cpu().numpy() for column in zip(*kept, strict=True))
+    gold_N = np.array([int(s.unit_U[n]) for s, n in rows], np.int32)
     joined = TopK(
-        ids_NK=np.concatenate(id_parts), logp_NK=np.concatenate(logp_parts), tail_N=np.concatenate(tail_parts),
-        gold_N=np.array([int(s.unit_U[n]) for s, n in rows], np.int32), gold_logp_N=np.concatenate(gold_parts),
-    )  # fmt: skip
+        ids_NK=ids.astype(np.int32), logp_NK=logp, tail_N=np.zeros(len(rows), np.float32), gold_N=gold_N, gold_logp_N=gold_logp
+    )
     ends = np.cumsum([0, *(len(s.unit_U) for s in sentences)]).tolist()
     return [joined[a:b] for a, b in itertools.pairwise(ends)]
 
 
-def kl_to(exact: TopK, other: TopK) -> float:
-    """Mean KL(exact ‖ other) over the units that both keep and one rest, nats: a lower bound of the KL over V."""
-    total = 0.0
-    for n in range(len(exact)):
-        q = dict(zip(other.ids_NK[n].tolist(), other.logp_NK[n].tolist(), strict=True))
-        both = [(p, q[i]) for i, p in zip(exact.ids_NK[n].tolist(), exact.logp_NK[n].tolist(), strict=True) if i in q]
-        p, r = np.array(both, np.float64).reshape(-1, 2).T
-        rest_p, rest_q = (max(1e-12, 1 - float(np.exp(x).sum())) for x in (p, r))
-        total += float((np.exp(p) * (p - r)).sum()) + rest_p * float(np.log(rest_p / rest_q))
-    return total / max(1, len(exact))
-
-
+@dataclass(kw_only=True)
 class Variant:
-    """One way, its clock, and what it gave."""
+    """One way, its clocks, and what it gave."""
 
-    def __init__(self, name: str, score: Callable[[Sequence[Sentence]], list[TopK]], blocks: list[list[Sentence]]) -> None:
-        self.name, self._score, self._blocks = name, score, blocks
-        self.seconds = self.cpu_seconds = 0.0
-        self.positions = 0
-        self.rows: dict[str, TopK] = {}
+    name: str
+    score: Callable[[Sequence[Sentence]], list[TopK]]
+    texts: list[Sentence]
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    positions: int = 0
+    rows: dict[str, TopK] = field(default_factory=dict)
 
-    def step(self, number: int) -> None:
-        """Score the next block."""
-        if number >= len(self._blocks):
-            return
-        started, used = time.perf_counter(), time.process_time()
-        rows = self._score(self._blocks[number])
-        self.seconds += time.perf_counter() - started
-        self.cpu_seconds += time.process_time() - used
+    def turn(self, number: int) -> None:
+        """Score this turn's share."""
+        share = self.texts[number::TURNS]
+        started, used = perf_counter(), process_time()
+        rows = self.score(share)
+        self.seconds += perf_counter() - started
+        self.cpu_seconds += process_time() - used
         self.positions += sum(map(len, rows))
-        self.rows |= {s.id: r for s, r in zip(self._blocks[number], rows, strict=True)}
+        self.rows |= {s.id: r for s, r in zip(share, rows, strict=True)}
 
-    @property
-    def rate(self) -> float:
-        """Positions a second."""
-        return self.positions / self.seconds
+    def figures(self) -> dict[str, Any]:
+        """Positions a second, by the wall clock and of processor time (for machines that are busy with other work)."""
+        return {
+            "positions_per_s": round(self.positions / self.seconds, 2),
+            "positions_per_cpu_s": round(self.positions / self.cpu_seconds, 2),
+            "transcripts": len(self.texts),
+            "positions": self.positions,
+            "seconds": round(self.seconds, 2),
+        }
 
-    @property
-    def cpu_rate(self) -> float:
-        """Positions a second of processor time: what the ratios rest on with --clock cpu, for machines that are busy with other work."""
-        return self.positions / self.cpu_seconds
 
-
-def bench(shape: str, k: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """All variants of a shape; a figure each and the ratios."""
+def make_variants(shape: str, k: int, arguments: argparse.Namespace, *, wide: bool) -> tuple[list[Variant], dict[str, float]]:
+    """All variants of a shape, and what masking together costs (nats a position, over the whole vocabulary, on a few transcripts)."""
     base = make_teacher(shape, arguments.device, TeacherOptions(token_budget=arguments.token_budget))
-    model = base.model
 
-    def teacher(**options: int) -> MaskedTeacher:
-        return make_teacher(shape, arguments.device, TeacherOptions(token_budget=arguments.token_budget, **options), model)
-
-    texts = transcripts(arguments.transcripts)
-    wide = widened(texts, 254)
-
-    def cut(sentences: list[Sentence], size: int, most: int) -> list[list[Sentence]]:
-        return [sentences[a : a + size] for a in range(0, min(most, len(sentences)), size)]
-
-    masked, wide_exact, wide_masked = teacher(mask_every=M), teacher(context=256), teacher(context=256, mask_every=M)
+    def teacher(*, context: int = 0, mask_every: int = 0) -> MaskedTeacher:
+        options = TeacherOptions(token_budget=arguments.token_budget, context=context, mask_every=mask_every)
+        return make_teacher(shape, arguments.device, options, base.model)
 
     def scorer(one: MaskedTeacher) -> Callable[[Sequence[Sentence]], list[TopK]]:
         return lambda sentences: one.score(sentences, k=k)
 
-    slow = arguments.slow_transcripts or len(texts)
+    texts = transcripts(arguments.transcripts)
+    slow = texts[: arguments.slow_transcripts or SLOW[shape]]
+    masked = teacher(mask_every=M)
     variants = [
-        Variant("masked", scorer(masked), cut(texts, arguments.block, len(texts))),
-        Variant("exact", scorer(base), cut(texts, arguments.block, slow)),
-        Variant("reference", lambda s: reference(base, s, k), cut(texts, arguments.block, slow)),
-        Variant("wide masked", scorer(wide_masked), cut(wide, arguments.block, len(texts))),
-        Variant("wide exact", scorer(wide_exact), cut(wide, 10, 10)),
-        Variant("wide reference", lambda s: reference(base, s, k), cut(wide, 10, 10)),
+        Variant(name="masked", score=scorer(masked), texts=texts[: 4 * len(slow)]),
+        Variant(name="exact", score=scorer(base), texts=slow),
+        Variant(name="reference", score=lambda s: reference(base, s, k), texts=slow),
+        Variant(name="reference, softmax everywhere", score=lambda s: reference(base, s, k, everywhere=True), texts=slow[::2]),
     ]
-    if arguments.only:
-        variants = [v for v in variants if v.name in arguments.only.split(",")]
-    base.score(texts[:4], k=k)  # warm
-    for number in range(max(len(v._blocks) for v in variants)):
-        for variant in variants:
-            if variant.seconds < arguments.seconds:
-                variant.step(number)
+    costs = {"masked": masked.kl_to_exact(texts[:4])}
+    if wide:
+        wide_texts = widened(texts, 254)
+        wide_masked = teacher(context=256, mask_every=M)
+        variants += [
+            Variant(name="wide masked", score=scorer(wide_masked), texts=wide_texts[: 2 * len(slow)]),
+            Variant(name="wide exact", score=scorer(teacher(context=256)), texts=wide_texts[:10]),
+            Variant(name="wide reference", score=lambda s: reference(base, s, k), texts=wide_texts[:10]),
+        ]
+        costs["wide masked"] = wide_masked.kl_to_exact(wide_texts[:2])
+    base.score(texts[:2], k=k)  # warm
+    wanted = [v for v in variants if not arguments.only or v.name in arguments.only.split(",")]
+    return wanted, costs
+
+
+def bench(shape: str, k: int, arguments: argparse.Namespace, *, wide: bool) -> dict[str, Any]:
+    """All variants of a shape in turns; a row of figures each."""
+    variants, costs = make_variants(shape, k, arguments, wide=wide)
+    for number in range(TURNS):
+        for variant in variants if number % 2 == 0 else reversed(variants):
+            variant.turn(number)
     by_name = {v.name: v for v in variants}
-    figures: dict[str, Any] = {
-        v.name: {
-            "positions_per_s": round(v.rate, 2),
-            "positions_per_cpu_s": round(v.cpu_rate, 2),
-            "positions": v.positions,
-            "seconds": round(v.seconds, 2),
-        }
-        for v in variants
-    }
+    figures = {v.name: v.figures() for v in variants}
+    for name, cost in costs.items():
+        if name in figures:
+            figures[name]["kl_to_exact_nats"] = float(f"{cost:.3g}")
     for left, right in (("exact", "reference"), ("wide exact", "wide reference")):
         if left in by_name and right in by_name:
-            shared = [name for name in by_name[left].rows if name in by_name[right].rows]
-            gaps = [np.abs(by_name[left].rows[n].gold_logp_N - by_name[right].rows[n].gold_logp_N).max() for n in shared]
-            tops = [
-                np.abs(by_name[left].rows[n].logp_NK[:, : k - 1] - by_name[right].rows[n].logp_NK[:, : k - 1]).max()
-                for n in shared
-            ]
+            pairs = [(rows, by_name[right].rows[name]) for name, rows in by_name[left].rows.items()]
+            gaps = [np.abs(a.gold_logp_N - b.gold_logp_N).max() for a, b in pairs]
+            tops = [np.abs(a.logp_NK[:, : k - 1] - b.logp_NK[:, : k - 1]).max() for a, b in pairs]
             figures[left]["largest_difference_to_reference"] = float(max(*gaps, *tops))
-    for left, right in (("masked", "exact"), ("wide masked", "wide exact")):
-        if left in by_name and right in by_name:
-            pairs = [(by_name[right].rows[n], r) for n, r in by_name[left].rows.items() if n in by_name[right].rows]
-            figures[left]["kl_to_exact_nats"] = float(
-                np.average([kl_to(a, b) for a, b in pairs], weights=[len(a) for a, _ in pairs])
-            )
     return figures
 
 
-def main() -> None:
-    """Run, print the bars, write results/dump.json."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", default="small,bert-base")
-    parser.add_argument("--k", default="8,64")
-    parser.add_argument("--transcripts", type=int, default=500)
-    parser.add_argument("--slow-transcripts", type=int, default=0, help="transcripts of (a) and (b); 0: all")
-    parser.add_argument("--block", type=int, default=125, help="transcripts a turn")
-    parser.add_argument("--seconds", type=float, default=600.0, help="a variant takes no further block after so long")
-    parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--token-budget", type=int, default=0)
-    parser.add_argument(
-        "--clock", choices=("wall", "cpu"), default="wall", help="cpu: for machines that are busy with other work"
+def bar(what: str, value: float, bound: float, *, least: bool, form: str = ".2f") -> bool:
+    """Print whether a figure keeps its bound."""
+    good = value >= bound if least else value <= bound
+    print(
+        f"BAR {'ok  ' if good else 'FAIL'} {what}: {value:{form}} (at {'least' if least else 'most'} {bound:{form}})", flush=True
     )
-    parser.add_argument("--only", default="")
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    arguments = parser.parse_args()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    results: dict[str, Any] = {
-        "machine": machine(),
-        "arguments": {k: str(v) for k, v in vars(arguments).items() if k != "out"},
-        "runs": {},
-    }
-    passed = True
-    for shape in arguments.shapes.split(","):
-        for k in map(int, arguments.k.split(",")):
-            figures = results["runs"][f"{shape} k={k}"] = bench(shape, k, arguments)
-            print(f"{shape} k={k}: {json.dumps(figures)}", flush=True)
-            passed &= bars(shape, k, figures, "positions_per_cpu_s" if arguments.clock == "cpu" else "positions_per_s")
-    arguments.out.parent.mkdir(exist_ok=True)
-    arguments.out.write_text(json.dumps(results, indent=2) + "\n")
-    raise SystemExit(0 if passed else 1)
+    return good
 
 
 def bars(shape: str, k: int, figures: dict[str, Any], rate: str) -> bool:
@@ -273,20 +238,47 @@ def bars(shape: str, k: int, figures: dict[str, Any], rate: str) -> bool:
         if of == shape and name in figures and other in figures:
             ratio = figures[name][rate] / figures[other][rate]
             figures[name]["ratio"] = {"to": other, "is": round(ratio, 3), "bar": least}
-            good &= ratio >= least
-            print(
-                f"BAR {'ok  ' if ratio >= least else 'FAIL'} {shape} k={k} {name} / {other}: {ratio:.2f} (at least {least})",
-                flush=True,
-            )
+            good &= bar(f"{shape} k={k} {name} / {other}", ratio, least, least=True)
     for name, row in figures.items():
-        gap = row.get("largest_difference_to_reference")
-        if gap is not None:
-            good &= gap <= 1e-4
-            print(
-                f"BAR {'ok  ' if gap <= 1e-4 else 'FAIL'} {shape} k={k} {name}: largest difference {gap:.1e} (at most 1e-4)",
-                flush=True,
-            )
+        if (gap := row.get("largest_difference_to_reference")) is not None:
+            good &= bar(f"{shape} k={k} {name}: largest difference", gap, 1e-4, least=False, form=".1e")
     return good
+
+
+def main() -> None:
+    """Run, print the bars, write results/dump.json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", default="small,bert-base")
+    parser.add_argument("--k", default="8,64", help="wide context is measured for the first one")
+    parser.add_argument("--transcripts", type=int, default=500)
+    parser.add_argument("--slow-transcripts", type=int, default=0, help="transcripts of (a) and (b); 0: by shape")
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--token-budget", type=int, default=0)
+    parser.add_argument(
+        "--clock", choices=("wall", "cpu"), default="wall", help="cpu: for machines that are busy with other work"
+    )
+    parser.add_argument("--only", default="", help="some variants")
+    parser.add_argument("--no-memory", action="store_true", help="leave the million utterances out")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    asked = {name: str(value) for name, value in vars(arguments).items() if name != "out"}
+    results: dict[str, Any] = {"machine": machine(), "arguments": asked, "runs": {}}
+    passed = True
+    for shape in arguments.shapes.split(","):
+        for number, k in enumerate(map(int, arguments.k.split(","))):
+            figures = results["runs"][f"{shape} k={k}"] = bench(shape, k, arguments, wide=number == 0)
+            passed &= bars(shape, k, figures, "positions_per_cpu_s" if arguments.clock == "cpu" else "positions_per_s")
+            print(f"{shape} k={k}: {json.dumps(figures)}", flush=True)
+    if not arguments.no_memory:
+        row = results["a million utterances"] = dump_memory.measure()
+        passed &= bar("a million utterances: peak memory, GB", row["peak_gb"], 1.0, least=False)
+        passed &= bar("a million utterances: planning, s of processor time", row["plan_cpu_seconds"], 30.0, least=False)
+    arguments.out.parent.mkdir(exist_ok=True)
+    arguments.out.write_text(json.dumps(results, indent=2) + "\n")
+    raise SystemExit(0 if passed else 1)
 
 
 def machine() -> dict[str, Any]:

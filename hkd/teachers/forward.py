@@ -38,7 +38,7 @@ TOKEN_BUDGET_CPU = 4_096  # what stays in the caches
 _HEAD_ROWS = 256  # scored rows of a head call, at least where there are as many: the weights are read once a call
 _HEAD_BYTES = {"cuda": 1 << 30}  # logits of a head call
 _HEAD_BYTES_CPU = 32 << 20
-_UNIT_BATCHES = 4  # batches that share head calls, at most
+_UNIT_FLOPS = 1e11  # about a second of one core: the work of one thread at a time, if a batch is not more
 _CUDA_STREAMS = 2
 _EMBEDDINGS = (torch.nn.Embedding, torch.nn.EmbeddingBag)
 
@@ -120,14 +120,13 @@ class RowScorer:
         return of_head + 2.0 * body * float(length_R.sum()) + 4.0 * int(config.hidden_size * config.num_hidden_layers) * scores
 
     def _units(self, rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
-        """The work of one thread: one batch, or up to four of them while they have few scored places."""
+        """The work of one thread: one batch, or some while they are cheap and have few scored places for a call of the head."""
         waiting: list[Row] = []
-        batches = scored = 0
         for batch in self._batches(rows):
-            waiting, batches, scored = [*waiting, *batch], batches + 1, scored + sum(len(row.at) for row in batch)
-            if scored >= _HEAD_ROWS or batches == _UNIT_BATCHES:
+            waiting += batch
+            if sum(len(row.at) for row in waiting) >= _HEAD_ROWS or self._flops(waiting) >= _UNIT_FLOPS:
                 yield waiting
-                waiting, batches, scored = [], 0, 0
+                waiting = []
         if waiting:
             yield waiting
 
