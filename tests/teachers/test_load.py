@@ -4,6 +4,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,21 @@ def test_pickled_weights_are_refused(teacher_folder: Folder, tmp_path: Path) -> 
     torch.save({"a": torch.zeros(1)}, folder / "pytorch_model.bin")
     with pytest.raises(HkdError, match="safetensors"):
         load_teacher(str(folder), unit="subword")
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+def test_code_that_lies_beside_a_model_is_never_run(teacher_folder: Folder, tmp_path: Path, file: str) -> None:
+    folder = tmp_path / "code"
+    shutil.copytree(teacher_folder("bert"), folder)
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\nclass Evil: ...\n")
+    value = json.loads((folder / file).read_text())
+    auto = {"AutoConfig": "evil.Evil", "AutoModelForMaskedLM": "evil.Evil", "AutoTokenizer": ["evil.Evil", "evil.Evil"]}
+    value |= {"auto_map": auto, "model_type": "evil"} if file == "config.json" else {"auto_map": auto, "tokenizer_class": "Evil"}
+    (folder / file).write_text(json.dumps(value))
+    refused = pytest.raises((HkdError, UserError)) if file == "config.json" else nullcontext()  # the tokenizer itself is all there
+    with refused:
+        load_teacher(str(folder), unit="subword")
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_model_without_its_head_is_refused(teacher_folder: Folder, tmp_path: Path) -> None:

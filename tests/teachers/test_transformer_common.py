@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hkd.teachers.base import Sentence
 from hkd.teachers.load import load_teacher
 from hkd.teachers.options import TeacherOptions
 from hkd.teachers.transformer_common import TransformerTeacher
+from hkd.topk import NO_GOLD
 
 Folder = Callable[[str], Path]
 WORD = st.text(alphabet="abcdeghijorstuz'", min_size=1, max_size=6).map(lambda w: w.strip("'")).filter(bool)
@@ -69,3 +71,29 @@ def test_the_inventory_has_the_size_of_the_models_output(teacher: TransformerTea
 def test_empty_transcripts(teacher: TransformerTeacher) -> None:
     unit_U, word_U = teacher.encode([])
     assert unit_U.shape == word_U.shape == (0,)
+
+
+def test_pieces_that_are_parts_of_a_character_belong_to_its_word(teacher_folder: Folder) -> None:
+    for kind in ("roberta", "gpt2"):
+        teacher = load(teacher_folder(kind), case="lower")
+        said = ["the", "naïve", "日本", "cat"]
+        unit_U, word_U = teacher.encode(said)
+        assert (np.diff(word_U) >= 0).all()
+        assert [int((word_U == n).sum()) for n in (1, 2)] == [len(" naïve".encode()), len(" 日本".encode())]
+        assert teacher._tokenizer.decode(unit_U[word_U == 2].tolist()).strip() == "日本"
+
+
+def test_a_word_that_the_tokenizer_does_not_know_is_one_position_without_gold(teacher_folder: Folder) -> None:
+    teacher = load(teacher_folder("bert"))
+    unit_U, word_U = teacher.encode(["the", "日本", "cat"])
+    rows = teacher.score([Sentence(id="a", unit_U=unit_U, word_U=word_U)], k=4)[0]
+    assert word_U.tolist().count(1) == len(rows) - 2
+    assert (rows.gold_N[word_U == 1] == NO_GOLD).all()
+    assert (rows.gold_N[word_U != 1] >= 0).all()
+
+
+def test_special_tokens_are_never_kept(teacher: TransformerTeacher) -> None:
+    unit_U, word_U = teacher.encode(["the", "cat"])
+    rows = teacher.score([Sentence(id="a", unit_U=unit_U, word_U=word_U)], k=10_000)[0]
+    assert rows.ids_NK.shape[1] == teacher.num_candidates == len(teacher.inventory) - len(teacher._special) - 3
+    assert not set(teacher._tokenizer.all_special_ids) & set(rows.ids_NK.reshape(-1).tolist())
