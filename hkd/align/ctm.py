@@ -18,7 +18,9 @@ from hkd.files import digest_of_file
 from hkd.lines import numbered_lines
 from hkd.manifest import Manifest, Utterance
 from hkd.timebase import SAMPLE_RATE_HZ
+from hkd.units.lexicon import Lexicon
 from hkd.units.phones import is_silent_word, split_position
+from hkd.units.text import words
 
 COLUMNS = 5
 Pronounce = Callable[[str], Sequence[str]]
@@ -56,9 +58,9 @@ def _why(error: ValueError) -> str:
 class CtmSource:
     """A CTM of words, and maybe one of phones."""
 
-    def __init__(self, words: Path, *, phones: Path | None = None, pronounce: Pronounce | None = None) -> None:
+    def __init__(self, word_ctm: Path, *, phones: Path | None = None, pronounce: Pronounce | None = None) -> None:
         """pronounce: a word's phones, for words alone; () where a word has none."""
-        self._words, self._phones, self._pronounce = words, phones, pronounce
+        self._words, self._phones, self._pronounce = word_ctm, phones, pronounce
         self.phones = None
         self.senones = None
         self.notes: tuple[str, ...] = ()
@@ -118,3 +120,15 @@ def words_alone(spoken: Sequence[Interval], pronounce: Pronounce | None, *, offs
         edges = [*(row.start + width * place for place in range(len(phones))), row.stop]
         rows += [(a, b, number, phone) for phone, (a, b) in zip(phones, pairwise(edges), strict=True)]
     return pieces(rows, tokens, offset_s=offset_s)
+
+
+def pronounce_by(lexicon: Lexicon) -> Pronounce:
+    """A tool's word → its phones by a lexicon, () where one of the words that it is has none."""
+
+    def pronounce(token: str) -> tuple[str, ...]:
+        if lexicon.variants(token):
+            return lexicon.variants(token)[0]
+        parts = [lexicon.pronounce(word) for word in words(token)]
+        return tuple(phone for part in parts for phone in part) if all(parts) else ()
+
+    return pronounce

@@ -1,64 +1,15 @@
-"""`hkd align`, `hkd units`: from a manifest to what teachers and students start from."""
+"""`hkd units`: the inventories, what text becomes in them, and how labels of one level agree with another's."""
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from hkd.cli.common import emit, progress_bar, project
+from hkd.cli.common import emit, project
 
 units_app = typer.Typer(no_args_is_help=True, help="Unit inventories: senones, monophones, subwords.")
 
 _Json = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout.")]
 _Overwrite = Annotated[bool, typer.Option(help="Replace what is there and was made of something else.")]
-_SHOWN = 20
-
-
-def align(
-    manifest: Annotated[Path | None, typer.Argument(help="The manifest; by default the project's.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Where to write; by default the project's alignment.")] = None,
-    jobs: Annotated[int | None, typer.Option(help="Processes; 0: one a core.")] = None,
-    min_score: Annotated[
-        float | None, typer.Option(help="Mean score a frame below which a transcript counts as not what was spoken.")
-    ] = None,
-    overwrite: _Overwrite = False,
-    json_: _Json = False,
-) -> None:
-    """Align words, phones and senones to 10 ms frames with pocketsphinx's English model.
-
-    Utterances that cannot be aligned are listed with reasons and left out of what follows. A killed run goes on where it was.
-
-    Examples:
-
-        hkd align
-
-        hkd align other/manifest.jsonl --out other/alignment.arrow --jobs 8
-    """
-    from dataclasses import asdict
-
-    from hkd.align.sphinx import SphinxConfig, align_manifest
-    from hkd.manifest import read
-
-    here = project()
-    path = manifest or here.require("manifest", "hkd prepare")
-    target = out or here.alignment
-    config = here.section("align", SphinxConfig, {"jobs": jobs, "min_score": min_score})
-    with progress_bar("align") as progress:
-        report = align_manifest(read(path), target, config=config, overwrite=overwrite, progress=progress)
-
-    def render(value: dict[str, Any]) -> str:
-        total = value["kept"] + len(value["failed"])
-        lines = [f"{target}: {value['kept']} of {total} utterances ({value['kept'] / total:.1%}), {value['hours']:.3f} hours"]
-        if value["real_time_factor"]:
-            lines[0] += f", real-time factor {value['real_time_factor']:.3f} (one core)"
-        if value["predicted_words"]:
-            lines.append(f"{len(value['predicted_words'])} words are in no dictionary and got a predicted pronunciation")
-        lines += [f"  {name}: {reason}" for name, reason in list(value["failed"].items())[:_SHOWN]]
-        if len(value["failed"]) > _SHOWN:
-            lines.append(f"  and {len(value['failed']) - _SHOWN} more (--json lists all)")
-        return "\n".join(lines)
-
-    emit({**asdict(report), "hours": report.seconds_of_audio / 3600}, json_, render)
 
 
 @units_app.command()
@@ -105,14 +56,13 @@ def show(
 
         hkd units show "Thank you for calling."
     """
-    from hkd.units.level import LEVELS
     from hkd.units.sequences import Units
     from hkd.units.text import words
 
     here = project()
     here.require("units", "hkd units train")
     units = Units(here.units)
-    inventories = {level: units.inventory(level) for level in LEVELS}
+    inventories = {level: units.inventory(level) for level in units.levels}
     if text is None:
         value = {level: {"units": len(inventory), "digest": inventory.digest} for level, inventory in inventories.items()}
         return emit(value, json_, _render_units)

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from hkd import __version__
-from hkd.cli import corpora, data, evaluate, labels, lm, run, teacher, train
+from hkd.cli import align, corpora, data, evaluate, labels, lm, run, teacher, train
 from hkd.cli.common import say
 from hkd.errors import HkdError
 
@@ -88,7 +88,7 @@ def options(
 app.command("demo", rich_help_panel=START)(run.demo)
 app.command("run", rich_help_panel=START)(run.run)
 app.command("prepare", rich_help_panel=START)(corpora.prepare)
-app.command("align", rich_help_panel=START)(data.align)
+app.command("align", rich_help_panel=START)(align.align)
 app.add_typer(data.units_app, name="units", rich_help_panel=START)
 app.add_typer(corpora.manifest_app, name="manifest", rich_help_panel=START)
 app.add_typer(lm.app, name="lm", rich_help_panel=ONE)

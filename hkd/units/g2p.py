@@ -44,6 +44,7 @@ _CONSONANTS = (
     "ZH",
 )
 _VOWELS = ("AA", "AE", "AH", "AO", "AW", "AY", "EH", "ER", "EY", "IH", "IY", "OW", "OY", "UH", "UW")
+ARPABET = frozenset((*_CONSONANTS, *_VOWELS))
 _START, _STOP, _FIRST_PHONE = 2, 3, 4
 _MAX_PHONES = 20
 # the network's outputs: all phones in alphabetical order, vowels once a stress mark, and UW once without
@@ -74,8 +75,8 @@ def _gru(x_D: Array, h_D: Array, weights: dict[str, Array], side: str) -> Array:
 
 
 @cache
-def predict_phones(letters: str) -> tuple[str, ...]:
-    """Phones of one word of letters a-z, stress marks folded away; () where the network gives none."""
+def predict_phones(letters: str, *, stress: bool = False) -> tuple[str, ...]:
+    """Phones of one word of letters a-z, stress marks folded away unless `stress`; () where the network gives none."""
     weights = _weights()
     h_D = np.zeros(weights["enc_w_hh"].shape[1], np.float32)
     for symbol in [*(_LETTERS[letter] for letter in letters), _END_OF_WORD]:
@@ -88,5 +89,6 @@ def predict_phones(letters: str) -> tuple[str, ...]:
         if symbol == _STOP:
             break
         if symbol >= _FIRST_PHONE:
-            phones.append(_OUTPUTS[symbol - _FIRST_PHONE].rstrip("012"))
+            phone = _OUTPUTS[symbol - _FIRST_PHONE]
+            phones.append(phone if stress else phone.rstrip("012"))
     return tuple(phones)

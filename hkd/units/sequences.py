@@ -16,14 +16,12 @@ from numpy.typing import NDArray
 
 from hkd.errors import UserError
 from hkd.files import digest_of, write_json
+from hkd.units.acoustic import MADE_FROM_FILE, Tying, acoustic_digest, load_lexicon, load_tying
 from hkd.units.inventory import UnitInventory
-from hkd.units.level import LEVELS, MONOPHONE, SENONE, SUBWORD
+from hkd.units.level import LEVELS, SENONE, SUBWORD
 from hkd.units.lexicon import Lexicon
 from hkd.units.subword import MODEL_FILE, SubwordModel, train_subwords
 from hkd.units.text import NORMALISATION, normalised_lines
-from hkd.units.tying import StateTying
-
-MADE_FROM_FILE = "made-from.json"
 
 Sequences = tuple[NDArray[np.int32], NDArray[np.int32]]
 
@@ -54,17 +52,22 @@ class Units:
     @cached_property
     def lexicon(self) -> Lexicon:
         """Words → phones."""
-        return Lexicon()
+        return load_lexicon(self.folder)
 
     @cached_property
-    def tying(self) -> StateTying:
-        """Phones → senones; refuses a units folder of another acoustic model."""
-        tying = StateTying()
-        for inventory in (tying.senone_inventory, tying.monophone_inventory):
+    def tying(self) -> Tying:
+        """Phones → senones, by the project's acoustic model; refuses inventories of another one."""
+        tying = load_tying(self.folder)
+        for inventory in tying.inventories.values():
             path = inventory_path(self.folder, inventory.level)
             if path.exists() and UnitInventory.load(path).digest != inventory.digest:
-                raise UserError(f"{path} must be the installed acoustic model's inventory, but its digest differs. Make it anew.")
+                raise UserError(f"{path} must be the project's acoustic model's inventory, but its digest differs. Make it anew.")
         return tying
+
+    @property
+    def levels(self) -> tuple[str, ...]:
+        """The levels that there are inventories of, from fine to coarse."""
+        return tuple(level for level in LEVELS if inventory_path(self.folder, level).exists())
 
     @cached_property
     def subwords(self) -> SubwordModel:
@@ -95,22 +98,22 @@ def train_units(
     kind: Literal["unigram", "bpe"] = "unigram",
     overwrite: bool = False,
 ) -> dict[str, UnitInventory]:
-    """Write a units folder: subwords trained on `texts`, senones and monophones of the acoustic model. Deterministic.
+    """Write a units folder: subwords trained on `texts`, senones and monophones of the project's acoustic model. Deterministic.
 
     What is there and was made from the same texts with the same settings is left. Raises UserError where it was not, unless `overwrite`.
     """
     lines = sorted(normalised_lines(texts))
-    tying = StateTying()
-    inventories = {SENONE: tying.senone_inventory, MONOPHONE: tying.monophone_inventory}
+    tying = load_tying(folder)
+    inventories = tying.inventories
     made_from = {
         "normalisation": NORMALISATION, "vocab_size": vocab_size, "kind": kind, "texts": digest_of(lines),
-        "acoustic_model": digest_of(inventory.digest for inventory in inventories.values()),
+        "acoustic_model": acoustic_digest(tying),
     }  # fmt: skip
     marker = folder / MADE_FROM_FILE
     if marker.exists():
         was = json.loads(marker.read_text(encoding="utf-8"))
         if was == made_from:
-            return {level: UnitInventory.load(inventory_path(folder, level)) for level in LEVELS}
+            return {level: UnitInventory.load(inventory_path(folder, level)) for level in (*inventories, SUBWORD)}
         if not overwrite:
             name = next(key for key in made_from if was.get(key) != made_from[key])
             raise UserError(

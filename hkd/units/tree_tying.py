@@ -96,6 +96,11 @@ class TreeTying:
         quiet = silent or list(self.silences[SENONE])
         return UnitInventory(level=SENONE, symbols=symbols, silence=quiet[0] if quiet else None)
 
+    @property
+    def inventories(self) -> dict[str, UnitInventory]:
+        """By level."""
+        return {SENONE: self.senone_inventory, MONOPHONE: self.monophone_inventory}
+
     @cached_property
     def silences(self) -> dict[str, tuple[int, ...]]:
         """Per level the ids that label frames but are no positions: silence and noise, with all their states."""

@@ -71,6 +71,11 @@ class StateTying:
         """The phones without context, fillers included."""
         return UnitInventory(level=MONOPHONE, symbols=self.definition.phones, silence=self.definition.silence)
 
+    @property
+    def inventories(self) -> dict[str, UnitInventory]:
+        """By level."""
+        return {SENONE: self.senone_inventory, MONOPHONE: self.monophone_inventory}
+
     @cached_property
     def silences(self) -> dict[str, tuple[int, ...]]:
         """Per level the ids that label frames but are no positions: silence and fillers, with all their states."""
