@@ -69,7 +69,9 @@ def test_code_that_lies_beside_a_model_is_never_run(teacher_folder: Folder, tmp_
     auto = {"AutoConfig": "evil.Evil", "AutoModelForMaskedLM": "evil.Evil", "AutoTokenizer": ["evil.Evil", "evil.Evil"]}
     value |= {"auto_map": auto, "model_type": "evil"} if file == "config.json" else {"auto_map": auto, "tokenizer_class": "Evil"}
     (folder / file).write_text(json.dumps(value))
-    refused = pytest.raises((HkdError, UserError)) if file == "config.json" else nullcontext()  # the tokenizer itself is all there
+    refused = (
+        pytest.raises((HkdError, UserError)) if file == "config.json" else nullcontext()
+    )  # the tokenizer itself is all there
     with refused:
         load_teacher(str(folder), unit="subword")
     assert not (tmp_path / "ran").exists()

@@ -226,3 +226,19 @@ def test_who_it_is_and_what_is_refused(teacher_folder: Callable[[str], Path], un
         load(folder, tmp_path)
     with pytest.raises(UserError, match="project must be left out for phone-trigram"):
         load_teacher("phone-trigram", unit="monophone", options=TeacherOptions(project=str(units)))
+
+
+def test_a_masked_lm_does_not_see_the_rest_of_a_word(teacher_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    train_subwords([WORDS] * 3, vocab_size=60, folder=tmp_path)
+    teacher = load(teacher_folder("bert"), tmp_path)
+    asked = sentence(teacher, "the zebras sat")
+    read = teacher._read(asked)
+    size = read.begin[2] - read.begin[1]
+    assert size > 2
+    rows = list(teacher._rows(read, 0, len(read.word_T)))
+    masked = {int(row.to[0]): (row.masked - row.at[0]).tolist() for row in rows}
+    assert masked == {0: [0], **{1 + n: list(range(size - n)) for n in range(size)}, 1 + size: [0]}
+    first, last = (int(np.flatnonzero(asked.word_U == 1)[n]) for n in (0, -1))
+    [p_US] = teacher.distributions([asked])
+    assert p_US[first, asked.unit_U[first]] > 0
+    assert p_US[last, asked.unit_U[last]] > 0
