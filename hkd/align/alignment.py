@@ -7,8 +7,10 @@
 """
 
 import json
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -73,21 +75,26 @@ def positions(tier: Tier, silence_ids: Iterable[int]) -> Positions:
     return Positions(unit_U=tier.unit_U[keep_U], start_U=tier.start_U1[:-1][keep_U], stop_U=tier.start_U1[1:][keep_U])
 
 
-def word_positions(utterance: UtteranceAlignment, word_of_U: NDArray[np.int32], unit_U: NDArray[np.int32]) -> Positions:
-    """Frames for pieces of words: a word's frames are split along its phones, S pieces over P phones as evenly as can be.
+def word_positions(
+    utterance: UtteranceAlignment,
+    word_of_U: NDArray[np.int32],
+    unit_U: NDArray[np.int32],
+    *,
+    letters_V: NDArray[np.int64] | None = None,
+) -> Positions:
+    """Frames for pieces of words: a word's frames are split along its phones, in proportion to the pieces' letters.
 
-    word_of_U: for each piece the index of its word (−1: no frames; start = stop). Piece s of S takes phones floor(s·P/S) to
-    floor((s+1)·P/S); where a word has fewer phones than pieces, its frames are cut evenly instead. Pieces of one word are neighbours.
+    word_of_U: for each piece the index of its word (−1: no frames; start = stop). Pieces of one word are neighbours. letters_V: letters of
+    each unit (`hkd.units.letters`); None: all pieces alike. With L letters up to a piece's end, of a word's L_w, it reaches to phone
+    floor(P · L / L_w + 1/2) of P; every piece with letters gets a phone where there are enough, else the frames are cut instead of the
+    phones; a piece without letters (▁ alone) gets one frame.
     """
-    word_start = dict(
-        zip(
-            utterance.word_tier.unit_U.tolist(),
-            zip(utterance.word_tier.start_U1[:-1].tolist(), utterance.word_tier.start_U1[1:].tolist(), strict=True),
-            strict=True,
-        )
-    )
-    phones = utterance.tiers["monophone"].start_U1 if "monophone" in utterance.tiers else utterance.word_tier.start_U1
+    tier = utterance.word_tier
+    spans = zip(tier.start_U1[:-1].tolist(), tier.start_U1[1:].tolist(), strict=True)
+    word_start = dict(zip(tier.unit_U.tolist(), spans, strict=True))
+    phones = utterance.tiers.get("monophone", tier).start_U1.tolist()
     num = len(word_of_U)
+    letters = [1] * num if letters_V is None else letters_V[unit_U].tolist()
     start_U, stop_U = np.zeros(num, np.int32), np.zeros(num, np.int32)
     first = 0
     while first < num:
@@ -97,15 +104,46 @@ def word_positions(utterance: UtteranceAlignment, word_of_U: NDArray[np.int32], 
             last += 1
         if word in word_start and word >= 0:
             begin, end = word_start[word]
-            cuts = phones[(phones >= begin) & (phones <= end)]
-            pieces = last - first
-            if len(cuts) - 1 < pieces:
-                bounds = begin + (end - begin) * np.arange(pieces + 1) // pieces
-            else:
-                bounds = cuts[(len(cuts) - 1) * np.arange(pieces + 1) // pieces]
+            start_U[first], stop_U[first] = begin, end
+        if word in word_start and word >= 0 and last - first > 1:
+            bounds = _share(phones[bisect_left(phones, begin) : bisect_right(phones, end)], letters[first:last])
             start_U[first:last], stop_U[first:last] = bounds[:-1], bounds[1:]
         first = last
     return Positions(unit_U=unit_U, start_U=start_U, stop_U=stop_U)
+
+
+def _share(cuts: Sequence[int], letters: Sequence[int]) -> list[int]:
+    """Phone boundaries of a word (P + 1) and its pieces' letters → frame boundaries, one more than pieces. Plain integers: words are short."""
+    if not any(letters):
+        letters = [1] * len(letters)
+    weights = [number for number in letters if number]
+    grid = cuts if len(cuts) > len(weights) else range(cuts[0], cuts[-1] + 1)
+    places = _apart([0, *accumulate(weights)], scale=len(grid) - 1)
+    bounds, place = [cuts[0]], 0
+    for number in letters:
+        place += number > 0
+        bounds.append(grid[places[place]])
+    if len(weights) < len(letters):
+        bounds = [cuts[0] + bound for bound in _apart([bound - cuts[0] for bound in bounds], scale=cuts[-1] - cuts[0])]
+    return bounds
+
+
+def _apart(rising: Sequence[int], *, scale: int) -> list[int]:
+    """Weights from 0 up → places from 0 to `scale` in proportion, rounded half up, one apart at least where there is room."""
+    total, steps = rising[-1], len(rising) - 1
+    found = [0]
+    for step, value in enumerate(rising[1:], 1):
+        place = (2 * scale * value + total) // (2 * total)
+        found.append(min(max(place, found[-1] + 1), scale - steps + step) if scale >= steps else place)
+    return found
+
+
+def at_least_one_apart(bound_P1: NDArray[np.int64], last: int) -> NDArray[np.int64]:
+    """The boundaries from 0 to `last` that rise by one at least and lie nearest to ascending ones. There must be room: P ≤ last."""
+    rank_P1 = np.arange(len(bound_P1))
+    risen_P1 = np.maximum.accumulate(bound_P1 - rank_P1)
+    apart_P1: NDArray[np.int64] = np.minimum(np.maximum(risen_P1, 0), last - rank_P1[-1]) + rank_P1
+    return apart_P1
 
 
 def sequence_digest(unit_U: NDArray[np.int32]) -> bytes:

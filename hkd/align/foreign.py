@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from hkd.align.alignment import Tier, UtteranceAlignment
+from hkd.align.alignment import Tier, UtteranceAlignment, at_least_one_apart
 from hkd.errors import UserError
 from hkd.timebase import HOP_SAMPLES, SAMPLE_RATE_HZ, samples_to_boundaries, samples_to_frames
 from hkd.units.level import MONOPHONE, SENONE
@@ -229,7 +229,7 @@ def _in_words(foreign: Foreign, spoken: Sequence[str]) -> Foreign:
         if len(starts_M) < len(mine):
             raise FailureError(f"the word '{foreign.tokens[theirs[0]]}' has fewer phones than words in the transcript")
         share = np.concatenate([[0], (2 * weight * len(starts_M) + weight[-1]) // (2 * weight[-1])])
-        share = _at_least_one_apart(share, len(starts_M))
+        share = at_least_one_apart(share, len(starts_M))
         edges = np.concatenate([starts_M, [at_M.size]])[share]
         for word, first, last in zip(mine, edges[:-1], edges[1:], strict=True):
             word_P[at_M[first:last]] = word
@@ -303,15 +303,7 @@ def _on_grid(foreign: Foreign, num_samples: int) -> NDArray[np.int64]:
     wanted_P1[0], wanted_P1[-1] = 0, num_frames
     if len(foreign.start_P) > num_frames:
         raise FailureError(f"the alignment has {len(foreign.start_P)} segments, but the sound {num_frames} frames")
-    bound_P1 = _at_least_one_apart(wanted_P1, num_frames)
+    bound_P1 = at_least_one_apart(wanted_P1, num_frames)
     if (moved := int(np.abs(bound_P1 - wanted_P1).max())) > _MAX_MOVED_FRAMES:
         raise FailureError(f"segments are shorter than a frame: giving each one moves a boundary by {moved} frames")
     return bound_P1
-
-
-def _at_least_one_apart(bound_P1: NDArray[np.int64], last: int) -> NDArray[np.int64]:
-    """The nearest boundaries from 0 to `last` that rise by one at least."""
-    rank_P1 = np.arange(len(bound_P1))
-    risen = np.maximum.accumulate(bound_P1 - rank_P1)
-    apart_P1: NDArray[np.int64] = np.minimum(np.maximum(risen, 0), last - rank_P1[-1]) + rank_P1
-    return apart_P1

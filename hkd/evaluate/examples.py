@@ -18,6 +18,7 @@ from hkd.evaluate.timeline import TierView, timeline
 from hkd.labels.reader import LabelReader
 from hkd.manifest import Manifest, Utterance
 from hkd.timebase import SAMPLE_RATE_HZ
+from hkd.units.letters import letters_per_unit
 from hkd.units.level import LEVELS
 
 MAX_AUDIO_S = 12.0  # longer sound is not embedded
@@ -182,7 +183,8 @@ def store_positions(alignment: Alignment, aligned: UtteranceAlignment, store: La
     if store.spec.level in alignment.inventories:
         found = alignment.positions(aligned.id, store.spec.level)
         return found if len(found.unit_U) == len(block.topk) else None
-    return word_positions(aligned, block.word_N, block.topk.gold_N)
+    letters_V = letters_per_unit(store.spec.inventory.symbols)
+    return word_positions(aligned, block.word_N, block.topk.gold_N, letters_V=letters_V)
 
 
 def tier_views(

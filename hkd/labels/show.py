@@ -8,6 +8,7 @@ from hkd.align.alignment import Alignment, Positions, sequence_digest, word_posi
 from hkd.labels.reader import LabelReader
 from hkd.labels.rows import LabelBlock
 from hkd.timebase import FRAME_SHIFT_S
+from hkd.units.letters import letters_per_unit
 
 
 def times(block: LabelBlock, reader: LabelReader, alignment: Alignment | None, utterance_id: str) -> Positions | None:
@@ -16,7 +17,8 @@ def times(block: LabelBlock, reader: LabelReader, alignment: Alignment | None, u
         return None
     level = reader.spec.level
     if level not in alignment.inventories:
-        return word_positions(alignment[utterance_id], block.word_N, block.topk.gold_N)
+        letters_V = letters_per_unit(reader.spec.inventory.symbols)
+        return word_positions(alignment[utterance_id], block.word_N, block.topk.gold_N, letters_V=letters_V)
     found = alignment.positions(utterance_id, level)
     return found if sequence_digest(found.unit_U) == block.unit_digest_B[0] else None
 

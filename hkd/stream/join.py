@@ -19,6 +19,7 @@ from hkd.errors import UserError
 from hkd.labels.reader import LabelReader
 from hkd.labels.rows import LEFT_OUT
 from hkd.manifest import Manifest, Utterance
+from hkd.units.letters import letters_per_unit
 from hkd.units.level import SUBWORD
 from hkd.units.subword import SubwordModel
 from hkd.units.text import text_digest, words
@@ -61,6 +62,7 @@ class Join:
         self._words = lru_cache(KEPT_UTTERANCES)(self._find_words)
         self._segments = lru_cache(KEPT_UTTERANCES)(self._find_segments)
         self._positions = lru_cache(KEPT_UTTERANCES)(self._find_positions)
+        self._letters = lru_cache(None)(self._find_letters)
 
     def __reduce__(self) -> tuple[Callable[..., "Join"], tuple[object, ...]]:
         return _rejoin, (self.manifest, self.subwords.path, self.alignment and self.alignment.path, self.stores)
@@ -118,7 +120,7 @@ class Join:
         assert self.alignment is not None
         if level == SUBWORD:
             unit_U, word_U = self.subwords.encode(self._words(utterance_id))
-            return word_positions(self.alignment[utterance_id], word_U, unit_U)
+            return word_positions(self.alignment[utterance_id], word_U, unit_U, letters_V=self._letters(None))
         return positions(self.alignment[utterance_id].tiers[level], ())
 
     def _find_positions(self, utterance_id: str, name: str) -> Positions:
@@ -129,7 +131,12 @@ class Join:
         if store.own_units:
             return self._segments(utterance_id, SUBWORD)
         block = store.reader.block([utterance_id])
-        return word_positions(self.alignment[utterance_id], block.word_N, block.topk.gold_N)
+        return word_positions(self.alignment[utterance_id], block.word_N, block.topk.gold_N, letters_V=self._letters(name))
+
+    def _find_letters(self, store: str | None) -> NDArray[np.int64]:
+        """Letters of each piece of a store's inventory; of the student's own subwords for None."""
+        inventory = self.subwords.inventory if store is None else self.stores[store].reader.spec.inventory
+        return letters_per_unit(inventory.symbols)
 
     # What must fit ---------------------------------------------------------------------------------------------------------
 

@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hkd.align.alignment import Alignment, Tier, positions, sequence_digest, word_positions, write_alignment
+from hkd.align.alignment import (
+    Alignment,
+    Tier,
+    UtteranceAlignment,
+    positions,
+    sequence_digest,
+    word_positions,
+    write_alignment,
+)
 from hkd.align.sequences import aligned_to_units, word_of_frames
 from hkd.errors import UserError
 from hkd.manifest import Manifest, Utterance
@@ -59,6 +67,33 @@ def test_pieces_of_a_word_share_out_its_frames_in_order(seed: int, pieces: list[
         assert (stop >= start).all()
         if mine.sum() <= stop[-1] - start[0]:
             assert (stop > start).all()  # no piece goes without a frame where there are enough
+
+
+def one_word(phones: list[int], pieces: int, letters: list[int]) -> list[list[int]]:
+    """[start, stop] of the pieces of a word with phones of these lengths."""
+    ends = np.cumsum([0, *phones]).astype(np.int32)
+    row = UtteranceAlignment(
+        id="u", words=("w",), word_tier=Tier(unit_U=array(0), start_U1=ends[[0, -1]]),
+        tiers={MONOPHONE: Tier(unit_U=np.zeros(len(phones), np.int32), start_U1=ends)},
+    )  # fmt: skip
+    placed = word_positions(row, np.zeros(pieces, np.int32), np.arange(pieces, dtype=np.int32), letters_V=np.array(letters))
+    return np.stack([placed.start_U, placed.stop_U], 1).tolist()
+
+
+@pytest.mark.parametrize(
+    ("phones", "letters", "wanted"),
+    [
+        ([10] * 11, [11, 1], [[0, 100], [100, 110]]),  # ▁participant s: one of eleven phones
+        ([10] * 4, [3, 3], [[0, 20], [20, 40]]),
+        ([10] * 3, [9, 1, 1], [[0, 10], [10, 20], [20, 30]]),  # every piece gets a phone where there are enough
+        ([12], [3, 1], [[0, 9], [9, 12]]),  # fewer phones than pieces: frames
+        ([10, 10], [0, 3], [[0, 1], [1, 20]]),  # ▁ the: the mark has no letters
+        ([10, 10], [0, 0], [[0, 10], [10, 20]]),
+        ([2], [1, 1, 1], [[0, 1], [1, 1], [1, 2]]),  # fewer frames than pieces
+    ],
+)
+def test_pieces_share_a_words_phones_by_their_letters(phones: list[int], letters: list[int], wanted: list[list[int]]) -> None:
+    assert one_word(phones, len(letters), letters) == wanted
 
 
 def test_pieces_of_no_word_have_no_frames() -> None:
