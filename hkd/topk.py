@@ -92,20 +92,26 @@ def _groups(v: int, k: int) -> tuple[int, int]:
     return size, v // size
 
 
-def _largest(score_NV: torch.Tensor, k: int, exclude_V: torch.Tensor | None, touched: torch.Tensor | None) -> torch.Tensor:
-    """The ids of the k largest scores of each row that are not excluded, in any order; `touched`: groups with excluded ids.
+def _largest(
+    score_NV: torch.Tensor, k: int, exclude_V: torch.Tensor | None, touched: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The ids of the k largest scores of each row that are not excluded, in any order, and the row's largest score of all (N, 1).
 
     Large rows: the k largest lie in the k groups with the largest maxima, so only those groups are searched. Groups of √(V / k) make
-    both searches equally small. Group g holds the ids g, g + G, g + 2 G …
+    both searches equally small. Group g of G holds the ids g, g + G, g + 2 G …; `touched`: the groups with excluded ids.
     """
     n, v = score_NV.shape
     size, groups = _groups(v, k)
     none = float("-inf")
     if size < 4:
-        return (score_NV if exclude_V is None else score_NV.masked_fill(exclude_V, none)).topk(k, dim=-1, sorted=False).indices
+        open_NV = score_NV if exclude_V is None else score_NV.masked_fill(exclude_V, none)
+        return open_NV.topk(k, dim=-1, sorted=False).indices, score_NV.amax(-1, keepdim=True)
     body = groups * size
     score_NSG = score_NV[:, :body].view(n, size, groups)
     best_NG = score_NSG.amax(1)
+    top_N1 = best_NG.amax(-1, keepdim=True)
+    if body < v:
+        top_N1 = top_N1.maximum(score_NV[:, body:].amax(-1, keepdim=True))
     if exclude_V is not None and touched is not None:
         excluded = exclude_V[:body].view(size, groups)[:, touched]
         best_NG[:, touched] = score_NSG[:, :, touched].masked_fill(excluded, none).amax(1)
@@ -116,7 +122,7 @@ def _largest(score_NV: torch.Tensor, k: int, exclude_V: torch.Tensor | None, tou
     best_NC = score_NV.gather(1, candidate_NC)
     if exclude_V is not None:
         best_NC.masked_fill_(exclude_V[candidate_NC], none)
-    return candidate_NC.gather(1, best_NC.topk(k, dim=-1, sorted=False).indices)
+    return candidate_NC.gather(1, best_NC.topk(k, dim=-1, sorted=False).indices), top_N1
 
 
 @torch.no_grad()
@@ -148,54 +154,46 @@ def select_topk(
         size, groups = _groups(v, k)
         touched = exclude_V[: size * groups].view(size, groups).any(0).nonzero()[:, 0]
     rows = max(1, n if logits_NV.is_cuda else _CHUNK_BYTES // (4 * v))
-    parts = [
-        _select(logits_NV[a : a + rows], gold_N[a : a + rows], k, temperatures, exclude_V, touched)
-        for a in range(0, max(1, n), rows)
-    ]
-    ids_NK, logp_NK, tail_N, gold_logp_N, lse_NJ, tail_NJ = (torch.cat(column) for column in zip(*parts, strict=True))
+    parts = [_select(logits_NV[a : a + rows], k, temperatures, exclude_V, touched) for a in range(0, max(1, n), rows)]
+    ids_NK, best_NK, lse_NT, tail_NT = (torch.cat(column) for column in zip(*parts, strict=True))
+    inverse_T = 1 / torch.tensor([1.0, *temperatures], device=logits_NV.device)
+    gold_N1 = gold_N.clamp(min=0)[:, None]
+    gold_score_N1 = logits_NV.gather(1, gold_N1).float()
+    missing_N1 = has_gold_N[:, None] & ~(ids_NK == gold_N1).any(-1, keepdim=True)
+    last_N1 = best_NK.argmin(-1, keepdim=True)
+    leaving_NT, coming_NT = (score_N1 * inverse_T - lse_NT for score_N1 in (gold_score_N1, best_NK.gather(1, last_N1)))
+    tail_NT = torch.where(missing_N1, _swap(tail_NT, leaving_NT, coming_NT), tail_NT)
+    ids_NK = ids_NK.scatter(1, last_N1, torch.where(missing_N1, gold_N1, ids_NK.gather(1, last_N1)))
+    lse_N1 = lse_NT[:, :1]
+    logp_NK = logits_NV.gather(1, ids_NK).float() - lse_N1
     ids_NK, order_NK = ids_NK.sort(dim=-1)  # by falling probability, equal ones by id: two stable sorts
     logp_NK, falling_NK = logp_NK.gather(1, order_NK).sort(dim=-1, descending=True, stable=True)
     return TopK(
         ids_NK=ids_NK.gather(1, falling_NK).to(torch.int32).cpu().numpy(),
         logp_NK=logp_NK.cpu().numpy(),
-        tail_N=tail_N.cpu().numpy(),
+        tail_N=tail_NT[:, 0].cpu().numpy(),
         gold_N=gold_N.to(torch.int32).cpu().numpy(),
-        gold_logp_N=gold_logp_N.masked_fill(~has_gold_N, float("-inf")).cpu().numpy(),
-        lse_NJ=lse_NJ.cpu().numpy(),
-        tail_NJ=tail_NJ.cpu().numpy(),
+        gold_logp_N=(gold_score_N1 - lse_N1)[:, 0].masked_fill(~has_gold_N, float("-inf")).cpu().numpy(),
+        lse_NJ=(lse_NT - lse_N1 * inverse_T)[:, 1:].cpu().numpy(),  # lse_T = log Σ exp(logp / T), with logp = score − lse
+        tail_NJ=tail_NT[:, 1:].cpu().numpy(),
     )
 
 
 def _select(
-    logits_NV: torch.Tensor,
-    gold_N: torch.Tensor,
-    k: int,
-    temperatures: Sequence[float],
-    exclude_V: torch.Tensor | None,
-    touched: torch.Tensor | None,
-) -> tuple[torch.Tensor, ...]:
-    """Some rows' kept ids in any order, their logp, tail, gold logp, lse_T and tail_T; one exponential a unit and temperature."""
+    logits_NV: torch.Tensor, k: int, temperatures: Sequence[float], exclude_V: torch.Tensor | None, touched: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Some rows' k best ids in any order, their scores, log Σ exp(score / T) (N, 1 + J), and the log share of the other units in it."""
     score_NV = logits_NV.float()
-    safe_gold_N1 = gold_N.clamp(min=0)[:, None]
-    ids_NK = _largest(score_NV, k, exclude_V, touched)
-    best_NK = score_NV.gather(1, ids_NK)
-    top_N1 = (best_NK if exclude_V is None else score_NV).amax(-1, keepdim=True)
-    missing_N1 = (gold_N[:, None] >= 0) & ~(ids_NK == safe_gold_N1).any(-1, keepdim=True)
-    last_N1 = best_NK.argmin(-1, keepdim=True)
-    ids_NK = ids_NK.scatter(1, last_N1, torch.where(missing_N1, safe_gold_N1, ids_NK.gather(1, last_N1)))
-    dense = k == score_NV.shape[1]
-    lse_N1, tail_N1 = _mass(score_NV, top_N1, ids_NK, 1.0, dense=dense)
-    extra = [_mass(score_NV, top_N1, ids_NK, t, dense=dense) for t in temperatures]
-    none = score_NV.new_zeros((len(score_NV), 0))
-    return (
-        ids_NK,
-        score_NV.gather(1, ids_NK) - lse_N1,
-        tail_N1[:, 0],
-        (score_NV.gather(1, safe_gold_N1) - lse_N1)[:, 0],
-        # lse_T = log Σ exp(logp / T), with logp = score − lse
-        torch.cat([none, *(lse - lse_N1 / t for (lse, _), t in zip(extra, temperatures, strict=True))], 1),
-        torch.cat([none, *(tail for _, tail in extra)], 1),
-    )
+    ids_NK, top_N1 = _largest(score_NV, k, exclude_V, touched)
+    masses = [_mass(score_NV, top_N1, ids_NK, t, dense=k == score_NV.shape[1]) for t in (1.0, *temperatures)]
+    lse_NT, tail_NT = (torch.cat(column, 1) for column in zip(*masses, strict=True))
+    return ids_NK, score_NV.gather(1, ids_NK), lse_NT, tail_NT
+
+
+def _swap(tail_NT: torch.Tensor, leaving_NT: torch.Tensor, coming_NT: torch.Tensor) -> torch.Tensor:
+    """Log of a sum without one of its terms and with another, not smaller one; all given as logs."""
+    share_NT = (leaving_NT - tail_NT).clamp(max=0).nan_to_num(nan=float("-inf"), neginf=float("-inf"))
+    return torch.logaddexp(tail_NT + torch.log1p(-share_NT.exp()), coming_NT)
 
 
 def _mass(
