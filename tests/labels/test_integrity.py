@@ -1,8 +1,6 @@
 """A world that fails while a store is written: disks that are full or read-only, writers that race, die, or hang on to locks."""
 
-import errno
 import multiprocessing
-import os
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -17,6 +15,7 @@ from hkd.labels.rows import UtteranceLabels
 from hkd.labels.store import LabelReader, LabelWriter
 from hkd.labels.verify import verify
 from hkd.testing.store import files_of, random_rows, spec_for, write_store
+from hkd.testing.workers import die_holding_lock
 
 LENGTHS = [3, 0, 7, 12, 1, 30, 2, 2, 5, 6]
 
@@ -142,17 +141,11 @@ def test_finishing_waits_for_no_lock_of_a_shard_that_another_holds(tmp_path: Pat
             assert not also
 
 
-def die_holding(path: str, ready: "multiprocessing.synchronize.Event") -> None:
-    with lock(Path(path), wait=True):
-        ready.set()
-        os._exit(errno.EOWNERDEAD)
-
-
 def test_the_lock_of_a_dead_process_is_free(tmp_path: Path) -> None:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["hkd.testing.store"])
+    context.set_forkserver_preload(["hkd.testing.workers"])
     ready = context.Event()
-    process = context.Process(target=die_holding, args=(str(tmp_path / "a.lock"), ready))
+    process = context.Process(target=die_holding_lock, args=(str(tmp_path / "a.lock"), ready))
     process.start()
     assert ready.wait(60)
     process.join()

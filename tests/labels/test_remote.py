@@ -6,7 +6,6 @@ import os
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import fsspec
 import numpy as np
@@ -22,6 +21,7 @@ from hkd.labels.store import LabelReader, LabelWriter, open_stores, store_folder
 from hkd.labels.verify import repair, verify
 from hkd.testing.s3 import S3Server
 from hkd.testing.store import files_of, random_rows, spec_for, write_store
+from hkd.testing.workers import sum_of_labels
 
 LENGTHS = [3, 0, 7, 12, 1, 30, 2, 2, 5, 6]
 
@@ -163,23 +163,15 @@ def test_verify_looks_at_the_far_side_and_repair_mends_it(tmp_path: Path, far: s
     assert far_files(f"{far}/s") == whole
 
 
-def read_in_another_process(url: str, ids: list[str], queue: Any, environment: dict[str, str]) -> None:
-    os.environ.update(environment)  # the fork server may have been started by another test
-    topk = LabelReader.open(url).block(ids).topk
-    queue.put(float(topk.logp_NK.sum()))
-
-
 def test_processes_share_the_cache(s3: str, own_cache: Path) -> None:
     rows = random_rows(spec_for(), LENGTHS)
     reader = write_store(f"{s3}/s", spec_for(), rows)
     for path in (own_cache / "shards").iterdir():
         path.unlink()
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["hkd.testing.store"])
+    context.set_forkserver_preload(["hkd.testing.workers"])
     queue = context.Queue()
-    processes = [
-        context.Process(target=read_in_another_process, args=(f"{s3}/s", sorted(rows), queue, dict(os.environ))) for _ in range(2)
-    ]
+    processes = [context.Process(target=sum_of_labels, args=(f"{s3}/s", sorted(rows), queue, dict(os.environ))) for _ in range(2)]
     for process in processes:
         process.start()
     sums = [queue.get(timeout=60) for _ in processes]
