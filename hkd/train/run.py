@@ -40,7 +40,7 @@ from hkd.toml import to_toml
 from hkd.train.config import TrainConfig
 from hkd.train.student import Needs, Plan, describe_heads, needs_of, plan_student
 from hkd.train.task import StudentTask
-from hkd.units.level import LEVELS, SENONE
+from hkd.units.level import LEVELS, SENONE, SUBWORD
 from hkd.units.subword import MODEL_FILE, SubwordModel
 
 log = logging.getLogger(__name__)
@@ -86,6 +86,12 @@ def open_data(config: TrainConfig, *, manifest: Path, alignment: Path | None, un
     readers, levels = _stores(config, labels)
     needs = needs_of(config, levels, aligned=alignment is not None and alignment.exists())
     aligned = Alignment(alignment) if alignment is not None and (needs.alignment or config.main == SENONE) else None
+    for level in needs.hard if config.main != SENONE else (SENONE, *needs.hard):
+        if aligned is not None and level != SUBWORD and level not in aligned.inventories:
+            raise UserError(
+                f"level {level} must be aligned, but {aligned.path} has {', '.join(aligned.inventories) or 'words'} alone. Name other levels "
+                "(--set levels='[...]'), or tie senones: `hkd units tie`."
+            )
     stores = {name: readers[name] for name in needs.stores}
     train, dev = _split(whole, config.train_split, needed=True), _split(whole, config.dev_split, needed=False)
     frames = {utterance.id: _num_frames(utterance) for utterance in (*train, *dev)}

@@ -111,8 +111,12 @@ def plan_student(config: TrainConfig, needs: Needs, join: Join) -> Plan:
     if config.objective == "interpolation":
         [store] = needs.stores
         _no_draws(join, store)
-        weight = config.interpolation_weight
-        terms.append(HybridTerm(store=store, weight=weight) if hybrid else InterpolationTerm(store=store, weight=weight))
+        kd = _kd(config, store)
+        _check_tail(join, store, kd)
+        if kd.tail not in ("ghost", "renormalised"):
+            raise UserError(f"`kd.tail` must be ghost or renormalised with interpolation, but is {kd.tail} instead.")
+        kind = HybridTerm if hybrid else InterpolationTerm
+        terms.append(kind(store=store, weight=config.interpolation_weight, tail=kd.tail))
         soft[store] = default_slots(SENONE) if hybrid else 0
     else:
         terms.append(HybridTerm() if hybrid else CtcTerm())
@@ -136,6 +140,7 @@ def plan_student(config: TrainConfig, needs: Needs, join: Join) -> Plan:
 
 def _auxiliary(config: TrainConfig, join: Join, store: str) -> tuple[HeadConfig, Term]:
     joined, kd = join.stores[store], _kd(config, store)
+    _check_tail(join, store, kd)
     slots = slots_of(config, joined.level)
     tap = config.taps.get(joined.level, default_tap(joined.level, config.encoder.num_layers))
     head = HeadConfig(name=f"kd-{store}", level=joined.level, kind="aux", num_units=joined.num_units, tap=tap, slots=slots)
@@ -168,6 +173,15 @@ def _auxiliary(config: TrainConfig, join: Join, store: str) -> tuple[HeadConfig,
             f"`kd.tail` must fit label store '{store}', whose selection is {spec.selection}, but is '{kd.tail}' instead."
         )
     return head, KdTerm(name=head.name, head=head.name, store=store, kd=kd, column=column)
+
+
+def _check_tail(join: Join, store: str, kd: KdConfig) -> None:
+    """Raises UserError where the tail is to be one outcome, but holds mass that was not placed on any unit."""
+    if kd.tail == "ghost" and "project" in join.stores[store].reader.spec.teacher.get("options", {}):
+        raise UserError(
+            f"`kd.tail` must be renormalised for label store '{store}', whose tail holds what its projection could not place and may belong to "
+            "the kept units, but is ghost instead. Take --set kd.tail=renormalised."
+        )
 
 
 def _no_draws(join: Join, store: str) -> None:

@@ -62,6 +62,7 @@ class HybridTerm:
     name: str = "senone"
     store: str | None = None
     weight: float = 0.0
+    tail: str = "ghost"
 
     def slots(self, batch: Batch) -> Mapping[str, Tensor]:
         """None: the main output is read whole."""
@@ -81,7 +82,7 @@ class HybridTerm:
         soft = batch.soft[self.store]
         weight_S = torch.ones(len(logits_NV), device=logits_NV.device)
         weight_S[soft.slot_M] = 1 - self.weight
-        soft_M = sparse_cross_entropy(logits_NV.index_select(0, soft.slot_M), **_teacher(soft, KdConfig()))
+        soft_M = sparse_cross_entropy(logits_NV.index_select(0, soft.slot_M), **_teacher(soft, KdConfig(tail=self.tail)))
         return (loss_M * weight_S[hard.slot_M]).sum() + self.weight * soft_M.sum()
 
 
@@ -91,6 +92,7 @@ class InterpolationTerm:
 
     store: str
     weight: float
+    tail: str = "ghost"
     name: str = "ctc"
 
     def slots(self, batch: Batch) -> Mapping[str, Tensor]:
@@ -108,8 +110,9 @@ class InterpolationTerm:
         soft = batch.soft[self.store]
         gamma_BTU = ctc_occupancy(logits_BTV, length_B, batch.target_L, batch.target_length_B)
         teacher_B = ctc_interpolation(
-            logits_BTV, gamma_BTU, ids_NK=soft.ids_NK, logp_NK=soft.logp_NK, tail_N=soft.tail_N, offset_B1=soft.offset_B1
-        )
+            logits_BTV, gamma_BTU, ids_NK=soft.ids_NK, logp_NK=soft.logp_NK, tail_N=soft.tail_N, offset_B1=soft.offset_B1,
+            tail=self.tail,
+        )  # fmt: skip
         return (1 - self.weight) * reference + self.weight * teacher_B.sum()
 
 

@@ -4,14 +4,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from hkd.config import build
+from hkd.errors import UserError
 from hkd.labelling.dump import DumpConfig, dump
 from hkd.labels.store import LabelReader
 from hkd.teachers.load import load_teacher
 from hkd.teachers.options import TeacherOptions
 from hkd.testing.teachers import make_teacher_folder
 from hkd.train.config import TrainConfig
-from hkd.train.run import train
+from hkd.train.run import open_data, train
 from hkd.units.inventory import UnitInventory
 
 
@@ -27,6 +30,12 @@ def test_interpolation_trains_on_a_projected_store(prepared: Path, tiny: dict[st
     store = LabelReader.open(tmp_path / "shards" / "subword")
     assert store.spec.inventory.digest == UnitInventory.load(prepared / "units" / "subword.json").digest
     settings = {**tiny, "objective": "interpolation", "loop": {**tiny["loop"], "max_steps": 2}}
+    with pytest.raises(UserError, match=r"`kd\.tail` must be renormalised for label store 'subword'"):
+        open_data(
+            build(TrainConfig, settings, where="train"), manifest=prepared / "manifest.jsonl", units=prepared / "units", alignment=None,
+            labels=tmp_path / "shards",
+        )  # fmt: skip
+    settings["kd"] = {"tail": "renormalised"}
     train(
         build(TrainConfig, settings, where="train"), tmp_path / "run", manifest=prepared / "manifest.jsonl", units=prepared / "units",
         labels=tmp_path / "shards", device="cpu",
