@@ -60,6 +60,9 @@ class CtmSource:
 
     def __init__(self, word_ctm: Path, *, phones: Path | None = None, pronounce: Pronounce | None = None) -> None:
         """pronounce: a word's phones, for words alone; () where a word has none."""
+        for path in (word_ctm, phones):
+            if path is not None and not path.is_file():
+                raise UserError(f"{path} must be a CTM file, but is not there.")
         self._words, self._phones, self._pronounce = word_ctm, phones, pronounce
         self.phones = None
         self.senones = None

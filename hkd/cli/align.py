@@ -143,9 +143,12 @@ def _source(
     from hkd.align.ctm import CtmSource, pronounce_by
     from hkd.align.kaldi import KaldiSource
     from hkd.align.textgrid import MfaSource
+    from hkd.errors import UserError
     from hkd.units.lexicon import Lexicon
 
     dictionary = Lexicon(lexicon, stress=config.stress) if lexicon is not None else None
+    if dictionary is not None and not dictionary.phones:  # which reads it: a broken dictionary is said before all else
+        raise UserError(f"{lexicon} must be a dictionary of words and their phones, but is empty.")
     if tool == "kaldi":
         return KaldiSource(
             Path(path), model=model, lang=lang, word_ctm=words, lexicon=dictionary, subsampling=subsampling, config=config

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hkd.cli.common import emit, project
+from hkd.cli.common import emit, progress_bar, project
 
 units_app = typer.Typer(no_args_is_help=True, help="Unit inventories: senones, monophones, subwords.")
 
@@ -76,3 +76,53 @@ def show(
         return "\n".join(f"{level:<12}{' '.join(symbols)}" for level, symbols in value.items())
 
     return emit({"words": spoken, **shown}, json_, render)
+
+
+@units_app.command()
+def check(
+    stores: Annotated[list[str] | None, typer.Argument(help="Label stores by name; by default all of the project.")] = None,
+    utterances: Annotated[int, typer.Option(min=1, help="Utterances to look at, at most.")] = 1000,
+    json_: _Json = False,
+) -> None:
+    """Hold labels of one level against another's: senones folded to phones, and the surprisals of words at every level.
+
+    Examples:
+
+        hkd units check
+
+        hkd units check senone monophone --utterances 200
+    """
+    from hkd.errors import UserError
+    from hkd.labelling.hierarchy import check_hierarchy
+    from hkd.labels.store import open_stores
+    from hkd.units.sequences import Units
+
+    here = project()
+    here.require("units", "hkd units train")
+    found = open_stores(here.require("labels", "hkd teacher-dump"))
+    if unknown := [name for name in stores or () if name not in found]:
+        raise UserError(f"a label store must be one of {', '.join(found) or '(none)'}, but is '{unknown[0]}' instead.")
+    chosen = {name: found[name] for name in stores or found}
+    with progress_bar("check") as progress:
+        report = check_hierarchy(chosen, tying=Units(here.units).tying, utterances=utterances, progress=progress)
+    emit(report.to_json(), json_, _render_check)
+
+
+def _render_check(value: dict[str, Any]) -> str:
+    lines = []
+    for row in value["folds"]:
+        lines.append(
+            f"{row['fine']} folded to phones, against {row['coarse']}: {row['positions']} positions of {row['utterances']} utterances"
+            + (f" ({row['other_sequence']} with other phones left out)" if row["other_sequence"] else "")
+        )
+        lines.append(
+            f"  same likeliest phone {row['agreement']:.1%} (by chance {row['chance']:.1%}), KL {row['kl']:.3f} nats; mass on the reference "
+            f"{row['fine_gold']:.1%} and {row['coarse_gold']:.1%}; not kept {row['not_kept']:.1%}"
+        )
+    lines += [
+        f"{row['one']} and {row['other']}: surprisal of {row['words']} words, correlation {row['correlation']:.2f}, means "
+        f"{row['one_mean']:.2f} and {row['other_mean']:.2f} nats"
+        for row in value["words"]
+    ]
+    lines += [f"{name}: holds draws, not probabilities: left out" for name in value["left_out"]]
+    return "\n".join(lines)
