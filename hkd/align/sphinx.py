@@ -22,7 +22,7 @@ from hkd.align.pool import run_chunks
 from hkd.align.report import AlignReport, finished, warn
 from hkd.audio import read_audio, to_int16
 from hkd.errors import HkdError, UserError
-from hkd.files import digest_of_json
+from hkd.files import digest_of_file, digest_of_json
 from hkd.manifest import Manifest, Utterance
 from hkd.progress import Progress, no_progress
 from hkd.timebase import SAMPLE_RATE_HZ, samples_to_frames
@@ -39,6 +39,9 @@ class SphinxConfig:
     """How pocketsphinx searches. Narrower beams lose utterances; `bestpath` stays off, since it loses a third of short ones."""
 
     jobs: int = 0  # processes; 0: one a core
+    model: str | None = (
+        None  # an acoustic model's folder (mdef, means ...), its dictionary (*.dict, *.dic) in it or beside it; None: the English one
+    )
     beam: float = 1e-80
     pbeam: float = 1e-80
     wbeam: float = 1e-60
@@ -63,6 +66,19 @@ class _FailureError(Exception):
     """Why an utterance cannot be aligned."""
 
 
+def model_parts(model: str | None) -> tuple[Lexicon, StateTying]:
+    """Dictionary and tying of an acoustic model's folder, of the English one for None. Raises UserError where it holds none."""
+    if model is None:
+        return Lexicon(), StateTying()
+    folder = Path(model)
+    dictionaries = sorted(path for place in (folder, folder.parent) for path in place.glob("*.dic*") if path.is_file())
+    if not (folder / "mdef").is_file() or not dictionaries:
+        missing = "a dictionary (*.dict) in it or beside it" if (folder / "mdef").is_file() else "mdef"
+        raise UserError(f"model must be a folder of a pocketsphinx acoustic model, but {folder} has not {missing}.")
+    near = [path for path in dictionaries if path.parent == folder] or dictionaries
+    return Lexicon(near[0]), StateTying(folder / "mdef")
+
+
 class SphinxAligner:
     """One decoder and its dictionary."""
 
@@ -70,10 +86,10 @@ class SphinxAligner:
         import pocketsphinx
 
         self.config = config
-        self.lexicon = Lexicon()
-        self.tying = StateTying()
+        self.lexicon, self.tying = model_parts(config.model)
+        own = {} if config.model is None else {"hmm": config.model, "dict": str(self.lexicon.path)}
         self.decoder: Any = pocketsphinx.Decoder(
-            lm=None, bestpath=False, dither=False, cmn="batch", loglevel="FATAL", samprate=SAMPLE_RATE_HZ,
+            **own, lm=None, bestpath=False, dither=False, cmn="batch", loglevel="FATAL", samprate=SAMPLE_RATE_HZ,
             beam=config.beam, pbeam=config.pbeam, wbeam=config.wbeam,
         )  # fmt: skip
 
@@ -218,9 +234,12 @@ def align_manifest(
     `overwrite`, and HkdError where not one utterance could be aligned.
     """
     config = config or SphinxConfig()
-    settings = {key: value for key, value in asdict(config).items() if key != "jobs"}  # does not change the result
+    settings = {key: value for key, value in asdict(config).items() if key != "jobs" and value is not None}
     aligner = {"name": "pocketsphinx", "version": version("pocketsphinx"), "algorithm": ALGORITHM}
     aligner |= {"words": NORMALISATION, "config": settings}
+    lexicon, tying = model_parts(config.model)
+    if config.model is not None:
+        aligner |= {"model": digest_of_file(Path(config.model) / "mdef"), "dictionary": digest_of_file(lexicon.path)}
     if (done := finished(out, manifest, aligner, overwrite=overwrite)) is not None:
         return done
     size = config.chunk_utterances
@@ -228,13 +247,15 @@ def align_manifest(
     tasks: list[dict[str, Any]] = [{"config": settings, "utterances": chunk} for chunk in chunks]
     work = out.parent / f".{out.name}.work"
     results = run_chunks(tasks, worker=align_chunk, folder=work, key=digest_of_json(aligner), jobs=config.jobs, progress=progress)
-    report = _write(out, [row for chunk in results for row in chunk], manifest.digest, aligner)
+    report = _write(out, [row for chunk in results for row in chunk], manifest.digest, aligner, tying)
     results.clear()
     warn(report)
     return report
 
 
-def _write(out: Path, rows: list[dict[str, Any]], manifest_digest: str, aligner: dict[str, Any]) -> AlignReport:
+def _write(
+    out: Path, rows: list[dict[str, Any]], manifest_digest: str, aligner: dict[str, Any], tying: StateTying
+) -> AlignReport:
     """The workers' rows → the artefact, and the report."""
     failed = {row["id"]: row["reason"] for row in rows if "reason" in row}
     kept = [row for row in rows if "reason" not in row]
@@ -246,7 +267,6 @@ def _write(out: Path, rows: list[dict[str, Any]], manifest_digest: str, aligner:
         "seconds_of_audio": seconds,
         "predicted_words": {word: phones for row in kept for word, phones in sorted(row["guessed"].items())},
     }
-    tying = StateTying()
     alignments = (
         UtteranceAlignment(
             id=row["id"],

@@ -74,9 +74,10 @@ def align(
     from dataclasses import asdict
 
     from hkd.align.foreign import ImportConfig
-    from hkd.align.sphinx import SphinxConfig, align_manifest
+    from hkd.align.sphinx import SphinxConfig, align_manifest, model_parts
     from hkd.errors import UserError
     from hkd.manifest import read
+    from hkd.units.acoustic import adopt
 
     if from_ not in TOOLS:
         raise UserError(f"--from must be one of {', '.join(TOOLS)}, but is '{from_}' instead.")
@@ -89,6 +90,9 @@ def align(
         )
         with progress_bar("align") as progress:
             report = align_manifest(read(source_path), target, config=sphinx, overwrite=overwrite, progress=progress)
+        if sphinx.model is not None and out is None:
+            dictionary, tying = model_parts(sphinx.model)
+            adopt(here.units, tying, dictionary.entries(within=tying.monophone_inventory.symbols), overwrite=overwrite)
     else:
         if path is None:
             raise UserError(

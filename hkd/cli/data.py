@@ -1,5 +1,6 @@
 """`hkd units`: the inventories, what text becomes in them, and how labels of one level agree with another's."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -9,6 +10,7 @@ from hkd.cli.common import emit, progress_bar, project
 units_app = typer.Typer(no_args_is_help=True, help="Unit inventories: senones, monophones, subwords.")
 
 _Json = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout.")]
+_SHOWN = 20
 _Overwrite = Annotated[bool, typer.Option(help="Replace what is there and was made of something else.")]
 
 
@@ -76,6 +78,84 @@ def show(
         return "\n".join(f"{level:<12}{' '.join(symbols)}" for level, symbols in value.items())
 
     return emit({"words": spoken, **shown}, json_, render)
+
+
+@units_app.command()
+def lexicon(
+    text: Annotated[
+        list[Path] | None, typer.Option(help="Texts, a sentence a line (.gz too); default the manifest's transcripts.")
+    ] = None,
+    dictionary: Annotated[Path | None, typer.Option(help="A dictionary instead of the project's (word phones).")] = None,
+    json_: _Json = False,
+) -> None:
+    """Say which words the project's dictionary has, which get a predicted pronunciation, and which have none.
+
+    Examples:
+
+        hkd units lexicon
+
+        hkd units lexicon --text corpus.txt.gz --json
+    """
+    from dataclasses import asdict
+
+    from hkd.lines import numbered_lines
+    from hkd.manifest import read_lines
+    from hkd.units.acoustic import load_lexicon
+    from hkd.units.lexicon import Lexicon, lexicon_report
+
+    here = project()
+    lines = (line for path in text or () for _, line in numbered_lines(path, "a text"))
+    texts = lines if text else (u.text for u in read_lines(here.require("manifest", "hkd prepare")))
+    report = lexicon_report(Lexicon(dictionary) if dictionary is not None else load_lexicon(here.units), texts)
+
+    def render(value: dict[str, Any]) -> str:
+        some = [f"  {word}: {phones}" for word, phones in list(value["predicted"].items())[:_SHOWN]]
+        none = [f"  {word} ({count} times)" for word, count in list(value["unknown"].items())[:_SHOWN]]
+        return "\n".join(
+            [
+                f"{value['words']} words ({value['running_words']} in running text): {value['listed']} in the dictionary",
+                f"{len(value['predicted'])} get a predicted pronunciation", *some,
+                f"{len(value['unknown'])} have none, in {value['unknown_texts']} texts, which phone and senone LMs leave out", *none,
+            ]
+        )  # fmt: skip
+
+    emit(asdict(report), json_, render)
+
+
+@units_app.command()
+def tie(
+    num_senones: Annotated[int, typer.Option(help="Senones in all, silence's included.")] = 2000,
+    min_frames: Annotated[int, typer.Option(help="Frames of 10 ms that each senone must have.")] = 100,
+    hours: Annotated[float, typer.Option(help="Hours of sound that are looked at, at most.")] = 20.0,
+    overwrite: _Overwrite = False,
+    json_: _Json = False,
+) -> None:
+    """Tie states of an alignment that has phones alone (MFA, CTM, CTC): the alignment gets senones, and text becomes senones too.
+
+    Examples:
+
+        hkd align --from mfa aligned/ --no-stress && hkd units tie --num-senones 2000
+    """
+    from dataclasses import asdict
+
+    from hkd.labelling.tie import TieConfig
+    from hkd.labelling.tie import tie as tie_states
+    from hkd.manifest import read
+
+    here = project()
+    config = TieConfig(num_senones=num_senones, min_frames=min_frames, hours=hours)
+    alignment = here.require("alignment", "hkd align")
+    whole = read(here.require("manifest", "hkd prepare"))
+    with progress_bar("tie") as progress:
+        report = tie_states(whole, alignment, here.units, config=config, overwrite=overwrite, progress=progress)
+
+    def render(value: dict[str, Any]) -> str:
+        lines = [
+            f"{value['senones']} senones of {value['phones']} phones, by {value['hours']:g} hours; {value['utterances']} utterances"
+        ]
+        return "\n".join([*lines, *(f"  {name}: {reason}" for name, reason in value["failed"].items())])
+
+    emit(asdict(report), json_, render)
 
 
 @units_app.command()

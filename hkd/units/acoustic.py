@@ -1,6 +1,7 @@
 """Whose phones and senones a project has: pocketsphinx's, unless its units folder says otherwise.
 
     units/acoustic.json     the tying of another acoustic model (Kaldi's, `hkd units tie`), or a phone set alone (MFA, CTM, CTC)
+    units/acoustic.mdef     pocketsphinx's model definition, where the model is not the English one that it carries
     units/lexicon.dict      the pronunciations that go with it
 
 `hkd align --from ...` and `hkd units tie` write them; text becomes phones and senones by them from then on.
@@ -25,6 +26,7 @@ from hkd.units.tying import StateTying
 
 ACOUSTIC_FILE = "acoustic.json"
 LEXICON_FILE = "lexicon.dict"
+MDEF_FILE = "acoustic.mdef"
 MADE_FROM_FILE = "made-from.json"
 Sequences = tuple[NDArray[np.int32], NDArray[np.int32]]
 Pronunciations = Sequence[Sequence[str]]
@@ -94,6 +96,8 @@ def load_tying(folder: Path) -> Tying:
         value = json.loads(path.read_text(encoding="utf-8"))
         if value["name"] == "phones":
             return PhoneTying(value["phones"], value["silence_phones"])
+        if value["name"] == "pocketsphinx":
+            return StateTying(folder / MDEF_FILE)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} must be an acoustic model's tying, but cannot be read as one ({error}).") from None
     return TreeTying.load(path)
@@ -109,7 +113,7 @@ def load_lexicon(folder: Path) -> Lexicon:
 
 def adopt(
     folder: Path,
-    tying: TreeTying | PhoneTying,
+    tying: TreeTying | PhoneTying | StateTying,
     pronunciations: Mapping[str, Sequence[tuple[str, ...]]],
     *,
     overwrite: bool = False,
@@ -133,6 +137,8 @@ def adopt(
         (folder / f"{SENONE}.json").unlink(missing_ok=True)
     for level, inventory in tying.inventories.items():
         inventory.save(folder / f"{level}.json")
+    if isinstance(tying, StateTying):
+        write_bytes(folder / MDEF_FILE, tying.path.read_bytes())
     write_json(folder / ACOUSTIC_FILE, tying.to_json())
     marker = folder / MADE_FROM_FILE
     if marker.exists():  # subwords do not hang on the acoustic model

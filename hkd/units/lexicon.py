@@ -5,7 +5,9 @@ Rules and prediction are English: a dictionary in other phones than ARPAbet's ha
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -14,6 +16,7 @@ from hkd.errors import UserError
 from hkd.lines import numbered_lines
 from hkd.units.g2p import ARPABET, predict_phones
 from hkd.units.phones import is_silence_name, split_position, without_stress
+from hkd.units.text import words
 
 _SIBILANTS = {"S", "Z", "SH", "ZH", "CH", "JH"}
 _VOWEL_LETTERS = frozenset("aeiouy")
@@ -137,6 +140,35 @@ class Lexicon:
             return tuple(phone for letter in letters for phone in self.pronounce(letter))
         return predict_phones(letters, stress=self._predicts == "stressed")
 
-    def unknown(self, words: Iterable[str]) -> list[str]:
+    def unknown(self, spoken: Iterable[str]) -> list[str]:
         """The words that neither the dictionary nor the rules can pronounce, each once, in order."""
-        return [word for word in dict.fromkeys(words) if not self.pronounce(word)]
+        return [word for word in dict.fromkeys(spoken) if not self.pronounce(word)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LexiconReport:
+    """How the words of texts are pronounced. `predicted` (word → phones) and `unknown` by falling frequency."""
+
+    words: int  # different ones
+    running_words: int
+    listed: int  # different words that the dictionary has
+    predicted: dict[str, str]
+    unknown: dict[str, int]  # word → how often
+    unknown_texts: int  # texts that have one: they are left out of phone and senone LMs
+
+
+def lexicon_report(lexicon: Lexicon, texts: Iterable[str]) -> LexiconReport:
+    """Look every word of texts up. Memory: one entry a different word."""
+    counts: Counter[str] = Counter()
+    unknown_texts = 0
+    for text in texts:
+        spoken = words(text)
+        counts.update(spoken)
+        unknown_texts += bool(lexicon.unknown(spoken))
+    ordered = sorted(counts, key=lambda word: (-counts[word], word))
+    other = [word for word in ordered if word not in lexicon]
+    return LexiconReport(
+        words=len(counts), running_words=counts.total(), listed=len(counts) - len(other),
+        predicted={word: " ".join(lexicon.pronounce(word)) for word in other if lexicon.pronounce(word)},
+        unknown={word: counts[word] for word in other if not lexicon.pronounce(word)}, unknown_texts=unknown_texts,
+    )  # fmt: skip

@@ -10,6 +10,7 @@ Shape letters: U positions, V size of the senone inventory, S states a phone.
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,9 +28,14 @@ class StateTying:
     """The tying of one acoustic model; by default that of pocketsphinx's English one (42 phones, 5,126 senones)."""
 
     def __init__(self, path: Path | None = None) -> None:
-        self.definition = read_mdef(path or model_folder() / "en-us" / "mdef")
+        self.path = path or model_folder() / "en-us" / "mdef"
+        self.definition = read_mdef(self.path)
         self.phone_id = {phone: number for number, phone in enumerate(self.definition.phones)}
         self._nearest = lru_cache(maxsize=1 << 18)(self._senones_nearest)
+
+    def to_json(self) -> dict[str, Any]:
+        """What says that a project's units are of a model definition that lies beside (`hkd.units.acoustic`)."""
+        return {"format": 1, "name": "pocketsphinx"}
 
     @property
     def num_states(self) -> int:

@@ -9,15 +9,17 @@ import pytest
 from hkd import manifest
 from hkd.align.alignment import Alignment
 from hkd.align.sequences import aligned_to_units
-from hkd.align.sphinx import SphinxAligner, SphinxConfig, align_manifest
+from hkd.align.sphinx import SphinxAligner, SphinxConfig, align_manifest, model_parts
 from hkd.audio import probe, read_audio, to_int16, write_wav
 from hkd.errors import HkdError, UserError
 from hkd.manifest import Manifest, Utterance
 from hkd.testing.corpus import synthesise
 from hkd.timebase import samples_to_frames
+from hkd.units.acoustic import adopt
 from hkd.units.level import MONOPHONE, SENONE
-from hkd.units.lexicon import Lexicon
+from hkd.units.lexicon import Lexicon, model_folder
 from hkd.units.mdef import WORD_INTERNAL
+from hkd.units.sequences import Units
 from hkd.units.text import words
 from hkd.units.tying import StateTying
 
@@ -194,3 +196,18 @@ def test_nothing_aligned_is_an_error_and_leaves_no_artefact(tmp_path: Path) -> N
 def test_settings_that_make_no_sense_are_refused(wrong: dict) -> None:
     with pytest.raises(UserError):
         SphinxConfig(**wrong)
+
+
+def test_another_model_is_a_folder_with_its_dictionary_and_a_projects_units_follow(tmp_path: Path, prepared: Path) -> None:
+    two = Manifest(list(manifest.read(prepared / "manifest.jsonl"))[:2])
+    shipped = model_folder() / "en-us"  # the English model as somebody's own: the dictionary lies beside it
+    align_manifest(two, tmp_path / "a.arrow", config=SphinxConfig(jobs=1, model=str(shipped)))
+    found, wanted = Alignment(tmp_path / "a.arrow"), Alignment(prepared / "alignment.arrow")
+    for name in found:
+        assert np.array_equal(found[name].tiers[SENONE].start_U1, wanted[name].tiers[SENONE].start_U1)
+    with pytest.raises(UserError, match="has not mdef"):
+        align_manifest(two, tmp_path / "b.arrow", config=SphinxConfig(jobs=1, model=str(tmp_path)))
+    lexicon, tying = model_parts(str(shipped))
+    adopt(tmp_path / "units", tying, {"hello": lexicon.variants("hello")})
+    units = Units(tmp_path / "units")
+    assert np.array_equal(units.encode(["hello"], SENONE)[0], tying.senones([lexicon.pronounce("hello")])[0])

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from hkd.errors import UserError
-from hkd.units.lexicon import Lexicon
+from hkd.units.lexicon import Lexicon, lexicon_report
 from hkd.units.tying import StateTying
 
 
@@ -59,3 +59,50 @@ def test_unknown_words_are_listed_once_in_order(lexicon: Lexicon) -> None:
 def test_a_missing_dictionary_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="No such file"):
         Lexicon(tmp_path / "none.dict").pronounce("a")
+
+
+MFA = """the\t0.9\t0.05\t1.2\t0.8\tð ə
+the\t0.99\t0.05\t1.2\t0.8\tð iː
+cat\t1.0\t0.1\t1.0\t1.0\tkʰ æ t
+cats\tkʰ æ t s
+<unk>\tspn
+"""
+
+
+def test_mfa_dictionaries_have_probabilities_and_no_english_guesses(tmp_path: Path) -> None:
+    (tmp_path / "ipa.dict").write_text(MFA, encoding="utf-8")
+    found = Lexicon(tmp_path / "ipa.dict")
+    assert found.variants("the") == [("ð", "iː"), ("ð", "ə")]  # the likelier first
+    assert found.pronounce("cats") == ("kʰ", "æ", "t", "s")
+    assert found.unknown(["cat", "dog", "cat's"]) == ["dog", "cat's"]
+    assert set(found.phones) == {"ð", "ə", "iː", "kʰ", "æ", "t", "s", "spn"}
+
+
+def test_stress_is_kept_or_folded_and_predicted_where_it_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "a.dict").write_text("hello HH AH0 L OW1\nhello(2) HH EH0 L OW1\n;;; a comment\n", encoding="utf-8")
+    kept, folded = Lexicon(tmp_path / "a.dict"), Lexicon(tmp_path / "a.dict", stress=False)
+    assert kept.variants("hello") == [("HH", "AH0", "L", "OW1"), ("HH", "EH0", "L", "OW1")]
+    assert folded.pronounce("hello") == ("HH", "AH", "L", "OW")
+    assert any(phone[-1].isdigit() for phone in kept.pronounce("blorgify"))
+    assert folded.pronounce("window") == Lexicon().pronounce("window")  # what the dictionary lacks, the CMU one may have
+    assert Lexicon(tmp_path / "a.dict", within=("HH", "AH0", "L", "OW1")).pronounce("window") == ()
+
+
+def test_kaldis_lexicons_fold_places_in_the_word(tmp_path: Path) -> None:
+    (tmp_path / "lexiconp.txt").write_text("a 0.5 AH_S\na 1.0 EY_S\ntea 1.0 T_B IY_E\n", encoding="utf-8")
+    found = Lexicon(tmp_path / "lexiconp.txt")
+    assert found.variants("a") == [("EY",), ("AH",)]
+    assert found.pronounce("tea") == ("T", "IY")
+
+
+def test_lines_without_phones_are_named(tmp_path: Path) -> None:
+    (tmp_path / "a.dict").write_text("hello HH AH L OW\nworld 0.5\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"a\.dict:2: .*has no phones"):
+        Lexicon(tmp_path / "a.dict").pronounce("hello")
+
+
+def test_the_report_says_what_is_listed_predicted_and_unknown(lexicon: Lexicon) -> None:
+    report = lexicon_report(lexicon, ["Hello, zorblat!", "hello mp3 mp3", "the the"])
+    assert (report.words, report.running_words, report.listed, report.unknown_texts) == (4, 7, 2, 1)
+    assert report.unknown == {"mp3": 2}
+    assert set(report.predicted) == {"zorblat"}

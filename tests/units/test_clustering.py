@@ -1,0 +1,79 @@
+"""Tying by a tree: likelihoods against Kaldi's, questions and splits against what the data was made by."""
+
+import _kaldi_hmm_gmm as khg
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hkd.units.clustering import Statistics, grow_tree, log_likelihood, phone_questions
+from hkd.units.tree import parse_tree
+
+VOWELS, CONSONANTS, SILENCE = (2, 3, 4), (5, 6, 7, 8), 1
+FLOOR_F = np.full(3, 1e-8)
+
+
+def made_up(seed: int = 0, frames: int = 40) -> Statistics:
+    """Phones alike in two groups; the last state hears whether a vowel follows, the first whether silence stands before."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for phone in (*VOWELS, *CONSONANTS):
+        for left in (SILENCE, *VOWELS, *CONSONANTS):
+            for right in (SILENCE, *VOWELS, *CONSONANTS):
+                for state in range(3):
+                    mean = 5.0 * (phone in VOWELS) + 0.2 * phone
+                    mean += 3.0 * (state == 2 and right in VOWELS) - 3.0 * (state == 0 and left == SILENCE)
+                    x_TF = rng.normal(mean, 1.0, (frames, 2))
+                    rows.append(((left, phone, right, state), frames, x_TF.sum(0), (x_TF**2).sum(0)))
+    return Statistics(
+        context_M4=np.array([row[0] for row in rows]), count_M=np.array([row[1] for row in rows], float),
+        sum_MF=np.stack([row[2] for row in rows]), square_MF=np.stack([row[3] for row in rows]),
+    )  # fmt: skip
+
+
+STATES = dict.fromkeys((SILENCE, *VOWELS, *CONSONANTS), 3)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(2, 50))
+@settings(deadline=None, max_examples=20)
+def test_likelihoods_are_kaldis(seed: int, frames: int) -> None:
+    x_TF = np.random.default_rng(seed).normal(size=(frames, 3))
+    theirs = khg.GaussClusterable(dim=3, var_floor=1e-8)
+    for x_F in x_TF:
+        theirs.add_stats(x_F, 1.0)
+    ours = log_likelihood(np.array(float(frames)), x_TF.sum(0), (x_TF**2).sum(0), FLOOR_F)
+    assert float(ours) == pytest.approx(theirs.objf(), rel=1e-4, abs=1e-3)
+
+
+def test_questions_are_the_groups_that_sound_alike() -> None:
+    questions = phone_questions(made_up(), [*VOWELS, *CONSONANTS])
+    assert {frozenset(VOWELS), frozenset(CONSONANTS)} <= set(questions)
+    assert all(frozenset((phone,)) in questions for phone in (*VOWELS, *CONSONANTS))
+    assert len(questions) == len(set(questions)) == 2 * 7 - 2
+
+
+def test_the_tree_asks_what_the_data_was_made_by() -> None:
+    tree, owner = grow_tree(made_up(), states=STATES, num_senones=24 + 14, whole=[SILENCE])
+    assert tree.num_senones == len(owner) == 24 + 14
+    for phone in (*VOWELS, *CONSONANTS):
+        assert tree.senone((SILENCE, phone, 5), 0) != tree.senone((5, phone, 5), 0)
+        assert tree.senone((5, phone, 2), 2) == tree.senone((6, phone, 3), 2) != tree.senone((5, phone, 5), 2)
+        assert tree.senone((SILENCE, phone, 2), 1) == tree.senone((5, phone, 5), 1)
+        assert owner[tree.senone((2, phone, 2), 1) or 0] == (phone, 1)
+    assert tree.senone((2, SILENCE, 5), 0) == tree.senone((5, SILENCE, 2), 0)
+    assert parse_tree(tree.to_text().encode()) == tree
+
+
+def test_the_same_statistics_give_the_same_tree_and_no_senone_has_too_few_frames() -> None:
+    one, _ = grow_tree(made_up(), states=STATES, num_senones=60, whole=[SILENCE])
+    other, _ = grow_tree(made_up(), states=STATES, num_senones=60, whole=[SILENCE])
+    assert one == other
+    few, owner = grow_tree(made_up(), states=STATES, num_senones=5000, whole=[SILENCE], min_frames=500)
+    stats = made_up()
+    frames = np.zeros(len(owner))
+    for context, count in zip(stats.context_M4.tolist(), stats.count_M, strict=True):
+        frames[few.senone(context[:3], context[3]) or 0] += count
+    speech = [senone for senone, (phone, _) in owner.items() if phone != SILENCE]
+    assert frames[speech].min() >= 500
+    with pytest.raises(ValueError, match="more than 23"):
+        grow_tree(made_up(), states=STATES, num_senones=23)
