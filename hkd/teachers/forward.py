@@ -11,6 +11,7 @@
 Shape letters: R rows of a batch (copies of windows), L tokens of a row, M scored places, D model width, V vocabulary.
 """
 
+import itertools
 import logging
 import threading
 from collections import deque
@@ -173,7 +174,10 @@ class RowScorer:
         hidden_MD = torch.cat([part for batch in self._batches(unit) for part in self._body_within_memory(batch)])
         gold_M, to_M = (np.concatenate(column) for column in zip(*((row.gold, row.to) for row in unit), strict=True))
         step = max(_HEAD_ROWS // 2, _HEAD_BYTES.get(self._kind, _HEAD_BYTES_CPU) // (4 * self._vocabulary))
-        cuts = [slice(a, min(a + step, len(to_M))) for a in range(0, len(to_M), step)]
+        ends = (
+            np.linspace(0, len(to_M), -(-len(to_M) // step) + 1).astype(int).tolist()
+        )  # even: a call with few rows costs nearly as much
+        cuts = [slice(a, b) for a, b in itertools.pairwise(ends)]
         return [part for cut in cuts for part in self._head_within_memory(hidden_MD, gold_M, to_M, cut, choose)]
 
     # ---- memory ----
