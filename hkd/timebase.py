@@ -44,7 +44,7 @@ def foreign_boundaries(num_frames: int, num_samples: int, *, shift_samples: int,
     ratio = max(1, shift_samples // HOP_SAMPLES)
     snipped = -(-max(0, 1 + (num_samples - window_samples) // HOP_SAMPLES) // ratio)
     whole = -(-((num_samples + HOP_SAMPLES // 2) // HOP_SAMPLES) // ratio)
-    is_snipped = abs(num_frames - snipped) < abs(num_frames - whole)
+    is_snipped = abs(num_frames - snipped) <= abs(num_frames - whole)  # where both would do: Kaldi's default
     edge = (window_samples - HOP_SAMPLES) // 2 if is_snipped else 0
     return np.arange(num_frames + 1, dtype=np.int64) * shift_samples + edge
 

@@ -43,3 +43,23 @@ def test_slots_lie_in_order_and_cover_the_encoder_frames(frames: int, slots: int
 def test_slots_must_divide_an_encoder_frame() -> None:
     with pytest.raises(ValueError, match="divide"):
         timebase.slot_middles(10, 3)
+
+
+@given(st.lists(st.integers(0, 10**7), min_size=1, max_size=30))
+def test_boundaries_are_the_nearest_frames(samples: list[int]) -> None:
+    sample_U1 = np.array(sorted(samples))
+    frame_U1 = timebase.samples_to_boundaries(sample_U1)
+    assert (np.diff(frame_U1) >= 0).all()
+    assert (2 * np.abs(frame_U1 * 160 - sample_U1) <= 160).all()
+
+
+@given(st.integers(2000, 10**6), st.sampled_from([1, 2, 3, 4]), st.booleans())
+def test_frames_of_another_front_end_lie_where_its_windows_do(samples: int, ratio: int, snip_edges: bool) -> None:
+    whole = 1 + (samples - 400) // 160 if snip_edges else (samples + 80) // 160  # Kaldi's two rules
+    frames = -(-whole // ratio)
+    bound_T1 = timebase.foreign_boundaries(frames, samples, shift_samples=160 * ratio, window_samples=400)
+    assert (np.diff(bound_T1) == 160 * ratio).all()
+    assert bound_T1[0] in (0, 120)
+    if ratio == 1:  # subsampled, the two rules may give as many frames
+        assert bound_T1[0] == (120 if snip_edges else 0)
+        assert abs(bound_T1[-1] - samples) <= 280
