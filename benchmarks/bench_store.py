@@ -4,6 +4,7 @@
 
 - The rows are made here: scores of 30,522 units that follow Zipf's law with evidence of varying sharpness, and a target that stands out by
   4 to 18 nats; the 64 likeliest kept with the target among them (hkd.topk), k = 16 cut from them; utterances of about 30 positions.
+  The first 100,000 positions are made, more repeat them. Errors are those of the first 50,000. An epoch of more than 10 s is cut and scaled.
 - Every system writes in one process and reads in another, one after another, after 50 utterances that are not counted, with one thread for torch and BLAS (hkd packs in one more
   while it writes). Medians of the repeats, wall-clock: on a busy machine compare within one run only (CPU seconds stand in the JSON).
 - write: rows in memory → closed files. read: open apart, every utterance once in batches of 64, as int32 ids and float32 log-probabilities,
@@ -37,6 +38,9 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "store.json"
 PEER_PYTHON = HERE.parent / ".venv-bench" / "bin" / "python"
 WIDTH = 64
+LONGEST_S = 10.0  # of an epoch
+DIFFERENT_ROWS = 100_000  # more positions repeat these: making them takes a minute
+CHECKED = 50_000  # positions whose errors are looked at
 WARM = 50  # utterances written and read first, unmeasured: imports
 MILLION_K, MILLION_SHARD = 8, 8192
 
@@ -53,8 +57,9 @@ def make_rows(path: Path, num_positions: int, seed: int = 1) -> None:
     zipf_V[:999] = -14.0  # special and unused tokens
     noise = torch.randn(1 << 24, generator=torch.Generator().manual_seed(seed))
     parts: list[Any] = []
-    for start in range(0, num_positions, 128):
-        n = min(128, num_positions - start)
+    different = min(num_positions, DIFFERENT_ROWS)
+    for start in range(0, different, 128):
+        n = min(128, different - start)
         first_N = random.integers(0, len(noise) - NUM_UNITS, n)
         sharp_N = random.uniform(1.2, 3.2, n)
         score_NV = torch.stack([noise[a : a + NUM_UNITS] * s for a, s in zip(first_N.tolist(), sharp_N.tolist(), strict=True)])
@@ -64,6 +69,7 @@ def make_rows(path: Path, num_positions: int, seed: int = 1) -> None:
         parts.append(select_topk(score_NV, gold_N, k=WIDTH))
     fields = dict(zip(COLUMNS, ("ids_NK", "logp_NK", "tail_N", "gold_N", "gold_logp_N"), strict=True))
     columns = {name: np.concatenate([getattr(part, field) for part in parts]) for name, field in fields.items()}
+    columns = {name: np.resize(column, (num_positions, *column.shape[1:])) for name, column in columns.items()}
     length = np.clip(random.lognormal(math.log(27), 0.5, num_positions // 3), 3, 120).astype(np.int64)
     np.savez(path, offset=np.cumsum(length) - length, **columns)
 
@@ -123,8 +129,19 @@ def read_phase(system: str, rows: Callable[[], Labels], folder: Path, repeats: i
 
 
 def _epoch(batches: Any, read: Reader) -> tuple[float, float]:
+    """Seconds of an epoch; after LONGEST_S those of the part that is done, scaled to the whole."""
     batches = list(batches)
-    return timed(lambda: [read(batch) and None for batch in batches])[0]
+
+    def work() -> int:
+        end = time.perf_counter() + LONGEST_S
+        for done, batch in enumerate(batches, 1):
+            read(batch)
+            if time.perf_counter() > end:
+                return done
+        return len(batches)
+
+    (wall, cpu), done = timed(work)
+    return wall * len(batches) / done, cpu * len(batches) / done
 
 
 def _speed(key: str, times: list[tuple[float, float]], num_positions: int) -> dict[str, float]:
@@ -135,8 +152,9 @@ def _speed(key: str, times: list[tuple[float, float]], num_positions: int) -> di
 def errors(read: Reader, rows: Labels) -> dict[str, Any]:
     """Largest |Δ log p|, KL (tail as one more unit, what was read renormalised), and whether float16 came back bit for bit."""
     largest, total, lossless = 0.0, 0.0, True
-    for start in range(0, len(rows), 512):
-        batch = np.arange(start, min(len(rows), start + 512))
+    count = int(np.searchsorted(rows.offset, CHECKED, side="right")) - 1  # utterances
+    for start in range(0, count, 512):
+        batch = np.arange(start, min(count, start + 512))
         span = slice(rows.offset[batch[0]], rows.offset[batch[-1] + 1])
         wanted, found = {name: column[span] for name, column in rows.columns.items()}, read(batch)
         for name in ("ids", "gold"):
@@ -147,7 +165,7 @@ def errors(read: Reader, rows: Labels) -> dict[str, Any]:
         p, q = (np.column_stack([c["logp"], c["tail"]]).astype(np.float64) for c in (wanted, found))
         p_norm, q_norm = (np.log(np.exp(c).sum(1)) for c in (p, q))
         total += float((np.where(np.isfinite(p), np.exp(p) * (p - q), 0).sum(1) - p_norm + q_norm).sum())
-    return {"max_error": largest, "kl": total / int(rows.offset[-1]), "lossless_f16": lossless}
+    return {"max_error": largest, "kl": total / int(rows.offset[count]), "lossless_f16": lossless}
 
 
 def million_write(folder: Path, count: int) -> dict[str, Any]:
@@ -275,6 +293,14 @@ def bars(rows: list[dict[str, Any]], million: dict[str, Any]) -> list[str]:
     return result
 
 
+def save(rows: list[dict[str, Any]], million: dict[str, Any]) -> list[str]:
+    """Write what there is so far; the lines of its bars."""
+    lines = bars(rows, million)
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps({"rows": rows, "million": million, "bars": lines}, indent=1) + "\n", encoding="utf-8")
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--positions", type=int, nargs="+", default=[50_000, 500_000])
@@ -298,15 +324,13 @@ def main() -> None:
                 for system in options.only:
                     rows.append(measure(system, data, n, k, options.repeats))
                     print(line(rows[-1]), flush=True)
+                    save(rows, million)
         data.unlink()
         if options.million:
             for phase in ("million-write", "million-read"):
                 million |= run(phase, "hkd grid", "-", options.million, MILLION_K, Path(temporary) / "million", 1)
             print(f"\n{million}", flush=True)
-    lines = bars(rows, million)
-    print("\n" + "\n".join(lines))
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps({"rows": rows, "million": million, "bars": lines}, indent=1) + "\n", encoding="utf-8")
+    print("\n" + "\n".join(save(rows, million)))
 
 
 if __name__ == "__main__":
