@@ -87,7 +87,6 @@ class RowScorer:
         self._given = threading.local()
         self._forward: Any = torch.compile(self._body.forward) if compiled and self._packed is None else self._body.forward
         self._body.forward = self._body_or_given
-
         self.flops = 0.0
         self._counting = threading.Lock()
         in_body = set(self._body.modules())
