@@ -72,7 +72,7 @@ def test_bucket_is_the_k_plus_1_outcome_kl_and_its_gradient_on_kept_ids_the_dens
     torch.testing.assert_close(ours_M, bucketed_oracle(z_MV, ids_MK, logp_MV.exp()), atol=2e-5, rtol=1e-5)
     (ours,) = torch.autograd.grad(ours_M.sum(), z_MV)
     dense = torch.softmax(z_MV.detach(), 1) - logp_MV.exp()
-    torch.testing.assert_close(ours.gather(1, ids_MK), dense.gather(1, ids_MK), atol=1e-6, rtol=0)
+    torch.testing.assert_close(ours.gather(1, ids_MK), dense.gather(1, ids_MK), atol=2e-6, rtol=0)
 
 
 @pytest.mark.parametrize(
