@@ -170,6 +170,10 @@ def dump(
     """
     if not 0 <= rank < world_size:
         raise UserError(f"rank must be at least 0 and below world_size, but is {rank} of {world_size} instead.")
+    if overwrite and world_size > 1:
+        raise UserError(
+            "--overwrite must be left out in a job array, where each process would remove what the others wrote. Remove the store first."
+        )
     run = open_dump(
         manifest, out, teacher, config=config, alignment=alignment, subwords=subwords, overwrite=overwrite, command=command
     )

@@ -18,6 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from hkd.corpora.fetch import default_cache
 from hkd.errors import HkdError, UserError
 from hkd.files import digest_of, digest_of_file, write_bytes, write_json
@@ -132,8 +134,20 @@ def _fetch_index(remote: Remote, path: Path, spec: StoreSpec) -> None:
             part = path / f".{files.INDEX}.tmp"
             with contextlib.suppress(FileNotFoundError):
                 remote.fetch(files.INDEX, part)
-                part.replace(path / files.INDEX)
+                if _is_sound(part):
+                    part.replace(path / files.INDEX)
+                else:  # it is made from the shards instead
+                    part.unlink()
         write_json(path / ORIGIN, origin)
+
+
+def _is_sound(index: Path) -> bool:
+    """Whether all that an index points to lies inside it: what comes from afar is not trusted."""
+    try:
+        pa.ipc.open_file(pa.memory_map(str(index))).read_all().validate(full=True)
+        return True
+    except (pa.ArrowException, OSError, ValueError, MemoryError):
+        return False
 
 
 def _hold(path: Path) -> None:
@@ -213,9 +227,9 @@ def _fetch_shard(remote: Remote, name: str, path: Path, mark: dict[str, Any]) ->
             except FileNotFoundError:
                 raise LostShardError("missing", f"{remote}/{name} is missing, though its mark is there.") from None
             if part.stat().st_size == mark["bytes"] and digest_of_file(part) == mark["sha256"]:
+                _use(part)
+                _checked[path] = part.stat().st_ino
                 part.replace(path)
-                _checked[path] = path.stat().st_ino
-                _use(path)
                 _shrink(keep=path)
                 return path
             part.unlink()
@@ -253,7 +267,7 @@ def _shrink(keep: Path) -> None:
             return
         found = []
         for path in (*(root / "shards").iterdir(), *(root / "mirrors").glob("*/")):
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):  # gone by now, or another user's
                 status = path.stat()
                 if path.name.startswith(".") and time.time() - status.st_mtime < LEFTOVER_S:
                     continue
@@ -263,8 +277,9 @@ def _shrink(keep: Path) -> None:
         for _, size, path in sorted(found):
             if total <= bound:
                 break
-            if path != keep and _drop(path):
-                total -= size
+            with contextlib.suppress(OSError):
+                if path != keep and _drop(path):
+                    total -= size
 
 
 def _drop(path: Path) -> bool:

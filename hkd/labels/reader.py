@@ -177,7 +177,15 @@ class LabelReader:
     def _decode(self, number: int, shard: _OpenShard, block: int) -> Decoded:
         offset_B1 = shard.offset_B1[shard.cuts[block] : shard.cuts[block + 1] + 1]
         scratch = self._scratch.allocate
-        decoded = decode(self.spec, shard.file.planes(block, scratch), offset_B1 - offset_B1[0], self._columns.allocate, scratch)
+        try:
+            planes = shard.file.planes(block, scratch)
+        except DamagedShardError:
+            if origin(self.path) is None:
+                raise
+            planes = self._shard(number).file.planes(
+                block, scratch
+            )  # Zarr opens its file for each block: the cache may have dropped it
+        decoded = decode(self.spec, planes, offset_B1 - offset_B1[0], self._columns.allocate, scratch)
         with self._lock:
             self.num_decoded += 1
         return decoded

@@ -137,6 +137,10 @@ class Remote:
             return True
         except FileExistsError:
             return False
+        except HkdError:  # servers have other words for it, too
+            if self.size(name) is None:
+                raise
+            return False
 
     def _put(self, name: str, action: Callable[[Any, str], None]) -> None:
         """Makes the folder where the file system has folders; never a bucket."""

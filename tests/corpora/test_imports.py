@@ -23,7 +23,7 @@ NEMO, OWN, CUT = (
         ("kaldi", {"wav.scp": b"", "text": b""}),
         ("kaldi", {"train/wav.scp": b"", "dev/wav.scp": b""}),
         ("nemo", {"train.json": NEMO, "README": b""}),
-        ("lhotse", {"cuts.jsonl.gz": gzip.compress(CUT)}),
+        ("lhotse", {"cuts.jsonl.gz": gzip.compress(CUT, mtime=0)}),
         ("lhotse", {"cuts.jsonl": CUT}),
         ("lhotse", {"x_recordings.jsonl.gz": b"", "x_supervisions.jsonl.gz": b""}),
         ("hf", {"dataset_dict.json": b""}),
@@ -48,9 +48,9 @@ def test_folders(tmp_path: Path, kind: str, files: dict[str, bytes]) -> None:
         ("hkd", "x.jsonl", b"{broken"),
         ("hkd", "x.jsonl", b""),
         ("lhotse", "x.jsonl", CUT),
-        ("lhotse", "x.jsonl.gz", gzip.compress(CUT)),
+        ("lhotse", "x.jsonl.gz", gzip.compress(CUT, mtime=0)),
         ("lhotse", "x.jsonl.gz", b"broken"),
-        ("hkd", "x.jsonl.gz", gzip.compress(OWN)),
+        ("hkd", "x.jsonl.gz", gzip.compress(OWN, mtime=0)),
     ],
 )
 def test_files(tmp_path: Path, kind: str, name: str, data: bytes) -> None:
