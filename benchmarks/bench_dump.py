@@ -225,9 +225,7 @@ def bench(shape: str, k: int, arguments: argparse.Namespace, *, wide: bool) -> d
 def bar(what: str, value: float, bound: float, *, least: bool, form: str = ".2f") -> bool:
     """Print whether a figure keeps its bound."""
     good = value >= bound if least else value <= bound
-    print(
-        f"BAR {'ok  ' if good else 'FAIL'} {what}: {value:{form}} (at {'least' if least else 'most'} {bound:{form}})", flush=True
-    )
+    print(f"BAR {what}: {value:{form}} {'>=' if least else '<='} {bound:{form}} {'met' if good else 'missed'}", flush=True)
     return good
 
 

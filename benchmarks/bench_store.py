@@ -266,7 +266,7 @@ def bars(rows: list[dict[str, Any]], million: dict[str, Any]) -> list[str]:
     def bar(what: str, measured: float, target: float, unit: str, *, least: bool = False) -> None:
         met = measured >= target if least else measured <= target
         sign = ">=" if least else "<="
-        result.append(f"BAR {what}: {measured:.4g} {unit} {sign} {target:g} {'met' if met else 'missed'}".replace("  ", " "))
+        result.append(f"BAR {what}: {measured:.4g} {unit} {sign} {target:g} {'met' if met else 'missed'}")
 
     for n in sorted({row["positions"] for row in rows}):
         of = {row["system"]: row for row in rows if row["positions"] == n and row["k"] == WIDTH and "failed" not in row}
