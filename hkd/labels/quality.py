@@ -2,10 +2,15 @@
 
 import math
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hkd.topk import TopK
+
+PIECE = 512
+NOTHING = -1e4  # a log-probability whose exponential is 0
 
 
 def quality_of(topk: TopK) -> dict[str, float]:
@@ -15,22 +20,28 @@ def quality_of(topk: TopK) -> dict[str, float]:
     have been put there: it counts as no top-k hit (K = V excepted).
     """
     has_N = topk.gold_N >= 0
-    hit_NK = (topk.ids_NK == topk.gold_N[:, None]) & has_N[:, None]
+    hit_NK = topk.ids_NK == topk.gold_N[:, None]  # never where there is no gold unit: it is −1 there
     dense = topk.count_NK is None and bool(np.isneginf(topk.tail_N).all())
-    logp_NK, tail_N = topk.logp_NK.astype(np.float64), topk.tail_N.astype(np.float64)
-    all_NK = np.concatenate([logp_NK, tail_N[:, None]], axis=1)
-    p_NK = np.exp(all_NK)
-    terms_NK = np.where(p_NK > 0, p_NK * np.where(p_NK > 0, all_NK, 0), 0)
+    tail_N = topk.tail_N.astype(np.float64)
     return {
         "positions": len(topk),
         "gold_positions": int(has_N.sum()),
         "gold_logp_sum": float(topk.gold_logp_N[has_N].astype(np.float64).sum()),
-        "top1_hits": int(hit_NK[:, :1].sum()),
-        "topk_hits": int((hit_NK if dense else hit_NK[:, :-1]).sum()),
-        "top1_mass_sum": float(p_NK[:, 0].sum()) if len(topk) else 0.0,
+        "top1_hits": int(np.count_nonzero(hit_NK[:, :1])),
+        "topk_hits": int(np.count_nonzero(hit_NK) - (0 if dense else np.count_nonzero(hit_NK[:, -1:]))),
+        "top1_mass_sum": float(np.exp(topk.logp_NK[:, :1].astype(np.float64)).sum()),
         "tail_mass_sum": float(np.exp(tail_N).sum()),
-        "entropy_sum": float(-terms_NK.sum()),
+        "entropy_sum": _entropy(topk.logp_NK) + _entropy(tail_N[:, None]),
     }
+
+
+def _entropy(logp_NK: NDArray[np.floating[Any]]) -> float:
+    """−Σ p log p over all, in the rows' own precision, in pieces that stay in the processor's cache; 0 where p is 0."""
+    total = 0.0
+    for start in range(0, len(logp_NK), PIECE):
+        piece_NK = np.maximum(logp_NK[start : start + PIECE], NOTHING)
+        total -= float((np.exp(piece_NK) * piece_NK).sum(axis=1).sum(dtype=np.float64))
+    return total
 
 
 def merge(parts: Iterable[Mapping[str, float | None]]) -> dict[str, float | None]:
