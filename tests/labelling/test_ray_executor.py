@@ -26,6 +26,9 @@ BERT = DumpConfig(k=5, temperatures=(2.0,), codec="f16", utterances_per_shard=16
 TRIGRAM = DumpConfig(k=5, utterances_per_shard=1)
 
 
+pytestmark = pytest.mark.timeout(900)  # a cluster starts slowly on a busy machine
+
+
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Two nodes with a core each and credentials for a bucket called labels, and this process connected to the first."""
