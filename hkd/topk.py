@@ -193,7 +193,10 @@ def _select(
 def _swap(tail_NT: torch.Tensor, leaving_NT: torch.Tensor, coming_NT: torch.Tensor) -> torch.Tensor:
     """Log of a sum without one of its terms and with another, not smaller one; all given as logs."""
     share_NT = (leaving_NT - tail_NT).clamp(max=0).nan_to_num(nan=float("-inf"), neginf=float("-inf"))
-    return torch.logaddexp(tail_NT + torch.log1p(-share_NT.exp()), coming_NT)
+    left_NT = tail_NT + torch.log1p(-share_NT.exp())
+    # torch.logaddexp would round a tensor's last few elements otherwise than the rest: a row would depend on those beside it.
+    larger_NT, apart_NT = left_NT.maximum(coming_NT), (left_NT - coming_NT).abs().nan_to_num()
+    return larger_NT + torch.log1p(torch.exp(-apart_NT))
 
 
 def _mass(

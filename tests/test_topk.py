@@ -1,5 +1,7 @@
 """Selecting the k likeliest units: the invariants that every later part leans on."""
 
+from dataclasses import fields
+
 import numpy as np
 import pytest
 import torch
@@ -88,3 +90,16 @@ def test_slices_and_joins_are_inverse() -> None:
             gold_N=whole.gold_N,
             gold_logp_N=whole.gold_logp_N,
         )
+
+
+@settings(max_examples=40, deadline=None)
+@given(n=st.integers(2, 40), v=st.integers(2, 40), k=st.integers(1, 45), seed=st.integers(0, 10_000), masked=st.booleans())
+def test_a_row_does_not_depend_on_those_beside_it(n: int, v: int, k: int, seed: int, masked: bool) -> None:
+    logits_NV, gold_N = rows(n, v, seed)
+    if masked:
+        logits_NV[:, 1:] = logits_NV[:, 1:].masked_fill(logits_NV[:, 1:] < 1, -torch.inf)
+    together = select_topk(logits_NV, gold_N, k=k, temperatures=(2.0, 0.7))
+    for row in (0, n // 2, n - 1):
+        alone = select_topk(logits_NV[row : row + 1], gold_N[row : row + 1], k=k, temperatures=(2.0, 0.7))
+        for f in fields(TopK):
+            np.testing.assert_array_equal(getattr(alone, f.name), getattr(together[row : row + 1], f.name))
