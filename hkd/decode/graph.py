@@ -4,7 +4,7 @@
 
 G is the n-gram, L the pronunciations with optional silence between words, C puts phones into the context of their neighbours (across
 words too, as the aligner has it), H gives each phone in context the tied states of the acoustic model, each with a self-loop. Phones carry
-their position in the word, so that C finds the same senones as `StateTying` does; transition probabilities are left out, since states
+their position in the word where the senones depend on it, so that C finds the senones that text has by the same tying; transition probabilities are left out, since states
 of equal rank would have equal ones. kaldifst does the algebra, kaldilm reads the n-gram.
 
 Input labels: senone + 1 (0 is ε). Output labels: words, numbered as in `Graph.words`.
@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hkd.decode.context import ContextPhones, context_phones
 from hkd.errors import UserError
+from hkd.units.acoustic import Tying
 from hkd.units.lexicon import Lexicon
-from hkd.units.mdef import NUM_WORD_POSITIONS, WORD_BEGIN, WORD_END, WORD_INTERNAL, WORD_SINGLE
-from hkd.units.tying import StateTying
 
 EPSILON, BACKOFF, START, STOP = "<eps>", "#0", "<s>", "</s>"
 SILENCE_PROBABILITY = 0.5  # between words, and at both ends
@@ -49,7 +49,7 @@ def kaldi_module(name: str) -> Any:
         raise UserError(f"decoding with a graph needs the package {name}. Install it: pip install 'hkd[kaldi]'.") from None
 
 
-def build_graph(arpa: Path, *, tying: StateTying, lexicon: Lexicon) -> Graph:
+def build_graph(arpa: Path, *, tying: Tying, lexicon: Lexicon) -> Graph:
     """The graph of a word n-gram (ARPA, plain text). Raises UserError where the file is none, or shares no word with the lexicon."""
     kaldifst = kaldi_module("kaldifst")
     spoken, left_out = _pronunciations(_unigrams(arpa), lexicon)
@@ -57,49 +57,24 @@ def build_graph(arpa: Path, *, tying: StateTying, lexicon: Lexicon) -> Graph:
         raise UserError(f"{arpa} must hold words with pronunciations, but holds none.")
     words = (EPSILON, *sorted(spoken), BACKOFF, START, STOP)
     number = {word: place for place, word in enumerate(words)}
-    phones = _Phones(tying)
+    phones = context_phones(tying)
+    first_free = phones.num_labels + 1
     l_fst, last = _lexicon_fst(kaldifst, spoken, number, phones)
-    kaldifst.add_self_loops(l_fst, [phones.first_free], [number[BACKOFF]])
+    kaldifst.add_self_loops(l_fst, [first_free], [number[BACKOFF]])
     kaldifst.arcsort(l_fst, "olabel")
     lg_fst = kaldifst.compose(l_fst, _lm_fst(kaldifst, arpa, words))
     lg_fst = kaldifst.StdVectorFst(lg_fst)
     kaldifst.determinize_star(lg_fst)
     kaldifst.minimize_encoded(lg_fst)
     kaldifst.arcsort(lg_fst, "ilabel")
-    disambiguation = list(range(phones.first_free, last + 1))
+    disambiguation = list(range(first_free, last + 1))
     clg_fst, windows = kaldifst.compose_context(disambiguation, 3, 1, lg_fst)
-    triples, label_of = _senone_triples(windows, phones, tying)
+    sequences, label_of = _state_sequences(windows, phones)
     relabelled = _relabelled(kaldifst, clg_fst, label_of)
     kaldifst.arcsort(relabelled, "ilabel")
-    whole = kaldifst.StdVectorFst(kaldifst.compose(_states_fst(kaldifst, triples), relabelled))
+    whole = kaldifst.StdVectorFst(kaldifst.compose(_states_fst(kaldifst, sequences), relabelled))
     kaldifst.connect(whole)
     return Graph(fst=whole, words=words, left_out=tuple(left_out), num_states=whole.num_states)
-
-
-class _Phones:
-    """Input labels of L: phone and word position as one number from 1; disambiguation symbols from `first_free` (#0) on."""
-
-    def __init__(self, tying: StateTying) -> None:
-        self.id_of = tying.phone_id
-        self.silence = self._label(tying.definition.silence, WORD_SINGLE)
-        self.first_free = 1 + NUM_WORD_POSITIONS * len(tying.definition.phones)
-
-    @staticmethod
-    def _label(phone: int, position: int) -> int:
-        return 1 + phone * NUM_WORD_POSITIONS + position
-
-    @staticmethod
-    def parts(label: int) -> tuple[int, int]:
-        """(phone, position)."""
-        return divmod(label - 1, NUM_WORD_POSITIONS)
-
-    def labels(self, pronunciation: Sequence[str]) -> list[int]:
-        """A word's phones with their positions."""
-        ids = [self.id_of[phone] for phone in pronunciation]
-        if len(ids) == 1:
-            return [self._label(ids[0], WORD_SINGLE)]
-        inner = [self._label(phone, WORD_INTERNAL) for phone in ids[1:-1]]
-        return [self._label(ids[0], WORD_BEGIN), *inner, self._label(ids[-1], WORD_END)]
 
 
 def _unigrams(arpa: Path) -> list[str]:
@@ -136,7 +111,7 @@ def _pronunciations(words: Iterable[str], lexicon: Lexicon) -> tuple[dict[str, l
 
 
 def _lexicon_fst(
-    kaldifst: Any, spoken: Mapping[str, Sequence[tuple[str, ...]]], number: Mapping[str, int], phones: _Phones
+    kaldifst: Any, spoken: Mapping[str, Sequence[tuple[str, ...]]], number: Mapping[str, int], phones: ContextPhones
 ) -> tuple[Any, int]:
     """L, and the last disambiguation symbol. Words that sound alike end in different ones; positions rule out prefixes."""
     fst = kaldifst.StdVectorFst()
@@ -147,7 +122,7 @@ def _lexicon_fst(
     fst.add_arc(start, kaldifst.StdArc(0, 0, without, loop))
     fst.add_arc(start, kaldifst.StdArc(0, 0, with_silence, silent))
     alike: dict[tuple[int, ...], int] = {}
-    last = phones.first_free + 1  # after silence
+    last = phones.num_labels + 2  # after silence; before it stands #0
     before_loop = fst.add_state()
     fst.add_arc(silent, kaldifst.StdArc(phones.silence, 0, 0.0, before_loop))
     fst.add_arc(before_loop, kaldifst.StdArc(last, 0, 0.0, loop))
@@ -210,22 +185,15 @@ def _silent_stderr() -> Iterator[None]:
         os.close(nowhere)
 
 
-def _senone_triples(
-    windows: Sequence[Sequence[int]], phones: _Phones, tying: StateTying
-) -> tuple[list[tuple[int, ...]], list[int]]:
+def _state_sequences(windows: Sequence[Sequence[int]], phones: ContextPhones) -> tuple[list[tuple[int, ...]], list[int]]:
     """The different state sequences, and for each input label of C ∘ L ∘ G its number among them from 1 (0: ε)."""
-    definition = tying.definition
     number_of: dict[tuple[int, ...], int] = {}
     label_of = []
     for window in windows:
         if len(window) != 3:  # ε, or a disambiguation symbol
             label_of.append(0)
             continue
-        base, position = phones.parts(window[1])
-        left, right = (phones.parts(label)[0] if label else definition.silence for label in (window[0], window[2]))
-        row = base if base == definition.silence else definition.nearest(base, left, right, position)
-        states = tuple(definition.senones_PS[row].tolist())
-        label_of.append(number_of.setdefault(states, len(number_of) + 1))
+        label_of.append(number_of.setdefault(phones.states(*window), len(number_of) + 1))
     return list(number_of), label_of
 
 
@@ -242,13 +210,13 @@ def _relabelled(kaldifst: Any, fst: Any, label_of: Sequence[int]) -> Any:
     return renewed
 
 
-def _states_fst(kaldifst: Any, triples: Sequence[Sequence[int]]) -> Any:
+def _states_fst(kaldifst: Any, sequences: Sequence[Sequence[int]]) -> Any:
     """H: state sequence number j + 1 out, its senones (+ 1) in, each as often as it likes but at least once."""
     fst = kaldifst.StdVectorFst()
     start = fst.add_state()
     fst.start = start
     fst.set_final(start, 0.0)
-    for number, states in enumerate(triples, 1):
+    for number, states in enumerate(sequences, 1):
         before = start
         for place, senone in enumerate(states):
             here = fst.add_state()

@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 
 from hkd.decode.graph import Graph, build_graph, kaldi_module
 from hkd.errors import UserError
+from hkd.units.acoustic import Tying
 from hkd.units.inventory import UnitInventory
+from hkd.units.level import SENONE
 from hkd.units.lexicon import Lexicon
 from hkd.units.tying import StateTying
 
@@ -57,16 +59,27 @@ class HybridSearch:
 
     lm_parameters = 0
 
-    def __init__(self, config: HybridConfig, inventory: UnitInventory, log_prior_V: NDArray[np.float32], arpa: Path) -> None:
-        """arpa: a word n-gram. Raises UserError where the senones are not those of the acoustic model whose tying is known."""
-        tying = StateTying()
-        if inventory.digest != tying.senone_inventory.digest:
+    def __init__(
+        self,
+        config: HybridConfig,
+        inventory: UnitInventory,
+        log_prior_V: NDArray[np.float32],
+        arpa: Path,
+        *,
+        tying: Tying | None = None,
+        lexicon: Lexicon | None = None,
+    ) -> None:
+        """arpa: a word n-gram; tying, lexicon: pocketsphinx's unless others are given. Raises UserError where the senones are not the tying's."""
+        tying = tying or StateTying()
+        known = tying.inventories.get(SENONE)
+        if known is None or inventory.digest != known.digest:
             raise UserError(
-                f"a hybrid student must have the senones of pocketsphinx's English model, digest {tying.senone_inventory.digest[:12]}, "
+                f"a hybrid student must have the senones of the acoustic model beside it (pocketsphinx's English one where there is none), digest "
+                f"{known.digest[:12] if known else 'none'}, "
                 f"to be searched here, but has {inventory.digest[:12]} instead. Write its likelihoods for Kaldi: `hkd likelihoods`."
             )
         self.config, self._log_prior_V = config, log_prior_V
-        self.graph: Graph = build_graph(arpa, tying=tying, lexicon=Lexicon())
+        self.graph: Graph = build_graph(arpa, tying=tying, lexicon=lexicon or Lexicon())
         self.symbols = self.graph.words
         self._kaldifst, self._decoder = kaldi_module("kaldifst"), kaldi_module("kaldi_decoder")
 

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from hkd.decode.hybrid import HybridSearch, log_priors
 from hkd.decode.search import Search, SearchConfig
 from hkd.errors import UserError
-from hkd.features.fbank import log_mel
 from hkd.student.export import SENONE_FRAMES, load_student
 from hkd.timebase import HOP_SAMPLES, SAMPLE_RATE_HZ
+from hkd.units.acoustic import load_lexicon, load_tying
 from hkd.units.level import SENONE
 from hkd.units.subword import SubwordModel
 
@@ -79,7 +79,14 @@ class Recogniser:
                 raise UserError(
                     f"{self._folder} holds a hybrid student, whose senones become words by a word n-gram. Give one: --lm words.arpa."
                 )
-            return HybridSearch(self._config.hybrid, self.meta.inventory, log_priors(self.senone_frames()), Path(self._lm))
+            return HybridSearch(
+                self._config.hybrid,
+                self.meta.inventory,
+                log_priors(self.senone_frames()),
+                Path(self._lm),
+                tying=load_tying(self._folder),
+                lexicon=load_lexicon(self._folder),
+            )
         if self.meta.subword_model is None:
             raise UserError(
                 f"{self._folder} must hold a subword model beside its CTC output, but has none. Export the student anew."
@@ -105,7 +112,8 @@ class Recogniser:
     def logits(self, waves: Sequence[Wave_S]) -> tuple[torch.Tensor, torch.Tensor, Seconds]:
         """logits_BTV of the main output, valid frames of each, and the time. Waves: mono, 16 kHz, at least one frame each."""
         begin_s = time.perf_counter()
-        features = [log_mel(torch.as_tensor(wave_S)) for wave_S in waves]
+        front_end = self.meta.config.encoder.front_end
+        features = [front_end(wave_S) for wave_S in waves]
         length_B = torch.tensor([len(x_TF) for x_TF in features])
         x_BTF = torch.nn.utils.rnn.pad_sequence([torch.as_tensor(x_TF) for x_TF in features], batch_first=True)
         features_s = time.perf_counter() - begin_s

@@ -28,6 +28,7 @@ ACOUSTIC_FILE = "acoustic.json"
 LEXICON_FILE = "lexicon.dict"
 MDEF_FILE = "acoustic.mdef"
 MADE_FROM_FILE = "made-from.json"
+ACOUSTIC_FILES = (ACOUSTIC_FILE, MDEF_FILE, LEXICON_FILE)
 Sequences = tuple[NDArray[np.int32], NDArray[np.int32]]
 Pronunciations = Sequence[Sequence[str]]
 
@@ -108,7 +109,12 @@ def load_lexicon(folder: Path) -> Lexicon:
     path = folder / LEXICON_FILE
     if not path.exists():
         return Lexicon()
-    return Lexicon(path, within=UnitInventory.load(folder / f"{MONOPHONE}.json").symbols)
+    return Lexicon(path, within=load_tying(folder).inventories[MONOPHONE].symbols)
+
+
+def acoustic_files(folder: Path) -> dict[str, bytes]:
+    """The files of a folder that say whose phones and senones these are, by name; none where they are pocketsphinx's."""
+    return {name: (folder / name).read_bytes() for name in ACOUSTIC_FILES if (folder / name).exists()}
 
 
 def adopt(

@@ -160,7 +160,12 @@ class TreeTying:
         """A sequence of the model's phones, silence included → the senones of each one's states."""
         before, after = self.tree.central, self.tree.width - 1 - self.tree.central
         padded = [0] * before + list(phones) + [0] * after
-        return [self._tied(tuple(padded[at : at + self.tree.width])) for at in range(len(phones))]  # type: ignore[attr-defined]
+        return [self.window_senones(tuple(padded[at : at + self.tree.width])) for at in range(len(phones))]
+
+    def window_senones(self, window: tuple[int, ...]) -> tuple[int, ...]:
+        """The senones of the central phone of `tree.width` phones; 0 stands beyond the ends. Raises UserError where the tree has none."""
+        found: tuple[int, ...] = self._tied(window)  # type: ignore[attr-defined]
+        return found
 
     def _tied_uncached(self, window: tuple[int, ...]) -> tuple[int, ...]:
         found = [self.tree.senone(window, place) for place in self.places[window[self.tree.central]]]

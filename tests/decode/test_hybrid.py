@@ -11,8 +11,12 @@ import torch
 from hkd.decode.graph import SILENCE_PROBABILITY, build_graph
 from hkd.decode.hybrid import HybridConfig, HybridSearch, log_likelihoods, log_priors
 from hkd.errors import UserError
+from hkd.units.acoustic import Tying
 from hkd.units.inventory import UnitInventory
+from hkd.units.level import SENONE
 from hkd.units.lexicon import Lexicon
+from hkd.units.tree import PDF_CLASS, ContextTree, Leaf, Split, Table
+from hkd.units.tree_tying import TreeTying
 from hkd.units.tying import StateTying
 
 WORDS = {"red": -0.3, "read": -0.7, "the": -0.5}  # log10; red and read (one of its two pronunciations) sound alike
@@ -25,9 +29,29 @@ def write_arpa(path: Path, words: dict[str, float]) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def tying() -> StateTying:
-    return StateTying()
+def tree_tying(seed: int = 0) -> TreeTying:
+    """A made-up tree over ARPAbet: each state asks which phone is before it, or which is after, in random halves."""
+    symbols = StateTying().definition.phones
+    phones = {symbol: number for number, symbol in enumerate(symbols, 1)}
+    generator, owner, tables = np.random.default_rng(seed), {}, [None]
+
+    def leaf(phone: int, state: int) -> Leaf:
+        owner[len(owner)] = phone, state
+        return Leaf(len(owner) - 1)
+
+    for phone in phones.values():
+        states = []
+        for state in range(3):
+            asked = frozenset(np.flatnonzero(generator.random(len(phones) + 1) < 0.5).tolist())
+            states.append(Split(2 * int(generator.integers(2)), asked, leaf(phone, state), leaf(phone, state)))
+        tables.append(Table(PDF_CLASS, tuple(states)))
+    tree = ContextTree(width=3, central=1, root=Table(1, tuple(tables)))
+    return TreeTying(phones=phones, tree=tree, places=dict.fromkeys(phones.values(), (0, 1, 2)), owner=owner)
+
+
+@pytest.fixture(scope="module", params=["pocketsphinx", "tree"])
+def tying(request: pytest.FixtureRequest) -> Tying:
+    return StateTying() if request.param == "pocketsphinx" else tree_tying()
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +60,10 @@ def arpa(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def search(tying: StateTying, arpa: Path) -> HybridSearch:
+def search(tying: Tying, arpa: Path) -> HybridSearch:
     config = HybridConfig(acoustic_scale=1.0, prior_scale=0.0, beam=1e4, max_active=10**6)
-    inventory = tying.senone_inventory
-    return HybridSearch(config, inventory, np.zeros(len(inventory), np.float32), arpa)
+    inventory = tying.inventories[SENONE]
+    return HybridSearch(config, inventory, np.zeros(len(inventory), np.float32), arpa, tying=tying)
 
 
 def viterbi(states: list[int], logp_TV: np.ndarray) -> float:
@@ -51,11 +75,29 @@ def viterbi(states: list[int], logp_TV: np.ndarray) -> float:
     return float(best[-1])
 
 
-def paths(tying: StateTying, most_words: int) -> list[tuple[str, float, list[int]]]:
+def sphinx_states(tying: StateTying, groups: list[list[tuple[str, ...]]], before: bool, after: bool) -> list[int]:
+    """Silence is the neighbour at a group's edges, as at an utterance's."""
+    silence = tying.definition.senones_PS[tying.definition.silence].tolist()
+    states: list[int] = silence[:] if before else []
+    for place, part in enumerate(groups):
+        states += tying.senones(part)[0].tolist()
+        states += silence if place < len(groups) - 1 or after else []
+    return states
+
+
+def tree_states(tying: TreeTying, groups: list[list[tuple[str, ...]]], before: bool, after: bool) -> list[int]:
+    """Silence is a phone among phones; beyond the utterance is nothing."""
+    silence = [tying.phones["SIL"]]
+    phones = silence[:] if before else []
+    for place, part in enumerate(groups):
+        phones += [phone for word in tying.model_phones(part) for phone in word]
+        phones += silence if place < len(groups) - 1 or after else []
+    return [senone for states in tying.tied(phones) for senone in states]
+
+
+def paths(tying: Tying, most_words: int) -> list[tuple[str, float, list[int]]]:
     """(words, log p without sound, states) of all sequences: pronunciations, with silence or not at each place where it may be."""
-    lexicon, definition = Lexicon(), tying.definition
-    silence = tying.definition.senones_PS[definition.silence].tolist()
-    found = []
+    lexicon, found = Lexicon(), []
     for number in range(1, most_words + 1):
         for spoken in itertools.product(WORDS, repeat=number):
             logp = math.log(10) * (sum(WORDS[word] for word in spoken) + STOP)
@@ -68,20 +110,20 @@ def paths(tying: StateTying, most_words: int) -> list[tuple[str, float, list[int
                             groups.append(group)
                             group = []
                     groups += [group] if group else []
-                    states: list[int] = silence[:] if pauses[0] else []
-                    for place, part in enumerate(groups):  # silence is the neighbour at a group's edges, as at an utterance's
-                        states += tying.senones(part)[0].tolist()
-                        states += silence if place < len(groups) - 1 or pauses[-1] else []
+                    if isinstance(tying, TreeTying):
+                        states = tree_states(tying, groups, pauses[0], pauses[-1])
+                    else:
+                        states = sphinx_states(tying, groups, pauses[0], pauses[-1])
                     found.append((" ".join(spoken), logp + (number + 1) * math.log(SILENCE_PROBABILITY), states))
     return found
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_the_best_path_is_that_of_trying_all(tying: StateTying, search: HybridSearch, seed: int) -> None:
+def test_the_best_path_is_that_of_trying_all(tying: Tying, search: HybridSearch, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     known = paths(tying, 2)
     frames = 24
-    logits_TV = torch.randn(frames, len(tying.senone_inventory), generator=generator)
+    logits_TV = torch.randn(frames, len(tying.inventories[SENONE]), generator=generator)
     text, _, states = known[int(torch.randint(len(known), (), generator=generator))]
     states = [state for state in states for _ in range(max(1, frames // len(states)))][:frames]
     logits_TV[torch.arange(len(states)), torch.tensor(states)] += 3.0  # near one of them, so that the best has two words at most
@@ -95,19 +137,19 @@ def test_the_best_path_is_that_of_trying_all(tying: StateTying, search: HybridSe
     assert search.text(units) == max(scores, key=lambda text: scores[text])
 
 
-def test_what_was_said_comes_back_whatever_is_beyond_the_end(tying: StateTying, search: HybridSearch) -> None:
+def test_what_was_said_comes_back_whatever_is_beyond_the_end(tying: Tying, search: HybridSearch) -> None:
     lexicon = Lexicon()
     spoken = ["the", "red", "the", "the"]
     unit_U, _ = tying.senones([lexicon.pronounce(word) for word in spoken])
     frames_T = torch.from_numpy(np.repeat(unit_U, 3)).long()
-    logits_TV = torch.full((len(frames_T) + 20, len(tying.senone_inventory)), -12.0)
+    logits_TV = torch.full((len(frames_T) + 20, len(tying.inventories[SENONE])), -12.0)
     logits_TV[torch.arange(len(frames_T)), frames_T] = 0
     [units] = search.best(logits_TV[None], torch.tensor([len(frames_T)]))
     assert search.text(units) == "the red the the"
 
 
-def test_a_frame_too_few_for_any_word_gives_nothing(tying: StateTying, search: HybridSearch) -> None:
-    assert search.best(torch.zeros(1, 2, len(tying.senone_inventory)), torch.tensor([2])) == [[]]
+def test_a_frame_too_few_for_any_word_gives_nothing(tying: Tying, search: HybridSearch) -> None:
+    assert search.best(torch.zeros(1, 2, len(tying.inventories[SENONE])), torch.tensor([2])) == [[]]
 
 
 def test_likelihoods_are_posteriors_over_priors() -> None:
@@ -119,16 +161,14 @@ def test_likelihoods_are_posteriors_over_priors() -> None:
     np.testing.assert_allclose(np.exp(found_TV), wanted_TV, rtol=1e-5)
 
 
-def test_words_that_nobody_can_pronounce_are_left_out(
-    tmp_path: Path, tying: StateTying, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_words_that_nobody_can_pronounce_are_left_out(tmp_path: Path, tying: Tying, capfd: pytest.CaptureFixture[str]) -> None:
     graph = build_graph(write_arpa(tmp_path / "a.arpa", WORDS | {"mp3": -2.0}), tying=tying, lexicon=Lexicon())
     assert graph.left_out == ("mp3",)
     assert "mp3" not in graph.words
     assert capfd.readouterr().err == ""
 
 
-def test_what_cannot_be_searched_is_refused(tmp_path: Path, tying: StateTying, arpa: Path) -> None:
+def test_what_cannot_be_searched_is_refused(tmp_path: Path, tying: Tying, arpa: Path) -> None:
     for text, message in [
         ("", "with <s> and </s>"),
         ("\\1-grams:\n-1\t<s>\n-1\t</s>\n-1\tmp3\n\\end\\\n", "words with pronunciations"),
@@ -140,5 +180,5 @@ def test_what_cannot_be_searched_is_refused(tmp_path: Path, tying: StateTying, a
     with pytest.raises(UserError, match="cannot be read"):
         build_graph(tmp_path / "none.arpa", tying=tying, lexicon=Lexicon())
     other = UnitInventory(level="senone", symbols=("A-0-0", "B-0-1"), silence=0)
-    with pytest.raises(UserError, match="senones of pocketsphinx's English model"):
+    with pytest.raises(UserError, match="senones of the acoustic model beside it"):
         HybridSearch(HybridConfig(), other, np.zeros(2, np.float32), arpa)
