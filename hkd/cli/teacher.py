@@ -56,15 +56,17 @@ def teacher_dump(
     compile_: Annotated[bool, typer.Option("--compile", help="torch.compile the model.")] = False,
     token_budget: Annotated[int | None, typer.Option(help="Tokens of a batch; by default by device.")] = None,
     executor: Annotated[
-        str, typer.Option(help="local: this process; ray: the workers of a Ray cluster. The labels are the same.")
-    ] = "local",
+        Text, typer.Option(help="local: this process; ray: the workers of a Ray cluster. The labels are the same. [local]")
+    ] = None,
     ray_address: Annotated[
-        str,
+        Text,
         typer.Option(
             help="Ray: auto, HOST:PORT, ray://HOST:PORT, or local: a cluster of this machine. [RAY_ADDRESS, else local]"
         ),
-    ] = "",
-    workers: Annotated[int, typer.Option(help="Ray: how many teachers at once. [one a GPU, without GPUs one a node]")] = 0,
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Ray: how many teachers at once. [one a GPU, without GPUs one a node]")
+    ] = None,
     rank: Annotated[int, typer.Option(help="This process's number in a job array.")] = 0,
     world_size: Annotated[int, typer.Option(help="Processes of the job array.")] = 1,
     keep_going: Annotated[
@@ -107,7 +109,8 @@ def teacher_dump(
         "mask_every": mask_every, "context": _context(context), "case": case, "final_mark": final_mark, "project": project_to,
         "look_ahead": look_ahead, "token_budget": token_budget, "compile": compile_ or None,
     }  # fmt: skip
-    options = {**given, "lm": lm, "unit": unit, "device": device, "precision": precision, "teacher": _there(asked)}
+    who = {"executor": executor, "ray_address": ray_address, "workers": workers}
+    options = {**given, **who, "lm": lm, "unit": unit, "device": device, "precision": precision, "teacher": _there(asked)}
     settings = dump_settings(merge(table, _there(options)), f"[dump.{name or unit}]")
     config = settings.store
     unit = settings.unit
@@ -128,9 +131,9 @@ def teacher_dump(
     with progress_bar(f"labels {config.name or unit}") as progress:
         report = execute(
             job,
-            executor=executor,
-            ray_address=ray_address,
-            workers=workers,
+            executor=settings.executor,
+            ray_address=settings.ray_address,
+            workers=settings.workers,
             rank=rank,
             world_size=world_size,
             overwrite=overwrite,

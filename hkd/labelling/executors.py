@@ -55,6 +55,14 @@ class DumpJob:
         }
 
 
+def check_executor(executor: str, *, ray_address: str = "", workers: int = 0) -> None:
+    """Raises UserError for an unknown executor, and for Ray's settings without Ray."""
+    if executor not in EXECUTORS:
+        raise UserError(f"executor must be one of {', '.join(EXECUTORS)}, but is '{executor}' instead.")
+    if executor == "local" and (ray_address or workers):
+        raise UserError("ray_address and workers must be left out with the executor local. Add --executor ray.")
+
+
 def execute(
     job: DumpJob,
     *,
@@ -70,16 +78,13 @@ def execute(
 
     `ray_address`, `workers`: see `hkd.labelling.ray_executor.ray_dump`. Raises UserError and HkdError as `hkd.labelling.dump.dump`.
     """
-    if executor not in EXECUTORS:
-        raise UserError(f"executor must be one of {', '.join(EXECUTORS)}, but is '{executor}' instead.")
+    check_executor(executor, ray_address=ray_address, workers=workers)
     if executor == "ray":
         if world_size != 1 or rank:
             raise UserError("rank and world_size must be left out with the executor ray, which hands out the shards itself.")
         from hkd.labelling.ray_executor import ray_dump
 
         return ray_dump(job, address=ray_address, workers=workers, overwrite=overwrite, progress=progress)
-    if ray_address or workers:
-        raise UserError("ray_address and workers must be left out with the executor local. Add --executor ray.")
     return dump(
         job.manifest, job.out, job.load_teacher, **job.parts(),
         overwrite=overwrite, rank=rank, world_size=world_size, progress=progress,

@@ -8,13 +8,14 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from hkd.align.sphinx import SphinxConfig
 from hkd.config import Project, build
 from hkd.errors import UserError
 from hkd.evaluate.run import EvaluateConfig
 from hkd.labelling.dump import DumpConfig
+from hkd.labelling.executors import check_executor
 from hkd.labelling.kneser_ney import WORDS, WordNgramConfig
 from hkd.labelling.lm import LmConfig
+from hkd.pipeline.aligning import adopt_units, aligner_of
 from hkd.progress import Progress
 from hkd.teachers.options import TeacherOptions
 from hkd.train.config import TrainConfig
@@ -44,8 +45,17 @@ class DumpSettings:
     unit: str
     precision: str = "auto"
     device: str = "auto"
+    executor: str = "local"  # who does the work (`hkd.labelling.executors`): it leaves no trace in the labels
+    ray_address: str = ""
+    workers: int = 0
     teacher: TeacherOptions = field(default_factory=TeacherOptions)
     store: DumpConfig = field(default_factory=DumpConfig)
+
+    def __post_init__(self) -> None:
+        check_executor(self.executor, ray_address=self.ray_address, workers=self.workers)
+
+
+WHO_LABELS = ("executor", "ray_address", "workers")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,7 +89,7 @@ def evaluate_settings(table: Settings, where: str) -> tuple[EvaluateConfig, str 
 CHECKS: dict[str, Callable[[Settings, str], Any]] = {
     "prepare": lambda table, where: build(PrepareSettings, table, where=where),
     "units": lambda table, where: build(UnitsConfig, table, where=where),
-    "align": lambda table, where: build(SphinxConfig, table, where=where),
+    "align": lambda table, where: aligner_of(table, where).to_table(),
     "lm": lambda table, where: build(LmConfig, table, where=where),
     "dump": dump_settings,
     "train": lambda table, where: build(TrainConfig, table, where=where),
@@ -111,12 +121,15 @@ def prepare(folder: Path, settings: Settings, progress: Progress) -> str:
 
 
 def units(folder: Path, settings: Settings, progress: Progress) -> str:
-    """Train split's transcripts → units/."""
+    """Train split's transcripts, and the aligner's acoustic model where it is not the English one → units/."""
     from hkd.manifest import read
     from hkd.units.sequences import train_units
 
     here = Project.load(folder)
     config = build(UnitsConfig, settings, where="[units]")
+    aligner = aligner_of(here.table("align"), "[align]")
+    if aligner.brings_units:
+        adopt_units(here.alignment, here.units, aligner, folder=here.folder, overwrite=True)
     texts = (u.text for u in read(here.manifest).split("train"))
     found = train_units(texts, here.units, vocab_size=config.vocab_size, kind=config.kind, overwrite=True)
     return ", ".join(f"{len(inventory):,} {level}s" for level, inventory in found.items())
@@ -124,12 +137,12 @@ def units(folder: Path, settings: Settings, progress: Progress) -> str:
 
 def align(folder: Path, settings: Settings, progress: Progress) -> str:
     """Manifest → alignment.arrow."""
-    from hkd.align.sphinx import align_manifest
     from hkd.manifest import read
+    from hkd.pipeline.aligning import align as run_aligner
 
     here = Project.load(folder)
-    config = build(SphinxConfig, settings, where="[align]")
-    report = align_manifest(read(here.manifest), here.alignment, config=config, overwrite=True, progress=progress)
+    aligner = aligner_of(settings, "[align]")
+    report = run_aligner(read(here.manifest), here.alignment, aligner, folder=here.folder, overwrite=True, progress=progress)
     return f"{report.kept} of {report.kept + len(report.failed)} utterances aligned, {len(report.predicted_words)} words by G2P"
 
 
@@ -171,33 +184,30 @@ def words(folder: Path, settings: Settings, progress: Progress) -> str:
 
 def dump(folder: Path, settings: Settings, progress: Progress) -> str:
     """Teacher + transcripts → shards/NAME."""
-    from hkd.align.alignment import Alignment
-    from hkd.labelling.dump import dump as dump_labels
-    from hkd.teachers.load import load_teacher
-    from hkd.units.sequences import Units
+    from hkd.labelling.executors import DumpJob, execute
+    from hkd.units.sequences import inventory_path
+    from hkd.units.subword import MODEL_FILE
 
     here = Project.load(folder)
     name, table = _named(settings)
-    config = dump_settings(table, f"[dump.{name}]")
-    known = Units(here.units)
+    who = {key: value for key, value in here.table(f"dump.{name}").items() if key in WHO_LABELS}
+    config = dump_settings({**table, **who}, f"[dump.{name}]")
     own = here.folder / config.lm
-    report = dump_labels(
-        here.manifest,
-        here.labels / name,
-        load_teacher(
-            str(own) if own.exists() else config.lm,
-            unit=config.unit,
-            device=config.device,
-            precision=config.precision,
-            options=config.teacher.within(here.folder),
-            inventory=known.inventory(config.unit),
-        ),
-        config=build(DumpConfig, {**asdict(config.store), "name": name}, where=f"[dump.{name}]"),
-        alignment=Alignment(here.alignment) if config.unit != "subword" else None,
-        subwords=known.subwords if config.unit == "subword" else None,
+    job = DumpJob(
+        manifest=here.manifest,
+        out=here.labels / name,
+        lm=str(own) if own.exists() else config.lm,
+        unit=config.unit,
+        device=config.device,
+        precision=config.precision,
+        teacher=config.teacher.within(here.folder),
+        store=build(DumpConfig, {**asdict(config.store), "name": name}, where=f"[dump.{name}]"),
+        inventory=inventory_path(here.units, config.unit),
+        alignment=here.alignment if config.unit != "subword" else None,
+        subwords=here.units / MODEL_FILE if config.unit == "subword" else None,
         command=f"hkd run (stage dump-{name})",
-        progress=progress,
     )
+    report = execute(job, executor=config.executor, ray_address=config.ray_address, workers=config.workers, progress=progress)
     return f"{report.positions:,} positions by {report.teacher}, {report.positions_per_s:,.0f} positions/s"
 
 

@@ -1,7 +1,7 @@
 """A pipeline's TOML → stages.
 
     title, jobs               what it is called; how many stages run side by side
-    [prepare] [units] [align] corpus → manifest → inventories → alignment
+    [prepare] [units] [align] corpus → manifest → inventories → alignment; [align] from = "kaldi" and path = "..." take another tool's
     [words]                   a word n-gram for search, lm/words.arpa (settings of `hkd lm words`)
     [lm.NAME]                 a unit LM (settings of `hkd lm train`)
     [dump.NAME]               a label store (settings of `hkd teacher-dump`): lm = "lm/NAME" waits for that LM
@@ -25,6 +25,7 @@ from hkd.files import write_bytes
 from hkd.labelling.kneser_ney import WORDS
 from hkd.pipeline import actions
 from hkd.pipeline.actions import CHECKS
+from hkd.pipeline.aligning import aligner_of
 from hkd.pipeline.runner import Stage
 
 SINGLE = ("prepare", "units", "align", "words", "train", "evaluate", "report")
@@ -94,7 +95,8 @@ def stages_of(recipe: Recipe) -> dict[str, Stage]:
 
     text = recipe.table("prepare").get("text")
     add("prepare", actions.prepare, recipe.table("prepare"), ["manifest.jsonl", *([f"text/{text}.txt"] if text else [])], [])
-    add("units", actions.units, recipe.table("units"), ["units"], ["prepare"])
+    brings_units = aligner_of(recipe.table("align"), "[align]").brings_units
+    add("units", actions.units, recipe.table("units"), ["units"], ["prepare", *(["align"] if brings_units else [])])
     add("align", actions.align, recipe.table("align"), ["alignment.arrow"], ["prepare"])
     if "words" in recipe.tables:
         add("words", actions.words, recipe.table("words"), [OWN_WORDS], ["prepare"])
@@ -105,7 +107,8 @@ def stages_of(recipe: Recipe) -> dict[str, Stage]:
         own = store.lm.removeprefix("lm/") if store.lm.startswith("lm/") else None
         if own is not None and own not in recipe.table("lm"):
             raise UserError(f"[dump.{name}]: lm must name a table [lm.{own}] of the pipeline, but there is none.")
-        settings = {"name": name, **recipe.table("dump")[name]}
+        table = {key: value for key, value in recipe.table("dump")[name].items() if key not in actions.WHO_LABELS}
+        settings = {"name": name, **table}
         add(f"dump-{name}", actions.dump, settings, [f"shards/{name}"], ["units", "align", *([f"lm-{own}"] if own else [])])
     runs, split = recipe.table("runs"), actions.ReportSettings(**recipe.table("report")).split
     for name, table in runs.items():

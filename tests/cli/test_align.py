@@ -53,7 +53,7 @@ def test_another_models_units_are_not_replaced_in_silence(hkd, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("arguments", "code", "line"),
     [
-        (["--from", "praat", "x"], 2, "--from must be one of pocketsphinx, kaldi, mfa, ctm, ctc"),
+        (["--from", "praat", "x"], 2, "from must be one of pocketsphinx, kaldi, mfa, ctm, ctc, timit"),
         (["--from", "mfa"], 2, "needs a path"),
         (["--from", "mfa", "nowhere"], 2, "is not there"),
         (["--from", "kaldi", "nowhere"], 2, "holds none"),
