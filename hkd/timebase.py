@@ -4,6 +4,7 @@
 - Frames are 10 ms. A signal of S samples has floor(S / hop) frames, and at least one.
 - An encoder frame covers `SUBSAMPLING` frames; a head with `slots` slots an encoder frame covers SUBSAMPLING / slots frames
   a slot, and a slot takes the label of its middle frame.
+- An encoder of another frame rate has a whole number of its frames in an encoder frame; sound is padded until they come out even.
 - Other tools' times become samples, and a boundary in samples the frame boundary nearest to it.
 - At speed s (playing s times as fast) a boundary at frame f moves to floor(f / s + 1/2).
 """
@@ -57,6 +58,11 @@ def retime(boundary: NDArray[np.int64], speed: float) -> NDArray[np.int64]:
 def num_encoder_frames(num_frames: int) -> int:
     """10 ms frames → encoder frames of 40 ms: ceil(T / SUBSAMPLING)."""
     return -(-num_frames // SUBSAMPLING)
+
+
+def covering_samples(num_frames: int, *, shift_samples: int, window_samples: int) -> int:
+    """The samples that convolutions without padding turn into exactly so many frames of shift_samples each."""
+    return (num_frames - 1) * shift_samples + window_samples
 
 
 def slot_middles(num_frames: int, slots: int) -> NDArray[np.int64]:

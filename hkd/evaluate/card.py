@@ -13,6 +13,7 @@ from hkd.evaluate.result import METRICS, EvaluationReport, read_result
 from hkd.evaluate.run import find_setting, read_settings
 from hkd.evaluate.table import MIN_SPEAKERS
 from hkd.files import write_bytes
+from hkd.student.config import EncoderConfig, SpeechEncoderConfig
 from hkd.student.export import load_student
 
 SPLITS = ("dev", "test")
@@ -31,10 +32,11 @@ def model_card(run_folder: Path, *, splits: Sequence[str] = SPLITS) -> str:
     encoder = meta.config.encoder
     facts = {
         "objective": f"{objective}: {_OBJECTIVES.get(objective, 'a run of its own kind')}",
-        "encoder": f"Conformer, {encoder.num_layers} layers, width {encoder.d_model}, {encoder.num_heads} attention heads",
+        "encoder": _encoder(encoder),
         "main output": f"CTC over {len(meta.inventory)} {meta.inventory.level} units (inventory {meta.inventory.digest[:12]})",
         "parameters": f"{student.num_parameters():,}; the layers that only taught it are left out",
-        "features": f"{meta.features['num_bins']} log-mel bins, {meta.features['sample_rate_hz']} Hz",
+        "features": ("" if meta.features["kind"] == "wave" else f"{meta.features['num_bins']} log-mel bins, ")
+        + f"{meta.features['sample_rate_hz']} Hz",
         "steps": str(find_setting(identity.get("loop", settings.get("loop", {})), "max_steps") or "not recorded"),
         "seed": str(reports[0].seed),
     }
@@ -63,6 +65,13 @@ def _json(path: Path) -> dict[str, Any]:
 def _table(header: Sequence[str], rows: Any) -> str:
     lines = [header, tuple("---" for _ in header), *rows]
     return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)
+
+
+def _encoder(encoder: EncoderConfig | SpeechEncoderConfig) -> str:
+    layers = f"{encoder.num_layers} layers, width {encoder.d_model}"
+    if isinstance(encoder, SpeechEncoderConfig):
+        return f"{encoder.name} ({encoder.architecture}), {layers}"
+    return f"Conformer, {layers}, {encoder.num_heads} attention heads"
 
 
 def _learnt(identity: Mapping[str, Any], coverage: Mapping[str, Any]) -> str:

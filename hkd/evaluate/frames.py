@@ -110,7 +110,7 @@ def frame_figures(
     maker = BatchMaker(
         utterances=list(part),
         join=join,
-        features=FeatureSource(max_bytes=0),
+        features=FeatureSource(front_end=student.config.encoder.front_end, max_bytes=0),
         hard={head.level: head.slots for head in heads if head.unit_V is not None},
         soft={head.store: head.slots for head in heads if head.store is not None},
     )

@@ -1,4 +1,4 @@
-"""Features of utterances at a speed: computed when asked for, kept in memory up to a limit.
+"""Features of utterances at a speed, of whatever kind the encoder reads: computed when asked for, kept in memory up to a limit.
 
 What is kept does not change what is given: features are a pure function of sound and speed. With noise nothing is kept.
 
@@ -14,16 +14,17 @@ from numpy.typing import NDArray
 
 from hkd.audio import read_audio
 from hkd.features.augment import change_speed
-from hkd.features.fbank import log_mel
+from hkd.features.front_end import FrontEnd
 from hkd.manifest import Utterance
 
 Features = NDArray[np.float32]  # x_TF
 
 
 class FeatureSource:
-    """Log-mel features, from memory where they are there. `max_bytes` bounds what is kept; the longest unused goes first."""
+    """Features, from memory where they are there. `max_bytes` bounds what is kept; the longest unused goes first."""
 
-    def __init__(self, *, max_bytes: int = 1 << 30) -> None:
+    def __init__(self, *, front_end: FrontEnd | None = None, max_bytes: int = 1 << 30) -> None:
+        self.front_end = front_end or FrontEnd()
         self._max_bytes = max_bytes
         self._kept: OrderedDict[tuple[str, float], Features] = OrderedDict()
         self._bytes = 0
@@ -40,7 +41,7 @@ class FeatureSource:
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key]
-        x_TF: Features = log_mel(self.wave(utterance, speed)).numpy()
+        x_TF = self.front_end(self.wave(utterance, speed))
         with self._lock:
             if key not in self._kept:
                 self._kept[key] = x_TF
@@ -49,8 +50,8 @@ class FeatureSource:
                 self._bytes -= self._kept.popitem(last=False)[1].nbytes
         return x_TF
 
-    def __reduce__(self) -> tuple[type["FeatureSource"], tuple[()], dict[str, int]]:
-        return FeatureSource, (), {"_max_bytes": self._max_bytes}
+    def __reduce__(self) -> tuple[type["FeatureSource"], tuple[()], dict[str, object]]:
+        return FeatureSource, (), {"front_end": self.front_end, "_max_bytes": self._max_bytes}
 
 
 def mean_and_std(parts: "list[Features]") -> tuple[torch.Tensor, torch.Tensor]:

@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from hkd.align.alignment import Positions
 from hkd.features.augment import NO_AUGMENTATION, AugmentConfig, add_noise, draw_speed, generator, spec_augment
-from hkd.features.fbank import log_mel
 from hkd.features.source import FeatureSource
 from hkd.manifest import Utterance
 from hkd.stream.batch import Batch, HardLabels, SoftLabels
@@ -75,7 +74,7 @@ class BatchMaker:
         speed = draw_speed(self.augment, random)
         view = _View(speed, int(random.integers(1 << 30)))
         if self.augment.noise_probability > 0:
-            x_TF: NDArray[np.float32] = log_mel(add_noise(self.features.wave(utterance, speed), self.augment, random)).numpy()
+            x_TF = self.features.front_end(add_noise(self.features.wave(utterance, speed), self.augment, random))
         else:
             x_TF = self.features(utterance, speed)
         if self.fill_F is not None and (self.augment.freq_masks or self.augment.time_masks):

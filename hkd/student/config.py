@@ -2,19 +2,22 @@
 
 - Sizes left at 0 (dropout and kernel too, where negative or 0) come from the preset; a size that is given wins over it.
 - Layers count from 1: a tap n reads the output of layer n.
+- The encoder is hkd's own Conformer, or one of transformers that is named; that one brings its sizes along.
 - A head with `slots` slots emits that many distributions for each encoder frame of 40 ms: 4 for senones (10 ms each).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
 from typing import Any
 
 from hkd.errors import UserError
-from hkd.timebase import SUBSAMPLING
+from hkd.features.front_end import FrontEnd
+from hkd.timebase import HOP_SAMPLES, SUBSAMPLING
 from hkd.units.level import MONOPHONE, SENONE, SUBWORD
 
 NUM_BINS = 80
+WHISPER = "whisper"
 _SIZES = ("d_model", "num_layers", "num_heads", "ff_factor", "conv_kernel")
 PRESETS: dict[str, dict[str, int]] = {
     "xs": {"d_model": 112, "num_layers": 6, "num_heads": 4, "ff_factor": 4, "conv_kernel": 15},
@@ -26,8 +29,9 @@ PRESETS["custom"] = PRESETS["xs"]  # what a custom encoder leaves open
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncoderConfig:
-    """Conformer sizes. `preset` xs (about 2 M parameters) | s (10 M) | m (30 M) | custom; a size of 0 is the preset's own."""
+    """Conformer sizes, or the name of another encoder. `preset` xs (about 2 M parameters) | s (10 M) | m (30 M) | custom; a size of 0 is the preset's own."""
 
+    name: str = ""  # a speech encoder of transformers: a hub name or a folder. All else but dropout is then its own
     preset: str = "custom"
     d_model: int = 0
     num_layers: int = 0
@@ -42,16 +46,20 @@ class EncoderConfig:
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
             raise UserError(f"encoder.preset must be one of {', '.join(sorted(PRESETS))}, but is '{self.preset}' instead.")
-        for name in _SIZES:
+        if self.name:
+            given = [name for name in _SIZES if getattr(self, name)] + (["preset"] if self.preset != "custom" else [])
+            if given:
+                raise UserError(f"encoder.{given[0]} must be left out where encoder.name is given: '{self.name}' brings its own.")
+        for name in () if self.name else _SIZES:
             if getattr(self, name) == 0:
                 object.__setattr__(self, name, PRESETS[self.preset][name])
             if getattr(self, name) < 1:
                 raise UserError(f"encoder.{name} must be at least 1, but is {getattr(self, name)} instead.")
-        if self.d_model % (2 * self.num_heads):
+        if not self.name and self.d_model % (2 * self.num_heads):
             raise UserError(
                 f"encoder.d_model must be an even multiple of num_heads, but is {self.d_model} with {self.num_heads} heads instead."
             )
-        if self.conv_kernel % 2 == 0:
+        if not self.name and self.conv_kernel % 2 == 0:
             raise UserError(f"encoder.conv_kernel must be odd, but is {self.conv_kernel} instead.")
         if not 0 <= self.dropout < 1:
             raise UserError(f"encoder.dropout must be at least 0 and below 1, but is {self.dropout} instead.")
@@ -59,6 +67,62 @@ class EncoderConfig:
             raise UserError(f"encoder.front must be conv1d or conv2d, but is '{self.front}' instead.")
         if self.front_channels < 1 or self.num_bins < 1:
             raise UserError("encoder.front_channels and encoder.num_bins must be at least 1.")
+
+    @property
+    def d_out(self) -> int:
+        """The width of an encoder frame of 40 ms, which heads read."""
+        return self.d_model
+
+    @property
+    def front_end(self) -> FrontEnd:
+        """What it reads."""
+        return FrontEnd(num_bins=self.num_bins)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SpeechEncoderConfig:
+    """A speech encoder of transformers, opened. `settings`: its own configuration, from which it can be built where its folder is gone."""
+
+    name: str
+    settings: Mapping[str, Any]
+    normalise: bool = True  # utterances to mean 0 and variance 1, where it reads samples
+
+    @property
+    def architecture(self) -> str:
+        """transformers' model type: wav2vec2, hubert, wavlm, whisper ..."""
+        return str(self.settings["model_type"])
+
+    @property
+    def d_model(self) -> int:
+        """The width of its frames of 20 ms."""
+        return int(self.settings["d_model" if self.architecture == WHISPER else "hidden_size"])
+
+    @property
+    def num_layers(self) -> int:
+        """Layers to tap."""
+        return int(self.settings["encoder_layers" if self.architecture == WHISPER else "num_hidden_layers"])
+
+    @property
+    def d_out(self) -> int:
+        """The width of an encoder frame of 40 ms: two of its own, side by side."""
+        return 2 * self.d_model
+
+    @property
+    def max_frames(self) -> int | None:
+        """The longest utterance that it can read, in 10 ms frames; None for any."""
+        return 2 * int(self.settings["max_source_positions"]) if self.architecture == WHISPER else None
+
+    @property
+    def front_end(self) -> FrontEnd:
+        """What it reads."""
+        if self.architecture == WHISPER:
+            return FrontEnd(kind="whisper", num_bins=int(self.settings["num_mel_bins"]))
+        return FrontEnd(kind="wave", num_bins=HOP_SAMPLES, normalise=self.normalise)
+
+    @property
+    def num_bins(self) -> int:
+        """Values a frame of what it reads."""
+        return self.front_end.num_bins
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,7 +135,7 @@ class HeadConfig:
     num_units: int
     tap: int  # reads the output of this layer, counted from 1
     slots: int = 1  # distributions an encoder frame
-    d_head: int = 0  # width before the output matrix where slots > 1; 0 is d_model
+    d_head: int = 0  # width before the output matrix where slots > 1; 0 is the d_model of the encoder
 
     def __post_init__(self) -> None:
         if not self.name or self.name == "main" or "." in self.name:
@@ -87,7 +151,7 @@ class HeadConfig:
 class StudentConfig:
     """Encoder, main output and heads. `num_main_units` counts the CTC blank (id 0); a senone main output has no blank."""
 
-    encoder: EncoderConfig = EncoderConfig()
+    encoder: EncoderConfig | SpeechEncoderConfig = EncoderConfig()
     num_main_units: int = 0
     main: str = "ctc"  # ctc | senone (the hybrid alternative: frame posteriors, 4 slots a frame)
     heads: tuple[HeadConfig, ...] = ()
@@ -129,8 +193,16 @@ def default_tap(level: str, num_layers: int) -> int:
     return max(1, (2 * third * num_layers + 3) // 6)  # round half up
 
 
+def config_to_json(config: StudentConfig) -> dict[str, Any]:
+    """What `config_from_json` reads; the name of an encoder that is hkd's own is left out."""
+    value = asdict(config)
+    if not value["encoder"]["name"]:
+        del value["encoder"]["name"]
+    return value
+
+
 def config_from_json(value: Mapping[str, Any]) -> StudentConfig:
-    """The StudentConfig that `dataclasses.asdict` wrote. Raises UserError, naming the nearest key, for a key that is unknown."""
+    """The StudentConfig that `config_to_json` wrote. Raises UserError, naming the nearest key, for a key that is unknown."""
 
     def build(cls: type[Any], table: Mapping[str, Any], where: str) -> Any:
         known = [f.name for f in fields(cls)]
@@ -145,7 +217,8 @@ def config_from_json(value: Mapping[str, Any]) -> StudentConfig:
             raise UserError(f"{where} cannot be read ({error}).") from None
 
     table = dict(value)
-    table["encoder"] = build(EncoderConfig, table.get("encoder", {}), "student.encoder")
+    encoder = table.get("encoder", {})
+    table["encoder"] = build(SpeechEncoderConfig if "settings" in encoder else EncoderConfig, encoder, "student.encoder")
     table["heads"] = tuple(build(HeadConfig, head, f"student.heads[{n}]") for n, head in enumerate(table.get("heads", ())))
     config: StudentConfig = build(StudentConfig, table, "student")
     return config

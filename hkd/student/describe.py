@@ -2,7 +2,7 @@
 
 import torch
 
-from hkd.student.config import HeadConfig, StudentConfig
+from hkd.student.config import EncoderConfig, HeadConfig, SpeechEncoderConfig, StudentConfig
 from hkd.student.model import Student
 
 
@@ -18,17 +18,34 @@ def _units(num_units: int, slots: int) -> str:
     return f"{num_units:,} units" + (f" × {slots} slots of {40 // slots} ms" if slots > 1 else "")
 
 
+def _conformer(e: EncoderConfig, student: Student) -> list[str]:
+    front: torch.nn.Module = student.encoder.front  # type: ignore[assignment]
+    return [
+        f"student: Conformer, {e.num_layers} layers × {e.d_model}, {e.num_heads} attention heads, kernel {e.conv_kernel}",
+        f"  features   {e.num_bins} bins every 10 ms, normalised by the training set's mean and deviation",
+        f"  front end  {e.front}, one frame in 4 → 40 ms   {_short(_count(front))}",
+    ]
+
+
+def _speech_encoder(e: SpeechEncoderConfig, student: Student) -> list[str]:
+    what = f"{e.num_bins} log-mel bins every 10 ms, as Whisper's, up to {(e.max_frames or 0) / 100:g} s"
+    if e.front_end.kind == "wave":
+        what = "samples at 16 kHz" + (", each utterance at mean 0 and variance 1" if e.normalise else "")
+    frozen = sum(p.numel() for p in student.encoder.parameters() if not p.requires_grad)
+    return [
+        f"student: {e.name} ({e.architecture}), {e.num_layers} layers × {e.d_model}",
+        f"  features   {what}",
+        f"  front end  frames of 20 ms, two side by side → 40 ms   {_short(frozen)} frozen",
+    ]
+
+
 def describe(config: StudentConfig) -> str:
     """The drawing, bottom to top as the signal flows; built without allocating weights."""
     with torch.device("meta"):
         student = Student(config)
     e = config.encoder
     layer_size = _short(_count(student.encoder.layers[0]))
-    lines = [
-        f"student: Conformer, {e.num_layers} layers × {e.d_model}, {e.num_heads} attention heads, kernel {e.conv_kernel}",
-        f"  features   {e.num_bins} bins every 10 ms, normalised by the training set's mean and deviation",
-        f"  front end  {e.front}, one frame in 4 → 40 ms   {_short(_count(student.encoder.front))}",
-    ]
+    lines = _conformer(e, student) if isinstance(e, EncoderConfig) else _speech_encoder(e, student)
     heads_at: dict[int, list[HeadConfig]] = {}
     for head in config.heads:
         heads_at.setdefault(head.tap, []).append(head)

@@ -3,6 +3,7 @@
     student.json         what it is: configuration, unit symbols and their digest, feature settings; written last, the mark of completeness
     model.safetensors    weights and the features' mean and deviation
     subword.model        the SentencePiece model of a subword student (absent otherwise)
+    acoustic.json ...    the acoustic model of a hybrid student's senones, as in units/ (absent where it is pocketsphinx's)
 
 - `student.json` holds the SHA-256 of the other files; a folder whose files do not match is refused.
 - Heads are dropped unless they are asked for. The bytes are a pure function of what is saved.
@@ -10,7 +11,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,14 @@ from safetensors.torch import load, save
 
 from hkd.errors import UserError
 from hkd.files import digest_of_file, write_bytes, write_json
-from hkd.student.config import StudentConfig, config_from_json
+from hkd.student.config import StudentConfig, config_from_json, config_to_json
 from hkd.student.model import Student, export_student
-from hkd.timebase import HOP_SAMPLES, SAMPLE_RATE_HZ
+from hkd.units.acoustic import ACOUSTIC_FILES
 from hkd.units.inventory import UnitInventory
 
 FORMAT, VERSION = "hkd-student", 1
 CARD, WEIGHTS, SUBWORDS = "student.json", "model.safetensors", "subword.model"
+BESIDE = (SUBWORDS, *ACOUSTIC_FILES)
 SENONE_FRAMES = "senone_frames"  # in `extra` of a hybrid student: frames of each senone in the training data, for its priors
 
 
@@ -42,7 +44,7 @@ class StudentMeta:
 
 def feature_settings(config: StudentConfig) -> dict[str, Any]:
     """The features that a student of this configuration reads."""
-    return {"kind": "log-mel", "num_bins": config.encoder.num_bins, "sample_rate_hz": SAMPLE_RATE_HZ, "hop_samples": HOP_SAMPLES}
+    return config.encoder.front_end.to_json()
 
 
 def save_student(
@@ -51,6 +53,7 @@ def save_student(
     *,
     inventory: UnitInventory,
     subword_model: bytes | None = None,
+    acoustic: Mapping[str, bytes] | None = None,
     extra: Mapping[str, Any] | None = None,
     heads: bool = False,
 ) -> None:
@@ -62,15 +65,17 @@ def save_student(
     state = {name: value.detach().cpu().contiguous() for name, value in kept.state_dict().items()}
     (folder / CARD).unlink(missing_ok=True)  # until it stands there again the folder is no student
     write_bytes(folder / WEIGHTS, save(state))
-    if subword_model is None:
-        (folder / SUBWORDS).unlink(missing_ok=True)
-    else:
-        write_bytes(folder / SUBWORDS, subword_model)
-    files = [WEIGHTS] + ([SUBWORDS] if subword_model is not None else [])
+    beside = {**(acoustic or {}), **({SUBWORDS: subword_model} if subword_model is not None else {})}
+    for name in BESIDE:
+        if name in beside:
+            write_bytes(folder / name, beside[name])
+        else:
+            (folder / name).unlink(missing_ok=True)
+    files = [WEIGHTS, *beside]
     card = {
         "format": FORMAT,
         "version": VERSION,
-        "config": asdict(kept.config),
+        "config": config_to_json(kept.config),
         "inventory": {
             "level": inventory.level,
             "digest": inventory.digest,
@@ -107,7 +112,7 @@ def load_student(folder: Path, *, device: str | torch.device = "cpu") -> tuple[S
         config = config_from_json(card["config"])
         entry = card["inventory"]
         inventory = UnitInventory(level=entry["level"], symbols=tuple(entry["symbols"]), silence=entry["silence"])
-        files: dict[str, str] = {name: str(card["files"][name]) for name in (WEIGHTS, SUBWORDS) if name in card["files"]}
+        files: dict[str, str] = {name: str(card["files"][name]) for name in (WEIGHTS, *BESIDE) if name in card["files"]}
         files[WEIGHTS]
         meta = StudentMeta(
             config=config,

@@ -1,6 +1,7 @@
 """The student: features → main output, and the heads that teach its layers and are dropped at export.
 
-- Global mean and deviation of the features are buffers of the model, so an export needs nothing else.
+- Global mean and deviation of the features are buffers of the model, so an export needs nothing else (0 and 1 where an encoder's features are
+  normalised already).
 - Encoder and main output are built before the heads: with one seed, a student begins from the same weights whatever heads it has.
 - Teachers have no place here: their labels are numbers in a batch.
 """
@@ -12,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from hkd.errors import UserError
-from hkd.student.config import StudentConfig
+from hkd.student.config import SpeechEncoderConfig, StudentConfig
 from hkd.student.encoder import ConformerEncoder
 from hkd.student.heads import Head
+from hkd.student.speech_encoder import SpeechEncoder
 
 MIN_STD = 1e-5
 
@@ -38,13 +40,19 @@ class Student(nn.Module):
     def __init__(self, config: StudentConfig) -> None:
         super().__init__()
         self.config = config
-        d_model = config.encoder.d_model
+        d_model, d_out = config.encoder.d_model, config.encoder.d_out
         self.register_buffer("mean_F", torch.zeros(config.encoder.num_bins))
         self.register_buffer("std_F", torch.ones(config.encoder.num_bins))
-        self.encoder = ConformerEncoder(config.encoder)
-        self.main = Head(d_model, config.num_main_units, slots=config.main_slots, norm=False)  # a layer ends in LayerNorm
+        self.encoder: ConformerEncoder | SpeechEncoder
+        if isinstance(config.encoder, SpeechEncoderConfig):
+            self.encoder = SpeechEncoder(config.encoder)
+        else:
+            self.encoder = ConformerEncoder(config.encoder)
+        self.main = Head(
+            d_out, config.num_main_units, slots=config.main_slots, d_head=d_model, norm=False
+        )  # encoders end in LayerNorm
         self.heads = nn.ModuleDict(
-            {head.name: Head(d_model, head.num_units, slots=head.slots, d_head=head.d_head) for head in config.heads}
+            {head.name: Head(d_out, head.num_units, slots=head.slots, d_head=head.d_head or d_model) for head in config.heads}
         )
         self._tap_of = {head.name: head.tap for head in config.heads}
 
@@ -58,7 +66,7 @@ class Student(nn.Module):
         self.std_F.copy_(std_F.clamp_min(MIN_STD))
 
     def forward(self, x_BTF: Tensor, length_B: Tensor, *, slots: Mapping[str, Tensor] | None = None) -> StudentOutput:
-        """x_BTF: features as log_mel gives them; length_B: 10 ms frames, at least one each.
+        """x_BTF: features as the encoder's front end gives them; length_B: 10 ms frames, at least one each.
 
         slots: head name → slot_M (flat indices b · S + s); a head that stands there gives logits_MV of these slots alone.
         """

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from hkd.errors import UserError
 from hkd.files import write_bytes
+from hkd.student.config import SpeechEncoderConfig
 from hkd.student.model import Student, export_student
 
 ONNX = "model.onnx"
@@ -35,7 +36,11 @@ class _MainOutput(nn.Module):
 
 
 def write_onnx(student: Student, path: Path) -> None:
-    """Write the student without its heads. Raises UserError where the packages are missing."""
+    """Write the student without its heads. Raises UserError where the packages are missing, or for an encoder of transformers."""
+    if isinstance(student.config.encoder, SpeechEncoderConfig):
+        raise UserError(
+            f"ONNX is written of hkd's own encoder alone, but this student's is {student.config.encoder.name}. Leave it out."
+        )
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401

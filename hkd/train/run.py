@@ -32,20 +32,24 @@ from hkd.stream.coverage import Coverage, measure, require
 from hkd.stream.join import Join
 from hkd.stream.loader import BatchMaker
 from hkd.stream.plan import BatchPlan
+from hkd.student.config import SpeechEncoderConfig, config_to_json
 from hkd.student.describe import describe
 from hkd.student.export import SENONE_FRAMES, save_student
 from hkd.student.model import Student
+from hkd.student.speech_encoder import SpeechEncoder, load_pretrained, local_encoder
 from hkd.timebase import SAMPLE_RATE_HZ, samples_to_frames, seconds_to_samples
 from hkd.toml import to_toml
 from hkd.train.config import TrainConfig
 from hkd.train.student import Needs, Plan, describe_heads, needs_of, plan_student
 from hkd.train.task import StudentTask
+from hkd.units.acoustic import acoustic_files
 from hkd.units.level import LEVELS, SENONE, SUBWORD
 from hkd.units.subword import MODEL_FILE, SubwordModel
 
 log = logging.getLogger(__name__)
 
 CMVN_UTTERANCES = 2000
+NO_IDENTITY = ("loop", "workers", "features_mb")  # loop: has its own place; the others change the speed alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,13 +99,15 @@ def open_data(config: TrainConfig, *, manifest: Path, alignment: Path | None, un
     stores = {name: readers[name] for name in needs.stores}
     train, dev = _split(whole, config.train_split, needed=True), _split(whole, config.dev_split, needed=False)
     frames = {utterance.id: _num_frames(utterance) for utterance in (*train, *dev)}
-    limit = config.max_utterance_seconds * 100
-    left_out = tuple(u.id for u in train if frames[u.id] > limit)
-    train = [u for u in train if frames[u.id] <= limit]
     join = Join(whole, subwords=subwords, alignment=aligned, stores=stores, same_units=needs.same_units)
+    plan = plan_student(config, needs, join)
+    limit, dev_limit = _longest(config, plan)
+    left_out = tuple(u.id for u in train if frames[u.id] > limit) + tuple(u.id for u in dev if frames[u.id] > dev_limit)
+    train = [u for u in train if frames[u.id] <= limit]
+    dev = [u for u in dev if frames[u.id] <= dev_limit]
     join.check((*train, *dev), num_frames=lambda utterance: frames[utterance.id])
-    identity = {
-        "train": json.loads(json.dumps({k: v for k, v in asdict(config).items() if k not in ("loop", "workers", "features_mb")})),
+    identity: dict[str, Any] = {
+        "train": _identity_of(config),
         "data": {
             "train": Manifest(train).digest,
             "dev": Manifest(dev).digest,
@@ -111,10 +117,29 @@ def open_data(config: TrainConfig, *, manifest: Path, alignment: Path | None, un
             "stores": {name: _store_digest(reader) for name, reader in stores.items()},
         },
     }
+    if config.encoder.name:
+        identity["data"]["encoder"] = [
+            digest_of_file(path) for path in sorted(local_encoder(config.encoder.name).glob("model*.safetensors"))
+        ]
     return Data(
         config=config, needs=needs, join=join, train=train, dev=dev, frames=frames, left_out=left_out,
-        plan=plan_student(config, needs, join), identity=identity,
+        plan=plan, identity=identity,
     )  # fmt: skip
+
+
+def _longest(config: TrainConfig, plan: Plan) -> tuple[float, float]:
+    """10 ms frames of the longest utterance to train on and to evaluate: what was asked for, and what the encoder can read at any speed."""
+    encoder = plan.student.encoder
+    readable = float("inf") if not isinstance(encoder, SpeechEncoderConfig) else encoder.max_frames or float("inf")
+    return min(config.max_utterance_seconds * 100, readable * min((1.0, *config.augment.speeds)) - 1), readable
+
+
+def _identity_of(config: TrainConfig) -> dict[str, Any]:
+    """The settings that a run's weights hang on. What came later than the first runs is left out where it is not used, so that they go on."""
+    table: dict[str, Any] = json.loads(json.dumps({k: v for k, v in asdict(config).items() if k not in NO_IDENTITY}))
+    if not config.encoder.name:
+        del table["encoder"]["name"]
+    return table
 
 
 def _stores(config: TrainConfig, labels: Path | str | None) -> tuple[dict[str, LabelReader], dict[str, str]]:
@@ -207,7 +232,9 @@ def train(
         log.info("%s", line)
     if data.left_out:
         log.warning(
-            "%d utterances are longer than max_utterance_seconds and left out (%s ...)", len(data.left_out), data.left_out[0]
+            "%d utterances are longer than max_utterance_seconds, or than the encoder can read, and left out (%s ...)",
+            len(data.left_out),
+            data.left_out[0],
         )
     task = make_task(data, plan, max_steps=loop.max_steps)
     parameters = sum(p.numel() for n, p in task.student.named_parameters() if not n.startswith("heads."))
@@ -230,16 +257,23 @@ def train(
 
 def make_task(data: Data, plan: BatchPlan, *, max_steps: int) -> StudentTask:
     """The student with its features' mean and deviation, and what feeds it. Weights are a function of the seed alone."""
-    config = data.config
-    features = FeatureSource(max_bytes=config.features_mb << 20)
-    mean_F, std_F = mean_and_std([features(utterance) for utterance in data.train[:CMVN_UTTERANCES]])
+    config, front_end = data.config, data.plan.student.encoder.front_end
+    features = FeatureSource(front_end=front_end, max_bytes=config.features_mb << 20)
+    augment, mean_F = config.augment, torch.zeros(front_end.num_bins)
+    if front_end.kind == "wave":
+        augment = replace(augment, freq_masks=0)  # a row's samples are no bins
+    else:
+        mean_F, std_F = mean_and_std([features(utterance) for utterance in data.train[:CMVN_UTTERANCES]])
     torch.manual_seed(config.loop.seed)
     student = Student(data.plan.student)
-    student.set_cmvn(mean_F, std_F)
+    if isinstance(student.encoder, SpeechEncoder):
+        load_pretrained(student.encoder)
+    else:
+        student.set_cmvn(mean_F, std_F)
     shared: dict[str, Any] = {"join": data.join, "features": features, "hard": data.plan.hard, "soft": data.plan.soft}
     maker = BatchMaker(
         utterances=data.train,
-        augment=config.augment,
+        augment=augment,
         fill_F=mean_F.numpy(),
         stride=config.stride,
         seed=config.loop.seed,
@@ -266,7 +300,7 @@ def _write_settings(folder: Path, data: Data, coverage: Coverage, parameters: in
     write_bytes(folder / "config.toml", to_toml(asdict(data.config)).encode())
     write_json(folder / "coverage.json", coverage.to_json())
     student = {
-        "config": asdict(data.plan.student),
+        "config": config_to_json(data.plan.student),
         "heads": describe_heads(data.join, data.plan.student),
         "parameters": parameters,
     }
@@ -275,7 +309,7 @@ def _write_settings(folder: Path, data: Data, coverage: Coverage, parameters: in
 
 def export(folder: Path, data: Data, student: Student, digest: str) -> None:
     """Write folder/model: the student without heads, its subword model, and where it is from."""
-    subword_model, inventory = None, data.join.subwords.inventory
+    subword_model, acoustic, inventory = None, None, data.join.subwords.inventory
     if data.config.main == "ctc":
         subword_model = data.join.subwords.path.read_bytes()
     extra: dict[str, Any] = {
@@ -287,7 +321,10 @@ def export(folder: Path, data: Data, student: Student, digest: str) -> None:
     if data.config.main == SENONE and data.join.alignment is not None:
         inventory = data.join.alignment.inventories[SENONE]
         extra[SENONE_FRAMES] = _frames_of_senones(data.join.alignment, data.train)
-    save_student(folder / "model", student.cpu(), inventory=inventory, subword_model=subword_model, extra=extra)
+        acoustic = acoustic_files(data.join.subwords.path.parent)
+    save_student(
+        folder / "model", student.cpu(), inventory=inventory, subword_model=subword_model, acoustic=acoustic, extra=extra
+    )
 
 
 def _frames_of_senones(alignment: Alignment, utterances: Sequence[Utterance]) -> list[int]:

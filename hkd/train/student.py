@@ -7,7 +7,8 @@ import numpy as np
 
 from hkd.errors import UserError
 from hkd.stream.join import Join
-from hkd.student.config import HeadConfig, StudentConfig, default_slots, default_tap
+from hkd.student.config import EncoderConfig, HeadConfig, SpeechEncoderConfig, StudentConfig, default_slots, default_tap
+from hkd.student.speech_encoder import open_speech_encoder
 from hkd.train.config import KdConfig, TrainConfig
 from hkd.train.terms import CtcKdTerm, CtcTerm, HardTerm, HybridTerm, InterpolationTerm, KdTerm, Term
 from hkd.units.level import LEVELS, SENONE, SUBWORD
@@ -93,6 +94,11 @@ class Plan:
     soft: dict[str, int]
 
 
+def encoder_of(config: TrainConfig) -> EncoderConfig | SpeechEncoderConfig:
+    """hkd's own encoder, or the named one, opened. Raises UserError, HkdError where that cannot be had."""
+    return open_speech_encoder(config.encoder) if config.encoder.name else config.encoder
+
+
 def plan_student(config: TrainConfig, needs: Needs, join: Join) -> Plan:
     """Heads and terms. Raises UserError where a temperature has not been dumped, or a head's settings do not fit."""
     known = {*LEVELS, *(join.alignment.inventories if join.alignment is not None else ())}
@@ -103,7 +109,7 @@ def plan_student(config: TrainConfig, needs: Needs, join: Join) -> Plan:
     hybrid = config.main == "senone"
     if hybrid and config.stride.get(SENONE, 1) > 1:
         raise UserError("`stride.senone` must be 1 where `main` is senone: its own loss takes every slot. Take it out.")
-    num_layers = config.encoder.num_layers
+    encoder = encoder_of(config)
     heads: list[HeadConfig] = []
     terms: list[Term] = []
     hard = {level: slots_of(config, level) for level in needs.hard}
@@ -124,25 +130,25 @@ def plan_student(config: TrainConfig, needs: Needs, join: Join) -> Plan:
         hard[SENONE] = default_slots(SENONE)
     for level in needs.hard if config.with_hard_heads else ():
         name = f"hard-{level}"
-        tap = config.taps.get(level, default_tap(level, num_layers))
+        tap = config.taps.get(level, default_tap(level, encoder.num_layers))
         num_units = num_units_of(join, level)
         heads.append(HeadConfig(name=name, level=level, kind="hard", num_units=num_units, tap=tap, slots=hard[level]))
         terms.append(HardTerm(name=name, head=name, level=level, label_smoothing=config.label_smoothing))
     for store in needs.stores if config.objective in ("auxiliary", "hierarchical") else ():
-        head, term = _auxiliary(config, join, store)
+        head, term = _auxiliary(config, join, store, encoder.num_layers)
         soft[store] = 0 if isinstance(term, CtcKdTerm) else head.slots
         heads.append(head)
         terms.append(term)
     num_main = num_units_of(join, SENONE) if hybrid else len(join.subwords.inventory) + 1
-    student = StudentConfig(encoder=config.encoder, num_main_units=num_main, main=config.main, heads=tuple(heads))
+    student = StudentConfig(encoder=encoder, num_main_units=num_main, main=config.main, heads=tuple(heads))
     return Plan(student=student, terms=tuple(terms), hard=hard, soft=soft)
 
 
-def _auxiliary(config: TrainConfig, join: Join, store: str) -> tuple[HeadConfig, Term]:
+def _auxiliary(config: TrainConfig, join: Join, store: str, num_layers: int) -> tuple[HeadConfig, Term]:
     joined, kd = join.stores[store], _kd(config, store)
     _check_tail(join, store, kd)
     slots = slots_of(config, joined.level)
-    tap = config.taps.get(joined.level, default_tap(joined.level, config.encoder.num_layers))
+    tap = config.taps.get(joined.level, default_tap(joined.level, num_layers))
     head = HeadConfig(name=f"kd-{store}", level=joined.level, kind="aux", num_units=joined.num_units, tap=tap, slots=slots)
     if kd.where == "ctc":
         if joined.level != SUBWORD:

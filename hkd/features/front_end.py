@@ -1,0 +1,85 @@
+"""What an encoder reads: sound → x_TF, one row each 10 ms whatever the kind, so that lengths, masks and labels count alike.
+
+- `log-mel`: Kaldi's (hkd.features.fbank), for hkd's own encoder; the student normalises it by the training set's mean and deviation.
+- `wave`: the sound itself, 160 samples a row, for encoders of transformers that begin with convolutions over samples; an utterance is brought to
+  mean 0 and variance 1 where the encoder was trained so.
+- `whisper`: the log-mel spectrogram of Whisper (Radford et al. 2022, section 2.2) as transformers computes it, scaled by the utterance's own maximum.
+
+Shape letters: S samples, T frames, F values a frame.
+"""
+
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hkd.errors import UserError
+from hkd.features.fbank import NUM_BINS, log_mel
+from hkd.native import import_torchaudio
+from hkd.timebase import HOP_SAMPLES, SAMPLE_RATE_HZ, samples_to_frames
+
+KINDS = ("log-mel", "wave", "whisper")
+VARIANCE_FLOOR = 1e-7  # as Wav2Vec2FeatureExtractor has it
+WHISPER_WINDOW = 400
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FrontEnd:
+    """kind: log-mel | wave | whisper. normalise: of `wave` alone."""
+
+    kind: str = "log-mel"
+    num_bins: int = NUM_BINS  # F; the samples of a frame for `wave`
+    normalise: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise UserError(f"front_end.kind must be one of {', '.join(KINDS)}, but is '{self.kind}' instead.")
+        if self.num_bins < 1 or (self.kind == "wave" and self.num_bins != HOP_SAMPLES):
+            raise UserError(f"front_end.num_bins must be positive, and {HOP_SAMPLES} of a wave, but is {self.num_bins} instead.")
+
+    def __call__(self, wave_S: NDArray[np.float32]) -> NDArray[np.float32]:
+        """x_TF of a 16 kHz signal in [-1, 1], T = samples_to_frames(S). Raises ValueError for an empty one."""
+        if self.kind == "log-mel":
+            x_TF: NDArray[np.float32] = log_mel(wave_S, num_bins=self.num_bins).numpy()
+            return x_TF
+        if wave_S.ndim != 1 or not len(wave_S):
+            raise ValueError(f"wave_S must have one axis and at least one sample, but has the shape {wave_S.shape} instead")
+        return _wave(wave_S, self.normalise) if self.kind == "wave" else _whisper(wave_S, self.num_bins)
+
+    def to_json(self) -> dict[str, Any]:
+        """What a student's card says of its features."""
+        value: dict[str, Any] = {"kind": self.kind, "num_bins": self.num_bins}
+        value |= {"sample_rate_hz": SAMPLE_RATE_HZ, "hop_samples": HOP_SAMPLES}
+        return value if self.kind != "wave" else {**value, "normalise": self.normalise}
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """All that its values hang on, besides the sound."""
+        return asdict(self)
+
+
+def _wave(wave_S: NDArray[np.float32], normalise: bool) -> NDArray[np.float32]:
+    if normalise:
+        wave_S = (wave_S - wave_S.mean(dtype=np.float64)) / np.sqrt(wave_S.var(dtype=np.float64) + VARIANCE_FLOOR)
+    num_samples = samples_to_frames(len(wave_S)) * HOP_SAMPLES
+    whole_S = np.zeros(num_samples, np.float32)
+    whole_S[: len(wave_S)] = wave_S[:num_samples]
+    return whole_S.reshape(-1, HOP_SAMPLES)
+
+
+@cache
+def _extractor(num_bins: int) -> Any:
+    import_torchaudio()
+    from transformers import WhisperFeatureExtractor
+
+    return WhisperFeatureExtractor(feature_size=num_bins)  # type: ignore[no-untyped-call]
+
+
+def _whisper(wave_S: NDArray[np.float32], num_bins: int) -> NDArray[np.float32]:
+    """The first frames of what transformers gives for the utterance with silence after it; the silence itself is a constant that the encoder adds."""
+    num_frames = samples_to_frames(len(wave_S))
+    padded_S = np.pad(np.asarray(wave_S, np.float32), (0, WHISPER_WINDOW))
+    found = _extractor(num_bins)(padded_S, sampling_rate=SAMPLE_RATE_HZ, padding="longest", truncation=False, return_tensors="np")
+    return np.ascontiguousarray(found.input_features[0, :, :num_frames].T, np.float32)

@@ -1,0 +1,112 @@
+"""Students whose encoder is one of transformers': trained, stopped, resumed, exported, recognising."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hkd import manifest as manifests
+from hkd.audio import read_audio
+from hkd.config import build, merge
+from hkd.decode.recogniser import Recogniser
+from hkd.errors import UserError
+from hkd.progress import Progress, no_progress
+from hkd.student.speech_encoder import SpeechEncoder
+from hkd.testing.encoders import tiny_encoder
+from hkd.train.config import TrainConfig
+from hkd.train.export import export_run, load_run
+from hkd.train.run import TrainReport, open_data, show, train
+
+
+def inputs(project: Path) -> dict[str, Path]:
+    return {
+        "manifest": project / "manifest.jsonl", "units": project / "units", "alignment": project / "alignment.arrow",
+        "labels": project / "shards",
+    }  # fmt: skip
+
+
+def trained(project: Path, folder: Path, settings: dict[str, Any], progress: Progress = no_progress) -> TrainReport:
+    return train(build(TrainConfig, settings, where="train"), folder, device="cpu", progress=progress, **inputs(project))
+
+
+@pytest.mark.parametrize("architecture", ["wav2vec2", "hubert", "wavlm", "whisper"])
+def test_stopped_and_resumed_it_ends_in_the_same_bytes_and_recognises(
+    labelled: Path, tmp_path: Path, tiny: dict[str, Any], architecture: str
+) -> None:
+    given = {"max_source_positions": 500} if architecture == "whisper" else {}
+    encoder = tiny_encoder(tmp_path / "encoder", architecture, **given)
+    changes = {"max_steps": 4, "warmup_steps": 1, "log_every": 1, "save_every": 2, "eval_every": 4}
+    settings = {
+        **merge(tiny, {"loop": changes}), "encoder": {"name": str(encoder)}, "objective": "hierarchical", "stride": {"senone": 3},
+        "augment": {"speeds": [0.9, 1.0], "noise_probability": 0.5},
+    }  # fmt: skip
+
+    def stop(done: float, total: float, **facts: float) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    whole = trained(labelled, tmp_path / "a" / "run", settings)
+    with pytest.raises(KeyboardInterrupt):
+        trained(labelled, tmp_path / "b" / "run", settings, stop)
+    assert trained(labelled, tmp_path / "b" / "run", settings).metrics == whole.metrics
+    for name in ("final.safetensors", "metrics.jsonl", "model/model.safetensors", "model/student.json"):
+        assert (tmp_path / "a" / "run" / name).read_bytes() == (tmp_path / "b" / "run" / name).read_bytes(), name
+    before = SpeechEncoder(load_run(tmp_path / "a" / "run").config.encoder)  # type: ignore[arg-type]
+    assert before.config.architecture == architecture
+
+    export_run(tmp_path / "a" / "run", tmp_path / "out")
+    student = load_run(tmp_path / "a" / "run")
+    for file in encoder.iterdir():
+        file.unlink()  # an export needs nothing of it
+    recogniser = Recogniser(tmp_path / "out", device="cpu")
+    wave_S = read_audio(manifests.read(labelled / "manifest.jsonl")[0])
+    logits_BTV, _, _ = recogniser.logits([wave_S])
+    x_TF = torch.from_numpy(student.config.encoder.front_end(wave_S))
+    with torch.no_grad():
+        expected = student(x_TF[None], torch.tensor([len(x_TF)])).logits_BTV
+    torch.testing.assert_close(logits_BTV, expected)
+    assert (tmp_path / "out" / "encoder" / "model.safetensors").is_file()
+
+
+def test_show_draws_the_encoder_and_other_weights_are_another_run(labelled: Path, tmp_path: Path, tiny: dict[str, Any]) -> None:
+    encoder = tiny_encoder(tmp_path / "encoder", "hubert")
+    config = build(TrainConfig, {**tiny, "encoder": {"name": str(encoder)}}, where="train")
+    data = open_data(config, **inputs(labelled))
+    drawing = show(data)
+    assert "(hubert), 3 layers × 16" in drawing
+    assert "frozen" in drawing
+    assert drawing.index("layer 1") < drawing.index("kd-senone") < drawing.index("layer 2")
+    tiny_encoder(tmp_path / "encoder", "hubert", seed=1)
+    assert open_data(config, **inputs(labelled)).identity != data.identity
+
+
+def test_utterances_that_whisper_cannot_read_at_every_speed_are_left_out(
+    labelled: Path, tmp_path: Path, tiny: dict[str, Any]
+) -> None:
+    plain = build(TrainConfig, {**tiny, "objective": "none"}, where="train")
+    frames = open_data(plain, **inputs(labelled)).frames
+    longest = max(frames.values())
+    encoder = tiny_encoder(tmp_path / "encoder", "whisper", max_source_positions=longest // 2 + 1)
+    config = build(TrainConfig, {**tiny, "objective": "none", "encoder": {"name": str(encoder)}}, where="train")
+    data = open_data(config, **inputs(labelled))
+    assert all(frames[u.id] / 0.9 <= longest + 2 for u in data.train)
+    assert set(data.left_out) <= {name for name, count in frames.items() if count / 0.9 > longest - 1}
+
+
+def test_an_encoder_that_is_not_there_is_one_sentence(labelled: Path, tiny: dict[str, Any]) -> None:
+    config = build(TrainConfig, {**tiny, "encoder": {"name": "./nowhere"}}, where="train")
+    with pytest.raises(UserError, match=r"encoder\.name must be a folder or a hub name"):
+        open_data(config, **inputs(labelled))
+
+
+def test_settings_that_came_later_leave_the_identity_of_earlier_runs(labelled: Path, tiny: dict[str, Any]) -> None:
+    table = open_data(build(TrainConfig, tiny, where="train"), **inputs(labelled)).identity["train"]
+    assert list(table["encoder"]) == [
+        "preset", "d_model", "num_layers", "num_heads", "ff_factor", "conv_kernel", "dropout", "front", "front_channels", "num_bins",
+    ]  # fmt: skip
+    assert list(table) == [
+        "objective", "levels", "stores", "hard_heads", "main", "encoder", "taps", "slots", "stride", "alpha", "alphas", "lam", "lams",
+        "kd", "kds", "interpolation_weight", "label_smoothing", "heads_warmup_steps", "lam_end", "train_split", "dev_split",
+        "batch_seconds", "max_utterance_seconds", "epochs", "min_coverage", "shares_every", "augment",
+    ]  # fmt: skip
