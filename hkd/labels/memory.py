@@ -6,6 +6,7 @@ Both kinds are safe to use from several threads.
 import math
 import sys
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -17,8 +18,8 @@ SMALL_BYTES, LARGE_BYTES = 1 << 16, 1 << 24  # below, the allocator has pages at
 UNUSED_REFERENCES = 2  # the list's and getrefcount's own: no view's base
 
 
-class Buffers:
-    """For what lives shortly: finds out by itself when a buffer is free again. Holds up to `count`."""
+class _Pool(ABC):
+    """Up to `count` buffers."""
 
     def __init__(self, count: int = 12) -> None:
         self._count = count
@@ -31,31 +32,32 @@ class Buffers:
         if not SMALL_BYTES <= num_bytes <= LARGE_BYTES:
             return np.empty(shape, dtype)
         with self._lock:
-            place = _unused(self._buffers, num_bytes)
-            if place is not None:
-                return np.ndarray(shape, dtype, self._buffers[place])
-            if len(self._buffers) == self._count:
-                self._buffers.pop(0)
-            self._buffers.append(_new(num_bytes))
-            return np.ndarray(shape, dtype, self._buffers[-1])
+            return np.ndarray(shape, dtype, self._buffer(num_bytes))
+
+    @abstractmethod
+    def _buffer(self, num_bytes: int) -> NDArray[np.uint8]:
+        """One of so many bytes or more that nobody uses; under the lock."""
 
 
-class Spares:
-    """For what lives long: holds only what was handed back, up to `count` buffers."""
+class Buffers(_Pool):
+    """For what lives shortly: finds out by itself when a buffer is free again."""
 
-    def __init__(self, count: int = 12) -> None:
-        self._count = count
-        self._lock = threading.Lock()
-        self._buffers: list[NDArray[np.uint8]] = []
+    def _buffer(self, num_bytes: int) -> NDArray[np.uint8]:
+        place = _unused(self._buffers, num_bytes)
+        if place is not None:
+            return self._buffers[place]
+        if len(self._buffers) == self._count:
+            self._buffers.pop(0)
+        self._buffers.append(_new(num_bytes))
+        return self._buffers[-1]
 
-    def allocate(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
-        """Like np.empty."""
-        num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
-        if not SMALL_BYTES <= num_bytes <= LARGE_BYTES:
-            return np.empty(shape, dtype)
-        with self._lock:
-            place = _unused(self._buffers, num_bytes)
-            return np.ndarray(shape, dtype, _new(num_bytes) if place is None else self._buffers.pop(place))
+
+class Spares(_Pool):
+    """For what lives long: holds only what was handed back."""
+
+    def _buffer(self, num_bytes: int) -> NDArray[np.uint8]:
+        place = _unused(self._buffers, num_bytes)
+        return _new(num_bytes) if place is None else self._buffers.pop(place)
 
     def give(self, array: NDArray[Any]) -> None:
         """Use the memory below an array of `allocate` again once nobody has a view of it. Other arrays are left alone."""
