@@ -1,7 +1,8 @@
 """Senones for an alignment that has phones alone (MFA, CTM, CTC): states by thirds of a phone, tied by a tree grown on the corpus' own sound.
 
 - Every phone has three states, silence and noise too; a phone of fewer than three frames takes some of its neighbours.
-- Features: 13 cepstra of the log-mel bins, without the utterance's mean, and their slopes. At most `hours` of sound are looked at.
+- Features: 13 cepstra of the log-mel bins, without the utterance's mean, and their slopes. At most `hours` of sound are looked at,
+  of the split `train` alone where the manifest has one.
 - The alignment is written anew, with a senone tier and phone boundaries that fit it; text becomes senones by the same tree.
 
 Shape letters: T frames, U phones of an utterance, F features.
@@ -30,6 +31,7 @@ from hkd.units.tree_tying import TreeTying
 
 NUM_STATES = 3
 NUM_CEPSTRA = 13
+TRAIN = "train"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -140,7 +142,8 @@ def state_bounds(tier: Tier) -> NDArray[np.int64]:
 
 def _statistics(manifest: Manifest, alignment: Alignment, config: TieConfig, progress: Progress) -> tuple[Statistics, float]:
     """Sums of each state in context over at most `hours` of sound, utterances by the digest of their ids; and the seconds."""
-    ids = sorted((u.id for u in manifest if u.id in alignment), key=lambda name: digest_of([name]))
+    heard = manifest.where(lambda u: u.split == TRAIN) or manifest
+    ids = sorted((u.id for u in heard if u.id in alignment), key=lambda name: digest_of([name]))
     main = (alignment.inventories[MONOPHONE].silence or 0) + 1
     quiet = {number + 1 for number in alignment.silences[MONOPHONE]}
     sums: dict[tuple[int, int, int, int], tuple[float, NDArray[np.float64], NDArray[np.float64]]] = {}

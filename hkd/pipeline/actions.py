@@ -15,6 +15,7 @@ from hkd.labelling.dump import DumpConfig
 from hkd.labelling.executors import check_executor
 from hkd.labelling.kneser_ney import WORDS, WordNgramConfig
 from hkd.labelling.lm import LmConfig
+from hkd.labelling.tie import TieConfig
 from hkd.pipeline.aligning import adopt_units, aligner_of
 from hkd.progress import Progress
 from hkd.teachers.options import TeacherOptions
@@ -90,11 +91,13 @@ CHECKS: dict[str, Callable[[Settings, str], Any]] = {
     "prepare": lambda table, where: build(PrepareSettings, table, where=where),
     "units": lambda table, where: build(UnitsConfig, table, where=where),
     "align": lambda table, where: aligner_of(table, where).to_table(),
+    "tie": lambda table, where: build(TieConfig, table, where=where),
     "lm": lambda table, where: build(LmConfig, table, where=where),
     "dump": dump_settings,
     "train": lambda table, where: build(TrainConfig, table, where=where),
     "words": lambda table, where: build(WordNgramConfig, table, where=where),
     "evaluate": lambda table, where: evaluate_settings(table, where)[0],
+    "searches": lambda table, where: evaluate_settings({k: v for k, v in table.items() if k != "runs"}, where)[0],
     "report": lambda table, where: build(ReportSettings, table, where=where),
 }
 
@@ -126,9 +129,11 @@ def units(folder: Path, settings: Settings, progress: Progress) -> str:
     from hkd.units.sequences import train_units
 
     here = Project.load(folder)
-    config = build(UnitsConfig, settings, where="[units]")
+    table = dict(settings)
+    is_tied = table.pop("is_tied", False)
+    config = build(UnitsConfig, table, where="[units]")
     aligner = aligner_of(here.table("align"), "[align]")
-    if aligner.brings_units:
+    if aligner.brings_units and not is_tied:  # tying has made them the project's already
         adopt_units(here.alignment, here.units, aligner, folder=here.folder, overwrite=True)
     texts = (u.text for u in read(here.manifest).split("train"))
     found = train_units(texts, here.units, vocab_size=config.vocab_size, kind=config.kind, overwrite=True)
@@ -136,14 +141,24 @@ def units(folder: Path, settings: Settings, progress: Progress) -> str:
 
 
 def align(folder: Path, settings: Settings, progress: Progress) -> str:
-    """Manifest → alignment.arrow."""
+    """Manifest → alignment.arrow, its senones tied anew where [tie] is there."""
+    from hkd.labelling.tie import tie
     from hkd.manifest import read
     from hkd.pipeline.aligning import align as run_aligner
 
     here = Project.load(folder)
-    aligner = aligner_of(settings, "[align]")
-    report = run_aligner(read(here.manifest), here.alignment, aligner, folder=here.folder, overwrite=True, progress=progress)
-    return f"{report.kept} of {report.kept + len(report.failed)} utterances aligned, {len(report.predicted_words)} words by G2P"
+    table = dict(settings)
+    tying = table.pop("tie", None)
+    aligner, manifest = aligner_of(table, "[align]"), read(here.manifest)
+    report = run_aligner(manifest, here.alignment, aligner, folder=here.folder, overwrite=True, progress=progress)
+    summary = (
+        f"{report.kept} of {report.kept + len(report.failed)} utterances aligned, {len(report.predicted_words)} words by G2P"
+    )
+    if tying is None:
+        return summary
+    config = build(TieConfig, tying, where="[tie]")
+    tied = tie(manifest, here.alignment, here.units, config=config, overwrite=True, progress=progress)
+    return f"{summary}; {tied.senones} senones tied"
 
 
 def lm(folder: Path, settings: Settings, progress: Progress) -> str:
@@ -185,8 +200,9 @@ def words(folder: Path, settings: Settings, progress: Progress) -> str:
 def dump(folder: Path, settings: Settings, progress: Progress) -> str:
     """Teacher + transcripts → shards/NAME."""
     from hkd.labelling.executors import DumpJob, execute
+    from hkd.units.level import SPELLED
     from hkd.units.sequences import inventory_path
-    from hkd.units.subword import MODEL_FILE
+    from hkd.units.subword import model_file
 
     here = Project.load(folder)
     name, table = _named(settings)
@@ -203,8 +219,8 @@ def dump(folder: Path, settings: Settings, progress: Progress) -> str:
         teacher=config.teacher.within(here.folder),
         store=build(DumpConfig, {**asdict(config.store), "name": name}, where=f"[dump.{name}]"),
         inventory=inventory_path(here.units, config.unit),
-        alignment=here.alignment if config.unit != "subword" else None,
-        subwords=here.units / MODEL_FILE if config.unit == "subword" else None,
+        alignment=here.alignment if config.unit not in SPELLED else None,
+        subwords=here.units / model_file(config.unit) if config.unit in SPELLED else None,
         command=f"hkd run (stage dump-{name})",
     )
     report = execute(job, executor=config.executor, ray_address=config.ray_address, workers=config.workers, progress=progress)
@@ -235,7 +251,7 @@ def evaluate(folder: Path, settings: Settings, progress: Progress) -> str:
 
     here = Project.load(folder)
     name, table = _named(settings)
-    split = table.pop("split")
+    split, tag = table.pop("split"), table.pop("tag", "")
     config, lm = evaluate_settings(table, "[evaluate]")
     if lm is not None and (here.folder / lm).exists():
         lm = str(here.folder / lm)
@@ -247,6 +263,7 @@ def evaluate(folder: Path, settings: Settings, progress: Progress) -> str:
         labels=here.labels,
         units=here.units,
         lm=lm,
+        tag=tag,
         config=config,
         progress=progress,
     )

@@ -1,19 +1,22 @@
 """A pipeline's TOML → stages.
 
     title, jobs               what it is called; how many stages run side by side
+    seeds = [0, 1, 2]         every run once a seed, NAME-seed0 ...; a run's own `seeds` win
     [prepare] [units] [align] corpus → manifest → inventories → alignment; [align] from = "kaldi" and path = "..." take another tool's
+    [tie]                     senones of our own instead of the aligner's (settings of `hkd units tie`)
     [words]                   a word n-gram for search, lm/words.arpa (settings of `hkd lm words`)
     [lm.NAME]                 a unit LM (settings of `hkd lm train`)
     [dump.NAME]               a label store (settings of `hkd teacher-dump`): lm = "lm/NAME" waits for that LM
     [train]                   what all runs share
     [runs.NAME]               a run: what differs from [train]
     [evaluate]                how all runs are scored on [report].split; lm = "lm/words.arpa" beside a hybrid student
+    [searches.TAG]            another way to decode: runs = [...] and settings of [evaluate]; its rows are RUN@TAG
     [report]                  the page
 
 Every table is checked against its component's config before anything starts.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ from typing import Any
 from hkd.config import PROJECT_FILE, merge, read_toml, to_table, to_toml
 from hkd.errors import UserError
 from hkd.evaluate.result import result_paths
+from hkd.evaluate.table import configuration_of
 from hkd.files import write_bytes
 from hkd.labelling.kneser_ney import WORDS
 from hkd.pipeline import actions
@@ -28,8 +32,9 @@ from hkd.pipeline.actions import CHECKS
 from hkd.pipeline.aligning import aligner_of
 from hkd.pipeline.runner import Stage
 
-SINGLE = ("prepare", "units", "align", "words", "train", "evaluate", "report")
-SEVERAL = ("lm", "dump", "runs")
+SINGLE = ("prepare", "units", "align", "tie", "words", "train", "evaluate", "report")
+SEVERAL = ("lm", "dump", "runs", "searches")
+OPTIONAL = ("tie",)  # single tables that do nothing where they are not there
 OWN_WORDS = f"lm/{WORDS}"
 
 
@@ -51,12 +56,28 @@ def load_recipe(path: Path, overrides: Mapping[str, Any]) -> Recipe:
     """Read `path` (a folder's pipeline.toml, or the file) with overrides. Raises UserError for whatever does not fit, before any work."""
     file = path / "pipeline.toml" if path.is_dir() else path
     tables = merge(read_toml(file), overrides)
-    title, jobs = tables.pop("title", path.name), tables.pop("jobs", 1)
+    title, jobs, seeds = tables.pop("title", path.name), tables.pop("jobs", 1), tables.pop("seeds", [])
     for name in tables:
         if name not in SINGLE and name not in SEVERAL:
             raise UserError(f"{file}: [{name}] is no table of a pipeline. Use one of {', '.join((*SINGLE, *SEVERAL))}.")
+    if "runs" in tables:
+        tables["runs"] = _with_seeds(tables["runs"], seeds, file)
     merged_settings(tables)
     return Recipe(title=str(title), jobs=int(jobs), tables=tables)
+
+
+def _with_seeds(runs: Mapping[str, Any], seeds: Sequence[int], file: Path) -> dict[str, Any]:
+    """Each run once a seed, by name; without seeds as it is. Raises UserError where seeds are no different whole numbers."""
+    found: dict[str, Any] = {}
+    for name, table in runs.items():
+        rest = dict(table)
+        own = rest.pop("seeds", seeds)
+        if not isinstance(own, list) or not all(type(seed) is int and seed >= 0 for seed in own) or len(set(own)) < len(own):
+            raise UserError(f"{file}: seeds must be different whole numbers, but are {own} instead.")
+        if own and "seed" in rest.get("loop", {}):
+            raise UserError(f"{file}: [runs.{name}] must have seeds or loop.seed, but has both.")
+        found |= {f"{name}-seed{seed}": merge(rest, {"loop": {"seed": seed}}) for seed in own} if own else {name: rest}
+    return found
 
 
 def merged_settings(tables: Mapping[str, Any], sections: Sequence[str] | None = None) -> dict[str, Any]:
@@ -66,7 +87,7 @@ def merged_settings(tables: Mapping[str, Any], sections: Sequence[str] | None = 
             raise UserError(f"section must be one of {', '.join((*SINGLE, *SEVERAL))}, but is '{section}' instead.")
     found: dict[str, Any] = {}
     for name in SINGLE:
-        if sections is None or name in sections:
+        if (sections is None or name in sections) and (name not in OPTIONAL or name in tables):
             found[name] = to_table(CHECKS[name](tables.get(name, {}), f"[{name}]"))
     for name in SEVERAL:
         if name in tables and (sections is None or name in sections):
@@ -95,9 +116,22 @@ def stages_of(recipe: Recipe) -> dict[str, Stage]:
 
     text = recipe.table("prepare").get("text")
     add("prepare", actions.prepare, recipe.table("prepare"), ["manifest.jsonl", *([f"text/{text}.txt"] if text else [])], [])
-    brings_units = aligner_of(recipe.table("align"), "[align]").brings_units
-    add("units", actions.units, recipe.table("units"), ["units"], ["prepare", *(["align"] if brings_units else [])])
-    add("align", actions.align, recipe.table("align"), ["alignment.arrow"], ["prepare"])
+    is_tied = "tie" in recipe.tables
+    brings_units = is_tied or aligner_of(recipe.table("align"), "[align]").brings_units
+    add(
+        "align",
+        actions.align,
+        {**recipe.table("align"), **({"tie": recipe.table("tie")} if is_tied else {})},
+        ["alignment.arrow"],
+        ["prepare"],
+    )
+    add(
+        "units",
+        actions.units,
+        recipe.table("units") | ({"is_tied": True} if is_tied else {}),
+        ["units"],
+        ["prepare", *(["align"] if brings_units else [])],
+    )
     if "words" in recipe.tables:
         add("words", actions.words, recipe.table("words"), [OWN_WORDS], ["prepare"])
     for name, table in recipe.table("lm").items():
@@ -118,22 +152,36 @@ def stages_of(recipe: Recipe) -> dict[str, Stage]:
         add(
             f"train-{name}", actions.train, settings, [f"runs/{name}"], ["units", "align", *(f"dump-{store}" for store in wanted)]
         )
-    lm = recipe.table("evaluate").get("lm")
-    if lm == OWN_WORDS and "words" not in recipe.tables:
-        raise UserError(f"[evaluate]: lm is {OWN_WORDS}, which the table [words] makes, but there is none.")
-    for name in runs:
-        settings = {"name": name, "split": split, **recipe.table("evaluate")}
-        outputs = [f"runs/{name}/{path.name}" for path in result_paths(Path(), split)]
-        add(
-            f"evaluate-{name}",
-            actions.evaluate,
-            settings,
-            outputs,
-            [f"train-{name}", *(f"dump-{store}" for store in stores), *(["words"] if lm == OWN_WORDS else [])],
-        )
+    scored = []
+    for tag, table, where, chosen in _searches(recipe, list(runs)):
+        lm = table.get("lm")
+        if lm == OWN_WORDS and "words" not in recipe.tables:
+            raise UserError(f"{where}: lm is {OWN_WORDS}, which the table [words] makes, but there is none.")
+        for name in chosen:
+            scored.append(f"evaluate-{name}" + (f"@{tag}" if tag else ""))
+            add(
+                scored[-1],
+                actions.evaluate,
+                {"name": name, "split": split, "tag": tag, **table} if tag else {"name": name, "split": split, **table},
+                [f"runs/{name}/{path.name}" for path in result_paths(Path(), split, tag)],
+                [f"train-{name}", *(f"dump-{store}" for store in stores), *(["words"] if lm == OWN_WORDS else [])],
+            )
     settings = {"runs": list(runs), "title": recipe.title, **recipe.table("report")}
-    add("report", actions.report, settings, ["report.html", "report.md", "report.txt"], [f"evaluate-{name}" for name in runs])
+    add("report", actions.report, settings, ["report.html", "report.md", "report.txt"], scored)
     return stages
+
+
+def _searches(recipe: Recipe, runs: Sequence[str]) -> Iterator[tuple[str, Mapping[str, Any], str, Sequence[str]]]:
+    """(tag, settings, the table's name, runs) of each way to decode. Raises UserError where a run is not there."""
+    yield "", recipe.table("evaluate"), "[evaluate]", runs
+    for tag, table in recipe.table("searches").items():
+        rest = dict(table)
+        wanted = rest.pop("runs", None)
+        chosen = [run for run in runs if wanted is None or run in wanted or configuration_of(run) in wanted]
+        lost = [name for name in wanted or () if name not in runs and name not in map(configuration_of, runs)]
+        if lost or not chosen:
+            raise UserError(f"[searches.{tag}]: runs must be runs of the pipeline, but {', '.join(lost) or 'none'} is instead.")
+        yield tag, merge(recipe.table("evaluate"), rest), f"[searches.{tag}]", chosen
 
 
 def results_table(work: Path) -> str:

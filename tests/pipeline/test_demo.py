@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from hkd.config import parse_overrides, read_toml
 from hkd.errors import UserError
 from hkd.files import shipped
 from hkd.pipeline.recipe import load_recipe, stages_of
+from hkd.units.acoustic import load_tying
 
 PIPELINES = sorted(path.parent for path in shipped("pipelines").glob("*/pipeline.toml"))
 SMALL = [
@@ -101,6 +103,10 @@ def test_the_demo_runs_to_its_page_and_a_second_time_does_nothing(corpus: Path, 
 
 HYBRID = """
 title = "a hybrid student"
+seeds = [3]
+[tie]
+num_senones = 140
+min_frames = 5
 [words]
 transcripts = true
 [dump.monophone]
@@ -113,11 +119,36 @@ encoder = {d_model = 16, num_layers = 3, num_heads = 2}
 loop = {max_steps = 2, save_every = 2, log_every = 1}
 [evaluate]
 lm = "lm/words.arpa"
+[searches.narrow]
+runs = ["auxiliary"]
+search = {hybrid = {beam = 8.0}}
 [runs.auxiliary]
 objective = "auxiliary"
 [report]
 baseline = "auxiliary"
 """
+
+
+def result_digest(model: Path) -> str:
+    return json.loads((model / "student.json").read_text())["inventory"]["digest"]
+
+
+def test_seeds_and_searches_name_their_stages_and_nonsense_is_refused(tmp_path: Path):
+    (tmp_path / "pipeline.toml").write_text(HYBRID)
+    stages = stages_of(load_recipe(tmp_path, parse_overrides(["seeds=[0, 1]", "runs.none={objective = 'none', seeds = [5]}"])))
+    assert {"train-auxiliary-seed0", "evaluate-auxiliary-seed1@narrow", "evaluate-none-seed5"} <= set(stages)
+    assert "evaluate-none-seed5@narrow" not in stages
+    assert stages["train-auxiliary-seed1"].settings["loop"]["seed"] == 1
+    assert "align" in stages["units"].needs
+    for assignment, words in [
+        ("seeds=[1, 1]", "different whole numbers"),
+        ("seeds=3", "different whole numbers"),
+        ("runs.auxiliary.loop.seed=1", "has both"),
+        ("searches.narrow.runs=['nobody']", "nobody"),
+        ("searches.narrow.beam=3", "beam"),
+    ]:
+        with pytest.raises(UserError, match=words):
+            stages_of(load_recipe(tmp_path, parse_overrides([assignment])))
 
 
 def test_a_hybrid_student_is_searched_with_the_pipelines_own_words(corpus: Path, tmp_path: Path):
@@ -126,8 +157,16 @@ def test_a_hybrid_student_is_searched_with_the_pipelines_own_words(corpus: Path,
     words = [sys.executable, "-m", "hkd", "run", str(tmp_path), "--work", str(work), "--set", f'prepare.corpus="{corpus}"']
     done = subprocess.run([*words, "--set", "units.vocab_size=60"], capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
-    result = json.loads((work / "runs" / "auxiliary" / "eval-test.json").read_text())
+    run = work / "runs" / "auxiliary-seed3"
+    result = json.loads((run / "eval-test.json").read_text())
     assert result["decoder"] | {"name": "graph", "lm": "words.arpa"} == result["decoder"]
+    assert result["seed"] == 3
+    assert (run / "eval-test@narrow.json").exists()
+    assert len(json.loads((run / "model" / "student.json").read_text())["inventory"]["symbols"]) == 140
+    assert "auxiliary@narrow" in (work / "report.md").read_text()
+    alone = tmp_path / "elsewhere"  # the exported student carries its acoustic model
+    shutil.copytree(run / "model", alone)
+    assert load_tying(alone).inventories["senone"].digest == result_digest(alone)
     with pytest.raises(UserError, match="table \\[words\\]"):
         stages_of(load_recipe(shipped("pipelines") / "demo", parse_overrides(["evaluate.lm=lm/words.arpa"])))
 
