@@ -10,7 +10,7 @@ Shape letters: S samples, C channels.
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import soundfile
@@ -78,6 +78,15 @@ def probe(path: Path | str) -> AudioInfo:
             f"audio file {path} must be WAV, FLAC, Opus, MP3 or the like, but cannot be read ({_why(error)})."
         ) from None
     return AudioInfo(sample_rate_hz=info.samplerate, num_samples=info.frames, channels=info.channels)
+
+
+def stamp(path: str) -> list[Any]:
+    """What changes when the file does: path, size, time of change in ns. Raises UserError where it is missing."""
+    try:
+        status = Path(path).stat()
+    except OSError as error:
+        raise UserError(f"audio file {path}: {error.strerror}.") from None
+    return [path, status.st_size, status.st_mtime_ns]
 
 
 def read_audio(utterance: Span, *, sample_rate_hz: int = SAMPLE_RATE_HZ) -> NDArray[np.float32]:

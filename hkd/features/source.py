@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from hkd.audio import read_audio
 from hkd.features.augment import change_speed
+from hkd.features.cache import FeatureCache
 from hkd.features.front_end import FrontEnd
 from hkd.manifest import Utterance
 
@@ -23,8 +24,9 @@ Features = NDArray[np.float32]  # x_TF
 class FeatureSource:
     """Features, from memory where they are there. `max_bytes` bounds what is kept; the longest unused goes first."""
 
-    def __init__(self, *, front_end: FrontEnd | None = None, max_bytes: int = 1 << 30) -> None:
-        self.front_end = front_end or FrontEnd()
+    def __init__(self, *, front_end: FrontEnd | None = None, max_bytes: int = 1 << 30, cache: FeatureCache | None = None) -> None:
+        """cache: features on disk, filled; what lies there is not kept in memory."""
+        self.front_end, self._cache = front_end or FrontEnd(), cache
         self._max_bytes = max_bytes
         self._kept: OrderedDict[tuple[str, float], Features] = OrderedDict()
         self._bytes = 0
@@ -34,14 +36,20 @@ class FeatureSource:
         """The sound at a speed, 16 kHz. Raises UserError where it cannot be read."""
         return change_speed(read_audio(utterance), speed)
 
+    def compute(self, utterance: Utterance, speed: float = 1.0) -> Features:
+        """x_TF, made anew."""
+        return self.front_end(self.wave(utterance, speed))
+
     def __call__(self, utterance: Utterance, speed: float = 1.0) -> Features:
         """x_TF; not to be written to."""
+        if self._cache is not None and (cached_TF := self._cache.get(utterance.id, speed)) is not None:
+            return cached_TF
         key = (utterance.id, speed)
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key]
-        x_TF = self.front_end(self.wave(utterance, speed))
+        x_TF = self.compute(utterance, speed)
         with self._lock:
             if key not in self._kept:
                 self._kept[key] = x_TF

@@ -70,6 +70,7 @@ class TrainConfig:
     min_coverage: float = 1.0  # share of the utterances that every head must have labels for
     workers: int = 0  # processes that make batches; 0: this one
     features_mb: int = 2048  # features kept in memory, a process
+    features_cache: str = ""  # a folder for features on disk, made once for all runs that name it; empty: none
     shares_every: int = 500  # steps between measurements of each term's share of the gradient; 0: never
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
@@ -83,6 +84,10 @@ class TrainConfig:
         for name in ("interpolation_weight", "label_smoothing", "min_coverage"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"`{name}` must lie between 0 and 1, but is {getattr(self, name)} instead.")
+        if self.features_cache and self.augment.noise_probability > 0:
+            raise UserError(
+                "`features_cache` must be left out where `augment.noise_probability` is given: noise is new in every epoch."
+            )
         for level, stride in self.stride.items():
             if stride < 1:
                 raise UserError(f"`stride.{level}` must be at least 1, but is {stride} instead.")

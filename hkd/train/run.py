@@ -20,6 +20,7 @@ from hkd.align.alignment import Alignment
 from hkd.audio import probe
 from hkd.errors import UserError
 from hkd.features.augment import NO_AUGMENTATION
+from hkd.features.cache import FeatureCache
 from hkd.features.source import FeatureSource, mean_and_std
 from hkd.files import digest_of, digest_of_file, digest_of_json, write_bytes, write_json
 from hkd.labels.store import LabelReader, store_folders
@@ -49,7 +50,7 @@ from hkd.units.subword import MODEL_FILE, SubwordModel
 log = logging.getLogger(__name__)
 
 CMVN_UTTERANCES = 2000
-NO_IDENTITY = ("loop", "workers", "features_mb")  # loop: has its own place; the others change the speed alone
+NO_IDENTITY = ("loop", "workers", "features_mb", "features_cache")  # loop: has its own place; the others change the speed alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,7 +259,7 @@ def train(
 def make_task(data: Data, plan: BatchPlan, *, max_steps: int) -> StudentTask:
     """The student with its features' mean and deviation, and what feeds it. Weights are a function of the seed alone."""
     config, front_end = data.config, data.plan.student.encoder.front_end
-    features = FeatureSource(front_end=front_end, max_bytes=config.features_mb << 20)
+    features = _features(data)
     augment, mean_F = config.augment, torch.zeros(front_end.num_bins)
     if front_end.kind == "wave":
         augment = replace(augment, freq_masks=0)  # a row's samples are no bins
@@ -285,6 +286,20 @@ def make_task(data: Data, plan: BatchPlan, *, max_steps: int) -> StudentTask:
         config=config, student=student, terms=data.plan.terms, base_weights=weights, maker=maker, plan=plan, dev=dev,
         max_steps=max_steps,
     )  # fmt: skip
+
+
+def _features(data: Data) -> FeatureSource:
+    """From memory, and from disk where that is asked for; the disk is filled first, by all processes of the run."""
+    config, front_end = data.config, data.plan.student.encoder.front_end
+    max_bytes = config.features_mb << 20
+    if not config.features_cache:
+        return FeatureSource(front_end=front_end, max_bytes=max_bytes)
+    speeds = tuple(dict.fromkeys(config.augment.speeds or (1.0,)))
+    wanted = [(u, speeds) for u in data.train] + [(u, (1.0,)) for u in data.dev]
+    cache = FeatureCache(Path(config.features_cache), front_end=front_end, wanted=wanted)
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    cache.fill(FeatureSource(front_end=front_end, max_bytes=0).compute, workers=config.workers, first=rank / world_size)
+    return FeatureSource(front_end=front_end, max_bytes=max_bytes, cache=cache)
 
 
 def _weight(config: TrainConfig, data: Data, term: str) -> float:

@@ -201,3 +201,20 @@ def test_the_gradients_shares_are_measured_before_step_one(labelled: Path, tmp_p
 def test_settings_go_to_toml_and_back(tiny: dict[str, Any]) -> None:
     config = build(TrainConfig, merge(tiny, {"kds": {"bert": {"temperature": 3.0}}, "hard_heads": False}), where="train")
     assert build(TrainConfig, to_table(config), where="train") == config
+
+
+def test_features_on_disk_give_the_same_run(labelled: Path, tmp_path: Path, tiny: dict[str, Any]) -> None:
+    settings = merge(tiny, {"loop": {"max_steps": 4, "save_every": 4, "eval_every": 4}})
+    cached = {**settings, "features_cache": str(tmp_path / "features"), "workers": 1}
+    trained(labelled, tmp_path / "plain" / "run", settings)
+    trained(labelled, tmp_path / "cached" / "run", cached)
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "features").iterdir()}
+    assert times
+    trained(labelled, tmp_path / "again" / "run", cached)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "features").iterdir()} == times
+    for name in ("final.safetensors", "metrics.jsonl", "model/student.json"):
+        expected = (tmp_path / "plain" / "run" / name).read_bytes()
+        assert all((tmp_path / other / "run" / name).read_bytes() == expected for other in ("cached", "again")), name
+    assert trained(labelled, tmp_path / "cached" / "run", settings).was_done  # where features come from is no part of a run
+    with pytest.raises(UserError, match="features_cache"):
+        build(TrainConfig, {**cached, "augment": {"noise_probability": 0.5}}, where="train")
