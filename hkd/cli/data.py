@@ -7,7 +7,7 @@ import typer
 
 from hkd.cli.common import emit, progress_bar, project
 
-units_app = typer.Typer(no_args_is_help=True, help="Unit inventories: senones, monophones, subwords.")
+units_app = typer.Typer(no_args_is_help=True, help="Unit inventories: senones, monophones, characters, subwords.")
 
 _Json = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout.")]
 _SHOWN = 20
@@ -17,12 +17,12 @@ _Overwrite = Annotated[bool, typer.Option(help="Replace what is there and was ma
 @units_app.command()
 def train(
     vocab_size: Annotated[int | None, typer.Option(help="Subwords in all; a small text gives fewer. Default 500.")] = None,
-    kind: Annotated[str | None, typer.Option(help="unigram or bpe.")] = None,
+    kind: Annotated[str | None, typer.Option(help="unigram or bpe; char: the student's own subwords are characters.")] = None,
     split: Annotated[str, typer.Option(help="The split whose transcripts the subwords are trained on.")] = "train",
     overwrite: _Overwrite = False,
     json_: _Json = False,
 ) -> None:
-    """Make the inventories: the aligner's senones and monophones, and SentencePiece subwords of the transcripts.
+    """Make the inventories: the aligner's senones and monophones, and SentencePiece subwords and characters of the transcripts.
 
     Examples:
 

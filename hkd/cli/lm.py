@@ -7,12 +7,12 @@ import typer
 
 from hkd.cli.common import emit, progress_bar, project, say
 
-app = typer.Typer(no_args_is_help=True, help="Language models over senones, monophones or subwords.")
+app = typer.Typer(no_args_is_help=True, help="Language models over senones, monophones, characters or subwords.")
 
 
 @app.command()
 def train(
-    unit: Annotated[str, typer.Option(help="Level: senone, monophone or subword.")],
+    unit: Annotated[str, typer.Option(help="Level: senone, monophone, character or subword.")],
     text: Annotated[
         list[Path] | None, typer.Option(help="Text to train on, plain or .gz, one sentence a line. May be repeated.")
     ] = None,

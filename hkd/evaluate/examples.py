@@ -19,7 +19,7 @@ from hkd.labels.reader import LabelReader
 from hkd.manifest import Manifest, Utterance
 from hkd.timebase import SAMPLE_RATE_HZ
 from hkd.units.letters import letters_per_unit
-from hkd.units.level import LEVELS
+from hkd.units.level import UNIT_LEVELS
 
 MAX_AUDIO_S = 12.0  # longer sound is not embedded
 NUM_CANDIDATES = 5
@@ -125,7 +125,7 @@ def make_example(
 
 def level_rank(level: str) -> int:
     """Levels from fine to coarse, others last."""
-    return LEVELS.index(level) if level in LEVELS else len(LEVELS)
+    return UNIT_LEVELS.index(level) if level in UNIT_LEVELS else len(UNIT_LEVELS)
 
 
 def flac_address(wave_S: NDArray[np.float32]) -> str:
@@ -199,7 +199,7 @@ def tier_views(
     bounds = aligned.word_tier.start_U1.tolist()
     words = [aligned.words[unit] if unit >= 0 else "" for unit in aligned.word_tier.unit_U.tolist()]
     views = [TierView(name="word", start=bounds[:-1], stop=bounds[1:], labels=words)]
-    for level in reversed(LEVELS):
+    for level in reversed(UNIT_LEVELS):
         if level in by_level:
             views.append(_view(level, *by_level[level]))
         elif level in alignment.inventories:

@@ -37,7 +37,6 @@ from hkd.stream.join import Join
 from hkd.stream.loader import BatchMaker
 from hkd.student.config import config_from_json
 from hkd.student.model import Student
-from hkd.units.level import SUBWORD
 from hkd.units.subword import SubwordModel
 
 log = logging.getLogger(__name__)
@@ -88,6 +87,7 @@ def frame_figures(
     alignment: Path | None,
     labels: Path | None,
     subword_model: Path | None,
+    units: Path | None = None,
     device: str = "cpu",
     batch_seconds: float = 60.0,
     progress: Progress = no_progress,
@@ -104,7 +104,7 @@ def frame_figures(
     load_model_tensors(student, safetensors.torch.load((run_folder / "final.safetensors").read_bytes()))
     student.to(device).eval()
     aligned, subwords = Alignment(alignment), SubwordModel(subword_model)
-    join = Join(part, subwords=subwords, alignment=aligned, stores=_stores(card["heads"], labels))
+    join = Join(part, subwords=subwords, alignment=aligned, stores=_stores(card["heads"], labels), units=units)
     join.check(part)
     heads = [head for name, row in card["heads"].items() if (head := _head(name, row, join)) is not None]
     maker = BatchMaker(
@@ -171,7 +171,7 @@ def _stores(heads: Mapping[str, Mapping[str, Any]], labels: Path | None) -> dict
 def _head(name: str, row: Mapping[str, Any], join: Join) -> _Head | None:
     """What is known of a head; None where nothing can be said of it."""
     level, store = str(row["level"]), row.get("store")
-    own = join.subwords.inventory if level == SUBWORD else join.alignment and join.alignment.inventories.get(level)
+    own = join.inventory(level)
     kept = row.get("units")
     joined = join.stores.get(store) if store is not None else None
     if joined is not None and kept is not None and not np.array_equal(joined.head_unit_V[kept], np.arange(len(kept))):

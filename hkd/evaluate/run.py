@@ -117,6 +117,7 @@ def evaluate(
             alignment=alignment,
             labels=labels,
             subword_model=recogniser.meta.subword_model or (units / MODEL_FILE if units is not None else None),
+            units=units,
             device=recogniser.device,
             batch_seconds=config.batch_seconds,
             progress=progress,

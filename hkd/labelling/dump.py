@@ -165,7 +165,7 @@ def dump(
 ) -> DumpReport:
     """Label a manifest's transcripts into the store at `out`; this process does every `world_size`-th pending shard.
 
-    `alignment`: for levels that are aligned; `subwords`: for subword LMs without pieces of their own. Raises UserError where inputs do not
+    `alignment`: for levels that are aligned; `subwords`: the level's model, for LMs without pieces of their own. Raises UserError where inputs do not
     fit together or the store there is another one, HkdError where the work cannot be done.
     """
     if not 0 <= rank < world_size:

@@ -34,7 +34,7 @@ class DumpJob:
     store: DumpConfig = field(default_factory=DumpConfig)
     inventory: Path | None = None  # the level's units, for n-gram files
     alignment: Path | None = None  # for aligned levels
-    subwords: Path | None = None  # the project's model, for subword LMs without pieces of their own
+    subwords: Path | None = None  # the level's model, for LMs of a spelled level without pieces of their own
     command: str = ""  # for the store's card
     folder: Path = field(default_factory=Path.cwd)
 
@@ -50,7 +50,7 @@ class DumpJob:
         return {
             "config": self.store,
             "alignment": Alignment(self.alignment) if self.alignment else None,
-            "subwords": SubwordModel(self.subwords) if self.subwords else None,
+            "subwords": SubwordModel(self.subwords, level=self.unit) if self.subwords else None,
             "command": self.command,
         }
 

@@ -43,7 +43,7 @@ from hkd.teachers.unit_lm import (
     load_ngram_part,
 )
 from hkd.teachers.unit_lm_senones import SenoneCounts, SenoneMap
-from hkd.units.level import LEVELS, SENONE, SUBWORD
+from hkd.units.level import SENONE, SUBWORD, UNIT_LEVELS
 from hkd.units.sequences import Units
 from hkd.units.text import words
 
@@ -65,7 +65,7 @@ class LmLoopConfig(LoopConfig):
 class LmConfig:
     """What is trained on what, and how it is judged."""
 
-    unit: str = "monophone"  # senone | monophone | subword
+    unit: str = "monophone"  # senone | monophone | character | subword
     direction: str = "cloze"  # cloze (both sides) | causal (left to right)
     given: str = "auto"  # auto: outside-phone for senones, else outside-position; left for causal
     transcripts: str = "none"  # none | cross-fit
@@ -79,7 +79,7 @@ class LmConfig:
     ngram_order: int = 0  # 0: 3 for subwords and causal senones, else 5
 
     def __post_init__(self) -> None:
-        choices = {"unit": LEVELS, "direction": DIRECTIONS, "given": ("auto", *GIVEN), "transcripts": ("none", "cross-fit")}
+        choices = {"unit": UNIT_LEVELS, "direction": DIRECTIONS, "given": ("auto", *GIVEN), "transcripts": ("none", "cross-fit")}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise UserError(f"`{name}` must be one of {', '.join(allowed)}, but is '{getattr(self, name)}' instead.")

@@ -24,7 +24,7 @@ from hkd.files import digest_of, write_json
 from hkd.manifest import Manifest, Utterance
 from hkd.progress import Progress, no_progress
 from hkd.teachers.unit_lm_senones import SenoneMap
-from hkd.units.level import SENONE, SUBWORD
+from hkd.units.level import SENONE, SPELLED
 from hkd.units.sequences import Units
 from hkd.units.text import words
 
@@ -134,7 +134,7 @@ class Encoder:
 
     def text(self, sentence: Sequence[str]) -> list[Sequence_U]:
         """Words → sequences, cut between words; [] where a word has no pronunciation."""
-        if not sentence or (self.level != SUBWORD and self.units.lexicon.unknown(sentence)):
+        if not sentence or (self.level not in SPELLED and self.units.lexicon.unknown(sentence)):
             return []
         unit_U, word_U = self.units.encode(sentence, self.level)
         begins_U = np.ones(len(unit_U), np.bool_)
@@ -143,7 +143,7 @@ class Encoder:
 
     def utterance(self, utterance: Utterance, alignment: Alignment | None) -> list[Sequence_U]:
         """A transcript → sequences: as aligned where it is, else from its words."""
-        if self.level == SUBWORD or alignment is None or utterance.id not in alignment:
+        if self.level in SPELLED or alignment is None or utterance.id not in alignment:
             return self.text(words(utterance.text))
         unit_U = np.asarray(alignment.positions(utterance.id, self.level).unit_U)
         begins_U = np.ones(len(unit_U), np.bool_)

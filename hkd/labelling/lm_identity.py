@@ -12,7 +12,7 @@ from hkd.files import digest_of_file, digest_of_json
 from hkd.labelling.lm_report import LmReport
 from hkd.manifest import Manifest
 from hkd.teachers.unit_lm import CONFIG, REPORT, read_json
-from hkd.units.level import SUBWORD
+from hkd.units.level import SPELLED
 from hkd.units.sequences import Units
 from hkd.units.text import NORMALISATION
 
@@ -33,7 +33,7 @@ def identity_of(
         "texts": [digest_of_file(path) for path in texts],
         "inventory": units.inventory(config.unit).digest,
         "manifest": None if manifest is None else manifest.digest,
-        "alignment": None if alignment is None or config.unit == SUBWORD else alignment.digest,
+        "alignment": None if alignment is None or config.unit in SPELLED else alignment.digest,
         "normalisation": NORMALISATION,
     }
 

@@ -22,7 +22,7 @@ from hkd.errors import UserError
 from hkd.files import digest_of
 from hkd.manifest import parse_line
 from hkd.teachers.base import Teacher
-from hkd.units.level import SUBWORD
+from hkd.units.level import SPELLED
 from hkd.units.subword import SubwordModel
 from hkd.units.text import text_digest, words
 
@@ -215,7 +215,7 @@ class OwnSubwords:
     """Our SentencePiece model's pieces. Raises UserError where its inventory is not the teacher's."""
 
     def __init__(self, model: SubwordModel, teacher: Teacher) -> None:
-        _same_inventory(teacher, model.inventory.digest, "the project's subwords")
+        _same_inventory(teacher, model.inventory.digest, f"the project's {teacher.level}s")
         self._model = model
 
     def labelled(self, ids: Sequence[str]) -> list[str]:
@@ -259,13 +259,13 @@ def _same_inventory(teacher: Teacher, digest: str, whose: str) -> None:
 
 def unit_source(teacher: Teacher, *, alignment: Alignment | None, subwords: SubwordModel | None) -> UnitSource:
     """The source that fits a teacher. Raises UserError where what it needs was not given."""
-    if teacher.level == SUBWORD:
+    if teacher.level in SPELLED:
         try:
             teacher.encode(["a"])
         except NotImplementedError:
             if subwords is None:
                 raise UserError(
-                    "the LM needs the project's subword model, but there is none. Run `hkd units train` first."
+                    f"the LM needs the project's {teacher.level} model, but there is none. Run `hkd units train` first."
                 ) from None
             return OwnSubwords(subwords, teacher)
         return TeacherPieces(teacher)

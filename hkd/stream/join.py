@@ -10,6 +10,7 @@ Shape letters: U positions of an utterance, V units.
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +20,10 @@ from hkd.errors import UserError
 from hkd.labels.reader import LabelReader
 from hkd.labels.rows import LEFT_OUT
 from hkd.manifest import Manifest, Utterance
+from hkd.units.inventory import UnitInventory
 from hkd.units.letters import letters_per_unit
-from hkd.units.level import SUBWORD
-from hkd.units.subword import SubwordModel
+from hkd.units.level import SPELLED, SUBWORD
+from hkd.units.subword import SubwordModel, model_file
 from hkd.units.text import text_digest, words
 
 KEPT_UTTERANCES = 100_000
@@ -55,9 +57,13 @@ class Join:
         stores: Mapping[str, LabelReader] | None = None,
         same_units: Iterable[str] = (),
         trim: bool = True,
+        units: Path | None = None,
     ) -> None:
-        """same_units: stores whose inventory must equal the student's subwords (interpolation, ctc); trim: drop ids that no row keeps."""
+        """same_units: stores whose inventory must equal the student's subwords (interpolation, ctc); trim: drop ids that no row keeps.
+        units: the folder with the models of other spelled levels; by default that of the subwords' model."""
         self.manifest, self.subwords, self.alignment = manifest, subwords, alignment
+        self._units = units or subwords.path.parent
+        self._spellings = {SUBWORD: subwords}
         self.stores = {name: self._joined(name, reader, name in set(same_units), trim) for name, reader in (stores or {}).items()}
         self._words = lru_cache(KEPT_UTTERANCES)(self._find_words)
         self._segments = lru_cache(KEPT_UTTERANCES)(self._find_segments)
@@ -65,16 +71,26 @@ class Join:
         self._letters = lru_cache(None)(self._find_letters)
 
     def __reduce__(self) -> tuple[Callable[..., "Join"], tuple[object, ...]]:
-        return _rejoin, (self.manifest, self.subwords.path, self.alignment and self.alignment.path, self.stores)
+        return _rejoin, (self.manifest, self.subwords.path, self.alignment and self.alignment.path, self.stores, self._units)
+
+    def spelling(self, level: str) -> SubwordModel:
+        """The model of a spelled level: the student's subwords, or what lies in the units' folder."""
+        if level not in self._spellings:
+            self._spellings[level] = SubwordModel(self._units / model_file(level), level=level)
+        return self._spellings[level]
+
+    def inventory(self, level: str) -> UnitInventory | None:
+        """The student's own units of a level; None where the alignment lacks it."""
+        if level in SPELLED:
+            return self.spelling(level).inventory
+        return self.alignment.inventories.get(level) if self.alignment is not None else None
 
     def _joined(self, name: str, reader: LabelReader, same_units: bool, trim: bool) -> JoinedStore:
         spec = reader.spec
-        if spec.level == SUBWORD:
-            expected, whose = self.subwords.inventory.digest, "the student's subword inventory"
-        else:
-            if self.alignment is None or spec.level not in self.alignment.inventories:
-                raise UserError(f"label store '{name}' needs an alignment with level {spec.level}. Run `hkd align` first.")
-            expected, whose = self.alignment.inventories[spec.level].digest, f"the alignment's {spec.level} inventory"
+        inventory = self.inventory(spec.level)
+        if inventory is None:
+            raise UserError(f"label store '{name}' needs an alignment with level {spec.level}. Run `hkd align` first.")
+        expected, whose = inventory.digest, f"the {'student' if spec.level in SPELLED else 'alignment'}'s {spec.level} inventory"
         own = spec.inventory.digest == expected
         if not own and (same_units or spec.level != SUBWORD):
             remedy = "Take the objective auxiliary, or dump" if spec.level == SUBWORD else "Dump"
@@ -118,24 +134,26 @@ class Join:
 
     def _find_segments(self, utterance_id: str, level: str) -> Positions:
         assert self.alignment is not None
-        if level == SUBWORD:
-            unit_U, word_U = self.subwords.encode(self._words(utterance_id))
-            return word_positions(self.alignment[utterance_id], word_U, unit_U, letters_V=self._letters(None))
+        if level in SPELLED:
+            unit_U, word_U = self.spelling(level).encode(self._words(utterance_id))
+            return word_positions(self.alignment[utterance_id], word_U, unit_U, letters_V=self._letters(None, level))
         return positions(self.alignment[utterance_id].tiers[level], ())
 
     def _find_positions(self, utterance_id: str, name: str) -> Positions:
         assert self.alignment is not None
         store = self.stores[name]
-        if store.level != SUBWORD:
+        if store.level not in SPELLED:
             return self.alignment.positions(utterance_id, store.level)
         if store.own_units:
-            return self._segments(utterance_id, SUBWORD)
+            return self._segments(utterance_id, store.level)
         block = store.reader.block([utterance_id])
-        return word_positions(self.alignment[utterance_id], block.word_N, block.topk.gold_N, letters_V=self._letters(name))
+        return word_positions(
+            self.alignment[utterance_id], block.word_N, block.topk.gold_N, letters_V=self._letters(name, store.level)
+        )
 
-    def _find_letters(self, store: str | None) -> NDArray[np.int64]:
-        """Letters of each piece of a store's inventory; of the student's own subwords for None."""
-        inventory = self.subwords.inventory if store is None else self.stores[store].reader.spec.inventory
+    def _find_letters(self, store: str | None, level: str) -> NDArray[np.int64]:
+        """Letters of each piece of a store's inventory; of the student's own of the level for None."""
+        inventory = self.spelling(level).inventory if store is None else self.stores[store].reader.spec.inventory
         return letters_per_unit(inventory.symbols)
 
     # What must fit ---------------------------------------------------------------------------------------------------------
@@ -163,12 +181,13 @@ class Join:
         there, here = store.reader.text_digest(utterance_id), text_digest(said)
         if there != here:
             _refuse_text(utterance_id, f"labelled in store '{name}'", there, here, again)
-        if not store.own_units or (store.level != SUBWORD and not self.aligned(utterance_id)):
+        if not store.own_units or (store.level not in SPELLED and not self.aligned(utterance_id)):
             return
-        unit_U = self.subwords.encode(said)[0] if store.level == SUBWORD else self._positions(utterance_id, name).unit_U
+        spelled = store.level in SPELLED
+        unit_U = self.spelling(store.level).encode(said)[0] if spelled else self._positions(utterance_id, name).unit_U
         there, here = store.reader.unit_digest(utterance_id), sequence_digest(unit_U)
         if there != here:
-            source = "subword model" if store.level == SUBWORD else "alignment"
+            source = f"{store.level} model" if spelled else "alignment"
             raise UserError(
                 f"utterance '{utterance_id}': the {source} must give the {store.level} sequence that label store '{name}' was made "
                 f"for, digest {there.hex()}, but gives {here.hex()} instead. {again}"
@@ -182,7 +201,8 @@ def _refuse_text(utterance_id: str, what: str, there: bytes, here: bytes, remedy
     )
 
 
-def _rejoin(manifest: Manifest, subwords: object, alignment: object, stores: Mapping[str, JoinedStore]) -> Join:
-    join = Join(manifest, subwords=SubwordModel(subwords), alignment=alignment and Alignment(alignment))  # type: ignore[arg-type]
+def _rejoin(manifest: Manifest, subwords: Path, alignment: Path | None, stores: Mapping[str, JoinedStore], units: Path) -> Join:
+    aligned = Alignment(alignment) if alignment is not None else None
+    join = Join(manifest, subwords=SubwordModel(subwords), alignment=aligned, units=units)
     join.stores = dict(stores)
     return join

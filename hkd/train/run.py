@@ -44,7 +44,7 @@ from hkd.train.config import TrainConfig
 from hkd.train.student import Needs, Plan, describe_heads, needs_of, plan_student
 from hkd.train.task import StudentTask
 from hkd.units.acoustic import acoustic_files
-from hkd.units.level import LEVELS, SENONE, SUBWORD
+from hkd.units.level import LEVELS, SENONE, SPELLED
 from hkd.units.subword import MODEL_FILE, SubwordModel
 
 log = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ def open_data(config: TrainConfig, *, manifest: Path, alignment: Path | None, un
     needs = needs_of(config, levels, aligned=alignment is not None and alignment.exists())
     aligned = Alignment(alignment) if alignment is not None and (needs.alignment or config.main == SENONE) else None
     for level in needs.hard if config.main != SENONE else (SENONE, *needs.hard):
-        if aligned is not None and level != SUBWORD and level not in aligned.inventories:
+        if aligned is not None and level not in SPELLED and level not in aligned.inventories:
             raise UserError(
                 f"level {level} must be aligned, but {aligned.path} has {', '.join(aligned.inventories) or 'words'} alone. Name other levels "
                 "(--set levels='[...]'), or tie senones: `hkd units tie`."

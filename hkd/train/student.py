@@ -11,7 +11,7 @@ from hkd.student.config import EncoderConfig, HeadConfig, SpeechEncoderConfig, S
 from hkd.student.speech_encoder import open_speech_encoder
 from hkd.train.config import KdConfig, TrainConfig
 from hkd.train.terms import CtcKdTerm, CtcTerm, HardTerm, HybridTerm, InterpolationTerm, KdTerm, Term
-from hkd.units.level import LEVELS, SENONE, SUBWORD
+from hkd.units.level import LEVELS, SENONE, SUBWORD, UNIT_LEVELS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ def needs_of(config: TrainConfig, stores: Mapping[str, str], *, aligned: bool) -
     hard: tuple[str, ...] = ()
     if config.with_hard_heads:
         wanted = {stores[name] for name in chosen} or set(config.levels) or set(LEVELS)
-        hard = tuple(level for level in LEVELS if level in wanted)
+        hard = tuple(level for level in UNIT_LEVELS if level in wanted)
     ctc = tuple(name for name in chosen if _kd(config, name).where == "ctc" or objective == "interpolation")
     needs = Needs(stores=chosen, hard=hard, same_units=ctc)
     if (needs.alignment or hybrid) and not aligned:
@@ -72,7 +72,8 @@ def _stores(config: TrainConfig, stores: Mapping[str, str]) -> tuple[str, ...]:
             raise UserError(
                 f"a level must have one label store, but {level} has {same}. Name those to use: --set stores='[...]'."
             )
-    return tuple(sorted(chosen, key=lambda name: (LEVELS.index(stores[name]) if stores[name] in LEVELS else 9, name)))
+    rank = {level: number for number, level in enumerate(UNIT_LEVELS)}
+    return tuple(sorted(chosen, key=lambda name: (rank.get(stores[name], len(rank)), name)))
 
 
 def _kd(config: TrainConfig, store: str) -> KdConfig:
@@ -101,7 +102,7 @@ def encoder_of(config: TrainConfig) -> EncoderConfig | SpeechEncoderConfig:
 
 def plan_student(config: TrainConfig, needs: Needs, join: Join) -> Plan:
     """Heads and terms. Raises UserError where a temperature has not been dumped, or a head's settings do not fit."""
-    known = {*LEVELS, *(join.alignment.inventories if join.alignment is not None else ())}
+    known = {*UNIT_LEVELS, *(join.alignment.inventories if join.alignment is not None else ())}
     for name in ("taps", "slots", "stride", "alphas"):
         for level in getattr(config, name):
             if level not in known:
@@ -201,11 +202,10 @@ def _no_draws(join: Join, store: str) -> None:
 
 def num_units_of(join: Join, level: str) -> int:
     """The size of a level's own inventory."""
-    if level == SUBWORD:
-        return len(join.subwords.inventory)
-    if join.alignment is None or level not in join.alignment.inventories:
+    inventory = join.inventory(level)
+    if inventory is None:
         raise UserError(f"a hard head at level {level} needs an alignment with that level. Run `hkd align` first.")
-    return len(join.alignment.inventories[level])
+    return len(inventory)
 
 
 def describe_heads(join: Join, student: StudentConfig) -> dict[str, dict[str, object]]:

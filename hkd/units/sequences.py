@@ -1,6 +1,6 @@
 """Words → unit sequences at any level, and the same from an alignment.
 
-`Units` is a project's folder `units/`: senone.json, monophone.json, subword.json, subword.model.
+`Units` is a project's folder `units/`: an inventory a level (senone.json ...), subword.model, character.model.
 Shape letters: U positions of an utterance.
 """
 
@@ -9,7 +9,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +17,9 @@ from hkd.errors import UserError
 from hkd.files import digest_of, write_json
 from hkd.units.acoustic import MADE_FROM_FILE, Tying, acoustic_digest, load_lexicon, load_tying
 from hkd.units.inventory import UnitInventory
-from hkd.units.level import LEVELS, SENONE, SUBWORD
+from hkd.units.level import CHARACTER, SENONE, SPELLED, SUBWORD, UNIT_LEVELS
 from hkd.units.lexicon import Lexicon
-from hkd.units.subword import MODEL_FILE, SubwordModel, train_subwords
+from hkd.units.subword import Kind, SubwordModel, model_file, train_subwords
 from hkd.units.text import NORMALISATION, normalised_lines
 
 Sequences = tuple[NDArray[np.int32], NDArray[np.int32]]
@@ -36,7 +35,7 @@ class UnitsConfig:
     """The table [units] of hkd.toml."""
 
     vocab_size: int = 500
-    kind: Literal["unigram", "bpe"] = "unigram"
+    kind: Kind = "unigram"  # char: the student's own subwords are characters
 
     def __post_init__(self) -> None:
         if self.vocab_size < 2:
@@ -67,12 +66,21 @@ class Units:
     @property
     def levels(self) -> tuple[str, ...]:
         """The levels that there are inventories of, from fine to coarse."""
-        return tuple(level for level in LEVELS if inventory_path(self.folder, level).exists())
+        return tuple(level for level in UNIT_LEVELS if inventory_path(self.folder, level).exists())
 
     @cached_property
     def subwords(self) -> SubwordModel:
         """The SentencePiece model."""
-        return SubwordModel(self.folder / MODEL_FILE)
+        return self.spelling(SUBWORD)
+
+    @cached_property
+    def characters(self) -> SubwordModel:
+        """The characters' model."""
+        return self.spelling(CHARACTER)
+
+    def spelling(self, level: str) -> SubwordModel:
+        """The model of a spelled level. Raises UserError where it is missing or broken."""
+        return SubwordModel(self.folder / model_file(level), level=level)
 
     def inventory(self, level: str) -> UnitInventory:
         """The inventory of a level. Raises UserError where it is missing or broken."""
@@ -80,10 +88,10 @@ class Units:
 
     def encode(self, words: Sequence[str], level: str) -> Sequences:
         """Normalised words → (unit_U, word_U). Raises UserError for unknown levels, and at phone levels for words without pronunciation."""
-        if level == SUBWORD:
-            return self.subwords.encode(words)
-        if level not in LEVELS:
-            raise UserError(f"level must be one of {', '.join(LEVELS)}, but is '{level}' instead.")
+        if level in SPELLED:
+            return (self.subwords if level == SUBWORD else self.characters).encode(words)
+        if level not in UNIT_LEVELS:
+            raise UserError(f"level must be one of {', '.join(UNIT_LEVELS)}, but is '{level}' instead.")
         phones = [self.lexicon.pronounce(word) for word in words]
         if not all(phones):
             raise UserError(f"every word must have a pronunciation, but {self.lexicon.unknown(words)} have none.")
@@ -95,10 +103,10 @@ def train_units(
     folder: Path,
     *,
     vocab_size: int = 500,
-    kind: Literal["unigram", "bpe"] = "unigram",
+    kind: Kind = "unigram",
     overwrite: bool = False,
 ) -> dict[str, UnitInventory]:
-    """Write a units folder: subwords trained on `texts`, senones and monophones of the project's acoustic model. Deterministic.
+    """Write a units folder: subwords and characters of `texts`, senones and monophones of the project's acoustic model. Deterministic.
 
     What is there and was made from the same texts with the same settings is left. Raises UserError where it was not, unless `overwrite`.
     """
@@ -113,7 +121,9 @@ def train_units(
     if marker.exists():
         was = json.loads(marker.read_text(encoding="utf-8"))
         if was == made_from:
-            return {level: UnitInventory.load(inventory_path(folder, level)) for level in (*inventories, SUBWORD)}
+            if not inventory_path(folder, CHARACTER).exists():  # of a folder that is older than this level
+                train_subwords(lines, kind="char", folder=folder, level=CHARACTER)
+            return {level: UnitInventory.load(inventory_path(folder, level)) for level in (*inventories, *SPELLED)}
         if not overwrite:
             name = next(key for key in made_from if was.get(key) != made_from[key])
             raise UserError(
@@ -122,6 +132,7 @@ def train_units(
             )
     for level, inventory in inventories.items():
         inventory.save(inventory_path(folder, level))
+    characters = train_subwords(lines, kind="char", folder=folder, level=CHARACTER)
     subwords = train_subwords(lines, vocab_size=vocab_size, kind=kind, folder=folder)
     write_json(marker, made_from)  # last: it says that the folder is complete
-    return {**inventories, SUBWORD: subwords}
+    return {**inventories, CHARACTER: characters, SUBWORD: subwords}

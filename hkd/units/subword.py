@@ -1,14 +1,14 @@
-"""Subwords: a SentencePiece model, trained deterministically, encoding word by word.
+"""Subwords and characters: SentencePiece models, trained deterministically, encoding word by word.
 
 - Trained on normalised words (`hkd.units.text`), identity normalisation, one thread, no path inside: the same texts give the same bytes.
-- The inventory is the model's pieces in order; id 0 is `<unk>`, there are no sentence marks.
+- The inventory is the model's pieces in order; id 0 is `<unk>`, there are no sentence marks. Characters have the word mark ▁ as a unit of its own.
 """
 
 import io
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,20 +21,27 @@ from hkd.units.text import normalised_lines
 
 MODEL_FILE = "subword.model"
 INVENTORY_FILE = "subword.json"
+Kind = Literal["unigram", "bpe", "char"]
 _MAX_LINE_BYTES = 1 << 20
 _WORD_MARK = "▁"
 _ENGLISH = frozenset("abcdefghijklmnopqrstuvwxyz'")
 
 
-def train_subwords(
-    texts: Iterable[str], *, vocab_size: int = 500, kind: Literal["unigram", "bpe"] = "unigram", folder: Path
-) -> UnitInventory:
-    """Train on texts (normalised here) and write subword.model and subword.json; a corpus too small for `vocab_size` gives fewer.
+def model_file(level: str) -> str:
+    """What the model of a spelled level is called in a units folder."""
+    return f"{level}.model"
 
-    Raises UserError where there is no text, or `vocab_size` is smaller than the alphabet needs.
+
+def train_subwords(
+    texts: Iterable[str], *, vocab_size: int = 500, kind: Kind = "unigram", folder: Path, level: str = SUBWORD
+) -> UnitInventory:
+    """Train on texts (normalised here) and write LEVEL.model and LEVEL.json; a corpus too small for `vocab_size` gives fewer.
+
+    kind: char gives the alphabet, whatever `vocab_size`. Raises UserError where there is no text, or `vocab_size` is smaller than the
+    alphabet needs.
     """
-    if kind not in ("unigram", "bpe"):
-        raise UserError(f"kind must be unigram or bpe, but is '{kind}' instead.")
+    if kind not in get_args(Kind):
+        raise UserError(f"kind must be unigram, bpe or char, but is '{kind}' instead.")
     import sentencepiece
 
     lines = sorted(normalised_lines(texts))
@@ -44,6 +51,7 @@ def train_subwords(
     if letters & _ENGLISH:
         letters |= _ENGLISH  # so that every English word can be spelled, though a small text may lack a letter
     alphabet = len(letters) + 2  # and the word mark and <unk>
+    vocab_size = alphabet if kind == "char" else vocab_size
     if vocab_size < alphabet:
         raise UserError(f"vocab_size must be at least {alphabet} (the characters that occur), but is {vocab_size} instead.")
     file = io.BytesIO()
@@ -56,23 +64,23 @@ def train_subwords(
         )  # fmt: skip
     except RuntimeError as error:
         raise UserError(f"vocab_size {vocab_size} cannot be trained on this text ({error}). Choose a smaller one.") from None
-    write_bytes(folder / MODEL_FILE, file.getvalue())
-    inventory = SubwordModel(folder / MODEL_FILE).inventory
-    inventory.save(folder / INVENTORY_FILE)
+    write_bytes(folder / model_file(level), file.getvalue())
+    inventory = SubwordModel(folder / model_file(level), level=level).inventory
+    inventory.save(folder / f"{level}.json")
     return inventory
 
 
 class SubwordModel:
-    """A trained model: words → pieces and back."""
+    """A trained model: words → pieces and back. `level`: of its inventory, subword or character."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, level: str = SUBWORD) -> None:
         import sentencepiece
 
-        self.path = path
+        self.path, self.level = path, level
         try:
             data = path.read_bytes()
         except OSError as error:
-            raise UserError(f"subword model {path}: {error.strerror}. Run `hkd units train` first.") from None
+            raise UserError(f"{level} model {path}: {error.strerror}. Run `hkd units train` first.") from None
         try:
             self._model = sentencepiece.SentencePieceProcessor(model_proto=data)
         except RuntimeError:
@@ -80,7 +88,7 @@ class SubwordModel:
         self.unknown: int = self._model.unk_id()
         self._encode_word = lru_cache(maxsize=1 << 17)(self._encode)
         pieces = tuple(self._model.id_to_piece(number) for number in range(self._model.get_piece_size()))
-        self.inventory = UnitInventory(level=SUBWORD, symbols=pieces)
+        self.inventory = UnitInventory(level=level, symbols=pieces)
 
     @property
     def is_unigram(self) -> bool:

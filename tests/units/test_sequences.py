@@ -8,7 +8,7 @@ import pytest
 from hkd.errors import UserError
 from hkd.testing.corpus import tiny_sentences
 from hkd.units.inventory import UnitInventory
-from hkd.units.level import LEVELS, MONOPHONE, SENONE, SUBWORD
+from hkd.units.level import CHARACTER, MONOPHONE, SENONE, SUBWORD, UNIT_LEVELS
 from hkd.units.sequences import Units, UnitsConfig, train_units
 
 TEXTS = tiny_sentences(40)
@@ -21,7 +21,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", UNIT_LEVELS)
 def test_units_of_every_level_belong_to_words(folder: Path, level: str) -> None:
     units = Units(folder)
     spoken = ["the", "green", "door", "again"]
@@ -70,3 +70,14 @@ def test_units_of_another_acoustic_model_are_refused(tmp_path: Path, folder: Pat
 def test_config_is_checked() -> None:
     with pytest.raises(UserError, match="vocab_size"):
         UnitsConfig(vocab_size=1)
+
+
+def test_a_folder_from_before_characters_gets_them(tmp_path: Path) -> None:
+    first = train_units(TEXTS, tmp_path, vocab_size=70)
+    for path in tmp_path.glob("character.*"):
+        path.unlink()
+    assert CHARACTER not in Units(tmp_path).levels
+    assert {level: i.digest for level, i in train_units(TEXTS, tmp_path, vocab_size=70).items()} == {
+        level: i.digest for level, i in first.items()
+    }
+    assert CHARACTER in Units(tmp_path).levels

@@ -22,7 +22,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> SubwordModel:
     return SubwordModel(folder / "subword.model")
 
 
-@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+@pytest.mark.parametrize("kind", ["unigram", "bpe", "char"])
 def test_the_same_texts_give_the_same_bytes_in_any_order_and_place(tmp_path: Path, kind: str) -> None:
     first = train_subwords(TEXTS, vocab_size=80, kind=kind, folder=tmp_path / "a")
     second = train_subwords(reversed(TEXTS), vocab_size=80, kind=kind, folder=tmp_path / "elsewhere")
@@ -62,7 +62,7 @@ def test_what_cannot_be_trained_is_a_sentence(tmp_path: Path) -> None:
         train_subwords(["...", ""], vocab_size=50, folder=tmp_path)
     with pytest.raises(UserError, match="at least 29"):
         train_subwords(TEXTS, vocab_size=5, folder=tmp_path)
-    with pytest.raises(UserError, match="unigram or bpe"):
+    with pytest.raises(UserError, match="unigram, bpe or char"):
         train_subwords(TEXTS, kind="word", folder=tmp_path)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="Run `hkd units train`"):
         SubwordModel(tmp_path / "subword.model")
@@ -73,3 +73,17 @@ def test_what_cannot_be_trained_is_a_sentence(tmp_path: Path) -> None:
 
 def test_a_small_text_gives_fewer_than_asked_for(tmp_path: Path) -> None:
     assert 29 <= len(train_subwords(["a tiny text"], vocab_size=5000, folder=tmp_path)) < 5000
+
+
+def test_characters_are_the_alphabet_and_the_word_mark(tmp_path: Path) -> None:
+    inventory = train_subwords(TEXTS, vocab_size=2, kind="char", folder=tmp_path, level="character")
+    assert set(inventory.symbols) == {"<unk>", "▁", *"abcdefghijklmnopqrstuvwxyz'"}
+    assert (inventory.level, sorted(path.name for path in tmp_path.iterdir())) == (
+        "character",
+        ["character.json", "character.model"],
+    )
+    model = SubwordModel(tmp_path / "character.model", level="character")
+    unit_U, word_U = model.encode(["don't", "x"])
+    assert "".join(inventory.symbols[unit] for unit in unit_U) == "▁don't▁x"
+    assert word_U.tolist() == [0] * 6 + [1] * 2
+    assert model.decode(unit_U.tolist()) == "don't x"
