@@ -1,0 +1,42 @@
+"""What the benchmarks share: lines for bars, results that are written as they come, memory, the machine."""
+
+import json
+import platform
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def bar(what: str, measured: float, target: float, unit: str = "", *, least: bool = False, form: str = ".4g") -> str:
+    """Print, and return, `BAR what: measured unit >= target met|missed`. A missed bar is a finding: a benchmark that ran ends with 0."""
+    met = measured >= target if least else measured <= target
+    parts = [f"BAR {what}:", f"{measured:{form}}", unit, ">=" if least else "<=", f"{target:g}", "met" if met else "missed"]
+    line = " ".join(part for part in parts if part)
+    print(line, flush=True)
+    return line
+
+
+def save(path: Path, results: dict[str, Any]) -> None:
+    """Write what there is so far."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def peak_mb() -> float:
+    """Most memory that this process has had. ru_maxrss would count the one that started it, too."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(status.read_text().partition("VmHWM:")[2].split()[0]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 * 1024 if sys.platform == "darwin" else 1024)
+
+
+def machine() -> dict[str, Any]:
+    """What it ran on."""
+    import torch
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    cpu = platform.processor() or platform.machine()
+    return {"cpu": cpu, "threads": torch.get_num_threads(), "gpu": gpu, "torch": torch.__version__}
