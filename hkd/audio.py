@@ -2,6 +2,7 @@
 
 - Channels are mixed down to their mean. Other sample rates are resampled with soxr ("HQ").
 - An utterance's `offset` and `duration` become samples *of the file's own rate* by the one rule of `hkd.timebase`; what is cut is resampled.
+- A file at a URL (s3://, https:// and whatever else fsspec knows) is read through a copy on this machine.
 - `check_audio` looks at every utterance and lists what is wrong with which; it never stops half-way.
 
 Shape letters: S samples, C channels.
@@ -17,8 +18,9 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from hkd.errors import UserError
+from hkd.errors import HkdError, UserError
 from hkd.progress import Progress, no_progress
+from hkd.remote import local_copy, location
 from hkd.timebase import SAMPLE_RATE_HZ, seconds_to_samples
 
 SILENCE_PEAK = 1e-4  # -80 dB of full scale: below it, a whole utterance is said to be silent
@@ -64,9 +66,15 @@ class AudioProblem:
         return f"line {self.line}: utterance '{self.id}': {self.reason}"
 
 
+def local_file(path: str) -> Path:
+    """An audio file on this machine: itself, or the copy of what lies at a URL. Raises UserError, HkdError where that cannot be had."""
+    place = location(path)
+    return local_copy(place) if isinstance(place, str) else place
+
+
 def probe(path: Path | str) -> AudioInfo:
     """What the header says. Raises UserError where the file is missing, empty or no audio."""
-    path = Path(path)
+    path = local_file(str(path))
     try:
         if path.stat().st_size == 0:
             raise UserError(f"audio file {path} must hold sound, but is empty.")
@@ -81,9 +89,11 @@ def probe(path: Path | str) -> AudioInfo:
 
 
 def stamp(path: str) -> list[Any]:
-    """What changes when the file does: path, size, time of change in ns. Raises UserError where it is missing."""
+    """What changes when the file does: path, size, time of change in ns; the URL alone. Raises UserError where it is missing."""
+    if isinstance(location(path), str):
+        return [path]
     try:
-        status = Path(path).stat()
+        status = local_file(path).stat()
     except OSError as error:
         raise UserError(f"audio file {path}: {error.strerror}.") from None
     return [path, status.st_size, status.st_mtime_ns]
@@ -96,7 +106,7 @@ def read_audio(utterance: Span, *, sample_rate_hz: int = SAMPLE_RATE_HZ) -> NDAr
     """
     if utterance.audio_filepath is None:
         raise UserError(f"utterance '{utterance.id}' has no audio. Give its manifest line an audio_filepath.")
-    path = utterance.audio_filepath
+    path = local_file(utterance.audio_filepath)
     info = probe(path)
     start = seconds_to_samples(utterance.offset, info.sample_rate_hz)
     wanted = info.num_samples - start
@@ -132,7 +142,7 @@ def check_utterance(utterance: Span) -> str | None:
     """What is wrong with an utterance's audio, in one sentence; None where all is well. Raises nothing."""
     try:
         wave_S = read_audio(utterance)
-    except UserError as error:
+    except HkdError as error:
         return str(error)
     except Exception as error:  # a decoder may fail in ways of its own; the run goes on and names the line
         return f"audio file {utterance.audio_filepath} cannot be read ({type(error).__name__}: {error})."

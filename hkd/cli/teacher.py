@@ -10,7 +10,7 @@ import typer
 
 from hkd.cli.common import emit, progress_bar, project, say
 from hkd.errors import HkdError, UserError
-from hkd.labels.remote import location
+from hkd.remote import location
 from hkd.teachers.hub import check_source
 
 if TYPE_CHECKING:

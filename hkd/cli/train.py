@@ -10,7 +10,7 @@ import typer
 from hkd.cli.common import emit, progress_bar, project, say
 from hkd.config import merge, parse_overrides
 from hkd.errors import UserError
-from hkd.labels.remote import location
+from hkd.remote import location
 
 
 def train(

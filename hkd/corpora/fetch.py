@@ -38,12 +38,6 @@ _USE_A_FOLDER = (
 )
 
 
-def default_cache() -> Path:
-    """Where downloads are kept: $HKD_CACHE, else ~/.cache/hkd."""
-    given = os.environ.get("HKD_CACHE")
-    return Path(given).expanduser() if given else Path.home() / ".cache" / "hkd"
-
-
 def verify(path: Path, archive: Archive, *, remove: bool = True) -> None:
     """Raise HkdError (and remove the file, unless told not to) where a file is not what its card says."""
     algorithm, wanted = ("md5", archive.md5) if archive.md5 else ("sha256", archive.sha256)

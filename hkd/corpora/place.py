@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hkd.corpora.card import Archive, Card
-from hkd.corpora.fetch import default_cache, download, unpack, verify
+from hkd.corpora.fetch import download, unpack, verify
 from hkd.errors import HkdError, UserError
 from hkd.progress import Progress, no_progress
+from hkd.remote import default_cache
 
 logger = logging.getLogger(__name__)
 

@@ -15,12 +15,12 @@ from typing import Protocol
 from hkd import manifest
 from hkd.corpora import an4, asterisk, common_voice, lhotse, librispeech, ljspeech, speechocean762, text, timit, yesno
 from hkd.corpora.card import Card, check, load_card
-from hkd.corpora.fetch import default_cache
 from hkd.corpora.imports import guess_kind, read_path
 from hkd.corpora.place import Place
 from hkd.errors import UserError
 from hkd.manifest import Manifest, Utterance, assign_splits
 from hkd.progress import Progress, no_progress
+from hkd.remote import default_cache
 
 logger = logging.getLogger(__name__)
 

@@ -20,16 +20,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from hkd.corpora.fetch import default_cache
 from hkd.errors import HkdError, UserError
 from hkd.files import digest_of, digest_of_file, write_bytes, write_json
 from hkd.labels import folder as files
 from hkd.labels.backend import DamagedShardError, ShardFile, backend_of
 from hkd.labels.locks import lock
-from hkd.labels.remote import Remote, location
 from hkd.labels.schema import StoreSpec
+from hkd.remote import Remote, bound_bytes, default_cache, location
 
-BOUND_BYTES = 20 << 30  # $HKD_CACHE_BYTES
 MAX_MARK_BYTES = 1 << 16
 ORIGIN = "origin.json"
 ATTEMPTS = 3
@@ -49,17 +47,6 @@ class LostShardError(HkdError):
 def cache_folder() -> Path:
     """Where remote stores are kept: labels/ in $HKD_CACHE, else in ~/.cache/hkd."""
     return default_cache().absolute() / "labels"
-
-
-def bound_bytes() -> int:
-    """How large the cache may grow: $HKD_CACHE_BYTES, else 20 GiB. Raises UserError where that is no number."""
-    given = os.environ.get("HKD_CACHE_BYTES", "")
-    if not given:
-        return BOUND_BYTES
-    try:
-        return int(float(given))
-    except (ValueError, OverflowError):
-        raise UserError(f"HKD_CACHE_BYTES must be a number of bytes, but is '{given}' instead.") from None
 
 
 def local_folder(store: Path | str) -> Path:

@@ -10,10 +10,10 @@ from hkd.labels import folder as files
 from hkd.labels.cache import open_shard
 from hkd.labels.codec import decode, encode, gather, layout
 from hkd.labels.reader import LabelReader
-from hkd.labels.remote import location
 from hkd.labels.schema import StoreSpec
 from hkd.labels.writer import LabelWriter
 from hkd.progress import Progress, no_progress
+from hkd.remote import location
 
 
 def convert(

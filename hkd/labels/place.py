@@ -14,7 +14,7 @@ from hkd.files import write_bytes
 from hkd.labels import folder as files
 from hkd.labels.cache import MAX_MARK_BYTES, mirror
 from hkd.labels.locks import lock
-from hkd.labels.remote import Remote, location
+from hkd.remote import Remote, location
 
 
 class Place(Protocol):

@@ -14,10 +14,10 @@ from hkd.errors import HkdError, UserError
 from hkd.labels import folder as files
 from hkd.labels import hub
 from hkd.labels.index import write_index
-from hkd.labels.remote import Remote
 from hkd.labels.schema import StoreSpec
 from hkd.labels.verify import verify
 from hkd.progress import Progress, no_progress
+from hkd.remote import Remote
 
 OPTIONAL = (files.INDEX, files.REPORT, files.CARD)
 

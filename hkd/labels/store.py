@@ -6,8 +6,8 @@ from hkd.errors import UserError
 from hkd.labels.cache import local_folder
 from hkd.labels.folder import SPEC
 from hkd.labels.reader import LabelReader
-from hkd.labels.remote import Remote, location
 from hkd.labels.writer import LabelWriter
+from hkd.remote import Remote, location
 
 __all__ = ["LabelReader", "LabelWriter", "location", "open_stores", "store_folders"]
 

@@ -167,11 +167,3 @@ def test_apt_without_a_network_is_one_line(tmp_path: Path, monkeypatch: pytest.M
     fake_apt(tmp_path, monkeypatch, "false")
     with pytest.raises(HkdError, match=r"could not be had \(.*\)\. Give a folder"):
         fetch.debian_packages(["p"], [], tmp_path / "cache")
-
-
-def test_the_cache_is_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HKD_CACHE", str(tmp_path))
-    assert fetch.default_cache() == tmp_path
-    monkeypatch.delenv("HKD_CACHE")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert fetch.default_cache() == tmp_path / ".cache" / "hkd"

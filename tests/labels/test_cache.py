@@ -10,8 +10,8 @@ import pytest
 
 from hkd.errors import HkdError, UserError
 from hkd.labels import cache
-from hkd.labels.remote import Remote
 from hkd.labels.store import LabelReader, LabelWriter, store_folders
+from hkd.remote import Remote, bound_bytes
 from hkd.testing.store import random_rows, spec_for, write_store
 
 LENGTHS = [3, 0, 7, 12, 1, 30, 2, 2, 5, 6]
@@ -132,7 +132,7 @@ def test_the_cache_keeps_its_bound_and_readers_notice_nothing(own_cache: Path, m
     assert readers[0].path.is_dir()  # in use, so it stays, though it was used before all the shards
     monkeypatch.setenv("HKD_CACHE_BYTES", "much")
     with pytest.raises(UserError, match="HKD_CACHE_BYTES must be a number"):
-        cache.bound_bytes()
+        bound_bytes()
 
 
 def test_the_shard_that_was_used_longest_ago_goes_first(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

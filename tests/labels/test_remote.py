@@ -16,9 +16,9 @@ from hkd.errors import HkdError, UserError
 from hkd.labels.combine import merge, subset
 from hkd.labels.compare import compare
 from hkd.labels.convert import convert
-from hkd.labels.remote import Remote
 from hkd.labels.store import LabelReader, LabelWriter, open_stores, store_folders
 from hkd.labels.verify import repair, verify
+from hkd.remote import Remote
 from hkd.testing.s3 import S3Server
 from hkd.testing.store import files_of, random_rows, spec_for, write_store
 from hkd.testing.workers import sum_of_labels

@@ -2,9 +2,13 @@
 
 - Credentials and endpoints come from the environment and fsspec's own configuration (AWS_*, AWS_ENDPOINT_URL, HF_TOKEN ...).
 - Every failure of the far side is one sentence: an HkdError, whatever its package raised.
+- Files that are read often (sound) have a copy on this machine (`local_copy`), taken for unchanging: a file that changes needs another name.
 - An object appears whole or not at all: that is what object stores promise. `create` is exclusive where the file system can do that.
 """
 
+import contextlib
+import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -12,10 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from hkd.errors import HkdError, MissingPackageError, UserError
+from hkd.files import digest_of
 
 WORKERS = 16  # requests at once
 EXTRAS = {"s3": ("s3fs", "s3"), "s3a": ("s3fs", "s3")}
 LOCAL = ("file://", "local://")
+BOUND_BYTES = 20 << 30  # $HKD_CACHE_BYTES
+IN_USE_S = 600.0  # copies that were used so lately are left, whatever the bound
+_fetched_bytes = 0  # by this process since it last looked at the bound
 
 
 def location(text: str) -> Path | str:
@@ -63,9 +71,8 @@ class Remote:
             raise
         except Exception as error:  # every file system has its own
             reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise HkdError(
-                f"{self.url}/{name} cannot be {verb} ({reason}). Mend that, then run the same command again."
-            ) from None
+            place = f"{self.url}/{name}".rstrip("/")
+            raise HkdError(f"{place} cannot be {verb} ({reason}). Mend that, then run the same command again.") from None
 
     def read(self, name: str, *, limit: int | None = None) -> bytes | None:
         """A file's bytes, `limit` of them at most; None where it is not there."""
@@ -161,3 +168,66 @@ class Remote:
                 system.rm_file(path)
         except FileNotFoundError:
             return
+
+
+def default_cache() -> Path:
+    """Where downloads are kept: $HKD_CACHE, else ~/.cache/hkd."""
+    given = os.environ.get("HKD_CACHE")
+    return Path(given).expanduser() if given else Path.home() / ".cache" / "hkd"
+
+
+def bound_bytes() -> int:
+    """How large a cache may grow: $HKD_CACHE_BYTES, else 20 GiB. Raises UserError where that is no number."""
+    given = os.environ.get("HKD_CACHE_BYTES", "")
+    if not given:
+        return BOUND_BYTES
+    try:
+        return int(float(given))
+    except (ValueError, OverflowError):
+        raise UserError(f"HKD_CACHE_BYTES must be a number of bytes, but is '{given}' instead.") from None
+
+
+def local_copy(url: str) -> Path:
+    """The copy of a file at a URL, in files/ of the cache; fetched when it is first asked for. Over its bound the cache drops what was used
+    longest ago. Raises UserError where there is no such file, HkdError where it cannot be fetched or kept.
+    """
+    global _fetched_bytes
+    folder = default_cache().absolute() / "files"
+    path = folder / (digest_of([url])[:32] + Path(url.partition("?")[0]).suffix)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(path)
+            return path
+        folder.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            Remote(url).fetch("", part)
+            _fetched_bytes += part.stat().st_size
+            part.replace(path)
+        except FileNotFoundError:
+            raise UserError(f"{url} must be there, but is not.") from None
+        finally:
+            part.unlink(missing_ok=True)
+        if _fetched_bytes > bound_bytes() // 100:
+            _shrink(folder, bound_bytes())
+            _fetched_bytes = 0
+    except OSError as error:
+        raise HkdError(
+            f"the cache {folder} cannot be used ({error.strerror or error}). Mend that, or name another folder in HKD_CACHE."
+        ) from None
+    return path
+
+
+def _shrink(folder: Path, bound: int) -> None:
+    """Remove the copies that were used longest ago until the rest is within the bound."""
+    found = []
+    for path in folder.iterdir():
+        with contextlib.suppress(OSError):  # gone by now
+            status = path.stat()
+            found.append((status.st_mtime, status.st_size, path))
+    total = sum(size for _, size, _ in found)
+    for used, size, path in sorted(found):
+        if total <= bound or used > time.time() - IN_USE_S:
+            break
+        path.unlink(missing_ok=True)
+        total -= size
