@@ -6,34 +6,39 @@ Three stores: monophones (V = 42, dense), senones (V = 5,126, K = 16), a foreign
 made-up labels over synthesised speech: what is measured is time alone. The variants take turns on each batch, so that whatever else
 runs on the machine meets all of them. A step is as hkd.loop does it: batch, loss, gradient, clipping, AdamW.
 
+Hard heads come twice: as `--objective hard-heads` has them, the subword head over the student's own 120 pieces; and `hard heads, same sizes`, each
+as wide as the auxiliary head of its level (13,319 outputs for the foreign pieces). The bar is against the second: what distilling costs, not what
+a wider head costs. The first is printed beside it.
+
 On the CPU the time is the process's own (user + system), else the wall's after a synchronisation. Features are in memory.
 """
 
 import argparse
-import json
-import platform
 import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from common import RESULTS, bar, machine, save
 
 from hkd.config import build, merge
 from hkd.stream.plan import BatchPlan
 from hkd.testing.corpus import prepare_folder, tiny_corpus
 from hkd.testing.labelled import label_folder
 from hkd.train.config import TrainConfig
-from hkd.train.run import make_task, open_data
+from hkd.train.run import Data, make_task, open_data
 from hkd.train.task import StudentTask
 from hkd.units.inventory import UnitInventory
 
-RESULTS = Path(__file__).parent / "results" / "train.json"
+SAME = "hard heads, same sizes"
 VARIANTS: dict[str, dict[str, Any]] = {
     "none": {"objective": "none"},
     "hard heads": {"objective": "hard-heads"},
+    SAME: {"objective": "hard-heads"},
     "labels": {"objective": "hierarchical", "hard_heads": False},
     "labels and hard heads": {"objective": "hierarchical"},
 }
@@ -73,17 +78,26 @@ class Timer:
         return timed
 
 
+def opened(project: Path, settings: dict[str, Any]) -> Data:
+    """The inputs of a run."""
+    return open_data(
+        build(TrainConfig, settings, where="bench"), manifest=project / "manifest.jsonl", units=project / "units",
+        alignment=project / "alignment.arrow", labels=project / "shards",
+    )  # fmt: skip
+
+
+def as_wide(data: Data, other: Data) -> Data:
+    """The same with heads as wide as the other's at their levels, where those are wider."""
+    width = {head.level: head.num_units for head in other.plan.student.heads}
+    heads = tuple(replace(head, num_units=max(head.num_units, width[head.level])) for head in data.plan.student.heads)
+    return replace(data, plan=replace(data.plan, student=replace(data.plan.student, heads=heads)))
+
+
 class Variant:
     """One student in training."""
 
-    def __init__(
-        self, project: Path, settings: dict[str, Any], device: torch.device, precision: str, clock: Callable[[], float]
-    ) -> None:
-        config = build(TrainConfig, settings, where="bench")
-        data = open_data(
-            config, manifest=project / "manifest.jsonl", units=project / "units", alignment=project / "alignment.arrow",
-            labels=project / "shards",
-        )  # fmt: skip
+    def __init__(self, data: Data, device: torch.device, precision: str, clock: Callable[[], float]) -> None:
+        config = data.config
         frames = [data.frames[u.id] for u in data.train]
         self.plan = BatchPlan(frames, batch_frames=config.batch_seconds * 100, seed=0)
         self.task: StudentTask = make_task(data, self.plan, max_steps=1000)
@@ -140,7 +154,9 @@ def bench_preset(project: Path, preset: str, options: argparse.Namespace, device
         return time.perf_counter()
 
     shared = {"encoder": {"preset": preset}, "batch_seconds": options.batch_seconds, "augment": {"speeds": [1.0]}}
-    variants = {name: Variant(project, merge(shared, v), device, options.precision, clock) for name, v in VARIANTS.items()}
+    data = {name: opened(project, merge(shared, v)) for name, v in VARIANTS.items()}
+    data[SAME] = as_wide(data[SAME], data["labels"])
+    variants = {name: Variant(d, device, options.precision, clock) for name, d in data.items()}
     epoch = next(iter(variants.values())).plan.batches_per_epoch
     for variant in variants.values():
         while variant.step < max(2, epoch if device.type == "cuda" else 2):
@@ -153,7 +169,7 @@ def bench_preset(project: Path, preset: str, options: argparse.Namespace, device
 
 
 def main() -> None:
-    """Measure, print, write results/train.json; exit 1 where a bar is missed."""
+    """Measure, print, write results/train.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--presets", default="xs,s")
     parser.add_argument("--steps", type=int, default=12)
@@ -163,40 +179,37 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--project", type=Path, default=Path(tempfile.gettempdir()) / "hkd-bench-train")
+    parser.add_argument("--out", type=Path, default=None, help="default: results/train.json, or train-cuda.json")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     cuda = torch.cuda.is_available() if options.device == "auto" else options.device == "cuda"
     device = torch.device("cuda" if cuda else "cpu")
     make_project(options.project, options.utterances)
     found: dict[str, Any] = {
-        "machine": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
-        "torch": torch.__version__, "threads": options.threads, "batch_s": options.batch_seconds, "steps": options.steps,
-        "precision": options.precision, "presets": {},
+        "machine": machine(), "batch_s": options.batch_seconds, "steps": options.steps, "precision": options.precision, "presets": {}, "bars": [],
     }  # fmt: skip
-    missed = []
+    out = options.out or RESULTS / ("train-cuda.json" if cuda else "train.json")
     for preset in options.presets.split(","):
         rows = found["presets"][preset] = bench_preset(options.project, preset, options, device)
-        ratio = rows["labels"]["steps_per_s"] / rows["hard heads"]["steps_per_s"]
-        loader = rows["labels"]["loader_audio_s_per_s"] / rows["labels"]["audio_s_per_s"]
-        rows["bars"] = {"labels_to_hard_heads": round(ratio, 3), "loader_to_trainer": round(loader, 1)}
+        save(out, found)
         print(f"preset {preset}")
-        for name in VARIANTS:
-            row = rows[name]
+        for name, row in rows.items():
             print(
                 f"  {name:<22} {row['steps_per_s']:8.3f} steps/s {row['audio_s_per_s']:9.1f} audio s/s   loading {row['loading_share']:.1%}, "
                 f"reading labels {row['reading_share']:.2%}"
             )
-        print(f"  labels / hard heads {ratio:.3f} (bar {BAR_RATE}); loader / trainer {loader:.0f} (bar {BAR_LOADER:.0f})")
+        labels = rows["labels"]
+        ratio, plain = (labels["steps_per_s"] / rows[name]["steps_per_s"] for name in (SAME, "hard heads"))
+        print(f"  labels / hard heads with the student's own pieces: {plain:.3f}")
         reading = max(rows[name]["reading_share"] for name in ("labels", "labels and hard heads"))
-        missed += [f"{preset}: labels / hard heads {ratio:.3f} < {BAR_RATE}"] if ratio < BAR_RATE else []
-        missed += [f"{preset}: reading labels {reading:.3f} > {BAR_READING}"] if reading > BAR_READING else []
-        missed += [f"{preset}: loader / trainer {loader:.1f} < {BAR_LOADER}"] if not cuda and loader < BAR_LOADER else []
-    found["missed"] = missed
-    RESULTS.parent.mkdir(exist_ok=True)
-    path = RESULTS.with_name("train-cuda.json") if cuda else RESULTS
-    path.write_text(json.dumps(found, indent=2) + "\n")
-    if missed:
-        raise SystemExit("bars missed: " + "; ".join(missed))
+        loader = labels["loader_audio_s_per_s"] / labels["audio_s_per_s"]
+        found["bars"] += [
+            bar(f"{preset}: labels / hard heads of the same sizes", ratio, BAR_RATE, least=True, form=".3f"),
+            bar(f"{preset}: reading labels, share of a step", reading, BAR_READING, form=".4f"),
+        ]
+        if not cuda:
+            found["bars"].append(bar(f"{preset}: loader / trainer", loader, BAR_LOADER, least=True, form=".1f"))
+        save(out, found)
 
 
 if __name__ == "__main__":
