@@ -113,7 +113,7 @@ def _pronunciations(words: Iterable[str], lexicon: Lexicon) -> tuple[dict[str, l
 def _lexicon_fst(
     kaldifst: Any, spoken: Mapping[str, Sequence[tuple[str, ...]]], number: Mapping[str, int], phones: ContextPhones
 ) -> tuple[Any, int]:
-    """L, and the last disambiguation symbol. Words that sound alike end in different ones; positions rule out prefixes."""
+    """L, and the last disambiguation symbol. Words that sound alike, or as another begins, end in different ones."""
     fst = kaldifst.StdVectorFst()
     start, loop, silent = fst.add_state(), fst.add_state(), fst.add_state()
     fst.start = start
@@ -132,10 +132,11 @@ def _lexicon_fst(
     for variants in sequences.values():
         for labels in variants:
             count[labels] = count.get(labels, 0) + 1
+    begun = {labels[:length] for labels in count for length in range(1, len(labels))}
     for word, variants in sequences.items():
         for labels in variants:
             marks: tuple[int, ...] = ()
-            if count[labels] > 1:
+            if count[labels] > 1 or labels in begun:
                 alike[labels] = alike.get(labels, -1) + 1
                 marks = (first_alike + alike[labels],)
                 last = max(last, *marks)

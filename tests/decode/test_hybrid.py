@@ -19,7 +19,7 @@ from hkd.units.tree import PDF_CLASS, ContextTree, Leaf, Split, Table
 from hkd.units.tree_tying import TreeTying
 from hkd.units.tying import StateTying
 
-WORDS = {"red": -0.3, "read": -0.7, "the": -0.5}  # log10; red and read (one of its two pronunciations) sound alike
+WORDS = {"red": -0.3, "read": -0.7, "the": -0.5, "ready": -0.9}  # log10; red and read sound alike, and as ready begins
 STOP = -0.6
 
 
@@ -126,7 +126,8 @@ def test_the_best_path_is_that_of_trying_all(tying: Tying, search: HybridSearch,
     logits_TV = torch.randn(frames, len(tying.inventories[SENONE]), generator=generator)
     text, _, states = known[int(torch.randint(len(known), (), generator=generator))]
     states = [state for state in states for _ in range(max(1, frames // len(states)))][:frames]
-    logits_TV[torch.arange(len(states)), torch.tensor(states)] += 3.0  # near one of them, so that the best has two words at most
+    states += states[-1:] * (frames - len(states))
+    logits_TV[torch.arange(frames), torch.tensor(states)] += 3.0  # near one of them, so that the best has two words at most
     logp_TV = logits_TV.log_softmax(-1).numpy().astype(np.float64)
     scores = {}
     for text, logp, states in known:
