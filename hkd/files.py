@@ -4,7 +4,8 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,19 +21,51 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(name).chmod(0o666 & ~umask)
-        Path(name).replace(path)
+        _publish(Path(name), path)
     except BaseException:
         with suppress(OSError):
             Path(name).unlink()
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
+    _sync(path.parent)
+
+
+def _publish(temporary: Path, path: Path) -> None:
+    umask = os.umask(0)
+    os.umask(umask)
+    temporary.chmod(0o666 & ~umask)
+    temporary.replace(path)
+
+
+def _sync(path: Path) -> None:
+    """fsync a file or a folder."""
+    handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(handle)
     finally:
-        os.close(folder)
+        os.close(handle)
+
+
+def write_in_order(files: Sequence[tuple[Path, bytes | memoryview]]) -> None:
+    """Write whole files of one folder atomically; they appear in this order, none before all are on the disk, which is waited for once."""
+    parts: list[tuple[Path, Path]] = []
+    try:
+        for path, data in files:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+            parts.append((Path(name), path))
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+        with ThreadPoolExecutor(max(1, len(parts))) as pool:
+            list(pool.map(_sync, [temporary for temporary, _ in parts]))
+        for temporary, path in parts:
+            _publish(temporary, path)
+    except BaseException:
+        for temporary, _ in parts:
+            with suppress(OSError):
+                temporary.unlink()
+        raise
+    for folder in {path.parent for _, path in parts}:
+        _sync(folder)
 
 
 def write_bytes(path: Path, data: bytes | memoryview) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hkd.files import atomic_write, digest_of, digest_of_file, digest_of_json, json_bytes, write_bytes, write_json
+from hkd.files import atomic_write, digest_of, digest_of_file, digest_of_json, json_bytes, write_bytes, write_in_order, write_json
 
 
 def test_a_failure_leaves_the_old_file_and_no_rest(tmp_path: Path) -> None:
@@ -30,6 +30,22 @@ def test_nothing_is_seen_before_the_end(tmp_path: Path) -> None:
         file.flush()
         assert not path.exists()
     assert path.read_bytes() == b"data"
+
+
+def test_several_files_appear_in_order_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[list[str], bool]] = []
+    replace = Path.replace
+
+    def watched(self: Path, target: Path) -> Path:
+        seen.append((sorted(p.name for p in tmp_path.iterdir() if p.suffix != ".tmp"), self.read_bytes() == target.name.encode()))
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", watched)
+    write_in_order([(tmp_path / name, name.encode()) for name in ("b", "c", "a")])
+    assert seen == [([], True), (["b"], True), (["b", "c"], True)]
+    with pytest.raises(FileExistsError):
+        write_in_order([(tmp_path / "d", b""), (tmp_path / "a" / "e", b"")])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b", "c"]
 
 
 def test_permissions_follow_the_umask(tmp_path: Path) -> None:

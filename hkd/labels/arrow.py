@@ -4,12 +4,14 @@ Columns: `id` and `num_positions` of the block's utterances, their digests (8 by
 a Zstandard frame of its bytes (or, with compression none, the bytes).
 """
 
+import hashlib
 import json
+import os
 import threading
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,8 @@ from hkd.labels.codec import Planes, layout
 from hkd.labels.memory import Allocate
 from hkd.labels.schema import StoreSpec
 
-AHEAD = 2  # blocks that wait for the packing thread
+THREADS = min(4, os.cpu_count() or 1)  # that make and pack blocks
+AHEAD = 1  # blocks that wait for one of them
 # Byte planes have skewed bytes and hardly any repeats: a match finder that looks for long repeats alone is faster and packs better.
 # A window of 32 KiB makes blocks of 32 KiB, with a code table each: it fits the few ranks that lie in one.
 ZSTD_PARAMETERS = zstandard.ZstdCompressionParameters(
@@ -49,12 +52,21 @@ def _schema(spec: StoreSpec, shard: int) -> pa.Schema:
     return pa.schema(fields, metadata={META_KEY: json.dumps(shard_meta(spec, shard))})
 
 
-def _pack(spec: StoreSpec, planes: Planes) -> list[Any]:
-    whole = [np.ascontiguousarray(plane) for plane in planes.values()]
+def _pack(spec: StoreSpec, block: Callable[[], Planes]) -> list[Any]:
+    """A block's columns as they are stored."""
+    whole = [np.ascontiguousarray(plane) for plane in block().values()]
     if spec.compression == "none":
         return whole
-    usual, hasty = (zstandard.ZstdCompressor(compression_params=p) for p in (ZSTD_PARAMETERS, HASTY_PARAMETERS))
+    usual, hasty = _compressors()
     return [(hasty if _is_noise(plane) else usual).compress(plane.data) for plane in whole]
+
+
+def _compressors() -> tuple[zstandard.ZstdCompressor, zstandard.ZstdCompressor]:
+    """This thread's."""
+    if not hasattr(_of_thread, "compressors"):
+        _of_thread.compressors = [zstandard.ZstdCompressor(compression_params=p) for p in (ZSTD_PARAMETERS, HASTY_PARAMETERS)]
+    usual, hasty = _of_thread.compressors
+    return usual, hasty
 
 
 def _is_noise(plane: NDArray[np.uint8]) -> bool:
@@ -85,35 +97,33 @@ class ArrowBackend:
 
     suffix = ".arrow"
 
-    def encode(self, spec: StoreSpec, shard: int, utterances: Utterances, blocks: Iterable[Planes]) -> memoryview:
-        """A whole shard's bytes; the same content gives the same bytes. A thread packs a block while the next one is made."""
+    def encode(
+        self, spec: StoreSpec, shard: int, utterances: Utterances, blocks: Sequence[Callable[[], Planes]]
+    ) -> tuple[memoryview, str]:
+        """A whole shard's bytes and their SHA-256; the same content gives the same bytes. Threads make and pack the blocks."""
         schema = _schema(spec, shard)
         cuts = block_cuts(utterances.length_B, spec.block_positions)
         memory = pa.py_buffer(np.empty(_largest_size(spec, utterances), np.uint8))
-        sink = pa.FixedSizeBufferWriter(memory)
-        with pa.ipc.new_file(sink, schema) as writer, ThreadPoolExecutor(1) as pool:
-
-            def write(a: int, b: int, planes: Planes) -> None:
+        sink, sha, hashed = pa.FixedSizeBufferWriter(memory), hashlib.sha256(), 0
+        with pa.ipc.new_file(sink, schema) as writer, ThreadPoolExecutor(THREADS) as pool:
+            pending: deque[Future[list[Any]]] = deque()
+            waiting = iter(blocks)
+            for a, b in pairwise(cuts):
+                pending.extend(pool.submit(_pack, spec, block) for block in islice(waiting, THREADS + AHEAD - len(pending)))
                 ends = pa.array([0, b - a], pa.int32())
                 arrays: list[Any] = [
                     pa.ListArray.from_arrays(ends, utterances.id_array[a:b]),
                     pa.ListArray.from_arrays(ends, pa.array(utterances.length_B[a:b], pa.int32())),
                     pa.array([utterances.unit_digest_B8[a:b].tobytes()], pa.binary()),
                     pa.array([utterances.text_digest_B8[a:b].tobytes()], pa.binary()),
-                    *(_one_value(data) for data in _pack(spec, planes)),
+                    *map(_one_value, pending.popleft().result()),
                 ]
                 writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
-
-            pending: deque[Future[None]] = deque()
-            for (a, b), planes in zip(pairwise(cuts), blocks, strict=True):
-                pending.append(pool.submit(write, a, b, planes))
-                if len(pending) > AHEAD:
-                    pending.popleft().result()
-            while pending:
-                pending.popleft().result()
+                sha.update(memoryview(memory)[hashed : sink.tell()])
+                hashed = sink.tell()
             writer.close()
-            size = sink.tell()
-        return memoryview(memory)[:size]
+            sha.update(memoryview(memory)[hashed : sink.tell()])
+            return memoryview(memory)[: sink.tell()], sha.hexdigest()
 
     def open(self, path: Path, spec: StoreSpec, shard: int) -> "ArrowShard":
         """Memory-map a shard. Raises DamagedShardError where it is none of this store."""

@@ -1,6 +1,6 @@
 """What a backend must do: write one shard as one file, deterministically, and give its blocks back. See arrow.py and zarr.py."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -66,8 +66,13 @@ class Backend(Protocol):
 
     suffix: str
 
-    def encode(self, spec: StoreSpec, shard: int, utterances: Utterances, blocks: Iterable[Planes]) -> bytes | memoryview:
-        """A whole shard's bytes; the same content gives the same bytes. `blocks`: the planes, cut as `block_cuts` says."""
+    def encode(
+        self, spec: StoreSpec, shard: int, utterances: Utterances, blocks: Sequence[Callable[[], Planes]]
+    ) -> tuple[bytes | memoryview, str]:
+        """A whole shard's bytes and their SHA-256; the same content gives the same bytes.
+
+        `blocks` make the planes, cut as `block_cuts` says; each is called once, several may be at the same time.
+        """
 
     def open(self, path: Path, spec: StoreSpec, shard: int) -> ShardFile:
         """Open a shard. Raises DamagedShardError where it is none of this store."""

@@ -134,39 +134,49 @@ def encode(
 ) -> Planes:
     """The rows of whole utterances → planes, in memory that `allocate` gives. Raises HkdError for rows that the store cannot hold."""
     _check_rows(spec, topk)
-    logp_NK, gold_logp_N = _check_logp("logp", topk.logp_NK), _check_logp("gold_logp", topk.gold_logp_N)
-    tail_N, tail_NJ = _check_logp("tail", topk.tail_N), _check_logp("tail_t", topk.tail_NJ)
+    planes: Planes = {name: allocate(plane.shape(len(topk)), plane.dtype) for name, plane in layout(spec).items()}
     if spec.compression == "none":
-        planes: Planes = {"unit": topk.ids_NK, "logp": to_f16(logp_NK, allocate(logp_NK.shape, np.float16))}
-        planes |= {"tail": to_f16(tail_N)[:, None], "gold": topk.gold_N[:, None], "gold_logp": to_f16(gold_logp_N)[:, None]}
-        planes["word"] = word_N[:, None]
-        if spec.temperatures:
-            planes |= {"lse_t": topk.lse_NJ, "tail_t": to_f16(tail_NJ)}
-        if topk.count_NK is not None:
-            planes["count"] = topk.count_NK
-        return {name: np.ascontiguousarray(planes[name], p.dtype) for name, p in layout(spec).items()}
+        _store_plain(planes, topk, word_N)
+    else:
+        _store_bytes(spec, planes, topk, word_N, offset_B1, scratch)
+    return planes
+
+
+def _store_plain(out: Planes, topk: TopK, word_N: NDArray[np.int32]) -> None:
+    to_f16(_check_logp("logp", topk.logp_NK), out["logp"])
+    narrow: dict[str, NDArray[Any]] = {"unit": topk.ids_NK, "gold": topk.gold_N, "word": word_N, "lse_t": topk.lse_NJ}
+    narrow["tail"] = to_f16(_check_logp("tail", topk.tail_N))
+    narrow["gold_logp"] = to_f16(_check_logp("gold_logp", topk.gold_logp_N))
+    narrow["tail_t"] = to_f16(_check_logp("tail_t", topk.tail_NJ))
+    if topk.count_NK is not None:
+        narrow["count"] = topk.count_NK
+    for name in out.keys() & narrow.keys():
+        np.copyto(out[name], narrow[name].reshape(out[name].shape), casting="unsafe")
+
+
+def _store_bytes(
+    spec: StoreSpec, out: Planes, topk: TopK, word_N: NDArray[np.int32], offset_B1: NDArray[np.int64], scratch: Allocate
+) -> None:
+    logp_NK, gold_logp_N = _check_logp("logp", topk.logp_NK), _check_logp("gold_logp", topk.gold_logp_N)
     row = np.arange(len(topk))
     hit_NK = np.equal(topk.ids_NK, topk.gold_N[:, None], out=scratch(logp_NK.shape, np.bool_))
     rank_N = hit_NK.argmax(1)
     found_N = hit_NK[row, rank_N] & (logp_NK[row, rank_N] == gold_logp_N)
-    rank_N = np.where(found_N, rank_N + 1, 0).astype(np.uint32)
-    outside_N = rank_N == 0
-    gold_bits = to_f16(gold_logp_N).view(np.uint16)
-    planes = {
-        "tail": _bytes_of(to_f16(tail_N).view(np.uint16)[None]),
-        "gold_rank": _bytes_of(rank_N[None]),
-        "gold": _bytes_of(np.where(outside_N, topk.gold_N + 1, 0).astype(np.uint32)[None]),
-        "gold_logp": _bytes_of(np.where(outside_N, gold_bits, np.uint16(0))[None]),
-        "word": _bytes_of(_word_steps(word_N, offset_B1)[None]),
-    }
-    planes |= split_numbers("unit", topk.ids_NK, spec.id_bytes, allocate, scratch)
-    planes |= split_codes(spec, logp_NK, allocate, scratch)
+    split_numbers(topk.ids_NK, [out[f"unit.{byte}"] for byte in range(spec.id_bytes)], scratch)
+    split_codes(spec, logp_NK, out["code.0"], out["code.1"], scratch)
     if topk.count_NK is not None:
-        planes |= split_numbers("count", topk.count_NK.T, 2)
-    if spec.temperatures:
-        planes["lse_t"] = _bytes_of(topk.lse_NJ.T.astype("<f4"))
-        planes["tail_t"] = _bytes_of(to_f16(tail_NJ.T))
-    return {name: planes[name] for name in layout(spec)}
+        split_numbers(topk.count_NK.T, [out["count.0"], out["count.1"]])
+    narrow: dict[str, NDArray[Any]] = {
+        "tail": to_f16(_check_logp("tail", topk.tail_N)),
+        "gold_rank": np.where(found_N, rank_N + 1, 0).astype(np.uint32),
+        "gold": np.where(found_N, 0, topk.gold_N + 1).astype(np.uint32),
+        "gold_logp": np.where(found_N, np.uint16(0), to_f16(gold_logp_N).view(np.uint16)),
+        "word": _word_steps(word_N, offset_B1),
+        "lse_t": topk.lse_NJ.T.astype("<f4"),
+        "tail_t": to_f16(_check_logp("tail_t", topk.tail_NJ.T)),
+    }
+    for name in out.keys() & narrow.keys():
+        out[name][...] = _bytes_of(np.atleast_2d(narrow[name]))
 
 
 def _check_rows(spec: StoreSpec, topk: TopK) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from hkd.errors import HkdError, UserError
-from hkd.files import write_bytes
+from hkd.files import write_bytes, write_in_order
 from hkd.labels import folder as files
 from hkd.labels.cache import MAX_MARK_BYTES, mirror
 from hkd.labels.locks import lock
@@ -39,8 +39,11 @@ class Place(Protocol):
     def write(self, name: str, data: bytes | memoryview) -> None:
         """Publish a file over what is there."""
 
-    def create(self, name: str, data: bytes | memoryview) -> bool:
-        """Publish a file that is not there yet; False where it is."""
+    def write_in_order(self, named: Sequence[tuple[str, bytes | memoryview]]) -> None:
+        """Publish files of one folder over what is there, none before those that it is named after."""
+
+    def create(self, name: str, data: bytes | memoryview, *more: tuple[str, bytes]) -> bool:
+        """Publish a file that is not there yet, and `more` files after it; False, and nothing else, where it is."""
 
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""
@@ -97,10 +100,14 @@ class LocalPlace:
         with self._world():
             write_bytes(self.path / name, data)
 
-    def create(self, name: str, data: bytes | memoryview) -> bool:
+    def write_in_order(self, named: Sequence[tuple[str, bytes | memoryview]]) -> None:
+        with self._world():
+            write_in_order([(self.path / name, data) for name, data in named])
+
+    def create(self, name: str, data: bytes | memoryview, *more: tuple[str, bytes]) -> bool:
         if self.exists(name):  # asked under a lock
             return False
-        self.write(name, data)
+        self.write_in_order([(name, data), *more])
         return True
 
     def remove(self, name: str) -> None:
@@ -153,8 +160,15 @@ class RemotePlace:
     def write(self, name: str, data: bytes | memoryview) -> None:
         self._remote.write(name, data)
 
-    def create(self, name: str, data: bytes | memoryview) -> bool:
-        return self._remote.create(name, data)
+    def write_in_order(self, named: Sequence[tuple[str, bytes | memoryview]]) -> None:
+        for name, data in named:
+            self.write(name, data)
+
+    def create(self, name: str, data: bytes | memoryview, *more: tuple[str, bytes]) -> bool:
+        if not self._remote.create(name, data):
+            return False
+        self.write_in_order(more)
+        return True
 
     def remove(self, name: str) -> None:
         self._remote.remove(name)

@@ -5,6 +5,7 @@ What makes it fast: memory that is used again, pieces that stay in the cache, an
 Shape letters: N positions of a block, P positions of a piece, K kept ids.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from hkd.labels.memory import Allocate
 from hkd.labels.schema import StoreSpec
 
-GRID_INF, F16_INF, F16_MINUS = 0xFFFF, 0x7C00, 0x8000
+GRID_INF, F16_INF, F16_LARGEST, F16_MINUS = 0xFFFF, 0x7C00, 0x7BFF, 0x8000
 TORCH_GRAIN = 32_000  # torch works with one thread below 32,768 elements
 PIECE_VALUES = 1 << 17
 TRANSPOSED_ROWS = 256  # NumPy transposes so many rows twice as fast as more at once
@@ -48,8 +49,10 @@ def to_f16(value: NDArray[np.float32], out: NDArray[np.float16] | None = None) -
 def to_code(spec: StoreSpec, logp: NDArray[np.float32], scratch: Allocate = np.empty) -> NDArray[np.uint16]:
     """log-probabilities → 16-bit codes, same shape."""
     if spec.codec == "f16":
-        bits: NDArray[np.uint16] = to_f16(logp, scratch(logp.shape, np.float16)).view(np.uint16)
+        bits: NDArray[np.uint16] = convert(logp, np.float16, scratch(logp.shape, np.float16)).view(np.uint16)
         bits &= np.uint16(0x7FFF)
+        if bits.size and int(bits.max()) >= F16_INF:
+            bits[(bits == F16_INF) & np.isfinite(logp)] = F16_LARGEST
         return bits
     lowest = np.float32(-65534 * spec.step)
     beyond = bool(logp.size) and bool(logp.min() < lowest)
@@ -101,12 +104,14 @@ def _transpose(value_PK: NDArray[Any], out_KP: NDArray[Any]) -> None:
 
 
 def split_codes(
-    spec: StoreSpec, logp_NK: NDArray[np.float32], allocate: Allocate, scratch: Allocate
-) -> dict[str, NDArray[np.uint8]]:
-    """Log-probabilities → the low and the high bytes of their codes' differences in rank, (K, N) each."""
+    spec: StoreSpec,
+    logp_NK: NDArray[np.float32],
+    low_KN: NDArray[np.uint8],
+    high_KN: NDArray[np.uint8],
+    scratch: Allocate = np.empty,
+) -> None:
+    """Log-probabilities → the low and the high bytes of their codes' differences in rank."""
     n, k = logp_NK.shape
-    low_KN, high_KN = allocate((k, n), np.uint8), allocate((k, n), np.uint8)
-    high_KN.fill(0)
     rows = max(1, PIECE_VALUES // k)
     for start in range(0, n, rows):
         code_PK = to_code(spec, logp_NK[start : start + rows], scratch)
@@ -123,9 +128,9 @@ def split_codes(
             np.copyto(byte_PK, np.right_shift(step_PK, 8, out=step_PK), casting="unsafe")
             _transpose(byte_PK, high_KN[:, piece])
         else:
+            high_KN[:, piece] = 0
             for rank in ranks:
-                high_KN[rank, piece] = step_PK[:, rank] >> 8
-    return {"code.0": low_KN, "code.1": high_KN}
+                np.right_shift(step_PK[:, rank], 8, out=high_KN[rank, piece], casting="unsafe")
 
 
 def join_codes(
@@ -159,17 +164,14 @@ def join_bytes(low: NDArray[np.uint8], high: NDArray[np.uint8], out: NDArray[Any
     return out
 
 
-def split_numbers(
-    name: str, value: NDArray[Any], size: int, allocate: Allocate = np.empty, scratch: Allocate = np.empty
-) -> dict[str, NDArray[np.uint8]]:
-    """(N, K) whole numbers → their `size` lowest bytes, a plane each."""
-    planes = {f"{name}.{byte}": allocate(value.shape, np.uint8) for byte in range(size)}
+def split_numbers(value: NDArray[Any], planes: Sequence[NDArray[np.uint8]], scratch: Allocate = np.empty) -> None:
+    """(N, K) whole numbers → their lowest bytes, a plane each."""
     rows = max(1, PIECE_VALUES // max(1, value.shape[1]))
     for start in range(0, len(value), rows):
         piece = value[start : start + rows]
-        left = scratch(piece.shape, np.uint16 if size == 2 else np.uint32)
+        left = scratch(piece.shape, np.uint16 if len(planes) == 2 else np.uint32)
         np.copyto(left, piece, casting="unsafe")
-        for plane in planes.values():
+        for byte, plane in enumerate(planes):
+            if byte:
+                np.right_shift(left, 8, out=left)
             np.copyto(plane[start : start + rows], left, casting="unsafe")
-            np.right_shift(left, 8, out=left)
-    return planes

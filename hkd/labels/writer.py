@@ -15,6 +15,7 @@ import math
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ class LabelWriter:
         self._place, self.spec, self._ids = place, spec, ids
         self._digest = spec.digest
         self._claimed: set[int] = set()
-        self._planes, self._scratch = Buffers(NUM_PLANES), Buffers()
+        self._planes, self._scratch = Buffers(NUM_PLANES), Buffers(NUM_PLANES)
 
     @classmethod
     def open(cls, path: Path | str, spec: StoreSpec, ids: Iterable[str], *, overwrite: bool = False) -> "LabelWriter":
@@ -63,9 +64,11 @@ class LabelWriter:
         with place.lock("store", wait=True):
             if overwrite:
                 _remove_store(place)
-            found = spec if place.create(files.SPEC, json_bytes(spec.to_json())) else _resumed(place, spec)
-            if not place.exists(files.INVENTORY):
-                place.write(files.INVENTORY, json_bytes(spec.inventory.to_json()))
+            inventory = (files.INVENTORY, json_bytes(spec.inventory.to_json()))
+            created = place.create(files.SPEC, json_bytes(spec.to_json()), inventory)
+            found = spec if created else _resumed(place, spec)
+            if not created and not place.exists(files.INVENTORY):
+                place.write(*inventory)
         return cls(place, found, ordered)
 
     @property
@@ -145,32 +148,35 @@ class LabelWriter:
             text_digest_B8=np.frombuffer(b"".join(row.text_digest for row in rows), np.uint8).reshape(-1, 8),
         )
         offset_B1 = utterances.offset_B1
-        sums: list[dict[str, float]] = []
+        cuts = block_cuts(utterances.length_B, self.spec.block_positions)
+        sums: list[dict[str, float]] = [{} for _ in cuts[1:]]
         scratch = self._scratch.allocate
 
-        def blocks() -> Iterator[Planes]:
-            for a, b in itertools.pairwise(block_cuts(utterances.length_B, self.spec.block_positions)):
-                topk, word_N = joined(rows[a:b], scratch)
-                if quality is None:
-                    sums.append(quality_of(topk))
-                yield encode(self.spec, topk, word_N, offset_B1[a : b + 1] - offset_B1[a], self._planes.allocate, scratch)
+        def planes(number: int) -> Planes:
+            a, b = cuts[number : number + 2]
+            topk, word_N = joined(rows[a:b], scratch)
+            if quality is None:
+                sums[number] = quality_of(topk)
+            return encode(self.spec, topk, word_N, offset_B1[a : b + 1] - offset_B1[a], self._planes.allocate, scratch)
 
-        data = backend_of(self.spec).encode(self.spec, shard, utterances, blocks())
-        self._publish(shard, utterances, data, merge(sums) if quality is None else quality)
+        blocks = [partial(planes, number) for number in range(len(sums))]
+        data, sha256 = backend_of(self.spec).encode(self.spec, shard, utterances, blocks)
+        self._publish(shard, utterances, data, sha256, merge(sums) if quality is None else quality)
 
     def copy_shard(self, shard: int, utterances: Utterances, blocks: list[Planes], quality: Mapping[str, float | None]) -> None:
         """Publish planes as they are stored elsewhere: for conversion between backends."""
-        data = backend_of(self.spec).encode(self.spec, shard, utterances, recut(self.spec, utterances, blocks))
-        self._publish(shard, utterances, data, quality)
+        made = [partial(_same, planes) for planes in recut(self.spec, utterances, blocks)]
+        data, sha256 = backend_of(self.spec).encode(self.spec, shard, utterances, made)
+        self._publish(shard, utterances, data, sha256, quality)
 
-    def _publish(self, shard: int, utterances: Utterances, data: bytes | memoryview, quality: Mapping[str, float | None]) -> None:
+    def _publish(
+        self, shard: int, utterances: Utterances, data: bytes | memoryview, sha256: str, quality: Mapping[str, float | None]
+    ) -> None:
         """Write the file, then the mark."""
-        name = self._shard_name(shard)
+        remote = isinstance(self._place, RemotePlace)
         if isinstance(self._place, RemotePlace):
             data = self._first(self._place, shard, utterances, data)
-        else:
-            self._place.write(name, data)
-        sha256 = hashlib.sha256(data).hexdigest()
+            sha256 = hashlib.sha256(data).hexdigest()
         mark = {
             "shard": shard,
             "store": self._digest,
@@ -180,8 +186,9 @@ class LabelWriter:
             "sha256": sha256,
             "quality": {key: value if value is not None and math.isfinite(value) else None for key, value in quality.items()},
         }
-        self._place.write(_mark_name(shard), json_bytes(mark))
-        if isinstance(self._place, RemotePlace):
+        marked = (_mark_name(shard), json_bytes(mark))
+        self._place.write_in_order([marked] if remote else [(self._shard_name(shard), data), marked])
+        if remote:
             keep_shard(data, sha256, backend_of(self.spec).suffix)
 
     def _first(self, place: RemotePlace, shard: int, utterances: Utterances, data: bytes | memoryview) -> bytes | memoryview:
@@ -221,12 +228,13 @@ class LabelWriter:
         with self._place.lock("store", wait=True):
             self._place.sweep()
             folder = self._place.folder()
+            named: list[tuple[str, bytes | memoryview]] = []
             if load_index(folder, self.spec) is None:
-                self._place.write(files.INDEX, index_bytes(index_table(folder, self.spec)))
+                named.append((files.INDEX, index_bytes(index_table(folder, self.spec))))
             if report is not None:
-                self._place.write(files.REPORT, json_bytes(dict(report)))
+                named.append((files.REPORT, json_bytes(dict(report))))
             text = card(self.spec, facts(self.spec, [marks[shard] for shard in sorted(marks)], report or self.report()))
-            self._place.write(files.CARD, text.encode())
+            self._place.write_in_order([*named, (files.CARD, text.encode())])
 
     def report(self) -> dict[str, Any]:
         """The free figures that a finished store holds; empty where there are none."""
@@ -235,6 +243,10 @@ class LabelWriter:
     def quality_sums(self) -> dict[str, float | None]:
         """The quality of all shards that are done, added up."""
         return merge(mark["quality"] for mark in self._marks().values())
+
+
+def _same(planes: Planes) -> Planes:
+    return planes
 
 
 def _mark_name(shard: int) -> str:

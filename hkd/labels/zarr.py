@@ -4,11 +4,12 @@
 - Arrays are read whole: slicing zarr per utterance is fifty times slower than cutting in memory.
 """
 
+import hashlib
 import io
 import itertools
 import math
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +46,11 @@ class ZarrBackend:
 
     suffix = ".zarr.zip"
 
-    def encode(self, spec: StoreSpec, shard: int, utterances: Utterances, blocks: Iterable[Planes]) -> memoryview:
-        """A whole shard's bytes; the same content gives the same bytes."""
-        planes = join(spec, list(blocks))
+    def encode(
+        self, spec: StoreSpec, shard: int, utterances: Utterances, blocks: Sequence[Callable[[], Planes]]
+    ) -> tuple[memoryview, str]:
+        """A whole shard's bytes and their SHA-256; the same content gives the same bytes."""
+        planes = join(spec, [block() for block in blocks])
         memory: dict[str, Any] = {}
         group = zarr.open_group(MemoryStore(memory), mode="w", zarr_format=3, attributes={META_KEY: shard_meta(spec, shard)})
         names = [name.encode() for name in utterances.ids]
@@ -72,7 +75,7 @@ class ZarrBackend:
                 info = zipfile.ZipInfo(name, _DATE)
                 info.external_attr = 0o644 << 16
                 archive.writestr(info, _bytes(memory[name]))
-        return file.getbuffer()
+        return file.getbuffer(), hashlib.sha256(file.getbuffer()).hexdigest()
 
     def open(self, path: Path, spec: StoreSpec, shard: int) -> "ZarrShard":
         """Open a shard. Raises DamagedShardError where it is none of this store."""

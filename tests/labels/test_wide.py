@@ -49,7 +49,9 @@ def test_codes_come_back_from_their_planes(codec: str, n: int, k: int, spread: f
     logp_NK = -np.cumsum(rng.exponential(spread, (n, k)), axis=1).astype(np.float32)
     logp_NK[: n // 3, 0] = 0
     spec = spec_for(codec=codec)
-    code_NK, largest, zero_ranks = join_codes(spec, split_codes(spec, logp_NK, np.empty, np.empty), np.empty, np.empty)
+    planes = {name: np.empty((k, n), np.uint8) for name in ("code.0", "code.1")}
+    split_codes(spec, logp_NK, planes["code.0"], planes["code.1"])
+    code_NK, largest, zero_ranks = join_codes(spec, planes, np.empty, np.empty)
     expected = to_code(spec, logp_NK)
     np.testing.assert_array_equal(code_NK, expected)
     assert largest == expected.max(initial=0)
@@ -64,9 +66,9 @@ def test_codes_come_back_from_their_planes(codec: str, n: int, k: int, spread: f
 @given(st.integers(0, 400), st.integers(1, 5), st.sampled_from([2, 4]))
 def test_numbers_come_back_from_their_bytes(n: int, k: int, size: int) -> None:
     number_NK = np.random.default_rng(0).integers(0, 1 << (8 * size - 1), (n, k)).astype(np.int32)
-    planes = split_numbers("unit", number_NK, size)
-    assert list(planes) == [f"unit.{byte}" for byte in range(size)]
-    found = join_bytes(planes["unit.0"], planes["unit.1"], np.empty((n, k), np.uint32))
+    planes = [np.empty((n, k), np.uint8) for _ in range(size)]
+    split_numbers(number_NK, planes)
+    found = join_bytes(planes[0], planes[1], np.empty((n, k), np.uint32))
     if size == 4:
-        found |= join_bytes(planes["unit.2"], planes["unit.3"], np.empty((n, k), np.uint32)) << 16
+        found |= join_bytes(planes[2], planes[3], np.empty((n, k), np.uint32)) << 16
     np.testing.assert_array_equal(found, number_NK)
