@@ -3,6 +3,8 @@
 - Two passes an utterance: words (silence allowed between them, pronunciation variants chosen by the sound), then HMM states.
 - A decoder lives in a process of its own: it holds the interpreter's lock, and a crash inside it must not end the run.
 - The result is a pure function of the utterance: the same bytes for any number of processes and any order.
+- The decoder's frame t is a window of 25.6 ms that begins at 10 t ms; its sound lies around the window's middle, 7.8 ms later than that of
+  our frame t. So boundaries move by that to the nearest one on our grid, a frame.
 - The decoder may say nothing of the last frame: the last segment reaches to the end of the audio.
 """
 
@@ -17,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hkd.align.alignment import Tier, UtteranceAlignment, write_alignment
+from hkd.align.alignment import Tier, UtteranceAlignment, at_least_one_apart, write_alignment
 from hkd.align.pool import run_chunks
 from hkd.align.report import AlignReport, finished, warn
 from hkd.audio import read_audio, to_int16
@@ -25,13 +27,13 @@ from hkd.errors import HkdError, UserError
 from hkd.files import digest_of_file, digest_of_json
 from hkd.manifest import Manifest, Utterance
 from hkd.progress import Progress, no_progress
-from hkd.timebase import SAMPLE_RATE_HZ, samples_to_frames
+from hkd.timebase import HOP_SAMPLES, SAMPLE_RATE_HZ, samples_to_boundaries, samples_to_frames
 from hkd.units.level import MONOPHONE, SENONE
 from hkd.units.lexicon import Lexicon
 from hkd.units.text import NORMALISATION, words
 from hkd.units.tying import StateTying
 
-ALGORITHM = 2  # raised whenever the same input would give another alignment
+ALGORITHM = 3  # raised whenever the same input would give another alignment
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -172,7 +174,10 @@ class SphinxAligner:
         if next_word != num_words:
             raise _FailureError(f"the decoder aligned {next_word} of {num_words} words")
         tiers = {"word": word_tier, MONOPHONE: phone_tier, SENONE: senone_tier}
-        return {name: tier.closed(num_frames) for name, tier in tiers.items()}, score / max(1, scored)
+        window_samples = round(self.decoder.config["wlen"] * SAMPLE_RATE_HZ)
+        place = senone_tier.places(num_frames, window_samples=window_samples)
+        closed = {name: [tier.unit, [*(place[start] for start in tier.start), num_frames]] for name, tier in tiers.items()}
+        return closed, score / max(1, scored)
 
 
 class _Segments:
@@ -190,11 +195,13 @@ class _Segments:
         self.start.append(start)
         self.end = start + duration
 
-    def closed(self, num_frames: int) -> list[list[int]]:
-        """[unit ids, boundaries], the last segment reaching to `num_frames`. Raises _FailureError where that leaves it empty."""
+    def places(self, num_frames: int, *, window_samples: int) -> dict[int, int]:
+        """The decoder's frames where segments begin → ours. Raises _FailureError where the last segment would be empty."""
         if not self.start or self.start[-1] >= num_frames:
             raise _FailureError(f"the decoder's alignment does not fit into {num_frames} frames")
-        return [self.unit, [*self.start, num_frames]]
+        sample_U = np.array(self.start, np.int64) * HOP_SAMPLES + (window_samples - HOP_SAMPLES) // 2
+        bound_U = at_least_one_apart(np.append(0, samples_to_boundaries(sample_U[1:])), num_frames - 1)
+        return dict(zip(self.start, bound_U.tolist(), strict=True))
 
 
 def align_chunk(task: dict[str, Any]) -> list[dict[str, Any]]:

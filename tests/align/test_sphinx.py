@@ -211,3 +211,21 @@ def test_another_model_is_a_folder_with_its_dictionary_and_a_projects_units_foll
     adopt(tmp_path / "units", tying, {"hello": lexicon.variants("hello")})
     units = Units(tmp_path / "units")
     assert np.array_equal(units.encode(["hello"], SENONE)[0], tying.senones([lexicon.pronounce("hello")])[0])
+
+
+def test_words_lie_around_their_sound(prepared: Path) -> None:
+    """Silence's model is narrow: a word begins before its sound and ends after it, by as much. Frames of another grid would tilt that."""
+    alignment = Alignment(prepared / "alignment.arrow")
+    early_s, late_s = [], []
+    for utterance in manifest.read(prepared / "manifest.jsonl"):
+        wave_S, row = read_audio(utterance), alignment[utterance.id].word_tier
+        quiet = row.unit_U < 0
+        power_S = np.convolve(wave_S**2, np.ones(80) / 80, "same")  # 5 ms around each sample
+        loud = np.flatnonzero(power_S > 1e-4 * power_S.max()) / 16_000
+        spoken = row.start_U1[np.flatnonzero(~quiet)[[0, -1]] + [0, 1]] / 100
+        if quiet[0] and quiet[-1]:
+            early_s.append(loud[0] - spoken[0])
+            late_s.append(spoken[1] - loud[-1])
+    assert len(early_s) >= 6
+    assert abs(float(np.median(late_s) - np.median(early_s))) / 2 < 0.006
+    assert float(np.median(early_s)) > 0 < float(np.median(late_s))
