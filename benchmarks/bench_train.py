@@ -30,7 +30,8 @@ from hkd.stream.plan import BatchPlan
 from hkd.testing.corpus import prepare_folder, tiny_corpus
 from hkd.testing.labelled import label_folder
 from hkd.train.config import TrainConfig
-from hkd.train.run import Data, make_task, open_data
+from hkd.train.data import Data, open_data
+from hkd.train.run import make_task
 from hkd.train.task import StudentTask
 from hkd.units.inventory import UnitInventory
 

@@ -54,10 +54,13 @@ def train(
 
         hkd train --labels s3://bucket/shards/
 
+        hkd train --labels shards/ --set encoder.name=facebook/wav2vec2-base --set loop.learning_rate=5e-5
+
         torchrun --nproc-per-node 4 -m hkd train --labels shards/
     """
-    from hkd.train import run as stage_two
     from hkd.train.config import TrainConfig
+    from hkd.train.data import open_data, show_data
+    from hkd.train.run import train as train_student
 
     here = project()
     overrides = merge(parse_overrides(settings or []), _given(objective=objective, min_coverage=min_coverage))
@@ -70,12 +73,12 @@ def train(
         "labels": location(labels) if labels else here.labels,
     }
     if show:
-        typer.echo(stage_two.show(stage_two.open_data(config, **inputs)))
+        typer.echo(show_data(open_data(config, **inputs)))
         return
     folder = here.runs / name
     logging.getLogger("hkd").setLevel(logging.INFO)
     with progress_bar(f"train {folder.name}") as progress:
-        report = stage_two.train(config, folder, device=device, tensorboard=tensorboard, progress=progress, **inputs)
+        report = train_student(config, folder, device=device, tensorboard=tensorboard, progress=progress, **inputs)
     if report.was_done:
         say(f"{folder} is done: nothing to do.")
     emit(report.to_json(), as_json, lambda _: _summary(report.metrics, report.parameters, folder))
@@ -106,7 +109,7 @@ def export(
 
         hkd export runs/hierarchical --out with-heads/ --heads
     """
-    from hkd.train.export import export_run
+    from hkd.train.export import ENCODER, export_run
 
     here = project()
     folder = next((path for path in (here.runs / run, Path(run)) if (path / "done.json").exists()), None)
@@ -115,3 +118,5 @@ def export(
     export_run(folder, out, heads=heads, onnx=onnx)
     card = json.loads((out / "student.json").read_text())
     say(f"{out}: {', '.join(card['files'])} and student.json; load it with hkd.student.export.load_student.")
+    if (out / ENCODER).is_dir():
+        say(f"{out / ENCODER}: its encoder once more, for transformers alone.")

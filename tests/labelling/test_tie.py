@@ -13,7 +13,7 @@ from hkd.align.sequences import aligned_to_units
 from hkd.errors import UserError
 from hkd.labelling.tie import TieConfig, tie
 from hkd.train.config import TrainConfig
-from hkd.train.run import open_data
+from hkd.train.data import open_data
 from hkd.units.acoustic import PhoneTying, adopt
 from hkd.units.level import MONOPHONE, SENONE
 from hkd.units.sequences import Units

@@ -14,7 +14,8 @@ from hkd.teachers.load import load_teacher
 from hkd.teachers.options import TeacherOptions
 from hkd.testing.teachers import make_teacher_folder
 from hkd.train.config import TrainConfig
-from hkd.train.run import open_data, train
+from hkd.train.data import open_data
+from hkd.train.run import train
 from hkd.units.inventory import UnitInventory
 
 

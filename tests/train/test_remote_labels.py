@@ -9,7 +9,7 @@ import pytest
 from hkd.config import build
 from hkd.labels.share import push
 from hkd.train.config import TrainConfig
-from hkd.train.run import open_data
+from hkd.train.data import open_data
 
 
 def test_stores_at_a_url_are_those_of_the_folder(

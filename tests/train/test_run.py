@@ -21,8 +21,9 @@ from hkd.progress import Progress, no_progress
 from hkd.student.export import load_student
 from hkd.testing.labelled import label_folder
 from hkd.train.config import TrainConfig
+from hkd.train.data import open_data, show_data
 from hkd.train.export import export_run, load_run
-from hkd.train.run import TrainReport, open_data, show, train
+from hkd.train.run import TrainReport, train
 
 Start = Callable[..., "subprocess.Popen[str]"]
 
@@ -180,7 +181,7 @@ def test_the_drawing_shows_taps_coverage_and_positions_without_a_slot(labelled: 
         build(TrainConfig, tiny, where="train"), manifest=labelled / "manifest.jsonl", units=labelled / "units",
         alignment=labelled / "alignment.arrow", labels=labelled / "shards",
     )  # fmt: skip
-    text = show(data)
+    text = show_data(data)
     assert "hard-senone: senone hard, 5,126 units × 4 slots of 10 ms" in text
     assert "labels monophone      100.0% of utterances" in text
     assert "of them without a slot" in text

@@ -15,8 +15,9 @@ from hkd.progress import Progress, no_progress
 from hkd.student.speech_encoder import SpeechEncoder
 from hkd.testing.encoders import tiny_encoder
 from hkd.train.config import TrainConfig
+from hkd.train.data import open_data, show_data
 from hkd.train.export import export_run, load_run
-from hkd.train.run import TrainReport, open_data, show, train
+from hkd.train.run import TrainReport, train
 
 
 def inputs(project: Path) -> dict[str, Path]:
@@ -73,7 +74,7 @@ def test_show_draws_the_encoder_and_other_weights_are_another_run(labelled: Path
     encoder = tiny_encoder(tmp_path / "encoder", "hubert")
     config = build(TrainConfig, {**tiny, "encoder": {"name": str(encoder)}}, where="train")
     data = open_data(config, **inputs(labelled))
-    drawing = show(data)
+    drawing = show_data(data)
     assert "(hubert), 3 layers × 16" in drawing
     assert "frozen" in drawing
     assert drawing.index("layer 1") < drawing.index("kd-senone") < drawing.index("layer 2")

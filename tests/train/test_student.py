@@ -10,7 +10,7 @@ from hkd.config import build
 from hkd.errors import UserError
 from hkd.testing.labelled import label_folder
 from hkd.train.config import TrainConfig
-from hkd.train.run import open_data
+from hkd.train.data import open_data
 from hkd.train.student import needs_of, plan_student
 
 STORES = {"senone": "senone", "monophone": "monophone", "subword": "subword", "bert": "subword"}

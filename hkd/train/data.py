@@ -1,0 +1,154 @@
+"""What a run reads, opened and held against each other: manifest, alignment, units, label stores; and what its weights hang on."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hkd import manifest as manifests
+from hkd.align.alignment import Alignment
+from hkd.audio import probe
+from hkd.errors import UserError
+from hkd.files import digest_of, digest_of_file
+from hkd.labels.store import LabelReader, store_folders
+from hkd.manifest import Manifest, Utterance
+from hkd.stream.coverage import Coverage, measure
+from hkd.stream.join import Join
+from hkd.student.config import SpeechEncoderConfig
+from hkd.student.describe import describe
+from hkd.student.speech_encoder import local_encoder
+from hkd.timebase import SAMPLE_RATE_HZ, samples_to_frames, seconds_to_samples
+from hkd.train.config import TrainConfig
+from hkd.train.student import Needs, Plan, needs_of, plan_student
+from hkd.units.level import LEVELS, SENONE, SPELLED
+from hkd.units.subword import MODEL_FILE, SubwordModel
+
+NO_IDENTITY = ("loop", "workers", "features_mb", "features_cache")  # loop: has its own place; the others change the speed alone
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """The inputs of a run, opened and held against each other."""
+
+    config: TrainConfig
+    needs: Needs
+    join: Join
+    train: list[Utterance]
+    dev: list[Utterance]
+    frames: dict[str, int]  # utterance → 10 ms frames at speed 1
+    left_out: tuple[str, ...]  # too long
+    plan: Plan
+    identity: dict[str, Any]
+
+
+def open_data(config: TrainConfig, *, manifest: Path, alignment: Path | None, units: Path, labels: Path | str | None) -> Data:
+    """Open the inputs and check that they fit together. Raises UserError in one line where they do not."""
+    whole = manifests.read(manifest)
+    subwords = SubwordModel(units / MODEL_FILE)
+    readers, levels = _stores(config, labels)
+    needs = needs_of(config, levels, aligned=alignment is not None and alignment.exists())
+    aligned = Alignment(alignment) if alignment is not None and (needs.alignment or config.main == SENONE) else None
+    for level in needs.hard if config.main != SENONE else (SENONE, *needs.hard):
+        if aligned is not None and level not in SPELLED and level not in aligned.inventories:
+            raise UserError(
+                f"level {level} must be aligned, but {aligned.path} has {', '.join(aligned.inventories) or 'words'} alone. Name other levels "
+                "(--set levels='[...]'), or tie senones: `hkd units tie`."
+            )
+    stores = {name: readers[name] for name in needs.stores}
+    train, dev = _split(whole, config.train_split, needed=True), _split(whole, config.dev_split, needed=False)
+    frames = {utterance.id: _num_frames(utterance) for utterance in (*train, *dev)}
+    join = Join(whole, subwords=subwords, alignment=aligned, stores=stores, same_units=needs.same_units)
+    plan = plan_student(config, needs, join)
+    limit, dev_limit = _longest(config, plan)
+    left_out = tuple(u.id for u in train if frames[u.id] > limit) + tuple(u.id for u in dev if frames[u.id] > dev_limit)
+    train = [u for u in train if frames[u.id] <= limit]
+    dev = [u for u in dev if frames[u.id] <= dev_limit]
+    join.check((*train, *dev), num_frames=lambda utterance: frames[utterance.id])
+    identity: dict[str, Any] = {
+        "train": _identity_of(config),
+        "data": {
+            "train": Manifest(train).digest,
+            "dev": Manifest(dev).digest,
+            "spans": digest_of(f"{u.offset}:{u.duration}" for u in (*train, *dev)),
+            "subwords": subwords.inventory.digest,
+            "alignment": None if aligned is None or alignment is None else digest_of_file(alignment),
+            "stores": {name: _store_digest(reader) for name, reader in stores.items()},
+        },
+    }
+    if config.encoder.name:
+        identity["data"]["encoder"] = [
+            digest_of_file(path) for path in sorted(local_encoder(config.encoder.name).glob("model*.safetensors"))
+        ]
+    return Data(
+        config=config, needs=needs, join=join, train=train, dev=dev, frames=frames, left_out=left_out,
+        plan=plan, identity=identity,
+    )  # fmt: skip
+
+
+def _longest(config: TrainConfig, plan: Plan) -> tuple[float, float]:
+    """10 ms frames of the longest utterance to train on and to evaluate: what was asked for, and what the encoder can read at any speed."""
+    encoder = plan.student.encoder
+    readable = float("inf") if not isinstance(encoder, SpeechEncoderConfig) else encoder.max_frames or float("inf")
+    return min(config.max_utterance_seconds * 100, readable * min((1.0, *config.augment.speeds)) - 1), readable
+
+
+def _identity_of(config: TrainConfig) -> dict[str, Any]:
+    """The settings that a run's weights hang on. What came later than the first runs is left out where it is not used, so that they go on."""
+    table: dict[str, Any] = json.loads(json.dumps({k: v for k, v in asdict(config).items() if k not in NO_IDENTITY}))
+    if not config.encoder.name:
+        del table["encoder"]["name"]
+    return table
+
+
+def _stores(config: TrainConfig, labels: Path | str | None) -> tuple[dict[str, LabelReader], dict[str, str]]:
+    """The stores that are there, and their levels; none for objectives that read none."""
+    if config.objective in ("none", "hard-heads"):
+        return {}, {}
+    if labels is None or (isinstance(labels, Path) and not labels.exists()):
+        raise UserError(
+            f"objective {config.objective} needs label stores, but {labels} is not there. Run `hkd teacher-dump` first."
+        )
+    known = store_folders(labels)
+    for table in ("lams", "kds"):
+        for name in getattr(config, table):
+            if name not in known and not (table == "lams" and name in LEVELS):
+                raise UserError(f"`{table}` must name label stores ({', '.join(known)}), but '{name}' is none of them.")
+    readers = {name: LabelReader.open(known[name]) for name in config.stores or known if name in known}
+    return readers, {name: reader.spec.level for name, reader in readers.items()}
+
+
+def _split(whole: Manifest, name: str, *, needed: bool) -> list[Utterance]:
+    """The utterances of a split that have audio; where no utterance names a split, all are for training."""
+    if all(utterance.split is None for utterance in whole):
+        part = list(whole) if needed else []
+    elif needed:
+        part = list(whole.split(name))
+    else:
+        part = [utterance for utterance in whole if utterance.split == name]
+    return [utterance for utterance in part if utterance.audio_filepath is not None]
+
+
+def _num_frames(utterance: Utterance) -> int:
+    if utterance.duration is not None:
+        return samples_to_frames(seconds_to_samples(utterance.duration))
+    info = probe(str(utterance.audio_filepath))
+    samples = info.num_samples - seconds_to_samples(utterance.offset, info.sample_rate_hz)
+    return samples_to_frames(samples * SAMPLE_RATE_HZ // info.sample_rate_hz)
+
+
+def _store_digest(reader: LabelReader) -> str:
+    """Of the spec and of every shard's mark (which holds its SHA-256)."""
+    root = reader.path
+    return digest_of(
+        part for path in (root / "store.json", *sorted((root / "data").glob("*.json"))) for part in (path.name, path.read_bytes())
+    )
+
+
+def coverage_of(data: Data) -> Coverage:
+    """How much of the training utterances each head has labels for."""
+    return measure(data.join, data.train, frames=data.frames, hard=data.plan.hard, soft=data.plan.soft)
+
+
+def show_data(data: Data) -> str:
+    """The student's drawing and the coverage."""
+    return f"{describe(data.plan.student)}\n{coverage_of(data).text()}"
