@@ -28,7 +28,7 @@ Action = Callable[[Path, Settings, Progress], str]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PrepareSettings:
-    """[prepare]: a corpus (name or path) as `hkd prepare` takes it, and the name of a text-only corpus for the LMs."""
+    """[prepare]: a corpus (name or path) as `hkd prepare` takes it, and text for the LMs: a text-only corpus' name, or a file of sentences."""
 
     corpus: str = "asterisk"
     kind: str = ""  # --from; empty: guessed
@@ -118,9 +118,26 @@ def prepare(folder: Path, settings: Settings, progress: Progress) -> str:
     )  # fmt: skip
     summary = f"{len(whole)} utterances, {sum(u.duration or 0.0 for u in whole) / 60:.1f} minutes"
     if config.text:
-        out = folder / "text" / f"{config.text}.txt"
-        summary += f"; {corpora.prepare_text(config.text, out, progress=progress)} sentences of text"
+        summary += f"; {_prepare_text(config.text, folder / text_output(config.text), progress)} sentences of text"
     return summary
+
+
+def text_output(text: str) -> str:
+    """Where the text of [prepare] lies in the working folder."""
+    return f"text/{Path(text).name.removesuffix('.gz').removesuffix('.txt')}.txt"
+
+
+def _prepare_text(text: str, out: Path, progress: Progress) -> int:
+    """Write the sentences; their number. Raises UserError where the file is not there."""
+    from hkd import corpora
+    from hkd.files import write_bytes
+    from hkd.lines import numbered_lines
+
+    if not text.endswith((".txt", ".gz")):
+        return corpora.prepare_text(text, out, progress=progress)
+    lines = [line for _, line in numbered_lines(Path(text), "text")]
+    write_bytes(out, "".join(f"{line}\n" for line in lines).encode())
+    return len(lines)
 
 
 def units(folder: Path, settings: Settings, progress: Progress) -> str:

@@ -115,7 +115,13 @@ def stages_of(recipe: Recipe) -> dict[str, Stage]:
         stages[name] = Stage(name=name, needs=tuple(needs), settings=settings, outputs=tuple(outputs), action=action)
 
     text = recipe.table("prepare").get("text")
-    add("prepare", actions.prepare, recipe.table("prepare"), ["manifest.jsonl", *([f"text/{text}.txt"] if text else [])], [])
+    add(
+        "prepare",
+        actions.prepare,
+        recipe.table("prepare"),
+        ["manifest.jsonl", *([actions.text_output(text)] if text else [])],
+        [],
+    )
     is_tied = "tie" in recipe.tables
     brings_units = is_tied or aligner_of(recipe.table("align"), "[align]").brings_units
     add(

@@ -155,8 +155,12 @@ def test_a_hybrid_student_is_searched_with_the_pipelines_own_words(corpus: Path,
     (tmp_path / "pipeline.toml").write_text(HYBRID)
     work = tmp_path / "work"
     words = [sys.executable, "-m", "hkd", "run", str(tmp_path), "--work", str(work), "--set", f'prepare.corpus="{corpus}"']
-    done = subprocess.run([*words, "--set", "units.vocab_size=60"], capture_output=True, text=True, timeout=600, check=False)
+    text = tmp_path / "said.txt"
+    text.write_text("the number is\nplease enter\n")
+    words += ["--set", "units.vocab_size=60", "--set", f'prepare.text="{text}"']
+    done = subprocess.run(words, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
+    assert (work / "text" / "said.txt").read_text() == text.read_text()
     run = work / "runs" / "auxiliary-seed3"
     result = json.loads((run / "eval-test.json").read_text())
     assert result["decoder"] | {"name": "graph", "lm": "words.arpa"} == result["decoder"]
