@@ -34,10 +34,10 @@ def _chunks(logits_MV: Tensor) -> Iterator[slice]:
     return (slice(first, first + step) for first in range(0, logits_MV.shape[0], step))
 
 
-def _scaled(logits_CV: Tensor, inverse_temperature: float) -> Tensor:
-    """A fresh tensor of z / τ, in float32 at least."""
+def _scaled(logits_CV: Tensor, inverse_temperature: float, *, out: Tensor | None = None) -> Tensor:
+    """A fresh tensor of z / τ, in float32 at least; or `out`, which has that type."""
     wide = torch.promote_types(logits_CV.dtype, torch.float32)
-    return torch.mul(logits_CV.to(wide), inverse_temperature)
+    return torch.mul(logits_CV.to(wide), inverse_temperature, out=out)
 
 
 def _lse_in_place(z_CV: Tensor) -> Tensor:
@@ -102,8 +102,9 @@ class _SparseCrossEntropy(torch.autograd.Function):
             weight_M = grad_M * torch.where(outside_M, total_M * q_tail_M - tail_p_M, 0.0)
         at_kept_MK = grad_M[:, None] * (total_M[:, None] * (kept_MK - lse_M[:, None]).exp() - p_MK)
         grad_MV = torch.empty_like(logits_MV)
+        in_place = grad_MV.dtype == p_MK.dtype  # else the gradient is narrower than what it is computed in
         for rows in _chunks(logits_MV):
-            z_CV = _scaled(logits_MV[rows], ctx.inverse_temperature)
+            z_CV = _scaled(logits_MV[rows], ctx.inverse_temperature, out=grad_MV[rows] if in_place else None)
             z_CV.sub_(base_M[rows, None]).exp_().mul_(weight_M[rows, None])
             if ctx.uniform:
                 z_CV.sub_(grad_M[rows, None] * (ctx.uniform / logits_MV.shape[1]))
@@ -111,7 +112,8 @@ class _SparseCrossEntropy(torch.autograd.Function):
                 z_CV.scatter_add_(1, ids_MK[rows], -grad_M[rows, None] * p_MK[rows])
             else:
                 z_CV.scatter_(1, ids_MK[rows], at_kept_MK[rows])
-            grad_MV[rows] = z_CV
+            if not in_place:
+                grad_MV[rows] = z_CV
         return grad_MV, None, None, None, None, None
 
 
