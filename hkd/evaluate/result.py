@@ -66,7 +66,8 @@ class EvaluationReport:
     decoder: Mapping[str, Any]
     inputs: Mapping[str, Any]  # digests: what must be the same for this evaluation to be left as it is
     tag: str = ""  # another way to decode than the usual one
-    rtf: float | None = None  # from the timing file
+    rtf: float | None = None  # from the timing file, like the most memory that decoding took
+    memory_mb: float | None = None
     hypotheses: tuple[Hypothesis, ...] = field(default=(), repr=False)
 
     @property
@@ -76,7 +77,7 @@ class EvaluationReport:
 
     def to_json(self) -> dict[str, Any]:
         """The content of eval-SPLIT.json."""
-        value = {name: item for name, item in self.__dict__.items() if name not in ("hypotheses", "rtf")}
+        value = {name: item for name, item in self.__dict__.items() if name not in ("hypotheses", "rtf", "memory_mb")}
         return {"format": FORMAT, **value, "errors": {name: asdict(rate) for name, rate in self.errors.items()}}
 
 
@@ -109,7 +110,7 @@ def read_result(run_folder: Path, split: str, tag: str = "") -> EvaluationReport
         timing = json.loads(timing_path.read_text(encoding="utf-8")) if timing_path.exists() else {}
         with hyp_path.open(encoding="utf-8") as file:
             rows = tuple(_hypothesis(json.loads(line)) for line in file)
-        return EvaluationReport(**value, errors=errors, rtf=timing.get("rtf"), hypotheses=rows)
+        return EvaluationReport(**value, errors=errors, rtf=timing.get("rtf"), memory_mb=timing.get("memory_mb"), hypotheses=rows)
     except FileNotFoundError as error:
         raise UserError(
             f"an evaluation must be at {error.filename}, but is not there. Run `hkd evaluate {run_folder.name} --split {split}` first."

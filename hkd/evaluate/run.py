@@ -34,6 +34,7 @@ from hkd.evaluate.significance import NUM_DRAWS, bootstrap_interval
 from hkd.files import digest_of, digest_of_file, write_bytes, write_json
 from hkd.manifest import Manifest, Utterance
 from hkd.manifest import read as read_manifest
+from hkd.peak_memory import forget_peak, peak_mb
 from hkd.progress import Progress, no_progress
 from hkd.timebase import SAMPLE_RATE_HZ
 from hkd.units.subword import MODEL_FILE
@@ -96,8 +97,10 @@ def evaluate(
     if finished is not None:
         log.info("%s on %s is evaluated already", run_folder.name, split)
         return finished
+    forget_peak()
     recogniser = Recogniser(model_folder, device=config.device, search=config.search, lm=lm)
     rows, seconds = _decode(recogniser, part, config, progress)
+    memory_mb = peak_mb()
     scores = score_all(rows)
     speakers = _speakers(rows)
     report = EvaluationReport(
@@ -132,10 +135,10 @@ def evaluate(
     path.unlink(missing_ok=True)  # the figures come last: they are the mark of completeness
     write_hypotheses(hyp_path, rows, scores)
     write_bytes(path.with_suffix(".errors.txt"), listing(rows, scores["wer"]).encode())
-    timing = _timing(rows, seconds, recogniser)
+    timing = _timing(rows, seconds, recogniser) | {"memory_mb": memory_mb}
     write_json(timing_path, timing)
     write_json(path, report.to_json())
-    return replace(report, rtf=timing["rtf"])
+    return replace(report, rtf=timing["rtf"], memory_mb=memory_mb)
 
 
 def error_rate(scores: Scores, speakers: Sequence[str] | None, config: EvaluateConfig) -> ErrorRate:

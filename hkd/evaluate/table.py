@@ -44,6 +44,7 @@ class Row:
     parameters: int
     lm_parameters: int  # of the LM beside the decoder
     rtf: float | None
+    memory_mb: float | None  # most that decoding took
     is_baseline: bool
 
 
@@ -63,7 +64,7 @@ class Table:
         interval = f"{100 * self.level:g} % interval"
         versus = f"p vs {self.baseline}" if self.baseline else "p"
         rates = [title for metric in METRICS for title in (f"{metric.upper()} %", interval)]
-        return ("run", "seeds", *rates, "ΔWER", versus, "parameters", "RTF")
+        return ("run", "seeds", *rates, "ΔWER", versus, "parameters", "RTF", "MB")
 
     def cells(self) -> list[tuple[str, ...]]:
         """The rows as texts."""
@@ -125,7 +126,8 @@ def _texts(row: Row) -> tuple[str, ...]:
         delta, p = f"{100 * row.against.difference:+.2f}".replace("-", "−"), format_p(row.against.p)
     parameters = f"{row.parameters / 1e6:.2f} M" + (f" + {row.lm_parameters / 1e6:.1f} M" if row.lm_parameters else "")
     rtf = "–" if row.rtf is None else f"{row.rtf:.3f}"
-    return (row.name, str(len(row.runs)), *rates, delta, p, parameters, rtf)
+    memory = "–" if row.memory_mb is None else f"{row.memory_mb:.0f}"
+    return (row.name, str(len(row.runs)), *rates, delta, p, parameters, rtf, memory)
 
 
 def format_p(p: float) -> str:
@@ -211,6 +213,7 @@ def _row(
         against = paired_bootstrap(errors_N, base_N, tokens_N, group_N=group_N, level=level, num_draws=num_draws)
         segments = matched_pairs(scores[0]["wer"], base[0]["wer"]) if len(scores) == len(base) == 1 else None
     timed = [report.rtf for report in group if report.rtf is not None]
+    held = [report.memory_mb for report in group if report.memory_mb is not None]
     return Row(
         name=name,
         objective=group[0].objective,
@@ -221,5 +224,6 @@ def _row(
         parameters=group[0].parameters,
         lm_parameters=int(group[0].decoder.get("lm_parameters", 0)),
         rtf=float(np.median(timed)) if timed else None,
+        memory_mb=max(held) if held else None,
         is_baseline=is_baseline,
     )

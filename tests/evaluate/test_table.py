@@ -23,7 +23,7 @@ def report_of(run: str, said: list[str], *, objective: str = "none", speakers: i
     inputs = {"settings": {"level": 0.95}, "model": "0" * 64, "normalisation": "hkd-words-1"}
     return EvaluationReport(
         run=run, split="test", objective=objective, seed=seed, data=data, errors=errors, frames={}, parameters=1_000_000,
-        decoder={"name": "greedy"}, inputs=inputs, rtf=0.01, hypotheses=rows,
+        decoder={"name": "greedy"}, inputs=inputs, rtf=0.01, memory_mb=321.4, hypotheses=rows,
     )  # fmt: skip
 
 
