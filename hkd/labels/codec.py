@@ -24,12 +24,11 @@ from hkd.errors import HkdError
 from hkd.labels.memory import Allocate
 from hkd.labels.schema import StoreSpec
 from hkd.labels.wide import (
-    GRID_INF,
     convert,
     from_code,
     join_bytes,
     join_codes,
-    minus_f16,
+    minus_codes,
     split_codes,
     split_numbers,
     to_f16,
@@ -99,9 +98,10 @@ def _bytes_of(value_RN: NDArray[Any]) -> NDArray[np.uint8]:
 def _from_bytes(plane: NDArray[np.uint8], dtype: str) -> NDArray[Any]:
     """The inverse of `_bytes_of`."""
     size = np.dtype(dtype).itemsize
-    bits_RN = np.zeros((plane.shape[0] // size, plane.shape[1]), f"<u{size}")
-    for byte, plane_RN in enumerate(plane.reshape(size, *bits_RN.shape)):
-        if plane_RN.any():
+    low_RN, *higher = plane.reshape(size, plane.shape[0] // size, plane.shape[1])
+    bits_RN = low_RN.astype(f"<u{size}")
+    for byte, plane_RN in enumerate(higher, 1):
+        if size == 2 or plane_RN.any():  # most numbers of four bytes are small
             bits_RN |= np.left_shift(plane_RN, 8 * byte, dtype=bits_RN.dtype)
     return bits_RN.view(dtype)
 
@@ -116,11 +116,10 @@ def _word_steps(word_N: NDArray[np.int32], offset_B1: NDArray[np.int64]) -> NDAr
 
 
 def _words(step_N: NDArray[np.uint32], offset_B1: NDArray[np.int64]) -> NDArray[np.int32]:
-    total_N = np.cumsum(step_N, dtype=np.uint32)
-    length_B = np.diff(offset_B1)
-    starts = offset_B1[:-1][length_B > 0]
-    base = np.where(starts > 0, total_N[starts - 1], np.uint32(0))
-    word_N: NDArray[np.int32] = (total_N - np.repeat(base, length_B[length_B > 0]) - np.uint32(1)).view(np.int32)
+    total_N1 = np.zeros(len(step_N) + 1, np.uint32)
+    np.cumsum(step_N, out=total_N1[1:])
+    before_B = total_N1[offset_B1[:-1]] + np.uint32(1)
+    word_N: NDArray[np.int32] = (total_N1[1:] - np.repeat(before_B, np.diff(offset_B1))).view(np.int32)
     return word_N
 
 
@@ -200,14 +199,13 @@ def _check_rows(spec: StoreSpec, topk: TopK) -> None:
 class Decoded:
     """A block as it lies in the reader's cache: positions first, log-probabilities in 16 bits, so that it takes half the memory.
 
-    `columns`: unit, code (grid) or logp (f16), count where there is one; gold, word, gold_logp, tail, lse_t and tail_t are views of
-    `narrow_NW`, 32 bits each in that order, so that they are gathered in one go.
+    `columns`: unit, logp (float16 as mapped; else −logp as float16, or logp / step as int16, in float32 where a number is too large),
+    count where there is one; gold, word, gold_logp, tail, lse_t and tail_t are views of `narrow_NW`, 32 bits each in that order, so
+    that they are gathered in one go.
     """
 
     columns: dict[str, NDArray[Any]]
     narrow_NW: NDArray[np.int32]
-    has_inf: bool  # whether a code of `grid` stands for −∞
-    zero_ranks: int  # of the codes of `grid` that are 0 all lie in so many first ranks
     num_bytes: int  # in memory
 
 
@@ -222,28 +220,24 @@ def decode(
     wide = {"unit": join_bytes(planes["unit.0"], planes["unit.1"], allocate((n, spec.width), f"u{spec.id_bytes}"))}
     if spec.id_bytes == 4:
         wide["unit"] |= join_bytes(planes["unit.2"], planes["unit.3"], scratch((n, spec.width), np.uint32)) << 16
-    code_NK, largest, zero_ranks = join_codes(spec, planes, allocate, scratch)
+    code_NK = join_codes(planes["code.0"], planes["code.1"], allocate, scratch)
     rank_N = _from_bytes(planes["gold_rank"], "<u4")[0]
     if rank_N.size and int(rank_N.max()) > spec.width:
         raise HkdError("a gold unit's rank lies beyond the kept ids: the block is damaged. Run `hkd labels verify`.")
-    gold_N = (_from_bytes(planes["gold"], "<u4")[0] - np.uint32(1)).view(np.int32)
-    gold_logp_N = _from_bytes(planes["gold_logp"], "<f2")[0].astype(np.float32)
-    row = np.flatnonzero(rank_N)
-    place = row * spec.width + (rank_N[row].astype(np.int64) - 1)
-    gold_N[row] = wide["unit"].reshape(-1).take(place)
-    gold_logp_N[row] = from_code(spec, code_NK.reshape(-1).take(place))
-    if spec.codec == "f16":
-        wide["logp"] = minus_f16(code_NK, zero_ranks)
-    else:
-        wide["code"] = code_NK
+    ranked_N = rank_N > 0
+    place_N = np.arange(0, n * spec.width, spec.width) + (rank_N - ranked_N)
+    gold_N = np.where(ranked_N, wide["unit"].reshape(-1).take(place_N), _from_bytes(planes["gold"], "<u4")[0] - np.uint32(1))
+    gold_logp_N = from_code(spec, code_NK.reshape(-1).take(place_N))
+    np.copyto(gold_logp_N, _from_bytes(planes["gold_logp"], "<f2")[0], where=~ranked_N)
+    wide["logp"] = code_NK.view(np.float16) if spec.codec == "f16" else minus_codes(code_NK)
     if spec.selection == "sample":
         count_KN = join_bytes(planes["count.0"], planes["count.1"], scratch((spec.width, n), np.uint16))
         wide["count"] = np.ascontiguousarray(count_KN.T)
-    narrow = {"gold": gold_N, "gold_logp": gold_logp_N, "tail": _from_bytes(planes["tail"], "<f2")[0]}
+    narrow = {"gold": gold_N.view(np.int32), "gold_logp": gold_logp_N, "tail": _from_bytes(planes["tail"], "<f2")[0]}
     narrow["word"] = _words(_from_bytes(planes["word"], "<u4")[0], offset_B1)
     if spec.temperatures:
         narrow |= {"lse_t": _from_bytes(planes["lse_t"], "<f4").T, "tail_t": _from_bytes(planes["tail_t"], "<f2").T}
-    return _decoded(spec, wide, narrow, allocate, largest=largest, zero_ranks=zero_ranks)
+    return _decoded(spec, wide, narrow, allocate)
 
 
 def _narrow_columns(spec: StoreSpec, narrow_NW: NDArray[np.int32]) -> dict[str, NDArray[Any]]:
@@ -252,16 +246,7 @@ def _narrow_columns(spec: StoreSpec, narrow_NW: NDArray[np.int32]) -> dict[str, 
     return columns | {"lse_t": real_NW[:, 4 : 4 + j], "tail_t": real_NW[:, 4 + j : 4 + 2 * j]}
 
 
-def _decoded(
-    spec: StoreSpec,
-    wide: Planes,
-    narrow: Planes,
-    allocate: Allocate,
-    *,
-    mapped: bool = False,
-    largest: int = 0,
-    zero_ranks: int = 0,
-) -> Decoded:
+def _decoded(spec: StoreSpec, wide: Planes, narrow: Planes, allocate: Allocate, *, mapped: bool = False) -> Decoded:
     """Raises HkdError for a unit id beyond the inventory."""
     v, ids, gold = len(spec.inventory), wide["unit"], narrow["gold"]
     if ids.size and (int(ids.max()) >= v or int(gold.max()) >= v or int(gold.min()) < -1):
@@ -273,8 +258,6 @@ def _decoded(
     return Decoded(
         columns=wide | columns,
         narrow_NW=narrow_NW,
-        has_inf=largest == GRID_INF,
-        zero_ranks=zero_ranks,
         num_bytes=narrow_NW.nbytes + (0 if mapped else sum(column.nbytes for column in wide.values())),
     )
 
@@ -292,15 +275,13 @@ def gather(spec: StoreSpec, parts: Sequence[Part], allocate: Allocate = np.empty
         return out
 
     logp_NK = allocate((n, k), np.float32)
-    if spec.codec == "f16":
-        convert(fill("logp", allocate((n, k), np.float16)), np.float32, out=logp_NK)
+    if spec.codec == "grid":
+        fill("logp", logp_NK)
+        logp_NK *= np.float32(spec.step)
     else:
-        fill("code", logp_NK)
-        logp_NK *= np.float32(-spec.step)
-        zero_ranks = max((decoded.zero_ranks for decoded, _, _ in parts), default=0)
-        logp_NK[:, :zero_ranks] += np.float32(0)  # −0 → 0
-        if any(decoded.has_inf for decoded, _, _ in parts):
-            logp_NK[logp_NK == np.float32(GRID_INF) * np.float32(-spec.step)] = -np.inf
+        convert(fill("logp", allocate((n, k), np.float16)), np.float32, out=logp_NK)
+        if spec.compression != "none":
+            np.subtract(np.float32(0), logp_NK, out=logp_NK)  # 0 stays 0
     narrow_NW = np.empty((n, 4 + 2 * len(spec.temperatures)), np.int32)
     if parts:
         np.concatenate([decoded.narrow_NW[start:stop] for decoded, start, stop in parts], out=narrow_NW)

@@ -17,6 +17,7 @@ from hkd.labels.memory import Allocate
 from hkd.labels.schema import StoreSpec
 
 GRID_INF, F16_INF, F16_LARGEST, F16_MINUS = 0xFFFF, 0x7C00, 0x7BFF, 0x8000
+MAX_INT16 = 0x7FFF
 TORCH_GRAIN = 32_000  # torch works with one thread below 32,768 elements
 PIECE_VALUES = 1 << 17
 TRANSPOSED_ROWS = 256  # NumPy transposes so many rows twice as fast as more at once
@@ -81,12 +82,13 @@ def from_code(spec: StoreSpec, code: NDArray[np.uint16]) -> NDArray[np.float32]:
     return logp
 
 
-def minus_f16(code_NK: NDArray[np.uint16], zero_ranks: int) -> NDArray[np.float16]:
-    """Codes of `f16`, in place → log-probabilities; those that are 0 all lie in so many first ranks."""
-    code_NK |= np.uint16(F16_MINUS)
-    first = code_NK[:, :zero_ranks]
-    first[first == F16_MINUS] = 0  # −0 → 0
-    return code_NK.view(np.float16)
+def minus_codes(code: NDArray[np.uint16]) -> NDArray[np.int16] | NDArray[np.float32]:
+    """Codes of `grid` → log-probabilities in steps: int16 in the same memory, or float32 where one is too large; 65535 → −∞."""
+    if code.size == 0 or int(code.max()) <= MAX_INT16:
+        return np.negative(code, out=code).view(np.int16)
+    steps: NDArray[np.float32] = np.subtract(np.float32(0), code)
+    steps[code == GRID_INF] = -np.inf
+    return steps
 
 
 def _any_bits(value_PK: NDArray[np.uint16]) -> NDArray[np.uint16]:
@@ -134,10 +136,9 @@ def split_codes(
 
 
 def join_codes(
-    spec: StoreSpec, planes: dict[str, NDArray[np.uint8]], allocate: Allocate, scratch: Allocate
-) -> tuple[NDArray[np.uint16], int, int]:
-    """The inverse, as far as codes, (N, K); the largest code; and how many first ranks hold all that are 0."""
-    low_KN, high_KN = planes["code.0"], planes["code.1"]
+    low_KN: NDArray[np.uint8], high_KN: NDArray[np.uint8], allocate: Allocate = np.empty, scratch: Allocate = np.empty
+) -> NDArray[np.uint16]:
+    """The inverse, as far as codes, (N, K)."""
     k, n = low_KN.shape
     # Rows that lie a multiple of 4096 bytes apart fight for the same places in the cache, which makes transposing slow: hence | 32.
     code_KN = scratch((k, n | 32), np.uint16)[:, :n]
@@ -147,13 +148,12 @@ def join_codes(
     else:
         np.copyto(code_KN, low_KN)
         for rank in ranks:
-            code_KN[rank] |= high_KN[rank].astype(np.uint16) << 8
+            code_KN[rank] |= np.left_shift(high_KN[rank], 8, dtype=np.uint16)
     for before_N, code_N in pairwise(code_KN):
         np.add(before_N, code_N, out=code_N)
     code_NK = allocate((n, k), np.uint16)
     np.copyto(code_NK, code_KN.T)
-    with_zero = np.flatnonzero(code_KN.min(axis=1, initial=1) == 0)
-    return code_NK, int(code_KN.max(initial=0)), int(with_zero[-1]) + 1 if len(with_zero) else 0
+    return code_NK
 
 
 def join_bytes(low: NDArray[np.uint8], high: NDArray[np.uint8], out: NDArray[Any]) -> NDArray[Any]:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hkd.labels.wide import from_code, join_bytes, join_codes, minus_f16, split_codes, split_numbers, to_code
+from hkd.labels.wide import from_code, join_bytes, join_codes, minus_codes, split_codes, split_numbers, to_code
 from hkd.testing.store import logps, spec_for
 
 
@@ -49,17 +49,19 @@ def test_codes_come_back_from_their_planes(codec: str, n: int, k: int, spread: f
     logp_NK = -np.cumsum(rng.exponential(spread, (n, k)), axis=1).astype(np.float32)
     logp_NK[: n // 3, 0] = 0
     spec = spec_for(codec=codec)
-    planes = {name: np.empty((k, n), np.uint8) for name in ("code.0", "code.1")}
-    split_codes(spec, logp_NK, planes["code.0"], planes["code.1"])
-    code_NK, largest, zero_ranks = join_codes(spec, planes, np.empty, np.empty)
-    expected = to_code(spec, logp_NK)
-    np.testing.assert_array_equal(code_NK, expected)
-    assert largest == expected.max(initial=0)
-    assert zero_ranks == np.flatnonzero((expected == 0).any(axis=0)).max(initial=-1) + 1
-    if codec == "f16":
-        back = minus_f16(code_NK, zero_ranks)
-        np.testing.assert_array_equal(back, logp_NK.astype(np.float16))
-        assert not np.signbit(back[back == 0]).any()
+    low_KN, high_KN = np.empty((k, n), np.uint8), np.empty((k, n), np.uint8)
+    split_codes(spec, logp_NK, low_KN, high_KN)
+    np.testing.assert_array_equal(join_codes(low_KN, high_KN), to_code(spec, logp_NK))
+
+
+@pytest.mark.parametrize("largest", [0, 7, 32767, 32768, 65534, 65535])
+def test_codes_with_their_sign(largest: int) -> None:
+    spec, code = spec_for(), np.array([[0, largest // 2, largest], [0, 0, 1]], np.uint16)
+    steps = minus_codes(code.copy())
+    assert steps.dtype == (np.int16 if largest < 32768 else np.float32)
+    logp = steps.astype(np.float32) * np.float32(spec.step)
+    np.testing.assert_array_equal(logp, from_code(spec, code))
+    assert not np.signbit(logp[code == 0]).any()
 
 
 @settings(max_examples=20, deadline=None)
