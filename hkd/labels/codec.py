@@ -13,8 +13,10 @@
 Shape letters: N positions of a block, R rows of a plane, K kept ids, J temperatures, V units.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -56,27 +58,32 @@ class Plane:
         return self.rows * num_positions * self.dtype.itemsize
 
 
-def layout(spec: StoreSpec) -> dict[str, Plane]:
+def layout(spec: StoreSpec) -> Mapping[str, Plane]:
     """The planes of a store, by name, in the order in which they are stored."""
-    k, j = spec.width, len(spec.temperatures)
-    id_type = "<u2" if spec.id_bytes == 2 else "<u4"
-    if spec.compression == "none":
+    return _layout(spec.compression, spec.selection, spec.width, len(spec.temperatures), spec.id_bytes)
+
+
+@lru_cache
+def _layout(compression: str, selection: str, k: int, j: int, id_bytes: int) -> Mapping[str, Plane]:
+    if compression == "none":
+        id_type = "<u2" if id_bytes == 2 else "<u4"
         plain = {"unit": (id_type, k), "logp": ("<f2", k), "tail": ("<f2", 1), "gold": ("<i4", 1), "gold_logp": ("<f2", 1)}
         plain["word"] = ("<i4", 1)
         if j:
             plain |= {"lse_t": ("<f4", j), "tail_t": ("<f2", j)}
-        if spec.selection == "sample":
+        if selection == "sample":
             plain["count"] = ("<u2", k)
-        return {name: Plane(dtype=np.dtype(dtype), rows=rows, axis=0) for name, (dtype, rows) in plain.items()}
+        found = {name: Plane(dtype=np.dtype(dtype), rows=rows, axis=0) for name, (dtype, rows) in plain.items()}
+        return MappingProxyType(found)
     rows_of = {"code.0": k, "code.1": k}
-    if spec.selection == "sample":
+    if selection == "sample":
         rows_of |= {"count.0": k, "count.1": k}
     rows_of |= {"tail": 2, "gold_rank": 4, "gold": 4, "gold_logp": 2, "word": 4}
     if j:
         rows_of |= {"lse_t": 4 * j, "tail_t": 2 * j}
     byte = np.dtype("u1")
-    units = {f"unit.{i}": Plane(dtype=byte, rows=k, axis=0) for i in range(spec.id_bytes)}
-    return units | {name: Plane(dtype=byte, rows=rows, axis=1) for name, rows in rows_of.items()}
+    units = {f"unit.{i}": Plane(dtype=byte, rows=k, axis=0) for i in range(id_bytes)}
+    return MappingProxyType(units | {name: Plane(dtype=byte, rows=rows, axis=1) for name, rows in rows_of.items()})
 
 
 def _check_logp(name: str, logp: NDArray[np.float32]) -> NDArray[np.float32]:

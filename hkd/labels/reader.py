@@ -56,22 +56,13 @@ class _OpenShard:
         self.offset_B1 = file.utterances.offset_B1
         per_block = np.diff(np.array(self.cuts))
         first_B = np.repeat(self.offset_B1[self.cuts[:-1]], per_block)
-        # per utterance: block, first and last position in it, both digests
-        self.places: list[tuple[int, int, int, bytes, bytes]] = list(
-            zip(
-                np.repeat(np.arange(len(per_block)), per_block).tolist(),
-                (self.offset_B1[:-1] - first_B).tolist(),
-                (self.offset_B1[1:] - first_B).tolist(),
-                _digests(file.utterances.unit_digest_B8),
-                _digests(file.utterances.text_digest_B8),
-                strict=True,
-            )
+        # of an utterance: its block, and its first and last position in that
+        self.block_B = np.repeat(np.arange(len(per_block)), per_block).tolist()
+        self.start_B = (self.offset_B1[:-1] - first_B).tolist()
+        self.stop_B = (self.offset_B1[1:] - first_B).tolist()
+        self.unit_digests, self.text_digests = (
+            digest_B8.tobytes() for digest_B8 in (file.utterances.unit_digest_B8, file.utterances.text_digest_B8)
         )
-
-
-def _digests(digest_B8: NDArray[np.uint8]) -> list[bytes]:
-    data = digest_B8.tobytes()
-    return [data[start : start + DIGEST_BYTES] for start in range(0, len(data), DIGEST_BYTES)]
 
 
 class LabelReader:
@@ -215,15 +206,16 @@ class LabelReader:
             row = row_of.get(utterance_id)
             number, place = divmod(self.row(utterance_id) if row is None else row, per_shard)
             shard = self._shards.get(number) or self._shard(number)
-            block, start, stop, unit_digest, text_digest = shard.places[place]
+            start, stop = shard.start_B[place], shard.stop_B[place]
+            digest = slice(place * DIGEST_BYTES, (place + 1) * DIGEST_BYTES)
             lengths.append(stop - start)
-            unit_digests.append(unit_digest)
-            text_digests.append(text_digest)
+            unit_digests.append(shard.unit_digests[digest])
+            text_digests.append(shard.text_digests[digest])
             if stop > start:
-                key = (number, block)
+                key = (number, shard.block_B[place])
                 decoded = used.get(key)
                 if decoded is None:
-                    decoded = used[key] = self._blocks.get(key) or self._decode(number, shard, block)
+                    decoded = used[key] = self._blocks.get(key) or self._decode(number, shard, key[1])
                 parts.append((decoded, start, stop))
         self._keep(used)
         try:
