@@ -16,6 +16,7 @@ from markupsafe import Markup
 from hkd import __version__
 from hkd.align.alignment import Alignment
 from hkd.errors import HkdError
+from hkd.evaluate.cost import training_facts
 from hkd.evaluate.curves import panels, read_curves
 from hkd.evaluate.examples import Example, examples, level_rank
 from hkd.evaluate.listing import by_speaker, confusions
@@ -79,12 +80,15 @@ def write_report(
     )
     progress(3, 4)
     lms = read_lms(lm) if lm is not None else []
+    facts = [store_facts(folders[name], stores[name], lms) for name in stores]
+    trained = {run.name: training_facts(run, {entry["name"]: entry for entry in facts}) for run in runs}
     page = render(
         title=title or out.resolve().parent.name,
         table=table,
         reports=reports,
         charts=chart_panels(runs, order),
-        stores=_by_level([store_facts(folders[name], stores[name], lms) for name in stores]),
+        trained={name: value for name, value in trained.items() if value is not None},
+        stores=_by_level(facts),
         lms=_by_level(lms),
         shown=shown,
         train=train_facts(utterances),
@@ -172,6 +176,7 @@ def render(
     table: Table,
     reports: Sequence[EvaluationReport],
     charts: Sequence[Panel],
+    trained: Mapping[str, Mapping[str, Any]],
     stores: Sequence[Mapping[str, Any]],
     lms: Sequence[Mapping[str, Any]],
     shown: Sequence[Example],
@@ -196,6 +201,8 @@ def render(
         body=table.cells(),
         reports=reports,
         charts=charts,
+        trained=trained,
+        deltas={run: row.against for row in table.rows for run in row.runs},
         stores=stores,
         lms=lms,
         examples=shown,

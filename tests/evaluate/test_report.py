@@ -89,7 +89,7 @@ def test_it_is_valid_and_needs_nothing_from_anywhere(page: tuple[str, Page]) -> 
 
 
 def test_every_section_is_there(page: tuple[str, Page]) -> None:
-    assert page[1].ids == ["table", "errors", "heads", "curves", "labels", "lms", "examples", "made"]
+    assert page[1].ids == ["table", "errors", "heads", "curves", "cost", "labels", "lms", "examples", "made"]
     assert "{{" not in page[0]
     assert "None" not in page[1].cells
 
@@ -140,7 +140,7 @@ def test_without_the_optional_parts_their_sections_are_left_out(evaluated, tmp_p
     out = tmp_path / "report.html"
     table = write_report(evaluated.runs[:1], out)
     parsed = Page(out.read_text())
-    assert parsed.ids == ["table", "errors", "curves", "made"]
+    assert parsed.ids == ["table", "errors", "curves", "cost", "made"]
     assert [row.name for row in table.rows] == ["none"]
     with pytest.raises(UserError, match="Run `hkd evaluate none --split dev` first"):
         write_report(evaluated.runs[:1], out, split="dev")
