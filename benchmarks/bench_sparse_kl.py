@@ -36,7 +36,7 @@ def make(frames: int, units: int, k: int, device: str) -> tuple[Tensor, Labels]:
     """logits_MV and a teacher's top k of each frame."""
     torch.manual_seed(0)
     logits_MV = torch.randn(frames, units, device=device)
-    ids_MK = torch.stack([torch.randperm(units)[:k] for _ in range(frames)]).to(device)
+    ids_MK = torch.stack([torch.randperm(units)[:k].clone() for _ in range(frames)]).to(device)
     logp_M = torch.log_softmax(torch.randn(frames, k + 1, device=device) * 2, 1)
     return logits_MV, {"ids_MK": ids_MK, "logp_MK": logp_M[:, :k].contiguous(), "tail_M": logp_M[:, k].contiguous()}
 
