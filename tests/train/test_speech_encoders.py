@@ -3,14 +3,18 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
 
 from hkd import manifest as manifests
 from hkd.audio import read_audio
 from hkd.config import build, merge
 from hkd.decode.recogniser import Recogniser
 from hkd.errors import UserError
+from hkd.native import import_torchaudio
 from hkd.progress import Progress, no_progress
 from hkd.student.speech_encoder import SpeechEncoder
 from hkd.testing.encoders import tiny_encoder
@@ -18,6 +22,10 @@ from hkd.train.config import TrainConfig
 from hkd.train.data import open_data, show_data
 from hkd.train.export import export_run, load_run
 from hkd.train.run import TrainReport, train
+
+import_torchaudio()
+import transformers  # noqa: E402
+from transformers.models.whisper.modeling_whisper import WhisperEncoder  # noqa: E402
 
 
 def inputs(project: Path) -> dict[str, Path]:
@@ -29,6 +37,26 @@ def inputs(project: Path) -> dict[str, Path]:
 
 def trained(project: Path, folder: Path, settings: dict[str, Any], progress: Progress = no_progress) -> TrainReport:
     return train(build(TrainConfig, settings, where="train"), folder, device="cpu", progress=progress, **inputs(project))
+
+
+def with_transformers_alone(folder: Path, wave_S: NDArray[np.float32]) -> torch.Tensor:
+    """logits_BTV of an export, read without hkd: the encoder, the main output's matrix, two frames of 20 ms side by side."""
+    kind = transformers.AutoConfig.from_pretrained(folder / "encoder").model_type
+    extract = transformers.AutoFeatureExtractor.from_pretrained(folder / "encoder")
+    head = load_file(folder / "model.safetensors")
+    frames = -(-(len(wave_S) // 160) // 4)
+    given = extract(wave_S, sampling_rate=16_000, return_tensors="pt")
+    with torch.no_grad():
+        if kind == "whisper":
+            encoder = WhisperEncoder.from_pretrained(folder / "encoder").eval()
+            x_BFT = given.input_features[:, :, : 2 * encoder.config.max_source_positions]
+            y_BTD = encoder(x_BFT).last_hidden_state
+        else:
+            encoder = transformers.AutoModel.from_pretrained(folder / "encoder").eval()
+            x_BS = torch.nn.functional.pad(given.input_values, (0, 640))[:, : 640 * frames + 80]
+            x_BS[:, len(wave_S) // 160 * 160 :] = 0
+            y_BTD = encoder(x_BS).last_hidden_state
+        return y_BTD[:, : 2 * frames].reshape(1, frames, -1) @ head["main.out.weight"].T + head["main.out.bias"]
 
 
 @pytest.mark.parametrize("architecture", ["wav2vec2", "hubert", "wavlm", "whisper"])
@@ -67,7 +95,7 @@ def test_stopped_and_resumed_it_ends_in_the_same_bytes_and_recognises(
     with torch.no_grad():
         expected = student(x_TF[None], torch.tensor([len(x_TF)])).logits_BTV
     torch.testing.assert_close(logits_BTV, expected)
-    assert (tmp_path / "out" / "encoder" / "model.safetensors").is_file()
+    torch.testing.assert_close(with_transformers_alone(tmp_path / "out", wave_S), expected, rtol=1e-3, atol=1e-3)
 
 
 def test_show_draws_the_encoder_and_other_weights_are_another_run(labelled: Path, tmp_path: Path, tiny: dict[str, Any]) -> None:
