@@ -7,6 +7,7 @@
 """
 
 import contextlib
+import errno
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,9 +22,14 @@ from hkd.files import digest_of
 WORKERS = 16  # requests at once
 EXTRAS = {"s3": ("s3fs", "s3"), "s3a": ("s3fs", "s3")}
 LOCAL = ("file://", "local://")
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 BOUND_BYTES = 20 << 30  # $HKD_CACHE_BYTES
 IN_USE_S = 600.0  # copies that were used so lately are left, whatever the bound
 _fetched_bytes = 0  # by this process since it last looked at the bound
+
+
+class TooLargeError(HkdError):
+    """A file elsewhere that has more bytes than it may have."""
 
 
 def location(text: str) -> Path | str:
@@ -63,13 +69,17 @@ class Remote:
 
     @contextmanager
     def _reach(self, name: str, verb: str) -> Iterator[tuple[Any, str]]:
-        """The file system and a file's path; what is raised inside becomes a sentence, but for FileNotFoundError and FileExistsError."""
+        """The file system and a file's path; what is raised inside becomes a sentence, but for FileNotFoundError, FileExistsError
+        and, where a file is fetched, the OSError of a machine without room for it.
+        """
         system, path = self._system()
         try:
             yield system, f"{path}/{name}" if name else path
         except (FileNotFoundError, FileExistsError, HkdError):
             raise
         except Exception as error:  # every file system has its own
+            if verb == "read" and isinstance(error, OSError) and error.errno in NO_ROOM:
+                raise  # on this machine
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             place = f"{self.url}/{name}".rstrip("/")
             raise HkdError(f"{place} cannot be {verb} ({reason}). Mend that, then run the same command again.") from None
@@ -120,13 +130,19 @@ class Remote:
             with self._reach(folder, "listed") as (system, path):
                 system.invalidate_cache()
                 found = system.ls(path, detail=False)
-                return sorted({str(item).rstrip("/").rpartition("/")[2] for item in found} - {"", path.rpartition("/")[2]})
+                items = {str(item).strip("/") for item in found} - {path.strip("/")}  # some list the folder itself
+                return sorted({item.rpartition("/")[2] for item in items} - {""})
         except (FileNotFoundError, NotADirectoryError):
             return []
 
-    def fetch(self, name: str, target: Path) -> None:
-        """Copy a file to this machine. Raises FileNotFoundError."""
+    def fetch(self, name: str, target: Path, *, limit: int | None = None) -> None:
+        """Copy a file to this machine. Raises FileNotFoundError, TooLargeError for one of more than `limit` bytes, OSError where there is no room."""
         with self._reach(name, "read") as (system, path):
+            if limit is not None:
+                system.invalidate_cache()
+                size = system.info(path)["size"]  # None where the server does not say
+                if size is not None and size > limit:
+                    raise TooLargeError(f"{self.url}/{name} must have at most {limit} bytes, but has {size} instead.")
             system.get_file(path, str(target))
 
     def send(self, name: str, source: Path) -> None:

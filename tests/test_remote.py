@@ -101,3 +101,14 @@ def test_the_cache_is_where_the_environment_says(tmp_path: Path, monkeypatch: py
     monkeypatch.delenv("HKD_CACHE")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert remote.default_cache() == tmp_path / ".cache" / "hkd"
+
+
+def test_a_folder_in_a_folder_of_its_name_is_listed() -> None:
+    system = fsspec.filesystem("memory")
+    for name in ("labels/labels/x", "labels/other", "labels/y/z"):
+        system.pipe_file(f"/{name}", b"")
+    try:
+        assert remote.Remote("memory://labels").names() == ["labels", "other", "y"]
+        assert remote.Remote("memory://labels").names("labels") == ["x"]
+    finally:
+        system.rm("/", recursive=True)

@@ -26,9 +26,10 @@ from hkd.labels import folder as files
 from hkd.labels.backend import DamagedShardError, ShardFile, backend_of
 from hkd.labels.locks import lock
 from hkd.labels.schema import StoreSpec
-from hkd.remote import Remote, bound_bytes, default_cache, location
+from hkd.remote import Remote, TooLargeError, bound_bytes, default_cache, location
 
 MAX_MARK_BYTES = 1 << 16
+MAX_INDEX_BYTES, MAX_ROW_BYTES = 1 << 20, 1 << 12  # of the index: in all, and more for each utterance
 ORIGIN = "origin.json"
 ATTEMPTS = 3
 LEFTOVER_S = 86400.0  # after which a temporary file is what a killed process left
@@ -119,8 +120,8 @@ def _fetch_index(remote: Remote, path: Path, spec: StoreSpec) -> None:
             (path / files.INDEX).unlink(missing_ok=True)
         else:
             part = path / f".{files.INDEX}.tmp"
-            with contextlib.suppress(FileNotFoundError):
-                remote.fetch(files.INDEX, part)
+            with contextlib.suppress(FileNotFoundError, TooLargeError):
+                remote.fetch(files.INDEX, part, limit=MAX_INDEX_BYTES + MAX_ROW_BYTES * spec.num_utterances)
                 if _is_sound(part):
                     part.replace(path / files.INDEX)
                 else:  # it is made from the shards instead
@@ -210,9 +211,11 @@ def _fetch_shard(remote: Remote, name: str, path: Path, mark: dict[str, Any]) ->
         part = path.with_name(f".{path.name}.tmp")  # over what a killed process left
         for _ in range(2):
             try:
-                remote.fetch(name, part)
+                remote.fetch(name, part, limit=mark["bytes"])
             except FileNotFoundError:
                 raise LostShardError("missing", f"{remote}/{name} is missing, though its mark is there.") from None
+            except TooLargeError:
+                continue
             if part.stat().st_size == mark["bytes"] and digest_of_file(part) == mark["sha256"]:
                 _use(part)
                 _checked[path] = part.stat().st_ino

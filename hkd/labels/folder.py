@@ -59,8 +59,8 @@ def load_spec(folder: Path) -> StoreSpec:
     value = load_json(folder / SPEC)
     try:
         check_format(value)
-        load_json(folder / INVENTORY)
-        return StoreSpec.from_json(value, UnitInventory.load(folder / INVENTORY))
+        inventory = UnitInventory.from_json(load_json(folder / INVENTORY), folder / INVENTORY)
+        return StoreSpec.from_json(value, inventory)
     except UserError as error:
         raise UserError(f"{folder}: {error}") from None
 

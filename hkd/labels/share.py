@@ -13,11 +13,12 @@ from pathlib import Path
 from hkd.errors import HkdError, UserError
 from hkd.labels import folder as files
 from hkd.labels import hub
+from hkd.labels.cache import MAX_INDEX_BYTES, MAX_MARK_BYTES, MAX_ROW_BYTES, origin
 from hkd.labels.index import write_index
 from hkd.labels.schema import StoreSpec
 from hkd.labels.verify import verify
 from hkd.progress import Progress, no_progress
-from hkd.remote import Remote
+from hkd.remote import Remote, location
 
 OPTIONAL = (files.INDEX, files.REPORT, files.CARD)
 
@@ -33,8 +34,11 @@ def push(store: Path | str, url: str, *, overwrite: bool = False, progress: Prog
 
     Raises UserError where another store lies there, HkdError where the store has problems or the remote fails.
     """
-    root = Path(store)
-    spec = files.load_spec(root)
+    place = location(str(store))
+    if isinstance(place, str) or origin(place) is not None:
+        far = place if isinstance(place, str) else origin(place)
+        raise UserError(f"STORE must lie on this machine to be pushed, but lies at {far}. `hkd labels pull` it first.")
+    root, spec = place, files.load_spec(place)
     problems = verify(root, deep=False)
     if problems:
         raise HkdError(f"label store {root} must be whole to be pushed, but: {problems[0].text}. Run `hkd labels verify`.")
@@ -97,28 +101,30 @@ def pull(url: str, out: Path | str, *, progress: Progress = no_progress) -> Stor
 def _fetch_all(remote: Remote, part: Path, progress: Progress) -> StoreSpec:
     (part / files.DATA).mkdir(parents=True, exist_ok=True)
     for name in (files.SPEC, files.INVENTORY):
-        if (remote.size(name) or 0) > files.MAX_JSON_BYTES:
-            raise HkdError(f"{remote}/{name} must have at most {files.MAX_JSON_BYTES} bytes, but has more.")
-        _fetch(remote, part, name)
+        _fetch(remote, part, name, files.MAX_JSON_BYTES)
     spec = files.load_spec(part)
     if hub.is_hub(remote.url):
         hub.pull(remote.url, part, [*(name for pair in _pairs(spec) for name in pair), *OPTIONAL])
         return spec
     pairs = list(_pairs(spec))
     for done, (shard, mark) in enumerate(pairs, 1):
-        _fetch(remote, part, mark)
+        _fetch(remote, part, mark, MAX_MARK_BYTES)
         found = files.parse_mark((part / mark).read_bytes(), spec.digest, done - 1)
-        if found is None or not (part / shard).is_file() or (part / shard).stat().st_size != found["bytes"]:
-            _fetch(remote, part, shard)
+        if found is None:
+            raise HkdError(
+                f"{remote}/{mark} must be the mark of a shard of this store, but is not. Run `hkd labels verify` on it."
+            )
+        if not (part / shard).is_file() or (part / shard).stat().st_size != found["bytes"]:
+            _fetch(remote, part, shard, found["bytes"])
         progress(done, len(pairs))
     for name in OPTIONAL:
         if remote.size(name) is not None:
-            _fetch(remote, part, name)
+            _fetch(remote, part, name, MAX_INDEX_BYTES + MAX_ROW_BYTES * spec.num_utterances)
     return spec
 
 
-def _fetch(remote: Remote, part: Path, name: str) -> None:
+def _fetch(remote: Remote, part: Path, name: str, limit: int) -> None:
     try:
-        remote.fetch(name, part / name)
+        remote.fetch(name, part / name, limit=limit)
     except FileNotFoundError:
         raise HkdError(f"{remote} is not complete: {name} is missing.") from None

@@ -173,10 +173,15 @@ class LabelWriter:
         self, shard: int, utterances: Utterances, data: bytes | memoryview, sha256: str, quality: Mapping[str, float | None]
     ) -> None:
         """Write the file, then the mark."""
-        remote = isinstance(self._place, RemotePlace)
         if isinstance(self._place, RemotePlace):
-            data = self._first(self._place, shard, utterances, data)
-            sha256 = hashlib.sha256(data).hexdigest()
+            self._publish_first(self._place, shard, utterances, data, quality)
+        else:
+            mark = self._mark_of(shard, utterances, data, sha256, quality)
+            self._place.write_in_order([(self._shard_name(shard), data), (_mark_name(shard), mark)])
+
+    def _mark_of(
+        self, shard: int, utterances: Utterances, data: bytes | memoryview, sha256: str, quality: Mapping[str, float | None]
+    ) -> bytes:
         mark = {
             "shard": shard,
             "store": self._digest,
@@ -186,24 +191,35 @@ class LabelWriter:
             "sha256": sha256,
             "quality": {key: value if value is not None and math.isfinite(value) else None for key, value in quality.items()},
         }
-        marked = (_mark_name(shard), json_bytes(mark))
-        self._place.write_in_order([marked] if remote else [(self._shard_name(shard), data), marked])
-        if remote:
-            keep_shard(data, sha256, backend_of(self.spec).suffix)
+        return json_bytes(mark)
 
-    def _first(self, place: RemotePlace, shard: int, utterances: Utterances, data: bytes | memoryview) -> bytes | memoryview:
+    def _publish_first(
+        self,
+        place: RemotePlace,
+        shard: int,
+        utterances: Utterances,
+        data: bytes | memoryview,
+        quality: Mapping[str, float | None],
+    ) -> None:
         """Publish a shard where no lock keeps others from doing the same: the first bytes stay, and are what the mark is for.
 
-        Returns what is there then. Teachers whose last bits depend on the device give other bytes of the same utterances.
+        Teachers whose last bits depend on the device give other bytes of the same utterances.
         """
         name = self._shard_name(shard)
-        if place.create(name, data):
-            return data
-        there = place.read(name)
-        if there is not None and (there == data or self._is_whole(shard, utterances, there)):
-            return there
-        place.write(name, data)
-        return data
+        created = place.create(name, data)
+        found = None if created else place.read(name)
+        theirs = found is not None and (found == data or self._is_whole(shard, utterances, found))
+        if not created and not theirs:
+            place.write(name, data)
+        kept = found if found is not None and theirs else data
+        while True:
+            sha256 = hashlib.sha256(kept).hexdigest()
+            place.write(_mark_name(shard), self._mark_of(shard, utterances, kept, sha256, quality))
+            last = kept if created or theirs else place.read(name)  # whoever found the same damage has written over it, too
+            if last is None or last == kept:
+                break
+            kept = last
+        keep_shard(kept, sha256, backend_of(self.spec).suffix)
 
     def _is_whole(self, shard: int, utterances: Utterances, data: bytes) -> bool:
         """Whether these are a shard of this store with these utterances."""

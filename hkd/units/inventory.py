@@ -50,10 +50,18 @@ class UnitInventory:
         """Read what `save` wrote. Raises UserError where it is missing, broken, or does not match its own digest."""
         try:
             value = json.loads(path.read_text(encoding="utf-8"))
-            inventory = cls(level=str(value["level"]), symbols=tuple(value["symbols"]), silence=value.get("silence"))
         except OSError as error:
             raise UserError(f"inventory {path}: {error.strerror}. Run `hkd units train` first.") from None
-        except (ValueError, KeyError, TypeError) as error:
+        except ValueError as error:
+            raise UserError(f"{path} must be a unit inventory, but cannot be read as one ({error}).") from None
+        return cls.from_json(value, path)
+
+    @classmethod
+    def from_json(cls, value: Any, path: Path) -> "UnitInventory":
+        """What `to_json` gave. Raises UserError, which names `path`, where it is broken or does not match its own digest."""
+        try:
+            inventory = cls(level=str(value["level"]), symbols=tuple(value["symbols"]), silence=value.get("silence"))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path} must be a unit inventory, but cannot be read as one ({error}).") from None
         if value.get("digest") != inventory.digest:
             raise UserError(f"{path}: the digest must be {inventory.digest}, but is {value.get('digest')} instead. Make it anew.")

@@ -1,6 +1,7 @@
 """The cache of remote stores: checked, bounded, never the old store for the new one, harmless to who is reading."""
 
 import pickle
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -157,3 +158,32 @@ def test_a_cache_that_cannot_be_written_is_one_sentence(tmp_path: Path, monkeypa
     monkeypatch.setenv("HKD_CACHE", str(tmp_path / "file"))
     with pytest.raises(HkdError, match=r"^the cache .* cannot be used .*HKD_CACHE"):
         LabelReader.open(URL)
+
+
+def test_a_full_disk_is_this_machines_fault_not_the_urls(own_cache: Path) -> None:
+    rows = random_rows(spec_for(), [3, 200])
+    write_store(URL, spec_for(), rows)
+    empty(own_cache)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    reader = LabelReader.open(URL)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))  # no file may be longer
+    try:
+        with pytest.raises(HkdError, match=r"^the cache .* cannot be used \(File too large\)"):
+            reader.block(sorted(rows))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert len(reader.block(sorted(rows))) == 2
+
+
+def test_a_file_that_is_too_long_is_not_fetched(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = random_rows(spec_for(), LENGTHS)
+    write_store(URL, spec_for(), rows)
+    empty(own_cache)
+    system = fsspec.filesystem("memory")
+    for name in ("data/00000.arrow", "index.arrow"):
+        system.pipe_file(f"{URL}/{name}", system.cat_file(f"{URL}/{name}") + bytes(1 << 21))
+    fetched: list[str] = []
+    monkeypatch.setattr(type(system), "get_file", lambda _, path, target: fetched.append(path))
+    with pytest.raises(HkdError, match="SHA-256"):
+        LabelReader.open(URL).block([sorted(rows)[0]])
+    assert fetched == []

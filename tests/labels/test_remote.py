@@ -16,6 +16,7 @@ from hkd.errors import HkdError, UserError
 from hkd.labels.combine import merge, subset
 from hkd.labels.compare import compare
 from hkd.labels.convert import convert
+from hkd.labels.place import RemotePlace
 from hkd.labels.store import LabelReader, LabelWriter, open_stores, store_folders
 from hkd.labels.verify import repair, verify
 from hkd.remote import Remote
@@ -136,6 +137,31 @@ def test_what_is_no_shard_is_written_over(far: str) -> None:
     writer.write_shard(0, rows.values())
     writer.finish()
     assert verify(f"{far}/s") == []
+
+
+def test_of_two_who_write_over_damage_the_last_bytes_have_the_mark(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first writes its bytes; before it writes their mark, the second writes bytes and mark."""
+    rows = random_rows(spec_for(), [3, 2, 4])
+    others = random_rows(spec_for(), [3, 2, 4], seed=1)
+    writers = [LabelWriter.open("memory://stores/s", spec_for(), rows) for _ in range(2)]
+    Remote("memory://stores/s").write("data/00000.arrow", b"junk without a mark")
+    write = RemotePlace.write
+
+    def late(place: RemotePlace, name: str, data: bytes | memoryview) -> None:
+        if name.endswith("00000.json") and not overtaken:
+            overtaken.append(name)
+            fsspec.filesystem("memory").pipe_file("/stores/s/data/00000.arrow", b"junk, as the second saw it")
+            writers[1].write_shard(0, others.values())
+        write(place, name, data)
+
+    overtaken: list[str] = []
+    monkeypatch.setattr(RemotePlace, "write", late)
+    writers[0].write_shard(0, rows.values())
+    writers[0].finish()
+    assert verify("memory://stores/s") == []
+    found = LabelReader.open("memory://stores/s").block(sorted(rows)).topk
+    np.testing.assert_array_equal(found.gold_N, np.concatenate([others[name].topk.gold_N for name in sorted(rows)]))
+    fsspec.filesystem("memory").rm("/", recursive=True)
 
 
 def test_verify_looks_at_the_far_side_and_repair_mends_it(tmp_path: Path, far: str) -> None:
