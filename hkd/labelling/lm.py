@@ -20,8 +20,8 @@ import numpy as np
 from hkd.align.alignment import Alignment
 from hkd.errors import UserError
 from hkd.files import digest_of_json, write_bytes, write_json
-from hkd.labelling.lm_bar import figures, sample, summed, train_ngram, unigram, unigram_figures
-from hkd.labelling.lm_data import Corpus, Encoder, Sequence_U, TokenCache, cache_text, folds_of
+from hkd.labelling.lm_bar import NGRAM_UNITS, figures, sample, summed, train_ngram, unigram, unigram_figures
+from hkd.labelling.lm_data import Corpus, Encoder, Sentences, Sequence_U, TokenCache, cache_text, folds_of
 from hkd.labelling.lm_identity import finished, identity_of
 from hkd.labelling.lm_report import LmReport
 from hkd.labelling.lm_task import LmTask
@@ -146,7 +146,7 @@ class _Fold:
     folder: Path
     work: Path
     corpus: Corpus
-    judged: dict[str, list[Sequence_U]]
+    judged: dict[str, Sentences]
 
 
 class _Training:
@@ -214,7 +214,7 @@ class _Training:
     def _folds(self, train: TokenCache, held: TokenCache, manifest: Manifest | None, alignment: Alignment | None) -> list[_Fold]:
         """Without cross-fitting one fold, judged on all transcripts; with it `folds`, each judged on its own."""
         work = self.folder / "work"
-        judged = {"text": list(held)}
+        judged: dict[str, Sentences] = {"text": held}
         spoken: dict[str, list[Sequence_U]] = {}
         if manifest is not None:
             labelled = manifest.split("train") if any(u.split == "train" for u in manifest) else manifest
@@ -243,7 +243,8 @@ class _Training:
         if not (fold.folder / NGRAM).exists():
             self.progress(0.1 + 0.8 * number / folds, 1.0, stage="n-gram")
             senones = self.senones
-            sentences = fold.corpus if senones is None else (senones.split(unit_U)[0] for unit_U in fold.corpus)
+            part = fold.corpus.part(NGRAM_UNITS)
+            sentences = part if senones is None else (senones.split(unit_U)[0] for unit_U in part)
             train_ngram(sentences, fold.folder / NGRAM, order=self.config.resolved_order, work=fold.work)
         if (fold.folder / MODEL).exists():
             return

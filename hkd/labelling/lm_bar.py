@@ -17,10 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkd.labelling.kneser_ney import estimate
+from hkd.labelling.lm_data import Sentences
+from hkd.labelling.shuffle import Shuffled
 from hkd.teachers.base import Sentence, Teacher
 from hkd.teachers.unit_lm_senones import SenoneMap
 
 log = logging.getLogger(__name__)
+NGRAM_UNITS = 50_000_000  # its counts stay in memory: of larger corpora it gets an even part
+_DRAWN_AT_ONCE = 4096  # sentences
 
 
 def train_ngram(sentences: Iterable[NDArray[Any]], path: Path, *, order: int, work: Path) -> None:
@@ -83,15 +87,17 @@ def summed(parts: Sequence[tuple[float, int, int]]) -> Figures:
     return Figures(perplexity=float(np.exp(nats / count)), top1=hits / count)
 
 
-def sample(sentences: Sequence[NDArray[np.int32]], *, max_positions: int, seed: int) -> list[NDArray[np.int32]]:
+def sample(sentences: Sentences, *, max_positions: int, seed: int) -> list[NDArray[np.int32]]:
     """Whole sentences in a fixed random order until there are enough positions."""
     chosen: list[NDArray[np.int32]] = []
     count = 0
-    for number in np.random.default_rng([seed, len(sentences)]).permutation(len(sentences)):
-        if count >= max_positions:
-            break
-        unit_U = sentences[int(number)]
-        if len(unit_U):
-            chosen.append(unit_U)
-            count += len(unit_U)
+    order = Shuffled(len(sentences), [seed, len(sentences)])
+    for start in range(0, len(order), _DRAWN_AT_ONCE):
+        for number in order[start : start + _DRAWN_AT_ONCE].tolist():
+            if count >= max_positions:
+                return chosen
+            unit_U = sentences[number]
+            if len(unit_U):
+                chosen.append(unit_U)
+                count += len(unit_U)
     return chosen

@@ -10,9 +10,12 @@ Shape letters: U units of a sentence.
 import gzip
 import json
 import logging
+import os
 import shutil
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +24,7 @@ from numpy.typing import NDArray
 from hkd.align.alignment import Alignment
 from hkd.errors import HkdError, UserError
 from hkd.files import digest_of, write_json
+from hkd.lines import MAX_LINE_BYTES
 from hkd.manifest import Manifest, Utterance
 from hkd.progress import Progress, no_progress
 from hkd.teachers.unit_lm_senones import SenoneMap
@@ -30,6 +34,8 @@ from hkd.units.text import words
 
 log = logging.getLogger(__name__)
 Sequence_U = NDArray[np.int32]
+OFFSETS = "offset.i64"
+_READ_AT_ONCE = 4096  # sentences
 
 
 def read_lines(paths: Sequence[Path], *, progress: Progress = no_progress) -> Iterator[str]:
@@ -40,7 +46,11 @@ def read_lines(paths: Sequence[Path], *, progress: Progress = no_progress) -> It
         number = 0
         try:
             with path.open("rb") as raw, gzip.open(raw) if path.suffix == ".gz" else path.open("rb") as file:
-                for number, line in enumerate(file, 1):
+                for number, line in enumerate(iter(lambda file=file: file.readline(MAX_LINE_BYTES + 1), b""), 1):  # type: ignore[misc]
+                    if len(line) > MAX_LINE_BYTES:
+                        raise UserError(
+                            f"{path}:{number}: text must have a sentence a line, but this line exceeds {MAX_LINE_BYTES} bytes."
+                        )
                     yield line.decode("utf-8-sig" if number == 1 else "utf-8")
                     if number % 1000 == 0:
                         progress(done + (raw if path.suffix == ".gz" else file).tell(), total)
@@ -70,29 +80,35 @@ def cut(unit_U: Sequence_U, may_begin_U: NDArray[np.bool_], max_units: int) -> I
 
 
 class TokenCache:
-    """Unit sequences in one file, memory-mapped; random access by number."""
+    """Unit sequences in one file; random access by number. Read piece by piece: a memory map would count as memory, page by page."""
 
     def __init__(self, folder: Path) -> None:
-        self._offset_S1 = np.load(folder / "offset.npy", mmap_mode="r")
-        empty = self._offset_S1[-1] == 0
-        self._unit = np.zeros(0, np.int32) if empty else np.memmap(folder / "units.i32", dtype="<i4", mode="r")
+        self._units, self._offsets = (os.open(folder / name, os.O_RDONLY) for name in ("units.i32", OFFSETS))
+        for file in (self._units, self._offsets):
+            weakref.finalize(self, os.close, file)
+        self._len = (folder / OFFSETS).stat().st_size // 8 - 1
+        self.num_units = int(self._bounds(self._len, 1)[0])  # of all sentences
         self.facts: dict[str, int] = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
 
-    def __len__(self) -> int:
-        return len(self._offset_S1) - 1
+    def _bounds(self, number: int, count: int) -> NDArray[np.int64]:
+        return np.frombuffer(os.pread(self._offsets, 8 * count, 8 * number), "<i8")
 
-    @property
-    def num_units(self) -> int:
-        """Units of all sentences."""
-        return int(self._offset_S1[-1])
+    def _read(self, start: int, stop: int) -> Sequence_U:
+        return np.frombuffer(os.pread(self._units, 4 * (stop - start), 4 * start), "<i4")
+
+    def __len__(self) -> int:
+        return self._len
 
     def __getitem__(self, number: int) -> Sequence_U:
         if not 0 <= number < len(self):
             raise IndexError(number)
-        return np.asarray(self._unit[self._offset_S1[number] : self._offset_S1[number + 1]])
+        return self._read(*self._bounds(number, 2).tolist())
 
     def __iter__(self) -> Iterator[Sequence_U]:
-        return (self[number] for number in range(len(self)))
+        for first in range(0, len(self), _READ_AT_ONCE):
+            bounds = self._bounds(first, min(_READ_AT_ONCE, len(self) - first) + 1).tolist()
+            unit_U = self._read(bounds[0], bounds[-1])
+            yield from (unit_U[start - bounds[0] : stop - bounds[0]] for start, stop in pairwise(bounds))
 
 
 class _Writer:
@@ -103,7 +119,7 @@ class _Writer:
         shutil.rmtree(self.part, ignore_errors=True)
         self.part.mkdir(parents=True)
         self.units = (self.part / "units.i32").open("wb")
-        self.offsets = (self.part / "offset.i64").open("wb")
+        self.offsets = (self.part / OFFSETS).open("wb")
         self.offsets.write(np.int64(0).tobytes())
         self.num_units = 0
 
@@ -115,8 +131,6 @@ class _Writer:
     def finish(self, facts: dict[str, int]) -> None:
         self.units.close()
         self.offsets.close()
-        np.save(self.part / "offset.npy", np.fromfile(self.part / "offset.i64", np.int64))
-        (self.part / "offset.i64").unlink()
         write_json(self.part / "facts.json", facts)
         shutil.rmtree(self.folder, ignore_errors=True)
         self.part.rename(self.folder)
@@ -167,7 +181,7 @@ def cache_text(
     `transcripts`: normalised sentences to leave out. Raises HkdError where the disk is full.
     """
     names = (folder / "text-train", folder / "text-held-out")
-    if not all(name.exists() for name in names):
+    if not all((name / OFFSETS).exists() for name in names):
         facts = {"lines": 0, "left_out": 0, "unpronounceable": 0}
         try:
             with ExitStack() as stack:
@@ -210,10 +224,13 @@ def folds_of(manifest: Manifest, folds: int, *, others: Iterable[Utterance] = ()
     return {name: fold_of[line] for name, line in lines.items()}
 
 
+Sentences = TokenCache | Sequence[Sequence_U]
+
+
 class Corpus:
     """Several collections of sequences as one."""
 
-    def __init__(self, parts: Iterable[TokenCache | Sequence[Sequence_U]]) -> None:
+    def __init__(self, parts: Iterable[Sentences]) -> None:
         self.parts = [part for part in parts if len(part)]
         self._end = np.cumsum([len(part) for part in self.parts])
 
@@ -227,6 +244,13 @@ class Corpus:
     def __iter__(self) -> Iterator[Sequence_U]:
         for part in self.parts:
             yield from part
+
+    def part(self, max_units: int) -> Iterable[Sequence_U]:
+        """Every n-th sentence, so that there are about `max_units` units at most."""
+        every = -(-self.num_units // max_units)
+        if every > 1:
+            log.info("The n-gram is estimated on every %dth of %d sentences.", every, len(self))
+        return islice(self, 0, None, every) if every > 1 else self
 
     def counts(self, num_units: int) -> NDArray[np.int64]:
         """How often each unit of the inventory occurs, counts_V."""

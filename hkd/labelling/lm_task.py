@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hkd.labelling.lm_data import Corpus
+from hkd.labelling.shuffle import Shuffled
 from hkd.teachers.cloze import UnitBatch, UnitLm, collate
 
 Numbers = NDArray[np.int64]
@@ -18,20 +19,20 @@ _POOL = 64  # batches sorted together
 
 
 class BatchOrder:
-    """Step → numbers of the sentences. Memory: one permutation of the corpus."""
+    """Step → numbers of the sentences, in constant memory."""
 
     def __init__(self, corpus: Corpus, *, batch_sentences: int, seed: int) -> None:
         self._corpus, self._size, self._seed = corpus, batch_sentences, seed
         self.steps_per_epoch = -(-len(corpus) // batch_sentences)
         self._epoch, self._pool = -1, -1
-        self._permutation = np.zeros(0, np.int64)
+        self._order = Shuffled(0, [seed])
         self._batches: list[Numbers] = []
 
     def __call__(self, step: int) -> Numbers:
         """The sentences of a step (0 first)."""
         epoch, place = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
-            self._permutation = np.random.default_rng([self._seed, epoch]).permutation(len(self._corpus))
+            self._order = Shuffled(len(self._corpus), [self._seed, epoch])
             self._epoch, self._pool = epoch, -1
         pool, index = divmod(place, _POOL)
         if pool != self._pool:
@@ -41,7 +42,7 @@ class BatchOrder:
 
     def _make(self, epoch: int, pool: int) -> list[Numbers]:
         width = _POOL * self._size
-        member = self._permutation[pool * width : (pool + 1) * width]
+        member = self._order[pool * width : (pool + 1) * width]
         length = np.array([len(self._corpus[int(number)]) for number in member])
         member = member[np.argsort(length, kind="stable")]
         batches = [member[start : start + self._size] for start in range(0, len(member), self._size)]

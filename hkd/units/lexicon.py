@@ -8,7 +8,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -42,7 +42,9 @@ class Lexicon:
         self.path = path or model_folder() / "cmudict-en-us.dict"
         self._stress, self._within = stress, None if within is None else frozenset(within)
         self._is_own = path is not None
-        self._guessed: dict[str, tuple[str, ...]] = {}
+        self._guessed = lru_cache(maxsize=1 << 17)(
+            self._checked_guess
+        )  # a large text has a million words that no dictionary holds
 
     @cached_property
     def _variants(self) -> dict[str, list[tuple[str, ...]]]:
@@ -112,10 +114,11 @@ class Lexicon:
         listed = self._variants.get(word)
         if listed:
             return listed[0]
-        if word not in self._guessed:
-            guess = self._guess(word)
-            self._guessed[word] = guess if self._within is None or self._within.issuperset(guess) else ()
-        return self._guessed[word]
+        return self._guessed(word)
+
+    def _checked_guess(self, word: str) -> tuple[str, ...]:
+        guess = self._guess(word)
+        return guess if self._within is None or self._within.issuperset(guess) else ()
 
     def _guess(self, word: str) -> tuple[str, ...]:
         plain = "".join(c for c in unicodedata.normalize("NFD", word) if not unicodedata.combining(c))

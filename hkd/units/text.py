@@ -8,7 +8,7 @@ mark or apostrophe separates words; apostrophes stay inside words and go at thei
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from hkd.files import digest_of
@@ -30,7 +30,7 @@ def _inflect() -> Any:
     return inflect.engine()
 
 
-@cache
+@lru_cache(maxsize=1 << 16)
 def _spell(number: str) -> str:
     """One number, as digits with an optional fraction or ordinal ending → its words; unchanged where too long to be spoken."""
     if sum(c.isdigit() for c in number) > _LARGEST_DIGITS:

@@ -1,6 +1,7 @@
 """Text → token cache: what is kept, held out, left out, cut; folds."""
 
 import gzip
+import tracemalloc
 from itertools import pairwise
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from hkd.errors import UserError
 from hkd.labelling.lm_data import Corpus, TokenCache, cache_text, cut, folds_of, is_held_out, read_lines
+from hkd.labelling.shuffle import Shuffled
 from hkd.manifest import Manifest, Utterance
 from hkd.testing.corpus import tiny_sentences
 from hkd.units.text import words
@@ -110,3 +112,39 @@ def test_broken_text_is_named_with_its_line(tmp_path):
     (tmp_path / "b.gz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match=r"b\.gz"):
         list(read_lines([tmp_path / "b.gz"]))
+
+
+def test_four_times_the_text_takes_no_more_memory(tmp_path):
+    """Streamed into the cache, read in order and at random, and drawn from: what is kept does not grow with the text."""
+
+    letters = str.maketrans("01234567", "abcdefgh")
+
+    def peak(lines: int) -> int:
+        path = tmp_path / f"{lines}.txt.gz"
+        with gzip.open(path, "wt", compresslevel=1) as file:
+            file.writelines(f"{LINES[n % 300]} {format(n, 'o').translate(letters)}\n" for n in range(lines))
+        tracemalloc.start()
+        train, held = cached(tmp_path / str(lines), [path])
+        corpus = Corpus([train, held])
+        order = Shuffled(len(corpus), [0], exact=0)
+        assert corpus.counts(200).sum() == corpus.num_units
+        assert all(len(corpus[number]) for start in range(0, lines, 500) for number in order[start : start + 5].tolist())
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    peak(500)  # whatever is made once
+    small, large = peak(7000), peak(28_000)  # the smaller one fills a block of what is read at once
+    assert large < small + 50_000
+
+
+def test_a_line_without_end_is_refused(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"word " * 300_000)
+    with pytest.raises(UserError, match=r"a\.txt:1: text must have a sentence a line"):
+        list(read_lines([tmp_path / "a.txt"]))
+
+
+def test_an_n_gram_gets_an_even_part_of_a_large_corpus():
+    corpus = Corpus([[np.full(10, number, np.int32) for number in range(100)]])
+    assert list(corpus.part(1000)) == list(corpus)
+    assert [int(unit_U[0]) for unit_U in corpus.part(300)] == list(range(0, 100, 4))
