@@ -5,8 +5,9 @@
 - The rows are made here: scores of 30,522 units that follow Zipf's law with evidence of varying sharpness, and a target that stands out by
   4 to 18 nats; the 64 likeliest kept with the target among them (hkd.topk), k = 16 cut from them; utterances of about 30 positions.
   The first 100,000 positions are made, more repeat them. Errors are those of the first 50,000. An epoch of more than 10 s is cut and scaled.
-- Every system writes in one process and reads in another, one after another, after 50 utterances that are not counted, with one thread for torch and BLAS (hkd packs in one more
-  while it writes). Medians of the repeats, wall-clock: on a busy machine compare within one run only (CPU seconds stand in the JSON).
+- Every system writes in one process and reads in another, one after another, after 50 utterances that are not counted, with one thread for
+  torch and BLAS (hkd writes with as many threads as there are cores, at most four; it reads with one). Medians of the repeats, wall-clock:
+  on a busy machine compare within one run only (CPU seconds stand in the JSON).
 - write: rows in memory → closed files. read: open apart, every utterance once in batches of 64, as int32 ids and float32 log-probabilities,
   tail, gold. First a shuffled epoch after opening; hkd's goes by runs of what is decoded together, four of them mixed, as the others'
   random order would decode each block many times. Then (`again`) one random order, read for the second time, everything in memory.
@@ -18,7 +19,6 @@ import argparse
 import json
 import math
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -32,6 +32,7 @@ for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
 
 import numpy as np  # noqa: E402
+from common import peak_mb  # noqa: E402
 from store_systems import COLUMNS, NUM_UNITS, OURS, PEERS, Labels, Reader, utterances  # noqa: E402
 
 HERE = Path(__file__).parent
@@ -82,14 +83,6 @@ def timed(work: Callable[[], Any]) -> tuple[tuple[float, float], Any]:
     wall, cpu = time.perf_counter(), time.process_time()
     value = work()
     return (time.perf_counter() - wall, time.process_time() - cpu), value
-
-
-def peak_mb() -> float:
-    """Most memory that this process has had. ru_maxrss would count the one that started it, too."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        return int(status.read_text().partition("VmHWM:")[2].split()[0]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 * 1024 if sys.platform == "darwin" else 1024)
 
 
 def write_phase(system: str, rows: Labels, folder: Path, repeats: int) -> dict[str, Any]:
@@ -230,7 +223,8 @@ def run(phase: str, system: str, *arguments: Any) -> dict[str, Any]:
     if system in PEERS and not PEER_PYTHON.exists():
         return {"failed": "not installed (make bench-store installs the peers)"}
     command = [python, __file__, "--one", phase, system, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    environment = os.environ | {"PYTHONPATH": str(HERE.parent)}  # hkd is not installed where the peers are
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         return {"failed": (done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1][:200]}
     result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])

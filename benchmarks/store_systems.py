@@ -100,6 +100,7 @@ def hkd(codec: str, compression: str = "zstd", backend: str = "arrow") -> Callab
 
         def write(rows: Labels) -> Iterator[None]:
             inventory = UnitInventory(level="subword", symbols=tuple(f"p{i}" for i in range(NUM_UNITS)))
+            assert inventory.digest  # known already of one that was loaded
             spec = StoreSpec(
                 name="bench", level="subword", inventory=inventory, teacher={}, manifest_digest="", k=rows.k,
                 codec=codec, compression=compression, backend=backend, utterances_per_shard=2048,
