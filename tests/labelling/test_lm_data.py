@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from hkd.errors import UserError
+from hkd.labelling import lm_data
 from hkd.labelling.lm_data import Corpus, TokenCache, cache_text, cut, folds_of, is_held_out, read_lines
 from hkd.labelling.shuffle import Shuffled
 from hkd.manifest import Manifest, Utterance
@@ -114,10 +115,11 @@ def test_broken_text_is_named_with_its_line(tmp_path):
         list(read_lines([tmp_path / "b.gz"]))
 
 
-def test_four_times_the_text_takes_no_more_memory(tmp_path):
+def test_four_times_the_text_takes_no_more_memory(tmp_path, monkeypatch):
     """Streamed into the cache, read in order and at random, and drawn from: what is kept does not grow with the text."""
 
     letters = str.maketrans("01234567", "abcdefgh")
+    monkeypatch.setattr(lm_data, "_READ_AT_ONCE", 64)  # so that both texts fill more than one block
 
     def peak(lines: int) -> int:
         path = tmp_path / f"{lines}.txt.gz"
@@ -134,7 +136,7 @@ def test_four_times_the_text_takes_no_more_memory(tmp_path):
         return found
 
     peak(500)  # whatever is made once
-    small, large = peak(7000), peak(28_000)  # the smaller one fills a block of what is read at once
+    small, large = peak(1500), peak(6000)
     assert large < small + 50_000
 
 
