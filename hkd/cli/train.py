@@ -56,7 +56,7 @@ def train(
 
         hkd train --labels shards/ --set encoder.name=facebook/wav2vec2-base --set loop.learning_rate=5e-5
 
-        torchrun --nproc-per-node 4 -m hkd train --labels shards/
+        torchrun --nproc-per-node 4 -m -- hkd train --labels shards/ --run four
     """
     from hkd.train.config import TrainConfig
     from hkd.train.data import open_data, show_data

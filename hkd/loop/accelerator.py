@@ -26,7 +26,7 @@ def make_accelerator(precision: str, device: str, *, tensorboard: Path | None = 
         AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(
         mixed_precision="no" if precision == "fp32" else precision,
-        cpu=device == "cpu",
+        cpu=device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available()),  # else processes do not meet
         log_with=None if tensorboard is None else "tensorboard",
         project_dir=tensorboard,
     )

@@ -31,7 +31,8 @@ def progress(done, total, **facts):
     print(int(done), flush=True)
 try:
     train(build(TrainConfig, settings, where="train"), folder, manifest=project / "manifest.jsonl", units=project / "units",
-          alignment=project / "alignment.arrow", labels=project / "shards", device="cpu", progress=progress)
+          alignment=project / "alignment.arrow", labels=project / "shards", progress=progress,
+          device="cpu" if torch.cuda.is_available() else "auto")
 except HkdError as error:
     print(error, file=sys.stderr)
     sys.exit(error.exit_code)
