@@ -18,24 +18,22 @@ def read(folder):
         with pa.memory_map(str(path)) as mapped:
             for batch in map(pa.ipc.open_file(mapped).get_batch, range(pa.ipc.open_file(mapped).num_record_batches)):
                 row = {name: batch.column(name)[0] for name in batch.schema.names}
-                lengths = np.array(row["num_positions"].as_py(), np.int64)
-                ends = np.cumsum(lengths)
-                n = int(lengths.sum())
-                values = (plain if spec["compression"] == "none" else coded)(
-                    spec, row, n, k, size, num_t, ends - lengths, lengths
-                )
-                for name, start, end in zip(row["id"].as_py(), ends - lengths, ends, strict=True):
-                    yield name, {key: value[start:end] for key, value in values.items()}
+                length = np.array(row["num_positions"].as_py(), np.int64)
+                start, n = np.cumsum(length) - length, int(length.sum())
+                stored = (row, n, k, size, num_t)
+                values = plain(*stored) if spec["compression"] == "none" else coded(*stored, spec, start)
+                for name, a, b in zip(row["id"].as_py(), start, start + length, strict=True):
+                    yield name, {key: value[a:b] for key, value in values.items()}
 
 
-def plain(spec, row, n, k, size, num_t, starts, lengths):
+def plain(row, n, k, size, num_t):
     types = {"unit": ("<u2" if size <= 65536 else "<u4", k), "logp": ("<f2", k), "tail": ("<f2", 1), "gold": ("<i4", 1)}
     types |= {"gold_logp": ("<f2", 1), "word": ("<i4", 1), "lse_t": ("<f4", num_t), "tail_t": ("<f2", num_t), "count": ("<u2", k)}
     found = {name: np.frombuffer(row[name].as_buffer(), t).reshape(n, r) for name, (t, r) in types.items() if name in row}
     return {name: value[:, 0] if name in ("tail", "gold", "gold_logp", "word") else value for name, value in found.items()}
 
 
-def coded(spec, row, n, k, size, num_t, starts, lengths):
+def coded(row, n, k, size, num_t, spec, start):
     def plane(name, rows):
         return np.frombuffer(pa.decompress(row[name].as_buffer(), rows * n, codec="zstd") if rows * n else b"", np.uint8)
 
@@ -43,30 +41,20 @@ def coded(spec, row, n, k, size, num_t, starts, lengths):
         width = np.dtype(dtype).itemsize
         return plane(name, width * columns).reshape(width, columns, n).transpose(2, 1, 0).copy().view(dtype)[..., 0]
 
-    id_bytes = 2 if size <= 65536 else 4
-    unit = sum(plane(f"unit.{i}", k).reshape(n, k).astype(np.int64) << 8 * i for i in range(id_bytes))
+    unit = sum(plane(f"unit.{i}", k).reshape(n, k).astype(np.int64) << 8 * i for i in range(2 if size <= 65536 else 4))
     steps = plane("code.0", k).reshape(k, n).astype(np.uint16) + (plane("code.1", k).reshape(k, n).astype(np.uint16) << 8)
-    code = np.cumsum(steps, axis=0, dtype=np.uint16).T
+    code = np.ascontiguousarray(np.cumsum(steps, axis=0, dtype=np.uint16).T)
     if spec["codec"]["name"] == "grid":
         logp = np.where(code == 65535, -np.inf, code.astype(np.float32) * -np.float32(spec["codec"]["step"]))
     else:
-        logp = -np.ascontiguousarray(code).view("<f2").astype(np.float32)
+        logp = -code.view("<f2").astype(np.float32)
     rank, at = number("gold_rank", "<u4")[:, 0].astype(np.int64), np.arange(n)
     gold = np.where(rank > 0, unit[at, rank - 1], number("gold", "<u4")[:, 0].astype(np.int64) - 1)
     gold_logp = np.where(rank > 0, logp[at, rank - 1], number("gold_logp", "<f2")[:, 0].astype(np.float32))
-    word = number("word", "<u4")[:, 0].copy()
-    for start, length in zip(starts, lengths, strict=True):
-        word[start : start + length] = np.cumsum(word[start : start + length], dtype=np.uint32) - np.uint32(1)
-    values = {
-        "unit": unit,
-        "logp": logp,
-        "tail": number("tail", "<f2")[:, 0],
-        "gold": gold,
-        "gold_logp": gold_logp,
-        "word": word.view(np.int32),
-    }
-    if num_t:
-        values |= {"lse_t": number("lse_t", "<f4", num_t), "tail_t": number("tail_t", "<f2", num_t)}
+    word = np.split(number("word", "<u4")[:, 0], start)  # before the first utterance lies nothing
+    word = np.concatenate([np.cumsum(steps, dtype=np.uint32) - np.uint32(1) for steps in word]).view(np.int32)
+    values = {"unit": unit, "logp": logp, "tail": number("tail", "<f2")[:, 0], "gold": gold, "gold_logp": gold_logp, "word": word}
+    values |= {name: number(name, dtype, num_t) for name, dtype in (("lse_t", "<f4"), ("tail_t", "<f2")) if num_t}
     if spec["selection"] == "sample":
         values["count"] = sum(plane(f"count.{i}", k).reshape(k, n).T.astype(np.int64) << 8 * i for i in range(2))
     return values
