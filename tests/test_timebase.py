@@ -63,3 +63,19 @@ def test_frames_of_another_front_end_lie_where_its_windows_do(samples: int, rati
     if ratio == 1:  # subsampled, the two rules may give as many frames
         assert bound_T1[0] == (120 if snip_edges else 0)
         assert abs(bound_T1[-1] - samples) <= 280
+
+
+@given(st.integers(1, 400), st.lists(st.tuples(st.integers(1, 10), st.integers(1, 5)), min_size=1, max_size=4))
+def test_convolutions_turn_the_covering_samples_into_that_many_frames(frames: int, layers: list[tuple[int, int]]) -> None:
+    window, shift = 1, 1
+    for kernel, stride in layers:
+        window, shift = window + (kernel - 1) * shift, shift * stride
+    samples = timebase.covering_samples(frames, shift_samples=shift, window_samples=window)
+
+    def convolved(length: int) -> int:
+        for kernel, stride in layers:
+            length = (length - kernel) // stride + 1
+        return length
+
+    assert convolved(samples) == frames
+    assert convolved(samples - 1) == frames - 1  # and not a sample more than that

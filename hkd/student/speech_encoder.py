@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from hkd.errors import HkdError, UserError
@@ -257,7 +258,7 @@ def _whisper_front(model: Any) -> list[nn.Module]:
 
 
 def load_pretrained(encoder: SpeechEncoder) -> None:
-    """Put the named encoder's weights in. Raises UserError where it lacks some."""
+    """Put the named encoder's weights in. Raises UserError where it lacks some, HkdError where they cannot be read."""
     folder, config = local_encoder(encoder.config.name), encoder.config
     with _transformers() as transformers:
         settings: Any = getattr(encoder.model, "config")  # noqa: B009 (nn.Module types attributes as tensors)
@@ -266,10 +267,14 @@ def load_pretrained(encoder: SpeechEncoder) -> None:
             "WhisperEncoder"
         ]:
             kind = type(encoder.model)
-        model, found = kind.from_pretrained(
-            folder, config=settings, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, local_files_only=True,
-            output_loading_info=True,
-        )  # fmt: skip
+        try:
+            model, found = kind.from_pretrained(
+                folder, config=settings, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, local_files_only=True,
+                output_loading_info=True,
+            )  # fmt: skip
+        except (OSError, ValueError, SafetensorError) as error:
+            reason = str(error).splitlines()[0]
+            raise HkdError(f"the weights of {config.name} cannot be read ({reason}). Have the files anew.") from None
     ours = model.encoder if config.architecture == WHISPER and kind is transformers.AutoModel else model
     prefix = "encoder." if ours is not model else ""
     lost = sorted(name for name in found["missing_keys"] if name.startswith(prefix)) + sorted(found["mismatched_keys"])
