@@ -15,7 +15,6 @@ A last row plans a manifest of a million utterances and writes its first shard: 
 import argparse
 import itertools
 import json
-import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +30,7 @@ import_torchaudio()
 
 import dump_memory  # noqa: E402
 import transformers  # noqa: E402
+from common import bar, machine, save  # noqa: E402
 
 from hkd.teachers.base import Sentence  # noqa: E402
 from hkd.teachers.load import choose_device, choose_precision  # noqa: E402
@@ -222,29 +222,22 @@ def bench(shape: str, k: int, arguments: argparse.Namespace, *, wide: bool) -> d
     return figures
 
 
-def bar(what: str, value: float, bound: float, *, least: bool, form: str = ".2f") -> bool:
-    """Print whether a figure keeps its bound."""
-    good = value >= bound if least else value <= bound
-    print(f"BAR {what}: {value:{form}} {'>=' if least else '<='} {bound:{form}} {'met' if good else 'missed'}", flush=True)
-    return good
-
-
-def bars(shape: str, k: int, figures: dict[str, Any], rate: str) -> bool:
-    """Print a line a bar; whether all hold."""
-    good = True
+def bars(shape: str, k: int, figures: dict[str, Any], rate: str) -> list[str]:
+    """Print a line a bar, and return them."""
+    lines = []
     for (of, name), (other, least) in BARS.items():
         if of == shape and name in figures and other in figures:
             ratio = figures[name][rate] / figures[other][rate]
             figures[name]["ratio"] = {"to": other, "is": round(ratio, 3), "bar": least}
-            good &= bar(f"{shape} k={k} {name} / {other}", ratio, least, least=True)
+            lines.append(bar(f"{shape} k={k} {name} / {other}", ratio, least, least=True))
     for name, row in figures.items():
         if (gap := row.get("largest_difference_to_reference")) is not None:
-            good &= bar(f"{shape} k={k} {name}: largest difference", gap, 1e-4, least=False, form=".1e")
-    return good
+            lines.append(bar(f"{shape} k={k} {name}: largest difference", gap, 1e-4, "nats", form=".1e"))
+    return lines
 
 
 def main() -> None:
-    """Run, print the bars, write results/dump.json."""
+    """Run, print the bars, write results/dump.json as it goes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", default="small,bert-base")
     parser.add_argument("--k", default="8,64", help="wide context is measured for the first one")
@@ -263,31 +256,21 @@ def main() -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     asked = {name: str(value) for name, value in vars(arguments).items() if name != "out"}
-    results: dict[str, Any] = {"machine": machine(), "arguments": asked, "runs": {}}
-    passed = True
+    results: dict[str, Any] = {"machine": machine(), "arguments": asked, "runs": {}, "bars": []}
     for shape in arguments.shapes.split(","):
         for number, k in enumerate(map(int, arguments.k.split(","))):
             figures = results["runs"][f"{shape} k={k}"] = bench(shape, k, arguments, wide=number == 0)
-            passed &= bars(shape, k, figures, "positions_per_cpu_s" if arguments.clock == "cpu" else "positions_per_s")
+            rate = "positions_per_cpu_s" if arguments.clock == "cpu" else "positions_per_s"
+            results["bars"] += bars(shape, k, figures, rate)
             print(f"{shape} k={k}: {json.dumps(figures)}", flush=True)
+            save(arguments.out, results)
     if not arguments.no_memory:
         row = results["a million utterances"] = dump_memory.measure()
-        passed &= bar("a million utterances: peak memory, GB", row["peak_gb"], 1.0, least=False)
-        passed &= bar("a million utterances: planning, s of processor time", row["plan_cpu_seconds"], 30.0, least=False)
-    arguments.out.parent.mkdir(exist_ok=True)
-    arguments.out.write_text(json.dumps(results, indent=2) + "\n")
-    raise SystemExit(0 if passed else 1)
-
-
-def machine() -> dict[str, Any]:
-    """What it ran on."""
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {
-        "cpu": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "gpu": gpu,
-        "torch": torch.__version__,
-    }
+        results["bars"] += [
+            bar("a million utterances: peak memory", row["peak_gb"], 1.0, "GB"),
+            bar("a million utterances: planning, processor time", row["plan_cpu_seconds"], 30.0, "s"),
+        ]
+    save(arguments.out, results)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,14 @@
 
 import json
 import random
-import resource
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from common import peak_mb
 
 UTTERANCES = 1_000_000
 
@@ -49,7 +50,7 @@ def first_shard(folder: Path) -> dict[str, Any]:
         "shards": len(shards),
         "plan_cpu_seconds": round(planned - started, 2),
         "first_shard_cpu_seconds": round(time.process_time() - planned, 2),
-        "peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 3),
+        "peak_gb": round(peak_mb() * 1024**2 / 1e9, 3),
     }
 
 
