@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from bench_dump import SHAPES, V, bar, machine, transformers  # type: ignore[attr-defined]  # which must come after torchaudio
 
-from hkd.labelling.dump import DumpConfig, DumpReport, dump
+from hkd.labelling.dump import DumpConfig, dump
+from hkd.labelling.dump_report import DumpReport
 from hkd.teachers.masked import MaskedTeacher
 from hkd.teachers.options import TeacherOptions
 

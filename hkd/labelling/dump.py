@@ -7,18 +7,18 @@
 """
 
 import logging
-import shlex
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, Required, TypedDict, Unpack, runtime_checkable
 
 from hkd import __version__
 from hkd.align.alignment import Alignment
 from hkd.errors import UserError
+from hkd.labelling.dump_report import DumpReport, Work
 from hkd.labelling.plan import Transcripts, UnitSource, unit_source
 from hkd.labelling.quality import calibration_error, summary, unigram_perplexity
 from hkd.labelling.shard import Labelled, ShardLabeller
@@ -77,76 +77,13 @@ class DumpConfig:
             )
 
 
-def no_seconds() -> dict[str, float]:
-    """No time by phase."""
-    return dict.fromkeys(("read", "score", "wait", "write", "total"), 0.0)
+class DumpInputs(TypedDict, total=False):
+    """What `dump` and `open_dump` take by name beside manifest, store and teacher."""
 
-
-@dataclass(kw_only=True, slots=True)
-class Work:
-    """What labelling some shards came to; the parts of several workers add up."""
-
-    shards: int = 0
-    positions: int = 0
-    scored_positions: int = 0  # fewer, where transcripts repeat
-    seconds: dict[str, float] = field(default_factory=no_seconds)
-    left_out: dict[str, str] = field(default_factory=dict)  # id → why
-    flops: float = 0.0  # floating-point operations of the model; 0: not counted
-
-    def __add__(self, other: "Work") -> "Work":
-        return Work(
-            shards=self.shards + other.shards,
-            positions=self.positions + other.positions,
-            scored_positions=self.scored_positions + other.scored_positions,
-            seconds={phase: value + other.seconds[phase] for phase, value in self.seconds.items()},
-            left_out={**self.left_out, **other.left_out},
-            flops=self.flops + other.flops,
-        )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DumpReport:
-    """What a dump did. Times are of this run; the quality is that of the whole store, None while shards are missing."""
-
-    store: Path | str
-    teacher: str
-    level: str
-    utterances: int
-    without_units: int  # utterances of the manifest that the alignment lacks
-    shards: int
-    shards_done: int  # by this run
-    shards_missing: int  # of other ranks
-    positions: int  # by this run
-    scored_positions: int  # fewer, where transcripts repeat
-    seconds: dict[str, float]  # by phase, summed over the workers: read, score, wait, write; and total, by the clock
-    quality: dict[str, Any] | None
-    left_out: dict[str, str] = field(default_factory=dict)  # id → why
-    workers: int = 1
-    workers_lost: int = 0  # each with the shard that it was at, which another worker then did
-    flops: float = 0.0  # floating-point operations of the model by this run; 0: not counted
-    peak_flops_per_s: float = 0.0  # of one worker's device
-    peak_known_from: str = ""
-
-    @property
-    def positions_per_s(self) -> float:
-        """Positions a second of this run, all phases included."""
-        return self.positions / self.seconds["total"] if self.seconds["total"] else 0.0
-
-    @property
-    def utilisation(self) -> float | None:
-        """Share of the devices' peak that the model used, all phases included; None where it is not known."""
-        peak = self.peak_flops_per_s * self.workers * self.seconds["total"]
-        return self.flops / peak if peak and self.flops else None
-
-    @property
-    def go_on(self) -> str:
-        """The command that comes next; empty while shards are missing."""
-        return "" if self.shards_missing else f"hkd train --labels {shlex.quote(str(self.store).rpartition('/')[0] + '/')}"
-
-    def to_json(self) -> dict[str, Any]:
-        """For `--json`."""
-        figures = {"positions_per_s": self.positions_per_s, "utilisation": self.utilisation, "go_on": self.go_on}
-        return {**asdict(self), "store": str(self.store), **figures}
+    config: Required[DumpConfig]
+    alignment: Alignment | None  # for levels that are aligned
+    subwords: SubwordModel | None  # the level's model, for LMs of a spelled level without pieces of their own
+    command: str  # for the store's card
 
 
 def dump(
@@ -154,19 +91,15 @@ def dump(
     out: Path | str,
     teacher: Teacher | Callable[[], Teacher],
     *,
-    config: DumpConfig,
-    alignment: Alignment | None = None,
-    subwords: SubwordModel | None = None,
     overwrite: bool = False,
-    command: str = "",
     rank: int = 0,
     world_size: int = 1,
     progress: Progress = no_progress,
+    **inputs: Unpack[DumpInputs],
 ) -> DumpReport:
     """Label a manifest's transcripts into the store at `out`; this process does every `world_size`-th pending shard.
 
-    `alignment`: for levels that are aligned; `subwords`: the level's model, for LMs without pieces of their own. Raises UserError where inputs do not
-    fit together or the store there is another one, HkdError where the work cannot be done.
+    Raises UserError where inputs do not fit together or the store there is another one, HkdError where the work cannot be done.
     """
     if not 0 <= rank < world_size:
         raise UserError(f"rank must be at least 0 and below world_size, but is {rank} of {world_size} instead.")
@@ -174,9 +107,7 @@ def dump(
         raise UserError(
             "--overwrite must be left out in a job array, where each process would remove what the others wrote. Remove the store first."
         )
-    run = open_dump(
-        manifest, out, teacher, config=config, alignment=alignment, subwords=subwords, overwrite=overwrite, command=command
-    )
+    run = open_dump(manifest, out, teacher, overwrite=overwrite, **inputs)
     run.shards([shard for shard in run.pending() if shard % world_size == rank], progress)
     return run.report(run.work)
 
@@ -186,26 +117,25 @@ def open_dump(
     out: Path | str,
     teacher: Teacher | Callable[[], Teacher],
     *,
-    config: DumpConfig,
-    alignment: Alignment | None = None,
-    subwords: SubwordModel | None = None,
     overwrite: bool = False,
-    command: str = "",
+    **inputs: Unpack[DumpInputs],
 ) -> "DumpRun":
     """Read the manifest, load the teacher, begin the store or go on with it: what `dump` does before the first shard."""
+    config, alignment = inputs["config"], inputs.get("alignment")
     transcripts = Transcripts(manifest, split=config.split or None)
     teacher = teacher() if callable(teacher) else teacher
     if config.selection == "sample" and teacher.info.kind not in ("masked", "causal"):
         raise UserError(
             f"selection must be topk for a teacher of kind {teacher.info.kind}; only masked and causal LMs can be sampled."
         )
-    source = unit_source(teacher, alignment=alignment, subwords=subwords)
+    source = unit_source(teacher, alignment=alignment, subwords=inputs.get("subwords"))
     ids = transcripts.ids
     labelled = source.labelled(ids)
     if not labelled:
         raise UserError("the alignment must hold utterances of the manifest, but holds none of them. Run `hkd align` again.")
     if len(labelled) < len(ids):
         log.warning("%d of %d utterances have no alignment and get no labels.", len(ids) - len(labelled), len(ids))
+    command = inputs.get("command", "")
     spec = store_spec(teacher, config, transcripts.digest, alignment, name=config.name or teacher.level, command=command)
     writer = LabelWriter.open(out, spec, labelled, overwrite=overwrite)
     return DumpRun(teacher=teacher, source=source, transcripts=transcripts, config=config, writer=writer)

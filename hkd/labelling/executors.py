@@ -5,11 +5,11 @@ A job names its parts by path, so that any process on any machine with these pat
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from hkd.align.alignment import Alignment
 from hkd.errors import UserError
-from hkd.labelling.dump import DumpConfig, DumpReport, dump
+from hkd.labelling.dump import DumpConfig, DumpInputs, dump
+from hkd.labelling.dump_report import DumpReport
 from hkd.progress import Progress, no_progress
 from hkd.teachers.base import Teacher
 from hkd.teachers.load import load_teacher
@@ -45,7 +45,7 @@ class DumpJob:
             self.lm, unit=self.unit, device=self.device, precision=self.precision, options=self.teacher, inventory=units
         )
 
-    def parts(self) -> dict[str, Any]:
+    def parts(self) -> DumpInputs:
         """What `dump` and `open_dump` take beside manifest, store and teacher."""
         return {
             "config": self.store,

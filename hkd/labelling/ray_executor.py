@@ -20,7 +20,7 @@ from typing import Any, TextIO, cast
 
 from hkd import __version__
 from hkd.errors import HkdError, MissingPackageError, UserError
-from hkd.labelling.dump import DumpReport, Work
+from hkd.labelling.dump_report import DumpReport, Work
 from hkd.labelling.executors import DumpJob
 from hkd.labelling.ray_worker import Answer, Said, Worker
 from hkd.progress import Progress, no_progress

@@ -10,7 +10,8 @@ import torch
 
 from hkd import __version__
 from hkd.errors import HkdError, UserError
-from hkd.labelling.dump import DumpReport, DumpRun, Work, open_dump
+from hkd.labelling.dump import DumpRun, open_dump
+from hkd.labelling.dump_report import DumpReport, Work
 from hkd.labelling.executors import DumpJob
 
 Said = tuple[str, int, str]  # logger, level, text

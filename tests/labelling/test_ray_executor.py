@@ -17,7 +17,8 @@ from ray.cluster_utils import Cluster
 from s3fs import S3FileSystem
 
 from hkd.errors import UserError
-from hkd.labelling.dump import DumpConfig, DumpReport
+from hkd.labelling.dump import DumpConfig
+from hkd.labelling.dump_report import DumpReport
 from hkd.labelling.executors import DumpJob, execute
 from hkd.labelling.ray_executor import Share, share_of
 from hkd.testing.s3 import S3Server
