@@ -24,7 +24,9 @@ def teacher_dump(
     lm: Annotated[
         Text, typer.Option(help="Alias (bert-large, gpt2 ...), hub name, folder, NAME below lm/, ARPA file, phone-trigram.")
     ] = None,
-    unit: Annotated[Text, typer.Option(help="Level: senone, monophone or subword. [subword]", show_default=False)] = None,
+    unit: Annotated[
+        Text, typer.Option(help="Level: senone, monophone, character or subword. [subword]", show_default=False)
+    ] = None,
     name: Annotated[Text, typer.Option(help="Name of the store below the labels folder; by default the level.")] = None,
     out: Annotated[Text, typer.Option(help="The store's folder or URL (s3://...), instead of labels/NAME.")] = None,
     manifest: Annotated[Path | None, typer.Option(help="Manifest; by default the project's.")] = None,
@@ -100,6 +102,8 @@ def teacher_dump(
     from hkd.config import merge
     from hkd.labelling.executors import DumpJob, execute
     from hkd.pipeline.actions import dump_settings
+    from hkd.units.level import SPELLED
+    from hkd.units.subword import model_file
 
     given = {
         "k": k, "temperatures": _numbers(temperatures), "selection": select, "codec": codec, "backend": backend, "split": split, "name": name,
@@ -124,8 +128,8 @@ def teacher_dump(
         teacher=settings.teacher,
         store=config,
         inventory=_there_is(here.units / f"{unit}.json"),
-        alignment=None if unit == "subword" else alignment or here.require("alignment", "hkd align"),
-        subwords=_there_is(here.units / "subword.model") if unit == "subword" else None,
+        alignment=None if unit in SPELLED else alignment or here.require("alignment", "hkd align"),
+        subwords=_there_is(here.units / model_file(unit)) if unit in SPELLED else None,
         command=_command(sys.argv[1:]),
     )
     with progress_bar(f"labels {config.name or unit}") as progress:
