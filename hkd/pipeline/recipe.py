@@ -134,7 +134,7 @@ def stages_of(recipe: Recipe) -> dict[str, Stage]:
     add(
         "units",
         actions.units,
-        recipe.table("units") | ({"is_tied": True} if is_tied else {}),
+        {**recipe.table("units"), **({"is_tied": True} if is_tied else {})},
         ["units"],
         ["prepare", *(["align"] if brings_units else [])],
     )

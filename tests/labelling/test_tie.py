@@ -15,7 +15,7 @@ from hkd.labelling.tie import TieConfig, tie
 from hkd.train.config import TrainConfig
 from hkd.train.data import open_data
 from hkd.units.acoustic import PhoneTying, adopt
-from hkd.units.level import MONOPHONE, SENONE
+from hkd.units.level import CHARACTER, MONOPHONE, SENONE, SUBWORD
 from hkd.units.sequences import Units
 
 
@@ -36,7 +36,7 @@ def folder(prepared: Path, tmp_path: Path) -> Path:
 
 def test_an_alignment_without_senones_says_so(folder: Path) -> None:
     units = Units(folder / "units")
-    assert units.levels == (MONOPHONE, "subword")
+    assert units.levels == (MONOPHONE, CHARACTER, SUBWORD)
     assert len(units.encode(["hello"], MONOPHONE)[0]) == 4
     with pytest.raises(UserError, match="hkd units tie"):
         units.encode(["hello"], SENONE)
