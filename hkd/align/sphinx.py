@@ -113,6 +113,7 @@ class SphinxAligner:
         if not np.abs(wave_S).max() > 0:
             raise _FailureError("the audio is silent")
         pcm = to_int16(wave_S).tobytes()
+        self.decoder.reinit_feat()  # else its estimate of the noise is that of the utterance before
         self.decoder.set_align_text(" ".join(spoken))
         self._decode(pcm)
         if self.decoder.hyp() is None:
@@ -207,8 +208,7 @@ class _Segments:
 def align_chunk(task: dict[str, Any]) -> list[dict[str, Any]]:
     """Align the utterances of a task, {"config", "utterances"}: what the pool's workers run.
 
-    A decoder remembers what it has decoded: with the same decoder for all chunks, one boundary in 551 prompts depended on which
-    process had which chunks. So each chunk has a decoder of its own; loading one takes half a second.
+    A decoder remembers the words that it was taught, so each chunk has a decoder of its own; loading one takes half a second.
     """
     aligner = SphinxAligner(SphinxConfig(**task["config"]))
     return [aligner.align(Utterance(**fields)) for fields in task["utterances"]]

@@ -199,7 +199,7 @@ def test_settings_that_make_no_sense_are_refused(wrong: dict) -> None:
 
 
 def test_another_model_is_a_folder_with_its_dictionary_and_a_projects_units_follow(tmp_path: Path, prepared: Path) -> None:
-    two = Manifest(list(manifest.read(prepared / "manifest.jsonl"))[:2])
+    two = Manifest(list(manifest.read(prepared / "manifest.jsonl"))[-2:])
     shipped = model_folder() / "en-us"  # the English model as somebody's own: the dictionary lies beside it
     align_manifest(two, tmp_path / "a.arrow", config=SphinxConfig(jobs=1, model=str(shipped)))
     found, wanted = Alignment(tmp_path / "a.arrow"), Alignment(prepared / "alignment.arrow")
@@ -229,3 +229,16 @@ def test_words_lie_around_their_sound(prepared: Path) -> None:
     assert len(early_s) >= 6
     assert abs(float(np.median(late_s) - np.median(early_s))) / 2 < 0.006
     assert float(np.median(early_s)) > 0 < float(np.median(late_s))
+
+
+def test_an_utterance_does_not_depend_on_the_one_before(prepared: Path, tmp_path: Path) -> None:
+    first, second = list(manifest.read(prepared / "manifest.jsonl"))[-2:]
+    wave_S = read_audio(first)
+    noise_S = np.random.default_rng(0).normal(0, 0.3, len(wave_S)).astype(np.float32)
+    write_wav(tmp_path / "noisy.wav", wave_S + noise_S)
+    noisy = Utterance(id="noisy", text=first.text, audio_filepath=str(tmp_path / "noisy.wav"))
+    config = SphinxConfig(min_score=-1000)
+    alone, aligner = SphinxAligner(config).align(second), SphinxAligner(config)
+    aligner.align(noisy)
+    found = aligner.align(second)
+    assert {key: found[key] for key in ("word", SENONE, "score")} == {key: alone[key] for key in ("word", SENONE, "score")}
