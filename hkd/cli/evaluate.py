@@ -90,7 +90,11 @@ def evaluate(
             options: dict[str, Any] = {"split": split, "config": config, "lm": lm, "tag": tag, "progress": progress}
             reports.append(evaluate_run(folder, manifest=manifest, **options, **paths))
     table = objectives_table(reports)
-    emit([report.to_json() | {"rtf": report.rtf, "memory_mb": report.memory_mb} for report in reports], as_json, lambda _: table.text())
+    emit(
+        [report.to_json() | {"rtf": report.rtf, "memory_mb": report.memory_mb} for report in reports],
+        as_json,
+        lambda _: table.text(),
+    )
 
 
 def _tune(folders: list[Path], manifest: Path, lm: str | None, split: str, config: Any, as_json: bool) -> None:
