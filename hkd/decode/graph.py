@@ -4,8 +4,8 @@
 
 G is the n-gram, L the pronunciations with optional silence between words, C puts phones into the context of their neighbours (across
 words too, as the aligner has it), H gives each phone in context the tied states of the acoustic model, each with a self-loop. Phones carry
-their position in the word where the senones depend on it, so that C finds the senones that text has by the same tying; transition probabilities are left out, since states
-of equal rank would have equal ones. kaldifst does the algebra, kaldilm reads the n-gram.
+their position in the word where the senones depend on it, so that C finds the senones that text has by the same tying; transition
+probabilities are left out, since states of equal rank would have equal ones. kaldifst does the algebra, kaldilm reads the n-gram.
 
 Input labels: senone + 1 (0 is ε). Output labels: words, numbered as in `Graph.words`.
 """
