@@ -101,15 +101,15 @@ def _run(pipeline: Path, work: Path, assignments: list[str], jobs: int | None, a
         say(f"All {len(done.skipped)} stages are up to date.")
     else:
         say(f"{len(done.ran)} stages run, {len(done.skipped)} up to date, {done.seconds:.0f} s.")
-    report = work / "report.html"
+    report = work / "report.html" if "report" in stages else None
     value = {
         "work": str(work),
         "ran": done.ran,
         "skipped": done.skipped,
         "seconds": round(done.seconds, 1),
-        "report": str(report),
+        "report": report and str(report),
     }
-    emit(value, as_json, lambda _: f"{results_table(work)}\n\nReport: {report}")
+    emit(value, as_json, lambda _: f"{results_table(work)}\n\nReport: {report}" if report else f"Label stores: {work / 'shards'}")
 
 
 class _Lines:

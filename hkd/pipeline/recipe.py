@@ -11,7 +11,7 @@
     [runs.NAME]               a run: what differs from [train]
     [evaluate]                how all runs are scored on [report].split; lm = "lm/words.arpa" beside a hybrid student
     [searches.TAG]            another way to decode: runs = [...] and settings of [evaluate]; its rows are RUN@TAG
-    [report]                  the page
+    [report]                  the page, where there are runs
 
 Every table is checked against its component's config before anything starts.
 """
@@ -172,6 +172,8 @@ def stages_of(recipe: Recipe) -> dict[str, Stage]:
                 [f"runs/{name}/{path.name}" for path in result_paths(Path(), split, tag)],
                 [f"train-{name}", *(f"dump-{store}" for store in stores), *(["words"] if lm == OWN_WORDS else [])],
             )
+    if not runs:  # label stores alone
+        return stages
     settings = {"runs": list(runs), "title": recipe.title, **recipe.table("report")}
     add("report", actions.report, settings, ["report.html", "report.md", "report.txt"], scored)
     return stages

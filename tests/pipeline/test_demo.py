@@ -17,6 +17,7 @@ from hkd.config import parse_overrides, read_toml
 from hkd.errors import UserError
 from hkd.files import shipped
 from hkd.pipeline.recipe import load_recipe, stages_of
+from hkd.toml import to_toml
 from hkd.units.acoustic import load_tying
 
 PIPELINES = sorted(path.parent for path in shipped("pipelines").glob("*/pipeline.toml"))
@@ -139,6 +140,12 @@ def test_seeds_and_searches_name_their_stages_and_nonsense_is_refused(tmp_path: 
     assert {"train-auxiliary-seed0", "evaluate-auxiliary-seed1@narrow", "evaluate-none-seed5"} <= set(stages)
     assert "evaluate-none-seed5@narrow" not in stages
     assert stages["train-auxiliary-seed1"].settings["loop"]["seed"] == 1
+    assert "report" in stages
+    labels_alone = {
+        name: table for name, table in read_toml(tmp_path / "pipeline.toml").items() if name not in ("runs", "searches")
+    }
+    (tmp_path / "labels.toml").write_text(to_toml(labels_alone))
+    assert "report" not in stages_of(load_recipe(tmp_path / "labels.toml", {}))
     assert "align" in stages["units"].needs
     for assignment, words in [
         ("seeds=[1, 1]", "different whole numbers"),
