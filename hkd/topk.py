@@ -86,45 +86,6 @@ class TopK:
 _CHUNK_BYTES = 2 << 20  # on CPU rows are done in pieces that stay in the cache: ten times as fast as in one go at V = 30 k
 
 
-def _groups(v: int, k: int) -> tuple[int, int]:
-    """Size and number of the groups in which `_largest` searches."""
-    size = 1 << max(0, round(math.log2(v / k) / 2))
-    return size, v // size
-
-
-def _largest(
-    score_NV: torch.Tensor, k: int, exclude_V: torch.Tensor | None, touched: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The ids of the k largest scores of each row that are not excluded, in any order, and the row's largest score of all (N, 1).
-
-    Large rows: the k largest lie in the k groups with the largest maxima, so only those groups are searched. Groups of √(V / k) make
-    both searches equally small. Group g of G holds the ids g, g + G, g + 2 G …; `touched`: the groups with excluded ids.
-    """
-    n, v = score_NV.shape
-    size, groups = _groups(v, k)
-    none = float("-inf")
-    if size < 4:
-        open_NV = score_NV if exclude_V is None else score_NV.masked_fill(exclude_V, none)
-        return open_NV.topk(k, dim=-1, sorted=False).indices, score_NV.amax(-1, keepdim=True)
-    body = groups * size
-    score_NSG = score_NV[:, :body].view(n, size, groups)
-    best_NG = score_NSG.amax(1)
-    top_N1 = best_NG.amax(-1, keepdim=True)
-    if body < v:
-        top_N1 = top_N1.maximum(score_NV[:, body:].amax(-1, keepdim=True))
-    if exclude_V is not None and touched is not None:
-        excluded = exclude_V[:body].view(size, groups)[:, touched]
-        best_NG[:, touched] = score_NSG[:, :, touched].masked_fill(excluded, none).amax(1)
-    best_NK = best_NG.topk(k, dim=-1, sorted=False).indices
-    step_S = torch.arange(0, body, groups, device=score_NV.device)
-    rest = torch.arange(body, v, device=score_NV.device).expand(n, -1)
-    candidate_NC = torch.cat([(best_NK[:, :, None] + step_S).view(n, k * size), rest], 1)
-    best_NC = score_NV.gather(1, candidate_NC)
-    if exclude_V is not None:
-        best_NC.masked_fill_(exclude_V[candidate_NC], none)
-    return candidate_NC.gather(1, best_NC.topk(k, dim=-1, sorted=False).indices), top_N1
-
-
 @torch.no_grad()
 def select_topk(
     logits_NV: torch.Tensor,
@@ -141,7 +102,7 @@ def select_topk(
     k ≥ V keeps every unit (dense; the tail is then −inf, or the excluded units). Equal probabilities stand in order of their ids.
     The tail is the sum over the units left out, not 1 − Σ, hence exact even where it is tiny.
     """
-    n, v = logits_NV.shape
+    v = logits_NV.shape[1]
     gold_N = gold_N.to(logits_NV.device)
     has_gold_N = gold_N >= 0
     if exclude_V is not None:
@@ -149,23 +110,58 @@ def select_topk(
         has_gold_N = has_gold_N & ~exclude_V[gold_N.clamp(min=0)]
     gold_N = gold_N.masked_fill(~has_gold_N, NO_GOLD)
     k = min(k, v if exclude_V is None else v - int(exclude_V.sum()))
-    touched = None
-    if exclude_V is not None:
-        size, groups = _groups(v, k)
-        touched = exclude_V[: size * groups].view(size, groups).any(0).nonzero()[:, 0]
-    rows = max(1, n if logits_NV.is_cuda else _CHUNK_BYTES // (4 * v))
-    parts = [_select(logits_NV[a : a + rows], k, temperatures, exclude_V, touched) for a in range(0, max(1, n), rows)]
-    ids_NK, best_NK, lse_NT, tail_NT = (torch.cat(column) for column in zip(*parts, strict=True))
+    select = _select_in_rows if logits_NV.device.type == "cpu" else _select_in_tensors
+    return select(logits_NV, gold_N, k, temperatures, exclude_V)
+
+
+def _select_in_rows(
+    logits_NV: torch.Tensor, gold_N: torch.Tensor, k: int, temperatures: Sequence[float], exclude_V: torch.Tensor | None
+) -> TopK:
+    """`select_topk` row by row in compiled code, for CPU: one pass over the vocabulary where torch's operations need several."""
+    from hkd.topk_rows import number_of_groups, select_rows
+
+    n, v = logits_NV.shape
+    if n and int(gold_N.max()) >= v:
+        raise ValueError(f"gold_N must hold units below {v}, but holds {int(gold_N.max())} instead")
+    excluded_E = np.zeros(0, np.int32) if exclude_V is None else exclude_V.nonzero()[:, 0].numpy().astype(np.int32)
+    inverse_T = 1 / np.array([1.0, *temperatures])
+    ids_NK, logp_NK, gold_logp_N = np.empty((n, k), np.int32), np.empty((n, k), np.float32), np.empty(n, np.float32)
+    mass_NT, tail_NT = np.empty((n, len(inverse_T))), np.empty((n, len(inverse_T)))
+    bits_NV = logits_NV.detach().float().contiguous().numpy().view(np.int32)
+    gold = gold_N.numpy().astype(np.int32)
+    select_rows(bits_NV, gold, excluded_E, inverse_T, number_of_groups(v, k), ids_NK, logp_NK, gold_logp_N, mass_NT, tail_NT)
+    return TopK(
+        ids_NK=ids_NK,
+        logp_NK=logp_NK,
+        tail_N=tail_NT[:, 0].astype(np.float32),
+        gold_N=gold,
+        gold_logp_N=gold_logp_N,
+        lse_NJ=(mass_NT[:, 1:] - mass_NT[:, :1] * inverse_T[1:]).astype(np.float32),
+        tail_NJ=tail_NT[:, 1:].astype(np.float32),
+    )
+
+
+def _select_in_tensors(
+    logits_NV: torch.Tensor, gold_N: torch.Tensor, k: int, temperatures: Sequence[float], exclude_V: torch.Tensor | None
+) -> TopK:
+    """`select_topk` by operations on whole tensors, for GPUs."""
+    score_NV = logits_NV.float()
+    v = score_NV.shape[1]
+    ids_NK, top_N1 = _largest(score_NV, k, exclude_V)
+    masses = [_mass(score_NV, top_N1, ids_NK, t, dense=k == v) for t in (1.0, *temperatures)]
+    lse_NT, tail_NT = (torch.cat(column, 1) for column in zip(*masses, strict=True))
+    best_NK = score_NV.gather(1, ids_NK)
     inverse_T = 1 / torch.tensor([1.0, *temperatures], device=logits_NV.device)
+    has_gold_N = gold_N >= 0
     gold_N1 = gold_N.clamp(min=0)[:, None]
-    gold_score_N1 = logits_NV.gather(1, gold_N1).float()
+    gold_score_N1 = score_NV.gather(1, gold_N1)
     missing_N1 = has_gold_N[:, None] & ~(ids_NK == gold_N1).any(-1, keepdim=True)
     last_N1 = best_NK.argmin(-1, keepdim=True)
     leaving_NT, coming_NT = (score_N1 * inverse_T - lse_NT for score_N1 in (gold_score_N1, best_NK.gather(1, last_N1)))
     tail_NT = torch.where(missing_N1, _swap(tail_NT, leaving_NT, coming_NT), tail_NT)
     ids_NK = ids_NK.scatter(1, last_N1, torch.where(missing_N1, gold_N1, ids_NK.gather(1, last_N1)))
     lse_N1 = lse_NT[:, :1]
-    logp_NK = logits_NV.gather(1, ids_NK).float() - lse_N1
+    logp_NK = score_NV.gather(1, ids_NK) - lse_N1
     ids_NK, order_NK = ids_NK.sort(dim=-1)  # by falling probability, equal ones by id: two stable sorts
     logp_NK, falling_NK = logp_NK.gather(1, order_NK).sort(dim=-1, descending=True, stable=True)
     return TopK(
@@ -179,15 +175,37 @@ def select_topk(
     )
 
 
-def _select(
-    logits_NV: torch.Tensor, k: int, temperatures: Sequence[float], exclude_V: torch.Tensor | None, touched: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Some rows' k best ids in any order, their scores, log Σ exp(score / T) (N, 1 + J), and the log share of the other units in it."""
-    score_NV = logits_NV.float()
-    ids_NK, top_N1 = _largest(score_NV, k, exclude_V, touched)
-    masses = [_mass(score_NV, top_N1, ids_NK, t, dense=k == score_NV.shape[1]) for t in (1.0, *temperatures)]
-    lse_NT, tail_NT = (torch.cat(column, 1) for column in zip(*masses, strict=True))
-    return ids_NK, score_NV.gather(1, ids_NK), lse_NT, tail_NT
+def _largest(score_NV: torch.Tensor, k: int, exclude_V: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """The ids of the k largest scores of each row that are not excluded, in any order, and the row's largest score of all (N, 1).
+
+    Large rows: the k largest lie in the k groups with the largest maxima, so only those groups are searched. Groups of √(V / k) make
+    both searches equally small. Group g of G holds the ids g, g + G, g + 2 G …
+    """
+    n, v = score_NV.shape
+    size = 1 << max(0, round(math.log2(v / k) / 2))
+    groups = v // size
+    none = float("-inf")
+    if size < 4:
+        open_NV = score_NV if exclude_V is None else score_NV.masked_fill(exclude_V, none)
+        return open_NV.topk(k, dim=-1, sorted=False).indices, score_NV.amax(-1, keepdim=True)
+    body = groups * size
+    score_NSG = score_NV[:, :body].view(n, size, groups)
+    best_NG = score_NSG.amax(1)
+    top_N1 = best_NG.amax(-1, keepdim=True)
+    if body < v:
+        top_N1 = top_N1.maximum(score_NV[:, body:].amax(-1, keepdim=True))
+    if exclude_V is not None:
+        touched = exclude_V[:body].view(size, groups).any(0).nonzero()[:, 0]
+        excluded = exclude_V[:body].view(size, groups)[:, touched]
+        best_NG[:, touched] = score_NSG[:, :, touched].masked_fill(excluded, none).amax(1)
+    best_NK = best_NG.topk(k, dim=-1, sorted=False).indices
+    step_S = torch.arange(0, body, groups, device=score_NV.device)
+    rest = torch.arange(body, v, device=score_NV.device).expand(n, -1)
+    candidate_NC = torch.cat([(best_NK[:, :, None] + step_S).view(n, k * size), rest], 1)
+    best_NC = score_NV.gather(1, candidate_NC)
+    if exclude_V is not None:
+        best_NC.masked_fill_(exclude_V[candidate_NC], none)
+    return candidate_NC.gather(1, best_NC.topk(k, dim=-1, sorted=False).indices), top_N1
 
 
 def _swap(tail_NT: torch.Tensor, leaving_NT: torch.Tensor, coming_NT: torch.Tensor) -> torch.Tensor:
