@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,20 +25,9 @@ from numpy.typing import NDArray
 from hkd.errors import HkdError
 from hkd.labels.memory import Allocate
 from hkd.labels.schema import StoreSpec
-from hkd.labels.wide import (
-    convert,
-    from_code,
-    join_bytes,
-    join_codes,
-    minus_codes,
-    split_codes,
-    split_numbers,
-    to_f16,
-)
-from hkd.topk import TopK
+from hkd.topk import NO_GOLD, TopK
 
 Planes = dict[str, NDArray[Any]]
-POSITIVE_TOLERANCE = 1e-3  # float32 log-softmax may come out a little above 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,11 +75,24 @@ def _layout(compression: str, selection: str, k: int, j: int, id_bytes: int) -> 
     return MappingProxyType(units | {name: Plane(dtype=byte, rows=rows, axis=1) for name, rows in rows_of.items()})
 
 
-def _check_logp(name: str, logp: NDArray[np.float32]) -> NDArray[np.float32]:
-    largest = float(logp.max()) if logp.size else 0.0  # NaN where there is one
-    if not largest <= POSITIVE_TOLERANCE:
-        raise HkdError(f"`{name}` must hold log-probabilities (at most 0, no NaN), but its largest is {largest} instead.")
-    return logp if largest <= 0 else np.minimum(logp, np.float32(0))
+def _refuse_logp(name: str, logp: NDArray[np.float32]) -> NoReturn:
+    largest = float(logp.max())  # NaN where there is one
+    raise HkdError(f"`{name}` must hold log-probabilities (at most 0, no NaN), but its largest is {largest} instead.")
+
+
+def _refuse_ids(spec: StoreSpec) -> NoReturn:
+    v = len(spec.inventory)
+    raise HkdError(f"unit ids must lie in an inventory of {v} units, but some do not. Check the teacher's inventory.")
+
+
+def _halves(name: str, logp: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """Log-probabilities → the bits of float16; finite ones stay finite, −0 becomes 0. Raises HkdError where one is none."""
+    from hkd.labels.kernels import to_halves
+
+    half: NDArray[np.uint16] = np.empty(logp.shape, np.uint16)
+    if not to_halves(np.ascontiguousarray(logp, np.float32).reshape(-1), half.reshape(-1)):
+        _refuse_logp(name, logp)
+    return half
 
 
 def _bytes_of(value_RN: NDArray[Any]) -> NDArray[np.uint8]:
@@ -131,63 +133,71 @@ def _words(step_N: NDArray[np.uint32], offset_B1: NDArray[np.int64]) -> NDArray[
 
 
 def encode(
-    spec: StoreSpec,
-    topk: TopK,
-    word_N: NDArray[np.int32],
-    offset_B1: NDArray[np.int64],
-    allocate: Allocate = np.empty,
-    scratch: Allocate = np.empty,
+    spec: StoreSpec, topk: TopK, word_N: NDArray[np.int32], offset_B1: NDArray[np.int64], allocate: Allocate = np.empty
 ) -> Planes:
     """The rows of whole utterances → planes, in memory that `allocate` gives. Raises HkdError for rows that the store cannot hold."""
     _check_rows(spec, topk)
-    planes: Planes = {name: allocate(plane.shape(len(topk)), plane.dtype) for name, plane in layout(spec).items()}
-    if spec.compression == "none":
-        _store_plain(planes, topk, word_N)
-    else:
-        _store_bytes(spec, planes, topk, word_N, offset_B1, scratch)
-    return planes
+    planes = _plain(topk, word_N) if spec.compression == "none" else _bytes(spec, topk, word_N, offset_B1, allocate)
+    return {
+        name: planes[name].astype(plane.dtype, copy=False).reshape(plane.shape(len(topk))) for name, plane in layout(spec).items()
+    }
 
 
-def _store_plain(out: Planes, topk: TopK, word_N: NDArray[np.int32]) -> None:
-    to_f16(_check_logp("logp", topk.logp_NK), out["logp"])
-    narrow: dict[str, NDArray[Any]] = {"unit": topk.ids_NK, "gold": topk.gold_N, "word": word_N, "lse_t": topk.lse_NJ}
-    narrow["tail"] = to_f16(_check_logp("tail", topk.tail_N))
-    narrow["gold_logp"] = to_f16(_check_logp("gold_logp", topk.gold_logp_N))
-    narrow["tail_t"] = to_f16(_check_logp("tail_t", topk.tail_NJ))
-    if topk.count_NK is not None:
-        narrow["count"] = topk.count_NK
-    for name in out.keys() & narrow.keys():
-        np.copyto(out[name], narrow[name].reshape(out[name].shape), casting="unsafe")
+def _plain(topk: TopK, word_N: NDArray[np.int32]) -> Planes:
+    found: Planes = {"unit": topk.ids_NK, "gold": topk.gold_N, "word": word_N, "lse_t": topk.lse_NJ}
+    halves = {"logp": topk.logp_NK, "tail": topk.tail_N, "gold_logp": topk.gold_logp_N, "tail_t": topk.tail_NJ}
+    found |= {name: _halves(name, logp).view(np.float16) for name, logp in halves.items()}
+    return found if topk.count_NK is None else found | {"count": topk.count_NK}
 
 
-def _store_bytes(
-    spec: StoreSpec, out: Planes, topk: TopK, word_N: NDArray[np.int32], offset_B1: NDArray[np.int64], scratch: Allocate
-) -> None:
-    logp_NK, gold_logp_N = _check_logp("logp", topk.logp_NK), _check_logp("gold_logp", topk.gold_logp_N)
-    row = np.arange(len(topk))
-    hit_NK = np.equal(topk.ids_NK, topk.gold_N[:, None], out=scratch(logp_NK.shape, np.bool_))
-    rank_N = hit_NK.argmax(1)
-    found_N = hit_NK[row, rank_N] & (logp_NK[row, rank_N] == gold_logp_N)
-    split_numbers(topk.ids_NK, [out[f"unit.{byte}"] for byte in range(spec.id_bytes)], scratch)
-    split_codes(spec, logp_NK, out["code.0"], out["code.1"], scratch)
-    if topk.count_NK is not None:
-        split_numbers(topk.count_NK.T, [out["count.0"], out["count.1"]])
+def _bytes(spec: StoreSpec, topk: TopK, word_N: NDArray[np.int32], offset_B1: NDArray[np.int64], allocate: Allocate) -> Planes:
+    from hkd.labels import kernels
+
+    n, k = topk.ids_NK.shape
+    ids_NK, logp_NK = np.ascontiguousarray(topk.ids_NK, np.int32), np.ascontiguousarray(topk.logp_NK, np.float32)
+    unit_ANK = allocate((spec.id_bytes, n, k), np.uint8)
+    if not kernels.split_ids(ids_NK, len(spec.inventory), unit_ANK):
+        _refuse_ids(spec)
+    code_AKN = allocate((2, k, max(n, kernels.TILE)), np.uint8)
+    lowest, per_nat = np.float32(-65534 * spec.step), np.float32(-1 / spec.step)
+    if not kernels.split_codes(_tiled(logp_NK), _mode(spec), lowest, per_nat, code_AKN):
+        _refuse_logp("logp", topk.logp_NK)
+    rank_N, gold_logp_N = np.empty(n, np.uint32), np.ascontiguousarray(topk.gold_logp_N, np.float32)
+    kernels.gold_ranks(ids_NK, logp_NK, np.ascontiguousarray(topk.gold_N, np.int32), gold_logp_N, rank_N)
     narrow: dict[str, NDArray[Any]] = {
-        "tail": to_f16(_check_logp("tail", topk.tail_N)),
-        "gold_rank": np.where(found_N, rank_N + 1, 0).astype(np.uint32),
-        "gold": np.where(found_N, 0, topk.gold_N + 1).astype(np.uint32),
-        "gold_logp": np.where(found_N, np.uint16(0), to_f16(gold_logp_N).view(np.uint16)),
+        "tail": _halves("tail", topk.tail_N),
+        "gold_rank": rank_N,
+        "gold": np.where(rank_N > 0, 0, topk.gold_N + 1).astype(np.uint32),
+        "gold_logp": np.where(rank_N > 0, np.uint16(0), _halves("gold_logp", gold_logp_N)),
         "word": _word_steps(word_N, offset_B1),
         "lse_t": topk.lse_NJ.T.astype("<f4"),
-        "tail_t": to_f16(_check_logp("tail_t", topk.tail_NJ.T)),
+        "tail_t": _halves("tail_t", topk.tail_NJ.T),
     }
-    for name in out.keys() & narrow.keys():
-        out[name][...] = _bytes_of(np.atleast_2d(narrow[name]))
+    found = {name: _bytes_of(np.atleast_2d(value)) for name, value in narrow.items()}
+    found |= {f"unit.{byte}": unit_NK for byte, unit_NK in enumerate(unit_ANK)}
+    found |= {f"code.{byte}": code_KN[:, :n] for byte, code_KN in enumerate(code_AKN)}
+    if topk.count_NK is not None:
+        found["count.0"], found["count.1"] = _bytes_of(topk.count_NK.T.astype("<u2")).reshape(2, k, n)
+    return found
+
+
+def _mode(spec: StoreSpec) -> int:
+    """What 16 bits of a log-probability are, as the kernels call it."""
+    from hkd.labels.kernels import F16, GRID, MAPPED
+
+    return MAPPED if spec.compression == "none" else {"f16": F16, "grid": GRID}[spec.codec]
+
+
+def _tiled(value_NX: NDArray[Any]) -> NDArray[Any]:
+    """At least a tile of rows, as the kernels want them: zeros at the end."""
+    from hkd.labels.kernels import TILE
+
+    missing = max(0, TILE - len(value_NX))
+    return np.pad(value_NX, ((0, missing), (0, 0))) if missing else value_NX
 
 
 def _check_rows(spec: StoreSpec, topk: TopK) -> None:
     """Raises HkdError where rows are not of the store's shape or hold other units than its inventory's."""
-    v = len(spec.inventory)
     if (
         topk.k != spec.width
         or topk.lse_NJ.shape[1] != len(spec.temperatures)
@@ -197,110 +207,140 @@ def _check_rows(spec: StoreSpec, topk: TopK) -> None:
             f"a row of this store must have k = {spec.width}, {len(spec.temperatures)} temperatures and the selection {spec.selection}, "
             f"but has k = {topk.k}, {topk.lse_NJ.shape[1]} temperatures and {'no counts' if topk.count_NK is None else 'counts'} instead."
         )
-    ids, gold = topk.ids_NK, topk.gold_N
-    if len(topk) and not (int(ids.view(f"u{ids.itemsize}").max(initial=0)) < v and int(gold.min()) >= -1 and int(gold.max()) < v):
-        raise HkdError(f"unit ids must lie in an inventory of {v} units, but some do not. Check the teacher's inventory.")
+    v, ids, gold = len(spec.inventory), topk.ids_NK, topk.gold_N
+    known = ids.dtype == np.int32 and spec.compression != "none"  # a kernel looks at them
+    if len(topk) and not (int(gold.min()) >= -1 and int(gold.max()) < v and (known or 0 <= int(ids.min()) <= int(ids.max()) < v)):
+        _refuse_ids(spec)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Decoded:
-    """A block as it lies in the reader's cache: positions first, log-probabilities in 16 bits, so that it takes half the memory.
+    """A block as it lies in the reader's cache: positions first, log-probabilities in 16 bits, so that it takes half the memory."""
 
-    `columns`: unit, logp (float16 as mapped; else −logp as float16, or logp / step as int16, in float32 where a number is too large),
-    count where there is one; gold, word, gold_logp, tail, lse_t and tail_t are views of `narrow_NW`, 32 bits each in that order, so
-    that they are gathered in one go.
-    """
-
-    columns: dict[str, NDArray[Any]]
-    narrow_NW: NDArray[np.int32]
+    unit_NK: NDArray[Any]  # uint16 or uint32
+    code_NK: NDArray[np.uint16]
+    count_NK: NDArray[np.uint16] | None
+    narrow_NW: NDArray[np.int32]  # 32 bits each: gold, gold_logp, tail, word, lse_t, tail_t
     num_bytes: int  # in memory
 
+    @property
+    def arrays(self) -> list[NDArray[Any]]:
+        """All of them, for who hands their memory back."""
+        return [array for array in (self.unit_NK, self.code_NK, self.count_NK, self.narrow_NW) if array is not None]
 
-def decode(
-    spec: StoreSpec, planes: Planes, offset_B1: NDArray[np.int64], allocate: Allocate = np.empty, scratch: Allocate = np.empty
-) -> Decoded:
-    """Planes → columns, in memory that `allocate` gives. Raises HkdError where a number cannot be right."""
+    @property
+    def gold_N(self) -> NDArray[np.int32]:
+        """The gold units."""
+        return self.narrow_NW[:, 0]
+
+
+def decode(spec: StoreSpec, planes: Planes, offset_B1: NDArray[np.int64], allocate: Allocate = np.empty) -> Decoded:
+    """Planes → a decoded block, in memory that `allocate` gives. Raises HkdError where a number cannot be right."""
+    n, j = int(offset_B1[-1]), len(spec.temperatures)
+    if any(planes[name].shape != plane.shape(n) for name, plane in layout(spec).items()):
+        _refuse_block("a plane is not of its utterances' length")
+    narrow_NW = allocate((n, 4 + 2 * j), np.int32)
+    real_NW = narrow_NW.view(np.float32)
     if spec.compression == "none":
-        wide: Planes = {name: planes[name] for name in ("unit", "logp", "count") if name in planes}
-        return _decoded(spec, wide, {name: planes[name] for name in planes if name not in wide}, allocate, mapped=True)
-    n = planes["unit.0"].shape[0]
-    wide = {"unit": join_bytes(planes["unit.0"], planes["unit.1"], allocate((n, spec.width), f"u{spec.id_bytes}"))}
-    if spec.id_bytes == 4:
-        wide["unit"] |= join_bytes(planes["unit.2"], planes["unit.3"], scratch((n, spec.width), np.uint32)) << 16
-    code_NK = join_codes(planes["code.0"], planes["code.1"], allocate, scratch)
-    rank_N = _from_bytes(planes["gold_rank"], "<u4")[0]
-    if rank_N.size and int(rank_N.max()) > spec.width:
-        raise HkdError("a gold unit's rank lies beyond the kept ids: the block is damaged. Run `hkd labels verify`.")
-    ranked_N = rank_N > 0
-    place_N = np.arange(0, n * spec.width, spec.width) + (rank_N - ranked_N)
-    gold_N = np.where(ranked_N, wide["unit"].reshape(-1).take(place_N), _from_bytes(planes["gold"], "<u4")[0] - np.uint32(1))
-    gold_logp_N = from_code(spec, code_NK.reshape(-1).take(place_N))
-    np.copyto(gold_logp_N, _from_bytes(planes["gold_logp"], "<f2")[0], where=~ranked_N)
-    wide["logp"] = code_NK.view(np.float16) if spec.codec == "f16" else minus_codes(code_NK)
-    if spec.selection == "sample":
-        count_KN = join_bytes(planes["count.0"], planes["count.1"], scratch((spec.width, n), np.uint16))
-        wide["count"] = np.ascontiguousarray(count_KN.T)
-    narrow = {"gold": gold_N.view(np.int32), "gold_logp": gold_logp_N, "tail": _from_bytes(planes["tail"], "<f2")[0]}
-    narrow["word"] = _words(_from_bytes(planes["word"], "<u4")[0], offset_B1)
-    if spec.temperatures:
-        narrow |= {"lse_t": _from_bytes(planes["lse_t"], "<f4").T, "tail_t": _from_bytes(planes["tail_t"], "<f2").T}
-    return _decoded(spec, wide, narrow, allocate)
+        unit_NK, code_NK, count_NK = _mapped(spec, planes)
+        narrow_NW[:, :1], real_NW[:, 1:2], num_bytes = planes["gold"], planes["gold_logp"], 0
+        narrow: Planes = {name: planes[name] for name in ("tail", "word", "lse_t", "tail_t") if name in planes}
+    else:
+        unit_NK, code_NK, count_NK = _joined(spec, planes, n, allocate)
+        _join_gold(spec, planes, unit_NK, code_NK, narrow_NW)
+        stored = {name: dtype for name, dtype in (("tail", "<f2"), ("lse_t", "<f4"), ("tail_t", "<f2")) if name in planes}
+        narrow = {name: _from_bytes(planes[name], dtype).T for name, dtype in stored.items()}
+        narrow["word"] = _words(_from_bytes(planes["word"], "<u4")[0], offset_B1)[:, None]
+        num_bytes = unit_NK.nbytes + code_NK.nbytes + (0 if count_NK is None else count_NK.nbytes)
+    real_NW[:, 2:3], narrow_NW[:, 3:4] = narrow["tail"], narrow["word"]
+    if j:
+        real_NW[:, 4 : 4 + j], real_NW[:, 4 + j :] = narrow["lse_t"], narrow["tail_t"]
+    num_bytes += narrow_NW.nbytes
+    return Decoded(unit_NK=unit_NK, code_NK=code_NK, count_NK=count_NK, narrow_NW=narrow_NW, num_bytes=num_bytes)
 
 
-def _narrow_columns(spec: StoreSpec, narrow_NW: NDArray[np.int32]) -> dict[str, NDArray[Any]]:
-    real_NW, j = narrow_NW.view(np.float32), len(spec.temperatures)
-    columns = {"gold": narrow_NW[:, 0], "word": narrow_NW[:, 1], "gold_logp": real_NW[:, 2], "tail": real_NW[:, 3]}
-    return columns | {"lse_t": real_NW[:, 4 : 4 + j], "tail_t": real_NW[:, 4 + j : 4 + 2 * j]}
+_Wide = tuple[NDArray[Any], NDArray[np.uint16], NDArray[np.uint16] | None]
 
 
-def _decoded(spec: StoreSpec, wide: Planes, narrow: Planes, allocate: Allocate, *, mapped: bool = False) -> Decoded:
-    """Raises HkdError for a unit id beyond the inventory."""
-    v, ids, gold = len(spec.inventory), wide["unit"], narrow["gold"]
-    if ids.size and (int(ids.max()) >= v or int(gold.max()) >= v or int(gold.min()) < -1):
-        raise HkdError(f"a stored unit id lies beyond the inventory of {v} units: the shard is damaged. Run `hkd labels verify`.")
-    narrow_NW = allocate((len(ids), 4 + 2 * len(spec.temperatures)), np.int32)
-    columns = _narrow_columns(spec, narrow_NW)
-    for name, column in narrow.items():
-        columns[name][...] = column.reshape(columns[name].shape)
-    return Decoded(
-        columns=wide | columns,
-        narrow_NW=narrow_NW,
-        num_bytes=narrow_NW.nbytes + (0 if mapped else sum(column.nbytes for column in wide.values())),
-    )
+def _mapped(spec: StoreSpec, planes: Planes) -> _Wide:
+    """Units, half precision log-probabilities and counts, where they lie. Raises HkdError for a unit id beyond the inventory."""
+    unit_NK, logp_NK = (np.require(planes[name], requirements=("C", "A")) for name in ("unit", "logp"))
+    v, gold_N1 = len(spec.inventory), planes["gold"]
+    if unit_NK.size and (int(unit_NK.max()) >= v or int(gold_N1.max()) >= v or int(gold_N1.min()) < NO_GOLD):
+        _refuse_block(f"a stored unit id lies beyond the inventory of {v} units")
+    return unit_NK, logp_NK.view(np.uint16), planes.get("count")
+
+
+def _joined(spec: StoreSpec, planes: Planes, n: int, allocate: Allocate) -> _Wide:
+    """Units, codes and counts, from their bytes. Raises HkdError for a unit id beyond the inventory."""
+    from hkd.labels import kernels
+
+    k, v, largest = spec.width, len(spec.inventory), -1
+    unit_NK = allocate((n, k), f"u{spec.id_bytes}")
+    for byte in range(0, spec.id_bytes, 2):
+        largest = kernels.join_ids(planes[f"unit.{byte}"], planes[f"unit.{byte + 1}"], 8 * byte, unit_NK)
+    if unit_NK.size and largest >= v:
+        _refuse_block(f"a stored unit id lies beyond the inventory of {v} units")
+    low_KN, high_KN = (_tiled(planes[name].T).T if n < kernels.TILE else planes[name] for name in ("code.0", "code.1"))
+    code_NK = allocate((max(n, kernels.TILE), k), np.uint16)
+    kernels.join_codes(np.ascontiguousarray(low_KN), np.ascontiguousarray(high_KN), code_NK)
+    if spec.selection == "topk":
+        return unit_NK, code_NK[:n], None
+    count_KN = _from_bytes(np.concatenate([planes["count.0"], planes["count.1"]]), "<u2")
+    return unit_NK, code_NK[:n], np.ascontiguousarray(count_KN.T)
+
+
+def _join_gold(
+    spec: StoreSpec, planes: Planes, unit_NK: NDArray[Any], code_NK: NDArray[np.uint16], narrow_NW: NDArray[np.int32]
+) -> None:
+    """Gold units and their log-probabilities. Raises HkdError where a rank or a unit cannot be right."""
+    from hkd.labels.kernels import gold_units
+
+    rank_N, gold_N = (_from_bytes(planes[name], "<u4")[0] for name in ("gold_rank", "gold"))
+    half_N, step = _from_bytes(planes["gold_logp"], "<u2")[0], np.float32(spec.step)
+    if not gold_units(unit_NK, code_NK, rank_N, gold_N, half_N, _mode(spec), step, len(spec.inventory), narrow_NW):
+        _refuse_block("a gold unit's rank lies beyond the kept ids, or the unit beyond the inventory")
+
+
+def _refuse_block(reason: str) -> NoReturn:
+    raise HkdError(f"{reason}: the shard is damaged. Run `hkd labels verify`.")
 
 
 Part = tuple[Decoded, int, int]  # the positions [start, stop) of a block
 
 
 def gather(spec: StoreSpec, parts: Sequence[Part], allocate: Allocate = np.empty) -> tuple[TopK, NDArray[np.int32]]:
-    """Runs of positions → (TopK, word_N), each number written once. `allocate` gives the memory for the wide arrays."""
-    n, k = sum(stop - start for _, start, stop in parts), spec.width
+    """Runs of positions → (TopK, word_N), each number written once. `allocate` gives the memory for the wide arrays.
 
-    def fill(name: str, out: NDArray[Any]) -> NDArray[Any]:
-        if parts:
-            np.concatenate([decoded.columns[name][start:stop] for decoded, start, stop in parts], out=out, casting="same_kind")
-        return out
+    Raises HkdError for a run that lies outside its block.
+    """
+    from hkd.labels import kernels
 
-    logp_NK = allocate((n, k), np.float32)
-    if spec.codec == "grid":
-        fill("logp", logp_NK)
-        logp_NK *= np.float32(spec.step)
-    else:
-        convert(fill("logp", allocate((n, k), np.float16)), np.float32, out=logp_NK)
-        if spec.compression != "none":
-            np.subtract(np.float32(0), logp_NK, out=logp_NK)  # 0 stays 0
-    narrow_NW = np.empty((n, 4 + 2 * len(spec.temperatures)), np.int32)
-    if parts:
-        np.concatenate([decoded.narrow_NW[start:stop] for decoded, start, stop in parts], out=narrow_NW)
-    narrow = {name: np.ascontiguousarray(column) for name, column in _narrow_columns(spec, narrow_NW).items()}
+    n, k, j = sum(stop - start for _, start, stop in parts), spec.width, len(spec.temperatures)
+    ids_NK, logp_NK, narrow_WN = allocate((n, k), np.int32), allocate((n, k), np.float32), np.empty((4 + 2 * j, n), np.int32)
+    blocks: dict[int, tuple[Decoded, list[tuple[int, int, int]]]] = {}
+    place = 0
+    for block, start, stop in parts:
+        blocks.setdefault(id(block), (block, []))[1].append((start, stop, place))
+        place += stop - start
+    mode, step, logp_bits_NK = _mode(spec), np.float32(spec.step), logp_NK.view(np.uint32)
+    for block, runs in blocks.values():
+        run_B3 = np.array(runs, np.int64)
+        if not kernels.gather(block.unit_NK, block.code_NK, block.narrow_NW, run_B3, mode, step, ids_NK, logp_bits_NK, narrow_WN):
+            _refuse_block("an utterance lies outside its block")
+    count_NK = None
+    if spec.selection == "sample":
+        counts = [block.count_NK[start:stop] for block, start, stop in parts if block.count_NK is not None]
+        count_NK = np.concatenate([np.empty((0, k), np.uint16), *counts])
+    gold_N, word_N, real_WN = narrow_WN[0], narrow_WN[3], narrow_WN.view(np.float32)
     topk = TopK(
-        ids_NK=fill("unit", allocate((n, k), np.int32)),
+        ids_NK=ids_NK,
         logp_NK=logp_NK,
-        tail_N=narrow["tail"],
-        gold_N=narrow["gold"],
-        gold_logp_N=narrow["gold_logp"],
-        lse_NJ=narrow["lse_t"],
-        tail_NJ=narrow["tail_t"],
-        count_NK=fill("count", allocate((n, k), np.uint16)) if spec.selection == "sample" else None,
+        tail_N=real_WN[2],
+        gold_N=gold_N,
+        gold_logp_N=real_WN[1],
+        lse_NJ=np.ascontiguousarray(real_WN[4 : 4 + j].T),
+        tail_NJ=np.ascontiguousarray(real_WN[4 + j :].T),
+        count_NK=count_NK,
     )
-    return topk, narrow["word"]
+    return topk, word_N

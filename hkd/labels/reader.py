@@ -176,7 +176,7 @@ class LabelReader:
             planes = self._shard(number).file.planes(
                 block, scratch
             )  # Zarr opens its file for each block: the cache may have dropped it
-        decoded = decode(self.spec, planes, offset_B1 - offset_B1[0], self._columns.allocate, scratch)
+        decoded = decode(self.spec, planes, offset_B1 - offset_B1[0], self._columns.allocate)
         with self._lock:
             self.num_decoded += 1
         return decoded
@@ -193,8 +193,8 @@ class LabelReader:
             while self._held_bytes > self._cache_bytes and len(self._blocks) > 1:
                 dropped = self._blocks.popitem(last=False)[1]
                 self._held_bytes -= dropped.num_bytes
-                for column in dropped.columns.values():
-                    self._columns.give(column)
+                for array in dropped.arrays:
+                    self._columns.give(array)
 
     def block(self, ids: Sequence[str]) -> LabelBlock:
         """The labels of these utterances, in this order. Raises UserError for one that is not in the store, HkdError for damage."""
@@ -240,10 +240,9 @@ class LabelReader:
         for number in range(self.spec.plan.num_shards):
             shard = self._shard(number)
             for block in range(len(shard.cuts) - 1):
-                columns = self._decode(number, shard, block).columns
-                ids = columns["unit"]
-                kept = ids if "count" not in columns else ids[columns["count"] > 0]
-                gold = columns["gold"]
+                decoded = self._decode(number, shard, block)
+                ids, gold = decoded.unit_NK, decoded.gold_N
+                kept = ids if decoded.count_NK is None else ids[decoded.count_NK > 0]
                 if (kept.size and int(kept.max()) >= len(seen)) or (gold.size and int(gold.max()) >= len(seen)):
                     raise DamagedShardError(files.shard_path(self.path, self.spec, number), "unit ids beyond the inventory")
                 seen[kept] = True

@@ -157,7 +157,7 @@ class LabelWriter:
             topk, word_N = joined(rows[a:b], scratch)
             if quality is None:
                 sums[number] = quality_of(topk)
-            return encode(self.spec, topk, word_N, offset_B1[a : b + 1] - offset_B1[a], self._planes.allocate, scratch)
+            return encode(self.spec, topk, word_N, offset_B1[a : b + 1] - offset_B1[a], self._planes.allocate)
 
         blocks = [partial(planes, number) for number in range(len(sums))]
         data, sha256 = backend_of(self.spec).encode(self.spec, shard, utterances, blocks)

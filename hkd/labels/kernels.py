@@ -1,0 +1,281 @@
+"""A block's numbers ⇄ its bytes, in compiled code. Nearly all time goes by here and in zstd.
+
+- Kernels check what they look things up with: a rank from a file is held against K first. They say by their result what cannot be
+  right and never raise; the callers put it in words.
+- They hold no lock of Python's, so that several threads run them at once, and keep one order of operations: the same bits everywhere.
+- Compiled once for a machine and kept beside this file, else in the user's cache, else made anew by each process.
+- Loops run over TILE positions, a constant, and over slices: so the compiler knows their length, that no index is negative, and uses
+  vector instructions. A last tile begins earlier, over positions that are done.
+
+Shape letters: N positions, K kept ids, P positions of a tile, B runs of positions, W narrow columns.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+from numba import types
+
+GRID_INF, F16_INF, F16_LARGEST = 0xFFFF, 0x7C00, 0x7BFF
+TILE = 64
+ABOVE_0 = np.float32(1e-3)  # float32 log-softmax may come out a little above 0
+SMALLEST_NORMAL = 113 << 23  # the bits of 2^-14, the smallest half that is no subnormal
+TWO_TO_23, TWO_TO_MINUS_14 = np.float32(2.0**23), np.float32(2.0**-14)
+GRID, F16, MAPPED = 0, 1, 2  # what the 16 bits of a log-probability are: steps, the half of −logp, the half of logp
+
+
+def _kernel(*signatures: Any) -> Callable[[Callable[..., Any]], Any]:
+    """Compile for these types of arguments, or take what was compiled before."""
+
+    def compiled(function: Callable[..., Any]) -> Any:
+        try:
+            return numba.njit(list(signatures), cache=True, nogil=True)(function)
+        except RuntimeError:  # no folder to keep it in
+            return numba.njit(list(signatures), nogil=True)(function)
+
+    return compiled
+
+
+def _array(dtype: Any, ndim: int, *, readonly: bool = True) -> Any:
+    return types.Array(dtype, ndim, "C", readonly=readonly)
+
+
+u1, u2, u4, i4, i8, f4, mode_ = types.uint8, types.uint16, types.uint32, types.int32, types.int64, types.float32, types.int64
+U1_2, U2_2, U4_2, I4_2, F4_2 = (_array(dtype, 2) for dtype in (u1, u2, u4, i4, f4))
+U2_1, U4_1, I4_1, F4_1, I8_2 = _array(u2, 1), _array(u4, 1), _array(i4, 1), _array(f4, 1), _array(i8, 2)
+OUT_U2_2, OUT_U4_2, OUT_I4_2 = (_array(dtype, 2, readonly=False) for dtype in (u2, u4, i4))
+OUT_U1_3, OUT_U2_1, OUT_U4_1 = _array(u1, 3, readonly=False), _array(u2, 1, readonly=False), _array(u4, 1, readonly=False)
+
+
+@numba.njit
+def _to_half(logp: Any) -> Any:
+    """float32 → the bits of its absolute value as a half, rounded half to even; what is finite stays so (at most 65504).
+
+    As in F. Giesen, "float->half variants": adding 0.5 makes the processor round what becomes a subnormal half.
+    """
+    bits = np.float32(logp).view(np.uint32) & 0x7FFFFFFF
+    small = np.float32(np.uint32(bits).view(np.float32) + np.float32(0.5)).view(np.uint32) - 0x3F000000
+    large = (bits - 0x37FFF001 + ((bits >> 13) & 1)) >> 13
+    half = min(small if bits < SMALLEST_NORMAL else large, F16_LARGEST)
+    return F16_INF if bits >= 0x7F800000 else half
+
+
+@numba.njit
+def _from_half(half: Any) -> Any:
+    """A half's bits → those of a float32."""
+    bits = np.uint32(half & 0x7FFF) << 13
+    tiny = np.float32(np.uint32(bits + SMALLEST_NORMAL).view(np.float32) - TWO_TO_MINUS_14).view(np.uint32)
+    normal, endless = np.uint32(bits + (112 << 23)), np.uint32(bits + (224 << 23))
+    found = tiny if bits < 0x00800000 else (endless if bits >= 0x0F800000 else normal)
+    return np.uint32(found | (np.uint32(half & 0x8000) << 16))
+
+
+@numba.njit
+def _logp_bits(code: Any, mode: Any, step: Any) -> Any:
+    """16 bits of a log-probability → those of a float32; never −0."""
+    if mode == GRID:
+        logp = np.float32(np.float32(code) * -step) + np.float32(0)
+        return np.float32(-np.inf if code == GRID_INF else logp).view(np.uint32)
+    bits = _from_half(code)
+    if mode == F16:
+        bits = np.uint32(bits ^ 0x80000000)
+    return np.uint32(0) if bits == 0x80000000 else bits
+
+
+@_kernel(types.boolean(F4_1, OUT_U2_1))
+def to_halves(logp: Any, out: Any) -> bool:
+    """Log-probabilities → the bits of halves; never −0. False where one is no log-probability: above 0, or NaN."""
+    wrong = False
+    for i in range(len(out)):
+        x = logp[i]
+        wrong |= not x <= ABOVE_0
+        half = _to_half(min(x, np.float32(0)))
+        out[i] = 0 if half == 0 else half | 0x8000
+    return not wrong
+
+
+@_kernel(types.boolean(I4_2, i8, OUT_U1_3))
+def split_ids(ids_NK: Any, num_units: int, out_ANK: Any) -> bool:
+    """Unit ids → their lowest A bytes. False where one is no unit of so many."""
+    largest: Any = np.uint32(0)
+    for n in range(ids_NK.shape[0]):
+        row_K = ids_NK[n]
+        for r in range(len(row_K)):
+            largest = max(largest, np.uint32(row_K[r]))
+        for a in range(out_ANK.shape[0]):
+            out_K = out_ANK[a, n]
+            for r in range(len(row_K)):
+                out_K[r] = row_K[r] >> (8 * a)
+    return bool(largest < num_units)
+
+
+@_kernel(types.boolean(F4_2, mode_, f4, f4, OUT_U1_3))
+def split_codes(logp_NK: Any, mode: int, lowest: float, per_nat: float, out_AKN: Any) -> bool:
+    """Log-probabilities → the two bytes of their codes' differences in rank. False where one is none: above 0, or NaN.
+
+    At least TILE positions. GRID: `lowest` is kept from falling further, codes are log-probabilities times `per_nat`.
+    """
+    n, k = logp_NK.shape
+    if k == 0:
+        return True
+    wrong, code_K, pair_P = False, np.zeros(k, np.uint16), np.zeros(TILE, np.uint32)
+    step_PQ = np.zeros((TILE, (k + 1) // 2), np.uint32)  # a pair of ranks at a time
+    step_PK = step_PQ.view(np.uint16)
+    for next_ in range(0, n, TILE):
+        start = min(next_, n - TILE)
+        for p in range(TILE):
+            logp_K, step_K = logp_NK[start + p], step_PK[p]
+            for r in range(k):
+                wrong |= not logp_K[r] <= ABOVE_0
+            if mode == GRID:
+                for r in range(k):
+                    code = np.float32(max(min(logp_K[r], np.float32(0)), lowest) * per_nat)
+                    rounded = np.float32(code + TWO_TO_23).view(np.uint32)  # half to even; the code in its lowest bits
+                    code_K[r] = GRID_INF if logp_K[r] == -np.inf else rounded
+            else:
+                for r in range(k):
+                    code_K[r] = _to_half(min(logp_K[r], np.float32(0)))
+            step_K[0] = code_K[0]
+            for r in range(1, k):
+                step_K[r] = code_K[r] - code_K[r - 1]
+        for r in range(k):
+            if r % 2 == 0:
+                for p in range(TILE):
+                    pair_P[p] = step_PQ[p, r // 2]
+            else:
+                for p in range(TILE):
+                    pair_P[p] >>= np.uint32(16)
+            low_P, high_P = out_AKN[0, r, start : start + TILE], out_AKN[1, r, start : start + TILE]
+            for p in range(TILE):
+                low_P[p] = pair_P[p]
+            for p in range(TILE):
+                high_P[p] = pair_P[p] >> np.uint32(8)
+    return not wrong
+
+
+@_kernel(types.void(I4_2, F4_2, I4_1, F4_1, OUT_U4_1))
+def gold_ranks(ids_NK: Any, logp_NK: Any, gold_N: Any, gold_logp_N: Any, rank_N: Any) -> None:
+    """1 + the first rank that holds the gold unit, if with its log-probability; else 0."""
+    n, k = ids_NK.shape
+    for i in range(n):
+        rank_N[i] = 0
+        for r in range(k):
+            if ids_NK[i, r] == gold_N[i]:
+                if min(logp_NK[i, r], np.float32(0)) == min(gold_logp_N[i], np.float32(0)):
+                    rank_N[i] = r + 1
+                break
+
+
+@_kernel(types.uint32(U1_2, U1_2, i8, OUT_U2_2), types.uint32(U1_2, U1_2, i8, OUT_U4_2))
+def join_ids(low_NK: Any, high_NK: Any, shift: int, out_NK: Any) -> Any:
+    """Bytes of unit ids → `shift` bits up, over what stands below those; the largest."""
+    largest, below = np.uint32(0), np.uint32((1 << shift) - 1)
+    for n in range(out_NK.shape[0]):
+        low_K, high_K, out_K = low_NK[n], high_NK[n], out_NK[n]
+        for r in range(len(out_K)):
+            unit = np.uint32((np.uint32(low_K[r] | (high_K[r] << 8)) << shift) | (out_K[r] & below))
+            out_K[r] = unit
+            largest = max(largest, unit)
+    return largest
+
+
+@_kernel(types.void(U1_2, U1_2, OUT_U2_2))
+def join_codes(low_KN: Any, high_KN: Any, out_NK: Any) -> None:
+    """The inverse of `split_codes`, as far as codes. At least TILE positions."""
+    k, n = low_KN.shape
+    whole = k // 4 * 4
+    four_PQ = np.zeros((TILE, whole // 4), np.uint64)  # four ranks at a time
+    four_P, code_P, code_PK = np.zeros(TILE, np.uint64), np.zeros(TILE, np.uint16), four_PQ.view(np.uint16)
+    for next_ in range(0, n, TILE):
+        start = min(next_, n - TILE)
+        stop = start + TILE
+        code_P[:] = 0
+        for r in range(0, whole, 4):
+            low0, low1, low2, low3 = (
+                low_KN[r, start:stop],
+                low_KN[r + 1, start:stop],
+                low_KN[r + 2, start:stop],
+                low_KN[r + 3, start:stop],
+            )
+            high0, high1 = high_KN[r, start:stop], high_KN[r + 1, start:stop]
+            high2, high3 = high_KN[r + 2, start:stop], high_KN[r + 3, start:stop]
+            for p in range(TILE):
+                a = np.uint16(code_P[p] + (low0[p] | (high0[p] << 8)))
+                b = np.uint16(a + (low1[p] | (high1[p] << 8)))
+                c = np.uint16(b + (low2[p] | (high2[p] << 8)))
+                d = np.uint16(c + (low3[p] | (high3[p] << 8)))
+                ab, cd = np.uint64(a) | np.uint64(b) << np.uint64(16), np.uint64(c) | np.uint64(d) << np.uint64(16)
+                four_P[p] = ab | cd << np.uint64(32)
+                code_P[p] = d
+            for p in range(TILE):
+                four_PQ[p, r // 4] = four_P[p]
+        for p in range(TILE):
+            out_K, code_K = out_NK[start + p], code_PK[p]
+            for r in range(whole):
+                out_K[r] = code_K[r]
+        for r in range(whole, k):
+            for p in range(TILE):
+                code_P[p] += low_KN[r, start + p] | (high_KN[r, start + p] << 8)
+                out_NK[start + p, r] = code_P[p]
+
+
+_RANKED = (U2_2, U4_1, U4_1, U2_1, mode_, f4, i8, OUT_I4_2)
+
+
+@_kernel(types.boolean(U2_2, *_RANKED), types.boolean(U4_2, *_RANKED))
+def gold_units(
+    unit_NK: Any, code_NK: Any, rank_N: Any, gold_N: Any, half_N: Any, mode: int, step: float, num_units: int, narrow_NW: Any
+) -> bool:
+    """Gold units and their log-probabilities → columns 0 and 1: from the kept ids where there is a rank, else from their own planes.
+
+    rank_N: rank + 1, gold_N: unit + 1. False where a rank lies beyond K, or a unit beyond the inventory.
+    """
+    n, k = unit_NK.shape
+    for i in range(n):
+        rank = np.int64(rank_N[i])
+        if rank > k:
+            return False
+        gold, bits = np.int64(gold_N[i]) - 1, _from_half(half_N[i])
+        if rank > 0:
+            gold, bits = np.int64(unit_NK[i, rank - 1]), _logp_bits(code_NK[i, rank - 1], mode, step)
+        if gold >= num_units:
+            return False
+        narrow_NW[i, 0], narrow_NW[i, 1] = gold, bits
+    return True
+
+
+_GATHERED = (U2_2, I4_2, I8_2, mode_, f4, OUT_I4_2, OUT_U4_2, OUT_I4_2)
+
+
+@_kernel(types.boolean(U2_2, *_GATHERED), types.boolean(U4_2, *_GATHERED))
+def gather(
+    unit_NK: Any, code_NK: Any, narrow_NW: Any, run_B3: Any, mode: int, step: float, ids_MK: Any, logp_MK: Any, narrow_WM: Any
+) -> bool:
+    """Runs of a block's positions (first, end, place in the batch) → M positions of a batch, widened. False where one lies outside.
+
+    logp_MK: the bits of float32.
+    """
+    n = len(unit_NK)
+    for b in range(len(run_B3)):
+        start, stop, place = run_B3[b, 0], run_B3[b, 1], run_B3[b, 2]
+        if not (0 <= start <= stop <= n and 0 <= place <= len(ids_MK) - (stop - start)):
+            return False
+        unit_U, ids_U = unit_NK[start:stop].reshape(-1), ids_MK[place : place + stop - start].reshape(-1)
+        for i in range(len(ids_U)):
+            ids_U[i] = unit_U[i]
+        code_U, logp_U = code_NK[start:stop].reshape(-1), logp_MK[place : place + stop - start].reshape(-1)
+        if mode == GRID:
+            for i in range(len(logp_U)):
+                logp_U[i] = _logp_bits(code_U[i], GRID, step)
+        elif mode == F16:
+            for i in range(len(logp_U)):
+                logp_U[i] = _logp_bits(code_U[i], F16, step)
+        else:
+            for i in range(len(logp_U)):
+                logp_U[i] = _logp_bits(code_U[i], MAPPED, step)
+        for w in range(len(narrow_WM)):
+            column_M = narrow_WM[w]
+            for i in range(start, stop):
+                column_M[place + i - start] = narrow_NW[i, w]
+    return True
