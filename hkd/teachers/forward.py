@@ -36,6 +36,7 @@ Choose = Callable[[torch.Tensor, Tokens, Tokens], TopK]
 
 TOKEN_BUDGET = {"cuda": 65_536}
 VALUES_CPU = 3 << 19  # tokens × model width of a batch on CPU, where larger ones leave the caches
+_TOKENS_CPU = 8192  # of a batch of a narrow model, which needs no more to keep a core busy
 _HEAD_ROWS = 256  # scored rows of a head call, at least where there are as many: the weights are read once a call
 _HEAD_BYTES = {"cuda": 1 << 30}  # logits of a head call
 _HEAD_BYTES_CPU = 32 << 20
@@ -78,7 +79,8 @@ class RowScorer:
         self._model, self._body = model, model.base_model
         self._device: torch.device = next(model.parameters()).device
         self._kind = self._device.type
-        self.budget = budget or TOKEN_BUDGET.get(self._kind, VALUES_CPU // int(self._body.config.get_text_config().hidden_size))
+        of_width = min(_TOKENS_CPU, VALUES_CPU // int(self._body.config.get_text_config().hidden_size))
+        self.budget = budget or TOKEN_BUDGET.get(self._kind, of_width)
         self._pad_id, self._mask_id, self._causal = pad_id or 0, mask_id or 0, causal
         self._vocabulary = int(model.get_output_embeddings().weight.shape[0])
         self._packed = None if causal or mask_id is None else PackedEncoder.of(self._body, mask_id=mask_id, length=length)
