@@ -14,7 +14,7 @@ Shape letters: U positions (student pieces), W teacher tokens of a text, V the t
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -29,27 +29,14 @@ from hkd.teachers.forward import Row, Tokens
 from hkd.teachers.masked import MaskedTeacher
 from hkd.teachers.projection import Pieces, StudentPieces, TokenMap
 from hkd.teachers.questions import ROUNDS, Question
+from hkd.teachers.reading import Reader, Reading
 from hkd.teachers.transformer_common import TransformerTeacher
 from hkd.topk import NO_GOLD, TopK, select_topk
 from hkd.units.inventory import UnitInventory
 from hkd.units.level import SUBWORD
 from hkd.units.subword import INVENTORY_FILE, MODEL_FILE, SubwordModel
-from hkd.units.text import words
 
 _NOTHING = -30.0  # log-probability of a piece with no mass: finite, and within a codec's range
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Read:
-    """A sentence as the teacher reads it."""
-
-    token_W: Tokens
-    first: int  # the sentence's own tokens: their place in token_W
-    word_T: list[int]  # the word of each
-    texts: list[list[str] | None]  # a word's text after each of its tokens; None: it cannot be told
-    begin: list[int]  # a word's first token
-    before: tuple[str, Pieces] | None  # the word before the first, and its pieces
-    after: int | None  # the first piece of what follows
 
 
 class ProjectedTeacher:
@@ -103,6 +90,10 @@ class ProjectedTeacher:
     def _map(self) -> TokenMap:
         return TokenMap.of(self._inner._tokenizer, len(self._inner.inventory), self._student)
 
+    @cached_property
+    def _reader(self) -> Reader:
+        return Reader(self._inner, self._subwords, self._student, self._map)
+
     def score(
         self, sentences: Sequence[Sentence], *, k: int, temperatures: Sequence[float] = (), selection: str = "topk"
     ) -> list[TopK]:
@@ -134,8 +125,8 @@ class ProjectedTeacher:
         asked: list[list[Question | None]] = []
         first = 0
         for sentence in sentences:
-            read = self._read(sentence)
-            asked.append(self._questions(sentence, read, first))
+            read = self._reader.read(sentence)
+            asked.append(self._questions(read, first))
             states = len(read.word_T) + (0 if self._masked else 1)
             if states:
                 rows += self._rows(read, first, states)
@@ -155,70 +146,23 @@ class ProjectedTeacher:
                 out[:-1], out[-1] = placed_S / total, left_open / total
         return out
 
-    # ---- text ----
-
-    def _read(self, sentence: Sentence) -> _Read:
-        """The sentence's words in the teacher's tokens."""
-        own = [
-            self._said(sentence.unit_U[sentence.word_U == w].tolist()) for w in range(int(sentence.word_U.max(initial=-1)) + 1)
-        ]
-        before, after = (_split(unit, self._student.symbols) for unit in (sentence.before, sentence.after))
-        left_W, right_W = (self._inner.encode([*map(self._said, part)])[0].astype(np.int64) for part in (before, after))
-        token_T, word_T = self._inner.encode(own)
-        counts = np.bincount(word_T, minlength=len(own)) if len(own) else np.zeros(0, np.int64)
-        begin = np.concatenate([[0], np.cumsum(counts)]).tolist()
-        texts = [self._grown(word, token_T[a:b].tolist()) for word, a, b in zip(own, begin[:-1], begin[1:], strict=True)]
-        for number, pieces in enumerate(self._pieces_of(sentence)):
-            if self._subwords.unknown in pieces:
-                texts[number] = None
-        last = before[-1] if before and self._subwords.unknown not in before[-1] else None
-        return _Read(
-            token_W=np.concatenate([left_W, token_T, right_W]).astype(np.int64),
-            first=len(left_W),
-            word_T=word_T.tolist(),
-            texts=texts,
-            begin=begin,
-            before=(self._said(last), last) if last is not None else None,
-            after=after[0][0] if after else None,
-        )
-
-    def _said(self, pieces: Sequence[int]) -> str:
-        return self._student.text([piece for piece in pieces if piece != self._subwords.unknown]).strip()
-
-    @staticmethod
-    def _pieces_of(sentence: Sentence) -> list[Pieces]:
-        count = int(sentence.word_U.max(initial=-1)) + 1
-        return [tuple(sentence.unit_U[sentence.word_U == word].tolist()) for word in range(count)]
-
-    def _grown(self, word: str, tokens: Sequence[int]) -> list[str] | None:
-        """The word's text after each token; None where the tokens do not spell the word."""
-        said, grown = "", []
-        for token in tokens:
-            text = self._map.texts[token]
-            if not text:
-                return None
-            said = self._map.add(said, text).lstrip(" ")
-            grown.append(said)
-        return grown if grown and words(said) == [word] else None
-
     # ---- questions ----
 
-    def _questions(self, sentence: Sentence, read: _Read, first: int) -> list[Question | None]:
+    def _questions(self, read: Reading, first: int) -> list[Question | None]:
         """One a position; None where nothing is known."""
-        pieces = self._pieces_of(sentence)
         out: list[Question | None] = []
-        for word, mine in enumerate(pieces):
+        for word, mine in enumerate(read.pieces):
             if word:
                 texts = read.texts[word - 1]
-                previous = (texts[-1], pieces[word - 1]) if texts is not None else None
+                previous = (texts[-1], read.pieces[word - 1]) if texts is not None else None
             else:
                 previous = read.before or ("", ())
             for place in range(len(mine)):
-                out.append(self._question(read, pieces, word, mine[:place], previous, first))
+                out.append(self._question(read, word, mine[:place], previous, first))
         return out
 
     def _question(
-        self, read: _Read, pieces: Sequence[Pieces], word: int, known: Pieces, previous: tuple[str, Pieces] | None, first: int
+        self, read: Reading, word: int, known: Pieces, previous: tuple[str, Pieces] | None, first: int
     ) -> Question | None:
         grown = read.texts[word]
         if grown is None:
@@ -226,14 +170,12 @@ class ProjectedTeacher:
         text = self._student.text(known).strip(" ")
         inside = sum(text.startswith(said) and len(said) <= len(text) for said in grown)
         if inside:
-            return self._chain(read, pieces, read.begin[word] + inside, grown[inside - 1], known, first)
+            return self._chain(read, read.begin[word] + inside, grown[inside - 1], known, first)
         if previous is None:
             return None
-        return self._chain(read, pieces, read.begin[word], previous[0], (*previous[1], *known), first)
+        return self._chain(read, read.begin[word], previous[0], (*previous[1], *known), first)
 
-    def _chain(
-        self, read: _Read, pieces: Sequence[Pieces], token: int, said: str, history: Pieces, first: int
-    ) -> Question | None:
+    def _chain(self, read: Reading, token: int, said: str, history: Pieces, first: int) -> Question | None:
         """The question before the sentence's token number `token`, and those after the reference tokens that leave it open."""
         last = len(read.word_T)
         if self._masked and token >= last:
@@ -243,18 +185,18 @@ class ProjectedTeacher:
         if self._masked:
             word = read.word_T[token]
             slots = read.begin[word + 1] - token
-            following = pieces[word + 1][0] if word + 1 < len(pieces) else read.after
+            following = read.pieces[word + 1][0] if word + 1 < len(read.pieces) else read.after
         question = Question(to=first + token, said=said, history=history, slots=slots, following=following, reference=reference)
         text = self._map.texts[reference] if reference >= 0 else None
         if text and slots != 1:
             after = self._map.add(said, text)
             if self._map.bin(after, history, False) == self._map.open:
-                question.then = self._chain(read, pieces, token + 1, after, history, first)
+                question.then = self._chain(read, token + 1, after, history, first)
         return question
 
     # ---- the model ----
 
-    def _rows(self, read: _Read, first: int, states: int) -> Iterator[Row]:
+    def _rows(self, read: Reading, first: int, states: int) -> Iterator[Row]:
         """The passes of a sentence's states."""
         at_S, to_S = np.arange(states) + read.first, np.arange(states) + first
         if not self._masked:
@@ -324,14 +266,3 @@ def student_subwords(path: Path) -> SubwordModel:
     if inventory.is_file() and UnitInventory.load(inventory).digest != model.inventory.digest:
         raise UserError(f"{model.path} must have the pieces of {inventory}, but has others. Run `hkd units train` again.")
     return model
-
-
-def _split(units: Sequence[int], symbols: Sequence[str]) -> list[Pieces]:
-    """Pieces by words; what stands before the first word's beginning is left out."""
-    out: list[list[int]] = []
-    for unit in units:
-        if symbols[unit].startswith("▁"):
-            out.append([unit])
-        elif out:
-            out[-1].append(unit)
-    return [tuple(word) for word in out]
