@@ -28,6 +28,8 @@ from hkd.labels.schema import StoreSpec
 from hkd.topk import NO_GOLD, TopK
 
 Planes = dict[str, NDArray[Any]]
+# Rows of the narrow planes, as the kernels make them.
+NARROW = {"tail": (0, 2), "gold_rank": (2, 6), "gold": (6, 10), "gold_logp": (10, 12), "word": (12, 16)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,23 +117,6 @@ def _from_bytes(plane: NDArray[np.uint8], dtype: str) -> NDArray[Any]:
     return bits_RN.view(dtype)
 
 
-def _word_steps(word_N: NDArray[np.int32], offset_B1: NDArray[np.int64]) -> NDArray[np.uint32]:
-    """Word numbers → differences modulo 2^32; each utterance starts anew from −1."""
-    before_N = np.empty_like(word_N)
-    before_N[1:] = word_N[:-1]
-    starts = offset_B1[:-1][np.diff(offset_B1) > 0]
-    before_N[starts] = -1
-    return word_N.astype(np.uint32) - before_N.astype(np.uint32)
-
-
-def _words(step_N: NDArray[np.uint32], offset_B1: NDArray[np.int64]) -> NDArray[np.int32]:
-    total_N1 = np.zeros(len(step_N) + 1, np.uint32)
-    np.cumsum(step_N, out=total_N1[1:])
-    before_B = total_N1[offset_B1[:-1]] + np.uint32(1)
-    word_N: NDArray[np.int32] = (total_N1[1:] - np.repeat(before_B, np.diff(offset_B1))).view(np.int32)
-    return word_N
-
-
 def encode(
     spec: StoreSpec, topk: TopK, word_N: NDArray[np.int32], offset_B1: NDArray[np.int64], allocate: Allocate = np.empty
 ) -> Planes:
@@ -162,18 +147,14 @@ def _bytes(spec: StoreSpec, topk: TopK, word_N: NDArray[np.int32], offset_B1: ND
     lowest, per_nat = np.float32(-65534 * spec.step), np.float32(-1 / spec.step)
     if not kernels.split_codes(_tiled(logp_NK), _mode(spec), lowest, per_nat, code_AKN):
         _refuse_logp("logp", topk.logp_NK)
-    rank_N, gold_logp_N = np.empty(n, np.uint32), np.ascontiguousarray(topk.gold_logp_N, np.float32)
-    kernels.gold_ranks(ids_NK, logp_NK, np.ascontiguousarray(topk.gold_N, np.int32), gold_logp_N, rank_N)
-    narrow: dict[str, NDArray[Any]] = {
-        "tail": _halves("tail", topk.tail_N),
-        "gold_rank": rank_N,
-        "gold": np.where(rank_N > 0, 0, topk.gold_N + 1).astype(np.uint32),
-        "gold_logp": np.where(rank_N > 0, np.uint16(0), _halves("gold_logp", gold_logp_N)),
-        "word": _word_steps(word_N, offset_B1),
-        "lse_t": topk.lse_NJ.T.astype("<f4"),
-        "tail_t": _halves("tail_t", topk.tail_NJ.T),
-    }
-    found = {name: _bytes_of(np.atleast_2d(value)) for name, value in narrow.items()}
+    gold_N, word_N = np.ascontiguousarray(topk.gold_N, np.int32), np.ascontiguousarray(word_N, np.int32)
+    gold_logp_N, tail_N = (np.ascontiguousarray(logp_N, np.float32) for logp_N in (topk.gold_logp_N, topk.tail_N))
+    byte_RN = np.empty((16, n), np.uint8)
+    if not kernels.split_narrow(ids_NK, logp_NK, gold_N, gold_logp_N, tail_N, word_N, np.asarray(offset_B1, np.int64), byte_RN):
+        _refuse_logp(*(("tail", tail_N) if not (tail_N <= kernels.ABOVE_0).all() else ("gold_logp", gold_logp_N)))
+    found: Planes = {name: byte_RN[first:end] for name, (first, end) in NARROW.items()}
+    if spec.temperatures:
+        found |= {"lse_t": _bytes_of(topk.lse_NJ.T.astype("<f4")), "tail_t": _bytes_of(_halves("tail_t", topk.tail_NJ.T))}
     found |= {f"unit.{byte}": unit_NK for byte, unit_NK in enumerate(unit_ANK)}
     found |= {f"code.{byte}": code_KN[:, :n] for byte, code_KN in enumerate(code_AKN)}
     if topk.count_NK is not None:
@@ -244,17 +225,17 @@ def decode(spec: StoreSpec, planes: Planes, offset_B1: NDArray[np.int64], alloca
     if spec.compression == "none":
         unit_NK, code_NK, count_NK = _mapped(spec, planes)
         narrow_NW[:, :1], real_NW[:, 1:2], num_bytes = planes["gold"], planes["gold_logp"], 0
-        narrow: Planes = {name: planes[name] for name in ("tail", "word", "lse_t", "tail_t") if name in planes}
+        real_NW[:, 2:3], narrow_NW[:, 3:4] = planes["tail"], planes["word"]
+        if j:
+            real_NW[:, 4 : 4 + j], real_NW[:, 4 + j :] = planes["lse_t"], planes["tail_t"]
     else:
         unit_NK, code_NK, count_NK = _joined(spec, planes, n, allocate)
-        _join_gold(spec, planes, unit_NK, code_NK, narrow_NW)
-        stored = {name: dtype for name, dtype in (("tail", "<f2"), ("lse_t", "<f4"), ("tail_t", "<f2")) if name in planes}
-        narrow = {name: _from_bytes(planes[name], dtype).T for name, dtype in stored.items()}
-        narrow["word"] = _words(_from_bytes(planes["word"], "<u4")[0], offset_B1)[:, None]
+        _join_narrow(spec, planes, offset_B1, unit_NK, code_NK, narrow_NW)
+        if j:
+            real_NW[:, 4 : 4 + j], real_NW[:, 4 + j :] = (
+                _from_bytes(planes[name], dtype).T for name, dtype in (("lse_t", "<f4"), ("tail_t", "<f2"))
+            )
         num_bytes = unit_NK.nbytes + code_NK.nbytes + (0 if count_NK is None else count_NK.nbytes)
-    real_NW[:, 2:3], narrow_NW[:, 3:4] = narrow["tail"], narrow["word"]
-    if j:
-        real_NW[:, 4 : 4 + j], real_NW[:, 4 + j :] = narrow["lse_t"], narrow["tail_t"]
     num_bytes += narrow_NW.nbytes
     return Decoded(unit_NK=unit_NK, code_NK=code_NK, count_NK=count_NK, narrow_NW=narrow_NW, num_bytes=num_bytes)
 
@@ -290,15 +271,20 @@ def _joined(spec: StoreSpec, planes: Planes, n: int, allocate: Allocate) -> _Wid
     return unit_NK, code_NK[:n], np.ascontiguousarray(count_KN.T)
 
 
-def _join_gold(
-    spec: StoreSpec, planes: Planes, unit_NK: NDArray[Any], code_NK: NDArray[np.uint16], narrow_NW: NDArray[np.int32]
+def _join_narrow(
+    spec: StoreSpec,
+    planes: Planes,
+    offset_B1: NDArray[np.int64],
+    unit_NK: NDArray[Any],
+    code_NK: NDArray[np.uint16],
+    narrow_NW: NDArray[np.int32],
 ) -> None:
-    """Gold units and their log-probabilities. Raises HkdError where a rank or a unit cannot be right."""
-    from hkd.labels.kernels import gold_units
+    """Gold units, their log-probabilities, tails and words. Raises HkdError where a rank or a unit cannot be right."""
+    from hkd.labels.kernels import join_narrow
 
-    rank_N, gold_N = (_from_bytes(planes[name], "<u4")[0] for name in ("gold_rank", "gold"))
-    half_N, step = _from_bytes(planes["gold_logp"], "<u2")[0], np.float32(spec.step)
-    if not gold_units(unit_NK, code_NK, rank_N, gold_N, half_N, _mode(spec), step, len(spec.inventory), narrow_NW):
+    plane_5 = [planes[name] for name in NARROW]
+    numbers = _mode(spec), np.float32(spec.step), len(spec.inventory)
+    if not join_narrow(unit_NK, code_NK, *plane_5, np.asarray(offset_B1, np.int64), *numbers, narrow_NW):
         _refuse_block("a gold unit's rank lies beyond the kept ids, or the unit beyond the inventory")
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from numba import types
 
 GRID_INF, F16_INF, F16_LARGEST = 0xFFFF, 0x7C00, 0x7BFF
-TILE = 64
+TILE = 128
 ABOVE_0 = np.float32(1e-3)  # float32 log-softmax may come out a little above 0
 SMALLEST_NORMAL = 113 << 23  # the bits of 2^-14, the smallest half that is no subnormal
 TWO_TO_23, TWO_TO_MINUS_14 = np.float32(2.0**23), np.float32(2.0**-14)
@@ -43,9 +43,9 @@ def _array(dtype: Any, ndim: int, *, readonly: bool = True) -> Any:
 
 u1, u2, u4, i4, i8, f4, mode_ = types.uint8, types.uint16, types.uint32, types.int32, types.int64, types.float32, types.int64
 U1_2, U2_2, U4_2, I4_2, F4_2 = (_array(dtype, 2) for dtype in (u1, u2, u4, i4, f4))
-U2_1, U4_1, I4_1, F4_1, I8_2 = _array(u2, 1), _array(u4, 1), _array(i4, 1), _array(f4, 1), _array(i8, 2)
+I4_1, F4_1, I8_1, I8_2 = _array(i4, 1), _array(f4, 1), _array(i8, 1), _array(i8, 2)
 OUT_U2_2, OUT_U4_2, OUT_I4_2 = (_array(dtype, 2, readonly=False) for dtype in (u2, u4, i4))
-OUT_U1_3, OUT_U2_1, OUT_U4_1 = _array(u1, 3, readonly=False), _array(u2, 1, readonly=False), _array(u4, 1, readonly=False)
+OUT_U1_2, OUT_U1_3, OUT_U2_1 = (_array(dtype, ndim, readonly=False) for dtype, ndim in ((u1, 2), (u1, 3), (u2, 1)))
 
 
 @numba.njit
@@ -83,6 +83,12 @@ def _logp_bits(code: Any, mode: Any, step: Any) -> Any:
     return np.uint32(0) if bits == 0x80000000 else bits
 
 
+@numba.njit
+def _signed_half(logp: Any) -> Any:
+    half = _to_half(logp)
+    return 0 if half == 0 else half | 0x8000
+
+
 @_kernel(types.boolean(F4_1, OUT_U2_1))
 def to_halves(logp: Any, out: Any) -> bool:
     """Log-probabilities → the bits of halves; never −0. False where one is no log-probability: above 0, or NaN."""
@@ -90,8 +96,7 @@ def to_halves(logp: Any, out: Any) -> bool:
     for i in range(len(out)):
         x = logp[i]
         wrong |= not x <= ABOVE_0
-        half = _to_half(min(x, np.float32(0)))
-        out[i] = 0 if half == 0 else half | 0x8000
+        out[i] = _signed_half(min(x, np.float32(0)))
     return not wrong
 
 
@@ -154,17 +159,43 @@ def split_codes(logp_NK: Any, mode: int, lowest: float, per_nat: float, out_AKN:
     return not wrong
 
 
-@_kernel(types.void(I4_2, F4_2, I4_1, F4_1, OUT_U4_1))
-def gold_ranks(ids_NK: Any, logp_NK: Any, gold_N: Any, gold_logp_N: Any, rank_N: Any) -> None:
-    """1 + the first rank that holds the gold unit, if with its log-probability; else 0."""
+@numba.njit
+def _put(value: Any, num_bytes: Any, first: Any, i: Any, out_RN: Any) -> None:
+    for byte in range(num_bytes):
+        out_RN[first + byte, i] = value >> (8 * byte)
+
+
+@_kernel(types.boolean(I4_2, F4_2, I4_1, F4_1, F4_1, I4_1, I8_1, OUT_U1_2))
+def split_narrow(
+    ids_NK: Any, logp_NK: Any, gold_N: Any, gold_logp_N: Any, tail_N: Any, word_N: Any, offset_B1: Any, out_RN: Any
+) -> bool:
+    """Gold units, their log-probabilities, tails and words → their 16 bytes, a row each, in the order of NARROW.
+
+    False where a gold unit's log-probability or a tail is none (above 0, or NaN), or where the utterances are not those of N positions.
+    """
     n, k = ids_NK.shape
-    for i in range(n):
-        rank_N[i] = 0
-        for r in range(k):
-            if ids_NK[i, r] == gold_N[i]:
-                if min(logp_NK[i, r], np.float32(0)) == min(gold_logp_N[i], np.float32(0)):
-                    rank_N[i] = r + 1
-                break
+    if offset_B1[0] != 0 or offset_B1[-1] != n:
+        return False
+    wrong = False
+    for b in range(len(offset_B1) - 1):
+        if not 0 <= offset_B1[b] <= offset_B1[b + 1] <= n:
+            return False
+        word = np.int64(-1)
+        for i in range(offset_B1[b], offset_B1[b + 1]):
+            tail, gold_logp = min(tail_N[i], np.float32(0)), min(gold_logp_N[i], np.float32(0))
+            wrong |= not (tail_N[i] <= ABOVE_0 and gold_logp_N[i] <= ABOVE_0)
+            rank = 0
+            for r in range(k):
+                if ids_NK[i, r] == gold_N[i]:
+                    rank = r + 1 if min(logp_NK[i, r], np.float32(0)) == gold_logp else 0
+                    break
+            _put(_signed_half(tail), 2, 0, i, out_RN)
+            _put(rank, 4, 2, i, out_RN)
+            _put(0 if rank > 0 else gold_N[i] + 1, 4, 6, i, out_RN)
+            _put(0 if rank > 0 else _signed_half(gold_logp), 2, 10, i, out_RN)
+            _put(word_N[i] - word, 4, 12, i, out_RN)
+            word = np.int64(word_N[i])
+    return not wrong
 
 
 @_kernel(types.uint32(U1_2, U1_2, i8, OUT_U2_2), types.uint32(U1_2, U1_2, i8, OUT_U4_2))
@@ -220,28 +251,53 @@ def join_codes(low_KN: Any, high_KN: Any, out_NK: Any) -> None:
                 out_NK[start + p, r] = code_P[p]
 
 
-_RANKED = (U2_2, U4_1, U4_1, U2_1, mode_, f4, i8, OUT_I4_2)
+@numba.njit
+def _number(plane_AN: Any, i: Any) -> Any:
+    value = np.int64(0)
+    for byte in range(plane_AN.shape[0]):
+        value |= np.int64(plane_AN[byte, i]) << (8 * byte)
+    return value
 
 
-@_kernel(types.boolean(U2_2, *_RANKED), types.boolean(U4_2, *_RANKED))
-def gold_units(
-    unit_NK: Any, code_NK: Any, rank_N: Any, gold_N: Any, half_N: Any, mode: int, step: float, num_units: int, narrow_NW: Any
+_NARROW = (U2_2, U1_2, U1_2, U1_2, U1_2, U1_2, I8_1, mode_, f4, i8, OUT_I4_2)
+
+
+@_kernel(types.boolean(U2_2, *_NARROW), types.boolean(U4_2, *_NARROW))
+def join_narrow(
+    unit_NK: Any,
+    code_NK: Any,
+    tail_2N: Any,
+    rank_4N: Any,
+    gold_4N: Any,
+    gold_logp_2N: Any,
+    word_4N: Any,
+    offset_B1: Any,
+    mode: int,
+    step: float,
+    num_units: int,
+    narrow_NW: Any,
 ) -> bool:
-    """Gold units and their log-probabilities → columns 0 and 1: from the kept ids where there is a rank, else from their own planes.
+    """Gold units, their log-probabilities, tails and words → the first four columns.
 
-    rank_N: rank + 1, gold_N: unit + 1. False where a rank lies beyond K, or a unit beyond the inventory.
+    False where a rank lies beyond K, a unit beyond the inventory, or an utterance beyond the block.
     """
     n, k = unit_NK.shape
-    for i in range(n):
-        rank = np.int64(rank_N[i])
-        if rank > k:
+    for b in range(len(offset_B1) - 1):
+        if not 0 <= offset_B1[b] <= offset_B1[b + 1] <= n:
             return False
-        gold, bits = np.int64(gold_N[i]) - 1, _from_half(half_N[i])
-        if rank > 0:
-            gold, bits = np.int64(unit_NK[i, rank - 1]), _logp_bits(code_NK[i, rank - 1], mode, step)
-        if gold >= num_units:
-            return False
-        narrow_NW[i, 0], narrow_NW[i, 1] = gold, bits
+        word = np.int64(-1)
+        for i in range(offset_B1[b], offset_B1[b + 1]):
+            rank, gold = _number(rank_4N, i), _number(gold_4N, i) - 1
+            if rank > k:
+                return False
+            bits = _from_half(_number(gold_logp_2N, i))
+            if rank > 0:
+                gold, bits = np.int64(unit_NK[i, rank - 1]), _logp_bits(code_NK[i, rank - 1], mode, step)
+            if gold >= num_units:
+                return False
+            word += _number(word_4N, i)
+            narrow_NW[i, 0], narrow_NW[i, 1] = gold, bits
+            narrow_NW[i, 2], narrow_NW[i, 3] = _from_half(_number(tail_2N, i)), word
     return True
 
 

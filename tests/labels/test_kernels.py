@@ -73,7 +73,7 @@ def test_very_small_probabilities_stay_finite(codec: str) -> None:
     assert back[0, 3] == -np.float32(spec.error_bound["lowest"])
 
 
-@pytest.mark.parametrize("n", [0, 1, 63, 64, 65, 200])
+@pytest.mark.parametrize("n", [0, 1, 127, 128, 129, 300])
 @pytest.mark.parametrize("k", [1, 2, 3, 4, 9, 64])
 def test_bytes_are_those_of_the_specification(n: int, k: int) -> None:
     """Rows in any order, more and fewer than a tile; ids of two and of four bytes."""
@@ -102,15 +102,18 @@ def test_bytes_are_those_of_the_specification(n: int, k: int) -> None:
 
 def test_what_lies_outside_is_seen_before_it_is_used() -> None:
     unit_NK, code_NK, narrow_NW = np.zeros((3, 2), np.uint16), np.zeros((3, 2), np.uint16), np.zeros((3, 4), np.int32)
-    half_N, step = np.zeros(3, np.uint16), np.float32(1)
+    step, offset_B1 = np.float32(1), np.array([0, 3], np.int64)
 
-    def gold(rank: int, unit: int) -> bool:
-        numbers = (np.full(3, rank, np.uint32), np.full(3, unit, np.uint32))
-        return bool(kernels.gold_units(unit_NK, code_NK, *numbers, half_N, kernels.GRID, step, 5, narrow_NW))
+    def joined(rank: int, unit: int, offset_B1: NDArray[np.int64] = offset_B1) -> bool:
+        ranks, units = (np.full(3, number, "<u4").view(np.uint8).reshape(3, 4).T.copy() for number in (rank, unit))
+        two, four = np.zeros((2, 3), np.uint8), np.zeros((4, 3), np.uint8)
+        planes = (two, ranks, units, two, four)
+        return bool(kernels.join_narrow(unit_NK, code_NK, *planes, offset_B1, kernels.GRID, step, 5, narrow_NW))
 
-    assert [gold(*pair) for pair in ((0, 5), (2, 0), (3, 0), (2**32 - 1, 0), (0, 6), (0, 2**32 - 1))] == [True, True] + 4 * [
+    assert [joined(*pair) for pair in ((0, 5), (2, 0), (3, 0), (2**32 - 1, 0), (0, 6), (0, 2**32 - 1))] == [True, True] + 4 * [
         False
     ]
+    assert [joined(0, 0, np.array([0, *more])) for more in ((3, 2), (4,), (-1, 3), (2**62,))] == [False] * 4
     ids_MK, logp_MK, narrow_WM = np.empty((4, 2), np.int32), np.empty((4, 2), np.uint32), np.empty((4, 4), np.int32)
 
     def gathered(*run: int) -> bool:
