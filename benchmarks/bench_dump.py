@@ -32,12 +32,12 @@ import dump_memory  # noqa: E402
 import transformers  # noqa: E402
 from common import bar, machine, save  # noqa: E402
 
+from hkd.sparse import TopK  # noqa: E402
 from hkd.teachers.base import Sentence  # noqa: E402
 from hkd.teachers.load import choose_device, choose_precision  # noqa: E402
 from hkd.teachers.masked import MaskedTeacher  # noqa: E402
 from hkd.teachers.options import TeacherOptions  # noqa: E402
 from hkd.testing.teachers import wordpiece  # noqa: E402
-from hkd.topk import TopK  # noqa: E402
 
 V, M = 30_522, 7
 SHAPES = {"small": (4, 256, 4), "bert-base": (12, 768, 12), "bert-large": (24, 1024, 16)}

@@ -133,7 +133,7 @@ def hkd(codec: str, compression: str = "zstd", backend: str = "arrow") -> Callab
 def utterances(rows: Labels) -> Iterable[Any]:
     """The rows as hkd's writer takes them."""
     from hkd.labels.rows import UtteranceLabels
-    from hkd.topk import TopK
+    from hkd.sparse import TopK
 
     c = rows.columns
     whole = TopK(ids_NK=c["ids"], logp_NK=c["logp"], tail_N=c["tail"], gold_N=c["gold"], gold_logp_N=c["gold_logp"])

@@ -2,8 +2,7 @@
 
 - A row is read once. It becomes integers that are ordered as its scores are; a bound below the k-th largest comes from the largest of
   each group of them, so that few are looked at; then one pass sums the exponentials of all that are not kept.
-- Each row by itself, in one order of operations: its bits depend on nothing beside it. No lock of Python's is held meanwhile.
-- Compiled once for a machine and kept beside this file, else in the user's cache, else made anew by each process.
+- Each row by itself, in one order of operations: its bits depend on nothing beside it.
 
 Shape letters: N rows, V units, K kept ids, G groups, E excluded units, T temperatures, C candidates.
 """
@@ -15,6 +14,8 @@ from typing import Any
 import numba
 import numpy as np
 from numba import types
+
+from hkd.compiled import kernel
 
 _NONE = np.int32(-(2**31))  # the order of what is no candidate: below that of −inf
 _MAGNITUDE = np.int32(2**31 - 1)
@@ -28,18 +29,6 @@ def _part(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     """Compiled into what calls it."""
     inside: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
     compiled: Callable[[Callable[..., Any]], Any] = numba.njit(error_model="numpy", **inside, **options)
-    return compiled
-
-
-def _kernel(signature: Any) -> Callable[[Callable[..., Any]], Any]:
-    """Compiled for these types, or taken from what was compiled before."""
-
-    def compiled(function: Callable[..., Any]) -> Any:
-        try:
-            return numba.njit(signature, cache=True, nogil=True, error_model="numpy")(function)
-        except RuntimeError:  # no folder to keep it in
-            return numba.njit(signature, nogil=True, error_model="numpy")(function)
-
     return compiled
 
 
@@ -178,10 +167,11 @@ def _log_masses(rest_V: Any, kept_K: Any, top: Any, inverse: Any) -> Any:
 _i4, _f4, _f8 = types.int32, types.float32, types.float64
 
 
-@_kernel(
+@kernel(
     types.void(
         _i4[:, ::1], _i4[::1], _i4[::1], _f8[::1], types.int64, _i4[:, ::1], _f4[:, ::1], _f4[::1], _f8[:, ::1], _f8[:, ::1]
-    )
+    ),
+    error_model="numpy",
 )
 def select_rows(
     bits_NV: Any, gold_N: Any, excluded_E: Any, inverse_T: Any, groups: Any,

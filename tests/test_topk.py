@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hkd.topk import NO_GOLD, TopK, select_topk
+from hkd.sparse import NO_GOLD, TopK
+from hkd.topk import select_topk
 
 
 def rows(n: int, v: int, seed: int, scale: float = 3.0) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hkd.topk import TopK, _select_in_tensors, select_topk
+from hkd.sparse import TopK
+from hkd.topk import _select_in_tensors, select_topk
 
 
 def sorted_rows(

@@ -19,8 +19,8 @@ from hkd.errors import UserError
 from hkd.labels.reader import LabelReader
 from hkd.labels.rows import LEFT_OUT, LabelBlock
 from hkd.progress import Progress, no_progress
+from hkd.sparse import TopK
 from hkd.teachers.unit_lm_senones import SenoneMap
-from hkd.topk import TopK
 from hkd.units.acoustic import Tying
 from hkd.units.level import MONOPHONE, SENONE
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkd.labels.quality import figures, quality_of
-from hkd.topk import TopK
+from hkd.sparse import TopK
 
 BINS = 10
 

@@ -11,7 +11,7 @@ import numpy as np
 from hkd.labelling.quality import quality_sums
 from hkd.labels.rows import UtteranceLabels
 from hkd.labels.store import LabelWriter
-from hkd.topk import TopK
+from hkd.sparse import TopK
 
 log = logging.getLogger(__name__)
 

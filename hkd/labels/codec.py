@@ -23,9 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkd.errors import HkdError
+from hkd.labels import kernels
+from hkd.labels.kernels import F16, GRID, MAPPED, TILE
 from hkd.labels.memory import Allocate
 from hkd.labels.schema import StoreSpec
-from hkd.topk import NO_GOLD, TopK
+from hkd.sparse import NO_GOLD, TopK
 
 Planes = dict[str, NDArray[Any]]
 # Rows of the narrow planes, as the kernels make them.
@@ -89,10 +91,8 @@ def _refuse_ids(spec: StoreSpec) -> NoReturn:
 
 def _halves(name: str, logp: NDArray[np.float32]) -> NDArray[np.uint16]:
     """Log-probabilities → the bits of float16; finite ones stay finite, −0 becomes 0. Raises HkdError where one is none."""
-    from hkd.labels.kernels import to_halves
-
     half: NDArray[np.uint16] = np.empty(logp.shape, np.uint16)
-    if not to_halves(np.ascontiguousarray(logp, np.float32).reshape(-1), half.reshape(-1)):
+    if not kernels.to_halves(np.ascontiguousarray(logp, np.float32).reshape(-1), half.reshape(-1)):
         _refuse_logp(name, logp)
     return half
 
@@ -136,14 +136,12 @@ def _plain(topk: TopK, word_N: NDArray[np.int32]) -> Planes:
 
 
 def _bytes(spec: StoreSpec, topk: TopK, word_N: NDArray[np.int32], offset_B1: NDArray[np.int64], allocate: Allocate) -> Planes:
-    from hkd.labels import kernels
-
     n, k = topk.ids_NK.shape
     ids_NK, logp_NK = np.ascontiguousarray(topk.ids_NK, np.int32), np.ascontiguousarray(topk.logp_NK, np.float32)
     unit_ANK = allocate((spec.id_bytes, n, k), np.uint8)
     if not kernels.split_ids(ids_NK, len(spec.inventory), unit_ANK):
         _refuse_ids(spec)
-    code_AKN = allocate((2, k, max(n, kernels.TILE)), np.uint8)
+    code_AKN = allocate((2, k, max(n, TILE)), np.uint8)
     lowest, per_nat = np.float32(-65534 * spec.step), np.float32(-1 / spec.step)
     if not kernels.split_codes(_tiled(logp_NK), _mode(spec), lowest, per_nat, code_AKN):
         _refuse_logp("logp", topk.logp_NK)
@@ -164,15 +162,11 @@ def _bytes(spec: StoreSpec, topk: TopK, word_N: NDArray[np.int32], offset_B1: ND
 
 def _mode(spec: StoreSpec) -> int:
     """What 16 bits of a log-probability are, as the kernels call it."""
-    from hkd.labels.kernels import F16, GRID, MAPPED
-
     return MAPPED if spec.compression == "none" else {"f16": F16, "grid": GRID}[spec.codec]
 
 
 def _tiled(value_NX: NDArray[Any]) -> NDArray[Any]:
     """At least a tile of rows, as the kernels want them: zeros at the end."""
-    from hkd.labels.kernels import TILE
-
     missing = max(0, TILE - len(value_NX))
     return np.pad(value_NX, ((0, missing), (0, 0))) if missing else value_NX
 
@@ -254,16 +248,14 @@ def _mapped(spec: StoreSpec, planes: Planes) -> _Wide:
 
 def _joined(spec: StoreSpec, planes: Planes, n: int, allocate: Allocate) -> _Wide:
     """Units, codes and counts, from their bytes. Raises HkdError for a unit id beyond the inventory."""
-    from hkd.labels import kernels
-
     k, v, largest = spec.width, len(spec.inventory), -1
     unit_NK = allocate((n, k), f"u{spec.id_bytes}")
     for byte in range(0, spec.id_bytes, 2):
         largest = kernels.join_ids(planes[f"unit.{byte}"], planes[f"unit.{byte + 1}"], 8 * byte, unit_NK)
     if unit_NK.size and largest >= v:
         _refuse_block(f"a stored unit id lies beyond the inventory of {v} units")
-    low_KN, high_KN = (_tiled(planes[name].T).T if n < kernels.TILE else planes[name] for name in ("code.0", "code.1"))
-    code_NK = allocate((max(n, kernels.TILE), k), np.uint16)
+    low_KN, high_KN = (_tiled(planes[name].T).T if n < TILE else planes[name] for name in ("code.0", "code.1"))
+    code_NK = allocate((max(n, TILE), k), np.uint16)
     kernels.join_codes(np.ascontiguousarray(low_KN), np.ascontiguousarray(high_KN), code_NK)
     if spec.selection == "topk":
         return unit_NK, code_NK[:n], None
@@ -280,11 +272,9 @@ def _join_narrow(
     narrow_NW: NDArray[np.int32],
 ) -> None:
     """Gold units, their log-probabilities, tails and words. Raises HkdError where a rank or a unit cannot be right."""
-    from hkd.labels.kernels import join_narrow
-
     plane_5 = [planes[name] for name in NARROW]
     numbers = _mode(spec), np.float32(spec.step), len(spec.inventory)
-    if not join_narrow(unit_NK, code_NK, *plane_5, np.asarray(offset_B1, np.int64), *numbers, narrow_NW):
+    if not kernels.join_narrow(unit_NK, code_NK, *plane_5, np.asarray(offset_B1, np.int64), *numbers, narrow_NW):
         _refuse_block("a gold unit's rank lies beyond the kept ids, or the unit beyond the inventory")
 
 
@@ -300,8 +290,6 @@ def gather(spec: StoreSpec, parts: Sequence[Part], allocate: Allocate = np.empty
 
     Raises HkdError for a run that lies outside its block.
     """
-    from hkd.labels import kernels
-
     n, k, j = sum(stop - start for _, start, stop in parts), spec.width, len(spec.temperatures)
     ids_NK, logp_NK, narrow_WN = allocate((n, k), np.int32), allocate((n, k), np.float32), np.empty((4 + 2 * j, n), np.int32)
     blocks: dict[int, tuple[Decoded, list[tuple[int, int, int]]]] = {}

@@ -14,7 +14,7 @@ from hkd.errors import UserError
 from hkd.labels.quality import figures, merge, quality_of
 from hkd.labels.reader import LabelReader
 from hkd.progress import Progress, no_progress
-from hkd.topk import TopK
+from hkd.sparse import TopK
 
 BATCH_UTTERANCES = 128
 

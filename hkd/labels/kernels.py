@@ -2,20 +2,20 @@
 
 - Kernels check what they look things up with: a rank from a file is held against K first. They say by their result what cannot be
   right and never raise; the callers put it in words.
-- They hold no lock of Python's, so that several threads run them at once, and keep one order of operations: the same bits everywhere.
-- Compiled once for a machine and kept beside this file, else in the user's cache, else made anew by each process.
+- They keep one order of operations: the same bits everywhere.
 - Loops run over TILE positions, a constant, and over slices: so the compiler knows their length, that no index is negative, and uses
   vector instructions. A last tile begins earlier, over positions that are done.
 
 Shape letters: N positions, K kept ids, P positions of a tile, B runs of positions, W narrow columns.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import numba
 import numpy as np
 from numba import types
+
+from hkd.compiled import kernel
 
 GRID_INF, F16_INF, F16_LARGEST = 0xFFFF, 0x7C00, 0x7BFF
 TILE = 128
@@ -23,18 +23,6 @@ ABOVE_0 = np.float32(1e-3)  # float32 log-softmax may come out a little above 0
 SMALLEST_NORMAL = 113 << 23  # the bits of 2^-14, the smallest half that is no subnormal
 TWO_TO_23, TWO_TO_MINUS_14 = np.float32(2.0**23), np.float32(2.0**-14)
 GRID, F16, MAPPED = 0, 1, 2  # what the 16 bits of a log-probability are: steps, the half of −logp, the half of logp
-
-
-def _kernel(*signatures: Any) -> Callable[[Callable[..., Any]], Any]:
-    """Compile for these types of arguments, or take what was compiled before."""
-
-    def compiled(function: Callable[..., Any]) -> Any:
-        try:
-            return numba.njit(list(signatures), cache=True, nogil=True)(function)
-        except RuntimeError:  # no folder to keep it in
-            return numba.njit(list(signatures), nogil=True)(function)
-
-    return compiled
 
 
 def _array(dtype: Any, ndim: int, *, readonly: bool = True) -> Any:
@@ -89,7 +77,7 @@ def _signed_half(logp: Any) -> Any:
     return 0 if half == 0 else half | 0x8000
 
 
-@_kernel(types.boolean(F4_1, OUT_U2_1))
+@kernel(types.boolean(F4_1, OUT_U2_1))
 def to_halves(logp: Any, out: Any) -> bool:
     """Log-probabilities → the bits of halves; never −0. False where one is no log-probability: above 0, or NaN."""
     wrong = False
@@ -100,7 +88,7 @@ def to_halves(logp: Any, out: Any) -> bool:
     return not wrong
 
 
-@_kernel(types.boolean(I4_2, i8, OUT_U1_3))
+@kernel(types.boolean(I4_2, i8, OUT_U1_3))
 def split_ids(ids_NK: Any, num_units: int, out_ANK: Any) -> bool:
     """Unit ids → their lowest A bytes. False where one is no unit of so many."""
     largest: Any = np.uint32(0)
@@ -115,7 +103,7 @@ def split_ids(ids_NK: Any, num_units: int, out_ANK: Any) -> bool:
     return bool(largest < num_units)
 
 
-@_kernel(types.boolean(F4_2, mode_, f4, f4, OUT_U1_3))
+@kernel(types.boolean(F4_2, mode_, f4, f4, OUT_U1_3))
 def split_codes(logp_NK: Any, mode: int, lowest: float, per_nat: float, out_AKN: Any) -> bool:
     """Log-probabilities → the two bytes of their codes' differences in rank. False where one is none: above 0, or NaN.
 
@@ -165,7 +153,7 @@ def _put(value: Any, num_bytes: Any, first: Any, i: Any, out_RN: Any) -> None:
         out_RN[first + byte, i] = value >> (8 * byte)
 
 
-@_kernel(types.boolean(I4_2, F4_2, I4_1, F4_1, F4_1, I4_1, I8_1, OUT_U1_2))
+@kernel(types.boolean(I4_2, F4_2, I4_1, F4_1, F4_1, I4_1, I8_1, OUT_U1_2))
 def split_narrow(
     ids_NK: Any, logp_NK: Any, gold_N: Any, gold_logp_N: Any, tail_N: Any, word_N: Any, offset_B1: Any, out_RN: Any
 ) -> bool:
@@ -198,7 +186,7 @@ def split_narrow(
     return not wrong
 
 
-@_kernel(types.uint32(U1_2, U1_2, i8, OUT_U2_2), types.uint32(U1_2, U1_2, i8, OUT_U4_2))
+@kernel(types.uint32(U1_2, U1_2, i8, OUT_U2_2), types.uint32(U1_2, U1_2, i8, OUT_U4_2))
 def join_ids(low_NK: Any, high_NK: Any, shift: int, out_NK: Any) -> Any:
     """Bytes of unit ids → `shift` bits up, over what stands below those; the largest."""
     largest, below = np.uint32(0), np.uint32((1 << shift) - 1)
@@ -211,7 +199,7 @@ def join_ids(low_NK: Any, high_NK: Any, shift: int, out_NK: Any) -> Any:
     return largest
 
 
-@_kernel(types.void(U1_2, U1_2, OUT_U2_2))
+@kernel(types.void(U1_2, U1_2, OUT_U2_2))
 def join_codes(low_KN: Any, high_KN: Any, out_NK: Any) -> None:
     """The inverse of `split_codes`, as far as codes. At least TILE positions."""
     k, n = low_KN.shape
@@ -262,7 +250,7 @@ def _number(plane_AN: Any, i: Any) -> Any:
 _NARROW = (U2_2, U1_2, U1_2, U1_2, U1_2, U1_2, I8_1, mode_, f4, i8, OUT_I4_2)
 
 
-@_kernel(types.boolean(U2_2, *_NARROW), types.boolean(U4_2, *_NARROW))
+@kernel(types.boolean(U2_2, *_NARROW), types.boolean(U4_2, *_NARROW))
 def join_narrow(
     unit_NK: Any,
     code_NK: Any,
@@ -304,7 +292,7 @@ def join_narrow(
 _GATHERED = (U2_2, I4_2, I8_2, mode_, f4, OUT_I4_2, OUT_U4_2, OUT_I4_2)
 
 
-@_kernel(types.boolean(U2_2, *_GATHERED), types.boolean(U4_2, *_GATHERED))
+@kernel(types.boolean(U2_2, *_GATHERED), types.boolean(U4_2, *_GATHERED))
 def gather(
     unit_NK: Any, code_NK: Any, narrow_NW: Any, run_B3: Any, mode: int, step: float, ids_MK: Any, logp_MK: Any, narrow_WM: Any
 ) -> bool:

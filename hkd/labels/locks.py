@@ -16,7 +16,8 @@ def lock(path: Path, *, wait: bool) -> Iterator[bool]:
     """
     handle = None
     while handle is None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):  # exist_ok raises where the folder goes at that moment
+            path.parent.mkdir(parents=True)
         try:
             handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         except FileNotFoundError:  # the folder went with the last lock

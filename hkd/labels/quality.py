@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hkd.topk import TopK
+from hkd.sparse import TopK
 
 PIECE = 512
 NOTHING = -1e4  # a log-probability whose exponential is 0

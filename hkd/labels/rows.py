@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkd.labels.memory import Allocate
-from hkd.topk import TopK
+from hkd.sparse import TopK
 
 NO_WORD = -1
 DIGEST_BYTES = 8

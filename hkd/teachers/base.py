@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from hkd.topk import TopK
+from hkd.sparse import TopK
 from hkd.units.inventory import UnitInventory
 
 NO_WORD = -1

@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
 from hkd.errors import HkdError
+from hkd.sparse import TopK
 from hkd.teachers.packed import PackedEncoder, on_device
-from hkd.topk import TopK
 
 log = logging.getLogger(__name__)
 

@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkd.errors import HkdError
+from hkd.sparse import TopK
 from hkd.teachers.base import Sentence
 from hkd.teachers.forward import Row, Tokens
 from hkd.teachers.transformer_common import TransformerTeacher
-from hkd.topk import TopK
 
 
 def _dense(rows: TopK, size: int) -> NDArray[np.float64]:

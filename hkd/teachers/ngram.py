@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 
 from hkd.errors import UserError
 from hkd.files import digest_of, digest_of_file
+from hkd.sparse import TopK
 from hkd.teachers.base import Sentence, TeacherInfo, UnitTeacher
 from hkd.teachers.kenlm import KENLM_SUFFIXES, KenLm
 from hkd.teachers.ngram_model import Floats, Grams, Ints, NGram, read_arpa
 from hkd.teachers.unit_lm_senones import IMPOSSIBLE, SenoneCounts, neighbours
-from hkd.topk import TopK, select_topk
+from hkd.topk import select_topk
 from hkd.units.inventory import UnitInventory
 
 GIVEN = ("outside-position", "outside-phone", "left")

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from hkd.errors import UserError
 from hkd.files import digest_of, digest_of_file
+from hkd.sparse import NO_GOLD, TopK
 from hkd.teachers.base import Sentence, TeacherInfo
 from hkd.teachers.forward import Row, Tokens
 from hkd.teachers.masked import MaskedTeacher
@@ -31,7 +32,7 @@ from hkd.teachers.projection import Pieces, StudentPieces, TokenMap
 from hkd.teachers.questions import ROUNDS, Question
 from hkd.teachers.reading import Reader, Reading
 from hkd.teachers.transformer_common import TransformerTeacher
-from hkd.topk import NO_GOLD, TopK, select_topk
+from hkd.topk import select_topk
 from hkd.units.inventory import UnitInventory
 from hkd.units.level import SUBWORD
 from hkd.units.subword import INVENTORY_FILE, MODEL_FILE, SubwordModel

@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 
 from hkd.errors import HkdError, UserError
 from hkd.files import digest_of, digest_of_json
+from hkd.sparse import NO_GOLD, TopK
 from hkd.teachers.base import NO_WORD, Sentence, TeacherInfo
 from hkd.teachers.forward import Choose, Row, RowScorer, Tokens
 from hkd.teachers.options import TeacherOptions
-from hkd.topk import NO_GOLD, TopK, select_sample, select_topk
+from hkd.topk import select_sample, select_topk
 from hkd.units.inventory import UnitInventory
 from hkd.units.level import SUBWORD
 

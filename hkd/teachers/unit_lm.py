@@ -25,11 +25,12 @@ from safetensors.torch import load_file
 
 from hkd.errors import UserError
 from hkd.files import digest_of, digest_of_file
+from hkd.sparse import TopK
 from hkd.teachers.base import Sentence, Teacher, TeacherInfo, UnitTeacher
 from hkd.teachers.cloze import UnitLm, UnitLmSizes, collate
 from hkd.teachers.ngram import load_ngram
 from hkd.teachers.unit_lm_senones import SenoneCounts, SenoneMap
-from hkd.topk import TopK, select_topk
+from hkd.topk import select_topk
 from hkd.units.inventory import UnitInventory
 
 FORMAT = 1

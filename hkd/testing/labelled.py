@@ -17,7 +17,7 @@ from hkd.files import digest_of
 from hkd.labels.rows import UtteranceLabels
 from hkd.labels.schema import StoreSpec
 from hkd.labels.store import LabelReader, LabelWriter
-from hkd.topk import TopK
+from hkd.sparse import TopK
 from hkd.units.inventory import UnitInventory
 from hkd.units.level import LEVELS, SUBWORD
 from hkd.units.sequences import Units

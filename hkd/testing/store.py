@@ -23,7 +23,7 @@ from hkd.labels.rows import UtteranceLabels
 from hkd.labels.schema import StoreSpec
 from hkd.labels.store import LabelReader, LabelWriter
 from hkd.labels.verify import verify
-from hkd.topk import TopK
+from hkd.sparse import TopK
 from hkd.units.inventory import UnitInventory
 
 

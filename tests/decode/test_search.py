@@ -12,9 +12,10 @@ from hkd.decode.greedy import greedy_ctc
 from hkd.decode.search import Search, SearchConfig
 from hkd.decode.teacher_lm import TeacherLm
 from hkd.errors import UserError
+from hkd.sparse import TopK
 from hkd.teachers.base import TeacherInfo
 from hkd.testing.corpus import tiny_sentences
-from hkd.topk import TopK, select_topk
+from hkd.topk import select_topk
 from hkd.units.inventory import UnitInventory
 from hkd.units.subword import SubwordModel, train_subwords
 from hkd.units.text import words

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from hkd.labels.schema import StoreSpec
+from hkd.sparse import TopK
 from hkd.testing.store import random_rows, spec_for, write_store
-from hkd.topk import TopK
 
 LENGTHS = [3, 0, 7, 12, 1, 30, 2, 2, 5]
 KINDS: dict[str, dict[str, Any]] = {

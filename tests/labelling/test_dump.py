@@ -18,10 +18,10 @@ from hkd.labelling.dump import DumpConfig, dump
 from hkd.labelling.utilisation import CountsWork
 from hkd.labels.folder import load_json
 from hkd.labels.store import LabelReader, LabelWriter
+from hkd.sparse import TopK
 from hkd.teachers.base import Sentence, Teacher
 from hkd.teachers.load import load_teacher
 from hkd.teachers.options import TeacherOptions
-from hkd.topk import TopK
 from hkd.units.text import text_digest, words
 
 CONFIG = DumpConfig(k=5, temperatures=(2.0,), codec="f16", utterances_per_shard=16)

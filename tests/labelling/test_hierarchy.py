@@ -13,8 +13,8 @@ from hkd.errors import UserError
 from hkd.labelling.hierarchy import check_hierarchy, fold_rows
 from hkd.labels.rows import UtteranceLabels
 from hkd.labels.store import LabelReader, LabelWriter
+from hkd.sparse import TopK
 from hkd.testing.labelled import label_folder, made_up_topk
-from hkd.topk import TopK
 from hkd.units.level import MONOPHONE, SENONE
 from hkd.units.text import text_digest
 from hkd.units.tying import StateTying

@@ -6,7 +6,8 @@ import torch
 
 from hkd.labelling.quality import calibration_error, quality_sums, summary, unigram_perplexity
 from hkd.labels.quality import merge
-from hkd.topk import TopK, select_topk
+from hkd.sparse import TopK
+from hkd.topk import select_topk
 
 
 def some(n: int, v: int, k: int, seed: int = 0) -> tuple[TopK, np.ndarray, np.ndarray]:

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from hkd.errors import HkdError
 from hkd.labels.codec import decode, encode, gather, layout
 from hkd.labels.schema import StoreSpec
+from hkd.sparse import TopK
 from hkd.testing.store import logps, random_topk, same_rows, spec_for, specs
-from hkd.topk import TopK
 
 
 @settings(max_examples=60, deadline=None)

@@ -7,8 +7,8 @@ import pytest
 
 from hkd.errors import UserError
 from hkd.labels.compare import compare, kl
+from hkd.sparse import TopK
 from hkd.testing.store import inventory, random_rows, random_topk, spec_for, write_store
-from hkd.topk import TopK
 
 
 def dense(topk: TopK) -> np.ndarray:  # type: ignore[type-arg]

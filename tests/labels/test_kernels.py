@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 import hkd.labels.kernels as kernels
 from hkd.labels.codec import decode, encode, gather
 from hkd.labels.schema import StoreSpec
+from hkd.sparse import TopK
 from hkd.testing.store import logps, random_topk, spec_for
-from hkd.topk import TopK
 
 
 def there_and_back(spec: StoreSpec, logp_NK: NDArray[np.float32]) -> NDArray[np.float32]:

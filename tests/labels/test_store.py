@@ -18,6 +18,7 @@ from hkd.labels import folder as files
 from hkd.labels.quality import figures, merge, quality_of
 from hkd.labels.store import LabelReader, LabelWriter, open_stores, store_folders
 from hkd.labels.verify import repair, verify
+from hkd.sparse import TopK
 from hkd.testing.store import (
     files_of,
     inventory,
@@ -28,7 +29,7 @@ from hkd.testing.store import (
     write_in_another_process,
     write_store,
 )
-from hkd.topk import TopK, select_topk
+from hkd.topk import select_topk
 
 LENGTHS = [3, 0, 7, 12, 1, 30, 2, 2, 5, 6]
 

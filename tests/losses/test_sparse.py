@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hkd.losses import TAILS, hard_cross_entropy, sparse_cross_entropy, sparse_kl
-from hkd.topk import TopK, select_topk
+from hkd.sparse import TopK
+from hkd.topk import select_topk
 
 V = 11
 

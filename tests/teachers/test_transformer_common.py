@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hkd.sparse import NO_GOLD
 from hkd.teachers.base import Sentence
 from hkd.teachers.load import load_teacher
 from hkd.teachers.options import TeacherOptions
 from hkd.teachers.transformer_common import TransformerTeacher
-from hkd.topk import NO_GOLD
 
 Folder = Callable[[str], Path]
 WORD = st.text(alphabet="abcdeghijorstuz'", min_size=1, max_size=6).map(lambda w: w.strip("'")).filter(bool)
