@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 
-from hkd.sparse import NO_GOLD as NO_GOLD
-from hkd.sparse import TopK as TopK
+from hkd.sparse import NO_GOLD, TopK
 
+WORTH_THREADS = 1 << 22  # logits; fewer are looked through by one
 _CHUNK_BYTES = 2 << 20  # on CPU rows are done in pieces that stay in the cache: ten times as fast as in one go at V = 30 k
 
 
@@ -55,7 +56,16 @@ def _select_in_rows(
     mass_NT, tail_NT = np.empty((n, len(inverse_T))), np.empty((n, len(inverse_T)))
     bits_NV = logits_NV.detach().float().contiguous().numpy().view(np.int32)
     gold = gold_N.numpy().astype(np.int32)
-    select_rows(bits_NV, gold, excluded_E, inverse_T, number_of_groups(v, k), ids_NK, logp_NK, gold_logp_N, mass_NT, tail_NT)
+    groups = number_of_groups(v, k)
+
+    def select(part: slice) -> None:
+        ours = (array[part] for array in (ids_NK, logp_NK, gold_logp_N, mass_NT, tail_NT))
+        select_rows(bits_NV[part], gold[part], excluded_E, inverse_T, groups, *ours)
+
+    threads = torch.get_num_threads() if bits_NV.size >= WORTH_THREADS else 1
+    cuts = [n * thread // threads for thread in range(threads + 1)]
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(select, map(slice, cuts[:-1], cuts[1:])))
     return TopK(
         ids_NK=ids_NK,
         logp_NK=logp_NK,

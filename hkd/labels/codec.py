@@ -282,30 +282,27 @@ def _refuse_block(reason: str) -> NoReturn:
     raise HkdError(f"{reason}: the shard is damaged. Run `hkd labels verify`.")
 
 
-Part = tuple[Decoded, int, int]  # the positions [start, stop) of a block
+Part = tuple[
+    Decoded, NDArray[np.int64]
+]  # of a block, run_R3: the first and the end of a run of positions, and its place in the batch
 
 
 def gather(spec: StoreSpec, parts: Sequence[Part], allocate: Allocate = np.empty) -> tuple[TopK, NDArray[np.int32]]:
-    """Runs of positions → (TopK, word_N), each number written once. `allocate` gives the memory for the wide arrays.
+    """Runs of positions, which fill the batch, → (TopK, word_N), each number written once. `allocate` gives the memory for the wide arrays.
 
     Raises HkdError for a run that lies outside its block.
     """
-    n, k, j = sum(stop - start for _, start, stop in parts), spec.width, len(spec.temperatures)
+    n = sum(int((run_R3[:, 1] - run_R3[:, 0]).sum()) for _, run_R3 in parts)
+    k, j = spec.width, len(spec.temperatures)
     ids_NK, logp_NK, narrow_WN = allocate((n, k), np.int32), allocate((n, k), np.float32), np.empty((4 + 2 * j, n), np.int32)
-    blocks: dict[int, tuple[Decoded, list[tuple[int, int, int]]]] = {}
-    place = 0
-    for block, start, stop in parts:
-        blocks.setdefault(id(block), (block, []))[1].append((start, stop, place))
-        place += stop - start
     mode, step, logp_bits_NK = _mode(spec), np.float32(spec.step), logp_NK.view(np.uint32)
-    for block, runs in blocks.values():
-        run_B3 = np.array(runs, np.int64)
-        if not kernels.gather(block.unit_NK, block.code_NK, block.narrow_NW, run_B3, mode, step, ids_NK, logp_bits_NK, narrow_WN):
+    count_NK = np.empty((n, k), np.uint16) if spec.selection == "sample" else None
+    for block, run_R3 in parts:
+        if not kernels.gather(block.unit_NK, block.code_NK, block.narrow_NW, run_R3, mode, step, ids_NK, logp_bits_NK, narrow_WN):
             _refuse_block("an utterance lies outside its block")
-    count_NK = None
-    if spec.selection == "sample":
-        counts = [block.count_NK[start:stop] for block, start, stop in parts if block.count_NK is not None]
-        count_NK = np.concatenate([np.empty((0, k), np.uint16), *counts])
+        if count_NK is not None and block.count_NK is not None:
+            for start, stop, place in run_R3.tolist():
+                count_NK[place : place + stop - start] = block.count_NK[start:stop]
     gold_N, word_N, real_WN = narrow_WN[0], narrow_WN[3], narrow_WN.view(np.float32)
     topk = TopK(
         ids_NK=ids_NK,

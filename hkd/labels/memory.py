@@ -1,6 +1,7 @@
 """Memory that is used again once nobody holds a view of it: fresh pages cost more than the work that is done in them.
 
-Both kinds are safe to use from several threads.
+Both kinds are safe to use from several threads. New buffers are cut from slabs, for which NumPy asks for huge pages: a fault of 4 KiB
+costs as much as decoding ten positions.
 """
 
 import math
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 Allocate = Callable[[tuple[int, ...], Any], NDArray[Any]]  # shape, dtype → memory, as np.empty
 SMALL_BYTES, LARGE_BYTES = 1 << 16, 1 << 24  # below, the allocator has pages at hand; above, too much would be held
+SLAB_BYTES, ALIGNMENT = 1 << 24, 64
 UNUSED_REFERENCES = 2  # the list's and getrefcount's own: no view's base
 
 
@@ -25,6 +27,7 @@ class _Pool(ABC):
         self._count = count
         self._lock = threading.Lock()
         self._buffers: list[NDArray[np.uint8]] = []
+        self._slab = memoryview(b"")  # what is left of it
 
     def allocate(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
         """Like np.empty."""
@@ -33,6 +36,14 @@ class _Pool(ABC):
             return np.empty(shape, dtype)
         with self._lock:
             return np.ndarray(shape, dtype, self._buffer(num_bytes))
+
+    def _new(self, num_bytes: int) -> NDArray[np.uint8]:
+        """A buffer that keeps a slab alive; views of its views have it as their base, since the slab is no array to NumPy."""
+        wanted = num_bytes + num_bytes // 8  # the next one may be a little larger
+        if len(self._slab) < wanted:
+            self._slab = memoryview(np.empty(max(SLAB_BYTES, wanted), np.uint8))  # type: ignore[arg-type]
+        part, self._slab = self._slab[:wanted], self._slab[-(-wanted // ALIGNMENT) * ALIGNMENT :]
+        return np.frombuffer(part, np.uint8)
 
     @abstractmethod
     def _buffer(self, num_bytes: int) -> NDArray[np.uint8]:
@@ -48,7 +59,7 @@ class Buffers(_Pool):
             return self._buffers[place]
         if len(self._buffers) == self._count:
             self._buffers.pop(0)
-        self._buffers.append(_new(num_bytes))
+        self._buffers.append(self._new(num_bytes))
         return self._buffers[-1]
 
 
@@ -57,20 +68,16 @@ class Spares(_Pool):
 
     def _buffer(self, num_bytes: int) -> NDArray[np.uint8]:
         place = _unused(self._buffers, num_bytes)
-        return _new(num_bytes) if place is None else self._buffers.pop(place)
+        return self._new(num_bytes) if place is None else self._buffers.pop(place)
 
     def give(self, array: NDArray[Any]) -> None:
         """Use the memory below an array of `allocate` again once nobody has a view of it. Other arrays are left alone."""
         buffer = array.base
-        if isinstance(buffer, np.ndarray) and buffer.dtype == np.uint8 and buffer.flags.owndata:
+        if isinstance(buffer, np.ndarray) and isinstance(buffer.base, memoryview):
             with self._lock:
                 if not any(buffer is spare for spare in self._buffers):
                     self._buffers.append(buffer)
                     del self._buffers[: -self._count]
-
-
-def _new(num_bytes: int) -> NDArray[np.uint8]:
-    return np.empty(num_bytes + num_bytes // 8, np.uint8)  # the next one may be a little larger
 
 
 def _unused(buffers: list[NDArray[np.uint8]], num_bytes: int) -> int | None:

@@ -6,6 +6,7 @@
 - Safe to use from several threads; pickled, it opens itself anew in the other process.
 """
 
+import contextlib
 import itertools
 import threading
 from bisect import bisect_left
@@ -56,13 +57,11 @@ class _OpenShard:
         self.offset_B1 = file.utterances.offset_B1
         per_block = np.diff(np.array(self.cuts))
         first_B = np.repeat(self.offset_B1[self.cuts[:-1]], per_block)
-        # of an utterance: its block, and its first and last position in that
-        self.block_B = np.repeat(np.arange(len(per_block)), per_block).tolist()
-        self.start_B = (self.offset_B1[:-1] - first_B).tolist()
-        self.stop_B = (self.offset_B1[1:] - first_B).tolist()
-        self.unit_digests, self.text_digests = (
-            digest_B8.tobytes() for digest_B8 in (file.utterances.unit_digest_B8, file.utterances.text_digest_B8)
+        # of an utterance: its block, its first position in that, and the one behind its last
+        self.where_B3 = np.stack(
+            [np.repeat(np.arange(len(per_block)), per_block), self.offset_B1[:-1] - first_B, self.offset_B1[1:] - first_B], axis=1
         )
+        self.digest_B28 = np.stack([file.utterances.unit_digest_B8, file.utterances.text_digest_B8], axis=1)
 
 
 class LabelReader:
@@ -123,6 +122,13 @@ class LabelReader:
         if row is None:
             raise UserError(f"utterance '{utterance_id}' is not in label store {self.place}.")
         return row
+
+    def _rows(self, ids: Sequence[str]) -> NDArray[np.int64]:
+        """The places of all ids."""
+        if self._row_of is not None:
+            with contextlib.suppress(KeyError):
+                return np.fromiter(map(self._row_of.__getitem__, ids), np.int64, len(ids))
+        return np.array([self.row(utterance_id) for utterance_id in ids], np.int64)
 
     @cached_property
     def length_B(self) -> NDArray[np.int32]:
@@ -198,25 +204,26 @@ class LabelReader:
 
     def block(self, ids: Sequence[str]) -> LabelBlock:
         """The labels of these utterances, in this order. Raises UserError for one that is not in the store, HkdError for damage."""
+        number_B, place_B = np.divmod(self._rows(ids), self.spec.utterances_per_shard)
+        where_B3, digest_2B8 = np.empty((len(ids), 3), np.int64), np.empty((2, len(ids), DIGEST_BYTES), np.uint8)
+        shards: dict[int, _OpenShard] = {}
+        for number in np.unique(number_B).tolist():
+            here_C = np.flatnonzero(number_B == number)
+            shard = shards[number] = self._shards.get(number) or self._shard(number)
+            where_B3[here_C] = shard.where_B3[place_B[here_C]]
+            digest_2B8[:, here_C] = shard.digest_B28[place_B[here_C]].swapaxes(0, 1)
+        offset_B1 = np.concatenate([[0], np.cumsum(where_B3[:, 2] - where_B3[:, 1])])
+        run_B3 = np.column_stack([where_B3[:, 1:], offset_B1[:-1]])
+        spoken_C = np.flatnonzero(run_B3[:, 1] > run_B3[:, 0])
+        spoken_C = spoken_C[np.lexsort((where_B3[spoken_C, 0], number_B[spoken_C]))]
+        key_C2 = np.column_stack([number_B, where_B3[:, 0]])[spoken_C]
+        cuts = np.flatnonzero(np.diff(key_C2, axis=0).any(1)) + 1
         parts: list[Part] = []
-        lengths, unit_digests, text_digests = [0], [], []
         used: dict[tuple[int, int], Decoded] = {}
-        per_shard, row_of = self.spec.utterances_per_shard, self._row_of or {}
-        for utterance_id in ids:
-            row = row_of.get(utterance_id)
-            number, place = divmod(self.row(utterance_id) if row is None else row, per_shard)
-            shard = self._shards.get(number) or self._shard(number)
-            start, stop = shard.start_B[place], shard.stop_B[place]
-            digest = slice(place * DIGEST_BYTES, (place + 1) * DIGEST_BYTES)
-            lengths.append(stop - start)
-            unit_digests.append(shard.unit_digests[digest])
-            text_digests.append(shard.text_digests[digest])
-            if stop > start:
-                key = (number, shard.block_B[place])
-                decoded = used.get(key)
-                if decoded is None:
-                    decoded = used[key] = self._blocks.get(key) or self._decode(number, shard, key[1])
-                parts.append((decoded, start, stop))
+        for utterances_C in np.split(spoken_C, cuts) if len(spoken_C) else ():
+            key = (int(number_B[utterances_C[0]]), int(where_B3[utterances_C[0], 0]))
+            used[key] = self._blocks.get(key) or self._decode(key[0], shards[key[0]], key[1])
+            parts.append((used[key], run_B3[utterances_C]))
         self._keep(used)
         try:
             topk, word_N = gather(self.spec, parts, self._batches.allocate)
@@ -224,10 +231,10 @@ class LabelReader:
             raise HkdError(f"label store {self.place} is damaged ({error}). Run `hkd labels verify --repair`.") from None
         return LabelBlock(
             topk=topk,
-            offset_B1=np.cumsum(np.array(lengths, np.int64)),
+            offset_B1=offset_B1,
             word_N=word_N,
-            unit_digest_B=tuple(unit_digests),
-            text_digest_B=tuple(text_digests),
+            unit_digest_B=_cut(digest_2B8[0]),
+            text_digest_B=_cut(digest_2B8[1]),
         )
 
     def kept_ids(self) -> NDArray[np.int64]:
@@ -248,6 +255,11 @@ class LabelReader:
                 seen[kept] = True
                 seen[gold[gold >= 0]] = True
         return np.flatnonzero(seen)
+
+
+def _cut(digest_B8: NDArray[np.uint8]) -> tuple[bytes, ...]:
+    data = digest_B8.tobytes()
+    return tuple(data[at : at + DIGEST_BYTES] for at in range(0, len(data), DIGEST_BYTES))
 
 
 def _reopen(path: str, cache_bytes: int) -> LabelReader:
