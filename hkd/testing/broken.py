@@ -2,6 +2,7 @@
 
 import json
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from hkd.testing.files import sound
@@ -32,6 +33,13 @@ def only_line(lines: list[str], says: tuple[str, ...]) -> str:
     assert len(lines[0]) < 900
     assert all(words in lines[0] for words in says), lines[0]
     return lines[0]
+
+
+def check_table(cases: Sequence[Case]) -> None:
+    """Many cases, each with a name of its own, that say what must come of them. Raises AssertionError."""
+    assert len(cases) >= 50
+    assert len({case.name for case in cases}) == len(cases)
+    assert all(case.says or case.kept for case in cases)
 
 
 def row(**fields: object) -> str:
