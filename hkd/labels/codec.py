@@ -282,9 +282,8 @@ def _refuse_block(reason: str) -> NoReturn:
     raise HkdError(f"{reason}: the shard is damaged. Run `hkd labels verify`.")
 
 
-Part = tuple[
-    Decoded, NDArray[np.int64]
-]  # of a block, run_R3: the first and the end of a run of positions, and its place in the batch
+# Of a block, run_R3: the first and the end of a run of positions, and its place in the batch.
+Part = tuple[Decoded, NDArray[np.int64]]
 
 
 def gather(spec: StoreSpec, parts: Sequence[Part], allocate: Allocate = np.empty) -> tuple[TopK, NDArray[np.int32]]:

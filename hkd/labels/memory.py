@@ -73,7 +73,8 @@ class Spares(_Pool):
     def give(self, array: NDArray[Any]) -> None:
         """Use the memory below an array of `allocate` again once nobody has a view of it. Other arrays are left alone."""
         buffer = array.base
-        if isinstance(buffer, np.ndarray) and isinstance(buffer.base, memoryview):
+        part = buffer.base if isinstance(buffer, np.ndarray) else None
+        if isinstance(part, memoryview) and isinstance(part.obj, np.ndarray):  # no file's
             with self._lock:
                 if not any(buffer is spare for spare in self._buffers):
                     self._buffers.append(buffer)
