@@ -60,3 +60,9 @@ def test_threads_never_share_a_buffer() -> None:
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+def test_memory_of_others_is_never_taken() -> None:
+    pool, data = Spares(), bytes(1 << 20)
+    pool.give(np.frombuffer(memoryview(data), np.uint8)[:])
+    assert not np.shares_memory(np.frombuffer(data, np.uint8), pool.allocate((1 << 19,), np.uint8))
