@@ -8,6 +8,22 @@ from collections.abc import Callable
 from typing import Any
 
 import numba
+from numba import types
+from numba.extending import intrinsic
+
+
+@intrinsic
+def _pointer(_typing: Any, _address: Any) -> Any:
+    def made(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+    return types.voidptr(types.int64), made
+
+
+@numba.njit
+def array_at(address: Any, count: Any, dtype: Any) -> Any:
+    """For kernels: so many numbers that lie at an address, which somebody holds meanwhile. For what comes in many arrays."""
+    return numba.carray(_pointer(address), (count,), dtype)  # type: ignore[attr-defined, call-arg]
 
 
 def kernel(*signatures: Any, **options: Any) -> Callable[[Callable[..., Any]], Any]:

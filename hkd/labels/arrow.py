@@ -11,13 +11,12 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice, pairwise
+from itertools import accumulate, islice, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import zstandard
 from numpy.typing import NDArray
 
@@ -141,36 +140,29 @@ class ArrowShard:
             check_meta(path, meta, spec, shard)
             if not self._file.schema.equals(_schema(spec, shard)):
                 raise DamagedShardError(path, "its columns are not those of the store")
-            self._batches = [self._batch(i) for i in range(self._file.num_record_batches)]
+            self._batches = [self._file.get_batch(i) for i in range(self._file.num_record_batches)]
             self.utterances = self._read_utterances()
         except (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
             raise DamagedShardError(path, _reason(error)) from None
 
-    def _batch(self, number: int) -> pa.RecordBatch:
-        batch = self._file.get_batch(number)
-        batch.validate(full=True)
-        if batch.num_rows != 1 or any(column.null_count for column in batch.columns):
-            raise DamagedShardError(self._path, "a block is not one row")
-        return batch
-
     def _read_utterances(self) -> Utterances:
-        ids, lengths, digests = [], [], {"unit_digest": b"", "text_digest": b""}
-        self.cuts = [0]
-        for batch in self._batches:
-            names, counts = batch.column("id").flatten(), batch.column("num_positions").flatten()
-            if len(names) != len(counts) or names.null_count or counts.null_count or (len(counts) and pc.min(counts).as_py() < 0):
-                raise DamagedShardError(self._path, "its lengths do not fit its ids")
-            ids.append(names)
-            lengths.append(np.from_dlpack(counts))
-            self.cuts.append(self.cuts[-1] + len(names))
-            for name in digests:
-                digests[name] += batch.column(name)[0].as_py()
-        if any(len(data) != 8 * self.cuts[-1] for data in digests.values()):
+        table = pa.Table.from_batches(self._batches, self._file.schema)
+        table.validate(full=True)
+        if any(batch.num_rows != 1 for batch in self._batches) or any(column.null_count for column in table.columns):
+            raise DamagedShardError(self._path, "a block is not one row")
+        ids, lengths = (table[name].combine_chunks() for name in ("id", "num_positions"))
+        id_array, length_array = ids.flatten(), lengths.flatten()
+        length_B = np.asarray(length_array).astype(np.int64)
+        self.cuts = np.asarray(ids.offsets).tolist()
+        if not ids.offsets.equals(lengths.offsets) or id_array.null_count or length_array.null_count or (length_B < 0).any():
+            raise DamagedShardError(self._path, "its lengths do not fit its ids")
+        digests = [b"".join(table[name].to_pylist()) for name in ("unit_digest", "text_digest")]
+        if any(len(data) != 8 * len(length_B) for data in digests):
             raise DamagedShardError(self._path, "its digests do not fit its ids")
-        unit, text = (np.frombuffer(digests[name], np.uint8).reshape(-1, 8) for name in ("unit_digest", "text_digest"))
+        unit, text = (np.frombuffer(data, np.uint8).reshape(-1, 8) for data in digests)
         return Utterances(
-            id_array=pa.concat_arrays(ids) if ids else pa.array([], pa.string()),
-            length_B=np.concatenate([np.zeros(0, np.int64), *lengths]).astype(np.int64),
+            id_array=id_array,
+            length_B=length_B,
             unit_digest_B8=unit,
             text_digest_B8=text,
         )
@@ -178,31 +170,37 @@ class ArrowShard:
     def planes(self, block: int, allocate: Allocate = np.empty) -> Planes:
         """The planes of a block, in memory that `allocate` gives (or in the mapped file). Raises DamagedShardError."""
         n = int(self.utterances.length_B[self.cuts[block] : self.cuts[block + 1]].sum())
-        planes: Planes = {}
-        for name, plane in layout(self._spec).items():
-            stored = _only_value(self._batches[block].column(name))
-            if self._spec.compression == "zstd":
-                planes[name] = self._unpacked(name, stored, plane.num_bytes(n), allocate).reshape(plane.shape(n))
-            elif stored.size != plane.num_bytes(n):
-                raise DamagedShardError(self._path, f"plane {name} must have {plane.num_bytes(n)} bytes, but has {stored.size}")
-            else:
-                planes[name] = np.frombuffer(stored, plane.dtype).reshape(plane.shape(n))
-        return planes
+        columns = dict(zip(self._file.schema.names, self._batches[block].columns, strict=True))
+        planes = layout(self._spec)
+        stored = {name: _only_value(columns[name]) for name in planes}
+        wanted = {name: plane.num_bytes(n) for name, plane in planes.items()}
+        if self._spec.compression == "zstd":
+            found = self._unpacked(stored, wanted, allocate)
+        else:
+            for name, data in stored.items():
+                self._check_size(name, wanted[name], data.size, "has")
+            found = {name: np.frombuffer(stored[name], plane.dtype) for name, plane in planes.items()}
+        return {name: found[name].reshape(plane.shape(n)) for name, plane in planes.items()}
 
-    def _unpacked(self, name: str, stored: pa.Buffer, expected: int, allocate: Allocate) -> NDArray[np.uint8]:
+    def _unpacked(self, stored: dict[str, pa.Buffer], wanted: dict[str, int], allocate: Allocate) -> dict[str, NDArray[Any]]:
+        """Frames → so many bytes each, one after another in one piece of memory."""
         try:
-            claimed = zstandard.frame_content_size(stored)
-            if claimed != expected:
-                raise DamagedShardError(self._path, f"plane {name} must have {expected} bytes, but claims {claimed}")
-            check_size(self._path, expected, stored.size)
-            data: NDArray[np.uint8] = allocate((expected,), np.uint8)
-            with _decompressor().stream_reader(stored) as stream:
-                found = stream.readinto(data) if expected else 0
+            for name, frame in stored.items():
+                self._check_size(name, wanted[name], zstandard.frame_content_size(frame), "claims")
+                check_size(self._path, wanted[name], frame.size)
+            ends = list(accumulate(wanted.values(), initial=0))
+            memory, decompressor, found = allocate((ends[-1],), np.uint8), _decompressor(), {}
+            for name, (start, end) in zip(wanted, pairwise(ends), strict=True):
+                found[name] = memory[start:end]
+                size = decompressor.stream_reader(stored[name]).readinto(found[name]) if start < end else 0
+                self._check_size(name, end - start, size, "has")
         except (zstandard.ZstdError, MemoryError) as error:
             raise DamagedShardError(self._path, _reason(error)) from None
-        if found != expected:
-            raise DamagedShardError(self._path, f"plane {name} must have {expected} bytes, but has {found}")
-        return data
+        return found
+
+    def _check_size(self, plane: str, wanted: int, size: int, verb: str) -> None:
+        if size != wanted:
+            raise DamagedShardError(self._path, f"plane {plane} must have {wanted} bytes, but {verb} {size}")
 
 
 def _only_value(array: Any) -> pa.Buffer:

@@ -14,7 +14,7 @@ Shape letters: N positions of a block, R rows of a plane, K kept ids, J temperat
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, NoReturn
@@ -195,18 +195,24 @@ class Decoded:
     unit_NK: NDArray[Any]  # uint16 or uint32
     code_NK: NDArray[np.uint16]
     count_NK: NDArray[np.uint16] | None
-    narrow_NW: NDArray[np.int32]  # 32 bits each: gold, gold_logp, tail, word, lse_t, tail_t
+    narrow_WN: NDArray[np.int32]  # 32 bits each: gold, gold_logp, tail, word, lse_t, tail_t
     num_bytes: int  # in memory
+    place_4: tuple[int, ...] = field(init=False)  # addresses of units, codes and narrow columns, and the number of positions
+
+    def __post_init__(self) -> None:
+        lie = (array.ctypes.data for array in (self.unit_NK, self.code_NK, self.narrow_WN))
+        object.__setattr__(self, "place_4", (*lie, len(self.code_NK)))
 
     @property
     def arrays(self) -> list[NDArray[Any]]:
         """All of them, for who hands their memory back."""
-        return [array for array in (self.unit_NK, self.code_NK, self.count_NK, self.narrow_NW) if array is not None]
+        return [array for array in (self.unit_NK, self.code_NK, self.count_NK, self.narrow_WN) if array is not None]
 
     @property
     def gold_N(self) -> NDArray[np.int32]:
         """The gold units."""
-        return self.narrow_NW[:, 0]
+        gold_N: NDArray[np.int32] = self.narrow_WN[0]
+        return gold_N
 
 
 def decode(spec: StoreSpec, planes: Planes, offset_B1: NDArray[np.int64], allocate: Allocate = np.empty) -> Decoded:
@@ -214,24 +220,24 @@ def decode(spec: StoreSpec, planes: Planes, offset_B1: NDArray[np.int64], alloca
     n, j = int(offset_B1[-1]), len(spec.temperatures)
     if any(planes[name].shape != plane.shape(n) for name, plane in layout(spec).items()):
         _refuse_block("a plane is not of its utterances' length")
-    narrow_NW = allocate((n, 4 + 2 * j), np.int32)
-    real_NW = narrow_NW.view(np.float32)
+    narrow_WN = allocate((4 + 2 * j, n), np.int32)
+    real_WN = narrow_WN.view(np.float32)
     if spec.compression == "none":
         unit_NK, code_NK, count_NK = _mapped(spec, planes)
-        narrow_NW[:, :1], real_NW[:, 1:2], num_bytes = planes["gold"], planes["gold_logp"], 0
-        real_NW[:, 2:3], narrow_NW[:, 3:4] = planes["tail"], planes["word"]
+        narrow_WN[:1], real_WN[1:2], num_bytes = planes["gold"].T, planes["gold_logp"].T, 0
+        real_WN[2:3], narrow_WN[3:4] = planes["tail"].T, planes["word"].T
         if j:
-            real_NW[:, 4 : 4 + j], real_NW[:, 4 + j :] = planes["lse_t"], planes["tail_t"]
+            real_WN[4 : 4 + j], real_WN[4 + j :] = planes["lse_t"].T, planes["tail_t"].T
     else:
         unit_NK, code_NK, count_NK = _joined(spec, planes, n, allocate)
-        _join_narrow(spec, planes, offset_B1, unit_NK, code_NK, narrow_NW)
+        _join_narrow(spec, planes, offset_B1, unit_NK, code_NK, narrow_WN)
         if j:
-            real_NW[:, 4 : 4 + j], real_NW[:, 4 + j :] = (
-                _from_bytes(planes[name], dtype).T for name, dtype in (("lse_t", "<f4"), ("tail_t", "<f2"))
+            real_WN[4 : 4 + j], real_WN[4 + j :] = (
+                _from_bytes(planes[name], dtype) for name, dtype in (("lse_t", "<f4"), ("tail_t", "<f2"))
             )
         num_bytes = unit_NK.nbytes + code_NK.nbytes + (0 if count_NK is None else count_NK.nbytes)
-    num_bytes += narrow_NW.nbytes
-    return Decoded(unit_NK=unit_NK, code_NK=code_NK, count_NK=count_NK, narrow_NW=narrow_NW, num_bytes=num_bytes)
+    num_bytes += narrow_WN.nbytes
+    return Decoded(unit_NK=unit_NK, code_NK=code_NK, count_NK=count_NK, narrow_WN=narrow_WN, num_bytes=num_bytes)
 
 
 _Wide = tuple[NDArray[Any], NDArray[np.uint16], NDArray[np.uint16] | None]
@@ -269,12 +275,12 @@ def _join_narrow(
     offset_B1: NDArray[np.int64],
     unit_NK: NDArray[Any],
     code_NK: NDArray[np.uint16],
-    narrow_NW: NDArray[np.int32],
+    narrow_WN: NDArray[np.int32],
 ) -> None:
     """Gold units, their log-probabilities, tails and words. Raises HkdError where a rank or a unit cannot be right."""
     plane_5 = [planes[name] for name in NARROW]
     numbers = _mode(spec), np.float32(spec.step), len(spec.inventory)
-    if not kernels.join_narrow(unit_NK, code_NK, *plane_5, np.asarray(offset_B1, np.int64), *numbers, narrow_NW):
+    if not kernels.join_narrow(unit_NK, code_NK, *plane_5, np.asarray(offset_B1, np.int64), *numbers, narrow_WN):
         _refuse_block("a gold unit's rank lies beyond the kept ids, or the unit beyond the inventory")
 
 
@@ -282,26 +288,28 @@ def _refuse_block(reason: str) -> NoReturn:
     raise HkdError(f"{reason}: the shard is damaged. Run `hkd labels verify`.")
 
 
-# Of a block, run_R3: the first and the end of a run of positions, and its place in the batch.
-Part = tuple[Decoded, NDArray[np.int64]]
+def gather(
+    spec: StoreSpec,
+    blocks: Sequence[Decoded],
+    run_B3: NDArray[np.int64],
+    offset_B1: NDArray[np.int64],
+    allocate: Allocate = np.empty,
+) -> tuple[TopK, NDArray[np.int32]]:
+    """Runs of positions → (TopK, word_N), each number written once. `allocate` gives the memory for the wide arrays.
 
-
-def gather(spec: StoreSpec, parts: Sequence[Part], allocate: Allocate = np.empty) -> tuple[TopK, NDArray[np.int32]]:
-    """Runs of positions, which fill the batch, → (TopK, word_N), each number written once. `allocate` gives the memory for the wide arrays.
-
+    run_B3: the block's place among `blocks`, the first position and the one behind the last; the run's place in the batch is in `offset_B1`.
     Raises HkdError for a run that lies outside its block.
     """
-    n = sum(int((run_R3[:, 1] - run_R3[:, 0]).sum()) for _, run_R3 in parts)
-    k, j = spec.width, len(spec.temperatures)
+    n, k, j = int(offset_B1[-1]), spec.width, len(spec.temperatures)
     ids_NK, logp_NK, narrow_WN = allocate((n, k), np.int32), allocate((n, k), np.float32), np.empty((4 + 2 * j, n), np.int32)
-    mode, step, logp_bits_NK = _mode(spec), np.float32(spec.step), logp_NK.view(np.uint32)
-    count_NK = np.empty((n, k), np.uint16) if spec.selection == "sample" else None
-    for block, run_R3 in parts:
-        if not kernels.gather(block.unit_NK, block.code_NK, block.narrow_NW, run_R3, mode, step, ids_NK, logp_bits_NK, narrow_WN):
-            _refuse_block("an utterance lies outside its block")
-        if count_NK is not None and block.count_NK is not None:
-            for start, stop, place in run_R3.tolist():
-                count_NK[place : place + stop - start] = block.count_NK[start:stop]
+    block_P4 = np.array([block.place_4 for block in blocks], np.int64).reshape(-1, 4)
+    numbers = spec.id_bytes, _mode(spec), np.float32(spec.step)
+    if not kernels.gather(block_P4, run_B3, offset_B1, *numbers, ids_NK, logp_NK.view(np.uint32), narrow_WN):
+        _refuse_block("an utterance lies outside its block")
+    count_NK = None
+    if spec.selection == "sample":
+        counts = (blocks[block].count_NK[start:stop] for block, start, stop in run_B3.tolist() if start < stop)
+        count_NK = np.concatenate([np.empty((0, k), np.uint16), *counts])
     gold_N, word_N, real_WN = narrow_WN[0], narrow_WN[3], narrow_WN.view(np.float32)
     topk = TopK(
         ids_NK=ids_NK,

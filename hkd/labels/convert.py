@@ -78,7 +78,9 @@ def _convert_shard(reader: LabelReader, writer: LabelWriter, shard: int, *, same
         offset_B1 = file.utterances.offset_B1
         for block, (a, b) in enumerate(pairwise(file.cuts)):
             inner_B1 = offset_B1[a : b + 1] - offset_B1[a]
-            topk, word_N = gather(old, [(decode(old, blocks[block], inner_B1), np.array([[0, inner_B1[-1], 0]]))])
+            topk, word_N = gather(
+                old, [decode(old, blocks[block], inner_B1)], np.array([[0, 0, inner_B1[-1]]]), inner_B1[[0, -1]]
+            )
             blocks[block] = encode(writer.spec, topk, word_N, inner_B1)
     mark = files.load_mark(root, old, shard)
     writer.copy_shard(shard, file.utterances, blocks, mark["quality"] if mark else {})

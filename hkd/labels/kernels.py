@@ -15,7 +15,7 @@ import numba
 import numpy as np
 from numba import types
 
-from hkd.compiled import kernel
+from hkd.compiled import array_at, kernel
 
 GRID_INF, F16_INF, F16_LARGEST = 0xFFFF, 0x7C00, 0x7BFF
 TILE = 128
@@ -188,14 +188,17 @@ def split_narrow(
 
 @kernel(types.uint32(U1_2, U1_2, i8, OUT_U2_2), types.uint32(U1_2, U1_2, i8, OUT_U4_2))
 def join_ids(low_NK: Any, high_NK: Any, shift: int, out_NK: Any) -> Any:
-    """Bytes of unit ids → `shift` bits up, over what stands below those; the largest."""
-    largest, below = np.uint32(0), np.uint32((1 << shift) - 1)
-    for n in range(out_NK.shape[0]):
-        low_K, high_K, out_K = low_NK[n], high_NK[n], out_NK[n]
-        for r in range(len(out_K)):
-            unit = np.uint32((np.uint32(low_K[r] | (high_K[r] << 8)) << shift) | (out_K[r] & below))
-            out_K[r] = unit
-            largest = max(largest, unit)
+    """Two bytes of unit ids: the lowest ones (shift 0), or `shift` bits up over what stands there; the largest."""
+    low_U, high_U, out_U = low_NK.reshape(-1), high_NK.reshape(-1), out_NK.reshape(-1)
+    largest = out_U.dtype.type(0)
+    if shift == 0:
+        for i in range(len(out_U)):
+            out_U[i] = low_U[i] | np.uint16(high_U[i]) << np.uint16(8)
+    else:
+        for i in range(len(out_U)):
+            out_U[i] |= np.uint32(low_U[i] | np.uint16(high_U[i]) << np.uint16(8)) << shift
+    for i in range(len(out_U)):
+        largest = max(largest, out_U[i])
     return largest
 
 
@@ -240,11 +243,21 @@ def join_codes(low_KN: Any, high_KN: Any, out_NK: Any) -> None:
 
 
 @numba.njit
-def _number(plane_AN: Any, i: Any) -> Any:
-    value = np.int64(0)
-    for byte in range(plane_AN.shape[0]):
-        value |= np.int64(plane_AN[byte, i]) << (8 * byte)
-    return value
+def _numbers(plane_4N: Any) -> Any:
+    """Four bytes each, low first."""
+    byte0_N, byte1_N, byte2_N, byte3_N = plane_4N[0], plane_4N[1], plane_4N[2], plane_4N[3]
+    number_N = np.empty(len(byte0_N), np.uint32)
+    for i in range(len(number_N)):
+        low = np.uint32(byte0_N[i]) | np.uint32(byte1_N[i]) << np.uint32(8)
+        number_N[i] = low | np.uint32(byte2_N[i]) << np.uint32(16) | np.uint32(byte3_N[i]) << np.uint32(24)
+    return number_N
+
+
+@numba.njit
+def _widen_halves(plane_2N: Any, out_N: Any) -> None:
+    low_N, high_N = plane_2N[0], plane_2N[1]
+    for i in range(len(out_N)):
+        out_N[i] = _from_half(np.uint16(low_N[i]) | np.uint16(high_N[i]) << np.uint16(8))
 
 
 _NARROW = (U2_2, U1_2, U1_2, U1_2, U1_2, U1_2, I8_1, mode_, f4, i8, OUT_I4_2)
@@ -263,52 +276,74 @@ def join_narrow(
     mode: int,
     step: float,
     num_units: int,
-    narrow_NW: Any,
+    narrow_WN: Any,
 ) -> bool:
     """Gold units, their log-probabilities, tails and words → the first four columns.
 
     False where a rank lies beyond K, a unit beyond the inventory, or an utterance beyond the block.
     """
     n, k = unit_NK.shape
+    gold_N, logp_N, tail_N, word_N = narrow_WN[0], narrow_WN[1], narrow_WN[2], narrow_WN[3]
+    rank_N, number_N, most, last = _numbers(rank_4N), _numbers(gold_4N), np.uint32(k), np.uint32(num_units)
+    wrong = False
+    for i in range(n):
+        wrong |= (rank_N[i] > most) | ((rank_N[i] == 0) & (number_N[i] > last))
+        gold_N[i] = number_N[i] - np.uint32(1)
+    if wrong:
+        return False
+    _widen_halves(tail_2N, tail_N)
+    _widen_halves(gold_logp_2N, logp_N)
+    for i in range(n):
+        if rank_N[i] > 0:
+            r = np.int64(rank_N[i]) - 1
+            gold_N[i], logp_N[i] = unit_NK[i, r], _logp_bits(code_NK[i, r], mode, step)
+    number_N = _numbers(word_4N)
     for b in range(len(offset_B1) - 1):
         if not 0 <= offset_B1[b] <= offset_B1[b + 1] <= n:
             return False
-        word = np.int64(-1)
+        word = np.int32(-1)
         for i in range(offset_B1[b], offset_B1[b + 1]):
-            rank, gold = _number(rank_4N, i), _number(gold_4N, i) - 1
-            if rank > k:
-                return False
-            bits = _from_half(_number(gold_logp_2N, i))
-            if rank > 0:
-                gold, bits = np.int64(unit_NK[i, rank - 1]), _logp_bits(code_NK[i, rank - 1], mode, step)
-            if gold >= num_units:
-                return False
-            word += _number(word_4N, i)
-            narrow_NW[i, 0], narrow_NW[i, 1] = gold, bits
-            narrow_NW[i, 2], narrow_NW[i, 3] = _from_half(_number(tail_2N, i)), word
+            word = np.int32(word + np.int32(number_N[i]))
+            word_N[i] = word
     return True
 
 
-_GATHERED = (U2_2, I4_2, I8_2, mode_, f4, OUT_I4_2, OUT_U4_2, OUT_I4_2)
+@numba.njit
+def _copy(from_U: Any, to_U: Any) -> None:
+    for i in range(len(to_U)):
+        to_U[i] = from_U[i]
 
 
-@kernel(types.boolean(U2_2, *_GATHERED), types.boolean(U4_2, *_GATHERED))
+@kernel(types.boolean(I8_2, I8_2, I8_1, i8, mode_, f4, OUT_I4_2, OUT_U4_2, OUT_I4_2))
 def gather(
-    unit_NK: Any, code_NK: Any, narrow_NW: Any, run_B3: Any, mode: int, step: float, ids_MK: Any, logp_MK: Any, narrow_WM: Any
+    block_P4: Any,
+    run_B3: Any,
+    offset_B1: Any,
+    id_bytes: int,
+    mode: int,
+    step: float,
+    ids_MK: Any,
+    logp_MK: Any,
+    narrow_WM: Any,
 ) -> bool:
-    """Runs of a block's positions (first, end, place in the batch) → M positions of a batch, widened. False where one lies outside.
+    """Runs of blocks' positions (block, first, end), which begin at `offset_B1` → M positions, widened. False where one lies outside.
 
-    logp_MK: the bits of float32.
+    block_P4: where a block's units, codes and narrow columns lie in memory, and how many positions it has. logp_MK: the bits of float32.
     """
-    n = len(unit_NK)
+    m, k = ids_MK.shape
     for b in range(len(run_B3)):
-        start, stop, place = run_B3[b, 0], run_B3[b, 1], run_B3[b, 2]
-        if not (0 <= start <= stop <= n and 0 <= place <= len(ids_MK) - (stop - start)):
+        p, start, stop, place = run_B3[b, 0], run_B3[b, 1], run_B3[b, 2], offset_B1[b]
+        if start == stop:
+            continue
+        if not (0 <= p < len(block_P4) and 0 <= start < stop <= block_P4[p, 3] and 0 <= place <= m - (stop - start)):
             return False
-        unit_U, ids_U = unit_NK[start:stop].reshape(-1), ids_MK[place : place + stop - start].reshape(-1)
-        for i in range(len(ids_U)):
-            ids_U[i] = unit_U[i]
-        code_U, logp_U = code_NK[start:stop].reshape(-1), logp_MK[place : place + stop - start].reshape(-1)
+        count, n = (stop - start) * k, block_P4[p, 3]
+        ids_U, logp_U = ids_MK[place : place + stop - start].reshape(-1), logp_MK[place : place + stop - start].reshape(-1)
+        if id_bytes == 2:
+            _copy(array_at(block_P4[p, 0] + 2 * start * k, count, np.uint16), ids_U)
+        else:
+            _copy(array_at(block_P4[p, 0] + 4 * start * k, count, np.uint32), ids_U)
+        code_U = array_at(block_P4[p, 1] + 2 * start * k, count, np.uint16)
         if mode == GRID:
             for i in range(len(logp_U)):
                 logp_U[i] = _logp_bits(code_U[i], GRID, step)
@@ -319,7 +354,7 @@ def gather(
             for i in range(len(logp_U)):
                 logp_U[i] = _logp_bits(code_U[i], MAPPED, step)
         for w in range(len(narrow_WM)):
-            column_M = narrow_WM[w]
-            for i in range(start, stop):
-                column_M[place + i - start] = narrow_NW[i, w]
+            _copy(
+                array_at(block_P4[p, 2] + 4 * (w * n + start), stop - start, np.int32), narrow_WM[w, place : place + stop - start]
+            )
     return True

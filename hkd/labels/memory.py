@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 Allocate = Callable[[tuple[int, ...], Any], NDArray[Any]]  # shape, dtype → memory, as np.empty
 SMALL_BYTES, LARGE_BYTES = 1 << 16, 1 << 24  # below, the allocator has pages at hand; above, too much would be held
 SLAB_BYTES, ALIGNMENT = 1 << 24, 64
+HUGE_PAGE = 1 << 21  # only where a whole one fits is it used
 UNUSED_REFERENCES = 2  # the list's and getrefcount's own: no view's base
 
 
@@ -41,7 +42,8 @@ class _Pool(ABC):
         """A buffer that keeps a slab alive; views of its views have it as their base, since the slab is no array to NumPy."""
         wanted = num_bytes + num_bytes // 8  # the next one may be a little larger
         if len(self._slab) < wanted:
-            self._slab = memoryview(np.empty(max(SLAB_BYTES, wanted), np.uint8))  # type: ignore[arg-type]
+            slab = np.empty(max(SLAB_BYTES, wanted) + HUGE_PAGE, np.uint8)
+            self._slab = memoryview(slab)[-slab.ctypes.data % HUGE_PAGE :]  # type: ignore[arg-type]
         part, self._slab = self._slab[:wanted], self._slab[-(-wanted // ALIGNMENT) * ALIGNMENT :]
         return np.frombuffer(part, np.uint8)
 

@@ -8,8 +8,9 @@
 
 import contextlib
 import itertools
+import struct
 import threading
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import cached_property
@@ -19,11 +20,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hkd.errors import HkdError, UserError
+from hkd.errors import UserError
 from hkd.labels import folder as files
 from hkd.labels.backend import DamagedShardError, ShardFile, block_cuts
 from hkd.labels.cache import local_folder, open_shard, origin
-from hkd.labels.codec import Decoded, Part, decode, gather
+from hkd.labels.codec import Decoded, decode, gather
 from hkd.labels.index import index_table, load_index
 from hkd.labels.memory import Buffers, Spares
 from hkd.labels.rows import DIGEST_BYTES, LabelBlock
@@ -31,6 +32,7 @@ from hkd.labels.schema import StoreSpec
 
 CACHE_BYTES = 256 << 20
 OPEN_SHARDS = 128
+NO_BLOCK = -1  # of an utterance without positions
 IDS_PER_LOOKUP = 128  # to look one id up in the index takes as long as to put so many into a dictionary
 
 
@@ -49,21 +51,6 @@ class _Ids(Sequence[str]):
         return self._array[range(len(self._array))[row]].as_py()
 
 
-class _OpenShard:
-    """A shard with what is needed to find an utterance in it."""
-
-    def __init__(self, file: ShardFile) -> None:
-        self.file, self.cuts = file, file.cuts
-        self.offset_B1 = file.utterances.offset_B1
-        per_block = np.diff(np.array(self.cuts))
-        first_B = np.repeat(self.offset_B1[self.cuts[:-1]], per_block)
-        # of an utterance: its block, its first position in that, and the one behind its last
-        self.where_B3 = np.stack(
-            [np.repeat(np.arange(len(per_block)), per_block), self.offset_B1[:-1] - first_B, self.offset_B1[1:] - first_B], axis=1
-        )
-        self.digest_B28 = np.stack([file.utterances.unit_digest_B8, file.utterances.text_digest_B8], axis=1)
-
-
 class LabelReader:
     """A read store; open it with `LabelReader.open`."""
 
@@ -74,8 +61,13 @@ class LabelReader:
         self._row_of: dict[str, int] | None = None
         self._lookups = 0
         self._lock = threading.Lock()
-        self._shards: OrderedDict[int, _OpenShard] = OrderedDict()
-        self._blocks: OrderedDict[tuple[int, int], Decoded] = OrderedDict()
+        self._shards: OrderedDict[int, ShardFile] = OrderedDict()
+        # Of each utterance: the row that its block begins with, its first position there, and the end; digests of its units and its text.
+        # Filled in as shards are opened; memory that was not written to yet costs nothing.
+        self._located: set[int] = set()
+        self._run_U3 = np.zeros((len(self.ids), 3), np.int64)
+        self._digest_2U8 = np.zeros((2, len(self.ids), DIGEST_BYTES), np.uint8)
+        self._blocks: OrderedDict[int, Decoded] = OrderedDict()  # by the row that it begins with
         self._held_bytes = 0
         self._batches, self._columns, self._scratch = Buffers(), Spares(), Buffers()
         self.num_decoded = 0  # blocks decoded so far
@@ -158,36 +150,50 @@ class LabelReader:
             result += [names[a:b] for a, b in itertools.pairwise(cuts)]
         return result
 
-    def _shard(self, number: int) -> _OpenShard:
-        shard = _OpenShard(open_shard(self.path, self.spec, number))
+    def _shard(self, number: int) -> ShardFile:
+        file = open_shard(self.path, self.spec, number)
         rows = self.spec.plan.rows(number)
         ids = self._index["id"].slice(rows.start, len(rows)).combine_chunks()
-        if not shard.file.utterances.id_array.cast(ids.type).equals(ids):
+        if not file.utterances.id_array.cast(ids.type).equals(ids):
             path = files.shard_path(self.path, self.spec, number)
             raise DamagedShardError(path, "its utterances are not those of the index")
+        self._locate(file, rows)
         with self._lock:
-            self._shards[number] = shard
+            self._located.add(number)
+            self._shards[number] = file
             while len(self._shards) > OPEN_SHARDS:
                 self._shards.popitem(last=False)
-        return shard
+        return file
 
-    def _decode(self, number: int, shard: _OpenShard, block: int) -> Decoded:
-        offset_B1 = shard.offset_B1[shard.cuts[block] : shard.cuts[block + 1] + 1]
+    def _locate(self, file: ShardFile, rows: range) -> None:
+        """Note where these rows' labels lie in the shard."""
+        here, offset_B1, cuts = slice(rows.start, rows.stop), file.utterances.offset_B1, np.array(file.cuts)
+        block_B = np.repeat(cuts[:-1], np.diff(cuts))
+        first_B, stop_B = offset_B1[:-1] - offset_B1[block_B], offset_B1[1:] - offset_B1[block_B]
+        key_B = np.where(stop_B > first_B, rows.start + block_B, NO_BLOCK)
+        self._run_U3[here] = np.stack([key_B, first_B, stop_B], axis=1)
+        self._digest_2U8[0, here], self._digest_2U8[1, here] = file.utterances.unit_digest_B8, file.utterances.text_digest_B8
+
+    def _decode(self, key: int) -> Decoded:
+        """The block that begins with this row."""
+        number, place = divmod(key, self.spec.utterances_per_shard)
+        file = self._shards.get(number) or self._shard(number)
+        block = bisect_right(file.cuts, place) - 1
         scratch = self._scratch.allocate
         try:
-            planes = shard.file.planes(block, scratch)
+            planes = file.planes(block, scratch)
         except DamagedShardError:
             if origin(self.path) is None:
                 raise
-            planes = self._shard(number).file.planes(
-                block, scratch
-            )  # Zarr opens its file for each block: the cache may have dropped it
-        decoded = decode(self.spec, planes, offset_B1 - offset_B1[0], self._columns.allocate)
+            file = self._shard(number)  # Zarr opens its file for each block: the cache may have dropped it
+            planes = file.planes(block, scratch)
+        offset_B1 = np.concatenate([[0], np.cumsum(file.utterances.length_B[file.cuts[block] : file.cuts[block + 1]])])
+        decoded = decode(self.spec, planes, offset_B1, self._columns.allocate)
         with self._lock:
             self.num_decoded += 1
         return decoded
 
-    def _keep(self, used: dict[tuple[int, int], Decoded]) -> None:
+    def _keep(self, used: dict[int, Decoded]) -> None:
         """Cache what was used last; drop what was used longest ago."""
         with self._lock:
             for key, decoded in used.items():
@@ -204,37 +210,24 @@ class LabelReader:
 
     def block(self, ids: Sequence[str]) -> LabelBlock:
         """The labels of these utterances, in this order. Raises UserError for one that is not in the store, HkdError for damage."""
-        number_B, place_B = np.divmod(self._rows(ids), self.spec.utterances_per_shard)
-        where_B3, digest_2B8 = np.empty((len(ids), 3), np.int64), np.empty((2, len(ids), DIGEST_BYTES), np.uint8)
-        shards: dict[int, _OpenShard] = {}
-        for number in np.unique(number_B).tolist():
-            here_C = np.flatnonzero(number_B == number)
-            shard = shards[number] = self._shards.get(number) or self._shard(number)
-            where_B3[here_C] = shard.where_B3[place_B[here_C]]
-            digest_2B8[:, here_C] = shard.digest_B28[place_B[here_C]].swapaxes(0, 1)
-        offset_B1 = np.concatenate([[0], np.cumsum(where_B3[:, 2] - where_B3[:, 1])])
-        run_B3 = np.column_stack([where_B3[:, 1:], offset_B1[:-1]])
-        spoken_C = np.flatnonzero(run_B3[:, 1] > run_B3[:, 0])
-        spoken_C = spoken_C[np.lexsort((where_B3[spoken_C, 0], number_B[spoken_C]))]
-        key_C2 = np.column_stack([number_B, where_B3[:, 0]])[spoken_C]
-        cuts = np.flatnonzero(np.diff(key_C2, axis=0).any(1)) + 1
-        parts: list[Part] = []
-        used: dict[tuple[int, int], Decoded] = {}
-        for utterances_C in np.split(spoken_C, cuts) if len(spoken_C) else ():
-            key = (int(number_B[utterances_C[0]]), int(where_B3[utterances_C[0], 0]))
-            used[key] = self._blocks.get(key) or self._decode(key[0], shards[key[0]], key[1])
-            parts.append((used[key], run_B3[utterances_C]))
+        row_B = self._rows(ids)
+        if len(self._located) < self.spec.plan.num_shards:
+            for number in set((row_B // self.spec.utterances_per_shard).tolist()) - self._located:
+                self._shard(number)
+        run_B3, offset_B1 = self._run_U3[row_B], np.zeros(len(row_B) + 1, np.int64)
+        np.cumsum(run_B3[:, 2] - run_B3[:, 1], out=offset_B1[1:])
+        keys = run_B3[:, 0].tolist()
+        used = {key: self._blocks.get(key) or self._decode(key) for key in dict.fromkeys(keys) if key != NO_BLOCK}
         self._keep(used)
-        try:
-            topk, word_N = gather(self.spec, parts, self._batches.allocate)
-        except (ValueError, KeyError) as error:
-            raise HkdError(f"label store {self.place} is damaged ({error}). Run `hkd labels verify --repair`.") from None
+        place = dict(zip([*used, NO_BLOCK], range(len(used) + 1), strict=True))
+        run_B3[:, 0] = [place[key] for key in keys]
+        topk, word_N = gather(self.spec, list(used.values()), run_B3, offset_B1, self._batches.allocate)
         return LabelBlock(
             topk=topk,
             offset_B1=offset_B1,
             word_N=word_N,
-            unit_digest_B=_cut(digest_2B8[0]),
-            text_digest_B=_cut(digest_2B8[1]),
+            unit_digest_B=_cut(self._digest_2U8[0, row_B]),
+            text_digest_B=_cut(self._digest_2U8[1, row_B]),
         )
 
     def kept_ids(self) -> NDArray[np.int64]:
@@ -245,9 +238,10 @@ class LabelReader:
     def _kept_ids(self) -> NDArray[np.int64]:
         seen = np.zeros(len(self.spec.inventory), np.bool_)
         for number in range(self.spec.plan.num_shards):
-            shard = self._shard(number)
-            for block in range(len(shard.cuts) - 1):
-                decoded = self._decode(number, shard, block)
+            self._shard(number)
+            rows = self.spec.plan.rows(number)
+            for key in sorted({*self._run_U3[rows.start : rows.stop, 0].tolist()} - {NO_BLOCK}):
+                decoded = self._decode(key)
                 ids, gold = decoded.unit_NK, decoded.gold_N
                 kept = ids if decoded.count_NK is None else ids[decoded.count_NK > 0]
                 if (kept.size and int(kept.max()) >= len(seen)) or (gold.size and int(gold.max()) >= len(seen)):
@@ -258,8 +252,7 @@ class LabelReader:
 
 
 def _cut(digest_B8: NDArray[np.uint8]) -> tuple[bytes, ...]:
-    data = digest_B8.tobytes()
-    return tuple(data[at : at + DIGEST_BYTES] for at in range(0, len(data), DIGEST_BYTES))
+    return struct.unpack(f"{DIGEST_BYTES}s" * len(digest_B8), digest_B8.data)
 
 
 def _reopen(path: str, cache_bytes: int) -> LabelReader:

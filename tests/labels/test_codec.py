@@ -34,7 +34,7 @@ def test_rows_in_any_order_come_back(data: st.DataObject) -> None:
     word_N = rng.integers(-1, 2**31 - 1, n).astype(np.int32)
     planes = encode(spec, topk, word_N, offset_B1)
     assert {name: plane.shape for name, plane in planes.items()} == {name: p.shape(n) for name, p in layout(spec).items()}
-    back, words = gather(spec, [(decode(spec, planes, offset_B1), np.array([[0, n, 0]]))])
+    back, words = gather(spec, [decode(spec, planes, offset_B1)], np.array([[0, 0, n]]), np.array([0, n]))
     same_rows(back, topk, spec)
     np.testing.assert_array_equal(words, word_N)
 

@@ -25,7 +25,7 @@ def there_and_back(spec: StoreSpec, logp_NK: NDArray[np.float32]) -> NDArray[np.
     wanted = TopK(ids_NK=ids_NK, logp_NK=logp_NK, tail_N=logp_NK[:, 0], gold_N=none_N, gold_logp_N=logp_NK[:, 0])
     offset_B1 = np.array([0, n], np.int64)
     decoded = decode(spec, encode(spec, wanted, none_N, offset_B1), offset_B1)
-    found, word_N = gather(spec, [(decoded, np.array([[0, n, 0]]))])
+    found, word_N = gather(spec, [decoded], np.array([[0, 0, n]]), offset_B1)
     np.testing.assert_array_equal(found.ids_NK, ids_NK)
     np.testing.assert_array_equal(word_N, none_N)
     return found.logp_NK
@@ -101,29 +101,32 @@ def test_bytes_are_those_of_the_specification(n: int, k: int) -> None:
 
 
 def test_what_lies_outside_is_seen_before_it_is_used() -> None:
-    unit_NK, code_NK, narrow_NW = np.zeros((3, 2), np.uint16), np.zeros((3, 2), np.uint16), np.zeros((3, 4), np.int32)
+    unit_NK, code_NK, narrow_WN = np.zeros((3, 2), np.uint16), np.zeros((3, 2), np.uint16), np.zeros((4, 3), np.int32)
     step, offset_B1 = np.float32(1), np.array([0, 3], np.int64)
 
     def joined(rank: int, unit: int, offset_B1: NDArray[np.int64] = offset_B1) -> bool:
         ranks, units = (np.full(3, number, "<u4").view(np.uint8).reshape(3, 4).T.copy() for number in (rank, unit))
         two, four = np.zeros((2, 3), np.uint8), np.zeros((4, 3), np.uint8)
         planes = (two, ranks, units, two, four)
-        return bool(kernels.join_narrow(unit_NK, code_NK, *planes, offset_B1, kernels.GRID, step, 5, narrow_NW))
+        return bool(kernels.join_narrow(unit_NK, code_NK, *planes, offset_B1, kernels.GRID, step, 5, narrow_WN))
 
     assert [joined(*pair) for pair in ((0, 5), (2, 0), (3, 0), (2**32 - 1, 0), (0, 6), (0, 2**32 - 1))] == [True, True] + 4 * [
         False
     ]
     assert [joined(0, 0, np.array([0, *more])) for more in ((3, 2), (4,), (-1, 3), (2**62,))] == [False] * 4
+    block_14 = np.array([[*(array.ctypes.data for array in (unit_NK, code_NK, narrow_WN)), 3]])
     ids_MK, logp_MK, narrow_WM = np.empty((4, 2), np.int32), np.empty((4, 2), np.uint32), np.empty((4, 4), np.int32)
 
-    def gathered(*run: int) -> bool:
-        runs = np.array([run], np.int64)
-        return bool(kernels.gather(unit_NK, code_NK, narrow_NW, runs, kernels.GRID, step, ids_MK, logp_MK, narrow_WM))
+    def gathered(start: int, stop: int, place: int, block: int = 0) -> bool:
+        runs, offset_B1 = np.array([[block, start, stop]], np.int64), np.array([place, 4])
+        return bool(kernels.gather(block_14, runs, offset_B1, 2, kernels.GRID, step, ids_MK, logp_MK, narrow_WM))
 
-    assert gathered(0, 3, 1)
     far = 2**62
-    for run in ((0, 4, 0), (-1, 1, 0), (2, 1, 0), (0, 3, 2), (0, 1, -1), (far, far, 0), (0, 1, far), (-far, far, 0)):
+    assert gathered(0, 3, 1)
+    assert gathered(far, far, 0)  # nothing at all
+    for run in ((0, 4, 0), (-1, 1, 0), (2, 1, 0), (0, 3, 2), (0, 1, -1), (far, far + 1, 0), (0, 1, far), (-far, far, 0)):
         assert not gathered(*run)
+    assert not any(gathered(0, 1, 0, block) for block in (1, -1, far))
 
 
 @pytest.mark.slow
