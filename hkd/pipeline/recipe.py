@@ -170,12 +170,13 @@ def stages_of(recipe: Recipe) -> dict[str, Stage]:
                 actions.evaluate,
                 {"name": name, "split": split, "tag": tag, **table} if tag else {"name": name, "split": split, **table},
                 [f"runs/{name}/{path.name}" for path in result_paths(Path(), split, tag)],
-                [f"train-{name}", *(f"dump-{store}" for store in stores), *(["words"] if lm == OWN_WORDS else [])],
+                [f"train-{name}", *(["words"] if lm == OWN_WORDS else [])],
             )
     if not runs:  # label stores alone
         return stages
     settings = {"runs": list(runs), "title": recipe.title, **recipe.table("report")}
-    add("report", actions.report, settings, ["report.html", "report.md", "report.txt"], scored)
+    pages = ["report.html", "report.md", "report.txt"]
+    add("report", actions.report, settings, pages, [*scored, *(f"dump-{store}" for store in stores)])
     return stages
 
 

@@ -17,6 +17,7 @@ from hkd.config import parse_overrides, read_toml
 from hkd.errors import UserError
 from hkd.files import shipped
 from hkd.pipeline.recipe import load_recipe, stages_of
+from hkd.pipeline.runner import digests as stage_digests
 from hkd.toml import to_toml
 from hkd.units.acoustic import load_tying
 
@@ -156,6 +157,16 @@ def test_seeds_and_searches_name_their_stages_and_nonsense_is_refused(tmp_path: 
     ]:
         with pytest.raises(UserError, match=words):
             stages_of(load_recipe(tmp_path, parse_overrides([assignment])))
+
+
+def test_a_further_label_store_leaves_the_runs_without_it_as_they_are(tmp_path: Path):
+    (tmp_path / "pipeline.toml").write_text(HYBRID)
+    runs = ["runs.auxiliary.stores=['monophone']"]
+    more = ["dump.another={lm = 'phone-trigram', unit = 'monophone'}", "runs.other={objective = 'auxiliary', stores = ['another']}"]
+    before, after = (stages_of(load_recipe(tmp_path, parse_overrides(wanted))) for wanted in (runs, [*runs, *more]))
+    old, new = stage_digests(before), stage_digests(after)
+    assert {name for name in old if old[name] != new[name]} == {"report"}
+    assert "dump-another" in after["report"].needs
 
 
 def test_a_hybrid_student_is_searched_with_the_pipelines_own_words(corpus: Path, tmp_path: Path):
