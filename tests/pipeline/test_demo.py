@@ -162,7 +162,10 @@ def test_seeds_and_searches_name_their_stages_and_nonsense_is_refused(tmp_path: 
 def test_a_further_label_store_leaves_the_runs_without_it_as_they_are(tmp_path: Path):
     (tmp_path / "pipeline.toml").write_text(HYBRID)
     runs = ["runs.auxiliary.stores=['monophone']"]
-    more = ["dump.another={lm = 'phone-trigram', unit = 'monophone'}", "runs.other={objective = 'auxiliary', stores = ['another']}"]
+    more = [
+        "dump.another={lm = 'phone-trigram', unit = 'monophone'}",
+        "runs.other={objective = 'auxiliary', stores = ['another']}",
+    ]
     before, after = (stages_of(load_recipe(tmp_path, parse_overrides(wanted))) for wanted in (runs, [*runs, *more]))
     old, new = stage_digests(before), stage_digests(after)
     assert {name for name in old if old[name] != new[name]} == {"report"}
