@@ -21,7 +21,7 @@ from hkd.pipeline.runner import digests as stage_digests
 from hkd.toml import to_toml
 from hkd.units.acoustic import load_tying
 
-PIPELINES = sorted(path.parent for path in shipped("pipelines").glob("*/pipeline.toml"))
+PIPELINES = sorted(shipped("pipelines").glob("*/*.toml"))
 SMALL = [
     "units.vocab_size=60",
     *(f"lm.{unit}.loop={{max_steps = 6, save_every = 3}}" for unit in ("senone", "monophone", "subword")),
@@ -32,11 +32,11 @@ SMALL = [
 ]
 
 
-@pytest.mark.parametrize("folder", PIPELINES, ids=lambda path: path.name)
-def test_every_pipeline_is_sound_and_has_a_readme(folder: Path):
-    stages = stages_of(load_recipe(folder, {}))
+@pytest.mark.parametrize("file", PIPELINES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_pipeline_is_sound_and_has_a_readme(file: Path):
+    stages = stages_of(load_recipe(file, {}))
     assert "report" in stages
-    assert (folder / "README.md").exists()
+    assert (file.parent / "README.md").exists()
 
 
 def test_what_does_not_fit_is_refused_before_any_work(tmp_path: Path):
