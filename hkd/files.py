@@ -45,11 +45,17 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def write_in_order(files: Sequence[tuple[Path, bytes | memoryview]]) -> None:
-    """Write whole files of one folder atomically; they appear in this order, none before all are on the disk, which is waited for once."""
+def write_in_order(files: Sequence[tuple[Path, bytes | memoryview | Path]]) -> None:
+    """Write whole files of one folder atomically; they appear in this order, none before all are on the disk, which is waited for once.
+
+    A path in place of bytes is a temporary file beside the one that it becomes.
+    """
     parts: list[tuple[Path, Path]] = []
     try:
         for path, data in files:
+            if isinstance(data, Path):
+                parts.append((data, path))
+                continue
             path.parent.mkdir(parents=True, exist_ok=True)
             handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
             parts.append((Path(name), path))

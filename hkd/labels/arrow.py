@@ -9,7 +9,7 @@ import json
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import accumulate, islice, pairwise
 from pathlib import Path
@@ -20,12 +20,13 @@ import pyarrow as pa
 import zstandard
 from numpy.typing import NDArray
 
-from hkd.labels.backend import META_KEY, DamagedShardError, Utterances, block_cuts, check_meta, check_size, shard_meta
+from hkd.labels.backend import META_KEY, DamagedShardError, Utterances, Write, block_cuts, check_meta, check_size, shard_meta
 from hkd.labels.codec import Planes, layout
+from hkd.labels.kernels import entropy
 from hkd.labels.memory import Allocate
 from hkd.labels.schema import StoreSpec
 
-THREADS = min(4, os.cpu_count() or 1)  # that make and pack blocks
+THREADS = min(4, 1 + (os.cpu_count() or 1))  # that make and pack blocks: one waits for Python's lock now and then
 AHEAD = 1  # blocks that wait for one of them
 # Byte planes have skewed bytes and hardly any repeats: a match finder that looks for long repeats alone is faster and packs better.
 # A window of 32 KiB makes blocks of 32 KiB, with a code table each: it fits the few ranks that lie in one.
@@ -72,10 +73,7 @@ def _is_noise(plane: NDArray[np.uint8]) -> bool:
     """Whether bytes look evenly distributed, as the low bytes of unit ids do."""
     if plane.size < 2 * NOISE_SAMPLE:
         return False
-    sample = plane.reshape(-1)[:: (plane.size // NOISE_SAMPLE) | 1]  # odd: not one rank alone
-    share = np.bincount(sample, minlength=256) / len(sample)
-    share = share[share > 0]
-    return float(-(share * np.log2(share)).sum()) > NOISE_BITS
+    return bool(entropy(plane.reshape(-1), (plane.size // NOISE_SAMPLE) | 1) > NOISE_BITS)  # odd: not one rank alone
 
 
 def _largest_size(spec: StoreSpec, utterances: Utterances) -> int:
@@ -97,15 +95,22 @@ class ArrowBackend:
     suffix = ".arrow"
 
     def encode(
-        self, spec: StoreSpec, shard: int, utterances: Utterances, blocks: Sequence[Callable[[], Planes]]
+        self, spec: StoreSpec, shard: int, utterances: Utterances, blocks: Iterable[Callable[[], Planes]], write: Write
     ) -> tuple[memoryview, str]:
         """A whole shard's bytes and their SHA-256; the same content gives the same bytes. Threads make and pack the blocks."""
         schema = _schema(spec, shard)
         cuts = block_cuts(utterances.length_B, spec.block_positions)
         memory = pa.py_buffer(np.empty(_largest_size(spec, utterances), np.uint8))
-        sink, sha, hashed = pa.FixedSizeBufferWriter(memory), hashlib.sha256(), 0
-        with pa.ipc.new_file(sink, schema) as writer, ThreadPoolExecutor(THREADS) as pool:
+        sink, sha, done = pa.FixedSizeBufferWriter(memory), hashlib.sha256(), 0
+
+        def finish(start: int, stop: int) -> None:
+            piece = memoryview(memory)[start:stop]
+            sha.update(piece)
+            write(piece)
+
+        with pa.ipc.new_file(sink, schema) as writer, ThreadPoolExecutor(THREADS) as pool, ThreadPoolExecutor(1) as last:
             pending: deque[Future[list[Any]]] = deque()
+            finished: list[Future[None]] = []
             waiting = iter(blocks)
             for a, b in pairwise(cuts):
                 pending.extend(pool.submit(_pack, spec, block) for block in islice(waiting, THREADS + AHEAD - len(pending)))
@@ -118,10 +123,12 @@ class ArrowBackend:
                     *map(_one_value, pending.popleft().result()),
                 ]
                 writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
-                sha.update(memoryview(memory)[hashed : sink.tell()])
-                hashed = sink.tell()
+                finished.append(last.submit(finish, done, sink.tell()))
+                done = sink.tell()
             writer.close()
-            sha.update(memoryview(memory)[hashed : sink.tell()])
+            finished.append(last.submit(finish, done, sink.tell()))
+            for future in finished:
+                future.result()
             return memoryview(memory)[: sink.tell()], sha.hexdigest()
 
     def open(self, path: Path, spec: StoreSpec, shard: int) -> "ArrowShard":

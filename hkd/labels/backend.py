@@ -1,6 +1,6 @@
 """What a backend must do: write one shard as one file, deterministically, and give its blocks back. See arrow.py and zarr.py."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +16,7 @@ from hkd.labels.schema import StoreSpec
 
 FREE_BYTES = 1 << 26  # a plane of a block may have so many bytes ...
 MAX_EXPANSION = 4096  # ... or, beyond that, so many times its compressed size
+Write = Callable[[memoryview], None]
 META_KEY = "hkd_label_shard"
 
 
@@ -67,11 +68,12 @@ class Backend(Protocol):
     suffix: str
 
     def encode(
-        self, spec: StoreSpec, shard: int, utterances: Utterances, blocks: Sequence[Callable[[], Planes]]
+        self, spec: StoreSpec, shard: int, utterances: Utterances, blocks: Iterable[Callable[[], Planes]], write: Write
     ) -> tuple[bytes | memoryview, str]:
         """A whole shard's bytes and their SHA-256; the same content gives the same bytes.
 
-        `blocks` make the planes, cut as `block_cuts` says; each is called once, several may be at the same time.
+        `blocks` make the planes, cut as `block_cuts` says; each is called once, several may be at the same time. `write` gets the bytes,
+        too, piece by piece in their order, from any one thread.
         """
 
     def open(self, path: Path, spec: StoreSpec, shard: int) -> ShardFile:

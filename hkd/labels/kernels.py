@@ -31,7 +31,7 @@ def _array(dtype: Any, ndim: int, *, readonly: bool = True) -> Any:
 
 u1, u2, u4, i4, i8, f4, mode_ = types.uint8, types.uint16, types.uint32, types.int32, types.int64, types.float32, types.int64
 U1_2, U2_2, U4_2, I4_2, F4_2 = (_array(dtype, 2) for dtype in (u1, u2, u4, i4, f4))
-I4_1, F4_1, I8_1, I8_2 = _array(i4, 1), _array(f4, 1), _array(i8, 1), _array(i8, 2)
+U1_1, I4_1, F4_1, I8_1, I8_2 = _array(u1, 1), _array(i4, 1), _array(f4, 1), _array(i8, 1), _array(i8, 2)
 OUT_U2_2, OUT_U4_2, OUT_I4_2 = (_array(dtype, 2, readonly=False) for dtype in (u2, u4, i4))
 OUT_U1_2, OUT_U1_3, OUT_U2_1 = (_array(dtype, ndim, readonly=False) for dtype, ndim in ((u1, 2), (u1, 3), (u2, 1)))
 
@@ -91,15 +91,13 @@ def to_halves(logp: Any, out: Any) -> bool:
 @kernel(types.boolean(I4_2, i8, OUT_U1_3))
 def split_ids(ids_NK: Any, num_units: int, out_ANK: Any) -> bool:
     """Unit ids → their lowest A bytes. False where one is no unit of so many."""
-    largest: Any = np.uint32(0)
-    for n in range(ids_NK.shape[0]):
-        row_K = ids_NK[n]
-        for r in range(len(row_K)):
-            largest = max(largest, np.uint32(row_K[r]))
-        for a in range(out_ANK.shape[0]):
-            out_K = out_ANK[a, n]
-            for r in range(len(row_K)):
-                out_K[r] = row_K[r] >> (8 * a)
+    ids_U, largest = ids_NK.reshape(-1), np.uint32(0)
+    for i in range(len(ids_U)):
+        largest = max(largest, np.uint32(ids_U[i]))
+    for a in range(len(out_ANK)):
+        out_U = out_ANK[a].reshape(-1)
+        for i in range(len(ids_U)):
+            out_U[i] = np.uint32(ids_U[i]) >> np.uint32(8 * a)
     return bool(largest < num_units)
 
 
@@ -148,9 +146,12 @@ def split_codes(logp_NK: Any, mode: int, lowest: float, per_nat: float, out_AKN:
 
 
 @numba.njit
-def _put(value: Any, num_bytes: Any, first: Any, i: Any, out_RN: Any) -> None:
-    for byte in range(num_bytes):
-        out_RN[first + byte, i] = value >> (8 * byte)
+def _put(value_N: Any, out_AN: Any) -> None:
+    """Numbers → their lowest A bytes, a row each."""
+    for a in range(len(out_AN)):
+        out_N = out_AN[a]
+        for i in range(len(out_N)):
+            out_N[i] = value_N[i] >> value_N.dtype.type(8 * a)
 
 
 @kernel(types.boolean(I4_2, F4_2, I4_1, F4_1, F4_1, I4_1, I8_1, OUT_U1_2))
@@ -164,26 +165,46 @@ def split_narrow(
     n, k = ids_NK.shape
     if offset_B1[0] != 0 or offset_B1[-1] != n:
         return False
-    wrong = False
+    tail_half_N, gold_half_N, wrong = np.empty(n, np.uint16), np.empty(n, np.uint16), False
+    rank_N, unit_N, step_N = np.zeros(n, np.uint32), np.empty(n, np.uint32), np.empty(n, np.uint32)
+    for i in range(n):
+        wrong |= not (tail_N[i] <= ABOVE_0 and gold_logp_N[i] <= ABOVE_0)
+        tail_half_N[i] = _signed_half(min(tail_N[i], np.float32(0)))
+    for i in range(n):
+        gold_logp = min(gold_logp_N[i], np.float32(0))
+        for r in range(k):
+            if ids_NK[i, r] == gold_N[i]:
+                rank_N[i] = r + 1 if min(logp_NK[i, r], np.float32(0)) == gold_logp else 0
+                break
+    for i in range(n):
+        unit_N[i] = 0 if rank_N[i] > 0 else gold_N[i] + 1
+        gold_half_N[i] = 0 if rank_N[i] > 0 else _signed_half(min(gold_logp_N[i], np.float32(0)))
     for b in range(len(offset_B1) - 1):
         if not 0 <= offset_B1[b] <= offset_B1[b + 1] <= n:
             return False
-        word = np.int64(-1)
+        before = np.int32(-1)
         for i in range(offset_B1[b], offset_B1[b + 1]):
-            tail, gold_logp = min(tail_N[i], np.float32(0)), min(gold_logp_N[i], np.float32(0))
-            wrong |= not (tail_N[i] <= ABOVE_0 and gold_logp_N[i] <= ABOVE_0)
-            rank = 0
-            for r in range(k):
-                if ids_NK[i, r] == gold_N[i]:
-                    rank = r + 1 if min(logp_NK[i, r], np.float32(0)) == gold_logp else 0
-                    break
-            _put(_signed_half(tail), 2, 0, i, out_RN)
-            _put(rank, 4, 2, i, out_RN)
-            _put(0 if rank > 0 else gold_N[i] + 1, 4, 6, i, out_RN)
-            _put(0 if rank > 0 else _signed_half(gold_logp), 2, 10, i, out_RN)
-            _put(word_N[i] - word, 4, 12, i, out_RN)
-            word = np.int64(word_N[i])
+            step_N[i] = word_N[i] - before
+            before = word_N[i]
+    _put(tail_half_N, out_RN[0:2])
+    _put(rank_N, out_RN[2:6])
+    _put(unit_N, out_RN[6:10])
+    _put(gold_half_N, out_RN[10:12])
+    _put(step_N, out_RN[12:16])
     return not wrong
+
+
+@kernel(types.float64(U1_1, i8))
+def entropy(byte_U: Any, stride: int) -> float:
+    """Bits a byte, of every so many-th byte by itself."""
+    count_4V, total = np.zeros((4, 256), np.int64), 0.0  # in turn, since equal bytes would wait for each other
+    for i in range(0, len(byte_U), stride):
+        count_4V[i & 3, byte_U[i]] += 1
+    count_V, num = count_4V.sum(0), count_4V.sum()
+    for v in range(256):
+        if count_V[v] > 0:
+            total -= count_V[v] / num * np.log2(count_V[v] / num)
+    return total
 
 
 @kernel(types.uint32(U1_2, U1_2, i8, OUT_U2_2), types.uint32(U1_2, U1_2, i8, OUT_U4_2))

@@ -4,10 +4,12 @@ Without locks two writers at one URL may compute the same shard. The first to pu
 """
 
 import contextlib
+import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 from hkd.errors import HkdError, UserError
 from hkd.files import write_bytes, write_in_order
@@ -15,6 +17,24 @@ from hkd.labels import folder as files
 from hkd.labels.cache import MAX_MARK_BYTES, mirror
 from hkd.labels.locks import lock
 from hkd.remote import Remote, location
+
+Data = bytes | memoryview
+
+
+class Draft:
+    """A file that grows under a temporary name, or nothing at all."""
+
+    def __init__(self, file: BinaryIO | None = None, path: Path = Path()) -> None:
+        self.path, self._file, self._size = path, file, 0
+
+    def write(self, data: Data) -> None:
+        """Add to it. The disk begins to write at once (Linux), so that publishing waits for less."""
+        if self._file is not None:
+            self._file.write(data)
+            self._file.flush()
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(self._file.fileno(), self._size, len(data), os.POSIX_FADV_DONTNEED)
+            self._size += len(data)
 
 
 class Place(Protocol):
@@ -36,13 +56,16 @@ class Place(Protocol):
     def names(self, folder: str = "") -> list[str]:
         """What lies right in a folder; nothing where there is none. Raises UserError where it is a file."""
 
-    def write(self, name: str, data: bytes | memoryview) -> None:
+    def write(self, name: str, data: Data) -> None:
         """Publish a file over what is there."""
 
-    def write_in_order(self, named: Sequence[tuple[str, bytes | memoryview]]) -> None:
+    def write_in_order(self, named: Sequence[tuple[str, Data]]) -> None:
         """Publish files of one folder over what is there, none before those that it is named after."""
 
-    def create(self, name: str, data: bytes | memoryview, *more: tuple[str, bytes]) -> bool:
+    def draft(self, name: str) -> AbstractContextManager[Draft]:
+        """Begin a file of which the bytes come bit by bit. What is not published is removed."""
+
+    def create(self, name: str, data: Data, *more: tuple[str, bytes]) -> bool:
         """Publish a file that is not there yet, and `more` files after it; False, and nothing else, where it is."""
 
     def remove(self, name: str) -> None:
@@ -96,15 +119,27 @@ class LocalPlace:
                 raise UserError(f"{path} must be a folder, but is a file. Give another folder.")
             return sorted(item.name for item in path.iterdir()) if path.is_dir() else []
 
-    def write(self, name: str, data: bytes | memoryview) -> None:
+    def write(self, name: str, data: Data) -> None:
         with self._world():
             write_bytes(self.path / name, data)
 
-    def write_in_order(self, named: Sequence[tuple[str, bytes | memoryview]]) -> None:
+    def write_in_order(self, named: Sequence[tuple[str, Data | Path]]) -> None:
         with self._world():
             write_in_order([(self.path / name, data) for name, data in named])
 
-    def create(self, name: str, data: bytes | memoryview, *more: tuple[str, bytes]) -> bool:
+    @contextmanager
+    def draft(self, name: str) -> Iterator[Draft]:
+        path = self.path / name
+        with self._world():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    yield Draft(file, Path(temporary))
+            finally:
+                Path(temporary).unlink(missing_ok=True)
+
+    def create(self, name: str, data: Data, *more: tuple[str, bytes]) -> bool:
         if self.exists(name):  # asked under a lock
             return False
         self.write_in_order([(name, data), *more])
@@ -157,14 +192,17 @@ class RemotePlace:
     def names(self, folder: str = "") -> list[str]:
         return self._remote.names(folder)
 
-    def write(self, name: str, data: bytes | memoryview) -> None:
+    def write(self, name: str, data: Data) -> None:
         self._remote.write(name, data)
 
-    def write_in_order(self, named: Sequence[tuple[str, bytes | memoryview]]) -> None:
+    def write_in_order(self, named: Sequence[tuple[str, Data]]) -> None:
         for name, data in named:
             self.write(name, data)
 
-    def create(self, name: str, data: bytes | memoryview, *more: tuple[str, bytes]) -> bool:
+    def draft(self, name: str) -> AbstractContextManager[Draft]:
+        return nullcontext(Draft())
+
+    def create(self, name: str, data: Data, *more: tuple[str, bytes]) -> bool:
         if not self._remote.create(name, data):
             return False
         self.write_in_order(more)

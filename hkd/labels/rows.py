@@ -45,7 +45,7 @@ def joined(rows: Sequence[UtteranceLabels], allocate: Allocate = np.empty) -> tu
     n, columns = sum(map(len, words)), {}
     for name, column in _COLUMNS.items():
         first = column(topks[0])
-        if first is not None:
+        if first is not None and (first.ndim == 1 or first.shape[1]):  # no temperatures: TopK puts that in itself
             columns[name] = np.concatenate([*map(column, topks)], out=allocate((n, *first.shape[1:]), first.dtype))
     word_N = np.concatenate(words, out=np.empty(n, np.int32), casting="same_kind")
     return TopK(**columns), word_N

@@ -13,7 +13,7 @@ import json
 import logging
 import math
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from hkd.errors import HkdError, UserError
 from hkd.files import json_bytes
@@ -31,10 +32,11 @@ from hkd.labels.card import card, facts, parse_report
 from hkd.labels.codec import Planes, encode
 from hkd.labels.index import index_bytes, index_table, load_index, rows_of
 from hkd.labels.memory import Buffers
-from hkd.labels.place import Place, RemotePlace, place_of
+from hkd.labels.place import LocalPlace, Place, place_of
 from hkd.labels.quality import merge, quality_of
 from hkd.labels.rows import UtteranceLabels, joined
 from hkd.labels.schema import StoreSpec, check_format, differences, identity_of, sorted_ids
+from hkd.sparse import TopK
 
 logger = logging.getLogger(__name__)
 
@@ -150,34 +152,39 @@ class LabelWriter:
         offset_B1 = utterances.offset_B1
         cuts = block_cuts(utterances.length_B, self.spec.block_positions)
         sums: list[dict[str, float]] = [{} for _ in cuts[1:]]
-        scratch = self._scratch.allocate
 
-        def planes(number: int) -> Planes:
+        def planes(number: int, topk: TopK, word_N: NDArray[np.int32]) -> Planes:
             a, b = cuts[number : number + 2]
-            topk, word_N = joined(rows[a:b], scratch)
             if quality is None:
                 sums[number] = quality_of(topk)
             return encode(self.spec, topk, word_N, offset_B1[a : b + 1] - offset_B1[a], self._planes.allocate)
 
-        blocks = [partial(planes, number) for number in range(len(sums))]
-        data, sha256 = backend_of(self.spec).encode(self.spec, shard, utterances, blocks)
-        self._publish(shard, utterances, data, sha256, merge(sums) if quality is None else quality)
+        # Rows are joined as blocks are asked for, by one thread, since that needs Python's lock; several make their planes.
+        whole = (joined(rows[a:b], self._scratch.allocate) for a, b in itertools.pairwise(cuts))
+        blocks = (partial(planes, number, *block) for number, block in enumerate(whole))
+        self._publish(shard, utterances, blocks, lambda: merge(sums) if quality is None else quality)
 
     def copy_shard(self, shard: int, utterances: Utterances, blocks: list[Planes], quality: Mapping[str, float | None]) -> None:
         """Publish planes as they are stored elsewhere: for conversion between backends."""
         made = [partial(_same, planes) for planes in recut(self.spec, utterances, blocks)]
-        data, sha256 = backend_of(self.spec).encode(self.spec, shard, utterances, made)
-        self._publish(shard, utterances, data, sha256, quality)
+        self._publish(shard, utterances, made, lambda: quality)
 
     def _publish(
-        self, shard: int, utterances: Utterances, data: bytes | memoryview, sha256: str, quality: Mapping[str, float | None]
+        self,
+        shard: int,
+        utterances: Utterances,
+        blocks: Iterable[Callable[[], Planes]],
+        quality: Callable[[], Mapping[str, float | None]],
     ) -> None:
-        """Write the file, then the mark."""
-        if isinstance(self._place, RemotePlace):
-            self._publish_first(self._place, shard, utterances, data, quality)
-        else:
-            mark = self._mark_of(shard, utterances, data, sha256, quality)
-            self._place.write_in_order([(self._shard_name(shard), data), (_mark_name(shard), mark)])
+        """Write the file, then the mark. `quality` is asked after the blocks were made."""
+        name, place = self._shard_name(shard), self._place
+        with place.draft(name) as draft:
+            data, sha256 = backend_of(self.spec).encode(self.spec, shard, utterances, blocks, draft.write)
+            if isinstance(place, LocalPlace):
+                mark = self._mark_of(shard, utterances, data, sha256, quality())
+                place.write_in_order([(name, draft.path), (_mark_name(shard), mark)])
+            else:
+                self._publish_first(shard, utterances, data, quality())
 
     def _mark_of(
         self, shard: int, utterances: Utterances, data: bytes | memoryview, sha256: str, quality: Mapping[str, float | None]
@@ -194,18 +201,13 @@ class LabelWriter:
         return json_bytes(mark)
 
     def _publish_first(
-        self,
-        place: RemotePlace,
-        shard: int,
-        utterances: Utterances,
-        data: bytes | memoryview,
-        quality: Mapping[str, float | None],
+        self, shard: int, utterances: Utterances, data: bytes | memoryview, quality: Mapping[str, float | None]
     ) -> None:
         """Publish a shard where no lock keeps others from doing the same: the first bytes stay, and are what the mark is for.
 
         Teachers whose last bits depend on the device give other bytes of the same utterances.
         """
-        name = self._shard_name(shard)
+        name, place = self._shard_name(shard), self._place
         created = place.create(name, data)
         found = None if created else place.read(name)
         theirs = found is not None and (found == data or self._is_whole(shard, utterances, found))

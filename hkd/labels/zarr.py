@@ -9,7 +9,7 @@ import io
 import itertools
 import math
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
 from zarr.storage import MemoryStore, ZipStore
 
-from hkd.labels.backend import META_KEY, DamagedShardError, Utterances, check_meta, check_size, join, shard_meta
+from hkd.labels.backend import META_KEY, DamagedShardError, Utterances, Write, check_meta, check_size, join, shard_meta
 from hkd.labels.codec import Planes, layout
 from hkd.labels.memory import Allocate
 from hkd.labels.schema import StoreSpec
@@ -47,7 +47,7 @@ class ZarrBackend:
     suffix = ".zarr.zip"
 
     def encode(
-        self, spec: StoreSpec, shard: int, utterances: Utterances, blocks: Sequence[Callable[[], Planes]]
+        self, spec: StoreSpec, shard: int, utterances: Utterances, blocks: Iterable[Callable[[], Planes]], write: Write
     ) -> tuple[memoryview, str]:
         """A whole shard's bytes and their SHA-256; the same content gives the same bytes."""
         planes = join(spec, [block() for block in blocks])
@@ -75,6 +75,7 @@ class ZarrBackend:
                 info = zipfile.ZipInfo(name, _DATE)
                 info.external_attr = 0o644 << 16
                 archive.writestr(info, _bytes(memory[name]))
+        write(file.getbuffer())
         return file.getbuffer(), hashlib.sha256(file.getbuffer()).hexdigest()
 
     def open(self, path: Path, spec: StoreSpec, shard: int) -> "ZarrShard":
