@@ -14,8 +14,9 @@ Shape letters: N positions of a block, R rows of a plane, K kept ids, J temperat
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from operator import attrgetter
 from types import MappingProxyType
 from typing import Any, NoReturn
 
@@ -118,46 +119,82 @@ def _from_bytes(plane: NDArray[np.uint8], dtype: str) -> NDArray[Any]:
 
 
 def encode(
-    spec: StoreSpec, topk: TopK, word_N: NDArray[np.int32], offset_B1: NDArray[np.int64], allocate: Allocate = np.empty
+    spec: StoreSpec, parts: Sequence[TopK], word_N: NDArray[np.int32], offset_B1: NDArray[np.int64], allocate: Allocate = np.empty
 ) -> Planes:
-    """The rows of whole utterances → planes, in memory that `allocate` gives. Raises HkdError for rows that the store cannot hold."""
-    _check_rows(spec, topk)
-    planes = _plain(topk, word_N) if spec.compression == "none" else _bytes(spec, topk, word_N, offset_B1, allocate)
+    """The rows of whole utterances → planes, in memory that `allocate` gives. The wide columns are read where they lie.
+
+    parts: one or more, which hold the rows in order. Raises HkdError for rows that the store cannot hold.
+    """
+    _check_rows(spec, parts)
+    planes = (
+        _plain(spec, TopK.concatenate(parts), word_N)
+        if spec.compression == "none"
+        else _bytes(spec, parts, word_N, offset_B1, allocate)
+    )
     return {
-        name: planes[name].astype(plane.dtype, copy=False).reshape(plane.shape(len(topk))) for name, plane in layout(spec).items()
+        name: planes[name].astype(plane.dtype, copy=False).reshape(plane.shape(len(word_N)))
+        for name, plane in layout(spec).items()
     }
 
 
-def _plain(topk: TopK, word_N: NDArray[np.int32]) -> Planes:
+def _plain(spec: StoreSpec, topk: TopK, word_N: NDArray[np.int32]) -> Planes:
+    _check_ids(spec, topk.ids_NK)
+    _check_ids(spec, topk.gold_N, least=NO_GOLD)
     found: Planes = {"unit": topk.ids_NK, "gold": topk.gold_N, "word": word_N, "lse_t": topk.lse_NJ}
     halves = {"logp": topk.logp_NK, "tail": topk.tail_N, "gold_logp": topk.gold_logp_N, "tail_t": topk.tail_NJ}
     found |= {name: _halves(name, logp).view(np.float16) for name, logp in halves.items()}
     return found if topk.count_NK is None else found | {"count": topk.count_NK}
 
 
-def _bytes(spec: StoreSpec, topk: TopK, word_N: NDArray[np.int32], offset_B1: NDArray[np.int64], allocate: Allocate) -> Planes:
-    n, k = topk.ids_NK.shape
-    ids_NK, logp_NK = np.ascontiguousarray(topk.ids_NK, np.int32), np.ascontiguousarray(topk.logp_NK, np.float32)
+def _bytes(
+    spec: StoreSpec, parts: Sequence[TopK], word_N: NDArray[np.int32], offset_B1: NDArray[np.int64], allocate: Allocate
+) -> Planes:
+    n, k, offset_B1 = len(word_N), spec.width, np.asarray(offset_B1, np.int64)
+    row_2N, _held = _rows(spec, parts, n)
+    _check_ids(spec, gold_N := _column(parts, "gold_N", np.int32), least=NO_GOLD)
     unit_ANK = allocate((spec.id_bytes, n, k), np.uint8)
-    if not kernels.split_ids(ids_NK, len(spec.inventory), unit_ANK):
+    if not kernels.split_ids(row_2N, len(spec.inventory), unit_ANK):
         _refuse_ids(spec)
     code_AKN = allocate((2, k, max(n, TILE)), np.uint8)
     lowest, per_nat = np.float32(-65534 * spec.step), np.float32(-1 / spec.step)
-    if not kernels.split_codes(_tiled(logp_NK), _mode(spec), lowest, per_nat, code_AKN):
-        _refuse_logp("logp", topk.logp_NK)
-    gold_N, word_N = np.ascontiguousarray(topk.gold_N, np.int32), np.ascontiguousarray(word_N, np.int32)
-    gold_logp_N, tail_N = (np.ascontiguousarray(logp_N, np.float32) for logp_N in (topk.gold_logp_N, topk.tail_N))
+    if n and not kernels.split_codes(row_2N, _mode(spec), lowest, per_nat, code_AKN):
+        _refuse_logp("logp", _column(parts, "logp_NK", np.float32))
+    word_N = np.ascontiguousarray(word_N, np.int32)
+    gold_logp_N, tail_N = (_column(parts, name, np.float32) for name in ("gold_logp_N", "tail_N"))
     byte_RN = np.empty((16, n), np.uint8)
-    if not kernels.split_narrow(ids_NK, logp_NK, gold_N, gold_logp_N, tail_N, word_N, np.asarray(offset_B1, np.int64), byte_RN):
+    if not kernels.split_narrow(row_2N, k, gold_N, gold_logp_N, tail_N, word_N, offset_B1, byte_RN):
         _refuse_logp(*(("tail", tail_N) if not (tail_N <= kernels.ABOVE_0).all() else ("gold_logp", gold_logp_N)))
     found: Planes = {name: byte_RN[first:end] for name, (first, end) in NARROW.items()}
     if spec.temperatures:
-        found |= {"lse_t": _bytes_of(topk.lse_NJ.T.astype("<f4")), "tail_t": _bytes_of(_halves("tail_t", topk.tail_NJ.T))}
+        lse_NJ, tail_NJ = (_column(parts, name, np.float32) for name in ("lse_NJ", "tail_NJ"))
+        found |= {"lse_t": _bytes_of(lse_NJ.T.astype("<f4")), "tail_t": _bytes_of(_halves("tail_t", tail_NJ.T))}
     found |= {f"unit.{byte}": unit_NK for byte, unit_NK in enumerate(unit_ANK)}
     found |= {f"code.{byte}": code_KN[:, :n] for byte, code_KN in enumerate(code_AKN)}
-    if topk.count_NK is not None:
-        found["count.0"], found["count.1"] = _bytes_of(topk.count_NK.T.astype("<u2")).reshape(2, k, n)
+    if spec.selection == "sample":
+        found["count.0"], found["count.1"] = _bytes_of(_column(parts, "count_NK", "<u2").T).reshape(2, k, n)
     return found
+
+
+def _column(parts: Sequence[TopK], name: str, dtype: Any) -> NDArray[Any]:
+    """A column of all parts."""
+    return np.ascontiguousarray(np.concatenate([*map(attrgetter(name), parts)]), dtype)
+
+
+def _rows(spec: StoreSpec, parts: Sequence[TopK], n: int) -> tuple[NDArray[np.int64], Sequence[TopK]]:
+    """Where each position's ids and log-probabilities lie, at least a tile's, and who holds them meanwhile."""
+    place_P3, row_2N = np.empty((len(parts), 3), np.int64), np.zeros((2, max(n, TILE)), np.int64)
+    try:
+        for p, part in enumerate(parts):
+            kernels.note_place(part.ids_NK, part.logp_NK, place_P3, p)
+    except TypeError:  # not contiguous, or of other types
+        whole = TopK.concatenate(parts)
+        _check_ids(spec, whole.ids_NK)
+        ids_NK, logp_NK = np.ascontiguousarray(whole.ids_NK, np.int32), np.ascontiguousarray(whole.logp_NK, np.float32)
+        parts, place_P3 = [replace(whole, ids_NK=ids_NK, logp_NK=logp_NK)], place_P3[:1]
+        kernels.note_place(ids_NK, logp_NK, place_P3, 0)
+    if not kernels.row_places(place_P3, n, parts[0].k, row_2N):
+        raise ValueError(f"parts must hold {n} positions, but do not")
+    return row_2N, parts
 
 
 def _mode(spec: StoreSpec) -> int:
@@ -171,20 +208,19 @@ def _tiled(value_NX: NDArray[Any]) -> NDArray[Any]:
     return np.pad(value_NX, ((0, missing), (0, 0))) if missing else value_NX
 
 
-def _check_rows(spec: StoreSpec, topk: TopK) -> None:
-    """Raises HkdError where rows are not of the store's shape or hold other units than its inventory's."""
-    if (
-        topk.k != spec.width
-        or topk.lse_NJ.shape[1] != len(spec.temperatures)
-        or (topk.count_NK is None) != (spec.selection == "topk")
-    ):
+def _check_rows(spec: StoreSpec, parts: Sequence[TopK]) -> None:
+    """Raises HkdError where rows are not of the store's shape or have other gold units than its inventory's."""
+    wanted = spec.width, len(spec.temperatures), spec.selection == "sample"
+    for k, j, counted in {(part.ids_NK.shape[1], part.lse_NJ.shape[1], part.count_NK is not None) for part in parts} - {wanted}:
         raise HkdError(
             f"a row of this store must have k = {spec.width}, {len(spec.temperatures)} temperatures and the selection {spec.selection}, "
-            f"but has k = {topk.k}, {topk.lse_NJ.shape[1]} temperatures and {'no counts' if topk.count_NK is None else 'counts'} instead."
+            f"but has k = {k}, {j} temperatures and {'counts' if counted else 'no counts'} instead."
         )
-    v, ids, gold = len(spec.inventory), topk.ids_NK, topk.gold_N
-    known = ids.dtype == np.int32 and spec.compression != "none"  # a kernel looks at them
-    if len(topk) and not (int(gold.min()) >= -1 and int(gold.max()) < v and (known or 0 <= int(ids.min()) <= int(ids.max()) < v)):
+
+
+def _check_ids(spec: StoreSpec, id_N: NDArray[Any], *, least: int = 0) -> None:
+    """Raises HkdError for a unit beyond the inventory."""
+    if id_N.size and not least <= int(id_N.min()) <= int(id_N.max()) < len(spec.inventory):
         _refuse_ids(spec)
 
 

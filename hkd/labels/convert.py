@@ -81,6 +81,6 @@ def _convert_shard(reader: LabelReader, writer: LabelWriter, shard: int, *, same
             topk, word_N = gather(
                 old, [decode(old, blocks[block], inner_B1)], np.array([[0, 0, inner_B1[-1]]]), inner_B1[[0, -1]]
             )
-            blocks[block] = encode(writer.spec, topk, word_N, inner_B1)
+            blocks[block] = encode(writer.spec, [topk], word_N, inner_B1)
     mark = files.load_mark(root, old, shard)
     writer.copy_shard(shard, file.utterances, blocks, mark["quality"] if mark else {})

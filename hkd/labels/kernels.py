@@ -32,7 +32,7 @@ def _array(dtype: Any, ndim: int, *, readonly: bool = True) -> Any:
 u1, u2, u4, i4, i8, f4, mode_ = types.uint8, types.uint16, types.uint32, types.int32, types.int64, types.float32, types.int64
 U1_2, U2_2, U4_2, I4_2, F4_2 = (_array(dtype, 2) for dtype in (u1, u2, u4, i4, f4))
 U1_1, I4_1, F4_1, I8_1, I8_2 = _array(u1, 1), _array(i4, 1), _array(f4, 1), _array(i8, 1), _array(i8, 2)
-OUT_U2_2, OUT_U4_2, OUT_I4_2 = (_array(dtype, 2, readonly=False) for dtype in (u2, u4, i4))
+OUT_U2_2, OUT_U4_2, OUT_I4_2, OUT_I8_2 = (_array(dtype, 2, readonly=False) for dtype in (u2, u4, i4, i8))
 OUT_U1_2, OUT_U1_3, OUT_U2_1 = (_array(dtype, ndim, readonly=False) for dtype, ndim in ((u1, 2), (u1, 3), (u2, 1)))
 
 
@@ -88,35 +88,57 @@ def to_halves(logp: Any, out: Any) -> bool:
     return not wrong
 
 
-@kernel(types.boolean(I4_2, i8, OUT_U1_3))
-def split_ids(ids_NK: Any, num_units: int, out_ANK: Any) -> bool:
+@kernel(types.void(I4_2, F4_2, OUT_I8_2, i8))
+def note_place(ids_NK: Any, logp_NK: Any, place_P3: Any, p: int) -> None:
+    """Where a part's ids and log-probabilities lie in memory, and how many positions it has."""
+    place_P3[p, 0], place_P3[p, 1], place_P3[p, 2] = ids_NK.ctypes.data, logp_NK.ctypes.data, len(ids_NK)
+
+
+@kernel(types.boolean(I8_2, i8, i8, OUT_I8_2))
+def row_places(place_P3: Any, n: int, k: int, row_2N: Any) -> bool:
+    """Where each of n positions' ids and log-probabilities lie; what is left over has the first one's. False where there are not n."""
+    i = 0
+    for p in range(len(place_P3)):
+        if not 0 <= place_P3[p, 2] <= n - i:
+            return False
+        for row in range(place_P3[p, 2]):
+            row_2N[0, i], row_2N[1, i] = place_P3[p, 0] + 4 * k * row, place_P3[p, 1] + 4 * k * row
+            i += 1
+    for left in range(i, row_2N.shape[1]):
+        row_2N[0, left], row_2N[1, left] = row_2N[0, 0], row_2N[1, 0]
+    return bool(i == n)
+
+
+@kernel(types.boolean(I8_2, i8, OUT_U1_3))
+def split_ids(row_2N: Any, num_units: int, out_ANK: Any) -> bool:
     """Unit ids → their lowest A bytes. False where one is no unit of so many."""
-    ids_U, largest = ids_NK.reshape(-1), np.uint32(0)
-    for i in range(len(ids_U)):
-        largest = max(largest, np.uint32(ids_U[i]))
-    for a in range(len(out_ANK)):
-        out_U = out_ANK[a].reshape(-1)
-        for i in range(len(ids_U)):
-            out_U[i] = np.uint32(ids_U[i]) >> np.uint32(8 * a)
+    _, n, k = out_ANK.shape
+    largest = np.uint32(0)
+    for i in range(n):
+        ids_K = array_at(row_2N[0, i], k, np.uint32)
+        for r in range(k):
+            largest = max(largest, ids_K[r])
+        for a in range(len(out_ANK)):
+            out_K = out_ANK[a, i]
+            for r in range(k):
+                out_K[r] = ids_K[r] >> np.uint32(8 * a)
     return bool(largest < num_units)
 
 
-@kernel(types.boolean(F4_2, mode_, f4, f4, OUT_U1_3))
-def split_codes(logp_NK: Any, mode: int, lowest: float, per_nat: float, out_AKN: Any) -> bool:
+@kernel(types.boolean(I8_2, mode_, f4, f4, OUT_U1_3))
+def split_codes(row_2N: Any, mode: int, lowest: float, per_nat: float, out_AKN: Any) -> bool:
     """Log-probabilities → the two bytes of their codes' differences in rank. False where one is none: above 0, or NaN.
 
     At least TILE positions. GRID: `lowest` is kept from falling further, codes are log-probabilities times `per_nat`.
     """
-    n, k = logp_NK.shape
-    if k == 0:
-        return True
+    _, k, n = out_AKN.shape
     wrong, code_K, pair_P = False, np.zeros(k, np.uint16), np.zeros(TILE, np.uint32)
     step_PQ = np.zeros((TILE, (k + 1) // 2), np.uint32)  # a pair of ranks at a time
     step_PK = step_PQ.view(np.uint16)
     for next_ in range(0, n, TILE):
         start = min(next_, n - TILE)
         for p in range(TILE):
-            logp_K, step_K = logp_NK[start + p], step_PK[p]
+            logp_K, step_K = array_at(row_2N[1, start + p], k, np.float32), step_PK[p]
             for r in range(k):
                 wrong |= not logp_K[r] <= ABOVE_0
             if mode == GRID:
@@ -154,15 +176,15 @@ def _put(value_N: Any, out_AN: Any) -> None:
             out_N[i] = value_N[i] >> value_N.dtype.type(8 * a)
 
 
-@kernel(types.boolean(I4_2, F4_2, I4_1, F4_1, F4_1, I4_1, I8_1, OUT_U1_2))
+@kernel(types.boolean(I8_2, i8, I4_1, F4_1, F4_1, I4_1, I8_1, OUT_U1_2))
 def split_narrow(
-    ids_NK: Any, logp_NK: Any, gold_N: Any, gold_logp_N: Any, tail_N: Any, word_N: Any, offset_B1: Any, out_RN: Any
+    row_2N: Any, k: int, gold_N: Any, gold_logp_N: Any, tail_N: Any, word_N: Any, offset_B1: Any, out_RN: Any
 ) -> bool:
     """Gold units, their log-probabilities, tails and words → their 16 bytes, a row each, in the order of NARROW.
 
     False where a gold unit's log-probability or a tail is none (above 0, or NaN), or where the utterances are not those of N positions.
     """
-    n, k = ids_NK.shape
+    n = len(gold_N)
     if offset_B1[0] != 0 or offset_B1[-1] != n:
         return False
     tail_half_N, gold_half_N, wrong = np.empty(n, np.uint16), np.empty(n, np.uint16), False
@@ -171,10 +193,11 @@ def split_narrow(
         wrong |= not (tail_N[i] <= ABOVE_0 and gold_logp_N[i] <= ABOVE_0)
         tail_half_N[i] = _signed_half(min(tail_N[i], np.float32(0)))
     for i in range(n):
-        gold_logp = min(gold_logp_N[i], np.float32(0))
+        gold_logp, ids_K = min(gold_logp_N[i], np.float32(0)), array_at(row_2N[0, i], k, np.int32)
         for r in range(k):
-            if ids_NK[i, r] == gold_N[i]:
-                rank_N[i] = r + 1 if min(logp_NK[i, r], np.float32(0)) == gold_logp else 0
+            if ids_K[r] == gold_N[i]:
+                logp = array_at(row_2N[1, i], k, np.float32)[r]
+                rank_N[i] = r + 1 if min(logp, np.float32(0)) == gold_logp else 0
                 break
     for i in range(n):
         unit_N[i] = 0 if rank_N[i] > 0 else gold_N[i] + 1

@@ -3,14 +3,11 @@
 Shape letters: B utterances, U positions of an utterance, N positions over all utterances, K kept ids.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from operator import attrgetter
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hkd.labels.memory import Allocate
 from hkd.sparse import TopK
 
 NO_WORD = -1
@@ -34,21 +31,6 @@ class UtteranceLabels:
         for name in ("unit_digest", "text_digest"):
             if len(getattr(self, name)) != DIGEST_BYTES:
                 raise ValueError(f"{name} must have {DIGEST_BYTES} bytes, but has {len(getattr(self, name))} instead")
-
-
-_COLUMNS = {f.name: attrgetter(f.name) for f in fields(TopK)}
-
-
-def joined(rows: Sequence[UtteranceLabels], allocate: Allocate = np.empty) -> tuple[TopK, NDArray[np.int32]]:
-    """The positions of all rows in order, and their words, in memory that `allocate` gives. At least one row."""
-    topks, words = [row.topk for row in rows], [row.word_U for row in rows]
-    n, columns = sum(map(len, words)), {}
-    for name, column in _COLUMNS.items():
-        first = column(topks[0])
-        if first is not None and (first.ndim == 1 or first.shape[1]):  # no temperatures: TopK puts that in itself
-            columns[name] = np.concatenate([*map(column, topks)], out=allocate((n, *first.shape[1:]), first.dtype))
-    word_N = np.concatenate(words, out=np.empty(n, np.int32), casting="same_kind")
-    return TopK(**columns), word_N
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

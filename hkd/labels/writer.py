@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from hkd.errors import HkdError, UserError
 from hkd.files import json_bytes
@@ -34,7 +33,7 @@ from hkd.labels.index import index_bytes, index_table, load_index, rows_of
 from hkd.labels.memory import Buffers
 from hkd.labels.place import LocalPlace, Place, place_of
 from hkd.labels.quality import merge, quality_of
-from hkd.labels.rows import UtteranceLabels, joined
+from hkd.labels.rows import UtteranceLabels
 from hkd.labels.schema import StoreSpec, check_format, differences, identity_of, sorted_ids
 from hkd.sparse import TopK
 
@@ -50,7 +49,7 @@ class LabelWriter:
         self._place, self.spec, self._ids = place, spec, ids
         self._digest = spec.digest
         self._claimed: set[int] = set()
-        self._planes, self._scratch = Buffers(NUM_PLANES), Buffers(NUM_PLANES)
+        self._planes = Buffers(NUM_PLANES)
 
     @classmethod
     def open(cls, path: Path | str, spec: StoreSpec, ids: Iterable[str], *, overwrite: bool = False) -> "LabelWriter":
@@ -153,15 +152,14 @@ class LabelWriter:
         cuts = block_cuts(utterances.length_B, self.spec.block_positions)
         sums: list[dict[str, float]] = [{} for _ in cuts[1:]]
 
-        def planes(number: int, topk: TopK, word_N: NDArray[np.int32]) -> Planes:
+        def planes(number: int) -> Planes:
             a, b = cuts[number : number + 2]
+            topks, word_N = [row.topk for row in rows[a:b]], np.concatenate([row.word_U for row in rows[a:b]])
             if quality is None:
-                sums[number] = quality_of(topk)
-            return encode(self.spec, topk, word_N, offset_B1[a : b + 1] - offset_B1[a], self._planes.allocate)
+                sums[number] = quality_of(TopK.concatenate(topks))
+            return encode(self.spec, topks, word_N, offset_B1[a : b + 1] - offset_B1[a], self._planes.allocate)
 
-        # Rows are joined as blocks are asked for, by one thread, since that needs Python's lock; several make their planes.
-        whole = (joined(rows[a:b], self._scratch.allocate) for a, b in itertools.pairwise(cuts))
-        blocks = (partial(planes, number, *block) for number, block in enumerate(whole))
+        blocks = [partial(planes, number) for number in range(len(sums))]
         self._publish(shard, utterances, blocks, lambda: merge(sums) if quality is None else quality)
 
     def copy_shard(self, shard: int, utterances: Utterances, blocks: list[Planes], quality: Mapping[str, float | None]) -> None:

@@ -1,5 +1,8 @@
 """The codecs: what comes back, and how far it may be from what went in."""
 
+from dataclasses import replace
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -32,7 +35,7 @@ def test_rows_in_any_order_come_back(data: st.DataObject) -> None:
     cut = data.draw(st.integers(0, n))
     offset_B1 = np.array([0, 0, cut, cut, n, n], np.int64)
     word_N = rng.integers(-1, 2**31 - 1, n).astype(np.int32)
-    planes = encode(spec, topk, word_N, offset_B1)
+    planes = encode(spec, [topk], word_N, offset_B1)
     assert {name: plane.shape for name, plane in planes.items()} == {name: p.shape(n) for name, p in layout(spec).items()}
     back, words = gather(spec, [decode(spec, planes, offset_B1)], np.array([[0, 0, n]]), np.array([0, n]))
     same_rows(back, topk, spec)
@@ -40,7 +43,7 @@ def test_rows_in_any_order_come_back(data: st.DataObject) -> None:
 
 
 def encode_rows(spec: StoreSpec, topk: TopK) -> None:
-    encode(spec, topk, np.zeros(len(topk), np.int32), np.array([0, len(topk)]))
+    encode(spec, [topk], np.zeros(len(topk), np.int32), np.array([0, len(topk)]))
 
 
 def test_what_cannot_be_stored_is_refused() -> None:
@@ -75,6 +78,31 @@ def test_grid_is_smaller_than_f16_and_both_than_raw() -> None:
     for codec in ("grid", "f16"):
         spec = spec_for(3000, k=32, codec=codec)
         topk = random_topk(spec, 500, np.random.default_rng(0))
-        planes = encode(spec, topk, np.zeros(500, np.int32), np.array([0, 500]))
+        planes = encode(spec, [topk], np.zeros(500, np.int32), np.array([0, 500]))
         sizes[codec] = sum(len(zstandard.compress(np.ascontiguousarray(plane).tobytes(), 1)) for plane in planes.values()) / 500
     assert sizes["grid"] < sizes["f16"] < 32 * 4
+
+
+@pytest.mark.parametrize("compression", ["zstd", "none"])
+@pytest.mark.parametrize("selection", ["topk", "sample"])
+def test_rows_in_pieces_give_the_same_planes(compression: str, selection: str) -> None:
+    """However the pieces lie in memory, and in whichever types."""
+    spec = spec_for(70, k=9, codec="f16", compression=compression, selection=selection, temperatures=(2.0,))
+    topk, word_N = random_topk(spec, 300, np.random.default_rng(0)), np.arange(300, dtype=np.int32)
+    offset_B1 = np.array([0, 3, 200, 200, 300])
+    wanted = encode(spec, [topk], word_N, offset_B1)
+    apart = [topk[a:b] for a, b in pairwise(offset_B1)]
+    apart[1] = replace(apart[1], ids_NK=apart[1].ids_NK.copy(), logp_NK=apart[1].logp_NK.copy())
+    strided = [replace(part, ids_NK=np.asfortranarray(part.ids_NK)) for part in apart]
+    other = [replace(part, ids_NK=part.ids_NK.astype(np.int64), logp_NK=part.logp_NK.astype(np.float64)) for part in apart]
+    for pieces in (apart, strided, other):
+        found = encode(spec, pieces, word_N, offset_B1)
+        assert all((found[name] == plane).all() for name, plane in wanted.items())
+    beyond = replace(apart[0], ids_NK=apart[0].ids_NK + np.int64(2**32))  # its lowest bits are units
+    with pytest.raises(HkdError, match="unit ids must lie in an inventory"):
+        encode(spec, [beyond, *apart[1:]], word_N, offset_B1)
+    narrower = replace(apart[0], ids_NK=apart[0].ids_NK[:, :8], logp_NK=apart[0].logp_NK[:, :8])
+    with pytest.raises(HkdError, match="must have k = 9"):
+        encode(spec, [*apart[1:], narrower], word_N, offset_B1)
+    with pytest.raises(ValueError, match="300 positions"):
+        encode(replace(spec, compression="zstd"), apart[1:], word_N, offset_B1)

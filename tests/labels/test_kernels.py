@@ -24,7 +24,7 @@ def there_and_back(spec: StoreSpec, logp_NK: NDArray[np.float32]) -> NDArray[np.
     ids_NK, none_N = np.tile(np.arange(k, dtype=np.int32), (n, 1)), np.full(n, -1, np.int32)
     wanted = TopK(ids_NK=ids_NK, logp_NK=logp_NK, tail_N=logp_NK[:, 0], gold_N=none_N, gold_logp_N=logp_NK[:, 0])
     offset_B1 = np.array([0, n], np.int64)
-    decoded = decode(spec, encode(spec, wanted, none_N, offset_B1), offset_B1)
+    decoded = decode(spec, encode(spec, [wanted], none_N, offset_B1), offset_B1)
     found, word_N = gather(spec, [decoded], np.array([[0, 0, n]]), offset_B1)
     np.testing.assert_array_equal(found.ids_NK, ids_NK)
     np.testing.assert_array_equal(word_N, none_N)
@@ -83,7 +83,8 @@ def test_bytes_are_those_of_the_specification(n: int, k: int) -> None:
     logp_NK = topk.logp_NK[:, random.permutation(k)]
     ids_NK = random.integers(0, 2**31 - 2, (n, k)).astype(np.int32)
     unit_ANK = np.empty((4, n, k), np.uint8)
-    assert kernels.split_ids(ids_NK, 2**31 - 2, unit_ANK)
+    row_2N = ids_NK.ctypes.data + 4 * k * np.arange(n) * np.ones((2, 1), np.int64)
+    assert kernels.split_ids(row_2N, 2**31 - 2, unit_ANK)
     np.testing.assert_array_equal(unit_ANK, [(ids_NK >> (8 * a)) & 255 for a in range(4)])
     found = np.empty((n, k), np.uint32)
     for a in (0, 2):
@@ -93,7 +94,7 @@ def test_bytes_are_those_of_the_specification(n: int, k: int) -> None:
     code_NK = (-logp_NK).astype(np.float16).view(np.uint16).astype(np.int64)
     step_KN = np.diff(code_NK, axis=1, prepend=0).T % 65536
     changed = TopK(ids_NK=topk.ids_NK, logp_NK=logp_NK, tail_N=topk.tail_N, gold_N=topk.gold_N, gold_logp_N=topk.gold_logp_N)
-    planes = encode(spec, changed, np.zeros(n, np.int32), np.array([0, n]))
+    planes = encode(spec, [changed], np.zeros(n, np.int32), np.array([0, n]))
     np.testing.assert_array_equal(planes["code.0"], step_KN & 255)
     np.testing.assert_array_equal(planes["code.1"], step_KN >> 8)
     decoded = decode(spec, planes, np.array([0, n]))
@@ -142,7 +143,7 @@ def test_they_work_where_the_library_cannot_be_written(tmp_path: Path, writable:
     if not writable:
         (home / "cache").write_text("in the way")
     code = (
-        "import hkd.labels.kernels as k, numpy as n; print(k.split_ids(n.zeros((1, 1), n.int32), 1, n.empty((2, 1, 1), n.uint8)))"
+        "import hkd.labels.kernels as k, numpy as n; print(k.split_ids(n.zeros((2, 0), n.int64), 1, n.empty((2, 0, 1), n.uint8)))"
     )
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, cwd=tmp_path)
     assert done.stdout.split() == ["True"]
