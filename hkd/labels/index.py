@@ -94,7 +94,7 @@ def load_index(folder: Path, spec: StoreSpec) -> pa.Table | None:
             return None
         if table.num_rows != spec.num_utterances or any(column.null_count for column in table.columns):
             return None
-        table.validate()
+        table.validate(full=True)  # that ids are UTF-8, too
         return table.combine_chunks() if table.column("id").num_chunks > 1 else table
     except (pa.ArrowException, OSError, ValueError, MemoryError):
         return None
