@@ -159,8 +159,8 @@ class ArrowShard:
             raise DamagedShardError(self._path, "a block is not one row")
         ids, lengths = (table[name].combine_chunks() for name in ("id", "num_positions"))
         id_array, length_array = ids.flatten(), lengths.flatten()
-        length_B = np.asarray(length_array).astype(np.int64)
-        self.cuts = np.asarray(ids.offsets).tolist()
+        length_B = np.from_dlpack(length_array).astype(np.int64)
+        self.cuts = ids.offsets.to_pylist()
         if not ids.offsets.equals(lengths.offsets) or id_array.null_count or length_array.null_count or (length_B < 0).any():
             raise DamagedShardError(self._path, "its lengths do not fit its ids")
         digests = [b"".join(table[name].to_pylist()) for name in ("unit_digest", "text_digest")]
