@@ -26,6 +26,11 @@ def array_at(address: Any, count: Any, dtype: Any) -> Any:
     return numba.carray(_pointer(address), (count,), dtype)  # type: ignore[attr-defined, call-arg]
 
 
+def array_type(dtype: Any, ndim: int, *, readonly: bool = True) -> Any:
+    """A contiguous array in signatures. `readonly`: only read; such a kernel takes others, too."""
+    return types.Array(dtype, ndim, "C", readonly=readonly)
+
+
 def kernel(*signatures: Any, **options: Any) -> Callable[[Callable[..., Any]], Any]:
     """Compile for these types of arguments (numba's signatures and options), or take what was compiled before."""
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from hkd.labels.backend import META_KEY, DamagedShardError, Utterances, Write, block_cuts, check_meta, check_size, shard_meta
 from hkd.labels.codec import Planes, layout
-from hkd.labels.kernels import entropy
+from hkd.labels.encoding_kernels import entropy
 from hkd.labels.memory import Allocate
 from hkd.labels.schema import StoreSpec
 

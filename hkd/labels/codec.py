@@ -1,4 +1,4 @@
-"""How top-k rows become bytes: the codecs `f16` and `grid`.
+"""How top-k rows become bytes: the codecs `f16` and `grid`. Back: `hkd.labels.decoding`.
 
 - Both turn a log-probability into a 16-bit code that does not fall with −log p. `f16`: the bits of −log p as a float16. `grid`: −log p
   in steps of `step` nats, rounded half to even; 65535 is −∞.
@@ -14,7 +14,7 @@ Shape letters: N positions of a block, R rows of a plane, K kept ids, J temperat
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from operator import attrgetter
 from types import MappingProxyType
@@ -24,8 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkd.errors import HkdError
-from hkd.labels import kernels
-from hkd.labels.kernels import F16, GRID, MAPPED, TILE
+from hkd.labels import encoding_kernels as kernels
+from hkd.labels.encoding_kernels import F16, GRID, MAPPED, TILE
 from hkd.labels.memory import Allocate
 from hkd.labels.schema import StoreSpec
 from hkd.sparse import NO_GOLD, TopK
@@ -80,6 +80,11 @@ def _layout(compression: str, selection: str, k: int, j: int, id_bytes: int) -> 
     return MappingProxyType(units | {name: Plane(dtype=byte, rows=rows, axis=1) for name, rows in rows_of.items()})
 
 
+def mode_of(spec: StoreSpec) -> int:
+    """What 16 bits of a log-probability are, as the kernels call it."""
+    return MAPPED if spec.compression == "none" else {"f16": F16, "grid": GRID}[spec.codec]
+
+
 def _refuse_logp(name: str, logp: NDArray[np.float32]) -> NoReturn:
     largest = float(logp.max())  # NaN where there is one
     raise HkdError(f"`{name}` must hold log-probabilities (at most 0, no NaN), but its largest is {largest} instead.")
@@ -105,17 +110,6 @@ def _bytes_of(value_RN: NDArray[Any]) -> NDArray[np.uint8]:
     size = value_RN.dtype.itemsize
     parts = value_RN.astype(value_RN.dtype.newbyteorder("<"), copy=False).view(np.uint8).reshape(rows, n, size)
     return np.ascontiguousarray(parts.transpose(2, 0, 1)).reshape(size * rows, n)
-
-
-def _from_bytes(plane: NDArray[np.uint8], dtype: str) -> NDArray[Any]:
-    """The inverse of `_bytes_of`."""
-    size = np.dtype(dtype).itemsize
-    low_RN, *higher = plane.reshape(size, plane.shape[0] // size, plane.shape[1])
-    bits_RN = low_RN.astype(f"<u{size}")
-    for byte, plane_RN in enumerate(higher, 1):
-        if size == 2 or plane_RN.any():  # most numbers of four bytes are small
-            bits_RN |= np.left_shift(plane_RN, 8 * byte, dtype=bits_RN.dtype)
-    return bits_RN.view(dtype)
 
 
 def encode(
@@ -157,7 +151,7 @@ def _bytes(
         _refuse_ids(spec)
     code_AKN = allocate((2, k, max(n, TILE)), np.uint8)
     lowest, per_nat = np.float32(-65534 * spec.step), np.float32(-1 / spec.step)
-    if n and not kernels.split_codes(row_2N, _mode(spec), lowest, per_nat, code_AKN):
+    if n and not kernels.split_codes(row_2N, mode_of(spec), lowest, per_nat, code_AKN):
         _refuse_logp("logp", _column(parts, "logp_NK", np.float32))
     word_N = np.ascontiguousarray(word_N, np.int32)
     gold_logp_N, tail_N = (_column(parts, name, np.float32) for name in ("gold_logp_N", "tail_N"))
@@ -197,17 +191,6 @@ def _rows(spec: StoreSpec, parts: Sequence[TopK], n: int) -> tuple[NDArray[np.in
     return row_2N, parts
 
 
-def _mode(spec: StoreSpec) -> int:
-    """What 16 bits of a log-probability are, as the kernels call it."""
-    return MAPPED if spec.compression == "none" else {"f16": F16, "grid": GRID}[spec.codec]
-
-
-def _tiled(value_NX: NDArray[Any]) -> NDArray[Any]:
-    """At least a tile of rows, as the kernels want them: zeros at the end."""
-    missing = max(0, TILE - len(value_NX))
-    return np.pad(value_NX, ((0, missing), (0, 0))) if missing else value_NX
-
-
 def _check_rows(spec: StoreSpec, parts: Sequence[TopK]) -> None:
     """Raises HkdError where rows are not of the store's shape or have other gold units than its inventory's."""
     wanted = spec.width, len(spec.temperatures), spec.selection == "sample"
@@ -222,139 +205,3 @@ def _check_ids(spec: StoreSpec, id_N: NDArray[Any], *, least: int = 0) -> None:
     """Raises HkdError for a unit beyond the inventory."""
     if id_N.size and not least <= int(id_N.min()) <= int(id_N.max()) < len(spec.inventory):
         _refuse_ids(spec)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Decoded:
-    """A block as it lies in the reader's cache: positions first, log-probabilities in 16 bits, so that it takes half the memory."""
-
-    unit_NK: NDArray[Any]  # uint16 or uint32
-    code_NK: NDArray[np.uint16]
-    count_NK: NDArray[np.uint16] | None
-    narrow_WN: NDArray[np.int32]  # 32 bits each: gold, gold_logp, tail, word, lse_t, tail_t
-    num_bytes: int  # in memory
-    place_4: tuple[int, ...] = field(init=False)  # addresses of units, codes and narrow columns, and the number of positions
-
-    def __post_init__(self) -> None:
-        lie = (array.ctypes.data for array in (self.unit_NK, self.code_NK, self.narrow_WN))
-        object.__setattr__(self, "place_4", (*lie, len(self.code_NK)))
-
-    @property
-    def arrays(self) -> list[NDArray[Any]]:
-        """All of them, for who hands their memory back."""
-        return [array for array in (self.unit_NK, self.code_NK, self.count_NK, self.narrow_WN) if array is not None]
-
-    @property
-    def gold_N(self) -> NDArray[np.int32]:
-        """The gold units."""
-        gold_N: NDArray[np.int32] = self.narrow_WN[0]
-        return gold_N
-
-
-def decode(spec: StoreSpec, planes: Planes, offset_B1: NDArray[np.int64], allocate: Allocate = np.empty) -> Decoded:
-    """Planes → a decoded block, in memory that `allocate` gives. Raises HkdError where a number cannot be right."""
-    n, j = int(offset_B1[-1]), len(spec.temperatures)
-    if any(planes[name].shape != plane.shape(n) for name, plane in layout(spec).items()):
-        _refuse_block("a plane is not of its utterances' length")
-    narrow_WN = allocate((4 + 2 * j, n), np.int32)
-    real_WN = narrow_WN.view(np.float32)
-    if spec.compression == "none":
-        unit_NK, code_NK, count_NK = _mapped(spec, planes)
-        narrow_WN[:1], real_WN[1:2], num_bytes = planes["gold"].T, planes["gold_logp"].T, 0
-        real_WN[2:3], narrow_WN[3:4] = planes["tail"].T, planes["word"].T
-        if j:
-            real_WN[4 : 4 + j], real_WN[4 + j :] = planes["lse_t"].T, planes["tail_t"].T
-    else:
-        unit_NK, code_NK, count_NK = _joined(spec, planes, n, allocate)
-        _join_narrow(spec, planes, offset_B1, unit_NK, code_NK, narrow_WN)
-        if j:
-            real_WN[4 : 4 + j], real_WN[4 + j :] = (
-                _from_bytes(planes[name], dtype) for name, dtype in (("lse_t", "<f4"), ("tail_t", "<f2"))
-            )
-        num_bytes = unit_NK.nbytes + code_NK.nbytes + (0 if count_NK is None else count_NK.nbytes)
-    num_bytes += narrow_WN.nbytes
-    return Decoded(unit_NK=unit_NK, code_NK=code_NK, count_NK=count_NK, narrow_WN=narrow_WN, num_bytes=num_bytes)
-
-
-_Wide = tuple[NDArray[Any], NDArray[np.uint16], NDArray[np.uint16] | None]
-
-
-def _mapped(spec: StoreSpec, planes: Planes) -> _Wide:
-    """Units, half precision log-probabilities and counts, where they lie. Raises HkdError for a unit id beyond the inventory."""
-    unit_NK, logp_NK = (np.require(planes[name], requirements=("C", "A")) for name in ("unit", "logp"))
-    v, gold_N1 = len(spec.inventory), planes["gold"]
-    if unit_NK.size and (int(unit_NK.max()) >= v or int(gold_N1.max()) >= v or int(gold_N1.min()) < NO_GOLD):
-        _refuse_block(f"a stored unit id lies beyond the inventory of {v} units")
-    return unit_NK, logp_NK.view(np.uint16), planes.get("count")
-
-
-def _joined(spec: StoreSpec, planes: Planes, n: int, allocate: Allocate) -> _Wide:
-    """Units, codes and counts, from their bytes. Raises HkdError for a unit id beyond the inventory."""
-    k, v, largest = spec.width, len(spec.inventory), -1
-    unit_NK = allocate((n, k), f"u{spec.id_bytes}")
-    for byte in range(0, spec.id_bytes, 2):
-        largest = kernels.join_ids(planes[f"unit.{byte}"], planes[f"unit.{byte + 1}"], 8 * byte, unit_NK)
-    if unit_NK.size and largest >= v:
-        _refuse_block(f"a stored unit id lies beyond the inventory of {v} units")
-    low_KN, high_KN = (_tiled(planes[name].T).T if n < TILE else planes[name] for name in ("code.0", "code.1"))
-    code_NK = allocate((max(n, TILE), k), np.uint16)
-    kernels.join_codes(np.ascontiguousarray(low_KN), np.ascontiguousarray(high_KN), code_NK)
-    if spec.selection == "topk":
-        return unit_NK, code_NK[:n], None
-    count_KN = _from_bytes(np.concatenate([planes["count.0"], planes["count.1"]]), "<u2")
-    return unit_NK, code_NK[:n], np.ascontiguousarray(count_KN.T)
-
-
-def _join_narrow(
-    spec: StoreSpec,
-    planes: Planes,
-    offset_B1: NDArray[np.int64],
-    unit_NK: NDArray[Any],
-    code_NK: NDArray[np.uint16],
-    narrow_WN: NDArray[np.int32],
-) -> None:
-    """Gold units, their log-probabilities, tails and words. Raises HkdError where a rank or a unit cannot be right."""
-    plane_5 = [planes[name] for name in NARROW]
-    numbers = _mode(spec), np.float32(spec.step), len(spec.inventory)
-    if not kernels.join_narrow(unit_NK, code_NK, *plane_5, np.asarray(offset_B1, np.int64), *numbers, narrow_WN):
-        _refuse_block("a gold unit's rank lies beyond the kept ids, or the unit beyond the inventory")
-
-
-def _refuse_block(reason: str) -> NoReturn:
-    raise HkdError(f"{reason}: the shard is damaged. Run `hkd labels verify`.")
-
-
-def gather(
-    spec: StoreSpec,
-    blocks: Sequence[Decoded],
-    run_B3: NDArray[np.int64],
-    offset_B1: NDArray[np.int64],
-    allocate: Allocate = np.empty,
-) -> tuple[TopK, NDArray[np.int32]]:
-    """Runs of positions → (TopK, word_N), each number written once. `allocate` gives the memory for the wide arrays.
-
-    run_B3: the block's place among `blocks`, the first position and the one behind the last; the run's place in the batch is in `offset_B1`.
-    Raises HkdError for a run that lies outside its block.
-    """
-    n, k, j = int(offset_B1[-1]), spec.width, len(spec.temperatures)
-    ids_NK, logp_NK, narrow_WN = allocate((n, k), np.int32), allocate((n, k), np.float32), np.empty((4 + 2 * j, n), np.int32)
-    block_P4 = np.array([block.place_4 for block in blocks], np.int64).reshape(-1, 4)
-    numbers = spec.id_bytes, _mode(spec), np.float32(spec.step)
-    if not kernels.gather(block_P4, run_B3, offset_B1, *numbers, ids_NK, logp_NK.view(np.uint32), narrow_WN):
-        _refuse_block("an utterance lies outside its block")
-    count_NK = None
-    if spec.selection == "sample":
-        counts = (blocks[block].count_NK[start:stop] for block, start, stop in run_B3.tolist() if start < stop)
-        count_NK = np.concatenate([np.empty((0, k), np.uint16), *counts])
-    gold_N, word_N, real_WN = narrow_WN[0], narrow_WN[3], narrow_WN.view(np.float32)
-    topk = TopK(
-        ids_NK=ids_NK,
-        logp_NK=logp_NK,
-        tail_N=real_WN[2],
-        gold_N=gold_N,
-        gold_logp_N=real_WN[1],
-        lse_NJ=np.ascontiguousarray(real_WN[4 : 4 + j].T),
-        tail_NJ=np.ascontiguousarray(real_WN[4 + j :].T),
-        count_NK=count_NK,
-    )
-    return topk, word_N

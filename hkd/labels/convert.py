@@ -10,7 +10,8 @@ import numpy as np
 from hkd.errors import UserError
 from hkd.labels import folder as files
 from hkd.labels.cache import open_shard
-from hkd.labels.codec import decode, encode, gather, layout
+from hkd.labels.codec import encode, layout
+from hkd.labels.decoding import decode, gather
 from hkd.labels.reader import LabelReader
 from hkd.labels.schema import StoreSpec
 from hkd.labels.writer import LabelWriter

@@ -24,7 +24,7 @@ from hkd.errors import UserError
 from hkd.labels import folder as files
 from hkd.labels.backend import DamagedShardError, ShardFile, block_cuts
 from hkd.labels.cache import local_folder, open_shard, origin
-from hkd.labels.codec import Decoded, decode, gather
+from hkd.labels.decoding import Decoded, decode, gather
 from hkd.labels.index import index_table, load_index
 from hkd.labels.memory import Buffers, Spares
 from hkd.labels.rows import DIGEST_BYTES, LabelBlock

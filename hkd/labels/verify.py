@@ -10,7 +10,7 @@ from hkd.files import digest_of, digest_of_file
 from hkd.labels import folder as files
 from hkd.labels.backend import backend_of
 from hkd.labels.cache import LostShardError, local_folder, open_shard, origin, shard_file
-from hkd.labels.codec import decode
+from hkd.labels.decoding import decode
 from hkd.labels.index import index_bytes, index_table, load_index, shard_tables
 from hkd.labels.place import Place, place_of
 from hkd.labels.schema import StoreSpec
