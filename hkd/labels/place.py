@@ -33,7 +33,8 @@ class Draft:
             self._file.write(data)
             self._file.flush()
             if hasattr(os, "posix_fadvise"):
-                os.posix_fadvise(self._file.fileno(), self._size, len(data), os.POSIX_FADV_DONTNEED)
+                with contextlib.suppress(OSError):  # a hint, which not every kernel takes
+                    os.posix_fadvise(self._file.fileno(), self._size, len(data), os.POSIX_FADV_DONTNEED)
             self._size += len(data)
 
 
