@@ -43,6 +43,12 @@ class Decoded:
         return gold_N
 
 
+def decoded_bytes(spec: StoreSpec) -> int:
+    """What a position takes in memory, decoded; what is mapped counts nothing."""
+    wide = 0 if spec.compression == "none" else spec.id_bytes + 2 + (2 if spec.selection == "sample" else 0)
+    return spec.width * wide + 4 * (4 + 2 * len(spec.temperatures))
+
+
 def decode(spec: StoreSpec, planes: Planes, offset_B1: NDArray[np.int64], allocate: Allocate = np.empty) -> Decoded:
     """Planes → a decoded block, in memory that `allocate` gives. Raises HkdError where a number cannot be right."""
     n, j = int(offset_B1[-1]), len(spec.temperatures)
@@ -52,7 +58,7 @@ def decode(spec: StoreSpec, planes: Planes, offset_B1: NDArray[np.int64], alloca
     real_WN = narrow_WN.view(np.float32)
     if spec.compression == "none":
         unit_NK, code_NK, count_NK = _mapped(spec, planes)
-        narrow_WN[:1], real_WN[1:2], num_bytes = planes["gold"].T, planes["gold_logp"].T, 0
+        narrow_WN[:1], real_WN[1:2] = planes["gold"].T, planes["gold_logp"].T
         real_WN[2:3], narrow_WN[3:4] = planes["tail"].T, planes["word"].T
         if j:
             real_WN[4 : 4 + j], real_WN[4 + j :] = planes["lse_t"].T, planes["tail_t"].T
@@ -63,8 +69,7 @@ def decode(spec: StoreSpec, planes: Planes, offset_B1: NDArray[np.int64], alloca
             real_WN[4 : 4 + j], real_WN[4 + j :] = (
                 _from_bytes(planes[name], dtype) for name, dtype in (("lse_t", "<f4"), ("tail_t", "<f2"))
             )
-        num_bytes = unit_NK.nbytes + code_NK.nbytes + (0 if count_NK is None else count_NK.nbytes)
-    num_bytes += narrow_WN.nbytes
+    num_bytes = n * decoded_bytes(spec)
     return Decoded(unit_NK=unit_NK, code_NK=code_NK, count_NK=count_NK, narrow_WN=narrow_WN, num_bytes=num_bytes)
 
 

@@ -24,7 +24,7 @@ from hkd.errors import UserError
 from hkd.labels import folder as files
 from hkd.labels.backend import DamagedShardError, ShardFile, block_cuts
 from hkd.labels.cache import local_folder, open_shard, origin
-from hkd.labels.decoding import Decoded, decode, gather
+from hkd.labels.decoding import Decoded, decode, decoded_bytes, gather
 from hkd.labels.index import index_table, load_index
 from hkd.labels.memory import Buffers, Spares
 from hkd.labels.rows import DIGEST_BYTES, LabelBlock
@@ -134,6 +134,11 @@ class LabelReader:
     def text_digest(self, utterance_id: str) -> bytes:
         """8 bytes of the SHA-256 of its normalised transcript."""
         return bytes(self._index["text_digest"][self.row(utterance_id)].as_py())
+
+    @property
+    def caches_needed(self) -> float:
+        """How many times the cache would hold the whole store, decoded; at most 1: nothing is ever decoded twice."""
+        return int(self.length_B.sum(dtype=np.int64)) * decoded_bytes(self.spec) / self._cache_bytes
 
     def runs(self) -> list[list[str]]:
         """The ids that share a decoded block, run by run: shuffle the runs, then within a few of them, and each is decoded once."""

@@ -7,7 +7,7 @@
 Shape letters: U positions of an utterance, V units.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +20,7 @@ from hkd.errors import UserError
 from hkd.labels.reader import LabelReader
 from hkd.labels.rows import LEFT_OUT
 from hkd.manifest import Manifest, Utterance
+from hkd.stream.plan import Runs
 from hkd.units.inventory import UnitInventory
 from hkd.units.letters import letters_per_unit
 from hkd.units.level import SPELLED, SUBWORD
@@ -199,6 +200,21 @@ def _refuse_text(utterance_id: str, what: str, there: bytes, here: bytes, remedy
         f"utterance '{utterance_id}': the transcript must be the one that was {what}, digest {there.hex()}, but is another, "
         f"digest {here.hex()}. {remedy}"
     )
+
+
+def runs_of(readers: Iterable[LabelReader], ids: Sequence[str]) -> Runs | None:
+    """How these utterances are best read where a label store is larger than its reader's cache; None where none is.
+
+    The runs are the blocks of the store that is largest beside its cache; half a cache of them is held at once, since batches of two
+    sections meet.
+    """
+    reader = max(readers, key=lambda reader: reader.caches_needed, default=None)
+    if reader is None or reader.caches_needed <= 1:
+        return None
+    runs = reader.runs()
+    run_of = {name: number for number, names in enumerate(runs) for name in names}
+    run_U = np.array([run_of.get(name, 0) for name in ids], np.int64)
+    return Runs(run_U=run_U, at_once=max(1, int(len(runs) / reader.caches_needed / 2)))
 
 
 def _rejoin(manifest: Manifest, subwords: Path, alignment: Path | None, stores: Mapping[str, JoinedStore], units: Path) -> Join:

@@ -26,6 +26,7 @@ from hkd.loop.run import identity_of
 from hkd.manifest import Utterance
 from hkd.progress import Progress, no_progress
 from hkd.stream.coverage import Coverage, require
+from hkd.stream.join import runs_of
 from hkd.stream.loader import BatchMaker
 from hkd.stream.plan import BatchPlan
 from hkd.student.config import config_to_json
@@ -79,7 +80,12 @@ def train(
     run, Terminated on SIGTERM (state saved), HkdError where the loss is not finite.
     """
     data = open_data(config, manifest=manifest, alignment=alignment, units=units, labels=labels)
-    plan = BatchPlan([data.frames[u.id] for u in data.train], batch_frames=config.batch_seconds * 100, seed=config.loop.seed)
+    plan = BatchPlan(
+        [data.frames[u.id] for u in data.train],
+        batch_frames=config.batch_seconds * 100,
+        seed=config.loop.seed,
+        runs=runs_of((store.reader for store in data.join.stores.values()), [u.id for u in data.train]),
+    )
     max_steps = config.epochs * plan.batches_per_epoch or config.loop.max_steps
     loop = replace(config.loop, max_steps=max_steps, shares_every=config.shares_every if len(data.plan.terms) > 1 else 0)
     whole = identity_of(loop, data.identity)
