@@ -213,7 +213,7 @@ def runs_of(readers: Iterable[LabelReader], ids: Sequence[str]) -> Runs | None:
         return None
     runs = reader.runs()
     run_of = {name: number for number, names in enumerate(runs) for name in names}
-    run_U = np.array([run_of.get(name, 0) for name in ids], np.int64)
+    run_U = np.array([run_of.get(name, 0) for name in ids], np.int64)  # without labels: anywhere
     return Runs(run_U=run_U, at_once=max(1, int(len(runs) / reader.caches_needed / 2)))
 
 

@@ -1,4 +1,4 @@
-"""Which utterances make up the global batch of a step: a pure function of (seed, epoch, lengths).
+"""Which utterances make up the global batch of a step: a pure function of (seed, epoch, lengths, runs).
 
 - An epoch is a permutation: every utterance once. It is sorted by length, jittered so that neighbours change from epoch to epoch, cut
   into batches of about equal total length, and the batches are shuffled. Little is padded, and every epoch has the same number of
@@ -25,14 +25,17 @@ JITTER = 0.1
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Runs:
-    """Which utterances are read together: the number of each one's run, and how many runs are held at once."""
+    """Which utterances are read together: the number of each one's run (U,), from 0, and how many runs are held at once, at least 1."""
 
     run_U: NDArray[np.int64]
     at_once: int
 
 
 class BatchPlan:
-    """Batches of about `batch_frames` frames from utterances of `length_U` frames. Raises UserError where there is none."""
+    """Batches of about `batch_frames` frames from utterances of `length_U` frames. Raises UserError where there is none.
+
+    runs: only where they cannot all be held at once.
+    """
 
     def __init__(
         self, length_U: Sequence[int] | NDArray[np.int64], *, batch_frames: float, seed: int, runs: Runs | None = None
@@ -79,7 +82,7 @@ class BatchPlan:
         return [batches[i] for i in places[np.argsort(first, kind="stable")]]
 
     def _sections(self, random: np.random.Generator) -> NDArray[np.int64]:
-        """The section of each utterance: 0 for all where all runs are held at once."""
+        """The section of each utterance, (U,): 0 for all where there are no runs."""
         if self._runs is None:
             return np.zeros(len(self._length_U), np.int64)
         rank_R = random.permutation(int(self._runs.run_U.max()) + 1)
