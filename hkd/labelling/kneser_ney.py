@@ -1,8 +1,10 @@
-"""Kneser-Ney n-grams (one discount an order, back-off) by kaldingram, in a process of its own."""
+"""Word n-grams: Kneser-Ney (one discount an order, back-off) by kaldingram, in a process of its own; unigrams are relative frequencies."""
 
+import math
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +59,28 @@ def train_word_ngram(
 def estimate(text: Path, arpa: Path, *, order: int, min_counts: Sequence[int] = ()) -> None:
     """A text of symbols with spaces between → an ARPA file, written atomically; the text is removed. Raises HkdError where it fails."""
     part = arpa.with_name(f".{arpa.name}.part")
+    if order == 1:  # kaldingram 0.1.2 counts only the first word of each sentence then
+        _unigrams(text, part)
+    else:
+        _kneser_ney(text, part, order=order, min_counts=min_counts)
+    text.unlink()
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
+    part.replace(arpa)
+
+
+def _unigrams(text: Path, arpa: Path) -> None:
+    counts: Counter[str] = Counter()
+    with text.open(encoding="utf-8") as lines:
+        for line in lines:
+            counts.update((*line.split(), "</s>"))
+    total = counts.total()
+    entries = [f"{math.log10(count / total):.7f}\t{word}" for word, count in sorted(counts.items())]
+    head = f"\\data\\\nngram 1={len(entries) + 1}\n\n\\1-grams:\n-99.0000000\t<s>\n"
+    arpa.write_text(head + "\n".join(entries) + "\n\n\\end\\\n", encoding="utf-8")
+
+
+def _kneser_ney(text: Path, arpa: Path, *, order: int, min_counts: Sequence[int]) -> None:
     command = [
         sys.executable,
         "-m",
@@ -67,7 +91,7 @@ def estimate(text: Path, arpa: Path, *, order: int, min_counts: Sequence[int] = 
         "--text",
         str(text),
         "--lm",
-        str(part),
+        str(arpa),
     ]
     for number, least in enumerate(min_counts[: order - 1], 2):
         command += [f"--gt{number}min", str(least)]
@@ -75,7 +99,3 @@ def estimate(text: Path, arpa: Path, *, order: int, min_counts: Sequence[int] = 
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise HkdError(f"kaldingram failed with exit {done.returncode}: {last}.")
-    text.unlink()
-    with part.open("rb") as file:
-        os.fsync(file.fileno())
-    part.replace(arpa)

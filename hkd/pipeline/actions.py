@@ -57,6 +57,7 @@ class DumpSettings:
 
 
 WHO_LABELS = ("executor", "ray_address", "workers")
+OWN_WORDS = f"lm/{WORDS}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,6 +121,11 @@ def prepare(folder: Path, settings: Settings, progress: Progress) -> str:
     if config.text:
         summary += f"; {_prepare_text(config.text, folder / text_output(config.text), progress)} sentences of text"
     return summary
+
+
+def ngram_path(name: str) -> str:
+    """Where the word n-gram of [ngrams.NAME] lies in the working folder."""
+    return f"lm/{name}.arpa"
 
 
 def text_output(text: str) -> str:
@@ -203,14 +209,16 @@ def lm(folder: Path, settings: Settings, progress: Progress) -> str:
 
 
 def words(folder: Path, settings: Settings, progress: Progress) -> str:
-    """Text → lm/words.arpa."""
+    """Text → a word n-gram at `path` (lm/words.arpa where there is none)."""
     from hkd.labelling.kneser_ney import train_word_ngram
     from hkd.manifest import read
 
     here = Project.load(folder)
-    config = build(WordNgramConfig, settings, where="[words]")
+    rest = dict(settings)
+    path = here.folder / rest.pop("path", OWN_WORDS)
+    config = build(WordNgramConfig, rest, where="[words]")
     spoken = read(here.manifest).split("train") if config.transcripts else ()
-    count = train_word_ngram(here.texts, here.lm / WORDS, config=config, more=(u.text for u in spoken), progress=progress)
+    count = train_word_ngram(here.texts, path, config=config, more=(u.text for u in spoken), progress=progress)
     return f"{config.order}-gram of {count:,} sentences"
 
 

@@ -5,6 +5,7 @@
     [prepare] [units] [align] corpus → manifest → inventories → alignment; [align] from = "kaldi" and path = "..." take another tool's
     [tie]                     senones of our own instead of the aligner's (settings of `hkd units tie`)
     [words]                   a word n-gram for search, lm/words.arpa (settings of `hkd lm words`)
+    [ngrams.NAME]             another one, lm/NAME.arpa: what differs from [words]
     [lm.NAME]                 a unit LM (settings of `hkd lm train`)
     [dump.NAME]               a label store (settings of `hkd teacher-dump`): lm = "lm/NAME" waits for that LM
     [train]                   what all runs share
@@ -26,16 +27,15 @@ from hkd.errors import UserError
 from hkd.evaluate.result import result_paths
 from hkd.evaluate.table import configuration_of
 from hkd.files import write_bytes
-from hkd.labelling.kneser_ney import WORDS
 from hkd.pipeline import actions
-from hkd.pipeline.actions import CHECKS
+from hkd.pipeline.actions import CHECKS, OWN_WORDS, ngram_path
 from hkd.pipeline.aligning import aligner_of
 from hkd.pipeline.runner import Stage
 
 SINGLE = ("prepare", "units", "align", "tie", "words", "train", "evaluate", "report")
-SEVERAL = ("lm", "dump", "runs", "searches")
+SEVERAL = ("ngrams", "lm", "dump", "runs", "searches")
+SHARED = {"runs": "train", "ngrams": "words"}  # the single table whose settings those of several start from
 OPTIONAL = ("tie",)  # single tables that do nothing where they are not there
-OWN_WORDS = f"lm/{WORDS}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,8 +91,9 @@ def merged_settings(tables: Mapping[str, Any], sections: Sequence[str] | None = 
             found[name] = to_table(CHECKS[name](tables.get(name, {}), f"[{name}]"))
     for name in SEVERAL:
         if name in tables and (sections is None or name in sections):
-            check, shared = (CHECKS["train"], tables.get("train", {})) if name == "runs" else (CHECKS[name], {})
-            found[name] = {key: to_table(check(merge(shared, table), f"[{name}.{key}]")) for key, table in tables[name].items()}
+            shared = SHARED.get(name, "")
+            check, common = CHECKS[shared or name], tables.get(shared, {})
+            found[name] = {key: to_table(check(merge(common, table), f"[{name}.{key}]")) for key, table in tables[name].items()}
     return found
 
 
@@ -138,8 +139,9 @@ def stages_of(recipe: Recipe) -> dict[str, Stage]:
         ["units"],
         ["prepare", *(["align"] if brings_units else [])],
     )
-    if "words" in recipe.tables:
-        add("words", actions.words, recipe.table("words"), [OWN_WORDS], ["prepare"])
+    ngrams = _ngrams(recipe)
+    for path, (name, table) in ngrams.items():
+        add(name, actions.words, {"path": path, **table} if path != OWN_WORDS else table, [path], ["prepare"])
     for name, table in recipe.table("lm").items():
         add(f"lm-{name}", actions.lm, {"name": name, **table}, [f"lm/{name}"], ["units", "align"])
     stores = {name: actions.dump_settings(table, f"[dump.{name}]") for name, table in recipe.table("dump").items()}
@@ -160,8 +162,8 @@ def stages_of(recipe: Recipe) -> dict[str, Stage]:
         )
     scored = []
     for tag, table, where, chosen in _searches(recipe, list(runs)):
-        lm = table.get("lm")
-        if lm == OWN_WORDS and "words" not in recipe.tables:
+        lm = str(table.get("lm", ""))
+        if lm == OWN_WORDS and lm not in ngrams:
             raise UserError(f"{where}: lm is {OWN_WORDS}, which the table [words] makes, but there is none.")
         for name in chosen:
             scored.append(f"evaluate-{name}" + (f"@{tag}" if tag else ""))
@@ -170,7 +172,7 @@ def stages_of(recipe: Recipe) -> dict[str, Stage]:
                 actions.evaluate,
                 {"name": name, "split": split, "tag": tag, **table} if tag else {"name": name, "split": split, **table},
                 [f"runs/{name}/{path.name}" for path in result_paths(Path(), split, tag)],
-                [f"train-{name}", *(["words"] if lm == OWN_WORDS else [])],
+                [f"train-{name}", *([ngrams[lm][0]] if lm in ngrams else [])],
             )
     if not runs:  # label stores alone
         return stages
@@ -178,6 +180,17 @@ def stages_of(recipe: Recipe) -> dict[str, Stage]:
     pages = ["report.html", "report.md", "report.txt"]
     add("report", actions.report, settings, pages, [*scored, *(f"dump-{store}" for store in stores)])
     return stages
+
+
+def _ngrams(recipe: Recipe) -> dict[str, tuple[str, Mapping[str, Any]]]:
+    """The word n-grams by the paths of their files: (stage, settings). Raises UserError where two would be one file."""
+    found = {OWN_WORDS: ("words", recipe.table("words"))} if "words" in recipe.tables else {}
+    for name, table in recipe.table("ngrams").items():
+        path = ngram_path(name)
+        if path in found:
+            raise UserError(f"[ngrams.{name}]: {path} is what [words] makes. Take another name.")
+        found[path] = (f"ngram-{name}", merge(recipe.table("words"), table))
+    return found
 
 
 def _searches(recipe: Recipe, runs: Sequence[str]) -> Iterator[tuple[str, Mapping[str, Any], str, Sequence[str]]]:

@@ -1,6 +1,7 @@
 """Word n-grams: normalised text in, ARPA out, the same bytes each time."""
 
 import gzip
+import math
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,16 @@ def test_the_words_are_those_of_the_rule_and_files_may_be_zipped(tmp_path: Path)
     state, _ = lm.extend(lm.start(), "the")
     assert lm.extend(state, "dog")[1] > lm.extend(state, "cats")[1]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "b.txt.gz", "one.arpa", "two.arpa"]
+
+
+def test_a_unigram_is_relative_frequencies(tmp_path: Path) -> None:
+    text = tmp_path / "a.txt"
+    text.write_text("\n".join(SENTENCES))
+    train_word_ngram([text], tmp_path / "one.arpa", config=WordNgramConfig(order=1))
+    lm = ArpaLm(tmp_path / "one.arpa")
+    tokens = 5 + 3 + 5 + 3  # words, and the end of each sentence
+    for word, count in {"the": 3, "dog": 3, "sees": 2, "</s>": 3, "cats": 1}.items():
+        assert lm.unigram(word) == pytest.approx(math.log(count / tokens), abs=1e-6)
 
 
 def test_rare_n_grams_can_be_left_out(tmp_path: Path) -> None:

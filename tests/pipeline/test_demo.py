@@ -111,6 +111,8 @@ num_senones = 140
 min_frames = 5
 [words]
 transcripts = true
+[ngrams.unigram]
+order = 1
 [dump.monophone]
 lm = "phone-trigram"
 unit = "monophone"
@@ -123,6 +125,7 @@ loop = {max_steps = 2, save_every = 2, log_every = 1}
 lm = "lm/words.arpa"
 [searches.narrow]
 runs = ["auxiliary"]
+lm = "lm/unigram.arpa"
 search = {hybrid = {beam = 8.0}}
 [runs.auxiliary]
 objective = "auxiliary"
@@ -140,6 +143,8 @@ def test_seeds_and_searches_name_their_stages_and_nonsense_is_refused(tmp_path: 
     stages = stages_of(load_recipe(tmp_path, parse_overrides(["seeds=[0, 1]", "runs.none={objective = 'none', seeds = [5]}"])))
     assert {"train-auxiliary-seed0", "evaluate-auxiliary-seed1@narrow", "evaluate-none-seed5"} <= set(stages)
     assert "evaluate-none-seed5@narrow" not in stages
+    assert stages["evaluate-auxiliary-seed0@narrow"].needs == ("train-auxiliary-seed0", "ngram-unigram")
+    assert stages["ngram-unigram"].settings == {"path": "lm/unigram.arpa", "transcripts": True, "order": 1}
     assert stages["train-auxiliary-seed1"].settings["loop"]["seed"] == 1
     assert "report" in stages
     labels_alone = {
@@ -154,6 +159,8 @@ def test_seeds_and_searches_name_their_stages_and_nonsense_is_refused(tmp_path: 
         ("runs.auxiliary.loop.seed=1", "has both"),
         ("searches.narrow.runs=['nobody']", "nobody"),
         ("searches.narrow.beam=3", "beam"),
+        ("ngrams.words.order=2", "Take another name"),
+        ("ngrams.other.orders=2", "orders"),
     ]:
         with pytest.raises(UserError, match=words):
             stages_of(load_recipe(tmp_path, parse_overrides([assignment])))
@@ -186,7 +193,7 @@ def test_a_hybrid_student_is_searched_with_the_pipelines_own_words(corpus: Path,
     result = json.loads((run / "eval-test.json").read_text())
     assert result["decoder"] | {"name": "graph", "lm": "words.arpa"} == result["decoder"]
     assert result["seed"] == 3
-    assert (run / "eval-test@narrow.json").exists()
+    assert json.loads((run / "eval-test@narrow.json").read_text())["decoder"]["lm"] == "unigram.arpa"
     assert len(json.loads((run / "model" / "student.json").read_text())["inventory"]["symbols"]) == 140
     assert "auxiliary@narrow" in (work / "report.md").read_text()
     alone = tmp_path / "elsewhere"  # the exported student carries its acoustic model
