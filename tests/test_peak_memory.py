@@ -23,3 +23,14 @@ def test_a_peak_that_is_over_is_forgotten() -> None:
     del held
     forget_peak()
     assert peak_mb() < high - 200
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="malloc_trim(3)")
+def test_what_was_freed_in_pieces_is_forgotten_too() -> None:
+    pieces = [bytes(4000) for _ in range(60_000)]
+    last = bytes(4000)  # keeps the heap's end, so that nothing before it goes back by itself
+    high = peak_mb()
+    del pieces
+    forget_peak()
+    assert peak_mb() < high - 150
+    assert last == bytes(4000)
