@@ -19,17 +19,20 @@ WORDS = "words.arpa"  # its name in the folder of the LMs
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WordNgramConfig:
-    """A word n-gram: `min_counts` cuts n-grams of order 2, 3 ... that are seen less often."""
+    """A word n-gram. `prune`: n-grams go whose absence raises the perplexity by less than that share (Stolcke 1998); 0 keeps all.
+
+    There are no cut-offs by count: Kneser-Ney takes its discounts from what is seen once and twice.
+    """
 
     order: int = 3
     transcripts: bool = False  # those of the train split too
-    min_counts: tuple[int, ...] = (1, 2)
+    prune: float = 1e-7
 
     def __post_init__(self) -> None:
         if not 1 <= self.order <= 5:
             raise UserError(f"words.order must be 1 to 5, but is {self.order} instead.")
-        if any(count < 0 for count in self.min_counts) or len(self.min_counts) > 4:
-            raise UserError(f"words.min_counts must be at most four numbers from 0 up, but are {list(self.min_counts)} instead.")
+        if not 0 <= self.prune < 1:
+            raise UserError(f"words.prune must be a number from 0 up and below 1, but is {self.prune} instead.")
 
 
 def train_word_ngram(
@@ -52,17 +55,19 @@ def train_word_ngram(
         raise UserError(
             "a word n-gram needs text, but there is none. Put a file with a sentence a line into text/, or name it: --text."
         )
-    estimate(work, out, order=config.order, min_counts=config.min_counts)
+    estimate(work, out, order=config.order, prune=config.prune)
     return count
 
 
-def estimate(text: Path, arpa: Path, *, order: int, min_counts: Sequence[int] = ()) -> None:
+def estimate(text: Path, arpa: Path, *, order: int, prune: float = 0.0) -> None:
     """A text of symbols with spaces between → an ARPA file, written atomically; the text is removed. Raises HkdError where it fails."""
     part = arpa.with_name(f".{arpa.name}.part")
     if order == 1:  # kaldingram 0.1.2 counts only the first word of each sentence then
         _unigrams(text, part)
     else:
-        _kneser_ney(text, part, order=order, min_counts=min_counts)
+        _kaldingram("train", "--ngram-order", order, "--text", text, "--lm", part)
+        if prune:
+            _kaldingram("prune", "--threshold", prune, "--lm", part, "--write-lm", part)
     text.unlink()
     with part.open("rb") as file:
         os.fsync(file.fileno())
@@ -80,21 +85,8 @@ def _unigrams(text: Path, arpa: Path) -> None:
     arpa.write_text(head + "\n".join(entries) + "\n\n\\end\\\n", encoding="utf-8")
 
 
-def _kneser_ney(text: Path, arpa: Path, *, order: int, min_counts: Sequence[int]) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "kaldingram.cli",
-        "train",
-        "--ngram-order",
-        str(order),
-        "--text",
-        str(text),
-        "--lm",
-        str(arpa),
-    ]
-    for number, least in enumerate(min_counts[: order - 1], 2):
-        command += [f"--gt{number}min", str(least)]
+def _kaldingram(*arguments: object) -> None:
+    command = [sys.executable, "-m", "kaldingram.cli", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONHASHSEED": "0"})
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]

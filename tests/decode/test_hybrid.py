@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +22,27 @@ from hkd.units.tying import StateTying
 
 WORDS = {"red": -0.3, "read": -0.7, "the": -0.5, "ready": -0.9}  # log10; red and read sound alike, and as ready begins
 STOP = -0.6
+PAIRS = {("<s>", "ready"): -0.2, ("the", "red"): -0.1, ("the", "read"): -1.4, ("ready", "the"): -0.33, ("read", "</s>"): -0.37}
+BACKOFF = {"<s>": -0.4, "the": -0.6, "ready": -0.2, "read": -0.1}  # of the histories of PAIRS
 
 
-def write_arpa(path: Path, words: dict[str, float]) -> Path:
-    lines = [f"{logp}\t{word}" for word, logp in (words | {"</s>": STOP}).items()]
-    path.write_text("\n".join(["\\data\\", f"ngram 1={len(lines) + 1}", "", "\\1-grams:", "-99\t<s>", *lines, "", "\\end\\", ""]))
+def write_arpa(path: Path, words: dict[str, float], pairs: dict[tuple[str, str], float] | None = None) -> Path:
+    single = {"<s>": -99.0, **words, "</s>": STOP}
+    lines = [f"{logp}\t{word}" + (f"\t{BACKOFF[word]}" if pairs and word in BACKOFF else "") for word, logp in single.items()]
+    parts = ["\\data\\", f"ngram 1={len(lines)}", *([f"ngram 2={len(pairs)}"] if pairs else []), "", "\\1-grams:", *lines, ""]
+    if pairs:
+        parts += ["\\2-grams:", *(f"{logp}\t{first} {second}" for (first, second), logp in pairs.items()), ""]
+    path.write_text("\n".join([*parts, "\\end\\", ""]))
     return path
+
+
+def logp_of(spoken: Sequence[str], pairs: dict[tuple[str, str], float] | None) -> float:
+    """log10 of a sentence. As in a graph whose back-off takes no input, a pair that is listed may be had by backing off, too."""
+    total = 0.0
+    for first, second in itertools.pairwise(["<s>", *spoken, "</s>"]):
+        backed_off = (WORDS | {"</s>": STOP})[second] + (BACKOFF.get(first, 0.0) if pairs else 0.0)
+        total += max(backed_off, (pairs or {}).get((first, second), -math.inf))
+    return total
 
 
 def tree_tying(seed: int = 0) -> TreeTying:
@@ -61,6 +77,10 @@ def arpa(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def search(tying: Tying, arpa: Path) -> HybridSearch:
+    return exhaustive(tying, arpa)
+
+
+def exhaustive(tying: Tying, arpa: Path) -> HybridSearch:
     config = HybridConfig(acoustic_scale=1.0, prior_scale=0.0, beam=1e4, max_active=10**6)
     inventory = tying.inventories[SENONE]
     return HybridSearch(config, inventory, np.zeros(len(inventory), np.float32), arpa, tying=tying)
@@ -95,12 +115,12 @@ def tree_states(tying: TreeTying, groups: list[list[tuple[str, ...]]], before: b
     return [senone for states in tying.tied(phones) for senone in states]
 
 
-def paths(tying: Tying, most_words: int) -> list[tuple[str, float, list[int]]]:
+def paths(tying: Tying, most_words: int, pairs: dict[tuple[str, str], float] | None = None) -> list[tuple[str, float, list[int]]]:
     """(words, log p without sound, states) of all sequences: pronunciations, with silence or not at each place where it may be."""
     lexicon, found = Lexicon(), []
     for number in range(1, most_words + 1):
         for spoken in itertools.product(WORDS, repeat=number):
-            logp = math.log(10) * (sum(WORDS[word] for word in spoken) + STOP)
+            logp = math.log(10) * logp_of(spoken, pairs)
             for phones in itertools.product(*(dict.fromkeys(lexicon.variants(word)) for word in spoken)):
                 for pauses in itertools.product([False, True], repeat=number + 1):
                     groups, group = [], []
@@ -120,8 +140,21 @@ def paths(tying: Tying, most_words: int) -> list[tuple[str, float, list[int]]]:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_the_best_path_is_that_of_trying_all(tying: Tying, search: HybridSearch, seed: int) -> None:
+    check_against_all_paths(tying, search, paths(tying, 2), seed)
+
+
+@pytest.fixture(scope="module")
+def bigram_search(tying: Tying, tmp_path_factory: pytest.TempPathFactory) -> HybridSearch:
+    return exhaustive(tying, write_arpa(tmp_path_factory.mktemp("arpa") / "words.arpa", WORDS, PAIRS))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_so_it_is_with_a_bigram_that_backs_off(tying: Tying, bigram_search: HybridSearch, seed: int) -> None:
+    check_against_all_paths(tying, bigram_search, paths(tying, 2, PAIRS), seed)
+
+
+def check_against_all_paths(tying: Tying, search: HybridSearch, known: list[tuple[str, float, list[int]]], seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    known = paths(tying, 2)
     frames = 24
     logits_TV = torch.randn(frames, len(tying.inventories[SENONE]), generator=generator)
     text, _, states = known[int(torch.randint(len(known), (), generator=generator))]
