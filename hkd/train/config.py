@@ -46,7 +46,7 @@ class TrainConfig:
     objective: str = "hierarchical"
     levels: tuple[str, ...] = ()  # of the heads; empty: all that are there
     stores: tuple[str, ...] = ()  # label stores by name; empty: all, where no two have one level
-    hard_heads: bool | None = None  # beside the auxiliary ones; default: with hierarchical yes, with auxiliary no
+    hard_heads: bool | None = None  # beside LMs' labels; default: with hierarchical yes, with auxiliary and interpolation no
     main: str = "ctc"  # ctc | senone (the hybrid model: frame cross-entropy over senones)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     taps: dict[str, int] = field(default_factory=dict)  # level → layer, counted from 1
@@ -98,6 +98,6 @@ class TrainConfig:
     @property
     def with_hard_heads(self) -> bool:
         """Whether there are hard heads."""
-        if self.objective in ("hard-heads", "none", "interpolation"):
+        if self.objective in ("hard-heads", "none"):
             return self.objective == "hard-heads"
         return self.objective == "hierarchical" if self.hard_heads is None else self.hard_heads

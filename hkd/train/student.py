@@ -44,7 +44,8 @@ def needs_of(config: TrainConfig, stores: Mapping[str, str], *, aligned: bool) -
         raise UserError("objective hierarchical takes label stores, but there is none. Run `hkd teacher-dump` first.")
     hard: tuple[str, ...] = ()
     if config.with_hard_heads:
-        wanted = {stores[name] for name in chosen} or set(config.levels) or set(LEVELS)
+        taught = {stores[name] for name in chosen} if objective != "interpolation" else set()
+        wanted = taught or set(config.levels) or set(LEVELS)
         hard = tuple(level for level in UNIT_LEVELS if level in wanted)
     ctc = tuple(name for name in chosen if _kd(config, name).where == "ctc" or objective == "interpolation")
     needs = Needs(stores=chosen, hard=hard, same_units=ctc)

@@ -75,6 +75,7 @@ def test_killed_and_started_again_a_run_ends_in_the_same_bytes(
         {"objective": "hard-heads", "label_smoothing": 0.5},
         {"objective": "interpolation"},
         {"objective": "interpolation", "main": "senone"},
+        {"objective": "interpolation", "hard_heads": True},
         {"objective": "auxiliary", "levels": ["subword"], "kd": {"where": "ctc"}},
         {"objective": "hierarchical", "hard_heads": False, "kd": {"where": "segments", "tail": "gold-residual"}},
         {"objective": "hierarchical", "heads_warmup_steps": 2, "lam_end": 0.0, "lams": {"subword": 1.0}},

@@ -37,6 +37,7 @@ def opened(folder: Path, **settings: Any) -> Any:
         ({"objective": "hard-heads", "levels": ("monophone",)}, (), ("monophone",)),
         ({"objective": "interpolation"}, ("subword",), ()),
         ({"objective": "interpolation", "main": "senone"}, ("senone",), ()),
+        ({"objective": "interpolation", "hard_heads": True}, ("subword",), ("senone", "monophone", "subword")),
         ({"objective": "hierarchical", "main": "senone", "stores": ("subword",)}, ("subword",), ("subword",)),
         ({"objective": "auxiliary", "levels": ("senone",)}, ("senone",), ()),
         ({"objective": "auxiliary", "stores": ("senone",), "hard_heads": True}, ("senone",), ("senone",)),
