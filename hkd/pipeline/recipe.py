@@ -146,7 +146,7 @@ def stages_of(recipe: Recipe) -> dict[str, Stage]:
         add(f"lm-{name}", actions.lm, {"name": name, **table}, [f"lm/{name}"], ["units", "align"])
     stores = {name: actions.dump_settings(table, f"[dump.{name}]") for name, table in recipe.table("dump").items()}
     for name, store in stores.items():
-        own = store.lm.removeprefix("lm/") if store.lm.startswith("lm/") else None
+        own = _own_lm(store.lm)
         if own is not None and own not in recipe.table("lm"):
             raise UserError(f"[dump.{name}]: lm must name a table [lm.{own}] of the pipeline, but there is none.")
         table = {key: value for key, value in recipe.table("dump")[name].items() if key not in actions.WHO_LABELS}
@@ -165,6 +165,7 @@ def stages_of(recipe: Recipe) -> dict[str, Stage]:
         lm = str(table.get("lm", ""))
         if lm == OWN_WORDS and lm not in ngrams:
             raise UserError(f"{where}: lm is {OWN_WORDS}, which the table [words] makes, but there is none.")
+        made_by = ngrams[lm][0] if lm in ngrams else f"lm-{_own_lm(lm)}"
         for name in chosen:
             scored.append(f"evaluate-{name}" + (f"@{tag}" if tag else ""))
             add(
@@ -172,7 +173,7 @@ def stages_of(recipe: Recipe) -> dict[str, Stage]:
                 actions.evaluate,
                 {"name": name, "split": split, "tag": tag, **table} if tag else {"name": name, "split": split, **table},
                 [f"runs/{name}/{path.name}" for path in result_paths(Path(), split, tag)],
-                [f"train-{name}", *([ngrams[lm][0]] if lm in ngrams else [])],
+                [f"train-{name}", *([made_by] if made_by in stages else [])],
             )
     if not runs:  # label stores alone
         return stages
@@ -180,6 +181,11 @@ def stages_of(recipe: Recipe) -> dict[str, Stage]:
     pages = ["report.html", "report.md", "report.txt"]
     add("report", actions.report, settings, pages, [*scored, *(f"dump-{store}" for store in stores)])
     return stages
+
+
+def _own_lm(lm: str) -> str | None:
+    """The NAME of [lm.NAME] where that is meant."""
+    return lm.removeprefix("lm/") if lm.startswith("lm/") else None
 
 
 def _ngrams(recipe: Recipe) -> dict[str, tuple[str, Mapping[str, Any]]]:

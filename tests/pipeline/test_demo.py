@@ -144,6 +144,8 @@ def test_seeds_and_searches_name_their_stages_and_nonsense_is_refused(tmp_path: 
     assert {"train-auxiliary-seed0", "evaluate-auxiliary-seed1@narrow", "evaluate-none-seed5"} <= set(stages)
     assert "evaluate-none-seed5@narrow" not in stages
     assert stages["evaluate-auxiliary-seed0@narrow"].needs == ("train-auxiliary-seed0", "ngram-unigram")
+    fused = parse_overrides(["lm.left={unit = 'subword', direction = 'causal'}", "searches.narrow.lm=lm/left"])
+    assert stages_of(load_recipe(tmp_path, fused))["evaluate-auxiliary-seed3@narrow"].needs[1] == "lm-left"
     assert stages["ngram-unigram"].settings == {"path": "lm/unigram.arpa", "transcripts": True, "order": 1}
     assert stages["train-auxiliary-seed1"].settings["loop"]["seed"] == 1
     assert "report" in stages
