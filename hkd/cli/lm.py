@@ -82,6 +82,9 @@ def words(
     ] = None,
     order: Annotated[int | None, typer.Option(help="Of the n-gram. [3]")] = None,
     transcripts: Annotated[bool | None, typer.Option(help="The transcripts of the train split too.")] = None,
+    prune: Annotated[
+        float | None, typer.Option(help="Leave out n-grams that change the perplexity by less than that share. [1e-7]")
+    ] = None,
 ) -> None:
     """Estimate a word n-gram (Kneser-Ney, ARPA): for beam search, and for the search graph of a hybrid student.
 
@@ -95,7 +98,7 @@ def words(
     from hkd.manifest import read
 
     here = project()
-    config = here.section("words", WordNgramConfig, {"order": order, "transcripts": transcripts})
+    config = here.section("words", WordNgramConfig, {"order": order, "transcripts": transcripts, "prune": prune})
     path = out or here.lm / WORDS
     spoken = read(here.require("manifest", "hkd prepare")).split("train") if config.transcripts else ()
     with progress_bar("word n-gram") as progress:
