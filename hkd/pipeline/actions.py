@@ -209,13 +209,13 @@ def lm(folder: Path, settings: Settings, progress: Progress) -> str:
 
 
 def words(folder: Path, settings: Settings, progress: Progress) -> str:
-    """Text → a word n-gram at `path` (lm/words.arpa where there is none)."""
+    """Text → a word n-gram at `path`."""
     from hkd.labelling.kneser_ney import train_word_ngram
     from hkd.manifest import read
 
     here = Project.load(folder)
     rest = dict(settings)
-    path = here.folder / rest.pop("path", OWN_WORDS)
+    path = here.folder / str(rest.pop("path"))
     config = build(WordNgramConfig, rest, where="[words]")
     spoken = read(here.manifest).split("train") if config.transcripts else ()
     count = train_word_ngram(here.texts, path, config=config, more=(u.text for u in spoken), progress=progress)

@@ -141,7 +141,7 @@ def stages_of(recipe: Recipe) -> dict[str, Stage]:
     )
     ngrams = _ngrams(recipe)
     for path, (name, table) in ngrams.items():
-        add(name, actions.words, {"path": path, **table} if path != OWN_WORDS else table, [path], ["prepare"])
+        add(name, actions.words, {"path": path, **table}, [path], ["prepare"])
     for name, table in recipe.table("lm").items():
         add(f"lm-{name}", actions.lm, {"name": name, **table}, [f"lm/{name}"], ["units", "align"])
     stores = {name: actions.dump_settings(table, f"[dump.{name}]") for name, table in recipe.table("dump").items()}
