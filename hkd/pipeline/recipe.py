@@ -1,6 +1,7 @@
 """A pipeline's TOML → stages.
 
     title, jobs               what it is called; how many stages run side by side
+    base = "FILE"             a pipeline beside it whose tables come first; what this one says wins, key by key
     seeds = [0, 1, 2]         every run once a seed, NAME-seed0 ...; a run's own `seeds` win
     [prepare] [units] [align] corpus → manifest → inventories → alignment; [align] from = "kaldi" and path = "..." take another tool's
     [tie]                     senones of our own instead of the aligner's (settings of `hkd units tie`)
@@ -55,7 +56,7 @@ class Recipe:
 def load_recipe(path: Path, overrides: Mapping[str, Any]) -> Recipe:
     """Read `path` (a folder's pipeline.toml, or the file) with overrides. Raises UserError for whatever does not fit, before any work."""
     file = path / "pipeline.toml" if path.is_dir() else path
-    tables = merge(read_toml(file), overrides)
+    tables = merge(_with_base(file), overrides)
     title, jobs, seeds = tables.pop("title", path.name), tables.pop("jobs", 1), tables.pop("seeds", [])
     for name in tables:
         if name not in SINGLE and name not in SEVERAL:
@@ -64,6 +65,17 @@ def load_recipe(path: Path, overrides: Mapping[str, Any]) -> Recipe:
         tables["runs"] = _with_seeds(tables["runs"], seeds, file)
     merged_settings(tables)
     return Recipe(title=str(title), jobs=int(jobs), tables=tables)
+
+
+def _with_base(file: Path) -> dict[str, Any]:
+    """The file's tables over those of its `base`. Raises UserError where that is no file, or has a base itself."""
+    tables = read_toml(file)
+    if "base" not in tables:
+        return tables
+    base = read_toml(file.parent / str(tables.pop("base")))
+    if "base" in base:
+        raise UserError(f"{file}: its base must have no base itself, but has '{base['base']}' instead.")
+    return merge(base, tables)
 
 
 def _with_seeds(runs: Mapping[str, Any], seeds: Sequence[int], file: Path) -> dict[str, Any]:
