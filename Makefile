@@ -9,7 +9,7 @@ help:                ## what can be made
 
 install: .venv/.installed  ## a virtual environment in .venv with hkd and what its tests need
 
-# torch first and by its exact version: a free choice would take the newest one with several GB of CUDA.
+# torch first, by the version of constraints.txt; whether that is a build for CPUs or for CUDA is the package index's affair.
 .venv/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "hkd needs Python 3.11 or later, but $(PYTHON) is older. Run: make PYTHON=python3.11 install" >&2; exit 2; }
 	$(PYTHON) -m venv .venv
@@ -45,8 +45,8 @@ bench-store: .venv-bench/.installed
 bench-dump-gpu: install  ## what teacher-dump gets out of a CUDA GPU; without one it says what it would measure
 	$(BIN)/python benchmarks/bench_dump_gpu.py
 
-bench-%: install     ## a benchmark: make bench-store, bench-dump, bench-train → benchmarks/results/
-	$(BIN)/python benchmarks/bench_$*.py
+bench-%: install     ## a benchmark: store, dump, train, align, cloze, lm-text, sparse-kl → benchmarks/results/
+	$(BIN)/python benchmarks/bench_$(subst -,_,$*).py
 
 clean:               ## remove what was made here, but not the caches in the home folder
 	rm -rf .venv .venv-bench runs build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

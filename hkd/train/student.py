@@ -173,7 +173,7 @@ def _auxiliary(config: TrainConfig, join: Join, store: str, num_layers: int) -> 
             known = ", ".join(f"{t:g}" for t in (1.0, *spec.temperatures))
             raise UserError(
                 f"`kd.temperature` must be one that label store '{store}' holds ({known}), but is {kd.temperature:g} instead. "
-                f"Dump again with --temperature {kd.temperature:g}."
+                f"Dump again with --temperatures {kd.temperature:g}."
             )
         column = spec.temperatures.index(kd.temperature)
     if (kd.tail == "sampled") != (spec.selection == "sample"):
