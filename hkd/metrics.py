@@ -10,12 +10,6 @@ from hkd.losses import sparse_kl
 
 
 @torch.no_grad()
-def frame_accuracy(logits_MV: Tensor, unit_M: Tensor) -> Tensor:
-    """The share of rows whose likeliest unit is the reference; a scalar, NaN for no rows."""
-    return (logits_MV.argmax(dim=1) == unit_M).float().mean()
-
-
-@torch.no_grad()
 def entropy(logits_MV: Tensor) -> Tensor:
     """entropy_M: of each row's softmax, in nats."""
     logp_MV = torch.log_softmax(logits_MV.to(torch.promote_types(logits_MV.dtype, torch.float32)), dim=1)

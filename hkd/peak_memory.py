@@ -18,10 +18,12 @@ def peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 * 1024 if sys.platform == "darwin" else 1024)
 
 
-def forget_peak() -> None:
-    """Count anew from what is held now, where the system lets a process say so (Linux); what is free goes back to the system first."""
+def forget_peak() -> float:
+    """Count anew from what is held now, where the system lets a process say so (Linux), and return that; what is free goes back to the
+    system first."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # glibc's alone
         ctypes.CDLL(None).malloc_trim(0)
     with contextlib.suppress(OSError):
         _CLEAR.write_text(_CLEAR_PEAK)
+    return peak_mb()

@@ -1,18 +1,10 @@
 """Metrics against their definitions."""
 
-import math
-
 import pytest
 import torch
 
 from hkd.losses import sparse_kl
-from hkd.metrics import confidence, entropy, expected_calibration_error, frame_accuracy, kl
-
-
-def test_frame_accuracy() -> None:
-    logits_MV = torch.tensor([[1.0, 2.0], [3.0, 0.0], [0.0, 1.0]])
-    assert float(frame_accuracy(logits_MV, torch.tensor([1, 1, 1]))) == pytest.approx(2 / 3)
-    assert math.isnan(float(frame_accuracy(logits_MV[:0], torch.zeros(0, dtype=torch.int64))))
+from hkd.metrics import confidence, entropy, expected_calibration_error, kl
 
 
 def test_entropy_is_that_of_torchs_categorical() -> None:

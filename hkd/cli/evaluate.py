@@ -6,11 +6,24 @@ from typing import Annotated, Any
 import typer
 
 from hkd.cli.common import emit, progress_bar, project, say
+from hkd.config import Project, merge, parse_overrides
 from hkd.errors import UserError
 
 RUNS_HELP = "Runs: names below the runs folder, or folders. Default: all that are trained."
 LM_HELP = "Beside beam search (always with a hybrid student): an ARPA file over words, a folder of `hkd lm train`, or a causal LM's folder or hub name."
 Split = Annotated[str, typer.Option(help="Part of the manifest.")]
+Decoder = Annotated[str | None, typer.Option(help="greedy or beam.")]
+Lm = Annotated[str | None, typer.Option(help=LM_HELP)]
+Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="A.B=C",
+        help="A setting of the table [evaluate], such as search.hybrid.prior_scale=0.3. May be given several times.",
+        show_default=False,
+    ),
+]
 
 
 def run_folders(names: list[str] | None, runs: Path) -> list[Path]:
@@ -34,6 +47,13 @@ def given(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
+def settings_of(here: Project, assignments: list[str] | None, options: dict[str, Any]) -> tuple[Any, str | None]:
+    """How to evaluate (an EvaluateConfig), and the LM: [evaluate] of hkd.toml, then `--set`, then the options that were given."""
+    from hkd.pipeline.actions import evaluate_settings
+
+    return evaluate_settings(merge(merge(here.table("evaluate"), parse_overrides(assignments or [])), options), "[evaluate]")
+
+
 def _there(path: Path) -> Path | None:
     return path if path.exists() else None
 
@@ -41,15 +61,19 @@ def _there(path: Path) -> Path | None:
 def evaluate(
     runs: Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help=RUNS_HELP, show_default=False)] = None,
     split: Split = "test",
-    decoder: Annotated[str | None, typer.Option(help="greedy or beam.")] = None,
-    lm: Annotated[str | None, typer.Option(help=LM_HELP)] = None,
+    decoder: Decoder = None,
+    lm: Lm = None,
     lm_weight: Annotated[float | None, typer.Option(help="Weight of the LM's log-probability.")] = None,
     word_bonus: Annotated[float | None, typer.Option(help="Added for each word.")] = None,
+    n_best: Annotated[
+        int | None, typer.Option(help="Hypotheses an utterance, in eval-SPLIT.nbest.jsonl; with a beam. Default: no such file.")
+    ] = None,
     tune: Annotated[
         bool, typer.Option("--tune", help="Try weights and bonuses on the split (not test), print them, best first.")
     ] = False,
+    assignments: Set = None,
     tag: Annotated[str, typer.Option(help="Names another way to decode: its figures lie beside the usual ones.")] = "",
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    device: Device = None,
     as_json: Annotated[bool, typer.Option("--json", help="The figures as JSON.")] = False,
 ) -> None:
     """Score runs on a split: WER, CER, PER with intervals, frame accuracy a level, speed. Finished ones are left.
@@ -65,17 +89,19 @@ def evaluate(
         hkd evaluate none --split dev --lm words.arpa --tune
 
         hkd evaluate none --decoder beam --lm words.arpa --lm-weight 0.6 --tag fusion
+
+        hkd evaluate none --decoder beam --n-best 10 --tag beam
+
+        hkd evaluate hybrid --lm words.arpa --set search.hybrid.acoustic_scale=0.15
     """
-    from hkd.config import merge
     from hkd.evaluate.run import evaluate as evaluate_run
     from hkd.evaluate.table import objectives_table
-    from hkd.pipeline.actions import evaluate_settings
 
     here = project()
     manifest = here.require("manifest", "hkd prepare")
-    own = given({"lm": lm, "device": device})
+    own = given({"lm": lm, "device": device, "n_best": n_best})
     search = given({"decoder": decoder, "lm_weight": lm_weight, "word_bonus": word_bonus})
-    config, lm = evaluate_settings(merge(here.table("evaluate"), {**own, "search": search}), "[evaluate]")
+    config, lm = settings_of(here, assignments, {**own, "search": search})
     if tune:
         _tune(run_folders(runs, here.runs), manifest, lm, split, config, as_json)
         return
@@ -98,9 +124,10 @@ def evaluate(
 
 
 def _tune(folders: list[Path], manifest: Path, lm: str | None, split: str, config: Any, as_json: bool) -> None:
-    """Print the tries of each run."""
+    """Print the tries of each run, and the best one's values as options."""
     from dataclasses import asdict
 
+    from hkd.evaluate.tune import as_settings
     from hkd.evaluate.tune import tune as tune_run
 
     if lm is None:
@@ -108,17 +135,18 @@ def _tune(folders: list[Path], manifest: Path, lm: str | None, split: str, confi
     for folder in folders:
         with progress_bar(f"tune {folder.name}") as progress:
             tries = tune_run(folder, manifest=manifest, lm=lm, split=split, config=config, progress=progress)
-        emit({"run": folder.name, "tries": [asdict(t) for t in tries]}, as_json, tries_text)
+        best = as_settings(tries[0].values)
+        emit({"run": folder.name, "tries": [asdict(t) for t in tries], "best": best}, as_json, tries_text)
 
 
 def tries_text(value: dict[str, Any]) -> str:
-    """The tries of a run as aligned columns."""
+    """The tries of a run as aligned columns, and how to decode by the best."""
     names = list(value["tries"][0]["values"])
     lines = [f"{value['run']:<16} {'  '.join(names)}  WER %"]
     for t in value["tries"]:
         numbers = "  ".join(f"{number:>{len(name)}g}" for name, number in t["values"].items())
         lines.append(f"{'':<16} {numbers}  {100 * t['wer']:>5.2f}")
-    return "\n".join(lines)
+    return "\n".join([*lines, "Best: " + " ".join(f"--set {setting}" for setting in value["best"])])
 
 
 def likelihoods(
@@ -151,22 +179,30 @@ def transcribe(
     model: Annotated[
         Path | None, typer.Option(help="A run, or the folder of an exported student. Default: the only run.")
     ] = None,
-    lm: Annotated[str | None, typer.Option(help="A word n-gram (ARPA), which a hybrid student needs.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    decoder: Decoder = None,
+    lm: Lm = None,
+    assignments: Set = None,
+    device: Device = None,
     as_json: Annotated[bool, typer.Option("--json", help="More: pieces with their times, units, duration.")] = False,
 ) -> None:
-    """Print what is said in a sound file.
+    """Print what is said in a sound file, searched as `hkd evaluate` does: by the table [evaluate] of hkd.toml; options win.
 
     Examples:
 
         hkd transcribe hello.wav --model runs/hierarchical
 
         hkd transcribe *.flac --model runs/none/model --json
+
+        hkd transcribe hello.wav --model none --decoder beam --lm words.arpa --set search.lm_weight=0.6
+
+        hkd transcribe hello.wav --model hybrid --lm words.arpa --set search.hybrid.acoustic_scale=0.15
     """
     from hkd.decode.recogniser import Recogniser
     from hkd.evaluate.transcribe import transcribe_file
 
-    recogniser = Recogniser(model_folder(model, project().runs), device=device, lm=lm)
+    here = project()
+    config, lm = settings_of(here, assignments, {**given({"lm": lm, "device": device}), "search": given({"decoder": decoder})})
+    recogniser = Recogniser(model_folder(model, here.runs), device=config.device, search=config.search, lm=lm)
     for path in files:
         result: Any = transcribe_file(recogniser, path)
         emit(result, as_json, one if len(files) == 1 else several)
@@ -199,7 +235,12 @@ def report(
     runs: Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help=RUNS_HELP, show_default=False)] = None,
     out: Annotated[Path, typer.Option(help="The page.")] = Path("report.html"),
     split: Split = "test",
-    baseline: Annotated[str, typer.Option(help="The run or objective that others are compared with.")] = "none",
+    baseline: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A run or objective that others are compared with; may be given again. Default: none, where it is there."
+        ),
+    ] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write the table as Markdown, too.")] = None,
     card: Annotated[Path | None, typer.Option(help="Write the model card of one run, and nothing else.")] = None,
 ) -> None:
@@ -209,7 +250,7 @@ def report(
 
         hkd report
 
-        hkd report none hierarchical --out comparison.html --markdown table.md
+        hkd report none hard-heads hierarchical --baseline none --baseline hard-heads --markdown table.md
 
         hkd report hierarchical --card student/README.md
     """
@@ -230,11 +271,10 @@ def report(
             folders,
             out,
             split=split,
-            baseline=baseline,
+            baselines=baseline or (),
             manifest=_there(here.manifest),
             alignment=_there(here.alignment),
             labels=_there(here.labels),
-            units=_there(here.units),
             lm=_there(here.lm),
             progress=progress,
         )

@@ -101,7 +101,7 @@ def _run(pipeline: Path, work: Path, assignments: list[str], jobs: int | None, a
         say(f"All {len(done.skipped)} stages are up to date.")
     else:
         say(f"{len(done.ran)} stages run, {len(done.skipped)} up to date, {done.seconds:.0f} s.")
-    report = work / "report.html" if "report" in stages else None
+    report = work / f"{recipe.report}.html" if recipe.report in stages else None
     value = {
         "work": str(work),
         "ran": done.ran,
@@ -109,7 +109,9 @@ def _run(pipeline: Path, work: Path, assignments: list[str], jobs: int | None, a
         "seconds": round(done.seconds, 1),
         "report": report and str(report),
     }
-    emit(value, as_json, lambda _: f"{results_table(work)}\n\nReport: {report}" if report else f"Label stores: {work / 'shards'}")
+    emit(
+        value, as_json, lambda _: f"{results_table(report)}\n\nReport: {report}" if report else f"Label stores: {work / 'shards'}"
+    )
 
 
 class _Lines:

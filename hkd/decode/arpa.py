@@ -4,14 +4,37 @@ log p(w | h) = the n-gram's, or bow(h) + log p(w | h without its oldest word) (K
 """
 
 import gzip
+import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from hkd.errors import UserError
 
+log = logging.getLogger(__name__)
+
 START, STOP, UNKNOWN = "<s>", "</s>", "<unk>"
 History = tuple[int, ...]
+
+
+def usable_words(lm: str | Path, words: Sequence[str], is_usable: Callable[[str], bool], *, rule: str) -> list[str]:
+    """The words that a search can give, as `rule` says ("the lexicon can pronounce"); a warning counts those that are left out.
+
+    Raises UserError where no word is left.
+    """
+    usable: list[str] = []
+    others: list[str] = []
+    for word in words:
+        (usable if is_usable(word) else others).append(word)
+    lower = sum(is_usable(word.lower()) for word in others if word != word.lower())
+    hint = f" In lower case, as the student's transcripts are, {lower:,} of them would do: write the LM so." if lower else ""
+    if not usable:
+        remedy = hint or " Give one in the language and spelling of the student's transcripts."
+        raise UserError(f"{lm} must hold words that {rule}, but none of its {len(words):,} is one.{remedy}")
+    if others:
+        named = ", ".join(others[:3]) + (" ..." if len(others) > 3 else "")
+        log.warning("%s must hold words that %s: %d of %d are left out (%s).%s", lm, rule, len(others), len(words), named, hint)
+    return usable
 
 
 class ArpaLm:

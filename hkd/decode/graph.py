@@ -15,11 +15,12 @@ import math
 import os
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hkd.decode.arpa import usable_words
 from hkd.decode.context import ContextPhones, context_phones
 from hkd.errors import UserError
 from hkd.units.acoustic import Tying
@@ -31,11 +32,10 @@ SILENCE_PROBABILITY = 0.5  # between words, and at both ends
 
 @dataclass(frozen=True, kw_only=True)
 class Graph:
-    """`fst`: a kaldifst.StdVectorFst; `words`: of its output labels, ε first; `left_out`: words of the LM without a pronunciation."""
+    """`fst`: a kaldifst.StdVectorFst; `words`: of its output labels, ε first."""
 
     fst: Any
     words: tuple[str, ...]
-    left_out: tuple[str, ...]
     num_states: int
 
 
@@ -52,9 +52,10 @@ def kaldi_module(name: str) -> Any:
 def build_graph(arpa: Path, *, tying: Tying, lexicon: Lexicon) -> Graph:
     """The graph of a word n-gram (ARPA, plain text). Raises UserError where the file is none, or shares no word with the lexicon."""
     kaldifst = kaldi_module("kaldifst")
-    spoken, left_out = _pronunciations(_unigrams(arpa), lexicon)
-    if not spoken:
-        raise UserError(f"{arpa} must hold words with pronunciations, but holds none.")
+    can_say = usable_words(
+        arpa, _unigrams(arpa), lambda word: bool(_pronunciations(word, lexicon)), rule="the lexicon can pronounce"
+    )
+    spoken = {word: _pronunciations(word, lexicon) for word in can_say}
     words = (EPSILON, *sorted(spoken), BACKOFF, START, STOP)
     number = {word: place for place, word in enumerate(words)}
     phones = context_phones(tying)
@@ -74,7 +75,7 @@ def build_graph(arpa: Path, *, tying: Tying, lexicon: Lexicon) -> Graph:
     kaldifst.arcsort(relabelled, "ilabel")
     whole = kaldifst.StdVectorFst(kaldifst.compose(_states_fst(kaldifst, sequences), relabelled))
     kaldifst.connect(whole)
-    return Graph(fst=whole, words=words, left_out=tuple(left_out), num_states=whole.num_states)
+    return Graph(fst=whole, words=words, num_states=whole.num_states)
 
 
 def _unigrams(arpa: Path) -> list[str]:
@@ -98,16 +99,9 @@ def _unigrams(arpa: Path) -> list[str]:
     return [word for word in words if not (word.startswith("<") and word.endswith(">"))]
 
 
-def _pronunciations(words: Iterable[str], lexicon: Lexicon) -> tuple[dict[str, list[tuple[str, ...]]], list[str]]:
-    spoken: dict[str, list[tuple[str, ...]]] = {}
-    left_out = []
-    for word in words:
-        variants = lexicon.variants(word) or [variant for variant in [lexicon.pronounce(word)] if variant]
-        if variants:
-            spoken[word] = list(dict.fromkeys(variants))
-        else:
-            left_out.append(word)
-    return spoken, left_out
+def _pronunciations(word: str, lexicon: Lexicon) -> list[tuple[str, ...]]:
+    variants = lexicon.variants(word) or [variant for variant in [lexicon.pronounce(word)] if variant]
+    return list(dict.fromkeys(variants))
 
 
 def _lexicon_fst(

@@ -20,7 +20,6 @@ from hkd.units.acoustic import Tying
 from hkd.units.inventory import UnitInventory
 from hkd.units.level import SENONE
 from hkd.units.lexicon import Lexicon
-from hkd.units.tying import StateTying
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,11 +65,10 @@ class HybridSearch:
         log_prior_V: NDArray[np.float32],
         arpa: Path,
         *,
-        tying: Tying | None = None,
-        lexicon: Lexicon | None = None,
+        tying: Tying,
+        lexicon: Lexicon,
     ) -> None:
-        """arpa: a word n-gram; tying, lexicon: pocketsphinx's unless others are given. Raises UserError where the senones are not the tying's."""
-        tying = tying or StateTying()
+        """arpa: a word n-gram. Raises UserError where the senones are not the tying's, or as `hkd.decode.graph.build_graph` does."""
         known = tying.inventories.get(SENONE)
         if known is None or inventory.digest != known.digest:
             raise UserError(
@@ -79,7 +77,7 @@ class HybridSearch:
                 f"to be searched here, but has {inventory.digest[:12]} instead. Write its likelihoods for Kaldi: `hkd likelihoods`."
             )
         self.config, self._log_prior_V = config, log_prior_V
-        self.graph: Graph = build_graph(arpa, tying=tying, lexicon=lexicon or Lexicon())
+        self.graph: Graph = build_graph(arpa, tying=tying, lexicon=lexicon)
         self.symbols = self.graph.words
         self._kaldifst, self._decoder = kaldi_module("kaldifst"), kaldi_module("kaldi_decoder")
 

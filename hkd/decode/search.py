@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from hkd.decode.arpa import ArpaLm
+from hkd.decode.arpa import ArpaLm, usable_words
 from hkd.decode.beam import BeamConfig, Ranked, beam_search_batch
 from hkd.decode.fusion import Fusion, Node, WordFusion, WordLm, prefix_tree
 from hkd.decode.greedy import greedy_ctc
@@ -45,7 +45,7 @@ class Search:
 
     def __init__(self, config: SearchConfig, subwords: SubwordModel, *, lm: str | None = None, device: str = "cpu") -> None:
         """lm: an ARPA file over words, a folder of `hkd lm train` (causal or n-gram, over the student's subwords), or a causal LM's
-        folder or hub name. Raises UserError where it is none of them, or given for greedy decoding."""
+        folder or hub name. Raises UserError where it is none of them, holds no word that the subwords spell, or is given for greedy decoding."""
         if lm is not None and config.decoder == "greedy":
             raise UserError(f"decoder must be beam where there is an LM ({lm}), but is greedy instead. Take --decoder beam.")
         self.config, self.lm_parameters, self._subwords = config, 0, subwords
@@ -54,10 +54,17 @@ class Search:
         self.symbols: Sequence[str] = subwords.inventory.symbols
         if lm is not None:
             self._words = self._load(lm, subwords, device)
-            if config.lexicon and isinstance(self._words, ArpaLm):
-                self._lexicon = prefix_tree(
-                    self._words.words, lambda word: subwords.encode([word])[0].tolist(), self._words.unigram
-                )
+            if isinstance(self._words, ArpaLm):
+                spelled = usable_words(lm, self._words.words, self._is_spelled, rule="the student's pieces can spell")
+                if config.lexicon:
+                    self._lexicon = prefix_tree(spelled, self._pieces, self._words.unigram)
+
+    def _pieces(self, word: str) -> list[int]:
+        pieces: list[int] = self._subwords.encode([word])[0].tolist()
+        return pieces
+
+    def _is_spelled(self, word: str) -> bool:
+        return self._subwords.unknown not in self._pieces(word)
 
     def _load(self, lm: str, subwords: SubwordModel, device: str) -> WordLm:
         if lm.endswith(ARPA_ENDINGS):

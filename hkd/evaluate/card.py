@@ -4,10 +4,14 @@ Markdown with the front matter that the Hugging Face Hub reads. A function of th
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from hkd.decode.search import SearchConfig
 from hkd.errors import UserError
 from hkd.evaluate.result import METRICS, EvaluationReport, read_result
 from hkd.evaluate.run import find_setting, read_settings
@@ -15,6 +19,7 @@ from hkd.evaluate.table import MIN_SPEAKERS
 from hkd.files import write_bytes
 from hkd.student.config import EncoderConfig, SpeechEncoderConfig
 from hkd.student.export import load_student
+from hkd.units.level import SENONE
 
 SPLITS = ("dev", "test")
 
@@ -29,11 +34,17 @@ def model_card(run_folder: Path, *, splits: Sequence[str] = SPLITS) -> str:
         )
     settings, identity = read_settings(run_folder), _json(run_folder / "identity.json")
     objective = reports[0].objective
-    encoder = meta.config.encoder
+    encoder, is_hybrid = meta.config.encoder, meta.config.main == SENONE
+    units = f"{len(meta.inventory)} {meta.inventory.level} units (inventory {meta.inventory.digest[:12]})"
+    last = reports[-1]
+    lm, searched = last.decoder.get("lm"), _search_settings(last, is_hybrid=is_hybrid)
+    whole = str(last.inputs["lm"])  # a hub's name; of files and folders the digest
+    given = whole if lm and Path(whole).name == lm else lm
     facts = {
         "objective": f"{objective}: {_OBJECTIVES.get(objective, 'a run of its own kind')}",
         "encoder": _encoder(encoder),
-        "main output": f"CTC over {len(meta.inventory)} {meta.inventory.level} units (inventory {meta.inventory.digest[:12]})",
+        "main output": f"{units}, searched in a graph with a lexicon" if is_hybrid else f"CTC over {units}",
+        **({"language model beside it": f"{lm} (`{whole}`)"} if lm else {}),
         "parameters": f"{student.num_parameters():,}; the layers that only taught it are left out",
         "features": ("" if meta.features["kind"] == "wave" else f"{meta.features['num_bins']} log-mel bins, ")
         + f"{meta.features['sample_rate_hz']} Hz",
@@ -45,7 +56,11 @@ def model_card(run_folder: Path, *, splits: Sequence[str] = SPLITS) -> str:
         facts=_table(("", ""), facts.items()),
         learnt=_learnt(identity, _json(run_folder / "coverage.json")),
         figures=_figures(reports),
-        decoder=reports[0].decoder["name"],
+        needs=_HYBRID_NEEDS if is_hybrid else _CTC_NEEDS + (_LM_BESIDE if lm else ""),
+        shell=_shell(given, searched),
+        python=_python(given, searched),
+        decoder=_decoding(reports),
+        text=_HYBRID_TEXT if is_hybrid else _CTC_TEXT,
         min_speakers=MIN_SPEAKERS,
         normalisation=reports[0].inputs["normalisation"],
         words=min(int(report.data["words"]) for report in reports),
@@ -74,6 +89,54 @@ def _encoder(encoder: EncoderConfig | SpeechEncoderConfig) -> str:
     return f"Conformer, {layers}, {encoder.num_heads} attention heads"
 
 
+def _search_settings(report: EvaluationReport, *, is_hybrid: bool) -> list[str]:
+    """What the evaluation's search had otherwise than by default, of what counts for this student: `hybrid.acoustic_scale=0.15`."""
+    if not is_hybrid and report.decoder["name"] == "greedy":
+        return []
+    usual = dict(_flat(asdict(SearchConfig())))
+    changed = ((name, value) for name, value in _flat(report.inputs["settings"]["search"]) if usual.get(name, value) != value)
+    return [
+        f"{name}={str(value).lower() if isinstance(value, bool) else value}"
+        for name, value in changed
+        if name.startswith("hybrid.") == is_hybrid
+    ]
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _shell(lm: str | None, settings: Sequence[str]) -> str:
+    beside = f" --lm {shlex.quote(lm)}" if lm else ""
+    return f"hkd transcribe FILE.wav --model FOLDER{beside}" + "".join(f" --set search.{setting}" for setting in settings)
+
+
+def _python(lm: str | None, settings: Sequence[str]) -> str:
+    imports = ["from hkd.decode.recogniser import Recogniser", "from hkd.evaluate.transcribe import transcribe_file"]
+    lines, arguments = [], 'Path("FOLDER")' + (f", lm={json.dumps(lm)}" if lm else "")
+    if settings:
+        imports += ["from hkd.config import build, parse_overrides", "from hkd.decode.search import SearchConfig"]
+        lines = [f'search = build(SearchConfig, parse_overrides({json.dumps(settings)}), where="search")']
+        arguments += ", search=search"
+    lines.append(f'print(transcribe_file(Recogniser({arguments}), Path("FILE.wav"))["text"])')
+    return "\n".join(["from pathlib import Path", "", *sorted(imports), "", *lines])
+
+
+def _decoding(reports: Sequence[EvaluationReport]) -> str:
+    """The decoder's settings; split by split where they differ."""
+    said: dict[str, str] = {}
+    for report in reports:
+        facts = [f"{name} {value}" for name, value in report.decoder.items() if name != "name"]
+        said[report.split] = report.decoder["name"] + (f" ({', '.join(facts)})" if facts else "")
+    if len(set(said.values())) == 1:
+        return next(iter(said.values()))
+    return "; ".join(f"{split}: {text}" for split, text in said.items())
+
+
 def _learnt(identity: Mapping[str, Any], coverage: Mapping[str, Any]) -> str:
     """Digests of what it was trained on, and the label stores that taught it."""
     data = identity.get("data", {})
@@ -85,19 +148,22 @@ def _learnt(identity: Mapping[str, Any], coverage: Mapping[str, Any]) -> str:
 
 
 def _figures(reports: Sequence[EvaluationReport]) -> str:
-    rows = []
+    rows, levels = [], set()
     for report in reports:
         rates = []
         for metric in METRICS:
             rate = report.errors[metric]
             few = rate.by_speaker is None or rate.by_speaker.blocks < MIN_SPEAKERS
             interval = rate.by_utterance if few else rate.by_speaker
-            rates.append(
-                f"{100 * rate.rate:.2f}" + (f" ({100 * interval.low:.1f}–{100 * interval.high:.1f})" if interval else "")
-            )
+            said = "–" if math.isnan(rate.rate) else f"{100 * rate.rate:.2f}"
+            if interval:
+                said += f" ({100 * interval.low:.1f}–{100 * interval.high:.1f})"
+                levels.add(f"{100 * interval.level:g} %")
+            rates.append(said)
         data = report.data
         rows.append((report.split, f"{data['utterances']:.0f}", f"{data['words']:.0f}", f"{data['speakers']:.0f}", *rates))
-    return _table(("split", "utterances", "words", "speakers", *(f"{metric.upper()} % (95 %)" for metric in METRICS)), rows)
+    of_level = f" ({', '.join(sorted(levels))})" if levels else ""
+    return _table(("split", "utterances", "words", "speakers", *(f"{metric.upper()} %{of_level}" for metric in METRICS)), rows)
 
 
 _OBJECTIVES = {
@@ -107,6 +173,12 @@ _OBJECTIVES = {
     "auxiliary": "one auxiliary output layer taught by a language model",
     "hierarchical": "auxiliary output layers at several levels, each taught by a language model over its own units",
 }
+
+_CTC_NEEDS = "No language model is needed to run it"
+_LM_BESIDE = "; the figures below are with one beside the search"
+_HYBRID_NEEDS = "It runs beside a word n-gram (ARPA), which its senones need to become words"
+_CTC_TEXT = "Text comes out in lower case without punctuation"
+_HYBRID_TEXT = "Only words of the n-gram come out, without punctuation"
 
 _TEXT = """---
 library_name: hkd
@@ -118,24 +190,18 @@ tags:
 ---
 # {name}
 
-A small speech recogniser, trained with hkd (hierarchical knowledge distillation of language models into acoustic models). No language
-model is needed to run it.
+A small speech recogniser, trained with hkd (hierarchical knowledge distillation of language models into acoustic models). {needs}.
 
 {facts}
 
 ## Use
 
 ```
-hkd transcribe FILE.wav --model FOLDER
+{shell}
 ```
 
 ```python
-from pathlib import Path
-
-from hkd.decode.recogniser import Recogniser
-from hkd.evaluate.transcribe import transcribe_file
-
-print(transcribe_file(Recogniser(Path("FOLDER")), Path("FILE.wav"))["text"])
+{python}
 ```
 
 Any sound file that libsndfile reads; stereo is mixed down, other sample rates are resampled to 16 kHz.
@@ -144,13 +210,13 @@ Any sound file that libsndfile reads; stereo is mixed down, other sample rates a
 
 {figures}
 
-Decoding: {decoder}. Words normalised by {normalisation}; phones by the lexicon, folded to 39; intervals by bootstrap over speakers, or over
+Decoding: {decoder}. Words normalised by {normalisation}; phones by the lexicon, English ones folded to 39; intervals by bootstrap over speakers, or over
 utterances where there are fewer than {min_speakers} speakers.
 
 ## Limits
 
 The figures hold for speech like that of the splits above, and the smaller of them has {words:,} words: other speakers, rooms and words will be
-understood less well. Text comes out in lower case without punctuation, in the language of the training transcripts, and for noise or another language, too.
+understood less well. {text}, in the language of the training transcripts, and for noise or another language, too.
 
 ## Learnt from
 

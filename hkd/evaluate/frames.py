@@ -1,5 +1,6 @@
 """What a run's heads are worth on a split: accuracy against the alignment, distance from the teacher, calibration.
 
+- A hybrid student's main output is one more head, `main`, with its distance from the teacher where the objective is interpolation.
 - Heads are not exported, so this reads the run's full weights (student.json, final.safetensors), the alignment and the label stores.
 - Accuracy: share of slots whose likeliest unit is the one that the alignment has there. Auxiliary heads are asked where their teacher is:
   not in silence; those in a teacher's own pieces are held against the pieces that the store calls gold.
@@ -12,7 +13,7 @@ import json
 import logging
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hkd.align.alignment import Alignment
-from hkd.errors import HkdError
+from hkd.errors import HkdError, UserError
 from hkd.features.source import FeatureSource
 from hkd.files import digest_of, digest_of_file
 from hkd.labels.folder import DATA, SPEC
@@ -35,11 +36,14 @@ from hkd.progress import Progress, no_progress
 from hkd.stream.batch import Batch
 from hkd.stream.join import Join
 from hkd.stream.loader import BatchMaker
-from hkd.student.config import config_from_json
+from hkd.student.config import config_from_json, default_slots
 from hkd.student.model import Student
+from hkd.units.level import SENONE
 from hkd.units.subword import SubwordModel
 
 log = logging.getLogger(__name__)
+
+MAIN = "main"  # no head of training is called so
 
 
 @dataclass
@@ -98,15 +102,19 @@ def frame_figures(
     Raises UserError where an utterance's transcript is not the one that was aligned or labelled, or its units are others.
     """
     card = _read_card(run_folder)
-    if card is None or not card["config"]["heads"] or alignment is None or not alignment.exists() or subword_model is None:
+    if card is None or not card["heads"] or alignment is None or not alignment.exists() or subword_model is None:
         return {}
     student = Student(config_from_json(card["config"]))
     load_model_tensors(student, safetensors.torch.load((run_folder / "final.safetensors").read_bytes()))
     student.to(device).eval()
     aligned, subwords = Alignment(alignment), SubwordModel(subword_model)
-    join = Join(part, subwords=subwords, alignment=aligned, stores=_stores(card["heads"], labels), units=units)
+    untrimmed = [row["store"] for name, row in card["heads"].items() if name == MAIN and row["store"] is not None]
+    stores = _stores(card["heads"], labels)
+    join = Join(part, subwords=subwords, alignment=aligned, stores=stores, same_units=untrimmed, units=units)
     join.check(part)
-    heads = [head for name, row in card["heads"].items() if (head := _head(name, row, join)) is not None]
+    heads = _of_equal_slots([head for name, row in card["heads"].items() if (head := _head(name, row, join)) is not None])
+    if not heads:
+        return {}
     maker = BatchMaker(
         utterances=list(part),
         join=join,
@@ -129,10 +137,12 @@ def frame_figures(
 def frame_inputs(run_folder: Path, *, alignment: Path | None, labels: Path | None) -> dict[str, Any]:
     """What the figures hang on: digests of weights, alignment, and the stores that heads were taught by; {} where there will be none."""
     card = _read_card(run_folder)
-    if card is None or not card["config"]["heads"] or alignment is None or not alignment.exists():
+    if card is None or not card["heads"] or alignment is None or not alignment.exists():
         return {}
     stores = _stores(card["heads"], labels)
+    main = {MAIN: card["heads"][MAIN]["inventory"]} if MAIN in card["heads"] else {}
     return {
+        **main,
         "weights": digest_of_file(run_folder / "final.safetensors"),
         "alignment": digest_of_file(alignment),
         "stores": {
@@ -143,20 +153,37 @@ def frame_inputs(run_folder: Path, *, alignment: Path | None, labels: Path | Non
 
 
 def _read_card(run_folder: Path) -> dict[str, Any] | None:
+    """The run's student.json, with a hybrid student's main output as the first of the heads; None without weights."""
     path = run_folder / "student.json"
     if not path.exists() or not (run_folder / "final.safetensors").exists():
         return None
     card: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if card["config"]["main"] == SENONE and (run_folder / "model" / "student.json").exists():
+        card["heads"] = {MAIN: _main_row(run_folder), **card["heads"]}
     return card
+
+
+def _main_row(run_folder: Path) -> dict[str, Any]:
+    """A senone main output, as `hkd.train.student.describe_heads` has its heads."""
+    exported = json.loads((run_folder / "model" / "student.json").read_text(encoding="utf-8"))
+    digest = exported["inventory"]["digest"]
+    row: dict[str, Any] = {"level": SENONE, "kind": "hard", "slots": default_slots(SENONE), "store": None, "inventory": digest}
+    identity = run_folder / "identity.json"
+    trained = json.loads(identity.read_text(encoding="utf-8")) if identity.exists() else None
+    if trained is not None and trained["train"]["objective"] == "interpolation":
+        [row["store"]] = trained["data"]["stores"]
+    return row
 
 
 def _stores(heads: Mapping[str, Mapping[str, Any]], labels: Path | None) -> dict[str, LabelReader]:
     """The stores that the heads were taught by, where they are there, whole, and of the same inventory."""
     wanted = {row["store"]: row for row in heads.values() if row.get("store") is not None}
-    if not wanted or labels is None or not labels.is_dir() or not any(labels.rglob("store.json")):
-        return {}
+    try:
+        folders = store_folders(labels) if wanted and labels is not None else {}
+    except UserError:  # there is none
+        folders = {}
     found = {}
-    for name, path in store_folders(labels).items():
+    for name, path in folders.items():
         if name in wanted:
             try:
                 reader = LabelReader.open(path)
@@ -177,7 +204,7 @@ def _head(name: str, row: Mapping[str, Any], join: Join) -> _Head | None:
     if joined is not None and kept is not None and not np.array_equal(joined.head_unit_V[kept], np.arange(len(kept))):
         joined = None  # the store has been made anew and keeps other ids
     unit_V: NDArray[np.int64] | None = None
-    if own and (row["kind"] == "hard" or row.get("inventory") == own.digest):
+    if own and row.get("inventory", own.digest) == own.digest:
         unit_V = np.arange(len(own)) if kept is None else np.full(len(own), len(kept))
         if kept is not None:
             unit_V[kept] = np.arange(len(kept))
@@ -186,6 +213,17 @@ def _head(name: str, row: Mapping[str, Any], join: Join) -> _Head | None:
     if unit_V is None and joined is None:
         return None
     return _Head(name=name, level=level, slots=int(row["slots"]), store=None if joined is None else joined.name, unit_V=unit_V)
+
+
+def _of_equal_slots(heads: list[_Head]) -> list[_Head]:
+    """A batch holds a level's references at one number of slots: a head with another than its level's first is held against what its store
+    calls gold, or left out."""
+    first: dict[str, int] = {}
+    for head in heads:
+        if head.unit_V is not None:
+            first.setdefault(head.level, head.slots)
+    fitting = [head if first.get(head.level, head.slots) == head.slots else replace(head, unit_V=None) for head in heads]
+    return [head for head in fitting if head.unit_V is not None or head.store is not None]
 
 
 def _batches(part: Manifest, batch_seconds: float) -> list[list[int]]:
@@ -205,8 +243,9 @@ def _add(student: Student, batch: Batch, heads: list[_Head], sums: dict[str, _Su
     slots = {head.name: _slots_of(head, batch) for head in heads}
     output = student(batch.x_BTF, batch.length_B, slots={name: slot_M for name, (slot_M, _, _) in slots.items()})
     for head in heads:
-        _, unit_M, soft_M = slots[head.name]
-        logits_MV, total = output.heads[head.name], sums[head.name]
+        slot_M, unit_M, soft_M = slots[head.name]
+        logits_MV = output.logits_BTV.flatten(0, 1)[slot_M] if head.name == MAIN else output.heads[head.name]
+        total = sums[head.name]
         asked_M = unit_M >= 0
         logits_AV = logits_MV[asked_M]
         total.confidence.append(confidence(logits_AV).cpu())

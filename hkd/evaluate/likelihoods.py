@@ -5,7 +5,7 @@ from pathlib import Path
 from hkd.decode.hybrid import log_likelihoods, log_priors
 from hkd.decode.recogniser import Recogniser
 from hkd.errors import UserError
-from hkd.evaluate.run import batches
+from hkd.evaluate.decoding import batches
 from hkd.files import write_bytes
 from hkd.manifest import read as read_manifest
 from hkd.progress import Progress, no_progress

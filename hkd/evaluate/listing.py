@@ -13,7 +13,7 @@ NOTHING = "∅"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SpeakerRow:
-    """A speaker's utterances, words, errors and word error rate."""
+    """A speaker's utterances, words, errors and word error rate, NaN without words."""
 
     speaker: str
     utterances: int
@@ -23,7 +23,7 @@ class SpeakerRow:
 
 
 def by_speaker(rows: Sequence[Hypothesis], scores: Scores) -> list[SpeakerRow]:
-    """Speakers from worst to best; utterances without a speaker stand under "?"."""
+    """Speakers from worst to best, those without words last; utterances without a speaker stand under "?"."""
     groups: dict[str, list[int]] = {}
     for number, row in enumerate(rows):
         groups.setdefault(row.speaker or "?", []).append(number)
@@ -33,7 +33,7 @@ def by_speaker(rows: Sequence[Hypothesis], scores: Scores) -> list[SpeakerRow]:
         words, errors = int(tokens_N[numbers].sum()), int(errors_N[numbers].sum())
         rate = errors / words if words else float("nan")
         found.append(SpeakerRow(speaker=speaker, utterances=len(numbers), words=words, errors=errors, rate=rate))
-    return sorted(found, key=lambda row: (-row.rate, row.speaker))
+    return sorted(found, key=lambda row: (-row.rate if row.words else 1.0, row.speaker))
 
 
 def confusions(scores: Scores, most: int = 20) -> list[tuple[str, str, int]]:
@@ -86,7 +86,8 @@ def listing(rows: Sequence[Hypothesis], scores: Scores) -> str:
             ]
     text += ["speaker            utterances  words  errors  WER %"]
     for s in by_speaker(rows, scores):
-        text.append(f"{s.speaker:<18} {s.utterances:>10} {s.words:>6} {s.errors:>7} {100 * s.rate:>6.1f}")
+        rate = f"{100 * s.rate:.1f}" if s.words else "–"
+        text.append(f"{s.speaker:<18} {s.utterances:>10} {s.words:>6} {s.errors:>7} {rate:>6}")
     text += ["", "count  said → understood"]
     text += [f"{count:>5}  {said} → {understood}" for said, understood, count in confusions(scores)]
     return "\n".join(text) + "\n"

@@ -1,13 +1,14 @@
-"""Phone error rates from text: words → phones by the lexicon, folded to the 39 phones that papers report.
+"""Phones of text, to be scored: words → phones by the lexicon, English ones folded to the 39 phones that papers report.
 
 Lee & Hon 1989 (Speaker-independent phone recognition using hidden Markov models, table II) fold the 61 phones of TIMIT into 39:
 allophones are joined, closures and pauses become silence, and the glottal stop vanishes. CMUdict's 39 phones are not the same 39: its AO
 joins AA and its ZH joins SH here.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 
-from hkd.evaluate.score import Scores, score_tokens
+from hkd.units.lexicon import Lexicon
+from hkd.units.phones import is_silence_name
 
 SILENCE = "sil"
 _FOLD = {
@@ -16,12 +17,6 @@ _FOLD = {
     **dict.fromkeys(("pcl", "tcl", "kcl", "bcl", "dcl", "gcl", "h#", "#h", "pau", "epi", "sil", "sp", "spn", "<sil>"), SILENCE),
 }  # fmt: skip
 _DROPPED = frozenset({"q"})
-PHONES_39 = frozenset(
-    (
-        "iy", "ih", "eh", "ae", "ah", "uw", "uh", "aa", "ey", "ay", "oy", "aw", "ow", "er", "l", "r", "w", "y", "m", "n",
-        "ng", "v", "f", "dh", "th", "z", "s", "sh", "jh", "ch", "b", "p", "d", "dx", "t", "g", "k", "hh", SILENCE,
-    )
-)  # fmt: skip
 
 
 def fold_39(phones: Iterable[str]) -> list[str]:
@@ -38,10 +33,9 @@ def fold_39(phones: Iterable[str]) -> list[str]:
     return folded
 
 
-def score_phones(references: Sequence[str], hypotheses: Sequence[str], pronounce: Callable[[str], Sequence[str]]) -> Scores:
-    """Phone errors between texts, each word by its one pronunciation, folded to 39; silence is no token."""
-
-    def phones(text: str) -> list[str]:
-        return [p for p in fold_39(phone for word in text.split() for phone in pronounce(word)) if p != SILENCE]
-
-    return score_tokens([phones(r) for r in references], [phones(h) for h in hypotheses])
+def phones_of(text: str, lexicon: Lexicon) -> list[str]:
+    """The phones of a text, each word by its one pronunciation; silence is left out. English ones are folded to 39, others stay as they are."""
+    phones = [phone for word in text.split() for phone in lexicon.pronounce(word)]
+    if not lexicon.is_english:
+        return [phone for phone in phones if not is_silence_name(phone)]
+    return [phone for phone in fold_39(phones) if phone != SILENCE]

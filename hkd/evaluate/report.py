@@ -7,7 +7,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,24 +48,23 @@ def write_report(
     out: Path,
     *,
     split: str = "test",
-    baseline: str = "none",
+    baselines: Sequence[str] = (),
     manifest: Path | None = None,
     alignment: Path | None = None,
     labels: Path | None = None,
-    units: Path | None = None,
     lm: Path | None = None,
     title: str = "",
     num_examples: int = 3,
     progress: Progress = no_progress,
 ) -> Table:
-    """Write the page; returns the table it holds. Raises UserError where a run is not evaluated on the split.
+    """Write the page; returns the table it holds. A run is called as its folder.
 
-    manifest, alignment, labels (folder of stores), lm (folder of unit LMs): what is None or not there is left out of the page.
-    `units` is not read: stores and alignment carry their own inventories.
+    baselines: see `hkd.evaluate.table.objectives_table`. manifest, alignment, labels (folder of stores), lm (folder of unit LMs): what is
+    None or not there is left out of the page. Raises UserError where a run is not evaluated on the split, or the runs make no table.
     """
-    reports = [read_result(run, split, tag) for run in runs for tag in ("", *tags_of(run, split))]
+    reports = [replace(read_result(run, split, tag), run=run.name) for run in runs for tag in ("", *tags_of(run, split))]
     progress(1, 4)
-    table = objectives_table(reports, baseline=baseline)
+    table = objectives_table(reports, baselines=baselines)
     order = [name for row in table.rows for name in row.runs]
     reports.sort(key=lambda report: order.index(report.name))
     utterances = read_manifest(manifest) if manifest is not None else None
@@ -202,7 +201,8 @@ def render(
         reports=reports,
         charts=charts,
         trained=trained,
-        deltas={run: row.against for row in table.rows for run in row.runs},
+        pairs=table.pairs(),
+        deltas={run: row.against.get(table.baseline or "") for row in table.rows for run in row.runs},
         stores=stores,
         lms=lms,
         examples=shown,
@@ -221,7 +221,7 @@ def _forest(table: Table, colours: Mapping[str, int]) -> Markup:
         cell = row.cells["wer"]
         low, high = (100 * cell.interval.low, 100 * cell.interval.high) if cell.interval else (None, None)
         rows.append((row.name, 100 * cell.rate, low, high, colours[row.runs[0]]))
-    reference = next((100 * row.cells["wer"].rate for row in table.rows if row.is_baseline), None)
+    reference = next((100 * row.cells["wer"].rate for row in table.rows if row.name == table.baseline), None)
     return forest(rows, label="word error rates with their intervals", reference=reference)
 
 

@@ -3,21 +3,23 @@
 eval-SPLIT.json          the figures: deterministic, no clock
 eval-SPLIT.hyp.jsonl     an utterance a line: reference, hypothesis, counts; all figures can be recomputed from it
 eval-SPLIT.errors.txt    the errors aligned, by speaker, and what was taken for what: for people
+eval-SPLIT.nbest.jsonl   where asked for: an utterance a line, its hypotheses, best first
 eval-SPLIT.timing.json   real-time factor: measured anew, hence kept apart
 
 Other ways to decode lie beside, under a tag: eval-SPLIT@TAG.json and so on.
 """
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from hkd.errors import UserError
-from hkd.evaluate.phones import score_phones
-from hkd.evaluate.score import Scores, score_characters, score_words
+from hkd.evaluate.phones import phones_of
+from hkd.evaluate.score import Scores, score_characters, score_tokens, score_words
 from hkd.evaluate.significance import Interval
 from hkd.files import atomic_write
 from hkd.units.lexicon import Lexicon
@@ -28,7 +30,8 @@ METRICS = ("wer", "cer", "per")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ErrorRate:
-    """One rate with its counts and its intervals (None where there are too few blocks). The rate is errors / tokens."""
+    """One rate with its counts and its intervals (None where there are too few blocks). The rate is errors / tokens: NaN without tokens,
+    which the file writes as null."""
 
     rate: float
     tokens: int
@@ -39,16 +42,30 @@ class ErrorRate:
     by_utterance: Interval | None = None
     by_speaker: Interval | None = None
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {**asdict(self), "rate": None if math.isnan(self.rate) else self.rate}
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hypothesis:
-    """One utterance as it was understood. Texts are normalised words."""
+    """One utterance as it was understood. Texts are normalised words; phones by the run's lexicon, or by the English one where None."""
 
     id: str
     speaker: str | None
     seconds: float
     reference: str
     hypothesis: str
+    reference_phones: str | None = None
+    hypothesis_phones: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Option:
+    """One of an utterance's n best: normalised words, and the natural log-probability (of sound, and of what stands beside it)."""
+
+    text: str
+    score: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +83,7 @@ class EvaluationReport:
     decoder: Mapping[str, Any]
     inputs: Mapping[str, Any]  # digests: what must be the same for this evaluation to be left as it is
     tag: str = ""  # another way to decode than the usual one
-    rtf: float | None = None  # from the timing file, like the most memory that decoding took
+    rtf: float | None = None  # from the timing file, like the most memory that decoding took beyond what was held before
     memory_mb: float | None = None
     hypotheses: tuple[Hypothesis, ...] = field(default=(), repr=False)
 
@@ -78,13 +95,18 @@ class EvaluationReport:
     def to_json(self) -> dict[str, Any]:
         """The content of eval-SPLIT.json."""
         value = {name: item for name, item in self.__dict__.items() if name not in ("hypotheses", "rtf", "memory_mb")}
-        return {"format": FORMAT, **value, "errors": {name: asdict(rate) for name, rate in self.errors.items()}}
+        return {"format": FORMAT, **value, "errors": {name: rate.to_json() for name, rate in self.errors.items()}}
 
 
 def result_paths(run_folder: Path, split: str, tag: str = "") -> tuple[Path, Path, Path]:
-    """The three files: figures, hypotheses, timing."""
+    """The three files that are always there: figures, hypotheses, timing."""
     stem = f"eval-{split}@{tag}" if tag else f"eval-{split}"
     return run_folder / f"{stem}.json", run_folder / f"{stem}.hyp.jsonl", run_folder / f"{stem}.timing.json"
+
+
+def n_best_path(run_folder: Path, split: str, tag: str = "") -> Path:
+    """Where the n-best lists are, where they were asked for."""
+    return result_paths(run_folder, split, tag)[0].with_suffix(".nbest.jsonl")
 
 
 def tags_of(run_folder: Path, split: str) -> list[str]:
@@ -96,7 +118,8 @@ def tags_of(run_folder: Path, split: str) -> list[str]:
 
 def _rate(value: Mapping[str, Any]) -> ErrorRate:
     intervals = {k: None if value[k] is None else Interval(**value[k]) for k in ("by_utterance", "by_speaker")}
-    return ErrorRate(**{**value, **intervals})
+    rate = math.nan if value["rate"] is None else value["rate"]
+    return ErrorRate(**{**value, **intervals, "rate": rate})
 
 
 def read_result(run_folder: Path, split: str, tag: str = "") -> EvaluationReport:
@@ -120,7 +143,8 @@ def read_result(run_folder: Path, split: str, tag: str = "") -> EvaluationReport
 
 
 def _hypothesis(row: Mapping[str, Any]) -> Hypothesis:
-    return Hypothesis(**{name: row[name] for name in ("id", "speaker", "seconds", "reference", "hypothesis")})
+    phones = {name: row.get(name) for name in ("reference_phones", "hypothesis_phones")}
+    return Hypothesis(**{name: row[name] for name in ("id", "speaker", "seconds", "reference", "hypothesis")} | phones)
 
 
 def write_hypotheses(path: Path, rows: Iterable[Hypothesis], scores: Mapping[str, Scores]) -> None:
@@ -139,18 +163,33 @@ def write_hypotheses(path: Path, rows: Iterable[Hypothesis], scores: Mapping[str
             file.write((json.dumps({**asdict(row), **counts}, ensure_ascii=False) + "\n").encode())
 
 
+def write_n_best(path: Path, rows: Iterable[Hypothesis], n_best: Iterable[Sequence[Option]]) -> None:
+    """Write eval-SPLIT.nbest.jsonl atomically: id and `hypotheses` of each row."""
+    with atomic_write(path) as file:
+        for row, options in zip(rows, n_best, strict=True):
+            value = {"id": row.id, "hypotheses": [asdict(option) for option in options]}
+            file.write((json.dumps(value, ensure_ascii=False) + "\n").encode())
+
+
 @cache
-def lexicon() -> Lexicon:
+def english() -> Lexicon:
     """The default lexicon, read once."""
     return Lexicon()
 
 
+def with_phones(row: Hypothesis, lexicon: Lexicon) -> Hypothesis:
+    """The same with the phones of both texts."""
+    said, understood = (" ".join(phones_of(text, lexicon)) for text in (row.reference, row.hypothesis))
+    return replace(row, reference_phones=said, hypothesis_phones=understood)
+
+
 def score_all(rows: Iterable[Hypothesis]) -> dict[str, Scores]:
-    """wer, cer and per of the hypotheses; phones by the lexicon's first pronunciation, or the predicted one."""
-    rows = list(rows)
+    """wer, cer and per of the hypotheses."""
+    rows = [row if row.reference_phones is not None else with_phones(row, english()) for row in rows]
     references, hypotheses = [row.reference for row in rows], [row.hypothesis for row in rows]
+    phones = [((row.reference_phones or "").split(), (row.hypothesis_phones or "").split()) for row in rows]
     return {
         "wer": score_words(references, hypotheses),
         "cer": score_characters(references, hypotheses),
-        "per": score_phones(references, hypotheses, lexicon().pronounce),
+        "per": score_tokens([said for said, _ in phones], [understood for _, understood in phones]),
     }

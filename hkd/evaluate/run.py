@@ -1,7 +1,7 @@
 """evaluate: a run's exported student on a split, as figures with intervals.
 
 - Needs the run's `model/` and a manifest with audio; the figures of the heads are added where the run's full weights, an alignment and
-  label stores are at hand.
+  label stores are at hand and fit.
 - What is finished under the same inputs (model, references, settings) is left as it is.
 """
 
@@ -9,36 +9,40 @@ import json
 import logging
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from hkd.audio import read_audio
-from hkd.decode.recogniser import Recogniser, Seconds, Wave_S
+from hkd.decode.recogniser import Recogniser, Seconds
 from hkd.decode.search import SearchConfig
-from hkd.errors import UserError
+from hkd.errors import HkdError, UserError
+from hkd.evaluate.decoding import check_n_best, decode
 from hkd.evaluate.frames import frame_figures, frame_inputs
 from hkd.evaluate.listing import listing
 from hkd.evaluate.result import (
     ErrorRate,
     EvaluationReport,
     Hypothesis,
+    english,
+    n_best_path,
     read_result,
     result_paths,
     score_all,
+    with_phones,
     write_hypotheses,
+    write_n_best,
 )
 from hkd.evaluate.score import Scores
 from hkd.evaluate.significance import NUM_DRAWS, bootstrap_interval
 from hkd.files import digest_of, digest_of_file, write_bytes, write_json
-from hkd.manifest import Manifest, Utterance
+from hkd.manifest import Manifest
 from hkd.manifest import read as read_manifest
 from hkd.peak_memory import forget_peak, peak_mb
 from hkd.progress import Progress, no_progress
-from hkd.timebase import SAMPLE_RATE_HZ
+from hkd.units.acoustic import LEXICON_FILE, load_lexicon
 from hkd.units.subword import MODEL_FILE
-from hkd.units.text import NORMALISATION, words
+from hkd.units.text import NORMALISATION
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +52,7 @@ class EvaluateConfig:
     """How to evaluate. Intervals: `num_draws` bootstrap draws at `level`, seeded by `seed`."""
 
     search: SearchConfig = field(default_factory=SearchConfig)
+    n_best: int = 0  # hypotheses an utterance, written to eval-SPLIT.nbest.jsonl; 0: no such file
     batch_seconds: float = 60.0  # audio in a batch; no figure but the time hangs on it
     level: float = 0.95
     num_draws: int = NUM_DRAWS
@@ -61,8 +66,9 @@ class EvaluateConfig:
             raise UserError(f"evaluate.level must lie between 0 and 1, but is {self.level} instead.")
         if self.num_draws < 100:
             raise UserError(f"evaluate.num_draws must be at least 100, but is {self.num_draws} instead.")
-        if self.seed < 0:
-            raise UserError(f"evaluate.seed must not be negative, but is {self.seed} instead.")
+        for name in ("seed", "n_best"):
+            if getattr(self, name) < 0:
+                raise UserError(f"evaluate.{name} must not be negative, but is {getattr(self, name)} instead.")
 
 
 def evaluate(
@@ -80,10 +86,11 @@ def evaluate(
 ) -> EvaluationReport:
     """Decode the split with the run's exported student, score it, and write eval-SPLIT.* into the run's folder.
 
-    alignment, labels (folder of label stores): for the figures of the heads, left out where None or absent. units: the folder of the subword
-    model, which a hybrid student does not carry. lm: beside the decoder (see `hkd.decode.recogniser.Recogniser`). tag: names
-    another way to decode, whose figures lie beside the usual ones and leave out the heads.
-    Raises UserError where the run has no exported student, the split is empty, or an utterance's audio cannot be read.
+    alignment, labels (folder of label stores): for the figures of the heads, left out where None, absent or unfit. units: the folder of the
+    subword model, which a hybrid student does not carry, and of the project's lexicon, where it has one. lm: beside the decoder (see
+    `hkd.decode.recogniser.Recogniser`). tag: names another way to decode, whose figures lie beside the usual ones and leave out the heads.
+    Raises UserError where the run has no exported student, the split is empty, an utterance's audio cannot be read, or the search cannot give
+    `config.n_best` hypotheses.
     """
     model_folder = run_folder / "model"
     if not (model_folder / "student.json").exists():
@@ -92,15 +99,21 @@ def evaluate(
     if not re.fullmatch(r"[A-Za-z0-9_-]*", tag):
         raise UserError(f"tag must be letters, digits, - and _, but is '{tag}' instead.")
     alignment, labels = (None, None) if tag else (alignment, labels)
+    spoken_by = next((folder for folder in (model_folder, units) if folder and (folder / LEXICON_FILE).exists()), None)
     inputs = _inputs(run_folder, part, config, alignment=alignment, labels=labels) | {"lm": _lm_digest(lm)}
+    if spoken_by is not None:
+        inputs["lexicon"] = digest_of_file(spoken_by / LEXICON_FILE)
     finished = _finished(run_folder, split, tag, inputs)
     if finished is not None:
         log.info("%s on %s is evaluated already", run_folder.name, split)
         return finished
-    forget_peak()
+    held_mb = forget_peak()
+    lexicon = load_lexicon(spoken_by) if spoken_by is not None else english()
     recogniser = Recogniser(model_folder, device=config.device, search=config.search, lm=lm)
-    rows, seconds = _decode(recogniser, part, config, progress)
-    memory_mb = peak_mb()
+    check_n_best(config.n_best, config.search, is_hybrid=recogniser.is_hybrid)
+    decoded = decode(recogniser, part, batch_seconds=config.batch_seconds, n_best=config.n_best, progress=progress)
+    memory_mb = peak_mb() - held_mb
+    rows = [with_phones(row, lexicon) for row in decoded.rows]
     scores = score_all(rows)
     speakers = _speakers(rows)
     report = EvaluationReport(
@@ -114,17 +127,7 @@ def evaluate(
             "words": scores["wer"].totals()["tokens"],
         },
         errors={name: error_rate(score, speakers, config) for name, score in scores.items()},
-        frames=frame_figures(
-            run_folder,
-            part,
-            alignment=alignment,
-            labels=labels,
-            subword_model=recogniser.meta.subword_model or (units / MODEL_FILE if units is not None else None),
-            units=units,
-            device=recogniser.device,
-            batch_seconds=config.batch_seconds,
-            progress=progress,
-        ),
+        frames=_frames(run_folder, part, recogniser, config, alignment=alignment, labels=labels, units=units, progress=progress),
         parameters=recogniser.num_parameters,
         decoder=_decoder(config.search, recogniser, lm),
         tag=tag,
@@ -135,14 +138,18 @@ def evaluate(
     path.unlink(missing_ok=True)  # the figures come last: they are the mark of completeness
     write_hypotheses(hyp_path, rows, scores)
     write_bytes(path.with_suffix(".errors.txt"), listing(rows, scores["wer"]).encode())
-    timing = _timing(rows, seconds, recogniser) | {"memory_mb": memory_mb}
+    if config.n_best:
+        write_n_best(n_best_path(run_folder, split, tag), rows, decoded.n_best)
+    else:
+        n_best_path(run_folder, split, tag).unlink(missing_ok=True)
+    timing = _timing(rows, decoded.seconds, recogniser) | {"memory_mb": memory_mb}
     write_json(timing_path, timing)
     write_json(path, report.to_json())
     return replace(report, rtf=timing["rtf"], memory_mb=memory_mb)
 
 
 def error_rate(scores: Scores, speakers: Sequence[str] | None, config: EvaluateConfig) -> ErrorRate:
-    """A rate with its bootstrap intervals by utterance and, where every utterance has a speaker, by speaker."""
+    """A rate with its bootstrap intervals by utterance and, where every utterance has a speaker, by speaker; NaN without tokens."""
     draws: dict[str, Any] = {"level": config.level, "num_draws": config.num_draws, "seed": config.seed}
     errors_N, tokens_N = scores.errors_N, scores.tokens_N
     return ErrorRate(
@@ -153,44 +160,33 @@ def error_rate(scores: Scores, speakers: Sequence[str] | None, config: EvaluateC
     )
 
 
-def batches(part: Manifest, batch_seconds: float) -> Iterator[tuple[list[int], list[Wave_S]]]:
-    """Rows of the split and their sound, longest first, in batches of at most `batch_seconds` (or one utterance)."""
-    order = sorted(range(len(part)), key=lambda row: (-(part[row].duration or 0.0), row))
-    rows: list[int] = []
-    waves: list[Wave_S] = []
-    longest = 0
-    for row in order:
-        wave_S = read_audio(part[row])
-        if rows and max(longest, len(wave_S)) * (len(rows) + 1) > batch_seconds * SAMPLE_RATE_HZ:
-            yield rows, waves
-            rows, waves, longest = [], [], 0
-        rows.append(row)
-        waves.append(wave_S)
-        longest = max(longest, len(wave_S))
-    if rows:
-        yield rows, waves
-
-
-def _decode(
-    recogniser: Recogniser, part: Manifest, config: EvaluateConfig, progress: Progress
-) -> tuple[list[Hypothesis], Seconds]:
-    found: dict[int, Hypothesis] = {}
-    seconds = Seconds()
-    recogniser.warm_up()
-    for rows, waves in batches(part, config.batch_seconds):
-        recognition = recogniser.recognise(waves)
-        seconds += recognition.seconds
-        for row, wave_S, text in zip(rows, waves, recognition.texts, strict=True):
-            utterance: Utterance = part[row]
-            found[row] = Hypothesis(
-                id=utterance.id,
-                speaker=utterance.speaker,
-                seconds=len(wave_S) / SAMPLE_RATE_HZ,
-                reference=" ".join(words(utterance.text)),
-                hypothesis=" ".join(words(text)),
-            )
-        progress(len(found), len(part))
-    return [found[row] for row in range(len(part))], seconds
+def _frames(
+    run_folder: Path,
+    part: Manifest,
+    recogniser: Recogniser,
+    config: EvaluateConfig,
+    *,
+    alignment: Path | None,
+    labels: Path | None,
+    units: Path | None,
+    progress: Progress,
+) -> dict[str, dict[str, Any]]:
+    """The figures of the heads; where their data do not fit a warning, and none: error rates do not hang on them."""
+    try:
+        return frame_figures(
+            run_folder,
+            part,
+            alignment=alignment,
+            labels=labels,
+            subword_model=recogniser.meta.subword_model or (units / MODEL_FILE if units is not None else None),
+            units=units,
+            device=recogniser.device,
+            batch_seconds=config.batch_seconds,
+            progress=progress,
+        )
+    except HkdError as error:
+        log.warning("%s: the figures of its heads are left out: %s", run_folder.name, error)
+        return {}
 
 
 def _speakers(rows: Sequence[Hypothesis]) -> list[str] | None:
@@ -240,8 +236,9 @@ def _inputs(
 ) -> dict[str, Any]:
     """What the figures hang on."""
     spans = (f"{u.offset}:{u.duration}:{u.speaker}" for u in part)
-    settings = {name: value for name, value in asdict(config).items() if name not in ("device", "batch_seconds")}
+    settings = {name: value for name, value in asdict(config).items() if name not in ("device", "batch_seconds", "n_best")}
     return {
+        **({"n_best": config.n_best} if config.n_best else {}),
         "model": digest_of_file(run_folder / "model" / "student.json"),
         "references": part.digest,
         "utterances": digest_of(spans),
@@ -265,7 +262,7 @@ def _decoder(search: SearchConfig, recogniser: Recogniser, lm: str | None) -> di
 
 
 def _lm_digest(lm: str | None) -> str | None:
-    """A file's digest; of a folder the names and sizes, and what its JSON files hold; else the name."""
+    """A file's digest; a folder's, of its files by name; else the name."""
     if lm is None:
         return None
     path = Path(lm)
@@ -274,14 +271,17 @@ def _lm_digest(lm: str | None) -> str | None:
     if not path.is_dir():
         return lm
     files = sorted(p for p in path.rglob("*") if p.is_file())
-    return digest_of(f"{p.relative_to(path)}:{digest_of_file(p) if p.suffix == '.json' else p.stat().st_size}" for p in files)
+    return digest_of(f"{file.relative_to(path)}:{digest_of_file(file)}" for file in files)
 
 
 def _finished(run_folder: Path, split: str, tag: str, inputs: Mapping[str, Any]) -> EvaluationReport | None:
-    if not all(path.exists() for path in result_paths(run_folder, split, tag)):
+    """What is there, where it was made from the same; n-best lists that nobody asks for now may lie beside."""
+    wanted = (*result_paths(run_folder, split, tag), *([n_best_path(run_folder, split, tag)] if "n_best" in inputs else []))
+    if not all(path.exists() for path in wanted):
         return None
     try:
         report = read_result(run_folder, split, tag)
     except UserError:
         return None
-    return report if report.inputs == json.loads(json.dumps(inputs)) else None
+    known = {name: value for name, value in report.inputs.items() if name != "n_best" or name in inputs}
+    return report if known == json.loads(json.dumps(inputs)) else None

@@ -3,9 +3,12 @@
 - Bootstrap (Bisani & Ney 2004, Bootstrap estimates for confidence intervals in ASR performance evaluation): draw as many blocks as there
   are, with replacement, and take the rate of what was drawn; a block is an utterance, or all utterances of a speaker, whose errors hang
   together. The interval is the percentiles of the drawn rates.
-- Paired bootstrap: both runs on the same drawn blocks; p is twice the smaller share of draws on one side of zero.
+- Few blocks make percentiles too narrow: 95 % intervals over 12 speakers cover about 90 %. So the percentiles are expanded (Hesterberg 2015,
+  What teachers should know about the bootstrap, section 5.3): the share of draws beyond each end is Φ(−√(G / (G − 1)) · t), where t is the
+  quantile of Student's law with G − 1 degrees of freedom.
+- Paired bootstrap: both runs on the same drawn blocks; p is 1 − the level of the widest interval that leaves zero out.
 - Matched pairs (Gillick & Cox 1989, Some statistical issues in the comparison of speech recognition algorithms; sclite's `mapsswe`):
-  segments bounded by two words that both runs have right are taken as independent; z = mean difference / its standard error.
+  segments bounded by two words that both runs have right are taken as independent; t = mean difference / its standard error.
 - All draws are a function of the seed. Shape letters: N utterances, G blocks, R draws.
 """
 
@@ -70,6 +73,20 @@ def _drawn_sums(values_G: Sequence[NDArray[np.float64]], num_draws: int, seed: i
     return [np.concatenate(piece) for piece in pieces]
 
 
+def _share_beyond(level: float, num_blocks: int) -> float:
+    """The share of draws beyond each end of an interval: expanded percentiles."""
+    from scipy.special import ndtr, stdtrit
+
+    return float(ndtr(-math.sqrt(num_blocks / (num_blocks - 1)) * stdtrit(num_blocks - 1, (1 + level) / 2)))
+
+
+def _p_value(share: float, num_blocks: int) -> float:
+    """Two-sided p where `share` of the draws lie beyond zero: the inverse of `_share_beyond`."""
+    from scipy.special import ndtri, stdtr
+
+    return min(1.0, 2 * float(stdtr(num_blocks - 1, math.sqrt((num_blocks - 1) / num_blocks) * ndtri(min(share, 0.5)))))
+
+
 def bootstrap_interval(
     errors_N: ArrayLike,
     tokens_N: ArrayLike,
@@ -79,13 +96,14 @@ def bootstrap_interval(
     num_draws: int = NUM_DRAWS,
     seed: int = 0,
 ) -> Interval | None:
-    """Percentile interval of Σ errors / Σ tokens. None where there are fewer than two blocks, which no draw can tell apart."""
+    """Expanded percentile interval of Σ errors / Σ tokens. None where there are fewer than two blocks, which no draw can tell apart."""
     errors_G, tokens_G = block_sums(errors_N, group_N), block_sums(tokens_N, group_N)
     if len(errors_G) < 2 or tokens_G.sum() == 0:
         return None
     errors_R, tokens_R = _drawn_sums([errors_G, tokens_G], num_draws, seed)
     rate_R = errors_R[tokens_R > 0] / tokens_R[tokens_R > 0]
-    low, high = np.quantile(rate_R, [(1 - level) / 2, (1 + level) / 2])
+    beyond = _share_beyond(level, len(errors_G))
+    low, high = np.quantile(rate_R, [beyond, 1 - beyond])
     return Interval(low=float(low), high=float(high), level=level, blocks=len(errors_G))
 
 
@@ -102,7 +120,7 @@ def paired_bootstrap(
     """Rate of A − rate of B on the same utterances, blocked by `group_N`. None where there are fewer than two blocks.
 
     Several seeds of a run are pooled by giving the sums of their errors, and of the tokens as often. Runs without any difference
-    have p = 1; p is never 0: at least 2 / (num_draws + 1).
+    have p = 1; p is never 0: the smallest share that draws can tell apart is 1 / (num_draws + 1), which is p = 0.004 for 13 blocks.
     """
     difference_G = block_sums(errors_a_N, group_N) - block_sums(errors_b_N, group_N)
     tokens_G = block_sums(tokens_N, group_N)
@@ -111,10 +129,11 @@ def paired_bootstrap(
     difference_R, tokens_R = _drawn_sums([difference_G, tokens_G], num_draws, seed)
     delta_R = difference_R[tokens_R > 0] / tokens_R[tokens_R > 0]
     below, above = int((delta_R <= 0).sum()), int((delta_R >= 0).sum())
-    low, high = np.quantile(delta_R, [(1 - level) / 2, (1 + level) / 2])
+    beyond = _share_beyond(level, len(tokens_G))
+    low, high = np.quantile(delta_R, [beyond, 1 - beyond])
     return Comparison(
         difference=float(difference_G.sum() / tokens_G.sum()),
-        p=min(1.0, 2 * (min(below, above) + 1) / (len(delta_R) + 1)),
+        p=_p_value((min(below, above) + 1) / (len(delta_R) + 1), len(tokens_G)),
         method="paired bootstrap" + (" by speaker" if group_N is not None else " by utterance"),
         blocks=len(tokens_G),
         low=float(low),
@@ -155,12 +174,19 @@ def segment_differences(a: Scores, b: Scores, *, buffer: int = 2) -> NDArray[np.
 
 
 def matched_pairs(a: Scores, b: Scores) -> Comparison | None:
-    """Matched-pairs sentence-segment word error test of run A against run B. None where fewer than two segments hold errors."""
+    """Matched-pairs sentence-segment word error test of run A against run B, by Student's law for few segments.
+
+    None where fewer than two segments hold errors, or where all that do differ by the same: no spread to hold the mean against.
+    """
+    from scipy.special import stdtr
+
     difference_S = segment_differences(a, b)
     if len(difference_S) < 2:
         return None
     rate = (int(a.errors_N.sum()) - int(b.errors_N.sum())) / max(1, int(a.tokens_N.sum()))
     spread = float(difference_S.std(ddof=1)) / math.sqrt(len(difference_S))
     mean = float(difference_S.mean())
-    p = math.erfc(abs(mean) / spread / math.sqrt(2)) if spread > 0 else (1.0 if mean == 0 else 0.0)
+    if spread == 0 and mean != 0:
+        return None
+    p = 2 * float(stdtr(len(difference_S) - 1, -abs(mean) / spread)) if spread else 1.0
     return Comparison(difference=rate, p=p, method="matched pairs", blocks=len(difference_S))

@@ -1,12 +1,12 @@
-"""The objectives' table: one row a configuration, its seeds pooled, with intervals and a paired test against the baseline.
+"""The objectives' table: one row a configuration, its seeds pooled, with intervals and paired tests against the baselines.
 
 - Runs that differ only in the end of their name, `-seedN`, are seeds of one row; errors are averaged over seeds, utterance by utterance,
-  so intervals and p-values speak of the test set's sampling; the spread between seeds stands beside.
+  so intervals and p-values speak of the test set's sampling; the range of the seeds stands beside.
 - Blocks are speakers where there are at least MIN_SPEAKERS, else utterances: few blocks make no honest interval.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +19,7 @@ from hkd.evaluate.significance import Comparison, Interval, bootstrap_interval, 
 
 MIN_SPEAKERS = 10
 ORDER = ("none", "hard-heads", "interpolation", "auxiliary", "hierarchical")
-_SEED = re.compile(r"[-_.](?:seed|s)[-_]?\d+$")
+_SEED = re.compile(r"[-_.]seed[-_]?\d+$")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,13 +39,12 @@ class Row:
     objective: str
     runs: tuple[str, ...]
     cells: dict[str, Cell]  # wer, cer, per
-    against: Comparison | None  # paired bootstrap of the WER against the baseline
-    segments: Comparison | None  # matched pairs, for one seed each
+    against: Mapping[str, Comparison]  # paired bootstrap of the WER by baseline
+    segments: Mapping[str, Comparison]  # matched pairs by baseline, where both have one seed
     parameters: int
     lm_parameters: int  # of the LM beside the decoder
     rtf: float | None
     memory_mb: float | None  # most that decoding took
-    is_baseline: bool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,8 +55,13 @@ class Table:
     split: str
     blocks: str  # speaker | utterance
     level: float
-    baseline: str | None
+    baselines: tuple[str, ...]  # the first is that of the rows' own columns
     data: dict[str, float]
+
+    @property
+    def baseline(self) -> str | None:
+        """The first one."""
+        return self.baselines[0] if self.baselines else None
 
     def header(self) -> tuple[str, ...]:
         """Column titles, units in them."""
@@ -68,28 +72,36 @@ class Table:
 
     def cells(self) -> list[tuple[str, ...]]:
         """The rows as texts."""
-        return [_texts(row) for row in self.rows]
+        return [_texts(row, self.baseline) for row in self.rows]
+
+    def pairs_header(self) -> tuple[str, ...]:
+        """Column titles of `pairs`."""
+        return ("run", "against", "ΔWER", f"{100 * self.level:g} % interval", "relative %", "p", "p by matched pairs")
+
+    def pairs(self) -> list[tuple[str, ...]]:
+        """Each row against each baseline, as texts."""
+        rates = {row.name: row.cells["wer"].rate for row in self.rows}
+        return [
+            _pair(row, other, found, rates[other])
+            for other in self.baselines
+            for row in self.rows
+            if (found := row.against.get(other))
+        ]
 
     def text(self) -> str:
         """Aligned columns for a terminal; narrow: intervals for the WER, plain rates for the others."""
-        header, body = self.header(), self.cells()
+        header = self.header()
         kept = [column for column in range(len(header)) if column not in (5, 7)]
-        lines = [[row[column] for column in kept] for row in (header, *body)]
-        widths = [max(len(line[column]) for line in lines) for column in range(len(kept))]
-        shown = [
-            "  ".join(
-                text.ljust(w) if column == 0 else text.rjust(w) for column, (text, w) in enumerate(zip(line, widths, strict=True))
-            )
-            for line in lines
-        ]
-        return "\n".join([shown[0], "─" * len(shown[0]), *shown[1:], "", *self.notes()])
+        shown = _aligned([[row[column] for column in kept] for row in (header, *self.cells())])
+        pairs = [*_aligned([self.pairs_header(), *self.pairs()]), ""] if len(self.baselines) > 1 else []
+        return "\n".join([*shown, "", *pairs, *self.notes()])
 
     def markdown(self) -> str:
-        """A Markdown table and its notes."""
-        header = self.header()
-        rule = [":--" if column == 0 else "--:" for column in range(len(header))]
-        lines = [f"| {' | '.join(row)} |" for row in (header, rule, *self.cells())]
-        return "\n".join([*lines, "", *self.notes()])
+        """Markdown tables, of rows and of pairs, and their notes."""
+        tables = [_markdown(self.header(), self.cells())]
+        if self.baselines:
+            tables.append(_markdown(self.pairs_header(), self.pairs()))
+        return "\n\n".join([*tables, "\n".join(self.notes())])
 
     def notes(self) -> list[str]:
         """How much data stands behind the figures, and how the intervals came about."""
@@ -108,26 +120,61 @@ class Table:
             f"Intervals: bootstrap by {self.blocks}."
             + (f" p: paired bootstrap by {self.blocks} against {self.baseline}, two-sided." if self.baseline else ""),
         ]
+        if any(len(row.runs) > 1 for row in self.rows):
+            notes.append(
+                "In brackets the WER of the best and the worst seed; intervals and p speak of other test data, not of other seeds."
+            )
         if self.blocks == "utterance":
             notes.append(f"Fewer than {MIN_SPEAKERS} speakers: the intervals say nothing about other speakers.")
         return notes
 
 
-def _texts(row: Row) -> tuple[str, ...]:
+def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Columns under a header and a rule, the first to the left, the others to the right."""
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    shown = [
+        "  ".join(
+            text.ljust(w) if column == 0 else text.rjust(w) for column, (text, w) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    ]
+    return [shown[0], "─" * len(shown[0]), *shown[1:]]
+
+
+def _markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    rule = [":--" if column == 0 else "--:" for column in range(len(header))]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *body))
+
+
+def _pair(row: Row, other: str, found: Comparison, rate: float) -> tuple[str, ...]:
+    interval = "–" if found.low is None or found.high is None else f"{_signed(found.low, 1)} … {_signed(found.high, 1)}"
+    segments = row.segments.get(other)
+    return (
+        row.name, other, _signed(found.difference), interval, _signed(found.difference / rate, 1) if rate else "–", format_p(found.p),
+        format_p(segments.p) if segments else "–",
+    )  # fmt: skip
+
+
+def _signed(share: float, digits: int = 2) -> str:
+    return f"{100 * share:+.{digits}f}".replace("-", "−")
+
+
+def _texts(row: Row, baseline: str | None) -> tuple[str, ...]:
     rates: list[str] = []
     for metric in METRICS:
         cell = row.cells[metric]
         rates += [
-            f"{100 * cell.rate:.2f}",
+            "–" if np.isnan(cell.rate) else f"{100 * cell.rate:.2f}",
             f"{100 * cell.interval.low:.1f}–{100 * cell.interval.high:.1f}" if cell.interval else "–",
         ]
-    delta, p = ("–", "–")
-    if row.against is not None:
-        delta, p = f"{100 * row.against.difference:+.2f}".replace("-", "−"), format_p(row.against.p)
+    against = row.against.get(baseline) if baseline else None
+    delta, p = (_signed(against.difference), format_p(against.p)) if against else ("–", "–")
     parameters = f"{row.parameters / 1e6:.2f} M" + (f" + {row.lm_parameters / 1e6:.1f} M" if row.lm_parameters else "")
     rtf = "–" if row.rtf is None else f"{row.rtf:.3f}"
     memory = "–" if row.memory_mb is None else f"{row.memory_mb:.0f}"
-    return (row.name, str(len(row.runs)), *rates, delta, p, parameters, rtf, memory)
+    seeds = [100 * rate for rate in row.cells["wer"].by_seed]
+    spread = f" ({min(seeds):.1f}–{max(seeds):.1f})" if len(seeds) > 1 and not np.isnan(seeds[0]) else ""
+    return (row.name, f"{len(seeds)}{spread}", *rates, delta, p, parameters, rtf, memory)
 
 
 def format_p(p: float) -> str:
@@ -141,10 +188,11 @@ def configuration_of(run: str) -> str:
     return (_SEED.sub("", name) or name) + at + tag
 
 
-def objectives_table(reports: Sequence[EvaluationReport], *, baseline: str = "none", num_draws: int = 10_000) -> Table:
-    """The table of evaluations of one split. Raises UserError where their splits or references differ.
+def objectives_table(reports: Sequence[EvaluationReport], *, baselines: Sequence[str] = (), num_draws: int = 10_000) -> Table:
+    """The table of evaluations of one split.
 
-    baseline: the configuration, else the objective, that the others are tested against; without one the test is left out.
+    baselines: the configurations, else objectives, that the others are tested against; by default `none` where it is there.
+    Raises UserError where splits or references differ, a baseline is not there, or what looks like seeds of one row is not.
     """
     if not reports:
         raise UserError("a table must have at least one evaluated run, but there is none. Run `hkd evaluate` first.")
@@ -152,9 +200,9 @@ def objectives_table(reports: Sequence[EvaluationReport], *, baseline: str = "no
     groups: dict[str, list[EvaluationReport]] = {}
     for report in sorted(reports, key=lambda r: (_rank(r.objective), r.name)):
         groups.setdefault(configuration_of(report.name), []).append(report)
-    names = [name for name in groups if name == baseline]
-    names = names or [name for name, group in groups.items() if group[0].objective == baseline and not group[0].tag]
-    base = names[0] if names and len(groups) > 1 else None
+    for name, group in groups.items():
+        _check_seeds(name, group)
+    bases = [_find(name, groups) for name in baselines] or [name for name in ("none",) if name in groups and len(groups) > 1]
     first = reports[0]
     speakers = [row.speaker for row in first.hypotheses if row.speaker is not None]
     by_speaker = len(speakers) == len(first.hypotheses) and len(set(speakers)) >= MIN_SPEAKERS
@@ -162,15 +210,38 @@ def objectives_table(reports: Sequence[EvaluationReport], *, baseline: str = "no
     level = float(first.inputs.get("settings", {}).get("level", 0.95))
     scores = {name: [score_all(report.hypotheses) for report in group] for name, group in groups.items()}
     rows = tuple(
-        _row(name, group, scores[name], scores[base] if base and base != name else None, group_N, level, num_draws, name == base)
+        _row(name, group, scores[name], {base: scores[base] for base in bases if base != name}, group_N, level, num_draws)
         for name, group in groups.items()
     )
     blocks = "speaker" if by_speaker else "utterance"
-    return Table(rows=rows, split=first.split, blocks=blocks, level=level, baseline=base, data=dict(first.data))
+    return Table(rows=rows, split=first.split, blocks=blocks, level=level, baselines=tuple(bases), data=dict(first.data))
 
 
 def _rank(objective: str) -> int:
     return ORDER.index(objective) if objective in ORDER else len(ORDER)
+
+
+def _find(baseline: str, groups: Mapping[str, Sequence[EvaluationReport]]) -> str:
+    """The row that a baseline means: its name, else its objective. Raises UserError where there is none."""
+    names = [name for name in groups if name == baseline]
+    names = names or [name for name, group in groups.items() if group[0].objective == baseline and not group[0].tag]
+    if not names:
+        raise UserError(f"a baseline must be one of {', '.join(groups)}, or their objective, but is '{baseline}' instead.")
+    return names[0]
+
+
+def _check_seeds(name: str, group: Sequence[EvaluationReport]) -> None:
+    """Raises UserError where runs of one row have one name, or differ in more than their seed."""
+    first = group[0]
+    for number, other in enumerate(group[1:], start=1):
+        if other.name in [report.name for report in group[:number]]:
+            raise UserError(f"runs in one table must have different names, but two are called {other.name}. Rename one's folder.")
+        for what in ("objective", "parameters", "decoder"):
+            if getattr(first, what) != getattr(other, what):
+                raise UserError(
+                    f"{first.name} and {other.name} would be seeds of one row, {name}, but differ in {what}: {getattr(first, what)} and "
+                    f"{getattr(other, what)}. Rename one's folder, or evaluate both alike."
+                )
 
 
 def _check_same(reports: Sequence[EvaluationReport]) -> None:
@@ -192,11 +263,10 @@ def _row(
     name: str,
     group: Sequence[EvaluationReport],
     scores: Sequence[dict[str, Scores]],
-    base: Sequence[dict[str, Scores]] | None,
+    bases: Mapping[str, Sequence[dict[str, Scores]]],
     group_N: Sequence[str] | None,
     level: float,
     num_draws: int,
-    is_baseline: bool,
 ) -> Row:
     cells = {}
     for metric in METRICS:
@@ -206,12 +276,13 @@ def _row(
             interval=bootstrap_interval(errors_N, tokens_N, group_N=group_N, level=level, num_draws=num_draws),
             by_seed=tuple(s[metric].rate for s in scores),
         )
-    against = segments = None
-    if base is not None:
-        errors_N, tokens_N = _pooled([s["wer"] for s in scores])
+    errors_N, tokens_N = _pooled([s["wer"] for s in scores])
+    against: dict[str, Comparison | None] = {}
+    segments: dict[str, Comparison | None] = {}
+    for other, base in bases.items():
         base_N, _ = _pooled([s["wer"] for s in base])
-        against = paired_bootstrap(errors_N, base_N, tokens_N, group_N=group_N, level=level, num_draws=num_draws)
-        segments = matched_pairs(scores[0]["wer"], base[0]["wer"]) if len(scores) == len(base) == 1 else None
+        against[other] = paired_bootstrap(errors_N, base_N, tokens_N, group_N=group_N, level=level, num_draws=num_draws)
+        segments[other] = matched_pairs(scores[0]["wer"], base[0]["wer"]) if len(scores) == len(base) == 1 else None
     timed = [report.rtf for report in group if report.rtf is not None]
     held = [report.memory_mb for report in group if report.memory_mb is not None]
     return Row(
@@ -219,11 +290,10 @@ def _row(
         objective=group[0].objective,
         runs=tuple(report.name for report in group),
         cells=cells,
-        against=against,
-        segments=segments,
+        against={other: found for other, found in against.items() if found},
+        segments={other: found for other, found in segments.items() if found},
         parameters=group[0].parameters,
         lm_parameters=int(group[0].decoder.get("lm_parameters", 0)),
         rtf=float(np.median(timed)) if timed else None,
         memory_mb=max(held) if held else None,
-        is_baseline=is_baseline,
     )

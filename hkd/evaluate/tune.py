@@ -1,17 +1,18 @@
 """Choosing on dev how a search is weighed: the network runs once, the search once for each pair of values."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import product
 from pathlib import Path
 
 import torch
 
-from hkd.decode.hybrid import HybridSearch
+from hkd.decode.hybrid import HybridConfig, HybridSearch
 from hkd.decode.recogniser import Recogniser
 from hkd.decode.search import Search
 from hkd.errors import UserError
-from hkd.evaluate.run import EvaluateConfig, batches
+from hkd.evaluate.decoding import batches
+from hkd.evaluate.run import EvaluateConfig
 from hkd.evaluate.score import score_words
 from hkd.manifest import read as read_manifest
 from hkd.progress import Progress, no_progress
@@ -29,6 +30,13 @@ class Try:
     wer: float
 
 
+def as_settings(values: Mapping[str, float]) -> list[str]:
+    """A try's values as `hkd evaluate --set` and `hkd transcribe --set` take them."""
+    if set(values) <= {field.name for field in fields(HybridConfig)}:
+        return [f"search.hybrid.{name}={value}" for name, value in values.items()]
+    return ["search.decoder=beam", *(f"search.{name}={value}" for name, value in values.items())]
+
+
 def tune(
     run_folder: Path,
     *,
@@ -41,12 +49,15 @@ def tune(
 ) -> list[Try]:
     """All tries, best first (ties: the smaller values). Writes nothing. grid: name → values; by default that of the student's kind.
 
-    Raises UserError for the split `test`, which is not for choosing, and where evaluation would.
+    Raises UserError for the split `test`, which is not for choosing, for one without words, and where evaluation would.
     """
     if split == "test":
         raise UserError("split must not be test where values are chosen, but is 'test' instead. Take --split dev.")
     config = config or EvaluateConfig()
     part = read_manifest(manifest).split(split)
+    references = [" ".join(words(utterance.text)) for utterance in part]
+    if not any(references):
+        raise UserError(f"split {split} must have words in its transcripts for values to be chosen, but has none.")
     recogniser = Recogniser(run_folder / "model", device=config.device, search=replace(config.search, decoder="beam"), lm=lm)
     search = recogniser.search
     chosen = grid or (HYBRID_GRID if isinstance(search, HybridSearch) else CTC_GRID)
@@ -56,7 +67,6 @@ def tune(
     for rows, waves in batches(part, config.batch_seconds):
         logits_BTV, length_B, _ = recogniser.logits(waves)
         logits |= {row: logits_TV[:length] for row, logits_TV, length in zip(rows, logits_BTV, length_B.tolist(), strict=True)}
-    references = [" ".join(words(utterance.text)) for utterance in part]
     points = [dict(zip(chosen, values, strict=True)) for values in product(*chosen.values())]
     tries: list[Try] = []
     for values in points:

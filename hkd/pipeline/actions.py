@@ -62,10 +62,10 @@ OWN_WORDS = f"lm/{WORDS}"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReportSettings:
-    """[report]: the split that is scored, and what the others are compared with."""
+    """[report]: the split that is scored, and what the others are compared with (default: none, where it is there)."""
 
     split: str = "test"
-    baseline: str = "none"
+    baselines: tuple[str, ...] = ()
     num_examples: int = 3
 
 
@@ -272,6 +272,7 @@ def train(folder: Path, settings: Settings, progress: Progress) -> str:
 
 def evaluate(folder: Path, settings: Settings, progress: Progress) -> str:
     """runs/NAME + audio → its figures on a split."""
+    from hkd.evaluate.report import percent
     from hkd.evaluate.run import evaluate as evaluate_run
 
     here = Project.load(folder)
@@ -292,24 +293,24 @@ def evaluate(folder: Path, settings: Settings, progress: Progress) -> str:
         config=config,
         progress=progress,
     )
-    return f"WER {report.errors['wer'].rate:.1%} on {split}"
+    return f"WER {percent(report.errors['wer'].rate)} % on {split}"
 
 
 def report(folder: Path, settings: Settings, progress: Progress) -> str:
-    """All runs → report.html and report.md."""
+    """All runs → a page, and its tables as Markdown and as text."""
     from hkd.evaluate.report import write_report
     from hkd.files import write_bytes
 
     here = Project.load(folder)
     table = dict(settings)
     runs: Sequence[str] = table.pop("runs")
-    title = str(table.pop("title"))
+    title, page = str(table.pop("title")), folder / str(table.pop("page"))
     config = build(ReportSettings, table, where="[report]")
     result = write_report(
         [here.runs / name for name in runs],
-        folder / "report.html",
+        page,
         split=config.split,
-        baseline=config.baseline,
+        baselines=config.baselines,
         num_examples=config.num_examples,
         manifest=here.manifest,
         alignment=here.alignment,
@@ -318,9 +319,9 @@ def report(folder: Path, settings: Settings, progress: Progress) -> str:
         title=title,
         progress=progress,
     )
-    write_bytes(folder / "report.md", (result.markdown() + "\n").encode())
-    write_bytes(folder / "report.txt", (result.text() + "\n").encode())
-    return f"{len(runs)} runs in report.html"
+    write_bytes(page.with_suffix(".md"), (result.markdown() + "\n").encode())
+    write_bytes(page.with_suffix(".txt"), (result.text() + "\n").encode())
+    return f"{len(runs)} runs in {page.name}"
 
 
 def stores_of(settings: Settings, stores: Mapping[str, DumpSettings]) -> list[str]:

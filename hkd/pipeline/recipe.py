@@ -13,7 +13,7 @@
     [runs.NAME]               a run: what differs from [train]
     [evaluate]                how all runs are scored on [report].split; lm = "lm/words.arpa" beside a hybrid student
     [searches.TAG]            another way to decode: runs = [...] and settings of [evaluate]; its rows are RUN@TAG
-    [report]                  the page, where there are runs
+    [report]                  the page, where there are runs: report.html; report-dev.html for another split than test
 
 Every table is checked against its component's config before anything starts.
 """
@@ -43,6 +43,7 @@ OPTIONAL = ("tie",)  # single tables that do nothing where they are not there
 class Recipe:
     """A pipeline as read: its tables, checked."""
 
+    name: str  # of its file
     title: str
     jobs: int
     tables: Mapping[str, Any]
@@ -51,6 +52,12 @@ class Recipe:
         """The table of that name, empty where there is none."""
         table: Mapping[str, Any] = self.tables.get(name, {})
         return table
+
+    @property
+    def report(self) -> str:
+        """The stage that makes the page, and the page's name: of its own for each file and split, as several may share a working folder."""
+        split = actions.ReportSettings(**self.table("report")).split
+        return "-".join(["report", *([self.name] if self.name != "pipeline" else []), *([split] if split != "test" else [])])
 
 
 def load_recipe(path: Path, overrides: Mapping[str, Any]) -> Recipe:
@@ -64,7 +71,7 @@ def load_recipe(path: Path, overrides: Mapping[str, Any]) -> Recipe:
     if "runs" in tables:
         tables["runs"] = _with_seeds(tables["runs"], seeds, file)
     merged_settings(tables)
-    return Recipe(title=str(title), jobs=int(jobs), tables=tables)
+    return Recipe(name=file.stem, title=str(title), jobs=int(jobs), tables=tables)
 
 
 def _with_base(file: Path) -> dict[str, Any]:
@@ -189,9 +196,10 @@ def stages_of(recipe: Recipe) -> dict[str, Stage]:
             )
     if not runs:  # label stores alone
         return stages
-    settings = {"runs": list(runs), "title": recipe.title, **recipe.table("report")}
-    pages = ["report.html", "report.md", "report.txt"]
-    add("report", actions.report, settings, pages, [*scored, *(f"dump-{store}" for store in stores)])
+    page = f"{recipe.report}.html"
+    settings = {"runs": list(runs), "title": recipe.title, "page": page, **recipe.table("report")}
+    pages = [page, f"{recipe.report}.md", f"{recipe.report}.txt"]
+    add(recipe.report, actions.report, settings, pages, [*scored, *(f"dump-{store}" for store in stores)])
     return stages
 
 
@@ -224,6 +232,6 @@ def _searches(recipe: Recipe, runs: Sequence[str]) -> Iterator[tuple[str, Mappin
         yield tag, merge(recipe.table("evaluate"), rest), f"[searches.{tag}]", chosen
 
 
-def results_table(work: Path) -> str:
-    """The objectives' table of a finished pipeline, as text."""
-    return (work / "report.txt").read_text(encoding="utf-8").rstrip()
+def results_table(page: Path) -> str:
+    """The tables of a finished pipeline's page, as text."""
+    return page.with_suffix(".txt").read_text(encoding="utf-8").rstrip()

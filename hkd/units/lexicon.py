@@ -92,6 +92,11 @@ class Lexicon:
         speech = {phone for phone in self.phones if not is_silence_name(phone)}
         return "stressed" if {without_stress(phone) for phone in speech} <= ARPABET else "nothing"
 
+    @property
+    def is_english(self) -> bool:
+        """Whether its phones are ARPAbet's, with stress or without."""
+        return self._predicts != "nothing"
+
     @cached_property
     def _english(self) -> "Lexicon":
         return Lexicon()

@@ -83,7 +83,7 @@ def search(tying: Tying, arpa: Path) -> HybridSearch:
 def exhaustive(tying: Tying, arpa: Path) -> HybridSearch:
     config = HybridConfig(acoustic_scale=1.0, prior_scale=0.0, beam=1e4, max_active=10**6)
     inventory = tying.inventories[SENONE]
-    return HybridSearch(config, inventory, np.zeros(len(inventory), np.float32), arpa, tying=tying)
+    return HybridSearch(config, inventory, np.zeros(len(inventory), np.float32), arpa, tying=tying, lexicon=Lexicon())
 
 
 def viterbi(states: list[int], logp_TV: np.ndarray) -> float:
@@ -195,17 +195,27 @@ def test_likelihoods_are_posteriors_over_priors() -> None:
     np.testing.assert_allclose(np.exp(found_TV), wanted_TV, rtol=1e-5)
 
 
-def test_words_that_nobody_can_pronounce_are_left_out(tmp_path: Path, tying: Tying, capfd: pytest.CaptureFixture[str]) -> None:
+def test_words_that_nobody_can_pronounce_are_left_out_and_told(
+    tmp_path: Path, tying: Tying, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     graph = build_graph(write_arpa(tmp_path / "a.arpa", WORDS | {"mp3": -2.0}), tying=tying, lexicon=Lexicon())
-    assert graph.left_out == ("mp3",)
     assert "mp3" not in graph.words
+    [message] = caplog.messages
+    assert message.endswith("a.arpa must hold words that the lexicon can pronounce: 1 of 5 are left out (mp3).")
     assert capfd.readouterr().err == ""
 
 
 def test_what_cannot_be_searched_is_refused(tmp_path: Path, tying: Tying, arpa: Path) -> None:
     for text, message in [
         ("", "with <s> and </s>"),
-        ("\\1-grams:\n-1\t<s>\n-1\t</s>\n-1\tmp3\n\\end\\\n", "words with pronunciations"),
+        (
+            "\\1-grams:\n-1\t<s>\n-1\t</s>\n-1\tmp3\n\\end\\\n",
+            "words that the lexicon can pronounce, but none of its 1 is one. Give one in the language",
+        ),
+        (
+            "\\1-grams:\n-1\t<s>\n-1\t</s>\n-1\tREADY\n-1\tX9\n\\end\\\n",
+            "In lower case, as .*, 1 of them would do: write the LM so",
+        ),
     ]:
         path = tmp_path / "bad.arpa"
         path.write_text(text)
@@ -215,4 +225,4 @@ def test_what_cannot_be_searched_is_refused(tmp_path: Path, tying: Tying, arpa: 
         build_graph(tmp_path / "none.arpa", tying=tying, lexicon=Lexicon())
     other = UnitInventory(level="senone", symbols=("A-0-0", "B-0-1"), silence=0)
     with pytest.raises(UserError, match="senones of the acoustic model beside it"):
-        HybridSearch(HybridConfig(), other, np.zeros(2, np.float32), arpa)
+        HybridSearch(HybridConfig(), other, np.zeros(2, np.float32), arpa, tying=tying, lexicon=Lexicon())

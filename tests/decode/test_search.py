@@ -1,5 +1,6 @@
 """Search as it is configured: greedy or beam, LM by file, lexicon from the LM's words, teachers as LMs."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,15 +31,18 @@ def subwords(tmp_path_factory: pytest.TempPathFactory) -> SubwordModel:
     return SubwordModel(folder / "subword.model")
 
 
-@pytest.fixture(scope="module")
-def arpa(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A unigram LM of the sentences, written by hand."""
-    spoken = sorted({w for s in SENTENCES for w in s.split()})
+def write_unigram(path: Path, spoken: Sequence[str]) -> str:
+    """An LM in which all words are as likely."""
     lines = [f"{-np.log10(len(spoken) + 1):.6f}\t{w}" for w in ("</s>", *spoken)]
-    path = tmp_path_factory.mktemp("lm") / "words.arpa"
     head = ["\\data\\", f"ngram 1={len(lines) + 1}", "", "\\1-grams:", "-99\t<s>"]
     path.write_text("\n".join([*head, *lines, "", "\\end\\", ""]))
     return str(path)
+
+
+@pytest.fixture(scope="module")
+def arpa(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An LM of the sentences' words."""
+    return write_unigram(tmp_path_factory.mktemp("lm") / "words.arpa", sorted({w for s in SENTENCES for w in s.split()}))
 
 
 def noisy_logits(subwords: SubwordModel, sentence: str, noise: float, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -70,6 +74,32 @@ def test_the_lexicon_lets_only_words_through_and_mends_errors(subwords: SubwordM
         beam_wrong += said != sentence.split()
         greedy_wrong += subwords.decode(greedy_ctc(logits_BTV, length_B)[0]) != sentence
     assert beam_wrong < greedy_wrong
+
+
+def test_words_that_the_pieces_cannot_spell_never_come_out(
+    subwords: SubwordModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    spoken = SENTENCES[0].split()
+    mixed = write_unigram(tmp_path / "mixed.arpa", [*dict.fromkeys(spoken), "HELLO", "WORLD", "żółw", "日本"])
+    search = Search(SearchConfig(decoder="beam"), subwords, lm=mixed)
+    [message] = caplog.messages
+    assert "spell: 4 of" in message
+    assert "are left out (HELLO, WORLD, żółw ...)" in message
+    assert "2 of them would do" in message
+    logits_BTV, length_B = noisy_logits(subwords, SENTENCES[0], noise=0.1)
+    logits_BTV[:, 1::2, subwords.unknown + 1] += 20
+    [ranked] = search.ranked(logits_BTV, length_B, n_best=8)
+    assert ranked
+    assert all(set(search.text(row.units).split()) <= set(spoken) for row in ranked)
+
+
+def test_an_lm_without_a_word_to_spell_is_refused(subwords: SubwordModel, tmp_path: Path) -> None:
+    for lexicon in (True, False):
+        config = SearchConfig(decoder="beam", lexicon=lexicon)
+        with pytest.raises(UserError, match=r"none of its 2 is one\. In lower case, as .*, 2 of them would do: write the LM so"):
+            Search(config, subwords, lm=write_unigram(tmp_path / "upper.arpa", ["HELLO", "WORLD"]))
+        with pytest.raises(UserError, match=r"can spell, but none of its 1 is one\. Give one in the language"):
+            Search(config, subwords, lm=write_unigram(tmp_path / "other.arpa", ["日本"]))
 
 
 class CountingTeacher:

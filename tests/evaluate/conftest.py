@@ -32,6 +32,7 @@ from hkd.units.text import words
 
 OBJECTIVES = ("none", "hard-heads", "interpolation", "hierarchical")
 LEVELS = ("senone", "monophone", "subword")
+SMALL = EncoderConfig(d_model=32, num_layers=3, num_heads=2, ff_factor=2, conv_kernel=5, dropout=0.0)
 
 
 @dataclass(frozen=True)
@@ -95,11 +96,10 @@ def write_store(project: Project, level: str, *, seed: int) -> None:
 def write_run(project: Project, objective: str, *, seed: int) -> None:
     """A run of a few steps of real training, and a metrics.jsonl as if it had been longer."""
     folder = project.folder / "runs" / objective
-    encoder = EncoderConfig(d_model=32, num_layers=3, num_heads=2, ff_factor=2, conv_kernel=5, dropout=0.0)
     config = TrainConfig(
         objective=objective,
         stores=("subword",) if objective == "interpolation" else (),
-        encoder=encoder,
+        encoder=SMALL,
         loop=LoopConfig(max_steps=1, warmup_steps=0, seed=seed),
     )
     train(config, folder, manifest=project.manifest, units=project.units, alignment=project.alignment, labels=project.labels)
@@ -174,3 +174,28 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
         }
         write_json(project.folder / "lm" / level / "report.json", report)
     return project
+
+
+@pytest.fixture(scope="session")
+def hybrid(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a few steps whose main output is senones."""
+    folder = tmp_path_factory.mktemp("hybrid") / "run"
+    config = TrainConfig(
+        objective="hierarchical",
+        main="senone",
+        encoder=SMALL,
+        loop=LoopConfig(max_steps=2, warmup_steps=0),
+        stores=("monophone", "subword"),
+    )
+    train(config, folder, manifest=project.manifest, units=project.units, alignment=project.alignment, labels=project.labels)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def unigram(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A word n-gram (ARPA) of the corpus' words."""
+    said = sorted({word for utterance in read_manifest(project.manifest) for word in words(utterance.text)})
+    lines = [f"-2\t{word}" for word in ("</s>", *said)]
+    path = tmp_path_factory.mktemp("unigram") / "words.arpa"
+    path.write_text("\n".join(["\\data\\", f"ngram 1={len(lines) + 1}", "", "\\1-grams:", "-99\t<s>", *lines, "", "\\end\\", ""]))
+    return path

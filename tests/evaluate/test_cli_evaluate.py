@@ -9,7 +9,11 @@ from typer.testing import CliRunner
 
 from hkd.cli.evaluate import model_folder, run_folders
 from hkd.cli.main import app
+from hkd.decode.hybrid import HybridConfig
+from hkd.decode.recogniser import Recogniser
+from hkd.decode.search import SearchConfig
 from hkd.errors import UserError
+from hkd.evaluate.transcribe import transcribe_file
 
 runner = CliRunner()
 
@@ -43,19 +47,101 @@ def test_evaluate_report_transcribe(folder: Path) -> None:
     assert result.exit_code == 0, result.output
 
 
+def said(*arguments: str) -> str:
+    result = runner.invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_transcribe_searches_as_evaluate_does(folder: Path, unigram: Path) -> None:
+    sound = sorted((folder / "audio").iterdir())[0]
+    one = ("transcribe", str(sound), "--model", "none")
+
+    def text(lm: str | None = None, **search: object) -> str:
+        recogniser = Recogniser(folder / "runs" / "none" / "model", search=SearchConfig(**search), lm=lm)
+        return f"{transcribe_file(recogniser, sound)['text']}\n"
+
+    lm = str(unigram)
+    greedy, beam = text(), text(lm, decoder="beam", word_bonus=3.0)
+    few, free = text(lm, decoder="beam", word_bonus=0.0), text(lm, decoder="beam", word_bonus=3.0, lexicon=False)
+    assert len({greedy, beam, few, free}) == 4
+    assert said(*one) == greedy
+    assert said(*one, "--decoder", "beam", "--lm", lm, "--set", "search.word_bonus=3") == beam
+    (folder / "hkd.toml").write_text(f'[evaluate]\nlm = "{lm}"\nsearch = {{decoder = "beam", word_bonus = 3.0}}\n')
+    assert said(*one) == beam
+    assert said(*one, "--set", "search.word_bonus=0.0") == few
+    assert said(*one, "--set", "search.lexicon=false") == free
+
+
+def test_what_tuning_finds_can_be_given_back(folder: Path, hybrid: Path, unigram: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(hybrid, folder / "runs" / "hybrid")
+    monkeypatch.setattr("hkd.evaluate.tune.CTC_GRID", {"lm_weight": (0.2, 0.7), "word_bonus": (1.5,)})
+    monkeypatch.setattr("hkd.evaluate.tune.HYBRID_GRID", {"acoustic_scale": (0.07, 0.7), "prior_scale": (0.25,)})
+    for run in ("hybrid", "none"):
+        common = ("evaluate", run, "--split", "dev", "--lm", str(unigram), "--set", "num_draws=100")
+        _, first, *_, best = said(*common, "--tune").splitlines()
+        *values, wer = map(float, first.split())
+        assert best.startswith("Best: --set search.")
+        [report] = json.loads(said(*common, *best.removeprefix("Best: ").split(), "--tag", "tuned", "--json"))
+        names = ("acoustic_scale", "prior_scale") if run == "hybrid" else ("lm_weight", "word_bonus")
+        assert [report["decoder"][name] for name in names] == values
+        assert f"{100 * report['errors']['wer']['rate']:.2f}" == f"{wer:.2f}"
+
+
+def test_a_hybrid_is_evaluated_and_transcribed_with_the_same_scales(folder: Path, hybrid: Path, unigram: Path) -> None:
+    shutil.copytree(hybrid, folder / "runs" / "hybrid")
+    given = (
+        "--lm",
+        str(unigram),
+        "--set",
+        "search.hybrid.acoustic_scale=0.7",
+        "--set",
+        "search.hybrid.prior_scale=0",
+        "--set",
+        "num_draws=100",
+    )
+    [report] = json.loads(said("evaluate", "hybrid", "--split", "dev", *given, "--json"))
+    assert report["decoder"]["acoustic_scale"] == 0.7
+    assert report["decoder"]["prior_scale"] == 0.0
+    sound = sorted((folder / "audio").iterdir())[0]
+    search = SearchConfig(hybrid=HybridConfig(acoustic_scale=0.7, prior_scale=0.0))
+    wanted, usual = (
+        transcribe_file(Recogniser(hybrid / "model", search=how, lm=str(unigram)), sound)["text"]
+        for how in (search, SearchConfig())
+    )
+    assert said("transcribe", str(sound), "--model", "hybrid", *given) == f"{wanted}\n"
+    assert wanted != usual
+
+
 def test_what_cannot_be_is_one_line_and_exit_2(folder: Path) -> None:
     for arguments, said in (
         (["evaluate", "nonsense"], "but is 'nonsense' instead"),
         (["evaluate", "none", "--split", "nonsense"], "split must be one of"),
+        (["evaluate", "none", "--n-best", "3"], "Take --decoder beam"),
         (["report", "none"], "Run `hkd evaluate none --split test` first"),
         (["transcribe", "missing.wav", "--model", "none"], "No such file"),
         (["transcribe", "missing.wav"], "--model must be given"),
+        (["transcribe", "missing.wav", "--model", "none", "--set", "search.bean=2"], "Did you mean 'beam'?"),
+        (["evaluate", "none", "--set", "search.hybrid.prior_scale=-1"], "hybrid.prior_scale must not be negative"),
     ):
         result = runner.invoke(app, arguments)
         assert result.exit_code == 2, result.output
         assert said in result.stderr.replace("\n", " ")
         assert len(result.stderr.strip().splitlines()) == 1
         assert result.stdout == ""
+
+
+def test_edited_transcripts_cost_the_heads_figures_alone(folder: Path) -> None:
+    manifest = folder / "manifest.jsonl"
+    manifest.write_text(manifest.read_text().replace('"text": "', '"text": "indeed '))
+    result = runner.invoke(app, ["evaluate", "hierarchical", "--decoder", "beam", "--n-best", "2", "--json"])
+    assert result.exit_code == 0, result.output
+    [report] = json.loads(result.stdout)
+    assert report["frames"] == {}
+    assert report["errors"]["wer"]["rate"] > 0
+    assert {path.name for path in (folder / "runs" / "hierarchical").glob("eval-test.*")} == {
+        "eval-test.json", "eval-test.hyp.jsonl", "eval-test.errors.txt", "eval-test.timing.json", "eval-test.nbest.jsonl",
+    }  # fmt: skip
 
 
 def test_runs_and_models_by_name_or_folder(project, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

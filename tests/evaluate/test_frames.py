@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,15 +13,19 @@ from safetensors.torch import load
 
 from hkd.align.alignment import Alignment
 from hkd.audio import read_audio
+from hkd.decode.recogniser import Recogniser
 from hkd.errors import UserError
-from hkd.evaluate.frames import frame_figures, frame_inputs
+from hkd.evaluate.frames import MAIN, frame_figures, frame_inputs
 from hkd.features.fbank import log_mel
 from hkd.labels.store import LabelReader
+from hkd.loop import LoopConfig
 from hkd.loop.checkpoint import load_model_tensors
 from hkd.manifest import Manifest
 from hkd.manifest import read as read_manifest
-from hkd.student.config import config_from_json
+from hkd.student.config import EncoderConfig, config_from_json
 from hkd.student.model import Student
+from hkd.train.config import TrainConfig
+from hkd.train.run import train
 
 
 @pytest.fixture(scope="module")
@@ -105,3 +110,63 @@ def test_without_weights_or_alignment_there_is_nothing(project, tmp_path: Path) 
         "monophone",
         "subword",
     }
+
+
+def train_hybrid(project, folder: Path, **settings: Any) -> Path:  # type: ignore[no-untyped-def]
+    """A run of two steps whose main output is senones."""
+    encoder = EncoderConfig(d_model=32, num_layers=3, num_heads=2, ff_factor=2, conv_kernel=5, dropout=0.0)
+    config = TrainConfig(main="senone", encoder=encoder, loop=LoopConfig(max_steps=2, warmup_steps=0), **settings)
+    train(config, folder, manifest=project.manifest, units=project.units, alignment=project.alignment, labels=project.labels)
+    return folder
+
+
+def figures_of(project, run: Path, **others: Any) -> dict[str, dict[str, Any]]:  # type: ignore[no-untyped-def]
+    part = read_manifest(project.manifest).split("test")
+    parts = {"alignment": project.alignment, "labels": project.labels, "units": project.units, **others}
+    return frame_figures(run, part, subword_model=project.units / "subword.model", **parts)
+
+
+@torch.no_grad()
+def test_a_senone_main_output_is_a_head_with_its_kl_to_the_store_of_interpolation(project, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    run = train_hybrid(project, tmp_path / "run", objective="interpolation")
+    figures = figures_of(project, run)
+    assert list(figures) == [MAIN]
+    alignment, store = Alignment(project.alignment), LabelReader.open(project.labels / "senone")
+    recogniser, silences = Recogniser(run / "model", device="cpu"), set(alignment.silences["senone"])
+    right, kls = [], []
+    for utterance in read_manifest(project.manifest).split("test"):
+        logits_BTV, length_B, _ = recogniser.logits([read_audio(utterance)])
+        tier, topk = alignment[utterance.id].tiers["senone"], store.block([utterance.id]).topk
+        spoken = [i for i, unit in enumerate(tier.unit_U.tolist()) if unit not in silences]
+        for slot in range(min(int(length_B[0]), tier.num_frames)):
+            segment = int(np.searchsorted(tier.start_U1, slot, side="right")) - 1
+            right.append(int(logits_BTV[0, slot].argmax()) == int(tier.unit_U[segment]))
+            if segment in spoken:
+                n = spoken.index(segment)
+                logq_V = torch.log_softmax(logits_BTV[0, slot].double(), -1)
+                logq_K, logp_K = logq_V[topk.ids_NK[n].astype(np.int64)], torch.tensor(topk.logp_NK[n]).double()
+                tail, rest = float(topk.tail_N[n]), float(torch.log1p(-logq_K.exp().sum()))
+                kls.append(float((logp_K.exp() * (logp_K - logq_K)).sum()) + np.exp(tail) * (tail - rest))
+    assert figures[MAIN]["frames"] == len(right)
+    assert figures[MAIN]["accuracy"] == pytest.approx(np.mean(right))
+    assert figures[MAIN]["kl"] == pytest.approx(np.mean(kls), abs=2e-3)
+    assert figures_of(project, run, labels=None)[MAIN] == {**figures[MAIN], "kl": None}
+
+
+def test_that_of_none_is_judged_on_the_same_frames(project, hybrid: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    run = train_hybrid(project, tmp_path / "run", objective="none")
+    figures = figures_of(project, run)
+    assert list(figures) == [MAIN]
+    assert figures[MAIN]["kl"] is None
+    assert figures[MAIN]["frames"] == figures_of(project, hybrid)[MAIN]["frames"]
+    inputs = frame_inputs(run, alignment=project.alignment, labels=project.labels)
+    assert inputs[MAIN] == Alignment(project.alignment).inventories["senone"].digest
+    assert frame_inputs(project.runs[0], alignment=project.alignment, labels=project.labels) == {}  # CTC
+
+
+def test_a_senone_head_of_fewer_slots_than_the_main_output_keeps_its_figures(project, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    run = train_hybrid(project, tmp_path / "run", objective="auxiliary", stores=("senone",), slots={"senone": 2})
+    figures = figures_of(project, run)
+    assert list(figures) == [MAIN, "kd-senone"]
+    assert 0 < figures["kd-senone"]["frames"] < figures[MAIN]["frames"]
+    assert list(figures_of(project, run, labels=None)) == [MAIN]

@@ -17,38 +17,11 @@ from hkd.evaluate.likelihoods import ARK, SCP, write_likelihoods
 from hkd.evaluate.run import EvaluateConfig, evaluate
 from hkd.evaluate.transcribe import transcribe_file
 from hkd.evaluate.tune import tune
-from hkd.loop import LoopConfig
 from hkd.manifest import read as read_manifest
-from hkd.student.config import EncoderConfig
-from hkd.train.config import TrainConfig
-from hkd.train.run import train
-
-SMALL = EncoderConfig(d_model=32, num_layers=3, num_heads=2, ff_factor=2, conv_kernel=5, dropout=0.0)
 
 
-@pytest.fixture(scope="module")
-def hybrid(project, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:  # type: ignore[no-untyped-def]
-    """A run of a few steps, and a word n-gram of the corpus' words."""
-    folder = tmp_path_factory.mktemp("hybrid")
-    config = TrainConfig(
-        objective="hierarchical",
-        main="senone",
-        encoder=SMALL,
-        loop=LoopConfig(max_steps=2, warmup_steps=0),
-        stores=("monophone", "subword"),
-    )
-    train(
-        config, folder / "run", manifest=project.manifest, units=project.units, alignment=project.alignment, labels=project.labels
-    )
-    said = sorted({word for utterance in read_manifest(project.manifest) for word in utterance.text.lower().split()})
-    lines = [f"-2\t{word}" for word in ("</s>", *said)]
-    arpa = folder / "words.arpa"
-    arpa.write_text("\n".join(["\\data\\", f"ngram 1={len(lines) + 1}", "", "\\1-grams:", "-99\t<s>", *lines, "", "\\end\\", ""]))
-    return folder / "run", str(arpa)
-
-
-def test_the_export_knows_the_frames_of_each_senone(project, hybrid: tuple[Path, str]) -> None:  # type: ignore[no-untyped-def]
-    frames_V = Recogniser(hybrid[0] / "model").senone_frames()
+def test_the_export_knows_the_frames_of_each_senone(project, hybrid: Path) -> None:  # type: ignore[no-untyped-def]
+    frames_V = Recogniser(hybrid / "model").senone_frames()
     alignment = Alignment(project.alignment)
     train_ids = [u.id for u in read_manifest(project.manifest).split("train") if u.id in alignment]
     assert sum(frames_V) == sum(alignment[name].num_frames for name in train_ids)
@@ -56,35 +29,40 @@ def test_the_export_knows_the_frames_of_each_senone(project, hybrid: tuple[Path,
     assert all(frames_V[unit] > 0 for unit in tier.unit_U)
 
 
-def test_evaluated_from_its_folder_and_tuned(project, hybrid: tuple[Path, str], tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    run = Path(shutil.copytree(hybrid[0], tmp_path / "run"))
-    arguments = {"manifest": project.manifest, "lm": hybrid[1], "split": "dev"}
+def test_evaluated_from_its_folder_and_tuned(project, hybrid: Path, unigram: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    run = Path(shutil.copytree(hybrid, tmp_path / "run"))
+    arguments = {"manifest": project.manifest, "lm": str(unigram), "split": "dev"}
     with_heads = evaluate(run, alignment=project.alignment, labels=project.labels, units=project.units, **arguments)
     assert with_heads.decoder["name"] == "graph"
-    assert set(with_heads.frames) == {"hard-monophone", "hard-subword", "kd-monophone", "kd-subword"}
+    assert set(with_heads.frames) == {"main", "hard-monophone", "hard-subword", "kd-monophone", "kd-subword"}
     tries = tune(run, grid={"acoustic_scale": (0.05, 0.5), "prior_scale": (0.0,)}, **arguments)
     search = SearchConfig(hybrid=replace(HybridConfig(), **tries[0].values))
     again = evaluate(run, config=EvaluateConfig(search=search), tag="tuned", **arguments)
     assert again.errors["wer"].rate == tries[0].wer
-    recogniser = Recogniser(run / "model", lm=hybrid[1])
+    recogniser = Recogniser(run / "model", lm=str(unigram))
     audio = next(u.audio_filepath for u in read_manifest(project.manifest))
     said = transcribe_file(recogniser, Path(str(audio)))
     assert said["text"] == " ".join(said["pieces"][0]["units"])
 
 
-def test_without_a_word_lm_it_says_what_it_needs(hybrid: tuple[Path, str]) -> None:
+def test_without_a_word_lm_it_says_what_it_needs(hybrid: Path) -> None:
     with pytest.raises(UserError, match=r"Give one: --lm words\.arpa"):
-        Recogniser(hybrid[0] / "model").warm_up()
+        Recogniser(hybrid / "model").warm_up()
 
 
-def test_likelihoods_are_a_kaldi_table(project, hybrid: tuple[Path, str], tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    count = write_likelihoods(hybrid[0], tmp_path, manifest=project.manifest, split="dev", prior_scale=0.5)
+def test_n_best_lists_are_refused(project, hybrid: Path, unigram: Path) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(UserError, match="n_best must be 0 for a hybrid student"):
+        evaluate(hybrid, manifest=project.manifest, lm=str(unigram), config=EvaluateConfig(n_best=3))
+
+
+def test_likelihoods_are_a_kaldi_table(project, hybrid: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    count = write_likelihoods(hybrid, tmp_path, manifest=project.manifest, split="dev", prior_scale=0.5)
     part = read_manifest(project.manifest).split("dev")
     assert count == len(part)
     with kaldi_native_io.SequentialFloatMatrixReader(f"scp:{tmp_path / SCP}") as reader:
         found = {key: np.array(value) for key, value in reader}
     assert list(found) == sorted(utterance.id for utterance in part)
-    recogniser = Recogniser(hybrid[0] / "model")
+    recogniser = Recogniser(hybrid / "model")
     frames_V = np.array(recogniser.senone_frames()) + 1.0
     for matrix_TV in found.values():
         posterior_TV = np.exp(matrix_TV.astype(np.float64) + 0.5 * np.log(frames_V / frames_V.sum()))

@@ -61,3 +61,12 @@ def test_the_worst_come_first() -> None:
     assert text.index("u2 · z") < text.index("u1 · y")
     assert "u0" not in text
     assert pytest.approx(by_speaker(rows, scores)[1].rate) == 0.5
+
+
+def test_speakers_without_words_come_last_with_a_dash() -> None:
+    rows = rows_of([("", "bb"), ("a", "a"), ("", "")])
+    scores = score_words([r.reference for r in rows], [r.hypothesis for r in rows])
+    assert [s.speaker for s in by_speaker(rows, scores)] == ["y", "x", "z"]
+    text = listing(rows, scores)
+    assert "nan" not in text
+    assert text.count(" –\n") == 2

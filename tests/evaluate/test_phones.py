@@ -1,9 +1,15 @@
-"""Folding to Lee & Hon's 39 phones."""
+"""Phones of text, folded to Lee & Hon's 39 where they are English."""
+
+from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hkd.evaluate.phones import PHONES_39, fold_39, score_phones
+from hkd.align import timit
+from hkd.evaluate.phones import fold_39, phones_of
+from hkd.units.lexicon import Lexicon
+
+PHONES_39 = frozenset(timit.PHONES_39)
 
 TIMIT_61 = (  # noqa: SIM905
     "iy ih eh ey ae aa aw ay ah ao oy ow uh uw ux er ax ix axr ax-h jh ch b d g p t k dx s sh z zh f th v dh m n ng em nx en eng "
@@ -33,14 +39,17 @@ def test_folding_is_idempotent_and_closed(phones: list[str]) -> None:
     assert set(once) <= PHONES_39
 
 
-def test_homophones_are_no_phone_errors() -> None:
-    lexicon = {
-        "to": ["T", "UW1"],
-        "two": ["T", "UW"],
-        "caught": ["K", "AO", "T"],
-        "cot": ["K", "AA", "T"],
-        "cat": ["K", "AE", "T"],
-    }
-    assert score_phones(["to caught"], ["two cot"], lexicon.__getitem__).totals()["errors"] == 0
-    scores = score_phones(["cot two"], ["cat"], lexicon.__getitem__)
-    assert scores.totals() == {"tokens": 5, "errors": 3, "substitutions": 1, "insertions": 0, "deletions": 2}
+def write_lexicon(path: Path, *lines: str) -> Lexicon:
+    path.write_text("\n".join(lines) + "\n")
+    return Lexicon(path)
+
+
+def test_homophones_have_the_same_phones(tmp_path: Path) -> None:
+    lexicon = write_lexicon(tmp_path / "a.dict", "to T UW1", "two T UW1", "caught K AO1 T", "cot K AA1 T", "cat SIL K AE1 T")
+    assert phones_of("to caught", lexicon) == phones_of("two cot", lexicon)
+    assert phones_of("cot cat", lexicon) == ["k", "aa", "t", "k", "ae", "t"]
+
+
+def test_phones_of_another_language_stay_as_they_are(tmp_path: Path) -> None:
+    lexicon = write_lexicon(tmp_path / "a.dict", "schon S o: n", "qual q s a1 sil")
+    assert phones_of("schon qual house", lexicon) == ["S", "o:", "n", "q", "s", "a1"]

@@ -1,6 +1,10 @@
 """evaluate: from a run's folder to its figures, deterministic, left when it is finished, with or without the heads' data."""
 
+import json
+import math
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,9 +12,13 @@ import pytest
 from hkd.decode.search import SearchConfig
 from hkd.errors import UserError
 from hkd.evaluate.report import write_report
-from hkd.evaluate.result import read_result, result_paths, tags_of
+from hkd.evaluate.result import read_result, result_paths, score_all, tags_of
 from hkd.evaluate.run import EvaluateConfig, evaluate, find_setting
+from hkd.manifest import Utterance
 from hkd.manifest import read as read_manifest
+from hkd.manifest import write as write_manifest
+from hkd.testing.teachers import make_teacher_folder
+from hkd.units.acoustic import PhoneTying, adopt
 from hkd.units.text import words
 
 
@@ -81,7 +89,66 @@ def test_a_run_without_a_student_is_refused(project, tmp_path: Path) -> None:  #
         evaluate(project.runs[0], manifest=project.manifest, split="nonsense")
 
 
-@pytest.mark.parametrize("change", [{"level": 1.0}, {"num_draws": 1}, {"batch_seconds": 0.0}, {"seed": -1}])
+def said_otherwise(project, path: Path, text: Callable[[Utterance], str]) -> Path:  # type: ignore[no-untyped-def]
+    """The project's manifest with other transcripts."""
+    write_manifest(path, [replace(utterance, text=text(utterance)) for utterance in read_manifest(project.manifest)])
+    return path
+
+
+@pytest.mark.parametrize(("text", "without"), [("Привет, мир!", {"per"}), ("", {"wer", "cer", "per"})])
+def test_a_rate_without_reference_tokens_is_null(project, run: Path, text: str, without: set[str]) -> None:  # type: ignore[no-untyped-def]
+    manifest = said_otherwise(project, run / "manifest.jsonl", lambda _: text)
+    evaluate(run, manifest=manifest, split="dev")
+    written = json.loads(result_paths(run, "dev")[0].read_text())["errors"]
+    assert {name for name, rate in written.items() if rate["rate"] is None} == without
+    back = read_result(run, "dev")
+    assert {name for name, rate in back.errors.items() if math.isnan(rate.rate)} == without
+    assert back.errors["wer"].tokens == 2 * len(back.hypotheses) * bool(text)
+    listed = result_paths(run, "dev")[0].with_suffix(".errors.txt").read_text()
+    assert "nan" not in listed
+    assert (" –\n" in listed) == (not text)
+
+
+def test_phones_are_those_of_the_projects_own_lexicon(project, run: Path) -> None:  # type: ignore[no-untyped-def]
+    units = Path(shutil.copytree(project.units, run / "units"))
+    phones = PhoneTying(["SIL", "Q", "q", "e1", "e2"])
+    adopt(units, phones, {"привет": [("Q", "q", "e1")], "мир": [("e2", "SIL")]}, overwrite=True)
+    manifest = said_otherwise(project, run / "manifest.jsonl", lambda _: "Привет, мир!")
+    english = evaluate(run, manifest=manifest, split="dev")
+    report = evaluate(run, manifest=manifest, split="dev", units=units)
+    assert (english.errors["per"].tokens, report.errors["per"].tokens) == (0, 4 * len(report.hypotheses))
+    back = read_result(run, "dev")
+    assert {row.reference_phones for row in back.hypotheses} == {"Q q e1 e2"}
+    assert score_all(back.hypotheses)["per"].totals() == score_all(report.hypotheses)["per"].totals()
+    assert back.errors["per"] == report.errors["per"]
+
+
+def test_heads_that_do_not_fit_cost_a_warning_and_no_error_rate(  # type: ignore[no-untyped-def]
+    project, run: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    manifest = said_otherwise(project, run / "manifest.jsonl", lambda u: f"{u.text} indeed")
+    arguments = {"alignment": project.alignment, "labels": project.labels, "split": "dev"}
+    report = evaluate(run, manifest=manifest, **arguments)
+    assert report.frames == {}
+    assert report.errors["wer"].rate == read_result(run, "dev").errors["wer"].rate > 0
+    [record] = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert "hierarchical: the figures of its heads are left out: utterance '" in record.getMessage()
+    assert "the transcript must be the one that was aligned" in record.getMessage()
+    assert evaluate(run, manifest=project.manifest, **arguments).frames != {}
+
+
+def test_an_lm_folder_with_other_weights_of_the_same_size_is_another_lm(project, run: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    config = EvaluateConfig(search=SearchConfig(decoder="beam", lm_weight=2.0))
+    arguments = {"manifest": project.manifest, "split": "dev", "config": config, "lm": str(tmp_path / "lm"), "tag": "fusion"}
+    make_teacher_folder(tmp_path / "lm", "gpt2", seed=0)
+    sizes = {path.name: path.stat().st_size for path in (tmp_path / "lm").iterdir()}
+    first = evaluate(run, **arguments)
+    make_teacher_folder(tmp_path / "lm", "gpt2", seed=1)
+    assert {path.name: path.stat().st_size for path in (tmp_path / "lm").iterdir()} == sizes
+    assert evaluate(run, **arguments).inputs["lm"] != first.inputs["lm"]
+
+
+@pytest.mark.parametrize("change", [{"level": 1.0}, {"num_draws": 1}, {"batch_seconds": 0.0}, {"seed": -1}, {"n_best": -1}])
 def test_settings_are_checked(change: dict[str, object]) -> None:
     with pytest.raises(UserError, match=f"evaluate.{next(iter(change))} must"):
         EvaluateConfig(**change)  # type: ignore[arg-type]

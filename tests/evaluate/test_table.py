@@ -58,20 +58,48 @@ def test_seeds_are_pooled_and_tested_by_speaker() -> None:
     best = [report_of(f"best-seed{s}", [GOOD] * (20 + s) + [BAD] * (4 - s), objective="hierarchical") for s in (1, 2)]
     table = objectives_table([*base, *best])
     none, row = table.rows
-    assert (none.name, none.is_baseline, none.against) == ("none", True, None)
+    assert (none.name, none.against) == ("none", {})
     assert row.runs == ("best-seed1", "best-seed2")
     assert row.cells["wer"].by_seed == pytest.approx((0.4 * 3 / 24, 0.4 * 2 / 24))
     assert row.cells["wer"].rate == pytest.approx(0.4 * 2.5 / 24)
     assert table.blocks == "speaker"
-    assert row.against is not None
-    assert row.against.p < 0.001
-    assert row.against.difference == pytest.approx(0.4 * 2.5 / 24 - 0.4)
+    against = row.against["none"]
+    assert against.p < 0.01
+    assert against.difference == pytest.approx(0.4 * 2.5 / 24 - 0.4)
     speakers = [f"s{n % 12}" for n in range(24)]
     errors = [0.0] * 21 + [1.0] + [2.0] * 2
     alone = paired_bootstrap(errors, [2.0] * 24, [5] * 24, group_N=speakers)
     assert alone is not None
-    assert row.against.p == alone.p
+    assert against.p == alone.p
     assert "2 seeds each" in table.text()
+    assert f"2 ({100 * 0.4 * 2 / 24:.1f}–{100 * 0.4 * 3 / 24:.1f})" in table.text()
+    assert row.segments == {}
+
+
+def test_pairs_hold_every_row_against_every_baseline() -> None:
+    reports = [
+        report_of("none", [BAD] * 24), report_of("a", [BAD] * 20 + [GOOD] * 4, objective="auxiliary"),
+        report_of("b", [BAD] * 6 + [GOOD] * 18, objective="hierarchical"),
+    ]  # fmt: skip
+    table = objectives_table(reports, baselines=["none", "auxiliary"])
+    assert table.baselines == ("none", "a")
+    assert [pair[:2] for pair in table.pairs()] == [("a", "none"), ("b", "none"), ("none", "a"), ("b", "a")]
+    _, _, delta, _, relative, p, segments = table.pairs()[3]
+    assert (delta, relative) == ("−23.33", "−70.0")
+    assert float(p) < 0.05
+    assert segments == "< 0.001"
+    assert "p by matched pairs" in table.text()
+    assert "| b | a | −23.33 |" in table.markdown()
+    with pytest.raises(UserError, match="one of none, a, b, or their objective, but is 'nobody' instead"):
+        objectives_table(reports, baselines=["nobody"])
+
+
+def test_what_only_looks_like_seeds_is_refused() -> None:
+    one, other = report_of("x-seed0", [GOOD] * 3), report_of("x-seed1", [BAD] * 3)
+    with pytest.raises(UserError, match="would be seeds of one row, x, but differ in parameters: 1000000 and 7"):
+        objectives_table([one, dataclasses.replace(other, parameters=7)])
+    with pytest.raises(UserError, match="two are called x-seed0"):
+        objectives_table([one, one])
 
 
 def test_without_a_baseline_no_test() -> None:
@@ -79,7 +107,7 @@ def test_without_a_baseline_no_test() -> None:
         [report_of("a", [GOOD] * 3, objective="auxiliary"), report_of("b", [BAD] * 3, objective="auxiliary")]
     )
     assert table.baseline is None
-    assert all(row.against is None for row in table.rows)
+    assert all(row.against == {} for row in table.rows)
 
 
 def test_other_references_are_refused() -> None:
@@ -93,10 +121,10 @@ def test_other_references_are_refused() -> None:
 
 
 def test_names() -> None:
-    assert [configuration_of(n) for n in ("none", "best-seed3", "a-s12", "senones", "x.seed0")] == [
+    assert [configuration_of(n) for n in ("none", "best-seed3", "conformer-s12", "senones", "x.seed0")] == [
         "none",
         "best",
-        "a",
+        "conformer-s12",
         "senones",
         "x",
     ]

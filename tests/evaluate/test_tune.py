@@ -10,6 +10,8 @@ from hkd.decode.search import SearchConfig
 from hkd.errors import UserError
 from hkd.evaluate.run import EvaluateConfig, evaluate
 from hkd.evaluate.tune import tune
+from hkd.manifest import read as read_manifest
+from hkd.manifest import write as write_manifest
 
 
 def test_the_best_try_can_be_repeated(project, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
@@ -30,3 +32,10 @@ def test_the_best_try_can_be_repeated(project, tmp_path: Path) -> None:  # type:
 def test_nothing_is_chosen_on_test(project) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(UserError, match="split must not be test"):
         tune(project.runs[0], manifest=project.manifest, lm="x.arpa", split="test")
+
+
+def test_nothing_is_chosen_without_words(project, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    silent = [replace(utterance, text="") for utterance in read_manifest(project.manifest)]
+    write_manifest(tmp_path / "manifest.jsonl", silent)
+    with pytest.raises(UserError, match="split dev must have words in its transcripts"):
+        tune(project.runs[0], manifest=tmp_path / "manifest.jsonl", lm="x.arpa", split="dev")

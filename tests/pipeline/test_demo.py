@@ -34,8 +34,9 @@ SMALL = [
 
 @pytest.mark.parametrize("file", PIPELINES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_every_pipeline_is_sound_and_has_a_readme(file: Path):
-    stages = stages_of(load_recipe(file, {}))
-    assert "report" in stages
+    recipe = load_recipe(file, {})
+    stages = stages_of(recipe)
+    assert {f"{recipe.report}.{kind}" for kind in ("html", "md", "txt")} == set(stages[recipe.report].outputs)
     assert (file.parent / "README.md").exists()
 
 
@@ -145,7 +146,7 @@ search = {hybrid = {beam = 8.0}}
 [runs.auxiliary]
 objective = "auxiliary"
 [report]
-baseline = "auxiliary"
+baselines = ["auxiliary"]
 """
 
 
@@ -168,7 +169,10 @@ def test_seeds_and_searches_name_their_stages_and_nonsense_is_refused(tmp_path: 
         name: table for name, table in read_toml(tmp_path / "pipeline.toml").items() if name not in ("runs", "searches")
     }
     (tmp_path / "labels.toml").write_text(to_toml(labels_alone))
-    assert "report" not in stages_of(load_recipe(tmp_path / "labels.toml", {}))
+    assert not [name for name in stages_of(load_recipe(tmp_path / "labels.toml", {})) if name.startswith("report")]
+    on_dev = load_recipe(tmp_path, parse_overrides(["report.split=dev"]))
+    assert on_dev.report == "report-dev"
+    assert "report" not in stages_of(on_dev)
     assert "align" in stages["units"].needs
     for assignment, words in [
         ("seeds=[1, 1]", "different whole numbers"),

@@ -1,0 +1,115 @@
+"""A split decoded: its sound in batches, what was understood in the split's order, and n-best lists where they are asked for.
+
+Shape letters: B utterances, T frames, V classes.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from hkd.audio import read_audio
+from hkd.decode.recogniser import Recogniser, Seconds, Wave_S
+from hkd.decode.search import Search, SearchConfig
+from hkd.errors import UserError
+from hkd.evaluate.result import Hypothesis, Option
+from hkd.manifest import Manifest
+from hkd.progress import Progress
+from hkd.timebase import SAMPLE_RATE_HZ
+from hkd.units.text import words
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decoded:
+    """The utterances in the split's order, the n best of each (empty where none were asked for), and the time it took."""
+
+    rows: list[Hypothesis]
+    n_best: list[list[Option]]
+    seconds: Seconds
+
+
+def check_n_best(n_best: int, search: SearchConfig, *, is_hybrid: bool) -> None:
+    """Raises UserError where the search cannot give so many hypotheses."""
+    if n_best and is_hybrid:
+        raise UserError(
+            f"n_best must be 0 for a hybrid student, whose search keeps the best path alone, but is {n_best} instead. Leave --n-best out; "
+            "`hkd likelihoods` gives Kaldi what its lattices need."
+        )
+    if n_best > 1 and search.decoder == "greedy":
+        raise UserError(f"n_best must be 1 at most where the decoder is greedy, but is {n_best} instead. Take --decoder beam.")
+    if n_best > search.beam.beam and search.decoder == "beam":
+        raise UserError(
+            f"n_best must not exceed the beam of {search.beam.beam}, but is {n_best} instead. Widen it: "
+            f"--set search.beam.beam={2 * n_best}."
+        )
+
+
+def batches(part: Manifest, batch_seconds: float) -> Iterator[tuple[list[int], list[Wave_S]]]:
+    """Rows of the split and their sound, longest first, in batches of at most `batch_seconds` (or one utterance)."""
+    order = sorted(range(len(part)), key=lambda row: (-(part[row].duration or 0.0), row))
+    rows: list[int] = []
+    waves: list[Wave_S] = []
+    longest = 0
+    for row in order:
+        wave_S = read_audio(part[row])
+        if rows and max(longest, len(wave_S)) * (len(rows) + 1) > batch_seconds * SAMPLE_RATE_HZ:
+            yield rows, waves
+            rows, waves, longest = [], [], 0
+        rows.append(row)
+        waves.append(wave_S)
+        longest = max(longest, len(wave_S))
+    if rows:
+        yield rows, waves
+
+
+def decode(recogniser: Recogniser, part: Manifest, *, batch_seconds: float, n_best: int, progress: Progress) -> Decoded:
+    """Transcribe the split. Raises UserError where an utterance's sound cannot be read."""
+    found: dict[int, Hypothesis] = {}
+    lists: dict[int, list[Option]] = {}
+    seconds = Seconds()
+    recogniser.warm_up()
+    for rows, waves in batches(part, batch_seconds):
+        if n_best:
+            options, spent = ranked(recogniser, waves, n_best)
+            texts = [best[0].text if best else "" for best in options]
+            lists |= dict(zip(rows, options, strict=True))
+        else:
+            recognition = recogniser.recognise(waves)
+            texts, spent = [" ".join(words(text)) for text in recognition.texts], recognition.seconds
+        seconds += spent
+        for row, wave_S, text in zip(rows, waves, texts, strict=True):
+            found[row] = Hypothesis(
+                id=part[row].id,
+                speaker=part[row].speaker,
+                seconds=len(wave_S) / SAMPLE_RATE_HZ,
+                reference=" ".join(words(part[row].text)),
+                hypothesis=text,
+            )
+        progress(len(found), len(part))
+    order = range(len(part))
+    return Decoded(rows=[found[row] for row in order], n_best=[lists[row] for row in order if row in lists], seconds=seconds)
+
+
+def ranked(recogniser: Recogniser, waves: Sequence[Wave_S], n_best: int) -> tuple[list[list[Option]], Seconds]:
+    """The n best of each wave, distinct in words, best first (fewer where the beam has fewer), and the time: of a CTC student."""
+    search = recogniser.search
+    assert isinstance(search, Search)
+    logits_BTV, length_B, seconds = recogniser.logits(waves)
+    begin_s = recogniser.clock()
+    if search.config.decoder == "greedy":
+        logp_BT = torch.log_softmax(logits_BTV, -1).amax(-1)
+        scores = [float(logp_T[:length].sum()) for logp_T, length in zip(logp_BT, length_B.tolist(), strict=True)]
+        found = [[(units, score)] for units, score in zip(search.best(logits_BTV, length_B), scores, strict=True)]
+    else:
+        beams = search.ranked(logits_BTV, length_B, n_best=search.config.beam.beam)
+        found = [[(list(hypothesis.units), hypothesis.score) for hypothesis in beam] for beam in beams]
+    options = [_distinct([(search.text(units), score) for units, score in beam])[:n_best] for beam in found]
+    return options, seconds + Seconds(search=recogniser.clock() - begin_s)
+
+
+def _distinct(hypotheses: Sequence[tuple[str, float]]) -> list[Option]:
+    """Each sequence of words once, with the score of its likeliest pieces."""
+    found: dict[str, float] = {}
+    for text, score in hypotheses:
+        found.setdefault(" ".join(words(text)), round(score, 4))
+    return [Option(text=text, score=score) for text, score in found.items()]
