@@ -15,17 +15,21 @@ from hkd.align.alignment import Alignment
 from hkd.audio import read_audio
 from hkd.decode.recogniser import Recogniser
 from hkd.errors import UserError
-from hkd.evaluate.frames import MAIN, frame_figures, frame_inputs
+from hkd.evaluate.context import average_teacher
+from hkd.evaluate.frames import frame_figures, frame_inputs
+from hkd.evaluate.heads import MAIN
 from hkd.features.fbank import log_mel
 from hkd.labels.store import LabelReader
 from hkd.loop import LoopConfig
 from hkd.loop.checkpoint import load_model_tensors
 from hkd.manifest import Manifest
 from hkd.manifest import read as read_manifest
+from hkd.stream.join import Join
 from hkd.student.config import EncoderConfig, config_from_json
 from hkd.student.model import Student
 from hkd.train.config import TrainConfig
 from hkd.train.run import train
+from hkd.units.subword import SubwordModel
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +46,7 @@ def test_every_head_has_its_figures(project, figures) -> None:  # type: ignore[n
         assert 0 <= value["accuracy"] <= 1
         assert 0 <= value["calibration_error"] <= 1
         assert (value["kl"] is not None) == name.startswith("kd-")
+        assert (value["kl_without_context"] is not None) == name.startswith("kd-")
 
 
 @torch.no_grad()
@@ -53,7 +58,11 @@ def test_monophone_heads_equal_the_plain_computation(project, figures) -> None: 
     alignment, store = Alignment(project.alignment), LabelReader.open(project.labels / "monophone")
     kept = card["heads"]["kd-monophone"]["units"]
     silences = set(alignment.silences["monophone"])
-    right, hard_count, kls = 0, 0, []
+    right, hard_count, kls, guessed = 0, 0, [], []
+    part = read_manifest(project.manifest)
+    whole = Join(part, subwords=SubwordModel(project.units / "subword.model"), alignment=alignment, stores={"monophone": store})
+    table_VH = average_teacher(whole.stores["monophone"], without={u.id for u in part.split("test")})
+    assert table_VH is not None
     for utterance in read_manifest(project.manifest).split("test"):
         x_TF = log_mel(read_audio(utterance))
         output = student(x_TF[None], torch.tensor([len(x_TF)]))
@@ -74,11 +83,16 @@ def test_monophone_heads_equal_the_plain_computation(project, figures) -> None: 
                 ids = [place[int(u)] for u in topk.ids_NK[n]]
                 logp_K, tail = torch.tensor(topk.logp_NK[n]).double(), float(topk.tail_N[n])
                 rest = torch.log1p(-logq_H[ids].exp().sum())
+                hard_V = torch.softmax(output.heads["hard-monophone"][0, slot], -1)
+                guess_K = (hard_V @ table_VH)[ids].double()
+                beyond = torch.log1p(-guess_K.sum())
+                guessed.append(float((logp_K.exp() * (logp_K - guess_K.log())).sum() + np.exp(tail) * (tail - beyond)))
                 kls.append(float((logp_K.exp() * (logp_K - logq_H[ids])).sum() + np.exp(tail) * (tail - rest)))
     assert figures["hard-monophone"]["frames"] == hard_count
     assert figures["hard-monophone"]["accuracy"] == pytest.approx(right / hard_count)
     assert figures["kd-monophone"]["frames"] == len(kls)
     assert figures["kd-monophone"]["kl"] == pytest.approx(np.mean(kls), abs=2e-3)
+    assert figures["kd-monophone"]["kl_without_context"] == pytest.approx(np.mean(guessed), abs=2e-3)
 
 
 def test_without_stores_the_kl_goes_and_the_accuracy_stays(project, figures) -> None:  # type: ignore[no-untyped-def]
