@@ -202,7 +202,7 @@ def render(
         charts=charts,
         trained=trained,
         pairs=table.pairs(),
-        deltas={run: row.against.get(table.baseline or "") for row in table.rows for run in row.runs},
+        deltas={run: table.comparison(row) for row in table.rows for run in row.runs},
         stores=stores,
         lms=lms,
         examples=shown,

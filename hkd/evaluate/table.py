@@ -6,13 +6,14 @@
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hkd.errors import UserError
+from hkd.evaluate.columns import aligned, format_p, markdown, signed
 from hkd.evaluate.result import METRICS, EvaluationReport, score_all
 from hkd.evaluate.score import Scores
 from hkd.evaluate.significance import Comparison, Interval, bootstrap_interval, matched_pairs, paired_bootstrap
@@ -72,7 +73,11 @@ class Table:
 
     def cells(self) -> list[tuple[str, ...]]:
         """The rows as texts."""
-        return [_texts(row, self.baseline) for row in self.rows]
+        return [_texts(row, self.comparison(row)) for row in self.rows]
+
+    def comparison(self, row: Row) -> Comparison | None:
+        """The row against the first baseline."""
+        return row.against.get(base_of(row.name, self.baseline, [other.name for other in self.rows])) if self.baseline else None
 
     def pairs_header(self) -> tuple[str, ...]:
         """Column titles of `pairs`."""
@@ -83,24 +88,24 @@ class Table:
         rates = {row.name: row.cells["wer"].rate for row in self.rows}
         return [
             _pair(row, other, found, rates[other])
-            for other in self.baselines
+            for baseline in self.baselines
             for row in self.rows
-            if (found := row.against.get(other))
+            if (found := row.against.get(other := base_of(row.name, baseline, rates)))
         ]
 
     def text(self) -> str:
         """Aligned columns for a terminal; narrow: intervals for the WER, plain rates for the others."""
         header = self.header()
         kept = [column for column in range(len(header)) if column not in (5, 7)]
-        shown = _aligned([[row[column] for column in kept] for row in (header, *self.cells())])
-        pairs = [*_aligned([self.pairs_header(), *self.pairs()]), ""] if len(self.baselines) > 1 else []
+        shown = aligned([[row[column] for column in kept] for row in (header, *self.cells())])
+        pairs = [*aligned([self.pairs_header(), *self.pairs()]), ""] if len(self.baselines) > 1 else []
         return "\n".join([*shown, "", *pairs, *self.notes()])
 
     def markdown(self) -> str:
         """Markdown tables, of rows and of pairs, and their notes."""
-        tables = [_markdown(self.header(), self.cells())]
+        tables = [markdown(self.header(), self.cells())]
         if self.baselines:
-            tables.append(_markdown(self.pairs_header(), self.pairs()))
+            tables.append(markdown(self.pairs_header(), self.pairs()))
         return "\n\n".join([*tables, "\n".join(self.notes())])
 
     def notes(self) -> list[str]:
@@ -129,37 +134,16 @@ class Table:
         return notes
 
 
-def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
-    """Columns under a header and a rule, the first to the left, the others to the right."""
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    shown = [
-        "  ".join(
-            text.ljust(w) if column == 0 else text.rjust(w) for column, (text, w) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    ]
-    return [shown[0], "─" * len(shown[0]), *shown[1:]]
-
-
-def _markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    rule = [":--" if column == 0 else "--:" for column in range(len(header))]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *body))
-
-
 def _pair(row: Row, other: str, found: Comparison, rate: float) -> tuple[str, ...]:
-    interval = "–" if found.low is None or found.high is None else f"{_signed(found.low, 1)} … {_signed(found.high, 1)}"
+    interval = "–" if found.low is None or found.high is None else f"{signed(found.low, 1)} … {signed(found.high, 1)}"
     segments = row.segments.get(other)
     return (
-        row.name, other, _signed(found.difference), interval, _signed(found.difference / rate, 1) if rate else "–", format_p(found.p),
+        row.name, other, signed(found.difference), interval, signed(found.difference / rate, 1) if rate else "–", format_p(found.p),
         format_p(segments.p) if segments else "–",
     )  # fmt: skip
 
 
-def _signed(share: float, digits: int = 2) -> str:
-    return f"{100 * share:+.{digits}f}".replace("-", "−")
-
-
-def _texts(row: Row, baseline: str | None) -> tuple[str, ...]:
+def _texts(row: Row, against: Comparison | None) -> tuple[str, ...]:
     rates: list[str] = []
     for metric in METRICS:
         cell = row.cells[metric]
@@ -167,8 +151,7 @@ def _texts(row: Row, baseline: str | None) -> tuple[str, ...]:
             "–" if np.isnan(cell.rate) else f"{100 * cell.rate:.2f}",
             f"{100 * cell.interval.low:.1f}–{100 * cell.interval.high:.1f}" if cell.interval else "–",
         ]
-    against = row.against.get(baseline) if baseline else None
-    delta, p = (_signed(against.difference), format_p(against.p)) if against else ("–", "–")
+    delta, p = (signed(against.difference), format_p(against.p)) if against else ("–", "–")
     parameters = f"{row.parameters / 1e6:.2f} M" + (f" + {row.lm_parameters / 1e6:.1f} M" if row.lm_parameters else "")
     rtf = "–" if row.rtf is None else f"{row.rtf:.3f}"
     memory = "–" if row.memory_mb is None else f"{row.memory_mb:.0f}"
@@ -177,21 +160,22 @@ def _texts(row: Row, baseline: str | None) -> tuple[str, ...]:
     return (row.name, f"{len(seeds)}{spread}", *rates, delta, p, parameters, rtf, memory)
 
 
-def format_p(p: float) -> str:
-    """A p-value with as many digits as it deserves."""
-    return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
-
-
 def configuration_of(run: str) -> str:
     """A run's name without its seed: `hierarchical-seed2` → `hierarchical`, `none-seed1@fusion` → `none@fusion`."""
     name, at, tag = run.partition("@")
     return (_SEED.sub("", name) or name) + at + tag
 
 
+def base_of(row: str, baseline: str, names: Collection[str]) -> str:
+    """The row that a row is held against: the baseline, decoded alike where it was (`none@fusion` for `hierarchical@fusion`)."""
+    alike = f"{baseline}@{row.partition('@')[2]}"
+    return alike if alike in names and alike != row else baseline
+
+
 def objectives_table(reports: Sequence[EvaluationReport], *, baselines: Sequence[str] = (), num_draws: int = 10_000) -> Table:
     """The table of evaluations of one split.
 
-    baselines: the configurations, else objectives, that the others are tested against; by default `none` where it is there.
+    baselines: the configurations, else objectives, that the others are tested against (see `base_of`); by default `none` where it is there.
     Raises UserError where splits or references differ, a baseline is not there, or what looks like seeds of one row is not.
     """
     if not reports:
@@ -209,12 +193,12 @@ def objectives_table(reports: Sequence[EvaluationReport], *, baselines: Sequence
     group_N = speakers if by_speaker else None
     level = float(first.inputs.get("settings", {}).get("level", 0.95))
     scores = {name: [score_all(report.hypotheses) for report in group] for name, group in groups.items()}
-    rows = tuple(
-        _row(name, group, scores[name], {base: scores[base] for base in bases if base != name}, group_N, level, num_draws)
-        for name, group in groups.items()
-    )
+    rows = []
+    for name, group in groups.items():
+        others = [other for base in bases if (other := base_of(name, base, groups)) != name]
+        rows.append(_row(name, group, scores[name], {other: scores[other] for other in others}, group_N, level, num_draws))
     blocks = "speaker" if by_speaker else "utterance"
-    return Table(rows=rows, split=first.split, blocks=blocks, level=level, baselines=tuple(bases), data=dict(first.data))
+    return Table(rows=tuple(rows), split=first.split, blocks=blocks, level=level, baselines=tuple(bases), data=dict(first.data))
 
 
 def _rank(objective: str) -> int:

@@ -6,10 +6,11 @@ import re
 import pytest
 
 from hkd.errors import UserError
+from hkd.evaluate.columns import format_p
 from hkd.evaluate.result import EvaluationReport, Hypothesis, read_result, score_all
 from hkd.evaluate.run import EvaluateConfig, error_rate
 from hkd.evaluate.significance import paired_bootstrap
-from hkd.evaluate.table import configuration_of, format_p, objectives_table
+from hkd.evaluate.table import configuration_of, objectives_table
 
 
 def report_of(run: str, said: list[str], *, objective: str = "none", speakers: int = 12, seed: int = 0) -> EvaluationReport:
@@ -92,6 +93,16 @@ def test_pairs_hold_every_row_against_every_baseline() -> None:
     assert "| b | a | −23.33 |" in table.markdown()
     with pytest.raises(UserError, match="one of none, a, b, or their objective, but is 'nobody' instead"):
         objectives_table(reports, baselines=["nobody"])
+
+
+def test_another_way_to_decode_is_held_against_the_baseline_decoded_alike() -> None:
+    plain = [report_of("none", [BAD] * 24), report_of("best", [BAD] * 12 + [GOOD] * 12, objective="hierarchical")]
+    fused = [dataclasses.replace(report, tag="fusion") for report in plain]
+    table = objectives_table([*plain, *fused, dataclasses.replace(plain[1], tag="alone")])
+    assert {pair[:2] for pair in table.pairs()} == {
+        ("best", "none"), ("none@fusion", "none"), ("best@fusion", "none@fusion"), ("best@alone", "none"),
+    }  # fmt: skip
+    assert [row[8] for row in table.cells()] == ["–", "+0.00", "−20.00", "−20.00", "−20.00"]
 
 
 def test_what_only_looks_like_seeds_is_refused() -> None:
