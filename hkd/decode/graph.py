@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +53,9 @@ def kaldi_module(name: str) -> Any:
 def build_graph(arpa: Path, *, tying: Tying, lexicon: Lexicon) -> Graph:
     """The graph of a word n-gram (ARPA, plain text). Raises UserError where the file is none, or shares no word with the lexicon."""
     kaldifst = kaldi_module("kaldifst")
-    can_say = usable_words(
-        arpa, _unigrams(arpa), lambda word: bool(_pronunciations(word, lexicon)), rule="the lexicon can pronounce"
-    )
-    spoken = {word: _pronunciations(word, lexicon) for word in can_say}
+    variants = cache(partial(_pronunciations, lexicon))
+    can_say = usable_words(arpa, _unigrams(arpa), lambda word: bool(variants(word)), rule="the lexicon can pronounce")
+    spoken = {word: variants(word) for word in can_say}
     words = (EPSILON, *sorted(spoken), BACKOFF, START, STOP)
     number = {word: place for place, word in enumerate(words)}
     phones = context_phones(tying)
@@ -99,7 +99,7 @@ def _unigrams(arpa: Path) -> list[str]:
     return [word for word in words if not (word.startswith("<") and word.endswith(">"))]
 
 
-def _pronunciations(word: str, lexicon: Lexicon) -> list[tuple[str, ...]]:
+def _pronunciations(lexicon: Lexicon, word: str) -> list[tuple[str, ...]]:
     variants = lexicon.variants(word) or [variant for variant in [lexicon.pronounce(word)] if variant]
     return list(dict.fromkeys(variants))
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -55,16 +56,15 @@ class Search:
         if lm is not None:
             self._words = self._load(lm, subwords, device)
             if isinstance(self._words, ArpaLm):
-                spelled = usable_words(lm, self._words.words, self._is_spelled, rule="the student's pieces can spell")
+                pieces = cache(lambda word: subwords.encode([word])[0].tolist())
+                spelled = usable_words(
+                    lm,
+                    self._words.words,
+                    lambda word: subwords.unknown not in pieces(word),
+                    rule="the student's pieces can spell",
+                )
                 if config.lexicon:
-                    self._lexicon = prefix_tree(spelled, self._pieces, self._words.unigram)
-
-    def _pieces(self, word: str) -> list[int]:
-        pieces: list[int] = self._subwords.encode([word])[0].tolist()
-        return pieces
-
-    def _is_spelled(self, word: str) -> bool:
-        return self._subwords.unknown not in self._pieces(word)
+                    self._lexicon = prefix_tree(spelled, pieces, self._words.unigram)
 
     def _load(self, lm: str, subwords: SubwordModel, device: str) -> WordLm:
         if lm.endswith(ARPA_ENDINGS):

@@ -1,13 +1,14 @@
 """Whether a head uses the context that its teacher reads, or is a table of confusions.
 
 A head that hears a unit and nothing of its neighbours can say no more than what the teacher says of such a unit on average. That guess is made
-here of what the level's hard head hears: q = Σ_v p_hard(v) · table_v. A head whose KL to the teacher is no lower than the guess's has learnt a
-table: smoothed targets would have taught it as much.
+here of what the level's hard head hears: q = Σ_v p_hard(v) · table_v. A head whose KL to the teacher is no lower than the guess's has learnt
+no more than that table.
 
 Shape letters: N positions, K kept ids, M slots, V units of the level, H units of the head.
 """
 
 from collections.abc import Container
+from itertools import islice
 
 import numpy as np
 import torch
@@ -21,11 +22,13 @@ MOST_CELLS = 1 << 25
 
 def average_teacher(joined: JoinedStore, *, without: Container[str]) -> Tensor | None:
     """table_VH: what the teacher says on average where the transcript has unit v, over the store's utterances (5,000 at most) that are not
-    in `without`; the tail is spread evenly. None where the table would be too large, or no utterance is left."""
+    in `without`; the tail is spread evenly. None where the table would be too large, the labels are draws, or no utterance is left."""
     reader = joined.reader
     num_units, num_own = len(reader.spec.inventory), joined.num_units
-    ids = [name for name in reader.ids if name not in without and joined.labels(name)][:MOST_UTTERANCES]
-    if not ids or num_units * num_own > MOST_CELLS or reader.spec.selection != "topk":
+    if num_units * num_own > MOST_CELLS or reader.spec.selection != "topk":
+        return None
+    ids = list(islice((name for name in reader.ids if name not in without and joined.labels(name)), MOST_UTTERANCES))
+    if not ids:
         return None
     topk = reader.block(ids).topk
     gold_N = torch.from_numpy(topk.gold_N.astype(np.int64))
