@@ -49,7 +49,7 @@ def given(options: dict[str, Any]) -> dict[str, Any]:
 
 def settings_of(here: Project, assignments: list[str] | None, options: dict[str, Any]) -> tuple[Any, str | None]:
     """How to evaluate (an EvaluateConfig), and the LM: [evaluate] of hkd.toml, then `--set`, then the options that were given."""
-    from hkd.pipeline.actions import evaluate_settings
+    from hkd.pipeline.settings import evaluate_settings
 
     return evaluate_settings(merge(merge(here.table("evaluate"), parse_overrides(assignments or [])), options), "[evaluate]")
 

@@ -239,13 +239,49 @@ def split(
     if ids is not None:
         wanted = [line for line in ids.read_text(encoding="utf-8").splitlines() if line]
     else:
-        from hkd.manifest import read
-
+        assert part is not None
         reader = LabelReader.open(store)
-        wanted = [u.id for u in read(project().require("manifest", "hkd prepare")).split(part) if u.id in reader]
+        wanted = [name for name in _ids_of(part) if name in reader]
     with progress_bar("split") as progress:
         spec = subset(store, out, wanted, overwrite=overwrite, progress=progress)
     say(f"wrote {out}: {spec.num_utterances} utterances")
+
+
+@app.command()
+def average(
+    store: Annotated[str, typer.Argument(help="The store.", show_default=False)],
+    out: Annotated[str, typer.Argument(help="Where the new one goes.", show_default=False)],
+    part: Annotated[
+        str | None,
+        typer.Option("--split", help="Average over this split of the manifest: train ...", show_default="all utterances"),
+    ] = None,
+    k: Annotated[
+        int | None,
+        typer.Option(min=1, help="Ids a position; averages are broader than single opinions.", show_default="the store's"),
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a store with each distribution replaced by the teacher's average for that unit: a teacher without context, the control.
+
+    Examples:
+
+        hkd labels average shards/monophone shards/monophone-average --split train
+
+        hkd labels average shards/senone shards/senone-average --k 64
+    """
+    from hkd.labels.average import average as average_store
+
+    over = None if part is None else _ids_of(part)
+    with progress_bar("average") as progress:
+        spec = average_store(store, out, over=over, k=k, overwrite=overwrite, progress=progress)
+    say(f"wrote {out}: {spec.num_utterances} utterances")
+
+
+def _ids_of(split: str) -> list[str]:
+    """The utterances of a split of the project's manifest."""
+    from hkd.manifest import read
+
+    return [u.id for u in read(project().require("manifest", "hkd prepare")).split(split)]
 
 
 @app.command()

@@ -101,7 +101,7 @@ def teacher_dump(
     check_source(lm)
     from hkd.config import merge
     from hkd.labelling.executors import DumpJob, execute
-    from hkd.pipeline.actions import dump_settings
+    from hkd.pipeline.settings import dump_settings
     from hkd.units.level import SPELLED
     from hkd.units.subword import model_file
 

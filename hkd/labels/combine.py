@@ -42,7 +42,7 @@ def utterances_of(block: LabelBlock, ids: Sequence[str]) -> Iterator[UtteranceLa
         )
 
 
-def _write(
+def write(
     out: Path | str,
     spec: StoreSpec,
     ids: Iterable[str],
@@ -115,7 +115,7 @@ def merge(
             mine = [name for name in ids if of[name] is reader]
             yield from utterances_of(reader.block(mine), mine)
 
-    return _write(out, spec, of, fetch, overwrite=overwrite, progress=progress)
+    return write(out, spec, of, fetch, overwrite=overwrite, progress=progress)
 
 
 def subset(
@@ -138,7 +138,7 @@ def subset(
     def fetch(names: Sequence[str]) -> Iterator[UtteranceLabels]:
         return utterances_of(reader.block(names), names)
 
-    return _write(out, spec, wanted, fetch, overwrite=overwrite, progress=progress)
+    return write(out, spec, wanted, fetch, overwrite=overwrite, progress=progress)
 
 
 def parquet_schema(spec: StoreSpec) -> pa.Schema:

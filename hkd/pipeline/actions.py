@@ -3,104 +3,31 @@
 Each `action(folder, settings, progress) -> summary` runs in a worker process, may be killed, and goes on when called again.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from hkd.config import Project, build
-from hkd.errors import UserError
-from hkd.evaluate.run import EvaluateConfig
 from hkd.labelling.dump import DumpConfig
-from hkd.labelling.executors import check_executor
-from hkd.labelling.kneser_ney import WORDS, WordNgramConfig
+from hkd.labelling.kneser_ney import WordNgramConfig
 from hkd.labelling.lm import LmConfig
 from hkd.labelling.tie import TieConfig
 from hkd.pipeline.aligning import adopt_units, aligner_of
+from hkd.pipeline.settings import (
+    WHO_LABELS,
+    PrepareSettings,
+    ReportSettings,
+    Settings,
+    average_settings,
+    dump_settings,
+    evaluate_settings,
+)
 from hkd.progress import Progress
-from hkd.teachers.options import TeacherOptions
 from hkd.train.config import TrainConfig
 from hkd.units.sequences import UnitsConfig
 
-Settings = Mapping[str, Any]
 Action = Callable[[Path, Settings, Progress], str]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PrepareSettings:
-    """[prepare]: a corpus (name or path) as `hkd prepare` takes it, and text for the LMs: a text-only corpus' name, or a file of sentences."""
-
-    corpus: str = "asterisk"
-    kind: str = ""  # --from; empty: guessed
-    root: str = ""
-    download: bool = False
-    parts: tuple[str, ...] = ()
-    text: str = ""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DumpSettings:
-    """[dump.NAME]: which LM labels which level (`lm/NAME` is one of the pipeline's own), and the store's settings."""
-
-    lm: str
-    unit: str
-    precision: str = "auto"
-    device: str = "auto"
-    executor: str = "local"  # who does the work (`hkd.labelling.executors`): it leaves no trace in the labels
-    ray_address: str = ""
-    workers: int = 0
-    teacher: TeacherOptions = field(default_factory=TeacherOptions)
-    store: DumpConfig = field(default_factory=DumpConfig)
-
-    def __post_init__(self) -> None:
-        check_executor(self.executor, ray_address=self.ray_address, workers=self.workers)
-
-
-WHO_LABELS = ("executor", "ray_address", "workers")
-OWN_WORDS = f"lm/{WORDS}"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ReportSettings:
-    """[report]: the split that is scored, and what the others are compared with (default: none, where it is there)."""
-
-    split: str = "test"
-    baselines: tuple[str, ...] = ()
-    num_examples: int = 3
-
-
-def dump_settings(table: Settings, where: str) -> DumpSettings:
-    """A [dump.NAME] table: the store's own settings (k, codec ...) stand beside `lm` and `unit`."""
-    own = {f.name for f in fields(DumpSettings)} - {"store"}
-    store = {key: value for key, value in table.items() if key not in own}
-    missing = {"lm", "unit"} - set(table)
-    if missing:
-        raise UserError(f"{where}: {' and '.join(sorted(missing))} must be given, but is missing.")
-    return build(DumpSettings, {**{k: v for k, v in table.items() if k in own}, "store": store}, where=where)
-
-
-def evaluate_settings(table: Settings, where: str) -> tuple[EvaluateConfig, str | None]:
-    """An [evaluate] table: how to score, and `lm`, what stands beside the search (`lm/words.arpa` is the pipeline's own)."""
-    rest = dict(table)
-    lm = rest.pop("lm", None)
-    if lm is not None and not isinstance(lm, str):
-        raise UserError(f"{where}: lm must be a path or a name, but is {lm!r} instead.")
-    return build(EvaluateConfig, rest, where=where), lm
-
-
-CHECKS: dict[str, Callable[[Settings, str], Any]] = {
-    "prepare": lambda table, where: build(PrepareSettings, table, where=where),
-    "units": lambda table, where: build(UnitsConfig, table, where=where),
-    "align": lambda table, where: aligner_of(table, where).to_table(),
-    "tie": lambda table, where: build(TieConfig, table, where=where),
-    "lm": lambda table, where: build(LmConfig, table, where=where),
-    "dump": dump_settings,
-    "train": lambda table, where: build(TrainConfig, table, where=where),
-    "words": lambda table, where: build(WordNgramConfig, table, where=where),
-    "evaluate": lambda table, where: evaluate_settings(table, where)[0],
-    "searches": lambda table, where: evaluate_settings({k: v for k, v in table.items() if k != "runs"}, where)[0],
-    "report": lambda table, where: build(ReportSettings, table, where=where),
-}
 
 
 def _named(settings: Settings) -> tuple[str, dict[str, Any]]:
@@ -121,11 +48,6 @@ def prepare(folder: Path, settings: Settings, progress: Progress) -> str:
     if config.text:
         summary += f"; {_prepare_text(config.text, folder / text_output(config.text), progress)} sentences of text"
     return summary
-
-
-def ngram_path(name: str) -> str:
-    """Where the word n-gram of [ngrams.NAME] lies in the working folder."""
-    return f"lm/{name}.arpa"
 
 
 def text_output(text: str) -> str:
@@ -252,6 +174,22 @@ def dump(folder: Path, settings: Settings, progress: Progress) -> str:
     return f"{report.positions:,} positions by {report.teacher}, {report.positions_per_s:,.0f} positions/s"
 
 
+def average(folder: Path, settings: Settings, progress: Progress) -> str:
+    """shards/OF → shards/NAME: the control of a teacher without context."""
+    from hkd.labels.average import average as average_store
+    from hkd.manifest import read
+
+    here = Project.load(folder)
+    name, table = _named(settings)
+    config = average_settings(table, f"[averages.{name}]")
+    over = [u.id for u in read(here.manifest).split(config.split)]
+    command = f"hkd run (stage average-{name})"
+    spec = average_store(
+        here.labels / config.of, here.labels / name, over=over, k=config.k or None, command=command, progress=progress
+    )
+    return f"{spec.num_utterances:,} utterances, each unit as {spec.teacher['name']}"
+
+
 def train(folder: Path, settings: Settings, progress: Progress) -> str:
     """Features + label stores → runs/NAME."""
     from hkd.train.run import train as train_student
@@ -322,13 +260,3 @@ def report(folder: Path, settings: Settings, progress: Progress) -> str:
     write_bytes(page.with_suffix(".md"), (result.markdown() + "\n").encode())
     write_bytes(page.with_suffix(".txt"), (result.text() + "\n").encode())
     return f"{len(runs)} runs in {page.name}"
-
-
-def stores_of(settings: Settings, stores: Mapping[str, DumpSettings]) -> list[str]:
-    """The label stores that a run reads: those it names, or those of its levels, or all; none where its objective needs none."""
-    config = build(TrainConfig, settings, where="[runs]")
-    if config.objective in ("none", "hard-heads"):
-        return []
-    if config.stores:
-        return list(config.stores)
-    return [name for name, store in stores.items() if not config.levels or store.unit in config.levels]

@@ -9,6 +9,7 @@
     [ngrams.NAME]             another one, lm/NAME.arpa: what differs from [words]
     [lm.NAME]                 a unit LM (settings of `hkd lm train`)
     [dump.NAME]               a label store (settings of `hkd teacher-dump`): lm = "lm/NAME" waits for that LM
+    [averages.NAME]           another one: of = "NAME" of a dump, each distribution replaced by its unit's average over `split`. A run names it
     [train]                   what all runs share
     [runs.NAME]               a run: what differs from [train]
     [evaluate]                how all runs are scored on [report].split; lm = "lm/words.arpa" beside a hybrid student
@@ -18,7 +19,7 @@
 Every table is checked against its component's config before anything starts.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,14 +29,17 @@ from hkd.errors import UserError
 from hkd.evaluate.result import result_paths
 from hkd.evaluate.table import configuration_of
 from hkd.files import write_bytes
+from hkd.labelling.kneser_ney import WORDS
 from hkd.pipeline import actions
-from hkd.pipeline.actions import CHECKS, OWN_WORDS, ngram_path
 from hkd.pipeline.aligning import aligner_of
 from hkd.pipeline.runner import Stage
+from hkd.pipeline.settings import CHECKS, WHO_LABELS, ReportSettings, average_settings, dump_settings, stores_of
 
 SINGLE = ("prepare", "units", "align", "tie", "words", "train", "evaluate", "report")
-SEVERAL = ("ngrams", "lm", "dump", "runs", "searches")
+SEVERAL = ("ngrams", "lm", "dump", "averages", "runs", "searches")
 SHARED = {"runs": "train", "ngrams": "words"}  # the single table whose settings those of several start from
+OWN_WORDS = f"lm/{WORDS}"
+Ngrams = Mapping[str, tuple[str, Mapping[str, Any]]]  # the word n-grams by the paths of their files: (stage, settings)
 OPTIONAL = ("tie",)  # single tables that do nothing where they are not there
 
 
@@ -54,10 +58,15 @@ class Recipe:
         return table
 
     @property
+    def split(self) -> str:
+        """What is scored."""
+        return ReportSettings(**self.table("report")).split
+
+    @property
     def report(self) -> str:
         """The stage that makes the page, and the page's name: of its own for each file and split, as several may share a working folder."""
-        split = actions.ReportSettings(**self.table("report")).split
-        return "-".join(["report", *([self.name] if self.name != "pipeline" else []), *([split] if split != "test" else [])])
+        own = [self.name] if self.name != "pipeline" else []
+        return "-".join(["report", *own, *([self.split] if self.split != "test" else [])])
 
 
 def load_recipe(path: Path, overrides: Mapping[str, Any]) -> Recipe:
@@ -126,81 +135,102 @@ def write_project(recipe: Recipe, work: Path) -> None:
 
 
 def stages_of(recipe: Recipe) -> dict[str, Stage]:
-    """The stages of a recipe, each after what it needs."""
-    stages: dict[str, Stage] = {}
-
-    def add(
-        name: str, action: Callable[..., str], settings: Mapping[str, Any], outputs: Sequence[str], needs: Sequence[str]
-    ) -> None:
-        stages[name] = Stage(name=name, needs=tuple(needs), settings=settings, outputs=tuple(outputs), action=action)
-
-    text = recipe.table("prepare").get("text")
-    add(
-        "prepare",
-        actions.prepare,
-        recipe.table("prepare"),
-        ["manifest.jsonl", *([actions.text_output(text)] if text else [])],
-        [],
-    )
-    is_tied = "tie" in recipe.tables
-    brings_units = is_tied or aligner_of(recipe.table("align"), "[align]").brings_units
-    add(
-        "align",
-        actions.align,
-        {**recipe.table("align"), **({"tie": recipe.table("tie")} if is_tied else {})},
-        ["alignment.arrow"],
-        ["prepare"],
-    )
-    add(
-        "units",
-        actions.units,
-        {**recipe.table("units"), **({"is_tied": True} if is_tied else {})},
-        ["units"],
-        ["prepare", *(["align"] if brings_units else [])],
-    )
+    """The stages of a recipe, each after what it needs. Raises UserError where a table names another that is not there."""
     ngrams = _ngrams(recipe)
+    stages = {stage.name: stage for stage in (*_data_stages(recipe), *_lm_stages(recipe, ngrams))}
+    makers = {stage.outputs[0].removeprefix("shards/"): stage for stage in _store_stages(recipe)}
+    stages |= {stage.name: stage for stage in makers.values()}
+    if not recipe.table("runs"):  # label stores alone
+        return stages
+    stages |= {stage.name: stage for stage in _train_stages(recipe, {store: stage.name for store, stage in makers.items()})}
+    scored = {stage.name: stage for stage in _evaluate_stages(recipe, ngrams, stages)}
+    page = recipe.report
+    settings = {"runs": list(recipe.table("runs")), "title": recipe.title, "page": f"{page}.html", **recipe.table("report")}
+    needs = (*scored, *(stage.name for stage in makers.values()))
+    last = Stage(
+        name=page,
+        action=actions.report,
+        settings=settings,
+        outputs=tuple(f"{page}.{end}" for end in ("html", "md", "txt")),
+        needs=needs,
+    )
+    return {**stages, **scored, page: last}
+
+
+def _data_stages(recipe: Recipe) -> Iterator[Stage]:
+    """Corpus → manifest, alignment, units."""
+    prepare, text = recipe.table("prepare"), recipe.table("prepare").get("text")
+    outputs = ("manifest.jsonl", *([actions.text_output(text)] if text else []))
+    yield Stage(name="prepare", action=actions.prepare, settings=prepare, outputs=outputs, needs=())
+    align, units, is_tied = recipe.table("align"), recipe.table("units"), "tie" in recipe.tables
+    if is_tied:
+        align, units = {**align, "tie": recipe.table("tie")}, {**units, "is_tied": True}
+    brings_units = is_tied or aligner_of(recipe.table("align"), "[align]").brings_units
+    yield Stage(name="align", action=actions.align, settings=align, outputs=("alignment.arrow",), needs=("prepare",))
+    needs = ("prepare", "align") if brings_units else ("prepare",)
+    yield Stage(name="units", action=actions.units, settings=units, outputs=("units",), needs=needs)
+
+
+def _lm_stages(recipe: Recipe, ngrams: Ngrams) -> Iterator[Stage]:
+    """Text → word n-grams and unit LMs."""
     for path, (name, table) in ngrams.items():
-        add(name, actions.words, {"path": path, **table}, [path], ["prepare"])
+        yield Stage(name=name, action=actions.words, settings={"path": path, **table}, outputs=(path,), needs=("prepare",))
     for name, table in recipe.table("lm").items():
-        add(f"lm-{name}", actions.lm, {"name": name, **table}, [f"lm/{name}"], ["units", "align"])
-    stores = {name: actions.dump_settings(table, f"[dump.{name}]") for name, table in recipe.table("dump").items()}
-    for name, store in stores.items():
-        own = _own_lm(store.lm)
+        settings = {"name": name, **table}
+        yield Stage(name=f"lm-{name}", action=actions.lm, settings=settings, outputs=(f"lm/{name}",), needs=("units", "align"))
+
+
+def _store_stages(recipe: Recipe) -> Iterator[Stage]:
+    """LMs → label stores, and their averages; the first output is shards/STORE."""
+    dumps = recipe.table("dump")
+    for name, table in dumps.items():
+        own = _own_lm(dump_settings(table, f"[dump.{name}]").lm)
         if own is not None and own not in recipe.table("lm"):
             raise UserError(f"[dump.{name}]: lm must name a table [lm.{own}] of the pipeline, but there is none.")
-        table = {key: value for key, value in recipe.table("dump")[name].items() if key not in actions.WHO_LABELS}
+        settings = {"name": name, **{key: value for key, value in table.items() if key not in WHO_LABELS}}
+        needs = ("units", "align", *([f"lm-{own}"] if own else []))
+        yield Stage(name=f"dump-{name}", action=actions.dump, settings=settings, outputs=(f"shards/{name}",), needs=needs)
+    for name, table in recipe.table("averages").items():
+        of = average_settings(table, f"[averages.{name}]").of
+        if of not in dumps or name in dumps:
+            raise UserError(f"[averages.{name}]: of must name a table [dump.{of}], and no [dump.{name}] may be there.")
         settings = {"name": name, **table}
-        add(f"dump-{name}", actions.dump, settings, [f"shards/{name}"], ["units", "align", *([f"lm-{own}"] if own else [])])
-    runs, split = recipe.table("runs"), actions.ReportSettings(**recipe.table("report")).split
-    for name, table in runs.items():
-        merged = merge(recipe.table("train"), table)
-        wanted = actions.stores_of(merged, stores)
-        settings = {"name": name, **merged}
-        add(
-            f"train-{name}", actions.train, settings, [f"runs/{name}"], ["units", "align", *(f"dump-{store}" for store in wanted)]
+        yield Stage(
+            name=f"average-{name}", action=actions.average, settings=settings, outputs=(f"shards/{name}",), needs=(f"dump-{of}",)
         )
-    scored = []
-    for tag, table, where, chosen in _searches(recipe, list(runs)):
+
+
+def _train_stages(recipe: Recipe, made_by: Mapping[str, str]) -> Iterator[Stage]:
+    """Label stores → students. made_by: store → its stage."""
+    dumps = {name: dump_settings(table, f"[dump.{name}]") for name, table in recipe.table("dump").items()}
+    for name, table in recipe.table("runs").items():
+        settings = {"name": name, **merge(recipe.table("train"), table)}
+        stores = stores_of({key: value for key, value in settings.items() if key != "name"}, dumps)
+        lost = [store for store in stores if store not in made_by]
+        if lost:
+            raise UserError(
+                f"[runs.{name}]: stores must be tables [dump.NAME] or [averages.NAME], but {', '.join(lost)} is none."
+            )
+        needs = ("units", "align", *(made_by[store] for store in stores))
+        yield Stage(name=f"train-{name}", action=actions.train, settings=settings, outputs=(f"runs/{name}",), needs=needs)
+
+
+def _evaluate_stages(recipe: Recipe, ngrams: Ngrams, before: Container[str]) -> Iterator[Stage]:
+    """Students → their figures, once for each way to decode. before: the stages that an LM may come from."""
+    split = recipe.split
+    for tag, table, where, chosen in _searches(recipe, list(recipe.table("runs"))):
         lm = str(table.get("lm", ""))
         if lm == OWN_WORDS and lm not in ngrams:
             raise UserError(f"{where}: lm is {OWN_WORDS}, which the table [words] makes, but there is none.")
-        made_by = ngrams[lm][0] if lm in ngrams else f"lm-{_own_lm(lm)}"
-        for name in chosen:
-            scored.append(f"evaluate-{name}" + (f"@{tag}" if tag else ""))
-            add(
-                scored[-1],
-                actions.evaluate,
-                {"name": name, "split": split, "tag": tag, **table} if tag else {"name": name, "split": split, **table},
-                [f"runs/{name}/{path.name}" for path in result_paths(Path(), split, tag)],
-                [f"train-{name}", *([made_by] if made_by in stages else [])],
+        lm_stage = ngrams[lm][0] if lm in ngrams else f"lm-{_own_lm(lm)}"
+        for run in chosen:
+            yield Stage(
+                name=f"evaluate-{run}" + (f"@{tag}" if tag else ""),
+                action=actions.evaluate,
+                settings={"name": run, "split": split, **({"tag": tag} if tag else {}), **table},
+                outputs=tuple(f"runs/{run}/{path.name}" for path in result_paths(Path(), split, tag)),
+                needs=(f"train-{run}", *([lm_stage] if lm_stage in before else [])),
             )
-    if not runs:  # label stores alone
-        return stages
-    page = f"{recipe.report}.html"
-    settings = {"runs": list(runs), "title": recipe.title, "page": page, **recipe.table("report")}
-    pages = [page, f"{recipe.report}.md", f"{recipe.report}.txt"]
-    add(recipe.report, actions.report, settings, pages, [*scored, *(f"dump-{store}" for store in stores)])
-    return stages
 
 
 def _own_lm(lm: str) -> str | None:
@@ -208,11 +238,11 @@ def _own_lm(lm: str) -> str | None:
     return lm.removeprefix("lm/") if lm.startswith("lm/") else None
 
 
-def _ngrams(recipe: Recipe) -> dict[str, tuple[str, Mapping[str, Any]]]:
-    """The word n-grams by the paths of their files: (stage, settings). Raises UserError where two would be one file."""
+def _ngrams(recipe: Recipe) -> Ngrams:
+    """The word n-grams of [words] and [ngrams.NAME]. Raises UserError where two would be one file."""
     found = {OWN_WORDS: ("words", recipe.table("words"))} if "words" in recipe.tables else {}
     for name, table in recipe.table("ngrams").items():
-        path = ngram_path(name)
+        path = f"lm/{name}.arpa"
         if path in found:
             raise UserError(f"[ngrams.{name}]: {path} is what [words] makes. Take another name.")
         found[path] = (f"ngram-{name}", merge(recipe.table("words"), table))

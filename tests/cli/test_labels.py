@@ -83,6 +83,9 @@ def test_convert_split_merge_compare_export(shards: Path) -> None:
     assert json.loads(run("info", "c", "--json"))["c"]["utterances"] == 4
     run("export", "c", "--parquet", "c.parquet")
     assert Path("c.parquet").read_bytes()[:4] == b"PAR1"
+    run("average", "c", "mean", "--split", "dev", "--k", "20", "--overwrite")
+    averages = json.loads(run("info", "mean", "--json"))["mean"]
+    assert (averages["utterances"], averages["k"], averages["teacher"]["given"]) == (4, 20, "unit")
     with pytest.raises(UserError, match="--ids or --split"):
         run("split", "shards/subword", "d")
     with pytest.raises(UserError, match="another folder"):
@@ -91,7 +94,9 @@ def test_convert_split_merge_compare_export(shards: Path) -> None:
 
 def test_every_command_has_help_with_examples() -> None:
     commands = [command.callback.__name__ for command in app.registered_commands if command.callback is not None]
-    assert {"info", "show", "verify", "convert", "compare", "merge", "split", "export", "push", "pull"} <= set(commands)
+    assert {"average", "info", "show", "verify", "convert", "compare", "merge", "split", "export", "push", "pull"} <= set(
+        commands
+    )
     for command in app.registered_commands:
         assert command.callback is not None
         assert "Examples:" in (command.callback.__doc__ or "")

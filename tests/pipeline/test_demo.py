@@ -16,6 +16,7 @@ import pytest
 from hkd.config import parse_overrides, read_toml
 from hkd.errors import UserError
 from hkd.files import shipped
+from hkd.labels.folder import load_spec
 from hkd.pipeline.recipe import load_recipe, stages_of
 from hkd.pipeline.runner import digests as stage_digests
 from hkd.toml import to_toml
@@ -132,6 +133,9 @@ order = 1
 [dump.monophone]
 lm = "phone-trigram"
 unit = "monophone"
+[averages.monophone-average]
+of = "monophone"
+k = 20
 [train]
 main = "senone"
 batch_seconds = 8.0
@@ -145,6 +149,7 @@ lm = "lm/unigram.arpa"
 search = {hybrid = {beam = 8.0}}
 [runs.auxiliary]
 objective = "auxiliary"
+stores = ["monophone-average"]
 [report]
 baselines = ["auxiliary"]
 """
@@ -182,9 +187,28 @@ def test_seeds_and_searches_name_their_stages_and_nonsense_is_refused(tmp_path: 
         ("searches.narrow.beam=3", "beam"),
         ("ngrams.words.order=2", "Take another name"),
         ("ngrams.other.orders=2", "orders"),
+        ("averages.mean.k=2", "of must be given"),
+        ("averages.mean.of='nothing'", r"\[dump.nothing\]"),
+        ("averages.monophone.of='monophone'", r"no \[dump.monophone\]"),
+        ("averages.mean={of = 'monophone', k = -1}", "at least 1"),
+        ("runs.auxiliary.stores=['nothing']", "nothing is none"),
     ]:
         with pytest.raises(UserError, match=words):
             stages_of(load_recipe(tmp_path, parse_overrides([assignment])))
+
+
+def test_a_store_of_averages_is_made_of_a_dump_and_read_by_the_runs_that_name_it(tmp_path: Path):
+    (tmp_path / "pipeline.toml").write_text(HYBRID)
+    wanted = [
+        "averages.mean={of = 'monophone', k = 9}",
+        "runs.mean={objective = 'auxiliary', stores = ['mean']}",
+        "runs.auxiliary.stores=[]",
+    ]
+    stages = stages_of(load_recipe(tmp_path, parse_overrides(wanted)))
+    assert stages["average-mean"].needs == ("dump-monophone",)
+    assert stages["average-mean"].outputs == ("shards/mean",)
+    assert "average-mean" in stages["train-mean-seed3"].needs
+    assert "average-mean" not in stages["train-auxiliary-seed3"].needs  # all stores are all dumps
 
 
 def test_a_further_label_store_leaves_the_runs_without_it_as_they_are(tmp_path: Path):
@@ -216,6 +240,9 @@ def test_a_hybrid_student_is_searched_with_the_pipelines_own_words(corpus: Path,
     assert result["seed"] == 3
     assert json.loads((run / "eval-test@narrow.json").read_text())["decoder"]["lm"] == "unigram.arpa"
     assert len(json.loads((run / "model" / "student.json").read_text())["inventory"]["symbols"]) == 140
+    average = load_spec(work / "shards" / "monophone-average")
+    assert (average.teacher["given"], average.k) == ("unit", 20)
+    assert average.extra["averaged_from"] == load_spec(work / "shards" / "monophone").digest
     assert "auxiliary@narrow" in (work / "report.md").read_text()
     alone = tmp_path / "elsewhere"  # the exported student carries its acoustic model
     shutil.copytree(run / "model", alone)
