@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from hkd.decode.graph import Graph, build_graph, kaldi_module
+from hkd.decode.lattice import LATTICE_BEAM, best_sequences
 from hkd.errors import UserError
 from hkd.units.acoustic import Tying
 from hkd.units.inventory import UnitInventory
@@ -89,10 +90,9 @@ class HybridSearch:
         ]
 
     def _best_one(self, logits_TV: torch.Tensor, config: HybridConfig) -> list[int]:
-        score_TV = log_likelihoods(logits_TV, self._log_prior_V, prior_scale=config.prior_scale) * config.acoustic_scale
         options = self._decoder.FasterDecoderOptions(beam=config.beam, max_active=config.max_active)
         decoder = self._decoder.FasterDecoder(self.graph.fst, options)
-        decoder.decode(self._decoder.DecodableCtc(np.ascontiguousarray(score_TV, np.float32)))
+        decoder.decode(self._decoder.DecodableCtc(self._scores(logits_TV, config)))
         if not decoder.reached_final():
             return []
         found, path = decoder.get_best_path()
@@ -100,6 +100,22 @@ class HybridSearch:
             return []
         linear, _, words, _ = self._kaldifst.get_linear_symbol_sequence(path)
         return list(words) if linear else []
+
+    def ranked(
+        self, logits_BTV: torch.Tensor, length_B: torch.Tensor, *, n_best: int, lattice_beam: float = LATTICE_BEAM
+    ) -> list[list[tuple[list[int], float]]]:
+        """(word numbers, score) of the n best of every utterance, best first (see `hkd.decode.lattice`)."""
+        config = self.config
+        return [
+            best_sequences(
+                self.graph.fst, self._scores(logits_TV[:length], config), beam=config.beam, n=n_best, lattice_beam=lattice_beam
+            )
+            for logits_TV, length in zip(logits_BTV, length_B.tolist(), strict=True)
+        ]
+
+    def _scores(self, logits_TV: torch.Tensor, config: HybridConfig) -> NDArray[np.float32]:
+        score_TV = log_likelihoods(logits_TV, self._log_prior_V, prior_scale=config.prior_scale) * config.acoustic_scale
+        return np.ascontiguousarray(score_TV, np.float32)
 
     def text(self, units: Sequence[int]) -> str:
         """Word numbers → text."""

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 
 from hkd.audio import read_audio
+from hkd.decode.hybrid import HybridSearch
 from hkd.decode.recogniser import Recogniser, Seconds, Wave_S
-from hkd.decode.search import Search, SearchConfig
+from hkd.decode.search import SearchConfig
 from hkd.errors import UserError
 from hkd.evaluate.result import Hypothesis, Option
 from hkd.manifest import Manifest
@@ -30,11 +31,8 @@ class Decoded:
 
 def check_n_best(n_best: int, search: SearchConfig, *, is_hybrid: bool) -> None:
     """Raises UserError where the search cannot give so many hypotheses."""
-    if n_best and is_hybrid:
-        raise UserError(
-            f"n_best must be 0 for a hybrid student, whose search keeps the best path alone, but is {n_best} instead. Leave --n-best out; "
-            "`hkd likelihoods` gives Kaldi what its lattices need."
-        )
+    if is_hybrid:
+        return
     if n_best > 1 and search.decoder == "greedy":
         raise UserError(f"n_best must be 1 at most where the decoder is greedy, but is {n_best} instead. Take --decoder beam.")
     if n_best > search.beam.beam and search.decoder == "beam":
@@ -70,8 +68,7 @@ def decode(recogniser: Recogniser, part: Manifest, *, batch_seconds: float, n_be
     recogniser.warm_up()
     for rows, waves in batches(part, batch_seconds):
         if n_best:
-            options, spent = ranked(recogniser, waves, n_best)
-            texts = [best[0].text if best else "" for best in options]
+            texts, options, spent = ranked(recogniser, waves, n_best)
             lists |= dict(zip(rows, options, strict=True))
         else:
             recognition = recogniser.recognise(waves)
@@ -90,13 +87,20 @@ def decode(recogniser: Recogniser, part: Manifest, *, batch_seconds: float, n_be
     return Decoded(rows=[found[row] for row in order], n_best=[lists[row] for row in order if row in lists], seconds=seconds)
 
 
-def ranked(recogniser: Recogniser, waves: Sequence[Wave_S], n_best: int) -> tuple[list[list[Option]], Seconds]:
-    """The n best of each wave, distinct in words, best first (fewer where the beam has fewer), and the time: of a CTC student."""
+def ranked(recogniser: Recogniser, waves: Sequence[Wave_S], n_best: int) -> tuple[list[str], list[list[Option]], Seconds]:
+    """The hypothesis of each wave, the n best, distinct in words, best first (fewer where the beam has fewer), and the time.
+
+    Of a CTC student the hypothesis is the first of the list. Of a hybrid it is what is found without a list, where no more than
+    `max_active` states are kept alive: the list's search keeps all, and may begin with a better one.
+    """
     search = recogniser.search
-    assert isinstance(search, Search)
     logits_BTV, length_B, seconds = recogniser.logits(waves)
     begin_s = recogniser.clock()
-    if search.config.decoder == "greedy":
+    found: list[list[tuple[list[int], float]]]
+    if isinstance(search, HybridSearch):
+        texts = [" ".join(words(search.text(units))) for units in search.best(logits_BTV, length_B)]
+        found = search.ranked(logits_BTV, length_B, n_best=n_best)
+    elif search.config.decoder == "greedy":
         logp_BT = torch.log_softmax(logits_BTV, -1).amax(-1)
         scores = [float(logp_T[:length].sum()) for logp_T, length in zip(logp_BT, length_B.tolist(), strict=True)]
         found = [[(units, score)] for units, score in zip(search.best(logits_BTV, length_B), scores, strict=True)]
@@ -104,7 +108,9 @@ def ranked(recogniser: Recogniser, waves: Sequence[Wave_S], n_best: int) -> tupl
         beams = search.ranked(logits_BTV, length_B, n_best=search.config.beam.beam)
         found = [[(list(hypothesis.units), hypothesis.score) for hypothesis in beam] for beam in beams]
     options = [_distinct([(search.text(units), score) for units, score in beam])[:n_best] for beam in found]
-    return options, seconds + Seconds(search=recogniser.clock() - begin_s)
+    if not isinstance(search, HybridSearch):
+        texts = [best[0].text if best else "" for best in options]
+    return texts, options, seconds + Seconds(search=recogniser.clock() - begin_s)
 
 
 def _distinct(hypotheses: Sequence[tuple[str, float]]) -> list[Option]:

@@ -1,5 +1,6 @@
 """A hybrid student, from its folder: evaluated, tuned, transcribing, and its likelihoods as Kaldi's table."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from hkd.decode.recogniser import Recogniser
 from hkd.decode.search import SearchConfig
 from hkd.errors import UserError
 from hkd.evaluate.likelihoods import ARK, SCP, write_likelihoods
+from hkd.evaluate.result import n_best_path
 from hkd.evaluate.run import EvaluateConfig, evaluate
 from hkd.evaluate.transcribe import transcribe_file
 from hkd.evaluate.tune import tune
@@ -50,9 +52,22 @@ def test_without_a_word_lm_it_says_what_it_needs(hybrid: Path) -> None:
         Recogniser(hybrid / "model").warm_up()
 
 
-def test_n_best_lists_are_refused(project, hybrid: Path, unigram: Path) -> None:  # type: ignore[no-untyped-def]
-    with pytest.raises(UserError, match="n_best must be 0 for a hybrid student"):
-        evaluate(hybrid, manifest=project.manifest, lm=str(unigram), config=EvaluateConfig(n_best=3))
+def test_n_best_lists_stand_beside_the_same_hypotheses(project, hybrid: Path, unigram: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    run = Path(shutil.copytree(hybrid, tmp_path / "run"))
+    arguments = {"manifest": project.manifest, "lm": str(unigram), "split": "dev"}
+    narrow = SearchConfig(hybrid=HybridConfig(beam=8.0))
+    plain = evaluate(run, tag="plain", config=EvaluateConfig(search=narrow), **arguments)
+    listed = evaluate(run, tag="listed", config=EvaluateConfig(search=narrow, n_best=3), **arguments)
+    assert listed.errors == plain.errors
+    rows = [json.loads(line) for line in n_best_path(run, "dev", "listed").read_text().splitlines()]
+    lists = [[(option["text"], option["score"]) for option in row["hypotheses"]] for row in rows]
+    assert len(lists) == len(read_manifest(project.manifest).split("dev"))
+    assert max(map(len, lists)) == 3
+    for options in lists:
+        assert len({text for text, _ in options}) == len(options) <= 3
+        assert [score for _, score in options] == sorted((score for _, score in options), reverse=True)
+    hypotheses = [json.loads(line)["hypothesis"] for line in (run / "eval-dev@listed.hyp.jsonl").read_text().splitlines()]
+    assert sum(options[0][0] == text for options, text in zip(lists, hypotheses, strict=True) if options) > len(lists) / 2
 
 
 def test_likelihoods_are_a_kaldi_table(project, hybrid: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
