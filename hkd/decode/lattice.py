@@ -23,7 +23,7 @@ from hkd.decode.graph import kaldi_module
 
 LATTICE_BEAM = 8.0
 SILENT = 0  # no word
-Sequence_ = tuple[int, ...]
+Words = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -72,12 +72,12 @@ class WordLattice:
                 cost[state] = min(cost[state], step + cost[after])
         return cost
 
-    def sequences(self) -> Iterator[tuple[Sequence_, float]]:
+    def sequences(self) -> Iterator[tuple[Words, float]]:
         """All word sequences, each once, with the cost of its best path, cheapest first."""
         rest, ticket = self.to_the_end(), count()
-        waiting: list[tuple[float, int, Sequence_, dict[int, float] | None]] = []
+        waiting: list[tuple[float, int, Words, dict[int, float] | None]] = []
 
-        def wait(words: Sequence_, states: dict[int, float]) -> None:
+        def wait(words: Words, states: dict[int, float]) -> None:
             least = min(cost + rest[state] for state, cost in states.items())
             if least < math.inf:
                 heapq.heappush(waiting, (least, next(ticket), words, states))
@@ -119,7 +119,7 @@ def best_sequences(
     """(word numbers, score) of the n best, best first; fewer where the lattice holds fewer, [] where no path survives to a word's end.
 
     beam: of the search; lattice_beam: how much worse than the best a sequence may be. Both in natural logarithms after scaling. Unlike
-    the search for the best path alone it keeps all states within the beam, however many, and takes ten times as long.
+    the search for the best path alone it keeps all states within the beam, however many, and takes many times as long.
     """
     decoders = kaldi_module("kaldi_decoder")
     decoder = decoders.LatticeSimpleDecoder(fst, decoders.LatticeSimpleDecoderConfig(beam=beam, lattice_beam=lattice_beam))

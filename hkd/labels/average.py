@@ -76,12 +76,12 @@ def average(
     over: Iterable[str] | None = None,
     k: int | None = None,
     command: str = "",
-    hkd_version: str = "",
     overwrite: bool = False,
     progress: Progress = no_progress,
 ) -> StoreSpec:
     """Write the store again with each position's distribution replaced by the average of its reference unit's, over the utterances `over`
     (those of them that the store has; default: all). k: ids a row; default: the store's, though averages are broader.
+    Extra temperatures are those of the average, not averages over tempered distributions.
 
     Raises UserError where the store holds draws, its inventory is too large for a table, or none of `over` is in it.
     """
@@ -105,7 +105,6 @@ def average(
         teacher=teacher,
         extra={**old.extra, "averaged_from": old.digest, "averaged_over": digest_of(sorted(ids))},
         command=command or old.command,
-        hkd_version=hkd_version or old.hkd_version,
     )
     row_W = average_rows(sum_VW, k=spec.width, temperatures=spec.temperatures)
 
