@@ -109,8 +109,8 @@ class Recogniser:
 
     @property
     def num_parameters(self) -> int:
-        """Trained numbers of what runs at inference."""
-        return self.student.num_parameters()
+        """Of all that runs at inference, a frozen upstream too."""
+        return self.student.num_parameters() + self.meta.config.encoder.front_end.num_parameters
 
     @torch.no_grad()
     def logits(self, waves: Sequence[Wave_S]) -> tuple[torch.Tensor, torch.Tensor, Seconds]:

@@ -19,6 +19,7 @@ from hkd.evaluate.table import MIN_SPEAKERS
 from hkd.files import write_bytes
 from hkd.student.config import EncoderConfig, SpeechEncoderConfig
 from hkd.student.export import load_student
+from hkd.student.model import Student
 from hkd.units.level import SENONE
 
 SPLITS = ("dev", "test")
@@ -45,9 +46,8 @@ def model_card(run_folder: Path, *, splits: Sequence[str] = SPLITS) -> str:
         "encoder": _encoder(encoder),
         "main output": f"{units}, searched in a graph with a lexicon" if is_hybrid else f"CTC over {units}",
         **({"language model beside it": f"{lm} (`{whole}`)"} if lm else {}),
-        "parameters": f"{student.num_parameters():,}; the layers that only taught it are left out",
-        "features": ("" if meta.features["kind"] == "wave" else f"{meta.features['num_bins']} log-mel bins, ")
-        + f"{meta.features['sample_rate_hz']} Hz",
+        "parameters": _parameters(student),
+        "features": f"{_features(meta.features)}{meta.features['sample_rate_hz']} Hz",
         "steps": str(find_setting(identity.get("loop", settings.get("loop", {})), "max_steps") or "not recorded"),
         "seed": str(reports[0].seed),
     }
@@ -86,7 +86,19 @@ def _encoder(encoder: EncoderConfig | SpeechEncoderConfig) -> str:
     layers = f"{encoder.num_layers} layers, width {encoder.d_model}"
     if isinstance(encoder, SpeechEncoderConfig):
         return f"{encoder.name} ({encoder.architecture}), {layers}"
-    return f"Conformer, {layers}, {encoder.num_heads} attention heads"
+    below = f", on {encoder.upstream} (frozen)" if encoder.upstream else ""
+    return f"Conformer, {layers}, {encoder.num_heads} attention heads{below}"
+
+
+def _parameters(student: Student) -> str:
+    trained, frozen = student.num_parameters(), student.config.encoder.front_end.num_parameters
+    below = f", {frozen:,} of them frozen" if frozen else ""
+    return f"{trained + frozen:,}{below}; the layers that only taught it are left out"
+
+
+def _features(features: Mapping[str, Any]) -> str:
+    what = {"wave": "", "upstream": f"{2 * features['num_bins']} values every 20 ms, "}
+    return what.get(features["kind"], f"{features['num_bins']} log-mel bins, ")
 
 
 def _search_settings(report: EvaluationReport, *, is_hybrid: bool) -> list[str]:

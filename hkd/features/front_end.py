@@ -3,12 +3,13 @@
 - `log-mel`: Kaldi's (hkd.features.fbank), for hkd's own encoder; the student normalises it by the training set's mean and deviation.
 - `wave`: the sound itself, 160 samples a row, for encoders of transformers that begin with convolutions over samples; an utterance is brought to
   mean 0 and variance 1 where the encoder was trained so.
+- `upstream`: what a frozen encoder of transformers makes of its own features (hkd.features.upstream).
 - `whisper`: the log-mel spectrogram of Whisper (Radford et al. 2022, section 2.2) as transformers computes it, scaled by the utterance's own maximum.
 
 Shape letters: S samples, T frames, F values a frame.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -17,25 +18,30 @@ from numpy.typing import NDArray
 
 from hkd.errors import UserError
 from hkd.features.fbank import NUM_BINS, log_mel
+from hkd.features.pretrained import WHISPER
+from hkd.features.upstream import Upstream
 from hkd.native import import_torchaudio
 from hkd.timebase import HOP_SAMPLES, SAMPLE_RATE_HZ, samples_to_frames
 
-KINDS = ("log-mel", "wave", "whisper")
+KINDS = ("log-mel", "wave", "whisper", "upstream")
 VARIANCE_FLOOR = 1e-7  # as Wav2Vec2FeatureExtractor has it
 WHISPER_WINDOW = 400
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FrontEnd:
-    """kind: log-mel | wave | whisper. normalise: of `wave` alone."""
+    """kind: log-mel | wave | whisper | upstream. normalise: of `wave` alone."""
 
     kind: str = "log-mel"
     num_bins: int = NUM_BINS  # F; the samples of a frame for `wave`
     normalise: bool = False
+    upstream: Upstream | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise UserError(f"front_end.kind must be one of {', '.join(KINDS)}, but is '{self.kind}' instead.")
+        if (self.upstream is not None) != (self.kind == "upstream"):
+            raise UserError(f"front_end.upstream must be given for the kind upstream alone, but the kind is '{self.kind}'.")
         if self.num_bins < 1 or (self.kind == "wave" and self.num_bins != HOP_SAMPLES):
             raise UserError(f"front_end.num_bins must be positive, and {HOP_SAMPLES} of a wave, but is {self.num_bins} instead.")
 
@@ -46,18 +52,29 @@ class FrontEnd:
             return x_TF
         if wave_S.ndim != 1 or not len(wave_S):
             raise ValueError(f"wave_S must have one axis and at least one sample, but has the shape {wave_S.shape} instead")
+        if self.upstream is not None:
+            own = self.upstream.architecture == WHISPER
+            return self.upstream(_whisper(wave_S, self.upstream.num_mel_bins) if own else _wave(wave_S, self.upstream.normalise))
         return _wave(wave_S, self.normalise) if self.kind == "wave" else _whisper(wave_S, self.num_bins)
 
     def to_json(self) -> dict[str, Any]:
         """What a student's card says of its features."""
         value: dict[str, Any] = {"kind": self.kind, "num_bins": self.num_bins}
         value |= {"sample_rate_hz": SAMPLE_RATE_HZ, "hop_samples": HOP_SAMPLES}
+        if self.upstream is not None:
+            value |= {"upstream": self.upstream.digest}
         return value if self.kind != "wave" else {**value, "normalise": self.normalise}
 
     @property
     def key(self) -> dict[str, Any]:
         """All that its values hang on, besides the sound."""
-        return asdict(self)
+        value: dict[str, Any] = {"kind": self.kind, "num_bins": self.num_bins, "normalise": self.normalise}
+        return value if self.upstream is None else {**value, "upstream": self.upstream.digest}
+
+    @property
+    def num_parameters(self) -> int:
+        """Of the upstream; none otherwise."""
+        return self.upstream.num_parameters if self.upstream is not None else 0
 
 
 def _wave(wave_S: NDArray[np.float32], normalise: bool) -> NDArray[np.float32]:

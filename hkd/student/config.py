@@ -13,11 +13,12 @@ from typing import Any
 
 from hkd.errors import UserError
 from hkd.features.front_end import FrontEnd
+from hkd.features.pretrained import WHISPER
+from hkd.features.upstream import Upstream
 from hkd.timebase import HOP_SAMPLES, SUBSAMPLING
 from hkd.units.level import MONOPHONE, SENONE, SUBWORD
 
 NUM_BINS = 80
-WHISPER = "whisper"
 _SIZES = ("d_model", "num_layers", "num_heads", "ff_factor", "conv_kernel")
 PRESETS: dict[str, dict[str, int]] = {
     "xs": {"d_model": 112, "num_layers": 6, "num_heads": 4, "ff_factor": 4, "conv_kernel": 15},
@@ -41,9 +42,15 @@ class EncoderConfig:
     dropout: float = 0.1  # on the output of each half-step; attention weights are not dropped, so that fused kernels apply
     front: str = "conv1d"  # conv1d (bins as channels; fast) | conv2d (bins as an axis; about 8 times the front end's time)
     front_channels: int = 32  # of conv2d
-    num_bins: int = NUM_BINS
+    num_bins: int = NUM_BINS  # of features; an upstream's values, once it is opened
+    upstream: str = ""  # a frozen speech encoder of transformers below the Conformer: a hub name or a folder
+    upstream_folder: str = ""  # where it lies, where that is not under its name: in an export
 
     def __post_init__(self) -> None:
+        if self.name and self.upstream:
+            raise UserError(
+                "encoder.upstream must be left out where encoder.name is given: that one learns from the sound itself."
+            )
         if self.preset not in PRESETS:
             raise UserError(f"encoder.preset must be one of {', '.join(sorted(PRESETS))}, but is '{self.preset}' instead.")
         if self.name:
@@ -76,7 +83,16 @@ class EncoderConfig:
     @property
     def front_end(self) -> FrontEnd:
         """What it reads."""
+        if self.upstream:
+            return FrontEnd(
+                kind="upstream", num_bins=self.num_bins, upstream=Upstream(name=self.upstream_folder or self.upstream)
+            )
         return FrontEnd(num_bins=self.num_bins)
+
+    @property
+    def max_frames(self) -> int | None:
+        """The longest utterance that it can read, in 10 ms frames; None for any."""
+        return Upstream(name=self.upstream_folder or self.upstream).max_rows if self.upstream else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -194,10 +210,12 @@ def default_tap(level: str, num_layers: int) -> int:
 
 
 def config_to_json(config: StudentConfig) -> dict[str, Any]:
-    """What `config_from_json` reads; the name of an encoder that is hkd's own is left out."""
+    """What `config_from_json` reads; where a folder lies is left out, and the names that an encoder of hkd's own has not."""
     value = asdict(config)
-    if not value["encoder"]["name"]:
-        del value["encoder"]["name"]
+    value["encoder"].pop("upstream_folder", None)
+    for name in ("name", "upstream"):
+        if not value["encoder"].get(name, True):
+            del value["encoder"][name]
     return value
 
 

@@ -20,9 +20,12 @@ def _units(num_units: int, slots: int) -> str:
 
 def _conformer(e: EncoderConfig, student: Student) -> list[str]:
     front: torch.nn.Module = student.encoder.front  # type: ignore[assignment]
+    features = f"{e.num_bins} bins every 10 ms"
+    if e.upstream:
+        features = f"{e.upstream}, {_short(e.front_end.num_parameters)} frozen: {2 * e.num_bins} values every 20 ms"
     return [
         f"student: Conformer, {e.num_layers} layers × {e.d_model}, {e.num_heads} attention heads, kernel {e.conv_kernel}",
-        f"  features   {e.num_bins} bins every 10 ms, normalised by the training set's mean and deviation",
+        f"  features   {features}, normalised by the training set's mean and deviation",
         f"  front end  {e.front}, one frame in 4 → 40 ms   {_short(_count(front))}",
     ]
 

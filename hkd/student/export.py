@@ -3,6 +3,7 @@
     student.json         what it is: configuration, unit symbols and their digest, feature settings; written last, the mark of completeness
     model.safetensors    weights and the features' mean and deviation
     subword.model        the SentencePiece model of a subword student (absent otherwise)
+    upstream/            the frozen encoder below the student, for transformers too (absent where it has none)
     acoustic.json ...    the acoustic model of a hybrid student's senones, as in units/ (absent where it is pocketsphinx's)
 
 - `student.json` holds the SHA-256 of the other files; a folder whose files do not match is refused.
@@ -11,7 +12,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,18 @@ import torch
 from safetensors.torch import load, save
 
 from hkd.errors import UserError
+from hkd.features.upstream import UPSTREAM_FILES
 from hkd.files import digest_of_file, write_bytes, write_json
-from hkd.student.config import StudentConfig, config_from_json, config_to_json
+from hkd.student.config import EncoderConfig, StudentConfig, config_from_json, config_to_json
 from hkd.student.model import Student, export_student
 from hkd.units.acoustic import ACOUSTIC_FILES
 from hkd.units.inventory import UnitInventory
 
 FORMAT, VERSION = "hkd-student", 1
 CARD, WEIGHTS, SUBWORDS = "student.json", "model.safetensors", "subword.model"
+UPSTREAM = "upstream"
 BESIDE = (SUBWORDS, *ACOUSTIC_FILES)
+_IN_UPSTREAM = tuple(f"{UPSTREAM}/{name}" for name in UPSTREAM_FILES)
 SENONE_FRAMES = "senone_frames"  # in `extra` of a hybrid student: frames of each senone in the training data, for its priors
 
 
@@ -71,7 +75,10 @@ def save_student(
             write_bytes(folder / name, beside[name])
         else:
             (folder / name).unlink(missing_ok=True)
-    files = [WEIGHTS, *beside]
+    upstream = kept.config.encoder.front_end.upstream
+    if upstream is not None:
+        upstream.save(folder / UPSTREAM)
+    files = [WEIGHTS, *beside, *(_IN_UPSTREAM if upstream is not None else ())]
     card = {
         "format": FORMAT,
         "version": VERSION,
@@ -87,6 +94,14 @@ def save_student(
         "extra": dict(extra or {}),
     }
     write_json(folder / CARD, card)
+
+
+def placed(config: StudentConfig, folder: Path) -> StudentConfig:
+    """The configuration with its upstream, where it has one, in the exported folder."""
+    encoder = config.encoder
+    if not isinstance(encoder, EncoderConfig) or not encoder.upstream:
+        return config
+    return replace(config, encoder=replace(encoder, upstream_folder=str(folder / UPSTREAM)))
 
 
 def _read_card(folder: Path) -> dict[str, Any]:
@@ -109,10 +124,12 @@ def load_student(folder: Path, *, device: str | torch.device = "cpu") -> tuple[S
     """Student in eval mode on `device`, and its card. Raises UserError where the folder is no student or its files do not match."""
     card = _read_card(folder)
     try:
-        config = config_from_json(card["config"])
+        config = placed(config_from_json(card["config"]), folder)
         entry = card["inventory"]
         inventory = UnitInventory(level=entry["level"], symbols=tuple(entry["symbols"]), silence=entry["silence"])
-        files: dict[str, str] = {name: str(card["files"][name]) for name in (WEIGHTS, *BESIDE) if name in card["files"]}
+        files: dict[str, str] = {
+            name: str(card["files"][name]) for name in (WEIGHTS, *BESIDE, *_IN_UPSTREAM) if name in card["files"]
+        }
         files[WEIGHTS]
         meta = StudentMeta(
             config=config,

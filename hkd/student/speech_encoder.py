@@ -11,134 +11,55 @@
 Shape letters: B utterances, S samples, C channels, T frames, F values a frame, D model width.
 """
 
-import importlib
 import json
-import logging
 import warnings
-from collections.abc import Collection, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from hkd.errors import HkdError, UserError
-from hkd.native import import_torchaudio
-from hkd.student.config import WHISPER, EncoderConfig, SpeechEncoderConfig
+from hkd.errors import UserError
+from hkd.features.pretrained import (
+    SHIFT_SAMPLES,
+    WHISPER,
+    WINDOW_SAMPLES,
+    load_encoder,
+    local_encoder,
+    normalises,
+    open_config,
+    transformers_package,
+)
+from hkd.student.config import EncoderConfig, SpeechEncoderConfig
 from hkd.student.encoder import subsampled, valid_frames
 from hkd.timebase import HOP_SAMPLES, SUBSAMPLING, covering_samples
 
-SHIFT_SAMPLES, WINDOW_SAMPLES = 320, 400  # of the convolutions that all of them have
 FRAMES = SUBSAMPLING * HOP_SAMPLES // SHIFT_SAMPLES  # of theirs in an encoder frame
-ARCHITECTURES = ("wav2vec2", "hubert", "wavlm", "unispeech", "unispeech-sat", WHISPER)
-FILES = ["config.json", "preprocessor_config.json", "model*.safetensors", "model.safetensors.index.json"]
 OFF = ("layerdrop", "encoder_layerdrop", "mask_time_prob", "mask_feature_prob")
 DROPOUTS = ("dropout", "hidden_dropout", "attention_dropout")  # set to encoder.dropout
 OTHER_DROPOUTS = ("activation_dropout", "feat_proj_dropout")
 NOT_SETTINGS = ("transformers_version", "architectures", "dtype", "_name_or_path", "torch_dtype")
 
 
-@contextmanager
-def _transformers() -> Iterator[Any]:
-    """The package, without its progress bars and load reports."""
-    import_torchaudio()
-    transformers: Any = importlib.import_module("transformers")
-
-    logger = logging.getLogger("transformers")
-    before, bars = logger.level, transformers.utils.logging.is_progress_bar_enabled()
-    logger.setLevel(logging.ERROR)
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        yield transformers
-    finally:
-        logger.setLevel(before)
-        if bars:
-            transformers.utils.logging.enable_progress_bar()
-
-
-def local_encoder(name: str) -> Path:
-    """The folder of an encoder: itself, or the hub's files in its own cache, fetched where they are not there.
-
-    Raises UserError where it holds no safetensors, HkdError where the hub cannot be reached.
-    """
-    folder = Path(name).expanduser()
-    if not folder.is_dir():
-        if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-            raise UserError(f"encoder.name must be a folder or a hub name, but there is no folder {name}.")
-        folder = _from_hub(name)
-    if not (folder / "config.json").is_file() or not any(folder.glob("model*.safetensors")):
-        raise UserError(
-            f"encoder.name must be a model with config.json and model.safetensors, but {name} has not both. Save it anew with "
-            "save_pretrained(FOLDER), which writes safetensors, and name that folder."
-        )
-    return folder
-
-
-def _from_hub(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    try:
-        cached = Path(snapshot_download(name, allow_patterns=FILES, local_files_only=True))
-        if any(cached.glob("model*.safetensors")):
-            return cached
-    except (HFValidationError, LocalEntryNotFoundError):
-        pass
-    try:
-        return Path(snapshot_download(name, allow_patterns=FILES))
-    except (RepositoryNotFoundError, HFValidationError):
-        raise UserError(f"encoder.name must be a folder or a hub name, but the hub has no {name}.") from None
-    except Exception as error:  # gated, offline, a full disk: each has its own class
-        raise HkdError(
-            f"the encoder {name} is not in the local cache and cannot be had from the hub ({type(error).__name__}). Give a local copy: "
-            "encoder.name = FOLDER, a folder with config.json and model.safetensors."
-        ) from None
-
-
 def open_speech_encoder(encoder: EncoderConfig) -> SpeechEncoderConfig:
     """What the named encoder is. Raises UserError for an architecture that is none of those known, or another frame rate."""
-    folder = local_encoder(encoder.name)
-    with _transformers() as transformers:
-        try:
-            config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        except (ValueError, OSError) as error:
-            raise UserError(
-                f"encoder.name must be a model that transformers knows, but {encoder.name} is not ({str(error).splitlines()[0]})."
-            ) from None
-    if config.model_type not in ARCHITECTURES:
-        raise UserError(
-            f"encoder.name must be a speech encoder ({', '.join(ARCHITECTURES)}), but {encoder.name} is {config.model_type} instead."
-        )
+    config = open_config(encoder.name)
     settings = {key: value for key, value in config.to_dict().items() if key not in NOT_SETTINGS}
     for key in settings:
         settings[key] = 0.0 if key in OFF + OTHER_DROPOUTS else encoder.dropout if key in DROPOUTS else settings[key]
     settings = json.loads(json.dumps({**settings, "apply_spec_augment": False}))
-    if config.model_type != WHISPER:
-        window, shift = 1, 1
-        for kernel, stride in zip(settings["conv_kernel"], settings["conv_stride"], strict=True):
-            window, shift = window + (kernel - 1) * shift, shift * stride
-        if (shift, window) != (SHIFT_SAMPLES, WINDOW_SAMPLES):
-            raise UserError(
-                f"encoder.name must have frames of {SHIFT_SAMPLES} samples that see {WINDOW_SAMPLES}, but {encoder.name} has {shift} and {window}."
-            )
-        if settings.get("conv_pos_batch_norm") or settings.get("add_adapter"):
-            raise UserError(
-                f"encoder.name must have no batch norm and no adapter, but {encoder.name} has one: outputs would hang on the batch."
-            )
-    return SpeechEncoderConfig(name=encoder.name, settings=settings, normalise=_normalises(folder))
-
-
-def _normalises(folder: Path) -> bool:
-    """Whether the encoder was trained on normalised utterances: its preprocessor says, and yes where there is none (transformers' default)."""
-    path = folder / "preprocessor_config.json"
-    return not path.is_file() or bool(json.loads(path.read_text(encoding="utf-8")).get("do_normalize", True))
+    if settings.get("conv_pos_batch_norm") or settings.get("add_adapter"):
+        raise UserError(
+            f"encoder.name must have no batch norm and no adapter, but {encoder.name} has one: outputs would hang on the batch."
+        )
+    return SpeechEncoderConfig(name=encoder.name, settings=settings, normalise=normalises(local_encoder(encoder.name)))
 
 
 def _build(config: SpeechEncoderConfig) -> nn.Module:
-    with _transformers() as transformers:
+    with transformers_package() as transformers:
         settings = transformers.AutoConfig.for_model(config.architecture, **_without(config.settings, "model_type"))
         if config.architecture == WHISPER:
             from transformers.models.whisper.modeling_whisper import WhisperEncoder
@@ -259,38 +180,15 @@ def _whisper_front(model: Any) -> list[nn.Module]:
 
 def load_pretrained(encoder: SpeechEncoder) -> None:
     """Put the named encoder's weights in. Raises UserError where it lacks some, HkdError where they cannot be read."""
-    folder, config = local_encoder(encoder.config.name), encoder.config
-    with _transformers() as transformers:
-        settings: Any = getattr(encoder.model, "config")  # noqa: B009 (nn.Module types attributes as tensors)
-        kind: Any = transformers.AutoModel
-        if config.architecture == WHISPER and json.loads((folder / "config.json").read_text()).get("architectures") == [
-            "WhisperEncoder"
-        ]:
-            kind = type(encoder.model)
-        try:
-            model, found = kind.from_pretrained(
-                folder, config=settings, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, local_files_only=True,
-                output_loading_info=True,
-            )  # fmt: skip
-        except (OSError, ValueError, SafetensorError) as error:
-            reason = str(error).splitlines()[0]
-            raise HkdError(f"the weights of {config.name} cannot be read ({reason}). Have the files anew.") from None
-    ours = model.encoder if config.architecture == WHISPER and kind is transformers.AutoModel else model
-    prefix = "encoder." if ours is not model else ""
-    lost = sorted(name for name in found["missing_keys"] if name.startswith(prefix)) + sorted(found["mismatched_keys"])
-    if lost:
-        raise UserError(
-            f"encoder.name must hold the weights of a {config.architecture} encoder, but {config.name} lacks {len(lost)} of them "
-            f"({', '.join(map(str, lost[:3]))} ...)."
-        )
-    encoder.model.load_state_dict(ours.state_dict())
+    settings: Any = getattr(encoder.model, "config")  # noqa: B009 (nn.Module types attributes as tensors)
+    encoder.model.load_state_dict(load_encoder(encoder.config.name, settings).state_dict())
 
 
 def save_pretrained(encoder: SpeechEncoder, folder: Path) -> None:
     """Write the encoder for transformers alone: config.json, model.safetensors and preprocessor_config.json."""
     model: Any = encoder.model
     front_end = encoder.config.front_end
-    with _transformers() as transformers:
+    with transformers_package() as transformers:
         model.save_pretrained(folder)
         if encoder.config.architecture == WHISPER:
             extractor: Any = transformers.WhisperFeatureExtractor(feature_size=front_end.num_bins)

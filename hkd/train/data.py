@@ -9,14 +9,14 @@ from hkd import manifest as manifests
 from hkd.align.alignment import Alignment
 from hkd.audio import probe
 from hkd.errors import UserError
+from hkd.features.pretrained import local_encoder
+from hkd.features.upstream import Upstream
 from hkd.files import digest_of, digest_of_file
 from hkd.labels.store import LabelReader, store_folders
 from hkd.manifest import Manifest, Utterance
 from hkd.stream.coverage import Coverage, measure
 from hkd.stream.join import Join
-from hkd.student.config import SpeechEncoderConfig
 from hkd.student.describe import describe
-from hkd.student.speech_encoder import local_encoder
 from hkd.timebase import SAMPLE_RATE_HZ, samples_to_frames, seconds_to_samples
 from hkd.train.config import TrainConfig
 from hkd.train.student import Needs, Plan, needs_of, plan_student
@@ -79,6 +79,8 @@ def open_data(config: TrainConfig, *, manifest: Path, alignment: Path | None, un
         identity["data"]["encoder"] = [
             digest_of_file(path) for path in sorted(local_encoder(config.encoder.name).glob("model*.safetensors"))
         ]
+    if config.encoder.upstream:
+        identity["data"]["upstream"] = Upstream(name=config.encoder.upstream).digest
     return Data(
         config=config, needs=needs, join=join, train=train, dev=dev, frames=frames, left_out=left_out,
         plan=plan, identity=identity,
@@ -87,16 +89,17 @@ def open_data(config: TrainConfig, *, manifest: Path, alignment: Path | None, un
 
 def _longest(config: TrainConfig, plan: Plan) -> tuple[float, float]:
     """10 ms frames of the longest utterance to train on and to evaluate: what was asked for, and what the encoder can read at any speed."""
-    encoder = plan.student.encoder
-    readable = float("inf") if not isinstance(encoder, SpeechEncoderConfig) else encoder.max_frames or float("inf")
+    readable = plan.student.encoder.max_frames or float("inf")
     return min(config.max_utterance_seconds * 100, readable * min((1.0, *config.augment.speeds)) - 1), readable
 
 
 def _identity_of(config: TrainConfig) -> dict[str, Any]:
     """The settings that a run's weights hang on. What came later than the first runs is left out where it is not used, so that they go on."""
     table: dict[str, Any] = json.loads(json.dumps({k: v for k, v in asdict(config).items() if k not in NO_IDENTITY}))
-    if not config.encoder.name:
-        del table["encoder"]["name"]
+    del table["encoder"]["upstream_folder"]
+    for name in ("name", "upstream"):  # the upstream's folder does not count, its digest does
+        if not table["encoder"][name] or name == "upstream":
+            del table["encoder"][name]
     return table
 
 

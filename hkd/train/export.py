@@ -8,7 +8,7 @@ import safetensors.torch
 from hkd.errors import UserError
 from hkd.loop.checkpoint import load_model_tensors
 from hkd.student.config import config_from_json
-from hkd.student.export import load_student, save_student
+from hkd.student.export import load_student, placed, save_student
 from hkd.student.model import Student
 from hkd.student.onnx import ONNX, write_onnx
 from hkd.student.speech_encoder import SpeechEncoder, save_pretrained
@@ -20,7 +20,7 @@ ENCODER = "encoder"
 def load_run(folder: Path) -> Student:
     """The student of a finished run with all its heads, in eval mode. Raises UserError where the run is not done."""
     try:
-        config = config_from_json(json.loads((folder / "student.json").read_text())["config"])
+        config = placed(config_from_json(json.loads((folder / "student.json").read_text())["config"]), folder / "model")
         tensors = safetensors.torch.load((folder / "final.safetensors").read_bytes())
     except FileNotFoundError as error:
         raise UserError(

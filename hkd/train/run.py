@@ -109,6 +109,7 @@ def train(
         )
     task = make_task(data, plan, max_steps=loop.max_steps)
     parameters = sum(p.numel() for n, p in task.student.named_parameters() if not n.startswith("heads."))
+    parameters += data.plan.student.encoder.front_end.num_parameters
     main_process = os.environ.get("RANK", "0") == "0"
     if main_process:
         claim(folder, whole)
@@ -131,9 +132,9 @@ def make_task(data: Data, plan: BatchPlan, *, max_steps: int) -> StudentTask:
     config, front_end = data.config, data.plan.student.encoder.front_end
     features = _features(data)
     augment, mean_F = config.augment, torch.zeros(front_end.num_bins)
-    if front_end.kind == "wave":
-        augment = replace(augment, freq_masks=0)  # a row's samples are no bins
-    else:
+    if front_end.kind in ("wave", "upstream"):
+        augment = replace(augment, freq_masks=0)  # a row's values are no bins
+    if front_end.kind != "wave":
         mean_F, std_F = mean_and_std([features(utterance) for utterance in data.train[:CMVN_UTTERANCES]])
     torch.manual_seed(config.loop.seed)
     student = Student(data.plan.student)

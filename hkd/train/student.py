@@ -1,11 +1,12 @@
 """Objective → the student's heads and the terms of its loss."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from hkd.errors import UserError
+from hkd.features.upstream import Upstream
 from hkd.stream.join import Join
 from hkd.student.config import EncoderConfig, HeadConfig, SpeechEncoderConfig, StudentConfig, default_slots, default_tap
 from hkd.student.speech_encoder import open_speech_encoder
@@ -97,8 +98,11 @@ class Plan:
 
 
 def encoder_of(config: TrainConfig) -> EncoderConfig | SpeechEncoderConfig:
-    """hkd's own encoder, or the named one, opened. Raises UserError, HkdError where that cannot be had."""
-    return open_speech_encoder(config.encoder) if config.encoder.name else config.encoder
+    """hkd's own encoder, its upstream opened, or the named one. Raises UserError, HkdError where that cannot be had."""
+    encoder = config.encoder
+    if encoder.upstream:
+        return replace(encoder, num_bins=Upstream(name=encoder.upstream).num_values)
+    return open_speech_encoder(encoder) if encoder.name else encoder
 
 
 def plan_student(config: TrainConfig, needs: Needs, join: Join) -> Plan:

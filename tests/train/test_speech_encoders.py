@@ -139,3 +139,42 @@ def test_settings_that_came_later_leave_the_identity_of_earlier_runs(labelled: P
         "kd", "kds", "interpolation_weight", "label_smoothing", "heads_warmup_steps", "lam_end", "train_split", "dev_split",
         "batch_seconds", "max_utterance_seconds", "epochs", "min_coverage", "shares_every", "augment",
     ]  # fmt: skip
+
+
+def test_a_student_on_a_frozen_upstream_takes_it_along(labelled: Path, tmp_path: Path, tiny: dict[str, Any]) -> None:
+    upstream = tiny_encoder(tmp_path / "upstream", "whisper", max_source_positions=500)
+    encoder = {**tiny["encoder"], "upstream": str(upstream)}
+    settings = {
+        **merge(tiny, {"loop": {"max_steps": 4, "eval_every": 4}}), "encoder": encoder, "objective": "hierarchical",
+        "augment": {"speeds": [0.9, 1.0], "freq_masks": 2}, "features_cache": str(tmp_path / "features"),
+    }  # fmt: skip
+    plain = trained(labelled, tmp_path / "plain", {**merge(tiny, {"loop": {"max_steps": 1}}), "objective": "none"})
+    report = trained(labelled, tmp_path / "run", settings)
+    values = 8  # a row: half the width of 16
+    smaller_front = 3 * (80 - values) * 16  # of the first convolution
+    weights = load_file(upstream / "model.safetensors")
+    below = sum(value.numel() for name, value in weights.items() if name.startswith("encoder."))
+    assert report.parameters == plain.parameters - smaller_front + below
+    assert f"{values * 2} values every 20 ms" in show_data(
+        open_data(build(TrainConfig, settings, where="train"), **inputs(labelled))
+    )
+
+    moved = tmp_path / "elsewhere" / "run"
+    moved.parent.mkdir()
+    (tmp_path / "run").rename(moved)
+    wave_S = read_audio(manifests.read(labelled / "manifest.jsonl")[0])
+    expected = Recogniser(moved / "model", device="cpu")
+    for file in upstream.iterdir():
+        file.unlink()  # neither the export nor the run's folder needs it
+    export_run(moved, tmp_path / "out")
+    student = load_run(moved)
+    assert not any(name.startswith("upstream") for name in student.state_dict())
+    for recogniser in (expected, Recogniser(tmp_path / "out", device="cpu")):
+        assert recogniser.num_parameters == report.parameters
+        logits_BTV, _, _ = recogniser.logits([wave_S])
+        x_TF = torch.from_numpy(student.config.encoder.front_end(wave_S))
+        with torch.no_grad():
+            torch.testing.assert_close(logits_BTV, student(x_TF[None], torch.tensor([len(x_TF)])).logits_BTV)
+    assert not any(
+        str(tmp_path) in path.read_text() for path in (tmp_path / "out").rglob("*.json") if path.name != "student.json"
+    )

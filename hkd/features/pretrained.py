@@ -1,0 +1,144 @@
+"""Pretrained speech encoders of transformers: where they lie, and how the package is loaded. Safetensors only, no code comes with them."""
+
+import importlib
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from hkd.errors import HkdError, UserError
+from hkd.native import import_torchaudio
+
+CONVOLUTIONAL = ("wav2vec2", "hubert", "wavlm", "unispeech", "unispeech-sat")
+WHISPER = "whisper"
+ARCHITECTURES = (*CONVOLUTIONAL, WHISPER)
+SHIFT_SAMPLES, WINDOW_SAMPLES = 320, 400  # of the frames of 20 ms that all of them have
+PREPROCESSOR = "preprocessor_config.json"
+FILES = ["config.json", PREPROCESSOR, "model*.safetensors", "model.safetensors.index.json"]
+
+
+@contextmanager
+def transformers_package() -> Iterator[Any]:
+    """The package, without its progress bars and load reports."""
+    import_torchaudio()
+    transformers: Any = importlib.import_module("transformers")
+
+    logger = logging.getLogger("transformers")
+    before, bars = logger.level, transformers.utils.logging.is_progress_bar_enabled()
+    logger.setLevel(logging.ERROR)
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield transformers
+    finally:
+        logger.setLevel(before)
+        if bars:
+            transformers.utils.logging.enable_progress_bar()
+
+
+def local_encoder(name: str, setting: str = "encoder.name") -> Path:
+    """The folder of an encoder: itself, or the hub's files in its own cache, fetched where they are not there. `setting` is who asks.
+
+    Raises UserError where it holds no safetensors, HkdError where the hub cannot be reached.
+    """
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+            raise UserError(f"{setting} must be a folder or a hub name, but there is no folder {name}.")
+        folder = _from_hub(name, setting)
+    if not (folder / "config.json").is_file() or not any(folder.glob("model*.safetensors")):
+        raise UserError(
+            f"{setting} must be a model with config.json and model.safetensors, but {name} has not both. Save it anew with "
+            "save_pretrained(FOLDER), which writes safetensors, and name that folder."
+        )
+    return folder
+
+
+def _from_hub(name: str, setting: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        cached = Path(snapshot_download(name, allow_patterns=FILES, local_files_only=True))
+        if any(cached.glob("model*.safetensors")):
+            return cached
+    except (HFValidationError, LocalEntryNotFoundError):
+        pass
+    try:
+        return Path(snapshot_download(name, allow_patterns=FILES))
+    except (RepositoryNotFoundError, HFValidationError):
+        raise UserError(f"{setting} must be a folder or a hub name, but the hub has no {name}.") from None
+    except Exception as error:  # gated, offline, a full disk: each has its own class
+        raise HkdError(
+            f"the encoder {name} is not in the local cache and cannot be had from the hub ({type(error).__name__}). Give a local copy: "
+            f"{setting} = FOLDER, a folder with config.json and model.safetensors."
+        ) from None
+
+
+def normalises(folder: Path) -> bool:
+    """Whether the encoder was trained on normalised utterances: its preprocessor says, and yes where there is none (transformers' default)."""
+    path = folder / PREPROCESSOR
+    return not path.is_file() or bool(json.loads(path.read_text(encoding="utf-8")).get("do_normalize", True))
+
+
+@lru_cache(maxsize=16)
+def open_config(name: str, setting: str = "encoder.name") -> Any:
+    """transformers' configuration of an encoder. Raises UserError where it is none of ARCHITECTURES, or has frames of another length."""
+    folder = local_encoder(name, setting)
+    with transformers_package() as transformers:
+        try:
+            config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        except (ValueError, OSError) as error:
+            raise UserError(
+                f"{setting} must be a model that transformers knows, but {name} is not ({str(error).splitlines()[0]})."
+            ) from None
+    if config.model_type not in ARCHITECTURES:
+        raise UserError(
+            f"{setting} must be a speech encoder ({', '.join(ARCHITECTURES)}), but {name} is {config.model_type} instead."
+        )
+    if config.model_type != WHISPER:
+        window, shift = 1, 1
+        for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
+            window, shift = window + (kernel - 1) * shift, shift * stride
+        if (shift, window) != (SHIFT_SAMPLES, WINDOW_SAMPLES):
+            raise UserError(
+                f"{setting} must have frames of {SHIFT_SAMPLES} samples that see {WINDOW_SAMPLES}, but {name} has {shift} and {window}."
+            )
+    return config
+
+
+def load_encoder(name: str, config: Any, setting: str = "encoder.name") -> nn.Module:
+    """The encoder with its weights in float32, of Whisper without its decoder, built by `config`.
+
+    Raises UserError where it lacks some, HkdError where they cannot be read.
+    """
+    folder = local_encoder(name, setting)
+    is_whisper = config.model_type == WHISPER
+    with transformers_package() as transformers:
+        kind: Any = transformers.AutoModel
+        if is_whisper and json.loads((folder / "config.json").read_text()).get("architectures") == ["WhisperEncoder"]:
+            from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+            kind = WhisperEncoder
+        try:
+            model, found = kind.from_pretrained(
+                folder, config=config, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, local_files_only=True,
+                output_loading_info=True,
+            )  # fmt: skip
+        except (OSError, ValueError, SafetensorError) as error:
+            raise HkdError(f"the weights of {name} cannot be read ({str(error).splitlines()[0]}). Have the files anew.") from None
+        whole: nn.Module = model.encoder if is_whisper and kind is transformers.AutoModel else model
+    prefix = "encoder." if whole is not model else ""
+    lost = sorted(key for key in found["missing_keys"] if key.startswith(prefix)) + sorted(found["mismatched_keys"])
+    if lost:
+        raise UserError(
+            f"{setting} must hold the weights of a {config.model_type} encoder, but {name} lacks {len(lost)} of them "
+            f"({', '.join(map(str, lost[:3]))} ...)."
+        )
+    return whole
