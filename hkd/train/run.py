@@ -168,8 +168,7 @@ def _features(data: Data) -> FeatureSource:
     speeds = tuple(dict.fromkeys(config.augment.speeds or (1.0,)))
     wanted = [(u, speeds) for u in data.train] + [(u, (1.0,)) for u in data.dev]
     cache = FeatureCache(Path(config.features_cache), front_end=front_end, wanted=wanted)
-    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    cache.fill(FeatureSource(front_end=front_end, max_bytes=0).compute, workers=config.workers, first=rank / world_size)
+    cache.fill(FeatureSource(front_end=front_end, max_bytes=0).compute, workers=config.workers)
     return FeatureSource(front_end=front_end, max_bytes=max_bytes, cache=cache)
 
 
