@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from hkd.decode.hybrid import HybridSearch, log_priors
 from hkd.decode.search import Search, SearchConfig
 from hkd.errors import UserError
+from hkd.features.front_end import FrontEnd
+from hkd.features.source import Features
 from hkd.student.export import SENONE_FRAMES, load_student
 from hkd.timebase import HOP_SAMPLES, SAMPLE_RATE_HZ
 from hkd.units.acoustic import load_lexicon, load_tying
@@ -110,14 +112,24 @@ class Recogniser:
     @property
     def num_parameters(self) -> int:
         """Of all that runs at inference, a frozen upstream too."""
-        return self.student.num_parameters() + self.meta.config.encoder.front_end.num_parameters
+        return self.student.num_parameters() + self.front_end.num_parameters
+
+    @property
+    def front_end(self) -> FrontEnd:
+        """What makes the student's features of sound."""
+        return self.meta.config.encoder.front_end
 
     @torch.no_grad()
-    def logits(self, waves: Sequence[Wave_S]) -> tuple[torch.Tensor, torch.Tensor, Seconds]:
-        """logits_BTV of the main output, valid frames of each, and the time. Waves: mono, 16 kHz, at least one frame each."""
+    def logits(
+        self, waves: Sequence[Wave_S], features: Sequence[Features] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, Seconds]:
+        """logits_BTV of the main output, valid frames of each, and the time. Waves: mono, 16 kHz, at least one frame each.
+
+        features: theirs, x_TF each, where they are there already; that they took time does not show then.
+        """
         begin_s = self.clock()
-        front_end = self.meta.config.encoder.front_end
-        features = [front_end(wave_S) for wave_S in waves]
+        if features is None:
+            features = [self.front_end(wave_S) for wave_S in waves]
         length_B = torch.tensor([len(x_TF) for x_TF in features])
         x_BTF = torch.nn.utils.rnn.pad_sequence([torch.as_tensor(x_TF) for x_TF in features], batch_first=True)
         features_s = self.clock() - begin_s
@@ -130,9 +142,9 @@ class Recogniser:
         """Run once on silence, so that the first batch's time is not that of loading code."""
         self.recognise([np.zeros(SAMPLE_RATE_HZ, np.float32)])
 
-    def recognise(self, waves: Sequence[Wave_S]) -> Recognition:
-        """Transcribe a batch."""
-        logits_BTV, length_B, seconds = self.logits(waves)
+    def recognise(self, waves: Sequence[Wave_S], features: Sequence[Features] | None = None) -> Recognition:
+        """Transcribe a batch. features: see `logits`."""
+        logits_BTV, length_B, seconds = self.logits(waves, features)
         begin_s = self.clock()
         units = self.search.best(logits_BTV, length_B)
         texts = [self.search.text(ids) for ids in units]

@@ -34,6 +34,7 @@ from hkd.stream.batch import Batch, SoftLabels
 from hkd.stream.join import Join
 from hkd.stream.loader import BatchMaker
 from hkd.student.config import config_from_json
+from hkd.student.export import placed
 from hkd.student.model import Student, StudentOutput
 from hkd.units.subword import SubwordModel
 
@@ -78,6 +79,7 @@ def frame_figures(
     units: Path | None = None,
     device: str = "cpu",
     batch_seconds: float = 60.0,
+    features: FeatureSource | None = None,
     progress: Progress = no_progress,
 ) -> dict[str, dict[str, Any]]:
     """Head → accuracy, calibration_error, confidence, entropy, kl, kl_without_context, frames; {} where weights, heads or alignment are missing.
@@ -88,7 +90,7 @@ def frame_figures(
     card = read_card(run_folder)
     if card is None or not card["heads"] or alignment is None or not alignment.exists() or subword_model is None:
         return {}
-    student = Student(config_from_json(card["config"]))
+    student = Student(placed(config_from_json(card["config"]), run_folder / "model"))
     load_model_tensors(student, safetensors.torch.load((run_folder / "final.safetensors").read_bytes()))
     student.to(device).eval()
     aligned, subwords = Alignment(alignment), SubwordModel(subword_model)
@@ -102,7 +104,7 @@ def frame_figures(
     maker = BatchMaker(
         utterances=list(part),
         join=join,
-        features=FeatureSource(front_end=student.config.encoder.front_end, max_bytes=0),
+        features=features or FeatureSource(front_end=student.config.encoder.front_end, max_bytes=0),
         hard={head.level: head.slots for head in heads if head.unit_V is not None},
         soft={head.store: head.slots for head in heads if head.store is not None},
     )

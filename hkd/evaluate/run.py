@@ -35,6 +35,8 @@ from hkd.evaluate.result import (
 )
 from hkd.evaluate.score import Scores
 from hkd.evaluate.significance import NUM_DRAWS, bootstrap_interval
+from hkd.features.cache import FeatureCache
+from hkd.features.source import FeatureSource
 from hkd.files import digest_of, digest_of_file, write_bytes, write_json
 from hkd.manifest import Manifest
 from hkd.manifest import read as read_manifest
@@ -58,6 +60,7 @@ class EvaluateConfig:
     num_draws: int = NUM_DRAWS
     seed: int = 0
     device: str = "auto"
+    features_cache: str = ""  # a folder for features on disk, made once for all runs on one front end; empty: none
 
     def __post_init__(self) -> None:
         if self.batch_seconds <= 0:
@@ -111,7 +114,10 @@ def evaluate(
     lexicon = load_lexicon(spoken_by) if spoken_by is not None else english()
     recogniser = Recogniser(model_folder, device=config.device, search=config.search, lm=lm)
     check_n_best(config.n_best, config.search, is_hybrid=recogniser.is_hybrid)
-    decoded = decode(recogniser, part, batch_seconds=config.batch_seconds, n_best=config.n_best, progress=progress)
+    features = _features(recogniser, part, config.features_cache)
+    decoded = decode(
+        recogniser, part, batch_seconds=config.batch_seconds, n_best=config.n_best, progress=progress, features=features
+    )
     memory_mb = peak_mb() - held_mb
     rows = [with_phones(row, lexicon) for row in decoded.rows]
     scores = score_all(rows)
@@ -127,7 +133,17 @@ def evaluate(
             "words": scores["wer"].totals()["tokens"],
         },
         errors={name: error_rate(score, speakers, config) for name, score in scores.items()},
-        frames=_frames(run_folder, part, recogniser, config, alignment=alignment, labels=labels, units=units, progress=progress),
+        frames=_frames(
+            run_folder,
+            part,
+            recogniser,
+            config,
+            alignment=alignment,
+            labels=labels,
+            units=units,
+            features=features,
+            progress=progress,
+        ),
         parameters=recogniser.num_parameters,
         decoder=_decoder(config.search, recogniser, lm),
         tag=tag,
@@ -160,6 +176,15 @@ def error_rate(scores: Scores, speakers: Sequence[str] | None, config: EvaluateC
     )
 
 
+def _features(recogniser: Recogniser, part: Manifest, folder: str) -> FeatureSource | None:
+    """The split's features on disk, made where they are not there; None where no folder is given."""
+    if not folder:
+        return None
+    cache = FeatureCache(Path(folder), front_end=recogniser.front_end, wanted=[(utterance, (1.0,)) for utterance in part])
+    cache.fill(FeatureSource(front_end=recogniser.front_end, max_bytes=0).compute)
+    return FeatureSource(front_end=recogniser.front_end, max_bytes=0, cache=cache)
+
+
 def _frames(
     run_folder: Path,
     part: Manifest,
@@ -169,6 +194,7 @@ def _frames(
     alignment: Path | None,
     labels: Path | None,
     units: Path | None,
+    features: FeatureSource | None,
     progress: Progress,
 ) -> dict[str, dict[str, Any]]:
     """The figures of the heads; where their data do not fit a warning, and none: error rates do not hang on them."""
@@ -182,6 +208,7 @@ def _frames(
             units=units,
             device=recogniser.device,
             batch_seconds=config.batch_seconds,
+            features=features,
             progress=progress,
         )
     except HkdError as error:
@@ -236,7 +263,11 @@ def _inputs(
 ) -> dict[str, Any]:
     """What the figures hang on."""
     spans = (f"{u.offset}:{u.duration}:{u.speaker}" for u in part)
-    settings = {name: value for name, value in asdict(config).items() if name not in ("device", "batch_seconds", "n_best")}
+    settings = {
+        name: value
+        for name, value in asdict(config).items()
+        if name not in ("device", "batch_seconds", "n_best", "features_cache")
+    }
     return {
         **({"n_best": config.n_best} if config.n_best else {}),
         "model": digest_of_file(run_folder / "model" / "student.json"),

@@ -32,6 +32,7 @@ from hkd.features.pretrained import (
     local_encoder,
     normalises,
     open_config,
+    transformers_package,
 )
 from hkd.files import digest_of, digest_of_file, write_bytes
 from hkd.timebase import HOP_SAMPLES, covering_samples
@@ -114,7 +115,8 @@ class Upstream:
         """Write the encoder; `Upstream(name=str(folder))` gives the same values."""
         model: Any = _load(self.name, _files(self.name))
         folder.mkdir(parents=True, exist_ok=True)
-        model.save_pretrained(folder)
+        with transformers_package():
+            model.save_pretrained(folder)
         own = local_encoder(self.name, SETTING) / PREPROCESSOR
         write_bytes(folder / PREPROCESSOR, own.read_bytes() if own.is_file() else b"{}\n")
 

@@ -4,11 +4,12 @@ Each `action(folder, settings, progress) -> summary` runs in a worker process, m
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hkd.config import Project, build
+from hkd.evaluate.run import EvaluateConfig
 from hkd.labelling.dump import DumpConfig
 from hkd.labelling.kneser_ney import WordNgramConfig
 from hkd.labelling.lm import LmConfig
@@ -28,11 +29,17 @@ from hkd.train.config import TrainConfig
 from hkd.units.sequences import UnitsConfig
 
 Action = Callable[[Path, Settings, Progress], str]
+Cached = TypeVar("Cached", TrainConfig, EvaluateConfig)
 
 
 def _named(settings: Settings) -> tuple[str, dict[str, Any]]:
     rest = dict(settings)
     return str(rest.pop("name")), rest
+
+
+def _cached(config: Cached, here: Project) -> Cached:
+    """The settings with their features' cache in the working folder."""
+    return replace(config, features_cache=str(here.folder / config.features_cache)) if config.features_cache else config
 
 
 def prepare(folder: Path, settings: Settings, progress: Progress) -> str:
@@ -196,8 +203,9 @@ def train(folder: Path, settings: Settings, progress: Progress) -> str:
 
     here = Project.load(folder)
     name, table = _named(settings)
+    config = _cached(build(TrainConfig, table, where=f"[runs.{name}]"), here)
     report = train_student(
-        build(TrainConfig, table, where=f"[runs.{name}]"),
+        config,
         here.runs / name,
         manifest=here.manifest,
         alignment=here.alignment,
@@ -217,6 +225,7 @@ def evaluate(folder: Path, settings: Settings, progress: Progress) -> str:
     name, table = _named(settings)
     split, tag = table.pop("split"), table.pop("tag", "")
     config, lm = evaluate_settings(table, "[evaluate]")
+    config = _cached(config, here)
     if lm is not None and (here.folder / lm).exists():
         lm = str(here.folder / lm)
     report = evaluate_run(

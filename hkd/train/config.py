@@ -64,6 +64,7 @@ class TrainConfig:
     lam_end: float = 1.0  # λ moves linearly to this share of itself at the last step
     train_split: str = "train"
     dev_split: str = "dev"
+    train_share: float = 1.0  # of the split's utterances, by a rule that goes by id: a smaller share is part of a larger one
     batch_seconds: float = 120.0  # of audio in the global batch of a step
     max_utterance_seconds: float = 40.0  # longer ones are left out, and said
     epochs: int = 0  # where given, loop.max_steps is this many epochs
@@ -81,9 +82,11 @@ class TrainConfig:
         for name in ("alpha", "lam", "heads_warmup_steps", "lam_end", "epochs", "workers", "features_mb", "shares_every"):
             if getattr(self, name) < 0:
                 raise UserError(f"`{name}` must not be negative, but is {getattr(self, name)} instead.")
-        for name in ("interpolation_weight", "label_smoothing", "min_coverage"):
+        for name in ("interpolation_weight", "label_smoothing", "min_coverage", "train_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"`{name}` must lie between 0 and 1, but is {getattr(self, name)} instead.")
+        if self.train_share == 0:
+            raise UserError("`train_share` must be above 0, but is 0 instead.")
         if self.features_cache and self.augment.noise_probability > 0:
             raise UserError(
                 "`features_cache` must be left out where `augment.noise_probability` is given: noise is new in every epoch."

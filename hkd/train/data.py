@@ -56,6 +56,7 @@ def open_data(config: TrainConfig, *, manifest: Path, alignment: Path | None, un
             )
     stores = {name: readers[name] for name in needs.stores}
     train, dev = _split(whole, config.train_split, needed=True), _split(whole, config.dev_split, needed=False)
+    train = _share(train, config.train_share)
     frames = {utterance.id: _num_frames(utterance) for utterance in (*train, *dev)}
     join = Join(whole, subwords=subwords, alignment=aligned, stores=stores, same_units=needs.same_units)
     plan = plan_student(config, needs, join)
@@ -96,6 +97,8 @@ def _longest(config: TrainConfig, plan: Plan) -> tuple[float, float]:
 def _identity_of(config: TrainConfig) -> dict[str, Any]:
     """The settings that a run's weights hang on. What came later than the first runs is left out where it is not used, so that they go on."""
     table: dict[str, Any] = json.loads(json.dumps({k: v for k, v in asdict(config).items() if k not in NO_IDENTITY}))
+    if config.train_share == 1:
+        del table["train_share"]
     del table["encoder"]["upstream_folder"]
     for name in ("name", "upstream"):  # the upstream's folder does not count, its digest does
         if not table["encoder"][name] or name == "upstream":
@@ -129,6 +132,17 @@ def _split(whole: Manifest, name: str, *, needed: bool) -> list[Utterance]:
     else:
         part = [utterance for utterance in whole if utterance.split == name]
     return [utterance for utterance in part if utterance.audio_filepath is not None]
+
+
+def _share(part: list[Utterance], share: float) -> list[Utterance]:
+    """The utterances whose ids have the smallest digests, in their order. Raises UserError where none is left."""
+    if share == 1:
+        return part
+    ranked = sorted(part, key=lambda utterance: digest_of([utterance.id]))
+    kept = {utterance.id for utterance in ranked[: int(share * len(part))]}
+    if not kept:
+        raise UserError(f"`train_share` must leave an utterance, but {share:g} of {len(part)} is none. Take a larger share.")
+    return [utterance for utterance in part if utterance.id in kept]
 
 
 def _num_frames(utterance: Utterance) -> int:

@@ -50,6 +50,25 @@ def test_the_same_bytes_again_and_left_when_finished(project, run: Path) -> None
     assert 0 < first.rtf < 5
 
 
+def test_features_on_disk_change_no_figure_and_are_made_once(project, run: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    arguments = {"manifest": project.manifest, "alignment": project.alignment, "labels": project.labels}
+    first = evaluate(run, **arguments)
+    paths = result_paths(run, "test")
+    content = [path.read_bytes() for path in paths[:2]]
+    config = EvaluateConfig(features_cache=str(tmp_path / "features"))
+    times = []
+    for _ in range(2):
+        paths[0].unlink()
+        again = evaluate(run, config=config, **arguments)
+        assert [path.read_bytes() for path in paths[:2]] == content
+        assert again.rtf is not None
+        assert first.rtf is not None
+        assert again.rtf > 0
+        times.append([path.stat().st_mtime_ns for path in sorted((tmp_path / "features").iterdir())])
+    assert times[0] == times[1]
+    assert len(times[0]) == 1
+
+
 def test_other_references_or_settings_are_evaluated_anew(project, run: Path) -> None:  # type: ignore[no-untyped-def]
     first = evaluate(run, manifest=project.manifest)
     assert evaluate(run, manifest=project.manifest, config=EvaluateConfig(level=0.9)).to_json() != first.to_json()

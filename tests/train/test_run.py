@@ -21,7 +21,7 @@ from hkd.progress import Progress, no_progress
 from hkd.student.export import load_student
 from hkd.testing.labelled import label_folder
 from hkd.train.config import TrainConfig
-from hkd.train.data import open_data, show_data
+from hkd.train.data import Data, open_data, show_data
 from hkd.train.export import export_run, load_run
 from hkd.train.run import TrainReport, train
 
@@ -203,6 +203,25 @@ def test_the_gradients_shares_are_measured_before_step_one(labelled: Path, tmp_p
 def test_settings_go_to_toml_and_back(tiny: dict[str, Any]) -> None:
     config = build(TrainConfig, merge(tiny, {"kds": {"bert": {"temperature": 3.0}}, "hard_heads": False}), where="train")
     assert build(TrainConfig, to_table(config), where="train") == config
+
+
+def test_a_share_of_the_utterances_is_part_of_a_larger_one(labelled: Path, tiny: dict[str, Any]) -> None:
+    def opened(**settings: Any) -> Data:
+        return open_data(
+            build(TrainConfig, {**tiny, **settings}, where="train"), manifest=labelled / "manifest.jsonl", units=labelled / "units",
+            alignment=labelled / "alignment.arrow", labels=labelled / "shards",
+        )  # fmt: skip
+
+    whole, half, few = opened(), opened(train_share=0.5), opened(train_share=0.3)
+    names = [[u.id for u in data.train] for data in (whole, half, few)]
+    assert [len(part) for part in names] == [len(names[0]), len(names[0]) // 2, int(0.3 * len(names[0]))]
+    assert set(names[2]) < set(names[1]) < set(names[0])
+    assert [name for name in names[0] if name in set(names[1])] == names[1]
+    assert [u.id for u in half.dev] == [u.id for u in whole.dev]
+    assert half.identity != whole.identity
+    for share, message in ((0.0, "above 0"), (0.01, "leave an utterance"), (1.5, "between 0 and 1")):
+        with pytest.raises(UserError, match=message):
+            opened(train_share=share)
 
 
 def test_features_on_disk_give_the_same_run(labelled: Path, tmp_path: Path, tiny: dict[str, Any]) -> None:
