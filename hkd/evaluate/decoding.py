@@ -5,6 +5,7 @@ Shape letters: B utterances, T frames, V classes.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -14,6 +15,7 @@ from hkd.decode.recogniser import Recogniser, Seconds, Wave_S
 from hkd.decode.search import SearchConfig
 from hkd.errors import UserError
 from hkd.evaluate.result import Hypothesis, Option
+from hkd.features.cache import FeatureCache, Wanted
 from hkd.features.source import Features, FeatureSource
 from hkd.manifest import Manifest
 from hkd.progress import Progress
@@ -72,18 +74,18 @@ def decode(
     progress: Progress,
     features: FeatureSource | None = None,
 ) -> Decoded:
-    """Transcribe the split. features: where they are on disk; the time that they take is then that of every eighth utterance, times eight.
+    """Transcribe the split. features: where they are on disk; the time that they would take is then measured on every eighth utterance.
 
     Raises UserError where an utterance's sound cannot be read.
     """
     found: dict[int, Hypothesis] = {}
     lists: dict[int, list[Option]] = {}
-    seconds = Seconds()
+    seconds, timed = Seconds(), (0.0, 0)
     recogniser.warm_up()
     for rows, waves in batches(part, batch_seconds):
         given = None if features is None else [features(part[row]) for row in rows]
         if given is not None:
-            seconds += _timed(recogniser, rows, waves)
+            timed = _timed(recogniser, rows, waves, timed)
         if n_best:
             texts, options, spent = ranked(recogniser, waves, n_best, given)
             lists |= dict(zip(rows, options, strict=True))
@@ -100,17 +102,30 @@ def decode(
                 hypothesis=text,
             )
         progress(len(found), len(part))
+    if timed[1]:
+        seconds += Seconds(features=timed[0] * sum(row.seconds for row in found.values()) * SAMPLE_RATE_HZ / timed[1])
     order = range(len(part))
     return Decoded(rows=[found[row] for row in order], n_best=[lists[row] for row in order if row in lists], seconds=seconds)
 
 
-def _timed(recogniser: Recogniser, rows: Sequence[int], waves: Sequence[Wave_S]) -> Seconds:
-    """What the features of a batch would have taken, by those of the utterances whose number is a multiple of TIMED."""
+def features_on_disk(recogniser: Recogniser, part: Manifest, folder: str) -> FeatureSource | None:
+    """The split's features, made where they are not there; None where no folder is given. Raises UserError for sound that cannot be read."""
+    if not folder:
+        return None
+    front_end = recogniser.front_end
+    wanted: Wanted = [(utterance, (1.0,)) for utterance in part if utterance.audio_filepath is not None]
+    cache = FeatureCache(Path(folder), front_end=front_end, wanted=[wanted])
+    cache.fill(FeatureSource(front_end=front_end, max_bytes=0).compute)
+    return FeatureSource(front_end=front_end, max_bytes=0, cache=cache)
+
+
+def _timed(recogniser: Recogniser, rows: Sequence[int], waves: Sequence[Wave_S], before: tuple[float, int]) -> tuple[float, int]:
+    """Seconds that the features of utterances took whose number is a multiple of TIMED, and their samples, added to those before."""
+    chosen = [wave_S for row, wave_S in zip(rows, waves, strict=True) if row % TIMED == 0]
     begin_s = recogniser.clock()
-    for row, wave_S in zip(rows, waves, strict=True):
-        if row % TIMED == 0:
-            recogniser.front_end(wave_S)
-    return Seconds(features=TIMED * (recogniser.clock() - begin_s))
+    for wave_S in chosen:
+        recogniser.front_end(wave_S)
+    return before[0] + recogniser.clock() - begin_s, before[1] + sum(map(len, chosen))
 
 
 def ranked(

@@ -17,7 +17,7 @@ from typing import Any
 from hkd.decode.recogniser import Recogniser, Seconds
 from hkd.decode.search import SearchConfig
 from hkd.errors import HkdError, UserError
-from hkd.evaluate.decoding import check_n_best, decode
+from hkd.evaluate.decoding import check_n_best, decode, features_on_disk
 from hkd.evaluate.frames import frame_figures, frame_inputs
 from hkd.evaluate.listing import listing
 from hkd.evaluate.result import (
@@ -35,7 +35,6 @@ from hkd.evaluate.result import (
 )
 from hkd.evaluate.score import Scores
 from hkd.evaluate.significance import NUM_DRAWS, bootstrap_interval
-from hkd.features.cache import FeatureCache
 from hkd.features.source import FeatureSource
 from hkd.files import digest_of, digest_of_file, write_bytes, write_json
 from hkd.manifest import Manifest
@@ -114,11 +113,11 @@ def evaluate(
     lexicon = load_lexicon(spoken_by) if spoken_by is not None else english()
     recogniser = Recogniser(model_folder, device=config.device, search=config.search, lm=lm)
     check_n_best(config.n_best, config.search, is_hybrid=recogniser.is_hybrid)
-    features = _features(recogniser, part, config.features_cache)
+    features = features_on_disk(recogniser, part, config.features_cache)
     decoded = decode(
         recogniser, part, batch_seconds=config.batch_seconds, n_best=config.n_best, progress=progress, features=features
     )
-    memory_mb = peak_mb() - held_mb
+    memory_mb = peak_mb() - held_mb if features is None else None  # pages of files on disk would count
     rows = [with_phones(row, lexicon) for row in decoded.rows]
     scores = score_all(rows)
     speakers = _speakers(rows)
@@ -174,15 +173,6 @@ def error_rate(scores: Scores, speakers: Sequence[str] | None, config: EvaluateC
         by_utterance=bootstrap_interval(errors_N, tokens_N, **draws),
         by_speaker=None if speakers is None else bootstrap_interval(errors_N, tokens_N, group_N=speakers, **draws),
     )
-
-
-def _features(recogniser: Recogniser, part: Manifest, folder: str) -> FeatureSource | None:
-    """The split's features on disk, made where they are not there; None where no folder is given."""
-    if not folder:
-        return None
-    cache = FeatureCache(Path(folder), front_end=recogniser.front_end, wanted=[(utterance, (1.0,)) for utterance in part])
-    cache.fill(FeatureSource(front_end=recogniser.front_end, max_bytes=0).compute)
-    return FeatureSource(front_end=recogniser.front_end, max_bytes=0, cache=cache)
 
 
 def _frames(

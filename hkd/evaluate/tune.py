@@ -11,7 +11,7 @@ from hkd.decode.hybrid import HybridConfig, HybridSearch
 from hkd.decode.recogniser import Recogniser
 from hkd.decode.search import Search
 from hkd.errors import UserError
-from hkd.evaluate.decoding import batches
+from hkd.evaluate.decoding import batches, features_on_disk
 from hkd.evaluate.run import EvaluateConfig
 from hkd.evaluate.score import score_words
 from hkd.manifest import read as read_manifest
@@ -64,8 +64,10 @@ def tune(
     if not all(chosen.values()):
         raise UserError(f"there must be at least one value to try of each of {', '.join(chosen)}.")
     logits: dict[int, torch.Tensor] = {}
+    features = features_on_disk(recogniser, part, config.features_cache)
     for rows, waves in batches(part, config.batch_seconds):
-        logits_BTV, length_B, _ = recogniser.logits(waves)
+        given = None if features is None else [features(part[row]) for row in rows]
+        logits_BTV, length_B, _ = recogniser.logits(waves, given)
         logits |= {row: logits_TV[:length] for row, logits_TV, length in zip(rows, logits_BTV, length_B.tolist(), strict=True)}
     points = [dict(zip(chosen, values, strict=True)) for values in product(*chosen.values())]
     tries: list[Try] = []

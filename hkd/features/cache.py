@@ -4,7 +4,7 @@
 
 - The digest is of all that the values hang on: the front end, and each utterance's file (path, size, time of change), span and speeds. So nothing is
   ever stale: what changed has another name. Files that no run asks for any more can be removed at any time.
-- A file appears whole (temporary file, rename) and is the same whoever makes it: any number of processes fill one folder, each in an order
+- A file appears whole (temporary file, rename) and is the same whoever makes it (of an upstream up to its last bits): any number of processes fill one folder, each in an order
   of its own, passing over what is there. One that was damaged is made anew.
 - Disk: 4 · F · 100 bytes a second of sound and speed, 32 kB for 80 bins: 115 MB an hour, three times that with three speeds.
 
@@ -39,6 +39,7 @@ SCHEMA = pa.schema(
 )
 
 Features = NDArray[np.float32]  # x_TF
+Wanted = Sequence[tuple[Utterance, Sequence[float]]]
 Compute = Callable[[Utterance, float], Features]
 
 
@@ -48,14 +49,16 @@ class _Shard(NamedTuple):
 
 
 class FeatureCache:
-    """The features of `wanted` (utterances → speeds) in a folder. `fill` makes what is missing; then they are there to be read."""
+    """The features of some utterances at some speeds in a folder. `fill` makes what is missing; then they are there to be read."""
 
-    def __init__(self, folder: Path, *, front_end: FrontEnd, wanted: Sequence[tuple[Utterance, Sequence[float]]]) -> None:
+    def __init__(
+        self, folder: Path, *, front_end: FrontEnd, wanted: Sequence[Sequence[tuple[Utterance, Sequence[float]]]]
+    ) -> None:
+        """wanted: splits, each as its utterances with their speeds. A file holds utterances of one split, 128 that follow each other."""
         self._num_bins = front_end.num_bins
         self._shards: list[_Shard] = []
         self._place: dict[tuple[str, float], tuple[int, int]] = {}
-        for first in range(0, len(wanted), SHARD_UTTERANCES):
-            part = wanted[first : first + SHARD_UTTERANCES]
+        for part in (split[n : n + SHARD_UTTERANCES] for split in wanted for n in range(0, len(split), SHARD_UTTERANCES)):
             named = [[u.id, stamp(str(u.audio_filepath)), u.offset, u.duration, list(speeds)] for u, speeds in part]
             digest = digest_of_json([FORMAT, VERSION, front_end.key, named])
             rows = tuple((u, speed) for u, speeds in part for speed in speeds)

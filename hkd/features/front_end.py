@@ -3,8 +3,8 @@
 - `log-mel`: Kaldi's (hkd.features.fbank), for hkd's own encoder; the student normalises it by the training set's mean and deviation.
 - `wave`: the sound itself, 160 samples a row, for encoders of transformers that begin with convolutions over samples; an utterance is brought to
   mean 0 and variance 1 where the encoder was trained so.
-- `upstream`: what a frozen encoder of transformers makes of its own features (hkd.features.upstream).
 - `whisper`: the log-mel spectrogram of Whisper (Radford et al. 2022, section 2.2) as transformers computes it, scaled by the utterance's own maximum.
+- `upstream`: what a frozen encoder of transformers makes of its own features (hkd.features.upstream).
 
 Shape letters: S samples, T frames, F values a frame.
 """
@@ -68,8 +68,8 @@ class FrontEnd:
     @property
     def key(self) -> dict[str, Any]:
         """All that its values hang on, besides the sound."""
-        value: dict[str, Any] = {"kind": self.kind, "num_bins": self.num_bins, "normalise": self.normalise}
-        return value if self.upstream is None else {**value, "upstream": self.upstream.digest}
+        value: dict[str, Any] = {"kind": self.kind, "num_bins": self.num_bins}
+        return value | ({"normalise": self.normalise} if self.upstream is None else {"upstream": self.upstream.digest})
 
     @property
     def num_parameters(self) -> int:

@@ -21,6 +21,7 @@ WHISPER = "whisper"
 ARCHITECTURES = (*CONVOLUTIONAL, WHISPER)
 SHIFT_SAMPLES, WINDOW_SAMPLES = 320, 400  # of the frames of 20 ms that all of them have
 PREPROCESSOR = "preprocessor_config.json"
+NOT_SETTINGS = ("transformers_version", "architectures", "dtype", "_name_or_path", "torch_dtype")
 FILES = ["config.json", PREPROCESSOR, "model*.safetensors", "model.safetensors.index.json"]
 
 
@@ -84,13 +85,31 @@ def _from_hub(name: str, setting: str) -> Path:
 def normalises(folder: Path) -> bool:
     """Whether the encoder was trained on normalised utterances: its preprocessor says, and yes where there is none (transformers' default)."""
     path = folder / PREPROCESSOR
-    return not path.is_file() or bool(json.loads(path.read_text(encoding="utf-8")).get("do_normalize", True))
+    try:
+        return not path.is_file() or bool(json.loads(path.read_text(encoding="utf-8")).get("do_normalize", True))
+    except (ValueError, AttributeError) as error:
+        raise UserError(
+            f"{path} must be a preprocessor's JSON, but cannot be read as one ({error}). Have the files anew."
+        ) from None
+
+
+def stamps(folder: Path, *patterns: str) -> tuple[tuple[Path, int, int], ...]:
+    """Files of a folder with size and time of change: what is kept under them is never stale."""
+    found = sorted({path for pattern in patterns for path in folder.glob(pattern)})
+    return tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in found)
+
+
+def open_config(name: str, setting: str = "encoder.name") -> Any:
+    """transformers' configuration of an encoder, not to be written to.
+
+    Raises UserError where it is none of ARCHITECTURES, or has frames of another length.
+    """
+    folder = local_encoder(name, setting)
+    return _read_config(name, folder, setting, stamps(folder, "config.json"))
 
 
 @lru_cache(maxsize=16)
-def open_config(name: str, setting: str = "encoder.name") -> Any:
-    """transformers' configuration of an encoder. Raises UserError where it is none of ARCHITECTURES, or has frames of another length."""
-    folder = local_encoder(name, setting)
+def _read_config(name: str, folder: Path, setting: str, _stamps: object) -> Any:
     with transformers_package() as transformers:
         try:
             config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
@@ -110,7 +129,24 @@ def open_config(name: str, setting: str = "encoder.name") -> Any:
             raise UserError(
                 f"{setting} must have frames of {SHIFT_SAMPLES} samples that see {WINDOW_SAMPLES}, but {name} has {shift} and {window}."
             )
+        if getattr(config, "add_adapter", False):
+            raise UserError(f"{setting} must have no adapter, but {name} has one: its frames are longer.")
     return config
+
+
+def settings_of(config: Any) -> dict[str, Any]:
+    """What a configuration says of the model itself, as plain values."""
+    settings: dict[str, Any] = json.loads(json.dumps({k: v for k, v in config.to_dict().items() if k not in NOT_SETTINGS}))
+    return settings
+
+
+def check_length(num_rows: int, limit: int | None) -> None:
+    """Raises UserError for an utterance of more rows of 10 ms than an encoder can read."""
+    if limit is not None and num_rows > limit:
+        raise UserError(
+            f"an utterance must be at most {limit / 100:g} s long for this encoder, but one is {num_rows / 100:g} s. Cut it, or leave it out "
+            "(in training: max_utterance_seconds)."
+        )
 
 
 def load_encoder(name: str, config: Any, setting: str = "encoder.name") -> nn.Module:

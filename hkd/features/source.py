@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from hkd.audio import read_audio
+from hkd.errors import UserError
 from hkd.features.augment import change_speed
 from hkd.features.cache import FeatureCache
 from hkd.features.front_end import FrontEnd
@@ -37,8 +38,12 @@ class FeatureSource:
         return change_speed(read_audio(utterance), speed)
 
     def compute(self, utterance: Utterance, speed: float = 1.0) -> Features:
-        """x_TF, made anew."""
-        return self.front_end(self.wave(utterance, speed))
+        """x_TF, made anew. Raises UserError where the sound cannot be read, or the front end cannot read so much of it."""
+        wave_S = self.wave(utterance, speed)
+        try:
+            return self.front_end(wave_S)
+        except UserError as error:
+            raise UserError(f"utterance '{utterance.id}': {error}") from None
 
     def __call__(self, utterance: Utterance, speed: float = 1.0) -> Features:
         """x_TF; not to be written to."""

@@ -5,14 +5,18 @@ stands on them is trained. An export carries the upstream's weights and needs no
 
 - A frame of the encoder lasts 20 ms; it is laid over the two rows of 10 ms that it covers, half of its values in each, so that rows,
   lengths and labels are those of any front end.
+- A student's normalisation is by value of a row, so values d and d + D/2 of a frame share one mean and deviation.
+- It runs on the CPU, where features are made, on machines with a GPU too; the last bits may hang on the number of threads.
 - An utterance goes through alone: no padding, no batch-mates. Whisper reads the utterance itself, not 30 s of which most would be silence,
   which costs ten times as much for a short one. So its values are near, not equal, to those of transformers, which always pads.
 
 Shape letters: S samples, T rows of 10 ms, F values a row, D width of the encoder.
 """
 
+import copy
 from dataclasses import dataclass
 from functools import lru_cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +32,16 @@ from hkd.features.pretrained import (
     SHIFT_SAMPLES,
     WHISPER,
     WINDOW_SAMPLES,
+    check_length,
     load_encoder,
     local_encoder,
     normalises,
     open_config,
+    settings_of,
+    stamps,
     transformers_package,
 )
-from hkd.files import digest_of, digest_of_file, write_bytes
+from hkd.files import digest_of_json, write_bytes
 from hkd.timebase import HOP_SAMPLES, covering_samples
 
 SETTING = "encoder.upstream"
@@ -52,6 +59,7 @@ class Upstream:
         config = open_config(self.name, SETTING)
         if _width(config) % ROWS:
             raise UserError(f"{SETTING} must have an even width, but {self.name} has {_width(config)}.")
+        _ = self.normalise  # its preprocessor can be read
 
     @property
     def architecture(self) -> str:
@@ -81,8 +89,8 @@ class Upstream:
 
     @property
     def digest(self) -> str:
-        """Of its weights: all that its values hang on, besides the sound."""
-        return _digest(_files(self.name))
+        """Of its weights, its settings and its front end's: all that its values hang on, besides the sound. The same wherever it is saved."""
+        return _digest(self.name, _files(self.name))
 
     @property
     def num_parameters(self) -> int:
@@ -97,11 +105,7 @@ class Upstream:
         """
         model: Any = _load(self.name, _files(self.name))
         num_rows = len(read_TF)
-        if self.max_rows is not None and num_rows > self.max_rows:
-            raise UserError(
-                f"an utterance must be at most {self.max_rows / 100:g} s long for {SETTING}, but one is {num_rows / 100:g} s. Cut it, or leave it "
-                "out: max_utterance_seconds."
-            )
+        check_length(num_rows, self.max_rows)
         num_frames = -(-num_rows // ROWS)
         if self.architecture == WHISPER:
             y_TD = _whisper(model, torch.from_numpy(np.pad(read_TF, ((0, ROWS * num_frames - num_rows), (0, 0)), mode="edge")))
@@ -125,21 +129,30 @@ def _width(config: Any) -> int:
     return int(config.d_model if config.model_type == WHISPER else config.hidden_size)
 
 
-def _files(name: str) -> tuple[tuple[Path, int, int], ...]:
-    """Its weights, with size and time of change, so that what is kept is never stale."""
-    found = ((path, path.stat()) for path in sorted(local_encoder(name, SETTING).glob("model*.safetensors")))
-    return tuple((path, facts.st_size, facts.st_mtime_ns) for path, facts in found)
+Stamps = tuple[tuple[Path, int, int], ...]
+
+
+def _files(name: str) -> Stamps:
+    return stamps(local_encoder(name, SETTING), "model*.safetensors", "config.json", PREPROCESSOR)
 
 
 @lru_cache(maxsize=8)
-def _digest(files: tuple[tuple[Path, int, int], ...]) -> str:
-    return digest_of(digest_of_file(path) for path, _, _ in files)
+def _digest(name: str, files: Stamps) -> str:
+    model: Any = _load(name, files)
+    tensors = {key: [list(value.shape), sha256(value.numpy().tobytes()).hexdigest()] for key, value in model.state_dict().items()}
+    normalise = model.config.model_type != WHISPER and normalises(local_encoder(name, SETTING))
+    return digest_of_json([tensors, settings_of(model.config), normalise])
 
 
 @lru_cache(maxsize=2)
-def _load(name: str, _files: tuple[tuple[Path, int, int], ...]) -> nn.Module:
+def _load(name: str, _files: Stamps) -> nn.Module:
     """Frozen, in eval mode; one copy a process."""
-    return load_encoder(name, open_config(name, SETTING), SETTING).requires_grad_(False).eval()
+    config = copy.deepcopy(open_config(name, SETTING))
+    if config.model_type != WHISPER:
+        config.mask_time_prob = config.mask_feature_prob = (
+            0.0  # latent frames are never masked, and not all checkpoints have a vector for it
+        )
+    return load_encoder(name, config, SETTING).requires_grad_(False).eval()
 
 
 def _whisper(model: Any, mel_TF: Tensor) -> Tensor:

@@ -84,15 +84,15 @@ class EncoderConfig:
     def front_end(self) -> FrontEnd:
         """What it reads."""
         if self.upstream:
-            return FrontEnd(
-                kind="upstream", num_bins=self.num_bins, upstream=Upstream(name=self.upstream_folder or self.upstream)
-            )
+            upstream = Upstream(name=self.upstream_folder or self.upstream)
+            return FrontEnd(kind="upstream", num_bins=self.num_bins, upstream=upstream)
         return FrontEnd(num_bins=self.num_bins)
 
     @property
     def max_frames(self) -> int | None:
         """The longest utterance that it can read, in 10 ms frames; None for any."""
-        return Upstream(name=self.upstream_folder or self.upstream).max_rows if self.upstream else None
+        upstream = self.front_end.upstream
+        return upstream.max_rows if upstream is not None else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -62,5 +62,8 @@ def describe(config: StudentConfig) -> str:
     what = "CTC, blank first" if config.main == "ctc" else "senone posteriors"
     lines.append(f"    └─ main: {what}, {_units(config.num_main_units, config.main_slots)}   {_short(_count(student.main))}")
     total, dropped = student.num_parameters(), _count(student.heads)
-    lines.append(f"  parameters {total:,}: {total - dropped:,} exported, {dropped:,} in heads that export drops")
+    frozen = e.front_end.num_parameters
+    total += frozen
+    below = f" ({frozen:,} of them frozen)" if frozen else ""
+    lines.append(f"  parameters {total:,}: {total - dropped:,} exported{below}, {dropped:,} in heads that export drops")
     return "\n".join(lines)

@@ -1,6 +1,6 @@
 """A student as one ONNX file: features in, logits of the main output out, any batch and any length.
 
-Inputs x_BTF (float32, log-mel as the student's card says) and length_B (int64, 10 ms frames); outputs logits_BTV and out_length_B.
+Inputs x_BTF (float32, features as the student's card says: log-mel, or an upstream's values, which no ONNX file makes) and length_B (int64, 10 ms frames); outputs logits_BTV and out_length_B.
 """
 
 import contextlib

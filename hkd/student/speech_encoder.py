@@ -11,7 +11,6 @@
 Shape letters: B utterances, S samples, C channels, T frames, F values a frame, D model width.
 """
 
-import json
 import warnings
 from collections.abc import Collection
 from contextlib import ExitStack
@@ -27,10 +26,12 @@ from hkd.features.pretrained import (
     SHIFT_SAMPLES,
     WHISPER,
     WINDOW_SAMPLES,
+    check_length,
     load_encoder,
     local_encoder,
     normalises,
     open_config,
+    settings_of,
     transformers_package,
 )
 from hkd.student.config import EncoderConfig, SpeechEncoderConfig
@@ -41,20 +42,17 @@ FRAMES = SUBSAMPLING * HOP_SAMPLES // SHIFT_SAMPLES  # of theirs in an encoder f
 OFF = ("layerdrop", "encoder_layerdrop", "mask_time_prob", "mask_feature_prob")
 DROPOUTS = ("dropout", "hidden_dropout", "attention_dropout")  # set to encoder.dropout
 OTHER_DROPOUTS = ("activation_dropout", "feat_proj_dropout")
-NOT_SETTINGS = ("transformers_version", "architectures", "dtype", "_name_or_path", "torch_dtype")
 
 
 def open_speech_encoder(encoder: EncoderConfig) -> SpeechEncoderConfig:
     """What the named encoder is. Raises UserError for an architecture that is none of those known, or another frame rate."""
     config = open_config(encoder.name)
-    settings = {key: value for key, value in config.to_dict().items() if key not in NOT_SETTINGS}
+    settings = settings_of(config)
     for key in settings:
         settings[key] = 0.0 if key in OFF + OTHER_DROPOUTS else encoder.dropout if key in DROPOUTS else settings[key]
-    settings = json.loads(json.dumps({**settings, "apply_spec_augment": False}))
-    if settings.get("conv_pos_batch_norm") or settings.get("add_adapter"):
-        raise UserError(
-            f"encoder.name must have no batch norm and no adapter, but {encoder.name} has one: outputs would hang on the batch."
-        )
+    settings["apply_spec_augment"] = False
+    if settings.get("conv_pos_batch_norm"):
+        raise UserError(f"encoder.name must have no batch norm, but {encoder.name} has one: outputs would hang on the batch.")
     return SpeechEncoderConfig(name=encoder.name, settings=settings, normalise=normalises(local_encoder(encoder.name)))
 
 
@@ -146,11 +144,7 @@ class SpeechEncoder(nn.Module):
 
     def _whisper(self, x_BTF: Tensor, length_B: Tensor, num_frames: int) -> Tensor:
         limit = self.config.max_frames or 0
-        if int(x_BTF.shape[1]) > limit:
-            raise UserError(
-                f"an utterance must be at most {limit / 100:g} s long for this encoder, but one is {x_BTF.shape[1] / 100:g} s. Cut it, or leave it "
-                "out: max_utterance_seconds."
-            )
+        check_length(int(x_BTF.shape[1]), limit)
         valid_BT1 = valid_frames(length_B, limit)[:, :, None]
         x_BTF = F.pad(x_BTF, (0, 0, 0, limit - x_BTF.shape[1]))
         # what silence is: 8 decades below the utterance's maximum, and the values are decades / 4

@@ -71,7 +71,7 @@ class TrainConfig:
     min_coverage: float = 1.0  # share of the utterances that every head must have labels for
     workers: int = 0  # processes that make batches; 0: this one
     features_mb: int = 2048  # features kept in memory, a process
-    features_cache: str = ""  # a folder for features on disk, made once for all runs that name it; empty: none
+    features_cache: str = ""  # a folder for features on disk, made once for all runs on the same utterances; empty: none
     shares_every: int = 500  # steps between measurements of each term's share of the gradient; 0: never
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)

@@ -139,7 +139,7 @@ def _share(part: list[Utterance], share: float) -> list[Utterance]:
     if share == 1:
         return part
     ranked = sorted(part, key=lambda utterance: digest_of([utterance.id]))
-    kept = {utterance.id for utterance in ranked[: int(share * len(part))]}
+    kept = {utterance.id for utterance in ranked[: round(share * len(part))]}
     if not kept:
         raise UserError(f"`train_share` must leave an utterance, but {share:g} of {len(part)} is none. Take a larger share.")
     return [utterance for utterance in part if utterance.id in kept]

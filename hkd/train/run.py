@@ -17,7 +17,7 @@ import torch
 
 from hkd.align.alignment import Alignment
 from hkd.features.augment import NO_AUGMENTATION
-from hkd.features.cache import FeatureCache
+from hkd.features.cache import FeatureCache, Wanted
 from hkd.features.source import FeatureSource, mean_and_std
 from hkd.files import digest_of_json, write_bytes, write_json
 from hkd.loop import fit
@@ -166,7 +166,7 @@ def _features(data: Data) -> FeatureSource:
     if not config.features_cache:
         return FeatureSource(front_end=front_end, max_bytes=max_bytes)
     speeds = tuple(dict.fromkeys(config.augment.speeds or (1.0,)))
-    wanted = [(u, speeds) for u in data.train] + [(u, (1.0,)) for u in data.dev]
+    wanted: list[Wanted] = [[(u, speeds) for u in data.train], [(u, (1.0,)) for u in data.dev]]
     cache = FeatureCache(Path(config.features_cache), front_end=front_end, wanted=wanted)
     cache.fill(FeatureSource(front_end=front_end, max_bytes=0).compute, workers=config.workers)
     return FeatureSource(front_end=front_end, max_bytes=max_bytes, cache=cache)

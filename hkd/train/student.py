@@ -8,7 +8,7 @@ import numpy as np
 from hkd.errors import UserError
 from hkd.features.upstream import Upstream
 from hkd.stream.join import Join
-from hkd.student.config import EncoderConfig, HeadConfig, SpeechEncoderConfig, StudentConfig, default_slots, default_tap
+from hkd.student.config import NUM_BINS, EncoderConfig, HeadConfig, SpeechEncoderConfig, StudentConfig, default_slots, default_tap
 from hkd.student.speech_encoder import open_speech_encoder
 from hkd.train.config import KdConfig, TrainConfig
 from hkd.train.terms import CtcKdTerm, CtcTerm, HardTerm, HybridTerm, InterpolationTerm, KdTerm, Term
@@ -100,6 +100,12 @@ class Plan:
 def encoder_of(config: TrainConfig) -> EncoderConfig | SpeechEncoderConfig:
     """hkd's own encoder, its upstream opened, or the named one. Raises UserError, HkdError where that cannot be had."""
     encoder = config.encoder
+    if encoder.upstream_folder:
+        raise UserError(
+            "encoder.upstream_folder must be left out: encoder.upstream may be a folder. It says where an export has its own."
+        )
+    if encoder.upstream and encoder.num_bins != NUM_BINS:
+        raise UserError(f"encoder.num_bins must be left out where encoder.upstream is given, but is {encoder.num_bins}.")
     if encoder.upstream:
         return replace(encoder, num_bins=Upstream(name=encoder.upstream).num_values)
     return open_speech_encoder(encoder) if encoder.name else encoder

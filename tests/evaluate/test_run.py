@@ -64,6 +64,7 @@ def test_features_on_disk_change_no_figure_and_are_made_once(project, run: Path,
         assert again.rtf is not None
         assert first.rtf is not None
         assert again.rtf > 0
+        assert again.memory_mb is None
         times.append([path.stat().st_mtime_ns for path in sorted((tmp_path / "features").iterdir())])
     assert times[0] == times[1]
     assert len(times[0]) == 1

@@ -24,7 +24,7 @@ def utterances(tiny_manifest: Path, monkeypatch: pytest.MonkeyPatch) -> list[Utt
 
 
 def opened(folder: Path, utterances: list[Utterance], front_end: FrontEnd = WAVE) -> FeatureCache:
-    return FeatureCache(folder, front_end=front_end, wanted=[(u, SPEEDS) for u in utterances])
+    return FeatureCache(folder, front_end=front_end, wanted=[[(u, SPEEDS) for u in utterances]])
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from hkd.errors import UserError
 from hkd.features.front_end import FrontEnd
@@ -56,7 +57,7 @@ def test_whisper_of_its_full_length_says_what_transformers_says(tmp_path: Path) 
     with torch.no_grad():
         expected_TD = model(torch.from_numpy(mel_TF).T[None]).last_hidden_state[0]
     np.testing.assert_allclose(front_end(folder)(wave_S).reshape(300, 16), expected_TD.numpy(), atol=1e-5)
-    with pytest.raises(UserError, match=r"at most 6 s long for encoder\.upstream"):
+    with pytest.raises(UserError, match=r"at most 6 s long for this encoder"):
         front_end(folder)(sound(7 * 16_000))
 
 
@@ -68,6 +69,30 @@ def test_what_is_saved_gives_the_same_values(tmp_path: Path, architecture: str) 
     again = front_end(tmp_path / "saved")
     np.testing.assert_array_equal(again(sound(9_000)), first(sound(9_000)))
     assert again.num_parameters == first.num_parameters > 0
+    assert again.key == first.key  # wherever it lies
+
+
+def test_a_checkpoint_without_a_vector_for_masks_is_read(tmp_path: Path) -> None:
+    folder = tiny_encoder(tmp_path / "encoder", "wav2vec2")
+    x_TF = front_end(folder)(sound(9_000))
+    weights = load_file(folder / "model.safetensors")
+    del weights["masked_spec_embed"]  # as of models fine-tuned without masks
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    np.testing.assert_array_equal(front_end(folder)(sound(9_000)), x_TF)
+
+
+def test_an_adapter_is_refused_and_so_is_a_broken_preprocessor(tmp_path: Path) -> None:
+    longer = tiny_encoder(tmp_path / "longer", "wav2vec2", add_adapter=True)
+    with pytest.raises(UserError, match="no adapter"):
+        Upstream(name=str(longer))
+    folder = tiny_encoder(tmp_path / "encoder", "wav2vec2")
+    first = front_end(folder)
+    key = first.key
+    (folder / "preprocessor_config.json").write_text('{"do_normalize": false}')
+    assert first.key != key  # other values are another key
+    (folder / "preprocessor_config.json").write_text("{")
+    with pytest.raises(UserError, match=r"preprocessor_config\.json must be"):
+        Upstream(name=str(folder))
 
 
 def test_its_key_goes_by_the_weights_not_by_the_place(tmp_path: Path) -> None:

@@ -214,7 +214,7 @@ def test_a_share_of_the_utterances_is_part_of_a_larger_one(labelled: Path, tiny:
 
     whole, half, few = opened(), opened(train_share=0.5), opened(train_share=0.3)
     names = [[u.id for u in data.train] for data in (whole, half, few)]
-    assert [len(part) for part in names] == [len(names[0]), len(names[0]) // 2, int(0.3 * len(names[0]))]
+    assert [len(part) for part in names] == [len(names[0]), round(len(names[0]) / 2), round(0.3 * len(names[0]))]
     assert set(names[2]) < set(names[1]) < set(names[0])
     assert [name for name in names[0] if name in set(names[1])] == names[1]
     assert [u.id for u in half.dev] == [u.id for u in whole.dev]

@@ -160,6 +160,13 @@ def test_a_student_on_a_frozen_upstream_takes_it_along(labelled: Path, tmp_path:
         open_data(build(TrainConfig, settings, where="train"), **inputs(labelled))
     )
 
+    for wrong, message in (
+        ({"upstream_folder": "."}, "upstream_folder must be left out"),
+        ({"num_bins": 40}, "num_bins must be left out"),
+    ):
+        with pytest.raises(UserError, match=message):
+            open_data(build(TrainConfig, merge(settings, {"encoder": wrong}), where="train"), **inputs(labelled))
+
     moved = tmp_path / "elsewhere" / "run"
     moved.parent.mkdir()
     (tmp_path / "run").rename(moved)
