@@ -4,8 +4,8 @@
 
 - The digest is of all that the values hang on: the front end, and each utterance's file (path, size, time of change), span and speeds. So nothing is
   ever stale: what changed has another name. Files that no run asks for any more can be removed at any time.
-- A file appears whole (temporary file, rename) and is the same whoever makes it (of an upstream up to its last bits): any number of processes fill one folder, each in an order
-  of its own, passing over what is there. One that was damaged is made anew.
+- A file appears whole (temporary file, rename) and is the same whoever makes it (of an upstream up to its last bits): any number of processes
+  fill one folder, each in an order of its own, passing over what is there. One that was damaged is made anew.
 - Disk: 4 · F · 100 bytes a second of sound and speed, 32 kB for 80 bins: 115 MB an hour, three times that with three speeds.
 
 Shape letters: T frames, F values a frame.
@@ -39,7 +39,7 @@ SCHEMA = pa.schema(
 )
 
 Features = NDArray[np.float32]  # x_TF
-Wanted = Sequence[tuple[Utterance, Sequence[float]]]
+Wanted = Sequence[tuple[Utterance, Sequence[float]]]  # a split: its utterances, with their speeds
 Compute = Callable[[Utterance, float], Features]
 
 
@@ -51,9 +51,7 @@ class _Shard(NamedTuple):
 class FeatureCache:
     """The features of some utterances at some speeds in a folder. `fill` makes what is missing; then they are there to be read."""
 
-    def __init__(
-        self, folder: Path, *, front_end: FrontEnd, wanted: Sequence[Sequence[tuple[Utterance, Sequence[float]]]]
-    ) -> None:
+    def __init__(self, folder: Path, *, front_end: FrontEnd, wanted: Sequence[Wanted]) -> None:
         """wanted: splits, each as its utterances with their speeds. A file holds utterances of one split, 128 that follow each other."""
         self._num_bins = front_end.num_bins
         self._shards: list[_Shard] = []

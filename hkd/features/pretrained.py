@@ -16,9 +16,8 @@ from torch import nn
 from hkd.errors import HkdError, UserError
 from hkd.native import import_torchaudio
 
-CONVOLUTIONAL = ("wav2vec2", "hubert", "wavlm", "unispeech", "unispeech-sat")
 WHISPER = "whisper"
-ARCHITECTURES = (*CONVOLUTIONAL, WHISPER)
+ARCHITECTURES = ("wav2vec2", "hubert", "wavlm", "unispeech", "unispeech-sat", WHISPER)
 SHIFT_SAMPLES, WINDOW_SAMPLES = 320, 400  # of the frames of 20 ms that all of them have
 PREPROCESSOR = "preprocessor_config.json"
 NOT_SETTINGS = ("transformers_version", "architectures", "dtype", "_name_or_path", "torch_dtype")

@@ -99,10 +99,9 @@ def _identity_of(config: TrainConfig) -> dict[str, Any]:
     table: dict[str, Any] = json.loads(json.dumps({k: v for k, v in asdict(config).items() if k not in NO_IDENTITY}))
     if config.train_share == 1:
         del table["train_share"]
-    del table["encoder"]["upstream_folder"]
-    for name in ("name", "upstream"):  # the upstream's folder does not count, its digest does
-        if not table["encoder"][name] or name == "upstream":
-            del table["encoder"][name]
+    del table["encoder"]["upstream"], table["encoder"]["upstream_folder"]  # where it lies does not count, its digest does
+    if not config.encoder.name:
+        del table["encoder"]["name"]
     return table
 
 
