@@ -20,11 +20,12 @@ from hkd.labels.store import LabelReader, store_folders
 from hkd.manifest import Manifest
 from hkd.stream.join import Join
 from hkd.student.config import default_slots
-from hkd.units.level import SENONE
+from hkd.units.level import SENONE, SUBWORD
 
 log = logging.getLogger(__name__)
 
 MAIN = "main"  # no head of training is called so
+CTC = "ctc"  # the kind of a main output whose pieces no alignment places
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,26 +42,28 @@ class Head:
 
 
 def read_card(run_folder: Path) -> dict[str, Any] | None:
-    """The run's student.json, with a hybrid student's main output as the first of the heads; None without weights."""
+    """The run's student.json, with the main output as the first of the heads; None without weights."""
     path = run_folder / "student.json"
     if not path.exists() or not (run_folder / "final.safetensors").exists():
         return None
     card: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    if card["config"]["main"] == SENONE and (run_folder / "model" / "student.json").exists():
-        card["heads"] = {MAIN: _main_row(run_folder), **card["heads"]}
+    if (run_folder / "model" / "student.json").exists():
+        card["heads"] = {MAIN: _main_row(run_folder, card["config"]["main"]), **card["heads"]}
     return card
 
 
-def _main_row(run_folder: Path) -> dict[str, Any]:
-    """A senone main output, as `hkd.train.student.describe_heads` has its heads."""
+def _main_row(run_folder: Path, main: str) -> dict[str, Any]:
+    """The main output, as `hkd.train.student.describe_heads` has its heads. Its store is the one of interpolation; else, for CTC, that
+    which is called as its level."""
     exported = json.loads((run_folder / "model" / "student.json").read_text(encoding="utf-8"))
-    digest = exported["inventory"]["digest"]
-    row: dict[str, Any] = {"level": SENONE, "kind": "hard", "slots": default_slots(SENONE), "store": None, "inventory": digest}
+    row: dict[str, Any] = {"level": SENONE, "kind": "hard", "slots": default_slots(SENONE), "store": None}
+    if main != SENONE:
+        row = {"level": SUBWORD, "kind": CTC, "slots": 0, "store": SUBWORD}
     identity = run_folder / "identity.json"
     trained = json.loads(identity.read_text(encoding="utf-8")) if identity.exists() else None
     if trained is not None and trained["train"]["objective"] == "interpolation":
         [row["store"]] = trained["data"]["stores"]
-    return row
+    return row | {"inventory": exported["inventory"]["digest"]}
 
 
 def stores_of(heads: Mapping[str, Mapping[str, Any]], labels: Path | None) -> dict[str, LabelReader]:
@@ -83,9 +86,9 @@ def stores_of(heads: Mapping[str, Mapping[str, Any]], labels: Path | None) -> di
     return found
 
 
-def heads_of(card: Mapping[str, Any], join: Join, part: Manifest) -> list[Head]:
-    """The heads of a card (of `read_card`) of which something can be said on this part."""
-    heads = _of_equal_slots([head for name, row in card["heads"].items() if (head := _head(name, row, join)) is not None])
+def heads_of(rows: Mapping[str, Mapping[str, Any]], join: Join, part: Manifest) -> list[Head]:
+    """The heads of a card (of `read_card`, but a CTC main output) of which something can be said on this part."""
+    heads = _of_equal_slots([head for name, row in rows.items() if (head := _head(name, row, join)) is not None])
     return [_with_table(head, heads, join, part) for head in heads]
 
 

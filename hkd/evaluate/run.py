@@ -100,9 +100,9 @@ def evaluate(
     part = read_manifest(manifest).split(split)
     if not re.fullmatch(r"[A-Za-z0-9_-]*", tag):
         raise UserError(f"tag must be letters, digits, - and _, but is '{tag}' instead.")
-    alignment, labels = (None, None) if tag else (alignment, labels)
     spoken_by = next((folder for folder in (model_folder, units) if folder and (folder / LEXICON_FILE).exists()), None)
-    inputs = _inputs(run_folder, part, config, alignment=alignment, labels=labels) | {"lm": _lm_digest(lm)}
+    heads = {} if tag else frame_inputs(run_folder, alignment=alignment, labels=labels)
+    inputs = _inputs(run_folder, part, config) | {"heads": heads, "lm": _lm_digest(lm)}
     if spoken_by is not None:
         inputs["lexicon"] = digest_of_file(spoken_by / LEXICON_FILE)
     finished = _finished(run_folder, split, tag, inputs)
@@ -132,7 +132,9 @@ def evaluate(
             "words": scores["wer"].totals()["tokens"],
         },
         errors={name: error_rate(score, speakers, config) for name, score in scores.items()},
-        frames=_frames(
+        frames={}
+        if tag
+        else _frames(
             run_folder,
             part,
             recogniser,
@@ -248,10 +250,8 @@ def find_setting(table: Mapping[str, Any], name: str) -> Any:
     return next((value for value in found if value is not None), None)
 
 
-def _inputs(
-    run_folder: Path, part: Manifest, config: EvaluateConfig, *, alignment: Path | None, labels: Path | None
-) -> dict[str, Any]:
-    """What the figures hang on."""
+def _inputs(run_folder: Path, part: Manifest, config: EvaluateConfig) -> dict[str, Any]:
+    """What the error rates hang on."""
     spans = (f"{u.offset}:{u.duration}:{u.speaker}" for u in part)
     settings = {
         name: value
@@ -265,7 +265,6 @@ def _inputs(
         "utterances": digest_of(spans),
         "normalisation": NORMALISATION,
         "settings": settings,
-        "heads": frame_inputs(run_folder, alignment=alignment, labels=labels),
     }
 
 

@@ -5,6 +5,7 @@
 - Blocks are speakers where there are at least MIN_SPEAKERS, else utterances: few blocks make no honest interval.
 """
 
+import itertools
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -68,8 +69,8 @@ class Table:
         """Column titles, units in them."""
         interval = f"{100 * self.level:g} % interval"
         versus = f"p vs {self.baseline}" if self.baseline else "p"
-        rates = [title for metric in METRICS for title in (f"{metric.upper()} %", interval)]
-        return ("run", "seeds", *rates, "ΔWER", versus, "parameters", "RTF", "MB")
+        wer, *others = ((f"{metric.upper()} %", interval) for metric in METRICS)
+        return ("run", *wer, "seeds", *itertools.chain(*others), "ΔWER", versus, "parameters", "RTF", "MB")
 
     def cells(self) -> list[tuple[str, ...]]:
         """The rows as texts."""
@@ -157,7 +158,7 @@ def _texts(row: Row, against: Comparison | None) -> tuple[str, ...]:
     memory = "–" if row.memory_mb is None else f"{row.memory_mb:.0f}"
     seeds = [100 * rate for rate in row.cells["wer"].by_seed]
     spread = f" ({min(seeds):.1f}–{max(seeds):.1f})" if len(seeds) > 1 and not np.isnan(seeds[0]) else ""
-    return (row.name, f"{len(seeds)}{spread}", *rates, delta, p, parameters, rtf, memory)
+    return (row.name, *rates[:2], f"{len(seeds)}{spread}", *rates[2:], delta, p, parameters, rtf, memory)
 
 
 def configuration_of(run: str) -> str:

@@ -103,7 +103,7 @@ def test_the_numbers_are_those_of_the_evaluations_and_stores(evaluated, page: tu
     for run in evaluated.runs:
         report = read_result(run, "test")
         at = parsed.cells.index(run.name)
-        assert parsed.cells[at + 2] == f"{100 * report.errors['wer'].rate:.2f}"
+        assert parsed.cells[at + 1] == f"{100 * report.errors['wer'].rate:.2f}"
         assert parsed.cells[at + 4] == f"{100 * report.errors['cer'].rate:.2f}"
         assert parsed.cells[at + 6] == f"{100 * report.errors['per'].rate:.2f}"
     for name, store in open_stores(evaluated.labels).items():
@@ -172,7 +172,7 @@ def test_without_the_optional_parts_their_sections_are_left_out(evaluated, tmp_p
     out = tmp_path / "report.html"
     table = write_report(evaluated.runs[:1], out)
     parsed = Page(out.read_text())
-    assert parsed.ids == ["table", "errors", "curves", "cost", "made"]
+    assert parsed.ids == ["table", "errors", "heads", "curves", "cost", "made"]
     assert [row.name for row in table.rows] == ["none"]
     with pytest.raises(UserError, match="Run `hkd evaluate none --split dev` first"):
         write_report(evaluated.runs[:1], out, split="dev")
