@@ -1,16 +1,14 @@
 """What a run's heads are worth on a split: accuracy against the alignment, distance from the teacher, calibration.
 
-- The main output is one more head, `main`: of a hybrid student with its distance from the teacher where the objective is interpolation.
-- A CTC student's is asked once a piece of the transcript: in the frame that holds most of the piece's occupancy (hkd.losses.ctc_occupancy: the
-  student's own, given the transcript), and about pieces alone, the blank left out. So it needs no alignment and every objective has it. Its
-  KL is from the store of interpolation, else from the store called `subword`.
+- A hybrid student's main output is one more head, `main`, with its distance from the teacher where the objective is interpolation; that of
+  a CTC student is judged by hkd.evaluate.pieces.
 - Heads are not exported, so this reads the run's full weights (student.json, final.safetensors), the alignment and the label stores.
 - Accuracy: share of slots whose likeliest unit is the one that the alignment has there. Auxiliary heads are asked where their teacher is:
   not in silence; those in a teacher's own pieces are held against the pieces that the store calls gold.
 - KL(teacher ‖ head), the tail as one outcome, only where the store covers the utterance; beside it that of a guess without context
   (hkd.evaluate.context), where the level has a hard head, too.
 
-Shape letters: M slots, V units of a level, H units of a head; B utterances, T frames of 40 ms, U pieces.
+Shape letters: M slots, V units of a level, H units of a head.
 """
 
 from collections import defaultdict
@@ -25,12 +23,12 @@ from torch import Tensor
 
 from hkd.align.alignment import Alignment
 from hkd.evaluate.context import guess
-from hkd.evaluate.heads import CTC, MAIN, Head, heads_of, read_card, stores_of
+from hkd.evaluate.heads import MAIN, Head, heads_of, read_card, stores_of
 from hkd.features.source import FeatureSource
 from hkd.files import digest_of, digest_of_file
 from hkd.labels.folder import DATA, SPEC
+from hkd.labels.reader import LabelReader
 from hkd.loop.checkpoint import load_model_tensors
-from hkd.losses import ctc_feasible, ctc_occupancy
 from hkd.manifest import Manifest
 from hkd.metrics import confidence, entropy, expected_calibration_error, kl
 from hkd.progress import Progress, no_progress
@@ -42,13 +40,9 @@ from hkd.student.export import placed
 from hkd.student.model import Student, StudentOutput
 from hkd.units.subword import SubwordModel
 
-Heads = Mapping[str, Mapping[str, Any]]
-
-_OF_MAIN = "(main)"  # the store of a CTC main output, whole; an auxiliary head may have the same one trimmed
-
 
 @dataclass
-class _Sums:
+class Sums:
     """What adds up over batches."""
 
     confidence: list[Tensor] = field(default_factory=list)
@@ -101,76 +95,67 @@ def frame_figures(
     features: FeatureSource | None = None,
     progress: Progress = no_progress,
 ) -> dict[str, dict[str, Any]]:
-    """Head → accuracy, calibration_error, confidence, entropy, kl, kl_without_context, frames (slots; a CTC main output's: pieces).
+    """Head → accuracy, calibration_error, confidence, entropy, kl, kl_without_context, frames; {} where weights, heads or alignment are missing.
 
-    {} where the weights are missing; without an alignment no more than a CTC student's main output.
     A store that is absent, incomplete, or not the one that a head was trained with costs that head its KL.
     Raises UserError where an utterance's transcript is not the one that was aligned or labelled, or its units are others.
     """
-    card, rows, main = _rows(run_folder, alignment)
-    if not (rows or main) or subword_model is None:
+    card = read_card(run_folder)
+    if card is None or not card["heads"] or alignment is None or not alignment.exists() or subword_model is None:
         return {}
     student = Student(placed(config_from_json(card["config"]), run_folder / "model"))
     load_model_tensors(student, safetensors.torch.load((run_folder / "final.safetensors").read_bytes()))
     student.to(device).eval()
-    aligned = Alignment(alignment) if rows and alignment is not None else None
-    of_main = dict(zip((_OF_MAIN,), stores_of(main, labels).values(), strict=False))
-    untrimmed = [_OF_MAIN, *(row["store"] for name, row in rows.items() if name == MAIN and row["store"] is not None)]
-    join = Join(
-        part, subwords=SubwordModel(subword_model), alignment=aligned, stores=stores_of(rows, labels) | of_main,
-        same_units=untrimmed, units=units,
-    )  # fmt: skip
+    aligned, subwords = Alignment(alignment), SubwordModel(subword_model)
+    untrimmed = [
+        row["store"]
+        for name, row in card["heads"].items()
+        if row.get("store") is not None
+        and (name == MAIN or (row.get("units") is None and row.get("inventory") == subwords.inventory.digest))
+    ]
+    stores = stores_of(card["heads"], labels)
+    join = Join(part, subwords=subwords, alignment=aligned, stores=stores, same_units=untrimmed, units=units)
     join.check(part)
-    heads = heads_of(rows, join, part)
-    if not (heads or main):
+    heads = heads_of(card, join, part)
+    if not heads:
         return {}
     maker = BatchMaker(
         utterances=list(part),
         join=join,
         features=features or FeatureSource(front_end=student.config.encoder.front_end, max_bytes=0),
         hard={head.level: head.slots for head in heads if head.unit_V is not None},
-        soft={head.store: head.slots for head in heads if head.store is not None} | dict.fromkeys(of_main, 0),
+        soft={head.store: head.slots for head in heads if head.store is not None},
     )
-    sums: dict[str, _Sums] = defaultdict(_Sums)
+    sums: dict[str, Sums] = defaultdict(Sums)
     done = 0
-    for chosen in _batches(part, batch_seconds):
-        made = maker(chosen)
-        assert made is not None
-        batch = made.to(device)
-        output = _add(student, batch, heads, sums)
-        if main:
-            _add_pieces(output, batch, sums[MAIN])
-        done += len(chosen)
+    for rows in _batches(part, batch_seconds):
+        batch = maker(rows)
+        assert batch is not None
+        _add(student, batch.to(device), heads, sums)
+        done += len(rows)
         progress(done, len(part))
-    figures = ((name, sums[name].figures()) for name in (*main, *(head.name for head in heads)))
+    figures = ((head.name, sums[head.name].figures()) for head in heads)
     return {name: value for name, value in figures if value is not None}
 
 
 def frame_inputs(run_folder: Path, *, alignment: Path | None, labels: Path | None) -> dict[str, Any]:
-    """What the figures hang on: digests of weights, alignment, and the stores that heads are held against; {} where there will be none."""
-    _, rows, main = _rows(run_folder, alignment)
-    if not (rows or main):
+    """What the figures hang on: digests of weights, alignment, and the stores that heads were taught by; {} where there will be none."""
+    card = read_card(run_folder)
+    if card is None or not card["heads"] or alignment is None or not alignment.exists():
         return {}
-    stores = stores_of(main, labels) | stores_of(rows, labels)
+    stores = stores_of(card["heads"], labels)
+    main = {MAIN: card["heads"][MAIN]["inventory"]} if MAIN in card["heads"] else {}
     return {
-        **{name: row["inventory"] for name, row in (*main.items(), *rows.items()) if name == MAIN},
+        **main,
         "weights": digest_of_file(run_folder / "final.safetensors"),
-        "alignment": digest_of_file(alignment) if rows and alignment is not None else None,
-        "stores": {
-            name: digest_of(path.read_bytes() for path in (reader.path / SPEC, *sorted((reader.path / DATA).glob("*.json"))))
-            for name, reader in stores.items()
-        },
+        "alignment": digest_of_file(alignment),
+        "stores": {name: digest_of_store(reader) for name, reader in stores.items()},
     }
 
 
-def _rows(run_folder: Path, alignment: Path | None) -> tuple[Mapping[str, Any], Heads, Heads]:
-    """The run's card, and its heads by whether an alignment says where they are asked: those that it does, and a CTC main output."""
-    card = read_card(run_folder)
-    if card is None:
-        return {}, {}, {}
-    main = {name: row for name, row in card["heads"].items() if row["kind"] == CTC}
-    aligned = alignment is not None and alignment.exists()
-    return card, {name: row for name, row in card["heads"].items() if aligned and name not in main}, main
+def digest_of_store(reader: LabelReader) -> str:
+    """Of all its labels, by the checksums of its shards."""
+    return digest_of(path.read_bytes() for path in (reader.path / SPEC, *sorted((reader.path / DATA).glob("*.json"))))
 
 
 def _batches(part: Manifest, batch_seconds: float) -> list[list[int]]:
@@ -186,9 +171,9 @@ def _batches(part: Manifest, batch_seconds: float) -> list[list[int]]:
 
 
 @torch.no_grad()
-def _add(student: Student, batch: Batch, heads: list[Head], sums: dict[str, _Sums]) -> StudentOutput:
+def _add(student: Student, batch: Batch, heads: list[Head], sums: dict[str, Sums]) -> None:
     slots = {head.name: _slots_of(head, batch) for head in heads}
-    output: StudentOutput = student(batch.x_BTF, batch.length_B, slots={name: slot_M for name, (slot_M, _, _) in slots.items()})
+    output = student(batch.x_BTF, batch.length_B, slots={name: slot_M for name, (slot_M, _, _) in slots.items()})
     for head in heads:
         _, unit_M, soft_M = slots[head.name]
         logits_MV, total = _logits(output, head.name, slots), sums[head.name]
@@ -205,23 +190,6 @@ def _add(student: Student, batch: Batch, heads: list[Head], sums: dict[str, _Sum
                 kl_M = _kl(logits_MH, soft, row_M[heard_M])
                 total.guess_kl += float(kl_M.double().sum())
                 total.guess_slots += len(kl_M)
-    return output
-
-
-def _add_pieces(output: StudentOutput, batch: Batch, total: _Sums) -> None:
-    """A CTC main output at the pieces of the transcripts that have a path."""
-    given = output.length_B, batch.target_L, batch.target_length_B
-    best_BU = ctc_occupancy(output.logits_BTV, *given).argmax(1)
-    place_BU = torch.arange(best_BU.shape[1], device=best_BU.device) + torch.zeros_like(best_BU)
-    count_B = torch.where(ctc_feasible(*given), batch.target_length_B, 0)
-    b_M, u_M = (place_BU < count_B[:, None]).nonzero(as_tuple=True)
-    logits_MV = output.logits_BTV[b_M, best_BU[b_M, u_M], 1:]
-    begin_B = batch.target_length_B.cumsum(0) - batch.target_length_B
-    total.add(logits_MV, batch.target_L[begin_B[b_M] + u_M] - 1)
-    soft = batch.soft.get(_OF_MAIN)
-    if soft is not None:
-        taught_M = soft.offset_B1.diff()[b_M] > 0
-        total.add_kl(_kl(logits_MV[taught_M], soft, (soft.offset_B1[b_M] + u_M)[taught_M]))
 
 
 def _kl(logits_MH: Tensor, soft: SoftLabels, row_M: Tensor) -> Tensor:

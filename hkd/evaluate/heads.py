@@ -5,7 +5,7 @@ Shape letters: V units of a level, H units of a head.
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,11 @@ from hkd.labels.store import LabelReader, store_folders
 from hkd.manifest import Manifest
 from hkd.stream.join import Join
 from hkd.student.config import default_slots
-from hkd.units.level import SENONE, SUBWORD
+from hkd.units.level import SENONE
 
 log = logging.getLogger(__name__)
 
 MAIN = "main"  # no head of training is called so
-CTC = "ctc"  # the kind of a main output whose pieces no alignment places
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,28 +41,26 @@ class Head:
 
 
 def read_card(run_folder: Path) -> dict[str, Any] | None:
-    """The run's student.json, with the main output as the first of the heads; None without weights."""
+    """The run's student.json, with a hybrid student's main output as the first of the heads; None without weights."""
     path = run_folder / "student.json"
     if not path.exists() or not (run_folder / "final.safetensors").exists():
         return None
     card: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    if (run_folder / "model" / "student.json").exists():
-        card["heads"] = {MAIN: _main_row(run_folder, card["config"]["main"]), **card["heads"]}
+    if card["config"]["main"] == SENONE and (run_folder / "model" / "student.json").exists():
+        card["heads"] = {MAIN: _main_row(run_folder), **card["heads"]}
     return card
 
 
-def _main_row(run_folder: Path, main: str) -> dict[str, Any]:
-    """The main output, as `hkd.train.student.describe_heads` has its heads. Its store is the one of interpolation; else, for CTC, that
-    which is called as its level."""
+def _main_row(run_folder: Path) -> dict[str, Any]:
+    """A senone main output, as `hkd.train.student.describe_heads` has its heads."""
     exported = json.loads((run_folder / "model" / "student.json").read_text(encoding="utf-8"))
-    row: dict[str, Any] = {"level": SENONE, "kind": "hard", "slots": default_slots(SENONE), "store": None}
-    if main != SENONE:
-        row = {"level": SUBWORD, "kind": CTC, "slots": 0, "store": SUBWORD}
+    digest = exported["inventory"]["digest"]
+    row: dict[str, Any] = {"level": SENONE, "kind": "hard", "slots": default_slots(SENONE), "store": None, "inventory": digest}
     identity = run_folder / "identity.json"
     trained = json.loads(identity.read_text(encoding="utf-8")) if identity.exists() else None
     if trained is not None and trained["train"]["objective"] == "interpolation":
         [row["store"]] = trained["data"]["stores"]
-    return row | {"inventory": exported["inventory"]["digest"]}
+    return row
 
 
 def stores_of(heads: Mapping[str, Mapping[str, Any]], labels: Path | None) -> dict[str, LabelReader]:
@@ -86,9 +83,9 @@ def stores_of(heads: Mapping[str, Mapping[str, Any]], labels: Path | None) -> di
     return found
 
 
-def heads_of(rows: Mapping[str, Mapping[str, Any]], join: Join, part: Manifest) -> list[Head]:
-    """The heads of a card (of `read_card`, but a CTC main output) of which something can be said on this part."""
-    heads = _of_equal_slots([head for name, row in rows.items() if (head := _head(name, row, join)) is not None])
+def heads_of(card: Mapping[str, Any], join: Join, part: Manifest) -> list[Head]:
+    """The heads of a card (of `read_card`) of which something can be said on this part."""
+    heads = _of_equal_slots([head for name, row in card["heads"].items() if (head := _head(name, row, join)) is not None])
     return [_with_table(head, heads, join, part) for head in heads]
 
 
@@ -98,7 +95,7 @@ def _head(name: str, row: Mapping[str, Any], join: Join) -> Head | None:
     own = join.inventory(level)
     kept = row.get("units")
     joined = join.stores.get(store) if store is not None else None
-    if joined is not None and kept is not None and not np.array_equal(joined.head_unit_V[kept], np.arange(len(kept))):
+    if joined is not None and not _same_ids(joined.head_unit_V, kept):
         joined = None  # the store has been made anew and keeps other ids
     unit_V: NDArray[np.int64] | None = None
     if own and row.get("inventory", own.digest) == own.digest:
@@ -110,6 +107,12 @@ def _head(name: str, row: Mapping[str, Any], join: Join) -> Head | None:
     if unit_V is None and joined is None:
         return None
     return Head(name=name, level=level, slots=int(row["slots"]), store=None if joined is None else joined.name, unit_V=unit_V)
+
+
+def _same_ids(head_unit_V: NDArray[np.int64], kept: Sequence[int] | None) -> bool:
+    """Whether a store's ids become the head's as in training, where the head had these units of the store (None: all)."""
+    ids_V = head_unit_V if kept is None else head_unit_V[kept]
+    return np.array_equal(ids_V, np.arange(len(ids_V)))
 
 
 def _of_equal_slots(heads: list[Head]) -> list[Head]:

@@ -1,7 +1,7 @@
 """evaluate: a run's exported student on a split, as figures with intervals.
 
-- Needs the run's `model/` and a manifest with audio; the figures of the heads are added where the run's full weights, an alignment and
-  label stores are at hand and fit.
+- Needs the run's `model/` and a manifest with audio. A CTC student's main output is judged at its pieces; the figures of the heads, and of a
+  hybrid student's main output, are added where the run's full weights, an alignment and label stores are at hand and fit.
 - What is finished under the same inputs (model, references, settings) is left as it is.
 """
 
@@ -19,7 +19,9 @@ from hkd.decode.search import SearchConfig
 from hkd.errors import HkdError, UserError
 from hkd.evaluate.decoding import check_n_best, decode, features_on_disk
 from hkd.evaluate.frames import frame_figures, frame_inputs
+from hkd.evaluate.heads import MAIN
 from hkd.evaluate.listing import listing
+from hkd.evaluate.pieces import piece_figures, piece_inputs, piece_teacher
 from hkd.evaluate.result import (
     ErrorRate,
     EvaluationReport,
@@ -101,7 +103,8 @@ def evaluate(
     if not re.fullmatch(r"[A-Za-z0-9_-]*", tag):
         raise UserError(f"tag must be letters, digits, - and _, but is '{tag}' instead.")
     spoken_by = next((folder for folder in (model_folder, units) if folder and (folder / LEXICON_FILE).exists()), None)
-    heads = {} if tag else frame_inputs(run_folder, alignment=alignment, labels=labels)
+    teacher = None if tag else piece_teacher(run_folder, labels)
+    heads = {} if tag else frame_inputs(run_folder, alignment=alignment, labels=labels) | piece_inputs(run_folder, teacher)
     inputs = _inputs(run_folder, part, config) | {"heads": heads, "lm": _lm_digest(lm)}
     if spoken_by is not None:
         inputs["lexicon"] = digest_of_file(spoken_by / LEXICON_FILE)
@@ -118,6 +121,13 @@ def evaluate(
         recogniser, part, batch_seconds=config.batch_seconds, n_best=config.n_best, progress=progress, features=features
     )
     memory_mb = peak_mb() - held_mb if features is None else None  # pages of files on disk would count
+    figures = {}
+    if not tag:
+        of_main = piece_figures(recogniser, part, teacher=teacher, batch_seconds=config.batch_seconds, features=features)
+        figures = {MAIN: of_main} if of_main is not None else {}
+        figures |= _frames(
+            run_folder, part, recogniser, config, alignment=alignment, labels=labels, units=units, features=features, progress=progress
+        )  # fmt: skip
     rows = [with_phones(row, lexicon) for row in decoded.rows]
     scores = score_all(rows)
     speakers = _speakers(rows)
@@ -132,19 +142,7 @@ def evaluate(
             "words": scores["wer"].totals()["tokens"],
         },
         errors={name: error_rate(score, speakers, config) for name, score in scores.items()},
-        frames={}
-        if tag
-        else _frames(
-            run_folder,
-            part,
-            recogniser,
-            config,
-            alignment=alignment,
-            labels=labels,
-            units=units,
-            features=features,
-            progress=progress,
-        ),
+        frames=figures,
         parameters=recogniser.num_parameters,
         decoder=_decoder(config.search, recogniser, lm),
         tag=tag,

@@ -34,6 +34,7 @@ from hkd.pipeline import actions
 from hkd.pipeline.aligning import aligner_of
 from hkd.pipeline.runner import Stage
 from hkd.pipeline.settings import CHECKS, WHO_LABELS, ReportSettings, average_settings, dump_settings, stores_of
+from hkd.units.level import SENONE, SUBWORD
 
 SINGLE = ("prepare", "units", "align", "tie", "words", "train", "evaluate", "report")
 SEVERAL = ("ngrams", "lm", "dump", "averages", "runs", "searches")
@@ -142,8 +143,9 @@ def stages_of(recipe: Recipe) -> dict[str, Stage]:
     stages |= {stage.name: stage for stage in makers.values()}
     if not recipe.table("runs"):  # label stores alone
         return stages
-    stages |= {stage.name: stage for stage in _train_stages(recipe, {store: stage.name for store, stage in makers.items()})}
-    scored = {stage.name: stage for stage in _evaluate_stages(recipe, ngrams, stages)}
+    made_by = {store: stage.name for store, stage in makers.items()}
+    stages |= {stage.name: stage for stage in _train_stages(recipe, made_by)}
+    scored = {stage.name: stage for stage in _evaluate_stages(recipe, ngrams, stages, made_by)}
     page = recipe.report
     settings = {"runs": list(recipe.table("runs")), "title": recipe.title, "page": f"{page}.html", **recipe.table("report")}
     needs = (*scored, *(stage.name for stage in makers.values()))
@@ -215,9 +217,10 @@ def _train_stages(recipe: Recipe, made_by: Mapping[str, str]) -> Iterator[Stage]
         yield Stage(name=f"train-{name}", action=actions.train, settings=settings, outputs=(f"runs/{name}",), needs=needs)
 
 
-def _evaluate_stages(recipe: Recipe, ngrams: Ngrams, before: Container[str]) -> Iterator[Stage]:
-    """Students → their figures, once for each way to decode. before: the stages that an LM may come from."""
+def _evaluate_stages(recipe: Recipe, ngrams: Ngrams, before: Container[str], made_by: Mapping[str, str]) -> Iterator[Stage]:
+    """Students → their figures, once for each way to decode. before: the stages that an LM may come from; made_by: store → its stage."""
     split = recipe.split
+    held_against = {run: _held_against(recipe, run, made_by) for run in recipe.table("runs")}
     for tag, table, where, chosen in _searches(recipe, list(recipe.table("runs"))):
         lm = str(table.get("lm", ""))
         if lm == OWN_WORDS and lm not in ngrams:
@@ -229,8 +232,14 @@ def _evaluate_stages(recipe: Recipe, ngrams: Ngrams, before: Container[str]) -> 
                 action=actions.evaluate,
                 settings={"name": run, "split": split, **({"tag": tag} if tag else {}), **table},
                 outputs=tuple(f"runs/{run}/{path.name}" for path in result_paths(Path(), split, tag)),
-                needs=(f"train-{run}", *([lm_stage] if lm_stage in before else [])),
+                needs=(f"train-{run}", *([lm_stage] if lm_stage in before else []), *(() if tag else held_against[run])),
             )
+
+
+def _held_against(recipe: Recipe, run: str, made_by: Mapping[str, str]) -> Sequence[str]:
+    """The stage of the store that the run's CTC main output is held against, whoever taught it."""
+    is_ctc = merge(recipe.table("train"), recipe.table("runs")[run]).get("main") != SENONE
+    return [made_by[SUBWORD]] if is_ctc and SUBWORD in made_by else []
 
 
 def _own_lm(lm: str) -> str | None:

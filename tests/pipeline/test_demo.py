@@ -165,6 +165,13 @@ def test_seeds_and_searches_name_their_stages_and_nonsense_is_refused(tmp_path: 
     assert {"train-auxiliary-seed0", "evaluate-auxiliary-seed1@narrow", "evaluate-none-seed5"} <= set(stages)
     assert "evaluate-none-seed5@narrow" not in stages
     assert stages["evaluate-auxiliary-seed0@narrow"].needs == ("train-auxiliary-seed0", "ngram-unigram")
+    labelled = ["seeds=[0]", "dump.subword={lm = 'gpt2', unit = 'subword'}"]
+    assert stages_of(load_recipe(tmp_path, parse_overrides(labelled)))["evaluate-auxiliary-seed0"].needs == (
+        "train-auxiliary-seed0",
+    )
+    of_ctc = stages_of(load_recipe(tmp_path, parse_overrides([*labelled, "runs.auxiliary.main=ctc"])))
+    assert of_ctc["evaluate-auxiliary-seed0"].needs[-1] == "dump-subword"  # what any CTC main output is held against
+    assert "dump-subword" not in (*of_ctc["evaluate-auxiliary-seed0@narrow"].needs, *of_ctc["train-auxiliary-seed0"].needs)
     fused = parse_overrides(["lm.left={unit = 'subword', direction = 'causal'}", "searches.narrow.lm=lm/left"])
     assert stages_of(load_recipe(tmp_path, fused))["evaluate-auxiliary-seed3@narrow"].needs[1] == "lm-left"
     assert stages["ngram-unigram"].settings == {"path": "lm/unigram.arpa", "transcripts": True, "order": 1}
