@@ -1,6 +1,6 @@
 """How much of a teacher passes through the labels of so many positions, whoever hears them: what bounds a student that hears perfectly.
 
-    python benchmarks/bench_passes.py [--work runs/ablation] [--store monophone]
+    python benchmarks/bench_passes.py [--work runs/ablation] [--stores monophone subword]
 
 A small network is told the true units of a position and of its neighbours (none of the sound) and learns from the store what the teacher says of the
 position; it is asked on dev, whose utterances it has not seen. Beside it: a table of the teacher's average by unit, which knows no neighbour.
