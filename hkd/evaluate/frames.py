@@ -25,9 +25,8 @@ from hkd.align.alignment import Alignment
 from hkd.evaluate.context import guess
 from hkd.evaluate.heads import MAIN, Head, heads_of, read_card, stores_of
 from hkd.features.source import FeatureSource
-from hkd.files import digest_of, digest_of_file
-from hkd.labels.folder import DATA, SPEC
-from hkd.labels.reader import LabelReader
+from hkd.files import digest_of_file
+from hkd.labels.store import digest_of_store
 from hkd.loop.checkpoint import load_model_tensors
 from hkd.manifest import Manifest
 from hkd.metrics import confidence, entropy, expected_calibration_error, kl
@@ -151,11 +150,6 @@ def frame_inputs(run_folder: Path, *, alignment: Path | None, labels: Path | Non
         "alignment": digest_of_file(alignment),
         "stores": {name: digest_of_store(reader) for name, reader in stores.items()},
     }
-
-
-def digest_of_store(reader: LabelReader) -> str:
-    """Of all its labels, by the checksums of its shards."""
-    return digest_of(path.read_bytes() for path in (reader.path / SPEC, *sorted((reader.path / DATA).glob("*.json"))))
 
 
 def _batches(part: Manifest, batch_seconds: float) -> list[list[int]]:

@@ -21,11 +21,11 @@ from hkd.align.alignment import sequence_digest
 from hkd.decode.recogniser import Recogniser
 from hkd.errors import HkdError
 from hkd.evaluate.decoding import batches
-from hkd.evaluate.frames import Sums, digest_of_store
+from hkd.evaluate.frames import Sums
 from hkd.evaluate.heads import MAIN
 from hkd.features.source import FeatureSource
 from hkd.labels.reader import LabelReader
-from hkd.labels.store import store_folders
+from hkd.labels.store import digest_of_store, store_folders
 from hkd.losses import class_targets, ctc_feasible, ctc_occupancy
 from hkd.manifest import Manifest
 from hkd.metrics import kl

@@ -3,13 +3,14 @@
 from pathlib import Path
 
 from hkd.errors import UserError
+from hkd.files import digest_of
 from hkd.labels.cache import local_folder
-from hkd.labels.folder import SPEC
+from hkd.labels.folder import DATA, SPEC
 from hkd.labels.reader import LabelReader
 from hkd.labels.writer import LabelWriter
 from hkd.remote import Remote, location
 
-__all__ = ["LabelReader", "LabelWriter", "location", "open_stores", "store_folders"]
+__all__ = ["LabelReader", "LabelWriter", "digest_of_store", "location", "open_stores", "store_folders"]
 
 
 def store_folders(folder: Path | str) -> dict[str, Path]:
@@ -40,3 +41,11 @@ def open_stores(folder: Path | str, *, cache_bytes: int | None = None) -> dict[s
     """Open the stores in a folder or at a URL, by name. Raises UserError where there is none, HkdError for one that is not complete."""
     options = {} if cache_bytes is None else {"cache_bytes": cache_bytes}
     return {name: LabelReader.open(path, **options) for name, path in store_folders(folder).items()}
+
+
+def digest_of_store(reader: LabelReader) -> str:
+    """Of the spec and of every shard's mark (which holds its SHA-256)."""
+    root = reader.path
+    return digest_of(
+        part for path in (root / SPEC, *sorted((root / DATA).glob("*.json"))) for part in (path.name, path.read_bytes())
+    )

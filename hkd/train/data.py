@@ -12,7 +12,7 @@ from hkd.errors import UserError
 from hkd.features.pretrained import local_encoder
 from hkd.features.upstream import Upstream
 from hkd.files import digest_of, digest_of_file
-from hkd.labels.store import LabelReader, store_folders
+from hkd.labels.store import LabelReader, digest_of_store, store_folders
 from hkd.manifest import Manifest, Utterance
 from hkd.stream.coverage import Coverage, measure
 from hkd.stream.join import Join
@@ -73,7 +73,7 @@ def open_data(config: TrainConfig, *, manifest: Path, alignment: Path | None, un
             "spans": digest_of(f"{u.offset}:{u.duration}" for u in (*train, *dev)),
             "subwords": subwords.inventory.digest,
             "alignment": None if aligned is None or alignment is None else digest_of_file(alignment),
-            "stores": {name: _store_digest(reader) for name, reader in stores.items()},
+            "stores": {name: digest_of_store(reader) for name, reader in stores.items()},
         },
     }
     if config.encoder.name:
@@ -150,14 +150,6 @@ def _num_frames(utterance: Utterance) -> int:
     info = probe(str(utterance.audio_filepath))
     samples = info.num_samples - seconds_to_samples(utterance.offset, info.sample_rate_hz)
     return samples_to_frames(samples * SAMPLE_RATE_HZ // info.sample_rate_hz)
-
-
-def _store_digest(reader: LabelReader) -> str:
-    """Of the spec and of every shard's mark (which holds its SHA-256)."""
-    root = reader.path
-    return digest_of(
-        part for path in (root / "store.json", *sorted((root / "data").glob("*.json"))) for part in (path.name, path.read_bytes())
-    )
 
 
 def coverage_of(data: Data) -> Coverage:
