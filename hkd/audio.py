@@ -1,6 +1,6 @@
 """Reading sound: any file that libsndfile knows (WAV, FLAC, Opus, MP3 ...) → float32, mono, 16 kHz.
 
-- Channels are mixed down to their mean. Other sample rates are resampled with soxr ("HQ").
+- An utterance's `channel` is read, from 0; where it has none, channels are mixed down to their mean. Other sample rates are resampled with soxr ("HQ").
 - An utterance's `offset` and `duration` become samples *of the file's own rate* by the one rule of `hkd.timebase`; what is cut is resampled.
 - A file at a URL (s3://, https:// and whatever else fsspec knows) is read through a copy on this machine.
 - `check_audio` looks at every utterance and lists what is wrong with which; it never stops half-way.
@@ -38,6 +38,8 @@ class Span(Protocol):
     def offset(self) -> float: ...
     @property
     def duration(self) -> float | None: ...
+    @property
+    def channel(self) -> int | None: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,10 +128,20 @@ def read_audio(utterance: Span, *, sample_rate_hz: int = SAMPLE_RATE_HZ) -> NDAr
         raise UserError(
             f"audio file {path} must reach to {(start + wanted) / info.sample_rate_hz:.3f} s, but ends at {got:.3f} s: is it truncated?"
         )
-    wave_S: NDArray[np.float32] = wave_SC.mean(axis=1, dtype=np.float32) if wave_SC.shape[1] > 1 else wave_SC[:, 0]
+    wave_S = _one_channel(wave_SC, utterance.channel, path)
     if info.sample_rate_hz != sample_rate_hz:
         wave_S = soxr.resample(wave_S, info.sample_rate_hz, sample_rate_hz, quality="HQ")
     return np.ascontiguousarray(wave_S, np.float32)
+
+
+def _one_channel(wave_SC: NDArray[np.float32], channel: int | None, path: Path) -> NDArray[np.float32]:
+    """The channel that is asked for; the mean of all where none is. Raises UserError where the file has no such channel."""
+    num_channels = wave_SC.shape[1]
+    if channel is not None:
+        if channel >= num_channels:
+            raise UserError(f"audio file {path} must have a channel {channel} (the first is 0), but has {num_channels}.")
+        return wave_SC[:, channel]
+    return wave_SC.mean(axis=1, dtype=np.float32) if num_channels > 1 else wave_SC[:, 0]
 
 
 def to_int16(wave_S: NDArray[np.float32]) -> NDArray[np.int16]:

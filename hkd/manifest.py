@@ -1,7 +1,8 @@
 """The manifest: which utterances there are. JSONL, one utterance a line, NeMo's field names.
 
 - `id` is unique and stable, and never parsed for meaning. `audio_filepath` is relative to the manifest's folder, or absolute, or a
-  URL; `offset` and `duration` are seconds; free extra fields are kept (`split` and `recording` are the ones that hkd reads).
+  URL; `offset` and `duration` are seconds; `channel` is the channel of the file that is read, from 0 (without it: the mean of all). Free
+  extra fields are kept (`split` and `recording` are the ones that hkd reads).
 - A broken line is an error that names file and line; nothing is skipped in silence.
 - The digest covers the (id, text) pairs in order of the ids: moved audio, other splits and extra fields do not change it.
 """
@@ -10,7 +11,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -19,7 +20,7 @@ from hkd import lines
 from hkd.errors import UserError
 from hkd.files import atomic_write, digest_of
 
-KNOWN_FIELDS = ("id", "audio_filepath", "offset", "duration", "text", "speaker")
+KNOWN_FIELDS = ("id", "audio_filepath", "offset", "duration", "channel", "text", "speaker")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,15 +33,25 @@ class Utterance:
     offset: float = 0.0
     duration: float | None = None
     speaker: str | None = None
-    extra: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    channel: int | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if type(self.extra) is not MappingProxyType:
+            object.__setattr__(self, "extra", MappingProxyType(dict(self.extra)))
         if not self.id:
             raise UserError("id must be a non-empty string, but is '' instead. Give every utterance an id.")
         for name in ("offset", "duration"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= 0):
                 raise UserError(f"{name} of utterance '{self.id}' must be finite and not negative, but is {value} instead.")
+        if self.channel is not None and self.channel < 0:
+            raise UserError(f"channel of utterance '{self.id}' must be 0 or above, but is {self.channel} instead.")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For pickle, which cannot store a read-only view of a dict."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        return _unpickled, ({**values, "extra": dict(self.extra)},)
 
     @property
     def split(self) -> str | None:
@@ -52,6 +63,10 @@ class Utterance:
     def recording(self) -> str:
         """Which recording it was cut from: the extra field `recording`, else the audio file."""
         return str(self.extra.get("recording") or self.audio_filepath or self.id)
+
+
+def _unpickled(values: dict[str, Any]) -> Utterance:
+    return Utterance(**values)
 
 
 class Manifest(Sequence[Utterance]):
@@ -134,14 +149,15 @@ def parse_line(line: str, folder: Path) -> Utterance:
     """One JSONL line → utterance. Raises UserError (without file and line: `read` adds them)."""
     row = parse_json(line)
     types = {"id": str, "text": str, "audio_filepath": str, "speaker": str, "offset": (int, float), "duration": (int, float)}
+    types["channel"] = int
     for name, wanted in types.items():
         value = row.get(name)
         if value is None and name in ("id", "text"):
             raise UserError(f"field '{name}' must be there, but is missing.")
         if value is not None and (not isinstance(value, wanted) or isinstance(value, bool)):  # type: ignore[arg-type]
-            kind = "a number" if name in ("offset", "duration") else "a string"
+            kind = {"offset": "a number", "duration": "a number", "channel": "a whole number"}.get(name, "a string")
             raise UserError(f"field '{name}' must be {kind}, but is {repr(value)[:_SHOWN]}.")
-        if isinstance(value, int):
+        if isinstance(value, int) and name != "channel":
             try:
                 row[name] = float(value)
             except OverflowError:
@@ -151,7 +167,7 @@ def parse_line(line: str, folder: Path) -> Utterance:
         path = os.path.normpath(folder / path)
     known = {name: row[name] for name in KNOWN_FIELDS if row.get(name) is not None}
     extra = {name: value for name, value in row.items() if name not in KNOWN_FIELDS}
-    return Utterance(**{**known, "audio_filepath": path}, extra=MappingProxyType(extra))
+    return Utterance(**{**known, "audio_filepath": path}, extra=extra)
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, Utterance]]:
@@ -196,6 +212,7 @@ def write(path: Path, utterances: Iterable[Utterance]) -> None:
                 "audio_filepath": audio,
                 "offset": u.offset,
                 "duration": u.duration,
+                "channel": u.channel,
                 "text": u.text,
                 "speaker": u.speaker,
             }
@@ -222,15 +239,4 @@ def assign_splits(manifest: Manifest, shares: Mapping[str, float], *, by: Callab
         stop = min(max(start + 1, math.floor(len(groups) * cumulated / total + 0.5)), last)
         split_of.update(dict.fromkeys(groups[start:stop], name))
         start = stop
-    return Manifest(
-        Utterance(
-            id=u.id,
-            text=u.text,
-            audio_filepath=u.audio_filepath,
-            offset=u.offset,
-            duration=u.duration,
-            speaker=u.speaker,
-            extra=MappingProxyType({**u.extra, "split": split_of[by(u)]}),
-        )
-        for u in manifest
-    )
+    return Manifest(replace(u, extra={**u.extra, "split": split_of[by(u)]}) for u in manifest)

@@ -54,6 +54,17 @@ def test_wav_comes_back_exactly_and_channels_are_averaged(tmp_path: Path) -> Non
     assert probe(tmp_path / "b.wav") == AudioInfo(sample_rate_hz=16_000, num_samples=8000, channels=2)
 
 
+@pytest.mark.parametrize("ending", ["wav", "flac", "au", "ogg"])
+def test_the_channel_that_is_asked_for_is_the_one_that_is_read(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"x.{ending}"
+    soundfile.write(path, np.stack([tone(1.0, hz=300), tone(1.0, hz=1500), tone(1.0, hz=2500)], 1), 16_000)
+    for channel, hz in ((0, 300), (1, 1500), (2, 2500)):
+        assert pitch_hz(read_audio(utterance(path, channel=channel))) == pytest.approx(hz, abs=3)
+    with pytest.raises(UserError, match=r"must have a channel 3 \(the first is 0\), but has 3"):
+        read_audio(utterance(path, channel=3))
+    assert "must have a channel 3" in check_audio([utterance(path, channel=3)])[0].reason
+
+
 @settings(max_examples=25, deadline=None)
 @given(offset=st.floats(0, 0.9), duration=st.floats(0.01, 0.1))
 def test_offset_and_duration_cut_by_the_one_rounding_rule(

@@ -1,6 +1,10 @@
 """The manifest: round trip, errors with file and line, digests, splits."""
 
+import copy
 import json
+import multiprocessing
+import pickle
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -23,6 +27,7 @@ rows = st.builds(
     offset=seconds,
     duration=st.none() | seconds,
     speaker=st.none() | plain,
+    channel=st.none() | st.integers(0, 7),
     extra=st.dictionaries(plain.filter(lambda k: k not in manifest.KNOWN_FIELDS), st.integers() | plain, max_size=2),
 )
 
@@ -69,6 +74,9 @@ GOOD = '{"id": "a", "text": "x"}'
         ('{"id": "b", "text": "x", "duration": "3"}', "must be a number"),
         ('{"id": "b", "text": "x", "audio_filepath": 3}', "must be a string"),
         (GOOD, "stands twice"),
+        ('{"id": "b", "text": "x", "channel": "A"}', "'channel' must be a whole number"),
+        ('{"id": "b", "text": "x", "channel": 1.0}', "'channel' must be a whole number"),
+        ('{"id": "b", "text": "x", "channel": -1}', "channel of utterance 'b' must be 0 or above"),
         ('{"id": "b", "text": "x"', "no JSON"),
         ("[" * 100_000, "no JSON"),
         ('{"id": "b", "text": "x", "duration": ' + "9" * 400 + "}", "duration"),
@@ -134,6 +142,26 @@ def test_the_digest_covers_ids_and_texts_alone() -> None:
     assert Manifest([replace(base[0], text="z"), base[1]]).digest != digest
     assert Manifest(base[:1]).digest != digest
     assert Manifest([replace(base[0], id="ax", text=""), base[1]]).digest != digest
+
+
+def test_utterances_go_to_processes_that_are_spawned(tmp_path: Path) -> None:
+    """Spawned processes get their work by pickle."""
+    sent = [
+        Utterance(id="a", text="x", channel=1, extra={"split": "dev", "more": [1]}),
+        *Manifest([Utterance(id="b", text="y", duration=2.0)]),
+    ]
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        assert list(pool.map(copy.copy, sent)) == sent
+    assert pickle.loads(pickle.dumps(Manifest(sent))).by_id("a").split == "dev"
+
+
+def test_extra_fields_cannot_be_changed() -> None:
+    given = {"split": "dev"}
+    u = Utterance(id="a", text="x", extra=given)
+    given["split"] = "test"
+    assert u.split == "dev"
+    with pytest.raises(TypeError):
+        u.extra["split"] = "test"  # type: ignore[index]
 
 
 names = st.lists(plain, min_size=3, max_size=40, unique=True)

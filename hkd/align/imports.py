@@ -128,7 +128,9 @@ def import_alignment(
 
 def _spans(manifest: Manifest) -> str:
     """Digest of what of each utterance, besides its text, decides how a recording's alignment is cut."""
-    return digest_of_json([[u.id, u.speaker, u.offset, u.duration] for u in manifest])
+    return digest_of_json(
+        [[u.id, u.speaker, u.offset, u.duration, *([] if u.channel is None else [u.channel])] for u in manifest]
+    )
 
 
 def _collect(

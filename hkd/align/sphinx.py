@@ -215,7 +215,7 @@ def align_chunk(task: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _fields(utterance: Utterance) -> dict[str, Any]:
-    names = ("id", "text", "audio_filepath", "offset", "duration")
+    names = ("id", "text", "audio_filepath", "offset", "duration", "channel")
     return {name: getattr(utterance, name) for name in names}
 
 

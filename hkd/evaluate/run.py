@@ -250,7 +250,7 @@ def find_setting(table: Mapping[str, Any], name: str) -> Any:
 
 def _inputs(run_folder: Path, part: Manifest, config: EvaluateConfig) -> dict[str, Any]:
     """What the error rates hang on."""
-    spans = (f"{u.offset}:{u.duration}:{u.speaker}" for u in part)
+    spans = (f"{u.offset}:{u.duration}:{u.speaker}" + ("" if u.channel is None else f":{u.channel}") for u in part)
     settings = {
         name: value
         for name, value in asdict(config).items()

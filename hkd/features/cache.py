@@ -48,6 +48,11 @@ class _Shard(NamedTuple):
     rows: tuple[tuple[Utterance, float], ...]
 
 
+def _channel(u: Utterance) -> list[int]:
+    """The channel, where one is named: caches made before manifests had channels keep their names."""
+    return [] if u.channel is None else [u.channel]
+
+
 class FeatureCache:
     """The features of some utterances at some speeds in a folder. `fill` makes what is missing; then they are there to be read."""
 
@@ -57,7 +62,7 @@ class FeatureCache:
         self._shards: list[_Shard] = []
         self._place: dict[tuple[str, float], tuple[int, int]] = {}
         for part in (split[n : n + SHARD_UTTERANCES] for split in wanted for n in range(0, len(split), SHARD_UTTERANCES)):
-            named = [[u.id, stamp(str(u.audio_filepath)), u.offset, u.duration, list(speeds)] for u, speeds in part]
+            named = [[u.id, stamp(str(u.audio_filepath)), u.offset, u.duration, list(speeds), *_channel(u)] for u, speeds in part]
             digest = digest_of_json([FORMAT, VERSION, front_end.key, named])
             rows = tuple((u, speed) for u, speeds in part for speed in speeds)
             self._place |= {(u.id, speed): (len(self._shards), row) for row, (u, speed) in enumerate(rows)}

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 
 from hkd import manifest as manifests
 from hkd.errors import HkdError, UserError
@@ -38,6 +39,17 @@ def test_what_is_read_is_what_is_computed(utterances: list[Utterance], tmp_path:
         for speed in (*SPEEDS, 1.1):  # the last one is not there, and made
             np.testing.assert_array_equal(reading(utterance, speed), source.compute(utterance, speed))
     assert cache.get(utterances[0].id, 1.1) is None
+
+
+def test_another_channel_has_files_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "call.wav"
+    soundfile.write(path, np.stack([np.full(1600, 0.1), np.full(1600, 0.3)], 1), 16_000, subtype="FLOAT")
+    source = FeatureSource(front_end=WAVE)
+    for channel, level in ((None, 0.2), (0, 0.1), (1, 0.3)):
+        utterance = Utterance(id="u", text="x", audio_filepath=str(path), channel=channel)
+        cache = FeatureCache(tmp_path / "cache", front_end=WAVE, wanted=[[(utterance, (1.0,))]])
+        assert cache.fill(source.compute) == 1
+        np.testing.assert_allclose(cache.get("u", 1.0), level, atol=1e-6)
 
 
 def test_whoever_makes_them_in_whatever_order_the_bytes_are_the_same(utterances: list[Utterance], tmp_path: Path) -> None:
