@@ -117,7 +117,7 @@ def evaluate(
             reports.append(evaluate_run(folder, manifest=manifest, **options, **paths))
     table = objectives_table(reports)
     emit(
-        [report.to_json() | {"rtf": report.rtf, "memory_mb": report.memory_mb} for report in reports],
+        [report.to_json() | {"rtf": report.rtf} for report in reports],
         as_json,
         lambda _: table.text(),
     )
@@ -127,8 +127,8 @@ def _tune(folders: list[Path], manifest: Path, lm: str | None, split: str, confi
     """Print the tries of each run, and the best one's values as options."""
     from dataclasses import asdict
 
-    from hkd.evaluate.tune import as_settings
-    from hkd.evaluate.tune import tune as tune_run
+    from hkd.evaluate.decoding import as_settings
+    from hkd.evaluate.decoding import tune as tune_run
 
     if lm is None:
         raise UserError("--tune needs an LM to weigh, but there is none. Give --lm.")
@@ -162,7 +162,7 @@ def likelihoods(
 
         hkd likelihoods hybrid --split test --out likelihoods
     """
-    from hkd.evaluate.likelihoods import write_likelihoods
+    from hkd.evaluate.decoding import write_likelihoods
 
     here = project()
     manifest = here.require("manifest", "hkd prepare")

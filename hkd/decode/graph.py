@@ -1,13 +1,18 @@
-"""The search graph of a hybrid student: senones in, words out, with a lexicon and a word n-gram (Mohri, Pereira & Riley 2002).
+"""A hybrid student's search: senone posteriors to words, through a graph of a lexicon and a word n-gram (Mohri, Pereira & Riley 2002).
 
     graph = H ∘ C ∘ det(L ∘ G)
 
-G is the n-gram, L the pronunciations with optional silence between words, C puts phones into the context of their neighbours (across
-words too, as the aligner has it), H gives each phone in context the tied states of the acoustic model, each with a self-loop. Phones carry
-their position in the word where the senones depend on it, so that C finds the senones that text has by the same tying; transition
-probabilities are left out, since states of equal rank would have equal ones. kaldifst does the algebra, kaldilm reads the n-gram.
+- G is the n-gram. L has the pronunciations, with optional silence between words. C puts phones into the context of their neighbours,
+  across words too, as the aligner does. H gives each phone in context its tied states, each with a self-loop.
+- Phones carry their position in the word where the senones depend on it. Two tyings are known: pocketsphinx's (`StateTying`: phone and
+  place in the word) and trees (`TreeTying`: Kaldi's, `hkd units tie`).
+- Transition probabilities are left out: states of equal rank would have equal ones.
+- score(state, frame) = acoustic_scale · (log p(senone | frame) − prior_scale · log p(senone)): the hybrid's scaled likelihood (Bourlard &
+  Morgan 1994).
+- kaldifst does the algebra, kaldilm reads the n-gram, kaldi-decoder searches by token passing.
 
-Input labels: senone + 1 (0 is ε). Output labels: words, numbered as in `Graph.words`.
+Input labels: senone + 1 (0 is ε). Output labels: words, numbered as in `Graph.words`. Phone labels count from 1; 0 is beyond the ends.
+Shape letters: B utterances, T slots of 10 ms, V senones.
 """
 
 import contextlib
@@ -19,13 +24,98 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from hkd.decode.arpa import usable_words
-from hkd.decode.context import ContextPhones, context_phones
 from hkd.errors import UserError
 from hkd.units.acoustic import Tying
+from hkd.units.inventory import UnitInventory
+from hkd.units.level import MONOPHONE, SENONE
 from hkd.units.lexicon import Lexicon
+from hkd.units.mdef import NUM_WORD_POSITIONS, WORD_BEGIN, WORD_END, WORD_INTERNAL, WORD_SINGLE
+from hkd.units.tree_tying import TreeTying
+from hkd.units.tying import StateTying
+
+
+class ContextPhones(Protocol):
+    """The phones of a search graph. `num_labels` is the highest label, `silence` the label of silence."""
+
+    num_labels: int
+    silence: int
+
+    def labels(self, pronunciation: Sequence[str]) -> list[int]:
+        """A word's phones."""
+
+    def states(self, left: int, label: int, right: int) -> tuple[int, ...]:
+        """The senones of a phone between its neighbours."""
+
+
+class SphinxPhones:
+    """Labels are phone and place in the word as one number; beyond the ends lies silence."""
+
+    def __init__(self, tying: StateTying) -> None:
+        self._id_of, self._definition = tying.phone_id, tying.definition
+        self.silence = self._label(tying.definition.silence, WORD_SINGLE)
+        self.num_labels = NUM_WORD_POSITIONS * len(tying.definition.phones)
+
+    @staticmethod
+    def _label(phone: int, position: int) -> int:
+        return 1 + phone * NUM_WORD_POSITIONS + position
+
+    def labels(self, pronunciation: Sequence[str]) -> list[int]:
+        """A word's phones with their places in it."""
+        ids = [self._id_of[phone] for phone in pronunciation]
+        if len(ids) == 1:
+            return [self._label(ids[0], WORD_SINGLE)]
+        inner = [self._label(phone, WORD_INTERNAL) for phone in ids[1:-1]]
+        return [self._label(ids[0], WORD_BEGIN), *inner, self._label(ids[-1], WORD_END)]
+
+    def states(self, left: int, label: int, right: int) -> tuple[int, ...]:
+        """The senones of a phone between its neighbours; silence has its own whatever is beside it."""
+        definition = self._definition
+        base, position = divmod(label - 1, NUM_WORD_POSITIONS)
+        before, after = ((beside - 1) // NUM_WORD_POSITIONS if beside else definition.silence for beside in (left, right))
+        row = base if base == definition.silence else definition.nearest(base, before, after, position)
+        return tuple(definition.senones_PS[row].tolist())
+
+
+class TreePhones:
+    """Labels are the acoustic model's own phones, which may carry their place in the word. Raises UserError for trees over wider contexts."""
+
+    def __init__(self, tying: TreeTying) -> None:
+        if (tying.tree.width, tying.tree.central) not in ((1, 0), (3, 1)):
+            raise UserError(
+                f"the senones' tree must see one phone or three to be searched here, but sees {tying.tree.width}. "
+                "Write the student's likelihoods for Kaldi: `hkd likelihoods`."
+            )
+        quiet = tying.monophone_inventory.silence
+        if quiet is None:
+            raise UserError("the acoustic model must have a phone of silence to be searched, but has none.")
+        self._tying = tying
+        self.silence = tying.model_phones([[tying.monophone_inventory.symbols[quiet]]])[0][0]
+        self.num_labels = max(tying.phones.values())
+
+    def labels(self, pronunciation: Sequence[str]) -> list[int]:
+        """A word's phones with their places in it, where the model has such."""
+        return self._tying.model_phones([pronunciation])[0]
+
+    def states(self, left: int, label: int, right: int) -> tuple[int, ...]:
+        """The senones of a phone between its neighbours."""
+        return self._tying.window_senones((left, label, right) if self._tying.tree.width == 3 else (label,))
+
+
+def context_phones(tying: Tying) -> ContextPhones:
+    """The phones of a tying, for a search graph. Raises UserError where it has no senones."""
+    if isinstance(tying, StateTying):
+        return SphinxPhones(tying)
+    if isinstance(tying, TreeTying):
+        return TreePhones(tying)
+    raise UserError(f"senones are needed for a search, but there are {MONOPHONE}s alone. Tie states first: `hkd units tie`.")
+
 
 EPSILON, BACKOFF, START, STOP = "<eps>", "#0", "<s>", "</s>"
 SILENCE_PROBABILITY = 0.5  # between words, and at both ends
@@ -221,3 +311,90 @@ def _states_fst(kaldifst: Any, sequences: Sequence[Sequence[int]]) -> Any:
         fst.add_arc(before, kaldifst.StdArc(0, 0, 0.0, start))
     kaldifst.arcsort(fst, "olabel")
     return fst
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HybridConfig:
+    """How a hybrid student's output is searched. Costs are natural logarithms after scaling."""
+
+    acoustic_scale: float = 0.1  # of log-likelihoods of 10 ms frames beside the LM's log-probabilities
+    prior_scale: float = 0.6
+    beam: float = 14.0
+    max_active: int = 4000  # states alive at once
+
+    def __post_init__(self) -> None:
+        for name in ("acoustic_scale", "beam", "max_active"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"hybrid.{name} must be positive, but is {getattr(self, name)} instead.")
+        if self.prior_scale < 0:
+            raise UserError(f"hybrid.prior_scale must not be negative, but is {self.prior_scale} instead.")
+
+
+def log_priors(frames_V: Sequence[int]) -> NDArray[np.float32]:
+    """Frames of each senone in the training data → log p(senone), one added to each so that none is impossible."""
+    count_V = np.asarray(frames_V, np.float64) + 1
+    prior_V: NDArray[np.float32] = np.log(count_V / count_V.sum()).astype(np.float32)
+    return prior_V
+
+
+def log_likelihoods(logits_TV: torch.Tensor, log_prior_V: NDArray[np.float32], *, prior_scale: float) -> NDArray[np.float32]:
+    """log p(senone | frame) − prior_scale · log p(senone), (T, V): what decoders of Kaldi's kind take."""
+    logp_TV = logits_TV.float().log_softmax(-1) - prior_scale * torch.from_numpy(log_prior_V)
+    scaled_TV: NDArray[np.float32] = logp_TV.numpy()
+    return scaled_TV
+
+
+class HybridSearch:
+    """Logits over senones → word numbers, by one graph."""
+
+    lm_parameters = 0
+
+    def __init__(
+        self,
+        config: HybridConfig,
+        inventory: UnitInventory,
+        log_prior_V: NDArray[np.float32],
+        arpa: Path,
+        *,
+        tying: Tying,
+        lexicon: Lexicon,
+    ) -> None:
+        """arpa: a word n-gram. Raises UserError where the senones are not the tying's, or as `hkd.decode.graph.build_graph` does."""
+        known = tying.inventories.get(SENONE)
+        if known is None or inventory.digest != known.digest:
+            raise UserError(
+                f"a hybrid student must have the senones of the acoustic model beside it (pocketsphinx's English one where there is none), digest "
+                f"{known.digest[:12] if known else 'none'}, "
+                f"to be searched here, but has {inventory.digest[:12]} instead. Write its likelihoods for Kaldi: `hkd likelihoods`."
+            )
+        self.config, self._log_prior_V = config, log_prior_V
+        self.graph: Graph = build_graph(arpa, tying=tying, lexicon=lexicon)
+        self.symbols = self.graph.words
+        self._kaldifst, self._decoder = kaldi_module("kaldifst"), kaldi_module("kaldi_decoder")
+
+    def best(self, logits_BTV: torch.Tensor, length_B: torch.Tensor, *, config: HybridConfig | None = None) -> list[list[int]]:
+        """The best word numbers of every utterance; [] where no path survives to a word's end."""
+        chosen = config or self.config
+        return [
+            self._best_one(logits_TV[:length], chosen) for logits_TV, length in zip(logits_BTV, length_B.tolist(), strict=True)
+        ]
+
+    def _best_one(self, logits_TV: torch.Tensor, config: HybridConfig) -> list[int]:
+        options = self._decoder.FasterDecoderOptions(beam=config.beam, max_active=config.max_active)
+        decoder = self._decoder.FasterDecoder(self.graph.fst, options)
+        decoder.decode(self._decoder.DecodableCtc(self._scores(logits_TV, config)))
+        if not decoder.reached_final():
+            return []
+        found, path = decoder.get_best_path()
+        if not found:
+            return []
+        linear, _, words, _ = self._kaldifst.get_linear_symbol_sequence(path)
+        return list(words) if linear else []
+
+    def _scores(self, logits_TV: torch.Tensor, config: HybridConfig) -> NDArray[np.float32]:
+        score_TV = log_likelihoods(logits_TV, self._log_prior_V, prior_scale=config.prior_scale) * config.acoustic_scale
+        return np.ascontiguousarray(score_TV, np.float32)
+
+    def text(self, units: Sequence[int]) -> str:
+        """Word numbers → text."""
+        return " ".join(self.symbols[unit] for unit in units)

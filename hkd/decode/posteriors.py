@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hkd.decode.beam import BLANK
+from hkd.decode.ctc import BLANK
 from hkd.decode.recogniser import Recogniser
 from hkd.errors import UserError
 from hkd.files import digest_of, digest_of_file

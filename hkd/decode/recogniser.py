@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hkd.decode.hybrid import HybridSearch, log_priors
+from hkd.decode.graph import HybridSearch, log_priors
 from hkd.decode.search import Search, SearchConfig
 from hkd.errors import UserError
 from hkd.features.front_end import FrontEnd

@@ -1,28 +1,57 @@
-"""A split decoded: its sound in batches, what was understood in the split's order, and n-best lists where they are asked for.
+"""A split decoded: its sound in batches, the hypotheses in the split's order, n-best lists; weights tuned on dev; likelihoods for Kaldi.
 
 Shape letters: B utterances, T frames, V classes.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from itertools import product
 from pathlib import Path
 
 import torch
 
 from hkd.audio import read_audio
-from hkd.decode.hybrid import HybridSearch
+from hkd.decode.graph import HybridConfig, HybridSearch, log_likelihoods, log_priors
 from hkd.decode.recogniser import Recogniser, Seconds, Wave_S
-from hkd.decode.search import SearchConfig
+from hkd.decode.search import Search, SearchConfig
 from hkd.errors import UserError
 from hkd.evaluate.result import Hypothesis, Option
+from hkd.evaluate.score import NUM_DRAWS, score_words
 from hkd.features.cache import FeatureCache, Wanted
 from hkd.features.source import Features, FeatureSource
+from hkd.files import write_bytes
 from hkd.manifest import Manifest
-from hkd.progress import Progress
+from hkd.manifest import read as read_manifest
+from hkd.progress import Progress, no_progress
 from hkd.timebase import SAMPLE_RATE_HZ
 from hkd.units.text import words
 
 TIMED = 8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluateConfig:
+    """How to evaluate. Intervals: `num_draws` bootstrap draws at `level`, seeded by `seed`."""
+
+    search: SearchConfig = field(default_factory=SearchConfig)
+    n_best: int = 0  # hypotheses an utterance, written to eval-SPLIT.nbest.jsonl; 0: no such file
+    batch_seconds: float = 60.0  # audio in a batch; no figure but the time hangs on it
+    level: float = 0.95
+    num_draws: int = NUM_DRAWS
+    seed: int = 0
+    device: str = "auto"
+    features_cache: str = ""  # a folder for features on disk, made once for all runs on one front end; empty: none
+
+    def __post_init__(self) -> None:
+        if self.batch_seconds <= 0:
+            raise UserError(f"evaluate.batch_seconds must be positive, but is {self.batch_seconds} instead.")
+        if not 0 < self.level < 1:
+            raise UserError(f"evaluate.level must lie between 0 and 1, but is {self.level} instead.")
+        if self.num_draws < 100:
+            raise UserError(f"evaluate.num_draws must be at least 100, but is {self.num_draws} instead.")
+        for name in ("seed", "n_best"):
+            if getattr(self, name) < 0:
+                raise UserError(f"evaluate.{name} must not be negative, but is {getattr(self, name)} instead.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,8 +65,10 @@ class Decoded:
 
 def check_n_best(n_best: int, search: SearchConfig, *, is_hybrid: bool) -> None:
     """Raises UserError where the search cannot give so many hypotheses."""
-    if is_hybrid:
-        return
+    if n_best and is_hybrid:
+        raise UserError(
+            f"n_best must be 0 for a hybrid student, whose search finds the best path alone, but is {n_best} instead. Leave --n-best out."
+        )
     if n_best > 1 and search.decoder == "greedy":
         raise UserError(f"n_best must be 1 at most where the decoder is greedy, but is {n_best} instead. Take --decoder beam.")
     if n_best > search.beam.beam and search.decoder == "beam":
@@ -131,19 +162,13 @@ def _timed(recogniser: Recogniser, rows: Sequence[int], waves: Sequence[Wave_S],
 def ranked(
     recogniser: Recogniser, waves: Sequence[Wave_S], n_best: int, features: Sequence[Features] | None = None
 ) -> tuple[list[str], list[list[Option]], Seconds]:
-    """The hypothesis of each wave, the n best, distinct in words, best first (fewer where the beam has fewer), and the time.
-
-    Of a CTC student the hypothesis is the first of the list. Of a hybrid it is what is found without a list, where no more than
-    `max_active` states are kept alive: the list's search keeps all, and may begin with a better one.
-    """
+    """A CTC student's hypothesis of each wave, the n best, distinct in words, best first (fewer where the beam has fewer), and the time."""
     search = recogniser.search
+    assert isinstance(search, Search)
     logits_BTV, length_B, seconds = recogniser.logits(waves, features)
     begin_s = recogniser.clock()
     found: list[list[tuple[list[int], float]]]
-    if isinstance(search, HybridSearch):
-        texts = [" ".join(words(search.text(units))) for units in search.best(logits_BTV, length_B)]
-        found = search.ranked(logits_BTV, length_B, n_best=n_best)
-    elif search.config.decoder == "greedy":
+    if search.config.decoder == "greedy":
         logp_BT = torch.log_softmax(logits_BTV, -1).amax(-1)
         scores = [float(logp_T[:length].sum()) for logp_T, length in zip(logp_BT, length_B.tolist(), strict=True)]
         found = [[(units, score)] for units, score in zip(search.best(logits_BTV, length_B), scores, strict=True)]
@@ -151,8 +176,7 @@ def ranked(
         beams = search.ranked(logits_BTV, length_B, n_best=search.config.beam.beam)
         found = [[(list(hypothesis.units), hypothesis.score) for hypothesis in beam] for beam in beams]
     options = [_distinct([(search.text(units), score) for units, score in beam])[:n_best] for beam in found]
-    if not isinstance(search, HybridSearch):
-        texts = [best[0].text if best else "" for best in options]
+    texts = [best[0].text if best else "" for best in options]
     return texts, options, seconds + Seconds(search=recogniser.clock() - begin_s)
 
 
@@ -162,3 +186,120 @@ def _distinct(hypotheses: Sequence[tuple[str, float]]) -> list[Option]:
     for text, score in hypotheses:
         found.setdefault(" ".join(words(text)), round(score, 4))
     return [Option(text=text, score=score) for text, score in found.items()]
+
+
+CTC_GRID: Mapping[str, Sequence[float]] = {"lm_weight": (0.2, 0.4, 0.6, 0.8, 1.0), "word_bonus": (0.0, 1.0, 2.0, 3.0)}
+HYBRID_GRID: Mapping[str, Sequence[float]] = {"acoustic_scale": (0.05, 0.07, 0.1, 0.14, 0.2), "prior_scale": (0.3, 0.6, 0.9)}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Try:
+    """Values by name and the word error rate that they gave."""
+
+    values: dict[str, float]
+    wer: float
+
+
+def as_settings(values: Mapping[str, float]) -> list[str]:
+    """A try's values as `hkd evaluate --set` and `hkd transcribe --set` take them."""
+    if set(values) <= {field.name for field in fields(HybridConfig)}:
+        return [f"search.hybrid.{name}={value}" for name, value in values.items()]
+    return ["search.decoder=beam", *(f"search.{name}={value}" for name, value in values.items())]
+
+
+def tune(
+    run_folder: Path,
+    *,
+    manifest: Path,
+    lm: str,
+    split: str = "dev",
+    grid: Mapping[str, Sequence[float]] | None = None,
+    config: EvaluateConfig | None = None,
+    progress: Progress = no_progress,
+) -> list[Try]:
+    """All tries, best first (ties: the smaller values). Writes nothing. grid: name → values; by default that of the student's kind.
+
+    Raises UserError for the split `test`, which is not for choosing, for one without words, and where evaluation would.
+    """
+    if split == "test":
+        raise UserError("split must not be test where values are chosen, but is 'test' instead. Take --split dev.")
+    config = config or EvaluateConfig()
+    part = read_manifest(manifest).split(split)
+    references = [" ".join(words(utterance.text)) for utterance in part]
+    if not any(references):
+        raise UserError(f"split {split} must have words in its transcripts for values to be chosen, but has none.")
+    recogniser = Recogniser(run_folder / "model", device=config.device, search=replace(config.search, decoder="beam"), lm=lm)
+    search = recogniser.search
+    chosen = grid or (HYBRID_GRID if isinstance(search, HybridSearch) else CTC_GRID)
+    if not all(chosen.values()):
+        raise UserError(f"there must be at least one value to try of each of {', '.join(chosen)}.")
+    logits: dict[int, torch.Tensor] = {}
+    features = features_on_disk(recogniser, part, config.features_cache)
+    for rows, waves in batches(part, config.batch_seconds):
+        given = None if features is None else [features(part[row]) for row in rows]
+        logits_BTV, length_B, _ = recogniser.logits(waves, given)
+        logits |= {row: logits_TV[:length] for row, logits_TV, length in zip(rows, logits_BTV, length_B.tolist(), strict=True)}
+    points = [dict(zip(chosen, values, strict=True)) for values in product(*chosen.values())]
+    tries: list[Try] = []
+    for values in points:
+        best = _searching(search, values)
+        said = [" ".join(words(search.text(best(logits[row])))) for row in range(len(part))]
+        tries.append(Try(values=values, wer=score_words(references, said).rate))
+        progress(len(tries), len(points), wer=100 * min(t.wer for t in tries))
+    return sorted(tries, key=lambda t: (t.wer, tuple(t.values.values())))
+
+
+def _searching(search: Search | HybridSearch, values: Mapping[str, float]) -> Callable[[torch.Tensor], Sequence[int]]:
+    """logits_TV → units, under these values."""
+    if isinstance(search, HybridSearch):
+        hybrid, settings = search, replace(search.config, **values)  # type: ignore[arg-type]
+        return lambda logits_TV: hybrid.best(logits_TV[None], torch.tensor([len(logits_TV)]), config=settings)[0]
+    ctc, fusion = search, search.fusion(**values)
+
+    def best(logits_TV: torch.Tensor) -> Sequence[int]:
+        [ranked] = ctc.ranked(logits_TV[None], torch.tensor([len(logits_TV)]), n_best=1, fusion=fusion)
+        return ranked[0].units if ranked else ()
+
+    return best
+
+
+ARK, SCP = "likelihoods.ark", "likelihoods.scp"
+
+
+def write_likelihoods(
+    run_folder: Path,
+    out: Path,
+    *,
+    manifest: Path,
+    split: str = "test",
+    prior_scale: float = 1.0,
+    device: str = "auto",
+    batch_seconds: float = 60.0,
+    progress: Progress = no_progress,
+) -> int:
+    """Write out/likelihoods.{ark,scp}: a float matrix an utterance, (10 ms frames, senones), log p(senone | frame) − prior_scale · log p(senone).
+
+    The scp is sorted by id, as Kaldi wants its tables. Returns their number. Raises UserError where the student is no hybrid, or the
+    package kaldi-native-io is missing.
+    """
+    try:
+        import kaldi_native_io
+    except ImportError:
+        raise UserError(
+            "writing Kaldi's tables needs the package kaldi-native-io. Install it: pip install 'hkd[kaldi]'."
+        ) from None
+    recogniser = Recogniser(run_folder / "model", device=device)
+    log_prior_V = log_priors(recogniser.senone_frames())
+    part = read_manifest(manifest).split(split)
+    done = 0
+    out.mkdir(parents=True, exist_ok=True)
+    with kaldi_native_io.FloatMatrixWriter(f"ark,scp:{out / ARK},{out / SCP}") as writer:
+        for rows, waves in batches(part, batch_seconds):
+            logits_BTV, length_B, _ = recogniser.logits(waves)
+            for row, logits_TV, length in zip(rows, logits_BTV, length_B.tolist(), strict=True):
+                writer.write(part[row].id, log_likelihoods(logits_TV[:length], log_prior_V, prior_scale=prior_scale))
+            done += len(rows)
+            progress(done, len(part))
+    lines = (out / SCP).read_bytes().splitlines(keepends=True)
+    write_bytes(out / SCP, b"".join(sorted(lines)))  # as `LC_ALL=C sort`; the ark lies as it was computed
+    return done

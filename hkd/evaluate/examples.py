@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from hkd.align.alignment import Alignment, Positions, UtteranceAlignment, word_positions
 from hkd.audio import read_audio, to_int16
+from hkd.evaluate.charts import TierView, timeline
 from hkd.evaluate.result import EvaluationReport
 from hkd.evaluate.score import score_words
-from hkd.evaluate.timeline import TierView, timeline
 from hkd.labels.reader import LabelReader
 from hkd.manifest import Manifest, Utterance
 from hkd.timebase import SAMPLE_RATE_HZ

@@ -1,7 +1,7 @@
-"""write_report: run folders → one HTML page that needs nothing else, and the objectives' table.
+"""write_report: run folders to one HTML page that needs nothing else, and the objectives' table.
 
-- No scripts, no request to anywhere: style, drawings and sound are inside.
-- What is not there (label stores, alignment, LMs, curves) leaves its section out, never the page.
+- No scripts and no request to anywhere: style, drawings and sound are inside.
+- A part that is missing (label stores, alignment, LMs, curves) leaves its section out, never the page.
 """
 
 import json
@@ -16,13 +16,10 @@ from markupsafe import Markup
 from hkd import __version__
 from hkd.align.alignment import Alignment
 from hkd.errors import HkdError
-from hkd.evaluate.cost import training_facts
-from hkd.evaluate.curves import panels, read_curves
+from hkd.evaluate.charts import NUM_COLOURS, forest, line_chart, panels, read_curves
 from hkd.evaluate.examples import Example, examples, level_rank
-from hkd.evaluate.listing import by_speaker, confusions
-from hkd.evaluate.result import EvaluationReport, read_result, tags_of
+from hkd.evaluate.result import EvaluationReport, by_speaker, confusions, read_result, tags_of
 from hkd.evaluate.score import score_words
-from hkd.evaluate.svg import NUM_COLOURS, forest, line_chart
 from hkd.evaluate.table import Table, objectives_table
 from hkd.files import write_bytes
 from hkd.labels.card import describe
@@ -30,6 +27,54 @@ from hkd.labels.store import LabelReader, store_folders
 from hkd.manifest import Manifest
 from hkd.manifest import read as read_manifest
 from hkd.progress import Progress, no_progress
+
+TIMING, STUDENT = "timing.jsonl", "student.json"
+
+
+def training_facts(run_folder: Path, stores: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Steps, audio hours, wall hours, audio seconds a second, share of the time that was spent waiting for data, hard heads' levels and teachers.
+
+    stores: label store → its facts (`top1_hit_rate`, `perplexity`). Times cover what was logged, work that a kill undid included; None
+    where the run has no timing.
+    """
+    rows = _rows(run_folder / TIMING)
+    if not rows:
+        return None
+    wall_s, audio_s, wait_s = (sum(float(row.get(name, 0.0)) for row in rows) for name in ("wall_s", "audio_s", "wait_s"))
+    heads = _heads(run_folder / STUDENT)
+    taught = list(dict.fromkeys(str(head["store"]) for head in heads if head.get("store")))
+    return {
+        "steps": int(rows[-1]["step"]),
+        "audio_hours": audio_s / 3600,
+        "wall_hours": wall_s / 3600,
+        "rate": audio_s / wall_s if wall_s else None,
+        "waiting": wait_s / wall_s if wall_s else None,
+        "hard": [str(head["level"]) for head in heads if head.get("kind") == "hard"],
+        "teachers": [
+            {"store": name, **{key: stores.get(name, {}).get(key) for key in ("top1_hit_rate", "perplexity")}} for name in taught
+        ],
+    }
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """The lines of a JSON lines file; a torn one is left out."""
+    found = []
+    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            row = json.loads(text)
+            float(row["step"]), float(row["wall_s"])
+        except (ValueError, KeyError, TypeError):
+            continue
+        found.append(row)
+    return found
+
+
+def _heads(path: Path) -> list[dict[str, Any]]:
+    try:
+        return list(json.loads(path.read_text(encoding="utf-8"))["heads"].values())
+    except (OSError, ValueError, KeyError, AttributeError):
+        return []
+
 
 MAX_PANELS = 12
 MAX_CONFUSIONS = 12

@@ -10,23 +10,21 @@ import logging
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from hkd.decode.recogniser import Recogniser, Seconds
 from hkd.decode.search import SearchConfig
 from hkd.errors import HkdError, UserError
-from hkd.evaluate.decoding import check_n_best, decode, features_on_disk
-from hkd.evaluate.frames import frame_figures, frame_inputs
-from hkd.evaluate.heads import MAIN
-from hkd.evaluate.listing import listing
-from hkd.evaluate.pieces import piece_figures, piece_inputs, piece_teacher
+from hkd.evaluate.decoding import EvaluateConfig, check_n_best, decode, features_on_disk
+from hkd.evaluate.heads import MAIN, frame_figures, frame_inputs, piece_figures, piece_inputs, piece_teacher
 from hkd.evaluate.result import (
     ErrorRate,
     EvaluationReport,
     Hypothesis,
     english,
+    listing,
     n_best_path,
     read_result,
     result_paths,
@@ -35,44 +33,17 @@ from hkd.evaluate.result import (
     write_hypotheses,
     write_n_best,
 )
-from hkd.evaluate.score import Scores
-from hkd.evaluate.significance import NUM_DRAWS, bootstrap_interval
+from hkd.evaluate.score import Scores, bootstrap_interval
 from hkd.features.source import FeatureSource
 from hkd.files import digest_of, digest_of_file, write_bytes, write_json
 from hkd.manifest import Manifest
 from hkd.manifest import read as read_manifest
-from hkd.peak_memory import forget_peak, peak_mb
 from hkd.progress import Progress, no_progress
 from hkd.units.acoustic import LEXICON_FILE, load_lexicon
 from hkd.units.subword import MODEL_FILE
 from hkd.units.text import NORMALISATION
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EvaluateConfig:
-    """How to evaluate. Intervals: `num_draws` bootstrap draws at `level`, seeded by `seed`."""
-
-    search: SearchConfig = field(default_factory=SearchConfig)
-    n_best: int = 0  # hypotheses an utterance, written to eval-SPLIT.nbest.jsonl; 0: no such file
-    batch_seconds: float = 60.0  # audio in a batch; no figure but the time hangs on it
-    level: float = 0.95
-    num_draws: int = NUM_DRAWS
-    seed: int = 0
-    device: str = "auto"
-    features_cache: str = ""  # a folder for features on disk, made once for all runs on one front end; empty: none
-
-    def __post_init__(self) -> None:
-        if self.batch_seconds <= 0:
-            raise UserError(f"evaluate.batch_seconds must be positive, but is {self.batch_seconds} instead.")
-        if not 0 < self.level < 1:
-            raise UserError(f"evaluate.level must lie between 0 and 1, but is {self.level} instead.")
-        if self.num_draws < 100:
-            raise UserError(f"evaluate.num_draws must be at least 100, but is {self.num_draws} instead.")
-        for name in ("seed", "n_best"):
-            if getattr(self, name) < 0:
-                raise UserError(f"evaluate.{name} must not be negative, but is {getattr(self, name)} instead.")
 
 
 def evaluate(
@@ -85,7 +56,7 @@ def evaluate(
     units: Path | None = None,
     lm: str | None = None,
     tag: str = "",
-    config: EvaluateConfig = EvaluateConfig(),
+    config: EvaluateConfig | None = None,
     progress: Progress = no_progress,
 ) -> EvaluationReport:
     """Decode the split with the run's exported student, score it, and write eval-SPLIT.* into the run's folder.
@@ -96,6 +67,7 @@ def evaluate(
     Raises UserError where the run has no exported student, the split is empty, an utterance's audio cannot be read, or the search cannot give
     `config.n_best` hypotheses.
     """
+    config = config or EvaluateConfig()
     model_folder = run_folder / "model"
     if not (model_folder / "student.json").exists():
         raise UserError(f"a run must have an exported student in {model_folder}, but has none. Run `hkd train` to its end first.")
@@ -112,7 +84,6 @@ def evaluate(
     if finished is not None:
         log.info("%s on %s is evaluated already", run_folder.name, split)
         return finished
-    held_mb = forget_peak()
     lexicon = load_lexicon(spoken_by) if spoken_by is not None else english()
     recogniser = Recogniser(model_folder, device=config.device, search=config.search, lm=lm)
     check_n_best(config.n_best, config.search, is_hybrid=recogniser.is_hybrid)
@@ -120,7 +91,6 @@ def evaluate(
     decoded = decode(
         recogniser, part, batch_seconds=config.batch_seconds, n_best=config.n_best, progress=progress, features=features
     )
-    memory_mb = peak_mb() - held_mb if features is None else None  # pages of files on disk would count
     figures = {}
     if not tag:
         of_main = piece_figures(recogniser, part, teacher=teacher, batch_seconds=config.batch_seconds, features=features)
@@ -157,10 +127,10 @@ def evaluate(
         write_n_best(n_best_path(run_folder, split, tag), rows, decoded.n_best)
     else:
         n_best_path(run_folder, split, tag).unlink(missing_ok=True)
-    timing = _timing(rows, decoded.seconds, recogniser) | {"memory_mb": memory_mb}
+    timing = _timing(rows, decoded.seconds, recogniser)
     write_json(timing_path, timing)
     write_json(path, report.to_json())
-    return replace(report, rtf=timing["rtf"], memory_mb=memory_mb)
+    return replace(report, rtf=timing["rtf"])
 
 
 def error_rate(scores: Scores, speakers: Sequence[str] | None, config: EvaluateConfig) -> ErrorRate:

@@ -1,7 +1,7 @@
 """The objectives' table: one row a configuration, its seeds pooled, with intervals and paired tests against the baselines.
 
-- Runs that differ only in the end of their name, `-seedN`, are seeds of one row; errors are averaged over seeds, utterance by utterance,
-  so intervals and p-values speak of the test set's sampling; the range of the seeds stands beside.
+- Runs whose names differ only in the ending `-seedN` are seeds of one row. Errors are averaged over seeds, utterance by utterance, so
+  intervals and p-values are about other test data, not other seeds. The range of the seeds is given beside.
 - Blocks are speakers where there are at least MIN_SPEAKERS, else utterances: few blocks make no honest interval.
 """
 
@@ -14,10 +14,37 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkd.errors import UserError
-from hkd.evaluate.columns import aligned, format_p, markdown, signed
 from hkd.evaluate.result import METRICS, EvaluationReport, score_all
-from hkd.evaluate.score import Scores
-from hkd.evaluate.significance import Comparison, Interval, bootstrap_interval, matched_pairs, paired_bootstrap
+from hkd.evaluate.score import Comparison, Interval, Scores, bootstrap_interval, matched_pairs, paired_bootstrap
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Columns under a header and a rule, the first to the left, the others to the right."""
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    shown = [
+        "  ".join(
+            text.ljust(w) if column == 0 else text.rjust(w) for column, (text, w) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    ]
+    return [shown[0], "─" * len(shown[0]), *shown[1:]]
+
+
+def markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, its first column to the left, the others to the right."""
+    rule = [":--" if column == 0 else "--:" for column in range(len(header))]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *body))
+
+
+def signed(share: float, digits: int = 2) -> str:
+    """A share as per cent, with its sign."""
+    return f"{100 * share:+.{digits}f}".replace("-", "−")
+
+
+def format_p(p: float) -> str:
+    """A p-value with as many digits as it deserves."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+
 
 MIN_SPEAKERS = 10
 ORDER = ("none", "hard-heads", "interpolation", "auxiliary", "hierarchical")
@@ -46,7 +73,6 @@ class Row:
     parameters: int
     lm_parameters: int  # of the LM beside the decoder
     rtf: float | None
-    memory_mb: float | None  # most that decoding took
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,7 +96,7 @@ class Table:
         interval = f"{100 * self.level:g} % interval"
         versus = f"p vs {self.baseline}" if self.baseline else "p"
         wer, *others = ((f"{metric.upper()} %", interval) for metric in METRICS)
-        return ("run", *wer, "seeds", *itertools.chain(*others), "ΔWER", versus, "parameters", "RTF", "MB")
+        return ("run", *wer, "seeds", *itertools.chain(*others), "ΔWER", versus, "parameters", "RTF")
 
     def cells(self) -> list[tuple[str, ...]]:
         """The rows as texts."""
@@ -155,10 +181,9 @@ def _texts(row: Row, against: Comparison | None) -> tuple[str, ...]:
     delta, p = (signed(against.difference), format_p(against.p)) if against else ("–", "–")
     parameters = f"{row.parameters / 1e6:.2f} M" + (f" + {row.lm_parameters / 1e6:.1f} M" if row.lm_parameters else "")
     rtf = "–" if row.rtf is None else f"{row.rtf:.3f}"
-    memory = "–" if row.memory_mb is None else f"{row.memory_mb:.0f}"
     seeds = [100 * rate for rate in row.cells["wer"].by_seed]
     spread = f" ({min(seeds):.1f}–{max(seeds):.1f})" if len(seeds) > 1 and not np.isnan(seeds[0]) else ""
-    return (row.name, *rates[:2], f"{len(seeds)}{spread}", *rates[2:], delta, p, parameters, rtf, memory)
+    return (row.name, *rates[:2], f"{len(seeds)}{spread}", *rates[2:], delta, p, parameters, rtf)
 
 
 def configuration_of(run: str) -> str:
@@ -269,7 +294,6 @@ def _row(
         against[other] = paired_bootstrap(errors_N, base_N, tokens_N, group_N=group_N, level=level, num_draws=num_draws)
         segments[other] = matched_pairs(scores[0]["wer"], base[0]["wer"]) if len(scores) == len(base) == 1 else None
     timed = [report.rtf for report in group if report.rtf is not None]
-    held = [report.memory_mb for report in group if report.memory_mb is not None]
     return Row(
         name=name,
         objective=group[0].objective,
@@ -280,5 +304,4 @@ def _row(
         parameters=group[0].parameters,
         lm_parameters=int(group[0].decoder.get("lm_parameters", 0)),
         rtf=float(np.median(timed)) if timed else None,
-        memory_mb=max(held) if held else None,
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hkd.config import Project, build
-from hkd.evaluate.run import EvaluateConfig
+from hkd.evaluate.decoding import EvaluateConfig
 from hkd.labelling.dump import DumpConfig
 from hkd.labelling.kneser_ney import WordNgramConfig
 from hkd.labelling.lm import LmConfig

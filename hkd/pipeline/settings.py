@@ -6,7 +6,7 @@ from typing import Any
 
 from hkd.config import build
 from hkd.errors import UserError
-from hkd.evaluate.run import EvaluateConfig
+from hkd.evaluate.decoding import EvaluateConfig
 from hkd.labelling.dump import DumpConfig
 from hkd.labelling.executors import check_executor
 from hkd.labelling.kneser_ney import WordNgramConfig

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hkd.decode.greedy import greedy_ctc
+from hkd.decode.ctc import greedy_ctc
 from hkd.stream.batch import Batch
 from hkd.stream.loader import BatchMaker, batches
 from hkd.stream.plan import BatchPlan

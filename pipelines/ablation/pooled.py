@@ -9,8 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hkd.evaluate.score import score_words
-from hkd.evaluate.significance import paired_bootstrap
+from hkd.evaluate.score import paired_bootstrap, score_words
 from hkd.manifest import read
 from hkd.units.text import words
 

@@ -8,10 +8,8 @@ import pytest
 import torch
 
 from hkd.decode.arpa import ArpaLm
-from hkd.decode.beam import BeamConfig
-from hkd.decode.greedy import greedy_ctc
-from hkd.decode.search import Search, SearchConfig
-from hkd.decode.teacher_lm import TeacherLm
+from hkd.decode.ctc import BeamConfig, greedy_ctc
+from hkd.decode.search import Search, SearchConfig, TeacherLm
 from hkd.errors import UserError
 from hkd.sparse import TopK
 from hkd.teachers.base import TeacherInfo

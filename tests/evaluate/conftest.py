@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from hkd.align.alignment import Alignment, sequence_digest
+from hkd.evaluate.decoding import EvaluateConfig
 from hkd.evaluate.result import Hypothesis, read_result, result_paths, score_all, write_hypotheses
-from hkd.evaluate.run import EvaluateConfig, evaluate
 from hkd.evaluate.run import error_rate as error_rate_of
+from hkd.evaluate.run import evaluate
 from hkd.files import digest_of, write_bytes, write_json
 from hkd.labels.rows import UtteranceLabels
 from hkd.labels.schema import StoreSpec

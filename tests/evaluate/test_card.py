@@ -11,13 +11,14 @@ import pytest
 from typer.testing import CliRunner
 
 from hkd.cli.main import app
-from hkd.decode.hybrid import HybridConfig
+from hkd.decode.graph import HybridConfig
 from hkd.decode.recogniser import Recogniser
 from hkd.decode.search import SearchConfig
 from hkd.errors import UserError
 from hkd.evaluate.card import model_card, write_card
+from hkd.evaluate.decoding import EvaluateConfig
 from hkd.evaluate.result import read_result
-from hkd.evaluate.run import EvaluateConfig, evaluate
+from hkd.evaluate.run import evaluate
 from hkd.evaluate.transcribe import transcribe_file
 from hkd.manifest import read as read_manifest
 from hkd.student.export import load_student

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from hkd.cli.evaluate import model_folder, run_folders
 from hkd.cli.main import app
-from hkd.decode.hybrid import HybridConfig
+from hkd.decode.graph import HybridConfig
 from hkd.decode.recogniser import Recogniser
 from hkd.decode.search import SearchConfig
 from hkd.errors import UserError
@@ -75,8 +75,8 @@ def test_transcribe_searches_as_evaluate_does(folder: Path, unigram: Path) -> No
 
 def test_what_tuning_finds_can_be_given_back(folder: Path, hybrid: Path, unigram: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(hybrid, folder / "runs" / "hybrid")
-    monkeypatch.setattr("hkd.evaluate.tune.CTC_GRID", {"lm_weight": (0.2, 0.7), "word_bonus": (1.5,)})
-    monkeypatch.setattr("hkd.evaluate.tune.HYBRID_GRID", {"acoustic_scale": (0.07, 0.7), "prior_scale": (0.25,)})
+    monkeypatch.setattr("hkd.evaluate.decoding.CTC_GRID", {"lm_weight": (0.2, 0.7), "word_bonus": (1.5,)})
+    monkeypatch.setattr("hkd.evaluate.decoding.HYBRID_GRID", {"acoustic_scale": (0.07, 0.7), "prior_scale": (0.25,)})
     for run in ("hybrid", "none"):
         common = ("evaluate", run, "--split", "dev", "--lm", str(unigram), "--set", "num_draws=100")
         _, first, *_, best = said(*common, "--tune").splitlines()

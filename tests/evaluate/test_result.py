@@ -1,12 +1,26 @@
-"""What an evaluation leaves can be read back and recomputed."""
+"""What an evaluation leaves: figures that follow from the hypotheses alone, and errors to read."""
 
 import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hkd.errors import UserError
-from hkd.evaluate.result import METRICS, read_result, result_paths, score_all
+from hkd.evaluate.result import (
+    METRICS,
+    NOTHING,
+    Hypothesis,
+    aligned,
+    by_speaker,
+    confusions,
+    listing,
+    read_result,
+    result_paths,
+    score_all,
+)
+from hkd.evaluate.score import score_words
 
 
 def test_the_figures_follow_from_the_hypotheses_alone(evaluated) -> None:  # type: ignore[no-untyped-def]
@@ -32,3 +46,67 @@ def test_what_is_missing_or_broken_is_said_with_the_command(evaluated, tmp_path:
         target.write_bytes(source.read_bytes()[:-20])
     with pytest.raises(UserError, match="cannot be read as one"):
         read_result(folder, "test")
+
+
+WORDS = st.lists(st.sampled_from(["a", "bb", "ccc"]), max_size=7).map(" ".join)
+
+
+def rows_of(pairs: list[tuple[str, str]]) -> list[Hypothesis]:
+    return [
+        Hypothesis(id=f"u{n}", speaker="xyz"[n % 3], seconds=1.0, reference=a, hypothesis=b) for n, (a, b) in enumerate(pairs)
+    ]
+
+
+@given(WORDS, WORDS)
+def test_the_lines_hold_both_texts_in_columns(reference: str, hypothesis: str) -> None:
+    scores = score_words([reference], [hypothesis])
+    ref, hyp, marks = aligned(scores.reference[0], scores.hypothesis[0], scores.edits[0])
+    kept = [[w.lower() for w in line.split() if set(w) != {"*"}] for line in (ref, hyp)]
+    assert kept == [reference.split(), hypothesis.split()]
+    assert sorted(marks.split()) == sorted(
+        ["S"] * int(scores.substitutions_N[0]) + ["I"] * int(scores.insertions_N[0]) + ["D"] * int(scores.deletions_N[0])
+    )
+    assert len(ref.split()) == len(hyp.split())
+
+
+def test_an_example() -> None:
+    scores = score_words(["the cat sat down"], ["the hat sat"])
+    assert aligned(scores.reference[0], scores.hypothesis[0], scores.edits[0]) == (
+        "the CAT sat DOWN",
+        "the HAT sat ****",
+        "    S       D",
+    )
+
+
+@given(st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=8))
+def test_speakers_and_confusions_add_up(pairs: list[tuple[str, str]]) -> None:
+    rows = rows_of(pairs)
+    scores = score_words([r.reference for r in rows], [r.hypothesis for r in rows])
+    speakers = by_speaker(rows, scores)
+    assert sum(s.errors for s in speakers) == scores.errors_N.sum()
+    assert sum(s.words for s in speakers) == scores.tokens_N.sum()
+    assert sum(s.utterances for s in speakers) == len(rows)
+    found = confusions(scores, most=1000)
+    assert sum(count for _, _, count in found) == scores.errors_N.sum()
+    assert sum(count for said, _, count in found if said == NOTHING) == scores.insertions_N.sum()
+    assert sum(count for _, understood, count in found if understood == NOTHING) == scores.deletions_N.sum()
+    assert listing(rows, scores).startswith(f"{scores.errors_N.sum()} errors in {scores.tokens_N.sum()} words")
+
+
+def test_the_worst_come_first() -> None:
+    rows = rows_of([("a bb", "a bb"), ("a bb", "a"), ("a bb", "")])
+    scores = score_words([r.reference for r in rows], [r.hypothesis for r in rows])
+    assert [s.speaker for s in by_speaker(rows, scores)] == ["z", "y", "x"]
+    text = listing(rows, scores)
+    assert text.index("u2 · z") < text.index("u1 · y")
+    assert "u0" not in text
+    assert pytest.approx(by_speaker(rows, scores)[1].rate) == 0.5
+
+
+def test_speakers_without_words_come_last_with_a_dash() -> None:
+    rows = rows_of([("", "bb"), ("a", "a"), ("", "")])
+    scores = score_words([r.reference for r in rows], [r.hypothesis for r in rows])
+    assert [s.speaker for s in by_speaker(rows, scores)] == ["y", "x", "z"]
+    text = listing(rows, scores)
+    assert "nan" not in text
+    assert text.count(" –\n") == 2

@@ -6,11 +6,11 @@ import re
 import pytest
 
 from hkd.errors import UserError
-from hkd.evaluate.columns import format_p
+from hkd.evaluate.decoding import EvaluateConfig
 from hkd.evaluate.result import EvaluationReport, Hypothesis, read_result, score_all
-from hkd.evaluate.run import EvaluateConfig, error_rate
-from hkd.evaluate.significance import paired_bootstrap
-from hkd.evaluate.table import configuration_of, objectives_table
+from hkd.evaluate.run import error_rate
+from hkd.evaluate.score import paired_bootstrap
+from hkd.evaluate.table import configuration_of, format_p, objectives_table
 
 
 def report_of(run: str, said: list[str], *, objective: str = "none", speakers: int = 12, seed: int = 0) -> EvaluationReport:
@@ -24,7 +24,7 @@ def report_of(run: str, said: list[str], *, objective: str = "none", speakers: i
     inputs = {"settings": {"level": 0.95}, "model": "0" * 64, "normalisation": "hkd-words-1"}
     return EvaluationReport(
         run=run, split="test", objective=objective, seed=seed, data=data, errors=errors, frames={}, parameters=1_000_000,
-        decoder={"name": "greedy"}, inputs=inputs, rtf=0.01, memory_mb=321.4, hypotheses=rows,
+        decoder={"name": "greedy"}, inputs=inputs, rtf=0.01, hypotheses=rows,
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from hkd import manifest as manifests
 from hkd.align.alignment import Alignment
 from hkd.config import build
 from hkd.errors import UserError
-from hkd.evaluate.frames import frame_figures
+from hkd.evaluate.heads import frame_figures
 from hkd.labelling.dump import DumpConfig
 from hkd.labelling.executors import DumpJob, execute
 from hkd.labelling.lm import LmConfig, LmLoopConfig, train_lm

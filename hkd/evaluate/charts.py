@@ -1,13 +1,22 @@
-"""Drawings as inline SVG: no scripts, colours from the page's CSS variables, so that they follow light and dark.
+"""Drawings as inline SVG: training curves, intervals of error rates, and an utterance with its alignment on one time axis.
 
-Charts are as wide as a phone's screen and stand side by side on a wide one, which keeps their letters readable on both.
+No scripts. Colours come from the page's CSS variables, so they follow light and dark. Charts are as wide as a phone's screen and lie side
+by side on a wide one, so letters stay readable on both.
 """
 
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from html import escape
+from itertools import pairwise
+from pathlib import Path
 
+import numpy as np
 from markupsafe import Markup
+from numpy.typing import NDArray
+
+from hkd.timebase import FRAME_SHIFT_S, SAMPLE_RATE_HZ
 
 NUM_COLOURS = 8
 CHART_WIDTH, CHART_HEIGHT = 360, 210
@@ -147,3 +156,127 @@ def forest(
             f'<circle cx="{_xy(place(rate))}" cy="{_xy(y)}" r="4" class="f{c}"><title>{escape(name)}: {rate:.2f} {unit}</title></circle>'
         )
     return svg(CHART_WIDTH, height, parts, label=label)
+
+
+NOT_TERMS = frozenset({"step", "lr", "gradient"})
+DEV = "dev_"  # what the trainer puts before figures of the dev split
+RATES = ("wer", "cer", "per")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Curves:
+    """Per figure its points (step, value). `terms`: loss terms, logged in training; `dev`: what the run measured on dev."""
+
+    terms: Mapping[str, Sequence[Point]]
+    dev: Mapping[str, Sequence[Point]]
+
+
+def read_curves(run_folder: Path) -> Curves:
+    """The curves of a run; empty where it has no metrics.jsonl. A torn last line (a run still going on) is left out."""
+    path = run_folder / "metrics.jsonl"
+    terms: dict[str, list[Point]] = {}
+    dev: dict[str, list[Point]] = {}
+    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            row = json.loads(text)
+            step = float(row["step"])
+        except (ValueError, KeyError, TypeError):
+            continue
+        into = terms if "loss" in row else dev
+        for name, value in row.items():
+            if name not in NOT_TERMS and isinstance(value, int | float) and not isinstance(value, bool):
+                into.setdefault(name, []).append((step, float(value)))
+    return Curves(terms=terms, dev=dev)
+
+
+def panels(curves: Mapping[str, Curves]) -> list[tuple[str, dict[str, Sequence[Point]]]]:
+    """(title, run → points), one a panel: error rates on dev first, then the whole loss, then each term, in training and on dev."""
+    dev = list(dict.fromkeys(name for c in curves.values() for name in c.dev))
+    terms = list(dict.fromkeys(name for c in curves.values() for name in c.terms))
+    rates = [name for name in dev if name.removeprefix(DEV) in RATES]
+    ordered = [(f"{name.removeprefix(DEV).upper()} on dev, %", "dev", name) for name in rates]
+    for term in terms:
+        ordered.append((f"{term}, training", "terms", term))
+        ordered += [(f"{term} on dev", "dev", name) for name in dev if name == DEV + term]
+    rest = [name for name in dev if name not in rates and name.removeprefix(DEV) not in terms]
+    ordered += [(f"{name.removeprefix(DEV)} on dev", "dev", name) for name in rest]
+    result = []
+    for title, kind, name in ordered:
+        series = {run: getattr(c, kind)[name] for run, c in curves.items() if name in getattr(c, kind)}
+        if any(len(points) > 1 for points in series.values()):
+            result.append((title, series))
+    return result
+
+
+PIXELS_PER_S = 220.0
+_NAMES = 84
+_WAVE, _TIER, _SURE, _GAP = 56, 20, 16, 8
+_LETTER = 6.4  # width of a letter in a tier, in pixels, about
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TierView:
+    """A tier to draw: segments [start, stop) in frames with labels ("" for silence), and the teacher's probability of each, or None."""
+
+    name: str
+    start: Sequence[int]
+    stop: Sequence[int]
+    labels: Sequence[str]
+    shade: Sequence[int] = field(default=())  # 0, 1, 2: tint of each segment
+    sure: Sequence[float | None] = field(default=())  # p(reference unit)
+    hover: Sequence[str] = field(default=())
+
+
+def envelope(wave_S: NDArray[np.float32], columns: int) -> NDArray[np.float32]:
+    """Lowest and highest sample of each column: (columns, 2)."""
+    edges = np.linspace(0, len(wave_S), columns + 1).astype(int)
+    pairs = [(wave_S[a:b].min(), wave_S[a:b].max()) if b > a else (0.0, 0.0) for a, b in pairwise(edges)]
+    return np.array(pairs, np.float32)
+
+
+def timeline(wave_S: NDArray[np.float32], tiers: Sequence[TierView]) -> Markup:
+    """The drawing; it keeps its scale and scrolls sideways where the screen is narrow."""
+    seconds = len(wave_S) / SAMPLE_RATE_HZ
+    width = seconds * PIXELS_PER_S
+    parts = [text(0, 4 + _WAVE / 2, "sound", cls="tier"), *_wave(wave_S, width)]
+    top: float = _WAVE + _GAP
+    for tier in tiers:
+        parts += _tier(tier, top)
+        top += _TIER + (_SURE if tier.sure else 0) + _GAP
+    for at in ticks(0, seconds, max(2, int(seconds * 2) + 1)):
+        if at <= seconds:
+            x = _NAMES + at * PIXELS_PER_S
+            parts += [line(x, 0, x, top, "grid"), text(x, top + 13, f"{number(at)} s", anchor="middle", cls="tick")]
+    return svg(_NAMES + width + 16, top + 18, parts, label="waveform and alignment", fixed=True)
+
+
+def _wave(wave_S: NDArray[np.float32], width: float) -> list[str]:
+    pairs = envelope(wave_S, max(1, int(width / 1.5)))
+    peak = float(np.abs(pairs).max()) or 1.0
+    xs = _NAMES + (np.arange(len(pairs)) + 0.5) * width / len(pairs)
+    upper = [f"{x:.1f},{_WAVE / 2 - _WAVE / 2 * high / peak:.1f}" for x, (_, high) in zip(xs, pairs, strict=True)]
+    lower = [f"{x:.1f},{_WAVE / 2 - _WAVE / 2 * low / peak:.1f}" for x, (low, _) in zip(xs, pairs, strict=True)]
+    return [f'<polygon points="{" ".join(upper + lower[::-1])}" class="wave"/>']
+
+
+def _tier(tier: TierView, top: float) -> list[str]:
+    parts = [text(0, top + 14, tier.name, cls="tier")]
+    scale = FRAME_SHIFT_S * PIXELS_PER_S
+    if tier.sure:
+        parts.append(text(0, top + _TIER + 13, "teacher's p", cls="tick"))
+    for i, (start, stop, label) in enumerate(zip(tier.start, tier.stop, tier.labels, strict=True)):
+        x, width = _NAMES + start * scale, (stop - start) * scale
+        hover = tier.hover[i] if tier.hover else label
+        shade = tier.shade[i] if tier.shade else i % 2
+        if label:
+            parts.append(rect(x, top, width, _TIER, f"seg{shade}", hover))
+        if label and len(label) * _LETTER <= width:
+            parts.append(text(x + width / 2, top + 14, label, anchor="middle", cls="unit"))
+        sure = tier.sure[i] if tier.sure else None
+        if sure is not None:
+            parts.append(rect(x, top + _TIER + 1, max(width - 1, 1), _SURE - 2, "sure0"))
+            height = (_SURE - 2) * sure
+            parts.append(
+                rect(x, top + _TIER + _SURE - 1 - height, max(width - 1, 1), height, "sure1", f"{hover}: p = {sure:.2f}")
+            )
+    return parts

@@ -1,0 +1,357 @@
+"""CTC output to units: the greedy path, and prefix beam search with a language model beside it (shallow fusion).
+
+- Greedy: the likeliest class of every frame, repetitions joined, blanks left out (Graves et al. 2006, section 3.2.1).
+- Beam (Graves 2006, section 3.2.2; Hannun et al. 2014, First-pass large vocabulary continuous speech recognition): a hypothesis is a
+  prefix of units. Its probability is the sum over all its paths, kept apart by whether they end in a blank. With beam, units and
+  threshold unbounded the result is exact.
+- Fusion: score = log p_CTC(prefix) + Σ weight · log p_LM(word | words before) + bonus · number of words. A word is scored when the next
+  one begins, or at the end. With a lexicon (a prefix tree of pieces) only its words can come out. The best unigram below a node is
+  added in advance and taken back when the word is known, so totals are exact and pruning is fair.
+- flashlight-text's lexicon decoder was measured and is not used: it takes the frames after a word's end for silence, which word pieces
+  without a separator do not have, and then reads outside the output.
+
+Shape letters: B utterances, T encoder frames, V classes (blank 0, unit u is class u + 1).
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hkd.errors import UserError
+
+
+@torch.no_grad()
+def greedy_ctc(logits_BTV: torch.Tensor, length_B: torch.Tensor, *, blank: int = 0) -> list[list[int]]:
+    """Best path of every utterance as unit ids; with blank 0 the unit id is the class − 1.
+
+    logits_BTV: scores in any monotone scale; length_B: valid frames, the rest is not looked at. Ties go to the lower class.
+    Raises ValueError where the lengths do not fit the logits or `blank` is no class.
+    """
+    num_frames, num_classes = logits_BTV.shape[1], logits_BTV.shape[2]
+    if not 0 <= blank < num_classes:
+        raise ValueError(f"blank must be one of {num_classes} classes, but is {blank} instead")
+    if length_B.numel() and (int(length_B.max()) > num_frames or int(length_B.min()) < 0):
+        raise ValueError(f"length_B must lie within 0 and {num_frames}, but is {length_B.tolist()} instead")
+    class_BT = logits_BTV.argmax(-1).cpu()
+    return [collapse(row_T[:length].tolist(), blank=blank) for row_T, length in zip(class_BT, length_B.tolist(), strict=True)]
+
+
+def collapse(path: list[int], *, blank: int = 0) -> list[int]:
+    """A CTC path → its unit ids: repetitions joined, blanks left out, classes above the blank moved down by one."""
+    return [c - (c > blank) for i, c in enumerate(path) if c != blank and (i == 0 or path[i - 1] != c)]
+
+
+WORD_MARK = "▁"
+
+
+class Fusion(Protocol):
+    """Adds to the score of a prefix of units. States are opaque and never changed."""
+
+    def start(self) -> Any:
+        """The state of the empty prefix."""
+
+    def extend(self, pairs: Sequence[tuple[Any, int]]) -> list[tuple[Any, float] | None]:
+        """(state, unit) → (state after the unit, what it adds to the score), or None where the unit may not follow."""
+
+    def finish(self, states: Sequence[Any]) -> list[float | None]:
+        """What the end adds; None where the prefix may not end here."""
+
+
+class WordLm(Protocol):
+    """A language model over words: `hkd.decode.arpa.ArpaLm`, `hkd.decode.search.TeacherLm`."""
+
+    def start(self) -> Any:
+        """The state at the beginning of a sentence."""
+
+    def prepare(self, pairs: Sequence[tuple[Any, str]]) -> None:
+        """Told which (state, word) will be asked for next, so that they can be computed together."""
+
+    def extend(self, state: Any, word: str) -> tuple[Any, float]:
+        """The state after a word, and log p(word | state)."""
+
+    def finish(self, state: Any) -> float:
+        """log p(end | state)."""
+
+
+@dataclass(slots=True)
+class Node:
+    """A node of the prefix tree of pieces. `ahead`: the best unigram log-probability of the words below."""
+
+    children: dict[int, "Node"] = field(default_factory=dict)
+    word: str | None = None
+    ahead: float = float("-inf")
+
+
+def prefix_tree(
+    words: Iterable[str], encode: Callable[[str], Sequence[int]], unigram: Callable[[str], float] = lambda _: 0.0
+) -> Node:
+    """The tree of the words' pieces; words without pieces are left out."""
+    root = Node()
+    for word in words:
+        pieces = encode(word)
+        if not len(pieces):
+            continue
+        logp = unigram(word)
+        node = root
+        for piece in pieces:
+            node.ahead = max(node.ahead, logp)
+            node = node.children.setdefault(int(piece), Node())
+        node.ahead = max(node.ahead, logp)
+        node.word = word
+    return root
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """LM state before the open word; the open word as a node of the tree or as text; what the look-ahead has counted for it."""
+
+    lm: Any
+    node: Node | None
+    text: str
+    ahead: float
+
+
+class WordFusion:
+    """A word LM with weight and bonus, with a lexicon (a prefix tree) or without (any pieces make a word)."""
+
+    def __init__(
+        self,
+        lm: WordLm | None,
+        symbols: Sequence[str],
+        *,
+        weight: float = 0.5,
+        bonus: float = 0.0,
+        lexicon: Node | None = None,
+    ) -> None:
+        self._lm, self._symbols, self._weight, self._bonus, self._lexicon = lm, tuple(symbols), weight, bonus, lexicon
+
+    def start(self) -> _State:
+        """No word is open."""
+        return _State(None if self._lm is None else self._lm.start(), self._lexicon, "", 0.0)
+
+    def extend(self, pairs: Sequence[tuple[Any, int]]) -> list[tuple[Any, float] | None]:
+        """Grow the open word by a piece, or close it and open the next."""
+        self._prepare(state for state, unit in pairs if self._symbols[unit].startswith(WORD_MARK))
+        closed: dict[int, tuple[Any, float] | None] = {}  # many units close the same word
+        return [self._extend(state, unit, closed) for state, unit in pairs]
+
+    def finish(self, states: Sequence[Any]) -> list[float | None]:
+        """Close the open word, and the sentence."""
+        self._prepare(states)
+        ends: list[float | None] = []
+        for state in states:
+            closed = self._close(state)
+            if closed is None:
+                ends.append(None)
+                continue
+            lm_state, added = closed
+            ends.append(added + (0.0 if self._lm is None else self._weight * self._lm.finish(lm_state)))
+        return ends
+
+    def _extend(self, state: _State, unit: int, known: dict[int, tuple[Any, float] | None]) -> tuple[_State, float] | None:
+        piece = self._symbols[unit]
+        added = 0.0
+        if piece.startswith(WORD_MARK) and state.text:
+            if id(state) not in known:
+                known[id(state)] = self._close(state)
+            closed = known[id(state)]
+            if closed is None:
+                return None
+            lm_state, added = closed
+            state = _State(lm_state, self._lexicon, "", 0.0)
+        if self._lexicon is None:
+            return _State(state.lm, None, state.text + piece, 0.0), added
+        node = None if state.node is None else state.node.children.get(unit)
+        if node is None:
+            return None
+        ahead = self._weight * node.ahead
+        return _State(state.lm, node, state.text + piece, ahead), added + ahead - state.ahead
+
+    def _prepare(self, states: Iterable[_State]) -> None:
+        """Tell the LM which open words are about to be closed."""
+        if self._lm is not None:
+            pairs = {(state.lm, word): None for state in states if (word := self._word(state))}
+            self._lm.prepare(list(pairs))
+
+    def _word(self, state: _State) -> str | None:
+        """The open word, "" where none is open; None where the lexicon has no such word."""
+        if self._lexicon is None or not state.text:
+            return state.text.replace(WORD_MARK, "")
+        return None if state.node is None else state.node.word
+
+    def _close(self, state: _State) -> tuple[Any, float] | None:
+        """(LM state after the open word, what it adds); None where the lexicon has no such word."""
+        word = self._word(state)
+        if word is None:
+            return None
+        if not word:
+            return state.lm, -state.ahead
+        if self._lm is None:
+            return None, self._bonus - state.ahead
+        lm_state, logp = self._lm.extend(state.lm, word)
+        return lm_state, self._weight * logp + self._bonus - state.ahead
+
+
+_NONE = float("-inf")
+BLANK = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BeamConfig:
+    """How wide. Units less likely than exp(−threshold) of a frame's likeliest class open no new prefix there."""
+
+    beam: int = 16
+    units: int = 32  # that may follow in a frame
+    threshold: float = 9.0
+
+    def __post_init__(self) -> None:
+        if self.beam < 1 or self.units < 1:
+            raise UserError(f"beam.beam and beam.units must be at least 1, but are {self.beam} and {self.units} instead.")
+        if self.threshold <= 0:
+            raise UserError(f"beam.threshold must be positive, but is {self.threshold} instead.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ranked:
+    """One of the n best: unit ids, log p_CTC, what the fusion added; `score` is their sum."""
+
+    units: tuple[int, ...]
+    ctc: float
+    fusion: float
+
+    @property
+    def score(self) -> float:
+        """What the hypotheses are ranked by."""
+        return self.ctc + self.fusion
+
+
+@dataclass(slots=True, eq=False)
+class _Prefix:
+    """A prefix in the tree of all that were looked at. `blank`, `unit`: log-probability of its paths that end in a blank, or not."""
+
+    parent: "_Prefix | None"
+    last: int  # class of the last unit; the blank for the empty prefix
+    state: Any
+    fusion: float
+    children: dict[int, "_Prefix | None"] = field(default_factory=dict)  # None: the fusion forbids it
+    blank: float = _NONE
+    unit: float = _NONE
+    next_blank: float = _NONE
+    next_unit: float = _NONE
+
+    def units(self) -> tuple[int, ...]:
+        """Unit ids from the beginning."""
+        found: list[int] = []
+        node: _Prefix | None = self
+        while node is not None and node.parent is not None:
+            found.append(node.last - 1)
+            node = node.parent
+        return tuple(reversed(found))
+
+
+class _NoFusion:
+    """Adds nothing, allows everything."""
+
+    def start(self) -> None:
+        return None
+
+    def extend(self, pairs: Any) -> list[tuple[Any, float] | None]:
+        return [(None, 0.0) for _ in pairs]
+
+    def finish(self, states: Any) -> list[float | None]:
+        return [0.0 for _ in states]
+
+
+def _add(a: float, b: float) -> float:
+    """log(exp a + exp b)."""
+    if a < b:
+        a, b = b, a
+    return a if b == _NONE else a + math.log1p(math.exp(b - a))
+
+
+def beam_search(
+    logp_TV: NDArray[np.float32], *, config: BeamConfig = BeamConfig(), fusion: Fusion | None = None, n_best: int = 1
+) -> list[Ranked]:
+    """The n best prefixes of one utterance, best first; fewer where there are fewer, none where the fusion lets none end."""
+    chosen: Fusion = fusion or _NoFusion()
+    root = _Prefix(parent=None, last=BLANK, state=chosen.start(), fusion=0.0, blank=0.0)
+    beam = [root]
+    for logp_V in logp_TV.astype(np.float64):
+        beam = _step(beam, logp_V, config, chosen)
+    ends = chosen.finish([prefix.state for prefix in beam])
+    ranked = [
+        Ranked(units=prefix.units(), ctc=_add(prefix.blank, prefix.unit), fusion=prefix.fusion + end)
+        for prefix, end in zip(beam, ends, strict=True)
+        if end is not None
+    ]
+    return sorted(ranked, key=lambda r: (-r.score, r.units))[:n_best]
+
+
+def _candidates(logp_V: NDArray[np.float64], config: BeamConfig) -> list[int]:
+    """Classes that may open a new prefix in this frame, the blank left out."""
+    limit = float(logp_V.max()) - config.threshold
+    classes = np.flatnonzero((logp_V >= limit) & (logp_V > _NONE))
+    classes = classes[classes != BLANK]
+    if len(classes) > config.units:
+        classes = classes[np.argsort(-logp_V[classes], kind="stable")[: config.units]]
+    return [int(c) for c in classes]
+
+
+def _step(beam: list[_Prefix], logp_V: NDArray[np.float64], config: BeamConfig, fusion: Fusion) -> list[_Prefix]:
+    """One frame: every prefix stays (blank, or its last unit again) or grows by a unit; the best `beam` go on."""
+    classes = _candidates(logp_V, config)
+    logp: list[float] = logp_V.tolist()
+    _open_children(beam, classes, fusion)
+    touched: dict[int, _Prefix] = {}
+    for prefix in beam:
+        total = _add(prefix.blank, prefix.unit)
+        prefix.next_blank = _add(prefix.next_blank, total + logp[BLANK])
+        if prefix.last != BLANK:
+            prefix.next_unit = _add(prefix.next_unit, prefix.unit + logp[prefix.last])
+        touched[id(prefix)] = prefix
+        for c in classes:
+            child = prefix.children[c]
+            if child is not None:
+                grown = (prefix.blank if c == prefix.last else total) + logp[c]
+                if grown > _NONE:
+                    child.next_unit = _add(child.next_unit, grown)
+                    touched[id(child)] = child
+    ranked = sorted(touched.values(), key=lambda p: -(_add(p.next_blank, p.next_unit) + p.fusion))  # stable: ties by age
+    for prefix in ranked:
+        prefix.blank, prefix.unit, prefix.next_blank, prefix.next_unit = prefix.next_blank, prefix.next_unit, _NONE, _NONE
+    for prefix in ranked[config.beam :]:
+        prefix.blank = prefix.unit = _NONE  # it may come back later, as a child
+    return ranked[: config.beam]
+
+
+def _open_children(beam: list[_Prefix], classes: list[int], fusion: Fusion) -> None:
+    """Make the children of all prefixes for these classes, asking the fusion once."""
+    wanted = [(prefix, c) for prefix in beam for c in classes if c not in prefix.children]
+    answers = fusion.extend([(prefix.state, c - 1) for prefix, c in wanted])
+    for (prefix, c), answer in zip(wanted, answers, strict=True):
+        if answer is None:
+            prefix.children[c] = None
+        else:
+            state, added = answer
+            prefix.children[c] = _Prefix(parent=prefix, last=c, state=state, fusion=prefix.fusion + added)
+
+
+def beam_search_batch(
+    logits_BTV: torch.Tensor,
+    length_B: torch.Tensor,
+    *,
+    config: BeamConfig = BeamConfig(),
+    fusion: Fusion | None = None,
+    n_best: int = 1,
+) -> list[list[Ranked]]:
+    """`beam_search` for each utterance of a batch of logits."""
+    logp_BTV = torch.log_softmax(logits_BTV.float(), -1).cpu().numpy()
+    return [
+        beam_search(logp_TV[:length], config=config, fusion=fusion, n_best=n_best)
+        for logp_TV, length in zip(logp_BTV, length_B.tolist(), strict=True)
+    ]
