@@ -1,4 +1,4 @@
-"""The commands of README and of the page on scale-out run, in their order, on folders of real files; links lead somewhere."""
+"""The commands of README and of the pages in docs/ run, in their order, on folders of real files; links lead somewhere."""
 
 import os
 import re
@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from hkd.cli.main import app
 from hkd.testing.teachers import make_teacher_folder
 
 ROOT = Path(__file__).parents[1]
@@ -72,10 +74,25 @@ def cached_bert(folder: Path) -> None:
 
 
 @pytest.mark.timeout(900)
-def test_every_command_of_the_readme_runs(speech: Path):
+def test_every_command_of_the_readme_and_of_the_pages_runs(speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     cached_bert(speech / "hub")
+    shutil.copytree(speech, fresh := tmp_path.parent / f"{tmp_path.name}-fresh")
     assert run_all(README, speech, HF_HUB_CACHE=str(speech / "hub")) > 10
     assert (speech / "report.html").exists()
+    pages = {
+        page: shell_blocks(page.read_text(encoding="utf-8"))
+        for page in (ROOT / "docs").rglob("*.md")
+        if page.name != "scale-out.md"
+    }
+    monkeypatch.setenv("HF_HUB_CACHE", str(speech / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(speech / "hub"))
+    assert sum(map(len, pages.values())) > 20
+    for page, lines in pages.items():  # the tutorial in a fresh folder, the others where README's commands have run
+        folder = shutil.copytree(fresh if page.stem == "tutorial" else speech, tmp_path.parent / f"{tmp_path.name}-{page.stem}")
+        monkeypatch.chdir(folder)
+        for line in lines:
+            done = CliRunner().invoke(app, shlex.split(line, comments=True)[1:])
+            assert done.exit_code == 0, f"{page.name}: {line}\n{done.output}"
 
 
 def files_of(store: Path) -> dict[str, bytes]:
@@ -116,7 +133,7 @@ def test_the_commands_on_scale_out_give_the_bytes_of_one_process(prepared: Path,
 
 
 def test_links_to_files_lead_somewhere():
-    for name in ("README.md", *(str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("*.md"))):
+    for name in ("README.md", *(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md"))):
         text = (ROOT / name).read_text(encoding="utf-8")
         for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
             if "://" not in target:
