@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install demo test test-slow lint clean
+.PHONY: help install demo test test-slow lint docs clean
 
 help:                ## what can be made
 	@grep -hE '^[a-z%-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 20
@@ -31,6 +31,9 @@ lint: install        ## style, types, and the import contract
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: install        ## the documentation as a site → build/site; fails on a dead link
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 # Other ways to keep labels live apart from hkd; litdata without its dependencies, one of which brings another torch.
 .venv-bench/.installed: benchmarks/peers.txt constraints.txt
