@@ -3,17 +3,16 @@
 log p(w | h) = the n-gram's, or bow(h) + log p(w | h without its oldest word) (Katz 1987, equation 4), in natural logarithms.
 """
 
-import gzip
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from hkd.arpa import START, STOP, UNKNOWN, ZERO, Arpa, read_arpa
 from hkd.errors import UserError
 
 log = logging.getLogger(__name__)
 
-START, STOP, UNKNOWN = "<s>", "</s>", "<unk>"
 History = tuple[int, ...]
 
 
@@ -37,44 +36,32 @@ def usable_words(lm: str | Path, words: Sequence[str], is_usable: Callable[[str]
     return usable
 
 
+def read_word_ngram(path: Path) -> Arpa:
+    """An n-gram over words. Raises UserError as `hkd.arpa.read_arpa`, and where it has no `<s>` or no `</s>`."""
+    arpa = read_arpa(path)
+    if START not in arpa.symbols or STOP not in arpa.symbols:
+        raise UserError(f"{path} must be an ARPA language model with <s> and </s>, but has not both. Give one of sentences.")
+    return arpa
+
+
 class ArpaLm:
     """Words and histories as numbers; a history is the last order − 1 words at most, cut to what the n-gram knows."""
 
     def __init__(self, path: Path) -> None:
-        """Raises UserError where the file is missing or no ARPA."""
-        self.path = path
-        self.number_of: dict[str, int] = {}
+        """Raises UserError where the file is missing or no ARPA file over words."""
+        arpa = read_word_ngram(path)
+        self.path, self.order, self.words = path, len(arpa.orders), arpa.words
+        self.number_of = {word: number for number, word in enumerate(arpa.symbols)}
         self._grams: dict[tuple[int, ...], tuple[float, float]] = {}
-        self.order = 0
-        try:
-            with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-                self._read(file)
-        except OSError as error:
-            raise UserError(f"language model {path}: {error.strerror}. Give an ARPA file.") from None
-        except (ValueError, IndexError, EOFError) as error:
-            raise UserError(f"{path} must be an ARPA language model, but cannot be read as one ({error}).") from None
-        if not self.order or START not in self.number_of or STOP not in self.number_of:
-            raise UserError(f"{path} must be an ARPA language model with <s> and </s>, but has none.")
-        unknown = self.number_of.get(UNKNOWN, self.number_of.get("<UNK>"))
-        lowest = min(logp for key, (logp, _) in self._grams.items() if len(key) == 1 and key[0] != self.number_of[START])
-        self.unknown_logp = self._grams[unknown,][0] if unknown is not None else lowest
-
-    def _read(self, lines: Iterator[str]) -> None:
-        order = 0
-        for line in lines:
-            text = line.strip()
-            if text.endswith("-grams:") and text.startswith("\\"):
-                order = int(text[1:].partition("-")[0])
-                self.order = max(self.order, order)
-            elif text == "\\end\\":
-                return
-            elif order and text:
-                logp, *rest = text.split()
-                words, bow = rest[:order], float(rest[order]) if len(rest) > order else 0.0
-                if order == 1:
-                    self.number_of.setdefault(words[0], len(self.number_of))
-                key = tuple(self.number_of[word] for word in words)
-                self._grams[key] = (float(logp) * math.log(10), bow * math.log(10))
+        for grams in arpa.orders:
+            values = zip((grams.logp_M * math.log(10)).tolist(), (grams.bow_M * math.log(10)).tolist(), strict=True)
+            self._grams.update(zip(map(tuple, grams.ids_Mn.tolist()), values, strict=True))
+        if UNKNOWN in self.number_of:
+            self.unknown_logp = self._grams[self.number_of[UNKNOWN],][0]
+        else:
+            first = arpa.orders[0]
+            possible = first.logp_M[(first.logp_M > ZERO) & (first.ids_Mn[:, 0] != self.number_of[START])]
+            self.unknown_logp = float(possible.min(initial=0.0)) * math.log(10)
 
     def __contains__(self, word: object) -> bool:
         return word in self.number_of
@@ -100,11 +87,6 @@ class ArpaLm:
     def finish(self, history: History) -> float:
         """log p(</s> | history)."""
         return self._logp(history, self.number_of[STOP])
-
-    @property
-    def words(self) -> list[str]:
-        """All words, sentence marks and <unk> left out."""
-        return [word for word in self.number_of if not (word.startswith("<") and word.endswith(">"))]
 
     def unigram(self, word: str) -> float:
         """log p(word), without history."""

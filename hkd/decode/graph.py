@@ -30,7 +30,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hkd.decode.arpa import usable_words
+from hkd.arpa import START, STOP, Arpa, write_arpa
+from hkd.decode.arpa import read_word_ngram, usable_words
 from hkd.errors import UserError
 from hkd.units.acoustic import Tying
 from hkd.units.inventory import UnitInventory
@@ -117,7 +118,7 @@ def context_phones(tying: Tying) -> ContextPhones:
     raise UserError(f"senones are needed for a search, but there are {MONOPHONE}s alone. Tie states first: `hkd units tie`.")
 
 
-EPSILON, BACKOFF, START, STOP = "<eps>", "#0", "<s>", "</s>"
+EPSILON, BACKOFF = "<eps>", "#0"
 SILENCE_PROBABILITY = 0.5  # between words, and at both ends
 
 
@@ -141,10 +142,11 @@ def kaldi_module(name: str) -> Any:
 
 
 def build_graph(arpa: Path, *, tying: Tying, lexicon: Lexicon) -> Graph:
-    """The graph of a word n-gram (ARPA, plain text). Raises UserError where the file is none, or shares no word with the lexicon."""
+    """The graph of a word n-gram. Raises UserError where the file is no ARPA file, or shares no word with the lexicon."""
     kaldifst = kaldi_module("kaldifst")
     variants = cache(partial(_pronunciations, lexicon))
-    can_say = usable_words(arpa, _unigrams(arpa), lambda word: bool(variants(word)), rule="the lexicon can pronounce")
+    ngram = read_word_ngram(arpa)
+    can_say = usable_words(arpa, ngram.words, lambda word: bool(variants(word)), rule="the lexicon can pronounce")
     spoken = {word: variants(word) for word in can_say}
     words = (EPSILON, *sorted(spoken), BACKOFF, START, STOP)
     number = {word: place for place, word in enumerate(words)}
@@ -153,7 +155,7 @@ def build_graph(arpa: Path, *, tying: Tying, lexicon: Lexicon) -> Graph:
     l_fst, last = _lexicon_fst(kaldifst, spoken, number, phones)
     kaldifst.add_self_loops(l_fst, [first_free], [number[BACKOFF]])
     kaldifst.arcsort(l_fst, "olabel")
-    lg_fst = kaldifst.compose(l_fst, _lm_fst(kaldifst, arpa, words))
+    lg_fst = kaldifst.compose(l_fst, _lm_fst(kaldifst, ngram, words))
     lg_fst = kaldifst.StdVectorFst(lg_fst)
     kaldifst.determinize_star(lg_fst)
     kaldifst.minimize_encoded(lg_fst)
@@ -166,27 +168,6 @@ def build_graph(arpa: Path, *, tying: Tying, lexicon: Lexicon) -> Graph:
     whole = kaldifst.StdVectorFst(kaldifst.compose(_states_fst(kaldifst, sequences), relabelled))
     kaldifst.connect(whole)
     return Graph(fst=whole, words=words, num_states=whole.num_states)
-
-
-def _unigrams(arpa: Path) -> list[str]:
-    """The words of an ARPA file."""
-    words: list[str] = []
-    inside = False
-    try:
-        with arpa.open(encoding="utf-8") as file:
-            for line in file:
-                text = line.strip()
-                if text.startswith("\\"):
-                    if inside:
-                        break
-                    inside = text == "\\1-grams:"
-                elif inside and text:
-                    words.append(text.split()[1])
-    except (OSError, ValueError, IndexError) as error:
-        raise UserError(f"{arpa} must be an ARPA language model in plain text, but cannot be read as one ({error}).") from None
-    if START not in words or STOP not in words:
-        raise UserError(f"{arpa} must be an ARPA language model with <s> and </s>, but is not.")
-    return [word for word in words if not (word.startswith("<") and word.endswith(">"))]
 
 
 def _pronunciations(lexicon: Lexicon, word: str) -> list[tuple[str, ...]]:
@@ -237,10 +218,11 @@ def _lexicon_fst(
     return fst, last
 
 
-def _lm_fst(kaldifst: Any, arpa: Path, words: Sequence[str]) -> Any:
+def _lm_fst(kaldifst: Any, ngram: Arpa, words: Sequence[str]) -> Any:
     """G, its words numbered as given; n-grams with other words are left out."""
     with tempfile.TemporaryDirectory() as folder:
-        table, out = Path(folder) / "words.txt", Path(folder) / "G.fst"
+        arpa, table, out = (Path(folder) / name for name in ("G.arpa", "words.txt", "G.fst"))
+        write_arpa(arpa, ngram, only=words)
         table.write_text("".join(f"{word} {place}\n" for place, word in enumerate(words)), encoding="utf-8")
         arpa2fst = kaldi_module("kaldilm").arpa2fst
         with _silent_stderr():

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hkd.arpa import is_arpa
 from hkd.decode.arpa import ArpaLm, usable_words
 from hkd.decode.ctc import BeamConfig, Fusion, Node, Ranked, WordFusion, WordLm, beam_search_batch, greedy_ctc, prefix_tree
 from hkd.decode.graph import HybridConfig
@@ -77,7 +78,6 @@ class TeacherLm:
 
 
 DECODERS = ("greedy", "beam")
-ARPA_ENDINGS = (".arpa", ".arpa.gz")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,8 +127,8 @@ class Search:
                     self._lexicon = prefix_tree(spelled, pieces, self._words.unigram)
 
     def _load(self, lm: str, subwords: SubwordModel, device: str) -> WordLm:
-        if lm.endswith(ARPA_ENDINGS):
-            return ArpaLm(Path(lm))
+        if is_arpa(lm):
+            return ArpaLm(Path(lm).expanduser())
         from hkd.teachers.load import load_teacher
 
         teacher = load_teacher(lm, unit="subword", device=device)

@@ -5,11 +5,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from hkd.arpa import is_arpa
 from hkd.errors import HkdError, UserError
 from hkd.teachers.aliases import ALIASES, resolve
 
 PHONE_TRIGRAM = "phone-trigram"
-NGRAM_SUFFIXES = (".arpa", ".arpa.gz", ".binary", ".bin", ".klm")  # ARPA, and KenLM's (hkd/teachers/kenlm.py)
 HUB_TIMEOUT_S = 5.0
 
 
@@ -20,7 +20,7 @@ def check_source(name: str) -> None:
         if path.is_dir() and not is_unit_lm(path):
             source_options(str(path))
         return
-    if name.endswith(NGRAM_SUFFIXES):
+    if is_arpa(name):
         if not path.is_file():
             raise UserError(f"lm must be a file that exists, but {name} is not there.")
         return

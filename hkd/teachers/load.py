@@ -1,4 +1,4 @@
-"""A teacher by name: an alias, a hub name, a folder of transformers or of `hkd lm train`, an ARPA or KenLM file, or "phone-trigram".
+"""A teacher by name: an alias, a hub name, a folder of transformers or of `hkd lm train`, an ARPA file, or "phone-trigram".
 
 Safetensors (or one GGUF file) only, no remote code. What lies in the cache is taken without the network; with neither cache nor
 network the answer comes within seconds.
@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 
+from hkd.arpa import is_arpa
 from hkd.errors import HkdError, UserError
 from hkd.native import import_torchaudio
 from hkd.teachers.aliases import resolve
 from hkd.teachers.base import Teacher
-from hkd.teachers.hub import NGRAM_SUFFIXES, PHONE_TRIGRAM, check_source, is_unit_lm, source_options
+from hkd.teachers.hub import PHONE_TRIGRAM, check_source, is_unit_lm, source_options
 from hkd.teachers.options import DEVICES, PRECISIONS, TeacherOptions
 from hkd.units.inventory import UnitInventory
 
@@ -64,13 +65,13 @@ def load_teacher(
 def _load(name: str, device: str, precision: str, options: TeacherOptions, inventory: UnitInventory | None) -> Teacher:
     check_source(name)
     path = Path(name).expanduser()
-    if name == PHONE_TRIGRAM or name.endswith(NGRAM_SUFFIXES) or is_unit_lm(path):
+    if name == PHONE_TRIGRAM or is_arpa(name) or is_unit_lm(path):
         _no_options(name, options)
     if name == PHONE_TRIGRAM:
         from hkd.teachers.ngram import phone_trigram
 
         return phone_trigram()
-    if name.endswith(NGRAM_SUFFIXES):
+    if is_arpa(name):
         from hkd.teachers.ngram import load_ngram
 
         if inventory is None:

@@ -1,33 +1,165 @@
-"""Teachers from n-grams: an ARPA or KenLM file, and the phone trigram that pocketsphinx carries.
+"""Teachers from n-grams: an ARPA file, and the phone trigram that pocketsphinx carries.
 
+- An n-gram is arrays over unit ids: dense rows p(v | history) and p(u_n | all others) for many positions at once. Units are 0 … V−1; V is
+  <s>, V + 1 is </s>, V + 2 is "no unit".
+- Back-off (Katz 1987): p(w | h) = explicit, or bow(h) · p(w | h without its oldest unit).
+- Look-ups by n-gram with one place left open: keys of the other places, packed into 64 bits and sorted, so that a whole batch of
+  positions is one `searchsorted`. No Python loop over positions.
+- A unit that the n-gram lacks gets half the probability of its rarest one, so that no unit is impossible.
 - Given `left`: p(u_n | the units before). Given `outside-position`: p(u_n | all others) ∝ Π over the windows that contain n.
 - Given `outside-phone` (senones): the two-sided n-gram over *phones*, folded through p(senone | phone in context, state).
 - All renormalised over the inventory; rows do not depend on what stands together in a call.
 
-Shape letters: N positions, V size of the inventory, Q phones.
+Shape letters: N positions, V size of the inventory, Q phones, M n-grams of an order.
 """
 
-from collections.abc import Iterator, Sequence
-from itertools import pairwise
+import logging
+import math
+import re
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import combinations, pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hkd.arpa import START, STOP, ZERO, Arpa, Grams, read_arpa
 from hkd.errors import UserError
 from hkd.files import digest_of, digest_of_file
 from hkd.sparse import TopK
 from hkd.teachers.base import Sentence, TeacherInfo, UnitTeacher
-from hkd.teachers.kenlm import KENLM_SUFFIXES, KenLm
-from hkd.teachers.ngram_model import Floats, Grams, Ints, NGram, read_arpa
 from hkd.teachers.unit_lm_senones import IMPOSSIBLE, SenoneCounts, neighbours
 from hkd.topk import select_topk
 from hkd.units.inventory import UnitInventory
 
+log = logging.getLogger(__name__)
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
 GIVEN = ("outside-position", "outside-phone", "left")
 _CELLS = 4_000_000  # of a chunk of dense rows
 _NO_CANDIDATE = -30.0  # nats below the likeliest: silence, so that a dense row stays finite and within a codec's range
+
+
+def windows(unit_U: NDArray[np.int32], *, order: int, num_units: int) -> tuple[Ints, Ints]:
+    """Of each position of a sentence the (order − 1) ids before it and those after it, in the order of the text."""
+    reach, bos = order - 1, num_units
+    none = [bos + 2] * max(0, reach - 1)
+    padded = np.array([*none, bos, *unit_U.tolist(), bos + 1, *none], np.int64)
+    if not reach or not len(unit_U):
+        empty = np.zeros((len(unit_U), 0), np.int64)
+        return empty, empty
+    view = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1)
+    return view[:, :reach].copy(), view[:, reach + 1 :].copy()
+
+
+class NGram:
+    """A back-off n-gram. Raises UserError where its order and V are too large for 64-bit keys."""
+
+    def __init__(self, orders: Sequence[Grams], *, num_units: int) -> None:
+        self.num_units = num_units
+        self.bos, self.eos, self.nothing = num_units, num_units + 1, num_units + 2
+        self.order = len(orders)
+        self._radix = num_units + 3
+        if self.order * math.log2(self._radix) >= 63:
+            raise UserError(
+                f"the n-gram's order must fit {num_units} units into 64-bit keys, but is {self.order} instead. Use a lower order."
+            )
+        self._orders = list(orders)
+        self._indices: dict[tuple[int, int], tuple[Ints, Ints]] = {}
+        self._unigram = self._unigram_with_floor()
+
+    def _unigram_with_floor(self) -> Floats:
+        """log p(unit) without history; what the n-gram lacks or gives a probability of 0 has half that of its rarest unit."""
+        logp = np.full(self._radix, -np.inf)
+        first = self._orders[0]
+        logp[first.ids_Mn[:, 0]] = first.logp_M
+        possible = logp > ZERO * math.log(10)
+        floor = float(logp[: self.num_units][possible[: self.num_units]].min(initial=0.0)) - math.log(2)
+        return np.where(possible, logp, floor)
+
+    def _pack(self, ids_Nn: Ints) -> Ints:
+        key = np.zeros(len(ids_Nn), np.int64)
+        for column in range(ids_Nn.shape[1]):
+            key = key * self._radix + ids_Nn[:, column]
+        return key
+
+    def _index(self, order: int, open_place: int) -> tuple[Ints, Ints]:
+        """Sorted keys of the n-grams of an order without the open place (−1: no place is open), and which n-gram each belongs to."""
+        if (order, open_place) not in self._indices:
+            ids = self._orders[order - 1].ids_Mn
+            key = self._pack(ids if open_place < 0 else np.delete(ids, open_place, axis=1))
+            row = np.argsort(key, kind="stable")
+            self._indices[order, open_place] = (key[row], row)
+        return self._indices[order, open_place]
+
+    def _exact(self, ids_Nn: Ints) -> tuple[Ints, NDArray[np.bool_]]:
+        """Which n-gram each row is, and whether there is one."""
+        keys, row = self._index(ids_Nn.shape[1], -1)
+        if not len(keys):
+            return np.zeros(len(ids_Nn), np.int64), np.zeros(len(ids_Nn), np.bool_)
+        wanted = self._pack(ids_Nn)
+        at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+        return row[at], keys[at] == wanted
+
+    def _open(self, rest_Nn: Ints, order: int, place: int) -> tuple[Ints, Ints, Ints]:
+        """All n-grams that fit the rows when `place` is open: (row, unit at the place, n-gram), units only."""
+        keys, gram = self._index(order, place)
+        wanted = self._pack(rest_Nn)
+        low, high = np.searchsorted(keys, wanted, "left"), np.searchsorted(keys, wanted, "right")
+        count = high - low
+        row = np.repeat(np.arange(len(wanted)), count)
+        found = gram[np.arange(int(count.sum())) + np.repeat(low - (np.cumsum(count) - count), count)]
+        unit = self._orders[order - 1].ids_Mn[found, place]
+        keep = unit < self.num_units
+        return row[keep], unit[keep], found[keep]
+
+    def windows(self, unit_U: NDArray[np.int32]) -> tuple[Ints, Ints]:
+        """Of each position of a sentence the (order − 1) ids before it and those after it, in the order of the text."""
+        return windows(unit_U, order=self.order, num_units=self.num_units)
+
+    def left(self, before_Nr: Ints) -> Floats:
+        """log p(v | the ids before) for every v, (N, V); sums to 1 − p(</s> | ...) over V, so renormalise."""
+        out_NV = np.tile(self._unigram[: self.num_units], (len(before_Nr), 1))
+        for length in range(1, self.order):
+            context = before_Nr[:, before_Nr.shape[1] - length :]
+            row, there = self._exact(context)
+            out_NV += np.where(there, self._orders[length - 1].bow_M[row], 0.0)[:, None]
+            n, unit, gram = self._open(context, length + 1, length)
+            out_NV[n, unit] = self._orders[length].logp_M[gram]
+        return out_NV
+
+    def both(self, before_Nr: Ints, after_Nr: Ints) -> Floats:
+        """log of Π over the windows that contain the position, for every v, (N, V); not normalised over V."""
+        out_NV = self.left(before_Nr)
+        for i in range(1, self.order):
+            there = after_Nr[:, i - 1] != self.nothing
+            if there.any():
+                out_NV[there] += self._window(before_Nr[there], after_Nr[there], i)
+        return out_NV
+
+    def _window(self, before_Nr: Ints, after_Nr: Ints, i: int) -> Floats:
+        """log p(the i-th id after | as much as the order allows of: before, v, the i − 1 ids between), for every v."""
+        between, target = after_Nr[:, : i - 1], after_Nr[:, i - 1]
+        base = self._unigram[target].copy()  # without v: the history does not reach it
+        for length in range(1, i):
+            context = between[:, i - 1 - length :]
+            row, there = self._exact(context)
+            base += np.where(there, self._orders[length - 1].bow_M[row], 0.0)
+            row, there = self._exact(np.concatenate([context, target[:, None]], axis=1))
+            base = np.where(there, self._orders[length].logp_M[row], base)
+        out_NV = np.tile(base[:, None], (1, self.num_units))
+        for reach in range(self.order - i):  # ids before v in the history
+            rest = np.concatenate([before_Nr[:, before_Nr.shape[1] - reach :], between], axis=1)
+            n, unit, gram = self._open(rest, reach + i, reach)
+            out_NV[n, unit] += self._orders[reach + i - 1].bow_M[gram]
+            n, unit, gram = self._open(np.concatenate([rest, target[:, None]], axis=1), reach + i + 1, reach)
+            out_NV[n, unit] = self._orders[reach + i].logp_M[gram]
+        return out_NV
 
 
 class NGramTeacher(UnitTeacher):
@@ -35,7 +167,7 @@ class NGramTeacher(UnitTeacher):
 
     def __init__(
         self,
-        ngram: NGram | KenLm,
+        ngram: NGram,
         *,
         inventory: UnitInventory,
         info: TeacherInfo,
@@ -92,6 +224,90 @@ class NGramTeacher(UnitTeacher):
         return [whole[int(a) : int(b)] for a, b in pairwise(bounds)]
 
 
+# How files of other projects write units: each as a function that takes both spellings to one.
+_SPELLINGS: dict[str, Callable[[str], str]] = {
+    "upper and lower case": str.casefold,
+    "stress digits (AH0 for AH)": lambda symbol: re.sub(r"(?<=[A-Za-z])[0-2](?=$|_)", "", symbol),
+    "place suffixes (_B, _I, _E, _S)": lambda symbol: re.sub(r"_[BIES]$", "", symbol),
+    "marks of word pieces (▁, ##, @@, Ġ)": lambda symbol: re.sub(r"^(▁|##|Ġ)|@@$", "", symbol),
+    "Unicode's composed form (NFC)": partial(unicodedata.normalize, "NFC"),
+}
+_OTHERWISE = 0.05  # of a level's units: spelt otherwise in a file, they are no accident
+
+
+def ngram_over(arpa: Arpa, *, symbols: Sequence[str], silence: int | None = None, report: bool = True) -> NGram:
+    """The n-gram over units that a file writes as `symbols`; n-grams with other symbols are left out and reported.
+
+    Raises UserError where the file is not over these units: it has none of them, or most of its probability is on other symbols, or it
+    writes them otherwise (case, stress, place in the word, marks of word pieces).
+    """
+    number, num_units = {symbol: i for i, symbol in enumerate(symbols)}, len(symbols)
+    id_V = np.array([number.get(symbol, -1) for symbol in arpa.symbols], np.int64)
+    units_V = id_V >= 0
+    id_V[[place for place, symbol in enumerate(arpa.symbols) if symbol == START]] = num_units
+    id_V[[place for place, symbol in enumerate(arpa.symbols) if symbol == STOP]] = num_units + 1
+    known = {symbol for symbol, known in zip(arpa.symbols, units_V.tolist(), strict=True) if known}
+    lacking = [symbol for i, symbol in enumerate(symbols) if symbol not in known and i != silence and not _is_mark(symbol)]
+    strange = [symbol for symbol in arpa.symbols if symbol not in known and not _is_mark(symbol)]
+    spelt, how = _spelt_otherwise(lacking, strange)
+    p_M = 10.0 ** arpa.orders[0].logp_M
+    place_M = arpa.orders[0].ids_Mn[:, 0]
+    unit_mass, strange_mass = (
+        float(p_M[np.isin(place_M, np.flatnonzero(which))].sum()) for which in (units_V, [s in {*strange} for s in arpa.symbols])
+    )
+    if not known or spelt > _OTHERWISE * num_units or strange_mass > unit_mass:
+        named = f"{', '.join(strange[:3])}{' ...' if len(strange) > 3 else ''} instead of {', '.join(lacking[:3])} ..."
+        remedy = (
+            f"{spelt} more would fit if {how} were the same: rewrite the file's symbols so"
+            if how
+            else "Give the ARPA file of this level"
+        )
+        raise UserError(
+            f"{arpa.path} must hold n-grams of the inventory's {num_units} units, but has {len(known)} of them ({named}). {remedy}."
+        )
+    grams, left_out = [], 0
+    for order in arpa.orders:
+        ids_Mn = id_V[order.ids_Mn]
+        kept_M = (ids_Mn >= 0).all(axis=1)
+        left_out += int((~kept_M).sum())
+        logp_M, bow_M = (values[kept_M] * math.log(10) for values in (order.logp_M, order.bow_M))
+        grams.append(Grams(ids_Mn=ids_Mn[kept_M], logp_M=logp_M, bow_M=bow_M))
+    if lacking and report:
+        log.warning(
+            "%s lacks %d of the level's %d units (%s%s); each gets half the probability of its rarest one.",
+            arpa.path, len(lacking), num_units, ", ".join(lacking[:3]), " ..." if len(lacking) > 3 else "",
+        )  # fmt: skip
+    if strange:
+        log.warning(
+            "%s: %d n-grams with symbols that are no units of the level (%s%s) are left out.",
+            arpa.path, left_out, ", ".join(strange[:3]), " ..." if len(strange) > 3 else "",
+        )  # fmt: skip
+    return NGram(grams, num_units=num_units)
+
+
+def _is_mark(symbol: str) -> bool:
+    """Whether a symbol is a mark that files have beside units: <unk>, [noise], +NSN+, #0."""
+    return symbol[:1] + symbol[-1:] in ("<>", "[]", "++") or (symbol.startswith("#") and symbol[1:].isdigit())
+
+
+def _spelt_otherwise(lacking: Sequence[str], strange: Sequence[str]) -> tuple[int, str]:
+    """How many of the units that a file lacks are among its other symbols in another spelling, and in what they differ."""
+    best, how = 0, ""
+    for count in range(1, len(_SPELLINGS) + 1):
+        for chosen in combinations(_SPELLINGS.items(), count):
+
+            def plain(symbol: str, chosen: Any = chosen) -> str:
+                for _, change in chosen:
+                    symbol = change(symbol)
+                return symbol
+
+            found = {plain(symbol) for symbol in strange} - {""}
+            fit = sum(plain(symbol) in found for symbol in lacking)
+            if fit > best:
+                best, how = fit, " and ".join(name for name, _ in chosen)
+    return best, how
+
+
 def load_ngram(
     path: Path,
     *,
@@ -104,7 +320,7 @@ def load_ngram(
     name: str | None = None,
     trained_on_transcripts: str = "unknown",
 ) -> NGramTeacher:
-    """An ARPA or KenLM file as a teacher of `level`.
+    """An ARPA file as a teacher of `level`.
 
     `tokens`: the file's words are the inventory's symbols (`symbol`) or their ids in decimal (`id`, what `hkd lm train` writes).
     For given `outside-phone` the file is over `phones` and `counts_path` holds the senones' counts. Raises UserError where these do not fit.
@@ -134,11 +350,9 @@ def load_ngram(
     digests = [digest_of_file(path), inventory.digest, given, tokens]
     if counts_path is not None and counts is not None:
         digests.append(digest_of_file(counts_path))
-    ngram: NGram | KenLm
-    if path.name.endswith(KENLM_SUFFIXES):
-        ngram = KenLm(path, symbols=written)
-    else:
-        ngram = read_arpa(path, id_of={symbol: i for i, symbol in enumerate(written)}, num_units=units)
+    ngram = ngram_over(
+        read_arpa(path), symbols=written, silence=None if counts is not None else inventory.silence, report=tokens == "symbol"
+    )
     info = TeacherInfo(
         name=name or path.name,
         kind="ngram",

@@ -206,7 +206,8 @@ def test_words_that_nobody_can_pronounce_are_left_out_and_told(
 
 def test_what_cannot_be_searched_is_refused(tmp_path: Path, tying: Tying, arpa: Path) -> None:
     for text, message in [
-        ("", "with <s> and </s>"),
+        ("", r"no \\1-grams: section"),
+        ("\\1-grams:\n-1\tready\n\\end\\\n", "with <s> and </s>"),
         (
             "\\1-grams:\n-1\t<s>\n-1\t</s>\n-1\tmp3\n\\end\\\n",
             "words that the lexicon can pronounce, but none of its 1 is one. Give one in the language",

@@ -1,5 +1,6 @@
 """n-grams against brute force, against kaldingram's own scorer, and pocketsphinx's phone trigram against pocketsphinx."""
 
+import bz2
 import itertools
 import math
 import subprocess
@@ -9,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hkd.arpa import read_arpa
 from hkd.errors import UserError
 from hkd.teachers.base import Sentence
-from hkd.teachers.ngram import load_ngram, phone_trigram
-from hkd.teachers.ngram_model import read_arpa
+from hkd.teachers.load import load_teacher
+from hkd.teachers.ngram import load_ngram, ngram_over, phone_trigram
 from hkd.teachers.unit_lm_senones import SenoneCounts, SenoneMap, neighbours
 from hkd.units.inventory import UnitInventory
 
@@ -116,7 +118,7 @@ def test_sentences_score_as_kaldingram_scores_them(arpa):
         pytest.skip("kaldingram's scorer needs histories")
     sentences = random_text(3, 30)
     stats = compute_ppl(ArpaParser().loadf(str(path), encoding="latin-1")[0], [" ".join(s) for s in sentences])
-    ngram = read_arpa(path, id_of=INVENTORY.id_of, num_units=len(SYMBOLS))
+    ngram = ngram_over(read_arpa(path), symbols=SYMBOLS)
     brute, total = Brute(path), 0.0
     for words in sentences:
         before, _ = ngram.windows(units(words))
@@ -148,6 +150,91 @@ def test_what_is_no_arpa_is_refused(tmp_path, text):
     (tmp_path / "lm").write_text(text)
     with pytest.raises(UserError, match="ARPA"):
         load_ngram(tmp_path / "lm", level="monophone", inventory=INVENTORY)
+
+
+def write_lm(path: Path, symbols: list[str], *, start: str = "-99", stop: str | None = "-1.0", value: float = -0.5) -> Path:
+    """A bigram over some symbols, with their unigrams equally likely and each symbol likely after the one before it in the list."""
+    marks = [f"{start}\t<s>\t-0.3", *([] if stop is None else [f"{stop}\t</s>"])]
+    unigrams = [f"{-math.log10(len(symbols)):.6f}\t{symbol}\t-0.4" for symbol in symbols]
+    pairs = [f"{value}\t{a} {b}" for a, b in itertools.pairwise(symbols)]
+    head = ["\\data\\", f"ngram 1={len(marks) + len(unigrams)}", f"ngram 2={len(pairs)}", "", "\\1-grams:"]
+    path.write_text("\n".join([*head, *marks, *unigrams, "", "\\2-grams:", *pairs, "", "\\end\\", ""]))
+    return path
+
+
+PHONES = ("SIL", "AA", "AE", "AH", "B", "D", "K", "S", "T", "+NSN+")
+PHONE_INVENTORY = UnitInventory(level="monophone", symbols=PHONES, silence=0)
+SPOKEN = [p for p in PHONES if p[0] not in "S+" or p == "S"]
+PIECES = UnitInventory(level="subword", symbols=("<unk>", "▁the", "▁cat", "▁a", "t", "s", "ing", "▁on", "▁in", "▁to"))
+
+
+@pytest.mark.parametrize(
+    ("inventory", "written", "how"),
+    [
+        (PHONE_INVENTORY, [p.lower() for p in SPOKEN], "upper and lower case"),
+        (PHONE_INVENTORY, [p + "0" * (p[0] == "A") for p in SPOKEN], "stress digits"),
+        (PHONE_INVENTORY, [f"{p}_{place}" for p in SPOKEN for place in "BIES"], "place suffixes"),
+        (PHONE_INVENTORY, [f"{p}1_B" if p[0] == "A" else f"{p}_E" for p in SPOKEN], "stress digits .* and place suffixes"),
+        (PHONE_INVENTORY, [p.lower() + "2" * (p[0] == "A") for p in SPOKEN], "upper and lower case and stress digits"),
+        (PIECES, ["THE", "CAT", "A", "ON", "IN", "TO", "DOG"], "case and marks of word pieces"),
+        (PIECES, ["the", "cat", "a", "on", "in", "to", "s", "dog"], "marks of word pieces"),
+        (PIECES, ["the", "cat", "a", "##t", "##s", "##ing", "on"], "marks of word pieces"),
+        (UnitInventory(level="word", symbols=("café", "éa", "x")), ["cafe\u0301", "e\u0301a"], "composed form"),
+        (UnitInventory(level="monophone", symbols=tuple(f"{p}{n}" for p in ("AA", "AE") for n in "012")), ["AA", "AE"], "stress"),
+        (PHONE_INVENTORY, ["hello", "world"], "Give the ARPA file of this level"),
+        (PIECES, [*"tsxyz", "ing", "dog", "cat", "mouse", "tree"], None),
+    ],
+)
+def test_a_file_of_other_units_is_refused_with_the_spelling_that_would_serve(tmp_path, inventory, written, how):
+    path = write_lm(tmp_path / "lm.arpa", written)
+    with pytest.raises(UserError, match=rf"lm\.arpa must hold n-grams of the inventory's .* units.*{how or ''}"):
+        load_ngram(path, level=inventory.level, inventory=inventory)
+
+
+def test_units_that_the_file_lacks_and_symbols_that_the_level_lacks_are_counted(tmp_path, caplog):
+    path = write_lm(tmp_path / "lm.arpa", [*SPOKEN[:-1], "zh", "ng"])
+    teacher = load_ngram(path, level="monophone", inventory=PHONE_INVENTORY)
+    said = [message.partition("lm.arpa")[2] for message in caplog.messages]
+    assert said == [
+        " lacks 1 of the level's 10 units (T); each gets half the probability of its rarest one.",
+        ": 4 n-grams with symbols that are no units of the level (zh, ng) are left out.",
+    ]
+    unit_U = np.array([1, 8, 2], np.int32)
+    row = teacher.score([Sentence(id="x", unit_U=unit_U, word_U=unit_U)], k=10)[0]
+    assert row.gold_logp_N[1] < row.gold_logp_N[0]
+    caplog.clear()
+    load_ngram(write_lm(path, [*SPOKEN, "<eps>", "#0"]), level="monophone", inventory=PHONE_INVENTORY)
+    assert not caplog.messages  # silence, noise, and the marks of other tools are no units of text
+
+
+@pytest.mark.parametrize("stop", [None, "-inf", "-99", "0", "-1.0"])
+@pytest.mark.parametrize("start", ["-inf", "-99", "0"])
+@pytest.mark.parametrize("given", ["left", "outside-position"])
+def test_labels_are_probabilities_whatever_the_sentence_marks_have(tmp_path, start, stop, given):
+    path = write_lm(tmp_path / "lm.arpa", list(SYMBOLS), start=start, stop=stop)
+    want = dense(
+        load_ngram(write_lm(tmp_path / "b", list(SYMBOLS)), level="monophone", inventory=INVENTORY, given=given), [["a", "b"]]
+    )
+    got = dense(load_ngram(path, level="monophone", inventory=INVENTORY, given=given), [["a", "b"]])
+    np.testing.assert_allclose(got[0].sum(axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(got[0], want[0], atol=1e-6)  # no pair has a mark in it: they weigh all units alike
+
+
+def test_a_pair_that_is_impossible_has_finite_labels(tmp_path):
+    path = write_lm(tmp_path / "lm.arpa", list(SYMBOLS), value=-math.inf)
+    teacher = load_ngram(path, level="monophone", inventory=INVENTORY, given="left")
+    unit_U = np.array([0, 1, 2], np.int32)
+    row = teacher.score([Sentence(id="x", unit_U=unit_U, word_U=unit_U)], k=5)[0]
+    assert np.isfinite(row.logp_NK).all()
+    assert row.gold_logp_N[1] < -200
+
+
+@pytest.mark.parametrize("name", ["lm.ARPA", "lm.arpa.bz2", "lm", "three.lm.txt"])
+def test_a_teacher_by_any_files_name(tmp_path, name):
+    path = write_lm(tmp_path / "plain.arpa", list(SYMBOLS))
+    (tmp_path / name).write_bytes(bz2.compress(path.read_bytes()) if name.endswith("bz2") else path.read_bytes())
+    teachers = [load_teacher(str(p), unit="monophone", inventory=INVENTORY) for p in (path, tmp_path / name)]
+    np.testing.assert_array_equal(*(dense(teacher, [["a", "b", "e"]])[0] for teacher in teachers))
 
 
 SENONES = SenoneMap(phone_of_V=np.array([0, 0, 0, 0, 1, 1, 1, 2, 2, 2]), state_of_V=np.array([0, 0, 1, 2, 0, 1, 2, 0, 1, 2]))

@@ -1,0 +1,283 @@
+"""n-gram language models in ARPA files: the one reader, for teachers, for search graphs and beside beam search.
+
+- Plain text or packed (gzip, bzip2, xz), found by the first bytes, so that a file may have any name.
+- Columns are separated by any blanks. A missing back-off weight is log 1. A log-probability of -inf is read as -99, SRILM's zero.
+- `<S>`, `<UNK>` and so on are read as `<s>`, `</s>` and `<unk>`. An n-gram written more than once counts as its likeliest line, and is reported.
+- A file that is cut off, damaged or no ARPA file is refused in one line; a broken line is refused with its number.
+
+Shape letters: M n-grams of an order n.
+"""
+
+import bz2
+import gzip
+import logging
+import lzma
+import re
+import zlib
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hkd.errors import UserError
+
+log = logging.getLogger(__name__)
+
+START, STOP, UNKNOWN = "<s>", "</s>", "<unk>"
+ZERO = -99.0  # log10 of a probability of 0
+ENDINGS = (".arpa", ".lm", ".gz", ".bz2", ".xz", ".zst", ".binary", ".bin", ".klm", ".mmap")
+_MARKS = {mark.encode(): mark for mark in (START, STOP, UNKNOWN)}
+_MAX_LINE_BYTES = 1 << 20
+_BINARY = {
+    b"mmap lm http://kheafield.com": "a binary file of KenLM",
+    b"blmt": "a binary file of IRSTLM",
+    b"Trie Language Model": "a binary file of Sphinx",
+    b"PK\x03\x04": "a zip archive",
+}
+_PACKED: dict[bytes, tuple[str, Callable[[Any], Any]]] = {
+    b"\x1f\x8b": ("gzip", lambda file: gzip.GzipFile(fileobj=file)),
+    b"BZh": ("bzip2", bz2.BZ2File),
+    b"\xfd7zXZ\0": ("xz", lzma.LZMAFile),
+}
+_SECTION = re.compile(rb"\\(\d+)-grams:")
+_COUNT = re.compile(rb"ngram\s+(\d+)\s*=\s*(\d+)")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Grams:
+    """All n-grams of one order: the ids of their symbols, log-probabilities and back-off weights (0 where none is written)."""
+
+    ids_Mn: NDArray[np.int64]
+    logp_M: NDArray[np.float64]
+    bow_M: NDArray[np.float64]
+
+    def take(self, which: Any) -> "Grams":
+        """Some of them, by a mask or by their rows."""
+        return Grams(ids_Mn=self.ids_Mn[which], logp_M=self.logp_M[which], bow_M=self.bow_M[which])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Arpa:
+    """An ARPA file. `symbols`: of the ids; `orders`: the n-grams of order 1, 2, ..., logarithms to base 10."""
+
+    path: Path
+    symbols: tuple[str, ...]
+    orders: tuple[Grams, ...]
+
+    @property
+    def words(self) -> list[str]:
+        """The symbols without `<s>`, `</s>`, `<unk>` and others in angle brackets."""
+        return [symbol for symbol in self.symbols if not (symbol.startswith("<") and symbol.endswith(">"))]
+
+
+def is_arpa(name: str) -> bool:
+    """Whether a name is that of an n-gram file rather than of a folder or a model of the hub."""
+    path = Path(name).expanduser()
+    return path.is_file() or (not path.is_dir() and name.lower().endswith(ENDINGS))
+
+
+def read_arpa(path: Path) -> Arpa:
+    """Read a file. Raises UserError where it is missing, damaged, cut off or no ARPA file."""
+    reader = _Reader(path)
+    with _opened(path) as file:
+        reader.read(file)
+    return reader.finish()
+
+
+def write_arpa(path: Path, arpa: Arpa, *, only: Sequence[str]) -> None:
+    """Write the n-grams of these symbols, as other programs' stricter readers take them."""
+    wanted = {*only, START, STOP}
+    kept_V = np.array([symbol in wanted for symbol in arpa.symbols])
+    orders = [grams.take(np.all(kept_V[grams.ids_Mn], axis=1)) for grams in arpa.orders]
+    with path.open("w", encoding="utf-8") as file:
+        file.write("\\data\\\n" + "".join(f"ngram {n}={len(grams.logp_M)}\n" for n, grams in enumerate(orders, 1)))
+        for n, grams in enumerate(orders, 1):
+            file.write(f"\n\\{n}-grams:\n")
+            for ids, logp, bow in zip(grams.ids_Mn.tolist(), grams.logp_M.tolist(), grams.bow_M.tolist(), strict=True):
+                file.write(f"{logp}\t{' '.join(arpa.symbols[i] for i in ids)}{f'{chr(9)}{bow}' if n < len(orders) else ''}\n")
+        file.write("\n\\end\\\n")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    """The unpacked bytes of a file. Turns the errors of file systems and of unpacking into one line."""
+    packed = ""
+    try:
+        with path.open("rb") as plain:
+            head = plain.read(6)
+            plain.seek(0)
+            file: Any = plain
+            for magic, (kind, unpacked) in _PACKED.items():
+                if head.startswith(magic):
+                    packed, file = kind, unpacked(plain)
+            refused = None
+            try:
+                yield cast("IO[bytes]", file)
+            except UserError as error:
+                refused = error
+            while packed and file.read(1 << 20):  # to the checksum, since a damaged archive may unpack to broken lines
+                pass
+            if refused:
+                raise refused
+    except (EOFError, zlib.error, lzma.LZMAError) as error:
+        raise _damaged(path, packed, error) from None
+    except OSError as error:
+        if packed and error.errno is None:
+            raise _damaged(path, packed, error) from None
+        raise UserError(f"n-gram file {path} cannot be read ({error.strerror or error}). Give an ARPA file.") from None
+
+
+def _damaged(path: Path, packed: str, error: Exception) -> UserError:
+    return UserError(
+        f"{path} must be a whole {packed} file, but is cut off or damaged ({str(error).rstrip('.')}). Fetch it again."
+    )
+
+
+class _Reader:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.id_of: dict[bytes, int] = {}
+        self.symbols: list[str] = []
+        self.counts: dict[int, int] = {}  # the header's
+        self.lines: list[int] = []  # those that were read, an order
+        self.ids: list[array[int]] = []
+        self.values: list[array[float]] = []
+        self.number = 0
+
+    def _refuse(self, rule: str, remedy: str = "Make the file again.") -> UserError:
+        return UserError(f"{self.path}:{self.number}: {rule}. {remedy}")
+
+    def read(self, file: IO[bytes]) -> None:
+        order, ended = 0, False
+        for self.number, raw in enumerate(iter(lambda: file.readline(_MAX_LINE_BYTES), b""), 1):
+            if self.number == 1:
+                raw = self._first(raw)
+            line = raw.strip()
+            if line.startswith(b"\\"):
+                if line.lower() == b"\\end\\":
+                    ended = True
+                    break
+                section = _SECTION.fullmatch(line.lower())
+                order = self._begin(int(section[1])) if section else 0
+            elif order and line:
+                self._add(order, line.split())
+            elif found := _COUNT.fullmatch(line):
+                self.counts[int(found[1])] = int(found[2])
+        if not self.lines:
+            raise UserError(f"{self.path} must be an ARPA file, but has no \\1-grams: section. Give an ARPA file.")
+        if not ended:
+            raise UserError(
+                f"{self.path} must be a whole ARPA file, but ends after line {self.number} without \\end\\. It is cut off: fetch it again."
+            )
+
+    def _first(self, line: bytes) -> bytes:
+        for magic, kind in _BINARY.items():
+            if line.startswith(magic):
+                raise UserError(f"{self.path} must be an ARPA file, but is {kind}. Give the ARPA file that it was made from.")
+        if line.startswith(b"iARPA"):
+            raise UserError(f"{self.path} must be an ARPA file, but is IRSTLM's iARPA. Write it as ARPA: compile-lm --text=yes.")
+        if line.startswith((b"\xff\xfe", b"\xfe\xff")):
+            raise UserError(f"{self.path} must be UTF-8, but is UTF-16. Re-encode it: iconv -f UTF-16 -t UTF-8.")
+        if b"\0" in line:
+            raise UserError(f"{self.path} must be an ARPA file, but is a binary file or an archive. Give the ARPA file.")
+        return line.removeprefix(b"\xef\xbb\xbf")
+
+    def _begin(self, order: int) -> int:
+        if order != len(self.lines) + 1:
+            raise self._refuse(
+                f"the section after the {len(self.lines)}-grams must be \\{len(self.lines) + 1}-grams:, but is \\{order}-grams:"
+            )
+        self.lines.append(0)
+        self.ids.append(array("q"))
+        self.values.append(array("d"))
+        return order
+
+    def _add(self, order: int, fields: Sequence[bytes]) -> None:
+        if len(fields) not in (order + 1, order + 2):
+            raise self._refuse(
+                f"a line of the {order}-grams must have {order + 1} or {order + 2} columns, but has {len(fields)}",
+                "Mend the line; symbols must hold no blanks.",
+            )
+        logp = self._value(fields[0])
+        if logp > 0:
+            raise self._refuse(f"the logarithm of a probability must be 0 or less, but is {fields[0].decode(errors='replace')}")
+        bow = self._value(fields[order + 1]) if len(fields) > order + 1 else 0.0
+        if bow == np.inf:
+            raise self._refuse("a back-off weight must be finite, but is inf")
+        self.ids[order - 1].extend([self._id(symbol, order) for symbol in fields[1 : order + 1]])
+        self.values[order - 1].extend((max(logp, ZERO), max(bow, ZERO)))
+        self.lines[order - 1] += 1
+
+    def _value(self, field: bytes) -> float:
+        try:
+            value = float(field)
+        except ValueError:
+            value = np.nan
+        if value != value or b"_" in field:
+            raise self._refuse(f"a logarithm in an ARPA file must be a number, but is {field[:40].decode(errors='replace')}")
+        return value
+
+    def _id(self, symbol: bytes, order: int) -> int:
+        number = self.id_of.get(symbol)
+        if number is not None:
+            return number
+        try:
+            text = symbol.decode()
+        except UnicodeDecodeError:
+            raise self._refuse("an ARPA file must be UTF-8, but this line is not", "Re-encode it: iconv -t UTF-8.") from None
+        mark = _MARKS.get(symbol.lower())
+        if mark is None and order > 1:
+            raise self._refuse(f"the symbols of an n-gram must be among the 1-grams, but {text} is not")
+        if mark is not None and mark.encode() in self.id_of:
+            number = self.id_of[mark.encode()]
+        else:
+            number = len(self.symbols)
+            self.symbols.append(mark or text)
+            if order > 1:  # a mark that no 1-gram has
+                self.ids[0].append(number)
+                self.values[0].extend((ZERO, 0.0))
+            if mark is not None:
+                self.id_of[mark.encode()] = number
+        self.id_of[symbol] = number
+        return number
+
+    def finish(self) -> Arpa:
+        if not self.lines[0]:
+            raise UserError(f"{self.path} must hold n-grams, but its \\1-grams: section is empty. Give another ARPA file.")
+        wrong = [n for n, count in self.counts.items() if count != (self.lines[n - 1] if n <= len(self.lines) else 0)]
+        for n in wrong:
+            if n > len(self.lines):
+                raise UserError(
+                    f"{self.path} must have the {self.counts[n]} {n}-grams of its header, but has no \\{n}-grams: section. Fetch it again."
+                )
+            log.warning(
+                "%s: the header says %d %d-grams, but there are %d; those that are there are used.",
+                self.path, self.counts[n], n, self.lines[n - 1],
+            )  # fmt: skip
+        orders, twice = [], 0
+        for n, (ids, values) in enumerate(zip(self.ids, self.values, strict=True), 1):
+            value_M2 = np.frombuffer(values, np.float64).reshape(-1, 2) if len(values) else np.zeros((0, 2))
+            ids_Mn = np.frombuffer(ids, np.int64).reshape(-1, n) if len(ids) else np.zeros((0, n), np.int64)
+            grams = Grams(ids_Mn=ids_Mn, logp_M=value_M2[:, 0].copy(), bow_M=value_M2[:, 1].copy())
+            once = _once(grams)
+            twice += len(grams.logp_M) - len(once)
+            orders.append(grams.take(once))
+        if twice:
+            log.warning("%s: %d n-grams are written more than once; the likeliest line of each is used.", self.path, twice)
+        while len(orders) > 1 and not len(orders[-1].logp_M):
+            orders.pop()
+        return Arpa(path=self.path, symbols=tuple(self.symbols), orders=tuple(orders))
+
+
+def _once(grams: Grams) -> NDArray[np.int64]:
+    """The rows of different n-grams, in the file's order; of those of the same n-gram the likeliest."""
+    row_M = np.lexsort((-grams.logp_M, *grams.ids_Mn.T[::-1]))
+    sorted_Mn = grams.ids_Mn[row_M]
+    first_M = np.ones(len(row_M), np.bool_)
+    first_M[1:] = (sorted_Mn[1:] != sorted_Mn[:-1]).any(axis=1)
+    return np.sort(row_M[first_M])
