@@ -215,7 +215,7 @@ _LETTER = 6.4  # width of a letter in a tier, in pixels, about
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TierView:
+class DrawnTier:
     """A tier to draw: segments [start, stop) in frames with labels ("" for silence), and the teacher's probability of each, or None."""
 
     name: str
@@ -234,7 +234,7 @@ def envelope(wave_S: NDArray[np.float32], columns: int) -> NDArray[np.float32]:
     return np.array(pairs, np.float32)
 
 
-def timeline(wave_S: NDArray[np.float32], tiers: Sequence[TierView]) -> Markup:
+def timeline(wave_S: NDArray[np.float32], tiers: Sequence[DrawnTier]) -> Markup:
     """The drawing; it keeps its scale and scrolls sideways where the screen is narrow."""
     seconds = len(wave_S) / SAMPLE_RATE_HZ
     width = seconds * PIXELS_PER_S
@@ -259,7 +259,7 @@ def _wave(wave_S: NDArray[np.float32], width: float) -> list[str]:
     return [f'<polygon points="{" ".join(upper + lower[::-1])}" class="wave"/>']
 
 
-def _tier(tier: TierView, top: float) -> list[str]:
+def _tier(tier: DrawnTier, top: float) -> list[str]:
     parts = [text(0, top + 14, tier.name, cls="tier")]
     scale = FRAME_SHIFT_S * PIXELS_PER_S
     if tier.sure:

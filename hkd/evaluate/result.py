@@ -15,11 +15,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import jiwer
+
 from hkd.errors import UserError
-from hkd.evaluate.score import Edit, Interval, Scores, phones_of, score_characters, score_tokens, score_words
+from hkd.evaluate.score import Interval, Scores, phones_of, score_characters, score_tokens, score_words
 from hkd.files import atomic_write
 from hkd.units.lexicon import Lexicon
 
@@ -193,7 +196,6 @@ def score_all(rows: Iterable[Hypothesis]) -> dict[str, Scores]:
     }
 
 
-GAP = "*"
 NOTHING = "∅"
 
 
@@ -223,57 +225,31 @@ def by_speaker(rows: Sequence[Hypothesis], scores: Scores) -> list[SpeakerRow]:
 
 
 def confusions(scores: Scores, most: int = 20) -> list[tuple[str, str, int]]:
-    """(said, understood, how often) by falling count; ∅ on the left for what was added, on the right for what was left out."""
+    """(said, recognised, count) by falling count; ∅ on the left for inserted words, on the right for deleted ones."""
     counts: Counter[tuple[str, str]] = Counter()
     for reference, hypothesis, edits in zip(scores.reference, scores.hypothesis, scores.edits, strict=True):
         for e in edits:
-            if e.kind != "equal":
-                counts.update(_pairs(reference, hypothesis, e))
+            if e.type != "equal":
+                said, heard = reference[e.ref_start_idx : e.ref_end_idx], hypothesis[e.hyp_start_idx : e.hyp_end_idx]
+                counts.update(zip_longest(said, heard, fillvalue=NOTHING))
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return [(said, understood, count) for (said, understood), count in ordered[:most]]
-
-
-def _pairs(reference: Sequence[str], hypothesis: Sequence[str], e: Edit) -> list[tuple[str, str]]:
-    said, understood = list(reference[e.ref_start : e.ref_stop]), list(hypothesis[e.hyp_start : e.hyp_stop])
-    length = max(len(said), len(understood))
-    return list(zip(said + [NOTHING] * (length - len(said)), understood + [NOTHING] * (length - len(understood)), strict=True))
-
-
-def aligned(reference: Sequence[str], hypothesis: Sequence[str], edits: Sequence[Edit]) -> tuple[str, str, str]:
-    """REF, HYP and Eval lines: words above each other, gaps as stars, errors in capitals and marked S, I or D."""
-    columns: list[tuple[str, str, str]] = []
-    for e in edits:
-        mark = {"equal": "", "substitute": "S", "insert": "I", "delete": "D"}[e.kind]
-        for said, understood in _pairs(reference, hypothesis, e):
-            said, understood = ("" if word == NOTHING else word for word in (said, understood))
-            width = max(len(said), len(understood))
-            if mark:
-                said, understood = said.upper() or GAP * width, understood.upper() or GAP * width
-            columns.append((said.ljust(width), understood.ljust(width), mark.ljust(width)))
-    lines = (" ".join(column[i] for column in columns).rstrip() for i in range(3))
-    return tuple(lines)  # type: ignore[return-value]
+    return [(*pair, count) for pair, count in ordered[:most]]
 
 
 def listing(rows: Sequence[Hypothesis], scores: Scores) -> str:
-    """All utterances with errors, aligned, most errors first; then speakers, then confusions."""
+    """All utterances with errors as jiwer aligns them, most errors first; then speakers, then confusions."""
     totals = scores.totals()
-    order = sorted(range(len(rows)), key=lambda n: (-int(scores.errors_N[n]), rows[n].id))
     text = [f"{totals['errors']} errors in {totals['tokens']} words, {len(rows)} utterances", ""]
-    for n in order:
+    for n in sorted(range(len(rows)), key=lambda n: (-int(scores.errors_N[n]), rows[n].id)):
         if scores.errors_N[n]:
-            ref, hyp, mark = aligned(scores.reference[n], scores.hypothesis[n], scores.edits[n])
-            who = f" · {rows[n].speaker}" if rows[n].speaker else ""
-            text += [
-                f"{rows[n].id}{who} · {scores.errors_N[n]} of {scores.tokens_N[n]}",
-                f"REF:  {ref}",
-                f"HYP:  {hyp}",
-                f"Eval: {mark}".rstrip(),
-                "",
-            ]
+            output = jiwer.process_words(rows[n].reference, rows[n].hypothesis)
+            lines = jiwer.visualize_alignment(output, show_measures=False).splitlines()[2:]  # without its number
+            speaker = f" · {rows[n].speaker}" if rows[n].speaker else ""
+            text += [f"{rows[n].id}{speaker} · {scores.errors_N[n]} of {scores.tokens_N[n]}", *lines, ""]
     text += ["speaker            utterances  words  errors  WER %"]
     for s in by_speaker(rows, scores):
         rate = f"{100 * s.rate:.1f}" if s.words else "–"
         text.append(f"{s.speaker:<18} {s.utterances:>10} {s.words:>6} {s.errors:>7} {rate:>6}")
-    text += ["", "count  said → understood"]
-    text += [f"{count:>5}  {said} → {understood}" for said, understood, count in confusions(scores)]
+    text += ["", "count  said → recognised"]
+    text += [f"{count:>5}  {said} → {heard}" for said, heard, count in confusions(scores)]
     return "\n".join(text) + "\n"

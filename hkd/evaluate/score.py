@@ -30,69 +30,54 @@ from numpy.typing import ArrayLike, NDArray
 from hkd.units.lexicon import Lexicon
 from hkd.units.phones import is_silence_name
 
+Counts_N = NDArray[np.int64]
+NUM_DRAWS = 10_000
+_DRAWN_AT_ONCE = 4_000_000  # blocks: bounds the memory
 SILENCE = "sil"
 _FOLD = {
     "ao": "aa", "ax": "ah", "ax-h": "ah", "axr": "er", "hv": "hh", "ix": "ih", "el": "l", "em": "m", "en": "n", "nx": "n",
     "eng": "ng", "zh": "sh", "ux": "uw",
-    **dict.fromkeys(("pcl", "tcl", "kcl", "bcl", "dcl", "gcl", "h#", "#h", "pau", "epi", "sil", "sp", "spn", "<sil>"), SILENCE),
+    **dict.fromkeys(["pcl", "tcl", "kcl", "bcl", "dcl", "gcl", "h#", "#h", "pau", "epi", "sil", "sp", "spn", "<sil>"], SILENCE),
 }  # fmt: skip
-_DROPPED = frozenset({"q"})
+_DROPPED = "q"
 
 
 def fold_39(phones: Iterable[str]) -> list[str]:
-    """Phones (TIMIT's 61 or ARPAbet, any case, stress marks allowed) → the 39, silences in a row joined.
+    """Phones (TIMIT's 61 or ARPAbet, any case, stress marks allowed) → the 39, silences in a row joined. Idempotent.
 
-    Phones of neither set come back in lower case, unchanged. Idempotent.
+    Phones of neither set come back in lower case, unchanged.
     """
     folded: list[str] = []
     for phone in phones:
         name = phone.lower().rstrip("012")
         name = _FOLD.get(name, name)
-        if name not in _DROPPED and not (name == SILENCE and folded and folded[-1] == SILENCE):
+        if name != _DROPPED and not (name == SILENCE and folded and folded[-1] == SILENCE):
             folded.append(name)
     return folded
 
 
 def phones_of(text: str, lexicon: Lexicon) -> list[str]:
-    """The phones of a text, each word by its one pronunciation; silence is left out. English ones are folded to 39, others stay as they are."""
+    """The phones of a text without silence, each word by its one pronunciation; English ones folded to 39."""
     phones = [phone for word in text.split() for phone in lexicon.pronounce(word)]
     if not lexicon.is_english:
         return [phone for phone in phones if not is_silence_name(phone)]
     return [phone for phone in fold_39(phones) if phone != SILENCE]
 
 
-Counts_N = NDArray[np.int64]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Edit:
-    """A stretch of an alignment: reference tokens [ref_start, ref_stop) against hypothesis tokens [hyp_start, hyp_stop)."""
-
-    kind: str  # equal | substitute | insert | delete
-    ref_start: int
-    ref_stop: int
-    hyp_start: int
-    hyp_stop: int
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scores:
-    """Edit counts by utterance. The rate is errors / reference tokens over all utterances, hence may exceed 1."""
+    """Edit counts by utterance. `edits`: jiwer's alignment chunks. The rate is errors / reference tokens, so it may exceed 1."""
 
     reference: tuple[tuple[str, ...], ...]
     hypothesis: tuple[tuple[str, ...], ...]
-    edits: tuple[tuple[Edit, ...], ...]
+    edits: tuple[tuple[jiwer.AlignmentChunk, ...], ...]
+    tokens_N: Counts_N
     substitutions_N: Counts_N
     insertions_N: Counts_N
     deletions_N: Counts_N
 
     def __len__(self) -> int:
         return len(self.reference)
-
-    @property
-    def tokens_N(self) -> Counts_N:
-        """Reference tokens of each utterance."""
-        return np.array([len(r) for r in self.reference], np.int64)
 
     @property
     def errors_N(self) -> Counts_N:
@@ -107,46 +92,34 @@ class Scores:
 
     def totals(self) -> dict[str, int]:
         """Counts over all utterances: tokens, errors, substitutions, insertions, deletions."""
-        arrays = {
-            "tokens": self.tokens_N,
-            "errors": self.errors_N,
-            "substitutions": self.substitutions_N,
-            "insertions": self.insertions_N,
-            "deletions": self.deletions_N,
-        }
-        return {name: int(count_N.sum()) for name, count_N in arrays.items()}
+        names = ("tokens", "errors", "substitutions", "insertions", "deletions")
+        return {name: int(getattr(self, f"{name}_N").sum()) for name in names}
 
 
 def score_tokens(references: Sequence[Sequence[str]], hypotheses: Sequence[Sequence[str]]) -> Scores:
     """Align token sequences pair by pair. Raises ValueError where there are not as many hypotheses as references."""
     if len(references) != len(hypotheses):
         raise ValueError(f"there must be {len(references)} hypotheses, but there are {len(hypotheses)}")
-    reference = tuple(tuple(r) for r in references)
-    hypothesis = tuple(tuple(h) for h in hypotheses)
+    reference, hypothesis = (tuple(map(tuple, side)) for side in (references, hypotheses))
 
-    def as_lists(tokens: Any) -> Any:  # the tokens are cut already, so jiwer's own cutting is bypassed
-        return [list(row) for row in tokens]
+    def as_lists(rows: Any) -> Any:  # in place of jiwer's own tokenisation
+        return [list(row) for row in rows]
 
     process: Any = jiwer.process_words
-    output = process(reference, hypothesis, as_lists, as_lists)
-    edits = tuple(
-        tuple(
-            Edit(
-                kind=c.type, ref_start=c.ref_start_idx, ref_stop=c.ref_end_idx, hyp_start=c.hyp_start_idx, hyp_stop=c.hyp_end_idx
-            )
-            for c in chunks
-        )
-        for chunks in output.alignments
-    )
+    edits = tuple(map(tuple, process(reference, hypothesis, as_lists, as_lists).alignments))
 
     def count(kind: str) -> Counts_N:
-        sums = [sum(max(e.ref_stop - e.ref_start, e.hyp_stop - e.hyp_start) for e in row if e.kind == kind) for row in edits]
-        return np.array(sums, np.int64)
+        lengths = [
+            [max(e.ref_end_idx - e.ref_start_idx, e.hyp_end_idx - e.hyp_start_idx) for e in row if e.type == kind]
+            for row in edits
+        ]
+        return np.array([sum(row) for row in lengths], np.int64)
 
     return Scores(
         reference=reference,
         hypothesis=hypothesis,
         edits=edits,
+        tokens_N=np.array([len(row) for row in reference], np.int64),
         substitutions_N=count("substitute"),
         insertions_N=count("insert"),
         deletions_N=count("delete"),
@@ -154,17 +127,13 @@ def score_tokens(references: Sequence[Sequence[str]], hypotheses: Sequence[Seque
 
 
 def score_words(references: Sequence[str], hypotheses: Sequence[str]) -> Scores:
-    """Word errors; words are what white space separates (normalise first)."""
+    """Word errors; words are separated by white space (normalise first)."""
     return score_tokens([r.split() for r in references], [h.split() for h in hypotheses])
 
 
 def score_characters(references: Sequence[str], hypotheses: Sequence[str]) -> Scores:
     """Character errors, the single spaces between words included."""
     return score_tokens([list(" ".join(r.split())) for r in references], [list(" ".join(h.split())) for h in hypotheses])
-
-
-NUM_DRAWS = 10_000
-_DRAWN_AT_ONCE = 4_000_000  # blocks: bounds the memory
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -198,35 +167,33 @@ def block_sums(value_N: ArrayLike, group_N: Sequence[str] | None) -> NDArray[np.
         raise ValueError(f"there must be {len(value)} group names, but there are {len(group_N)}")
     number: dict[str, int] = {}
     row_N = [number.setdefault(name, len(number)) for name in group_N]
-    sums: NDArray[np.float64] = np.bincount(row_N, weights=value, minlength=len(number)).astype(np.float64)
-    return sums
+    return np.bincount(row_N, weights=value, minlength=len(number)).astype(np.float64)
 
 
-def _drawn_sums(values_G: Sequence[NDArray[np.float64]], num_draws: int, seed: int) -> list[NDArray[np.float64]]:
-    """Each array's sum over the blocks of every draw (R), all arrays on the same draws; in pieces, so that memory stays bounded."""
-    random = np.random.Generator(np.random.PCG64(seed))
-    num_blocks = len(values_G[0])
-    step = max(1, _DRAWN_AT_ONCE // num_blocks)
-    pieces: list[list[NDArray[np.float64]]] = [[] for _ in values_G]
-    for first in range(0, num_draws, step):
-        block_RG = random.integers(0, num_blocks, size=(min(step, num_draws - first), num_blocks), dtype=np.int32)
-        for piece, value_G in zip(pieces, values_G, strict=True):
-            piece.append(value_G[block_RG].sum(axis=1))
-    return [np.concatenate(piece) for piece in pieces]
-
-
-def _share_beyond(level: float, num_blocks: int) -> float:
-    """The share of draws beyond each end of an interval: expanded percentiles."""
+def _drawn_rates(
+    errors_G: NDArray[np.float64], tokens_G: NDArray[np.float64], *, level: float, num_draws: int, seed: int
+) -> tuple[NDArray[np.float64], float, float] | None:
+    """Σ errors / Σ tokens of every draw that has tokens (R), and the ends of their interval; None below two blocks or without tokens."""
     from scipy.special import ndtr, stdtrit
+    from scipy.stats import bootstrap
 
-    return float(ndtr(-math.sqrt(num_blocks / (num_blocks - 1)) * stdtrit(num_blocks - 1, (1 + level) / 2)))
+    num_blocks = len(errors_G)
+    if num_blocks < 2 or tokens_G.sum() == 0:
+        return None
 
+    def rate(errors: NDArray[np.float64], tokens: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
+        errors, tokens = errors.sum(axis), tokens.sum(axis)
+        return np.divide(errors, tokens, out=np.full_like(errors, np.nan), where=tokens > 0)
 
-def _p_value(share: float, num_blocks: int) -> float:
-    """Two-sided p where `share` of the draws lie beyond zero: the inverse of `_share_beyond`."""
-    from scipy.special import ndtri, stdtr
-
-    return min(1.0, 2 * float(stdtr(num_blocks - 1, math.sqrt((num_blocks - 1) / num_blocks) * ndtri(min(share, 0.5)))))
+    drawn = bootstrap(
+        (errors_G, tokens_G), rate, paired=True, vectorized=True, n_resamples=num_draws, method="percentile",
+        batch=max(1, _DRAWN_AT_ONCE // num_blocks), rng=np.random.default_rng(seed),
+    )  # fmt: skip
+    rate_R: NDArray[np.float64] = drawn.bootstrap_distribution
+    rate_R = rate_R[np.isfinite(rate_R)]
+    beyond = ndtr(-math.sqrt(num_blocks / (num_blocks - 1)) * stdtrit(num_blocks - 1, (1 + level) / 2))  # expanded percentiles
+    low, high = np.quantile(rate_R, [beyond, 1 - beyond])
+    return rate_R, float(low), float(high)
 
 
 def bootstrap_interval(
@@ -238,15 +205,10 @@ def bootstrap_interval(
     num_draws: int = NUM_DRAWS,
     seed: int = 0,
 ) -> Interval | None:
-    """Expanded percentile interval of Σ errors / Σ tokens. None where there are fewer than two blocks, which no draw can tell apart."""
+    """Expanded percentile interval of Σ errors / Σ tokens; None where there are fewer than two blocks, or no tokens."""
     errors_G, tokens_G = block_sums(errors_N, group_N), block_sums(tokens_N, group_N)
-    if len(errors_G) < 2 or tokens_G.sum() == 0:
-        return None
-    errors_R, tokens_R = _drawn_sums([errors_G, tokens_G], num_draws, seed)
-    rate_R = errors_R[tokens_R > 0] / tokens_R[tokens_R > 0]
-    beyond = _share_beyond(level, len(errors_G))
-    low, high = np.quantile(rate_R, [beyond, 1 - beyond])
-    return Interval(low=float(low), high=float(high), level=level, blocks=len(errors_G))
+    drawn = _drawn_rates(errors_G, tokens_G, level=level, num_draws=num_draws, seed=seed)
+    return drawn and Interval(low=drawn[1], high=drawn[2], level=level, blocks=len(errors_G))
 
 
 def paired_bootstrap(
@@ -259,59 +221,58 @@ def paired_bootstrap(
     num_draws: int = NUM_DRAWS,
     seed: int = 0,
 ) -> Comparison | None:
-    """Rate of A − rate of B on the same utterances, blocked by `group_N`. None where there are fewer than two blocks.
+    """Rate of A − rate of B on the same utterances, blocked by `group_N`; None where there are fewer than two blocks, or no tokens.
 
-    Several seeds of a run are pooled by giving the sums of their errors, and of the tokens as often. Runs without any difference
-    have p = 1; p is never 0: the smallest share that draws can tell apart is 1 / (num_draws + 1), which is p = 0.004 for 13 blocks.
+    Several seeds of a run are pooled by giving the means of their errors. Runs without any difference have p = 1; p is never 0: the
+    smallest share that draws can tell apart is 1 / (num_draws + 1), which is p = 0.004 for 13 blocks.
     """
+    from scipy.special import ndtri, stdtr
+
     difference_G = block_sums(errors_a_N, group_N) - block_sums(errors_b_N, group_N)
-    tokens_G = block_sums(tokens_N, group_N)
-    if len(tokens_G) < 2 or tokens_G.sum() == 0:
+    tokens_G, num_blocks = block_sums(tokens_N, group_N), len(difference_G)
+    drawn = _drawn_rates(difference_G, tokens_G, level=level, num_draws=num_draws, seed=seed)
+    if drawn is None:
         return None
-    difference_R, tokens_R = _drawn_sums([difference_G, tokens_G], num_draws, seed)
-    delta_R = difference_R[tokens_R > 0] / tokens_R[tokens_R > 0]
-    below, above = int((delta_R <= 0).sum()), int((delta_R >= 0).sum())
-    beyond = _share_beyond(level, len(tokens_G))
-    low, high = np.quantile(delta_R, [beyond, 1 - beyond])
+    delta_R, low, high = drawn
+    share = (min(int((delta_R <= 0).sum()), int((delta_R >= 0).sum())) + 1) / (len(delta_R) + 1)
+    # the inverse of the expanded percentiles: the level whose interval ends at zero
+    p = 2 * stdtr(num_blocks - 1, math.sqrt((num_blocks - 1) / num_blocks) * ndtri(min(share, 0.5)))
     return Comparison(
         difference=float(difference_G.sum() / tokens_G.sum()),
-        p=_p_value((min(below, above) + 1) / (len(delta_R) + 1), len(tokens_G)),
+        p=min(1.0, float(p)),
         method="paired bootstrap" + (" by speaker" if group_N is not None else " by utterance"),
-        blocks=len(tokens_G),
-        low=float(low),
-        high=float(high),
+        blocks=num_blocks,
+        low=low,
+        high=high,
     )
 
 
-def _errors_at(edits: Sequence[Edit], num_tokens: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Errors on each reference token, and insertions in each of the gaps around them (gap i lies before token i)."""
-    token, gap = np.zeros(num_tokens, np.int64), np.zeros(num_tokens + 1, np.int64)
+def _errors_at(edits: Sequence[jiwer.AlignmentChunk], num_tokens: int) -> NDArray[np.int64]:
+    """Errors in gap 0, on token 0, in gap 1, ..., in gap n: insertions lie in gaps, other errors on reference tokens."""
+    place = np.zeros(2 * num_tokens + 1, np.int64)
     for e in edits:
-        if e.kind == "insert":
-            gap[e.ref_start] += e.hyp_stop - e.hyp_start
-        elif e.kind != "equal":
-            token[e.ref_start : e.ref_stop] += 1
-    return token, gap
+        if e.type == "insert":
+            place[2 * e.ref_start_idx] += e.hyp_end_idx - e.hyp_start_idx
+        elif e.type != "equal":
+            place[2 * e.ref_start_idx + 1 : 2 * e.ref_end_idx : 2] += 1
+    return place
 
 
 def segment_differences(a: Scores, b: Scores, *, buffer: int = 2) -> NDArray[np.int64]:
-    """Errors of A − errors of B in each segment where either errs; `buffer` words that both have right end a segment, and so does
-    the utterance's end. Raises ValueError where the references differ."""
+    """Errors of A − errors of B in each segment where either errs.
+
+    A segment ends before `buffer` words that both have right, and at the utterance's end. Raises ValueError where the references differ.
+    """
     if a.reference != b.reference:
         raise ValueError("two runs can only be compared on the same references, but theirs differ")
     differences: list[int] = []
-    for row, reference in enumerate(a.reference):
-        token_a, gap_a = _errors_at(a.edits[row], len(reference))
-        token_b, gap_b = _errors_at(b.edits[row], len(reference))
-        error_a = np.ravel(np.column_stack([gap_a, np.append(token_a, 0)]))[:-1]  # gap 0, token 0, gap 1, ..., gap n
-        error_b = np.ravel(np.column_stack([gap_b, np.append(token_b, 0)]))[:-1]
+    for reference, edits_a, edits_b in zip(a.reference, a.edits, b.edits, strict=True):
+        error_a, error_b = _errors_at(edits_a, len(reference)), _errors_at(edits_b, len(reference))
         wrong = np.flatnonzero((error_a > 0) | (error_b > 0))
-        if not len(wrong):
-            continue
-        right = wrong[1:] // 2 - (wrong[:-1] + 1) // 2  # tokens (odd places) strictly between two wrong places
-        segment = np.concatenate([[0], np.cumsum(right >= buffer)])
-        delta = error_a[wrong] - error_b[wrong]
-        differences.extend(np.bincount(segment, weights=delta).astype(np.int64).tolist())
+        if len(wrong):
+            right = wrong[1:] // 2 - (wrong[:-1] + 1) // 2  # tokens (odd places) strictly between two wrong places
+            segment = np.concatenate([[0], np.cumsum(right >= buffer)])
+            differences.extend(np.bincount(segment, weights=(error_a - error_b)[wrong]).astype(np.int64).tolist())
     return np.array(differences, np.int64)
 
 
@@ -325,10 +286,12 @@ def matched_pairs(a: Scores, b: Scores) -> Comparison | None:
     difference_S = segment_differences(a, b)
     if len(difference_S) < 2:
         return None
-    rate = (int(a.errors_N.sum()) - int(b.errors_N.sum())) / max(1, int(a.tokens_N.sum()))
-    spread = float(difference_S.std(ddof=1)) / math.sqrt(len(difference_S))
-    mean = float(difference_S.mean())
+    mean, spread = float(difference_S.mean()), float(difference_S.std(ddof=1)) / math.sqrt(len(difference_S))
     if spread == 0 and mean != 0:
         return None
-    p = 2 * float(stdtr(len(difference_S) - 1, -abs(mean) / spread)) if spread else 1.0
-    return Comparison(difference=rate, p=p, method="matched pairs", blocks=len(difference_S))
+    return Comparison(
+        difference=int(difference_S.sum()) / max(1, int(a.tokens_N.sum())),
+        p=2 * float(stdtr(len(difference_S) - 1, -abs(mean) / spread)) if spread else 1.0,
+        method="matched pairs",
+        blocks=len(difference_S),
+    )

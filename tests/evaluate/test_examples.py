@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from hkd.align.alignment import Alignment
 from hkd.audio import read_audio
-from hkd.evaluate.examples import examples, flac_address, marked, opinions_of, store_positions
+from hkd.evaluate.examples import examples, flac_address, labels_of, marked, store_positions
 from hkd.evaluate.result import read_result
 from hkd.labels.store import open_stores
 from hkd.manifest import read as read_manifest
@@ -43,18 +43,18 @@ def test_candidates_are_the_stores(project) -> None:  # type: ignore[no-untyped-
     alignment = Alignment(project.alignment)
     for name, store in open_stores(project.labels).items():
         utterance = store.ids[0]
-        opinions, topk = opinions_of(store, utterance), store.block([utterance]).topk
+        labels, topk = labels_of(store, utterance), store.block([utterance]).topk
         symbols = store.spec.inventory.symbols
-        assert (opinions.store, opinions.level, len(opinions.cards)) == (name, name, len(topk))
-        for n, card in enumerate(opinions.cards):
-            assert card.reference == symbols[topk.gold_N[n]]
-            assert [c.unit for c in card.candidates] == [symbols[i] for i in topk.ids_NK[n, :5]]
-            assert card.p == pytest.approx(np.exp(topk.gold_logp_N[n]))
-            assert sum(c.p for c in card.candidates) + card.tail == pytest.approx(1, abs=0.02)
+        assert (labels.store, labels.level, len(labels.positions)) == (name, name, len(topk))
+        for n, label in enumerate(labels.positions):
+            assert label.reference == symbols[topk.gold_N[n]]
+            assert [c.unit for c in label.candidates] == [symbols[i] for i in topk.ids_NK[n, :5]]
+            assert label.p == pytest.approx(np.exp(topk.gold_logp_N[n]))
+            assert sum(c.p for c in label.candidates) + label.tail == pytest.approx(1, abs=0.02)
         where = store_positions(alignment, alignment[utterance], store)
         assert where is not None
         assert len(where.unit_U) == len(topk)
-        assert [symbols[u] for u in where.unit_U] == [card.reference for card in opinions.cards]
+        assert [symbols[u] for u in where.unit_U] == [label.reference for label in labels.positions]
 
 
 def test_examples_show_where_the_runs_differ(evaluated) -> None:  # type: ignore[no-untyped-def]
@@ -67,7 +67,7 @@ def test_examples_show_where_the_runs_differ(evaluated) -> None:  # type: ignore
         assert example.split == "test"
         assert example.seconds == pytest.approx(len(read_audio(manifest.by_id(example.id))) / 16_000)
         assert [run for run, _, _ in example.hypotheses] == [report.run for report in reports]
-        assert {o.store for o in example.opinions} == set(stores)
+        assert {o.store for o in example.labels} == set(stores)
         assert example.drawing is not None
         wrong = [errors for _, _, errors in example.hypotheses]
         spreads.append(max(wrong) - min(wrong))
@@ -78,5 +78,5 @@ def test_without_alignment_or_stores_there_is_still_sound_and_text(evaluated) ->
     reports = [read_result(evaluated.runs[0], "test")]
     (example,) = examples(read_manifest(evaluated.manifest), reports=reports, alignment=None, stores={}, number=1)
     assert example.drawing is None
-    assert example.opinions == ()
+    assert example.labels == ()
     assert example.audio is not None

@@ -12,7 +12,6 @@ from hkd.evaluate.result import (
     METRICS,
     NOTHING,
     Hypothesis,
-    aligned,
     by_speaker,
     confusions,
     listing,
@@ -57,25 +56,12 @@ def rows_of(pairs: list[tuple[str, str]]) -> list[Hypothesis]:
     ]
 
 
-@given(WORDS, WORDS)
-def test_the_lines_hold_both_texts_in_columns(reference: str, hypothesis: str) -> None:
-    scores = score_words([reference], [hypothesis])
-    ref, hyp, marks = aligned(scores.reference[0], scores.hypothesis[0], scores.edits[0])
-    kept = [[w.lower() for w in line.split() if set(w) != {"*"}] for line in (ref, hyp)]
-    assert kept == [reference.split(), hypothesis.split()]
-    assert sorted(marks.split()) == sorted(
-        ["S"] * int(scores.substitutions_N[0]) + ["I"] * int(scores.insertions_N[0]) + ["D"] * int(scores.deletions_N[0])
-    )
-    assert len(ref.split()) == len(hyp.split())
-
-
-def test_an_example() -> None:
-    scores = score_words(["the cat sat down"], ["the hat sat"])
-    assert aligned(scores.reference[0], scores.hypothesis[0], scores.edits[0]) == (
-        "the CAT sat DOWN",
-        "the HAT sat ****",
-        "    S       D",
-    )
+def test_errors_are_marked_in_columns() -> None:
+    rows = rows_of([("the cat sat down", "the hat sat"), ("a bb", "a bb"), ("", "a")])
+    text = listing(rows, score_words([r.reference for r in rows], [r.hypothesis for r in rows]))
+    lines = text.splitlines()
+    assert lines[2:6] == ["u0 · x · 2 of 4", "REF: the cat sat down", "HYP: the hat sat ****", "           S        D"]
+    assert lines[7:11] == ["u2 · z · 1 of 0", "REF: *", "HYP: a", "     I"]
 
 
 @given(st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=8))

@@ -110,9 +110,9 @@ def test_the_edits_turn_the_reference_into_the_hypothesis(reference: list[str], 
     (edits,) = score_tokens([reference], [hypothesis]).edits
     rebuilt: list[str] = []
     for e in edits:
-        equal = e.kind == "equal"
-        assert not equal or reference[e.ref_start : e.ref_stop] == hypothesis[e.hyp_start : e.hyp_stop]
-        rebuilt += hypothesis[e.hyp_start : e.hyp_stop]
+        said, understood = reference[e.ref_start_idx : e.ref_end_idx], hypothesis[e.hyp_start_idx : e.hyp_end_idx]
+        assert e.type != "equal" or said == understood
+        rebuilt += understood
     assert rebuilt == hypothesis
 
 
