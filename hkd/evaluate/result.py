@@ -99,6 +99,28 @@ class EvaluationReport:
         return {"format": FORMAT, **value, "errors": {name: rate.to_json() for name, rate in self.errors.items()}}
 
 
+SILENT = 0.9  # share of words left out from which a student says (almost) nothing
+CTC_REMEDY = (
+    "CTC needs more speech or more steps than it had: train longer, with senones as the main output (--set main=senone, searched with a "
+    "word LM), or on a frozen encoder (--set encoder.upstream=openai/whisper-base)."
+)
+GRAPH_REMEDY = "No path reached a word's end: train longer, or widen the search (--set search.hybrid.beam=20)."
+
+
+def silence_note(report: EvaluationReport) -> str | None:
+    """A sentence about a student that says nothing, or almost nothing, with the remedy; None where it says something."""
+    wer = report.errors["wer"]
+    if not wer.tokens or wer.deletions < SILENT * wer.tokens:
+        return None
+    silent = all(not row.hypothesis for row in report.hypotheses)
+    what = (
+        f"says nothing: all {wer.tokens:,} words are left out"
+        if silent
+        else (f"says almost nothing: {wer.deletions:,} of {wer.tokens:,} words are left out")
+    )
+    return f"{report.name} {what}. {GRAPH_REMEDY if report.decoder.get('name') == 'graph' else CTC_REMEDY}"
+
+
 def result_paths(run_folder: Path, split: str, tag: str = "") -> tuple[Path, Path, Path]:
     """The three files that are always there: figures, hypotheses, timing."""
     stem = f"eval-{split}@{tag}" if tag else f"eval-{split}"

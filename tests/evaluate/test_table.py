@@ -93,6 +93,8 @@ def test_pairs_hold_every_row_against_every_baseline() -> None:
     assert "| b | a | −23.33 |" in table.markdown()
     with pytest.raises(UserError, match="one of none, a, b, or their objective, but is 'nobody' instead"):
         objectives_table(reports, baselines=["nobody"])
+    with pytest.raises(UserError, match=r"'auxilary' instead\. Did you mean auxiliary\?"):
+        objectives_table(reports, baselines=["auxilary"])
 
 
 def test_another_way_to_decode_is_held_against_the_baseline_decoded_alike() -> None:
@@ -129,6 +131,20 @@ def test_other_references_are_refused() -> None:
         objectives_table([report_of("a", [GOOD] * 3), dataclasses.replace(report_of("b", [GOOD] * 3), split="dev")])
     with pytest.raises(UserError, match="at least one evaluated run"):
         objectives_table([])
+
+
+def test_students_that_say_nothing_are_named_with_the_remedy() -> None:
+    silent, almost = report_of("none", [""] * 24), report_of("best", [""] * 23 + [GOOD], objective="hierarchical")
+    fine = report_of("hard-heads", [GOOD] * 23 + [""], objective="hard-heads")
+    graph = dataclasses.replace(report_of("graph", [""] * 24), decoder={"name": "graph"})
+    table = objectives_table([silent, almost, fine, graph])
+    nothing, of_graph, little, *_ = table.notes()
+    assert nothing.startswith("none says nothing: all 120 words are left out. CTC needs more speech or more steps")
+    assert "--set main=senone" in nothing
+    assert little.startswith("best says almost nothing: 115 of 120 words are left out.")
+    assert of_graph.startswith("graph says nothing")
+    assert "search.hybrid.beam" in of_graph
+    assert "hard-heads says" not in table.text()
 
 
 def test_names() -> None:
