@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -11,29 +11,27 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 
+def temporary(path: Path) -> Path:
+    """A name beside `path` that no other thread or process uses. Made with open(..., "xb"), the file has the permissions of any new file."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+
+
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Open a temporary file beside `path`; on success fsync it and rename it to `path`, on failure remove it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    part = temporary(path)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with part.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        _publish(Path(name), path)
+        part.replace(path)
     except BaseException:
         with suppress(OSError):
-            Path(name).unlink()
+            part.unlink()
         raise
     _sync(path.parent)
-
-
-def _publish(temporary: Path, path: Path) -> None:
-    umask = os.umask(0)
-    os.umask(umask)
-    temporary.chmod(0o666 & ~umask)
-    temporary.replace(path)
 
 
 def _sync(path: Path) -> None:
@@ -57,18 +55,18 @@ def write_in_order(files: Sequence[tuple[Path, bytes | memoryview | Path]]) -> N
                 parts.append((data, path))
                 continue
             path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-            parts.append((Path(name), path))
-            with os.fdopen(handle, "wb") as file:
+            part = temporary(path)
+            parts.append((part, path))
+            with part.open("xb") as file:
                 file.write(data)
         with ThreadPoolExecutor(max(1, len(parts))) as pool:
-            list(pool.map(_sync, [temporary for temporary, _ in parts]))
-        for temporary, path in parts:
-            _publish(temporary, path)
+            list(pool.map(_sync, [part for part, _ in parts]))
+        for part, path in parts:
+            part.replace(path)
     except BaseException:
-        for temporary, _ in parts:
+        for part, _ in parts:
             with suppress(OSError):
-                temporary.unlink()
+                part.unlink()
         raise
     for folder in {path.parent for _, path in parts}:
         _sync(folder)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hkd.errors import HkdError, MissingPackageError, UserError
-from hkd.files import digest_of
+from hkd.files import digest_of, temporary
 
 WORKERS = 16  # requests at once
 EXTRAS = {"s3": ("s3fs", "s3"), "s3a": ("s3fs", "s3")}
@@ -215,7 +215,7 @@ def local_copy(url: str) -> Path:
             os.utime(path)
             return path
         folder.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        part = temporary(path)
         try:
             Remote(url).fetch("", part)
             _fetched_bytes += part.stat().st_size

@@ -4,13 +4,24 @@ import hashlib
 import json
 import os
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hkd.files import atomic_write, digest_of, digest_of_file, digest_of_json, json_bytes, write_bytes, write_in_order, write_json
+from hkd.files import (
+    atomic_write,
+    digest_of,
+    digest_of_file,
+    digest_of_json,
+    json_bytes,
+    temporary,
+    write_bytes,
+    write_in_order,
+    write_json,
+)
 
 
 def test_a_failure_leaves_the_old_file_and_no_rest(tmp_path: Path) -> None:
@@ -55,6 +66,30 @@ def test_permissions_follow_the_umask(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "x").stat().st_mode) == 0o640
+
+
+def test_permissions_follow_the_umask_of_any_process_and_no_thread_changes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """os.umask sets what every thread's new files get: it is not called."""
+
+    def never(mask: int) -> int:
+        raise AssertionError(mask)
+
+    monkeypatch.setattr(os, "umask", never)
+    write_bytes(tmp_path / "x", b"")
+    write_in_order([(tmp_path / "y", b"")])
+    (tmp_path / "z").touch()
+    assert len({stat.S_IMODE((tmp_path / name).stat().st_mode) for name in "xyz"}) == 1
+
+
+def test_threads_that_write_one_file_share_no_temporary_one(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    assert len({temporary(path) for _ in range(1000)}) == 1000
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: write_bytes(path, bytes([n]) * 100_000), range(64)))
+    assert len(set(path.read_bytes())) == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
 
 
 def test_json_keeps_the_order_and_refuses_nan(tmp_path: Path) -> None:

@@ -4,12 +4,14 @@ import math
 import os
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from hkd.errors import HkdError, UserError
+from hkd.files import temporary
 from hkd.labelling.lm_data import read_lines
 from hkd.progress import Progress, no_progress
 from hkd.units.text import normalised_lines
@@ -43,35 +45,38 @@ def train_word_ngram(
     Streams. Raises UserError where there is no text, HkdError where estimation fails.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
-    work = out.with_name(f".{out.name}.txt")
     count = 0
-    with work.open("w", encoding="utf-8") as file:
-        for lines in (read_lines(texts, progress=progress), more):
-            for line in normalised_lines(lines):
-                file.write(line + "\n")
-                count += 1
-    if not count:
-        work.unlink()
-        raise UserError(
-            "a word n-gram needs text, but there is none. Put a file with a sentence a line into text/, or name it: --text."
-        )
-    estimate(work, out, order=config.order, prune=config.prune)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
+        work = Path(folder) / "text"
+        with work.open("w", encoding="utf-8") as file:
+            for lines in (read_lines(texts, progress=progress), more):
+                for line in normalised_lines(lines):
+                    file.write(line + "\n")
+                    count += 1
+        if not count:
+            raise UserError(
+                "a word n-gram needs text, but there is none. Put a file with a sentence a line into text/, or name it: --text."
+            )
+        estimate(work, out, order=config.order, prune=config.prune)
     return count
 
 
 def estimate(text: Path, arpa: Path, *, order: int, prune: float = 0.0) -> None:
-    """A text of symbols with spaces between → an ARPA file, written atomically; the text is removed. Raises HkdError where it fails."""
-    part = arpa.with_name(f".{arpa.name}.part")
-    if order == 1:  # kaldingram 0.1.2 counts only the first word of each sentence then
-        _unigrams(text, part)
-    else:
-        _kaldingram("train", "--ngram-order", order, "--text", text, "--lm", part)
-        if prune:
-            _kaldingram("prune", "--threshold", prune, "--lm", part, "--write-lm", part)
+    """Estimate an n-gram from a text of symbols with spaces between; the ARPA file is written atomically, the text removed. Raises HkdError where it fails."""
+    part = temporary(arpa)
+    try:
+        if order == 1:  # kaldingram 0.1.2 counts only the first word of each sentence then
+            _unigrams(text, part)
+        else:
+            _kaldingram("train", "--ngram-order", order, "--text", text, "--lm", part)
+            if prune:
+                _kaldingram("prune", "--threshold", prune, "--lm", part, "--write-lm", part)
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        part.replace(arpa)
+    finally:
+        part.unlink(missing_ok=True)
     text.unlink()
-    with part.open("rb") as file:
-        os.fsync(file.fileno())
-    part.replace(arpa)
 
 
 def _unigrams(text: Path, arpa: Path) -> None:

@@ -161,7 +161,13 @@ class ArrowShard:
         id_array, length_array = ids.flatten(), lengths.flatten()
         length_B = np.from_dlpack(length_array).astype(np.int64)
         self.cuts = ids.offsets.to_pylist()
-        if not ids.offsets.equals(lengths.offsets) or id_array.null_count or length_array.null_count or (length_B < 0).any():
+        if (
+            self.cuts[:1] not in ([], [0])
+            or not ids.offsets.equals(lengths.offsets)
+            or id_array.null_count
+            or length_array.null_count
+            or (length_B < 0).any()
+        ):
             raise DamagedShardError(self._path, "its lengths do not fit its ids")
         digests = [b"".join(table[name].to_pylist()) for name in ("unit_digest", "text_digest")]
         if any(len(data) != 8 * len(length_B) for data in digests):

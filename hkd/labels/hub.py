@@ -1,14 +1,15 @@
-"""The Hugging Face Hub: a store is a data set, hf://datasets/ORG/NAME, or a folder in one; with a revision, NAME@REVISION.
+"""The Hugging Face Hub: a store is a data set, hf://datasets/ORG/NAME, or a folder in one; with a revision, NAME@REVISION (also @refs/pr/1).
 
 Through huggingface_hub, with HF_TOKEN and HF_ENDPOINT from the environment. A push is one commit, so that half a store never lies there.
 """
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from hkd.errors import HkdError, UserError
+from hkd.lines import first_line
 
 SCHEME = "hf://"
 
@@ -20,13 +21,15 @@ def is_hub(url: str) -> bool:
 
 def parts(url: str) -> tuple[str, str | None, str]:
     """hf://datasets/ORG/NAME[@REVISION][/FOLDER] → ("ORG/NAME", revision, folder). Raises UserError."""
-    kind, _, rest = url.removeprefix(SCHEME).partition("/")
-    owner, _, rest = rest.partition("/")
-    name, _, folder = rest.partition("/")
-    name, _, revision = name.partition("@")
-    if kind != "datasets" or not owner or not name:
+    from huggingface_hub import parse_hf_uri
+
+    try:
+        found = parse_hf_uri(url)
+    except ValueError as error:
+        raise UserError(f"URL must be like hf://datasets/ORG/NAME, but is '{url}' instead ({first_line(error)}).") from None
+    if found.type != "dataset":
         raise UserError(f"URL must be like hf://datasets/ORG/NAME, but is '{url}' instead.")
-    return f"{owner}/{name}", revision or None, folder.strip("/")
+    return found.id, found.revision, found.path_in_repo.strip("/")
 
 
 @contextmanager
@@ -48,8 +51,8 @@ def _reach(url: str, verb: str) -> Iterator[None]:
             enable_progress_bars()
 
 
-def push(root: Path, url: str, names: Sequence[str]) -> int:
-    """Put these files of a store there in one commit; returns the bytes of those that differ from what is there."""
+def push(root: Path, url: str, names: Sequence[str], is_stale: Callable[[str], bool]) -> int:
+    """Put these files of a store there in one commit, which removes others that are `is_stale`; returns the bytes of those that differ."""
     from huggingface_hub import HfApi, RepoFile
 
     repo, revision, folder = parts(url)
@@ -59,6 +62,8 @@ def push(root: Path, url: str, names: Sequence[str]) -> int:
         api.create_repo(repo, repo_type="dataset", exist_ok=True)
         found = api.list_repo_tree(repo, repo_type="dataset", revision=revision, recursive=True)
         before = {item.path: item.blob_id for item in found if isinstance(item, RepoFile)}
+        there = [path.removeprefix(prefix) for path in before if path.startswith(prefix)]
+        stale = [name for name in there if name not in names and is_stale(name)]
         api.upload_folder(
             repo_id=repo,
             repo_type="dataset",
@@ -66,6 +71,7 @@ def push(root: Path, url: str, names: Sequence[str]) -> int:
             folder_path=root,
             path_in_repo=folder or None,
             allow_patterns=list(names),
+            delete_patterns=stale or None,
             commit_message=f"hkd labels push {root.name}",
         )
         found = api.list_repo_tree(repo, repo_type="dataset", revision=revision, recursive=True)

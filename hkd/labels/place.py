@@ -5,14 +5,13 @@ Without locks two writers at one URL may compute the same shard. The first to pu
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from hkd.errors import HkdError, UserError
-from hkd.files import write_bytes, write_in_order
+from hkd.files import temporary, write_bytes, write_in_order
 from hkd.labels import folder as files
 from hkd.labels.cache import MAX_MARK_BYTES, mirror
 from hkd.labels.locks import lock
@@ -133,12 +132,12 @@ class LocalPlace:
         path = self.path / name
         with self._world():
             path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+            part = temporary(path)
             try:
-                with os.fdopen(handle, "wb") as file:
-                    yield Draft(file, Path(temporary))
+                with part.open("xb") as file:
+                    yield Draft(file, part)
             finally:
-                Path(temporary).unlink(missing_ok=True)
+                part.unlink(missing_ok=True)
 
     def create(self, name: str, data: Data, *more: tuple[str, bytes]) -> bool:
         if self.exists(name):  # asked under a lock

@@ -159,7 +159,8 @@ class LabelReader:
         file = open_shard(self.path, self.spec, number)
         rows = self.spec.plan.rows(number)
         ids = self._index["id"].slice(rows.start, len(rows)).combine_chunks()
-        if not file.utterances.id_array.cast(ids.type).equals(ids):
+        same = file.utterances.id_array.cast(ids.type).equals(ids)
+        if not same or not np.array_equal(file.utterances.length_B, self.length_B[rows.start : rows.stop]):
             path = files.shard_path(self.path, self.spec, number)
             raise DamagedShardError(path, "its utterances are not those of the index")
         self._locate(file, rows)

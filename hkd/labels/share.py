@@ -3,9 +3,11 @@
 - Only names that the plan gives are copied; nothing in a remote store can name another path.
 - `push` writes store.json last, so that a store copied by halves is none; what is there already is left. To the Hugging Face Hub it is
   one commit.
-- `pull` fetches into a folder beside the destination, checks every shard's SHA-256, and renames it when all is well.
+- `pull` fetches into a folder beside the destination, checks every shard's SHA-256, fetches damaged ones a second time, and renames the
+  folder when all is well.
 """
 
+import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,11 +16,12 @@ from hkd.errors import HkdError, UserError
 from hkd.labels import folder as files
 from hkd.labels import hub
 from hkd.labels.cache import MAX_INDEX_BYTES, MAX_MARK_BYTES, MAX_ROW_BYTES, origin
-from hkd.labels.index import write_index
 from hkd.labels.schema import StoreSpec
-from hkd.labels.verify import verify
+from hkd.labels.verify import Repair, repair, verify
 from hkd.progress import Progress, no_progress
 from hkd.remote import Remote, location
+
+log = logging.getLogger(__name__)
 
 OPTIONAL = (files.INDEX, files.REPORT, files.CARD)
 
@@ -27,6 +30,12 @@ def _pairs(spec: StoreSpec) -> Iterator[tuple[str, str]]:
     """The names of every shard and of its mark."""
     for shard in range(spec.plan.num_shards):
         yield files.shard_path(Path(), spec, shard).as_posix(), files.mark_path(Path(), shard).as_posix()
+
+
+def _is_of_a_store(name: str) -> bool:
+    """Whether a file is one that a store writes, and not somebody's card."""
+    folder, _, file = name.rpartition("/")
+    return name in (files.INDEX, files.REPORT) or (folder == files.DATA and files.shard_number(file) is not None)
 
 
 def push(store: Path | str, url: str, *, overwrite: bool = False, progress: Progress = no_progress) -> int:
@@ -49,9 +58,13 @@ def push(store: Path | str, url: str, *, overwrite: bool = False, progress: Prog
     others = [name for name in OPTIONAL if (root / name).is_file()]
     if hub.is_hub(url):
         names = [name for pair in _pairs(spec) for name in pair]
-        return hub.push(root, url, [*names, *others, files.INVENTORY, files.SPEC])
+        return hub.push(root, url, [*names, *others, files.INVENTORY, files.SPEC], _is_of_a_store)
     if there is not None and overwrite:
         remote.remove(files.SPEC)
+        planned = {name for pair in _pairs(spec) for name in pair} | {*others}
+        for name in (*OPTIONAL, *(f"{files.DATA}/{name}" for name in remote.names(files.DATA))):
+            if name not in planned and _is_of_a_store(name):
+                remote.remove(name)
     sent = 0
     pairs = list(_pairs(spec))
     for done, (shard, mark) in enumerate(pairs, 1):
@@ -84,10 +97,23 @@ def pull(url: str, out: Path | str, *, progress: Progress = no_progress) -> Stor
     try:
         spec = _fetch_all(remote, part, progress)
         problems = verify(part)
-        if any(problem.kind == "index" for problem in problems) and len(problems) == 1:
-            write_index(part, spec)
-            problems = []
-        if problems:
+        broken = sorted({problem.shard for problem in problems if problem.shard is not None})
+        if broken:
+            named = ", ".join(map(str, broken[:5])) + (" ..." if len(broken) > 5 else "")
+            log.warning(
+                "%s: %d of %d shards came damaged (%s) and are fetched again.", url, len(broken), spec.plan.num_shards, named
+            )
+            repair(part, problems)
+            _fetch_all(remote, part, progress)
+            problems = verify(part)
+        repaired = repair(part, problems) if problems else Repair()
+        if repaired.dump_again:
+            good = spec.plan.num_shards - len(repaired.dump_again)
+            raise HkdError(
+                f"{url} holds a store with problems: {problems[0].text}. The same command keeps the {good} shards that came well "
+                f"and fetches the others."
+            )
+        if any(problem.kind == "damaged" for problem in problems):
             shutil.rmtree(part)
             raise HkdError(f"{url} holds a store with problems: {problems[0].text}. Nothing was written.")
         part.rename(target)

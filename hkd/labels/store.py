@@ -4,6 +4,7 @@ from pathlib import Path
 
 from hkd.errors import UserError
 from hkd.files import digest_of
+from hkd.labels import hub
 from hkd.labels.cache import local_folder
 from hkd.labels.folder import DATA, SPEC
 from hkd.labels.reader import LabelReader
@@ -30,9 +31,15 @@ def store_folders(folder: Path | str) -> dict[str, Path]:
     return found
 
 
+def store_name(url: str) -> str:
+    """The last folder of a URL; for a whole data set of the Hub its name, without the revision."""
+    repo, _, folder = hub.parts(url) if hub.is_hub(url) else ("", None, url)
+    return (folder or repo).rpartition("/")[2]
+
+
 def _remote_stores(remote: Remote) -> dict[str, Path]:
     if remote.size(SPEC) is not None:
-        return {remote.url.rpartition("/")[2]: local_folder(remote.url)}
+        return {store_name(remote.url): local_folder(remote.url)}
     names = [name for name in remote.names() if remote.size(f"{name}/{SPEC}") is not None]
     return {name: local_folder(f"{remote.url}/{name}") for name in names}
 

@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 
 class HubServer:
-    """`files`: what lies on the data set's main branch. `commits`: how many there were. Use: `with HubServer() as hub`."""
+    """`files`: what lies on the data set's main branch, which is also its pull request 1. `commits`: how many there were. Use: `with HubServer() as hub`."""
 
     def __init__(self, repo: str = "org/name") -> None:
         self.repo, self.files, self.commits = repo, dict[str, bytes](), 0
@@ -52,6 +52,8 @@ class HubServer:
                 files[item["value"]["path"]] = base64.b64decode(item["value"]["content"])
             elif item["key"] == "lfsFile":
                 files[item["value"]["path"]] = self.objects[item["value"]["oid"]]
+            elif item["key"] == "deletedFile":
+                del files[item["value"]["path"]]
         self.files = files
         self.commits += 1
 
@@ -66,6 +68,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """Quiet."""
+
+    @property
+    def _path(self) -> str:
+        return unquote(urlsplit(self.path).path.replace("refs%2Fpr%2F1", "main"))
 
     def _json(self, value: Any, status: int = 200) -> None:
         self._bytes(json.dumps(value).encode(), status, {"Content-Type": "application/json"})
@@ -82,7 +88,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._bytes(b"{}", 404, {"X-Error-Code": code})
 
     def do_GET(self) -> None:
-        path, repo = unquote(urlsplit(self.path).path), self.hub.repo
+        path, repo = self._path, self.hub.repo
         if path in (f"/api/datasets/{repo}", f"/api/datasets/{repo}/revision/main"):
             siblings = [{"rfilename": name} for name in self.hub.files]
             self._json({"id": repo, "sha": self.hub.sha, "private": False, "tags": [], "downloads": 0, "siblings": siblings})
@@ -119,7 +125,7 @@ class _Handler(BaseHTTPRequestHandler):
         return body
 
     def do_POST(self) -> None:
-        path, repo, body = urlsplit(self.path).path, self.hub.repo, self._body()
+        path, repo, body = self._path, self.hub.repo, self._body()
         if path == "/api/repos/create":
             self._json({"url": f"{self.hub.endpoint}/datasets/{repo}"})
         elif path == f"/api/datasets/{repo}/preupload/main":

@@ -170,6 +170,41 @@ def test_lengths_that_cannot_be(arrow_copy: Path, lengths: list[int]) -> None:
     assert verify(arrow_copy)
 
 
+def test_lists_that_begin_elsewhere_are_refused(arrow_copy: Path) -> None:
+    """Arrow lets a list begin anywhere in its values: blocks are cut by offsets, so these must begin at 0."""
+    file = arrow_copy / "data/00000.arrow"
+    with pa.OSFile(str(file)) as source:
+        table = pa.ipc.open_file(source).read_all().combine_chunks()
+    columns = []
+    for name, column in zip(table.schema.names, table.columns, strict=True):
+        array = column.combine_chunks()
+        if name in ("id", "num_positions"):
+            values = pa.concat_arrays([array.flatten()[:2], array.flatten()])
+            array = pa.ListArray.from_arrays(pa.array([2, len(values)], pa.int32()), values)
+        columns.append(array)
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=table.schema))
+    (arrow_copy / "index.arrow").unlink()
+    use(arrow_copy)
+
+
+@pytest.mark.parametrize("lengths", [[3, 0, 7, 12, 2], [3, 7, 0, 12, 1], [-1, 0, 7, 12, 1], [2**31 - 1] * 5])
+def test_an_index_with_other_lengths_than_the_shards_is_refused(whole: Path, tmp_path: Path, lengths: list[int]) -> None:
+    """Batches are planned by the index and filled from the shards: where these differ, nothing may be read."""
+    shutil.copytree(whole, tmp_path / "s")
+    path = tmp_path / "s" / "index.arrow"
+    table = pa.ipc.open_file(path.read_bytes()).read_all()
+    place = table.schema.get_field_index("num_positions")
+    table = table.set_column(place, table.schema.field(place), [pa.array(lengths, pa.int32())])
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    reader = LabelReader.open(tmp_path / "s")
+    with pytest.raises(HkdError, match="its utterances are not those of the index"):
+        reader.block(list(reader.ids))
+    assert [problem.kind for problem in verify(tmp_path / "s")] == ["index"]
+    use(tmp_path / "s")
+
+
 def test_ids_are_never_paths(tmp_path: Path) -> None:
     spec = spec_for()
     rows = random_rows(spec, [2, 3])

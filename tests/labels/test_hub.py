@@ -12,7 +12,7 @@ import pytest
 
 from hkd.errors import UserError
 from hkd.labels.hub import parts
-from hkd.labels.store import LabelWriter
+from hkd.labels.store import LabelWriter, store_name
 from hkd.testing.hub import HubServer
 from hkd.testing.store import files_of, random_rows, spec_for, write_store
 
@@ -88,9 +88,42 @@ def test_there_and_back_in_one_commit(tmp_path: Path, hub: HubServer) -> None:
     assert hub.commits <= 4  # one a push; huggingface_hub leaves one out that changes nothing
 
 
+def test_a_pull_request_and_a_smaller_store_over_a_larger_one(tmp_path: Path, hub: HubServer) -> None:
+    """hf://...@refs/pr/1/FOLDER is a revision and a folder; what the larger store had more is gone, what is somebody else's stays."""
+    large, small = (spec_for(k=k, utterances_per_shard=1) for k in (5, 3))
+    write_store(tmp_path / "large", large, random_rows(large, LENGTHS))
+    write_store(tmp_path / "small", small, random_rows(small, LENGTHS[:2]))
+    hub.files["labels/notes.txt"] = hub.files["data/00003.arrow"] = b"mine"
+    url = "hf://datasets/org/name@refs/pr/1/labels"
+    said = do(
+        hub,
+        tmp_path,
+        [
+            ("push", tmp_path / "large", url),
+            ("push", tmp_path / "small", url, "overwrite"),
+            ("pull", url, tmp_path / "back"),
+            ("open", "hf://datasets/org/name@refs%2Fpr%2F1/labels"),
+        ],
+    )
+    assert isinstance(said[3], int), said
+    assert files_of(tmp_path / "back") == files_of(tmp_path / "small")
+    lies = {name.removeprefix("labels/") for name in hub.files if name.startswith("labels/")}
+    assert lies == {*files_of(tmp_path / "small"), "notes.txt"}
+    assert hub.files["data/00003.arrow"] == b"mine"
+
+
 def test_what_is_no_data_set(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="then `hkd labels push` it"):
         LabelWriter.open("hf://datasets/org/name", spec_for(), ["a"])
     with pytest.raises(UserError, match="like hf://datasets/ORG/NAME"):
         parts("hf://org/name")
+    for url in ("hf://datasets/org", "hf://models/org/name", "hf://spaces/org/name/x", "hf://"):
+        with pytest.raises(UserError, match="like hf://datasets/ORG/NAME"):
+            parts(url)
     assert parts("hf://datasets/org/name@v1/a/b") == ("org/name", "v1", "a/b")
+    for revision in ("refs/pr/1", "refs/convert/parquet", "refs%2Fpr%2F12", "feature%2Fx"):
+        for folder in ("", "a", "a/b"):
+            url = f"hf://datasets/org/name@{revision}/{folder}".rstrip("/")
+            assert parts(url) == ("org/name", revision.replace("%2F", "/"), folder)
+            assert store_name(url) == (folder.rpartition("/")[2] or "name")
+    assert store_name("s3://bucket/shards/subword") == "subword"
