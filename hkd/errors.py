@@ -3,6 +3,10 @@
 One line each: "`NAME` must RULE, but is VALUE instead. REMEDY." The command line prints the line and nothing else.
 """
 
+import os
+import traceback
+from pathlib import Path
+
 
 class HkdError(Exception):
     """A failure with a sentence for the user. Exit 1: the world's fault (disk, network, memory)."""
@@ -21,3 +25,44 @@ class MissingPackageError(HkdError):
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(f"{purpose} needs the package {package}, which is not installed. Run: pip install 'hkd[{extra}]'")
+
+
+class InternalError(HkdError):
+    """A fault of hkd itself, in one line. `trace`: where it came from, for a report."""
+
+    def __init__(self, line: str, trace: str) -> None:
+        super().__init__(line, trace)
+        self.trace = trace
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+def internal_error(error: BaseException) -> InternalError:
+    """Any exception that nobody expected, as one line that names the place in hkd where it came from, and its trace."""
+    message = str(error)
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    # Worker processes of torch and Ray put their whole trace into the message: its last line is what happened.
+    said = lines[-1 if "Traceback (most recent call last)" in message else 0] if lines else ""
+    frames = traceback.extract_tb(error.__traceback__)
+    package = Path(__file__).parent
+    own = [frame for frame in frames if Path(frame.filename).is_relative_to(package)]
+    where = f", in {(own or frames)[-1].filename}:{(own or frames)[-1].lineno}" if frames else ""
+    return InternalError(
+        f"internal error: {type(error).__name__}: {said[:300]}{where.replace(f'{package.parent}{os.sep}', '')}. "
+        "Please report it with the output of the same command with --verbose.",
+        "".join(traceback.format_exception(error)),
+    )
+
+
+def explained(error: BaseException) -> HkdError:
+    """Any exception as one with a sentence for the user."""
+    if isinstance(error, HkdError):
+        return error
+    if isinstance(error, MemoryError):
+        return HkdError(
+            "the memory ran out. Lower batch_seconds (training) or the token budget (labelling), or close other programs."
+        )
+    if isinstance(error, OSError) and error.strerror:
+        return HkdError(f"{error.strerror}{f': {error.filename}' if error.filename else ''}.")
+    return internal_error(error)

@@ -30,7 +30,8 @@ def say(text: str) -> None:
 
 def emit(value: Any, as_json: bool, render: Callable[[Any], str]) -> None:
     """The result, on stdout: JSON for machines, else as `render` writes it for people."""
-    sys.stdout.write((json.dumps(value, ensure_ascii=False, indent=2) if as_json else render(value)) + "\n")
+    is_unicode = (sys.stdout.encoding or "").lower().startswith("utf")  # else \u escapes, which say the same to a machine
+    sys.stdout.write((json.dumps(value, ensure_ascii=not is_unicode, indent=2) if as_json else render(value)) + "\n")
     sys.stdout.flush()
 
 

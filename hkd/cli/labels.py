@@ -233,11 +233,12 @@ def split(
     from hkd.errors import UserError
     from hkd.labels.combine import subset
     from hkd.labels.store import LabelReader
+    from hkd.lines import numbered_lines
 
     if (ids is None) == (part is None):
         raise UserError("`hkd labels split` must get --ids or --split, and not both.")
     if ids is not None:
-        wanted = [line for line in ids.read_text(encoding="utf-8").splitlines() if line]
+        wanted = [line.strip() for _, line in numbered_lines(ids, "a list of ids") if line.strip()]
     else:
         assert part is not None
         reader = LabelReader.open(store)

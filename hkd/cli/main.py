@@ -1,11 +1,16 @@
 """`hkd`: the commands put together, and the one place where exceptions become lines and exit codes.
 
-Exit codes: 0 done; 1 the world's fault (network, disk, memory) or a part of the work failed; 2 what the user gave;
-130 Ctrl-C; 143 SIGTERM.
+Exit codes: 0 done; 1 the world's fault (network, disk, memory), a part of the work failed, or a fault of hkd itself; 2 what the
+user gave; 130 Ctrl-C; 143 SIGTERM. No exception ends in a stack trace: `--verbose` shows the trace of those that hkd did not expect.
 """
 
+import locale
 import logging
+import os
 import signal
+import sys
+import threading
+import traceback
 from typing import Annotated, Any
 
 import typer
@@ -14,7 +19,7 @@ from typer.core import TyperGroup
 from hkd import __version__
 from hkd.cli import align, corpora, data, evaluate, labels, lm, run, teacher, train
 from hkd.cli.common import say
-from hkd.errors import HkdError
+from hkd.errors import InternalError, explained
 
 
 class _Commands(TyperGroup):
@@ -22,25 +27,38 @@ class _Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:
-            say("Stopped. Run the same command again: it goes on where it was.")
-            code = 130
-        except HkdError as error:
-            say(f"hkd: {error}")
-            code = error.exit_code
-        except MemoryError:
-            say(
-                "hkd: the memory ran out. Lower batch_seconds (training) or the token budget (labelling), or close other programs."
-            )
-            code = 1
-        except OSError as error:
-            code = 1
-            if isinstance(error, BrokenPipeError):  # the reader of our output has gone: `hkd labels show ... | head`
-                code = 0
-            else:
-                say(f"hkd: {error.strerror or error}{f': {error.filename}' if error.filename else ''}.")
+            value = super().invoke(ctx)
+            if sys.stdout is not None:
+                sys.stdout.flush()  # here, not when Python ends: a reader that has gone, or a full disk, is an error like others
+            return value
+        except (KeyboardInterrupt, Exception) as error:
+            if type(error).__module__.split(".")[0] in ("click", "typer"):  # usage, --help, exit codes
+                raise
+            code = _explain(error)
         raise typer.Exit(code)
+
+
+def _explain(error: BaseException) -> int:
+    """Say in one line what went wrong; the exit code."""
+    if isinstance(error, BrokenPipeError):  # the reader of our output has gone: `hkd labels show ... | head`
+        _discard_output()
+        return 0
+    if isinstance(error, KeyboardInterrupt):
+        say("Stopped. Run the same command again: it goes on where it was.")
+        return 130
+    if isinstance(error, OSError) and error.filename is None:  # perhaps our own output, on a full disk
+        _discard_output()
+    known = explained(error)
+    say(f"hkd: {known}")
+    if logging.getLogger().isEnabledFor(logging.INFO):  # --verbose
+        say((known.trace if isinstance(known, InternalError) else "".join(traceback.format_exception(error))).rstrip())
+    return known.exit_code
+
+
+def _discard_output() -> None:
+    """What is not written yet goes nowhere, so that Python does not complain about it when it ends."""
+    with open(os.devnull, "w") as nowhere:  # noqa: PTH123
+        os.dup2(nowhere.fileno(), 1)
 
 
 app = typer.Typer(
@@ -107,10 +125,42 @@ def _terminated(_number: int, _frame: object) -> None:
     raise SystemExit(143)
 
 
+def _thread_failed(args: Any) -> None:
+    """As `threading.excepthook`: a thread's exception in one line. What the thread worked for fails on its own."""
+    if args.exc_type is not SystemExit:
+        _explain(args.exc_value)
+
+
+def _prepare_streams() -> None:
+    """Characters that the terminal does not know are replaced, never an error; closed streams swallow what is written."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115
+        else:
+            stream.reconfigure(errors="replace")
+
+
+def _use_utf8_files() -> None:
+    """Start again in UTF-8 mode where files would be read in the locale's encoding, here and in libraries; the terminal keeps its own."""
+    if sys.flags.utf8_mode or locale.getencoding().lower().replace("-", "") == "utf8" or sys.stdout is None:
+        return
+    os.environ.setdefault("PYTHONIOENCODING", f"{sys.stdout.encoding}:replace")
+    os.environ["PYTHONUTF8"] = "1"
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
 def main() -> None:
     """The entry point of the command `hkd`."""
+    _use_utf8_files()
+    _prepare_streams()
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: threads that wait must not take the cores of others
     signal.signal(signal.SIGTERM, _terminated)
-    app()
+    threading.excepthook = _thread_failed
+    try:
+        app()
+    except (KeyboardInterrupt, Exception) as error:  # before or after a command's own work
+        sys.exit(_explain(error))
 
 
 if __name__ == "__main__":

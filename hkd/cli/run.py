@@ -1,5 +1,6 @@
 """`hkd demo`, `hkd run`, `hkd config`: pipelines."""
 
+import shlex
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +19,10 @@ config_app = typer.Typer(no_args_is_help=True, help="Print the settings that a f
 Work = Annotated[Path | None, typer.Option("--work", help="Working folder (default: runs/NAME).")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Override a setting: TABLE.NAME=VALUE. May be given several times.")]
 Jobs = Annotated[int | None, typer.Option("--jobs", min=1, help="Stages side by side (default: the pipeline's own).")]
+Overwrite = Annotated[
+    bool,
+    typer.Option("--overwrite", help="Replace what was made with other settings or from other inputs, and what depends on it."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
@@ -28,6 +33,7 @@ def demo(
     work: Work = None,
     assignments: Set = None,
     jobs: Jobs = None,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """The whole thing on real speech, from nothing, on a laptop's CPU: alignment, LMs, label stores, students, report.
@@ -43,7 +49,9 @@ def demo(
     given = Path(corpus)
     source = str(given.absolute()) if given.exists() else corpus
     folder = work or Path("runs") / ("demo" if corpus == "asterisk" else f"demo-{given.name}")
-    _run(shipped("pipelines") / "demo", folder, [*(assignments or []), f'prepare.corpus="{source}"'], jobs, as_json)
+    command = shlex.join(["hkd", "demo", "--corpus", corpus, "--work", str(folder), *_again(assignments)])
+    settings = [*(assignments or []), f'prepare.corpus="{source}"']
+    _run(shipped("pipelines") / "demo", folder, settings, jobs, as_json, overwrite=overwrite, command=command)
 
 
 def run(
@@ -51,6 +59,7 @@ def run(
     work: Work = None,
     assignments: Set = None,
     jobs: Jobs = None,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """A pipeline: its stages in order, those that are up to date skipped, interrupted ones continued.
@@ -61,9 +70,9 @@ def run(
 
         hkd run pipelines/demo --work runs/short --set train.loop.max_steps=100
     """
-    _run(
-        pipeline, work or Path("runs") / (pipeline.name if pipeline.is_dir() else pipeline.stem), assignments or [], jobs, as_json
-    )
+    folder = work or Path("runs") / (pipeline.name if pipeline.is_dir() else pipeline.stem)
+    command = shlex.join(["hkd", "run", str(pipeline), "--work", str(folder), *_again(assignments)])
+    _run(pipeline, folder, assignments or [], jobs, as_json, overwrite=overwrite, command=command)
 
 
 @config_app.command("show")
@@ -86,17 +95,24 @@ def show(
     emit(to_toml(merged_settings(tables, sections or None)), False, str.rstrip)
 
 
-def _run(pipeline: Path, work: Path, assignments: list[str], jobs: int | None, as_json: bool) -> None:
+def _again(assignments: list[str] | None) -> list[str]:
+    return [word for assignment in assignments or [] for word in ("--set", assignment)]
+
+
+def _run(
+    pipeline: Path, work: Path, assignments: list[str], jobs: int | None, as_json: bool, *, overwrite: bool, command: str
+) -> None:
     from hkd.config import parse_overrides
     from hkd.pipeline.recipe import load_recipe, results_table, stages_of, write_project
-    from hkd.pipeline.runner import run_stages
+    from hkd.pipeline.runner import check_stages, run_stages
 
     recipe = load_recipe(pipeline, parse_overrides(assignments))
     stages = stages_of(recipe)
+    check_stages(work, stages, overwrite=overwrite, command=command)
     write_project(recipe, work)
     say(f"{recipe.title} → {work}")
     with _bars() as watcher:
-        done = run_stages(work, stages, jobs=jobs or recipe.jobs, watcher=watcher)
+        done = run_stages(work, stages, jobs=jobs or recipe.jobs, watcher=watcher, overwrite=overwrite, command=command)
     if not done.ran:
         say(f"All {len(done.skipped)} stages are up to date.")
     else:

@@ -19,6 +19,7 @@
 Every table is checked against its component's config before anything starts.
 """
 
+import os
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,8 +33,9 @@ from hkd.files import write_bytes
 from hkd.labelling.kneser_ney import WORDS
 from hkd.pipeline import actions
 from hkd.pipeline.aligning import aligner_of
-from hkd.pipeline.runner import Stage
+from hkd.pipeline.runner import AUDIO, Stage
 from hkd.pipeline.settings import CHECKS, WHO_LABELS, ReportSettings, average_settings, dump_settings, stores_of
+from hkd.units.acoustic import MADE_FROM_FILE
 from hkd.units.level import SENONE, SUBWORD
 
 SINGLE = ("prepare", "units", "align", "tie", "words", "train", "evaluate", "report")
@@ -41,6 +43,8 @@ SEVERAL = ("ngrams", "lm", "dump", "averages", "runs", "searches")
 SHARED = {"runs": "train", "ngrams": "words"}  # the single table whose settings those of several start from
 OWN_WORDS = f"lm/{WORDS}"
 Ngrams = Mapping[str, tuple[str, Mapping[str, Any]]]  # the word n-grams by the paths of their files: (stage, settings)
+TEXTS = "text/*.txt*"
+TOOL_FILES = ("path", "model", "lang", "words", "phones", "lexicon")  # settings of [align] that name files or folders
 OPTIONAL = ("tie",)  # single tables that do nothing where they are not there
 
 
@@ -126,11 +130,21 @@ def merged_settings(tables: Mapping[str, Any], sections: Sequence[str] | None = 
     return found
 
 
+_WRITTEN = "# Written by `hkd run`:"
+
+
 def write_project(recipe: Recipe, work: Path) -> None:
-    """Write the working folder's hkd.toml, so that every hkd command works in it with the pipeline's settings."""
+    """Write the working folder's hkd.toml, so that every hkd command works in it with the pipeline's settings.
+
+    Raises UserError where the folder has one that `hkd run` did not write.
+    """
     text = to_toml({name: table for name, table in recipe.tables.items() if isinstance(table, Mapping)})
-    data = f"# Written by `hkd run`: {recipe.title}\n\n{text}".encode()
+    data = f"{_WRITTEN} {recipe.title}\n\n{text}".encode()
     path = work / PROJECT_FILE
+    if path.exists() and not path.read_bytes().startswith(_WRITTEN.encode()):
+        raise UserError(
+            f"{path} must be written by `hkd run`, but is your own. Take another folder with --work, or put the file elsewhere."
+        )
     if not path.exists() or path.read_bytes() != data:
         write_bytes(path, data)
 
@@ -153,6 +167,12 @@ def stages_of(recipe: Recipe) -> dict[str, Stage]:
         name=page,
         action=actions.report,
         settings=settings,
+        inputs=(
+            *(output for stage in scored.values() for output in stage.outputs),
+            "runs/*/metrics.jsonl",
+            "shards/*/store.json",
+        ),
+        is_view=True,
         outputs=tuple(f"{page}.{end}" for end in ("html", "md", "txt")),
         needs=needs,
     )
@@ -163,43 +183,64 @@ def _data_stages(recipe: Recipe) -> Iterator[Stage]:
     """Corpus → manifest, alignment, units."""
     prepare, text = recipe.table("prepare"), recipe.table("prepare").get("text")
     outputs = ("manifest.jsonl", *([actions.text_output(text)] if text else []))
-    yield Stage(name="prepare", action=actions.prepare, settings=prepare, outputs=outputs, needs=())
+    sources = [str(prepare[name]) for name in ("corpus", "root", "text") if prepare.get(name)]
+    read = tuple(os.path.join(".", name) for name in sources if Path(name).exists())  # noqa: PTH118
+    yield Stage(name="prepare", action=actions.prepare, settings=prepare, outputs=outputs, needs=(), inputs=read)
     align, units, is_tied = recipe.table("align"), recipe.table("units"), "tie" in recipe.tables
     if is_tied:
         align, units = {**align, "tie": recipe.table("tie")}, {**units, "is_tied": True}
-    brings_units = is_tied or aligner_of(recipe.table("align"), "[align]").brings_units
-    yield Stage(name="align", action=actions.align, settings=align, outputs=("alignment.arrow",), needs=("prepare",))
-    needs = ("prepare", "align") if brings_units else ("prepare",)
-    yield Stage(name="units", action=actions.units, settings=units, outputs=("units",), needs=needs)
+    tool = aligner_of(recipe.table("align"), "[align]")
+    files = tuple(str(recipe.table("align")[name]) for name in TOOL_FILES if recipe.table("align").get(name))
+    yield Stage(
+        name="align", action=actions.align, settings=align, outputs=("alignment.arrow",), needs=("prepare",),
+        inputs=("manifest.jsonl", AUDIO, *files),
+    )  # fmt: skip
+    brings_units = is_tied or tool.brings_units
+    yield Stage(
+        name="units", action=actions.units, settings=units, needs=("prepare", "align") if brings_units else ("prepare",),
+        outputs=(f"units/{MADE_FROM_FILE}",) if is_tied else ("units",),  # tying has put its tree there before
+        inputs=("manifest.jsonl", *(("alignment.arrow", *files) if brings_units else ())),
+    )  # fmt: skip
 
 
 def _lm_stages(recipe: Recipe, ngrams: Ngrams) -> Iterator[Stage]:
     """Text → word n-grams and unit LMs."""
     for path, (name, table) in ngrams.items():
-        yield Stage(name=name, action=actions.words, settings={"path": path, **table}, outputs=(path,), needs=("prepare",))
+        yield Stage(
+            name=name, action=actions.words, settings={"path": path, **table}, outputs=(path,), needs=("prepare",),
+            inputs=(TEXTS, *(("manifest.jsonl",) if table.get("transcripts") else ())),
+        )  # fmt: skip
     for name, table in recipe.table("lm").items():
         settings = {"name": name, **table}
-        yield Stage(name=f"lm-{name}", action=actions.lm, settings=settings, outputs=(f"lm/{name}",), needs=("units", "align"))
+        yield Stage(
+            name=f"lm-{name}", action=actions.lm, settings=settings, outputs=(f"lm/{name}",), needs=("units", "align"),
+            inputs=(TEXTS, "manifest.jsonl", "alignment.arrow", "units"),
+        )  # fmt: skip
 
 
 def _store_stages(recipe: Recipe) -> Iterator[Stage]:
     """LMs → label stores, and their averages; the first output is shards/STORE."""
     dumps = recipe.table("dump")
     for name, table in dumps.items():
-        own = _own_lm(dump_settings(table, f"[dump.{name}]").lm)
+        lm = dump_settings(table, f"[dump.{name}]").lm
+        own = _own_lm(lm)
         if own is not None and own not in recipe.table("lm"):
             raise UserError(f"[dump.{name}]: lm must name a table [lm.{own}] of the pipeline, but there is none.")
         settings = {"name": name, **{key: value for key, value in table.items() if key not in WHO_LABELS}}
         needs = ("units", "align", *([f"lm-{own}"] if own else []))
-        yield Stage(name=f"dump-{name}", action=actions.dump, settings=settings, outputs=(f"shards/{name}",), needs=needs)
+        yield Stage(
+            name=f"dump-{name}", action=actions.dump, settings=settings, outputs=(f"shards/{name}",), needs=needs,
+            inputs=("manifest.jsonl", "alignment.arrow", "units", lm),
+        )  # fmt: skip
     for name, table in recipe.table("averages").items():
         of = average_settings(table, f"[averages.{name}]").of
         if of not in dumps or name in dumps:
             raise UserError(f"[averages.{name}]: of must name a table [dump.{of}], and no [dump.{name}] may be there.")
         settings = {"name": name, **table}
         yield Stage(
-            name=f"average-{name}", action=actions.average, settings=settings, outputs=(f"shards/{name}",), needs=(f"dump-{of}",)
-        )
+            name=f"average-{name}", action=actions.average, settings=settings, outputs=(f"shards/{name}",),
+            needs=(f"dump-{of}",), inputs=("manifest.jsonl", f"shards/{of}"),
+        )  # fmt: skip
 
 
 def _train_stages(recipe: Recipe, made_by: Mapping[str, str]) -> Iterator[Stage]:
@@ -214,7 +255,11 @@ def _train_stages(recipe: Recipe, made_by: Mapping[str, str]) -> Iterator[Stage]
                 f"[runs.{name}]: stores must be tables [dump.NAME] or [averages.NAME], but {', '.join(lost)} is none."
             )
         needs = ("units", "align", *(made_by[store] for store in stores))
-        yield Stage(name=f"train-{name}", action=actions.train, settings=settings, outputs=(f"runs/{name}",), needs=needs)
+        encoder = str(settings.get("encoder", {}).get("name") or "")  # a pretrained one, where it is a folder
+        yield Stage(
+            name=f"train-{name}", action=actions.train, settings=settings, outputs=(f"runs/{name}",), needs=needs,
+            inputs=("manifest.jsonl", AUDIO, "alignment.arrow", "units", *(f"shards/{s}" for s in stores), *([encoder] if encoder else [])),
+        )  # fmt: skip
 
 
 def _evaluate_stages(recipe: Recipe, ngrams: Ngrams, before: Container[str], made_by: Mapping[str, str]) -> Iterator[Stage]:
@@ -227,12 +272,15 @@ def _evaluate_stages(recipe: Recipe, ngrams: Ngrams, before: Container[str], mad
             raise UserError(f"{where}: lm is {OWN_WORDS}, which the table [words] makes, but there is none.")
         lm_stage = ngrams[lm][0] if lm in ngrams else f"lm-{_own_lm(lm)}"
         for run in chosen:
+            held = () if tag else held_against[run]
+            stores = tuple(f"shards/{store}" for store, stage in made_by.items() if stage in held)
             yield Stage(
                 name=f"evaluate-{run}" + (f"@{tag}" if tag else ""),
                 action=actions.evaluate,
                 settings={"name": run, "split": split, **({"tag": tag} if tag else {}), **table},
                 outputs=tuple(f"runs/{run}/{path.name}" for path in result_paths(Path(), split, tag)),
-                needs=(f"train-{run}", *([lm_stage] if lm_stage in before else []), *(() if tag else held_against[run])),
+                needs=(f"train-{run}", *([lm_stage] if lm_stage in before else []), *held),
+                inputs=(f"runs/{run}/model", "manifest.jsonl", AUDIO, *stores, *([lm] if lm else [])),
             )
 
 

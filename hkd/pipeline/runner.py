@@ -2,8 +2,9 @@
 
 - A pipeline is one TOML: an `hkd.toml` (tables for the components) plus which label stores, LMs and runs there are. Its working
   folder is a project of its own: every hkd command works in it.
-- A stage's digest covers its settings, hkd's version and the digests of the stages that it needs. `stages/NAME.json` says
-  "started" or "finished" under which digest. Same digest: go on, or skip. Another one: what that stage wrote is removed first.
+- `stages/NAME.json` says with which settings a stage was started or finished, and the content of each file and folder that it read.
+  The same settings and contents: the stage goes on, or is skipped. Others: the stage is refused, unless `overwrite` says that what
+  it wrote may be replaced. hkd's version plays no part. Nothing is removed that this stage did not write, or without being told.
 - Stages run in worker processes, so that `jobs` of them use a core each. A worker ends when its parent does, and takes a lock on its
   stage, so a restart never writes beside a survivor.
 """
@@ -19,13 +20,14 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from hkd import __version__
-from hkd.errors import HkdError, UserError
-from hkd.files import digest_of_json, write_json
+from hkd import manifest
+from hkd.artefact import Contents, first_difference
+from hkd.errors import HkdError, InternalError, UserError, explained
+from hkd.files import digest_of, write_json
 from hkd.progress import Progress
 
 WATCH_INTERVAL_S = 0.2
@@ -41,6 +43,13 @@ class Stage:
     settings: Mapping[str, Any]
     outputs: tuple[str, ...]  # relative to the working folder
     action: Callable[[Path, Mapping[str, Any], Progress], str]
+    inputs: tuple[
+        str, ...
+    ] = ()  # files, folders and patterns, of the working folder, else (and with ./) of the current one; or AUDIO
+    is_view: bool = False  # shows other stages' results and holds nothing of its own: replaced whenever they change
+
+
+AUDIO = "audio of manifest.jsonl"  # as an input: all sound files that the manifest names
 
 
 class Watcher(Protocol):
@@ -61,15 +70,15 @@ class PipelineReport:
     seconds: float
 
 
-@dataclass
 class _Schedule:
     """Which stages are done, under way, and to do."""
 
-    folder: Path
-    stages: dict[str, Stage]
-    digests: dict[str, str]
-    done: set[str] = field(default_factory=set)
-    running: dict[Future[tuple[str, float]], str] = field(default_factory=dict)
+    def __init__(self, folder: Path, stages: Mapping[str, Stage]) -> None:
+        self.folder, self.stages = folder, stages
+        self.done: set[str] = set()
+        self.running: dict[Future[tuple[str, float]], str] = {}
+        self._contents = Contents(folder / "stages" / "contents.json")
+        self._digests: dict[str, str | None] = {}  # of inputs, until a stage has run
 
     def ready(self) -> Iterator[Stage]:
         under_way = set(self.running.values())
@@ -77,32 +86,69 @@ class _Schedule:
             if stage.name not in self.done | under_way and self.done.issuperset(stage.needs):
                 yield stage
 
+    def description(self, stage: Stage) -> dict[str, Any]:
+        """What a stage's result is made from, as its record has it."""
+        inputs = {name: self._digest(name) for name in stage.inputs}
+        self._contents.save()
+        return {"settings": json.loads(json.dumps(dict(stage.settings))), "outputs": list(stage.outputs), "inputs": inputs}
+
     def up_to_date(self, stage: Stage) -> bool:
         record = _record(self.folder, stage.name)
-        finished = record.get("state") == "finished" and record.get("digest") == self.digests[stage.name]
-        return finished and all((self.folder / output).exists() for output in stage.outputs)
+        if record.get("state") != "finished" or not all((self.folder / output).exists() for output in stage.outputs):
+            return False
+        return first_difference(_made_from(record), self.description(stage)) is None
+
+    def stale(self, stage: Stage, *, with_inputs: bool) -> str:
+        """How what lies there differs from what is asked for; empty where nothing lies there, or the stage may go on with it."""
+        record = _record(self.folder, stage.name)
+        if not _outputs(self.folder, stage, record) or (stage.is_view and _made_from(record)):
+            return ""
+        if not _made_from(record):
+            return f"the stage {stage.name} of this version has not written {', '.join(stage.outputs)}, which {'is' if len(stage.outputs) == 1 else 'are'} there"
+        now = self.description(stage) if with_inputs else {"settings": {**stage.settings}, "outputs": list(stage.outputs)}
+        was = {name: value for name, value in _made_from(record).items() if name in now}
+        difference = first_difference(was, json.loads(json.dumps(now)))
+        if difference is None:
+            return ""
+        name, before, after = difference
+        part, _, name = name.partition(".")
+        if part == "inputs":
+            return f"{name}, which the stage {stage.name} reads, has changed since"
+        what = f"setting {name}" if part == "settings" else "list of files"
+        return f"the stage {stage.name} was run with another {what}: {_shown(before)}, now {_shown(after)}"
+
+    def finished(self, stage: Stage) -> None:
+        self.done.add(stage.name)
+        self._digests.clear()
+
+    def _digest(self, name: str) -> str | None:
+        if name not in self._digests:
+            self._digests[name] = self._content(name)
+        return self._digests[name]
+
+    def _content(self, name: str) -> str | None:
+        if name == AUDIO:
+            paths = sorted({u.audio_filepath for u in manifest.read_lines(self.folder / "manifest.jsonl") if u.audio_filepath})
+            return digest_of(self._contents.of_files(Path(path) for path in paths if "://" not in path))
+        if "*" in name:
+            files = sorted(path for path in self.folder.glob(name) if path.is_file())
+            names = [str(file.relative_to(self.folder)) for file in files]
+            return digest_of(part for pair in zip(names, self._contents.of_files(files), strict=True) for part in pair)
+        own = self.folder / name
+        return self._contents.digest(own if own.exists() and not name.startswith("./") else Path(name), without=self.folder)
 
 
-def digests(stages: Mapping[str, Stage]) -> dict[str, str]:
-    """Each stage's digest: settings, outputs, hkd's version, and the digests of what it needs. Stages come after their needs."""
-    found: dict[str, str] = {}
-    for name, stage in stages.items():
-        needs = {need: found[need] for need in stage.needs}
-        value = {
-            "hkd": __version__,
-            "stage": name,
-            "settings": dict(stage.settings),
-            "outputs": list(stage.outputs),
-            "needs": needs,
-        }
-        found[name] = digest_of_json(value)
-    return found
+def run_stages(
+    folder: Path, stages: Mapping[str, Stage], *, jobs: int, watcher: Watcher, overwrite: bool = False, command: str = "hkd run"
+) -> PipelineReport:
+    """Run what is not up to date, `jobs` stages at a time. Raises the first stage's HkdError; the others finish or stop.
 
-
-def run_stages(folder: Path, stages: Mapping[str, Stage], *, jobs: int, watcher: Watcher) -> PipelineReport:
-    """Run what is not up to date, `jobs` stages at a time. Raises the first stage's HkdError; the others finish or stop."""
+    Raises UserError where results of other settings or inputs lie there, before anything is done where that can be known by then;
+    with `overwrite` they are removed instead. command: what the user typed, for the remedy.
+    """
     began = time.monotonic()
-    schedule = _Schedule(folder, dict(stages), digests(stages))
+    check_stages(folder, stages, overwrite=overwrite, command=command)
+    schedule = _Schedule(folder, stages)
     ran: list[str] = []
     skipped: list[str] = []
     context = multiprocessing.get_context("spawn")
@@ -117,7 +163,9 @@ def run_stages(folder: Path, stages: Mapping[str, Stage], *, jobs: int, watcher:
                     skipped.append(stage.name)
                     watcher.skipped(stage.name)
                 elif len(schedule.running) < jobs:
-                    _begin(folder, stage, schedule.digests[stage.name])
+                    if not overwrite and (why := schedule.stale(stage, with_inputs=True)):
+                        raise _refusal(folder, stages, {stage.name: why}, command)
+                    _begin(folder, stage, schedule.description(stage))
                     pool = pool or ProcessPoolExecutor(jobs, context, _start_worker, (queue, stop, os.getpid(), _threads(jobs)))
                     schedule.running[pool.submit(_work, folder, stage)] = stage.name
                     watcher.started(stage.name)
@@ -135,9 +183,8 @@ def run_stages(folder: Path, stages: Mapping[str, Stage], *, jobs: int, watcher:
                         f"a process that ran a stage ({under_way}) was killed: is there memory enough? Run the same command again, or with "
                         "--jobs 1."
                     ) from None
-                record = {"digest": schedule.digests[name], "state": "finished", "summary": summary}
-                write_json(_record_path(folder, name), record)
-                schedule.done.add(name)
+                write_json(_record_path(folder, name), {**_record(folder, name), "state": "finished", "summary": summary})
+                schedule.finished(stages[name])
                 ran.append(name)
                 watcher.finished(name, summary, seconds)
     finally:
@@ -145,6 +192,39 @@ def run_stages(folder: Path, stages: Mapping[str, Stage], *, jobs: int, watcher:
         if pool is not None:
             pool.shutdown(wait=True, cancel_futures=True)
     return PipelineReport(ran=tuple(ran), skipped=tuple(skipped), seconds=time.monotonic() - began)
+
+
+def check_stages(folder: Path, stages: Mapping[str, Stage], *, overwrite: bool, command: str) -> None:
+    """Raise UserError where results of other settings or inputs lie there, as far as that is known before anything is done."""
+    if overwrite:
+        return
+    schedule = _Schedule(folder, stages)
+    stale: dict[str, str] = {}
+    for stage in stages.values():
+        is_known = schedule.done.issuperset(stage.needs)
+        if is_known and schedule.up_to_date(stage):
+            schedule.done.add(stage.name)
+        elif why := schedule.stale(stage, with_inputs=is_known):
+            stale[stage.name] = why
+    if stale:
+        raise _refusal(folder, stages, stale, command)
+
+
+def _refusal(folder: Path, stages: Mapping[str, Stage], stale: Mapping[str, str], command: str) -> UserError:
+    affected = set(stale)
+    for stage in stages.values():
+        if affected.intersection(stage.needs):
+            affected.add(stage.name)
+    lost = [o for stage in stages.values() if stage.name in affected for o in stage.outputs if (folder / o).exists()]
+    return UserError(
+        f"{folder} must hold results of the same settings and inputs, but {next(iter(stale.values()))}. Nothing was removed. "
+        f"Take another folder with --work, or replace what depends on it ({', '.join(lost)}): {command} --overwrite"
+    )
+
+
+def _shown(value: Any) -> str:
+    text = "not given" if value is None else json.dumps(value, ensure_ascii=False)
+    return text if len(text) < 80 else f"{text[:77]}..."
 
 
 def _threads(jobs: int) -> int:
@@ -163,17 +243,28 @@ def _record(folder: Path, name: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _begin(folder: Path, stage: Stage, digest: str) -> None:
-    """Note that the stage has started under this digest; remove what it wrote under another one."""
+def _made_from(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings, outputs and inputs of a record; empty where there is none, or one of a version that did not keep them."""
+    wanted = ("settings", "outputs", "inputs")
+    return {name: record[name] for name in wanted} if all(name in record for name in wanted) else {}
+
+
+def _outputs(folder: Path, stage: Stage, record: Mapping[str, Any]) -> list[Path]:
+    """What lies there of the stage's outputs, those of the record included."""
+    names = dict.fromkeys([*stage.outputs, *record.get("outputs", ())])
+    return [folder / name for name in names if (folder / name).exists()]
+
+
+def _begin(folder: Path, stage: Stage, description: Mapping[str, Any]) -> None:
+    """Note that the stage has started; remove what it wrote with other settings or inputs, which the caller has asked the user for."""
     old = _record(folder, stage.name)
-    if old and old.get("digest") != digest:
-        for output in stage.outputs:
-            path = folder / output
+    if first_difference(_made_from(old), description) is not None:
+        for path in _outputs(folder, stage, old):
             if path.is_dir():
                 shutil.rmtree(path)
             else:
-                path.unlink(missing_ok=True)
-    write_json(_record_path(folder, stage.name), {"digest": digest, "state": "started"})
+                path.unlink()
+    write_json(_record_path(folder, stage.name), {"state": "started", **description})
 
 
 def _forward(queue: Any, watcher: Watcher) -> None:
@@ -225,7 +316,10 @@ def _work(folder: Path, stage: Stage) -> tuple[str, float]:
     try:
         with _locked(folder / "stages" / f"{stage.name}.lock"):
             summary = stage.action(folder, stage.settings, progress)
-    except HkdError as error:
-        kind = UserError if error.exit_code == UserError.exit_code else HkdError
-        raise kind(f"stage {stage.name}: {error}") from None
+    except Exception as error:  # by its line and exit code: not every exception can travel between processes
+        known = explained(error)
+        line = f"stage {stage.name}: {known}"
+        if isinstance(known, InternalError):
+            raise InternalError(line, known.trace) from None
+        raise (UserError if known.exit_code == UserError.exit_code else HkdError)(line) from None
     return summary, time.monotonic() - began

@@ -30,6 +30,16 @@ def fail(folder: Path, settings: Mapping[str, Any], progress: Progress) -> str:
     raise UserError("to must be positive, but is 0 instead.")
 
 
+def break_down(folder: Path, settings: Mapping[str, Any], progress: Progress) -> str:
+    """Fail as a fault of hkd's own does, with an exception that cannot travel between processes."""
+
+    class UnknownError(Exception):
+        def __init__(self, one: str, other: str) -> None:
+            super().__init__(f"{one}\n{other}")
+
+    raise UnknownError("planted", "in a stage")
+
+
 def die(folder: Path, settings: Mapping[str, Any], progress: Progress) -> str:
     """End as a process ends that the system kills for its memory."""
     os.kill(os.getpid(), signal.SIGKILL)
@@ -41,7 +51,8 @@ def counting_stages(*, to: int = 20, pause_s: float = 0.0) -> dict[str, Stage]:
 
     def stage(name: str, *needs: str) -> Stage:
         settings = {"file": f"{name}.txt", "to": to, "pause_s": pause_s}
-        return Stage(name=name, needs=needs, settings=settings, outputs=(f"{name}.txt",), action=count)
+        inputs = tuple(f"{need}.txt" for need in needs) or ("source.txt",)
+        return Stage(name=name, needs=needs, settings=settings, outputs=(f"{name}.txt",), action=count, inputs=inputs)
 
     return {"left": stage("left"), "right": stage("right"), "both": stage("both", "left", "right")}
 
@@ -69,6 +80,6 @@ class Record:
         self.events.append(("finished", stage))
 
 
-def run_counting(folder: Path, *, to: int = 20, pause_s: float = 0.0) -> PipelineReport:
+def run_counting(folder: Path, *, to: int = 20, pause_s: float = 0.0, overwrite: bool = False) -> PipelineReport:
     """Run the counting stages: what a test starts in a process of its own, to kill it."""
-    return run_stages(folder, counting_stages(to=to, pause_s=pause_s), jobs=2, watcher=Record())
+    return run_stages(folder, counting_stages(to=to, pause_s=pause_s), jobs=2, watcher=Record(), overwrite=overwrite)

@@ -76,6 +76,14 @@ def test_convert_split_merge_compare_export(shards: Path) -> None:
     Path("ids").write_text("utt-0002\nutt-0004\n")
     run("split", "shards/subword", "a", "--ids", "ids")
     assert json.loads(run("info", "a", "--json"))["a"]["utterances"] == 2
+    for number, data in enumerate((b"\xef\xbb\xbfutt-0002\r\nutt-0004\r\n", b"utt-0002 \n\nutt-0004")):  # of other systems
+        Path("ids").write_bytes(data)
+        run("split", "shards/subword", f"a{number}", "--ids", "ids")
+        assert json.loads(run("info", f"a{number}", "--json"))[f"a{number}"]["utterances"] == 2
+    for data in ("utt-0002\nutt-0004\n".encode("utf-16"), "utt-0002\n".encode("utf-16-be"), b"utt-\xff\n"):
+        Path("ids").write_bytes(data)
+        with pytest.raises(UserError, match=r"ids:1: a list of ids must be (text in )?UTF-8"):
+            run("split", "shards/subword", "refused", "--ids", "ids")
     lines = [{"id": name, "text": "x", "split": "dev"} for name in ("utt-0001", "utt-0003", "other")]
     Path("manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     run("split", "shards/subword", "b", "--split", "dev")
