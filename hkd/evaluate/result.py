@@ -99,7 +99,7 @@ class EvaluationReport:
         return {"format": FORMAT, **value, "errors": {name: rate.to_json() for name, rate in self.errors.items()}}
 
 
-SILENT = 0.9  # share of words left out from which a student says (almost) nothing
+SILENT = 0.9  # share of words left out from which a student is called silent
 CTC_REMEDY = (
     "CTC needs more speech or more steps than it had: train longer, with senones as the main output (--set main=senone, searched with a "
     "word LM), or on a frozen encoder (--set encoder.upstream=openai/whisper-base)."
@@ -107,18 +107,15 @@ CTC_REMEDY = (
 GRAPH_REMEDY = "No path reached a word's end: train longer, or widen the search (--set search.hybrid.beam=20)."
 
 
-def silence_note(report: EvaluationReport) -> str | None:
-    """A sentence about a student that says nothing, or almost nothing, with the remedy; None where it says something."""
-    wer = report.errors["wer"]
-    if not wer.tokens or wer.deletions < SILENT * wer.tokens:
-        return None
-    silent = all(not row.hypothesis for row in report.hypotheses)
-    what = (
-        f"says nothing: all {wer.tokens:,} words are left out"
-        if silent
-        else (f"says almost nothing: {wer.deletions:,} of {wer.tokens:,} words are left out")
-    )
-    return f"{report.name} {what}. {GRAPH_REMEDY if report.decoder.get('name') == 'graph' else CTC_REMEDY}"
+def silence_notes(reports: Sequence[EvaluationReport]) -> list[str]:
+    """Sentences about students that say nothing, or almost nothing, with the remedy; a remedy once for all students that need it."""
+    silent: dict[str, list[str]] = {}
+    for report in reports:
+        wer = report.errors["wer"]
+        if wer.tokens and wer.deletions >= SILENT * wer.tokens:
+            remedy = GRAPH_REMEDY if report.decoder.get("name") == "graph" else CTC_REMEDY
+            silent.setdefault(remedy, []).append(f"{report.name} ({wer.deletions:,} of {wer.tokens:,} words are left out)")
+    return [f"Nothing, or almost nothing, is said by {', '.join(names)}. {remedy}" for remedy, names in silent.items()]
 
 
 def result_paths(run_folder: Path, split: str, tag: str = "") -> tuple[Path, Path, Path]:

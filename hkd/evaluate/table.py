@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkd.errors import UserError
-from hkd.evaluate.result import METRICS, EvaluationReport, score_all, silence_note
+from hkd.evaluate.result import METRICS, EvaluationReport, score_all
 from hkd.evaluate.score import Comparison, Counts_N, Interval, Scores, bootstrap_interval, matched_pairs, paired_bootstrap
 
 MIN_SPEAKERS = 10
@@ -216,7 +216,7 @@ def objectives_table(reports: Sequence[EvaluationReport], *, baselines: Sequence
         level=level,
         baselines=tuple(bases),
         data=dict(first.data),
-        silence=tuple(note for group in groups.values() for report in group if (note := silence_note(report))),
+        silence=tuple(silence_notes([report for group in groups.values() for report in group])),
     )
 
 
