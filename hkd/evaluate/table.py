@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkd.errors import UserError
-from hkd.evaluate.result import METRICS, EvaluationReport, score_all
+from hkd.evaluate.result import METRICS, EvaluationReport, score_all, silence_notes
 from hkd.evaluate.score import Comparison, Counts_N, Interval, Scores, bootstrap_interval, matched_pairs, paired_bootstrap
 
 MIN_SPEAKERS = 10
