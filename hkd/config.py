@@ -7,6 +7,7 @@
 
 import dataclasses
 import difflib
+import math
 import tomllib
 import types
 import typing
@@ -113,8 +114,11 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
     if origin in (tuple, list):
         if not isinstance(value, list | tuple):
             raise UserError(f"{where} must be a list, but is {value!r} instead.")
-        kinds = [args[0]] * len(value) if (len(args) == 2 and args[1] is Ellipsis) or origin is list else list(args)
-        return origin(_convert(v, kind, f"{where}[{i}]") for i, (v, kind) in enumerate(zip(value, kinds, strict=False)))
+        any_length = origin is list or (len(args) == 2 and args[1] is Ellipsis)
+        if not any_length and len(value) != len(args):
+            raise UserError(f"{where} must be a list of {len(args)} values, but has {len(value)} instead: {list(value)}.")
+        kinds = [args[0]] * len(value) if any_length else list(args)
+        return origin(_convert(v, kind, f"{where}[{i}]") for i, (v, kind) in enumerate(zip(value, kinds, strict=True)))
     if origin in (dict, Mapping) or hint is dict:
         if not isinstance(value, Mapping):
             raise UserError(f"{where} must be a table, but is {value!r} instead.")
@@ -126,6 +130,8 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         return value
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if hint is float and isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{where} must be a finite number, but is {value} instead.")
     if isinstance(hint, type) and (not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool)):
         raise UserError(f"{where} must be a {hint.__name__}, but is {value!r} instead.")
     return value

@@ -90,3 +90,37 @@ def test_project_paths_and_sections(tmp_path: Path):
     (tmp_path / "hkd.toml").write_text('[paths]\nlables = "x"\n')
     with pytest.raises(UserError, match="'labels'"):
         config.Project.load(tmp_path)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fixed:
+    pair: tuple[float, float] = (1.0, 2.0)
+    mixed: tuple[str, int, float] = ("a", 1, 2.0)
+    nested: tuple[tuple[int, int], ...] = ()
+    by_name: dict[str, tuple[int, int]] = field(default_factory=dict)
+    maybe: tuple[int, int] | None = None
+
+
+@pytest.mark.parametrize(
+    ("table", "where"),
+    [
+        ({"pair": [1.0]}, r"t\.pair must be a list of 2 values, but has 1"),
+        ({"pair": []}, r"t\.pair must be a list of 2 values, but has 0"),
+        ({"pair": [1, 2, 3]}, r"t\.pair must be a list of 2 values, but has 3"),
+        ({"mixed": ["a", 1]}, r"t\.mixed must be a list of 3 values"),
+        ({"nested": [[1, 2], [3]]}, r"t\.nested\[1\] must be a list of 2 values"),
+        ({"by_name": {"x": [1]}}, r"t\.by_name\.x must be a list of 2 values"),
+        ({"maybe": [1, 2, 3]}, r"t\.maybe must be a list of 2 values"),
+    ],
+)
+def test_a_list_of_fixed_length_takes_no_other_length(table, where):
+    with pytest.raises(UserError, match=where):
+        config.build(Fixed, table, where="t")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_numbers_are_finite(value):
+    with pytest.raises(UserError, match=r"t\.inner\.rate must be a finite number"):
+        config.build(Outer, {"inner": {"rate": value}}, where="t")
+    with pytest.raises(UserError, match=r"t\.weights\.senone must be a finite number"):
+        config.build(Outer, {"weights": {"senone": value}}, where="t")

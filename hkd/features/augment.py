@@ -9,6 +9,7 @@ Shape letters: S samples, T frames, F bins.
 """
 
 import hashlib
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,6 +41,10 @@ class AugmentConfig:
         for name in ("time_share", "noise_probability"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"`{name}` must lie between 0 and 1, but is {getattr(self, name)} instead.")
+        if len(self.noise_snr_db) != 2 or not -math.inf < self.noise_snr_db[0] <= self.noise_snr_db[1] < math.inf:
+            raise UserError(
+                f"`noise_snr_db` must be the lowest and the highest ratio in dB, but is {list(self.noise_snr_db)} instead."
+            )
 
 
 NO_AUGMENTATION = AugmentConfig(speeds=(1.0,), freq_masks=0, time_masks=0)

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hkd.losses.sparse import teacher_at
+
 NEVER = float("-inf")
 _TINY = 1e-30
 
@@ -104,6 +106,9 @@ def ctc_interpolation(
     offset_B1: Tensor,
     class_offset: int = 1,
     tail: str = "ghost",
+    temperature: float = 1.0,
+    lse_N: Tensor | None = None,
+    tail_T_N: Tensor | None = None,
 ) -> Tensor:
     """loss_B = Σ_t Σ_u γ_t(u) · CE(p_u, q_t): the teacher's part of label interpolation for a CTC output, in nats.
 
@@ -111,6 +116,7 @@ def ctc_interpolation(
     nothing. A frame counts by its occupancy, so frames of blank weigh 0. Teacher units map to classes id + class_offset (1 for
     the main output; 0 for an auxiliary head without a blank). Position n of utterance b is row offset_B1[b] + n and unit n of its target.
     tail `ghost`: what lies outside the K units (units alone, not the blank) is one outcome with p_tail; `renormalised`: p / Σ_K p.
+    temperature T: the teacher's alone, p_u is then its softmax at T (lse_N and tail_T_N as in sparse_kl); q_t is always at 1.
     Computed with two (T × V) · (V × U) products an utterance, no (T, U, K) tensor. The caller combines: (1 − w) · ctc_loss + w · this.
     Raises ValueError for labels that require a gradient or rows that do not fit the occupancies.
     """
@@ -122,6 +128,8 @@ def ctc_interpolation(
     b, _, u = gamma_BTU.shape
     if len(count_B) != b or (b and int(count_B.max()) > u):
         raise ValueError(f"offset_B1 must cut the rows into {b} utterances of at most {u} units, but does not.")
+    num_units = logits_BTV.shape[2] - class_offset
+    logp_NK, tail_N = teacher_at(logp_NK, tail_N, temperature, lse_N, tail_T_N, num_units, tail)
     with torch.autocast(logits_BTV.device.type, enabled=False):  # probabilities are not to be multiplied in half precision
         return _occupied_cross_entropy(logits_BTV, gamma_BTU, ids_NK, logp_NK, tail_N, offset_B1, class_offset, tail)
 

@@ -117,7 +117,7 @@ class _SparseCrossEntropy(torch.autograd.Function):
         return grad_MV, None, None, None, None, None
 
 
-def _teacher_at(
+def teacher_at(
     logp_MK: Tensor, tail_M: Tensor, temperature: float, lse_M: Tensor | None, tail_T_M: Tensor | None, num_units: int, tail: str
 ) -> tuple[Tensor, Tensor]:
     """The kept log-probabilities and the tail's at the teacher's temperature: log p_T(v) = log p(v) / T − lse_T."""
@@ -195,7 +195,7 @@ def _cross_entropy_and_entropy(
         raise ValueError(f"temperatures must be above 0, but are {temperature} and {own} instead.")
     wide = torch.promote_types(logits_MV.dtype, torch.float32)
     num_units = logits_MV.shape[1]
-    logp_MK, tail_M = _teacher_at(logp_MK.to(wide), tail_M.to(wide), temperature, lse_M, tail_T_M, num_units, tail)
+    logp_MK, tail_M = teacher_at(logp_MK.to(wide), tail_M.to(wide), temperature, lse_M, tail_T_M, num_units, tail)
     ids_MK = ids_MK.long()
     p_MK, tail_p_M, logp_MK, tail_M = _targets(logp_MK, tail_M.to(wide), ids_MK, tail=tail, gold_M=gold_M, count_MK=count_MK)
     if ids_MK.shape[1] >= num_units:

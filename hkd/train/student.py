@@ -128,13 +128,16 @@ def plan_student(config: TrainConfig, needs: Needs, join: Join) -> Plan:
     soft: dict[str, int] = {}
     if config.objective == "interpolation":
         [store] = needs.stores
-        _no_draws(join, store)
         kd = _kd(config, store)
-        _check_tail(join, store, kd)
-        if kd.tail not in ("ghost", "renormalised"):
-            raise UserError(f"`kd.tail` must be ghost or renormalised with interpolation, but is {kd.tail} instead.")
+        where = ("frames",) if hybrid else ("frames", "ctc")
+        if kd.where not in where:
+            raise UserError(
+                f"`kd.where` must be {' or '.join(where)} with interpolation (every frame of the main output is taught), "
+                f"but is {kd.where} instead. Take --set kd.where=frames."
+            )
+        column = _mixed(join, store, kd, "objective interpolation")
         kind = HybridTerm if hybrid else InterpolationTerm
-        terms.append(kind(store=store, weight=config.interpolation_weight, tail=kd.tail))
+        terms.append(kind(store=store, weight=config.interpolation_weight, kd=kd, column=column))
         soft[store] = default_slots(SENONE) if hybrid else 0
     else:
         terms.append(HybridTerm() if hybrid else CtcTerm())
@@ -158,7 +161,6 @@ def plan_student(config: TrainConfig, needs: Needs, join: Join) -> Plan:
 
 def _auxiliary(config: TrainConfig, join: Join, store: str, num_layers: int) -> tuple[HeadConfig, Term]:
     joined, kd = join.stores[store], _kd(config, store)
-    _check_tail(join, store, kd)
     slots = slots_of(config, joined.level)
     tap = config.taps.get(joined.level, default_tap(joined.level, num_layers))
     head = HeadConfig(name=f"kd-{store}", level=joined.level, kind="aux", num_units=joined.num_units, tap=tap, slots=slots)
@@ -169,28 +171,47 @@ def _auxiliary(config: TrainConfig, join: Join, store: str, num_layers: int) -> 
             )
         if slots != 1:
             raise UserError(f"`slots.{joined.level}` must be 1 where `kd.where` is ctc, but is {slots} instead.")
-        _no_draws(join, store)
-        if kd.temperature != 1 or kd.tail != "ghost":
-            raise UserError(
-                f"`kd.temperature` and `kd.tail` must be 1 and ghost where `kd.where` is ctc, but are {kd.temperature:g} and {kd.tail} "
-                f"for label store '{store}' instead."
-            )
-        return head, CtcKdTerm(name=head.name, head=head.name, store=store)
-    spec = joined.reader.spec
-    column = None
-    if kd.temperature != 1 and spec.width < len(spec.inventory):
-        if kd.temperature not in spec.temperatures:
-            known = ", ".join(f"{t:g}" for t in (1.0, *spec.temperatures))
-            raise UserError(
-                f"`kd.temperature` must be one that label store '{store}' holds ({known}), but is {kd.temperature:g} instead. "
-                f"Dump again with --temperatures {kd.temperature:g}."
-            )
-        column = spec.temperatures.index(kd.temperature)
+        column = _mixed(join, store, kd, "`kd.where` ctc")
+        return head, CtcKdTerm(name=head.name, head=head.name, store=store, kd=kd, column=column)
+    spec, column = joined.reader.spec, _column(join, store, kd)
     if (kd.tail == "sampled") != (spec.selection == "sample"):
         raise UserError(
             f"`kd.tail` must fit label store '{store}', whose selection is {spec.selection}, but is '{kd.tail}' instead."
         )
+    _check_tail(join, store, kd)
     return head, KdTerm(name=head.name, head=head.name, store=store, kd=kd, column=column)
+
+
+def _column(join: Join, store: str, kd: KdConfig) -> int | None:
+    """Where a store's rows hold the normaliser of the teacher's temperature; None where none is needed.
+
+    Raises UserError for a temperature that the store does not hold.
+    """
+    spec = join.stores[store].reader.spec
+    if kd.temperature == 1 or spec.width >= len(spec.inventory) or kd.tail == "renormalised":
+        return None
+    if kd.temperature not in spec.temperatures:
+        known = ", ".join(f"{t:g}" for t in (1.0, *spec.temperatures))
+        raise UserError(
+            f"`kd.temperature` must be one that label store '{store}' holds ({known}), but is {kd.temperature:g} instead. "
+            f"Dump again with --temperatures {kd.temperature:g}."
+        )
+    return spec.temperatures.index(kd.temperature)
+
+
+def _mixed(join: Join, store: str, kd: KdConfig, what: str) -> int | None:
+    """_column, for losses that hold the teacher's distribution against the student's softmax at temperature 1."""
+    _no_draws(join, store)
+    if kd.tail not in ("ghost", "renormalised"):
+        raise UserError(f"`kd.tail` must be ghost or renormalised with {what}, but is {kd.tail} instead.")
+    _check_tail(join, store, kd)
+    own = kd.student_temperature or kd.temperature
+    if own != 1:
+        raise UserError(
+            f"`kd.student_temperature` must be 1 with {what} (its targets are for the student's one softmax), but is {own:g} for "
+            f"label store '{store}' instead. Take --set kd.student_temperature=1."
+        )
+    return _column(join, store, kd)
 
 
 def _check_tail(join: Join, store: str, kd: KdConfig) -> None:

@@ -6,7 +6,7 @@ Shape letters: B utterances, T encoder frames, S slots, M labelled slots, N posi
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -57,12 +57,16 @@ class CtcTerm:
 
 @dataclass(frozen=True, kw_only=True)
 class HybridTerm:
-    """The main output's frame cross-entropy over senones; with `store`, against w · teacher + (1 − w) · reference."""
+    """The main output's frame cross-entropy over senones; with `store`, against w · teacher + (1 − w) · reference.
+
+    A slot without a teacher's label (silence, an utterance that the store lacks) has its whole reference loss.
+    """
 
     name: str = "senone"
     store: str | None = None
     weight: float = 0.0
-    tail: str = "ghost"
+    kd: KdConfig = field(default_factory=KdConfig)
+    column: int | None = None  # of lse_NJ, for the teacher's temperature
 
     def slots(self, batch: Batch) -> Mapping[str, Tensor]:
         """None: the main output is read whole."""
@@ -73,7 +77,7 @@ class HybridTerm:
         return float(len(batch.hard[SENONE].slot_M))
 
     def loss(self, batch: Batch, output: StudentOutput) -> Tensor:
-        """Cross-entropy, summed; slots without a teacher's label (silence) go by the reference alone."""
+        """Cross-entropy, summed."""
         logits_NV = output.logits_BTV.flatten(0, 1)
         hard = batch.hard[SENONE]
         loss_M = hard_cross_entropy(logits_NV.index_select(0, hard.slot_M), hard.unit_M)
@@ -82,17 +86,22 @@ class HybridTerm:
         soft = batch.soft[self.store]
         weight_S = torch.ones(len(logits_NV), device=logits_NV.device)
         weight_S[soft.slot_M] = 1 - self.weight
-        soft_M = sparse_cross_entropy(logits_NV.index_select(0, soft.slot_M), **_teacher(soft, KdConfig(tail=self.tail)))
+        teacher = _teacher(soft, self.kd, column=self.column)
+        soft_M = sparse_cross_entropy(logits_NV.index_select(0, soft.slot_M), **teacher)
         return (loss_M * weight_S[hard.slot_M]).sum() + self.weight * soft_M.sum()
 
 
 @dataclass(frozen=True, kw_only=True)
 class InterpolationTerm:
-    """(1 − w) · CTC + w · Σ_t Σ_u γ_t(u) · CE(p_u, q_t), γ the detached CTC occupancies (DESIGN, section 5), a target unit."""
+    """(1 − w) · CTC + w · Σ_t Σ_u γ_t(u) · CE(p_u, q_t), γ the detached CTC occupancies (DESIGN, section 5), a target unit.
+
+    An utterance without labels has its whole CTC loss.
+    """
 
     store: str
     weight: float
-    tail: str = "ghost"
+    kd: KdConfig = field(default_factory=KdConfig)
+    column: int | None = None
     name: str = "ctc"
 
     def slots(self, batch: Batch) -> Mapping[str, Tensor]:
@@ -105,15 +114,12 @@ class InterpolationTerm:
 
     def loss(self, batch: Batch, output: StudentOutput) -> Tensor:
         """Both parts, summed."""
-        logits_BTV, length_B = output.logits_BTV, output.length_B
-        reference = ctc_loss(logits_BTV, length_B, batch.target_L, batch.target_length_B).sum()
+        logits_BTV = output.logits_BTV
+        reference_B = ctc_loss(logits_BTV, output.length_B, batch.target_L, batch.target_length_B)
         soft = batch.soft[self.store]
-        gamma_BTU = ctc_occupancy(logits_BTV, length_B, batch.target_L, batch.target_length_B)
-        teacher_B = ctc_interpolation(
-            logits_BTV, gamma_BTU, ids_NK=soft.ids_NK, logp_NK=soft.logp_NK, tail_N=soft.tail_N, offset_B1=soft.offset_B1,
-            tail=self.tail,
-        )  # fmt: skip
-        return (1 - self.weight) * reference + self.weight * teacher_B.sum()
+        labelled_B = soft.offset_B1[1:] > soft.offset_B1[:-1]
+        teacher_B = _by_occupancy(batch, output, logits_BTV, soft, self.kd, self.column, class_offset=1)
+        return (torch.where(labelled_B, 1 - self.weight, 1.0) * reference_B + self.weight * teacher_B).sum()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,6 +187,8 @@ class CtcKdTerm:
     name: str
     head: str
     store: str
+    kd: KdConfig = field(default_factory=KdConfig)
+    column: int | None = None
 
     def slots(self, batch: Batch) -> Mapping[str, Tensor]:
         """All: the occupancies are not known before."""
@@ -192,12 +200,21 @@ class CtcKdTerm:
 
     def loss(self, batch: Batch, output: StudentOutput) -> Tensor:
         """Σ_t Σ_u γ_t(u) · CE(p_u, q_t), summed."""
-        soft = batch.soft[self.store]
-        gamma_BTU = ctc_occupancy(output.logits_BTV, output.length_B, batch.target_L, batch.target_length_B)
-        return ctc_interpolation(
-            output.heads[self.head], gamma_BTU, ids_NK=soft.ids_NK, logp_NK=soft.logp_NK, tail_N=soft.tail_N,
-            offset_B1=soft.offset_B1, class_offset=0,
-        ).sum()  # fmt: skip
+        soft, logits_BTV = batch.soft[self.store], output.heads[self.head]
+        return _by_occupancy(batch, output, logits_BTV, soft, self.kd, self.column, class_offset=0).sum()
+
+
+def _by_occupancy(
+    batch: Batch, output: StudentOutput, logits_BTV: Tensor, soft: SoftLabels, kd: KdConfig, column: int | None, *, class_offset: int
+) -> Tensor:
+    """loss_B: the teacher's part of `logits_BTV`, each frame weighted by the main output's CTC occupancy of each position."""
+    gamma_BTU = ctc_occupancy(output.logits_BTV, output.length_B, batch.target_L, batch.target_length_B)
+    return ctc_interpolation(
+        logits_BTV, gamma_BTU, ids_NK=soft.ids_NK, logp_NK=soft.logp_NK, tail_N=soft.tail_N, offset_B1=soft.offset_B1,
+        class_offset=class_offset, tail=kd.tail, temperature=kd.temperature,
+        lse_N=None if column is None else soft.lse_NJ[:, column],
+        tail_T_N=None if column is None else soft.tail_NJ[:, column],
+    )  # fmt: skip
 
 
 def _teacher(soft: SoftLabels, kd: KdConfig, rows_M: Tensor | None = None, column: int | None = None) -> dict[str, Any]:

@@ -20,6 +20,12 @@ def test_every_speed_is_drawn_about_as_often() -> None:
     assert all(150 < speeds.count(speed) < 250 for speed in (0.9, 1.0, 1.1))
 
 
+@pytest.mark.parametrize("snr", [(10.0,), (), (1.0, 2.0, 3.0), (30.0, 10.0), (float("nan"), 10.0), (0.0, float("inf"))])
+def test_a_noise_range_is_two_numbers_in_order(snr: tuple[float, ...]) -> None:
+    with pytest.raises(UserError, match="`noise_snr_db` must be the lowest and the highest ratio"):
+        AugmentConfig(noise_snr_db=snr)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("speed", [0.9, 1.0, 1.1])
 def test_a_click_moves_to_where_retiming_says(speed: float) -> None:
     wave_S = np.zeros(SAMPLE_RATE_HZ, np.float32)

@@ -1,5 +1,6 @@
 """Which heads and terms an objective has, and what it refuses."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -112,10 +113,43 @@ def test_ctc_occupancies_take_one_slot_a_frame(labelled: Path) -> None:
         opened(labelled, objective="auxiliary", levels=["subword"], kd={"where": "ctc"}, slots={"subword": 2})
 
 
-def test_ctc_occupancies_take_no_other_temperature_nor_tail(labelled: Path) -> None:
-    for kd in ({"temperature": 3.0}, {"tail": "renormalised"}):
-        with pytest.raises(UserError, match="must be 1 and ghost"):
-            opened(labelled, objective="auxiliary", levels=["subword"], kd={"where": "ctc", **kd})
+MIXED = [
+    {"objective": "interpolation"},
+    {"objective": "interpolation", "main": "senone"},
+    {"objective": "auxiliary", "levels": ["subword"], "kd": {"where": "ctc"}},
+]
+
+
+@pytest.mark.parametrize("settings", MIXED)
+def test_where_targets_are_for_one_softmax_the_student_is_at_temperature_one(
+    labelled: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
+) -> None:
+    data = opened(labelled, **settings)
+    [store] = data.needs.stores
+    reader = data.join.stores[store].reader
+    monkeypatch.setattr(reader, "spec", replace(reader.spec, temperatures=(3.0,)))
+
+    def made(**kd: Any) -> Any:
+        config = replace(data.config, kd=replace(data.config.kd, **kd))
+        return plan_student(config, data.needs, data.join)
+
+    for wrong in ({"student_temperature": 3.0}, {"temperature": 3.0}, {"temperature": 3.0, "student_temperature": 2.0}):
+        with pytest.raises(UserError, match=r"`kd\.student_temperature` must be 1 with .* Take --set kd\.student_temperature=1"):
+            made(**wrong)
+    for tail in ("gold-residual", "sampled"):
+        with pytest.raises(UserError, match=r"`kd\.tail` must be ghost or renormalised"):
+            made(tail=tail)
+    with pytest.raises(UserError, match=r"`kd\.temperature` must be one that label store '\w+' holds \(1, 3\), but is 2"):
+        made(temperature=2.0, student_temperature=1.0)
+    terms = made(temperature=3.0, student_temperature=1.0).terms
+    [term] = [term for term in terms if getattr(term, "store", None)]
+    assert (term.kd.temperature, term.column) == (3.0, 0)
+
+
+@pytest.mark.parametrize(("main", "where"), [("ctc", "segments"), ("senone", "segments"), ("senone", "ctc")])
+def test_interpolation_teaches_every_frame(labelled: Path, main: str, where: str) -> None:
+    with pytest.raises(UserError, match=rf"`kd\.where` must be frames.* with interpolation .*, but is {where} instead"):
+        opened(labelled, objective="interpolation", main=main, kd={"where": where})
 
 
 @pytest.mark.parametrize("settings", [{"objective": "interpolation"}, {"objective": "auxiliary", "kd": {"where": "ctc"}}])
@@ -130,8 +164,6 @@ def test_draws_are_refused_where_the_distribution_itself_is_wanted(
 
 
 def test_a_temperature_that_was_dumped_is_taken(labelled: Path, tmp_path: Path) -> None:
-    import shutil
-
     shutil.copytree(labelled, tmp_path / "p")
     shutil.rmtree(tmp_path / "p" / "shards")
     label_folder(tmp_path / "p", levels=["monophone"], k=42)

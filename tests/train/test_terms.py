@@ -97,7 +97,26 @@ def test_a_hard_head_is_cross_entropy(example: Any) -> None:
     assert float(term.loss(batch, replace(output, heads={"h": logits_MV}))) == pytest.approx(float(expected))
 
 
-def test_the_hybrids_interpolation_is_cross_entropy_against_mixed_targets(example: Any) -> None:
+def without_labels(batch: Batch, utterance: int) -> Batch:
+    """The batch without the labels of an utterance of the store x."""
+    soft = batch.soft["x"]
+    kept_N = torch.arange(B * U) // U != utterance
+    kept_M = kept_N[soft.position_M]
+    rows = {f: getattr(soft, f)[kept_N] for f in ("ids_NK", "logp_NK", "tail_N", "gold_N", "gold_logp_N", "lse_NJ", "tail_NJ")}
+    offset_B1 = torch.tensor([0, U, U] if utterance else [0, 0, U])
+    number_N = kept_N.cumsum(0) - 1
+    return replace(
+        batch,
+        soft={"x": replace(soft, **rows, offset_B1=offset_B1, slot_M=soft.slot_M[kept_M], position_M=number_N[soft.position_M[kept_M]])},
+    )
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("labelled", [(True, True), (True, False), (False, True)])
+def test_the_hybrids_interpolation_is_cross_entropy_against_mixed_targets(
+    example: Any, temperature: float, labelled: tuple[bool, bool]
+) -> None:
+    """Teacher at T, student at 1 (Futami et al. 2020); a slot without a label goes by its reference alone."""
     batch, output, _ = example
     g = torch.Generator().manual_seed(1)
     logits_NV = torch.randn(B * U, V, generator=g, dtype=torch.float64)
@@ -108,10 +127,70 @@ def test_the_hybrids_interpolation_is_cross_entropy_against_mixed_targets(exampl
     )  # fmt: skip
     batch, output = replace(batch, soft={"x": soft}), replace(output, logits_BTV=output.logits_BTV[:, :, :V])
     mixed_SV = torch.nn.functional.one_hot(batch.hard["senone"].unit_M, V).double()
-    teacher_MV = torch.log_softmax(logits_NV, -1).exp()[soft.position_M]
-    mixed_SV[soft.slot_M] = 0.7 * mixed_SV[soft.slot_M] + 0.3 * teacher_MV
+    teacher_MV = torch.softmax(logits_NV / temperature, -1)[soft.position_M]
+    for slot, teacher_V in zip(soft.slot_M.tolist(), teacher_MV, strict=True):
+        if labelled[slot // T]:
+            mixed_SV[slot] = 0.7 * mixed_SV[slot] + 0.3 * teacher_V
+    for b, has in enumerate(labelled):
+        batch = batch if has else without_labels(batch, b)
     expected = -(mixed_SV * torch.log_softmax(output.logits_BTV.flatten(0, 1), -1)).sum()
-    assert float(HybridTerm(store="x", weight=0.3).loss(batch, output)) == pytest.approx(float(expected), rel=1e-5)
+    kd = KdConfig(temperature=temperature, student_temperature=1.0)
+    term = HybridTerm(store="x", weight=0.3, kd=kd)
+    assert float(term.loss(batch, output)) == pytest.approx(float(expected), rel=1e-5)
+
+
+def occupied(logits_BTV: Tensor, gamma_BTU: Tensor, softened_NV: Tensor, ids_NK: Tensor, offset: int, tail: str) -> Tensor:
+    """Σ_t Σ_u γ · CE(p_u, q_t) of each utterance, one frame and one position after the other, from the teacher's dense softmax."""
+    loss_B = torch.zeros(B, dtype=torch.float64)
+    for b in range(B):
+        q_TV = torch.softmax(logits_BTV[b], -1)
+        for u in range(U):
+            n = b * U + u
+            p_K, q_TK = softened_NV[n].exp()[ids_NK[n]], q_TV[:, ids_NK[n] + offset]
+            if tail == "renormalised":
+                cross_T = -(q_TK.log() @ (p_K / p_K.sum()))
+            else:
+                outside_T = q_TV[:, offset:].sum(1) - q_TK.sum(1)
+                cross_T = -(q_TK.log() @ p_K) - (1 - p_K.sum()) * outside_T.log()
+            loss_B[b] += (gamma_BTU[b, :, u] * cross_T).sum()
+    return loss_B
+
+
+@pytest.mark.parametrize("tail", ["ghost", "renormalised"])
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("labelled", [(True, True), (True, False), (False, True), (False, False)])
+def test_ctc_interpolation_is_the_dense_formula(
+    example: Any, tail: str, temperature: float, labelled: tuple[bool, bool]
+) -> None:
+    """(1 − w) CTC + w Σ γ CE(p at T, q at 1) of an utterance with labels, and the whole CTC loss of one without."""
+    from hkd.losses import ctc_occupancy
+
+    batch, output, logp_NV = example
+    logp_TBV = torch.log_softmax(output.logits_BTV, -1).transpose(0, 1)
+    plain_B = torch.nn.functional.ctc_loss(
+        logp_TBV, batch.target_L, output.length_B, batch.target_length_B, blank=0, reduction="none"
+    )
+    gamma_BTU = ctc_occupancy(output.logits_BTV, output.length_B, batch.target_L, batch.target_length_B)
+    softened_NV = torch.log_softmax(logp_NV / temperature, -1)
+    teacher_B = occupied(output.logits_BTV, gamma_BTU, softened_NV, batch.soft["x"].ids_NK, 1, tail)
+    expected = sum(
+        0.7 * float(plain_B[b]) + 0.3 * float(teacher_B[b]) if has else float(plain_B[b]) for b, has in enumerate(labelled)
+    )
+    for b, has in enumerate(labelled):
+        if not has and batch.soft["x"].offset_B1[-1] == B * U:
+            batch = without_labels(batch, b)
+        elif not has:
+            empty = {f: getattr(batch.soft["x"], f)[:0] for f in ("ids_NK", "logp_NK", "tail_N", "lse_NJ", "tail_NJ")}
+            batch = replace(batch, soft={"x": replace(batch.soft["x"], **empty, offset_B1=torch.zeros(3, dtype=torch.int64))})
+    column = 0 if temperature != 1 and tail == "ghost" else None
+    kd = KdConfig(temperature=temperature, student_temperature=1.0, tail=tail)
+    term = InterpolationTerm(store="x", weight=0.3, kd=kd, column=column)
+    assert float(term.loss(batch, output)) == pytest.approx(expected, rel=1e-5)
+    head_BTV = torch.randn(B, T, V, dtype=torch.float64)
+    if all(labelled):
+        own = occupied(head_BTV, gamma_BTU, softened_NV, batch.soft["x"].ids_NK, 0, tail).sum()
+        found = CtcKdTerm(name=HEAD, head=HEAD, store="x", kd=kd, column=column).loss(batch, replace(output, heads={HEAD: head_BTV}))
+        assert float(found) == pytest.approx(float(own), rel=1e-5)
 
 
 def test_ctc_interpolation_mixes_and_at_weight_zero_is_ctc(example: Any) -> None:
