@@ -10,18 +10,20 @@
 Shape letters: B utterances, T frames, F bins, D model width, H attention heads, E = D / H, C channels.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hkd.student.config import EncoderConfig
-from hkd.student.dropout import dropout
+from hkd.student.dropout import UtteranceDropout
 from hkd.timebase import SUBSAMPLING
 
 ROTARY_BASE = 10_000.0
 Rotary = tuple[Tensor, Tensor]  # cos_TE, sin_TE
+Drop = Callable[[Tensor], Tensor]
+DROPS = 4  # calls of dropout in a layer
 
 
 def subsampled(length_B: Tensor, times: int = SUBSAMPLING) -> Tensor:
@@ -144,14 +146,9 @@ class ConformerLayer(nn.Module):
         self.conv = ConvModule(config)
         self.after = FeedForward(config)
         self.norm = nn.LayerNorm(config.d_model)
-        self.dropout = config.dropout
 
-    def forward(self, x_BTD: Tensor, rotary: Rotary, valid_BT1: Tensor, key_mask_B11T: Tensor) -> Tensor:
-        """x_BTD → the layer's output of the same shape."""
-
-        def drop(y_BTD: Tensor) -> Tensor:
-            return dropout(y_BTD, self.dropout, training=self.training)
-
+    def forward(self, x_BTD: Tensor, rotary: Rotary, valid_BT1: Tensor, key_mask_B11T: Tensor, drop: Drop) -> Tensor:
+        """x_BTD → the layer's output of the same shape; `drop` is called DROPS times."""
         x_BTD = torch.add(x_BTD, drop(self.before(x_BTD)), alpha=0.5)
         x_BTD = x_BTD + drop(self.attention(x_BTD, rotary, key_mask_B11T))
         x_BTD = x_BTD + drop(self.conv(x_BTD, valid_BT1))
@@ -167,22 +164,35 @@ class ConformerEncoder(nn.Module):
         self.front: nn.Module = Conv1dFront(config) if config.front == "conv1d" else Conv2dFront(config)
         self.layers = nn.ModuleList(ConformerLayer(config) for _ in range(config.num_layers))
 
-    def forward(self, x_BTF: Tensor, length_B: Tensor, taps: Collection[int]) -> tuple[Tensor, Tensor, dict[int, Tensor]]:
-        """x_BTF (normalised), length_B in 10 ms frames, taps as layers counted from 1.
+    def forward(
+        self, x_BTF: Tensor, length_B: Tensor, taps: Collection[int], seed_B: Sequence[int] | None = None
+    ) -> tuple[Tensor, Tensor, dict[int, Tensor]]:
+        """x_BTF (normalised), length_B in 10 ms frames, taps as layers counted from 1, seed_B of each utterance's dropout in training.
 
-        Gives the top layer's x_BTD, the lengths in encoder frames, and tap → x_BTD. What stands past an utterance's end is finite and
+        Without seed_B, training takes seeds from torch's default generator. Gives the top layer's x_BTD, the lengths in encoder frames, and tap → x_BTD. What stands past an utterance's end is finite and
         means nothing.
         """
         valid_BT = valid_frames(length_B, x_BTF.shape[1])
         x_BTD = self.front(x_BTF.masked_fill(~valid_BT[:, :, None], 0.0), length_B)
-        x_BTD = dropout(x_BTD, self.dropout, training=self.training)
+        drop = self._dropout(x_BTD, seed_B)
+        x_BTD = drop(x_BTD)
         length_B = subsampled(length_B)
         valid_BT = valid_frames(length_B, x_BTD.shape[1])
         valid_BT1, key_mask_B11T = valid_BT[:, :, None].to(x_BTD.dtype), valid_BT[:, None, None, :]
         rotary = rotary_tables(x_BTD.shape[1], self.head_width, device=x_BTD.device)
         seen: dict[int, Tensor] = {}
         for number, layer in enumerate(self.layers, start=1):
-            x_BTD = layer(x_BTD, rotary, valid_BT1, key_mask_B11T)
+            x_BTD = layer(x_BTD, rotary, valid_BT1, key_mask_B11T, drop)
             if number in taps:
                 seen[number] = x_BTD
         return x_BTD, length_B, seen
+
+    def _dropout(self, x_BTD: Tensor, seed_B: Sequence[int] | None) -> Drop:
+        if not self.training or self.dropout == 0:
+            return lambda y_BTD: y_BTD
+        b, t, d = x_BTD.shape
+        if seed_B is None:
+            seed_B = torch.randint(2**62, (b,)).tolist()
+        return UtteranceDropout(
+            self.dropout, seed_B, calls=1 + DROPS * len(self.layers), num_frames=t, width=d, device=x_BTD.device
+        )

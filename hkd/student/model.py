@@ -6,7 +6,7 @@
 - Teachers have no place here: their labels are numbers in a batch.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -65,13 +65,21 @@ class Student(nn.Module):
         self.mean_F.copy_(mean_F)
         self.std_F.copy_(std_F.clamp_min(MIN_STD))
 
-    def forward(self, x_BTF: Tensor, length_B: Tensor, *, slots: Mapping[str, Tensor] | None = None) -> StudentOutput:
+    def forward(
+        self,
+        x_BTF: Tensor,
+        length_B: Tensor,
+        *,
+        slots: Mapping[str, Tensor] | None = None,
+        seed_B: Sequence[int] | None = None,
+    ) -> StudentOutput:
         """x_BTF: features as the encoder's front end gives them; length_B: 10 ms frames, at least one each.
 
         slots: head name → slot_M (flat indices b · S + s); a head that stands there gives logits_MV of these slots alone.
+        seed_B: in training, what each utterance's dropout is drawn from (an encoder of transformers draws from torch's generator instead).
         """
         x_BTF = (x_BTF - self.mean_F) / self.std_F
-        x_BTD, length_B, seen = self.encoder(x_BTF, length_B, frozenset(self._tap_of.values()))
+        x_BTD, length_B, seen = self.encoder(x_BTF, length_B, frozenset(self._tap_of.values()), seed_B)
         chosen = slots or {}
         heads = {name: head(seen[self._tap_of[name]], chosen.get(name)) for name, head in self.heads.items()}
         return StudentOutput(logits_BTV=self.main(x_BTD), length_B=length_B * self.config.main_slots, heads=heads)

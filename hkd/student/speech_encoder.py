@@ -12,7 +12,7 @@ Shape letters: B utterances, S samples, C channels, T frames, F values a frame, 
 """
 
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -89,12 +89,16 @@ class SpeechEncoder(nn.Module):
         layers: nn.ModuleList = inner.layers
         return layers
 
-    def forward(self, x_BTF: Tensor, length_B: Tensor, taps: Collection[int]) -> tuple[Tensor, Tensor, dict[int, Tensor]]:
-        """x_BTF as the config's front end gives it, length_B in 10 ms frames, taps as layers counted from 1.
+    def forward(
+        self, x_BTF: Tensor, length_B: Tensor, taps: Collection[int], seed_B: Sequence[int] | None = None
+    ) -> tuple[Tensor, Tensor, dict[int, Tensor]]:
+        """x_BTF as the config's front end gives it, length_B in 10 ms frames, taps as layers counted from 1; seed_B is not read: dropout
+        within transformers draws from torch's generator.
 
         Gives the top's x_BTD (D is `d_out`), the lengths in encoder frames of 40 ms, and tap → x_BTD. What stands past an utterance's end is
         finite and means nothing. Raises UserError for an utterance longer than the encoder can read.
         """
+        del seed_B
         seen: dict[int, Tensor] = {}
         num_frames = -(-x_BTF.shape[1] // SUBSAMPLING)
         x_BTF = x_BTF.masked_fill(~valid_frames(length_B, x_BTF.shape[1])[:, :, None], 0.0)

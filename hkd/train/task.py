@@ -3,6 +3,7 @@
 Shape letters: B utterances, T frames, V classes.
 """
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -48,12 +49,12 @@ class StudentTask:
         return {term.name: term.count(batch) for term in self.terms}
 
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        """Sums."""
-        del step
+        """Sums. Each utterance's dropout is seeded by (seed, step, utterance), so that no cut of the batch into shares changes it."""
         slots: dict[str, Tensor] = {}
         for term in self.terms:
             slots.update(term.slots(batch))
-        output = self.student(batch.x_BTF, batch.length_B, slots=slots)
+        seed_B = [dropout_seed(self.config.loop.seed, step, name) for name in batch.ids]
+        output = self.student(batch.x_BTF, batch.length_B, slots=slots, seed_B=seed_B)
         return {term.name: term.loss(batch, output) for term in self.terms}
 
     def weights(self, step: int) -> dict[str, float]:
@@ -88,6 +89,11 @@ class StudentTask:
                 understood += [join.subwords.decode(ids) for ids in greedy_ctc(output.logits_BTV, output.length_B)]
         figures = {f"dev_{name}": sums[name] / counts[name] for name in sums if counts[name]}
         return figures | ({"dev_wer": word_error_rate(said, understood)} if said else {})
+
+
+def dropout_seed(seed: int, step: int, utterance_id: str) -> int:
+    """What the dropout of an utterance at a step is drawn from."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {step} {utterance_id}".encode()).digest()[:7], "little")
 
 
 def word_error_rate(said: Sequence[str], understood: Sequence[str]) -> float:

@@ -107,7 +107,7 @@ def test_the_bar_shows_the_rate_of_sound_and_the_figures_do_not_hang_on_it(
 
 
 def test_two_processes_give_what_one_gives(labelled: Path, tmp_path: Path, tiny: dict[str, Any], start: Start) -> None:
-    settings = merge(tiny, {"encoder": {"dropout": 0.0}, "loop": {"max_steps": 6, "log_every": 1, "eval_every": 3}})
+    settings = merge(tiny, {"loop": {"max_steps": 6, "log_every": 1, "eval_every": 3}})
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -129,6 +129,17 @@ def test_two_processes_give_what_one_gives(labelled: Path, tmp_path: Path, tiny:
         assert a == pytest.approx(b, rel=2e-4)
     weights = [safetensors.torch.load_file(tmp_path / name / "final.safetensors") for name in ("one", "two")]
     torch.testing.assert_close(weights[0], weights[1], rtol=2e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize("accumulate", [3, 50])  # 50: more shares than utterances, so that some are empty
+def test_accumulation_gives_what_one_share_gives_with_dropout(
+    labelled: Path, tmp_path: Path, tiny: dict[str, Any], accumulate: int
+) -> None:
+    settings = merge(tiny, {"encoder": {"dropout": 0.3}, "shares_every": 0, "loop": {"max_steps": 5, "log_every": 1}})
+    trained(labelled, tmp_path / "one", settings)
+    trained(labelled, tmp_path / "many", merge(settings, {"loop": {"accumulate": accumulate}}))
+    for a, b in zip(rows(tmp_path / "one"), rows(tmp_path / "many"), strict=True):
+        assert a == pytest.approx(b, rel=2e-4)
 
 
 def test_the_export_gives_the_trainers_own_outputs(labelled: Path, tmp_path: Path, tiny: dict[str, Any]) -> None:
