@@ -14,7 +14,6 @@ Shape letters: T frames, F values a frame.
 import logging
 import shutil
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
@@ -25,8 +24,9 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from hkd.audio import stamp
-from hkd.errors import HkdError, UserError
+from hkd.errors import HkdError
 from hkd.features.front_end import FrontEnd
+from hkd.features.workers import portable, raised
 from hkd.files import atomic_write, digest_of_json
 from hkd.manifest import Utterance
 
@@ -67,21 +67,26 @@ class FeatureCache:
             rows = tuple((u, speed) for u, speeds in part for speed in speeds)
             self._place |= {(u.id, speed): (len(self._shards), row) for row, (u, speed) in enumerate(rows)}
             self._shards.append(_Shard(folder / f"{digest}.arrow", rows))
-        self._table = lru_cache(None)(self._open)
+        self._tables: dict[int, pa.Table] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_tables": {}}
 
     def get(self, utterance_id: str, speed: float) -> Features | None:
         """x_TF, not to be written to; None where it is not among those wanted. Raises HkdError where its file is gone."""
         place = self._place.get((utterance_id, speed))
         if place is None:
             return None
-        values: Features = np.frombuffer(self._table(place[0])["x"][place[1]].as_buffer(), np.float32)
+        values: Features = np.frombuffer(self._open(place[0])["x"][place[1]].as_buffer(), np.float32)
         return values.reshape(-1, self._num_bins)
 
     def _open(self, number: int) -> pa.Table:
-        table = _read(self._shards[number])
-        if table is None:
-            raise HkdError(f"{self._shards[number].path} was there and is gone or damaged. Run the same command again.")
-        return table
+        if number not in self._tables:
+            table = _read(self._shards[number])
+            if table is None:
+                raise HkdError(f"{self._shards[number].path} was there and is gone or damaged. Run the same command again.")
+            self._tables[number] = table
+        return self._tables[number]
 
     def fill(self, compute: Compute, *, workers: int = 0) -> int:
         """Make the files that are not there, in `workers` processes (0: this one); gives how many were missing.
@@ -95,16 +100,15 @@ class FeatureCache:
         folder = todo[0].path.parent
         log.info("making features of %d utterances in %s", sum(len({u.id for u, _ in shard.rows}) for shard in todo), folder)
         folder.mkdir(parents=True, exist_ok=True)
-        made: Any = DataLoader(_Maker(todo, compute), batch_size=None, num_workers=workers)
-        for reason in made:
-            if reason is not None:
-                raise (UserError if reason[0] == UserError.exit_code else HkdError)(reason[1])
+        made: DataLoader[Any] = DataLoader(_Maker(todo, compute), batch_size=None, num_workers=workers)
+        for _ in raised(made):
+            pass
         log.info("features: %.2f GB in %s", sum(s.path.stat().st_size for s in self._shards) / 1e9, folder)
         return len(todo)
 
 
 class _Maker(Dataset[Any]):
-    """Item n makes shard n: None, or (exit code, sentence)."""
+    """Item n makes shard n: None, or the error that stopped it."""
 
     def __init__(self, shards: Sequence[_Shard], compute: Compute) -> None:
         self.shards, self.compute = shards, compute
@@ -112,20 +116,19 @@ class _Maker(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.shards)
 
-    def __getitem__(self, number: int) -> tuple[int, str] | None:
+    def __getitem__(self, number: int) -> Exception | None:
         shard = self.shards[number]
         try:
             if _read(shard) is None:  # another process may have been here since
                 _write(shard, self.compute)
             return None
-        except HkdError as error:
-            return error.exit_code, str(error)
         except OSError as error:
             free = shutil.disk_usage(shard.path.parent).free
-            return (
-                1,
-                f"{shard.path} cannot be written ({error.strerror}; {free / 1e9:.1f} GB are free). Name another `features_cache`.",
+            return HkdError(
+                f"{shard.path} cannot be written ({error.strerror}; {free / 1e9:.1f} GB are free). Name another `features_cache`."
             )
+        except Exception as error:
+            return portable(error)
 
 
 def _write(shard: _Shard, compute: Compute) -> None:

@@ -64,7 +64,7 @@ class FeatureSource:
         return x_TF
 
     def __reduce__(self) -> tuple[type["FeatureSource"], tuple[()], dict[str, object]]:
-        return FeatureSource, (), {"front_end": self.front_end, "_max_bytes": self._max_bytes}
+        return FeatureSource, (), {"front_end": self.front_end, "_max_bytes": self._max_bytes, "_cache": self._cache}
 
 
 def mean_and_std(parts: "list[Features]") -> tuple[torch.Tensor, torch.Tensor]:

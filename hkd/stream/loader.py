@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from hkd.align.alignment import Positions
 from hkd.features.augment import NO_AUGMENTATION, AugmentConfig, add_noise, draw_speed, generator, spec_augment
 from hkd.features.source import FeatureSource
+from hkd.features.workers import portable, raised
 from hkd.manifest import Utterance
 from hkd.stream.batch import Batch, HardLabels, SoftLabels
 from hkd.stream.join import Join
@@ -156,6 +157,19 @@ class _Steps(IterableDataset[Any]):
             yield self.maker(self.plan.share(step, self.rank, self.world_size), epoch=self.plan.epoch_of(step))
 
 
+class _InWorker(IterableDataset[Any]):
+    """_Steps, whose errors are items: DataLoader would put a worker's trace in their place."""
+
+    def __init__(self, steps: _Steps) -> None:
+        self.steps = steps
+
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            yield from self.steps
+        except Exception as error:  # whatever it is, it is raised where the batch is asked for
+            yield portable(error)
+
+
 def _one_thread(_worker: int) -> None:
     torch.set_num_threads(1)
 
@@ -163,11 +177,11 @@ def _one_thread(_worker: int) -> None:
 def batches(
     maker: BatchMaker, plan: BatchPlan, *, start_step: int, rank: int, world_size: int, workers: int = 0, pin: bool = False
 ) -> Iterator[Batch | None]:
-    """Endless: the share of every step from start_step on. Workers change when it is ready, never what it is."""
+    """Endless: the share of every step from start_step on. Workers change when it is ready, never what it is, nor what errors are raised."""
     steps = _Steps(maker, plan, start_step, rank, world_size)
     if workers == 0:
         return iter(steps)
     loader: DataLoader[Any] = DataLoader(
-        steps, batch_size=None, num_workers=workers, worker_init_fn=_one_thread, prefetch_factor=4, pin_memory=pin
+        _InWorker(steps), batch_size=None, num_workers=workers, worker_init_fn=_one_thread, prefetch_factor=4, pin_memory=pin
     )
-    return iter(loader)
+    return raised(iter(loader))
