@@ -1,5 +1,9 @@
 """Device, precision and processes, by accelerate; and the seeds of what is random."""
 
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +15,44 @@ from hkd.errors import MissingPackageError, UserError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator  # type: ignore[import-untyped]
+
+log = logging.getLogger(__name__)
+
+ENGINES = {  # variables that hand training over to another engine → what it is
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "accelerate's parallelism",
+}
+_SETTINGS = ("ACCELERATE_", "FSDP_", "MEGATRON_LM_", "PARALLELISM_CONFIG_", "FP8_")  # how names of accelerate's variables begin
+_NOTHING = ("", "0", "false", "no", "off", "n", "f")
+
+
+@contextmanager
+def no_settings_from_the_environment() -> Iterator[None]:
+    """Without accelerate's own environment variables, which its launcher and its users set: hkd's settings alone decide what is learnt.
+
+    Which were left aside is said. Raises UserError, naming the variable, where another engine is asked for.
+    """
+    given = {name: value for name, value in os.environ.items() if name.startswith(_SETTINGS)}
+    for name, engine in ENGINES.items():
+        if given.get(name, "").lower() not in _NOTHING:
+            raise UserError(
+                f"{name} must not be set, but is {given[name]} instead: hkd trains without {engine}. Take it out, and start processes "
+                "with torchrun."
+            )
+    aside = [f"{name}={value}" for name, value in sorted(given.items()) if value.lower() not in _NOTHING]
+    if aside:
+        log.warning(
+            "accelerate's environment variables are not read: %s. Settings are --device, loop.precision and loop.accumulate.",
+            ", ".join(aside),
+        )
+    for name in given:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(given)
 
 
 def make_accelerator(precision: str, device: str, *, tensorboard: Path | None = None) -> "Accelerator":
@@ -29,6 +71,7 @@ def make_accelerator(precision: str, device: str, *, tensorboard: Path | None = 
         cpu=device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available()),  # else processes do not meet
         log_with=None if tensorboard is None else "tensorboard",
         project_dir=tensorboard,
+        gradient_accumulation_steps=1,  # ours is `loop.accumulate`
     )
     if tensorboard is not None:
         accelerator.init_trackers("tensorboard")

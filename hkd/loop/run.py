@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hkd.errors import HkdError
 from hkd.files import write_bytes, write_json
-from hkd.loop.accelerator import make_accelerator, share_seed
+from hkd.loop.accelerator import make_accelerator, no_settings_from_the_environment, share_seed
 from hkd.loop.best import Best, average
 from hkd.loop.checkpoint import (
     Checkpoint,
@@ -73,14 +73,23 @@ def fit(
         log.info("%s is done", folder)
         load_model_tensors(task.model, load_file(folder / "final.safetensors"))
         return metrics
-    accelerator = make_accelerator(config.precision, device, tensorboard=folder if tensorboard else None)
-    if not accelerator.is_main_process:
-        accelerator.wait_for_everyone()
-        return _Run(task, config, folder, accelerator, no_progress).to_the_end(claim(folder, whole))
-    with locked(folder):
-        digest = claim(folder, whole)
-        accelerator.wait_for_everyone()
-        return _Run(task, config, folder, accelerator, progress).to_the_end(digest)
+    if config.warmup_steps > config.max_steps:
+        log.warning(
+            "`warmup_steps` is %d, but there are %d steps: the learning rate ends at %.3g of %.3g. Take fewer, or more `max_steps`.",
+            config.warmup_steps,
+            config.max_steps,
+            learning_rate(config, config.max_steps - 1),
+            config.learning_rate,
+        )
+    with no_settings_from_the_environment():
+        accelerator = make_accelerator(config.precision, device, tensorboard=folder if tensorboard else None)
+        if not accelerator.is_main_process:
+            accelerator.wait_for_everyone()
+            return _Run(task, config, folder, accelerator, no_progress).to_the_end(claim(folder, whole))
+        with locked(folder):
+            digest = claim(folder, whole)
+            accelerator.wait_for_everyone()
+            return _Run(task, config, folder, accelerator, progress).to_the_end(digest)
 
 
 class _Run:

@@ -1,6 +1,7 @@
 """fit: resuming equals an undisturbed run byte for byte, shares change nothing, and what stops it says so."""
 
 import json
+import os
 import random
 import signal
 import socket
@@ -17,6 +18,7 @@ import torch
 
 from hkd.errors import HkdError, UserError
 from hkd.loop import LoopConfig, fit, learning_rate
+from hkd.loop.accelerator import ENGINES
 from hkd.loop.record import steps_done
 
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -120,6 +122,50 @@ def test_a_loss_that_is_not_finite_stops_the_run_naming_the_utterances(tmp_path:
     tensors = safetensors.torch.load_file(newest / "model.safetensors")
     assert newest.name == "step-000006"
     assert all(bool(t.isfinite().all()) for t in tensors.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4"),
+        ("ACCELERATE_MIXED_PRECISION", "bf16"),
+        ("ACCELERATE_MIXED_PRECISION", "fp8"),
+        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR"),
+        ("ACCELERATE_TORCH_DEVICE", "meta"),
+        ("ACCELERATE_FP8_BACKEND", "TE"),
+        ("ACCELERATE_USE_SAGEMAKER", "true"),
+        ("FSDP_OFFLOAD_PARAMS", "true"),
+    ],
+)
+def test_accelerates_environment_changes_nothing_and_is_named(
+    tmp_path: Path, tiny_task: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str, value: str
+) -> None:
+    fit(tiny_task(dropout=0.2), LoopConfig(max_steps=5, log_every=1), tmp_path / "plain", device="cpu")
+    assert not [r for r in caplog.records if "environment" in r.message]
+    monkeypatch.setenv(name, value)
+    fit(tiny_task(dropout=0.2), LoopConfig(max_steps=5, log_every=1), tmp_path / "set", device="cpu")
+    assert artefacts(tmp_path / "set") == artefacts(tmp_path / "plain")
+    assert [r for r in caplog.records if f"{name}={value}" in r.message]
+    assert os.environ[name] == value
+
+
+@pytest.mark.parametrize("name", sorted(ENGINES))
+@pytest.mark.parametrize("value", ["true", "1", "yes"])
+def test_another_engine_is_refused_by_its_variable(
+    tmp_path: Path, tiny_task: Any, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=f"{name} must not be set, but is {value} instead"):
+        fit(tiny_task(), LoopConfig(max_steps=5), tmp_path, device="cpu")
+    monkeypatch.setenv(name, "false")
+    fit(tiny_task(), LoopConfig(max_steps=2), tmp_path, device="cpu")
+
+
+def test_a_warm_up_that_does_not_end_is_said(tmp_path: Path, tiny_task: Any, caplog: pytest.LogCaptureFixture) -> None:
+    fit(tiny_task(), LoopConfig(max_steps=3, warmup_steps=3), tmp_path / "ends", device="cpu")
+    assert not [r for r in caplog.records if "warmup" in r.message]
+    fit(tiny_task(), LoopConfig(max_steps=3, warmup_steps=4), tmp_path / "goes on", device="cpu")
+    assert [r for r in caplog.records if "`warmup_steps` is 4, but there are 3 steps" in r.message]
 
 
 def steps_of(folder: Path) -> dict[str, list[float]]:
