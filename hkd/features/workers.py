@@ -12,7 +12,7 @@ T = TypeVar("T")
 def portable(error: Exception) -> Exception:
     """The error as an item to send to the other process: its sentence and exit code alone where it cannot be pickled."""
     try:
-        same = type(pickle.loads(pickle.dumps(error))) is type(error)  # noqa: S301 (our own bytes)
+        same = type(pickle.loads(pickle.dumps(error))) is type(error)
     except Exception:
         same = False
     if same:

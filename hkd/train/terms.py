@@ -205,7 +205,14 @@ class CtcKdTerm:
 
 
 def _by_occupancy(
-    batch: Batch, output: StudentOutput, logits_BTV: Tensor, soft: SoftLabels, kd: KdConfig, column: int | None, *, class_offset: int
+    batch: Batch,
+    output: StudentOutput,
+    logits_BTV: Tensor,
+    soft: SoftLabels,
+    kd: KdConfig,
+    column: int | None,
+    *,
+    class_offset: int,
 ) -> Tensor:
     """loss_B: the teacher's part of `logits_BTV`, each frame weighted by the main output's CTC occupancy of each position."""
     gamma_BTU = ctc_occupancy(output.logits_BTV, output.length_B, batch.target_L, batch.target_length_B)

@@ -107,7 +107,11 @@ def without_labels(batch: Batch, utterance: int) -> Batch:
     number_N = kept_N.cumsum(0) - 1
     return replace(
         batch,
-        soft={"x": replace(soft, **rows, offset_B1=offset_B1, slot_M=soft.slot_M[kept_M], position_M=number_N[soft.position_M[kept_M]])},
+        soft={
+            "x": replace(
+                soft, **rows, offset_B1=offset_B1, slot_M=soft.slot_M[kept_M], position_M=number_N[soft.position_M[kept_M]]
+            )
+        },
     )
 
 
@@ -159,9 +163,7 @@ def occupied(logits_BTV: Tensor, gamma_BTU: Tensor, softened_NV: Tensor, ids_NK:
 @pytest.mark.parametrize("tail", ["ghost", "renormalised"])
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 @pytest.mark.parametrize("labelled", [(True, True), (True, False), (False, True), (False, False)])
-def test_ctc_interpolation_is_the_dense_formula(
-    example: Any, tail: str, temperature: float, labelled: tuple[bool, bool]
-) -> None:
+def test_ctc_interpolation_is_the_dense_formula(example: Any, tail: str, temperature: float, labelled: tuple[bool, bool]) -> None:
     """(1 − w) CTC + w Σ γ CE(p at T, q at 1) of an utterance with labels, and the whole CTC loss of one without."""
     from hkd.losses import ctc_occupancy
 
@@ -189,7 +191,9 @@ def test_ctc_interpolation_is_the_dense_formula(
     head_BTV = torch.randn(B, T, V, dtype=torch.float64)
     if all(labelled):
         own = occupied(head_BTV, gamma_BTU, softened_NV, batch.soft["x"].ids_NK, 0, tail).sum()
-        found = CtcKdTerm(name=HEAD, head=HEAD, store="x", kd=kd, column=column).loss(batch, replace(output, heads={HEAD: head_BTV}))
+        found = CtcKdTerm(name=HEAD, head=HEAD, store="x", kd=kd, column=column).loss(
+            batch, replace(output, heads={HEAD: head_BTV})
+        )
         assert float(found) == pytest.approx(float(own), rel=1e-5)
 
 
