@@ -6,6 +6,7 @@ Shape letters: M rows, V units.
 import torch
 from torch import Tensor
 
+from hkd.labels.quality import calibration_bins, calibration_error
 from hkd.losses import sparse_kl
 
 
@@ -22,17 +23,10 @@ def confidence(logits_MV: Tensor) -> Tensor:
     return torch.softmax(logits_MV.to(torch.promote_types(logits_MV.dtype, torch.float32)), dim=1).amax(dim=1)
 
 
-@torch.no_grad()
-def expected_calibration_error(confidence_M: Tensor, correct_M: Tensor, *, num_bins: int = 15) -> Tensor:
-    """Σ_bins (rows in bin / M) · |accuracy − mean confidence| over equal bins of confidence (Guo et al. 2017, equation 3); a scalar.
-
-    Bin i holds (i / n, (i + 1) / n]; 0 belongs to the first. NaN for no rows.
-    """
-    confidence_M = confidence_M.double()
-    bin_M = (torch.ceil(confidence_M * num_bins).long() - 1).clamp(0, num_bins - 1)
-    gap = torch.zeros(num_bins, dtype=torch.float64, device=confidence_M.device)
-    gap.index_add_(0, bin_M, correct_M.double() - confidence_M)
-    return (gap.abs().sum() / len(confidence_M)) if len(confidence_M) else gap.new_tensor(float("nan"))
+def expected_calibration_error(confidence_M: Tensor, correct_M: Tensor) -> float:
+    """`labels.quality.calibration_error` of rows: the same figure for a student as for a teacher. NaN for no rows."""
+    error = calibration_error(calibration_bins(confidence_M.double().cpu().numpy(), correct_M.bool().cpu().numpy()))
+    return float("nan") if error is None else error
 
 
 @torch.no_grad()

@@ -1,10 +1,15 @@
 """Metrics against their definitions."""
 
+import math
+
 import pytest
 import torch
 
+from hkd.labelling.quality import quality_sums
+from hkd.labels.quality import calibration_error
 from hkd.losses import sparse_kl
 from hkd.metrics import confidence, entropy, expected_calibration_error, kl
+from hkd.topk import select_topk
 
 
 def test_entropy_is_that_of_torchs_categorical() -> None:
@@ -18,6 +23,29 @@ def test_calibration_error() -> None:
     correct_M = torch.tensor([True, True, True, False, True, False])
     expected = 4 / 6 * abs(0.75 - 0.9) + 2 / 6 * abs(0.5 - 0.6)
     assert float(expected_calibration_error(confidence_M, correct_M)) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("sure", "right", "expected"),
+    [
+        ([0.5, 0.41], [True, False], 0.5 * abs(1 - 0.5) + 0.5 * abs(0 - 0.41)),  # 0.5 opens the bin of 0.5 to 0.6
+        ([0.5, 0.59], [True, False], abs(0.5 - 0.545)),
+        ([1.0, 0.95], [True, False], abs(0.5 - 0.975)),  # 1 lies in the last
+        ([0.0], [False], 0.0),
+    ],
+)
+def test_calibration_has_ten_bins_that_hold_their_lower_edge(sure: list[float], right: list[bool], expected: float) -> None:
+    found = expected_calibration_error(torch.tensor(sure, dtype=torch.float64), torch.tensor(right))
+    assert found == pytest.approx(expected)
+
+
+def test_a_teacher_and_a_student_of_the_same_rows_have_the_same_calibration_error() -> None:
+    rng = torch.Generator().manual_seed(0)
+    logits_NV = torch.randn(500, 6, generator=rng, dtype=torch.float64)
+    gold_N = torch.randint(0, 6, (500,), generator=rng)
+    teacher = calibration_error(quality_sums(select_topk(logits_NV, gold_N, k=6)))
+    assert expected_calibration_error(confidence(logits_NV), logits_NV.argmax(1) == gold_N) == pytest.approx(teacher, rel=1e-5)
+    assert math.isnan(expected_calibration_error(torch.zeros(0), torch.zeros(0, dtype=torch.bool)))
 
 
 def test_a_calibrated_output_has_a_small_calibration_error() -> None:

@@ -197,7 +197,7 @@ class Sums:
             return None
         return {
             "accuracy": float(correct_M.double().mean()),
-            "calibration_error": float(expected_calibration_error(confidence_M, correct_M)),
+            "calibration_error": expected_calibration_error(confidence_M, correct_M),
             "confidence": float(confidence_M.double().mean()),
             "entropy": self.entropy / len(confidence_M),
             "kl": self.kl / self.kl_slots if self.kl_slots else None,

@@ -20,10 +20,11 @@ from hkd.align.alignment import Alignment
 from hkd.errors import UserError
 from hkd.labelling.dump_report import DumpReport, Work
 from hkd.labelling.plan import Transcripts, UnitSource, unit_source
-from hkd.labelling.quality import calibration_error, summary, unigram_perplexity
+from hkd.labelling.quality import summary, unigram_perplexity
 from hkd.labelling.shard import Labelled, ShardLabeller
 from hkd.labelling.utilisation import CountsWork, peak_flops
 from hkd.labelling.writing import WriterThread
+from hkd.labels.quality import calibration_error
 from hkd.labels.schema import StoreSpec
 from hkd.labels.store import LabelReader, LabelWriter
 from hkd.progress import Progress, no_progress

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from hkd.sparse import TopK
 
 PIECE = 512
+CALIBRATION_BINS = 10
 NOTHING = -1e4  # a log-probability whose exponential is 0
 
 
@@ -42,6 +43,29 @@ def _entropy(logp_NK: NDArray[np.floating[Any]]) -> float:
         piece_NK = np.maximum(logp_NK[start : start + PIECE], NOTHING)
         total -= float((np.exp(piece_NK) * piece_NK).sum(axis=1).sum(dtype=np.float64))
     return total
+
+
+def calibration_bins(confidence_N: NDArray[np.floating[Any]], correct_N: NDArray[np.bool_]) -> dict[str, float]:
+    """Sums of `calibration_error` over rows: each one's likeliest unit has this probability, and is the right one or not.
+
+    Of n bins, bin i holds [i / n, (i + 1) / n); 1 belongs to the last.
+    """
+    bin_N = np.minimum((confidence_N * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)
+    sums: dict[str, float] = {}
+    for number in range(CALIBRATION_BINS):
+        mine_N = bin_N == number
+        sums[f"bin{number}_positions"] = int(mine_N.sum())
+        sums[f"bin{number}_mass_sum"] = float(confidence_N[mine_N].sum())
+        sums[f"bin{number}_hits"] = int(correct_N[mine_N].sum())
+    return sums
+
+
+def calibration_error(sums: Mapping[str, float | None]) -> float | None:
+    """Σ_bins (rows in bin / N) · |accuracy − mean confidence| (Guo et al. 2017, equation 3); None for no rows."""
+    bins = range(CALIBRATION_BINS)
+    count = sum(sums.get(f"bin{n}_positions") or 0 for n in bins)
+    gap = sum(abs((sums.get(f"bin{n}_mass_sum") or 0.0) - (sums.get(f"bin{n}_hits") or 0)) for n in bins)
+    return gap / count if count else None
 
 
 def merge(parts: Iterable[Mapping[str, float | None]]) -> dict[str, float | None]:

@@ -14,6 +14,7 @@ Shape letters: U utterances.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +49,13 @@ class BatchPlan:
         self._seed, self._runs = seed, runs
         total = int(self._length_U.sum())
         self.batches_per_epoch = min(len(self._length_U), max(1, -(-total // int(batch_frames))))
+        self._epoch = lru_cache(maxsize=2)(self._make_epoch)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_epoch"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
         self._epoch = lru_cache(maxsize=2)(self._make_epoch)
 
     def epoch_of(self, step: int) -> int:

@@ -76,6 +76,12 @@ class EncoderConfig:
             raise UserError("encoder.front_channels and encoder.num_bins must be at least 1.")
 
     @property
+    def beside_preset(self) -> dict[str, int]:
+        """Sizes that are given beside a named preset and win over it."""
+        sizes = PRESETS[self.preset] if self.preset != "custom" else {}
+        return {name: getattr(self, name) for name, size in sizes.items() if getattr(self, name) != size}
+
+    @property
     def d_out(self) -> int:
         """The width of an encoder frame of 40 ms, which heads read."""
         return self.d_model

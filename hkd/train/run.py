@@ -29,7 +29,7 @@ from hkd.stream.coverage import Coverage, require
 from hkd.stream.join import runs_of
 from hkd.stream.loader import BatchMaker
 from hkd.stream.plan import BatchPlan
-from hkd.student.config import config_to_json
+from hkd.student.config import PRESETS, config_to_json
 from hkd.student.export import SENONE_FRAMES, save_student
 from hkd.student.model import Student
 from hkd.student.speech_encoder import SpeechEncoder, load_pretrained
@@ -101,6 +101,8 @@ def train(
     require(coverage, config.min_coverage)
     for line in coverage.text().splitlines():
         log.info("%s", line)
+    for line in contradictions(config, max_steps):
+        log.warning("%s", line)
     if data.left_out:
         log.warning(
             "%d utterances are longer than max_utterance_seconds, or than the encoder can read, and left out (%s ...)",
@@ -125,6 +127,21 @@ def train(
         coverage=coverage.to_json(),
         was_done=False,
     )
+
+
+def contradictions(config: TrainConfig, max_steps: int) -> list[str]:
+    """Settings of which one wins over the other, a sentence each."""
+    lines = []
+    for name, value in config.encoder.beside_preset.items():
+        preset = config.encoder.preset
+        lines.append(
+            f"`encoder.{name}` is {value} and wins over `encoder.preset` {preset}, which has {PRESETS[preset][name]}. Take one of them out."
+        )
+    if config.heads_warmup_steps > max_steps:
+        lines.append(
+            f"`heads_warmup_steps` is {config.heads_warmup_steps}, but there are {max_steps} steps: alpha and lam never reach their values."
+        )
+    return lines
 
 
 def make_task(data: Data, plan: BatchPlan, *, max_steps: int) -> StudentTask:

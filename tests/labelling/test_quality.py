@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from hkd.labelling.quality import calibration_error, quality_sums, summary, unigram_perplexity
-from hkd.labels.quality import merge
+from hkd.labelling.quality import quality_sums, summary, unigram_perplexity
+from hkd.labels.quality import calibration_error, merge
 from hkd.sparse import TopK
 from hkd.topk import select_topk
 

@@ -12,6 +12,7 @@ from hkd.errors import UserError
 from hkd.testing.labelled import label_folder
 from hkd.train.config import TrainConfig
 from hkd.train.data import open_data
+from hkd.train.run import contradictions
 from hkd.train.student import needs_of, plan_student
 
 STORES = {"senone": "senone", "monophone": "monophone", "subword": "subword", "bert": "subword"}
@@ -182,3 +183,28 @@ def test_a_temperature_that_was_dumped_is_taken(labelled: Path, tmp_path: Path) 
 def test_wrong_settings_are_refused_by_name(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         replace(TrainConfig(), **wrong)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, []),
+        ({"encoder": {"preset": "s"}}, []),
+        ({"encoder": {"d_model": 16, "num_heads": 2}}, []),  # a preset that is not named loses nothing
+        ({"encoder": {"preset": "s", "d_model": 192}}, []),
+        (
+            {"encoder": {"preset": "s", "d_model": 112}},
+            ["`encoder.d_model` is 112 and wins over `encoder.preset` s, which has 192"],
+        ),
+        (
+            {"encoder": {"preset": "m", "num_layers": 3, "conv_kernel": 5}},
+            ["`encoder.num_layers` is 3 and wins", "`encoder.conv_kernel` is 5 and wins"],
+        ),
+        ({"heads_warmup_steps": 100}, []),
+        ({"heads_warmup_steps": 101}, ["`heads_warmup_steps` is 101, but there are 100 steps"]),
+    ],
+)
+def test_settings_that_lose_against_another_are_said(settings: dict[str, Any], said: list[str]) -> None:
+    lines = contradictions(build(TrainConfig, settings, where="train"), max_steps=100)
+    assert len(lines) == len(said)
+    assert all(line.startswith(start) for line, start in zip(lines, said, strict=True))

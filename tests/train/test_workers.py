@@ -48,7 +48,7 @@ def test_spawned_workers_train_the_same_weights(project: Path) -> None:
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_a_damaged_shard_is_one_line_with_and_without_workers(project: Path, method: str) -> None:
-    [shard] = [path for path in (project / "shards" / "subword").glob("*-00000.arrow")]
+    shard = next((project / "shards" / "subword").rglob("00000.arrow"))
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 0xFF
     shard.write_bytes(bytes(data))
@@ -95,10 +95,10 @@ def test_an_error_arrives_as_it_was(error: Exception, kind: type[Exception], cod
 
 
 def test_an_error_that_cannot_be_pickled_keeps_its_sentence_and_code() -> None:
-    class Local(UserError):
+    class LocalError(UserError):
         """Nobody can import it."""
 
-    found = portable(Local("what you gave"))
+    found = portable(LocalError("what you gave"))
     assert (type(found), str(found)) == (UserError, "what you gave")
     assert str(portable(ValueError(lambda: 1))).startswith("ValueError: ")
     assert pickle.loads(pickle.dumps(found)).exit_code == 2
