@@ -31,6 +31,16 @@ def _render_splits(value: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _columns(given: list[str]) -> dict[str, str]:
+    """What → column, of WHAT=NAME. Raises UserError."""
+    from hkd.errors import UserError
+
+    for pair in given:
+        if not all(pair.partition("=")):
+            raise UserError(f"--column must be WHAT=NAME, but is '{pair}' instead.")
+    return {what: name for what, _, name in (pair.partition("=") for pair in given)}
+
+
 def _list_corpora(as_json: bool) -> None:
     from hkd.corpora import known_corpora
 
@@ -65,6 +75,19 @@ def prepare(
         Path | None, typer.Option(envvar="HKD_CACHE", help="Where downloads are kept; default ~/.cache/hkd.")
     ] = None,
     base_url: Annotated[str | None, typer.Option(help="A mirror that has the corpus' archives.")] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="WHAT=NAME", help="The column of a table that has the text, audio, id, speaker ...; may be repeated."
+        ),
+    ] = None,
+    speaker: Annotated[
+        str | None,
+        typer.Option(metavar="PATTERN", help="A regular expression that finds the speaker in an id, such as '^[^_]+'."),
+    ] = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Go on without what cannot be used; left-out.tsv lists it.")
+    ] = False,
     list_: Annotated[bool, typer.Option("--list", help="List the known corpora and stop.")] = False,
     overwrite: _Overwrite = False,
     json_: _Json = False,
@@ -85,10 +108,11 @@ def prepare(
         hkd prepare ~/my-recordings --folder my-project
 
         hkd prepare data/train --from kaldi
+
+        hkd prepare google/fleurs:cy_gb --from hf --column text=raw_transcription --skip-bad
     """
     from hkd import corpora
     from hkd.config import PATHS, PROJECT_FILE, to_toml
-    from hkd.corpora.registry import TEXT
     from hkd.errors import UserError
     from hkd.files import write_bytes
 
@@ -96,7 +120,7 @@ def prepare(
         return _list_corpora(json_)
     if corpus is None:
         raise UserError("CORPUS must be given, but is missing. `hkd prepare --list` says which are known; a folder does too.")
-    if corpus in TEXT and from_ is None and not Path(corpus).exists():
+    if corpus in corpora.TEXT and from_ is None and not Path(corpus).exists():
         out = folder / "text" / f"{corpus}.txt"
         with progress_bar(f"prepare {corpus}") as progress:
             number = corpora.prepare_text(corpus, out, cache=cache, progress=progress)
@@ -104,15 +128,21 @@ def prepare(
             {"text": str(out), "sentences": number}, json_, lambda value: f"{value['text']}: {value['sentences']} sentences"
         )
     kind = corpora.kind_of(corpus, from_)
+    report = corpora.Report(skip_bad=skip_bad)
     with progress_bar(f"prepare {Path(corpus).name}") as progress:
         whole = corpora.prepare(
             corpus, folder, kind=kind, cache=cache, root=root, base_url=base_url, download=download, parts=tuple(part or ()),
-            overwrite=overwrite, progress=progress,
+            columns=_columns(column or []), speaker=speaker, report=report, overwrite=overwrite, progress=progress,
         )  # fmt: skip
     settings = folder / PROJECT_FILE
     if not settings.exists():
         write_bytes(settings, to_toml({"prepare": {"corpus": corpus}}).encode())
-    emit({"manifest": str(folder / PATHS["manifest"]), "kind": kind, "splits": _splits(whole)}, json_, _render_splits)
+    path = folder / PATHS["manifest"]
+    emit({"manifest": str(path), "kind": kind, "splits": _splits(whole), **report.to_json()}, json_, _render_splits)
+    for line in report.note_lines():
+        say(f"Note: {line}.")
+    if report.outcome:
+        say(f"{path} is {report.outcome}.")
     if kind is not None and from_ is None:
         say(f"Read as {corpora.KINDS[kind].title} (--from {kind}).")
     say("Next: hkd units train && hkd align")

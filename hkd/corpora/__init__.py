@@ -1,7 +1,11 @@
 """Corpora → manifest, and manifest → other tools. `prepare(name_or_path, folder)` is the way in, `export(whole, to, folder)` the way out."""
 
+from hkd.corpora.collect import Report
 from hkd.corpora.export import FORMATS, export
-from hkd.corpora.imports import KINDS
-from hkd.corpora.registry import GROUPS, kind_of, known_corpora, prepare, prepare_text, read_corpus, split
+from hkd.corpora.importers import COLUMNS, KINDS
+from hkd.corpora.prepare import GROUPS, TEXT, kind_of, known_corpora, prepare, prepare_text, read_corpus, split
 
-__all__ = ["FORMATS", "GROUPS", "KINDS", "export", "kind_of", "known_corpora", "prepare", "prepare_text", "read_corpus", "split"]
+__all__ = [
+    "COLUMNS", "FORMATS", "GROUPS", "KINDS", "TEXT", "Report", "export", "kind_of", "known_corpora", "prepare", "prepare_text", "read_corpus",
+    "split",
+]  # fmt: skip

@@ -1,49 +1,261 @@
-"""What every reader ends in: utterances with the places they were read at → a manifest whose audio is there and long enough.
+"""What every reader shares: how folders are walked, what is reported as left out, and how utterances become a manifest.
 
-- `Found`: (place, utterance), the place being what an error names: `FILE:LINE`.
-- Every audio file's header is read once, by threads: what is missing, empty, no audio or too short is counted and listed, not met in training.
-- Overlaps within a recording and utterances without words are allowed, and said.
+- `Report` counts what a reader leaves out and what it decides, by kind, with all names.
+- `walk` lists the files of a folder: it follows links and leaves hidden files out.
+- `collect` reads every audio file's header once, by threads: audio that is missing, empty, broken, too short or lacks the channel that is
+  asked for is counted and listed when the manifest is made, not met in training.
 """
 
+import hashlib
+import io
 import logging
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import soundfile
+
 from hkd.audio import DURATION_TOLERANCE_S, AudioInfo, probe
 from hkd.errors import UserError
+from hkd.files import write_bytes
 from hkd.manifest import KNOWN_FIELDS, Manifest, Utterance
 from hkd.progress import Progress, no_progress
 
 logger = logging.getLogger(__name__)
 
-Found = tuple[str, Utterance]
+Found = tuple[str, Utterance]  # where it was read (FILE:LINE, for errors), and the utterance
 _SPLITS = {
     "train": "train", "training": "train", "dev": "dev", "valid": "dev", "validation": "dev", "val": "dev", "devel": "dev", "test": "test",
-    "eval": "test",
+    "testing": "test", "eval": "test", "evaluation": "test",
 }  # fmt: skip
 _SHOWN = 3
 _LONGEST = 400
 _THREADS = 8
 _PARENTS = 3
+_ENDINGS = {  # of the formats that libsndfile may have been built with
+    "AIFF": (".aif", ".aiff", ".aifc"), "AU": (".au", ".snd"), "AVR": (".avr",), "CAF": (".caf",), "FLAC": (".flac",), "IRCAM": (".sf",),
+    "MP3": (".mp3",), "NIST": (".sph", ".nist"), "OGG": (".ogg", ".oga", ".opus"), "RF64": (".rf64",), "SVX": (".svx", ".8svx"),
+    "VOC": (".voc",), "W64": (".w64",), "WAV": (".wav", ".wave"),
+}  # fmt: skip
+_OTHER_SOUND = frozenset(
+    [
+        ".3gp",
+        ".3gpp",
+        ".aac",
+        ".ac3",
+        ".adpcm",
+        ".al",
+        ".alaw",
+        ".amr",
+        ".ape",
+        ".asf",
+        ".avi",
+        ".awb",
+        ".dff",
+        ".dsf",
+        ".dts",
+        ".eac3",
+        ".flv",
+        ".g722",
+        ".g729",
+        ".gsm",
+        ".m4a",
+        ".m4b",
+        ".m4v",
+        ".mka",
+        ".mkv",
+        ".mov",
+        ".mp1",
+        ".mp2",
+        ".mp4",
+        ".mpc",
+        ".mpeg",
+        ".mpg",
+        ".oma",
+        ".ogv",
+        ".ogx",
+        ".pcm",
+        ".qt",
+        ".ra",
+        ".raw",
+        ".rm",
+        ".shn",
+        ".spx",
+        ".tta",
+        ".ul",
+        ".ulaw",
+        ".vox",
+        ".weba",
+        ".webm",
+        ".wma",
+        ".wmv",
+        ".wv",
+    ]
+)
+_HIDDEN = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"})
+UNREADABLE = "recordings have an ending that libsndfile cannot read (convert each: ffmpeg -i NAME.m4a NAME.flac)"
 
 
-def refuse(problems: Iterable[str], where: Path | str, what: str) -> None:
-    """Raise UserError with a count and the first few problems, if there are any."""
-    listed = list(problems)
-    if listed:
-        more = f" and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""
-        raise UserError(f"{where}: {len(listed)} {what}: {'; '.join(map(_short, listed[:_SHOWN]))}{more}.")
+@dataclass(slots=True)
+class Report:
+    """What was left out and what was decided while a corpus was read: kind → names.
+
+    `skip_bad`: go on without what cannot be used, instead of refusing the corpus. `path`: the file that all names are written to.
+    """
+
+    skip_bad: bool = False
+    path: Path | None = None
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+    notes: dict[str, list[str]] = field(default_factory=dict)
+    num_bad: int = 0
+    outcome: str = ""
+
+    def leave_out(self, kind: str, names: Iterable[str]) -> None:
+        """Count what a corpus holds and the manifest does not."""
+        for name in names:
+            self.left_out.setdefault(kind, []).append(name)
+
+    def note(self, kind: str, names: Iterable[str] = ("",)) -> None:
+        """Count a decision that somebody may want to know of; nothing is lost by it."""
+        for name in names:
+            self.notes.setdefault(kind, []).append(name)
+
+    def bad(self, where: Path | str, kind: str, problems: Iterable[str]) -> None:
+        """Raise UserError with a count and the first few problems, if there are any; leave them out under `skip_bad`."""
+        listed = list(problems)
+        self.leave_out(kind, listed)
+        self.num_bad += len(listed)
+        if listed and not self.skip_bad:
+            remedy = f" {self.path} lists all; --skip-bad goes on without them." if self.path else ""
+            raise UserError(f"{where}: {len(listed)} {kind}: {_first(listed, '; ')}.{remedy}")
+
+    def lines(self) -> list[str]:
+        """One line for each kind that was left out."""
+        return [f"left out: {len(names)} {kind}: {_first(names, ', ')}" for kind, names in self.left_out.items()]
+
+    def note_lines(self) -> list[str]:
+        """One line for each kind of decision."""
+        told = {kind: [name for name in names if name] for kind, names in self.notes.items()}
+        return [f"{kind}: {len(names)} ({_first(names, ', ')})" if names else kind for kind, names in told.items()]
+
+    def to_json(self) -> dict[str, Any]:
+        """Kinds with counts and first names, for machines."""
+        return {
+            "left_out": [{"kind": kind, "count": len(names), "first": names[:_SHOWN]} for kind, names in self.left_out.items()],
+            "notes": self.note_lines(),
+            "report": str(self.path) if self.path and self.left_out else None,
+            "outcome": self.outcome or "written",
+        }
+
+    def write(self) -> None:
+        """Write all names to `path`, a line each: kind, tab, name. Where nothing was left out, remove what an earlier call wrote."""
+        if self.path is None:
+            return
+        if not self.left_out:
+            self.path.unlink(missing_ok=True)
+            return
+        rows = [f"{kind}\t{' '.join(name.split())}\n" for kind, names in self.left_out.items() for name in names]
+        write_bytes(self.path, "".join(["left out\tname\n", *rows]).encode(errors="replace"))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """How data is read. `audio_to`: where sound goes that lies inside other files; `columns`: what → the column that has it."""
+
+    audio_to: Path = Path("audio")
+    columns: Mapping[str, str] = field(default_factory=dict)
+    report: Report = field(default_factory=Report)
+    progress: Progress = no_progress
+
+
+def _first(names: Sequence[str], between: str) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return between.join(map(_short, names[:_SHOWN])) + more
 
 
 def _short(line: str) -> str:
     line = line.rstrip(".")
     return line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 4 :]}"
+
+
+@cache
+def sound_endings() -> frozenset[str]:
+    """Endings, in lower case, of sound that this machine's libsndfile reads."""
+    formats = soundfile.available_formats()
+    return frozenset(ending for name, endings in _ENDINGS.items() if name in formats for ending in endings)
+
+
+def sort_files(files: Iterable[Path]) -> tuple[list[Path], list[Path]]:
+    """Of some files those with sound: what libsndfile reads, and what it does not although its ending says that it is sound."""
+    readable, other = [], []
+    for path in files:
+        ending = path.suffix.lower()
+        if ending in sound_endings() or (ending in _OTHER_SOUND and _opens(path)):
+            readable.append(path)
+        elif ending in _OTHER_SOUND:
+            other.append(path)
+    return readable, other
+
+
+def _opens(path: Path) -> bool:
+    try:
+        soundfile.info(str(path))
+    except (soundfile.LibsndfileError, OSError, TypeError, ValueError):  # TypeError: .raw has no header
+        return False
+    return True
+
+
+def is_hidden(name: str) -> bool:
+    """Whether systems and editors hide a file or folder of that name: .x, ._x (macOS), .ipynb_checkpoints, __MACOSX, Thumbs.db ..."""
+    return name.startswith(".") or name in _HIDDEN
+
+
+def walk(folder: Path, report: Report, *, depth: int | None = None) -> list[Path]:
+    """The files below a folder, sorted; with `depth=1` those right in it.
+
+    Links are followed, but a folder is read once and no link to a folder above the first is followed. Hidden files are left out, and said.
+    Raises UserError for a folder that cannot be opened.
+    """
+    root = Path(os.path.realpath(folder))
+    seen: set[Path] = set()
+    files: list[Path] = []
+    linked: list[Path] = []
+
+    def enter(here: Path, level: int) -> None:
+        real = Path(os.path.realpath(here))
+        if real in seen or (real != root and root.is_relative_to(real)):
+            report.note("linked folders that were read under another name, or lie above", [str(here.relative_to(folder))])
+            return
+        seen.add(real)
+        for entry in sorted(_entries(here), key=lambda entry: entry.name):
+            path = here / entry.name
+            if is_hidden(entry.name):
+                name = str(path.relative_to(folder))
+                report.leave_out("hidden files or folders", [name + "/" if path.is_dir() else name])
+            elif path.is_dir():
+                if depth is None or level < depth:
+                    linked.append(path) if entry.is_symlink() else enter(path, level + 1)
+            elif path.is_file() or not path.exists():  # a link that leads nowhere is named where its sound is looked for
+                files.append(path)
+
+    enter(folder, 1)
+    while linked:  # after the folders that are no links, so that these give the names
+        enter(linked.pop(0), 2)
+    return sorted(files)
+
+
+def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as found:
+            yield from found
+    except OSError as error:
+        raise UserError(f"{folder} must be a folder that can be read, but cannot be opened ({error.strerror}).") from None
 
 
 def find_audio(name: str, folder: Path) -> str:
@@ -84,11 +296,51 @@ def split_named(name: str) -> str | None:
     return told.pop() if len(told) == 1 else None
 
 
-def collect(found: Iterable[Found], where: Path | str, *, progress: Progress = no_progress) -> Manifest:
+def channel_of(value: object, *, first: int = 0) -> int:
+    """A channel as tables write it → its number from 0: A, B, C ... or a whole number, the first of which is `first`.
+
+    Kaldi's segments count from 0, its reco2file_and_channel and NIST's CTM and STM from 1. Raises UserError for anything else.
+    """
+    text = str(value).strip()
+    if re.fullmatch(r"[A-Ha-h]", text):
+        return ord(text.upper()) - ord("A")
+    if not isinstance(value, bool) and re.fullmatch(r"\d{1,4}", text) and int(text) >= first:
+        return int(text) - first
+    raise UserError(f"channel must be A, B ... or a whole number, the first being {first}, but is '{text[:60]}' instead.")
+
+
+_SOUND_ENDINGS = {"WAV": ".wav", "WAVEX": ".wav", "RF64": ".wav", "FLAC": ".flac", "OGG": ".ogg", "MP3": ".mp3", "MPEG": ".mp3", "NIST": ".sph",
+                  "AIFF": ".aiff", "W64": ".w64", "AU": ".au", "CAF": ".caf"}  # fmt: skip
+
+
+def write_sound(data: bytes, folder: Path, what: str) -> Path:
+    """Write encoded sound below `folder` as it is, under a name by its digest: other sound never gets the name of what lies there already,
+    and the same sound is written once. Raises UserError, which begins with `what`, where the bytes are no sound.
+    """
+    try:
+        ending = _SOUND_ENDINGS.get(soundfile.info(io.BytesIO(data)).format, ".audio")
+    except (soundfile.LibsndfileError, TypeError):
+        raise UserError(f"{what} must have sound (WAV, FLAC, MP3 or the like), but its bytes are none.") from None
+    path = folder.absolute() / f"{hashlib.sha256(data).hexdigest()[:32]}{ending}"
+    if not (path.exists() and path.stat().st_size == len(data) and path.read_bytes() == data):
+        write_bytes(path, data)
+    return path
+
+
+def collect(
+    found: Iterable[Found],
+    where: Path | str,
+    *,
+    report: Report | None = None,
+    told: Collection[str] = frozenset(),
+    progress: Progress = no_progress,
+) -> Manifest:
     """The manifest of what was found in `where`; durations that are not given are filled in from the audio.
 
+    `told`: ids whose channel counts only where the file has several: a table says it of sides that may have files of their own.
     Raises UserError for no utterances, for a duplicate id (with both places), and one that counts and lists unusable audio.
     """
+    report = report or Report()
     given = list(found)
     if not given:
         raise UserError(f"{where} must list utterances, but lists none.")
@@ -100,14 +352,20 @@ def collect(found: Iterable[Found], where: Path | str, *, progress: Progress = n
             )
         place_of[u.id] = place
     headers = _headers([u.audio_filepath for _, u in given if u.audio_filepath and "://" not in u.audio_filepath], progress)
-    done, problems = [], []
+    done, problems, mixed = [], [], {}
     for place, u in given:
-        measured = _measured(u, headers.get(u.audio_filepath or ""))
+        header = headers.get(u.audio_filepath or "")
+        measured = _measured(u, header, u.id in told)
         if isinstance(measured, str):
             problems.append(measured if str(where) == place else f"{place}: {measured}")
         else:
             done.append(measured)
-    refuse(problems, where, "of the utterances have audio that cannot be used")
+            if isinstance(header, AudioInfo) and header.channels > 1 and measured.channel is None:
+                mixed[str(u.audio_filepath)] = Path(str(u.audio_filepath)).name
+    report.bad(where, "of the utterances have audio that cannot be used", problems)
+    report.note("files with several channels, of which none was asked for: their mean is read", mixed.values())
+    if not done:
+        raise UserError(f"{where} must list utterances with audio that can be used, but lists none.")
     _mention(done, where)
     return Manifest(done)
 
@@ -132,7 +390,7 @@ def _headers(paths: Sequence[str], progress: Progress) -> dict[str, AudioInfo | 
     return headers
 
 
-def _measured(u: Utterance, header: AudioInfo | str | None) -> Utterance | str:
+def _measured(u: Utterance, header: AudioInfo | str | None, is_told: bool) -> Utterance | str:
     """The utterance with its duration, or what is wrong with it."""
     if isinstance(header, str):
         return header
@@ -140,6 +398,13 @@ def _measured(u: Utterance, header: AudioInfo | str | None) -> Utterance | str:
         return f"utterance '{u.id}' must be longer than 0 s, but is not"
     if header is None:
         return u
+    if header.channels == 1 and u.channel is not None and (u.channel == 0 or is_told):
+        u = replace(u, channel=None)
+    if u.channel is not None and u.channel >= header.channels:
+        return (
+            f"audio file {u.audio_filepath} must have channel {u.channel}, but has {header.channels} channels, the first of which is 0 "
+            f"(utterance '{u.id}')"
+        )
     left = header.duration_s - u.offset
     if left <= 0 or (u.duration is not None and u.duration > left + DURATION_TOLERANCE_S):
         stop = u.offset + (u.duration or 0.0)
@@ -151,14 +416,15 @@ def _mention(utterances: Sequence[Utterance], where: Path | str) -> None:
     silent = [u.id for u in utterances if not u.text.strip()]
     if silent:
         logger.warning("%s: %d utterances have no words, the first is '%s'", where, len(silent), silent[0])
-    overlapping, stop, before = [], 0.0, ""
-    for u in sorted(utterances, key=lambda u: (u.audio_filepath or "", u.offset)):
+    overlapping, stop, before = [], 0.0, ("", -1)
+    for u in sorted(utterances, key=lambda u: (u.audio_filepath or "", -1 if u.channel is None else u.channel, u.offset)):
         if u.audio_filepath is None or u.duration is None:
             continue
-        if u.audio_filepath == before and u.offset < stop - DURATION_TOLERANCE_S:
+        here = (u.audio_filepath, -1 if u.channel is None else u.channel)
+        if here == before and u.offset < stop - DURATION_TOLERANCE_S:
             overlapping.append(u.id)
-        stop = max(stop, u.offset + u.duration) if u.audio_filepath == before else u.offset + u.duration
-        before = u.audio_filepath
+        stop = max(stop, u.offset + u.duration) if here == before else u.offset + u.duration
+        before = here
     if overlapping:
         logger.warning(
             "%s: %d utterances overlap others of their recording, the first is '%s'", where, len(overlapping), overlapping[0]

@@ -54,6 +54,7 @@ def nemo(split: str, utterances: list[Utterance]) -> dict[str, bytes]:
             "text": u.text,
             "id": u.id,
             "speaker": u.speaker,
+            "channel_selector": u.channel,
         }
         rows.append({**{key: value for key, value in row.items() if value is not None}, **u.extra})
     return {f"{split or 'manifest'}.json": _jsonl(rows)}
@@ -87,9 +88,9 @@ def _recording_names(utterances: list[Utterance]) -> dict[str, str]:
 
 
 def lhotse(split: str, utterances: list[Utterance]) -> dict[str, bytes]:
-    """hkd_{recordings,supervisions,cuts}_SPLIT.jsonl.gz; a cut is an utterance."""
+    """hkd_{recordings,supervisions,cuts}_SPLIT.jsonl.gz; a cut is an utterance: a MonoCut of its channel, or a MultiCut of all."""
     try:
-        from lhotse import CutSet, MonoCut, Recording, RecordingSet, SupervisionSegment, SupervisionSet
+        from lhotse import CutSet, MonoCut, MultiCut, Recording, RecordingSet, SupervisionSegment, SupervisionSet
         from lhotse.audio import AudioSource
     except ImportError:
         raise MissingPackageError("lhotse", "lhotse", "Writing lhotse's manifests") from None
@@ -105,23 +106,16 @@ def lhotse(split: str, utterances: list[Utterance]) -> dict[str, bytes]:
     for u in utterances:
         recording = recordings[str(u.audio_filepath)]
         duration = u.duration if u.duration is not None else recording.duration - u.offset
-        channel = recording.channel_ids if len(recording.channel_ids) > 1 else 0
+        channels = recording.channel_ids if u.channel is None else [u.channel]
+        channel = channels if len(channels) > 1 else channels[0]
         supervision = SupervisionSegment(
             id=u.id, recording_id=recording.id, start=u.offset, duration=duration, channel=channel, text=u.text, speaker=u.speaker,
             language=u.extra.get("language"), custom={key: value for key, value in u.extra.items() if key != "language"} or None,
         )  # fmt: skip
         supervisions.append(supervision)
-        if channel == 0:
-            cuts.append(
-                MonoCut(
-                    id=u.id,
-                    start=u.offset,
-                    duration=duration,
-                    channel=0,
-                    supervisions=[supervision.with_offset(-u.offset)],
-                    recording=recording,
-                )
-            )
+        kind = MonoCut if len(channels) == 1 else MultiCut
+        moved = [supervision.with_offset(-u.offset)]
+        cuts.append(kind(id=u.id, start=u.offset, duration=duration, channel=channel, supervisions=moved, recording=recording))
     tail = f"_{split}.jsonl.gz" if split else ".jsonl.gz"
     sets = {
         "recordings": RecordingSet.from_recordings(recordings.values()),
@@ -159,13 +153,13 @@ def kaldi(split: str, utterances: list[Utterance]) -> dict[str, bytes]:
 
 
 def _is_whole(u: Utterance, info: AudioInfo) -> bool:
-    return u.offset == 0 and (u.duration is None or abs(u.duration - info.duration_s) < _WHOLE_TOLERANCE_S)
+    return u.offset == 0 and u.channel is None and (u.duration is None or abs(u.duration - info.duration_s) < _WHOLE_TOLERANCE_S)
 
 
 def _segment(u: Utterance, names: Mapping[str, str], headers: Mapping[str, AudioInfo]) -> str:
     path = str(u.audio_filepath)
     stop = u.offset + u.duration if u.duration is not None else headers[path].duration_s
-    return f"{names[path]} {u.offset!r} {stop!r}"
+    return f"{names[path]} {u.offset!r} {stop!r}{'' if u.channel is None else f' {u.channel}'}"
 
 
 def _table(rows: Mapping[str, str]) -> bytes:

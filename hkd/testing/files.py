@@ -14,7 +14,9 @@ def sound(seconds: float = 0.2, *, format: str = "WAV", rate_hz: int = 16_000, c
     wave_S = loudness * np.sin(2 * np.pi * 440 * np.arange(round(seconds * rate_hz)) / rate_hz)
     wave_SC = np.stack([wave_S * (1 + channel) for channel in range(channels)], axis=1)
     out = io.BytesIO()
-    soundfile.write(out, wave_SC, rate_hz, format=format, subtype="MPEG_LAYER_III" if format == "MP3" else "PCM_16")
+    soundfile.write(
+        out, wave_SC, rate_hz, format=format, subtype={"MP3": "MPEG_LAYER_III", "OGG": "VORBIS"}.get(format, "PCM_16")
+    )
     return out.getvalue()
 
 

@@ -16,7 +16,7 @@ import typer
 from typer.testing import CliRunner
 
 from hkd.cli.main import app
-from hkd.corpora import card as cards
+from hkd.corpora import cards
 from hkd.manifest import read
 from hkd.testing.broken import Case, only_line
 from hkd.testing.files import tar_of, write_files

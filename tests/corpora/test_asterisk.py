@@ -7,7 +7,7 @@ import pytest
 
 from hkd import corpora
 from hkd.audio import check_audio
-from hkd.corpora.asterisk import decode_g722, read_prompts
+from hkd.corpora.debian import decode_g722, read_prompts
 from hkd.errors import HkdError
 
 

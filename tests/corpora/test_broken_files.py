@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from hkd.corpora import fetch
+from hkd.corpora import cards
 from hkd.testing.broken import WAV, only_line, rate, row
 from hkd.testing.files import sound, tar_of, write_files
 
@@ -55,7 +55,7 @@ ARCHIVES: dict[str, tuple[bytes, str]] = {
 
 @pytest.mark.parametrize("name", ARCHIVES)
 def test_archives_that_are_broken_or_evil(hkd, publish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr(fetch, "FREE_BYTES", 1 << 20)  # 64 MiB by default: a bomb of that size would make the test slow
+    monkeypatch.setattr(cards, "FREE_BYTES", 1 << 20)  # 64 MiB by default: a bomb of that size would make the test slow
     data, says = ARCHIVES[name]
     url = publish("yesno", {"waves_yesno.tar.gz": data}, whole={"utterances": 5})
     before = {path.name for path in tmp_path.iterdir()}

@@ -157,7 +157,11 @@ def lhotse_cases() -> Iterator[Case]:
             [source(channels=[0, 1]), {**SUPERVISION, "channel": 1}],
             "must have channel 1, but has 1 channels",
         ),
-        ("two sources", [{**RECORDING, "sources": RECORDING["sources"] * 2}, SUPERVISION], "must be one file, but is 2"),  # type: ignore[operator]
+        (
+            "two sources",
+            [{**RECORDING, "sources": RECORDING["sources"] * 2}, SUPERVISION],
+            "must have each channel once, but has [0, 0]",
+        ),  # type: ignore[operator]
         (
             "a negative start",
             [RECORDING, {**SUPERVISION, "start": -1}],

@@ -186,7 +186,11 @@ def argument_cases() -> Iterator[Case]:
         ),
         ("a corpus that is large", ("prepare", "librispeech"), "or --download (about 60 GB)"),
         ("text for a manifest", ("prepare", "fortunes", "--from", "folder"), "fortunes must be a folder"),
-        ("too few texts for splits", ("prepare", "in", "--folder", "p"), "splitting needs at least 3 groups"),
+        ("a column without a name", ("prepare", "in", "--column", "text"), "--column must be WHAT=NAME, but is 'text'"),
+        ("a column of a folder without tables", ("prepare", "timit", "--column", "text=x"), "--column must go with a table"),
+        ("a speaker's pattern that is none", ("prepare", "in", "--speaker", "("), "--speaker must be a regular expression"),
+        ("a speaker's pattern that finds nothing", ("prepare", "in", "--speaker", "^x_"), "finds nothing in 1 of 1, 'a' first"),
+        ("several of NeMo's shards", ("prepare", "tar/m__OP_0..7_CL_.json"), "tarred NeMo data cannot be read"),
         ("export to nowhere", ("manifest", "export", "out", "--to", "espnet", "--manifest", "m.jsonl"), "--to must be one of"),
         (
             "export without audio",

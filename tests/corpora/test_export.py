@@ -12,6 +12,7 @@ import soundfile
 from hkd import manifest
 from hkd.audio import read_audio
 from hkd.corpora import FORMATS, export, read_corpus
+from hkd.corpora.collect import Options
 from hkd.errors import UserError
 from hkd.manifest import Manifest, Utterance
 from hkd.testing.files import sound, write_files
@@ -48,7 +49,7 @@ def test_what_is_exported_is_read_back(whole: Manifest, tmp_path: Path, to: str)
         pytest.importorskip("lhotse")
     written = export(whole, to, tmp_path / "one")
     assert all(path.is_file() for path in written)
-    back = read_corpus(str(tmp_path / "one"), audio_to=tmp_path / "out")
+    back = read_corpus(str(tmp_path / "one"), options=Options(audio_to=tmp_path / "out"))
     for u, v in zip(by_id(back), by_id(whole), strict=True):
         assert (u.id, u.text, u.speaker, u.split, u.audio_filepath) == (v.id, v.text, v.speaker, v.split, v.audio_filepath)
         assert (u.offset, u.duration) == pytest.approx((v.offset, v.duration), abs=1e-9)
@@ -107,14 +108,27 @@ def test_kaldi_folders_are_those_that_others_read(whole: Manifest, tmp_path: Pat
             assert recordings[supervision.recording_id].sources[0].source == u.audio_filepath
 
 
-def test_two_channels_have_no_cut_but_both_channels(tmp_path: Path) -> None:
-    lhotse = pytest.importorskip("lhotse")
-    audio = write_files(tmp_path, {"r.wav": sound(channels=2)})
-    export(Manifest([Utterance(id="a", text="x", audio_filepath=str(audio / "r.wav"))]), "lhotse", tmp_path / "out")
-    assert lhotse.load_manifest(tmp_path / "out" / "hkd_recordings.jsonl.gz")["a"].num_channels == 2
-    assert not (tmp_path / "out" / "hkd_cuts.jsonl.gz").exists()
-    (back,) = read_corpus(str(tmp_path / "out"), audio_to=tmp_path / "x")
-    assert back.audio_filepath == str(audio / "r.wav")
+@pytest.mark.parametrize("to", FORMATS)
+def test_channels_go_out_and_come_back(tmp_path: Path, to: str) -> None:
+    if to == "lhotse":
+        pytest.importorskip("lhotse")
+    audio = str(write_files(tmp_path, {"r.wav": sound(1.0, channels=2)}) / "r.wav")
+    rows = (("a", 0, 0.0), ("b", 1, 0.25), ("c", None, 0.5))
+    if to == "kaldi":  # there every segment has a channel, or the recording has one
+        rows = rows[:2]
+    whole = Manifest(Utterance(id=i, text=i, audio_filepath=audio, channel=c, offset=o, duration=0.5) for i, c, o in rows)
+    export(whole, to, tmp_path / "out")
+    back = read_corpus(str(tmp_path / "out"), options=Options(audio_to=tmp_path / "x"))
+    assert {u.id: (u.channel, u.audio_filepath, u.offset) for u in back} == {i: (c, audio, o) for i, c, o in rows}
+    assert not (tmp_path / "x").exists()
+    if to == "lhotse":
+        import lhotse
+
+        cuts = {cut.id: cut for cut in lhotse.load_manifest(tmp_path / "out" / "hkd_cuts.jsonl.gz")}
+        for cut in cuts.values():
+            lhotse.validate(cut)
+        np.testing.assert_array_equal(cuts["b"].load_audio()[0], read_audio(whole.by_id("b")))
+        assert cuts["c"].load_audio().shape[0] == 2
 
 
 @pytest.mark.parametrize(

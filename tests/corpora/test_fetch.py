@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from hkd.corpora import fetch
-from hkd.corpora.card import Archive
+from hkd.corpora import cards, debian
+from hkd.corpora.cards import Archive
 from hkd.errors import HkdError
 
 DATA = os.urandom(300_000)
@@ -26,15 +26,15 @@ def test_a_download_goes_on_where_it_broke(server, tmp_path: Path) -> None:
     handler.limit_bytes = 100_000
     for _ in range(2):
         with pytest.raises(HkdError, match="goes on where it was"):
-            fetch.download(f"{url}/x.bin", tmp_path / "x.bin", archive())
+            cards.download(f"{url}/x.bin", tmp_path / "x.bin", archive())
         assert not (tmp_path / "x.bin").exists()
     seen: list[tuple[float, float]] = []
     handler.limit_bytes = None
-    fetch.download(f"{url}/x.bin", tmp_path / "x.bin", archive(), progress=lambda done, total, **_: seen.append((done, total)))
+    cards.download(f"{url}/x.bin", tmp_path / "x.bin", archive(), progress=lambda done, total, **_: seen.append((done, total)))
     assert (tmp_path / "x.bin").read_bytes() == DATA
     assert handler.asked == ["/x.bin", "/x.bin bytes=100000-", "/x.bin bytes=200000-"]
     assert seen[-1] == (len(DATA), len(DATA))
-    fetch.download(f"{url}/x.bin", tmp_path / "x.bin", archive())
+    cards.download(f"{url}/x.bin", tmp_path / "x.bin", archive())
     assert len(handler.asked) == 3
 
 
@@ -42,7 +42,7 @@ def test_a_wrong_file_is_removed_and_both_checksums_named(server, tmp_path: Path
     url, folder, _ = server
     (folder / "x.bin").write_bytes(DATA[:-1] + b"!")
     with pytest.raises(HkdError, match=f"{archive().md5}.*instead"):
-        fetch.download(f"{url}/x.bin", tmp_path / "x.bin", archive())
+        cards.download(f"{url}/x.bin", tmp_path / "x.bin", archive())
     assert list(tmp_path.glob("x.bin*")) == []
 
 
@@ -50,13 +50,13 @@ def test_a_part_that_is_whole_already_is_taken(server, tmp_path: Path) -> None:
     url, folder, _ = server
     (folder / "x.bin").write_bytes(DATA)
     (tmp_path / "x.bin.part").write_bytes(DATA)
-    assert fetch.download(f"{url}/x.bin", tmp_path / "x.bin", archive()).read_bytes() == DATA
+    assert cards.download(f"{url}/x.bin", tmp_path / "x.bin", archive()).read_bytes() == DATA
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9/x", "no-url", "http://[bad"])
 def test_no_network_is_one_line_with_a_way_out(tmp_path: Path, url: str) -> None:
     with pytest.raises(HkdError, match="give --root DIR") as caught:
-        fetch.download(url, tmp_path / "x", archive())
+        cards.download(url, tmp_path / "x", archive())
     assert "\n" not in str(caught.value)
 
 
@@ -89,13 +89,13 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "", mode: int =
 def test_archives_that_reach_out_are_refused_and_leave_nothing(tmp_path: Path, evil: tarfile.TarInfo) -> None:
     path = tar_with(tmp_path, (member("good"), b"data"), (evil, b""))
     with pytest.raises(HkdError, match="cannot be unpacked"):
-        fetch.unpack(path, tmp_path / "deep" / "out")
+        cards.unpack(path, tmp_path / "deep" / "out")
     assert list((tmp_path / "deep").iterdir()) == []
     assert not (tmp_path / "out").exists()
 
 
 def test_absolute_names_land_inside_and_no_bits_are_set(tmp_path: Path) -> None:
-    out = fetch.unpack(tar_with(tmp_path, (member("/abs", mode=0o4777), b"x")), tmp_path / "out")
+    out = cards.unpack(tar_with(tmp_path, (member("/abs", mode=0o4777), b"x")), tmp_path / "out")
     assert [p.name for p in out.iterdir()] == ["abs"]
     assert not (out / "abs").stat().st_mode & (stat.S_ISUID | stat.S_IWOTH)
 
@@ -103,20 +103,20 @@ def test_absolute_names_land_inside_and_no_bits_are_set(tmp_path: Path) -> None:
 def test_bombs_and_truncated_archives_are_refused(tmp_path: Path) -> None:
     path = tar_with(tmp_path, *[(member(f"f{n}"), bytes(1 << 20)) for n in range(4)])
     with pytest.raises(HkdError, match="more than"):
-        fetch.unpack(path, tmp_path / "out", max_bytes=3 << 20)
+        cards.unpack(path, tmp_path / "out", max_bytes=3 << 20)
     assert not (tmp_path / "out").exists()
     path = tar_with(tmp_path, (member("f"), os.urandom(100_000)))
     for size in (10, 50_000):
         (tmp_path / "cut.tar.gz").write_bytes(path.read_bytes()[:size])
         with pytest.raises(HkdError, match="cannot be unpacked"):
-            fetch.unpack(tmp_path / "cut.tar.gz", tmp_path / "out")
+            cards.unpack(tmp_path / "cut.tar.gz", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_without_apt_it_says_how_to_give_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(HkdError, match=r"need apt, which this machine has not.*hkd prepare FOLDER"):
-        fetch.debian_packages(["asterisk-core-sounds-en"], [], tmp_path / "cache")
+        debian.debian_packages(["asterisk-core-sounds-en"], [], tmp_path / "cache")
 
 
 _FAKE_APT = """#!/bin/sh
@@ -146,12 +146,12 @@ def test_package_lists_are_fetched_into_the_cache_where_the_system_has_none(
 ) -> None:
     log = fake_apt(tmp_path, monkeypatch, "printf data > p_1_all.deb")
     good = Archive(file="p_1_all.deb", checksum_source="here", sha256=hashlib.sha256(b"data").hexdigest())
-    files = fetch.debian_packages(["p"], [good], tmp_path / "cache")
+    files = debian.debian_packages(["p"], [good], tmp_path / "cache")
     assert (files / "content").read_bytes() == b"data"
     commands = log.read_text().splitlines()
     assert [line.split()[-2:] for line in commands if "download" in line] == [["download", "p"]] * 2
     assert str(tmp_path / "cache" / "apt" / "lists") in commands[1]
-    assert fetch.debian_packages(["p"], [good], tmp_path / "cache") == files
+    assert debian.debian_packages(["p"], [good], tmp_path / "cache") == files
     assert len(log.read_text().splitlines()) == 3
 
 
@@ -159,11 +159,11 @@ def test_a_package_that_is_not_the_cards_is_refused(tmp_path: Path, monkeypatch:
     fake_apt(tmp_path, monkeypatch, "printf other > p_1_all.deb")
     good = Archive(file="p_1_all.deb", checksum_source="here", sha256=hashlib.sha256(b"data").hexdigest())
     with pytest.raises(HkdError, match="sha256"):
-        fetch.debian_packages(["p"], [good], tmp_path / "cache")
+        debian.debian_packages(["p"], [good], tmp_path / "cache")
     assert not list((tmp_path / "cache" / "debian").iterdir())
 
 
 def test_apt_without_a_network_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_apt(tmp_path, monkeypatch, "false")
     with pytest.raises(HkdError, match=r"could not be had \(.*\)\. Give a folder"):
-        fetch.debian_packages(["p"], [], tmp_path / "cache")
+        debian.debian_packages(["p"], [], tmp_path / "cache")

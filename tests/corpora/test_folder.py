@@ -8,9 +8,11 @@ import pytest
 from hkd import manifest
 from hkd.audio import write_wav
 from hkd.corpora import read_corpus
-from hkd.corpora.folder import read_folder, read_tsv
+from hkd.corpora.collect import Options, Report
+from hkd.corpora.importers import read_folder, read_tsv
 from hkd.errors import UserError
 from hkd.manifest import Utterance
+from hkd.testing import files
 
 
 def sound(path: Path, seconds: float = 0.2) -> Path:
@@ -96,3 +98,134 @@ def test_one_table_for_a_folder_of_audio(tmp_path: Path) -> None:
         sound(tmp_path / "wav" / f"{name}.wav")
     (tmp_path / "all.tsv").write_text("file\ttext\nwav/a.wav\tone\nwav/b.wav\ttwo\n")
     assert [(u.id, u.text) for u in read_corpus(str(tmp_path))] == [("wav/a", "one"), ("wav/b", "two")]
+
+
+def spoken(folder: Path, *names: str, ending: str = ".wav") -> Path:
+    for name in names:
+        path = folder / f"{name}{ending}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(SOUNDS[ending])
+        path.with_suffix(".txt").write_text(f"said in {name}")
+    return folder
+
+
+SOUNDS = {
+    ".wav": files.sound(),
+    ".mp3": files.sound(format="MP3"),
+    ".oga": files.sound(format="OGG"),
+    ".au": files.sound(format="AU"),
+}
+
+
+@pytest.mark.parametrize("ending", SOUNDS)
+@pytest.mark.parametrize(
+    ("names", "splits", "speakers"),
+    [
+        (["train/anna/1", "dev/ben/1", "test/carl/1"], ["dev", "test", "train"], ["ben", "carl", "anna"]),
+        (["train/1", "valid/1", "eval/1"], ["test", "train", "dev"], [None] * 3),
+        (["wavs/Train-Clean/a/1", "wavs/testing/b/1"], ["train", "test"], ["a", "b"]),
+        (["anna/train/1", "anna/test/1", "ben/train/1"], ["test", "train", "train"], ["anna", "anna", "ben"]),
+        (["train/anna/1", "train/ben/1"], [None, None], ["anna", "ben"]),
+        (["test/anna/1", "test/ben/1"], ["test", "test"], ["anna", "ben"]),
+        (["train/1", "anna/1"], [None, None], ["anna", "train"]),
+    ],
+)
+def test_folders_called_like_splits_are_splits(
+    tmp_path: Path, ending: str, names: list[str], splits: list[str | None], speakers: list[str | None]
+) -> None:
+    options = Options()
+    whole = read_folder(spoken(tmp_path, *names, ending=ending), options)
+    assert [(u.split, u.speaker) for u in whole] == list(zip(splits, speakers, strict=True))
+    assert [u.id for u in whole] == sorted(names)
+    assert bool(options.report.notes) == (names == ["train/1", "anna/1"]), "names that are not heeded are said"
+
+
+def test_what_a_folder_holds_beside_utterances_is_counted(tmp_path: Path) -> None:
+    spoken(tmp_path, "a", "b")
+    (tmp_path / "b.wav").unlink()
+    for name in ("b.m4a", "README.txt", "c.webm", "._a.wav", "._a.txt"):
+        (tmp_path / name).write_bytes(b"\0")
+    with pytest.raises(
+        UserError, match=r"1 recordings have an ending that libsndfile cannot read .*ffmpeg -i NAME\.m4a NAME\.flac\): b\.m4a\."
+    ):
+        read_folder(tmp_path)
+    options = Options(report=Report(skip_bad=True))
+    assert [u.id for u in read_folder(tmp_path, options)] == ["a"]
+    assert sorted(map(sorted, options.report.left_out.values())) == [
+        ["._a.txt", "._a.wav"],
+        ["README.txt"],
+        ["b.m4a"],
+        ["c.webm"],
+    ]
+    (tmp_path / "a.wav").unlink()
+    with pytest.raises(UserError, match="holds no audio that libsndfile reads, but 2 other recordings"):
+        read_folder(tmp_path, options)
+
+
+def test_endings_in_any_case(tmp_path: Path) -> None:
+    (tmp_path / "A.WAV").write_bytes(SOUNDS[".wav"])
+    (tmp_path / "A.TXT").write_text("x")
+    assert [(u.id, u.text) for u in read_folder(tmp_path)] == [("A", "x")]
+
+
+def test_tables_for_splits_and_audio_that_none_of_them_names(tmp_path: Path) -> None:
+    for name in "abcd":
+        sound(tmp_path / "wav" / f"{name}.wav")
+    for split, name in (("train", "a"), ("dev", "b"), ("my_test", "c")):
+        (tmp_path / f"{split}.tsv").write_text(f"path\ttranscription\nwav/{name}.wav\tsaid\n")
+    options = Options()
+    whole = read_folder(tmp_path, options)
+    assert {u.id: u.split for u in whole} == {"wav/a": "train", "wav/b": "dev", "wav/c": "test"}
+    assert options.report.left_out == {"audio files that no row of a table names": ["wav/d.wav"]}
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "offset", "duration"),
+    [
+        ("start_time\tend_time", "0.5\t1.5", 0.5, 1.0),
+        ("start\tend", "0\t0.25", 0.0, 0.25),
+        ("begin\tstop", "1.25\t2", 1.25, 0.75),
+        ("begin_time\tduration", "1.25\t0.5", 1.25, 0.5),
+        ("offset\tduration", "\t", 0.0, 2.0),
+        ("start\tend", "7.5\t9.5", 0.0, 2.0),  # two seconds, as long as the file: a clip that was cut there
+    ],
+)
+def test_times_in_tables(tmp_path: Path, header: str, row: str, offset: float, duration: float) -> None:
+    sound(tmp_path / "a.wav", 2.0)
+    (tmp_path / "t.tsv").write_text(f"wav_filename\ttext_normalized\t{header}\na.wav\thi\t{row}\n")
+    options = Options()
+    (only,) = read_tsv(tmp_path / "t.tsv", options)
+    assert (only.offset, only.duration) == (offset, pytest.approx(duration))
+    assert bool(options.report.notes) == (row == "7.5\t9.5")
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ("1.5\t0.5", "t.tsv:2: end must be after the start"),
+        ("now\t1", "t.tsv:2: start must be a number"),
+        ("1\t9", "must lie within its audio"),
+    ],
+)
+def test_times_that_cannot_be(tmp_path: Path, row: str, says: str) -> None:
+    sound(tmp_path / "a.wav", 2.0)
+    (tmp_path / "t.tsv").write_text(f"audio\ttext\tstart\tend\na.wav\thi\t{row}\n")
+    with pytest.raises(UserError, match=says):
+        read_tsv(tmp_path / "t.tsv")
+
+
+def test_columns_of_other_names_and_channels(tmp_path: Path) -> None:
+    (tmp_path / "a.wav").write_bytes(files.sound(1.0, channels=2))
+    (tmp_path / "t.tsv").write_text(
+        "clip\tsaid\tnormalized_text\tchannel\tid\tonset_ms\na.wav\tHi!\thi\tB\tx\t5\na.wav\tYo!\tyo\t0\ty\t6\n"
+    )
+    with pytest.raises(UserError, match=r"must name a column 'audio', but has clip, said.* Say which: --column audio=NAME"):
+        read_tsv(tmp_path / "t.tsv")
+    options = Options(columns={"audio": "clip", "text": "SAID"})
+    whole = read_tsv(tmp_path / "t.tsv", options)
+    assert [(u.id, u.text, u.channel) for u in whole] == [("x", "Hi!", 1), ("y", "Yo!", 0)]
+    assert options.report.left_out == {"columns that may hold times are not read": ["onset_ms"]}
+    with pytest.raises(UserError, match="must have the column 'word' that --column names, but has clip"):
+        read_tsv(tmp_path / "t.tsv", Options(columns={"text": "word"}))
+    with pytest.raises(UserError, match="--column must name one of audio, text, id"):
+        read_tsv(tmp_path / "t.tsv", Options(columns={"words": "said"}))

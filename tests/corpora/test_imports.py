@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hkd.corpora import KINDS, kind_of, read_corpus
-from hkd.corpora.imports import guess_kind
+from hkd.corpora.importers import guess_kind
 from hkd.errors import UserError
 from hkd.testing.files import write_files
 

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from hkd.corpora.nemo import read_nemo
+from hkd.corpora import read_corpus
+from hkd.corpora.collect import Options
+from hkd.corpora.importers import read_nemo
 from hkd.errors import UserError
-from hkd.testing.files import sound, write_files
+from hkd.testing.files import sound, tar_of, write_files
 
 
 def jsonl(*rows: dict[str, object]) -> bytes:
@@ -59,3 +61,59 @@ def test_a_broken_row_is_named(tmp_path: Path, row: dict[str, object], says: str
     write_files(tmp_path, {"a.wav": sound(), "g.wav": sound(), "m.json": jsonl(good, row)})
     with pytest.raises(UserError, match=says):
         read_nemo(tmp_path / "m.json")
+
+
+@pytest.mark.parametrize(
+    ("fields", "channel"),
+    [
+        ({"channel": 1}, 1),
+        ({"channel_selector": 0}, 0),
+        ({"channel_selector": [1]}, 1),
+        ({"channel_selector": "average"}, None),
+        ({}, None),
+    ],
+)
+def test_channels(tmp_path: Path, fields: dict[str, object], channel: int | None) -> None:
+    row = {"audio_filepath": "call.wav", "text": "x", **fields}
+    (only,) = read_nemo(write_files(tmp_path, {"call.wav": sound(channels=2), "m.json": jsonl(row)}) / "m.json")
+    assert (only.channel, only.id) == (channel, "call-channel1" if channel else "call")
+    assert "channel" not in only.extra
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"channel_selector": [0, 1]}, "m.json:1: channel must be one channel"),
+        ({"channel": 2}, "must have channel 2, but has 2 channels"),
+        ({"channel": "left"}, "m.json:1: channel must be A, B"),
+    ],
+)
+def test_channels_that_cannot_be(tmp_path: Path, fields: dict[str, object], says: str) -> None:
+    row = {"audio_filepath": "call.wav", "text": "x", **fields}
+    with pytest.raises(UserError, match=says):
+        read_nemo(write_files(tmp_path, {"call.wav": sound(channels=2), "m.json": jsonl(row)}) / "m.json")
+
+
+def test_tarred_data_in_all_its_forms(tmp_path: Path) -> None:
+    row = {"audio_filepath": "speaker-1.wav", "text": "x", "duration": 0.2}
+    write_files(tmp_path / "a", {"m.json": jsonl({**row, "shard_id": 0})})
+    write_files(tmp_path / "b", {"m.json": jsonl(row), "audio_0.tar": tar_of({"speaker-1.wav": sound()}, packed="")})
+    for folder in "ab":
+        with pytest.raises(UserError, match=r"m\.json:1: tarred NeMo data cannot be read\. Give the manifest of the sound files"):
+            read_nemo(tmp_path / folder / "m.json")
+    for name in ("sharded/manifest__OP_0..3_CL_.json", "tar/audio_{0..7}.tar"):
+        with pytest.raises(UserError, match="tarred NeMo data cannot be read"):
+            read_corpus(str(tmp_path / name))
+    write_files(tmp_path / "a", {"speaker-1.wav": sound()})
+    assert len(read_nemo(tmp_path / "a" / "m.json")) == 1, "the sound files are there after all"
+
+
+def test_hidden_manifests_and_another_text(tmp_path: Path) -> None:
+    row = {"audio_filepath": "a.wav", "text": "x", "text_pc": "X."}
+    write_files(
+        tmp_path, {"a.wav": sound(), "m.json": jsonl(row), "._m.json": b"\0\5\26", ".ipynb_checkpoints/m.json": jsonl(row)}
+    )
+    options = Options(columns={"text": "text_pc"})
+    (only,) = read_nemo(tmp_path, options)
+    assert only.text == "X."
+    assert sorted(*options.report.left_out.values()) == ["._m.json", ".ipynb_checkpoints/"]

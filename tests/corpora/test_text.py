@@ -1,6 +1,6 @@
 """Text-only corpora."""
 
-from hkd.corpora.text import fortune_paragraphs, sentences
+from hkd.corpora.debian import fortune_paragraphs, sentences
 
 FORTUNES = """It is a fact.  Nobody knows "why."  Dr No did it!
 \t\t-- Someone, "A Book"

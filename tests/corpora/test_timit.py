@@ -6,7 +6,7 @@ import pytest
 
 from hkd import corpora
 from hkd.audio import check_audio
-from hkd.corpora.timit import CORE_TEST, DEV, split_of
+from hkd.corpora.named import CORE_TEST, DEV, timit_split_of
 from hkd.errors import UserError
 from hkd.testing.files import sound, write_files
 
@@ -33,7 +33,7 @@ def timit(*, upper: bool = True) -> dict[str, bytes]:
 def test_the_lists_of_speakers() -> None:
     assert (len(CORE_TEST), len(DEV), len(CORE_TEST & DEV)) == (24, 50, 0)
     assert all(name[0] in "fm" and len(name) == 5 for name in CORE_TEST | DEV)
-    assert [split_of("test", name) for name in ("mwew0", "faks0", "mdlr1")] == ["test", "dev", None]
+    assert [timit_split_of("test", name) for name in ("mwew0", "faks0", "mdlr1")] == ["test", "dev", None]
 
 
 @pytest.mark.parametrize("upper", [True, False])

@@ -5,8 +5,9 @@ from types import MappingProxyType
 
 import pytest
 
-from hkd.corpora.card import Card, Expected, all_cards, check, differences, parse_card
-from hkd.corpora.registry import SPEECH, TEXT
+from hkd.corpora.cards import Card, Expected, all_cards, check, differences, parse_card
+from hkd.corpora.named import SPEECH
+from hkd.corpora.prepare import TEXT
 from hkd.errors import HkdError
 from hkd.manifest import Utterance
 

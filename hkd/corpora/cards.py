@@ -1,0 +1,328 @@
+"""A corpus' card (where it comes from, its licence, checksums, what the manifest must hold), and how its files are had.
+
+- Cards are TOML files, one a corpus (`data_manifests/` in the repository). A checksum stands there only with the source that publishes it.
+- Archives come from a folder that the user names, the cache or a server; those of up to `AUTO_GB` without being asked for.
+- A download goes on where a broken one stopped, is checked against its card, and appears under its name only then.
+- Unpacking writes below its folder or not at all: no absolute paths, no `..`, no links out, no devices, a bound on the size.
+"""
+
+import hashlib
+import logging
+import lzma
+import tarfile
+import tempfile
+import tomllib
+import urllib.error
+import urllib.request
+import zlib
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hkd.corpora.collect import Report, is_hidden
+from hkd.errors import HkdError, UserError
+from hkd.files import shipped
+from hkd.lines import first_line
+from hkd.manifest import Utterance
+from hkd.progress import Progress, no_progress
+from hkd.remote import default_cache
+
+logger = logging.getLogger(__name__)
+
+CARDS = shipped("data_manifests")
+HOURS_TOLERANCE = 0.005  # of the expected hours: formats of the same sound differ by a few samples
+AUTO_GB = 1.0
+BLOCK_BYTES = 1 << 20
+MAX_UNPACKED_BYTES = 200 << 30
+MAX_RATIO = 20  # recorded sound hardly shrinks; what unpacks to more than this is a bomb
+FREE_BYTES = 64 << 20  # which any archive may unpack to
+MAX_MEMBERS = 5_000_000
+TIMEOUT_S = 60
+_DEPTH = 3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Archive:
+    """One file to be had. At most one of `sha256` and `md5` is set, and only together with who publishes it."""
+
+    file: str
+    checksum_source: str = ""
+    sha256: str | None = None
+    md5: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Expected:
+    """What a part or split must hold; None is not checked."""
+
+    utterances: int | None = None
+    hours: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Card:
+    """A corpus' card."""
+
+    name: str
+    kind: str  # speech | text
+    title: str
+    language: str
+    source: str
+    licence: str
+    archives: tuple[Archive, ...] = ()
+    packages: tuple[str, ...] = ()  # Debian packages
+    base_url: str = ""  # empty: cannot be downloaded without a form or a licence
+    size_gb: float | None = None  # of the archives together, about
+    split_by: str = ""
+    figures_source: str = ""  # who publishes the expected utterances and hours
+    sentences: int | None = None  # text corpora
+    whole: Expected | None = None  # what all splits together must hold
+    some_parts: bool = False  # whether a manifest may hold some of the parts alone
+    splits: Mapping[str, Expected] = field(default_factory=dict)
+    parts: Mapping[str, Expected] = field(default_factory=dict)  # the publisher's parts: the extra field `part`
+
+    def archive(self, file: str) -> Archive | None:
+        """The archive of that name, or None."""
+        return next((archive for archive in self.archives if archive.file == file), None)
+
+
+def parse_card(table: Mapping[str, Any]) -> Card:
+    """A card from its TOML table. Raises TypeError for unknown or missing keys."""
+    values = dict(table)
+    values["archives"] = tuple(Archive(**archive) for archive in table.get("archives", ()))
+    values["packages"] = tuple(table.get("packages", ()))
+    if "whole" in table:
+        values["whole"] = Expected(**table["whole"])
+    for name in ("splits", "parts"):
+        values[name] = {key: Expected(**expected) for key, expected in table.get(name, {}).items()}
+    return Card(**values)
+
+
+def load_card(name: str) -> Card:
+    """The card of a known corpus."""
+    return parse_card(tomllib.loads((CARDS / f"{name}.toml").read_text(encoding="utf-8")))
+
+
+def all_cards() -> list[Card]:
+    """All cards, by name."""
+    return [load_card(path.stem) for path in sorted(CARDS.glob("*.toml"))]
+
+
+def differences(card: Card, utterances: Iterable[Utterance]) -> list[str]:
+    """What the utterances have otherwise than the card says, a sentence each."""
+    counts: dict[tuple[str, str], int] = {}
+    seconds: dict[tuple[str, str], float] = {}
+    for utterance in utterances:
+        for key in (("split", str(utterance.split)), ("part", str(utterance.extra.get("part"))), ("corpus", card.name)):
+            counts[key] = counts.get(key, 0) + 1
+            seconds[key] = seconds.get(key, 0.0) + (utterance.duration or 0.0)
+    expectations = {("split", name): expected for name, expected in card.splits.items()}
+    expectations |= {
+        ("part", name): expected for name, expected in card.parts.items() if not card.some_parts or ("part", name) in counts
+    }
+    if card.whole is not None:
+        expectations["corpus", card.name] = card.whole
+    found = []
+    for (kind, name), expected in expectations.items():
+        number, hours = counts.get((kind, name), 0), seconds.get((kind, name), 0.0) / 3600
+        if expected.utterances is not None and number != expected.utterances:
+            found.append(f"{kind} {name} has {number} utterances instead of {expected.utterances}")
+        if expected.hours is not None and abs(hours - expected.hours) > HOURS_TOLERANCE * expected.hours:
+            found.append(f"{kind} {name} has {hours:.3f} hours instead of {expected.hours:.3f}")
+    return found
+
+
+def check(card: Card, utterances: Iterable[Utterance]) -> None:
+    """Raise HkdError where the finished manifest is not what the card says."""
+    found = differences(card, utterances)
+    if found:
+        raise HkdError(
+            f"corpus {card.name} must be as its card says, but {'; '.join(found)}. Fetch it again, or say --from to take it as it is."
+        )
+
+
+def verify(path: Path, archive: Archive, *, remove: bool = True) -> None:
+    """Raise HkdError (and remove the file, unless told not to) where a file is not what its card says."""
+    algorithm, wanted = ("md5", archive.md5) if archive.md5 else ("sha256", archive.sha256)
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, algorithm).hexdigest()
+    if wanted is None:
+        logger.warning("%s is not checked: nobody publishes its checksum. Its SHA-256 is %s", archive.file, found)
+    elif found != wanted:
+        if remove:
+            path.unlink()
+        remedy = "It was removed: try again." if remove else "Fetch it again."
+        raise HkdError(f"{path} must have the {algorithm} {wanted}, but has {found} instead. {remedy}")
+
+
+def download(url: str, path: Path, archive: Archive, *, progress: Progress = no_progress) -> Path:
+    """Fetch `url` to `path`, going on where a broken download stopped; at once where it is there. Raises HkdError."""
+    if path.exists():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    try:
+        _fetch(url, part, progress)
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        reason = f"{error.code} {error.reason}" if isinstance(error, urllib.error.HTTPError) else getattr(error, "reason", error)
+        raise HkdError(
+            f"{url} could not be fetched ({reason}). Try again, it goes on where it was; or fetch it yourself and give --root DIR."
+        ) from None
+    verify(part, archive)
+    part.replace(path)
+    return path
+
+
+def _fetch(url: str, part: Path, progress: Progress) -> None:
+    have = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    try:
+        answer = urllib.request.urlopen(request, timeout=TIMEOUT_S)
+    except urllib.error.HTTPError as error:
+        if error.code == 416 and have:  # nothing is left to fetch: the checksum will tell
+            return
+        raise
+    with answer:
+        have = have if answer.status == 206 else 0
+        length = answer.headers.get("Content-Length")
+        total = have + int(length) if length else 0
+        with part.open("ab" if have else "wb") as file:
+            while block := answer.read(BLOCK_BYTES):
+                file.write(block)
+                have += len(block)
+                progress(have, total or have)
+    if total and have < total:
+        raise OSError(f"the connection broke after {have} of {total} bytes")
+
+
+def unpack(archive: Path, folder: Path, *, max_bytes: int = MAX_UNPACKED_BYTES) -> Path:
+    """Unpack a tar archive to `folder`, which appears whole or not at all; at once where it is there. Raises HkdError.
+
+    Files and folders below `folder` alone: links, devices, pipes and names that lead out are refused, and so are bombs.
+    """
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".unpack-", dir=folder.parent) as temporary:
+        work = Path(temporary) / "files"
+        work.mkdir()
+        try:
+            limit = min(max_bytes, FREE_BYTES + MAX_RATIO * archive.stat().st_size)
+            with tarfile.open(archive) as tar:
+                size = 0
+                for number, member in enumerate(tar, 1):
+                    size += member.size
+                    if size > limit or number > MAX_MEMBERS:
+                        raise HkdError(
+                            f"{archive} must not unpack to more than {limit} bytes or {MAX_MEMBERS} files, but does. Is it the right one?"
+                        )
+                    if member.issym() or member.islnk():
+                        raise HkdError(f"{archive} cannot be unpacked ('{member.name}' is a link). Delete it and try again.")
+                    tar.extract(member, work, filter="data")
+                _read_to_the_end(tar)
+        except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error, lzma.LZMAError) as error:
+            raise HkdError(f"{archive} cannot be unpacked ({first_line(error)}). Delete it and try again.") from None
+        work.replace(folder)
+    return folder
+
+
+def _read_to_the_end(tar: tarfile.TarFile) -> None:
+    """Raise ReadError where members are left: tarfile takes a damaged header for the end, and reads no checksum that follows it."""
+    while block := tar.fileobj.read(BLOCK_BYTES) if tar.fileobj else b"":
+        if block.strip(b"\0"):
+            raise tarfile.ReadError("a header in its middle is damaged")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """Where a corpus' files are looked for. `root`: its folder, or that of its archives; `parts`: which of the publisher's, empty for all."""
+
+    cache: Path = field(default_factory=default_cache)
+    root: Path | None = None
+    base_url: str | None = None
+    download: bool = False
+    parts: tuple[str, ...] = ()
+    report: Report = field(default_factory=Report)
+
+    def choose(self, card: Card, known: Collection[str]) -> list[str]:
+        """The parts that are asked for, in the corpus' order; all where none is. Raises UserError for unknown ones."""
+        unknown = [part for part in self.parts if part not in known]
+        if unknown:
+            raise UserError(
+                f"part of {card.name} must be one of {', '.join(known) or '(it has none)'}, but is '{unknown[0]}' instead."
+            )
+        return [part for part in known if part in self.parts or not self.parts]
+
+
+def archive_folder(card: Card, archive: Archive, source: Source, *, progress: Progress = no_progress) -> Path:
+    """An archive's files, unpacked in the cache: from `root`, from the cache, or from the server. Raises UserError, HkdError.
+
+    What was fetched is removed once it is unpacked; archives in `root` stay.
+    """
+    home = source.cache / card.name
+    folder, packed = home / archive.file.split(".tar")[0], home / archive.file
+    if folder.is_dir():
+        return folder
+    if source.root is not None and (source.root / archive.file).is_file():
+        verify(source.root / archive.file, archive, remove=False)
+        return unpack(source.root / archive.file, folder)
+    if packed.is_file():
+        verify(packed, archive)
+    else:
+        _fetched(card, archive, source, packed, progress)
+    unpack(packed, folder)
+    packed.unlink()
+    return folder
+
+
+def _fetched(card: Card, archive: Archive, source: Source, target: Path, progress: Progress) -> None:
+    wanted = f"corpus {card.name} needs {archive.file}, which is not in {source.root or target.parent}"
+    if not card.base_url and not source.base_url:
+        raise UserError(
+            f"{wanted}. It cannot be fetched without a form or a licence: get it from {card.source} and give --root DIR."
+        )
+    if not source.download and (card.size_gb is None or card.size_gb > AUTO_GB):
+        size = f" (about {card.size_gb:g} GB)" if card.size_gb else ""
+        raise UserError(f"{wanted}. Give --root DIR where the corpus lies, or --download{size}.")
+    base = (source.base_url or card.base_url).rstrip("/")
+    download(f"{base}/{archive.file}", target, archive, progress=progress)
+
+
+def corpus_folder(card: Card, source: Source, marker: str, *, progress: Progress = no_progress) -> Path:
+    """The folder in which `marker` (a path, wildcards allowed) lies: below `root`, or in the only archive. Raises UserError, HkdError."""
+    if source.root is not None:
+        found = find_below(source.root, marker)
+        if found is not None:
+            return found
+        if not any((source.root / archive.file).is_file() for archive in card.archives):
+            raise UserError(
+                f"{source.root} must be the folder of {card.name}, but there is no {marker} in it nor in the folders below it."
+            )
+    if not card.archives:
+        raise UserError(
+            f"corpus {card.name} cannot be fetched without a form or a licence: get it from {card.source} and give --root DIR."
+        )
+    folder = archive_folder(card, card.archives[0], source, progress=progress)
+    found = find_below(folder, marker)
+    if found is None:
+        raise HkdError(f"{folder} must be the folder of {card.name}, but there is no {marker} in it. Delete it and try again.")
+    return found
+
+
+def find_below(folder: Path, marker: str) -> Path | None:
+    """The first folder, by depth and name, at most three levels down, in which `marker` lies. Links are not followed."""
+    if not folder.is_dir():
+        raise UserError(f"--root must be a folder, but {folder} is none.")
+    level = [folder]
+    for _ in range(_DEPTH):
+        for candidate in level:
+            if next(candidate.glob(marker), None) is not None:
+                return candidate
+        level = [
+            path
+            for parent in level
+            for path in sorted(parent.iterdir())
+            if path.is_dir() and not path.is_symlink() and not is_hidden(path.name)
+        ]
+    return None

@@ -1,0 +1,737 @@
+"""Data that people have: folders with text beside audio, tables, Kaldi folders, NeMo manifests, Hugging Face data sets, manifests of hkd's.
+
+- Every reader takes a path (`hf` also a name on the hub) and `Options`, and gives a checked manifest. lhotse's are in `hkd.corpora.lhotse`.
+- What a reader leaves out goes to the report: audio without text, text without audio, hidden files, sound that libsndfile cannot read.
+- A channel that the data asks for is the one that is read: the manifest's `channel`. Nothing is cut out of files for it.
+"""
+
+import errno
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from hkd import lines, manifest
+from hkd.audio import probe
+from hkd.corpora import lhotse
+from hkd.corpora.collect import (
+    UNREADABLE,
+    Found,
+    Options,
+    Report,
+    channel_of,
+    collect,
+    find_audio,
+    is_hidden,
+    plain_fields,
+    sort_files,
+    split_named,
+    walk,
+    write_sound,
+)
+from hkd.errors import HkdError, UserError
+from hkd.manifest import Manifest, Utterance, parse_json
+
+COLUMNS: Mapping[str, tuple[str, ...]] = {  # the first that is there is taken
+    "audio": ("audio", "path", "file", "audio_filepath", "filename", "file_name", "wav", "audio_path", "file_path", "wav_filename"),
+    "text": ("text", "sentence", "transcript", "transcription", "normalized_text", "text_normalized", "normalized_transcription",
+             "normalized_transcript", "raw_transcription", "raw_text", "text_original", "original_text"),
+    "id": ("id", "utt_id", "utterance_id", "segment_id", "utterance"),
+    "speaker": ("speaker", "speaker_id", "client_id", "spk_id"),
+    "split": ("split",),
+    "channel": ("channel",),
+    "offset": ("offset", "start", "start_time", "begin", "begin_time"),
+    "duration": ("duration",),
+    "end": ("end", "end_time", "stop", "stop_time"),
+}  # fmt: skip
+_TIMES = ("offset", "duration", "end")
+_LIKE_TIMES = re.compile(r"(^|_)(start|begin|onset|end|stop|offset)(_|$)")
+_SAME_S = 0.05  # a clip as long as its start and end say, but for rounding, was cut there already
+
+
+def columns_of(
+    names: Sequence[str], where: str, options: Options, *, needed: Sequence[str], audio: str | None = None
+) -> dict[str, str]:
+    """What → which of a table's columns has it, by well-known names or as `options.columns` says. Raises UserError where one is missing."""
+    known = {name.strip().lower(): name for name in names}
+    column = {what: known[name] for what, candidates in COLUMNS.items() for name in candidates[::-1] if name in known}
+    if audio is not None:
+        column["audio"] = audio
+    for what, name in options.columns.items():
+        if what not in COLUMNS:
+            raise UserError(f"--column must name one of {', '.join(COLUMNS)}, but names '{what}' instead.")
+        if name.lower() not in known:
+            raise UserError(f"{where} must have the column '{name}' that --column names, but has {', '.join(known)}.")
+        column[what] = known[name.lower()]
+    for what in needed:
+        if what not in column:
+            have = ", ".join(filter(None, known)) or "none"
+            raise UserError(f"{where} must name a column '{what}', but has {have}. Say which: --column {what}=NAME.")
+    others = [name for name in names if name.strip().lower() in COLUMNS["text"] and name != column["text"]]
+    if others and "text" not in options.columns:
+        options.report.note(f"text is taken from the column {column['text']} (--column text={others[0]} takes another)")
+    unread = [name for name in names if _LIKE_TIMES.search(name.strip().lower()) and name not in column.values()]
+    options.report.leave_out("columns that may hold times are not read", unread)
+    return column
+
+
+def span_of(
+    cell: Mapping[str, Any], column: Mapping[str, str], seconds_of: Callable[[], float | None], report: Report
+) -> dict[str, float]:
+    """`offset` and `duration` as a row's cells tell them; nothing where the audio is a clip that was cut at these times already.
+
+    `seconds_of`: how long the audio is; None where it cannot be read. Raises UserError for what is no number of seconds.
+    """
+    time: dict[str, float] = {}
+    for what in _TIMES:
+        value = cell.get(what)
+        if value is None or (isinstance(value, str) and not value.strip()):
+            continue
+        try:
+            time[what] = float(value)
+        except (TypeError, ValueError):
+            raise UserError(f"{column[what]} must be a number of seconds, but is '{str(value)[:60]}' instead.") from None
+    if "end" in time:
+        start, stop = time.get("offset", 0.0), time.pop("end")
+        if not stop > start:
+            raise UserError(f"{column['end']} must be after the start, {start:g} s, but is {stop:g} s.")
+        time.setdefault("duration", stop - start)
+        seconds = seconds_of()
+        if start > 0 and seconds is not None and abs(seconds - time["duration"]) <= _SAME_S:
+            report.note("clips as long as their start and end say are read whole, as cut already", [f"{start:g} to {stop:g} s"])
+            return {}
+    return time
+
+
+@lru_cache(1024)
+def _seconds(path: str) -> float | None:
+    try:
+        return probe(path).duration_s
+    except (HkdError, ValueError):
+        return None
+
+
+# --- folders and tables of one's own -------------------------------------------------------------------------------------------------
+
+
+def read_text(path: Path) -> str:
+    """A transcript's text, lines joined. Raises UserError where it is not UTF-8."""
+    return " ".join(" ".join(line for _, line in lines.numbered_lines(path, "a transcript")).split())
+
+
+def read_folder(folder: Path, options: Options | None = None) -> Manifest:
+    """Audio files with a .txt of the same name beside each, or with tables (.tsv): one for all, or one for each split.
+
+    Ids are paths below the folder without their ending. Folders called train, dev, test and the like are splits; the folder below them is
+    the speaker where there are several. Raises UserError that lists audio without text.
+    """
+    options = options or Options()
+    report = options.report
+    files = walk(folder, report)
+    audio, unreadable = sort_files(files)
+    text_of = {(path.parent, path.stem): path for path in files if path.suffix.lower() == ".txt"}
+
+    def text_beside(path: Path) -> Path | None:
+        beside = text_of.get((path.parent, path.stem), path.with_suffix(".txt"))
+        return beside if beside.exists() else None
+
+    def name(path: Path) -> str:
+        return str(path.relative_to(folder))
+
+    tables = [path for path in files if path.parent == folder and path.suffix.lower() == ".tsv"]
+    silent = [path for path in audio if text_beside(path) is None]
+    if audio and tables and len(silent) == len(audio) and (len(tables) == 1 or all(split_named(path.stem) for path in tables)):
+        return _read_tables(tables, audio + unreadable, folder, options)
+    report.bad(folder, UNREADABLE, [name(path) for path in unreadable if text_beside(path) is not None])
+    report.leave_out(f"{UNREADABLE}; no text beside them", [name(path) for path in unreadable if text_beside(path) is None])
+    if not audio:
+        ending = f" that libsndfile reads, but {len(unreadable)} other recordings" if unreadable else ""
+        raise UserError(f"{folder} must hold audio files with a .txt beside each, but holds no audio{ending}.")
+    report.bad(folder, "audio files have no .txt beside them", map(name, silent))
+    spoken = {(path.parent, path.stem) for path in (*audio, *unreadable)}
+    report.leave_out("text files without audio", [name(path) for key, path in text_of.items() if key not in spoken])
+    audio = [path for path in audio if path not in set(silent)]
+    placed = _splits_and_speakers([path.relative_to(folder).parts[:-1] for path in audio], report)
+    found = []
+    for path, (split, speaker) in zip(audio, placed, strict=True):
+        utterance = Utterance(
+            id=path.relative_to(folder).with_suffix("").as_posix(), text=read_text(text_beside(path) or path), speaker=speaker,
+            audio_filepath=str(path.absolute()), extra={"split": split} if split else {},
+        )  # fmt: skip
+        found.append((str(path), utterance))
+    return collect(found, folder, report=report, progress=options.progress)
+
+
+def _splits_and_speakers(parents: list[tuple[str, ...]], report: Report) -> list[tuple[str | None, str | None]]:
+    """(split, speaker) of files by the folders that they lie in: the first level whose folders all tell of a split gives the splits."""
+    level = None
+    for depth in range(min(map(len, parents))):
+        names = {folders[depth] for folders in parents}
+        telling = sorted(name for name in names if split_named(name))
+        if len(telling) == len(names):
+            level = depth
+            break
+        if telling:
+            report.note("folders called like splits are not taken for such, as others beside them are not", telling)
+    splits = [None if level is None else split_named(folders[level]) for folders in parents]
+    if set(splits) == {"train"}:
+        splits = [None] * len(splits)
+    if level is None:
+        rest = parents
+    elif len({folders[:level] for folders in parents}) == 1:
+        rest = [folders[level + 1 :] for folders in parents]
+    else:
+        rest = [folders[:level] + folders[level + 1 :] for folders in parents]
+    several = len(set(rest)) > 1
+    return [(split, folders[0] if several and folders else None) for split, folders in zip(splits, rest, strict=True)]
+
+
+def _read_tables(tables: list[Path], audio: list[Path], folder: Path, options: Options) -> Manifest:
+    found = [row for path in tables for row in tsv_rows(path, options, split=split_named(path.stem) if len(tables) > 1 else None)]
+    named = {os.path.realpath(u.audio_filepath) for _, u in found if u.audio_filepath}
+    unnamed = [str(path.relative_to(folder)) for path in audio if os.path.realpath(path) not in named]
+    options.report.leave_out("audio files that no row of a table names", unnamed)
+    return collect(found, tables[0] if len(tables) == 1 else folder, report=options.report, progress=options.progress)
+
+
+def read_tsv(path: Path, options: Options | None = None) -> Manifest:
+    """A table with a header that names the columns (see COLUMNS); paths are relative to it. Raises UserError with file and line."""
+    options = options or Options()
+    return collect(tsv_rows(path, options), path, report=options.report, progress=options.progress)
+
+
+def tsv_rows(path: Path, options: Options, *, audio: Path | None = None, split: str | None = None) -> Iterator[Found]:
+    """The rows of a table; `audio`: the folder that its paths are relative to, `split`: the one that all its rows are of."""
+    rows = lines.numbered_lines(path, "a table")
+    header = [cell.strip() for cell in next(rows, (1, ""))[1].split("\t")]
+    column = columns_of(header, f"{path}:1: the header", options, needed=("audio", "text"))
+    place_of = {what: header.index(name) for what, name in column.items()}
+    for number, line in rows:
+        if line.strip():
+            row = line.split("\t")
+            try:
+                if len(row) <= max(place_of.values()):
+                    raise UserError(f"a row must have {max(place_of.values()) + 1} columns or more, but has {len(row)}.")
+                cell = {what: row[place].strip() for what, place in place_of.items()}
+                yield f"{path}:{number}", _tsv_row(cell, column, audio or path.parent, split, options.report)
+            except UserError as error:
+                raise UserError(f"{path}:{number}: {error}") from None
+
+
+def _tsv_row(cell: Mapping[str, str], column: Mapping[str, str], audio: Path, split: str | None, report: Report) -> Utterance:
+    if not cell["audio"]:
+        raise UserError("a row must name its audio file, but does not.")
+    name, split = Path(cell["audio"]), split or cell.get("split")
+    sound = str((audio / name).absolute())
+    return Utterance(
+        id=cell.get("id") or name.with_suffix("").as_posix(),
+        text=cell["text"],
+        audio_filepath=sound,
+        speaker=cell.get("speaker") or None,
+        channel=channel_of(cell["channel"]) if cell.get("channel") else None,
+        extra={"split": split} if split else {},
+        **span_of(cell, column, lambda: _seconds(sound), report),
+    )
+
+
+# --- Kaldi ---------------------------------------------------------------------------------------------------------------------------
+
+_ARK = re.compile(r"\.ark(:\d+)?(\[.*\])?$")
+Table = dict[str, tuple[int, str]]  # key → line number, rest of the line
+
+
+@dataclass(frozen=True, slots=True)
+class _Segment:
+    recording: str
+    start: float
+    stop: float | None  # None: to the end of the recording
+    channel: int | None
+
+
+def is_kaldi_folder(folder: Path) -> bool:
+    """Whether a folder looks like one of Kaldi's."""
+    return (folder / "wav.scp").is_file()
+
+
+def kaldi_folders(folder: Path) -> list[Path]:
+    """The Kaldi folders right below a folder."""
+    return sorted(path.parent for path in folder.glob("*/wav.scp") if not is_hidden(path.parent.name))
+
+
+def read_kaldi(folder: Path, options: Options | None = None) -> Manifest:
+    """A Kaldi data folder (wav.scp with plain paths, text, perhaps utt2spk, segments, reco2dur, reco2file_and_channel), in order of ids; or
+    all data folders right below one, whose names tell the splits.
+
+    Piped commands in wav.scp are refused: hkd runs no commands out of data files. The fifth column of segments counts channels from 0,
+    reco2file_and_channel names them A and B or 1 and 2. Raises UserError.
+    """
+    options = options or Options()
+    parts = [folder] if is_kaldi_folder(folder) else kaldi_folders(folder)
+    if not parts:
+        raise UserError(f"{folder} must be a Kaldi data folder or hold such, but there is no wav.scp in it nor right below it.")
+    found: list[Found] = []
+    told: set[str] = set()
+    for part in parts:
+        extra = {} if part == folder else {"split": split_named(part.name) or part.name, "part": part.name}
+        found += kaldi_rows(part, options.report, extra=extra, told=told)
+    return collect(found, folder, report=options.report, told=told, progress=options.progress)
+
+
+def kaldi_rows(
+    folder: Path, report: Report, *, extra: Mapping[str, str] | None = None, told: set[str] | None = None
+) -> Iterator[Found]:
+    """The utterances of one data folder, with their places in `text`. Ids whose channel reco2file_and_channel tells are added to `told`."""
+    audio, text = _table(folder / "wav.scp"), _table(folder / "text")
+    for kind, is_bad in (
+        (
+            "entries are commands, where only paths are read (write the sound to files first, with wav-copy or sox)",
+            lambda path: path.endswith("|"),
+        ),
+        (
+            "entries lie in archives, where only paths of sound files are read (write them out with wav-copy first)",
+            lambda path: _ARK.search(path) is not None,
+        ),
+    ):
+        refused = {name: number for name, (number, path) in audio.items() if is_bad(path)}
+        report.bad(folder / "wav.scp", kind, [f"line {number}: {name}" for name, number in refused.items()])
+        audio = {name: entry for name, entry in audio.items() if name not in refused}
+    speaker = _table(folder / "utt2spk") if (folder / "utt2spk").exists() else {}
+    side = _table(folder / "reco2file_and_channel") if (folder / "reco2file_and_channel").exists() else {}
+    lengths = _lengths(folder / "reco2dur") if (folder / "reco2dur").exists() else {}
+    cut = _segments(folder / "segments", audio, report) if (folder / "segments").exists() else None
+    segments = cut if cut is not None else {name: _Segment(name, 0.0, None, None) for name in audio}
+    missing = [f"line {number}: {name}" for name, (number, _) in text.items() if name not in segments]
+    report.bad(folder / "text", "utterances have no audio", missing)
+    kind = "recordings (wav.scp) without a line in text" if cut is None else "segments without a line in text"
+    report.leave_out(kind, [name for name in segments if name not in text])
+    if cut is not None:
+        used = {segment.recording for segment in cut.values()}
+        report.leave_out("recordings (wav.scp) without segments", [name for name in audio if name not in used])
+    for name in sorted(set(text) & set(segments)):
+        segment = segments[name]
+        number, path = audio[segment.recording]
+        if not path:
+            raise UserError(f"{folder / 'wav.scp'}:{number}: '{name}' must have a path, but has none.")
+        if speaker and name not in speaker:
+            raise UserError(
+                f"{folder / 'utt2spk'}: every utterance must have a speaker, but '{name}' has none. Add it, or remove the file."
+            )
+        channel = segment.channel
+        if channel is None and segment.recording in side:
+            channel = _side(folder / "reco2file_and_channel", *side[segment.recording])
+            if told is not None:
+                told.add(name)
+        length = lengths.get(segment.recording) if cut is None else None
+        yield (
+            f"{folder / 'text'}:{text[name][0]}",
+            Utterance(
+                id=name,
+                text=" ".join(text[name][1].split()),
+                audio_filepath=find_audio(path, folder),
+                offset=segment.start,
+                duration=length if segment.stop is None else segment.stop - segment.start,
+                channel=channel,
+                speaker=speaker[name][1] if speaker else None,
+                extra={**(extra or {}), **({"recording": segment.recording} if cut is not None else {})},
+            ),
+        )
+
+
+def _side(path: Path, number: int, line: str) -> int:
+    """The channel of a line RECORDING FILE SIDE."""
+    try:
+        return channel_of(line.split()[-1] if line else "", first=1)
+    except UserError as error:
+        raise UserError(f"{path}:{number}: {error}") from None
+
+
+def _table(path: Path) -> Table:
+    """First word of a line → its number and the rest. Raises UserError with file and line for a duplicate."""
+    table: Table = {}
+    for number, line in lines.numbered_lines(path, "a Kaldi table"):
+        parts = line.split(maxsplit=1)
+        if parts:
+            if parts[0] in table:
+                raise UserError(f"{path}:{number}: '{parts[0]}' must stand once, but stands at line {table[parts[0]][0]} too.")
+            table[parts[0]] = (number, parts[1].strip() if len(parts) > 1 else "")
+    return table
+
+
+def _segments(path: Path, audio: Table, report: Report) -> dict[str, _Segment]:
+    """Utterance → recording, start, end (Kaldi's -1: to the end of the recording) and channel. Raises UserError with file and line."""
+    segments: dict[str, _Segment] = {}
+    for name, (number, line) in _table(path).items():
+        try:
+            recording, start, stop = line.split()[0], *map(float, line.split()[1:3])
+        except (ValueError, IndexError):
+            raise UserError(
+                f"{path}:{number}: a segment must be UTTERANCE RECORDING START END, but is '{name} {line[:60]}' instead."
+            ) from None
+        if recording not in audio:
+            if report.num_bad:  # the recording was left out
+                continue
+            raise UserError(f"{path}:{number}: '{name}' is cut from '{recording}', which is not in wav.scp.")
+        to_the_end = stop == -1
+        if not (math.isfinite(start) and start >= 0 and (to_the_end or (math.isfinite(stop) and stop > start))):
+            raise UserError(
+                f"{path}:{number}: a segment must start at 0 s or later and end after that, but is {start:g} to {stop:g} s."
+            )
+        try:
+            channel = channel_of(line.split()[3]) if len(line.split()) > 3 else None
+        except UserError as error:
+            raise UserError(f"{path}:{number}: {error}") from None
+        segments[name] = _Segment(recording, start, None if to_the_end else stop, channel)
+    return segments
+
+
+def _lengths(path: Path) -> dict[str, float]:
+    """Recording → seconds. Raises UserError with file and line."""
+    lengths = {}
+    for name, (number, value) in _table(path).items():
+        try:
+            lengths[name] = float(value)
+        except ValueError:
+            raise UserError(f"{path}:{number}: a duration must be a number of seconds, but is '{value[:60]}' instead.") from None
+        if not (math.isfinite(lengths[name]) and lengths[name] > 0):
+            raise UserError(f"{path}:{number}: a duration must be finite and above 0, but is {value} instead.")
+    return lengths
+
+
+# --- NeMo ----------------------------------------------------------------------------------------------------------------------------
+
+_NEMO_TAKEN = ("id", "audio_filepath", "offset", "duration", "text", "speaker", "split", "channel", "channel_selector")
+_TARRED = "tarred NeMo data cannot be read. Give the manifest of the sound files that it was made from."
+NEMO_PATTERN = re.compile(r"_OP_\d+\.\.\d+_CL_|\{\d+\.\.\d+\}")  # how NeMo names several shards in one path
+
+
+def nemo_files(folder: Path, report: Report | None = None) -> list[Path]:
+    """The manifests right in a folder."""
+    return [path for path in walk(folder, report or Report(), depth=1) if path.suffix in (".json", ".jsonl")]
+
+
+def read_nemo(path: Path, options: Options | None = None) -> Manifest:
+    """NeMo's JSONL: audio_filepath, text, perhaps duration, offset, speaker, channel or channel_selector; a file, or all of a folder.
+
+    A file whose name has a word like train, dev, valid or test gives its utterances that split. NeMo has no ids: an `id` is taken where there
+    is one; else it is the audio's path without its ending below the folder that all files share, where there is an offset its milliseconds,
+    and the channel. Raises UserError with file and line.
+    """
+    options = options or Options()
+    files = nemo_files(path, options.report) if path.is_dir() else [path]
+    if not files:
+        raise UserError(f"{path} must hold NeMo manifests (.json or .jsonl), but holds none.")
+    rows = [row for file in files for row in _nemo_rows(file, options)]
+    audio = [row["audio_filepath"] for _, row in rows]
+    shared = os.path.commonpath([str(Path(name).parent) for name in audio]) if audio else ""
+    found = ((place, _nemo_utterance(place, row, shared)) for place, row in rows)
+    return collect(found, path, report=options.report, progress=options.progress)
+
+
+def _nemo_rows(path: Path, options: Options) -> Iterator[tuple[str, dict[str, Any]]]:
+    told = split_named(path.stem)
+    text = options.columns.get("text", "text")
+    for number, line in lines.numbered_lines(path, "a NeMo manifest"):
+        if not line.strip():
+            continue
+        place = f"{path}:{number}"
+        try:
+            row = parse_json(line)
+        except UserError as error:
+            raise UserError(f"{place}: {error}") from None
+        if text != "text":
+            row["text"] = row.pop(text, None)
+        sound = row.get("audio_filepath")
+        there = isinstance(sound, str) and Path(find_audio(sound, path.parent)).exists()
+        if not there and (
+            "shard_id" in row or (isinstance(sound, str) and next(path.parent.glob("audio_*.tar"), None) is not None)
+        ):
+            raise UserError(f"{place}: {_TARRED}")
+        for name, number_wanted in (("audio_filepath", False), ("text", False), ("offset", True), ("duration", True)):
+            value = row.get(name)
+            if value is None and not number_wanted:
+                raise UserError(f"{place}: field '{name}' must be there, but is missing.")
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float if number_wanted else str)):
+                what = "a number of seconds" if number_wanted else "a string"
+                raise UserError(f"{place}: field '{name}' must be {what}, but is {str(value)[:60]!r} instead.")
+        row["audio_filepath"] = find_audio(row["audio_filepath"], path.parent)
+        yield place, row if told is None else {**row, "split": row.get("split") or told}
+
+
+def _nemo_channel(row: Mapping[str, Any]) -> int | None:
+    """NeMo's channel_selector: a channel from 0, a list of one, or "average"; the field `channel` likewise."""
+    value = row.get("channel_selector")
+    value = row.get("channel") if value is None else value
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, list):
+        raise UserError(f"channel must be one channel, but is {str(value)[:60]} instead. Leave it out to read the mean of all.")
+    return None if value in (None, "average") else channel_of(value)
+
+
+def _nemo_utterance(place: str, row: dict[str, Any], shared: str) -> Utterance:
+    extra = {key: value for key, value in row.items() if key not in _NEMO_TAKEN}
+    if row.get("split") is not None:
+        extra["split"] = row["split"]
+    try:
+        offset, channel = float(row.get("offset") or 0.0), _nemo_channel(row)
+        name = str(row["id"]) if row.get("id") is not None else _nemo_name(row["audio_filepath"], offset, channel, shared)
+        return Utterance(
+            id=name,
+            text=" ".join(row["text"].split()),
+            audio_filepath=row["audio_filepath"],
+            offset=offset,
+            duration=None if row.get("duration") is None else float(row["duration"]),
+            channel=channel,
+            speaker=None if row.get("speaker") is None else str(row["speaker"]),
+            extra=extra,
+        )
+    except (UserError, OverflowError) as error:
+        raise UserError(f"{place}: {error}") from None
+
+
+def _nemo_name(path: str, offset: float, channel: int | None, shared: str) -> str:
+    below = Path(os.path.relpath(path, shared) if "://" not in path else path).with_suffix("").as_posix()
+    return f"{below}{f'-{round(offset * 1000):07d}' if offset else ''}{f'-channel{channel}' if channel else ''}"
+
+
+# --- Hugging Face --------------------------------------------------------------------------------------------------------------------
+
+_BATCH_ROWS = 32
+
+
+def read_hf(source: str, options: Options | None = None) -> Manifest:
+    """All splits of a data set: a folder of save_to_disk, of parquet or of audio with metadata, a .parquet, or NAME or NAME:CONFIG on the hub.
+
+    Rows are read as Arrow: sound inside the data set is written out as it is, not decoded; files on disk stay where they are. Rows without
+    an id, or whose ids repeat, are called SPLIT-NUMBER. `validation` becomes `dev`. A data set whose only split is `train` has no splits:
+    they are made as for any corpus without. Raises UserError, HkdError.
+    """
+    import datasets
+
+    options = options or Options()
+    told: set[str] = set()
+    try:
+        splits = _open(source)
+        alone = len(splits) == 1 and next(iter(splits)) in ("train", "")
+        rows: list[tuple[Found, str]] = []
+        for name, part in splits.items():
+            rows += _hf_rows(part, source, name, None if alone else split_named(name) or name, options)
+    except HkdError:
+        raise
+    except (ConnectionError, TimeoutError) as error:
+        raise HkdError(
+            f"data set {source} could not be reached ({lines.first_line(error)}). Try again, or give a folder."
+        ) from None
+    except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError) as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise
+        raise UserError(
+            f"data set {source} must be one that `datasets` can read, but it says: {lines.first_line(error)}."
+        ) from None
+    repeated = [name for name, count in Counter(u.id for (_, u), _ in rows).items() if count > 1]
+    if repeated:
+        kind = "ids of the data set repeat, so utterances are called SPLIT-NUMBER"
+        options.report.note(kind, repeated)
+    found = [(place, replace(u, id=name) if repeated else u) for (place, u), name in rows]
+    told = {u.id for _, u in found if u.channel is not None}
+    return collect(found, source, report=options.report, told=told, progress=options.progress)
+
+
+def _open(source: str) -> Mapping[str, Any]:
+    """Split → rows. What is not in Arrow already is streamed: no copy goes to a cache."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    path = Path(source)
+    if path.suffix == ".parquet":
+        opened = datasets.load_dataset("parquet", data_files=str(path), streaming=True)
+    elif (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+        opened = datasets.load_from_disk(source)
+    elif path.exists():
+        opened = datasets.load_dataset(source, streaming=True)
+    else:
+        name, _, config = source.partition(":")
+        opened = datasets.load_dataset(name, config or None, streaming=True)
+    return opened if isinstance(opened, Mapping) else {"": opened}
+
+
+def _hf_rows(rows: Any, source: str, name: str, split: str | None, options: Options) -> Iterator[tuple[Found, str]]:
+    """The utterances of a split with their places, and the name that each has by its number."""
+    import datasets
+
+    report = options.report
+    features = rows.features or {}
+    audio = [key for key, feature in features.items() if isinstance(feature, datasets.Audio) or _is_bytes_and_path(feature)]
+    column = columns_of(list(features), f"data set {source}", options, needed=("text",), audio=audio[0] if audio else None)
+    if not audio and "audio" not in options.columns:
+        raise UserError(f"data set {source} must have a column of audio, but has {', '.join(features) or 'none'}.")
+    total = getattr(rows, "num_rows", 0)
+    number = 0
+    problems: list[str] = []
+    for batch in rows.with_format("arrow").iter(batch_size=_BATCH_ROWS):
+        for row in batch.to_pylist():
+            place, called = f"{source}: {name or 'row'} {number}", f"{name or 'row'}-{number:07d}"
+            number += 1
+            if row[column["text"]] is None:
+                report.leave_out("rows without a text", [place])
+                continue
+            try:
+                yield (place, _hf_utterance(row, column, place, called, split, options)), called
+            except UserError as error:
+                problems.append(f"{error}" if str(error).startswith(place) else f"{place}: {error}")
+        if total:
+            options.progress(number, total)
+    report.bad(source, "rows cannot be used", problems)
+
+
+def _is_bytes_and_path(feature: Any) -> bool:
+    return isinstance(feature, Mapping) and {"bytes", "path"} <= set(feature)
+
+
+def _hf_utterance(
+    row: dict[str, Any], column: Mapping[str, str], place: str, called: str, split: str | None, options: Options
+) -> Utterance:
+    cell = {what: row[name] for what, name in column.items()}
+    sound, text, name = cell["audio"], cell["text"], called if cell.get("id") is None else str(cell["id"])
+    if not isinstance(text, str):
+        raise UserError(f"'{name}' must have a text, but has {text!r:.60} instead.")
+    if isinstance(sound, str):
+        sound = {"bytes": None, "path": sound}
+    if not sound or (sound["bytes"] is None and not sound["path"]):
+        raise UserError(f"'{name}' must have audio, but has none.")
+    path = str(_hf_file(sound, name, options.audio_to, place))
+    seconds = _seconds(path)
+    try:
+        span = span_of(cell, column, lambda: seconds, options.report) if "end" in column else {}
+        if seconds is not None and span and span.get("offset", 0.0) + span["duration"] > seconds + _SAME_S:
+            span = {}
+            options.report.note("times that lie beyond the audio of their row are not taken: the audio is read whole", [name])
+    except UserError:
+        span = {}
+        options.report.leave_out("rows whose start and end are no times are read whole", [place])
+    try:
+        channel = None if cell.get("channel") is None else channel_of(cell["channel"])
+    except UserError:  # a channel of another kind: of a broadcaster, say
+        channel = None
+    extra = plain_fields({key: value for key, value in row.items() if key not in column.values()})
+    if channel is None and isinstance(cell.get("channel"), str):
+        extra["channel_name"] = cell["channel"]
+    if split is not None:
+        extra["split"] = split
+    speaker = cell.get("speaker")
+    return Utterance(
+        id=name,
+        text=" ".join(text.split()),
+        audio_filepath=path,
+        channel=channel,
+        speaker=None if speaker is None else str(speaker),
+        extra=extra,
+        **span,
+    )
+
+
+def _hf_file(sound: dict[str, Any], name: str, audio_to: Path, place: str) -> Path:
+    data, path = sound["bytes"], sound["path"]
+    if data is None and "://" not in path:
+        return Path(path).absolute()
+    if data is None:
+        import fsspec
+
+        with fsspec.open(path, "rb") as file:
+            data = file.read()
+    return write_sound(data, audio_to, f"{place}: utterance '{name}'")
+
+
+# --- which kind of data a path is ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Kind:
+    """A kind of data: what people call it, and its reader."""
+
+    title: str
+    read: Callable[[str, Options], Manifest]
+
+
+def _read_own(source: str, options: Options) -> Manifest:
+    path = Path(source)
+    numbered = ((f"{path}:{number}", utterance) for number, utterance in manifest.numbered_lines(path))
+    return collect(numbered, path, report=options.report, progress=options.progress)
+
+
+def _read_folder_or_table(source: str, options: Options) -> Manifest:
+    path = Path(source)
+    return read_folder(path, options) if path.is_dir() else read_tsv(path, options)
+
+
+KINDS = {
+    "folder": Kind(title="a folder of audio with .txt or one .tsv", read=_read_folder_or_table),
+    "kaldi": Kind(title="a Kaldi data folder", read=lambda source, options: read_kaldi(Path(source), options)),
+    "nemo": Kind(title="a NeMo manifest", read=lambda source, options: read_nemo(Path(source), options)),
+    "lhotse": Kind(title="manifests of lhotse's", read=lambda source, options: lhotse.read_lhotse(Path(source), options)),
+    "hf": Kind(title="a Hugging Face data set", read=read_hf),
+    "hkd": Kind(title="a manifest of hkd's", read=_read_own),
+}
+
+
+def read_path(source: str, kind: str, options: Options) -> Manifest:
+    """The utterances of a path (or, for `hf`, a name) of that kind. Raises UserError, HkdError."""
+    if kind not in KINDS:
+        raise UserError(f"--from must be one of {', '.join(KINDS)}, but is '{kind}' instead.")
+    if kind != "hf" and not Path(source).exists():
+        if NEMO_PATTERN.search(source):
+            raise UserError(f"{source}: {_TARRED}")
+        raise UserError(f"{source} must be {KINDS[kind].title}, but is not there.")
+    return KINDS[kind].read(source, options)
+
+
+def guess_kind(path: Path) -> str:
+    """Which kind of data a path is. Raises UserError where it could be several, or none."""
+    kinds = sorted(set(_folder_clues(path) if path.is_dir() else _file_clues(path)))
+    if len(kinds) > 1:
+        raise UserError(
+            f"{path} could be {' or '.join(KINDS[kind].title for kind in kinds)}. Say which: --from {'|'.join(kinds)}."
+        )
+    if not kinds and not path.is_dir():
+        raise UserError(f"{path} must be a folder, a .tsv or a .jsonl, or what --from names, but is none of them.")
+    return kinds[0] if kinds else "folder"
+
+
+def _folder_clues(folder: Path) -> Iterator[str]:
+    if is_kaldi_folder(folder) or kaldi_folders(folder):
+        yield "kaldi"
+    arrow = ("dataset_dict.json", "state.json", "*.parquet", "data/*.parquet", "metadata.csv", "metadata.jsonl", "*/metadata.csv",
+             "*/metadata.jsonl")  # fmt: skip
+    if any(not is_hidden(found.name) for name in arrow for found in folder.glob(name)):
+        yield "hf"
+    elif any(_peek(path) in ("nemo", "hkd") for path in nemo_files(folder)):
+        yield "nemo"
+    files = walk(folder, Report(), depth=1)
+    if any(path.name.endswith(lhotse.ENDINGS) and (path.suffix == ".gz" or _peek(path) == "lhotse") for path in files):
+        yield "lhotse"
+
+
+def _file_clues(path: Path) -> Iterator[str]:
+    by_ending = {".tsv": "folder", ".parquet": "hf", ".json": "nemo"}
+    if path.suffix in by_ending:
+        yield by_ending[path.suffix]
+    elif path.name.endswith(lhotse.ENDINGS):
+        yield _peek(path) or ("lhotse" if path.suffix == ".gz" else "hkd")
+
+
+def _peek(path: Path) -> str | None:
+    """Whose manifest a JSONL file is by its first row; None where that cannot be told."""
+    try:
+        row = next((parse_json(line) for _, line in lines.numbered_lines(path) if line.strip()), {})
+    except UserError:
+        return None
+    if "recording" in row or "sources" in row or "recording_id" in row:
+        return "lhotse"
+    if "id" in row and "text" in row:
+        return "hkd"
+    return "nemo" if "audio_filepath" in row else None
