@@ -61,6 +61,23 @@ class TopK:
         picked: dict[str, Any] = {name: None if c is None else c[rows] for name, c in columns.items()}
         return TopK(**picked)
 
+    def to_torch(self, device: Any = "cpu", *, column: int | None = None) -> dict[str, Any]:
+        """Exactly the keyword arguments that `hkd.losses.sparse_kl` takes beside the logits.
+
+        column: of the extra temperatures, the one whose `lse_M` and `tail_T_M` are wanted. `count_MK` is there for draws alone.
+        """
+        import torch
+
+        def tensor(values: Any) -> Any:
+            return torch.from_numpy(np.ascontiguousarray(values)).to(device)
+
+        found = {"ids_MK": tensor(self.ids_NK.astype(np.int64)), "logp_MK": tensor(self.logp_NK), "tail_M": tensor(self.tail_N)}
+        if column is not None:
+            found |= {"lse_M": tensor(self.lse_NJ[:, column]), "tail_T_M": tensor(self.tail_NJ[:, column])}
+        if self.count_NK is not None:
+            found["count_MK"] = tensor(self.count_NK.astype(np.int64))
+        return found
+
     @classmethod
     def concatenate(cls, parts: Sequence["TopK"]) -> "TopK":
         """All rows of all parts in order; the parts must agree on K and on the temperatures. Raises ValueError when empty."""

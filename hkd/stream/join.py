@@ -53,7 +53,7 @@ class Join:
         self,
         manifest: Manifest,
         *,
-        subwords: SubwordModel,
+        subwords: SubwordModel | None,
         alignment: Alignment | None = None,
         stores: Mapping[str, LabelReader] | None = None,
         same_units: Iterable[str] = (),
@@ -61,10 +61,11 @@ class Join:
         units: Path | None = None,
     ) -> None:
         """same_units: stores whose inventory must equal the student's subwords (interpolation, ctc); trim: drop ids that no row keeps.
-        units: the folder with the models of other spelled levels; by default that of the subwords' model."""
-        self.manifest, self.subwords, self.alignment = manifest, subwords, alignment
-        self._units = units or subwords.path.parent
-        self._spellings = {SUBWORD: subwords}
+        units: the folder with the models of other spelled levels; by default that of the subwords' model. subwords: None where none are the
+        student's own: stores of subwords are foreign pieces then."""
+        self.manifest, self.alignment = manifest, alignment
+        self._units = units if units is not None or subwords is None else subwords.path.parent
+        self._spellings = {} if subwords is None else {SUBWORD: subwords}
         self.stores = {name: self._joined(name, reader, name in set(same_units), trim) for name, reader in (stores or {}).items()}
         self._words = lru_cache(KEPT_UTTERANCES)(self._find_words)
         self._segments = lru_cache(KEPT_UTTERANCES)(self._find_segments)
@@ -72,26 +73,44 @@ class Join:
         self._letters = lru_cache(None)(self._find_letters)
 
     def __reduce__(self) -> tuple[Callable[..., "Join"], tuple[object, ...]]:
-        return _rejoin, (self.manifest, self.subwords.path, self.alignment and self.alignment.path, self.stores, self._units)
+        subwords = self._spellings.get(SUBWORD)
+        return _rejoin, (
+            self.manifest,
+            subwords and subwords.path,
+            self.alignment and self.alignment.path,
+            self.stores,
+            self._units,
+        )
+
+    @property
+    def subwords(self) -> SubwordModel:
+        """The student's own subwords. Raises UserError where there are none."""
+        return self.spelling(SUBWORD)
 
     def spelling(self, level: str) -> SubwordModel:
         """The model of a spelled level: the student's subwords, or what lies in the units' folder."""
         if level not in self._spellings:
+            if self._units is None:
+                raise UserError(f"units of the level {level} need their model. Give the file subword.model of your pieces.")
             self._spellings[level] = SubwordModel(self._units / model_file(level), level=level)
         return self._spellings[level]
 
     def inventory(self, level: str) -> UnitInventory | None:
         """The student's own units of a level; None where the alignment lacks it."""
         if level in SPELLED:
-            return self.spelling(level).inventory
+            return None if self._units is None else self.spelling(level).inventory
         return self.alignment.inventories.get(level) if self.alignment is not None else None
 
     def _joined(self, name: str, reader: LabelReader, same_units: bool, trim: bool) -> JoinedStore:
         spec = reader.spec
         inventory = self.inventory(spec.level)
-        if inventory is None:
+        foreign = inventory is None and spec.level == SUBWORD and not same_units
+        if inventory is None and not foreign:
             raise UserError(f"label store '{name}' needs an alignment with level {spec.level}. Run `hkd align` first.")
-        expected, whose = inventory.digest, f"the {'student' if spec.level in SPELLED else 'alignment'}'s {spec.level} inventory"
+        expected, whose = (
+            inventory and inventory.digest,
+            f"the {'student' if spec.level in SPELLED else 'alignment'}'s {spec.level} inventory",
+        )
         own = spec.inventory.digest == expected
         if not own and (same_units or spec.level != SUBWORD):
             remedy = "Take the objective auxiliary, or dump" if spec.level == SUBWORD else "Dump"
@@ -217,8 +236,10 @@ def runs_of(readers: Iterable[LabelReader], ids: Sequence[str]) -> Runs | None:
     return Runs(run_U=run_U, at_once=max(1, int(len(runs) / reader.caches_needed / 2)))
 
 
-def _rejoin(manifest: Manifest, subwords: Path, alignment: Path | None, stores: Mapping[str, JoinedStore], units: Path) -> Join:
+def _rejoin(
+    manifest: Manifest, subwords: Path | None, alignment: Path | None, stores: Mapping[str, JoinedStore], units: Path
+) -> Join:
     aligned = Alignment(alignment) if alignment is not None else None
-    join = Join(manifest, subwords=SubwordModel(subwords), alignment=aligned, units=units)
+    join = Join(manifest, subwords=None if subwords is None else SubwordModel(subwords), alignment=aligned, units=units)
     join.stores = dict(stores)
     return join

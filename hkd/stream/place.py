@@ -20,6 +20,13 @@ def place(
     """
     width = SUBSAMPLING // slots
     middle_S = np.minimum(slot_middles(num_frames, slots), num_frames - 1)[: -(-num_frames // width)]
+    return covering(positions, middle_S, speed=speed)
+
+
+def covering(
+    positions: Positions, middle_S: NDArray[np.int64], *, speed: float = 1.0
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(slot_M, position_M): which of the slots with these middle frames (10 ms, at that speed) a position covers, and by which one."""
     start_U, stop_U = positions.start_U.astype(np.int64), positions.stop_U.astype(np.int64)
     if speed != 1:
         start_U, stop_U = retime(start_U, speed), retime(stop_U, speed)

@@ -1,0 +1,341 @@
+"""The Python API: labels for other people's trainers. `import hkd` offers these names; they are listed, documented, and frozen by a test.
+
+- `open_labels` reads a store. `Project` says which label lies on which frame of *your* encoder. `write_labels` makes a store from your own
+  teacher's logits. `Student` transcribes.
+- Paths are strings or `Path`s. Nothing needs a project folder. All objects pickle, so they work in DataLoader workers, spawned ones too.
+- Transcripts and unit sequences are checked against the store when an utterance is first used: a mismatch raises `UserError`.
+
+Shape letters: B utterances, U positions of an utterance, M labelled frames, K kept ids, V units.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hkd import manifest as manifests
+from hkd.align.alignment import Alignment
+from hkd.align.alignment import sequence_digest as _sequence_digest
+from hkd.config import Project as Settings
+from hkd.errors import UserError
+from hkd.labels.reader import LabelReader
+from hkd.labels.rows import LabelBlock, UtteranceLabels
+from hkd.labels.schema import StoreSpec
+from hkd.labels.store import store_folders
+from hkd.labels.writer import LabelWriter
+from hkd.manifest import Manifest
+from hkd.stream.join import Join
+from hkd.stream.place import covering
+from hkd.timebase import FRAME_SHIFT_S, retime
+from hkd.units.level import SPELLED
+from hkd.units.subword import SubwordModel
+from hkd.units.text import text_digest, words
+
+if TYPE_CHECKING:
+    import torch
+
+    from hkd.decode.recogniser import Recogniser
+
+StrPath = str | os.PathLike[str]
+
+
+def open_labels(path: StrPath, *, cache_bytes: int | None = None) -> LabelReader:
+    """Open a label store: a folder, or a URL (`s3://...`). `reader.block(ids)` gives the labels of a batch.
+
+    cache_bytes: how much memory decoded blocks may take (default 256 MiB). Raises UserError where there is no store.
+    """
+    options = {} if cache_bytes is None else {"cache_bytes": cache_bytes}
+    return LabelReader.open(os.fspath(path), **options)
+
+
+def open_project(folder: StrPath) -> "Project":
+    """The project in a folder that `hkd prepare` made: its manifest, alignment, subwords, and all its label stores."""
+    here = Settings.load(Path(folder))
+    alignment, units, labels = here.path("alignment"), here.path("units"), here.path("labels")
+    subwords = units / "subword.model"
+    return Project(
+        manifest=here.path("manifest"),
+        alignment=alignment if alignment.exists() else None,
+        stores=store_folders(labels) if labels.exists() else {},
+        subwords=subwords if subwords.exists() else None,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TimedUnits:
+    """The units of an utterance and when each is spoken, in seconds from the utterance's start."""
+
+    unit_U: NDArray[np.int32]
+    start_s_U: NDArray[np.float64]
+    stop_s_U: NDArray[np.float64]
+    symbols: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FrameLabels:
+    """A teacher's labels on the frames of a batch: row m belongs to frame `frame_M[m]` of utterance `batch_M[m]`.
+
+    `teacher`: what `hkd.losses.sparse_kl` takes beside the logits. `gold_M`: the reference unit of each row, −1 for none.
+    """
+
+    batch_M: "torch.Tensor"
+    frame_M: "torch.Tensor"
+    gold_M: "torch.Tensor"
+    teacher: dict[str, "torch.Tensor"]
+
+    def to(self, device: Any) -> "FrameLabels":
+        """The same on another device."""
+        moved = {name: tensor.to(device) for name, tensor in self.teacher.items()}
+        return FrameLabels(
+            batch_M=self.batch_M.to(device), frame_M=self.frame_M.to(device), gold_M=self.gold_M.to(device), teacher=moved
+        )
+
+    def pin_memory(self) -> "FrameLabels":
+        """The same in page-locked memory."""
+        moved = {name: tensor.pin_memory() for name, tensor in self.teacher.items()}
+        return FrameLabels(
+            batch_M=self.batch_M.pin_memory(),
+            frame_M=self.frame_M.pin_memory(),
+            gold_M=self.gold_M.pin_memory(),
+            teacher=moved,
+        )
+
+
+class Project:
+    """A manifest with its alignment and label stores: which label lies where. Pickles; each process opens the files itself."""
+
+    def __init__(
+        self,
+        *,
+        manifest: StrPath | Manifest,
+        alignment: StrPath | None = None,
+        stores: Mapping[str, StrPath] | Iterable[StrPath] | StrPath = (),
+        subwords: StrPath | None = None,
+    ) -> None:
+        """stores: by name, or paths (each is then named after its folder). subwords: the SentencePiece model of your own pieces.
+
+        Raises UserError where a store does not fit the alignment's or the subword model's inventory.
+        """
+        given = [stores] if isinstance(stores, str | os.PathLike) else stores
+        paths = given if isinstance(given, Mapping) else {os.fspath(path).rstrip("/").rpartition("/")[2]: path for path in given}
+        self.manifest = manifest if isinstance(manifest, Manifest) else manifests.read(Path(manifest))
+        self._arguments = {
+            "manifest": self.manifest,
+            "alignment": alignment,
+            "stores": {name: os.fspath(path) for name, path in paths.items()},
+            "subwords": subwords,
+        }
+        self.stores = {name: open_labels(path) for name, path in paths.items()}
+        self._join = Join(
+            self.manifest,
+            subwords=None if subwords is None else SubwordModel(Path(subwords)),
+            alignment=None if alignment is None else Alignment(Path(alignment)),
+            stores=self.stores,
+            trim=False,
+        )
+        self._checked: set[str] = set()
+
+    def __reduce__(self) -> Any:
+        return _project, (self._arguments,)
+
+    def _check(self, utterance_id: str) -> None:
+        if utterance_id not in self._checked:
+            self._join.check([self.manifest.by_id(utterance_id)])
+            self._checked.add(utterance_id)
+
+    def has_labels(self, store: str, utterance_id: str) -> bool:
+        """Whether the store labels the utterance, and its labels can be placed on frames."""
+        return self._store(store).labels(utterance_id) and self._join.aligned(utterance_id)
+
+    def _store(self, name: str) -> Any:
+        if name not in self._join.stores:
+            raise UserError(f"store must be one of {', '.join(self._join.stores) or '(none)'}, but is '{name}' instead.")
+        return self._join.stores[name]
+
+    def positions(self, utterance_id: str, name: str) -> TimedUnits:
+        """The units that a store labels, with their times; or, for a level (`monophone`), the alignment's own units.
+
+        Raises UserError for an utterance without an alignment, and for a name that is neither.
+        """
+        self._check(utterance_id)
+        inventory = self._join.inventory(name)
+        if name in self._join.stores:
+            found, inventory = self._join.positions(utterance_id, name), self.stores[name].spec.inventory
+        elif inventory is not None and name in SPELLED:
+            found = self._join.segments(utterance_id, name)
+        elif inventory is not None and self._join.alignment is not None:
+            found = self._join.alignment.positions(utterance_id, name)
+        else:
+            raise UserError(f"name must be a store or an aligned level, but is '{name}' instead.")
+        symbols = tuple(inventory.symbols[unit] for unit in found.unit_U)
+        start_s_U, stop_s_U = (np.asarray(frame_U, np.float64) * FRAME_SHIFT_S for frame_U in (found.start_U, found.stop_U))
+        return TimedUnits(unit_U=found.unit_U, start_s_U=start_s_U, stop_s_U=stop_s_U, symbols=symbols)
+
+    def frame_labels(
+        self,
+        store: str,
+        ids: Sequence[str],
+        *,
+        num_frames: Sequence[int] | Any,
+        frame_shift_ms: float = 40.0,
+        first_frame_ms: float | None = None,
+        speed: float | Sequence[float] = 1.0,
+        temperature: float = 1.0,
+    ) -> FrameLabels:
+        """Which label lies on which frame of your encoder.
+
+        num_frames: valid output frames of each utterance, B numbers. Frame t is centred at first_frame_ms + t · frame_shift_ms
+        (default: half a shift, as frames without padding), and takes the label of the position that is spoken there. speed: how many times
+        as fast each utterance is played. temperature: the teacher's; one that the store holds.
+
+        Utterances without labels give no rows (see `has_labels`). Raises UserError where transcript or units are not those of the store.
+        """
+        import torch
+
+        speeds = [speed] * len(ids) if isinstance(speed, int | float) else list(speed)
+        shift, first = frame_shift_ms, frame_shift_ms / 2 if first_frame_ms is None else first_frame_ms
+        labelled = [b for b, name in enumerate(ids) if self.has_labels(store, name)]
+        block = self.labels(store, [ids[b] for b in labelled])
+        batches, frames, rows = [], [], []
+        for place, b in enumerate(labelled):
+            found = self._join.positions(ids[b], store)
+            assert self._join.alignment is not None
+            last = int(retime(np.array(self._join.alignment[ids[b]].num_frames), speeds[b])) - 1
+            middle_ms_T = first + np.arange(int(num_frames[b])) * shift
+            middle_T = np.minimum(middle_ms_T // (1000 * FRAME_SHIFT_S), last).astype(np.int64)
+            frame_M, position_M = covering(found, middle_T, speed=speeds[b])
+            batches.append(np.full(len(frame_M), b))
+            frames.append(frame_M)
+            rows.append(position_M + block.offset_B1[place])
+        none = [np.zeros(0, np.int64)]
+        row_M = np.concatenate(rows or none).astype(np.int64)
+        return FrameLabels(
+            batch_M=torch.from_numpy(np.concatenate(batches or none)),
+            frame_M=torch.from_numpy(np.concatenate(frames or none)),
+            gold_M=torch.from_numpy(block.topk.gold_N[row_M].astype(np.int64)),
+            teacher=_teacher(block, row_M, self.stores[store], temperature),
+        )
+
+    def labels(self, store: str, ids: Sequence[str]) -> LabelBlock:
+        """The labels of a batch by position, checked against the transcripts. Raises UserError for an utterance without labels."""
+        self._store(store)
+        for name in ids:
+            self._check(name)
+        return self.stores[store].block(ids)
+
+
+def _project(arguments: dict[str, Any]) -> Project:
+    return Project(**arguments)
+
+
+def _teacher(block: LabelBlock, row_M: NDArray[np.int64], reader: LabelReader, temperature: float) -> dict[str, "torch.Tensor"]:
+    spec = reader.spec
+    if temperature != 1 and spec.width < len(spec.inventory) and temperature not in spec.temperatures:
+        known = ", ".join(f"{t:g}" for t in (1.0, *spec.temperatures))
+        raise UserError(f"temperature must be one that the store holds ({known}), but is {temperature:g} instead.")
+    column = spec.temperatures.index(temperature) if temperature in spec.temperatures else None
+    return block.topk[row_M].to_torch(column=column)
+
+
+def write_labels(
+    path: StrPath,
+    project: Project,
+    level: str,
+    score: Callable[[str, NDArray[np.int32]], Any],
+    *,
+    teacher: str,
+    ids: Sequence[str] | None = None,
+    k: int = 16,
+    temperatures: Sequence[float] = (),
+    overwrite: bool = False,
+) -> LabelReader:
+    """Write a label store from your own teacher, shard by shard; called again after an interruption, it goes on.
+
+    level: senone, monophone (the alignment's units) or subword, character (your pieces). score(id, unit_U) → logits_UV, unnormalised, a
+    row for each position; a tensor or an array. teacher: its name, which goes into the store. ids: by default all utterances of the
+    manifest that have units at the level. Raises UserError for logits of another shape, or where another store lies at `path`.
+    """
+    import torch
+
+    from hkd.topk import select_topk
+
+    join = project._join
+    inventory = join.inventory(level)
+    if inventory is None:
+        raise UserError(f"level must be an aligned level, or subword with a model of yours, but is '{level}' instead.")
+    chosen = list(ids) if ids is not None else [u.id for u in project.manifest if level in SPELLED or join.aligned(u.id)]
+    spec = StoreSpec(
+        name=Path(os.fspath(path)).name,
+        level=level,
+        inventory=inventory,
+        teacher={"name": teacher, "kind": "logits", "direction": "unknown"},
+        manifest_digest=project.manifest.digest,
+        alignment_digest=None if level in SPELLED or join.alignment is None else join.alignment.digest,
+        k=k,
+        temperatures=tuple(map(float, temperatures)),
+    )
+    writer = LabelWriter.open(os.fspath(path), spec, chosen, overwrite=overwrite)
+
+    def labelled(utterance_id: str) -> UtteranceLabels:
+        said = words(project.manifest.by_id(utterance_id).text)
+        unit_U, word_U = _units(project, utterance_id, level, said)
+        logits_UV = torch.as_tensor(score(utterance_id, unit_U))
+        if logits_UV.shape != (len(unit_U), len(inventory)):
+            raise UserError(
+                f"the logits of utterance '{utterance_id}' must have the shape {(len(unit_U), len(inventory))}, but have "
+                f"{tuple(logits_UV.shape)} instead."
+            )
+        gold_U = torch.from_numpy(unit_U.astype(np.int64))
+        topk = select_topk(logits_UV.float(), gold_U, k=k, temperatures=spec.temperatures)
+        return UtteranceLabels(
+            id=utterance_id, topk=topk, word_U=word_U, unit_digest=_sequence_digest(unit_U), text_digest=text_digest(said)
+        )
+
+    for shard in writer.pending():
+        writer.write_shard(shard, [labelled(name) for name in writer.shard_ids(shard)])
+    writer.finish()
+    return open_labels(path)
+
+
+def _units(project: Project, utterance_id: str, level: str, said: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """(unit_U, word_U) of an utterance."""
+    from hkd.align.sequences import aligned_to_units
+
+    join = project._join
+    if level in SPELLED:
+        return join.spelling(level).encode(said)
+    assert join.alignment is not None
+    return aligned_to_units(join.alignment[utterance_id], level, join.alignment.silences[level])
+
+
+class Student:
+    """An exported student that writes what it hears."""
+
+    def __init__(self, recogniser: "Recogniser") -> None:
+        self._recogniser = recogniser
+
+    @classmethod
+    def from_pretrained(cls, folder: StrPath, *, device: str = "auto", lm: StrPath | None = None) -> "Student":
+        """Load the folder that `hkd export` wrote. lm: a word n-gram (ARPA), which a student with senones as its output needs.
+
+        Raises UserError where the folder holds no student.
+        """
+        from hkd.decode.recogniser import Recogniser
+
+        return cls(Recogniser(Path(folder), device=device, lm=None if lm is None else os.fspath(lm)))
+
+    def transcribe(self, sound: StrPath | NDArray[np.float32]) -> str:
+        """The text of a file, or of a wave: mono, 16 kHz, float32. Long sound is cut at quiet places."""
+        from hkd.audio import read_audio
+        from hkd.decode.recogniser import cut_at_quiet
+        from hkd.manifest import Utterance
+
+        wave_S = sound
+        if not isinstance(sound, np.ndarray):
+            wave_S = read_audio(Utterance(id=os.fspath(sound), text="", audio_filepath=os.fspath(sound)))
+        pieces = cut_at_quiet(np.asarray(wave_S, np.float32))
+        return " ".join(text for piece in pieces for text in self._recogniser.recognise([piece]).texts if text)
