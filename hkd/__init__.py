@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from hkd.errors import HkdError, UserError
 
 if TYPE_CHECKING:
-    from hkd.api import FrameLabels, Project, Student, TimedUnits, open_labels, open_project, write_labels
+    from hkd.api import FrameLabels, Project, Student, TimedUnits, open_labels, open_project, read_audio, write_labels
 
 __version__ = "0.1.0"
 __all__ = [
-    "FrameLabels", "HkdError", "Project", "Student", "TimedUnits", "UserError", "losses", "open_labels", "open_project", "write_labels",
+    "FrameLabels", "HkdError", "Project", "Student", "TimedUnits", "UserError", "losses", "open_labels", "open_project", "read_audio", "write_labels",
 ]  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from hkd import manifest as manifests
 from hkd.align.alignment import Alignment
 from hkd.align.alignment import sequence_digest as _sequence_digest
+from hkd.audio import read_audio as read_audio
 from hkd.config import Project as Settings
 from hkd.errors import UserError
 from hkd.labels.reader import LabelReader
@@ -330,7 +331,6 @@ class Student:
 
     def transcribe(self, sound: StrPath | NDArray[np.float32]) -> str:
         """The text of a file, or of a wave: mono, 16 kHz, float32. Long sound is cut at quiet places."""
-        from hkd.audio import read_audio
         from hkd.decode.recogniser import cut_at_quiet
         from hkd.manifest import Utterance
 

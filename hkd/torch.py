@@ -1,4 +1,8 @@
-"""Labels in a plain PyTorch data loader."""
+"""Labels in a plain PyTorch data loader.
+
+Import this module before transformers: beside a CPU build of torch, torchaudio's wheel cannot load its native part, and with it the import
+of many classes of transformers ends in an error. This module puts torchaudio into the state that it has without its native part.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -7,6 +11,9 @@ from torch.utils.data import default_collate
 
 from hkd.api import Project
 from hkd.errors import UserError
+from hkd.native import import_torchaudio
+
+import_torchaudio()
 
 
 class Collator:

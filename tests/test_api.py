@@ -20,7 +20,7 @@ from hkd.testing.labelled import label_folder
 from hkd.torch import Collator
 
 NAMES = [
-    "FrameLabels", "HkdError", "Project", "Student", "TimedUnits", "UserError", "losses", "open_labels", "open_project", "write_labels",
+    "FrameLabels", "HkdError", "Project", "Student", "TimedUnits", "UserError", "losses", "open_labels", "open_project", "read_audio", "write_labels",
 ]  # fmt: skip
 
 
