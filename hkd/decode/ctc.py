@@ -201,6 +201,12 @@ _NONE = float("-inf")
 BLANK = 0
 
 
+def check_setting(name: str, value: float, rule: str, holds: bool) -> None:
+    """Raises UserError where a number breaks its rule, or is infinite or NaN."""
+    if not (holds and math.isfinite(value)):
+        raise UserError(f"{name} must {rule}, but is {value} instead.")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BeamConfig:
     """How wide. Units less likely than exp(−threshold) of a frame's likeliest class open no new prefix there."""
@@ -210,10 +216,9 @@ class BeamConfig:
     threshold: float = 9.0
 
     def __post_init__(self) -> None:
-        if self.beam < 1 or self.units < 1:
-            raise UserError(f"beam.beam and beam.units must be at least 1, but are {self.beam} and {self.units} instead.")
-        if self.threshold <= 0:
-            raise UserError(f"beam.threshold must be positive, but is {self.threshold} instead.")
+        check_setting("beam.beam", self.beam, "be at least 1", self.beam >= 1)
+        check_setting("beam.units", self.units, "be at least 1", self.units >= 1)
+        check_setting("beam.threshold", self.threshold, "be positive", self.threshold > 0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from hkd.arpa import START, STOP, Arpa, write_arpa
 from hkd.decode.arpa import read_word_ngram, usable_words
+from hkd.decode.ctc import check_setting
 from hkd.errors import UserError
 from hkd.units.acoustic import Tying
 from hkd.units.inventory import UnitInventory
@@ -138,7 +139,7 @@ def kaldi_module(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise UserError(f"decoding with a graph needs the package {name}. Install it: pip install 'hkd[kaldi]'.") from None
+        raise UserError(f"graphs and tables of Kaldi need the package {name}. Install it: pip install 'hkd[kaldi]'.") from None
 
 
 def build_graph(arpa: Path, *, tying: Tying, lexicon: Lexicon) -> Graph:
@@ -306,10 +307,8 @@ class HybridConfig:
 
     def __post_init__(self) -> None:
         for name in ("acoustic_scale", "beam", "max_active"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"hybrid.{name} must be positive, but is {getattr(self, name)} instead.")
-        if self.prior_scale < 0:
-            raise UserError(f"hybrid.prior_scale must not be negative, but is {self.prior_scale} instead.")
+            check_setting(f"hybrid.{name}", getattr(self, name), "be positive", getattr(self, name) > 0)
+        check_setting("hybrid.prior_scale", self.prior_scale, "not be negative", self.prior_scale >= 0)
 
 
 def log_priors(frames_V: Sequence[int]) -> NDArray[np.float32]:

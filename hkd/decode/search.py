@@ -17,7 +17,18 @@ from numpy.typing import NDArray
 
 from hkd.arpa import is_arpa
 from hkd.decode.arpa import ArpaLm, usable_words
-from hkd.decode.ctc import BeamConfig, Fusion, Node, Ranked, WordFusion, WordLm, beam_search_batch, greedy_ctc, prefix_tree
+from hkd.decode.ctc import (
+    BeamConfig,
+    Fusion,
+    Node,
+    Ranked,
+    WordFusion,
+    WordLm,
+    beam_search_batch,
+    check_setting,
+    greedy_ctc,
+    prefix_tree,
+)
 from hkd.decode.graph import HybridConfig
 from hkd.errors import UserError
 from hkd.teachers.base import Sentence, Teacher
@@ -97,8 +108,8 @@ class SearchConfig:
     def __post_init__(self) -> None:
         if self.decoder not in DECODERS:
             raise UserError(f"decoder must be one of {', '.join(DECODERS)}, but is '{self.decoder}' instead.")
-        if self.lm_weight < 0:
-            raise UserError(f"lm_weight must not be negative, but is {self.lm_weight} instead.")
+        check_setting("lm_weight", self.lm_weight, "not be negative", self.lm_weight >= 0)
+        check_setting("word_bonus", self.word_bonus, "be a number", True)
 
 
 class Search:

@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 
 from hkd.audio import read_audio
-from hkd.decode.graph import HybridConfig, HybridSearch, log_likelihoods, log_priors
+from hkd.decode.ctc import check_setting
+from hkd.decode.graph import HybridConfig, HybridSearch, kaldi_module, log_likelihoods, log_priors
 from hkd.decode.recogniser import Recogniser, Seconds, Wave_S
 from hkd.decode.search import Search, SearchConfig
 from hkd.errors import UserError
@@ -27,6 +28,10 @@ from hkd.timebase import SAMPLE_RATE_HZ
 from hkd.units.text import words
 
 TIMED = 8
+UNKNOWN_S = 5.0  # taken for the duration of an utterance that has none
+CTC_GRID: Mapping[str, Sequence[float]] = {"lm_weight": (0.2, 0.4, 0.6, 0.8, 1.0), "word_bonus": (0.0, 1.0, 2.0, 3.0)}
+HYBRID_GRID: Mapping[str, Sequence[float]] = {"acoustic_scale": (0.05, 0.07, 0.1, 0.14, 0.2), "prior_scale": (0.3, 0.6, 0.9)}
+ARK, SCP = "likelihoods.ark", "likelihoods.scp"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,7 +40,7 @@ class EvaluateConfig:
 
     search: SearchConfig = field(default_factory=SearchConfig)
     n_best: int = 0  # hypotheses an utterance, written to eval-SPLIT.nbest.jsonl; 0: no such file
-    batch_seconds: float = 60.0  # audio in a batch; no figure but the time hangs on it
+    batch_seconds: float = 60.0  # audio in a batch; only the time depends on it
     level: float = 0.95
     num_draws: int = NUM_DRAWS
     seed: int = 0
@@ -43,15 +48,11 @@ class EvaluateConfig:
     features_cache: str = ""  # a folder for features on disk, made once for all runs on one front end; empty: none
 
     def __post_init__(self) -> None:
-        if self.batch_seconds <= 0:
-            raise UserError(f"evaluate.batch_seconds must be positive, but is {self.batch_seconds} instead.")
-        if not 0 < self.level < 1:
-            raise UserError(f"evaluate.level must lie between 0 and 1, but is {self.level} instead.")
-        if self.num_draws < 100:
-            raise UserError(f"evaluate.num_draws must be at least 100, but is {self.num_draws} instead.")
-        for name in ("seed", "n_best"):
-            if getattr(self, name) < 0:
-                raise UserError(f"evaluate.{name} must not be negative, but is {getattr(self, name)} instead.")
+        check_setting("evaluate.batch_seconds", self.batch_seconds, "be positive", self.batch_seconds > 0)
+        check_setting("evaluate.level", self.level, "lie between 0 and 1", 0 < self.level < 1)
+        check_setting("evaluate.num_draws", self.num_draws, "be at least 100", self.num_draws >= 100)
+        check_setting("evaluate.seed", self.seed, "not be negative", self.seed >= 0)
+        check_setting("evaluate.n_best", self.n_best, "not be negative", self.n_best >= 0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,7 +68,8 @@ def check_n_best(n_best: int, search: SearchConfig, *, is_hybrid: bool) -> None:
     """Raises UserError where the search cannot give so many hypotheses."""
     if n_best and is_hybrid:
         raise UserError(
-            f"n_best must be 0 for a hybrid student, whose search finds the best path alone, but is {n_best} instead. Leave --n-best out."
+            f"n_best must be 0 for a hybrid student, whose search finds the best path alone, but is {n_best} instead. "
+            "Leave --n-best out."
         )
     if n_best > 1 and search.decoder == "greedy":
         raise UserError(f"n_best must be 1 at most where the decoder is greedy, but is {n_best} instead. Take --decoder beam.")
@@ -78,22 +80,24 @@ def check_n_best(n_best: int, search: SearchConfig, *, is_hybrid: bool) -> None:
         )
 
 
-def batches(part: Manifest, batch_seconds: float) -> Iterator[tuple[list[int], list[Wave_S]]]:
-    """Rows of the split and their sound, longest first, in batches of at most `batch_seconds` (or one utterance)."""
-    order = sorted(range(len(part)), key=lambda row: (-(part[row].duration or 0.0), row))
-    rows: list[int] = []
-    waves: list[Wave_S] = []
-    longest = 0
-    for row in order:
-        wave_S = read_audio(part[row])
-        if rows and max(longest, len(wave_S)) * (len(rows) + 1) > batch_seconds * SAMPLE_RATE_HZ:
-            yield rows, waves
-            rows, waves, longest = [], [], 0
-        rows.append(row)
-        waves.append(wave_S)
-        longest = max(longest, len(wave_S))
-    if rows:
-        yield rows, waves
+def rows_by_seconds(part: Manifest, batch_seconds: float) -> list[list[int]]:
+    """Rows of the split by falling duration, in batches of about `batch_seconds` with their padding (or of one utterance)."""
+    seconds = [utterance.duration or UNKNOWN_S for utterance in part]
+    groups: list[list[int]] = []
+    for row in sorted(range(len(part)), key=lambda row: (-seconds[row], row)):
+        if not groups or seconds[groups[-1][0]] * (len(groups[-1]) + 1) > batch_seconds:
+            groups.append([])
+        groups[-1].append(row)
+    return groups
+
+
+def batches(
+    part: Manifest, batch_seconds: float, features: FeatureSource | None = None
+) -> Iterator[tuple[list[int], list[Wave_S], list[Features] | None]]:
+    """Rows of the split, their sound, and their features where they are on disk (see `rows_by_seconds`)."""
+    for rows in rows_by_seconds(part, batch_seconds):
+        given = None if features is None else [features(part[row]) for row in rows]
+        yield rows, [read_audio(part[row]) for row in rows], given
 
 
 def decode(
@@ -105,26 +109,31 @@ def decode(
     progress: Progress,
     features: FeatureSource | None = None,
 ) -> Decoded:
-    """Transcribe the split. features: where they are on disk; the time that they would take is then measured on every eighth utterance.
+    """Transcribe the split. features: where they are on disk; their time is then measured on every eighth utterance.
 
     Raises UserError where an utterance's sound cannot be read.
     """
     found: dict[int, Hypothesis] = {}
     lists: dict[int, list[Option]] = {}
-    seconds, timed = Seconds(), (0.0, 0)
+    seconds, timed_s, timed_samples, samples = Seconds(), 0.0, 0, 0
     recogniser.warm_up()
-    for rows, waves in batches(part, batch_seconds):
-        given = None if features is None else [features(part[row]) for row in rows]
+    for rows, waves, given in batches(part, batch_seconds, features):
         if given is not None:
-            timed = _timed(recogniser, rows, waves, timed)
+            chosen = [wave_S for row, wave_S in zip(rows, waves, strict=True) if row % TIMED == 0]
+            begin_s = recogniser.clock()
+            for wave_S in chosen:
+                recogniser.front_end(wave_S)
+            timed_s, timed_samples = timed_s + recogniser.clock() - begin_s, timed_samples + sum(map(len, chosen))
         if n_best:
-            texts, options, spent = ranked(recogniser, waves, n_best, given)
+            options, spent = _n_best(recogniser, waves, n_best, given)
+            texts = [best[0].text if best else "" for best in options]
             lists |= dict(zip(rows, options, strict=True))
         else:
             recognition = recogniser.recognise(waves, given)
             texts, spent = [" ".join(words(text)) for text in recognition.texts], recognition.seconds
         seconds += spent
         for row, wave_S, text in zip(rows, waves, texts, strict=True):
+            samples += len(wave_S)
             found[row] = Hypothesis(
                 id=part[row].id,
                 speaker=part[row].speaker,
@@ -133,14 +142,15 @@ def decode(
                 hypothesis=text,
             )
         progress(len(found), len(part))
-    if timed[1]:
-        seconds += Seconds(features=timed[0] * sum(row.seconds for row in found.values()) * SAMPLE_RATE_HZ / timed[1])
-    order = range(len(part))
-    return Decoded(rows=[found[row] for row in order], n_best=[lists[row] for row in order if row in lists], seconds=seconds)
+    if timed_samples:
+        seconds += Seconds(features=timed_s * samples / timed_samples)
+    return Decoded(
+        rows=[row for _, row in sorted(found.items())], n_best=[row for _, row in sorted(lists.items())], seconds=seconds
+    )
 
 
 def features_on_disk(recogniser: Recogniser, part: Manifest, folder: str) -> FeatureSource | None:
-    """The split's features, made where they are not there; None where no folder is given. Raises UserError for sound that cannot be read."""
+    """The split's features, made where they are missing; None where no folder is given. Raises UserError for sound that cannot be read."""
     if not folder:
         return None
     front_end = recogniser.front_end
@@ -150,24 +160,14 @@ def features_on_disk(recogniser: Recogniser, part: Manifest, folder: str) -> Fea
     return FeatureSource(front_end=front_end, max_bytes=0, cache=cache)
 
 
-def _timed(recogniser: Recogniser, rows: Sequence[int], waves: Sequence[Wave_S], before: tuple[float, int]) -> tuple[float, int]:
-    """Seconds that the features of utterances took whose number is a multiple of TIMED, and their samples, added to those before."""
-    chosen = [wave_S for row, wave_S in zip(rows, waves, strict=True) if row % TIMED == 0]
-    begin_s = recogniser.clock()
-    for wave_S in chosen:
-        recogniser.front_end(wave_S)
-    return before[0] + recogniser.clock() - begin_s, before[1] + sum(map(len, chosen))
-
-
-def ranked(
-    recogniser: Recogniser, waves: Sequence[Wave_S], n_best: int, features: Sequence[Features] | None = None
-) -> tuple[list[str], list[list[Option]], Seconds]:
-    """A CTC student's hypothesis of each wave, the n best, distinct in words, best first (fewer where the beam has fewer), and the time."""
+def _n_best(
+    recogniser: Recogniser, waves: Sequence[Wave_S], n_best: int, features: Sequence[Features] | None
+) -> tuple[list[list[Option]], Seconds]:
+    """A CTC student's n best of each wave, distinct in words, best first (fewer where the beam has fewer), and the time."""
     search = recogniser.search
     assert isinstance(search, Search)
     logits_BTV, length_B, seconds = recogniser.logits(waves, features)
     begin_s = recogniser.clock()
-    found: list[list[tuple[list[int], float]]]
     if search.config.decoder == "greedy":
         logp_BT = torch.log_softmax(logits_BTV, -1).amax(-1)
         scores = [float(logp_T[:length].sum()) for logp_T, length in zip(logp_BT, length_B.tolist(), strict=True)]
@@ -175,21 +175,13 @@ def ranked(
     else:
         beams = search.ranked(logits_BTV, length_B, n_best=search.config.beam.beam)
         found = [[(list(hypothesis.units), hypothesis.score) for hypothesis in beam] for beam in beams]
-    options = [_distinct([(search.text(units), score) for units, score in beam])[:n_best] for beam in found]
-    texts = [best[0].text if best else "" for best in options]
-    return texts, options, seconds + Seconds(search=recogniser.clock() - begin_s)
-
-
-def _distinct(hypotheses: Sequence[tuple[str, float]]) -> list[Option]:
-    """Each sequence of words once, with the score of its likeliest pieces."""
-    found: dict[str, float] = {}
-    for text, score in hypotheses:
-        found.setdefault(" ".join(words(text)), round(score, 4))
-    return [Option(text=text, score=score) for text, score in found.items()]
-
-
-CTC_GRID: Mapping[str, Sequence[float]] = {"lm_weight": (0.2, 0.4, 0.6, 0.8, 1.0), "word_bonus": (0.0, 1.0, 2.0, 3.0)}
-HYBRID_GRID: Mapping[str, Sequence[float]] = {"acoustic_scale": (0.05, 0.07, 0.1, 0.14, 0.2), "prior_scale": (0.3, 0.6, 0.9)}
+    lists = []
+    for beam in found:
+        score_of: dict[str, float] = {}  # each sequence of words once, with the score of its likeliest pieces
+        for units, score in beam:
+            score_of.setdefault(" ".join(words(search.text(units))), round(score, 4))
+        lists.append([Option(text=text, score=score) for text, score in score_of.items()][:n_best])
+    return lists, seconds + Seconds(search=recogniser.clock() - begin_s)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -217,8 +209,9 @@ def tune(
     config: EvaluateConfig | None = None,
     progress: Progress = no_progress,
 ) -> list[Try]:
-    """All tries, best first (ties: the smaller values). Writes nothing. grid: name → values; by default that of the student's kind.
+    """Choose on dev how a search is weighed: all tries, best first (ties: the smaller values). Writes nothing.
 
+    The network runs once, the search once for each point of the grid. grid: name → values; by default that of the student's kind.
     Raises UserError for the split `test`, which is not for choosing, for one without words, and where evaluation would.
     """
     if split == "test":
@@ -234,9 +227,7 @@ def tune(
     if not all(chosen.values()):
         raise UserError(f"there must be at least one value to try of each of {', '.join(chosen)}.")
     logits: dict[int, torch.Tensor] = {}
-    features = features_on_disk(recogniser, part, config.features_cache)
-    for rows, waves in batches(part, config.batch_seconds):
-        given = None if features is None else [features(part[row]) for row in rows]
+    for rows, waves, given in batches(part, config.batch_seconds, features_on_disk(recogniser, part, config.features_cache)):
         logits_BTV, length_B, _ = recogniser.logits(waves, given)
         logits |= {row: logits_TV[:length] for row, logits_TV, length in zip(rows, logits_BTV, length_B.tolist(), strict=True)}
     points = [dict(zip(chosen, values, strict=True)) for values in product(*chosen.values())]
@@ -263,9 +254,6 @@ def _searching(search: Search | HybridSearch, values: Mapping[str, float]) -> Ca
     return best
 
 
-ARK, SCP = "likelihoods.ark", "likelihoods.scp"
-
-
 def write_likelihoods(
     run_folder: Path,
     out: Path,
@@ -277,29 +265,30 @@ def write_likelihoods(
     batch_seconds: float = 60.0,
     progress: Progress = no_progress,
 ) -> int:
-    """Write out/likelihoods.{ark,scp}: a float matrix an utterance, (10 ms frames, senones), log p(senone | frame) − prior_scale · log p(senone).
+    """Write a hybrid student's log-likelihoods for Kaldi's decoders: out/likelihoods.{ark,scp}.
 
-    The scp is sorted by id, as Kaldi wants its tables. Returns their number. Raises UserError where the student is no hybrid, or the
-    package kaldi-native-io is missing.
+    A float matrix an utterance, (10 ms frames, senones): log p(senone | frame) − prior_scale · log p(senone). The scp is sorted by id,
+    as Kaldi wants its tables. Returns their number. Raises UserError where the student is no hybrid, the folder's name does not fit
+    Kaldi's tables, or the package kaldi-native-io is missing.
     """
-    try:
-        import kaldi_native_io
-    except ImportError:
+    check_setting("prior_scale", prior_scale, "not be negative", prior_scale >= 0)
+    if any(c in ", \t\n" for c in str(out)):
         raise UserError(
-            "writing Kaldi's tables needs the package kaldi-native-io. Install it: pip install 'hkd[kaldi]'."
-        ) from None
+            f"out must be a folder without commas and blanks in its name, but is '{out}' instead: Kaldi cannot read it back."
+        )
+    kaldi_native_io = kaldi_module("kaldi_native_io")
     recogniser = Recogniser(run_folder / "model", device=device)
     log_prior_V = log_priors(recogniser.senone_frames())
     part = read_manifest(manifest).split(split)
     done = 0
     out.mkdir(parents=True, exist_ok=True)
     with kaldi_native_io.FloatMatrixWriter(f"ark,scp:{out / ARK},{out / SCP}") as writer:
-        for rows, waves in batches(part, batch_seconds):
+        for rows, waves, _ in batches(part, batch_seconds):
             logits_BTV, length_B, _ = recogniser.logits(waves)
             for row, logits_TV, length in zip(rows, logits_BTV, length_B.tolist(), strict=True):
                 writer.write(part[row].id, log_likelihoods(logits_TV[:length], log_prior_V, prior_scale=prior_scale))
             done += len(rows)
             progress(done, len(part))
     lines = (out / SCP).read_bytes().splitlines(keepends=True)
-    write_bytes(out / SCP, b"".join(sorted(lines)))  # as `LC_ALL=C sort`; the ark lies as it was computed
+    write_bytes(out / SCP, b"".join(sorted(lines)))  # as `LC_ALL=C sort`; the ark keeps the order of computation
     return done

@@ -33,7 +33,7 @@ from hkd.align.alignment import Alignment, sequence_digest
 from hkd.decode.recogniser import Recogniser
 from hkd.errors import HkdError, UserError
 from hkd.evaluate.context import average_teacher, guess
-from hkd.evaluate.decoding import batches
+from hkd.evaluate.decoding import batches, rows_by_seconds
 from hkd.features.source import FeatureSource
 from hkd.files import digest_of_file
 from hkd.labels.store import LabelReader, digest_of_store, store_folders
@@ -70,104 +70,9 @@ class Head:
     table_VH: Tensor | None = None  # what that head's units mean to the teacher
 
 
-def read_card(run_folder: Path) -> dict[str, Any] | None:
-    """The run's student.json, with a hybrid student's main output as the first of the heads; None without weights."""
-    path = run_folder / "student.json"
-    if not path.exists() or not (run_folder / "final.safetensors").exists():
-        return None
-    card: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    if card["config"]["main"] == SENONE and (run_folder / "model" / "student.json").exists():
-        card["heads"] = {MAIN: _main_row(run_folder), **card["heads"]}
-    return card
-
-
-def _main_row(run_folder: Path) -> dict[str, Any]:
-    """A senone main output, as `hkd.train.student.describe_heads` has its heads."""
-    exported = json.loads((run_folder / "model" / "student.json").read_text(encoding="utf-8"))
-    digest = exported["inventory"]["digest"]
-    row: dict[str, Any] = {"level": SENONE, "kind": "hard", "slots": default_slots(SENONE), "store": None, "inventory": digest}
-    identity = run_folder / "identity.json"
-    trained = json.loads(identity.read_text(encoding="utf-8")) if identity.exists() else None
-    if trained is not None and trained["train"]["objective"] == "interpolation":
-        [row["store"]] = trained["data"]["stores"]
-    return row
-
-
-def stores_of(heads: Mapping[str, Mapping[str, Any]], labels: Path | None) -> dict[str, LabelReader]:
-    """The stores that the heads were taught by, where they are there, whole, and of the same inventory."""
-    wanted = {row["store"]: row for row in heads.values() if row.get("store") is not None}
-    try:
-        folders = store_folders(labels) if wanted and labels is not None else {}
-    except UserError:  # there is none
-        folders = {}
-    found = {}
-    for name, path in folders.items():
-        if name in wanted:
-            try:
-                reader = LabelReader.open(path)
-            except HkdError as error:
-                log.warning("label store '%s' is left out: %s", name, error)
-                continue
-            if reader.spec.inventory.digest == wanted[name].get("inventory"):
-                found[name] = reader
-    return found
-
-
-def heads_of(card: Mapping[str, Any], join: Join, part: Manifest) -> list[Head]:
-    """The heads of a card (of `read_card`) of which something can be said on this part."""
-    heads = _of_equal_slots([head for name, row in card["heads"].items() if (head := _head(name, row, join)) is not None])
-    return [_with_table(head, heads, join, part) for head in heads]
-
-
-def _head(name: str, row: Mapping[str, Any], join: Join) -> Head | None:
-    """What is known of a head; None where nothing can be said of it."""
-    level, store = str(row["level"]), row.get("store")
-    own = join.inventory(level)
-    kept = row.get("units")
-    joined = join.stores.get(store) if store is not None else None
-    if joined is not None and not _same_ids(joined.head_unit_V, kept):
-        joined = None  # the store has been made anew and keeps other ids
-    unit_V: NDArray[np.int64] | None = None
-    if own and row.get("inventory", own.digest) == own.digest:
-        unit_V = np.arange(len(own)) if kept is None else np.full(len(own), len(kept))
-        if kept is not None:
-            unit_V[kept] = np.arange(len(kept))
-        if row["kind"] != "hard" and join.alignment is not None:
-            unit_V[list(join.alignment.silences.get(level, ()))] = -1
-    if unit_V is None and joined is None:
-        return None
-    return Head(name=name, level=level, slots=int(row["slots"]), store=None if joined is None else joined.name, unit_V=unit_V)
-
-
-def _same_ids(head_unit_V: NDArray[np.int64], kept: Sequence[int] | None) -> bool:
-    """Whether a store's ids become the head's as in training, where the head had these units of the store (None: all)."""
-    ids_V = head_unit_V if kept is None else head_unit_V[kept]
-    return np.array_equal(ids_V, np.arange(len(ids_V)))
-
-
-def _of_equal_slots(heads: list[Head]) -> list[Head]:
-    """A batch holds a level's references at one number of slots: a head with another than its level's first is held against what its store
-    calls gold, or left out."""
-    first: dict[str, int] = {}
-    for head in heads:
-        if head.unit_V is not None:
-            first.setdefault(head.level, head.slots)
-    fitting = [head if first.get(head.level, head.slots) == head.slots else replace(head, unit_V=None) for head in heads]
-    return [head for head in fitting if head.unit_V is not None or head.store is not None]
-
-
-def _with_table(head: Head, heads: list[Head], join: Join, part: Manifest) -> Head:
-    """The same with its table, where its store and a hard head have the level's own units at the same slots."""
-    own = join.inventory(head.level)
-    hard = next((h for h in heads if h.store is None and (h.level, h.slots) == (head.level, head.slots)), None)
-    if head.store is None or hard is None or own is None or own.digest != join.stores[head.store].reader.spec.inventory.digest:
-        return head
-    return replace(head, hard=hard.name, table_VH=average_teacher(join.stores[head.store], without={u.id for u in part}))
-
-
 @dataclass
-class Sums:
-    """What adds up over batches."""
+class _Sums:
+    """Sums over batches."""
 
     confidence: list[Tensor] = field(default_factory=list)
     correct: list[Tensor] = field(default_factory=list)
@@ -190,9 +95,7 @@ class Sums:
 
     def figures(self) -> dict[str, Any] | None:
         """The figures; None where no slot was labelled."""
-        if not self.confidence:
-            return None
-        confidence_M, correct_M = torch.cat(self.confidence), torch.cat(self.correct)
+        confidence_M, correct_M = (torch.cat(rows) if rows else torch.zeros(0) for rows in (self.confidence, self.correct))
         if not len(confidence_M):
             return None
         return {
@@ -219,28 +122,28 @@ def frame_figures(
     features: FeatureSource | None = None,
     progress: Progress = no_progress,
 ) -> dict[str, dict[str, Any]]:
-    """Head → accuracy, calibration_error, confidence, entropy, kl, kl_without_context, frames; {} where weights, heads or alignment are missing.
+    """Head → accuracy, calibration_error, confidence, entropy, kl, kl_without_context, frames; {} without weights, heads or alignment.
 
     A store that is absent, incomplete, or not the one that a head was trained with costs that head its KL.
     Raises UserError where an utterance's transcript is not the one that was aligned or labelled, or its units are others.
     """
-    card = read_card(run_folder)
-    if card is None or not card["heads"] or alignment is None or not alignment.exists() or subword_model is None:
+    trained = _read_student(run_folder, alignment)
+    if trained is None or alignment is None or subword_model is None:
         return {}
-    student = Student(placed(config_from_json(card["config"]), run_folder / "model"))
+    student = Student(placed(config_from_json(trained["config"]), run_folder / "model"))
     load_model_tensors(student, safetensors.torch.load((run_folder / "final.safetensors").read_bytes()))
     student.to(device).eval()
-    aligned, subwords = Alignment(alignment), SubwordModel(subword_model)
+    subwords = SubwordModel(subword_model)
     untrimmed = [
         row["store"]
-        for name, row in card["heads"].items()
+        for name, row in trained["heads"].items()
         if row.get("store") is not None
         and (name == MAIN or (row.get("units") is None and row.get("inventory") == subwords.inventory.digest))
     ]
-    stores = stores_of(card["heads"], labels)
-    join = Join(part, subwords=subwords, alignment=aligned, stores=stores, same_units=untrimmed, units=units)
+    stores = _stores_of(trained["heads"], labels)
+    join = Join(part, subwords=subwords, alignment=Alignment(alignment), stores=stores, same_units=untrimmed, units=units)
     join.check(part)
-    heads = heads_of(card, join, part)
+    heads = _heads_of(trained["heads"], join, part)
     if not heads:
         return {}
     maker = BatchMaker(
@@ -250,94 +153,29 @@ def frame_figures(
         hard={head.level: head.slots for head in heads if head.unit_V is not None},
         soft={head.store: head.slots for head in heads if head.store is not None},
     )
-    sums: dict[str, Sums] = defaultdict(Sums)
+    sums: dict[str, _Sums] = defaultdict(_Sums)
     done = 0
-    for rows in _batches(part, batch_seconds):
+    for rows in rows_by_seconds(part, batch_seconds):
         batch = maker(rows)
         assert batch is not None
         _add(student, batch.to(device), heads, sums)
         done += len(rows)
         progress(done, len(part))
-    figures = ((head.name, sums[head.name].figures()) for head in heads)
-    return {name: value for name, value in figures if value is not None}
+    return {head.name: value for head in heads if (value := sums[head.name].figures()) is not None}
 
 
 def frame_inputs(run_folder: Path, *, alignment: Path | None, labels: Path | None) -> dict[str, Any]:
-    """What the figures hang on: digests of weights, alignment, and the stores that heads were taught by; {} where there will be none."""
-    card = read_card(run_folder)
-    if card is None or not card["heads"] or alignment is None or not alignment.exists():
+    """The digests that `frame_figures` depends on: weights, alignment, and the stores of the heads; {} where there will be none."""
+    trained = _read_student(run_folder, alignment)
+    if trained is None or alignment is None:
         return {}
-    stores = stores_of(card["heads"], labels)
-    main = {MAIN: card["heads"][MAIN]["inventory"]} if MAIN in card["heads"] else {}
+    heads = trained["heads"]
     return {
-        **main,
+        **({MAIN: heads[MAIN]["inventory"]} if MAIN in heads else {}),
         "weights": digest_of_file(run_folder / "final.safetensors"),
         "alignment": digest_of_file(alignment),
-        "stores": {name: digest_of_store(reader) for name, reader in stores.items()},
+        "stores": {name: digest_of_store(reader) for name, reader in _stores_of(heads, labels).items()},
     }
-
-
-def _batches(part: Manifest, batch_seconds: float) -> list[list[int]]:
-    """Rows by falling duration, about batch_seconds of audio together."""
-    order = sorted(range(len(part)), key=lambda row: (-(part[row].duration or 5.0), row))
-    groups: list[list[int]] = [[]]
-    for row in order:
-        longest = part[groups[-1][0]].duration or 5.0 if groups[-1] else 0.0
-        if groups[-1] and longest * (len(groups[-1]) + 1) > batch_seconds:
-            groups.append([])
-        groups[-1].append(row)
-    return groups
-
-
-@torch.no_grad()
-def _add(student: Student, batch: Batch, heads: list[Head], sums: dict[str, Sums]) -> None:
-    slots = {head.name: _slots_of(head, batch) for head in heads}
-    output = student(batch.x_BTF, batch.length_B, slots={name: slot_M for name, (slot_M, _, _) in slots.items()})
-    for head in heads:
-        _, unit_M, soft_M = slots[head.name]
-        logits_MV, total = _logits(output, head.name, slots), sums[head.name]
-        asked_M = unit_M >= 0
-        total.add(logits_MV[asked_M], unit_M[asked_M])
-        if head.store is not None and len(soft_M):
-            soft = batch.soft[head.store]
-            row_M = soft.position_M
-            total.add_kl(_kl(logits_MV[soft_M], soft, row_M))
-            if head.table_VH is not None and head.hard is not None:
-                place_M = torch.searchsorted(slots[head.hard][0], soft.slot_M).clamp(max=len(slots[head.hard][0]) - 1)
-                heard_M = slots[head.hard][0][place_M] == soft.slot_M
-                logits_MH = guess(_logits(output, head.hard, slots)[place_M[heard_M]], head.table_VH.to(place_M.device))
-                kl_M = _kl(logits_MH, soft, row_M[heard_M])
-                total.guess_kl += float(kl_M.double().sum())
-                total.guess_slots += len(kl_M)
-
-
-def _kl(logits_MH: Tensor, soft: SoftLabels, row_M: Tensor) -> Tensor:
-    """kl_M: from the teacher's rows."""
-    return kl(logits_MH, ids_MK=soft.ids_NK[row_M], logp_MK=soft.logp_NK[row_M], tail_M=soft.tail_N[row_M])
-
-
-def _logits(output: StudentOutput, head: str, slots: Mapping[str, tuple[Tensor, Tensor, Tensor]]) -> Tensor:
-    """logits_MV of a head at its slots."""
-    return output.logits_BTV.flatten(0, 1)[slots[head][0]] if head == MAIN else output.heads[head]
-
-
-def _slots_of(head: Head, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """(slot_M, unit_M, soft_M): all slots that are labelled in any way, the head's reference unit there or −1, and the places among
-    them of the teacher's slots, in the teacher's order."""
-    soft = batch.soft[head.store] if head.store is not None else None
-    parts = [soft.slot_M] if soft is not None else []
-    hard = batch.hard[head.level] if head.unit_V is not None else None
-    if hard is not None:
-        parts.append(hard.slot_M)
-    slot_M = torch.unique(torch.cat(parts))
-    unit_M = torch.full_like(slot_M, -1)
-    if hard is not None:
-        unit_V = torch.as_tensor(head.unit_V, device=slot_M.device)
-        unit_M[torch.searchsorted(slot_M, hard.slot_M)] = unit_V[hard.unit_M]
-    elif soft is not None:
-        unit_M[torch.searchsorted(slot_M, soft.slot_M)] = soft.gold_N[soft.position_M]
-    soft_M = slot_M.new_zeros(0) if soft is None else torch.searchsorted(slot_M, soft.slot_M)
-    return slot_M, unit_M, soft_M
 
 
 def piece_figures(
@@ -348,15 +186,15 @@ def piece_figures(
     batch_seconds: float = 60.0,
     features: FeatureSource | None = None,
 ) -> dict[str, Any] | None:
-    """accuracy, calibration_error, confidence, entropy, kl, kl_without_context (None), frames (pieces); None for senones, and where no
-    transcript has a path. teacher: of `piece_teacher`. Raises UserError where an utterance's sound cannot be read.
+    """The figures of a CTC student's main output, kl_without_context None, frames the number of pieces.
+
+    None for senones, and where no transcript has a path. teacher: of `piece_teacher`. Raises UserError where sound cannot be read.
     """
     model = recogniser.meta.subword_model
     if recogniser.is_hybrid or model is None:
         return None
-    subwords, sums = SubwordModel(model), Sums()
-    for rows, waves in batches(part, batch_seconds):
-        given = None if features is None else [features(part[row]) for row in rows]
+    subwords, sums = SubwordModel(model), _Sums()
+    for rows, waves, given in batches(part, batch_seconds, features):
         logits_BTV, length_B, _ = recogniser.logits(waves, given)
         units = [torch.from_numpy(subwords.encode(words(part[row].text))[0]).long() for row in rows]
         count_B = torch.tensor([len(unit_U) for unit_U in units])
@@ -365,34 +203,162 @@ def piece_figures(
         for b in ctc_feasible(length_B, target_L, count_B).nonzero()[:, 0].tolist():
             logits_UV = logits_BTV[b, best_BU[b, : len(units[b])], 1:]
             sums.add(logits_UV, units[b])
-            if teacher is not None:
-                _add_kl(sums, logits_UV, units[b], teacher, part[rows[b]].id)
+            name = part[rows[b]].id
+            if teacher and name in teacher and teacher.unit_digest(name) == sequence_digest(units[b].int().numpy()):
+                topk = teacher.block([name]).topk
+                ids_MK, logp_MK, tail_M = (torch.from_numpy(x.copy()) for x in (topk.ids_NK, topk.logp_NK, topk.tail_N))
+                sums.add_kl(kl(logits_UV, ids_MK=ids_MK.long(), logp_MK=logp_MK, tail_M=tail_M))
     return sums.figures()
 
 
-def _add_kl(sums: Sums, logits_UV: Tensor, unit_U: Tensor, teacher: LabelReader, utterance_id: str) -> None:
-    if utterance_id in teacher and teacher.unit_digest(utterance_id) == sequence_digest(unit_U.int().numpy()):
-        topk = teacher.block([utterance_id]).topk
-        ids_MK, logp_MK, tail_M = (torch.from_numpy(column.copy()) for column in (topk.ids_NK, topk.logp_NK, topk.tail_N))
-        sums.add_kl(kl(logits_UV, ids_MK=ids_MK.long(), logp_MK=logp_MK, tail_M=tail_M))
-
-
 def piece_teacher(run_folder: Path, labels: Path | None) -> LabelReader | None:
-    """The store that the run's main output is held against; None where it is absent, incomplete, of other pieces, or unfit (see the module)."""
-    identity, exported = run_folder / "identity.json", run_folder / "model" / "student.json"
-    trained = json.loads(identity.read_text(encoding="utf-8")) if identity.exists() else {}
+    """The store that the main output is compared with; None where it is absent, incomplete, of other pieces, or unfit (see the module)."""
+    trained = _json(run_folder / "identity.json")
     [name] = trained["data"]["stores"] if trained and trained["train"]["objective"] == "interpolation" else [SUBWORD]
     try:
         reader = LabelReader.open(store_folders(labels)[name]) if labels is not None else None
     except (HkdError, KeyError):
         return None
-    own = json.loads(exported.read_text(encoding="utf-8"))["inventory"]["digest"]
+    own = _json(run_folder / "model" / "student.json")["inventory"]["digest"]
     if reader is None or reader.spec.inventory.digest != own or reader.spec.selection != "topk":
         return None
     return None if "project" in reader.spec.teacher.get("options", {}) else reader
 
 
 def piece_inputs(run_folder: Path, teacher: LabelReader | None) -> dict[str, Any]:
-    """What the figures hang on, besides the student and the transcripts; {} for senones."""
-    exported = json.loads((run_folder / "model" / "student.json").read_text(encoding="utf-8"))
-    return {} if exported["config"]["main"] == SENONE else {MAIN: None if teacher is None else digest_of_store(teacher)}
+    """What `piece_figures` depends on, besides the student and the transcripts; {} for senones."""
+    if _json(run_folder / "model" / "student.json")["config"]["main"] == SENONE:
+        return {}
+    return {MAIN: None if teacher is None else digest_of_store(teacher)}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """{} where there is no such file."""
+    value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return value
+
+
+def _read_student(run_folder: Path, alignment: Path | None) -> dict[str, Any] | None:
+    """The run's student.json, with a hybrid student's main output as the first of the heads; None without weights, alignment or heads."""
+    trained, exported = _json(run_folder / "student.json"), _json(run_folder / "model" / "student.json")
+    if not trained or not (run_folder / "final.safetensors").exists() or alignment is None or not alignment.exists():
+        return None
+    if trained["config"]["main"] == SENONE and exported:
+        identity, digest = _json(run_folder / "identity.json"), exported["inventory"]["digest"]
+        interpolated = identity and identity["train"]["objective"] == "interpolation"
+        [store] = identity["data"]["stores"] if interpolated else [None]
+        main = {"level": SENONE, "kind": "hard", "slots": default_slots(SENONE), "store": store, "inventory": digest}
+        trained["heads"] = {MAIN: main, **trained["heads"]}
+    return trained if trained["heads"] else None
+
+
+def _stores_of(heads: Mapping[str, Mapping[str, Any]], labels: Path | None) -> dict[str, LabelReader]:
+    """The stores that the heads were taught by: those that are present, whole, and of the same inventory."""
+    wanted = {row["store"]: row for row in heads.values() if row.get("store") is not None}
+    try:
+        folders = store_folders(labels) if wanted and labels is not None else {}
+    except UserError:  # there is none
+        return {}
+    found = {}
+    for name in wanted.keys() & folders.keys():
+        try:
+            reader = LabelReader.open(folders[name])
+        except HkdError as error:
+            log.warning("label store '%s' is left out: %s", name, error)
+            continue
+        if reader.spec.inventory.digest == wanted[name].get("inventory"):
+            found[name] = reader
+    return dict(sorted(found.items()))
+
+
+def _heads_of(rows: Mapping[str, Mapping[str, Any]], join: Join, part: Manifest) -> list[Head]:
+    """The heads that can be judged on this part."""
+    heads = [head for name, row in rows.items() if (head := _head(name, row, join)) is not None]
+    # a batch holds a level's references at one number of slots: a head with another is compared with its store's gold, or left out
+    first: dict[str, int] = {}
+    for head in heads:
+        if head.unit_V is not None:
+            first.setdefault(head.level, head.slots)
+    heads = [head if first.get(head.level, head.slots) == head.slots else replace(head, unit_V=None) for head in heads]
+    heads = [head for head in heads if head.unit_V is not None or head.store is not None]
+    return [_with_table(head, heads, join, part) for head in heads]
+
+
+def _head(name: str, row: Mapping[str, Any], join: Join) -> Head | None:
+    """A head of student.json; None where it can be compared with nothing."""
+    level, kept = str(row["level"]), row.get("units")
+    own, joined = join.inventory(level), join.stores.get(row.get("store") or "")
+    if joined is not None and not _same_ids(joined.head_unit_V, kept):
+        joined = None  # the store was written again and keeps other ids
+    unit_V: NDArray[np.int64] | None = None
+    if own and row.get("inventory", own.digest) == own.digest:
+        unit_V = np.arange(len(own)) if kept is None else np.full(len(own), len(kept))
+        if kept is not None:
+            unit_V[kept] = np.arange(len(kept))
+        if row["kind"] != "hard" and join.alignment is not None:
+            unit_V[list(join.alignment.silences.get(level, ()))] = -1
+    if unit_V is None and joined is None:
+        return None
+    return Head(name=name, level=level, slots=int(row["slots"]), store=None if joined is None else joined.name, unit_V=unit_V)
+
+
+def _same_ids(head_unit_V: NDArray[np.int64], kept: Sequence[int] | None) -> bool:
+    """Whether a store's ids become the head's as in training, where the head had these units of the store (None: all)."""
+    ids_V = head_unit_V if kept is None else head_unit_V[kept]
+    return np.array_equal(ids_V, np.arange(len(ids_V)))
+
+
+def _with_table(head: Head, heads: list[Head], join: Join, part: Manifest) -> Head:
+    """The same with its table, where its store and a hard head have the level's own units at the same slots."""
+    own = join.inventory(head.level)
+    hard = next((h for h in heads if h.store is None and (h.level, h.slots) == (head.level, head.slots)), None)
+    if head.store is None or hard is None or own is None or own.digest != join.stores[head.store].reader.spec.inventory.digest:
+        return head
+    return replace(head, hard=hard.name, table_VH=average_teacher(join.stores[head.store], without={u.id for u in part}))
+
+
+@torch.no_grad()
+def _add(student: Student, batch: Batch, heads: list[Head], sums: dict[str, _Sums]) -> None:
+    slots = {head.name: _slots_of(head, batch) for head in heads}
+    output: StudentOutput = student(batch.x_BTF, batch.length_B, slots={name: slot_M for name, (slot_M, _, _) in slots.items()})
+
+    def logits_of(head: str) -> Tensor:
+        """logits_MV of a head at its slots."""
+        return output.logits_BTV.flatten(0, 1)[slots[head][0]] if head == MAIN else output.heads[head]
+
+    for head in heads:
+        _, unit_M, soft_M = slots[head.name]
+        logits_MV, total = logits_of(head.name), sums[head.name]
+        asked_M = unit_M >= 0
+        total.add(logits_MV[asked_M], unit_M[asked_M])
+        if head.store is not None and len(soft_M):
+            soft = batch.soft[head.store]
+            total.add_kl(_kl(logits_MV[soft_M], soft, soft.position_M))
+            if head.table_VH is not None and head.hard is not None:
+                hard_M = slots[head.hard][0]
+                place_M = torch.searchsorted(hard_M, soft.slot_M).clamp(max=len(hard_M) - 1)
+                heard_M = hard_M[place_M] == soft.slot_M
+                logits_MH = guess(logits_of(head.hard)[place_M[heard_M]], head.table_VH.to(place_M.device))
+                kl_M = _kl(logits_MH, soft, soft.position_M[heard_M])
+                total.guess_kl += float(kl_M.double().sum())
+                total.guess_slots += len(kl_M)
+
+
+def _kl(logits_MH: Tensor, soft: SoftLabels, row_M: Tensor) -> Tensor:
+    """kl_M: from the teacher's rows."""
+    return kl(logits_MH, ids_MK=soft.ids_NK[row_M], logp_MK=soft.logp_NK[row_M], tail_M=soft.tail_N[row_M])
+
+
+def _slots_of(head: Head, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """(slot_M, unit_M, soft_M): all slots with any label, the head's reference unit there or −1, and where among them the teacher's are."""
+    soft = batch.soft[head.store] if head.store is not None else None
+    hard = batch.hard[head.level] if head.unit_V is not None else None
+    slot_M = torch.unique(torch.cat([labels.slot_M for labels in (soft, hard) if labels is not None]))
+    soft_M = slot_M.new_zeros(0) if soft is None else torch.searchsorted(slot_M, soft.slot_M)
+    unit_M = torch.full_like(slot_M, -1)
+    if hard is not None:
+        unit_V = torch.as_tensor(head.unit_V, device=slot_M.device)
+        unit_M[torch.searchsorted(slot_M, hard.slot_M)] = unit_V[hard.unit_M]
+    elif soft is not None:
+        unit_M[soft_M] = soft.gold_N[soft.position_M]
+    return slot_M, unit_M, soft_M
