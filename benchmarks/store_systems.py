@@ -86,7 +86,7 @@ def cutter(columns: Columns, offset: np.ndarray, *, widen: bool = True) -> Reade
 # hkd ------------------------------------------------------------------------------------------------------------------------
 
 
-def hkd(codec: str, compression: str = "zstd", backend: str = "arrow") -> Callable[[Path], System]:
+def hkd(codec: str, backend: str = "arrow") -> Callable[[Path], System]:
     """Shuffled epoch: the runs (what is decoded together) in random order, a few of them mixed, with a cache of 32 MB."""
 
     def system(folder: Path) -> System:
@@ -103,7 +103,7 @@ def hkd(codec: str, compression: str = "zstd", backend: str = "arrow") -> Callab
             assert inventory.digest  # known already of one that was loaded
             spec = StoreSpec(
                 name="bench", level="subword", inventory=inventory, teacher={}, manifest_digest="", k=rows.k,
-                codec=codec, compression=compression, backend=backend, utterances_per_shard=2048,
+                codec=codec, backend=backend, utterances_per_shard=2048,
             )  # fmt: skip
             labels = {row.id: row for row in utterances(rows)}
             yield  # what stands above is the caller's work
@@ -290,7 +290,6 @@ def array_record(folder: Path) -> System:
 OURS: dict[str, Callable[[Path], System]] = {
     "hkd grid": hkd("grid"),
     "hkd f16": hkd("f16"),
-    "hkd f16, uncompressed": hkd("f16", "none"),
     "hkd grid, zarr": hkd("grid", backend="zarr"),
     "flat memory map": memory_map(widen=True),
     "flat memory map, as stored": memory_map(widen=False),

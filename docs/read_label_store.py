@@ -20,17 +20,9 @@ def read(folder):
                 row = {name: batch.column(name)[0] for name in batch.schema.names}
                 length = np.array(row["num_positions"].as_py(), np.int64)
                 start, n = np.cumsum(length) - length, int(length.sum())
-                stored = (row, n, k, size, num_t)
-                values = plain(*stored) if spec["compression"] == "none" else coded(*stored, spec, start)
+                values = coded(row, n, k, size, num_t, spec, start)
                 for name, a, b in zip(row["id"].as_py(), start, start + length, strict=True):
                     yield name, {key: value[a:b] for key, value in values.items()}
-
-
-def plain(row, n, k, size, num_t):
-    types = {"unit": ("<u2" if size <= 65536 else "<u4", k), "logp": ("<f2", k), "tail": ("<f2", 1), "gold": ("<i4", 1)}
-    types |= {"gold_logp": ("<f2", 1), "word": ("<i4", 1), "lse_t": ("<f4", num_t), "tail_t": ("<f2", num_t), "count": ("<u2", k)}
-    found = {name: np.frombuffer(row[name].as_buffer(), t).reshape(n, r) for name, (t, r) in types.items() if name in row}
-    return {name: value[:, 0] if name in ("tail", "gold", "gold_logp", "word") else value for name, value in found.items()}
 
 
 def coded(row, n, k, size, num_t, spec, start):

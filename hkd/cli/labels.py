@@ -130,7 +130,6 @@ def convert(
     out: Annotated[str, typer.Argument(help="Where the new one goes.", show_default=False)],
     backend: Annotated[str | None, typer.Option(help="arrow or zarr.", show_default="as it is")] = None,
     codec: Annotated[str | None, typer.Option(help="grid or f16.", show_default="as it is")] = None,
-    compression: Annotated[str | None, typer.Option(help="zstd or none (f16 alone).", show_default="as it is")] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Write a store again in another backend (bit-identical labels) or codec (within its error bound).
@@ -139,12 +138,12 @@ def convert(
 
         hkd labels convert shards/subword shards-zarr/subword --backend zarr
 
-        hkd labels convert shards/subword fast/subword --compression none
+        hkd labels convert shards-f16/subword small/subword --codec grid
     """
     from hkd.labels.convert import convert as convert_store
 
     with progress_bar("convert") as progress:
-        convert_store(store, out, backend=backend, codec=codec, compression=compression, overwrite=overwrite, progress=progress)
+        convert_store(store, out, backend=backend, codec=codec, overwrite=overwrite, progress=progress)
     say(f"wrote {out}")
 
 

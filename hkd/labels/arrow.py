@@ -1,7 +1,7 @@
 """Shards as Arrow IPC files: memory-mapped, a record batch of one row a block; also opened by `datasets.load_dataset("arrow", ...)`.
 
 Columns: `id` and `num_positions` of the block's utterances, their digests (8 bytes each, joined), and one binary column a plane,
-a Zstandard frame of its bytes (or, with compression none, the bytes).
+a Zstandard frame of its bytes.
 """
 
 import hashlib
@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from hkd.labels.backend import META_KEY, DamagedShardError, Utterances, Write, block_cuts, check_meta, check_size, shard_meta
 from hkd.labels.codec import Planes, layout
 from hkd.labels.encoding_kernels import entropy
-from hkd.labels.memory import Allocate
 from hkd.labels.schema import StoreSpec
 
 THREADS = min(4, 1 + (os.cpu_count() or 1))  # that make and pack blocks: one waits for Python's lock now and then
@@ -55,8 +54,6 @@ def _schema(spec: StoreSpec, shard: int) -> pa.Schema:
 def _pack(spec: StoreSpec, block: Callable[[], Planes]) -> list[Any]:
     """A block's columns as they are stored."""
     whole = [np.ascontiguousarray(plane) for plane in block().values()]
-    if spec.compression == "none":
-        return whole
     usual, hasty = _compressors()
     return [(hasty if _is_noise(plane) else usual).compress(plane.data) for plane in whole]
 
@@ -180,29 +177,24 @@ class ArrowShard:
             text_digest_B8=text,
         )
 
-    def planes(self, block: int, allocate: Allocate = np.empty) -> Planes:
-        """The planes of a block, in memory that `allocate` gives (or in the mapped file). Raises DamagedShardError."""
+    def planes(self, block: int) -> Planes:
+        """The planes of a block. Raises DamagedShardError."""
         n = int(self.utterances.length_B[self.cuts[block] : self.cuts[block + 1]].sum())
         columns = dict(zip(self._file.schema.names, self._batches[block].columns, strict=True))
         planes = layout(self._spec)
         stored = {name: _only_value(columns[name]) for name in planes}
         wanted = {name: plane.num_bytes(n) for name, plane in planes.items()}
-        if self._spec.compression == "zstd":
-            found = self._unpacked(stored, wanted, allocate)
-        else:
-            for name, data in stored.items():
-                self._check_size(name, wanted[name], data.size, "has")
-            found = {name: np.frombuffer(stored[name], plane.dtype) for name, plane in planes.items()}
+        found = self._unpacked(stored, wanted)
         return {name: found[name].reshape(plane.shape(n)) for name, plane in planes.items()}
 
-    def _unpacked(self, stored: dict[str, pa.Buffer], wanted: dict[str, int], allocate: Allocate) -> dict[str, NDArray[Any]]:
+    def _unpacked(self, stored: dict[str, pa.Buffer], wanted: dict[str, int]) -> dict[str, NDArray[Any]]:
         """Frames → so many bytes each, one after another in one piece of memory."""
         try:
             for name, frame in stored.items():
                 self._check_size(name, wanted[name], zstandard.frame_content_size(frame), "claims")
                 check_size(self._path, wanted[name], frame.size)
             ends = list(accumulate(wanted.values(), initial=0))
-            memory, decompressor, found = allocate((ends[-1],), np.uint8), _decompressor(), {}
+            memory, decompressor, found = np.empty(ends[-1], np.uint8), _decompressor(), {}
             for name, (start, end) in zip(wanted, pairwise(ends), strict=True):
                 found[name] = memory[start:end]
                 size = decompressor.stream_reader(stored[name]).readinto(found[name]) if start < end else 0

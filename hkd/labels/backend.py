@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from hkd.errors import HkdError
 from hkd.labels.codec import Planes, layout
-from hkd.labels.memory import Allocate
 from hkd.labels.schema import StoreSpec
 
 FREE_BYTES = 1 << 26  # a plane of a block may have so many bytes ...
@@ -58,8 +57,8 @@ class ShardFile(Protocol):
     def cuts(self) -> list[int]:
         """Block i holds the utterances cuts[i] to cuts[i + 1]."""
 
-    def planes(self, block: int, allocate: Allocate = np.empty) -> Planes:
-        """The planes of a block, in memory that `allocate` may give. Raises DamagedShardError."""
+    def planes(self, block: int) -> Planes:
+        """The planes of a block. Raises DamagedShardError."""
 
 
 class Backend(Protocol):

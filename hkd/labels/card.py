@@ -37,7 +37,7 @@ def facts(spec: StoreSpec, done: Sequence[Mapping[str, Any]], report: Mapping[st
         "units": len(spec.inventory),
         "k": spec.width,
         "selection": spec.selection,
-        "codec": spec.codec if spec.compression == "zstd" else f"{spec.codec}, uncompressed",
+        "codec": spec.codec,
         "backend": spec.backend,
         "shards": spec.plan.num_shards,
         "shards_missing": spec.plan.num_shards - len(done),

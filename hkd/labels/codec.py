@@ -8,7 +8,6 @@
 - The gold unit is stored as its rank among the kept ids where its log-probability is that id's, bit for bit (0: it is not; then
   the unit's id + 1 and its float16 log-probability stand in their own planes, which are zero otherwise).
 - The tails stay float16 (of log, so −∞ survives), the temperatures' log-sum-exps float32.
-- `compression: none` (codec `f16` alone) stores plain arrays instead, position-major, so that a reader maps them without a copy.
 
 Shape letters: N positions of a block, R rows of a plane, K kept ids, J temperatures, V units.
 """
@@ -25,8 +24,7 @@ from numpy.typing import NDArray
 
 from hkd.errors import HkdError
 from hkd.labels import encoding_kernels as kernels
-from hkd.labels.encoding_kernels import F16, GRID, MAPPED, TILE
-from hkd.labels.memory import Allocate
+from hkd.labels.encoding_kernels import F16, GRID, TILE
 from hkd.labels.schema import StoreSpec
 from hkd.sparse import NO_GOLD, TopK
 
@@ -54,21 +52,11 @@ class Plane:
 
 def layout(spec: StoreSpec) -> Mapping[str, Plane]:
     """The planes of a store, by name, in the order in which they are stored."""
-    return _layout(spec.compression, spec.selection, spec.width, len(spec.temperatures), spec.id_bytes)
+    return _layout(spec.selection, spec.width, len(spec.temperatures), spec.id_bytes)
 
 
 @lru_cache
-def _layout(compression: str, selection: str, k: int, j: int, id_bytes: int) -> Mapping[str, Plane]:
-    if compression == "none":
-        id_type = "<u2" if id_bytes == 2 else "<u4"
-        plain = {"unit": (id_type, k), "logp": ("<f2", k), "tail": ("<f2", 1), "gold": ("<i4", 1), "gold_logp": ("<f2", 1)}
-        plain["word"] = ("<i4", 1)
-        if j:
-            plain |= {"lse_t": ("<f4", j), "tail_t": ("<f2", j)}
-        if selection == "sample":
-            plain["count"] = ("<u2", k)
-        found = {name: Plane(dtype=np.dtype(dtype), rows=rows, axis=0) for name, (dtype, rows) in plain.items()}
-        return MappingProxyType(found)
+def _layout(selection: str, k: int, j: int, id_bytes: int) -> Mapping[str, Plane]:
     rows_of = {"code.0": k, "code.1": k}
     if selection == "sample":
         rows_of |= {"count.0": k, "count.1": k}
@@ -82,7 +70,7 @@ def _layout(compression: str, selection: str, k: int, j: int, id_bytes: int) -> 
 
 def mode_of(spec: StoreSpec) -> int:
     """What 16 bits of a log-probability are, as the kernels call it."""
-    return MAPPED if spec.compression == "none" else {"f16": F16, "grid": GRID}[spec.codec]
+    return {"f16": F16, "grid": GRID}[spec.codec]
 
 
 def _refuse_logp(name: str, logp: NDArray[np.float32]) -> NoReturn:
@@ -112,44 +100,24 @@ def _bytes_of(value_RN: NDArray[Any]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(parts.transpose(2, 0, 1)).reshape(size * rows, n)
 
 
-def encode(
-    spec: StoreSpec, parts: Sequence[TopK], word_N: NDArray[np.int32], offset_B1: NDArray[np.int64], allocate: Allocate = np.empty
-) -> Planes:
-    """The rows of whole utterances → planes, in memory that `allocate` gives. The wide columns are read where they lie.
+def encode(spec: StoreSpec, parts: Sequence[TopK], word_N: NDArray[np.int32], offset_B1: NDArray[np.int64]) -> Planes:
+    """The rows of whole utterances → planes. The wide columns are read where they lie.
 
     parts: one or more, which hold the rows in order. Raises HkdError for rows that the store cannot hold.
     """
     _check_rows(spec, parts)
-    planes = (
-        _plain(spec, TopK.concatenate(parts), word_N)
-        if spec.compression == "none"
-        else _bytes(spec, parts, word_N, offset_B1, allocate)
-    )
-    return {
-        name: planes[name].astype(plane.dtype, copy=False).reshape(plane.shape(len(word_N)))
-        for name, plane in layout(spec).items()
-    }
+    planes = _bytes(spec, parts, word_N, offset_B1)
+    return {name: planes[name].reshape(plane.shape(len(word_N))) for name, plane in layout(spec).items()}
 
 
-def _plain(spec: StoreSpec, topk: TopK, word_N: NDArray[np.int32]) -> Planes:
-    _check_ids(spec, topk.ids_NK)
-    _check_ids(spec, topk.gold_N, least=NO_GOLD)
-    found: Planes = {"unit": topk.ids_NK, "gold": topk.gold_N, "word": word_N, "lse_t": topk.lse_NJ}
-    halves = {"logp": topk.logp_NK, "tail": topk.tail_N, "gold_logp": topk.gold_logp_N, "tail_t": topk.tail_NJ}
-    found |= {name: _halves(name, logp).view(np.float16) for name, logp in halves.items()}
-    return found if topk.count_NK is None else found | {"count": topk.count_NK}
-
-
-def _bytes(
-    spec: StoreSpec, parts: Sequence[TopK], word_N: NDArray[np.int32], offset_B1: NDArray[np.int64], allocate: Allocate
-) -> Planes:
+def _bytes(spec: StoreSpec, parts: Sequence[TopK], word_N: NDArray[np.int32], offset_B1: NDArray[np.int64]) -> Planes:
     n, k, offset_B1 = len(word_N), spec.width, np.asarray(offset_B1, np.int64)
     row_2N, _held = _rows(spec, parts, n)
     _check_ids(spec, gold_N := _column(parts, "gold_N", np.int32), least=NO_GOLD)
-    unit_ANK = allocate((spec.id_bytes, n, k), np.uint8)
+    unit_ANK = np.empty((spec.id_bytes, n, k), np.uint8)
     if not kernels.split_ids(row_2N, len(spec.inventory), unit_ANK):
         _refuse_ids(spec)
-    code_AKN = allocate((2, k, max(n, TILE)), np.uint8)
+    code_AKN = np.empty((2, k, max(n, TILE)), np.uint8)
     lowest, per_nat = np.float32(-65534 * spec.step), np.float32(-1 / spec.step)
     if n and not kernels.split_codes(row_2N, mode_of(spec), lowest, per_nat, code_AKN):
         _refuse_logp("logp", _column(parts, "logp_NK", np.float32))

@@ -25,13 +25,12 @@ def convert(
     *,
     backend: str | None = None,
     codec: str | None = None,
-    compression: str | None = None,
     command: str = "",
     hkd_version: str = "",
     overwrite: bool = False,
     progress: Progress = no_progress,
 ) -> StoreSpec:
-    """Write the store again with another backend, codec or compression; what is not given stays.
+    """Write the store again with another backend or codec; what is not given stays.
 
     Where only the backend changes, the stored planes are copied, so that the labels are bit-identical and the way back gives the same
     files. Resumable like any writer. Raises UserError where source and out are one folder, or grid labels shall become f16
@@ -44,14 +43,11 @@ def convert(
     wanted: dict[str, Any] = {
         "backend": backend or old.backend,
         "codec": codec or old.codec,
-        "compression": compression or old.compression,
     }
     if old.codec == "grid" and wanted["codec"] == "f16":
         raise UserError(
             "`codec` must stay grid for a store in grid, but is f16 instead: the rounding cannot be taken back. Dump again."
         )
-    if wanted["codec"] == "grid" and compression is None:
-        wanted["compression"] = "zstd"
     spec = replace(old, **wanted, command=command or old.command, hkd_version=hkd_version or old.hkd_version)
     same_planes = layout(spec) == layout(old) and spec.codec == old.codec
     writer = LabelWriter.open(out, spec, reader.ids, overwrite=overwrite)

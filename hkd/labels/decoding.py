@@ -11,9 +11,8 @@ from hkd.errors import HkdError
 from hkd.labels import decoding_kernels as kernels
 from hkd.labels.codec import NARROW, Planes, layout, mode_of
 from hkd.labels.encoding_kernels import TILE
-from hkd.labels.memory import Allocate
 from hkd.labels.schema import StoreSpec
-from hkd.sparse import NO_GOLD, TopK
+from hkd.sparse import TopK
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,11 +31,6 @@ class Decoded:
         object.__setattr__(self, "place_4", (*lie, len(self.code_NK)))
 
     @property
-    def arrays(self) -> list[NDArray[Any]]:
-        """All of them, for who hands their memory back."""
-        return [array for array in (self.unit_NK, self.code_NK, self.count_NK, self.narrow_WN) if array is not None]
-
-    @property
     def gold_N(self) -> NDArray[np.int32]:
         """The gold units."""
         gold_N: NDArray[np.int32] = self.narrow_WN[0]
@@ -44,31 +38,24 @@ class Decoded:
 
 
 def decoded_bytes(spec: StoreSpec) -> int:
-    """What a position takes in memory, decoded; what is mapped counts nothing."""
-    wide = 0 if spec.compression == "none" else spec.id_bytes + 2 + (2 if spec.selection == "sample" else 0)
+    """Bytes of a position in memory, decoded."""
+    wide = spec.id_bytes + 2 + (2 if spec.selection == "sample" else 0)
     return spec.width * wide + 4 * (4 + 2 * len(spec.temperatures))
 
 
-def decode(spec: StoreSpec, planes: Planes, offset_B1: NDArray[np.int64], allocate: Allocate = np.empty) -> Decoded:
-    """Planes → a decoded block, in memory that `allocate` gives. Raises HkdError where a number cannot be right."""
+def decode(spec: StoreSpec, planes: Planes, offset_B1: NDArray[np.int64]) -> Decoded:
+    """Planes → a decoded block. Raises HkdError where a number cannot be right."""
     n, j = int(offset_B1[-1]), len(spec.temperatures)
     if any(planes[name].shape != plane.shape(n) for name, plane in layout(spec).items()):
         _refuse_block("a plane is not of its utterances' length")
-    narrow_WN = allocate((4 + 2 * j, n), np.int32)
+    narrow_WN = np.empty((4 + 2 * j, n), np.int32)
     real_WN = narrow_WN.view(np.float32)
-    if spec.compression == "none":
-        unit_NK, code_NK, count_NK = _mapped(spec, planes)
-        narrow_WN[:1], real_WN[1:2] = planes["gold"].T, planes["gold_logp"].T
-        real_WN[2:3], narrow_WN[3:4] = planes["tail"].T, planes["word"].T
-        if j:
-            real_WN[4 : 4 + j], real_WN[4 + j :] = planes["lse_t"].T, planes["tail_t"].T
-    else:
-        unit_NK, code_NK, count_NK = _joined(spec, planes, n, allocate)
-        _join_narrow(spec, planes, offset_B1, unit_NK, code_NK, narrow_WN)
-        if j:
-            real_WN[4 : 4 + j], real_WN[4 + j :] = (
-                _from_bytes(planes[name], dtype) for name, dtype in (("lse_t", "<f4"), ("tail_t", "<f2"))
-            )
+    unit_NK, code_NK, count_NK = _joined(spec, planes, n)
+    _join_narrow(spec, planes, offset_B1, unit_NK, code_NK, narrow_WN)
+    if j:
+        real_WN[4 : 4 + j], real_WN[4 + j :] = (
+            _from_bytes(planes[name], dtype) for name, dtype in (("lse_t", "<f4"), ("tail_t", "<f2"))
+        )
     num_bytes = n * decoded_bytes(spec)
     return Decoded(unit_NK=unit_NK, code_NK=code_NK, count_NK=count_NK, narrow_WN=narrow_WN, num_bytes=num_bytes)
 
@@ -93,25 +80,16 @@ def _tiled(value_NX: NDArray[Any]) -> NDArray[Any]:
 _Wide = tuple[NDArray[Any], NDArray[np.uint16], NDArray[np.uint16] | None]
 
 
-def _mapped(spec: StoreSpec, planes: Planes) -> _Wide:
-    """Units, half precision log-probabilities and counts, where they lie. Raises HkdError for a unit id beyond the inventory."""
-    unit_NK, logp_NK = (np.require(planes[name], requirements=("C", "A")) for name in ("unit", "logp"))
-    v, gold_N1 = len(spec.inventory), planes["gold"]
-    if unit_NK.size and (int(unit_NK.max()) >= v or int(gold_N1.max()) >= v or int(gold_N1.min()) < NO_GOLD):
-        _refuse_block(f"a stored unit id lies beyond the inventory of {v} units")
-    return unit_NK, logp_NK.view(np.uint16), planes.get("count")
-
-
-def _joined(spec: StoreSpec, planes: Planes, n: int, allocate: Allocate) -> _Wide:
+def _joined(spec: StoreSpec, planes: Planes, n: int) -> _Wide:
     """Units, codes and counts, from their bytes. Raises HkdError for a unit id beyond the inventory."""
     k, v, largest = spec.width, len(spec.inventory), -1
-    unit_NK = allocate((n, k), f"u{spec.id_bytes}")
+    unit_NK = np.empty((n, k), f"u{spec.id_bytes}")
     for byte in range(0, spec.id_bytes, 2):
         largest = kernels.join_ids(planes[f"unit.{byte}"], planes[f"unit.{byte + 1}"], 8 * byte, unit_NK)
     if unit_NK.size and largest >= v:
         _refuse_block(f"a stored unit id lies beyond the inventory of {v} units")
     low_KN, high_KN = (_tiled(planes[name].T).T if n < TILE else planes[name] for name in ("code.0", "code.1"))
-    code_NK = allocate((max(n, TILE), k), np.uint16)
+    code_NK = np.empty((max(n, TILE), k), np.uint16)
     kernels.join_codes(np.ascontiguousarray(low_KN), np.ascontiguousarray(high_KN), code_NK)
     if spec.selection == "topk":
         return unit_NK, code_NK[:n], None
@@ -143,15 +121,14 @@ def gather(
     blocks: Sequence[Decoded],
     run_B3: NDArray[np.int64],
     offset_B1: NDArray[np.int64],
-    allocate: Allocate = np.empty,
 ) -> tuple[TopK, NDArray[np.int32]]:
-    """Runs of positions → (TopK, word_N), each number written once. `allocate` gives the memory for the wide arrays.
+    """Runs of positions → (TopK, word_N), each number written once.
 
     run_B3: the block's place among `blocks`, the first position and the one behind the last; the run's place in the batch is in `offset_B1`.
     Raises HkdError for a run that lies outside its block.
     """
     n, k, j = int(offset_B1[-1]), spec.width, len(spec.temperatures)
-    ids_NK, logp_NK, narrow_WN = allocate((n, k), np.int32), allocate((n, k), np.float32), np.empty((4 + 2 * j, n), np.int32)
+    ids_NK, logp_NK, narrow_WN = np.empty((n, k), np.int32), np.empty((n, k), np.float32), np.empty((4 + 2 * j, n), np.int32)
     block_P4 = np.array([block.place_4 for block in blocks], np.int64).reshape(-1, 4)
     numbers = spec.id_bytes, mode_of(spec), np.float32(spec.step)
     if not kernels.gather(block_P4, run_B3, offset_B1, *numbers, ids_NK, logp_NK.view(np.uint32), narrow_WN):

@@ -13,7 +13,7 @@ import numpy as np
 from numba import types
 
 from hkd.compiled import array_at, array_type, kernel
-from hkd.labels.encoding_kernels import F16, GRID, GRID_INF, MAPPED, SMALLEST_NORMAL, TILE
+from hkd.labels.encoding_kernels import F16, GRID, GRID_INF, SMALLEST_NORMAL, TILE
 
 TWO_TO_MINUS_14 = np.float32(2.0**-14)
 
@@ -38,9 +38,7 @@ def _logp_bits(code: Any, mode: Any, step: Any) -> Any:
     if mode == GRID:
         logp = np.float32(np.float32(code) * -step) + np.float32(0)
         return np.float32(-np.inf if code == GRID_INF else logp).view(np.uint32)
-    bits = _from_half(code)
-    if mode == F16:
-        bits = np.uint32(bits ^ 0x80000000)
+    bits = np.uint32(_from_half(code) ^ 0x80000000)
     return np.uint32(0) if bits == 0x80000000 else bits
 
 
@@ -205,12 +203,9 @@ def gather(
         if mode == GRID:
             for i in range(len(logp_U)):
                 logp_U[i] = _logp_bits(code_U[i], GRID, step)
-        elif mode == F16:
-            for i in range(len(logp_U)):
-                logp_U[i] = _logp_bits(code_U[i], F16, step)
         else:
             for i in range(len(logp_U)):
-                logp_U[i] = _logp_bits(code_U[i], MAPPED, step)
+                logp_U[i] = _logp_bits(code_U[i], F16, step)
         for w in range(len(narrow_WM)):
             _copy(
                 array_at(block_P4[p, 2] + 4 * (w * n + start), stop - start, np.int32), narrow_WM[w, place : place + stop - start]

@@ -21,7 +21,7 @@ TILE = 128
 ABOVE_0 = np.float32(1e-3)  # float32 log-softmax may come out a little above 0
 SMALLEST_NORMAL = 113 << 23  # the bits of 2^-14, the smallest half that is no subnormal
 TWO_TO_23 = np.float32(2.0**23)
-GRID, F16, MAPPED = 0, 1, 2  # what the 16 bits of a log-probability are: steps, the half of −logp, the half of logp
+GRID, F16 = 0, 1  # what the 16 bits of a log-probability are: steps, the half of −logp
 
 u1, u2, i4, i8, f4, mode_ = types.uint8, types.uint16, types.int32, types.int64, types.float32, types.int64
 U1_1, I4_1, F4_1, I8_1 = (array_type(dtype, 1) for dtype in (u1, i4, f4, i8))

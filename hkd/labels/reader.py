@@ -26,7 +26,6 @@ from hkd.labels.backend import DamagedShardError, ShardFile, block_cuts
 from hkd.labels.cache import local_folder, open_shard, origin
 from hkd.labels.decoding import Decoded, decode, decoded_bytes, gather
 from hkd.labels.index import index_table, load_index
-from hkd.labels.memory import Buffers, Spares
 from hkd.labels.rows import DIGEST_BYTES, LabelBlock
 from hkd.labels.schema import StoreSpec
 
@@ -69,7 +68,6 @@ class LabelReader:
         self._digest_2U8 = np.zeros((2, len(self.ids), DIGEST_BYTES), np.uint8)
         self._blocks: OrderedDict[int, Decoded] = OrderedDict()  # by the row that it begins with
         self._held_bytes = 0
-        self._batches, self._columns, self._scratch = Buffers(), Spares(), Buffers()
         self.num_decoded = 0  # blocks decoded so far
 
     @classmethod
@@ -185,16 +183,15 @@ class LabelReader:
         number, place = divmod(key, self.spec.utterances_per_shard)
         file = self._shards.get(number) or self._shard(number)
         block = bisect_right(file.cuts, place) - 1
-        scratch = self._scratch.allocate
         try:
-            planes = file.planes(block, scratch)
+            planes = file.planes(block)
         except DamagedShardError:
             if origin(self.path) is None:
                 raise
             file = self._shard(number)  # Zarr opens its file for each block: the cache may have dropped it
-            planes = file.planes(block, scratch)
+            planes = file.planes(block)
         offset_B1 = np.concatenate([[0], np.cumsum(file.utterances.length_B[file.cuts[block] : file.cuts[block + 1]])])
-        decoded = decode(self.spec, planes, offset_B1, self._columns.allocate)
+        decoded = decode(self.spec, planes, offset_B1)
         with self._lock:
             self.num_decoded += 1
         return decoded
@@ -209,10 +206,7 @@ class LabelReader:
                     self._blocks[key] = decoded
                     self._held_bytes += decoded.num_bytes
             while self._held_bytes > self._cache_bytes and len(self._blocks) > 1:
-                dropped = self._blocks.popitem(last=False)[1]
-                self._held_bytes -= dropped.num_bytes
-                for array in dropped.arrays:
-                    self._columns.give(array)
+                self._held_bytes -= self._blocks.popitem(last=False)[1].num_bytes
 
     def block(self, ids: Sequence[str]) -> LabelBlock:
         """The labels of these utterances, in this order. Raises UserError for one that is not in the store, HkdError for damage."""
@@ -227,7 +221,7 @@ class LabelReader:
         self._keep(used)
         place = dict(zip([*used, NO_BLOCK], range(len(used) + 1), strict=True))
         run_B3[:, 0] = [place[key] for key in keys]
-        topk, word_N = gather(self.spec, list(used.values()), run_B3, offset_B1, self._batches.allocate)
+        topk, word_N = gather(self.spec, list(used.values()), run_B3, offset_B1)
         return LabelBlock(
             topk=topk,
             offset_B1=offset_B1,

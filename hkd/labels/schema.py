@@ -21,7 +21,7 @@ FORMAT = "1.0"
 MAJOR = 1
 CODECS = ("grid", "f16")
 BACKENDS = ("arrow", "zarr")
-COMPRESSIONS = ("zstd", "none")
+COMPRESSIONS = ("zstd",)
 SELECTIONS = ("topk", "sample")
 NOT_IDENTITY = ("format", "hkd_version", "command")
 MAX_UNITS = 2**31 - 2
@@ -100,10 +100,6 @@ class StoreSpec:
             raise _refuse("temperatures", "be positive numbers", self.temperatures)
         if not (isinstance(self.step, float) and math.isfinite(self.step) and 1e-4 <= self.step <= 1):
             raise _refuse("step", "lie between 0.0001 and 1", self.step)
-        if self.compression == "none" and self.codec != "f16":
-            raise _refuse(
-                "compression", "be zstd for the codec grid", "none", "Use the codec f16, or leave compression as it is."
-            )
         if len(self.inventory) > MAX_UNITS:
             raise _refuse("inventory", f"have at most {MAX_UNITS} units", len(self.inventory))
 

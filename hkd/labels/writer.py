@@ -30,7 +30,6 @@ from hkd.labels.cache import keep_shard
 from hkd.labels.card import card, facts, parse_report
 from hkd.labels.codec import Planes, encode
 from hkd.labels.index import index_bytes, index_table, load_index, rows_of
-from hkd.labels.memory import Buffers
 from hkd.labels.place import LocalPlace, Place, place_of
 from hkd.labels.quality import merge, quality_of
 from hkd.labels.rows import UtteranceLabels
@@ -38,8 +37,6 @@ from hkd.labels.schema import StoreSpec, check_format, differences, identity_of,
 from hkd.sparse import TopK
 
 logger = logging.getLogger(__name__)
-
-NUM_PLANES = 32  # wide planes of the blocks that are being compressed
 
 
 class LabelWriter:
@@ -49,7 +46,6 @@ class LabelWriter:
         self._place, self.spec, self._ids = place, spec, ids
         self._digest = spec.digest
         self._claimed: set[int] = set()
-        self._planes = Buffers(NUM_PLANES)
 
     @classmethod
     def open(cls, path: Path | str, spec: StoreSpec, ids: Iterable[str], *, overwrite: bool = False) -> "LabelWriter":
@@ -157,7 +153,7 @@ class LabelWriter:
             topks, word_N = [row.topk for row in rows[a:b]], np.concatenate([row.word_U for row in rows[a:b]])
             if quality is None:
                 sums[number] = quality_of(TopK.concatenate(topks))
-            return encode(self.spec, topks, word_N, offset_B1[a : b + 1] - offset_B1[a], self._planes.allocate)
+            return encode(self.spec, topks, word_N, offset_B1[a : b + 1] - offset_B1[a])
 
         blocks = [partial(planes, number) for number in range(len(sums))]
         self._publish(shard, utterances, blocks, lambda: merge(sums) if quality is None else quality)

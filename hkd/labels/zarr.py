@@ -22,7 +22,6 @@ from zarr.storage import MemoryStore, ZipStore
 
 from hkd.labels.backend import META_KEY, DamagedShardError, Utterances, Write, check_meta, check_size, join, shard_meta
 from hkd.labels.codec import Planes, layout
-from hkd.labels.memory import Allocate
 from hkd.labels.schema import StoreSpec
 
 CHUNK_BYTES = 1 << 20
@@ -62,7 +61,7 @@ class ZarrBackend:
             "text_digest": (utterances.text_digest_B8, 0),
         }
         arrays |= {name: (planes[name], plane.axis) for name, plane in layout(spec).items()}
-        compressors = [ZstdCodec(level=ZSTD_LEVEL)] if spec.compression == "zstd" else None
+        compressors = [ZstdCodec(level=ZSTD_LEVEL)]
         for name, (array, axis) in arrays.items():
             made = group.create_array(
                 name, shape=array.shape, dtype=array.dtype, chunks=_chunks(array, axis), compressors=compressors, fill_value=0
@@ -140,7 +139,7 @@ class ZarrShard:
             text_digest_B8=meta["text_digest"],
         )
 
-    def planes(self, block: int, allocate: Allocate = np.empty) -> Planes:
+    def planes(self, block: int) -> Planes:
         """All planes of the shard. Raises DamagedShardError."""
         assert block == 0
         n = int(self.utterances.length_B.sum())

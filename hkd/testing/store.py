@@ -165,12 +165,10 @@ def specs(
 ) -> StoreSpec:
     """Specs of all kinds: ids of 16 and 32 bits, dense and sparse, both selections, temperatures, both codecs."""
     units = draw(st.sampled_from(num_units))
-    codec = draw(st.sampled_from(["grid", "f16"]))
     return spec_for(
         units,
         k=draw(st.sampled_from([1, 2, 7, 64])) if units > 300 else draw(st.integers(1, units + 3)),
-        codec=codec,
-        compression=draw(st.sampled_from(["zstd", "none"])) if codec == "f16" else "zstd",
+        codec=draw(st.sampled_from(["grid", "f16"])),
         selection=draw(st.sampled_from(["topk", "topk", "sample"])),
         temperatures=tuple(draw(st.lists(st.sampled_from([0.5, 2.0, 3.0]), max_size=2))),
         backend=backend,

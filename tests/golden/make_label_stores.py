@@ -19,7 +19,6 @@ LENGTHS = [3, 0, 7, 12, 1, 30, 2, 2, 5]
 KINDS: dict[str, dict[str, Any]] = {
     "grid-arrow": {},
     "f16-arrow": {"codec": "f16", "temperatures": (2.0, 0.5)},
-    "plain-arrow": {"codec": "f16", "compression": "none", "temperatures": (2.0,)},
     "grid-zarr": {"backend": "zarr"},
     "sample-arrow": {"selection": "sample", "k": 5},
     "dense-arrow": {"k": 50, "step": 1 / 16},

@@ -39,7 +39,7 @@ def expected_of(name: str) -> dict[str, dict[str, list[Any]]]:
 
 
 def test_there_are_golden_stores() -> None:
-    assert {"grid-arrow", "f16-arrow", "plain-arrow", "grid-zarr", "sample-arrow", "dense-arrow"} <= set(STORES)
+    assert {"grid-arrow", "f16-arrow", "grid-zarr", "sample-arrow", "dense-arrow"} <= set(STORES)
 
 
 @pytest.mark.parametrize("name", STORES)

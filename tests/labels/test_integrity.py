@@ -38,8 +38,8 @@ def write_all(writer: LabelWriter, rows: dict[str, UtteranceLabels]) -> None:
 
 
 def test_a_full_disk_is_one_sentence_and_the_dump_goes_on_when_there_is_room(small_disk: Path, tmp_path: Path) -> None:
-    spec = spec_for(utterances_per_shard=2, codec="f16", compression="none")
-    rows = random_rows(spec, [40] * 10)
+    spec = spec_for(utterances_per_shard=2, codec="f16")
+    rows = random_rows(spec, [80] * 10)
     write_store(tmp_path / "whole", spec, rows)
     writer = LabelWriter.open(small_disk / "s", spec, rows)
     with pytest.raises(HkdError, match="No space left on device") as said:
@@ -75,8 +75,8 @@ def test_a_read_only_disk_is_one_sentence_to_writers_and_nothing_to_readers(smal
 
 
 def test_the_writing_thread_hands_its_error_over_at_once(small_disk: Path) -> None:
-    spec = spec_for(utterances_per_shard=1, codec="f16", compression="none")
-    rows = random_rows(spec, [60] * 40)
+    spec = spec_for(utterances_per_shard=1, codec="f16")
+    rows = random_rows(spec, [90] * 40)
     writer = LabelWriter.open(small_disk / "s", spec, rows)
 
     def dump() -> None:
