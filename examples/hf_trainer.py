@@ -7,6 +7,7 @@ import sys
 
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence as padded
 
 import hkd
 from hkd.torch import Collator  # before transformers: see hkd/torch.py
@@ -17,11 +18,7 @@ from transformers import Trainer, TrainingArguments, Wav2Vec2Config, Wav2Vec2For
 SHIFT_MS, WINDOW, STRIDE = 20.0, 400, 320  # of wav2vec 2.0's convolutions, in samples at 16 kHz
 
 
-def frames_of(lengths: torch.Tensor) -> list[int]:
-    return ((lengths - WINDOW) // STRIDE + 1).tolist()
-
-
-class CtcWithTeacher(Wav2Vec2ForCTC):
+class TaughtForCTC(Wav2Vec2ForCTC):
     """CTC over characters, and a head on layer `tap` that an LM teaches; drop the head and it is a plain Wav2Vec2ForCTC."""
 
     def __init__(self, config: Wav2Vec2Config) -> None:
@@ -31,8 +28,8 @@ class CtcWithTeacher(Wav2Vec2ForCTC):
     def forward(self, input_values, attention_mask=None, labels=None, teacher=None):
         out = super().forward(input_values, attention_mask, output_hidden_states=True, labels=labels)
         logits_BTV = self.teacher_head(out.hidden_states[self.config.tap])
-        teacher = teacher.to(logits_BTV.device)
-        kl = hkd.losses.sparse_kl(logits_BTV[teacher.batch_M, teacher.frame_M], **teacher.teacher).mean()
+        on = teacher.to(logits_BTV.device)
+        kl = hkd.losses.sparse_kl(logits_BTV[on.batch_M, on.frame_M], **on.teacher).mean()
         return {"loss": out.loss + kl, "logits": out.logits}
 
 
@@ -44,8 +41,7 @@ def main(folder: str, store: str, out: str, steps: int = 4) -> list[float]:
 
     def pad(examples: list[dict]) -> dict:
         waves = [torch.as_tensor(e["wave"]) for e in examples]
-        mask = [torch.ones(len(w), dtype=torch.long) for w in waves]
-        padded = nn.utils.rnn.pad_sequence
+        mask = [torch.ones(len(w)).long() for w in waves]
         labels = padded([torch.tensor(e["labels"]) for e in examples], batch_first=True, padding_value=-100)
         return {
             "input_values": padded(waves, batch_first=True),
@@ -53,10 +49,11 @@ def main(folder: str, store: str, out: str, steps: int = 4) -> list[float]:
             "labels": labels,
         }
 
+    def frames(batch: dict) -> list[int]:
+        return ((batch["attention_mask"].sum(1) - WINDOW) // STRIDE + 1).tolist()
+
     times = {"frame_shift_ms": SHIFT_MS, "first_frame_ms": WINDOW / 32}
-    add_labels = Collator(
-        project, [store], num_frames=lambda batch: frames_of(batch["attention_mask"].sum(1)), collate=pad, **times
-    )
+    add_labels = Collator(project, [store], num_frames=frames, collate=pad, **times)
 
     def collate(examples: list[dict]) -> dict:
         batch = add_labels(examples)
@@ -72,10 +69,10 @@ def main(folder: str, store: str, out: str, steps: int = 4) -> list[float]:
         output_dir=out, max_steps=steps, per_device_train_batch_size=2, learning_rate=1e-3, logging_steps=1, report_to=[], save_strategy="no",
         remove_unused_columns=False, use_cpu=not torch.cuda.is_available(), seed=0,
     )  # fmt: skip
-    trainer = Trainer(CtcWithTeacher(config), arguments, train_dataset=data, data_collator=collate)
+    trainer = Trainer(TaughtForCTC(config), arguments, train_dataset=data, data_collator=collate)
     trainer.train()
     return [row["loss"] for row in trainer.state.log_history if "loss" in row]
 
 
 if __name__ == "__main__":
-    print(main(*sys.argv[1:4]))
+    print(main(*sys.argv[1:]))
