@@ -20,7 +20,7 @@ def _splits(utterances: Any) -> dict[str, dict[str, float]]:
         row = found.setdefault(u.split or "(none)", {"utterances": 0, "hours": 0.0, "speakers": set()})
         row["utterances"] += 1
         row["hours"] += (u.duration or 0.0) / 3600
-        row["speakers"].add(u.speaker)
+        row["speakers"] |= {u.speaker} - {None}
     return {name: {**row, "hours": round(row["hours"], 4), "speakers": len(row["speakers"])} for name, row in found.items()}
 
 

@@ -43,61 +43,10 @@ _ENDINGS = {  # of the formats that libsndfile may have been built with
     "MP3": (".mp3",), "NIST": (".sph", ".nist"), "OGG": (".ogg", ".oga", ".opus"), "RF64": (".rf64",), "SVX": (".svx", ".8svx"),
     "VOC": (".voc",), "W64": (".w64",), "WAV": (".wav", ".wave"),
 }  # fmt: skip
-_OTHER_SOUND = frozenset(
-    [
-        ".3gp",
-        ".3gpp",
-        ".aac",
-        ".ac3",
-        ".adpcm",
-        ".al",
-        ".alaw",
-        ".amr",
-        ".ape",
-        ".asf",
-        ".avi",
-        ".awb",
-        ".dff",
-        ".dsf",
-        ".dts",
-        ".eac3",
-        ".flv",
-        ".g722",
-        ".g729",
-        ".gsm",
-        ".m4a",
-        ".m4b",
-        ".m4v",
-        ".mka",
-        ".mkv",
-        ".mov",
-        ".mp1",
-        ".mp2",
-        ".mp4",
-        ".mpc",
-        ".mpeg",
-        ".mpg",
-        ".oma",
-        ".ogv",
-        ".ogx",
-        ".pcm",
-        ".qt",
-        ".ra",
-        ".raw",
-        ".rm",
-        ".shn",
-        ".spx",
-        ".tta",
-        ".ul",
-        ".ulaw",
-        ".vox",
-        ".weba",
-        ".webm",
-        ".wma",
-        ".wmv",
-        ".wv",
-    ]
-)
+_OTHER_ENDINGS = """
+3gp 3gpp aac ac3 adpcm al alaw amr ape asf avi awb dff dsf dts eac3 flv g722 g729 gsm m4a m4b m4v mka mkv mov mp1 mp2 mp4 mpc mpeg mpg oma ogv
+ogx pcm qt ra raw rm shn spx tta ul ulaw vox weba webm wma wmv wv wv1 wv2"""
+_OTHER_SOUND = frozenset(f".{name}" for name in _OTHER_ENDINGS.split())
 _HIDDEN = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"})
 UNREADABLE = "recordings have an ending that libsndfile cannot read (convert each: ffmpeg -i NAME.m4a NAME.flac)"
 
@@ -294,6 +243,11 @@ def split_named(name: str) -> str | None:
     """The split that a file's or a part's name tells of, by one of its words; None where it tells of none or of several."""
     told = {_SPLITS[word] for word in re.split(r"[^a-z]+", name.lower()) if word in _SPLITS}
     return told.pop() if len(told) == 1 else None
+
+
+def split_called(value: str) -> str:
+    """The split that a table's cell says: train, dev and test under their other names (valid, eval ...), else the cell itself."""
+    return _SPLITS.get(value.strip().lower(), value)
 
 
 def channel_of(value: object, *, first: int = 0) -> int:

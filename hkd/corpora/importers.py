@@ -10,7 +10,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -30,6 +30,7 @@ from hkd.corpora.collect import (
     is_hidden,
     plain_fields,
     sort_files,
+    split_called,
     split_named,
     walk,
     write_sound,
@@ -146,7 +147,7 @@ def read_folder(folder: Path, options: Options | None = None) -> Manifest:
     tables = [path for path in files if path.parent == folder and path.suffix.lower() == ".tsv"]
     silent = [path for path in audio if text_beside(path) is None]
     if audio and tables and len(silent) == len(audio) and (len(tables) == 1 or all(split_named(path.stem) for path in tables)):
-        return _read_tables(tables, audio + unreadable, folder, options)
+        return _read_tables(tables, files, folder, options)
     report.bad(folder, UNREADABLE, [name(path) for path in unreadable if text_beside(path) is not None])
     report.leave_out(f"{UNREADABLE}; no text beside them", [name(path) for path in unreadable if text_beside(path) is None])
     if not audio:
@@ -191,11 +192,9 @@ def _splits_and_speakers(parents: list[tuple[str, ...]], report: Report) -> list
     return [(split, folders[0] if several and folders else None) for split, folders in zip(splits, rest, strict=True)]
 
 
-def _read_tables(tables: list[Path], audio: list[Path], folder: Path, options: Options) -> Manifest:
+def _read_tables(tables: list[Path], files: list[Path], folder: Path, options: Options) -> Manifest:
     found = [row for path in tables for row in tsv_rows(path, options, split=split_named(path.stem) if len(tables) > 1 else None)]
-    named = {os.path.realpath(u.audio_filepath) for _, u in found if u.audio_filepath}
-    unnamed = [str(path.relative_to(folder)) for path in audio if os.path.realpath(path) not in named]
-    options.report.leave_out("audio files that no row of a table names", unnamed)
+    _leave_out_unnamed(files, found, folder, options.report)
     return collect(found, tables[0] if len(tables) == 1 else folder, report=options.report, progress=options.progress)
 
 
@@ -226,7 +225,7 @@ def tsv_rows(path: Path, options: Options, *, audio: Path | None = None, split: 
 def _tsv_row(cell: Mapping[str, str], column: Mapping[str, str], audio: Path, split: str | None, report: Report) -> Utterance:
     if not cell["audio"]:
         raise UserError("a row must name its audio file, but does not.")
-    name, split = Path(cell["audio"]), split or cell.get("split")
+    name, split = Path(cell["audio"]), split or split_called(cell.get("split", ""))
     sound = str((audio / name).absolute())
     return Utterance(
         id=cell.get("id") or name.with_suffix("").as_posix(),
@@ -476,7 +475,7 @@ def _nemo_channel(row: Mapping[str, Any]) -> int | None:
 def _nemo_utterance(place: str, row: dict[str, Any], shared: str) -> Utterance:
     extra = {key: value for key, value in row.items() if key not in _NEMO_TAKEN}
     if row.get("split") is not None:
-        extra["split"] = row["split"]
+        extra["split"] = split_called(str(row["split"]))
     try:
         offset, channel = float(row.get("offset") or 0.0), _nemo_channel(row)
         name = str(row["id"]) if row.get("id") is not None else _nemo_name(row["audio_filepath"], offset, channel, shared)
@@ -539,7 +538,19 @@ def read_hf(source: str, options: Options | None = None) -> Manifest:
         options.report.note(kind, repeated)
     found = [(place, replace(u, id=name) if repeated else u) for (place, u), name in rows]
     told = {u.id for _, u in found if u.channel is not None}
+    if Path(source).is_dir() and not (Path(source) / "state.json").exists() and not (Path(source) / "dataset_dict.json").exists():
+        _leave_out_unnamed(walk(Path(source), options.report), found, Path(source), options.report)
     return collect(found, source, report=options.report, told=told, progress=options.progress)
+
+
+def _leave_out_unnamed(files: Iterable[Path], found: Iterable[Found], folder: Path, report: Report) -> None:
+    """Count the audio files of a folder that no utterance names."""
+    named = {os.path.realpath(u.audio_filepath) for _, u in found if u.audio_filepath}
+    audio = [path for paths in sort_files(files) for path in paths]
+    report.leave_out(
+        "audio files that no row of a table names",
+        [str(p.relative_to(folder)) for p in audio if os.path.realpath(p) not in named],
+    )
 
 
 def _open(source: str) -> Mapping[str, Any]:

@@ -21,7 +21,7 @@ from hkd.corpora.collect import Options, Report
 from hkd.corpora.debian import prepare_fortunes
 from hkd.corpora.importers import NEMO_PATTERN, guess_kind, read_path
 from hkd.corpora.named import SPEECH
-from hkd.errors import UserError
+from hkd.errors import HkdError, UserError
 from hkd.manifest import Manifest, Utterance, assign_splits
 from hkd.progress import Progress, no_progress
 from hkd.remote import default_cache
@@ -170,9 +170,11 @@ def prepare(
         whole, rule = split(read, report)
         if kind is None and name_or_path in SPEECH and not report.num_bad:
             check(load_card(name_or_path), whole)
-    finally:
-        if report.left_out or folder.is_dir():
+    except HkdError:
+        if report.num_bad:
             report.write()
+        raise
+    report.write()
     logger.info("%d utterances, split %s", len(whole), rule)
     for line in report.lines():
         logger.warning("%s (all in %s)", line, report.path)

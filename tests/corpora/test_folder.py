@@ -171,6 +171,11 @@ def test_endings_in_any_case(tmp_path: Path) -> None:
 def test_tables_for_splits_and_audio_that_none_of_them_names(tmp_path: Path) -> None:
     for name in "abcd":
         sound(tmp_path / "wav" / f"{name}.wav")
+    (tmp_path / "all.tsv").write_text(
+        "file\ttext\tsplit\nwav/a.wav\tone\tTraining\nwav/b.wav\ttwo\tvalidation\nwav/c.wav\tthree\textra\n"
+    )
+    assert [u.split for u in read_folder(tmp_path)] == ["train", "dev", "extra"]
+    (tmp_path / "all.tsv").unlink()
     for split, name in (("train", "a"), ("dev", "b"), ("my_test", "c")):
         (tmp_path / f"{split}.tsv").write_text(f"path\ttranscription\nwav/{name}.wav\tsaid\n")
     options = Options()

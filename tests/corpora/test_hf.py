@@ -77,12 +77,20 @@ def test_a_folder_of_audio_with_metadata(tmp_path: Path) -> None:
         write_files(tmp_path / split, {"a.wav": sound()})
         with (tmp_path / split / "metadata.csv").open("w", newline="") as file:
             csv.writer(file).writerows([("file_name", "transcription"), ("a.wav", 'He said: "yes, no"')])
-    whole = read_corpus(str(tmp_path), options=Options(audio_to=tmp_path / "out"))
+    options = Options(audio_to=tmp_path / "out")
+    whole = read_corpus(str(tmp_path), options=options)
     assert facts(whole) == [
         ("train-0000000", 'He said: "yes, no"', "train", None),
         ("test-0000000", 'He said: "yes, no"', "test", None),
     ]
     assert whole[0].audio_filepath == str(tmp_path / "train" / "a.wav")
+    assert options.report.left_out == {}
+    write_files(tmp_path, {"train/b.wav": sound(), "test/c.m4a": b"x", "train/._a.wav": b"x"})
+    read_corpus(str(tmp_path), options=options)
+    assert options.report.left_out == {
+        "hidden files or folders": ["train/._a.wav"],
+        "audio files that no row of a table names": ["train/b.wav", "test/c.m4a"],
+    }
     assert not (tmp_path / "out").exists()
 
 
