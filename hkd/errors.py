@@ -3,8 +3,11 @@
 One line each: "`NAME` must RULE, but is VALUE instead. REMEDY." The command line prints the line and nothing else.
 """
 
+import difflib
 import os
 import traceback
+from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 
 
@@ -66,3 +69,12 @@ def explained(error: BaseException) -> HkdError:
     if isinstance(error, OSError) and error.strerror:
         return HkdError(f"{error.strerror}{f': {error.filename}' if error.filename else ''}.")
     return internal_error(error)
+
+
+def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
+    """ " Did you mean 'NAME'?" with the known name that is likeliest meant: one that contains `name`, else a similar one; or nothing."""
+    names = list(islice(known, 100_000))
+    near = [other for other in names if name and name in other][:1] or difflib.get_close_matches(
+        name, names[:5000], n=1, cutoff=cutoff
+    )
+    return f" Did you mean '{near[0]}'?" if near else ""

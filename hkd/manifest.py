@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import Any
 
 from hkd import lines
-from hkd.errors import UserError
+from hkd.errors import UserError, did_you_mean
 from hkd.files import atomic_write, digest_of
 
 KNOWN_FIELDS = ("id", "audio_filepath", "offset", "duration", "channel", "text", "speaker")
@@ -95,7 +95,7 @@ class Manifest(Sequence[Utterance]):
     def by_id(self, utterance_id: str) -> Utterance:
         """The utterance of that id. Raises UserError where there is none."""
         if utterance_id not in self._row_of:
-            raise UserError(f"utterance '{utterance_id}' is not in the manifest.")
+            raise UserError(f"utterance '{utterance_id}' is not in the manifest.{did_you_mean(utterance_id, self._row_of)}")
         return self._utterances[self._row_of[utterance_id]]
 
     def where(self, keep: Callable[[Utterance], bool]) -> "Manifest":

@@ -123,6 +123,10 @@ def test_look_up(tmp_path: Path) -> None:
     assert whole.split(None) is whole
     with pytest.raises(UserError, match="dev, train"):
         whole.split("test")
+    long = Manifest([Utterance(id="speaker0001/000010011", text="x"), Utterance(id="speaker0002/000010012", text="y")])
+    for typed, meant in (("000010011", "speaker0001/000010011"), ("speaker0002/00001012", "speaker0002/000010012")):
+        with pytest.raises(UserError, match=f"not in the manifest. Did you mean '{meant}'?"):
+            long.by_id(typed)
     with pytest.raises(UserError, match="not in the manifest"):
         whole.by_id("c")
     with pytest.raises(UserError, match="stands twice"):

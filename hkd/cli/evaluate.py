@@ -7,7 +7,7 @@ import typer
 
 from hkd.cli.common import emit, progress_bar, project, say
 from hkd.config import Project, merge, parse_overrides
-from hkd.errors import UserError
+from hkd.errors import UserError, did_you_mean
 
 RUNS_HELP = "Runs: names below the runs folder, or folders. Default: all that are trained."
 LM_HELP = "Beside beam search (always with a hybrid student): an ARPA file over words, a folder of `hkd lm train`, or a causal LM's folder or hub name."
@@ -37,7 +37,10 @@ def run_folders(names: list[str] | None, runs: Path) -> list[Path]:
     for name in names:
         folder = next((path for path in (Path(name), runs / name) if path.is_dir()), None)
         if folder is None:
-            raise UserError(f"a run must be a folder or a name below {runs}, but is '{name}' instead. Run `hkd train` first.")
+            hint = did_you_mean(name, [path.name for path in runs.iterdir()] if runs.is_dir() else [])
+            raise UserError(
+                f"a run must be a folder or a name below {runs}, but is '{name}' instead.{hint or ' Run `hkd train` first.'}"
+            )
         folders.append(folder)
     return folders
 
@@ -177,7 +180,7 @@ def likelihoods(
 def transcribe(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Sound: WAV, FLAC, Opus, MP3 ...", show_default=False)],
     model: Annotated[
-        Path | None, typer.Option(help="A run, or the folder of an exported student. Default: the only run.")
+        Path | None, typer.Option("--run", "--model", help="A run, or the folder of an exported student. Default: the only run.")
     ] = None,
     decoder: Decoder = None,
     lm: Lm = None,
@@ -189,13 +192,13 @@ def transcribe(
 
     Examples:
 
-        hkd transcribe hello.wav --model runs/hierarchical
+        hkd transcribe hello.wav --run hierarchical
 
-        hkd transcribe *.flac --model runs/none/model --json
+        hkd transcribe *.flac --run student/ --json
 
-        hkd transcribe hello.wav --model none --decoder beam --lm words.arpa --set search.lm_weight=0.6
+        hkd transcribe hello.wav --run none --decoder beam --lm words.arpa --set search.lm_weight=0.6
 
-        hkd transcribe hello.wav --model hybrid --lm words.arpa --set search.hybrid.acoustic_scale=0.15
+        hkd transcribe hello.wav --run hybrid --lm words.arpa --set search.hybrid.acoustic_scale=0.15
     """
     from hkd.decode.recogniser import Recogniser
     from hkd.evaluate.transcribe import transcribe_file
@@ -223,12 +226,12 @@ def model_folder(model: Path | None, runs: Path) -> Path:
     if model is None:
         found = run_folders(None, runs)
         if len(found) > 1:
-            raise UserError(f"--model must be given where there are several runs: {', '.join(f.name for f in found)}.")
+            raise UserError(f"--run must be given where there are several runs: {', '.join(f.name for f in found)}.")
         return found[0] / "model"
     for folder in (model / "model", model, runs / model / "model"):
         if (folder / "student.json").exists():
             return folder
-    raise UserError(f"--model must be a run or an exported student, but {model} is neither. Run `hkd train` first.")
+    raise UserError(f"--run must be a run or an exported student, but {model} is neither. Run `hkd train` first.")
 
 
 def report(

@@ -1,5 +1,6 @@
 """`hkd lm`: unit language models."""
 
+import logging
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -57,6 +58,7 @@ def train(
     own = f"lm.{name or unit}"
     config = here.section(own if here.table(own) else f"lm.{unit}", LmConfig, table)
     folder = here.lm / (name or unit)
+    logging.getLogger("hkd").setLevel(logging.INFO)  # the n-gram's perplexity is said long before the end
     with progress_bar(f"lm {unit}") as progress:
         report = train_lm(
             config,

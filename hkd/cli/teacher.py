@@ -28,7 +28,7 @@ def teacher_dump(
         Text, typer.Option(help="Level: senone, monophone, character or subword. [subword]", show_default=False)
     ] = None,
     name: Annotated[Text, typer.Option(help="Name of the store below the labels folder; by default the level.")] = None,
-    out: Annotated[Text, typer.Option(help="The store's folder or URL (s3://...), instead of labels/NAME.")] = None,
+    out: Annotated[Text, typer.Option(help="The store's folder or URL (s3://...), instead of shards/NAME.")] = None,
     manifest: Annotated[Path | None, typer.Option(help="Manifest; by default the project's.")] = None,
     alignment: Annotated[
         Path | None, typer.Option(help="Alignment, for senones and monophones; by default the project's.")

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,7 +10,7 @@ import typer
 
 from hkd.cli.common import emit, progress_bar, project, say
 from hkd.config import merge, parse_overrides
-from hkd.errors import UserError
+from hkd.errors import UserError, did_you_mean
 from hkd.remote import location
 
 
@@ -34,6 +35,9 @@ def train(
         float | None, typer.Option(help="Share of the utterances that must have labels. Default: 1.", show_default=False)
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Remove the run that is there and train from the beginning.")
+    ] = False,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Curves for TensorBoard too, in the run's folder.")] = False,
     show: Annotated[bool, typer.Option("--show", help="Draw the student and say what the labels cover; train nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The result as JSON.")] = False,
@@ -76,12 +80,23 @@ def train(
         typer.echo(show_data(open_data(config, **inputs)))
         return
     folder = here.runs / name
+    if overwrite:
+        _remove(folder)
     logging.getLogger("hkd").setLevel(logging.INFO)
     with progress_bar(f"train {folder.name}") as progress:
         report = train_student(config, folder, device=device, tensorboard=tensorboard, progress=progress, **inputs)
     if report.was_done:
         say(f"{folder} is done: nothing to do.")
     emit(report.to_json(), as_json, lambda _: _summary(report.metrics, report.parameters, folder))
+
+
+def _remove(folder: Path) -> None:
+    """Remove a run. Raises UserError where something else lies there."""
+    if not folder.exists():
+        return
+    if not (folder / "identity.json").is_file():
+        raise UserError(f"--overwrite must replace a run, but {folder} is none. Take another name with --run.")
+    shutil.rmtree(folder)
 
 
 def _given(**options: Any) -> dict[str, Any]:
@@ -94,8 +109,9 @@ def _summary(metrics: dict[str, float], parameters: int, folder: Path) -> str:
 
 
 def export(
-    run: Annotated[str, typer.Argument(help="A run: a name below runs/, or a folder.", show_default=False)],
     out: Annotated[Path, typer.Option(help="Folder to write.", show_default=False)],
+    run: Annotated[str | None, typer.Argument(help="A run: a name below runs/, or a folder.", show_default=False)] = None,
+    named: Annotated[str | None, typer.Option("--run", "--model", help="The same as RUN.", show_default=False)] = None,
     heads: Annotated[bool, typer.Option("--heads", help="Keep the heads (for study; inference needs none).")] = False,
     onnx: Annotated[bool, typer.Option("--onnx", help="Write model.onnx too: features in, logits out.")] = False,
 ) -> None:
@@ -112,9 +128,17 @@ def export(
     from hkd.train.export import ENCODER, export_run
 
     here = project()
-    folder = next((path for path in (here.runs / run, Path(run)) if (path / "done.json").exists()), None)
+    if (run is None) == (named is None):
+        raise UserError(
+            "`hkd export` must get one run, as RUN or --run, but gets none or two. Give a name below runs/, or a folder."
+        )
+    name = str(run or named)
+    folder = next((path for path in (here.runs / name, Path(name)) if (path / "done.json").exists()), None)
     if folder is None:
-        raise UserError(f"a run must be done, but {here.runs / run} is not there or not at its end. Run `hkd train` first.")
+        hint = did_you_mean(name, (path.parent.name for path in here.runs.glob("*/done.json")))
+        raise UserError(
+            f"a run must be done, but {here.runs / name} is not there or not at its end.{hint or ' Run `hkd train` first.'}"
+        )
     export_run(folder, out, heads=heads, onnx=onnx)
     card = json.loads((out / "student.json").read_text())
     say(f"{out}: {', '.join(card['files'])} and student.json; load it with hkd.student.export.load_student.")

@@ -10,12 +10,13 @@
 import json
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hkd.align.alignment import Alignment
 from hkd.errors import UserError
@@ -174,8 +175,21 @@ class _Training:
         for number, fold in enumerate(folds):
             if not len(fold.corpus):
                 raise UserError("an LM needs sentences to train on, but none is left. Give more text.")
-            self._train(fold, number, len(folds))
-        report = self._compare(folds, train)
+            self._count(fold, number, len(folds))
+        judged = self._judged(folds)
+        if not judged:
+            raise UserError(
+                "an LM needs held-out sentences to be judged on, but there is none. Give more text, or raise `held_out`."
+            )
+        ngram = self._sums(folds, judged, load_ngram_part)
+        for name, sums in ngram.items():
+            perplexity = summed(sums).perplexity
+            log.info(
+                "the n-gram has perplexity %.2f on the %s; the neural LM, which is trained next, has to beat it", perplexity, name
+            )
+        for number, fold in enumerate(folds):
+            self._fit(fold, number, len(folds))
+        report = self._report(folds, train, self._compare(folds, judged, ngram))
         report.save(self.folder / REPORT)
         for path in self.folder.rglob(".*.tmp"):  # of runs that were killed while they wrote
             path.unlink(missing_ok=True)
@@ -235,17 +249,20 @@ class _Training:
             folds.append(_Fold(folder=self.folder / name, work=work / name, corpus=Corpus([train, others]), judged=part))
         return folds
 
-    def _train(self, fold: _Fold, number: int, folds: int) -> None:
-        """The n-gram and the LM of one fold, where they are not there."""
+    def _count(self, fold: _Fold, number: int, folds: int) -> None:
+        """The n-gram of one fold, where it is not there."""
         fold.folder.mkdir(parents=True, exist_ok=True)
         if self.senones is not None and not (fold.folder / SENONES).exists():
             SenoneCounts.count(self.senones, fold.corpus).save(fold.folder / SENONES)
         if not (fold.folder / NGRAM).exists():
-            self.progress(0.1 + 0.8 * number / folds, 1.0, stage="n-gram")
+            self.progress(0.1 + 0.1 * number / folds, 1.0, stage="n-gram")
             senones = self.senones
             part = fold.corpus.part(NGRAM_UNITS)
             sentences = part if senones is None else (senones.split(unit_U)[0] for unit_U in part)
             train_ngram(sentences, fold.folder / NGRAM, order=self.config.resolved_order, work=fold.work)
+
+    def _fit(self, fold: _Fold, number: int, folds: int) -> None:
+        """The neural LM of one fold, where it is not there."""
         if (fold.folder / MODEL).exists():
             return
         model = make_unit_lm(
@@ -258,40 +275,49 @@ class _Training:
         task = LmTask(model, fold.corpus, batch_sentences=self.config.batch_sentences, seed=self.config.loop.seed)
 
         def show(done: float, total: float, **facts: float | str) -> None:
-            self.progress(0.1 + 0.8 * (number + 0.1 + 0.9 * done / max(total, 1)) / folds, 1.0, **facts)
+            self.progress(0.2 + 0.7 * (number + done / max(total, 1)) / folds, 1.0, **facts)
 
         identity = {"lm": digest_of_json(self.identity), "fold": number}
         fit(task, self.config.loop, fold.work / "fit", identity=identity, device=self.device, progress=show)
         write_bytes(fold.folder / MODEL, (fold.work / "fit" / "final.safetensors").read_bytes())
 
-    def _compare(self, folds: Sequence[_Fold], train: TokenCache) -> LmReport:
-        """Neural LM, n-gram and unigram on the same positions."""
-        config = self.config
-        sets = [name for name in folds[0].judged if any(fold.judged[name] for fold in folds)]
-        table: dict[str, dict[str, Any]] = {}
+    def _judged(self, folds: Sequence[_Fold]) -> dict[str, list[list[NDArray[np.int32]]]]:
+        """For each set of sentences (text, transcripts), the ones that each fold's LM is judged on."""
+        most, seed = max(1, self.config.max_scored_positions // len(folds)), self.config.loop.seed
+        sets = {name: [sample(f.judged[name], max_positions=most, seed=seed) for f in folds] for name in folds[0].judged}
+        return {name: chosen for name, chosen in sets.items() if any(chosen)}
+
+    def _sums(
+        self, folds: Sequence[_Fold], judged: Mapping[str, list[list[NDArray[np.int32]]]], load: Callable[..., Teacher]
+    ) -> dict[str, list[tuple[float, int, int]]]:
+        """For each set, the figures of each fold's part of one kind."""
         whole = json.loads((self.folder / CONFIG).read_text(encoding="utf-8"))
+        found: dict[str, list[tuple[float, int, int]]] = {name: [] for name in judged}
+        for number, fold in enumerate(folds):
+            teacher = load(fold.folder, config=whole, inventory=self.inventory, name=self.folder.name)
+            for name, chosen in judged.items():
+                if chosen[number]:
+                    found[name].append(figures(teacher, chosen[number]))
+        return found
+
+    def _compare(
+        self,
+        folds: Sequence[_Fold],
+        judged: Mapping[str, list[list[NDArray[np.int32]]]],
+        ngram: Mapping[str, list[tuple[float, int, int]]],
+    ) -> dict[str, dict[str, Any]]:
+        """Neural LM, n-gram and unigram on the same positions."""
+        neural = self._sums(folds, judged, load_neural_part)
         unigrams = [unigram(fold.corpus.counts(len(self.inventory)), self.senones) for fold in folds]
-        for name in sets:
-            parts: dict[str, list[tuple[float, int, int]]] = {"neural": [], "ngram": [], "unigram": []}
-            for number, fold in enumerate(folds):
-                chosen = sample(
-                    fold.judged[name], max_positions=max(1, config.max_scored_positions // len(folds)), seed=config.loop.seed
-                )
-                if not chosen:
-                    continue
-                for kind, load in (("neural", load_neural_part), ("ngram", load_ngram_part)):
-                    teacher: Teacher = load(fold.folder, config=whole, inventory=self.inventory, name=self.folder.name)
-                    parts[kind].append(figures(teacher, chosen))
-                parts["unigram"].append(unigram_figures(unigrams[number], self.senones, chosen))
+        table: dict[str, dict[str, Any]] = {}
+        for name, chosen in judged.items():
+            plain = [unigram_figures(unigrams[n], self.senones, part) for n, part in enumerate(chosen) if part]
+            parts = {"neural": neural[name], "ngram": ngram[name], "unigram": plain}
             table[name] = {kind: asdict(summed(part)) for kind, part in parts.items()}
-            table[name]["positions"] = sum(part[2] for part in parts["ngram"])
-        return self._report(folds, train, table)
+            table[name]["positions"] = sum(part[2] for part in ngram[name])
+        return table
 
     def _report(self, folds: Sequence[_Fold], train: TokenCache, table: dict[str, dict[str, Any]]) -> LmReport:
-        if not table:
-            raise UserError(
-                "an LM needs held-out sentences to be judged on, but there is none. Give more text, or raise `held_out`."
-            )
         judged_on = "transcripts" if "transcripts" in table else "text"
         wins = table[judged_on]["neural"]["perplexity"] < table[judged_on]["ngram"]["perplexity"]
         return LmReport(

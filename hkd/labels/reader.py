@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hkd.errors import UserError
+from hkd.errors import UserError, did_you_mean
 from hkd.labels import folder as files
 from hkd.labels.backend import DamagedShardError, ShardFile, block_cuts
 from hkd.labels.cache import local_folder, open_shard, origin
@@ -110,7 +110,9 @@ class LabelReader:
         """Its place among the sorted ids. Raises UserError where it is not in the store."""
         row = self._find(utterance_id)
         if row is None:
-            raise UserError(f"utterance '{utterance_id}' is not in label store {self.place}.")
+            raise UserError(
+                f"utterance '{utterance_id}' is not in label store {self.place}.{did_you_mean(utterance_id, self.ids)}"
+            )
         return row
 
     def _rows(self, ids: Sequence[str]) -> NDArray[np.int64]:

@@ -43,6 +43,15 @@ def test_train_then_score(folder):
     assert again.stdout == trained.stdout
 
 
+def test_the_ngram_is_told_before_the_neural_lm_is_trained(folder, caplog):
+    with caplog.at_level("INFO", logger="hkd"):
+        CliRunner().invoke(app, ["train", "--unit", "subword", "--text", "text.txt", *SMALL], catch_exceptions=False)
+    told = [record.getMessage() for record in caplog.records if record.name.startswith("hkd.labelling.lm")]
+    report = json.loads((folder / "lm" / "subword" / "report.json").read_text())
+    perplexity = report["figures"]["text"]["ngram"]["perplexity"]
+    assert told[0].startswith(f"the n-gram has perplexity {perplexity:.2f} on the text; the neural LM, which is trained next")
+
+
 def test_what_is_missing_is_said(folder):
     run = CliRunner()
     assert isinstance(run.invoke(app, ["train", "--unit", "subword"]).exception, UserError)

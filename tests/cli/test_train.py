@@ -39,9 +39,24 @@ def test_the_command_as_written_trains_then_says_that_it_is_done_and_exports(pro
     other = CliRunner().invoke(app, ["train", "--labels", "shards/", "--set", "lam=0.5"])
     assert other.exit_code == 2
     assert "train.lam was 0.3, is 0.5" in " ".join(other.stderr.split())
-    assert CliRunner().invoke(app, ["export", "hierarchical", "--out", "student"]).exit_code == 0
+    assert CliRunner().invoke(app, ["export", "--run", "hierarchical", "--out", "student"]).exit_code == 0
+    near = CliRunner().invoke(app, ["export", "hierarchicl", "--out", "other"])
+    assert near.exit_code == 2
+    assert "Did you mean 'hierarchical'?" in " ".join(near.stderr.split())
+    assert CliRunner().invoke(app, ["export", "--out", "other"]).exit_code == 2
+    replaced = CliRunner().invoke(app, ["train", "--labels", "shards/", "--set", "lam=0.5", "--overwrite", "--json"])
+    assert replaced.exit_code == 0, replaced.output
+    assert json.loads((project / "runs" / "hierarchical" / "identity.json").read_text())["train"]["lam"] == 0.5
     student, _ = load_student(project / "student")
     assert not list(student.heads)
+
+
+def test_overwrite_removes_nothing_but_a_run(project: Path) -> None:
+    (project / "runs" / "mine").mkdir(parents=True)
+    (project / "runs" / "mine" / "notes.txt").write_text("mine")
+    done = CliRunner().invoke(app, ["train", "--run", "mine", "--overwrite"])
+    assert done.exit_code == 2
+    assert (project / "runs" / "mine" / "notes.txt").read_text() == "mine"
 
 
 def test_show_draws_and_trains_nothing(project: Path) -> None:
