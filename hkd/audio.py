@@ -3,13 +3,23 @@
 - An utterance's `channel` is read, from 0; where it has none, channels are mixed down to their mean. Other sample rates are resampled with soxr ("HQ").
 - An utterance's `offset` and `duration` become samples *of the file's own rate* by the one rule of `hkd.timebase`; what is cut is resampled.
 - A file at a URL (s3://, https:// and whatever else fsspec knows) is read through a copy on this machine.
+- Headers may lie about the length (streams, broken recorders). `probe` reads the header alone where that is sure to be right, looks at the
+  last sample where a codec hides the length, and decodes the file where neither tells. Reading falls back to decoding from the start.
+- Whatever a decoder raises becomes one sentence that names the file and a remedy.
 - `check_audio` looks at every utterance and lists what is wrong with which; it never stops half-way.
 
 Shape letters: S samples, C channels.
 """
 
-from collections.abc import Iterable
+import os
+import re
+import stat
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,6 +35,20 @@ from hkd.timebase import SAMPLE_RATE_HZ, seconds_to_samples
 
 SILENCE_PEAK = 1e-4  # -80 dB of full scale: below it, a whole utterance is said to be silent
 DURATION_TOLERANCE_S = 0.05
+_LINEAR = re.compile(
+    "PCM_|FLOAT|DOUBLE|ULAW|ALAW"
+)  # subtypes with so many bytes a sample: the file's size tells the length, seeking is exact
+_COMPRESSED = ("FLAC", "OGG", "MP3")  # formats whose header, or last page, tells the length
+_WARM_UP_S = (
+    1.0  # a lossy decoder that starts in the middle needs what stands before (MP3's bit reservoir, Opus' 80 ms of pre-roll)
+)
+_LAST_S = 60.0  # libsndfile 1.2 seeks to a wrong place within the last page of an Ogg stream, and a page may hold many seconds
+_BLOCK = 1 << 20  # samples read at once
+_BAD_SEEK = 39  # libsndfile's error where a place does not exist; soundfile seeks to where it stands after each read
+_MAX_TAG_BYTES = 1 << 10  # of tags after the last sample
+_MORE = "audio file {path} must be one stream, but goes on where it ends by its header. {remedy}"
+_MAX_PAGE_BYTES = 1 << 16  # of an Ogg page
+_UNKNOWN_BYTES = 0x7FFF0000  # sizes from here on stand for "not known" in the headers of streams
 
 
 class Span(Protocol):
@@ -44,11 +68,12 @@ class Span(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AudioInfo:
-    """What a file's header says."""
+    """The sound of a file: `num_samples` are there, at its own rate; `missing_s` seconds more stand in its header (it is cut off)."""
 
     sample_rate_hz: int
     num_samples: int
     channels: int
+    missing_s: float = 0.0
 
     @property
     def duration_s(self) -> float:
@@ -75,19 +100,172 @@ def local_file(path: str) -> Path:
 
 
 def probe(path: Path | str) -> AudioInfo:
-    """What the header says. Raises UserError where the file is missing, empty or no audio."""
+    """Rate, true length and channels. Raises UserError where the file is missing, empty, damaged, no audio, or has samples that are NaN."""
     path = local_file(str(path))
+    with _opened(path) as file:
+        rate, channels, promised = file.samplerate, file.channels, file.frames
+        kind, linear = file.format, _LINEAR.match(file.subtype) is not None
+        missing_s = _cut_off_s(file, path) if linear else 0.0
+        if file.subtype in ("FLOAT", "DOUBLE"):
+            for block_SC in _blocks(file, promised):
+                _refuse_non_finite(block_SC, path)
+    num_samples = promised
+    if not linear or kind == "FLAC":
+        ends_there = kind in _COMPRESSED and _ends_there(path)
+        num_samples = promised if ends_there else sum(map(len, _decoded(path, sys.maxsize)))
+        missing_s = max(0.0, (promised - num_samples) / rate) if promised < 1 << 36 else 0.0
+        if kind == "MP3" and not ends_there and num_samples == promised:
+            raise UserError(_MORE.format(path=path, remedy=_remedy(path)))
+    if num_samples <= 0:
+        raise UserError(f"audio file {path} must hold sound, but has no samples. {_remedy(path)}")
+    return AudioInfo(sample_rate_hz=rate, num_samples=num_samples, channels=channels, missing_s=missing_s)
+
+
+@contextmanager
+def _opened(path: Path, *, piped: bool = False) -> Iterator[soundfile.SoundFile]:
+    """A file's decoder. Whatever goes wrong, here or in decoding, becomes a UserError. piped: as a stream, so that the header's length is ignored."""
     try:
-        if path.stat().st_size == 0:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            kind = "folder" if stat.S_ISDIR(status.st_mode) else "pipe or device"
+            raise UserError(f"audio file {path} must be a regular file, but is a {kind}. Write the sound to a file first.")
+        if status.st_size == 0:
             raise UserError(f"audio file {path} must hold sound, but is empty.")
-        info = soundfile.info(str(path))
+        with soundfile.SoundFile(_pipe(path)) if piped else _unsized(path, soundfile.SoundFile(path)) as file:
+            yield file
+    except HkdError:
+        raise
     except OSError as error:
-        raise UserError(f"audio file {path}: {error.strerror}.") from None
-    except soundfile.LibsndfileError as error:
+        raise UserError(f"audio file {path}: {error.strerror or error}.") from None
+    except Exception as error:  # decoders fail in ways of their own
         raise UserError(
-            f"audio file {path} must be WAV, FLAC, Opus, MP3 or the like, but cannot be read ({_why(error)})."
+            f"audio file {path} must be WAV, FLAC, Opus, MP3 or the like, but cannot be read ({_why(error)}). {_remedy(path)}"
         ) from None
-    return AudioInfo(sample_rate_hz=info.samplerate, num_samples=info.frames, channels=info.channels)
+
+
+def _remedy(path: Path) -> str:
+    with path.open("rb") as file:
+        is_sphere = file.read(7) == b"NIST_1A"
+    command = f"sph2pipe -f wav {path.name}" if is_sphere else f"ffmpeg -i {path.name} -ar 16000"
+    return f"Copy it again if it is cut off, or convert it: {command} {path.stem}{'-16k' if path.suffix == '.wav' else ''}.wav"
+
+
+def _pipe(path: Path) -> int:
+    """The reading end of a pipe with the file's bytes."""
+    reading, writing = os.pipe()
+
+    def feed() -> None:
+        try:
+            with os.fdopen(writing, "wb") as pipe:
+                pipe.write(path.read_bytes())
+        except OSError:
+            pass  # the decoder has closed its end
+
+    threading.Thread(target=feed, daemon=True).start()
+    return reading
+
+
+def _unsized(path: Path, file: soundfile.SoundFile) -> soundfile.SoundFile:
+    """The file; a WAV whose data chunk says 0 bytes, as recorders that were killed leave it, with all that follows as its sound."""
+    if file.frames or file.format not in ("WAV", "WAVEX") or not _LINEAR.match(file.subtype):
+        return file
+    data, at = path.read_bytes(), 12
+    while data[at : at + 4] not in (b"data", b""):
+        at += 8 + int.from_bytes(data[at + 4 : at + 8], "little") + data[at + 4] % 2
+    file.close()
+    kind = {"samplerate": file.samplerate, "channels": file.channels, "subtype": file.subtype, "endian": "LITTLE"}
+    return soundfile.SoundFile(BytesIO(data[at + 8 :]), format="RAW", **kind)
+
+
+def _cut_off_s(file: soundfile.SoundFile, path: Path) -> float:
+    """Seconds that a file of fixed sample size should have and has not, as libsndfile's log tells: `data : 64000 (should be 29957)`."""
+    sizes = [(int(said), int(found)) for said, found in re.findall(r"(\d+) \(should be (\d+)\)", file.extra_info)]
+    absent = max((said - found for said, found in sizes if said < _UNKNOWN_BYTES), default=0)
+    return max(0.0, float(absent * file.frames / path.stat().st_size / file.samplerate))
+
+
+def _ends_there(path: Path) -> bool:
+    """Whether the last sample of the header's length can be read, and lies at the file's end. Raises UserError where more than that follows."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        with soundfile.SoundFile(number, closefd=False) as file:
+            kind = file.format
+            file.seek(file.frames - 1)
+            if not len(file.read(1)):
+                return False
+        size = os.fstat(number).st_size
+        left = size - os.lseek(number, 0, os.SEEK_CUR)
+        first, last = os.pread(number, 18, 0), os.pread(number, _MAX_PAGE_BYTES, max(0, size - _MAX_PAGE_BYTES))
+    except RuntimeError:  # soundfile.LibsndfileError
+        return False
+    finally:
+        os.close(number)
+    if kind == "MP3":
+        return left <= _MAX_TAG_BYTES or b"APETAGEX" in last
+    page = last[last.rfind(b"OggS") :]  # bytes 6 to 14: the samples so far, -1 for unknown; 14 to 18: the stream
+    if left > _MAX_TAG_BYTES or (kind == "OGG" and (page[14:18] != first[14:] or page[6:14] == b"\xff" * 8)):
+        raise UserError(_MORE.format(path=path, remedy=_remedy(path)))
+    return True
+
+
+def _blocks(file: soundfile.SoundFile, wanted: int) -> Iterator[NDArray[np.float32]]:
+    """The next `wanted` samples as waves_SC, fewer at the end."""
+    while wanted > 0:
+        block_SC = np.full((min(_BLOCK, wanted, max(1, file.frames)), file.channels), np.nan, np.float32)
+        try:
+            count = len(file.read(out=block_SC))
+        except soundfile.LibsndfileError as error:
+            count = int(np.isfinite(block_SC[:, 0]).sum())
+            if error.code != _BAD_SEEK or len(block_SC) == count < wanted:
+                raise
+            wanted = count  # the sound ends before the header says: what was decoded stands
+        if not count:
+            return
+        yield block_SC[:count]
+        wanted -= count
+
+
+def _decoded(path: Path, stop: int) -> list[NDArray[np.float32]]:
+    """Samples from the start to `stop` or the end, in blocks, whatever length the header gives."""
+    with _opened(path) as file:
+        found = list(_blocks(file, stop))
+        is_mp3 = file.format == "MP3"
+    if (
+        is_mp3 and sum(map(len, found)) < stop and not _ends_there(path)
+    ):  # without a Xing tag the length is guessed from the first frame
+        try:
+            with _opened(path, piped=True) as file:
+                return max(found, list(_blocks(file, stop)), key=lambda blocks: sum(map(len, blocks)))
+        except UserError:
+            return found
+    return found
+
+
+def _cut(path: Path, start: int, wanted: int) -> NDArray[np.float32]:
+    """wave_SC of the samples from `start` on, fewer than `wanted` where the file ends before."""
+    with _opened(path) as file:
+        rate, channels = file.samplerate, file.channels
+        begin = start
+        if not _LINEAR.match(file.subtype):
+            begin = max(0, min(start - int(_WARM_UP_S * rate), file.frames - int(_LAST_S * rate)))
+        begin = begin if file.seekable() else 0
+        try:
+            if begin:
+                file.seek(begin)
+            found = list(_blocks(file, start + wanted - begin))
+        except soundfile.LibsndfileError:
+            if not begin:
+                raise
+            found = []
+    if sum(map(len, found)) < start + wanted - begin:
+        begin, found = 0, _decoded(path, start + wanted)
+    wave_SC: NDArray[np.float32] = np.concatenate(found)[start - begin :] if found else np.zeros((0, channels), np.float32)
+    return wave_SC
+
+
+def _refuse_non_finite(wave_SC: NDArray[np.float32], path: Path) -> None:
+    if not np.isfinite(wave_SC).all():
+        raise UserError(f"audio file {path} must hold finite samples, but some are NaN or infinite. Make it again.")
 
 
 def stamp(path: str) -> list[Any]:
@@ -109,28 +287,24 @@ def read_audio(utterance: Span, *, sample_rate_hz: int = SAMPLE_RATE_HZ) -> NDAr
     if utterance.audio_filepath is None:
         raise UserError(f"utterance '{utterance.id}' has no audio. Give its manifest line an audio_filepath.")
     path = local_file(utterance.audio_filepath)
-    info = probe(path)
-    start = seconds_to_samples(utterance.offset, info.sample_rate_hz)
-    wanted = info.num_samples - start
-    if utterance.duration is not None:
-        wanted = seconds_to_samples(utterance.duration, info.sample_rate_hz)
-    if start < 0 or start >= info.num_samples:
-        raise UserError(f"audio file {path} must reach beyond {utterance.offset:g} s, but ends at {info.duration_s:.3f} s.")
-    try:
-        with soundfile.SoundFile(path) as file:
-            file.seek(start)
-            wave_SC = file.read(wanted, dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, OSError) as error:
-        raise UserError(f"audio file {path} cannot be read ({_why(error)}).") from None
-    tolerated = seconds_to_samples(DURATION_TOLERANCE_S, info.sample_rate_hz)
-    if len(wave_SC) < wanted - tolerated or len(wave_SC) == 0:
-        got = (start + len(wave_SC)) / info.sample_rate_hz
+    with _opened(path) as file:
+        rate = file.samplerate
+    start = seconds_to_samples(utterance.offset, rate)
+    wanted = probe(path).num_samples - start if utterance.duration is None else seconds_to_samples(utterance.duration, rate)
+    wave_SC = _cut(path, start, wanted) if start >= 0 and wanted > 0 else np.zeros((0, 1), np.float32)
+    if not len(wave_SC):
         raise UserError(
-            f"audio file {path} must reach to {(start + wanted) / info.sample_rate_hz:.3f} s, but ends at {got:.3f} s: is it truncated?"
+            f"audio file {path} must reach beyond {utterance.offset:g} s, but ends at {probe(path).duration_s:.3f} s."
         )
+    if len(wave_SC) < wanted - seconds_to_samples(DURATION_TOLERANCE_S, rate):
+        raise UserError(
+            f"audio file {path} must reach to {(start + wanted) / rate:.3f} s, but ends at {(start + len(wave_SC)) / rate:.3f} s: is it "
+            "truncated?"
+        )
+    _refuse_non_finite(wave_SC, path)
     wave_S = _one_channel(wave_SC, utterance.channel, path)
-    if info.sample_rate_hz != sample_rate_hz:
-        wave_S = soxr.resample(wave_S, info.sample_rate_hz, sample_rate_hz, quality="HQ")
+    if rate != sample_rate_hz:
+        wave_S = soxr.resample(wave_S, rate, sample_rate_hz, quality="HQ")
     return np.ascontiguousarray(wave_S, np.float32)
 
 
@@ -158,8 +332,6 @@ def check_utterance(utterance: Span) -> str | None:
         return str(error)
     except Exception as error:  # a decoder may fail in ways of its own; the run goes on and names the line
         return f"audio file {utterance.audio_filepath} cannot be read ({type(error).__name__}: {error})."
-    if not np.isfinite(wave_S).all():
-        return f"audio file {utterance.audio_filepath} must hold finite samples, but some are NaN or infinite."
     peak = float(np.abs(wave_S).max())
     if peak < SILENCE_PEAK:
         return f"audio file {utterance.audio_filepath} must not be silent, but its highest sample is {peak:.2g} of full scale."
@@ -189,11 +361,9 @@ def check_audio(
 
 def write_wav(path: Path, wave_S: NDArray[np.float32], *, sample_rate_hz: int = SAMPLE_RATE_HZ) -> None:
     """Write 16-bit mono sound atomically; WAV or FLAC by the path's ending."""
-    import io
-
     from hkd.files import write_bytes
 
-    data = io.BytesIO()
+    data = BytesIO()
     soundfile.write(data, to_int16(wave_S), sample_rate_hz, format=path.suffix[1:].upper(), subtype="PCM_16")
     write_bytes(path, data.getvalue())
 

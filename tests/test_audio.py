@@ -1,6 +1,9 @@
 """Reading sound: formats, rates, channels, offsets; and everything that can be wrong with a file, named and never a crash."""
 
+import io
 import math
+import os
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +90,191 @@ def test_neighbouring_cuts_meet_without_overlap_or_gap(tmp_path: Path) -> None:
     assert len(first) + len(rest) == 1000
 
 
+KINDS = [
+    (kind, subtype, channels)
+    for kind in soundfile.available_formats()
+    for subtype in soundfile.available_subtypes(kind)
+    for channels in (1, 2)
+    if kind not in ("RAW", "SD2") and not subtype.startswith("DWVW")  # no header; two files; libsndfile reads it in one go alone
+]
+
+
+@pytest.mark.parametrize(("kind", "subtype", "channels"), KINDS)
+def test_cuts_are_the_same_as_slices_of_the_whole_in_every_format(tmp_path: Path, kind: str, subtype: str, channels: int) -> None:
+    rate = 8000 if subtype in ("GSM610", "OPUS") else 16_000
+    total = rate + 123
+    noise_SC = np.random.default_rng(0).normal(size=(total, channels)) * 0.2
+    wave_SC = np.clip(noise_SC * np.abs(np.sin(np.arange(total) / rate * 3))[:, None], -0.9, 0.9)
+    path = tmp_path / "x.dat"
+    try:
+        soundfile.write(path, wave_SC, rate, format=kind, subtype=subtype)
+        with soundfile.SoundFile(path) as file:
+            blocks, rate = [file.read(4096, dtype="float32", always_2d=True) for _ in range(20)], file.samplerate
+    except soundfile.LibsndfileError:
+        with pytest.raises(UserError, match=r"must (be WAV|hold sound)"):
+            probe(path)  # libsndfile cannot write this, or not read what it wrote
+        return
+    whole_S = np.concatenate(blocks).mean(1)
+    assert probe(path) == AudioInfo(sample_rate_hz=rate, num_samples=len(whole_S), channels=channels)
+    assert len(whole_S) == pytest.approx(total, abs=1100)  # block codecs fill their last block
+    fields = {"sample_rate_hz": rate}
+    np.testing.assert_allclose(read_audio(utterance(path), **fields), whole_S, atol=1e-6)
+    for start in (0, 1, 4097, len(whole_S) - 900, len(whole_S) - 10):
+        cut = utterance(path, offset=start / rate, duration=min(800, len(whole_S) - start) / rate)
+        np.testing.assert_allclose(read_audio(cut, **fields), whole_S[start : start + 800], atol=1e-6)
+
+
+@pytest.mark.parametrize(("kind", "subtype"), [("OGG", "VORBIS"), ("OGG", "OPUS"), ("MP3", None)])
+def test_lossy_recordings_are_cut_exactly_at_the_end_too(tmp_path: Path, kind: str, subtype: str | None) -> None:
+    """libsndfile's own seeking into the last page of Vorbis gives other sound than decoding up to there."""
+    rate = 16_000
+    wave_S = np.random.default_rng(1).normal(size=70 * rate) * 0.2
+    wave_S[20 * rate : -2 * rate] *= 1e-4  # quiet makes long pages
+    path = tmp_path / "x.dat"
+    soundfile.write(path, wave_S, rate, format=kind, subtype=subtype)
+    whole_S = read_audio(utterance(path))
+    for start_s in (0.5, 9.0, 30.0, 65.0, 68.2, 69.5):
+        cut_S = read_audio(utterance(path, offset=start_s, duration=0.4))
+        start = int(start_s * rate)
+        np.testing.assert_allclose(cut_S, whole_S[start : start + 6400], atol=1e-6)
+
+
+def encoded(kind: str, subtype: str | None = None, *, num: int = 32_000, **more) -> bytes:
+    data = io.BytesIO()
+    soundfile.write(data, 0.2 * np.random.default_rng(0).normal(size=num), 16_000, format=kind, subtype=subtype, **more)
+    return data.getvalue()
+
+
+def put(data: bytes, at: int, layout: str, value: int) -> bytes:
+    changed = bytearray(data)
+    struct.pack_into(layout, changed, at, value)
+    return bytes(changed)
+
+
+def flac_samples(data: bytes, total: int) -> bytes:
+    return data[:21] + bytes([data[21] & 0xF0 | total >> 32]) + struct.pack(">I", total & 0xFFFFFFFF) + data[26:]
+
+
+WAV, AU, FLAC = encoded("WAV"), encoded("AU", "PCM_16"), encoded("FLAC")
+AIFF, W64, RF64, SPHERE = (encoded(kind, "PCM_16") for kind in ("AIFF", "W64", "RF64", "NIST"))
+AT = WAV.index(b"data") + 4
+LISTED = WAV[:36] + b"LIST" + struct.pack("<I", 4) + b"INFO" + WAV[36:]
+LIES = {  # whose true length is 2 s
+    "wav unknown": put(WAV, AT, "<I", 0xFFFFFFFF),
+    "wav unknown twice": put(put(WAV, AT, "<I", 0xFFFFFFFF), 4, "<I", 0xFFFFFFFF),
+    "wav by sox to a pipe": put(WAV, AT, "<I", 0x7FFFF000),
+    "wav by a killed recorder": put(put(WAV, AT, "<I", 0), 4, "<I", 0),
+    "wav by a killed recorder, with a list": put(LISTED, LISTED.index(b"data") + 4, "<I", 0),
+    "mu-law by a killed recorder": put(encoded("WAV", "ULAW"), encoded("WAV", "ULAW").index(b"data") + 4, "<I", 0),
+    "au unknown": put(AU, 8, ">I", 0xFFFFFFFF),
+    "aiff frames unknown": put(AIFF, AIFF.index(b"COMM") + 10, ">I", 0),
+    "aiff size unknown": put(AIFF, AIFF.index(b"SSND") + 4, ">I", 0xFFFFFFFF),
+    "w64 unknown": put(W64, W64.index(b"data") + 16, "<q", -1),
+    "rf64 unknown": put(RF64, RF64.index(b"ds64") + 24, "<q", -1),
+    "sphere without count": SPHERE.replace(b"sample_count -i 32000", b"sample_count -i 0    "),
+    "flac unknown": flac_samples(FLAC, 0),
+    "flac absurd": flac_samples(FLAC, (1 << 36) - 1),
+    "flac a little more": flac_samples(FLAC, 32_010),
+}
+REFUSED = {
+    "flac of one sample": (flac_samples(FLAC, 1), "must be one stream"),
+    "flac cut off": (FLAC[: len(FLAC) // 2], "flac decoder lost sync"),
+    "flac cut off, unknown": (flac_samples(FLAC, 0)[: len(FLAC) // 2], "flac decoder lost sync"),
+    "ogg cut off": (encoded("OGG")[:6000], "has no samples"),
+    "opus cut off": (encoded("OGG", "OPUS")[:200], "malformed"),
+    "two mp3s": (encoded("MP3") * 2, "must be one stream"),
+    "au of none": (put(AU, 8, ">I", 0), "has no samples"),
+    "header alone": (WAV[:44], "has no samples"),
+    "caf unknown": (put(encoded("CAF"), encoded("CAF").index(b"data") + 4, ">q", -1), "malformed"),
+    "shorten": (SPHERE.replace(b"-s3 pcm", b"-s26 pcm,embedded-shorten-v2.00"), "sph2pipe -f wav"),
+    "NaN": (encoded("WAV", "FLOAT")[:-4] + struct.pack("<f", math.nan), "must hold finite samples"),
+    "infinite": (encoded("AU", "DOUBLE")[:-8] + struct.pack(">d", math.inf), "must hold finite samples"),
+}
+
+
+def granules_gone(data: bytes) -> bytes:
+    """An Ogg stream whose last page does not say where it ends."""
+    at = data.rfind(b"OggS")
+    page = bytearray(data[at:])
+    page[6:14], page[22:26] = b"\xff" * 8, bytes(4)
+    checksum = 0
+    for byte in page:
+        checksum ^= byte << 24
+        for _ in range(8):
+            checksum = (checksum << 1 ^ 0x04C11DB7 if checksum & 0x80000000 else checksum << 1) & 0xFFFFFFFF
+    page[22:26] = struct.pack("<I", checksum)
+    return data[:at] + bytes(page)
+
+
+@pytest.mark.parametrize("name", LIES)
+def test_a_header_that_lies_is_not_believed(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "x.dat"
+    path.write_bytes(LIES[name])
+    honest = {"flac": FLAC, "mu": encoded("WAV", "ULAW")}.get(name.partition(" ")[0].partition("-")[0], WAV)
+    (tmp_path / "honest").write_bytes(honest)
+    assert probe(path) == AudioInfo(sample_rate_hz=16_000, num_samples=32_000, channels=1, missing_s=probe(path).missing_s)
+    assert probe(path).missing_s < 0.01 or name == "flac absurd"
+    whole_S = read_audio(utterance(tmp_path / "honest"))
+    np.testing.assert_allclose(read_audio(utterance(path)), whole_S, atol=1e-4)
+    np.testing.assert_allclose(read_audio(utterance(path, offset=1.5, duration=0.5)), whole_S[24_000:], atol=1e-4)
+    with pytest.raises(UserError, match="truncated"):
+        read_audio(utterance(path, offset=1.5, duration=0.7))
+
+
+def test_a_variable_mp3_without_its_tag_is_counted_by_decoding(tmp_path: Path) -> None:
+    loud_then_quiet = np.random.default_rng(0).normal(size=160_000) * np.repeat([0.2, 1e-3], 80_000)
+    path = tmp_path / "x.mp3"
+    soundfile.write(path, loud_then_quiet, 16_000, bitrate_mode="VARIABLE", compression_level=0.2)
+    data = path.read_bytes()
+    second = data.find(data[:2], 4)
+    path.write_bytes(data[second:])  # the first frame holds the tag
+    assert soundfile.info(path).frames < 100_000  # guessed from the first frame's bit rate
+    info = probe(path)
+    assert info.num_samples == pytest.approx(160_000, abs=3 * 1152)
+    whole_S = read_audio(utterance(path))
+    assert len(whole_S) == info.num_samples
+    np.testing.assert_allclose(read_audio(utterance(path, offset=9.0, duration=0.5)), whole_S[144_000:152_000], atol=1e-6)
+    path.write_bytes(data + b"APETAGEX" + bytes(5000))
+    assert probe(path).num_samples == 160_000
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_read_right_is_refused_with_a_remedy(tmp_path: Path, name: str) -> None:
+    data, reason = REFUSED[name]
+    path = tmp_path / "x.dat"
+    path.write_bytes(data)
+    for read in (probe, lambda path: read_audio(utterance(path))):
+        with pytest.raises(UserError) as caught:
+            read(path)
+        assert reason in str(caught.value)
+        assert str(path) in str(caught.value)
+        assert "\n" not in str(caught.value)
+    assert check_audio([utterance(path)])
+
+
+def test_ogg_that_does_not_say_where_it_ends_and_pipes_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.opus"
+    path.write_bytes(granules_gone(encoded("OGG", "OPUS")))
+    with pytest.raises(UserError, match="must be one stream"):
+        probe(path)
+    os.mkfifo(tmp_path / "pipe.wav")
+    with pytest.raises(UserError, match=r"regular file, but is a pipe"):
+        probe(tmp_path / "pipe.wav")
+    (tmp_path / "x.raw").write_bytes(WAV[44:])
+    with pytest.raises(UserError, match="cannot be read"):
+        probe(tmp_path / "x.raw")
+
+
+@pytest.mark.parametrize(("data", "rate"), [(WAV, 2), (AU, 2), (AIFF, 2), (W64, 2), (encoded("WAV", "ALAW"), 1)])
+def test_a_file_that_is_cut_off_says_what_is_missing(tmp_path: Path, data: bytes, rate: int) -> None:
+    path = tmp_path / "x.dat"
+    path.write_bytes(data[: len(data) - 16_000 * rate])
+    info = probe(path)
+    assert info.num_samples == pytest.approx(16_000, abs=100)
+    assert info.missing_s == pytest.approx(1.0, abs=0.02)
+    assert len(read_audio(utterance(path))) == info.num_samples
+
+
 def broken(folder: Path) -> dict[str, tuple[Utterance, str]]:
     good = tone(1.0)
     write_wav(folder / "good.wav", good)
@@ -140,7 +328,7 @@ def test_a_declared_duration_that_is_too_short_is_a_cut_and_no_problem(tmp_path:
 
 def test_reading_what_is_broken_raises_one_sentence(tmp_path: Path) -> None:
     for name, (span, _) in broken(tmp_path).items():
-        if name not in ("silent.wav", "nan.wav"):
+        if name != "silent.wav":
             with pytest.raises(UserError) as caught:
                 read_audio(span)
             assert "\n" not in str(caught.value)

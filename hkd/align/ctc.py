@@ -22,6 +22,7 @@ from hkd.align.textgrid import Interval
 from hkd.audio import read_audio
 from hkd.errors import HkdError, UserError
 from hkd.files import digest_of, digest_of_file
+from hkd.lines import first_line
 from hkd.manifest import Manifest, Utterance
 from hkd.native import import_torchaudio
 from hkd.timebase import SAMPLE_RATE_HZ
@@ -37,9 +38,10 @@ class CtcModel(Protocol):
 
     blank: int
     identity: dict[str, Any]
+    left_out: dict[str, str]  # letters that the model has no unit for, each with a word that has it
 
     def log_probs(self, wave_S: NDArray[np.float32]) -> Floats:
-        """logp_TV of a wave at 16 kHz."""
+        """logp_TV of a wave at 16 kHz. Raises FailureError for one that the model cannot read."""
         ...
 
     def encode(self, spoken: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
@@ -122,6 +124,9 @@ class CtcSource:
                 yield utterance.id, self._utterance(utterance)
             except (FailureError, HkdError) as error:
                 yield utterance.id, error if isinstance(error, FailureError) else FailureError(str(error))
+        if left_out := self._model.left_out:
+            letters = ", ".join(f"'{letter}' ('{word}')" for letter, word in sorted(left_out.items())[:10])
+            self.notes += (f"the model has no unit for {len(left_out)} letters, which words are aligned without: {letters}",)
 
     def _utterance(self, utterance: Utterance) -> Found:
         spoken = words(utterance.text)
@@ -170,6 +175,7 @@ class TransformersCtc:
         self._torch = torch
         self.blank = int(config.pad_token_id or 0)
         self._vocabulary: dict[str, int] = self._tokenizer.get_vocab()
+        self.left_out: dict[str, str] = {}
         weights = sorted(Path(source).glob("*.safetensors")) if Path(source).is_dir() else []
         commit = getattr(config, "_commit_hash", None)
         self.identity = {
@@ -178,10 +184,15 @@ class TransformersCtc:
         }  # fmt: skip
 
     def log_probs(self, wave_S: NDArray[np.float32]) -> Floats:
-        """logp_TV."""
-        given = self._features(wave_S, sampling_rate=SAMPLE_RATE_HZ, return_tensors="pt")
-        with self._torch.no_grad():
-            logits_BTV = self._model(**{name: value.to(self._model.device) for name, value in given.items()}).logits
+        """logp_TV. Raises FailureError, for a wave that is shorter than the model's first window, say."""
+        try:
+            given = self._features(wave_S, sampling_rate=SAMPLE_RATE_HZ, return_tensors="pt")
+            with self._torch.no_grad():
+                logits_BTV = self._model(**{name: value.to(self._model.device) for name, value in given.items()}).logits
+        except (RuntimeError, ValueError) as error:
+            raise FailureError(
+                f"the model cannot read {len(wave_S) / SAMPLE_RATE_HZ:.3f} s of sound: {first_line(error)}"
+            ) from None
         logp_TV: Floats = logits_BTV[0].float().log_softmax(-1).cpu().numpy()
         return logp_TV
 
@@ -205,6 +216,9 @@ class TransformersCtc:
         if getattr(self._tokenizer, "word_delimiter_token", None) is None:
             unknown = self._tokenizer.unk_token_id
             found = self._tokenizer(word, add_special_tokens=False)["input_ids"]
+            if unknown in found:
+                self.left_out.update({word: word})
             return [int(number) for number in found if number != unknown]
-        spellings = ([self._vocabulary[c] for c in spelled if c in self._vocabulary] for spelled in (word, word.upper()))
-        return max(spellings, key=len)
+        spelled = max((word, word.upper()), key=lambda spelled: sum(c in self._vocabulary for c in spelled))
+        self.left_out.update({c: word for c in spelled if c not in self._vocabulary})
+        return [self._vocabulary[c] for c in spelled if c in self._vocabulary]

@@ -12,7 +12,7 @@ from typing import Any
 
 from hkd.align.foreign import FailureError, Foreign, pieces
 from hkd.align.imports import Found, Samples
-from hkd.align.textgrid import Interval, phones_in_words, window
+from hkd.align.textgrid import Interval, lasting, phones_in_words, window
 from hkd.errors import UserError
 from hkd.files import digest_of_file
 from hkd.lines import numbered_lines
@@ -26,9 +26,16 @@ COLUMNS = 5
 Pronounce = Callable[[str], Sequence[str]]
 
 
-def read_ctm(path: Path) -> dict[str, list[Interval]]:
-    """Intervals of each id, by their begin. Raises UserError with file and line where a line is none of a CTM."""
-    found: dict[str, list[Interval]] = {}
+class Ctm(dict[str, list[Interval]]):
+    """Intervals of each id, by their begin. grid_s: what the file's times are rounded to, 10 ms at least."""
+
+    grid_s = 0.01
+
+
+def read_ctm(path: Path) -> Ctm:
+    """Read a CTM. Raises UserError with file and line where a line is none of a CTM."""
+    found = Ctm()
+    decimals = 0
     for number, line in numbered_lines(path, "a CTM file"):
         if not line.strip() or line.startswith(";;"):
             continue
@@ -43,10 +50,11 @@ def read_ctm(path: Path) -> dict[str, list[Interval]]:
             raise UserError(
                 f"{path}:{number}: a line of a CTM file must be `id channel begin duration symbol`, but this one {_why(error)}."
             ) from None
-        if duration > 0:
-            found.setdefault(columns[0], []).append(Interval(start, start + duration, columns[4]))
+        decimals = max(decimals, *(len(column.partition(".")[2]) for column in columns[2:4]))
+        found.setdefault(columns[0], []).append(Interval(start, start + duration, columns[4], f"{path}:{number}"))
     for rows in found.values():
         rows.sort()
+    found.grid_s = max(0.01, 10.0 ** -max(1, decimals))
     return found
 
 
@@ -62,7 +70,7 @@ class CtmSource:
         """pronounce: a word's phones, for words alone; () where a word has none."""
         for path in (word_ctm, phones):
             if path is not None and not path.is_file():
-                raise UserError(f"{path} must be a CTM file, but is not there.")
+                raise UserError(f"{path} must be a CTM file, but is {'a folder' if path.is_dir() else 'not there'}.")
         self._words, self._phones, self._pronounce = word_ctm, phones, pronounce
         self.phones = None
         self.senones = None
@@ -72,12 +80,13 @@ class CtmSource:
     def identity(self) -> dict[str, Any]:
         """Name, and digests of the files."""
         phones = digest_of_file(self._phones) if self._phones is not None else "lexicon" if self._pronounce is not None else None
-        return {"name": "ctm", "files": digest_of_file(self._words), "phones": phones}
+        return {"name": "ctm", "files": digest_of_file(self._words), "phones": phones, "grid": "of the file"}
 
     def read(self, manifest: Manifest, samples: Samples) -> Iterator[tuple[str, Found]]:
         """The manifest's utterances that the files have, then what else they have."""
         spoken = read_ctm(self._words)
-        phones = read_ctm(self._phones) if self._phones is not None else {}
+        phones = read_ctm(self._phones) if self._phones is not None else Ctm()
+        grid_s = spoken.grid_s if self._phones is None else max(spoken.grid_s, phones.grid_s)
         used = set()
         coarse = self._phones is None and self._pronounce is not None
         for utterance in manifest:
@@ -85,13 +94,21 @@ class CtmSource:
             if name not in spoken:
                 continue
             used.add(name)
-            yield utterance.id, self._utterance(utterance, spoken[name], phones.get(name, []), samples, cut=name != utterance.id)
+            rows = spoken[name], phones.get(name, [])
+            yield utterance.id, self._utterance(utterance, *rows, samples, cut=name != utterance.id, grid_s=grid_s)
         self.notes = ("phones share a word's sound evenly: coarse, since the CTM has words alone",) if coarse else ()
         for name in sorted(spoken.keys() - used):
             yield name, FailureError("no utterance")
 
     def _utterance(
-        self, utterance: Utterance, spoken: Sequence[Interval], phones: Sequence[Interval], samples: Samples, *, cut: bool
+        self,
+        utterance: Utterance,
+        spoken: Sequence[Interval],
+        phones: Sequence[Interval],
+        samples: Samples,
+        *,
+        cut: bool,
+        grid_s: float,
     ) -> Found:
         try:
             offset = utterance.offset if cut else 0.0
@@ -100,20 +117,26 @@ class CtmSource:
                 spoken, phones = window(spoken, offset, stop), window(phones, offset, stop)
             if phones:
                 rows, tokens = phones_in_words(spoken, phones)
-                return pieces([(a, b, word, split_position(label)[0]) for a, b, word, label in rows], tokens, offset_s=offset)
+                return pieces(
+                    [(a, b, word, split_position(label)[0]) for a, b, word, label in rows], tokens, offset_s=offset, grid_s=grid_s
+                )
             if self._phones is not None:
                 raise FailureError("it has words, but no phones")
-            return words_alone(spoken, self._pronounce, offset_s=offset)
+            return words_alone(spoken, self._pronounce, offset_s=offset, grid_s=grid_s)
         except FailureError as error:
             return error
 
 
-def words_alone(spoken: Sequence[Interval], pronounce: Pronounce | None, *, offset_s: float = 0.0) -> Foreign:
+def words_alone(
+    spoken: Sequence[Interval], pronounce: Pronounce | None, *, offset_s: float = 0.0, grid_s: float | None = None
+) -> Foreign:
     """Words with their times → pieces: words, or their phones, each with an equal share of the word's sound. Raises FailureError."""
-    said = [row for row in spoken if not is_silent_word(row.label)]
+    said = [row for row in lasting(spoken, "word") if not is_silent_word(row.label)]
     tokens = [row.label for row in said]
     if pronounce is None:
-        return pieces([(row.start, row.stop, number, None) for number, row in enumerate(said)], tokens, offset_s=offset_s)
+        return pieces(
+            [(row.start, row.stop, number, None) for number, row in enumerate(said)], tokens, offset_s=offset_s, grid_s=grid_s
+        )
     rows: list[tuple[float, float, int, str | None]] = []
     for number, row in enumerate(said):
         phones = pronounce(row.label)
@@ -122,7 +145,7 @@ def words_alone(spoken: Sequence[Interval], pronounce: Pronounce | None, *, offs
         width = (row.stop - row.start) / len(phones)
         edges = [*(row.start + width * place for place in range(len(phones))), row.stop]
         rows += [(a, b, number, phone) for phone, (a, b) in zip(phones, pairwise(edges), strict=True)]
-    return pieces(rows, tokens, offset_s=offset_s)
+    return pieces(rows, tokens, offset_s=offset_s, grid_s=grid_s)
 
 
 def pronounce_by(lexicon: Lexicon) -> Pronounce:

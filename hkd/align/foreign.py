@@ -3,7 +3,8 @@
 - A tool gives pieces: stretches of sound, the finest that it knows (states, else phones, else words), each with the word and phone that it
   is part of. Times are samples at 16 kHz from the utterance's start; all rounding to frames happens here, by `hkd.timebase`.
 - Gaps become silence, at the edges too (less than 50 ms there goes to the neighbour). What overlaps, runs backwards or ends after the
-  sound is refused, and so is what does not cover the sound, or holds a phone for seconds.
+  sound is refused, and so is what does not cover the sound, or holds a phone for seconds. Gaps and overlaps within the tool's own rounding
+  (5 ms, a CTM's 10 ms) are none.
 - The tool's words are held against the transcript's by their letters: a tool may write `well-known` or `we` + `'ll`, and `<unk>`
   stands for one word of the transcript.
 
@@ -26,10 +27,10 @@ from hkd.units.text import words
 
 SILENCE_PHONE = "sil"
 UNKNOWN_WORDS = frozenset({"<unk>", "<oov>", "[unk]", "<unk/>", "<spoken_noise>"})
-_NOISE = re.compile(r"<.*>|\[.*\]|\{.*\}|\+.*\+|!.*")
+NOISE = re.compile(r"<.*>|\[.*\]|\{.*\}|\+.*\+|!.*")
 _EDGE_FRAMES = 5  # of silence that a tool need not say
 _MAX_MOVED_FRAMES = 5
-_GAP_SAMPLES = HOP_SAMPLES // 2
+_SLACK_SAMPLES = HOP_SAMPLES // 2
 
 
 class FailureError(Exception):
@@ -67,6 +68,7 @@ class Foreign:
     phone_P: tuple[str, ...] | None = None
     begins_P: NDArray[np.bool_] = field(default_factory=lambda: np.ones(0, np.bool_))  # a new phone; read where there are senones
     senone_P: NDArray[np.int64] | None = None
+    slack: int = _SLACK_SAMPLES  # what the tool's times may be wrong by, in samples: overlaps up to it and gaps below it are none
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,8 +83,14 @@ class Silence:
         return phone in self.names
 
 
-def pieces(segments: Sequence[tuple[float, float, int, str | None]], tokens: Sequence[str], *, offset_s: float = 0.0) -> Foreign:
-    """(start, stop, word, phone) in seconds → Foreign. Raises FailureError for times that are no numbers."""
+def pieces(
+    segments: Sequence[tuple[float, float, int, str | None]],
+    tokens: Sequence[str],
+    *,
+    offset_s: float = 0.0,
+    grid_s: float | None = None,
+) -> Foreign:
+    """(start, stop, word, phone) in seconds → Foreign. grid_s: what times are rounded to. Raises FailureError for times that are no numbers."""
     times = np.array([row[:2] for row in segments], np.float64).reshape(-1, 2) - offset_s
     if not np.isfinite(times).all() or (np.abs(times) > 1e7).any():
         raise FailureError("a segment's time is not a finite number of seconds")
@@ -92,6 +100,7 @@ def pieces(segments: Sequence[tuple[float, float, int, str | None]], tokens: Seq
         tokens=tuple(tokens), start_P=sample_P2[:, 0], stop_P=sample_P2[:, 1],
         word_P=np.array([row[2] for row in segments], np.int64),
         phone_P=tuple(str(row[3]) for row in segments) if has_phones else None,
+        slack=_SLACK_SAMPLES if grid_s is None else round(grid_s * SAMPLE_RATE_HZ) + 1,
     )  # fmt: skip
 
 
@@ -151,9 +160,10 @@ def _check(foreign: Foreign, num_samples: int, silence: Silence, config: ImportC
     start_P, stop_P = foreign.start_P, foreign.stop_P
     if (bad := np.flatnonzero(stop_P <= start_P)).size:
         raise FailureError(f"a segment at {_at(int(start_P[bad[0]]))} has no duration")
-    if (bad := np.flatnonzero(start_P[1:] < stop_P[:-1] - _GAP_SAMPLES)).size:
+    if (bad := np.flatnonzero(start_P[1:] < stop_P[:-1] - foreign.slack)).size:
         raise FailureError(f"segments overlap at {_at(int(start_P[bad[0] + 1]))}")
-    if start_P[0] < -_EDGE_FRAMES * HOP_SAMPLES or stop_P[-1] > num_samples + _EDGE_FRAMES * HOP_SAMPLES:
+    edge = max(_EDGE_FRAMES * HOP_SAMPLES, foreign.slack)
+    if start_P[0] < -edge or stop_P[-1] > num_samples + edge:
         raise FailureError(
             f"the alignment runs from {_at(int(start_P[0]))} to {_at(int(stop_P[-1]))}, but the sound from 0 to {_at(num_samples)}"
         )
@@ -191,7 +201,7 @@ def _pairs(tokens: Sequence[str], spoken: Sequence[str]) -> list[tuple[list[int]
             groups.append((theirs, [at]))
             at += 1
             continue
-        if not said or (_NOISE.fullmatch(token) and not (at < len(spoken) and said.startswith(letters[at]))):
+        if not said or (NOISE.fullmatch(token) and not (at < len(spoken) and said.startswith(letters[at]))):
             continue
         while ours != said:
             if len(ours) < len(said) and said.startswith(ours) and at < len(spoken):
@@ -262,7 +272,7 @@ def _close(foreign: Foreign, num_samples: int, silence: Silence) -> Foreign:
     if quiet_P[-1] or stop[-1] > num_samples - edge:
         stop[-1] = num_samples
     before = np.concatenate([[0], stop[:-1]])
-    gap_P = start - before >= _GAP_SAMPLES
+    gap_P = start - before >= foreign.slack
     within_P = np.concatenate([[False], ~quiet_P[1:] & (foreign.word_P[1:] == foreign.word_P[:-1])])
     if (bad := np.flatnonzero(within_P & (start - before > edge))).size:
         raise FailureError(f"there is a gap within a word at {_at(int(before[bad[0]]))}")

@@ -3,7 +3,8 @@
 A `Source` reads one tool's files. What it cannot give of an utterance is a reason, not an end; what belongs to no utterance is counted.
 """
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from hkd.align.alignment import Tier, UtteranceAlignment, write_alignment
 from hkd.align.foreign import SILENCE_PHONE, FailureError, Foreign, ImportConfig, Silence, SymbolTable, fit
 from hkd.align.report import AlignReport, about, finished, warn
+from hkd.align.sequences import aligned_to_units
 from hkd.audio import probe
 from hkd.errors import HkdError
 from hkd.files import digest_of_json
@@ -109,7 +111,8 @@ def import_alignment(
         raise HkdError(f"none of {len(manifest)} utterances could be aligned, '{example[0]}' for one: {example[1]}.")
     inventories, silences, phone_id_V = _inventories(source, table, config)
     report = AlignReport(
-        kept=len(rows), failed=failed, unused=tuple(unused), notes=source.notes,
+        kept=len(rows), failed=failed, unused=tuple(unused),
+        notes=source.notes + _unheard(rows.values(), [table[phone] for phone in table if phone in _silence(source, config)]),
         seconds_of_audio=sum(row.num_frames for row in rows.values()) * FRAME_SHIFT_S,
     )  # fmt: skip
     ordered = (rows[utterance.id] for utterance in manifest if utterance.id in rows)
@@ -124,6 +127,25 @@ def import_alignment(
     )
     warn(report)
     return report
+
+
+def _unheard(rows: Iterable[UtteranceAlignment], silent_ids: Sequence[int]) -> tuple[str, ...]:
+    """A note on words that have no phone of their own, since the tool knew them as `<unk>` or noise: they are frames of silence at that level."""
+    words: Counter[str] = Counter()
+    utterances = 0
+    for row in rows:
+        if MONOPHONE in row.tiers:
+            heard = set(aligned_to_units(row, MONOPHONE, silent_ids)[1].tolist())
+            without = [word for number, word in enumerate(row.words) if number not in heard]
+            words.update(without)
+            utterances += bool(without)
+    if not words:
+        return ()
+    some = ", ".join(f"'{word}'" for word, _ in words.most_common(10))
+    return (
+        f"{words.total()} words ({len(words)} different) of {utterances} utterances have no phones, since the tool knew them as unknown or "
+        f"noise: {some}{' ...' if len(words) > 10 else ''}",
+    )
 
 
 def _spans(manifest: Manifest) -> str:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from hkd.align.ctm import read_ctm
 from hkd.align.foreign import FailureError, Foreign, ImportConfig
 from hkd.align.imports import Found, Samples
-from hkd.align.textgrid import Interval
+from hkd.align.textgrid import Interval, lasting
 from hkd.errors import UserError
 from hkd.files import digest_of, digest_of_file
 from hkd.manifest import Manifest, Utterance
@@ -159,7 +159,7 @@ class KaldiSource:
         phones = [symbols[int(at)] for at in first_Q]
         tokens = [token for token in utterance.text.split() if words(token)]
         if ctm is not None:
-            said = [row for row in ctm if not is_silent_word(row.label)]
+            said = [row for row in lasting(ctm, "word") if not is_silent_word(row.label)]
             middle_P = (foreign.start_P + foreign.stop_P) / 2 / SAMPLE_RATE_HZ
             place_P = np.searchsorted([row.start for row in said], middle_P, side="right") - 1
             stop_W = np.array([row.stop for row in said] or [0.0])

@@ -6,6 +6,7 @@
   cuts into utterances is cut by its times.
 """
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,15 +15,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hkd.align.foreign import FailureError, pieces
+from hkd.align.foreign import NOISE, UNKNOWN_WORDS, FailureError, pieces
 from hkd.align.imports import Found, Samples
 from hkd.errors import UserError
 from hkd.files import digest_of, digest_of_file
 from hkd.manifest import Manifest, Utterance
 from hkd.timebase import SAMPLE_RATE_HZ
-from hkd.units.phones import is_silent_word
+from hkd.units.phones import is_silence_name, is_silent_word
 
 MAX_BYTES = 256 << 20
+_END_S = 0.01  # what a tier's last interval may end before the tier does
 _VALUE = re.compile(
     r'"((?:[^"]|"")*)"|<(exists|absent)>|(?<![\w\[.+-])([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|nan|inf)(?![\w\].])'
 )
@@ -30,11 +32,12 @@ _COMMENT = re.compile(r"^\s*!.*$", re.MULTILINE)
 
 
 class Interval(NamedTuple):
-    """A stretch of a tier, in seconds."""
+    """A stretch of a tier, in seconds. `place` is the line that it stands in, FILE:LINE."""
 
     start: float
     stop: float
     label: str
+    place: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +56,7 @@ def read_textgrid(path: Path) -> TextGrid:
     except OSError as error:
         raise UserError(f"TextGrid {path}: {error.strerror}.") from None
     try:
-        return _parse(_decode(data))
+        return _parse(_decode(data), path)
     except (ValueError, IndexError) as error:
         raise UserError(f"{path} must be a TextGrid in Praat's text format, but is not ({error}).") from None
 
@@ -70,13 +73,28 @@ class _Values:
     """The values of a TextGrid in order. Raises ValueError where one is missing or of another kind."""
 
     def __init__(self, text: str) -> None:
-        self._found = _VALUE.finditer(text)
+        self._text, self._found = text, _VALUE.finditer(text)
+        self._ahead = next(self._found, None)
+        self._line, self._counted = 1, 0
 
     def _next(self, what: str) -> re.Match[str]:
-        match = next(self._found, None)
+        match = self._ahead
         if match is None:
             raise ValueError(f"it ends where {what} should stand: is it truncated?")
+        self._ahead = next(self._found, None)
         return match
+
+    def more(self, group: int) -> bool:
+        """Whether a value of that kind comes next: 1 text, 2 a flag, 3 a number."""
+        return self._ahead is not None and self._ahead.lastindex == group
+
+    @property
+    def line(self) -> int:
+        """The line of the next value, from 1."""
+        at = self._ahead.start() if self._ahead is not None else len(self._text)
+        self._line += self._text.count("\n", self._counted, at)
+        self._counted = at
+        return self._line
 
     def text(self, what: str) -> str:
         match = self._next(what)
@@ -106,7 +124,8 @@ class _Values:
         return int(value)
 
 
-def _parse(text: str) -> TextGrid:
+def _parse(text: str, path: Path) -> TextGrid:
+    """All tiers, whatever the file says of their number; a tier that ends before its time with fewer intervals than said is truncated."""
     values = _Values(text)
     kind, of = values.text("the file's type"), values.text("the object's class")
     if not kind.startswith("ooTextFile") or of != "TextGrid":
@@ -116,23 +135,25 @@ def _parse(text: str) -> TextGrid:
     tiers: dict[str, tuple[Interval, ...]] = {}
     if values.flag("whether there are tiers") == "absent":
         return TextGrid(tiers=tiers)
-    for _ in range(values.count("the number of tiers")):
+    left = values.count("the number of tiers")
+    while left > 0 or values.more(1):
+        left -= 1
         tier_kind, name = values.text("a tier's class"), values.text("a tier's name")
         values.number("a tier's begin")
-        values.number("a tier's end")
+        end = values.number("a tier's end")
         size = values.count("a tier's size")
+        rows = []
+        while values.more(3):
+            place, start = f"{path}:{values.line}", values.number("an interval's begin")
+            stop = start if tier_kind == "TextTier" else values.number("an interval's end")
+            rows.append(Interval(start, stop, values.text("an interval's text"), place))
         if tier_kind == "TextTier":
-            for _ in range(size):
-                values.number("a point's time")
-                values.text("a point's mark")
             continue
-        rows = tuple(
-            Interval(values.number("an interval's begin"), values.number("an interval's end"), values.text("an interval's text"))
-            for _ in range(size)
-        )
+        if len(rows) < size and (not rows or rows[-1].stop < end - _END_S):
+            raise ValueError(f"tier '{name}' should have {size} intervals to {end:g} s, but has {len(rows)}: is it truncated?")
         if name in tiers:
             raise ValueError(f"tier '{name}' stands twice")
-        tiers[name] = rows
+        tiers[name] = tuple(rows)
     return TextGrid(tiers=tiers)
 
 
@@ -141,7 +162,8 @@ class MfaSource:
 
     def __init__(self, path: Path, *, dictionary: Sequence[str] | None = None) -> None:
         """dictionary: all phones that the tool's dictionary has, for an inventory that does not depend on the corpus."""
-        self._paths = sorted(path.rglob("*.TextGrid")) if path.is_dir() else [path]
+        found = (Path(top, name) for top, _, names in os.walk(path, followlinks=True) for name in names)
+        self._paths = sorted(file for file in found if file.suffix.lower() == ".textgrid") if path.is_dir() else [path]
         if not path.exists():
             raise UserError(f"{path} must be a folder of TextGrids or one, but is not there.")
         if not self._paths:
@@ -241,20 +263,37 @@ def _tiers(grid: TextGrid, utterance: Utterance) -> tuple[tuple[Interval, ...], 
 def window(tier: Sequence[Interval], start: float, stop: float) -> list[Interval]:
     """The intervals whose middle lies in [start, stop), cut to it."""
     return [
-        Interval(max(row.start, start), min(row.stop, stop), row.label)
+        row._replace(start=max(row.start, start), stop=min(row.stop, stop))
         for row in tier
         if start <= (row.start + row.stop) / 2 < stop
     ]
 
 
+def lasting(tier: Sequence[Interval], what: str) -> list[Interval]:
+    """The intervals without silences of no length. Raises FailureError for a word or phone (`what`) of none."""
+    found = []
+    for row in tier:
+        label = row.label.strip()
+        if round((row.stop - row.start) * SAMPLE_RATE_HZ) > 0:
+            found.append(row)
+        elif row.stop < row.start - 1 / SAMPLE_RATE_HZ:
+            raise FailureError(f"{row.place}: the {what} '{label}' ends at {row.stop:g} s, before it begins at {row.start:g} s")
+        elif label.lower() in UNKNOWN_WORDS or not (is_silent_word(label) or is_silence_name(label) or NOISE.fullmatch(label)):
+            raise FailureError(f"{row.place}: the {what} '{label}' at {row.start:g} s has no duration")
+    return found
+
+
 def phones_in_words(
     spoken: Sequence[Interval], phones: Sequence[Interval]
 ) -> tuple[list[tuple[float, float, int, str]], list[str]]:
-    """Phones, each with the word that its middle lies in; and the words. Empty and silent phones are silence."""
-    said = [row for row in spoken if not is_silent_word(row.label.strip())]
+    """Phones, each with the word that its middle lies in; and the words. Empty and silent phones are silence.
+
+    Silence of no length is nothing. Raises FailureError for a word or phone of no length.
+    """
+    said = [row for row in lasting(spoken, "word") if not is_silent_word(row.label.strip())]
     start_W = np.array([row.start for row in said] or [np.inf])
     rows = []
-    for phone in phones:
+    for phone in lasting(phones, "phone"):
         label = phone.label.strip()
         word = int(np.searchsorted(start_W, (phone.start + phone.stop) / 2, side="right")) - 1
         inside = 0 <= word < len(said) and (phone.start + phone.stop) / 2 < said[word].stop

@@ -78,7 +78,7 @@ def read_segments(path: Path) -> list[Interval]:
         if len(columns) != 3 or not (columns[0].isdecimal() and columns[1].isdecimal()):
             raise UserError(f"{path}:{number}: a line must be `START END LABEL` in samples, but is '{line[:60]}' instead.")
         start, stop = (int(column) / SAMPLE_RATE_HZ for column in columns[:2])
-        found.append(Interval(start, stop, columns[2].lower()))
+        found.append(Interval(start, stop, columns[2].lower(), f"{path}:{number}"))
     return found
 
 

@@ -1,5 +1,6 @@
 """`hkd evaluate`, `hkd transcribe`, `hkd report`: what a student understands, in figures, as text, as a page."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -7,7 +8,7 @@ import typer
 
 from hkd.cli.common import emit, progress_bar, project, say
 from hkd.config import Project, merge, parse_overrides
-from hkd.errors import UserError, did_you_mean
+from hkd.errors import HkdError, UserError, did_you_mean
 
 RUNS_HELP = "Runs: names below the runs folder, or folders. Default: all that are trained."
 LM_HELP = "Beside beam search (always with a hybrid student): an ARPA file over words, a folder of `hkd lm train`, or a causal LM's folder or hub name."
@@ -178,7 +179,12 @@ def likelihoods(
 
 
 def transcribe(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Sound: WAV, FLAC, Opus, MP3 ...", show_default=False)],
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FILE...", help="Sound: WAV, FLAC, Opus, MP3 ...; of a folder all that it has.", show_default=False
+        ),
+    ],
     model: Annotated[
         Path | None, typer.Option("--run", "--model", help="A run, or the folder of an exported student. Default: the only run.")
     ] = None,
@@ -189,6 +195,8 @@ def transcribe(
     as_json: Annotated[bool, typer.Option("--json", help="More: pieces with their times, units, duration.")] = False,
 ) -> None:
     """Print what is said in a sound file, searched as `hkd evaluate` does: by the table [evaluate] of hkd.toml; options win.
+
+    A file that cannot be read is named and left out; the command then ends with exit code 1.
 
     Examples:
 
@@ -201,14 +209,31 @@ def transcribe(
         hkd transcribe hello.wav --run hybrid --lm words.arpa --set search.hybrid.acoustic_scale=0.15
     """
     from hkd.decode.recogniser import Recogniser
-    from hkd.evaluate.transcribe import transcribe_file
+    from hkd.evaluate.transcribe import sound_files, transcribe_file
 
     here = project()
     config, lm = settings_of(here, assignments, {**given({"lm": lm, "device": device}), "search": given({"decoder": decoder})})
+    paths, left_out = sound_files(files)
+    if left_out:
+        say(f"{len(left_out)} files are left out, their endings are not those of sound that can be read: {_some(left_out)}")
     recogniser = Recogniser(model_folder(model, here.runs), device=config.device, search=config.search, lm=lm)
-    for path in files:
-        result: Any = transcribe_file(recogniser, path)
-        emit(result, as_json, one if len(files) == 1 else several)
+    failed = []
+    for path in paths:
+        try:
+            result: Any = transcribe_file(recogniser, path)
+        except HkdError as error:
+            if len(paths) == 1:
+                raise
+            say(f"{path}: {error}")
+            failed.append(path)
+        else:
+            emit(result, as_json, one if len(paths) == 1 else several)
+    if failed:
+        raise HkdError(f"{len(failed)} of {len(paths)} files could not be transcribed: {_some(failed)}.")
+
+
+def _some(paths: Sequence[Path]) -> str:
+    return ", ".join(map(str, paths[:10])) + (f" and {len(paths) - 10} more" if len(paths) > 10 else "")
 
 
 def one(result: dict[str, Any]) -> str:

@@ -341,6 +341,11 @@ def _headers(paths: Sequence[str], progress: Progress) -> dict[str, AudioInfo | 
         for path, result in zip(unique, pool.map(header, unique), strict=True):
             headers[path] = result
             progress(len(headers), len(unique))
+    cut_off = [(path, info.missing_s) for path, info in headers.items() if not isinstance(info, str)]
+    cut_off = [(path, missing_s) for path, missing_s in cut_off if missing_s > DURATION_TOLERANCE_S]
+    if cut_off:
+        text = "%d audio files are shorter than their headers say (cut off?), the first is %s: %.2f s are missing"
+        logger.warning(text, len(cut_off), *cut_off[0])
     return headers
 
 

@@ -33,6 +33,7 @@ class StudentCtc:
             )
         self._subwords = SubwordModel(model)
         self.blank = BLANK
+        self.left_out: dict[str, str] = {}  # the subword model falls back to its unknown piece
         files = [path for path in sorted(folder.iterdir()) if path.suffix == ".safetensors"]
         self.identity: dict[str, Any] = {"name": folder.name, "weights": digest_of(digest_of_file(path) for path in files)}
 

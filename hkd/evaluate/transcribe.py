@@ -1,12 +1,47 @@
 """One sound file → its text, in pieces with times."""
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import soundfile
+
 from hkd.audio import read_audio
 from hkd.decode.recogniser import Recogniser, cut_at_quiet
+from hkd.errors import UserError
 from hkd.manifest import Utterance
 from hkd.timebase import SAMPLE_RATE_HZ
+
+_ENDINGS = {f".{name.lower()}" for name in soundfile.available_formats()} | {
+    ".aif",
+    ".aifc",
+    ".oga",
+    ".opus",
+    ".snd",
+    ".sph",
+    ".wv1",
+    ".wv2",
+}
+
+
+def sound_files(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """The files, of folders those below with an ending of sound; and the other files of the folders. Raises UserError for a folder without sound."""
+    sounds: list[Path] = []
+    others: list[Path] = []
+    for path in paths:
+        if not path.is_dir():
+            sounds.append(path)
+            continue
+        below = sorted(Path(top, name) for top, _, names in os.walk(path, followlinks=True) for name in names)
+        found = [file for file in below if file.suffix.lower() in _ENDINGS and not file.name.startswith(".")]
+        if not found:
+            raise UserError(
+                f"folder {path} must hold sound (WAV, FLAC, Opus, MP3 ...), but holds none. Give files or another folder."
+            )
+        sounds += found
+        others += sorted(set(below) - set(found))
+    return sounds, others
 
 
 def transcribe_file(recogniser: Recogniser, path: Path) -> dict[str, Any]:

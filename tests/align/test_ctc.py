@@ -59,7 +59,7 @@ class Peaks:
     """A made-up model that hears letter n in frame 5 n + 2 and blank elsewhere: 20 ms a frame."""
 
     def __init__(self, texts: dict[int, str]) -> None:
-        self.blank, self.identity, self._texts = 0, {"name": "peaks"}, texts
+        self.blank, self.identity, self.left_out, self._texts = 0, {"name": "peaks"}, {}, texts
 
     def log_probs(self, wave_S: np.ndarray) -> np.ndarray:
         letters = [ord(c) - 96 for c in self._texts[len(wave_S)] if c != " "]
@@ -128,10 +128,14 @@ def test_a_checkpoint_of_transformers_aligns(tmp_path: Path, tiny_manifest: Path
     assert word_U.tolist() == [0, 0, 0, 0, -1, 1, -1, 2]
     with pytest.raises(FailureError, match="'łł'"):
         model.encode(["łł"])
+    with pytest.raises(FailureError, match=r"cannot read 0\.001 s of sound"):
+        model.log_probs(np.zeros(16, np.float32))
     whole = Manifest(list(manifest.read(tiny_manifest))[:2])
     report = import_alignment(whole, tmp_path / "a.arrow", CtcSource(model, pronounce=pronounce_by(Lexicon())))
     found = Alignment(tmp_path / "a.arrow")
     assert report.kept == 2
+    assert "no unit for 2 letters" in report.notes[-1]
+    assert "'Ł' ('łe'), 'ł' ('łł')" in report.notes[-1]
     for utterance in whole:
         row = found[utterance.id]
         assert row.word_tier.unit_U[row.word_tier.unit_U >= 0].tolist() == list(range(len(row.words)))

@@ -1,8 +1,12 @@
 """CTM files of words and phones."""
 
+import itertools
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hkd.align.alignment import Alignment
 from hkd.align.ctm import CtmSource, read_ctm
@@ -102,6 +106,52 @@ def test_recordings_are_cut_by_the_manifests_times(tmp_path: Path) -> None:
     assert (report.kept, report.unused) == (2, ("u2",))
     assert found["a"].word_tier.start_U1.tolist() == [0, 10, 42]  # 20 ms of silence go to the word
     assert found["b"].word_tier.start_U1.tolist() == [0, 3, 23, 38, 48]
+
+
+def times(rows: str, text: str, seconds: float, folder: Path) -> list[int]:
+    (folder / "a.CTM").write_text(rows, encoding="utf-8")
+    whole = Manifest([Utterance(id="u", text=text, duration=seconds)])
+    import_alignment(whole, folder / "a.arrow", CtmSource(folder / "a.CTM"), overwrite=True)
+    return Alignment(folder / "a.arrow")["u"].word_tier.start_U1.tolist()
+
+
+def test_times_that_were_rounded_each_for_itself_are_told_from_overlaps(tmp_path: Path) -> None:
+    # 0.104 + 0.296 = 0.400: begin and duration rounded are 0.10 + 0.30; 0.395 + 0.109 → 0.40 + 0.11, and the next at 0.504 → 0.50
+    rows = "u 1 0.10 0.30 a\nu 1 0.40 0.11 b\nu 1 0.50 0.20 c\nu 1 0.71 0.29 d\n"
+    assert times(rows, "a b c d", 1.0, tmp_path) == [0, 10, 40, 51, 70, 100]
+    one_decimal = "u 1 0.1 0.4 a\nu 1 0.4 0.3 b\nu 1 0.8 0.3 c\n"  # 0.1 s either way, at both ends too
+    assert times(one_decimal, "a b c", 1.02, tmp_path) == [0, 50, 70, 102]
+    finer = "u 1 0.100 0.400 a\nu 1 0.480 0.300 b\n"
+    with pytest.raises(HkdError, match=r"overlap at 0\.48"):
+        times(finer, "a b", 1.0, tmp_path)
+    with pytest.raises(HkdError, match=r"overlap at 0\.38"):
+        times("u 1 0.10 0.30 a\nu 1 0.38 0.30 b\n", "a b", 1.0, tmp_path)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(60, 500), min_size=2, max_size=12), st.integers(0, 300))
+def test_no_rounding_to_10_ms_drops_an_utterance_or_moves_a_word_by_more(
+    tmp_path_factory, lengths: list[int], begin: int
+) -> None:
+    edges = np.cumsum([begin, *lengths]) / 1000 + 0.0041
+    rows = "".join(f"u 1 {a:.2f} {b - a:.2f} w\n" for a, b in itertools.pairwise(edges))
+    found = times(rows, "w " * len(lengths), float(edges[-1]) + 0.004, tmp_path_factory.mktemp("ctm"))
+    begins = found[-len(lengths) - 1 :] if begin < 46 else found[1 : len(lengths) + 2]
+    assert np.abs(np.array(begins[1:]) / 100 - edges[1:]).max() <= 0.0201
+
+
+def test_a_word_of_no_duration_is_named_with_its_line_and_silence_of_none_is_nothing(tmp_path: Path) -> None:
+    words, _ = put(tmp_path, WORDS.replace("0.45 0.350 well-known", "0.45 0.00 well-known"), None)
+    report = import_alignment(corpus(), tmp_path / "a.arrow", CtmSource(words))
+    assert report.failed == {"u1": f"{words}:3: the word 'well-known' at 0.45 s has no duration"}
+    for silence in ("<eps>", "SIL", "[noise]", "<v-noise>"):
+        put(tmp_path, WORDS + f"u1 1 0.42 0.00 {silence}\n")
+        assert import_alignment(corpus(), tmp_path / "b.arrow", CtmSource(words), overwrite=True).failed == {}
+    put(tmp_path, WORDS + "u1 1 0.42 0.00 <unk>\n")
+    assert ":5: the word '<unk>'" in import_alignment(corpus(), tmp_path / "c.arrow", CtmSource(words)).failed["u1"]
+    words, phones = put(tmp_path, phones=PHONES.replace("0.60 0.05 L_I", "0.60 0.00 L_I"))
+    report = import_alignment(corpus(), tmp_path / "d.arrow", CtmSource(words, phones=phones))
+    assert report.failed == {"u1": f"{phones}:9: the phone 'L_I' at 0.6 s has no duration"}
 
 
 @pytest.mark.parametrize(

@@ -169,14 +169,69 @@ BROKEN = {
     "only words": (mfa_long({"words": WORDS}), "no tiers `words` and `phones`, but words"),
     "other tiers": (mfa_long({"Mary": WORDS, "John": WORDS}), "but Mary, John"),
     "overlap": (LONG.replace("xmin = 1.2 ", "xmin = 1.1 "), "overlap at 1.10"),
-    "backwards": (LONG.replace("xmax = 1.2 ", "xmax = 0.9 "), "no duration"),
+    "backwards": (LONG.replace("xmax = 1.2 ", "xmax = 0.9 "), "the phone 'K' ends at 0.9 s, before it begins at 1.02 s"),
     "no words spoken": (mfa_long({"words": SILENT, "phones": SILENT}), "before the transcript's word 'the'"),
     "another word": (LONG.replace("cat's", "dog"), "'dog' where the transcript has 'cat's'"),
     "a word too few": (LONG.replace("cat's", ""), "'K' at 1.02 s lies in no word"),
     "a phone outside words": (LONG.replace('"sil"', '"AA1"'), "lies in no word"),
+    "too few intervals": (LONG[: LONG.index("        intervals [5]:")], "should have 6 intervals to 2 s, but has 4"),
+    "a phone of no duration": (
+        LONG.replace("xmin = 1.4 ", "xmin = 1.45 "),
+        "TextGrid:74: the phone 'T' at 1.45 s has no duration",
+    ),
+    "a word of no duration": (
+        LONG.replace("xmin = 1.02 ", "xmin = 1.5 ", 1),
+        "TextGrid:32: the word 'cat's' at 1.5 s has no duration",
+    ),
+    "a tier too few": (mfa_long({"words": WORDS}).replace("size = 1", "size = 2"), "where a tier's class should stand"),
     "a word without phones": (LONG.replace('"spn"', '""'), "'quick' has no sound"),
     "longer than the sound": (LONG.replace("2.0", "2.4"), "the sound from 0 to 2.00 s"),
 }
+
+
+HARMLESS = {
+    "a silence of no length": LONG.replace("xmin = 1.5 \n            xmax = 2.0 ", "xmin = 2.0 \n            xmax = 2.0 "),
+    "a pause of no length": mfa_long({"words": WORDS, "phones": [*PHONES[:3], (0.43, 0.43, "sp"), *PHONES[3:]]}),
+    "a noise of no length": mfa_long({"words": [*WORDS[:3], (0.95, 0.95, "[noise]"), *WORDS[3:]], "phones": PHONES}),
+    "noise of floats": LONG.replace("xmax = 0.2 ", "xmax = 0.20000000000000004 ").replace(
+        "xmax = 1.4 ", "xmax = 1.3999999999999997 "
+    ),
+    "a count that is too small": LONG.replace("size = 10 ", "size = 3 "),
+    "a count of none": LONG.replace("size = 10 ", "size = 0 "),
+    "a count that is too large": LONG.replace("size = 10 ", "size = 99 "),
+    "tiers that are not counted": LONG.replace("size = 2 ", "size = 1 "),
+    "CRLF": LONG.replace("\n", "\r\n"),
+    "tabs, no blanks at equals signs": LONG.replace("    ", "\t").replace(" = ", "="),
+    "exponents": LONG.replace("xmin = 0.11 ", "xmin = 1.1e-1 "),
+    "a comment": "! by hand\n" + LONG,
+}
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+def test_what_tools_write_beside_the_rules_is_read_all_the_same(tmp_path: Path, name: str) -> None:
+    text = HARMLESS[name]
+    assert text != LONG
+    put(tmp_path, text)
+    check(aligned(tmp_path, corpus()))
+
+
+@pytest.mark.parametrize("name", ["anna/rec1.textgrid", "anna/rec1.TEXTGRID", "anna/rec1.Textgrid"])
+def test_endings_are_read_in_any_case_and_linked_folders_are_followed(tmp_path: Path, name: str) -> None:
+    (tmp_path / "far").mkdir()
+    (tmp_path / "tg").mkdir()
+    (tmp_path / "tg/anna").symlink_to(tmp_path / "far")
+    put(tmp_path, LONG, name)
+    check(aligned(tmp_path, corpus()))
+
+
+def test_words_that_the_tool_did_not_know_are_counted_and_named(tmp_path: Path) -> None:
+    put(tmp_path, LONG)
+    report = import_alignment(corpus(), tmp_path / "a.arrow", MfaSource(tmp_path / "tg"))
+    assert len(report.notes) == 1
+    assert "1 words (1 different) of 1 utterances have no phones" in report.notes[0]
+    assert report.notes[0].endswith("'quick'")
+    put(tmp_path, LONG.replace("<unk>", "quick").replace('"spn"', '"K"'))
+    assert import_alignment(corpus(), tmp_path / "b.arrow", MfaSource(tmp_path / "tg")).notes == ()
 
 
 @pytest.mark.parametrize("name", BROKEN)

@@ -42,7 +42,7 @@ def test_problems_are_counted_and_the_first_listed(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="lists none"):
         collect([], "x")
     (tmp_path / "header.wav").write_bytes(sound(0.0))
-    with pytest.raises(UserError, match="must lie within its audio, but ends at 0"):
+    with pytest.raises(UserError, match="must hold sound, but has no samples"):
         collect([row("a", tmp_path / "header.wav")], "x")
 
 
