@@ -20,11 +20,11 @@ from hkd.align.foreign import FailureError
 from hkd.align.imports import Found, Samples
 from hkd.align.textgrid import Interval
 from hkd.audio import read_audio
-from hkd.errors import HkdError, UserError
+from hkd.errors import HkdError
 from hkd.files import digest_of, digest_of_file
 from hkd.lines import first_line
 from hkd.manifest import Manifest, Utterance
-from hkd.native import import_torchaudio
+from hkd.pretrained import load_config, load_model, load_tokenizer, one_line, transformers_package
 from hkd.timebase import SAMPLE_RATE_HZ
 from hkd.units.text import words
 
@@ -154,24 +154,15 @@ class TransformersCtc:
 
     def __init__(self, source: str, *, revision: str | None = None, device: str = "cpu") -> None:
         """source: a folder or a name on the hub. Raises UserError where it is no such checkpoint."""
-        import_torchaudio()
         import torch
-        import transformers
 
-        try:
-            config = transformers.AutoConfig.from_pretrained(source, revision=revision)
-            self._model = transformers.AutoModelForCTC.from_pretrained(
-                source, revision=revision, config=config, use_safetensors=True
-            )
-            extractor: Any = transformers.AutoFeatureExtractor
-            self._features = extractor.from_pretrained(source, revision=revision)
-            self._tokenizer = transformers.AutoTokenizer.from_pretrained(source, revision=revision)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            why = " ".join(str(error).split())[:200]
-            raise UserError(
-                f"{source} must be a CTC checkpoint of transformers (config, safetensors, tokenizer), but is not: {why}"
-            ) from None
-        self._model = self._model.to(device).eval()
+        given = {} if Path(source).is_dir() else {"revision": revision}
+        config = load_config(source, what="ctc", **given)
+        remedy = "Take a checkpoint that was fine-tuned with CTC: a random head aligns nothing."
+        self._model = load_model(source, "AutoModelForCTC", what="ctc", remedy=remedy, config=config, **given).to(device)
+        self._tokenizer = load_tokenizer(source, what="ctc", **given)
+        with transformers_package() as transformers, one_line(source, what="ctc"):
+            self._features = transformers.AutoFeatureExtractor.from_pretrained(source, trust_remote_code=False, **given)
         self._torch = torch
         self.blank = int(config.pad_token_id or 0)
         self._vocabulary: dict[str, int] = self._tokenizer.get_vocab()

@@ -1,20 +1,15 @@
 """Pretrained speech encoders of transformers: where they lie, and how the package is loaded. Safetensors only, no code comes with them."""
 
-import importlib
 import json
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from hkd.errors import HkdError, UserError
-from hkd.native import import_torchaudio
+from hkd.pretrained import check_folder, load_config, load_model
 
 WHISPER = "whisper"
 ARCHITECTURES = ("wav2vec2", "hubert", "wavlm", "unispeech", "unispeech-sat", WHISPER)
@@ -22,24 +17,6 @@ SHIFT_SAMPLES, WINDOW_SAMPLES = 320, 400  # of the frames of 20 ms that all of t
 PREPROCESSOR = "preprocessor_config.json"
 NOT_SETTINGS = ("transformers_version", "architectures", "dtype", "_name_or_path", "torch_dtype")
 FILES = ["config.json", PREPROCESSOR, "model*.safetensors", "model.safetensors.index.json"]
-
-
-@contextmanager
-def transformers_package() -> Iterator[Any]:
-    """The package, without its progress bars and load reports."""
-    import_torchaudio()
-    transformers: Any = importlib.import_module("transformers")
-
-    logger = logging.getLogger("transformers")
-    before, bars = logger.level, transformers.utils.logging.is_progress_bar_enabled()
-    logger.setLevel(logging.ERROR)
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        yield transformers
-    finally:
-        logger.setLevel(before)
-        if bars:
-            transformers.utils.logging.enable_progress_bar()
 
 
 def local_encoder(name: str, setting: str = "encoder.name") -> Path:
@@ -52,11 +29,7 @@ def local_encoder(name: str, setting: str = "encoder.name") -> Path:
         if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
             raise UserError(f"{setting} must be a folder or a hub name, but there is no folder {name}.")
         folder = _from_hub(name, setting)
-    if not (folder / "config.json").is_file() or not any(folder.glob("model*.safetensors")):
-        raise UserError(
-            f"{setting} must be a model with config.json and model.safetensors, but {name} has not both. Save it anew with "
-            "save_pretrained(FOLDER), which writes safetensors, and name that folder."
-        )
+    check_folder(folder, what=setting)
     return folder
 
 
@@ -109,13 +82,7 @@ def open_config(name: str, setting: str = "encoder.name") -> Any:
 
 @lru_cache(maxsize=16)
 def _read_config(name: str, folder: Path, setting: str, _stamps: object) -> Any:
-    with transformers_package() as transformers:
-        try:
-            config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        except (ValueError, OSError) as error:
-            raise UserError(
-                f"{setting} must be a model that transformers knows, but {name} is not ({str(error).splitlines()[0]})."
-            ) from None
+    config = load_config(folder, what=setting, local_files_only=True)
     if config.model_type not in ARCHITECTURES:
         raise UserError(
             f"{setting} must be a speech encoder ({', '.join(ARCHITECTURES)}), but {name} is {config.model_type} instead."
@@ -154,26 +121,19 @@ def load_encoder(name: str, config: Any, setting: str = "encoder.name") -> nn.Mo
     Raises UserError where it lacks some, HkdError where they cannot be read.
     """
     folder = local_encoder(name, setting)
-    is_whisper = config.model_type == WHISPER
-    with transformers_package() as transformers:
-        kind: Any = transformers.AutoModel
-        if is_whisper and json.loads((folder / "config.json").read_text()).get("architectures") == ["WhisperEncoder"]:
+    kind: Any = "AutoModel"
+    part = ""
+    if config.model_type == WHISPER:
+        alone = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") == ["WhisperEncoder"]
+        if alone:
             from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
             kind = WhisperEncoder
-        try:
-            model, found = kind.from_pretrained(
-                folder, config=config, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, local_files_only=True,
-                output_loading_info=True,
-            )  # fmt: skip
-        except (OSError, ValueError, SafetensorError) as error:
-            raise HkdError(f"the weights of {name} cannot be read ({str(error).splitlines()[0]}). Have the files anew.") from None
-        whole: nn.Module = model.encoder if is_whisper and kind is transformers.AutoModel else model
-    prefix = "encoder." if whole is not model else ""
-    lost = sorted(key for key in found["missing_keys"] if key.startswith(prefix)) + sorted(found["mismatched_keys"])
-    if lost:
-        raise UserError(
-            f"{setting} must hold the weights of a {config.model_type} encoder, but {name} lacks {len(lost)} of them "
-            f"({', '.join(map(str, lost[:3]))} ...)."
-        )
+        else:
+            part = "encoder."
+    model = load_model(
+        folder, kind, what=setting, part=part, remedy="Take a checkpoint of the whole encoder.", config=config, dtype=torch.float32,
+        local_files_only=True,
+    )  # fmt: skip
+    whole: nn.Module = model.encoder if part else model
     return whole

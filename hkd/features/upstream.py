@@ -39,9 +39,9 @@ from hkd.features.pretrained import (
     open_config,
     settings_of,
     stamps,
-    transformers_package,
 )
 from hkd.files import digest_of_json, write_bytes
+from hkd.pretrained import transformers_package
 from hkd.timebase import HOP_SAMPLES, covering_samples
 
 SETTING = "encoder.upstream"

@@ -32,8 +32,8 @@ from hkd.features.pretrained import (
     normalises,
     open_config,
     settings_of,
-    transformers_package,
 )
+from hkd.pretrained import transformers_package
 from hkd.student.config import EncoderConfig, SpeechEncoderConfig
 from hkd.student.encoder import subsampled, valid_frames
 from hkd.timebase import HOP_SAMPLES, SUBSAMPLING, covering_samples

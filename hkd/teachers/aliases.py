@@ -12,8 +12,6 @@ ALIASES = {
     "roberta-large": "FacebookAI/roberta-large",
     "xlm-r-base": "FacebookAI/xlm-roberta-base",
     "xlm-r-large": "FacebookAI/xlm-roberta-large",
-    "deberta-v3-base": "microsoft/deberta-v3-base",
-    "deberta-v3-large": "microsoft/deberta-v3-large",
     "electra-base": "google/electra-base-generator",
     "electra-large": "google/electra-large-generator",
     "modernbert-base": "answerdotai/ModernBERT-base",

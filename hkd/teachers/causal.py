@@ -15,6 +15,11 @@ class CausalTeacher(TransformerTeacher):
     kind = "causal"
     direction = "left"
 
+    def _find_special_tokens(self) -> Tokens:
+        ordinary = super()._find_special_tokens()
+        self._start()
+        return ordinary
+
     def _rows(self, token_W: Tokens, at_S: Tokens, to_S: Tokens) -> Iterator[Row]:
         """A row a window; position n is scored by the output one place to its left, the first one by that of the start token."""
         start, none = self._start(), np.zeros(0, np.int64)
@@ -37,4 +42,7 @@ class CausalTeacher(TransformerTeacher):
         for token in (self._tokenizer.bos_token_id, self._tokenizer.eos_token_id):
             if token is not None:
                 return np.array([token], np.int64)
-        raise HkdError(f"teacher {self._info.name} must have a start or an end token, but its tokenizer has neither.")
+        raise HkdError(
+            f"LM {self._name} must have a start or an end token, but its tokenizer has neither. Give it one: set bos_token in its "
+            "tokenizer_config.json."
+        )

@@ -2,8 +2,12 @@
 
 - Rows run by falling length, at most `budget` tokens at once. BERT and its kin run packed (`PackedEncoder`); others on padded rows of
   like length, with a mask only where lengths differ, and none for causal models, which never look at what follows.
-- The head is whatever the model's own forward does with its body's output: it is called with the body replaced by the gathered
-  rows, so that no architecture needs code of its own. Several batches share a call of it where they are small.
+- The head is whatever the model's own forward does with its body's output. It is called with the body replaced by a real output of the
+  body, whose hidden states are exchanged for the gathered rows: no architecture needs code of its own. Several batches share a call of
+  it where they are small.
+- Some models do not bear that: their head reads more of the body, or their body reads padding. So a trial at loading compares each of
+  `WAYS` with the model's own logits for one text at a time, and the fastest that agrees is taken. The slowest asks the whole model
+  about one row at a time, which is what the model itself says; only a model that answers differently each time has no way.
 - On CPU each unit of work runs on one core, as many at once as torch has threads: no waiting for each other inside every small
   operation, and the bytes do not depend on the number of cores. On CUDA two threads have a stream each, so that the GPU works while
   the other one's rows are copied (from pinned memory) or read back.
@@ -11,6 +15,8 @@
 Shape letters: R rows of a batch (copies of windows), L tokens of a row, M scored places, D model width, V vocabulary.
 """
 
+import copy
+import inspect
 import itertools
 import logging
 import threading
@@ -23,7 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
+from transformers.utils import ModelOutput
 
 from hkd.errors import HkdError
 from hkd.sparse import TopK
@@ -43,6 +49,13 @@ _HEAD_BYTES_CPU = 32 << 20
 _UNIT_FLOPS = 1e11  # about a second of one core: the work of one thread at a time, if a batch is not more
 _CUDA_STREAMS = 2
 _EMBEDDINGS = (torch.nn.Embedding, torch.nn.EmbeddingBag)
+_PADDED_TOKENS = (
+    512  # rows longer than this run beside rows of their own length alone: models change their attention at some lengths
+)
+_TOLERANCE = {torch.float32: 2e-4}  # of a logit, against the largest one of its row
+_TOLERANCE_ELSE = 5e-2
+_AGREEING = {torch.float32: 1.0}  # share of the places that must be within the tolerance
+_AGREEING_ELSE = 0.75  # rounding to bfloat16 sends some tokens to other experts
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,31 +82,193 @@ def _matrix_weights(modules: Iterable[Any]) -> int:
     return sum(value.numel() for parameters in found for value in parameters if value.dim() > 1)
 
 
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How rows are scored: `packed`: by `PackedEncoder`; `gathered`: the head reads the scored places alone; `rows`: what shares a batch."""
+
+    packed: bool = False
+    gathered: bool = True
+    rows: str = "padded"  # padded | equal (rows of one length) | single (a row at a time)
+
+
+WAYS = (
+    Way(packed=True),
+    *(Way(gathered=gathered, rows=rows) for gathered in (True, False) for rows in ("padded", "equal", "single")),
+)
+
+
+class OwnForward:
+    """What a model itself says of one text after the other: what every faster way is held against."""
+
+    def __init__(self, model: Any, *, causal: bool) -> None:
+        self.model = model
+        self.device: torch.device = next(model.parameters()).device
+        self.causal = causal
+
+    def arguments(self, module: Any, token_RL: torch.Tensor, real_RL: torch.Tensor | None = None) -> dict[str, Any]:
+        """What the model, or its body, is called with; `real_RL` tells tokens from padding."""
+        given: dict[str, Any] = {"input_ids": token_RL}
+        if self.causal:
+            if "use_cache" in inspect.signature(module.forward).parameters:
+                given["use_cache"] = False
+        elif real_RL is not None:
+            given["attention_mask"] = real_RL
+        return given
+
+    @torch.inference_mode()
+    def __call__(self, token_L: Tokens) -> torch.Tensor:
+        """Logits (L, V) of one text."""
+        token_RL = on_device(np.ascontiguousarray(token_L[None]), self.device)
+        logits: torch.Tensor = self.model(**self.arguments(self.model, token_RL, torch.ones_like(token_RL))).logits
+        return logits[0]
+
+    def agree(self, got_MV: torch.Tensor, own_MV: torch.Tensor) -> bool:
+        """Whether two answers are one, up to rounding."""
+        got_MV, own_MV = got_MV.float(), own_MV.float()
+        if got_MV.shape != own_MV.shape or not len(own_MV):
+            return False
+        size_M = (own_MV - own_MV.mean(-1, keepdim=True)).abs().amax(-1)
+        gap_M = (got_MV - own_MV).abs().amax(-1) / size_M.clamp_min(torch.finfo(torch.float32).tiny)
+        dtype = self.model.dtype
+        within = float((gap_M <= _TOLERANCE.get(dtype, _TOLERANCE_ELSE)).float().mean())
+        return within >= _AGREEING.get(dtype, _AGREEING_ELSE)
+
+    def answers_alike(self, token_L: Tokens) -> bool:
+        """Whether the model says the same of a text each time it is asked."""
+        return self.agree(self(token_L), self(token_L))
+
+    def reads_ahead(self, token_L: Tokens) -> bool:
+        """Whether later tokens, or their number, change what the model says at earlier places."""
+        kept = len(token_L) // 2
+        other_L = np.concatenate([token_L[:kept], np.roll(token_L, 1)[kept:]])
+        own_LV = self(token_L)
+        got_LV = torch.cat([self(other_L)[:kept], self(token_L[:kept])])
+        return not self.agree(got_LV, torch.cat([own_LV[:kept], own_LV[:kept]]))
+
+
+def _exchange(output: Any, hidden: torch.Tensor) -> Any:
+    """A module's output with other hidden states."""
+    if isinstance(output, ModelOutput):
+        changed = copy.copy(output)
+        changed[next(iter(output))] = hidden
+        return changed
+    return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+
+def _hidden_of(output: Any) -> Any:
+    """The hidden states among what a module gives: the first value, or the only one."""
+    if isinstance(output, ModelOutput | tuple):
+        return output[0] if len(output) else None
+    return output
+
+
+@torch.inference_mode()
+def find_body(own: OwnForward, token_L: Tokens) -> tuple[Any, Any]:
+    """The body, and its output for a text: the first module that the model's forward itself calls, that takes token ids, and that gives
+    hidden states of the text. (None, None) where there is none."""
+    depth, seen = 0, []
+    token_RL = on_device(token_L[None], own.device)
+
+    def enter(*_: Any) -> None:
+        nonlocal depth
+        depth += 1
+
+    def leave(module: Any, _: Any, output: Any) -> None:
+        nonlocal depth
+        depth -= 1
+        hidden = _hidden_of(output)
+        if depth == 1 and isinstance(hidden, torch.Tensor) and hidden.dim() == 3 and hidden.shape[1] >= len(token_L):
+            seen.append((module, output))
+
+    handles = [
+        handle
+        for module in own.model.modules()
+        for handle in (module.register_forward_pre_hook(enter), module.register_forward_hook(leave))
+    ]
+    try:
+        own.model(**own.arguments(own.model, token_RL, torch.ones_like(token_RL)))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return next((found for found in seen if "input_ids" in inspect.signature(found[0].forward).parameters), (None, None))
+
+
 class RowScorer:
     """A model that scores rows. `budget` is the tokens of a batch; running out of memory halves it."""
 
     def __init__(
-        self, model: Any, *, budget: int, length: int, pad_id: int | None, mask_id: int | None, causal: bool, compiled: bool
+        self,
+        model: Any,
+        *,
+        name: str,
+        budget: int,
+        length: int,
+        ordinary: Tokens,
+        pad_id: int | None,
+        mask_id: int | None,
+        causal: bool,
+        compiled: bool,
     ) -> None:
-        """`length`: tokens of the longest row; `model` stands on its device, in evaluation mode."""
-        self._model, self._body = model, model.base_model
-        self._device: torch.device = next(model.parameters()).device
-        self._kind = self._device.type
-        of_width = min(_TOKENS_CPU, VALUES_CPU // int(self._body.config.get_text_config().hidden_size))
-        self.budget = budget or TOKEN_BUDGET.get(self._kind, of_width)
+        """`length`: tokens of the longest row; `ordinary`: ids of tokens that are not special; `model` stands on its device, in
+        evaluation mode. Raises HkdError where no way gives what the model itself gives."""
+        self._own = OwnForward(model, causal=causal)
+        self._model, self._device, self._kind = model, self._own.device, self._own.device.type
         self._pad_id, self._mask_id, self._causal = pad_id or 0, mask_id or 0, causal
-        self._vocabulary = int(model.get_output_embeddings().weight.shape[0])
-        self._packed = None if causal or mask_id is None else PackedEncoder.of(self._body, mask_id=mask_id, length=length)
-        if compiled and self._packed is not None:
-            self._packed.compile()
         self._given = threading.local()
-        self._forward: Any = torch.compile(self._body.forward) if compiled and self._packed is None else self._body.forward
-        self._body.forward = self._body_or_given
-        self.flops = 0.0
         self._counting = threading.Lock()
-        in_body = set(self._body.modules())
+        self.flops = 0.0
+        texts = trial_texts(ordinary, length)
+        self._body, self._output = find_body(self._own, texts[-1])
+        of_width = _TOKENS_CPU if self._body is None else min(_TOKENS_CPU, VALUES_CPU // int(_hidden_of(self._output).shape[-1]))
+        self.budget = budget or TOKEN_BUDGET.get(self._kind, of_width)
+        self._packed = None
+        if not causal and mask_id is not None and self._body is model.base_model:
+            self._packed = PackedEncoder.of(self._body, mask_id=mask_id, length=length)
+        if self._body is not None:
+            self._forward: Any = self._body.forward
+            self._body.forward = self._body_or_given
+        self.way = self._proven_way(name, texts)
+        if not self.way.packed:
+            self._packed = None
+        if not self.way.gathered:
+            self.budget = min(self.budget, max(1, _HEAD_BYTES.get(self._kind, _HEAD_BYTES_CPU) // self._vocabulary))
+        if compiled:
+            if self._packed is not None:
+                self._packed.compile()
+            elif self._body is not None:
+                self._forward = torch.compile(self._forward)
+        in_body = set(self._body.modules()) if self._body is not None else set(model.modules())
         outside = [module for module in model.modules() if module not in in_body]
-        self._weights = _matrix_weights(self._body.modules()), _matrix_weights(outside)
+        self._weights = _matrix_weights(in_body), _matrix_weights(outside)
+
+    def _proven_way(self, name: str, texts: Sequence[Tokens]) -> Way:
+        """The first of `WAYS` that gives what the model gives for one text at a time: at the ends of the texts, where padding begins,
+        and inside them."""
+        none, rows, own = np.zeros(0, np.int64), [], []
+        for text_L in texts:
+            places = np.unique([1 % len(text_L), len(text_L) // 2, max(0, len(text_L) - 2), len(text_L) - 1])
+            masked = none if self._causal else places[:1]
+            given_L = text_L.copy()
+            given_L[masked] = self._mask_id
+            own.append(self._own(given_L)[places])
+            rows.append(Row(text_L, masked, places, none, none))
+        own_MV = torch.cat(own)
+        self._vocabulary = int(own_MV.shape[-1])
+        for way in WAYS:
+            if (way.packed and self._packed is None) or (way.gathered and self._body is None):
+                continue
+            self.way = way
+            try:
+                hidden = [self._hidden(batch) for batch in self._batches(rows)]
+                with torch.inference_mode():
+                    if self._own.agree(self._head(torch.cat(hidden)), own_MV):
+                        log.debug("%s is asked by %s", name, way)
+                        return way
+            except Exception as error:  # whatever a model makes of a call that it was not written for
+                log.debug("%s cannot be asked by %s: %s: %s", name, way, type(error).__name__, error)
+        raise HkdError(
+            f"LM {name} must give logits for each token of a text, but {type(self._model).__name__} does not. Take another LM."
+        )
 
     @property
     def shards_at_once(self) -> int:
@@ -117,9 +292,10 @@ class RowScorer:
         if self._packed is not None:
             return of_head + self._packed.flops([row.token_L for row in rows], [row.at for row in rows])
         length_R = np.array([len(row.token_L) for row in rows], np.float64)
-        config = self._body.config.get_text_config()
+        config = self._model.config.get_text_config()
+        width = int(getattr(config, "hidden_size", 0) or 0) * int(getattr(config, "num_hidden_layers", 0) or 0)
         scores = float((length_R**2).sum()) / (2 if self._causal else 1)
-        return of_head + 2.0 * body * float(length_R.sum()) + 4.0 * int(config.hidden_size * config.num_hidden_layers) * scores
+        return of_head + 2.0 * body * float(length_R.sum()) + 4.0 * width * scores
 
     def _units(self, rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
         """The work of one thread: one batch, or some while they are cheap and have few scored places for a call of the head."""
@@ -136,8 +312,12 @@ class RowScorer:
         """Neighbours in the order given (by falling length), as many as the token budget holds with padding, at least one."""
         start = tokens = 0
         for end, row in enumerate(rows):
-            cost = len(row.token_L) if self._packed is not None else len(rows[start].token_L)
-            if end > start and tokens + cost > self.budget:
+            longest = len(rows[start].token_L)
+            cost = len(row.token_L) if self.way.packed else longest
+            alone = self.way.rows == "single" or (
+                len(row.token_L) != longest and not self.way.packed and (self.way.rows == "equal" or longest > _PADDED_TOKENS)
+            )
+            if end > start and (alone or tokens + cost > self.budget):
                 yield rows[start:end]
                 start, tokens = end, 0
                 cost = len(row.token_L)
@@ -223,8 +403,8 @@ class RowScorer:
     # ---- body and head ----
 
     def _hidden(self, batch: Sequence[Row]) -> torch.Tensor:
-        """The body's output (M, D) at the scored places of all rows, in order."""
-        if self._packed is not None:
+        """The body's output (M, D) at the scored places of all rows, in order; the logits (M, V) where the head reads whole rows."""
+        if self.way.packed and self._packed is not None:
             return self._packed([row.token_L for row in batch], [row.masked for row in batch], [row.at for row in batch])
         length_R = np.array([len(row.token_L) for row in batch])
         longest = int(length_R.max())
@@ -233,18 +413,20 @@ class RowScorer:
             token_RL[number, : len(row.token_L)] = row.token_L
             if len(row.masked):
                 token_RL[number, row.masked] = self._mask_id
-        at_M = np.concatenate([number * longest + row.at for number, row in enumerate(batch)])
-        given: dict[str, Any] = {"input_ids": on_device(token_RL, self._device)}
-        if self._causal:
-            given["use_cache"] = False
-        elif int(length_R.min()) < longest:
-            given["attention_mask"] = on_device((np.arange(longest) < length_R[:, None]).astype(np.int64), self._device)
-        hidden_RLD: torch.Tensor = self._body(**given)[0]
+        real_RL = None
+        if not self._causal and int(length_R.min()) < longest:
+            real_RL = on_device((np.arange(longest) < length_R[:, None]).astype(np.int64), self._device)
+        asked: Any = self._body if self.way.gathered else self._model
+        output = asked(**self._own.arguments(asked, on_device(token_RL, self._device), real_RL))
+        hidden_RLD: torch.Tensor = _hidden_of(output) if self.way.gathered else output.logits
+        at_M = np.concatenate([number * hidden_RLD.shape[1] + row.at for number, row in enumerate(batch)])
         return hidden_RLD.reshape(-1, hidden_RLD.shape[-1])[on_device(at_M, self._device)]
 
     def _head(self, hidden_MD: torch.Tensor) -> torch.Tensor:
         """Logits (M, V) of the model's own head for rows of its body's output."""
-        self._given.output = BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=hidden_MD[None])
+        if not self.way.gathered:
+            return hidden_MD
+        self._given.output = _exchange(self._output, hidden_MD[None])
         try:
             logits: torch.Tensor = self._model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=self._device)).logits
         finally:
@@ -255,3 +437,10 @@ class RowScorer:
         """The body's forward, or, while this thread asks the head, the rows that the head shall have."""
         given = getattr(self._given, "output", None)
         return self._forward(*arguments, **options) if given is None else given
+
+
+def trial_texts(ordinary: Tokens, length: int) -> list[Tokens]:
+    """Three texts of falling length, out of tokens that are not special."""
+    longest = max(2, min(length, 24))
+    drawn = np.random.default_rng(0).choice(ordinary, longest).astype(np.int64)
+    return [drawn[:size] for size in sorted({longest, max(2, 2 * longest // 3), max(2, longest // 3)}, reverse=True)]

@@ -7,6 +7,7 @@ from typing import Any
 
 from hkd.arpa import is_arpa
 from hkd.errors import HkdError, UserError
+from hkd.pretrained import check_folder
 from hkd.teachers.aliases import ALIASES, resolve
 
 PHONE_TRIGRAM = "phone-trigram"
@@ -39,7 +40,7 @@ def is_unit_lm(folder: Path) -> bool:
 
 def source_options(source: str) -> dict[str, Any]:
     """How to load from a folder, from the cache, or from the hub. Raises HkdError at once where none can be had."""
-    given: dict[str, Any] = {"trust_remote_code": False}
+    given: dict[str, Any] = {}
     folder = Path(source)
     if folder.is_dir():
         gguf = sorted(p.name for p in folder.glob("*.gguf"))
@@ -49,8 +50,8 @@ def source_options(source: str) -> dict[str, Any]:
                     f"lm must be a folder with one GGUF file, but {source} holds {', '.join(gguf)}. Keep one of them there."
                 )
             given["gguf_file"] = gguf[0]
-        elif not (folder / "config.json").is_file():
-            raise UserError(f"lm must be a folder with a model, but {source} holds neither config.json nor a GGUF file.")
+        else:
+            check_folder(folder, what="LM")
         return {**given, "local_files_only": True}
     if _in_cache(source):
         return {**given, "local_files_only": True}

@@ -15,6 +15,7 @@ import torch
 from hkd.arpa import is_arpa
 from hkd.errors import HkdError, UserError
 from hkd.native import import_torchaudio
+from hkd.pretrained import check_folder, load_config, load_model, load_tokenizer
 from hkd.teachers.aliases import resolve
 from hkd.teachers.base import Teacher
 from hkd.teachers.hub import PHONE_TRIGRAM, check_source, is_unit_lm, source_options
@@ -99,37 +100,30 @@ def _no_options(name: str, options: TeacherOptions) -> None:
 
 
 def load_transformer(source: str, *, name: str, device: str, precision: str, options: TeacherOptions) -> Teacher:
-    """A masked or causal LM of transformers, told apart by its config."""
+    """A masked or causal LM of transformers, told apart by its config; its direction is then proven by a trial."""
     where = choose_device(device)
     dtype = choose_precision(precision, where)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import_torchaudio()
-    transformers: Any = importlib.import_module("transformers")
     from hkd.teachers.causal import CausalTeacher
     from hkd.teachers.masked import MaskedTeacher
 
-    transformers.utils.logging.disable_progress_bar()
     given = source_options(source)
     if "gguf_file" in given:
         _prepare_gguf()
-    try:
-        config = transformers.AutoConfig.from_pretrained(source, **given)
-        kind = _kind(config, name)
-        auto = transformers.AutoModelForMaskedLM if kind == "masked" else transformers.AutoModelForCausalLM
-        extra: dict[str, Any] = {} if "gguf_file" in given else {"use_safetensors": True}
-        if kind == "causal" or getattr(config, "is_decoder", False):
-            extra["config"] = config
-        model, loaded = auto.from_pretrained(source, dtype="auto", output_loading_info=True, **given, **extra)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source, **given)
-    except ImportError as error:
-        raise HkdError(f"LM {name} needs a package that is not installed: {_line(error)}") from None
-    except (OSError, ValueError, KeyError) as error:
-        raise HkdError(f"LM {name} must be loadable by transformers from safetensors, but is not: {_line(error)}") from None
-    if loaded["missing_keys"]:
-        missing = ", ".join(sorted(loaded["missing_keys"])[:3])
-        raise HkdError(
-            f"LM {name} must hold all weights of {type(model).__name__}, but lacks {missing}. Take one with its LM head."
+    elif Path(source).is_dir():
+        check_folder(Path(source), what="LM")
+    config = load_config(source, what="LM", **given)
+    kind = _kind(config, name)
+    remedy = "Take a checkpoint with its LM head."
+    if config.model_type in ("deberta", "deberta-v2"):
+        remedy = (
+            'Its own head is read where its config.json says "legacy": false and the checkpoint has lm_predictions.lm_head.*.'
         )
+    auto = "AutoModelForMaskedLM" if kind == "masked" else "AutoModelForCausalLM"
+    model = load_model(source, auto, what="LM", remedy=remedy, config=config, dtype="auto", **given)
+    _check_class(config, type(model).__name__, name)
+    tokenizer = load_tokenizer(source, what="LM", **given)
     teacher = MaskedTeacher if kind == "masked" else CausalTeacher
     inner = teacher(model, tokenizer, name=name, options=options, device=where, dtype=dtype)
     if not options.project:
@@ -151,23 +145,40 @@ def _prepare_gguf() -> None:
     reading.tqdm = partial(reading.tqdm, disable=True)
 
 
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
-
-
 def _kind(config: Any, name: str) -> str:
-    """masked or causal, by the architecture that the config names, else by its model type."""
+    """masked or causal, by the architecture that the config names, else by its model type.
+
+    Raises UserError for what is neither."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-    for architecture in config.architectures or ():
-        if architecture.endswith(("ForMaskedLM", "BertForPreTraining")):
-            return "masked"
-        if architecture.endswith(("ForCausalLM", "LMHeadModel")):
-            return "causal"
-        if architecture == "ElectraForPreTraining":
-            raise UserError(f"lm must be a language model, but {name} is ELECTRA's discriminator. Take its generator.")
-    if not config.architectures and config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+    named = list(config.architectures or ())
+    masked, causal = (
+        mapping.get(config.model_type) for mapping in (MODEL_FOR_MASKED_LM_MAPPING_NAMES, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    )
+    if "ElectraForPreTraining" in named:
+        raise UserError(f"lm must be a language model, but {name} is ELECTRA's discriminator. Take its generator.")
+    if masked == causal and masked is not None:  # XLM, FlauBERT: one class for both
+        left = bool(getattr(config, "causal", False) or getattr(config, "is_decoder", False))
+        return "causal" if left else "masked"
+    if masked in named or (masked is not None and (not named or named[0].endswith("ForPreTraining"))):
         return "masked"
-    if not config.architectures and config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    if causal is not None:
         return "causal"
-    raise UserError(f"lm must be a masked or causal language model, but {name} is {config.architectures or config.model_type}.")
+    raise UserError(f"lm must be a masked or causal language model, but {name} is {', '.join(named) or config.model_type}.")
+
+
+def _check_class(config: Any, loaded: str, name: str) -> None:
+    """Raises UserError where the class that the weights were saved from is another one than the class that reads them."""
+    auto_map = getattr(config, "auto_map", None) or {}
+    own = [
+        str(value).rpartition(".")[2]
+        for key, value in auto_map.items()
+        if key in ("AutoModelForCausalLM", "AutoModelForMaskedLM")
+    ]
+    for class_name in [*(config.architectures or ())[:1], *own]:
+        pretraining = class_name.endswith("ForPreTraining") and loaded.endswith("ForMaskedLM")
+        if class_name.lower() != loaded.lower() and not pretraining:
+            raise UserError(
+                f"lm must be of a class of transformers, but {name} is of {class_name}, and {loaded} would read its weights otherwise. "
+                "hkd runs no code that comes with a model. If the two are the same, say so by architectures in its config.json."
+            )

@@ -28,10 +28,18 @@ class MaskedTeacher(TransformerTeacher):
     kind = "masked"
     direction = "both"
 
+    def _find_special_tokens(self) -> Tokens:
+        ordinary = super()._find_special_tokens()
+        mask = self._tokenizer.mask_token_id
+        if mask is None or mask >= self._model.get_input_embeddings().weight.shape[0]:
+            has = "none" if mask is None else f"one without an embedding (id {mask})"
+            raise HkdError(
+                f"LM {self._name} must have a mask token, but its tokenizer has {has}. Fetch the tokenizer that it was trained with."
+            )
+        return ordinary
+
     def _rows(self, token_W: Tokens, at_S: Tokens, to_S: Tokens) -> Iterator[Row]:
         """Exact: a row a position. `mask_every` m: row r masks the places n ≡ r (mod m) of the window and scores those that are asked for."""
-        if self._tokenizer.mask_token_id is None:
-            raise HkdError(f"teacher {self._info.name} must have a mask token, but its tokenizer has none.")
         prefix, suffix = self._around()
         every = self._options.mask_every
         for window_W, at_M, to_M in self._windows(token_W, at_S, to_S, self.room):

@@ -9,6 +9,7 @@ Shape letters: W tokens of a text or window, S scored positions of it, U units o
 """
 
 import itertools
+import logging
 import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -20,13 +21,16 @@ from numpy.typing import NDArray
 
 from hkd.errors import HkdError, UserError
 from hkd.files import digest_of, digest_of_json
+from hkd.lines import first_line
 from hkd.sparse import NO_GOLD, TopK
 from hkd.teachers.base import NO_WORD, Sentence, TeacherInfo
-from hkd.teachers.forward import Choose, Row, RowScorer, Tokens
+from hkd.teachers.forward import Choose, OwnForward, Row, RowScorer, Tokens, trial_texts
 from hkd.teachers.options import TeacherOptions
 from hkd.topk import select_sample, select_topk
 from hkd.units.inventory import UnitInventory
 from hkd.units.level import SUBWORD
+
+log = logging.getLogger(__name__)
 
 SELECTIONS = ("topk", "sample")
 
@@ -72,11 +76,11 @@ class TransformerTeacher(ABC):
             raise HkdError(f"teacher {name} must have a tokenizer of the tokenizers library (tokenizer.json), but has none.")
         weights = digest_of_model(model)
         self._model: Any = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
-        if model.base_model is model:
-            raise HkdError(f"teacher {name} must have a body and a head, but {type(model).__name__} has no separate body.")
-        self._tokenizer, self._options, self._device = tokenizer, options, device
-        self._find_special_tokens()
-        self._find_case_rule()
+        self._name, self._tokenizer, self._options, self._device = name, tokenizer, options, device
+        self._num_words = self._num_unknown = 0
+        ordinary = self._find_special_tokens()
+        self._prove_direction(ordinary)
+        self._find_case_rule(ordinary)
         self._inventory = UnitInventory(level=SUBWORD, symbols=self._symbols())
         self._max_length = self._model_length()
         rules = {"case": self._case, "leading_space": self._leading_space, "final_mark": options.final_mark}
@@ -96,8 +100,10 @@ class TransformerTeacher(ABC):
         )  # fmt: skip
         self._scorer = RowScorer(
             self._model,
+            name=name,
             budget=options.token_budget,
             length=self._max_length,
+            ordinary=ordinary,
             pad_id=tokenizer.pad_token_id,
             mask_id=tokenizer.mask_token_id,
             causal=self.direction == "left",
@@ -162,27 +168,112 @@ class TransformerTeacher(ABC):
 
     # ---- text ----
 
-    def _find_special_tokens(self) -> None:
-        tokenizer = self._tokenizer
-        full: list[int] = tokenizer("a")["input_ids"]
-        bare: list[int] = tokenizer("a", add_special_tokens=False)["input_ids"]
-        starts = [i for i in range(len(full) - len(bare) + 1) if full[i : i + len(bare)] == bare]
-        start = starts[0] if starts else 0
-        self._prefix, self._suffix = (full[:start], full[start + len(bare) :]) if starts else ([], [])
+    def _find_special_tokens(self) -> Tokens:
+        """Ask the tokenizer for its special tokens and for those around a text; gives the ids of all others.
+
+        Raises HkdError where tokenizer and model do not fit."""
+        tokenizer, config = self._tokenizer, self._model.config.get_text_config()
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
         added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         self._special = {i for i in {*tokenizer.all_special_ids, *added} if i is not None}
-        self._vocabulary = int(self._model.get_output_embeddings().weight.shape[0])
+        ordinary = np.array(sorted({*tokenizer.get_vocab().values()} - self._special), np.int64)
+        embedded = self._model.get_input_embeddings()
+        rows = int(embedded.weight.shape[0]) if hasattr(embedded, "weight") else int(config.vocab_size)
+        if not len(ordinary) or int(ordinary[-1]) >= rows:
+            has = f"{len(ordinary)} tokens with ids up to {ordinary[-1]}" if len(ordinary) else "no tokens"
+            raise HkdError(
+                f"LM {self._name} must have an embedding for each token of its tokenizer, but it has {rows} embeddings and its tokenizer {has}. "
+                "Fetch the tokenizer and the weights again, from one place."
+            )
+        self._prefix, self._suffix = self._around_texts(ordinary)
+        ids = (getattr(config, key, None) for key in ("pad_token_id", "bos_token_id", "eos_token_id"))
+        silent = {i for i in ids if isinstance(i, int)}
+        plain = ordinary[~np.isin(ordinary, list(silent))]
+        ordinary = plain if len(plain) else ordinary
+        self._own = OwnForward(self._model, causal=self.direction == "left")
+        try:
+            self._vocabulary = int(self._own(trial_texts(ordinary, 4)[-1]).shape[-1])
+        except Exception as error:  # whatever a model makes of plain texts that it was not written for
+            raise HkdError(
+                f"LM {self._name} must read texts alone, but {type(self._model).__name__} does not: {first_line(error)}. Take another LM."
+            ) from None
+        if int(ordinary[-1]) >= self._vocabulary:
+            raise HkdError(
+                f"LM {self._name} must give a logit for each token of its tokenizer, but it has {self._vocabulary} logits and its tokenizer "
+                f"ids up to {ordinary[-1]}. Fetch the tokenizer and the weights again, from one place."
+            )
         exclude_V = torch.zeros(self._vocabulary, dtype=torch.bool)
         exclude_V[[i for i in self._special if i < self._vocabulary]] = True
         exclude_V[len(tokenizer) :] = True
         self._exclude_V = exclude_V.to(self._device)
+        return ordinary
 
-    def _find_case_rule(self) -> None:
-        uncased = self._pieces("Ab Cd") == self._pieces("ab cd")
-        wanted = self._options.case
-        self._case = ("lower" if uncased else "sentence") if wanted == "auto" else wanted
+    def _around_texts(self, ordinary: Tokens) -> tuple[list[int], list[int]]:
+        """The special tokens that the tokenizer puts before and after a text, whatever it says."""
+        backend = self._tokenizer.backend_tokenizer
+        for token in ordinary.tolist():
+            bare = backend.encode(backend.decode([token]), add_special_tokens=False)
+            if not bare.ids or self._special & {*bare.ids}:
+                continue
+            size, full = len(bare.ids), backend.post_process(bare).ids
+            for start in range(len(full) - size + 1):
+                if full[start : start + size] == bare.ids:
+                    return full[:start], full[start + size :]
+        return [], []
+
+    def _prove_direction(self, ordinary: Tokens) -> None:
+        """Raises UserError for a model that does not read in this teacher's direction, or that answers by chance."""
+        text_L, of = trial_texts(ordinary, 16)[0], type(self._model).__name__
+        if not self._own.answers_alike(text_L):
+            raise UserError(f"LM {self._name} must say the same of a text each time, but {of} does not. Take another LM.")
+        ahead = self._own.reads_ahead(text_L)
+        if ahead and self.direction == "left":
+            remedy = "Take another LM."
+            if getattr(self._model.config, "is_decoder", None) is False:
+                remedy = (
+                    "Set is_decoder to true in its config.json if it was trained from left to right; if it was trained with masks, "
+                    "name its class for masked LMs as architectures."
+                )
+            raise UserError(f"LM {self._name} must read from left to right, but {of} reads later tokens, too. {remedy}")
+        if not ahead and self.direction == "both":
+            raise UserError(
+                f"LM {self._name} must read both sides of a word, but {of} reads from left to right alone. "
+                "Set is_decoder to false in its config.json, or name its class for causal LMs as architectures."
+            )
+
+    def _find_case_rule(self, ordinary: Tokens) -> None:
+        uncased = self._pieces("Ab Cd") == self._pieces("ab cd") != []
+        self._case = self._options.case
+        if self._case == "auto":
+            self._case = "lower" if uncased else self._case_of_pieces(ordinary)
         first, spaced = self._pieces("the cat"), self._pieces(" the cat")
         self._leading_space = self._options.context > 0 and first != spaced and len(first) == len(spaced)
+
+    def _case_of_pieces(self, ordinary: Tokens) -> str:
+        """The case in which a cased tokenizer knows words: sentence where it knows both, upper or lower where that is all it knows."""
+        sample = ordinary[:: -(-len(ordinary) // 20_000)].tolist()
+        texts = [
+            "".join(filter(str.isalpha, text)) for text in self._tokenizer.backend_tokenizer.decode_batch([[i] for i in sample])
+        ]
+        long = [text for text in texts if len(text) > 1 and text.lower() != text.upper()]
+        upper, lower = sum(map(str.isupper, long)), sum(map(str.islower, long))
+        letters = sorted({letter.lower() for text in texts for letter in text if letter.lower() != letter.upper()})
+        known = {case: sum(self._knows(written) for written in map(case, letters)) for case in (str.lower, str.upper)}
+        if upper > len(long) / 2 or 2 * known[str.lower] < known[str.upper]:
+            case = "upper"
+        elif 2 * known[str.upper] < known[str.lower] and lower > len(long) / 2:
+            case = "lower"
+        else:
+            return "sentence"
+        log.warning(
+            "LM %s: words are written in %s case, as its tokenizer's pieces are; --case says otherwise.", self._name, case
+        )
+        return case
+
+    def _knows(self, text: str) -> bool:
+        pieces = self._pieces(text)
+        return bool(pieces) and self._tokenizer.unk_token_id not in pieces
 
     def _pieces(self, text: str) -> list[int]:
         pieces: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -200,13 +291,19 @@ class TransformerTeacher(ABC):
         return tuple(symbols)
 
     def _model_length(self) -> int:
-        """Tokens that the model takes at once, special ones included."""
+        """Tokens that the model takes at once, special ones included: as its config says, and its tables of positions have room."""
         config = self._model.config.get_text_config()
         length = int(getattr(config, "max_position_embeddings", 0) or getattr(config, "n_positions", 0) or 512)
         if length <= 0:  # relative positions only
             length = 512
-        if config.model_type in ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "data2vec-text", "longformer"):
-            length -= int(config.pad_token_id or 1) + 1  # their positions are counted from the padding id on
+        for name, module in self._model.named_modules():
+            weight = getattr(module, "weight", None)
+            if "position" in name.rpartition(".")[2] and isinstance(weight, torch.Tensor) and weight.dim() == 2:
+                # RoBERTa and its kin count positions from the padding id on; OPT and BART from an offset
+                padding, offset = getattr(module, "padding_idx", None), getattr(module, "offset", 0)
+                first = offset if isinstance(offset, int) and offset else 0 if padding is None else padding + 1
+                if first:
+                    length = min(length, int(weight.shape[0]) - first)
         return int(min(length, self._tokenizer.model_max_length, 8192))
 
     def _written(self, words: Sequence[str]) -> list[str]:
@@ -230,7 +327,31 @@ class TransformerTeacher(ABC):
             start += len(word) + 1
         offsets: list[tuple[int, int]] = coded["offset_mapping"]
         word_U = np.array([word_at[a] for a, _ in offsets], np.int32).reshape(-1)
-        return np.array(coded["input_ids"], np.int32).reshape(-1), word_U
+        unit_U = np.array(coded["input_ids"], np.int32).reshape(-1)
+        self._count_unknown(written, unit_U, word_U, offsets)
+        return unit_U, word_U
+
+    def _count_unknown(
+        self, written: Sequence[str], unit_U: NDArray[np.int32], word_U: NDArray[np.int32], offsets: Sequence[tuple[int, int]]
+    ) -> None:
+        """Count words that the tokenizer does not know: those with the unknown token among their pieces, or with letters in none."""
+        spelled = np.zeros(len(written) + 1, np.int64)
+        np.add.at(spelled, word_U, [b - a for a, b in offsets])
+        unknown = (
+            {*word_U[unit_U == self._tokenizer.unk_token_id].tolist()} if self._tokenizer.unk_token_id is not None else set()
+        )
+        unknown |= {number for number, word in enumerate(written) if spelled[number] < len(word)}
+        self._num_words += len(written)
+        self._num_unknown += len(unknown - {NO_WORD})
+
+    def words_unknown(self) -> str:
+        """A sentence on the words so far that the tokenizer does not know; nothing where it knows all."""
+        if not self._num_unknown:
+            return ""
+        return (
+            f"LM {self._name}: its tokenizer does not know {self._num_unknown} of {self._num_words} words, written in {self._case} case. "
+            "Should that be most of them, try another case (--case lower, sentence or upper)."
+        )
 
     # ---- scoring ----
 

@@ -1,0 +1,192 @@
+"""Pretrained models of transformers, all loaded in one way: teachers, LMs beside a search, speech encoders, upstreams and CTC aligners.
+
+- Weights come from safetensors (or from one GGUF file); pickles are never read, and code that comes with a model is never run.
+- A folder is checked before transformers reads it, and what transformers says afterwards is held against the model: a model with a
+  weight that the files lack has a random one there, and is refused.
+- Whatever goes wrong is one line with the remedy.
+"""
+
+import importlib
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hkd.errors import HkdError, UserError
+from hkd.lines import first_line
+from hkd.native import import_torchaudio
+
+_LFS = b"version https://git-lfs"
+_PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "tf_model.h5", "flax_model.msgpack")
+_MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+
+
+@contextmanager
+def transformers_package() -> Iterator[Any]:
+    """The package, without its progress bars and load reports."""
+    import_torchaudio()
+    transformers: Any = importlib.import_module("transformers")
+
+    logger = logging.getLogger("transformers")
+    before, bars = logger.level, transformers.utils.logging.is_progress_bar_enabled()
+    logger.setLevel(logging.ERROR)
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield transformers
+    finally:
+        logger.setLevel(before)
+        if bars:
+            transformers.utils.logging.enable_progress_bar()
+
+
+def check_weights(path: Path) -> None:
+    """Raises HkdError for a safetensors file that is a pointer of git-lfs, or not whole."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(len(_LFS))
+        if start == _LFS:
+            raise HkdError(f"{path} must hold weights, but is a pointer of git-lfs to them. Run `git lfs pull` in its folder.")
+        file.seek(0)
+        header = int.from_bytes(file.read(8), "little")
+        if size < 8 or not 2 <= header <= min(_MAX_HEADER_BYTES, size - 8):
+            said = "is empty" if not size else f"has {size} bytes that are not one"
+            raise HkdError(f"{path} must be a whole safetensors file, but {said}. Fetch it again.")
+        try:
+            entries: dict[str, Any] = json.loads(file.read(header))
+            ends = [int(entry["data_offsets"][1]) for name, entry in entries.items() if name != "__metadata__"]
+        except (ValueError, AttributeError, LookupError, TypeError):
+            raise HkdError(f"{path} must be a whole safetensors file, but its header cannot be read. Fetch it again.") from None
+    whole = 8 + header + max(ends, default=0)
+    if size != whole:
+        raise HkdError(f"{path} must be a whole safetensors file, but has {size} of {whole} bytes. Fetch it again.")
+
+
+def _pointer_or_empty(path: Path) -> None:
+    with path.open("rb") as file:
+        start = file.read(len(_LFS))
+    if not start:
+        raise HkdError(f"{path} must hold a model's files, but is empty. Fetch it again.")
+    if start == _LFS:
+        raise HkdError(f"{path} is a pointer of git-lfs, not the file itself. Run `git lfs pull` in its folder.")
+
+
+def check_folder(folder: Path, *, what: str) -> None:
+    """Raises UserError or HkdError for a folder that transformers cannot load whole, or that needs more than safetensors.
+
+    `what` says whose model it is: "LM", "encoder.name" ...
+    """
+    if (folder / "adapter_config.json").is_file():
+        raise UserError(
+            f"{what} must be a whole model, but {folder} is an adapter (PEFT). Load it with peft, then save "
+            "model.merge_and_unload() and the tokenizer with save_pretrained(FOLDER), and name that folder."
+        )
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"{what} must be a folder with config.json and model.safetensors, but {folder} has no config.json. Save the model with "
+            "save_pretrained(FOLDER), and name that folder."
+        )
+    for path in sorted(folder.glob("*.json")):
+        _pointer_or_empty(path)
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        pickled = [path.name for pattern in _PICKLES for path in sorted(folder.glob(pattern))]
+        has = f"{pickled[0]}, a pickle, which hkd never reads" if pickled else "no weights"
+        kind = (_read_json(folder / "config.json").get("architectures") or ["AutoModel"])[0]
+        raise UserError(
+            f"{what} must have its weights as safetensors, but {folder} has {has}. If you trust them, convert them: python -c "
+            f"\"import transformers; transformers.{kind}.from_pretrained('{folder}').save_pretrained('{folder.name}-safetensors')\", "
+            "and copy the tokenizer's and preprocessor's files there."
+        )
+    for path in weights:
+        check_weights(path)
+    index = folder / "model.safetensors.index.json"
+    if index.is_file() and not (folder / "model.safetensors").is_file():
+        named = set(_read_json(index).get("weight_map", {}).values())
+        lost = sorted(name for name in named if not (folder / str(name)).is_file())
+        if lost:
+            raise HkdError(
+                f"{folder} must hold all {len(named)} files of its weights, but lacks {', '.join(lost[:3])}. Fetch it again."
+            )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        value = None
+    if not isinstance(value, dict):
+        raise HkdError(f"{path} must be a JSON object, but cannot be read as one. Fetch it again.")
+    return value
+
+
+@contextmanager
+def one_line(name: str, *, what: str) -> Iterator[None]:
+    """Turn whatever transformers raises while it loads into one line. Raises HkdError."""
+    try:
+        yield
+    except HkdError:
+        raise
+    except ImportError as error:
+        raise HkdError(f"{what} {name} needs a package that is not installed: {first_line(error)}.") from None
+    except Exception as error:
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+            raise HkdError(f"{what} {name} must fit into memory, but does not. Take a smaller one, or another machine.") from None
+        said = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
+        if "untagged enum" in said or "did not match any variant" in said:
+            raise HkdError(
+                f"the tokenizer of {name} must be readable by this version of the package tokenizers, but is not: a newer one wrote it "
+                f"({said[:100]}). Run: pip install --upgrade tokenizers transformers"
+            ) from None
+        if "size mismatch" in said or ("mismatch" in said and "shape" in said):
+            raise HkdError(
+                f"{what} {name} must have weights of the shapes that its config.json says, but has others ({said}). "
+                "Fetch config.json and the weights again, from one place."
+            ) from None
+        raise HkdError(
+            f"{what} {name} must be loadable by transformers from safetensors, but is not: {said}. Fetch its files again."
+        ) from None
+
+
+def load_config(source: str | Path, *, what: str, **given: Any) -> Any:
+    """transformers' configuration of a model: a folder, or a hub name. Raises HkdError where it is none that transformers knows."""
+    with transformers_package() as transformers, one_line(str(source), what=what):
+        return transformers.AutoConfig.from_pretrained(source, trust_remote_code=False, **given)
+
+
+def load_model(
+    source: str | Path, kind: Any, *, what: str, part: str = "", remedy: str = "Take a checkpoint that has them.", **given: Any
+) -> Any:
+    """A model with all of its weights, in evaluation mode. `kind` is a class of transformers, or a name of one.
+
+    `part`: the beginning of the names of the weights that must be there; by default all. Raises UserError or HkdError.
+    """
+    if Path(source).is_dir() and "gguf_file" not in given:
+        check_folder(Path(source), what=what)
+    extra = {} if "gguf_file" in given else {"use_safetensors": True}
+    with transformers_package() as transformers, one_line(str(source), what=what):
+        kind = getattr(transformers, kind) if isinstance(kind, str) else kind
+        model, found = kind.from_pretrained(source, output_loading_info=True, trust_remote_code=False, **extra, **given)
+    lost = [str(key) for key in sorted(found["missing_keys"]) if str(key).startswith(part)]
+    lost += [str(key[0] if isinstance(key, tuple) else key) for key in sorted(found["mismatched_keys"])]
+    if lost:
+        more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
+        raise HkdError(
+            f"{what} {source} must hold all weights of {type(model).__name__}, but lacks {', '.join(lost[:3])}{more}: they would be random. "
+            f"{remedy}"
+        )
+    return model.eval()
+
+
+def load_tokenizer(source: str | Path, *, what: str, **given: Any) -> Any:
+    """The tokenizer of a model. Raises HkdError where there is none, or an empty one, which transformers makes in silence."""
+    with transformers_package() as transformers, one_line(str(source), what=what):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False, **given)
+        special = set(tokenizer.all_special_tokens)
+        if all(token in special for token in tokenizer.get_vocab()):
+            raise HkdError(
+                f"{what} {source} must have its tokenizer beside it, but has none. Save it there, "
+                "with AutoTokenizer.from_pretrained(ORIGINAL).save_pretrained(FOLDER)."
+            )
+    return tokenizer
