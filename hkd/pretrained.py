@@ -139,11 +139,6 @@ def one_line(name: str, *, what: str) -> Iterator[None]:
                 f"the tokenizer of {name} must be readable by this version of the package tokenizers, but is not: a newer one wrote it "
                 f"({said[:100]}). Run: pip install --upgrade tokenizers transformers"
             ) from None
-        if "size mismatch" in said or ("mismatch" in said and "shape" in said):
-            raise HkdError(
-                f"{what} {name} must have weights of the shapes that its config.json says, but has others ({said}). "
-                "Fetch config.json and the weights again, from one place."
-            ) from None
         raise HkdError(
             f"{what} {name} must be loadable by transformers from safetensors, but is not: {said}. Fetch its files again."
         ) from None
@@ -167,9 +162,15 @@ def load_model(
     extra = {} if "gguf_file" in given else {"use_safetensors": True}
     with transformers_package() as transformers, one_line(str(source), what=what):
         kind = getattr(transformers, kind) if isinstance(kind, str) else kind
-        model, found = kind.from_pretrained(source, output_loading_info=True, trust_remote_code=False, **extra, **given)
+        model, found = kind.from_pretrained(
+            source, output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False, **extra, **given
+        )
     lost = [str(key) for key in sorted(found["missing_keys"]) if str(key).startswith(part)]
-    lost += [str(key[0] if isinstance(key, tuple) else key) for key in sorted(found["mismatched_keys"])]
+    for key, saved, wanted in sorted(found["mismatched_keys"]):
+        raise HkdError(
+            f"{what} {source} must have weights of the shapes that its config.json says, but {key} is {tuple(saved)} and not {tuple(wanted)}. "
+            "Fetch config.json and the weights again, from one place."
+        )
     if lost:
         more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
         raise HkdError(

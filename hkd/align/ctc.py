@@ -156,7 +156,7 @@ class TransformersCtc:
         """source: a folder or a name on the hub. Raises UserError where it is no such checkpoint."""
         import torch
 
-        given = {} if Path(source).is_dir() else {"revision": revision}
+        given: dict[str, Any] = {} if Path(source).is_dir() else {"revision": revision}
         config = load_config(source, what="ctc", **given)
         remedy = "Take a checkpoint that was fine-tuned with CTC: a random head aligns nothing."
         self._model = load_model(source, "AutoModelForCTC", what="ctc", remedy=remedy, config=config, **given).to(device)

@@ -264,6 +264,8 @@ class DumpRun:
         work.seconds["write"] = thread.seconds
         work.seconds["total"] = time.monotonic() - started
         work.flops = self._flops() - before
+        if said := getattr(self._teacher, "words_unknown", str)():
+            log.warning(said)
 
     def _labelled(self, shards: Sequence[int]) -> Iterator[tuple[int, Labelled]]:
         """The shards in order, one after the other, or as many at once as the teacher's device has use for."""

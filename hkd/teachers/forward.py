@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from hkd.errors import HkdError
 from hkd.sparse import TopK

@@ -243,9 +243,9 @@ class TransformerTeacher(ABC):
             )
 
     def _find_case_rule(self, ordinary: Tokens) -> None:
-        uncased = self._pieces("Ab Cd") == self._pieces("ab cd") != []
         self._case = self._options.case
         if self._case == "auto":
+            uncased = self._knows("Ab Cd") and self._pieces("Ab Cd") == self._pieces("ab cd")
             self._case = "lower" if uncased else self._case_of_pieces(ordinary)
         first, spaced = self._pieces("the cat"), self._pieces(" the cat")
         self._leading_space = self._options.context > 0 and first != spaced and len(first) == len(spaced)
@@ -260,6 +260,8 @@ class TransformerTeacher(ABC):
         upper, lower = sum(map(str.isupper, long)), sum(map(str.islower, long))
         letters = sorted({letter.lower() for text in texts for letter in text if letter.lower() != letter.upper()})
         known = {case: sum(self._knows(written) for written in map(case, letters)) for case in (str.lower, str.upper)}
+        if known[str.lower] and all(self._pieces(letter) == self._pieces(letter.upper()) for letter in letters):
+            return "lower"  # uncased, in a script of its own
         if upper > len(long) / 2 or 2 * known[str.lower] < known[str.upper]:
             case = "upper"
         elif 2 * known[str.upper] < known[str.lower] and lower > len(long) / 2:
