@@ -31,8 +31,7 @@ from hkd.testing.corpus import prepare_folder, tiny_corpus
 from hkd.testing.labelled import label_folder
 from hkd.train.config import TrainConfig
 from hkd.train.data import Data, open_data
-from hkd.train.run import make_task
-from hkd.train.task import StudentTask
+from hkd.train.run import StudentTask, make_task
 from hkd.units.inventory import UnitInventory
 
 SAME = "hard heads, same sizes"

@@ -29,8 +29,7 @@ from hkd.labels.schema import StoreSpec
 from hkd.labels.store import store_folders
 from hkd.labels.writer import LabelWriter
 from hkd.manifest import Manifest
-from hkd.stream.join import Join
-from hkd.stream.place import covering
+from hkd.stream.join import Join, covering
 from hkd.timebase import FRAME_SHIFT_S, retime
 from hkd.units.level import SPELLED
 from hkd.units.subword import SubwordModel

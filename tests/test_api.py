@@ -87,7 +87,7 @@ def test_a_frame_has_the_label_that_is_spoken_in_its_middle(project: hkd.Project
 
 @pytest.mark.parametrize(("slots", "speed"), [(1, 1.0), (2, 0.9), (4, 1.1)])
 def test_the_labels_lie_where_the_trainer_has_them(labelled: Path, project: hkd.Project, slots: int, speed: float):
-    from hkd.stream.place import place
+    from hkd.stream.join import place
     from hkd.timebase import num_encoder_frames, retime
 
     name = aligned_ids(project)[1]

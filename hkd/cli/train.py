@@ -125,7 +125,7 @@ def export(
 
         hkd export runs/hierarchical --out with-heads/ --heads
     """
-    from hkd.train.export import ENCODER, export_run
+    from hkd.train.run import ENCODER, export_run
 
     here = project()
     if (run is None) == (named is None):

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from hkd.decode.graph import HybridSearch, log_priors
 from hkd.decode.search import Search, SearchConfig
 from hkd.errors import UserError
+from hkd.features.cache import Features
 from hkd.features.front_end import FrontEnd
-from hkd.features.source import Features
 from hkd.student.export import SENONE_FRAMES, load_student
 from hkd.timebase import HOP_SAMPLES, SAMPLE_RATE_HZ
 from hkd.units.acoustic import load_lexicon, load_tying

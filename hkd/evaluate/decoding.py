@@ -18,8 +18,7 @@ from hkd.decode.search import Search, SearchConfig
 from hkd.errors import UserError
 from hkd.evaluate.result import Hypothesis, Option
 from hkd.evaluate.score import NUM_DRAWS, score_words
-from hkd.features.cache import FeatureCache, Wanted
-from hkd.features.source import Features, FeatureSource
+from hkd.features.cache import FeatureCache, Features, FeatureSource, Wanted
 from hkd.files import write_bytes
 from hkd.manifest import Manifest
 from hkd.manifest import read as read_manifest

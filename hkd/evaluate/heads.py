@@ -34,7 +34,7 @@ from hkd.decode.recogniser import Recogniser
 from hkd.errors import HkdError, UserError
 from hkd.evaluate.context import average_teacher, guess
 from hkd.evaluate.decoding import batches, rows_by_seconds
-from hkd.features.source import FeatureSource
+from hkd.features.cache import FeatureSource
 from hkd.files import digest_of_file
 from hkd.labels.store import LabelReader, digest_of_store, store_folders
 from hkd.loop.checkpoint import load_model_tensors
@@ -42,9 +42,8 @@ from hkd.losses import class_targets, ctc_feasible, ctc_occupancy
 from hkd.manifest import Manifest
 from hkd.metrics import confidence, entropy, expected_calibration_error, kl
 from hkd.progress import Progress, no_progress
-from hkd.stream.batch import Batch, SoftLabels
 from hkd.stream.join import Join
-from hkd.stream.loader import BatchMaker
+from hkd.stream.loader import Batch, BatchMaker, SoftLabels
 from hkd.student.config import config_from_json, default_slots
 from hkd.student.export import placed
 from hkd.student.model import Student, StudentOutput

@@ -34,7 +34,7 @@ from hkd.evaluate.result import (
     write_n_best,
 )
 from hkd.evaluate.score import Scores, bootstrap_interval
-from hkd.features.source import FeatureSource
+from hkd.features.cache import FeatureSource
 from hkd.files import digest_of, digest_of_file, write_bytes, write_json
 from hkd.manifest import Manifest
 from hkd.manifest import read as read_manifest

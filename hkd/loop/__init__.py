@@ -8,7 +8,6 @@
 - Killed at any moment and started again, a run ends with the same weights and the same metrics.jsonl, byte for byte.
 """
 
-from hkd.loop.config import LoopConfig, Task, learning_rate
-from hkd.loop.run import Terminated, fit
+from hkd.loop.run import LoopConfig, Task, Terminated, fit, learning_rate
 
 __all__ = ["LoopConfig", "Task", "Terminated", "fit", "learning_rate"]

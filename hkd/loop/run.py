@@ -1,12 +1,19 @@
-"""fit: the steps, and what happens between them. The module docstring of hkd.loop says what it promises."""
+"""fit: settings (LoopConfig), what a task gives (Task), the steps and what happens between them.
+
+The module docstring of hkd.loop says what it promises.
+"""
 
 import logging
+import math
+import os
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -14,12 +21,12 @@ from safetensors.torch import load_file
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
-from hkd.errors import HkdError
+from hkd.errors import HkdError, MissingPackageError, UserError
 from hkd.files import write_bytes, write_json
-from hkd.loop.accelerator import make_accelerator, no_settings_from_the_environment, share_seed
-from hkd.loop.best import Best, average
 from hkd.loop.checkpoint import (
+    Best,
     Checkpoint,
+    average,
     last_checkpoints,
     load_model_tensors,
     load_optimizer_tensors,
@@ -29,15 +36,190 @@ from hkd.loop.checkpoint import (
     remove_checkpoints,
     write_checkpoint,
 )
-from hkd.loop.config import LoopConfig, Task, learning_rate
 from hkd.loop.record import Metrics, claim, finished, flatten, locked, stop_signals
-from hkd.loop.shares import gradient_norms, shares_of
 from hkd.progress import Progress, no_progress
 
 if TYPE_CHECKING:
     from accelerate import Accelerator  # type: ignore[import-untyped]
 
+
+SCHEDULES = ("cosine", "linear", "constant")
+PRECISIONS = ("fp32", "bf16", "fp16")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoopConfig:
+    """How long, how fast, how often. A step is one update of the weights."""
+
+    max_steps: int = 2000
+    learning_rate: float = 1e-3  # at the end of the warm-up
+    warmup_steps: int = 200  # linear, from 0
+    schedule: str = "cosine"  # cosine | linear (both to 0 at max_steps) | constant
+    weight_decay: float = 0.01  # AdamW's; not for vectors (biases, norms)
+    beta2: float = 0.98
+    clip_norm: float = 1.0  # of the whole gradient, after the backward pass; 0: no clipping
+    accumulate: int = 1  # shares that a process works off one by one: less memory, the same global batch
+    precision: str = "fp32"  # fp32 | bf16 | fp16
+    seed: int = 0
+    log_every: int = 10
+    save_every: int = 200
+    keep_last: int = 2
+    eval_every: int = 500  # 0: at the end only
+    best_by: str = ""  # a figure of the evaluation, lower is better: the final weights are the best ones
+    average: int = 0  # the final weights are the mean of the n best (by best_by) or else of the n last checkpoints
+    patience: int = 0  # evaluations without a better `best_by` after which to stop; 0: go on to max_steps
+    shares_every: int = 0  # steps between measurements of each loss term's share of the gradient; 0: never
+
+    def __post_init__(self) -> None:
+        if self.schedule not in SCHEDULES:
+            raise UserError(f"`schedule` must be one of {', '.join(SCHEDULES)}, but is '{self.schedule}' instead.")
+        if self.precision not in PRECISIONS:
+            raise UserError(f"`precision` must be one of {', '.join(PRECISIONS)}, but is '{self.precision}' instead.")
+        for name in ("max_steps", "accumulate", "log_every", "save_every", "keep_last"):
+            if getattr(self, name) < 1:
+                raise UserError(f"`{name}` must be at least 1, but is {getattr(self, name)} instead.")
+        for name in ("warmup_steps", "weight_decay", "clip_norm", "eval_every", "shares_every", "seed"):
+            if getattr(self, name) < 0:
+                raise UserError(f"`{name}` must not be negative, but is {getattr(self, name)} instead.")
+        if self.average < 0 or self.patience < 0:
+            raise UserError("`average` and `patience` must not be negative.")
+        if self.patience and not self.best_by:
+            raise UserError("`best_by` must name a figure of the evaluation where `patience` is given, but is empty.")
+        if not 0 < self.learning_rate < math.inf:
+            raise UserError(f"`learning_rate` must be positive, but is {self.learning_rate} instead.")
+
+
+def learning_rate(config: LoopConfig, step: int) -> float:
+    """The learning rate of the update that follows `step` completed ones: linear warm-up, then the schedule."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return config.learning_rate
+    done = (step - config.warmup_steps) / max(1, config.max_steps - config.warmup_steps)
+    return config.learning_rate * (0.5 * (1 + math.cos(math.pi * done)) if config.schedule == "cosine" else 1 - done)
+
+
+class Task(Protocol):
+    """What is trained. Batches may carry `.to(device)`, `.ids` (named when the loss is not finite) and `.seconds` (of audio).
+
+    A task may also have `evaluate() -> Mapping[str, float]`, called by the main process every eval_every steps and at the end, with
+    the model in evaluation mode and no gradients.
+    """
+
+    @property
+    def model(self) -> torch.nn.Module:
+        """The module whose parameters are updated."""
+
+    def batches(self, start_step: int, rank: int, world_size: int) -> Iterator[Any]:
+        """Endless; item n is share `rank` of `world_size` of the global batch of step start_step + n, a pure function of (seed, step).
+
+        An empty share (fewer utterances than shares) is None.
+        """
+
+    def counts(self, batch: Any) -> Mapping[str, float]:
+        """Per loss term: utterances or labelled frames in this share."""
+
+    def losses(self, batch: Any, step: int) -> Mapping[str, Tensor]:
+        """Per loss term: the sum over this share, a scalar."""
+
+    def weights(self, step: int) -> Mapping[str, float]:
+        """Per loss term; names all terms, the main one first."""
+
+
+# Device, precision and processes, by accelerate.
+
+
 log = logging.getLogger(__name__)
+
+ENGINES = {  # variables that hand training over to another engine → what it is
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "accelerate's parallelism",
+}
+_SETTINGS = ("ACCELERATE_", "FSDP_", "MEGATRON_LM_", "PARALLELISM_CONFIG_", "FP8_")  # how names of accelerate's variables begin
+_NOTHING = ("", "0", "false", "no", "off", "n", "f")
+
+
+@contextmanager
+def no_settings_from_the_environment() -> Iterator[None]:
+    """Without accelerate's own environment variables, which its launcher and its users set: hkd's settings alone decide what is learnt.
+
+    Which were left aside is said. Raises UserError, naming the variable, where another engine is asked for.
+    """
+    given = {name: value for name, value in os.environ.items() if name.startswith(_SETTINGS)}
+    for name, engine in ENGINES.items():
+        if given.get(name, "").lower() not in _NOTHING:
+            raise UserError(
+                f"{name} must not be set, but is {given[name]} instead: hkd trains without {engine}. Take it out, and start processes "
+                "with torchrun."
+            )
+    aside = [f"{name}={value}" for name, value in sorted(given.items()) if value.lower() not in _NOTHING]
+    if aside:
+        log.warning(
+            "accelerate's environment variables are not read: %s. Settings are --device, loop.precision and loop.accumulate.",
+            ", ".join(aside),
+        )
+    for name in given:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(given)
+
+
+def make_accelerator(precision: str, device: str, *, tensorboard: Path | None = None) -> "Accelerator":
+    """accelerate's Accelerator for this precision and device (auto | cpu | cuda); one process may make several in turn."""
+    if tensorboard is not None and find_spec("tensorboard") is None:
+        raise MissingPackageError("tensorboard", "tensorboard", "Drawing curves with TensorBoard")
+    from accelerate import Accelerator  # here, since it takes a second
+    from accelerate.state import AcceleratorState  # type: ignore[import-untyped]
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("`device` must be one that is there, but is 'cuda' and no GPU is seen. Take --device cpu.")
+    if AcceleratorState._shared_state and AcceleratorState().num_processes == 1:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = Accelerator(
+        mixed_precision="no" if precision == "fp32" else precision,
+        cpu=device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available()),  # else processes do not meet
+        log_with=None if tensorboard is None else "tensorboard",
+        project_dir=tensorboard,
+        gradient_accumulation_steps=1,  # ours is `loop.accumulate`
+    )
+    if tensorboard is not None:
+        accelerator.init_trackers("tensorboard")
+    return accelerator
+
+
+def share_seed(seed: int, step: int, share: int) -> int:
+    """The seed of dropout and the like for one share of one step."""
+    return int(np.random.SeedSequence((seed, step, share)).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+# How much each term of the loss moves the weights: its share of the gradient's norm.
+# Measured over the parameters that the first (main) term reaches: a head's own weights would flatter its term.
+
+
+def gradient_norms(loss_of: Callable[[str], Tensor], terms: Sequence[str], parameters: Sequence[Tensor]) -> dict[str, float]:
+    """Term → norm of its weighted gradient; `loss_of` gives a term's weighted loss (a scalar), anew at every call."""
+    norms: dict[str, float] = {}
+    reached: list[bool] | None = None
+    for term in terms:
+        total = loss_of(term)
+        if not total.requires_grad:
+            norms[term] = 0.0
+            continue
+        gradients = torch.autograd.grad(total, parameters, allow_unused=True)
+        reached = reached or [gradient is not None for gradient in gradients]
+        kept = [g.float().norm() for g, ok in zip(gradients, reached, strict=True) if ok and g is not None]
+        norms[term] = float(torch.stack(kept).norm()) if kept else 0.0
+    return norms
+
+
+def shares_of(norms: dict[str, float]) -> dict[str, float]:
+    """Norms divided by their sum."""
+    whole = sum(norms.values()) or 1.0
+    return {term: norm / whole for term, norm in norms.items()}
 
 
 class Terminated(HkdError):  # noqa: N818 (a state, not a fault)

@@ -8,9 +8,10 @@ Shape letters: U positions of an utterance, V units.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ from hkd.labels.reader import LabelReader
 from hkd.labels.rows import LEFT_OUT
 from hkd.manifest import Manifest, Utterance
 from hkd.stream.plan import Runs
+from hkd.timebase import SUBSAMPLING, num_encoder_frames, retime, slot_middles
 from hkd.units.inventory import UnitInventory
 from hkd.units.letters import letters_per_unit
 from hkd.units.level import SPELLED, SUBWORD
@@ -243,3 +245,150 @@ def _rejoin(
     join = Join(manifest, subwords=None if subwords is None else SubwordModel(subwords), alignment=aligned, units=units)
     join.stores = dict(stores)
     return join
+
+
+# Labels of positions → labels of slots. Stored per position, placed at load, so that speed perturbation re-times them.
+# A slot takes the label of the position that covers its middle frame (`timebase.slot_middles`; where the signal ends before it, of the
+# last frame). Shape letters: U positions, S slots, M labelled slots.
+
+
+def place(
+    positions: Positions, *, num_frames: int, slots: int, speed: float = 1.0
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(slot_M, position_M): the slots of an utterance of `num_frames` frames (at that speed) that a position covers, and by which one.
+
+    Positions are in order and do not overlap; empty ones and those between slot middles cover none.
+    """
+    width = SUBSAMPLING // slots
+    middle_S = np.minimum(slot_middles(num_frames, slots), num_frames - 1)[: -(-num_frames // width)]
+    return covering(positions, middle_S, speed=speed)
+
+
+def covering(
+    positions: Positions, middle_S: NDArray[np.int64], *, speed: float = 1.0
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(slot_M, position_M): which of the slots with these middle frames (10 ms, at that speed) a position covers, and by which one."""
+    start_U, stop_U = positions.start_U.astype(np.int64), positions.stop_U.astype(np.int64)
+    if speed != 1:
+        start_U, stop_U = retime(start_U, speed), retime(stop_U, speed)
+    filled = np.flatnonzero(stop_U > start_U)
+    if not len(filled):
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    nearest_S = np.searchsorted(start_U[filled], middle_S, side="right") - 1
+    position_S = filled[np.maximum(nearest_S, 0)]
+    covered_S = (nearest_S >= 0) & (middle_S < stop_U[position_S])
+    return np.flatnonzero(covered_S), position_S[covered_S]
+
+
+# How much of the training utterances has labels, level by level: said before step one, and refused where it is too little.
+
+
+SHOWN = 5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LevelCoverage:
+    """What one head's labels cover. `unplaced`: positions between slot middles, which no slot carries (at speed 1)."""
+
+    head: str
+    level: str
+    utterances: int
+    covered: int
+    missing: tuple[str, ...]  # some ids
+    positions: int
+    unplaced: int
+    slots: int
+    labelled: int  # slots
+
+    @property
+    def share(self) -> float:
+        """Of the utterances."""
+        return self.covered / max(1, self.utterances)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Coverage:
+    """The heads' coverage, and the utterances that are too short for their transcript (CTC gives them no gradient)."""
+
+    heads: tuple[LevelCoverage, ...]
+    utterances: int
+    frames: int
+    too_short: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    def text(self) -> str:
+        """A line a head."""
+        lines = [f"{self.utterances} utterances, {self.frames / 6000:.1f} minutes"]
+        for head in self.heads:
+            lines.append(
+                f"  {head.head:<20} {head.share:7.1%} of utterances, {head.positions} positions"
+                + (
+                    f", {head.unplaced} of them without a slot ({head.unplaced / max(1, head.positions):.1%}), "
+                    f"{head.labelled / head.slots:.1%} of slots labelled"
+                    if head.slots
+                    else ""
+                )
+            )
+        if self.too_short:
+            lines.append(
+                f"  too short for their transcript, no CTC gradient: {len(self.too_short)} ({', '.join(self.too_short[:SHOWN])})"
+            )
+        return "\n".join(lines)
+
+
+def measure(
+    join: Join, utterances: Sequence[Utterance], *, frames: Mapping[str, int], hard: Mapping[str, int], soft: Mapping[str, int]
+) -> Coverage:
+    """frames: utterance → 10 ms frames; hard: level → slots; soft: store → slots."""
+    heads = [_one(join, utterances, frames, f"hard {level}", level, None, slots) for level, slots in hard.items()]
+    heads += [
+        _one(join, utterances, frames, f"labels {name}", join.stores[name].level, name, slots) for name, slots in soft.items()
+    ]
+    too_short = []
+    for utterance in utterances:
+        target_U = join.target(utterance)
+        needed = len(target_U) + int((target_U[1:] == target_U[:-1]).sum())
+        if num_encoder_frames(frames[utterance.id]) < needed:
+            too_short.append(utterance.id)
+    return Coverage(
+        heads=tuple(heads), utterances=len(utterances), frames=sum(frames[u.id] for u in utterances), too_short=tuple(too_short)
+    )
+
+
+def _one(
+    join: Join, utterances: Sequence[Utterance], frames: Mapping[str, int], head: str, level: str, store: str | None, slots: int
+) -> LevelCoverage:
+    missing: list[str] = []
+    num_positions = unplaced = labelled = num_slots = 0
+    for utterance in utterances:
+        name = utterance.id
+        num_slots += num_encoder_frames(frames[name]) * slots
+        if (slots and not join.aligned(name)) or (store is not None and not join.stores[store].labels(name)):
+            missing.append(name)
+            continue
+        if not slots:
+            num_positions += len(join.target(utterance))
+            continue
+        found = join.segments(name, level) if store is None else join.positions(name, store)
+        slot_M, position_M = place(found, num_frames=frames[name], slots=slots)
+        num_positions += len(found.start_U)
+        unplaced += len(found.start_U) - len(set(position_M.tolist()))
+        labelled += len(slot_M)
+    return LevelCoverage(
+        head=head, level=level, utterances=len(utterances), covered=len(utterances) - len(missing), missing=tuple(missing[:SHOWN]),
+        positions=num_positions, unplaced=unplaced, slots=num_slots, labelled=labelled,
+    )  # fmt: skip
+
+
+def require(coverage: Coverage, min_coverage: float) -> None:
+    """Raises UserError naming the first head whose labels cover less than `min_coverage` of the utterances, and some that lack them."""
+    for head in coverage.heads:
+        if head.share < min_coverage:
+            raise UserError(
+                f"`min_coverage` must be reached by every head, but '{head.head}' has labels for {head.covered} of {head.utterances} "
+                f"utterances, {head.share:.4f} < {min_coverage:g} (missing: {', '.join(head.missing)}). "
+                f"Align and label them, or give --min-coverage {int(head.share * 10000) / 10000:g}."
+            )

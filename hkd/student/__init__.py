@@ -1,9 +1,8 @@
 """The acoustic model that learns: encoder, heads, checkpoint and export format."""
 
 from hkd.student.config import EncoderConfig, HeadConfig, StudentConfig, default_slots, default_tap
-from hkd.student.describe import describe
 from hkd.student.export import StudentMeta, load_student, save_student
-from hkd.student.model import Student, StudentOutput, export_student
+from hkd.student.model import Student, StudentOutput, describe, export_student
 
 __all__ = [
     "EncoderConfig",

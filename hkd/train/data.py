@@ -14,9 +14,8 @@ from hkd.features.upstream import Upstream
 from hkd.files import digest_of, digest_of_file
 from hkd.labels.store import LabelReader, digest_of_store, store_folders
 from hkd.manifest import Manifest, Utterance
-from hkd.stream.coverage import Coverage, measure
-from hkd.stream.join import Join
-from hkd.student.describe import describe
+from hkd.stream.join import Coverage, Join, measure
+from hkd.student.model import describe
 from hkd.timebase import SAMPLE_RATE_HZ, samples_to_frames, seconds_to_samples
 from hkd.train.config import TrainConfig
 from hkd.train.student import Needs, Plan, needs_of, plan_student

@@ -2,44 +2,152 @@
 
 runs/NAME/   config.toml  coverage.json  student.json  identity.json  metrics.jsonl  timing.jsonl  checkpoints/
              final.safetensors (heads too)  done.json  model/ (exported)
+
+Shape letters: B utterances, T frames, V classes.
 """
 
+import hashlib
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
+from torch import Tensor
 
 from hkd.align.alignment import Alignment
+from hkd.decode.ctc import greedy_ctc
+from hkd.errors import UserError
 from hkd.features.augment import NO_AUGMENTATION
-from hkd.features.cache import FeatureCache, Wanted
-from hkd.features.source import FeatureSource, mean_and_std
+from hkd.features.cache import FeatureCache, FeatureSource, Wanted, mean_and_std
 from hkd.files import digest_of_json, write_bytes, write_json
 from hkd.loop import fit
+from hkd.loop.checkpoint import load_model_tensors
 from hkd.loop.record import claim, finished, steps_done
 from hkd.loop.run import identity_of
 from hkd.manifest import Utterance
 from hkd.progress import Progress, no_progress
-from hkd.stream.coverage import Coverage, require
-from hkd.stream.join import runs_of
-from hkd.stream.loader import BatchMaker
+from hkd.stream.join import Coverage, require, runs_of
+from hkd.stream.loader import Batch, BatchMaker, batches
 from hkd.stream.plan import BatchPlan
-from hkd.student.config import PRESETS, config_to_json
-from hkd.student.export import SENONE_FRAMES, save_student
+from hkd.student.config import PRESETS, config_from_json, config_to_json
+from hkd.student.export import ONNX, SENONE_FRAMES, load_student, placed, save_student, write_onnx
 from hkd.student.model import Student
-from hkd.student.speech_encoder import SpeechEncoder, load_pretrained
+from hkd.student.speech_encoder import SpeechEncoder, load_pretrained, save_pretrained
 from hkd.toml import to_toml
 from hkd.train.config import TrainConfig
 from hkd.train.data import Data, coverage_of, open_data
 from hkd.train.student import describe_heads
-from hkd.train.task import StudentTask
+from hkd.train.terms import Term
 from hkd.units.acoustic import acoustic_files
 from hkd.units.level import SENONE
+
+
+@dataclass
+class StudentTask:
+    """What `hkd.loop.fit` asks for."""
+
+    config: TrainConfig
+    student: Student
+    terms: Sequence[Term]
+    base_weights: Mapping[str, float]  # α, λ or 1
+    maker: BatchMaker
+    plan: BatchPlan
+    dev: BatchMaker | None
+    max_steps: int
+
+    @property
+    def model(self) -> torch.nn.Module:
+        """The student."""
+        return self.student
+
+    def batches(self, start_step: int, rank: int, world_size: int) -> Iterator[Batch | None]:
+        """Shares of the global batches."""
+        pin = torch.cuda.is_available()
+        return batches(
+            self.maker, self.plan, start_step=start_step, rank=rank, world_size=world_size, workers=self.config.workers, pin=pin
+        )
+
+    def counts(self, batch: Batch) -> dict[str, float]:
+        """Target units of the main term, labelled slots of the others."""
+        return {term.name: term.count(batch) for term in self.terms}
+
+    def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        """Sums. Each utterance's dropout is seeded by (seed, step, utterance), so that no cut of the batch into shares changes it."""
+        slots: dict[str, Tensor] = {}
+        for term in self.terms:
+            slots.update(term.slots(batch))
+        seed_B = [dropout_seed(self.config.loop.seed, step, name) for name in batch.ids]
+        output = self.student(batch.x_BTF, batch.length_B, slots=slots, seed_B=seed_B)
+        return {term.name: term.loss(batch, output) for term in self.terms}
+
+    def weights(self, step: int) -> dict[str, float]:
+        """1 for the main term; α and λ rise over heads_warmup_steps, λ moves on to lam_end of itself at the last step."""
+        config = self.config
+        rise = min(1.0, (step + 1) / config.heads_warmup_steps) if config.heads_warmup_steps else 1.0
+        span = max(1, self.max_steps - config.heads_warmup_steps)
+        move = 1 + (config.lam_end - 1) * max(0.0, (step - config.heads_warmup_steps) / span)
+        factor = {"hard": rise, "kd": rise * move}
+        return {term.name: self.base_weights[term.name] * factor.get(term.name.partition("-")[0], 1.0) for term in self.terms}
+
+    def evaluate(self) -> dict[str, float]:
+        """Losses and, for a CTC output, the word error rate (greedy, in per cent) on the dev split."""
+        if self.dev is None:
+            return {}
+        sums, counts = dict.fromkeys(self.base_weights, 0.0), dict.fromkeys(self.base_weights, 0.0)
+        said: list[str] = []
+        understood: list[str] = []
+        device = self.student.mean_F.device
+        for batch in _in_order(self.dev, self.config.batch_seconds):
+            moved = batch.to(device)
+            slots = {head: slot_M for term in self.terms for head, slot_M in term.slots(moved).items()}
+            output = self.student(moved.x_BTF, moved.length_B, slots=slots)
+            for term in self.terms:
+                count = term.count(moved)
+                if count:
+                    sums[term.name] += float(term.loss(moved, output))
+                    counts[term.name] += count
+            if self.config.main == "ctc":
+                join = self.dev.join
+                said += [" ".join(join.words(join.manifest.by_id(name))) for name in batch.ids]
+                understood += [join.subwords.decode(ids) for ids in greedy_ctc(output.logits_BTV, output.length_B)]
+        figures = {f"dev_{name}": sums[name] / counts[name] for name in sums if counts[name]}
+        return figures | ({"dev_wer": word_error_rate(said, understood)} if said else {})
+
+
+def dropout_seed(seed: int, step: int, utterance_id: str) -> int:
+    """What the dropout of an utterance at a step is drawn from."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {step} {utterance_id}".encode()).digest()[:7], "little")
+
+
+def word_error_rate(said: Sequence[str], understood: Sequence[str]) -> float:
+    """Per cent, over all words; utterances without words are left out."""
+    import jiwer
+
+    pairs = [(a, b) for a, b in zip(said, understood, strict=True) if a]
+    if not pairs:
+        return float("nan")
+    return 100 * float(jiwer.wer([a for a, _ in pairs], [b for _, b in pairs]))
+
+
+def _in_order(maker: BatchMaker, batch_seconds: float) -> Iterator[Batch]:
+    """All utterances once, in the maker's order, in batches of about batch_seconds."""
+    rows: list[int] = []
+    seconds = 0.0
+    for row, utterance in enumerate(maker.utterances):
+        rows.append(row)
+        seconds += utterance.duration or 5.0
+        if seconds >= batch_seconds or row == len(maker.utterances) - 1:
+            batch = maker(rows)
+            assert batch is not None
+            yield batch
+            rows, seconds = [], 0.0
+
 
 log = logging.getLogger(__name__)
 
@@ -238,3 +346,43 @@ def _frames_of_senones(alignment: Alignment, utterances: Sequence[Utterance]) ->
             np.add.at(frames_V, tier.unit_U, np.diff(tier.start_U1))
     frames: list[int] = frames_V.tolist()
     return frames
+
+
+ENCODER = "encoder"
+
+
+def load_run(folder: Path) -> Student:
+    """The student of a finished run with all its heads, in eval mode. Raises UserError where the run is not done."""
+    try:
+        config = placed(config_from_json(json.loads((folder / "student.json").read_text())["config"]), folder / "model")
+        tensors = safetensors.torch.load((folder / "final.safetensors").read_bytes())
+    except FileNotFoundError as error:
+        raise UserError(
+            f"a run must be done, but {folder} has no {Path(str(error.filename)).name}. Run `hkd train` first."
+        ) from None
+    student = Student(config)
+    load_model_tensors(student, tensors)
+    return student.eval()
+
+
+def export_run(folder: Path, out: Path, *, heads: bool = False, onnx: bool = False) -> None:
+    """Write a finished run's student to `out`, without its heads unless `heads`; with `onnx` as one ONNX file too.
+
+    An encoder of transformers is written once more into `out`/encoder, for transformers alone.
+    """
+    _, meta = load_student(folder / "model")
+    subword_model = None if meta.subword_model is None else meta.subword_model.read_bytes()
+    student = load_run(folder)
+    save_student(
+        out,
+        student,
+        inventory=meta.inventory,
+        subword_model=subword_model,
+        acoustic=acoustic_files(folder / "model"),
+        extra=meta.extra,
+        heads=heads,
+    )
+    if isinstance(student.encoder, SpeechEncoder):
+        save_pretrained(student.encoder, out / ENCODER)
+    if onnx:
+        write_onnx(student, out / ONNX)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hkd.losses import ctc_interpolation, ctc_loss, ctc_occupancy, hard_cross_entropy, sparse_cross_entropy, sparse_kl
-from hkd.stream.batch import Batch, SoftLabels
+from hkd.stream.loader import Batch, SoftLabels
 from hkd.student.model import StudentOutput
 from hkd.train.config import KdConfig
 from hkd.units.level import SENONE

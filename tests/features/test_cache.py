@@ -9,9 +9,8 @@ import soundfile
 
 from hkd import manifest as manifests
 from hkd.errors import HkdError, UserError
-from hkd.features.cache import FeatureCache
+from hkd.features.cache import FeatureCache, FeatureSource
 from hkd.features.front_end import FrontEnd
-from hkd.features.source import FeatureSource
 from hkd.manifest import Utterance
 
 SPEEDS = (0.9, 1.0)

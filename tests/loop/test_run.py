@@ -18,8 +18,8 @@ import torch
 
 from hkd.errors import HkdError, UserError
 from hkd.loop import LoopConfig, fit, learning_rate
-from hkd.loop.accelerator import ENGINES
 from hkd.loop.record import steps_done
+from hkd.loop.run import ENGINES
 
 Start = Callable[..., "subprocess.Popen[str]"]
 

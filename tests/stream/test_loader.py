@@ -10,11 +10,10 @@ import torch
 from hkd import manifest as manifests
 from hkd.align.alignment import Alignment
 from hkd.features.augment import AugmentConfig, draw_speed, generator
-from hkd.features.source import FeatureSource
+from hkd.features.cache import FeatureSource
 from hkd.labels.store import open_stores
-from hkd.stream.batch import Batch
 from hkd.stream.join import Join
-from hkd.stream.loader import BatchMaker, batches
+from hkd.stream.loader import Batch, BatchMaker, batches
 from hkd.stream.plan import BatchPlan
 from hkd.timebase import num_encoder_frames, retime
 from hkd.units.subword import SubwordModel

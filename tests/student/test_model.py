@@ -8,7 +8,8 @@ import torch
 
 from hkd.errors import UserError
 from hkd.losses import ctc_loss
-from hkd.student import Student, StudentConfig, export_student
+from hkd.student import Student, StudentConfig, describe, export_student
+from hkd.student.model import Head
 
 
 def batch() -> tuple[torch.Tensor, torch.Tensor]:
@@ -108,3 +109,43 @@ def test_bfloat16_autocast_gives_nearly_the_same(make: Callable[..., Student], c
     torch.testing.assert_close(half[0].float(), full[0], atol=0.1, rtol=0.1)
     half.float().sin().sum().backward()
     assert all(bool(torch.isfinite(p.grad).all()) for p in student.encoder.parameters() if p.grad is not None)
+
+
+# ----------------------------------------------------------------------------------------------------
+# Slots of a frame and chosen slots.
+
+
+def test_slots_of_a_frame_stand_in_order_and_chosen_ones_are_the_same() -> None:
+    torch.manual_seed(0)
+    head = Head(16, 9, slots=4, d_head=8)
+    x_BTD = torch.randn(3, 5, 16)
+    logits_BSV = head(x_BTD)
+    assert logits_BSV.shape == (3, 20, 9)
+    per_frame = head.place(head.norm(x_BTD[1, 2])).view(4, 8)
+    torch.testing.assert_close(logits_BSV[1, 8:12], head.out(per_frame))
+    slot_M = torch.tensor([0, 28, 59, 28])
+    torch.testing.assert_close(head(x_BTD, slot_M), logits_BSV.flatten(0, 1)[slot_M])
+
+
+def test_slots_share_one_output_matrix() -> None:
+    shared = sum(p.numel() for p in Head(16, 1000, slots=4).parameters())
+    single = sum(p.numel() for p in Head(16, 1000).parameters())
+    assert shared - single == 16 * 64 + 64
+
+
+# ----------------------------------------------------------------------------------------------------
+# The drawing says what is there.
+
+
+def test_drawing_names_layers_taps_heads_and_what_export_drops(config: StudentConfig) -> None:
+    lines = describe(config).splitlines()
+    place = {line.split(":")[0].strip(" ├└─"): n for n, line in enumerate(lines)}
+    layer = {n: next(i for i, line in enumerate(lines) if line.strip().startswith(f"layer {n}")) for n in (1, 2, 3)}
+    assert layer[1] < place["senone-hard"] < place["senone-aux"] < layer[2] < place["monophone-aux"] < layer[3] < place["main"]
+    assert "30 units × 4 slots of 10 ms" in lines[place["senone-aux"]]
+    assert "dropped at export" in lines[place["senone-aux"]]
+    assert "dropped at export" not in lines[place["main"]]
+    none = describe(replace(config, heads=()))
+    exported = none.splitlines()[-1].split()[1].rstrip(":")
+    assert f"{exported} exported, 0 in heads" in none
+    assert f"{exported} exported" in lines[-1]

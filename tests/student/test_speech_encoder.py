@@ -13,7 +13,7 @@ from hkd.errors import HkdError, UserError
 from hkd.native import import_torchaudio
 from hkd.student import EncoderConfig, HeadConfig, Student, StudentConfig, describe, load_student, save_student
 from hkd.student.config import SpeechEncoderConfig, config_from_json, config_to_json
-from hkd.student.onnx import write_onnx
+from hkd.student.export import write_onnx
 from hkd.student.speech_encoder import SpeechEncoder, load_pretrained, open_speech_encoder, save_pretrained
 from hkd.testing.encoders import tiny_encoder
 from hkd.units.inventory import UnitInventory

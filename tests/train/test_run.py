@@ -22,8 +22,7 @@ from hkd.student.export import load_student
 from hkd.testing.labelled import label_folder
 from hkd.train.config import TrainConfig
 from hkd.train.data import Data, open_data, show_data
-from hkd.train.export import export_run, load_run
-from hkd.train.run import TrainReport, train
+from hkd.train.run import TrainReport, export_run, load_run, train
 
 Start = Callable[..., "subprocess.Popen[str]"]
 

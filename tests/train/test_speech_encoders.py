@@ -21,8 +21,7 @@ from hkd.student.speech_encoder import SpeechEncoder
 from hkd.testing.encoders import tiny_encoder
 from hkd.train.config import TrainConfig
 from hkd.train.data import open_data, show_data
-from hkd.train.export import export_run, load_run
-from hkd.train.run import TrainReport, train
+from hkd.train.run import TrainReport, export_run, load_run, train
 
 import_torchaudio()
 import transformers  # noqa: E402

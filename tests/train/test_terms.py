@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hkd.stream.batch import Batch, HardLabels, SoftLabels
+from hkd.stream.loader import Batch, HardLabels, SoftLabels
 from hkd.student.model import StudentOutput
 from hkd.topk import select_topk
 from hkd.train.config import KdConfig

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from hkd.config import to_toml
 from hkd.errors import HkdError, MissingPackageError, UserError
-from hkd.features.workers import portable, raised
+from hkd.features.cache import portable, raised
 from hkd.labels.backend import DamagedShardError
 
 SCRIPT = "import multiprocessing, sys; multiprocessing.set_start_method(sys.argv.pop(1)); from hkd.cli.main import main; main()"
