@@ -151,8 +151,7 @@ def prepare(
 
 @manifest_app.command()
 def check(
-    manifest: Annotated[Path | None, typer.Argument(help="The manifest; by default the project's.")] = None,
-    json_: _Json = False,
+    manifest: Annotated[Path | None, typer.Argument(help="The manifest; by default the project's.")] = None, json_: _Json = False
 ) -> None:
     """Read every utterance's audio and list what is missing, empty, truncated, silent or wrongly declared. Exit 1 if anything is.
 

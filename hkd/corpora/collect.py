@@ -29,7 +29,7 @@ from hkd.progress import Progress, no_progress
 
 logger = logging.getLogger(__name__)
 
-Found = tuple[str, Utterance]  # where it was read (FILE:LINE, for errors), and the utterance
+Row = tuple[str, Utterance]  # where it was read (FILE:LINE, for errors), and the utterance
 _SPLITS = {
     "train": "train", "training": "train", "dev": "dev", "valid": "dev", "validation": "dev", "val": "dev", "devel": "dev", "test": "test",
     "testing": "test", "eval": "test", "evaluation": "test",
@@ -282,7 +282,7 @@ def write_sound(data: bytes, folder: Path, what: str) -> Path:
 
 
 def collect(
-    found: Iterable[Found],
+    found: Iterable[Row],
     where: Path | str,
     *,
     report: Report | None = None,

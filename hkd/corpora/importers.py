@@ -12,7 +12,6 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,9 @@ from hkd.audio import probe
 from hkd.corpora import lhotse
 from hkd.corpora.collect import (
     UNREADABLE,
-    Found,
     Options,
     Report,
+    Row,
     channel_of,
     collect,
     find_audio,
@@ -102,14 +101,17 @@ def span_of(
         if not stop > start:
             raise UserError(f"{column['end']} must be after the start, {start:g} s, but is {stop:g} s.")
         time.setdefault("duration", stop - start)
+    start, duration = time.get("offset", 0.0), time.get("duration")
+    if start > _SAME_S and duration is not None:
         seconds = seconds_of()
-        if start > 0 and seconds is not None and abs(seconds - time["duration"]) <= _SAME_S:
-            report.note("clips as long as their start and end say are read whole, as cut already", [f"{start:g} to {stop:g} s"])
+        if seconds is not None and abs(seconds - duration) <= _SAME_S:
+            report.note(
+                "clips as long as their start and end say are read whole, as cut already", [f"{start:g} s, {duration:g} s long"]
+            )
             return {}
     return time
 
 
-@lru_cache(1024)
 def _seconds(path: str) -> float | None:
     try:
         return probe(path).duration_s
@@ -145,7 +147,7 @@ def read_folder(folder: Path, options: Options | None = None) -> Manifest:
         return str(path.relative_to(folder))
 
     tables = [path for path in files if path.parent == folder and path.suffix.lower() == ".tsv"]
-    silent = [path for path in audio if text_beside(path) is None]
+    silent = {path for path in audio if text_beside(path) is None}
     if audio and tables and len(silent) == len(audio) and (len(tables) == 1 or all(split_named(path.stem) for path in tables)):
         return _read_tables(tables, files, folder, options)
     report.bad(folder, UNREADABLE, [name(path) for path in unreadable if text_beside(path) is not None])
@@ -153,10 +155,10 @@ def read_folder(folder: Path, options: Options | None = None) -> Manifest:
     if not audio:
         ending = f" that libsndfile reads, but {len(unreadable)} other recordings" if unreadable else ""
         raise UserError(f"{folder} must hold audio files with a .txt beside each, but holds no audio{ending}.")
-    report.bad(folder, "audio files have no .txt beside them", map(name, silent))
+    report.bad(folder, "audio files have no .txt beside them", map(name, sorted(silent)))
     spoken = {(path.parent, path.stem) for path in (*audio, *unreadable)}
     report.leave_out("text files without audio", [name(path) for key, path in text_of.items() if key not in spoken])
-    audio = [path for path in audio if path not in set(silent)]
+    audio = [path for path in audio if path not in silent]
     placed = _splits_and_speakers([path.relative_to(folder).parts[:-1] for path in audio], report)
     found = []
     for path, (split, speaker) in zip(audio, placed, strict=True):
@@ -204,7 +206,7 @@ def read_tsv(path: Path, options: Options | None = None) -> Manifest:
     return collect(tsv_rows(path, options), path, report=options.report, progress=options.progress)
 
 
-def tsv_rows(path: Path, options: Options, *, audio: Path | None = None, split: str | None = None) -> Iterator[Found]:
+def tsv_rows(path: Path, options: Options, *, audio: Path | None = None, split: str | None = None) -> Iterator[Row]:
     """The rows of a table; `audio`: the folder that its paths are relative to, `split`: the one that all its rows are of."""
     rows = lines.numbered_lines(path, "a table")
     header = [cell.strip() for cell in next(rows, (1, ""))[1].split("\t")]
@@ -273,7 +275,7 @@ def read_kaldi(folder: Path, options: Options | None = None) -> Manifest:
     parts = [folder] if is_kaldi_folder(folder) else kaldi_folders(folder)
     if not parts:
         raise UserError(f"{folder} must be a Kaldi data folder or hold such, but there is no wav.scp in it nor right below it.")
-    found: list[Found] = []
+    found: list[Row] = []
     told: set[str] = set()
     for part in parts:
         extra = {} if part == folder else {"split": split_named(part.name) or part.name, "part": part.name}
@@ -283,7 +285,7 @@ def read_kaldi(folder: Path, options: Options | None = None) -> Manifest:
 
 def kaldi_rows(
     folder: Path, report: Report, *, extra: Mapping[str, str] | None = None, told: set[str] | None = None
-) -> Iterator[Found]:
+) -> Iterator[Row]:
     """The utterances of one data folder, with their places in `text`. Ids whose channel reco2file_and_channel tells are added to `told`."""
     audio, text = _table(folder / "wav.scp"), _table(folder / "text")
     for kind, is_bad in (
@@ -513,11 +515,10 @@ def read_hf(source: str, options: Options | None = None) -> Manifest:
     import datasets
 
     options = options or Options()
-    told: set[str] = set()
     try:
         splits = _open(source)
         alone = len(splits) == 1 and next(iter(splits)) in ("train", "")
-        rows: list[tuple[Found, str]] = []
+        rows: list[tuple[Row, str]] = []
         for name, part in splits.items():
             rows += _hf_rows(part, source, name, None if alone else split_named(name) or name, options)
     except HkdError:
@@ -543,7 +544,7 @@ def read_hf(source: str, options: Options | None = None) -> Manifest:
     return collect(found, source, report=options.report, told=told, progress=options.progress)
 
 
-def _leave_out_unnamed(files: Iterable[Path], found: Iterable[Found], folder: Path, report: Report) -> None:
+def _leave_out_unnamed(files: Iterable[Path], found: Iterable[Row], folder: Path, report: Report) -> None:
     """Count the audio files of a folder that no utterance names."""
     named = {os.path.realpath(u.audio_filepath) for _, u in found if u.audio_filepath}
     audio = [path for paths in sort_files(files) for path in paths]
@@ -571,7 +572,7 @@ def _open(source: str) -> Mapping[str, Any]:
     return opened if isinstance(opened, Mapping) else {"": opened}
 
 
-def _hf_rows(rows: Any, source: str, name: str, split: str | None, options: Options) -> Iterator[tuple[Found, str]]:
+def _hf_rows(rows: Any, source: str, name: str, split: str | None, options: Options) -> Iterator[tuple[Row, str]]:
     """The utterances of a split with their places, and the name that each has by its number."""
     import datasets
 
@@ -618,8 +619,8 @@ def _hf_utterance(
     path = str(_hf_file(sound, name, options.audio_to, place))
     seconds = _seconds(path)
     try:
-        span = span_of(cell, column, lambda: seconds, options.report) if "end" in column else {}
-        if seconds is not None and span and span.get("offset", 0.0) + span["duration"] > seconds + _SAME_S:
+        span = span_of(cell, column, lambda: seconds, options.report) if {"offset", "end"} & set(column) else {}
+        if seconds is not None and span.get("offset", 0.0) + span.get("duration", _SAME_S) > seconds + _SAME_S:
             span = {}
             options.report.note("times that lie beyond the audio of their row are not taken: the audio is read whole", [name])
     except UserError:

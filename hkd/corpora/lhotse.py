@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hkd import lines
-from hkd.corpora.collect import Found, Options, collect, find_audio, plain_fields, split_named, walk, write_sound
+from hkd.corpora.collect import Options, Row, collect, find_audio, plain_fields, split_named, walk, write_sound
 from hkd.errors import MissingPackageError, UserError
 from hkd.manifest import Manifest, Utterance, parse_json
 
@@ -50,7 +50,7 @@ def read_lhotse(path: Path, options: Options | None = None) -> Manifest:
         raise UserError(f"{path} must hold lhotse's manifests (.jsonl.gz), but holds none.")
     recordings: dict[str, Any] = {}
     supervisions: list[tuple[_Where, Any]] = []
-    found: list[Found] = []
+    found: list[Row] = []
     for file in files:
         for place, item in _items(file):
             where = _Where(place=place, folder=file.parent, split=split_named(file.name), options=options)
@@ -107,7 +107,7 @@ def _items(path: Path) -> Iterator[tuple[str, Any]]:
             ) from None
 
 
-def _shar(path: Path, options: Options) -> Iterator[Found]:
+def _shar(path: Path, options: Options) -> Iterator[Row]:
     from lhotse import CutSet
 
     number = 0
@@ -124,7 +124,7 @@ def _shar(path: Path, options: Options) -> Iterator[Found]:
         yield from _of_cut(cut, _Where(place=place, folder=path, split=split_named(path.name), options=options))
 
 
-def _of_supervision(supervision: Any, recordings: dict[str, Any], where: _Where) -> Found:
+def _of_supervision(supervision: Any, recordings: dict[str, Any], where: _Where) -> Row:
     recording = recordings.get(supervision.recording_id)
     if recording is None:
         raise UserError(
@@ -133,7 +133,7 @@ def _of_supervision(supervision: Any, recordings: dict[str, Any], where: _Where)
     return where.place, _utterance(supervision, recording, supervision.start, where, supervision.channel)
 
 
-def _of_cut(cut: Any, where: _Where) -> Iterator[Found]:
+def _of_cut(cut: Any, where: _Where) -> Iterator[Row]:
     if getattr(cut, "recording", None) is None:
         raise UserError(
             f"{where.place}: cut '{cut.id}' must have one recording, but is a {type(cut).__name__} without. {_REMEDY}"
@@ -237,7 +237,7 @@ def read_recipe(name: str, root: Path, options: Options | None = None) -> Manife
         ) from None
     if "supervisions" in parts:
         parts = {"": parts}
-    found: list[Found] = []
+    found: list[Row] = []
     for part, sets in parts.items():
         recordings = {recording.id: recording for recording in sets["recordings"]}
         for number, supervision in enumerate(sets.get("supervisions", ()), 1):

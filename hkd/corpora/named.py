@@ -22,7 +22,7 @@ from pathlib import Path
 
 from hkd import lines
 from hkd.corpora.cards import Card, Source, archive_folder, corpus_folder, find_below, load_card
-from hkd.corpora.collect import Found, Options, Report, collect, walk
+from hkd.corpora.collect import Options, Report, Row, collect, walk
 from hkd.corpora.debian import prepare_asterisk
 from hkd.corpora.importers import is_kaldi_folder, kaldi_rows, tsv_rows
 from hkd.errors import UserError
@@ -38,7 +38,7 @@ def _speaker(u: Utterance) -> str:
     return u.speaker or ""
 
 
-def read_librispeech_part(folder: Path, part: str, report: Report) -> Iterator[Found]:
+def read_librispeech_part(folder: Path, part: str, report: Report) -> Iterator[Row]:
     """The utterances of a part's folder by id, with `part` in the extra fields."""
     for transcript in walk(folder, report):
         if not transcript.name.endswith(".trans.txt"):
@@ -132,7 +132,7 @@ def prepare_ljspeech(source: Source, *, progress: Progress = no_progress) -> Man
 _AN4_LINE = re.compile(r"^(?:<s>)?(?P<text>.*?)(?:</s>)?\s*\((?P<id>[^()]+)\)$")
 
 
-def read_an4_part(folder: Path, part: str) -> Iterator[Found]:
+def read_an4_part(folder: Path, part: str) -> Iterator[Row]:
     """The utterances of `train` or `test`. Raises UserError where a line is no transcription or a file list says otherwise."""
     listed = folder / "etc" / f"an4_{part}.fileids"
     path_of = {Path(line.strip()).name: line.strip() for _, line in lines.numbered_lines(listed, "a file list") if line.strip()}
@@ -201,7 +201,7 @@ def timit_split_of(part: str, speaker: str) -> str | None:
     return "test" if speaker in CORE_TEST else "dev" if speaker in DEV else None
 
 
-def read_timit(folder: Path, report: Report) -> Iterator[Found]:
+def read_timit(folder: Path, report: Report) -> Iterator[Row]:
     """The utterances by path. Raises UserError where a sentence has no text."""
     for path in walk(folder, report):
         names = [name.lower() for name in path.relative_to(folder).parts]

@@ -89,11 +89,7 @@ def kaldi_cases() -> Iterator[Case]:
 
 def nemo_cases() -> Iterator[Case]:
     for name, line, says in (
-        (
-            "no JSON",
-            "{",
-            "n.json:1: ",
-        ),
+        ("no JSON", "{", "n.json:1: "),
         ("an array", '[{"audio_filepath": "a.wav"}]', "n.json:1: a line must be one JSON object, but is a list"),
         ("no text", '{"audio_filepath": "a.wav"}', "n.json:1: field 'text' must be there"),
         ("no audio", '{"text": "x"}', "n.json:1: field 'audio_filepath' must be there"),

@@ -169,10 +169,13 @@ def test_columns_of_text(tmp_path: Path, columns: dict[str, str], given: dict[st
         (([7.0, 9.0], [7.1, 9.2]), [(0.0, 0.1), (0.0, 0.2)], True),  # clips that were cut there
         (([7.0, 9.0], [99.0, 99.0]), [(0.0, 0.1), (0.0, 0.2)], True),
         ((["a", "b"], ["c", "d"]), [(0.0, 0.1), (0.0, 0.2)], True),
+        (([0.05, 0.1], None), [(0.05, 0.05), (0.1, 0.1)], False),
+        (([7.0, 9.0], None), [(0.0, 0.1), (0.0, 0.2)], True),
     ],
 )
-def test_columns_of_times(tmp_path: Path, times: tuple[list, list], span: list[tuple[float, float]], said: bool) -> None:
-    made(2, start_time=times[0], end_time=times[1]).save_to_disk(str(tmp_path / "set"))
+def test_columns_of_times(tmp_path: Path, times: tuple[list, list | None], span: list[tuple[float, float]], said: bool) -> None:
+    columns = {name: values for name, values in zip(("start_time", "end_time"), times, strict=True) if values}
+    made(2, **columns).save_to_disk(str(tmp_path / "set"))
     options = Options(audio_to=tmp_path / "out")
     whole = read_corpus(str(tmp_path / "set"), options=options)
     assert [(u.offset, pytest.approx(u.duration)) for u in whole] == span
