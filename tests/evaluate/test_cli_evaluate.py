@@ -47,6 +47,43 @@ def test_evaluate_report_transcribe(folder: Path) -> None:
     assert result.exit_code == 0, result.output
 
 
+def test_transcribe_goes_on_after_a_bad_file_and_says_so_in_the_end(folder: Path) -> None:
+    good, last = sorted((folder / "audio").iterdir())[:2]
+    (folder / "empty.wav").touch()
+    (folder / "text.flac").write_text("no sound")
+    result = runner.invoke(app, ["transcribe", str(good), "empty.wav", "nowhere.wav", "text.flac", str(last), "--run", "none"])
+    assert result.exit_code == 1
+    assert [line.partition(": ")[0] for line in result.stdout.splitlines()] == [str(good), str(last)]
+    lines = result.stderr.splitlines()
+    assert [line.partition(": ")[0] for line in lines] == ["empty.wav", "nowhere.wav", "text.flac", "hkd"]
+    assert lines[-1] == "hkd: 3 of 5 files could not be transcribed: empty.wav, nowhere.wav, text.flac."
+    result = runner.invoke(app, ["transcribe", "empty.wav", "--run", "none"])
+    assert (result.exit_code, result.stdout) == (2, "")
+
+
+def test_transcribe_takes_a_folder_and_names_what_it_leaves_out(folder: Path) -> None:
+    sounds = sorted((folder / "audio").iterdir())[:2]
+    (folder / "in/deep").mkdir(parents=True)
+    names = ["in/a.wav", "in/deep/B.WAV"]
+    for sound, name in zip(sounds, names, strict=True):
+        shutil.copy(sound, folder / name)
+    (folder / "in/notes.txt").write_text("x")
+    (folder / "in/._a.wav").write_text("x")
+    result = runner.invoke(app, ["transcribe", "in", "--run", "none"])
+    assert result.exit_code == 0, result.output
+    assert [line.partition(": ")[0] for line in result.stdout.splitlines()] == names
+    assert "2 files are left out" in result.stderr
+    assert "in/._a.wav, in/notes.txt" in result.stderr
+    (folder / "in/deep/c.wav").touch()
+    result = runner.invoke(app, ["transcribe", "in", "--run", "none"])
+    assert (result.exit_code, len(result.stdout.splitlines())) == (1, 2)
+    assert "1 of 3 files could not be transcribed: in/deep/c.wav." in result.stderr
+    (folder / "bare").mkdir()
+    result = runner.invoke(app, ["transcribe", "bare", "--run", "none"])
+    assert result.exit_code == 2
+    assert "must hold sound" in result.stderr
+
+
 def said(*arguments: str) -> str:
     result = runner.invoke(app, arguments)
     assert result.exit_code == 0, result.output
