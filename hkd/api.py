@@ -303,7 +303,7 @@ def write_labels(
 
 def _units(project: Project, utterance_id: str, level: str, said: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """(unit_U, word_U) of an utterance."""
-    from hkd.align.sequences import aligned_to_units
+    from hkd.align.alignment import aligned_to_units
 
     join = project._join
     if level in SPELLED:

@@ -15,16 +15,14 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from hkd.align.ctm import Pronounce, words_alone
-from hkd.align.foreign import FailureError
-from hkd.align.imports import Found, Samples
-from hkd.align.textgrid import Interval
+from hkd.align.files import Interval, Pronounce, words_alone
+from hkd.align.fit import FailureError, Found, Samples
 from hkd.audio import read_audio
 from hkd.errors import HkdError
 from hkd.files import digest_of, digest_of_file
 from hkd.lines import first_line
 from hkd.manifest import Manifest, Utterance
-from hkd.pretrained import load_config, load_model, load_tokenizer, one_line, transformers_package
+from hkd.pretrained import check_folder, load_config, load_model, load_tokenizer, one_line, transformers_package
 from hkd.timebase import SAMPLE_RATE_HZ
 from hkd.units.text import words
 
@@ -157,11 +155,15 @@ class TransformersCtc:
         import torch
 
         given: dict[str, Any] = {} if Path(source).is_dir() else {"revision": revision}
-        config = load_config(source, what="ctc", **given)
+        if Path(source).is_dir():
+            check_folder(Path(source), what="the CTC model")
+        config = load_config(source, what="the CTC model", **given)
         remedy = "Take a checkpoint that was fine-tuned with CTC: a random head aligns nothing."
-        self._model = load_model(source, "AutoModelForCTC", what="ctc", remedy=remedy, config=config, **given).to(device)
-        self._tokenizer = load_tokenizer(source, what="ctc", **given)
-        with transformers_package() as transformers, one_line(source, what="ctc"):
+        self._model = load_model(source, "AutoModelForCTC", what="the CTC model", remedy=remedy, config=config, **given).to(
+            device
+        )
+        self._tokenizer = load_tokenizer(source, what="the CTC model", **given)
+        with transformers_package() as transformers, one_line(source, what="the CTC model"):
             self._features = transformers.AutoFeatureExtractor.from_pretrained(source, trust_remote_code=False, **given)
         self._torch = torch
         self.blank = int(config.pad_token_id or 0)

@@ -13,10 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hkd.align.ctm import read_ctm
-from hkd.align.foreign import FailureError, Foreign, ImportConfig
-from hkd.align.imports import Found, Samples
-from hkd.align.textgrid import Interval, lasting
+from hkd.align.files import Interval, lasting, read_ctm
+from hkd.align.fit import FailureError, Foreign, Found, ImportConfig, Samples
 from hkd.errors import UserError
 from hkd.files import digest_of, digest_of_file
 from hkd.manifest import Manifest, Utterance

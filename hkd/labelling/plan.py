@@ -16,8 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from hkd.align.alignment import Alignment
-from hkd.align.sequences import aligned_to_units
+from hkd.align.alignment import Alignment, aligned_to_units
 from hkd.errors import UserError
 from hkd.files import digest_of
 from hkd.manifest import parse_line

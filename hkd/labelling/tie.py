@@ -15,8 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hkd.align.alignment import Alignment, Tier, UtteranceAlignment, at_least_one_apart, write_alignment
-from hkd.align.sequences import pronunciations
+from hkd.align.alignment import Alignment, Tier, UtteranceAlignment, at_least_one_apart, pronunciations, write_alignment
 from hkd.audio import read_audio
 from hkd.errors import UserError
 from hkd.features.fbank import log_mel

@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hkd.align.foreign import ImportConfig
-from hkd.align.report import AlignReport
+from hkd.align.fit import AlignReport, ImportConfig
 from hkd.align.sphinx import SphinxConfig
 from hkd.config import build, to_table
 from hkd.errors import UserError
@@ -17,7 +16,7 @@ from hkd.manifest import Manifest
 from hkd.progress import Progress, no_progress
 
 if TYPE_CHECKING:
-    from hkd.align.imports import Source
+    from hkd.align.fit import Source
 
 POCKETSPHINX = "pocketsphinx"
 TOOLS = (POCKETSPHINX, "kaldi", "mfa", "ctm", "ctc", "timit")
@@ -85,7 +84,7 @@ def align(
         model = aligner.config.model
         sphinx = replace(aligner.config, model=str(folder / model) if model else None)
         return align_manifest(manifest, out, config=sphinx, overwrite=overwrite, progress=progress)
-    from hkd.align.imports import import_alignment
+    from hkd.align.fit import import_alignment
 
     source = source_of(aligner.tool, aligner.config, folder)
     return import_alignment(manifest, out, source, config=aligner.config.imports, overwrite=overwrite, progress=progress)
@@ -93,10 +92,8 @@ def align(
 
 def source_of(tool: str, config: ToolConfig, folder: Path) -> "Source":
     """The reader of a tool's files. Raises UserError where they are not there or not that tool's."""
-    from hkd.align.ctm import CtmSource, pronounce_by
+    from hkd.align.files import CtmSource, MfaSource, TimitSource, pronounce_by
     from hkd.align.kaldi import KaldiSource
-    from hkd.align.textgrid import MfaSource
-    from hkd.align.timit import TimitSource
     from hkd.units.lexicon import Lexicon
 
     def place(name: str) -> Path | None:
@@ -149,10 +146,9 @@ def adopt_units(alignment_path: Path, units: Path, aligner: Aligner, *, folder: 
             dictionary, tying = model_parts(str(folder / config.model))
             adopt(units, tying, dictionary.entries(within=tying.monophone_inventory.symbols), overwrite=overwrite)
         return
-    from hkd.align.alignment import Alignment
+    from hkd.align.alignment import Alignment, pronunciations
+    from hkd.align.files import folded_dictionary
     from hkd.align.kaldi import read_model
-    from hkd.align.sequences import pronunciations
-    from hkd.align.timit import folded_dictionary
 
     alignment = Alignment(alignment_path)
     if MONOPHONE not in alignment.inventories:

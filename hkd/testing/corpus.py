@@ -12,7 +12,7 @@ import soxr
 from numpy.typing import NDArray
 
 from hkd import manifest
-from hkd.align.report import AlignReport
+from hkd.align.fit import AlignReport
 from hkd.align.sphinx import SphinxConfig, align_manifest
 from hkd.audio import write_wav
 from hkd.errors import MissingPackageError

@@ -11,12 +11,13 @@ from hkd.align.alignment import (
     Alignment,
     Tier,
     UtteranceAlignment,
+    aligned_to_units,
     positions,
     sequence_digest,
+    word_of_frames,
     word_positions,
     write_alignment,
 )
-from hkd.align.sequences import aligned_to_units, word_of_frames
 from hkd.errors import UserError
 from hkd.manifest import Manifest, Utterance
 from hkd.testing.alignments import TOY_SILENCES, random_alignment, toy_inventories, write_random_alignment

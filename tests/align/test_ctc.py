@@ -10,12 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hkd import manifest
-from hkd.align.alignment import Alignment
+from hkd.align.alignment import Alignment, pronunciations
 from hkd.align.ctc import CtcConfig, CtcSource, TransformersCtc, best_path, word_times
-from hkd.align.ctm import pronounce_by
-from hkd.align.foreign import FailureError
-from hkd.align.imports import import_alignment
-from hkd.align.sequences import pronunciations
+from hkd.align.files import pronounce_by
+from hkd.align.fit import FailureError, import_alignment
 from hkd.audio import write_wav
 from hkd.errors import HkdError, UserError
 from hkd.manifest import Manifest, Utterance
@@ -140,5 +138,5 @@ def test_a_checkpoint_of_transformers_aligns(tmp_path: Path, tiny_manifest: Path
         row = found[utterance.id]
         assert row.word_tier.unit_U[row.word_tier.unit_U >= 0].tolist() == list(range(len(row.words)))
         assert set(row.word_tier.start_U1) <= set(row.tiers[MONOPHONE].start_U1)
-    with pytest.raises(UserError, match="must be a CTC checkpoint"):
+    with pytest.raises(UserError, match="the CTC model must be a folder with config.json"):
         TransformersCtc(str(tmp_path))

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hkd.align.alignment import Alignment
-from hkd.align.ctm import CtmSource, read_ctm
-from hkd.align.imports import import_alignment
+from hkd.align.files import CtmSource, read_ctm
+from hkd.align.fit import import_alignment
 from hkd.errors import HkdError, UserError
 from hkd.manifest import Manifest, Utterance
 from hkd.units.level import MONOPHONE

@@ -10,11 +10,9 @@ import numpy as np
 import pytest
 
 from hkd import manifest
-from hkd.align.alignment import Alignment
-from hkd.align.foreign import ImportConfig
-from hkd.align.imports import import_alignment
+from hkd.align.alignment import Alignment, aligned_to_units
+from hkd.align.fit import ImportConfig, import_alignment
 from hkd.align.kaldi import KaldiSource, read_model
-from hkd.align.sequences import aligned_to_units
 from hkd.errors import HkdError, UserError
 from hkd.units.kaldi_io import read_integer_vectors
 from hkd.units.level import MONOPHONE, SENONE

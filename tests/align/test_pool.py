@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hkd.align.pool import CRASHED, run_chunks
+from hkd.align.sphinx import CRASHED, run_chunks
 from hkd.testing.workers import crashing_worker, doubling_worker
 
 
@@ -58,7 +58,7 @@ def test_an_item_that_kills_its_process_is_reported_and_the_others_are_done(tmp_
 _SCRIPT = """
 import sys, json
 from pathlib import Path
-from hkd.align.pool import run_chunks
+from hkd.align.sphinx import run_chunks
 from hkd.testing.workers import slow_worker
 if __name__ == "__main__":
     folder = Path(sys.argv[1])

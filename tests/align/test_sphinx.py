@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from hkd import manifest
-from hkd.align.alignment import Alignment
-from hkd.align.sequences import aligned_to_units
+from hkd.align.alignment import Alignment, aligned_to_units
 from hkd.align.sphinx import SphinxAligner, SphinxConfig, align_manifest, model_parts
 from hkd.audio import probe, read_audio, to_int16, write_wav
 from hkd.errors import HkdError, UserError

@@ -10,9 +10,8 @@ from praatio import textgrid as praat
 from praatio.utilities.constants import Interval as PraatInterval
 
 from hkd.align.alignment import Alignment
-from hkd.align.foreign import ImportConfig
-from hkd.align.imports import import_alignment
-from hkd.align.textgrid import MfaSource, read_textgrid
+from hkd.align.files import MfaSource, read_textgrid
+from hkd.align.fit import ImportConfig, import_alignment
 from hkd.errors import HkdError, UserError
 from hkd.manifest import Manifest, Utterance
 from hkd.units.level import MONOPHONE

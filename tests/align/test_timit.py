@@ -5,10 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hkd.align.alignment import Alignment
-from hkd.align.imports import import_alignment
-from hkd.align.sequences import aligned_to_units, pronunciations
-from hkd.align.timit import FOLD_61, PHONES_39, TimitSource, folded_dictionary
+from hkd.align.alignment import Alignment, aligned_to_units, pronunciations
+from hkd.align.files import FOLD_61, PHONES_39, TimitSource, folded_dictionary
+from hkd.align.fit import import_alignment
 from hkd.errors import HkdError, UserError
 from hkd.manifest import Manifest, Utterance
 from hkd.testing.files import write_files

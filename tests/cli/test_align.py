@@ -62,7 +62,7 @@ def test_another_models_units_are_not_replaced_in_silence(hkd, tmp_path: Path) -
         (["--from", "ctm", "b.ctm", "--lexicon", "nowhere"], 2, "No such file"),
         (["--from", "ctm", "b.ctm", "--lexicon", "b.ctm"], 1, "none of 12 utterances"),
         (["--from", "ctm", "b.ctm"], 1, "none of 12 utterances"),
-        (["--from", "ctc", "."], 2, "CTC checkpoint"),
+        (["--from", "ctc", "."], 2, "the CTC model must be a folder with config.json"),
         (["--from", "kaldi", str(GOLDEN / "kaldi"), "--manifest", "nowhere.jsonl"], 2, "nowhere.jsonl"),
         (["--from", "kaldi", str(GOLDEN / "kaldi"), "--model", "."], 2, "phones.txt"),
         (["--from", "kaldi", str(GOLDEN / "kaldi"), "--subsampling", "3"], 1, "subsampling"),

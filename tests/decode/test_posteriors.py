@@ -9,7 +9,7 @@ import torch
 from hkd import manifest
 from hkd.align.alignment import Alignment
 from hkd.align.ctc import CtcSource
-from hkd.align.imports import import_alignment
+from hkd.align.fit import import_alignment
 from hkd.decode.posteriors import StudentCtc, is_student
 from hkd.errors import UserError
 from hkd.manifest import Manifest

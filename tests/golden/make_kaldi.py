@@ -23,8 +23,7 @@ import numpy as np
 import torch
 
 from hkd import manifest
-from hkd.align.alignment import Alignment
-from hkd.align.sequences import aligned_to_units
+from hkd.align.alignment import Alignment, aligned_to_units
 from hkd.audio import read_audio
 from hkd.native import import_torchaudio
 from hkd.testing.corpus import prepare_folder, tiny_corpus

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from hkd import manifest
-from hkd.align.alignment import Alignment, sequence_digest
-from hkd.align.sequences import aligned_to_units
+from hkd.align.alignment import Alignment, aligned_to_units, sequence_digest
 from hkd.errors import UserError
 from hkd.labelling.hierarchy import check_hierarchy, fold_rows
 from hkd.labels.rows import UtteranceLabels

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from hkd import manifest
-from hkd.align.alignment import Alignment, write_alignment
-from hkd.align.sequences import aligned_to_units
+from hkd.align.alignment import Alignment, aligned_to_units, write_alignment
 from hkd.errors import UserError
 from hkd.labelling.tie import TieConfig, tie
 from hkd.train.config import TrainConfig

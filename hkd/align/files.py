@@ -1,27 +1,39 @@
-"""Praat's TextGrids as the Montreal Forced Aligner (2 and 3) writes them: interval tiers `words` and `phones`, once a speaker.
+"""Other tools' files of times: Praat's TextGrids as the Montreal Forced Aligner (2 and 3) writes them, CTM files, and TIMIT's segments.
 
-- Long and short text format, UTF-8 or UTF-16, with or without a byte order mark. Both formats are the same values in the same order;
-  the long one says before each what it is, so reading skips all but numbers, quoted strings and flags.
-- A folder of them is matched to the manifest by id, else by the audio file's name, else by folder and name; a recording that the manifest
-  cuts into utterances is cut by its times.
+- TextGrid: interval tiers `words` and `phones`, once a speaker. Long and short text format, UTF-8 or UTF-16, with or without a byte order
+  mark. Both formats are the same values in the same order; the long one says before each what it is, so reading skips all but numbers,
+  quoted strings and flags. The values decide where a tier ends, not the counts in the file. (praatio refuses empty intervals and ends that
+  differ by 1e-16, and reads a truncated tier in silence.)
+- CTM: a word or a phone a line, `id channel begin duration symbol [confidence ...]`, as Kaldi and NIST's tools write them. Words with the
+  phones of a second file; without one, a lexicon's phones share the word's sound evenly (coarse), or there is a word tier alone. The first
+  column is an utterance's id, or a recording's. Lines of one id may stand anywhere.
+- TIMIT: a `.PHN` and a `.WRD` beside each sentence, `START END LABEL` in samples at 16 kHz. The 61 phones are folded to 39 by the map that
+  the field scores with (Lee & Hon 1989, Speaker-independent phone recognition using hidden Markov models, table 2). Closures are silence
+  there; so is the glottal stop here, which that map leaves out: neither is a position. Words may overlap by a phone that both share (`this
+  suit`): it belongs to the later one.
+- TextGrids are matched to the manifest by id, else by the audio file's name, else by folder and name. A recording that the manifest cuts
+  into utterances is cut by its times.
 """
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from hkd.align.foreign import NOISE, UNKNOWN_WORDS, FailureError, pieces
-from hkd.align.imports import Found, Samples
+from hkd.align.fit import NOISE, UNKNOWN_WORDS, FailureError, Foreign, Found, Samples, pieces
 from hkd.errors import UserError
 from hkd.files import digest_of, digest_of_file
+from hkd.lines import numbered_lines
 from hkd.manifest import Manifest, Utterance
 from hkd.timebase import SAMPLE_RATE_HZ
-from hkd.units.phones import is_silence_name, is_silent_word
+from hkd.units.lexicon import Lexicon
+from hkd.units.phones import is_silence_name, is_silent_word, split_position
+from hkd.units.text import words
 
 MAX_BYTES = 256 << 20
 _END_S = 0.01  # what a tier's last interval may end before the tier does
@@ -303,3 +315,212 @@ def phones_in_words(
             continue
         rows.append((phone.start, phone.stop, word if inside else -1, label))
     return rows, [row.label.strip() for row in said]
+
+
+COLUMNS = 5
+Pronounce = Callable[[str], Sequence[str]]
+
+
+class Ctm(dict[str, list[Interval]]):
+    """Intervals of each id, by their begin. grid_s: what the file's times are rounded to, 10 ms at least."""
+
+    grid_s = 0.01
+
+
+def read_ctm(path: Path) -> Ctm:
+    """Read a CTM. Raises UserError with file and line where a line is none of a CTM."""
+    found = Ctm()
+    decimals = 0
+    for number, line in numbered_lines(path, "a CTM file"):
+        if not line.strip() or line.startswith(";;"):
+            continue
+        columns = line.split()
+        try:
+            if len(columns) < COLUMNS:
+                raise ValueError(f"has {len(columns)} columns")
+            start, duration = float(columns[2]), float(columns[3])
+            if not (-1e7 < start < 1e7 and 0 <= duration < 1e7):
+                raise ValueError(f"begins at {columns[2]} and lasts {columns[3]}")
+        except ValueError as error:
+            raise UserError(
+                f"{path}:{number}: a line of a CTM file must be `id channel begin duration symbol`, but this one {_why(error)}."
+            ) from None
+        decimals = max(decimals, *(len(column.partition(".")[2]) for column in columns[2:4]))
+        found.setdefault(columns[0], []).append(Interval(start, start + duration, columns[4], f"{path}:{number}"))
+    for rows in found.values():
+        rows.sort()
+    found.grid_s = max(0.01, 10.0 ** -max(1, decimals))
+    return found
+
+
+def _why(error: ValueError) -> str:
+    text = str(error)
+    return f"has no number ({text.partition(': ')[2]})" if text.startswith("could not convert") else text
+
+
+class CtmSource:
+    """A CTM of words, and maybe one of phones."""
+
+    def __init__(self, word_ctm: Path, *, phones: Path | None = None, pronounce: Pronounce | None = None) -> None:
+        """pronounce: a word's phones, for words alone; () where a word has none."""
+        for path in (word_ctm, phones):
+            if path is not None and not path.is_file():
+                raise UserError(f"{path} must be a CTM file, but is {'a folder' if path.is_dir() else 'not there'}.")
+        self._words, self._phones, self._pronounce = word_ctm, phones, pronounce
+        self.phones = None
+        self.senones = None
+        self.notes: tuple[str, ...] = ()
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Name, and digests of the files."""
+        phones = digest_of_file(self._phones) if self._phones is not None else "lexicon" if self._pronounce is not None else None
+        return {"name": "ctm", "files": digest_of_file(self._words), "phones": phones, "grid": "of the file"}
+
+    def read(self, manifest: Manifest, samples: Samples) -> Iterator[tuple[str, Found]]:
+        """The manifest's utterances that the files have, then what else they have."""
+        spoken = read_ctm(self._words)
+        phones = read_ctm(self._phones) if self._phones is not None else Ctm()
+        grid_s = spoken.grid_s if self._phones is None else max(spoken.grid_s, phones.grid_s)
+        used = set()
+        coarse = self._phones is None and self._pronounce is not None
+        for utterance in manifest:
+            name = utterance.id if utterance.id in spoken else Path(utterance.audio_filepath or "").stem
+            if name not in spoken:
+                continue
+            used.add(name)
+            rows = spoken[name], phones.get(name, [])
+            yield utterance.id, self._utterance(utterance, *rows, samples, cut=name != utterance.id, grid_s=grid_s)
+        self.notes = ("phones share a word's sound evenly: coarse, since the CTM has words alone",) if coarse else ()
+        for name in sorted(spoken.keys() - used):
+            yield name, FailureError("no utterance")
+
+    def _utterance(
+        self,
+        utterance: Utterance,
+        spoken: Sequence[Interval],
+        phones: Sequence[Interval],
+        samples: Samples,
+        *,
+        cut: bool,
+        grid_s: float,
+    ) -> Found:
+        try:
+            offset = utterance.offset if cut else 0.0
+            if cut:
+                stop = offset + samples(utterance) / SAMPLE_RATE_HZ
+                spoken, phones = window(spoken, offset, stop), window(phones, offset, stop)
+            if phones:
+                rows, tokens = phones_in_words(spoken, phones)
+                return pieces(
+                    [(a, b, word, split_position(label)[0]) for a, b, word, label in rows], tokens, offset_s=offset, grid_s=grid_s
+                )
+            if self._phones is not None:
+                raise FailureError("it has words, but no phones")
+            return words_alone(spoken, self._pronounce, offset_s=offset, grid_s=grid_s)
+        except FailureError as error:
+            return error
+
+
+def words_alone(
+    spoken: Sequence[Interval], pronounce: Pronounce | None, *, offset_s: float = 0.0, grid_s: float | None = None
+) -> Foreign:
+    """Words with their times → pieces: words, or their phones, each with an equal share of the word's sound. Raises FailureError."""
+    said = [row for row in lasting(spoken, "word") if not is_silent_word(row.label)]
+    tokens = [row.label for row in said]
+    if pronounce is None:
+        return pieces(
+            [(row.start, row.stop, number, None) for number, row in enumerate(said)], tokens, offset_s=offset_s, grid_s=grid_s
+        )
+    rows: list[tuple[float, float, int, str | None]] = []
+    for number, row in enumerate(said):
+        phones = pronounce(row.label)
+        if not phones:
+            raise FailureError(f"no pronunciation for '{row.label}'")
+        width = (row.stop - row.start) / len(phones)
+        edges = [*(row.start + width * place for place in range(len(phones))), row.stop]
+        rows += [(a, b, number, phone) for phone, (a, b) in zip(phones, pairwise(edges), strict=True)]
+    return pieces(rows, tokens, offset_s=offset_s, grid_s=grid_s)
+
+
+def pronounce_by(lexicon: Lexicon) -> Pronounce:
+    """A tool's word → its phones by a lexicon, () where one of the words that it is has none."""
+
+    def pronounce(token: str) -> tuple[str, ...]:
+        if lexicon.variants(token):
+            return lexicon.variants(token)[0]
+        parts = [lexicon.pronounce(word) for word in words(token)]
+        return tuple(phone for part in parts for phone in part) if all(parts) else ()
+
+    return pronounce
+
+
+SILENCE = "sil"
+_KEPT = "aa ae ah aw ay b ch d dh dx eh er ey f g hh ih iy jh k l m n ng ow oy p r s sh t th uh uw v w y z"
+_FOLDED = {
+    "aa": "ao", "ah": "ax ax-h", "er": "axr", "hh": "hv", "ih": "ix", "l": "el", "m": "em", "n": "en nx", "ng": "eng", "sh": "zh",
+    "uw": "ux", SILENCE: "pcl tcl kcl bcl dcl gcl h# pau epi q",
+}  # fmt: skip
+PHONES_39 = (SILENCE, *_KEPT.split())
+FOLD_61 = {phone: phone for phone in _KEPT.split()} | {old: new for new, olds in _FOLDED.items() for old in olds.split()}
+
+
+class TimitSource:
+    """The corpus' folder. Sentences are found by speaker and name, as `hkd prepare timit` names utterances."""
+
+    def __init__(self, root: Path) -> None:
+        self._paths = {
+            f"{path.parent.name}-{path.stem}".upper(): path for path in sorted(root.rglob("*")) if path.suffix.upper() == ".PHN"
+        }
+        if not self._paths:
+            raise UserError(f"{root} must hold TIMIT's segments (*.PHN), but holds none. Give the folder of the corpus.")
+        self.phones = PHONES_39
+        self.senones = None
+        self.notes: tuple[str, ...] = ()
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Name, and a digest of all files."""
+        files = [file for path in self._paths.values() for file in (path, _words_of(path)) if file.exists()]
+        return {"name": "timit", "files": digest_of(part for path in files for part in (path.name, digest_of_file(path)))}
+
+    def read(self, manifest: Manifest, samples: Samples) -> Iterator[tuple[str, Found]]:
+        """Sentence by sentence."""
+        for name, path in self._paths.items():
+            try:
+                phones = [row._replace(label=_fold(row.label, path)) for row in read_segments(path)]
+                yield name, pieces(*phones_in_words(read_segments(_words_of(path)), phones))
+            except UserError as error:
+                yield name, FailureError(str(error))
+
+
+def _words_of(path: Path) -> Path:
+    return path.with_suffix(".WRD" if path.suffix.isupper() else ".wrd")
+
+
+def _fold(phone: str, path: Path) -> str:
+    if phone not in FOLD_61:
+        raise UserError(f"{path}: a phone must be one of TIMIT's 61, but is '{phone[:20]}' instead.")
+    return FOLD_61[phone]
+
+
+def read_segments(path: Path) -> list[Interval]:
+    """The segments of a file, in seconds. Raises UserError with file and line where one is none."""
+    found = []
+    for number, line in numbered_lines(path, "TIMIT's segments"):
+        columns = line.split()
+        if not columns:
+            continue
+        if len(columns) != 3 or not (columns[0].isdecimal() and columns[1].isdecimal()):
+            raise UserError(f"{path}:{number}: a line must be `START END LABEL` in samples, but is '{line[:60]}' instead.")
+        start, stop = (int(column) / SAMPLE_RATE_HZ for column in columns[:2])
+        found.append(Interval(start, stop, columns[2].lower(), f"{path}:{number}"))
+    return found
+
+
+def folded_dictionary(lexicon: Lexicon) -> dict[str, list[tuple[str, ...]]]:
+    """A dictionary of ARPAbet without stress in TIMIT's 39 phones (AO is aa, ZH is sh), for words that nobody said in it."""
+    return {
+        word: list(dict.fromkeys(tuple(FOLD_61[phone.lower()] for phone in phones) for phones in rows))
+        for word, rows in lexicon.entries(within={phone.upper() for phone in FOLD_61}).items()
+    }

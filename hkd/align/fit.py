@@ -1,29 +1,94 @@
-"""What other tools say of an utterance → an alignment row: checked, closed, on the 10 ms grid, in the transcript's own words.
+"""What aligners have in common: another tool's alignment of an utterance → a row of the artefact, checked, on the 10 ms grid, in the
+transcript's own words; and the report of a run.
 
-- A tool gives pieces: stretches of sound, the finest that it knows (states, else phones, else words), each with the word and phone that it
-  is part of. Times are samples at 16 kHz from the utterance's start; all rounding to frames happens here, by `hkd.timebase`.
+- A `Source` reads one tool's files. It gives pieces: stretches of sound, the finest that the tool knows (states, else phones, else words),
+  each with its word and phone. Times are samples at 16 kHz from the utterance's start; all rounding to frames happens here, by `hkd.timebase`.
 - Gaps become silence, at the edges too (less than 50 ms there goes to the neighbour). What overlaps, runs backwards or ends after the
   sound is refused, and so is what does not cover the sound, or holds a phone for seconds. Gaps and overlaps within the tool's own rounding
   (5 ms, a CTM's 10 ms) are none.
 - The tool's words are held against the transcript's by their letters: a tool may write `well-known` or `we` + `'ll`, and `<unk>`
   stands for one word of the transcript.
+- What a source cannot give of an utterance is a reason in the report; what belongs to no utterance is counted. Rows are written in the
+  manifest's order.
 
-Shape letters: P pieces.
+Shape letters: P pieces, M pieces of a word.
 """
 
+import logging
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hkd.align.alignment import Tier, UtteranceAlignment, at_least_one_apart
-from hkd.errors import UserError
-from hkd.timebase import HOP_SAMPLES, SAMPLE_RATE_HZ, samples_to_boundaries, samples_to_frames
+from hkd.align.alignment import Alignment, Tier, UtteranceAlignment, aligned_to_units, at_least_one_apart, write_alignment
+from hkd.audio import probe
+from hkd.errors import HkdError, UserError
+from hkd.files import digest_of_json
+from hkd.manifest import Manifest, Utterance
+from hkd.progress import Progress, no_progress
+from hkd.timebase import FRAME_SHIFT_S, HOP_SAMPLES, SAMPLE_RATE_HZ, samples_to_boundaries, samples_to_frames, seconds_to_samples
+from hkd.units.inventory import UnitInventory
 from hkd.units.level import MONOPHONE, SENONE
-from hkd.units.phones import without_stress
-from hkd.units.text import words
+from hkd.units.phones import is_silence_name, phone_inventory, without_stress
+from hkd.units.text import NORMALISATION, words
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AlignReport:
+    """What came out: `failed` is id → reason; `seconds_of_audio` counts the kept utterances; `real_time_factor` is processor time a second
+    of audio, the model's loading left out (0 where nothing had to be done)."""
+
+    kept: int
+    failed: dict[str, str] = field(default_factory=dict)
+    seconds_of_audio: float = 0.0
+    real_time_factor: float = 0.0
+    predicted_words: dict[str, str] = field(
+        default_factory=dict
+    )  # words that no dictionary holds → the phones that they were given
+    unused: tuple[str, ...] = ()  # what another tool aligned and the manifest does not have
+    notes: tuple[str, ...] = ()  # sentences for people: what was coarse, what was moved
+
+
+ABOUT = ("seconds_of_audio", "predicted_words", "unused", "notes")
+
+
+def about(report: AlignReport) -> dict[str, Any]:
+    """The part of a report that is kept in the artefact."""
+    fields = asdict(report)
+    return {name: fields[name] for name in ABOUT}
+
+
+def finished(out: Path, manifest: Manifest, aligner: Mapping[str, Any], *, overwrite: bool) -> AlignReport | None:
+    """The report of a finished alignment that is what is asked for; None where it may be (re)placed. Raises UserError where it may not."""
+    if not out.exists():
+        return None
+    there = Alignment(out)
+    wanted = {"manifest": manifest.digest, **aligner}
+    found = {"manifest": there.manifest_digest, **{key: there.aligner.get(key) for key in aligner}}
+    if wanted == found:
+        kept = {name: there.aligner[name] for name in ABOUT if name in there.aligner}
+        kept |= {name: tuple(kept[name]) for name in ("unused", "notes") if name in kept}
+        return AlignReport(kept=len(there), failed=there.failed, **kept)
+    if overwrite:
+        return None
+    name = next(key for key in wanted if wanted[key] != found[key])
+    raise UserError(
+        f"{out} must not be replaced, but is of another {name} ({found[name]} instead of {wanted[name]}). Use --overwrite to align anew."
+    )
+
+
+def warn(report: AlignReport) -> None:
+    """Log what was left out, a line an utterance."""
+    for utterance_id, reason in report.failed.items():
+        logger.warning("utterance '%s' could not be aligned: %s", utterance_id, reason)
+
 
 SILENCE_PHONE = "sil"
 UNKNOWN_WORDS = frozenset({"<unk>", "<oov>", "[unk]", "<unk/>", "<spoken_noise>"})
@@ -317,3 +382,199 @@ def _on_grid(foreign: Foreign, num_samples: int) -> NDArray[np.int64]:
     if (moved := int(np.abs(bound_P1 - wanted_P1).max())) > _MAX_MOVED_FRAMES:
         raise FailureError(f"segments are shorter than a frame: giving each one moves a boundary by {moved} frames")
     return bound_P1
+
+
+ALGORITHM = 1  # raised whenever the same files would give another alignment
+Found = Foreign | FailureError
+
+
+class Source(Protocol):
+    """One tool's alignments."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the result depends on besides the manifest: the tool's name, digests of what is read, settings."""
+        ...
+
+    @property
+    def phones(self) -> tuple[str, ...] | None:
+        """All phones that the tool's model has, silence too, as `Foreign` has them; None where they are taken from what occurs."""
+        ...
+
+    @property
+    def senones(self) -> tuple[UnitInventory, tuple[int, ...]] | None:
+        """The tool's senones and those that are silence; None where it has none."""
+        ...
+
+    def read(self, manifest: Manifest, samples: "Samples") -> Iterator[tuple[str, Found]]:
+        """Utterances by their ids, in any order; ids that the manifest does not have too, each once."""
+        ...
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences for people, once all is read."""
+        ...
+
+
+class Samples:
+    """How long an utterance's sound is, in samples at 16 kHz: the manifest's word, else the file's header."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, int] = {}
+
+    def __call__(self, utterance: Utterance) -> int:
+        """Raises FailureError where nobody says it."""
+        if utterance.id not in self._found:
+            self._found[utterance.id] = self._find(utterance)
+        return self._found[utterance.id]
+
+    def _find(self, utterance: Utterance) -> int:
+        if utterance.duration is not None:
+            return seconds_to_samples(utterance.duration)
+        if utterance.audio_filepath is None:
+            raise FailureError("the manifest has neither a duration nor audio")
+        try:
+            return seconds_to_samples(probe(utterance.audio_filepath).duration_s - utterance.offset)
+        except HkdError as error:
+            raise FailureError(str(error)) from None
+
+
+def import_alignment(
+    manifest: Manifest,
+    out: Path,
+    source: Source,
+    *,
+    config: ImportConfig | None = None,
+    overwrite: bool = False,
+    progress: Progress = no_progress,
+) -> AlignReport:
+    """Write `out` (an `Alignment`) from what a source has of the manifest's utterances; the rest stands in it and in the report with reasons.
+
+    Raises UserError where `out` is of something else, unless `overwrite`, or the source cannot be read, and HkdError where nothing fits.
+    """
+    config = config or ImportConfig()
+    aligner = {
+        **source.identity,
+        "algorithm": ALGORITHM,
+        "words": NORMALISATION,
+        "spans": _spans(manifest),
+        "config": {**asdict(config), "silence_phones": sorted(config.silence_phones)},
+    }
+    if (done := finished(out, manifest, aligner, overwrite=overwrite)) is not None:
+        return done
+    rows, failed, unused, table = _collect(manifest, source, config, progress)
+    if not rows:
+        example = next(iter(failed.items()), ("none", "the manifest is empty"))
+        raise HkdError(f"none of {len(manifest)} utterances could be aligned, '{example[0]}' for one: {example[1]}.")
+    inventories, silences, phone_id_V = _inventories(source, table, config)
+    report = AlignReport(
+        kept=len(rows), failed=failed, unused=tuple(unused),
+        notes=source.notes + _unheard(rows.values(), [table[phone] for phone in table if phone in _silence(source, config)]),
+        seconds_of_audio=sum(row.num_frames for row in rows.values()) * FRAME_SHIFT_S,
+    )  # fmt: skip
+    ordered = (rows[utterance.id] for utterance in manifest if utterance.id in rows)
+    write_alignment(
+        out,
+        (_renumbered(row, phone_id_V) for row in ordered),
+        manifest_digest=manifest.digest,
+        inventories=inventories,
+        silences=silences,
+        aligner=aligner | about(report),
+        failed=failed,
+    )
+    warn(report)
+    return report
+
+
+def _unheard(rows: Iterable[UtteranceAlignment], silent_ids: Sequence[int]) -> tuple[str, ...]:
+    """A note on words that have no phone of their own, since the tool knew them as `<unk>` or noise: they are frames of silence at that level."""
+    words: Counter[str] = Counter()
+    utterances = 0
+    for row in rows:
+        if MONOPHONE in row.tiers:
+            heard = set(aligned_to_units(row, MONOPHONE, silent_ids)[1].tolist())
+            without = [word for number, word in enumerate(row.words) if number not in heard]
+            words.update(without)
+            utterances += bool(without)
+    if not words:
+        return ()
+    some = ", ".join(f"'{word}'" for word, _ in words.most_common(10))
+    return (
+        f"{words.total()} words ({len(words)} different) of {utterances} utterances have no phones, since the tool knew them as unknown or "
+        f"noise: {some}{' ...' if len(words) > 10 else ''}",
+    )
+
+
+def _spans(manifest: Manifest) -> str:
+    """Digest of what of each utterance, besides its text, decides how a recording's alignment is cut."""
+    return digest_of_json(
+        [[u.id, u.speaker, u.offset, u.duration, *([] if u.channel is None else [u.channel])] for u in manifest]
+    )
+
+
+def _collect(
+    manifest: Manifest, source: Source, config: ImportConfig, progress: Progress
+) -> tuple[dict[str, UtteranceAlignment], dict[str, str], list[str], SymbolTable]:
+    """Rows with phones numbered as they occur, reasons, ids that the manifest lacks, and the phones."""
+    samples, table, known = Samples(), SymbolTable(), {u.id for u in manifest}
+    silence = _silence(source, config)
+    rows: dict[str, UtteranceAlignment] = {}
+    reasons: dict[str, str] = {}
+    unused: list[str] = []
+    for number, (name, found) in enumerate(source.read(manifest, samples), 1):
+        progress(min(number, len(manifest)), len(manifest), failed=len(reasons))
+        if name not in known:
+            unused.append(name)
+            continue
+        utterance = manifest.by_id(name)
+        try:
+            if isinstance(found, FailureError):
+                raise found
+            rows[name] = fit(
+                found, id=name, text=utterance.text, num_samples=samples(utterance), silence=silence, config=config, id_of=table
+            )
+        except FailureError as error:
+            reasons[name] = str(error)
+    failed = {u.id: reasons.get(u.id, "it is not among what was aligned") for u in manifest if u.id not in rows}
+    return rows, failed, sorted(unused), table
+
+
+def _silence(source: Source, config: ImportConfig) -> "SilenceByName":
+    names = frozenset(config.silence_phones)
+    quiet = [phone for phone in source.phones or () if is_silence_name(phone) or phone in names]
+    phone = next((phone for phone in quiet if phone.lower().startswith("sil")), quiet[0] if quiet else SILENCE_PHONE)
+    senone = 0 if source.senones is None else source.senones[0].silence or 0
+    return SilenceByName(names=names, phone=phone, senone=senone)
+
+
+class SilenceByName(Silence):
+    """Silence by the names that tools use, and by those that are given."""
+
+    def __contains__(self, phone: object) -> bool:
+        return phone in self.names or is_silence_name(str(phone))
+
+
+def _inventories(
+    source: Source, table: SymbolTable, config: ImportConfig
+) -> tuple[dict[str, UnitInventory], dict[str, tuple[int, ...]], NDArray[np.int32]]:
+    """Inventories, silences, and the phones' ids as they occurred → as they are in the inventory."""
+    inventories: dict[str, UnitInventory] = {}
+    silences: dict[str, tuple[int, ...]] = {}
+    if source.senones is not None:
+        inventories[SENONE], silences[SENONE] = source.senones
+    own = next((phone for phone in table if phone != SILENCE_PHONE and phone.lower() == SILENCE_PHONE), SILENCE_PHONE)
+    symbol_V = [own if phone == SILENCE_PHONE else phone for phone in table]  # what was put into gaps is the tool's own silence
+    known = sorted(set(symbol_V)) if source.phones is None else dict.fromkeys(map(config.fold, source.phones))
+    symbols = tuple(dict.fromkeys((*known, *symbol_V)))
+    if not symbols:
+        return inventories, silences, np.zeros(0, np.int32)
+    phones, quiet = phone_inventory(symbols, config.silence_phones)
+    inventories[MONOPHONE], silences[MONOPHONE] = phones, quiet
+    return inventories, silences, np.array([phones.id_of[symbol] for symbol in symbol_V], np.int32)
+
+
+def _renumbered(row: UtteranceAlignment, phone_id_V: NDArray[np.int32]) -> UtteranceAlignment:
+    if MONOPHONE not in row.tiers:
+        return row
+    tier = row.tiers[MONOPHONE]
+    return replace(row, tiers={**row.tiers, MONOPHONE: Tier(unit_U=phone_id_V[tier.unit_U], start_U1=tier.start_U1)})
