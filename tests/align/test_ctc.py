@@ -138,5 +138,5 @@ def test_a_checkpoint_of_transformers_aligns(tmp_path: Path, tiny_manifest: Path
         row = found[utterance.id]
         assert row.word_tier.unit_U[row.word_tier.unit_U >= 0].tolist() == list(range(len(row.words)))
         assert set(row.word_tier.start_U1) <= set(row.tiers[MONOPHONE].start_U1)
-    with pytest.raises(UserError, match="the CTC model must be a folder with config.json"):
+    with pytest.raises(UserError, match="the CTC model must be a folder with"):
         TransformersCtc(str(tmp_path))
