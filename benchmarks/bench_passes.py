@@ -17,8 +17,8 @@ import torch
 from common import RESULTS, machine, save
 from torch import Tensor, nn
 
-from hkd.labels.average import summed
-from hkd.labels.reader import LabelReader
+from hkd.labels.ops import summed
+from hkd.labels.store import LabelReader
 from hkd.losses import sparse_kl
 from hkd.manifest import read
 

@@ -92,8 +92,9 @@ def hkd(codec: str, backend: str = "arrow") -> Callable[[Path], System]:
     def system(folder: Path) -> System:
         import torch
 
-        from hkd.labels.schema import StoreSpec
-        from hkd.labels.store import LabelReader, LabelWriter
+        from hkd.labels.format import StoreSpec
+        from hkd.labels.store import LabelReader
+        from hkd.labels.writer import LabelWriter
         from hkd.units.inventory import UnitInventory
 
         torch.set_num_threads(1)
@@ -132,7 +133,7 @@ def hkd(codec: str, backend: str = "arrow") -> Callable[[Path], System]:
 
 def utterances(rows: Labels) -> Iterable[Any]:
     """The rows as hkd's writer takes them."""
-    from hkd.labels.rows import UtteranceLabels
+    from hkd.labels.format import UtteranceLabels
     from hkd.sparse import TopK
 
     c = rows.columns

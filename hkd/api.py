@@ -23,10 +23,8 @@ from hkd.align.alignment import sequence_digest as _sequence_digest
 from hkd.audio import read_audio as read_audio
 from hkd.config import Project as Settings
 from hkd.errors import UserError
-from hkd.labels.reader import LabelReader
-from hkd.labels.rows import LabelBlock, UtteranceLabels
-from hkd.labels.schema import StoreSpec
-from hkd.labels.store import store_folders
+from hkd.labels.format import LabelBlock, StoreSpec, UtteranceLabels
+from hkd.labels.store import LabelReader, store_folders
 from hkd.labels.writer import LabelWriter
 from hkd.manifest import Manifest
 from hkd.stream.join import Join, covering

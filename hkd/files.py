@@ -10,6 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from filelock import FileLock, Timeout
+
 
 def temporary(path: Path) -> Path:
     """A name beside `path` that no other thread or process uses. Made with open(..., "xb"), the file has the permissions of any new file."""
@@ -32,6 +34,31 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
             part.unlink()
         raise
     _sync(path.parent)
+
+
+@contextmanager
+def lock(path: Path, *, wait: bool) -> Iterator[bool]:
+    """Hold a lock between processes and threads: a file that is made for it and removed after, with its folder where that is empty then.
+
+    False where another holds it and `wait` is false. The lock of a killed process is free. Raises OSError.
+    """
+    held = FileLock(path)
+    while not held.is_locked:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            held.acquire(timeout=-1 if wait else 0)
+        except Timeout:
+            yield False
+            return
+        except FileNotFoundError:  # the folder went with the last lock
+            continue
+    try:
+        yield True
+    finally:
+        path.unlink(missing_ok=True)  # before it is released: filelock takes no lock on a file that is gone
+        held.release()
+        with suppress(OSError):  # others are in it
+            path.parent.rmdir()
 
 
 def _sync(path: Path) -> None:

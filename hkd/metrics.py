@@ -6,7 +6,7 @@ Shape letters: M rows, V units.
 import torch
 from torch import Tensor
 
-from hkd.labels.quality import calibration_bins, calibration_error
+from hkd.labels.card import calibration_bins, calibration_error
 from hkd.losses import sparse_kl
 
 

@@ -17,14 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from hkd.errors import HkdError, MissingPackageError, UserError
-from hkd.files import digest_of, temporary
+from hkd.files import digest_of, lock, temporary
+from hkd.lines import first_line
 
 WORKERS = 16  # requests at once
 EXTRAS = {"s3": ("s3fs", "s3"), "s3a": ("s3fs", "s3")}
 LOCAL = ("file://", "local://")
+HUB = "hf://"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 BOUND_BYTES = 20 << 30  # $HKD_CACHE_BYTES
-IN_USE_S = 600.0  # copies that were used so lately are left, whatever the bound
+IN_USE_S = 600.0  # copies of sound that were used so lately are left, whatever the bound
+LEFTOVER_S = 86400.0  # after which a temporary file is what a killed process left
 _fetched_bytes = 0  # by this process since it last looked at the bound
 
 
@@ -38,6 +41,19 @@ def location(text: str) -> Path | str:
         if text.startswith(scheme):
             return Path(text.removeprefix(scheme))
     return text if "://" in text else Path(text)
+
+
+def hub_parts(url: str) -> tuple[str, str | None, str]:
+    """hf://datasets/ORG/NAME[@REVISION][/FOLDER] → ("ORG/NAME", revision, folder). Raises UserError."""
+    from huggingface_hub import parse_hf_uri
+
+    try:
+        found = parse_hf_uri(url)
+    except ValueError as error:
+        raise UserError(f"URL must be like hf://datasets/ORG/NAME, but is '{url}' instead ({first_line(error)}).") from None
+    if found.type != "dataset":
+        raise UserError(f"URL must be like hf://datasets/ORG/NAME, but is '{url}' instead.")
+    return found.id, found.revision, found.path_in_repo.strip("/")
 
 
 class Remote:
@@ -203,47 +219,98 @@ def bound_bytes() -> int:
         raise UserError(f"HKD_CACHE_BYTES must be a number of bytes, but is '{given}' instead.") from None
 
 
-def local_copy(url: str) -> Path:
-    """The copy of a file at a URL, in files/ of the cache; fetched when it is first asked for. Over its bound the cache drops what was used
-    longest ago. Raises UserError where there is no such file, HkdError where it cannot be fetched or kept.
+def cached(
+    folder: str,
+    name: str,
+    fetch: Callable[[Path], object],
+    *,
+    is_whole: Callable[[Path], bool] = lambda _: True,
+    fresh: bool = False,
+    in_use_s: float = 0.0,
+) -> Path:
+    """The file `name` in a folder of the cache. `fetch` writes it where it is not there or not whole (or with `fresh`).
+
+    Over its bound the folder drops what was used longest ago, but nothing that was used in the last `in_use_s` seconds. Raises HkdError
+    where the cache cannot be used, and what `fetch` raises.
     """
-    global _fetched_bytes
-    folder = default_cache().absolute() / "files"
-    path = folder / (digest_of([url])[:32] + Path(url.partition("?")[0]).suffix)
+    root = default_cache().absolute() / folder
+    path = root / name
     try:
-        with contextlib.suppress(FileNotFoundError):
-            os.utime(path)
+        if not fresh and _is_there(path, is_whole):
             return path
-        folder.mkdir(parents=True, exist_ok=True)
-        part = temporary(path)
-        try:
-            Remote(url).fetch("", part)
-            _fetched_bytes += part.stat().st_size
-            part.replace(path)
-        except FileNotFoundError:
-            raise UserError(f"{url} must be there, but is not.") from None
-        finally:
-            part.unlink(missing_ok=True)
-        if _fetched_bytes > bound_bytes() // 100:
-            _shrink(folder, bound_bytes())
-            _fetched_bytes = 0
+        with lock(root.with_name(f"{root.name}.locks") / f"{name}.lock", wait=True):
+            if not fresh and _is_there(path, is_whole):  # another process was faster
+                return path
+            root.mkdir(parents=True, exist_ok=True)
+            part = temporary(path)
+            try:
+                fetch(part)
+                is_whole(part)
+                part.replace(path)
+            finally:
+                part.unlink(missing_ok=True)
+        _use(path)
+        _shrink(root, bound_bytes(), keep=path, in_use_s=in_use_s)
     except OSError as error:
         raise HkdError(
-            f"the cache {folder} cannot be used ({error.strerror or error}). Mend that, or name another folder in HKD_CACHE."
+            f"the cache {root} cannot be used ({error.strerror or error}). Mend that, or name another folder in HKD_CACHE."
         ) from None
     return path
 
 
-def _shrink(folder: Path, bound: int) -> None:
-    """Remove the copies that were used longest ago until the rest is within the bound."""
+def _is_there(path: Path, is_whole: Callable[[Path], bool]) -> bool:
+    """Whether a cached file is there and whole; marks it as used."""
+    try:
+        if is_whole(path):
+            _use(path)
+            return True
+        path.unlink()
+    except FileNotFoundError:
+        pass
+    return False
+
+
+def _use(path: Path) -> None:
+    """Mark as used now, finer than the kernel's own clock for files."""
+    now = time.time_ns()
+    os.utime(path, ns=(now, now))
+
+
+def local_copy(url: str) -> Path:
+    """The copy of a file at a URL, in files/ of the cache; fetched when it is first asked for.
+
+    Raises UserError where there is no such file, HkdError where it cannot be fetched or kept.
+    """
+
+    def fetch(part: Path) -> None:
+        try:
+            Remote(url).fetch("", part)
+        except FileNotFoundError:
+            raise UserError(f"{url} must be there, but is not.") from None
+
+    return cached("files", digest_of([url])[:32] + Path(url.partition("?")[0]).suffix, fetch, in_use_s=IN_USE_S)
+
+
+def _shrink(folder: Path, bound: int, *, keep: Path, in_use_s: float) -> None:
+    """Remove the files that were used longest ago until the rest is within the bound, and what killed processes left."""
+    global _fetched_bytes
+    _fetched_bytes += keep.stat().st_size
+    if _fetched_bytes <= (
+        bound // 100 if in_use_s else 0
+    ):  # looking through a large cache for each small file would take too long
+        return
+    _fetched_bytes = 0
     found = []
     for path in folder.iterdir():
         with contextlib.suppress(OSError):  # gone by now
             status = path.stat()
-            found.append((status.st_mtime, status.st_size, path))
+            if not path.name.startswith(".") or time.time() - status.st_mtime > LEFTOVER_S:
+                found.append((status.st_mtime_ns, status.st_size, path))
     total = sum(size for _, size, _ in found)
     for used, size, path in sorted(found):
-        if total <= bound or used > time.time() - IN_USE_S:
+        if total <= bound or used / 1e9 > time.time() - in_use_s:
             break
-        path.unlink(missing_ok=True)
-        total -= size
+        if path != keep:
+            with contextlib.suppress(OSError):
+                path.unlink()
+                total -= size

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hkd.labelling.quality import quality_sums
-from hkd.labels.quality import calibration_error
+from hkd.labels.card import calibration_error
 from hkd.losses import sparse_kl
 from hkd.metrics import confidence, entropy, expected_calibration_error, kl
 from hkd.topk import select_topk

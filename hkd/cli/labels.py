@@ -60,8 +60,8 @@ def show(
     """
     from hkd.align.alignment import Alignment
     from hkd.errors import UserError
-    from hkd.labels.show import show as show_rows
-    from hkd.labels.show import text
+    from hkd.labels.card import show as show_rows
+    from hkd.labels.card import text
     from hkd.labels.store import open_stores
 
     here = project()
@@ -140,7 +140,7 @@ def convert(
 
         hkd labels convert shards-f16/subword small/subword --codec grid
     """
-    from hkd.labels.convert import convert as convert_store
+    from hkd.labels.ops import convert as convert_store
 
     with progress_bar("convert") as progress:
         convert_store(store, out, backend=backend, codec=codec, overwrite=overwrite, progress=progress)
@@ -159,7 +159,7 @@ def compare(
 
         hkd labels compare shards/subword shards/subword-large
     """
-    from hkd.labels.compare import compare as compare_stores
+    from hkd.labels.ops import compare as compare_stores
 
     with progress_bar("compare") as progress:
         result = compare_stores(a, b, progress=progress)
@@ -204,7 +204,7 @@ def merge(
 
         hkd labels merge shards-a/subword shards-b/subword --out shards/subword
     """
-    from hkd.labels.combine import merge as merge_stores
+    from hkd.labels.ops import merge as merge_stores
 
     with progress_bar("merge") as progress:
         spec = merge_stores(stores, out, overwrite=overwrite, progress=progress)
@@ -230,7 +230,7 @@ def split(
         hkd labels split shards/subword part/subword --ids ids.txt
     """
     from hkd.errors import UserError
-    from hkd.labels.combine import subset
+    from hkd.labels.ops import subset
     from hkd.labels.store import LabelReader
     from hkd.lines import numbered_lines
 
@@ -269,7 +269,7 @@ def average(
 
         hkd labels average shards/senone shards/senone-average --k 64
     """
-    from hkd.labels.average import average as average_store
+    from hkd.labels.ops import average as average_store
 
     over = None if part is None else _ids_of(part)
     with progress_bar("average") as progress:
@@ -295,7 +295,7 @@ def export(
 
         hkd labels export shards/subword --parquet subword.parquet
     """
-    from hkd.labels.combine import export_parquet
+    from hkd.labels.ops import export_parquet
 
     with progress_bar("export") as progress:
         count = export_parquet(store, parquet, progress=progress)

@@ -13,7 +13,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from hkd.labels.average import can_average, summed
+from hkd.labels.ops import can_average, summed
 from hkd.stream.join import JoinedStore
 
 MOST_UTTERANCES = 5000

@@ -15,7 +15,7 @@ from hkd.audio import read_audio, to_int16
 from hkd.evaluate.charts import DrawnTier, timeline
 from hkd.evaluate.result import EvaluationReport
 from hkd.evaluate.score import score_words
-from hkd.labels.reader import LabelReader
+from hkd.labels.store import LabelReader
 from hkd.manifest import Manifest, Utterance
 from hkd.timebase import SAMPLE_RATE_HZ
 from hkd.units.letters import letters_per_unit

@@ -147,7 +147,7 @@ def _has_store(folder: Path) -> bool:
     return folder.is_dir() and any(folder.glob("**/store.json"))
 
 
-def _complete(folder: Path) -> bool:
+def _complete(folder: Path | str) -> bool:
     try:
         LabelReader.open(folder)
     except HkdError:
@@ -170,7 +170,7 @@ def read_lms(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
-def store_facts(folder: Path, store: LabelReader, lms: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def store_facts(folder: Path | str, store: LabelReader, lms: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What `hkd labels info` says of a store, and the perplexity on the transcripts of the n-gram that its LM was held against."""
     facts = describe(folder, store.spec)
     own = [

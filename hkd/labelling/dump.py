@@ -24,9 +24,10 @@ from hkd.labelling.quality import summary, unigram_perplexity
 from hkd.labelling.shard import Labelled, ShardLabeller
 from hkd.labelling.utilisation import CountsWork, peak_flops
 from hkd.labelling.writing import WriterThread
-from hkd.labels.quality import calibration_error
-from hkd.labels.schema import StoreSpec
-from hkd.labels.store import LabelReader, LabelWriter
+from hkd.labels.card import calibration_error
+from hkd.labels.format import StoreSpec
+from hkd.labels.store import LabelReader
+from hkd.labels.writer import LabelWriter
 from hkd.progress import Progress, no_progress
 from hkd.teachers.base import Sentence, Teacher
 from hkd.units.subword import SubwordModel

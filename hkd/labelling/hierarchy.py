@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkd.errors import UserError
-from hkd.labels.reader import LabelReader
-from hkd.labels.rows import LEFT_OUT, LabelBlock
+from hkd.labels.format import LEFT_OUT, LabelBlock
+from hkd.labels.store import LabelReader
 from hkd.progress import Progress, no_progress
 from hkd.sparse import TopK
 from hkd.teachers.unit_lm_senones import SenoneMap

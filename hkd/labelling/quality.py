@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hkd.labels.quality import calibration_bins, calibration_error, figures, quality_of
+from hkd.labels.card import calibration_bins, calibration_error, figures, quality_of
 from hkd.sparse import TopK
 
 

@@ -13,7 +13,7 @@ from hkd.align.alignment import sequence_digest
 from hkd.errors import HkdError, UserError
 from hkd.labelling.context import ContextRule
 from hkd.labelling.plan import Transcripts, UnitSource
-from hkd.labels.rows import LEFT_OUT, UtteranceLabels
+from hkd.labels.format import LEFT_OUT, UtteranceLabels
 from hkd.sparse import TopK
 from hkd.teachers.base import Sentence, Teacher
 from hkd.units.text import text_digest

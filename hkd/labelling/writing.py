@@ -9,8 +9,8 @@ from types import TracebackType
 import numpy as np
 
 from hkd.labelling.quality import quality_sums
-from hkd.labels.rows import UtteranceLabels
-from hkd.labels.store import LabelWriter
+from hkd.labels.format import UtteranceLabels
+from hkd.labels.writer import LabelWriter
 from hkd.sparse import TopK
 
 log = logging.getLogger(__name__)

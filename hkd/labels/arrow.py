@@ -20,10 +20,19 @@ import pyarrow as pa
 import zstandard
 from numpy.typing import NDArray
 
-from hkd.labels.backend import META_KEY, DamagedShardError, Utterances, Write, block_cuts, check_meta, check_size, shard_meta
-from hkd.labels.codec import Planes, layout
-from hkd.labels.encoding_kernels import entropy
-from hkd.labels.schema import StoreSpec
+from hkd.labels.codec import block_cuts, layout
+from hkd.labels.format import (
+    META_KEY,
+    DamagedShardError,
+    Planes,
+    StoreSpec,
+    Utterances,
+    Write,
+    check_meta,
+    check_size,
+    shard_meta,
+)
+from hkd.labels.kernels import entropy
 
 THREADS = min(4, 1 + (os.cpu_count() or 1))  # that make and pack blocks: one waits for Python's lock now and then
 AHEAD = 1  # blocks that wait for one of them
@@ -88,8 +97,6 @@ def _one_value(data: Any) -> Any:
 
 class ArrowBackend:
     """Arrow IPC."""
-
-    suffix = ".arrow"
 
     def encode(
         self, spec: StoreSpec, shard: int, utterances: Utterances, blocks: Iterable[Callable[[], Planes]], write: Write

@@ -1,29 +1,118 @@
-"""The card of a store (README.md): for people, and as a data-set card for the Hugging Face Hub. And `describe`, its facts."""
+"""What people read of a store: quality figures, the card (README.md, also a data-set card for the Hub), one utterance's labels."""
 
-import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from hkd.labels import folder as files
-from hkd.labels.quality import figures, merge
-from hkd.labels.schema import StoreSpec
+import numpy as np
+from numpy.typing import NDArray
+
+from hkd.align.alignment import Alignment, Positions, sequence_digest, word_positions
+from hkd.labels.folder import store_folder
+from hkd.labels.format import LabelBlock, StoreSpec
+from hkd.sparse import TopK
+from hkd.timebase import FRAME_SHIFT_S
+from hkd.units.letters import letters_per_unit
+
+if TYPE_CHECKING:
+    from hkd.labels.store import LabelReader
+
+PIECE = 512
+CALIBRATION_BINS = 10
+NOTHING = -1e4  # a log-probability whose exponential is 0
 
 
-def describe(folder: Path, spec: StoreSpec) -> dict[str, Any]:
+def quality_of(topk: TopK) -> dict[str, float]:
+    """Sums over the positions that have a gold unit (and over all, for tail mass and entropy, in nats).
+
+    The entropy counts the mass outside the kept ids as one more unit, hence is a lower bound. A gold unit in the last place of a row may
+    have been put there: it counts as no top-k hit (K = V excepted).
+    """
+    has_N = topk.gold_N >= 0
+    hit_NK = topk.ids_NK == topk.gold_N[:, None]  # never where there is no gold unit: it is −1 there
+    dense = topk.count_NK is None and bool(np.isneginf(topk.tail_N).all())
+    tail_N = topk.tail_N.astype(np.float64)
+    return {
+        "positions": len(topk),
+        "gold_positions": int(has_N.sum()),
+        "gold_logp_sum": float(topk.gold_logp_N[has_N].astype(np.float64).sum()),
+        "top1_hits": int(np.count_nonzero(hit_NK[:, :1])),
+        "topk_hits": int(np.count_nonzero(hit_NK) - (0 if dense else np.count_nonzero(hit_NK[:, -1:]))),
+        "top1_mass_sum": float(np.exp(topk.logp_NK[:, :1].astype(np.float64)).sum()),
+        "tail_mass_sum": float(np.exp(tail_N).sum()),
+        "entropy_sum": _entropy(topk.logp_NK) + _entropy(tail_N[:, None]),
+    }
+
+
+def _entropy(logp_NK: NDArray[np.floating[Any]]) -> float:
+    """−Σ p log p over all, in the rows' own precision, in pieces that stay in the processor's cache; 0 where p is 0."""
+    total = 0.0
+    for start in range(0, len(logp_NK), PIECE):
+        piece_NK = np.maximum(logp_NK[start : start + PIECE], NOTHING)
+        total -= float((np.exp(piece_NK) * piece_NK).sum(axis=1).sum(dtype=np.float64))
+    return total
+
+
+def calibration_bins(confidence_N: NDArray[np.floating[Any]], correct_N: NDArray[np.bool_]) -> dict[str, float]:
+    """Sums of `calibration_error` over rows: each one's likeliest unit has this probability, and is the right one or not.
+
+    Of n bins, bin i holds [i / n, (i + 1) / n); 1 belongs to the last.
+    """
+    bin_N = np.minimum((confidence_N * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)
+    sums: dict[str, float] = {}
+    for number in range(CALIBRATION_BINS):
+        mine_N = bin_N == number
+        sums[f"bin{number}_positions"] = int(mine_N.sum())
+        sums[f"bin{number}_mass_sum"] = float(confidence_N[mine_N].sum())
+        sums[f"bin{number}_hits"] = int(correct_N[mine_N].sum())
+    return sums
+
+
+def calibration_error(sums: Mapping[str, float | None]) -> float | None:
+    """Σ_bins (rows in bin / N) · |accuracy − mean confidence| (Guo et al. 2017, equation 3); None for no rows."""
+    bins = range(CALIBRATION_BINS)
+    count = sum(sums.get(f"bin{n}_positions") or 0 for n in bins)
+    gap = sum(abs((sums.get(f"bin{n}_mass_sum") or 0.0) - (sums.get(f"bin{n}_hits") or 0)) for n in bins)
+    return gap / count if count else None
+
+
+def merge(parts: Iterable[Mapping[str, float | None]]) -> dict[str, float | None]:
+    """Sums of sums; a figure that is not finite in one part is None in all."""
+    total: dict[str, float | None] = {}
+    for part in parts:
+        for key, value in part.items():
+            so_far = total.get(key, 0.0)
+            total[key] = None if value is None or so_far is None else so_far + value
+    return total
+
+
+def figures(sums: Mapping[str, float | None]) -> dict[str, float | None]:
+    """What people read: perplexity, top-1 and top-k hit rate, mean tail mass, mean entropy. None where it cannot be said."""
+
+    def mean(key: str, over: str) -> float | None:
+        value, count = sums.get(key), sums.get(over)
+        return value / count if value is not None and count else None
+
+    gold = "gold_positions" if "gold_positions" in sums else "positions"
+    logp = mean("gold_logp_sum", gold)
+    return {
+        "perplexity": math.exp(min(-logp, 700.0)) if logp is not None else None,
+        "top1_hit_rate": mean("top1_hits", gold),
+        "topk_hit_rate": mean("topk_hits", gold),
+        "tail_mass": mean("tail_mass_sum", "positions"),
+        "entropy": mean("entropy_sum", "positions"),
+    }
+
+
+# The card ------------------------------------------------------------------------------------------------------------------
+
+
+def describe(place: Path | str, spec: StoreSpec) -> dict[str, Any]:
     """The facts of a store: what `hkd labels info` prints. Reads the marks and report.json, no shard."""
-    marks = (files.load_mark(folder, spec, shard) for shard in range(spec.plan.num_shards))
-    report = folder / files.REPORT
-    return facts(spec, [mark for mark in marks if mark], parse_report(report.read_bytes() if report.is_file() else None))
-
-
-def parse_report(data: bytes | None) -> dict[str, Any]:
-    """The free figures in a report.json; empty where there is none."""
-    try:
-        value = json.loads(data or b"{}")
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
+    folder = store_folder(place)
+    folder.load_spec()
+    return facts(spec, list(folder.marks(spec)), folder.report())
 
 
 def facts(spec: StoreSpec, done: Sequence[Mapping[str, Any]], report: Mapping[str, Any]) -> dict[str, Any]:
@@ -142,3 +231,67 @@ blocks = load_dataset("arrow", data_files="FOLDER/data/*.arrow", split="train")
 
 def _cell(value: Any) -> str:
     return " ".join(str(value).split()).replace("|", "\\|")
+
+
+# One utterance -------------------------------------------------------------------------------------------------------------
+
+
+def times(block: LabelBlock, reader: "LabelReader", alignment: Alignment | None, utterance_id: str) -> Positions | None:
+    """The frames of every position, where the alignment knows them and has the same unit sequence; else None."""
+    if alignment is None or utterance_id not in alignment:
+        return None
+    level = reader.spec.level
+    if level not in alignment.inventories:
+        letters_V = letters_per_unit(reader.spec.inventory.symbols)
+        return word_positions(alignment[utterance_id], block.word_N, block.topk.gold_N, letters_V=letters_V)
+    found = alignment.positions(utterance_id, level)
+    return found if sequence_digest(found.unit_U) == block.unit_digest_B[0] else None
+
+
+def show(reader: "LabelReader", utterance_id: str, *, top: int = 5, alignment: Alignment | None = None) -> list[dict[str, Any]]:
+    """A dictionary a position: start_s and end_s (None: not known), word, unit, p (of the unit), candidates, tail (the mass outside).
+
+    Raises UserError where the utterance is not in the store.
+    """
+    block = reader.block([utterance_id])
+    topk, symbols = block.topk, reader.spec.inventory.symbols
+    frames = times(block, reader, alignment, utterance_id)
+    result: list[dict[str, Any]] = []
+    for n in range(len(topk)):
+        gold = int(topk.gold_N[n])
+        order = np.argsort(-topk.logp_NK[n], kind="stable")[:top]
+        timed = frames is not None and frames.stop_U[n] > frames.start_U[n]
+        result.append(
+            {
+                "start_s": round(float(frames.start_U[n]) * FRAME_SHIFT_S, 3) if timed and frames is not None else None,
+                "end_s": round(float(frames.stop_U[n]) * FRAME_SHIFT_S, 3) if timed and frames is not None else None,
+                "word": int(block.word_N[n]),
+                "unit": symbols[gold] if gold >= 0 else None,
+                "p": float(np.exp(topk.gold_logp_N[n])) if gold >= 0 else None,
+                "candidates": [{"unit": symbols[topk.ids_NK[n, r]], "p": float(np.exp(topk.logp_NK[n, r]))} for r in order],
+                "tail": float(np.exp(topk.tail_N[n])),
+            }
+        )
+    return result
+
+
+BAR = "▏▎▍▌▋▊▉█"
+
+
+def bar(share: float, width: int = 8) -> str:
+    """A share of one as a bar of eighths of a character."""
+    eighths = round(max(0.0, min(1.0, share)) * width * 8)
+    full, rest = divmod(eighths, 8)
+    return "█" * full + (BAR[rest - 1] if rest else "")
+
+
+def text(rows: list[dict[str, Any]]) -> str:
+    """The rows of `show` as lines for people."""
+    width = max([len(str(row["unit"] or "–")) for row in rows], default=1)
+    lines = []
+    for row in rows:
+        when = f"{row['start_s']:7.2f}–{row['end_s']:<7.2f}" if row["start_s"] is not None else " " * 15
+        gold = f"{row['p']:6.1%}" if row["p"] is not None else "     –"
+        shown = "  ".join(f"{c['unit']} {bar(c['p'])} {c['p']:.2f}" for c in row["candidates"])
+        lines.append(f"{when} {row['unit'] or '–':<{width}} {gold}   {shown}  (rest {row['tail']:.2f})")
+    return "\n".join(lines)

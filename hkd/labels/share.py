@@ -1,25 +1,25 @@
-"""Copying whole stores to and from fsspec URLs (s3://, memory://, file://, hf://datasets/ORG/NAME ...).
+"""Copying whole stores to and from URLs (s3://, memory://, file:// ..., and the Hugging Face Hub: hf://datasets/ORG/NAME).
 
 - Only names that the plan gives are copied; nothing in a remote store can name another path.
-- `push` writes store.json last, so that a store copied by halves is none; what is there already is left. To the Hugging Face Hub it is
-  one commit.
+- `push` writes store.json last, so that a store copied by halves is none; what lies there already is left. To the Hub it is one commit,
+  through huggingface_hub, with HF_TOKEN and HF_ENDPOINT from the environment.
 - `pull` fetches into a folder beside the destination, checks every shard's SHA-256, fetches damaged ones a second time, and renames the
   folder when all is well.
 """
 
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from hkd.errors import HkdError, UserError
-from hkd.labels import folder as files
-from hkd.labels import hub
-from hkd.labels.cache import MAX_INDEX_BYTES, MAX_MARK_BYTES, MAX_ROW_BYTES, origin
-from hkd.labels.schema import StoreSpec
+from hkd.labels import format as files
+from hkd.labels.folder import MAX_INDEX_BYTES, MAX_MARK_BYTES, MAX_ROW_BYTES, load_spec
+from hkd.labels.format import StoreSpec, parse_mark
 from hkd.labels.verify import Repair, repair, verify
 from hkd.progress import Progress, no_progress
-from hkd.remote import Remote, location
+from hkd.remote import HUB, Remote, hub_parts, location
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ OPTIONAL = (files.INDEX, files.REPORT, files.CARD)
 def _pairs(spec: StoreSpec) -> Iterator[tuple[str, str]]:
     """The names of every shard and of its mark."""
     for shard in range(spec.plan.num_shards):
-        yield files.shard_path(Path(), spec, shard).as_posix(), files.mark_path(Path(), shard).as_posix()
+        yield files.shard_name(spec, shard), files.mark_name(shard)
 
 
 def _is_of_a_store(name: str) -> bool:
@@ -44,10 +44,9 @@ def push(store: Path | str, url: str, *, overwrite: bool = False, progress: Prog
     Raises UserError where another store lies there, HkdError where the store has problems or the remote fails.
     """
     place = location(str(store))
-    if isinstance(place, str) or origin(place) is not None:
-        far = place if isinstance(place, str) else origin(place)
-        raise UserError(f"STORE must lie on this machine to be pushed, but lies at {far}. `hkd labels pull` it first.")
-    root, spec = place, files.load_spec(place)
+    if isinstance(place, str):
+        raise UserError(f"STORE must lie on this machine to be pushed, but lies at {place}. `hkd labels pull` it first.")
+    root, spec = place, load_spec(place)
     problems = verify(root, deep=False)
     if problems:
         raise HkdError(f"label store {root} must be whole to be pushed, but: {problems[0].text}. Run `hkd labels verify`.")
@@ -56,9 +55,9 @@ def push(store: Path | str, url: str, *, overwrite: bool = False, progress: Prog
     if there is not None and there != (root / files.SPEC).read_bytes() and not overwrite:
         raise UserError(f"{url} must be empty or hold this store, but holds another. Give another URL, or --overwrite.")
     others = [name for name in OPTIONAL if (root / name).is_file()]
-    if hub.is_hub(url):
+    if url.startswith(HUB):
         names = [name for pair in _pairs(spec) for name in pair]
-        return hub.push(root, url, [*names, *others, files.INVENTORY, files.SPEC], _is_of_a_store)
+        return _push_to_hub(root, url, [*names, *others, files.INVENTORY, files.SPEC], _is_of_a_store)
     if there is not None and overwrite:
         remote.remove(files.SPEC)
         planned = {name for pair in _pairs(spec) for name in pair} | {*others}
@@ -128,14 +127,14 @@ def _fetch_all(remote: Remote, part: Path, progress: Progress) -> StoreSpec:
     (part / files.DATA).mkdir(parents=True, exist_ok=True)
     for name in (files.SPEC, files.INVENTORY):
         _fetch(remote, part, name, files.MAX_JSON_BYTES)
-    spec = files.load_spec(part)
-    if hub.is_hub(remote.url):
-        hub.pull(remote.url, part, [*(name for pair in _pairs(spec) for name in pair), *OPTIONAL])
+    spec = load_spec(part)
+    if remote.url.startswith(HUB):
+        _pull_from_hub(remote.url, part, [*(name for pair in _pairs(spec) for name in pair), *OPTIONAL])
         return spec
     pairs = list(_pairs(spec))
     for done, (shard, mark) in enumerate(pairs, 1):
         _fetch(remote, part, mark, MAX_MARK_BYTES)
-        found = files.parse_mark((part / mark).read_bytes(), spec.digest, done - 1)
+        found = parse_mark((part / mark).read_bytes(), spec.digest, done - 1)
         if found is None:
             raise HkdError(
                 f"{remote}/{mark} must be the mark of a shard of this store, but is not. Run `hkd labels verify` on it."
@@ -154,3 +153,74 @@ def _fetch(remote: Remote, part: Path, name: str, limit: int) -> None:
         remote.fetch(name, part / name, limit=limit)
     except FileNotFoundError:
         raise HkdError(f"{remote} is not complete: {name} is missing.") from None
+
+
+# The Hugging Face Hub ---------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _reach(url: str, verb: str) -> Iterator[None]:
+    """Whatever huggingface_hub and its HTTP client raise → one sentence. Its progress bars are off meanwhile: a library draws none."""
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    drew = not are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    except HkdError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise HkdError(f"{url} cannot be {verb} ({reason}). Is HF_TOKEN set? Run the same command again.") from None
+    finally:
+        if drew:
+            enable_progress_bars()
+
+
+def _push_to_hub(root: Path, url: str, names: Sequence[str], is_stale: Callable[[str], bool]) -> int:
+    """Put these files of a store there in one commit, which removes others that are `is_stale`; returns the bytes of those that differ."""
+    from huggingface_hub import HfApi, RepoFile
+
+    repo, revision, folder = hub_parts(url)
+    prefix = f"{folder}/" if folder else ""
+    with _reach(url, "written"):
+        api = HfApi()
+        api.create_repo(repo, repo_type="dataset", exist_ok=True)
+        found = api.list_repo_tree(repo, repo_type="dataset", revision=revision, recursive=True)
+        before = {item.path: item.blob_id for item in found if isinstance(item, RepoFile)}
+        there = [path.removeprefix(prefix) for path in before if path.startswith(prefix)]
+        stale = [name for name in there if name not in names and is_stale(name)]
+        api.upload_folder(
+            repo_id=repo,
+            repo_type="dataset",
+            revision=revision,
+            folder_path=root,
+            path_in_repo=folder or None,
+            allow_patterns=list(names),
+            delete_patterns=stale or None,
+            commit_message=f"hkd labels push {root.name}",
+        )
+        found = api.list_repo_tree(repo, repo_type="dataset", revision=revision, recursive=True)
+        after = {item.path: item.blob_id for item in found if isinstance(item, RepoFile)}
+    return sum((root / name).stat().st_size for name in names if before.get(prefix + name) != after.get(prefix + name))
+
+
+def _pull_from_hub(url: str, target: Path, names: Sequence[str]) -> None:
+    """Fetch those of these files that are there into a folder; what is there already and the same is left."""
+    from huggingface_hub import snapshot_download
+
+    repo, revision, folder = hub_parts(url)
+    prefix = f"{folder}/" if folder else ""
+    whole = target if not folder else target.with_name(f"{target.name}.hub")
+    with _reach(url, "read"):
+        snapshot_download(
+            repo, repo_type="dataset", revision=revision, allow_patterns=[prefix + name for name in names], local_dir=whole
+        )
+    if folder:
+        for name in names:
+            if (whole / prefix / name).is_file():
+                (target / name).parent.mkdir(parents=True, exist_ok=True)
+                (whole / prefix / name).replace(target / name)
+        shutil.rmtree(whole)
+    else:
+        shutil.rmtree(target / ".cache", ignore_errors=True)  # huggingface_hub's own notes

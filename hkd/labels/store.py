@@ -1,31 +1,309 @@
-"""Writing and reading label stores: `LabelWriter`, `LabelReader`, `open_stores`."""
+"""Reading stores: `LabelReader.block(ids)` gives the labels of a batch, concatenated; `open_stores` opens all of a folder.
 
+- Opening reads store.json, the inventory and the index (memory-mapped, or from a URL), no shard.
+- A shard's blocks are decoded whole and kept in a cache of bounded size, in 16-bit codes; a batch is gathered from there. An epoch whose
+  order goes block by block (`runs`) decodes each block once, whatever the cache.
+- Safe to use from several threads; pickled, it opens itself anew in the other process.
+"""
+
+import contextlib
+import itertools
+import json
+import struct
+import threading
+from bisect import bisect_left, bisect_right
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from hkd.errors import UserError
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from hkd.errors import HkdError, UserError, did_you_mean
 from hkd.files import digest_of
-from hkd.labels import hub
-from hkd.labels.cache import local_folder
-from hkd.labels.folder import DATA, SPEC
-from hkd.labels.reader import LabelReader
-from hkd.labels.writer import LabelWriter
-from hkd.remote import Remote, location
+from hkd.labels import format as files
+from hkd.labels.codec import Decoded, block_cuts, decode, decoded_bytes, gather
+from hkd.labels.folder import StoreFolder, store_folder
+from hkd.labels.format import DIGEST_BYTES, INDEX_KEY, INDEX_SCHEMA, DamagedShardError, LabelBlock, ShardFile, StoreSpec, rows_of
+from hkd.remote import HUB, Remote, hub_parts, location
 
-__all__ = ["LabelReader", "LabelWriter", "digest_of_store", "location", "open_stores", "store_folders"]
+CACHE_BYTES = 256 << 20
+OPEN_SHARDS = 128
+NO_BLOCK = -1  # of an utterance without positions
+IDS_PER_LOOKUP = 128  # to look one id up in the index takes as long as to put so many into a dictionary
 
 
-def store_folders(folder: Path | str) -> dict[str, Path]:
+class _Ids(Sequence[str]):
+    """The sorted ids of a memory-mapped index, without making a list of them."""
+
+    def __init__(self, column: Any) -> None:
+        self._array = column.chunk(0) if column.num_chunks else column
+
+    def __len__(self) -> int:
+        return len(self._array)
+
+    def __getitem__(self, row: Any) -> Any:
+        if isinstance(row, slice):
+            return self._array[row].to_pylist() if len(self._array) else []
+        return self._array[range(len(self._array))[row]].as_py()
+
+
+class LabelReader:
+    """A read store; open it with `LabelReader.open`."""
+
+    def __init__(self, folder: StoreFolder, *, cache_bytes: int = CACHE_BYTES) -> None:
+        self.folder, self.spec, self._cache_bytes = folder, folder.load_spec(), cache_bytes
+        index = folder.index(self.spec)
+        index = index_table(folder, self.spec) if index is None else index
+        self._index = index
+        self.ids: Sequence[str] = _Ids(index["id"])  # sorted
+        self._row_of: dict[str, int] | None = None
+        self._lookups = 0
+        self._lock = threading.Lock()
+        self._shards: OrderedDict[int, ShardFile] = OrderedDict()
+        # Of each utterance: the row that its block begins with, its first position there, and the end; digests of its units and its text.
+        # Filled in as shards are opened; memory that was not written to yet costs nothing.
+        self._located: set[int] = set()
+        self._run_U3 = np.zeros((len(self.ids), 3), np.int64)
+        self._digest_2U8 = np.zeros((2, len(self.ids), DIGEST_BYTES), np.uint8)
+        self._blocks: OrderedDict[int, Decoded] = OrderedDict()  # by the row that it begins with
+        self._held_bytes = 0
+        self.num_decoded = 0  # blocks decoded so far
+
+    @classmethod
+    def open(cls, path: Path | str, *, cache_bytes: int = CACHE_BYTES) -> "LabelReader":
+        """Open a complete store: a folder, or a URL, whose shards are fetched into the cache as they are asked for.
+
+        A missing or stale index is made in memory.
+
+        Raises UserError where there is no store or one of a newer format, HkdError where it is not complete or damaged.
+        """
+        return cls(store_folder(path), cache_bytes=cache_bytes)
+
+    @property
+    def path(self) -> Path | str:
+        """Where the store lies: a folder, or a URL."""
+        return self.folder.path
+
+    def __reduce__(self) -> Any:
+        return _reopen, (self.folder, self._cache_bytes)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __contains__(self, utterance_id: object) -> bool:
+        return isinstance(utterance_id, str) and self._find(utterance_id) is not None
+
+    def _find(self, utterance_id: str) -> int | None:
+        if self._row_of is None:
+            self._lookups += 1
+            if self._lookups * IDS_PER_LOOKUP <= len(self.ids):
+                row = bisect_left(self.ids, utterance_id)
+                return row if row < len(self.ids) and self.ids[row] == utterance_id else None
+            self._row_of = {name: row for row, name in enumerate(self.ids[:])}
+        return self._row_of.get(utterance_id)
+
+    def row(self, utterance_id: str) -> int:
+        """Its place among the sorted ids. Raises UserError where it is not in the store."""
+        row = self._find(utterance_id)
+        if row is None:
+            raise UserError(
+                f"utterance '{utterance_id}' is not in label store {self.path}.{did_you_mean(utterance_id, self.ids)}"
+            )
+        return row
+
+    def _rows(self, ids: Sequence[str]) -> NDArray[np.int64]:
+        """The places of all ids."""
+        if self._row_of is not None:
+            with contextlib.suppress(KeyError):
+                return np.fromiter(map(self._row_of.__getitem__, ids), np.int64, len(ids))
+        return np.array([self.row(utterance_id) for utterance_id in ids], np.int64)
+
+    @cached_property
+    def length_B(self) -> NDArray[np.int32]:
+        """Positions of every utterance, in the order of `ids`."""
+        return np.asarray(np.from_dlpack(self._index["num_positions"].combine_chunks()), np.int32)
+
+    def unit_digest(self, utterance_id: str) -> bytes:
+        """8 bytes of the SHA-256 of its unit sequence, as hkd.align.alignment.sequence_digest gives them."""
+        return bytes(self._index["unit_digest"][self.row(utterance_id)].as_py())
+
+    def text_digest(self, utterance_id: str) -> bytes:
+        """8 bytes of the SHA-256 of its normalised transcript."""
+        return bytes(self._index["text_digest"][self.row(utterance_id)].as_py())
+
+    @property
+    def caches_needed(self) -> float:
+        """The whole store, decoded, over the cache's size; at most 1: nothing is ever decoded twice."""
+        return int(self.length_B.sum(dtype=np.int64)) * decoded_bytes(self.spec) / self._cache_bytes
+
+    def runs(self) -> list[list[str]]:
+        """The ids that share a decoded block, run by run: shuffle the runs, then within a few of them, and each is decoded once."""
+        result: list[list[str]] = []
+        for shard in range(self.spec.plan.num_shards):
+            rows = self.spec.plan.rows(shard)
+            names = list(self.ids[rows.start : rows.stop])
+            whole = self.spec.backend == "zarr"
+            cuts = (
+                [0, len(names)]
+                if whole
+                else block_cuts(self.length_B[rows.start : rows.stop].astype(np.int64), self.spec.block_positions)
+            )
+            result += [names[a:b] for a, b in itertools.pairwise(cuts)]
+        return result
+
+    def _shard(self, number: int) -> ShardFile:
+        file = self.folder.open_shard(self.spec, number)
+        rows = self.spec.plan.rows(number)
+        ids = self._index["id"].slice(rows.start, len(rows)).combine_chunks()
+        same = file.utterances.id_array.cast(ids.type).equals(ids)
+        if not same or not np.array_equal(file.utterances.length_B, self.length_B[rows.start : rows.stop]):
+            raise self._damaged(number, "its utterances are not those of the index")
+        self._locate(file, rows)
+        with self._lock:
+            self._located.add(number)
+            self._shards[number] = file
+            while len(self._shards) > OPEN_SHARDS:
+                self._shards.popitem(last=False)
+        return file
+
+    def _damaged(self, shard: int, reason: str) -> DamagedShardError:
+        return DamagedShardError(f"{self.path}/{files.shard_name(self.spec, shard)}", reason)
+
+    def _locate(self, file: ShardFile, rows: range) -> None:
+        """Note where these rows' labels lie in the shard."""
+        here, offset_B1, cuts = slice(rows.start, rows.stop), file.utterances.offset_B1, np.array(file.cuts)
+        block_B = np.repeat(cuts[:-1], np.diff(cuts))
+        first_B, stop_B = offset_B1[:-1] - offset_B1[block_B], offset_B1[1:] - offset_B1[block_B]
+        key_B = np.where(stop_B > first_B, rows.start + block_B, NO_BLOCK)
+        self._run_U3[here] = np.stack([key_B, first_B, stop_B], axis=1)
+        self._digest_2U8[0, here], self._digest_2U8[1, here] = file.utterances.unit_digest_B8, file.utterances.text_digest_B8
+
+    def _decode(self, key: int) -> Decoded:
+        """The block that begins with this row."""
+        number, place = divmod(key, self.spec.utterances_per_shard)
+        file = self._shards.get(number) or self._shard(number)
+        block = bisect_right(file.cuts, place) - 1
+        try:
+            planes = file.planes(block)
+        except DamagedShardError:
+            if isinstance(self.path, Path):
+                raise
+            file = self._shard(number)  # Zarr opens its file for each block: the cache may have dropped it
+            planes = file.planes(block)
+        offset_B1 = np.concatenate([[0], np.cumsum(file.utterances.length_B[file.cuts[block] : file.cuts[block + 1]])])
+        decoded = decode(self.spec, planes, offset_B1)
+        with self._lock:
+            self.num_decoded += 1
+        return decoded
+
+    def _keep(self, used: dict[int, Decoded]) -> None:
+        """Cache what was used last; drop what was used longest ago."""
+        with self._lock:
+            for key, decoded in used.items():
+                if key in self._blocks:
+                    self._blocks.move_to_end(key)
+                else:
+                    self._blocks[key] = decoded
+                    self._held_bytes += decoded.num_bytes
+            while self._held_bytes > self._cache_bytes and len(self._blocks) > 1:
+                self._held_bytes -= self._blocks.popitem(last=False)[1].num_bytes
+
+    def block(self, ids: Sequence[str]) -> LabelBlock:
+        """The labels of these utterances, in this order. Raises UserError for one that is not in the store, HkdError for damage."""
+        row_B = self._rows(ids)
+        if len(self._located) < self.spec.plan.num_shards:
+            for number in set((row_B // self.spec.utterances_per_shard).tolist()) - self._located:
+                self._shard(number)
+        run_B3, offset_B1 = self._run_U3[row_B], np.zeros(len(row_B) + 1, np.int64)
+        np.cumsum(run_B3[:, 2] - run_B3[:, 1], out=offset_B1[1:])
+        keys = run_B3[:, 0].tolist()
+        used = {key: self._blocks.get(key) or self._decode(key) for key in dict.fromkeys(keys) if key != NO_BLOCK}
+        self._keep(used)
+        place = dict(zip([*used, NO_BLOCK], range(len(used) + 1), strict=True))
+        run_B3[:, 0] = [place[key] for key in keys]
+        topk, word_N = gather(self.spec, list(used.values()), run_B3, offset_B1)
+        return LabelBlock(
+            topk=topk,
+            offset_B1=offset_B1,
+            word_N=word_N,
+            unit_digest_B=_cut(self._digest_2U8[0, row_B]),
+            text_digest_B=_cut(self._digest_2U8[1, row_B]),
+        )
+
+    def kept_ids(self) -> NDArray[np.int64]:
+        """The unit ids that any row keeps, and gold units, sorted. Reads the whole store, once."""
+        return self._kept_ids
+
+    @cached_property
+    def _kept_ids(self) -> NDArray[np.int64]:
+        seen = np.zeros(len(self.spec.inventory), np.bool_)
+        for number in range(self.spec.plan.num_shards):
+            self._shard(number)
+            rows = self.spec.plan.rows(number)
+            for key in sorted({*self._run_U3[rows.start : rows.stop, 0].tolist()} - {NO_BLOCK}):
+                decoded = self._decode(key)
+                ids, gold = decoded.unit_NK, decoded.gold_N
+                kept = ids if decoded.count_NK is None else ids[decoded.count_NK > 0]
+                if (kept.size and int(kept.max()) >= len(seen)) or (gold.size and int(gold.max()) >= len(seen)):
+                    raise self._damaged(number, "unit ids beyond the inventory")
+                seen[kept] = True
+                seen[gold[gold >= 0]] = True
+        return np.flatnonzero(seen)
+
+
+def _cut(digest_B8: NDArray[np.uint8]) -> tuple[bytes, ...]:
+    return struct.unpack(f"{DIGEST_BYTES}s" * len(digest_B8), digest_B8.data)
+
+
+def _reopen(folder: StoreFolder, cache_bytes: int) -> LabelReader:
+    return LabelReader(folder, cache_bytes=cache_bytes)
+
+
+# The index, made from the shards ------------------------------------------------------------------------------------------
+
+
+def shard_tables(folder: StoreFolder, spec: StoreSpec) -> Iterator[pa.Table]:
+    """The index, shard by shard, made from the shards. Raises HkdError for one that is missing, damaged or foreign."""
+    for shard in range(spec.plan.num_shards):
+        if folder.mark(spec, shard) is None:
+            raise HkdError(
+                f"label store {folder.path} is not complete: shard {shard} of {spec.plan.num_shards} is missing. "
+                "Run the command that writes it again (`hkd labels verify` lists what is missing)."
+            )
+        table = rows_of(shard, folder.open_shard(spec, shard).utterances)
+        if table.num_rows != len(spec.plan.rows(shard)):
+            raise HkdError(
+                f"shard {shard} of {folder.path} must hold {len(spec.plan.rows(shard))} utterances, but holds {table.num_rows} instead."
+            )
+        yield table
+
+
+def index_table(folder: StoreFolder, spec: StoreSpec) -> pa.Table:
+    """The index, made from the shards. Raises HkdError for a shard that is missing, damaged or foreign."""
+    table = pa.concat_tables([INDEX_SCHEMA.empty_table(), *shard_tables(folder, spec)]).combine_chunks()
+    return table.replace_schema_metadata({INDEX_KEY: json.dumps({"store": spec.digest})})
+
+
+# All stores of a folder -------------------------------------------------------------------------------------------------
+
+
+def store_folders(folder: Path | str) -> dict[str, Path | str]:
     """The stores in a folder or at a URL, by their folder's name: the folder itself, where it is a store, else those right below it.
 
-    For a URL these are folders that stand for the stores (hkd.labels.cache). Raises UserError where there is none.
+    Raises UserError where there is none.
     """
     place = location(folder) if isinstance(folder, str) else folder
+    found: dict[str, Path | str]
     if isinstance(place, str):
         found = _remote_stores(Remote(place))
-    elif (place / SPEC).is_file():
+    elif (place / files.SPEC).is_file():
         found = {place.name: place}
     else:
-        found = {path.name: path for path in sorted(place.iterdir()) if (path / SPEC).is_file()} if place.is_dir() else {}
+        found = {path.name: path for path in sorted(place.iterdir()) if (path / files.SPEC).is_file()} if place.is_dir() else {}
     if not found:
         raise UserError(f"{place} must be a label store or hold some, but does not. Run `hkd teacher-dump` first.")
     return found
@@ -33,15 +311,15 @@ def store_folders(folder: Path | str) -> dict[str, Path]:
 
 def store_name(url: str) -> str:
     """The last folder of a URL; for a whole data set of the Hub its name, without the revision."""
-    repo, _, folder = hub.parts(url) if hub.is_hub(url) else ("", None, url)
+    repo, _, folder = hub_parts(url) if url.startswith(HUB) else ("", None, url)
     return (folder or repo).rpartition("/")[2]
 
 
-def _remote_stores(remote: Remote) -> dict[str, Path]:
-    if remote.size(SPEC) is not None:
-        return {store_name(remote.url): local_folder(remote.url)}
-    names = [name for name in remote.names() if remote.size(f"{name}/{SPEC}") is not None]
-    return {name: local_folder(f"{remote.url}/{name}") for name in names}
+def _remote_stores(remote: Remote) -> dict[str, Path | str]:
+    if remote.size(files.SPEC) is not None:
+        return {store_name(remote.url): remote.url}
+    names = [name for name in remote.names() if remote.size(f"{name}/{files.SPEC}") is not None]
+    return {name: f"{remote.url}/{name}" for name in names}
 
 
 def open_stores(folder: Path | str, *, cache_bytes: int | None = None) -> dict[str, LabelReader]:
@@ -52,7 +330,6 @@ def open_stores(folder: Path | str, *, cache_bytes: int | None = None) -> dict[s
 
 def digest_of_store(reader: LabelReader) -> str:
     """Of the spec and of every shard's mark (which holds its SHA-256)."""
-    root = reader.path
-    return digest_of(
-        part for path in (root / SPEC, *sorted((root / DATA).glob("*.json"))) for part in (path.name, path.read_bytes())
-    )
+    named = [(files.SPEC, reader.folder.read(files.SPEC))]
+    named += [(files.mark_name(n).rpartition("/")[2], reader.folder.mark_bytes(n)) for n in range(reader.spec.plan.num_shards)]
+    return digest_of(part for name, data in named if data is not None for part in (name, data))

@@ -1,5 +1,6 @@
 """Checking a store: what is missing, damaged, foreign or torn; and what can be repaired without a teacher."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -7,13 +8,11 @@ from pathlib import Path
 
 from hkd.errors import HkdError
 from hkd.files import digest_of, digest_of_file
-from hkd.labels import folder as files
-from hkd.labels.backend import backend_of
-from hkd.labels.cache import LostShardError, local_folder, open_shard, origin, shard_file
-from hkd.labels.decoding import decode
-from hkd.labels.index import index_bytes, index_table, load_index, shard_tables
-from hkd.labels.place import Place, place_of
-from hkd.labels.schema import StoreSpec
+from hkd.labels import format as files
+from hkd.labels.codec import decode
+from hkd.labels.folder import LostShardError, StoreFolder, store_folder
+from hkd.labels.format import StoreSpec, index_bytes
+from hkd.labels.store import index_table, shard_tables
 from hkd.progress import Progress, no_progress
 
 
@@ -39,58 +38,59 @@ def verify(path: Path | str, *, deep: bool = True, progress: Progress = no_progr
 
     Raises UserError or HkdError where store.json or the inventory cannot be read.
     """
-    root = local_folder(path)
-    spec = files.load_spec(root)
+    folder = store_folder(path)
+    spec = folder.load_spec()
     problems = [
         Problem(kind="foreign", text=f"data/{name} is not in the plan of {spec.plan.num_shards} shards")
-        for name in _strangers(place_of(origin(root) or root), spec)
+        for name in _strangers(folder, spec)
     ]
     for shard in range(spec.plan.num_shards):
-        problems += _check_shard(root, spec, shard, deep)
+        problems += _check_shard(folder, spec, shard, deep)
         progress(shard + 1, spec.plan.num_shards)
     if not problems:
-        problems += _check_index(root, spec)
+        problems += _check_index(folder, spec)
     return problems
 
 
-def _strangers(place: Place, spec: StoreSpec) -> list[str]:
+def _strangers(folder: StoreFolder, spec: StoreSpec) -> list[str]:
     """Names in data/ that the plan does not know."""
-    suffix, num_shards = backend_of(spec).suffix, spec.plan.num_shards
+    suffix, num_shards = files.SUFFIXES[spec.backend], spec.plan.num_shards
 
     def planned(name: str) -> bool:
         number = files.shard_number(name)
         return number is not None and number < num_shards and name in (f"{number:05d}{suffix}", f"{number:05d}.json")
 
-    return [name for name in place.names(files.DATA) if not planned(name) and not name.endswith(".tmp")]
+    return [name for name in folder.names(files.DATA) if not planned(name) and not name.endswith(".tmp")]
 
 
-def _check_shard(root: Path, spec: StoreSpec, shard: int, deep: bool) -> list[Problem]:
-    mark_path = files.mark_path(root, shard)
-
+def _check_shard(folder: StoreFolder, spec: StoreSpec, shard: int, deep: bool) -> list[Problem]:
     def problem(kind: str, text: str) -> list[Problem]:
         return [Problem(kind=kind, text=f"shard {shard}: {text}", shard=shard)]
 
-    mark = files.load_mark(root, spec, shard)
+    mark = folder.mark(spec, shard)
     if mark is None:
-        if not mark_path.is_file():
-            return problem("missing", f"its mark {mark_path.name} is missing")
+        data = folder.mark_bytes(shard)
+        if data is None:
+            return problem("missing", f"its mark {shard:05d}.json is missing")
         try:
-            foreign = isinstance(value := files.load_json(mark_path), dict) and value.get("store") != spec.digest
-        except HkdError:
+            foreign = isinstance(value := json.loads(data), dict) and value.get("store") != spec.digest
+        except (ValueError, RecursionError):
             foreign = False
         return problem("foreign", "it was written for another store") if foreign else problem("torn", "its mark is torn")
     try:
-        path = shard_file(root, spec, shard, fresh=True)
+        path = folder.shard_file(spec, shard, fresh=True)
     except LostShardError as error:
         return problem(error.kind, str(error))
-    if origin(root) is None:  # a mirror's has been held against its mark right now, and may be dropped again at any time
+    if isinstance(
+        folder.path, Path
+    ):  # one that was fetched has been held against its mark right now, and may be dropped at any time
         if not path.is_file():
             return problem("missing", f"{path.name} is missing")
         sha256 = digest_of_file(path)
         if path.stat().st_size != mark["bytes"] or sha256 != mark["sha256"]:
             return problem("flipped", f"its SHA-256 must be {mark['sha256']}, but is {sha256}")
     try:
-        file_ = open_shard(root, spec, shard)
+        file_ = folder.open_shard(spec, shard)
         utterances = file_.utterances
         counts = len(utterances.length_B), int(utterances.length_B.sum())
         if counts != (mark["utterances"], mark["positions"]) or counts[0] != len(spec.plan.rows(shard)):
@@ -106,16 +106,16 @@ def _check_shard(root: Path, spec: StoreSpec, shard: int, deep: bool) -> list[Pr
     return []
 
 
-def _check_index(root: Path, spec: StoreSpec) -> list[Problem]:
+def _check_index(folder: StoreFolder, spec: StoreSpec) -> list[Problem]:
     """Only asked where all shards are well."""
-    index = load_index(root, spec)
+    index = folder.index(spec)
     if index is None:
         return [Problem(kind="index", text=f"{files.INDEX} is missing or not that of this store")]
     differs, last, in_order = False, "", True
 
     def ids() -> Iterator[str]:
         nonlocal differs, last, in_order
-        for shard, made in enumerate(shard_tables(root, spec)):
+        for shard, made in enumerate(shard_tables(folder, spec)):
             rows = spec.plan.rows(shard)
             differs = differs or not index.slice(rows.start, len(rows)).equals(made)
             for name in made["id"].to_pylist():
@@ -131,26 +131,26 @@ def _check_index(root: Path, spec: StoreSpec) -> list[Problem]:
 
 
 def repair(path: Path | str, problems: list[Problem], *, dry_run: bool = False) -> Repair:
-    """Take away what is wrong: strangers and broken shards with their marks go; the index is made anew where all shards are there.
+    """Take away what is wrong: strangers and broken shards with their marks go; the index is made again where all shards are there.
 
     `path`: a folder, or a URL. `dry_run`: only say what would be done.
     """
-    root = local_folder(path)
-    spec, place = files.load_spec(root), place_of(origin(root) or root)
+    folder = store_folder(path)
+    spec = folder.load_spec()
     result = Repair()
 
     def remove(name: str) -> None:
-        if place.exists(name):
+        if folder.exists(name):
             result.done.append(f"{'would remove' if dry_run else 'removed'} {name}")
             if not dry_run:
-                place.remove(name)
+                folder.remove(name)
 
     for problem in problems:
         if problem.shard is not None:
-            remove(files.mark_path(Path(), problem.shard).as_posix())
-            remove(files.shard_path(Path(), spec, problem.shard).as_posix())
+            remove(files.mark_name(problem.shard))
+            remove(files.shard_name(spec, problem.shard))
             result.dump_again.append(problem.shard)
-    for name in _strangers(place, spec):
+    for name in _strangers(folder, spec):
         if files.shard_number(name) is not None:
             remove(f"{files.DATA}/{name}")
     if result.dump_again:
@@ -158,5 +158,5 @@ def repair(path: Path | str, problems: list[Problem], *, dry_run: bool = False) 
     else:
         result.done.append(f"{'would write' if dry_run else 'wrote'} {files.INDEX}")
         if not dry_run:
-            place.write(files.INDEX, index_bytes(index_table(root, spec)))
+            folder.publish([(files.INDEX, index_bytes(index_table(folder, spec)))])
     return result

@@ -2,7 +2,7 @@
 
 - A shard is published by temp file + fsync + rename, then its mark: JSON with size and SHA-256. Killed at any instant, a writer loses
   at most the shards that it was at; `pending` lists those without a mark.
-- Whoever writes a shard holds its lock (flock on a file in .locks/), so that a file never gets another writer's mark.
+- A writer holds the lock of the shard that it writes (a file in .locks/), so that a file never gets another writer's mark.
 - The same rows give the same bytes.
 """
 
@@ -24,16 +24,25 @@ import pyarrow as pa
 
 from hkd.errors import HkdError, UserError
 from hkd.files import json_bytes
-from hkd.labels import folder as files
-from hkd.labels.backend import Utterances, backend_of, block_cuts, recut
-from hkd.labels.cache import keep_shard
-from hkd.labels.card import card, facts, parse_report
-from hkd.labels.codec import Planes, encode
-from hkd.labels.index import index_bytes, index_table, load_index, rows_of
-from hkd.labels.place import LocalPlace, Place, place_of
-from hkd.labels.quality import merge, quality_of
-from hkd.labels.rows import UtteranceLabels
-from hkd.labels.schema import StoreSpec, check_format, differences, identity_of, sorted_ids
+from hkd.labels import format as files
+from hkd.labels.card import card, facts, merge, quality_of
+from hkd.labels.codec import block_cuts, encode, recut
+from hkd.labels.folder import StoreFolder, keep_shard, store_folder
+from hkd.labels.format import (
+    Planes,
+    StoreSpec,
+    UtteranceLabels,
+    Utterances,
+    backend_of,
+    check_format,
+    differences,
+    identity_of,
+    index_bytes,
+    rows_of,
+    sorted_ids,
+)
+from hkd.labels.store import index_table
+from hkd.remote import HUB
 from hkd.sparse import TopK
 
 logger = logging.getLogger(__name__)
@@ -42,8 +51,8 @@ logger = logging.getLogger(__name__)
 class LabelWriter:
     """Writes one store; open it with `LabelWriter.open`."""
 
-    def __init__(self, place: Place, spec: StoreSpec, ids: list[str]) -> None:
-        self._place, self.spec, self._ids = place, spec, ids
+    def __init__(self, folder: StoreFolder, spec: StoreSpec, ids: list[str]) -> None:
+        self._folder, self.spec, self._ids = folder, spec, ids
         self._digest = spec.digest
         self._claimed: set[int] = set()
 
@@ -54,24 +63,28 @@ class LabelWriter:
         `overwrite` removes a store that is there, after checking that it is one. Raises UserError where the folder holds something
         else, or a store of another identity.
         """
-        place = place_of(path)
+        folder = store_folder(path)
+        if str(folder.path).startswith(HUB):
+            raise UserError(
+                f"a store must not be written at {folder.path} shard by shard. Write it to a folder, then `hkd labels push` it."
+            )
         ordered = sorted_ids(ids)
         spec = spec.with_ids(ordered)
-        _check_place(place)
-        with place.lock("store", wait=True):
+        _check_folder(folder)
+        with folder.lock("store", wait=True):
             if overwrite:
-                _remove_store(place)
+                _remove_store(folder)
             inventory = (files.INVENTORY, json_bytes(spec.inventory.to_json()))
-            created = place.create(files.SPEC, json_bytes(spec.to_json()), inventory)
-            found = spec if created else _resumed(place, spec)
-            if not created and not place.exists(files.INVENTORY):
-                place.write(*inventory)
-        return cls(place, found, ordered)
+            created = folder.create(files.SPEC, json_bytes(spec.to_json()), inventory)
+            found = spec if created else _resumed(folder, spec)
+            if not created and not folder.exists(files.INVENTORY):
+                folder.publish([inventory])
+        return cls(folder, found, ordered)
 
     @property
     def path(self) -> Path | str:
         """Where the store lies: a folder, or a URL."""
-        return self._place.path
+        return self._folder.path
 
     def shard_ids(self, shard: int) -> list[str]:
         """The utterances that shard number `shard` holds, in order."""
@@ -80,7 +93,9 @@ class LabelWriter:
 
     def is_done(self, shard: int) -> bool:
         """Whether the shard has its mark and its file."""
-        return self._mark(shard, self._place.read(_mark_name(shard))) is not None and self._place.exists(self._shard_name(shard))
+        return self._mark(shard, self._folder.read(files.mark_name(shard))) is not None and self._folder.exists(
+            self._shard_name(shard)
+        )
 
     def pending(self) -> list[int]:
         """The shards without a mark."""
@@ -89,9 +104,11 @@ class LabelWriter:
 
     def _marks(self) -> dict[int, dict[str, Any]]:
         """The marks of the shards that are done."""
-        there = set(self._place.names(files.DATA))
-        names = {_mark_name(n): n for n in range(self.spec.plan.num_shards) if self._shard_name(n).rpartition("/")[2] in there}
-        found = self._place.read_many([name for name in names if name.rpartition("/")[2] in there])
+        there = set(self._folder.names(files.DATA))
+        names = {
+            files.mark_name(n): n for n in range(self.spec.plan.num_shards) if self._shard_name(n).rpartition("/")[2] in there
+        }
+        found = self._folder.read_many([name for name in names if name.rpartition("/")[2] in there])
         marks = {names[name]: self._mark(names[name], data) for name, data in found.items()}
         return {shard: mark for shard, mark in marks.items() if mark is not None}
 
@@ -104,7 +121,7 @@ class LabelWriter:
 
         Several processes share a plan by claiming each pending shard in turn.
         """
-        with self._place.lock(f"{shard:05d}", wait=False) as mine:
+        with self._folder.lock(f"{shard:05d}", wait=False) as mine:
             if not mine or self.is_done(shard):
                 yield False
                 return
@@ -117,13 +134,13 @@ class LabelWriter:
     def write_shard(self, shard: int, rows: Iterable[UtteranceLabels], *, quality: Mapping[str, float] | None = None) -> None:
         """Publish a shard: exactly the utterances of `shard_ids`, in any order. A shard that is done is left as it is.
 
-        `quality`: sums over the shard (None: computed here, see quality.quality_of). Raises HkdError for rows that do not belong.
+        `quality`: sums over the shard (None: computed here, see card.quality_of). Raises HkdError for rows that do not belong.
         """
         ordered = sorted(rows, key=lambda row: row.id)
         self._check_rows(shard, [row.id for row in ordered])
         with contextlib.ExitStack() as stack:
             if shard not in self._claimed:
-                stack.enter_context(self._place.lock(f"{shard:05d}", wait=True))
+                stack.enter_context(self._folder.lock(f"{shard:05d}", wait=True))
                 if self.is_done(shard):
                     return
             self._write(shard, ordered, quality)
@@ -171,12 +188,12 @@ class LabelWriter:
         quality: Callable[[], Mapping[str, float | None]],
     ) -> None:
         """Write the file, then the mark. `quality` is asked after the blocks were made."""
-        name, place = self._shard_name(shard), self._place
-        with place.draft(name) as draft:
+        name, folder = self._shard_name(shard), self._folder
+        with folder.draft(name) as draft:
             data, sha256 = backend_of(self.spec).encode(self.spec, shard, utterances, blocks, draft.write)
-            if isinstance(place, LocalPlace):
+            if isinstance(folder.path, Path):
                 mark = self._mark_of(shard, utterances, data, sha256, quality())
-                place.write_in_order([(name, draft.path), (_mark_name(shard), mark)])
+                folder.publish([(name, draft.path), (files.mark_name(shard), mark)])
             else:
                 self._publish_first(shard, utterances, data, quality())
 
@@ -201,25 +218,25 @@ class LabelWriter:
 
         Teachers whose last bits depend on the device give other bytes of the same utterances.
         """
-        name, place = self._shard_name(shard), self._place
-        created = place.create(name, data)
-        found = None if created else place.read(name)
+        name, folder = self._shard_name(shard), self._folder
+        created = folder.create(name, data)
+        found = None if created else folder.read(name)
         theirs = found is not None and (found == data or self._is_whole(shard, utterances, found))
         if not created and not theirs:
-            place.write(name, data)
+            folder.publish([(name, data)])
         kept = found if found is not None and theirs else data
         while True:
             sha256 = hashlib.sha256(kept).hexdigest()
-            place.write(_mark_name(shard), self._mark_of(shard, utterances, kept, sha256, quality))
-            last = kept if created or theirs else place.read(name)  # whoever found the same damage has written over it, too
+            folder.publish([(files.mark_name(shard), self._mark_of(shard, utterances, kept, sha256, quality))])
+            last = kept if created or theirs else folder.read(name)  # whoever found the same damage has written over it, too
             if last is None or last == kept:
                 break
             kept = last
-        keep_shard(kept, sha256, backend_of(self.spec).suffix)
+        keep_shard(kept, sha256, files.SUFFIXES[self.spec.backend])
 
     def _is_whole(self, shard: int, utterances: Utterances, data: bytes) -> bool:
         """Whether these are a shard of this store with these utterances."""
-        with tempfile.NamedTemporaryFile(suffix=backend_of(self.spec).suffix) as file:
+        with tempfile.NamedTemporaryFile(suffix=files.SUFFIXES[self.spec.backend]) as file:
             file.write(data)
             file.flush()
             try:
@@ -229,7 +246,7 @@ class LabelWriter:
         return bool(rows_of(shard, found).equals(rows_of(shard, utterances)))
 
     def _shard_name(self, shard: int) -> str:
-        return files.shard_path(Path(), self.spec, shard).as_posix()
+        return files.shard_name(self.spec, shard)
 
     def finish(self, *, report: Mapping[str, Any] | None = None) -> None:
         """Write the index, the card and `report` (free figures, such as the n-gram's perplexity). Raises HkdError where shards are missing."""
@@ -237,20 +254,21 @@ class LabelWriter:
         pending = [shard for shard in range(self.spec.plan.num_shards) if shard not in marks]
         if pending:
             raise HkdError(f"label store {self.path} is not complete: {len(pending)} shards are missing, first {pending[0]}.")
-        with self._place.lock("store", wait=True):
-            self._place.sweep()
-            folder = self._place.folder()
+        with self._folder.lock("store", wait=True):
+            self._folder.sweep()
+            folder = store_folder(self.path)  # what lies there now
             named: list[tuple[str, bytes | memoryview]] = []
-            if load_index(folder, self.spec) is None:
+            folder.load_spec()
+            if folder.index(self.spec) is None:
                 named.append((files.INDEX, index_bytes(index_table(folder, self.spec))))
             if report is not None:
                 named.append((files.REPORT, json_bytes(dict(report))))
             text = card(self.spec, facts(self.spec, [marks[shard] for shard in sorted(marks)], report or self.report()))
-            self._place.write_in_order([*named, (files.CARD, text.encode())])
+            self._folder.publish([*named, (files.CARD, text.encode())])
 
     def report(self) -> dict[str, Any]:
         """The free figures that a finished store holds; empty where there are none."""
-        return parse_report(self._place.read(files.REPORT))
+        return self._folder.report()
 
     def quality_sums(self) -> dict[str, float | None]:
         """The quality of all shards that are done, added up."""
@@ -261,22 +279,18 @@ def _same(planes: Planes) -> Planes:
     return planes
 
 
-def _mark_name(shard: int) -> str:
-    return files.mark_path(Path(), shard).as_posix()
-
-
-def _check_place(place: Place) -> None:
+def _check_folder(folder: StoreFolder) -> None:
     """Raises UserError where the folder holds something that is no label store."""
-    names = place.names()
+    names = folder.names()
     if files.SPEC not in names:
         others = [name for name in names if name not in (files.INVENTORY, files.LOCKS) and not name.endswith(".tmp")]
         if others:
-            raise UserError(f"{place.path} must be empty or a label store, but holds '{others[0]}'. Give another folder.")
+            raise UserError(f"{folder.path} must be empty or a label store, but holds '{others[0]}'. Give another folder.")
 
 
-def _stored(place: Place) -> dict[str, Any] | None:
+def _stored(folder: StoreFolder) -> dict[str, Any] | None:
     """The value of store.json; None where there is none. Raises UserError where it is no label store's."""
-    data = place.read(files.SPEC)
+    data = folder.read(files.SPEC)
     if data is None:
         return None
     try:
@@ -286,29 +300,29 @@ def _stored(place: Place) -> dict[str, Any] | None:
     try:
         check_format(value)
     except UserError as error:
-        raise UserError(f"{place.path}: {error}") from None
+        raise UserError(f"{folder.path}: {error}") from None
     return dict(value)
 
 
-def _resumed(place: Place, spec: StoreSpec) -> StoreSpec:
+def _resumed(folder: StoreFolder, spec: StoreSpec) -> StoreSpec:
     """The spec of the store that is there. Raises UserError where it is another's."""
-    value = _stored(place) or {}
+    value = _stored(folder) or {}
     for key, wanted, there in differences(spec.identity(), identity_of(value)):
         raise UserError(
-            f"label store {place.path} must have been written with `{key}` {wanted}, but with {there} instead. "
+            f"label store {folder.path} must have been written with `{key}` {wanted}, but with {there} instead. "
             "Give another folder, or --overwrite."
         )
     return StoreSpec.from_json(value, spec.inventory)
 
 
-def _remove_store(place: Place) -> None:
+def _remove_store(folder: StoreFolder) -> None:
     """Remove a store's own files, and no others; store.json goes last, so that a killed removal can be repeated."""
-    if _stored(place) is None:
+    if _stored(folder) is None:
         return
     for name in (files.INDEX, files.CARD, files.REPORT):
-        place.remove(name)
-    for name in place.names(files.DATA):
+        folder.remove(name)
+    for name in folder.names(files.DATA):
         if files.shard_number(name) is not None or name.endswith(".tmp"):
-            place.remove(f"{files.DATA}/{name}")
-    place.remove(files.INVENTORY)
-    place.remove(files.SPEC)
+            folder.remove(f"{files.DATA}/{name}")
+    folder.remove(files.INVENTORY)
+    folder.remove(files.SPEC)

@@ -20,9 +20,18 @@ from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
 from zarr.storage import MemoryStore, ZipStore
 
-from hkd.labels.backend import META_KEY, DamagedShardError, Utterances, Write, check_meta, check_size, join, shard_meta
-from hkd.labels.codec import Planes, layout
-from hkd.labels.schema import StoreSpec
+from hkd.labels.codec import join, layout
+from hkd.labels.format import (
+    META_KEY,
+    DamagedShardError,
+    Planes,
+    StoreSpec,
+    Utterances,
+    Write,
+    check_meta,
+    check_size,
+    shard_meta,
+)
 
 CHUNK_BYTES = 1 << 20
 ZSTD_LEVEL = 1
@@ -42,8 +51,6 @@ def _bytes(value: Any) -> bytes:
 
 class ZarrBackend:
     """Zarr v3 in a zip file."""
-
-    suffix = ".zarr.zip"
 
     def encode(
         self, spec: StoreSpec, shard: int, utterances: Utterances, blocks: Iterable[Callable[[], Planes]], write: Write

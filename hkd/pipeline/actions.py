@@ -183,7 +183,7 @@ def dump(folder: Path, settings: Settings, progress: Progress) -> str:
 
 def average(folder: Path, settings: Settings, progress: Progress) -> str:
     """shards/OF → shards/NAME: the control of a teacher without context."""
-    from hkd.labels.average import average as average_store
+    from hkd.labels.ops import average as average_store
     from hkd.manifest import read
 
     here = Project.load(folder)

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from hkd.align.alignment import Alignment, Positions, positions, sequence_digest, word_positions
 from hkd.errors import UserError
-from hkd.labels.reader import LabelReader
-from hkd.labels.rows import LEFT_OUT
+from hkd.labels.format import LEFT_OUT
+from hkd.labels.store import LabelReader
 from hkd.manifest import Manifest, Utterance
 from hkd.stream.plan import Runs
 from hkd.timebase import SUBSAMPLING, num_encoder_frames, retime, slot_middles

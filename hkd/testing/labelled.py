@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from hkd import manifest as manifests
 from hkd.align.alignment import Alignment, sequence_digest
 from hkd.files import digest_of
-from hkd.labels.rows import UtteranceLabels
-from hkd.labels.schema import StoreSpec
-from hkd.labels.store import LabelReader, LabelWriter
+from hkd.labels.format import StoreSpec, UtteranceLabels
+from hkd.labels.store import LabelReader
+from hkd.labels.writer import LabelWriter
 from hkd.sparse import TopK
 from hkd.units.inventory import UnitInventory
 from hkd.units.level import LEVELS, SUBWORD

@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from hkd.errors import HkdError, UserError
-from hkd.labels import folder as files
-from hkd.labels.convert import convert
-from hkd.labels.rows import UtteranceLabels
-from hkd.labels.schema import StoreSpec
-from hkd.labels.store import LabelReader, LabelWriter
+from hkd.labels import format as files
+from hkd.labels.format import StoreSpec, UtteranceLabels
+from hkd.labels.ops import convert
+from hkd.labels.store import LabelReader
 from hkd.labels.verify import verify
+from hkd.labels.writer import LabelWriter
 from hkd.sparse import TopK
 from hkd.units.inventory import UnitInventory
 
@@ -277,10 +277,10 @@ class LabelStoreContract:
             spec_for(backend=self.backend, k=7),
             random_rows(spec_for(k=7), [3] * 6),
         )
-        shards = [files.shard_path(tmp_path / "s", spec, n) for n in (0, 1)]
-        marks = [files.mark_path(tmp_path / "s", n) for n in (0, 1)]
+        shards = [(tmp_path / "s" / files.shard_name(spec, n)) for n in (0, 1)]
+        marks = [(tmp_path / "s" / files.mark_name(n)) for n in (0, 1)]
         whole = {file: file.read_bytes() for file in [*shards, *marks]}
-        foreign = files.shard_path(tmp_path / "other", spec, 0)
+        foreign = tmp_path / "other" / files.shard_name(spec, 0)
 
         def kinds() -> list[str]:
             found = [problem.kind for problem in verify(tmp_path / "s")]
@@ -302,7 +302,7 @@ class LabelStoreContract:
         shards[0].write_bytes(foreign.read_bytes())
         assert kinds() == ["flipped"]
         shards[0].write_bytes(foreign.read_bytes())
-        marks[0].write_bytes(files.mark_path(tmp_path / "other", 0).read_bytes())
+        marks[0].write_bytes((tmp_path / "other" / files.mark_name(0)).read_bytes())
         assert kinds() == ["foreign"]
         shards[0].write_bytes(whole[shards[1]])
         marks[0].write_bytes(whole[marks[1]].replace(b'"shard": 1', b'"shard": 0'))
@@ -313,7 +313,7 @@ class LabelStoreContract:
         spec = spec_for(backend=self.backend)
         rows = random_rows(spec, [3, 2, 7])
         write_store(tmp_path / "s", spec, rows)
-        path = files.shard_path(tmp_path / "s", spec, 0)
+        path = tmp_path / "s" / files.shard_name(spec, 0)
         path.write_bytes(path.read_bytes()[:-100])
         with pytest.raises(HkdError, match="damaged"):
             LabelReader.open(tmp_path / "s").block(sorted(rows))

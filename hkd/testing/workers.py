@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from hkd.labels.locks import lock
+from hkd.files import lock
 from hkd.labels.store import LabelReader
 
 Task = dict[str, Any]

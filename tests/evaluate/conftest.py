@@ -17,9 +17,8 @@ from hkd.evaluate.result import Hypothesis, read_result, result_paths, score_all
 from hkd.evaluate.run import error_rate as error_rate_of
 from hkd.evaluate.run import evaluate
 from hkd.files import digest_of, write_bytes, write_json
-from hkd.labels.rows import UtteranceLabels
-from hkd.labels.schema import StoreSpec
-from hkd.labels.store import LabelWriter
+from hkd.labels.format import StoreSpec, UtteranceLabels
+from hkd.labels.writer import LabelWriter
 from hkd.loop import LoopConfig
 from hkd.manifest import read as read_manifest
 from hkd.student.config import EncoderConfig

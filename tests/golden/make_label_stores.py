@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from hkd.labels.schema import StoreSpec
+from hkd.labels.format import StoreSpec
 from hkd.sparse import TopK
 from hkd.testing.store import random_rows, spec_for, write_store
 

@@ -1,5 +1,6 @@
 """The dump: what it stores is what the teacher says, and neither interruptions nor the number of processes change a byte."""
 
+import json
 import logging
 import shutil
 from collections.abc import Sequence
@@ -16,8 +17,8 @@ from hkd.errors import HkdError, UserError
 from hkd.labelling import dump as module
 from hkd.labelling.dump import DumpConfig, dump
 from hkd.labelling.utilisation import CountsWork
-from hkd.labels.folder import load_json
-from hkd.labels.store import LabelReader, LabelWriter
+from hkd.labels.store import LabelReader
+from hkd.labels.writer import LabelWriter
 from hkd.sparse import TopK
 from hkd.teachers.base import Sentence, Teacher
 from hkd.teachers.load import load_teacher
@@ -302,4 +303,4 @@ def test_the_cost_of_masking_together_is_stored(texts: Path, bert: Path, tmp_pat
     report = dump(texts, tmp_path / "a", teacher, config=CONFIG)
     assert report.quality is not None
     assert report.quality["mask_every_kl_nats"] > 0.001
-    assert load_json(tmp_path / "a/report.json")["mask_every_kl_nats"] == report.quality["mask_every_kl_nats"]
+    assert json.loads((tmp_path / "a/report.json").read_bytes())["mask_every_kl_nats"] == report.quality["mask_every_kl_nats"]

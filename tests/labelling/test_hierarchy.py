@@ -10,8 +10,9 @@ from hkd import manifest
 from hkd.align.alignment import Alignment, aligned_to_units, sequence_digest
 from hkd.errors import UserError
 from hkd.labelling.hierarchy import check_hierarchy, fold_rows
-from hkd.labels.rows import UtteranceLabels
-from hkd.labels.store import LabelReader, LabelWriter
+from hkd.labels.format import UtteranceLabels
+from hkd.labels.store import LabelReader
+from hkd.labels.writer import LabelWriter
 from hkd.sparse import TopK
 from hkd.testing.labelled import label_folder, made_up_topk
 from hkd.units.level import MONOPHONE, SENONE

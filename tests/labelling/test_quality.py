@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from hkd.labelling.quality import quality_sums, summary, unigram_perplexity
-from hkd.labels.quality import calibration_error, merge
+from hkd.labels.card import calibration_error, merge
 from hkd.sparse import TopK
 from hkd.topk import select_topk
 

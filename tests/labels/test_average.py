@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hkd.errors import UserError
-from hkd.labels.average import average, average_rows, summed
-from hkd.labels.rows import UtteranceLabels
+from hkd.labels.format import UtteranceLabels
+from hkd.labels.ops import average, average_rows, summed
 from hkd.labels.store import LabelReader
 from hkd.labels.verify import verify
 from hkd.sparse import TopK

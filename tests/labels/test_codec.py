@@ -9,9 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hkd.errors import HkdError
-from hkd.labels.codec import encode, layout
-from hkd.labels.decoding import decode, gather
-from hkd.labels.schema import StoreSpec
+from hkd.labels.codec import decode, encode, gather, layout
+from hkd.labels.format import StoreSpec
 from hkd.sparse import TopK
 from hkd.testing.store import logps, random_topk, same_rows, spec_for, specs
 

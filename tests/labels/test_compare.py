@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hkd.errors import UserError
-from hkd.labels.compare import compare, kl
+from hkd.labels.ops import compare, kl
 from hkd.sparse import TopK
 from hkd.testing.store import inventory, random_rows, random_topk, spec_for, write_store
 

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hkd.errors import HkdError
-from hkd.labels import folder as files
+from hkd.labels import format as files
 from hkd.labels.store import LabelReader, open_stores
 from hkd.labels.verify import repair, verify
 from hkd.testing.store import random_rows, spec_for, write_store
@@ -245,7 +245,7 @@ def test_a_million_shards_that_are_not_there(arrow_copy: Path) -> None:
 def test_a_zip_bomb(tmp_path: Path) -> None:
     spec = spec_for(backend="zarr", utterances_per_shard=100)
     write_store(tmp_path / "s", spec, random_rows(spec, [3, 0, 7]))
-    path = files.shard_path(tmp_path / "s", spec, 0)
+    path = tmp_path / "s" / files.shard_name(spec, 0)
     with zipfile.ZipFile(path) as archive:
         members = {info.filename: archive.read(info) for info in archive.infolist()}
     deflated = tmp_path / "bomb.zip"

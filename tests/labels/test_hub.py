@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from hkd.errors import UserError
-from hkd.labels.hub import parts
-from hkd.labels.store import LabelWriter, store_name
+from hkd.labels.store import store_name
+from hkd.labels.writer import LabelWriter
+from hkd.remote import hub_parts
 from hkd.testing.hub import HubServer
 from hkd.testing.store import files_of, random_rows, spec_for, write_store
 
@@ -116,14 +117,14 @@ def test_what_is_no_data_set(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="then `hkd labels push` it"):
         LabelWriter.open("hf://datasets/org/name", spec_for(), ["a"])
     with pytest.raises(UserError, match="like hf://datasets/ORG/NAME"):
-        parts("hf://org/name")
+        hub_parts("hf://org/name")
     for url in ("hf://datasets/org", "hf://models/org/name", "hf://spaces/org/name/x", "hf://"):
         with pytest.raises(UserError, match="like hf://datasets/ORG/NAME"):
-            parts(url)
-    assert parts("hf://datasets/org/name@v1/a/b") == ("org/name", "v1", "a/b")
+            hub_parts(url)
+    assert hub_parts("hf://datasets/org/name@v1/a/b") == ("org/name", "v1", "a/b")
     for revision in ("refs/pr/1", "refs/convert/parquet", "refs%2Fpr%2F12", "feature%2Fx"):
         for folder in ("", "a", "a/b"):
             url = f"hf://datasets/org/name@{revision}/{folder}".rstrip("/")
-            assert parts(url) == ("org/name", revision.replace("%2F", "/"), folder)
+            assert hub_parts(url) == ("org/name", revision.replace("%2F", "/"), folder)
             assert store_name(url) == (folder.rpartition("/")[2] or "name")
     assert store_name("s3://bucket/shards/subword") == "subword"

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from hkd.errors import HkdError, UserError
+from hkd.files import lock
 from hkd.labelling.writing import WriterThread
-from hkd.labels.locks import lock
-from hkd.labels.rows import UtteranceLabels
-from hkd.labels.store import LabelReader, LabelWriter
+from hkd.labels.format import UtteranceLabels
+from hkd.labels.store import LabelReader
 from hkd.labels.verify import verify
+from hkd.labels.writer import LabelWriter
 from hkd.testing.store import files_of, random_rows, spec_for, write_store
 from hkd.testing.workers import die_holding_lock
 

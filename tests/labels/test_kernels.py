@@ -12,10 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from hkd.labels import decoding_kernels, encoding_kernels
-from hkd.labels.codec import encode
-from hkd.labels.decoding import decode, gather
-from hkd.labels.schema import StoreSpec
+from hkd.labels import kernels
+from hkd.labels.codec import decode, encode, gather
+from hkd.labels.format import StoreSpec
 from hkd.sparse import TopK
 from hkd.testing.store import logps, random_topk, spec_for
 
@@ -84,11 +83,11 @@ def test_bytes_are_those_of_the_specification(n: int, k: int) -> None:
     ids_NK = random.integers(0, 2**31 - 2, (n, k)).astype(np.int32)
     unit_ANK = np.empty((4, n, k), np.uint8)
     row_2N = ids_NK.ctypes.data + 4 * k * np.arange(n) * np.ones((2, 1), np.int64)
-    assert encoding_kernels.split_ids(row_2N, 2**31 - 2, unit_ANK)
+    assert kernels.split_ids(row_2N, 2**31 - 2, unit_ANK)
     np.testing.assert_array_equal(unit_ANK, [(ids_NK >> (8 * a)) & 255 for a in range(4)])
     found = np.empty((n, k), np.uint32)
     for a in (0, 2):
-        largest = decoding_kernels.join_ids(unit_ANK[a], unit_ANK[a + 1], 8 * a, found)
+        largest = kernels.join_ids(unit_ANK[a], unit_ANK[a + 1], 8 * a, found)
     np.testing.assert_array_equal(found, ids_NK)
     assert largest == ids_NK.max(initial=0)
     code_NK = (-logp_NK).astype(np.float16).view(np.uint16).astype(np.int64)
@@ -109,7 +108,7 @@ def test_what_lies_outside_is_seen_before_it_is_used() -> None:
         ranks, units = (np.full(3, number, "<u4").view(np.uint8).reshape(3, 4).T.copy() for number in (rank, unit))
         two, four = np.zeros((2, 3), np.uint8), np.zeros((4, 3), np.uint8)
         planes = (two, ranks, units, two, four)
-        return bool(decoding_kernels.join_narrow(unit_NK, code_NK, *planes, offset_B1, encoding_kernels.GRID, step, 5, narrow_WN))
+        return bool(kernels.join_narrow(unit_NK, code_NK, *planes, offset_B1, kernels.GRID, step, 5, narrow_WN))
 
     assert [joined(*pair) for pair in ((0, 5), (2, 0), (3, 0), (2**32 - 1, 0), (0, 6), (0, 2**32 - 1))] == [True, True] + 4 * [
         False
@@ -121,7 +120,7 @@ def test_what_lies_outside_is_seen_before_it_is_used() -> None:
     def gathered(start: int, stop: int, place: int, block: int = 0) -> bool:
         runs, offset_B1 = np.array([[block, start, stop]], np.int64), np.array([place, 4])
         return bool(
-            decoding_kernels.gather(block_14, runs, offset_B1, 2, encoding_kernels.GRID, step, ids_MK, logp_MK, narrow_WM)
+            kernels.gather(block_14, runs, offset_B1, 2, kernels.GRID, step, ids_MK, logp_MK, narrow_WM)
         )
 
     far = 2**62
@@ -138,13 +137,15 @@ def test_they_work_where_the_library_cannot_be_written(tmp_path: Path, writable:
     """Where no folder is writable they are compiled by each process."""
     home, library = tmp_path / "home", tmp_path / "library"
     home.mkdir()
-    shutil.copytree(Path(encoding_kernels.__file__).parents[1], library / "hkd", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(Path(kernels.__file__).parents[1], library / "hkd", ignore=shutil.ignore_patterns("__pycache__"))
     (library / "hkd/labels/__pycache__").write_text("in the way")  # root writes into any folder
     environment = os.environ | {"PYTHONPATH": str(library), "HOME": str(home), "PYTHONDONTWRITEBYTECODE": "1"}
     environment["XDG_CACHE_HOME"] = str(home / "cache")
     if not writable:
         (home / "cache").write_text("in the way")
-    code = "import hkd.labels.encoding_kernels as k, numpy as n; print(k.split_ids(n.zeros((2, 0), n.int64), 1, n.empty((2, 0, 1), n.uint8)))"
+    code = (
+        "import hkd.labels.kernels as k, numpy as n; print(k.split_ids(n.zeros((2, 0), n.int64), 1, n.empty((2, 0, 1), n.uint8)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, cwd=tmp_path)
     assert done.stdout.split() == ["True"]
     assert bool(list((home / "cache").rglob("*.nbi"))) is writable

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from hkd.errors import HkdError
-from hkd.labels import folder as files
-from hkd.labels.store import LabelReader, LabelWriter
+from hkd.labels import format as files
+from hkd.labels.store import LabelReader
 from hkd.labels.verify import repair, verify
+from hkd.labels.writer import LabelWriter
 from hkd.testing.store import random_rows, same_rows, spec_for
 
 BACKENDS: Sequence[str] = ("arrow", "zarr")
@@ -53,7 +54,7 @@ class StoreMachine(RuleBasedStateMachine):
         """A shard's file is there, the mark is not, or half of a temporary file is left."""
         shard = data.draw(st.integers(0, self.num_shards - 1))
         if shard not in self.whole:
-            path = files.shard_path(self.path, self.writer.spec, shard)
+            path = self.path / files.shard_name(self.writer.spec, shard)
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(b"x" * int(100 * keep))
             (path.parent / f".{path.name}.abc.tmp").write_bytes(b"half")
@@ -63,7 +64,7 @@ class StoreMachine(RuleBasedStateMachine):
     def damage(self, data: st.DataObject) -> None:
         """A byte flips; verify finds exactly that shard (and those that are missing), repair takes it away."""
         shard = data.draw(st.sampled_from(sorted(self.whole)))
-        path = files.shard_path(self.path, self.writer.spec, shard)
+        path = self.path / files.shard_name(self.writer.spec, shard)
         content = bytearray(path.read_bytes())
         content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
         path.write_bytes(content)

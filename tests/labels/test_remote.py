@@ -13,12 +13,11 @@ import pytest
 from s3fs import S3FileSystem
 
 from hkd.errors import HkdError, UserError
-from hkd.labels.combine import merge, subset
-from hkd.labels.compare import compare
-from hkd.labels.convert import convert
-from hkd.labels.place import RemotePlace
-from hkd.labels.store import LabelReader, LabelWriter, open_stores, store_folders
+from hkd.labels.folder import RemoteStoreFolder
+from hkd.labels.ops import compare, convert, merge, subset
+from hkd.labels.store import LabelReader, open_stores, store_folders
 from hkd.labels.verify import repair, verify
+from hkd.labels.writer import LabelWriter
 from hkd.remote import Remote
 from hkd.testing.s3 import S3Server
 from hkd.testing.store import files_of, random_rows, spec_for, write_store
@@ -145,17 +144,18 @@ def test_of_two_who_write_over_damage_the_last_bytes_have_the_mark(monkeypatch: 
     others = random_rows(spec_for(), [3, 2, 4], seed=1)
     writers = [LabelWriter.open("memory://stores/s", spec_for(), rows) for _ in range(2)]
     Remote("memory://stores/s").write("data/00000.arrow", b"junk without a mark")
-    write = RemotePlace.write
+    publish = RemoteStoreFolder.publish
 
-    def late(place: RemotePlace, name: str, data: bytes | memoryview) -> None:
+    def late(folder: RemoteStoreFolder, named: list[tuple[str, bytes]]) -> None:
+        [(name, _)] = named[:1]
         if name.endswith("00000.json") and not overtaken:
             overtaken.append(name)
             fsspec.filesystem("memory").pipe_file("/stores/s/data/00000.arrow", b"junk, as the second saw it")
             writers[1].write_shard(0, others.values())
-        write(place, name, data)
+        publish(folder, named)
 
     overtaken: list[str] = []
-    monkeypatch.setattr(RemotePlace, "write", late)
+    monkeypatch.setattr(RemoteStoreFolder, "publish", late)
     writers[0].write_shard(0, rows.values())
     writers[0].finish()
     assert verify("memory://stores/s") == []

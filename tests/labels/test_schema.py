@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hkd.errors import UserError
-from hkd.labels.schema import ShardPlan, StoreSpec, differences, sorted_ids
+from hkd.labels.format import ShardPlan, StoreSpec, differences, sorted_ids
 from hkd.testing.store import inventory, spec_for, specs
 
 

@@ -14,10 +14,11 @@ import pytest
 import torch
 
 from hkd.errors import HkdError, UserError
-from hkd.labels import folder as files
-from hkd.labels.quality import figures, merge, quality_of
-from hkd.labels.store import LabelReader, LabelWriter, open_stores, store_folders
+from hkd.labels import format as files
+from hkd.labels.card import figures, merge, quality_of
+from hkd.labels.store import LabelReader, open_stores, store_folders
 from hkd.labels.verify import repair, verify
+from hkd.labels.writer import LabelWriter
 from hkd.sparse import TopK
 from hkd.testing.store import (
     files_of,
@@ -94,7 +95,7 @@ def test_resume_writes_only_what_is_missing(tmp_path: Path) -> None:
     write_store(tmp_path / "whole", spec_for(), rows)
     writer = LabelWriter.open(tmp_path / "s", spec_for(), rows)
     writer.write_shard(1, [rows[name] for name in writer.shard_ids(1)])
-    stamp = files.shard_path(tmp_path / "s", spec_for(), 1).stat().st_mtime_ns
+    stamp = (tmp_path / "s" / files.shard_name(spec_for(), 1)).stat().st_mtime_ns
     (tmp_path / "s/data/00000.arrow").write_bytes(b"half a sh")  # published without its mark
     (tmp_path / "s/data/.00002.arrow.abc.tmp").write_bytes(b"killed")
     again = LabelWriter.open(tmp_path / "s", spec_for(), rows)
@@ -107,7 +108,7 @@ def test_resume_writes_only_what_is_missing(tmp_path: Path) -> None:
     assert LabelWriter.open(tmp_path / "s", spec_for(), rows).pending() == []
     assert files_of(tmp_path / "s") == files_of(tmp_path / "whole")
     assert [path.name for path in (tmp_path / "s").glob(".*")] == []
-    assert files.shard_path(tmp_path / "s", spec_for(), 1).stat().st_mtime_ns == stamp
+    assert (tmp_path / "s" / files.shard_name(spec_for(), 1)).stat().st_mtime_ns == stamp
 
 
 def test_a_torn_mark_counts_as_none(tmp_path: Path) -> None:

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from hkd import manifest as manifests
 from hkd.align.alignment import Alignment, Positions, Tier, UtteranceAlignment, sequence_digest, write_alignment
 from hkd.errors import UserError
-from hkd.labels.combine import utterances_of
-from hkd.labels.rows import LEFT_OUT
-from hkd.labels.store import LabelWriter, open_stores
+from hkd.labels.format import LEFT_OUT
+from hkd.labels.ops import utterances_of
+from hkd.labels.store import open_stores
+from hkd.labels.writer import LabelWriter
 from hkd.manifest import Manifest, Utterance
 from hkd.stream.join import Join, measure, place
 from hkd.testing.labelled import label_folder

@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hkd.errors import UserError
-from hkd.labels.reader import CACHE_BYTES
-from hkd.labels.store import LabelReader
+from hkd.labels.store import CACHE_BYTES, LabelReader
 from hkd.sparse import TopK
 from hkd.stream.join import runs_of
 from hkd.stream.plan import BatchPlan, Runs

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from hkd.config import to_toml
 from hkd.errors import HkdError, MissingPackageError, UserError
 from hkd.features.cache import portable, raised
-from hkd.labels.backend import DamagedShardError
+from hkd.labels.format import DamagedShardError
 
 SCRIPT = "import multiprocessing, sys; multiprocessing.set_start_method(sys.argv.pop(1)); from hkd.cli.main import main; main()"
 

@@ -1,26 +1,36 @@
-"""What a label store is: `store.json`, and the plan that says which utterance lies in which shard.
+"""What a label store is: `store.json`, its files, the plan that says which utterance lies in which shard, its rows and its index.
 
 - The format's version is MAJOR.MINOR. A newer minor one is read (keys that are not known are kept as they are); a newer major one
   is refused. docs/label-store.md specifies every byte.
 - The plan is a pure function of the sorted ids: shard n holds the run [n·m, (n+1)·m) of them, m = utterances_per_shard.
 - A store may be resumed by whoever asks for the same *identity*: all of the spec but hkd's version and the command.
+- Nothing that a file says is trusted: sizes, lengths and digests are checked first.
+
+Shape letters: B utterances, U positions of an utterance, N positions over all utterances, K kept ids.
 """
 
 import itertools
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
-from hkd.errors import UserError
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from hkd.errors import HkdError, UserError
 from hkd.files import digest_of, digest_of_json
+from hkd.sparse import TopK
 from hkd.units.inventory import UnitInventory
 
 FORMAT = "1.0"
 MAJOR = 1
 CODECS = ("grid", "f16")
-BACKENDS = ("arrow", "zarr")
+SUFFIXES = {"arrow": ".arrow", "zarr": ".zarr.zip"}  # of a backend's shards
 COMPRESSIONS = ("zstd",)
 SELECTIONS = ("topk", "sample")
 NOT_IDENTITY = ("format", "hkd_version", "command")
@@ -87,7 +97,12 @@ class StoreSpec:
     extra: Mapping[str, Any] = field(default_factory=dict)  # keys of a newer minor version
 
     def __post_init__(self) -> None:
-        for name, allowed in (("codec", CODECS), ("backend", BACKENDS), ("compression", COMPRESSIONS), ("selection", SELECTIONS)):
+        for name, allowed in (
+            ("codec", CODECS),
+            ("backend", tuple(SUFFIXES)),
+            ("compression", COMPRESSIONS),
+            ("selection", SELECTIONS),
+        ):
             if getattr(self, name) not in allowed:
                 raise _refuse(name, f"be one of {', '.join(allowed)}", getattr(self, name))
         for name, least in (("k", 1), ("utterances_per_shard", 1), ("block_positions", 1), ("num_utterances", 0)):
@@ -227,3 +242,231 @@ def sorted_ids(ids: Iterable[str]) -> list[str]:
         if left == right:
             raise UserError(f"an utterance's id must be unique in a store, but '{left}' stands twice. Give each its own id.")
     return result
+
+
+# Files ---------------------------------------------------------------------------------------------------------------------
+
+SPEC, INVENTORY, INDEX, CARD, REPORT = "store.json", "inventory.json", "index.arrow", "README.md", "report.json"
+DATA, LOCKS = "data", ".locks"
+MAX_JSON_BYTES = 1 << 28
+
+
+def shard_name(spec: StoreSpec, shard: int) -> str:
+    """The name of shard number `shard` in a store's folder."""
+    return f"{DATA}/{shard:05d}{SUFFIXES[spec.backend]}"
+
+
+def mark_name(shard: int) -> str:
+    """The name of its mark."""
+    return f"{DATA}/{shard:05d}.json"
+
+
+def shard_number(name: str) -> int | None:
+    """The number in the name of a shard or a mark; None for any other file."""
+    match = re.fullmatch(r"(\d{5,9})\.(json|arrow|zarr\.zip)", name)
+    return int(match[1]) if match else None
+
+
+def parse_mark(data: bytes, store: str, shard: int) -> dict[str, Any] | None:
+    """The mark in these bytes; None where it is torn or of another store."""
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    keys = {"shard": int, "store": str, "utterances": int, "positions": int, "bytes": int, "sha256": str, "quality": dict}
+    if not isinstance(value, dict) or not all(isinstance(value.get(key), kind) for key, kind in keys.items()):
+        return None
+    ours = value["store"] == store and value["shard"] == shard and re.fullmatch("[0-9a-f]{64}", value["sha256"])
+    return value if ours else None
+
+
+# Rows and shards -----------------------------------------------------------------------------------------------------------
+
+NO_WORD = -1
+DIGEST_BYTES = 8
+LEFT_OUT = bytes(DIGEST_BYTES)  # unit digest of an utterance that could not be labelled (--keep-going); it has no positions
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UtteranceLabels:
+    """The labels of one utterance. `word_U`: the word of each position, −1 for none. Digests: 8 bytes of SHA-256 each."""
+
+    id: str
+    topk: TopK
+    word_U: NDArray[np.int32]
+    unit_digest: bytes  # of the unit sequence: hkd.align.alignment.sequence_digest
+    text_digest: bytes  # of the normalised transcript
+
+    def __post_init__(self) -> None:
+        if self.word_U.shape != (len(self.topk),):
+            raise ValueError(f"word_U must have the shape ({len(self.topk)},), but has {self.word_U.shape} instead")
+        for name in ("unit_digest", "text_digest"):
+            if len(getattr(self, name)) != DIGEST_BYTES:
+                raise ValueError(f"{name} must have {DIGEST_BYTES} bytes, but has {len(getattr(self, name))} instead")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabelBlock:
+    """The labels of B utterances, concatenated: utterance b has the positions offset_B1[b] to offset_B1[b + 1]."""
+
+    topk: TopK
+    offset_B1: NDArray[np.int64]
+    word_N: NDArray[np.int32]
+    unit_digest_B: tuple[bytes, ...]
+    text_digest_B: tuple[bytes, ...]
+
+    def __len__(self) -> int:
+        return len(self.offset_B1) - 1
+
+    def utterance(self, b: int) -> TopK:
+        """The rows of utterance number b."""
+        return self.topk[int(self.offset_B1[b]) : int(self.offset_B1[b + 1])]
+
+
+FREE_BYTES = 1 << 26  # a plane of a block may have so many bytes ...
+MAX_EXPANSION = 4096  # ... or, beyond that, so many times its compressed size
+Planes = dict[str, NDArray[Any]]
+Write = Callable[[memoryview], None]
+META_KEY = "hkd_label_shard"
+
+
+class DamagedShardError(HkdError):
+    """A shard file that is not what a store of this spec holds."""
+
+    def __init__(self, path: Path | str, reason: str) -> None:
+        super().__init__(f"shard {path} is damaged or foreign ({reason}). Run `hkd labels verify --repair`.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Utterances:
+    """The utterances of a shard, in order."""
+
+    id_array: Any  # pyarrow strings
+    length_B: NDArray[np.int64]
+    unit_digest_B8: NDArray[np.uint8]
+    text_digest_B8: NDArray[np.uint8]
+
+    @property
+    def ids(self) -> list[str]:
+        """Their ids, as a new list."""
+        return list(self.id_array.to_pylist())
+
+    @property
+    def offset_B1(self) -> NDArray[np.int64]:
+        """First position of every utterance, and the end."""
+        return np.concatenate([np.zeros(1, np.int64), np.cumsum(self.length_B, dtype=np.int64)])
+
+
+class ShardFile(Protocol):
+    """An open shard."""
+
+    @property
+    def utterances(self) -> Utterances:
+        """Its utterances."""
+
+    @property
+    def cuts(self) -> list[int]:
+        """Block i holds the utterances cuts[i] to cuts[i + 1]."""
+
+    def planes(self, block: int) -> Planes:
+        """The planes of a block. Raises DamagedShardError."""
+
+
+class Backend(Protocol):
+    """A file format for shards."""
+
+    def encode(
+        self, spec: StoreSpec, shard: int, utterances: Utterances, blocks: Iterable[Callable[[], Planes]], write: Write
+    ) -> tuple[bytes | memoryview, str]:
+        """A whole shard's bytes and their SHA-256; the same content gives the same bytes.
+
+        `blocks` make the planes, cut as `block_cuts` says; each is called once, several may be at the same time. `write` gets the bytes,
+        too, piece by piece in their order, from any one thread.
+        """
+
+    def open(self, path: Path, spec: StoreSpec, shard: int) -> ShardFile:
+        """Open a shard. Raises DamagedShardError where it is none of this store."""
+
+
+def shard_meta(spec: StoreSpec, shard: int) -> dict[str, Any]:
+    """What stands in a shard file itself, so that a foreign one is known."""
+    return {"format": spec.format, "store": spec.digest, "shard": shard}
+
+
+def check_meta(path: Path, meta: Any, spec: StoreSpec, shard: int) -> None:
+    """Raises DamagedShardError where the shard belongs to another store or another place."""
+    if not isinstance(meta, dict) or meta.get("store") != spec.digest or meta.get("shard") != shard:
+        raise DamagedShardError(path, "it was written for another store or another place")
+
+
+def check_size(path: Path, num_bytes: int, stored_bytes: int) -> None:
+    """Raises DamagedShardError where a few bytes claim to stand for very many."""
+    if num_bytes > FREE_BYTES and num_bytes > MAX_EXPANSION * stored_bytes:
+        raise DamagedShardError(path, f"{stored_bytes} bytes claim to stand for {num_bytes}")
+
+
+def backend_of(spec: StoreSpec) -> Backend:
+    """The backend that a spec names."""
+    if spec.backend == "arrow":
+        from hkd.labels.arrow import ArrowBackend
+
+        return ArrowBackend()
+    from hkd.labels.zarr import ZarrBackend
+
+    return ZarrBackend()
+
+
+# The index -----------------------------------------------------------------------------------------------------------------
+
+INDEX_KEY = "hkd_label_index"
+INDEX_SCHEMA = pa.schema(
+    [
+        ("id", pa.large_string()),
+        ("shard", pa.int32()),
+        ("row", pa.int32()),
+        ("num_positions", pa.int32()),
+        ("unit_digest", pa.binary(8)),
+        ("text_digest", pa.binary(8)),
+    ]
+)
+
+
+def rows_of(shard: int, utterances: Utterances) -> pa.Table:
+    """A shard's rows of the index."""
+    count = len(utterances.length_B)
+
+    def digests(digest_B8: Any) -> Any:
+        return pa.FixedSizeBinaryArray.from_buffers(pa.binary(8), count, [None, pa.py_buffer(digest_B8.tobytes())])
+
+    columns = [
+        utterances.id_array.cast(pa.large_string()),
+        pa.array(np.full(count, shard, np.int32)),
+        pa.array(np.arange(count, dtype=np.int32)),
+        pa.array(utterances.length_B.astype(np.int32)),
+        digests(utterances.unit_digest_B8),
+        digests(utterances.text_digest_B8),
+    ]
+    return pa.Table.from_arrays(columns, schema=INDEX_SCHEMA)
+
+
+def index_bytes(table: pa.Table) -> memoryview:
+    """The bytes of index.arrow."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    return memoryview(sink.getvalue())
+
+
+def parse_index(data: Any, spec: StoreSpec) -> pa.Table | None:
+    """The index in these bytes, or in this memory-mapped file; None where it is damaged or that of another store."""
+    try:
+        table = pa.ipc.open_file(data).read_all()
+        meta = json.loads((table.schema.metadata or {}).get(INDEX_KEY.encode(), b"null"))
+        if meta != {"store": spec.digest} or not table.schema.equals(INDEX_SCHEMA):
+            return None
+        if table.num_rows != spec.num_utterances or any(column.null_count for column in table.columns):
+            return None
+        table.validate(full=True)  # that ids are UTF-8, too
+        return table.combine_chunks() if table.column("id").num_chunks > 1 else table
+    except (pa.ArrowException, OSError, ValueError, MemoryError):
+        return None

@@ -1,0 +1,436 @@
+"""Stores made from stores: in another backend or codec, merged, in part, averaged; as a table; and two stores compared.
+
+- Encoding again loses nothing: a codec's own values are its fixed points.
+- An average store is a control: every distribution is the teacher's average for that unit, as from a teacher that reads no context. A student
+  that learns as much from it as from the teacher itself has learnt no context.
+- Comparing takes a probability that a store did not keep as its tail mass spread evenly over the units it left out; what lies outside A's
+  ids is compared as one lump. So the divergences are estimates where K < V, and exact (but for the codec) where K = V.
+
+Shape letters: N positions, K kept ids, V units, W = V + 1 (the last column is the tail).
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from hkd.errors import UserError
+from hkd.files import atomic_write, digest_of
+from hkd.labels.card import figures, quality_of
+from hkd.labels.card import merge as merge_sums
+from hkd.labels.codec import decode, encode, gather, layout
+from hkd.labels.format import LabelBlock, StoreSpec, UtteranceLabels, differences
+from hkd.labels.store import LabelReader
+from hkd.labels.writer import LabelWriter
+from hkd.progress import Progress, no_progress
+from hkd.remote import location
+from hkd.sparse import NO_GOLD, TopK
+
+MAY_DIFFER = {
+    "name",
+    "manifest_digest",
+    "alignment_digest",
+    "num_utterances",
+    "ids_digest",
+    "utterances_per_shard",
+    "merged_from",
+}
+EXPORT_UTTERANCES = 256
+
+
+def utterances_of(block: LabelBlock, ids: Sequence[str]) -> Iterator[UtteranceLabels]:
+    """A read block → its utterances."""
+    for b, name in enumerate(ids):
+        rows = slice(int(block.offset_B1[b]), int(block.offset_B1[b + 1]))
+        yield UtteranceLabels(
+            id=name,
+            topk=block.topk[rows],
+            word_U=block.word_N[rows],
+            unit_digest=block.unit_digest_B[b],
+            text_digest=block.text_digest_B[b],
+        )
+
+
+def rewrite(
+    out: Path | str,
+    spec: StoreSpec,
+    ids: Iterable[str],
+    fill: Callable[[LabelWriter, int], None],
+    *,
+    report: dict[str, Any] | None = None,
+    overwrite: bool,
+    progress: Progress,
+) -> StoreSpec:
+    """Write a store shard by shard: `fill` writes one. Resumable like any writer."""
+    writer = LabelWriter.open(out, spec, ids, overwrite=overwrite)
+    pending = writer.pending()
+    for done, shard in enumerate(pending, 1):
+        with writer.claim(shard) as mine:
+            if mine:
+                fill(writer, shard)
+        progress(done, len(pending))
+    writer.finish(report=report)
+    return writer.spec
+
+
+def convert(
+    source: Path | str,
+    out: Path | str,
+    *,
+    backend: str | None = None,
+    codec: str | None = None,
+    command: str = "",
+    hkd_version: str = "",
+    overwrite: bool = False,
+    progress: Progress = no_progress,
+) -> StoreSpec:
+    """Write the store again with another backend or codec; what is not given stays.
+
+    Where only the backend changes, the stored planes are copied, so that the labels are bit-identical and the way back gives the same
+    files. Resumable like any writer. Raises UserError where source and out are one folder, or grid labels shall become f16
+    (which would look exact, but is not).
+    """
+    reader = LabelReader.open(source)
+    old = reader.spec
+    if _absolute(out) == _absolute(source):
+        raise UserError(f"OUT must be another folder than the store, but is {out} instead.")
+    wanted: dict[str, Any] = {
+        "backend": backend or old.backend,
+        "codec": codec or old.codec,
+    }
+    if old.codec == "grid" and wanted["codec"] == "f16":
+        raise UserError(
+            "`codec` must stay grid for a store in grid, but is f16 instead: the rounding cannot be taken back. Dump again."
+        )
+    spec = replace(old, **wanted, command=command or old.command, hkd_version=hkd_version or old.hkd_version)
+    same_planes = layout(spec) == layout(old) and spec.codec == old.codec
+
+    def fill(writer: LabelWriter, shard: int) -> None:
+        file = reader.folder.open_shard(old, shard)
+        blocks = [file.planes(block) for block in range(len(file.cuts) - 1)]
+        if not same_planes:
+            offset_B1 = file.utterances.offset_B1
+            for block, (a, b) in enumerate(pairwise(file.cuts)):
+                inner_B1 = offset_B1[a : b + 1] - offset_B1[a]
+                whole_13 = np.array([[0, 0, inner_B1[-1]]])
+                topk, word_N = gather(old, [decode(old, blocks[block], inner_B1)], whole_13, inner_B1[[0, -1]])
+                blocks[block] = encode(writer.spec, [topk], word_N, inner_B1)
+        mark = reader.folder.mark(old, shard)
+        writer.copy_shard(shard, file.utterances, blocks, mark["quality"] if mark else {})
+
+    report = reader.folder.report() or None
+    return rewrite(out, spec, reader.ids, fill, report=report, overwrite=overwrite, progress=progress)
+
+
+def _absolute(place: Path | str) -> Path | str:
+    where = location(str(place))
+    return where.absolute() if isinstance(where, Path) else where.rstrip("/")
+
+
+def merge(
+    sources: Sequence[Path | str],
+    out: Path | str,
+    *,
+    command: str = "",
+    hkd_version: str = "",
+    overwrite: bool = False,
+    progress: Progress = no_progress,
+) -> StoreSpec:
+    """Stores of different utterances by the same teacher with the same settings → one.
+
+    Raises UserError where settings differ (naming which), or where an utterance stands in two of them.
+    """
+    if len(sources) < 2:
+        raise UserError(f"merging needs at least two stores, but got {len(sources)}. Name all of them.")
+    readers = [LabelReader.open(path) for path in sources]
+    first = readers[0].spec
+    of: dict[str, LabelReader] = {}
+    for reader in readers:
+        differing = [
+            row for row in differences(first.identity(), reader.spec.identity()) if row[0].partition(".")[0] not in MAY_DIFFER
+        ]
+        if differing:
+            key, left, right = differing[0]
+            raise UserError(
+                f"stores to merge must agree in `{key}`, but it is {left} in {sources[0]} and {right} in {reader.path}."
+            )
+        for name in reader.ids:
+            if name in of:
+                raise UserError(
+                    f"utterance '{name}' must stand in one of the stores, but is in {of[name].path} and {reader.path}."
+                )
+            of[name] = reader
+
+    def joined(digests: set[str]) -> str:
+        return digests.pop() if len(digests) == 1 else digest_of(sorted(digests))
+
+    alignments = {reader.spec.alignment_digest or "" for reader in readers}
+    spec = replace(
+        first,
+        manifest_digest=joined({reader.spec.manifest_digest for reader in readers}),
+        alignment_digest=joined(alignments) or None,
+        extra={**first.extra, "merged_from": sorted(reader.spec.digest for reader in readers)},
+        command=command or first.command,
+        hkd_version=hkd_version or first.hkd_version,
+    )
+
+    def fill(writer: LabelWriter, shard: int) -> None:
+        ids = writer.shard_ids(shard)
+        parts = ((reader, [name for name in ids if of[name] is reader]) for reader in readers)
+        writer.write_shard(shard, [row for reader, mine in parts for row in utterances_of(reader.block(mine), mine)])
+
+    return rewrite(out, spec, of, fill, overwrite=overwrite, progress=progress)
+
+
+def subset(
+    source: Path | str,
+    out: Path | str,
+    ids: Iterable[str],
+    *,
+    command: str = "",
+    hkd_version: str = "",
+    overwrite: bool = False,
+    progress: Progress = no_progress,
+) -> StoreSpec:
+    """A store of some of its utterances. Raises UserError for one that is not in it."""
+    reader = LabelReader.open(source)
+    wanted = list(ids)
+    for name in wanted:
+        reader.row(name)
+    spec = replace(reader.spec, command=command or reader.spec.command, hkd_version=hkd_version or reader.spec.hkd_version)
+
+    def fill(writer: LabelWriter, shard: int) -> None:
+        names = writer.shard_ids(shard)
+        writer.write_shard(shard, utterances_of(reader.block(names), names))
+
+    return rewrite(out, spec, wanted, fill, overwrite=overwrite, progress=progress)
+
+
+# Averages -----------------------------------------------------------------------------------------------------------------
+
+MOST_CELLS = 1 << 25
+UTTERANCES_AT_ONCE = 256
+GIVEN = "unit"  # what these predictions are conditioned on, as `given` of a teacher
+
+
+def can_average(spec: StoreSpec) -> bool:
+    """Whether a table of V × W fits in memory, and the rows are probabilities and no draws."""
+    return spec.selection == "topk" and (len(spec.inventory) + 1) ** 2 <= MOST_CELLS
+
+
+def summed(reader: LabelReader, ids: Sequence[str]) -> NDArray[np.float64]:
+    """sum_VW: Σ of the teacher's probabilities over the positions of these utterances whose transcript has unit v; a position adds 1 to its row."""
+    num_units = len(reader.spec.inventory)
+    width = num_units + 1
+    sum_VW = np.zeros(num_units * width)
+    for first in range(0, len(ids), UTTERANCES_AT_ONCE):
+        topk = reader.block(ids[first : first + UTTERANCES_AT_ONCE]).topk
+        topk = topk[np.flatnonzero(topk.gold_N != NO_GOLD)]
+        start_N1 = topk.gold_N.astype(np.int64)[:, None] * width
+        cell_N1K = start_N1 + np.pad(topk.ids_NK, ((0, 0), (0, 1)), constant_values=num_units)
+        p_N1K = np.exp(np.concatenate([topk.logp_NK, topk.tail_N[:, None]], 1, dtype=np.float64))
+        sum_VW += np.bincount(cell_N1K.ravel(), p_N1K.ravel(), minlength=len(sum_VW))
+    return sum_VW.reshape(num_units, width)
+
+
+def average_rows(sum_VW: NDArray[np.float64], *, k: int, temperatures: Sequence[float]) -> TopK:
+    """W rows: what is said of each unit on average, then of a position without a reference unit: the average of all.
+
+    A unit that was never seen has the average of all, too, with one position's worth of itself beside it.
+    """
+    import torch
+
+    from hkd.topk import select_topk
+
+    num_units = len(sum_VW)
+    all_W, seen_V = sum_VW.sum(0), sum_VW.sum(1) > 0
+    row_WW = np.concatenate([sum_VW, all_W[None]])
+    for unit in np.flatnonzero(~seen_V):
+        row_WW[unit] = all_W
+        row_WW[unit, unit] += 1
+    with np.errstate(divide="ignore"):
+        logit_WW = np.log(row_WW)
+    outside_W = torch.arange(num_units + 1) == num_units
+    gold_W = torch.cat([torch.arange(num_units), torch.tensor([NO_GOLD])])
+    return select_topk(torch.from_numpy(logit_WW), gold_W, k=k, temperatures=temperatures, exclude_V=outside_W)
+
+
+def average(
+    source: Path | str,
+    out: Path | str,
+    *,
+    over: Iterable[str] | None = None,
+    k: int | None = None,
+    command: str = "",
+    overwrite: bool = False,
+    progress: Progress = no_progress,
+) -> StoreSpec:
+    """Write the store again with each position's distribution replaced by the average of its reference unit's, over the utterances `over`
+    (those of them that the store has; default: all). k: ids a row; default: the store's, though averages are broader.
+    Extra temperatures are those of the average, not averages over tempered distributions.
+
+    Raises UserError where the store holds draws, its inventory is too large for a table, or none of `over` is in it.
+    """
+    reader = LabelReader.open(source)
+    old = reader.spec
+    if not can_average(old):
+        what = f"{len(old.inventory):,} units" if old.selection == "topk" else "draws"
+        raise UserError(
+            f"a store to average must hold probabilities of at most {int(MOST_CELLS**0.5) - 1:,} units, but {source} has {what}."
+        )
+    ids = list(reader.ids if over is None else (name for name in over if name in reader))
+    sum_VW = summed(reader, ids)
+    if not sum_VW.any():
+        raise UserError(
+            f"the utterances to average over must be in {source} with labels, but none is. Name others, or another split."
+        )
+    teacher = {**old.teacher, "name": f"averages of {old.teacher.get('name', '?')}", "given": GIVEN}
+    spec = replace(
+        old,
+        k=k or old.k,
+        teacher=teacher,
+        extra={**old.extra, "averaged_from": old.digest, "averaged_over": digest_of(sorted(ids))},
+        command=command or old.command,
+    )
+    row_W = average_rows(sum_VW, k=spec.width, temperatures=spec.temperatures)
+
+    def fill(writer: LabelWriter, shard: int) -> None:
+        names = writer.shard_ids(shard)
+        rows = utterances_of(reader.block(names), names)
+        writer.write_shard(shard, [replace(row, topk=row_W[row.topk.gold_N.astype(np.int64)]) for row in rows])
+
+    return rewrite(out, spec, reader.ids, fill, overwrite=overwrite, progress=progress)
+
+
+# A table ------------------------------------------------------------------------------------------------------------------
+
+
+def parquet_schema(spec: StoreSpec) -> pa.Schema:
+    """A row an utterance; lists over positions, lists of lists over positions and kept ids."""
+    wide = pa.list_(pa.list_(pa.float32()))
+    fields = [
+        ("id", pa.string()),
+        ("unit", pa.list_(pa.int32())),
+        ("unit_logp", pa.list_(pa.float32())),
+        ("word", pa.list_(pa.int32())),
+        ("ids", pa.list_(pa.list_(pa.int32()))),
+        ("logp", wide),
+        ("tail", pa.list_(pa.float32())),
+    ]
+    if spec.temperatures:
+        fields += [("lse", wide), ("tail_t", wide)]
+    if spec.selection == "sample":
+        fields.append(("count", pa.list_(pa.list_(pa.uint16()))))
+    return pa.schema(fields, metadata={"hkd_label_store": spec.digest, "inventory": "\n".join(spec.inventory.symbols)})
+
+
+def export_parquet(source: Path | str, out: Path, *, progress: Progress = no_progress) -> int:
+    """Write a store as one Parquet file, decoded, for tools that know no hkd. Returns the number of utterances."""
+    reader = LabelReader.open(source)
+    schema = parquet_schema(reader.spec)
+    with atomic_write(out) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        for first in range(0, len(reader), EXPORT_UTTERANCES):
+            names = list(reader.ids[first : first + EXPORT_UTTERANCES])
+            block = reader.block(names)
+            topk, offset = block.topk, pa.array(block.offset_B1.astype(np.int32))
+
+            def flat(values: Any, offset: Any = offset) -> Any:
+                return pa.ListArray.from_arrays(offset, pa.array(values))
+
+            def nested(values_NK: Any, offset: Any = offset) -> Any:
+                n, k = values_NK.shape
+                inner = pa.ListArray.from_arrays(pa.array(np.arange(n + 1, dtype=np.int32) * k), pa.array(values_NK.reshape(-1)))
+                return pa.ListArray.from_arrays(offset, inner)
+
+            columns = [pa.array(names), flat(topk.gold_N), flat(topk.gold_logp_N), flat(block.word_N)]
+            columns += [nested(topk.ids_NK), nested(topk.logp_NK), flat(topk.tail_N)]
+            if reader.spec.temperatures:
+                columns += [nested(topk.lse_NJ), nested(topk.tail_NJ)]
+            if topk.count_NK is not None:
+                columns.append(nested(topk.count_NK))
+            writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
+            progress(min(first + EXPORT_UTTERANCES, len(reader)), len(reader))
+    return len(reader)
+
+
+# Two stores ---------------------------------------------------------------------------------------------------------------
+
+BATCH_UTTERANCES = 128
+
+
+def lookup(topk: TopK, ids_NK: NDArray[np.int32], num_units: int) -> NDArray[np.float64]:
+    """log-probabilities that `topk` gives to other ids (N, K'): its own where kept, else the evenly spread tail."""
+    n, k = topk.ids_NK.shape
+    key_NK = np.arange(n, dtype=np.int64)[:, None] * num_units + topk.ids_NK
+    order = np.argsort(key_NK, axis=None, kind="stable")
+    keys, values = key_NK.reshape(-1)[order], topk.logp_NK.reshape(-1)[order].astype(np.float64)
+    wanted = np.arange(n, dtype=np.int64)[:, None] * num_units + ids_NK
+    place = np.minimum(np.searchsorted(keys, wanted), max(0, len(keys) - 1))
+    spread_N = topk.tail_N.astype(np.float64) - np.log(max(1, num_units - k))
+    return np.where(keys[place] == wanted, values[place], spread_N[:, None])
+
+
+def kl(a: TopK, b: TopK, num_units: int) -> NDArray[np.float64]:
+    """Estimated KL(a ‖ b) of every position, in nats; ∞ where b gives a unit no mass that a gives some."""
+    logp_NK, logq_NK = a.logp_NK.astype(np.float64), lookup(b, a.ids_NK, num_units)
+    p_NK, tail_N = np.exp(logp_NK), np.exp(a.tail_N.astype(np.float64))
+    total_N = p_NK.sum(1) + tail_N
+    with np.errstate(invalid="ignore", divide="ignore"):
+        kept_N = np.where(p_NK > 0, p_NK * (logp_NK - logq_NK), 0).sum(1)
+        rest_N = np.maximum(1 - np.exp(logq_NK).sum(1), 1e-12)
+        lump_N = np.where(tail_N > 0, tail_N * (a.tail_N - np.log(rest_N)), 0)
+        return np.asarray(np.maximum((kept_N + lump_N) / total_N - np.log(total_N), 0))
+
+
+def compare(path_a: Path | str, path_b: Path | str, *, progress: Progress = no_progress) -> dict[str, Any]:
+    """Figures of two stores on the utterances that both hold with the same unit sequence.
+
+    Raises UserError where their inventories differ or they share no utterance.
+    """
+    a, b = LabelReader.open(path_a), LabelReader.open(path_b)
+    if a.spec.inventory.digest != b.spec.inventory.digest:
+        digests = f"{a.spec.inventory.digest} and {b.spec.inventory.digest}"
+        raise UserError(f"stores to compare must have one unit inventory, but have those of the digests {digests}.")
+    if "sample" in (a.spec.selection, b.spec.selection):
+        raise UserError("stores to compare must hold top-k rows, but one holds samples.")
+    in_both = [name for name in a.ids if name in b]
+    same = [name for name in in_both if a.unit_digest(name) == b.unit_digest(name)]
+    if not same:
+        raise UserError(f"stores to compare must share utterances with the same units, but {path_a} and {path_b} share none.")
+    v = len(a.spec.inventory)
+    sums = {"kl_ab": 0.0, "kl_ba": 0.0, "top1": 0.0, "shared_ids": 0.0}
+    quality: tuple[list[dict[str, float]], list[dict[str, float]]] = ([], [])
+    positions = 0
+    for first in range(0, len(same), BATCH_UTTERANCES):
+        names = same[first : first + BATCH_UTTERANCES]
+        left, right = a.block(names).topk, b.block(names).topk
+        positions += len(left)
+        if len(left):
+            sums["kl_ab"] += float(kl(left, right, v).sum())
+            sums["kl_ba"] += float(kl(right, left, v).sum())
+            sums["top1"] += float((left.ids_NK[:, 0] == right.ids_NK[:, 0]).sum())
+            shared = np.sort(np.concatenate([left.ids_NK, right.ids_NK], axis=1), axis=1)
+            sums["shared_ids"] += float((shared[:, 1:] == shared[:, :-1]).sum()) / min(left.k, right.k)
+        quality[0].append(quality_of(left))
+        quality[1].append(quality_of(right))
+        progress(min(first + BATCH_UTTERANCES, len(same)), len(same))
+    many = max(1, positions)
+    return {
+        "utterances": len(same),
+        "only_in_a": len(a) - len(in_both),
+        "only_in_b": len(b) - len(in_both),
+        "other_units": len(in_both) - len(same),
+        "positions": positions,
+        "kl_ab": sums["kl_ab"] / many,
+        "kl_ba": sums["kl_ba"] / many,
+        "top1_agreement": sums["top1"] / many,
+        "topk_overlap": sums["shared_ids"] / many,
+        "a": {"teacher": a.spec.teacher.get("name"), **figures(merge_sums(quality[0]))},
+        "b": {"teacher": b.spec.teacher.get("name"), **figures(merge_sums(quality[1]))},
+    }
