@@ -119,9 +119,7 @@ def test_what_lies_outside_is_seen_before_it_is_used() -> None:
 
     def gathered(start: int, stop: int, place: int, block: int = 0) -> bool:
         runs, offset_B1 = np.array([[block, start, stop]], np.int64), np.array([place, 4])
-        return bool(
-            kernels.gather(block_14, runs, offset_B1, 2, kernels.GRID, step, ids_MK, logp_MK, narrow_WM)
-        )
+        return bool(kernels.gather(block_14, runs, offset_B1, 2, kernels.GRID, step, ids_MK, logp_MK, narrow_WM))
 
     far = 2**62
     assert gathered(0, 3, 1)
