@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from hkd.errors import UserError
 from hkd.toml import to_toml
+from hkd.units.text import WordsConfig, use
 
 PROJECT_FILE = "hkd.toml"
 PATHS = {
@@ -159,8 +160,12 @@ class Project:
 
     @classmethod
     def load(cls, folder: Path) -> "Project":
-        """Read `folder`/hkd.toml where there is one. Raises UserError for an unknown path or broken TOML."""
+        """Read `folder`/hkd.toml where there is one, and take its table [words] for the words of all texts from now on.
+
+        Raises UserError for an unknown path or broken TOML.
+        """
         path = folder / PROJECT_FILE
+        use(WordsConfig())
         if not path.exists():
             return cls(folder=folder)
         tables = read_toml(path)
@@ -171,7 +176,9 @@ class Project:
             if key not in PATHS:
                 near = difflib.get_close_matches(key, PATHS, n=1, cutoff=0.0)[0]
                 raise UserError(f"{path}: '{key}' is no path of a project. Did you mean '{near}'?")
-        return cls(folder=folder, tables=tables, found=True)
+        project = cls(folder=folder, tables=tables, found=True)
+        use(project.section("words", WordsConfig))
+        return project
 
     def path(self, name: str) -> Path:
         """Where a part lies: the hkd.toml's word or the default, relative to the project's folder."""

@@ -35,7 +35,7 @@ from hkd.timebase import FRAME_SHIFT_S, HOP_SAMPLES, SAMPLE_RATE_HZ, samples_to_
 from hkd.units.inventory import UnitInventory
 from hkd.units.level import MONOPHONE, SENONE
 from hkd.units.phones import is_silence_name, phone_inventory, without_stress
-from hkd.units.text import NORMALISATION, words
+from hkd.units.text import normalisation, words
 
 logger = logging.getLogger(__name__)
 
@@ -456,7 +456,7 @@ def import_alignment(
     aligner = {
         **source.identity,
         "algorithm": ALGORITHM,
-        "words": NORMALISATION,
+        "words": normalisation(),
         "spans": _spans(manifest),
         "config": {**asdict(config), "silence_phones": sorted(config.silence_phones)},
     }

@@ -41,7 +41,7 @@ from hkd.progress import Progress, no_progress
 from hkd.timebase import HOP_SAMPLES, SAMPLE_RATE_HZ, samples_to_boundaries, samples_to_frames
 from hkd.units.level import MONOPHONE, SENONE
 from hkd.units.lexicon import Lexicon
-from hkd.units.text import NORMALISATION, words
+from hkd.units.text import normalisation, words
 from hkd.units.tying import StateTying
 
 Row = dict[str, Any]
@@ -372,7 +372,7 @@ def align_manifest(
     config = config or SphinxConfig()
     settings = {key: value for key, value in asdict(config).items() if key != "jobs" and value is not None}
     aligner = {"name": "pocketsphinx", "version": version("pocketsphinx"), "algorithm": ALGORITHM}
-    aligner |= {"words": NORMALISATION, "config": settings}
+    aligner |= {"words": normalisation(), "config": settings}
     lexicon, tying = model_parts(config.model)
     if config.model is not None:
         aligner |= {"model": digest_of_file(Path(config.model) / "mdef"), "dictionary": digest_of_file(lexicon.path)}

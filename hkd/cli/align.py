@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hkd.cli.common import emit, progress_bar, project
+from hkd.cli.common import emit, progress_bar, project, say
 
 _SHOWN = 20
 
@@ -79,6 +79,8 @@ def align(
     from hkd.manifest import read
     from hkd.pipeline.aligning import POCKETSPHINX, adopt_units, aligner_of
     from hkd.pipeline.aligning import align as run_aligner
+    from hkd.units.acoustic import load_lexicon
+    from hkd.units.lexicon import Lexicon, coverage
 
     here = project()
     table = here.table("align")
@@ -99,6 +101,9 @@ def align(
     if out is None:
         adopt_units(target, here.units, aligner, folder=here.folder, overwrite=overwrite)
     emit({**asdict(report), "hours": report.seconds_of_audio / 3600}, json_, lambda value: _render(value, target))
+    given_lexicon = told.get("lexicon") or table.get("lexicon")
+    dictionary = Lexicon(here.folder / str(given_lexicon)) if given_lexicon else load_lexicon(here.units)
+    say(coverage(dictionary, (u.text for u in read(source))))
 
 
 def _render(value: dict[str, Any], target: Path) -> str:

@@ -112,9 +112,12 @@ def prepare(
         hkd prepare google/fleurs:cy_gb --from hf --column text=raw_transcription --skip-bad
     """
     from hkd import corpora
-    from hkd.config import PATHS, PROJECT_FILE, to_toml
+    from hkd.config import PATHS, PROJECT_FILE, Project, to_toml
     from hkd.errors import UserError
     from hkd.files import write_bytes
+    from hkd.units.acoustic import load_lexicon
+    from hkd.units.lexicon import coverage
+    from hkd.units.text import text_notes
 
     if list_:
         return _list_corpora(json_)
@@ -127,6 +130,7 @@ def prepare(
         return emit(
             {"text": str(out), "sentences": number}, json_, lambda value: f"{value['text']}: {value['sentences']} sentences"
         )
+    here = Project.load(folder)
     kind = corpora.kind_of(corpus, from_)
     report = corpora.Report(skip_bad=skip_bad)
     with progress_bar(f"prepare {Path(corpus).name}") as progress:
@@ -145,6 +149,8 @@ def prepare(
         say(f"{path} is {report.outcome}.")
     if kind is not None and from_ is None:
         say(f"Read as {corpora.KINDS[kind].title} (--from {kind}).")
+    for note in (*text_notes(u.text for u in whole), coverage(load_lexicon(here.units), (u.text for u in whole))):
+        say(f"Note: {note}")
     say("Next: hkd units train && hkd align")
     return None
 

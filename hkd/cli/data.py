@@ -35,8 +35,11 @@ def train(
 
     here = project()
     config = here.section("units", UnitsConfig, {"vocab_size": vocab_size, "kind": kind})
-    texts = (u.text for u in read(here.require("manifest", "hkd prepare")).split(split))
-    found = train_units(texts, here.units, vocab_size=config.vocab_size, kind=config.kind, overwrite=overwrite)
+    whole = read(here.require("manifest", "hkd prepare"))
+    texts, others = (u.text for u in whole.split(split)), (u.text for u in whole if u.split != split)
+    found = train_units(
+        texts, here.units, vocab_size=config.vocab_size, kind=config.kind, other_splits=others, overwrite=overwrite
+    )
     value = {level: {"units": len(inventory), "digest": inventory.digest} for level, inventory in found.items()}
     emit(value, json_, _render_units)
 

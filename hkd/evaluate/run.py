@@ -41,7 +41,7 @@ from hkd.manifest import read as read_manifest
 from hkd.progress import Progress, no_progress
 from hkd.units.acoustic import LEXICON_FILE, load_lexicon
 from hkd.units.subword import MODEL_FILE
-from hkd.units.text import NORMALISATION
+from hkd.units.text import normalisation
 
 log = logging.getLogger(__name__)
 
@@ -231,7 +231,7 @@ def _inputs(run_folder: Path, part: Manifest, config: EvaluateConfig) -> dict[st
         "model": digest_of_file(run_folder / "model" / "student.json"),
         "references": part.digest,
         "utterances": digest_of(spans),
-        "normalisation": NORMALISATION,
+        "normalisation": normalisation(),
         "settings": settings,
     }
 

@@ -31,7 +31,7 @@ from hkd.labels.writer import LabelWriter
 from hkd.progress import Progress, no_progress
 from hkd.teachers.base import Sentence, Teacher
 from hkd.units.subword import SubwordModel
-from hkd.units.text import NORMALISATION
+from hkd.units.text import normalisation
 
 log = logging.getLogger(__name__)
 
@@ -161,7 +161,7 @@ def store_spec(
         temperatures=config.temperatures,
         codec=config.codec,
         backend=config.backend,
-        normalisation=NORMALISATION,
+        normalisation=normalisation(),
         context=f"window of {context} tokens" if context else "utterance",
         utterances_per_shard=config.utterances_per_shard,
         hkd_version=__version__,

@@ -14,7 +14,7 @@ from hkd.manifest import Manifest
 from hkd.teachers.unit_lm import CONFIG, REPORT, read_json
 from hkd.units.level import SPELLED
 from hkd.units.sequences import Units
-from hkd.units.text import NORMALISATION
+from hkd.units.text import normalisation
 
 
 def identity_of(
@@ -34,7 +34,7 @@ def identity_of(
         "inventory": units.inventory(config.unit).digest,
         "manifest": None if manifest is None else manifest.digest,
         "alignment": None if alignment is None or config.unit in SPELLED else alignment.digest,
-        "normalisation": NORMALISATION,
+        "normalisation": normalisation(),
     }
 
 

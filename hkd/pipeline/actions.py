@@ -87,8 +87,9 @@ def units(folder: Path, settings: Settings, progress: Progress) -> str:
     aligner = aligner_of(here.table("align"), "[align]")
     if aligner.brings_units and not is_tied:  # tying has made them the project's already
         adopt_units(here.alignment, here.units, aligner, folder=here.folder, overwrite=True)
-    texts = (u.text for u in read(here.manifest).split("train"))
-    found = train_units(texts, here.units, vocab_size=config.vocab_size, kind=config.kind, overwrite=True)
+    whole = read(here.manifest)
+    texts, others = (u.text for u in whole.split("train")), (u.text for u in whole if u.split != "train")
+    found = train_units(texts, here.units, vocab_size=config.vocab_size, kind=config.kind, other_splits=others, overwrite=True)
     return ", ".join(f"{len(inventory):,} {level}s" for level, inventory in found.items())
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from hkd.sparse import TopK
 from hkd.units.inventory import UnitInventory
+from hkd.units.text import normalisation as rule_of_words
 
 NO_WORD = -1
 
@@ -25,7 +26,7 @@ class TeacherInfo:
     direction: str  # both | left
     digest: str
     given: str = "outside-position"  # outside-position | outside-phone | left
-    normalisation: str = "hkd-words-1"  # how a transcript became words
+    normalisation: str = field(default_factory=rule_of_words)  # how a transcript became words
     options: dict[str, Any] = field(default_factory=dict)  # mask_every, context, precision ...
     trained_on_transcripts: str = "no"  # no | cross-fitted | unknown (a downloaded LM)
 

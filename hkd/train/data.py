@@ -21,6 +21,7 @@ from hkd.train.config import TrainConfig
 from hkd.train.student import Needs, Plan, needs_of, plan_student
 from hkd.units.level import LEVELS, SENONE, SPELLED
 from hkd.units.subword import MODEL_FILE, SubwordModel
+from hkd.units.text import normalisation
 
 NO_IDENTITY = ("loop", "workers", "features_mb", "features_cache")  # loop: has its own place; the others change the speed alone
 
@@ -70,6 +71,7 @@ def open_data(config: TrainConfig, *, manifest: Path, alignment: Path | None, un
             "train": Manifest(train).digest,
             "dev": Manifest(dev).digest,
             "spans": digest_of(f"{u.offset}:{u.duration}" for u in (*train, *dev)),
+            "words": normalisation(),
             "subwords": subwords.inventory.digest,
             "alignment": None if aligned is None or alignment is None else digest_of_file(alignment),
             "stores": {name: digest_of_store(reader) for name, reader in stores.items()},

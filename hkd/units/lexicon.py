@@ -21,8 +21,13 @@ from hkd.units.text import words
 _SIBILANTS = {"S", "Z", "SH", "ZH", "CH", "JH"}
 _VOWEL_LETTERS = frozenset("aeiouy")
 FILLERS = frozenset(("SIL", "SPN", "NSN", "+NSN+", "+SPN+"))
-_PROBABILITY = re.compile(r"[01]?\.\d+(?:[eE]-?\d+)?|1(?:\.0*)?|0(?:\.0*)?|\d+\.\d+")
+_DECIMAL = re.compile(r"(?:\d*\.\d+|\d+\.)(?:[eE][-+]?\d+)?|\d+[eE]-\d+")
+_NUMBER = re.compile(
+    rf"[01]|{_DECIMAL.pattern}"
+)  # a whole number may be a phone of X-SAMPA, unless other lines have probabilities
+_VARIANT = re.compile(r"(?<=.)\([^()\s]*\)$")  # WORD(2)
 _MFA_NUMBERS = 4  # pronunciation, silence after, correction for silence before, and for none
+_NAMED = 5
 _VOICELESS = {"P", "T", "K", "F", "TH"}
 
 
@@ -33,12 +38,42 @@ def model_folder() -> Path:
     return Path(pocketsphinx.get_model_path()) / "en-us"
 
 
+def _columns(line: str) -> tuple[str, list[str]]:
+    """A line without its comment → the word as written, without the number of its variant, and what follows; ("", []) for a comment."""
+    if line.startswith((";;;", "#")):
+        return "", []
+    name, *rest = line.split("\t", 1) if "\t" in line.strip() else line.split(maxsplit=1) or [""]
+    columns = " ".join(rest).split()
+    end = next((at for at, column in enumerate(columns) if column[0] == "#" or column == ";;;"), len(columns))
+    if len(columns[:end]) > 1 and columns[0].startswith("[") and columns[0].endswith("]"):
+        return _VARIANT.sub("", name.strip()), columns[1:end]
+    return _VARIANT.sub("", name.strip()), columns[:end]
+
+
+def _word_of(name: str) -> str:
+    """The one word of a transcript that a dictionary's entry is; "" where it is none or several."""
+    spoken = words(name)
+    return spoken[0] if len(spoken) == 1 else ""
+
+
+def _add(
+    found: dict[str, list[tuple[str, ...]]], weight: dict[tuple[str, tuple[str, ...]], float], word: str, phones: tuple[str, ...],
+    probability: float | None,
+) -> None:  # fmt: skip
+    variants = found.setdefault(word, [])
+    if phones not in variants:
+        variants.append(phones)
+    if probability is not None:
+        weight[word, phones] = max(probability, weight.get((word, phones), 0.0))
+
+
 class Lexicon:
     """Pronunciations, by default those of the dictionary that pocketsphinx carries (39 phones of ARPAbet, without stress)."""
 
     def __init__(self, path: Path | None = None, *, stress: bool = True, within: Collection[str] | None = None) -> None:
-        """path: `word phones`, a line each; MFA's columns of probabilities and Kaldi's `lexiconp.txt` are known. stress: keep AH0, AH1;
-        within: words that would need other phones than these have no pronunciation."""
+        """path: `word phones`, a line each. Words are normalised as transcripts are. Comments (`;;;`, `#`), columns of probabilities (MFA,
+        Kaldi's `lexiconp.txt`) and HTK's output symbols are known. stress: keep AH0, AH1; within: words that would need other phones than
+        these have no pronunciation."""
         self.path = path or model_folder() / "cmudict-en-us.dict"
         self._stress, self._within = stress, None if within is None else frozenset(within)
         self._is_own = path is not None
@@ -47,33 +82,50 @@ class Lexicon:
         )  # a large text has a million words that no dictionary holds
 
     @cached_property
-    def _variants(self) -> dict[str, list[tuple[str, ...]]]:
-        found: dict[str, list[tuple[str, ...]]] = {}
-        weight: dict[tuple[str, tuple[str, ...]], float] = {}
+    def _rows(self) -> list[tuple[str, tuple[str, ...], float | None]]:
+        """(word as it is written, phones, probability) of each line."""
+        lines = []
         for number, line in numbered_lines(self.path, "a dictionary"):
-            name, *columns = line.split() or [";;;"]
-            if name.startswith(";;;"):
-                continue
+            name, columns = _columns(line)
+            if name:
+                lines.append((number, name, columns))
+        weighted = any(columns and _DECIMAL.fullmatch(columns[0]) for _, _, columns in lines)
+        rows = []
+        for number, name, columns in lines:
             numbers = 0
-            if columns and columns[0][0] in "0123456789.":
-                while numbers < min(len(columns), _MFA_NUMBERS) and _PROBABILITY.fullmatch(columns[numbers]):
-                    numbers += 1
+            while weighted and numbers < min(len(columns), _MFA_NUMBERS) and _NUMBER.fullmatch(columns[numbers]):
+                numbers += 1
             if numbers == len(columns):
                 raise UserError(
                     f"{self.path}:{number}: a line of a dictionary must be `word phones`, but this one has no phones."
                 )
-            probability = float(columns[0]) if numbers else 1.0
-            columns = columns[numbers:]
-            word = name.partition("(")[0] or name
-            phones = tuple(columns) if self._stress and "_" not in line else tuple(map(self._fold, columns))
-            said = found.setdefault(word, [])
-            if phones not in said:
-                said.append(phones)
-            if numbers:
-                weight[word, phones] = max(probability, weight.get((word, phones), 0.0))
+            phones = tuple(columns[numbers:])
+            if not self._stress or any("_" in phone for phone in phones):
+                phones = tuple(map(self._fold, phones))
+            rows.append((name, phones, float(columns[0]) if numbers else None))
+        return rows
+
+    @cached_property
+    def _variants(self) -> dict[str, list[tuple[str, ...]]]:
+        found: dict[str, list[tuple[str, ...]]] = {}
+        weight: dict[tuple[str, tuple[str, ...]], float] = {}
+        changed = []
+        for name, phones, probability in self._rows:
+            if self._is_own and (spoken := _word_of(name)) != name:
+                changed.append((spoken, phones, probability))  # after what is written as transcripts are
+            else:
+                _add(found, weight, name, phones, probability)
+        for spoken, phones, probability in changed:
+            if spoken:
+                _add(found, weight, spoken, phones, probability)
         for word in {word for word, _ in weight}:
             found[word].sort(key=lambda phones: -weight.get((word, phones), 1.0))
         return found
+
+    @cached_property
+    def no_words(self) -> list[str]:
+        """The entries that are no single word of a transcript: fillers (`<unk>`, `!SIL`), and what is several words (`new york`, `a.m.`)."""
+        return [name for name in dict.fromkeys(name for name, _, _ in self._rows) if not _word_of(name)] if self._is_own else []
 
     def _fold(self, phone: str) -> str:
         base = split_position(phone)[0] if phone[-2:-1] == "_" else phone
@@ -82,7 +134,7 @@ class Lexicon:
     @cached_property
     def phones(self) -> tuple[str, ...]:
         """All phones that occur, sorted."""
-        return tuple(sorted({phone for rows in self._variants.values() for phones in rows for phone in phones}))
+        return tuple(sorted({phone for _, phones, _ in self._rows for phone in phones}))
 
     @cached_property
     def _predicts(self) -> Literal["plain", "stressed", "nothing"]:
@@ -180,3 +232,19 @@ def lexicon_report(lexicon: Lexicon, texts: Iterable[str]) -> LexiconReport:
         predicted={word: " ".join(lexicon.pronounce(word)) for word in other if lexicon.pronounce(word)},
         unknown={word: counts[word] for word in other if not lexicon.pronounce(word)}, unknown_texts=unknown_texts,
     )  # fmt: skip
+
+
+def coverage(lexicon: Lexicon, texts: Iterable[str]) -> str:
+    """How many of the texts' words the lexicon lists, in a sentence; the most frequent others, and entries that are no words, are named."""
+    counts = Counter(word for text in texts for word in words(text))
+    other = [word for word, _ in counts.most_common() if word not in lexicon]
+    running = counts.total() - sum(counts[word] for word in other)
+    share = f"{running / counts.total():.1%} of the running text" if counts else "of no text"
+    said = (
+        f"{lexicon.path.name} lists {len(counts) - len(other)} of the {len(counts)} different words of the transcripts ({share})"
+    )
+    said += f"; not {', '.join(other[:_NAMED])}{' ...' if len(other) > _NAMED else ''}." if other else "."
+    if lexicon.no_words:
+        some = ", ".join(lexicon.no_words[:_NAMED]) + (" ..." if len(lexicon.no_words) > _NAMED else "")
+        said += f" {len(lexicon.no_words)} of its entries are no single word and are not used: {some}."
+    return said

@@ -20,7 +20,7 @@ from hkd.units.inventory import UnitInventory
 from hkd.units.level import CHARACTER, SENONE, SPELLED, SUBWORD, UNIT_LEVELS
 from hkd.units.lexicon import Lexicon
 from hkd.units.subword import Kind, SubwordModel, model_file, train_subwords
-from hkd.units.text import NORMALISATION, normalised_lines
+from hkd.units.text import normalisation, normalised_lines
 
 Sequences = tuple[NDArray[np.int32], NDArray[np.int32]]
 
@@ -104,35 +104,41 @@ def train_units(
     *,
     vocab_size: int = 500,
     kind: Kind = "unigram",
+    other_splits: Iterable[str] = (),
     overwrite: bool = False,
 ) -> dict[str, UnitInventory]:
     """Write a units folder: subwords and characters of `texts`, senones and monophones of the project's acoustic model. Deterministic.
 
-    What is there and was made from the same texts with the same settings is left. Raises UserError where it was not, unless `overwrite`.
+    Letters and marks (not of ASCII) that only `other_splits` have are units too, so that every transcript can be spelled.
+    A folder that was made from the same texts with the same settings is left. Raises UserError where it was not, unless `overwrite`.
     """
     lines = sorted(normalised_lines(texts))
+    seen = set().union(*lines)
+    letters = "".join(sorted({c for line in normalised_lines(other_splits) for c in line if not c.isascii()} - seen))
     tying = load_tying(folder)
     inventories = tying.inventories
     made_from = {
-        "normalisation": NORMALISATION, "vocab_size": vocab_size, "kind": kind, "texts": digest_of(lines),
+        "normalisation": normalisation(), "vocab_size": vocab_size, "kind": kind, "texts": digest_of(lines),
         "acoustic_model": acoustic_digest(tying),
     }  # fmt: skip
+    if letters:
+        made_from["letters"] = letters
     marker = folder / MADE_FROM_FILE
     if marker.exists():
         was = json.loads(marker.read_text(encoding="utf-8"))
         if was == made_from:
             if not inventory_path(folder, CHARACTER).exists():  # of a folder that is older than this level
-                train_subwords(lines, kind="char", folder=folder, level=CHARACTER)
+                train_subwords(lines, kind="char", letters=letters, folder=folder, level=CHARACTER)
             return {level: UnitInventory.load(inventory_path(folder, level)) for level in (*inventories, *SPELLED)}
         if not overwrite:
-            name = next(key for key in made_from if was.get(key) != made_from[key])
+            name = next(key for key in {**was, **made_from} if was.get(key) != made_from.get(key))
             raise UserError(
-                f"{folder} must not be replaced, but was made with {name} = {was.get(name)} instead of {made_from[name]}. "
+                f"{folder} must not be replaced, but was made with {name} = {was.get(name)} instead of {made_from.get(name)}. "
                 "Use --overwrite: alignments stay valid, subword labels and models do not."
             )
     for level, inventory in inventories.items():
         inventory.save(inventory_path(folder, level))
-    characters = train_subwords(lines, kind="char", folder=folder, level=CHARACTER)
-    subwords = train_subwords(lines, vocab_size=vocab_size, kind=kind, folder=folder)
+    characters = train_subwords(lines, kind="char", letters=letters, folder=folder, level=CHARACTER)
+    subwords = train_subwords(lines, vocab_size=vocab_size, kind=kind, letters=letters, folder=folder)
     write_json(marker, made_from)  # last: it says that the folder is complete
     return {**inventories, CHARACTER: characters, SUBWORD: subwords}

@@ -33,11 +33,11 @@ def model_file(level: str) -> str:
 
 
 def train_subwords(
-    texts: Iterable[str], *, vocab_size: int = 500, kind: Kind = "unigram", folder: Path, level: str = SUBWORD
+    texts: Iterable[str], *, vocab_size: int = 500, kind: Kind = "unigram", letters: str = "", folder: Path, level: str = SUBWORD
 ) -> UnitInventory:
     """Train on texts (normalised here) and write LEVEL.model and LEVEL.json; a corpus too small for `vocab_size` gives fewer.
 
-    kind: char gives the alphabet, whatever `vocab_size`. Raises UserError where there is no text, or `vocab_size` is smaller than the
+    letters: units besides those of the texts. kind: char gives the alphabet, whatever `vocab_size`. Raises UserError where there is no text, or `vocab_size` is smaller than the
     alphabet needs.
     """
     if kind not in get_args(Kind):
@@ -47,16 +47,16 @@ def train_subwords(
     lines = sorted(normalised_lines(texts))
     if not lines:
         raise UserError("subword training needs text, but there is none. Give a manifest with transcripts.")
-    letters = {c for line in lines for c in line if c != " "}
-    if letters & _ENGLISH:
-        letters |= _ENGLISH  # so that every English word can be spelled, though a small text may lack a letter
-    alphabet = len(letters) + 2  # and the word mark and <unk>
+    spelled = {c for line in lines for c in line if c != " "} | set(letters)
+    if spelled & _ENGLISH:
+        spelled |= _ENGLISH  # so that every English word can be spelled, though a small text may lack a letter
+    alphabet = len(spelled) + 2  # and the word mark and <unk>
     vocab_size = alphabet if kind == "char" else vocab_size
     if vocab_size < alphabet:
         raise UserError(f"vocab_size must be at least {alphabet} (the characters that occur), but is {vocab_size} instead.")
     file = io.BytesIO()
     options: dict[str, Any] = {"model_type": kind, "character_coverage": 1.0, "normalization_rule_name": "identity"}
-    options["required_chars"] = "".join(sorted(letters))
+    options["required_chars"] = "".join(sorted(spelled))
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(lines), model_writer=file, vocab_size=vocab_size, hard_vocab_limit=False, num_threads=1,

@@ -1,26 +1,161 @@
-"""Transcript → words. The rule has a name, which stands in every artefact that depends on it.
+"""Transcript → words, by the rule `hkd-words-2`. Its name is part of every artefact that depends on it.
 
-`hkd-words-1`: Unicode NFKC; lower case; curly apostrophes become straight ones; a token that is a number as a whole is spelled out in
-English (`12` → twelve, `2nd` → second, `3.5` → three point five); `&` and `%` are spoken; every other character that is no letter, digit,
-mark or apostrophe separates words; apostrophes stay inside words and go at their edges. Digits inside other tokens stay.
+- Form: Unicode NFKC, lower case. Curly apostrophes become straight ones. A word is a run of letters, digits and the marks that combine with
+  them, of any script. Apostrophes stay inside words, as do the Catalan middle dot, gershayim and geresh, and Armenian marks (UAX 29).
+  Every other character separates words. Characters that nobody sees (soft hyphen, joiners, byte order and direction marks) are removed.
+- Signs of compatibility never join a word: ™ is dropped, ½ ² ³ ℃ ℉ № are spoken, others (㎏, ①) are tokens of their own.
+- Numbers as whole tokens are spelled out in English (12, 2nd, 3.5), `&` and `%` are spoken, but not in a text that is mostly of another
+  script than Latin. Digits of other scripts stay.
+- Markup is no speech: `<tag>`, `[noise]`, `{breath}`, `((` `))`, `++um++`, names of noises in other marks (`(laughter)`, `*cough*`, `!SIL`,
+  `%hesitation`). What was said stays: `[laughter-yeah]` is yeah, `[isn't/isnit]` isn't, `for(2)` and `for_1` for, `%um` um, `it 's` it's.
+- Chinese and Japanese characters are a word each. In other scripts without spaces (Thai, Lao, Khmer, Myanmar) a word ends at a space or at
+  U+200B, so transcripts should be segmented.
+
+The table [words] of hkd.toml changes this for other corpora (`WordsConfig`); a digest of it is then part of the rule's name.
 """
 
+import html
+import json
+import os
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
 from functools import cache, lru_cache
-from typing import Any
+from typing import Any, Literal
 
-from hkd.files import digest_of
+import regex
 
-NORMALISATION = "hkd-words-1"
+from hkd.errors import UserError
+from hkd.files import digest_of, digest_of_json
 
-_APOSTROPHES = str.maketrans(dict.fromkeys("’‘ʼ＇`´", "'"))
+NORMALISATION = "hkd-words-2"
+_PASSED_ON = "HKD_WORDS"  # the environment of this process's own children: the table [words], as JSON
+
+_APOSTROPHES = str.maketrans({**dict.fromkeys("’‘ʼ＇`´", "'"), **dict(zip("＜＞［］｛｝（）％＊＋", "<>[]{}()%*+", strict=True))})
 _NUMBER = re.compile(r"(?<![\w.,])[0-9](?:[0-9,]*[0-9])?(?:\.[0-9]+)?(?:st|nd|rd|th)?(?![\w]|[.,][0-9])")
+_FRACTION = re.compile(r"(?<!\d)(\d{1,4})⁄(\d{1,4})(?!\d)")
+_WHOLE = re.compile(r"(?<![\d⁄.,])\d+\s*\Z")
 _DIGIT = re.compile("[0-9]")
-_WORD = re.compile(r"[^\W_](?:[^\W_]|[\u0300-\u036f]|'(?=[^\W_]))*")
 _SPOKEN = {"&": " and ", "%": " percent "}
+_SIGNS = {
+    "™": " ", "℠": " ", "℃": " degrees celsius ", "℉": " degrees fahrenheit ", "№": " number ", "²": " squared ", "³": " cubed ",
+}  # fmt: skip
 _LARGEST_DIGITS = 15  # longer digit strings are no numbers that anybody speaks
+
+# Words. The first pattern serves ASCII and plain Latin, Greek and Cyrillic text, at the speed of `re`.
+_WORD = re.compile(r"[^\W_](?:[^\W_]|[\u0300-\u036f]|'(?=[^\W_]))*")
+_PLAIN = re.compile(
+    "[\x00-\x7f\xa1\xab\xbb\xbf-\u013e\u0141-\u0148\u014a-\u024f\u0388-\u03ff\u0400-\u0482\u2010-\u2026\u2030\u20ac]*+"
+)
+_LETTER = r"[\p{L}\p{N}\u104c-\u104f]"
+_CHARACTER = rf"(?={_LETTER})[\p{{scx=Han}}\p{{scx=Hiragana}}\p{{scx=Katakana}}\p{{scx=Bopomofo}}]"
+_UNSPACED = r"\p{lb=SA}"  # Thai, Lao, Khmer, Myanmar and their neighbours
+_JOINED = (  # a letter with its marks, or a sign between two letters
+    rf"{_LETTER}[\p{{M}}\u055b\u055c\u055e\u055f\u05f3]*+|(?<={_LETTER}[\p{{M}}\u05f3]*)['\u055a](?={_LETTER})"
+    r"|(?<=\p{Latin}\p{M}*)·(?=\p{Latin})|(?<=\p{Hebrew}\p{M}*)״(?=\p{Hebrew})"
+)
+_STRETCHES = regex.compile(rf"(?:{_JOINED})++")
+_WORDS = regex.compile(rf"{_CHARACTER}\p{{M}}*+|(?:(?!{_CHARACTER})(?:{_JOINED}))++")
+_CLUSTERS = regex.compile(rf"(?={_UNSPACED})\X|(?:(?!{_UNSPACED}).)++")
+_ANY_CHARACTER, _ANY_UNSPACED = regex.compile(_CHARACTER), regex.compile(_UNSPACED)
+_INVISIBLE = regex.compile(r"[\p{Cf}\p{Default_Ignorable_Code_Point}\u20dd-\u20e4\u2027]")
+_SEPARATED = regex.compile(rf"(?<={_UNSPACED})\u200b(?={_UNSPACED})")
+_CHILLU = regex.compile("([ണനരലളക])\u0d4d\u200d")  # the old spelling of Malayalam's chillu letters needs its joiner
+_CHILLUS = dict(zip("ണനരലളക", "ൺൻർൽൾൿ", strict=True))
+_SIGN = regex.compile(r"[\p{S}\p{No}]")
+_QUOTED = regex.compile(r"""(?<=\p{Hebrew}\p{M}*)(?:(["”])|')(?=\p{Hebrew})""")
+_LATIN, _OTHER = regex.compile(r"\p{Latin}"), regex.compile(r"(?!\p{Latin})\p{L}")
+
+# Markup.
+_NOISES = (
+    "laugh(?:s|ter|ing)?|noises?|music|applause|applauding|clapping|cheering|cough(?:s|ing)?|breath(?:s|es|ing)?|breathe|(?:in|ex)hal(?:e|es|ing)|"
+    "sigh(?:s|ing)?|sniff(?:s|ing)?|sneez(?:e|es|ing)|(?:lip|tongue)?[ _-]?(?:smack|click)(?:s|ing)?|pause|silence|hesitation|inaudible|"
+    "unintelligible|unclear|indistinct|unknown|cross-?talk|garbage|sil|spn|nsn|unk|beep(?:s|ing)?|chuckl(?:e|es|ing)|giggl(?:e|es|ing)|"
+    "clears?[ _-]throat|throat[ _-]clearing|mumbl(?:e|es|ing)|gasp(?:s|ing)?|reject"
+)
+_AROUND = r"background|audience|soft|loud|long|short|spoken|vocalized|vocal|playing|speaker|and"
+_NOISE = rf"(?:(?:{_AROUND})[ _-])*(?:{_NOISES})(?:[ _-](?:{_AROUND}|{_NOISES}))*"
+_SUSPECT = re.compile(r"[<\[{(*+~@#=%_]|!(?=\w)| '| n'")  # what all markup has one of
+_RARE = re.compile(f"{_SUSPECT.pattern}|[0-9`&]")  # a text of ASCII without these is its own normal form
+_MARKUP = re.compile(
+    rf"""
+      \[(?:laugh(?:ter|s|ing)?|noise|smil(?:e|ing))[-_:](?!noise|laughter)(?P<laughed>[^\[\]\s]{{1,60}})\]
+    | \[(?P<meant>[^\W\d_][\w'-]{{0,60}})/[\w'-]{{1,60}}\]
+    | (?P<tag><{{1,3}}[^<>\s]{{1,80}}>{{1,3}} | (?<!\w)<{{1,3}}[^\W\d_][^<>]{{1,200}}>{{1,3}})
+    | (?P<bracket>\[{{1,3}}(?![\s\[])[^\[\]]{{1,200}}\]{{1,3}} | \[\s*{_NOISE}\s*\])
+    | (?P<fluency>\{{(?-i:[A-Z])(?=\s[^{{}}]{{0,200}}\}}))
+    | (?P<brace>\{{(?![\s])[^{{}}]{{1,200}}\}} | \{{\s*{_NOISE}\s*\}})
+    | (?<=[^\W\d_])(?P<variant>\(\d{{1,2}}\))
+    | (?<=[^\W\d_])(?P<anchor>_\d)(?![^\W_])
+    | (?P<round>\(\s*{_NOISE}\s*\))
+    | (?P<plus>\+\+[^\s+]{{1,60}}\+\+)
+    | (?<![^\W_])(?P<marked>(?:[*+~@\#=]\s?{_NOISE}\s?[*+~@\#=]|%(?:{_NOISES})|!(?:sil|null|enter|exit))(?!\w))
+    | (?<!\S)(?P<segment>ignore_time_segment_in_scoring|inter_segment_gap)(?!\S)
+    | (?<!\S)(?P<filler>%)(?=[^\W\d_])
+    | (?<=[^\W\d_])\x20(?P<clitic>'(?:s|m|re|ve|ll|d|t)(?![\w']))
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
+_KINDS = {
+    "variant": "word(2)", "anchor": "word_1", "filler": "%word", "laughed": "[laughter-word]", "meant": "[word/pronounced]",
+    "fluency": "{F word}",
+}  # fmt: skip
+_KINDS_SHOWN = 8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WordsConfig:
+    """The table [words] of hkd.toml: what other corpora write in their transcripts. Patterns are Python's regular expressions."""
+
+    markup: tuple[str, ...] = ()  # what is no speech besides what the rule knows; case matters not
+    speech: tuple[str, ...] = ()  # what the rule takes for markup, but was said: a whole `[Tag]`, its brackets included
+    numbers: Literal["english", "kept"] = "english"  # spelled out in English as are & % ½ ², or left as digits
+    unspaced: Literal["mixed", "characters", "stretches"] = (
+        "mixed"  # mixed: Chinese and Japanese by character, Thai ... by what is between spaces
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("markup", "speech"):
+            for pattern in getattr(self, name):
+                try:
+                    empty = re.compile(pattern).match("")
+                except re.error as error:
+                    raise UserError(
+                        f"words.{name} must hold regular expressions, but '{pattern}' is none ({error}). Write \\[ for a bracket."
+                    ) from None
+                if empty:
+                    raise UserError(
+                        f"words.{name} must hold patterns of at least one character, but '{pattern}' matches nothing too."
+                    )
+
+
+def _passed_on() -> WordsConfig:
+    given = os.environ.get(_PASSED_ON)
+    return (
+        WordsConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(given).items()})
+        if given
+        else WordsConfig()
+    )
+
+
+_config = _passed_on()
+
+
+def use(config: WordsConfig) -> None:
+    """Take this rule for all words from now on, here and in the processes that this one starts."""
+    global _config
+    _config = config
+    if config == WordsConfig():
+        os.environ.pop(_PASSED_ON, None)
+    else:
+        os.environ[_PASSED_ON] = json.dumps(asdict(config))
+
+
+def normalisation() -> str:
+    """The name of the rule that is in use: `hkd-words-2`, with a digest of the table [words] where that changes it."""
+    return NORMALISATION if _config == WordsConfig() else f"{NORMALISATION}+{digest_of_json(asdict(_config))[:8]}"
 
 
 @cache
@@ -38,16 +173,121 @@ def _spell(number: str) -> str:
     return str(_inflect().number_to_words(number.replace(",", ""), andword="")).replace(",", " ").replace("-", " ")
 
 
+def _spell_fraction(match: re.Match[str]) -> str:
+    """1⁄2 → one half; after a number: and one half."""
+    above, below = int(match[1]), int(match[2])
+    part = {2: "half", 4: "quarter"}.get(below) or _spell(f"{below}{_ending(below)}")
+    many = "halves" if below == 2 else f"{part}s"
+    joined = " and " if _WHOLE.search(match.string[max(0, match.start() - 20) : match.start()]) else " "
+    return f"{joined}{_spell(str(above))} {part if above == 1 else many} "
+
+
+def _ending(number: int) -> str:
+    return "th" if number // 10 % 10 == 1 else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+
+
+@lru_cache(maxsize=64)
+def _patterns(patterns: tuple[str, ...]) -> re.Pattern[str] | None:
+    return re.compile("|".join(f"(?:{pattern})" for pattern in patterns), re.IGNORECASE) if patterns else None
+
+
+def _without_markup(text: str, left_out: Counter[str] | None = None) -> str:
+    """The text without what is no speech, which is counted by kind."""
+    other, speech = _patterns(_config.markup), _patterns(_config.speech)
+
+    def note(kind: str) -> None:
+        if left_out is not None:
+            left_out[kind] += 1
+
+    def replace(match: re.Match[str]) -> str:
+        if speech is not None and speech.fullmatch(match[0].strip()):
+            return match[0]
+        kind = str(match.lastgroup)
+        if kind == "clitic":
+            return match[kind]
+        note(_KINDS.get(kind) or " ".join(match[0].lower().split()))
+        return f" {match[kind]} " if kind in ("laughed", "meant") else " "
+
+    def remove(match: re.Match[str]) -> str:
+        note(" ".join(match[0].lower().split()))
+        return " "
+
+    if other is not None:
+        text = other.sub(remove, text)
+    return _MARKUP.sub(replace, text) if _SUSPECT.search(text) else text
+
+
+def _read_sign(match: Any, english: bool) -> str:
+    """A sign that NFKC would turn into letters or digits → these as a token of its own, or what is spoken for it."""
+    sign = match[0]
+    plain = unicodedata.normalize("NFKC", sign)
+    if plain == sign or not any(c.isalnum() for c in plain):
+        return str(sign)
+    spoken = _SIGNS.get(sign) if english or sign in "™℠" else None
+    return spoken or f" {plain} "
+
+
+def _visible(text: str) -> str:
+    """The text without characters that nobody sees; U+200B between letters of Thai, Khmer ... is the space that it stands for."""
+    if _INVISIBLE.search(text):
+        text = _SEPARATED.sub(" ", _CHILLU.sub(lambda match: _CHILLUS[match[1]], text))
+        text = _INVISIBLE.sub("", text)
+    return text
+
+
 def words(text: str) -> list[str]:
-    """The words of a text by the rule `hkd-words-1` (see the module)."""
-    text = unicodedata.normalize("NFKC", text.translate(_APOSTROPHES)).translate(_APOSTROPHES).lower()
-    for symbol, spoken in _SPOKEN.items():
-        text = text.replace(symbol, spoken)
-    if not _DIGIT.search(text):
-        return _WORD.findall(text)
-    text = _NUMBER.sub(lambda match: f" {_spell(match.group())} ", text)
-    tokens = _WORD.findall(text)  # what is left of 192.168.0.1 is numbers again
-    return [word for token in tokens for word in (_spell(token).split() if _NUMBER.fullmatch(token) else [token])]
+    """The words of a text by the rule in use (see the module)."""
+    return _words(text, None)
+
+
+def _words(text: str, left_out: Counter[str] | None) -> list[str]:
+    if text.isascii() and not _RARE.search(text) and not _config.markup:
+        return _WORD.findall(text.lower())
+    if "&" in text and ";" in text:
+        text = html.unescape(text)
+    text = text.translate(_APOSTROPHES) if not text.isascii() else text.replace("`", "'")
+    ascii_ = text.isascii()
+    plain = ascii_ or bool(_PLAIN.fullmatch(text))
+    if not plain:
+        text = _visible(text)
+    if _config.markup or _SUSPECT.search(text):
+        text = _without_markup(text, left_out)
+    english = _config.numbers == "english"
+    if not ascii_:
+        if english and _OTHER.search(text):
+            english = len(_OTHER.findall(text)) <= len(_LATIN.findall(text))
+        if not plain:
+            text = _SIGN.sub(lambda match: _read_sign(match, english), text)
+            text = _QUOTED.sub(lambda match: "״" if match[1] else "׳", text)
+        text = _visible(unicodedata.normalize("NFKC", text).translate(_APOSTROPHES))
+    text = text.lower()
+    if not ascii_:
+        text = unicodedata.normalize("NFKC", text)
+    if english:
+        for symbol, spoken in _SPOKEN.items():
+            text = text.replace(symbol, spoken)
+        if _DIGIT.search(text):
+            if "⁄" in text:
+                text = _FRACTION.sub(_spell_fraction, text)
+            text = _NUMBER.sub(lambda match: f" {_spell(match.group())} ", text)
+            tokens = _tokens(text, plain)  # what is left of 192.168.0.1 is numbers again
+            return [word for token in tokens for word in (_spell(token).split() if _NUMBER.fullmatch(token) else [token])]
+    return _tokens(text, plain)
+
+
+def _tokens(text: str, plain: bool) -> list[str]:
+    """The words of a text in its normal form."""
+    if plain:
+        tokens = _WORD.findall(text)
+    else:
+        tokens = (_STRETCHES if _config.unspaced == "stretches" else _WORDS).findall(text)
+        if _config.unspaced == "characters" and _ANY_UNSPACED.search(text):
+            tokens = [part for token in tokens for part in _CLUSTERS.findall(token)]
+    if "n't" in tokens:  # do n't
+        for at in range(len(tokens) - 1, 0, -1):
+            if tokens[at] == "n't":
+                tokens[at - 1 : at + 1] = [tokens[at - 1] + "n't"]
+    return tokens
 
 
 def normalised_lines(texts: Iterable[str]) -> Iterator[str]:
@@ -60,3 +300,50 @@ def normalised_lines(texts: Iterable[str]) -> Iterator[str]:
 def text_digest(spoken: Iterable[str]) -> bytes:
     """The first 8 bytes of the SHA-256 of an utterance's normalised words: what a label store in any pieces is held against."""
     return bytes.fromhex(digest_of(spoken)[:16])
+
+
+def text_notes(texts: Iterable[str]) -> list[str]:
+    """What the rule does to transcripts that a person should know, a sentence each: markup left out, numbers, scripts without spaces."""
+    left_out: Counter[str] = Counter()
+    found: Counter[str] = Counter()
+    silent = example = ""
+    for text in texts:
+        spoken = _words(text, left_out)
+        if not spoken and text.strip():
+            found["silent"] += 1
+            silent = silent or text
+        if any(c.isdigit() for c in text):
+            kept = any(c.isdigit() for word in spoken for c in word)
+            found["kept" if kept else "spelled"] += 1
+            example = example or (text if kept else "")
+        if not text.isascii():
+            found["characters"] += sum(bool(_ANY_CHARACTER.match(word)) for word in spoken)
+            found["stretches"] += sum(bool(_ANY_UNSPACED.match(word)) for word in spoken)
+    notes = []
+    if left_out:
+        kinds = [f"{kind} ({count})" for kind, count in left_out.most_common(_KINDS_SHOWN)]
+        more = f" and {len(left_out) - len(kinds)} more kinds" if len(left_out) > len(kinds) else ""
+        notes.append(
+            f"{left_out.total()} tokens of markup were left out of the transcripts' words: {', '.join(kinds)}{more}. "
+            "The table [words] of hkd.toml says what else is markup, or was said."
+        )
+    if found["silent"]:
+        notes.append(f"{found['silent']} transcripts have no words, the first is {silent[:60]!r}.")
+    if found["spelled"] and _config.numbers == "english":
+        notes.append(
+            f'Numbers of {found["spelled"]} transcripts are spelled out in English; [words] numbers = "kept" leaves them.'
+        )
+    if found["kept"]:
+        notes.append(
+            f"{found['kept']} transcripts keep digits in their words, the first is {example[:60]!r}. Write numbers as they were spoken."
+        )
+    if found["characters"] and _config.unspaced != "stretches":
+        notes.append(
+            f"{found['characters']} words are Chinese or Japanese characters: each is a word, so the word error rate is a character error rate."
+        )
+    if found["stretches"] and _config.unspaced != "characters":
+        notes.append(
+            f"{found['stretches']} words are of a script that is written without spaces (Thai, Lao, Khmer, Myanmar): what stands between two "
+            'spaces is one word. Put spaces or U+200B between words, or set [words] unspaced = "characters".'
+        )
+    return notes

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from hkd.errors import UserError
-from hkd.units.lexicon import Lexicon, lexicon_report
+from hkd.units.lexicon import Lexicon, coverage, lexicon_report
 from hkd.units.tying import StateTying
 
 
@@ -106,3 +106,62 @@ def test_the_report_says_what_is_listed_predicted_and_unknown(lexicon: Lexicon) 
     assert (report.words, report.running_words, report.listed, report.unknown_texts) == (4, 7, 2, 1)
     assert report.unknown == {"mp3": 2}
     assert set(report.predicted) == {"zorblat"}
+
+
+CMUDICT = """;;; old comments
+# new ones
+gdp G IY1 D IY1 P IY1 # abbrev
+of AH1 V
+of(2) AH0 V # weak
+spain S P EY1 N # place, spanish
+'em AH0 M
+em EH1 M
+a.m. EY1 EH1 M
+"""
+
+
+def test_comments_of_cmudict_are_no_phones(tmp_path: Path) -> None:
+    (tmp_path / "cmudict.dict").write_text(CMUDICT, encoding="utf-8")
+    found = Lexicon(tmp_path / "cmudict.dict")
+    assert found.phones == ("AH0", "AH1", "D", "EH1", "EY1", "G", "IY1", "M", "N", "P", "S", "V")
+    assert found.variants("of") == [("AH1", "V"), ("AH0", "V")]
+    assert found.variants("em") == [("EH1", "M"), ("AH0", "M")]  # what is written as transcripts are comes first
+    assert found.no_words == ["a.m."]
+
+
+def test_words_are_normalised_as_transcripts_are(tmp_path: Path) -> None:
+    text = "\ufeffHELLO\tHH AH0 L OW1\r\nHELLO(2)\tHH EH0 L OW1\r\nDON\u2019T\tD OW1 N T\r\nCAFE\u0301 K AE0 F EY1\r\nNew York\tN UW1 Y AO1 R K\r\n"
+    (tmp_path / "a.dict").write_bytes((text + "<UNK>\tSPN\r\n!SIL SIL\r\nhello\tHH AH0 L OW1\r\n२१ IY1\r\n").encode())
+    found = Lexicon(tmp_path / "a.dict")
+    assert found.variants("hello") == [("HH", "AH0", "L", "OW1"), ("HH", "EH0", "L", "OW1")]
+    assert (found.pronounce("don't"), found.pronounce("café")) == (("D", "OW1", "N", "T"), ("K", "AE0", "F", "EY1"))
+    assert found.variants("२१") == [("IY1",)]
+    assert found.no_words == ["New York", "<UNK>", "!SIL"]
+    assert {"SPN", "SIL"} <= set(found.phones)
+
+
+@pytest.mark.parametrize(
+    ("lines", "word", "phones"),
+    [
+        ("cat 0.5 k æ t\n", "cat", "k æ t"),
+        ("cat\t0.99\t0.2\tk æ t\n", "cat", "k æ t"),
+        ("cat 0.99 0.2 1 k æ t\ndog 1 0 1.0 0 d ɒ ɡ\n", "cat", "k æ t"),
+        ("cat 0.99 0.2 1 k æ t\ndog 1 0 1.0 0 d ɒ ɡ\n", "dog", "d ɒ ɡ"),
+        ("cat 1e-05 k æ t\n", "cat", "k æ t"),
+        ("cat 1.0 0.00 0.00 0.00 1 t\n", "cat", "1 t"),  # never more than four
+        ("öl 1 l\nrest 0 r E s t\n", "öl", "1 l"),  # X-SAMPA, without probabilities
+        ("HELLO [HELLO] hh ah l ow\n", "hello", "hh ah l ow"),  # HTK
+        ("<sil> [sil]\ncat k æ t #1\n", "cat", "k æ t"),  # Kaldi's disambiguation
+    ],
+)
+def test_columns_between_word_and_phones(tmp_path: Path, lines: str, word: str, phones: str) -> None:
+    (tmp_path / "a.dict").write_text(lines, encoding="utf-8")
+    assert Lexicon(tmp_path / "a.dict").variants(word) == [tuple(phones.split())]
+
+
+def test_coverage_counts_and_names(tmp_path: Path) -> None:
+    (tmp_path / "a.dict").write_text("HELLO HH AH0 L OW1\nlow-cost L OW1\n", encoding="utf-8")
+    assert coverage(Lexicon(tmp_path / "a.dict"), ["Hello, hello you", "<noise> you you be"]) == (
+        "a.dict lists 1 of the 3 different words of the transcripts (33.3% of the running text); not you, be. "
+        "1 of its entries are no single word and are not used: low-cost."
+    )

@@ -81,3 +81,18 @@ def test_a_folder_from_before_characters_gets_them(tmp_path: Path) -> None:
         level: i.digest for level, i in first.items()
     }
     assert CHARACTER in Units(tmp_path).levels
+
+
+def test_letters_of_other_splits_are_units_too_and_other_rules_of_words_are_refused(tmp_path: Path) -> None:
+    made = train_units(["नमस्ते दुनिया", "मेरा घर"], tmp_path, vocab_size=60, other_splits=["आप कैसे हैं", "plain"])
+    for level in (CHARACTER, SUBWORD):
+        assert {"ै", "ं", "आ", "स"} <= set(made[level].symbols)
+    assert "p" not in made[CHARACTER].symbols
+    unknown = Units(tmp_path).subwords.unknown
+    assert all(unknown not in Units(tmp_path).encode(["आप", "हैं"], level)[0] for level in (CHARACTER, SUBWORD))
+    with pytest.raises(UserError, match="made with letters = "):
+        train_units(["नमस्ते दुनिया", "मेरा घर"], tmp_path, vocab_size=60)
+    marker = tmp_path / "made-from.json"
+    marker.write_text(marker.read_text(encoding="utf-8").replace("hkd-words-2", "hkd-words-1"), encoding="utf-8")
+    with pytest.raises(UserError, match=r"made with normalisation = hkd-words-1 instead of hkd-words-2\. Use --overwrite"):
+        train_units(["नमस्ते दुनिया", "मेरा घर"], tmp_path, vocab_size=60, other_splits=["आप कैसे हैं", "plain"])
