@@ -160,7 +160,7 @@ class Project:
 
     @classmethod
     def load(cls, folder: Path) -> "Project":
-        """Read `folder`/hkd.toml where there is one, and take its table [words] for the words of all texts from now on.
+        """Read `folder`/hkd.toml where there is one, and take its table [normalisation] for the words of all texts from now on.
 
         Raises UserError for an unknown path or broken TOML.
         """
@@ -177,7 +177,7 @@ class Project:
                 near = difflib.get_close_matches(key, PATHS, n=1, cutoff=0.0)[0]
                 raise UserError(f"{path}: '{key}' is no path of a project. Did you mean '{near}'?")
         project = cls(folder=folder, tables=tables, found=True)
-        use(project.section("words", WordsConfig))
+        use(project.section("normalisation", WordsConfig))
         return project
 
     def path(self, name: str) -> Path:

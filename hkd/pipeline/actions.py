@@ -82,7 +82,7 @@ def units(folder: Path, settings: Settings, progress: Progress) -> str:
 
     here = Project.load(folder)
     table = dict(settings)
-    is_tied = table.pop("is_tied", False)
+    is_tied, _ = table.pop("is_tied", False), table.pop("normalisation", None)  # the project's rule of words is in use already
     config = build(UnitsConfig, table, where="[units]")
     aligner = aligner_of(here.table("align"), "[align]")
     if aligner.brings_units and not is_tied:  # tying has made them the project's already
@@ -101,7 +101,7 @@ def align(folder: Path, settings: Settings, progress: Progress) -> str:
 
     here = Project.load(folder)
     table = dict(settings)
-    tying = table.pop("tie", None)
+    tying, _ = table.pop("tie", None), table.pop("normalisation", None)
     aligner, manifest = aligner_of(table, "[align]"), read(here.manifest)
     report = run_aligner(manifest, here.alignment, aligner, folder=here.folder, overwrite=True, progress=progress)
     summary = (
@@ -145,7 +145,7 @@ def words(folder: Path, settings: Settings, progress: Progress) -> str:
 
     here = Project.load(folder)
     rest = dict(settings)
-    path = here.folder / str(rest.pop("path"))
+    path, _ = here.folder / str(rest.pop("path")), rest.pop("normalisation", None)
     config = build(WordNgramConfig, rest, where="[words]")
     spoken = read(here.manifest).split("train") if config.transcripts else ()
     count = train_word_ngram(here.texts, path, config=config, more=(u.text for u in spoken), progress=progress)

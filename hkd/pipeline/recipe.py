@@ -38,14 +38,14 @@ from hkd.pipeline.settings import CHECKS, WHO_LABELS, ReportSettings, average_se
 from hkd.units.acoustic import MADE_FROM_FILE
 from hkd.units.level import SENONE, SUBWORD
 
-SINGLE = ("prepare", "units", "align", "tie", "words", "train", "evaluate", "report")
+SINGLE = ("prepare", "normalisation", "units", "align", "tie", "words", "train", "evaluate", "report")
 SEVERAL = ("ngrams", "lm", "dump", "averages", "runs", "searches")
 SHARED = {"runs": "train", "ngrams": "words"}  # the single table whose settings those of several start from
 OWN_WORDS = f"lm/{WORDS}"
 Ngrams = Mapping[str, tuple[str, Mapping[str, Any]]]  # the word n-grams by the paths of their files: (stage, settings)
 TEXTS = "text/*.txt*"
 TOOL_FILES = ("path", "model", "lang", "words", "phones", "lexicon")  # settings of [align] that name files or folders
-OPTIONAL = ("tie",)  # single tables that do nothing where they are not there
+OPTIONAL = ("normalisation", "tie")  # single tables that do nothing where they are not there
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -189,15 +189,16 @@ def _data_stages(recipe: Recipe) -> Iterator[Stage]:
     align, units, is_tied = recipe.table("align"), recipe.table("units"), "tie" in recipe.tables
     if is_tied:
         align, units = {**align, "tie": recipe.table("tie")}, {**units, "is_tied": True}
+    rule = {"normalisation": table} if (table := recipe.table("normalisation")) else {}
     tool = aligner_of(recipe.table("align"), "[align]")
     files = tuple(str(recipe.table("align")[name]) for name in TOOL_FILES if recipe.table("align").get(name))
     yield Stage(
-        name="align", action=actions.align, settings=align, outputs=("alignment.arrow",), needs=("prepare",),
+        name="align", action=actions.align, settings={**align, **rule}, outputs=("alignment.arrow",), needs=("prepare",),
         inputs=("manifest.jsonl", AUDIO, *files),
     )  # fmt: skip
     brings_units = is_tied or tool.brings_units
     yield Stage(
-        name="units", action=actions.units, settings=units, needs=("prepare", "align") if brings_units else ("prepare",),
+        name="units", action=actions.units, settings={**units, **rule}, needs=("prepare", "align") if brings_units else ("prepare",),
         outputs=(f"units/{MADE_FROM_FILE}",) if is_tied else ("units",),  # tying has put its tree there before
         inputs=("manifest.jsonl", *(("alignment.arrow", *files) if brings_units else ())),
     )  # fmt: skip
@@ -205,9 +206,10 @@ def _data_stages(recipe: Recipe) -> Iterator[Stage]:
 
 def _lm_stages(recipe: Recipe, ngrams: Ngrams) -> Iterator[Stage]:
     """Text → word n-grams and unit LMs."""
+    rule = {"normalisation": table} if (table := recipe.table("normalisation")) else {}
     for path, (name, table) in ngrams.items():
         yield Stage(
-            name=name, action=actions.words, settings={"path": path, **table}, outputs=(path,), needs=("prepare",),
+            name=name, action=actions.words, settings={"path": path, **table, **rule}, outputs=(path,), needs=("prepare",),
             inputs=(TEXTS, *(("manifest.jsonl",) if table.get("transcripts") else ())),
         )  # fmt: skip
     for name, table in recipe.table("lm").items():

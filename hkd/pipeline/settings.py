@@ -16,6 +16,7 @@ from hkd.pipeline.aligning import aligner_of
 from hkd.teachers.options import TeacherOptions
 from hkd.train.config import TrainConfig
 from hkd.units.sequences import UnitsConfig
+from hkd.units.text import WordsConfig
 
 Settings = Mapping[str, Any]
 
@@ -113,6 +114,7 @@ CHECKS: dict[str, Callable[[Settings, str], Any]] = {
     "words": lambda table, where: build(WordNgramConfig, table, where=where),
     "evaluate": lambda table, where: evaluate_settings(table, where)[0],
     "searches": lambda table, where: evaluate_settings({k: v for k, v in table.items() if k != "runs"}, where)[0],
+    "normalisation": lambda table, where: build(WordsConfig, table, where=where),
     "report": lambda table, where: build(ReportSettings, table, where=where),
 }
 

@@ -11,7 +11,7 @@
 - Chinese and Japanese characters are a word each. In other scripts without spaces (Thai, Lao, Khmer, Myanmar) a word ends at a space or at
   U+200B, so transcripts should be segmented.
 
-The table [words] of hkd.toml changes this for other corpora (`WordsConfig`); a digest of it is then part of the rule's name.
+The table [normalisation] of hkd.toml changes this for other corpora (`WordsConfig`); a digest of it is then part of the rule's name.
 """
 
 import html
@@ -31,7 +31,7 @@ from hkd.errors import UserError
 from hkd.files import digest_of, digest_of_json
 
 NORMALISATION = "hkd-words-2"
-_PASSED_ON = "HKD_WORDS"  # the environment of this process's own children: the table [words], as JSON
+_PASSED_ON = "HKD_NORMALISATION"  # the environment of this process's own children: the table [normalisation], as JSON
 
 _APOSTROPHES = str.maketrans({**dict.fromkeys("’‘ʼ＇`´", "'"), **dict(zip("＜＞［］｛｝（）％＊＋", "<>[]{}()%*+", strict=True))})
 _NUMBER = re.compile(r"(?<![\w.,])[0-9](?:[0-9,]*[0-9])?(?:\.[0-9]+)?(?:st|nd|rd|th)?(?![\w]|[.,][0-9])")
@@ -107,7 +107,7 @@ _KINDS_SHOWN = 8
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WordsConfig:
-    """The table [words] of hkd.toml: what other corpora write in their transcripts. Patterns are Python's regular expressions."""
+    """The table [normalisation] of hkd.toml: what other corpora write in their transcripts. Patterns are Python's regular expressions."""
 
     markup: tuple[str, ...] = ()  # what is no speech besides what the rule knows; case matters not
     speech: tuple[str, ...] = ()  # what the rule takes for markup, but was said: a whole `[Tag]`, its brackets included
@@ -123,11 +123,11 @@ class WordsConfig:
                     empty = re.compile(pattern).match("")
                 except re.error as error:
                     raise UserError(
-                        f"words.{name} must hold regular expressions, but '{pattern}' is none ({error}). Write \\[ for a bracket."
+                        f"normalisation.{name} must hold regular expressions, but '{pattern}' is none ({error}). Write \\[ for a bracket."
                     ) from None
                 if empty:
                     raise UserError(
-                        f"words.{name} must hold patterns of at least one character, but '{pattern}' matches nothing too."
+                        f"normalisation.{name} must hold patterns of at least one character, but '{pattern}' matches nothing too."
                     )
 
 
@@ -154,7 +154,7 @@ def use(config: WordsConfig) -> None:
 
 
 def normalisation() -> str:
-    """The name of the rule that is in use: `hkd-words-2`, with a digest of the table [words] where that changes it."""
+    """The name of the rule that is in use: `hkd-words-2`, with a digest of the table [normalisation] where that changes it."""
     return NORMALISATION if _config == WordsConfig() else f"{NORMALISATION}+{digest_of_json(asdict(_config))[:8]}"
 
 
@@ -325,13 +325,13 @@ def text_notes(texts: Iterable[str]) -> list[str]:
         more = f" and {len(left_out) - len(kinds)} more kinds" if len(left_out) > len(kinds) else ""
         notes.append(
             f"{left_out.total()} tokens of markup were left out of the transcripts' words: {', '.join(kinds)}{more}. "
-            "The table [words] of hkd.toml says what else is markup, or was said."
+            "The table [normalisation] of hkd.toml says what else is markup, or was said."
         )
     if found["silent"]:
         notes.append(f"{found['silent']} transcripts have no words, the first is {silent[:60]!r}.")
     if found["spelled"] and _config.numbers == "english":
         notes.append(
-            f'Numbers of {found["spelled"]} transcripts are spelled out in English; [words] numbers = "kept" leaves them.'
+            f'Numbers of {found["spelled"]} transcripts are spelled out in English; [normalisation] numbers = "kept" leaves them.'
         )
     if found["kept"]:
         notes.append(
@@ -344,6 +344,6 @@ def text_notes(texts: Iterable[str]) -> list[str]:
     if found["stretches"] and _config.unspaced != "characters":
         notes.append(
             f"{found['stretches']} words are of a script that is written without spaces (Thai, Lao, Khmer, Myanmar): what stands between two "
-            'spaces is one word. Put spaces or U+200B between words, or set [words] unspaced = "characters".'
+            'spaces is one word. Put spaces or U+200B between words, or set [normalisation] unspaced = "characters".'
         )
     return notes

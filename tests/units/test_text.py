@@ -196,7 +196,7 @@ def test_lines_without_words_are_left_out() -> None:
 
 def test_a_table_of_hkd_toml_changes_the_rule_and_its_name(tmp_path) -> None:
     (tmp_path / "hkd.toml").write_text(
-        """[words]\nmarkup = ['\\$\\w+', '=[^=]*=']\nspeech = ['\\[M.*\\]']\nnumbers = "kept"\nunspaced = "characters"\n""",
+        """[normalisation]\nmarkup = ['\\$\\w+', '=[^=]*=']\nspeech = ['\\[M.*\\]']\nnumbers = "kept"\nunspaced = "characters"\n""",
         encoding="utf-8",
     )
     assert (spoken("$um 12 [Mary]"), normalisation()) == ("um twelve", NORMALISATION)
@@ -212,7 +212,7 @@ def test_a_table_of_hkd_toml_changes_the_rule_and_its_name(tmp_path) -> None:
 
 @pytest.mark.parametrize(("name", "pattern"), [("markup", "["), ("speech", "("), ("markup", "a*")])
 def test_patterns_that_cannot_be_right_are_refused(name: str, pattern: str) -> None:
-    with pytest.raises(UserError, match=rf"^words\.{name} must hold"):
+    with pytest.raises(UserError, match=rf"^normalisation\.{name} must hold"):
         WordsConfig(**{name: (pattern,)})
 
 
