@@ -132,12 +132,9 @@ class WordsConfig:
 
 
 def _passed_on() -> WordsConfig:
-    given = os.environ.get(_PASSED_ON)
-    return (
-        WordsConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(given).items()})
-        if given
-        else WordsConfig()
-    )
+    given: dict[str, Any] = json.loads(os.environ.get(_PASSED_ON) or "{}")
+    settings: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    return WordsConfig(**settings)
 
 
 _config = _passed_on()
