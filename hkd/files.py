@@ -129,7 +129,7 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, json_bytes(value))
 
 
-def digest_of(parts: Iterable[str | bytes]) -> str:
+def digest_of(parts: Iterable[str | bytes | memoryview]) -> str:
     """SHA-256, in hex, of the parts in order, each preceded by its length as 8 little-endian bytes."""
     sha = hashlib.sha256()
     for part in parts:

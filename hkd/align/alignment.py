@@ -1,6 +1,6 @@
 """The alignment: when each word, phone and senone of an utterance was spoken, on a grid of 10 ms frames.
 
-- One artefact for a manifest: an Arrow IPC file, a row an utterance (memory-mapped, random access by id); its schema's metadata holds
+- One artefact for a manifest: an Arrow IPC file, a row an utterance in batches of 1,024 (memory-mapped, random access by id); its schema's metadata holds
   the manifest's digest, the inventories, the aligner, and the utterances that could not be aligned, with reasons.
 - A tier is `(unit_id, start_frame, num_frames)`, contiguous and ordered, from frame 0 to the end; silence is an explicit segment.
 - A unit sequence is a tier collapsed to its unit ids without silence, one position a segment.
@@ -11,7 +11,7 @@ from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from hkd.units.inventory import UnitInventory
 from hkd.units.level import MONOPHONE
 
 METADATA_KEY = b"hkd_alignment"
+_BATCH_ROWS = 1024  # utterances in a batch of the file
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -157,12 +158,15 @@ _TIER = pa.struct([("unit", pa.list_(pa.int32())), ("start", pa.list_(pa.int32()
 
 
 class Alignment:
-    """A read alignment: `alignment[id]`, `id in alignment`, `inventories`, `manifest_digest`, `failed` (id → reason)."""
+    """A read alignment: `alignment[id]`, `id in alignment`, `inventories`, `manifest_digest`, `failed` (id → reason).
+
+    Rows are views of the memory-mapped file.
+    """
 
     def __init__(self, path: Path) -> None:
         try:
-            self._table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-            meta = json.loads((self._table.schema.metadata or {})[METADATA_KEY])
+            table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+            meta = json.loads((table.schema.metadata or {})[METADATA_KEY])
         except FileNotFoundError:
             raise UserError(f"alignment {path} must be there, but is missing. Run `hkd align` first.") from None
         except (KeyError, ValueError, OSError) as error:
@@ -176,7 +180,12 @@ class Alignment:
             for level, v in meta["inventories"].items()
         }
         self.silences: dict[str, tuple[int, ...]] = {level: tuple(ids) for level, ids in meta["silences"].items()}
-        self._row_of = {name: row for row, name in enumerate(self._table["id"].to_pylist())}
+        if table["id"].num_chunks > max(1, 2 * len(table) // _BATCH_ROWS):
+            table = table.combine_chunks()  # one batch a row, as earlier versions wrote it; a copy
+        self._batches: list[pa.RecordBatch] = table.to_batches()
+        self._first_row = list(accumulate((len(batch) for batch in self._batches), initial=0))
+        self._columns: dict[tuple[int, str], tuple[NDArray[np.int32], ...]] = {}
+        self._row_of = {name: row for row, name in enumerate(table["id"].to_pylist())}
 
     def __contains__(self, utterance_id: object) -> bool:
         return utterance_id in self._row_of
@@ -189,37 +198,65 @@ class Alignment:
 
     def __getitem__(self, utterance_id: str) -> UtteranceAlignment:
         """Raises UserError for an id that has no alignment, with the reason where one is known."""
+        batch, row = self._place(utterance_id)
+        return UtteranceAlignment(
+            id=utterance_id,
+            words=tuple(self._batches[batch]["words"][row].as_py()),
+            word_tier=self._tier(batch, row, "word"),
+            tiers={level: self._tier(batch, row, level) for level in self.inventories},
+        )
+
+    def positions(self, utterance_id: str, level: str) -> Positions:
+        """The unit sequence of an utterance at an aligned level, silence left out."""
+        return positions(self._tier(*self._place(utterance_id), level), self.silences[level])
+
+    def _place(self, utterance_id: str) -> tuple[int, int]:
+        """The batch of an utterance, and its row there."""
         if utterance_id not in self._row_of:
             raise UserError(
                 f"utterance '{utterance_id}' has no alignment ({self.failed.get(utterance_id, 'not in the alignment')})."
             )
         row = self._row_of[utterance_id]
+        batch = bisect_right(self._first_row, row) - 1
+        return batch, row - self._first_row[batch]
 
-        def tier(name: str) -> Tier:
-            value = self._table[name][row]
-            return Tier(unit_U=value["unit"].values.to_numpy(), start_U1=value["start"].values.to_numpy())
+    def _arrays(self, batch: int, tier: str) -> tuple[NDArray[np.int32], ...]:
+        """A tier of a batch of R rows: offsets_R1 and values of the units, offsets_R1 and values of the starts."""
+        if (batch, tier) not in self._columns:
+            column = self._batches[batch][tier]
+            lists = (column.field("unit"), column.field("start"))
+            self._columns[batch, tier] = tuple(part.to_numpy() for each in lists for part in (each.offsets, each.values))
+        return self._columns[batch, tier]
 
-        return UtteranceAlignment(
-            id=utterance_id,
-            words=tuple(self._table["words"][row].as_py()),
-            word_tier=tier("word"),
-            tiers={level: tier(level) for level in self.inventories},
-        )
+    def _tier(self, batch: int, row: int, name: str) -> Tier:
+        unit_at_R1, unit, start_at_R1, start = self._arrays(batch, name)
+        return Tier(unit_U=unit[unit_at_R1[row] : unit_at_R1[row + 1]], start_U1=start[start_at_R1[row] : start_at_R1[row + 1]])
 
-    def positions(self, utterance_id: str, level: str) -> Positions:
-        """The unit sequence of an utterance at an aligned level, silence left out."""
-        return positions(self[utterance_id].tiers[level], self.silences[level])
+    def unit_sequences(self, level: str) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        """All unit sequences of a level without silence, in the order of the ids: offset_N1 and the units; row n has [offset[n], offset[n + 1])."""
+        counts, kept = [np.zeros(1, np.int64)], [np.zeros(0, np.int32)]
+        silence_ids = np.array(self.silences[level], np.int32)
+        for batch in range(len(self._batches)):
+            at_R1, unit, *_ = self._arrays(batch, level)
+            keep = ~np.isin(unit[at_R1[0] : at_R1[-1]], silence_ids)
+            before = np.concatenate([[0], np.cumsum(keep)])
+            counts.append(np.diff(before[at_R1 - at_R1[0]]))
+            kept.append(unit[at_R1[0] : at_R1[-1]][keep])
+        return np.cumsum(np.concatenate(counts)), np.concatenate(kept)
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all unit sequences (not of their times) and of the inventories: what a label store at an aligned level hangs on."""
-        parts: list[str | bytes] = [
-            part for level, inventory in sorted(self.inventories.items()) for part in (level, inventory.digest)
-        ]
-        for name in sorted(self._row_of):
-            parts.append(name)
-            parts.extend(self.positions(name, level).unit_U.astype("<i4").tobytes() for level in sorted(self.inventories))
-        return digest_of(parts)
+        """SHA-256 of all unit sequences (not of their times) and of the inventories: a label store at an aligned level is of this digest."""
+        levels = sorted(self.inventories)
+        parts: list[str | bytes] = [part for level in levels for part in (level, self.inventories[level].digest)]
+        sequences = [self.unit_sequences(level) for level in levels]
+        places = [(offset_N1.tolist(), memoryview(unit.astype("<i4").tobytes())) for offset_N1, unit in sequences]
+        utterances = (
+            part
+            for name in sorted(self._row_of)
+            for part in (name, *(data[4 * at[row] : 4 * at[row + 1]] for row in (self._row_of[name],) for at, data in places))
+        )
+        return digest_of(chain(parts, utterances))
 
 
 def write_alignment(
@@ -248,10 +285,12 @@ def write_alignment(
     def struct(tier: Tier) -> dict[str, NDArray[np.int32]]:
         return {"unit": tier.unit_U, "start": tier.start_U1}
 
+    left = iter(rows)
     with atomic_write(path) as file, pa.ipc.new_file(file, schema) as writer:
-        for row in rows:
-            columns: dict[str, list[Any]] = {"id": [row.id], "words": [list(row.words)], "word": [struct(row.word_tier)]}
-            columns |= {level: [struct(row.tiers[level])] for level in inventories}
+        while batch := list(islice(left, _BATCH_ROWS)):
+            columns: dict[str, list[Any]] = {"id": [row.id for row in batch], "words": [list(row.words) for row in batch]}
+            columns |= {"word": [struct(row.word_tier) for row in batch]}
+            columns |= {level: [struct(row.tiers[level]) for row in batch] for level in inventories}
             writer.write_batch(pa.record_batch(columns, schema=schema))
 
 

@@ -19,6 +19,7 @@ from hkd.align.alignment import (
     write_alignment,
 )
 from hkd.errors import UserError
+from hkd.files import digest_of
 from hkd.manifest import Manifest, Utterance
 from hkd.testing.alignments import TOY_SILENCES, random_alignment, toy_inventories, write_random_alignment
 from hkd.units.level import MONOPHONE, SENONE
@@ -126,6 +127,45 @@ def test_round_trip(tmp_path: Path) -> None:
     again = write_random_alignment(whole, tmp_path / "b.arrow", seed=1)
     assert (tmp_path / "a.arrow").read_bytes() == (tmp_path / "b.arrow").read_bytes()
     assert again.digest == alignment.digest
+
+
+@pytest.mark.parametrize("rows_a_batch", [1, 3, 4, 1024])
+def test_batches_of_any_size_read_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_a_batch: int) -> None:
+    """Earlier versions wrote a batch a row."""
+    whole = corpus(7)
+    usual = write_random_alignment(whole, tmp_path / "a.arrow", seed=3)
+    monkeypatch.setattr("hkd.align.alignment._BATCH_ROWS", rows_a_batch)
+    other = write_random_alignment(whole, tmp_path / "b.arrow", seed=3)
+    assert other[whole[6].id].num_frames == usual[whole[6].id].num_frames  # read batch by batch
+    assert other.digest == usual.digest
+    monkeypatch.undo()
+    other = Alignment(tmp_path / "b.arrow")  # read as one
+    assert list(other) == list(usual)
+    parts: list[str | bytes] = []
+    for level in (MONOPHONE, SENONE):
+        parts += [level, other.inventories[level].digest]
+        offset_N1, unit = other.unit_sequences(level)
+        for row, name in enumerate(other):
+            wanted = usual.positions(name, level)
+            assert np.array_equal(unit[offset_N1[row] : offset_N1[row + 1]], wanted.unit_U)
+            assert np.array_equal(other.positions(name, level).start_U, wanted.start_U)
+            assert np.array_equal(other[name].word_tier.start_U1, usual[name].word_tier.start_U1)
+            assert other[name].words == usual[name].words
+    for name in sorted(usual):
+        parts += [name, *(usual.positions(name, level).unit_U.astype("<i4").tobytes() for level in (MONOPHONE, SENONE))]
+    assert other.digest == usual.digest == digest_of(parts)
+
+
+def test_an_alignment_of_no_phones_or_no_utterances_has_a_digest(tmp_path: Path) -> None:
+    row = random_alignment(np.random.default_rng(0))
+    words_alone = type(row)(id=row.id, words=row.words, word_tier=row.word_tier, tiers={})
+    common = {"manifest_digest": "", "aligner": {}, "failed": {}}
+    write_alignment(tmp_path / "a.arrow", [words_alone], inventories={}, silences={}, **common)
+    assert Alignment(tmp_path / "a.arrow").digest == digest_of([row.id])
+    write_alignment(tmp_path / "b.arrow", [], inventories=toy_inventories(), silences=TOY_SILENCES, **common)
+    empty = Alignment(tmp_path / "b.arrow")
+    assert (len(empty), empty.unit_sequences(SENONE)[0].tolist()) == (0, [0])
+    assert len(empty.digest) == 64
 
 
 def test_the_digest_covers_units_and_not_times(tmp_path: Path) -> None:
