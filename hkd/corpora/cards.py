@@ -1,8 +1,8 @@
-"""A corpus' card (where it comes from, its licence, checksums, what the manifest must hold), and how its files are had.
+"""Cards of known corpora (source, licence, checksums, what the manifest must hold), and how a corpus' archives are fetched and unpacked.
 
-- Cards are TOML files, one a corpus (`data_manifests/` in the repository). A checksum stands there only with the source that publishes it.
-- Archives come from a folder that the user names, the cache or a server; those of up to `AUTO_GB` without being asked for.
-- A download goes on where a broken one stopped, is checked against its card, and appears under its name only then.
+- Cards are TOML files, one for each corpus (`data_manifests/` in the repository). A checksum is there only with the source that publishes it.
+- Archives come from a folder that the user names, the cache or a server; those of up to `AUTO_GB` are fetched without being asked for.
+- A download continues where a broken one stopped, is checked against its card, and gets its name only then.
 - Unpacking writes below its folder or not at all: no absolute paths, no `..`, no links out, no devices, a bound on the size.
 """
 
@@ -44,7 +44,7 @@ _DEPTH = 3
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Archive:
-    """One file to be had. At most one of `sha256` and `md5` is set, and only together with who publishes it."""
+    """One file of a corpus. At most one of `sha256` and `md5` is set, and only together with its source."""
 
     file: str
     checksum_source: str = ""
@@ -75,16 +75,12 @@ class Card:
     base_url: str = ""  # empty: cannot be downloaded without a form or a licence
     size_gb: float | None = None  # of the archives together, about
     split_by: str = ""
-    figures_source: str = ""  # who publishes the expected utterances and hours
+    figures_source: str = ""  # where the expected utterances and hours are published
     sentences: int | None = None  # text corpora
     whole: Expected | None = None  # what all splits together must hold
     some_parts: bool = False  # whether a manifest may hold some of the parts alone
     splits: Mapping[str, Expected] = field(default_factory=dict)
     parts: Mapping[str, Expected] = field(default_factory=dict)  # the publisher's parts: the extra field `part`
-
-    def archive(self, file: str) -> Archive | None:
-        """The archive of that name, or None."""
-        return next((archive for archive in self.archives if archive.file == file), None)
 
 
 def parse_card(table: Mapping[str, Any]) -> Card:
@@ -104,8 +100,8 @@ def load_card(name: str) -> Card:
     return parse_card(tomllib.loads((CARDS / f"{name}.toml").read_text(encoding="utf-8")))
 
 
-def all_cards() -> list[Card]:
-    """All cards, by name."""
+def known_corpora() -> list[Card]:
+    """The cards of all corpora that can be prepared by name, in order."""
     return [load_card(path.stem) for path in sorted(CARDS.glob("*.toml"))]
 
 

@@ -455,7 +455,7 @@ def _nemo_rows(path: Path, options: Options) -> Iterator[tuple[str, dict[str, An
         for name, number_wanted in (("audio_filepath", False), ("text", False), ("offset", True), ("duration", True)):
             value = row.get(name)
             if value is None and not number_wanted:
-                raise UserError(f"{place}: field '{name}' must be there, but is missing.")
+                raise UserError(f"{place}: field '{text if name == 'text' else name}' must be there, but is missing.")
             if value is not None and (isinstance(value, bool) or not isinstance(value, int | float if number_wanted else str)):
                 what = "a number of seconds" if number_wanted else "a string"
                 raise UserError(f"{place}: field '{name}' must be {what}, but is {str(value)[:60]!r} instead.")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from hkd import manifest
 from hkd.corpora import lhotse
-from hkd.corpora.cards import Card, Source, check, load_card
+from hkd.corpora.cards import Source, check, load_card
 from hkd.corpora.collect import Options, Report
 from hkd.corpora.debian import prepare_fortunes
 from hkd.corpora.importers import NEMO_PATTERN, guess_kind, read_path
@@ -32,11 +32,6 @@ SHARES = {"train": 0.8, "dev": 0.1, "test": 0.1}
 MIN_GROUPS = 10  # speakers or texts, for splits that deserve the name
 LEFT_OUT = "left-out.tsv"
 TEXT: Mapping[str, Callable[..., int]] = {"fortunes": prepare_fortunes}
-
-
-def known_corpora() -> list[Card]:
-    """The cards of all corpora that can be prepared by name."""
-    return [load_card(name) for name in sorted([*SPEECH, *TEXT])]
 
 
 def _same_words(utterance: Utterance) -> str:
@@ -73,7 +68,7 @@ def split(whole: Manifest, report: Report | None = None) -> tuple[Manifest, str]
     if "" in speakers:
         unknown = [u.id for u in whole if not u.speaker]
         report.note(
-            "no speaker is known, so the same voice may be in train and test (give one folder a speaker, a column `speaker`, or a pattern of the "
+            f"no speaker is known{' of some' if len(unknown) < len(whole) else ''}, so the same voice may be in train and test (give one folder a speaker, a column `speaker`, or a pattern of the "
             "ids: --speaker '^[^_]+')",
             unknown,
         )

@@ -1,11 +1,18 @@
-"""Cards: every one in the repository is complete; a manifest is held against its card."""
+"""Cards, and how archives are had: downloads that resume and are checked, archives that cannot do harm, apt."""
 
+import hashlib
+import io
+import os
+import stat
+import tarfile
 from dataclasses import replace
+from pathlib import Path
 from types import MappingProxyType
 
 import pytest
 
-from hkd.corpora.cards import Card, Expected, all_cards, check, differences, parse_card
+from hkd.corpora import cards, debian
+from hkd.corpora.cards import Archive, Card, Expected, check, differences, known_corpora, parse_card
 from hkd.corpora.named import SPEECH
 from hkd.corpora.prepare import TEXT
 from hkd.errors import HkdError
@@ -13,7 +20,7 @@ from hkd.manifest import Utterance
 
 
 def test_every_card_says_where_from_under_which_licence_and_whose_checksums() -> None:
-    cards = all_cards()
+    cards = known_corpora()
     assert {card.name for card in cards} == {*SPEECH, *TEXT}
     for card in cards:
         assert card.kind == ("speech" if card.name in SPEECH else "text")
@@ -24,7 +31,6 @@ def test_every_card_says_where_from_under_which_licence_and_whose_checksums() ->
             checksums = [checksum for checksum in (archive.sha256, archive.md5) if checksum]
             assert [len(checksum) for checksum in checksums] in ([64], [32], [])
             assert bool(archive.checksum_source) == bool(checksums)
-            assert card.archive(archive.file) is archive
         if card.kind == "speech":
             assert card.split_by
             figures = [*card.splits.values(), *card.parts.values(), *([card.whole] if card.whole else [])]
@@ -71,3 +77,159 @@ def test_parts_that_are_not_there_count_where_all_are_wanted() -> None:
     assert differences(whole, one) == ["part b has 0 utterances instead of 1"]
     assert differences(replace(whole, some_parts=True), one) == []
     assert differences(replace(whole, parts={}, whole=Expected(utterances=2)), one) == ["corpus x has 1 utterances instead of 2"]
+
+
+DATA = os.urandom(300_000)
+
+
+def archive(data: bytes = DATA, name: str = "x.bin") -> Archive:
+    return Archive(file=name, checksum_source="here", md5=hashlib.md5(data).hexdigest())
+
+
+def test_a_download_goes_on_where_it_broke(server, tmp_path: Path) -> None:
+    url, folder, handler = server
+    (folder / "x.bin").write_bytes(DATA)
+    handler.limit_bytes = 100_000
+    for _ in range(2):
+        with pytest.raises(HkdError, match="goes on where it was"):
+            cards.download(f"{url}/x.bin", tmp_path / "x.bin", archive())
+        assert not (tmp_path / "x.bin").exists()
+    seen: list[tuple[float, float]] = []
+    handler.limit_bytes = None
+    cards.download(f"{url}/x.bin", tmp_path / "x.bin", archive(), progress=lambda done, total, **_: seen.append((done, total)))
+    assert (tmp_path / "x.bin").read_bytes() == DATA
+    assert handler.asked == ["/x.bin", "/x.bin bytes=100000-", "/x.bin bytes=200000-"]
+    assert seen[-1] == (len(DATA), len(DATA))
+    cards.download(f"{url}/x.bin", tmp_path / "x.bin", archive())
+    assert len(handler.asked) == 3
+
+
+def test_a_wrong_file_is_removed_and_both_checksums_named(server, tmp_path: Path) -> None:
+    url, folder, _ = server
+    (folder / "x.bin").write_bytes(DATA[:-1] + b"!")
+    with pytest.raises(HkdError, match=f"{archive().md5}.*instead"):
+        cards.download(f"{url}/x.bin", tmp_path / "x.bin", archive())
+    assert list(tmp_path.glob("x.bin*")) == []
+
+
+def test_a_part_that_is_whole_already_is_taken(server, tmp_path: Path) -> None:
+    url, folder, _ = server
+    (folder / "x.bin").write_bytes(DATA)
+    (tmp_path / "x.bin.part").write_bytes(DATA)
+    assert cards.download(f"{url}/x.bin", tmp_path / "x.bin", archive()).read_bytes() == DATA
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9/x", "no-url", "http://[bad"])
+def test_no_network_is_one_line_with_a_way_out(tmp_path: Path, url: str) -> None:
+    with pytest.raises(HkdError, match="give --root DIR") as caught:
+        cards.download(url, tmp_path / "x", archive())
+    assert "\n" not in str(caught.value)
+
+
+def tar_with(folder: Path, *members: tuple[tarfile.TarInfo, bytes]) -> Path:
+    with tarfile.open(folder / "x.tar.gz", "w:gz") as tar:
+        for member, data in members:
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return folder / "x.tar.gz"
+
+
+def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "", mode: int = 0o644) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname, info.mode = kind, link, mode
+    return info
+
+
+@pytest.mark.parametrize(
+    "evil",
+    [
+        member("../out"),
+        member("a/../../out"),
+        member("link", tarfile.SYMTYPE, "/etc/passwd"),
+        member("link", tarfile.SYMTYPE, "../../x"),
+        member("hard", tarfile.LNKTYPE, "../x"),
+        member("device", tarfile.CHRTYPE),
+        member("pipe", tarfile.FIFOTYPE),
+    ],
+)
+def test_archives_that_reach_out_are_refused_and_leave_nothing(tmp_path: Path, evil: tarfile.TarInfo) -> None:
+    path = tar_with(tmp_path, (member("good"), b"data"), (evil, b""))
+    with pytest.raises(HkdError, match="cannot be unpacked"):
+        cards.unpack(path, tmp_path / "deep" / "out")
+    assert list((tmp_path / "deep").iterdir()) == []
+    assert not (tmp_path / "out").exists()
+
+
+def test_absolute_names_land_inside_and_no_bits_are_set(tmp_path: Path) -> None:
+    out = cards.unpack(tar_with(tmp_path, (member("/abs", mode=0o4777), b"x")), tmp_path / "out")
+    assert [p.name for p in out.iterdir()] == ["abs"]
+    assert not (out / "abs").stat().st_mode & (stat.S_ISUID | stat.S_IWOTH)
+
+
+def test_bombs_and_truncated_archives_are_refused(tmp_path: Path) -> None:
+    path = tar_with(tmp_path, *[(member(f"f{n}"), bytes(1 << 20)) for n in range(4)])
+    with pytest.raises(HkdError, match="more than"):
+        cards.unpack(path, tmp_path / "out", max_bytes=3 << 20)
+    assert not (tmp_path / "out").exists()
+    path = tar_with(tmp_path, (member("f"), os.urandom(100_000)))
+    for size in (10, 50_000):
+        (tmp_path / "cut.tar.gz").write_bytes(path.read_bytes()[:size])
+        with pytest.raises(HkdError, match="cannot be unpacked"):
+            cards.unpack(tmp_path / "cut.tar.gz", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_apt_it_says_how_to_give_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(HkdError, match=r"need apt, which this machine has not.*hkd prepare FOLDER"):
+        debian.debian_packages(["asterisk-core-sounds-en"], [], tmp_path / "cache")
+
+
+_FAKE_APT = """#!/bin/sh
+# stands in for an apt that has lists only after an update into the folder that it is told
+echo "$@" >> {log}
+case "$*" in
+  *update) for o in "$@"; do case "$o" in Dir::State::Lists=*) touch "${{o#*=}}/have";; esac; done;;
+  *download*) for o in "$@"; do case "$o" in Dir::State::Lists=*) [ -e "${{o#*=}}/have" ] && {make} && exit 0;; esac; done
+              echo "E: Unable to locate package" >&2; exit 100;;
+esac
+"""
+
+
+def fake_apt(folder: Path, monkeypatch: pytest.MonkeyPatch, make: str) -> Path:
+    tools = folder / "tools"
+    tools.mkdir()
+    (tools / "apt-get").write_text(_FAKE_APT.format(log=folder / "log", make=make))
+    (tools / "dpkg-deb").write_text('#!/bin/sh\nmkdir -p "$3" && cp "$2" "$3/content"\n')
+    for tool in tools.iterdir():
+        tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+    return folder / "log"
+
+
+def test_package_lists_are_fetched_into_the_cache_where_the_system_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = fake_apt(tmp_path, monkeypatch, "printf data > p_1_all.deb")
+    good = Archive(file="p_1_all.deb", checksum_source="here", sha256=hashlib.sha256(b"data").hexdigest())
+    files = debian.debian_packages(["p"], [good], tmp_path / "cache")
+    assert (files / "content").read_bytes() == b"data"
+    commands = log.read_text().splitlines()
+    assert [line.split()[-2:] for line in commands if "download" in line] == [["download", "p"]] * 2
+    assert str(tmp_path / "cache" / "apt" / "lists") in commands[1]
+    assert debian.debian_packages(["p"], [good], tmp_path / "cache") == files
+    assert len(log.read_text().splitlines()) == 3
+
+
+def test_a_package_that_is_not_the_cards_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_apt(tmp_path, monkeypatch, "printf other > p_1_all.deb")
+    good = Archive(file="p_1_all.deb", checksum_source="here", sha256=hashlib.sha256(b"data").hexdigest())
+    with pytest.raises(HkdError, match="sha256"):
+        debian.debian_packages(["p"], [good], tmp_path / "cache")
+    assert not list((tmp_path / "cache" / "debian").iterdir())
+
+
+def test_apt_without_a_network_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_apt(tmp_path, monkeypatch, "false")
+    with pytest.raises(HkdError, match=r"could not be had \(.*\)\. Give a folder"):
+        debian.debian_packages(["p"], [], tmp_path / "cache")

@@ -1,4 +1,4 @@
-"""The Asterisk prompts: their list, and (where apt can have them) the corpus itself."""
+"""Corpora from Debian packages: the Asterisk prompts and fortunes."""
 
 import gzip
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 from hkd import corpora
 from hkd.audio import check_audio
-from hkd.corpora.debian import decode_g722, read_prompts
+from hkd.corpora.debian import decode_g722, fortune_paragraphs, read_prompts, sentences
 from hkd.errors import HkdError
 
 
@@ -62,3 +62,28 @@ def test_the_corpus_itself(tmp_path_factory: pytest.TempPathFactory) -> None:
     texts = {name: {u.text.lower().strip(".") for u in whole.split(name)} for name in ("train", "dev", "test")}
     assert not texts["train"] & (texts["dev"] | texts["test"])
     assert check_audio(list(whole)[:40]) == []
+
+
+FORTUNES = """It is a fact.  Nobody knows "why."  Dr No did it!
+\t\t-- Someone, "A Book"
+%
+A poem goes on
+over two lines.
+
+Second paragraph here.
+%
+1 + 1 = 3
+"""
+
+
+def test_cookies_become_sentences() -> None:
+    paragraphs = list(fortune_paragraphs(FORTUNES))
+    assert paragraphs[1:] == ["A poem goes on over two lines.", "Second paragraph here.", "1 + 1 = 3"]
+    found = [sentence for paragraph in paragraphs for sentence in sentences(paragraph)]
+    assert found == [
+        "It is a fact.", 'Nobody knows "why.', "Dr No did it!", "A poem goes on over two lines.", "Second paragraph here.",
+    ]  # fmt: skip
+
+
+def test_what_is_mostly_no_letters_is_left_out() -> None:
+    assert list(sentences("+--+--+ | a | b |. Ok then. Hm.")) == ["Ok then."]
