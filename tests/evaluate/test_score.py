@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hkd.align import timit
+from hkd.align.files import PHONES_39 as TIMIT_39
 from hkd.evaluate.score import (
     block_sums,
     bootstrap_interval,
@@ -23,7 +23,7 @@ from hkd.evaluate.score import (
 )
 from hkd.units.lexicon import Lexicon
 
-PHONES_39 = frozenset(timit.PHONES_39)
+PHONES_39 = frozenset(TIMIT_39)
 
 TIMIT_61 = (  # noqa: SIM905
     "iy ih eh ey ae aa aw ay ah ao oy ow uh uw ux er ax ix axr ax-h jh ch b d g p t k dx s sh z zh f th v dh m n ng em nx en eng "
