@@ -12,12 +12,16 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hkd.errors import HkdError, UserError
 from hkd.lines import first_line
 from hkd.native import import_torchaudio
 
+if TYPE_CHECKING:
+    import torch
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
 _LFS = b"version https://git-lfs"
 _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "tf_model.h5", "flax_model.msgpack")
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
@@ -39,6 +43,21 @@ def transformers_package() -> Iterator[Any]:
         logger.setLevel(before)
         if bars:
             transformers.utils.logging.enable_progress_bar()
+
+
+def choose_device(device: str) -> "torch.device":
+    """auto: the GPU where there is one. Raises UserError for a device that is not there."""
+    import torch
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if device.split(":")[0] not in DEVICES:
+        raise UserError(f"device must be one of {', '.join(DEVICES)}, but is '{device}' instead.")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError("device must be there, but torch sees no CUDA GPU. Use --device cpu.")
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise UserError("device must be there, but torch sees no MPS device. Use --device cpu.")
+    return torch.device(device)
 
 
 def check_weights(path: Path) -> None:
@@ -145,7 +164,9 @@ def one_line(name: str, *, what: str) -> Iterator[None]:
 
 
 def load_config(source: str | Path, *, what: str, **given: Any) -> Any:
-    """transformers' configuration of a model: a folder, or a hub name. Raises HkdError where it is none that transformers knows."""
+    """transformers' configuration of a model: a folder, or a hub name. Raises UserError or HkdError where it is none that can be loaded."""
+    if Path(source).is_dir() and "gguf_file" not in given:
+        check_folder(Path(source), what=what)
     with transformers_package() as transformers, one_line(str(source), what=what):
         return transformers.AutoConfig.from_pretrained(source, trust_remote_code=False, **given)
 

@@ -22,7 +22,7 @@ from hkd.errors import HkdError
 from hkd.files import digest_of, digest_of_file
 from hkd.lines import first_line
 from hkd.manifest import Manifest, Utterance
-from hkd.pretrained import check_folder, load_config, load_model, load_tokenizer, one_line, transformers_package
+from hkd.pretrained import choose_device, load_config, load_model, load_tokenizer, one_line, transformers_package
 from hkd.timebase import SAMPLE_RATE_HZ
 from hkd.units.text import words
 
@@ -155,12 +155,10 @@ class TransformersCtc:
         import torch
 
         given: dict[str, Any] = {} if Path(source).is_dir() else {"revision": revision}
-        if Path(source).is_dir():
-            check_folder(Path(source), what="the CTC model")
         config = load_config(source, what="the CTC model", **given)
         remedy = "Take a checkpoint that was fine-tuned with CTC: a random head aligns nothing."
         self._model = load_model(source, "AutoModelForCTC", what="the CTC model", remedy=remedy, config=config, **given).to(
-            device
+            choose_device(device)
         )
         self._tokenizer = load_tokenizer(source, what="the CTC model", **given)
         with transformers_package() as transformers, one_line(source, what="the CTC model"):

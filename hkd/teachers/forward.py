@@ -109,7 +109,8 @@ class OwnForward:
         """What the model, or its body, is called with; `real_RL` tells tokens from padding."""
         given: dict[str, Any] = {"input_ids": token_RL}
         if self.causal:
-            if "use_cache" in inspect.signature(module.forward).parameters:
+            parameters = inspect.signature(type(module).forward).parameters.values()  # the module's own forward may be replaced
+            if any(value.name == "use_cache" or value.kind is value.VAR_KEYWORD for value in parameters):
                 given["use_cache"] = False
         elif real_RL is not None:
             given["attention_mask"] = real_RL
@@ -190,7 +191,7 @@ def find_body(own: OwnForward, token_L: Tokens) -> tuple[Any, Any]:
     finally:
         for handle in handles:
             handle.remove()
-    return next((found for found in seen if "input_ids" in inspect.signature(found[0].forward).parameters), (None, None))
+    return next((found for found in seen if "input_ids" in inspect.signature(type(found[0]).forward).parameters), (None, None))
 
 
 class RowScorer:

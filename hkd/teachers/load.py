@@ -15,25 +15,12 @@ import torch
 from hkd.arpa import is_arpa
 from hkd.errors import HkdError, UserError
 from hkd.native import import_torchaudio
-from hkd.pretrained import check_folder, load_config, load_model, load_tokenizer
+from hkd.pretrained import choose_device, load_config, load_model, load_tokenizer
 from hkd.teachers.aliases import resolve
 from hkd.teachers.base import Teacher
 from hkd.teachers.hub import PHONE_TRIGRAM, check_source, is_unit_lm, source_options
-from hkd.teachers.options import DEVICES, PRECISIONS, TeacherOptions
+from hkd.teachers.options import PRECISIONS, TeacherOptions
 from hkd.units.inventory import UnitInventory
-
-
-def choose_device(device: str) -> torch.device:
-    """auto: the GPU where there is one. Raises UserError for a device that is not there."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if device.split(":")[0] not in DEVICES:
-        raise UserError(f"device must be one of {', '.join(DEVICES)}, but is '{device}' instead.")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError("device must be there, but torch sees no CUDA GPU. Use --device cpu.")
-    if device == "mps" and not torch.backends.mps.is_available():
-        raise UserError("device must be there, but torch sees no MPS device. Use --device cpu.")
-    return torch.device(device)
 
 
 def choose_precision(precision: str, device: torch.device) -> torch.dtype:
@@ -111,8 +98,6 @@ def load_transformer(source: str, *, name: str, device: str, precision: str, opt
     given = source_options(source)
     if "gguf_file" in given:
         _prepare_gguf()
-    elif Path(source).is_dir():
-        check_folder(Path(source), what="LM")
     config = load_config(source, what="LM", **given)
     kind = _kind(config, name)
     remedy = "Take a checkpoint with its LM head."

@@ -31,7 +31,7 @@ class MaskedTeacher(TransformerTeacher):
     def _find_special_tokens(self) -> Tokens:
         ordinary = super()._find_special_tokens()
         mask = self._tokenizer.mask_token_id
-        if mask is None or mask >= self._model.get_input_embeddings().weight.shape[0]:
+        if mask is None or mask >= self._num_embeddings:
             has = "none" if mask is None else f"one without an embedding (id {mask})"
             raise HkdError(
                 f"LM {self._name} must have a mask token, but its tokenizer has {has}. Fetch the tokenizer that it was trained with."

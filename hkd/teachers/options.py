@@ -7,7 +7,6 @@ from typing import Any
 from hkd.errors import UserError
 
 CASES = ("auto", "lower", "sentence", "upper")
-DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "fp32", "bf16")
 _OTHERS = ("project", "look_ahead", "token_budget", "compile")
 

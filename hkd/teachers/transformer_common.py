@@ -179,7 +179,7 @@ class TransformerTeacher(ABC):
         self._special = {i for i in {*tokenizer.all_special_ids, *added} if i is not None}
         ordinary = np.array(sorted({*tokenizer.get_vocab().values()} - self._special), np.int64)
         embedded = self._model.get_input_embeddings()
-        rows = int(embedded.weight.shape[0]) if hasattr(embedded, "weight") else int(config.vocab_size)
+        rows = self._num_embeddings = int(embedded.weight.shape[0]) if hasattr(embedded, "weight") else int(config.vocab_size)
         if not len(ordinary) or int(ordinary[-1]) >= rows:
             has = f"{len(ordinary)} tokens with ids up to {ordinary[-1]}" if len(ordinary) else "no tokens"
             raise HkdError(
@@ -193,7 +193,7 @@ class TransformerTeacher(ABC):
         ordinary = plain if len(plain) else ordinary
         self._own = OwnForward(self._model, causal=self.direction == "left")
         try:
-            self._vocabulary = int(self._own(trial_texts(ordinary, 4)[-1]).shape[-1])
+            self._vocabulary = int(self._own(trial_texts(ordinary, 16)[-1]).shape[-1])
         except Exception as error:  # whatever a model makes of plain texts that it was not written for
             raise HkdError(
                 f"LM {self._name} must read texts alone, but {type(self._model).__name__} does not: {first_line(error)}. Take another LM."
@@ -235,7 +235,9 @@ class TransformerTeacher(ABC):
                     "Set is_decoder to true in its config.json if it was trained from left to right; if it was trained with masks, "
                     "name its class for masked LMs as architectures."
                 )
-            raise UserError(f"LM {self._name} must read from left to right, but {of} reads later tokens, too. {remedy}")
+            raise UserError(
+                f"LM {self._name} must read from left to right, but {of} reads later tokens, or how many follow. {remedy}"
+            )
         if not ahead and self.direction == "both":
             raise UserError(
                 f"LM {self._name} must read both sides of a word, but {of} reads from left to right alone. "
