@@ -1,4 +1,4 @@
-"""What a frame-level output is worth: pure functions, no gradient, sums left to the caller where rows are given back.
+"""Entropy, confidence and calibration of a frame-level output: pure functions without gradient, a value a row where rows are returned.
 
 Shape letters: M rows, V units.
 """
@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from hkd.labels.card import calibration_bins, calibration_error
-from hkd.losses import sparse_kl
 
 
 @torch.no_grad()
@@ -27,9 +26,3 @@ def expected_calibration_error(confidence_M: Tensor, correct_M: Tensor) -> float
     """`labels.quality.calibration_error` of rows: the same figure for a student as for a teacher. NaN for no rows."""
     error = calibration_error(calibration_bins(confidence_M.double().cpu().numpy(), correct_M.bool().cpu().numpy()))
     return float("nan") if error is None else error
-
-
-@torch.no_grad()
-def kl(logits_MV: Tensor, *, ids_MK: Tensor, logp_MK: Tensor, tail_M: Tensor) -> Tensor:
-    """kl_M: KL(teacher ‖ student) with the tail as one outcome, in nats, at temperature 1: the value that losses.sparse_kl lowers."""
-    return sparse_kl(logits_MV, ids_MK=ids_MK, logp_MK=logp_MK, tail_M=tail_M)

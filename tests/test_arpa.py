@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from hkd.arpa import ZERO, Arpa, is_arpa, read_arpa, write_arpa
-from hkd.decode.arpa import ArpaLm
+from hkd.decode.lm import ArpaLm
 from hkd.errors import UserError
 
 LINES = [

@@ -7,8 +7,7 @@ import torch
 
 from hkd.labelling.quality import quality_sums
 from hkd.labels.card import calibration_error
-from hkd.losses import sparse_kl
-from hkd.metrics import confidence, entropy, expected_calibration_error, kl
+from hkd.metrics import confidence, entropy, expected_calibration_error
 from hkd.topk import select_topk
 
 
@@ -57,15 +56,3 @@ def test_a_calibrated_output_has_a_small_calibration_error() -> None:
     )
     assert honest < 0.02
     assert boastful > 0.2
-
-
-def test_kl_is_the_losss_value_without_a_gradient() -> None:
-    logits_MV = torch.randn(3, 5, requires_grad=True)
-    labels = {
-        "ids_MK": torch.tensor([[0, 1]] * 3),
-        "logp_MK": torch.tensor([[0.5, 0.3]] * 3).log(),
-        "tail_M": torch.tensor([0.2] * 3).log(),
-    }
-    value_M = kl(logits_MV, **labels)
-    assert not value_M.requires_grad
-    torch.testing.assert_close(value_M, sparse_kl(logits_MV, **labels).detach())

@@ -1,4 +1,4 @@
-"""`hkd evaluate`, `hkd transcribe`, `hkd report`: what a student understands, in figures, as text, as a page."""
+"""`hkd evaluate`, `hkd transcribe`, `hkd report`: score, transcribe, and report what students recognise."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -208,8 +208,8 @@ def transcribe(
 
         hkd transcribe hello.wav --run hybrid --lm words.arpa --set search.hybrid.acoustic_scale=0.15
     """
-    from hkd.decode.recogniser import Recogniser
-    from hkd.evaluate.transcribe import sound_files, transcribe_file
+    from hkd.decode.recogniser import Recogniser, sound_files
+    from hkd.evaluate.result import CTC_REMEDY, GRAPH_REMEDY
 
     here = project()
     config, lm = settings_of(here, assignments, {**given({"lm": lm, "device": device}), "search": given({"decoder": decoder})})
@@ -220,7 +220,7 @@ def transcribe(
     failed = []
     for path in paths:
         try:
-            result: Any = transcribe_file(recogniser, path)
+            result: Any = recogniser.transcribe(path)
         except HkdError as error:
             if len(paths) == 1:
                 raise
@@ -228,6 +228,9 @@ def transcribe(
             failed.append(path)
         else:
             emit(result, as_json, one if len(paths) == 1 else several)
+            if not result["text"]:
+                remedy = GRAPH_REMEDY if recogniser.is_hybrid else CTC_REMEDY
+                say(f"{path}: no word is recognised. If that is so of all speech: {remedy}")
     if failed:
         raise HkdError(f"{len(failed)} of {len(paths)} files could not be transcribed: {_some(failed)}.")
 
@@ -266,7 +269,7 @@ def report(
     baseline: Annotated[
         list[str] | None,
         typer.Option(
-            help="A run or objective that others are compared with; may be given again. Default: none, where it is there."
+            help="A run or objective that others are compared with; may be given again. Default: none, where it is evaluated."
         ),
     ] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write the table as Markdown, too.")] = None,

@@ -125,6 +125,7 @@ def export(
 
         hkd export runs/hierarchical --out with-heads/ --heads
     """
+    from hkd.evaluate.card import write_card
     from hkd.train.run import ENCODER, export_run
 
     here = project()
@@ -140,7 +141,8 @@ def export(
             f"a run must be done, but {here.runs / name} is not there or not at its end.{hint or ' Run `hkd train` first.'}"
         )
     export_run(folder, out, heads=heads, onnx=onnx)
-    card = json.loads((out / "student.json").read_text())
-    say(f"{out}: {', '.join(card['files'])} and student.json; load it with hkd.student.export.load_student.")
+    write_card(folder, out / "README.md", needs_figures=False)
+    files = json.loads((out / "student.json").read_text())["files"]
+    say(f"{out}: {', '.join(files)}, student.json and README.md, its card. Try it: `hkd transcribe FILE.wav --model {out}`.")
     if (out / ENCODER).is_dir():
         say(f"{out / ENCODER}: its encoder once more, for transformers alone.")

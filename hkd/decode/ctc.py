@@ -63,7 +63,7 @@ class Fusion(Protocol):
 
 
 class WordLm(Protocol):
-    """A language model over words: `hkd.decode.arpa.ArpaLm`, `hkd.decode.search.TeacherLm`."""
+    """A language model over words: `hkd.decode.lm.ArpaLm`, `hkd.decode.lm.TeacherLm`."""
 
     def start(self) -> Any:
         """The state at the beginning of a sentence."""
@@ -143,15 +143,8 @@ class WordFusion:
     def finish(self, states: Sequence[Any]) -> list[float | None]:
         """Close the open word, and the sentence."""
         self._prepare(states)
-        ends: list[float | None] = []
-        for state in states:
-            closed = self._close(state)
-            if closed is None:
-                ends.append(None)
-                continue
-            lm_state, added = closed
-            ends.append(added + (0.0 if self._lm is None else self._weight * self._lm.finish(lm_state)))
-        return ends
+        closed = [self._close(state) for state in states]
+        return [c and c[1] + (0.0 if self._lm is None else self._weight * self._lm.finish(c[0])) for c in closed]
 
     def _extend(self, state: _State, unit: int, known: dict[int, tuple[Any, float] | None]) -> tuple[_State, float] | None:
         piece = self._symbols[unit]
@@ -309,8 +302,7 @@ def _candidates(logp_V: NDArray[np.float64], config: BeamConfig) -> list[int]:
 
 def _step(beam: list[_Prefix], logp_V: NDArray[np.float64], config: BeamConfig, fusion: Fusion) -> list[_Prefix]:
     """One frame: every prefix stays (blank, or its last unit again) or grows by a unit; the best `beam` go on."""
-    classes = _candidates(logp_V, config)
-    logp: list[float] = logp_V.tolist()
+    classes, logp = _candidates(logp_V, config), logp_V.tolist()
     _open_children(beam, classes, fusion)
     touched: dict[int, _Prefix] = {}
     for prefix in beam:
@@ -321,11 +313,11 @@ def _step(beam: list[_Prefix], logp_V: NDArray[np.float64], config: BeamConfig, 
         touched[id(prefix)] = prefix
         for c in classes:
             child = prefix.children[c]
-            if child is not None:
-                grown = (prefix.blank if c == prefix.last else total) + logp[c]
-                if grown > _NONE:
-                    child.next_unit = _add(child.next_unit, grown)
-                    touched[id(child)] = child
+            # the same unit again needs a blank between, else it is the same prefix
+            grown = (prefix.blank if c == prefix.last else total) + logp[c]
+            if child is not None and grown > _NONE:
+                child.next_unit = _add(child.next_unit, grown)
+                touched[id(child)] = child
     ranked = sorted(touched.values(), key=lambda p: -(_add(p.next_blank, p.next_unit) + p.fusion))  # stable: ties by age
     for prefix in ranked:
         prefix.blank, prefix.unit, prefix.next_blank, prefix.next_unit = prefix.next_blank, prefix.next_unit, _NONE, _NONE
@@ -339,11 +331,7 @@ def _open_children(beam: list[_Prefix], classes: list[int], fusion: Fusion) -> N
     wanted = [(prefix, c) for prefix in beam for c in classes if c not in prefix.children]
     answers = fusion.extend([(prefix.state, c - 1) for prefix, c in wanted])
     for (prefix, c), answer in zip(wanted, answers, strict=True):
-        if answer is None:
-            prefix.children[c] = None
-        else:
-            state, added = answer
-            prefix.children[c] = _Prefix(parent=prefix, last=c, state=state, fusion=prefix.fusion + added)
+        prefix.children[c] = answer and _Prefix(parent=prefix, last=c, state=answer[0], fusion=prefix.fusion + answer[1])
 
 
 def beam_search_batch(

@@ -31,8 +31,8 @@ import torch
 from numpy.typing import NDArray
 
 from hkd.arpa import START, STOP, Arpa, write_arpa
-from hkd.decode.arpa import read_word_ngram, usable_words
 from hkd.decode.ctc import check_setting
+from hkd.decode.lm import read_word_ngram, usable_words
 from hkd.errors import UserError
 from hkd.units.acoustic import Tying
 from hkd.units.inventory import UnitInventory
@@ -188,7 +188,7 @@ def _lexicon_fst(
     fst.add_arc(start, kaldifst.StdArc(0, 0, without, loop))
     fst.add_arc(start, kaldifst.StdArc(0, 0, with_silence, silent))
     alike: dict[tuple[int, ...], int] = {}
-    last = phones.num_labels + 2  # after silence; before it stands #0
+    last = phones.num_labels + 2  # after silence; the label before it is #0's
     before_loop = fst.add_state()
     fst.add_arc(silent, kaldifst.StdArc(phones.silence, 0, 0.0, before_loop))
     fst.add_arc(before_loop, kaldifst.StdArc(last, 0, 0.0, loop))

@@ -7,22 +7,29 @@
 Shape letters: B utterances, S samples, T frames, F feature bins.
 """
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import soundfile
 import torch
 from numpy.typing import NDArray
 
+from hkd.audio import read_audio
+from hkd.decode.ctc import BLANK
 from hkd.decode.graph import HybridSearch, log_priors
 from hkd.decode.search import Search, SearchConfig
 from hkd.errors import UserError
 from hkd.features.cache import Features
 from hkd.features.front_end import FrontEnd
-from hkd.student.export import SENONE_FRAMES, load_student
+from hkd.files import digest_of, digest_of_file
+from hkd.manifest import Utterance
+from hkd.student.export import CARD, SENONE_FRAMES, load_student
 from hkd.timebase import HOP_SAMPLES, SAMPLE_RATE_HZ
 from hkd.units.acoustic import load_lexicon, load_tying
 from hkd.units.level import SENONE
@@ -55,7 +62,7 @@ class Seconds:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recognition:
-    """What was understood of a batch: unit ids and texts in the order of the waves, and the time it took."""
+    """The hypotheses of a batch: unit ids and texts in the order of the waves, and the time it took."""
 
     units: list[list[int]]
     texts: list[str]
@@ -65,8 +72,13 @@ class Recognition:
 class Recogniser:
     """An exported student that transcribes."""
 
-    def __init__(self, folder: Path, *, device: str = "auto", search: SearchConfig | None = None, lm: str | None = None) -> None:
-        """lm: see `hkd.decode.search.Search`; for a hybrid student a word n-gram (ARPA). Raises UserError where the folder holds no exported student."""
+    def __init__(
+        self, folder: str | Path, *, device: str = "auto", search: SearchConfig | None = None, lm: str | None = None
+    ) -> None:
+        """folder: an exported student, or a run with one in `model/`. lm: see `hkd.decode.search.Search`; for a hybrid student a word n-gram (ARPA). Raises UserError where the folder holds no exported student."""
+        folder = Path(folder)
+        if (folder / "model" / CARD).exists():  # a run, whose own student.json tells of the heads
+            folder = folder / "model"
         self.device = choose_device(device)
         self.clock = time.process_time if self.device == "cpu" else time.perf_counter
         self.student, self.meta = load_student(folder, device=self.device)
@@ -95,7 +107,7 @@ class Recogniser:
             )
         if self.meta.subword_model is None:
             raise UserError(
-                f"{self._folder} must hold a subword model beside its CTC output, but has none. Export the student anew."
+                f"{self._folder} must hold a subword model beside its CTC output, but has none. Export the student again."
             )
         return Search(self._config, SubwordModel(self.meta.subword_model), lm=self._lm, device=self.device)
 
@@ -125,7 +137,7 @@ class Recogniser:
     ) -> tuple[torch.Tensor, torch.Tensor, Seconds]:
         """logits_BTV of the main output, valid frames of each, and the time. Waves: mono, 16 kHz, at least one frame each.
 
-        features: theirs, x_TF each, where they are there already; that they took time does not show then.
+        features: x_TF each, where they are computed already; their time is then not counted.
         """
         begin_s = self.clock()
         if features is None:
@@ -149,6 +161,19 @@ class Recogniser:
         units = self.search.best(logits_BTV, length_B)
         texts = [self.search.text(ids) for ids in units]
         return Recognition(units=units, texts=texts, seconds=seconds + Seconds(search=self.clock() - begin_s))
+
+    def transcribe(self, path: str | Path) -> dict[str, Any]:
+        """The transcript of a sound file: `text`, `seconds`, and `pieces` (start_s, stop_s, text, units). Raises UserError for what is no sound."""
+        wave_S = read_audio(Utterance(id=Path(path).name, text="", audio_filepath=str(path)))
+        pieces: list[dict[str, Any]] = []
+        start = 0
+        for piece_S in cut_at_quiet(wave_S):
+            found, stop = self.recognise([piece_S]), start + len(piece_S)
+            times = {"start_s": start / SAMPLE_RATE_HZ, "stop_s": stop / SAMPLE_RATE_HZ}
+            pieces.append({**times, "text": found.texts[0], "units": [self.search.symbols[unit] for unit in found.units[0]]})
+            start = stop
+        text = " ".join(piece["text"] for piece in pieces if piece["text"])
+        return {"file": str(path), "text": text, "seconds": len(wave_S) / SAMPLE_RATE_HZ, "pieces": pieces}
 
 
 def choose_device(device: str) -> str:
@@ -175,3 +200,60 @@ def cut_at_quiet(wave_S: Wave_S, *, max_piece_s: float = 20.0, smooth_s: float =
         pieces.append(wave_S[:cut])
         wave_S = wave_S[cut:]
     return [*pieces, wave_S]
+
+
+_OTHER_ENDINGS = (".aif", ".aifc", ".oga", ".opus", ".snd", ".sph", ".wv1", ".wv2")
+_ENDINGS = {*_OTHER_ENDINGS, *(f".{name.lower()}" for name in soundfile.available_formats())}
+
+
+def sound_files(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """The files, of folders those below with an ending of sound; and the other files of the folders. Raises UserError for a folder without sound."""
+    sounds: list[Path] = []
+    others: list[Path] = []
+    for path in paths:
+        if not path.is_dir():
+            sounds.append(path)
+            continue
+        below = sorted(Path(top, name) for top, _, names in os.walk(path, followlinks=True) for name in names)
+        found = [file for file in below if file.suffix.lower() in _ENDINGS and not file.name.startswith(".")]
+        if not found:
+            raise UserError(
+                f"folder {path} must hold sound (WAV, FLAC, Opus, MP3 ...), but holds none. Give files or another folder."
+            )
+        sounds += found
+        others += sorted(set(below) - set(found))
+    return sounds, others
+
+
+def is_student(folder: Path) -> bool:
+    """Whether `hkd train` or `hkd export` made the folder."""
+    return (folder / CARD).is_file()
+
+
+class StudentCtc:
+    """An exported CTC student's probabilities over its pieces, for forced alignment (`hkd.align.ctc.CtcModel`)."""
+
+    def __init__(self, folder: Path, *, device: str = "auto") -> None:
+        """Raises UserError where the folder holds no CTC student."""
+        self._recogniser = Recogniser(folder, device=device)
+        model = self._recogniser.meta.subword_model
+        if self._recogniser.is_hybrid or model is None:
+            raise UserError(
+                f"{folder} must hold a student with CTC output to align by, but holds another. Give one trained with main = ctc."
+            )
+        self._subwords = SubwordModel(model)
+        self.blank = BLANK
+        self.left_out: dict[str, str] = {}  # the subword model falls back to its unknown piece
+        files = [path for path in sorted(folder.iterdir()) if path.suffix == ".safetensors"]
+        self.identity: dict[str, Any] = {"name": folder.name, "weights": digest_of(digest_of_file(path) for path in files)}
+
+    def log_probs(self, wave_S: NDArray[np.float32]) -> NDArray[np.float32]:
+        """logp_TV over blank and pieces, a frame every 40 ms."""
+        logits_BTV, length_B, _ = self._recogniser.logits([wave_S])
+        logp_TV: NDArray[np.float32] = logits_BTV[0, : int(length_B[0])].log_softmax(-1).numpy()
+        return logp_TV
+
+    def encode(self, spoken: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Pieces as classes (piece u is class u + 1), and the word of each."""
+        unit_U, word_U = self._subwords.encode(spoken)
+        return unit_U + BLANK + 1, word_U

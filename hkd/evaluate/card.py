@@ -1,4 +1,4 @@
-"""The model card of a run's exported student: what it is, what it learnt from, how well it understands whom, and how to use it.
+"""The model card of a run's exported student: its facts, its error rates, what it learnt from, and how to use it.
 
 Markdown with the front matter that the Hugging Face Hub reads. A function of the run's folder, so its bytes are the same wherever it is made.
 """
@@ -6,83 +6,82 @@ Markdown with the front matter that the Hugging Face Hub reads. A function of th
 import json
 import math
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from hkd.decode.search import SearchConfig
 from hkd.errors import UserError
-from hkd.evaluate.result import METRICS, EvaluationReport, read_result
+from hkd.evaluate.result import METRICS, EvaluationReport, read_json, read_result
 from hkd.evaluate.run import find_setting, read_settings
 from hkd.evaluate.table import MIN_SPEAKERS
 from hkd.files import write_bytes
-from hkd.student.config import EncoderConfig, SpeechEncoderConfig
-from hkd.student.export import load_student
+from hkd.student.config import SpeechEncoderConfig
+from hkd.student.export import StudentMeta, load_student
 from hkd.student.model import Student
 from hkd.units.level import SENONE
 
 SPLITS = ("dev", "test")
 
 
-def model_card(run_folder: Path, *, splits: Sequence[str] = SPLITS) -> str:
-    """The card's text. Raises UserError where the run has no exported student, or is evaluated on none of the splits."""
+def model_card(run_folder: Path, *, splits: Sequence[str] = SPLITS, needs_figures: bool = True) -> str:
+    """The card's text. Raises UserError where the run has no exported student, or is evaluated on no split and `needs_figures`."""
     student, meta = load_student(run_folder / "model")
     reports = [read_result(run_folder, split) for split in splits if (run_folder / f"eval-{split}.json").exists()]
-    if not reports:
+    if not reports and needs_figures:
         raise UserError(
             f"a model card needs figures, but {run_folder} is not evaluated. Run `hkd evaluate {run_folder.name}` first."
         )
-    settings, identity = read_settings(run_folder), _json(run_folder / "identity.json")
-    objective = reports[0].objective
-    encoder, is_hybrid = meta.config.encoder, meta.config.main == SENONE
+    settings = read_settings(run_folder)
+    identity, coverage = (read_json(run_folder / f"{name}.json", "a part of a run") for name in ("identity", "coverage"))
+    objective = str(find_setting(settings, "objective") or meta.extra.get("objective", run_folder.name))
+    is_hybrid = meta.config.main == SENONE
+    lm = given = None
+    searched: list[str] = []
+    if reports:
+        last, objective = reports[-1], reports[0].objective
+        lm, searched = last.decoder.get("lm"), _search_settings(last, is_hybrid=is_hybrid)
+        given = str(last.inputs["lm"]) if lm and Path(str(last.inputs["lm"])).name == lm else lm  # a hub's name; else its digest
+    if is_hybrid and lm is None:
+        given = "words.arpa"
     units = f"{len(meta.inventory)} {meta.inventory.level} units (inventory {meta.inventory.digest[:12]})"
-    last = reports[-1]
-    lm, searched = last.decoder.get("lm"), _search_settings(last, is_hybrid=is_hybrid)
-    whole = str(last.inputs["lm"])  # a hub's name; of files and folders the digest
-    given = whole if lm and Path(whole).name == lm else lm
+    seed = reports[0].seed if reports else find_setting(settings, "seed")
     facts = {
         "objective": f"{objective}: {_OBJECTIVES.get(objective, 'a run of its own kind')}",
-        "encoder": _encoder(encoder),
+        "encoder": _encoder(meta),
         "main output": f"{units}, searched in a graph with a lexicon" if is_hybrid else f"CTC over {units}",
-        **({"language model beside it": f"{lm} (`{whole}`)"} if lm else {}),
+        **({"language model beside it": f"{lm} (`{reports[-1].inputs['lm']}`)"} if lm else {}),
         "parameters": _parameters(student),
         "features": f"{_features(meta.features)}{meta.features['sample_rate_hz']} Hz",
         "steps": str(find_setting(identity.get("loop", settings.get("loop", {})), "max_steps") or "not recorded"),
-        "seed": str(reports[0].seed),
+        "seed": str(seed),
     }
     return _TEXT.format(
         name=run_folder.name,
         facts=_table(("", ""), facts.items()),
-        learnt=_learnt(identity, _json(run_folder / "coverage.json")),
-        figures=_figures(reports),
+        learnt=_learnt(identity.get("data", {}), coverage),
+        figures=_figures(reports) if reports else f"Not evaluated yet: `hkd evaluate {run_folder.name}`, then export again.",
         needs=_HYBRID_NEEDS if is_hybrid else _CTC_NEEDS + (_LM_BESIDE if lm else ""),
         shell=_shell(given, searched),
         python=_python(given, searched),
-        decoder=_decoding(reports),
-        text=_HYBRID_TEXT if is_hybrid else _CTC_TEXT,
-        min_speakers=MIN_SPEAKERS,
-        normalisation=reports[0].inputs["normalisation"],
-        words=min(int(report.data["words"]) for report in reports),
+        text="Only words of the n-gram come out" if is_hybrid else "Text comes out in lower case",
+        limits=f", and the smallest of them has {min(int(r.data['words']) for r in reports):,} words" if reports else "",
     )
 
 
-def write_card(run_folder: Path, out: Path, *, splits: Sequence[str] = SPLITS) -> None:
+def write_card(run_folder: Path, out: Path, *, splits: Sequence[str] = SPLITS, needs_figures: bool = True) -> None:
     """Write the card atomically."""
-    write_bytes(out, model_card(run_folder, splits=splits).encode())
+    write_bytes(out, model_card(run_folder, splits=splits, needs_figures=needs_figures).encode())
 
 
-def _json(path: Path) -> dict[str, Any]:
-    value = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return value if isinstance(value, dict) else {}
-
-
-def _table(header: Sequence[str], rows: Any) -> str:
+def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     lines = [header, tuple("---" for _ in header), *rows]
     return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)
 
 
-def _encoder(encoder: EncoderConfig | SpeechEncoderConfig) -> str:
+def _encoder(meta: StudentMeta) -> str:
+    encoder = meta.config.encoder
     layers = f"{encoder.num_layers} layers, width {encoder.d_model}"
     if isinstance(encoder, SpeechEncoderConfig):
         return f"{encoder.name} ({encoder.architecture}), {layers}"
@@ -97,20 +96,19 @@ def _parameters(student: Student) -> str:
 
 
 def _features(features: Mapping[str, Any]) -> str:
-    what = {"wave": "", "upstream": f"{2 * features['num_bins']} values every 20 ms, "}
-    return what.get(features["kind"], f"{features['num_bins']} log-mel bins, ")
+    kinds = {"wave": "", "upstream": f"{2 * features['num_bins']} values every 20 ms, "}
+    return kinds.get(features["kind"], f"{features['num_bins']} log-mel bins, ")
 
 
 def _search_settings(report: EvaluationReport, *, is_hybrid: bool) -> list[str]:
-    """What the evaluation's search had otherwise than by default, of what counts for this student: `hybrid.acoustic_scale=0.15`."""
+    """The settings of the evaluation's search that are not the default and count for this student: `hybrid.acoustic_scale=0.15`."""
     if not is_hybrid and report.decoder["name"] == "greedy":
         return []
     usual = dict(_flat(asdict(SearchConfig())))
-    changed = ((name, value) for name, value in _flat(report.inputs["settings"]["search"]) if usual.get(name, value) != value)
     return [
         f"{name}={str(value).lower() if isinstance(value, bool) else value}"
-        for name, value in changed
-        if name.startswith("hybrid.") == is_hybrid
+        for name, value in _flat(report.inputs["settings"]["search"])
+        if usual.get(name, value) != value and name.startswith("hybrid.") == is_hybrid
     ]
 
 
@@ -128,14 +126,14 @@ def _shell(lm: str | None, settings: Sequence[str]) -> str:
 
 
 def _python(lm: str | None, settings: Sequence[str]) -> str:
-    imports = ["from hkd.decode.recogniser import Recogniser", "from hkd.evaluate.transcribe import transcribe_file"]
-    lines, arguments = [], 'Path("FOLDER")' + (f", lm={json.dumps(lm)}" if lm else "")
+    imports = ["from hkd.decode.recogniser import Recogniser"]
+    lines, arguments = [], '"FOLDER"' + (f", lm={json.dumps(lm)}" if lm else "")
     if settings:
         imports += ["from hkd.config import build, parse_overrides", "from hkd.decode.search import SearchConfig"]
         lines = [f'search = build(SearchConfig, parse_overrides({json.dumps(settings)}), where="search")']
         arguments += ", search=search"
-    lines.append(f'print(transcribe_file(Recogniser({arguments}), Path("FILE.wav"))["text"])')
-    return "\n".join(["from pathlib import Path", "", *sorted(imports), "", *lines])
+    lines.append(f'print(Recogniser({arguments}).transcribe("FILE.wav")["text"])')
+    return "\n".join([*sorted(imports), "", *lines])
 
 
 def _decoding(reports: Sequence[EvaluationReport]) -> str:
@@ -149,13 +147,11 @@ def _decoding(reports: Sequence[EvaluationReport]) -> str:
     return "; ".join(f"{split}: {text}" for split, text in said.items())
 
 
-def _learnt(identity: Mapping[str, Any], coverage: Mapping[str, Any]) -> str:
+def _learnt(data: Mapping[str, Any], coverage: Mapping[str, Any]) -> str:
     """Digests of what it was trained on, and the label stores that taught it."""
-    data = identity.get("data", {})
-    rows = [(name, f"`{value}`") for name, value in data.items() if isinstance(value, str)]
+    rows = [("utterances", f"{coverage['utterances']:,}")] if isinstance(coverage.get("utterances"), int) else []
+    rows += [(name, f"`{value}`") for name, value in data.items() if isinstance(value, str)]
     rows += [(f"label store {name}", f"`{value}`") for name, value in data.get("stores", {}).items()]
-    if isinstance(coverage.get("utterances"), int):
-        rows.insert(0, ("utterances", f"{coverage['utterances']:,}"))
     return _table(("", "digest (SHA-256)"), rows) if rows else "Not recorded."
 
 
@@ -175,7 +171,12 @@ def _figures(reports: Sequence[EvaluationReport]) -> str:
         data = report.data
         rows.append((report.split, f"{data['utterances']:.0f}", f"{data['words']:.0f}", f"{data['speakers']:.0f}", *rates))
     of_level = f" ({', '.join(sorted(levels))})" if levels else ""
-    return _table(("split", "utterances", "words", "speakers", *(f"{metric.upper()} %{of_level}" for metric in METRICS)), rows)
+    table = _table(("split", "utterances", "words", "speakers", *(f"{metric.upper()} %{of_level}" for metric in METRICS)), rows)
+    return (
+        table
+        + "\n\n"
+        + _HOW.format(decoder=_decoding(reports), min_speakers=MIN_SPEAKERS, normalisation=reports[0].inputs["normalisation"])
+    )
 
 
 _OBJECTIVES = {
@@ -189,8 +190,8 @@ _OBJECTIVES = {
 _CTC_NEEDS = "No language model is needed to run it"
 _LM_BESIDE = "; the figures below are with one beside the search"
 _HYBRID_NEEDS = "It runs beside a word n-gram (ARPA), which its senones need to become words"
-_CTC_TEXT = "Text comes out in lower case without punctuation"
-_HYBRID_TEXT = "Only words of the n-gram come out, without punctuation"
+_HOW = """Decoding: {decoder}. Words normalised by {normalisation}; phones by the lexicon, English ones folded to 39; intervals by bootstrap \
+over speakers, or over utterances where there are fewer than {min_speakers} speakers."""
 
 _TEXT = """---
 library_name: hkd
@@ -218,17 +219,14 @@ A small speech recogniser, trained with hkd (hierarchical knowledge distillation
 
 Any sound file that libsndfile reads; stereo is mixed down, other sample rates are resampled to 16 kHz.
 
-## How well it understands
+## How well it recognises
 
 {figures}
 
-Decoding: {decoder}. Words normalised by {normalisation}; phones by the lexicon, English ones folded to 39; intervals by bootstrap over speakers, or over
-utterances where there are fewer than {min_speakers} speakers.
-
 ## Limits
 
-The figures hold for speech like that of the splits above, and the smaller of them has {words:,} words: other speakers, rooms and words will be
-understood less well. {text}, in the language of the training transcripts, and for noise or another language, too.
+The figures hold for speech like that of the splits above{limits}: other speakers, rooms and words will be recognised less well. {text},
+without punctuation, in the language of the training transcripts, and for noise or another language, too.
 
 ## Learnt from
 

@@ -158,7 +158,7 @@ def forest(
 
 def json_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of a run's JSON lines file that have a step; a torn last line (a run that still goes on) is left out."""
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
         try:
             row = json.loads(text)
             float(row["step"])

@@ -1,8 +1,8 @@
 """Whether a head uses the context that its teacher reads, or is a table of confusions.
 
-A head that hears a unit and nothing of its neighbours can say no more than what the teacher says of such a unit on average. That guess is made
-here of what the level's hard head hears: q = Σ_v p_hard(v) · table_v. A head whose KL to the teacher is no lower than the guess's has learnt
-no more than that table.
+A head that recognises a unit and nothing of its neighbours can predict no more than the teacher's average for such a unit. That guess is computed
+here from the level's hard head: q = Σ_v p_hard(v) · table_v. A head whose KL to the teacher is no lower than the guess's has learnt no more than
+that table.
 
 Shape letters: N positions, K kept ids, M slots, V units of the level, H units of the head.
 """

@@ -15,7 +15,6 @@
 Shape letters: B utterances, T frames, M slots or pieces, U pieces of an utterance, V units of a level, H units of a head.
 """
 
-import json
 import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -27,6 +26,7 @@ import numpy as np
 import safetensors.torch
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from torch import Tensor
 
 from hkd.align.alignment import Alignment, sequence_digest
@@ -34,13 +34,14 @@ from hkd.decode.recogniser import Recogniser
 from hkd.errors import HkdError, UserError
 from hkd.evaluate.context import average_teacher, guess
 from hkd.evaluate.decoding import batches, rows_by_seconds
+from hkd.evaluate.result import read_json
 from hkd.features.cache import FeatureSource
 from hkd.files import digest_of_file
 from hkd.labels.store import LabelReader, digest_of_store, store_folders
 from hkd.loop.checkpoint import load_model_tensors
-from hkd.losses import class_targets, ctc_feasible, ctc_occupancy
+from hkd.losses import class_targets, ctc_feasible, ctc_occupancy, sparse_kl
 from hkd.manifest import Manifest
-from hkd.metrics import confidence, entropy, expected_calibration_error, kl
+from hkd.metrics import confidence, entropy, expected_calibration_error
 from hkd.progress import Progress, no_progress
 from hkd.stream.join import Join
 from hkd.stream.loader import Batch, BatchMaker, SoftLabels
@@ -130,7 +131,13 @@ def frame_figures(
     if trained is None or alignment is None or subword_model is None:
         return {}
     student = Student(placed(config_from_json(trained["config"]), run_folder / "model"))
-    load_model_tensors(student, safetensors.torch.load((run_folder / "final.safetensors").read_bytes()))
+    try:
+        tensors = safetensors.torch.load((run_folder / "final.safetensors").read_bytes())
+    except SafetensorError as error:
+        raise UserError(
+            f"{run_folder / 'final.safetensors'} must be weights, but cannot be read ({error}). Train the run again."
+        ) from None
+    load_model_tensors(student, tensors)
     student.to(device).eval()
     subwords = SubwordModel(subword_model)
     untrimmed = [
@@ -206,35 +213,44 @@ def piece_figures(
             if teacher and name in teacher and teacher.unit_digest(name) == sequence_digest(units[b].int().numpy()):
                 topk = teacher.block([name]).topk
                 ids_MK, logp_MK, tail_M = (torch.from_numpy(x.copy()) for x in (topk.ids_NK, topk.logp_NK, topk.tail_N))
-                sums.add_kl(kl(logits_UV, ids_MK=ids_MK.long(), logp_MK=logp_MK, tail_M=tail_M))
+                sums.add_kl(sparse_kl(logits_UV, ids_MK=ids_MK.long(), logp_MK=logp_MK, tail_M=tail_M))
     return sums.figures()
 
 
 def piece_teacher(run_folder: Path, labels: Path | None) -> LabelReader | None:
     """The store that the main output is compared with; None where it is absent, incomplete, of other pieces, or unfit (see the module)."""
-    trained = _json(run_folder / "identity.json")
-    [name] = trained["data"]["stores"] if trained and trained["train"]["objective"] == "interpolation" else [SUBWORD]
+    name = _interpolated(run_folder) or SUBWORD
     try:
         reader = LabelReader.open(store_folders(labels)[name]) if labels is not None else None
     except (HkdError, KeyError):
         return None
-    own = _json(run_folder / "model" / "student.json")["inventory"]["digest"]
-    if reader is None or reader.spec.inventory.digest != own or reader.spec.selection != "topk":
+    exported = _json(run_folder / "model" / "student.json")
+    if (
+        reader is None
+        or reader.spec.inventory.digest != exported.get("inventory", {}).get("digest")
+        or reader.spec.selection != "topk"
+    ):
         return None
     return None if "project" in reader.spec.teacher.get("options", {}) else reader
 
 
 def piece_inputs(run_folder: Path, teacher: LabelReader | None) -> dict[str, Any]:
     """What `piece_figures` depends on, besides the student and the transcripts; {} for senones."""
-    if _json(run_folder / "model" / "student.json")["config"]["main"] == SENONE:
+    if _json(run_folder / "model" / "student.json").get("config", {}).get("main") == SENONE:
         return {}
     return {MAIN: None if teacher is None else digest_of_store(teacher)}
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """{} where there is no such file."""
-    value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return value
+    return read_json(path, "a part of a run")
+
+
+def _interpolated(run_folder: Path) -> str | None:
+    """The label store that is mixed into the main output's targets; None for other objectives."""
+    identity = _json(run_folder / "identity.json")
+    if identity.get("train", {}).get("objective") != "interpolation":
+        return None
+    return next(iter(identity.get("data", {}).get("stores", {})), None)
 
 
 def _read_student(run_folder: Path, alignment: Path | None) -> dict[str, Any] | None:
@@ -242,11 +258,12 @@ def _read_student(run_folder: Path, alignment: Path | None) -> dict[str, Any] | 
     trained, exported = _json(run_folder / "student.json"), _json(run_folder / "model" / "student.json")
     if not trained or not (run_folder / "final.safetensors").exists() or alignment is None or not alignment.exists():
         return None
-    if trained["config"]["main"] == SENONE and exported:
-        identity, digest = _json(run_folder / "identity.json"), exported["inventory"]["digest"]
-        interpolated = identity and identity["train"]["objective"] == "interpolation"
-        [store] = identity["data"]["stores"] if interpolated else [None]
-        main = {"level": SENONE, "kind": "hard", "slots": default_slots(SENONE), "store": store, "inventory": digest}
+    if not isinstance(trained.get("config"), dict) or not isinstance(trained.get("heads"), dict):
+        raise UserError(f"{run_folder / 'student.json'} must have the run's config and heads, but has not. Train the run again.")
+    if trained["config"].get("main") == SENONE and "inventory" in exported:
+        digest = exported["inventory"]["digest"]
+        slots, store = default_slots(SENONE), _interpolated(run_folder)
+        main = {"level": SENONE, "kind": "hard", "slots": slots, "store": store, "inventory": digest}
         trained["heads"] = {MAIN: main, **trained["heads"]}
     return trained if trained["heads"] else None
 
@@ -345,7 +362,7 @@ def _add(student: Student, batch: Batch, heads: list[Head], sums: dict[str, _Sum
 
 def _kl(logits_MH: Tensor, soft: SoftLabels, row_M: Tensor) -> Tensor:
     """kl_M: from the teacher's rows."""
-    return kl(logits_MH, ids_MK=soft.ids_NK[row_M], logp_MK=soft.logp_NK[row_M], tail_M=soft.tail_N[row_M])
+    return sparse_kl(logits_MH, ids_MK=soft.ids_NK[row_M], logp_MK=soft.logp_NK[row_M], tail_M=soft.tail_N[row_M])
 
 
 def _slots_of(head: Head, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:

@@ -51,7 +51,7 @@ class ErrorRate:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hypothesis:
-    """One utterance as it was understood. Texts are normalised words; phones by the run's lexicon, or by the English one where None."""
+    """One utterance and its hypothesis. Texts are normalised words; phones by the run's lexicon, or by the English one where None."""
 
     id: str
     speaker: str | None
@@ -64,7 +64,7 @@ class Hypothesis:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Option:
-    """One of an utterance's n best: normalised words, and the natural log-probability (of sound, and of what stands beside it)."""
+    """One of an utterance's n best: normalised words, and the natural log-probability (acoustic and LM scores together)."""
 
     text: str
     score: float
@@ -118,6 +118,17 @@ def silence_notes(reports: Sequence[EvaluationReport]) -> list[str]:
     return [f"Nothing, or almost nothing, is said by {', '.join(names)}. {remedy}" for remedy, names in silent.items()]
 
 
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """The object in a JSON file; {} where there is no such file. Raises UserError where it is broken."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError as error:
+        raise UserError(f"{path} must be {what} in JSON, but cannot be read as such ({error}). Make it again.") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} must be {what} in JSON, but is no object. Make it again.")
+    return value
+
+
 def result_paths(run_folder: Path, split: str, tag: str = "") -> tuple[Path, Path, Path]:
     """The three files that are always there: figures, hypotheses, timing."""
     stem = f"eval-{split}@{tag}" if tag else f"eval-{split}"
@@ -169,26 +180,23 @@ def _hypothesis(row: Mapping[str, Any]) -> Hypothesis:
 
 def write_hypotheses(path: Path, rows: Iterable[Hypothesis], scores: Mapping[str, Scores]) -> None:
     """Write eval-SPLIT.hyp.jsonl atomically, with each utterance's counts."""
-    with atomic_write(path) as file:
-        for number, row in enumerate(rows):
-            counts = {
-                name: {
-                    "tokens": len(s.reference[number]),
-                    "substitutions": int(s.substitutions_N[number]),
-                    "insertions": int(s.insertions_N[number]),
-                    "deletions": int(s.deletions_N[number]),
-                }
-                for name, s in scores.items()
-            }
-            file.write((json.dumps({**asdict(row), **counts}, ensure_ascii=False) + "\n").encode())
+    names = ("tokens", "substitutions", "insertions", "deletions")
+
+    def counts(n: int) -> dict[str, dict[str, int]]:
+        return {metric: {name: int(getattr(s, f"{name}_N")[n]) for name in names} for metric, s in scores.items()}
+
+    _write_lines(path, ({**asdict(row), **counts(n)} for n, row in enumerate(rows)))
 
 
 def write_n_best(path: Path, rows: Iterable[Hypothesis], n_best: Iterable[Sequence[Option]]) -> None:
     """Write eval-SPLIT.nbest.jsonl atomically: id and `hypotheses` of each row."""
+    lists = zip(rows, n_best, strict=True)
+    _write_lines(path, ({"id": row.id, "hypotheses": [asdict(option) for option in options]} for row, options in lists))
+
+
+def _write_lines(path: Path, values: Iterable[Mapping[str, Any]]) -> None:
     with atomic_write(path) as file:
-        for row, options in zip(rows, n_best, strict=True):
-            value = {"id": row.id, "hypotheses": [asdict(option) for option in options]}
-            file.write((json.dumps(value, ensure_ascii=False) + "\n").encode())
+        file.writelines((json.dumps(value, ensure_ascii=False) + "\n").encode() for value in values)
 
 
 @cache
@@ -199,8 +207,8 @@ def english() -> Lexicon:
 
 def with_phones(row: Hypothesis, lexicon: Lexicon) -> Hypothesis:
     """The same with the phones of both texts."""
-    said, understood = (" ".join(phones_of(text, lexicon)) for text in (row.reference, row.hypothesis))
-    return replace(row, reference_phones=said, hypothesis_phones=understood)
+    reference, hypothesis = (" ".join(phones_of(text, lexicon)) for text in (row.reference, row.hypothesis))
+    return replace(row, reference_phones=reference, hypothesis_phones=hypothesis)
 
 
 def score_all(rows: Iterable[Hypothesis]) -> dict[str, Scores]:
@@ -211,7 +219,7 @@ def score_all(rows: Iterable[Hypothesis]) -> dict[str, Scores]:
     return {
         "wer": score_words(references, hypotheses),
         "cer": score_characters(references, hypotheses),
-        "per": score_tokens([said for said, _ in phones], [understood for _, understood in phones]),
+        "per": score_tokens([said for said, _ in phones], [heard for _, heard in phones]),
     }
 
 
@@ -219,7 +227,7 @@ NOTHING = "∅"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SpeakerRow:
+class SpeakerErrors:
     """A speaker's utterances, words, errors and word error rate, NaN without words."""
 
     speaker: str
@@ -229,17 +237,16 @@ class SpeakerRow:
     rate: float
 
 
-def by_speaker(rows: Sequence[Hypothesis], scores: Scores) -> list[SpeakerRow]:
-    """Speakers from worst to best, those without words last; utterances without a speaker stand under "?"."""
+def by_speaker(rows: Sequence[Hypothesis], scores: Scores) -> list[SpeakerErrors]:
+    """Speakers from worst to best, those without words last; utterances without a speaker are under "?"."""
     groups: dict[str, list[int]] = {}
     for number, row in enumerate(rows):
         groups.setdefault(row.speaker or "?", []).append(number)
-    tokens_N, errors_N = scores.tokens_N, scores.errors_N
     found = []
     for speaker, numbers in groups.items():
-        words, errors = int(tokens_N[numbers].sum()), int(errors_N[numbers].sum())
-        rate = errors / words if words else float("nan")
-        found.append(SpeakerRow(speaker=speaker, utterances=len(numbers), words=words, errors=errors, rate=rate))
+        words, errors = int(scores.tokens_N[numbers].sum()), int(scores.errors_N[numbers].sum())
+        rate = errors / words if words else math.nan
+        found.append(SpeakerErrors(speaker=speaker, utterances=len(numbers), words=words, errors=errors, rate=rate))
     return sorted(found, key=lambda row: (-row.rate if row.words else 1.0, row.speaker))
 
 

@@ -1,8 +1,8 @@
 """evaluate: a run's exported student on a split, as figures with intervals.
 
-- Needs the run's `model/` and a manifest with audio. A CTC student's main output is judged at its pieces; the figures of the heads, and of a
-  hybrid student's main output, are added where the run's full weights, an alignment and label stores are at hand and fit.
-- What is finished under the same inputs (model, references, settings) is left as it is.
+- Needs the run's `model/` and a manifest with audio. A CTC student's main output is judged at its pieces. The figures of the heads, and of a
+  hybrid student's main output, are added where the run's full weights, an alignment and label stores are present and fit.
+- An evaluation that is finished under the same inputs (model, references, settings) is left as it is.
 """
 
 import json
@@ -10,11 +10,11 @@ import logging
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hkd.decode.recogniser import Recogniser, Seconds
+from hkd.decode.recogniser import Recogniser
 from hkd.decode.search import SearchConfig
 from hkd.errors import HkdError, UserError
 from hkd.evaluate.decoding import EvaluateConfig, check_n_best, decode, features_on_disk
@@ -22,7 +22,6 @@ from hkd.evaluate.heads import MAIN, frame_figures, frame_inputs, piece_figures,
 from hkd.evaluate.result import (
     ErrorRate,
     EvaluationReport,
-    Hypothesis,
     english,
     listing,
     n_best_path,
@@ -34,7 +33,6 @@ from hkd.evaluate.result import (
     write_n_best,
 )
 from hkd.evaluate.score import Scores, bootstrap_interval
-from hkd.features.cache import FeatureSource
 from hkd.files import digest_of, digest_of_file, write_bytes, write_json
 from hkd.manifest import Manifest
 from hkd.manifest import read as read_manifest
@@ -44,6 +42,8 @@ from hkd.units.subword import MODEL_FILE
 from hkd.units.text import normalisation
 
 log = logging.getLogger(__name__)
+
+NOT_IN_FIGURES = ("device", "batch_seconds", "n_best", "features_cache")  # settings that change no error rate
 
 
 def evaluate(
@@ -63,7 +63,7 @@ def evaluate(
 
     alignment, labels (folder of label stores): for the figures of the heads, left out where None, absent or unfit. units: the folder of the
     subword model, which a hybrid student does not carry, and of the project's lexicon, where it has one. lm: beside the decoder (see
-    `hkd.decode.recogniser.Recogniser`). tag: names another way to decode, whose figures lie beside the usual ones and leave out the heads.
+    `hkd.decode.recogniser.Recogniser`). tag: names another way to decode; its figures lie beside the usual ones and leave out the heads.
     Raises UserError where the run has no exported student, the split is empty, an utterance's audio cannot be read, or the search cannot give
     `config.n_best` hypotheses.
     """
@@ -84,39 +84,53 @@ def evaluate(
     if finished is not None:
         log.info("%s on %s is evaluated already", run_folder.name, split)
         return finished
-    lexicon = load_lexicon(spoken_by) if spoken_by is not None else english()
     recogniser = Recogniser(model_folder, device=config.device, search=config.search, lm=lm)
     check_n_best(config.n_best, config.search, is_hybrid=recogniser.is_hybrid)
     features = features_on_disk(recogniser, part, config.features_cache)
-    decoded = decode(
-        recogniser, part, batch_seconds=config.batch_seconds, n_best=config.n_best, progress=progress, features=features
-    )
+    read: dict[str, Any] = {"batch_seconds": config.batch_seconds, "features": features}
+    decoded = decode(recogniser, part, n_best=config.n_best, progress=progress, **read)
     figures = {}
     if not tag:
-        of_main = piece_figures(recogniser, part, teacher=teacher, batch_seconds=config.batch_seconds, features=features)
-        figures = {MAIN: of_main} if of_main is not None else {}
-        figures |= _frames(
-            run_folder, part, recogniser, config, alignment=alignment, labels=labels, units=units, features=features, progress=progress
-        )  # fmt: skip
+        of_main = piece_figures(recogniser, part, teacher=teacher, **read)
+        figures = {} if of_main is None else {MAIN: of_main}
+        try:
+            figures |= frame_figures(
+                run_folder,
+                part,
+                alignment=alignment,
+                labels=labels,
+                subword_model=recogniser.meta.subword_model or (units and units / MODEL_FILE),
+                units=units,
+                device=recogniser.device,
+                progress=progress,
+                **read,
+            )
+        except HkdError as error:  # the error rates do not depend on them
+            log.warning("%s: the figures of its heads are left out: %s", run_folder.name, error)
+    lexicon = load_lexicon(spoken_by) if spoken_by is not None else english()
     rows = [with_phones(row, lexicon) for row in decoded.rows]
     scores = score_all(rows)
-    speakers = _speakers(rows)
+    speakers = [row.speaker for row in rows if row.speaker is not None]
+    audio_s = sum(row.seconds for row in rows)
+    all_named = len(speakers) == len(rows)
+    timing = _timing(asdict(decoded.seconds), decoded.seconds.total / audio_s, audio_s, recogniser.device)
     report = EvaluationReport(
         run=run_folder.name,
         split=split,
         **_identity(run_folder, recogniser.meta.extra),
         data={
             "utterances": len(rows),
-            "speakers": len(set(speakers)) if speakers else 0,
-            "hours": round(sum(row.seconds for row in rows) / 3600, 6),
+            "speakers": len(set(speakers)) if all_named else 0,
+            "hours": round(audio_s / 3600, 6),
             "words": scores["wer"].totals()["tokens"],
         },
-        errors={name: error_rate(score, speakers, config) for name, score in scores.items()},
+        errors={name: error_rate(score, speakers if all_named else None, config) for name, score in scores.items()},
         frames=figures,
         parameters=recogniser.num_parameters,
         decoder=_decoder(config.search, recogniser, lm),
         tag=tag,
         inputs=inputs,
+        rtf=timing["rtf"],
         hypotheses=tuple(rows),
     )
     path, hyp_path, timing_path = result_paths(run_folder, split, tag)
@@ -127,10 +141,9 @@ def evaluate(
         write_n_best(n_best_path(run_folder, split, tag), rows, decoded.n_best)
     else:
         n_best_path(run_folder, split, tag).unlink(missing_ok=True)
-    timing = _timing(rows, decoded.seconds, recogniser)
     write_json(timing_path, timing)
     write_json(path, report.to_json())
-    return replace(report, rtf=timing["rtf"])
+    return report
 
 
 def error_rate(scores: Scores, speakers: Sequence[str] | None, config: EvaluateConfig) -> ErrorRate:
@@ -145,57 +158,15 @@ def error_rate(scores: Scores, speakers: Sequence[str] | None, config: EvaluateC
     )
 
 
-def _frames(
-    run_folder: Path,
-    part: Manifest,
-    recogniser: Recogniser,
-    config: EvaluateConfig,
-    *,
-    alignment: Path | None,
-    labels: Path | None,
-    units: Path | None,
-    features: FeatureSource | None,
-    progress: Progress,
-) -> dict[str, dict[str, Any]]:
-    """The figures of the heads; where their data do not fit a warning, and none: error rates do not hang on them."""
-    try:
-        return frame_figures(
-            run_folder,
-            part,
-            alignment=alignment,
-            labels=labels,
-            subword_model=recogniser.meta.subword_model or (units / MODEL_FILE if units is not None else None),
-            units=units,
-            device=recogniser.device,
-            batch_seconds=config.batch_seconds,
-            features=features,
-            progress=progress,
-        )
-    except HkdError as error:
-        log.warning("%s: the figures of its heads are left out: %s", run_folder.name, error)
-        return {}
-
-
-def _speakers(rows: Sequence[Hypothesis]) -> list[str] | None:
-    speakers = [row.speaker for row in rows if row.speaker is not None]
-    return speakers if len(speakers) == len(rows) else None
-
-
-def _timing(rows: Sequence[Hypothesis], seconds: Seconds, recogniser: Recogniser) -> dict[str, Any]:
+def _timing(seconds: Mapping[str, float], rtf: float, audio_s: float, device: str) -> dict[str, Any]:
     import torch
 
-    audio_s = sum(row.seconds for row in rows)
-    return {
-        "rtf": seconds.total / audio_s,
-        "audio_s": audio_s,
-        **{f"{name}_s": value for name, value in asdict(seconds).items()},
-        "device": recogniser.device,
-        "threads": torch.get_num_threads(),
-    }
+    parts = {f"{name}_s": value for name, value in seconds.items()}
+    return {"rtf": rtf, "audio_s": audio_s, **parts, "device": device, "threads": torch.get_num_threads()}
 
 
 def _identity(run_folder: Path, extra: Mapping[str, Any]) -> dict[str, Any]:
-    """The run's objective and seed, from its config.toml, else from the export's card."""
+    """The run's objective and seed, from its config.toml, else from the export."""
     table = read_settings(run_folder)
     objective, seed = find_setting(table, "objective"), find_setting(table, "seed")
     return {
@@ -205,9 +176,12 @@ def _identity(run_folder: Path, extra: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_settings(run_folder: Path) -> dict[str, Any]:
-    """What the run's config.toml says; {} where there is none."""
+    """The run's config.toml; {} where there is none. Raises UserError where it is no TOML."""
     path = run_folder / "config.toml"
-    return tomllib.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError as error:
+        raise UserError(f"{path} must be the settings of a run in TOML, but cannot be read as such ({error}).") from None
 
 
 def find_setting(table: Mapping[str, Any], name: str) -> Any:
@@ -219,20 +193,14 @@ def find_setting(table: Mapping[str, Any], name: str) -> Any:
 
 
 def _inputs(run_folder: Path, part: Manifest, config: EvaluateConfig) -> dict[str, Any]:
-    """What the error rates hang on."""
-    spans = (f"{u.offset}:{u.duration}:{u.speaker}" + ("" if u.channel is None else f":{u.channel}") for u in part)
-    settings = {
-        name: value
-        for name, value in asdict(config).items()
-        if name not in ("device", "batch_seconds", "n_best", "features_cache")
-    }
+    """What the error rates depend on."""
     return {
         **({"n_best": config.n_best} if config.n_best else {}),
         "model": digest_of_file(run_folder / "model" / "student.json"),
         "references": part.digest,
-        "utterances": digest_of(spans),
+        "utterances": digest_of(f"{u.offset}:{u.duration}:{u.speaker}" for u in part),
         "normalisation": normalisation(),
-        "settings": settings,
+        "settings": {name: value for name, value in asdict(config).items() if name not in NOT_IN_FIGURES},
     }
 
 
@@ -251,25 +219,23 @@ def _decoder(search: SearchConfig, recogniser: Recogniser, lm: str | None) -> di
 
 def _lm_digest(lm: str | None) -> str | None:
     """A file's digest; a folder's, of its files by name; else the name."""
-    if lm is None:
-        return None
-    path = Path(lm)
+    path = Path(lm or "")
+    if lm is None or not path.exists():
+        return lm
     if path.is_file():
         return digest_of_file(path)
-    if not path.is_dir():
-        return lm
     files = sorted(p for p in path.rglob("*") if p.is_file())
     return digest_of(f"{file.relative_to(path)}:{digest_of_file(file)}" for file in files)
 
 
 def _finished(run_folder: Path, split: str, tag: str, inputs: Mapping[str, Any]) -> EvaluationReport | None:
-    """What is there, where it was made from the same; n-best lists that nobody asks for now may lie beside."""
+    """The evaluation that was made from the same inputs; n-best lists that nobody asks for now may lie beside."""
     wanted = (*result_paths(run_folder, split, tag), *([n_best_path(run_folder, split, tag)] if "n_best" in inputs else []))
-    if not all(path.exists() for path in wanted):
-        return None
     try:
-        report = read_result(run_folder, split, tag)
+        report = read_result(run_folder, split, tag) if all(path.exists() for path in wanted) else None
     except UserError:
+        return None
+    if report is None:
         return None
     known = {name: value for name, value in report.inputs.items() if name != "n_best" or name in inputs}
     return report if known == json.loads(json.dumps(inputs)) else None

@@ -9,13 +9,12 @@ import itertools
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hkd.errors import UserError
+from hkd.errors import UserError, did_you_mean
 from hkd.evaluate.result import METRICS, EvaluationReport, score_all, silence_notes
 from hkd.evaluate.score import Comparison, Counts_N, Interval, Scores, bootstrap_interval, matched_pairs, paired_bootstrap
 
@@ -225,9 +224,8 @@ def _find(baseline: str, groups: Mapping[str, Sequence[EvaluationReport]]) -> st
     of_objective = (name for name, group in groups.items() if group[0].objective == baseline and not group[0].tag)
     found = baseline if baseline in groups else next(of_objective, None)
     if found is None:
-        near = get_close_matches(baseline, [*groups, *(group[0].objective for group in groups.values())], n=1)
-        meant = f" Did you mean {near[0]}?" if near else ""
-        raise UserError(f"a baseline must be one of {', '.join(groups)}, or their objective, but is '{baseline}' instead.{meant}")
+        hint = did_you_mean(baseline, [*groups, *(group[0].objective for group in groups.values())])
+        raise UserError(f"a baseline must be one of {', '.join(groups)}, or their objective, but is '{baseline}' instead.{hint}")
     return found
 
 

@@ -116,8 +116,7 @@ def source_of(tool: str, config: ToolConfig, folder: Path) -> "Source":
         phones = place(config.phones)
         return CtmSource(path, phones=phones, pronounce=pronounce_by(dictionary or Lexicon()) if phones is None else None)
     from hkd.align.ctc import CtcConfig, CtcSource, TransformersCtc
-    from hkd.decode.posteriors import StudentCtc, is_student
-    from hkd.decode.recogniser import choose_device
+    from hkd.decode.recogniser import StudentCtc, choose_device, is_student
 
     model = str(path) if path.exists() else config.path  # else a name on the hub
     ctc = (

@@ -126,8 +126,9 @@ def _read_card(folder: Path) -> dict[str, Any]:
     return card
 
 
-def load_student(folder: Path, *, device: str | torch.device = "cpu") -> tuple[Student, StudentMeta]:
+def load_student(folder: str | Path, *, device: str | torch.device = "cpu") -> tuple[Student, StudentMeta]:
     """Student in eval mode on `device`, and its card. Raises UserError where the folder is no student or its files do not match."""
+    folder = Path(folder)
     card = _read_card(folder)
     try:
         config = placed(config_from_json(card["config"]), folder)

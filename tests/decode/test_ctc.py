@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hkd.decode.arpa import ArpaLm
 from hkd.decode.ctc import BeamConfig, Ranked, WordFusion, beam_search, beam_search_batch, collapse, greedy_ctc, prefix_tree
+from hkd.decode.lm import ArpaLm
 from hkd.errors import UserError
 
 

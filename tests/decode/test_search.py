@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from hkd.decode.arpa import ArpaLm
 from hkd.decode.ctc import BeamConfig, greedy_ctc
-from hkd.decode.search import Search, SearchConfig, TeacherLm
+from hkd.decode.lm import ArpaLm, TeacherLm
+from hkd.decode.search import Search, SearchConfig
 from hkd.errors import UserError
 from hkd.sparse import TopK
 from hkd.teachers.base import TeacherInfo

@@ -19,7 +19,6 @@ from hkd.evaluate.card import model_card, write_card
 from hkd.evaluate.decoding import EvaluateConfig
 from hkd.evaluate.result import read_result
 from hkd.evaluate.run import evaluate
-from hkd.evaluate.transcribe import transcribe_file
 from hkd.manifest import read as read_manifest
 from hkd.student.export import load_student
 
@@ -49,9 +48,20 @@ def test_without_figures_there_is_no_card(evaluated, tmp_path: Path) -> None:  #
         model_card(tmp_path)
 
 
+def test_an_export_before_the_evaluation_has_a_card_whose_examples_run(
+    project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.chdir(tmp_path)
+    run = project.runs[0]
+    text = model_card(run, needs_figures=False)
+    assert "Not evaluated yet: `hkd evaluate none`" in text
+    assert f"| objective | {run.name}: the main loss alone" in text
+    check_examples(text, run, sound_of(project.manifest), SearchConfig(), None)
+
+
 def check_examples(text: str, run: Path, sound: Path, search: SearchConfig, lm: str | None) -> str:
     """Run what the card shows, in the working directory; both print what this search gives, and that comes back."""
-    wanted = str(transcribe_file(Recogniser(run / "model", search=search, lm=lm), sound)["text"])
+    wanted = str(Recogniser(str(run), search=search, lm=lm).transcribe(str(sound))["text"])
     shell, python = re.findall(r"```(?:python)?\n(.*?)\n```", text, re.DOTALL)
     places = {"FOLDER": str(run / "model"), "FILE.wav": str(sound)}
     _, *words = (places.get(word, word) for word in shlex.split(shell))
@@ -99,7 +109,7 @@ def test_a_hybrid_student_s_card(project, hybrid: Path, unigram: Path, tmp_path:
     run = Path(shutil.copytree(hybrid, tmp_path / "run"))
     search = SearchConfig(hybrid=HybridConfig(acoustic_scale=0.7, prior_scale=0.0))
     evaluate(run, manifest=project.manifest, lm=unigram.name, config=EvaluateConfig(search=search, num_draws=100))
-    text, meta = model_card(run), load_student(run / "model")[1]
+    text, meta = model_card(run), load_student(str(run / "model"))[1]
     assert f"| main output | {len(meta.inventory)} senone units" in text
     assert "CTC" not in text
     assert "No language model is needed" not in text

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from hkd.cli.evaluate import model_folder, run_folders
@@ -13,7 +14,7 @@ from hkd.decode.graph import HybridConfig
 from hkd.decode.recogniser import Recogniser
 from hkd.decode.search import SearchConfig
 from hkd.errors import UserError
-from hkd.evaluate.transcribe import transcribe_file
+from hkd.student.export import load_student, save_student
 
 runner = CliRunner()
 
@@ -84,6 +85,23 @@ def test_transcribe_takes_a_folder_and_names_what_it_leaves_out(folder: Path) ->
     assert "must hold sound" in result.stderr
 
 
+@torch.no_grad()
+def test_a_student_that_says_nothing_is_said_to_say_nothing(folder: Path) -> None:
+    model = folder / "runs" / "none" / "model"
+    student, meta = load_student(str(model))
+    student.main.out.bias[0] += 100.0  # the blank, always
+    pieces = (model / "subword.model").read_bytes()
+    save_student(model, student, inventory=meta.inventory, subword_model=pieces, extra=meta.extra)
+    sound = str(sorted((folder / "audio").iterdir())[0])
+    result = runner.invoke(app, ["transcribe", sound, "--run", "none"])
+    assert (result.exit_code, result.stdout) == (0, "\n")
+    assert "no word is recognised. If that is so of all speech: CTC needs more speech" in result.stderr
+    result = runner.invoke(app, ["evaluate", "none"])
+    assert result.exit_code == 0, result.output
+    assert "Nothing, or almost nothing, is said by none (27 of 27 words are left out)." in result.stdout
+    assert "--set main=senone" in result.stdout
+
+
 def said(*arguments: str) -> str:
     result = runner.invoke(app, arguments)
     assert result.exit_code == 0, result.output
@@ -96,7 +114,7 @@ def test_transcribe_searches_as_evaluate_does(folder: Path, unigram: Path) -> No
 
     def text(lm: str | None = None, **search: object) -> str:
         recogniser = Recogniser(folder / "runs" / "none" / "model", search=SearchConfig(**search), lm=lm)
-        return f"{transcribe_file(recogniser, sound)['text']}\n"
+        return f"{recogniser.transcribe(sound)['text']}\n"
 
     lm = str(unigram)
     greedy, beam = text(), text(lm, decoder="beam", word_bonus=3.0)
@@ -143,8 +161,7 @@ def test_a_hybrid_is_evaluated_and_transcribed_with_the_same_scales(folder: Path
     sound = sorted((folder / "audio").iterdir())[0]
     search = SearchConfig(hybrid=HybridConfig(acoustic_scale=0.7, prior_scale=0.0))
     wanted, usual = (
-        transcribe_file(Recogniser(hybrid / "model", search=how, lm=str(unigram)), sound)["text"]
-        for how in (search, SearchConfig())
+        Recogniser(hybrid / "model", search=how, lm=str(unigram)).transcribe(sound)["text"] for how in (search, SearchConfig())
     )
     assert said("transcribe", str(sound), "--model", "hybrid", *given) == f"{wanted}\n"
     assert wanted != usual
@@ -157,7 +174,7 @@ def test_what_cannot_be_is_one_line_and_exit_2(folder: Path) -> None:
         (["evaluate", "none", "--n-best", "3"], "Take --decoder beam"),
         (["report", "none"], "Run `hkd evaluate none --split test` first"),
         (["transcribe", "missing.wav", "--model", "none"], "No such file"),
-        (["transcribe", "missing.wav"], "--model must be given"),
+        (["transcribe", "missing.wav"], "--run must be given"),
         (["transcribe", "missing.wav", "--model", "none", "--set", "search.bean=2"], "Did you mean 'beam'?"),
         (["evaluate", "none", "--set", "search.hybrid.prior_scale=-1"], "hybrid.prior_scale must not be negative"),
     ):
@@ -166,6 +183,25 @@ def test_what_cannot_be_is_one_line_and_exit_2(folder: Path) -> None:
         assert said in result.stderr.replace("\n", " ")
         assert len(result.stderr.strip().splitlines()) == 1
         assert result.stdout == ""
+
+
+PARTS = {
+    "evaluate": ("model/student.json", "model/model.safetensors", "model/subword.model", "student.json", "final.safetensors", "config.toml"),
+    "report": ("eval-test.json", "eval-test.hyp.jsonl", "eval-test.timing.json", "metrics.jsonl", "timing.jsonl", "student.json"),
+    "report --card card.md": ("identity.json", "coverage.json", "config.toml", "model/student.json"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("content", [b"[]", b'{"step": {}}', bytes(range(128, 256))], ids=["list", "other", "binary"])
+@pytest.mark.parametrize("command", PARTS)
+def test_a_broken_part_of_a_run_is_no_internal_error(folder: Path, evaluated, command: str, content: bytes) -> None:  # type: ignore[no-untyped-def]
+    for name in PARTS[command]:
+        run = Path(shutil.copytree(evaluated.runs[-1], folder / "runs" / "hierarchical", dirs_exist_ok=True))
+        (run / name).write_bytes(content)
+        result = runner.invoke(app, [*command.split(), "hierarchical"])
+        assert result.exit_code in (0, 1, 2), (name, result.output)
+        assert "internal error" not in result.output, (name, result.output)
+        assert result.exit_code == 0 or len(result.stderr.strip().splitlines()) == 1, (name, result.stderr)
 
 
 def test_edited_transcripts_cost_the_heads_figures_alone(folder: Path) -> None:

@@ -18,7 +18,6 @@ from hkd.errors import UserError
 from hkd.evaluate.decoding import ARK, SCP, EvaluateConfig, tune, write_likelihoods
 from hkd.evaluate.result import n_best_path, read_result, result_paths
 from hkd.evaluate.run import evaluate
-from hkd.evaluate.transcribe import transcribe_file
 from hkd.manifest import read as read_manifest
 from hkd.manifest import write as write_manifest
 from hkd.testing.teachers import make_teacher_folder
@@ -152,7 +151,7 @@ def test_evaluated_from_its_folder_and_tuned(project, hybrid: Path, unigram: Pat
     assert again.errors["wer"].rate == tries[0].wer
     recogniser = Recogniser(run / "model", lm=str(unigram))
     audio = next(u.audio_filepath for u in read_manifest(project.manifest))
-    said = transcribe_file(recogniser, Path(str(audio)))
+    said = recogniser.transcribe(Path(str(audio)))
     assert said["text"] == " ".join(said["pieces"][0]["units"])
 
 

@@ -136,11 +136,18 @@ def test_the_numbers_are_those_of_the_evaluations_and_stores(evaluated, page: tu
         assert parsed.cells[at + 6] == f"{100 * report.errors['per'].rate:.2f}"
     for name, store in open_stores(evaluated.labels).items():
         facts = describe(store.path, store.spec)
-        row = parsed.cells[parsed.cells.index(name) :][:13]
+        last = len(parsed.cells) - 1 - parsed.cells[::-1].index(name)  # the table of costs may name it, too
+        row = parsed.cells[last:][:13]
         assert row[5:10] == [
             percent(facts["top1_hit_rate"]), percent(facts["topk_hit_rate"]), figure(facts["perplexity"]), "6.10", "–",
         ]  # fmt: skip
         assert row[10] == figure(facts["entropy"])
+
+
+def test_the_cost_table_names_the_store_of_interpolation(page: tuple[str, Page]) -> None:
+    cost = page[0].split('<section id="cost">')[1].split("</section>")[0]
+    row = next(row for row in cost.split("<tr>") if "</span>interpolation</th>" in row)
+    assert '<td class="name">subword</td>' in row
 
 
 def test_how_little_data_stands_behind_it_is_said_at_the_top(page: tuple[str, Page]) -> None:

@@ -93,7 +93,7 @@ def test_pairs_hold_every_row_against_every_baseline() -> None:
     assert "| b | a | −23.33 |" in table.markdown()
     with pytest.raises(UserError, match="one of none, a, b, or their objective, but is 'nobody' instead"):
         objectives_table(reports, baselines=["nobody"])
-    with pytest.raises(UserError, match=r"'auxilary' instead\. Did you mean auxiliary\?"):
+    with pytest.raises(UserError, match=r"'auxilary' instead\. Did you mean 'auxiliary'\?"):
         objectives_table(reports, baselines=["auxilary"])
 
 

@@ -10,7 +10,6 @@ import soundfile
 from hkd.audio import read_audio
 from hkd.decode.recogniser import Recogniser
 from hkd.errors import UserError
-from hkd.evaluate.transcribe import transcribe_file
 from hkd.manifest import read as read_manifest
 
 
@@ -22,7 +21,7 @@ def recogniser(project) -> Recogniser:  # type: ignore[no-untyped-def]
 def test_a_file_gives_what_its_sound_gives(project, recogniser: Recogniser) -> None:  # type: ignore[no-untyped-def]
     utterance = read_manifest(project.manifest)[0]
     wave_S = read_audio(utterance)
-    result = transcribe_file(recogniser, Path(utterance.audio_filepath))
+    result = recogniser.transcribe(Path(utterance.audio_filepath))
     recognition = recogniser.recognise([wave_S])
     assert result["text"] == recognition.texts[0]
     assert result["seconds"] == pytest.approx(len(wave_S) / 16_000)
@@ -40,13 +39,13 @@ def test_any_format_and_rate(recogniser: Recogniser, tmp_path: Path, ending: str
     path = tmp_path / f"sound.{ending}"
     wave_SC = 0.1 * np.random.default_rng(0).normal(size=(48_000, 2))
     soundfile.write(path, wave_SC, 48_000, subtype=subtype)
-    assert transcribe_file(recogniser, path)["seconds"] == pytest.approx(1.0, abs=0.06)
+    assert recogniser.transcribe(path)["seconds"] == pytest.approx(1.0, abs=0.06)
 
 
 def test_long_sound_is_cut_into_pieces_that_follow_each_other(recogniser: Recogniser, tmp_path: Path) -> None:
     path = tmp_path / "long.wav"
     soundfile.write(path, 0.1 * np.random.default_rng(0).normal(size=16_000 * 45), 16_000)
-    pieces = transcribe_file(recogniser, path)["pieces"]
+    pieces = recogniser.transcribe(path)["pieces"]
     assert len(pieces) >= 3
     assert pieces[0]["start_s"] == 0
     assert pieces[-1]["stop_s"] == 45
@@ -57,6 +56,6 @@ def test_what_is_no_sound_is_refused(recogniser: Recogniser, tmp_path: Path) -> 
     path = tmp_path / "text.wav"
     path.write_text("no sound")
     with pytest.raises(UserError, match="cannot be read"):
-        transcribe_file(recogniser, path)
+        recogniser.transcribe(path)
     with pytest.raises(UserError, match="No such file"):
-        transcribe_file(recogniser, tmp_path / "missing.wav")
+        recogniser.transcribe(tmp_path / "missing.wav")

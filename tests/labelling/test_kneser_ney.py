@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hkd.decode.arpa import ArpaLm
+from hkd.decode.lm import ArpaLm
 from hkd.errors import UserError
 from hkd.labelling.kneser_ney import WordNgramConfig, train_word_ngram
 
