@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 
 from hkd.errors import HkdError
 from hkd.labels import kernels
-from hkd.labels.format import Planes, StoreSpec, Utterances
-from hkd.labels.kernels import F16, GRID, TILE
+from hkd.labels.format import CODECS, Planes, StoreSpec, Utterances
+from hkd.labels.kernels import TILE
 from hkd.sparse import NO_GOLD, TopK
 
 # Rows of the narrow planes, as the kernels make them.
@@ -68,9 +68,28 @@ def _layout(selection: str, k: int, j: int, id_bytes: int) -> Mapping[str, Plane
     return MappingProxyType(units | {name: Plane(dtype=byte, rows=rows, axis=1) for name, rows in rows_of.items()})
 
 
-def mode_of(spec: StoreSpec) -> int:
-    """What 16 bits of a log-probability are, as the kernels call it."""
-    return {"f16": F16, "grid": GRID}[spec.codec]
+_NO_TABLE = np.zeros(0, np.float32)
+
+
+def _code_numbers(spec: StoreSpec) -> tuple[int, np.float32, NDArray[np.float32]]:
+    """How the kernels read codes: mode, step, table. Raises ValueError where a codec's table is not whole."""
+    codec = CODECS[spec.codec]
+    if codec.mode is not None:
+        return codec.mode, np.float32(spec.step), _NO_TABLE
+    value_C = np.ascontiguousarray(codec.values(spec.step), np.float32)
+    if value_C.shape != (1 << 16,):
+        raise ValueError(f"the codec {spec.codec} must give 65536 values, but gives {value_C.shape}")
+    return kernels.TABLE, np.float32(spec.step), value_C
+
+
+def _split_by_codec(spec: StoreSpec, logp_NK: NDArray[np.float32], out_AKN: NDArray[np.uint8]) -> bool:
+    """As `kernels.split_codes`, for a codec that the kernels do not know."""
+    if not bool((logp_NK <= kernels.ABOVE_0).all()):
+        return False
+    code_NK = CODECS[spec.codec].codes(np.minimum(logp_NK, 0), spec.step).astype(np.uint16)
+    step_KN = np.diff(code_NK, axis=1, prepend=np.zeros((len(code_NK), 1), np.uint16)).T
+    out_AKN[0, :, : len(code_NK)], out_AKN[1, :, : len(code_NK)] = step_KN & 0xFF, step_KN >> 8
+    return True
 
 
 def _refuse_logp(name: str, logp: NDArray[np.float32]) -> NoReturn:
@@ -119,7 +138,12 @@ def _bytes(spec: StoreSpec, parts: Sequence[TopK], word_N: NDArray[np.int32], of
         _refuse_ids(spec)
     code_AKN = np.empty((2, k, max(n, TILE)), np.uint8)
     lowest, per_nat = np.float32(-65534 * spec.step), np.float32(-1 / spec.step)
-    if n and not kernels.split_codes(row_2N, mode_of(spec), lowest, per_nat, code_AKN):
+    mode = CODECS[spec.codec].mode
+    if n and not (
+        _split_by_codec(spec, _column(parts, "logp_NK", np.float32), code_AKN)
+        if mode is None
+        else kernels.split_codes(row_2N, mode, lowest, per_nat, code_AKN)
+    ):
         _refuse_logp("logp", _column(parts, "logp_NK", np.float32))
     word_N = np.ascontiguousarray(word_N, np.int32)
     gold_logp_N, tail_N = (_column(parts, name, np.float32) for name in ("gold_logp_N", "tail_N"))
@@ -270,7 +294,7 @@ def _join_narrow(
 ) -> None:
     """Gold units, their log-probabilities, tails and words. Raises HkdError where a rank or a unit cannot be right."""
     plane_5 = [planes[name] for name in NARROW]
-    numbers = mode_of(spec), np.float32(spec.step), len(spec.inventory)
+    numbers = *_code_numbers(spec), len(spec.inventory)
     if not kernels.join_narrow(unit_NK, code_NK, *plane_5, np.asarray(offset_B1, np.int64), *numbers, narrow_WN):
         _refuse_block("a gold unit's rank lies beyond the kept ids, or the unit beyond the inventory")
 
@@ -293,7 +317,7 @@ def gather(
     n, k, j = int(offset_B1[-1]), spec.width, len(spec.temperatures)
     ids_NK, logp_NK, narrow_WN = np.empty((n, k), np.int32), np.empty((n, k), np.float32), np.empty((4 + 2 * j, n), np.int32)
     block_P4 = np.array([block.place_4 for block in blocks], np.int64).reshape(-1, 4)
-    numbers = spec.id_bytes, mode_of(spec), np.float32(spec.step)
+    numbers = spec.id_bytes, *_code_numbers(spec)
     if not kernels.gather(block_P4, run_B3, offset_B1, *numbers, ids_NK, logp_NK.view(np.uint32), narrow_WN):
         _refuse_block("an utterance lies outside its block")
     count_NK = None

@@ -29,7 +29,6 @@ from hkd.units.inventory import UnitInventory
 
 FORMAT = "1.0"
 MAJOR = 1
-CODECS = ("grid", "f16")
 SUFFIXES = {"arrow": ".arrow", "zarr": ".zarr.zip"}  # of a backend's shards
 COMPRESSIONS = ("zstd",)
 SELECTIONS = ("topk", "sample")
@@ -40,6 +39,65 @@ MAX_SHARDS = 100_000
 
 def _refuse(name: str, rule: str, value: object, remedy: str = "") -> UserError:
     return UserError(f"`{name}` of a label store must {rule}, but is {value!r} instead. {remedy}".rstrip())
+
+
+class Codec:
+    """How a store keeps log-probabilities: as 16-bit codes, whose differences in rank are compressed. A new one: `CODECS["name"] = MyCodec()`.
+
+    `mode`: the number of the codec that the kernels know; None: the kernels look the values of the codes up.
+    """
+
+    mode: int | None = None
+    has_step = False  # whether it depends on the spec's `step`
+
+    def codes(self, logp_NK: NDArray[np.float32], step: float) -> NDArray[np.uint16]:
+        """Log-probabilities (at most 0, no NaN) → their codes."""
+        raise NotImplementedError
+
+    def values(self, step: float) -> NDArray[np.float32]:
+        """The log-probabilities of all 65,536 codes."""
+        raise NotImplementedError
+
+    def error_bound(self, step: float) -> dict[str, float]:
+        """|Δ log p| ≤ absolute + relative · |log p| for every kept id, down to log p = −lowest."""
+        raise NotImplementedError
+
+
+class Grid(Codec):
+    """−log p in steps of `step` nats, rounded half to even; 65535 is −∞."""
+
+    mode, has_step = 0, True
+
+    def codes(self, logp_NK: NDArray[np.float32], step: float) -> NDArray[np.uint16]:
+        code_NK = np.rint(np.minimum(-logp_NK / np.float32(step), np.float32(65534)))
+        return np.where(np.isneginf(logp_NK), 65535, code_NK).astype(np.uint16)
+
+    def values(self, step: float) -> NDArray[np.float32]:
+        value_C = np.arange(65536, dtype=np.float32) * -np.float32(step)
+        value_C[65535] = -np.inf
+        return value_C
+
+    def error_bound(self, step: float) -> dict[str, float]:
+        return {"absolute": step / 2 + 1e-6, "relative": 0.0, "lowest": 65534 * step}
+
+
+class Half(Codec):
+    """The bits of −log p as a float16, so lossless to that; finite values stay finite."""
+
+    mode = 1
+
+    def codes(self, logp_NK: NDArray[np.float32], step: float) -> NDArray[np.uint16]:
+        half_NK = np.where(np.isneginf(logp_NK), np.inf, np.minimum(-logp_NK, 65504)).astype(np.float16)
+        return np.abs(half_NK).view(np.uint16)
+
+    def values(self, step: float) -> NDArray[np.float32]:
+        return -np.arange(65536, dtype=np.uint16).view(np.float16).astype(np.float32)
+
+    def error_bound(self, step: float) -> dict[str, float]:
+        return {"absolute": 2.0**-25, "relative": 2.0**-11, "lowest": 65504.0}
+
+
+CODECS: dict[str, Codec] = {"grid": Grid(), "f16": Half()}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,7 +156,7 @@ class StoreSpec:
 
     def __post_init__(self) -> None:
         for name, allowed in (
-            ("codec", CODECS),
+            ("codec", tuple(CODECS)),
             ("backend", tuple(SUFFIXES)),
             ("compression", COMPRESSIONS),
             ("selection", SELECTIONS),
@@ -136,9 +194,7 @@ class StoreSpec:
     @property
     def error_bound(self) -> dict[str, float]:
         """|Δ log p| ≤ absolute + relative · |log p| for every kept id, down to log p = −lowest."""
-        if self.codec == "grid":
-            return {"absolute": self.step / 2 + 1e-6, "relative": 0.0, "lowest": 65534 * self.step}
-        return {"absolute": 2.0**-25, "relative": 2.0**-11, "lowest": 65504.0}
+        return CODECS[self.codec].error_bound(self.step)
 
     def with_ids(self, sorted_ids: Sequence[str]) -> "StoreSpec":
         """The spec for these utterances."""
@@ -158,7 +214,7 @@ class StoreSpec:
             "file": "inventory.json",
         }
         value["codec"] = {"name": self.codec, "error_bound": self.error_bound}
-        if self.codec == "grid":
+        if CODECS[self.codec].has_step:
             value["codec"]["step"] = self.step
         return {**value, **self.extra}
 

@@ -23,7 +23,7 @@ TILE = 128
 ABOVE_0 = np.float32(1e-3)  # float32 log-softmax may come out a little above 0
 SMALLEST_NORMAL = 113 << 23  # the bits of 2^-14, the smallest half that is no subnormal
 TWO_TO_23, TWO_TO_MINUS_14 = np.float32(2.0**23), np.float32(2.0**-14)
-GRID, F16 = 0, 1  # what the 16 bits of a log-probability are: steps, the half of −logp
+GRID, F16, TABLE = 0, 1, 2  # what the 16 bits of a log-probability are: steps, the half of −logp, a place in a table
 
 u1, u2, u4, i4, i8, f4, mode_ = types.uint8, types.uint16, types.uint32, types.int32, types.int64, types.float32, types.int64
 U1_1, I4_1, F4_1, I8_1 = (array_type(dtype, 1) for dtype in (u1, i4, f4, i8))
@@ -218,11 +218,13 @@ def _from_half(half: Any) -> Any:
 
 
 @numba.njit
-def _logp_bits(code: Any, mode: Any, step: Any) -> Any:
+def _logp_bits(code: Any, mode: Any, step: Any, value_C: Any) -> Any:
     """16 bits of a log-probability → those of a float32; never −0."""
     if mode == GRID:
         logp = np.float32(np.float32(code) * -step) + np.float32(0)
         return np.float32(-np.inf if code == GRID_INF else logp).view(np.uint32)
+    if mode == TABLE:
+        return np.float32(value_C[code]).view(np.uint32)
     bits = np.uint32(_from_half(code) ^ 0x80000000)
     return np.uint32(0) if bits == 0x80000000 else bits
 
@@ -301,7 +303,7 @@ def _widen_halves(plane_2N: Any, out_N: Any) -> None:
         out_N[i] = _from_half(np.uint16(low_N[i]) | np.uint16(high_N[i]) << np.uint16(8))
 
 
-_NARROW = (U2_2, U1_2, U1_2, U1_2, U1_2, U1_2, I8_1, mode_, f4, i8, OUT_I4_2)
+_NARROW = (U2_2, U1_2, U1_2, U1_2, U1_2, U1_2, I8_1, mode_, f4, F4_1, i8, OUT_I4_2)
 
 
 @kernel(types.boolean(U2_2, *_NARROW), types.boolean(U4_2, *_NARROW))
@@ -316,15 +318,18 @@ def join_narrow(
     offset_B1: Any,
     mode: int,
     step: float,
+    value_C: Any,
     num_units: int,
     narrow_WN: Any,
 ) -> bool:
-    """Gold units, their log-probabilities, tails and words → the first four columns.
+    """Gold units, their log-probabilities, tails and words → the first four columns. value_C: of mode TABLE, for all 65,536 codes.
 
     False where a rank lies beyond K, a unit beyond the inventory, or an utterance beyond the block.
     """
     n, k = unit_NK.shape
     gold_N, logp_N, tail_N, word_N = narrow_WN[0], narrow_WN[1], narrow_WN[2], narrow_WN[3]
+    if mode == TABLE and len(value_C) != 1 << 16:
+        return False
     rank_N, number_N, most, last = _numbers(rank_4N), _numbers(gold_4N), np.uint32(k), np.uint32(num_units)
     wrong = False
     for i in range(n):
@@ -337,7 +342,7 @@ def join_narrow(
     for i in range(n):
         if rank_N[i] > 0:
             r = np.int64(rank_N[i]) - 1
-            gold_N[i], logp_N[i] = unit_NK[i, r], _logp_bits(code_NK[i, r], mode, step)
+            gold_N[i], logp_N[i] = unit_NK[i, r], _logp_bits(code_NK[i, r], mode, step, value_C)
     number_N = _numbers(word_4N)
     for b in range(len(offset_B1) - 1):
         if not 0 <= offset_B1[b] <= offset_B1[b + 1] <= n:
@@ -355,7 +360,7 @@ def _copy(from_U: Any, to_U: Any) -> None:
         to_U[i] = from_U[i]
 
 
-@kernel(types.boolean(I8_2, I8_2, I8_1, i8, mode_, f4, OUT_I4_2, OUT_U4_2, OUT_I4_2))
+@kernel(types.boolean(I8_2, I8_2, I8_1, i8, mode_, f4, F4_1, OUT_I4_2, OUT_U4_2, OUT_I4_2))
 def gather(
     block_P4: Any,
     run_B3: Any,
@@ -363,6 +368,7 @@ def gather(
     id_bytes: int,
     mode: int,
     step: float,
+    value_C: Any,
     ids_MK: Any,
     logp_MK: Any,
     narrow_WM: Any,
@@ -372,6 +378,8 @@ def gather(
     block_P4: where a block's units, codes and narrow columns lie in memory, and how many positions it has. logp_MK: the bits of float32.
     """
     m, k = ids_MK.shape
+    if mode == TABLE and len(value_C) != 1 << 16:
+        return False
     for b in range(len(run_B3)):
         p, start, stop, place = run_B3[b, 0], run_B3[b, 1], run_B3[b, 2], offset_B1[b]
         if start == stop:
@@ -387,10 +395,13 @@ def gather(
         code_U = array_at(block_P4[p, 1] + 2 * start * k, count, np.uint16)
         if mode == GRID:
             for i in range(len(logp_U)):
-                logp_U[i] = _logp_bits(code_U[i], GRID, step)
+                logp_U[i] = _logp_bits(code_U[i], GRID, step, value_C)
+        elif mode == F16:
+            for i in range(len(logp_U)):
+                logp_U[i] = _logp_bits(code_U[i], F16, step, value_C)
         else:
             for i in range(len(logp_U)):
-                logp_U[i] = _logp_bits(code_U[i], F16, step)
+                logp_U[i] = _logp_bits(code_U[i], TABLE, step, value_C)
         for w in range(len(narrow_WM)):
             _copy(
                 array_at(block_P4[p, 2] + 4 * (w * n + start), stop - start, np.int32), narrow_WM[w, place : place + stop - start]

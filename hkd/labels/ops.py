@@ -104,9 +104,9 @@ def convert(
         "backend": backend or old.backend,
         "codec": codec or old.codec,
     }
-    if old.codec == "grid" and wanted["codec"] == "f16":
+    if old.codec != "f16" and wanted["codec"] == "f16":
         raise UserError(
-            "`codec` must stay grid for a store in grid, but is f16 instead: the rounding cannot be taken back. Dump again."
+            f"`codec` must stay {old.codec} for a store in {old.codec}, but is f16 instead: the rounding cannot be taken back. Dump again."
         )
     spec = replace(old, **wanted, command=command or old.command, hkd_version=hkd_version or old.hkd_version)
     same_planes = layout(spec) == layout(old) and spec.codec == old.codec

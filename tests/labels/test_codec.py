@@ -1,18 +1,22 @@
 """The codecs: what comes back, and how far it may be from what went in."""
 
+import json
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hkd.errors import HkdError
+from hkd.errors import HkdError, UserError
 from hkd.labels.codec import decode, encode, gather, layout
-from hkd.labels.format import StoreSpec
+from hkd.labels.format import CODECS, Codec, StoreSpec
+from hkd.labels.ops import convert
+from hkd.labels.verify import verify
 from hkd.sparse import TopK
-from hkd.testing.store import logps, random_topk, same_rows, spec_for, specs
+from hkd.testing.store import files_of, logps, random_rows, random_topk, same_rows, spec_for, specs, write_store
 
 
 @settings(max_examples=60, deadline=None)
@@ -109,3 +113,60 @@ def test_rows_in_pieces_give_the_same_planes(selection: str) -> None:
         encode(spec, [*apart[1:], narrower], word_N, offset_B1)
     with pytest.raises(ValueError, match="300 positions"):
         encode(spec, apart[1:], word_N, offset_B1)
+
+
+class Eighths(Codec):
+    """A codec of somebody else: eighths of a nat, and −∞."""
+
+    def codes(self, logp_NK: np.ndarray, step: float) -> np.ndarray:  # type: ignore[type-arg]
+        return np.where(np.isneginf(logp_NK), 65535, np.rint(np.minimum(-logp_NK, 8191) * 8)).astype(np.uint16)
+
+    def values(self, step: float) -> np.ndarray:  # type: ignore[type-arg]
+        value_C = -np.arange(65536, dtype=np.float32) / 8
+        value_C[65535] = -np.inf
+        return value_C
+
+    def error_bound(self, step: float) -> dict[str, float]:
+        return {"absolute": 1 / 16, "relative": 0.0, "lowest": 8191.0}
+
+
+@pytest.mark.parametrize("backend", ["arrow", "zarr"])
+def test_a_codec_from_outside_needs_no_change_inside(tmp_path: Path, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(CODECS, "eighths", Eighths())
+    spec = spec_for(codec="eighths", backend=backend, temperatures=(2.0,))
+    rows = random_rows(spec, [3, 0, 200, 12])
+    reader = write_store(tmp_path / "s", spec, rows)
+    for name, row in rows.items():
+        same_rows(reader.block([name]).topk, row.topk, spec)
+    assert verify(tmp_path / "s") == []
+    assert json.loads((tmp_path / "s/store.json").read_text())["codec"] == {
+        "name": "eighths",
+        "error_bound": {"absolute": 1 / 16, "relative": 0.0, "lowest": 8191.0},
+    }
+    convert(tmp_path / "s", tmp_path / "grid", codec="grid")
+    convert(tmp_path / "grid", tmp_path / "back", codec="eighths")
+    assert files_of(tmp_path / "back") == files_of(tmp_path / "s")
+    with pytest.raises(UserError, match="must stay eighths"):
+        convert(tmp_path / "s", tmp_path / "f16", codec="f16")
+    broken = replace(next(iter(rows.values())).topk, logp_NK=np.full((3, 8), 0.5, np.float32))
+    with pytest.raises(HkdError, match="log-probabilities"):
+        encode(spec, [broken], np.zeros(3, np.int32), np.array([0, 3]))
+    monkeypatch.delitem(CODECS, "eighths")
+    with pytest.raises(UserError, match="`codec` of a label store must be one of grid, f16, but is 'eighths'"):
+        verify(tmp_path / "s")
+
+
+@pytest.mark.parametrize("name", ["grid", "f16"])
+def test_the_kernels_do_what_the_codecs_say(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The built-in codecs by NumPy, through the table: the same planes, the same numbers."""
+    spec = spec_for(70, k=9, codec=name)
+    topk, word_N, offset_B1 = random_topk(spec, 300, np.random.default_rng(3)), np.zeros(300, np.int32), np.array([0, 300])
+    topk.logp_NK[::7, -1] = -np.inf
+    topk.logp_NK[5, :] = np.float32(-70000)
+    planes = encode(spec, [topk], word_N, offset_B1)
+    run_13 = np.array([[0, 0, 300]])
+    want = gather(spec, [decode(spec, planes, offset_B1)], run_13, offset_B1)[0]
+    monkeypatch.setattr(type(CODECS[name]), "mode", None)
+    for plane, data in encode(spec, [topk], word_N, offset_B1).items():
+        np.testing.assert_array_equal(data, planes[plane], plane)
+    np.testing.assert_array_equal(gather(spec, [decode(spec, planes, offset_B1)], run_13, offset_B1)[0].logp_NK, want.logp_NK)

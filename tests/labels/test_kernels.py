@@ -102,13 +102,13 @@ def test_bytes_are_those_of_the_specification(n: int, k: int) -> None:
 
 def test_what_lies_outside_is_seen_before_it_is_used() -> None:
     unit_NK, code_NK, narrow_WN = np.zeros((3, 2), np.uint16), np.zeros((3, 2), np.uint16), np.zeros((4, 3), np.int32)
-    step, offset_B1 = np.float32(1), np.array([0, 3], np.int64)
+    step, none_C, offset_B1 = np.float32(1), np.zeros(0, np.float32), np.array([0, 3], np.int64)
 
     def joined(rank: int, unit: int, offset_B1: NDArray[np.int64] = offset_B1) -> bool:
         ranks, units = (np.full(3, number, "<u4").view(np.uint8).reshape(3, 4).T.copy() for number in (rank, unit))
         two, four = np.zeros((2, 3), np.uint8), np.zeros((4, 3), np.uint8)
         planes = (two, ranks, units, two, four)
-        return bool(kernels.join_narrow(unit_NK, code_NK, *planes, offset_B1, kernels.GRID, step, 5, narrow_WN))
+        return bool(kernels.join_narrow(unit_NK, code_NK, *planes, offset_B1, kernels.GRID, step, none_C, 5, narrow_WN))
 
     assert [joined(*pair) for pair in ((0, 5), (2, 0), (3, 0), (2**32 - 1, 0), (0, 6), (0, 2**32 - 1))] == [True, True] + 4 * [
         False
@@ -117,9 +117,9 @@ def test_what_lies_outside_is_seen_before_it_is_used() -> None:
     block_14 = np.array([[*(array.ctypes.data for array in (unit_NK, code_NK, narrow_WN)), 3]])
     ids_MK, logp_MK, narrow_WM = np.empty((4, 2), np.int32), np.empty((4, 2), np.uint32), np.empty((4, 4), np.int32)
 
-    def gathered(start: int, stop: int, place: int, block: int = 0) -> bool:
+    def gathered(start: int, stop: int, place: int, block: int = 0, mode: int = kernels.GRID) -> bool:
         runs, offset_B1 = np.array([[block, start, stop]], np.int64), np.array([place, 4])
-        return bool(kernels.gather(block_14, runs, offset_B1, 2, kernels.GRID, step, ids_MK, logp_MK, narrow_WM))
+        return bool(kernels.gather(block_14, runs, offset_B1, 2, mode, step, none_C, ids_MK, logp_MK, narrow_WM))
 
     far = 2**62
     assert gathered(0, 3, 1)
@@ -127,6 +127,7 @@ def test_what_lies_outside_is_seen_before_it_is_used() -> None:
     for run in ((0, 4, 0), (-1, 1, 0), (2, 1, 0), (0, 3, 2), (0, 1, -1), (far, far + 1, 0), (0, 1, far), (-far, far, 0)):
         assert not gathered(*run)
     assert not any(gathered(0, 1, 0, block) for block in (1, -1, far))
+    assert not gathered(0, 3, 1, mode=kernels.TABLE)  # a table that has not every code
 
 
 @pytest.mark.slow
