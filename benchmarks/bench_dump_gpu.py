@@ -21,8 +21,8 @@ from bench_dump import SHAPES, V, bar, machine, transformers  # type: ignore[att
 
 from hkd.labelling.dump import DumpConfig, dump
 from hkd.labelling.dump_report import DumpReport
-from hkd.teachers.masked import MaskedTeacher
 from hkd.teachers.options import TeacherOptions
+from hkd.teachers.transformer import MaskedTeacher
 
 RESULTS = Path(__file__).parent / "results" / "dump-gpu.json"
 PROFILED = 4_096  # transcripts of the dump that is watched kernel by kernel

@@ -16,9 +16,8 @@ from hkd.arpa import is_arpa
 from hkd.errors import HkdError, UserError
 from hkd.native import import_torchaudio
 from hkd.pretrained import choose_device, load_config, load_model, load_tokenizer
-from hkd.teachers.aliases import resolve
 from hkd.teachers.base import Teacher
-from hkd.teachers.hub import PHONE_TRIGRAM, check_source, is_unit_lm, source_options
+from hkd.teachers.hub import PHONE_TRIGRAM, check_source, is_unit_lm, resolve, source_options
 from hkd.teachers.options import PRECISIONS, TeacherOptions
 from hkd.units.inventory import UnitInventory
 
@@ -92,8 +91,7 @@ def load_transformer(source: str, *, name: str, device: str, precision: str, opt
     dtype = choose_precision(precision, where)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import_torchaudio()
-    from hkd.teachers.causal import CausalTeacher
-    from hkd.teachers.masked import MaskedTeacher
+    from hkd.teachers.transformer import CausalTeacher, MaskedTeacher
 
     given = source_options(source)
     if "gguf_file" in given:

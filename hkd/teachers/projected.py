@@ -27,11 +27,10 @@ from hkd.files import digest_of, digest_of_file
 from hkd.sparse import NO_GOLD, TopK
 from hkd.teachers.base import Sentence, TeacherInfo
 from hkd.teachers.forward import Row, Tokens
-from hkd.teachers.masked import MaskedTeacher
 from hkd.teachers.projection import Pieces, StudentPieces, TokenMap
 from hkd.teachers.questions import ROUNDS, Question
 from hkd.teachers.reading import Reader, Reading
-from hkd.teachers.transformer_common import TransformerTeacher
+from hkd.teachers.transformer import MaskedTeacher, TransformerTeacher
 from hkd.topk import select_topk
 from hkd.units.inventory import UnitInventory
 from hkd.units.level import SUBWORD

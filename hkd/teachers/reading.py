@@ -11,7 +11,7 @@ import numpy as np
 from hkd.teachers.base import Sentence
 from hkd.teachers.forward import Tokens
 from hkd.teachers.projection import Pieces, StudentPieces, TokenMap
-from hkd.teachers.transformer_common import TransformerTeacher
+from hkd.teachers.transformer import TransformerTeacher
 from hkd.units.subword import SubwordModel
 from hkd.units.text import words
 

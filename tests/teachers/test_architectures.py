@@ -13,7 +13,7 @@ from hkd.errors import UserError
 from hkd.teachers.base import Sentence
 from hkd.teachers.forward import Way
 from hkd.teachers.load import load_teacher
-from hkd.teachers.transformer_common import TransformerTeacher
+from hkd.teachers.transformer import TransformerTeacher
 from hkd.testing.teachers import WORDS, byte_bpe
 
 TEXTS = [WORDS[:40], "over there", WORDS[50:75]]

@@ -11,9 +11,9 @@ import transformers
 from numpy.typing import NDArray
 
 from hkd.teachers.base import Sentence
-from hkd.teachers.causal import CausalTeacher
 from hkd.teachers.load import load_teacher
 from hkd.teachers.options import TeacherOptions
+from hkd.teachers.transformer import CausalTeacher
 from hkd.testing.teachers import CAUSAL
 
 Folder = Callable[[str], Path]

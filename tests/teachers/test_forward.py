@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from hkd.teachers.base import Sentence
 from hkd.teachers.load import load_teacher
 from hkd.teachers.options import TeacherOptions
-from hkd.teachers.transformer_common import TransformerTeacher
+from hkd.teachers.transformer import TransformerTeacher
 from hkd.testing.teachers import WORDS
 
 Folder = Callable[[str], Path]

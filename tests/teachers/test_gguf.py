@@ -10,8 +10,8 @@ import torch
 
 from hkd.errors import UserError
 from hkd.teachers.base import Sentence
-from hkd.teachers.causal import CausalTeacher
 from hkd.teachers.load import load_teacher
+from hkd.teachers.transformer import CausalTeacher
 
 Folder = Callable[[str], Path]
 BLOCK = {

@@ -11,10 +11,9 @@ import pytest
 import torch
 
 from hkd.errors import HkdError, UserError
-from hkd.teachers.aliases import ALIASES, resolve
-from hkd.teachers.causal import CausalTeacher
+from hkd.teachers.hub import ALIASES, resolve
 from hkd.teachers.load import load_teacher
-from hkd.teachers.masked import MaskedTeacher
+from hkd.teachers.transformer import CausalTeacher, MaskedTeacher
 
 Folder = Callable[[str], Path]
 

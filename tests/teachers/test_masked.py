@@ -14,8 +14,8 @@ from hkd.errors import HkdError
 from hkd.teachers.base import Sentence
 from hkd.teachers.forward import Row
 from hkd.teachers.load import load_teacher
-from hkd.teachers.masked import MaskedTeacher
 from hkd.teachers.options import TeacherOptions
+from hkd.teachers.transformer import MaskedTeacher
 from hkd.testing.teachers import MASKED
 
 Folder = Callable[[str], Path]

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from hkd.errors import UserError
 from hkd.sparse import NO_GOLD
 from hkd.teachers.base import Sentence
-from hkd.teachers.causal import CausalTeacher
 from hkd.teachers.load import load_teacher
 from hkd.teachers.options import TeacherOptions
 from hkd.teachers.projected import ProjectedTeacher
+from hkd.teachers.transformer import CausalTeacher
 from hkd.testing.teachers import WORDS, library
 from hkd.units.inventory import UnitInventory
 from hkd.units.subword import SubwordModel, train_subwords

@@ -1,4 +1,4 @@
-"""What masked and causal teachers share: text → pieces, and windows of them as rows for the model (hkd/teachers/forward.py).
+"""Masked and causal language models of transformers as teachers: text → pieces, and windows of them as rows for the model (forward.py).
 
 - A teacher's pieces are its tokenizer's, for the bare words of the transcript joined by spaces; the case rule is found from the tokenizer
   and recorded. A piece belongs to the word where it begins. No space stands before the first word, as in the texts that the LM has read
@@ -8,11 +8,13 @@
 Shape letters: W tokens of a text or window, S scored positions of it, U units of a sentence, V vocabulary.
 """
 
+import copy
 import itertools
 import logging
 import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -430,4 +432,110 @@ class TransformerTeacher(ABC):
         uniform_NK = torch.from_numpy(np.concatenate([np.zeros((0, k)), *(_uniform(s, k) for s in sentences)]))
         return lambda logits_MV, gold_M, to_M: select_sample(
             logits_MV, torch.from_numpy(gold_M), uniform_NK[to_M], temperatures=temperatures, exclude_V=self._exclude_V
+        )
+
+
+def _dense(rows: TopK, size: int) -> NDArray[np.float64]:
+    """Rows of all candidates as log-probabilities (N, V + 1), the rest last; what is impossible stands at e^-80."""
+    out_NV = np.full((len(rows), size + 1), -80.0)
+    np.put_along_axis(out_NV, rows.ids_NK.astype(np.int64), np.maximum(rows.logp_NK, -80.0), 1)
+    out_NV[:, -1] = np.maximum(rows.tail_N, -80.0)
+    return out_NV
+
+
+class MaskedTeacher(TransformerTeacher):
+    """BERT and its kin."""
+
+    kind = "masked"
+    direction = "both"
+
+    def _find_special_tokens(self) -> Tokens:
+        ordinary = super()._find_special_tokens()
+        mask = self._tokenizer.mask_token_id
+        if mask is None or mask >= self._num_embeddings:
+            has = "none" if mask is None else f"one without an embedding (id {mask})"
+            raise HkdError(
+                f"LM {self._name} must have a mask token, but its tokenizer has {has}. Fetch the tokenizer that it was trained with."
+            )
+        return ordinary
+
+    def _rows(self, token_W: Tokens, at_S: Tokens, to_S: Tokens) -> Iterator[Row]:
+        """Exact: a row a position. `mask_every` m: row r masks the places n ≡ r (mod m) of the window and scores those that are asked for."""
+        prefix, suffix = self._around()
+        every = self._options.mask_every
+        for window_W, at_M, to_M in self._windows(token_W, at_S, to_S, self.room):
+            token_L = np.concatenate([prefix, window_W, suffix])
+            at_M = at_M + len(prefix)
+            gold_M = self._gold(token_L[at_M])
+            if not every:
+                for n in range(len(at_M)):
+                    one = slice(n, n + 1)
+                    yield Row(token_L, at_M[one], at_M[one], gold_M[one], to_M[one])
+                continue
+            for part in range(every):
+                mine = (at_M - len(prefix)) % every == part
+                if mine.any():
+                    yield Row(token_L, np.arange(part, len(window_W), every) + len(prefix), at_M[mine], gold_M[mine], to_M[mine])
+
+    def _around(self) -> tuple[Tokens, Tokens]:
+        """The tokens before and after every window."""
+        mark = self._pieces(self._options.final_mark) if self._options.final_mark else []
+        return np.array(self._prefix, np.int64), np.array([*mark, *self._suffix], np.int64)
+
+    def kl_to_exact(self, sentences: Sequence[Sentence]) -> float:
+        """Mean KL(exact rule ‖ `mask_every`) a position, nats, over all candidates and one rest; what masking together costs."""
+        exact = copy.copy(self)
+        exact._options = replace(self._options, mask_every=0)
+        total, count = 0.0, 0
+        for sentence in sentences:
+            p_NV, q_NV = (
+                _dense(teacher.score([sentence], k=self.num_candidates)[0], self._vocabulary) for teacher in (exact, self)
+            )
+            total += float((np.exp(p_NV) * (p_NV - q_NV)).sum())
+            count += len(p_NV)
+        return total / max(1, count)
+
+    @property
+    def room(self) -> int:
+        """Tokens of text in a window, special ones left out."""
+        length = min(self._max_length, self._options.context) if self._options.context else self._max_length
+        return max(1, length - sum(map(len, self._around())))
+
+
+class CausalTeacher(TransformerTeacher):
+    """GPT-2, Llama, Qwen, Gemma, Mistral and their kin. What comes after is never read, as context neither."""
+
+    kind = "causal"
+    direction = "left"
+
+    def _find_special_tokens(self) -> Tokens:
+        ordinary = super()._find_special_tokens()
+        self._start()
+        return ordinary
+
+    def _rows(self, token_W: Tokens, at_S: Tokens, to_S: Tokens) -> Iterator[Row]:
+        """A row a window; position n is scored by the output one place to its left, the first one by that of the start token."""
+        start, none = self._start(), np.zeros(0, np.int64)
+        read_W = token_W[: int(at_S.max()) + 1]  # what follows the last scored position is not needed
+        for window_W, at_M, to_M in self._windows(read_W, at_S, to_S, self.room, aim=0.75):
+            token_L = np.concatenate([start, window_W])
+            at_M = at_M + len(start)
+            yield Row(token_L[: int(at_M.max())], none, at_M - 1, self._gold(token_L[at_M]), to_M)
+
+    @property
+    def room(self) -> int:
+        """Tokens of text in a window, the start token left out."""
+        length = min(self._max_length, self._options.context) if self._options.context else self._max_length
+        return max(1, length - len(self._start()))
+
+    def _start(self) -> Tokens:
+        """The tokens before the text: the tokenizer's own prefix, else the start token, else the end token (as GPT-2 separates texts)."""
+        if self._prefix:
+            return np.array(self._prefix, np.int64)
+        for token in (self._tokenizer.bos_token_id, self._tokenizer.eos_token_id):
+            if token is not None:
+                return np.array([token], np.int64)
+        raise HkdError(
+            f"LM {self._name} must have a start or an end token, but its tokenizer has neither. Give it one: set bos_token in its "
+            "tokenizer_config.json."
         )

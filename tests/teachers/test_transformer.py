@@ -12,7 +12,7 @@ from hkd.sparse import NO_GOLD
 from hkd.teachers.base import Sentence
 from hkd.teachers.load import load_teacher
 from hkd.teachers.options import TeacherOptions
-from hkd.teachers.transformer_common import TransformerTeacher
+from hkd.teachers.transformer import TransformerTeacher
 
 Folder = Callable[[str], Path]
 WORD = st.text(alphabet="abcdeghijorstuz'", min_size=1, max_size=6).map(lambda w: w.strip("'")).filter(bool)
