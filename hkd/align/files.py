@@ -15,7 +15,6 @@
   into utterances is cut by its times.
 """
 
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hkd.align.fit import NOISE, UNKNOWN_WORDS, FailureError, Foreign, Found, Samples, pieces
+from hkd.corpora.collect import Report, walk
 from hkd.errors import UserError
 from hkd.files import digest_of, digest_of_file
 from hkd.lines import numbered_lines
@@ -174,8 +174,8 @@ class MfaSource:
 
     def __init__(self, path: Path, *, dictionary: Sequence[str] | None = None) -> None:
         """dictionary: all phones that the tool's dictionary has, for an inventory that does not depend on the corpus."""
-        found = (Path(top, name) for top, _, names in os.walk(path, followlinks=True) for name in names)
-        self._paths = sorted(file for file in found if file.suffix.lower() == ".textgrid") if path.is_dir() else [path]
+        found = walk(path, Report()) if path.is_dir() else [path]
+        self._paths = [file for file in found if file.suffix.lower() == ".textgrid" or file == path]
         if not path.exists():
             raise UserError(f"{path} must be a folder of TextGrids or one, but is not there.")
         if not self._paths:

@@ -328,46 +328,41 @@ def _split(foreign: Foreign, split: Sequence[tuple[int, list[int]]], spoken: Seq
 
 
 def _close(foreign: Foreign, num_samples: int, silence: Silence) -> Foreign:
-    """Silence in the gaps; the first piece begins at 0 and the last ends with the sound."""
-    start, stop = foreign.start_P.copy(), foreign.stop_P.copy()
-    quiet_P = foreign.word_P < 0
+    """Silence in the gaps; the first piece begins at 0 and the last ends with the sound. Raises FailureError for a gap within a word.
+
+    A gap goes to the silence that the tool has before or after it; between two words it becomes a silence of its own. Within a word, and
+    where it is no longer than the tool's rounding, the piece before takes it.
+    """
+    start, stop, word = foreign.start_P.tolist(), foreign.stop_P.tolist(), foreign.word_P.tolist()
     edge = _EDGE_FRAMES * HOP_SAMPLES
-    if quiet_P[0] or start[0] < edge:
+    if word[0] < 0 or start[0] < edge:
         start[0] = 0
-    if quiet_P[-1] or stop[-1] > num_samples - edge:
+    if word[-1] < 0 or stop[-1] > num_samples - edge:
         stop[-1] = num_samples
-    before = np.concatenate([[0], stop[:-1]])
-    gap_P = start - before >= foreign.slack
-    within_P = np.concatenate([[False], ~quiet_P[1:] & (foreign.word_P[1:] == foreign.word_P[:-1])])
-    if (bad := np.flatnonzero(within_P & (start - before > edge))).size:
-        raise FailureError(f"there is a gap within a word at {_at(int(before[bad[0]]))}")
-    gap_P &= ~within_P  # the piece before takes what lies between it and the next of its word
-    joins_P = gap_P & quiet_P  # a silence after a gap takes it
-    joins_P[0] = False
-    gap_P &= ~joins_P
-    start = np.where(gap_P, start, before)
-    order: list[int] = []
+    rows: list[tuple[int, int]] = []  # (piece, or -1 for a silence that the tool did not write; where it begins)
+    end = 0
     for at in range(len(start)):
-        if gap_P[at]:
-            order.append(-1 if not (at and quiet_P[at - 1]) else -2)  # −2: the silence before takes it
-        order.append(at)
-    last_gap = stop[-1] < num_samples
-    if last_gap:
-        order.append(-1)
-    order = [at for at in order if at != -2]
-    index = np.array(order)
-    begin = [0]
-    for place, at in enumerate(order[1:], 1):
-        begin.append(int(start[at]) if at >= 0 else int(stop[order[place - 1]]))
-    bound = [*begin, num_samples]
-    new = index < 0
-    keep = np.maximum(index, 0)
+        gap = start[at] - end
+        is_within = at > 0 and word[at] >= 0 and word[at] == word[at - 1]
+        if is_within and gap > edge:
+            raise FailureError(f"there is a gap within a word at {_at(end)}")
+        begin = end
+        if gap >= foreign.slack and not is_within and word[at] >= 0:
+            begin = start[at]
+            if at == 0 or word[at - 1] >= 0:
+                rows.append((-1, end))
+        rows.append((at, begin))
+        end = stop[at]
+    if end < num_samples:
+        rows.append((-1, end))
+    piece, begin_P = np.array(rows, np.int64).T
+    is_new, old = piece < 0, np.maximum(piece, 0)
     return Foreign(
-        tokens=foreign.tokens, start_P=np.array(bound[:-1], np.int64), stop_P=np.array(bound[1:], np.int64),
-        word_P=np.where(new, -1, foreign.word_P[keep]),
-        phone_P=None if foreign.phone_P is None else tuple(silence.phone if at < 0 else foreign.phone_P[at] for at in order),
-        begins_P=new | foreign.begins_P[keep] if foreign.senone_P is not None else foreign.begins_P,
-        senone_P=None if foreign.senone_P is None else np.where(new, silence.senone, foreign.senone_P[keep]),
+        tokens=foreign.tokens, start_P=begin_P, stop_P=np.append(begin_P[1:], num_samples),
+        word_P=np.where(is_new, -1, foreign.word_P[old]),
+        phone_P=None if foreign.phone_P is None else tuple(silence.phone if at < 0 else foreign.phone_P[at] for at in piece.tolist()),
+        begins_P=is_new | foreign.begins_P[old] if foreign.senone_P is not None else foreign.begins_P,
+        senone_P=None if foreign.senone_P is None else np.where(is_new, silence.senone, foreign.senone_P[old]),
     )  # fmt: skip
 
 

@@ -208,14 +208,16 @@ def transcribe(
 
         hkd transcribe hello.wav --run hybrid --lm words.arpa --set search.hybrid.acoustic_scale=0.15
     """
+    from hkd.corpora.collect import Report
     from hkd.decode.recogniser import Recogniser, sound_files
     from hkd.evaluate.result import CTC_REMEDY, GRAPH_REMEDY
 
     here = project()
     config, lm = settings_of(here, assignments, {**given({"lm": lm, "device": device}), "search": given({"decoder": decoder})})
-    paths, left_out = sound_files(files)
-    if left_out:
-        say(f"{len(left_out)} files are left out, their endings are not those of sound that can be read: {_some(left_out)}")
+    report = Report()
+    paths = sound_files(files, report)
+    for line in report.lines():
+        say(line)
     recogniser = Recogniser(model_folder(model, here.runs), device=config.device, search=config.search, lm=lm)
     failed = []
     for path in paths:

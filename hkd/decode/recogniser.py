@@ -7,7 +7,6 @@
 Shape letters: B utterances, S samples, T frames, F feature bins.
 """
 
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
 import torch
 from numpy.typing import NDArray
 
 from hkd.audio import read_audio
+from hkd.corpora.collect import UNREADABLE, Report, sort_files, walk
 from hkd.decode.ctc import BLANK
 from hkd.decode.graph import HybridSearch, log_priors
 from hkd.decode.search import Search, SearchConfig
@@ -202,27 +201,18 @@ def cut_at_quiet(wave_S: Wave_S, *, max_piece_s: float = 20.0, smooth_s: float =
     return [*pieces, wave_S]
 
 
-_OTHER_ENDINGS = (".aif", ".aifc", ".oga", ".opus", ".snd", ".sph", ".wv1", ".wv2")
-_ENDINGS = {*_OTHER_ENDINGS, *(f".{name.lower()}" for name in soundfile.available_formats())}
-
-
-def sound_files(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
-    """The files, of folders those below with an ending of sound; and the other files of the folders. Raises UserError for a folder without sound."""
+def sound_files(paths: Sequence[Path], report: Report) -> list[Path]:
+    """The files, and of folders all sound below. What else sounds or is hidden there is left out in `report`. Raises UserError for a folder without sound."""
     sounds: list[Path] = []
-    others: list[Path] = []
     for path in paths:
-        if not path.is_dir():
-            sounds.append(path)
-            continue
-        below = sorted(Path(top, name) for top, _, names in os.walk(path, followlinks=True) for name in names)
-        found = [file for file in below if file.suffix.lower() in _ENDINGS and not file.name.startswith(".")]
+        found, other = sort_files(walk(path, report)) if path.is_dir() else ([path], [])
+        report.leave_out(UNREADABLE, map(str, other))
         if not found:
             raise UserError(
                 f"folder {path} must hold sound (WAV, FLAC, Opus, MP3 ...), but holds none. Give files or another folder."
             )
         sounds += found
-        others += sorted(set(below) - set(found))
-    return sounds, others
+    return sounds
 
 
 def is_student(folder: Path) -> bool:

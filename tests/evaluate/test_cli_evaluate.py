@@ -69,12 +69,13 @@ def test_transcribe_takes_a_folder_and_names_what_it_leaves_out(folder: Path) ->
     for sound, name in zip(sounds, names, strict=True):
         shutil.copy(sound, folder / name)
     (folder / "in/notes.txt").write_text("x")
+    (folder / "in/talk.m4a").write_text("x")
     (folder / "in/._a.wav").write_text("x")
     result = runner.invoke(app, ["transcribe", "in", "--run", "none"])
     assert result.exit_code == 0, result.output
     assert [line.partition(": ")[0] for line in result.stdout.splitlines()] == names
-    assert "2 files are left out" in result.stderr
-    assert "in/._a.wav, in/notes.txt" in result.stderr
+    assert "left out: 1 hidden files or folders: ._a.wav" in result.stderr
+    assert "ffmpeg -i NAME.m4a NAME.flac): in/talk.m4a" in result.stderr
     (folder / "in/deep/c.wav").touch()
     result = runner.invoke(app, ["transcribe", "in", "--run", "none"])
     assert (result.exit_code, len(result.stdout.splitlines())) == (1, 2)
