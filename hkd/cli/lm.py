@@ -42,8 +42,7 @@ def train(
     """
     from hkd.align.alignment import Alignment
     from hkd.config import merge, parse_overrides
-    from hkd.labelling.lm import LmConfig, train_lm
-    from hkd.labelling.lm_report import render
+    from hkd.labelling.lm import LmConfig, render, train_lm
     from hkd.manifest import read
     from hkd.units.sequences import Units
 
@@ -96,7 +95,7 @@ def words(
 
         hkd lm words --text corpus.txt.gz --order 4 --out words.arpa
     """
-    from hkd.labelling.kneser_ney import WORDS, WordNgramConfig, train_word_ngram
+    from hkd.labelling.ngram import WORDS, WordNgramConfig, train_word_ngram
     from hkd.manifest import read
 
     here = project()
@@ -121,7 +120,7 @@ def score(
 
         hkd lm score lm/senone --json
     """
-    from hkd.labelling.lm_report import LmReport, render
+    from hkd.labelling.lm import LmReport, render
     from hkd.teachers.unit_lm import REPORT
 
     folder = Path(name) if (Path(name) / REPORT).exists() else project().lm / name

@@ -100,7 +100,7 @@ def teacher_dump(
     lm = str(here.lm / lm) if (here.lm / lm / "config.json").is_file() else lm
     check_source(lm)
     from hkd.config import merge
-    from hkd.labelling.executors import DumpJob, execute
+    from hkd.labelling.dump import DumpJob, execute
     from hkd.pipeline.settings import dump_settings
     from hkd.units.level import SPELLED
     from hkd.units.subword import model_file
@@ -211,10 +211,6 @@ def _render(report: dict[str, Any]) -> str:
             f"{report['scored_positions']:,} scored, the others repeat)."
         )
     lines = [done]
-    if report["utilisation"] is not None:
-        tera = report["flops"] / report["seconds"]["total"] / 1e12
-        peak = f"{report['peak_flops_per_s'] / 1e12:.3g} TFLOP/s a worker, from {report['peak_known_from']}"
-        lines.append(f"Model FLOP utilisation {report['utilisation']:.0%}: {tera:.3g} TFLOP/s of the peak ({peak}).")
     if report["without_units"]:
         lines.append(f"{report['without_units']} utterances have no alignment and no labels.")
     if report["shards_missing"]:

@@ -1,19 +1,202 @@
-"""`--context N`: windows of neighbouring utterances, shared by the utterances in their middle.
+"""What is labelled: the transcripts of a manifest, each utterance's units, and the context that `--context N` gives it.
 
-- A recording's utterances in order of time are cut into runs of at most half a window (one utterance at least).
-- A run's window is filled with what was said before and after, evenly; where one side ends, the other gets its share. Teachers
-  that look to the left only get what was said before.
-- A window is a function of the recording's texts alone, so neither shards nor processes change it.
+- The manifest is held as an Arrow table: a million utterances are planned within 1 GB.
+- Aligned levels take their unit sequence from the alignment; subwords come from the teacher's own pieces or from our SentencePiece model.
+- With context, a recording's utterances in order of time are cut into runs of at most half a window (one utterance at least). A run's
+  window is filled with what was said before and after, evenly; where one side ends, the other gets its share. Teachers that look to the
+  left only get what was said before. A window is a function of the recording's texts alone, so neither shards nor processes change it.
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from hkd.labelling.plan import Transcripts, Units, UnitSource
-from hkd.teachers.base import Sentence
+from hkd import manifest
+from hkd.align.alignment import Alignment, aligned_to_units
+from hkd.errors import UserError
+from hkd.files import digest_of
+from hkd.teachers.base import Sentence, Teacher
+from hkd.units.level import SPELLED
+from hkd.units.subword import SubwordModel
+from hkd.units.text import text_digest, words
+
+Units = tuple[NDArray[np.int32], NDArray[np.int32]]
+
+
+_SCHEMA = pa.schema(
+    [("id", pa.large_string()), ("text", pa.large_string()), ("recording", pa.large_string()), ("offset", pa.float64()),
+     ("split", pa.large_string())]
+)  # fmt: skip
+_ROWS_AT_ONCE = 1 << 14
+
+
+def _table(path: Path) -> pa.Table:
+    """What labelling needs of a manifest. Raises UserError with file and line for a broken line."""
+    rows = ((u.id, u.text, u.recording, u.offset, u.split) for u in manifest.read_lines(path))
+    batches = []
+    while part := list(islice(rows, _ROWS_AT_ONCE)):
+        columns = zip(*part, strict=True)
+        batches.append(
+            pa.record_batch([pa.array(c, field.type) for c, field in zip(columns, _SCHEMA, strict=True)], schema=_SCHEMA)
+        )
+    return pa.Table.from_batches(batches, schema=_SCHEMA)
+
+
+class Transcripts:
+    """A manifest as an Arrow table, by sorted ids. Raises UserError with file and line for a broken line, and for a double id."""
+
+    def __init__(self, path: Path, *, split: str | None = None) -> None:
+        table = _table(path)
+        if not table.num_rows:
+            raise UserError(f"{path} is empty.")
+        table = table.take(pc.sort_indices(table["id"]))
+        self._ids: list[str] = table["id"].to_pylist()
+        for left, right in pairwise(self._ids):
+            if left == right:
+                raise UserError(f"{path}: id must be unique, but '{left}' stands twice. Give each utterance its own id.")
+        self._text = table["text"]
+        wanted = pc.equal(table["split"], split) if split is not None else None
+        self._wanted = np.ones(len(table), bool) if wanted is None else wanted.fill_null(False).to_numpy()
+        if not self._wanted.any():
+            splits = sorted({name or "(none)" for name in pc.unique(table["split"]).to_pylist()})
+            raise UserError(f"split must be one of {', '.join(splits)}, but is '{split}' instead.")
+        recording = table["recording"].combine_chunks().dictionary_encode().indices.to_numpy()
+        self._spoken = np.lexsort((np.arange(len(table)), table["offset"].to_numpy(), recording))  # by recording and time
+        self._spoken_at = np.empty(len(table), np.int64)
+        self._spoken_at[self._spoken] = np.arange(len(table))
+        changes = np.flatnonzero(np.diff(recording[self._spoken])) + 1
+        self._recording_starts = np.concatenate([[0], changes, [len(table)]]).astype(np.int64)
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    @property
+    def ids(self) -> list[str]:
+        """The sorted ids of the split."""
+        return [self._ids[row] for row in np.flatnonzero(self._wanted).tolist()]
+
+    @property
+    def digest(self) -> str:
+        """That of `Manifest`: SHA-256 over the (id, text) pairs by id, of all splits."""
+        texts = (text for chunk in self._text.chunks for text in chunk.to_pylist())
+        return digest_of(part for pair in zip(self._ids, texts, strict=True) for part in pair)
+
+    def row(self, utterance_id: str) -> int:
+        """The place of an id among all sorted ids. Raises KeyError."""
+        row = bisect_left(self._ids, utterance_id)
+        if row == len(self._ids) or self._ids[row] != utterance_id:
+            raise KeyError(utterance_id)
+        return row
+
+    def id_of(self, row: int) -> str:
+        """The id at a place among all sorted ids."""
+        return self._ids[row]
+
+    def words(self, rows: Sequence[int]) -> list[list[str]]:
+        """The normalised words of some utterances, by row."""
+        return [words(self._text[row].as_py()) for row in rows]
+
+    def recording(self, row: int) -> tuple[NDArray[np.int64], int]:
+        """The rows of an utterance's recording in the order of time, and the utterance's place there."""
+        at = int(self._spoken_at[row])
+        part = int(np.searchsorted(self._recording_starts, at, side="right")) - 1
+        start, stop = int(self._recording_starts[part]), int(self._recording_starts[part + 1])
+        return self._spoken[start:stop], at - start
+
+
+class UnitSource(Protocol):
+    """Where unit sequences come from."""
+
+    def labelled(self, ids: Sequence[str]) -> list[str]:
+        """Those of the ids that have a unit sequence."""
+
+    def units(self, utterance_id: str, spoken: Sequence[str]) -> Units:
+        """(unit_U, word_U) of an utterance."""
+
+
+class TeacherPieces:
+    """The teacher's own pieces."""
+
+    def __init__(self, teacher: Teacher) -> None:
+        self._teacher = teacher
+
+    def labelled(self, ids: Sequence[str]) -> list[str]:
+        return list(ids)
+
+    def units(self, utterance_id: str, spoken: Sequence[str]) -> Units:
+        return self._teacher.encode(spoken)
+
+
+class OwnSubwords:
+    """Our SentencePiece model's pieces. Raises UserError where its inventory is not the teacher's."""
+
+    def __init__(self, model: SubwordModel, teacher: Teacher) -> None:
+        _same_inventory(teacher, model.inventory.digest, f"the project's {teacher.level}s")
+        self._model = model
+
+    def labelled(self, ids: Sequence[str]) -> list[str]:
+        return list(ids)
+
+    def units(self, utterance_id: str, spoken: Sequence[str]) -> Units:
+        return self._model.encode(spoken)
+
+
+class AlignedUnits:
+    """Segments of the alignment without silence; a unit belongs to the word that is spoken where it begins."""
+
+    def __init__(self, alignment: Alignment, teacher: Teacher) -> None:
+        self._alignment, self._level = alignment, teacher.level
+        if self._level not in alignment.inventories:
+            raise UserError(
+                f"unit must be a level of the alignment ({', '.join(alignment.inventories)}), but is '{self._level}' instead."
+            )
+        _same_inventory(teacher, alignment.inventories[self._level].digest, f"the alignment {alignment.path}")
+
+    def labelled(self, ids: Sequence[str]) -> list[str]:
+        return [name for name in ids if name in self._alignment]
+
+    def units(self, utterance_id: str, spoken: Sequence[str]) -> Units:
+        utterance = self._alignment[utterance_id]
+        if list(utterance.words) != list(spoken):
+            raise UserError(
+                f"the transcript of '{utterance_id}' must be what was aligned, but has changed "
+                f"({text_digest(utterance.words).hex()} aligned, {text_digest(spoken).hex()} now). Run `hkd align` again."
+            )
+        return aligned_to_units(utterance, self._level, self._alignment.silences[self._level])
+
+
+def _same_inventory(teacher: Teacher, digest: str, whose: str) -> None:
+    if teacher.inventory.digest != digest:
+        raise UserError(
+            f"the teacher's inventory must be that of {whose}, but the digests differ "
+            f"({teacher.inventory.digest[:16]} and {digest[:16]}). Train the LM again with `hkd lm train`."
+        )
+
+
+def unit_source(teacher: Teacher, *, alignment: Alignment | None, subwords: SubwordModel | None) -> UnitSource:
+    """The source that fits a teacher. Raises UserError where what it needs was not given."""
+    if teacher.level in SPELLED:
+        try:
+            teacher.encode(["a"])
+        except NotImplementedError:
+            if subwords is None:
+                raise UserError(
+                    f"the LM needs the project's {teacher.level} model, but there is none. Run `hkd units train` first."
+                ) from None
+            return OwnSubwords(subwords, teacher)
+        return TeacherPieces(teacher)
+    if alignment is None:
+        raise UserError(f"labels at the level {teacher.level} need an alignment, but there is none. Run `hkd align` first.")
+    return AlignedUnits(alignment, teacher)
+
 
 RECORDINGS_KEPT = 8
 

@@ -4,34 +4,98 @@
 - The teacher runs here; compressing and writing happen in one thread behind a queue of two shards. If that thread dies, the dump
   stops with its error. A GPU gets the next shard while the last one is still read back and put in order.
 - Run again, the dump does the shards that have no mark yet. What is complete and matches is left.
+- A job names its parts by path, so that any process on any machine with these paths can do any shard of it: this process (`local`), or
+  the workers of a Ray cluster (`ray`). The bytes are the same.
 """
 
 import logging
+import shlex
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, Required, TypedDict, Unpack, runtime_checkable
 
 from hkd import __version__
 from hkd.align.alignment import Alignment
 from hkd.errors import UserError
-from hkd.labelling.dump_report import DumpReport, Work
-from hkd.labelling.plan import Transcripts, UnitSource, unit_source
-from hkd.labelling.quality import summary, unigram_perplexity
-from hkd.labelling.shard import Labelled, ShardLabeller
-from hkd.labelling.utilisation import CountsWork, peak_flops
-from hkd.labelling.writing import WriterThread
+from hkd.labelling.context import Transcripts, UnitSource, unit_source
+from hkd.labelling.shard import Labelled, ShardLabeller, WriterThread, summary, unigram_perplexity
 from hkd.labels.card import calibration_error
 from hkd.labels.format import StoreSpec
 from hkd.labels.store import LabelReader
 from hkd.labels.writer import LabelWriter
 from hkd.progress import Progress, no_progress
 from hkd.teachers.base import Sentence, Teacher
+from hkd.teachers.load import load_teacher
+from hkd.teachers.options import TeacherOptions
+from hkd.units.inventory import UnitInventory
 from hkd.units.subword import SubwordModel
 from hkd.units.text import normalisation
+
+
+def no_seconds() -> dict[str, float]:
+    """No time by phase."""
+    return dict.fromkeys(("read", "score", "wait", "write", "total"), 0.0)
+
+
+@dataclass(kw_only=True, slots=True)
+class Work:
+    """What labelling some shards came to; the parts of several workers add up."""
+
+    shards: int = 0
+    positions: int = 0
+    scored_positions: int = 0  # fewer, where transcripts repeat
+    seconds: dict[str, float] = field(default_factory=no_seconds)
+    left_out: dict[str, str] = field(default_factory=dict)  # id → why
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(
+            shards=self.shards + other.shards,
+            positions=self.positions + other.positions,
+            scored_positions=self.scored_positions + other.scored_positions,
+            seconds={phase: value + other.seconds[phase] for phase, value in self.seconds.items()},
+            left_out={**self.left_out, **other.left_out},
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DumpReport:
+    """What a dump did. Times are of this run; the quality is that of the whole store, None while shards are missing."""
+
+    store: Path | str
+    teacher: str
+    level: str
+    utterances: int
+    without_units: int  # utterances of the manifest that the alignment lacks
+    shards: int
+    shards_done: int  # by this run
+    shards_missing: int  # of other ranks
+    positions: int  # by this run
+    scored_positions: int  # fewer, where transcripts repeat
+    seconds: dict[str, float]  # by phase, summed over the workers: read, score, wait, write; and total, by the clock
+    quality: dict[str, Any] | None
+    left_out: dict[str, str] = field(default_factory=dict)  # id → why
+    workers: int = 1
+    workers_lost: int = 0  # each with the shard that it was at, which another worker then did
+
+    @property
+    def positions_per_s(self) -> float:
+        """Positions a second of this run, all phases included."""
+        return self.positions / self.seconds["total"] if self.seconds["total"] else 0.0
+
+    @property
+    def go_on(self) -> str:
+        """The command that comes next; empty while shards are missing."""
+        return "" if self.shards_missing else f"hkd train --labels {shlex.quote(str(self.store).rpartition('/')[0] + '/')}"
+
+    def to_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        figures = {"positions_per_s": self.positions_per_s, "go_on": self.go_on}
+        return {**asdict(self), "store": str(self.store), **figures}
+
 
 log = logging.getLogger(__name__)
 
@@ -217,9 +281,6 @@ class DumpRun:
         """The figures of all that this run did, `work`; a store that is complete is closed first."""
         missing = len(self.pending())
         spec = self._writer.spec
-        teacher, peak, known_from = self._teacher, 0.0, ""
-        if work.flops and isinstance(teacher, CountsWork):
-            peak, known_from = peak_flops(teacher.device, teacher.dtype)
         return DumpReport(
             store=self._writer.path,
             teacher=self._teacher.info.name,
@@ -236,16 +297,12 @@ class DumpRun:
             left_out=work.left_out,
             workers=workers,
             workers_lost=workers_lost,
-            flops=work.flops,
-            peak_flops_per_s=peak,
-            peak_known_from=known_from,
         )
 
     def shards(self, shards: Sequence[int], progress: Progress = no_progress) -> None:
         """Label the shards in order; what they came to is `work` then."""
         work = self.work = Work()
         started = time.monotonic()
-        before = self._flops()
         with WriterThread(self._writer) as thread:
             for shard, done in self._labelled(shards):
                 waited = time.monotonic()
@@ -264,7 +321,6 @@ class DumpRun:
             work.seconds["wait"] += time.monotonic() - waited
         work.seconds["write"] = thread.seconds
         work.seconds["total"] = time.monotonic() - started
-        work.flops = self._flops() - before
         if said := getattr(self._teacher, "words_unknown", str)():
             log.warning(said)
 
@@ -289,9 +345,6 @@ class DumpRun:
                 for _, future in waiting:
                     future.cancel()
 
-    def _flops(self) -> float:
-        return self._teacher.flops if isinstance(self._teacher, CountsWork) else 0.0
-
     def figures(self) -> dict[str, Any]:
         """The teacher's own figures, and on a sample: the mean KL of the exact rule to masking together, the mass that is unplaced."""
         figures = dict(self._teacher.figures)
@@ -306,3 +359,77 @@ class DumpRun:
         ids = [name for shard in range(self._writer.spec.plan.num_shards) for name in self._writer.shard_ids(shard)]
         sample = ids[:: -(-len(ids) // SAMPLE_UTTERANCES)]
         return self._labeller.sample(sample)
+
+
+EXECUTORS = ("local", "ray")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DumpJob:
+    """A dump in words: which teacher labels which manifest into which store. Relative paths start at `folder`, the working one."""
+
+    manifest: Path
+    out: Path | str  # a folder or a URL
+    lm: str
+    unit: str
+    device: str = "auto"
+    precision: str = "auto"
+    teacher: TeacherOptions = field(default_factory=TeacherOptions)
+    store: DumpConfig = field(default_factory=DumpConfig)
+    inventory: Path | None = None  # the level's units, for n-gram files
+    alignment: Path | None = None  # for aligned levels
+    subwords: Path | None = None  # the level's model, for LMs of a spelled level without pieces of their own
+    command: str = ""  # for the store's card
+    folder: Path = field(default_factory=Path.cwd)
+
+    def load_teacher(self) -> Teacher:
+        """The teacher, on the device of this machine."""
+        units = UnitInventory.load(self.inventory) if self.inventory else None
+        return load_teacher(
+            self.lm, unit=self.unit, device=self.device, precision=self.precision, options=self.teacher, inventory=units
+        )
+
+    def parts(self) -> DumpInputs:
+        """What `dump` and `open_dump` take beside manifest, store and teacher."""
+        return {
+            "config": self.store,
+            "alignment": Alignment(self.alignment) if self.alignment else None,
+            "subwords": SubwordModel(self.subwords, level=self.unit) if self.subwords else None,
+            "command": self.command,
+        }
+
+
+def check_executor(executor: str, *, ray_address: str = "", workers: int = 0) -> None:
+    """Raises UserError for an unknown executor, and for Ray's settings without Ray."""
+    if executor not in EXECUTORS:
+        raise UserError(f"executor must be one of {', '.join(EXECUTORS)}, but is '{executor}' instead.")
+    if executor == "local" and (ray_address or workers):
+        raise UserError("ray_address and workers must be left out with the executor local. Add --executor ray.")
+
+
+def execute(
+    job: DumpJob,
+    *,
+    executor: str = "local",
+    ray_address: str = "",
+    workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    overwrite: bool = False,
+    progress: Progress = no_progress,
+) -> DumpReport:
+    """Do a dump: here, every `world_size`-th pending shard; or on a Ray cluster, all of them.
+
+    `ray_address`, `workers`: see `hkd.labelling.ray.ray_dump`. Raises UserError and HkdError as `hkd.labelling.dump.dump`.
+    """
+    check_executor(executor, ray_address=ray_address, workers=workers)
+    if executor == "ray":
+        if world_size != 1 or rank:
+            raise UserError("rank and world_size must be left out with the executor ray, which hands out the shards itself.")
+        from hkd.labelling.ray import ray_dump
+
+        return ray_dump(job, address=ray_address, workers=workers, overwrite=overwrite, progress=progress)
+    return dump(
+        job.manifest, job.out, job.load_teacher, **job.parts(),
+        overwrite=overwrite, rank=rank, world_size=world_size, progress=progress,
+    )  # fmt: skip

@@ -11,7 +11,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,9 @@ from numpy.typing import NDArray
 
 from hkd.align.alignment import Alignment
 from hkd.errors import UserError
-from hkd.files import digest_of_json, write_bytes, write_json
-from hkd.labelling.lm_bar import NGRAM_UNITS, figures, sample, summed, train_ngram, unigram, unigram_figures
-from hkd.labelling.lm_data import Corpus, Encoder, Sentences, Sequence_U, TokenCache, cache_text, folds_of
-from hkd.labelling.lm_identity import finished, identity_of
-from hkd.labelling.lm_report import LmReport
-from hkd.labelling.lm_task import LmTask
+from hkd.files import digest_of_file, digest_of_json, write_bytes, write_json
+from hkd.labelling.lm_data import Corpus, Encoder, LmTask, Sentences, Sequence_U, TokenCache, cache_text, folds_of
+from hkd.labelling.ngram import NGRAM_UNITS, figures, sample, summed, train_ngram, unigram, unigram_figures
 from hkd.loop import LoopConfig, fit
 from hkd.manifest import Manifest
 from hkd.progress import Progress, no_progress
@@ -42,11 +39,131 @@ from hkd.teachers.unit_lm import (
     SENONES,
     load_neural_part,
     load_ngram_part,
+    read_json,
 )
 from hkd.teachers.unit_lm_senones import SenoneCounts, SenoneMap
-from hkd.units.level import SENONE, SUBWORD, UNIT_LEVELS
+from hkd.units.level import SENONE, SPELLED, SUBWORD, UNIT_LEVELS
 from hkd.units.sequences import Units
-from hkd.units.text import words
+from hkd.units.text import normalisation, words
+
+_NAMES = {"neural": "neural LM", "ngram": "n-gram", "unigram": "unigram"}
+_CONDITION = {
+    "outside-position": "p(unit | all other units)",
+    "outside-phone": "p(senone | the phones outside its own, its state's number)",
+    "left": "p(unit | the units before it)",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LmReport:
+    """report.json. `figures`: per set of sentences, for neural, ngram and unigram {perplexity, top1}, and `positions`."""
+
+    unit: str
+    direction: str
+    given: str
+    teacher: str  # neural | ngram: which has the lower perplexity on `judged_on`
+    judged_on: str  # transcripts (what it will label; never trained on by who labels) | text (held out)
+    figures: dict[str, dict[str, Any]]
+    ngram_order: int
+    transcripts: str
+    folds: int
+    sentences: list[int]  # trained on, a fold
+    units: list[int]
+    text: dict[str, int] = field(default_factory=dict)  # lines, left_out (equal to a transcript), unpronounceable
+    steps: int = 0
+    sizes: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields."""
+        return asdict(self)
+
+    def save(self, path: Path) -> None:
+        """Write report.json."""
+        write_json(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: Path) -> "LmReport":
+        """Read report.json. Raises UserError where it is missing or none."""
+        value = read_json(path)
+        try:
+            return cls(**{f.name: value[f.name] for f in fields(cls)})
+        except KeyError as error:
+            raise UserError(f"{path} must be the report of a unit LM, but lacks {error}. Train the LM anew.") from None
+
+
+def render(value: dict[str, Any]) -> str:
+    """A report's JSON as text: one table a set of sentences, then the verdict."""
+    lines = [f"{value['unit']} LM, {value['direction']}: {_CONDITION[value['given']]}"]
+    trained = " + ".join(f"{n:,}" for n in value["units"])
+    source = "text and the other folds' transcripts" if value["transcripts"] == "cross-fit" else "text, no transcripts"
+    lines.append(f"trained on {trained} units ({source}), {value['steps']:,} steps")
+    for name, table in value["figures"].items():
+        title = "held-out text" if name == "text" else "transcripts, by an LM that has not seen them"
+        lines += ["", f"{title}: {table['positions']:,} positions", f"  {'':<12}{'perplexity':>11}{'top-1':>8}"]
+        for kind, label in _NAMES.items():
+            label = f"{value['ngram_order']}-gram" if kind == "ngram" else label
+            lines.append(f"  {label:<12}{table[kind]['perplexity']:>11.2f}{table[kind]['top1']:>8.1%}")
+    judged = value["figures"][value["judged_on"]]
+    pair = f"{judged['neural']['perplexity']:.2f} against {judged['ngram']['perplexity']:.2f}"
+    if value["teacher"] == "neural":
+        lines += ["", f"The neural LM is the teacher: it beats the n-gram ({pair} on the {value['judged_on']})."]
+    else:
+        lines += ["", f"The n-gram is the teacher: this text and training are too small for the neural LM to beat it ({pair})."]
+    if judged[value["teacher"]]["perplexity"] > judged["unigram"]["perplexity"]:
+        lines.append("WARNING: the teacher is worse than the unigram; its text does not fit.")
+    return "\n".join(lines)
+
+
+def identity_of(
+    config: Any, *, texts: Sequence[Path], units: Units, manifest: Manifest | None, alignment: Alignment | None
+) -> dict[str, Any]:
+    """All that the result hangs on; `config` is the LmConfig. Raises UserError where there is nothing to train on."""
+    if not texts and config.transcripts == "none":
+        raise UserError("an LM needs something to train on, but there is none. Give --text FILE, or --transcripts cross-fit.")
+    if config.transcripts == "cross-fit" and manifest is None:
+        raise UserError("cross-fitting needs the manifest, but there is none. Run `hkd prepare` first.")
+    for path in texts:
+        if not path.is_file():
+            raise UserError(f"text must be a file, but {path} is none. Give a text file, one sentence a line.")
+    return {
+        "config": asdict(config),
+        "texts": [digest_of_file(path) for path in texts],
+        "inventory": units.inventory(config.unit).digest,
+        "manifest": None if manifest is None else manifest.digest,
+        "alignment": None if alignment is None or config.unit in SPELLED else alignment.digest,
+        "normalisation": normalisation(),
+    }
+
+
+def finished(folder: Path, identity: Mapping[str, Any], *, overwrite: bool) -> LmReport | None:
+    """The report of a finished LM of this identity. Refuses, or with overwrite removes, an LM of another one."""
+    if not folder.exists() or all(path.name.endswith(".tmp") for path in folder.iterdir()):  # killed before its first file
+        return None
+    ours = (folder / CONFIG).exists()
+    old = read_json(folder / CONFIG) if ours else {}
+    if not ours or "hkd_lm" not in old:
+        raise UserError(f"{folder} must be free or hold a unit LM, but holds something else. Give another --name.")
+    if overwrite and old["identity_digest"] != digest_of_json(identity):
+        shutil.rmtree(folder)
+        return None
+    if old["identity_digest"] != digest_of_json(identity):
+        before, now = _flat(old["identity"]), _flat(identity)
+        what = next((name for name in {**before, **now} if before.get(name) != now.get(name)), "format")
+        raise UserError(
+            f"{folder} must be of the same settings and data, but `{what}` is {before.get(what)!r} there and {now.get(what)!r} now. "
+            "Give another --name, or --overwrite."
+        )
+    if not (folder / REPORT).exists():
+        return None
+    shutil.rmtree(folder / "work", ignore_errors=True)
+    return LmReport.load(folder / REPORT)
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        return {name: list(value) if isinstance(value, tuple) else value}
+    return {k: v for key, part in value.items() for k, v in _flat(part, f"{name}.{key}" if name else key).items()}
+
 
 log = logging.getLogger(__name__)
 

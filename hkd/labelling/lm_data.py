@@ -7,26 +7,27 @@
 Shape letters: U units of a sentence.
 """
 
-import gzip
 import json
 import logging
 import os
 import shutil
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from hkd.align.alignment import Alignment
 from hkd.errors import HkdError, UserError
 from hkd.files import digest_of, write_json
-from hkd.lines import MAX_LINE_BYTES
+from hkd.lines import numbered_lines
 from hkd.manifest import Manifest, Utterance
 from hkd.progress import Progress, no_progress
+from hkd.teachers.cloze import UnitBatch, UnitLm, collate
 from hkd.teachers.unit_lm_senones import SenoneMap
 from hkd.units.level import SENONE, SPELLED
 from hkd.units.sequences import Units
@@ -36,31 +37,19 @@ log = logging.getLogger(__name__)
 Sequence_U = NDArray[np.int32]
 OFFSETS = "offset.i64"
 _READ_AT_ONCE = 4096  # sentences
+_UNPACKED = 3  # about as many times larger than its .gz is a text
 
 
 def read_lines(paths: Sequence[Path], *, progress: Progress = no_progress) -> Iterator[str]:
     """Lines of text files, plain or .gz, in order. Raises UserError with file and line where one is missing or no UTF-8."""
-    total = sum(path.stat().st_size for path in paths if path.exists())
+    total = sum(path.stat().st_size * (_UNPACKED if path.suffix == ".gz" else 1) for path in paths if path.exists())
     done = 0
     for path in paths:
-        number = 0
-        try:
-            with path.open("rb") as raw, gzip.open(raw) if path.suffix == ".gz" else path.open("rb") as file:
-                for number, line in enumerate(iter(lambda file=file: file.readline(MAX_LINE_BYTES + 1), b""), 1):  # type: ignore[misc]
-                    if len(line) > MAX_LINE_BYTES:
-                        raise UserError(
-                            f"{path}:{number}: text must have a sentence a line, but this line exceeds {MAX_LINE_BYTES} bytes."
-                        )
-                    yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-                    if number % 1000 == 0:
-                        progress(done + (raw if path.suffix == ".gz" else file).tell(), total)
-            done += path.stat().st_size
-        except UnicodeDecodeError:
-            raise UserError(f"{path}:{number}: text must be UTF-8, but this line is not. Re-encode the file.") from None
-        except EOFError:
-            raise UserError(f"{path} must be a whole .gz file, but is truncated. Fetch it again.") from None
-        except OSError as error:
-            raise UserError(f"text {path}: {error.strerror or error}. Give a readable text file.") from None
+        for number, line in numbered_lines(path, "text", remedy="Give a text file, one sentence a line."):
+            yield line
+            done += len(line)
+            if number % 1000 == 0:
+                progress(min(done, total), total)
 
 
 def is_held_out(line: str, share: float) -> bool:
@@ -263,3 +252,74 @@ class Corpus:
     def num_units(self) -> int:
         """Units of all sentences."""
         return sum(p.num_units if isinstance(p, TokenCache) else sum(map(len, p)) for p in self.parts)
+
+
+Numbers = NDArray[np.int64]
+_POOL = 64  # batches sorted together
+
+
+class BatchOrder:
+    """Step → numbers of the sentences."""
+
+    def __init__(self, corpus: Corpus, *, batch_sentences: int, seed: int) -> None:
+        self._corpus, self._size, self._seed = corpus, batch_sentences, seed
+        self.steps_per_epoch = -(-len(corpus) // batch_sentences)
+        self._epoch, self._pool = -1, -1
+        self._order = np.zeros(0, np.int64)
+        self._batches: list[Numbers] = []
+
+    def __call__(self, step: int) -> Numbers:
+        """The sentences of a step (0 first)."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        if epoch != self._epoch:
+            self._order = np.random.default_rng([self._seed, epoch]).permutation(len(self._corpus))
+            self._epoch, self._pool = epoch, -1
+        pool, index = divmod(place, _POOL)
+        if pool != self._pool:
+            self._batches = self._make(epoch, pool)
+            self._pool = pool
+        return self._batches[index]
+
+    def _make(self, epoch: int, pool: int) -> list[Numbers]:
+        width = _POOL * self._size
+        member = self._order[pool * width : (pool + 1) * width]
+        length = np.array([len(self._corpus[int(number)]) for number in member])
+        member = member[np.argsort(length, kind="stable")]
+        batches = [member[start : start + self._size] for start in range(0, len(member), self._size)]
+        return [batches[i] for i in np.random.default_rng([self._seed, epoch, pool]).permutation(len(batches))]
+
+
+class LmTask:
+    """Fits the loop's Task: one loss term, `nll`, divided by positions."""
+
+    def __init__(self, model: UnitLm, corpus: Corpus, *, batch_sentences: int, seed: int) -> None:
+        self._model, self._corpus = model, corpus
+        self._order = BatchOrder(corpus, batch_sentences=batch_sentences, seed=seed)
+
+    @property
+    def model(self) -> nn.Module:
+        """The LM."""
+        return self._model
+
+    def batches(self, start_step: int, rank: int, world_size: int) -> Iterator[UnitBatch | None]:
+        """Endless shares; None where this process gets no sentence."""
+        step = start_step
+        while True:
+            member = self._order(step)[rank::world_size]
+            if len(member):
+                yield collate([self._corpus[int(number)] for number in member], senones=self._model.senones)
+            else:
+                yield None
+            step += 1
+
+    def counts(self, batch: UnitBatch) -> Mapping[str, float]:
+        """Positions."""
+        return {"nll": float(len(batch.gold_N))}
+
+    def losses(self, batch: UnitBatch, step: int) -> Mapping[str, Tensor]:
+        """Summed over this share."""
+        return {"nll": self._model.loss_sum(batch)}
+
+    def weights(self, step: int) -> Mapping[str, float]:
+        """One term."""
+        return {"nll": 1.0}

@@ -1,22 +1,59 @@
-"""The labels of one shard: read its transcripts, score what does not repeat, and tell the utterances that cannot be labelled."""
+"""One shard: read its transcripts, score what does not repeat, name the utterances that cannot be labelled, and write it.
 
+A thread compresses and writes shards while the teacher scores the next ones.
+"""
+
+import logging
+import math
+import queue
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import TracebackType
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hkd.align.alignment import sequence_digest
 from hkd.errors import HkdError, UserError
-from hkd.labelling.context import ContextRule
-from hkd.labelling.plan import Transcripts, UnitSource
+from hkd.labelling.context import ContextRule, Transcripts, UnitSource
+from hkd.labels.card import calibration_bins, calibration_error, figures, quality_of
 from hkd.labels.format import LEFT_OUT, UtteranceLabels
+from hkd.labels.writer import LabelWriter
 from hkd.sparse import TopK
 from hkd.teachers.base import Sentence, Teacher
 from hkd.units.text import text_digest
+
+
+def quality_sums(rows: TopK) -> dict[str, float]:
+    """Sums over the positions of some rows, for a shard's mark; those of several shards add up."""
+    has_N = rows.gold_N >= 0
+    sure_N = np.exp(rows.logp_NK[:, 0].astype(np.float64)) if len(rows) else np.zeros(0)
+    hit_N = rows.ids_NK[:, 0] == rows.gold_N if len(rows) else np.zeros(0, bool)
+    return quality_of(rows) | calibration_bins(sure_N[has_N], hit_N[has_N])
+
+
+def summary(sums: Mapping[str, float | None], *, unigram: float | None) -> dict[str, Any]:
+    """The figures of a report; None where one cannot be said."""
+    return {**figures(sums), "calibration_error": calibration_error(sums), "unigram_perplexity": unigram}
+
+
+def unigram_perplexity(units: Iterable[NDArray[np.int32]], size: int) -> float | None:
+    """Leave-one-out perplexity of the add-one unigram LM of some unit sequences over `size` units: what any teacher must beat.
+
+    Each position is predicted from all others' counts: p = (c_u − 1 + 1) / (N − 1 + V). None below two positions.
+    """
+    count_V = np.zeros(size, np.float64)
+    for unit_U in units:
+        count_V += np.bincount(unit_U[unit_U >= 0], minlength=size)
+    total = count_V.sum()
+    if total < 2:
+        return None
+    seen = count_V[count_V > 0]
+    return math.exp(-float((seen * np.log(seen / (total - 1 + size))).sum()) / total)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -136,3 +173,69 @@ class ShardLabeller:
 def _empty(name: str) -> Sentence:
     nothing = np.zeros(0, np.int32)
     return Sentence(id=name, unit_U=nothing, word_U=nothing)
+
+
+log = logging.getLogger(__name__)
+
+WAITING_SHARDS = 2
+
+_Item = tuple[int, list[UtteranceLabels]]
+
+
+class WriterThread:
+    """Writes shards behind a bounded queue. Whatever ends the thread is raised by the next `put` or by `close`, at once."""
+
+    def __init__(self, writer: LabelWriter) -> None:
+        self._writer = writer
+        self._queue: queue.Queue[_Item | None] = queue.Queue(maxsize=WAITING_SHARDS)
+        self._error: BaseException | None = None
+        self.seconds = 0.0  # spent on quality, compression and writing
+        self._thread = threading.Thread(target=self._work, name="hkd-writer", daemon=True)
+
+    def __enter__(self) -> "WriterThread":
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Above, all is well or something was raised (SIGTERM and Ctrl-C too): what was handed over is written in any case."""
+        while self._thread.is_alive():
+            try:
+                self._queue.put(None, timeout=0.1)
+                break
+            except queue.Full:
+                continue
+        self._thread.join()
+
+    def put(self, shard: int, rows: list[UtteranceLabels]) -> None:
+        """Hand over a shard; waits while the queue is full. Raises the thread's error."""
+        self._hand_over((shard, rows))
+
+    def close(self) -> None:
+        """Wait until all is written. Raises the thread's error."""
+        self._hand_over(None)
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+    def _hand_over(self, item: _Item | None) -> None:
+        while True:
+            if self._error is not None:
+                raise self._error
+            try:
+                self._queue.put(item, timeout=0.1)
+                return
+            except queue.Full:
+                continue
+
+    def _work(self) -> None:
+        try:
+            while (item := self._queue.get()) is not None:
+                started = time.monotonic()
+                self._write(*item)
+                self.seconds += time.monotonic() - started
+        except BaseException as error:
+            self._error = error
+
+    def _write(self, shard: int, rows: list[UtteranceLabels]) -> None:
+        sums = quality_sums(TopK.concatenate([row.topk for row in rows]))
+        self._writer.write_shard(shard, rows, quality={key: float(np.float64(value)) for key, value in sums.items()})

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 from hkd.config import Project, build
 from hkd.evaluate.decoding import EvaluateConfig
 from hkd.labelling.dump import DumpConfig
-from hkd.labelling.kneser_ney import WordNgramConfig
 from hkd.labelling.lm import LmConfig
+from hkd.labelling.ngram import WordNgramConfig
 from hkd.labelling.tie import TieConfig
 from hkd.pipeline.aligning import adopt_units, aligner_of
 from hkd.pipeline.settings import (
@@ -140,7 +140,7 @@ def lm(folder: Path, settings: Settings, progress: Progress) -> str:
 
 def words(folder: Path, settings: Settings, progress: Progress) -> str:
     """Text → a word n-gram at `path`."""
-    from hkd.labelling.kneser_ney import train_word_ngram
+    from hkd.labelling.ngram import train_word_ngram
     from hkd.manifest import read
 
     here = Project.load(folder)
@@ -154,7 +154,7 @@ def words(folder: Path, settings: Settings, progress: Progress) -> str:
 
 def dump(folder: Path, settings: Settings, progress: Progress) -> str:
     """Teacher + transcripts → shards/NAME."""
-    from hkd.labelling.executors import DumpJob, execute
+    from hkd.labelling.dump import DumpJob, execute
     from hkd.units.level import SPELLED
     from hkd.units.sequences import inventory_path
     from hkd.units.subword import model_file

@@ -30,7 +30,7 @@ from hkd.errors import UserError
 from hkd.evaluate.result import result_paths
 from hkd.evaluate.table import configuration_of
 from hkd.files import write_bytes
-from hkd.labelling.kneser_ney import WORDS
+from hkd.labelling.ngram import WORDS
 from hkd.pipeline import actions
 from hkd.pipeline.aligning import aligner_of
 from hkd.pipeline.runner import AUDIO, Stage

@@ -7,10 +7,9 @@ from typing import Any
 from hkd.config import build
 from hkd.errors import UserError
 from hkd.evaluate.decoding import EvaluateConfig
-from hkd.labelling.dump import DumpConfig
-from hkd.labelling.executors import check_executor
-from hkd.labelling.kneser_ney import WordNgramConfig
+from hkd.labelling.dump import DumpConfig, check_executor
 from hkd.labelling.lm import LmConfig
+from hkd.labelling.ngram import WordNgramConfig
 from hkd.labelling.tie import TieConfig
 from hkd.pipeline.aligning import aligner_of
 from hkd.teachers.options import TeacherOptions
@@ -41,7 +40,7 @@ class DumpSettings:
     unit: str
     precision: str = "auto"
     device: str = "auto"
-    executor: str = "local"  # who does the work (`hkd.labelling.executors`): it leaves no trace in the labels
+    executor: str = "local"  # who does the work (`hkd.labelling.dump`): it leaves no trace in the labels
     ray_address: str = ""
     workers: int = 0
     teacher: TeacherOptions = field(default_factory=TeacherOptions)

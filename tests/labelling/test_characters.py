@@ -11,8 +11,7 @@ from hkd.align.alignment import Alignment
 from hkd.config import build
 from hkd.errors import UserError
 from hkd.evaluate.heads import frame_figures
-from hkd.labelling.dump import DumpConfig
-from hkd.labelling.executors import DumpJob, execute
+from hkd.labelling.dump import DumpConfig, DumpJob, execute
 from hkd.labelling.lm import LmConfig, LmLoopConfig, train_lm
 from hkd.labels.store import LabelReader
 from hkd.stream.join import Join

@@ -14,8 +14,7 @@ import torch
 from hkd.errors import UserError
 from hkd.files import digest_of_file
 from hkd.labelling import lm as lm_module
-from hkd.labelling.lm import LmConfig, LmLoopConfig, train_lm
-from hkd.labelling.lm_report import LmReport, render
+from hkd.labelling.lm import LmConfig, LmLoopConfig, LmReport, render, train_lm
 from hkd.manifest import Manifest, Utterance
 from hkd.teachers.base import Sentence
 from hkd.teachers.cloze import UnitLmSizes

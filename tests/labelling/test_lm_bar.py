@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hkd.labelling.lm_bar import figures, sample, summed, train_ngram, unigram, unigram_figures
+from hkd.labelling.ngram import figures, sample, summed, train_ngram, unigram, unigram_figures
 from hkd.teachers.ngram import load_ngram
 from hkd.teachers.unit_lm_senones import SenoneMap
 from hkd.units.inventory import UnitInventory

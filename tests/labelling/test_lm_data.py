@@ -10,7 +10,6 @@ import pytest
 from hkd.errors import UserError
 from hkd.labelling import lm_data
 from hkd.labelling.lm_data import Corpus, TokenCache, cache_text, cut, folds_of, is_held_out, read_lines
-from hkd.labelling.shuffle import Shuffled
 from hkd.manifest import Manifest, Utterance
 from hkd.testing.corpus import tiny_sentences
 from hkd.units.text import words
@@ -115,6 +114,22 @@ def test_broken_text_is_named_with_its_line(tmp_path):
         list(read_lines([tmp_path / "b.gz"]))
 
 
+def test_texts_of_other_systems_are_read_right_or_refused(tmp_path):
+    (tmp_path / "bom.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\r\n")
+    assert list(read_lines([tmp_path / "bom.txt"])) == ["one", "two"]
+    damaged = bytearray(gzip.compress(b"some words\n" * 1000))
+    damaged[20] ^= 0xFF
+    for name, data in {
+        "16.txt": "one\n".encode("utf-16"),
+        "nul.txt": b"one\0\n",
+        "no.gz": b"plain",
+        "damaged.gz": bytes(damaged),
+    }.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(UserError, match=f"{name}:1: text must be"):
+            list(read_lines([tmp_path / name]))
+
+
 def test_four_times_the_text_takes_no_more_memory(tmp_path, monkeypatch):
     """Streamed into the cache, read in order and at random, and drawn from: what is kept does not grow with the text."""
 
@@ -128,7 +143,7 @@ def test_four_times_the_text_takes_no_more_memory(tmp_path, monkeypatch):
         tracemalloc.start()
         train, held = cached(tmp_path / str(lines), [path])
         corpus = Corpus([train, held])
-        order = Shuffled(len(corpus), [0], exact=0)
+        order = np.random.default_rng(0).permutation(len(corpus)).astype(np.int32)
         assert corpus.counts(200).sum() == corpus.num_units
         assert all(len(corpus[number]) for start in range(0, lines, 500) for number in order[start : start + 5].tolist())
         found = tracemalloc.get_traced_memory()[1]
@@ -142,7 +157,7 @@ def test_four_times_the_text_takes_no_more_memory(tmp_path, monkeypatch):
 
 def test_a_line_without_end_is_refused(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"word " * 300_000)
-    with pytest.raises(UserError, match=r"a\.txt:1: text must have a sentence a line"):
+    with pytest.raises(UserError, match=r"a\.txt:1: text must have lines shorter than 1048576 bytes"):
         list(read_lines([tmp_path / "a.txt"]))
 
 

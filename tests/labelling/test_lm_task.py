@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from hkd.labelling.lm_data import Corpus
-from hkd.labelling.lm_task import BatchOrder, LmTask
+from hkd.labelling.lm_data import BatchOrder, Corpus, LmTask
 from hkd.teachers.cloze import UnitLmSizes, make_unit_lm
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from hkd.errors import HkdError, UserError
 from hkd.files import lock
-from hkd.labelling.writing import WriterThread
+from hkd.labelling.shard import WriterThread
 from hkd.labels.format import UtteranceLabels
 from hkd.labels.store import LabelReader
 from hkd.labels.verify import verify

@@ -9,7 +9,7 @@ import pytest
 
 from hkd.decode.lm import ArpaLm
 from hkd.errors import UserError
-from hkd.labelling.kneser_ney import WordNgramConfig, train_word_ngram
+from hkd.labelling.ngram import WordNgramConfig, train_word_ngram
 
 SENTENCES = ["The dog sees 2 cats.", "The dog sleeps!", "", "A cat sees the dog"]
 

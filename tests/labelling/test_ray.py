@@ -17,10 +17,8 @@ from ray.cluster_utils import Cluster
 from s3fs import S3FileSystem
 
 from hkd.errors import UserError
-from hkd.labelling.dump import DumpConfig
-from hkd.labelling.dump_report import DumpReport
-from hkd.labelling.executors import DumpJob, execute
-from hkd.labelling.ray_executor import Share, share_of
+from hkd.labelling.dump import DumpConfig, DumpJob, DumpReport, execute
+from hkd.labelling.ray import Share, share_of
 from hkd.testing.s3 import S3Server
 
 BERT = DumpConfig(k=5, temperatures=(2.0,), codec="f16", utterances_per_shard=16)

@@ -6,7 +6,6 @@ own, measured.
 """
 
 import time
-from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -32,23 +31,6 @@ _DATA_SHEETS = {  # part of the name that torch gives → TFLOP/s; the first tha
 }
 _SIZE = {"cuda": 8192, "cpu": 1024}
 _TIMES = 5
-
-
-@runtime_checkable
-class CountsWork(Protocol):
-    """A teacher that counts its floating-point operations."""
-
-    @property
-    def flops(self) -> float:
-        """All so far."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where it computes."""
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What it computes in."""
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from hkd.labelling.quality import quality_sums, summary, unigram_perplexity
+from hkd.labelling.shard import quality_sums, summary, unigram_perplexity
 from hkd.labels.card import calibration_error, merge
 from hkd.sparse import TopK
 from hkd.topk import select_topk
