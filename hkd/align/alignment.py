@@ -88,7 +88,7 @@ def word_positions(
     """Frames for pieces of words: a word's frames are split along its phones, in proportion to the pieces' letters.
 
     word_of_U: for each piece the index of its word (−1: no frames; start = stop). Pieces of one word are neighbours. letters_V: letters of
-    each unit (`hkd.units.letters`); None: all pieces alike. With L letters up to a piece's end, of a word's L_w, it reaches to phone
+    each unit (`hkd.units.subword`); None: all pieces alike. With L letters up to a piece's end, of a word's L_w, it reaches to phone
     floor(P · L / L_w + 1/2) of P; every piece with letters gets a phone where there are enough, else the frames are cut instead of the
     phones; a piece without letters (▁ alone) gets one frame.
     """

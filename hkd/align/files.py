@@ -31,8 +31,7 @@ from hkd.files import digest_of, digest_of_file
 from hkd.lines import numbered_lines
 from hkd.manifest import Manifest, Utterance
 from hkd.timebase import SAMPLE_RATE_HZ
-from hkd.units.lexicon import Lexicon
-from hkd.units.phones import is_silence_name, is_silent_word, split_position
+from hkd.units.lexicon import Lexicon, is_silence_name, is_silent_word, split_position
 from hkd.units.text import words
 
 MAX_BYTES = 256 << 20

@@ -34,7 +34,7 @@ from hkd.progress import Progress, no_progress
 from hkd.timebase import FRAME_SHIFT_S, HOP_SAMPLES, SAMPLE_RATE_HZ, samples_to_boundaries, samples_to_frames, seconds_to_samples
 from hkd.units.inventory import UnitInventory
 from hkd.units.level import MONOPHONE, SENONE
-from hkd.units.phones import is_silence_name, phone_inventory, without_stress
+from hkd.units.lexicon import is_silence_name, phone_inventory, without_stress
 from hkd.units.text import normalisation, words
 
 logger = logging.getLogger(__name__)

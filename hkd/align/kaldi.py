@@ -20,14 +20,11 @@ from hkd.files import digest_of, digest_of_file
 from hkd.manifest import Manifest, Utterance
 from hkd.timebase import HOP_SAMPLES, SAMPLE_RATE_HZ, foreign_boundaries
 from hkd.units.inventory import UnitInventory
-from hkd.units.kaldi_io import read_integer_vectors, read_symbols
+from hkd.units.kaldi import TransitionModel, read_integer_vectors, read_symbols, read_transitions, read_tree
 from hkd.units.level import SENONE
-from hkd.units.lexicon import Lexicon
-from hkd.units.phones import is_silence_name, is_silent_word, split_position
+from hkd.units.lexicon import Lexicon, is_silence_name, is_silent_word, split_position
 from hkd.units.text import words
-from hkd.units.transitions import TransitionModel, read_transitions
-from hkd.units.tree import read_tree
-from hkd.units.tree_tying import TreeTying
+from hkd.units.tying import TreeTying
 
 WINDOW_SAMPLES = 400  # Kaldi's windows of 25 ms
 _SUBSAMPLING_FILE = "frame_subsampling_factor"

@@ -79,8 +79,8 @@ def align(
     from hkd.manifest import read
     from hkd.pipeline.aligning import POCKETSPHINX, adopt_units, aligner_of
     from hkd.pipeline.aligning import align as run_aligner
-    from hkd.units.acoustic import load_lexicon
     from hkd.units.lexicon import Lexicon, coverage
+    from hkd.units.tying import load_lexicon
 
     here = project()
     table = here.table("align")

@@ -115,9 +115,9 @@ def prepare(
     from hkd.config import PATHS, PROJECT_FILE, Project, to_toml
     from hkd.errors import UserError
     from hkd.files import write_bytes
-    from hkd.units.acoustic import load_lexicon
     from hkd.units.lexicon import coverage
     from hkd.units.text import text_notes
+    from hkd.units.tying import load_lexicon
 
     if list_:
         return _list_corpora(json_)

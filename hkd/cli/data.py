@@ -103,8 +103,8 @@ def lexicon(
 
     from hkd.lines import numbered_lines
     from hkd.manifest import read_lines
-    from hkd.units.acoustic import load_lexicon
     from hkd.units.lexicon import Lexicon, lexicon_report
+    from hkd.units.tying import load_lexicon
 
     here = project()
     lines = (line for path in text or () for _, line in numbered_lines(path, "a text"))

@@ -34,13 +34,10 @@ from hkd.arpa import START, STOP, Arpa, write_arpa
 from hkd.decode.ctc import check_setting
 from hkd.decode.lm import read_word_ngram, usable_words
 from hkd.errors import UserError
-from hkd.units.acoustic import Tying
 from hkd.units.inventory import UnitInventory
 from hkd.units.level import MONOPHONE, SENONE
 from hkd.units.lexicon import Lexicon
-from hkd.units.mdef import NUM_WORD_POSITIONS, WORD_BEGIN, WORD_END, WORD_INTERNAL, WORD_SINGLE
-from hkd.units.tree_tying import TreeTying
-from hkd.units.tying import StateTying
+from hkd.units.tying import NUM_WORD_POSITIONS, WORD_BEGIN, WORD_END, WORD_INTERNAL, WORD_SINGLE, StateTying, TreeTying, Tying
 
 
 class ContextPhones(Protocol):

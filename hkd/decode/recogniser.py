@@ -30,9 +30,9 @@ from hkd.files import digest_of, digest_of_file
 from hkd.manifest import Utterance
 from hkd.student.export import CARD, SENONE_FRAMES, load_student
 from hkd.timebase import HOP_SAMPLES, SAMPLE_RATE_HZ
-from hkd.units.acoustic import load_lexicon, load_tying
 from hkd.units.level import SENONE
 from hkd.units.subword import SubwordModel
+from hkd.units.tying import load_lexicon, load_tying
 
 Wave_S = NDArray[np.float32]
 

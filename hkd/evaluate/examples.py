@@ -18,8 +18,8 @@ from hkd.evaluate.score import score_words
 from hkd.labels.store import LabelReader
 from hkd.manifest import Manifest, Utterance
 from hkd.timebase import SAMPLE_RATE_HZ
-from hkd.units.letters import letters_per_unit
 from hkd.units.level import UNIT_LEVELS
+from hkd.units.subword import letters_per_unit
 
 MAX_AUDIO_S = 12.0  # longer sound is not embedded
 NUM_CANDIDATES = 5

@@ -37,9 +37,9 @@ from hkd.files import digest_of, digest_of_file, write_bytes, write_json
 from hkd.manifest import Manifest
 from hkd.manifest import read as read_manifest
 from hkd.progress import Progress, no_progress
-from hkd.units.acoustic import LEXICON_FILE, load_lexicon
 from hkd.units.subword import MODEL_FILE
 from hkd.units.text import normalisation
+from hkd.units.tying import LEXICON_FILE, load_lexicon
 
 log = logging.getLogger(__name__)
 

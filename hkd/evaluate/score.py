@@ -27,8 +27,7 @@ import jiwer
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hkd.units.lexicon import Lexicon
-from hkd.units.phones import is_silence_name
+from hkd.units.lexicon import Lexicon, is_silence_name
 
 Counts_N = NDArray[np.int64]
 NUM_DRAWS = 10_000

@@ -21,8 +21,8 @@ from hkd.labels.store import LabelReader
 from hkd.progress import Progress, no_progress
 from hkd.sparse import TopK
 from hkd.teachers.unit_lm_senones import SenoneMap
-from hkd.units.acoustic import Tying
 from hkd.units.level import MONOPHONE, SENONE
+from hkd.units.tying import Tying
 
 BLOCK = 256
 _FLOOR = 1e-6  # of the rest's mass, which rounding may take below 0

@@ -23,10 +23,9 @@ from hkd.files import digest_of
 from hkd.manifest import Manifest
 from hkd.progress import Progress, no_progress
 from hkd.timebase import FRAME_SHIFT_S
-from hkd.units.acoustic import adopt
 from hkd.units.clustering import Statistics, grow_tree
 from hkd.units.level import MONOPHONE, SENONE
-from hkd.units.tree_tying import TreeTying
+from hkd.units.tying import TreeTying, adopt
 
 NUM_STATES = 3
 NUM_CEPSTRA = 13

@@ -133,9 +133,9 @@ def adopt_units(alignment_path: Path, units: Path, aligner: Aligner, *, folder: 
 
     Raises UserError where the folder has inventories of another acoustic model, unless `overwrite`.
     """
-    from hkd.units.acoustic import PhoneTying, adopt
     from hkd.units.level import MONOPHONE
     from hkd.units.lexicon import Lexicon
+    from hkd.units.tying import PhoneTying, adopt
 
     config = aligner.config
     if isinstance(config, SphinxConfig):

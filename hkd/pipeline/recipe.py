@@ -35,8 +35,8 @@ from hkd.pipeline import actions
 from hkd.pipeline.aligning import aligner_of
 from hkd.pipeline.runner import AUDIO, Stage
 from hkd.pipeline.settings import CHECKS, WHO_LABELS, ReportSettings, average_settings, dump_settings, stores_of
-from hkd.units.acoustic import MADE_FROM_FILE
 from hkd.units.level import SENONE, SUBWORD
+from hkd.units.tying import MADE_FROM_FILE
 
 SINGLE = ("prepare", "normalisation", "units", "align", "tie", "words", "train", "evaluate", "report")
 SEVERAL = ("ngrams", "lm", "dump", "averages", "runs", "searches")

@@ -24,9 +24,8 @@ from hkd.manifest import Manifest, Utterance
 from hkd.stream.plan import Runs
 from hkd.timebase import SUBSAMPLING, num_encoder_frames, retime, slot_middles
 from hkd.units.inventory import UnitInventory
-from hkd.units.letters import letters_per_unit
 from hkd.units.level import SPELLED, SUBWORD
-from hkd.units.subword import SubwordModel, model_file
+from hkd.units.subword import SubwordModel, letters_per_unit, model_file
 from hkd.units.text import text_digest, words
 
 KEPT_UTTERANCES = 100_000

@@ -30,8 +30,8 @@ from hkd.features.upstream import UPSTREAM_FILES
 from hkd.files import digest_of_file, write_bytes, write_json
 from hkd.student.config import EncoderConfig, SpeechEncoderConfig, StudentConfig, config_from_json, config_to_json
 from hkd.student.model import Student, export_student
-from hkd.units.acoustic import ACOUSTIC_FILES
 from hkd.units.inventory import UnitInventory
+from hkd.units.tying import ACOUSTIC_FILES
 
 FORMAT, VERSION = "hkd-student", 1
 CARD, WEIGHTS, SUBWORDS = "student.json", "model.safetensors", "subword.model"

@@ -44,8 +44,8 @@ from hkd.train.config import TrainConfig
 from hkd.train.data import Data, coverage_of, open_data
 from hkd.train.student import describe_heads
 from hkd.train.terms import Term
-from hkd.units.acoustic import acoustic_files
 from hkd.units.level import SENONE
+from hkd.units.tying import acoustic_files
 
 
 @dataclass

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hkd.units.tree import PDF_CLASS, ContextTree, Leaf, Node, Split, Table
+from hkd.units.kaldi import PDF_CLASS, ContextTree, Leaf, Node, Split, Table
 
 LEFT, CENTRE, RIGHT = 0, 1, 2  # places of a window of three phones
 _VARIANCE_FLOOR = 1e-3  # of the variance of all

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from hkd.errors import UserError
 from hkd.files import digest_of, write_json
-from hkd.units.acoustic import MADE_FROM_FILE, Tying, acoustic_digest, load_lexicon, load_tying
 from hkd.units.inventory import UnitInventory
 from hkd.units.level import CHARACTER, SENONE, SPELLED, SUBWORD, UNIT_LEVELS
 from hkd.units.lexicon import Lexicon
 from hkd.units.subword import Kind, SubwordModel, model_file, train_subwords
 from hkd.units.text import normalisation, normalised_lines
+from hkd.units.tying import MADE_FROM_FILE, Tying, acoustic_digest, load_lexicon, load_tying
 
 Sequences = tuple[NDArray[np.int32], NDArray[np.int32]]
 

@@ -14,13 +14,11 @@ from hkd.errors import HkdError, UserError
 from hkd.manifest import Manifest, Utterance
 from hkd.testing.corpus import synthesise
 from hkd.timebase import samples_to_frames
-from hkd.units.acoustic import adopt
 from hkd.units.level import MONOPHONE, SENONE
 from hkd.units.lexicon import Lexicon, model_folder
-from hkd.units.mdef import WORD_INTERNAL
 from hkd.units.sequences import Units
 from hkd.units.text import words
-from hkd.units.tying import StateTying
+from hkd.units.tying import WORD_INTERNAL, StateTying, adopt
 
 
 @pytest.fixture(scope="module")

@@ -11,13 +11,11 @@ import torch
 
 from hkd.decode.graph import SILENCE_PROBABILITY, HybridConfig, HybridSearch, build_graph, log_likelihoods, log_priors
 from hkd.errors import UserError
-from hkd.units.acoustic import Tying
 from hkd.units.inventory import UnitInventory
+from hkd.units.kaldi import PDF_CLASS, ContextTree, Leaf, Split, Table
 from hkd.units.level import SENONE
 from hkd.units.lexicon import Lexicon
-from hkd.units.tree import PDF_CLASS, ContextTree, Leaf, Split, Table
-from hkd.units.tree_tying import TreeTying
-from hkd.units.tying import StateTying
+from hkd.units.tying import StateTying, TreeTying, Tying
 
 WORDS = {"red": -0.3, "read": -0.7, "the": -0.5, "ready": -0.9}  # log10; red and read sound alike, and as ready begins
 STOP = -0.6

@@ -20,8 +20,8 @@ from hkd.manifest import Utterance
 from hkd.manifest import read as read_manifest
 from hkd.manifest import write as write_manifest
 from hkd.testing.teachers import make_teacher_folder
-from hkd.units.acoustic import PhoneTying, adopt
 from hkd.units.text import words
+from hkd.units.tying import PhoneTying, adopt
 
 
 @pytest.fixture

@@ -27,11 +27,10 @@ from hkd.align.alignment import Alignment, aligned_to_units
 from hkd.audio import read_audio
 from hkd.native import import_torchaudio
 from hkd.testing.corpus import prepare_folder, tiny_corpus
+from hkd.units.kaldi import ContextTree, Leaf, Node, Split, Table
 from hkd.units.level import MONOPHONE
-from hkd.units.lexicon import Lexicon
-from hkd.units.phones import split_position
+from hkd.units.lexicon import Lexicon, split_position
 from hkd.units.text import words
-from hkd.units.tree import ContextTree, Leaf, Node, Split, Table
 
 HERE = Path(__file__).parent
 VOWELS = ("AA", "AE", "AH", "AO", "AW", "AY", "EH", "ER", "EY", "IH", "IY", "OW", "OY", "UH", "UW")

@@ -19,7 +19,7 @@ from hkd.files import shipped
 from hkd.labels.folder import load_spec
 from hkd.pipeline.recipe import load_recipe, stages_of
 from hkd.toml import to_toml
-from hkd.units.acoustic import load_tying
+from hkd.units.tying import load_tying
 
 PIPELINES = sorted(path for path in shipped("pipelines").glob("*/*.toml") if path.stem != "shared")  # what others start from
 SMALL = [

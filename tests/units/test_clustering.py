@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hkd.units.clustering import Statistics, grow_tree, log_likelihood, phone_questions
-from hkd.units.tree import parse_tree
+from hkd.units.kaldi import parse_tree
 
 VOWELS, CONSONANTS, SILENCE = (2, 3, 4), (5, 6, 7, 8), 1
 FLOOR_F = np.full(3, 1e-8)

@@ -1,11 +1,13 @@
 """Words → phones."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from hkd.errors import UserError
-from hkd.units.lexicon import Lexicon, coverage, lexicon_report
+from hkd.units.lexicon import Lexicon, coverage, lexicon_report, predict_phones
 from hkd.units.tying import StateTying
 
 
@@ -165,3 +167,20 @@ def test_coverage_counts_and_names(tmp_path: Path) -> None:
         "a.dict lists 1 of the 3 different words of the transcripts (33.3% of the running text); not you, be. "
         "1 of its entries are no single word and are not used: low-cost."
     )
+
+
+def test_a_known_prediction_of_the_package() -> None:
+    # from the package's README: "activationist", with the stress marks folded away
+    assert predict_phones("activationist") == ("AE", "K", "T", "IH", "V", "EY", "SH", "AH", "N", "IH", "S", "T")
+
+
+def test_it_has_learnt_english() -> None:
+    lexicon = Lexicon()
+    sample = ["computer", "garden", "morning", "letter", "window", "brother", "seven", "planet", "doctor", "yellow"]
+    right = sum(predict_phones(word) in lexicon.variants(word) for word in sample)
+    assert right >= 8
+
+
+def test_neither_the_package_nor_nltk_is_imported() -> None:
+    code = "import sys; from hkd.units.lexicon import predict_phones; predict_phones('cat'); print([m for m in ('nltk', 'g2p_en', 'torch') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
