@@ -18,7 +18,7 @@ the unigram model's best path (Viterbi; Kudo 2018, sec. 3.2) over any continuati
 piece that crosses it; that piece must end the best path to its own end. So the common beginning of these finitely many segmentations is
 exactly what is sure. BPE has no such rule: there only complete words are sure.
 
-Texts are compared as `hkd-words-1` makes them: lower case, punctuation separates words. Tokens with digits, spoken symbols or half
+Texts are compared as `hkd.units.text` makes them: lower case, punctuation separates words. Tokens with digits, spoken symbols or half
 characters stay open, for what they are spoken as is not known.
 
 Shape letters: V the teacher's vocabulary, S the student's pieces.
@@ -49,7 +49,7 @@ _WORDS_KEPT = 1 << 18
 
 
 def spoken(text: str) -> str | None:
-    """Letters, apostrophes and spaces, as `hkd-words-1` reads a text; None where that needs more than the text itself."""
+    """Letters, apostrophes and spaces, as `hkd.units.text` reads plain text; None where that needs more than the text itself."""
     text = unicodedata.normalize("NFKC", text.translate(_APOSTROPHES)).translate(_APOSTROPHES).lower()
     if _UNKNOWN.search(text) or any(c.isalnum() and not c.isalpha() for c in text) or text[:1] in _COMBINING:
         return None
