@@ -219,7 +219,7 @@ def transcribe(
     for line in report.lines():
         say(line)
     recogniser = Recogniser(model_folder(model, here.runs), device=config.device, search=config.search, lm=lm)
-    failed = []
+    failed, silent = [], []
     for path in paths:
         try:
             result: Any = recogniser.transcribe(path)
@@ -230,9 +230,10 @@ def transcribe(
             failed.append(path)
         else:
             emit(result, as_json, one if len(paths) == 1 else several)
-            if not result["text"]:
-                remedy = GRAPH_REMEDY if recogniser.is_hybrid else CTC_REMEDY
-                say(f"{path}: no word is recognised. If that is so of all speech: {remedy}")
+            silent += [] if result["text"] else [path]
+    if silent:
+        remedy = GRAPH_REMEDY if recogniser.is_hybrid else CTC_REMEDY
+        say(f"No word is recognised in {_some(silent)}. If that is so of all speech: {remedy}")
     if failed:
         raise HkdError(f"{len(failed)} of {len(paths)} files could not be transcribed: {_some(failed)}.")
 
