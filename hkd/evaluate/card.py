@@ -48,7 +48,7 @@ def model_card(run_folder: Path, *, splits: Sequence[str] = SPLITS, needs_figure
     units = f"{len(meta.inventory)} {meta.inventory.level} units (inventory {meta.inventory.digest[:12]})"
     seed = reports[0].seed if reports else find_setting(settings, "seed")
     facts = {
-        "objective": f"{objective}: {_OBJECTIVES.get(objective, 'a run of its own kind')}",
+        "objective": f"{objective}: {meta.extra.get('objective_help', 'a run of its own kind')}",
         "encoder": _encoder(meta),
         "main output": f"{units}, searched in a graph with a lexicon" if is_hybrid else f"CTC over {units}",
         **({"language model beside it": f"{lm} (`{reports[-1].inputs['lm']}`)"} if lm else {}),
@@ -178,14 +178,6 @@ def _figures(reports: Sequence[EvaluationReport]) -> str:
         + _HOW.format(decoder=_decoding(reports), min_speakers=MIN_SPEAKERS, normalisation=reports[0].inputs["normalisation"])
     )
 
-
-_OBJECTIVES = {
-    "none": "the main loss alone, no language model",
-    "hard-heads": "reference labels on inner layers, no language model",
-    "interpolation": "a language model's distribution mixed into the main output's targets",
-    "auxiliary": "one auxiliary output layer taught by a language model",
-    "hierarchical": "auxiliary output layers at several levels, each taught by a language model over its own units",
-}
 
 _CTC_NEEDS = "No language model is needed to run it"
 _LM_BESIDE = "; the figures below are with one beside the search"

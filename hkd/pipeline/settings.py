@@ -14,6 +14,7 @@ from hkd.labelling.tie import TieConfig
 from hkd.pipeline.aligning import aligner_of
 from hkd.teachers.options import TeacherOptions
 from hkd.train.config import TrainConfig
+from hkd.train.objectives import objective_of
 from hkd.units.sequences import UnitsConfig
 from hkd.units.text import WordsConfig
 
@@ -121,7 +122,7 @@ CHECKS: dict[str, Callable[[Settings, str], Any]] = {
 def stores_of(settings: Settings, stores: Mapping[str, DumpSettings]) -> list[str]:
     """The label stores that a run reads: those it names, or those of its levels, or all; none where its objective needs none."""
     config = build(TrainConfig, settings, where="[runs]")
-    if config.objective in ("none", "hard-heads"):
+    if objective_of(config).choose is None:
         return []
     if config.stores:
         return list(config.stores)

@@ -12,7 +12,6 @@ from hkd.features.augment import AugmentConfig
 from hkd.loop import LoopConfig
 from hkd.student.config import EncoderConfig
 
-OBJECTIVES = ("none", "hard-heads", "interpolation", "auxiliary", "hierarchical")
 WHERE = ("frames", "segments", "ctc")
 TAILS = ("ghost", "renormalised", "gold-residual", "sampled")
 MAINS = ("ctc", "senone")
@@ -43,7 +42,7 @@ class KdConfig:
 class TrainConfig:
     """Objective, student, data, loop. Tables by level or store override the plain weight of that name."""
 
-    objective: str = "hierarchical"
+    objective: str = "hierarchical"  # a name of hkd.train.objectives
     levels: tuple[str, ...] = ()  # of the heads; empty: all that are there
     stores: tuple[str, ...] = ()  # label stores by name; empty: all, where no two have one level
     hard_heads: bool | None = None  # beside LMs' labels; default: with hierarchical yes, with auxiliary and interpolation no
@@ -77,7 +76,6 @@ class TrainConfig:
     loop: LoopConfig = field(default_factory=LoopConfig)
 
     def __post_init__(self) -> None:
-        _one_of("objective", self.objective, OBJECTIVES)
         _one_of("main", self.main, MAINS)
         for name in ("alpha", "lam", "heads_warmup_steps", "lam_end", "epochs", "workers", "features_mb", "shares_every"):
             if getattr(self, name) < 0:
@@ -97,10 +95,3 @@ class TrainConfig:
         for name in ("batch_seconds", "max_utterance_seconds"):
             if getattr(self, name) <= 0:
                 raise UserError(f"`{name}` must be positive, but is {getattr(self, name)} instead.")
-
-    @property
-    def with_hard_heads(self) -> bool:
-        """Whether there are hard heads."""
-        if self.objective in ("hard-heads", "none"):
-            return self.objective == "hard-heads"
-        return self.objective == "hierarchical" if self.hard_heads is None else self.hard_heads

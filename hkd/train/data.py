@@ -18,7 +18,7 @@ from hkd.stream.join import Coverage, Join, measure
 from hkd.student.model import describe
 from hkd.timebase import SAMPLE_RATE_HZ, samples_to_frames, seconds_to_samples
 from hkd.train.config import TrainConfig
-from hkd.train.student import Needs, Plan, needs_of, plan_student
+from hkd.train.objectives import Needs, Plan, needs_of, objective_of, plan_student
 from hkd.units.level import LEVELS, SENONE, SPELLED
 from hkd.units.subword import MODEL_FILE, SubwordModel
 from hkd.units.text import normalisation
@@ -108,7 +108,7 @@ def _identity_of(config: TrainConfig) -> dict[str, Any]:
 
 def _stores(config: TrainConfig, labels: Path | str | None) -> tuple[dict[str, LabelReader], dict[str, str]]:
     """The stores that are there, and their levels; none for objectives that read none."""
-    if config.objective in ("none", "hard-heads"):
+    if objective_of(config).choose is None:
         return {}, {}
     if labels is None or (isinstance(labels, Path) and not labels.exists()):
         raise UserError(

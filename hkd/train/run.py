@@ -42,8 +42,7 @@ from hkd.student.speech_encoder import SpeechEncoder, load_pretrained, save_pret
 from hkd.toml import to_toml
 from hkd.train.config import TrainConfig
 from hkd.train.data import Data, coverage_of, open_data
-from hkd.train.student import describe_heads
-from hkd.train.terms import Term
+from hkd.train.objectives import Term, describe_heads, objective_of
 from hkd.units.level import SENONE
 from hkd.units.tying import acoustic_files
 
@@ -324,6 +323,7 @@ def export(folder: Path, data: Data, student: Student, digest: str) -> None:
         subword_model = data.join.subwords.path.read_bytes()
     extra: dict[str, Any] = {
         "objective": data.config.objective,
+        "objective_help": objective_of(data.config).help,
         "seed": data.config.loop.seed,
         "run": folder.name,
         "identity": digest,

@@ -11,7 +11,7 @@ from hkd.stream.loader import Batch, HardLabels, SoftLabels
 from hkd.student.model import StudentOutput
 from hkd.topk import select_topk
 from hkd.train.config import KdConfig
-from hkd.train.terms import CtcKdTerm, CtcTerm, HardTerm, HybridTerm, InterpolationTerm, KdTerm
+from hkd.train.objectives import CtcKdTerm, CtcTerm, HardTerm, HybridTerm, InterpolationTerm, KdTerm
 
 B, T, V, U = 2, 7, 6, 3  # utterances, encoder frames, units, positions of each
 HEAD = "kd-x"

@@ -1,19 +1,25 @@
 """Which heads and terms an objective has, and what it refuses."""
 
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
-from hkd.config import build
+from hkd.config import build, merge
 from hkd.errors import UserError
+from hkd.stream.loader import Batch
+from hkd.student.export import load_student
+from hkd.student.model import StudentOutput
 from hkd.testing.labelled import label_folder
+from hkd.train import objectives
 from hkd.train.config import TrainConfig
 from hkd.train.data import open_data
-from hkd.train.run import contradictions
-from hkd.train.student import needs_of, plan_student
+from hkd.train.objectives import Objective, needs_of, plan_student, register
+from hkd.train.run import contradictions, train
 
 STORES = {"senone": "senone", "monophone": "monophone", "subword": "subword", "bert": "subword"}
 THREE = {name: level for name, level in STORES.items() if name != "bert"}
@@ -172,10 +178,14 @@ def test_a_temperature_that_was_dumped_is_taken(labelled: Path, tmp_path: Path) 
     assert data.plan.terms[1].column is None
 
 
+def test_an_unknown_objective_is_refused_with_those_that_are_known(labelled: Path) -> None:
+    with pytest.raises(UserError, match=r"`objective` must be one of none, hard-heads, .* but is 'both' instead"):
+        opened(labelled, objective="both")
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"objective": "both"}, "`objective` must be one of none"),
         ({"lam": -1.0}, "`lam`"),
         ({"min_coverage": 2.0}, "`min_coverage`"),
     ],
@@ -208,3 +218,50 @@ def test_settings_that_lose_against_another_are_said(settings: dict[str, Any], s
     lines = contradictions(build(TrainConfig, settings, where="train"), max_steps=100)
     assert len(lines) == len(said)
     assert all(line.startswith(start) for line, start in zip(lines, said, strict=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entropy:
+    """A term of somebody else's: the main output's entropy, subtracted."""
+
+    name: str = "entropy"
+    reads: dict[str, int] = field(default_factory=dict)
+
+    def slots(self, batch: Batch) -> dict[str, Tensor]:
+        return {}
+
+    def count(self, batch: Batch) -> float:
+        return float(batch.x_BTF.shape[0])
+
+    def loss(self, batch: Batch, output: StudentOutput) -> Tensor:
+        logp_BTV = torch.log_softmax(output.logits_BTV, -1)
+        return (logp_BTV.exp() * logp_BTV).sum(-1).mean(-1).sum()
+
+
+def test_an_objective_registered_from_outside_trains(
+    labelled: Path, tmp_path: Path, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that adds a term without a head to a teacher's head: nothing else names it."""
+    monkeypatch.setattr(objectives, "OBJECTIVES", dict(objectives.OBJECTIVES))
+    register(
+        Objective(
+            name="sure-and-taught",
+            help="a penalty of certainty beside one taught layer",
+            choose=objectives.one_store,
+            heads=lambda given: [*objectives.auxiliary_heads(given), (None, Entropy())],
+        )
+    )
+    settings = merge(tiny, {"objective": "sure-and-taught", "levels": ["monophone"], "loop": {"max_steps": 3, "log_every": 1}})
+    report = train(
+        build(TrainConfig, settings, where="train"),
+        tmp_path / "run",
+        manifest=labelled / "manifest.jsonl",
+        units=labelled / "units",
+        alignment=labelled / "alignment.arrow",
+        labels=labelled / "shards",
+        device="cpu",
+    )
+    assert {"ctc", "kd-monophone", "entropy"} <= report.metrics.keys()
+    assert report.metrics["entropy"] < 0
+    extra = load_student(tmp_path / "run" / "model")[1].extra
+    assert (extra["objective"], extra["objective_help"]) == ("sure-and-taught", "a penalty of certainty beside one taught layer")
