@@ -25,6 +25,7 @@ PRESETS: dict[str, dict[str, int]] = {
     "s": {"d_model": 192, "num_layers": 12, "num_heads": 4, "ff_factor": 4, "conv_kernel": 15},
     "m": {"d_model": 288, "num_layers": 15, "num_heads": 6, "ff_factor": 4, "conv_kernel": 15},
 }
+GONE = {"front": "conv1d", "front_channels": 32}  # settings of earlier versions of the encoder, and the values that are left
 PRESETS["custom"] = PRESETS["xs"]  # what a custom encoder leaves open
 
 
@@ -40,8 +41,6 @@ class EncoderConfig:
     ff_factor: int = 0  # inner width of the feed-forward halves, in d_model
     conv_kernel: int = 0  # encoder frames of 40 ms that the depthwise convolution sees; odd
     dropout: float = 0.1  # on the output of each half-step; attention weights are not dropped, so that fused kernels apply
-    front: str = "conv1d"  # conv1d (bins as channels; fast) | conv2d (bins as an axis; about 8 times the front end's time)
-    front_channels: int = 32  # of conv2d
     num_bins: int = NUM_BINS  # of features; an upstream's values, once it is opened
     upstream: str = ""  # a frozen speech encoder of transformers below the Conformer: a hub name or a folder
     upstream_folder: str = ""  # where it lies, where that is not under its name: in an export
@@ -70,10 +69,8 @@ class EncoderConfig:
             raise UserError(f"encoder.conv_kernel must be odd, but is {self.conv_kernel} instead.")
         if not 0 <= self.dropout < 1:
             raise UserError(f"encoder.dropout must be at least 0 and below 1, but is {self.dropout} instead.")
-        if self.front not in ("conv1d", "conv2d"):
-            raise UserError(f"encoder.front must be conv1d or conv2d, but is '{self.front}' instead.")
-        if self.front_channels < 1 or self.num_bins < 1:
-            raise UserError("encoder.front_channels and encoder.num_bins must be at least 1.")
+        if self.num_bins < 1:
+            raise UserError(f"encoder.num_bins must be at least 1, but is {self.num_bins} instead.")
 
     @property
     def beside_preset(self) -> dict[str, int]:
@@ -241,7 +238,11 @@ def config_from_json(value: Mapping[str, Any]) -> StudentConfig:
             raise UserError(f"{where} cannot be read ({error}).") from None
 
     table = dict(value)
-    encoder = table.get("encoder", {})
+    encoder = {name: part for name, part in table.get("encoder", {}).items() if name not in GONE}
+    if table.get("encoder", {}).get("front", GONE["front"]) != GONE["front"]:
+        raise UserError(
+            "student.encoder.front must be conv1d, but is conv2d instead, which hkd no longer has. Use the hkd that wrote it."
+        )
     table["encoder"] = build(SpeechEncoderConfig if "settings" in encoder else EncoderConfig, encoder, "student.encoder")
     table["heads"] = tuple(build(HeadConfig, head, f"student.heads[{n}]") for n, head in enumerate(table.get("heads", ())))
     config: StudentConfig = build(StudentConfig, table, "student")

@@ -61,7 +61,7 @@ def valid_frames(length_B: Tensor, num_frames: int) -> Tensor:
     return torch.arange(num_frames, device=length_B.device) < length_B[:, None]
 
 
-class Conv1dFront(nn.Module):
+class FrontEndLayers(nn.Module):
     """Two convolutions of stride 2 over time with the bins as channels: (B, T, F) → (B, ceil(T/4), D)."""
 
     def __init__(self, config: EncoderConfig) -> None:
@@ -76,23 +76,6 @@ class Conv1dFront(nn.Module):
         y_BDT = y_BDT * valid_frames(subsampled(length_B, 2), y_BDT.shape[2])[:, None, :].to(y_BDT.dtype)
         y_BTD: Tensor = F.silu(self.conv2(y_BDT)).transpose(1, 2)
         return torch.as_tensor(self.out(y_BTD))
-
-
-class Conv2dFront(nn.Module):
-    """The paper's: two 3 × 3 convolutions of stride 2 over time and bins, then a linear layer: (B, T, F) → (B, ceil(T/4), D)."""
-
-    def __init__(self, config: EncoderConfig) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(1, config.front_channels, 3, stride=2, padding=1)
-        self.conv2 = nn.Conv2d(config.front_channels, config.front_channels, 3, stride=2, padding=1)
-        self.out = nn.Linear(config.front_channels * (-(-config.num_bins // 4)), config.d_model)
-
-    def forward(self, x_BTF: Tensor, length_B: Tensor) -> Tensor:
-        """x_BTF must be zero past the end."""
-        y_BCTF = F.silu(self.conv1(x_BTF[:, None]))
-        y_BCTF = y_BCTF * valid_frames(subsampled(length_B, 2), y_BCTF.shape[2])[:, None, :, None].to(y_BCTF.dtype)
-        y_BCTF = F.silu(self.conv2(y_BCTF))
-        return torch.as_tensor(self.out(y_BCTF.transpose(1, 2).flatten(2)))
 
 
 def rotary_tables(num_frames: int, width: int, *, device: torch.device) -> Rotary:
@@ -186,7 +169,7 @@ class ConformerEncoder(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.dropout, self.head_width = config.dropout, config.d_model // config.num_heads
-        self.front: nn.Module = Conv1dFront(config) if config.front == "conv1d" else Conv2dFront(config)
+        self.front = FrontEndLayers(config)
         self.layers = nn.ModuleList(ConformerLayer(config) for _ in range(config.num_layers))
 
     def forward(

@@ -147,7 +147,7 @@ def _conformer(e: EncoderConfig, student: Student) -> list[str]:
     return [
         f"student: Conformer, {e.num_layers} layers × {e.d_model}, {e.num_heads} attention heads, kernel {e.conv_kernel}",
         f"  features   {features}, normalised by the training set's mean and deviation",
-        f"  front end  {e.front}, one frame in 4 → 40 ms   {_short(_count(front))}",
+        f"  front end  two convolutions, one frame in 4 → 40 ms   {_short(_count(front))}",
     ]
 
 

@@ -15,6 +15,7 @@ from hkd.files import digest_of, digest_of_file
 from hkd.labels.store import LabelReader, digest_of_store, store_folders
 from hkd.manifest import Manifest, Utterance
 from hkd.stream.join import Coverage, Join, measure
+from hkd.student.config import GONE
 from hkd.student.model import describe
 from hkd.timebase import SAMPLE_RATE_HZ, samples_to_frames, seconds_to_samples
 from hkd.train.config import TrainConfig
@@ -103,6 +104,7 @@ def _identity_of(config: TrainConfig) -> dict[str, Any]:
     del table["encoder"]["upstream"], table["encoder"]["upstream_folder"]  # where it lies does not count, its digest does
     if not config.encoder.name:
         del table["encoder"]["name"]
+    table["encoder"] |= GONE  # runs of earlier versions are the same
     return table
 
 

@@ -43,7 +43,7 @@ def test_default_taps_are_at_a_third_two_thirds_and_the_top() -> None:
         (lambda: EncoderConfig(conv_kernel=4), "conv_kernel"),
         (lambda: EncoderConfig(dropout=1.0), "dropout"),
         (lambda: EncoderConfig(num_layers=-1), "num_layers"),
-        (lambda: EncoderConfig(front="conv3d"), "front"),
+        (lambda: config_from_json({"encoder": {"front": "conv2d"}, "num_main_units": 5}), "front must be conv1d"),
         (lambda: HeadConfig(name="a.b", level="senone", num_units=3, tap=1), "a.b"),
         (lambda: HeadConfig(name="a", level="senone", num_units=3, tap=1, slots=3), "slots"),
         (lambda: HeadConfig(name="a", level="senone", num_units=3, tap=1, kind="soft"), "kind"),

@@ -132,7 +132,7 @@ def test_an_encoder_that_is_not_there_is_one_sentence(labelled: Path, tiny: dict
 def test_settings_that_came_later_leave_the_identity_of_earlier_runs(labelled: Path, tiny: dict[str, Any]) -> None:
     table = open_data(build(TrainConfig, tiny, where="train"), **inputs(labelled)).identity["train"]
     assert list(table["encoder"]) == [
-        "preset", "d_model", "num_layers", "num_heads", "ff_factor", "conv_kernel", "dropout", "front", "front_channels", "num_bins",
+        "preset", "d_model", "num_layers", "num_heads", "ff_factor", "conv_kernel", "dropout", "num_bins", "front", "front_channels",
     ]  # fmt: skip
     assert list(table) == [
         "objective", "levels", "stores", "hard_heads", "main", "encoder", "taps", "slots", "stride", "alpha", "alphas", "lam", "lams",
