@@ -25,7 +25,7 @@ from hkd.decode.graph import HybridSearch, log_priors
 from hkd.decode.search import Search, SearchConfig
 from hkd.errors import UserError
 from hkd.features.cache import Features
-from hkd.features.front_end import FrontEnd
+from hkd.features.fbank import FrontEnd
 from hkd.files import digest_of, digest_of_file
 from hkd.manifest import Utterance
 from hkd.student.export import CARD, SENONE_FRAMES, load_student

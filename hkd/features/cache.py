@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, Dataset
 from hkd.audio import read_audio, stamp
 from hkd.errors import HkdError, UserError
 from hkd.features.augment import change_speed
-from hkd.features.front_end import FrontEnd
+from hkd.features.fbank import FrontEnd
 from hkd.files import atomic_write, digest_of_json
 from hkd.manifest import Utterance
 

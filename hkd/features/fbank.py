@@ -1,8 +1,16 @@
-"""Log-mel filterbank features as Kaldi computes them: 80 bins, Povey window of 25 ms, every 10 ms, no dither.
+"""What an encoder reads: sound → x_TF, one row each 10 ms whatever the kind, so that lengths, masks and labels count alike.
 
-Samples are taken at 16-bit scale, frames centred (`snip_edges` false), and there are exactly `timebase.samples_to_frames` of them.
+- `log-mel`: Kaldi's filterbank for hkd's own encoder: 80 bins, Povey window of 25 ms, no dither, samples at 16-bit scale, frames centred
+  (`snip_edges` false), exactly `timebase.samples_to_frames` of them. The student normalises it by the training set's mean and deviation.
+- `wave`: the sound itself, 160 samples a row, for encoders of transformers that begin with convolutions over samples; an utterance is brought to
+  mean 0 and variance 1 where the encoder was trained so.
+- `whisper`: the log-mel spectrogram of Whisper (Radford et al. 2022, section 2.2) as transformers computes it, scaled by the utterance's own maximum.
+- `upstream`: what a frozen encoder of transformers makes of its own features (hkd.features.pretrained).
+
+Shape letters: S samples, T frames, F values a frame.
 """
 
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -10,7 +18,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hkd.errors import HkdError
+from hkd.errors import HkdError, UserError
+from hkd.features.pretrained import WHISPER, Upstream
 from hkd.native import import_torchaudio
 from hkd.timebase import HOP_SAMPLES, SAMPLE_RATE_HZ, samples_to_frames
 
@@ -48,3 +57,82 @@ def log_mel(wave_S: NDArray[np.float32] | torch.Tensor, *, num_bins: int = NUM_B
         snip_edges=False,
     )
     return x_TF[:num_frames]
+
+
+KINDS = ("log-mel", "wave", "whisper", "upstream")
+VARIANCE_FLOOR = 1e-7  # as Wav2Vec2FeatureExtractor has it
+WHISPER_WINDOW = 400
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FrontEnd:
+    """kind: log-mel | wave | whisper | upstream. normalise: of `wave` alone."""
+
+    kind: str = "log-mel"
+    num_bins: int = NUM_BINS  # F; the samples of a frame for `wave`
+    normalise: bool = False
+    upstream: Upstream | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise UserError(f"front_end.kind must be one of {', '.join(KINDS)}, but is '{self.kind}' instead.")
+        if (self.upstream is not None) != (self.kind == "upstream"):
+            raise UserError(f"front_end.upstream must be given for the kind upstream alone, but the kind is '{self.kind}'.")
+        if self.num_bins < 1 or (self.kind == "wave" and self.num_bins != HOP_SAMPLES):
+            raise UserError(f"front_end.num_bins must be positive, and {HOP_SAMPLES} of a wave, but is {self.num_bins} instead.")
+
+    def __call__(self, wave_S: NDArray[np.float32]) -> NDArray[np.float32]:
+        """x_TF of a 16 kHz signal in [-1, 1], T = samples_to_frames(S). Raises ValueError for an empty one."""
+        if self.kind == "log-mel":
+            x_TF: NDArray[np.float32] = log_mel(wave_S, num_bins=self.num_bins).numpy()
+            return x_TF
+        if wave_S.ndim != 1 or not len(wave_S):
+            raise ValueError(f"wave_S must have one axis and at least one sample, but has the shape {wave_S.shape} instead")
+        if self.upstream is not None:
+            own = self.upstream.architecture == WHISPER
+            return self.upstream(_whisper(wave_S, self.upstream.num_mel_bins) if own else _wave(wave_S, self.upstream.normalise))
+        return _wave(wave_S, self.normalise) if self.kind == "wave" else _whisper(wave_S, self.num_bins)
+
+    def to_json(self) -> dict[str, Any]:
+        """What a student's card says of its features."""
+        value: dict[str, Any] = {"kind": self.kind, "num_bins": self.num_bins}
+        value |= {"sample_rate_hz": SAMPLE_RATE_HZ, "hop_samples": HOP_SAMPLES}
+        if self.upstream is not None:
+            value |= {"upstream": self.upstream.digest}
+        return value if self.kind != "wave" else {**value, "normalise": self.normalise}
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """All that its values hang on, besides the sound."""
+        value: dict[str, Any] = {"kind": self.kind, "num_bins": self.num_bins}
+        return value | ({"normalise": self.normalise} if self.upstream is None else {"upstream": self.upstream.digest})
+
+    @property
+    def num_parameters(self) -> int:
+        """Of the upstream; none otherwise."""
+        return self.upstream.num_parameters if self.upstream is not None else 0
+
+
+def _wave(wave_S: NDArray[np.float32], normalise: bool) -> NDArray[np.float32]:
+    if normalise:
+        wave_S = (wave_S - wave_S.mean(dtype=np.float64)) / np.sqrt(wave_S.var(dtype=np.float64) + VARIANCE_FLOOR)
+    num_samples = samples_to_frames(len(wave_S)) * HOP_SAMPLES
+    whole_S = np.zeros(num_samples, np.float32)
+    whole_S[: len(wave_S)] = wave_S[:num_samples]
+    return whole_S.reshape(-1, HOP_SAMPLES)
+
+
+@cache
+def _extractor(num_bins: int) -> Any:
+    import_torchaudio()
+    from transformers import WhisperFeatureExtractor
+
+    return WhisperFeatureExtractor(feature_size=num_bins)  # type: ignore[no-untyped-call]
+
+
+def _whisper(wave_S: NDArray[np.float32], num_bins: int) -> NDArray[np.float32]:
+    """The first frames of what transformers gives for the utterance with silence after it; the silence itself is a constant that the encoder adds."""
+    num_frames = samples_to_frames(len(wave_S))
+    padded_S = np.pad(np.asarray(wave_S, np.float32), (0, WHISPER_WINDOW))
+    found = _extractor(num_bins)(padded_S, sampling_rate=SAMPLE_RATE_HZ, padding="longest", truncation=False, return_tensors="np")
+    return np.ascontiguousarray(found.input_features[0, :, :num_frames].T, np.float32)

@@ -12,9 +12,8 @@ from difflib import get_close_matches
 from typing import Any
 
 from hkd.errors import UserError
-from hkd.features.front_end import FrontEnd
-from hkd.features.pretrained import WHISPER
-from hkd.features.upstream import Upstream
+from hkd.features.fbank import FrontEnd
+from hkd.features.pretrained import WHISPER, Upstream
 from hkd.timebase import HOP_SAMPLES, SUBSAMPLING
 from hkd.units.level import MONOPHONE, SENONE, SUBWORD
 

@@ -26,7 +26,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from hkd.errors import UserError
-from hkd.features.upstream import UPSTREAM_FILES
+from hkd.features.pretrained import UPSTREAM_FILES
 from hkd.files import digest_of_file, write_bytes, write_json
 from hkd.student.config import EncoderConfig, SpeechEncoderConfig, StudentConfig, config_from_json, config_to_json
 from hkd.student.model import Student, export_student

@@ -9,8 +9,7 @@ from hkd import manifest as manifests
 from hkd.align.alignment import Alignment
 from hkd.audio import probe
 from hkd.errors import UserError
-from hkd.features.pretrained import local_encoder
-from hkd.features.upstream import Upstream
+from hkd.features.pretrained import Upstream, local_encoder
 from hkd.files import digest_of, digest_of_file
 from hkd.labels.store import LabelReader, digest_of_store, store_folders
 from hkd.manifest import Manifest, Utterance

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from hkd.errors import UserError
-from hkd.features.upstream import Upstream
+from hkd.features.pretrained import Upstream
 from hkd.losses import ctc_interpolation, ctc_loss, ctc_occupancy, hard_cross_entropy, sparse_cross_entropy, sparse_kl
 from hkd.stream.join import Join
 from hkd.stream.loader import Batch, SoftLabels

@@ -10,7 +10,7 @@ import soundfile
 from hkd import manifest as manifests
 from hkd.errors import HkdError, UserError
 from hkd.features.cache import FeatureCache, FeatureSource
-from hkd.features.front_end import FrontEnd
+from hkd.features.fbank import FrontEnd
 from hkd.manifest import Utterance
 
 SPEEDS = (0.9, 1.0)

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hkd.errors import UserError
-from hkd.features.front_end import FrontEnd
-from hkd.features.upstream import Upstream
+from hkd.features.fbank import FrontEnd
+from hkd.features.pretrained import Upstream
 from hkd.native import import_torchaudio
 from hkd.testing.encoders import tiny_encoder
 
