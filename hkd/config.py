@@ -6,7 +6,6 @@
 """
 
 import dataclasses
-import difflib
 import math
 import tomllib
 import types
@@ -16,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hkd.errors import UserError
+from hkd.errors import UserError, did_you_mean
 from hkd.toml import to_toml
 from hkd.units.text import WordsConfig, use
 
@@ -81,9 +80,10 @@ def build(cls: type[T], table: Mapping[str, Any], *, where: str) -> T:
     names = [f.name for f in dataclasses.fields(cls) if f.init]  # type: ignore[arg-type]
     for key in table:
         if key not in names:
-            near = difflib.get_close_matches(key, names, n=1, cutoff=0.0)
             raise UserError(
-                f"{where}: '{key}' is no setting. Did you mean '{near[0]}'?" if near else f"{where}: no settings here."
+                f"{where}: '{key}' is no setting.{did_you_mean(key, names, cutoff=0.0)}"
+                if names
+                else f"{where}: no settings here."
             )
     try:
         return cls(**{key: _convert(value, hints[key], f"{where}.{key}") for key, value in table.items()})
@@ -174,8 +174,7 @@ class Project:
                 raise UserError(f"{path}: '{key}' must stand in a table. Paths stand in [paths].")
         for key in tables.get("paths", {}):
             if key not in PATHS:
-                near = difflib.get_close_matches(key, PATHS, n=1, cutoff=0.0)[0]
-                raise UserError(f"{path}: '{key}' is no path of a project. Did you mean '{near}'?")
+                raise UserError(f"{path}: '{key}' is no path of a project.{did_you_mean(key, PATHS, cutoff=0.0)}")
         project = cls(folder=folder, tables=tables, found=True)
         use(project.section("normalisation", WordsConfig))
         return project

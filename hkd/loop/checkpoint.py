@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from hkd.errors import HkdError, UserError
-from hkd.files import digest_of_json
+from hkd.files import digest_of_json, write_bytes
 
 log = logging.getLogger(__name__)
 
@@ -96,10 +96,10 @@ def write_checkpoint(folder: Path, step: int, tensors: Mapping[str, Mapping[str,
     files = {}
     for name, values in tensors.items():
         data = safetensors.torch.save(dict(values))
-        _write_synced(partial / f"{name}.safetensors", data)
+        write_bytes(partial / f"{name}.safetensors", data)
         files[f"{name}.safetensors"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     value = {"step": step, **state, "files": files}
-    _write_synced(partial / "state.json", (json.dumps({**value, "digest": digest_of_json(value)}, indent=2) + "\n").encode())
+    write_bytes(partial / "state.json", (json.dumps({**value, "digest": digest_of_json(value)}, indent=2) + "\n").encode())
     if target.exists():
         shutil.rmtree(target)
     partial.rename(target)
@@ -157,13 +157,6 @@ def _broken(path: Path) -> str | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{type(error).__name__}: {error}"
     return None
-
-
-def _write_synced(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _sync_folder(folder: Path) -> None:

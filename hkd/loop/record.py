@@ -4,7 +4,6 @@
   checkpoint's length. Times go to timing.jsonl, which only grows.
 """
 
-import fcntl
 import json
 import os
 import signal
@@ -15,18 +14,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from hkd.artefact import flatten
 from hkd.errors import HkdError, UserError
-from hkd.files import digest_of_json, write_json
-
-
-def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings → {"a.b": leaf}."""
-    if not isinstance(value, Mapping):
-        return {prefix: value}
-    leaves: dict[str, Any] = {}
-    for name, part in value.items():
-        leaves |= flatten(part, f"{prefix}.{name}" if prefix else str(name))
-    return leaves
+from hkd.files import digest_of_json, lock, write_json
 
 
 def claim(folder: Path, identity: Mapping[str, Any]) -> str:
@@ -63,11 +53,9 @@ def steps_done(folder: Path) -> int:
 def locked(folder: Path) -> Iterator[None]:
     """Hold the folder against a second process; the lock goes with the process, however it ends."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise HkdError(f"{folder} is being trained in by another process. Wait for it, or take another folder.") from None
+    with lock(folder / ".lock", wait=False) as held:
+        if not held:
+            raise HkdError(f"{folder} is being trained in by another process. Wait for it, or take another folder.")
         yield
 
 

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
+from hkd.artefact import flatten
 from hkd.errors import HkdError, MissingPackageError, UserError
 from hkd.files import write_bytes, write_json
 from hkd.loop.checkpoint import (
@@ -36,7 +37,7 @@ from hkd.loop.checkpoint import (
     remove_checkpoints,
     write_checkpoint,
 )
-from hkd.loop.record import Metrics, claim, finished, flatten, locked, stop_signals
+from hkd.loop.record import Metrics, claim, finished, locked, stop_signals
 from hkd.progress import Progress, no_progress
 
 if TYPE_CHECKING:

@@ -8,10 +8,9 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from difflib import get_close_matches
 from typing import Any
 
-from hkd.errors import UserError
+from hkd.errors import UserError, did_you_mean
 from hkd.features.fbank import FrontEnd
 from hkd.features.pretrained import WHISPER, Upstream
 from hkd.timebase import HOP_SAMPLES, SUBSAMPLING
@@ -228,9 +227,7 @@ def config_from_json(value: Mapping[str, Any]) -> StudentConfig:
         known = [f.name for f in fields(cls)]
         for key in table:
             if key not in known:
-                near = get_close_matches(key, known, n=1)
-                hint = f" Did you mean '{near[0]}'?" if near else ""
-                raise UserError(f"{where} must have known keys, but has '{key}' instead.{hint}")
+                raise UserError(f"{where} must have known keys, but has '{key}' instead.{did_you_mean(key, known)}")
         try:
             return cls(**table)
         except TypeError as error:
