@@ -187,6 +187,8 @@ def make_accelerator(precision: str, device: str, *, tensorboard: Path | None = 
         project_dir=tensorboard,
         gradient_accumulation_steps=1,  # ours is `loop.accumulate`
     )
+    if precision == "fp16" and accelerator.device.type == "cpu":  # accelerate would train in fp32
+        raise UserError("`loop.precision` must be fp32 or bf16 on a CPU, but is fp16 instead. Take --set loop.precision=bf16.")
     if tensorboard is not None:
         accelerator.init_trackers("tensorboard")
     return accelerator

@@ -161,6 +161,15 @@ def test_another_engine_is_refused_by_its_variable(
     fit(tiny_task(), LoopConfig(max_steps=2), tmp_path, device="cpu")
 
 
+def test_half_precision_on_a_cpu_is_refused_and_not_left_out(tmp_path: Path, tiny_task: Any) -> None:
+    with pytest.raises(UserError, match=r"`loop\.precision` must be fp32 or bf16 on a CPU, but is fp16"):
+        fit(tiny_task(), LoopConfig(max_steps=2, precision="fp16"), tmp_path / "half", device="cpu")
+    fit(tiny_task(), LoopConfig(max_steps=2), tmp_path / "whole", device="cpu")
+    fit(tiny_task(), LoopConfig(max_steps=2, precision="bf16"), tmp_path / "bf16", device="cpu")
+    weights = [safetensors.torch.load_file(tmp_path / name / "final.safetensors")["0.weight"] for name in ("whole", "bf16")]
+    assert not torch.equal(*weights)
+
+
 def test_a_warm_up_that_does_not_end_is_said(tmp_path: Path, tiny_task: Any, caplog: pytest.LogCaptureFixture) -> None:
     fit(tiny_task(), LoopConfig(max_steps=3, warmup_steps=3), tmp_path / "ends", device="cpu")
     assert not [r for r in caplog.records if "warmup" in r.message]
