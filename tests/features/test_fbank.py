@@ -6,12 +6,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from transformers import Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
 
 from hkd.errors import UserError
 from hkd.features.fbank import FrontEnd, log_mel
 from hkd.native import import_torchaudio
 from hkd.timebase import samples_to_frames
+
+import_torchaudio()
+from transformers import Wav2Vec2FeatureExtractor, WhisperFeatureExtractor  # noqa: E402
 
 
 def kaldi_fbank(wave_S: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -65,8 +67,6 @@ def test_what_is_no_signal_is_refused(shape: tuple[int, ...]) -> None:
 # ----------------------------------------------------------------------------------------------------
 # What encoders read: the lengths of all kinds are the same, and the values those of transformers' own extractors.
 
-
-import_torchaudio()
 
 WHISPER = FrontEnd(kind="whisper")
 WAVE = FrontEnd(kind="wave", num_bins=160, normalise=True)

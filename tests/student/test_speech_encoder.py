@@ -185,10 +185,10 @@ def test_what_does_not_fit_is_refused_in_one_line(make: Make, tmp_path: Path, mo
         tmp_path / "lacking" / "model.safetensors",
         {"format": "pt"},
     )
-    refused(tmp_path / "lacking", "lacks 1 of them")
+    refused(tmp_path / "lacking", "but lacks encoder.layers.1", HkdError)
     weights = (tmp_path / "lacking" / "model.safetensors").read_bytes()
     (tmp_path / "lacking" / "model.safetensors").write_bytes(weights[: len(weights) // 2])
-    refused(tmp_path / "lacking", "cannot be read", HkdError)
+    refused(tmp_path / "lacking", "must be a whole safetensors file", HkdError)
     with pytest.raises(UserError, match=r"encoder\.num_layers must be left out"):
         EncoderConfig(name="facebook/wav2vec2-base", num_layers=3)
     encoder, _ = make("whisper")
