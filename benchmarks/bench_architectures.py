@@ -11,6 +11,7 @@ before, a masked one the text with a mask in that place. A row is "agrees" (the 
 
 import argparse
 import inspect
+import json
 import logging
 import shutil
 import signal
@@ -42,7 +43,7 @@ from hkd.testing.teachers import byte_bpe  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "architectures.json"
 BOUND = 1e-4
-BARS = {"causal": (98, 103), "masked": (36, 38)}
+BARS = {"causal": (98, 103), "masked": (36, 38)}  # at least so many agree; of how many it was measured first
 MOST_PARAMETERS = 20_000_000
 TIME_LIMIT_S = 60
 TEXTS = ("the cat sat on the mat and the dog saw a bird", "over there", "i'm reading a long letter from my brother")
@@ -241,17 +242,20 @@ def main() -> None:
                 f"{kind:7} {model_type:26} {row.get('architecture', ''):34} {row['result']:10} {said} {row.get('way', '')}",
                 flush=True,
             )
+    if only or given.kind:  # those rows anew, the others as they were
+        before = json.loads(RESULTS.read_text(encoding="utf-8"))["rows"] if RESULTS.is_file() else []
+        now = {(row["kind"], row["model_type"]): row for row in rows}
+        rows = [now.pop((row["kind"], row["model_type"]), row) for row in before] + list(now.values())
     count = Counter((row["kind"], row["result"]) for row in rows)
     bars = []
-    for kind, (least, of) in BARS.items():
+    for kind, (least, _) in BARS.items():
         agree, built = count[kind, "agrees"], sum(count[kind, result] for result in ("agrees", "refused", "wrong", "trace"))
         print(f"{kind}: {agree} of {built} agree, {count[kind, 'refused']} refused, {count[kind, 'not built']} not built")
         bars.append(bar(f"{kind} architectures that agree, of {built}", agree, least, least=True))
-        del of
-    bad = sum(count[kind, result] for kind in BARS for result in ("wrong", "trace"))
-    bars.append(bar("architectures wrong, or a trace", bad, 0))
-    if not only and given.kind is None:
-        save(RESULTS, {"machine": machine(), "rows": rows, "bars": bars})
+    bars.append(
+        bar("architectures wrong, or a trace", sum(count[kind, result] for kind in BARS for result in ("wrong", "trace")), 0)
+    )
+    save(RESULTS, {"machine": machine(), "rows": rows, "bars": bars})
 
 
 if __name__ == "__main__":
