@@ -6,7 +6,9 @@
   differ by 1e-16, and reads a truncated tier in silence.)
 - CTM: a word or a phone a line, `id channel begin duration symbol [confidence ...]`, as Kaldi and NIST's tools write them. Words with the
   phones of a second file; without one, a lexicon's phones share the word's sound evenly (coarse), or there is a word tier alone. The first
-  column is an utterance's id, or a recording's. Lines of one id may stand anywhere.
+  column is an utterance's id, or a recording's. Lines of one id may stand anywhere. The second is the side: A, B ..., 1, 2 ... or, where one
+  side of the file is 0, 0, 1 ... An utterance gets the side that is its channel. Where an id has one side alone, its name does not matter,
+  unless the manifest asks for several channels of that recording.
 - TIMIT: a `.PHN` and a `.WRD` beside each sentence, `START END LABEL` in samples at 16 kHz. The 61 phones are folded to 39 by the map that
   the field scores with (Lee & Hon 1989, Speaker-independent phone recognition using hidden Markov models, table 2). Closures are silence
   there; so is the glottal stop here, which that map leaves out: neither is a position. Words may overlap by a phone that both share (`this
@@ -25,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hkd.align.fit import NOISE, UNKNOWN_WORDS, FailureError, Foreign, Found, Samples, pieces
-from hkd.corpora.collect import Report, walk
+from hkd.corpora.collect import Report, channel_of, walk
 from hkd.errors import UserError
 from hkd.files import digest_of, digest_of_file
 from hkd.lines import numbered_lines
@@ -320,10 +322,44 @@ COLUMNS = 5
 Pronounce = Callable[[str], Sequence[str]]
 
 
-class Ctm(dict[str, list[Interval]]):
-    """Intervals of each id, by their begin. grid_s: what the file's times are rounded to, 10 ms at least."""
+class Ctm(dict[str, dict[str, list[Interval]]]):
+    """Intervals of each id and side, by their begin; sides as written, in upper case.
 
+    grid_s: what the file's times are rounded to, 10 ms at least. first: what sides count from where they are numbers.
+    """
+
+    path = Path()
     grid_s = 0.01
+    first = 1
+
+    def sides(self, name: str, channel: int | None, *, strict: bool = False, first: int | None = None) -> list[str]:
+        """The sides of an id that are the channel (from 0). Raises FailureError where none is, or where it has several and channel is None.
+
+        strict: whether a side that stands alone must be the channel too. first: instead of the file's own.
+        """
+        written = sorted(self.get(name, {}))
+        if len(written) < 2 and (channel is None or not strict):
+            return written
+        has = f"{self.path} has the side{'s' * (len(written) > 1)} {', '.join(written)} of '{name}'"
+        if channel is None:
+            raise FailureError(
+                f"{has}, but the manifest names no channel: give it a channel (from 0), or name the CTM's lines by utterance"
+            )
+        found = [side for side in written if _channel(side, self.first if first is None else first) == channel]
+        if written and not found:
+            raise FailureError(f"{has}, but its channel {channel} (from 0) is none of them: sides are A, B ... or 1, 2 ...")
+        return found
+
+    def rows(self, name: str, sides: Sequence[str]) -> list[Interval]:
+        """All intervals of these sides."""
+        return self[name][sides[0]] if len(sides) == 1 else sorted(row for side in sides for row in self[name][side])
+
+
+def _channel(side: str, first: int) -> int | None:
+    try:
+        return channel_of(side, first=first)
+    except UserError:
+        return None
 
 
 def read_ctm(path: Path) -> Ctm:
@@ -345,9 +381,11 @@ def read_ctm(path: Path) -> Ctm:
                 f"{path}:{number}: a line of a CTM file must be `id channel begin duration symbol`, but this one {_why(error)}."
             ) from None
         decimals = max(decimals, *(len(column.partition(".")[2]) for column in columns[2:4]))
-        found.setdefault(columns[0], []).append(Interval(start, start + duration, columns[4], f"{path}:{number}"))
-    for rows in found.values():
+        row = Interval(start, start + duration, columns[4], f"{path}:{number}")
+        found.setdefault(columns[0], {}).setdefault(columns[1].upper(), []).append(row)
+    for rows in (rows for sides in found.values() for rows in sides.values()):
         rows.sort()
+    found.path, found.first = path, 0 if any("0" in sides for sides in found.values()) else 1
     found.grid_s = max(0.01, 10.0 ** -max(1, decimals))
     return found
 
@@ -381,18 +419,32 @@ class CtmSource:
         spoken = read_ctm(self._words)
         phones = read_ctm(self._phones) if self._phones is not None else Ctm()
         grid_s = spoken.grid_s if self._phones is None else max(spoken.grid_s, phones.grid_s)
-        used = set()
-        coarse = self._phones is None and self._pronounce is not None
+        first = min(spoken.first, phones.first)
+        name_of = {u.id: u.id if u.id in spoken else Path(u.audio_filepath or "").stem for u in manifest}
+        channels: dict[str, set[int]] = {name: set() for name in name_of.values() if name in spoken}
         for utterance in manifest:
-            name = utterance.id if utterance.id in spoken else Path(utterance.audio_filepath or "").stem
-            if name not in spoken:
+            if (name := name_of[utterance.id]) in spoken and utterance.channel is not None:
+                channels[name].add(utterance.channel)
+        left = {name: set(spoken[name]) for name in channels}
+        for utterance in manifest:
+            if (name := name_of[utterance.id]) not in spoken:
                 continue
-            used.add(name)
-            rows = spoken[name], phones.get(name, [])
+            strict = max(len(spoken[name]), len(phones.get(name, ())), len(channels[name])) > 1
+            try:
+                sides = spoken.sides(name, utterance.channel, strict=strict, first=first)
+                left[name] -= set(sides)
+                phone_sides = phones.sides(name, utterance.channel, strict=strict, first=first)
+            except FailureError as error:
+                yield utterance.id, error
+                continue
+            rows = spoken.rows(name, sides), phones.rows(name, phone_sides)
             yield utterance.id, self._utterance(utterance, *rows, samples, cut=name != utterance.id, grid_s=grid_s)
+        coarse = self._phones is None and self._pronounce is not None
         self.notes = ("phones share a word's sound evenly: coarse, since the CTM has words alone",) if coarse else ()
-        for name in sorted(spoken.keys() - used):
+        for name in sorted(spoken.keys() - left.keys()):
             yield name, FailureError("no utterance")
+        for name, sides_left in sorted(left.items()):
+            yield from ((f"{name}, side {side}", FailureError("no utterance")) for side in sorted(sides_left))
 
     def _utterance(
         self,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hkd.align.files import Interval, lasting, read_ctm
+from hkd.align.files import Ctm, Interval, lasting, read_ctm
 from hkd.align.fit import FailureError, Foreign, Found, ImportConfig, Samples
 from hkd.errors import UserError
 from hkd.files import digest_of, digest_of_file
@@ -110,7 +110,7 @@ class KaldiSource:
     def read(self, manifest: Manifest, samples: Samples) -> Iterator[tuple[str, Found]]:
         """In the archives' order. Raises UserError where an archive is broken or an id stands twice."""
         by_id = {utterance.id: utterance for utterance in manifest}
-        spoken = read_ctm(self._word_ctm) if self._word_ctm is not None else {}
+        spoken = read_ctm(self._word_ctm) if self._word_ctm is not None else Ctm()
         seen: dict[str, Path] = {}
         for path in self._paths:
             for name, id_T in read_integer_vectors(path):
@@ -120,7 +120,8 @@ class KaldiSource:
                 try:
                     if name not in by_id:
                         raise FailureError("no utterance")
-                    yield name, self._utterance(id_T, by_id[name], samples(by_id[name]), spoken.get(name))
+                    ctm = spoken.rows(name, spoken.sides(name, by_id[name].channel)) if name in spoken else None
+                    yield name, self._utterance(id_T, by_id[name], samples(by_id[name]), ctm)
                 except FailureError as error:
                     yield name, error
 

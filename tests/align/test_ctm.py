@@ -197,3 +197,95 @@ def test_nothing_that_fits_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(HkdError, match="none of 2 utterances"):
         import_alignment(corpus(), tmp_path / "a.arrow", CtmSource(words))
     assert not (tmp_path / "a.arrow").exists()
+
+
+SIDES = [("A", "B"), ("a", "b"), ("1", "2"), ("0", "1")]
+BOTH = """rec {0} 0.00 0.40 yes
+rec {1} 0.10 0.50 no
+rec {0} 0.40 0.60 please
+rec {1} 0.60 0.35 thanks
+"""
+BOTH_PHONES = """rec {1} 0.10 0.20 N_B
+rec {1} 0.30 0.30 OW1_E
+rec {1} 0.60 0.35 TH_S
+rec {0} 0.00 0.20 Y_B
+rec {0} 0.20 0.20 S_E
+rec {0} 0.40 0.60 P_S
+"""
+
+
+def side(name: str, text: str, channel: int | None, offset: float = 0.0, seconds: float = 1.0) -> Utterance:
+    return Utterance(id=name, text=text, audio_filepath="/x/rec.wav", channel=channel, offset=offset, duration=seconds)
+
+
+@pytest.mark.parametrize("names", SIDES)
+def test_an_utterance_gets_its_own_side(tmp_path: Path, names: tuple[str, str]) -> None:
+    words, phones = put(tmp_path, BOTH.format(*names), BOTH_PHONES.format(*names))
+    whole = Manifest([side("second", "no thanks", 1), side("first", "yes please", 0)])
+    report = import_alignment(whole, tmp_path / "a.arrow", CtmSource(words, phones=phones))
+    assert (report.kept, report.failed, report.unused) == (2, {}, ())
+    found = Alignment(tmp_path / "a.arrow")
+    assert found["first"].words == ("yes", "please")
+    assert found["first"].word_tier.start_U1.tolist() == [0, 40, 100]
+    assert found["second"].words == ("no", "thanks")
+    assert found["second"].word_tier.start_U1.tolist() == [0, 10, 60, 95, 100]
+    symbols = found.inventories[MONOPHONE].symbols
+    assert [symbols[unit] for unit in found["first"].tiers[MONOPHONE].unit_U] == ["Y", "S", "P"]
+    assert [symbols[unit] for unit in found["second"].tiers[MONOPHONE].unit_U] == ["sil", "N", "OW1", "TH", "sil"]
+
+
+@pytest.mark.parametrize("names", SIDES)
+def test_both_sides_are_cut_by_segments(tmp_path: Path, names: tuple[str, str]) -> None:
+    words, _ = put(tmp_path, BOTH.format(*names))
+    rows = [side("a1", "yes", 0, 0.0, 0.4), side("b1", "no", 1, 0.0, 0.6), side("a2", "please", 0, 0.4, 0.6)]
+    rows.append(side("b2", "thanks", 1, 0.6, 0.4))
+    report = import_alignment(Manifest(rows), tmp_path / "a.arrow", CtmSource(words))
+    assert (report.kept, report.failed, report.unused) == (4, {}, ())
+    found = Alignment(tmp_path / "a.arrow")
+    assert {name: found[name].word_tier.start_U1.tolist() for name in found} == {
+        "a1": [0, 40], "b1": [0, 10, 60], "a2": [0, 60], "b2": [0, 35, 40],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["A", "b", "1", "2", "0", "-"])
+@pytest.mark.parametrize("channel", [None, 0, 1])
+def test_a_side_that_stands_alone_is_taken_whatever_its_name(tmp_path: Path, name: str, channel: int | None) -> None:
+    words, _ = put(tmp_path, f"rec {name} 0.00 0.40 yes\nrec {name} 0.40 0.60 please\n")
+    report = import_alignment(Manifest([side("u", "yes please", channel)]), tmp_path / "a.arrow", CtmSource(words))
+    assert (report.kept, report.unused) == (1, ())
+    assert Alignment(tmp_path / "a.arrow")["u"].word_tier.start_U1.tolist() == [0, 40, 100]
+
+
+def test_a_side_that_stands_alone_is_not_given_to_two_channels(tmp_path: Path) -> None:
+    words, _ = put(tmp_path, "rec B 0.00 1.00 yes\n")
+    whole = Manifest([side("first", "yes", 0), side("second", "yes", 1)])
+    report = import_alignment(whole, tmp_path / "a.arrow", CtmSource(words))
+    assert report.failed == {
+        "first": f"{words} has the side B of 'rec', but its channel 0 (from 0) is none of them: sides are A, B ... or 1, 2 ..."
+    }
+    one_side = "".join(line + "\n" for line in BOTH_PHONES.format("1", "2").splitlines() if line.startswith("rec 1"))
+    words, phones = put(tmp_path, BOTH.format("1", "2"), one_side)
+    whole = Manifest([side("first", "yes please", 0), side("second", "no thanks", 1)])
+    report = import_alignment(whole, tmp_path / "b.arrow", CtmSource(words, phones=phones))
+    assert report.kept == 1
+    assert report.failed["second"].startswith(f"{phones} has the side 1 of 'rec', but its channel 1 (from 0)")
+
+
+def test_sides_are_never_mixed(tmp_path: Path) -> None:
+    words, _ = put(tmp_path, BOTH.format("A", "B") + "u 1 0.0 1.0 hello\n")
+    rows = [side("mixed", "yes no please thanks", None), side("third", "yes please", 2)]
+    whole = Manifest([*rows, Utterance(id="u", text="hello", duration=1.0)])
+    report = import_alignment(whole, tmp_path / "a.arrow", CtmSource(words))
+    assert report.kept == 1
+    assert report.failed == {
+        "mixed": f"{words} has the sides A, B of 'rec', but the manifest names no channel: give it a channel (from 0), or name the CTM's "
+        "lines by utterance",
+        "third": f"{words} has the sides A, B of 'rec', but its channel 2 (from 0) is none of them: sides are A, B ... or 1, 2 ...",
+    }
+    assert report.unused == ("rec, side A", "rec, side B")
+
+
+def test_a_side_that_no_utterance_asks_for_is_named(tmp_path: Path) -> None:
+    words, _ = put(tmp_path, BOTH.format("left", "1"))
+    report = import_alignment(Manifest([side("u", "no thanks", 0)]), tmp_path / "a.arrow", CtmSource(words))
+    assert (report.kept, report.unused) == (1, ("rec, side LEFT",))

@@ -1,5 +1,6 @@
 """Kaldi's alignments: files that Kaldi's own code wrote (tests/golden/make_kaldi.py), against what that code says of every frame."""
 
+import dataclasses
 import gzip
 import json
 import shutil
@@ -146,6 +147,16 @@ def test_phones_without_places_take_their_words_from_a_lexicon_or_a_ctm(folder: 
         for name in reference:
             assert np.array_equal(other[name].word_tier.start_U1, reference[name].word_tier.start_U1)
             assert np.array_equal(other[name].word_tier.unit_U, reference[name].word_tier.unit_U)
+    first = next(iter(reference))
+    (folder / "words.ctm").write_text("\n".join([*lines, f"{first} 2 0.00 0.10 stranger"]) + "\n")
+    source = KaldiSource(folder, word_ctm=folder / "words.ctm")
+    report = import_alignment(whole, tmp_path / "d.arrow", source)
+    assert report.failed[first].startswith(
+        f"{folder / 'words.ctm'} has the sides 1, 2 of '{first}', but the manifest names no channel"
+    )
+    sided = manifest.Manifest([dataclasses.replace(u, channel=0) for u in whole])
+    import_alignment(sided, tmp_path / "e.arrow", source)
+    assert np.array_equal(Alignment(tmp_path / "e.arrow")[first].word_tier.start_U1, reference[first].word_tier.start_U1)
 
 
 def test_stress_and_named_silence_are_folded_where_asked(folder: Path, tmp_path: Path) -> None:
