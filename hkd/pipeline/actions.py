@@ -3,6 +3,7 @@
 Each `action(folder, settings, progress) -> summary` runs in a worker process, may be killed, and goes on when called again.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -28,6 +29,8 @@ from hkd.progress import Progress
 from hkd.train.config import TrainConfig
 from hkd.units.sequences import UnitsConfig
 
+logger = logging.getLogger(__name__)
+
 Action = Callable[[Path, Settings, Progress], str]
 Cached = TypeVar("Cached", TrainConfig, EvaluateConfig)
 
@@ -46,11 +49,13 @@ def prepare(folder: Path, settings: Settings, progress: Progress) -> str:
     """Corpus → manifest.jsonl, and text/NAME.txt."""
     from hkd import corpora
 
-    config = build(PrepareSettings, settings, where="[prepare]")
+    config, report = build(PrepareSettings, settings, where="[prepare]"), corpora.Report()
     whole = corpora.prepare(
         config.corpus, folder, kind=config.kind or None, root=Path(config.root) if config.root else None, download=config.download,
-        parts=config.parts, overwrite=True, progress=progress,
+        parts=config.parts, report=report, overwrite=True, progress=progress,
     )  # fmt: skip
+    for line in report.note_lines():
+        logger.warning("%s", line)
     summary = f"{len(whole)} utterances, {sum(u.duration or 0.0 for u in whole) / 60:.1f} minutes"
     if config.text:
         summary += f"; {_prepare_text(config.text, folder / text_output(config.text), progress)} sentences of text"

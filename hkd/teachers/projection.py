@@ -35,6 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkd.units.subword import SubwordModel
+from hkd.units.text import words
 
 Pieces = tuple[int, ...]
 
@@ -53,7 +54,8 @@ def spoken(text: str) -> str | None:
     text = unicodedata.normalize("NFKC", text.translate(_APOSTROPHES)).translate(_APOSTROPHES).lower()
     if _UNKNOWN.search(text) or any(c.isalnum() and not c.isalpha() for c in text) or text[:1] in _COMBINING:
         return None
-    return "".join(c if c.isalpha() or c == "'" or c in _COMBINING else " " for c in text)
+    said = "".join(c if c.isalpha() or c == "'" or c in _COMBINING else " " for c in text)
+    return said if words(said) == words(text) else None  # other scripts' marks, and letters that are newer than Python's tables
 
 
 def token_texts(tokenizer: Any, size: int) -> list[str | None]:
