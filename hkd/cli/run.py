@@ -52,6 +52,35 @@ def demo(
     command = shlex.join(["hkd", "demo", "--corpus", corpus, "--work", str(folder), *_again(assignments)])
     settings = [*(assignments or []), f'prepare.corpus="{source}"']
     _run(shipped("pipelines") / "demo", folder, settings, jobs, as_json, overwrite=overwrite, command=command)
+    say("\n".join([*heard(folder), "", *NEXT]))
+
+
+NEXT = (
+    "Next, with your own speech (a folder of audio files, each with its text beside it):",
+    "  hkd prepare my-speech --folder my-project && cd my-project",
+    "  hkd units train && hkd align",
+    "  hkd teacher-dump --lm phone-trigram --unit monophone && hkd train --labels shards/ --set main=senone",
+)
+
+
+def heard(work: Path, split: str = "test") -> list[str]:
+    """What the best student of a finished pipeline writes of two utterances, beside what was said."""
+    import json
+
+    from hkd.evaluate.result import result_paths
+
+    paths = {run.name: result_paths(run, split) for run in (work / "runs").iterdir()}
+    figures = {name: json.loads(found[0].read_text(encoding="utf-8")) for name, found in paths.items() if found[0].exists()}
+    if not figures:
+        return []
+    best = min(figures, key=lambda name: (figures[name]["errors"]["wer"]["rate"], name))
+    rows = [json.loads(line) for line in paths[best][1].read_text(encoding="utf-8").splitlines()]
+    longest = sorted(rows, key=lambda row: (-len(row["reference"].split()), row["id"]))
+    middle = longest[len(longest) // 3 : len(longest) // 3 + 2]
+    lines = [f"What {best} writes, of two prompts that it has not heard:"]
+    for row in middle:
+        lines += [f"  said:  {row['reference']}", f"  heard: {row['hypothesis'] or '(nothing)'}"]
+    return lines
 
 
 def run(

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from hkd.cli.run import heard
 from hkd.config import parse_overrides, read_toml
 from hkd.errors import UserError
 from hkd.files import shipped
@@ -24,6 +25,7 @@ from hkd.units.tying import load_tying
 PIPELINES = sorted(path for path in shipped("pipelines").glob("*/*.toml") if path.stem != "shared")  # what others start from
 SMALL = [
     "units.vocab_size=60",
+    "tie={num_senones = 140, min_frames = 5}",
     *(f"lm.{unit}.loop={{max_steps = 6, save_every = 3}}" for unit in ("senone", "monophone", "subword")),
     *(f"lm.{unit}.max_scored_positions=40" for unit in ("senone", "monophone", "subword")),
     "train.batch_seconds=8.0",
@@ -117,6 +119,10 @@ def test_the_demo_runs_to_its_page_and_a_second_time_does_nothing(corpus: Path, 
     assert all(name in page for name in names)
     again = run(corpus, tmp_path / "a", *NO_TEXT)
     assert again["ran"] == []
+    lines = heard(tmp_path / "a")
+    assert lines[0].startswith("What ")
+    assert lines[0].endswith(" writes, of two prompts that it has not heard:")
+    assert [line.split()[0] for line in lines[1:5]] == ["said:", "heard:", "said:", "heard:"]
 
 
 HYBRID = """
@@ -251,8 +257,9 @@ def test_a_hybrid_student_is_searched_with_the_pipelines_own_words(corpus: Path,
     alone = tmp_path / "elsewhere"  # the exported student carries its acoustic model
     shutil.copytree(run / "model", alone)
     assert load_tying(alone).inventories["senone"].digest == result_digest(alone)
+    (tmp_path / "pipeline.toml").write_text(HYBRID.replace("[words]\ntranscripts = true\n", ""))
     with pytest.raises(UserError, match="table \\[words\\]"):
-        stages_of(load_recipe(shipped("pipelines") / "demo", parse_overrides(["evaluate.lm=lm/words.arpa"])))
+        stages_of(load_recipe(tmp_path, {}))
 
 
 @pytest.mark.slow
