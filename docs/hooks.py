@@ -40,4 +40,4 @@ def on_page_markdown(markdown: str, *, page: Page, **_: Any) -> str:
     markdown = re.sub(r"\]\(docs/", "](", markdown)
     if page.file.src_uri.startswith("pipelines/"):
         markdown = re.sub(r"\]\(\.\./\.\./docs/", "](../", markdown)
-    return re.sub(r"\[([^]]+)\]\((?!https?:)[^)#]+\.(?!md\b)\w+\)", r"`\1`", markdown)
+    return re.sub(r"(?<!!)\[([^]]+)\]\((?!https?:)[^)#]+\.(?!md\b)\w+\)", r"`\1`", markdown)
