@@ -1,6 +1,7 @@
 """The Python API: names, labels on frames of any encoder, stores of one's own teacher, spawned workers, lhotse."""
 
 import multiprocessing
+import operator
 import pickle
 import shutil
 import subprocess
@@ -164,13 +165,11 @@ def test_foreign_pieces_need_no_model(labelled: Path, tmp_path: Path):
     assert (timed.start_s_U[1:] >= timed.stop_s_U[:-1] - 1e-9).all()
 
 
-def frames_of(batch: dict) -> list[int]:
-    return batch["num_frames"].tolist()
-
-
 def test_labels_come_through_spawned_workers(project: hkd.Project):
     examples = [{"id": name, "num_frames": 30 + n, "speed": 1.1} for n, name in enumerate(aligned_ids(project)[:4])]
-    collate = Collator(project, ["monophone", "subword"], num_frames=frames_of, frame_shift_ms=20, speed_key="speed")
+    collate = Collator(
+        project, ["monophone", "subword"], num_frames=operator.itemgetter("num_frames"), frame_shift_ms=20, speed_key="speed"
+    )
     here = collate(examples)
     loader = DataLoader(
         examples, batch_size=4, collate_fn=collate, num_workers=1, multiprocessing_context=multiprocessing.get_context("spawn")
