@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hkd import __version__
 from hkd import manifest as manifests
 from hkd.align.alignment import Alignment
 from hkd.align.alignment import sequence_digest as _sequence_digest
@@ -31,7 +32,7 @@ from hkd.stream.join import Join, covering
 from hkd.timebase import FRAME_SHIFT_S, retime
 from hkd.units.level import SPELLED
 from hkd.units.subword import SubwordModel
-from hkd.units.text import text_digest, words
+from hkd.units.text import normalisation, text_digest, words
 
 if TYPE_CHECKING:
     import torch
@@ -190,10 +191,14 @@ class Project:
         (default: half a shift, as frames without padding), and takes the label of the position that is spoken there. speed: how many times
         as fast each utterance is played. temperature: the teacher's; one that the store holds.
 
-        Utterances without labels give no rows (see `has_labels`). Raises UserError where transcript or units are not those of the store.
+        Utterances without labels give no rows (see `has_labels`), so a batch may have none: divide a sum of losses by max(1, rows).
+        Raises UserError for ids that are not in the manifest, and where transcript or units are not those of the store.
         """
         import torch
 
+        self._store(store)
+        for name in ids:
+            self.manifest.by_id(name)
         speeds = [speed] * len(ids) if isinstance(speed, int | float) else list(speed)
         shift, first = frame_shift_ms, frame_shift_ms / 2 if first_frame_ms is None else first_frame_ms
         labelled = [b for b, name in enumerate(ids) if self.has_labels(store, name)]
@@ -254,7 +259,7 @@ def write_labels(
     """Write a label store from your own teacher, shard by shard; called again after an interruption, it goes on.
 
     level: senone, monophone (the alignment's units) or subword, character (your pieces). score(id, unit_U) → logits_UV, unnormalised, a
-    row for each position; a tensor or an array. teacher: its name, which goes into the store. ids: by default all utterances of the
+    row for each position; a tensor or an array. teacher: its name, which goes into the store: another name for other weights, since a store is gone on with by name. ids: by default all utterances of the
     manifest that have units at the level. Raises UserError for logits of another shape, or where another store lies at `path`.
     """
     import torch
@@ -275,10 +280,13 @@ def write_labels(
         alignment_digest=None if level in SPELLED or join.alignment is None else join.alignment.digest,
         k=k,
         temperatures=tuple(map(float, temperatures)),
+        normalisation=normalisation(),
+        hkd_version=__version__,
     )
     writer = LabelWriter.open(os.fspath(path), spec, chosen, overwrite=overwrite)
 
     def labelled(utterance_id: str) -> UtteranceLabels:
+        project._check(utterance_id)
         said = words(project.manifest.by_id(utterance_id).text)
         unit_U, word_U = _units(project, utterance_id, level, said)
         logits_UV = torch.as_tensor(score(utterance_id, unit_U))

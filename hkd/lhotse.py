@@ -1,5 +1,6 @@
 """Labels in lhotse's datasets, as icefall uses them."""
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,16 +10,17 @@ import torch
 from hkd.api import Project
 from hkd.errors import UserError
 
-_SPEED = re.compile(r"_sp([0-9.]+)")
-_CHANGES = re.compile(r"(?:_(?:sp|vp|wp)[0-9.]+|_rvb|_aug)+$")
+_SPEED = re.compile(r"_[st]p([0-9]+(?:\.[0-9]+)?)")  # speed and tempo: both change times
+_CHANGES = re.compile(r"(?:_(?:[stv]p|rs|ln|cl)-?[0-9]+(?:\.[0-9]+)?|_nb_[a-z0-9]+|_rvb|_wpe)+$")
+_LATE_S = 0.005  # half a frame
 
 
 def speed_of(cut_id: str) -> tuple[str, float]:
-    """A cut's id → the id before lhotse's perturbation, and the speed: `a_sp0.9` → (`a`, 0.9). Volume and reverberation change no times."""
-    speed = 1.0
-    for factor in _SPEED.findall(cut_id):
-        speed *= float(factor.rstrip("."))
-    return _CHANGES.sub("", cut_id), speed
+    """A cut's id → the id before lhotse's perturbation, and the speed: `a_sp0.9` → (`a`, 0.9). Speed and tempo change times; the rest does not."""
+    changes = _CHANGES.search(cut_id)
+    if changes is None:
+        return cut_id, 1.0
+    return cut_id[: changes.start()], math.prod(map(float, _SPEED.findall(changes[0])))
 
 
 class WithLabels(torch.utils.data.Dataset[dict[str, Any]]):
@@ -33,7 +35,7 @@ class WithLabels(torch.utils.data.Dataset[dict[str, Any]]):
         batch: dict[str, Any] = self._dataset[cuts]
         if "cut" not in batch["supervisions"]:
             raise UserError("the dataset must say in which order its cuts are. Make it with return_cuts=True.")
-        names, speeds = zip(*(speed_of(self._id_of(cut)) for cut in batch["supervisions"]["cut"]), strict=True)
+        names, speeds = zip(*map(self._utterance, batch["supervisions"]["cut"]), strict=True)
         frames = self._num_frames(batch)
         batch["hkd"] = {
             store: self._project.frame_labels(store, names, num_frames=frames, speed=speeds, **self._options)
@@ -41,11 +43,19 @@ class WithLabels(torch.utils.data.Dataset[dict[str, Any]]):
         }
         return batch
 
-    def _id_of(self, cut: Any) -> str:
-        """The id that the manifest has: the supervision's or the cut's, without perturbation."""
-        candidates: list[str] = [*(supervision.id for supervision in cut.supervisions), cut.id]
+    def _utterance(self, cut: Any) -> tuple[str, float]:
+        """(id in the manifest, speed) of a cut. Raises UserError for a cut that is no single, whole utterance, or one that is not known."""
+        if len(cut.supervisions) != 1 or abs(cut.supervisions[0].start) > _LATE_S:
+            raise UserError(
+                f"cut '{cut.id}' must hold one utterance from its beginning on, but has {len(cut.supervisions)} supervisions, "
+                f"the first from {cut.supervisions[0].start if cut.supervisions else 0:g} s on. Take cuts.trim_to_supervisions()."
+            )
         ids: Any = self._project.manifest
-        return next((name for name in candidates if speed_of(name)[0] in ids), candidates[-1])
+        names = (cut.supervisions[0].id, cut.id)
+        for name in (*((name, 1.0) for name in names), *map(speed_of, names)):
+            if name[0] in ids:
+                return name
+        raise UserError(f"cut '{cut.id}' (supervision '{names[0]}') must be an utterance of the manifest, but is none.")
 
 
 def with_labels(
@@ -61,7 +71,7 @@ def with_labels(
     """A lhotse dataset (K2SpeechRecognitionDataset with `return_cuts=True`) → the same with teacher labels.
 
     num_frames(batch) → valid output frames of your encoder, one number a cut in the order of the batch. Speed-perturbed ids
-    (`_sp0.9`) are understood: labels are re-timed. Cuts must hold one utterance each, from its beginning to its end.
+    (`_sp0.9`, `_tp1.1`) are understood: labels are re-timed. Cuts must hold one utterance each, from its beginning on: others, and those that the manifest lacks, raise UserError.
     """
     options = {"frame_shift_ms": frame_shift_ms, "first_frame_ms": first_frame_ms, "temperature": temperature}
     return WithLabels(dataset, project, stores, num_frames, options)

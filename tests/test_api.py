@@ -19,6 +19,7 @@ from hkd.lhotse import speed_of, with_labels
 from hkd.losses import sparse_kl
 from hkd.testing.labelled import label_folder
 from hkd.torch import Collator
+from hkd.units.text import normalisation
 
 NAMES = [
     "FrameLabels", "HkdError", "Project", "Student", "TimedUnits", "UserError", "losses", "open_labels", "open_project", "read_audio", "write_labels",
@@ -145,6 +146,8 @@ def test_what_is_not_there_is_named(project: hkd.Project):
         project.frame_labels("letters", ["x"], num_frames=[1])
     with pytest.raises(UserError, match="is not in the manifest"):
         project.positions("nobody", "monophone")
+    with pytest.raises(UserError, match="utterance 'nobody' is not in the manifest"):
+        project.frame_labels("monophone", ["nobody"], num_frames=[9])
     with pytest.raises(UserError, match="temperature must be one that the store holds"):
         project.frame_labels("senone", aligned_ids(project)[:1], num_frames=[9], temperature=3.0)
 
@@ -196,6 +199,7 @@ def test_a_store_of_your_own_teacher(labelled: Path, tmp_path: Path, level: str)
     ids = aligned_ids(project)
     reader = hkd.write_labels(str(tmp_path / "mine"), project, level, score, teacher="mine", ids=ids, k=5)
     assert sorted(asked) == sorted(ids)
+    assert reader.spec.normalisation == normalisation()
     for name in ids[:3]:
         unit_U = project.stores[level].block([name]).topk.gold_N
         logp_UV = torch.log_softmax(score(name, unit_U).double(), 1).numpy()
@@ -220,8 +224,11 @@ def test_a_store_of_your_own_teacher(labelled: Path, tmp_path: Path, level: str)
     [
         ("a-1", ("a-1", 1.0)),
         ("a_sp0.9", ("a", 0.9)),
-        ("a_sp1.1_vp0.5", ("a", 1.1)),
-        ("a_rvb", ("a", 1.0)),
+        ("a_tp1.1", ("a", 1.1)),
+        ("a_sp1.1_vp0.5_rvb", ("a", 1.1)),
+        ("a_sp2.0_tp0.5", ("a", 1.0)),
+        ("a_nb_mulaw_ln-20.0", ("a", 1.0)),
+        ("a_sp0.9_b", ("a_sp0.9_b", 1.0)),
         ("x_sp_y", ("x_sp_y", 1.0)),
     ],
 )
@@ -233,6 +240,7 @@ def test_ids_of_perturbed_cuts(cut_id: str, found: tuple[str, float]):
 def test_labels_in_a_dataset_of_lhotse(project: hkd.Project):
     from lhotse import CutSet, Fbank, MonoCut, Recording, SupervisionSegment
     from lhotse.dataset import K2SpeechRecognitionDataset, OnTheFlyFeatures
+    from lhotse.utils import fastcopy
 
     cuts = []
     for name in aligned_ids(project)[:3]:
@@ -255,6 +263,11 @@ def test_labels_in_a_dataset_of_lhotse(project: hkd.Project):
         alone = project.frame_labels("monophone", [name], num_frames=[frames(batch)[b]], speed=speed)
         torch.testing.assert_close(labels.frame_M[labels.batch_M == b], alone.frame_M)
         assert len(alone.frame_M) > 5
+    stranger = fastcopy(cuts[0], id="stranger", supervisions=[fastcopy(cuts[0].supervisions[0], id="nobody")])
+    late = fastcopy(cuts[1], supervisions=[fastcopy(cuts[1].supervisions[0], start=0.5, duration=0.5)])
+    for cut, why in ((stranger, "must be an utterance of the manifest"), (late, "one utterance from its beginning on")):
+        with pytest.raises(UserError, match=why):
+            with_labels(plain, project, ["monophone"], num_frames=frames)[CutSet.from_cuts([cut])]
     bare = K2SpeechRecognitionDataset(input_strategy=OnTheFlyFeatures(Fbank()))
     with pytest.raises(UserError, match="return_cuts=True"):
         with_labels(bare, project, ["monophone"], num_frames=frames)[fast]
