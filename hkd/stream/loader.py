@@ -88,6 +88,7 @@ class Batch(_Moves):
     target_length_B: Tensor
     hard: dict[str, HardLabels] = field(default_factory=dict)  # by level
     soft: dict[str, SoftLabels] = field(default_factory=dict)  # by label store
+    alone_B: Tensor | None = None  # true where a conditioned layer loses its own output
     seconds: float = 0.0  # of audio, without padding
 
 
@@ -102,6 +103,7 @@ class _View(NamedTuple):
 class BatchMaker:
     """Makes batches of utterances. hard: level → slots; soft: store → slots, 0 for labels that no head places on slots. `fill_F` is what masks are filled with.
     stride: level → n, so that in each epoch an utterance shows every n-th of its labelled slots, from a random one on (default 1).
+    alone: the probability of `Batch.alone_B`.
     """
 
     utterances: Sequence[Utterance]
@@ -112,6 +114,7 @@ class BatchMaker:
     augment: AugmentConfig = NO_AUGMENTATION
     fill_F: NDArray[np.float32] | None = None
     stride: Mapping[str, int] = field(default_factory=dict)
+    alone: float = 0.0
     seed: int = 0
 
     def __call__(self, rows: Sequence[int] | NDArray[np.int64], *, epoch: int = 0) -> Batch | None:
@@ -133,8 +136,12 @@ class BatchMaker:
             target_length_B=torch.tensor([len(target) for target in targets]),
             hard={level: self._hard(chosen, views, length_B, level, slots) for level, slots in self.hard.items()},
             soft={name: self._soft(chosen, views, length_B, name, slots) for name, slots in self.soft.items()},
+            alone_B=torch.tensor([self._is_alone(u, epoch) for u in chosen]) if self.alone else None,
             seconds=float(length_B.sum()) * FRAME_SHIFT_S,
         )
+
+    def _is_alone(self, utterance: Utterance, epoch: int) -> bool:
+        return bool(generator(self.seed, epoch, f"alone {utterance.id}").random() < self.alone)
 
     def _features(self, utterance: Utterance, epoch: int) -> tuple[NDArray[np.float32], _View]:
         random = generator(self.seed, epoch, utterance.id)

@@ -144,7 +144,10 @@ class SpeechEncoderConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HeadConfig:
-    """An output layer that is dropped at export: kind `hard` (reference labels) or `aux` (a teacher's)."""
+    """An output layer that is dropped at export, unless it conditions: kind `hard` (reference labels) or `aux` (a teacher's).
+
+    condition: its posteriors are projected and added to its layer's output, which the layers above read (Nozaki & Komatsu 2021, arXiv 2104.02724).
+    """
 
     name: str
     level: str
@@ -153,6 +156,7 @@ class HeadConfig:
     tap: int  # reads the output of this layer, counted from 1
     slots: int = 1  # distributions an encoder frame
     d_head: int = 0  # width before the output matrix where slots > 1; 0 is the d_model of the encoder
+    condition: bool = False
 
     def __post_init__(self) -> None:
         if not self.name or self.name == "main" or "." in self.name:
@@ -186,6 +190,15 @@ class StudentConfig:
                 raise UserError(
                     f"head '{head.name}': tap must be a layer from 1 to {self.encoder.num_layers}, but is {head.tap} instead."
                 )
+            if head.condition and head.tap == self.encoder.num_layers:
+                raise UserError(
+                    f"head '{head.name}' must condition layers above its own, but reads the top one, {head.tap}. Take a lower layer: "
+                    f"--set taps.{head.level}={max(1, head.tap - 1)}."
+                )
+            if head.condition and isinstance(self.encoder, SpeechEncoderConfig):
+                raise UserError(
+                    f"`condition` must be left out where encoder.name is given, but names head '{head.name}'. Take encoder.upstream instead."
+                )
 
     @property
     def main_slots(self) -> int:
@@ -211,8 +224,9 @@ def default_tap(level: str, num_layers: int) -> int:
 
 
 def config_to_json(config: StudentConfig) -> dict[str, Any]:
-    """What `config_from_json` reads; where a folder lies is left out, and the names that an encoder of hkd's own has not."""
+    """What `config_from_json` reads; where a folder lies is left out, and what is not used: names of an encoder of hkd's own, `condition`."""
     value = asdict(config)
+    value["heads"] = [{k: v for k, v in head.items() if k != "condition" or v} for head in value["heads"]]
     value["encoder"].pop("upstream_folder", None)
     for name in ("name", "upstream"):
         if not value["encoder"].get(name, True):

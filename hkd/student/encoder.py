@@ -11,7 +11,7 @@
 Shape letters: B utterances, T frames, F bins, D model width, H attention heads, E = D / H, C channels, N calls of dropout.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +48,7 @@ class UtteranceDropout:
 ROTARY_BASE = 10_000.0
 Rotary = tuple[Tensor, Tensor]  # cos_TE, sin_TE
 Drop = Callable[[Tensor], Tensor]
+Condition = Callable[[Tensor], Tensor]  # a layer's output x_BTD → what the layers above it read
 DROPS = 4  # calls of dropout in a layer
 
 
@@ -173,29 +174,50 @@ class ConformerEncoder(nn.Module):
         self.layers = nn.ModuleList(ConformerLayer(config) for _ in range(config.num_layers))
 
     def forward(
-        self, x_BTF: Tensor, length_B: Tensor, taps: Collection[int], seed_B: Sequence[int] | None = None
+        self,
+        x_BTF: Tensor,
+        length_B: Tensor,
+        taps: Collection[int],
+        seed_B: Sequence[int] | None = None,
+        condition: Mapping[int, Condition] | None = None,
     ) -> tuple[Tensor, Tensor, dict[int, Tensor]]:
         """x_BTF (normalised), length_B in 10 ms frames, taps as layers counted from 1, seed_B of each utterance's dropout in training.
 
-        Without seed_B, training takes seeds from torch's default generator. Gives the top layer's x_BTD, the lengths in encoder frames, and tap → x_BTD. What stands past an utterance's end is finite and
-        means nothing.
+        Without seed_B, training takes seeds from torch's default generator. condition: by layer. Gives the top layer's x_BTD, the lengths in
+        encoder frames, and tap → the layer's own x_BTD. What stands past an utterance's end is finite and means nothing.
         """
         valid_BT = valid_frames(length_B, x_BTF.shape[1])
         x_BTD = self.front(x_BTF.masked_fill(~valid_BT[:, :, None], 0.0), length_B)
-        drop = self._dropout(x_BTD, seed_B)
-        x_BTD = drop(x_BTD)
+        drop = self.drops(x_BTD, seed_B)
         length_B = subsampled(length_B)
+        x_BTD, seen = self.above(drop(x_BTD), length_B, taps, drop, condition or {})
+        return x_BTD, length_B, seen
+
+    def above(
+        self,
+        x_BTD: Tensor,
+        length_B: Tensor,
+        taps: Collection[int],
+        drop: Drop,
+        condition: Mapping[int, Condition],
+        *,
+        tap: int = 0,
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """The layers above `tap`, which read x_BTD: the top layer's x_BTD, and tap → x_BTD. length_B in encoder frames."""
         valid_BT = valid_frames(length_B, x_BTD.shape[1])
         valid_BT1, key_mask_B11T = valid_BT[:, :, None].to(x_BTD.dtype), valid_BT[:, None, None, :]
         rotary = rotary_tables(x_BTD.shape[1], self.head_width, device=x_BTD.device)
         seen: dict[int, Tensor] = {}
-        for number, layer in enumerate(self.layers, start=1):
+        for number, layer in enumerate(self.layers[tap:], start=tap + 1):
             x_BTD = layer(x_BTD, rotary, valid_BT1, key_mask_B11T, drop)
             if number in taps:
                 seen[number] = x_BTD
-        return x_BTD, length_B, seen
+            if number in condition:
+                x_BTD = condition[number](x_BTD)
+        return x_BTD, seen
 
-    def _dropout(self, x_BTD: Tensor, seed_B: Sequence[int] | None) -> Drop:
+    def drops(self, x_BTD: Tensor, seed_B: Sequence[int] | None) -> Drop:
+        """Dropout for one pass of an x_BTD of this shape; none outside training."""
         if not self.training or self.dropout == 0:
             return lambda y_BTD: y_BTD
         b, t, d = x_BTD.shape

@@ -1,20 +1,25 @@
 """The student: features → main output, and the heads that teach its layers and are dropped at export.
 
+- A head that conditions stays: its posteriors (softmax, the mean of a frame's slots) are projected to the model's width and added to its layer's
+  output, which the layers above read (Nozaki & Komatsu 2021, arXiv 2104.02724). So what was heard is an input of theirs, which text can supply.
+
 - Global mean and deviation of the features are buffers of the model, so an export needs nothing else (0 and 1 where an encoder's features are
   normalised already).
-- Encoder and main output are built before the heads: with one seed, a student begins from the same weights whatever heads it has.
+- Encoder and main output are built before the heads, and those before the projections: with one seed, a student begins from the same weights
+  whatever heads it has.
 - Teachers have no place here: their labels are numbers in a batch.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from hkd.errors import UserError
 from hkd.student.config import EncoderConfig, HeadConfig, SpeechEncoderConfig, StudentConfig
-from hkd.student.encoder import ConformerEncoder
+from hkd.student.encoder import Condition, ConformerEncoder
 from hkd.student.speech_encoder import SpeechEncoder
 
 MIN_STD = 1e-5
@@ -53,7 +58,11 @@ class Student(nn.Module):
         self.heads = nn.ModuleDict(
             {head.name: Head(d_out, head.num_units, slots=head.slots, d_head=head.d_head or d_model) for head in config.heads}
         )
-        self._tap_of = {head.name: head.tap for head in config.heads}
+        self._config_of = {head.name: head for head in config.heads}
+        self._taps = frozenset(head.tap for head in config.heads)
+        self.condition = nn.ModuleDict(
+            {head.name: _unit_normal(nn.Linear(head.num_units, d_out, bias=False)) for head in config.heads if head.condition}
+        )
 
     @torch.no_grad()
     def set_cmvn(self, mean_F: Tensor, std_F: Tensor) -> None:
@@ -71,28 +80,104 @@ class Student(nn.Module):
         *,
         slots: Mapping[str, Tensor] | None = None,
         seed_B: Sequence[int] | None = None,
+        alone_B: Tensor | None = None,
     ) -> StudentOutput:
         """x_BTF: features as the encoder's front end gives them; length_B: 10 ms frames, at least one each.
 
         slots: head name → slot_M (flat indices b · S + s); a head that stands there gives logits_MV of these slots alone.
         seed_B: in training, what each utterance's dropout is drawn from (an encoder of transformers draws from torch's generator instead).
+        alone_B: true where the lowest layer that is conditioned loses its own output, so that those above read posteriors alone.
         """
         x_BTF = (x_BTF - self.mean_F) / self.std_F
-        x_BTD, length_B, seen = self.encoder(x_BTF, length_B, frozenset(self._tap_of.values()), seed_B)
-        chosen = slots or {}
-        heads = {name: head(seen[self._tap_of[name]], chosen.get(name)) for name, head in self.heads.items()}
+        said: dict[str, Tensor] = {}
+        more = {"condition": self._conditions(said, alone_B)} if self.condition else {}  # an encoder of transformers takes none
+        x_BTD, length_B, seen = self.encoder(x_BTF, length_B, self._taps, seed_B, **more)
+        return self._output(x_BTD, length_B, seen, said, slots or {})
+
+    def read(
+        self,
+        posteriors: Mapping[str, Tensor],
+        length_B: Tensor,
+        *,
+        slots: Mapping[str, Tensor] | None = None,
+        seed_B: Sequence[int] | None = None,
+    ) -> StudentOutput:
+        """What the student makes of posteriors that it has not heard: text. The heads of the layers above alone answer.
+
+        posteriors: p_BTV of each head that conditions the lowest layer of those; length_B: encoder frames. The rest as in `forward`.
+        """
+        assert isinstance(self.encoder, ConformerEncoder)
+        tap, said = self.text_tap, dict[str, Tensor]()
+        x_BTD = torch.stack([self.condition[name](p_BTV) for name, p_BTV in posteriors.items()]).sum(0)
+        drop = self.encoder.drops(x_BTD, seed_B)
+        x_BTD, seen = self.encoder.above(x_BTD, length_B, self._taps, drop, self._conditions(said, None), tap=tap)
+        return self._output(x_BTD, length_B, seen, said, slots or {})
+
+    @property
+    def text_tap(self) -> int:
+        """The lowest layer that is conditioned, where text enters."""
+        return min(self._config_of[name].tap for name in self.condition)
+
+    def _conditions(self, said: dict[str, Tensor], alone_B: Tensor | None) -> dict[int, Condition]:
+        """Layer → what is added to its output. The logits_BSV of the heads that do it are left in `said`."""
+
+        def condition(tap: int, x_BTD: Tensor) -> Tensor:
+            sum_BTD = x_BTD
+            if alone_B is not None and tap == self.text_tap:
+                sum_BTD = x_BTD.masked_fill(alone_B[:, None, None], 0.0)
+            for name, project in self.condition.items():
+                if self._config_of[name].tap == tap:
+                    said[name] = self.heads[name](x_BTD)
+                    sum_BTD = sum_BTD + project(posteriors_of(said[name], self._config_of[name].slots))
+            return sum_BTD
+
+        return {self._config_of[name].tap: partial(condition, self._config_of[name].tap) for name in self.condition}
+
+    def _output(
+        self,
+        x_BTD: Tensor,
+        length_B: Tensor,
+        seen: Mapping[int, Tensor],
+        said: Mapping[str, Tensor],
+        slots: Mapping[str, Tensor],
+    ) -> StudentOutput:
+        heads = {}
+        for name, head in self.heads.items():
+            slot_M = slots.get(name)
+            if name in said:
+                heads[name] = said[name] if slot_M is None else said[name].flatten(0, 1).index_select(0, slot_M)
+            elif self._config_of[name].tap in seen:
+                heads[name] = head(seen[self._config_of[name].tap], slot_M)
         return StudentOutput(logits_BTV=self.main(x_BTD), length_B=length_B * self.config.main_slots, heads=heads)
 
     def num_parameters(self) -> int:
         """Trained numbers, heads included."""
         return sum(p.numel() for p in self.parameters())
 
+    def num_exported(self) -> int:
+        """Trained numbers that an export keeps."""
+        dropped = (self.heads[head.name] for head in self.config.heads if not head.condition)
+        return self.num_parameters() - sum(_count(head) for head in dropped)
+
 
 def export_student(student: Student) -> Student:
-    """A copy without heads, on the same device, in eval mode: what inference runs, and exactly the `none` objective's student."""
-    kept = Student(replace(student.config, heads=()))
-    kept.load_state_dict({name: value for name, value in student.state_dict().items() if not name.startswith("heads.")})
+    """A copy without heads but those that condition, on the same device, in eval mode: what inference runs; without any, the `none` objective's student."""
+    kept = Student(replace(student.config, heads=tuple(head for head in student.config.heads if head.condition)))
+    state = student.state_dict()
+    kept.load_state_dict({name: state[name] for name in kept.state_dict()})
     return kept.to(student.mean_F.device).eval()
+
+
+def posteriors_of(logits_BSV: Tensor, slots: int) -> Tensor:
+    """p_BTV of the encoder frames: softmax at temperature 1, the mean of a frame's slots."""
+    p_BSV = logits_BSV.float().softmax(-1)
+    return p_BSV.reshape(len(p_BSV), -1, slots, p_BSV.shape[2]).mean(2)
+
+
+def _unit_normal(linear: nn.Linear) -> nn.Linear:
+    """Weights such that a sure posterior gives what a layer's output is: mean 0, variance 1."""
+    nn.init.normal_(linear.weight)
+    return linear
 
 
 # Output layers: model frames → logits.
@@ -177,12 +262,17 @@ def describe(config: StudentConfig) -> str:
         lines.append(f"  layer {number:<4} {layer_size}")
         lines.extend(
             f"    ├─ {head.name}: {head.level} {head.kind}, {_units(head.num_units, head.slots)}   "
-            f"{_short(_count(student.heads[head.name]))}   dropped at export"
+            + (
+                f"{_short(_count(student.heads[head.name]) + _count(student.condition[head.name]))}   conditions the layers above"
+                if head.condition
+                else f"{_short(_count(student.heads[head.name]))}   dropped at export"
+            )
             for head in heads_at.get(number, [])
         )
     what = "CTC, blank first" if config.main == "ctc" else "senone posteriors"
     lines.append(f"    └─ main: {what}, {_units(config.num_main_units, config.main_slots)}   {_short(_count(student.main))}")
-    total, dropped = student.num_parameters(), _count(student.heads)
+    total = student.num_parameters()
+    dropped = total - student.num_exported()
     frozen = e.front_end.num_parameters
     total += frozen
     below = f" ({frozen:,} of them frozen)" if frozen else ""

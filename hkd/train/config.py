@@ -51,6 +51,8 @@ class TrainConfig:
     taps: dict[str, int] = field(default_factory=dict)  # level → layer, counted from 1
     slots: dict[str, int] = field(default_factory=dict)  # level → slots an encoder frame of 40 ms
     stride: dict[str, int] = field(default_factory=dict)  # level → n: a step trains its heads on every n-th labelled slot
+    condition: tuple[str, ...] = ()  # heads whose posteriors the layers above read: kd-STORE, or a level: its hard head
+    condition_alone: float = 0.0  # share of the utterances of an epoch whose conditioned layer loses its own output
     alpha: float = 0.3
     alphas: dict[str, float] = field(default_factory=dict)  # by level
     lam: float = 0.3
@@ -80,9 +82,11 @@ class TrainConfig:
         for name in ("alpha", "lam", "heads_warmup_steps", "lam_end", "epochs", "workers", "features_mb", "shares_every"):
             if getattr(self, name) < 0:
                 raise UserError(f"`{name}` must not be negative, but is {getattr(self, name)} instead.")
-        for name in ("interpolation_weight", "label_smoothing", "min_coverage", "train_share"):
+        for name in ("interpolation_weight", "label_smoothing", "min_coverage", "train_share", "condition_alone"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"`{name}` must lie between 0 and 1, but is {getattr(self, name)} instead.")
+        if self.condition_alone and not self.condition:
+            raise UserError("`condition` must name heads where `condition_alone` is given, but is empty.")
         if self.train_share == 0:
             raise UserError("`train_share` must be above 0, but is 0 instead.")
         if self.features_cache and self.augment.noise_probability > 0:

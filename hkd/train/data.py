@@ -98,8 +98,9 @@ def _longest(config: TrainConfig, plan: Plan) -> tuple[float, float]:
 def _identity_of(config: TrainConfig) -> dict[str, Any]:
     """The settings that a run's weights hang on. What came later than the first runs is left out where it is not used, so that they go on."""
     table: dict[str, Any] = json.loads(json.dumps({k: v for k, v in asdict(config).items() if k not in NO_IDENTITY}))
-    if config.train_share == 1:
-        del table["train_share"]
+    for name, unused in (("train_share", 1), ("condition", ()), ("condition_alone", 0)):
+        if getattr(config, name) == unused:
+            del table[name]
     del table["encoder"]["upstream"], table["encoder"]["upstream_folder"]  # where it lies does not count, its digest does
     if not config.encoder.name:
         del table["encoder"]["name"]

@@ -309,11 +309,11 @@ def needs_of(config: TrainConfig, stores: Mapping[str, str], *, aligned: bool) -
     """stores: name → level, all that are there. Raises UserError where the objective cannot be had from them, or it is not clear which."""
     objective = objective_of(config)
     chosen = objective.choose(config, stores) if objective.choose is not None else ()
-    hard: tuple[str, ...] = ()
+    wanted = set(config.condition)
     if with_hard_heads(config):
         taught = set() if objective.teaches_main else {stores[name] for name in chosen}
-        wanted = taught or set(config.levels) or set(LEVELS)
-        hard = tuple(level for level in UNIT_LEVELS if level in wanted)
+        wanted |= taught or set(config.levels) or set(LEVELS)
+    hard = tuple(level for level in UNIT_LEVELS if level in wanted)
     own_units = tuple(name for name in chosen if objective.teaches_main or _kd(config, name).where == "ctc")
     needs = Needs(stores=chosen, hard=hard, same_units=own_units)
     if (needs.alignment or config.main == SENONE) and not aligned:
@@ -400,12 +400,21 @@ def plan_student(config: TrainConfig, needs: Needs, join: Join) -> Plan:
     taught = [*(_hard_head(given, level) for level in hard), *objective.heads(given)]
     if hybrid:
         hard[SENONE] = default_slots(SENONE)
+    heads = _conditioned(config, tuple(head for head, _ in taught if head is not None))
     terms = (main, *(term for _, term in taught))
     soft = {store: slots for term in terms for store, slots in term.reads.items()}
     num_main = num_units_of(join, SENONE) if hybrid else len(join.subwords.inventory) + 1
-    heads = tuple(head for head, _ in taught if head is not None)
     student = StudentConfig(encoder=encoder, num_main_units=num_main, main=config.main, heads=heads)
     return Plan(student=student, terms=terms, hard=hard, soft=soft)
+
+
+def _conditioned(config: TrainConfig, heads: tuple[HeadConfig, ...]) -> tuple[HeadConfig, ...]:
+    """The heads, those that `condition` names marked. Raises UserError for a name that is none of theirs."""
+    chosen = {f"hard-{name}" if name in UNIT_LEVELS else name for name in config.condition}
+    for name in chosen - {head.name for head in heads}:
+        known = ", ".join((*UNIT_LEVELS, *(head.name for head in heads if head.kind == "aux")))
+        raise UserError(f"`condition` must name levels or heads ({known}), but '{name}' is none of them.")
+    return tuple(replace(head, condition=head.name in chosen) for head in heads)
 
 
 def _hard_head(given: "Given", level: str) -> Taught:

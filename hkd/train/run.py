@@ -82,7 +82,7 @@ class StudentTask:
         for term in self.terms:
             slots.update(term.slots(batch))
         seed_B = [dropout_seed(self.config.loop.seed, step, name) for name in batch.ids]
-        output = self.student(batch.x_BTF, batch.length_B, slots=slots, seed_B=seed_B)
+        output = self.student(batch.x_BTF, batch.length_B, slots=slots, seed_B=seed_B, alone_B=batch.alone_B)
         return {term.name: term.loss(batch, output) for term in self.terms}
 
     def weights(self, step: int) -> dict[str, float]:
@@ -217,8 +217,7 @@ def train(
             data.left_out[0],
         )
     task = make_task(data, plan, max_steps=loop.max_steps)
-    parameters = sum(p.numel() for n, p in task.student.named_parameters() if not n.startswith("heads."))
-    parameters += data.plan.student.encoder.front_end.num_parameters
+    parameters = task.student.num_exported() + data.plan.student.encoder.front_end.num_parameters
     main_process = os.environ.get("RANK", "0") == "0"
     if main_process:
         claim(folder, whole)
@@ -272,6 +271,7 @@ def make_task(data: Data, plan: BatchPlan, *, max_steps: int) -> StudentTask:
         augment=augment,
         fill_F=mean_F.numpy(),
         stride=config.stride,
+        alone=config.condition_alone,
         seed=config.loop.seed,
         **shared,
     )

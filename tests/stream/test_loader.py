@@ -91,6 +91,21 @@ def test_an_utterance_is_augmented_alike_in_any_company(maker: BatchMaker) -> No
     assert draw_speed(augmented.augment, random) in (0.9, 1.0, 1.1)
 
 
+def test_a_share_of_the_utterances_is_alone_by_seed_epoch_and_id(maker: BatchMaker) -> None:
+    rows = list(range(6))
+    drawn = [replace(maker, alone=0.5, seed=3)(rows, epoch=epoch) for epoch in range(20)]
+    alone_EB = torch.stack([batch.alone_B for batch in drawn if batch is not None and batch.alone_B is not None])
+    assert 0.3 < float(alone_EB.float().mean()) < 0.7
+    assert bool((alone_EB != alone_EB[0]).any())
+    again = replace(maker, alone=0.5, seed=3)([4, 1], epoch=7)
+    assert again is not None
+    assert again.alone_B is not None
+    assert again.alone_B.tolist() == alone_EB[7, [4, 1]].tolist()
+    without = maker(rows)
+    assert without is not None
+    assert without.alone_B is None
+
+
 def test_strides_show_every_nth_slot_and_over_the_epochs_all_of_them(maker: BatchMaker) -> None:
     whole = maker([0, 1])
     assert whole is not None

@@ -8,7 +8,7 @@ import torch
 
 from hkd.errors import UserError
 from hkd.losses import ctc_loss
-from hkd.student import Student, StudentConfig, describe, export_student
+from hkd.student import HeadConfig, Student, StudentConfig, describe, export_student
 from hkd.student.model import Head
 
 
@@ -149,3 +149,86 @@ def test_drawing_names_layers_taps_heads_and_what_export_drops(config: StudentCo
     exported = none.splitlines()[-1].split()[1].rstrip(":")
     assert f"{exported} exported, 0 in heads" in none
     assert f"{exported} exported" in lines[-1]
+
+
+# ----------------------------------------------------------------------------------------------------
+# Heads that condition: what was heard is an input of the layers above.
+
+
+def conditioned(config: StudentConfig, *names: str) -> StudentConfig:
+    return replace(config, heads=tuple(replace(head, condition=head.name in names) for head in config.heads))
+
+
+@torch.no_grad()
+def test_conditioning_is_the_formula_by_hand(make: Callable[..., Student], config: StudentConfig) -> None:
+    """Layer by layer: x + W mean(softmax(head(x))) of both heads at layer 1 and the one at layer 2; `alone` loses layer 1's x."""
+    student = make(conditioned(config, "senone-hard", "senone-aux", "monophone-aux"))
+    x_BTF, length_B = batch()
+    alone_B = torch.tensor([False, True])
+    found = student(x_BTF, length_B, alone_B=alone_B, slots={"senone-aux": torch.tensor([41])})
+    seen: list[torch.Tensor] = []
+    encoder = student.encoder
+    for layer in encoder.layers:
+        layer.register_forward_hook(lambda _module, _inputs, y_BTD: seen.append(y_BTD))
+    student(x_BTF, length_B, alone_B=alone_B)
+    p_senone = [
+        student.heads[name](seen[0]).softmax(-1).view(2, 10, 4, 30).mean(2) @ student.condition[name].weight.T
+        for name in ("senone-hard", "senone-aux")
+    ]
+    own_BTD = torch.stack([seen[0][0], torch.zeros_like(seen[0][1])])
+    no_drop, frames_B = (lambda y: y), torch.tensor([10, 5])
+    second, _ = encoder.above(own_BTD + sum(p_senone), frames_B, (), no_drop, {2: lambda y: y}, tap=1)
+    torch.testing.assert_close(seen[1], encoder.above(own_BTD + sum(p_senone), frames_B, (2,), no_drop, {}, tap=1)[1][2])
+    assert not torch.allclose(second, seen[2])
+    third = seen[1] + student.heads["monophone-aux"](seen[1]).softmax(-1) @ student.condition["monophone-aux"].weight.T
+    top_BTD, _ = encoder.above(third, frames_B, (), no_drop, {}, tap=2)
+    for b, length in enumerate(frames_B):
+        torch.testing.assert_close(found.logits_BTV[b, :length], student.main(top_BTD)[b, :length])
+    torch.testing.assert_close(found.heads["senone-aux"][0], student.heads["senone-aux"](seen[0])[1, 1])
+
+
+@torch.no_grad()
+def test_posteriors_are_read_as_the_layers_above_read_them_alone(make: Callable[..., Student], config: StudentConfig) -> None:
+    student = make(conditioned(config, "senone-hard"))
+    x_BTF, length_B = batch()
+    heard = student(x_BTF, length_B, alone_B=torch.tensor([True, True]))
+    p_BTV = heard.heads["senone-hard"].softmax(-1).view(2, 10, 4, 30).mean(2)
+    read = student.read({"senone-hard": p_BTV}, torch.tensor([10, 5]))
+    assert set(read.heads) == {"monophone-aux"}
+    for b, length in enumerate(read.length_B):
+        torch.testing.assert_close(read.logits_BTV[b, :length], heard.logits_BTV[b, :length])
+        torch.testing.assert_close(read.heads["monophone-aux"][b, :length], heard.heads["monophone-aux"][b, :length])
+
+
+def test_alone_the_loss_reaches_the_lower_layers_through_the_posteriors(
+    make: Callable[..., Student], config: StudentConfig
+) -> None:
+    student = make(conditioned(config, "senone-hard"))
+    student(*batch(), alone_B=torch.tensor([True, True])).logits_BTV.sin().sum().backward()
+    assert bool(student.heads["senone-hard"].out.weight.grad.any())
+    assert student.heads["senone-aux"].out.weight.grad is None
+
+
+def test_export_keeps_the_head_that_conditions_and_the_drawing_says_so(
+    make: Callable[..., Student], config: StudentConfig
+) -> None:
+    config = conditioned(config, "senone-hard")
+    student = make(config)
+    exported = export_student(student)
+    with torch.no_grad():
+        assert torch.equal(exported(*batch()).logits_BTV, student(*batch()).logits_BTV)
+    assert list(exported.heads) == ["senone-hard"]
+    plain = make(replace(config, heads=())).num_parameters()
+    kept = sum(p.numel() for p in (*student.heads["senone-hard"].parameters(), *student.condition.parameters()))
+    assert exported.num_parameters() == student.num_exported() == plain + kept < student.num_parameters()
+    lines = describe(config).splitlines()
+    [head] = [line for line in lines if "senone-hard" in line]
+    assert "conditions the layers above" in head
+    assert "dropped" not in head
+    assert f"{exported.num_parameters():,} exported" in lines[-1]
+    assert f"{student.num_parameters() - exported.num_parameters():,} in heads" in lines[-1]
+
+
+def test_a_head_at_the_top_conditions_nothing(config: StudentConfig) -> None:
+    with pytest.raises(UserError, match="'a' must condition layers above its own, but reads the top one, 3"):
+        replace(config, heads=(HeadConfig(name="a", level="senone", num_units=3, tap=3, condition=True),))

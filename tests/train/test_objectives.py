@@ -110,6 +110,20 @@ def test_a_table_by_store_that_names_no_store_is_refused(labelled: Path, name: s
     opened(labelled, **{name: {"subword": value}}, levels=["senone"])  # it is there: another run's of the same table
 
 
+@pytest.mark.parametrize("main", ["ctc", "senone"])
+def test_condition_adds_hard_heads_and_takes_those_of_label_stores_by_name(labelled: Path, main: str) -> None:
+    plan = opened(labelled, objective="interpolation", main=main, condition=["monophone"]).plan
+    assert [(head.name, head.condition) for head in plan.student.heads] == [("hard-monophone", True)]
+    assert [term.name for term in plan.terms][1:] == ["hard-monophone"]
+    settings = {"objective": "hierarchical", "hard_heads": False, "stores": ["senone", "subword"]}
+    heads = opened(labelled, main=main, condition=["senone", "kd-senone"], **settings).plan.student.heads
+    assert {head.name: head.condition for head in heads} == {"hard-senone": True, "kd-senone": True, "kd-subword": False}
+    with pytest.raises(UserError, match=r"`condition` must name levels or heads \(.*kd-senone.*\), but 'kd-x' is none of them"):
+        opened(labelled, main=main, condition=["kd-x"], **settings)
+    with pytest.raises(UserError, match=r"`condition` must name heads where `condition_alone` is given"):
+        TrainConfig(condition_alone=0.5)
+
+
 def test_the_hybrid_main_output_takes_every_slot(labelled: Path) -> None:
     with pytest.raises(UserError, match=r"`stride\.senone` must be 1 where `main` is senone"):
         opened(labelled, main="senone", stride={"senone": 3})

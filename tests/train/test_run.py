@@ -157,6 +157,25 @@ def test_the_export_gives_the_trainers_own_outputs(labelled: Path, tmp_path: Pat
         load_run(tmp_path)
 
 
+def test_a_conditioned_student_trains_and_exports_its_own_outputs(
+    labelled: Path, tmp_path: Path, tiny: dict[str, Any], start: Start
+) -> None:
+    """`none`, self-conditioned: hard heads at the named levels, kept at export; the upper layers at times read posteriors alone."""
+    changes = {"objective": "none", "condition": ["senone", "monophone"], "condition_alone": 0.5, "taps": {"monophone": 1}}
+    settings = merge(tiny, {**changes, "loop": {"max_steps": 4, "log_every": 1}})
+    report = trained(labelled, tmp_path / "run", settings)
+    assert set(report.metrics) >= {"ctc", "hard-senone", "hard-monophone"}
+    x_BTF, length_B = log_mel(torch.randn(16000).numpy() * 0.1)[None], torch.tensor([100])
+    exported, _ = load_student(tmp_path / "run" / "model")
+    with torch.no_grad():
+        assert torch.equal(exported(x_BTF, length_B).logits_BTV, load_run(tmp_path / "run")(x_BTF, length_B).logits_BTV)
+    assert list(exported.heads) == ["hard-senone", "hard-monophone"]
+    assert report.parameters == exported.num_parameters()
+    trained(labelled, tmp_path / "parts", merge(settings, {"loop": {"accumulate": 3}}))
+    for a, b in zip(rows(tmp_path / "run")[1:], rows(tmp_path / "parts")[1:], strict=True):  # the first row: shares of gradient
+        assert a == pytest.approx(b, rel=2e-4)
+
+
 def test_killed_between_its_last_step_and_the_export_a_run_exports_what_was_trained(
     labelled: Path, tmp_path: Path, tiny: dict[str, Any]
 ) -> None:
