@@ -170,8 +170,8 @@ def export_student(student: Student) -> Student:
 
 def posteriors_of(logits_BSV: Tensor, slots: int) -> Tensor:
     """p_BTV of the encoder frames: softmax at temperature 1, the mean of a frame's slots."""
-    p_BSV = logits_BSV.float().softmax(-1)
-    return p_BSV.reshape(len(p_BSV), -1, slots, p_BSV.shape[2]).mean(2)
+    p_BTSV: Tensor = logits_BSV.float().softmax(-1).unflatten(1, (-1, slots))  # type: ignore[no-untyped-call]
+    return p_BTSV.mean(2)
 
 
 def _unit_normal(linear: nn.Linear) -> nn.Linear:
