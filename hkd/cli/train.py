@@ -1,4 +1,4 @@
-"""`hkd train`, `hkd export`: stage two, label stores and sound → a student."""
+"""`hkd train`, `hkd bank`, `hkd export`: stage two, label stores, sound and text → a student."""
 
 import json
 import logging
@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from hkd.cli.common import emit, progress_bar, project, say
-from hkd.config import merge, parse_overrides
+from hkd.config import Project, merge, parse_overrides
 from hkd.errors import UserError, did_you_mean
 from hkd.remote import location
 
@@ -70,12 +70,7 @@ def train(
     overrides = merge(parse_overrides(settings or []), _given(objective=objective, min_coverage=min_coverage))
     name = run or str(merge(here.table("train"), overrides).get("objective", TrainConfig().objective))
     config = here.section("train", TrainConfig, merge(here.table(f"runs.{name}"), overrides))
-    inputs: dict[str, Any] = {
-        "manifest": here.require("manifest", "hkd prepare"),
-        "units": here.require("units", "hkd units train"),
-        "alignment": here.alignment if here.alignment.exists() else None,
-        "labels": location(labels) if labels else here.labels,
-    }
+    inputs = _inputs(here, labels)
     if show:
         typer.echo(show_data(open_data(config, **inputs)))
         return
@@ -88,6 +83,68 @@ def train(
     if report.was_done:
         say(f"{folder} is done: nothing to do.")
     emit(report.to_json(), as_json, lambda _: _summary(report.metrics, report.parameters, folder))
+
+
+def _inputs(here: Project, labels: str | None) -> dict[str, Any]:
+    """What training reads, by the names of the arguments of `hkd.train.run.train`."""
+    return {
+        "manifest": here.require("manifest", "hkd prepare"),
+        "units": here.require("units", "hkd units train"),
+        "alignment": here.alignment if here.alignment.exists() else None,
+        "labels": location(labels) if labels else here.labels,
+    }
+
+
+def bank(
+    out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("bank"),
+    run: Annotated[
+        str | None, typer.Option(help="A run of hkd.toml whose settings are taken beside [train].", show_default=False)
+    ] = None,
+    folds: Annotated[int, typer.Option(help="Parts of the speakers: each is heard by a student of the others.")] = 5,
+    k: Annotated[int, typer.Option("-k", help="Units that are kept of each frame's posterior.")] = 16,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="A.B=C", help="A setting of the table [train], such as epochs=4.", show_default=False),
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder or URL of label stores, where one of their heads conditions. Default: shards/.", show_default=False
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="The result as JSON.")] = False,
+) -> None:
+    """Write a bank of what the student hears when a phone is said, for training on text; resumes where it was stopped.
+
+    For each fold of the speakers the student's low part learns from the others; the bank holds the posteriors of the heads that `condition`
+    names.
+
+    Examples:
+
+        hkd bank --set condition='["senone"]'
+
+        hkd bank --out bank/short --set condition='["senone", "monophone"]' --set epochs=4
+    """
+    from hkd.train.bank import BankConfig, make_bank
+    from hkd.train.config import TrainConfig
+
+    here = project()
+    table = here.table(f"runs.{run}") if run else {}
+    config = here.section("train", TrainConfig, merge(table, parse_overrides(settings or [])))
+    logging.getLogger("hkd").setLevel(logging.INFO)
+    with progress_bar("bank") as progress:
+        report = make_bank(
+            config, out, bank=BankConfig(folds=folds, k=k), device=device, progress=progress, **_inputs(here, labels)
+        )
+    emit(
+        report.to_json(),
+        as_json,
+        lambda row: (
+            f"{out}: {row['segments']:,} segments, {row['frames']:,} frames; right: "
+            + ", ".join(f"{name} {share:.1%}" for name, share in row["right"].items())
+        ),
+    )
 
 
 def _remove(folder: Path) -> None:

@@ -102,7 +102,7 @@ class StudentTask:
         said: list[str] = []
         understood: list[str] = []
         device = self.student.mean_F.device
-        for batch in _in_order(self.dev, self.config.batch_seconds):
+        for batch in in_order(self.dev, self.config.batch_seconds):
             moved = batch.to(device)
             slots = {head: slot_M for term in self.terms for head, slot_M in term.slots(moved).items()}
             output = self.student(moved.x_BTF, moved.length_B, slots=slots)
@@ -134,7 +134,7 @@ def word_error_rate(said: Sequence[str], understood: Sequence[str]) -> float:
     return 100 * float(jiwer.wer([a for a, _ in pairs], [b for _, b in pairs]))
 
 
-def _in_order(maker: BatchMaker, batch_seconds: float) -> Iterator[Batch]:
+def in_order(maker: BatchMaker, batch_seconds: float) -> Iterator[Batch]:
     """All utterances once, in the maker's order, in batches of about batch_seconds."""
     rows: list[int] = []
     seconds = 0.0

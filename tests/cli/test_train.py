@@ -1,4 +1,4 @@
-"""`hkd train` and `hkd export`: as written in a prepared folder, one line elsewhere."""
+"""`hkd train`, `hkd bank` and `hkd export`: as written in a prepared folder, one line elsewhere."""
 
 import json
 import shutil
@@ -50,6 +50,17 @@ def test_the_command_as_written_trains_then_says_that_it_is_done_and_exports(pro
     assert json.loads((project / "runs" / "hierarchical" / "identity.json").read_text())["train"]["lam"] == 0.5
     student, _ = load_student(project / "student")
     assert not list(student.heads)
+
+
+def test_a_bank_is_written_once_and_refused_in_a_sentence(project: Path) -> None:
+    command = ["bank", "--folds", "2", "--set", "condition=['monophone']", "--set", "taps.monophone=2", "--json"]
+    first = CliRunner().invoke(app, command)
+    assert first.exit_code == 0, first.output
+    assert json.loads(first.stdout)["segments"] > 50
+    assert CliRunner().invoke(app, command).stdout == first.stdout
+    other = CliRunner().invoke(app, [*command, "--set", "encoder.d_model=20"])
+    assert other.exit_code == 2
+    assert "its student.encoder.d_model is 16 instead of 20" in " ".join(other.stderr.split())
 
 
 def test_overwrite_removes_nothing_but_a_run(project: Path) -> None:

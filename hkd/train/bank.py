@@ -1,0 +1,234 @@
+"""Stage two, before text: fold students hear what they have not learnt from, and a posterior bank is cut from it.
+
+- The speakers of the training split (recordings, where speakers are not known) are dealt into folds. For each fold a student learns from the others:
+  the low part alone, the layers up to the one that text enters at, with the main output and the heads that condition that layer on top.
+- What they say of the fold's utterances, at speed 1 and without augmentation, is the bank.
+
+    FOLDER/   fold-0/ ...  the fold students' runs      bank.safetensors   see `hkd.stream.bank`
+"""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hkd.artefact import first_difference
+from hkd.errors import UserError
+from hkd.features.augment import NO_AUGMENTATION
+from hkd.files import digest_of
+from hkd.loop import fit
+from hkd.manifest import Utterance
+from hkd.progress import Progress, no_progress
+from hkd.stream.bank import FILE, Bank, Segments, cut, pauses
+from hkd.stream.join import place
+from hkd.stream.plan import BatchPlan
+from hkd.student.config import EncoderConfig, config_to_json
+from hkd.student.model import posteriors_of
+from hkd.timebase import num_encoder_frames
+from hkd.train.config import TrainConfig
+from hkd.train.data import Data, open_data
+from hkd.train.objectives import Plan
+from hkd.train.run import StudentTask, in_order, make_task
+from hkd.units.level import MONOPHONE, SENONE
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BankConfig:
+    """How a bank is made."""
+
+    folds: int = 5
+    k: int = 16  # ids that are kept of a frame's posterior
+
+    def __post_init__(self) -> None:
+        if self.folds < 2 or self.k < 1:
+            raise UserError(f"`folds` must be at least 2 and `k` at least 1, but are {self.folds} and {self.k} instead.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BankReport:
+    """What `make_bank` did. right: head → share of its frames whose likeliest unit is the reference's."""
+
+    folder: Path
+    frames: int
+    segments: int
+    right: dict[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {**asdict(self), "folder": str(self.folder)}
+
+
+def make_bank(
+    config: TrainConfig,
+    folder: Path,
+    *,
+    bank: BankConfig,
+    manifest: Path,
+    units: Path,
+    alignment: Path,
+    labels: Path | str | None = None,
+    device: str = "auto",
+    progress: Progress = no_progress,
+) -> BankReport:
+    """Train the fold students, or go on, and write the bank; one that is there and of the same inputs is left.
+
+    Raises UserError where no head conditions, speakers are too few, or the folder holds another bank.
+    """
+    if not any(name.startswith("kd-") for name in config.condition):  # then no label store has a say
+        config = replace(config, objective="none", stores=(), levels=(), hard_heads=None)
+    data = open_data(config, manifest=manifest, alignment=alignment, units=units, labels=labels)
+    low = low_part(data.plan)
+    identity = {**heard_by(data), "train": data.identity["train"], "loop": asdict(config.loop), "folds": bank.folds, "k": bank.k}
+    if (folder / FILE).exists():
+        there = Bank.load(folder)
+        check_same(folder, there, identity)
+        return _report(folder, there)
+    fold_of = deal(data.train, bank.folds)
+    found: dict[str, dict[str, NDArray[Any]]] = {}
+    right = {head.name: [0, 0] for head in low.student.heads}
+    for fold in range(bank.folds):
+        task = _task(replace(data, plan=low), [u for u in data.train if fold_of[u.id] != fold])
+        loop = replace(config.loop, max_steps=task.max_steps, shares_every=0, eval_every=0, best_by="", patience=0)
+        progress(fold, bank.folds)
+        fit(task, loop, folder / f"fold-{fold}", identity={**identity, "fold": fold}, device=device)
+        _listen(task, [u for u in data.train if fold_of[u.id] == fold and data.join.aligned(u.id)], bank.k, found, right)
+    facts = {"made_from": identity, "right": {name: hits / max(1, num) for name, (hits, num) in right.items()}}
+    _write(folder, data, low, found, facts)
+    progress(bank.folds, bank.folds)
+    return _report(folder, Bank.load(folder))
+
+
+def low_part(plan: Plan) -> Plan:
+    """The layers up to the lowest one that is conditioned, with the main output and the heads that condition it."""
+    chosen = [head for head in plan.student.heads if head.condition]
+    encoder = plan.student.encoder
+    if not chosen or not isinstance(encoder, EncoderConfig):
+        raise UserError(
+            "`condition` must name a head, whose posteriors the bank holds, but is empty. Take --set condition='[\"senone\"]'."
+        )
+    tap = min(head.tap for head in chosen)
+    heads = tuple(replace(head, condition=False) for head in chosen if head.tap == tap)
+    names, levels = {head.name for head in heads}, {head.level for head in heads if head.kind == "hard"}
+    terms = (plan.terms[0], *(term for term in plan.terms[1:] if term.name in names))
+    levels |= {SENONE} if plan.student.main == SENONE else set()
+    return Plan(
+        student=replace(plan.student, encoder=replace(encoder, num_layers=tap), heads=heads),
+        terms=terms,
+        hard={level: slots for level, slots in plan.hard.items() if level in levels},
+        soft={store: slots for term in terms for store, slots in term.reads.items()},
+    )
+
+
+def heard_by(data: Data) -> dict[str, Any]:
+    """What a bank's posteriors are of: the student's low part, and the speech."""
+    inputs = {name: value for name, value in data.identity["data"].items() if name not in ("dev", "spans", "stores")}
+    return {"student": config_to_json(low_part(data.plan).student), "data": inputs}
+
+
+def check_same(folder: Path, bank: Bank, asked: Mapping[str, Any]) -> None:
+    """Raises UserError, naming what differs, where a bank was made from something else."""
+    asked = json.loads(json.dumps(asked))
+    difference = first_difference({name: bank.facts["made_from"].get(name) for name in asked}, asked)
+    if difference is not None:
+        name, was, now = difference
+        raise UserError(
+            f"the posterior bank in {folder} must be of this student and speech, but its {name} is {was} instead of {now}. "
+            "Run `hkd bank` into another folder."
+        )
+
+
+def deal(utterances: Sequence[Utterance], folds: int) -> dict[str, int]:
+    """Utterance → fold: by speaker, else by recording; the one with the most sound first, to the fold with the least.
+
+    Raises UserError where there are fewer than folds.
+    """
+    seconds: dict[str, float] = {}
+    for utterance in utterances:
+        group = utterance.speaker or utterance.recording
+        seconds[group] = seconds.get(group, 0.0) + (utterance.duration or 1.0)
+    if len(seconds) < folds:
+        raise UserError(f"`folds` must be at most the number of speakers, {len(seconds)}, but is {folds} instead.")
+    filled, fold_of = [0.0] * folds, {}
+    for group in sorted(seconds, key=lambda name: (-seconds[name], digest_of([name]))):
+        fold_of[group] = filled.index(min(filled))
+        filled[fold_of[group]] += seconds[group]
+    return {utterance.id: fold_of[utterance.speaker or utterance.recording] for utterance in utterances}
+
+
+def _task(data: Data, part: list[Utterance]) -> StudentTask:
+    """The run of a fold: features and their mean are those of the whole, so that they are computed once."""
+    config = data.config
+    frames = [data.frames[utterance.id] for utterance in part]
+    plan = BatchPlan(frames, batch_frames=config.batch_seconds * 100, seed=config.loop.seed)
+    task = make_task(data, plan, max_steps=config.epochs * plan.batches_per_epoch or config.loop.max_steps)
+    return replace(task, maker=replace(task.maker, utterances=part), dev=None)
+
+
+@torch.no_grad()
+def _listen(
+    task: StudentTask, part: list[Utterance], k: int, found: dict[str, dict[str, NDArray[Any]]], right: dict[str, list[int]]
+) -> None:
+    """Add, by utterance, each head's likeliest ids and their probabilities; count the frames that are right."""
+    maker = replace(task.maker, utterances=part, augment=NO_AUGMENTATION, hard={}, soft={}, alone=0.0)
+    student = task.student.eval()
+    for batch in in_order(maker, task.config.batch_seconds):
+        moved = batch.to(student.mean_F.device)
+        output = student(moved.x_BTF, moved.length_B)
+        for head in student.config.heads:
+            p_BTV = posteriors_of(output.heads[head.name], head.slots).cpu()
+            top = p_BTV.topk(min(k, head.num_units), dim=-1)
+            for b, name in enumerate(batch.ids):
+                num = num_encoder_frames(int(batch.length_B[b]))
+                rows = found.setdefault(name, {})
+                rows[f"{head.name}/ids"] = top.indices[b, :num].numpy().astype(np.int32)
+                rows[f"{head.name}/p"] = top.values[b, :num].numpy().astype(np.float16)
+                if head.kind == "hard":
+                    said = task.maker.join.segments(name, head.level)
+                    slot_M, position_M = place(said, num_frames=int(batch.length_B[b]), slots=1)
+                    hits_M = rows[f"{head.name}/ids"][slot_M, 0] == said.unit_U[position_M]
+                    right[head.name][0] += int(hits_M.sum())
+                    right[head.name][1] += len(hits_M)
+
+
+def _write(
+    folder: Path, data: Data, low: Plan, found: Mapping[str, Mapping[str, NDArray[Any]]], facts: Mapping[str, Any]
+) -> None:
+    alignment = data.join.alignment
+    assert alignment is not None
+    names = sorted(found)
+    rows, start = [], 0
+    columns = []
+    for name in names:
+        num = len(next(iter(found[name].values())))
+        segments = cut(alignment[name], alignment.silences[MONOPHONE], num)
+        rows.append((alignment[name], segments))
+        columns.append(segments._replace(first_S=segments.first_S + start))
+        start += num
+    heads = {
+        head.name: tuple(np.concatenate([found[name][f"{head.name}/{part}"] for name in names]) for part in ("ids", "p"))
+        for head in low.student.heads
+    }
+    Bank(
+        segments=Segments(*(np.concatenate(column) for column in zip(*columns, strict=True))),
+        heads=heads,  # type: ignore[arg-type]
+        facts={
+            **facts,
+            "heads": {head.name: head.num_units for head in low.student.heads},
+            "phones": list(alignment.inventories[MONOPHONE].symbols),
+            "pauses": pauses(rows),
+            "frames": start,
+        },
+    ).save(folder)
+
+
+def _report(folder: Path, bank: Bank) -> BankReport:
+    facts = bank.facts
+    return BankReport(folder=folder, frames=facts["frames"], segments=len(bank.segments.phone_S), right=facts["right"])
