@@ -129,7 +129,8 @@ def test_times_that_were_rounded_each_for_itself_are_told_from_overlaps(tmp_path
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.integers(60, 500), min_size=2, max_size=12), st.integers(0, 300))
+# The silence before the first word stays short: words that cover less than half of the sound are refused for another reason.
+@given(st.lists(st.integers(60, 500), min_size=2, max_size=12), st.integers(0, 100))
 def test_no_rounding_to_10_ms_drops_an_utterance_or_moves_a_word_by_more(
     tmp_path_factory, lengths: list[int], begin: int
 ) -> None:
