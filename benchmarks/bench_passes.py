@@ -51,7 +51,7 @@ def divergence(logits_NV: Tensor, part: dict[str, Tensor], rows: Tensor | slice)
 
 
 class Network(nn.Module):
-    """Embeddings of the units side by side, two layers."""
+    """Embeddings of the units side by side, two layers. A place is a unit's number, or shares of the units (V, and one for past an end)."""
 
     def __init__(self, num_units: int) -> None:
         super().__init__()
@@ -62,7 +62,8 @@ class Network(nn.Module):
         )  # fmt: skip
 
     def forward(self, unit_NO: Tensor) -> Tensor:
-        return torch.as_tensor(self.layers(self.embed(unit_NO).flatten(1)))
+        embedded_NOE = unit_NO @ self.embed.weight if unit_NO.is_floating_point() else self.embed(unit_NO)
+        return torch.as_tensor(self.layers(embedded_NOE.flatten(1)))
 
 
 def learnt(train: dict[str, Tensor], dev: dict[str, Tensor], num_units: int, share: float) -> float:

@@ -26,7 +26,7 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
         "reference/settings.md": settings,
         **{
             f"pipelines/{name}.md": (ROOT / "pipelines" / name / "README.md").read_text(encoding="utf-8")
-            for name in ("ablation", "demo")
+            for name in ("ablation", "demo", "hybrid")
         },
     }
     for path, text in made.items():
