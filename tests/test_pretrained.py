@@ -13,8 +13,8 @@ from hkd.align.ctc import TransformersCtc
 from hkd.errors import HkdError, UserError
 from hkd.features.pretrained import load_encoder, open_config
 from hkd.teachers.load import load_teacher
-from hkd.testing.encoders import tiny_encoder
 from hkd.testing.teachers import make_teacher_folder
+from kit.encoders import tiny_encoder
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"a" * 64 + b"\nsize 440449768\n"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from hkd.align.sphinx import CRASHED, run_chunks
-from hkd.testing.workers import crashing_worker, doubling_worker
+from kit.workers import crashing_worker, doubling_worker
 
 
 def tasks(log: Path, values: list[int], size: int = 3) -> list[dict]:
@@ -59,7 +59,8 @@ _SCRIPT = """
 import sys, json
 from pathlib import Path
 from hkd.align.sphinx import run_chunks
-from hkd.testing.workers import slow_worker
+sys.path.insert(0, sys.argv[2])
+from kit.workers import slow_worker
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     run_chunks(json.loads((folder / "tasks.json").read_text()), worker=slow_worker, folder=folder / "w", key="k", jobs=2)
@@ -83,7 +84,7 @@ def test_killed_it_leaves_no_workers_behind_and_goes_on_where_it_was(tmp_path: P
     (tmp_path / "tasks.json").write_text(json.dumps(tasks(tmp_path / "log", list(range(24)), size=2)))
     mark = f"HKD_TEST_MARK={tmp_path.name}-{os.getpid()}"
     environment = {**os.environ, mark.split("=")[0]: mark.split("=")[1]}
-    command = [sys.executable, str(tmp_path / "run.py"), str(tmp_path)]
+    command = [sys.executable, str(tmp_path / "run.py"), str(tmp_path), str(Path(__file__).parents[1])]
     process = subprocess.Popen(command, env=environment)
     deadline = time.monotonic() + 60
     while len(list((tmp_path / "w").glob("[!.]*.json"))) < 3 and time.monotonic() < deadline:

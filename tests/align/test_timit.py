@@ -10,9 +10,9 @@ from hkd.align.files import FOLD_61, PHONES_39, TimitSource, folded_dictionary
 from hkd.align.fit import import_alignment
 from hkd.errors import HkdError, UserError
 from hkd.manifest import Manifest, Utterance
-from hkd.testing.files import write_files
 from hkd.units.level import MONOPHONE
 from hkd.units.lexicon import Lexicon
+from kit.files import write_files
 
 # As the disc has them: samples at 16 kHz, `this suit` shares its s, a glottal stop and a pause between words.
 PHN = """0 2260 h#

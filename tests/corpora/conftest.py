@@ -18,9 +18,9 @@ from typer.testing import CliRunner
 from hkd.cli.main import app
 from hkd.corpora import cards
 from hkd.manifest import read
-from hkd.testing.broken import Case, only_line
-from hkd.testing.files import tar_of, write_files
 from hkd.toml import to_toml
+from kit.broken import Case, only_line
+from kit.files import tar_of, write_files
 
 
 class RangeHandler(http.server.SimpleHTTPRequestHandler):

@@ -10,8 +10,8 @@ import pytest
 import soundfile
 
 from hkd.corpora import cards
-from hkd.testing.broken import WAV, only_line, rate, row
-from hkd.testing.files import sound, tar_of, write_files
+from kit.broken import WAV, only_line, rate, row
+from kit.files import sound, tar_of, write_files
 
 
 def member(name: str, data: bytes = b"", *, kind: bytes = tarfile.REGTYPE, link: str = "", claims: int | None = None) -> bytes:

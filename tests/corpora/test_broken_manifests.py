@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from hkd.lines import MAX_LINE_BYTES
-from hkd.testing.broken import WAV, Case, check_table, rate, row
-from hkd.testing.files import sound
+from kit.broken import WAV, Case, check_table, rate, row
+from kit.files import sound
 
 GOOD = row(id="good", duration=0.5)
 

@@ -11,7 +11,7 @@ import soundfile
 from hkd.corpora.collect import Report, channel_of, collect, find_audio, sort_files, split_named, walk, write_sound
 from hkd.errors import UserError
 from hkd.manifest import Utterance
-from hkd.testing.files import sound, write_files
+from kit.files import sound, write_files
 
 
 def row(name: str, audio: Path | None, line: int = 1, **fields: object) -> tuple[str, Utterance]:

@@ -15,7 +15,7 @@ from hkd.corpora import FORMATS, export, read_corpus
 from hkd.corpora.collect import Options
 from hkd.errors import UserError
 from hkd.manifest import Manifest, Utterance
-from hkd.testing.files import sound, write_files
+from kit.files import sound, write_files
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from hkd.corpora.collect import Options, Report
 from hkd.corpora.importers import read_folder, read_tsv
 from hkd.errors import UserError
 from hkd.manifest import Utterance
-from hkd.testing import files
+from kit import files
 
 
 def sound(path: Path, seconds: float = 0.2) -> Path:

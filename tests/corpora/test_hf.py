@@ -11,7 +11,7 @@ from hkd.audio import read_audio
 from hkd.corpora import read_corpus
 from hkd.corpora.collect import Options, Report
 from hkd.errors import HkdError, UserError
-from hkd.testing.files import sound, write_files
+from kit.files import sound, write_files
 
 datasets = pytest.importorskip("datasets")
 

@@ -8,7 +8,7 @@ import pytest
 from hkd.corpora import KINDS, kind_of, read_corpus
 from hkd.corpora.importers import guess_kind
 from hkd.errors import UserError
-from hkd.testing.files import write_files
+from kit.files import write_files
 
 NEMO, OWN, CUT = (
     b'{"audio_filepath": "a.wav", "text": "x"}\n',

@@ -15,7 +15,7 @@ from hkd.corpora.cards import Source
 from hkd.corpora.collect import Options
 from hkd.corpora.lhotse import read_lhotse, read_recipe
 from hkd.errors import UserError
-from hkd.testing.files import sound, tar_of, write_files
+from kit.files import sound, tar_of, write_files
 
 lhotse = pytest.importorskip("lhotse")
 

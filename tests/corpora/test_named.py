@@ -8,7 +8,7 @@ from hkd import corpora, manifest
 from hkd.audio import check_audio
 from hkd.corpora.named import CORE_TEST, DEV, timit_split_of
 from hkd.errors import HkdError, UserError
-from hkd.testing.files import sound, tar_of, write_files
+from kit.files import sound, tar_of, write_files
 
 
 def an4(train_speakers: int = 10) -> dict[str, bytes]:

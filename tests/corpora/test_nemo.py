@@ -9,7 +9,7 @@ from hkd.corpora import read_corpus
 from hkd.corpora.collect import Options
 from hkd.corpora.importers import read_nemo
 from hkd.errors import UserError
-from hkd.testing.files import sound, tar_of, write_files
+from kit.files import sound, tar_of, write_files
 
 
 def jsonl(*rows: dict[str, object]) -> bytes:

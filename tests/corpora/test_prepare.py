@@ -11,7 +11,7 @@ from hkd.audio import write_wav
 from hkd.corpora import Report
 from hkd.errors import UserError
 from hkd.manifest import Manifest, Utterance, assign_splits
-from hkd.testing.files import sound, write_files
+from kit.files import sound, write_files
 
 
 def utterances(num: int, *, speakers: int = 0, texts: int = 1000) -> Manifest:

@@ -11,7 +11,7 @@ from hkd.errors import UserError
 from hkd.features.fbank import FrontEnd
 from hkd.features.pretrained import Upstream
 from hkd.native import import_torchaudio
-from hkd.testing.encoders import tiny_encoder
+from kit.encoders import tiny_encoder
 
 import_torchaudio()
 import transformers  # noqa: E402

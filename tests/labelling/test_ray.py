@@ -19,7 +19,7 @@ from s3fs import S3FileSystem
 from hkd.errors import UserError
 from hkd.labelling.dump import DumpConfig, DumpJob, DumpReport, execute
 from hkd.labelling.ray import Share, share_of
-from hkd.testing.s3 import S3Server
+from kit.s3 import S3Server
 
 BERT = DumpConfig(k=5, temperatures=(2.0,), codec="f16", utterances_per_shard=16)
 TRIGRAM = DumpConfig(k=5, utterances_per_shard=1)

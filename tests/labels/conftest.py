@@ -8,7 +8,7 @@ import fsspec
 import pytest
 from s3fs import S3FileSystem
 
-from hkd.testing.s3 import S3Server
+from kit.s3 import S3Server
 
 _numbers = itertools.count()
 

@@ -14,8 +14,8 @@ from hkd.errors import UserError
 from hkd.labels.store import store_name
 from hkd.labels.writer import LabelWriter
 from hkd.remote import hub_parts
-from hkd.testing.hub import HubServer
 from hkd.testing.store import files_of, random_rows, spec_for, write_store
+from kit.hub import HubServer
 
 LENGTHS = [3, 0, 7, 12, 1]
 DO = """

@@ -16,7 +16,7 @@ from hkd.labels.store import LabelReader
 from hkd.labels.verify import verify
 from hkd.labels.writer import LabelWriter
 from hkd.testing.store import files_of, random_rows, spec_for, write_store
-from hkd.testing.workers import die_holding_lock
+from kit.workers import die_holding_lock
 
 LENGTHS = [3, 0, 7, 12, 1, 30, 2, 2, 5, 6]
 
@@ -144,7 +144,7 @@ def test_finishing_waits_for_no_lock_of_a_shard_that_another_holds(tmp_path: Pat
 
 def test_the_lock_of_a_dead_process_is_free(tmp_path: Path) -> None:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["hkd.testing.workers"])
+    context.set_forkserver_preload(["kit.workers"])
     ready = context.Event()
     process = context.Process(target=die_holding_lock, args=(str(tmp_path / "a.lock"), ready))
     process.start()

@@ -19,9 +19,9 @@ from hkd.labels.store import LabelReader, open_stores, store_folders
 from hkd.labels.verify import repair, verify
 from hkd.labels.writer import LabelWriter
 from hkd.remote import Remote
-from hkd.testing.s3 import S3Server
 from hkd.testing.store import files_of, random_rows, spec_for, write_store
-from hkd.testing.workers import sum_of_labels
+from kit.s3 import S3Server
+from kit.workers import sum_of_labels
 
 LENGTHS = [3, 0, 7, 12, 1, 30, 2, 2, 5, 6]
 
@@ -195,7 +195,7 @@ def test_processes_share_the_cache(s3: str, own_cache: Path) -> None:
     for path in (own_cache / "shards").iterdir():
         path.unlink()
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["hkd.testing.workers"])
+    context.set_forkserver_preload(["kit.workers"])
     queue = context.Queue()
     processes = [context.Process(target=sum_of_labels, args=(f"{s3}/s", sorted(rows), queue, dict(os.environ))) for _ in range(2)]
     for process in processes:

@@ -12,9 +12,9 @@ from hkd.pipeline import actions
 from hkd.pipeline.aligning import TOOLS, Aligner, ToolConfig, aligner_of
 from hkd.pipeline.recipe import load_recipe, merged_settings, stages_of, write_project
 from hkd.progress import no_progress
-from hkd.testing.files import write_files
 from hkd.units.level import MONOPHONE, SENONE
 from hkd.units.sequences import Units
+from kit.files import write_files
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 RECIPE = """

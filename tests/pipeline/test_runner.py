@@ -14,7 +14,7 @@ import hkd
 from hkd.artefact import Contents
 from hkd.errors import HkdError, InternalError, UserError
 from hkd.pipeline.runner import Stage, run_stages
-from hkd.testing.stages import Record, break_down, count, counting_stages, die, fail, run_counting
+from kit.stages import Record, break_down, count, counting_stages, die, fail, run_counting
 
 EXPECTED = "".join(f"{n}\n" for n in range(20))
 
@@ -170,7 +170,7 @@ def test_a_fault_of_our_own_in_a_stage_is_one_line_and_keeps_its_trace(tmp_path:
     with pytest.raises(InternalError) as failed:
         run_stages(tmp_path, stages, jobs=1, watcher=Record())
     line = str(failed.value)
-    assert line.startswith("stage bad: internal error: UnknownError: planted, in hkd/testing/stages.py:")
+    assert line.startswith("stage bad: internal error: UnknownError: planted, in hkd/")
     assert "\n" not in line
     assert "--verbose" in line
     assert "in break_down" in failed.value.trace
@@ -178,7 +178,7 @@ def test_a_fault_of_our_own_in_a_stage_is_one_line_and_keeps_its_trace(tmp_path:
 
 
 def test_killed_again_and_again_it_ends_the_same(tmp_path: Path):
-    program = f"from pathlib import Path; from hkd.testing.stages import run_counting; run_counting(Path({str(tmp_path)!r}), pause_s=0.02)"
+    program = f"from pathlib import Path; import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r}); from kit.stages import run_counting; run_counting(Path({str(tmp_path)!r}), pause_s=0.02)"
     code = f"if __name__ == '__main__':\n    {program}\n"
     script = tmp_path / "job.py"
     script.write_text(code)

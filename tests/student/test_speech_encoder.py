@@ -15,8 +15,8 @@ from hkd.student import EncoderConfig, HeadConfig, Student, StudentConfig, descr
 from hkd.student.config import SpeechEncoderConfig, config_from_json, config_to_json
 from hkd.student.export import write_onnx
 from hkd.student.speech_encoder import SpeechEncoder, load_pretrained, open_speech_encoder, save_pretrained
-from hkd.testing.encoders import tiny_encoder
 from hkd.units.inventory import UnitInventory
+from kit.encoders import tiny_encoder
 
 import_torchaudio()
 import transformers  # noqa: E402

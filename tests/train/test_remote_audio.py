@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from hkd.config import build, merge
-from hkd.testing.s3 import S3Server
 from hkd.train.config import TrainConfig
 from hkd.train.run import train
+from kit.s3 import S3Server
 
 
 def test_sound_in_a_bucket_gives_the_run_of_the_folder(

@@ -18,10 +18,10 @@ from hkd.evaluate.run import evaluate
 from hkd.native import import_torchaudio
 from hkd.progress import Progress, no_progress
 from hkd.student.speech_encoder import SpeechEncoder
-from hkd.testing.encoders import tiny_encoder
 from hkd.train.config import TrainConfig
 from hkd.train.data import open_data, show_data
 from hkd.train.run import TrainReport, export_run, load_run, train
+from kit.encoders import tiny_encoder
 
 import_torchaudio()
 import transformers  # noqa: E402

@@ -5,7 +5,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from hkd.testing.files import sound
+from kit.files import sound
 
 WAV = sound(1.0)
 
