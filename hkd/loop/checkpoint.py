@@ -122,9 +122,7 @@ def newest_checkpoint(folder: Path, *, accept: Callable[[dict[str, Any]], bool] 
 
 def last_checkpoints(folder: Path, num: int) -> list[Checkpoint]:
     """The newest `num` whole checkpoints, oldest first."""
-    whole = [path for path in _paths(folder) if _broken(path) is None][-num:]
-    states = [json.loads((path / "state.json").read_text()) for path in whole]
-    return [Checkpoint(folder=path, step=int(state["step"]), state=state) for path, state in zip(whole, states, strict=True)]
+    return _whole(_paths(folder))[-num:]
 
 
 def remove_checkpoints(folder: Path, *, after: int | None = None, keep: int | None = None, only: Path | None = None) -> None:
@@ -157,6 +155,11 @@ def _broken(path: Path) -> str | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{type(error).__name__}: {error}"
     return None
+
+
+def _whole(paths: Iterable[Path]) -> list[Checkpoint]:
+    whole = ((path, json.loads((path / "state.json").read_text())) for path in paths if _broken(path) is None)
+    return [Checkpoint(folder=path, step=int(state["step"]), state=state) for path, state in whole]
 
 
 def _sync_folder(folder: Path) -> None:
@@ -200,16 +203,13 @@ class Best:
         """For state.json."""
         return {"rows": [list(row) for row in self.rows], "waited": self.waited}
 
-    def restore(self, state: Mapping[str, Any] | None, step: int) -> None:
-        """Back to a checkpoint's state; weights of later steps go."""
-        if state is not None:
-            self.rows, self.waited = [(float(value), int(at)) for value, at in state["rows"]], int(state["waited"])
-        remove_checkpoints(self.folder, after=step)
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Back to a checkpoint's state."""
+        self.rows, self.waited = [(float(value), int(at)) for value, at in state["rows"]], int(state["waited"])
 
     def checkpoints(self) -> list[Checkpoint]:
         """The best weights, best first."""
-        found = [newest_checkpoint(self.folder, accept=lambda state, at=at: state["step"] == at) for _, at in self.rows]  # type: ignore[misc]
-        return [checkpoint for checkpoint in found if checkpoint is not None]
+        return _whole([self.folder / f"step-{at:06d}" for _, at in self.rows])
 
 
 def average(parts: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -103,8 +103,9 @@ def learning_rate(config: LoopConfig, step: int) -> float:
 class Task(Protocol):
     """What is trained. Batches may carry `.to(device)`, `.ids` (named when the loss is not finite) and `.seconds` (of audio).
 
-    A task may also have `evaluate() -> Mapping[str, float]`, called by the main process every eval_every steps and at the end, with
-    the model in evaluation mode and no gradients.
+    A task may also have `evaluate(rank, world_size) -> Mapping[str, tuple[float, float]]`, called every eval_every steps and at the end
+    with the model in evaluation mode and no gradients: each figure's sum and count over that process's share of the evaluation. Figures
+    are sums over counts of all processes; one whose counts are all 0 is left out.
     """
 
     @property
@@ -474,28 +475,28 @@ class _Run:
         self.window_counts[:] = 0
 
     def _figures(self) -> dict[str, float]:
-        """What the task says of the weights as they are."""
+        """What the task says of the weights as they are: each process evaluates its share, and all get the figures."""
+        from accelerate.utils import gather_object  # type: ignore[import-untyped]
+
         evaluate = getattr(self.task, "evaluate", None)
         if evaluate is None:
             return {}
         self.model.eval()
         with torch.no_grad():
-            figures = {name: float(value) for name, value in evaluate().items()}
+            shares = gather_object([evaluate(self.accelerator.process_index, self.accelerator.num_processes)])
         self.model.train()
-        return figures
+        totals = {name: np.sum([share[name] for share in shares], axis=0) for name in shares[0]}
+        return {name: float(value / count) for name, (value, count) in totals.items() if count}
 
     def _evaluate(self) -> None:
         self._check_pending()
-        if self.accelerator.is_main_process and (figures := self._figures()):
+        if figures := self._figures():
             self.latest |= figures
             self._write({"step": self.step, **figures})
             if self.best is not None:
-                if self.best.note(figures, self.step):
+                if self.best.note(figures, self.step) and self.accelerator.is_main_process:
                     self.best.save(self.step, model_tensors(self.model))
                 self.ended = bool(self.config.patience) and self.best.waited >= self.config.patience
-        if self.accelerator.num_processes > 1:
-            ended = torch.tensor([float(self.ended)], device=self.accelerator.device)
-            self.ended = bool(self.accelerator.reduce(ended, "sum").item())
 
     def _save(self) -> None:
         self._check_pending()
@@ -532,10 +533,11 @@ class _Run:
             log.info("going on from step %d", self.step)
         self.accelerator.wait_for_everyone()
         self.metrics.cut(0 if found is None else int(found.state["metrics_bytes"]))
+        if self.best is not None and found is not None:
+            self.best.restore(found.state["best"])
         if self.accelerator.is_main_process:
-            remove_checkpoints(self.checkpoints, after=self.step)
-            if self.best is not None:
-                self.best.restore(None if found is None else found.state["best"], self.step)
+            for folder in (self.checkpoints, self.folder / "best"):
+                remove_checkpoints(folder, after=self.step)
 
     def _chosen(self) -> list[Checkpoint]:
         """The checkpoints whose mean are the final weights; none where those of the last step are."""
@@ -549,12 +551,11 @@ class _Run:
         raise Terminated(f"training was told to stop and has saved its state at step {self.step}. Run the same command to go on.")
 
     def _finish(self, digest: str) -> None:
+        if chosen := self._chosen():
+            load_model_tensors(self.model, average(checkpoint.load("model") for checkpoint in chosen))
+            self.latest |= self._figures()
+            self._write({"step": self.step, "weights_of_steps": [c.step for c in chosen], **self.latest})
         if self.accelerator.is_main_process:
-            chosen = self._chosen()
-            if chosen:
-                load_model_tensors(self.model, average(checkpoint.load("model") for checkpoint in chosen))
-                self.latest |= self._figures()
-                self._write({"step": self.step, "weights_of_steps": [c.step for c in chosen], **self.latest})
             write_bytes(self.folder / "final.safetensors", safetensors_bytes(model_tensors(self.model)))
             write_json(self.folder / "done.json", {"digest": digest, "steps": self.step, "metrics": self.latest})
         self.accelerator.wait_for_everyone()

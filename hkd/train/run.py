@@ -94,15 +94,14 @@ class StudentTask:
         factor = {"hard": rise, "kd": rise * move}
         return {term.name: self.base_weights[term.name] * factor.get(term.name.partition("-")[0], 1.0) for term in self.terms}
 
-    def evaluate(self) -> dict[str, float]:
-        """Losses and, for a CTC output, the word error rate (greedy, in per cent) on the dev split."""
+    def evaluate(self, rank: int, world_size: int) -> dict[str, tuple[float, float]]:
+        """Losses and, for a CTC output, the word error rate (greedy, in per cent) on this share of the dev split's batches."""
         if self.dev is None:
             return {}
         sums, counts = dict.fromkeys(self.base_weights, 0.0), dict.fromkeys(self.base_weights, 0.0)
-        said: list[str] = []
-        understood: list[str] = []
+        wrong = num_words = 0
         device = self.student.mean_F.device
-        for batch in in_order(self.dev, self.config.batch_seconds):
+        for batch in in_order(self.dev, self.config.batch_seconds, rank, world_size):
             moved = batch.to(device)
             slots = {head: slot_M for term in self.terms for head, slot_M in term.slots(moved).items()}
             output = self.student(moved.x_BTF, moved.length_B, slots=slots)
@@ -113,10 +112,11 @@ class StudentTask:
                     counts[term.name] += count
             if self.config.main == "ctc":
                 join = self.dev.join
-                said += [" ".join(join.words(join.manifest.by_id(name))) for name in batch.ids]
-                understood += [join.subwords.decode(ids) for ids in greedy_ctc(output.logits_BTV, output.length_B)]
-        figures = {f"dev_{name}": sums[name] / counts[name] for name in sums if counts[name]}
-        return figures | ({"dev_wer": word_error_rate(said, understood)} if said else {})
+                said = [" ".join(join.words(join.manifest.by_id(name))) for name in batch.ids]
+                understood = [join.subwords.decode(ids) for ids in greedy_ctc(output.logits_BTV, output.length_B)]
+                found = word_errors(said, understood)
+                wrong, num_words = wrong + found[0], num_words + found[1]
+        return {f"dev_{name}": (sums[name], counts[name]) for name in sums} | {"dev_wer": (100.0 * wrong, num_words)}
 
 
 def dropout_seed(seed: int, step: int, utterance_id: str) -> int:
@@ -124,28 +124,32 @@ def dropout_seed(seed: int, step: int, utterance_id: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed} {step} {utterance_id}".encode()).digest()[:7], "little")
 
 
-def word_error_rate(said: Sequence[str], understood: Sequence[str]) -> float:
-    """Per cent, over all words; utterances without words are left out."""
+def word_errors(said: Sequence[str], understood: Sequence[str]) -> tuple[int, int]:
+    """(errors, words); utterances without words are left out."""
     import jiwer
 
     pairs = [(a, b) for a, b in zip(said, understood, strict=True) if a]
     if not pairs:
-        return float("nan")
-    return 100 * float(jiwer.wer([a for a, _ in pairs], [b for _, b in pairs]))
+        return 0, 0
+    found = jiwer.process_words([a for a, _ in pairs], [b for _, b in pairs])
+    kept = found.hits + found.substitutions + found.deletions
+    return found.substitutions + found.deletions + found.insertions, kept
 
 
-def in_order(maker: BatchMaker, batch_seconds: float) -> Iterator[Batch]:
-    """All utterances once, in the maker's order, in batches of about batch_seconds."""
-    rows: list[int] = []
-    seconds = 0.0
+def in_order(maker: BatchMaker, batch_seconds: float, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
+    """All utterances once, in the maker's order, in batches of about batch_seconds: every world_size-th batch, from `rank` on."""
+    groups: list[list[int]] = []
+    seconds = batch_seconds
     for row, utterance in enumerate(maker.utterances):
-        rows.append(row)
+        if seconds >= batch_seconds:
+            groups.append([])
+            seconds = 0.0
+        groups[-1].append(row)
         seconds += utterance.duration or 5.0
-        if seconds >= batch_seconds or row == len(maker.utterances) - 1:
-            batch = maker(rows)
-            assert batch is not None
-            yield batch
-            rows, seconds = [], 0.0
+    for rows in groups[rank::world_size]:
+        batch = maker(rows)
+        assert batch is not None
+        yield batch
 
 
 log = logging.getLogger(__name__)

@@ -90,29 +90,46 @@ def test_accumulation_gives_what_one_share_gives(tmp_path: Path, tiny_task: Any,
     assert many == pytest.approx(one, rel=1e-5)
 
 
-def test_two_processes_give_what_one_gives(tmp_path: Path, start: Start, tiny_task: Any) -> None:
-    config = {"max_steps": 20, "log_every": 1}
+def two_processes() -> tuple[str, ...]:
+    """torchrun's command for two of them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    launch = (
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node=2",
-        "--master-addr=127.0.0.1",
-        f"--master-port={port}",
-    )
-    process = start(tmp_path / "two", {"config": config}, command=launch)
+    module = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1", f"--master-port={port}")
+    return (sys.executable, *module)
+
+
+def test_two_processes_give_what_one_gives(tmp_path: Path, start: Start, tiny_task: Any) -> None:
+    config = {"max_steps": 20, "log_every": 1}
+    process = start(tmp_path / "two", {"config": config}, command=two_processes())
     fit(tiny_task(), LoopConfig(**config), tmp_path / "one", device="cpu")
     _, errors = process.communicate()
     assert process.returncode == 0, errors
     one, two = ([json.loads(line) for line in (tmp_path / n / "metrics.jsonl").read_text().splitlines()] for n in ("one", "two"))
     assert len(one) == len(two) == 21
     for a, b in zip(one, two, strict=True):
+        a.pop("ranks", None), b.pop("ranks", None)
         assert a == pytest.approx(b, rel=1e-5)
     weights = [safetensors.torch.load_file(tmp_path / n / "final.safetensors") for n in ("one", "two")]
     torch.testing.assert_close(weights[0], weights[1], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("best_by", ["", "norm"])
+def test_all_processes_evaluate_and_none_waits_for_another_longer_than_they_allow(
+    tmp_path: Path, start: Start, tiny_task: Any, best_by: str
+) -> None:
+    """An evaluation of 5 s, collectives that end after 3 s: one process alone would keep the other waiting for too long."""
+    config = {"max_steps": 6, "eval_every": 3, "save_every": 3, "average": 2, "best_by": best_by, "patience": 5 if best_by else 0}
+    options = {"config": config, "task": {"evaluation_s": 5.0}, "timeout_s": 3.0}
+    process = start(tmp_path / "two", options, command=two_processes())
+    fit(tiny_task(), LoopConfig(**config), tmp_path / "one", device="cpu")
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    done = [json.loads((tmp_path / name / "done.json").read_text())["metrics"] for name in ("one", "two")]
+    assert [figures.pop("ranks") for figures in done] == [1, 2]
+    assert "unseen" not in done[0]
+    assert done[0] == pytest.approx(done[1], rel=1e-5)
+    assert (tmp_path / "two" / "metrics.jsonl").read_text().count('"ranks"') == 3  # twice, and of the mean weights
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_naming_the_utterances(tmp_path: Path, tiny_task: Any) -> None:
@@ -191,9 +208,9 @@ class Valley:
         for name in ("batches", "counts", "losses", "weights"):
             setattr(self, name, getattr(inner, name))
 
-    def evaluate(self) -> dict[str, float]:
+    def evaluate(self, rank: int, world_size: int) -> dict[str, tuple[float, float]]:
         self.calls += 1
-        return {"error": abs(self.calls - self.lowest), "norm": self.inner.evaluate()["norm"]}
+        return {"error": (abs(self.calls - self.lowest), 1), "norm": self.inner.evaluate(rank, world_size)["norm"]}
 
 
 def test_the_best_weights_are_kept_and_waiting_for_better_ones_ends(tmp_path: Path, tiny_task: Any) -> None:
