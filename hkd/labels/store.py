@@ -136,9 +136,9 @@ class LabelReader:
         return bytes(self._index["text_digest"][self.row(utterance_id)].as_py())
 
     @property
-    def caches_needed(self) -> float:
-        """The whole store, decoded, over the cache's size; at most 1: nothing is ever decoded twice."""
-        return int(self.length_B.sum(dtype=np.int64)) * decoded_bytes(self.spec) / self._cache_bytes
+    def decoded_bytes(self) -> int:
+        """The size of the whole store, decoded. Where the cache holds it, nothing is ever decoded twice."""
+        return int(self.length_B.sum(dtype=np.int64)) * decoded_bytes(self.spec)
 
     def runs(self) -> list[list[str]]:
         """The ids that share a decoded block, run by run: shuffle the runs, then within a few of them, and each is decoded once."""

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from hkd.align.alignment import Alignment, Positions, positions, sequence_digest, word_positions
 from hkd.errors import UserError
 from hkd.labels.format import LEFT_OUT
-from hkd.labels.store import LabelReader
+from hkd.labels.store import CACHE_BYTES, LabelReader
 from hkd.manifest import Manifest, Utterance
 from hkd.stream.plan import Runs
 from hkd.timebase import SUBSAMPLING, num_encoder_frames, retime, slot_middles
@@ -222,19 +222,18 @@ def _refuse_text(utterance_id: str, what: str, there: bytes, here: bytes, remedy
     )
 
 
-def runs_of(readers: Iterable[LabelReader], ids: Sequence[str]) -> Runs | None:
-    """How these utterances are best read where a label store is larger than its reader's cache; None where none is.
+def runs_of(readers: Iterable[LabelReader], ids: Sequence[str], *, held_bytes: int = CACHE_BYTES) -> Runs | None:
+    """How these utterances are best read where a label store is larger than a cache of `held_bytes`; None where none is.
 
-    The runs are the blocks of the store that is largest beside its cache; half a cache of them is held at once, since batches of two
-    sections meet.
+    The runs are the blocks of the largest store; half a cache of them is held at once, since batches of two sections meet.
     """
-    reader = max(readers, key=lambda reader: reader.caches_needed, default=None)
-    if reader is None or reader.caches_needed <= 1:
+    reader = max(readers, key=lambda reader: reader.decoded_bytes, default=None)
+    if reader is None or reader.decoded_bytes <= held_bytes:
         return None
     runs = reader.runs()
     run_of = {name: number for number, names in enumerate(runs) for name in names}
     run_U = np.array([run_of.get(name, 0) for name in ids], np.int64)  # without labels: anywhere
-    return Runs(run_U=run_U, at_once=max(1, int(len(runs) / reader.caches_needed / 2)))
+    return Runs(run_U=run_U, at_once=max(1, int(len(runs) * held_bytes / reader.decoded_bytes / 2)))
 
 
 def _rejoin(

@@ -71,11 +71,16 @@ class TrainConfig:
     epochs: int = 0  # where given, loop.max_steps is this many epochs
     min_coverage: float = 1.0  # share of the utterances that every head must have labels for
     workers: int = 0  # processes that make batches; 0: this one
-    features_mb: int = 2048  # features kept in memory, a process
+    features_mb: int = 2048  # features kept in memory, by a process and its workers together
     features_cache: str = ""  # a folder for features on disk, made once for all runs on the same utterances; empty: none
     shares_every: int = 500  # steps between measurements of each term's share of the gradient; 0: never
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
+
+    @property
+    def num_loaders(self) -> int:
+        """Among how many a training process divides its caches of features and labels: itself and its workers."""
+        return 1 + self.workers * self.loop.accumulate
 
     def __post_init__(self) -> None:
         _one_of("main", self.main, MAINS)

@@ -11,7 +11,7 @@ from hkd.audio import probe
 from hkd.errors import UserError
 from hkd.features.pretrained import Upstream, local_encoder
 from hkd.files import digest_of, digest_of_file
-from hkd.labels.store import LabelReader, digest_of_store, store_folders
+from hkd.labels.store import CACHE_BYTES, LabelReader, digest_of_store, store_folders
 from hkd.manifest import Manifest, Utterance
 from hkd.stream.join import Coverage, Join, measure
 from hkd.student.config import GONE
@@ -121,7 +121,8 @@ def _stores(config: TrainConfig, labels: Path | str | None) -> tuple[dict[str, L
         for name in getattr(config, table):
             if name not in known and not (table == "lams" and name in LEVELS):
                 raise UserError(f"`{table}` must name label stores ({', '.join(known)}), but '{name}' is none of them.")
-    readers = {name: LabelReader.open(known[name]) for name in config.stores or known if name in known}
+    cache_bytes = CACHE_BYTES // config.num_loaders
+    readers = {name: LabelReader.open(known[name], cache_bytes=cache_bytes) for name in config.stores or known if name in known}
     return readers, {name: reader.spec.level for name, reader in readers.items()}
 
 

@@ -290,7 +290,7 @@ def make_task(data: Data, plan: BatchPlan, *, max_steps: int) -> StudentTask:
 def _features(data: Data) -> FeatureSource:
     """From memory, and from disk where that is asked for; the disk is filled first, by all processes of the run."""
     config, front_end = data.config, data.plan.student.encoder.front_end
-    max_bytes = config.features_mb << 20
+    max_bytes = (config.features_mb << 20) // config.num_loaders
     if not config.features_cache:
         return FeatureSource(front_end=front_end, max_bytes=max_bytes)
     speeds = tuple(dict.fromkeys(config.augment.speeds or (1.0,)))

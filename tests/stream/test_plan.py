@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hkd.errors import UserError
-from hkd.labels.store import CACHE_BYTES, LabelReader
+from hkd.labels.store import LabelReader
 from hkd.sparse import TopK
 from hkd.stream.join import runs_of
 from hkd.stream.plan import BatchPlan, Runs
@@ -71,7 +71,7 @@ def test_a_store_larger_than_its_readers_cache_is_decoded_once_an_epoch(tmp_path
     whole = LabelReader.open(tmp_path / "s")
     assert runs_of([whole], ids) is None
     assert runs_of([], ids) is None
-    cache_bytes = int(whole.caches_needed * CACHE_BYTES / 6)
+    cache_bytes = whole.decoded_bytes // 6
 
     def decoded(runs: Runs | None) -> int:
         reader = LabelReader.open(tmp_path / "s", cache_bytes=cache_bytes)
@@ -81,7 +81,7 @@ def test_a_store_larger_than_its_readers_cache_is_decoded_once_an_epoch(tmp_path
             same_rows(reader.block(names).topk, TopK.concatenate([rows[name].topk for name in names]), spec)
         return reader.num_decoded
 
-    runs = runs_of([LabelReader.open(tmp_path / "s", cache_bytes=cache_bytes), whole], ids)
+    runs = runs_of([whole], ids, held_bytes=cache_bytes)
     assert runs is not None
     assert runs.at_once > 1
     blocks = len(whole.runs())
