@@ -26,6 +26,8 @@ PATHS = {
     "units": "units",
     "lm": "lm",
     "labels": "shards",
+    "sentences": "text.jsonl",
+    "sentence_labels": "text-shards",
     "runs": "runs",
 }
 

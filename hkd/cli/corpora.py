@@ -54,6 +54,30 @@ def _list_corpora(as_json: bool) -> None:
     emit(rows, as_json, render)
 
 
+def _prepare_text(
+    texts: list[Path], out: Path | None, max_words: int | None, folder: Path, *, overwrite: bool, json_: bool
+) -> None:
+    from hkd import corpora
+    from hkd.config import Project
+    from hkd.labelling.sentences import SentencesConfig, prepare_sentences
+    from hkd.manifest import read
+    from hkd.units.sequences import Units
+
+    here = Project.load(folder)
+    report, path = corpora.Report(), out or here.path("sentences")
+    with progress_bar(f"prepare {path.name}") as progress:
+        whole = prepare_sentences(
+            texts, path, units=Units(here.units), transcripts=read(here.manifest) if here.manifest.exists() else None,
+            config=SentencesConfig() if max_words is None else SentencesConfig(max_words=max_words), report=report,
+            overwrite=overwrite, progress=progress,
+        )  # fmt: skip
+    value = {"manifest": str(path), "sentences": len(whole), **report.to_json()}
+    emit(value, json_, lambda value: f"{value['manifest']}: {value['sentences']} sentences, {value['outcome']}")
+    for line in report.note_lines():
+        say(f"Note: {line}.")
+    say("Next: hkd lm train --manifest, then hkd teacher-dump --text")
+
+
 def prepare(
     corpus: Annotated[
         str | None, typer.Argument(help="A known corpus (--list), a path, or a name that --from knows.", show_default=False)
@@ -85,6 +109,15 @@ def prepare(
         str | None,
         typer.Option(metavar="PATTERN", help="A regular expression that finds the speaker in an id, such as '^[^_]+'."),
     ] = None,
+    text: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--text",
+            help="Instead of a corpus: sentences, plain or .gz, a line each, as utterances without sound; may be repeated.",
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="With --text: the manifest; default text.jsonl in the project.")] = None,
+    max_words: Annotated[int | None, typer.Option(help="With --text: longer sentences are left out. [40]")] = None,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Go on without what cannot be used; left-out.tsv lists it.")
     ] = False,
@@ -95,7 +128,7 @@ def prepare(
     """Set up a project: corpus → manifest.jsonl (with splits) and hkd.toml.
 
     Text-only corpora become text/NAME.txt, for `hkd lm train --text`. Corpora that are not known by name: their lhotse recipe
-    (`hkd prepare vctk --from lhotse --root DIR`).
+    (`hkd prepare vctk --from lhotse --root DIR`). --text makes a manifest of text without sound, for `hkd teacher-dump --text`.
 
     Examples:
 
@@ -110,6 +143,8 @@ def prepare(
         hkd prepare data/train --from kaldi
 
         hkd prepare google/fleurs:cy_gb --from hf --column text=raw_transcription --skip-bad
+
+        hkd prepare --text sentences.txt
     """
     from hkd import corpora
     from hkd.config import PATHS, PROJECT_FILE, Project, to_toml
@@ -121,6 +156,12 @@ def prepare(
 
     if list_:
         return _list_corpora(json_)
+    if text:
+        if corpus is not None:
+            raise UserError(f"CORPUS must be left out with --text, but is '{corpus}'. Prepare the corpus first, then the text.")
+        return _prepare_text(text, out, max_words, folder, overwrite=overwrite, json_=json_)
+    if out is not None or max_words is not None:
+        raise UserError("--out and --max-words must go with --text, but there is none. Leave them out.")
     if corpus is None:
         raise UserError("CORPUS must be given, but is missing. `hkd prepare --list` says which are known; a folder does too.")
     if corpus in corpora.TEXT and from_ is None and not Path(corpus).exists():

@@ -33,6 +33,9 @@ def teacher_dump(
     alignment: Annotated[
         Path | None, typer.Option(help="Alignment, for senones and monophones; by default the project's.")
     ] = None,
+    text: Annotated[
+        bool, typer.Option("--text", help="Label text without sound: text.jsonl, or --manifest, into text-shards/NAME.")
+    ] = False,
     split: Annotated[Text, typer.Option(help="One split of the manifest; by default all.")] = None,
     k: Annotated[int | None, typer.Option("--k", "-k", help="Units kept a position. [16]")] = None,
     temperatures: Annotated[Text, typer.Option(help="Extra temperatures, as 2,3,4.")] = None,
@@ -90,13 +93,18 @@ def teacher_dump(
         hkd teacher-dump --lm lm/senone --unit senone --k 32
 
         hkd teacher-dump --lm ./my-bert --mask-every 7 --context 256 --name bert-wide
+
+        hkd teacher-dump --text --lm lm/text-subword --unit subword
     """
     here = project()
     table = here.table(f"dump.{name or unit or 'subword'}")
     unit, lm = unit or table.get("unit", "subword"), lm or table.get("lm")
     if lm is None:
         raise UserError(_lm_wanted(here, unit))
-    manifest = manifest or here.require("manifest", "hkd prepare CORPUS")
+    if manifest is None:
+        manifest = (
+            here.require("sentences", "hkd prepare --text FILE") if text else here.require("manifest", "hkd prepare CORPUS")
+        )
     lm = str(here.lm / lm) if (here.lm / lm / "config.json").is_file() else lm
     check_source(lm)
     from hkd.config import merge
@@ -120,7 +128,7 @@ def teacher_dump(
     unit = settings.unit
     job = DumpJob(
         manifest=manifest,
-        out=location(out) if out else here.labels / (config.name or unit),
+        out=location(out) if out else here.path("sentence_labels" if text else "labels") / (config.name or unit),
         lm=settings.lm,
         unit=unit,
         device=settings.device,
@@ -128,8 +136,9 @@ def teacher_dump(
         teacher=settings.teacher,
         store=config,
         inventory=_there_is(here.units / f"{unit}.json"),
-        alignment=None if unit in SPELLED else alignment or here.require("alignment", "hkd align"),
+        alignment=None if text or unit in SPELLED else alignment or here.require("alignment", "hkd align"),
         subwords=_there_is(here.units / model_file(unit)) if unit in SPELLED else None,
+        units=here.require("units", "hkd units train") if text else None,
         command=_command(sys.argv[1:]),
     )
     with progress_bar(f"labels {config.name or unit}") as progress:

@@ -1,15 +1,16 @@
 """What is labelled: the transcripts of a manifest, each utterance's units, and the context that `--context N` gives it.
 
 - The manifest is held as an Arrow table: a million utterances are planned within 1 GB.
-- Aligned levels take their unit sequence from the alignment; subwords come from the teacher's own pieces or from our SentencePiece model.
+- Aligned levels take their unit sequence from the alignment, those of text without sound from lexicon and tying; subwords come from the
+  teacher's own pieces or from our SentencePiece model.
 - With context, a recording's utterances in order of time are cut into runs of at most half a window (one utterance at least). A run's
   window is filled with what was said before and after, evenly; where one side ends, the other gets its share. Teachers that look to the
   left only get what was said before. A window is a function of the recording's texts alone, so neither shards nor processes change it.
 """
 
 from bisect import bisect_left
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Protocol
@@ -24,7 +25,9 @@ from hkd.align.alignment import Alignment, aligned_to_units
 from hkd.errors import UserError
 from hkd.files import digest_of
 from hkd.teachers.base import Sentence, Teacher
+from hkd.units.inventory import UnitInventory
 from hkd.units.level import SPELLED
+from hkd.units.sequences import Units as ProjectUnits
 from hkd.units.subword import SubwordModel
 from hkd.units.text import text_digest, words
 
@@ -33,14 +36,14 @@ Units = tuple[NDArray[np.int32], NDArray[np.int32]]
 
 _SCHEMA = pa.schema(
     [("id", pa.large_string()), ("text", pa.large_string()), ("recording", pa.large_string()), ("offset", pa.float64()),
-     ("split", pa.large_string())]
+     ("split", pa.large_string()), ("has_sound", pa.bool_())]
 )  # fmt: skip
 _ROWS_AT_ONCE = 1 << 14
 
 
 def _table(path: Path) -> pa.Table:
     """What labelling needs of a manifest. Raises UserError with file and line for a broken line."""
-    rows = ((u.id, u.text, u.recording, u.offset, u.split) for u in manifest.read_lines(path))
+    rows = ((u.id, u.text, u.recording, u.offset, u.split, u.audio_filepath is not None) for u in manifest.read_lines(path))
     batches = []
     while part := list(islice(rows, _ROWS_AT_ONCE)):
         columns = zip(*part, strict=True)
@@ -63,6 +66,7 @@ class Transcripts:
             if left == right:
                 raise UserError(f"{path}: id must be unique, but '{left}' stands twice. Give each utterance its own id.")
         self._text = table["text"]
+        self.has_sound = bool(pc.any(table["has_sound"]).as_py())
         wanted = pc.equal(table["split"], split) if split is not None else None
         self._wanted = np.ones(len(table), bool) if wanted is None else wanted.fill_null(False).to_numpy()
         if not self._wanted.any():
@@ -135,18 +139,21 @@ class TeacherPieces:
         return self._teacher.encode(spoken)
 
 
-class OwnSubwords:
-    """Our SentencePiece model's pieces. Raises UserError where its inventory is not the teacher's."""
+class OwnUnits:
+    """What the project makes of words: pieces of its SentencePiece model, or phones and senones by its lexicon and tying, silence left out.
 
-    def __init__(self, model: SubwordModel, teacher: Teacher) -> None:
-        _same_inventory(teacher, model.inventory.digest, f"the project's {teacher.level}s")
-        self._model = model
+    Raises UserError where the inventory is not the teacher's.
+    """
+
+    def __init__(self, encode: Callable[[Sequence[str]], Units], inventory: UnitInventory, teacher: Teacher) -> None:
+        _same_inventory(teacher, inventory.digest, f"the project's {teacher.level}s")
+        self._encode = encode
 
     def labelled(self, ids: Sequence[str]) -> list[str]:
         return list(ids)
 
     def units(self, utterance_id: str, spoken: Sequence[str]) -> Units:
-        return self._model.encode(spoken)
+        return self._encode(spoken)
 
 
 class AlignedUnits:
@@ -181,8 +188,10 @@ def _same_inventory(teacher: Teacher, digest: str, whose: str) -> None:
         )
 
 
-def unit_source(teacher: Teacher, *, alignment: Alignment | None, subwords: SubwordModel | None) -> UnitSource:
-    """The source that fits a teacher. Raises UserError where what it needs was not given."""
+def unit_source(
+    teacher: Teacher, *, alignment: Alignment | None, subwords: SubwordModel | None, units: ProjectUnits | None = None
+) -> UnitSource:
+    """The source that fits a teacher. units: of text without sound, which has no alignment. Raises UserError where what it needs was not given."""
     if teacher.level in SPELLED:
         try:
             teacher.encode(["a"])
@@ -191,8 +200,10 @@ def unit_source(teacher: Teacher, *, alignment: Alignment | None, subwords: Subw
                 raise UserError(
                     f"the LM needs the project's {teacher.level} model, but there is none. Run `hkd units train` first."
                 ) from None
-            return OwnSubwords(subwords, teacher)
+            return OwnUnits(subwords.encode, subwords.inventory, teacher)
         return TeacherPieces(teacher)
+    if units is not None:
+        return OwnUnits(partial(units.encode, level=teacher.level), units.inventory(teacher.level), teacher)
     if alignment is None:
         raise UserError(f"labels at the level {teacher.level} need an alignment, but there is none. Run `hkd align` first.")
     return AlignedUnits(alignment, teacher)

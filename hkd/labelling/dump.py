@@ -32,6 +32,7 @@ from hkd.teachers.base import Sentence, Teacher
 from hkd.teachers.load import load_teacher
 from hkd.teachers.options import TeacherOptions
 from hkd.units.inventory import UnitInventory
+from hkd.units.sequences import Units
 from hkd.units.subword import SubwordModel
 from hkd.units.text import normalisation
 
@@ -80,6 +81,7 @@ class DumpReport:
     left_out: dict[str, str] = field(default_factory=dict)  # id → why
     workers: int = 1
     workers_lost: int = 0  # each with the shard that it was at, which another worker then did
+    is_text: bool = False  # without sound
 
     @property
     def positions_per_s(self) -> float:
@@ -88,8 +90,12 @@ class DumpReport:
 
     @property
     def go_on(self) -> str:
-        """The command that comes next; empty while shards are missing."""
-        return "" if self.shards_missing else f"hkd train --labels {shlex.quote(str(self.store).rpartition('/')[0] + '/')}"
+        """The command that comes next; empty while shards are missing, and for text."""
+        return (
+            ""
+            if self.shards_missing or self.is_text
+            else f"hkd train --labels {shlex.quote(str(self.store).rpartition('/')[0] + '/')}"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """For `--json`."""
@@ -149,6 +155,7 @@ class DumpInputs(TypedDict, total=False):
     config: Required[DumpConfig]
     alignment: Alignment | None  # for levels that are aligned
     subwords: SubwordModel | None  # the level's model, for LMs of a spelled level without pieces of their own
+    units: Units | None  # of a manifest of text without sound: the project's units, in place of an alignment
     command: str  # for the store's card
 
 
@@ -194,7 +201,12 @@ def open_dump(
         raise UserError(
             f"selection must be topk for a teacher of kind {teacher.info.kind}; only masked and causal LMs can be sampled."
         )
-    source = unit_source(teacher, alignment=alignment, subwords=inputs.get("subwords"))
+    units = inputs.get("units")
+    if units is not None and transcripts.has_sound:
+        raise UserError(
+            f"{manifest} must be text without sound (`hkd prepare --text`), but has utterances with audio. Leave out --text."
+        )
+    source = unit_source(teacher, alignment=alignment, subwords=inputs.get("subwords"), units=units)
     ids = transcripts.ids
     labelled = source.labelled(ids)
     if not labelled:
@@ -297,6 +309,7 @@ class DumpRun:
             left_out=work.left_out,
             workers=workers,
             workers_lost=workers_lost,
+            is_text=not self._transcripts.has_sound,
         )
 
     def shards(self, shards: Sequence[int], progress: Progress = no_progress) -> None:
@@ -379,6 +392,7 @@ class DumpJob:
     inventory: Path | None = None  # the level's units, for n-gram files
     alignment: Path | None = None  # for aligned levels
     subwords: Path | None = None  # the level's model, for LMs of a spelled level without pieces of their own
+    units: Path | None = None  # the project's units, for a manifest of text without sound
     command: str = ""  # for the store's card
     folder: Path = field(default_factory=Path.cwd)
 
@@ -395,6 +409,7 @@ class DumpJob:
             "config": self.store,
             "alignment": Alignment(self.alignment) if self.alignment else None,
             "subwords": SubwordModel(self.subwords, level=self.unit) if self.subwords else None,
+            "units": Units(self.units) if self.units else None,
             "command": self.command,
         }
 

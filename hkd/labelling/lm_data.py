@@ -31,7 +31,7 @@ from hkd.teachers.cloze import UnitBatch, UnitLm, collate
 from hkd.teachers.unit_lm_senones import SenoneMap
 from hkd.units.level import SENONE, SPELLED
 from hkd.units.sequences import Units
-from hkd.units.text import words
+from hkd.units.text import words, words_of_line
 
 log = logging.getLogger(__name__)
 Sequence_U = NDArray[np.int32]
@@ -178,7 +178,7 @@ def cache_text(
                 stack.callback(train.close)
                 stack.callback(held.close)
                 for text in read_lines(paths, progress=progress):
-                    sentence = words(text) if any(c.isalnum() for c in text) else []  # a line of "%" alone is no "percent"
+                    sentence = words_of_line(text)
                     if not sentence:
                         continue
                     facts["lines"] += 1

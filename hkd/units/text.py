@@ -287,6 +287,11 @@ def _tokens(text: str, plain: bool) -> list[str]:
     return tokens
 
 
+def words_of_line(line: str) -> list[str]:
+    """The words of a line of text; none of a line without a letter or digit (`%` alone is no percent)."""
+    return words(line) if any(c.isalnum() for c in line) else []
+
+
 def normalised_lines(texts: Iterable[str]) -> Iterator[str]:
     """Texts as lines of words with one space between; empty ones are left out. Streams."""
     for text in texts:
