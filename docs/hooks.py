@@ -19,7 +19,21 @@ def _printed(*command: str) -> str:
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     """Add the generated pages."""
-    settings = f"# Settings\n\nEvery setting with its default, as `hkd config show` prints it.\n\n```toml\n{_printed('hkd', 'config', 'show')}```\n"
+    tables = [
+        "prepare",
+        "normalisation",
+        "units",
+        "align",
+        "tie",
+        "words",
+        "lm",
+        "dump",
+        "averages",
+        "train",
+        "evaluate",
+        "report",
+    ]
+    settings = f"# Settings\n\nEvery setting with its default, as `hkd config show` prints it.\n\n```toml\n{_printed('hkd', 'config', 'show', *tables)}```\n"
     made = {
         "index.md": (ROOT / "README.md").read_text(encoding="utf-8"),
         "reference/commands.md": _printed("typer", "hkd.cli.main", "utils", "docs", "--name", "hkd", "--title", "Commands"),

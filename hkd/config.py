@@ -5,18 +5,23 @@
 - `a.b=c` on the command line wins over the file; c is a TOML value, or a bare word taken as a string.
 """
 
+import ast
 import dataclasses
+import inspect
+import io
 import math
+import textwrap
+import tokenize
 import tomllib
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from hkd.errors import UserError, did_you_mean
-from hkd.toml import to_toml
+from hkd.toml import assignment, to_toml
 from hkd.units.text import WordsConfig, use
 
 PROJECT_FILE = "hkd.toml"
@@ -33,7 +38,10 @@ PATHS = {
 
 T = TypeVar("T")
 
-__all__ = ["PATHS", "PROJECT_FILE", "Project", "build", "merge", "parse_overrides", "read_toml", "to_table", "to_toml"]
+__all__ = [
+    "PATHS", "PROJECT_FILE", "Project", "build", "explanations", "merge", "parse_overrides", "read_toml", "show_settings", "to_table",
+    "to_toml",
+]  # fmt: skip
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -46,23 +54,26 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} must be TOML, but is not: {error}.") from None
 
 
-def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
-    """["a.b=1", "c=word"] → {"a": {"b": 1}, "c": "word"}. Raises UserError where there is no "="."""
+def parse_overrides(assignments: Iterable[str], own: str = "") -> dict[str, Any]:
+    """["a.b=1", "c=word"] → {"a": {"b": 1}, "c": "word"}. Raises UserError where there is no "=".
+
+    own: the command's own table; its name may stand before a setting ("train.lam=1") or not ("lam=1").
+    """
     tree: dict[str, Any] = {}
-    for assignment in assignments:
-        name, equals, text = assignment.partition("=")
+    for given in assignments:
+        name, equals, text = given.partition("=")
         if not equals or not name.strip():
-            raise UserError(f"--set must be NAME=VALUE, but is '{assignment}' instead.")
+            raise UserError(f"--set must be NAME=VALUE, but is '{given}' instead.")
         try:
             value = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
             value = text
-        *parents, leaf = name.strip().split(".")
+        *parents, leaf = (name.strip().removeprefix(f"{own}.") if own else name.strip()).split(".")
         node = tree
         for parent in parents:
             node = node.setdefault(parent, {})
             if not isinstance(node, dict):
-                raise UserError(f"--set {assignment}: '{parent}' is a value already. Set one or the other.")
+                raise UserError(f"--set {given}: '{parent}' is a value already. Set one or the other.")
         node[leaf] = value
     return tree
 
@@ -115,6 +126,8 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
             raise UserError(f"{where} must be a table, but is {value!r} instead.")
         return build(hint, value, where=where)
     if origin in (tuple, list):
+        if isinstance(value, str) and args in ((str,), (str, Ellipsis)):  # one name: stores=subword
+            value = [value]
         if not isinstance(value, list | tuple):
             raise UserError(f"{where} must be a list, but is {value!r} instead.")
         any_length = origin is list or (len(args) == 2 and args[1] is Ellipsis)
@@ -150,6 +163,56 @@ def to_table(config: Any) -> Any:
     if isinstance(config, list | tuple):
         return [to_table(value) for value in config]
     return config
+
+
+def explanations(cls: type) -> dict[str, str]:
+    """Setting → the comment beside it in the source of a config dataclass, its base classes included; "" where there is none."""
+    found: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        if not dataclasses.is_dataclass(base):
+            continue
+        source = textwrap.dedent(inspect.getsource(base))
+        tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+        comments = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
+        for node in ast.parse(source).body[0].body:  # type: ignore[attr-defined]
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                lines = range(node.lineno, (node.end_lineno or node.lineno) + 1)
+                said = " ".join(comments[line] for line in lines if line in comments)
+                found[node.target.id] = said or found.get(node.target.id, "")
+    return {f.name: found.get(f.name, "") for f in dataclasses.fields(cls) if f.init}
+
+
+def show_settings(
+    name: str, parts: Sequence[type], table: Mapping[str, Any] | None = None, *, note: str = "", first: Sequence[str] = ()
+) -> Iterator[str]:
+    """Lines of TOML: the table `name` with each setting of the dataclasses `parts`, its value and its explanation.
+
+    table: the values, as `to_table` gives them; without it the defaults. A setting without a value is a comment. first: lines of the
+    table that come before.
+    """
+    yield f"[{name}]" + (f"  # {note}" if note else "")
+    yield from first
+    inner: list[tuple[str, type, Any, str]] = []
+    for cls in parts:
+        hints, said = typing.get_type_hints(cls), explanations(cls)
+        for setting in dataclasses.fields(cls):
+            if not setting.init or setting.metadata.get("beside"):  # its settings stand in the table itself
+                continue
+            value = _default(setting) if table is None else table.get(setting.name)
+            if dataclasses.is_dataclass(hints[setting.name]):
+                inner.append((setting.name, hints[setting.name], value, said[setting.name]))
+                continue
+            line = f"# {setting.name} =" if value is None else assignment(setting.name, value)
+            yield f"{line}  # {said[setting.name]}" if said[setting.name] else line
+    for key, cls, value, text in inner:
+        yield ""
+        yield from show_settings(f"{name}.{key}", [cls], value, note=text)
+
+
+def _default(setting: dataclasses.Field[Any]) -> Any:
+    if setting.default_factory is not dataclasses.MISSING:
+        return to_table(setting.default_factory())
+    return None if setting.default is dataclasses.MISSING else to_table(setting.default)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ def to_toml(table: Mapping[str, Any], prefix: str = "") -> str:
     lines = []
     for key, value in table.items():
         if not isinstance(value, Mapping) and value is not None:
-            lines.append(f"{_key(key)} = {_value(value)}")
+            lines.append(assignment(key, value))
     text = "\n".join(lines) + ("\n" if lines else "")
     for key, value in table.items():
         if isinstance(value, Mapping):
@@ -21,6 +21,11 @@ def to_toml(table: Mapping[str, Any], prefix: str = "") -> str:
     return text
 
 
+def assignment(key: str, value: Any) -> str:
+    """A line "key = value"; a table is written inline."""
+    return f"{_key(key)} = {_value(value)}"
+
+
 def _key(name: str) -> str:
     return name if name.replace("_", "").replace("-", "").isalnum() and name.isascii() else _quote(name)
 
@@ -28,6 +33,8 @@ def _key(name: str) -> str:
 def _value(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_value, value)) + "]"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(assignment(key, part) for key, part in value.items()) + "}"
     if isinstance(value, bool) or value is None:
         return str(value).lower()
     return _quote(value) if isinstance(value, str) else repr(value)

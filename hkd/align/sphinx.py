@@ -173,9 +173,9 @@ class SphinxConfig:
     model: str | None = (
         None  # an acoustic model's folder (mdef, means ...), its dictionary (*.dict, *.dic) in it or beside it; None: the English one
     )
-    beam: float = 1e-80
-    pbeam: float = 1e-80
-    wbeam: float = 1e-60
+    beam: float = 1e-80  # of states, as likelihood beside the best
+    pbeam: float = 1e-80  # of phones
+    wbeam: float = 1e-60  # of words
     min_score: float = (
         -35.0
     )  # mean score a frame below which a transcript is said not to be what was spoken (about -14 where it is)

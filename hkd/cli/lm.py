@@ -53,7 +53,7 @@ def train(
     }  # fmt: skip
     loop = {"loop": {"max_steps": steps}} if steps is not None else {}
     options = {key: value for key, value in given_options.items() if value is not None}
-    table = merge(merge(parse_overrides(set_ or []), loop), options)
+    table = merge(merge(parse_overrides(set_ or [], f"lm.{name or unit}"), loop), options)
     own = f"lm.{name or unit}"
     config = here.section(own if here.table(own) else f"lm.{unit}", LmConfig, table)
     folder = here.lm / (name or unit)

@@ -106,22 +106,27 @@ def run(
 
 @config_app.command("show")
 def show(
-    sections: Annotated[list[str] | None, typer.Argument(help="Tables to show (default: all).")] = None,
+    sections: Annotated[
+        list[str] | None,
+        typer.Argument(help="Commands or tables of hkd.toml, such as train, lm or teacher-dump (default: all tables)."),
+    ] = None,
     assignments: Set = None,
 ) -> None:
-    """Print the merged settings of this folder as TOML, defaults included.
+    """Print the settings of this folder as TOML, defaults included, each with its explanation.
 
     Examples:
 
         hkd config show
 
+        hkd config show lm
+
         hkd config show train --set train.loop.max_steps=100
     """
-    from hkd.config import merge, parse_overrides, to_toml
-    from hkd.pipeline.recipe import merged_settings
+    from hkd.config import merge, parse_overrides
+    from hkd.pipeline.recipe import show_tables
 
     tables = merge(project().tables, parse_overrides(assignments or []))
-    emit(to_toml(merged_settings(tables, sections or None)), False, str.rstrip)
+    emit(show_tables(tables, sections or None), False, str)
 
 
 def _again(assignments: list[str] | None) -> list[str]:

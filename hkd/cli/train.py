@@ -67,7 +67,7 @@ def train(
     from hkd.train.run import train as train_student
 
     here = project()
-    overrides = merge(parse_overrides(settings or []), _given(objective=objective, min_coverage=min_coverage))
+    overrides = merge(parse_overrides(settings or [], "train"), _given(objective=objective, min_coverage=min_coverage))
     name = run or str(merge(here.table("train"), overrides).get("objective", TrainConfig().objective))
     config = here.section("train", TrainConfig, merge(here.table(f"runs.{name}"), overrides))
     inputs = _inputs(here, labels)
@@ -131,7 +131,7 @@ def bank(
 
     here = project()
     table = here.table(f"runs.{run}") if run else {}
-    config = here.section("train", TrainConfig, merge(table, parse_overrides(settings or [])))
+    config = here.section("train", TrainConfig, merge(table, parse_overrides(settings or [], "train")))
     logging.getLogger("hkd").setLevel(logging.INFO)
     with progress_bar("bank") as progress:
         report = make_bank(

@@ -204,9 +204,9 @@ def check_setting(name: str, value: float, rule: str, holds: bool) -> None:
 class BeamConfig:
     """How wide. Units less likely than exp(−threshold) of a frame's likeliest class open no new prefix there."""
 
-    beam: int = 16
+    beam: int = 16  # prefixes that are kept
     units: int = 32  # that may follow in a frame
-    threshold: float = 9.0
+    threshold: float = 9.0  # units less likely than exp(-threshold) of a frame's likeliest open no prefix
 
     def __post_init__(self) -> None:
         check_setting("beam.beam", self.beam, "be at least 1", self.beam >= 1)

@@ -298,8 +298,8 @@ class HybridConfig:
     """How a hybrid student's output is searched. Costs are natural logarithms after scaling."""
 
     acoustic_scale: float = 0.1  # of log-likelihoods of 10 ms frames beside the LM's log-probabilities
-    prior_scale: float = 0.6
-    beam: float = 14.0
+    prior_scale: float = 0.6  # of the senones' log-priors, which are taken off the log-posteriors
+    beam: float = 14.0  # states whose cost lies further above the best are dropped
     max_active: int = 4000  # states alive at once
 
     def __post_init__(self) -> None:

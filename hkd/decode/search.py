@@ -36,12 +36,12 @@ class SearchConfig:
     A hybrid student's output is always searched with a graph, as `hybrid` says.
     """
 
-    decoder: str = "greedy"
-    beam: BeamConfig = field(default_factory=BeamConfig)
-    lm_weight: float = 0.5
-    word_bonus: float = 0.0
-    lexicon: bool = True  # where the LM has a list of words (ARPA)
-    hybrid: HybridConfig = field(default_factory=HybridConfig)
+    decoder: str = "greedy"  # greedy | beam (which an LM needs)
+    beam: BeamConfig = field(default_factory=BeamConfig)  # how wide the beam search of CTC is
+    lm_weight: float = 0.5  # of the LM's log-probability beside the student's
+    word_bonus: float = 0.0  # added for each word
+    lexicon: bool = True  # only the LM's words, where the LM has a list of words (ARPA)
+    hybrid: HybridConfig = field(default_factory=HybridConfig)  # how the output of a hybrid student is searched
 
     def __post_init__(self) -> None:
         if self.decoder not in DECODERS:

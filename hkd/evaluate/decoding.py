@@ -37,13 +37,13 @@ ARK, SCP = "likelihoods.ark", "likelihoods.scp"
 class EvaluateConfig:
     """How to evaluate. Intervals: `num_draws` bootstrap draws at `level`, seeded by `seed`."""
 
-    search: SearchConfig = field(default_factory=SearchConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)  # how words are found
     n_best: int = 0  # hypotheses an utterance, written to eval-SPLIT.nbest.jsonl; 0: no such file
     batch_seconds: float = 60.0  # audio in a batch; only the time depends on it
-    level: float = 0.95
-    num_draws: int = NUM_DRAWS
-    seed: int = 0
-    device: str = "auto"
+    level: float = 0.95  # of the confidence intervals
+    num_draws: int = NUM_DRAWS  # of the bootstrap
+    seed: int = 0  # of the bootstrap
+    device: str = "auto"  # auto | cpu | cuda
     features_cache: str = ""  # a folder for features on disk, made once for all runs on one front end; empty: none
 
     def __post_init__(self) -> None:

@@ -24,13 +24,13 @@ from hkd.timebase import SAMPLE_RATE_HZ
 class AugmentConfig:
     """What is done to training utterances. Empty speeds mean (1.0,)."""
 
-    speeds: tuple[float, ...] = (0.9, 1.0, 1.1)
-    freq_masks: int = 2
+    speeds: tuple[float, ...] = (0.9, 1.0, 1.1)  # one is drawn an utterance and epoch; empty: (1.0,)
+    freq_masks: int = 2  # masks of SpecAugment over frequency
     freq_width: int = 27  # bins a mask at most
-    time_masks: int = 5
+    time_masks: int = 5  # masks of SpecAugment over time
     time_share: float = 0.05  # of the utterance's frames a mask at most
-    noise_probability: float = 0.0
-    noise_snr_db: tuple[float, float] = (10.0, 30.0)
+    noise_probability: float = 0.0  # that an utterance gets white noise
+    noise_snr_db: tuple[float, float] = (10.0, 30.0)  # lowest and highest ratio of signal to noise
 
     def __post_init__(self) -> None:
         if not all(0.5 <= speed <= 2 for speed in self.speeds):

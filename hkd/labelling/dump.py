@@ -129,12 +129,12 @@ class MeasuresProjection(Protocol):
 class DumpConfig:
     """What a label store holds and how it is laid out. Raises UserError for values out of range."""
 
-    k: int = 16
-    temperatures: tuple[float, ...] = ()
-    selection: str = "topk"  # or "sample": k draws from the teacher (its units with counts); random-sampling distillation
-    codec: str = "grid"
-    backend: str = "arrow"
-    utterances_per_shard: int = 512
+    k: int = 16  # ids that are kept of each distribution
+    temperatures: tuple[float, ...] = ()  # besides 1, for which the exact normaliser is stored too
+    selection: str = "topk"  # topk | sample: k draws from the teacher (its units with counts); random-sampling distillation
+    codec: str = "grid"  # how log-probabilities are written; see the label store's format
+    backend: str = "arrow"  # arrow | zarr
+    utterances_per_shard: int = 512  # a shard is the unit of work that is resumed and shared
     split: str = ""  # one split of the manifest; empty: all
     name: str = ""  # of the store; empty: the level
     keep_going: bool = False  # leave utterances out that cannot be labelled, and list them

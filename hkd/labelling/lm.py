@@ -186,10 +186,10 @@ class LmConfig:
     unit: str = "monophone"  # senone | monophone | character | subword
     direction: str = "cloze"  # cloze (both sides) | causal (left to right)
     given: str = "auto"  # auto: outside-phone for senones, else outside-position; left for causal
-    transcripts: str = "none"  # none | cross-fit
+    transcripts: str = "none"  # none | cross-fit: each utterance is labelled by an LM that has not seen it
     folds: int = 2  # of cross-fitting
-    sizes: UnitLmSizes = field(default_factory=UnitLmSizes)
-    loop: LmLoopConfig = field(default_factory=LmLoopConfig)
+    sizes: UnitLmSizes = field(default_factory=UnitLmSizes)  # how large the LM is
+    loop: LmLoopConfig = field(default_factory=LmLoopConfig)  # how long, how fast, how often
     batch_sentences: int = 16  # at equal time many small updates beat few large ones
     max_units: int = 300  # of a training sequence; longer sentences are cut between words
     held_out: float = 0.02  # share of the text's sentences that is never trained on

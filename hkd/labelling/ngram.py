@@ -42,9 +42,9 @@ class WordNgramConfig:
     There are no cut-offs by count: Kneser-Ney takes its discounts from what is seen once and twice.
     """
 
-    order: int = 3
-    transcripts: bool = False  # those of the train split too
-    prune: float = 1e-7
+    order: int = 3  # words of the longest n-gram
+    transcripts: bool = False  # read the transcripts of the train split too
+    prune: float = 1e-7  # n-grams go whose absence raises the perplexity by less than that share; 0 keeps all
 
     def __post_init__(self) -> None:
         if not 1 <= self.order <= 5:

@@ -36,7 +36,7 @@ TRAIN = "train"
 class TieConfig:
     """How states are tied."""
 
-    num_senones: int = 2000
+    num_senones: int = 2000  # leaves of the decision tree, at most
     min_frames: int = 100  # of a senone
     hours: float = 20.0  # of sound that is looked at, at most
 

@@ -52,20 +52,20 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 class LoopConfig:
     """How long, how fast, how often. A step is one update of the weights."""
 
-    max_steps: int = 2000
+    max_steps: int = 2000  # updates of the weights
     learning_rate: float = 1e-3  # at the end of the warm-up
     warmup_steps: int = 200  # linear, from 0
     schedule: str = "cosine"  # cosine | linear (both to 0 at max_steps) | constant
     weight_decay: float = 0.01  # AdamW's; not for vectors (biases, norms)
-    beta2: float = 0.98
+    beta2: float = 0.98  # AdamW's memory of squared gradients
     clip_norm: float = 1.0  # of the whole gradient, after the backward pass; 0: no clipping
     accumulate: int = 1  # shares that a process works off one by one: less memory, the same global batch
     precision: str = "fp32"  # fp32 | bf16 | fp16
-    seed: int = 0
-    log_every: int = 10
-    save_every: int = 200
-    keep_last: int = 2
-    eval_every: int = 500  # 0: at the end only
+    seed: int = 0  # of weights, order and dropout
+    log_every: int = 10  # steps between lines of metrics.jsonl
+    save_every: int = 200  # steps between checkpoints
+    keep_last: int = 2  # checkpoints that are kept
+    eval_every: int = 500  # steps between evaluations on the dev split; 0: at the end only
     best_by: str = ""  # a figure of the evaluation, lower is better: the final weights are the best ones
     average: int = 0  # the final weights are the mean of the n best (by best_by) or else of the n last checkpoints
     patience: int = 0  # evaluations without a better `best_by` after which to stop; 0: go on to max_steps

@@ -34,7 +34,7 @@ from hkd.labelling.ngram import WORDS
 from hkd.pipeline import actions
 from hkd.pipeline.aligning import aligner_of
 from hkd.pipeline.runner import AUDIO, Stage
-from hkd.pipeline.settings import CHECKS, WHO_LABELS, ReportSettings, average_settings, dump_settings, stores_of
+from hkd.pipeline.settings import CHECKS, WHO_LABELS, ReportSettings, average_settings, dump_settings, show_table, stores_of
 from hkd.units.level import SENONE, SUBWORD
 from hkd.units.tying import MADE_FROM_FILE
 
@@ -128,6 +128,33 @@ def merged_settings(tables: Mapping[str, Any], sections: Sequence[str] | None = 
             check, common = CHECKS[shared or name], tables.get(shared, {})
             found[name] = {key: to_table(check(merge(common, table), f"[{name}.{key}]")) for key, table in tables[name].items()}
     return found
+
+
+COMMANDS = {
+    "teacher-dump": "dump",
+    "transcribe": "evaluate",
+    "likelihoods": "evaluate",
+    "bank": "train",
+}  # whose table has another name
+
+
+def show_tables(tables: Mapping[str, Any], sections: Sequence[str] | None = None) -> str:
+    """All settings as TOML, defaults included, each with its explanation. Raises as `merged_settings`.
+
+    A section of several tables is shown once a table; where it is asked for and has none, as the table NAME with the defaults.
+    """
+    asked = None if sections is None else [COMMANDS.get(section, section) for section in sections]
+    found = merged_settings(tables, asked)
+    blocks: list[str] = []
+    for section in (*SINGLE, *SEVERAL):
+        kind = SHARED.get(section, "evaluate" if section == "searches" else section)
+        if section in SEVERAL and section in found:
+            blocks += ["\n".join(show_table(kind, f"{section}.{name}", table)) for name, table in found[section].items()]
+        elif section in found:
+            blocks.append("\n".join(show_table(kind, section, found[section])))
+        elif asked is not None and section in asked:
+            blocks.append("\n".join(show_table(kind, section if section in SINGLE else f"{section}.NAME", None)))
+    return "\n\n".join(blocks)
 
 
 _WRITTEN = "# Written by `hkd run`:"

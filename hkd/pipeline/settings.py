@@ -1,17 +1,18 @@
 """What a pipeline's tables may say, each checked as its component checks it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from hkd.config import build
+from hkd.align.sphinx import SphinxConfig
+from hkd.config import build, show_settings, to_table
 from hkd.errors import UserError
 from hkd.evaluate.decoding import EvaluateConfig
 from hkd.labelling.dump import DumpConfig, check_executor
 from hkd.labelling.lm import LmConfig
 from hkd.labelling.ngram import WordNgramConfig
 from hkd.labelling.tie import TieConfig
-from hkd.pipeline.aligning import aligner_of
+from hkd.pipeline.aligning import POCKETSPHINX, ToolConfig, aligner_of
 from hkd.teachers.options import TeacherOptions
 from hkd.train.config import TrainConfig
 from hkd.train.objectives import objective_of
@@ -25,27 +26,27 @@ Settings = Mapping[str, Any]
 class PrepareSettings:
     """[prepare]: a corpus (name or path) as `hkd prepare` takes it, and text for the LMs: a text-only corpus' name, or a file of sentences."""
 
-    corpus: str = "asterisk"
-    kind: str = ""  # --from; empty: guessed
-    root: str = ""
-    download: bool = False
-    parts: tuple[str, ...] = ()
-    text: str = ""
+    corpus: str = "asterisk"  # a corpus that hkd knows (`hkd prepare --list`), or a path
+    kind: str = ""  # what the path is, as with --from; empty: guessed
+    root: str = ""  # where the corpus, or its archives, lie already
+    download: bool = False  # fetch archives of more than 1 GB too
+    parts: tuple[str, ...] = ()  # only these parts of the corpus; empty: all
+    text: str = ""  # for the LMs: a text-only corpus' name, or a file of sentences
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DumpSettings:
     """[dump.NAME]: which LM labels which level (`lm/NAME` is one of the pipeline's own), and the store's settings."""
 
-    lm: str
-    unit: str
-    precision: str = "auto"
-    device: str = "auto"
-    executor: str = "local"  # who does the work (`hkd.labelling.dump`): it leaves no trace in the labels
-    ray_address: str = ""
-    workers: int = 0
-    teacher: TeacherOptions = field(default_factory=TeacherOptions)
-    store: DumpConfig = field(default_factory=DumpConfig)
+    lm: str  # the teacher: a masked or causal LM by hub name or folder, lm/NAME, FILE.arpa or phone-trigram
+    unit: str  # the level that is labelled: senone, monophone, character or subword
+    precision: str = "auto"  # auto | fp32 | bf16; auto: bf16 on a GPU
+    device: str = "auto"  # auto | cpu | cuda
+    executor: str = "local"  # local | ray: it leaves no trace in the labels
+    ray_address: str = ""  # of a Ray cluster that runs; empty: one of its own on this machine
+    workers: int = 0  # of Ray; 0: as many as there is room for
+    teacher: TeacherOptions = field(default_factory=TeacherOptions)  # how a downloaded LM is asked
+    store: DumpConfig = field(default_factory=DumpConfig, metadata={"beside": True})
 
     def __post_init__(self) -> None:
         check_executor(self.executor, ray_address=self.ray_address, workers=self.workers)
@@ -55,9 +56,9 @@ class DumpSettings:
 class AverageSettings:
     """[averages.NAME]: the store of [dump.OF] with each distribution replaced by its unit's average over a split, k ids a row (0: as there)."""
 
-    of: str
-    split: str = "train"
-    k: int = 0
+    of: str  # the store that is averaged
+    split: str = "train"  # the utterances whose mean is taken
+    k: int = 0  # ids a row; 0: as in the store averaged
 
     def __post_init__(self) -> None:
         if self.k < 0:
@@ -71,9 +72,9 @@ WHO_LABELS = ("executor", "ray_address", "workers")
 class ReportSettings:
     """[report]: the split that is scored, and what the others are compared with (default: none, where it is there)."""
 
-    split: str = "test"
-    baselines: tuple[str, ...] = ()
-    num_examples: int = 3
+    split: str = "test"  # what is scored
+    baselines: tuple[str, ...] = ()  # runs that the others are compared with; empty: none, where it is there
+    num_examples: int = 3  # utterances that the page shows in full
 
 
 def dump_settings(table: Settings, where: str) -> DumpSettings:
@@ -102,13 +103,19 @@ def evaluate_settings(table: Settings, where: str) -> tuple[EvaluateConfig, str 
     return build(EvaluateConfig, rest, where=where), lm
 
 
+def _dump_table(table: Settings, where: str) -> dict[str, Any]:
+    """The settings of a [dump.NAME], as its table has them."""
+    found = to_table(dump_settings(table, where))
+    return {**found.pop("store"), **found}
+
+
 CHECKS: dict[str, Callable[[Settings, str], Any]] = {
     "prepare": lambda table, where: build(PrepareSettings, table, where=where),
     "units": lambda table, where: build(UnitsConfig, table, where=where),
     "align": lambda table, where: aligner_of(table, where).to_table(),
     "tie": lambda table, where: build(TieConfig, table, where=where),
     "lm": lambda table, where: build(LmConfig, table, where=where),
-    "dump": dump_settings,
+    "dump": _dump_table,
     "averages": average_settings,
     "train": lambda table, where: build(TrainConfig, table, where=where),
     "words": lambda table, where: build(WordNgramConfig, table, where=where),
@@ -117,6 +124,14 @@ CHECKS: dict[str, Callable[[Settings, str], Any]] = {
     "normalisation": lambda table, where: build(WordsConfig, table, where=where),
     "report": lambda table, where: build(ReportSettings, table, where=where),
 }
+# The dataclasses whose fields a table's settings are; `hkd config show` prints them with their explanations.
+PARTS: dict[str, tuple[type, ...]] = {
+    "prepare": (PrepareSettings,), "normalisation": (WordsConfig,), "units": (UnitsConfig,), "align": (SphinxConfig,), "tie": (TieConfig,),
+    "words": (WordNgramConfig,), "lm": (LmConfig,), "dump": (DumpSettings, DumpConfig), "averages": (AverageSettings,), "train": (TrainConfig,),
+    "evaluate": (EvaluateConfig,), "report": (ReportSettings,),
+}  # fmt: skip
+EVALUATE_LM = "# lm =  # an LM beside the search: an ARPA file, lm/NAME, or a causal LM by hub name or folder"
+ALIGN_FROM = "from = {}  # pocketsphinx, or another tool whose alignment is read: kaldi, mfa, ctm, ctc, timit"
 
 
 def stores_of(settings: Settings, stores: Mapping[str, DumpSettings]) -> list[str]:
@@ -127,3 +142,15 @@ def stores_of(settings: Settings, stores: Mapping[str, DumpSettings]) -> list[st
     if config.stores:
         return list(config.stores)
     return [name for name, store in stores.items() if not config.levels or store.unit in config.levels]
+
+
+def show_table(section: str, name: str, table: Mapping[str, Any] | None) -> Iterator[str]:
+    """Lines of TOML: the table `name` (of the kind `section`) with every setting explained. table: its values; None: the defaults."""
+    parts, first = PARTS[section], []
+    if section == "evaluate":
+        first = [EVALUATE_LM]
+    elif section == "align":
+        tool = POCKETSPHINX if table is None else table["from"]
+        parts = parts if tool == POCKETSPHINX else (ToolConfig,)
+        first = [ALIGN_FROM.format(f'"{tool}"')]
+    yield from show_settings(name, parts, table, first=first)

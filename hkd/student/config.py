@@ -32,10 +32,10 @@ class EncoderConfig:
     """Conformer sizes, or the name of another encoder. `preset` xs (about 2 M parameters) | s (10 M) | m (30 M) | custom; a size of 0 is the preset's own."""
 
     name: str = ""  # a speech encoder of transformers: a hub name or a folder. All else but dropout is then its own
-    preset: str = "custom"
-    d_model: int = 0
-    num_layers: int = 0
-    num_heads: int = 0
+    preset: str = "custom"  # xs (2 M parameters) | s (10 M) | m (30 M) | custom; a size of 0 is the preset's own
+    d_model: int = 0  # width
+    num_layers: int = 0  # Conformer blocks
+    num_heads: int = 0  # of attention
     ff_factor: int = 0  # inner width of the feed-forward halves, in d_model
     conv_kernel: int = 0  # encoder frames of 40 ms that the depthwise convolution sees; odd
     dropout: float = 0.1  # on the output of each half-step; attention weights are not dropped, so that fused kernels apply

@@ -32,7 +32,7 @@ class UnitLmSizes:
 
     width: int = 128  # of embeddings, towers and the join
     num_layers: int = 1  # a tower
-    dropout: float = 0.1
+    dropout: float = 0.1  # of embeddings and towers
 
     def __post_init__(self) -> None:
         for name in ("width", "num_layers"):

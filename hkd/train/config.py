@@ -42,29 +42,29 @@ class KdConfig:
 class TrainConfig:
     """Objective, student, data, loop. Tables by level or store override the plain weight of that name."""
 
-    objective: str = "hierarchical"  # a name of hkd.train.objectives
+    objective: str = "hierarchical"  # none | hard-heads | interpolation | auxiliary | hierarchical, or one registered
     levels: tuple[str, ...] = ()  # of the heads; empty: all that are there
     stores: tuple[str, ...] = ()  # label stores by name; empty: all, where no two have one level
     hard_heads: bool | None = None  # beside LMs' labels; default: with hierarchical yes, with auxiliary and interpolation no
     main: str = "ctc"  # ctc | senone (the hybrid model: frame cross-entropy over senones)
-    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)  # a Conformer, or a pretrained speech encoder
     taps: dict[str, int] = field(default_factory=dict)  # level → layer, counted from 1
     slots: dict[str, int] = field(default_factory=dict)  # level → slots an encoder frame of 40 ms
     stride: dict[str, int] = field(default_factory=dict)  # level → n: a step trains its heads on every n-th labelled slot
     condition: tuple[str, ...] = ()  # heads whose posteriors the layers above read: kd-STORE, or a level: its hard head
     condition_alone: float = 0.0  # share of the utterances of an epoch whose conditioned layer loses its own output
-    alpha: float = 0.3
-    alphas: dict[str, float] = field(default_factory=dict)  # by level
-    lam: float = 0.3
-    lams: dict[str, float] = field(default_factory=dict)  # by store
-    kd: KdConfig = field(default_factory=KdConfig)
-    kds: dict[str, KdConfig] = field(default_factory=dict)  # by store
-    interpolation_weight: float = 0.1
+    alpha: float = 0.3  # weight of the hard heads
+    alphas: dict[str, float] = field(default_factory=dict)  # level → alpha
+    lam: float = 0.3  # weight of the heads that LMs teach
+    lams: dict[str, float] = field(default_factory=dict)  # store → lam
+    kd: KdConfig = field(default_factory=KdConfig)  # how heads learn from label stores
+    kds: dict[str, KdConfig] = field(default_factory=dict)  # store → what differs from kd
+    interpolation_weight: float = 0.1  # share of the LM in the main targets, with interpolation
     label_smoothing: float = 0.0  # of hard heads
     heads_warmup_steps: int = 0  # α and λ rise linearly from 0
     lam_end: float = 1.0  # λ moves linearly to this share of itself at the last step
-    train_split: str = "train"
-    dev_split: str = "dev"
+    train_split: str = "train"  # what is trained on
+    dev_split: str = "dev"  # what is evaluated during training
     train_share: float = 1.0  # of the split's utterances, by a rule that goes by id: a smaller share is part of a larger one
     batch_seconds: float = 120.0  # of audio in the global batch of a step
     max_utterance_seconds: float = 40.0  # longer ones are left out, and said
@@ -74,8 +74,8 @@ class TrainConfig:
     features_mb: int = 2048  # features kept in memory, by a process and its workers together
     features_cache: str = ""  # a folder for features on disk, made once for all runs on the same utterances; empty: none
     shares_every: int = 500  # steps between measurements of each term's share of the gradient; 0: never
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    loop: LoopConfig = field(default_factory=LoopConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)  # what is done to training utterances
+    loop: LoopConfig = field(default_factory=LoopConfig)  # how long, how fast, how often
 
     @property
     def num_loaders(self) -> int:

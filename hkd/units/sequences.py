@@ -34,8 +34,8 @@ def inventory_path(folder: Path, level: str) -> Path:
 class UnitsConfig:
     """The table [units] of hkd.toml."""
 
-    vocab_size: int = 500
-    kind: Kind = "unigram"  # char: the student's own subwords are characters
+    vocab_size: int = 500  # of the subwords
+    kind: Kind = "unigram"  # unigram | bpe | char; char: the student's own subwords are characters
 
     def __post_init__(self) -> None:
         if self.vocab_size < 2:
