@@ -41,7 +41,11 @@ def _named(settings: Settings) -> tuple[str, dict[str, Any]]:
 
 
 def _cached(config: Cached, here: Project) -> Cached:
-    """The settings with their features' cache in the working folder."""
+    """The settings with their features' cache, and what is read of text, in the working folder."""
+    if isinstance(config, TrainConfig):
+        text = config.text
+        path, labels, bank = (str(here.folder / name) if name else "" for name in (text.path, text.labels, text.bank))
+        config = replace(config, text=replace(text, path=path, labels=labels, bank=bank))
     return replace(config, features_cache=str(here.folder / config.features_cache)) if config.features_cache else config
 
 

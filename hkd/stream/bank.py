@@ -126,8 +126,15 @@ class Bank:
                 found.setdefault(key, []).append(s)
         return {key: np.array(rows, np.int64) for key, rows in found.items()}
 
+    def check(self, phone_P: NDArray[np.int32]) -> None:
+        """Raises UserError where a phone was never heard."""
+        lost = np.setdiff1d(phone_P, self.segments.phone_S)
+        if len(lost):
+            symbols = ", ".join(self.facts["phones"][phone] for phone in lost.tolist())
+            raise UserError(f"every phone of the text must be in the speech, but {symbols} is not there. Take the sentences out.")
+
     def draw(self, phone_P: Sequence[int], random: np.random.Generator) -> Ids:
-        """A segment for each phone (or SILENCE) of an utterance. Raises UserError for a phone that was never heard."""
+        """A segment for each phone (or SILENCE) of an utterance."""
         drawn, none = [], np.zeros(0, np.int64)
         around = [EDGE, *phone_P, EDGE]
         for place, u in enumerate(random.random(len(phone_P)).tolist()):
@@ -138,12 +145,6 @@ class Bank:
                 rows = np.concatenate(sides)
             if len(rows) < LEAST:
                 rows = self._known.get((phone, None, None), none)
-            if not len(rows):
-                symbols = self.facts["phones"]
-                what = "a pause" if phone == SILENCE else symbols[phone] if 0 <= phone < len(symbols) else phone
-                raise UserError(
-                    f"every phone of the text must be in the speech, but {what} is never said there. Take the sentences out."
-                )
             drawn.append(int(rows[int(u * len(rows))]))
         return np.array(drawn, np.int64)
 

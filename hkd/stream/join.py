@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hkd.align.alignment import Alignment, Positions, positions, sequence_digest, word_positions
+from hkd.align.alignment import Alignment, Positions, UtteranceAlignment, positions, sequence_digest, word_positions
 from hkd.errors import UserError
 from hkd.labels.format import LEFT_OUT
 from hkd.labels.store import CACHE_BYTES, LabelReader
@@ -60,14 +60,19 @@ class Join:
         same_units: Iterable[str] = (),
         trim: bool = True,
         units: Path | None = None,
+        beside: Mapping[str, LabelReader] | None = None,
     ) -> None:
-        """same_units: stores whose inventory must equal the student's subwords (interpolation, ctc); trim: drop ids that no row keeps.
+        """same_units: stores whose inventory must equal the student's subwords (interpolation, ctc); trim: drop ids that no row keeps, here or in
+        the stores of that name in `beside`.
         units: the folder with the models of other spelled levels; by default that of the subwords' model. subwords: None where none are the
         student's own: stores of subwords are foreign pieces then."""
         self.manifest, self.alignment = manifest, alignment
         self._units = units if units is not None or subwords is None else subwords.path.parent
         self._spellings = {} if subwords is None else {SUBWORD: subwords}
-        self.stores = {name: self._joined(name, reader, name in set(same_units), trim) for name, reader in (stores or {}).items()}
+        self.stores = {
+            name: self._joined(name, reader, name in set(same_units), trim, (beside or {}).get(name))
+            for name, reader in (stores or {}).items()
+        }
         self._words = lru_cache(KEPT_UTTERANCES)(self._find_words)
         self._segments = lru_cache(KEPT_UTTERANCES)(self._find_segments)
         self._positions = lru_cache(KEPT_UTTERANCES)(self._find_positions)
@@ -102,7 +107,7 @@ class Join:
             return None if self._units is None else self.spelling(level).inventory
         return self.alignment.inventories.get(level) if self.alignment is not None else None
 
-    def _joined(self, name: str, reader: LabelReader, same_units: bool, trim: bool) -> JoinedStore:
+    def _joined(self, name: str, reader: LabelReader, same_units: bool, trim: bool, beside: LabelReader | None) -> JoinedStore:
         spec = reader.spec
         inventory = self.inventory(spec.level)
         foreign = inventory is None and spec.level == SUBWORD and not same_units
@@ -121,6 +126,7 @@ class Join:
             )
         num_all = len(spec.inventory)
         kept = reader.kept_ids() if trim and not same_units else np.arange(num_all)
+        kept = kept if beside is None else np.union1d(kept, beside.kept_ids())
         head_unit_V = np.full(num_all, min(len(kept), num_all - 1), np.int64)
         head_unit_V[kept] = np.arange(len(kept))
         return JoinedStore(
@@ -155,10 +161,8 @@ class Join:
 
     def _find_segments(self, utterance_id: str, level: str) -> Positions:
         assert self.alignment is not None
-        if level in SPELLED:
-            unit_U, word_U = self.spelling(level).encode(self._words(utterance_id))
-            return word_positions(self.alignment[utterance_id], word_U, unit_U, letters_V=self._letters(None, level))
-        return positions(self.alignment[utterance_id].tiers[level], ())
+        row = self.alignment[utterance_id]
+        return self.spelled(row, level) if level in SPELLED else positions(row.tiers[level], ())
 
     def _find_positions(self, utterance_id: str, name: str) -> Positions:
         assert self.alignment is not None
@@ -167,10 +171,15 @@ class Join:
             return self.alignment.positions(utterance_id, store.level)
         if store.own_units:
             return self._segments(utterance_id, store.level)
-        block = store.reader.block([utterance_id])
-        return word_positions(
-            self.alignment[utterance_id], block.word_N, block.topk.gold_N, letters_V=self._letters(name, store.level)
-        )
+        return self.spelled(self.alignment[utterance_id], store.level, name)
+
+    def spelled(self, row: UtteranceAlignment, level: str, store: str | None = None) -> Positions:
+        """The frames of an utterance's own pieces, along its words; with `store`, of the pieces that it labels."""
+        if store is None or self.stores[store].own_units:
+            unit_U, word_U = self.spelling(level).encode(self._words(row.id))
+            return word_positions(row, word_U, unit_U, letters_V=self._letters(None, level))
+        block = self.stores[store].reader.block([row.id])
+        return word_positions(row, block.word_N, block.topk.gold_N, letters_V=self._letters(store, level))
 
     def _find_letters(self, store: str | None, level: str) -> NDArray[np.int64]:
         """Letters of each piece of a store's inventory; of the student's own of the level for None."""
@@ -179,9 +188,18 @@ class Join:
 
     # What must fit ---------------------------------------------------------------------------------------------------------
 
-    def check(self, utterances: Iterable[Utterance], *, num_frames: Callable[[Utterance], int] | None = None) -> None:
-        """Hold every utterance's transcript and unit sequences against alignment and stores. Raises UserError at the first misfit."""
-        for utterance in utterances:
+    def check(
+        self,
+        utterances: Iterable[Utterance],
+        *,
+        num_frames: Callable[[Utterance], int] | None = None,
+        sequences: Mapping[str, Sequence[NDArray[np.int32]]] | None = None,
+    ) -> None:
+        """Hold every utterance's transcript and unit sequences against alignment and stores. Raises UserError at the first misfit.
+
+        sequences: at aligned levels, the unit sequences of utterances that are not aligned, in the order of the utterances.
+        """
+        for row_number, utterance in enumerate(utterances):
             said = self.words(utterance)
             if self.aligned(utterance.id):
                 assert self.alignment is not None
@@ -195,17 +213,23 @@ class Join:
                     )
             for name, store in self.stores.items():
                 if store.labels(utterance.id):
-                    self._check_store(utterance.id, name, store, said)
+                    given = (sequences or {}).get(store.level)
+                    self._check_store(utterance.id, name, store, said, None if given is None else given[row_number])
 
-    def _check_store(self, utterance_id: str, name: str, store: JoinedStore, said: tuple[str, ...]) -> None:
+    def _check_store(
+        self, utterance_id: str, name: str, store: JoinedStore, said: tuple[str, ...], given_U: NDArray[np.int32] | None
+    ) -> None:
         again = f"Run `hkd teacher-dump` for '{name}' again."
         there, here = store.reader.text_digest(utterance_id), text_digest(said)
         if there != here:
             _refuse_text(utterance_id, f"labelled in store '{name}'", there, here, again)
-        if not store.own_units or (store.level not in SPELLED and not self.aligned(utterance_id)):
-            return
         spelled = store.level in SPELLED
-        unit_U = self.spelling(store.level).encode(said)[0] if spelled else self._positions(utterance_id, name).unit_U
+        if not store.own_units or (not spelled and given_U is None and not self.aligned(utterance_id)):
+            return
+        if spelled:
+            unit_U = self.spelling(store.level).encode(said)[0]
+        else:
+            unit_U = self._positions(utterance_id, name).unit_U if given_U is None else given_U
         there, here = store.reader.unit_digest(utterance_id), sequence_digest(unit_U)
         if there != here:
             source = f"{store.level} model" if spelled else "alignment"

@@ -4,7 +4,7 @@ Shape letters: B utterances, T frames of 10 ms (padded), F feature bins, L all t
 ids, J extra temperatures, S slots of an utterance (padded).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import count
 from typing import Any, NamedTuple, TypeVar
@@ -19,14 +19,14 @@ from hkd.align.alignment import Positions
 from hkd.features.augment import NO_AUGMENTATION, AugmentConfig, add_noise, draw_speed, generator, spec_augment
 from hkd.features.cache import FeatureSource, portable, raised
 from hkd.manifest import Utterance
-from hkd.stream.join import Join, place
+from hkd.stream.join import Join, JoinedStore, place
 from hkd.stream.plan import BatchPlan
 from hkd.timebase import FRAME_SHIFT_S, num_encoder_frames
 
 T = TypeVar("T")
 
 
-class _Moves:
+class Moves:
     """A dataclass of tensors (and dataclasses, and dictionaries of them) that goes to a device."""
 
     __slots__ = ()
@@ -35,7 +35,7 @@ class _Moves:
         """The same on another device."""
 
         def move(value: Any) -> Any:
-            if isinstance(value, Tensor | _Moves):
+            if isinstance(value, Tensor | Moves):
                 return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value.to(device)
             return {key: move(part) for key, part in value.items()} if isinstance(value, dict) else value
 
@@ -45,7 +45,7 @@ class _Moves:
         """The same in page-locked memory."""
 
         def pin(value: Any) -> Any:
-            if isinstance(value, Tensor | _Moves):
+            if isinstance(value, Tensor | Moves):
                 return value.pin_memory()
             return {key: pin(part) for key, part in value.items()} if isinstance(value, dict) else value
 
@@ -53,7 +53,7 @@ class _Moves:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HardLabels(_Moves):
+class HardLabels(Moves):
     """Reference labels. slot_M: flat index b · S + s into a head's (B, S) slots; unit_M: unit ids."""
 
     slot_M: Tensor
@@ -61,7 +61,7 @@ class HardLabels(_Moves):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SoftLabels(_Moves):
+class SoftLabels(Moves):
     """A teacher's labels of the batch's positions, and which slot carries which. Ids are those of the head (trimmed)."""
 
     ids_NK: Tensor  # int64
@@ -78,7 +78,7 @@ class SoftLabels(_Moves):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Batch(_Moves):
+class Batch(Moves):
     """One share of a step's global batch."""
 
     ids: tuple[str, ...]
@@ -92,7 +92,7 @@ class Batch(_Moves):
     seconds: float = 0.0  # of audio, without padding
 
 
-class _View(NamedTuple):
+class View(NamedTuple):
     """How an utterance is seen in an epoch."""
 
     speed: float
@@ -143,10 +143,10 @@ class BatchMaker:
     def _is_alone(self, utterance: Utterance, epoch: int) -> bool:
         return bool(generator(self.seed, epoch, f"alone {utterance.id}").random() < self.alone)
 
-    def _features(self, utterance: Utterance, epoch: int) -> tuple[NDArray[np.float32], _View]:
+    def _features(self, utterance: Utterance, epoch: int) -> tuple[NDArray[np.float32], View]:
         random = generator(self.seed, epoch, utterance.id)
         speed = draw_speed(self.augment, random)
-        view = _View(speed, int(random.integers(1 << 30)))
+        view = View(speed, int(random.integers(1 << 30)))
         if self.augment.noise_probability > 0:
             x_TF = self.features.front_end(add_noise(self.features.wave(utterance, speed), self.augment, random))
         else:
@@ -156,42 +156,63 @@ class BatchMaker:
         return x_TF, view
 
     def _hard(
-        self, chosen: Sequence[Utterance], views: Sequence[_View], length_B: NDArray[np.int64], level: str, slots: int
+        self, chosen: Sequence[Utterance], views: Sequence[View], length_B: NDArray[np.int64], level: str, slots: int
     ) -> HardLabels:
         found = [self.join.segments(u.id, level) if self.join.aligned(u.id) else None for u in chosen]
-        slot_M, position_M, _ = _place_all(found, views, length_B, slots, self.stride.get(level, 1))
-        units = np.concatenate([np.zeros(0, np.int32), *(p.unit_U for p in found if p is not None)])
-        return HardLabels(slot_M=torch.from_numpy(slot_M), unit_M=torch.from_numpy(units[position_M].astype(np.int64)))
+        return hard_labels(found, views, length_B, slots=slots, stride=self.stride.get(level, 1))
 
     def _soft(
-        self, chosen: Sequence[Utterance], views: Sequence[_View], length_B: NDArray[np.int64], name: str, slots: int
+        self, chosen: Sequence[Utterance], views: Sequence[View], length_B: NDArray[np.int64], name: str, slots: int
     ) -> SoftLabels:
         store = self.join.stores[name]
-        there = [store.labels(u.id) and (slots == 0 or self.join.aligned(u.id)) for u in chosen]
-        block = store.reader.block([u.id for u, ok in zip(chosen, there, strict=True) if ok])
-        if slots:
-            found = [self.join.positions(u.id, name) if ok else None for u, ok in zip(chosen, there, strict=True)]
-            slot_M, position_M, offset_B1 = _place_all(found, views, length_B, slots, self.stride.get(store.level, 1))
-        else:
-            slot_M = position_M = np.zeros(0, np.int64)
-            offset_B1 = np.zeros(len(chosen) + 1, np.int64)
-            offset_B1[1:][there] = np.diff(block.offset_B1)
-            offset_B1 = offset_B1.cumsum()
-        topk = block.topk
-        gold_N = np.where(topk.gold_N >= 0, store.head_unit_V[np.maximum(topk.gold_N, 0)], -1)
-        return SoftLabels(
-            ids_NK=torch.from_numpy(store.head_unit_V[topk.ids_NK]),
-            logp_NK=_tensor(topk.logp_NK),
-            tail_N=_tensor(topk.tail_N),
-            gold_N=torch.from_numpy(gold_N),
-            gold_logp_N=_tensor(topk.gold_logp_N),
-            lse_NJ=_tensor(topk.lse_NJ),
-            tail_NJ=_tensor(topk.tail_NJ),
-            count_NK=None if topk.count_NK is None else torch.from_numpy(topk.count_NK.astype(np.int64)),
-            offset_B1=torch.from_numpy(offset_B1),
-            slot_M=torch.from_numpy(slot_M),
-            position_M=torch.from_numpy(position_M),
-        )
+        ids = [u.id if store.labels(u.id) and (slots == 0 or self.join.aligned(u.id)) else None for u in chosen]
+        found = [self.join.positions(u_id, name) if slots and u_id is not None else None for u_id in ids]
+        return soft_labels(store, ids, found, views, length_B, slots=slots, stride=self.stride.get(store.level, 1))
+
+
+def hard_labels(
+    found: Sequence[Positions | None], views: Sequence[View], length_B: NDArray[np.int64], *, slots: int, stride: int = 1
+) -> HardLabels:
+    """The units of a batch's positions on its slots; None for an utterance that has none."""
+    slot_M, position_M, _ = _place_all(found, views, length_B, slots, stride)
+    units = np.concatenate([np.zeros(0, np.int32), *(p.unit_U for p in found if p is not None)])
+    return HardLabels(slot_M=torch.from_numpy(slot_M), unit_M=torch.from_numpy(units[position_M].astype(np.int64)))
+
+
+def soft_labels(
+    store: JoinedStore,
+    ids: Sequence[str | None],
+    found: Sequence[Positions | None],
+    views: Sequence[View],
+    length_B: NDArray[np.int64],
+    *,
+    slots: int,
+    stride: int = 1,
+) -> SoftLabels:
+    """A store's labels of a batch. ids: None for utterances without labels; found: the labelled positions, which slots == 0 does not read."""
+    block = store.reader.block([name for name in ids if name is not None])
+    if slots:
+        slot_M, position_M, offset_B1 = _place_all(found, views, length_B, slots, stride)
+    else:
+        slot_M = position_M = np.zeros(0, np.int64)
+        offset_B1 = np.zeros(len(ids) + 1, np.int64)
+        offset_B1[1:][[name is not None for name in ids]] = np.diff(block.offset_B1)
+        offset_B1 = offset_B1.cumsum()
+    topk = block.topk
+    gold_N = np.where(topk.gold_N >= 0, store.head_unit_V[np.maximum(topk.gold_N, 0)], -1)
+    return SoftLabels(
+        ids_NK=torch.from_numpy(store.head_unit_V[topk.ids_NK]),
+        logp_NK=_tensor(topk.logp_NK),
+        tail_N=_tensor(topk.tail_N),
+        gold_N=torch.from_numpy(gold_N),
+        gold_logp_N=_tensor(topk.gold_logp_N),
+        lse_NJ=_tensor(topk.lse_NJ),
+        tail_NJ=_tensor(topk.tail_NJ),
+        count_NK=None if topk.count_NK is None else torch.from_numpy(topk.count_NK.astype(np.int64)),
+        offset_B1=torch.from_numpy(offset_B1),
+        slot_M=torch.from_numpy(slot_M),
+        position_M=torch.from_numpy(position_M),
+    )
 
 
 def _tensor(values: NDArray[np.float32]) -> torch.Tensor:
@@ -199,7 +220,7 @@ def _tensor(values: NDArray[np.float32]) -> torch.Tensor:
 
 
 def _place_all(
-    found: Sequence[Positions | None], views: Sequence[_View], length_B: NDArray[np.int64], slots: int, stride: int
+    found: Sequence[Positions | None], views: Sequence[View], length_B: NDArray[np.int64], slots: int, stride: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """(slot_M, position_M, offset_B1) over the batch: slots as b · S + s, positions counted through."""
     slots_padded = num_encoder_frames(int(length_B.max())) * slots
@@ -217,17 +238,28 @@ def _place_all(
     return np.concatenate(slot_parts), np.concatenate(position_parts), np.array(offsets, np.int64)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Shares:
+    """(step, rank, world size) → the share of the step's global batch; None for an empty one."""
+
+    maker: Callable[..., Batch | None]
+    plan: BatchPlan
+
+    def __call__(self, step: int, rank: int, world_size: int) -> Batch | None:
+        return self.maker(self.plan.share(step, rank, world_size), epoch=self.plan.epoch_of(step))
+
+
 class _Steps(IterableDataset[Any]):
     """The shares of the steps from start_step on; worker w of n makes steps w, w + n ..., which DataLoader puts in order again."""
 
-    def __init__(self, maker: BatchMaker, plan: BatchPlan, start_step: int, rank: int, world_size: int) -> None:
-        self.maker, self.plan, self.start_step, self.rank, self.world_size = maker, plan, start_step, rank, world_size
+    def __init__(self, shares: Callable[[int, int, int], Any], start_step: int, rank: int, world_size: int) -> None:
+        self.shares, self.start_step, self.rank, self.world_size = shares, start_step, rank, world_size
 
     def __iter__(self) -> Iterator[Any]:
         worker = get_worker_info()
         first, stride = (0, 1) if worker is None else (worker.id, worker.num_workers)
         for step in count(self.start_step + first, stride):
-            yield self.maker(self.plan.share(step, self.rank, self.world_size), epoch=self.plan.epoch_of(step))
+            yield self.shares(step, self.rank, self.world_size)
 
 
 class _InWorker(IterableDataset[Any]):
@@ -248,10 +280,10 @@ def _one_thread(_worker: int) -> None:
 
 
 def batches(
-    maker: BatchMaker, plan: BatchPlan, *, start_step: int, rank: int, world_size: int, workers: int = 0, pin: bool = False
-) -> Iterator[Batch | None]:
+    shares: Callable[[int, int, int], Any], *, start_step: int, rank: int, world_size: int, workers: int = 0, pin: bool = False
+) -> Iterator[Any]:
     """Endless: the share of every step from start_step on. Workers change when it is ready, never what it is, nor what errors are raised."""
-    steps = _Steps(maker, plan, start_step, rank, world_size)
+    steps = _Steps(shares, start_step, rank, world_size)
     if workers == 0:
         return iter(steps)
     loader: DataLoader[Any] = DataLoader(

@@ -55,28 +55,32 @@ def label_folder(
     *,
     levels: Iterable[str] = LEVELS,
     k: int | Mapping[str, int] = 8,
+    manifest: str = "manifest.jsonl",
     shards: str = "shards",
     ids: Iterable[str] | None = None,
     inventory: UnitInventory | None = None,
     **spec_changes: Any,
 ) -> dict[str, LabelReader]:
-    """Write a store for each level into folder/shards. inventory: a foreign one for subwords, whose pieces are then whole words."""
-    manifest = manifests.read(folder / "manifest.jsonl")
+    """Write a store for each level into folder/shards. inventory: a foreign one for subwords, whose pieces are then whole words.
+
+    Utterances without sound have the units that their words give, the others those of the alignment.
+    """
+    whole = manifests.read(folder / manifest)
     alignment = Alignment(folder / "alignment.arrow")
     units = Units(folder / "units")
-    wanted = set(ids) if ids is not None else {u.id for u in manifest if u.id in alignment}
+    wanted = set(ids) if ids is not None else {u.id for u in whole if u.id in alignment or u.audio_filepath is None}
     readers = {}
     for level in levels:
         own = units.subwords.inventory if level == SUBWORD else alignment.inventories[level]
         symbols = inventory if inventory is not None and level == SUBWORD else own
         rows = {}
-        for number, utterance in enumerate(sorted((u for u in manifest if u.id in wanted), key=lambda u: u.id)):
+        for number, utterance in enumerate(sorted((u for u in whole if u.id in wanted), key=lambda u: u.id)):
             said = words(utterance.text)
             if symbols is not own:
                 word_U = np.arange(len(said), dtype=np.int32)
                 unit_U = np.array([int(digest_of([w])[:6], 16) % len(symbols) for w in said], np.int32)
-            elif level == SUBWORD:
-                unit_U, word_U = units.subwords.encode(said)
+            elif level == SUBWORD or utterance.id not in alignment:
+                unit_U, word_U = units.encode(said, level)
             else:
                 unit_U = alignment.positions(utterance.id, level).unit_U
                 word_U = np.zeros(len(unit_U), np.int32)
@@ -89,7 +93,7 @@ def label_folder(
                 text_digest=text_digest(said),
             )
         spec = StoreSpec(
-            name=level, level=level, inventory=symbols, manifest_digest=manifest.digest, k=k if isinstance(k, int) else k[level],
+            name=level, level=level, inventory=symbols, manifest_digest=whole.digest, k=k if isinstance(k, int) else k[level],
             teacher={"name": "made-up", "kind": "ngram", "direction": "both", "digest": "0" * 64}, **spec_changes,
         )  # fmt: skip
         writer = LabelWriter.open(folder / shards / level, spec, rows)

@@ -7,7 +7,6 @@
     FOLDER/   fold-0/ ...  the fold students' runs      bank.safetensors   see `hkd.stream.bank`
 """
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -18,7 +17,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hkd.artefact import first_difference
 from hkd.errors import UserError
 from hkd.features.augment import NO_AUGMENTATION
 from hkd.files import digest_of
@@ -28,14 +26,14 @@ from hkd.progress import Progress, no_progress
 from hkd.stream.bank import FILE, Bank, Segments, cut, pauses
 from hkd.stream.join import place
 from hkd.stream.plan import BatchPlan
-from hkd.student.config import EncoderConfig, config_to_json
 from hkd.student.model import posteriors_of
 from hkd.timebase import num_encoder_frames
-from hkd.train.config import TrainConfig
+from hkd.train.config import TextConfig, TrainConfig
 from hkd.train.data import Data, open_data
 from hkd.train.objectives import Plan
 from hkd.train.run import StudentTask, in_order, make_task
-from hkd.units.level import MONOPHONE, SENONE
+from hkd.train.text import check_same, heard_by, low_part
+from hkd.units.level import MONOPHONE
 
 log = logging.getLogger(__name__)
 
@@ -84,9 +82,16 @@ def make_bank(
     """
     if not any(name.startswith("kd-") for name in config.condition):  # then no label store has a say
         config = replace(config, objective="none", stores=(), levels=(), hard_heads=None)
+    config = replace(config, text=TextConfig())
     data = open_data(config, manifest=manifest, alignment=alignment, units=units, labels=labels)
     low = low_part(data.plan)
-    identity = {**heard_by(data), "train": data.identity["train"], "loop": asdict(config.loop), "folds": bank.folds, "k": bank.k}
+    identity = {
+        **heard_by(data.plan, data.identity["data"]),
+        "train": data.identity["train"],
+        "loop": asdict(config.loop),
+        "folds": bank.folds,
+        "k": bank.k,
+    }
     if (folder / FILE).exists():
         there = Bank.load(folder)
         check_same(folder, there, identity)
@@ -104,45 +109,6 @@ def make_bank(
     _write(folder, data, low, found, facts)
     progress(bank.folds, bank.folds)
     return _report(folder, Bank.load(folder))
-
-
-def low_part(plan: Plan) -> Plan:
-    """The layers up to the lowest one that is conditioned, with the main output and the heads that condition it."""
-    chosen = [head for head in plan.student.heads if head.condition]
-    encoder = plan.student.encoder
-    if not chosen or not isinstance(encoder, EncoderConfig):
-        raise UserError(
-            "`condition` must name a head, whose posteriors the bank holds, but is empty. Take --set condition='[\"senone\"]'."
-        )
-    tap = min(head.tap for head in chosen)
-    heads = tuple(replace(head, condition=False) for head in chosen if head.tap == tap)
-    names, levels = {head.name for head in heads}, {head.level for head in heads if head.kind == "hard"}
-    terms = (plan.terms[0], *(term for term in plan.terms[1:] if term.name in names))
-    levels |= {SENONE} if plan.student.main == SENONE else set()
-    return Plan(
-        student=replace(plan.student, encoder=replace(encoder, num_layers=tap), heads=heads),
-        terms=terms,
-        hard={level: slots for level, slots in plan.hard.items() if level in levels},
-        soft={store: slots for term in terms for store, slots in term.reads.items()},
-    )
-
-
-def heard_by(data: Data) -> dict[str, Any]:
-    """What a bank's posteriors are of: the student's low part, and the speech."""
-    inputs = {name: value for name, value in data.identity["data"].items() if name not in ("dev", "spans", "stores")}
-    return {"student": config_to_json(low_part(data.plan).student), "data": inputs}
-
-
-def check_same(folder: Path, bank: Bank, asked: Mapping[str, Any]) -> None:
-    """Raises UserError, naming what differs, where a bank was made from something else."""
-    asked = json.loads(json.dumps(asked))
-    difference = first_difference({name: bank.facts["made_from"].get(name) for name in asked}, asked)
-    if difference is not None:
-        name, was, now = difference
-        raise UserError(
-            f"the posterior bank in {folder} must be of this student and speech, but its {name} is {was} instead of {now}. "
-            "Run `hkd bank` into another folder."
-        )
 
 
 def deal(utterances: Sequence[Utterance], folds: int) -> dict[str, int]:

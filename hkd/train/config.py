@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from hkd.errors import UserError
 from hkd.features.augment import AugmentConfig
 from hkd.loop import LoopConfig
+from hkd.stream.text import POSTERIORS
 from hkd.student.config import EncoderConfig
+from hkd.units.level import MONOPHONE, SENONE
 
 WHERE = ("frames", "segments", "ctc")
 TAILS = ("ghost", "renormalised", "gold-residual", "sampled")
@@ -36,6 +38,34 @@ class KdConfig:
         _one_of("kd.where", self.where, WHERE)
         if self.temperature <= 0 or self.student_temperature < 0:
             raise UserError(f"`kd.temperature` must be positive, but is {self.temperature} instead.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextConfig:
+    """Text without sound beside the speech: sentences as the student would hear them, at the lowest layer that is conditioned. Paths: see `share`."""
+
+    share: float = 0.0  # of a step's seconds; the speech of a step stays what it is. 0: no text, and nothing else here is read
+    path: str = "text.jsonl"  # a manifest of sentences
+    labels: str = ""  # a folder of its label stores, named as those of speech; empty: no LM teaches on text
+    bank: str = "bank"  # the folder that `hkd bank` wrote
+    posteriors: str = "bank"  # bank | clean (each unit surely what it is, with a drawn segment's duration)
+    masked: float = 0.1  # of the phones: a flat posterior in place of a segment
+    masked_only: tuple[str, ...] = ("senone", "monophone")  # levels whose labels are learnt at masked phones alone
+    repeats: float = 0.02  # of the words: said twice
+    weight: float = 1.0  # of the text's terms, beside alpha and lam
+    speech_last: int = 0  # epochs of speech at the end without text
+
+    def __post_init__(self) -> None:
+        _one_of("text.posteriors", self.posteriors, POSTERIORS)
+        for name in ("share", "masked", "repeats"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"`text.{name}` must be at least 0 and below 1, but is {getattr(self, name)} instead.")
+        for name in ("weight", "speech_last"):
+            if getattr(self, name) < 0:
+                raise UserError(f"`text.{name}` must not be negative, but is {getattr(self, name)} instead.")
+        for level in self.masked_only:
+            if level not in (SENONE, MONOPHONE):
+                raise UserError(f"`text.masked_only` must name {SENONE} or {MONOPHONE}, but names '{level}'.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,6 +104,7 @@ class TrainConfig:
     features_mb: int = 2048  # features kept in memory, by a process and its workers together
     features_cache: str = ""  # a folder for features on disk, made once for all runs on the same utterances; empty: none
     shares_every: int = 500  # steps between measurements of each term's share of the gradient; 0: never
+    text: TextConfig = field(default_factory=TextConfig)  # sentences without sound beside the speech
     augment: AugmentConfig = field(default_factory=AugmentConfig)  # what is done to training utterances
     loop: LoopConfig = field(default_factory=LoopConfig)  # how long, how fast, how often
 
@@ -90,6 +121,10 @@ class TrainConfig:
         for name in ("interpolation_weight", "label_smoothing", "min_coverage", "train_share", "condition_alone"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"`{name}` must lie between 0 and 1, but is {getattr(self, name)} instead.")
+        if self.text.share and not self.condition:
+            raise UserError(
+                "`condition` must name heads where `text.share` is given, but is empty: text enters as their posteriors."
+            )
         if self.condition_alone and not self.condition:
             raise UserError("`condition` must name heads where `condition_alone` is given, but is empty.")
         if self.train_share == 0:

@@ -19,6 +19,7 @@ from hkd.student.model import describe
 from hkd.timebase import SAMPLE_RATE_HZ, samples_to_frames, seconds_to_samples
 from hkd.train.config import TrainConfig
 from hkd.train.objectives import Needs, Plan, needs_of, objective_of, plan_student
+from hkd.train.text import Text, heard_by, open_text, text_readers
 from hkd.units.level import LEVELS, SENONE, SPELLED
 from hkd.units.subword import MODEL_FILE, SubwordModel
 from hkd.units.text import normalisation
@@ -39,6 +40,7 @@ class Data:
     left_out: tuple[str, ...]  # too long
     plan: Plan
     identity: dict[str, Any]
+    text: Text | None = None
 
 
 def open_data(config: TrainConfig, *, manifest: Path, alignment: Path | None, units: Path, labels: Path | str | None) -> Data:
@@ -55,10 +57,11 @@ def open_data(config: TrainConfig, *, manifest: Path, alignment: Path | None, un
                 "(--set levels='[...]'), or tie senones: `hkd units tie`."
             )
     stores = {name: readers[name] for name in needs.stores}
+    beside = text_readers(config, stores)
     train, dev = _split(whole, config.train_split, needed=True), _split(whole, config.dev_split, needed=False)
     train = _share(train, config.train_share)
     frames = {utterance.id: _num_frames(utterance) for utterance in (*train, *dev)}
-    join = Join(whole, subwords=subwords, alignment=aligned, stores=stores, same_units=needs.same_units)
+    join = Join(whole, subwords=subwords, alignment=aligned, stores=stores, same_units=needs.same_units, beside=beside)
     plan = plan_student(config, needs, join)
     limit, dev_limit = _longest(config, plan)
     left_out = tuple(u.id for u in train if frames[u.id] > limit) + tuple(u.id for u in dev if frames[u.id] > dev_limit)
@@ -83,9 +86,13 @@ def open_data(config: TrainConfig, *, manifest: Path, alignment: Path | None, un
         ]
     if config.encoder.upstream:
         identity["data"]["upstream"] = Upstream(name=config.encoder.upstream).digest
+    text = None
+    if config.text.share:
+        text = open_text(config, plan, join, units=units, readers=beside, heard=heard_by(plan, identity["data"]))
+        identity["data"]["text"] = text.identity
     return Data(
         config=config, needs=needs, join=join, train=train, dev=dev, frames=frames, left_out=left_out,
-        plan=plan, identity=identity,
+        plan=plan, identity=identity, text=text,
     )  # fmt: skip
 
 
@@ -101,6 +108,11 @@ def _identity_of(config: TrainConfig) -> dict[str, Any]:
     for name, unused in (("train_share", 1), ("condition", ()), ("condition_alone", 0)):
         if getattr(config, name) == unused:
             del table[name]
+    if config.text.share == 0:
+        del table["text"]
+    else:
+        for name in ("path", "labels", "bank"):  # where they lie does not count, their digests do
+            del table["text"][name]
     del table["encoder"]["upstream"], table["encoder"]["upstream_folder"]  # where it lies does not count, its digest does
     if not config.encoder.name:
         del table["encoder"]["name"]

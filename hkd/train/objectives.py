@@ -364,9 +364,20 @@ class Plan:
     """The student to build, the terms of its loss, and what batches must carry (level or store → slots)."""
 
     student: StudentConfig
-    terms: tuple[Term, ...]  # the main one first
+    main: Term
+    plain_main: Term  # the main output's against the reference alone
+    taught: tuple[Taught, ...]
     hard: dict[str, int]
-    soft: dict[str, int]
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        """All, the main one first."""
+        return self.main, *(term for _, term in self.taught)
+
+    @property
+    def soft(self) -> dict[str, int]:
+        """The label stores that the terms read."""
+        return {store: slots for term in self.terms for store, slots in term.reads.items()}
 
 
 def encoder_of(config: TrainConfig) -> EncoderConfig | SpeechEncoderConfig:
@@ -393,19 +404,21 @@ def plan_student(config: TrainConfig, needs: Needs, join: Join) -> Plan:
     hybrid = config.main == SENONE
     if hybrid and config.stride.get(SENONE, 1) > 1:
         raise UserError("`stride.senone` must be 1 where `main` is senone: its own loss takes every slot. Take it out.")
+    if hybrid and SENONE in needs.hard and slots_of(config, SENONE) != default_slots(SENONE):
+        raise UserError(
+            f"`slots.senone` must be {default_slots(SENONE)} where `main` is senone, with a hard head at that level. Take it out."
+        )
     encoder, objective = encoder_of(config), objective_of(config)
     given = Given(config=config, needs=needs, join=join, num_layers=encoder.num_layers)
     main = objective.main(given)
     hard = {level: slots_of(config, level) for level in needs.hard}
-    taught = [*(_hard_head(given, level) for level in hard), *objective.heads(given)]
+    taught = (*(_hard_head(given, level) for level in hard), *objective.heads(given))
     if hybrid:
         hard[SENONE] = default_slots(SENONE)
     heads = _conditioned(config, tuple(head for head, _ in taught if head is not None))
-    terms = (main, *(term for _, term in taught))
-    soft = {store: slots for term in terms for store, slots in term.reads.items()}
     num_main = num_units_of(join, SENONE) if hybrid else len(join.subwords.inventory) + 1
     student = StudentConfig(encoder=encoder, num_main_units=num_main, main=config.main, heads=heads)
-    return Plan(student=student, terms=terms, hard=hard, soft=soft)
+    return Plan(student=student, main=main, plain_main=plain_main(given), taught=taught, hard=hard)
 
 
 def _conditioned(config: TrainConfig, heads: tuple[HeadConfig, ...]) -> tuple[HeadConfig, ...]:

@@ -33,9 +33,11 @@ from hkd.loop.run import identity_of
 from hkd.manifest import Utterance
 from hkd.progress import Progress, no_progress
 from hkd.stream.join import Coverage, require, runs_of
-from hkd.stream.loader import Batch, BatchMaker, batches
+from hkd.stream.loader import Batch, BatchMaker, Shares, batches
 from hkd.stream.plan import BatchPlan
+from hkd.stream.text import SpeechAndText, TextBatch
 from hkd.student.config import PRESETS, config_from_json, config_to_json
+from hkd.student.encoder import subsampled
 from hkd.student.export import ONNX, SENONE_FRAMES, load_student, placed, save_student, write_onnx
 from hkd.student.model import Student
 from hkd.student.speech_encoder import SpeechEncoder, load_pretrained, save_pretrained
@@ -43,6 +45,7 @@ from hkd.toml import to_toml
 from hkd.train.config import TrainConfig
 from hkd.train.data import Data, coverage_of, open_data
 from hkd.train.objectives import Term, describe_heads, objective_of
+from hkd.train.text import PREFIX, Text
 from hkd.units.level import SENONE
 from hkd.units.tying import acoustic_files
 
@@ -59,31 +62,44 @@ class StudentTask:
     plan: BatchPlan
     dev: BatchMaker | None
     max_steps: int
+    text: Text | None = None
 
     @property
     def model(self) -> torch.nn.Module:
         """The student."""
         return self.student
 
-    def batches(self, start_step: int, rank: int, world_size: int) -> Iterator[Batch | None]:
+    def batches(self, start_step: int, rank: int, world_size: int) -> Iterator[Batch | SpeechAndText | None]:
         """Shares of the global batches."""
+        speech = Shares(maker=self.maker, plan=self.plan)
+        shares = speech if self.text is None else self.text.shares(self.config, speech, self.max_steps)
         pin = torch.cuda.is_available()
-        return batches(
-            self.maker, self.plan, start_step=start_step, rank=rank, world_size=world_size, workers=self.config.workers, pin=pin
-        )
+        return batches(shares, start_step=start_step, rank=rank, world_size=world_size, workers=self.config.workers, pin=pin)
 
-    def counts(self, batch: Batch) -> dict[str, float]:
+    def _parts(self, batch: Batch | SpeechAndText) -> Iterator[tuple[Batch, Mapping[str, Term]]]:
+        """Speech, then text, where they are there, and what they are taught by."""
+        speech, text = (batch.speech, batch.text) if isinstance(batch, SpeechAndText) else (batch, None)
+        if speech is not None:
+            yield speech, {term.name: term for term in self.terms}
+        if text is not None and self.text is not None:
+            yield text, self.text.terms
+
+    def counts(self, batch: Batch | SpeechAndText) -> dict[str, float]:
         """Target units of the main term, labelled slots of the others."""
-        return {term.name: term.count(batch) for term in self.terms}
+        return {name: term.count(part) for part, terms in self._parts(batch) for name, term in terms.items()}
 
-    def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
+    def losses(self, batch: Batch | SpeechAndText, step: int) -> dict[str, Tensor]:
         """Sums. Each utterance's dropout is seeded by (seed, step, utterance), so that no cut of the batch into shares changes it."""
-        slots: dict[str, Tensor] = {}
-        for term in self.terms:
-            slots.update(term.slots(batch))
-        seed_B = [dropout_seed(self.config.loop.seed, step, name) for name in batch.ids]
-        output = self.student(batch.x_BTF, batch.length_B, slots=slots, seed_B=seed_B, alone_B=batch.alone_B)
-        return {term.name: term.loss(batch, output) for term in self.terms}
+        found: dict[str, Tensor] = {}
+        for part, terms in self._parts(batch):
+            slots = {head: slot_M for term in terms.values() for head, slot_M in term.slots(part).items()}
+            seed_B = [dropout_seed(self.config.loop.seed, step, name) for name in part.ids]
+            if isinstance(part, TextBatch):
+                output = self.student.read(part.posteriors, subsampled(part.length_B), slots=slots, seed_B=seed_B)
+            else:
+                output = self.student(part.x_BTF, part.length_B, slots=slots, seed_B=seed_B, alone_B=part.alone_B)
+            found |= {name: term.loss(part, output) for name, term in terms.items()}
+        return found
 
     def weights(self, step: int) -> dict[str, float]:
         """1 for the main term; α and λ rise over heads_warmup_steps, λ moves on to lam_end of itself at the last step."""
@@ -92,13 +108,15 @@ class StudentTask:
         span = max(1, self.max_steps - config.heads_warmup_steps)
         move = 1 + (config.lam_end - 1) * max(0.0, (step - config.heads_warmup_steps) / span)
         factor = {"hard": rise, "kd": rise * move}
-        return {term.name: self.base_weights[term.name] * factor.get(term.name.partition("-")[0], 1.0) for term in self.terms}
+        kinds = {name: name.removeprefix(PREFIX).partition("-")[0] for name in self.base_weights}
+        return {name: weight * factor.get(kinds[name], 1.0) for name, weight in self.base_weights.items()}
 
     def evaluate(self, rank: int, world_size: int) -> dict[str, tuple[float, float]]:
         """Losses and, for a CTC output, the word error rate (greedy, in per cent) on this share of the dev split's batches."""
         if self.dev is None:
             return {}
-        sums, counts = dict.fromkeys(self.base_weights, 0.0), dict.fromkeys(self.base_weights, 0.0)
+        names = [term.name for term in self.terms]
+        sums, counts = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
         wrong = num_words = 0
         device = self.student.mean_F.device
         for batch in in_order(self.dev, self.config.batch_seconds, rank, world_size):
@@ -198,7 +216,8 @@ def train(
         runs=runs_of((store.reader for store in data.join.stores.values()), [u.id for u in data.train]),
     )
     max_steps = config.epochs * plan.batches_per_epoch or config.loop.max_steps
-    loop = replace(config.loop, max_steps=max_steps, shares_every=config.shares_every if len(data.plan.terms) > 1 else 0)
+    has_terms = len(data.plan.terms) > 1 or data.text is not None
+    loop = replace(config.loop, max_steps=max_steps, shares_every=config.shares_every if has_terms else 0)
     whole = identity_of(loop, data.identity)
     done = finished(folder, whole)
     exported = folder / "model" / "student.json"
@@ -281,9 +300,11 @@ def make_task(data: Data, plan: BatchPlan, *, max_steps: int) -> StudentTask:
     )
     dev = BatchMaker(utterances=data.dev, augment=NO_AUGMENTATION, **shared) if data.dev else None
     weights = {term.name: _weight(config, data, term.name) for term in data.plan.terms}
+    if data.text is not None:
+        weights |= {name: config.text.weight * _weight(config, data, name.removeprefix(PREFIX)) for name in data.text.terms}
     return StudentTask(
         config=config, student=student, terms=data.plan.terms, base_weights=weights, maker=maker, plan=plan, dev=dev,
-        max_steps=max_steps,
+        max_steps=max_steps, text=data.text,
     )  # fmt: skip
 
 

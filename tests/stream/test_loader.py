@@ -13,7 +13,7 @@ from hkd.features.augment import AugmentConfig, draw_speed, generator
 from hkd.features.cache import FeatureSource
 from hkd.labels.store import open_stores
 from hkd.stream.join import Join
-from hkd.stream.loader import Batch, BatchMaker, batches
+from hkd.stream.loader import Batch, BatchMaker, Shares, batches
 from hkd.stream.plan import BatchPlan
 from hkd.timebase import num_encoder_frames, retime
 from hkd.units.subword import SubwordModel
@@ -124,10 +124,10 @@ def test_strides_show_every_nth_slot_and_over_the_epochs_all_of_them(maker: Batc
 def test_workers_and_resuming_give_the_same_batches_as_this_process(maker: BatchMaker) -> None:
     augmented = replace(maker, augment=AugmentConfig())
     plan = BatchPlan([300] * len(maker.utterances), batch_frames=600, seed=0)
-    here = batches(augmented, plan, start_step=0, rank=0, world_size=1)
+    here = batches(Shares(maker=augmented, plan=plan), start_step=0, rank=0, world_size=1)
     first = [next(here) for _ in range(5)]
     for workers, start in ((0, 3), (2, 2)):
-        there = batches(augmented, plan, start_step=start, rank=0, world_size=1, workers=workers)
+        there = batches(Shares(maker=augmented, plan=plan), start_step=start, rank=0, world_size=1, workers=workers)
         for step in range(start, 5):
             batch, expected = next(there), first[step]
             assert batch is not None

@@ -8,9 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from hkd import manifest as manifests
+from hkd.config import build, merge
+from hkd.manifest import Utterance
 from hkd.testing.labelled import label_folder
+from hkd.train.bank import BankConfig, make_bank
+from hkd.train.config import TrainConfig
+from hkd.units.text import words
 
 TINY: dict[str, Any] = {
     "encoder": {"d_model": 16, "num_layers": 3, "num_heads": 2, "conv_kernel": 5, "dropout": 0.1},
@@ -48,6 +55,37 @@ def labelled(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(prepared, folder)
     label_folder(folder)
     return folder
+
+
+TEXT: dict[str, Any] = {
+    "condition": ["monophone"], "taps": {"monophone": 1}, "text": {"share": 0.5, "labels": "text-shards"},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def texted(labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with text.jsonl (30 sentences of the words that are said), text-shards/ and bank/. Read-only."""
+    folder = tmp_path_factory.mktemp("texted") / "project"
+    shutil.copytree(labelled, folder)
+    said = [word for utterance in manifests.read(folder / "manifest.jsonl").split("train") for word in words(utterance.text)]
+    said = [word for word in said if word != "our"]  # the lexicon says it first with a phone that the speech lacks
+    order = np.random.default_rng(0)
+    sentences = [Utterance(id=f"text{n:02d}", text=" ".join(order.choice(said, 2 + n % 6))) for n in range(30)]
+    manifests.write(folder / "text.jsonl", sentences)
+    label_folder(folder, manifest="text.jsonl", shards="text-shards")
+    settings = merge(merge(TINY, TEXT), {"text": {"share": 0.0}, "loop": {"max_steps": 4}})
+    make_bank(
+        build(TrainConfig, settings, where="train"), folder / "bank", bank=BankConfig(folds=2), manifest=folder / "manifest.jsonl",
+        units=folder / "units", alignment=folder / "alignment.arrow", device="cpu",
+    )  # fmt: skip
+    return folder
+
+
+@pytest.fixture
+def text_settings(texted: Path) -> dict[str, Any]:
+    """Settings of a run of twelve steps with text, whatever the working folder."""
+    paths = {"path": str(texted / "text.jsonl"), "labels": str(texted / "text-shards"), "bank": str(texted / "bank")}
+    return merge(merge(TINY, TEXT), {"text": paths})
 
 
 @pytest.fixture(scope="session")

@@ -120,6 +120,9 @@ def test_condition_adds_hard_heads_and_takes_those_of_label_stores_by_name(label
     assert {head.name: head.condition for head in heads} == {"hard-senone": True, "kd-senone": True, "kd-subword": False}
     with pytest.raises(UserError, match=r"`condition` must name levels or heads \(.*kd-senone.*\), but 'kd-x' is none of them"):
         opened(labelled, main=main, condition=["kd-x"], **settings)
+    if main == "senone":
+        with pytest.raises(UserError, match=r"`slots\.senone` must be 4 where `main` is senone"):
+            opened(labelled, main=main, condition=["senone"], slots={"senone": 1}, **settings)
     with pytest.raises(UserError, match=r"`condition` must name heads where `condition_alone` is given"):
         TrainConfig(condition_alone=0.5)
 

@@ -1,0 +1,164 @@
+"""What a run with text reads: sentences, their label stores, and the posterior bank of the student's own low part."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hkd import manifest as manifests
+from hkd.artefact import first_difference
+from hkd.errors import UserError
+from hkd.files import digest_of
+from hkd.labels.store import CACHE_BYTES, LabelReader, digest_of_store, store_folders
+from hkd.manifest import Manifest
+from hkd.stream.bank import Bank
+from hkd.stream.join import Join, runs_of
+from hkd.stream.loader import Shares
+from hkd.stream.plan import BatchPlan
+from hkd.stream.text import TextMaker, TextShares, encode
+from hkd.student.config import EncoderConfig, config_to_json
+from hkd.train.config import TrainConfig
+from hkd.train.objectives import Plan, Term
+from hkd.units.level import MONOPHONE, SENONE, SPELLED
+from hkd.units.sequences import Units
+
+PREFIX = "text-"  # of the terms that are taught on text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """Opened: what makes batches, the terms by name, and what weights hang on."""
+
+    maker: TextMaker
+    terms: dict[str, Term]
+    identity: dict[str, Any]
+
+    def shares(self, config: TrainConfig, speech: Shares, max_steps: int) -> TextShares:
+        """Speech as without text, and beside it so much text that it is `text.share` of the whole."""
+        text = config.text
+        plan = BatchPlan(
+            self.maker.lengths(),
+            batch_frames=config.batch_seconds * 100 * text.share / (1 - text.share),
+            seed=config.loop.seed,
+            runs=runs_of((s.reader for s in self.maker.join.stores.values()), [u.id for u in self.maker.utterances]),
+        )
+        last_step = max_steps - text.speech_last * speech.plan.batches_per_epoch
+        return TextShares(speech=speech, text=Shares(maker=self.maker, plan=plan), last_step=last_step)
+
+
+def text_readers(config: TrainConfig, stores: Mapping[str, LabelReader]) -> dict[str, LabelReader]:
+    """The text's label stores of the names of those of speech; none without `text.labels`. Raises UserError where one is missing."""
+    if not config.text.share or not config.text.labels:
+        return {}
+    known = store_folders(Path(config.text.labels))
+    readers = {}
+    for name, reader in stores.items():
+        if name not in known:
+            raise UserError(
+                f"`text.labels` must have a label store '{name}', but {config.text.labels} has {', '.join(known) or 'none'}. Run `hkd teacher-dump` "
+                "on the text, or leave `text.labels` out."
+            )
+        readers[name] = LabelReader.open(known[name], cache_bytes=CACHE_BYTES // config.num_loaders)
+        there, here = readers[name].spec.inventory.digest, reader.spec.inventory.digest
+        if there != here:
+            raise UserError(
+                f"the text's label store '{name}' must have the units {here} of that of speech, but has {there} instead."
+            )
+    return readers
+
+
+def open_text(
+    config: TrainConfig, plan: Plan, join: Join, *, units: Path, readers: Mapping[str, LabelReader], heard: Mapping[str, Any]
+) -> Text:
+    """Open all and hold it against the run. readers: from `text_readers`; heard: `heard_by` of the run. Raises UserError where something does not fit."""
+    settings = config.text
+    bank = Bank.load(Path(settings.bank))
+    check_same(Path(settings.bank), bank, heard)
+    low = low_part(plan)
+    tap = low.student.encoder.num_layers
+    terms = {PREFIX + plan.terms[0].name: plan.terms[0] if readers else plan.plain_main}
+    for head, term in plan.taught:
+        if head is not None and head.tap > tap and all(store in readers for store in term.reads):
+            terms[PREFIX + term.name] = term
+    above = {head.level for head, term in plan.taught if head is not None and PREFIX + term.name in terms and head.kind == "hard"}
+    above |= {SENONE} if plan.student.main == SENONE else set()
+    soft = {store: slots for term in terms.values() for store, slots in term.reads.items()}
+    whole = manifests.read(Path(settings.path))
+    said = Join(whole, subwords=join.subwords, alignment=join.alignment, units=units)
+    said.stores = {name: replace(join.stores[name], reader=readers[name]) for name in soft}
+    heads = {head.name: head.level for head in low.student.heads}
+    if settings.posteriors == "clean" and any(head.kind == "aux" for head in low.student.heads):
+        raise UserError("`condition` must name levels where `text.posteriors` is clean, but names heads of label stores.")
+    levels = {MONOPHONE, *above, *heads.values(), *(said.stores[name].level for name in soft)} - set(SPELLED)
+    utterances, folder = list(whole), Units(units)
+    words = [(u.id, said.words(u)) for u in utterances]
+    sequences = {level: encode(folder, words, level) for level in sorted(levels)}
+    bank.check(sequences[MONOPHONE].unit)
+    said.check(utterances, sequences={level: [rows.row(n)[0] for n in range(len(words))] for level, rows in sequences.items()})
+    _require(said, config.min_coverage)
+    maker = TextMaker(
+        utterances=utterances, join=said, bank=bank, heads=heads, sequences=sequences,
+        hard={level: slots for level, slots in plan.hard.items() if level in above}, soft=soft, posteriors=settings.posteriors,
+        masked=settings.masked, masked_only=settings.masked_only, repeats=settings.repeats, seed=config.loop.seed,
+    )  # fmt: skip
+    identity = {
+        "manifest": Manifest(utterances).digest,
+        "units": {level: digest_of([rows.unit.astype("<i4").tobytes()]) for level, rows in sequences.items()},
+        "stores": {name: digest_of_store(readers[name]) for name in soft},
+        "bank": bank.facts["digest"],
+    }
+    return Text(maker=maker, terms=terms, identity=identity)
+
+
+def _require(join: Join, min_coverage: float) -> None:
+    for name, store in join.stores.items():
+        missing = [u.id for u in join.manifest if not store.labels(u.id)]
+        if len(missing) > (1 - min_coverage) * len(join.manifest):
+            raise UserError(
+                f"`min_coverage` must be reached by the text's label store '{name}', but {len(missing)} of {len(join.manifest)} sentences have no "
+                f"labels ({', '.join(missing[:3])}). Label them, or give --min-coverage."
+            )
+
+
+# The low part of a student: what hears.
+
+
+def low_part(plan: Plan) -> Plan:
+    """The layers up to the lowest one that is conditioned, with the main output and the heads that condition it on top."""
+    chosen = [head for head in plan.student.heads if head.condition]
+    encoder = plan.student.encoder
+    if not chosen or not isinstance(encoder, EncoderConfig):
+        raise UserError(
+            "`condition` must name a head, whose posteriors text stands for, but is empty. Take --set condition='[\"senone\"]'."
+        )
+    tap = min(head.tap for head in chosen)
+    heads = tuple(replace(head, condition=False) for head in chosen if head.tap == tap)
+    names, levels = {head.name for head in heads}, {head.level for head in heads if head.kind == "hard"}
+    taught = tuple((head, term) for head, term in plan.taught if head is not None and head.name in names)
+    levels |= {SENONE} if plan.student.main == SENONE else set()
+    return Plan(
+        student=replace(plan.student, encoder=replace(encoder, num_layers=tap), heads=heads),
+        main=plan.plain_main,
+        plain_main=plan.plain_main,
+        taught=taught,
+        hard={level: slots for level, slots in plan.hard.items() if level in levels},
+    )
+
+
+def heard_by(plan: Plan, data: Mapping[str, Any]) -> dict[str, Any]:
+    """What a bank's posteriors are of: the student's low part, and the speech (a run's identity of its data)."""
+    inputs = {name: value for name, value in data.items() if name not in ("dev", "spans", "stores")}
+    return {"student": config_to_json(low_part(plan).student), "data": inputs}
+
+
+def check_same(folder: Path, bank: Bank, asked: Mapping[str, Any]) -> None:
+    """Raises UserError, naming what differs, where a bank was made from something else."""
+    asked = json.loads(json.dumps(asked))
+    difference = first_difference({name: bank.facts["made_from"].get(name) for name in asked}, asked)
+    if difference is not None:
+        name, was, now = difference
+        raise UserError(
+            f"the posterior bank in {folder} must be of this student and speech, but its {name} is {was} instead of {now}. "
+            "Run `hkd bank` into another folder."
+        )
