@@ -55,7 +55,9 @@ def settings_of(here: Project, assignments: list[str] | None, options: dict[str,
     """How to evaluate (an EvaluateConfig), and the LM: [evaluate] of hkd.toml, then `--set`, then the options that were given."""
     from hkd.pipeline.settings import evaluate_settings
 
-    return evaluate_settings(merge(merge(here.table("evaluate"), parse_overrides(assignments or [])), options), "[evaluate]")
+    return evaluate_settings(
+        merge(merge(here.table("evaluate"), parse_overrides(assignments or [], "evaluate")), options), "[evaluate]"
+    )
 
 
 def _there(path: Path) -> Path | None:

@@ -119,7 +119,8 @@ class Join:
         )
         own = spec.inventory.digest == expected
         if not own and (same_units or spec.level != SUBWORD):
-            remedy = "Take the objective auxiliary, or dump" if spec.level == SUBWORD else "Dump"
+            own_pieces = "hkd teacher-dump --lm LM --unit subword --name projected --project units/subword.json"
+            remedy = f"Take the objective auxiliary, or run `{own_pieces}`: it dumps" if spec.level == SUBWORD else "Dump"
             raise UserError(
                 f"label store '{name}' must have {whose}, digest {expected}, but has {spec.inventory.digest} instead. "
                 f"{remedy} labels in these units."

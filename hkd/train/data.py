@@ -1,6 +1,7 @@
 """What a run reads, opened and held against each other: manifest, alignment, units, label stores; and what its weights hang on."""
 
 import json
+import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,13 @@ from hkd.student.config import GONE
 from hkd.student.model import describe
 from hkd.timebase import SAMPLE_RATE_HZ, samples_to_frames, seconds_to_samples
 from hkd.train.config import TrainConfig
-from hkd.train.objectives import Needs, Plan, needs_of, objective_of, plan_student
+from hkd.train.objectives import Needs, Plan, is_projected, needs_of, objective_of, plan_student
 from hkd.train.text import Text, heard_by, open_text, text_readers
-from hkd.units.level import LEVELS, SENONE, SPELLED
+from hkd.units.level import LEVELS, SENONE, SPELLED, SUBWORD
 from hkd.units.subword import MODEL_FILE, SubwordModel
 from hkd.units.text import normalisation
+
+log = logging.getLogger(__name__)
 
 NO_IDENTITY = ("loop", "workers", "features_mb", "features_cache")  # loop: has its own place; the others change the speed alone
 
@@ -47,7 +50,7 @@ def open_data(config: TrainConfig, *, manifest: Path, alignment: Path | None, un
     """Open the inputs and check that they fit together. Raises UserError in one line where they do not."""
     whole = manifests.read(manifest)
     subwords = SubwordModel(units / MODEL_FILE)
-    readers, levels = _stores(config, labels)
+    readers, levels = _stores(config, labels, subwords)
     needs = needs_of(config, levels, aligned=alignment is not None and alignment.exists())
     aligned = Alignment(alignment) if alignment is not None and (needs.alignment or config.main == SENONE) else None
     for level in needs.hard if config.main != SENONE else (SENONE, *needs.hard):
@@ -120,7 +123,9 @@ def _identity_of(config: TrainConfig) -> dict[str, Any]:
     return table
 
 
-def _stores(config: TrainConfig, labels: Path | str | None) -> tuple[dict[str, LabelReader], dict[str, str]]:
+def _stores(
+    config: TrainConfig, labels: Path | str | None, subwords: SubwordModel
+) -> tuple[dict[str, LabelReader], dict[str, str]]:
     """The stores that are there, and their levels; none for objectives that read none."""
     if objective_of(config).choose is None:
         return {}, {}
@@ -135,7 +140,20 @@ def _stores(config: TrainConfig, labels: Path | str | None) -> tuple[dict[str, L
                 raise UserError(f"`{table}` must name label stores ({', '.join(known)}), but '{name}' is none of them.")
     cache_bytes = CACHE_BYTES // config.num_loaders
     readers = {name: LabelReader.open(known[name], cache_bytes=cache_bytes) for name in config.stores or known if name in known}
-    return readers, {name: reader.spec.level for name, reader in readers.items()}
+    levels = {name: reader.spec.level for name, reader in readers.items()}
+    if not config.stores:
+        unfit = {name for name, reader in readers.items() if _is_unfit(config, reader, subwords)}
+        for name in sorted(name for name in unfit if levels[name] in {levels[other] for other in readers.keys() - unfit}):
+            log.info("label store %s is left out: another of its level is made for objective %s", name, config.objective)
+            del readers[name], levels[name]
+    return readers, levels
+
+
+def _is_unfit(config: TrainConfig, reader: LabelReader, subwords: SubwordModel) -> bool:
+    """Whether a store is not of the kind that is made for the objective: the main output takes its own pieces, heads the teacher's."""
+    if objective_of(config).teaches_main:
+        return reader.spec.level == SUBWORD and reader.spec.inventory.digest != subwords.inventory.digest
+    return is_projected(reader)
 
 
 def _split(whole: Manifest, name: str, *, needed: bool) -> list[Utterance]:

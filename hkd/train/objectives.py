@@ -18,6 +18,7 @@ from torch import Tensor
 
 from hkd.errors import UserError
 from hkd.features.pretrained import Upstream
+from hkd.labels.store import LabelReader
 from hkd.losses import ctc_interpolation, ctc_loss, ctc_occupancy, hard_cross_entropy, sparse_cross_entropy, sparse_kl
 from hkd.stream.join import Join
 from hkd.stream.loader import Batch, SoftLabels
@@ -494,9 +495,14 @@ def _mixed(join: Join, store: str, kd: KdConfig, what: str) -> int | None:
     return _column(join, store, kd)
 
 
+def is_projected(reader: LabelReader) -> bool:
+    """Whether a store's labels were computed for the student's own pieces from an LM with others (`--project`)."""
+    return "project" in reader.spec.teacher.get("options", {})
+
+
 def _check_tail(join: Join, store: str, kd: KdConfig) -> None:
     """Raises UserError where the tail is to be one outcome, but holds mass that was not placed on any unit."""
-    if kd.tail == "ghost" and "project" in join.stores[store].reader.spec.teacher.get("options", {}):
+    if kd.tail == "ghost" and is_projected(join.stores[store].reader):
         raise UserError(
             f"`kd.tail` must be renormalised for label store '{store}', whose tail holds what its projection could not place and may belong to "
             "the kept units, but is ghost instead. Take --set kd.tail=renormalised."

@@ -173,6 +173,7 @@ def in_order(maker: BatchMaker, batch_seconds: float, rank: int = 0, world_size:
 log = logging.getLogger(__name__)
 
 CMVN_UTTERANCES = 2000
+CTC_HOURS = 10  # two hours do not do (docs/results.md); 100 do in the field
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,7 +232,8 @@ def train(
     require(coverage, config.min_coverage)
     for line in coverage.text().splitlines():
         log.info("%s", line)
-    for line in contradictions(config, max_steps):
+    hours = sum(data.frames[utterance.id] for utterance in data.train) / 360_000
+    for line in [*contradictions(config, max_steps), *too_little(config, hours)]:
         log.warning("%s", line)
     if data.left_out:
         log.warning(
@@ -266,11 +268,26 @@ def contradictions(config: TrainConfig, max_steps: int) -> list[str]:
         lines.append(
             f"`encoder.{name}` is {value} and wins over `encoder.preset` {preset}, which has {PRESETS[preset][name]}. Take one of them out."
         )
+    if config.loop.warmup_steps > max_steps:
+        lines.append(
+            f"`loop.warmup_steps` is {config.loop.warmup_steps}, but there are {max_steps} steps: the learning rate never reaches its value."
+        )
     if config.heads_warmup_steps > max_steps:
         lines.append(
             f"`heads_warmup_steps` is {config.heads_warmup_steps}, but there are {max_steps} steps: alpha and lam never reach their values."
         )
     return lines
+
+
+def too_little(config: TrainConfig, hours: float) -> list[str]:
+    """A sentence where a CTC student from scratch cannot be expected to learn from so many hours of speech."""
+    encoder = config.encoder
+    if config.main != "ctc" or encoder.name or encoder.upstream or hours >= CTC_HOURS:
+        return []
+    return [
+        f"{hours:.2g} hours of speech are too little for a CTC student from scratch, which may write nothing. Less than {CTC_HOURS} hours: take "
+        "--set main=senone, or a frozen encoder, --set encoder.upstream=openai/whisper-base."
+    ]
 
 
 def make_task(data: Data, plan: BatchPlan, *, max_steps: int) -> StudentTask:

@@ -19,7 +19,7 @@ from hkd.train import objectives
 from hkd.train.config import TrainConfig
 from hkd.train.data import open_data
 from hkd.train.objectives import Objective, needs_of, plan_student, register
-from hkd.train.run import contradictions, train
+from hkd.train.run import contradictions, too_little, train
 
 STORES = {"senone": "senone", "monophone": "monophone", "subword": "subword", "bert": "subword"}
 THREE = {name: level for name, level in STORES.items() if name != "bert"}
@@ -227,14 +227,30 @@ def test_wrong_settings_are_refused_by_name(wrong: dict[str, Any], message: str)
             {"encoder": {"preset": "m", "num_layers": 3, "conv_kernel": 5}},
             ["`encoder.num_layers` is 3 and wins", "`encoder.conv_kernel` is 5 and wins"],
         ),
-        ({"heads_warmup_steps": 100}, []),
-        ({"heads_warmup_steps": 101}, ["`heads_warmup_steps` is 101, but there are 100 steps"]),
+        ({"heads_warmup_steps": 300}, []),
+        ({"heads_warmup_steps": 301}, ["`heads_warmup_steps` is 301, but there are 300 steps"]),
+        ({"loop": {"warmup_steps": 301}}, ["`loop.warmup_steps` is 301, but there are 300 steps"]),
     ],
 )
 def test_settings_that_lose_against_another_are_said(settings: dict[str, Any], said: list[str]) -> None:
-    lines = contradictions(build(TrainConfig, settings, where="train"), max_steps=100)
+    lines = contradictions(build(TrainConfig, settings, where="train"), max_steps=300)
     assert len(lines) == len(said)
     assert all(line.startswith(start) for line, start in zip(lines, said, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("settings", "hours", "said"),
+    [
+        ({}, 0.3, True),
+        ({}, 10.0, False),
+        ({"main": "senone"}, 0.3, False),
+        ({"encoder": {"upstream": "openai/whisper-base"}}, 0.3, False),
+        ({"encoder": {"name": "facebook/wav2vec2-base"}}, 0.3, False),
+    ],
+)
+def test_little_speech_for_ctc_from_scratch_is_said_with_what_to_take(settings: dict[str, Any], hours: float, said: bool) -> None:
+    lines = too_little(build(TrainConfig, settings, where="train"), hours)
+    assert [("main=senone" in line, "encoder.upstream" in line) for line in lines] == [(True, True)] * said
 
 
 @dataclass(frozen=True, kw_only=True)

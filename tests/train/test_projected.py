@@ -37,6 +37,14 @@ def test_interpolation_trains_on_a_projected_store(prepared: Path, tiny: dict[st
             labels=tmp_path / "shards",
         )  # fmt: skip
     settings["kd"] = {"tail": "renormalised"}
+    own_pieces = load_teacher(str(folder), unit="subword", device="cpu")
+    dump(prepared / "manifest.jsonl", tmp_path / "shards" / "gpt2", own_pieces, config=DumpConfig(k=8))
+    for objective, chosen in {"interpolation": "subword", "auxiliary": "gpt2", "hierarchical": "gpt2"}.items():  # each its kind
+        data = open_data(
+            build(TrainConfig, {**settings, "objective": objective}, where="train"), manifest=prepared / "manifest.jsonl",
+            units=prepared / "units", alignment=prepared / "alignment.arrow", labels=tmp_path / "shards",
+        )  # fmt: skip
+        assert data.needs.stores == (chosen,)
     train(
         build(TrainConfig, settings, where="train"), tmp_path / "run", manifest=prepared / "manifest.jsonl", units=prepared / "units",
         labels=tmp_path / "shards", device="cpu",
