@@ -587,6 +587,8 @@ def one_store(config: TrainConfig, stores: Mapping[str, str]) -> tuple[str, ...]
 def main_store(config: TrainConfig, stores: Mapping[str, str]) -> tuple[str, ...]:
     """The one label store over the main output's units. Raises UserError for none or several."""
     level = SENONE if config.main == SENONE else SUBWORD
+    if not config.stores and not config.levels:  # how many stores other levels have is no matter here
+        stores = {name: own for name, own in stores.items() if own == level}
     return _only(config, tuple(name for name in _all_stores(config, stores) if stores[name] == level))
 
 

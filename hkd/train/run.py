@@ -268,10 +268,6 @@ def contradictions(config: TrainConfig, max_steps: int) -> list[str]:
         lines.append(
             f"`encoder.{name}` is {value} and wins over `encoder.preset` {preset}, which has {PRESETS[preset][name]}. Take one of them out."
         )
-    if config.loop.warmup_steps > max_steps:
-        lines.append(
-            f"`loop.warmup_steps` is {config.loop.warmup_steps}, but there are {max_steps} steps: the learning rate never reaches its value."
-        )
     if config.heads_warmup_steps > max_steps:
         lines.append(
             f"`heads_warmup_steps` is {config.heads_warmup_steps}, but there are {max_steps} steps: alpha and lam never reach their values."

@@ -229,13 +229,20 @@ def test_wrong_settings_are_refused_by_name(wrong: dict[str, Any], message: str)
         ),
         ({"heads_warmup_steps": 300}, []),
         ({"heads_warmup_steps": 301}, ["`heads_warmup_steps` is 301, but there are 300 steps"]),
-        ({"loop": {"warmup_steps": 301}}, ["`loop.warmup_steps` is 301, but there are 300 steps"]),
     ],
 )
 def test_settings_that_lose_against_another_are_said(settings: dict[str, Any], said: list[str]) -> None:
     lines = contradictions(build(TrainConfig, settings, where="train"), max_steps=300)
     assert len(lines) == len(said)
     assert all(line.startswith(start) for line, start in zip(lines, said, strict=True))
+
+
+def test_interpolation_asks_nothing_of_levels_that_it_does_not_read() -> None:
+    stores = {"monophone": "monophone", "own-lm": "monophone", "projected": "subword"}
+    config = build(TrainConfig, {"objective": "interpolation"}, where="train")
+    assert needs_of(config, stores, aligned=True).stores == ("projected",)
+    with pytest.raises(UserError, match="a level must have one label store, but subword has"):
+        needs_of(config, {**stores, "other": "subword"}, aligned=True)
 
 
 @pytest.mark.parametrize(
