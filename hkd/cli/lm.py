@@ -23,6 +23,12 @@ def train(
         str | None, typer.Option(help="none, or cross-fit: each utterance is labelled by an LM that has not seen it.")
     ] = None,
     folds: Annotated[int | None, typer.Option(help="Folds of cross-fitting.")] = None,
+    manifest: Annotated[
+        Path | None,
+        typer.Option(
+            help="Another manifest than the project's, of text: with --transcripts cross-fit each LM labels what others have read."
+        ),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="The LM's name below lm/; by default the level.")] = None,
     steps: Annotated[int | None, typer.Option(help="Training steps.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Any other setting, as NAME=VALUE (sizes.width=256).")] = None,
@@ -39,6 +45,8 @@ def train(
         hkd lm train --unit monophone --text corpus.txt.gz
 
         hkd lm train --unit senone --text corpus.txt --transcripts cross-fit --folds 4
+
+        hkd lm train --unit subword --manifest text.jsonl --transcripts cross-fit --name text-subword
     """
     from hkd.align.alignment import Alignment
     from hkd.config import merge, parse_overrides
@@ -61,11 +69,11 @@ def train(
     with progress_bar(f"lm {unit}") as progress:
         report = train_lm(
             config,
-            texts=text or here.texts,
+            texts=text or (here.texts if manifest is None else ()),  # its sentences may stand in text/, too
             units=Units(here.units),
             folder=folder,
-            manifest=read(here.manifest) if here.manifest.exists() else None,
-            alignment=Alignment(here.alignment) if here.alignment.exists() else None,
+            manifest=read(manifest or here.manifest) if manifest or here.manifest.exists() else None,
+            alignment=Alignment(here.alignment) if manifest is None and here.alignment.exists() else None,
             device=device,
             overwrite=overwrite,
             progress=progress,

@@ -57,3 +57,17 @@ def test_what_is_missing_is_said(folder):
     assert isinstance(run.invoke(app, ["train", "--unit", "subword"]).exception, UserError)
     assert isinstance(run.invoke(app, ["train", "--unit", "sentence", "--text", "text.txt"]).exception, UserError)
     assert "hkd lm train" in str(run.invoke(app, ["score", "nothing"]).exception)
+
+
+def test_halves_of_a_text_are_each_labelled_by_the_lm_of_the_other(folder):
+    lines = tiny_sentences(24, seed=4)
+    rows = [json.dumps({"id": f"t{n}", "text": line}) for n, line in enumerate([*lines, lines[0]])]
+    (folder / "text.jsonl").write_text("\n".join(rows))
+    options = ["--manifest", "text.jsonl", "--transcripts", "cross-fit", "--name", "halves", *SMALL]
+    CliRunner().invoke(app, ["train", "--unit", "subword", *options], catch_exceptions=False)
+    fold_of = json.loads((folder / "lm" / "halves" / "folds.json").read_text())
+    assert set(fold_of.values()) == {0, 1}
+    assert fold_of["t0"] == fold_of["t24"]  # the same words
+    report = json.loads((folder / "lm" / "halves" / "report.json").read_text())
+    assert report["sentences"] == [sum(fold != own for fold in fold_of.values()) for own in (0, 1)]  # read what the other labels
+    assert report["judged_on"] == "transcripts"
