@@ -216,7 +216,9 @@ def open_dump(
     command = inputs.get("command", "")
     spec = store_spec(teacher, config, transcripts.digest, alignment, name=config.name or teacher.level, command=command)
     writer = LabelWriter.open(out, spec, labelled, overwrite=overwrite)
-    return DumpRun(teacher=teacher, source=source, transcripts=transcripts, config=config, writer=writer)
+    return DumpRun(
+        teacher=teacher, source=source, transcripts=transcripts, config=config, writer=writer, is_text=units is not None
+    )  # fmt: skip
 
 
 def store_spec(
@@ -274,8 +276,17 @@ class DumpRun:
     """The shards that one process does, and the figures of all."""
 
     def __init__(
-        self, *, teacher: Teacher, source: UnitSource, transcripts: Transcripts, config: DumpConfig, writer: LabelWriter
+        self,
+        *,
+        teacher: Teacher,
+        source: UnitSource,
+        transcripts: Transcripts,
+        config: DumpConfig,
+        writer: LabelWriter,
+        is_text: bool = False,
     ) -> None:
+        """is_text: the manifest was asked for as text without sound."""
+        self._is_text = is_text
         self._teacher, self._source, self._transcripts, self._config, self._writer = teacher, source, transcripts, config, writer
         asked: dict[str, Any] = {"k": writer.spec.k, "temperatures": config.temperatures}
         if config.selection == "sample":
@@ -309,7 +320,7 @@ class DumpRun:
             left_out=work.left_out,
             workers=workers,
             workers_lost=workers_lost,
-            is_text=not self._transcripts.has_sound,
+            is_text=self._is_text,
         )
 
     def shards(self, shards: Sequence[int], progress: Progress = no_progress) -> None:
