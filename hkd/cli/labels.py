@@ -150,19 +150,28 @@ def convert(
 @app.command()
 def compare(
     a: Annotated[str, typer.Argument(help="A store.", show_default=False)],
-    b: Annotated[str, typer.Argument(help="Another, of the same units.", show_default=False)],
+    b: Annotated[
+        str, typer.Argument(help="Another, of the same units; or of phones, where A holds senones.", show_default=False)
+    ],
     as_json: Json = False,
 ) -> None:
-    """Say how far two teachers are apart on the same utterances: KL, agreement, hit rates.
+    """Say how far two teachers are apart on the same utterances: KL, agreement, hit rates. Senones are folded to phones.
 
     Examples:
 
         hkd labels compare shards/subword shards/subword-large
-    """
-    from hkd.labels.ops import compare as compare_stores
 
+        hkd labels compare shards/senone shards/monophone
+    """
+    from hkd.labels.folder import load_spec
+    from hkd.labels.ops import compare as compare_stores
+    from hkd.units.level import MONOPHONE, SENONE
+    from hkd.units.sequences import Units
+
+    folds = [load_spec(store).level for store in (a, b)] == [SENONE, MONOPHONE]
+    tying = Units(project().require("units", "hkd units train")).tying if folds else None
     with progress_bar("compare") as progress:
-        result = compare_stores(a, b, progress=progress)
+        result = compare_stores(a, b, tying=tying, progress=progress)
     emit(result, as_json, _compared)
 
 

@@ -31,6 +31,8 @@ from hkd.labels.writer import LabelWriter
 from hkd.progress import Progress, no_progress
 from hkd.remote import location
 from hkd.sparse import NO_GOLD, TopK
+from hkd.units.level import MONOPHONE, SENONE
+from hkd.units.tying import Tying, split_senones
 
 MAY_DIFFER = {
     "name",
@@ -388,44 +390,83 @@ def kl(a: TopK, b: TopK, num_units: int) -> NDArray[np.float64]:
         return np.asarray(np.maximum((kept_N + lump_N) / total_N - np.log(total_N), 0))
 
 
-def compare(path_a: Path | str, path_b: Path | str, *, progress: Progress = no_progress) -> dict[str, Any]:
+def folded(topk: TopK, phone_of_V: NDArray[np.int32], num_phones: int) -> TopK:
+    """Senone rows → rows of all phones: the kept senones' mass by phone; the tail is spread evenly over the phones of which none is kept."""
+    n = len(topk)
+    p_NQ = np.zeros((n, num_phones))
+    np.add.at(p_NQ, (np.arange(n)[:, None], phone_of_V[topk.ids_NK]), np.exp(topk.logp_NK.astype(np.float64)))
+    not_kept_NQ = p_NQ == 0
+    p_NQ += not_kept_NQ * np.exp(topk.tail_N.astype(np.float64))[:, None] / np.maximum(1, not_kept_NQ.sum(1, keepdims=True))
+    with np.errstate(divide="ignore"):
+        logp_NQ = np.log(p_NQ / p_NQ.sum(1, keepdims=True))
+    order_NQ = np.argsort(-logp_NQ, 1, kind="stable")
+    gold_N = np.where(topk.gold_N >= 0, phone_of_V[topk.gold_N], NO_GOLD)
+    return TopK(
+        ids_NK=order_NQ.astype(np.int32),
+        logp_NK=np.take_along_axis(logp_NQ, order_NQ, 1).astype(np.float32),
+        tail_N=np.full(n, -np.inf, np.float32),
+        gold_N=gold_N.astype(np.int32),
+        gold_logp_N=np.where(gold_N >= 0, logp_NQ[np.arange(n), gold_N], -np.inf).astype(np.float32),
+    )
+
+
+def _pairs(a: LabelReader, b: LabelReader, names: Sequence[str], tying: Tying | None) -> Iterator[tuple[int, TopK, TopK]]:
+    """(number of utterances, rows of A, rows of B at the same positions)."""
+    left, right = a.block(names), b.block(names)
+    if tying is None:
+        yield len(names), left.topk, right.topk
+        return
+    for number in range(len(names)):
+        senones, phones = left.utterance(number), right.utterance(number)
+        phone_P, place_U, _ = split_senones(senones.gold_N, tying.phone_of_senone_V, tying.state_of_senone_V)
+        if np.array_equal(phone_P, phones.gold_N):
+            yield 1, folded(senones, tying.phone_of_senone_V, len(b.spec.inventory)), phones[place_U]
+
+
+def compare(
+    path_a: Path | str, path_b: Path | str, *, tying: Tying | None = None, progress: Progress = no_progress
+) -> dict[str, Any]:
     """Figures of two stores on the utterances that both hold with the same unit sequence.
 
-    Raises UserError where their inventories differ or they share no utterance.
+    `tying`: A holds senones of it and B its phones: A's rows are folded to phones, and B's are repeated for each state. A senone teacher may
+    know other context than a phone teacher, so the two need not be equal; labels of other units, or shifted ones, show as agreement near chance.
+    Raises UserError where their inventories differ, one holds draws, or they share no utterance.
     """
     a, b = LabelReader.open(path_a), LabelReader.open(path_b)
-    if a.spec.inventory.digest != b.spec.inventory.digest:
-        digests = f"{a.spec.inventory.digest} and {b.spec.inventory.digest}"
-        raise UserError(f"stores to compare must have one unit inventory, but have those of the digests {digests}.")
+    found = [reader.spec.inventory.digest for reader in (a, b)]
+    wanted = [found[0]] * 2 if tying is None else [tying.inventories[level].digest for level in (SENONE, MONOPHONE)]
+    if found != wanted:
+        what = "one unit inventory" if tying is None else "the senones and the phones of the project's acoustic model"
+        raise UserError(f"stores to compare must have {what}, but have those of the digests {found[0]} and {found[1]}.")
     if "sample" in (a.spec.selection, b.spec.selection):
         raise UserError("stores to compare must hold top-k rows, but one holds samples.")
     in_both = [name for name in a.ids if name in b]
-    same = [name for name in in_both if a.unit_digest(name) == b.unit_digest(name)]
-    if not same:
-        raise UserError(f"stores to compare must share utterances with the same units, but {path_a} and {path_b} share none.")
-    v = len(a.spec.inventory)
-    sums = {"kl_ab": 0.0, "kl_ba": 0.0, "top1": 0.0, "shared_ids": 0.0}
+    same = [name for name in in_both if tying is not None or a.unit_digest(name) == b.unit_digest(name)]
+    v = len(b.spec.inventory)
+    sums = {"utterances": 0.0, "positions": 0.0, "kl_ab": 0.0, "kl_ba": 0.0, "top1": 0.0, "shared_ids": 0.0}
     quality: tuple[list[dict[str, float]], list[dict[str, float]]] = ([], [])
-    positions = 0
     for first in range(0, len(same), BATCH_UTTERANCES):
-        names = same[first : first + BATCH_UTTERANCES]
-        left, right = a.block(names).topk, b.block(names).topk
-        positions += len(left)
-        if len(left):
-            sums["kl_ab"] += float(kl(left, right, v).sum())
-            sums["kl_ba"] += float(kl(right, left, v).sum())
-            sums["top1"] += float((left.ids_NK[:, 0] == right.ids_NK[:, 0]).sum())
-            shared = np.sort(np.concatenate([left.ids_NK, right.ids_NK], axis=1), axis=1)
-            sums["shared_ids"] += float((shared[:, 1:] == shared[:, :-1]).sum()) / min(left.k, right.k)
-        quality[0].append(quality_of(left))
-        quality[1].append(quality_of(right))
+        for utterances, left, right in _pairs(a, b, same[first : first + BATCH_UTTERANCES], tying):
+            sums["utterances"] += utterances
+            sums["positions"] += len(left)
+            if len(left):
+                sums["kl_ab"] += float(kl(left, right, v).sum())
+                sums["kl_ba"] += float(kl(right, left, v).sum())
+                sums["top1"] += float((left.ids_NK[:, 0] == right.ids_NK[:, 0]).sum())
+                shared = np.sort(np.concatenate([left.ids_NK, right.ids_NK], axis=1), axis=1)
+                sums["shared_ids"] += float((shared[:, 1:] == shared[:, :-1]).sum()) / min(left.k, right.k)
+            quality[0].append(quality_of(left))
+            quality[1].append(quality_of(right))
         progress(min(first + BATCH_UTTERANCES, len(same)), len(same))
+    utterances, positions = int(sums["utterances"]), int(sums["positions"])
+    if not utterances:
+        raise UserError(f"stores to compare must share utterances with the same units, but {path_a} and {path_b} share none.")
     many = max(1, positions)
     return {
-        "utterances": len(same),
+        "utterances": utterances,
         "only_in_a": len(a) - len(in_both),
         "only_in_b": len(b) - len(in_both),
-        "other_units": len(in_both) - len(same),
+        "other_units": len(in_both) - utterances,
         "positions": positions,
         "kl_ab": sums["kl_ab"] / many,
         "kl_ba": sums["kl_ba"] / many,

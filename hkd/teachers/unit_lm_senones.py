@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save
 
 from hkd.errors import UserError
 from hkd.files import write_bytes
+from hkd.units.tying import split_senones
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -42,15 +43,8 @@ class SenoneMap:
         return int(self.state_of_V.max()) + 1
 
     def split(self, unit_U: NDArray[np.int32]) -> tuple[Ints, Ints, Ints]:
-        """Senones → (phone_P, place_U: the phone that each position belongs to, state_U).
-
-        A new phone begins where the phone changes or the state's number does not rise.
-        """
-        unit = np.asarray(unit_U, np.int64)
-        phone, state = self.phone_of_V[unit], self.state_of_V[unit]
-        begins = np.ones(len(unit), np.bool_)
-        begins[1:] = (phone[1:] != phone[:-1]) | (state[1:] <= state[:-1])
-        return phone[begins], np.cumsum(begins) - 1, state
+        """As `hkd.units.tying.split_senones`: phone_P, place_U, state_U."""
+        return split_senones(unit_U, self.phone_of_V, self.state_of_V)
 
 
 class SenoneCounts:

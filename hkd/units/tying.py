@@ -136,6 +136,16 @@ def _parse(data: bytes) -> ModelDefinition:
     )
 
 
+def split_senones(
+    senone_U: NDArray[Any], phone_of_V: NDArray[Any], state_of_V: NDArray[Any]
+) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[Any]]:
+    """Senones → (phone_P, place_U: the phone that each belongs to, state_U). A phone begins where it changes or the state does not rise."""
+    phone_U, state_U = phone_of_V[senone_U], state_of_V[senone_U]
+    begins_U = np.ones(len(phone_U), np.bool_)
+    begins_U[1:] = (phone_U[1:] != phone_U[:-1]) | (state_U[1:] <= state_U[:-1])
+    return phone_U[begins_U], np.cumsum(begins_U) - 1, state_U
+
+
 class Tying(ABC):
     """Pronunciations → phones and senones, and the inventories of these."""
 

@@ -1,4 +1,4 @@
-"""`hkd align --from`, `hkd units check`: exit codes, one line each, and a project that takes a tool's units along."""
+"""`hkd align --from`: exit codes, one line each, and a project that takes a tool's units along."""
 
 import json
 import shutil

@@ -167,7 +167,7 @@ def test_a_terminal_that_is_not_unicode_gets_replacements(prepared: Path, termin
     value = run("-m", "hkd", "units", "show", "the number", "--json", cwd=prepared, **terminal)
     symbols = json.loads(value.stdout)["subword"]
     assert "".join(symbols).startswith("▁the")  # escapes, which say the same to a machine
-    refused = run("-m", "hkd", "units", "check", "ünbekannt▁", cwd=prepared, **terminal)
+    refused = run("-m", "hkd", "labels", "show", "ünbekannt▁", cwd=prepared, **terminal)
     assert refused.returncode == 2
     assert "Traceback" not in refused.stderr
 

@@ -1,14 +1,19 @@
 """Comparing two teachers."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from hkd.errors import UserError
-from hkd.labels.ops import compare, kl
+from hkd.labels.ops import compare, folded, kl
+from hkd.labels.store import LabelReader
 from hkd.sparse import TopK
+from hkd.testing.labelled import label_folder
 from hkd.testing.store import inventory, random_rows, random_topk, spec_for, write_store
+from hkd.units.level import MONOPHONE, SENONE
+from hkd.units.tying import StateTying
 
 
 def dense(topk: TopK) -> np.ndarray:  # type: ignore[type-arg]
@@ -46,3 +51,29 @@ def test_two_teachers(tmp_path: Path) -> None:
     write_store(tmp_path / "c", spec_for(20, k=20, inventory=inventory(21)), random_rows(spec_for(21, k=20), [9]))
     with pytest.raises(UserError, match="one unit inventory"):
         compare(tmp_path / "a", tmp_path / "c")
+
+
+def test_mass_folds_as_a_dense_sum_says() -> None:
+    phone_of_V = np.random.default_rng(0).integers(0, 7, 40).astype(np.int32)
+    spec = spec_for(40, k=40)
+    rows = random_topk(spec, 30, np.random.default_rng(1))
+    dense_NV = np.exp(dense(rows))
+    wanted_NQ = np.stack([dense_NV[:, phone_of_V == phone].sum(1) for phone in range(7)], 1)
+    found = folded(rows, phone_of_V, 7)
+    np.testing.assert_allclose(np.exp(dense(found)), wanted_NQ, rtol=1e-5)
+    few = folded(random_topk(spec_for(40, k=3), 30, np.random.default_rng(1)), phone_of_V, 7)
+    np.testing.assert_allclose(np.exp(few.logp_NK).sum(1), 1, rtol=1e-5)
+    assert np.isfinite(few.logp_NK).all()  # the tail is shared out
+
+
+def test_senones_fold_to_the_phones_of_their_transcript(prepared: Path, tmp_path: Path) -> None:
+    shutil.copytree(prepared, tmp_path / "p")
+    label_folder(tmp_path / "p", levels=(SENONE, MONOPHONE), k={SENONE: 8, MONOPHONE: 42})
+    fine, coarse = (tmp_path / "p" / "shards" / level for level in (SENONE, MONOPHONE))
+    found = compare(fine, coarse, tying=StateTying())
+    assert found["utterances"] == len(LabelReader.open(fine))
+    assert found["positions"] == LabelReader.open(fine).length_B.sum()
+    assert found["top1_agreement"] > 0.5  # both made-up teachers are mostly sure of the reference
+    assert 0 < found["kl_ab"] < 10
+    with pytest.raises(UserError, match="senones and the phones of the project"):
+        compare(coarse, fine, tying=StateTying())
