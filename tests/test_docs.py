@@ -23,6 +23,8 @@ vocab_size = 60
 [lm.senone]
 loop = {max_steps = 3}
 max_scored_positions = 20
+[lm.subword]
+loop = {max_steps = 3}
 [train]
 batch_seconds = 8.0
 encoder = {d_model = 16, num_layers = 3, num_heads = 2}
@@ -61,7 +63,8 @@ def speech(tmp_path: Path, tiny_manifest: Path) -> Path:
         shutil.copy(utterance.audio_filepath, folder / f"{name}.wav")
         (folder / f"{name}.txt").write_text(utterance.text)
     (tmp_path / "hkd.toml").write_text(SETTINGS)
-    (tmp_path / "sentences.txt").write_text("".join(f"{u.text}\nThe red door is open today.\n" for u in read(tiny_manifest)))
+    texts = [u.text for u in read(tiny_manifest)]
+    (tmp_path / "sentences.txt").write_text("".join(f"{text}\n{' '.join(reversed(text.strip('.').split()))}\n" for text in texts))
     return tmp_path
 
 

@@ -75,7 +75,7 @@ def _prepare_text(
     emit(value, json_, lambda value: f"{value['manifest']}: {value['sentences']} sentences, {value['outcome']}")
     for line in report.note_lines():
         say(f"Note: {line}.")
-    say(f"Next: hkd lm train --manifest {path} --transcripts cross-fit, then hkd teacher-dump --text")
+    say(f"Next: hkd lm train --unit subword --manifest {path} --transcripts cross-fit --name text, then hkd teacher-dump --text")
 
 
 def prepare(

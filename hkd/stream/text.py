@@ -156,10 +156,9 @@ class TextMaker:
         levels = {*self.hard, *(self.join.stores[name].level for name in self.soft)}
         placed = {
             level: [self._place(int(row), s, level) for row, s in zip(rows, said, strict=True)]
-            for level in levels | set(self.heads.values())
-            if level not in SPELLED
+            for level in {MONOPHONE, *levels, *self.heads.values()}.difference(SPELLED)
         }
-        spoken = [self._spoken(utterance, s, int(row)) for utterance, s, row in zip(chosen, said, rows, strict=True)]
+        spoken = [self._spoken(*parts) for parts in zip(chosen, said, placed[MONOPHONE], strict=True)]
         hard, soft = {}, {}
         for level, slots in self.hard.items():
             found = [self.join.spelled(r, level) for r in spoken] if level in SPELLED else [p.positions for p in placed[level]]
@@ -233,17 +232,15 @@ class TextMaker:
         )
         return Placed(positions, said.word_P[of_Q], said.masked_P[of_Q])
 
-    def _spoken(self, utterance: Utterance, said: Said, row: int) -> UtteranceAlignment:
+    def _spoken(self, utterance: Utterance, said: Said, phones: Placed) -> UtteranceAlignment:
         """The sentence as an aligned utterance: words and phones."""
         begins_P = np.append(True, said.word_P[1:] != said.word_P[:-1])
         word_tier = Tier(
             unit_U=said.word_P[begins_P].astype(np.int32),
             start_U1=np.append(said.bound_P1[:-1][begins_P], said.bound_P1[-1]).astype(np.int32),
         )
-        phones = Tier(unit_U=self._place(row, said, MONOPHONE).positions.unit_U, start_U1=said.bound_P1.astype(np.int32))
-        return UtteranceAlignment(
-            id=utterance.id, words=self.join.words(utterance), word_tier=word_tier, tiers={MONOPHONE: phones}
-        )
+        tier = Tier(unit_U=phones.positions.unit_U, start_U1=said.bound_P1.astype(np.int32))
+        return UtteranceAlignment(id=utterance.id, words=self.join.words(utterance), word_tier=word_tier, tiers={MONOPHONE: tier})
 
     def _heard(self, head: str, said: Sequence[Said], placed: Sequence[Placed]) -> Tensor:
         """p_BTV of a head, zeros past the end."""

@@ -83,7 +83,7 @@ def difference(a: Cell, b: Cell) -> str:
     (errors_a, words), (errors_b, _) = a.pooled(seeds), b.pooled(seeds)
     found = paired_bootstrap(errors_a, errors_b, words, group_N=a.blocks)
     relative = 100 * (sum(errors_a) / sum(errors_b) - 1)
-    return f"{100 * (sum(errors_a) - sum(errors_b)) / sum(words):+.2f}, {relative:+.1f} % ({f'{found.p:.3f}' if found is not None else '–'})"
+    return f"{100 * (sum(errors_a) - sum(errors_b)) / sum(words):+.2f}, {relative:+.1f} % ({f'{max(found.p, 0.001):.3f}' if found is not None else '–'})"
 
 
 def main(name: str) -> None:
