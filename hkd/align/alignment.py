@@ -6,11 +6,13 @@
 - A unit sequence is a tier collapsed to its unit ids without silence, one position a segment.
 """
 
+import itertools
 import json
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate, chain, islice
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from hkd.errors import UserError
 from hkd.files import atomic_write, digest_of
 from hkd.units.inventory import UnitInventory
 from hkd.units.level import MONOPHONE
+from hkd.units.text import text_digest
 
 METADATA_KEY = b"hkd_alignment"
 _BATCH_ROWS = 1024  # utterances in a batch of the file
@@ -190,6 +193,10 @@ class Alignment:
     def __contains__(self, utterance_id: object) -> bool:
         return utterance_id in self._row_of
 
+    def row(self, utterance_id: str) -> int | None:
+        """The place of an utterance among the ids; None where it has no alignment."""
+        return self._row_of.get(utterance_id)
+
     def __len__(self) -> int:
         return len(self._row_of)
 
@@ -243,6 +250,22 @@ class Alignment:
             counts.append(np.diff(before[at_R1 - at_R1[0]]))
             kept.append(unit[at_R1[0] : at_R1[-1]][keep])
         return np.cumsum(np.concatenate(counts)), np.concatenate(kept)
+
+    def sequence_digests(self, level: str) -> list[bytes]:
+        """`sequence_digest` of every utterance's units of a level, in the order of the ids."""
+        offset_N1, unit = self.unit_sequences(level)
+        return [sequence_digest(unit[a:b]) for a, b in itertools.pairwise(offset_N1.tolist())]
+
+    @cached_property
+    def text_digests(self) -> list[bytes]:
+        """`hkd.units.text.text_digest` of every utterance's words, in the order of the ids."""
+        return [text_digest(spoken) for batch in self._batches for spoken in batch["words"].to_pylist()]
+
+    @cached_property
+    def frames_N(self) -> NDArray[np.int32]:
+        """10 ms frames of every utterance, in the order of the ids."""
+        tiers = [self._arrays(batch, "word")[2:] for batch in range(len(self._batches))]
+        return np.concatenate([np.zeros(0, np.int32), *(start[at_R1[1:] - 1] for at_R1, start in tiers)])
 
     @property
     def digest(self) -> str:

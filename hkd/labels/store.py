@@ -28,10 +28,11 @@ from hkd.labels import format as files
 from hkd.labels.codec import Decoded, block_cuts, decode, decoded_bytes, gather
 from hkd.labels.folder import StoreFolder, store_folder
 from hkd.labels.format import DIGEST_BYTES, INDEX_KEY, INDEX_SCHEMA, DamagedShardError, LabelBlock, ShardFile, StoreSpec, rows_of
-from hkd.remote import HUB, Remote, hub_parts, location
+from hkd.remote import HUB, Remote, cached, hub_parts, location
 
 CACHE_BYTES = 256 << 20
 OPEN_SHARDS = 128
+KEPT = "labels/kept"  # in the cache: the ids that rows keep, by the store's digest
 NO_BLOCK = -1  # of an utterance without positions
 IDS_PER_LOOKUP = 128  # to look one id up in the index takes as long as to put so many into a dictionary
 
@@ -129,11 +130,19 @@ class LabelReader:
 
     def unit_digest(self, utterance_id: str) -> bytes:
         """8 bytes of the SHA-256 of its unit sequence, as hkd.align.alignment.sequence_digest gives them."""
-        return bytes(self._index["unit_digest"][self.row(utterance_id)].as_py())
+        return self._unit_digests[self.row(utterance_id)]
 
     def text_digest(self, utterance_id: str) -> bytes:
         """8 bytes of the SHA-256 of its normalised transcript."""
-        return bytes(self._index["text_digest"][self.row(utterance_id)].as_py())
+        return self._text_digests[self.row(utterance_id)]
+
+    @cached_property
+    def _unit_digests(self) -> list[bytes]:
+        return list(self._index["unit_digest"].to_pylist())
+
+    @cached_property
+    def _text_digests(self) -> list[bytes]:
+        return list(self._index["text_digest"].to_pylist())
 
     @property
     def decoded_bytes(self) -> int:
@@ -235,8 +244,15 @@ class LabelReader:
         )
 
     def kept_ids(self) -> NDArray[np.int64]:
-        """The unit ids that any row keeps, and gold units, sorted. Reads the whole store, once."""
-        return self._kept_ids
+        """The unit ids that any row keeps, and gold units, sorted. The whole store is read for it, once on this machine."""
+
+        def fetch(part: Path) -> None:
+            with part.open("xb") as file:
+                np.save(file, self._kept_ids)
+
+        with contextlib.suppress(HkdError):
+            return np.asarray(np.load(cached(KEPT, f"{digest_of_store(self)}.npy", fetch)), np.int64)
+        return self._kept_ids  # without a cache, or from a damaged store: that raises again
 
     @cached_property
     def _kept_ids(self) -> NDArray[np.int64]:

@@ -18,10 +18,18 @@ from hkd.artefact import flatten
 from hkd.errors import HkdError, UserError
 from hkd.files import digest_of_json, lock, write_json
 
+IDENTITY = "identity.json"
+
+
+def begun_with(folder: Path) -> dict[str, Any]:
+    """What a run's folder says it began with; nothing where it did not begin."""
+    path = folder / IDENTITY
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+
 
 def claim(folder: Path, identity: Mapping[str, Any]) -> str:
     """Write identity.json, or hold what is there against it; returns the digest. Raises UserError naming what differs."""
-    path = folder / "identity.json"
+    path = folder / IDENTITY
     identity = json.loads(json.dumps(identity))
     if not path.exists():
         write_json(path, identity)

@@ -193,49 +193,53 @@ class Join:
         self,
         utterances: Iterable[Utterance],
         *,
-        num_frames: Callable[[Utterance], int] | None = None,
+        num_frames: Mapping[str, int] | None = None,
         sequences: Mapping[str, Sequence[NDArray[np.int32]]] | None = None,
-    ) -> None:
-        """Hold every utterance's transcript and unit sequences against alignment and stores. Raises UserError at the first misfit.
+    ) -> dict[str, int]:
+        """Hold every utterance's transcript and unit sequences against alignment and stores.
 
-        sequences: at aligned levels, the unit sequences of utterances that are not aligned, in the order of the utterances.
+        num_frames: id → 10 ms frames of the sound. sequences: at aligned levels, the unit sequences of utterances that are not aligned, in the
+        order of the utterances. Returns id → encoder frames that CTC needs for its subwords (none where the student has no subwords).
+        Raises UserError at the first misfit.
         """
-        for row_number, utterance in enumerate(utterances):
-            said = self.words(utterance)
-            if self.aligned(utterance.id):
-                assert self.alignment is not None
-                row = self.alignment[utterance.id]
-                if row.words != said:
-                    _refuse_text(utterance.id, "aligned", text_digest(row.words), text_digest(said), "Run `hkd align` again.")
-                if num_frames is not None and abs(row.num_frames - num_frames(utterance)) > 5:
+        aligned, needed = self.alignment, dict[str, int]()
+        levels = {store.level for store in self.stores.values() if store.own_units}.difference(SPELLED)
+        known = {level: aligned.sequence_digests(level) for level in levels} if aligned is not None else {}
+        for number, utterance in enumerate(utterances):
+            name, said = utterance.id, words(utterance.text)
+            text, row = text_digest(said), None if aligned is None else aligned.row(name)
+            digests = {level: sequence_digest(units[number]) for level, units in (sequences or {}).items()}
+            if aligned is not None and row is not None:
+                digests |= {level: found[row] for level, found in known.items()}
+                if aligned.text_digests[row] != text:
+                    _refuse_text(name, "aligned", aligned.text_digests[row], text, "Run `hkd align` again.")
+                if num_frames is not None and abs(int(aligned.frames_N[row]) - num_frames[name]) > 5:
                     raise UserError(
-                        f"utterance '{utterance.id}': the alignment must cover its {num_frames(utterance)} frames, but covers "
-                        f"{row.num_frames}. Run `hkd align` again."
+                        f"utterance '{name}': the alignment must cover its {num_frames[name]} frames, but covers {aligned.frames_N[row]}. "
+                        "Run `hkd align` again."
                     )
-            for name, store in self.stores.items():
-                if store.labels(utterance.id):
-                    given = (sequences or {}).get(store.level)
-                    self._check_store(utterance.id, name, store, said, None if given is None else given[row_number])
+            if SUBWORD in self._spellings:
+                target_U = self.subwords.encode(said)[0]
+                needed[name] = len(target_U) + int((target_U[1:] == target_U[:-1]).sum())
+                digests[SUBWORD] = sequence_digest(target_U)
+            for store in self.stores.values():
+                if store.labels(name):
+                    self._check_store(name, store, said, text, digests)
+        return needed
 
-    def _check_store(
-        self, utterance_id: str, name: str, store: JoinedStore, said: tuple[str, ...], given_U: NDArray[np.int32] | None
-    ) -> None:
-        again = f"Run `hkd teacher-dump` for '{name}' again."
-        there, here = store.reader.text_digest(utterance_id), text_digest(said)
-        if there != here:
-            _refuse_text(utterance_id, f"labelled in store '{name}'", there, here, again)
-        spelled = store.level in SPELLED
-        if not store.own_units or (not spelled and given_U is None and not self.aligned(utterance_id)):
+    def _check_store(self, name: str, store: JoinedStore, said: Sequence[str], text: bytes, digests: dict[str, bytes]) -> None:
+        """digests: level → digest of the utterance's units, of those levels that it has."""
+        again = f"Run `hkd teacher-dump` for '{store.name}' again."
+        if (there := store.reader.text_digest(name)) != text:
+            _refuse_text(name, f"labelled in store '{store.name}'", there, text, again)
+        if not store.own_units or (store.level not in SPELLED and store.level not in digests):
             return
-        if spelled:
-            unit_U = self.spelling(store.level).encode(said)[0]
-        else:
-            unit_U = self._positions(utterance_id, name).unit_U if given_U is None else given_U
-        there, here = store.reader.unit_digest(utterance_id), sequence_digest(unit_U)
-        if there != here:
-            source = f"{store.level} model" if spelled else "alignment"
+        if store.level not in digests:
+            digests[store.level] = sequence_digest(self.spelling(store.level).encode(said)[0])
+        if (there := store.reader.unit_digest(name)) != (here := digests[store.level]):
+            source = f"{store.level} model" if store.level in SPELLED else "alignment"
             raise UserError(
-                f"utterance '{utterance_id}': the {source} must give the {store.level} sequence that label store '{name}' was made "
+                f"utterance '{name}': the {source} must give the {store.level} sequence that label store '{store.name}' was made "
                 f"for, digest {there.hex()}, but gives {here.hex()} instead. {again}"
             )
 
@@ -307,17 +311,22 @@ def covering(
 
 
 SHOWN = 5
+SAMPLED = 2000  # utterances whose slots are counted
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LevelCoverage:
-    """What one head's labels cover. `unplaced`: positions between slot middles, which no slot carries (at speed 1)."""
+    """What one head's labels cover. Positions and slots are counted of `sampled` utterances, the same for all heads.
+
+    `unplaced`: positions between slot middles, which no slot carries (at speed 1).
+    """
 
     head: str
     level: str
     utterances: int
     covered: int
     missing: tuple[str, ...]  # some ids
+    sampled: int
     positions: int
     unplaced: int
     slots: int
@@ -346,8 +355,9 @@ class Coverage:
         """A line a head."""
         lines = [f"{self.utterances} utterances, {self.frames / 6000:.1f} minutes"]
         for head in self.heads:
+            of = f" of {head.sampled} utterances" if head.sampled < head.utterances else ""
             lines.append(
-                f"  {head.head:<20} {head.share:7.1%} of utterances, {head.positions} positions"
+                f"  {head.head:<20} {head.share:7.1%} of utterances, {head.positions} positions{of}"
                 + (
                     f", {head.unplaced} of them without a slot ({head.unplaced / max(1, head.positions):.1%}), "
                     f"{head.labelled / head.slots:.1%} of slots labelled"
@@ -363,34 +373,37 @@ class Coverage:
 
 
 def measure(
-    join: Join, utterances: Sequence[Utterance], *, frames: Mapping[str, int], hard: Mapping[str, int], soft: Mapping[str, int]
+    join: Join,
+    utterances: Sequence[Utterance],
+    *,
+    frames: Mapping[str, int],
+    needed: Mapping[str, int],
+    hard: Mapping[str, int],
+    soft: Mapping[str, int],
 ) -> Coverage:
-    """frames: utterance → 10 ms frames; hard: level → slots; soft: store → slots."""
+    """frames: id → 10 ms frames; needed: id → encoder frames that CTC needs (`Join.check`); hard: level → slots; soft: store → slots."""
     heads = [_one(join, utterances, frames, f"hard {level}", level, None, slots) for level, slots in hard.items()]
     heads += [
         _one(join, utterances, frames, f"labels {name}", join.stores[name].level, name, slots) for name, slots in soft.items()
     ]
-    too_short = []
-    for utterance in utterances:
-        target_U = join.target(utterance)
-        needed = len(target_U) + int((target_U[1:] == target_U[:-1]).sum())
-        if num_encoder_frames(frames[utterance.id]) < needed:
-            too_short.append(utterance.id)
+    too_short = tuple(u.id for u in utterances if num_encoder_frames(frames[u.id]) < needed.get(u.id, 0))
     return Coverage(
-        heads=tuple(heads), utterances=len(utterances), frames=sum(frames[u.id] for u in utterances), too_short=tuple(too_short)
+        heads=tuple(heads), utterances=len(utterances), frames=sum(frames[u.id] for u in utterances), too_short=too_short
     )
 
 
 def _one(
     join: Join, utterances: Sequence[Utterance], frames: Mapping[str, int], head: str, level: str, store: str | None, slots: int
 ) -> LevelCoverage:
-    missing: list[str] = []
-    num_positions = unplaced = labelled = num_slots = 0
-    for utterance in utterances:
+    def has_labels(name: str) -> bool:
+        return (not slots or join.aligned(name)) and (store is None or join.stores[store].labels(name))
+
+    missing = [utterance.id for utterance in utterances if not has_labels(utterance.id)]
+    without, sample = set(missing), utterances[:: -(-len(utterances) // SAMPLED) or 1]
+    num_positions = unplaced = labelled = 0
+    for utterance in sample:
         name = utterance.id
-        num_slots += num_encoder_frames(frames[name]) * slots
-        if (slots and not join.aligned(name)) or (store is not None and not join.stores[store].labels(name)):
-            missing.append(name)
+        if name in without:
             continue
         if not slots:
             num_positions += len(join.target(utterance))
@@ -402,7 +415,8 @@ def _one(
         labelled += len(slot_M)
     return LevelCoverage(
         head=head, level=level, utterances=len(utterances), covered=len(utterances) - len(missing), missing=tuple(missing[:SHOWN]),
-        positions=num_positions, unplaced=unplaced, slots=num_slots, labelled=labelled,
+        sampled=len(sample), positions=num_positions, unplaced=unplaced, slots=sum(num_encoder_frames(frames[u.id]) * slots for u in sample),
+        labelled=labelled,
     )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from hkd.errors import UserError
 from hkd.features.pretrained import Upstream, local_encoder
 from hkd.files import digest_of, digest_of_file
 from hkd.labels.store import CACHE_BYTES, LabelReader, digest_of_store, store_folders
+from hkd.loop.record import begun_with
 from hkd.manifest import Manifest, Utterance
 from hkd.stream.join import Coverage, Join, measure
 from hkd.student.config import GONE
@@ -27,6 +28,7 @@ from hkd.units.text import normalisation
 
 log = logging.getLogger(__name__)
 
+COVERAGE = "coverage.json"
 NO_IDENTITY = ("loop", "workers", "features_mb", "features_cache")  # loop: has its own place; the others change the speed alone
 
 
@@ -43,11 +45,23 @@ class Data:
     left_out: tuple[str, ...]  # too long
     plan: Plan
     identity: dict[str, Any]
+    needed: dict[str, int] | None  # utterance → encoder frames that CTC needs; None where the inputs were checked before
     text: Text | None = None
 
 
-def open_data(config: TrainConfig, *, manifest: Path, alignment: Path | None, units: Path, labels: Path | str | None) -> Data:
-    """Open the inputs and check that they fit together. Raises UserError in one line where they do not."""
+def open_data(
+    config: TrainConfig,
+    *,
+    manifest: Path,
+    alignment: Path | None,
+    units: Path,
+    labels: Path | str | None,
+    run: Path | None = None,
+) -> Data:
+    """Open the inputs and check that they fit together. Raises UserError in one line where they do not.
+
+    run: the folder of a run; what it began with is not checked again.
+    """
     whole = manifests.read(manifest)
     subwords = SubwordModel(units / MODEL_FILE)
     readers, levels = _stores(config, labels, subwords)
@@ -70,7 +84,6 @@ def open_data(config: TrainConfig, *, manifest: Path, alignment: Path | None, un
     left_out = tuple(u.id for u in train if frames[u.id] > limit) + tuple(u.id for u in dev if frames[u.id] > dev_limit)
     train = [u for u in train if frames[u.id] <= limit]
     dev = [u for u in dev if frames[u.id] <= dev_limit]
-    join.check((*train, *dev), num_frames=lambda utterance: frames[utterance.id])
     identity: dict[str, Any] = {
         "train": _identity_of(config),
         "data": {
@@ -93,9 +106,13 @@ def open_data(config: TrainConfig, *, manifest: Path, alignment: Path | None, un
     if config.text.share:
         text = open_text(config, plan, join, units=units, readers=beside, heard=heard_by(plan, identity["data"]))
         identity["data"]["text"] = text.identity
+    checked = (
+        run is not None and (run / COVERAGE).exists() and begun_with(run).get("data") == json.loads(json.dumps(identity["data"]))
+    )
+    needed = None if checked else join.check((*train, *dev), num_frames=frames)
     return Data(
         config=config, needs=needs, join=join, train=train, dev=dev, frames=frames, left_out=left_out,
-        plan=plan, identity=identity, text=text,
+        plan=plan, identity=identity, needed=needed, text=text,
     )  # fmt: skip
 
 
@@ -188,7 +205,8 @@ def _num_frames(utterance: Utterance) -> int:
 
 def coverage_of(data: Data) -> Coverage:
     """How much of the training utterances each head has labels for."""
-    return measure(data.join, data.train, frames=data.frames, hard=data.plan.hard, soft=data.plan.soft)
+    assert data.needed is not None
+    return measure(data.join, data.train, frames=data.frames, needed=data.needed, hard=data.plan.hard, soft=data.plan.soft)
 
 
 def show_data(data: Data) -> str:

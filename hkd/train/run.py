@@ -1,6 +1,6 @@
 """train: stage two. Manifest, alignment, units and label stores → a run's folder with the exported student.
 
-runs/NAME/   config.toml  coverage.json  student.json  identity.json  metrics.jsonl  timing.jsonl  checkpoints/
+runs/NAME/   config.toml  coverage.json  cmvn.json  student.json  identity.json  metrics.jsonl  timing.jsonl  checkpoints/
              final.safetensors (heads too)  done.json  model/ (exported)
 
 Shape letters: B utterances, T frames, V classes.
@@ -12,6 +12,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,11 @@ from hkd.features.cache import FeatureCache, FeatureSource, Wanted, mean_and_std
 from hkd.files import digest_of_json, write_bytes, write_json
 from hkd.loop import fit
 from hkd.loop.checkpoint import load_model_tensors
-from hkd.loop.record import claim, finished, steps_done
+from hkd.loop.record import begun_with, claim, finished, steps_done
 from hkd.loop.run import identity_of
 from hkd.manifest import Utterance
 from hkd.progress import Progress, no_progress
-from hkd.stream.join import Coverage, require, runs_of
+from hkd.stream.join import require, runs_of
 from hkd.stream.loader import Batch, BatchMaker, Shares, batches
 from hkd.stream.plan import BatchPlan
 from hkd.stream.text import SpeechAndText, TextBatch
@@ -43,7 +44,7 @@ from hkd.student.model import Student
 from hkd.student.speech_encoder import SpeechEncoder, load_pretrained, save_pretrained
 from hkd.toml import to_toml
 from hkd.train.config import TrainConfig
-from hkd.train.data import Data, coverage_of, open_data
+from hkd.train.data import COVERAGE, Data, coverage_of, open_data
 from hkd.train.objectives import Term, describe_heads, objective_of
 from hkd.train.text import PREFIX, Text
 from hkd.units.level import SENONE
@@ -172,7 +173,8 @@ def in_order(maker: BatchMaker, batch_seconds: float, rank: int = 0, world_size:
 
 log = logging.getLogger(__name__)
 
-CMVN_UTTERANCES = 2000
+CMVN_SECONDS = 10_800.0  # of sound that mean and deviation are taken of
+CMVN = "cmvn.json"
 CTC_HOURS = 10  # two hours do not do (docs/results.md); 100 do in the field
 
 
@@ -209,7 +211,7 @@ def train(
     alignment, labels: where the objective needs them. Raises UserError for inputs that do not fit together or a folder of another
     run, Terminated on SIGTERM (state saved), HkdError where the loss is not finite.
     """
-    data = open_data(config, manifest=manifest, alignment=alignment, units=units, labels=labels)
+    data = open_data(config, manifest=manifest, alignment=alignment, units=units, labels=labels, run=folder)
     plan = BatchPlan(
         [data.frames[u.id] for u in data.train],
         batch_frames=config.batch_seconds * 100,
@@ -223,15 +225,21 @@ def train(
     done = finished(folder, whole)
     exported = folder / "model" / "student.json"
     if done is not None and exported.exists():
-        coverage = json.loads((folder / "coverage.json").read_text())
+        coverage = json.loads((folder / COVERAGE).read_text())
         parameters = json.loads((folder / "student.json").read_text())["parameters"]
         return TrainReport(
             folder=folder, steps=steps_done(folder), metrics=done, parameters=parameters, coverage=coverage, was_done=True
         )
-    coverage = coverage_of(data)
-    require(coverage, config.min_coverage)
-    for line in coverage.text().splitlines():
-        log.info("%s", line)
+    if begun_with(folder):
+        claim(folder, whole)
+    if data.needed is None:
+        coverage = json.loads((folder / COVERAGE).read_text())
+    else:
+        found = coverage_of(data)
+        require(found, config.min_coverage)
+        for line in found.text().splitlines():
+            log.info("%s", line)
+        coverage = found.to_json()
     hours = sum(data.frames[utterance.id] for utterance in data.train) / 360_000
     for line in [*contradictions(config, max_steps), *too_little(config, hours)]:
         log.warning("%s", line)
@@ -241,12 +249,12 @@ def train(
             len(data.left_out),
             data.left_out[0],
         )
-    task = make_task(data, plan, max_steps=loop.max_steps)
+    task = make_task(data, plan, max_steps=loop.max_steps, run=folder)
     parameters = task.student.num_exported() + data.plan.student.encoder.front_end.num_parameters
     main_process = os.environ.get("RANK", "0") == "0"
     if main_process:
         claim(folder, whole)
-        _write_settings(folder, data, coverage, parameters)
+        _write_settings(folder, data, task.student, coverage, parameters)
     metrics = fit(task, loop, folder, identity=data.identity, device=device, tensorboard=tensorboard, progress=progress)
     if main_process:
         export(folder, data, task.student, digest_of_json(whole))
@@ -255,7 +263,7 @@ def train(
         steps=steps_done(folder),
         metrics=metrics,
         parameters=parameters,
-        coverage=coverage.to_json(),
+        coverage=coverage,
         was_done=False,
     )
 
@@ -286,15 +294,18 @@ def too_little(config: TrainConfig, hours: float) -> list[str]:
     ]
 
 
-def make_task(data: Data, plan: BatchPlan, *, max_steps: int) -> StudentTask:
-    """The student with its features' mean and deviation, and what feeds it. Weights are a function of the seed alone."""
+def make_task(data: Data, plan: BatchPlan, *, max_steps: int, run: Path | None = None) -> StudentTask:
+    """The student with its features' mean and deviation, and what feeds it. Weights are a function of the seed alone.
+
+    run: the folder that mean and deviation are kept in, and taken from where the run goes on.
+    """
     config, front_end = data.config, data.plan.student.encoder.front_end
     features = _features(data)
     augment, mean_F = config.augment, torch.zeros(front_end.num_bins)
     if front_end.kind in ("wave", "upstream"):
         augment = replace(augment, freq_masks=0)  # a row's values are no bins
     if front_end.kind != "wave":
-        mean_F, std_F = mean_and_std([features(utterance) for utterance in data.train[:CMVN_UTTERANCES]])
+        mean_F, std_F = _mean_and_std(data, features, None if run is None else run / CMVN)
     torch.manual_seed(config.loop.seed)
     student = Student(data.plan.student)
     if isinstance(student.encoder, SpeechEncoder):
@@ -321,6 +332,30 @@ def make_task(data: Data, plan: BatchPlan, *, max_steps: int) -> StudentTask:
     )  # fmt: skip
 
 
+def _mean_and_std(data: Data, features: FeatureSource, kept: Path | None) -> tuple[Tensor, Tensor]:
+    """(mean_F, std_F) of a sample of the training features, in which every speaker has a part. Kept with the run."""
+    if kept is not None and data.needed is None and kept.exists():
+        return tuple(torch.tensor(values) for values in json.loads(kept.read_text()))  # type: ignore[return-value]
+    return mean_and_std([features(utterance) for utterance in sample_of_speakers(data.train, data.frames)])
+
+
+def sample_of_speakers(utterances: Sequence[Utterance], frames: Mapping[str, int]) -> list[Utterance]:
+    """All utterances where they last CMVN_SECONDS at most; else the speakers take turns, each in the given order, until they do."""
+    left = CMVN_SECONDS * 100
+    if sum(frames[u.id] for u in utterances) <= left:
+        return list(utterances)
+    by_speaker: dict[str | None, list[Utterance]] = {}
+    for utterance in utterances:
+        by_speaker.setdefault(utterance.speaker, []).append(utterance)
+    sample = []
+    for utterance in filter(None, chain.from_iterable(zip_longest(*by_speaker.values()))):
+        if left <= 0:
+            break
+        sample.append(utterance)
+        left -= frames[utterance.id]
+    return sample
+
+
 def _features(data: Data) -> FeatureSource:
     """From memory, and from disk where that is asked for; the disk is filled first, by all processes of the run."""
     config, front_end = data.config, data.plan.student.encoder.front_end
@@ -343,15 +378,17 @@ def _weight(config: TrainConfig, data: Data, term: str) -> float:
     return 1.0
 
 
-def _write_settings(folder: Path, data: Data, coverage: Coverage, parameters: int) -> None:
+def _write_settings(folder: Path, data: Data, student: Student, coverage: dict[str, Any], parameters: int) -> None:
     write_bytes(folder / "config.toml", to_toml(asdict(data.config)).encode())
-    write_json(folder / "coverage.json", coverage.to_json())
-    student = {
+    if not isinstance(student.encoder, SpeechEncoder):
+        write_json(folder / CMVN, [student.mean_F.tolist(), student.std_F.tolist()])
+    write_json(folder / COVERAGE, coverage)
+    described = {
         "config": config_to_json(data.plan.student),
         "heads": describe_heads(data.join, data.plan.student),
         "parameters": parameters,
     }
-    write_json(folder / "student.json", student)
+    write_json(folder / "student.json", described)
 
 
 def export(folder: Path, data: Data, student: Student, digest: str) -> None:

@@ -14,6 +14,7 @@
 The table [normalisation] of hkd.toml changes this for other corpora (`WordsConfig`); a digest of it is then part of the rule's name.
 """
 
+import hashlib
 import html
 import json
 import os
@@ -28,7 +29,7 @@ from typing import Any, Literal
 import regex
 
 from hkd.errors import UserError
-from hkd.files import digest_of, digest_of_json
+from hkd.files import digest_of_json
 
 NORMALISATION = "hkd-words-2"
 _PASSED_ON = "HKD_NORMALISATION"  # the environment of this process's own children: the table [normalisation], as JSON
@@ -301,7 +302,14 @@ def normalised_lines(texts: Iterable[str]) -> Iterator[str]:
 
 def text_digest(spoken: Iterable[str]) -> bytes:
     """The first 8 bytes of the SHA-256 of an utterance's normalised words: what a label store in any pieces is held against."""
-    return bytes.fromhex(digest_of(spoken)[:16])
+    return hashlib.sha256(b"".join(map(_framed, spoken))).digest()[:8]
+
+
+@lru_cache(maxsize=1 << 17)
+def _framed(word: str) -> bytes:
+    """A word after its length, as `hkd.files.digest_of` takes its parts in."""
+    data = word.encode()
+    return len(data).to_bytes(8, "little") + data
 
 
 def text_notes(texts: Iterable[str]) -> list[str]:

@@ -148,7 +148,7 @@ def test_an_utterance_that_was_left_out_of_the_dump_has_no_labels(labelled: Path
     checked(join)
     assert [join.stores["monophone"].labels(name) for name in ids] == [False, *(True for _ in others)]
     utterances = [join.manifest.by_id(name) for name in ids]
-    covered = measure(join, utterances, frames=dict.fromkeys(ids, 300), hard={}, soft={"monophone": 1}).heads[0]
+    covered = measure(join, utterances, frames=dict.fromkeys(ids, 300), needed={}, hard={}, soft={"monophone": 1}).heads[0]
     assert (covered.covered, covered.missing) == (len(others), (first.id,))
 
 
