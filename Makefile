@@ -48,7 +48,7 @@ bench-store: .venv-bench/.installed
 bench-dump-gpu: install  ## what teacher-dump gets out of a CUDA GPU; without one it says what it would measure
 	$(BIN)/python benchmarks/bench_dump_gpu.py
 
-bench-%: install     ## a benchmark: store, dump, train, align, architectures, cloze, lm-text, sparse-kl, passes, text-passes → benchmarks/results/
+bench-%: install     ## a benchmark: store, dump, train, start, align, architectures, cloze, lm-text, sparse-kl, passes, text-passes → benchmarks/results/
 	$(BIN)/python benchmarks/bench_$(subst -,_,$*).py
 
 clean:               ## remove what was made here, but not the caches in the home folder
