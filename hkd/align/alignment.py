@@ -188,6 +188,7 @@ class Alignment:
         self._batches: list[pa.RecordBatch] = table.to_batches()
         self._first_row = list(accumulate((len(batch) for batch in self._batches), initial=0))
         self._columns: dict[tuple[int, str], tuple[NDArray[np.int32], ...]] = {}
+        self._digests: dict[str, list[bytes]] = {}
         self._row_of = {name: row for row, name in enumerate(table["id"].to_pylist())}
 
     def __contains__(self, utterance_id: object) -> bool:
@@ -252,9 +253,11 @@ class Alignment:
         return np.cumsum(np.concatenate(counts)), np.concatenate(kept)
 
     def sequence_digests(self, level: str) -> list[bytes]:
-        """`sequence_digest` of every utterance's units of a level, in the order of the ids."""
-        offset_N1, unit = self.unit_sequences(level)
-        return [sequence_digest(unit[a:b]) for a, b in itertools.pairwise(offset_N1.tolist())]
+        """`sequence_digest` of every utterance's units of a level, in the order of the ids; computed once."""
+        if level not in self._digests:
+            offset_N1, unit = self.unit_sequences(level)
+            self._digests[level] = [sequence_digest(unit[a:b]) for a, b in itertools.pairwise(offset_N1.tolist())]
+        return self._digests[level]
 
     @cached_property
     def text_digests(self) -> list[bytes]:

@@ -106,8 +106,12 @@ def open_data(
     if config.text.share:
         text = open_text(config, plan, join, units=units, readers=beside, heard=heard_by(plan, identity["data"]))
         identity["data"]["text"] = text.identity
+    is_timed = all(u.duration is not None for u in (*train, *dev))  # else only the sound tells how long it is
     checked = (
-        run is not None and (run / COVERAGE).exists() and begun_with(run).get("data") == json.loads(json.dumps(identity["data"]))
+        is_timed
+        and run is not None
+        and (run / COVERAGE).exists()
+        and begun_with(run).get("data") == json.loads(json.dumps(identity["data"]))
     )
     needed = None if checked else join.check((*train, *dev), num_frames=frames)
     return Data(

@@ -1,9 +1,20 @@
 """What a run does before its first step, and what it does not do twice."""
 
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
+from hkd import manifest as manifests
+from hkd.config import build, merge
+from hkd.errors import UserError
 from hkd.manifest import Utterance
 from hkd.train import run
+from hkd.train.config import TrainConfig
+from hkd.train.data import open_data
+
+from .conftest import TINY
 
 
 def test_mean_and_deviation_are_of_all_speakers_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -14,3 +25,22 @@ def test_mean_and_deviation_are_of_all_speakers_in_turn(monkeypatch: pytest.Monk
     assert [utterance.id for utterance in run.sample_of_speakers(spoken, frames)] == ["a0", "b0", "c0", "a1", "b1"]
     nobody = [Utterance(id=str(n), text="a") for n in range(9)]
     assert run.sample_of_speakers(nobody, {utterance.id: 100 for utterance in nobody}) == nobody[:5]
+
+
+def test_what_a_run_began_with_is_checked_once_and_what_changed_is_checked_again(labelled: Path, tmp_path: Path) -> None:
+    project = shutil.copytree(labelled, tmp_path / "project")
+    config = build(TrainConfig, merge(TINY, {"objective": "hierarchical", "loop": {"max_steps": 2}}), where="train")
+    inputs = {"units": project / "units", "alignment": project / "alignment.arrow", "labels": project / "shards"}
+    folder = tmp_path / "run"
+    assert open_data(config, manifest=project / "manifest.jsonl", run=folder, **inputs).needed  # there is no run yet
+    run.train(config, folder, manifest=project / "manifest.jsonl", device="cpu", **inputs)
+    assert open_data(config, manifest=project / "manifest.jsonl", run=folder, **inputs).needed is None
+
+    utterances = list(manifests.read(project / "manifest.jsonl"))
+    edited = [replace(u, text=f"{u.text} today") if u.split == "train" else u for u in utterances]
+    manifests.write(project / "edited.jsonl", edited)
+    with pytest.raises(UserError, match="the transcript must be the one that was aligned"):
+        open_data(config, manifest=project / "edited.jsonl", run=folder, **inputs)
+    untimed = [replace(u, duration=None) for u in utterances]  # how long the sound is, its file alone tells
+    manifests.write(project / "untimed.jsonl", untimed)
+    assert open_data(config, manifest=project / "untimed.jsonl", run=folder, **inputs).needed
