@@ -15,6 +15,7 @@ On the CPU the time is the process's own (user + system), else the wall's after 
 
 import argparse
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -28,7 +29,6 @@ from common import RESULTS, bar, machine, save
 from hkd.config import build, merge
 from hkd.stream.plan import BatchPlan
 from hkd.testing.corpus import prepare_folder, tiny_corpus
-from hkd.testing.labelled import label_folder
 from hkd.train.config import TrainConfig
 from hkd.train.data import Data, open_data
 from hkd.train.run import StudentTask, make_task
@@ -47,6 +47,9 @@ BAR_RATE, BAR_READING, BAR_LOADER = 0.90, 0.02, 20.0
 
 def make_project(folder: Path, num_utterances: int) -> None:
     """A prepared folder with three label stores; made once and kept."""
+    sys.path.append(str(Path(__file__).parents[1] / "tests"))
+    from kit.labelled import label_folder
+
     if (folder / "made").exists():
         return
     shutil.rmtree(folder, ignore_errors=True)

@@ -17,9 +17,9 @@ import hkd
 from hkd.errors import UserError
 from hkd.lhotse import speed_of, with_labels
 from hkd.losses import sparse_kl
-from hkd.testing.labelled import label_folder
 from hkd.torch import Collator
 from hkd.units.text import normalisation
+from kit.labelled import label_folder
 
 NAMES = [
     "FrameLabels", "HkdError", "Project", "Student", "TimedUnits", "UserError", "losses", "open_labels", "open_project", "read_audio", "write_labels",

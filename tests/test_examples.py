@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hkd.testing.labelled import label_folder
+from kit.labelled import label_folder
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 LONGEST = 80

@@ -4,7 +4,6 @@ Use: `class TestMine(LabelStoreContract): backend = "mine"` in a test module; py
 """
 
 import hashlib
-import os
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
@@ -110,27 +109,6 @@ def write_store(path: Path | str, spec: StoreSpec, rows: dict[str, UtteranceLabe
         writer.write_shard(shard, [rows[name] for name in writer.shard_ids(shard)])
     writer.finish()
     return LabelReader.open(path)
-
-
-def write_in_another_process(path: str, log: str) -> None:
-    """Write the store of `killed_rows`, a line in `log` a shard that is published. For tests that kill it."""
-    spec, rows = killed_rows()
-    handle = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    os.write(handle, b"ready\n")
-    writer = LabelWriter.open(path, spec, rows)
-    for shard in writer.pending():
-        with writer.claim(shard) as mine:
-            if mine:
-                writer.write_shard(shard, [rows[name] for name in writer.shard_ids(shard)])
-                os.write(handle, f"{shard}\n".encode())
-    writer.finish()
-    os.write(handle, b"finished\n")
-
-
-def killed_rows() -> tuple[StoreSpec, dict[str, UtteranceLabels]]:
-    """Forty utterances in twenty shards."""
-    spec = spec_for(utterances_per_shard=2)
-    return spec, random_rows(spec, [9] * 40)
 
 
 def files_of(path: Path) -> dict[str, bytes]:

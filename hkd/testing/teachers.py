@@ -67,47 +67,38 @@ def _texts() -> list[str]:
 
 def tiny_config(kind: str, tokenizer: Any, *, positions: int = 64, width: int = 16, layers: int = 2, heads: int = 2) -> Any:
     """The architecture's own config, tiny; the vocabulary is 3 larger than the tokenizer's, as padded checkpoints have it."""
-    size = {"vocab_size": len(tokenizer) + 3, "hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads}
-    common: dict[str, Any] = {**size, "intermediate_size": 2 * width, "max_position_embeddings": positions}
-    ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
-    ids = {name: value for name, value in ids.items() if value is not None}
-    decoder = {**common, "num_key_value_heads": 1, "head_dim": width // heads, **ids}
-    if kind == "bert":
-        return transformers.BertConfig(**common, **ids)
-    if kind in ("roberta", "xlm-roberta"):
-        cls = transformers.RobertaConfig if kind == "roberta" else transformers.XLMRobertaConfig
-        return cls(**{**common, "max_position_embeddings": positions + 2}, **ids)
-    if kind == "deberta-v2":
-        relative = {
-            "relative_attention": True,
-            "pos_att_type": ["p2c", "c2p"],
-            "position_buckets": 8,
-            "norm_rel_ebd": "layer_norm",
-        }
-        return transformers.DebertaV2Config(**common, **relative, share_att_key=True, position_biased_input=False, **ids)
-    if kind == "electra":
-        return transformers.ElectraConfig(**common, embedding_size=12, **ids)
-    if kind == "modernbert":
-        ends = {"cls_token_id": tokenizer.cls_token_id, "sep_token_id": tokenizer.sep_token_id}
-        return transformers.ModernBertConfig(**common, **ends, local_attention=8, global_attn_every_n_layers=2, **ids)
-    if kind == "distilbert":
-        shape = {
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
+    given = {"vocab_size": len(tokenizer) + 3} | {name: value for name, value in ids.items() if value is not None}
+    if kind == "gpt2":
+        given |= {"n_embd": width, "n_layer": layers, "n_head": heads, "n_positions": positions}
+    elif kind == "distilbert":
+        given |= {
             "dim": width,
             "hidden_dim": 2 * width,
             "n_layers": layers,
             "n_heads": heads,
             "max_position_embeddings": positions,
         }
-        return transformers.DistilBertConfig(vocab_size=common["vocab_size"], **shape, pad_token_id=tokenizer.pad_token_id)
-    if kind == "gpt2":
-        shape = {"n_embd": width, "n_layer": layers, "n_head": heads, "n_positions": positions}
-        return transformers.GPT2Config(vocab_size=common["vocab_size"], **shape, **ids)
-    if kind == "gemma3":
-        return transformers.Gemma3TextConfig(**decoder, sliding_window=8)
-    if kind == "gemma2":
-        return transformers.Gemma2Config(**decoder, sliding_window=8, query_pre_attn_scalar=width // heads)
-    names = {"llama": "LlamaConfig", "qwen2": "Qwen2Config", "qwen3": "Qwen3Config", "mistral": "MistralConfig"}
-    return getattr(transformers, names[kind])(**decoder)
+    else:
+        room = positions + 2 if kind in ("roberta", "xlm-roberta") else positions
+        given |= {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads}
+        given |= {"intermediate_size": 2 * width, "max_position_embeddings": room}
+    if kind in CAUSAL and kind != "gpt2":
+        given |= {"num_key_value_heads": 1, "head_dim": width // heads}
+    own: dict[str, dict[str, Any]] = {
+        "deberta-v2": {
+            "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 8, "norm_rel_ebd": "layer_norm",
+            "share_att_key": True, "position_biased_input": False,
+        },
+        "electra": {"embedding_size": 12},
+        "modernbert": {
+            "cls_token_id": tokenizer.cls_token_id, "sep_token_id": tokenizer.sep_token_id, "local_attention": 8,
+            "global_attn_every_n_layers": 2,
+        },
+        "gemma3": {"sliding_window": 8},
+        "gemma2": {"sliding_window": 8, "query_pre_attn_scalar": width // heads},
+    }  # fmt: skip
+    return transformers.AutoConfig.for_model({"gemma3": "gemma3_text"}.get(kind, kind), **given, **own.get(kind, {}))
 
 
 def make_teacher_folder(folder: Path, kind: str, *, seed: int = 0, texts: Iterable[str] | None = None, **shape: int) -> Path:

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from hkd.cli.main import app
 from hkd.student.export import load_student
-from hkd.testing.labelled import label_folder
+from kit.labelled import label_folder
 
 TOML = """
 [train]

@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from hkd.files import lock
+from hkd.labels.format import StoreSpec, UtteranceLabels
 from hkd.labels.store import LabelReader
+from hkd.labels.writer import LabelWriter
+from hkd.testing.store import random_rows, spec_for
 
 Task = dict[str, Any]
 
@@ -45,3 +48,24 @@ def die_holding_lock(path: str, ready: Any) -> None:
     with lock(Path(path), wait=True):
         ready.set()
         os._exit(errno.EOWNERDEAD)
+
+
+def write_in_another_process(path: str, log: str) -> None:
+    """Write the store of `killed_rows`, a line in `log` a shard that is published. For tests that kill it."""
+    spec, rows = killed_rows()
+    handle = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(handle, b"ready\n")
+    writer = LabelWriter.open(path, spec, rows)
+    for shard in writer.pending():
+        with writer.claim(shard) as mine:
+            if mine:
+                writer.write_shard(shard, [rows[name] for name in writer.shard_ids(shard)])
+                os.write(handle, f"{shard}\n".encode())
+    writer.finish()
+    os.write(handle, b"finished\n")
+
+
+def killed_rows() -> tuple[StoreSpec, dict[str, UtteranceLabels]]:
+    """Forty utterances in twenty shards."""
+    spec = spec_for(utterances_per_shard=2)
+    return spec, random_rows(spec, [9] * 40)

@@ -10,10 +10,10 @@ from hkd.errors import UserError
 from hkd.labels.ops import compare, folded, kl
 from hkd.labels.store import LabelReader
 from hkd.sparse import TopK
-from hkd.testing.labelled import label_folder
 from hkd.testing.store import inventory, random_rows, random_topk, spec_for, write_store
 from hkd.units.level import MONOPHONE, SENONE
 from hkd.units.tying import StateTying
+from kit.labelled import label_folder
 
 
 def dense(topk: TopK) -> np.ndarray:  # type: ignore[type-arg]

@@ -20,17 +20,9 @@ from hkd.labels.store import LabelReader, open_stores, store_folders
 from hkd.labels.verify import repair, verify
 from hkd.labels.writer import LabelWriter
 from hkd.sparse import TopK
-from hkd.testing.store import (
-    files_of,
-    inventory,
-    killed_rows,
-    random_rows,
-    random_topk,
-    spec_for,
-    write_in_another_process,
-    write_store,
-)
+from hkd.testing.store import files_of, inventory, random_rows, random_topk, spec_for, write_store
 from hkd.topk import select_topk
+from kit.workers import killed_rows, write_in_another_process
 
 LENGTHS = [3, 0, 7, 12, 1, 30, 2, 2, 5, 6]
 
@@ -242,7 +234,7 @@ def test_threads_share_a_reader(tmp_path: Path) -> None:
 def other_process(store: Path, log: Path) -> Any:
     """Starts `write_in_another_process` in a process that forks from one where all is imported already."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["hkd.testing.store"])
+    context.set_forkserver_preload(["kit.workers"])
     process = context.Process(target=write_in_another_process, args=(str(store), str(log)))
     process.start()
     return process

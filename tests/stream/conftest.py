@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hkd.testing.labelled import label_folder
+from kit.labelled import label_folder
 
 
 @pytest.fixture(scope="session")

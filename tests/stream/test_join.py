@@ -20,11 +20,11 @@ from hkd.labels.store import open_stores
 from hkd.labels.writer import LabelWriter
 from hkd.manifest import Manifest, Utterance
 from hkd.stream.join import Join, measure, place
-from hkd.testing.labelled import label_folder
 from hkd.timebase import num_encoder_frames, retime
 from hkd.units.inventory import UnitInventory
 from hkd.units.subword import SubwordModel
 from hkd.units.text import text_digest, words
+from kit.labelled import label_folder
 
 
 def opened(folder: Path, **changes: Any) -> Join:

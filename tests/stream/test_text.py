@@ -16,8 +16,8 @@ from hkd.stream.join import Join
 from hkd.stream.loader import Shares
 from hkd.stream.plan import BatchPlan
 from hkd.stream.text import SpeechAndText, TextBatch, TextMaker, TextShares, encode
-from hkd.testing.labelled import label_folder
 from hkd.units.sequences import Units
+from kit.labelled import label_folder
 
 SENTENCES = ("the old dog", "a green door", "seven apples")
 

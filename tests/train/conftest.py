@@ -14,10 +14,10 @@ import pytest
 from hkd import manifest as manifests
 from hkd.config import build, merge
 from hkd.manifest import Utterance
-from hkd.testing.labelled import label_folder
 from hkd.train.bank import BankConfig, make_bank
 from hkd.train.config import TrainConfig
 from hkd.units.text import words
+from kit.labelled import label_folder
 
 TINY: dict[str, Any] = {
     "encoder": {"d_model": 16, "num_layers": 3, "num_heads": 2, "conv_kernel": 5, "dropout": 0.1},

@@ -14,12 +14,12 @@ from hkd.errors import UserError
 from hkd.stream.loader import Batch
 from hkd.student.export import load_student
 from hkd.student.model import StudentOutput
-from hkd.testing.labelled import label_folder
 from hkd.train import objectives
 from hkd.train.config import TrainConfig
 from hkd.train.data import open_data
 from hkd.train.objectives import Objective, needs_of, plan_student, register
 from hkd.train.run import contradictions, too_little, train
+from kit.labelled import label_folder
 
 STORES = {"senone": "senone", "monophone": "monophone", "subword": "subword", "bert": "subword"}
 THREE = {name: level for name, level in STORES.items() if name != "bert"}

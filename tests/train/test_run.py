@@ -19,10 +19,10 @@ from hkd.errors import UserError
 from hkd.features.fbank import log_mel
 from hkd.progress import Progress, no_progress
 from hkd.student.export import load_student
-from hkd.testing.labelled import label_folder
 from hkd.train.config import TrainConfig
 from hkd.train.data import Data, open_data, show_data
 from hkd.train.run import TrainReport, export_run, load_run, train
+from kit.labelled import label_folder
 
 Start = Callable[..., "subprocess.Popen[str]"]
 
