@@ -4,7 +4,6 @@ Columns: `id` and `num_positions` of the block's utterances, their digests (8 by
 a Zstandard frame of its bytes.
 """
 
-import hashlib
 import json
 import os
 import threading
@@ -27,7 +26,6 @@ from hkd.labels.format import (
     Planes,
     StoreSpec,
     Utterances,
-    Write,
     check_meta,
     check_size,
     shard_meta,
@@ -95,49 +93,26 @@ def _one_value(data: Any) -> Any:
     return pa.Array.from_buffers(pa.large_binary(), 1, [None, pa.py_buffer(np.array([0, buffer.size])), buffer])
 
 
-class ArrowBackend:
-    """Arrow IPC."""
-
-    def encode(
-        self, spec: StoreSpec, shard: int, utterances: Utterances, blocks: Iterable[Callable[[], Planes]], write: Write
-    ) -> tuple[memoryview, str]:
-        """A whole shard's bytes and their SHA-256; the same content gives the same bytes. Threads make and pack the blocks."""
-        schema = _schema(spec, shard)
-        cuts = block_cuts(utterances.length_B, spec.block_positions)
-        memory = pa.py_buffer(np.empty(_largest_size(spec, utterances), np.uint8))
-        sink, sha, done = pa.FixedSizeBufferWriter(memory), hashlib.sha256(), 0
-
-        def finish(start: int, stop: int) -> None:
-            piece = memoryview(memory)[start:stop]
-            sha.update(piece)
-            write(piece)
-
-        with pa.ipc.new_file(sink, schema) as writer, ThreadPoolExecutor(THREADS) as pool, ThreadPoolExecutor(1) as last:
-            pending: deque[Future[list[Any]]] = deque()
-            finished: list[Future[None]] = []
-            waiting = iter(blocks)
-            for a, b in pairwise(cuts):
-                pending.extend(pool.submit(_pack, spec, block) for block in islice(waiting, THREADS + AHEAD - len(pending)))
-                ends = pa.array([0, b - a], pa.int32())
-                arrays: list[Any] = [
-                    pa.ListArray.from_arrays(ends, utterances.id_array[a:b]),
-                    pa.ListArray.from_arrays(ends, pa.array(utterances.length_B[a:b], pa.int32())),
-                    pa.array([utterances.unit_digest_B8[a:b].tobytes()], pa.binary()),
-                    pa.array([utterances.text_digest_B8[a:b].tobytes()], pa.binary()),
-                    *map(_one_value, pending.popleft().result()),
-                ]
-                writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
-                finished.append(last.submit(finish, done, sink.tell()))
-                done = sink.tell()
-            writer.close()
-            finished.append(last.submit(finish, done, sink.tell()))
-            for future in finished:
-                future.result()
-            return memoryview(memory)[: sink.tell()], sha.hexdigest()
-
-    def open(self, path: Path, spec: StoreSpec, shard: int) -> "ArrowShard":
-        """Memory-map a shard. Raises DamagedShardError where it is none of this store."""
-        return ArrowShard(path, spec, shard)
+def encode_shard(spec: StoreSpec, shard: int, utterances: Utterances, blocks: Iterable[Callable[[], Planes]]) -> memoryview:
+    """See `format.Backend`. Threads make and pack the blocks."""
+    schema = _schema(spec, shard)
+    memory = pa.py_buffer(np.empty(_largest_size(spec, utterances), np.uint8))
+    sink = pa.FixedSizeBufferWriter(memory)
+    with pa.ipc.new_file(sink, schema) as writer, ThreadPoolExecutor(THREADS) as pool:
+        pending: deque[Future[list[Any]]] = deque()
+        waiting = iter(blocks)
+        for a, b in pairwise(block_cuts(utterances.length_B, spec.block_positions)):
+            pending.extend(pool.submit(_pack, spec, block) for block in islice(waiting, THREADS + AHEAD - len(pending)))
+            ends = pa.array([0, b - a], pa.int32())
+            arrays: list[Any] = [
+                pa.ListArray.from_arrays(ends, utterances.id_array[a:b]),
+                pa.ListArray.from_arrays(ends, pa.array(utterances.length_B[a:b], pa.int32())),
+                pa.array([utterances.unit_digest_B8[a:b].tobytes()], pa.binary()),
+                pa.array([utterances.text_digest_B8[a:b].tobytes()], pa.binary()),
+                *map(_one_value, pending.popleft().result()),
+            ]
+            writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
+    return memoryview(memory).cast("B")[: sink.tell()]
 
 
 class ArrowShard:
@@ -213,6 +188,9 @@ class ArrowShard:
     def _check_size(self, plane: str, wanted: int, size: int, verb: str) -> None:
         if size != wanted:
             raise DamagedShardError(self._path, f"plane {plane} must have {wanted} bytes, but {verb} {size}")
+
+
+open_shard = ArrowShard
 
 
 def _only_value(array: Any) -> pa.Buffer:

@@ -112,7 +112,7 @@ def describe(place: Path | str, spec: StoreSpec) -> dict[str, Any]:
     """The facts of a store: what `hkd labels info` prints. Reads the marks and report.json, no shard."""
     folder = store_folder(place)
     folder.load_spec()
-    return facts(spec, list(folder.marks(spec)), folder.report())
+    return facts(spec, list(folder.done(spec).values()), folder.report())
 
 
 def facts(spec: StoreSpec, done: Sequence[Mapping[str, Any]], report: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,23 +1,22 @@
 """A store's folder, on this machine or at a URL: where its files are read and published.
 
-- Both publish files whole. A folder of this machine also has locks; without them two writers at one URL may compute the same shard. The
-  first to publish it wins, and the other's mark is for the bytes that lie there.
+- Both publish files whole. A folder of this machine also has locks; without them two writers at one URL may compute the same shard. Each
+  looks again after its mark, which is for the bytes that lie there in the end.
 - A store at a URL is read as it was when it was opened: its marks are kept, and a shard is fetched into the cache when it is first asked
   for, and held against the SHA-256 of its mark. A store written again at its URL does not mix with it.
 """
 
 import contextlib
 import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow as pa
 
 from hkd.errors import HkdError, UserError
-from hkd.files import digest_of_file, lock, temporary, write_in_order
+from hkd.files import digest_of_file, lock, write_in_order
 from hkd.labels import format as files
 from hkd.labels.format import DamagedShardError, ShardFile, StoreSpec, backend_of, check_format, parse_index, parse_mark
 from hkd.remote import Remote, TooLargeError, cached, location
@@ -37,23 +36,6 @@ class LostShardError(HkdError):
     def __init__(self, kind: str, sentence: str) -> None:
         super().__init__(sentence)
         self.kind = kind
-
-
-class Draft:
-    """A file that grows under a temporary name, or (at a URL) nothing at all."""
-
-    def __init__(self, file: BinaryIO | None = None, path: Path = Path()) -> None:
-        self.path, self._file, self._size = path, file, 0
-
-    def write(self, data: Data) -> None:
-        """Add to it. The disk begins to write at once (Linux), so that publishing waits for less."""
-        if self._file is not None:
-            self._file.write(data)
-            self._file.flush()
-            if hasattr(os, "posix_fadvise"):
-                with contextlib.suppress(OSError):  # a hint, which not every kernel takes
-                    os.posix_fadvise(self._file.fileno(), self._size, len(data), os.POSIX_FADV_DONTNEED)
-            self._size += len(data)
 
 
 class StoreFolder:
@@ -101,23 +83,10 @@ class StoreFolder:
                 raise UserError(f"{path} must be a folder, but is a file. Give another folder.")
             return sorted(item.name for item in path.iterdir()) if path.is_dir() else []
 
-    def publish(self, named: Sequence[tuple[str, Data | Path]]) -> None:
-        """Write files over those of their names, none before those that it is named after. A path: a draft that becomes the file."""
+    def publish(self, named: Sequence[tuple[str, Data]]) -> None:
+        """Write files over those of their names, none before those that it is named after."""
         with self._writing():
             write_in_order([(self._root / name, data) for name, data in named])
-
-    @contextmanager
-    def draft(self, name: str) -> Iterator[Draft]:
-        """Begin a file whose bytes come one piece after another. A draft that is not published is removed."""
-        path = self._root / name
-        with self._writing():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part = temporary(path)
-            try:
-                with part.open("xb") as file:
-                    yield Draft(file, part)
-            finally:
-                part.unlink(missing_ok=True)
 
     def create(self, name: str, data: Data, *more: tuple[str, bytes]) -> bool:
         """Write a file that is not there yet, and `more` files after it; False, and nothing else, where it is there."""
@@ -183,9 +152,21 @@ class StoreFolder:
         data = self.mark_bytes(shard)
         return None if data is None else parse_mark(data, spec.digest, shard)
 
-    def marks(self, spec: StoreSpec) -> Iterator[Mapping[str, Any]]:
-        """The marks that count."""
-        return filter(None, (self.mark(spec, shard) for shard in range(spec.plan.num_shards)))
+    def done(self, spec: StoreSpec) -> dict[int, dict[str, Any]]:
+        """The marks of the shards that are done now: mark and file are there."""
+        there = set(self.names(files.DATA))
+        numbers = range(spec.plan.num_shards)
+        named = {files.mark_name(n): n for n in numbers if files.shard_name(spec, n).rpartition("/")[2] in there}
+        data = self.read_many([name for name in named if name.rpartition("/")[2] in there])
+        marks = {named[name]: parse_mark(found, spec.digest, named[name]) for name, found in data.items()}
+        return {shard: mark for shard, mark in marks.items() if mark is not None}
+
+    def is_done(self, spec: StoreSpec, shard: int) -> bool:
+        """Whether a shard has its mark and its file now."""
+        data = self.read(files.mark_name(shard), limit=MAX_MARK_BYTES)
+        return (
+            data is not None and parse_mark(data, spec.digest, shard) is not None and self.exists(files.shard_name(spec, shard))
+        )
 
     def report(self) -> dict[str, Any]:
         """The free figures in report.json; empty where there are none."""
@@ -212,7 +193,7 @@ class StoreFolder:
 
     def open_shard(self, spec: StoreSpec, shard: int) -> ShardFile:
         """Open a shard. Raises DamagedShardError, HkdError."""
-        return backend_of(spec).open(self.shard_file(spec, shard), spec, shard)
+        return backend_of(spec).open_shard(self.shard_file(spec, shard), spec, shard)
 
 
 class RemoteStoreFolder(StoreFolder):
@@ -235,14 +216,9 @@ class RemoteStoreFolder(StoreFolder):
     def names(self, folder: str = "") -> list[str]:
         return self._remote.names(folder)
 
-    def publish(self, named: Sequence[tuple[str, Data | Path]]) -> None:
+    def publish(self, named: Sequence[tuple[str, Data]]) -> None:
         for name, data in named:
-            assert not isinstance(data, Path)
             self._remote.write(name, data)
-
-    @contextmanager
-    def draft(self, name: str) -> Iterator[Draft]:
-        yield Draft()
 
     def create(self, name: str, data: Data, *more: tuple[str, bytes]) -> bool:
         if not self._remote.create(name, data):
@@ -317,7 +293,7 @@ class RemoteStoreFolder(StoreFolder):
         for attempt in range(ATTEMPTS):
             path = self.shard_file(spec, shard)
             try:
-                return backend_of(spec).open(path, spec, shard)
+                return backend_of(spec).open_shard(path, spec, shard)
             except DamagedShardError:
                 if path.exists() or attempt + 1 == ATTEMPTS:  # else it was dropped from the cache right now
                     raise

@@ -9,6 +9,7 @@
 Shape letters: B utterances, U positions of an utterance, N positions over all utterances, K kept ids.
 """
 
+import importlib
 import itertools
 import json
 import math
@@ -382,7 +383,6 @@ class LabelBlock:
 FREE_BYTES = 1 << 26  # a plane of a block may have so many bytes ...
 MAX_EXPANSION = 4096  # ... or, beyond that, so many times its compressed size
 Planes = dict[str, NDArray[Any]]
-Write = Callable[[memoryview], None]
 META_KEY = "hkd_label_shard"
 
 
@@ -429,18 +429,17 @@ class ShardFile(Protocol):
 
 
 class Backend(Protocol):
-    """A file format for shards."""
+    """A module that reads and writes shards in one file format."""
 
-    def encode(
-        self, spec: StoreSpec, shard: int, utterances: Utterances, blocks: Iterable[Callable[[], Planes]], write: Write
-    ) -> tuple[bytes | memoryview, str]:
-        """A whole shard's bytes and their SHA-256; the same content gives the same bytes.
+    def encode_shard(
+        self, spec: StoreSpec, shard: int, utterances: Utterances, blocks: Iterable[Callable[[], Planes]]
+    ) -> memoryview:
+        """A whole shard's bytes; the same content gives the same bytes.
 
-        `blocks` make the planes, cut as `block_cuts` says; each is called once, several may be at the same time. `write` gets the bytes,
-        too, piece by piece in their order, from any one thread.
+        `blocks` make the planes, cut as `block_cuts` says; each is called once, several may be at the same time.
         """
 
-    def open(self, path: Path, spec: StoreSpec, shard: int) -> ShardFile:
+    def open_shard(self, path: Path, spec: StoreSpec, shard: int) -> ShardFile:
         """Open a shard. Raises DamagedShardError where it is none of this store."""
 
 
@@ -463,13 +462,8 @@ def check_size(path: Path, num_bytes: int, stored_bytes: int) -> None:
 
 def backend_of(spec: StoreSpec) -> Backend:
     """The backend that a spec names."""
-    if spec.backend == "arrow":
-        from hkd.labels.arrow import ArrowBackend
-
-        return ArrowBackend()
-    from hkd.labels.zarr import ZarrBackend
-
-    return ZarrBackend()
+    module: Backend = importlib.import_module(f"hkd.labels.{spec.backend}")
+    return module
 
 
 # The index -----------------------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Writing a store: shard by shard, in any order, by any number of processes that share the plan.
 
 - A shard is published by temp file + fsync + rename, then its mark: JSON with size and SHA-256. Killed at any instant, a writer loses
-  at most the shards that it was at; `pending` lists those without a mark.
+  at most the shards that it was at; `pending` lists those that are not done.
 - A writer holds the lock of the shard that it writes (a file in .locks/), so that a file never gets another writer's mark.
 - The same rows give the same bytes.
 """
@@ -10,9 +10,7 @@ import contextlib
 import hashlib
 import itertools
 import json
-import logging
 import math
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -38,14 +36,13 @@ from hkd.labels.format import (
     differences,
     identity_of,
     index_bytes,
-    rows_of,
     sorted_ids,
 )
 from hkd.labels.store import index_table
 from hkd.remote import HUB
 from hkd.sparse import TopK
 
-logger = logging.getLogger(__name__)
+Sums = Mapping[str, float | None]
 
 
 class LabelWriter:
@@ -93,27 +90,12 @@ class LabelWriter:
 
     def is_done(self, shard: int) -> bool:
         """Whether the shard has its mark and its file."""
-        return self._mark(shard, self._folder.read(files.mark_name(shard))) is not None and self._folder.exists(
-            self._shard_name(shard)
-        )
+        return self._folder.is_done(self.spec, shard)
 
     def pending(self) -> list[int]:
-        """The shards without a mark."""
-        marks = self._marks()
-        return [shard for shard in range(self.spec.plan.num_shards) if shard not in marks]
-
-    def _marks(self) -> dict[int, dict[str, Any]]:
-        """The marks of the shards that are done."""
-        there = set(self._folder.names(files.DATA))
-        names = {
-            files.mark_name(n): n for n in range(self.spec.plan.num_shards) if self._shard_name(n).rpartition("/")[2] in there
-        }
-        found = self._folder.read_many([name for name in names if name.rpartition("/")[2] in there])
-        marks = {names[name]: self._mark(names[name], data) for name, data in found.items()}
-        return {shard: mark for shard, mark in marks.items() if mark is not None}
-
-    def _mark(self, shard: int, data: bytes | None) -> dict[str, Any] | None:
-        return None if data is None else files.parse_mark(data, self._digest, shard)
+        """The shards that are not done."""
+        done = self._folder.done(self.spec)
+        return [shard for shard in range(self.spec.plan.num_shards) if shard not in done]
 
     @contextmanager
     def claim(self, shard: int) -> Iterator[bool]:
@@ -131,19 +113,35 @@ class LabelWriter:
             finally:
                 self._claimed.discard(shard)
 
-    def write_shard(self, shard: int, rows: Iterable[UtteranceLabels], *, quality: Mapping[str, float] | None = None) -> None:
+    def write_shard(self, shard: int, rows: Iterable[UtteranceLabels], *, quality: Sums | None = None) -> None:
         """Publish a shard: exactly the utterances of `shard_ids`, in any order. A shard that is done is left as it is.
 
         `quality`: sums over the shard (None: computed here, see card.quality_of). Raises HkdError for rows that do not belong.
         """
         ordered = sorted(rows, key=lambda row: row.id)
         self._check_rows(shard, [row.id for row in ordered])
-        with contextlib.ExitStack() as stack:
-            if shard not in self._claimed:
-                stack.enter_context(self._folder.lock(f"{shard:05d}", wait=True))
-                if self.is_done(shard):
-                    return
-            self._write(shard, ordered, quality)
+        utterances = Utterances(
+            id_array=pa.array([row.id for row in ordered], pa.string()),
+            length_B=np.array([len(row.topk) for row in ordered], np.int64),
+            unit_digest_B8=np.frombuffer(b"".join(row.unit_digest for row in ordered), np.uint8).reshape(-1, 8),
+            text_digest_B8=np.frombuffer(b"".join(row.text_digest for row in ordered), np.uint8).reshape(-1, 8),
+        )
+        offset_B1 = utterances.offset_B1
+        cuts = block_cuts(utterances.length_B, self.spec.block_positions)
+
+        def planes(a: int, b: int) -> Planes:
+            word_N = np.concatenate([row.word_U for row in ordered[a:b]])
+            return encode(self.spec, [row.topk for row in ordered[a:b]], word_N, offset_B1[a : b + 1] - offset_B1[a])
+
+        if quality is None:
+            parts = (TopK.concatenate([row.topk for row in ordered[a:b]]) for a, b in itertools.pairwise(cuts))
+            quality = merge(map(quality_of, parts))
+        self._publish(shard, utterances, [partial(planes, a, b) for a, b in itertools.pairwise(cuts)], quality)
+
+    def copy_shard(self, shard: int, utterances: Utterances, blocks: list[Planes], quality: Sums) -> None:
+        """Publish planes as they are stored elsewhere: for conversion between backends."""
+        made = recut(self.spec, utterances, blocks)
+        self._publish(shard, utterances, [partial(dict, planes) for planes in made], quality)
 
     def _check_rows(self, shard: int, found: Sequence[str]) -> None:
         if not 0 <= shard < self.spec.plan.num_shards:
@@ -154,105 +152,40 @@ class LabelWriter:
             where = "is missing" if odd[0] in set(wanted) - set(found) else "does not belong there"
             raise HkdError(f"shard {shard} must hold exactly its {len(wanted)} utterances, but '{odd[0]}' {where}.")
 
-    def _write(self, shard: int, rows: list[UtteranceLabels], quality: Mapping[str, float] | None) -> None:
-        utterances = Utterances(
-            id_array=pa.array([row.id for row in rows], pa.string()),
-            length_B=np.array([len(row.topk) for row in rows], np.int64),
-            unit_digest_B8=np.frombuffer(b"".join(row.unit_digest for row in rows), np.uint8).reshape(-1, 8),
-            text_digest_B8=np.frombuffer(b"".join(row.text_digest for row in rows), np.uint8).reshape(-1, 8),
-        )
-        offset_B1 = utterances.offset_B1
-        cuts = block_cuts(utterances.length_B, self.spec.block_positions)
-        sums: list[dict[str, float]] = [{} for _ in cuts[1:]]
-
-        def planes(number: int) -> Planes:
-            a, b = cuts[number : number + 2]
-            topks, word_N = [row.topk for row in rows[a:b]], np.concatenate([row.word_U for row in rows[a:b]])
-            if quality is None:
-                sums[number] = quality_of(TopK.concatenate(topks))
-            return encode(self.spec, topks, word_N, offset_B1[a : b + 1] - offset_B1[a])
-
-        blocks = [partial(planes, number) for number in range(len(sums))]
-        self._publish(shard, utterances, blocks, lambda: merge(sums) if quality is None else quality)
-
-    def copy_shard(self, shard: int, utterances: Utterances, blocks: list[Planes], quality: Mapping[str, float | None]) -> None:
-        """Publish planes as they are stored elsewhere: for conversion between backends."""
-        made = [partial(_same, planes) for planes in recut(self.spec, utterances, blocks)]
-        self._publish(shard, utterances, made, lambda: quality)
-
-    def _publish(
-        self,
-        shard: int,
-        utterances: Utterances,
-        blocks: Iterable[Callable[[], Planes]],
-        quality: Callable[[], Mapping[str, float | None]],
-    ) -> None:
-        """Write the file, then the mark. `quality` is asked after the blocks were made."""
-        name, folder = self._shard_name(shard), self._folder
-        with folder.draft(name) as draft:
-            data, sha256 = backend_of(self.spec).encode(self.spec, shard, utterances, blocks, draft.write)
+    def _publish(self, shard: int, utterances: Utterances, blocks: list[Callable[[], Planes]], quality: Sums) -> None:
+        """Write the file, then its mark, unless the shard is done. At a URL look again then: another writer may have written over the file."""
+        folder, name = self._folder, files.shard_name(self.spec, shard)
+        lock = contextlib.nullcontext() if shard in self._claimed else folder.lock(f"{shard:05d}", wait=True)
+        with lock:
+            if folder.is_done(self.spec, shard):
+                return
+            data: bytes | memoryview = backend_of(self.spec).encode_shard(self.spec, shard, utterances, blocks)
+            mark: dict[str, Any] = {
+                "shard": shard,
+                "store": self._digest,
+                "utterances": len(utterances.length_B),
+                "positions": int(utterances.length_B.sum()),
+                "bytes": len(data),
+                "sha256": hashlib.sha256(data).hexdigest(),
+                "quality": {key: value if value is not None and math.isfinite(value) else None for key, value in quality.items()},
+            }
             if isinstance(folder.path, Path):
-                mark = self._mark_of(shard, utterances, data, sha256, quality())
-                folder.publish([(name, draft.path), (files.mark_name(shard), mark)])
-            else:
-                self._publish_first(shard, utterances, data, quality())
-
-    def _mark_of(
-        self, shard: int, utterances: Utterances, data: bytes | memoryview, sha256: str, quality: Mapping[str, float | None]
-    ) -> bytes:
-        mark = {
-            "shard": shard,
-            "store": self._digest,
-            "utterances": len(utterances.length_B),
-            "positions": int(utterances.length_B.sum()),
-            "bytes": len(data),
-            "sha256": sha256,
-            "quality": {key: value if value is not None and math.isfinite(value) else None for key, value in quality.items()},
-        }
-        return json_bytes(mark)
-
-    def _publish_first(
-        self, shard: int, utterances: Utterances, data: bytes | memoryview, quality: Mapping[str, float | None]
-    ) -> None:
-        """Publish a shard where no lock keeps others from doing the same: the first bytes stay, and are what the mark is for.
-
-        Teachers whose last bits depend on the device give other bytes of the same utterances.
-        """
-        name, folder = self._shard_name(shard), self._folder
-        created = folder.create(name, data)
-        found = None if created else folder.read(name)
-        theirs = found is not None and (found == data or self._is_whole(shard, utterances, found))
-        if not created and not theirs:
+                folder.publish([(name, data), (files.mark_name(shard), json_bytes(mark))])
+                return
             folder.publish([(name, data)])
-        kept = found if found is not None and theirs else data
-        while True:
-            sha256 = hashlib.sha256(kept).hexdigest()
-            folder.publish([(files.mark_name(shard), self._mark_of(shard, utterances, kept, sha256, quality))])
-            last = kept if created or theirs else folder.read(name)  # whoever found the same damage has written over it, too
-            if last is None or last == kept:
-                break
-            kept = last
-        keep_shard(kept, sha256, files.SUFFIXES[self.spec.backend])
-
-    def _is_whole(self, shard: int, utterances: Utterances, data: bytes) -> bool:
-        """Whether these are a shard of this store with these utterances."""
-        with tempfile.NamedTemporaryFile(suffix=files.SUFFIXES[self.spec.backend]) as file:
-            file.write(data)
-            file.flush()
-            try:
-                found = backend_of(self.spec).open(Path(file.name), self.spec, shard).utterances
-            except HkdError:
-                return False
-        return bool(rows_of(shard, found).equals(rows_of(shard, utterances)))
-
-    def _shard_name(self, shard: int) -> str:
-        return files.shard_name(self.spec, shard)
+            there: bytes | memoryview | None = data
+            while there is not None:
+                data = there
+                mark |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+                folder.publish([(files.mark_name(shard), json_bytes(mark))])
+                there = folder.read(name)
+                there = None if there == data else there
+            keep_shard(data, mark["sha256"], files.SUFFIXES[self.spec.backend])
 
     def finish(self, *, report: Mapping[str, Any] | None = None) -> None:
         """Write the index, the card and `report` (free figures, such as the n-gram's perplexity). Raises HkdError where shards are missing."""
-        marks = self._marks()
-        pending = [shard for shard in range(self.spec.plan.num_shards) if shard not in marks]
-        if pending:
+        marks = self._folder.done(self.spec)
+        if pending := [shard for shard in range(self.spec.plan.num_shards) if shard not in marks]:
             raise HkdError(f"label store {self.path} is not complete: {len(pending)} shards are missing, first {pending[0]}.")
         with self._folder.lock("store", wait=True):
             self._folder.sweep()
@@ -272,11 +205,7 @@ class LabelWriter:
 
     def quality_sums(self) -> dict[str, float | None]:
         """The quality of all shards that are done, added up."""
-        return merge(mark["quality"] for mark in self._marks().values())
-
-
-def _same(planes: Planes) -> Planes:
-    return planes
+        return merge(mark["quality"] for mark in self._folder.done(self.spec).values())
 
 
 def _check_folder(folder: StoreFolder) -> None:

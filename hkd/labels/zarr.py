@@ -4,7 +4,6 @@
 - Arrays are read whole: slicing zarr per utterance is fifty times slower than cutting in memory.
 """
 
-import hashlib
 import io
 import itertools
 import math
@@ -27,7 +26,6 @@ from hkd.labels.format import (
     Planes,
     StoreSpec,
     Utterances,
-    Write,
     check_meta,
     check_size,
     shard_meta,
@@ -45,48 +43,34 @@ def _chunks(array: NDArray[Any], axis: int) -> tuple[int, ...]:
     return tuple(length if i == axis else max(1, size) for i, size in enumerate(array.shape))
 
 
-def _bytes(value: Any) -> bytes:
-    return bytes(value.to_bytes())
-
-
-class ZarrBackend:
-    """Zarr v3 in a zip file."""
-
-    def encode(
-        self, spec: StoreSpec, shard: int, utterances: Utterances, blocks: Iterable[Callable[[], Planes]], write: Write
-    ) -> tuple[memoryview, str]:
-        """A whole shard's bytes and their SHA-256; the same content gives the same bytes."""
-        planes = join(spec, [block() for block in blocks])
-        memory: dict[str, Any] = {}
-        group = zarr.open_group(MemoryStore(memory), mode="w", zarr_format=3, attributes={META_KEY: shard_meta(spec, shard)})
-        names = [name.encode() for name in utterances.ids]
-        arrays: dict[str, tuple[NDArray[Any], int]] = {
-            "id_utf8": (np.frombuffer(b"".join(names), np.uint8), 0),
-            "id_end": (np.cumsum([len(name) for name in names], dtype="<i8"), 0),
-            "num_positions": (utterances.length_B.astype("<i4"), 0),
-            "unit_digest": (utterances.unit_digest_B8, 0),
-            "text_digest": (utterances.text_digest_B8, 0),
-        }
-        arrays |= {name: (planes[name], plane.axis) for name, plane in layout(spec).items()}
-        compressors = [ZstdCodec(level=ZSTD_LEVEL)]
-        for name, (array, axis) in arrays.items():
-            made = group.create_array(
-                name, shape=array.shape, dtype=array.dtype, chunks=_chunks(array, axis), compressors=compressors, fill_value=0
-            )
-            if array.size:
-                made[...] = array
-        file = io.BytesIO()
-        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-            for name in sorted(memory):
-                info = zipfile.ZipInfo(name, _DATE)
-                info.external_attr = 0o644 << 16
-                archive.writestr(info, _bytes(memory[name]))
-        write(file.getbuffer())
-        return file.getbuffer(), hashlib.sha256(file.getbuffer()).hexdigest()
-
-    def open(self, path: Path, spec: StoreSpec, shard: int) -> "ZarrShard":
-        """Open a shard. Raises DamagedShardError where it is none of this store."""
-        return ZarrShard(path, spec, shard)
+def encode_shard(spec: StoreSpec, shard: int, utterances: Utterances, blocks: Iterable[Callable[[], Planes]]) -> memoryview:
+    """See `format.Backend`."""
+    planes = join(spec, [block() for block in blocks])
+    memory: dict[str, Any] = {}
+    group = zarr.open_group(MemoryStore(memory), mode="w", zarr_format=3, attributes={META_KEY: shard_meta(spec, shard)})
+    names = [name.encode() for name in utterances.ids]
+    arrays: dict[str, tuple[NDArray[Any], int]] = {
+        "id_utf8": (np.frombuffer(b"".join(names), np.uint8), 0),
+        "id_end": (np.cumsum([len(name) for name in names], dtype="<i8"), 0),
+        "num_positions": (utterances.length_B.astype("<i4"), 0),
+        "unit_digest": (utterances.unit_digest_B8, 0),
+        "text_digest": (utterances.text_digest_B8, 0),
+    }
+    arrays |= {name: (planes[name], plane.axis) for name, plane in layout(spec).items()}
+    compressors = [ZstdCodec(level=ZSTD_LEVEL)]
+    for name, (array, axis) in arrays.items():
+        made = group.create_array(
+            name, shape=array.shape, dtype=array.dtype, chunks=_chunks(array, axis), compressors=compressors, fill_value=0
+        )
+        if array.size:
+            made[...] = array
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for name in sorted(memory):
+            info = zipfile.ZipInfo(name, _DATE)
+            info.external_attr = 0o644 << 16
+            archive.writestr(info, bytes(memory[name].to_bytes()))
+    return file.getbuffer()
 
 
 class ZarrShard:
@@ -158,3 +142,6 @@ class ZarrShard:
         except Exception as error:  # as above
             raise DamagedShardError(self._path, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from None
         return {name: result[name] for name in shapes}
+
+
+open_shard = ZarrShard
