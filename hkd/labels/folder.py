@@ -8,6 +8,7 @@
 
 import contextlib
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from hkd.labels.format import DamagedShardError, ShardFile, StoreSpec, backend_o
 from hkd.remote import Remote, TooLargeError, cached, location
 from hkd.units.inventory import UnitInventory
 
+logger = logging.getLogger(__name__)
 Data = bytes | memoryview
 MAX_MARK_BYTES = 1 << 16
 MAX_INDEX_BYTES, MAX_ROW_BYTES = 1 << 20, 1 << 12  # of the index: in all, and more for each utterance
@@ -203,6 +205,8 @@ class RemoteStoreFolder(StoreFolder):
         self._remote = Remote(url)
         self.path = self._remote.url
         self._seen: dict[str, bytes] = {}  # store.json, the inventory, marks
+        self._had: set[int] = set()  # shards that were in the cache before, for this process
+        self._said = False  # that one was fetched again
 
     def read(self, name: str, *, limit: int | None = None) -> bytes | None:
         return self._remote.read(name, limit=limit)
@@ -267,11 +271,20 @@ class RemoteStoreFolder(StoreFolder):
             if _checked.get(path) == status.st_ino:
                 return True
             if status.st_size != mark["bytes"] or digest_of_file(path) != mark["sha256"]:
+                logger.warning("%s/%s: its copy in the cache, %s, is damaged. It is fetched again.", self.path, name, path)
                 return False
             _checked[path] = status.st_ino
             return True
 
         def fetch(part: Path) -> None:
+            if shard in self._had and not fresh and not self._said:
+                self._said = True
+                logger.warning(
+                    "%s/%s is not in the cache any more and is fetched again, as others may be. Where the cache is too small for the "
+                    "stores, give HKD_CACHE_BYTES.",
+                    self.path,
+                    name,
+                )
             for _ in range(2):
                 try:
                     self._remote.fetch(name, part, limit=mark["bytes"])
@@ -287,16 +300,18 @@ class RemoteStoreFolder(StoreFolder):
                 "Run `hkd labels verify` on it.",
             )
 
-        return cached(SHARDS, mark["sha256"] + files.SUFFIXES[spec.backend], fetch, is_whole=is_whole, fresh=fresh)
+        path = cached(SHARDS, mark["sha256"] + files.SUFFIXES[spec.backend], fetch, is_whole=is_whole, fresh=fresh)
+        self._had.add(shard)
+        return path
 
     def open_shard(self, spec: StoreSpec, shard: int) -> ShardFile:
         for attempt in range(ATTEMPTS):
-            path = self.shard_file(spec, shard)
-            try:
-                return backend_of(spec).open_shard(path, spec, shard)
-            except DamagedShardError:
-                if path.exists() or attempt + 1 == ATTEMPTS:  # else it was dropped from the cache right now
+            try:  # what is not readable was dropped from the cache right now, or has been damaged there since it was checked
+                return backend_of(spec).open_shard(self.shard_file(spec, shard, fresh=attempt > 0), spec, shard)
+            except DamagedShardError as error:
+                if attempt + 1 == ATTEMPTS:
                     raise
+                logger.warning("%s It is fetched again.", str(error).partition(" Run ")[0])
         raise AssertionError
 
 

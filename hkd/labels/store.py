@@ -9,6 +9,7 @@
 import contextlib
 import itertools
 import json
+import logging
 import struct
 import threading
 from bisect import bisect_left, bisect_right
@@ -30,6 +31,7 @@ from hkd.labels.folder import StoreFolder, store_folder
 from hkd.labels.format import DIGEST_BYTES, INDEX_KEY, INDEX_SCHEMA, DamagedShardError, LabelBlock, ShardFile, StoreSpec, rows_of
 from hkd.remote import HUB, Remote, cached, hub_parts, location
 
+logger = logging.getLogger(__name__)
 CACHE_BYTES = 256 << 20
 OPEN_SHARDS = 128
 KEPT = "labels/kept"  # in the cache: the ids that rows keep, by the store's digest
@@ -201,7 +203,9 @@ class LabelReader:
         except DamagedShardError:
             if isinstance(self.path, Path):
                 raise
-            file = self._shard(number)  # Zarr opens its file for each block: the cache may have dropped it
+            logger.warning("%s: shard %d cannot be read from the cache any more and is fetched again.", self.path, number)
+            self.folder.shard_file(self.spec, number, fresh=True)
+            file = self._shard(number)
             planes = file.planes(block)
         offset_B1 = np.concatenate([[0], np.cumsum(file.utterances.length_B[file.cuts[block] : file.cuts[block + 1]])])
         decoded = decode(self.spec, planes, offset_B1)

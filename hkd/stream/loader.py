@@ -4,6 +4,7 @@ Shape letters: B utterances, T frames of 10 ms (padded), F feature bins, L all t
 ids, J extra temperatures, S slots of an utterance (padded).
 """
 
+import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import count
@@ -289,4 +290,8 @@ def batches(
     loader: DataLoader[Any] = DataLoader(
         _InWorker(steps), batch_size=None, num_workers=workers, worker_init_fn=_one_thread, prefetch_factor=4, pin_memory=pin
     )
-    return raised(iter(loader))
+    gc.freeze()  # workers share this process's memory as long as nobody writes to it: their garbage collection would write to every object
+    try:
+        return raised(iter(loader))
+    finally:
+        gc.unfreeze()

@@ -227,3 +227,23 @@ def test_a_far_side_that_vanishes_is_one_sentence_at_once(monkeypatch: pytest.Mo
             action()
         assert "\n" not in str(said.value)
     assert time.monotonic() - started < 60
+
+
+@pytest.mark.parametrize("backend", ["arrow", "zarr"])
+@pytest.mark.parametrize("harm", ["lost", "flipped"])
+def test_a_copy_that_is_lost_or_damaged_between_two_reads_is_fetched_again_and_said(
+    far: str, own_cache: Path, backend: str, harm: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hkd.labels.store.OPEN_SHARDS", 1)
+    spec = spec_for(backend=backend)
+    rows = random_rows(spec, LENGTHS)
+    write_store(f"{far}/s", spec, rows)
+    reader, names = LabelReader.open(f"{far}/s", cache_bytes=1), sorted(rows)
+    first = reader.block(names[:4]).topk.logp_NK
+    reader.block(names[8:])  # another shard
+    for path in (own_cache / "shards").iterdir():
+        path.unlink() if harm == "lost" else path.write_bytes(b"\xff" * path.stat().st_size)
+    caplog.clear()
+    np.testing.assert_array_equal(reader.block(names[:4]).topk.logp_NK, first)
+    np.testing.assert_array_equal(reader.block(names).topk.gold_N, np.concatenate([rows[name].topk.gold_N for name in names]))
+    assert "fetched again" in caplog.text

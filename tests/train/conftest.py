@@ -34,11 +34,12 @@ from hkd.errors import HkdError
 from hkd.train.config import TrainConfig
 from hkd.train.run import train
 project, folder, settings = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
+labels = settings.pop("labels", project / "shards")
 def progress(done, total, **facts):
     print(int(done), flush=True)
 try:
     train(build(TrainConfig, settings, where="train"), folder, manifest=project / "manifest.jsonl", units=project / "units",
-          alignment=project / "alignment.arrow", labels=project / "shards", progress=progress,
+          alignment=project / "alignment.arrow", labels=labels, progress=progress,
           device="cpu" if torch.cuda.is_available() else "auto")
 except HkdError as error:
     print(error, file=sys.stderr)
@@ -96,7 +97,9 @@ def tiny() -> dict[str, Any]:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Callable[..., "subprocess.Popen[str]"]:
-    """start(project, run_folder, settings, *, command=(python,)) -> a process that trains and prints each finished step."""
+    """start(project, run_folder, settings, *, command=(python,)) -> a process that trains and prints each finished step.
+
+    "labels" of the settings: where the label stores lie, if not in the project."""
     script = tmp_path / "train_tiny.py"
     script.write_text(SCRIPT)
 
