@@ -14,9 +14,9 @@ from s3fs import S3FileSystem
 
 from hkd.config import build, merge
 from hkd.labels.share import push
-from hkd.testing.labelled import label_folder
 from hkd.train.config import TrainConfig
 from hkd.train.data import open_data
+from kit.labelled import label_folder
 from kit.s3 import S3Server
 
 
