@@ -170,14 +170,7 @@ def pieces(
 
 
 def fit(
-    foreign: Foreign,
-    *,
-    id: str,
-    text: str,
-    num_samples: int,
-    silence: Silence,
-    config: ImportConfig,
-    id_of: "SymbolTable",
+    foreign: Foreign, *, id: str, text: str, num_samples: int, silence: Silence, config: ImportConfig, id_of: "SymbolTable"
 ) -> UtteranceAlignment:
     """One utterance on the grid. Raises FailureError with the reason where it is refused."""
     spoken = words(text)

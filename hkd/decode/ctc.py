@@ -120,13 +120,7 @@ class WordFusion:
     """A word LM with weight and bonus, with a lexicon (a prefix tree) or without (any pieces make a word)."""
 
     def __init__(
-        self,
-        lm: WordLm | None,
-        symbols: Sequence[str],
-        *,
-        weight: float = 0.5,
-        bonus: float = 0.0,
-        lexicon: Node | None = None,
+        self, lm: WordLm | None, symbols: Sequence[str], *, weight: float = 0.5, bonus: float = 0.0, lexicon: Node | None = None
     ) -> None:
         self._lm, self._symbols, self._weight, self._bonus, self._lexicon = lm, tuple(symbols), weight, bonus, lexicon
 

@@ -4,8 +4,7 @@
 
 - G is the n-gram. L has the pronunciations, with optional silence between words. C puts phones into the context of their neighbours,
   across words too, as the aligner does. H gives each phone in context its tied states, each with a self-loop.
-- Phones carry their position in the word where the senones depend on it. Two tyings are known: pocketsphinx's (`StateTying`: phone and
-  place in the word) and trees (`TreeTying`: Kaldi's, `hkd units tie`).
+- Phones are the labels of a `Tying`, which carry their place in the word where the senones depend on it.
 - Transition probabilities are left out: states of equal rank would have equal ones.
 - score(state, frame) = acoustic_scale · (log p(senone | frame) − prior_scale · log p(senone)): the hybrid's scaled likelihood (Bourlard &
   Morgan 1994).
@@ -20,11 +19,12 @@ import math
 import os
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,86 +35,9 @@ from hkd.decode.ctc import check_setting
 from hkd.decode.lm import read_word_ngram, usable_words
 from hkd.errors import UserError
 from hkd.units.inventory import UnitInventory
-from hkd.units.level import MONOPHONE, SENONE
+from hkd.units.level import SENONE
 from hkd.units.lexicon import Lexicon
-from hkd.units.tying import NUM_WORD_POSITIONS, WORD_BEGIN, WORD_END, WORD_INTERNAL, WORD_SINGLE, StateTying, TreeTying, Tying
-
-
-class ContextPhones(Protocol):
-    """The phones of a search graph. `num_labels` is the highest label, `silence` the label of silence."""
-
-    num_labels: int
-    silence: int
-
-    def labels(self, pronunciation: Sequence[str]) -> list[int]:
-        """A word's phones."""
-
-    def states(self, left: int, label: int, right: int) -> tuple[int, ...]:
-        """The senones of a phone between its neighbours."""
-
-
-class SphinxPhones:
-    """Labels are phone and place in the word as one number; beyond the ends lies silence."""
-
-    def __init__(self, tying: StateTying) -> None:
-        self._id_of, self._definition = tying.phone_id, tying.definition
-        self.silence = self._label(tying.definition.silence, WORD_SINGLE)
-        self.num_labels = NUM_WORD_POSITIONS * len(tying.definition.phones)
-
-    @staticmethod
-    def _label(phone: int, position: int) -> int:
-        return 1 + phone * NUM_WORD_POSITIONS + position
-
-    def labels(self, pronunciation: Sequence[str]) -> list[int]:
-        """A word's phones with their places in it."""
-        ids = [self._id_of[phone] for phone in pronunciation]
-        if len(ids) == 1:
-            return [self._label(ids[0], WORD_SINGLE)]
-        inner = [self._label(phone, WORD_INTERNAL) for phone in ids[1:-1]]
-        return [self._label(ids[0], WORD_BEGIN), *inner, self._label(ids[-1], WORD_END)]
-
-    def states(self, left: int, label: int, right: int) -> tuple[int, ...]:
-        """The senones of a phone between its neighbours; silence has its own whatever is beside it."""
-        definition = self._definition
-        base, position = divmod(label - 1, NUM_WORD_POSITIONS)
-        before, after = ((beside - 1) // NUM_WORD_POSITIONS if beside else definition.silence for beside in (left, right))
-        row = base if base == definition.silence else definition.nearest(base, before, after, position)
-        return tuple(definition.senones_PS[row].tolist())
-
-
-class TreePhones:
-    """Labels are the acoustic model's own phones, which may carry their place in the word. Raises UserError for trees over wider contexts."""
-
-    def __init__(self, tying: TreeTying) -> None:
-        if (tying.tree.width, tying.tree.central) not in ((1, 0), (3, 1)):
-            raise UserError(
-                f"the senones' tree must see one phone or three to be searched here, but sees {tying.tree.width}. "
-                "Write the student's likelihoods for Kaldi: `hkd likelihoods`."
-            )
-        quiet = tying.monophone_inventory.silence
-        if quiet is None:
-            raise UserError("the acoustic model must have a phone of silence to be searched, but has none.")
-        self._tying = tying
-        self.silence = tying.model_phones([[tying.monophone_inventory.symbols[quiet]]])[0][0]
-        self.num_labels = max(tying.phones.values())
-
-    def labels(self, pronunciation: Sequence[str]) -> list[int]:
-        """A word's phones with their places in it, where the model has such."""
-        return self._tying.model_phones([pronunciation])[0]
-
-    def states(self, left: int, label: int, right: int) -> tuple[int, ...]:
-        """The senones of a phone between its neighbours."""
-        return self._tying.window_senones((left, label, right) if self._tying.tree.width == 3 else (label,))
-
-
-def context_phones(tying: Tying) -> ContextPhones:
-    """The phones of a tying, for a search graph. Raises UserError where it has no senones."""
-    if isinstance(tying, StateTying):
-        return SphinxPhones(tying)
-    if isinstance(tying, TreeTying):
-        return TreePhones(tying)
-    raise UserError(f"senones are needed for a search, but there are {MONOPHONE}s alone. Tie states first: `hkd units tie`.")
-
+from hkd.units.tying import Tying
 
 EPSILON, BACKOFF = "<eps>", "#0"
 SILENCE_PROBABILITY = 0.5  # between words, and at both ends
@@ -148,9 +71,15 @@ def build_graph(arpa: Path, *, tying: Tying, lexicon: Lexicon) -> Graph:
     spoken = {word: variants(word) for word in can_say}
     words = (EPSILON, *sorted(spoken), BACKOFF, START, STOP)
     number = {word: place for place, word in enumerate(words)}
-    phones = context_phones(tying)
-    first_free = phones.num_labels + 1
-    l_fst, last = _lexicon_fst(kaldifst, spoken, number, phones)
+    if (tying.width, tying.central) not in ((1, 0), (3, 1)):
+        raise UserError(
+            f"the senones' tree must see one phone or three to be searched here, but sees {tying.width}. Write the student's likelihoods for "
+            "Kaldi: `hkd likelihoods`."
+        )
+    if tying.silence is None:
+        raise UserError("the acoustic model must have a phone of silence to be searched, but has none.")
+    first_free = tying.num_labels + 1
+    l_fst, last = _lexicon_fst(kaldifst, spoken, number, tying)
     kaldifst.add_self_loops(l_fst, [first_free], [number[BACKOFF]])
     kaldifst.arcsort(l_fst, "olabel")
     lg_fst = kaldifst.compose(l_fst, _lm_fst(kaldifst, ngram, words))
@@ -158,12 +87,16 @@ def build_graph(arpa: Path, *, tying: Tying, lexicon: Lexicon) -> Graph:
     kaldifst.determinize_star(lg_fst)
     kaldifst.minimize_encoded(lg_fst)
     kaldifst.arcsort(lg_fst, "ilabel")
-    disambiguation = list(range(first_free, last + 1))
-    clg_fst, windows = kaldifst.compose_context(disambiguation, 3, 1, lg_fst)
-    sequences, label_of = _state_sequences(windows, phones)
+    clg_fst, windows = kaldifst.compose_context(list(range(first_free, last + 1)), 3, 1, lg_fst)
+    number_of: dict[tuple[int, ...], int] = {}  # state sequence → its number, from 1
+    label_of = [0] * len(windows)  # 0 stays for ε and disambiguation symbols, which are no windows of three
+    for label, window in enumerate(windows):
+        if len(window) == 3:
+            states = tying.states(tuple(window) if tying.width == 3 else (window[1],))
+            label_of[label] = number_of.setdefault(states, len(number_of) + 1)
     relabelled = _relabelled(kaldifst, clg_fst, label_of)
     kaldifst.arcsort(relabelled, "ilabel")
-    whole = kaldifst.StdVectorFst(kaldifst.compose(_states_fst(kaldifst, sequences), relabelled))
+    whole = kaldifst.StdVectorFst(kaldifst.compose(_states_fst(kaldifst, list(number_of)), relabelled))
     kaldifst.connect(whole)
     return Graph(fst=whole, words=words, num_states=whole.num_states)
 
@@ -174,45 +107,40 @@ def _pronunciations(lexicon: Lexicon, word: str) -> list[tuple[str, ...]]:
 
 
 def _lexicon_fst(
-    kaldifst: Any, spoken: Mapping[str, Sequence[tuple[str, ...]]], number: Mapping[str, int], phones: ContextPhones
+    kaldifst: Any, spoken: Mapping[str, Sequence[tuple[str, ...]]], number: Mapping[str, int], tying: Tying
 ) -> tuple[Any, int]:
     """L, and the last disambiguation symbol. Words that sound alike, or as another begins, end in different ones."""
     fst = kaldifst.StdVectorFst()
-    start, loop, silent = fst.add_state(), fst.add_state(), fst.add_state()
+    start, loop, silent, before_loop = (fst.add_state() for _ in range(4))
     fst.start = start
     fst.set_final(loop, 0.0)
+
+    def arc(state: int, label: int, output: int, cost: float, to: int) -> None:
+        fst.add_arc(state, kaldifst.StdArc(label, output, cost, to))
+
     with_silence, without = -math.log(SILENCE_PROBABILITY), -math.log(1 - SILENCE_PROBABILITY)
-    fst.add_arc(start, kaldifst.StdArc(0, 0, without, loop))
-    fst.add_arc(start, kaldifst.StdArc(0, 0, with_silence, silent))
-    alike: dict[tuple[int, ...], int] = {}
-    last = phones.num_labels + 2  # after silence; the label before it is #0's
-    before_loop = fst.add_state()
-    fst.add_arc(silent, kaldifst.StdArc(phones.silence, 0, 0.0, before_loop))
-    fst.add_arc(before_loop, kaldifst.StdArc(last, 0, 0.0, loop))
-    first_alike = last + 1
-    sequences = {word: [tuple(phones.labels(p)) for p in variants] for word, variants in spoken.items()}
-    count: dict[tuple[int, ...], int] = {}
-    for variants in sequences.values():
-        for labels in variants:
-            count[labels] = count.get(labels, 0) + 1
+    last = first = tying.num_labels + 2  # the mark after silence; the label before it is #0's
+    arc(start, 0, 0, without, loop)
+    arc(start, 0, 0, with_silence, silent)
+    arc(silent, tying.silence or 0, 0, 0.0, before_loop)
+    arc(before_loop, first, 0, 0.0, loop)
+    sequences = [(word, tuple(tying.labels(phones))) for word, variants in spoken.items() for phones in variants]
+    count = Counter(labels for _, labels in sequences)
     begun = {labels[:length] for labels in count for length in range(1, len(labels))}
-    for word, variants in sequences.items():
-        for labels in variants:
-            marks: tuple[int, ...] = ()
-            if count[labels] > 1 or labels in begun:
-                alike[labels] = alike.get(labels, -1) + 1
-                marks = (first_alike + alike[labels],)
-                last = max(last, *marks)
-            state, symbols = loop, (*labels, *marks)
-            for place, label in enumerate(symbols):
-                output = number[word] if place == 0 else 0
-                if place < len(symbols) - 1:
-                    after = fst.add_state()
-                    fst.add_arc(state, kaldifst.StdArc(label, output, 0.0, after))
-                    state = after
-                else:
-                    fst.add_arc(state, kaldifst.StdArc(label, output, without, loop))
-                    fst.add_arc(state, kaldifst.StdArc(label, output, with_silence, silent))
+    alike: Counter[tuple[int, ...]] = Counter()
+    for word, labels in sequences:
+        symbols = list(labels)
+        if count[labels] > 1 or labels in begun:
+            alike[labels] += 1
+            symbols.append(first + alike[labels])
+            last = max(last, symbols[-1])
+        state, output = loop, number[word]
+        for label in symbols[:-1]:
+            after = fst.add_state()
+            arc(state, label, output, 0.0, after)
+            state, output = after, 0
+        arc(state, symbols[-1], output, without, loop)
+        arc(state, symbols[-1], output, with_silence, silent)
     return fst, last
 
 
@@ -222,15 +150,10 @@ def _lm_fst(kaldifst: Any, ngram: Arpa, words: Sequence[str]) -> Any:
         arpa, table, out = (Path(folder) / name for name in ("G.arpa", "words.txt", "G.fst"))
         write_arpa(arpa, ngram, only=words)
         table.write_text("".join(f"{word} {place}\n" for place, word in enumerate(words)), encoding="utf-8")
+        options = {"disambig_symbol": BACKOFF, "read_symbol_table": str(table), "max_arpa_warnings": 0}
         arpa2fst = kaldi_module("kaldilm").arpa2fst
         with _silent_stderr():
-            arpa2fst(
-                input_arpa=str(arpa),
-                output_fst=str(out),
-                disambig_symbol=BACKOFF,
-                read_symbol_table=str(table),
-                max_arpa_warnings=0,
-            )
+            arpa2fst(input_arpa=str(arpa), output_fst=str(out), **options)
         fst = kaldifst.StdVectorFst.read(str(out))
     kaldifst.arcsort(fst, "ilabel")
     return fst
@@ -248,18 +171,6 @@ def _silent_stderr() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
-
-
-def _state_sequences(windows: Sequence[Sequence[int]], phones: ContextPhones) -> tuple[list[tuple[int, ...]], list[int]]:
-    """The different state sequences, and for each input label of C ∘ L ∘ G its number among them from 1 (0: ε)."""
-    number_of: dict[tuple[int, ...], int] = {}
-    label_of = []
-    for window in windows:
-        if len(window) != 3:  # ε, or a disambiguation symbol
-            label_of.append(0)
-            continue
-        label_of.append(number_of.setdefault(phones.states(*window), len(number_of) + 1))
-    return list(number_of), label_of
 
 
 def _relabelled(kaldifst: Any, fst: Any, label_of: Sequence[int]) -> Any:
@@ -353,25 +264,17 @@ class HybridSearch:
     def best(self, logits_BTV: torch.Tensor, length_B: torch.Tensor, *, config: HybridConfig | None = None) -> list[list[int]]:
         """The best word numbers of every utterance; [] where no path survives to a word's end."""
         chosen = config or self.config
-        return [
-            self._best_one(logits_TV[:length], chosen) for logits_TV, length in zip(logits_BTV, length_B.tolist(), strict=True)
-        ]
+        lengths = length_B.tolist()
+        return [self._best_one(logits_TV[:length], chosen) for logits_TV, length in zip(logits_BTV, lengths, strict=True)]
 
     def _best_one(self, logits_TV: torch.Tensor, config: HybridConfig) -> list[int]:
         options = self._decoder.FasterDecoderOptions(beam=config.beam, max_active=config.max_active)
         decoder = self._decoder.FasterDecoder(self.graph.fst, options)
-        decoder.decode(self._decoder.DecodableCtc(self._scores(logits_TV, config)))
-        if not decoder.reached_final():
-            return []
-        found, path = decoder.get_best_path()
-        if not found:
-            return []
-        linear, _, words, _ = self._kaldifst.get_linear_symbol_sequence(path)
-        return list(words) if linear else []
-
-    def _scores(self, logits_TV: torch.Tensor, config: HybridConfig) -> NDArray[np.float32]:
         score_TV = log_likelihoods(logits_TV, self._log_prior_V, prior_scale=config.prior_scale) * config.acoustic_scale
-        return np.ascontiguousarray(score_TV, np.float32)
+        decoder.decode(self._decoder.DecodableCtc(np.ascontiguousarray(score_TV, np.float32)))
+        found, path = decoder.get_best_path() if decoder.reached_final() else (False, None)
+        linear, _, words, _ = self._kaldifst.get_linear_symbol_sequence(path) if found else (False, [], [], 0)
+        return list(words) if linear else []
 
     def text(self, units: Sequence[int]) -> str:
         """Word numbers → text."""

@@ -89,12 +89,7 @@ class _Growing:
 
 
 def grow_tree(
-    stats: Statistics,
-    *,
-    states: dict[int, int],
-    num_senones: int,
-    whole: Collection[int] = (),
-    min_frames: float = 100.0,
+    stats: Statistics, *, states: dict[int, int], num_senones: int, whole: Collection[int] = (), min_frames: float = 100.0
 ) -> tuple[ContextTree, dict[int, tuple[int, int]]]:
     """(tree, senone → (phone, state)). states: how many each phone has; whole: phones that are never split (silence).
 

@@ -18,9 +18,10 @@ Shape letters: U positions, V size of the senone inventory, S states a phone, P 
 import json
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,9 @@ from hkd.units.lexicon import Lexicon, model_folder, phone_inventory, split_posi
 
 Pronunciations = Sequence[Sequence[str]]
 Sequences = tuple[NDArray[np.int32], NDArray[np.int32]]
+FORMAT = 1
+ACOUSTIC_FILE, LEXICON_FILE, MDEF_FILE, MADE_FROM_FILE = "acoustic.json", "lexicon.dict", "acoustic.mdef", "made-from.json"
+ACOUSTIC_FILES = (ACOUSTIC_FILE, MDEF_FILE, LEXICON_FILE)
 WORD_INTERNAL, WORD_BEGIN, WORD_END, WORD_SINGLE = range(4)
 NUM_WORD_POSITIONS = 4
 _COUNTS = 10
@@ -56,28 +60,16 @@ class ModelDefinition:
 
     def exact(self, base: int, left: int, right: int, position: int) -> int | None:
         """The row of a phone in context, fillers as neighbours counting as silence; None where the model has none."""
-        left = self.silence if self.filler[left] else left
-        right = self.silence if self.filler[right] else right
+        left, right = (self.silence if self.filler[phone] else phone for phone in (left, right))
         return self.triphones.get((base, left, right, position))
 
     def nearest(self, base: int, left: int, right: int, position: int) -> int:
         """As pocketsphinx backs off: other word positions (lowest first); silence beyond a word's edge; the phone without context."""
-        edges_left = (WORD_BEGIN, WORD_SINGLE)
-        edges_right = (WORD_END, WORD_SINGLE)
-        contexts = [(left, right)]
-        silent = (
-            self.silence if self.filler[left] or position in edges_left else left,
-            self.silence if self.filler[right] or position in edges_right else right,
-        )
-        if silent != contexts[0]:
-            contexts.append(silent)
-        order = [position, *(p for p in range(NUM_WORD_POSITIONS) if p != position)]
-        for context_left, context_right in contexts:
-            for tried in order:
-                row = self.exact(base, context_left, context_right, tried)
-                if row is not None:
-                    return row
-        return base
+        outer_left = self.silence if position in (WORD_BEGIN, WORD_SINGLE) else left
+        outer_right = self.silence if position in (WORD_END, WORD_SINGLE) else right
+        order = sorted(range(NUM_WORD_POSITIONS), key=lambda tried: tried != position)
+        tries = ((*context, tried) for context in ((left, right), (outer_left, outer_right)) for tried in order)
+        return next((row for context in tries if (row := self.exact(base, *context)) is not None), base)
 
 
 def read_mdef(path: Path) -> ModelDefinition:
@@ -88,11 +80,9 @@ def read_mdef(path: Path) -> ModelDefinition:
     state sequence, transition matrix, word position and contexts); the state sequences, 16 bits a state. It is about 2 MB and read whole.
     """
     try:
-        data = path.read_bytes()
+        return _parse(path.read_bytes())
     except OSError as error:
         raise UserError(f"model definition {path}: {error.strerror}.") from None
-    try:
-        return _parse(data)
     except (struct.error, ValueError, IndexError) as error:
         raise UserError(f"{path} must be a binary pocketsphinx model definition (mdef), but is not ({error}).") from None
 
@@ -106,34 +96,26 @@ def _parse(data: bytes) -> ModelDefinition:
     num_ci, num_phones, num_states, num_ci_senones, num_senones, _tmat, num_sequences, num_context, num_nodes, silence = counts
     if min(counts) < 0 or num_context != 3 or not 1 <= num_states <= 16 or not num_ci <= num_phones:
         raise ValueError(f"its counts {counts} make no sense")
-    at += 4 * _COUNTS
-    first = at
+    first = at = at + 4 * _COUNTS
     names = []
     for _ in range(num_ci):
         end = data.index(b"\0", at)
         names.append(data[at:end].decode("ascii"))
         at = end + 1
-    at = first + (at - first + 3) // 4 * 4
-    at += 8 * num_nodes
+    at = first + (at - first + 3) // 4 * 4 + 8 * num_nodes
     phone_P = np.frombuffer(data, _PHONE, num_phones, at)
     at += _PHONE.itemsize * num_phones
     (size,) = struct.unpack_from("<i", data, at)
     if size != num_sequences * num_states:
         raise ValueError(f"it has {size} states in its sequences instead of {num_sequences * num_states}")
     sequence_QS = np.frombuffer(data, "<u2", size, at + 4).reshape(num_sequences, num_states)
-    ci = slice(0, num_ci)
-    context = phone_P["ctx"].tolist()
-    wpos = phone_P["wpos"].tolist()
-    triphones = {(*context[row], wpos[row]): row for row in range(num_ci, num_phones)}
+    context, wpos = phone_P["ctx"].tolist(), phone_P["wpos"].tolist()
     return ModelDefinition(
-        phones=tuple(names),
-        silence=silence,
-        filler=tuple(bool(value) for value in phone_P["wpos"][ci]),  # the same byte says "filler" for phones without context
-        num_senones=num_senones,
-        num_ci_senones=num_ci_senones,
+        phones=tuple(names), silence=silence, num_senones=num_senones, num_ci_senones=num_ci_senones,
+        filler=tuple(map(bool, wpos[:num_ci])),  # the same byte says "filler" for phones without context
         senones_PS=sequence_QS[phone_P["ssid"]].astype(np.int32),
-        triphones=triphones,
-    )
+        triphones={(*context[row], wpos[row]): row for row in range(num_ci, num_phones)},
+    )  # fmt: skip
 
 
 def split_senones(
@@ -147,17 +129,18 @@ def split_senones(
 
 
 class Tying(ABC):
-    """Pronunciations → phones and senones, and the inventories of these."""
+    """Pronunciations → phones and senones, and the inventories of these.
 
-    @property
-    @abstractmethod
-    def monophone_inventory(self) -> UnitInventory:
-        """The phones without context, fillers included."""
+    A label is a phone as the model numbers it, from 1, often with its place in the word; 0 lies beyond the ends of an utterance. The senones
+    of a phone's states depend on a window of `width` labels, in which it stands at place `central`.
+    """
 
-    @property
-    @abstractmethod
-    def _quiet_phones(self) -> tuple[int, ...]:
-        """Ids of silence and fillers among the phones."""
+    width, central = 3, 1
+    has_senones = True
+    monophone_inventory: UnitInventory  # the phones without context, fillers included
+    quiet_phones: tuple[int, ...]  # ids of silence and fillers among them
+    num_labels: int  # the highest label
+    silence: int | None  # the label of silence
 
     @property
     @abstractmethod
@@ -165,12 +148,24 @@ class Tying(ABC):
         """Of each senone its phone and its state; of senones that several share, the first."""
 
     @abstractmethod
-    def senones(self, pronunciations: Pronunciations) -> Sequences:
-        """Phones of each word → (unit_U, word_U): senones, silence before the first word and after the last. Raises as `monophones`."""
+    def _label(self, phone: str, place: str) -> int:
+        """The label of a phone at a place in the word: begin, inside, end, single. Raises KeyError where there is none."""
+
+    @abstractmethod
+    def phone_of(self, label: int) -> int:
+        """The id of a label's phone among the monophones."""
+
+    @abstractmethod
+    def states(self, window: tuple[int, ...]) -> tuple[int, ...]:
+        """The senones of the central phone of a window of labels. Raises UserError where there are none."""
 
     @abstractmethod
     def to_json(self) -> dict[str, Any]:
         """What `load_tying` reads."""
+
+    @cached_property
+    def _states(self) -> Callable[[tuple[int, ...]], tuple[int, ...]]:
+        return lru_cache(maxsize=1 << 18)(self.states)
 
     @property
     def phone_of_senone_V(self) -> NDArray[np.int32]:
@@ -194,101 +189,98 @@ class Tying(ABC):
     @property
     def inventories(self) -> dict[str, UnitInventory]:
         """By level."""
-        return {SENONE: self.senone_inventory, MONOPHONE: self.monophone_inventory}
+        return ({SENONE: self.senone_inventory} if self.has_senones else {}) | {MONOPHONE: self.monophone_inventory}
 
     @cached_property
     def silences(self) -> dict[str, tuple[int, ...]]:
         """Per level the ids that label frames but are no positions: silence and fillers, with all their states."""
-        quiet = self._quiet_phones
+        quiet = self.quiet_phones
+        if not self.has_senones:
+            return {MONOPHONE: quiet}
         return {SENONE: tuple(np.flatnonzero(np.isin(self.phone_of_senone_V, quiet)).tolist()), MONOPHONE: quiet}
 
-    def _ids(self, pronunciations: Pronunciations) -> list[list[int]]:
-        """Monophone ids of each word. Raises UserError for unknown phones, and words without any."""
+    def labels(self, phones: Sequence[str]) -> list[int]:
+        """The labels of a word's phones. Raises UserError for unknown phones, and where there are none."""
+        if not phones:
+            raise UserError("every word must have a pronunciation, but one has none.")
+        places = "S" if len(phones) == 1 else "B" + "I" * (len(phones) - 2) + "E"
         try:
-            ids = [[self.monophone_inventory.id_of[phone] for phone in phones] for phones in pronunciations]
+            return [self._label(phone, place) for phone, place in zip(phones, places, strict=True)]
         except KeyError as error:
             raise UserError(f"a phone must be one of the acoustic model's, but is {error} instead.") from None
-        if not all(ids):
-            raise UserError("every word must have a pronunciation, but one has none.")
-        return ids
+
+    def tied(self, labels: Sequence[int]) -> list[tuple[int, ...]]:
+        """All labels of an utterance, silence included → the senones of each one's states."""
+        padded = [0] * self.central + list(labels) + [0] * (self.width - 1 - self.central)
+        return [self._states(tuple(padded[at : at + self.width])) for at in range(len(labels))]
+
+    def senones(self, pronunciations: Pronunciations) -> Sequences:
+        """Phones of each word → (unit_U, word_U): senones, silence before the first word and after the last. Raises as `labels`."""
+        labels = [self.labels(phones) for phones in pronunciations]
+        edge = [] if self.silence is None or not labels else [self.silence]
+        flat = [*edge, *chain.from_iterable(labels), *edge]
+        states = self.tied(flat)[len(edge) : len(flat) - len(edge)]
+        word_of = [number for number, word in enumerate(labels) for _ in word]
+        word = [number for number, tied in zip(word_of, states, strict=True) for _ in tied]
+        return np.array([senone for tied in states for senone in tied], np.int32), np.array(word, np.int32)
 
     def monophones(self, pronunciations: Pronunciations) -> Sequences:
-        """Phones of each word → (unit_U, word_U): monophone ids and the word of each. Raises UserError for unknown phones."""
-        ids = self._ids(pronunciations)
-        unit = [phone for phones in ids for phone in phones]
-        word = [number for number, phones in enumerate(ids) for _ in phones]
-        return np.array(unit, np.int32), np.array(word, np.int32)
+        """Phones of each word → (unit_U, word_U): monophone ids and the word of each. Raises as `labels`."""
+        labels = [self.labels(phones) for phones in pronunciations]
+        word = [number for number, own in enumerate(labels) for _ in own]
+        return np.array([self.phone_of(label) for own in labels for label in own], np.int32), np.array(word, np.int32)
 
 
 class StateTying(Tying):
-    """The tying of one acoustic model; by default that of pocketsphinx's English one (42 phones, 5,126 senones)."""
+    """The tying of pocketsphinx's models; by default of its English one (42 phones, 5,126 senones).
+
+    Labels are phone and place in the word as one number; silence lies beyond the ends.
+    """
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path or model_folder() / "en-us" / "mdef"
         self.definition = read_mdef(self.path)
         self.phone_id = {phone: number for number, phone in enumerate(self.definition.phones)}
-        self._nearest = lru_cache(maxsize=1 << 18)(self._senones_nearest)
+        self.monophone_inventory = UnitInventory(level=MONOPHONE, symbols=self.definition.phones, silence=self.definition.silence)
+        self.quiet_phones = tuple(number for number, filler in enumerate(self.definition.filler) if filler)
+        self.num_labels = NUM_WORD_POSITIONS * len(self.definition.phones)
+        self.silence = self._label(self.definition.phones[self.definition.silence], "S")
 
     def to_json(self) -> dict[str, Any]:
-        """What says that a project's units are of a model definition that lies beside (`hkd.units.tying`)."""
-        return {"format": 1, "name": "pocketsphinx"}
-
-    @property
-    def num_states(self) -> int:
-        """Emitting states a phone."""
-        return int(self.definition.senones_PS.shape[1])
+        """What says that a project's units are of a model definition that lies beside."""
+        return {"format": FORMAT, "name": "pocketsphinx"}
 
     @cached_property
     def _owner_V2(self) -> NDArray[np.int32]:
-        """For each senone its phone and its state, (V, 2); where several share it, the first."""
         owner = np.full((self.definition.num_senones, 2), -1, np.int32)
         rows = [(row, row) for row in range(len(self.definition.phones))]
         rows += [(context[0], row) for context, row in self.definition.triphones.items()]
         base_P = np.array([base for base, _ in rows], np.int32)
         senones_PS = self.definition.senones_PS[[row for _, row in rows]]
-        for state in reversed(range(self.num_states)):
+        for state in reversed(range(senones_PS.shape[1])):
             owner[senones_PS[::-1, state], 0] = base_P[::-1]
             owner[senones_PS[::-1, state], 1] = state
         return owner
 
-    @cached_property
-    def monophone_inventory(self) -> UnitInventory:
-        """The phones without context, fillers included."""
-        return UnitInventory(level=MONOPHONE, symbols=self.definition.phones, silence=self.definition.silence)
+    def _label(self, phone: str, place: str) -> int:
+        return 1 + NUM_WORD_POSITIONS * self.phone_id[phone] + "IBES".index(place)
 
-    @property
-    def _quiet_phones(self) -> tuple[int, ...]:
-        return tuple(number for number, filler in enumerate(self.definition.filler) if filler)
+    def phone_of(self, label: int) -> int:
+        """The id of a label's phone."""
+        return (label - 1) // NUM_WORD_POSITIONS
 
-    def _senones_nearest(self, base: int, left: int, right: int, position: int) -> tuple[int, ...]:
-        return tuple(self.definition.senones_PS[self.definition.nearest(base, left, right, position)].tolist())
-
-    def senones(self, pronunciations: Pronunciations) -> Sequences:
-        """Phones of each word → (unit_U, word_U): senones, silence before the first word and after the last. Raises as `monophones`."""
-        ids = self._ids(pronunciations)
-        flat = [self.definition.silence, *(phone for phones in ids for phone in phones), self.definition.silence]
-        unit: list[int] = []
-        word: list[int] = []
-        at = 1
-        for number, phones in enumerate(ids):
-            last = len(phones) - 1
-            for place, phone in enumerate(phones):
-                if last == 0:
-                    position = WORD_SINGLE
-                else:
-                    position = WORD_BEGIN if place == 0 else WORD_END if place == last else WORD_INTERNAL
-                unit.extend(self._nearest(phone, flat[at - 1], flat[at + 1], position))
-                word.extend([number] * self.num_states)
-                at += 1
-        return np.array(unit, np.int32), np.array(word, np.int32)
+    def states(self, window: tuple[int, ...]) -> tuple[int, ...]:
+        """The senones of a phone between its neighbours; silence has its own, whatever is beside it."""
+        left, label, right = window
+        before, after = (self.phone_of(beside) if beside else self.definition.silence for beside in (left, right))
+        base, position = self.phone_of(label), (label - 1) % NUM_WORD_POSITIONS
+        row = base if base == self.definition.silence else self.definition.nearest(base, before, after, position)
+        return tuple(self.definition.senones_PS[row].tolist())
 
 
-FORMAT = 1
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False)
 class TreeTying(Tying):
-    """One acoustic model's tying. Raises UserError where tree, phones and states do not belong together."""
+    """The tying of a decision tree. Labels are the model's own phones. Raises UserError where tree, phones and states do not belong together."""
 
     phones: Mapping[str, int]  # the model's, with places in the word; 0 is none
     tree: ContextTree
@@ -299,14 +291,18 @@ class TreeTying(Tying):
     name: str = "tree"
 
     def __post_init__(self) -> None:
-        if self.tree.num_senones > 1 + max(self.owner, default=-1):
+        num_owned = 1 + max(self.owner, default=-1)
+        if self.tree.num_senones > num_owned:
             raise UserError(
-                f"tree and acoustic model must belong together, but have {self.tree.num_senones} and {1 + max(self.owner, default=-1)} "
-                "senones. Give those of one model."
+                f"tree and acoustic model must belong together, but have {self.tree.num_senones} and {num_owned} senones. Give those of one "
+                "model."
             )
         if missing := [number for number in self.phones.values() if number not in self.places]:
             raise UserError(f"every phone must have states in the acoustic model, but phone {missing[0]} has none.")
-        object.__setattr__(self, "_tied", lru_cache(maxsize=1 << 18)(self._tied_uncached))
+        inventory, quiet = phone_inventory(dict.fromkeys(self.symbol_of.values()), self.silence_phones)
+        self.width, self.central, self.num_labels = self.tree.width, self.tree.central, max(self.phones.values())
+        self.monophone_inventory, self.quiet_phones = inventory, quiet
+        self.silence = None if inventory.silence is None else self._label(inventory.symbols[inventory.silence], "")
 
     def fold(self, phone: str) -> str:
         """A phone of the model → its symbol in the inventory."""
@@ -319,83 +315,33 @@ class TreeTying(Tying):
         return {number: self.fold(phone) for phone, number in sorted(self.phones.items(), key=lambda item: item[1])}
 
     @cached_property
-    def _phone_inventory(self) -> tuple[UnitInventory, tuple[int, ...]]:
-        return phone_inventory(dict.fromkeys(self.symbol_of.values()), self.silence_phones)
-
-    @property
-    def monophone_inventory(self) -> UnitInventory:
-        """The phones, folded, in the order of the model's numbers."""
-        return self._phone_inventory[0]
-
-    @cached_property
     def _owner_V2(self) -> NDArray[np.int32]:
         owner = np.zeros((1 + max(self.owner), 2), np.int32)
         for senone, (phone, state) in self.owner.items():
-            owner[senone] = self.monophone_inventory.id_of[self.symbol_of[phone]], state
+            owner[senone] = self.phone_of(phone), state
         return owner
-
-    @property
-    def _quiet_phones(self) -> tuple[int, ...]:
-        return self._phone_inventory[1]
 
     @cached_property
     def _by_place(self) -> dict[tuple[str, str], int]:
         """(folded phone, place in the word) → the model's phone; where stress is folded, several phones fall together: the first counts."""
-        found: dict[tuple[str, str], int] = {}
-        for phone, number in sorted(self.phones.items(), key=lambda item: item[1]):
-            found.setdefault((self.fold(phone), split_position(phone)[1]), number)
+        ordered = sorted(self.phones.items(), key=lambda item: -item[1])
+        return {(self.fold(phone), split_position(phone)[1]): number for phone, number in ordered}
+
+    def _label(self, phone: str, place: str) -> int:
+        """As the model has it, with stress where a lexicon gives it; else by the folded phone, with its place or without."""
+        exact = (self.phones.get(f"{phone}_{place}"), self.phones.get(phone))
+        folded = (self._by_place.get((phone, place)), self._by_place.get((phone, "")))
+        found = next((label for label in (*exact, *folded) if label is not None), None)
+        if found is None:
+            raise KeyError(phone)
         return found
 
-    def _number(self, phone: str, place: str) -> int:
-        for symbol in (f"{phone}_{place}", phone):  # as the model has it, with stress where a lexicon gives it
-            if symbol in self.phones:
-                return self.phones[symbol]
-        number = self._by_place.get((phone, place), self._by_place.get((phone, "")))
-        if number is None:
-            raise UserError(f"a phone must be one of the acoustic model's, but is '{phone}' instead.")
-        return number
+    def phone_of(self, label: int) -> int:
+        """The id of a label's phone."""
+        return self.monophone_inventory.id_of[self.symbol_of[label]]
 
-    def model_phones(self, pronunciations: Pronunciations) -> list[list[int]]:
-        """The model's phones of each word, with their places in it. Raises UserError for unknown phones and words without any."""
-        found = []
-        for phones in pronunciations:
-            if not phones:
-                raise UserError("every word must have a pronunciation, but one has none.")
-            places = "S" if len(phones) == 1 else "B" + "I" * (len(phones) - 2) + "E"
-            found.append([self._number(phone, place) for phone, place in zip(phones, places, strict=True)])
-        return found
-
-    def _ids(self, pronunciations: Pronunciations) -> list[list[int]]:
-        id_of = self.monophone_inventory.id_of
-        return [[id_of[self.symbol_of[phone]] for phone in phones] for phones in self.model_phones(pronunciations)]
-
-    def senones(self, pronunciations: Pronunciations) -> Sequences:
-        """Phones of each word → (unit_U, word_U): senones, silence before the first word and after the last. Raises as `monophones`."""
-        ids = self.model_phones(pronunciations)
-        quiet = self.monophone_inventory.silence
-        edge = [] if quiet is None or not ids else [self._number(self.monophone_inventory.symbols[quiet], "")]
-        flat = [*edge, *(phone for phones in ids for phone in phones), *edge]
-        word_of = [number for number, phones in enumerate(ids) for _ in phones]
-        units = self.tied(flat)
-        unit: list[int] = []
-        word: list[int] = []
-        for number, states in zip(word_of, units[len(edge) : len(units) - len(edge)], strict=True):
-            unit += states
-            word += [number] * len(states)
-        return np.array(unit, np.int32), np.array(word, np.int32)
-
-    def tied(self, phones: Sequence[int]) -> list[tuple[int, ...]]:
-        """A sequence of the model's phones, silence included → the senones of each one's states."""
-        before, after = self.tree.central, self.tree.width - 1 - self.tree.central
-        padded = [0] * before + list(phones) + [0] * after
-        return [self.window_senones(tuple(padded[at : at + self.tree.width])) for at in range(len(phones))]
-
-    def window_senones(self, window: tuple[int, ...]) -> tuple[int, ...]:
-        """The senones of the central phone of `tree.width` phones; 0 stands beyond the ends. Raises UserError where the tree has none."""
-        found: tuple[int, ...] = self._tied(window)  # type: ignore[attr-defined]
-        return found
-
-    def _tied_uncached(self, window: tuple[int, ...]) -> tuple[int, ...]:
+    def states(self, window: tuple[int, ...]) -> tuple[int, ...]:
+        """The senones of the central phone of a window. Raises UserError where the tree has none."""
         found = [self.tree.senone(window, place) for place in self.places[window[self.tree.central]]]
         if None in found:
             raise UserError(f"the tree must know every phone in every context, but has no senone for {window}.")
@@ -410,78 +356,50 @@ class TreeTying(Tying):
             "tree": self.tree.to_text().split("\n"),
         }  # fmt: skip
 
-    def save(self, path: Path) -> None:
-        """Write it as JSON."""
-        write_json(path, self.to_json())
-
     @classmethod
-    def load(cls, path: Path) -> "TreeTying":
-        """Read what `save` wrote. Raises UserError where it is something else."""
-        try:
-            value = json.loads(path.read_text(encoding="utf-8"))
-            if value["format"] != FORMAT:
-                raise ValueError(f"format {value['format']}")
-            return cls(
-                phones={str(phone): int(number) for phone, number, _ in value["phones"]},
-                places={int(number): tuple(places) for _, number, places in value["phones"]},
-                owner={int(senone): (int(phone), int(state)) for senone, phone, state in value["senones"]},
-                tree=parse_tree("\n".join(value["tree"]).encode()), silence_phones=tuple(value["silence_phones"]),
-                stress=bool(value["stress"]), name=str(value["name"]),
-            )  # fmt: skip
-        except OSError as error:
-            raise UserError(f"acoustic model {path}: {error.strerror}.") from None
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} must be an acoustic model's tying, but cannot be read as one ({error}).") from None
-
-
-ACOUSTIC_FILE = "acoustic.json"
-LEXICON_FILE = "lexicon.dict"
-MDEF_FILE = "acoustic.mdef"
-MADE_FROM_FILE = "made-from.json"
-ACOUSTIC_FILES = (ACOUSTIC_FILE, MDEF_FILE, LEXICON_FILE)
+    def from_json(cls, value: Any) -> "TreeTying":
+        """What `to_json` gave. Raises ValueError, KeyError or TypeError where it is something else."""
+        if value["format"] != FORMAT:
+            raise ValueError(f"format {value['format']}")
+        return cls(
+            phones={str(phone): int(number) for phone, number, _ in value["phones"]},
+            places={int(number): tuple(places) for _, number, places in value["phones"]},
+            owner={int(senone): (int(phone), int(state)) for senone, phone, state in value["senones"]},
+            tree=parse_tree("\n".join(value["tree"]).encode()), silence_phones=tuple(value["silence_phones"]),
+            stress=bool(value["stress"]), name=str(value["name"]),
+        )  # fmt: skip
 
 
 class PhoneTying(Tying):
     """A phone set without senones."""
 
+    has_senones = False
+    silence = None
+
     def __init__(self, symbols: Iterable[str], silence_phones: Iterable[str] = ()) -> None:
-        self._inventory, self._quiet = phone_inventory(symbols, silence_phones)
-
-    @property
-    def monophone_inventory(self) -> UnitInventory:
-        """The phones."""
-        return self._inventory
-
-    @property
-    def inventories(self) -> dict[str, UnitInventory]:
-        """By level: monophones alone."""
-        return {MONOPHONE: self._inventory}
-
-    @cached_property
-    def silences(self) -> dict[str, tuple[int, ...]]:
-        """Ids of the phones that are silence or noise."""
-        return {MONOPHONE: self._quiet}
-
-    @property
-    def _quiet_phones(self) -> tuple[int, ...]:
-        return self._quiet
+        self.monophone_inventory, self.quiet_phones = phone_inventory(symbols, silence_phones)
+        self.num_labels = len(self.monophone_inventory)
 
     @property
     def _owner_V2(self) -> NDArray[np.int32]:
-        raise _no_senones()
+        raise UserError("the project's alignment must have senones, but has phones alone. Tie states first: `hkd units tie`.")
 
-    def senones(self, pronunciations: Pronunciations) -> Sequences:
+    def _label(self, phone: str, place: str) -> int:
+        return self.monophone_inventory.id_of[phone] + 1
+
+    def phone_of(self, label: int) -> int:
+        """The id of a label's phone."""
+        return label - 1
+
+    def states(self, window: tuple[int, ...]) -> tuple[int, ...]:
         """Raises UserError: there are none."""
-        raise _no_senones()
+        return tuple(self._owner_V2)
 
     def to_json(self) -> dict[str, Any]:
         """What `load_tying` reads."""
-        quiet = [self._inventory.symbols[number] for number in self._quiet]
-        return {"format": 1, "name": "phones", "phones": list(self._inventory.symbols), "silence_phones": quiet}
-
-
-def _no_senones() -> UserError:
-    return UserError("the project's alignment must have senones, but has phones alone. Tie states first: `hkd units tie`.")
+        symbols = self.monophone_inventory.symbols
+        quiet = [symbols[number] for number in self.quiet_phones]
+        return {"format": FORMAT, "name": "phones", "phones": list(symbols), "silence_phones": quiet}
 
 
 def load_tying(folder: Path) -> Tying:
@@ -493,11 +411,11 @@ def load_tying(folder: Path) -> Tying:
         value = json.loads(path.read_text(encoding="utf-8"))
         if value["name"] == "phones":
             return PhoneTying(value["phones"], value["silence_phones"])
-        if value["name"] == "pocketsphinx":
-            return StateTying(folder / MDEF_FILE)
+        return StateTying(folder / MDEF_FILE) if value["name"] == "pocketsphinx" else TreeTying.from_json(value)
+    except OSError as error:
+        raise UserError(f"acoustic model {path}: {error.strerror}.") from None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} must be an acoustic model's tying, but cannot be read as one ({error}).") from None
-    return TreeTying.load(path)
 
 
 def load_lexicon(folder: Path) -> Lexicon:
@@ -505,20 +423,16 @@ def load_lexicon(folder: Path) -> Lexicon:
     path = folder / LEXICON_FILE
     if not path.exists():
         return Lexicon()
-    return Lexicon(path, within=load_tying(folder).inventories[MONOPHONE].symbols)
+    return Lexicon(path, within=load_tying(folder).monophone_inventory.symbols)
 
 
-def acoustic_files(folder: Path) -> dict[str, bytes]:
+def acoustic_files(folder: Path, names: Sequence[str] = ACOUSTIC_FILES) -> dict[str, bytes]:
     """The files of a folder that say whose phones and senones these are, by name; none where they are pocketsphinx's."""
-    return {name: (folder / name).read_bytes() for name in ACOUSTIC_FILES if (folder / name).exists()}
+    return {name: (folder / name).read_bytes() for name in names if (folder / name).exists()}
 
 
 def adopt(
-    folder: Path,
-    tying: Tying,
-    pronunciations: Mapping[str, Sequence[tuple[str, ...]]],
-    *,
-    overwrite: bool = False,
+    folder: Path, tying: Tying, pronunciations: Mapping[str, Sequence[tuple[str, ...]]], *, overwrite: bool = False
 ) -> bool:
     """Make a tying and its pronunciations a project's own; whether anything changed.
 
@@ -531,11 +445,11 @@ def adopt(
                 f"{path} must not be replaced, but is of another acoustic model. Use --overwrite: label stores and LMs of its units are of "
                 "no use then."
             )
+    compared = (ACOUSTIC_FILE, LEXICON_FILE)
+    before = acoustic_files(folder, compared)
     lines = [f"{word} {' '.join(phones)}\n" for word in sorted(pronunciations) for phones in pronunciations[word]]
-    data = "".join(lines).encode()
-    before = digest_of(path.read_bytes() for path in (folder / ACOUSTIC_FILE, folder / LEXICON_FILE) if path.exists())
-    write_bytes(folder / LEXICON_FILE, data)
-    if SENONE not in tying.inventories:
+    write_bytes(folder / LEXICON_FILE, "".join(lines).encode())
+    if not tying.has_senones:
         (folder / f"{SENONE}.json").unlink(missing_ok=True)
     for level, inventory in tying.inventories.items():
         inventory.save(folder / f"{level}.json")
@@ -543,12 +457,12 @@ def adopt(
         write_bytes(folder / MDEF_FILE, tying.path.read_bytes())
     write_json(folder / ACOUSTIC_FILE, tying.to_json())
     marker = folder / MADE_FROM_FILE
-    if marker.exists():  # subwords do not hang on the acoustic model
+    if marker.exists():  # subwords do not depend on the acoustic model
         made_from = json.loads(marker.read_text(encoding="utf-8"))
         write_json(marker, {**made_from, "acoustic_model": acoustic_digest(tying)})
-    return before != digest_of(path.read_bytes() for path in (folder / ACOUSTIC_FILE, folder / LEXICON_FILE))
+    return before != acoustic_files(folder, compared)
 
 
 def acoustic_digest(tying: Tying) -> str:
-    """What units hang on besides texts: the inventories."""
+    """What units depend on besides texts: the inventories."""
     return digest_of(inventory.digest for inventory in tying.inventories.values())

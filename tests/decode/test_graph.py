@@ -107,7 +107,7 @@ def tree_states(tying: TreeTying, groups: list[list[tuple[str, ...]]], before: b
     silence = [tying.phones["SIL"]]
     phones = silence[:] if before else []
     for place, part in enumerate(groups):
-        phones += [phone for word in tying.model_phones(part) for phone in word]
+        phones += [label for word in part for label in tying.labels(word)]
         phones += silence if place < len(groups) - 1 or after else []
     return [senone for states in tying.tied(phones) for senone in states]
 
