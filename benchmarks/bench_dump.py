@@ -34,8 +34,11 @@ from common import bar, machine, save  # noqa: E402
 
 from hkd.sparse import TopK  # noqa: E402
 from hkd.teachers.base import Sentence  # noqa: E402
-from hkd.teachers.load import choose_device, choose_precision  # noqa: E402
-from hkd.teachers.options import TeacherOptions  # noqa: E402
+from hkd.teachers.load import (  # noqa: E402
+    TeacherOptions,
+    choose_device,
+    choose_precision,
+)
 from hkd.teachers.transformer import MaskedTeacher  # noqa: E402
 from hkd.testing.teachers import wordpiece  # noqa: E402
 

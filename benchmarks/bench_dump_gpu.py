@@ -21,7 +21,7 @@ from bench_dump import SHAPES, V, bar, machine, transformers  # type: ignore[att
 from utilisation import peak_flops
 
 from hkd.labelling.dump import DumpConfig, DumpReport, dump
-from hkd.teachers.options import TeacherOptions
+from hkd.teachers.load import TeacherOptions
 from hkd.teachers.transformer import MaskedTeacher
 
 RESULTS = Path(__file__).parent / "results" / "dump-gpu.json"

@@ -11,7 +11,7 @@ import typer
 from hkd.cli.common import emit, progress_bar, project, say
 from hkd.errors import HkdError, UserError
 from hkd.remote import location
-from hkd.teachers.hub import check_source
+from hkd.teachers.load import KINDS, check_source
 
 if TYPE_CHECKING:
     from hkd.config import Project
@@ -21,9 +21,7 @@ WHO_DOES_IT = ("--executor", "--ray-address", "--workers", "--rank", "--world-si
 
 
 def teacher_dump(
-    lm: Annotated[
-        Text, typer.Option(help="Alias (bert-large, gpt2 ...), hub name, folder, NAME below lm/, ARPA file, phone-trigram.")
-    ] = None,
+    lm: Annotated[Text, typer.Option(help=f"{', '.join(kind.help for kind in KINDS.values())}.")] = None,
     unit: Annotated[
         Text, typer.Option(help="Level: senone, monophone, character or subword. [subword]", show_default=False)
     ] = None,

@@ -29,8 +29,7 @@ from hkd.labels.store import LabelReader
 from hkd.labels.writer import LabelWriter
 from hkd.progress import Progress, no_progress
 from hkd.teachers.base import Sentence, Teacher
-from hkd.teachers.load import load_teacher
-from hkd.teachers.options import TeacherOptions
+from hkd.teachers.load import TeacherOptions, load_teacher
 from hkd.units.inventory import UnitInventory
 from hkd.units.sequences import Units
 from hkd.units.subword import SubwordModel

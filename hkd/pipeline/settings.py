@@ -13,7 +13,7 @@ from hkd.labelling.lm import LmConfig
 from hkd.labelling.ngram import WordNgramConfig
 from hkd.labelling.tie import TieConfig
 from hkd.pipeline.aligning import POCKETSPHINX, ToolConfig, aligner_of
-from hkd.teachers.options import TeacherOptions
+from hkd.teachers.load import TeacherOptions
 from hkd.train.config import TrainConfig
 from hkd.train.objectives import objective_of
 from hkd.units.sequences import UnitsConfig

@@ -1,34 +1,129 @@
-"""A teacher by name: an alias, a hub name, a folder of transformers or of `hkd lm train`, an ARPA file, or "phone-trigram".
+"""A teacher by name: which kinds there are, where one is to be had, and how it is loaded.
 
-Safetensors (or one GGUF file) only, no remote code. What lies in the cache is taken without the network; with neither cache nor
-network the answer comes within seconds.
+- `KINDS` is the registry: a kind knows its names, says at once where none can be had, and loads. The last one that knows a name has it.
+- Models of transformers come from safetensors (or one GGUF file), without remote code. What lies in the cache is taken without the network;
+  with neither cache nor network the answer comes within seconds.
+- Importing this module imports neither torch nor transformers.
 """
 
 import importlib
+import json
 import os
-from functools import partial
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from hkd.arpa import is_arpa
 from hkd.errors import HkdError, UserError
-from hkd.native import import_torchaudio
-from hkd.pretrained import choose_device, load_config, load_model, load_tokenizer
-from hkd.teachers.base import Teacher
-from hkd.teachers.hub import PHONE_TRIGRAM, check_source, is_unit_lm, resolve, source_options
-from hkd.teachers.options import PRECISIONS, TeacherOptions
+from hkd.pretrained import check_folder, choose_device, load_config, load_model, load_tokenizer
 from hkd.units.inventory import UnitInventory
 
+if TYPE_CHECKING:
+    import torch
 
-def choose_precision(precision: str, device: torch.device) -> torch.dtype:
-    """auto: bf16 on GPUs that have it, else fp32, the reference."""
-    if precision not in PRECISIONS:
-        raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, but is '{precision}' instead.")
-    if precision == "auto":
-        precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
-    return torch.bfloat16 if precision == "bf16" else torch.float32
+    from hkd.teachers.base import Teacher
+
+CASES = ("auto", "lower", "sentence", "upper")
+PRECISIONS = ("auto", "fp32", "bf16")
+PHONE_TRIGRAM = "phone-trigram"
+HUB_TIMEOUT_S = 5.0
+_OTHERS = ("project", "look_ahead", "token_budget", "compile")
+ALIASES = {
+    "bert-base": "google-bert/bert-base-uncased",
+    "bert-large": "google-bert/bert-large-uncased",
+    "bert-base-cased": "google-bert/bert-base-cased",
+    "bert-large-cased": "google-bert/bert-large-cased",
+    "bert-large-wwm": "google-bert/bert-large-uncased-whole-word-masking",
+    "mbert": "google-bert/bert-base-multilingual-cased",
+    "distilbert": "distilbert/distilbert-base-uncased",
+    "roberta-base": "FacebookAI/roberta-base",
+    "roberta-large": "FacebookAI/roberta-large",
+    "xlm-r-base": "FacebookAI/xlm-roberta-base",
+    "xlm-r-large": "FacebookAI/xlm-roberta-large",
+    "electra-base": "google/electra-base-generator",
+    "electra-large": "google/electra-large-generator",
+    "modernbert-base": "answerdotai/ModernBERT-base",
+    "modernbert-large": "answerdotai/ModernBERT-large",
+    "gpt2": "openai-community/gpt2",
+    "gpt2-medium": "openai-community/gpt2-medium",
+    "gpt2-large": "openai-community/gpt2-large",
+    "gpt2-xl": "openai-community/gpt2-xl",
+    "llama-3.2-1b": "meta-llama/Llama-3.2-1B",
+    "qwen2.5-0.5b": "Qwen/Qwen2.5-0.5B",
+    "gemma-3-270m": "google/gemma-3-270m",
+    "mistral-7b": "mistralai/Mistral-7B-v0.3",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TeacherOptions:
+    """How a downloaded language model is asked. Raises UserError for values out of range."""
+
+    mask_every: int = 0  # 0: one masked copy a position (exact); m: positions n ≡ r (mod m) are masked together
+    context: int = 0  # tokens of the window that neighbouring utterances fill; 0: the utterance alone
+    case: str = "auto"  # lower | sentence ("I think I'm …") | upper; auto: lower for uncased tokenizers, else sentence
+    final_mark: str = ""  # written after the last word as context (never a position), "." say
+    project: str = ""  # the student's subword.json (or .model): its pieces are labelled instead of the teacher's own
+    look_ahead: int = 4  # projected: further rows a position, for likely tokens that leave the piece open
+    token_budget: int = 0  # tokens of a batch, padding included; 0: by device
+    compile: bool = False  # torch.compile of the model's body
+
+    def __post_init__(self) -> None:
+        for name in ("mask_every", "context", "look_ahead", "token_budget"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} must not be negative, but is {getattr(self, name)} instead.")
+        if 0 < self.context < 8:
+            raise UserError(f"context must be 0 (the utterance alone) or at least 8 tokens, but is {self.context} instead.")
+        if self.case not in CASES:
+            raise UserError(f"case must be one of {', '.join(CASES)}, but is '{self.case}' instead.")
+
+    def within(self, folder: Path) -> "TeacherOptions":
+        """With paths that are relative to a folder."""
+        return replace(self, project=str(folder / self.project)) if self.project else self
+
+    def that_change_labels(self) -> dict[str, Any]:
+        """The options that belong to the digest of a teacher over its own pieces."""
+        return {name: value for name, value in asdict(self).items() if name not in _OTHERS}
+
+
+# The registry -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asked:
+    """What a kind is asked to load."""
+
+    name: str
+    device: str = "auto"
+    precision: str = "auto"
+    options: TeacherOptions = TeacherOptions()
+    inventory: UnitInventory | None = None  # the project's units at the level that is wanted
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TeacherKind:
+    """A kind of teacher. A new one: `KINDS["name"] = TeacherKind(...)`."""
+
+    help: str  # what `--lm` may be
+    knows: Callable[[str], bool]  # whether a name is one of this kind
+    load: Callable[[Asked], "Teacher"]
+    check: Callable[[str], object] = lambda _: None  # raises UserError or HkdError at once where the name cannot be had
+    takes_options: bool = False  # whether TeacherOptions mean something to it
+
+
+KINDS: dict[str, TeacherKind] = {}
+
+
+def kind_of(name: str) -> TeacherKind:
+    """The kind that a name is of."""
+    return next(kind for kind in reversed(KINDS.values()) if kind.knows(name))
+
+
+def check_source(name: str) -> None:
+    """Raises UserError or HkdError at once where no teacher of that name can be had."""
+    kind_of(name).check(name)
 
 
 def load_teacher(
@@ -39,58 +134,144 @@ def load_teacher(
     precision: str = "auto",
     options: TeacherOptions | None = None,
     inventory: UnitInventory | None = None,
-) -> Teacher:
+) -> "Teacher":
     """The teacher called `name` for the level `unit`; `inventory`: the units of an n-gram file.
 
-    Raises UserError where it cannot teach that level, HkdError where it cannot be had."""
-    teacher = _load(name, device, precision, options or TeacherOptions(), inventory)
+    Raises UserError where it cannot teach that level, HkdError where it cannot be had.
+    """
+    kind, plain = kind_of(name), TeacherOptions()
+    options = options or plain
+    kind.check(name)
+    for option in () if kind.takes_options else ("project", *options.that_change_labels()):
+        if (value := getattr(options, option)) != getattr(plain, option):
+            raise UserError(
+                f"{option} must be left out for {name}, which is no masked or causal LM of transformers, but is {value}."
+            )
+    teacher = kind.load(Asked(name=name, device=device, precision=precision, options=options, inventory=inventory))
     if teacher.level != unit:
         raise UserError(f"unit must be {teacher.level}, which is what the LM {name} knows, but is {unit} instead.")
     return teacher
 
 
-def _load(name: str, device: str, precision: str, options: TeacherOptions, inventory: UnitInventory | None) -> Teacher:
-    check_source(name)
+def _phone_trigram(_: Asked) -> "Teacher":
+    from hkd.teachers.ngram import phone_trigram
+
+    return phone_trigram()
+
+
+def _check_arpa(name: str) -> None:
+    if not Path(name).expanduser().is_file():
+        raise UserError(f"lm must be a file that exists, but {name} is not there.")
+
+
+def _load_arpa(asked: Asked) -> "Teacher":
+    from hkd.teachers.ngram import load_ngram
+
+    if asked.inventory is None:
+        raise UserError(f"lm {asked.name} needs the inventory of its units, but there is none. Run `hkd units train` first.")
+    return load_ngram(Path(asked.name).expanduser(), level=asked.inventory.level, inventory=asked.inventory)
+
+
+def is_unit_lm(name: str) -> bool:
+    """Whether `hkd lm train` made the folder."""
+    try:
+        return "hkd_lm" in json.loads((Path(name).expanduser() / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+
+
+def _load_unit_lm(asked: Asked) -> "Teacher":
+    from hkd.teachers.unit_lm import load_unit_lm
+
+    return load_unit_lm(Path(asked.name).expanduser(), device=str(choose_device(asked.device)))
+
+
+# Models of transformers ---------------------------------------------------------------------------------------------------
+
+
+def resolve(name: str) -> str:
+    """The hub name that an alias stands for; any other name as it is."""
+    return ALIASES.get(name.lower(), name)
+
+
+def _check_transformer(name: str) -> None:
     path = Path(name).expanduser()
-    if name == PHONE_TRIGRAM or is_arpa(name) or is_unit_lm(path):
-        _no_options(name, options)
-    if name == PHONE_TRIGRAM:
-        from hkd.teachers.ngram import phone_trigram
-
-        return phone_trigram()
-    if is_arpa(name):
-        from hkd.teachers.ngram import load_ngram
-
-        if inventory is None:
-            raise UserError(f"lm {name} needs the inventory of its units, but there is none. Run `hkd units train` first.")
-        return load_ngram(path, level=inventory.level, inventory=inventory)
-    if path.is_dir():
-        if is_unit_lm(path):
-            from hkd.teachers.unit_lm import load_unit_lm
-
-            teacher: Teacher = load_unit_lm(path, device=str(choose_device(device)))
-            return teacher
-        return load_transformer(str(path), name=path.name, device=device, precision=precision, options=options)
-    return load_transformer(resolve(name), name=resolve(name), device=device, precision=precision, options=options)
+    if not path.is_dir() and (path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1):
+        raise UserError(f"lm must be a folder, a hub name or an alias, but there is no folder {name}.")
+    source_options(str(path) if path.is_dir() else resolve(name))
 
 
-def _no_options(name: str, options: TeacherOptions) -> None:
-    """Raises UserError for options that n-grams and unit LMs would not heed."""
-    plain = TeacherOptions()
-    for option in ("project", *options.that_change_labels()):
-        value = getattr(options, option)
-        if value != getattr(plain, option):
-            raise UserError(
-                f"{option} must be left out for {name}, which is no masked or causal LM of transformers, but is {value}."
-            )
+def source_options(source: str) -> dict[str, Any]:
+    """How to load from a folder, from the cache, or from the hub. Raises HkdError at once where none can be had."""
+    given: dict[str, Any] = {}
+    folder = Path(source)
+    if folder.is_dir():
+        gguf = sorted(p.name for p in folder.glob("*.gguf"))
+        if gguf and not any(folder.glob("*.safetensors")):
+            if len(gguf) > 1:
+                raise UserError(
+                    f"lm must be a folder with one GGUF file, but {source} holds {', '.join(gguf)}. Keep one of them there."
+                )
+            given["gguf_file"] = gguf[0]
+        else:
+            check_folder(folder, what="LM")
+        return {**given, "local_files_only": True}
+    if _in_cache(source):
+        return {**given, "local_files_only": True}
+    _probe_hub(source)
+    return given
 
 
-def load_transformer(source: str, *, name: str, device: str, precision: str, options: TeacherOptions) -> Teacher:
+def _in_cache(source: str) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    found = [
+        try_to_load_from_cache(source, file) for file in ("config.json", "model.safetensors", "model.safetensors.index.json")
+    ]
+    return isinstance(found[0], str) and any(isinstance(path, str) for path in found[1:])
+
+
+@cache
+def _probe_hub(source: str) -> None:
+    """One request with a short time limit: transformers itself would retry for minutes."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+
+    aliases = ", ".join(list(ALIASES)[:4])
+    try:
+        HfApi().model_info(source, timeout=HUB_TIMEOUT_S)
+    except GatedRepoError:
+        raise HkdError(
+            f"LM {source} needs its licence accepted on the hub and `hf auth login`; or give a folder: --lm FOLDER."
+        ) from None
+    except (RepositoryNotFoundError, HFValidationError):
+        raise UserError(f"lm must be an alias ({aliases}, ...), a hub name or a folder, but the hub has no {source}.") from None
+    except Exception as error:
+        raise HkdError(
+            f"LM {source} is not in the local cache and the hub cannot be reached ({type(error).__name__}). "
+            f"Give a local copy: --lm FOLDER, a folder with config.json, model.safetensors and tokenizer.json."
+        ) from None
+
+
+def choose_precision(precision: str, device: "torch.device") -> "torch.dtype":
+    """auto: bf16 on GPUs that have it, else fp32, the reference."""
+    import torch
+
+    if precision not in PRECISIONS:
+        raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, but is '{precision}' instead.")
+    if precision == "auto":
+        precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def _load_transformer(asked: Asked) -> "Teacher":
     """A masked or causal LM of transformers, told apart by its config; its direction is then proven by a trial."""
-    where = choose_device(device)
-    dtype = choose_precision(precision, where)
+    path = Path(asked.name).expanduser()
+    source = str(path) if path.is_dir() else resolve(asked.name)
+    name, options = path.name if path.is_dir() else source, asked.options
+    where = choose_device(asked.device)
+    dtype = choose_precision(asked.precision, where)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    import_torchaudio()
     from hkd.teachers.transformer import CausalTeacher, MaskedTeacher
 
     given = source_options(source)
@@ -165,3 +346,17 @@ def _check_class(config: Any, loaded: str, name: str) -> None:
                 f"lm must be of a class of transformers, but {name} is of {class_name}, and {loaded} would read its weights otherwise. "
                 "hkd runs no code that comes with a model. If the two are the same, say so by architectures in its config.json."
             )
+
+
+KINDS |= {  # in the order of `--help`; asked from the last one on
+    "transformers": TeacherKind(
+        help="Alias (bert-large, gpt2 ...), hub name, folder",
+        knows=lambda _: True,
+        check=_check_transformer,
+        load=_load_transformer,
+        takes_options=True,
+    ),
+    "unit-lm": TeacherKind(help="NAME below lm/", knows=is_unit_lm, load=_load_unit_lm),
+    "arpa": TeacherKind(help="ARPA file", knows=is_arpa, check=_check_arpa, load=_load_arpa),
+    PHONE_TRIGRAM: TeacherKind(help=PHONE_TRIGRAM, knows=PHONE_TRIGRAM.__eq__, load=_phone_trigram),
+}

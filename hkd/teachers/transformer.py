@@ -27,7 +27,7 @@ from hkd.lines import first_line
 from hkd.sparse import NO_GOLD, TopK
 from hkd.teachers.base import NO_WORD, Sentence, TeacherInfo
 from hkd.teachers.forward import Choose, OwnForward, Row, RowScorer, Tokens, trial_texts
-from hkd.teachers.options import TeacherOptions
+from hkd.teachers.load import TeacherOptions
 from hkd.topk import select_sample, select_topk
 from hkd.units.inventory import UnitInventory
 from hkd.units.level import SUBWORD

@@ -20,8 +20,7 @@ from hkd.labels.store import LabelReader
 from hkd.labels.writer import LabelWriter
 from hkd.sparse import TopK
 from hkd.teachers.base import Sentence, Teacher
-from hkd.teachers.load import load_teacher
-from hkd.teachers.options import TeacherOptions
+from hkd.teachers.load import TeacherOptions, load_teacher
 from hkd.units.text import text_digest, words
 
 CONFIG = DumpConfig(k=5, temperatures=(2.0,), codec="f16", utterances_per_shard=16)

@@ -11,8 +11,7 @@ import transformers
 from numpy.typing import NDArray
 
 from hkd.teachers.base import Sentence
-from hkd.teachers.load import load_teacher
-from hkd.teachers.options import TeacherOptions
+from hkd.teachers.load import TeacherOptions, load_teacher
 from hkd.teachers.transformer import CausalTeacher
 from hkd.testing.teachers import CAUSAL
 

@@ -12,8 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from hkd.teachers.base import Sentence
-from hkd.teachers.load import load_teacher
-from hkd.teachers.options import TeacherOptions
+from hkd.teachers.load import TeacherOptions, load_teacher
 from hkd.teachers.transformer import TransformerTeacher
 from hkd.testing.teachers import WORDS
 
@@ -27,7 +26,7 @@ torch.set_num_threads(1)
 logging.basicConfig(stream=sys.stderr, format="%(message)s")
 from hkd.teachers.base import Sentence
 from hkd.teachers.load import load_teacher
-from hkd.teachers.options import TeacherOptions
+from hkd.teachers.load import TeacherOptions
 
 teacher = load_teacher(sys.argv[1], unit="subword", device="cpu", options=TeacherOptions(token_budget=2_000_000))
 unit_U = np.resize(teacher.encode(sys.argv[2].split())[0], 60)

@@ -2,18 +2,36 @@
 
 import json
 import shutil
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from hkd.errors import HkdError, UserError
-from hkd.teachers.hub import ALIASES, resolve
-from hkd.teachers.load import load_teacher
+from hkd.labelling.dump import DumpJob, execute
+from hkd.labels.store import LabelReader
+from hkd.sparse import TopK
+from hkd.teachers.base import Sentence, TeacherInfo
+from hkd.teachers.load import (
+    ALIASES,
+    KINDS,
+    Asked,
+    TeacherKind,
+    TeacherOptions,
+    check_source,
+    kind_of,
+    load_teacher,
+    resolve,
+)
 from hkd.teachers.transformer import CausalTeacher, MaskedTeacher
+from hkd.topk import select_topk
+from hkd.units.inventory import UnitInventory
 
 Folder = Callable[[str], Path]
 
@@ -120,3 +138,56 @@ def test_devices_and_precisions_are_checked(teacher_folder: Folder) -> None:
     for wrong in ({"device": "tpu"}, {"precision": "fp8"}):
         with pytest.raises(UserError, match="must be one of"):
             load_teacher(str(teacher_folder("bert")), unit="subword", **wrong)
+
+
+class Echo:
+    """A teacher of one's own: it is sure of whatever was said."""
+
+    level, figures = "character", {}
+    inventory = UnitInventory(level="character", symbols=("▁", "a", "b"))
+    info = TeacherInfo(name="echo", kind="echo", direction="both", digest="0")
+
+    def encode(self, words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        pairs = [(self.inventory.symbols.index(letter), place) for place, word in enumerate(words) for letter in f"▁{word}"]
+        return np.array([unit for unit, _ in pairs], np.int32), np.array([place for _, place in pairs], np.int32)
+
+    def score(self, sentences: Sequence[Sentence], *, k: int, temperatures: Sequence[float] = ()) -> list[TopK]:
+        gold = [torch.from_numpy(s.unit_U.astype(np.int64)) for s in sentences]
+        return [select_topk(torch.eye(3)[gold_U] * 9, gold_U, k=k, temperatures=temperatures) for gold_U in gold]
+
+
+def test_a_kind_of_ones_own_labels_sentences(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[Asked] = []
+
+    def load(what: Asked) -> Echo:
+        asked.append(what)
+        return Echo()
+
+    def check(name: str) -> None:
+        if name == "echo:nowhere":
+            raise UserError("there is no such echo.")
+
+    kind = TeacherKind(help="echo:NAME", knows=lambda name: name.startswith("echo:"), check=check, load=load)
+    monkeypatch.setitem(KINDS, "echo", kind)
+    assert kind_of("bert-large") is KINDS["transformers"]
+    with pytest.raises(UserError, match="no such echo"):
+        check_source("echo:nowhere")
+    with pytest.raises(UserError, match="mask_every must be left out"):
+        load_teacher("echo:a", unit="character", options=TeacherOptions(mask_every=2))
+    (tmp_path / "manifest.jsonl").write_text('{"id": "u1", "text": "ab a"}\n{"id": "u2", "text": "ba"}\n')
+    job = DumpJob(manifest=tmp_path / "manifest.jsonl", out=tmp_path / "s", lm="echo:a", unit="character")
+    assert execute(job).positions == 8
+    assert [one.name for one in asked] == ["echo:a"]
+    block = LabelReader.open(tmp_path / "s").block(["u1", "u2"])
+    assert block.topk.ids_NK[:, 0].tolist() == block.topk.gold_N.tolist() == [0, 1, 2, 0, 1, 0, 2, 1]
+    help_of_lm = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, check=True).stdout
+    assert "echo:NAME" in help_of_lm.replace("\n", "")
+
+
+HELP = """
+from hkd.teachers.load import KINDS, TeacherKind
+KINDS["echo"] = TeacherKind(help="echo:NAME", knows=lambda name: False, load=None)
+from typer.testing import CliRunner
+from hkd.cli.main import app
+print(CliRunner().invoke(app, ["teacher-dump", "--help"]).output)
+"""

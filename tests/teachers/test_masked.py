@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from hkd.errors import HkdError
 from hkd.teachers.base import Sentence
 from hkd.teachers.forward import Row
-from hkd.teachers.load import load_teacher
-from hkd.teachers.options import TeacherOptions
+from hkd.teachers.load import TeacherOptions, load_teacher
 from hkd.teachers.transformer import MaskedTeacher
 from hkd.testing.teachers import MASKED
 

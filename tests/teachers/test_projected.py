@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from hkd.errors import UserError
 from hkd.sparse import NO_GOLD
 from hkd.teachers.base import Sentence
-from hkd.teachers.load import load_teacher
-from hkd.teachers.options import TeacherOptions
+from hkd.teachers.load import TeacherOptions, load_teacher
 from hkd.teachers.projected import ProjectedTeacher
 from hkd.teachers.transformer import CausalTeacher
 from hkd.testing.teachers import WORDS, library

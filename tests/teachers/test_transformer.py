@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from hkd.sparse import NO_GOLD
 from hkd.teachers.base import Sentence
-from hkd.teachers.load import load_teacher
-from hkd.teachers.options import TeacherOptions
+from hkd.teachers.load import TeacherOptions, load_teacher
 from hkd.teachers.transformer import TransformerTeacher
 
 Folder = Callable[[str], Path]

@@ -9,8 +9,7 @@ from safetensors.torch import save_file
 from hkd.errors import UserError
 from hkd.teachers.base import Sentence, TeacherInfo
 from hkd.teachers.cloze import UnitLmSizes, make_unit_lm
-from hkd.teachers.load import load_teacher
-from hkd.teachers.options import TeacherOptions
+from hkd.teachers.load import TeacherOptions, load_teacher
 from hkd.teachers.unit_lm import CrossFitTeacher, UnitLmTeacher, load_unit_lm
 from hkd.units.inventory import UnitInventory
 

@@ -10,8 +10,7 @@ from hkd.config import build
 from hkd.errors import UserError
 from hkd.labelling.dump import DumpConfig, dump
 from hkd.labels.store import LabelReader
-from hkd.teachers.load import load_teacher
-from hkd.teachers.options import TeacherOptions
+from hkd.teachers.load import TeacherOptions, load_teacher
 from hkd.testing.teachers import make_teacher_folder
 from hkd.train.config import TrainConfig
 from hkd.train.data import open_data
