@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -70,22 +70,19 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def write_in_order(files: Sequence[tuple[Path, bytes | memoryview | Path]]) -> None:
+def write_in_order(files: Sequence[tuple[Path, bytes | memoryview | Callable[[], bytes]]]) -> None:
     """Write whole files of one folder atomically; they appear in this order, none before all are on the disk, which is waited for once.
 
-    A path in place of bytes is a temporary file beside the one that it becomes.
+    A function in place of bytes gives them: it is called when the files before are written.
     """
     parts: list[tuple[Path, Path]] = []
     try:
         for path, data in files:
-            if isinstance(data, Path):
-                parts.append((data, path))
-                continue
             path.parent.mkdir(parents=True, exist_ok=True)
             part = temporary(path)
             parts.append((part, path))
             with part.open("xb") as file:
-                file.write(data)
+                file.write(data() if callable(data) else data)
         with ThreadPoolExecutor(max(1, len(parts))) as pool:
             list(pool.map(_sync, [part for part, _ in parts]))
         for part, path in parts:

@@ -180,8 +180,7 @@ def dump(
             "--overwrite must be left out in a job array, where each process would remove what the others wrote. Remove the store first."
         )
     run = open_dump(manifest, out, teacher, overwrite=overwrite, **inputs)
-    run.shards([shard for shard in run.pending() if shard % world_size == rank], progress)
-    return run.report(run.work)
+    return run.report(run.shards([shard for shard in run.pending() if shard % world_size == rank], progress))
 
 
 def open_dump(
@@ -293,7 +292,6 @@ class DumpRun:
         self._labeller = ShardLabeller(
             teacher=teacher, source=source, transcripts=transcripts, asked=asked, keep_going=config.keep_going
         )
-        self.work = Work()
 
     def pending(self) -> list[int]:
         """The shards that nobody has written yet."""
@@ -322,9 +320,9 @@ class DumpRun:
             is_text=self._is_text,
         )
 
-    def shards(self, shards: Sequence[int], progress: Progress = no_progress) -> None:
-        """Label the shards in order; what they came to is `work` then."""
-        work = self.work = Work()
+    def shards(self, shards: Sequence[int], progress: Progress = no_progress) -> Work:
+        """Label the shards in order."""
+        work = Work()
         started = time.monotonic()
         with WriterThread(self._writer) as thread:
             for shard, done in self._labelled(shards):
@@ -346,6 +344,7 @@ class DumpRun:
         work.seconds["total"] = time.monotonic() - started
         if said := getattr(self._teacher, "words_unknown", str)():
             log.warning(said)
+        return work
 
     def _labelled(self, shards: Sequence[int]) -> Iterator[tuple[int, Labelled]]:
         """The shards in order, one after the other, or as many at once as the teacher's device has use for."""

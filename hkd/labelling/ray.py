@@ -4,7 +4,8 @@
   shard numbers and small figures, so Ray's object store stays all but empty.
 - This process, the driver, holds the queue and no teacher. A worker has one shard at a time, and that is on disk before it answers: when a
   worker or its node dies, that shard goes back to the front of the queue, and a new worker is asked for.
-- The first worker opens the store alone, so that whatever is refused is refused once, before others load their teachers.
+- The first worker opens the store alone, so that whatever is refused is refused once, before others load their teachers. A worker gets
+  shards once it has opened the store, so none waits for one that the cluster has no room for.
 """
 
 import logging
@@ -16,6 +17,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any, TextIO, cast
 
 import torch
@@ -25,57 +27,16 @@ from hkd.errors import HkdError, MissingPackageError, UserError
 from hkd.labelling.dump import DumpJob, DumpReport, DumpRun, Work, open_dump
 from hkd.progress import Progress, no_progress
 
-Said = tuple[str, int, str]  # logger, level, text
+log = logging.getLogger(__name__)
 
+MOST_DEATHS = 3  # of workers at one shard
+POLL_S = 1.0
+NOTICE_S = 60.0  # without a worker, until we say so
+OBJECT_STORE_BYTES = 80 << 20  # of a cluster that is started here: Ray's least
+LOCAL = "local"
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Answer:
-    """What a worker's method gave, and the warnings on the way."""
-
-    value: Any
-    said: list[Said]
-
-
-class Worker:
-    """Does shards of one job. Its answers are small; the labels go to the store from here."""
-
-    def __init__(self, job: DumpJob, *, threads: int, version: str) -> None:
-        torch.set_num_threads(threads)
-        if job.folder.is_dir():  # else the driver runs elsewhere, and Ray's own working folder is the one that is meant
-            os.chdir(job.folder)
-        self._job, self._version = job, version
-        self._run: DumpRun | None = None
-
-    def open(self, overwrite: bool) -> Answer:
-        """Load the teacher, and begin the store or go on with it → the shards that are to be done."""
-
-        def value() -> list[int]:
-            if self._version != __version__:
-                raise UserError(f"hkd must be {self._version} on every node, but is {__version__} on one. Install it there.")
-            job = self._job
-            self._run = open_dump(job.manifest, job.out, job.load_teacher, **job.parts(), overwrite=overwrite)
-            return self._run.pending()
-
-        return _answer(value)
-
-    def label(self, shard: int) -> Answer:
-        """Write a shard → the Work that it was."""
-
-        def value() -> Work:
-            assert self._run is not None
-            self._run.shards([shard])
-            return self._run.work
-
-        return _answer(value)
-
-    def report(self, work: Work, workers: int, workers_lost: int) -> Answer:
-        """Close the store → DumpReport of all workers' `work`."""
-
-        def value() -> DumpReport:
-            assert self._run is not None
-            return self._run.report(work, workers=workers, workers_lost=workers_lost)
-
-        return _answer(value)
+Said = tuple[str, int, str]  # a warning: logger, level, text
+Call = tuple[Any, ...]  # what a worker is asked: a method and its arguments
 
 
 class _Listener(logging.Handler):
@@ -89,27 +50,57 @@ class _Listener(logging.Handler):
         self.said.append((record.name, record.levelno, record.getMessage()))
 
 
-def _answer(value: Callable[[], Any]) -> Answer:
-    """Call it. Raises HkdErrors as UserError or HkdError itself: a subclass may not survive the journey."""
-    listener = _Listener()
-    logger = logging.getLogger("hkd")
-    logger.addHandler(listener)
-    try:
-        return Answer(value=value(), said=listener.said)
-    except HkdError as error:
-        kind = UserError if error.exit_code == UserError.exit_code else HkdError
-        raise kind(str(error)) from None
-    finally:
-        logger.removeHandler(listener)
+def _heard(method: Callable[..., Any]) -> Callable[..., tuple[Any, list[Said]]]:
+    """The method's answer and the warnings on the way. Raises HkdErrors as UserError or HkdError: a subclass may not survive the journey."""
+
+    @wraps(method)
+    def answer(*arguments: Any) -> tuple[Any, list[Said]]:
+        listener, logger = _Listener(), logging.getLogger("hkd")
+        logger.addHandler(listener)
+        try:
+            return method(*arguments), listener.said
+        except HkdError as error:
+            kind = UserError if error.exit_code == UserError.exit_code else HkdError
+            raise kind(str(error)) from None
+        finally:
+            logger.removeHandler(listener)
+
+    return answer
 
 
-log = logging.getLogger(__name__)
+class Worker:
+    """Does shards of one job. Its answers are small; the labels go to the store from here."""
 
-MOST_DEATHS = 3  # of workers at one shard
-POLL_S = 1.0
-NOTICE_S = 60.0  # without a worker, until we say so
-OBJECT_STORE_BYTES = 80 << 20  # of a cluster that is started here: Ray's least
-LOCAL = "local"
+    _run: DumpRun
+
+    def __init__(self, job: DumpJob, *, threads: int, version: str) -> None:
+        torch.set_num_threads(threads)
+        if job.folder.is_dir():  # else the driver runs elsewhere, and Ray's own working folder is the one that is meant
+            os.chdir(job.folder)
+        self._job, self._version = job, version
+
+    @_heard
+    def open(self, overwrite: bool) -> None:
+        """Load the teacher, and begin the store or go on with it."""
+        if self._version != __version__:
+            raise UserError(f"hkd must be {self._version} on every node, but is {__version__} on one. Install it there.")
+        job = self._job
+        self._run = open_dump(job.manifest, job.out, job.load_teacher, **job.parts(), overwrite=overwrite)
+
+    @_heard
+    def pending(self) -> list[int]:
+        """The shards that are to be done."""
+        return self._run.pending()
+
+    @_heard
+    def label(self, shard: int) -> Work:
+        """Write a shard."""
+        return self._run.shards([shard])
+
+    @_heard
+    def report(self, work: Work, workers: int, workers_lost: int) -> DumpReport:
+        """Close the store; `work` is that of all workers."""
+        return self._run.report(work, workers=workers, workers_lost=workers_lost)
 
 
 def ray_dump(
@@ -128,7 +119,14 @@ def ray_dump(
     with redirect_stdout(cast(TextIO, _ToLog())), _cluster(ray, address or os.environ.get("RAY_ADDRESS") or LOCAL):
         crew = _Crew(ray, job, share_of(ray.nodes(), job.device, workers), overwrite=overwrite)
         try:
-            return crew.run(progress)
+            [pending] = crew.answers([("pending",)])
+            started, work = time.monotonic(), Work()
+            for part in crew.answers([("label", shard) for shard in pending]):
+                work += part
+                progress(work.shards, len(pending), positions_per_s=work.positions / (time.monotonic() - started))
+            work.seconds["total"] = time.monotonic() - started
+            [report] = crew.answers([("report", work, crew.share.workers, crew.lost)])
+            return cast(DumpReport, report)
         finally:
             crew.stop()
 
@@ -141,9 +139,6 @@ def _ray() -> Any:
     except ImportError:
         raise MissingPackageError("ray", "ray", "--executor ray") from None
     return ray
-
-
-# ---- the cluster ----
 
 
 @contextmanager
@@ -160,7 +155,9 @@ def _cluster(ray: Any, address: str) -> Iterator[None]:
     try:
         ray.init(address=address, **options)
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
-        raise HkdError(f"a Ray cluster must run at '{address}', but: {_line(error)} Start one with `ray start --head`.") from None
+        raise HkdError(
+            f"a Ray cluster must run at '{address}', but: {' '.join(str(error).split())[:300]} Start one with `ray start --head`."
+        ) from None
     try:
         if on_sigterm is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)  # which Ray took
@@ -179,10 +176,6 @@ class _ToLog:
 
     def flush(self) -> None:
         """Nothing waits."""
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -212,121 +205,77 @@ def share_of(nodes: Sequence[dict[str, Any]], device: str, workers: int) -> Shar
     return Share(workers=workers, threads=threads, num_cpus=threads, num_gpus=0)
 
 
-# ---- the workers ----
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Call:
-    """What a worker is asked: a method and its arguments."""
-
-    method: str
-    arguments: tuple[Any, ...]
-
-    def __str__(self) -> str:
-        return f"shard {self.arguments[0]}" if self.method == "label" else f"the store's {self.method}"
-
-
 class _Crew:
     """The workers, what each is at, and who takes over from one that has died."""
 
     def __init__(self, ray: Any, job: DumpJob, share: Share, *, overwrite: bool) -> None:
-        self._ray, self._job, self._share, self._overwrite = ray, job, share, overwrite
+        self.share, self.lost = share, 0
+        self._ray, self._job, self._overwrite = ray, job, overwrite
         self._actor = ray.remote(num_cpus=share.num_cpus, num_gpus=share.num_gpus, max_restarts=0, max_task_retries=0)(Worker)
         self._idle: list[Any] = []
-        self._flying: dict[Any, tuple[Any, _Call]] = {}  # by the reference of the answer: the worker and its call
-        self._pending: list[int] | None = None  # until the first worker has opened the store
-        self._lost = 0
-        self._deaths: Counter[str] = Counter()  # by what they were at
+        self._flying: dict[Any, tuple[Any, Call]] = {}  # by the reference of the answer: the worker and its call
+        self._deaths: Counter[Call] = Counter()
         self._said: set[Said] = set()
-
-    def run(self, progress: Progress) -> DumpReport:
-        """Open the store, do what is pending, close the store."""
-        asked = time.monotonic()
-        while self._pending is None:
-            self._hire(1)
-            self._settle(deque())
-            if time.monotonic() - asked > NOTICE_S:
-                asked = float("inf")
-                log.warning("Still no worker: each needs %s; free is %s.", self._share, self._ray.available_resources())
-        started, work = time.monotonic(), Work()
-        for part in self._answers(_Call(method="label", arguments=(shard,)) for shard in self._pending):
-            work += part
-            progress(work.shards, len(self._pending), positions_per_s=work.positions / (time.monotonic() - started))
-        work.seconds["total"] = time.monotonic() - started
-        [report] = self._answers([_Call(method="report", arguments=(work, self._share.workers, self._lost))])
-        return cast(DumpReport, report)
+        self._notice_at = time.monotonic() + NOTICE_S
 
     def stop(self) -> None:
         """End all workers now. The shards that they are at are lost, and no others."""
         for worker in [*self._idle, *(worker for worker, _ in self._flying.values())]:
             self._ray.kill(worker)
 
-    def _answers(self, calls: Iterable[_Call]) -> Iterator[Any]:
-        """Each call's answer, in the order in which they come."""
+    def answers(self, calls: Iterable[Call]) -> Iterator[Any]:
+        """Each call's answer, in the order in which they come. A call whose worker died goes to the front. Raises the error that a worker met."""
         waiting = deque(calls)
         unanswered = len(waiting)
         while unanswered:
-            self._hire(min(self._share.workers, unanswered))
+            while len(self._idle) + len(self._flying) < min(self.share.workers, unanswered):
+                worker = self._actor.remote(self._job, threads=self.share.threads, version=__version__)
+                self._ask(worker, ("open", self._overwrite))
             while self._idle and waiting:
                 self._ask(self._idle.pop(), waiting.popleft())
-            values = self._settle(waiting)
-            unanswered -= len(values)
-            yield from values
-
-    def _hire(self, size: int) -> None:
-        """Ask the cluster for workers until there are `size`; each opens the store first."""
-        while len(self._idle) + len(self._flying) < size:
-            worker = self._actor.remote(self._job, threads=self._share.threads, version=__version__)
-            self._ask(worker, _Call(method="open", arguments=(self._overwrite and self._pending is None,)))
-
-    def _ask(self, worker: Any, call: _Call) -> None:
-        self._flying[getattr(worker, call.method).remote(*call.arguments)] = worker, call
-
-    def _settle(self, waiting: deque[_Call]) -> list[Any]:
-        """Wait a moment for answers. A call whose worker died goes to the front of `waiting`. Raises the error that a worker met."""
-        ready, _ = self._ray.wait(list(self._flying), timeout=POLL_S)
-        values = []
-        for reference in ready:
-            worker, call = self._flying.pop(reference)
-            try:
+            for reference in self._ray.wait(list(self._flying), timeout=POLL_S)[0]:
+                worker, call = self._flying.pop(reference)
+                try:
+                    value, said = self._ray.get(reference)
+                except self._ray.exceptions.RayTaskError as error:
+                    self._idle.append(worker)
+                    raise (error.cause if isinstance(error.cause, HkdError | OSError | MemoryError) else error) from None
+                except self._ray.exceptions.RayError as error:
+                    self._lose(worker, call, error)
+                    if call[0] != "open":  # whoever is hired next opens it anyway
+                        waiting.appendleft(call)
+                    continue
                 self._idle.append(worker)
-                answer: Answer = self._ray.get(reference)
-            except self._ray.exceptions.RayTaskError as error:
-                if isinstance(error.cause, HkdError | OSError | MemoryError):
-                    raise error.cause from None
-                raise
-            except self._ray.exceptions.RayError as error:
-                self._idle.remove(worker)
-                self._lose(worker, call, error)
-                if call.method != "open":  # whoever is hired next opens it anyway
-                    waiting.appendleft(call)
-                continue
-            self._repeat(answer.said)
-            if call.method != "open":
-                values.append(answer.value)
-                continue
-            self._deaths[str(call)] = 0
-            if self._pending is None:
-                self._pending = answer.value
-        return values
+                self._repeat(said)
+                if call[0] == "open":
+                    self._overwrite, self._notice_at = False, float("inf")
+                    self._deaths.clear()
+                else:
+                    unanswered -= 1
+                    yield value
+            if time.monotonic() > self._notice_at:
+                self._notice_at = float("inf")
+                log.warning("Still no worker: each needs %s; free is %s.", self.share, self._ray.available_resources())
 
-    def _lose(self, worker: Any, call: _Call, error: Exception) -> None:
+    def _ask(self, worker: Any, call: Call) -> None:
+        self._flying[getattr(worker, call[0]).remote(*call[1:])] = worker, call
+
+    def _lose(self, worker: Any, call: Call, error: Exception) -> None:
         """A worker has died or cannot be reached. Raises HkdError where too many did at the same thing."""
         self._ray.kill(worker)
-        self._lost += 1
-        self._deaths[str(call)] += 1
-        reason = _line(error)
-        if self._deaths[str(call)] >= MOST_DEATHS:
+        self.lost += 1
+        self._deaths[call[:2]] += 1
+        what, reason = f"shard {call[1]}" if call[0] == "label" else f"the store's {call[0]}", " ".join(str(error).split())[:300]
+        if self._deaths[call[:2]] >= MOST_DEATHS:
             raise HkdError(
-                f"{call} must not end its worker, but has ended {MOST_DEATHS}: {reason} Give each more memory (fewer --workers), "
+                f"{what} must not end its worker, but has ended {MOST_DEATHS}: {reason} Give each more memory (fewer --workers), "
                 "then run the same command again."
             )
-        log.warning("A worker ended at %s, which another one does again: %s", call, reason)
+        log.warning("A worker ended at %s, which another one does again: %s", what, reason)
 
     def _repeat(self, said: Iterable[Said]) -> None:
         """Log a worker's warnings; what several say of the whole manifest, once."""
-        for record in said:
-            if record not in self._said:
-                self._said.add(record)
-                name, level, text = record
+        for name, level, text in dict.fromkeys(said):
+            if (name, level, text) not in self._said:
+                self._said.add((name, level, text))
                 logging.getLogger(name).log(level, "%s", text)

@@ -9,7 +9,7 @@
 import contextlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,7 @@ class StoreFolder:
                 raise UserError(f"{path} must be a folder, but is a file. Give another folder.")
             return sorted(item.name for item in path.iterdir()) if path.is_dir() else []
 
-    def publish(self, named: Sequence[tuple[str, Data]]) -> None:
+    def publish(self, named: Sequence[tuple[str, Data | Callable[[], bytes]]]) -> None:
         """Write files over those of their names, none before those that it is named after."""
         with self._writing():
             write_in_order([(self._root / name, data) for name, data in named])
@@ -220,9 +220,9 @@ class RemoteStoreFolder(StoreFolder):
     def names(self, folder: str = "") -> list[str]:
         return self._remote.names(folder)
 
-    def publish(self, named: Sequence[tuple[str, Data]]) -> None:
+    def publish(self, named: Sequence[tuple[str, Data | Callable[[], bytes]]]) -> None:
         for name, data in named:
-            self._remote.write(name, data)
+            self._remote.write(name, data() if callable(data) else data)
 
     def create(self, name: str, data: Data, *more: tuple[str, bytes]) -> bool:
         if not self._remote.create(name, data):

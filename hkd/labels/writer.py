@@ -12,6 +12,7 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -154,33 +155,27 @@ class LabelWriter:
 
     def _publish(self, shard: int, utterances: Utterances, blocks: list[Callable[[], Planes]], quality: Sums) -> None:
         """Write the file, then its mark, unless the shard is done. At a URL look again then: another writer may have written over the file."""
-        folder, name = self._folder, files.shard_name(self.spec, shard)
-        lock = contextlib.nullcontext() if shard in self._claimed else folder.lock(f"{shard:05d}", wait=True)
-        with lock:
+        folder, name, name_of_mark = self._folder, files.shard_name(self.spec, shard), files.mark_name(shard)
+        known = {key: value if value is not None and math.isfinite(value) else None for key, value in quality.items()}
+        counts = {"utterances": len(utterances.length_B), "positions": int(utterances.length_B.sum())}
+
+        def mark(data: bytes | memoryview, sha256: str) -> bytes:
+            here = {"shard": shard, "store": self._digest, **counts, "bytes": len(data), "sha256": sha256}
+            return json_bytes({**here, "quality": known})
+
+        with contextlib.nullcontext() if shard in self._claimed else folder.lock(f"{shard:05d}", wait=True):
             if folder.is_done(self.spec, shard):
                 return
             data: bytes | memoryview = backend_of(self.spec).encode_shard(self.spec, shard, utterances, blocks)
-            mark: dict[str, Any] = {
-                "shard": shard,
-                "store": self._digest,
-                "utterances": len(utterances.length_B),
-                "positions": int(utterances.length_B.sum()),
-                "bytes": len(data),
-                "sha256": hashlib.sha256(data).hexdigest(),
-                "quality": {key: value if value is not None and math.isfinite(value) else None for key, value in quality.items()},
-            }
+            with ThreadPoolExecutor(1) as pool:  # the digest, while the file is written
+                sha256 = pool.submit(_sha256, data)
+                folder.publish([(name, data), (name_of_mark, lambda: mark(data, sha256.result()))])
             if isinstance(folder.path, Path):
-                folder.publish([(name, data), (files.mark_name(shard), json_bytes(mark))])
                 return
-            folder.publish([(name, data)])
-            there: bytes | memoryview | None = data
-            while there is not None:
+            while (there := folder.read(name)) is not None and there != data:
                 data = there
-                mark |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-                folder.publish([(files.mark_name(shard), json_bytes(mark))])
-                there = folder.read(name)
-                there = None if there == data else there
-            keep_shard(data, mark["sha256"], files.SUFFIXES[self.spec.backend])
+                folder.publish([(name_of_mark, mark(data, _sha256(data)))])
+            keep_shard(data, _sha256(data), files.SUFFIXES[self.spec.backend])
 
     def finish(self, *, report: Mapping[str, Any] | None = None) -> None:
         """Write the index, the card and `report` (free figures, such as the n-gram's perplexity). Raises HkdError where shards are missing."""
@@ -206,6 +201,10 @@ class LabelWriter:
     def quality_sums(self) -> dict[str, float | None]:
         """The quality of all shards that are done, added up."""
         return merge(mark["quality"] for mark in self._folder.done(self.spec).values())
+
+
+def _sha256(data: bytes | memoryview) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _check_folder(folder: StoreFolder) -> None:

@@ -13,7 +13,6 @@ import pytest
 from s3fs import S3FileSystem
 
 from hkd.errors import HkdError, UserError
-from hkd.labels.folder import RemoteStoreFolder
 from hkd.labels.ops import compare, convert, merge, subset
 from hkd.labels.store import LabelReader, open_stores, store_folders
 from hkd.labels.verify import repair, verify
@@ -144,18 +143,17 @@ def test_of_two_who_write_over_damage_the_last_bytes_have_the_mark(monkeypatch: 
     others = random_rows(spec_for(), [3, 2, 4], seed=1)
     writers = [LabelWriter.open("memory://stores/s", spec_for(), rows) for _ in range(2)]
     Remote("memory://stores/s").write("data/00000.arrow", b"junk without a mark")
-    publish = RemoteStoreFolder.publish
+    write = Remote.write
 
-    def late(folder: RemoteStoreFolder, named: list[tuple[str, bytes]]) -> None:
-        [(name, _)] = named[:1]
+    def late(remote: Remote, name: str, data: bytes) -> None:
         if name.endswith("00000.json") and not overtaken:
             overtaken.append(name)
             fsspec.filesystem("memory").pipe_file("/stores/s/data/00000.arrow", b"junk, as the second saw it")
             writers[1].write_shard(0, others.values())
-        publish(folder, named)
+        write(remote, name, data)
 
     overtaken: list[str] = []
-    monkeypatch.setattr(RemoteStoreFolder, "publish", late)
+    monkeypatch.setattr(Remote, "write", late)
     writers[0].write_shard(0, rows.values())
     writers[0].finish()
     assert verify("memory://stores/s") == []
