@@ -45,8 +45,9 @@ docs: install        ## the documentation as a site → build/site; fails on a d
 
 bench-store: .venv-bench/.installed
 
-bench-dump-gpu: install  ## what teacher-dump gets out of a CUDA GPU; without one it says what it would measure
-	$(BIN)/python benchmarks/bench_dump_gpu.py
+bench-gpu: install   ## what a CUDA GPU is used for: dump, training, text; then the tests that need one. Without one it says what it would measure
+	$(BIN)/python benchmarks/bench_gpu.py
+	$(BIN)/pytest -m cuda
 
 bench-%: install     ## a benchmark: store, dump, train, start, align, architectures, cloze, lm-text, sparse-kl, passes, text-passes → benchmarks/results/
 	$(BIN)/python benchmarks/bench_$(subst -,_,$*).py
