@@ -8,6 +8,7 @@
 
 import itertools
 import json
+import mmap
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -168,7 +169,9 @@ class Alignment:
 
     def __init__(self, path: Path) -> None:
         try:
-            table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+            with path.open("rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            table = pa.ipc.open_file(pa.py_buffer(self._map)).read_all()
             meta = json.loads((table.schema.metadata or {})[METADATA_KEY])
         except FileNotFoundError:
             raise UserError(f"alignment {path} must be there, but is missing. Run `hkd align` first.") from None
@@ -242,15 +245,28 @@ class Alignment:
 
     def unit_sequences(self, level: str) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
         """All unit sequences of a level without silence, in the order of the ids: offset_N1 and the units; row n has [offset[n], offset[n + 1])."""
-        counts, kept = [np.zeros(1, np.int64)], [np.zeros(0, np.int32)]
         silence_ids = np.array(self.silences[level], np.int32)
-        for batch in range(len(self._batches)):
+        offset_N1, kept, end = np.zeros(len(self) + 1, np.int64), np.zeros(self._num_units(level), np.int32), 0
+        for batch, first in enumerate(self._first_row[:-1]):
             at_R1, unit, *_ = self._arrays(batch, level)
-            keep = ~np.isin(unit[at_R1[0] : at_R1[-1]], silence_ids)
+            unit = unit[at_R1[0] : at_R1[-1]]
+            keep = ~np.isin(unit, silence_ids)
             before = np.concatenate([[0], np.cumsum(keep)])
-            counts.append(np.diff(before[at_R1 - at_R1[0]]))
-            kept.append(unit[at_R1[0] : at_R1[-1]][keep])
-        return np.cumsum(np.concatenate(counts)), np.concatenate(kept)
+            offset_N1[first : first + len(at_R1)] = end + before[at_R1 - at_R1[0]]
+            kept[end : end + before[-1]] = unit[keep]
+            end += int(before[-1])
+            self._let_go()
+        return offset_N1, kept[:end]
+
+    def _num_units(self, level: str) -> int:
+        """Of all utterances, silence with them."""
+        ends = (self._arrays(batch, level)[0] for batch in range(len(self._batches)))
+        return sum(int(at_R1[-1] - at_R1[0]) for at_R1 in ends)
+
+    def _let_go(self) -> None:
+        """Let the system have the memory of what was read; it is read again when it is asked for."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
 
     def sequence_digests(self, level: str) -> list[bytes]:
         """`sequence_digest` of every utterance's units of a level, in the order of the ids; computed once."""
@@ -262,7 +278,11 @@ class Alignment:
     @cached_property
     def text_digests(self) -> list[bytes]:
         """`hkd.units.text.text_digest` of every utterance's words, in the order of the ids."""
-        return [text_digest(spoken) for batch in self._batches for spoken in batch["words"].to_pylist()]
+        digests = []
+        for batch in self._batches:
+            digests += [text_digest(spoken) for spoken in batch["words"].to_pylist()]
+            self._let_go()
+        return digests
 
     @cached_property
     def frames_N(self) -> NDArray[np.int32]:
@@ -276,7 +296,7 @@ class Alignment:
         levels = sorted(self.inventories)
         parts: list[str | bytes] = [part for level in levels for part in (level, self.inventories[level].digest)]
         sequences = [self.unit_sequences(level) for level in levels]
-        places = [(offset_N1.tolist(), memoryview(unit.astype("<i4").tobytes())) for offset_N1, unit in sequences]
+        places = [(offset_N1, unit.astype("<i4", copy=False).data.cast("B")) for offset_N1, unit in sequences]
         utterances = (
             part
             for name in sorted(self._row_of)
