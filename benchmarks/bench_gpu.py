@@ -27,7 +27,7 @@ from hkd import manifest as manifests
 from hkd.config import build, merge
 from hkd.labelling.dump import DumpConfig, DumpReport, dump
 from hkd.manifest import Utterance
-from hkd.teachers.options import TeacherOptions
+from hkd.teachers.load import TeacherOptions
 from hkd.teachers.transformer import MaskedTeacher
 from hkd.train.bank import BankConfig, make_bank
 from hkd.train.config import TrainConfig
