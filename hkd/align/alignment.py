@@ -6,6 +6,7 @@
 - A unit sequence is a tier collapsed to its unit ids without silence, one position a segment.
 """
 
+import hashlib
 import itertools
 import json
 import mmap
@@ -155,7 +156,8 @@ def at_least_one_apart(bound_P1: NDArray[np.int64], last: int) -> NDArray[np.int
 
 def sequence_digest(unit_U: NDArray[np.int32]) -> bytes:
     """The first 8 bytes of the SHA-256 of a unit sequence (ids as little-endian int32)."""
-    return bytes.fromhex(digest_of([np.ascontiguousarray(unit_U, "<i4").tobytes()])[:16])
+    data = np.ascontiguousarray(unit_U, "<i4").tobytes()
+    return hashlib.sha256(len(data).to_bytes(8, "little") + data).digest()[:8]  # that of `digest_of`, which takes twice as long
 
 
 _TIER = pa.struct([("unit", pa.list_(pa.int32())), ("start", pa.list_(pa.int32()))])
