@@ -10,6 +10,7 @@
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache, partial
 from itertools import islice, pairwise
 from pathlib import Path
@@ -221,14 +222,15 @@ class ContextRule:
         self._transcripts, self._source, self._room, self._left_only = transcripts, source, room, left_only
         self._recording = lru_cache(maxsize=RECORDINGS_KEPT)(self._read)
 
-    def sentence(self, utterance_id: str, units: Units) -> Sentence:
+    def sentence(self, utterance_id: str, units: Units, spoken: Sequence[str]) -> Sentence:
         """The utterance with its window's tokens before and after it; alone where `room` is 0."""
         unit_U, word_U = units
+        alone = Sentence(id=utterance_id, unit_U=unit_U, word_U=word_U, text=text_digest(spoken))
         if not self._room:
-            return Sentence(id=utterance_id, unit_U=unit_U, word_U=word_U)
+            return alone
         rows, at = self._transcripts.recording(self._transcripts.row(utterance_id))
         tokens, begin = self._recording(int(rows[0]))[at]
-        return Sentence(id=utterance_id, unit_U=unit_U, word_U=word_U, before=tokens[:begin], after=tokens[begin + len(unit_U) :])
+        return replace(alone, before=tokens[:begin], after=tokens[begin + len(unit_U) :])
 
     def _read(self, first_row: int) -> list[Window]:
         """The windows of a recording's utterances, in the order of time."""

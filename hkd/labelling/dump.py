@@ -30,6 +30,7 @@ from hkd.labels.writer import LabelWriter
 from hkd.progress import Progress, no_progress
 from hkd.teachers.base import Sentence, Teacher
 from hkd.teachers.load import TeacherOptions, load_teacher
+from hkd.teachers.unit_lm import text_read
 from hkd.units.inventory import UnitInventory
 from hkd.units.sequences import Units
 from hkd.units.subword import SubwordModel
@@ -106,6 +107,7 @@ log = logging.getLogger(__name__)
 
 UNIGRAM_UTTERANCES = 10_000
 SAMPLE_UTTERANCES = 16
+LEARNT_SAMPLE, MAX_LEARNT = 20_000, 0.05  # utterances that are looked at, and the share of sentences that text may have in common
 
 
 @runtime_checkable
@@ -211,12 +213,32 @@ def open_dump(
         raise UserError("the alignment must hold utterances of the manifest, but holds none of them. Run `hkd align` again.")
     if len(labelled) < len(ids):
         log.warning("%d of %d utterances have no alignment and get no labels.", len(ids) - len(labelled), len(ids))
+    _refuse_learnt(teacher, transcripts, labelled, is_text=units is not None)
     command = inputs.get("command", "")
     spec = store_spec(teacher, config, transcripts.digest, alignment, name=config.name or teacher.level, command=command)
     writer = LabelWriter.open(out, spec, labelled, overwrite=overwrite)
     return DumpRun(
         teacher=teacher, source=source, transcripts=transcripts, config=config, writer=writer, is_text=units is not None
     )  # fmt: skip
+
+
+def _refuse_learnt(teacher: Teacher, transcripts: Transcripts, ids: Sequence[str], *, is_text: bool) -> None:
+    """An LM that has learnt from what it labels repeats it. Raises UserError where that is text without sound; of speech it is said."""
+    if (read := text_read(teacher)) is None:
+        return
+    sample = ids[:: -(-len(ids) // LEARNT_SAMPLE) or 1]
+    share = read.share(transcripts.words([transcripts.row(name) for name in sample]))
+    if share > MAX_LEARNT and is_text:
+        raise UserError(
+            f"an LM must not label what it has learnt from, but {teacher.info.name} has learnt from {share:.0%} of these sentences. "
+            "Train it on folds of them: `hkd lm train --manifest TEXT.jsonl --transcripts cross-fit`, without --text."
+        )
+    if share:
+        log.warning(
+            "%s has learnt from %.1f %% of what it labels: there it repeats the words, and teaches little.",
+            teacher.info.name,
+            100 * share,
+        )
 
 
 def store_spec(

@@ -37,6 +37,7 @@ from hkd.teachers.unit_lm import (
     NGRAM,
     REPORT,
     SENONES,
+    TEXT_READ,
     load_neural_part,
     load_ngram_part,
     read_json,
@@ -44,7 +45,7 @@ from hkd.teachers.unit_lm import (
 from hkd.teachers.unit_lm_senones import SenoneCounts, SenoneMap
 from hkd.units.level import SENONE, SPELLED, SUBWORD, UNIT_LEVELS
 from hkd.units.sequences import Units
-from hkd.units.text import normalisation, words
+from hkd.units.text import normalisation, text_digest, words
 
 _NAMES = {"neural": "neural LM", "ngram": "n-gram", "unigram": "unigram"}
 _CONDITION = {
@@ -132,6 +133,7 @@ def identity_of(
         "manifest": None if manifest is None else manifest.digest,
         "alignment": None if alignment is None or config.unit in SPELLED else alignment.digest,
         "normalisation": normalisation(),
+        **({"folds_by": "text"} if config.transcripts == "cross-fit" else {}),  # earlier versions: by the utterance's id
     }
 
 
@@ -307,6 +309,7 @@ class _Training:
         for number, fold in enumerate(folds):
             self._fit(fold, number, len(folds))
         report = self._report(folds, train, self._compare(folds, judged, ngram))
+        shutil.copyfile(self.folder / "work" / "cache" / "text-train" / TEXT_READ, self.folder / TEXT_READ)
         report.save(self.folder / REPORT)
         for path in self.folder.rglob(".*.tmp"):  # of runs that were killed while they wrote
             path.unlink(missing_ok=True)
@@ -355,8 +358,10 @@ class _Training:
                 judged["transcripts"] = [piece for pieces in spoken.values() for piece in pieces]
             return [_Fold(folder=self.folder, work=work / "fold-0", corpus=Corpus([train]), judged=judged)]
         assert manifest is not None
-        fold_of = folds_of(manifest.where(lambda u: u.id in spoken), self.config.folds, others=manifest)
-        write_json(self.folder / FOLDS, fold_of)
+        labelled = manifest.where(lambda u: u.id in spoken)
+        by_text = folds_of(labelled, self.config.folds)
+        write_json(self.folder / FOLDS, {text.hex(): fold for text, fold in by_text.items()})
+        fold_of = {u.id: by_text[text_digest(words(u.text))] for u in labelled}
         folds = []
         for number in range(self.config.folds):
             own = [piece for name, pieces in spoken.items() if fold_of[name] == number for piece in pieces]

@@ -28,10 +28,11 @@ from hkd.lines import numbered_lines
 from hkd.manifest import Manifest, Utterance
 from hkd.progress import Progress, no_progress
 from hkd.teachers.cloze import UnitBatch, UnitLm, collate
+from hkd.teachers.unit_lm import TEXT_READ, TextRead
 from hkd.teachers.unit_lm_senones import SenoneMap
 from hkd.units.level import SENONE, SPELLED
 from hkd.units.sequences import Units
-from hkd.units.text import words, words_of_line
+from hkd.units.text import text_digest, words, words_of_line
 
 log = logging.getLogger(__name__)
 Sequence_U = NDArray[np.int32]
@@ -171,7 +172,7 @@ def cache_text(
     """
     names = (folder / "text-train", folder / "text-held-out")
     if not all((name / OFFSETS).exists() for name in names):
-        facts = {"lines": 0, "left_out": 0, "unpronounceable": 0}
+        facts, seen = {"lines": 0, "left_out": 0, "unpronounceable": 0}, TextRead()
         try:
             with ExitStack() as stack:
                 train, held = (_Writer(name) for name in names)
@@ -188,29 +189,28 @@ def cache_text(
                         continue
                     pieces = encode(sentence)
                     facts["unpronounceable"] += not pieces
+                    is_held = is_held_out(line, held_out)
+                    if pieces and not is_held:
+                        seen.add(sentence)
                     for piece in pieces:
-                        (held if is_held_out(line, held_out) else train).add(piece)
+                        (held if is_held else train).add(piece)
                 held.finish(facts)
+                seen.save(train.part / TEXT_READ)
                 train.finish(facts)
         except OSError as error:
             raise HkdError(f"the token cache {folder} cannot be written ({error.strerror}).") from None
     return TokenCache(names[0]), TokenCache(names[1])
 
 
-def folds_of(manifest: Manifest, folds: int, *, others: Iterable[Utterance] = ()) -> dict[str, int]:
-    """Utterance id → fold. Identical texts fall into one fold; groups of texts are dealt out in the order of their digests.
-
-    `others`: utterances that train no LM (another split's); those with the text of one that does are of its fold, too.
-    """
-    lines = {u.id: " ".join(words(u.text)) for u in manifest}
-    groups = sorted(set(lines.values()), key=lambda line: digest_of(["fold", line]))
+def folds_of(manifest: Manifest, folds: int) -> dict[bytes, int]:
+    """`text_digest` of a transcript → fold: the same words are of one fold, whatever utterance says them. Dealt out in the order of other digests."""
+    texts = {tuple(words(u.text)) for u in manifest}
+    groups = sorted(texts, key=lambda text: digest_of(["fold", " ".join(text)]))
     if len(groups) < folds:
         raise UserError(
             f"`folds` must be at most the {len(groups)} different transcripts, but is {folds} instead. Use fewer folds."
         )
-    fold_of = {line: number % folds for number, line in enumerate(groups)}
-    lines |= {u.id: line for u in others if (line := " ".join(words(u.text))) in fold_of}
-    return {name: fold_of[line] for name, line in lines.items()}
+    return {text_digest(text): number % folds for number, text in enumerate(groups)}
 
 
 Sentences = TokenCache | Sequence[Sequence_U]

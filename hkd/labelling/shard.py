@@ -85,7 +85,7 @@ class ShardLabeller:
         self._asked, self._keep_going = asked, keep_going
         room = int(getattr(teacher, "room", 0)) if teacher.info.options.get("context") else 0
         self._rule = ContextRule(transcripts, source, room=room, left_only=teacher.info.direction == "left")
-        self._alone = teacher.info.trained_on_transcripts == "cross-fitted"  # who has not seen an utterance depends on its id
+        self._by_text = teacher.info.trained_on_transcripts == "cross-fitted"  # which of its LMs has not seen an utterance
         self._reading = threading.Lock()
 
     def label(self, ids: Sequence[str]) -> Labelled:
@@ -99,7 +99,7 @@ class ShardLabeller:
             sentences = [self._sentence(name, words, done.left_out) for name, words in zip(ids, spoken, strict=True)]
         first_of: dict[Any, int] = {}
         first = [
-            first_of.setdefault(s.id if self._alone else (s.unit_U.tobytes(), s.before, s.after), n)
+            first_of.setdefault((s.unit_U.tobytes(), s.before, s.after, s.text if self._by_text else b""), n)
             for n, s in enumerate(sentences)
         ]
         unique = sorted(set(first))
@@ -156,7 +156,7 @@ class ShardLabeller:
 
     def _sentence(self, name: str, spoken: Sequence[str], left_out: dict[str, str]) -> Sentence:
         try:
-            return self._rule.sentence(name, self._source.units(name, spoken))
+            return self._rule.sentence(name, self._source.units(name, spoken), spoken)
         except Exception as error:  # whatever a tokenizer makes of an odd text
             self._leave_out(name, error, left_out)
             return _empty(name)

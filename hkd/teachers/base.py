@@ -40,6 +40,7 @@ class Sentence:
     word_U: NDArray[np.int32]
     before: tuple[int, ...] = ()  # unit ids of what was said before and after, as context only
     after: tuple[int, ...] = ()
+    text: bytes = b""  # `hkd.units.text.text_digest` of its words; empty where the teacher need not know
 
 
 class Teacher(Protocol):

@@ -7,13 +7,15 @@
       model.safetensors    the LM
       ngram.arpa           the n-gram that it is held against (words are unit ids; over phones with given `outside-phone`)
       senones.safetensors  given `outside-phone`: each senone's phone and state, counts of senones in context
-      folds.json, fold-0/ …  cross-fitted: the fold of each utterance, and the last three files a fold
+      read.npy             which sentences of the text it has learnt from (`TextRead`)
+      folds.json, fold-0/ …  cross-fitted: the fold of each transcript, by the digest of its words, and the last three files a fold
 
-An utterance is labelled by the LM of its fold, which has not seen it; an utterance that the folds do not know, by that of fold 0.
+A transcript is labelled by the LM of its fold, which has not seen it; one that no fold has, by that of fold 0.
 """
 
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,7 @@ from hkd.topk import select_topk
 from hkd.units.inventory import UnitInventory
 
 FORMAT = 1
-CONFIG, INVENTORY, REPORT, MODEL, NGRAM, SENONES, FOLDS = (
+CONFIG, INVENTORY, REPORT, MODEL, NGRAM, SENONES, FOLDS, TEXT_READ = (
     "config.json",
     "inventory.json",
     "report.json",
@@ -42,7 +44,9 @@ CONFIG, INVENTORY, REPORT, MODEL, NGRAM, SENONES, FOLDS = (
     "ngram.arpa",
     "senones.safetensors",
     "folds.json",
+    "read.npy",
 )
+MAX_KEPT = 200_000  # sentences of a TextRead
 _INPUTS = 8192  # tower inputs a pass, padding included
 _CELLS = 8_000_000  # logits a pass
 
@@ -85,10 +89,51 @@ class UnitLmTeacher(UnitTeacher):
         return rows
 
 
+class TextRead:
+    """Which sentences an LM has learnt from, by the digest of their words. Of many, those whose digest is a multiple of `every`.
+
+    The file: `every`, then the digests (uint64, sorted).
+    """
+
+    def __init__(self, every: int = 1, seen: Iterable[int] = ()) -> None:
+        self.every, self._seen = every, set(seen)
+
+    def add(self, spoken: Sequence[str]) -> None:
+        """A sentence's normalised words."""
+        number = self._digest(spoken)
+        if number % self.every == 0:
+            self._seen.add(number)
+        if len(self._seen) > MAX_KEPT:
+            self.every *= 2
+            self._seen = {number for number in self._seen if number % self.every == 0}
+
+    def save(self, path: Path) -> None:
+        """Write the file."""
+        np.save(path, np.array([self.every, *sorted(self._seen)], np.uint64))
+
+    @classmethod
+    def load(cls, path: Path) -> "TextRead | None":
+        """What `save` wrote; None where there is none, as of an LM that an earlier version trained."""
+        if not path.exists():
+            return None
+        every, *seen = np.load(path).tolist()
+        return cls(every, seen)
+
+    @staticmethod
+    def _digest(spoken: Sequence[str]) -> int:
+        return int.from_bytes(hashlib.sha256(" ".join(spoken).encode()).digest()[:8], "little")
+
+    def share(self, sentences: Iterable[Sequence[str]]) -> float:
+        """How many of the sentences it has learnt from, of 1."""
+        asked = [number for number in map(self._digest, sentences) if number % self.every == 0]
+        return sum(number in self._seen for number in asked) / max(1, len(asked))
+
+
 class CrossFitTeacher:
     """Several teachers of one kind, each for the utterances that it has not seen."""
 
-    def __init__(self, teachers: Sequence[Teacher], fold_of: dict[str, int]) -> None:
+    def __init__(self, teachers: Sequence[Teacher], fold_of: dict[bytes, int]) -> None:
+        """fold_of: `text_digest` of a transcript → the fold that has not seen it."""
         self._teachers, self._fold_of = teachers, fold_of
         self.figures: dict[str, float | str] = {}
         first = teachers[0].info
@@ -96,10 +141,12 @@ class CrossFitTeacher:
             name=first.name,
             kind=first.kind,
             direction=first.direction,
-            digest=digest_of([*(t.info.digest for t in teachers), json.dumps(sorted(fold_of.items()))]),
+            digest=digest_of(
+                [*(t.info.digest for t in teachers), *(text + bytes([fold]) for text, fold in sorted(fold_of.items()))]
+            ),
             given=first.given,
             normalisation=first.normalisation,
-            options={**first.options, "folds": len(teachers), "unknown_utterances": "fold 0"},
+            options={**first.options, "folds": len(teachers), "unknown_texts": "fold 0"},
             trained_on_transcripts="cross-fitted",
         )
 
@@ -122,15 +169,15 @@ class CrossFitTeacher:
         """As the folds' teachers. Raises NotImplementedError."""
         return self._teachers[0].encode(words)
 
-    def fold(self, utterance_id: str) -> int:
-        """Whose LM labels an utterance."""
-        return self._fold_of.get(utterance_id, 0)
+    def fold(self, text: bytes) -> int:
+        """Whose LM labels a text: the one that has not seen it; that of fold 0 where none has."""
+        return self._fold_of.get(text, 0)
 
     def score(self, sentences: Sequence[Sentence], *, k: int, temperatures: Sequence[float] = ()) -> list[TopK]:
         """Each sentence by the teacher of its fold."""
         rows: dict[int, TopK] = {}
         for fold, teacher in enumerate(self._teachers):
-            mine = [number for number, sentence in enumerate(sentences) if self.fold(sentence.id) == fold]
+            mine = [number for number, sentence in enumerate(sentences) if self.fold(sentence.text) == fold]
             if mine:
                 scored = teacher.score([sentences[number] for number in mine], k=k, temperatures=temperatures)
                 rows.update(zip(mine, scored, strict=True))
@@ -171,13 +218,22 @@ def load_unit_lm(folder: Path, *, device: str = "cpu", prefer: str | None = None
         load(folder / f"fold-{fold}", config=config, inventory=inventory, name=folder.name, device=device)
         for fold in range(int(config["folds"]))
     ]
-    return _with_figures(
-        CrossFitTeacher(parts, {str(name): int(fold) for name, fold in read_json(folder / FOLDS).items()}), folder
-    )
+    if config["identity"].get("folds_by") != "text":
+        raise UserError(
+            f"{folder} was made by an earlier hkd, whose folds are of utterances, not of texts. Run `hkd lm train --overwrite`."
+        )
+    fold_of = {bytes.fromhex(text): int(fold) for text, fold in read_json(folder / FOLDS).items()}
+    return _with_figures(CrossFitTeacher(parts, fold_of), folder)
+
+
+def text_read(teacher: Teacher) -> TextRead | None:
+    """Which text a teacher has learnt from, where that is known."""
+    return getattr(teacher, "text_read", None)
 
 
 def _with_figures(teacher: Teacher, folder: Path) -> Teacher:
-    """Tell the teacher what `hkd lm train` measured, like against like: the store's card shows it (see `Teacher.figures`)."""
+    """Tell the teacher what it has read, and what `hkd lm train` measured: the store's card shows it (see `Teacher.figures`)."""
+    teacher.text_read = TextRead.load(folder / TEXT_READ)  # type: ignore[attr-defined]
     report = read_json(folder / REPORT) if (folder / REPORT).exists() else {}
     if "figures" in report:
         judged = report["figures"][report["judged_on"]]
