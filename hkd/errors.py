@@ -4,11 +4,13 @@ One line each: "`NAME` must RULE, but is VALUE instead. REMEDY." The command lin
 """
 
 import difflib
+import math
 import os
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 
 class HkdError(Exception):
@@ -78,3 +80,21 @@ def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str
         name, names[:5000], n=1, cutoff=cutoff
     )
     return f" Did you mean '{near[0]}'?" if near else ""
+
+
+def check_setting(name: str, value: Any, rule: str, holds: bool, remedy: str = "") -> None:
+    """Raises UserError where a setting breaks its rule, or is a number that is infinite or NaN."""
+    if not holds or (isinstance(value, float) and not math.isfinite(value)):
+        raise UserError(f"{name} must {rule}, but is {value} instead.{remedy and ' '}{remedy}")
+
+
+def check_settings(config: object, names: str, rule: str, holds: Callable[[Any], bool], where: str = "") -> None:
+    """`check_setting` of several attributes, called `WHERE.NAME`."""
+    for name in names.split():
+        value = getattr(config, name)
+        check_setting(f"`{where}{name}`", value, rule, holds(value))
+
+
+def check_choice(name: str, value: str, known: Collection[str]) -> None:
+    """Raises UserError where a setting is none of the words that are known."""
+    check_setting(name, f"'{value}'", f"be one of {', '.join(known)}", value in known)

@@ -33,7 +33,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         with suppress(OSError):
             part.unlink()
         raise
-    _sync(path.parent)
+    sync(path.parent)
 
 
 @contextmanager
@@ -61,7 +61,7 @@ def lock(path: Path, *, wait: bool) -> Iterator[bool]:
             path.parent.rmdir()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """fsync a file or a folder."""
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -84,7 +84,7 @@ def write_in_order(files: Sequence[tuple[Path, bytes | memoryview | Callable[[],
             with part.open("xb") as file:
                 file.write(data() if callable(data) else data)
         with ThreadPoolExecutor(max(1, len(parts))) as pool:
-            list(pool.map(_sync, [part for part, _ in parts]))
+            list(pool.map(sync, [part for part, _ in parts]))
         for part, path in parts:
             part.replace(path)
     except BaseException:
@@ -93,7 +93,7 @@ def write_in_order(files: Sequence[tuple[Path, bytes | memoryview | Callable[[],
                 part.unlink()
         raise
     for folder in {path.parent for _, path in parts}:
-        _sync(folder)
+        sync(folder)
 
 
 def write_bytes(path: Path, data: bytes | memoryview) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hkd.errors import UserError
+from hkd.errors import check_setting
 
 
 @torch.no_grad()
@@ -186,12 +186,6 @@ class WordFusion:
 
 _NONE = float("-inf")
 BLANK = 0
-
-
-def check_setting(name: str, value: float, rule: str, holds: bool) -> None:
-    """Raises UserError where a number breaks its rule, or is infinite or NaN."""
-    if not (holds and math.isfinite(value)):
-        raise UserError(f"{name} must {rule}, but is {value} instead.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -31,9 +31,8 @@ import torch
 from numpy.typing import NDArray
 
 from hkd.arpa import START, STOP, Arpa, write_arpa
-from hkd.decode.ctc import check_setting
 from hkd.decode.lm import read_word_ngram, usable_words
-from hkd.errors import UserError
+from hkd.errors import UserError, check_setting
 from hkd.units.inventory import UnitInventory
 from hkd.units.level import SENONE
 from hkd.units.lexicon import Lexicon

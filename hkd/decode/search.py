@@ -17,13 +17,12 @@ from hkd.decode.ctc import (
     WordFusion,
     WordLm,
     beam_search_batch,
-    check_setting,
     greedy_ctc,
     prefix_tree,
 )
 from hkd.decode.graph import HybridConfig
 from hkd.decode.lm import ArpaLm, TeacherLm, usable_words
-from hkd.errors import UserError
+from hkd.errors import UserError, check_setting
 from hkd.units.subword import SubwordModel
 
 DECODERS = ("greedy", "beam")

@@ -11,11 +11,10 @@ from pathlib import Path
 import torch
 
 from hkd.audio import read_audio
-from hkd.decode.ctc import check_setting
 from hkd.decode.graph import HybridConfig, HybridSearch, kaldi_module, log_likelihoods, log_priors
 from hkd.decode.recogniser import Recogniser, Seconds, Wave_S
 from hkd.decode.search import Search, SearchConfig
-from hkd.errors import UserError
+from hkd.errors import UserError, check_setting
 from hkd.evaluate.result import Hypothesis, Option
 from hkd.evaluate.score import NUM_DRAWS, score_words
 from hkd.features.cache import FeatureCache, Features, FeatureSource, Wanted

@@ -9,7 +9,6 @@ import hashlib
 import json
 import logging
 import math
-import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor
 
 from hkd.errors import HkdError, UserError
-from hkd.files import digest_of_json, write_bytes
+from hkd.files import digest_of_json, sync, write_bytes
 
 log = logging.getLogger(__name__)
 
@@ -39,30 +38,25 @@ class Checkpoint:
         return safetensors.torch.load_file(self.folder / f"{name}.safetensors")
 
 
-def model_tensors(model: torch.nn.Module) -> dict[str, Tensor]:
-    """All parameters and persistent buffers by name, on the CPU; a tensor that stands under two names only under its first."""
-    seen: set[int] = set()
-    tensors = {}
+def _named(model: torch.nn.Module) -> dict[str, Tensor]:
+    """All parameters and persistent buffers; a tensor with two names only under its first."""
+    own: dict[int, tuple[str, Tensor]] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            tensors[name] = tensor.detach().cpu().contiguous()
-    return tensors
+        own.setdefault(id(tensor), (name, tensor))
+    return dict(own.values())
+
+
+def model_tensors(model: torch.nn.Module) -> dict[str, Tensor]:
+    """All parameters and persistent buffers by name, on the CPU; a tensor with two names only under its first."""
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in _named(model).items()}
 
 
 @torch.no_grad()
 def load_model_tensors(model: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Copy what `model_tensors` gave into the model. Raises HkdError where names or shapes differ."""
-    seen: set[int] = set()
-    own = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            own[name] = tensor
-    if {n: t.shape for n, t in own.items()} != {n: t.shape for n, t in tensors.items()}:
-        differs = sorted(
-            n for n in own.keys() | tensors.keys() if n not in own or n not in tensors or own[n].shape != tensors[n].shape
-        )
+    own = _named(model)
+    there, here = ({name: tensor.shape for name, tensor in side.items()} for side in (tensors, own))
+    if differs := sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name)):
         raise HkdError(f"the weights must fit the model, but {len(differs)} tensors differ ({', '.join(differs[:3])} ...).")
     for name, tensor in own.items():
         tensor.copy_(tensors[name])
@@ -103,19 +97,17 @@ def write_checkpoint(folder: Path, step: int, tensors: Mapping[str, Mapping[str,
     if target.exists():
         shutil.rmtree(target)
     partial.rename(target)
-    _sync_folder(folder)
+    sync(folder)
     return target
 
 
-def newest_checkpoint(folder: Path, *, accept: Callable[[dict[str, Any]], bool] = lambda _: True) -> Checkpoint | None:
+def newest_checkpoint(folder: Path, *, accept: Callable[[dict[str, Any]], bool]) -> Checkpoint | None:
     """The newest whole checkpoint whose state.json `accept` says yes to, or None; others are said and passed over."""
     for path in reversed(_paths(folder)):
-        reason = _broken(path)
-        if reason is None:
-            state = json.loads((path / "state.json").read_text())
-            if accept(state):
-                return Checkpoint(folder=path, step=int(state["step"]), state=state)
-            reason = "what it goes with is gone"
+        found = _read(path)
+        if isinstance(found, Checkpoint) and accept(found.state):
+            return found
+        reason = "what it goes with is gone" if isinstance(found, Checkpoint) else found
         log.warning("checkpoint %s is broken (%s) and is passed over", path, reason)
     return None
 
@@ -125,15 +117,12 @@ def last_checkpoints(folder: Path, num: int) -> list[Checkpoint]:
     return _whole(_paths(folder))[-num:]
 
 
-def remove_checkpoints(folder: Path, *, after: int | None = None, keep: int | None = None, only: Path | None = None) -> None:
-    """Remove checkpoints after a step, all but the newest `keep`, or `only` one, and what an interrupted write left."""
-    for leftover in folder.glob(".partial-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+def remove_checkpoints(folder: Path, *, after: int | None = None, keep: int | None = None) -> None:
+    """Remove checkpoints after a step, all but the newest `keep`, and what an interrupted write left."""
     paths = _paths(folder)
-    gone = [p for p in paths if p == only or (after is not None and int(p.name.removeprefix("step-")) > after)]
-    if keep is not None:
-        gone += paths[: max(0, len(paths) - keep)]
-    for path in gone:
+    gone = [p for p in paths if after is not None and int(p.name.removeprefix("step-")) > after]
+    gone += paths[: max(0, len(paths) - keep)] if keep is not None else []
+    for path in [*folder.glob(".partial-*"), *gone]:
         shutil.rmtree(path, ignore_errors=True)
 
 
@@ -141,33 +130,23 @@ def _paths(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
 
 
-def _broken(path: Path) -> str | None:
-    """Why a checkpoint is not whole; None where it is."""
+def _read(path: Path) -> Checkpoint | str:
+    """A whole checkpoint, or why it is not whole."""
     try:
         state = json.loads((path / "state.json").read_bytes())
-        digest = state.pop("digest")
-        if digest != digest_of_json(state):
+        if state["digest"] != digest_of_json({name: value for name, value in state.items() if name != "digest"}):
             return "state.json does not match its digest"
         for name, facts in state["files"].items():
             data = (path / name).read_bytes()
             if len(data) != facts["bytes"] or hashlib.sha256(data).hexdigest() != facts["sha256"]:
                 return f"{name} has {len(data)} bytes of {facts['bytes']}, or others"
+        return Checkpoint(folder=path, step=int(state["step"]), state=state)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{type(error).__name__}: {error}"
-    return None
 
 
 def _whole(paths: Iterable[Path]) -> list[Checkpoint]:
-    whole = ((path, json.loads((path / "state.json").read_text())) for path in paths if _broken(path) is None)
-    return [Checkpoint(folder=path, step=int(state["step"]), state=state) for path, state in whole]
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    return [found for path in paths if isinstance(found := _read(path), Checkpoint)]
 
 
 @dataclass
@@ -195,9 +174,9 @@ class Best:
         """Keep these weights, drop those that are no longer among the best."""
         write_checkpoint(self.folder, step, {"model": model}, {})
         kept = {f"step-{row[1]:06d}" for row in self.rows}
-        for path in self.folder.glob("step-*"):
+        for path in _paths(self.folder):
             if path.name not in kept:
-                remove_checkpoints(self.folder, only=path)
+                shutil.rmtree(path, ignore_errors=True)
 
     def state(self) -> dict[str, Any]:
         """For state.json."""

@@ -16,7 +16,7 @@ from typing import Any
 
 from hkd.artefact import flatten
 from hkd.errors import HkdError, UserError
-from hkd.files import digest_of_json, lock, write_json
+from hkd.files import digest_of_json, lock, sync, write_json
 
 IDENTITY = "identity.json"
 
@@ -68,42 +68,31 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 class Metrics:
-    """metrics.jsonl: rows are appended and flushed; `cut` goes back to a checkpoint's length."""
+    """metrics.jsonl and timing.jsonl. Only the main process writes (`active`)."""
 
     def __init__(self, folder: Path, *, active: bool) -> None:
-        self.path = folder / "metrics.jsonl"
-        self._timing = folder / "timing.jsonl"
-        self._active = active  # only the main process writes
+        self._path, self._timing, self._active = folder / "metrics.jsonl", folder / "timing.jsonl", active
 
     @property
     def num_bytes(self) -> int:
-        """Length of the file now."""
-        return self.path.stat().st_size if self.path.exists() else 0
+        """Length of metrics.jsonl now."""
+        return self._path.stat().st_size if self._path.exists() else 0
 
-    def write(self, row: Mapping[str, Any]) -> None:
-        """Append a row."""
-        self._append(self.path, row)
-
-    def write_timing(self, row: Mapping[str, Any]) -> None:
-        """Append a row with times."""
-        self._append(self._timing, row)
+    def write(self, row: Mapping[str, Any], *, timing: bool = False) -> None:
+        """Append a row, to metrics.jsonl or to timing.jsonl."""
+        if self._active:
+            with (self._timing if timing else self._path).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
 
     def cut(self, num_bytes: int) -> None:
-        """Cut the file back to a length."""
-        if self._active and self.path.exists():
-            with self.path.open("rb+") as file:
-                file.truncate(num_bytes)
+        """Cut metrics.jsonl back to a length."""
+        if self._active and self._path.exists():
+            os.truncate(self._path, num_bytes)
 
     def sync(self) -> None:
         """See to it that the rows are on the disk."""
-        if self._active and self.path.exists():
-            with self.path.open("rb") as file:
-                os.fsync(file.fileno())
-
-    def _append(self, path: Path, row: Mapping[str, Any]) -> None:
-        if self._active:
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+        if self._active and self._path.exists():
+            sync(self._path)
 
 
 @contextmanager

@@ -8,8 +8,8 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,11 +22,10 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
 from hkd.artefact import flatten
-from hkd.errors import HkdError, MissingPackageError, UserError
+from hkd.errors import HkdError, MissingPackageError, UserError, check_choice, check_settings
 from hkd.files import write_bytes, write_json
 from hkd.loop.checkpoint import (
     Best,
-    Checkpoint,
     average,
     last_checkpoints,
     load_model_tensors,
@@ -72,22 +71,15 @@ class LoopConfig:
     shares_every: int = 0  # steps between measurements of each loss term's share of the gradient; 0: never
 
     def __post_init__(self) -> None:
-        if self.schedule not in SCHEDULES:
-            raise UserError(f"`schedule` must be one of {', '.join(SCHEDULES)}, but is '{self.schedule}' instead.")
-        if self.precision not in PRECISIONS:
-            raise UserError(f"`precision` must be one of {', '.join(PRECISIONS)}, but is '{self.precision}' instead.")
-        for name in ("max_steps", "accumulate", "log_every", "save_every", "keep_last"):
-            if getattr(self, name) < 1:
-                raise UserError(f"`{name}` must be at least 1, but is {getattr(self, name)} instead.")
-        for name in ("warmup_steps", "weight_decay", "clip_norm", "eval_every", "shares_every", "seed"):
-            if getattr(self, name) < 0:
-                raise UserError(f"`{name}` must not be negative, but is {getattr(self, name)} instead.")
-        if self.average < 0 or self.patience < 0:
-            raise UserError("`average` and `patience` must not be negative.")
+        check_choice("`schedule`", self.schedule, SCHEDULES)
+        check_choice("`precision`", self.precision, PRECISIONS)
+        positive = "max_steps accumulate log_every save_every keep_last"
+        others = "warmup_steps weight_decay clip_norm eval_every shares_every seed average patience"
+        check_settings(self, positive, "be at least 1", lambda value: value >= 1)
+        check_settings(self, others, "not be negative", lambda value: value >= 0)
+        check_settings(self, "learning_rate", "be positive", lambda value: value > 0)
         if self.patience and not self.best_by:
             raise UserError("`best_by` must name a figure of the evaluation where `patience` is given, but is empty.")
-        if not 0 < self.learning_rate < math.inf:
-            raise UserError(f"`learning_rate` must be positive, but is {self.learning_rate} instead.")
 
 
 def learning_rate(config: LoopConfig, step: int) -> float:
@@ -200,32 +192,6 @@ def share_seed(seed: int, step: int, share: int) -> int:
     return int(np.random.SeedSequence((seed, step, share)).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-# How much each term of the loss moves the weights: its share of the gradient's norm.
-# Measured over the parameters that the first (main) term reaches: a head's own weights would flatter its term.
-
-
-def gradient_norms(loss_of: Callable[[str], Tensor], terms: Sequence[str], parameters: Sequence[Tensor]) -> dict[str, float]:
-    """Term → norm of its weighted gradient; `loss_of` gives a term's weighted loss (a scalar), anew at every call."""
-    norms: dict[str, float] = {}
-    reached: list[bool] | None = None
-    for term in terms:
-        total = loss_of(term)
-        if not total.requires_grad:
-            norms[term] = 0.0
-            continue
-        gradients = torch.autograd.grad(total, parameters, allow_unused=True)
-        reached = reached or [gradient is not None for gradient in gradients]
-        kept = [g.float().norm() for g, ok in zip(gradients, reached, strict=True) if ok and g is not None]
-        norms[term] = float(torch.stack(kept).norm()) if kept else 0.0
-    return norms
-
-
-def shares_of(norms: dict[str, float]) -> dict[str, float]:
-    """Norms divided by their sum."""
-    whole = sum(norms.values()) or 1.0
-    return {term: norm / whole for term, norm in norms.items()}
-
-
 class Terminated(HkdError):  # noqa: N818 (a state, not a fault)
     """SIGTERM came; the state is saved."""
 
@@ -260,22 +226,17 @@ def fit(
         load_model_tensors(task.model, load_file(folder / "final.safetensors"))
         return metrics
     if config.warmup_steps > config.max_steps:
-        log.warning(
-            "`warmup_steps` is %d, but there are %d steps: the learning rate ends at %.3g of %.3g. Take fewer, or more `max_steps`.",
-            config.warmup_steps,
-            config.max_steps,
-            learning_rate(config, config.max_steps - 1),
-            config.learning_rate,
-        )
+        what = "`warmup_steps` is %d, but there are %d steps: the learning rate ends at %.3g of %.3g. Take fewer, or more `max_steps`."
+        reached = learning_rate(config, config.max_steps - 1)
+        log.warning(what, config.warmup_steps, config.max_steps, reached, config.learning_rate)
     with no_settings_from_the_environment():
         accelerator = make_accelerator(config.precision, device, tensorboard=folder if tensorboard else None)
-        if not accelerator.is_main_process:
+        is_main = accelerator.is_main_process
+        with locked(folder) if is_main else nullcontext():
+            if is_main:  # the others wait until it has claimed the folder
+                claim(folder, whole)
             accelerator.wait_for_everyone()
-            return _Run(task, config, folder, accelerator, no_progress).to_the_end(claim(folder, whole))
-        with locked(folder):
-            digest = claim(folder, whole)
-            accelerator.wait_for_everyone()
-            return _Run(task, config, folder, accelerator, progress).to_the_end(digest)
+            return _Run(task, config, folder, accelerator, progress if is_main else no_progress).to_the_end(claim(folder, whole))
 
 
 class _Run:
@@ -283,13 +244,11 @@ class _Run:
         self.task, self.config, self.folder, self.accelerator, self.progress = task, config, folder, accelerator, progress
         self.model = task.model.to(accelerator.device)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        decayed = {is_matrix: [p for p in self.parameters if (p.ndim > 1) == is_matrix] for is_matrix in (True, False)}
         groups = [
-            {"params": [p for p in self.parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-            {"params": [p for p in self.parameters if p.ndim <= 1], "weight_decay": 0.0},
+            {"params": part, "weight_decay": config.weight_decay * is_matrix} for is_matrix, part in decayed.items() if part
         ]
-        self.adam = torch.optim.AdamW(
-            [g for g in groups if g["params"]], lr=config.learning_rate, betas=(0.9, config.beta2), fused=True
-        )
+        self.adam = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, config.beta2), fused=True)
         self.optimizer: Any = accelerator.prepare(self.adam)
         self.checkpoints = folder / "checkpoints"
         self.metrics = Metrics(folder, active=accelerator.is_main_process)
@@ -332,13 +291,13 @@ class _Run:
         """One step; returns whether any process was told to stop."""
         config, accelerator = self.config, self.accelerator
         begin_s = time.perf_counter()
-        shares = [_to(next(iterator), accelerator.device) for iterator in batches]
+        shares = [next(iterator) for iterator in batches]
+        shares = [share.to(accelerator.device) if hasattr(share, "to") else share for share in shares]
         self.wait_s += time.perf_counter() - begin_s
         counts = np.array([[self._count(share, term) for term in self.terms] for share in shares]).sum(0)
         if accelerator.num_processes > 1:
-            gathered = (
-                accelerator.reduce(torch.tensor([*counts, float(stop)], device=accelerator.device), "sum").cpu().double().numpy()
-            )
+            own = torch.tensor([*counts, float(stop)], device=accelerator.device)
+            gathered = accelerator.reduce(own, "sum").cpu().double().numpy()
             counts, stop = gathered[:-1], bool(gathered[-1])
         weights = self.task.weights(self.step)
         if config.shares_every and self.step % config.shares_every == 0:
@@ -349,7 +308,8 @@ class _Run:
                 self.seconds += float(getattr(share, "seconds", 0.0))
                 total, values = self._loss(share, first + a, counts, weights)
                 if total.requires_grad:
-                    self._backward(total)
+                    with self._memory():
+                        accelerator.backward(total)
                 sums += values
         sums = self._reduce(sums)
         if accelerator.scaler is not None:
@@ -375,11 +335,8 @@ class _Run:
     def _loss(self, share: Any, number: int, counts: np.ndarray[Any, Any], weights: Mapping[str, float]) -> tuple[Tensor, Tensor]:
         """The share's part of the loss (a scalar), and its sum for each term, detached."""
         torch.manual_seed(share_seed(self.config.seed, self.step, number))
-        try:
-            with self.accelerator.autocast():
-                losses = self.task.losses(share, self.step)
-        except torch.OutOfMemoryError:
-            raise self._out_of_memory() from None
+        with self._memory(), self.accelerator.autocast():
+            losses = self.task.losses(share, self.step)
         zero = torch.zeros((), device=self.accelerator.device)
         total = zero
         for term, count in zip(self.terms, counts, strict=True):
@@ -387,17 +344,15 @@ class _Run:
                 total = total + losses[term].float() * (weights[term] / count)
         return total, torch.stack([losses[term].detach().float() if term in losses else zero for term in self.terms])
 
-    def _backward(self, total: Tensor) -> None:
+    @contextmanager
+    def _memory(self) -> Iterator[None]:
         try:
-            self.accelerator.backward(total)
+            yield
         except torch.OutOfMemoryError:
-            raise self._out_of_memory() from None
-
-    def _out_of_memory(self) -> HkdError:
-        return HkdError(
-            f"the device ran out of memory at step {self.step}. Raise `loop.accumulate` (now {self.config.accumulate}: the same batch in "
-            "more parts), or lower the batch's size (`batch_seconds`)."
-        )
+            raise HkdError(
+                f"the device ran out of memory at step {self.step}. Raise `loop.accumulate` (now {self.config.accumulate}: the same batch in "
+                "more parts), or lower the batch's size (`batch_seconds`)."
+            ) from None
 
     def _reduce(self, sums: Tensor) -> Tensor:
         """Add up gradients and losses over the processes, as one buffer; a process with an empty share gives zeros."""
@@ -417,14 +372,25 @@ class _Run:
     def _gradient_shares(
         self, shares: Sequence[Any], first: int, counts: np.ndarray[Any, Any], weights: Mapping[str, float]
     ) -> None:
-        """Write each term's share of the gradient, in this process's first share of the batch."""
+        """Write each term's share of the gradient's norm, in this process's first share of the batch.
+
+        Over the parameters that the first (main) term reaches: a head's own weights would flatter its term.
+        """
         if shares[0] is None:
             return
-        none = dict.fromkeys(self.terms, 0.0)
-        norms = gradient_norms(
-            lambda term: self._loss(shares[0], first, counts, {**none, term: weights[term]})[0], self.terms, self.parameters
-        )
-        found = shares_of(norms)
+        norms: dict[str, float] = {}
+        reached: list[bool] | None = None
+        for term in self.terms:
+            alone = {**dict.fromkeys(self.terms, 0.0), term: weights[term]}
+            total, _ = self._loss(shares[0], first, counts, alone)
+            norms[term] = 0.0
+            if total.requires_grad:
+                gradients = torch.autograd.grad(total, self.parameters, allow_unused=True)
+                reached = reached or [gradient is not None for gradient in gradients]
+                kept = [g.float().norm() for g, ok in zip(gradients, reached, strict=True) if ok and g is not None]
+                norms[term] = float(torch.stack(kept).norm()) if kept else 0.0
+        whole = sum(norms.values()) or 1.0
+        found = {term: norm / whole for term, norm in norms.items()}
         self._write({"step": self.step, "gradient_norm": norms, "gradient_share": found})
         log.info("step %d: share of the gradient: %s", self.step, ", ".join(f"{t} {share:.1%}" for t, share in found.items()))
 
@@ -449,25 +415,11 @@ class _Run:
         weights = self.task.weights(self.step - 1)
         total = sum(weights[term] * mean for term, mean in means.items())
         self.latest = {**self.latest, "loss": total, **means}
-        self._write(
-            {
-                "step": self.step,
-                "loss": total,
-                **means,
-                "lr": learning_rate(self.config, self.step - 1),
-                "gradient": float(self.norm),
-            }
-        )
+        lr = learning_rate(self.config, self.step - 1)
+        self._write({"step": self.step, "loss": total, **means, "lr": lr, "gradient": float(self.norm)})
         now_s = time.perf_counter()
-        self.metrics.write_timing(
-            {
-                "step": self.step,
-                "wall_s": now_s - self.clock_s,
-                "wait_s": self.wait_s,
-                "audio_s": self.seconds,
-                "time": time.time(),
-            }
-        )
+        spent = {"wall_s": now_s - self.clock_s, "wait_s": self.wait_s, "audio_s": self.seconds}
+        self.metrics.write({"step": self.step, **spent, "time": time.time()}, timing=True)
         if self.seconds:
             self.rate = {"audio_s_per_s": self.seconds * self.accelerator.num_processes / (now_s - self.clock_s)}
         self.clock_s, self.wait_s, self.seconds = now_s, 0.0, 0.0
@@ -503,11 +455,10 @@ class _Run:
         if self.accelerator.is_main_process:
             self.metrics.sync()
             scaler = self.accelerator.scaler
+            sums = zip(self.terms, self.window_sums, self.window_counts, strict=True)
             state = {
                 "metrics_bytes": self.metrics.num_bytes,
-                "window": {
-                    t: [float(s), float(c)] for t, s, c in zip(self.terms, self.window_sums, self.window_counts, strict=True)
-                },
+                "window": {term: [float(value), float(count)] for term, value, count in sums},
                 "latest": self.latest,
                 "best": None if self.best is None else self.best.state(),
                 "ended": self.ended,
@@ -539,19 +490,17 @@ class _Run:
             for folder in (self.checkpoints, self.folder / "best"):
                 remove_checkpoints(folder, after=self.step)
 
-    def _chosen(self) -> list[Checkpoint]:
-        """The checkpoints whose mean are the final weights; none where those of the last step are."""
-        if self.best is not None:
-            return self.best.checkpoints()
-        return last_checkpoints(self.checkpoints, self.config.average) if self.config.average > 1 else []
-
     def _stop(self, received: Sequence[int]) -> None:
         if received and received[0] == signal.SIGINT:
             raise KeyboardInterrupt
         raise Terminated(f"training was told to stop and has saved its state at step {self.step}. Run the same command to go on.")
 
     def _finish(self, digest: str) -> None:
-        if chosen := self._chosen():
+        if self.best is not None:
+            chosen = self.best.checkpoints()
+        else:
+            chosen = last_checkpoints(self.checkpoints, self.config.average) if self.config.average > 1 else []
+        if chosen:
             load_model_tensors(self.model, average(checkpoint.load("model") for checkpoint in chosen))
             self.latest |= self._figures()
             self._write({"step": self.step, "weights_of_steps": [c.step for c in chosen], **self.latest})
@@ -559,7 +508,3 @@ class _Run:
             write_bytes(self.folder / "final.safetensors", safetensors_bytes(model_tensors(self.model)))
             write_json(self.folder / "done.json", {"digest": digest, "steps": self.step, "metrics": self.latest})
         self.accelerator.wait_for_everyone()
-
-
-def _to(share: Any, device: torch.device) -> Any:
-    return share.to(device) if hasattr(share, "to") else share

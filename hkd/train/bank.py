@@ -7,7 +7,6 @@
     FOLDER/   fold-0/ ...  the fold students' runs      bank.safetensors   see `hkd.stream.bank`
 """
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -30,12 +29,11 @@ from hkd.student.model import posteriors_of
 from hkd.timebase import num_encoder_frames
 from hkd.train.config import TextConfig, TrainConfig
 from hkd.train.data import Data, open_data
-from hkd.train.objectives import Plan
 from hkd.train.run import StudentTask, in_order, make_task
 from hkd.train.text import check_same, heard_by, low_part
 from hkd.units.level import MONOPHONE
 
-log = logging.getLogger(__name__)
+Found = dict[str, dict[str, NDArray[Any]]]  # utterance → HEAD/ids and HEAD/p, a row an encoder frame
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,30 +83,30 @@ def make_bank(
     config = replace(config, text=TextConfig())
     data = open_data(config, manifest=manifest, alignment=alignment, units=units, labels=labels)
     low = low_part(data.plan)
-    identity = {
-        **heard_by(data.plan, data.identity["data"]),
-        "train": data.identity["train"],
-        "loop": asdict(config.loop),
-        "folds": bank.folds,
-        "k": bank.k,
-    }
+    heard, loop = heard_by(data.plan, data.identity["data"]), asdict(config.loop)
+    identity = {**heard, "train": data.identity["train"], "loop": loop, "folds": bank.folds, "k": bank.k}
     if (folder / FILE).exists():
-        there = Bank.load(folder)
-        check_same(folder, there, identity)
-        return _report(folder, there)
+        check_same(folder, Bank.load(folder), identity)
+    else:
+        _make(replace(data, plan=low), folder, bank, identity, device=device, progress=progress)
+    made = Bank.load(folder)
+    return BankReport(folder=folder, frames=made.facts["frames"], segments=len(made.segments.phone_S), right=made.facts["right"])
+
+
+def _make(data: Data, folder: Path, bank: BankConfig, identity: Mapping[str, Any], *, device: str, progress: Progress) -> None:
+    """Train the student of each fold, listen to what it says of the fold, and write the bank. data: its plan is the low part."""
     fold_of = deal(data.train, bank.folds)
-    found: dict[str, dict[str, NDArray[Any]]] = {}
-    right = {head.name: [0, 0] for head in low.student.heads}
+    found: Found = {}
+    right = {head.name: [0, 0] for head in data.plan.student.heads}
     for fold in range(bank.folds):
-        task = _task(replace(data, plan=low), [u for u in data.train if fold_of[u.id] != fold])
-        loop = replace(config.loop, max_steps=task.max_steps, shares_every=0, eval_every=0, best_by="", patience=0)
+        task = _task(data, [u for u in data.train if fold_of[u.id] != fold])
+        loop = replace(data.config.loop, max_steps=task.max_steps, shares_every=0, eval_every=0, best_by="", patience=0)
         progress(fold, bank.folds)
         fit(task, loop, folder / f"fold-{fold}", identity={**identity, "fold": fold}, device=device)
         _listen(task, [u for u in data.train if fold_of[u.id] == fold and data.join.aligned(u.id)], bank.k, found, right)
     facts = {"made_from": identity, "right": {name: hits / max(1, num) for name, (hits, num) in right.items()}}
-    _write(folder, data, low, found, facts)
+    _write(folder, data, found, facts)
     progress(bank.folds, bank.folds)
-    return _report(folder, Bank.load(folder))
 
 
 def deal(utterances: Sequence[Utterance], folds: int) -> dict[str, int]:
@@ -139,9 +137,7 @@ def _task(data: Data, part: list[Utterance]) -> StudentTask:
 
 
 @torch.no_grad()
-def _listen(
-    task: StudentTask, part: list[Utterance], k: int, found: dict[str, dict[str, NDArray[Any]]], right: dict[str, list[int]]
-) -> None:
+def _listen(task: StudentTask, part: list[Utterance], k: int, found: Found, right: dict[str, list[int]]) -> None:
     """Add, by utterance, each head's likeliest ids and their probabilities; count the frames that are right."""
     maker = replace(task.maker, utterances=part, augment=NO_AUGMENTATION, hard={}, soft={}, alone=0.0)
     student = task.student.eval()
@@ -164,37 +160,25 @@ def _listen(
                     right[head.name][1] += len(hits_M)
 
 
-def _write(
-    folder: Path, data: Data, low: Plan, found: Mapping[str, Mapping[str, NDArray[Any]]], facts: Mapping[str, Any]
-) -> None:
+def _write(folder: Path, data: Data, found: Found, facts: Mapping[str, Any]) -> None:
     alignment = data.join.alignment
     assert alignment is not None
-    names = sorted(found)
-    rows, start = [], 0
-    columns = []
+    names, rows, columns, start = sorted(found), [], [], 0
     for name in names:
         num = len(next(iter(found[name].values())))
         segments = cut(alignment[name], alignment.silences[MONOPHONE], num)
         rows.append((alignment[name], segments))
         columns.append(segments._replace(first_S=segments.first_S + start))
         start += num
-    heads = {
+    heads: dict[str, Any] = {
         head.name: tuple(np.concatenate([found[name][f"{head.name}/{part}"] for name in names]) for part in ("ids", "p"))
-        for head in low.student.heads
+        for head in data.plan.student.heads
     }
-    Bank(
-        segments=Segments(*(np.concatenate(column) for column in zip(*columns, strict=True))),
-        heads=heads,  # type: ignore[arg-type]
-        facts={
-            **facts,
-            "heads": {head.name: head.num_units for head in low.student.heads},
-            "phones": list(alignment.inventories[MONOPHONE].symbols),
-            "pauses": pauses(rows),
-            "frames": start,
-        },
-    ).save(folder)
-
-
-def _report(folder: Path, bank: Bank) -> BankReport:
-    facts = bank.facts
-    return BankReport(folder=folder, frames=facts["frames"], segments=len(bank.segments.phone_S), right=facts["right"])
+    own = {
+        "heads": {head.name: head.num_units for head in data.plan.student.heads},
+        "phones": list(alignment.inventories[MONOPHONE].symbols),
+        "pauses": pauses(rows),
+        "frames": start,
+    }
+    segments = Segments(*(np.concatenate(column) for column in zip(*columns, strict=True)))
+    Bank(segments=segments, heads=heads, facts={**facts, **own}).save(folder)

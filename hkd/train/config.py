@@ -7,21 +7,16 @@ L_main is divided by the target units of the global batch, the others by its lab
 
 from dataclasses import dataclass, field
 
-from hkd.errors import UserError
+from hkd.errors import UserError, check_choice, check_setting, check_settings
 from hkd.features.augment import AugmentConfig
 from hkd.loop import LoopConfig
+from hkd.losses import TAILS
 from hkd.stream.text import POSTERIORS
 from hkd.student.config import EncoderConfig
 from hkd.units.level import MONOPHONE, SENONE
 
 WHERE = ("frames", "segments", "ctc")
-TAILS = ("ghost", "renormalised", "gold-residual", "sampled")
 MAINS = ("ctc", "senone")
-
-
-def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise UserError(f"`{name}` must be one of {', '.join(known)}, but is '{value}' instead.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,10 +29,10 @@ class KdConfig:
     where: str = "frames"  # frames | segments (the head reads the segment's mean) | ctc (frames weighted by CTC occupancies)
 
     def __post_init__(self) -> None:
-        _one_of("kd.tail", self.tail, TAILS)
-        _one_of("kd.where", self.where, WHERE)
-        if self.temperature <= 0 or self.student_temperature < 0:
-            raise UserError(f"`kd.temperature` must be positive, but is {self.temperature} instead.")
+        check_choice("`kd.tail`", self.tail, TAILS)
+        check_choice("`kd.where`", self.where, WHERE)
+        check_setting("`kd.temperature`", self.temperature, "be positive", self.temperature > 0)
+        check_setting("`kd.student_temperature`", self.student_temperature, "not be negative", self.student_temperature >= 0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,16 +51,11 @@ class TextConfig:
     speech_last: int = 0  # epochs of speech at the end without text
 
     def __post_init__(self) -> None:
-        _one_of("text.posteriors", self.posteriors, POSTERIORS)
-        for name in ("share", "masked", "repeats"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"`text.{name}` must be at least 0 and below 1, but is {getattr(self, name)} instead.")
-        for name in ("weight", "speech_last"):
-            if getattr(self, name) < 0:
-                raise UserError(f"`text.{name}` must not be negative, but is {getattr(self, name)} instead.")
+        check_choice("`text.posteriors`", self.posteriors, POSTERIORS)
+        check_settings(self, "share masked repeats", "be at least 0 and below 1", lambda value: 0 <= value < 1, "text.")
+        check_settings(self, "weight speech_last", "not be negative", lambda value: value >= 0, "text.")
         for level in self.masked_only:
-            if level not in (SENONE, MONOPHONE):
-                raise UserError(f"`text.masked_only` must name {SENONE} or {MONOPHONE}, but names '{level}'.")
+            check_choice("`text.masked_only`", level, (SENONE, MONOPHONE))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,28 +104,19 @@ class TrainConfig:
         return 1 + self.workers * self.loop.accumulate
 
     def __post_init__(self) -> None:
-        _one_of("main", self.main, MAINS)
-        for name in ("alpha", "lam", "heads_warmup_steps", "lam_end", "epochs", "workers", "features_mb", "shares_every"):
-            if getattr(self, name) < 0:
-                raise UserError(f"`{name}` must not be negative, but is {getattr(self, name)} instead.")
-        for name in ("interpolation_weight", "label_smoothing", "min_coverage", "train_share", "condition_alone"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"`{name}` must lie between 0 and 1, but is {getattr(self, name)} instead.")
-        if self.text.share and not self.condition:
-            raise UserError(
-                "`condition` must name heads where `text.share` is given, but is empty: text enters as their posteriors."
-            )
-        if self.condition_alone and not self.condition:
-            raise UserError("`condition` must name heads where `condition_alone` is given, but is empty.")
-        if self.train_share == 0:
-            raise UserError("`train_share` must be above 0, but is 0 instead.")
+        check_choice("`main`", self.main, MAINS)
+        negative = "alpha lam heads_warmup_steps lam_end epochs workers features_mb shares_every"
+        shares = "interpolation_weight label_smoothing min_coverage train_share condition_alone"
+        check_settings(self, negative, "not be negative", lambda value: value >= 0)
+        check_settings(self, shares, "lie between 0 and 1", lambda value: 0 <= value <= 1)
+        check_settings(self, "train_share", "be above 0", lambda value: value > 0)
+        check_settings(self, "batch_seconds max_utterance_seconds", "be positive", lambda value: value > 0)
+        for level, stride in self.stride.items():
+            check_setting(f"`stride.{level}`", stride, "be at least 1", stride >= 1)
+        for name, value in (("text.share", self.text.share), ("condition_alone", self.condition_alone)):
+            if value and not self.condition:
+                raise UserError(f"`condition` must name heads where `{name}` is given, but is empty.")
         if self.features_cache and self.augment.noise_probability > 0:
             raise UserError(
                 "`features_cache` must be left out where `augment.noise_probability` is given: noise is new in every epoch."
             )
-        for level, stride in self.stride.items():
-            if stride < 1:
-                raise UserError(f"`stride.{level}` must be at least 1, but is {stride} instead.")
-        for name in ("batch_seconds", "max_utterance_seconds"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"`{name}` must be positive, but is {getattr(self, name)} instead.")

@@ -20,7 +20,7 @@ from hkd.student.config import GONE
 from hkd.student.model import describe
 from hkd.timebase import SAMPLE_RATE_HZ, samples_to_frames, seconds_to_samples
 from hkd.train.config import TrainConfig
-from hkd.train.objectives import Needs, Plan, is_projected, needs_of, objective_of, plan_student
+from hkd.train.objectives import Plan, is_projected, needs_of, objective_of, plan_student
 from hkd.train.text import Text, heard_by, open_text, text_readers
 from hkd.units.level import LEVELS, SENONE, SPELLED, SUBWORD
 from hkd.units.subword import MODEL_FILE, SubwordModel
@@ -37,7 +37,6 @@ class Data:
     """The inputs of a run, opened and held against each other."""
 
     config: TrainConfig
-    needs: Needs
     join: Join
     train: list[Utterance]
     dev: list[Utterance]
@@ -84,39 +83,31 @@ def open_data(
     left_out = tuple(u.id for u in train if frames[u.id] > limit) + tuple(u.id for u in dev if frames[u.id] > dev_limit)
     train = [u for u in train if frames[u.id] <= limit]
     dev = [u for u in dev if frames[u.id] <= dev_limit]
-    identity: dict[str, Any] = {
-        "train": _identity_of(config),
-        "data": {
-            "train": Manifest(train).digest,
-            "dev": Manifest(dev).digest,
-            "spans": digest_of(f"{u.offset}:{u.duration}" for u in (*train, *dev)),
-            "words": normalisation(),
-            "subwords": subwords.inventory.digest,
-            "alignment": None if aligned is None or alignment is None else digest_of_file(alignment),
-            "stores": {name: digest_of_store(reader) for name, reader in stores.items()},
-        },
+    found: dict[str, Any] = {
+        "train": Manifest(train).digest,
+        "dev": Manifest(dev).digest,
+        "spans": digest_of(f"{u.offset}:{u.duration}" for u in (*train, *dev)),
+        "words": normalisation(),
+        "subwords": subwords.inventory.digest,
+        "alignment": None if aligned is None or alignment is None else digest_of_file(alignment),
+        "stores": {name: digest_of_store(reader) for name, reader in stores.items()},
     }
     if config.encoder.name:
-        identity["data"]["encoder"] = [
-            digest_of_file(path) for path in sorted(local_encoder(config.encoder.name).glob("model*.safetensors"))
-        ]
+        weights = sorted(local_encoder(config.encoder.name).glob("model*.safetensors"))
+        found["encoder"] = [digest_of_file(path) for path in weights]
     if config.encoder.upstream:
-        identity["data"]["upstream"] = Upstream(name=config.encoder.upstream).digest
+        found["upstream"] = Upstream(name=config.encoder.upstream).digest
     text = None
     if config.text.share:
-        text = open_text(config, plan, join, units=units, readers=beside, heard=heard_by(plan, identity["data"]))
-        identity["data"]["text"] = text.identity
+        text = open_text(config, plan, join, units=units, readers=beside, heard=heard_by(plan, found))
+        found["text"] = text.identity
     is_timed = all(u.duration is not None for u in (*train, *dev))  # else only the sound tells how long it is
-    checked = (
-        is_timed
-        and run is not None
-        and (run / COVERAGE).exists()
-        and begun_with(run).get("data") == json.loads(json.dumps(identity["data"]))
-    )
-    needed = None if checked else join.check((*train, *dev), num_frames=frames)
+    is_begun = is_timed and run is not None and (run / COVERAGE).exists()
+    is_checked = is_begun and run is not None and begun_with(run).get("data") == json.loads(json.dumps(found))
     return Data(
-        config=config, needs=needs, join=join, train=train, dev=dev, frames=frames, left_out=left_out,
-        plan=plan, identity=identity, needed=needed, text=text,
+        config=config, join=join, train=train, dev=dev, frames=frames, left_out=left_out, plan=plan, text=text,
+        identity={"train": _identity_of(config), "data": found},
+        needed=None if is_checked else join.check((*train, *dev), num_frames=frames),
     )  # fmt: skip
 
 
@@ -155,19 +146,18 @@ def _stores(
             f"objective {config.objective} needs label stores, but {labels} is not there. Run `hkd teacher-dump` first."
         )
     known = store_folders(labels)
-    for table in ("lams", "kds"):
-        for name in getattr(config, table):
-            if name not in known and not (table == "lams" and name in LEVELS):
-                raise UserError(f"`{table}` must name label stores ({', '.join(known)}), but '{name}' is none of them.")
+    for table, names in (("lams", {*known, *LEVELS}), ("kds", {*known})):
+        for name in sorted(getattr(config, table).keys() - names):
+            raise UserError(f"`{table}` must name label stores ({', '.join(known)}), but '{name}' is none of them.")
     cache_bytes = CACHE_BYTES // config.num_loaders
     readers = {name: LabelReader.open(known[name], cache_bytes=cache_bytes) for name in config.stores or known if name in known}
-    levels = {name: reader.spec.level for name, reader in readers.items()}
     if not config.stores:
         unfit = {name for name, reader in readers.items() if _is_unfit(config, reader, subwords)}
-        for name in sorted(name for name in unfit if levels[name] in {levels[other] for other in readers.keys() - unfit}):
+        fit = {reader.spec.level for name, reader in readers.items() if name not in unfit}
+        for name in sorted(name for name in unfit if readers[name].spec.level in fit):
             log.info("label store %s is left out: another of its level is made for objective %s", name, config.objective)
-            del readers[name], levels[name]
-    return readers, levels
+            del readers[name]
+    return readers, {name: reader.spec.level for name, reader in readers.items()}
 
 
 def _is_unfit(config: TrainConfig, reader: LabelReader, subwords: SubwordModel) -> bool:
@@ -181,10 +171,8 @@ def _split(whole: Manifest, name: str, *, needed: bool) -> list[Utterance]:
     """The utterances of a split that have audio; where no utterance names a split, all are for training."""
     if all(utterance.split is None for utterance in whole):
         part = list(whole) if needed else []
-    elif needed:
-        part = list(whole.split(name))
     else:
-        part = [utterance for utterance in whole if utterance.split == name]
+        part = list(whole.split(name)) if needed else [utterance for utterance in whole if utterance.split == name]
     return [utterance for utterance in part if utterance.audio_filepath is not None]
 
 
@@ -192,9 +180,8 @@ def _share(part: list[Utterance], share: float) -> list[Utterance]:
     """The utterances whose ids have the smallest digests, in their order. Raises UserError where none is left."""
     if share == 1:
         return part
-    ranked = sorted(part, key=lambda utterance: digest_of([utterance.id]))
-    kept = {utterance.id for utterance in ranked[: round(share * len(part))]}
-    if not kept:
+    ranked = sorted((utterance.id for utterance in part), key=lambda name: digest_of([name]))
+    if not (kept := set(ranked[: round(share * len(part))])):
         raise UserError(f"`train_share` must leave an utterance, but {share:g} of {len(part)} is none. Take a larger share.")
     return [utterance for utterance in part if utterance.id in kept]
 

@@ -10,13 +10,13 @@ Shape letters: B utterances, T encoder frames, S slots, M labelled slots, N posi
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hkd.errors import UserError
+from hkd.errors import UserError, check_choice, check_setting
 from hkd.features.pretrained import Upstream
 from hkd.labels.store import LabelReader
 from hkd.losses import ctc_interpolation, ctc_loss, ctc_occupancy, hard_cross_entropy, sparse_cross_entropy, sparse_kl
@@ -29,82 +29,102 @@ from hkd.train.config import KdConfig, TrainConfig
 from hkd.units.level import LEVELS, SENONE, SUBWORD, UNIT_LEVELS
 
 
-class Term(Protocol):
-    """One term of the loss."""
+@dataclass(frozen=True, kw_only=True)
+class Term:
+    """One term of the loss. `head` and `store` are what it reads: a head's logits (None: the main output's), a teacher's labels."""
 
-    @property
-    def name(self) -> str:
-        """As metrics call it."""
+    name: str  # as metrics call it
+    head: str | None = None
+    store: str | None = None
+    kd: KdConfig = field(default_factory=KdConfig)
+    column: int | None = None  # of lse_NJ, for the teacher's temperature
 
     @property
     def reads(self) -> Mapping[str, int]:
-        """Label stores that it reads → slots an encoder frame that their labels are placed on; 0 for labels that need no slots."""
+        """Label stores → slots an encoder frame that their labels are placed on; 0 for labels that need no slots."""
+        return {} if self.store is None else {self.store: 0}
 
     def slots(self, batch: Batch) -> Mapping[str, Tensor]:
-        """The slots (flat indices) that it reads of each head."""
+        """Head → its slots (flat indices) that are read; a head that is not named is read whole."""
+        return {}
 
     def count(self, batch: Batch) -> float:
-        """What its sum is divided by."""
+        """What its sum is divided by: here target units, so that CTC is of the size of a frame's cross-entropy."""
+        return float(len(batch.target_L))
 
     def loss(self, batch: Batch, output: StudentOutput) -> Tensor:
         """The sum over the batch, a scalar."""
+        raise NotImplementedError
+
+    def teacher(self, soft: SoftLabels, row_M: Tensor) -> dict[str, Any]:
+        """The teacher's side of the sparse losses for these rows."""
+        return {
+            "ids_MK": soft.ids_NK[row_M],
+            "logp_MK": soft.logp_NK[row_M],
+            "tail_M": soft.tail_N[row_M],
+            "temperature": self.kd.temperature,
+            "lse_M": None if self.column is None else soft.lse_NJ[row_M, self.column],
+            "tail_T_M": None if self.column is None else soft.tail_NJ[row_M, self.column],
+            "student_temperature": self.kd.student_temperature or None,
+            "tail": self.kd.tail,
+            "gold_M": soft.gold_N[row_M],
+            "count_MK": None if soft.count_NK is None else soft.count_NK[row_M],
+        }
+
+    def by_occupancy(self, batch: Batch, output: StudentOutput, logits_BTV: Tensor, *, class_offset: int) -> Tensor:
+        """loss_B = Σ_t Σ_u γ_t(u) · CE(p_u, q_t): the teacher's part, γ the detached CTC occupancies of the main output."""
+        assert self.store is not None
+        soft, column = batch.soft[self.store], self.column
+        gamma_BTU = ctc_occupancy(output.logits_BTV, output.length_B, batch.target_L, batch.target_length_B)
+        return ctc_interpolation(
+            logits_BTV, gamma_BTU, ids_NK=soft.ids_NK, logp_NK=soft.logp_NK, tail_N=soft.tail_N, offset_B1=soft.offset_B1,
+            class_offset=class_offset, tail=self.kd.tail, temperature=self.kd.temperature,
+            lse_N=None if column is None else soft.lse_NJ[:, column],
+            tail_T_N=None if column is None else soft.tail_NJ[:, column],
+        )  # fmt: skip
 
 
 Taught = tuple[HeadConfig | None, Term]
 
 
 @dataclass(frozen=True, kw_only=True)
-class CtcTerm:
-    """The main output's CTC loss, divided by target units: so it is of the size of a frame's cross-entropy."""
+class CtcTerm(Term):
+    """The main output's CTC loss, summed; with `store` (1 − w) · CTC + w · the teacher's part by occupancy (docs/mathematics.md).
+
+    An utterance without labels has its whole CTC loss.
+    """
 
     name: str = "ctc"
-
-    @property
-    def reads(self) -> Mapping[str, int]:
-        """None."""
-        return {}
-
-    def slots(self, batch: Batch) -> Mapping[str, Tensor]:
-        """None: the main output is read whole."""
-        return {}
-
-    def count(self, batch: Batch) -> float:
-        """Target units."""
-        return float(len(batch.target_L))
+    weight: float = 0.0
 
     def loss(self, batch: Batch, output: StudentOutput) -> Tensor:
-        """−log p(target), summed."""
-        return ctc_loss(output.logits_BTV, output.length_B, batch.target_L, batch.target_length_B).sum()
+        loss_B = ctc_loss(output.logits_BTV, output.length_B, batch.target_L, batch.target_length_B)
+        if self.store is None:
+            return loss_B.sum()
+        offset_B1 = batch.soft[self.store].offset_B1
+        teacher_B = self.by_occupancy(batch, output, output.logits_BTV, class_offset=1)
+        labelled_B = offset_B1[1:] > offset_B1[:-1]
+        return (torch.where(labelled_B, 1 - self.weight, 1.0) * loss_B + self.weight * teacher_B).sum()
 
 
 @dataclass(frozen=True, kw_only=True)
-class HybridTerm:
+class HybridTerm(Term):
     """The main output's frame cross-entropy over senones; with `store`, against w · teacher + (1 − w) · reference.
 
     A slot without a teacher's label (silence, an utterance that the store lacks) has its whole reference loss.
     """
 
     name: str = "senone"
-    store: str | None = None
     weight: float = 0.0
-    kd: KdConfig = field(default_factory=KdConfig)
-    column: int | None = None  # of lse_NJ, for the teacher's temperature
 
     @property
     def reads(self) -> Mapping[str, int]:
-        """The teacher's store, on every slot."""
         return {} if self.store is None else {self.store: default_slots(SENONE)}
 
-    def slots(self, batch: Batch) -> Mapping[str, Tensor]:
-        """None: the main output is read whole."""
-        return {}
-
     def count(self, batch: Batch) -> float:
-        """Labelled slots."""
         return float(len(batch.hard[SENONE].slot_M))
 
     def loss(self, batch: Batch, output: StudentOutput) -> Tensor:
-        """Cross-entropy, summed."""
         logits_NV = output.logits_BTV.flatten(0, 1)
         hard = batch.hard[SENONE]
         loss_M = hard_cross_entropy(logits_NV.index_select(0, hard.slot_M), hard.unit_M)
@@ -113,180 +133,77 @@ class HybridTerm:
         soft = batch.soft[self.store]
         weight_S = torch.ones(len(logits_NV), device=logits_NV.device)
         weight_S[soft.slot_M] = 1 - self.weight
-        teacher = _teacher(soft, self.kd, column=self.column)
+        teacher = self.teacher(soft, soft.position_M)
         soft_M = sparse_cross_entropy(logits_NV.index_select(0, soft.slot_M), **teacher)
         return (loss_M * weight_S[hard.slot_M]).sum() + self.weight * soft_M.sum()
 
 
 @dataclass(frozen=True, kw_only=True)
-class InterpolationTerm:
-    """(1 − w) · CTC + w · Σ_t Σ_u γ_t(u) · CE(p_u, q_t), γ the detached CTC occupancies (DESIGN, section 5), a target unit.
-
-    An utterance without labels has its whole CTC loss.
-    """
-
-    store: str
-    weight: float
-    kd: KdConfig = field(default_factory=KdConfig)
-    column: int | None = None
-    name: str = "ctc"
-
-    @property
-    def reads(self) -> Mapping[str, int]:
-        """The teacher's store, without slots."""
-        return {self.store: 0}
-
-    def slots(self, batch: Batch) -> Mapping[str, Tensor]:
-        """None: the main output is read whole."""
-        return {}
-
-    def count(self, batch: Batch) -> float:
-        """Target units."""
-        return float(len(batch.target_L))
-
-    def loss(self, batch: Batch, output: StudentOutput) -> Tensor:
-        """Both parts, summed."""
-        logits_BTV = output.logits_BTV
-        reference_B = ctc_loss(logits_BTV, output.length_B, batch.target_L, batch.target_length_B)
-        soft = batch.soft[self.store]
-        labelled_B = soft.offset_B1[1:] > soft.offset_B1[:-1]
-        teacher_B = _by_occupancy(batch, output, logits_BTV, soft, self.kd, self.column, class_offset=1)
-        return (torch.where(labelled_B, 1 - self.weight, 1.0) * reference_B + self.weight * teacher_B).sum()
-
-
-@dataclass(frozen=True, kw_only=True)
-class HardTerm:
+class HardTerm(Term):
     """A hard head: cross-entropy against the reference at each labelled slot."""
 
-    name: str
     head: str
     level: str
     label_smoothing: float = 0.0
 
-    @property
-    def reads(self) -> Mapping[str, int]:
-        """None."""
-        return {}
-
     def slots(self, batch: Batch) -> Mapping[str, Tensor]:
-        """The labelled ones."""
         return {self.head: batch.hard[self.level].slot_M}
 
     def count(self, batch: Batch) -> float:
-        """Labelled slots."""
         return float(len(batch.hard[self.level].slot_M))
 
     def loss(self, batch: Batch, output: StudentOutput) -> Tensor:
-        """Cross-entropy, summed."""
-        return hard_cross_entropy(
-            output.heads[self.head], batch.hard[self.level].unit_M, label_smoothing=self.label_smoothing
-        ).sum()
+        unit_M = batch.hard[self.level].unit_M
+        return hard_cross_entropy(output.heads[self.head], unit_M, label_smoothing=self.label_smoothing).sum()
 
 
 @dataclass(frozen=True, kw_only=True)
-class KdTerm:
-    """An auxiliary head: divergence from the teacher's top-k at each labelled slot, or of each segment's mean."""
+class KdTerm(Term):
+    """An auxiliary head: divergence from the teacher's top-k at each labelled slot; with `segments`, of each position's mean."""
 
-    name: str
     head: str
     store: str
-    kd: KdConfig
-    column: int | None = None  # of lse_NJ, for the teacher's temperature
-    num_slots: int = 1  # of the head
+    num_slots: int = 1  # of the head, an encoder frame
 
     @property
     def reads(self) -> Mapping[str, int]:
-        """The teacher's store, on the head's slots."""
         return {self.store: self.num_slots}
 
     def slots(self, batch: Batch) -> Mapping[str, Tensor]:
-        """The labelled ones."""
         return {self.head: batch.soft[self.store].slot_M}
 
     def count(self, batch: Batch) -> float:
-        """Labelled slots; with `segments`, positions that have one."""
         soft = batch.soft[self.store]
         return float(len(torch.unique(soft.position_M)) if self.kd.where == "segments" else len(soft.slot_M))
 
     def loss(self, batch: Batch, output: StudentOutput) -> Tensor:
-        """The divergence, summed."""
         soft = batch.soft[self.store]
-        logits_MV, rows_M = output.heads[self.head], soft.position_M
+        logits_MV, row_M = output.heads[self.head], soft.position_M
         if self.kd.where == "segments":
             # The output layer is linear: the mean of the logits is what the head says of the segment's mean.
-            rows_M, index_M = torch.unique(soft.position_M, return_inverse=True)
-            size_M = torch.zeros(len(rows_M), device=logits_MV.device).index_add_(
-                0, index_M, torch.ones_like(index_M, dtype=torch.float32)
-            )
-            logits_MV = logits_MV.new_zeros(len(rows_M), logits_MV.shape[1]).index_add(0, index_M, logits_MV)
+            row_M, index_M = torch.unique(soft.position_M, return_inverse=True)
+            one_M = torch.ones_like(index_M, dtype=torch.float32)
+            size_M = torch.zeros(len(row_M), device=logits_MV.device).index_add_(0, index_M, one_M)
+            logits_MV = logits_MV.new_zeros(len(row_M), logits_MV.shape[1]).index_add(0, index_M, logits_MV)
             logits_MV = logits_MV / size_M[:, None].to(logits_MV.dtype)
-        return sparse_kl(logits_MV, **_teacher(soft, self.kd, rows_M, self.column)).sum()
+        return sparse_kl(logits_MV, **self.teacher(soft, row_M)).sum()
 
 
 @dataclass(frozen=True, kw_only=True)
-class CtcKdTerm:
-    """An auxiliary head in the student's own subwords whose frames weigh by the CTC occupancy of each position."""
+class CtcKdTerm(Term):
+    """An auxiliary head in the student's own subwords whose frames weigh by the CTC occupancy of each position.
 
-    name: str
+    It has no slots: the occupancies are not known before.
+    """
+
     head: str
     store: str
-    kd: KdConfig = field(default_factory=KdConfig)
-    column: int | None = None
-
-    @property
-    def reads(self) -> Mapping[str, int]:
-        """The teacher's store, without slots."""
-        return {self.store: 0}
-
-    def slots(self, batch: Batch) -> Mapping[str, Tensor]:
-        """All: the occupancies are not known before."""
-        return {}
 
     def count(self, batch: Batch) -> float:
-        """Positions."""
         return float(len(batch.soft[self.store].ids_NK))
 
     def loss(self, batch: Batch, output: StudentOutput) -> Tensor:
-        """Σ_t Σ_u γ_t(u) · CE(p_u, q_t), summed."""
-        soft, logits_BTV = batch.soft[self.store], output.heads[self.head]
-        return _by_occupancy(batch, output, logits_BTV, soft, self.kd, self.column, class_offset=0).sum()
-
-
-def _by_occupancy(
-    batch: Batch,
-    output: StudentOutput,
-    logits_BTV: Tensor,
-    soft: SoftLabels,
-    kd: KdConfig,
-    column: int | None,
-    *,
-    class_offset: int,
-) -> Tensor:
-    """loss_B: the teacher's part of `logits_BTV`, each frame weighted by the main output's CTC occupancy of each position."""
-    gamma_BTU = ctc_occupancy(output.logits_BTV, output.length_B, batch.target_L, batch.target_length_B)
-    return ctc_interpolation(
-        logits_BTV, gamma_BTU, ids_NK=soft.ids_NK, logp_NK=soft.logp_NK, tail_N=soft.tail_N, offset_B1=soft.offset_B1,
-        class_offset=class_offset, tail=kd.tail, temperature=kd.temperature,
-        lse_N=None if column is None else soft.lse_NJ[:, column],
-        tail_T_N=None if column is None else soft.tail_NJ[:, column],
-    )  # fmt: skip
-
-
-def _teacher(soft: SoftLabels, kd: KdConfig, rows_M: Tensor | None = None, column: int | None = None) -> dict[str, Any]:
-    """The teacher's side of the sparse losses for these rows (default: those of the slots)."""
-    rows_M = soft.position_M if rows_M is None else rows_M
-    return {
-        "ids_MK": soft.ids_NK[rows_M],
-        "logp_MK": soft.logp_NK[rows_M],
-        "tail_M": soft.tail_N[rows_M],
-        "temperature": kd.temperature,
-        "lse_M": None if column is None else soft.lse_NJ[rows_M, column],
-        "tail_T_M": None if column is None else soft.tail_NJ[rows_M, column],
-        "student_temperature": kd.student_temperature or None,
-        "tail": kd.tail,
-        "gold_M": soft.gold_N[rows_M],
-        "count_MK": None if soft.count_NK is None else soft.count_NK[rows_M],
-    }
+        return self.by_occupancy(batch, output, output.heads[self.head], class_offset=0).sum()
 
 
 # Objective → the student's heads and the terms of its loss.
@@ -329,21 +246,23 @@ def with_hard_heads(config: TrainConfig) -> bool:
 
 
 def _all_stores(config: TrainConfig, stores: Mapping[str, str]) -> tuple[str, ...]:
+    """The stores that `stores` and `levels` leave, fine levels first. Raises UserError where one is missing, or two have one level."""
     for name in config.stores:
         if name not in stores:
-            raise UserError(
-                f"`stores` must name label stores ({', '.join(stores) or 'there is none'}), but '{name}' is none of them."
-            )
+            known = ", ".join(stores) or "there is none"
+            raise UserError(f"`stores` must name label stores ({known}), but '{name}' is none of them.")
     chosen = config.stores or tuple(name for name in stores if not config.levels or stores[name] in config.levels)
+    of_level: dict[str, list[str]] = {}
+    for name in chosen:
+        of_level.setdefault(stores[name], []).append(name)
     for level in config.levels:
-        if level not in {stores[name] for name in chosen}:
+        if level not in of_level:
             raise UserError(
                 f"`levels` must have label stores, but '{level}' has none. Run `hkd teacher-dump --unit {level}` first."
             )
-    levels = [stores[name] for name in chosen]
-    for level in levels:
-        if levels.count(level) > 1 and not config.stores:
-            same = ", ".join(name for name in chosen if stores[name] == level)
+    for level, names in of_level.items():
+        if len(names) > 1 and not config.stores:
+            same = ", ".join(names)
             raise UserError(
                 f"a level must have one label store, but {level} has {same}. Name those to use: --set stores='[...]'."
             )
@@ -402,24 +321,21 @@ def plan_student(config: TrainConfig, needs: Needs, join: Join) -> Plan:
         for level in getattr(config, name):
             if level not in known:
                 raise UserError(f"`{name}` must name levels ({', '.join(sorted(known))}), but '{level}' is none of them.")
-    hybrid = config.main == SENONE
+    hybrid, usual = config.main == SENONE, default_slots(SENONE)
     if hybrid and config.stride.get(SENONE, 1) > 1:
         raise UserError("`stride.senone` must be 1 where `main` is senone: its own loss takes every slot. Take it out.")
-    if hybrid and SENONE in needs.hard and slots_of(config, SENONE) != default_slots(SENONE):
-        raise UserError(
-            f"`slots.senone` must be {default_slots(SENONE)} where `main` is senone, with a hard head at that level. Take it out."
-        )
+    if hybrid and SENONE in needs.hard and slots_of(config, SENONE) != usual:
+        raise UserError(f"`slots.senone` must be {usual} where `main` is senone, with a hard head at that level. Take it out.")
     encoder, objective = encoder_of(config), objective_of(config)
     given = Given(config=config, needs=needs, join=join, num_layers=encoder.num_layers)
-    main = objective.main(given)
     hard = {level: slots_of(config, level) for level in needs.hard}
     taught = (*(_hard_head(given, level) for level in hard), *objective.heads(given))
     if hybrid:
-        hard[SENONE] = default_slots(SENONE)
+        hard[SENONE] = usual
     heads = _conditioned(config, tuple(head for head, _ in taught if head is not None))
     num_main = num_units_of(join, SENONE) if hybrid else len(join.subwords.inventory) + 1
     student = StudentConfig(encoder=encoder, num_main_units=num_main, main=config.main, heads=heads)
-    return Plan(student=student, main=main, plain_main=plain_main(given), taught=taught, hard=hard)
+    return Plan(student=student, main=objective.main(given), plain_main=plain_main(given), taught=taught, hard=hard)
 
 
 def _conditioned(config: TrainConfig, heads: tuple[HeadConfig, ...]) -> tuple[HeadConfig, ...]:
@@ -432,35 +348,27 @@ def _conditioned(config: TrainConfig, heads: tuple[HeadConfig, ...]) -> tuple[He
 
 
 def _hard_head(given: "Given", level: str) -> Taught:
-    name, config = f"hard-{level}", given.config
-    tap = config.taps.get(level, default_tap(level, given.num_layers))
-    num_units = num_units_of(given.join, level)
-    head = HeadConfig(name=name, level=level, kind="hard", num_units=num_units, tap=tap, slots=slots_of(config, level))
-    return head, HardTerm(name=name, head=name, level=level, label_smoothing=config.label_smoothing)
+    head = given.head(f"hard-{level}", level, "hard", num_units_of(given.join, level))
+    return head, HardTerm(name=head.name, head=head.name, level=level, label_smoothing=given.config.label_smoothing)
 
 
 def _auxiliary(given: "Given", store: str) -> Taught:
-    config, join, num_layers = given.config, given.join, given.num_layers
-    joined, kd = join.stores[store], _kd(config, store)
-    slots = slots_of(config, joined.level)
-    tap = config.taps.get(joined.level, default_tap(joined.level, num_layers))
-    head = HeadConfig(name=f"kd-{store}", level=joined.level, kind="aux", num_units=joined.num_units, tap=tap, slots=slots)
+    join, kd = given.join, _kd(given.config, store)
+    joined, spec = join.stores[store], join.stores[store].reader.spec
+    head = given.head(f"kd-{store}", joined.level, "aux", joined.num_units)
     if kd.where == "ctc":
         if joined.level != SUBWORD:
             raise UserError(
                 f"`kd.where` must be frames or segments for label store '{store}' ({joined.level}), but is ctc instead."
             )
-        if slots != 1:
-            raise UserError(f"`slots.{joined.level}` must be 1 where `kd.where` is ctc, but is {slots} instead.")
+        check_setting(f"`slots.{joined.level}`", head.slots, "be 1 where `kd.where` is ctc", head.slots == 1)
         column = _mixed(join, store, kd, "`kd.where` ctc")
         return head, CtcKdTerm(name=head.name, head=head.name, store=store, kd=kd, column=column)
-    spec, column = joined.reader.spec, _column(join, store, kd)
-    if (kd.tail == "sampled") != (spec.selection == "sample"):
-        raise UserError(
-            f"`kd.tail` must fit label store '{store}', whose selection is {spec.selection}, but is '{kd.tail}' instead."
-        )
+    column = _column(join, store, kd)
+    fits = (kd.tail == "sampled") == (spec.selection == "sample")
+    check_setting("`kd.tail`", f"'{kd.tail}'", f"fit label store '{store}', whose selection is {spec.selection},", fits)
     _check_tail(join, store, kd)
-    return head, KdTerm(name=head.name, head=head.name, store=store, kd=kd, column=column, num_slots=slots)
+    return head, KdTerm(name=head.name, head=head.name, store=store, kd=kd, column=column, num_slots=head.slots)
 
 
 def _column(join: Join, store: str, kd: KdConfig) -> int | None:
@@ -482,9 +390,12 @@ def _column(join: Join, store: str, kd: KdConfig) -> int | None:
 
 def _mixed(join: Join, store: str, kd: KdConfig, what: str) -> int | None:
     """_column, for losses that hold the teacher's distribution against the student's softmax at temperature 1."""
-    _no_draws(join, store)
-    if kd.tail not in ("ghost", "renormalised"):
-        raise UserError(f"`kd.tail` must be ghost or renormalised with {what}, but is {kd.tail} instead.")
+    selection = join.stores[store].reader.spec.selection
+    if selection != "topk":
+        raise UserError(
+            f"interpolation and `kd.where` ctc take a label store of the selection topk, but that of '{store}' is {selection} instead."
+        )
+    check_setting("`kd.tail`", kd.tail, f"be ghost or renormalised with {what}", kd.tail in ("ghost", "renormalised"))
     _check_tail(join, store, kd)
     own = kd.student_temperature or kd.temperature
     if own != 1:
@@ -506,15 +417,6 @@ def _check_tail(join: Join, store: str, kd: KdConfig) -> None:
         raise UserError(
             f"`kd.tail` must be renormalised for label store '{store}', whose tail holds what its projection could not place and may belong to "
             "the kept units, but is ghost instead. Take --set kd.tail=renormalised."
-        )
-
-
-def _no_draws(join: Join, store: str) -> None:
-    """Raises UserError for a store of draws where the teacher's distribution itself is wanted."""
-    selection = join.stores[store].reader.spec.selection
-    if selection != "topk":
-        raise UserError(
-            f"interpolation and `kd.where` ctc take a label store of the selection topk, but that of '{store}' is {selection} instead."
         )
 
 
@@ -540,7 +442,7 @@ def describe_heads(join: Join, student: StudentConfig) -> dict[str, dict[str, ob
     return rows
 
 
-# The registry -----------------------------------------------------------------------------------------------------------------
+# The registry.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -552,6 +454,12 @@ class Given:
     join: Join
     num_layers: int  # of the encoder
 
+    def head(self, name: str, level: str, kind: str, num_units: int) -> HeadConfig:
+        """A head at the layer and with the slots that the settings give its level."""
+        tap = self.config.taps.get(level, default_tap(level, self.num_layers))
+        slots = slots_of(self.config, level)
+        return HeadConfig(name=name, level=level, kind=kind, num_units=num_units, tap=tap, slots=slots)
+
 
 def plain_main(given: Given) -> Term:
     """The main output against the reference."""
@@ -560,17 +468,13 @@ def plain_main(given: Given) -> Term:
 
 def mixed_main(given: Given) -> Term:
     """The main output against the reference mixed with the teacher's labels."""
-    config, join = given.config, given.join
-    [store] = given.needs.stores
+    config, [store] = given.config, given.needs.stores
     kd, hybrid = _kd(config, store), config.main == SENONE
     where = ("frames",) if hybrid else ("frames", "ctc")
-    if kd.where not in where:
-        raise UserError(
-            f"`kd.where` must be {' or '.join(where)} with interpolation (every frame of the main output is taught), "
-            f"but is {kd.where} instead. Take --set kd.where=frames."
-        )
-    column = _mixed(join, store, kd, "objective interpolation")
-    kind = HybridTerm if hybrid else InterpolationTerm
+    rule = f"be {' or '.join(where)} with interpolation (every frame of the main output is taught)"
+    check_setting("`kd.where`", kd.where, rule, kd.where in where, "Take --set kd.where=frames.")
+    column = _mixed(given.join, store, kd, "objective interpolation")
+    kind = HybridTerm if hybrid else CtcTerm
     return kind(store=store, weight=config.interpolation_weight, kd=kd, column=column)
 
 
@@ -603,8 +507,7 @@ def _only(config: TrainConfig, chosen: tuple[str, ...]) -> tuple[str, ...]:
 
 def many_stores(config: TrainConfig, stores: Mapping[str, str]) -> tuple[str, ...]:
     """All label stores that the settings leave. Raises UserError for none."""
-    chosen = _all_stores(config, stores)
-    if not chosen:
+    if not (chosen := _all_stores(config, stores)):
         raise UserError(f"objective {config.objective} takes label stores, but there is none. Run `hkd teacher-dump` first.")
     return chosen
 
@@ -637,27 +540,15 @@ def register(objective: Objective) -> Objective:
 
 def objective_of(config: TrainConfig) -> Objective:
     """The objective that is named. Raises UserError where there is none of that name."""
-    if config.objective not in OBJECTIVES:
-        raise UserError(f"`objective` must be one of {', '.join(OBJECTIVES)}, but is '{config.objective}' instead.")
+    check_choice("`objective`", config.objective, OBJECTIVES)
     return OBJECTIVES[config.objective]
 
 
+_MIXED = "a language model's distribution mixed into the main output's targets"
+_AUXILIARY = "one auxiliary output layer taught by a language model"
+_HIERARCHICAL = "auxiliary output layers at several levels, each taught by a language model over its own units"
 register(Objective(name="none", help="the main loss alone, no language model"))
 register(Objective(name="hard-heads", help="reference labels on inner layers, no language model", hard_heads=True))
-register(
-    Objective(
-        name="interpolation", help="a language model's distribution mixed into the main output's targets",
-        choose=main_store, main=mixed_main, teaches_main=True,
-    )
-)  # fmt: skip
-register(
-    Objective(
-        name="auxiliary", help="one auxiliary output layer taught by a language model", choose=one_store, heads=auxiliary_heads
-    )
-)
-register(
-    Objective(
-        name="hierarchical", help="auxiliary output layers at several levels, each taught by a language model over its own units",
-        choose=many_stores, heads=auxiliary_heads, hard_heads=True,
-    )
-)  # fmt: skip
+register(Objective(name="interpolation", help=_MIXED, choose=main_store, main=mixed_main, teaches_main=True))
+register(Objective(name="auxiliary", help=_AUXILIARY, choose=one_store, heads=auxiliary_heads))
+register(Objective(name="hierarchical", help=_HIERARCHICAL, choose=many_stores, heads=auxiliary_heads, hard_heads=True))

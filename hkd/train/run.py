@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -27,7 +27,7 @@ from hkd.errors import UserError
 from hkd.features.augment import NO_AUGMENTATION
 from hkd.features.cache import FeatureCache, FeatureSource, Wanted, mean_and_std
 from hkd.files import digest_of_json, write_bytes, write_json
-from hkd.loop import fit
+from hkd.loop import LoopConfig, fit
 from hkd.loop.checkpoint import load_model_tensors
 from hkd.loop.record import begun_with, claim, finished, steps_done
 from hkd.loop.run import identity_of
@@ -50,6 +50,13 @@ from hkd.train.text import PREFIX, Text
 from hkd.units.level import SENONE
 from hkd.units.tying import acoustic_files
 
+log = logging.getLogger(__name__)
+
+ENCODER = "encoder"
+CMVN_SECONDS = 10_800.0  # of sound that mean and deviation are taken of
+CMVN = "cmvn.json"
+CTC_HOURS = 10  # two hours do not do (docs/results.md); 100 do in the field
+
 
 @dataclass
 class StudentTask:
@@ -67,18 +74,16 @@ class StudentTask:
 
     @property
     def model(self) -> torch.nn.Module:
-        """The student."""
         return self.student
 
     def batches(self, start_step: int, rank: int, world_size: int) -> Iterator[Batch | SpeechAndText | None]:
-        """Shares of the global batches."""
         speech = Shares(maker=self.maker, plan=self.plan)
         shares = speech if self.text is None else self.text.shares(self.config, speech, self.max_steps)
         pin = torch.cuda.is_available()
         return batches(shares, start_step=start_step, rank=rank, world_size=world_size, workers=self.config.workers, pin=pin)
 
     def _parts(self, batch: Batch | SpeechAndText) -> Iterator[tuple[Batch, Mapping[str, Term]]]:
-        """Speech, then text, where they are there, and what they are taught by."""
+        """Speech, then text, as far as they are in the batch, each with the terms that it is taught by."""
         speech, text = (batch.speech, batch.text) if isinstance(batch, SpeechAndText) else (batch, None)
         if speech is not None:
             yield speech, {term.name: term for term in self.terms}
@@ -86,14 +91,13 @@ class StudentTask:
             yield text, self.text.terms
 
     def counts(self, batch: Batch | SpeechAndText) -> dict[str, float]:
-        """Target units of the main term, labelled slots of the others."""
         return {name: term.count(part) for part, terms in self._parts(batch) for name, term in terms.items()}
 
     def losses(self, batch: Batch | SpeechAndText, step: int) -> dict[str, Tensor]:
         """Sums. Each utterance's dropout is seeded by (seed, step, utterance), so that no cut of the batch into shares changes it."""
         found: dict[str, Tensor] = {}
         for part, terms in self._parts(batch):
-            slots = {head: slot_M for term in terms.values() for head, slot_M in term.slots(part).items()}
+            slots = _slots(terms.values(), part)
             seed_B = [dropout_seed(self.config.loop.seed, step, name) for name in part.ids]
             if isinstance(part, TextBatch):
                 output = self.student.read(part.posteriors, subsampled(part.length_B), slots=slots, seed_B=seed_B)
@@ -116,26 +120,23 @@ class StudentTask:
         """Losses and, for a CTC output, the word error rate (greedy, in per cent) on this share of the dev split's batches."""
         if self.dev is None:
             return {}
-        names = [term.name for term in self.terms]
-        sums, counts = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
-        wrong = num_words = 0
-        device = self.student.mean_F.device
+        totals = {f"dev_{name}": np.zeros(2) for name in (*(term.name for term in self.terms), "wer")}
         for batch in in_order(self.dev, self.config.batch_seconds, rank, world_size):
-            moved = batch.to(device)
-            slots = {head: slot_M for term in self.terms for head, slot_M in term.slots(moved).items()}
-            output = self.student(moved.x_BTF, moved.length_B, slots=slots)
+            moved = batch.to(self.student.mean_F.device)
+            output = self.student(moved.x_BTF, moved.length_B, slots=_slots(self.terms, moved))
             for term in self.terms:
-                count = term.count(moved)
-                if count:
-                    sums[term.name] += float(term.loss(moved, output))
-                    counts[term.name] += count
+                if count := term.count(moved):
+                    totals[f"dev_{term.name}"] += float(term.loss(moved, output)), count
             if self.config.main == "ctc":
                 join = self.dev.join
                 said = [" ".join(join.words(join.manifest.by_id(name))) for name in batch.ids]
                 understood = [join.subwords.decode(ids) for ids in greedy_ctc(output.logits_BTV, output.length_B)]
-                found = word_errors(said, understood)
-                wrong, num_words = wrong + found[0], num_words + found[1]
-        return {f"dev_{name}": (sums[name], counts[name]) for name in sums} | {"dev_wer": (100.0 * wrong, num_words)}
+                totals["dev_wer"] += word_errors(said, understood)
+        return {name: (float(value), float(count)) for name, (value, count) in totals.items()}
+
+
+def _slots(terms: Iterable[Term], batch: Batch) -> dict[str, Tensor]:
+    return {head: slot_M for term in terms for head, slot_M in term.slots(batch).items()}
 
 
 def dropout_seed(seed: int, step: int, utterance_id: str) -> int:
@@ -143,16 +144,16 @@ def dropout_seed(seed: int, step: int, utterance_id: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed} {step} {utterance_id}".encode()).digest()[:7], "little")
 
 
-def word_errors(said: Sequence[str], understood: Sequence[str]) -> tuple[int, int]:
-    """(errors, words); utterances without words are left out."""
+def word_errors(said: Sequence[str], understood: Sequence[str]) -> tuple[float, float]:
+    """(errors in per cent of one, words); utterances without words are left out."""
     import jiwer
 
     pairs = [(a, b) for a, b in zip(said, understood, strict=True) if a]
     if not pairs:
-        return 0, 0
+        return 0.0, 0.0
     found = jiwer.process_words([a for a, _ in pairs], [b for _, b in pairs])
-    kept = found.hits + found.substitutions + found.deletions
-    return found.substitutions + found.deletions + found.insertions, kept
+    errors = found.substitutions + found.deletions + found.insertions
+    return 100.0 * errors, found.hits + found.substitutions + found.deletions
 
 
 def in_order(maker: BatchMaker, batch_seconds: float, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
@@ -169,13 +170,6 @@ def in_order(maker: BatchMaker, batch_seconds: float, rank: int = 0, world_size:
         batch = maker(rows)
         assert batch is not None
         yield batch
-
-
-log = logging.getLogger(__name__)
-
-CMVN_SECONDS = 10_800.0  # of sound that mean and deviation are taken of
-CMVN = "cmvn.json"
-CTC_HOURS = 10  # two hours do not do (docs/results.md); 100 do in the field
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,70 +217,67 @@ def train(
     loop = replace(config.loop, max_steps=max_steps, shares_every=config.shares_every if has_terms else 0)
     whole = identity_of(loop, data.identity)
     done = finished(folder, whole)
-    exported = folder / "model" / "student.json"
-    if done is not None and exported.exists():
-        coverage = json.loads((folder / COVERAGE).read_text())
-        parameters = json.loads((folder / "student.json").read_text())["parameters"]
-        return TrainReport(
-            folder=folder, steps=steps_done(folder), metrics=done, parameters=parameters, coverage=coverage, was_done=True
-        )
+    was_done = done is not None and (folder / "model" / "student.json").exists()
+    if done is None or not was_done:
+        done = _train(data, plan, loop, folder, whole, device=device, tensorboard=tensorboard, progress=progress)
+    return TrainReport(
+        folder=folder, steps=steps_done(folder), metrics=done, was_done=was_done, coverage=_read(folder / COVERAGE),
+        parameters=_read(folder / "student.json")["parameters"],
+    )  # fmt: skip
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _train(
+    data: Data, plan: BatchPlan, loop: LoopConfig, folder: Path, whole: Mapping[str, Any], *, device: str, **more: Any
+) -> dict[str, float]:
+    """Train and export; the last losses and the dev figures. more: of `fit`."""
     if begun_with(folder):
         claim(folder, whole)
     if data.needed is None:
-        coverage = json.loads((folder / COVERAGE).read_text())
+        coverage = _read(folder / COVERAGE)
     else:
         found = coverage_of(data)
-        require(found, config.min_coverage)
+        require(found, data.config.min_coverage)
         for line in found.text().splitlines():
             log.info("%s", line)
         coverage = found.to_json()
     hours = sum(data.frames[utterance.id] for utterance in data.train) / 360_000
-    for line in [*contradictions(config, max_steps), *too_little(config, hours)]:
+    for line in [*contradictions(data.config, loop.max_steps), *too_little(data.config, hours)]:
         log.warning("%s", line)
     if data.left_out:
-        log.warning(
-            "%d utterances are longer than max_utterance_seconds, or than the encoder can read, and left out (%s ...)",
-            len(data.left_out),
-            data.left_out[0],
-        )
+        long = "%d utterances are longer than max_utterance_seconds, or than the encoder can read, and left out (%s ...)"
+        log.warning(long, len(data.left_out), data.left_out[0])
     task = make_task(data, plan, max_steps=loop.max_steps, run=folder)
-    parameters = task.student.num_exported() + data.plan.student.encoder.front_end.num_parameters
-    main_process = os.environ.get("RANK", "0") == "0"
-    if main_process:
+    is_main_process = os.environ.get("RANK", "0") == "0"
+    if is_main_process:
         claim(folder, whole)
-        _write_settings(folder, data, task.student, coverage, parameters)
-    metrics = fit(task, loop, folder, identity=data.identity, device=device, tensorboard=tensorboard, progress=progress)
-    if main_process:
+        _write_settings(folder, data, task.student, coverage)
+    metrics = fit(task, loop, folder, identity=data.identity, device=device, **more)
+    if is_main_process:
         export(folder, data, task.student, digest_of_json(whole))
-    return TrainReport(
-        folder=folder,
-        steps=steps_done(folder),
-        metrics=metrics,
-        parameters=parameters,
-        coverage=coverage,
-        was_done=False,
-    )
+    return metrics
 
 
 def contradictions(config: TrainConfig, max_steps: int) -> list[str]:
     """Settings of which one wins over the other, a sentence each."""
-    lines = []
-    for name, value in config.encoder.beside_preset.items():
-        preset = config.encoder.preset
+    preset, warmup = config.encoder.preset, config.heads_warmup_steps
+    lines = [
+        f"`encoder.{name}` is {value} and wins over `encoder.preset` {preset}, which has {PRESETS[preset][name]}. Take one of them out."
+        for name, value in config.encoder.beside_preset.items()
+    ]
+    if warmup > max_steps:
         lines.append(
-            f"`encoder.{name}` is {value} and wins over `encoder.preset` {preset}, which has {PRESETS[preset][name]}. Take one of them out."
-        )
-    if config.heads_warmup_steps > max_steps:
-        lines.append(
-            f"`heads_warmup_steps` is {config.heads_warmup_steps}, but there are {max_steps} steps: alpha and lam never reach their values."
+            f"`heads_warmup_steps` is {warmup}, but there are {max_steps} steps: alpha and lam never reach their values."
         )
     return lines
 
 
 def too_little(config: TrainConfig, hours: float) -> list[str]:
     """A sentence where a CTC student from scratch cannot be expected to learn from so many hours of speech."""
-    encoder = config.encoder
-    if config.main != "ctc" or encoder.name or encoder.upstream or hours >= CTC_HOURS:
+    if config.main != "ctc" or config.encoder.name or config.encoder.upstream or hours >= CTC_HOURS:
         return []
     return [
         f"{hours:.2g} hours of speech are too little for a CTC student from scratch, which may write nothing. Less than {CTC_HOURS} hours: take "
@@ -314,14 +305,9 @@ def make_task(data: Data, plan: BatchPlan, *, max_steps: int, run: Path | None =
         student.set_cmvn(mean_F, std_F)
     shared: dict[str, Any] = {"join": data.join, "features": features, "hard": data.plan.hard, "soft": data.plan.soft}
     maker = BatchMaker(
-        utterances=data.train,
-        augment=augment,
-        fill_F=mean_F.numpy(),
-        stride=config.stride,
-        alone=config.condition_alone,
-        seed=config.loop.seed,
-        **shared,
-    )
+        utterances=data.train, augment=augment, fill_F=mean_F.numpy(), stride=config.stride, alone=config.condition_alone,
+        seed=config.loop.seed, **shared,
+    )  # fmt: skip
     dev = BatchMaker(utterances=data.dev, augment=NO_AUGMENTATION, **shared) if data.dev else None
     weights = {term.name: _weight(config, data, term.name) for term in data.plan.terms}
     if data.text is not None:
@@ -378,16 +364,14 @@ def _weight(config: TrainConfig, data: Data, term: str) -> float:
     return 1.0
 
 
-def _write_settings(folder: Path, data: Data, student: Student, coverage: dict[str, Any], parameters: int) -> None:
+def _write_settings(folder: Path, data: Data, student: Student, coverage: dict[str, Any]) -> None:
     write_bytes(folder / "config.toml", to_toml(asdict(data.config)).encode())
     if not isinstance(student.encoder, SpeechEncoder):
         write_json(folder / CMVN, [student.mean_F.tolist(), student.std_F.tolist()])
     write_json(folder / COVERAGE, coverage)
-    described = {
-        "config": config_to_json(data.plan.student),
-        "heads": describe_heads(data.join, data.plan.student),
-        "parameters": parameters,
-    }
+    config = data.plan.student
+    parameters = student.num_exported() + config.encoder.front_end.num_parameters
+    described = {"config": config_to_json(config), "heads": describe_heads(data.join, config), "parameters": parameters}
     write_json(folder / "student.json", described)
 
 
@@ -419,11 +403,7 @@ def _frames_of_senones(alignment: Alignment, utterances: Sequence[Utterance]) ->
         if utterance.id in alignment:
             tier = alignment[utterance.id].tiers[SENONE]
             np.add.at(frames_V, tier.unit_U, np.diff(tier.start_U1))
-    frames: list[int] = frames_V.tolist()
-    return frames
-
-
-ENCODER = "encoder"
+    return [int(frames) for frames in frames_V]
 
 
 def load_run(folder: Path) -> Student:
@@ -446,17 +426,11 @@ def export_run(folder: Path, out: Path, *, heads: bool = False, onnx: bool = Fal
     An encoder of transformers is written once more into `out`/encoder, for transformers alone.
     """
     _, meta = load_student(folder / "model")
-    subword_model = None if meta.subword_model is None else meta.subword_model.read_bytes()
     student = load_run(folder)
     save_student(
-        out,
-        student,
-        inventory=meta.inventory,
-        subword_model=subword_model,
-        acoustic=acoustic_files(folder / "model"),
-        extra=meta.extra,
-        heads=heads,
-    )
+        out, student, inventory=meta.inventory, acoustic=acoustic_files(folder / "model"), extra=meta.extra, heads=heads,
+        subword_model=None if meta.subword_model is None else meta.subword_model.read_bytes(),
+    )  # fmt: skip
     if isinstance(student.encoder, SpeechEncoder):
         save_pretrained(student.encoder, out / ENCODER)
     if onnx:

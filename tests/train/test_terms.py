@@ -11,7 +11,7 @@ from hkd.stream.loader import Batch, HardLabels, SoftLabels
 from hkd.student.model import StudentOutput
 from hkd.topk import select_topk
 from hkd.train.config import KdConfig
-from hkd.train.objectives import CtcKdTerm, CtcTerm, HardTerm, HybridTerm, InterpolationTerm, KdTerm
+from hkd.train.objectives import CtcKdTerm, CtcTerm, HardTerm, HybridTerm, KdTerm
 
 B, T, V, U = 2, 7, 6, 3  # utterances, encoder frames, units, positions of each
 HEAD = "kd-x"
@@ -186,7 +186,7 @@ def test_ctc_interpolation_is_the_dense_formula(example: Any, tail: str, tempera
             batch = replace(batch, soft={"x": replace(batch.soft["x"], **empty, offset_B1=torch.zeros(3, dtype=torch.int64))})
     column = 0 if temperature != 1 and tail == "ghost" else None
     kd = KdConfig(temperature=temperature, student_temperature=1.0, tail=tail)
-    term = InterpolationTerm(store="x", weight=0.3, kd=kd, column=column)
+    term = CtcTerm(store="x", weight=0.3, kd=kd, column=column)
     assert float(term.loss(batch, output)) == pytest.approx(expected, rel=1e-5)
     head_BTV = torch.randn(B, T, V, dtype=torch.float64)
     if all(labelled):
@@ -206,7 +206,7 @@ def test_ctc_interpolation_mixes_and_at_weight_zero_is_ctc(example: Any) -> None
     )
     assert plain == pytest.approx(float(expected))
     assert CtcTerm().count(batch) == B * U
-    mixed = [float(InterpolationTerm(store="x", weight=w).loss(batch, output)) for w in (0.0, 0.25, 1.0)]
+    mixed = [float(CtcTerm(store="x", weight=w).loss(batch, output)) for w in (0.0, 0.25, 1.0)]
     assert mixed[0] == pytest.approx(plain)
     assert mixed[1] == pytest.approx(0.75 * plain + 0.25 * mixed[2])
 
