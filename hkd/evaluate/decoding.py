@@ -14,7 +14,7 @@ from hkd.audio import read_audio
 from hkd.decode.graph import HybridConfig, HybridSearch, kaldi_module, log_likelihoods, log_priors
 from hkd.decode.recogniser import Recogniser, Seconds, Wave_S
 from hkd.decode.search import Search, SearchConfig
-from hkd.errors import UserError, check_setting
+from hkd.errors import UserError, check_setting, check_settings
 from hkd.evaluate.result import Hypothesis, Option
 from hkd.evaluate.score import NUM_DRAWS, score_words
 from hkd.features.cache import FeatureCache, Features, FeatureSource, Wanted
@@ -46,11 +46,10 @@ class EvaluateConfig:
     features_cache: str = ""  # a folder for features on disk, made once for all runs on one front end; empty: none
 
     def __post_init__(self) -> None:
-        check_setting("evaluate.batch_seconds", self.batch_seconds, "be positive", self.batch_seconds > 0)
-        check_setting("evaluate.level", self.level, "lie between 0 and 1", 0 < self.level < 1)
-        check_setting("evaluate.num_draws", self.num_draws, "be at least 100", self.num_draws >= 100)
-        check_setting("evaluate.seed", self.seed, "not be negative", self.seed >= 0)
-        check_setting("evaluate.n_best", self.n_best, "not be negative", self.n_best >= 0)
+        check_settings(self, "batch_seconds", "be positive", lambda value: value > 0, "evaluate.")
+        check_settings(self, "level", "lie between 0 and 1", lambda value: 0 < value < 1, "evaluate.")
+        check_settings(self, "num_draws", "be at least 100", lambda value: value >= 100, "evaluate.")
+        check_settings(self, "seed n_best", "not be negative", lambda value: value >= 0, "evaluate.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,18 +63,14 @@ class Decoded:
 
 def check_n_best(n_best: int, search: SearchConfig, *, is_hybrid: bool) -> None:
     """Raises UserError where the search cannot give so many hypotheses."""
-    if n_best and is_hybrid:
-        raise UserError(
-            f"n_best must be 0 for a hybrid student, whose search finds the best path alone, but is {n_best} instead. "
-            "Leave --n-best out."
-        )
-    if n_best > 1 and search.decoder == "greedy":
-        raise UserError(f"n_best must be 1 at most where the decoder is greedy, but is {n_best} instead. Take --decoder beam.")
-    if n_best > search.beam.beam and search.decoder == "beam":
-        raise UserError(
-            f"n_best must not exceed the beam of {search.beam.beam}, but is {n_best} instead. Widen it: "
-            f"--set search.beam.beam={2 * n_best}."
-        )
+    if is_hybrid:
+        rule, most, remedy = "be 0 for a hybrid student, whose search finds the best path alone", 0, "Leave --n-best out."
+    elif search.decoder == "greedy":
+        rule, most, remedy = "be 1 at most where the decoder is greedy", 1, "Take --decoder beam."
+    else:
+        rule, most = f"not exceed the beam of {search.beam.beam}", search.beam.beam
+        remedy = f"Widen it: --set search.beam.beam={2 * n_best}."
+    check_setting("n_best", n_best, rule, n_best <= most, remedy)
 
 
 def rows_by_seconds(part: Manifest, batch_seconds: float) -> list[list[int]]:
@@ -111,8 +106,7 @@ def decode(
 
     Raises UserError where an utterance's sound cannot be read.
     """
-    found: dict[int, Hypothesis] = {}
-    lists: dict[int, list[Option]] = {}
+    found: dict[int, tuple[Hypothesis, list[Option]]] = {}
     seconds, timed_s, timed_samples, samples = Seconds(), 0.0, 0, 0
     recogniser.warm_up()
     for rows, waves, given in batches(part, batch_seconds, features):
@@ -124,27 +118,32 @@ def decode(
             timed_s, timed_samples = timed_s + recogniser.clock() - begin_s, timed_samples + sum(map(len, chosen))
         if n_best:
             options, spent = _n_best(recogniser, waves, n_best, given)
-            texts = [best[0].text if best else "" for best in options]
-            lists |= dict(zip(rows, options, strict=True))
         else:
             recognition = recogniser.recognise(waves, given)
-            texts, spent = [" ".join(words(text)) for text in recognition.texts], recognition.seconds
+            options = [[Option(text=" ".join(words(text)), score=0.0)] for text in recognition.texts]
+            spent = recognition.seconds
         seconds += spent
-        for row, wave_S, text in zip(rows, waves, texts, strict=True):
+        for row, wave_S, best in zip(rows, waves, options, strict=True):
             samples += len(wave_S)
-            found[row] = Hypothesis(
-                id=part[row].id,
-                speaker=part[row].speaker,
-                seconds=len(wave_S) / SAMPLE_RATE_HZ,
-                reference=" ".join(words(part[row].text)),
-                hypothesis=text,
-            )
+            hypothesis = Hypothesis(
+                id=part[row].id, speaker=part[row].speaker, seconds=len(wave_S) / SAMPLE_RATE_HZ,
+                reference=" ".join(words(part[row].text)), hypothesis=best[0].text if best else "",
+            )  # fmt: skip
+            found[row] = hypothesis, best
         progress(len(found), len(part))
     if timed_samples:
         seconds += Seconds(features=timed_s * samples / timed_samples)
-    return Decoded(
-        rows=[row for _, row in sorted(found.items())], n_best=[row for _, row in sorted(lists.items())], seconds=seconds
-    )
+    hypotheses, lists = zip(*(found[row] for row in sorted(found)), strict=True) if found else ((), ())
+    return Decoded(rows=list(hypotheses), n_best=list(lists) if n_best else [], seconds=seconds)
+
+
+def logits_of(
+    recogniser: Recogniser, part: Manifest, batch_seconds: float, features: FeatureSource | None = None
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """(row of the split, its logits_TV of the main output), in the order of `batches`."""
+    for rows, waves, given in batches(part, batch_seconds, features):
+        logits_BTV, length_B, _ = recogniser.logits(waves, given)
+        yield from ((row, logits_TV[:n]) for row, logits_TV, n in zip(rows, logits_BTV, length_B.tolist(), strict=True))
 
 
 def features_on_disk(recogniser: Recogniser, part: Manifest, folder: str) -> FeatureSource | None:
@@ -224,10 +223,7 @@ def tune(
     chosen = grid or (HYBRID_GRID if isinstance(search, HybridSearch) else CTC_GRID)
     if not all(chosen.values()):
         raise UserError(f"there must be at least one value to try of each of {', '.join(chosen)}.")
-    logits: dict[int, torch.Tensor] = {}
-    for rows, waves, given in batches(part, config.batch_seconds, features_on_disk(recogniser, part, config.features_cache)):
-        logits_BTV, length_B, _ = recogniser.logits(waves, given)
-        logits |= {row: logits_TV[:length] for row, logits_TV, length in zip(rows, logits_BTV, length_B.tolist(), strict=True)}
+    logits = dict(logits_of(recogniser, part, config.batch_seconds, features_on_disk(recogniser, part, config.features_cache)))
     points = [dict(zip(chosen, values, strict=True)) for values in product(*chosen.values())]
     tries: list[Try] = []
     for values in points:
@@ -278,15 +274,11 @@ def write_likelihoods(
     recogniser = Recogniser(run_folder / "model", device=device)
     log_prior_V = log_priors(recogniser.senone_frames())
     part = read_manifest(manifest).split(split)
-    done = 0
     out.mkdir(parents=True, exist_ok=True)
     with kaldi_native_io.FloatMatrixWriter(f"ark,scp:{out / ARK},{out / SCP}") as writer:
-        for rows, waves, _ in batches(part, batch_seconds):
-            logits_BTV, length_B, _ = recogniser.logits(waves)
-            for row, logits_TV, length in zip(rows, logits_BTV, length_B.tolist(), strict=True):
-                writer.write(part[row].id, log_likelihoods(logits_TV[:length], log_prior_V, prior_scale=prior_scale))
-            done += len(rows)
+        for done, (row, logits_TV) in enumerate(logits_of(recogniser, part, batch_seconds), start=1):
+            writer.write(part[row].id, log_likelihoods(logits_TV, log_prior_V, prior_scale=prior_scale))
             progress(done, len(part))
     lines = (out / SCP).read_bytes().splitlines(keepends=True)
     write_bytes(out / SCP, b"".join(sorted(lines)))  # as `LC_ALL=C sort`; the ark keeps the order of computation
-    return done
+    return len(part)

@@ -3,8 +3,9 @@
 - Heads are not exported, so this reads the run's full weights (student.json, final.safetensors), the alignment and the label stores.
 - Accuracy: share of slots whose likeliest unit is the one of the alignment. Auxiliary heads are asked where their teacher has labels: not
   in silence. Heads in a teacher's own pieces are compared with the pieces that the store calls gold.
-- KL(teacher ‖ head), the tail as one outcome, only where the store covers the utterance; beside it the KL of a guess without context
-  (hkd.evaluate.context), where the level has a hard head, too.
+- KL(teacher ‖ head), the tail as one outcome, only where the store covers the utterance; beside it the KL of a guess without context, where
+  the level has a hard head, too. A head that recognises a unit and nothing of its neighbours can predict no more than the teacher's average
+  for such a unit, q = Σ_v p_hard(v) · table_v. A head with no lower KL than that guess has learnt no more than a table of confusions.
 - A hybrid student's main output is one more head, `main`, with its KL where the objective is interpolation.
 - A CTC student's main output is asked at the pieces of the transcript, each in the frame that holds most of its occupancy
   (hkd.losses.ctc_occupancy, the student's own, given the transcript), and about pieces alone, the blank left out. So it needs no
@@ -17,8 +18,9 @@ Shape letters: B utterances, T frames, M slots or pieces, U pieces of an utteran
 
 import logging
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,18 +34,18 @@ from torch import Tensor
 from hkd.align.alignment import Alignment, sequence_digest
 from hkd.decode.recogniser import Recogniser
 from hkd.errors import HkdError, UserError
-from hkd.evaluate.context import average_teacher, guess
 from hkd.evaluate.decoding import batches, rows_by_seconds
 from hkd.evaluate.result import read_json
 from hkd.features.cache import FeatureSource
 from hkd.files import digest_of_file
+from hkd.labels.ops import can_average, summed
 from hkd.labels.store import LabelReader, digest_of_store, store_folders
 from hkd.loop.checkpoint import load_model_tensors
 from hkd.losses import class_targets, ctc_feasible, ctc_occupancy, sparse_kl
 from hkd.manifest import Manifest
 from hkd.metrics import confidence, entropy, expected_calibration_error
 from hkd.progress import Progress, no_progress
-from hkd.stream.join import Join
+from hkd.stream.join import Join, JoinedStore
 from hkd.stream.loader import Batch, BatchMaker, SoftLabels
 from hkd.student.config import config_from_json, default_slots
 from hkd.student.export import placed
@@ -55,6 +57,7 @@ from hkd.units.text import words
 log = logging.getLogger(__name__)
 
 MAIN = "main"  # no head of training is called so
+MOST_UTTERANCES = 5000  # that a teacher is averaged over
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,10 +80,8 @@ class _Sums:
     confidence: list[Tensor] = field(default_factory=list)
     correct: list[Tensor] = field(default_factory=list)
     entropy: float = 0.0
-    kl: float = 0.0
-    kl_slots: int = 0
-    guess_kl: float = 0.0
-    guess_slots: int = 0
+    kl: NDArray[np.float64] = field(default_factory=lambda: np.zeros(2))  # sum, slots
+    guess: NDArray[np.float64] = field(default_factory=lambda: np.zeros(2))
 
     def add(self, logits_AV: Tensor, unit_A: Tensor) -> None:
         """Slots whose reference is known."""
@@ -88,23 +89,19 @@ class _Sums:
         self.correct.append((logits_AV.argmax(1) == unit_A).cpu())
         self.entropy += float(entropy(logits_AV).double().sum())
 
-    def add_kl(self, kl_M: Tensor) -> None:
-        """Slots that a teacher has labelled."""
-        self.kl += float(kl_M.double().sum())
-        self.kl_slots += len(kl_M)
-
     def figures(self) -> dict[str, Any] | None:
         """The figures; None where no slot was labelled."""
         confidence_M, correct_M = (torch.cat(rows) if rows else torch.zeros(0) for rows in (self.confidence, self.correct))
         if not len(confidence_M):
             return None
+        kl, guess = (float(total / slots) if slots else None for total, slots in (self.kl, self.guess))
         return {
             "accuracy": float(correct_M.double().mean()),
             "calibration_error": expected_calibration_error(confidence_M, correct_M),
             "confidence": float(confidence_M.double().mean()),
             "entropy": self.entropy / len(confidence_M),
-            "kl": self.kl / self.kl_slots if self.kl_slots else None,
-            "kl_without_context": self.guess_kl / self.guess_slots if self.guess_slots else None,
+            "kl": kl,
+            "kl_without_context": guess,
             "frames": len(confidence_M),
         }
 
@@ -143,22 +140,19 @@ def frame_figures(
     untrimmed = [
         row["store"]
         for name, row in trained["heads"].items()
-        if row.get("store") is not None
-        and (name == MAIN or (row.get("units") is None and row.get("inventory") == subwords.inventory.digest))
+        if row.get("store") and (name == MAIN or (row.get("units"), row.get("inventory")) == (None, subwords.inventory.digest))
     ]
     stores = _stores_of(trained["heads"], labels)
     join = Join(part, subwords=subwords, alignment=Alignment(alignment), stores=stores, same_units=untrimmed, units=units)
     join.check(part)
-    heads = _heads_of(trained["heads"], join, part)
-    if not heads:
+    if not (heads := _heads_of(trained["heads"], join, part)):
         return {}
     maker = BatchMaker(
-        utterances=list(part),
-        join=join,
+        utterances=list(part), join=join,
         features=features or FeatureSource(front_end=student.config.encoder.front_end, max_bytes=0),
         hard={head.level: head.slots for head in heads if head.unit_V is not None},
         soft={head.store: head.slots for head in heads if head.store is not None},
-    )
+    )  # fmt: skip
     sums: dict[str, _Sums] = defaultdict(_Sums)
     done = 0
     for rows in rows_by_seconds(part, batch_seconds):
@@ -213,7 +207,7 @@ def piece_figures(
             if teacher and name in teacher and teacher.unit_digest(name) == sequence_digest(units[b].int().numpy()):
                 topk = teacher.block([name]).topk
                 ids_MK, logp_MK, tail_M = (torch.from_numpy(x.copy()) for x in (topk.ids_NK, topk.logp_NK, topk.tail_N))
-                sums.add_kl(sparse_kl(logits_UV, ids_MK=ids_MK.long(), logp_MK=logp_MK, tail_M=tail_M))
+                sums.kl += _total(sparse_kl(logits_UV, ids_MK=ids_MK.long(), logp_MK=logp_MK, tail_M=tail_M))
     return sums.figures()
 
 
@@ -224,12 +218,8 @@ def piece_teacher(run_folder: Path, labels: Path | None) -> LabelReader | None:
         reader = LabelReader.open(store_folders(labels)[name]) if labels is not None else None
     except (HkdError, KeyError):
         return None
-    exported = _json(run_folder / "model" / "student.json")
-    if (
-        reader is None
-        or reader.spec.inventory.digest != exported.get("inventory", {}).get("digest")
-        or reader.spec.selection != "topk"
-    ):
+    own = _json(run_folder / "model" / "student.json").get("inventory", {}).get("digest")
+    if reader is None or reader.spec.inventory.digest != own or reader.spec.selection != "topk":
         return None
     return None if "project" in reader.spec.teacher.get("options", {}) else reader
 
@@ -288,8 +278,8 @@ def _stores_of(heads: Mapping[str, Mapping[str, Any]], labels: Path | None) -> d
 
 
 def _heads_of(rows: Mapping[str, Mapping[str, Any]], join: Join, part: Manifest) -> list[Head]:
-    """The heads that can be judged on this part."""
-    heads = [head for name, row in rows.items() if (head := _head(name, row, join)) is not None]
+    """The heads that can be judged on this part; those with a teacher and a hard head in the level's own units have a table."""
+    heads = [_head(name, row, join) for name, row in rows.items()]
     # a batch holds a level's references at one number of slots: a head with another is compared with its store's gold, or left out
     first: dict[str, int] = {}
     for head in heads:
@@ -297,15 +287,23 @@ def _heads_of(rows: Mapping[str, Mapping[str, Any]], join: Join, part: Manifest)
             first.setdefault(head.level, head.slots)
     heads = [head if first.get(head.level, head.slots) == head.slots else replace(head, unit_V=None) for head in heads]
     heads = [head for head in heads if head.unit_V is not None or head.store is not None]
-    return [_with_table(head, heads, join, part) for head in heads]
+    hard = {(head.level, head.slots): head.name for head in reversed(heads) if head.store is None}
+    for n, head in enumerate(heads):
+        beside, own = hard.get((head.level, head.slots)), join.inventory(head.level)
+        if head.store and beside and own and own.digest == join.stores[head.store].reader.spec.inventory.digest:
+            table_VH = average_teacher(join.stores[head.store], without={u.id for u in part})
+            heads[n] = replace(head, hard=beside, table_VH=table_VH)
+    return heads
 
 
-def _head(name: str, row: Mapping[str, Any], join: Join) -> Head | None:
-    """A head of student.json; None where it can be compared with nothing."""
+def _head(name: str, row: Mapping[str, Any], join: Join) -> Head:
+    """A head of student.json; without `unit_V` and `store` where it can be compared with nothing."""
     level, kept = str(row["level"]), row.get("units")
     own, joined = join.inventory(level), join.stores.get(row.get("store") or "")
-    if joined is not None and not _same_ids(joined.head_unit_V, kept):
-        joined = None  # the store was written again and keeps other ids
+    if joined is not None:
+        ids_V = joined.head_unit_V if kept is None else joined.head_unit_V[kept]
+        if not np.array_equal(ids_V, np.arange(len(ids_V))):
+            joined = None  # the store was written again and keeps other ids
     unit_V: NDArray[np.int64] | None = None
     if own and row.get("inventory", own.digest) == own.digest:
         unit_V = np.arange(len(own)) if kept is None else np.full(len(own), len(kept))
@@ -313,24 +311,29 @@ def _head(name: str, row: Mapping[str, Any], join: Join) -> Head | None:
             unit_V[kept] = np.arange(len(kept))
         if row["kind"] != "hard" and join.alignment is not None:
             unit_V[list(join.alignment.silences.get(level, ()))] = -1
-    if unit_V is None and joined is None:
-        return None
     return Head(name=name, level=level, slots=int(row["slots"]), store=None if joined is None else joined.name, unit_V=unit_V)
 
 
-def _same_ids(head_unit_V: NDArray[np.int64], kept: Sequence[int] | None) -> bool:
-    """Whether a store's ids become the head's as in training, where the head had these units of the store (None: all)."""
-    ids_V = head_unit_V if kept is None else head_unit_V[kept]
-    return np.array_equal(ids_V, np.arange(len(ids_V)))
+def average_teacher(joined: JoinedStore, *, without: Container[str]) -> Tensor | None:
+    """table_VH: what the teacher says on average where the transcript has unit v, over the store's utterances (5,000 at most) that are not
+    in `without`; the tail is spread evenly. None where the table would be too large, the labels are draws, or no utterance is left."""
+    reader = joined.reader
+    if not can_average(reader.spec):
+        return None
+    ids = list(islice((name for name in reader.ids if name not in without and joined.labels(name)), MOST_UTTERANCES))
+    if not ids:
+        return None
+    sum_VW = torch.from_numpy(summed(reader, ids)).float()
+    table_VH = torch.zeros(len(sum_VW), joined.num_units).index_add_(1, torch.from_numpy(joined.head_unit_V), sum_VW[:, :-1])
+    table_VH += sum_VW[:, -1:] / joined.num_units
+    mean_H = table_VH.sum(0) / table_VH.sum()  # what is said of units that these utterances lack
+    table_VH += mean_H
+    return table_VH / table_VH.sum(1, keepdim=True)
 
 
-def _with_table(head: Head, heads: list[Head], join: Join, part: Manifest) -> Head:
-    """The same with its table, where its store and a hard head have the level's own units at the same slots."""
-    own = join.inventory(head.level)
-    hard = next((h for h in heads if h.store is None and (h.level, h.slots) == (head.level, head.slots)), None)
-    if head.store is None or hard is None or own is None or own.digest != join.stores[head.store].reader.spec.inventory.digest:
-        return head
-    return replace(head, hard=hard.name, table_VH=average_teacher(join.stores[head.store], without={u.id for u in part}))
+def guess(hard_logits_MV: Tensor, table_VH: Tensor) -> Tensor:
+    """logits_MH of the guess: the table's rows, mixed by what the hard head hears."""
+    return (torch.softmax(hard_logits_MV.float(), dim=1) @ table_VH).clamp(min=1e-12).log()
 
 
 @torch.no_grad()
@@ -349,15 +352,17 @@ def _add(student: Student, batch: Batch, heads: list[Head], sums: dict[str, _Sum
         total.add(logits_MV[asked_M], unit_M[asked_M])
         if head.store is not None and len(soft_M):
             soft = batch.soft[head.store]
-            total.add_kl(_kl(logits_MV[soft_M], soft, soft.position_M))
+            total.kl += _total(_kl(logits_MV[soft_M], soft, soft.position_M))
             if head.table_VH is not None and head.hard is not None:
                 hard_M = slots[head.hard][0]
                 place_M = torch.searchsorted(hard_M, soft.slot_M).clamp(max=len(hard_M) - 1)
                 heard_M = hard_M[place_M] == soft.slot_M
                 logits_MH = guess(logits_of(head.hard)[place_M[heard_M]], head.table_VH.to(place_M.device))
-                kl_M = _kl(logits_MH, soft, soft.position_M[heard_M])
-                total.guess_kl += float(kl_M.double().sum())
-                total.guess_slots += len(kl_M)
+                total.guess += _total(_kl(logits_MH, soft, soft.position_M[heard_M]))
+
+
+def _total(kl_M: Tensor) -> tuple[float, int]:
+    return float(kl_M.double().sum()), len(kl_M)
 
 
 def _kl(logits_MH: Tensor, soft: SoftLabels, row_M: Tensor) -> Tensor:

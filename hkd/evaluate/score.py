@@ -106,23 +106,16 @@ def score_tokens(references: Sequence[Sequence[str]], hypotheses: Sequence[Seque
 
     process: Any = jiwer.process_words
     edits = tuple(map(tuple, process(reference, hypothesis, as_lists, as_lists).alignments))
+    counts = {
+        f"{name}s_N": np.array([sum(_size(e) for e in row if e.type == kind) for row in edits], np.int64)
+        for name, kind in (("substitution", "substitute"), ("insertion", "insert"), ("deletion", "delete"))
+    }
+    tokens_N = np.array([len(row) for row in reference], np.int64)
+    return Scores(reference=reference, hypothesis=hypothesis, edits=edits, tokens_N=tokens_N, **counts)
 
-    def count(kind: str) -> Counts_N:
-        lengths = [
-            [max(e.ref_end_idx - e.ref_start_idx, e.hyp_end_idx - e.hyp_start_idx) for e in row if e.type == kind]
-            for row in edits
-        ]
-        return np.array([sum(row) for row in lengths], np.int64)
 
-    return Scores(
-        reference=reference,
-        hypothesis=hypothesis,
-        edits=edits,
-        tokens_N=np.array([len(row) for row in reference], np.int64),
-        substitutions_N=count("substitute"),
-        insertions_N=count("insert"),
-        deletions_N=count("delete"),
-    )
+def _size(e: jiwer.AlignmentChunk) -> int:
+    return max(e.ref_end_idx - e.ref_start_idx, e.hyp_end_idx - e.hyp_start_idx)
 
 
 def score_words(references: Sequence[str], hypotheses: Sequence[str]) -> Scores:
@@ -147,12 +140,10 @@ class Interval:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
-    """Run A against run B: difference of the rates (A − B), two-sided p; an interval and the blocks where the test has them."""
+    """Run A against run B: difference of the rates (A − B), two-sided p, and an interval where the test has one."""
 
     difference: float
     p: float
-    method: str
-    blocks: int
     low: float | None = None
     high: float | None = None
 
@@ -236,14 +227,7 @@ def paired_bootstrap(
     share = (min(int((delta_R <= 0).sum()), int((delta_R >= 0).sum())) + 1) / (len(delta_R) + 1)
     # the inverse of the expanded percentiles: the level whose interval ends at zero
     p = 2 * stdtr(num_blocks - 1, math.sqrt((num_blocks - 1) / num_blocks) * ndtri(min(share, 0.5)))
-    return Comparison(
-        difference=float(difference_G.sum() / tokens_G.sum()),
-        p=min(1.0, float(p)),
-        method="paired bootstrap" + (" by speaker" if group_N is not None else " by utterance"),
-        blocks=num_blocks,
-        low=low,
-        high=high,
-    )
+    return Comparison(difference=float(difference_G.sum() / tokens_G.sum()), p=min(1.0, float(p)), low=low, high=high)
 
 
 def _errors_at(edits: Sequence[jiwer.AlignmentChunk], num_tokens: int) -> NDArray[np.int64]:
@@ -288,9 +272,5 @@ def matched_pairs(a: Scores, b: Scores) -> Comparison | None:
     mean, spread = float(difference_S.mean()), float(difference_S.std(ddof=1)) / math.sqrt(len(difference_S))
     if spread == 0 and mean != 0:
         return None
-    return Comparison(
-        difference=int(difference_S.sum()) / max(1, int(a.tokens_N.sum())),
-        p=2 * float(stdtr(len(difference_S) - 1, -abs(mean) / spread)) if spread else 1.0,
-        method="matched pairs",
-        blocks=len(difference_S),
-    )
+    p = 2 * float(stdtr(len(difference_S) - 1, -abs(mean) / spread)) if spread else 1.0
+    return Comparison(difference=int(difference_S.sum()) / max(1, int(a.tokens_N.sum())), p=p)

@@ -67,7 +67,6 @@ class Row:
     """One configuration."""
 
     name: str
-    objective: str
     runs: tuple[str, ...]
     cells: dict[str, Cell]  # wer, cer, per
     against: Mapping[str, Comparison]  # paired bootstrap of the WER by baseline
@@ -87,7 +86,7 @@ class Table:
     level: float
     baselines: tuple[str, ...]  # the first is that of the rows' own columns
     data: dict[str, float]
-    silence: tuple[str, ...] = ()  # sentences about students that say nothing
+    silence: tuple[str, ...]  # sentences about students that say nothing
 
     @property
     def baseline(self) -> str | None:
@@ -103,17 +102,17 @@ class Table:
 
     def cells(self) -> list[tuple[str, ...]]:
         """The rows as texts."""
-        return [self._texts(row) for row in self.rows]
-
-    def _texts(self, row: Row) -> tuple[str, ...]:
-        against = self.comparison(row)
-        wer, *others = (row.cells[metric].texts() for metric in METRICS)
-        delta, p = (signed(against.difference), format_p(against.p)) if against else ("–", "–")
-        parameters = f"{row.parameters / 1e6:.2f} M" + (f" + {row.lm_parameters / 1e6:.1f} M" if row.lm_parameters else "")
-        seeds = [100 * rate for rate in row.cells["wer"].by_seed]
-        spread = f" ({min(seeds):.1f}–{max(seeds):.1f})" if len(seeds) > 1 and not np.isnan(seeds[0]) else ""
-        rtf = "–" if row.rtf is None else f"{row.rtf:.3f}"
-        return (row.name, *wer, f"{len(seeds)}{spread}", *itertools.chain(*others), delta, p, parameters, rtf)
+        found = []
+        for row in self.rows:
+            against = self.comparison(row)
+            wer, *others = (row.cells[metric].texts() for metric in METRICS)
+            delta, p = (signed(against.difference), format_p(against.p)) if against else ("–", "–")
+            parameters = f"{row.parameters / 1e6:.2f} M" + (f" + {row.lm_parameters / 1e6:.1f} M" if row.lm_parameters else "")
+            seeds = [100 * rate for rate in row.cells["wer"].by_seed]
+            spread = f" ({min(seeds):.1f}–{max(seeds):.1f})" if len(seeds) > 1 and not np.isnan(seeds[0]) else ""
+            rtf = "–" if row.rtf is None else f"{row.rtf:.3f}"
+            found.append((row.name, *wer, f"{len(seeds)}{spread}", *itertools.chain(*others), delta, p, parameters, rtf))
+        return found
 
     def comparison(self, row: Row) -> Comparison | None:
         """The row against the first baseline."""
@@ -155,13 +154,9 @@ class Table:
         speakers = f"{d['speakers']:.0f} speaker{'' if d['speakers'] == 1 else 's'}"
         least, most = (f(len(row.runs) for row in self.rows) for f in (min, max))
         seeds = "one seed each" if most == 1 else f"{most} seeds each" if least == most else f"{least} to {most} seeds a row"
-        notes = [
-            *self.silence,
-            f"Split {self.split}: {d['utterances']:,.0f} utterances, {d['words']:,.0f} words, {60 * d['hours']:.1f} minutes, "
-            f"{speakers}; {seeds}.",
-            f"Intervals: bootstrap by {self.blocks}."
-            + (f" p: paired bootstrap by {self.blocks} against {self.baseline}, two-sided." if self.baseline else ""),
-        ]
+        size = f"{d['utterances']:,.0f} utterances, {d['words']:,.0f} words, {60 * d['hours']:.1f} minutes, {speakers}; {seeds}."
+        tests = f" p: paired bootstrap by {self.blocks} against {self.baseline}, two-sided." if self.baseline else ""
+        notes = [*self.silence, f"Split {self.split}: {size}", f"Intervals: bootstrap by {self.blocks}.{tests}"]
         if most > 1:
             notes.append(
                 "In brackets the WER of the best and the worst seed; intervals and p are about other test data, not other seeds."
@@ -191,6 +186,7 @@ def objectives_table(reports: Sequence[EvaluationReport], *, baselines: Sequence
     """
     if not reports:
         raise UserError("a table must have at least one evaluated run, but there is none. Run `hkd evaluate` first.")
+    first = reports[0]
     _check_same(reports)
     groups: dict[str, list[EvaluationReport]] = {}
     for report in sorted(reports, key=lambda r: (ORDER.index(r.objective) if r.objective in ORDER else len(ORDER), r.name)):
@@ -198,7 +194,6 @@ def objectives_table(reports: Sequence[EvaluationReport], *, baselines: Sequence
     for name, group in groups.items():
         _check_seeds(name, group)
     bases = [_find(name, groups) for name in baselines] or [name for name in ("none",) if name in groups and len(groups) > 1]
-    first = reports[0]
     speakers = [row.speaker for row in first.hypotheses if row.speaker is not None]
     by_speaker = len(speakers) == len(first.hypotheses) and len(set(speakers)) >= MIN_SPEAKERS
     level = float(first.inputs.get("settings", {}).get("level", 0.95))
@@ -209,14 +204,9 @@ def objectives_table(reports: Sequence[EvaluationReport], *, baselines: Sequence
         others = [other for base in bases if (other := base_of(name, base, groups)) != name]
         rows.append(_row(name, group, scores[name], {other: scores[other] for other in others}, draws))
     return Table(
-        rows=tuple(rows),
-        split=first.split,
-        blocks="speaker" if by_speaker else "utterance",
-        level=level,
-        baselines=tuple(bases),
-        data=dict(first.data),
-        silence=tuple(silence_notes([report for group in groups.values() for report in group])),
-    )
+        rows=tuple(rows), split=first.split, blocks="speaker" if by_speaker else "utterance", level=level, baselines=tuple(bases),
+        data=dict(first.data), silence=tuple(silence_notes([report for group in groups.values() for report in group])),
+    )  # fmt: skip
 
 
 def _find(baseline: str, groups: Mapping[str, Sequence[EvaluationReport]]) -> str:
@@ -245,16 +235,16 @@ def _check_seeds(name: str, group: Sequence[EvaluationReport]) -> None:
 
 
 def _check_same(reports: Sequence[EvaluationReport]) -> None:
-    references = [[(row.id, row.reference) for row in report.hypotheses] for report in reports]
-    for report, found in zip(reports, references, strict=True):
-        if report.split != reports[0].split or found != references[0]:
+    heard = [(report.split, [(row.id, row.reference) for row in report.hypotheses]) for report in reports]
+    for report, found in zip(reports, heard, strict=True):
+        if found != heard[0]:
             raise UserError(
                 f"runs in one table must be evaluated on the same utterances, but those of {report.name} and {reports[0].name} "
                 "differ. Run `hkd evaluate` for all of them."
             )
 
 
-def _pooled(scores: Sequence[Mapping[str, Scores]], metric: str = "wer") -> tuple[NDArray[np.float64], Counts_N]:
+def _pooled(scores: Sequence[Mapping[str, Scores]], metric: str) -> tuple[NDArray[np.float64], Counts_N]:
     """Errors of each utterance, averaged over seeds, and its tokens."""
     return np.mean([s[metric].errors_N for s in scores], axis=0), scores[0][metric].tokens_N
 
@@ -274,18 +264,21 @@ def _row(
             interval=bootstrap_interval(errors_N, tokens_N, **draws),
             by_seed=tuple(s[metric].rate for s in scores),
         )
-    errors_N, tokens_N = _pooled(scores)
-    paired = {other: paired_bootstrap(errors_N, _pooled(base)[0], tokens_N, **draws) for other, base in bases.items()}
-    one_seed = {other: base for other, base in bases.items() if len(scores) == len(base) == 1}
-    segments = {other: matched_pairs(scores[0]["wer"], base[0]["wer"]) for other, base in one_seed.items()}
+    errors_N, tokens_N = _pooled(scores, "wer")
+    against: dict[str, Comparison] = {}
+    segments: dict[str, Comparison] = {}
+    for other, base in bases.items():
+        if paired := paired_bootstrap(errors_N, _pooled(base, "wer")[0], tokens_N, **draws):
+            against[other] = paired
+        if len(scores) == len(base) == 1 and (matched := matched_pairs(scores[0]["wer"], base[0]["wer"])):
+            segments[other] = matched
     timed = [report.rtf for report in group if report.rtf is not None]
     return Row(
         name=name,
-        objective=group[0].objective,
         runs=tuple(report.name for report in group),
         cells=cells,
-        against={other: found for other, found in paired.items() if found},
-        segments={other: found for other, found in segments.items() if found},
+        against=against,
+        segments=segments,
         parameters=group[0].parameters,
         lm_parameters=int(group[0].decoder.get("lm_parameters", 0)),
         rtf=float(np.median(timed)) if timed else None,

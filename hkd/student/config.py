@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from hkd.errors import UserError, did_you_mean
+from hkd.errors import UserError, check_choice, check_setting, did_you_mean
 from hkd.features.fbank import FrontEnd
 from hkd.features.pretrained import WHISPER, Upstream
 from hkd.timebase import HOP_SAMPLES, SUBSAMPLING
@@ -44,31 +44,25 @@ class EncoderConfig:
     upstream_folder: str = ""  # where it lies, where that is not under its name: in an export
 
     def __post_init__(self) -> None:
+        given = [name for name in _SIZES if getattr(self, name)] + (["preset"] if self.preset != "custom" else [])
+        check_choice("encoder.preset", self.preset, sorted(PRESETS))
         if self.name and self.upstream:
             raise UserError(
                 "encoder.upstream must be left out where encoder.name is given: that one learns from the sound itself."
             )
-        if self.preset not in PRESETS:
-            raise UserError(f"encoder.preset must be one of {', '.join(sorted(PRESETS))}, but is '{self.preset}' instead.")
-        if self.name:
-            given = [name for name in _SIZES if getattr(self, name)] + (["preset"] if self.preset != "custom" else [])
-            if given:
-                raise UserError(f"encoder.{given[0]} must be left out where encoder.name is given: '{self.name}' brings its own.")
-        for name in () if self.name else _SIZES:
-            if getattr(self, name) == 0:
-                object.__setattr__(self, name, PRESETS[self.preset][name])
-            if getattr(self, name) < 1:
-                raise UserError(f"encoder.{name} must be at least 1, but is {getattr(self, name)} instead.")
-        if not self.name and self.d_model % (2 * self.num_heads):
-            raise UserError(
-                f"encoder.d_model must be an even multiple of num_heads, but is {self.d_model} with {self.num_heads} heads instead."
-            )
-        if not self.name and self.conv_kernel % 2 == 0:
-            raise UserError(f"encoder.conv_kernel must be odd, but is {self.conv_kernel} instead.")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"encoder.dropout must be at least 0 and below 1, but is {self.dropout} instead.")
-        if self.num_bins < 1:
-            raise UserError(f"encoder.num_bins must be at least 1, but is {self.num_bins} instead.")
+        if self.name and given:
+            raise UserError(f"encoder.{given[0]} must be left out where encoder.name is given: '{self.name}' brings its own.")
+        if not self.name:
+            for name in _SIZES:
+                object.__setattr__(self, name, getattr(self, name) or PRESETS[self.preset][name])
+                check_setting(f"encoder.{name}", getattr(self, name), "be at least 1", getattr(self, name) >= 1)
+            if self.d_model % (2 * self.num_heads):
+                raise UserError(
+                    f"encoder.d_model must be an even multiple of num_heads, but is {self.d_model} with {self.num_heads} heads instead."
+                )
+            check_setting("encoder.conv_kernel", self.conv_kernel, "be odd", self.conv_kernel % 2 == 1)
+        check_setting("encoder.dropout", self.dropout, "be at least 0 and below 1", 0 <= self.dropout < 1)
+        check_setting("encoder.num_bins", self.num_bins, "be at least 1", self.num_bins >= 1)
 
     @property
     def beside_preset(self) -> dict[str, int]:
@@ -161,11 +155,10 @@ class HeadConfig:
     def __post_init__(self) -> None:
         if not self.name or self.name == "main" or "." in self.name:
             raise UserError(f"a head's name must be non-empty, without dots, and not 'main', but is '{self.name}' instead.")
-        if self.kind not in ("hard", "aux"):
-            raise UserError(f"head '{self.name}': kind must be hard or aux, but is '{self.kind}' instead.")
-        if self.num_units < 1 or self.d_head < 0:
-            raise UserError(f"head '{self.name}': num_units must be at least 1, but is {self.num_units} instead.")
-        check_slots(self.slots, f"head '{self.name}'")
+        check_choice(f"head '{self.name}': kind", self.kind, ("hard", "aux"))
+        check_setting(f"head '{self.name}': num_units", self.num_units, "be at least 1", self.num_units >= 1 and self.d_head >= 0)
+        is_whole = self.slots >= 1 and SUBSAMPLING % self.slots == 0  # 10 ms frames
+        check_setting(f"head '{self.name}': slots", self.slots, f"divide {SUBSAMPLING}", is_whole)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -178,22 +171,16 @@ class StudentConfig:
     heads: tuple[HeadConfig, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.num_main_units < 2:
-            raise UserError(f"num_main_units must be at least 2, but is {self.num_main_units} instead.")
-        if self.main not in ("ctc", "senone"):
-            raise UserError(f"main must be ctc or senone, but is '{self.main}' instead.")
-        names = [head.name for head in self.heads]
-        if len(set(names)) != len(names):
-            raise UserError(f"the heads' names must be distinct, but are {', '.join(names)} instead.")
+        check_setting("num_main_units", self.num_main_units, "be at least 2", self.num_main_units >= 2)
+        check_choice("main", self.main, ("ctc", "senone"))
+        names, top = [head.name for head in self.heads], self.encoder.num_layers
+        check_setting("the heads' names", ", ".join(names), "be distinct", len(set(names)) == len(names))
         for head in self.heads:
-            if not 1 <= head.tap <= self.encoder.num_layers:
+            check_setting(f"head '{head.name}': tap", head.tap, f"be a layer from 1 to {top}", 1 <= head.tap <= top)
+            if head.condition and head.tap == top:
                 raise UserError(
-                    f"head '{head.name}': tap must be a layer from 1 to {self.encoder.num_layers}, but is {head.tap} instead."
-                )
-            if head.condition and head.tap == self.encoder.num_layers:
-                raise UserError(
-                    f"head '{head.name}' must condition layers above its own, but reads the top one, {head.tap}. Take a lower layer: "
-                    f"--set taps.{head.level}={max(1, head.tap - 1)}."
+                    f"head '{head.name}' must condition layers above its own, but reads the top one, {top}. Take a lower layer: "
+                    f"--set taps.{head.level}={max(1, top - 1)}."
                 )
             if head.condition and isinstance(self.encoder, SpeechEncoderConfig):
                 raise UserError(
@@ -204,12 +191,6 @@ class StudentConfig:
     def main_slots(self) -> int:
         """Distributions of the main output an encoder frame."""
         return SUBSAMPLING if self.main == "senone" else 1
-
-
-def check_slots(slots: int, who: str) -> None:
-    """Raises UserError where an encoder frame cannot be cut into so many slots of whole 10 ms frames."""
-    if slots < 1 or SUBSAMPLING % slots:
-        raise UserError(f"{who}: slots must divide {SUBSAMPLING}, but is {slots} instead.")
 
 
 def default_slots(level: str) -> int:
@@ -247,12 +228,12 @@ def config_from_json(value: Mapping[str, Any]) -> StudentConfig:
         except TypeError as error:
             raise UserError(f"{where} cannot be read ({error}).") from None
 
-    table = dict(value)
-    encoder = {name: part for name, part in table.get("encoder", {}).items() if name not in GONE}
-    if table.get("encoder", {}).get("front", GONE["front"]) != GONE["front"]:
+    table, encoder = dict(value), dict(value.get("encoder", {}))
+    if encoder.get("front", GONE["front"]) != GONE["front"]:
         raise UserError(
             "student.encoder.front must be conv1d, but is conv2d instead, which hkd no longer has. Use the hkd that wrote it."
         )
+    encoder = {name: part for name, part in encoder.items() if name not in GONE}
     table["encoder"] = build(SpeechEncoderConfig if "settings" in encoder else EncoderConfig, encoder, "student.encoder")
     table["heads"] = tuple(build(HeadConfig, head, f"student.heads[{n}]") for n, head in enumerate(table.get("heads", ())))
     config: StudentConfig = build(StudentConfig, table, "student")

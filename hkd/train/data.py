@@ -20,7 +20,7 @@ from hkd.student.config import GONE
 from hkd.student.model import describe
 from hkd.timebase import SAMPLE_RATE_HZ, samples_to_frames, seconds_to_samples
 from hkd.train.config import TrainConfig
-from hkd.train.objectives import Plan, is_projected, needs_of, objective_of, plan_student
+from hkd.train.objectives import Needs, Plan, is_projected, needs_of, objective_of, plan_student
 from hkd.train.text import Text, heard_by, open_text, text_readers
 from hkd.units.level import LEVELS, SENONE, SPELLED, SUBWORD
 from hkd.units.subword import MODEL_FILE, SubwordModel
@@ -37,6 +37,7 @@ class Data:
     """The inputs of a run, opened and held against each other."""
 
     config: TrainConfig
+    needs: Needs
     join: Join
     train: list[Utterance]
     dev: list[Utterance]
@@ -105,7 +106,7 @@ def open_data(
     is_begun = is_timed and run is not None and (run / COVERAGE).exists()
     is_checked = is_begun and run is not None and begun_with(run).get("data") == json.loads(json.dumps(found))
     return Data(
-        config=config, join=join, train=train, dev=dev, frames=frames, left_out=left_out, plan=plan, text=text,
+        config=config, needs=needs, join=join, train=train, dev=dev, frames=frames, left_out=left_out, plan=plan, text=text,
         identity={"train": _identity_of(config), "data": found},
         needed=None if is_checked else join.check((*train, *dev), num_frames=frames),
     )  # fmt: skip

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hkd.align.alignment import Alignment
-from hkd.evaluate.context import average_teacher, guess
+from hkd.evaluate.heads import average_teacher, guess
 from hkd.labels.store import LabelReader
 from hkd.losses import sparse_kl
 from hkd.manifest import read as read_manifest

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from hkd.student import EncoderConfig, HeadConfig, Student, StudentConfig
+from hkd.student.config import EncoderConfig, HeadConfig, StudentConfig
+from hkd.student.model import Student
 
 ENCODER = EncoderConfig(d_model=24, num_layers=3, num_heads=2, conv_kernel=5, num_bins=16)
 HEADS = (

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from hkd.errors import UserError
-from hkd.student import EncoderConfig, HeadConfig, Student, StudentConfig, default_slots, default_tap
-from hkd.student.config import config_from_json
+from hkd.student.config import EncoderConfig, HeadConfig, StudentConfig, config_from_json, default_slots, default_tap
+from hkd.student.model import Student
 
 
 @pytest.mark.parametrize(("preset", "millions"), [("xs", 2), ("s", 10), ("m", 30)])

@@ -8,8 +8,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hkd.student import EncoderConfig, Student, StudentConfig
+from hkd.student.config import EncoderConfig, StudentConfig
 from hkd.student.encoder import BLOCK, ConformerEncoder, UtteranceDropout, rotary_tables, subsampled
+from hkd.student.model import Student
 from hkd.timebase import num_encoder_frames
 
 SMALL = StudentConfig(encoder=EncoderConfig(d_model=24, num_layers=2, num_heads=2, conv_kernel=5, num_bins=16), num_main_units=12)

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from hkd.errors import UserError
-from hkd.student import EncoderConfig, HeadConfig, Student, StudentConfig, load_student, save_student
-from hkd.student.export import write_onnx
+from hkd.student.config import EncoderConfig, HeadConfig, StudentConfig
+from hkd.student.export import load_student, save_student, write_onnx
+from hkd.student.model import Student
 from hkd.units.inventory import UnitInventory
 
 INVENTORY = UnitInventory(level="subword", symbols=tuple("abcdefghijk"))

@@ -8,8 +8,8 @@ import torch
 
 from hkd.errors import UserError
 from hkd.losses import ctc_loss
-from hkd.student import HeadConfig, Student, StudentConfig, describe, export_student
-from hkd.student.model import Head
+from hkd.student.config import HeadConfig, StudentConfig
+from hkd.student.model import Head, Student, describe, export_student
 
 
 def batch() -> tuple[torch.Tensor, torch.Tensor]:

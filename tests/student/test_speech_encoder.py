@@ -11,9 +11,9 @@ import torch
 
 from hkd.errors import HkdError, UserError
 from hkd.native import import_torchaudio
-from hkd.student import EncoderConfig, HeadConfig, Student, StudentConfig, describe, load_student, save_student
-from hkd.student.config import SpeechEncoderConfig, config_from_json, config_to_json
-from hkd.student.export import write_onnx
+from hkd.student.config import EncoderConfig, HeadConfig, SpeechEncoderConfig, StudentConfig, config_from_json, config_to_json
+from hkd.student.export import load_student, save_student, write_onnx
+from hkd.student.model import Student, describe
 from hkd.student.speech_encoder import SpeechEncoder, load_pretrained, open_speech_encoder, save_pretrained
 from hkd.units.inventory import UnitInventory
 from kit.encoders import tiny_encoder

@@ -203,7 +203,7 @@ def test_too_little_coverage_is_refused_with_the_missing_ids_and_enough_is_taken
     assert not (tmp_path / "run" / "config.toml").exists()
     report = trained(project, tmp_path / "run", {**settings, "min_coverage": 0.8333})
     [head] = [head for head in report.coverage["heads"] if head["head"] == "labels subword"]
-    assert (head["covered"], head["missing"]) == (5, ("utt004",))
+    assert (head["covered"], head["missing"]) == (5, ["utt004"])
 
 
 def test_the_drawing_shows_taps_coverage_and_positions_without_a_slot(labelled: Path, tiny: dict[str, Any]) -> None:
