@@ -37,25 +37,24 @@ def model_card(run_folder: Path, *, splits: Sequence[str] = SPLITS, needs_figure
     identity, coverage = (read_json(run_folder / f"{name}.json", "a part of a run") for name in ("identity", "coverage"))
     objective = str(find_setting(settings, "objective") or meta.extra.get("objective", run_folder.name))
     is_hybrid = meta.config.main == SENONE
-    lm = given = None
-    searched: list[str] = []
+    lm, searched = None, list[str]()
     if reports:
         last, objective = reports[-1], reports[0].objective
         lm, searched = last.decoder.get("lm"), _search_settings(last, is_hybrid=is_hybrid)
-        given = str(last.inputs["lm"]) if lm and Path(str(last.inputs["lm"])).name == lm else lm  # a hub's name; else its digest
-    if is_hybrid and lm is None:
-        given = "words.arpa"
+    digest = reports[-1].inputs["lm"] if lm else None
+    given = (
+        "words.arpa" if is_hybrid and not lm else digest if lm and Path(str(digest)).name == lm else lm
+    )  # a hub's name is its own
     units = f"{len(meta.inventory)} {meta.inventory.level} units (inventory {meta.inventory.digest[:12]})"
-    seed = reports[0].seed if reports else find_setting(settings, "seed")
     facts = {
         "objective": f"{objective}: {meta.extra.get('objective_help', 'a run of its own kind')}",
         "encoder": _encoder(meta),
         "main output": f"{units}, searched in a graph with a lexicon" if is_hybrid else f"CTC over {units}",
-        **({"language model beside it": f"{lm} (`{reports[-1].inputs['lm']}`)"} if lm else {}),
+        **({"language model beside it": f"{lm} (`{digest}`)"} if lm else {}),
         "parameters": _parameters(student),
         "features": f"{_features(meta.features)}{meta.features['sample_rate_hz']} Hz",
         "steps": str(find_setting(identity.get("loop", settings.get("loop", {})), "max_steps") or "not recorded"),
-        "seed": str(seed),
+        "seed": str(reports[0].seed if reports else find_setting(settings, "seed")),
     }
     return _TEXT.format(
         name=run_folder.name,
@@ -140,11 +139,10 @@ def _decoding(reports: Sequence[EvaluationReport]) -> str:
     """The decoder's settings; split by split where they differ."""
     said: dict[str, str] = {}
     for report in reports:
-        facts = [f"{name} {value}" for name, value in report.decoder.items() if name != "name"]
-        said[report.split] = report.decoder["name"] + (f" ({', '.join(facts)})" if facts else "")
-    if len(set(said.values())) == 1:
-        return next(iter(said.values()))
-    return "; ".join(f"{split}: {text}" for split, text in said.items())
+        facts = ", ".join(f"{name} {value}" for name, value in report.decoder.items() if name != "name")
+        said[report.split] = report.decoder["name"] + (f" ({facts})" if facts else "")
+    one, *others = dict.fromkeys(said.values())
+    return "; ".join(f"{split}: {text}" for split, text in said.items()) if others else one
 
 
 def _learnt(data: Mapping[str, Any], coverage: Mapping[str, Any]) -> str:
@@ -172,11 +170,8 @@ def _figures(reports: Sequence[EvaluationReport]) -> str:
         rows.append((report.split, f"{data['utterances']:.0f}", f"{data['words']:.0f}", f"{data['speakers']:.0f}", *rates))
     of_level = f" ({', '.join(sorted(levels))})" if levels else ""
     table = _table(("split", "utterances", "words", "speakers", *(f"{metric.upper()} %{of_level}" for metric in METRICS)), rows)
-    return (
-        table
-        + "\n\n"
-        + _HOW.format(decoder=_decoding(reports), min_speakers=MIN_SPEAKERS, normalisation=reports[0].inputs["normalisation"])
-    )
+    how = _HOW.format(decoder=_decoding(reports), min_speakers=MIN_SPEAKERS, normalisation=reports[0].inputs["normalisation"])
+    return f"{table}\n\n{how}"
 
 
 _CTC_NEEDS = "No language model is needed to run it"

@@ -56,10 +56,9 @@ def number(value: float) -> str:
 def _element(tag: str, content: str = "", **attributes: float | str) -> str:
     """An SVG element; `cls` is its class, `title` shows on hover, numbers are written to a tenth of a pixel."""
     title = str(attributes.pop("title", ""))
+    names = {"cls": "class", "anchor": "text-anchor"}
     shown = {
-        {"cls": "class", "anchor": "text-anchor"}.get(name, name): value
-        if isinstance(value, str)
-        else f"{value:.1f}".removesuffix(".0")
+        names.get(name, name): value if isinstance(value, str) else f"{value:.1f}".removesuffix(".0")
         for name, value in attributes.items()
     }
     inner = (f"<title>{escape(title)}</title>" if title else "") + escape(content)
@@ -180,23 +179,21 @@ def read_curves(run_folder: Path) -> Curves:
     terms: dict[str, list[Point]] = {}
     dev: dict[str, list[Point]] = {}
     for row in json_lines(run_folder / "metrics.jsonl"):
-        into = terms if "loss" in row else dev
         for name, value in row.items():
             if name not in NOT_TERMS and isinstance(value, int | float) and not isinstance(value, bool):
-                into.setdefault(name, []).append((float(row["step"]), float(value)))
+                (terms if "loss" in row else dev).setdefault(name, []).append((float(row["step"]), float(value)))
     return Curves(terms=terms, dev=dev)
 
 
 def panels(curves: Mapping[str, Curves]) -> list[tuple[str, dict[str, Sequence[Point]]]]:
     """(title, run → points), one a panel: error rates on dev first, then the whole loss, then each term, in training and on dev."""
-    dev = list(dict.fromkeys(name for c in curves.values() for name in c.dev))
-    terms = list(dict.fromkeys(name for c in curves.values() for name in c.terms))
-    ordered = [(f"{name.removeprefix(DEV).upper()} on dev, %", "dev", name) for name in dev if name.removeprefix(DEV) in RATES]
+    terms, dev = (list(dict.fromkeys(n for c in curves.values() for n in getattr(c, kind))) for kind in ("terms", "dev"))
+    plain = {name: name.removeprefix(DEV) for name in dev}
+    ordered = [(f"{plain[name].upper()} on dev, %", "dev", name) for name in dev if plain[name] in RATES]
     for term in terms:
         ordered.append((f"{term}, training", "terms", term))
         ordered += [(f"{term} on dev", "dev", name) for name in dev if name == DEV + term]
-    rest = [name for name in dev if name.removeprefix(DEV) not in (*RATES, *terms)]
-    ordered += [(f"{name.removeprefix(DEV)} on dev", "dev", name) for name in rest]
+    ordered += [(f"{plain[name]} on dev", "dev", name) for name in dev if plain[name] not in (*RATES, *terms)]
     result = []
     for title, kind, name in ordered:
         series = {run: getattr(c, kind)[name] for run, c in curves.items() if name in getattr(c, kind)}

@@ -34,12 +34,11 @@ class Candidate(NamedTuple):
 
 
 class PositionLabel(NamedTuple):
-    """A position: its gold unit and the teacher's probability of it (None where there is none), the candidates, and the mass of all others."""
+    """A position: its gold unit and the teacher's probability of it (None where there is none), and the candidates."""
 
     reference: str
     p: float | None
     candidates: tuple[Candidate, ...]
-    tail: float
 
 
 class StoreLabels(NamedTuple):
@@ -90,12 +89,11 @@ def _choose_ids(reports: Sequence[EvaluationReport], stores: Mapping[str, LabelR
     rows = reports[0].hypotheses
     errors = [score_words([r.reference for r in x.hypotheses], [r.hypothesis for r in x.hypotheses]).errors_N for x in reports]
     spread_N = np.ptp(np.stack(errors), axis=0)
-
-    def rank(i: int) -> tuple[bool, int, int, float, str]:
-        row = rows[i]
-        return row.seconds > MAX_AUDIO_S, -sum(row.id in s for s in stores.values()), -int(spread_N[i]), row.seconds, row.id
-
-    return [rows[i].id for i in sorted(range(len(rows)), key=rank)[:number]]
+    ranks = [
+        (row.seconds > MAX_AUDIO_S, -sum(row.id in store for store in stores.values()), -int(spread), row.seconds, row.id)
+        for row, spread in zip(rows, spread_N, strict=True)
+    ]
+    return [name for *_, name in sorted(ranks)[:number]]
 
 
 def _example(
@@ -143,16 +141,16 @@ def marked(reference: str, hypothesis: str) -> tuple[Markup, int]:
     """The hypothesis with its errors marked (<del> left out, <ins> added, <mark> instead of), and their number."""
     scores = score_words([reference], [hypothesis])
     said, heard = scores.reference[0], scores.hypothesis[0]
+    forms = {
+        "equal": "{1}",
+        "substitute": '<mark title="instead of: {0}">{1}</mark>',
+        "insert": "<ins>{1}</ins>",
+        "delete": "<del>{0}</del>",
+    }
     parts: list[Markup] = []
     for e in scores.edits[0]:
         wanted, got = " ".join(said[e.ref_start_idx : e.ref_end_idx]), " ".join(heard[e.hyp_start_idx : e.hyp_end_idx])
-        form = {
-            "equal": "{1}",
-            "substitute": '<mark title="instead of: {0}">{1}</mark>',
-            "insert": "<ins>{1}</ins>",
-            "delete": "<del>{0}</del>",
-        }[e.type]
-        parts.append(Markup(form).format(escape(wanted), escape(got)))
+        parts.append(Markup(forms[e.type]).format(escape(wanted), escape(got)))
     return Markup(" ").join(parts), int(scores.errors_N[0])
 
 
@@ -165,10 +163,9 @@ def labels_of(store: LabelReader, utterance_id: str) -> StoreLabels:
         candidates = tuple(
             Candidate(symbols[u], p, bool(u == gold)) for u, p in zip(ids[: len(p_K)].tolist(), p_K.tolist(), strict=True)
         )
-        known, tail = gold >= 0, max(0.0, 1.0 - float(p_K.sum()))
-        positions.append(
-            PositionLabel(symbols[gold] if known else "∅", float(np.exp(gold_logp)) if known else None, candidates, tail)
-        )
+        known = gold >= 0
+        p = float(np.exp(gold_logp)) if known else None
+        positions.append(PositionLabel(symbols[gold] if known else "∅", p, candidates))
     teacher = store.spec.teacher
     name = f"{teacher.get('name', '?')}, given {teacher.get('given', '?')}"
     return StoreLabels(store.spec.name, store.spec.level, name, tuple(positions))
@@ -197,16 +194,12 @@ def _tiers(
         if where is not None and own.level not in labelled:
             times = zip(where.start_U.tolist(), where.stop_U.tolist(), own.positions, strict=True)
             kept = [row for row in times if row[1] > row[0]]
+            shown = [label for _, _, label in kept]
+            hover = [f"{label.reference} · " + ", ".join(f"{c.unit} {c.p:.2f}" for c in label.candidates) for label in shown]
             labelled[own.level] = DrawnTier(
-                name=own.level,
-                start=[start for start, _, _ in kept],
-                stop=[stop for _, stop, _ in kept],
-                labels=[label.reference for _, _, label in kept],
-                sure=[label.p for _, _, label in kept],
-                hover=[
-                    f"{label.reference} · " + ", ".join(f"{c.unit} {c.p:.2f}" for c in label.candidates) for _, _, label in kept
-                ],
-            )
+                name=own.level, start=[start for start, _, _ in kept], stop=[stop for _, stop, _ in kept],
+                labels=[label.reference for label in shown], sure=[label.p for label in shown], hover=hover,
+            )  # fmt: skip
     for level in reversed(UNIT_LEVELS):
         if level in labelled:
             tiers.append(labelled[level])

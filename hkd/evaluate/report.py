@@ -5,7 +5,8 @@
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -62,23 +63,19 @@ def write_report(
     aligned = Alignment(alignment) if alignment is not None else None
     stores = _open_stores(labels)
     progress(2, 4)
-    shown = (
-        [] if utterances is None else examples(utterances, reports=reports, alignment=aligned, stores=stores, number=num_examples)
-    )
+    shown = []
+    if utterances is not None:
+        shown = examples(utterances, reports=reports, alignment=aligned, stores=stores, number=num_examples)
     progress(3, 4)
     lms = read_lms(lm) if lm is not None else []
     facts = {name: _store_facts(store, lms) for name, store in stores.items()}
     trained = {run.name: training_facts(run, facts) for run in runs}
-    curves = {
-        run.name: read_curves(run) for run in sorted((r for r in runs if r.name in order), key=lambda r: order.index(r.name))
-    }
+    folders = {run.name: run for run in runs}
+    curves = {name: read_curves(folders[name]) for name in order if name in folders}
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("hkd.evaluate", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+        loader=jinja2.PackageLoader("hkd.evaluate", "templates"), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
     environment.filters |= {"percent": percent, "figure": figure, "minutes": minutes}
     page = environment.get_template("report.html").render(
         title=title or out.resolve().parent.name,
@@ -89,8 +86,8 @@ def write_report(
         trained={name: value for name, value in trained.items() if value is not None},
         pairs=table.pairs(),
         deltas={run: table.comparison(row) for row in table.rows for run in row.runs},
-        stores=_by_level(facts.values()),
-        lms=_by_level(lms),
+        stores=sorted(facts.values(), key=_by_level),
+        lms=sorted(lms, key=_by_level),
         examples=shown,
         details=[_error_details(report) for report in reports],
         train=_train_facts(utterances),
@@ -106,20 +103,17 @@ def write_report(
 
 def _open_stores(labels: Path | None) -> dict[str, LabelReader]:
     """The complete stores of a folder."""
-    if labels is None or not labels.is_dir() or not any(labels.glob("**/store.json")):
-        return {}
     found = {}
-    for name, folder in store_folders(labels).items():
-        try:
-            found[name] = LabelReader.open(folder)
-        except HkdError:
-            continue
+    if labels is not None and any(labels.glob("**/store.json")):
+        for name, folder in store_folders(labels).items():
+            with suppress(HkdError):
+                found[name] = LabelReader.open(folder)
     return found
 
 
-def _by_level(entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+def _by_level(entry: Mapping[str, Any]) -> tuple[int, str]:
     """Fine to coarse, then by name."""
-    return sorted(entries, key=lambda e: (level_rank(e["level"]), e["name"]))
+    return level_rank(entry["level"]), entry["name"]
 
 
 def training_facts(run_folder: Path, stores: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:

@@ -2,7 +2,6 @@
 
 - A head that conditions stays: its posteriors (softmax, the mean of a frame's slots) are projected to the model's width and added to its layer's
   output, which the layers above read (Nozaki & Komatsu 2021, arXiv 2104.02724). So what was heard is an input of theirs, which text can supply.
-
 - Global mean and deviation of the features are buffers of the model, so an export needs nothing else (0 and 1 where an encoder's features are
   normalised already).
 - Encoder and main output are built before the heads, and those before the projections: with one seed, a student begins from the same weights
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from hkd.errors import UserError
-from hkd.student.config import EncoderConfig, HeadConfig, SpeechEncoderConfig, StudentConfig
+from hkd.student.config import EncoderConfig, SpeechEncoderConfig, StudentConfig
 from hkd.student.encoder import Condition, ConformerEncoder
 from hkd.student.speech_encoder import SpeechEncoder
 
@@ -48,21 +47,20 @@ class Student(nn.Module):
         self.register_buffer("mean_F", torch.zeros(config.encoder.num_bins))
         self.register_buffer("std_F", torch.ones(config.encoder.num_bins))
         self.encoder: ConformerEncoder | SpeechEncoder
-        if isinstance(config.encoder, SpeechEncoderConfig):
-            self.encoder = SpeechEncoder(config.encoder)
-        else:
-            self.encoder = ConformerEncoder(config.encoder)
-        self.main = Head(
-            d_out, config.num_main_units, slots=config.main_slots, d_head=d_model, norm=False
-        )  # encoders end in LayerNorm
+        self.encoder = SpeechEncoder(e) if isinstance(e := config.encoder, SpeechEncoderConfig) else ConformerEncoder(e)
+        # encoders end in LayerNorm
+        self.main = Head(d_out, config.num_main_units, slots=config.main_slots, d_head=d_model, norm=False)
         self.heads = nn.ModuleDict(
             {head.name: Head(d_out, head.num_units, slots=head.slots, d_head=head.d_head or d_model) for head in config.heads}
         )
         self._config_of = {head.name: head for head in config.heads}
         self._taps = frozenset(head.tap for head in config.heads)
-        self.condition = nn.ModuleDict(
-            {head.name: _unit_normal(nn.Linear(head.num_units, d_out, bias=False)) for head in config.heads if head.condition}
-        )
+        self.condition = nn.ModuleDict()
+        for head in config.heads:
+            if head.condition:
+                project = nn.Linear(head.num_units, d_out, bias=False)
+                nn.init.normal_(project.weight)  # so that a sure posterior gives what a layer's output is: mean 0, variance 1
+                self.condition[head.name] = project
 
     @torch.no_grad()
     def set_cmvn(self, mean_F: Tensor, std_F: Tensor) -> None:
@@ -174,12 +172,6 @@ def posteriors_of(logits_BSV: Tensor, slots: int) -> Tensor:
     return p_BTSV.mean(2)
 
 
-def _unit_normal(linear: nn.Linear) -> nn.Linear:
-    """Weights such that a sure posterior gives what a layer's output is: mean 0, variance 1."""
-    nn.init.normal_(linear.weight)
-    return linear
-
-
 # Output layers: model frames → logits.
 # - A head with one slot is LayerNorm and a linear layer.
 # - A head with several slots a frame gives each slot its own projection D → slots × d_head and shares one output matrix d_head × V: a
@@ -212,7 +204,7 @@ class Head(nn.Module):
 # A drawing of a student as text: layers, taps, heads, parameters, and what export drops.
 
 
-def _count(module: torch.nn.Module) -> int:
+def _count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
@@ -224,57 +216,46 @@ def _units(num_units: int, slots: int) -> str:
     return f"{num_units:,} units" + (f" × {slots} slots of {40 // slots} ms" if slots > 1 else "")
 
 
-def _conformer(e: EncoderConfig, student: Student) -> list[str]:
-    front: torch.nn.Module = student.encoder.front  # type: ignore[assignment]
-    features = f"{e.num_bins} bins every 10 ms"
-    if e.upstream:
-        features = f"{e.upstream}, {_short(e.front_end.num_parameters)} frozen: {2 * e.num_bins} values every 20 ms"
-    return [
-        f"student: Conformer, {e.num_layers} layers × {e.d_model}, {e.num_heads} attention heads, kernel {e.conv_kernel}",
-        f"  features   {features}, normalised by the training set's mean and deviation",
-        f"  front end  two convolutions, one frame in 4 → 40 ms   {_short(_count(front))}",
-    ]
-
-
-def _speech_encoder(e: SpeechEncoderConfig, student: Student) -> list[str]:
-    what = f"{e.num_bins} log-mel bins every 10 ms, as Whisper's, up to {(e.max_frames or 0) / 100:g} s"
-    if e.front_end.kind == "wave":
-        what = "samples at 16 kHz" + (", each utterance at mean 0 and variance 1" if e.normalise else "")
-    frozen = sum(p.numel() for p in student.encoder.parameters() if not p.requires_grad)
-    return [
-        f"student: {e.name} ({e.architecture}), {e.num_layers} layers × {e.d_model}",
-        f"  features   {what}",
-        f"  front end  frames of 20 ms, two side by side → 40 ms   {_short(frozen)} frozen",
-    ]
+def _below(e: EncoderConfig | SpeechEncoderConfig, student: Student) -> list[str]:
+    """The encoder's name, its features, and what stands in front of its layers."""
+    if isinstance(e, SpeechEncoderConfig):
+        what = f"{e.num_bins} log-mel bins every 10 ms, as Whisper's, up to {(e.max_frames or 0) / 100:g} s"
+        if e.front_end.kind == "wave":
+            what = "samples at 16 kHz" + (", each utterance at mean 0 and variance 1" if e.normalise else "")
+        frozen = sum(p.numel() for p in student.encoder.parameters() if not p.requires_grad)
+        name, front = f"{e.name} ({e.architecture}), {e.num_layers} layers × {e.d_model}", f"{_short(frozen)} frozen"
+        front = f"frames of 20 ms, two side by side → 40 ms   {front}"
+    else:
+        what = f"{e.num_bins} bins every 10 ms"
+        if e.upstream:
+            what = f"{e.upstream}, {_short(e.front_end.num_parameters)} frozen: {2 * e.num_bins} values every 20 ms"
+        what += ", normalised by the training set's mean and deviation"
+        sizes = f"{e.num_layers} layers × {e.d_model}, {e.num_heads} attention heads, kernel {e.conv_kernel}"
+        name, size = f"Conformer, {sizes}", _short(_count(student.encoder.front))  # type: ignore[arg-type]
+        front = f"two convolutions, one frame in 4 → 40 ms   {size}"
+    return [f"student: {name}", f"  features   {what}", f"  front end  {front}"]
 
 
 def describe(config: StudentConfig) -> str:
     """The drawing, bottom to top as the signal flows; built without allocating weights."""
     with torch.device("meta"):
         student = Student(config)
-    e = config.encoder
-    layer_size = _short(_count(student.encoder.layers[0]))
-    lines = _conformer(e, student) if isinstance(e, EncoderConfig) else _speech_encoder(e, student)
-    heads_at: dict[int, list[HeadConfig]] = {}
-    for head in config.heads:
-        heads_at.setdefault(head.tap, []).append(head)
+    e, layer_size = config.encoder, _short(_count(student.encoder.layers[0]))
+    lines = _below(e, student)
     for number in range(1, e.num_layers + 1):
         lines.append(f"  layer {number:<4} {layer_size}")
-        lines.extend(
-            f"    ├─ {head.name}: {head.level} {head.kind}, {_units(head.num_units, head.slots)}   "
-            + (
-                f"{_short(_count(student.heads[head.name]) + _count(student.condition[head.name]))}   conditions the layers above"
-                if head.condition
-                else f"{_short(_count(student.heads[head.name]))}   dropped at export"
-            )
-            for head in heads_at.get(number, [])
-        )
+        for head in (head for head in config.heads if head.tap == number):
+            size, fate = _count(student.heads[head.name]), "dropped at export"
+            if head.condition:
+                size, fate = size + _count(student.condition[head.name]), "conditions the layers above"
+            units = _units(head.num_units, head.slots)
+            lines.append(f"    ├─ {head.name}: {head.level} {head.kind}, {units}   {_short(size)}   {fate}")
     what = "CTC, blank first" if config.main == "ctc" else "senone posteriors"
     lines.append(f"    └─ main: {what}, {_units(config.num_main_units, config.main_slots)}   {_short(_count(student.main))}")
-    total = student.num_parameters()
-    dropped = total - student.num_exported()
-    frozen = e.front_end.num_parameters
-    total += frozen
+    kept, frozen = student.num_exported(), e.front_end.num_parameters
+    dropped = student.num_parameters() - kept
     below = f" ({frozen:,} of them frozen)" if frozen else ""
-    lines.append(f"  parameters {total:,}: {total - dropped:,} exported{below}, {dropped:,} in heads that export drops")
+    lines.append(
+        f"  parameters {kept + dropped + frozen:,}: {kept + frozen:,} exported{below}, {dropped:,} in heads that export drops"
+    )
     return "\n".join(lines)

@@ -15,8 +15,7 @@ from hkd.align.alignment import Alignment
 from hkd.audio import read_audio
 from hkd.decode.recogniser import Recogniser
 from hkd.errors import UserError
-from hkd.evaluate.context import average_teacher
-from hkd.evaluate.heads import MAIN, frame_figures, frame_inputs, piece_figures, piece_inputs, piece_teacher
+from hkd.evaluate.heads import MAIN, average_teacher, frame_figures, frame_inputs, piece_figures, piece_inputs, piece_teacher
 from hkd.features.fbank import log_mel
 from hkd.labels.store import LabelReader
 from hkd.loop import LoopConfig
