@@ -38,12 +38,12 @@ from hkd.evaluate.decoding import batches, rows_by_seconds
 from hkd.evaluate.result import read_json
 from hkd.features.cache import FeatureSource
 from hkd.files import digest_of_file
+from hkd.labels.card import calibration_bins, calibration_error
 from hkd.labels.ops import can_average, summed
 from hkd.labels.store import LabelReader, digest_of_store, store_folders
 from hkd.loop.checkpoint import load_model_tensors
 from hkd.losses import class_targets, ctc_feasible, ctc_occupancy, sparse_kl
 from hkd.manifest import Manifest
-from hkd.metrics import confidence, entropy, expected_calibration_error
 from hkd.progress import Progress, no_progress
 from hkd.stream.join import Join, JoinedStore
 from hkd.stream.loader import Batch, BatchMaker, SoftLabels
@@ -58,6 +58,25 @@ log = logging.getLogger(__name__)
 
 MAIN = "main"  # no head of training is called so
 MOST_UTTERANCES = 5000  # that a teacher is averaged over
+
+
+@torch.no_grad()
+def entropy(logits_MV: Tensor) -> Tensor:
+    """entropy_M: of each row's softmax, in nats."""
+    logp_MV = torch.log_softmax(logits_MV.to(torch.promote_types(logits_MV.dtype, torch.float32)), dim=1)
+    return -torch.where(torch.isfinite(logp_MV), logp_MV.exp() * logp_MV, 0.0).sum(dim=1)
+
+
+@torch.no_grad()
+def confidence(logits_MV: Tensor) -> Tensor:
+    """confidence_M: the probability of each row's likeliest unit."""
+    return torch.softmax(logits_MV.to(torch.promote_types(logits_MV.dtype, torch.float32)), dim=1).amax(dim=1)
+
+
+def expected_calibration_error(confidence_M: Tensor, correct_M: Tensor) -> float:
+    """`calibration_error` of rows: the same figure for a student as for a teacher. NaN for no rows."""
+    error = calibration_error(calibration_bins(confidence_M.double().cpu().numpy(), correct_M.bool().cpu().numpy()))
+    return float("nan") if error is None else error
 
 
 @dataclass(frozen=True, kw_only=True)

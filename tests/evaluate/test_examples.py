@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from hkd.align.alignment import Alignment
 from hkd.audio import read_audio
-from hkd.evaluate.examples import examples, flac_address, labels_of, marked, store_positions
+from hkd.evaluate.report import examples, flac_address, labels_of, marked, store_positions
 from hkd.evaluate.result import read_result
 from hkd.labels.store import open_stores
 from hkd.manifest import read as read_manifest

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
+from hkd.evaluate.heads import confidence, entropy, expected_calibration_error
 from hkd.labelling.shard import quality_sums
 from hkd.labels.card import calibration_error
-from hkd.metrics import confidence, entropy, expected_calibration_error
 from hkd.topk import select_topk
 
 
