@@ -17,9 +17,10 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jiwer
+import numpy as np
 
 from hkd.errors import UserError
 from hkd.evaluate.score import Interval, Scores, phones_of, score_characters, score_tokens, score_words
@@ -148,9 +149,8 @@ def tags_of(run_folder: Path, split: str) -> list[str]:
 
 
 def _rate(value: Mapping[str, Any]) -> ErrorRate:
-    intervals = {k: None if value[k] is None else Interval(**value[k]) for k in ("by_utterance", "by_speaker")}
-    rate = math.nan if value["rate"] is None else value["rate"]
-    return ErrorRate(**{**value, **intervals, "rate": rate})
+    intervals = {name: value[name] and Interval(**value[name]) for name in ("by_utterance", "by_speaker")}
+    return ErrorRate(**{**value, **intervals, "rate": math.nan if value["rate"] is None else value["rate"]})
 
 
 def read_result(run_folder: Path, split: str, tag: str = "") -> EvaluationReport:
@@ -174,8 +174,9 @@ def read_result(run_folder: Path, split: str, tag: str = "") -> EvaluationReport
 
 
 def _hypothesis(row: Mapping[str, Any]) -> Hypothesis:
-    phones = {name: row.get(name) for name in ("reference_phones", "hypothesis_phones")}
-    return Hypothesis(**{name: row[name] for name in ("id", "speaker", "seconds", "reference", "hypothesis")} | phones)
+    kept = ("id", "speaker", "seconds", "reference", "hypothesis")
+    phones = {name: row.get(name) for name in ("reference_phones", "hypothesis_phones")}  # older files have none
+    return Hypothesis(**{name: row[name] for name in kept} | phones)
 
 
 def write_hypotheses(path: Path, rows: Iterable[Hypothesis], scores: Mapping[str, Scores]) -> None:
@@ -226,8 +227,7 @@ def score_all(rows: Iterable[Hypothesis]) -> dict[str, Scores]:
 NOTHING = "∅"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SpeakerErrors:
+class SpeakerErrors(NamedTuple):
     """A speaker's utterances, words, errors and word error rate, NaN without words."""
 
     speaker: str
@@ -245,8 +245,7 @@ def by_speaker(rows: Sequence[Hypothesis], scores: Scores) -> list[SpeakerErrors
     found = []
     for speaker, numbers in groups.items():
         words, errors = int(scores.tokens_N[numbers].sum()), int(scores.errors_N[numbers].sum())
-        rate = errors / words if words else math.nan
-        found.append(SpeakerErrors(speaker=speaker, utterances=len(numbers), words=words, errors=errors, rate=rate))
+        found.append(SpeakerErrors(speaker, len(numbers), words, errors, errors / words if words else math.nan))
     return sorted(found, key=lambda row: (-row.rate if row.words else 1.0, row.speaker))
 
 
@@ -266,12 +265,11 @@ def listing(rows: Sequence[Hypothesis], scores: Scores) -> str:
     """All utterances with errors as jiwer aligns them, most errors first; then speakers, then confusions."""
     totals = scores.totals()
     text = [f"{totals['errors']} errors in {totals['tokens']} words, {len(rows)} utterances", ""]
-    for n in sorted(range(len(rows)), key=lambda n: (-int(scores.errors_N[n]), rows[n].id)):
-        if scores.errors_N[n]:
-            output = jiwer.process_words(rows[n].reference, rows[n].hypothesis)
-            lines = jiwer.visualize_alignment(output, show_measures=False).splitlines()[2:]  # without its number
-            speaker = f" · {rows[n].speaker}" if rows[n].speaker else ""
-            text += [f"{rows[n].id}{speaker} · {scores.errors_N[n]} of {scores.tokens_N[n]}", *lines, ""]
+    for n in sorted(np.flatnonzero(scores.errors_N).tolist(), key=lambda n: (-int(scores.errors_N[n]), rows[n].id)):
+        output = jiwer.process_words(rows[n].reference, rows[n].hypothesis)
+        lines = jiwer.visualize_alignment(output, show_measures=False).splitlines()[2:]  # without its number
+        speaker = f" · {rows[n].speaker}" if rows[n].speaker else ""
+        text += [f"{rows[n].id}{speaker} · {scores.errors_N[n]} of {scores.tokens_N[n]}", *lines, ""]
     text += ["speaker            utterances  words  errors  WER %"]
     for s in by_speaker(rows, scores):
         rate = f"{100 * s.rate:.1f}" if s.words else "–"

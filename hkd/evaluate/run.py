@@ -14,6 +14,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from hkd.decode.recogniser import Recogniser
 from hkd.decode.search import SearchConfig
 from hkd.errors import HkdError, UserError
@@ -111,26 +113,32 @@ def evaluate(
     rows = [with_phones(row, lexicon) for row in decoded.rows]
     scores = score_all(rows)
     speakers = [row.speaker for row in rows if row.speaker is not None]
+    named = speakers if len(speakers) == len(rows) else None
     audio_s = sum(row.seconds for row in rows)
-    all_named = len(speakers) == len(rows)
-    timing = _timing(asdict(decoded.seconds), decoded.seconds.total / audio_s, audio_s, recogniser.device)
+    timing = {
+        "rtf": decoded.seconds.total / audio_s,
+        "audio_s": audio_s,
+        **{f"{name}_s": value for name, value in asdict(decoded.seconds).items()},
+        "device": recogniser.device,
+        "threads": torch.get_num_threads(),
+    }
     report = EvaluationReport(
         run=run_folder.name,
         split=split,
         **_identity(run_folder, recogniser.meta.extra),
         data={
             "utterances": len(rows),
-            "speakers": len(set(speakers)) if all_named else 0,
+            "speakers": len(set(named or ())),
             "hours": round(audio_s / 3600, 6),
             "words": scores["wer"].totals()["tokens"],
         },
-        errors={name: error_rate(score, speakers if all_named else None, config) for name, score in scores.items()},
+        errors={name: error_rate(score, named, config) for name, score in scores.items()},
         frames=figures,
         parameters=recogniser.num_parameters,
         decoder=_decoder(config.search, recogniser, lm),
         tag=tag,
         inputs=inputs,
-        rtf=timing["rtf"],
+        rtf=decoded.seconds.total / audio_s,
         hypotheses=tuple(rows),
     )
     path, hyp_path, timing_path = result_paths(run_folder, split, tag)
@@ -149,30 +157,17 @@ def evaluate(
 def error_rate(scores: Scores, speakers: Sequence[str] | None, config: EvaluateConfig) -> ErrorRate:
     """A rate with its bootstrap intervals by utterance and, where every utterance has a speaker, by speaker; NaN without tokens."""
     draws: dict[str, Any] = {"level": config.level, "num_draws": config.num_draws, "seed": config.seed}
-    errors_N, tokens_N = scores.errors_N, scores.tokens_N
-    return ErrorRate(
-        rate=scores.rate,
-        **scores.totals(),
-        by_utterance=bootstrap_interval(errors_N, tokens_N, **draws),
-        by_speaker=None if speakers is None else bootstrap_interval(errors_N, tokens_N, group_N=speakers, **draws),
-    )
-
-
-def _timing(seconds: Mapping[str, float], rtf: float, audio_s: float, device: str) -> dict[str, Any]:
-    import torch
-
-    parts = {f"{name}_s": value for name, value in seconds.items()}
-    return {"rtf": rtf, "audio_s": audio_s, **parts, "device": device, "threads": torch.get_num_threads()}
+    by_utterance = bootstrap_interval(scores.errors_N, scores.tokens_N, **draws)
+    by_speaker = speakers and bootstrap_interval(scores.errors_N, scores.tokens_N, group_N=speakers, **draws)
+    return ErrorRate(rate=scores.rate, **scores.totals(), by_utterance=by_utterance, by_speaker=by_speaker or None)
 
 
 def _identity(run_folder: Path, extra: Mapping[str, Any]) -> dict[str, Any]:
     """The run's objective and seed, from its config.toml, else from the export."""
     table = read_settings(run_folder)
     objective, seed = find_setting(table, "objective"), find_setting(table, "seed")
-    return {
-        "objective": str(objective if objective is not None else extra.get("objective", run_folder.name)),
-        "seed": int(seed) if seed is not None else extra.get("seed"),
-    }
+    objective = extra.get("objective", run_folder.name) if objective is None else objective
+    return {"objective": str(objective), "seed": extra.get("seed") if seed is None else int(seed)}
 
 
 def read_settings(run_folder: Path) -> dict[str, Any]:

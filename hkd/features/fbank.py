@@ -89,8 +89,9 @@ class FrontEnd:
         if wave_S.ndim != 1 or not len(wave_S):
             raise ValueError(f"wave_S must have one axis and at least one sample, but has the shape {wave_S.shape} instead")
         if self.upstream is not None:
-            own = self.upstream.architecture == WHISPER
-            return self.upstream(_whisper(wave_S, self.upstream.num_mel_bins) if own else _wave(wave_S, self.upstream.normalise))
+            own = self.upstream.config
+            mel = own.model_type == WHISPER
+            return self.upstream(_whisper(wave_S, own.num_mel_bins) if mel else _wave(wave_S, self.upstream.normalise))
         return _wave(wave_S, self.normalise) if self.kind == "wave" else _whisper(wave_S, self.num_bins)
 
     def to_json(self) -> dict[str, Any]:

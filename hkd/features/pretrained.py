@@ -145,21 +145,25 @@ def load_encoder(name: str, config: Any, setting: str = "encoder.name") -> nn.Mo
     """
     folder = local_encoder(name, setting)
     kind: Any = "AutoModel"
-    part = ""
-    if config.model_type == WHISPER:
-        alone = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") == ["WhisperEncoder"]
-        if alone:
-            from transformers.models.whisper.modeling_whisper import WhisperEncoder
+    is_whisper, part = config.model_type == WHISPER, ""
+    if is_whisper and json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") == ["WhisperEncoder"]:
+        from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-            kind = WhisperEncoder
-        else:
-            part = "encoder."
+        kind = WhisperEncoder
+    elif is_whisper:
+        part = "encoder."
     model = load_model(
         folder, kind, what=setting, part=part, remedy="Take a checkpoint of the whole encoder.", config=config, dtype=torch.float32,
         local_files_only=True,
     )  # fmt: skip
     whole: nn.Module = model.encoder if part else model
     return whole
+
+
+def padded(wave_BS: Tensor, num_frames: int) -> Tensor:
+    """Samples with zeros after them, or without their last, so that convolutions give so many frames of 20 ms."""
+    needed = covering_samples(num_frames, shift_samples=SHIFT_SAMPLES, window_samples=WINDOW_SAMPLES)
+    return F.pad(wave_BS, (0, needed - wave_BS.shape[1]))
 
 
 SETTING = "encoder.upstream"
@@ -174,25 +178,19 @@ class Upstream:
     name: str
 
     def __post_init__(self) -> None:
-        config = open_config(self.name, SETTING)
-        if _width(config) % ROWS:
-            raise UserError(f"{SETTING} must have an even width, but {self.name} has {_width(config)}.")
+        if self.width % ROWS:
+            raise UserError(f"{SETTING} must have an even width, but {self.name} has {self.width}.")
         _ = self.normalise  # its preprocessor can be read
 
     @property
-    def architecture(self) -> str:
-        """transformers' model type."""
-        return str(open_config(self.name, SETTING).model_type)
+    def config(self) -> Any:
+        """transformers' configuration, not to be written to."""
+        return open_config(self.name, SETTING)
 
     @property
-    def num_values(self) -> int:
-        """F: values a row of 10 ms."""
-        return _width(open_config(self.name, SETTING)) // ROWS
-
-    @property
-    def num_mel_bins(self) -> int:
-        """Of what Whisper reads."""
-        return int(open_config(self.name, SETTING).num_mel_bins)
+    def width(self) -> int:
+        """Values a frame of 20 ms; half of them are F, the values of a row of 10 ms."""
+        return int(self.config.d_model if self.config.model_type == WHISPER else self.config.hidden_size)
 
     @property
     def normalise(self) -> bool:
@@ -202,18 +200,22 @@ class Upstream:
     @property
     def max_rows(self) -> int | None:
         """Rows of the longest utterance that it can read; None for any."""
-        config = open_config(self.name, SETTING)
-        return ROWS * int(config.max_source_positions) if config.model_type == WHISPER else None
+        return ROWS * int(self.config.max_source_positions) if self.config.model_type == WHISPER else None
 
     @property
     def digest(self) -> str:
-        """Of its weights, its settings and its front end's: all that its values hang on, besides the sound. The same wherever it is saved."""
+        """Of its weights, its settings and its front end's: all that its values depend on, besides the sound. The same wherever it is saved."""
         return _digest(self.name, _files(self.name))
+
+    @property
+    def model(self) -> Any:
+        """Frozen, in eval mode; one copy a process."""
+        return _load(self.name, _files(self.name))
 
     @property
     def num_parameters(self) -> int:
         """Of the encoder."""
-        return sum(p.numel() for p in _load(self.name, _files(self.name)).parameters())
+        return sum(p.numel() for p in self.model.parameters())
 
     @torch.no_grad()
     def __call__(self, read_TF: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -221,30 +223,24 @@ class Upstream:
 
         Raises UserError for an utterance longer than the encoder can read.
         """
-        model: Any = _load(self.name, _files(self.name))
         num_rows = len(read_TF)
         check_length(num_rows, self.max_rows)
         num_frames = -(-num_rows // ROWS)
-        if self.architecture == WHISPER:
-            y_TD = _whisper(model, torch.from_numpy(np.pad(read_TF, ((0, ROWS * num_frames - num_rows), (0, 0)), mode="edge")))
+        if self.config.model_type == WHISPER:
+            whole_TF = np.pad(read_TF, ((0, ROWS * num_frames - num_rows), (0, 0)), mode="edge")
+            y_TD = _whisper(self.model, torch.from_numpy(whole_TF))
         else:
-            wave_S = torch.from_numpy(np.ascontiguousarray(read_TF)).flatten()
-            needed = covering_samples(num_frames, shift_samples=SHIFT_SAMPLES, window_samples=WINDOW_SAMPLES)
-            y_TD = model(F.pad(wave_S, (0, needed - len(wave_S)))[None]).last_hidden_state[0]
+            wave_BS = torch.from_numpy(np.ascontiguousarray(read_TF)).flatten()[None]
+            y_TD = self.model(padded(wave_BS, num_frames)).last_hidden_state[0]
         return np.ascontiguousarray(y_TD.reshape(ROWS * num_frames, -1)[:num_rows].numpy())
 
     def save(self, folder: Path) -> None:
         """Write the encoder; `Upstream(name=str(folder))` gives the same values."""
-        model: Any = _load(self.name, _files(self.name))
         folder.mkdir(parents=True, exist_ok=True)
         with transformers_package():
-            model.save_pretrained(folder)
+            self.model.save_pretrained(folder)
         own = local_encoder(self.name, SETTING) / PREPROCESSOR
         write_bytes(folder / PREPROCESSOR, own.read_bytes() if own.is_file() else b"{}\n")
-
-
-def _width(config: Any) -> int:
-    return int(config.d_model if config.model_type == WHISPER else config.hidden_size)
 
 
 Stamps = tuple[tuple[Path, int, int], ...]
@@ -264,12 +260,9 @@ def _digest(name: str, files: Stamps) -> str:
 
 @lru_cache(maxsize=2)
 def _load(name: str, _files: Stamps) -> nn.Module:
-    """Frozen, in eval mode; one copy a process."""
     config = copy.deepcopy(open_config(name, SETTING))
-    if config.model_type != WHISPER:
-        config.mask_time_prob = config.mask_feature_prob = (
-            0.0  # latent frames are never masked, and not all checkpoints have a vector for it
-        )
+    if config.model_type != WHISPER:  # latent frames are never masked, and not all checkpoints have a vector for it
+        config.mask_time_prob = config.mask_feature_prob = 0.0
     return load_encoder(name, config, SETTING).requires_grad_(False).eval()
 
 

@@ -14,6 +14,7 @@ Shape letters: B utterances, S samples, C channels, T frames, F values a frame, 
 import warnings
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,13 @@ from hkd.features.pretrained import (
     local_encoder,
     normalises,
     open_config,
+    padded,
     settings_of,
 )
 from hkd.pretrained import transformers_package
 from hkd.student.config import EncoderConfig, SpeechEncoderConfig
 from hkd.student.encoder import subsampled, valid_frames
-from hkd.timebase import HOP_SAMPLES, SUBSAMPLING, covering_samples
+from hkd.timebase import HOP_SAMPLES, SUBSAMPLING
 
 FRAMES = SUBSAMPLING * HOP_SAMPLES // SHIFT_SAMPLES  # of theirs in an encoder frame
 OFF = ("layerdrop", "encoder_layerdrop", "mask_time_prob", "mask_feature_prob")
@@ -56,37 +58,30 @@ def open_speech_encoder(encoder: EncoderConfig) -> SpeechEncoderConfig:
     return SpeechEncoderConfig(name=encoder.name, settings=settings, normalise=normalises(local_encoder(encoder.name)))
 
 
-def _build(config: SpeechEncoderConfig) -> nn.Module:
-    with transformers_package() as transformers:
-        settings = transformers.AutoConfig.for_model(config.architecture, **_without(config.settings, "model_type"))
-        if config.architecture == WHISPER:
-            from transformers.models.whisper.modeling_whisper import WhisperEncoder
-
-            return WhisperEncoder(settings)
-        model: nn.Module = transformers.AutoModel.from_config(settings, dtype=torch.float32)
-        return model
-
-
-def _without(settings: Any, key: str) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if name != key}
-
-
 class SpeechEncoder(nn.Module):
     """An encoder of transformers with the interface of `ConformerEncoder`. Weights are random until `load_pretrained`."""
 
     def __init__(self, config: SpeechEncoderConfig) -> None:
         super().__init__()
-        self.config = config
-        self.model = _build(config)
-        frozen: list[Any] = [self.model.feature_extractor] if config.architecture != WHISPER else _whisper_front(self.model)
-        for module in frozen:
+        self.config, self.is_whisper = config, config.architecture == WHISPER
+        settings = dict(config.settings)
+        with transformers_package() as transformers:
+            own = transformers.AutoConfig.for_model(settings.pop("model_type"), **settings)
+            if self.is_whisper:
+                from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+                self.model: Any = WhisperEncoder(own)
+                front = [self.model.conv1, self.model.conv2, self.model.embed_positions]
+            else:
+                self.model = transformers.AutoModel.from_config(own, dtype=torch.float32)
+                front = [self.model.feature_extractor]
+        for module in front:
             module.requires_grad_(False)
 
     @property
     def layers(self) -> nn.ModuleList:
         """What taps count."""
-        inner: Any = self.model if self.config.architecture == WHISPER else self.model.encoder
-        layers: nn.ModuleList = inner.layers
+        layers: nn.ModuleList = (self.model if self.is_whisper else self.model.encoder).layers
         return layers
 
     def forward(
@@ -103,41 +98,33 @@ class SpeechEncoder(nn.Module):
         num_frames = -(-x_BTF.shape[1] // SUBSAMPLING)
         x_BTF = x_BTF.masked_fill(~valid_frames(length_B, x_BTF.shape[1])[:, :, None], 0.0)
 
-        def note(number: int) -> Any:
-            def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-                seen[number] = _paired(output[0] if isinstance(output, tuple) else output, num_frames)
-
-            return hook
+        def note(number: int, _module: nn.Module, _inputs: Any, output: Any) -> None:
+            seen[number] = _paired(output[0] if isinstance(output, tuple) else output, num_frames)
 
         with ExitStack() as hooks:
             for number in taps:
-                handle = self.layers[number - 1].register_forward_hook(note(number))
-                hooks.callback(handle.remove)
-            run = self._whisper if self.config.architecture == WHISPER else self._convolutional
+                hooks.callback(self.layers[number - 1].register_forward_hook(partial(note, number)).remove)
+            run = self._whisper if self.is_whisper else self._convolutional
             top_BTD = run(x_BTF, length_B, num_frames)
         return _paired(top_BTD, num_frames), subsampled(length_B), seen
 
     def _convolutional(self, x_BTF: Tensor, length_B: Tensor, num_frames: int) -> Tensor:
-        model: Any = self.model
-        wave_BS = x_BTF.flatten(1)
-        needed = covering_samples(FRAMES * num_frames, shift_samples=SHIFT_SAMPLES, window_samples=WINDOW_SAMPLES)
         frames_B = FRAMES * subsampled(length_B)
         with torch.no_grad():
-            y_BCT = self._samples_to_frames(F.pad(wave_BS, (0, needed - wave_BS.shape[1])), frames_B)
-        y_BTD = model.feature_projection(y_BCT.transpose(1, 2))
+            y_BCT = self._samples_to_frames(padded(x_BTF.flatten(1), FRAMES * num_frames), frames_B)
+        y_BTD = self.model.feature_projection(y_BCT.transpose(1, 2))
         y_BTD = y_BTD[0] if isinstance(y_BTD, tuple) else y_BTD
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask")  # WavLM's own attention
-            output = model.encoder(y_BTD, attention_mask=valid_frames(frames_B, y_BTD.shape[1]))
+            output = self.model.encoder(y_BTD, attention_mask=valid_frames(frames_B, y_BTD.shape[1]))
         top_BTD: Tensor = output.last_hidden_state
         return top_BTD
 
     def _samples_to_frames(self, wave_BS: Tensor, frames_B: Tensor) -> Tensor:
         """The convolutions, a group norm over each utterance's own frames."""
-        model: Any = self.model
         y_BCT = wave_BS[:, None]
         length_B = (frames_B - 1) * SHIFT_SAMPLES + WINDOW_SAMPLES
-        for layer in model.feature_extractor.conv_layers:
+        for layer in self.model.feature_extractor.conv_layers:
             length_B = (length_B - layer.conv.kernel_size[0]) // layer.conv.stride[0] + 1
             norm = getattr(layer, "layer_norm", None)
             if isinstance(norm, nn.GroupNorm):
@@ -172,23 +159,17 @@ def _group_norm(norm: nn.GroupNorm, y_BCT: Tensor, length_B: Tensor) -> Tensor:
     return y_BCT * norm.weight[:, None] + norm.bias[:, None]
 
 
-def _whisper_front(model: Any) -> list[nn.Module]:
-    return [model.conv1, model.conv2, model.embed_positions]
-
-
 def load_pretrained(encoder: SpeechEncoder) -> None:
     """Put the named encoder's weights in. Raises UserError where it lacks some, HkdError where they cannot be read."""
-    settings: Any = getattr(encoder.model, "config")  # noqa: B009 (nn.Module types attributes as tensors)
-    encoder.model.load_state_dict(load_encoder(encoder.config.name, settings).state_dict())
+    encoder.model.load_state_dict(load_encoder(encoder.config.name, encoder.model.config).state_dict())
 
 
 def save_pretrained(encoder: SpeechEncoder, folder: Path) -> None:
     """Write the encoder for transformers alone: config.json, model.safetensors and preprocessor_config.json."""
-    model: Any = encoder.model
     front_end = encoder.config.front_end
     with transformers_package() as transformers:
-        model.save_pretrained(folder)
-        if encoder.config.architecture == WHISPER:
+        encoder.model.save_pretrained(folder)
+        if encoder.is_whisper:
             extractor: Any = transformers.WhisperFeatureExtractor(feature_size=front_end.num_bins)
         else:
             extractor = transformers.Wav2Vec2FeatureExtractor(do_normalize=front_end.normalise, return_attention_mask=True)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from hkd.errors import UserError, check_choice, check_setting
-from hkd.features.pretrained import Upstream
+from hkd.features.pretrained import ROWS, Upstream
 from hkd.labels.store import LabelReader
 from hkd.losses import ctc_interpolation, ctc_loss, ctc_occupancy, hard_cross_entropy, sparse_cross_entropy, sparse_kl
 from hkd.stream.join import Join
@@ -310,7 +310,7 @@ def encoder_of(config: TrainConfig) -> EncoderConfig | SpeechEncoderConfig:
     if encoder.upstream and encoder.num_bins != NUM_BINS:
         raise UserError(f"encoder.num_bins must be left out where encoder.upstream is given, but is {encoder.num_bins}.")
     if encoder.upstream:
-        return replace(encoder, num_bins=Upstream(name=encoder.upstream).num_values)
+        return replace(encoder, num_bins=Upstream(name=encoder.upstream).width // ROWS)
     return open_speech_encoder(encoder) if encoder.name else encoder
 
 

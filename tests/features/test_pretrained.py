@@ -19,7 +19,7 @@ import transformers  # noqa: E402
 
 def front_end(folder: Path) -> FrontEnd:
     upstream = Upstream(name=str(folder))
-    return FrontEnd(kind="upstream", num_bins=upstream.num_values, upstream=upstream)
+    return FrontEnd(kind="upstream", num_bins=upstream.width // 2, upstream=upstream)
 
 
 def sound(num_samples: int) -> np.ndarray:
