@@ -16,7 +16,7 @@ import numpy as np
 import soxr
 from numpy.typing import NDArray
 
-from hkd.errors import UserError
+from hkd.errors import check_setting, check_settings
 from hkd.timebase import SAMPLE_RATE_HZ
 
 
@@ -33,18 +33,13 @@ class AugmentConfig:
     noise_snr_db: tuple[float, float] = (10.0, 30.0)  # lowest and highest ratio of signal to noise
 
     def __post_init__(self) -> None:
-        if not all(0.5 <= speed <= 2 for speed in self.speeds):
-            raise UserError(f"`speeds` must lie between 0.5 and 2, but are {self.speeds} instead.")
-        for name in ("freq_masks", "freq_width", "time_masks"):
-            if getattr(self, name) < 0:
-                raise UserError(f"`{name}` must not be negative, but is {getattr(self, name)} instead.")
-        for name in ("time_share", "noise_probability"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"`{name}` must lie between 0 and 1, but is {getattr(self, name)} instead.")
-        if len(self.noise_snr_db) != 2 or not -math.inf < self.noise_snr_db[0] <= self.noise_snr_db[1] < math.inf:
-            raise UserError(
-                f"`noise_snr_db` must be the lowest and the highest ratio in dB, but is {list(self.noise_snr_db)} instead."
-            )
+        fits = all(0.5 <= speed <= 2 for speed in self.speeds)
+        check_setting("`speeds`", self.speeds, "lie between 0.5 and 2", fits)
+        check_settings(self, "freq_masks freq_width time_masks", "not be negative", lambda value: value >= 0)
+        check_settings(self, "time_share noise_probability", "lie between 0 and 1", lambda value: 0 <= value <= 1)
+        snr = list(self.noise_snr_db)
+        fits = len(snr) == 2 and -math.inf < snr[0] <= snr[1] < math.inf
+        check_setting("`noise_snr_db`", snr, "be the lowest and the highest ratio in dB", fits)
 
 
 NO_AUGMENTATION = AugmentConfig(speeds=(1.0,), freq_masks=0, time_masks=0)

@@ -17,6 +17,8 @@ import shutil
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple, TypeVar
@@ -35,6 +37,7 @@ from hkd.files import atomic_write, digest_of_json
 from hkd.manifest import Utterance
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 FORMAT, VERSION = "hkd-features", 1
 SHARD_UTTERANCES = 128
@@ -52,11 +55,6 @@ class _Shard(NamedTuple):
     rows: tuple[tuple[Utterance, float], ...]
 
 
-def _channel(u: Utterance) -> list[int]:
-    """The channel, where one is named: caches made before manifests had channels keep their names."""
-    return [] if u.channel is None else [u.channel]
-
-
 class FeatureCache:
     """The features of some utterances at some speeds in a folder. `fill` makes what is missing; then they are there to be read."""
 
@@ -66,7 +64,18 @@ class FeatureCache:
         self._shards: list[_Shard] = []
         self._place: dict[tuple[str, float], tuple[int, int]] = {}
         for part in (split[n : n + SHARD_UTTERANCES] for split in wanted for n in range(0, len(split), SHARD_UTTERANCES)):
-            named = [[u.id, stamp(str(u.audio_filepath)), u.offset, u.duration, list(speeds), *_channel(u)] for u, speeds in part]
+            # a channel is named where there is one: caches made before manifests had channels keep their names
+            named = [
+                [
+                    u.id,
+                    stamp(str(u.audio_filepath)),
+                    u.offset,
+                    u.duration,
+                    list(speeds),
+                    *([] if u.channel is None else [u.channel]),
+                ]
+                for u, speeds in part
+            ]
             digest = digest_of_json([FORMAT, VERSION, front_end.key, named])
             rows = tuple((u, speed) for u, speeds in part for speed in speeds)
             self._place |= {(u.id, speed): (len(self._shards), row) for row, (u, speed) in enumerate(rows)}
@@ -81,16 +90,14 @@ class FeatureCache:
         place = self._place.get((utterance_id, speed))
         if place is None:
             return None
-        values: Features = np.frombuffer(self._open(place[0])["x"][place[1]].as_buffer(), np.float32)
-        return values.reshape(-1, self._num_bins)
-
-    def _open(self, number: int) -> pa.Table:
+        number, row = place
         if number not in self._tables:
             table = _read(self._shards[number])
             if table is None:
                 raise HkdError(f"{self._shards[number].path} was there and is gone or damaged. Run the same command again.")
             self._tables[number] = table
-        return self._tables[number]
+        values: Features = np.frombuffer(self._tables[number]["x"][row].as_buffer(), np.float32)
+        return values.reshape(-1, self._num_bins)
 
     def fill(self, compute: Compute, *, workers: int = 0) -> int:
         """Make the files that are not there, in `workers` processes (0: this one); gives how many were missing.
@@ -154,20 +161,17 @@ def _read(shard: _Shard) -> pa.Table | None:
         return None
 
 
-# Features of utterances at a speed, of whatever kind the encoder reads: computed when asked for, kept in memory up to a limit. What is
-# kept does not change what is given: features are a pure function of sound and speed. With noise nothing is kept.
-
-
 class FeatureSource:
-    """Features, from memory where they are there. `max_bytes` bounds what is kept; the longest unused goes first."""
+    """Features of utterances at a speed, from disk or memory where they are there. What is kept does not change what is given.
+
+    `max_bytes` bounds what is kept in memory; the longest unused goes first. With noise nothing is kept.
+    """
 
     def __init__(self, *, front_end: FrontEnd | None = None, max_bytes: int = 1 << 30, cache: FeatureCache | None = None) -> None:
         """cache: features on disk, filled; what lies there is not kept in memory."""
-        self.front_end, self._cache = front_end or FrontEnd(), cache
-        self._max_bytes = max_bytes
+        self.front_end, self._max_bytes, self._cache = front_end or FrontEnd(), max_bytes, cache
         self._kept: OrderedDict[tuple[str, float], Features] = OrderedDict()
-        self._bytes = 0
-        self._lock = threading.Lock()
+        self._bytes, self._lock = 0, threading.Lock()
 
     def wave(self, utterance: Utterance, speed: float = 1.0) -> NDArray[np.float32]:
         """The sound at a speed, 16 kHz. Raises UserError where it cannot be read."""
@@ -199,8 +203,8 @@ class FeatureSource:
                 self._bytes -= self._kept.popitem(last=False)[1].nbytes
         return x_TF
 
-    def __reduce__(self) -> tuple[type["FeatureSource"], tuple[()], dict[str, object]]:
-        return FeatureSource, (), {"front_end": self.front_end, "_max_bytes": self._max_bytes, "_cache": self._cache}
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(FeatureSource, front_end=self.front_end, max_bytes=self._max_bytes, cache=self._cache), ()
 
 
 def mean_and_std(parts: "list[Features]") -> tuple[torch.Tensor, torch.Tensor]:
@@ -215,17 +219,11 @@ def mean_and_std(parts: "list[Features]") -> tuple[torch.Tensor, torch.Tensor]:
 # Errors of DataLoader's workers, raised in the process that asked, as they would be without workers.
 
 
-T = TypeVar("T")
-
-
 def portable(error: Exception) -> Exception:
     """The error as an item to send to the other process: its sentence and exit code alone where it cannot be pickled."""
-    try:
-        same = type(pickle.loads(pickle.dumps(error))) is type(error)
-    except Exception:
-        same = False
-    if same:
-        return error
+    with suppress(Exception):
+        if type(pickle.loads(pickle.dumps(error))) is type(error):
+            return error
     if isinstance(error, HkdError):
         return (UserError if error.exit_code == UserError.exit_code else HkdError)(str(error))
     return HkdError(f"{type(error).__name__}: {error}")

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hkd.errors import HkdError, UserError
+from hkd.errors import HkdError, UserError, check_choice, check_setting
 from hkd.features.pretrained import WHISPER, Upstream
 from hkd.native import import_torchaudio
 from hkd.timebase import HOP_SAMPLES, SAMPLE_RATE_HZ, samples_to_frames
@@ -74,12 +74,11 @@ class FrontEnd:
     upstream: Upstream | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise UserError(f"front_end.kind must be one of {', '.join(KINDS)}, but is '{self.kind}' instead.")
+        check_choice("front_end.kind", self.kind, KINDS)
         if (self.upstream is not None) != (self.kind == "upstream"):
             raise UserError(f"front_end.upstream must be given for the kind upstream alone, but the kind is '{self.kind}'.")
-        if self.num_bins < 1 or (self.kind == "wave" and self.num_bins != HOP_SAMPLES):
-            raise UserError(f"front_end.num_bins must be positive, and {HOP_SAMPLES} of a wave, but is {self.num_bins} instead.")
+        fits = self.num_bins == HOP_SAMPLES if self.kind == "wave" else self.num_bins >= 1
+        check_setting("front_end.num_bins", self.num_bins, f"be positive, and {HOP_SAMPLES} of a wave", fits)
 
     def __call__(self, wave_S: NDArray[np.float32]) -> NDArray[np.float32]:
         """x_TF of a 16 kHz signal in [-1, 1], T = samples_to_frames(S). Raises ValueError for an empty one."""
