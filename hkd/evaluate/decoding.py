@@ -116,13 +116,10 @@ def decode(
             for wave_S in chosen:
                 recogniser.front_end(wave_S)
             timed_s, timed_samples = timed_s + recogniser.clock() - begin_s, timed_samples + sum(map(len, chosen))
-        if n_best:
-            options, spent = _n_best(recogniser, waves, n_best, given)
-        else:
-            recognition = recogniser.recognise(waves, given)
-            options = [[Option(text=" ".join(words(text)), score=0.0)] for text in recognition.texts]
-            spent = recognition.seconds
-        seconds += spent
+        logits_BTV, length_B, spent = recogniser.logits(waves, given)
+        begin_s = recogniser.clock()
+        options = _n_best(recogniser.search, logits_BTV, length_B, n_best)
+        seconds += spent + Seconds(search=recogniser.clock() - begin_s)
         for row, wave_S, best in zip(rows, waves, options, strict=True):
             samples += len(wave_S)
             hypothesis = Hypothesis(
@@ -157,14 +154,10 @@ def features_on_disk(recogniser: Recogniser, part: Manifest, folder: str) -> Fea
     return FeatureSource(front_end=front_end, max_bytes=0, cache=cache)
 
 
-def _n_best(
-    recogniser: Recogniser, waves: Sequence[Wave_S], n_best: int, features: Sequence[Features] | None
-) -> tuple[list[list[Option]], Seconds]:
-    """A CTC student's n best of each wave, distinct in words, best first (fewer where the beam has fewer), and the time."""
-    search = recogniser.search
-    assert isinstance(search, Search)
-    logits_BTV, length_B, seconds = recogniser.logits(waves, features)
-    begin_s = recogniser.clock()
+def _n_best(search: Search | HybridSearch, logits_BTV: torch.Tensor, length_B: torch.Tensor, n_best: int) -> list[list[Option]]:
+    """The n best of each utterance, distinct in words, best first (fewer where the beam has fewer); with n = 0 the best, without a score."""
+    if not n_best or isinstance(search, HybridSearch):
+        return [[Option(text=" ".join(words(search.text(ids))), score=0.0)] for ids in search.best(logits_BTV, length_B)]
     if search.config.decoder == "greedy":
         logp_BT = torch.log_softmax(logits_BTV, -1).amax(-1)
         scores = [float(logp_T[:length].sum()) for logp_T, length in zip(logp_BT, length_B.tolist(), strict=True)]
@@ -178,7 +171,7 @@ def _n_best(
         for units, score in beam:
             score_of.setdefault(" ".join(words(search.text(units))), round(score, 4))
         lists.append([Option(text=text, score=score) for text, score in score_of.items()][:n_best])
-    return lists, seconds + Seconds(search=recogniser.clock() - begin_s)
+    return lists
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,6 +10,7 @@ Shape letters: B utterances, T encoder frames, S slots, M labelled slots, N posi
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -341,9 +342,9 @@ def plan_student(config: TrainConfig, needs: Needs, join: Join) -> Plan:
 def _conditioned(config: TrainConfig, heads: tuple[HeadConfig, ...]) -> tuple[HeadConfig, ...]:
     """The heads, those that `condition` names marked. Raises UserError for a name that is none of theirs."""
     chosen = {f"hard-{name}" if name in UNIT_LEVELS else name for name in config.condition}
+    known = (*UNIT_LEVELS, *(head.name for head in heads if head.kind == "aux"))
     for name in chosen - {head.name for head in heads}:
-        known = ", ".join((*UNIT_LEVELS, *(head.name for head in heads if head.kind == "aux")))
-        raise UserError(f"`condition` must name levels or heads ({known}), but '{name}' is none of them.")
+        raise UserError(f"`condition` must name levels or heads ({', '.join(known)}), but '{name}' is none of them.")
     return tuple(replace(head, condition=head.name in chosen) for head in heads)
 
 
@@ -483,33 +484,24 @@ def auxiliary_heads(given: Given) -> list[Taught]:
     return [_auxiliary(given, store) for store in given.needs.stores]
 
 
-def one_store(config: TrainConfig, stores: Mapping[str, str]) -> tuple[str, ...]:
-    """The one label store that the settings leave. Raises UserError for none or several."""
-    return _only(config, _all_stores(config, stores))
-
-
-def main_store(config: TrainConfig, stores: Mapping[str, str]) -> tuple[str, ...]:
-    """The one label store over the main output's units. Raises UserError for none or several."""
+def many_stores(config: TrainConfig, stores: Mapping[str, str], *, only: bool = False, of_main: bool = False) -> tuple[str, ...]:
+    """All label stores that the settings leave; of_main: over the main output's units. Raises UserError for none, and for several if `only`."""
     level = SENONE if config.main == SENONE else SUBWORD
-    if not config.stores and not config.levels:  # how many stores other levels have is no matter here
+    if of_main and not config.stores and not config.levels:  # how many stores other levels have is no matter here
         stores = {name: own for name, own in stores.items() if own == level}
-    return _only(config, tuple(name for name in _all_stores(config, stores) if stores[name] == level))
-
-
-def _only(config: TrainConfig, chosen: tuple[str, ...]) -> tuple[str, ...]:
-    if len(chosen) != 1:
+    chosen = tuple(name for name in _all_stores(config, stores) if not of_main or stores[name] == level)
+    if only and len(chosen) != 1:
         raise UserError(
             f"objective {config.objective} takes one label store, but {', '.join(chosen) or 'none'} would do. "
             "Name it: --set stores='[\"NAME\"]' or --set levels='[\"LEVEL\"]'."
         )
-    return chosen
-
-
-def many_stores(config: TrainConfig, stores: Mapping[str, str]) -> tuple[str, ...]:
-    """All label stores that the settings leave. Raises UserError for none."""
-    if not (chosen := _all_stores(config, stores)):
+    if not chosen:
         raise UserError(f"objective {config.objective} takes label stores, but there is none. Run `hkd teacher-dump` first.")
     return chosen
+
+
+one_store = partial(many_stores, only=True)
+main_store = partial(many_stores, only=True, of_main=True)
 
 
 @dataclass(frozen=True, kw_only=True)
