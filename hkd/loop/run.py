@@ -294,7 +294,8 @@ class _Run:
         shares = [next(iterator) for iterator in batches]
         shares = [share.to(accelerator.device) if hasattr(share, "to") else share for share in shares]
         self.wait_s += time.perf_counter() - begin_s
-        counts = np.array([[self._count(share, term) for term in self.terms] for share in shares]).sum(0)
+        own_counts = [{} if share is None else self.task.counts(share) for share in shares]
+        counts = np.array([[float(row.get(term, 0.0)) for term in self.terms] for row in own_counts]).sum(0)
         if accelerator.num_processes > 1:
             own = torch.tensor([*counts, float(stop)], device=accelerator.device)
             gathered = accelerator.reduce(own, "sum").cpu().double().numpy()
@@ -328,9 +329,6 @@ class _Run:
         self.norm = norm
         self.step += 1
         return stop
-
-    def _count(self, share: Any, term: str) -> float:
-        return 0.0 if share is None else float(self.task.counts(share).get(term, 0.0))
 
     def _loss(self, share: Any, number: int, counts: np.ndarray[Any, Any], weights: Mapping[str, float]) -> tuple[Tensor, Tensor]:
         """The share's part of the loss (a scalar), and its sum for each term, detached."""
