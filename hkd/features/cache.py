@@ -2,10 +2,10 @@
 
     FOLDER/<digest>.arrow    the features of some utterances at some speeds; one row each: id, speed, x (float32, T × F)
 
-- The digest is of all that the values hang on: the front end, and each utterance's file (path, size, time of change), span and speeds. So nothing is
+- The digest is of all that the values depend on: the front end, and each utterance's file (path, size, time of change), span and speeds. So nothing is
   ever stale: what changed has another name. Files that no run asks for any more can be removed at any time.
 - A file appears whole (temporary file, rename) and is the same whoever makes it (of an upstream up to its last bits): any number of processes
-  fill one folder, each in an order of its own, passing over what is there. One that was damaged is made anew.
+  fill one folder, each in an order of its own, leaving those that exist. One that was damaged is made again.
 - Disk: 4 · F · 100 bytes a second of sound and speed, 32 kB for 80 bins: 115 MB an hour, three times that with three speeds.
 
 Shape letters: T frames, F values a frame.
@@ -168,7 +168,7 @@ class FeatureSource:
     """
 
     def __init__(self, *, front_end: FrontEnd | None = None, max_bytes: int = 1 << 30, cache: FeatureCache | None = None) -> None:
-        """cache: features on disk, filled; what lies there is not kept in memory."""
+        """cache: features on disk, filled; they are not kept in memory."""
         self.front_end, self._max_bytes, self._cache = front_end or FrontEnd(), max_bytes, cache
         self._kept: OrderedDict[tuple[str, float], Features] = OrderedDict()
         self._bytes, self._lock = 0, threading.Lock()
@@ -178,7 +178,7 @@ class FeatureSource:
         return change_speed(read_audio(utterance), speed)
 
     def compute(self, utterance: Utterance, speed: float = 1.0) -> Features:
-        """x_TF, made anew. Raises UserError where the sound cannot be read, or the front end cannot read so much of it."""
+        """x_TF, computed. Raises UserError where the sound cannot be read, or the front end cannot read so much of it."""
         wave_S = self.wave(utterance, speed)
         try:
             return self.front_end(wave_S)

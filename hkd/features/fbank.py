@@ -103,7 +103,7 @@ class FrontEnd:
 
     @property
     def key(self) -> dict[str, Any]:
-        """All that its values hang on, besides the sound."""
+        """All that its values depend on, besides the sound."""
         value: dict[str, Any] = {"kind": self.kind, "num_bins": self.num_bins}
         return value | ({"normalise": self.normalise} if self.upstream is None else {"upstream": self.upstream.digest})
 

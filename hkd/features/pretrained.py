@@ -43,7 +43,7 @@ FILES = ["config.json", PREPROCESSOR, "model*.safetensors", "model.safetensors.i
 
 
 def local_encoder(name: str, setting: str = "encoder.name") -> Path:
-    """The folder of an encoder: itself, or the hub's files in its own cache, fetched where they are not there. `setting` is who asks.
+    """The folder of an encoder: itself, or the hub's files in its own cache, fetched where they are missing. `setting` names the setting in errors.
 
     Raises UserError where it holds no safetensors, HkdError where the hub cannot be reached.
     """
@@ -84,7 +84,7 @@ def normalises(folder: Path) -> bool:
         return not path.is_file() or bool(json.loads(path.read_text(encoding="utf-8")).get("do_normalize", True))
     except (ValueError, AttributeError) as error:
         raise UserError(
-            f"{path} must be a preprocessor's JSON, but cannot be read as one ({error}). Have the files anew."
+            f"{path} must be a preprocessor's JSON, but cannot be read as one ({error}). Fetch the files again."
         ) from None
 
 

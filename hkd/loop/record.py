@@ -28,7 +28,7 @@ def begun_with(folder: Path) -> dict[str, Any]:
 
 
 def claim(folder: Path, identity: Mapping[str, Any]) -> str:
-    """Write identity.json, or hold what is there against it; returns the digest. Raises UserError naming what differs."""
+    """Write identity.json, or compare it with the one that exists; returns the digest. Raises UserError naming what differs."""
     path = folder / IDENTITY
     identity = json.loads(json.dumps(identity))
     if not path.exists():

@@ -215,7 +215,7 @@ def fit(
 ) -> dict[str, float]:
     """Train to config.max_steps, from the newest whole checkpoint where there is one; returns the last figures.
 
-    identity: JSON of all else that the result hangs on (configs, digests of the data); another one in the same folder is refused.
+    identity: JSON of all else that the result depends on (configs, digests of the data); another one in the same folder is refused.
     tensorboard: write curves into folder/tensorboard too. Leaves folder/{final.safetensors, done.json, metrics.jsonl, timing.jsonl, checkpoints/}. A run that is done returns at once.
     Either way the task's model holds the final weights.
     Raises Terminated on SIGTERM and KeyboardInterrupt on Ctrl-C, both after saving; HkdError where the loss is not finite.

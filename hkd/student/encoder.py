@@ -184,7 +184,7 @@ class ConformerEncoder(nn.Module):
         """x_BTF (normalised), length_B in 10 ms frames, taps as layers counted from 1, seed_B of each utterance's dropout in training.
 
         Without seed_B, training takes seeds from torch's default generator. condition: by layer. Gives the top layer's x_BTD, the lengths in
-        encoder frames, and tap → the layer's own x_BTD. What stands past an utterance's end is finite and means nothing.
+        encoder frames, and tap → the layer's own x_BTD. Values past an utterance's end are finite and mean nothing.
         """
         valid_BT = valid_frames(length_B, x_BTF.shape[1])
         x_BTD = self.front(x_BTF.masked_fill(~valid_BT[:, :, None], 0.0), length_B)

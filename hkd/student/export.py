@@ -68,7 +68,7 @@ def save_student(
         raise UserError(f"the main output's inventory must have {expected} units, but has {len(inventory)} instead.")
     kept = student if heads else export_student(student)
     state = {name: value.detach().cpu().contiguous() for name, value in kept.state_dict().items()}
-    (folder / CARD).unlink(missing_ok=True)  # until it stands there again the folder is no student
+    (folder / CARD).unlink(missing_ok=True)  # without it the folder is no student
     write_bytes(folder / WEIGHTS, save(state))
     beside = {**(acoustic or {}), **({SUBWORDS: subword_model} if subword_model is not None else {})}
     for name in BESIDE:
@@ -137,7 +137,7 @@ def load_student(folder: str | Path, *, device: str | torch.device = "cpu") -> t
     for name, digest in files.items():
         found = digest_of_file(folder / name) if (folder / name).is_file() else "missing"
         if found != digest:
-            raise UserError(f"{folder / name} must have the SHA-256 {digest}, but is {found} instead. Export the student anew.")
+            raise UserError(f"{folder / name} must have the SHA-256 {digest}, but is {found} instead. Export the student again.")
     student = Student(config)
     try:
         student.load_state_dict(load((folder / WEIGHTS).read_bytes()))

@@ -82,7 +82,7 @@ class Student(nn.Module):
     ) -> StudentOutput:
         """x_BTF: features as the encoder's front end gives them; length_B: 10 ms frames, at least one each.
 
-        slots: head name → slot_M (flat indices b · S + s); a head that stands there gives logits_MV of these slots alone.
+        slots: head name → slot_M (flat indices b · S + s); a head named here gives logits_MV of these slots alone.
         seed_B: in training, what each utterance's dropout is drawn from (an encoder of transformers draws from torch's generator instead).
         alone_B: true where the lowest layer that is conditioned loses its own output, so that those above read posteriors alone.
         """

@@ -54,7 +54,7 @@ def open_speech_encoder(encoder: EncoderConfig) -> SpeechEncoderConfig:
         settings[key] = 0.0 if key in OFF + OTHER_DROPOUTS else encoder.dropout if key in DROPOUTS else settings[key]
     settings["apply_spec_augment"] = False
     if settings.get("conv_pos_batch_norm"):
-        raise UserError(f"encoder.name must have no batch norm, but {encoder.name} has one: outputs would hang on the batch.")
+        raise UserError(f"encoder.name must have no batch norm, but {encoder.name} has one: outputs would depend on the batch.")
     return SpeechEncoderConfig(name=encoder.name, settings=settings, normalise=normalises(local_encoder(encoder.name)))
 
 
@@ -90,8 +90,8 @@ class SpeechEncoder(nn.Module):
         """x_BTF as the config's front end gives it, length_B in 10 ms frames, taps as layers counted from 1; seed_B is not read: dropout
         within transformers draws from torch's generator.
 
-        Gives the top's x_BTD (D is `d_out`), the lengths in encoder frames of 40 ms, and tap → x_BTD. What stands past an utterance's end is
-        finite and means nothing. Raises UserError for an utterance longer than the encoder can read.
+        Gives the top's x_BTD (D is `d_out`), the lengths in encoder frames of 40 ms, and tap → x_BTD. Values past an utterance's end
+        are finite and mean nothing. Raises UserError for an utterance longer than the encoder can read.
         """
         del seed_B
         seen: dict[int, Tensor] = {}

@@ -1,4 +1,4 @@
-"""What a run reads, opened and held against each other: manifest, alignment, units, label stores; and what its weights hang on."""
+"""What a run reads, opened and held against each other: manifest, alignment, units, label stores; and what its weights depend on."""
 
 import json
 import logging
@@ -119,7 +119,7 @@ def _longest(config: TrainConfig, plan: Plan) -> tuple[float, float]:
 
 
 def _identity_of(config: TrainConfig) -> dict[str, Any]:
-    """The settings that a run's weights hang on. What came later than the first runs is left out where it is not used, so that they go on."""
+    """The settings that a run's weights depend on. Later settings are left out where they are not used, so that old runs can go on."""
     table: dict[str, Any] = json.loads(json.dumps({k: v for k, v in asdict(config).items() if k not in NO_IDENTITY}))
     for name, unused in (("train_share", 1), ("condition", ()), ("condition_alone", 0)):
         if getattr(config, name) == unused:

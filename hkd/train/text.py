@@ -28,7 +28,7 @@ PREFIX = "text-"  # of the terms that are taught on text
 
 @dataclass(frozen=True, kw_only=True)
 class Text:
-    """Opened: what makes batches, the terms by name, and what weights hang on."""
+    """Opened: what makes batches, the terms by name, and what the weights depend on."""
 
     maker: TextMaker
     terms: dict[str, Term]
