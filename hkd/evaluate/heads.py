@@ -25,10 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from torch import Tensor
 
 from hkd.align.alignment import Alignment, sequence_digest
@@ -41,7 +39,7 @@ from hkd.files import digest_of_file
 from hkd.labels.card import calibration_bins, calibration_error
 from hkd.labels.ops import can_average, summed
 from hkd.labels.store import LabelReader, digest_of_store, store_folders
-from hkd.loop.checkpoint import load_model_tensors
+from hkd.loop.checkpoint import FINAL, load_final
 from hkd.losses import class_targets, ctc_feasible, ctc_occupancy, sparse_kl
 from hkd.manifest import Manifest
 from hkd.progress import Progress, no_progress
@@ -147,13 +145,7 @@ def frame_figures(
     if trained is None or alignment is None or subword_model is None:
         return {}
     student = Student(placed(config_from_json(trained["config"]), run_folder / "model"))
-    try:
-        tensors = safetensors.torch.load((run_folder / "final.safetensors").read_bytes())
-    except SafetensorError as error:
-        raise UserError(
-            f"{run_folder / 'final.safetensors'} must be weights, but cannot be read ({error}). Train the run again."
-        ) from None
-    load_model_tensors(student, tensors)
+    load_final(student, run_folder)
     student.to(device).eval()
     subwords = SubwordModel(subword_model)
     untrimmed = [
@@ -191,7 +183,7 @@ def frame_inputs(run_folder: Path, *, alignment: Path | None, labels: Path | Non
     heads = trained["heads"]
     return {
         **({MAIN: heads[MAIN]["inventory"]} if MAIN in heads else {}),
-        "weights": digest_of_file(run_folder / "final.safetensors"),
+        "weights": digest_of_file(run_folder / FINAL),
         "alignment": digest_of_file(alignment),
         "stores": {name: digest_of_store(reader) for name, reader in _stores_of(heads, labels).items()},
     }
@@ -265,7 +257,7 @@ def _interpolated(run_folder: Path) -> str | None:
 def _read_student(run_folder: Path, alignment: Path | None) -> dict[str, Any] | None:
     """The run's student.json, with a hybrid student's main output as the first of the heads; None without weights, alignment or heads."""
     trained, exported = _json(run_folder / "student.json"), _json(run_folder / "model" / "student.json")
-    if not trained or not (run_folder / "final.safetensors").exists() or alignment is None or not alignment.exists():
+    if not trained or not (run_folder / FINAL).exists() or alignment is None or not alignment.exists():
         return None
     if not isinstance(trained.get("config"), dict) or not isinstance(trained.get("heads"), dict):
         raise UserError(f"{run_folder / 'student.json'} must have the run's config and heads, but has not. Train the run again.")

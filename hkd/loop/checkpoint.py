@@ -17,12 +17,15 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from hkd.errors import HkdError, UserError
 from hkd.files import digest_of_json, sync, write_bytes
 
 log = logging.getLogger(__name__)
+
+FINAL = "final.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,6 +63,18 @@ def load_model_tensors(model: torch.nn.Module, tensors: Mapping[str, Tensor]) ->
         raise HkdError(f"the weights must fit the model, but {len(differs)} tensors differ ({', '.join(differs[:3])} ...).")
     for name, tensor in own.items():
         tensor.copy_(tensors[name])
+
+
+def load_final(model: torch.nn.Module, folder: Path) -> None:
+    """Put a run's final weights into the model. Raises UserError where they cannot be read, HkdError where they do not fit."""
+    path = folder / FINAL
+    try:
+        tensors = safetensors.torch.load(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"a run must be done, but {folder} has no {FINAL}. Run `hkd train` first.") from None
+    except SafetensorError as error:
+        raise UserError(f"{path} must be weights, but cannot be read ({error}). Train the run again.") from None
+    load_model_tensors(model, tensors)
 
 
 def optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
@@ -25,9 +24,11 @@ from hkd.artefact import flatten
 from hkd.errors import HkdError, MissingPackageError, UserError, check_choice, check_settings
 from hkd.files import write_bytes, write_json
 from hkd.loop.checkpoint import (
+    FINAL,
     Best,
     average,
     last_checkpoints,
+    load_final,
     load_model_tensors,
     load_optimizer_tensors,
     model_tensors,
@@ -223,7 +224,7 @@ def fit(
     whole = identity_of(config, identity)
     if (metrics := finished(folder, whole)) is not None:
         log.info("%s is done", folder)
-        load_model_tensors(task.model, load_file(folder / "final.safetensors"))
+        load_final(task.model, folder)
         return metrics
     if config.warmup_steps > config.max_steps:
         what = "`warmup_steps` is %d, but there are %d steps: the learning rate ends at %.3g of %.3g. Take fewer, or more `max_steps`."
@@ -503,6 +504,6 @@ class _Run:
             self.latest |= self._figures()
             self._write({"step": self.step, "weights_of_steps": [c.step for c in chosen], **self.latest})
         if self.accelerator.is_main_process:
-            write_bytes(self.folder / "final.safetensors", safetensors_bytes(model_tensors(self.model)))
+            write_bytes(self.folder / FINAL, safetensors_bytes(model_tensors(self.model)))
             write_json(self.folder / "done.json", {"digest": digest, "steps": self.step, "metrics": self.latest})
         self.accelerator.wait_for_everyone()

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -28,7 +27,7 @@ from hkd.features.augment import NO_AUGMENTATION
 from hkd.features.cache import FeatureCache, FeatureSource, Wanted, mean_and_std
 from hkd.files import digest_of_json, write_bytes, write_json
 from hkd.loop import LoopConfig, fit
-from hkd.loop.checkpoint import load_model_tensors
+from hkd.loop.checkpoint import load_final
 from hkd.loop.record import begun_with, claim, finished, steps_done
 from hkd.loop.run import identity_of
 from hkd.manifest import Utterance
@@ -408,15 +407,11 @@ def _frames_of_senones(alignment: Alignment, utterances: Sequence[Utterance]) ->
 
 def load_run(folder: Path) -> Student:
     """The student of a finished run with all its heads, in eval mode. Raises UserError where the run is not done."""
-    try:
-        config = placed(config_from_json(json.loads((folder / "student.json").read_text())["config"]), folder / "model")
-        tensors = safetensors.torch.load((folder / "final.safetensors").read_bytes())
-    except FileNotFoundError as error:
-        raise UserError(
-            f"a run must be done, but {folder} has no {Path(str(error.filename)).name}. Run `hkd train` first."
-        ) from None
-    student = Student(config)
-    load_model_tensors(student, tensors)
+    path = folder / "student.json"
+    if not path.exists():
+        raise UserError(f"a run must be done, but {folder} has no {path.name}. Run `hkd train` first.")
+    student = Student(placed(config_from_json(_read(path)["config"]), folder / "model"))
+    load_final(student, folder)
     return student.eval()
 
 
