@@ -173,7 +173,7 @@ def test_an_lm_folder_with_other_weights_of_the_same_size_is_another_lm(project,
 
 @pytest.mark.parametrize("change", [{"level": 1.0}, {"num_draws": 1}, {"batch_seconds": 0.0}, {"seed": -1}, {"n_best": -1}])
 def test_settings_are_checked(change: dict[str, object]) -> None:
-    with pytest.raises(UserError, match=f"evaluate.{next(iter(change))} must"):
+    with pytest.raises(UserError, match=f"`evaluate.{next(iter(change))}` must"):
         EvaluateConfig(**change)  # type: ignore[arg-type]
 
 
