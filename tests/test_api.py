@@ -9,11 +9,14 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch.utils.data import DataLoader
+from typer.testing import CliRunner
 
 import hkd
+from hkd.cli.labels import app
 from hkd.errors import UserError
 from hkd.lhotse import speed_of, with_labels
 from hkd.losses import sparse_kl
@@ -271,3 +274,18 @@ def test_labels_in_a_dataset_of_lhotse(project: hkd.Project):
     bare = K2SpeechRecognitionDataset(input_strategy=OnTheFlyFeatures(Fbank()))
     with pytest.raises(UserError, match="return_cuts=True"):
         with_labels(bare, project, ["monophone"], num_frames=frames)[fast]
+
+
+@pytest.mark.parametrize("store", ["senone", "subword"])
+def test_a_table_of_a_projects_labels_has_their_times(
+    labelled: Path, project: hkd.Project, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(labelled)
+    CliRunner().invoke(app, ["export", f"shards/{store}", "--parquet", str(tmp_path / "t.parquet")], catch_exceptions=False)
+    table = pq.read_table(tmp_path / "t.parquet").to_pylist()
+    assert len(table) == len(project.stores[store])
+    for row in table:
+        found = project.positions(row["id"], store)
+        assert row["unit"] == found.unit_U.tolist()
+        assert row["start_s"] == found.start_s_U.tolist()
+        assert row["stop_s"] == found.stop_s_U.tolist()

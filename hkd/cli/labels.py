@@ -1,11 +1,13 @@
 """`hkd labels`: look at label stores, check them, change their form. A store is a folder or a URL."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from hkd.cli.common import emit, progress_bar, project, say
+from hkd.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, help="Look at label stores, check, convert and compare them.")
 
@@ -298,7 +300,8 @@ def export(
     store: Annotated[str, typer.Argument(help="The store.", show_default=False)],
     parquet: Annotated[Path, typer.Option(help="The Parquet file to write.", show_default=False)],
 ) -> None:
-    """Write a store as one Parquet table, decoded, a row an utterance, for tools that know no hkd.
+    """Write a store as one Parquet table, decoded, a row an utterance, for tools that know no hkd. In a project with an alignment
+    the positions have their times, start_s and stop_s.
 
     Examples:
 
@@ -306,9 +309,40 @@ def export(
     """
     from hkd.labels.ops import export_parquet
 
+    times = _times(store)
     with progress_bar("export") as progress:
-        count = export_parquet(store, parquet, progress=progress)
-    say(f"wrote {parquet}: {count} utterances")
+        count = export_parquet(store, parquet, times=times, progress=progress)
+    say(f"wrote {parquet}: {count} utterances, {'with' if times else 'without'} times")
+
+
+def _times(store: str) -> Callable[[str], tuple[Any, Any] | None] | None:
+    """When the positions of a store's utterances are spoken, by the alignment of the project; None where there is none."""
+    from hkd.api import Project as Corpus
+
+    here = project()
+    if not (here.manifest.exists() and here.alignment.exists()):
+        return None
+    subwords = here.units / "subword.model"
+    try:
+        corpus = Corpus(
+            manifest=here.manifest,
+            alignment=here.alignment,
+            stores={"store": store},
+            subwords=subwords if subwords.exists() else None,
+        )
+    except UserError as error:
+        say(f"the positions get no times, since the store is not of this project: {error}")
+        return None
+
+    known = {utterance.id for utterance in corpus.manifest}
+
+    def times(utterance_id: str) -> tuple[Any, Any] | None:
+        if utterance_id not in known or not corpus.has_labels("store", utterance_id):
+            return None
+        found = corpus.positions(utterance_id, "store")
+        return found.start_s_U, found.stop_s_U
+
+    return times
 
 
 @app.command()

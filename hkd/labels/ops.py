@@ -313,7 +313,10 @@ def average(
 # A table ------------------------------------------------------------------------------------------------------------------
 
 
-def parquet_schema(spec: StoreSpec) -> pa.Schema:
+Times = Callable[[str], tuple[NDArray[np.float64], NDArray[np.float64]] | None]
+
+
+def parquet_schema(spec: StoreSpec, *, with_times: bool = False) -> pa.Schema:
     """A row an utterance; lists over positions, lists of lists over positions and kept ids."""
     wide = pa.list_(pa.list_(pa.float32()))
     fields = [
@@ -325,6 +328,8 @@ def parquet_schema(spec: StoreSpec) -> pa.Schema:
         ("logp", wide),
         ("tail", pa.list_(pa.float32())),
     ]
+    if with_times:
+        fields += [(name, pa.list_(pa.float64())) for name in ("start_s", "stop_s")]
     if spec.temperatures:
         fields += [("lse", wide), ("tail_t", wide)]
     if spec.selection == "sample":
@@ -332,10 +337,13 @@ def parquet_schema(spec: StoreSpec) -> pa.Schema:
     return pa.schema(fields, metadata={"hkd_label_store": spec.digest, "inventory": "\n".join(spec.inventory.symbols)})
 
 
-def export_parquet(source: Path | str, out: Path, *, progress: Progress = no_progress) -> int:
-    """Write a store as one Parquet file, decoded, for tools that know no hkd. Returns the number of utterances."""
+def export_parquet(source: Path | str, out: Path, *, times: Times | None = None, progress: Progress = no_progress) -> int:
+    """Write a store as one Parquet file, decoded, for tools that know no hkd. Returns the number of utterances.
+
+    times: id → when each position begins and ends, in seconds from the utterance's start; None for an utterance that is not aligned.
+    """
     reader = LabelReader.open(source)
-    schema = parquet_schema(reader.spec)
+    schema = parquet_schema(reader.spec, with_times=times is not None)
     with atomic_write(out) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
         for first in range(0, len(reader), EXPORT_UTTERANCES):
             names = list(reader.ids[first : first + EXPORT_UTTERANCES])
@@ -352,6 +360,9 @@ def export_parquet(source: Path | str, out: Path, *, progress: Progress = no_pro
 
             columns = [pa.array(names), flat(topk.gold_N), flat(topk.gold_logp_N), flat(block.word_N)]
             columns += [nested(topk.ids_NK), nested(topk.logp_NK), flat(topk.tail_N)]
+            if times is not None:
+                found = [times(name) or (None, None) for name in names]
+                columns += [pa.array(column, pa.list_(pa.float64())) for column in zip(*found, strict=True)]
             if reader.spec.temperatures:
                 columns += [nested(topk.lse_NJ), nested(topk.tail_NJ)]
             if topk.count_NK is not None:

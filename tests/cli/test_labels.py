@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import fsspec
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
@@ -90,7 +91,7 @@ def test_convert_split_merge_compare_export(shards: Path) -> None:
     run("merge", "a", "b", "--out", "c")
     assert json.loads(run("info", "c", "--json"))["c"]["utterances"] == 4
     run("export", "c", "--parquet", "c.parquet")
-    assert Path("c.parquet").read_bytes()[:4] == b"PAR1"
+    assert "start_s" not in pq.read_schema("c.parquet").names  # no alignment here
     run("average", "c", "mean", "--split", "dev", "--k", "20", "--overwrite")
     averages = json.loads(run("info", "mean", "--json"))["mean"]
     assert (averages["utterances"], averages["k"], averages["teacher"]["given"]) == (4, 20, "unit")
