@@ -17,11 +17,11 @@ import stat
 import sys
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import soundfile
@@ -29,19 +29,19 @@ import soxr
 from numpy.typing import NDArray
 
 from hkd.errors import HkdError, UserError
+from hkd.files import write_bytes
 from hkd.progress import Progress, no_progress
 from hkd.remote import local_copy, location
 from hkd.timebase import SAMPLE_RATE_HZ, seconds_to_samples
 
+if TYPE_CHECKING:
+    from hkd.manifest import Utterance
+
 SILENCE_PEAK = 1e-4  # -80 dB of full scale: below it, a whole utterance is said to be silent
 DURATION_TOLERANCE_S = 0.05
-_LINEAR = re.compile(
-    "PCM_|FLOAT|DOUBLE|ULAW|ALAW"
-)  # subtypes with so many bytes a sample: the file's size tells the length, seeking is exact
+_LINEAR = re.compile("PCM_|FLOAT|DOUBLE|ULAW|ALAW")  # subtypes with so many bytes a sample: the file's size tells the length
 _COMPRESSED = ("FLAC", "OGG", "MP3")  # formats whose header, or last page, tells the length
-_WARM_UP_S = (
-    1.0  # a lossy decoder that starts in the middle needs what stands before (MP3's bit reservoir, Opus' 80 ms of pre-roll)
-)
+_WARM_UP_S = 1.0  # what a lossy decoder needs of the sound before (MP3's bit reservoir, Opus' 80 ms of pre-roll)
 _LAST_S = 60.0  # libsndfile 1.2 seeks to a wrong place within the last page of an Ogg stream, and a page may hold many seconds
 _BLOCK = 1 << 20  # samples read at once
 _BAD_SEEK = 39  # libsndfile's error where a place does not exist; soundfile seeks to where it stands after each read
@@ -49,21 +49,6 @@ _MAX_TAG_BYTES = 1 << 10  # of tags after the last sample
 _MORE = "audio file {path} must be one stream, but goes on where it ends by its header. {remedy}"
 _MAX_PAGE_BYTES = 1 << 16  # of an Ogg page
 _UNKNOWN_BYTES = 0x7FFF0000  # sizes from here on stand for "not known" in the headers of streams
-
-
-class Span(Protocol):
-    """What reading needs to know of an utterance (`hkd.manifest.Utterance` has it)."""
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def audio_filepath(self) -> str | None: ...
-    @property
-    def offset(self) -> float: ...
-    @property
-    def duration(self) -> float | None: ...
-    @property
-    def channel(self) -> int | None: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -138,8 +123,9 @@ def _opened(path: Path, *, piped: bool = False) -> Iterator[soundfile.SoundFile]
     except OSError as error:
         raise UserError(f"audio file {path}: {error.strerror or error}.") from None
     except Exception as error:  # decoders fail in ways of their own
+        why = str(getattr(error, "error_string", "") or error).strip().rstrip(".")
         raise UserError(
-            f"audio file {path} must be WAV, FLAC, Opus, MP3 or the like, but cannot be read ({_why(error)}). {_remedy(path)}"
+            f"audio file {path} must be WAV, FLAC, Opus, MP3 or the like, but cannot be read ({why}). {_remedy(path)}"
         ) from None
 
 
@@ -155,11 +141,8 @@ def _pipe(path: Path) -> int:
     reading, writing = os.pipe()
 
     def feed() -> None:
-        try:
-            with os.fdopen(writing, "wb") as pipe:
-                pipe.write(path.read_bytes())
-        except OSError:
-            pass  # the decoder has closed its end
+        with suppress(OSError), os.fdopen(writing, "wb") as pipe:  # OSError: the decoder has closed its end
+            pipe.write(path.read_bytes())
 
     threading.Thread(target=feed, daemon=True).start()
     return reading
@@ -230,14 +213,9 @@ def _decoded(path: Path, stop: int) -> list[NDArray[np.float32]]:
     with _opened(path) as file:
         found = list(_blocks(file, stop))
         is_mp3 = file.format == "MP3"
-    if (
-        is_mp3 and sum(map(len, found)) < stop and not _ends_there(path)
-    ):  # without a Xing tag the length is guessed from the first frame
-        try:
-            with _opened(path, piped=True) as file:
-                return max(found, list(_blocks(file, stop)), key=lambda blocks: sum(map(len, blocks)))
-        except UserError:
-            return found
+    if is_mp3 and sum(map(len, found)) < stop and not _ends_there(path):  # the length is guessed where there is no Xing tag
+        with suppress(UserError), _opened(path, piped=True) as file:
+            return max(found, list(_blocks(file, stop)), key=lambda blocks: sum(map(len, blocks)))
     return found
 
 
@@ -279,7 +257,7 @@ def stamp(path: str) -> list[Any]:
     return [path, status.st_size, status.st_mtime_ns]
 
 
-def read_audio(utterance: Span, *, sample_rate_hz: int = SAMPLE_RATE_HZ) -> NDArray[np.float32]:
+def read_audio(utterance: "Utterance", *, sample_rate_hz: int = SAMPLE_RATE_HZ) -> NDArray[np.float32]:
     """The sound of an utterance, wave_S in [-1, 1], mono at `sample_rate_hz`.
 
     Raises UserError where there is no audio file, it cannot be read, or it ends before the utterance does.
@@ -293,14 +271,11 @@ def read_audio(utterance: Span, *, sample_rate_hz: int = SAMPLE_RATE_HZ) -> NDAr
     wanted = probe(path).num_samples - start if utterance.duration is None else seconds_to_samples(utterance.duration, rate)
     wave_SC = _cut(path, start, wanted) if start >= 0 and wanted > 0 else np.zeros((0, 1), np.float32)
     if not len(wave_SC):
-        raise UserError(
-            f"audio file {path} must reach beyond {utterance.offset:g} s, but ends at {probe(path).duration_s:.3f} s."
-        )
+        end_s = probe(path).duration_s
+        raise UserError(f"audio file {path} must reach beyond {utterance.offset:g} s, but ends at {end_s:.3f} s.")
     if len(wave_SC) < wanted - seconds_to_samples(DURATION_TOLERANCE_S, rate):
-        raise UserError(
-            f"audio file {path} must reach to {(start + wanted) / rate:.3f} s, but ends at {(start + len(wave_SC)) / rate:.3f} s: is it "
-            "truncated?"
-        )
+        wanted_s, end_s = (start + wanted) / rate, (start + len(wave_SC)) / rate
+        raise UserError(f"audio file {path} must reach to {wanted_s:.3f} s, but ends at {end_s:.3f} s: is it truncated?")
     _refuse_non_finite(wave_SC, path)
     wave_S = _one_channel(wave_SC, utterance.channel, path)
     if rate != sample_rate_hz:
@@ -324,7 +299,7 @@ def to_int16(wave_S: NDArray[np.float32]) -> NDArray[np.int16]:
     return scaled_S
 
 
-def check_utterance(utterance: Span) -> str | None:
+def check_utterance(utterance: "Utterance") -> str | None:
     """What is wrong with an utterance's audio, in one sentence; None where all is well. Raises nothing."""
     try:
         wave_S = read_audio(utterance)
@@ -342,18 +317,16 @@ def check_utterance(utterance: Span) -> str | None:
 
 
 def check_audio(
-    utterances: Iterable[Span], *, lines: Iterable[int] | None = None, progress: Progress = no_progress
+    utterances: Iterable["Utterance"], *, lines: Iterable[int] | None = None, progress: Progress = no_progress
 ) -> list[AudioProblem]:
     """Read every utterance's audio; what is missing, empty, truncated, silent or of another duration than declared.
 
     `lines`: the utterances' lines in the manifest, where they are not 1, 2, 3 ...
     """
     spans = list(utterances)
-    numbers = list(range(1, len(spans) + 1)) if lines is None else list(lines)
     problems: list[AudioProblem] = []
-    for done, (line, span) in enumerate(zip(numbers, spans, strict=True), 1):
-        reason = check_utterance(span)
-        if reason is not None:
+    for done, (line, span) in enumerate(zip(lines or range(1, len(spans) + 1), spans, strict=True), 1):
+        if (reason := check_utterance(span)) is not None:
             problems.append(AudioProblem(line=line, id=span.id, reason=reason))
         progress(done, len(spans), problems=len(problems))
     return problems
@@ -361,12 +334,6 @@ def check_audio(
 
 def write_wav(path: Path, wave_S: NDArray[np.float32], *, sample_rate_hz: int = SAMPLE_RATE_HZ) -> None:
     """Write 16-bit mono sound atomically; WAV or FLAC by the path's ending."""
-    from hkd.files import write_bytes
-
     data = BytesIO()
     soundfile.write(data, to_int16(wave_S), sample_rate_hz, format=path.suffix[1:].upper(), subtype="PCM_16")
     write_bytes(path, data.getvalue())
-
-
-def _why(error: Exception) -> str:
-    return str(getattr(error, "error_string", "") or error).strip().rstrip(".")

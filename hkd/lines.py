@@ -6,6 +6,7 @@ What is broken is an error that names file and line; nothing is skipped or repla
 import gzip
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, cast
 
@@ -33,6 +34,20 @@ def numbered_lines(path: Path, what: str = "a text file", *, remedy: str = "") -
         raise UserError(f"{what} must be a readable file, but {str(path)!r}: {error}. {remedy}".rstrip()) from None
     except OSError as error:
         raise UserError(f"{what} must be a readable file, but {path}: {error.strerror}. {remedy}".rstrip()) from None
+
+
+def filled_lines(path: Path, what: str = "a text file") -> Iterator[tuple[str, str]]:
+    """The lines that are not blank, each with its place, FILE:LINE. Raises as `numbered_lines`."""
+    return ((f"{path}:{number}", line) for number, line in numbered_lines(path, what) if line.strip())
+
+
+@contextmanager
+def placed(place: str) -> Iterator[None]:
+    """Put the place before what a UserError says."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from None
 
 
 def _decode(raw: bytes, what: str, place: str) -> str:

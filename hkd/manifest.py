@@ -10,6 +10,7 @@
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -19,8 +20,6 @@ from typing import Any
 from hkd import lines
 from hkd.errors import UserError, did_you_mean
 from hkd.files import atomic_write, digest_of
-
-KNOWN_FIELDS = ("id", "audio_filepath", "offset", "duration", "channel", "text", "speaker")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,8 +75,7 @@ class Manifest(Sequence[Utterance]):
         self._utterances = list(utterances)
         self._row_of = {u.id: row for row, u in enumerate(self._utterances)}
         if len(self._row_of) != len(self._utterances):
-            seen: set[str] = set()
-            twice = next(u.id for u in self._utterances if u.id in seen or seen.add(u.id))  # type: ignore[func-returns-value]
+            twice = Counter(u.id for u in self._utterances).most_common(1)[0][0]
             raise UserError(f"id must be unique in a manifest, but '{twice}' stands twice. Give each utterance its own id.")
 
     def __getitem__(self, row: Any) -> Any:
@@ -118,12 +116,6 @@ class Manifest(Sequence[Utterance]):
         return digest_of(part for u in sorted(self._utterances, key=lambda u: u.id) for part in (u.id, u.text))
 
 
-_SHOWN = 60
-_TYPES: dict[str, Any] = {
-    "id": str, "text": str, "audio_filepath": str, "speaker": str, "offset": (int, float), "duration": (int, float), "channel": int,
-}  # fmt: skip
-
-
 def _refuse_constant(name: str) -> None:
     raise UserError(f"numbers must be finite, but one is {name} instead.")
 
@@ -134,10 +126,9 @@ def parse_json(line: str) -> dict[str, Any]:
         row = json.loads(line, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
         raise UserError(f"a line must be one JSON object, but is no JSON ({error.msg} at column {error.colno}).") from None
-    except RecursionError:
-        raise UserError("a line must be one JSON object, but is no JSON that can be read (nested too deep).") from None
-    except ValueError:
-        raise UserError("a line must be one JSON object, but is no JSON that can be read (a number is too long).") from None
+    except (RecursionError, ValueError) as error:
+        why = "nested too deep" if isinstance(error, RecursionError) else "a number is too long"
+        raise UserError(f"a line must be one JSON object, but is no JSON that can be read ({why}).") from None
     if not isinstance(row, dict):
         raise UserError(f"a line must be one JSON object, but is a {type(row).__name__} instead.")
     if "\\u" in line:
@@ -148,27 +139,40 @@ def parse_json(line: str) -> dict[str, Any]:
     return row
 
 
+Kind = tuple[tuple[type, ...], str]  # what JSON may hold, and what that is called
+STRING, NUMBER, WHOLE = ((str,), "a string"), ((float, int), "a number"), ((int,), "a whole number")
+_FIELDS: dict[str, Kind] = {
+    "id": STRING, "audio_filepath": STRING, "offset": NUMBER, "duration": NUMBER, "channel": WHOLE, "text": STRING, "speaker": STRING,
+}  # fmt: skip
+KNOWN_FIELDS = tuple(_FIELDS)
+
+
+def check_field(row: Mapping[str, Any], name: str, kind: Kind, *, needed: bool = False, called: str = "") -> None:
+    """Raise UserError where a row's field is missing although it is needed, or is of another kind. `called`: its name in the file."""
+    value = row.get(name)
+    if value is None and needed:
+        raise UserError(f"field '{called or name}' must be there, but is missing.")
+    if value is not None and type(value) not in kind[0]:
+        raise UserError(f"field '{called or name}' must be {kind[1]}, but is {repr(value)[:60]}.")
+
+
 def parse_line(line: str, folder: str | Path) -> Utterance:
     """One JSONL line → utterance. Raises UserError (without file and line: `read` adds them)."""
     row = parse_json(line)
-    for name, wanted in _TYPES.items():
-        value = row.get(name)
-        if value is None and name in ("id", "text"):
-            raise UserError(f"field '{name}' must be there, but is missing.")
-        if value is not None and (not isinstance(value, wanted) or isinstance(value, bool)):
-            kind = {"offset": "a number", "duration": "a number", "channel": "a whole number"}.get(name, "a string")
-            raise UserError(f"field '{name}' must be {kind}, but is {repr(value)[:_SHOWN]}.")
-        if isinstance(value, int) and name != "channel":
+    for name, kind in _FIELDS.items():
+        if type(row.get(name)) is kind[0][0]:
+            continue
+        check_field(row, name, kind, needed=name in ("id", "text"))
+        if kind is NUMBER and name in row and row[name] is not None:
             try:
-                row[name] = float(value)
+                row[name] = float(row[name])
             except OverflowError:
-                raise UserError(f"field '{name}' must be finite, but has {len(str(value))} digits.") from None
-    path = row.get("audio_filepath")
-    if path is not None and "://" not in path:
-        path = os.path.normpath(os.path.join(folder, path))  # noqa: PTH118  # this is done for every utterance, and a Path costs six times as much
-    known = {name: row[name] for name in KNOWN_FIELDS if row.get(name) is not None}
-    extra = {name: value for name, value in row.items() if name not in KNOWN_FIELDS}
-    return Utterance(**{**known, "audio_filepath": path}, extra=extra)
+                raise UserError(f"field '{name}' must be finite, but has {len(str(row[name]))} digits.") from None
+    known = {name: row[name] for name in _FIELDS if row.get(name) is not None}
+    if "://" not in known.get("audio_filepath", "://"):
+        # this is done for every utterance, and a Path costs six times as much
+        known["audio_filepath"] = os.path.normpath(os.path.join(folder, known["audio_filepath"]))  # noqa: PTH118
+    return Utterance(**known, extra={name: value for name, value in row.items() if name not in _FIELDS})
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, Utterance]]:
@@ -177,10 +181,9 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, Utterance]]:
     for number, line in lines.numbered_lines(path, "a manifest", remedy="Run `hkd prepare` first."):
         if line and not line.isspace():
             try:
-                utterance = parse_line(line, folder)
+                yield number, parse_line(line, folder)
             except UserError as error:
                 raise UserError(f"{path}:{number}: {error}") from None
-            yield number, utterance
 
 
 def read_lines(path: Path) -> Iterator[Utterance]:
@@ -208,15 +211,7 @@ def write(path: Path, utterances: Iterable[Utterance]) -> None:
             audio = u.audio_filepath
             if audio is not None and "://" not in audio and Path(audio).is_relative_to(folder):
                 audio = str(Path(audio).relative_to(folder))
-            row = {
-                "id": u.id,
-                "audio_filepath": audio,
-                "offset": u.offset,
-                "duration": u.duration,
-                "channel": u.channel,
-                "text": u.text,
-                "speaker": u.speaker,
-            }
+            row = {**{name: getattr(u, name) for name in _FIELDS}, "audio_filepath": audio}
             kept = {name: value for name, value in row.items() if value is not None}
             file.write((json.dumps({**kept, **u.extra}, ensure_ascii=False, allow_nan=False) + "\n").encode())
 

@@ -7,7 +7,6 @@
 """
 
 import hashlib
-import itertools
 import json
 import mmap
 from bisect import bisect_left, bisect_right
@@ -15,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate, chain, islice
+from itertools import accumulate, chain, groupby, islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -104,19 +103,15 @@ def word_positions(
     num = len(word_of_U)
     letters = [1] * num if letters_V is None else letters_V[unit_U].tolist()
     start_U, stop_U = np.zeros(num, np.int32), np.zeros(num, np.int32)
-    first = 0
-    while first < num:
-        word = int(word_of_U[first])
-        last = first
-        while last < num and word_of_U[last] == word:
-            last += 1
-        if word in word_start and word >= 0:
-            begin, end = word_start[word]
-            start_U[first], stop_U[first] = begin, end
-        if word in word_start and word >= 0 and last - first > 1:
-            bounds = _share(phones[bisect_left(phones, begin) : bisect_right(phones, end)], letters[first:last])
-            start_U[first:last], stop_U[first:last] = bounds[:-1], bounds[1:]
-        first = last
+    for word, places in groupby(range(num), key=word_of_U.tolist().__getitem__):
+        if word < 0 or word not in word_start:
+            continue
+        first, *rest = places
+        last, bounds = first + len(rest) + 1, list(word_start[word])
+        if rest:
+            inside = phones[bisect_left(phones, bounds[0]) : bisect_right(phones, bounds[1])]
+            bounds = _share(inside, letters[first:last])
+        start_U[first:last], stop_U[first:last] = bounds[:-1], bounds[1:]
     return Positions(unit_U=unit_U, start_U=start_U, stop_U=stop_U)
 
 
@@ -183,9 +178,9 @@ class Alignment:
         self.manifest_digest: str = meta["manifest_digest"]
         self.aligner: dict[str, Any] = meta["aligner"]
         self.failed: dict[str, str] = meta["failed"]
+        listed = meta["inventories"].items()
         self.inventories = {
-            level: UnitInventory(level=level, symbols=tuple(v["symbols"]), silence=v["silence"])
-            for level, v in meta["inventories"].items()
+            name: UnitInventory(level=name, symbols=tuple(v["symbols"]), silence=v["silence"]) for name, v in listed
         }
         self.silences: dict[str, tuple[int, ...]] = {level: tuple(ids) for level, ids in meta["silences"].items()}
         if table["id"].num_chunks > max(1, 2 * len(table) // _BATCH_ROWS):
@@ -274,7 +269,7 @@ class Alignment:
         """`sequence_digest` of every utterance's units of a level, in the order of the ids; computed once."""
         if level not in self._digests:
             offset_N1, unit = self.unit_sequences(level)
-            self._digests[level] = [sequence_digest(unit[a:b]) for a, b in itertools.pairwise(offset_N1.tolist())]
+            self._digests[level] = [sequence_digest(unit[a:b]) for a, b in pairwise(offset_N1.tolist())]
         return self._digests[level]
 
     @cached_property
@@ -301,8 +296,8 @@ class Alignment:
         places = [(offset_N1, unit.astype("<i4", copy=False).data.cast("B")) for offset_N1, unit in sequences]
         utterances = (
             part
-            for name in sorted(self._row_of)
-            for part in (name, *(data[4 * at[row] : 4 * at[row + 1]] for row in (self._row_of[name],) for at, data in places))
+            for name, row in sorted(self._row_of.items())
+            for part in (name, *(data[4 * at[row] : 4 * at[row + 1]] for at, data in places))
         )
         return digest_of(chain(parts, utterances))
 
@@ -318,15 +313,11 @@ def write_alignment(
     failed: Mapping[str, str],
 ) -> None:
     """Write an alignment atomically. `silences`: per level the ids that label frames but are no positions."""
+    listed = {level: {"digest": v.digest, "silence": v.silence, "symbols": list(v.symbols)} for level, v in inventories.items()}
     meta = {
-        "manifest_digest": manifest_digest,
-        "aligner": dict(aligner),
-        "failed": dict(failed),
-        "silences": {level: list(ids) for level, ids in silences.items()},
-        "inventories": {
-            level: {"digest": v.digest, "silence": v.silence, "symbols": list(v.symbols)} for level, v in inventories.items()
-        },
-    }
+        "manifest_digest": manifest_digest, "aligner": dict(aligner), "failed": dict(failed),
+        "silences": {level: list(ids) for level, ids in silences.items()}, "inventories": listed,
+    }  # fmt: skip
     fields = [("id", pa.string()), ("words", pa.list_(pa.string())), ("word", _TIER), *((level, _TIER) for level in inventories)]
     schema = pa.schema(fields, metadata={METADATA_KEY: json.dumps(meta, ensure_ascii=False).encode()})
 

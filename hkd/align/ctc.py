@@ -9,6 +9,7 @@ Shape letters: T frames, V units and blank, U units of the transcript, S samples
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,9 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkd.align.files import Interval, Pronounce, words_alone
-from hkd.align.fit import FailureError, Found, Samples
+from hkd.align.fit import FailureError, Foreign, Reading, Source
 from hkd.audio import read_audio
-from hkd.errors import HkdError
 from hkd.files import digest_of, digest_of_file
 from hkd.lines import first_line
 from hkd.manifest import Manifest, Utterance
@@ -54,13 +54,19 @@ class CtcConfig:
     min_score: float = -5.0  # mean log-probability a frame of the best path below which the transcript is not what was spoken
 
 
+def _classes(unit_U: NDArray[np.int32], blank: int) -> NDArray[np.int64]:
+    """The class of each state: blank, u_1, blank, …, u_U, blank."""
+    state_V = np.full(2 * len(unit_U) + 1, blank, np.int64)
+    state_V[1::2] = unit_U
+    return state_V
+
+
 def best_path(logp_TV: Floats, unit_U: NDArray[np.int32], *, blank: int) -> NDArray[np.int64]:
     """The likeliest path through blank, u_1, blank, …, u_U, blank: per frame the state, 2u + 1 for unit u. Raises FailureError where none fits.
 
     Ties stay in the earlier state. Cost O(T · U) time and T · U bytes.
     """
-    state_V = np.full(2 * len(unit_U) + 1, blank, np.int64)
-    state_V[1::2] = unit_U
+    state_V = _classes(unit_U, blank)
     frames, states = len(logp_TV), len(state_V)
     repeated = int((unit_U[1:] == unit_U[:-1]).sum())
     if frames < len(unit_U) + repeated:
@@ -97,15 +103,13 @@ def word_times(path_T: NDArray[np.int64], word_U: NDArray[np.int32], *, frame_s:
     return [(b - x, e + y) for b, e, x, y in zip(begin, end, before, reach, strict=True)]
 
 
-class CtcSource:
+class CtcSource(Source):
     """The manifest's sound and transcripts, aligned by a model."""
 
     def __init__(self, model: CtcModel, *, pronounce: Pronounce | None = None, config: CtcConfig | None = None) -> None:
         """pronounce: a word's phones, which share its time evenly; without it there is a word tier alone."""
         self._model, self._pronounce, self._config = model, pronounce, config or CtcConfig()
-        self.phones = None
-        self.senones = None
-        self.notes: tuple[str, ...] = ("words are placed by a CTC model: boundaries are coarse",)
+        self.notes = ("words are placed by a CTC model: boundaries are coarse",)
         if pronounce is not None:
             self.notes += ("phones share a word's sound evenly: coarse",)
 
@@ -115,18 +119,14 @@ class CtcSource:
         phones = None if self._pronounce is None else "lexicon"
         return {"name": "ctc", "model": self._model.identity, "phones": phones, "min_score": self._config.min_score}
 
-    def read(self, manifest: Manifest, samples: Samples) -> Iterator[tuple[str, Found]]:
+    def read(self, manifest: Manifest) -> Iterator[tuple[str, Reading]]:
         """In the manifest's order."""
-        for utterance in manifest:
-            try:
-                yield utterance.id, self._utterance(utterance)
-            except (FailureError, HkdError) as error:
-                yield utterance.id, error if isinstance(error, FailureError) else FailureError(str(error))
+        yield from ((utterance.id, partial(self._utterance, utterance)) for utterance in manifest)
         if left_out := self._model.left_out:
             letters = ", ".join(f"'{letter}' ('{word}')" for letter, word in sorted(left_out.items())[:10])
             self.notes += (f"the model has no unit for {len(left_out)} letters, which words are aligned without: {letters}",)
 
-    def _utterance(self, utterance: Utterance) -> Found:
+    def _utterance(self, utterance: Utterance) -> Foreign:
         spoken = words(utterance.text)
         if not spoken:
             raise FailureError("the transcript has no words")
@@ -134,9 +134,7 @@ class CtcSource:
         wave_S = read_audio(utterance)
         logp_TV = self._model.log_probs(wave_S)
         path_T = best_path(logp_TV, unit_U, blank=self._model.blank)
-        state_V = np.full(2 * len(unit_U) + 1, self._model.blank, np.int64)
-        state_V[1::2] = unit_U
-        score = float(logp_TV[np.arange(len(path_T)), state_V[path_T]].mean())
+        score = float(logp_TV[np.arange(len(path_T)), _classes(unit_U, self._model.blank)[path_T]].mean())
         if score < self._config.min_score:
             raise FailureError(
                 f"the mean log-probability a frame is {score:.1f}, below {self._config.min_score:g}: the transcript is not what was spoken"

@@ -18,19 +18,21 @@
 """
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from functools import partial
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from hkd.align.fit import NOISE, UNKNOWN_WORDS, FailureError, Foreign, Found, Samples, pieces
+from hkd.align.fit import NO_UTTERANCE, NOISE, UNKNOWN_WORDS, FailureError, Foreign, Reading, Source, pieces, refused, samples_of
 from hkd.corpora.collect import Report, channel_of, walk
 from hkd.errors import UserError
 from hkd.files import digest_of, digest_of_file
-from hkd.lines import numbered_lines
+from hkd.lines import filled_lines
 from hkd.manifest import Manifest, Utterance
 from hkd.timebase import SAMPLE_RATE_HZ
 from hkd.units.lexicon import Lexicon, is_silence_name, is_silent_word, split_position
@@ -41,7 +43,7 @@ _END_S = 0.01  # what a tier's last interval may end before the tier does
 _VALUE = re.compile(
     r'"((?:[^"]|"")*)"|<(exists|absent)>|(?<![\w\[.+-])([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|nan|inf)(?![\w\].])'
 )
-_COMMENT = re.compile(r"^\s*!.*$", re.MULTILINE)
+_TEXT, _FLAG, _NUMBER = 1, 2, 3  # its groups
 
 
 class Interval(NamedTuple):
@@ -53,11 +55,7 @@ class Interval(NamedTuple):
     place: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
-class TextGrid:
-    """Interval tiers by name, in order; tiers of points are left out."""
-
-    tiers: dict[str, tuple[Interval, ...]]
+TextGrid = dict[str, tuple[Interval, ...]]  # interval tiers by name, in order; tiers of points are left out
 
 
 def read_textgrid(path: Path) -> TextGrid:
@@ -65,11 +63,9 @@ def read_textgrid(path: Path) -> TextGrid:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise UserError(f"{path} must be a TextGrid of less than {MAX_BYTES >> 20} MB, but is larger.")
-        data = path.read_bytes()
+        return _parse(_decode(path.read_bytes()), path)
     except OSError as error:
         raise UserError(f"TextGrid {path}: {error.strerror}.") from None
-    try:
-        return _parse(_decode(data), path)
     except (ValueError, IndexError) as error:
         raise UserError(f"{path} must be a TextGrid in Praat's text format, but is not ({error}).") from None
 
@@ -83,23 +79,16 @@ def _decode(data: bytes) -> str:
 
 
 class _Values:
-    """The values of a TextGrid in order. Raises ValueError where one is missing or of another kind."""
+    """The values of a TextGrid in order: texts, flags, numbers. Raises ValueError where one is missing or of another kind."""
 
     def __init__(self, text: str) -> None:
         self._text, self._found = text, _VALUE.finditer(text)
         self._ahead = next(self._found, None)
         self._line, self._counted = 1, 0
 
-    def _next(self, what: str) -> re.Match[str]:
-        match = self._ahead
-        if match is None:
-            raise ValueError(f"it ends where {what} should stand: is it truncated?")
-        self._ahead = next(self._found, None)
-        return match
-
-    def more(self, group: int) -> bool:
-        """Whether a value of that kind comes next: 1 text, 2 a flag, 3 a number."""
-        return self._ahead is not None and self._ahead.lastindex == group
+    def comes(self, kind: int) -> bool:
+        """Whether a value of that kind comes next."""
+        return self._ahead is not None and self._ahead.lastindex == kind
 
     @property
     def line(self) -> int:
@@ -109,25 +98,19 @@ class _Values:
         self._counted = at
         return self._line
 
-    def text(self, what: str) -> str:
-        match = self._next(what)
-        if match.group(1) is None:
+    def take(self, kind: int, what: str) -> str:
+        match = self._ahead
+        if match is None:
+            raise ValueError(f"it ends where {what} should stand: is it truncated?")
+        if match.lastindex != kind:
             raise ValueError(f"it has {match.group()[:40]} where {what} should stand")
-        return match.group(1).replace('""', '"')
-
-    def flag(self, what: str) -> str:
-        match = self._next(what)
-        if match.group(2) is None:
-            raise ValueError(f"it has {match.group()[:40]} where {what} should stand")
-        return match.group(2)
+        self._ahead = next(self._found, None)
+        return match[kind].replace('""', '"')
 
     def number(self, what: str) -> float:
-        match = self._next(what)
-        if match.group(3) is None:
-            raise ValueError(f"it has {match.group()[:40]} where {what} should stand")
-        value = float(match.group(3))
+        value = float(self.take(_NUMBER, what))
         if not np.isfinite(value):
-            raise ValueError(f"{what} is {match.group(3)}")
+            raise ValueError(f"{what} is {value:g}")
         return value
 
     def count(self, what: str) -> int:
@@ -140,37 +123,36 @@ class _Values:
 def _parse(text: str, path: Path) -> TextGrid:
     """All tiers, whatever the file says of their number; a tier that ends before its time with fewer intervals than said is truncated."""
     values = _Values(text)
-    kind, of = values.text("the file's type"), values.text("the object's class")
+    kind, of = values.take(_TEXT, "the file's type"), values.take(_TEXT, "the object's class")
     if not kind.startswith("ooTextFile") or of != "TextGrid":
         raise ValueError(f"it says to be {kind}, {of}")
     values.number("the begin")
     values.number("the end")
-    tiers: dict[str, tuple[Interval, ...]] = {}
-    if values.flag("whether there are tiers") == "absent":
-        return TextGrid(tiers=tiers)
+    tiers: TextGrid = {}
+    if values.take(_FLAG, "whether there are tiers") == "absent":
+        return tiers
     left = values.count("the number of tiers")
-    while left > 0 or values.more(1):
+    while left > 0 or values.comes(_TEXT):
         left -= 1
-        tier_kind, name = values.text("a tier's class"), values.text("a tier's name")
+        kind, name = values.take(_TEXT, "a tier's class"), values.take(_TEXT, "a tier's name")
         values.number("a tier's begin")
-        end = values.number("a tier's end")
-        size = values.count("a tier's size")
+        end, size = values.number("a tier's end"), values.count("a tier's size")
         rows = []
-        while values.more(3):
+        while values.comes(_NUMBER):
             place, start = f"{path}:{values.line}", values.number("an interval's begin")
-            stop = start if tier_kind == "TextTier" else values.number("an interval's end")
-            rows.append(Interval(start, stop, values.text("an interval's text"), place))
-        if tier_kind == "TextTier":
+            stop = start if kind == "TextTier" else values.number("an interval's end")
+            rows.append(Interval(start, stop, values.take(_TEXT, "an interval's text"), place))
+        if kind == "TextTier":
             continue
         if len(rows) < size and (not rows or rows[-1].stop < end - _END_S):
             raise ValueError(f"tier '{name}' should have {size} intervals to {end:g} s, but has {len(rows)}: is it truncated?")
         if name in tiers:
             raise ValueError(f"tier '{name}' stands twice")
         tiers[name] = tuple(rows)
-    return TextGrid(tiers=tiers)
+    return tiers
 
 
-class MfaSource:
+class MfaSource(Source):
     """A folder of TextGrids, or one."""
 
     def __init__(self, path: Path, *, dictionary: Sequence[str] | None = None) -> None:
@@ -183,8 +165,6 @@ class MfaSource:
             raise UserError(f"{path} must hold TextGrids (*.TextGrid), but holds none. Give the output folder of `mfa align`.")
         self._root = path if path.is_dir() else path.parent
         self.phones = None if dictionary is None else tuple(dict.fromkeys(dictionary))
-        self.senones = None
-        self.notes: tuple[str, ...] = ()
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -192,80 +172,68 @@ class MfaSource:
         parts = [part for path in self._paths for part in (str(path.relative_to(self._root)), digest_of_file(path))]
         return {"name": "mfa", "files": digest_of(parts), "phones": self.phones and digest_of(self.phones)}
 
-    def read(self, manifest: Manifest, samples: Samples) -> Iterator[tuple[str, Found]]:
+    def read(self, manifest: Manifest) -> Iterator[tuple[str, Reading]]:
         """File by file the utterances that it holds."""
         of_path, ambiguous = _match(self._paths, self._root, manifest)
         yield from ambiguous
         for path in self._paths:
             mine = of_path.get(path, [])
             if not mine:
-                yield str(path.relative_to(self._root)), FailureError("no utterance")
+                yield str(path.relative_to(self._root)), NO_UTTERANCE
                 continue
             try:
                 grid = read_textgrid(path)
             except UserError as error:
-                for utterance in mine:
-                    yield utterance.id, FailureError(str(error))
+                yield from ((utterance.id, refused(error)) for utterance in mine)
                 continue
             for utterance in mine:
-                yield utterance.id, self._utterance(grid, utterance, samples, cut=len(mine) > 1 or utterance.offset > 0)
+                yield utterance.id, partial(_from_grid, grid, utterance, cut=len(mine) > 1 or utterance.offset > 0)
 
-    def _utterance(self, grid: TextGrid, utterance: Utterance, samples: Samples, *, cut: bool) -> Found:
-        try:
-            spoken, phones = _tiers(grid, utterance)
-            start, stop = 0.0, float("inf")
-            if cut:
-                start, stop = utterance.offset, utterance.offset + samples(utterance) / SAMPLE_RATE_HZ
-            rows = phones_in_words(window(spoken, start, stop), window(phones, start, stop))
-            return pieces(*rows, offset_s=start)
-        except FailureError as error:
-            return error
+
+def _from_grid(grid: TextGrid, utterance: Utterance, *, cut: bool) -> Foreign:
+    spoken, phones = _tiers(grid, utterance)
+    start, stop = 0.0, float("inf")
+    if cut:
+        start, stop = utterance.offset, utterance.offset + samples_of(utterance) / SAMPLE_RATE_HZ
+    return pieces(*phones_in_words(window(spoken, start, stop), window(phones, start, stop)), offset_s=start)
 
 
 def _match(
     paths: Sequence[Path], root: Path, manifest: Manifest
-) -> tuple[dict[Path, list[Utterance]], list[tuple[str, FailureError]]]:
+) -> tuple[dict[Path, list[Utterance]], list[tuple[str, Reading]]]:
     """Which utterances each file holds: by id, else by the audio file's name, with as many of its folders as tell files apart."""
-    by_stem: dict[str, list[Path]] = {}
+    by_stem: dict[str, list[Path]] = defaultdict(list)
     for path in paths:
-        by_stem.setdefault(path.stem, []).append(path)
-    found: dict[Path, list[Utterance]] = {}
+        by_stem[path.stem].append(path)
+    found: dict[Path, list[Utterance]] = defaultdict(list)
     ambiguous = []
     for utterance in manifest:
         audio = Path(utterance.audio_filepath or utterance.id)
-        stem = utterance.id if utterance.id in by_stem else audio.stem
-        candidates = by_stem.get(stem, [])
+        candidates = by_stem.get(utterance.id if utterance.id in by_stem else audio.stem, [])
         if len(candidates) > 1:
-            parents = list(reversed(audio.parent.parts))
-            scores = [_shared(list(reversed(path.relative_to(root).parent.parts)), parents) for path in candidates]
-            best = [path for path, score in zip(candidates, scores, strict=True) if score == max(scores)]
-            candidates = best or candidates
+            upwards = [reversed(path.relative_to(root).parent.parts) for path in candidates]
+            pairs = [zip(parts, reversed(audio.parent.parts), strict=False) for parts in upwards]
+            shared = [len(list(takewhile(lambda pair: pair[0] == pair[1], each))) for each in pairs]
+            candidates = [path for path, number in zip(candidates, shared, strict=True) if number == max(shared)]
         if len(candidates) == 1:
-            found.setdefault(candidates[0], []).append(utterance)
+            found[candidates[0]].append(utterance)
         elif candidates:
             names = ", ".join(str(path.relative_to(root)) for path in candidates[:2])
-            ambiguous.append((utterance.id, FailureError(f"{len(candidates)} TextGrids have its name: {names}")))
+            ambiguous.append((utterance.id, refused(f"{len(candidates)} TextGrids have its name: {names}")))
     return found, ambiguous
-
-
-def _shared(one: Sequence[str], other: Sequence[str]) -> int:
-    return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def _tiers(grid: TextGrid, utterance: Utterance) -> tuple[tuple[Interval, ...], tuple[Interval, ...]]:
     """The tiers of words and phones: the only ones, or those of the utterance's speaker."""
     pairs = {}
-    for name, tier in grid.tiers.items():
+    for name, tier in grid.items():
         speaker, _, kind = name.rpartition(" - ")
         if kind.strip().lower() in ("words", "word"):
-            other = next(
-                (n for n in grid.tiers if n.rpartition(" - ")[0] == speaker and n.lower().strip().endswith(("phones", "phone"))),
-                None,
-            )
-            if other is not None:
-                pairs[speaker] = (tier, grid.tiers[other])
+            same = (n for n in grid if n.rpartition(" - ")[0] == speaker and n.lower().strip().endswith(("phones", "phone")))
+            if (phones := next(same, None)) is not None:
+                pairs[speaker] = (tier, grid[phones])
     if not pairs:
-        raise FailureError(f"its TextGrid has no tiers `words` and `phones`, but {', '.join(grid.tiers) or 'none'}")
+        raise FailureError(f"its TextGrid has no tiers `words` and `phones`, but {', '.join(grid) or 'none'}")
     if len(pairs) == 1:
         return next(iter(pairs.values()))
     if utterance.speaker not in pairs:
@@ -304,18 +272,23 @@ def phones_in_words(
     Silence of no length is nothing. Raises FailureError for a word or phone of no length.
     """
     said = [row for row in lasting(spoken, "word") if not is_silent_word(row.label.strip())]
-    start_W = np.array([row.start for row in said] or [np.inf])
-    rows = []
-    for phone in lasting(phones, "phone"):
-        label = phone.label.strip()
-        word = int(np.searchsorted(start_W, (phone.start + phone.stop) / 2, side="right")) - 1
-        inside = 0 <= word < len(said) and (phone.start + phone.stop) / 2 < said[word].stop
-        if not label:
-            if not inside:  # an empty interval of Praat's, to fill the tier
-                rows.append((phone.start, phone.stop, -1, "sil"))
-            continue
-        rows.append((phone.start, phone.stop, word if inside else -1, label))
+    sounding = lasting(phones, "phone")
+    word_P = words_at(said, np.array([(phone.start + phone.stop) / 2 for phone in sounding])).tolist()
+    rows = [
+        (phone.start, phone.stop, word, phone.label.strip() or "sil")
+        for phone, word in zip(sounding, word_P, strict=True)
+        if word < 0 or phone.label.strip()  # else an empty interval of Praat's within a word, to fill the tier
+    ]
     return rows, [row.label.strip() for row in said]
+
+
+def words_at(said: Sequence[Interval], time_P: NDArray[np.float64]) -> NDArray[np.int64]:
+    """The place of the word that each time lies in, −1 for none."""
+    if not said:
+        return np.full(len(time_P), -1, np.int64)
+    place_P = np.searchsorted([row.start for row in said], time_P, side="right") - 1
+    stop_W = np.array([row.stop for row in said])
+    return np.where((place_P >= 0) & (time_P < stop_W[place_P]), place_P, -1)
 
 
 COLUMNS = 5
@@ -366,8 +339,8 @@ def read_ctm(path: Path) -> Ctm:
     """Read a CTM. Raises UserError with file and line where a line is none of a CTM."""
     found = Ctm()
     decimals = 0
-    for number, line in numbered_lines(path, "a CTM file"):
-        if not line.strip() or line.startswith(";;"):
+    for place, line in filled_lines(path, "a CTM file"):
+        if line.startswith(";;"):
             continue
         columns = line.split()
         try:
@@ -377,11 +350,13 @@ def read_ctm(path: Path) -> Ctm:
             if not (-1e7 < start < 1e7 and 0 <= duration < 1e7):
                 raise ValueError(f"begins at {columns[2]} and lasts {columns[3]}")
         except ValueError as error:
+            said, is_no_number, text = str(error).partition("could not convert string to float: ")
+            why = f"has no number ({text})" if is_no_number else said
             raise UserError(
-                f"{path}:{number}: a line of a CTM file must be `id channel begin duration symbol`, but this one {_why(error)}."
+                f"{place}: a line of a CTM file must be `id channel begin duration symbol`, but this one {why}."
             ) from None
         decimals = max(decimals, *(len(column.partition(".")[2]) for column in columns[2:4]))
-        row = Interval(start, start + duration, columns[4], f"{path}:{number}")
+        row = Interval(start, start + duration, columns[4], place)
         found.setdefault(columns[0], {}).setdefault(columns[1].upper(), []).append(row)
     for rows in (rows for sides in found.values() for rows in sides.values()):
         rows.sort()
@@ -390,12 +365,7 @@ def read_ctm(path: Path) -> Ctm:
     return found
 
 
-def _why(error: ValueError) -> str:
-    text = str(error)
-    return f"has no number ({text.partition(': ')[2]})" if text.startswith("could not convert") else text
-
-
-class CtmSource:
+class CtmSource(Source):
     """A CTM of words, and maybe one of phones."""
 
     def __init__(self, word_ctm: Path, *, phones: Path | None = None, pronounce: Pronounce | None = None) -> None:
@@ -404,9 +374,6 @@ class CtmSource:
             if path is not None and not path.is_file():
                 raise UserError(f"{path} must be a CTM file, but is {'a folder' if path.is_dir() else 'not there'}.")
         self._words, self._phones, self._pronounce = word_ctm, phones, pronounce
-        self.phones = None
-        self.senones = None
-        self.notes: tuple[str, ...] = ()
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -414,63 +381,52 @@ class CtmSource:
         phones = digest_of_file(self._phones) if self._phones is not None else "lexicon" if self._pronounce is not None else None
         return {"name": "ctm", "files": digest_of_file(self._words), "phones": phones, "grid": "of the file"}
 
-    def read(self, manifest: Manifest, samples: Samples) -> Iterator[tuple[str, Found]]:
+    def read(self, manifest: Manifest) -> Iterator[tuple[str, Reading]]:
         """The manifest's utterances that the files have, then what else they have."""
         spoken = read_ctm(self._words)
         phones = read_ctm(self._phones) if self._phones is not None else Ctm()
         grid_s = spoken.grid_s if self._phones is None else max(spoken.grid_s, phones.grid_s)
         first = min(spoken.first, phones.first)
         name_of = {u.id: u.id if u.id in spoken else Path(u.audio_filepath or "").stem for u in manifest}
-        channels: dict[str, set[int]] = {name: set() for name in name_of.values() if name in spoken}
-        for utterance in manifest:
-            if (name := name_of[utterance.id]) in spoken and utterance.channel is not None:
-                channels[name].add(utterance.channel)
-        left = {name: set(spoken[name]) for name in channels}
-        for utterance in manifest:
-            if (name := name_of[utterance.id]) not in spoken:
-                continue
+        listed = [u for u in manifest if name_of[u.id] in spoken]
+        channels: dict[str, set[int]] = defaultdict(set)
+        for utterance in listed:
+            if utterance.channel is not None:
+                channels[name_of[utterance.id]].add(utterance.channel)
+        left = {name: set(spoken[name]) for name in map(name_of.__getitem__, (u.id for u in listed))}
+        for utterance in listed:
+            name = name_of[utterance.id]
             strict = max(len(spoken[name]), len(phones.get(name, ())), len(channels[name])) > 1
             try:
                 sides = spoken.sides(name, utterance.channel, strict=strict, first=first)
                 left[name] -= set(sides)
-                phone_sides = phones.sides(name, utterance.channel, strict=strict, first=first)
+                rows = (
+                    spoken.rows(name, sides),
+                    phones.rows(name, phones.sides(name, utterance.channel, strict=strict, first=first)),
+                )
             except FailureError as error:
-                yield utterance.id, error
+                yield utterance.id, refused(error)
                 continue
-            rows = spoken.rows(name, sides), phones.rows(name, phone_sides)
-            yield utterance.id, self._utterance(utterance, *rows, samples, cut=name != utterance.id, grid_s=grid_s)
-        coarse = self._phones is None and self._pronounce is not None
-        self.notes = ("phones share a word's sound evenly: coarse, since the CTM has words alone",) if coarse else ()
-        for name in sorted(spoken.keys() - left.keys()):
-            yield name, FailureError("no utterance")
-        for name, sides_left in sorted(left.items()):
-            yield from ((f"{name}, side {side}", FailureError("no utterance")) for side in sorted(sides_left))
+            yield utterance.id, partial(self._utterance, utterance, *rows, cut=name != utterance.id, grid_s=grid_s)
+        if self._phones is None and self._pronounce is not None:
+            self.notes = ("phones share a word's sound evenly: coarse, since the CTM has words alone",)
+        yield from ((name, NO_UTTERANCE) for name in sorted(spoken.keys() - left.keys()))
+        yield from ((f"{name}, side {side}", NO_UTTERANCE) for name, sides in sorted(left.items()) for side in sorted(sides))
 
     def _utterance(
-        self,
-        utterance: Utterance,
-        spoken: Sequence[Interval],
-        phones: Sequence[Interval],
-        samples: Samples,
-        *,
-        cut: bool,
-        grid_s: float,
-    ) -> Found:
-        try:
-            offset = utterance.offset if cut else 0.0
-            if cut:
-                stop = offset + samples(utterance) / SAMPLE_RATE_HZ
-                spoken, phones = window(spoken, offset, stop), window(phones, offset, stop)
-            if phones:
-                rows, tokens = phones_in_words(spoken, phones)
-                return pieces(
-                    [(a, b, word, split_position(label)[0]) for a, b, word, label in rows], tokens, offset_s=offset, grid_s=grid_s
-                )
-            if self._phones is not None:
-                raise FailureError("it has words, but no phones")
+        self, utterance: Utterance, spoken: Sequence[Interval], phones: Sequence[Interval], *, cut: bool, grid_s: float
+    ) -> Foreign:
+        offset = utterance.offset if cut else 0.0
+        if cut:
+            stop = offset + samples_of(utterance) / SAMPLE_RATE_HZ
+            spoken, phones = window(spoken, offset, stop), window(phones, offset, stop)
+        if not phones and self._phones is not None:
+            raise FailureError("it has words, but no phones")
+        if not phones:
             return words_alone(spoken, self._pronounce, offset_s=offset, grid_s=grid_s)
-        except FailureError as error:
-            return error
+        rows, tokens = phones_in_words(spoken, phones)
+        bare = [(start, stop, word, split_position(label)[0]) for start, stop, word, label in rows]
+        return pieces(bare, tokens, offset_s=offset, grid_s=grid_s)
 
 
 def words_alone(
@@ -478,20 +434,15 @@ def words_alone(
 ) -> Foreign:
     """Words with their times → pieces: words, or their phones, each with an equal share of the word's sound. Raises FailureError."""
     said = [row for row in lasting(spoken, "word") if not is_silent_word(row.label)]
-    tokens = [row.label for row in said]
-    if pronounce is None:
-        return pieces(
-            [(row.start, row.stop, number, None) for number, row in enumerate(said)], tokens, offset_s=offset_s, grid_s=grid_s
-        )
     rows: list[tuple[float, float, int, str | None]] = []
     for number, row in enumerate(said):
-        phones = pronounce(row.label)
+        phones = (None,) if pronounce is None else pronounce(row.label)
         if not phones:
             raise FailureError(f"no pronunciation for '{row.label}'")
         width = (row.stop - row.start) / len(phones)
         edges = [*(row.start + width * place for place in range(len(phones))), row.stop]
         rows += [(a, b, number, phone) for phone, (a, b) in zip(phones, pairwise(edges), strict=True)]
-    return pieces(rows, tokens, offset_s=offset_s, grid_s=grid_s)
+    return pieces(rows, [row.label for row in said], offset_s=offset_s, grid_s=grid_s)
 
 
 def pronounce_by(lexicon: Lexicon) -> Pronounce:
@@ -516,18 +467,16 @@ PHONES_39 = (SILENCE, *_KEPT.split())
 FOLD_61 = {phone: phone for phone in _KEPT.split()} | {old: new for new, olds in _FOLDED.items() for old in olds.split()}
 
 
-class TimitSource:
+class TimitSource(Source):
     """The corpus' folder. Sentences are found by speaker and name, as `hkd prepare timit` names utterances."""
 
+    phones = PHONES_39
+
     def __init__(self, root: Path) -> None:
-        self._paths = {
-            f"{path.parent.name}-{path.stem}".upper(): path for path in sorted(root.rglob("*")) if path.suffix.upper() == ".PHN"
-        }
+        found = (path for path in sorted(root.rglob("*")) if path.suffix.upper() == ".PHN")
+        self._paths = {f"{path.parent.name}-{path.stem}".upper(): path for path in found}
         if not self._paths:
             raise UserError(f"{root} must hold TIMIT's segments (*.PHN), but holds none. Give the folder of the corpus.")
-        self.phones = PHONES_39
-        self.senones = None
-        self.notes: tuple[str, ...] = ()
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -535,14 +484,14 @@ class TimitSource:
         files = [file for path in self._paths.values() for file in (path, _words_of(path)) if file.exists()]
         return {"name": "timit", "files": digest_of(part for path in files for part in (path.name, digest_of_file(path)))}
 
-    def read(self, manifest: Manifest, samples: Samples) -> Iterator[tuple[str, Found]]:
+    def read(self, manifest: Manifest) -> Iterator[tuple[str, Reading]]:
         """Sentence by sentence."""
-        for name, path in self._paths.items():
-            try:
-                phones = [row._replace(label=_fold(row.label, path)) for row in read_segments(path)]
-                yield name, pieces(*phones_in_words(read_segments(_words_of(path)), phones))
-            except UserError as error:
-                yield name, FailureError(str(error))
+        return ((name, partial(_sentence, path)) for name, path in self._paths.items())
+
+
+def _sentence(path: Path) -> Foreign:
+    phones = [row._replace(label=_fold(row.label, path)) for row in read_segments(path)]
+    return pieces(*phones_in_words(read_segments(_words_of(path)), phones))
 
 
 def _words_of(path: Path) -> Path:
@@ -558,14 +507,12 @@ def _fold(phone: str, path: Path) -> str:
 def read_segments(path: Path) -> list[Interval]:
     """The segments of a file, in seconds. Raises UserError with file and line where one is none."""
     found = []
-    for number, line in numbered_lines(path, "TIMIT's segments"):
+    for place, line in filled_lines(path, "TIMIT's segments"):
         columns = line.split()
-        if not columns:
-            continue
         if len(columns) != 3 or not (columns[0].isdecimal() and columns[1].isdecimal()):
-            raise UserError(f"{path}:{number}: a line must be `START END LABEL` in samples, but is '{line[:60]}' instead.")
+            raise UserError(f"{place}: a line must be `START END LABEL` in samples, but is '{line[:60]}' instead.")
         start, stop = (int(column) / SAMPLE_RATE_HZ for column in columns[:2])
-        found.append(Interval(start, stop, columns[2].lower(), f"{path}:{number}"))
+        found.append(Interval(start, stop, columns[2].lower(), place))
     return found
 
 

@@ -16,11 +16,12 @@ Shape letters: P pieces, M pieces of a word.
 
 import logging
 import re
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,9 +50,7 @@ class AlignReport:
     failed: dict[str, str] = field(default_factory=dict)
     seconds_of_audio: float = 0.0
     real_time_factor: float = 0.0
-    predicted_words: dict[str, str] = field(
-        default_factory=dict
-    )  # words that no dictionary holds → the phones that they were given
+    predicted_words: dict[str, str] = field(default_factory=dict)  # that no dictionary holds → the phones that they were given
     unused: tuple[str, ...] = ()  # what another tool aligned and the manifest does not have
     notes: tuple[str, ...] = ()  # sentences for people: what was coarse, what was moved
 
@@ -59,10 +58,9 @@ class AlignReport:
 ABOUT = ("seconds_of_audio", "predicted_words", "unused", "notes")
 
 
-def about(report: AlignReport) -> dict[str, Any]:
+def about(report: AlignReport, names: Sequence[str] = ABOUT) -> dict[str, Any]:
     """The part of a report that is kept in the artefact."""
-    fields = asdict(report)
-    return {name: fields[name] for name in ABOUT}
+    return {name: getattr(report, name) for name in names}
 
 
 def finished(out: Path, manifest: Manifest, aligner: Mapping[str, Any], *, overwrite: bool) -> AlignReport | None:
@@ -84,10 +82,18 @@ def finished(out: Path, manifest: Manifest, aligner: Mapping[str, Any], *, overw
     )
 
 
-def warn(report: AlignReport) -> None:
-    """Log what was left out, a line an utterance."""
+def check_any(kept: Sized, failed: Mapping[str, str], manifest: Manifest) -> None:
+    """Raise HkdError where nothing was kept of a manifest."""
+    if not len(kept):
+        name, reason = next(iter(failed.items()), ("none", "the manifest is empty"))
+        raise HkdError(f"none of {len(manifest)} utterances could be aligned, '{name}' for one: {reason}.")
+
+
+def warn(report: AlignReport) -> AlignReport:
+    """Log what was left out, a line an utterance; the report."""
     for utterance_id, reason in report.failed.items():
         logger.warning("utterance '%s' could not be aligned: %s", utterance_id, reason)
+    return report
 
 
 SILENCE_PHONE = "sil"
@@ -98,7 +104,7 @@ _MAX_MOVED_FRAMES = 5
 _SLACK_SAMPLES = HOP_SAMPLES // 2
 
 
-class FailureError(Exception):
+class FailureError(HkdError):
     """Why an utterance has no alignment."""
 
 
@@ -138,14 +144,14 @@ class Foreign:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Silence:
-    """Which phones are silence or noise, and what is put into gaps."""
+    """Which phones are silence or noise, by the names that tools use or as given, and what is put into gaps."""
 
     names: frozenset[str]
-    phone: str = SILENCE_PHONE
-    senone: int = 0
+    phone: str
+    senone: int
 
     def __contains__(self, phone: object) -> bool:
-        return phone in self.names
+        return phone in self.names or is_silence_name(str(phone))
 
 
 def pieces(
@@ -170,10 +176,10 @@ def pieces(
 
 
 def fit(
-    foreign: Foreign, *, id: str, text: str, num_samples: int, silence: Silence, config: ImportConfig, id_of: "SymbolTable"
+    foreign: Foreign, utterance: Utterance, *, silence: Silence, config: ImportConfig, id_of: "SymbolTable"
 ) -> UtteranceAlignment:
     """One utterance on the grid. Raises FailureError with the reason where it is refused."""
-    spoken = words(text)
+    spoken, num_samples = words(utterance.text), samples_of(utterance)
     if not spoken:
         raise FailureError("the transcript has no words")
     if not len(foreign.start_P):
@@ -182,18 +188,16 @@ def fit(
     closed = _close(_in_words(foreign, spoken), num_samples, silence)
     bound_P1 = _on_grid(closed, num_samples)
     word_P = closed.word_P
+    new_word_P = np.concatenate([[True], word_P[1:] != word_P[:-1]])
+    all_P = np.ones(len(word_P), np.bool_)
     tiers = {}
     if closed.phone_P is not None:
         code_P = np.array([id_of[config.fold(phone)] for phone in closed.phone_P], np.int32)
-        begins_P = closed.begins_P if closed.senone_P is not None else np.ones(len(code_P), np.bool_)
-        begins_P = begins_P | np.concatenate([[True], word_P[1:] != word_P[:-1]])
-        tiers[MONOPHONE] = _tier(code_P, bound_P1, begins_P)
+        tiers[MONOPHONE] = _tier(code_P, bound_P1, new_word_P | (all_P if closed.senone_P is None else closed.begins_P))
     if closed.senone_P is not None:
-        tiers[SENONE] = _tier(closed.senone_P.astype(np.int32), bound_P1, np.ones(len(word_P), np.bool_))
-    new_word_P = np.concatenate([[True], word_P[1:] != word_P[:-1]])
-    return UtteranceAlignment(
-        id=id, words=tuple(spoken), word_tier=_tier(word_P.astype(np.int32), bound_P1, new_word_P), tiers=tiers
-    )
+        tiers[SENONE] = _tier(closed.senone_P.astype(np.int32), bound_P1, all_P)
+    word_tier = _tier(word_P.astype(np.int32), bound_P1, new_word_P)
+    return UtteranceAlignment(id=utterance.id, words=tuple(spoken), word_tier=word_tier, tiers=tiers)
 
 
 class SymbolTable(dict[str, int]):
@@ -373,58 +377,45 @@ def _on_grid(foreign: Foreign, num_samples: int) -> NDArray[np.int64]:
 
 
 ALGORITHM = 1  # raised whenever the same files would give another alignment
-Found = Foreign | FailureError
+Reading = Callable[[], Foreign]  # of an utterance. Raises FailureError, or HkdError where its own files cannot be read
 
 
-class Source(Protocol):
+class Source(ABC):
     """One tool's alignments."""
 
+    phones: tuple[str, ...] | None = None  # all that the tool's model has, silence too; None: those that occur
+    senones: tuple[UnitInventory, tuple[int, ...]] | None = None  # and those that are silence; None: the tool has none
+    notes: tuple[str, ...] = ()  # sentences for people, once all is read
+
     @property
+    @abstractmethod
     def identity(self) -> dict[str, Any]:
         """What the result depends on besides the manifest: the tool's name, digests of what is read, settings."""
-        ...
 
-    @property
-    def phones(self) -> tuple[str, ...] | None:
-        """All phones that the tool's model has, silence too, as `Foreign` has them; None where they are taken from what occurs."""
-        ...
-
-    @property
-    def senones(self) -> tuple[UnitInventory, tuple[int, ...]] | None:
-        """The tool's senones and those that are silence; None where it has none."""
-        ...
-
-    def read(self, manifest: Manifest, samples: "Samples") -> Iterator[tuple[str, Found]]:
+    @abstractmethod
+    def read(self, manifest: Manifest) -> Iterator[tuple[str, Reading]]:
         """Utterances by their ids, in any order; ids that the manifest does not have too, each once."""
-        ...
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Sentences for people, once all is read."""
-        ...
 
 
-class Samples:
-    """How long an utterance's sound is, in samples at 16 kHz: the manifest's word, else the file's header."""
+def refused(error: str | HkdError) -> Reading:
+    """What stands for an utterance that has no alignment."""
 
-    def __init__(self) -> None:
-        self._found: dict[str, int] = {}
+    def fail() -> Foreign:
+        raise FailureError(str(error))
 
-    def __call__(self, utterance: Utterance) -> int:
-        """Raises FailureError where nobody says it."""
-        if utterance.id not in self._found:
-            self._found[utterance.id] = self._find(utterance)
-        return self._found[utterance.id]
+    return fail
 
-    def _find(self, utterance: Utterance) -> int:
-        if utterance.duration is not None:
-            return seconds_to_samples(utterance.duration)
-        if utterance.audio_filepath is None:
-            raise FailureError("the manifest has neither a duration nor audio")
-        try:
-            return seconds_to_samples(probe(utterance.audio_filepath).duration_s - utterance.offset)
-        except HkdError as error:
-            raise FailureError(str(error)) from None
+
+NO_UTTERANCE = refused("no utterance")
+
+
+def samples_of(utterance: Utterance) -> int:
+    """How long an utterance's sound is, in samples at 16 kHz: the manifest's word, else the file's header. Raises FailureError, UserError."""
+    if utterance.duration is not None:
+        return seconds_to_samples(utterance.duration)
+    if utterance.audio_filepath is None:
+        raise FailureError("the manifest has neither a duration nor audio")
+    return seconds_to_samples(probe(utterance.audio_filepath).duration_s - utterance.offset)
 
 
 def import_alignment(
@@ -450,28 +441,23 @@ def import_alignment(
     }
     if (done := finished(out, manifest, aligner, overwrite=overwrite)) is not None:
         return done
-    rows, failed, unused, table = _collect(manifest, source, config, progress)
-    if not rows:
-        example = next(iter(failed.items()), ("none", "the manifest is empty"))
-        raise HkdError(f"none of {len(manifest)} utterances could be aligned, '{example[0]}' for one: {example[1]}.")
+    names = frozenset(config.silence_phones)
+    quiet = [phone for phone in source.phones or () if is_silence_name(phone) or phone in names]
+    phone = next((phone for phone in quiet if phone.lower().startswith("sil")), quiet[0] if quiet else SILENCE_PHONE)
+    silence = Silence(names=names, phone=phone, senone=0 if source.senones is None else source.senones[0].silence or 0)
+    rows, failed, unused, table = _collect(manifest, source, silence, config, progress)
+    check_any(rows, failed, manifest)
     inventories, silences, phone_id_V = _inventories(source, table, config)
     report = AlignReport(
         kept=len(rows), failed=failed, unused=tuple(unused),
-        notes=source.notes + _unheard(rows.values(), [table[phone] for phone in table if phone in _silence(source, config)]),
+        notes=source.notes + _unheard(rows.values(), [table[phone] for phone in table if phone in silence]),
         seconds_of_audio=sum(row.num_frames for row in rows.values()) * FRAME_SHIFT_S,
     )  # fmt: skip
-    ordered = (rows[utterance.id] for utterance in manifest if utterance.id in rows)
     write_alignment(
-        out,
-        (_renumbered(row, phone_id_V) for row in ordered),
-        manifest_digest=manifest.digest,
-        inventories=inventories,
-        silences=silences,
-        aligner=aligner | about(report),
-        failed=failed,
-    )
-    warn(report)
-    return report
+        out, (_renumbered(rows[u.id], phone_id_V) for u in manifest if u.id in rows), manifest_digest=manifest.digest,
+        inventories=inventories, silences=silences, aligner=aligner | about(report), failed=failed,
+    )  # fmt: skip
+    return warn(report)
 
 
 def _unheard(rows: Iterable[UtteranceAlignment], silent_ids: Sequence[int]) -> tuple[str, ...]:
@@ -495,51 +481,29 @@ def _unheard(rows: Iterable[UtteranceAlignment], silent_ids: Sequence[int]) -> t
 
 def _spans(manifest: Manifest) -> str:
     """Digest of what of each utterance, besides its text, decides how a recording's alignment is cut."""
-    return digest_of_json(
-        [[u.id, u.speaker, u.offset, u.duration, *([] if u.channel is None else [u.channel])] for u in manifest]
-    )
+    rows = ([u.id, u.speaker, u.offset, u.duration, u.channel] for u in manifest)
+    return digest_of_json([row[:-1] if row[-1] is None else row for row in rows])
 
 
 def _collect(
-    manifest: Manifest, source: Source, config: ImportConfig, progress: Progress
+    manifest: Manifest, source: Source, silence: Silence, config: ImportConfig, progress: Progress
 ) -> tuple[dict[str, UtteranceAlignment], dict[str, str], list[str], SymbolTable]:
     """Rows with phones numbered as they occur, reasons, ids that the manifest lacks, and the phones."""
-    samples, table, known = Samples(), SymbolTable(), {u.id for u in manifest}
-    silence = _silence(source, config)
+    table, by_id = SymbolTable(), {u.id: u for u in manifest}
     rows: dict[str, UtteranceAlignment] = {}
     reasons: dict[str, str] = {}
     unused: list[str] = []
-    for number, (name, found) in enumerate(source.read(manifest, samples), 1):
+    for number, (name, read) in enumerate(source.read(manifest), 1):
         progress(min(number, len(manifest)), len(manifest), failed=len(reasons))
-        if name not in known:
+        if name not in by_id:
             unused.append(name)
             continue
-        utterance = manifest.by_id(name)
         try:
-            if isinstance(found, FailureError):
-                raise found
-            rows[name] = fit(
-                found, id=name, text=utterance.text, num_samples=samples(utterance), silence=silence, config=config, id_of=table
-            )
-        except FailureError as error:
+            rows[name] = fit(read(), by_id[name], silence=silence, config=config, id_of=table)
+        except HkdError as error:
             reasons[name] = str(error)
     failed = {u.id: reasons.get(u.id, "it is not among what was aligned") for u in manifest if u.id not in rows}
     return rows, failed, sorted(unused), table
-
-
-def _silence(source: Source, config: ImportConfig) -> "SilenceByName":
-    names = frozenset(config.silence_phones)
-    quiet = [phone for phone in source.phones or () if is_silence_name(phone) or phone in names]
-    phone = next((phone for phone in quiet if phone.lower().startswith("sil")), quiet[0] if quiet else SILENCE_PHONE)
-    senone = 0 if source.senones is None else source.senones[0].silence or 0
-    return SilenceByName(names=names, phone=phone, senone=senone)
-
-
-class SilenceByName(Silence):
-    """Silence by the names that tools use, and by those that are given."""
-
-    def __contains__(self, phone: object) -> bool:
-        return phone in self.names or is_silence_name(str(phone))
 
 
 def _inventories(
@@ -556,8 +520,8 @@ def _inventories(
     symbols = tuple(dict.fromkeys((*known, *symbol_V)))
     if not symbols:
         return inventories, silences, np.zeros(0, np.int32)
-    phones, quiet = phone_inventory(symbols, config.silence_phones)
-    inventories[MONOPHONE], silences[MONOPHONE] = phones, quiet
+    phones, silences[MONOPHONE] = phone_inventory(symbols, config.silence_phones)
+    inventories[MONOPHONE] = phones
     return inventories, silences, np.array([phones.id_of[symbol] for symbol in symbol_V], np.int32)
 
 

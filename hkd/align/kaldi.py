@@ -7,19 +7,19 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hkd.align.files import Ctm, Interval, lasting, read_ctm
-from hkd.align.fit import FailureError, Foreign, Found, ImportConfig, Samples
+from hkd.align.files import Ctm, lasting, read_ctm, words_at
+from hkd.align.fit import NO_UTTERANCE, FailureError, Foreign, ImportConfig, Reading, Source, samples_of
 from hkd.errors import UserError
 from hkd.files import digest_of, digest_of_file
 from hkd.manifest import Manifest, Utterance
 from hkd.timebase import HOP_SAMPLES, SAMPLE_RATE_HZ, foreign_boundaries
-from hkd.units.inventory import UnitInventory
 from hkd.units.kaldi import TransitionModel, read_integer_vectors, read_symbols, read_transitions, read_tree
 from hkd.units.level import SENONE
 from hkd.units.lexicon import Lexicon, is_silence_name, is_silent_word, split_position
@@ -63,7 +63,7 @@ def read_model(folder: Path, *, lang: Path | None = None, config: ImportConfig |
     return KaldiModel(transitions=transitions, tying=tying)
 
 
-class KaldiSource:
+class KaldiSource(Source):
     """A folder of alignments, or one archive."""
 
     def __init__(
@@ -89,14 +89,14 @@ class KaldiSource:
         self._word_ctm, self._lexicon = word_ctm, lexicon
         self._subsampling = subsampling or _subsampling(model or folder)
         tying = self.model.tying
-        self.phones = tying.monophone_inventory.symbols
+        self.phones, self.senones = tying.monophone_inventory.symbols, (tying.senone_inventory, tying.silences[SENONE])
+        self._says_places = any(split_position(phone)[1] for phone in tying.phones)
+        if not self._says_places and word_ctm is None and lexicon is None:
+            raise UserError(
+                "the phones must say their place in the word (AH_B), but do not. Give the words' times (--words CTM) or the lexicon "
+                "(--lexicon)."
+            )
         self._symbol_of = {number: phone for phone, number in tying.phones.items()}
-        self.notes: tuple[str, ...] = ()
-
-    @property
-    def senones(self) -> tuple[UnitInventory, tuple[int, ...]]:
-        """The model's senones."""
-        return self.model.tying.senone_inventory, self.model.tying.silences[SENONE]
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -104,30 +104,23 @@ class KaldiSource:
         files = digest_of(part for path in self._paths for part in (path.name, digest_of_file(path)))
         lexicon = None if self._lexicon is None else self._lexicon.path
         more = [digest_of_file(path) for path in (self._word_ctm, lexicon) if path is not None]
-        model = digest_of([self.model.tying.senone_inventory.digest, self.model.tying.tree.to_text(), *self.phones])
+        model = digest_of([self.model.tying.senone_inventory.digest, self.model.tying.tree.to_text(), *(self.phones or ())])
         return {"name": "kaldi", "files": files, "model": model, "words_by": more, "subsampling": self._subsampling}
 
-    def read(self, manifest: Manifest, samples: Samples) -> Iterator[tuple[str, Found]]:
+    def read(self, manifest: Manifest) -> Iterator[tuple[str, Reading]]:
         """In the archives' order. Raises UserError where an archive is broken or an id stands twice."""
-        by_id = {utterance.id: utterance for utterance in manifest}
         spoken = read_ctm(self._word_ctm) if self._word_ctm is not None else Ctm()
+        by_id = {utterance.id: utterance for utterance in manifest}
         seen: dict[str, Path] = {}
         for path in self._paths:
             for name, id_T in read_integer_vectors(path):
                 if name in seen:
                     raise UserError(f"an utterance must be aligned once, but '{name}' stands in {seen[name]} and {path}.")
                 seen[name] = path
-                try:
-                    if name not in by_id:
-                        raise FailureError("no utterance")
-                    ctm = spoken.rows(name, spoken.sides(name, by_id[name].channel)) if name in spoken else None
-                    yield name, self._utterance(id_T, by_id[name], samples(by_id[name]), ctm)
-                except FailureError as error:
-                    yield name, error
+                yield name, partial(self._utterance, id_T, by_id[name], spoken) if name in by_id else NO_UTTERANCE
 
-    def _utterance(
-        self, id_T: NDArray[np.int32], utterance: Utterance, num_samples: int, ctm: Sequence[Interval] | None
-    ) -> Foreign:
+    def _utterance(self, id_T: NDArray[np.int32], utterance: Utterance, spoken: Ctm) -> Foreign:
+        num_samples, name = samples_of(utterance), utterance.id
         model, shift = self.model.transitions, self._subsampling * HOP_SAMPLES
         try:
             start_P, begins_P = model.pieces(id_T)
@@ -145,31 +138,20 @@ class KaldiSource:
             word_P=np.full(len(start_P), -1, np.int64), phone_P=tuple(split_position(symbol)[0] for symbol in symbols),
             begins_P=begins_P, senone_P=model.senone_I[id_T[start_P]].astype(np.int64),
         )  # fmt: skip
-        return self._with_words(foreign, symbols, utterance, ctm)
-
-    def _with_words(
-        self, foreign: Foreign, symbols: Sequence[str], utterance: Utterance, ctm: Sequence[Interval] | None
-    ) -> Foreign:
-        first_Q = np.flatnonzero(foreign.begins_P)
-        phone_of_P = np.cumsum(foreign.begins_P) - 1
-        phones = [symbols[int(at)] for at in first_Q]
+        phone_of_P = np.cumsum(begins_P) - 1
+        phones = [symbol for symbol, begins in zip(symbols, begins_P, strict=True) if begins]
         tokens = [token for token in utterance.text.split() if words(token)]
-        if ctm is not None:
-            said = [row for row in lasting(ctm, "word") if not is_silent_word(row.label)]
+        if name in spoken:
+            rows = spoken.rows(name, spoken.sides(name, utterance.channel))
+            said = [row for row in lasting(rows, "word") if not is_silent_word(row.label)]
             middle_P = (foreign.start_P + foreign.stop_P) / 2 / SAMPLE_RATE_HZ
-            place_P = np.searchsorted([row.start for row in said], middle_P, side="right") - 1
-            stop_W = np.array([row.stop for row in said] or [0.0])
-            word_P = np.where((place_P >= 0) & (middle_P < stop_W[place_P]), place_P, -1)
-            return replace(foreign, tokens=tuple(row.label for row in said), word_P=_whole(word_P, phone_of_P))
-        if any(split_position(phone)[1] for phone in phones):
+            tokens, word_Q = [row.label for row in said], words_at(said, middle_P)[begins_P]  # that of a phone's first piece
+        elif self._says_places:
             word_Q = _by_place(phones, len(tokens))
         elif self._lexicon is not None:
             word_Q = _by_lexicon(phones, tokens, self._lexicon)
         else:
-            raise UserError(
-                "the phones must say their place in the word (AH_B), but do not. Give the words' times (--words CTM) or the lexicon "
-                "(--lexicon)."
-            )
+            raise FailureError("the CTM has no words of it")
         return replace(foreign, tokens=tuple(tokens), word_P=word_Q[phone_of_P])
 
 
@@ -184,22 +166,15 @@ def _subsampling(folder: Path) -> int:
     return int(text)
 
 
-def _whole(word_P: NDArray[np.int64], phone_of_P: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The word of a phone's first piece for all of it."""
-    first_Q = np.flatnonzero(np.diff(phone_of_P, prepend=-1))
-    return word_P[first_Q][phone_of_P]
-
-
 def _by_place(phones: Sequence[str], num_words: int) -> NDArray[np.int64]:
     """The word of each phone, by the places that they say. Raises FailureError where the count is another than the transcript's."""
-    word, word_Q = -1, []
-    inside = False
+    word, inside, word_Q = -1, False, []
     for phone in phones:
         place = split_position(phone)[1]
         word += place in ("B", "S")
         if (place in ("I", "E")) != inside:
             raise FailureError(f"the phones' places in words do not follow each other at '{phone}'")
-        inside = place == "B" or (inside and place == "I")
+        inside = place in ("B", "I")
         word_Q.append(word if place else -1)
     if word + 1 != num_words:
         raise FailureError(f"the alignment has {word + 1} words, the transcript {num_words}")
@@ -208,9 +183,8 @@ def _by_place(phones: Sequence[str], num_words: int) -> NDArray[np.int64]:
 
 def _by_lexicon(phones: Sequence[str], tokens: Sequence[str], lexicon: Lexicon) -> NDArray[np.int64]:
     """The word of each phone: the tokens' pronunciations in order, silence between them. Raises FailureError where none fits."""
-    reached: list[dict[int, tuple[int, int]]] = [
-        {0: (0, 0)}
-    ]  # by words so far: phones used → (phones before, where the word begins)
+    # by words so far: phones used → (phones before, where the word begins)
+    reached: list[dict[int, tuple[int, int]]] = [{0: (0, 0)}]
     for token in tokens:
         variants = lexicon.variants(token) or lexicon.variants(token.lower()) or lexicon.variants(" ".join(words(token)))
         here: dict[int, tuple[int, int]] = {}

@@ -19,7 +19,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
@@ -29,10 +29,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hkd.align.alignment import Tier, UtteranceAlignment, at_least_one_apart, write_alignment
-from hkd.align.fit import AlignReport, finished, warn
+from hkd.align.fit import AlignReport, FailureError, about, check_any, finished, warn
 from hkd.audio import read_audio, to_int16
 from hkd.errors import HkdError, UserError
 from hkd.files import digest_of_file, digest_of_json, write_json
@@ -51,30 +50,19 @@ Worker = Callable[[Task], list[Row]]  # one row an item, in order; a module-leve
 CRASHED = "the aligner crashed on it"
 
 
-class ChunkResults:
-    """The finished rows, chunk by chunk, read from the work folder as they are asked for."""
-
-    def __init__(self, paths: Sequence[Path], folder: Path, jobs: int) -> None:
-        self._paths, self._folder, self.jobs = paths, folder, jobs
-
-    def __iter__(self) -> Iterator[list[Row]]:
-        for path in self._paths:
-            yield json.loads(path.read_text(encoding="utf-8"))
-
-    def clear(self) -> None:
-        """Remove the work folder: the result stands elsewhere now."""
-        shutil.rmtree(self._folder, ignore_errors=True)
-
-
 def run_chunks(
     tasks: Sequence[Task], *, worker: Worker, folder: Path, key: str, jobs: int = 0, progress: Progress = no_progress
-) -> ChunkResults:
-    """Run `worker` over all tasks in `jobs` processes (0: one a core). `key`: whatever else the rows depend on."""
+) -> list[Row]:
+    """Run `worker` over all tasks in `jobs` processes (0: one a core); all rows in order. Finished chunks stay in `folder`.
+
+    key: whatever else the rows depend on.
+    """
     jobs = jobs or _cores()
     paths = [folder / f"{digest_of_json([key, task])}.json" for task in tasks]
     folder.mkdir(parents=True, exist_ok=True)
     total = sum(len(task["utterances"]) for task in tasks)
-    done = failed = 0
+    pending = [(path, task) for path, task in zip(paths, tasks, strict=True) if not path.exists()]
+    done, failed = total - sum(len(task["utterances"]) for _, task in pending), 0
 
     def finish(row_path: Path, rows: list[Row]) -> None:
         nonlocal done, failed
@@ -83,29 +71,18 @@ def run_chunks(
         failed += sum("reason" in row for row in rows)
         progress(done, total, failed=failed)
 
-    pending: list[tuple[Path, Task]] = []
-    for path, task in zip(paths, tasks, strict=True):
-        if path.exists():
-            done += len(task["utterances"])
-        else:
-            pending.append((path, task))
     if done:
         progress(done, total)
     while pending:
-        suspects = _run_pool(pending, worker, min(jobs, len(pending)), finish)
-        for path, task in suspects:
+        for path, task in _run_pool(pending, worker, min(jobs, len(pending)), finish):
             finish(path, _run_isolated(task, worker))
         pending = [(path, task) for path, task in pending if not path.exists()]
-    return ChunkResults(paths, folder, jobs)
+    return [row for path in paths for row in json.loads(path.read_text(encoding="utf-8"))]
 
 
 def _cores() -> int:
     """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _executor(jobs: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_begin_worker)
 
 
 def _run_pool(
@@ -114,7 +91,8 @@ def _run_pool(
     """Run until all is done, [], or a worker died: then the tasks that were in flight."""
     waiting = iter(pending)
     flying: dict[Future[list[Row]], tuple[Path, Task]] = {}
-    executor = _executor(jobs)
+    context = multiprocessing.get_context("spawn")
+    executor = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin_worker)
     try:
         while True:
             while len(flying) < jobs + 1 and (item := next(waiting, None)) is not None:
@@ -133,19 +111,12 @@ def _run_pool(
 
 
 def _run_isolated(task: Task, worker: Worker) -> list[Row]:
-    """One item at a time, in a fresh process after each that dies."""
+    """Each item in a process of its own."""
     rows: list[Row] = []
-    executor = _executor(1)
-    try:
-        for item in task["utterances"]:
-            try:
-                rows += executor.submit(worker, {**task, "utterances": [item]}).result()
-            except BrokenProcessPool:
-                rows.append({"id": item["id"], "reason": CRASHED})
-                executor.shutdown(wait=True)
-                executor = _executor(1)
-    finally:
-        executor.shutdown(wait=True)
+    for item in task["utterances"]:
+        alone = (Path(), {**task, "utterances": [item]})
+        if _run_pool([alone], worker, 1, lambda _, found: rows.extend(found)):
+            rows.append({"id": item["id"], "reason": CRASHED})
     return rows
 
 
@@ -170,15 +141,11 @@ class SphinxConfig:
     """How pocketsphinx searches. Narrower beams lose utterances; `bestpath` stays off, since it loses a third of short ones."""
 
     jobs: int = 0  # processes; 0: one a core
-    model: str | None = (
-        None  # an acoustic model's folder (mdef, means ...), its dictionary (*.dict, *.dic) in it or beside it; None: the English one
-    )
+    model: str | None = None  # an acoustic model's folder (mdef, means ...), its dictionary (*.dict, *.dic) in it or beside it
     beam: float = 1e-80  # of states, as likelihood beside the best
     pbeam: float = 1e-80  # of phones
     wbeam: float = 1e-60  # of words
-    min_score: float = (
-        -35.0
-    )  # mean score a frame below which a transcript is said not to be what was spoken (about -14 where it is)
+    min_score: float = -35.0  # mean score a frame below which a transcript is not what was spoken (about -14 where it is)
     chunk_utterances: int = 32  # resumed after a kill by whole chunks
 
     def __post_init__(self) -> None:
@@ -191,10 +158,6 @@ class SphinxConfig:
             )
         if not math.isfinite(self.min_score):
             raise UserError(f"min_score must be finite, but is {self.min_score} instead. Use a very low number to keep all.")
-
-
-class _FailureError(Exception):
-    """Why an utterance cannot be aligned."""
 
 
 def model_parts(model: str | None) -> tuple[Lexicon, StateTying]:
@@ -229,38 +192,33 @@ class SphinxAligner:
         started = time.process_time()
         try:
             return {"id": utterance.id, **self._align(utterance), "cpu_s": time.process_time() - started}
-        except (HkdError, _FailureError) as error:
+        except HkdError as error:
             return {"id": utterance.id, "reason": str(error)}
 
     def _align(self, utterance: Utterance) -> dict[str, Any]:
         spoken = words(utterance.text)
         if not spoken:
-            raise _FailureError("the transcript has no words")
+            raise FailureError("the transcript has no words")
         guessed = self._add_words(spoken)
         wave_S = read_audio(utterance)
         num_frames = samples_to_frames(len(wave_S))
         if not np.abs(wave_S).max() > 0:
-            raise _FailureError("the audio is silent")
+            raise FailureError("the audio is silent")
         pcm = to_int16(wave_S).tobytes()
         self.decoder.reinit_feat()  # else its estimate of the noise is that of the utterance before
         self.decoder.set_align_text(" ".join(spoken))
         self._decode(pcm)
         if self.decoder.hyp() is None:
-            raise _FailureError("the decoder found no path through the transcript: is it what was spoken?")
+            raise FailureError("the decoder found no path through the transcript: is it what was spoken?")
         self.decoder.set_alignment()
         self._decode(pcm)
         tiers, mean_score = self._walk(len(spoken), num_frames)
         if mean_score < self.config.min_score:
-            raise _FailureError(
+            raise FailureError(
                 f"the mean score a frame is {mean_score:.1f}, below {self.config.min_score:g}: the transcript is not what was spoken"
             )
-        return {
-            "words": spoken,
-            **tiers,
-            "score": round(mean_score, 2),
-            "seconds": len(wave_S) / SAMPLE_RATE_HZ,
-            "guessed": guessed,
-        }
+        seconds = len(wave_S) / SAMPLE_RATE_HZ
+        return {"words": spoken, **tiers, "score": round(mean_score, 2), "seconds": seconds, "guessed": guessed}
 
     def _decode(self, pcm: bytes) -> None:
         try:
@@ -268,13 +226,13 @@ class SphinxAligner:
             self.decoder.process_raw(pcm, full_utt=True)
             self.decoder.end_utt()
         except RuntimeError as error:
-            raise _FailureError(f"the decoder failed ({error})") from None
+            raise FailureError(f"the decoder failed ({error})") from None
 
     def _add_words(self, spoken: Sequence[str]) -> dict[str, str]:
-        """Teach the decoder the words that it does not know; what was predicted for each. Raises _FailureError where nothing can be."""
+        """Teach the decoder the words that it does not know; what was predicted for each. Raises FailureError where nothing can be."""
         without = self.lexicon.unknown(spoken)
         if without:
-            raise _FailureError(f"no pronunciation for {', '.join(without)}")
+            raise FailureError(f"no pronunciation for {', '.join(without)}")
         guessed = {word: " ".join(self.lexicon.pronounce(word)) for word in spoken if word not in self.lexicon}
         for word, phones in guessed.items():
             if self.decoder.lookup_word(word) is None:
@@ -286,52 +244,42 @@ class SphinxAligner:
 
         Descends inside the loops: an iterator's children die with it, and touching them then crashes the interpreter.
         """
-        word_tier, phone_tier, senone_tier = _Segments(), _Segments(), _Segments()
-        next_word, score, scored = 0, 0.0, 0
+        tiers: dict[str, list[tuple[int, int, int]]] = {"word": [], MONOPHONE: [], SENONE: []}  # unit, start, duration
+        next_word, score = 0, 0.0
         alignment = self.decoder.get_alignment()
         if alignment is None:
-            raise _FailureError("the decoder gave no states")
+            raise FailureError("the decoder gave no states")
         for word in alignment:
             is_silence = word.name.startswith(("<", "["))
-            word_tier.add(-1 if is_silence else next_word, word.start, word.duration)
+            tiers["word"].append((-1 if is_silence else next_word, word.start, word.duration))
             next_word += not is_silence
             score += word.score
-            scored += word.duration
             for phone in word:
-                phone_tier.add(self.tying.phone_id[phone.name], phone.start, phone.duration)
-                for state in phone:
-                    senone_tier.add(int(state.name), state.start, state.duration)
+                tiers[MONOPHONE].append((self.tying.phone_id[phone.name], phone.start, phone.duration))
+                tiers[SENONE] += ((int(state.name), state.start, state.duration) for state in phone)
         if next_word != num_words:
-            raise _FailureError(f"the decoder aligned {next_word} of {num_words} words")
-        tiers = {"word": word_tier, MONOPHONE: phone_tier, SENONE: senone_tier}
+            raise FailureError(f"the decoder aligned {next_word} of {num_words} words")
+        for rows in tiers.values():
+            end = 0
+            for _, start, duration in rows:
+                if start != end or duration < 1:
+                    raise FailureError(f"the decoder's segments do not follow each other at frame {start}")
+                end = start + duration
+        place = self._places([start for _, start, _ in tiers[SENONE]], num_frames)
+        closed = {
+            name: [[unit for unit, _, _ in rows], [*(place[start] for _, start, _ in rows), num_frames]]
+            for name, rows in tiers.items()
+        }
+        return closed, score / max(1, sum(duration for _, _, duration in tiers["word"]))
+
+    def _places(self, starts: Sequence[int], num_frames: int) -> dict[int, int]:
+        """The decoder's frames where states begin → ours. Raises FailureError where the last state would be empty."""
+        if not starts or starts[-1] >= num_frames:
+            raise FailureError(f"the decoder's alignment does not fit into {num_frames} frames")
         window_samples = round(self.decoder.config["wlen"] * SAMPLE_RATE_HZ)
-        place = senone_tier.places(num_frames, window_samples=window_samples)
-        closed = {name: [tier.unit, [*(place[start] for start in tier.start), num_frames]] for name, tier in tiers.items()}
-        return closed, score / max(1, scored)
-
-
-class _Segments:
-    """Segments as the decoder gives them, checked to follow each other."""
-
-    def __init__(self) -> None:
-        self.unit: list[int] = []
-        self.start: list[int] = []
-        self.end = 0
-
-    def add(self, unit: int, start: int, duration: int) -> None:
-        if start != self.end or duration < 1:
-            raise _FailureError(f"the decoder's segments do not follow each other at frame {start}")
-        self.unit.append(unit)
-        self.start.append(start)
-        self.end = start + duration
-
-    def places(self, num_frames: int, *, window_samples: int) -> dict[int, int]:
-        """The decoder's frames where segments begin → ours. Raises _FailureError where the last segment would be empty."""
-        if not self.start or self.start[-1] >= num_frames:
-            raise _FailureError(f"the decoder's alignment does not fit into {num_frames} frames")
-        sample_U = np.array(self.start, np.int64) * HOP_SAMPLES + (window_samples - HOP_SAMPLES) // 2
+        sample_U = np.array(starts, np.int64) * HOP_SAMPLES + (window_samples - HOP_SAMPLES) // 2
         bound_U = at_least_one_apart(np.append(0, samples_to_boundaries(sample_U[1:])), num_frames - 1)
-        return dict(zip(self.start, bound_U.tolist(), strict=True))
+        return dict(zip(starts, bound_U.tolist(), strict=True))
 
 
 def align_chunk(task: dict[str, Any]) -> list[dict[str, Any]]:
@@ -348,11 +296,9 @@ def _fields(utterance: Utterance) -> dict[str, Any]:
     return {name: getattr(utterance, name) for name in names}
 
 
-def _tier(value: list[list[int]]) -> Tier:
-    def array(ids: list[int]) -> NDArray[np.int32]:
-        return np.array(ids, np.int32)
-
-    return Tier(unit_U=array(value[0]), start_U1=array(value[1]))
+def _tier(value: Sequence[Sequence[int]]) -> Tier:
+    unit_U, start_U1 = (np.array(ids, np.int32) for ids in value)
+    return Tier(unit_U=unit_U, start_U1=start_U1)
 
 
 def align_manifest(
@@ -382,43 +328,23 @@ def align_manifest(
     chunks = [list(map(_fields, manifest[at : at + size])) for at in range(0, len(manifest), size)]
     tasks: list[dict[str, Any]] = [{"config": settings, "utterances": chunk} for chunk in chunks]
     work = out.parent / f".{out.name}.work"
-    results = run_chunks(tasks, worker=align_chunk, folder=work, key=digest_of_json(aligner), jobs=config.jobs, progress=progress)
-    report = _write(out, [row for chunk in results for row in chunk], manifest.digest, aligner, tying)
-    results.clear()
-    warn(report)
-    return report
-
-
-def _write(
-    out: Path, rows: list[dict[str, Any]], manifest_digest: str, aligner: dict[str, Any], tying: StateTying
-) -> AlignReport:
-    """The workers' rows → the artefact, and the report."""
+    rows = run_chunks(tasks, worker=align_chunk, folder=work, key=digest_of_json(aligner), jobs=config.jobs, progress=progress)
     failed = {row["id"]: row["reason"] for row in rows if "reason" in row}
     kept = [row for row in rows if "reason" not in row]
-    if not kept:
-        example = next(iter(failed.items()), ("none", "the manifest is empty"))
-        raise HkdError(f"none of {len(rows)} utterances could be aligned, '{example[0]}' for one: {example[1]}.")
+    check_any(kept, failed, manifest)
     seconds = sum(row["seconds"] for row in kept)
-    about = {
-        "seconds_of_audio": seconds,
-        "predicted_words": {word: phones for row in kept for word, phones in sorted(row["guessed"].items())},
-    }
-    alignments = (
-        UtteranceAlignment(
-            id=row["id"],
-            words=tuple(row["words"]),
-            word_tier=_tier(row["word"]),
-            tiers={level: _tier(row[level]) for level in (SENONE, MONOPHONE)},
-        )
-        for row in kept
-    )
+    report = AlignReport(
+        kept=len(kept), failed=failed, seconds_of_audio=seconds, real_time_factor=sum(row["cpu_s"] for row in kept) / seconds,
+        predicted_words={word: phones for row in kept for word, phones in sorted(row["guessed"].items())},
+    )  # fmt: skip
     write_alignment(
-        out,
-        alignments,
-        manifest_digest=manifest_digest,
-        inventories={SENONE: tying.senone_inventory, MONOPHONE: tying.monophone_inventory},
-        silences=tying.silences,
-        aligner=aligner | about,
-        failed=failed,
-    )
-    return AlignReport(kept=len(kept), failed=failed, **about, real_time_factor=sum(row["cpu_s"] for row in kept) / seconds)
+        out, map(_aligned, kept), manifest_digest=manifest.digest, inventories=tying.inventories, silences=tying.silences,
+        aligner=aligner | about(report, ("seconds_of_audio", "predicted_words")), failed=failed,
+    )  # fmt: skip
+    shutil.rmtree(work, ignore_errors=True)
+    return warn(report)
+
+
+def _aligned(row: Row) -> UtteranceAlignment:
+    tiers = {level: _tier(row[level]) for level in (SENONE, MONOPHONE)}
+    return UtteranceAlignment(id=row["id"], words=tuple(row["words"]), word_tier=_tier(row["word"]), tiers=tiers)

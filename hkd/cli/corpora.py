@@ -164,7 +164,7 @@ def prepare(
         raise UserError("--out and --max-words must go with --text, but there is none. Leave them out.")
     if corpus is None:
         raise UserError("CORPUS must be given, but is missing. `hkd prepare --list` says which are known; a folder does too.")
-    if corpus in corpora.TEXT and from_ is None and not Path(corpus).exists():
+    if corpus in corpora.text_corpora() and from_ is None and not Path(corpus).exists():
         out = folder / "text" / f"{corpus}.txt"
         with progress_bar(f"prepare {corpus}") as progress:
             number = corpora.prepare_text(corpus, out, cache=cache, progress=progress)

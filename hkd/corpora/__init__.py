@@ -1,12 +1,16 @@
-"""Corpora → manifest, and manifest → other tools. `prepare(name_or_path, folder)` is the way in, `export(whole, to, folder)` the way out."""
+"""Corpora → manifest, and manifest → other tools. `prepare(name_or_path, folder)` is the way in, `export(whole, to, folder)` the way out.
 
-from hkd.corpora.cards import known_corpora
+`register(card)` makes one more corpus known by name.
+"""
+
+from hkd.corpora import named  # noqa: F401  (it registers hkd's own corpora)
+from hkd.corpora.cards import Card, Source, known_corpora, register
 from hkd.corpora.collect import Report
 from hkd.corpora.export import FORMATS, export
 from hkd.corpora.importers import COLUMNS, KINDS
-from hkd.corpora.prepare import GROUPS, TEXT, kind_of, prepare, prepare_text, read_corpus, split
+from hkd.corpora.prepare import GROUPS, kind_of, prepare, prepare_text, read_corpus, split, text_corpora
 
 __all__ = [
-    "COLUMNS", "FORMATS", "GROUPS", "KINDS", "TEXT", "Report", "export", "kind_of", "known_corpora", "prepare", "prepare_text", "read_corpus",
-    "split",
+    "COLUMNS", "FORMATS", "GROUPS", "KINDS", "Card", "Report", "Source", "export", "kind_of", "known_corpora", "prepare", "prepare_text",
+    "read_corpus", "register", "split", "text_corpora",
 ]  # fmt: skip

@@ -1,6 +1,7 @@
-"""Cards of known corpora (source, licence, checksums, what the manifest must hold), and how a corpus' archives are fetched and unpacked.
+"""The registry of corpora that are known by name, their cards, and how a corpus' archives are fetched and unpacked.
 
-- Cards are TOML files, one for each corpus (`data_manifests/` in the repository). A checksum is there only with the source that publishes it.
+- A corpus is one entry: a card (source, licence, checksums, what the manifest must hold) and a reader, put there by `register`.
+- hkd's own cards are TOML files (`data_manifests/` in the repository). A checksum is there only with the source that publishes it.
 - Archives come from a folder that the user names, the cache or a server; those of up to `AUTO_GB` are fetched without being asked for.
 - A download continues where a broken one stopped, is checked against its card, and gets its name only then.
 - Unpacking writes below its folder or not at all: no absolute paths, no `..`, no links out, no devices, a bound on the size.
@@ -15,16 +16,17 @@ import tomllib
 import urllib.error
 import urllib.request
 import zlib
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from hkd.corpora.collect import Report, is_hidden
+from hkd.corpora.collect import Report, Row, collect, is_hidden
 from hkd.errors import HkdError, UserError
 from hkd.files import shipped
 from hkd.lines import first_line
-from hkd.manifest import Utterance
+from hkd.manifest import Manifest, Utterance, assign_splits
 from hkd.progress import Progress, no_progress
 from hkd.remote import default_cache
 
@@ -96,43 +98,110 @@ def parse_card(table: Mapping[str, Any]) -> Card:
 
 
 def load_card(name: str) -> Card:
-    """The card of a known corpus."""
+    """One of hkd's own cards."""
     return parse_card(tomllib.loads((CARDS / f"{name}.toml").read_text(encoding="utf-8")))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """Where a corpus' files are looked for. `root`: its folder, or that of its archives; `parts`: which of the publisher's, empty for all."""
+
+    cache: Path = field(default_factory=default_cache)
+    root: Path | None = None
+    base_url: str | None = None
+    download: bool = False
+    parts: tuple[str, ...] = ()
+    report: Report = field(default_factory=Report)
+
+    def choose(self, card: Card, known: Collection[str]) -> list[str]:
+        """The parts that are asked for, in the corpus' order; all where none is. Raises UserError for unknown ones."""
+        unknown = [part for part in self.parts if part not in known]
+        if unknown:
+            raise UserError(
+                f"part of {card.name} must be one of {', '.join(known) or '(it has none)'}, but is '{unknown[0]}' instead."
+            )
+        return [part for part in known if part in self.parts or not self.parts]
+
+
+Part = tuple[str, Path, Iterable[Row]]  # the publisher's name of a part ("" where there is one), its folder, its utterances
+Reader = Callable[[Card, Source, Progress], Iterable[Any]]  # gives the Parts of speech, or the sentences of text alone
+Splits = Mapping[str, str | Mapping[str, float]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Corpus:
+    """An entry of the registry. `splits`: of a part its split, or the shares of several splits, dealt out by speaker."""
+
+    given: Card | str
+    read: Reader
+    splits: Splits
+    is_text: bool
+
+    @property
+    def card(self) -> Card:
+        """The corpus' card."""
+        return self.given if isinstance(self.given, Card) else load_card(self.given)
+
+    def manifest(self, source: Source, progress: Progress) -> Manifest:
+        """All parts' utterances, with the splits of those that have any. Raises UserError, HkdError."""
+        found: list[Utterance] = []
+        for part, folder, rows in self.read(self.card, source, progress):
+            whole, rule = collect(rows, folder, report=source.report, progress=progress), self.splits.get(part)
+            if isinstance(rule, str):
+                found += (replace(u, extra={**u.extra, "split": rule}) for u in whole)
+            else:
+                found += whole if rule is None else assign_splits(whole, rule, by=lambda u: u.speaker or "")
+        return Manifest(found)
+
+
+CORPORA: dict[str, Corpus] = {}
+
+
+def register(card: Card | str, *, splits: Splits | None = None, is_text: bool = False) -> Callable[[Reader], Reader]:
+    """Make a corpus known by its card's name, or by that of one of hkd's own cards: a decorator of its reader.
+
+    The reader of speech gives (part, folder, rows), that of text alone (`is_text`) gives sentences. `splits`: of a part its split, or the
+    shares of several; rows of other parts keep the extra field `split`, and where no row has one `prepare` makes the splits.
+    """
+
+    def keep(read: Reader) -> Reader:
+        name = card if isinstance(card, str) else card.name
+        CORPORA[name] = Corpus(given=card, read=read, splits=splits or {}, is_text=is_text)
+        return read
+
+    return keep
 
 
 def known_corpora() -> list[Card]:
     """The cards of all corpora that can be prepared by name, in order."""
-    return [load_card(path.stem) for path in sorted(CARDS.glob("*.toml"))]
+    return [CORPORA[name].card for name in sorted(CORPORA)]
 
 
 def differences(card: Card, utterances: Iterable[Utterance]) -> list[str]:
     """What the utterances have otherwise than the card says, a sentence each."""
-    counts: dict[tuple[str, str], int] = {}
-    seconds: dict[tuple[str, str], float] = {}
+    counts: Counter[tuple[str, str]] = Counter()
+    hours: dict[tuple[str, str], float] = defaultdict(float)
     for utterance in utterances:
         for key in (("split", str(utterance.split)), ("part", str(utterance.extra.get("part"))), ("corpus", card.name)):
-            counts[key] = counts.get(key, 0) + 1
-            seconds[key] = seconds.get(key, 0.0) + (utterance.duration or 0.0)
+            counts[key] += 1
+            hours[key] += (utterance.duration or 0.0) / 3600
     expectations = {("split", name): expected for name, expected in card.splits.items()}
-    expectations |= {
-        ("part", name): expected for name, expected in card.parts.items() if not card.some_parts or ("part", name) in counts
-    }
+    expectations |= {("part", name): e for name, e in card.parts.items() if not card.some_parts or ("part", name) in counts}
     if card.whole is not None:
         expectations["corpus", card.name] = card.whole
     found = []
-    for (kind, name), expected in expectations.items():
-        number, hours = counts.get((kind, name), 0), seconds.get((kind, name), 0.0) / 3600
-        if expected.utterances is not None and number != expected.utterances:
-            found.append(f"{kind} {name} has {number} utterances instead of {expected.utterances}")
-        if expected.hours is not None and abs(hours - expected.hours) > HOURS_TOLERANCE * expected.hours:
-            found.append(f"{kind} {name} has {hours:.3f} hours instead of {expected.hours:.3f}")
+    for key, expected in expectations.items():
+        what = " ".join(key)
+        if expected.utterances is not None and counts[key] != expected.utterances:
+            found.append(f"{what} has {counts[key]} utterances instead of {expected.utterances}")
+        if expected.hours is not None and abs(hours[key] - expected.hours) > HOURS_TOLERANCE * expected.hours:
+            found.append(f"{what} has {hours[key]:.3f} hours instead of {expected.hours:.3f}")
     return found
 
 
 def check(card: Card, utterances: Iterable[Utterance]) -> None:
     """Raise HkdError where the finished manifest is not what the card says."""
-    found = differences(card, utterances)
-    if found:
+    if found := differences(card, utterances):
         raise HkdError(
             f"corpus {card.name} must be as its card says, but {'; '.join(found)}. Fetch it again, or say --from to take it as it is."
         )
@@ -230,27 +299,6 @@ def _read_to_the_end(tar: tarfile.TarFile) -> None:
             raise tarfile.ReadError("a header in its middle is damaged")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Source:
-    """Where a corpus' files are looked for. `root`: its folder, or that of its archives; `parts`: which of the publisher's, empty for all."""
-
-    cache: Path = field(default_factory=default_cache)
-    root: Path | None = None
-    base_url: str | None = None
-    download: bool = False
-    parts: tuple[str, ...] = ()
-    report: Report = field(default_factory=Report)
-
-    def choose(self, card: Card, known: Collection[str]) -> list[str]:
-        """The parts that are asked for, in the corpus' order; all where none is. Raises UserError for unknown ones."""
-        unknown = [part for part in self.parts if part not in known]
-        if unknown:
-            raise UserError(
-                f"part of {card.name} must be one of {', '.join(known) or '(it has none)'}, but is '{unknown[0]}' instead."
-            )
-        return [part for part in known if part in self.parts or not self.parts]
-
-
 def archive_folder(card: Card, archive: Archive, source: Source, *, progress: Progress = no_progress) -> Path:
     """An archive's files, unpacked in the cache: from `root`, from the cache, or from the server. Raises UserError, HkdError.
 
@@ -275,9 +323,7 @@ def archive_folder(card: Card, archive: Archive, source: Source, *, progress: Pr
 def _fetched(card: Card, archive: Archive, source: Source, target: Path, progress: Progress) -> None:
     wanted = f"corpus {card.name} needs {archive.file}, which is not in {source.root or target.parent}"
     if not card.base_url and not source.base_url:
-        raise UserError(
-            f"{wanted}. It cannot be fetched without a form or a licence: get it from {card.source} and give --root DIR."
-        )
+        raise UserError(f"{wanted}. It {_by_hand(card)}")
     if not source.download and (card.size_gb is None or card.size_gb > AUTO_GB):
         size = f" (about {card.size_gb:g} GB)" if card.size_gb else ""
         raise UserError(f"{wanted}. Give --root DIR where the corpus lies, or --download{size}.")
@@ -285,20 +331,21 @@ def _fetched(card: Card, archive: Archive, source: Source, target: Path, progres
     download(f"{base}/{archive.file}", target, archive, progress=progress)
 
 
+def _by_hand(card: Card) -> str:
+    return f"cannot be fetched without a form or a licence: get it from {card.source} and give --root DIR."
+
+
 def corpus_folder(card: Card, source: Source, marker: str, *, progress: Progress = no_progress) -> Path:
     """The folder in which `marker` (a path, wildcards allowed) lies: below `root`, or in the only archive. Raises UserError, HkdError."""
     if source.root is not None:
-        found = find_below(source.root, marker)
-        if found is not None:
+        if (found := find_below(source.root, marker)) is not None:
             return found
         if not any((source.root / archive.file).is_file() for archive in card.archives):
             raise UserError(
                 f"{source.root} must be the folder of {card.name}, but there is no {marker} in it nor in the folders below it."
             )
     if not card.archives:
-        raise UserError(
-            f"corpus {card.name} cannot be fetched without a form or a licence: get it from {card.source} and give --root DIR."
-        )
+        raise UserError(f"corpus {card.name} {_by_hand(card)}")
     folder = archive_folder(card, card.archives[0], source, progress=progress)
     found = find_below(folder, marker)
     if found is None:
@@ -315,10 +362,9 @@ def find_below(folder: Path, marker: str) -> Path | None:
         for candidate in level:
             if next(candidate.glob(marker), None) is not None:
                 return candidate
-        level = [
-            path
-            for parent in level
-            for path in sorted(parent.iterdir())
-            if path.is_dir() and not path.is_symlink() and not is_hidden(path.name)
-        ]
+        level = [path for parent in level for path in sorted(parent.iterdir()) if _is_below(path)]
     return None
+
+
+def _is_below(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink() and not is_hidden(path.name)

@@ -30,10 +30,8 @@ from hkd.progress import Progress, no_progress
 logger = logging.getLogger(__name__)
 
 Row = tuple[str, Utterance]  # where it was read (FILE:LINE, for errors), and the utterance
-_SPLITS = {
-    "train": "train", "training": "train", "dev": "dev", "valid": "dev", "validation": "dev", "val": "dev", "devel": "dev", "test": "test",
-    "testing": "test", "eval": "test", "evaluation": "test",
-}  # fmt: skip
+_CALLED = {"train": "train training", "dev": "dev valid validation val devel", "test": "test testing eval evaluation"}
+_SPLITS = {name: split for split, names in _CALLED.items() for name in names.split()}
 _SHOWN = 3
 _LONGEST = 400
 _THREADS = 8
@@ -230,13 +228,8 @@ def _exists(path: Path) -> bool:
 
 def plain_fields(fields: Mapping[str, Any]) -> dict[str, str | int | float | bool]:
     """What a manifest can keep of another tool's fields beside its own: text, finite numbers, yes or no."""
-    return {
-        key: value
-        for key, value in fields.items()
-        if key not in KNOWN_FIELDS
-        and isinstance(value, str | int | float)
-        and not (isinstance(value, float) and not math.isfinite(value))
-    }
+    plain = {key: value for key, value in fields.items() if key not in KNOWN_FIELDS and isinstance(value, str | int | float)}
+    return {key: value for key, value in plain.items() if not isinstance(value, float) or math.isfinite(value)}
 
 
 def split_named(name: str) -> str | None:
@@ -286,7 +279,7 @@ def collect(
     where: Path | str,
     *,
     report: Report | None = None,
-    told: Collection[str] = frozenset(),
+    told: Collection[str] = (),
     progress: Progress = no_progress,
 ) -> Manifest:
     """The manifest of what was found in `where`; durations that are not given are filled in from the audio.
@@ -341,7 +334,7 @@ def _headers(paths: Sequence[str], progress: Progress) -> dict[str, AudioInfo | 
         for path, result in zip(unique, pool.map(header, unique), strict=True):
             headers[path] = result
             progress(len(headers), len(unique))
-    cut_off = [(path, info.missing_s) for path, info in headers.items() if not isinstance(info, str)]
+    cut_off = [(path, info.missing_s) for path, info in headers.items() if isinstance(info, AudioInfo)]
     cut_off = [(path, missing_s) for path, missing_s in cut_off if missing_s > DURATION_TOLERANCE_S]
     if cut_off:
         text = "%d audio files are shorter than their headers say (cut off?), the first is %s: %.2f s are missing"
@@ -376,15 +369,14 @@ def _mention(utterances: Sequence[Utterance], where: Path | str) -> None:
     if silent:
         logger.warning("%s: %d utterances have no words, the first is '%s'", where, len(silent), silent[0])
     overlapping, stop, before = [], 0.0, ("", -1)
-    for u in sorted(utterances, key=lambda u: (u.audio_filepath or "", -1 if u.channel is None else u.channel, u.offset)):
-        if u.audio_filepath is None or u.duration is None:
+    placed = ((u.audio_filepath or "", -1 if u.channel is None else u.channel, u.offset, u) for u in utterances)
+    for path, channel, offset, u in sorted(placed, key=lambda row: row[:3]):
+        if not path or u.duration is None:
             continue
-        here = (u.audio_filepath, -1 if u.channel is None else u.channel)
-        if here == before and u.offset < stop - DURATION_TOLERANCE_S:
+        is_same, before = (path, channel) == before, (path, channel)
+        if is_same and offset < stop - DURATION_TOLERANCE_S:
             overlapping.append(u.id)
-        stop = max(stop, u.offset + u.duration) if here == before else u.offset + u.duration
-        before = here
+        stop = max(stop if is_same else 0.0, offset + u.duration)
     if overlapping:
-        logger.warning(
-            "%s: %d utterances overlap others of their recording, the first is '%s'", where, len(overlapping), overlapping[0]
-        )
+        text = "%s: %d utterances overlap others of their recording, the first is '%s'"
+        logger.warning(text, where, len(overlapping), overlapping[0])

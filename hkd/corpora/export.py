@@ -6,6 +6,7 @@
 
 import gzip
 import json
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,12 @@ def export(whole: Manifest, to: str, folder: Path, *, progress: Progress = no_pr
     silent = [u.id for u in whole if u.audio_filepath is None]
     if silent:
         raise UserError(f"utterances must have audio to be exported, but {len(silent)} have none, '{silent[0]}' among them.")
-    splits: dict[str, list[Utterance]] = {}
+    splits: dict[str, list[Utterance]] = defaultdict(list)
     for u in whole:
-        splits.setdefault(u.split or "", []).append(u)
+        splits[u.split or ""].append(u)
     written: list[Path] = []
     for number, (split, utterances) in enumerate(sorted(splits.items()), 1):
-        files = FORMATS[to](split, utterances)
-        for name, data in files.items():
+        for name, data in FORMATS[to](split, utterances).items():
             write_bytes(folder / name, data)
             written.append(folder / name)
         progress(number, len(splits))
@@ -45,17 +45,10 @@ def _jsonl(rows: Iterable[Any]) -> bytes:
 
 def nemo(split: str, utterances: list[Utterance]) -> dict[str, bytes]:
     """SPLIT.json: NeMo's fields, and ours beside them."""
+    names = "audio_filepath", "offset", "duration", "text", "id", "speaker", "channel"
     rows = []
     for u in utterances:
-        row = {
-            "audio_filepath": u.audio_filepath,
-            "offset": u.offset,
-            "duration": u.duration,
-            "text": u.text,
-            "id": u.id,
-            "speaker": u.speaker,
-            "channel_selector": u.channel,
-        }
+        row = {"channel_selector" if name == "channel" else name: getattr(u, name) for name in names}
         rows.append({**{key: value for key, value in row.items() if value is not None}, **u.extra})
     return {f"{split or 'manifest'}.json": _jsonl(rows)}
 
@@ -69,22 +62,17 @@ def _recording_names(utterances: list[Utterance]) -> dict[str, str]:
 
     Raises UserError where two files would have one name.
     """
-    of_file: dict[str, list[Utterance]] = {}
+    of_file: dict[str, list[Utterance]] = defaultdict(list)
     for u in utterances:
-        of_file.setdefault(str(u.audio_filepath), []).append(u)
-    names = {
-        path: found[0].id if len(found) == 1 else str(found[0].extra.get("recording") or Path(path).stem)
-        for path, found in of_file.items()
-    }
-    if len(set(names.values())) != len(names):
-        seen: dict[str, str] = {}
-        for path, name in names.items():
-            if name in seen:
-                raise UserError(
-                    f"recordings must have names of their own, but {seen[name]} and {path} are both '{name}'. Set the field recording."
-                )
-            seen[name] = path
-    return names
+        of_file[str(u.audio_filepath)].append(u)
+    path_of: dict[str, str] = {}
+    for path, found in of_file.items():
+        name = found[0].id if len(found) == 1 else str(found[0].extra.get("recording") or Path(path).stem)
+        if name in path_of:
+            both = f"{path_of[name]} and {path} are both '{name}'"
+            raise UserError(f"recordings must have names of their own, but {both}. Set the field recording.")
+        path_of[name] = path
+    return {path: name for name, path in path_of.items()}
 
 
 def lhotse(split: str, utterances: list[Utterance]) -> dict[str, bytes]:
@@ -113,8 +101,8 @@ def lhotse(split: str, utterances: list[Utterance]) -> dict[str, bytes]:
             language=u.extra.get("language"), custom={key: value for key, value in u.extra.items() if key != "language"} or None,
         )  # fmt: skip
         supervisions.append(supervision)
-        kind = MonoCut if len(channels) == 1 else MultiCut
         moved = [supervision.with_offset(-u.offset)]
+        kind = MonoCut if len(channels) == 1 else MultiCut
         cuts.append(kind(id=u.id, start=u.offset, duration=duration, channel=channel, supervisions=moved, recording=recording))
     tail = f"_{split}.jsonl.gz" if split else ".jsonl.gz"
     sets = {
@@ -136,9 +124,9 @@ def kaldi(split: str, utterances: list[Utterance]) -> dict[str, bytes]:
             if len(value.split()) > 1 or value.strip() != value:
                 raise UserError(f"{what} must have no blanks in Kaldi's tables, but is '{value}'. Rename it first.")
     speaker_of = {u.id: u.speaker or u.id for u in utterances}
-    spoken: dict[str, list[str]] = {}
+    spoken: dict[str, list[str]] = defaultdict(list)
     for name, speaker in speaker_of.items():
-        spoken.setdefault(speaker, []).append(name)
+        spoken[speaker].append(name)
     tables: dict[str, dict[str, str]] = {
         "wav.scp": {names[path]: path for path in headers},
         "text": {u.id: " ".join(u.text.split()) for u in utterances},

@@ -35,7 +35,8 @@ from hkd.corpora.collect import (
     write_sound,
 )
 from hkd.errors import HkdError, UserError
-from hkd.manifest import Manifest, Utterance, parse_json
+from hkd.lines import filled_lines, placed
+from hkd.manifest import NUMBER, STRING, Manifest, Utterance, check_field, parse_json
 
 COLUMNS: Mapping[str, tuple[str, ...]] = {  # the first that is there is taken
     "audio": ("audio", "path", "file", "audio_filepath", "filename", "file_name", "wav", "audio_path", "file_path", "wav_filename"),
@@ -105,9 +106,8 @@ def span_of(
     if start > _SAME_S and duration is not None:
         seconds = seconds_of()
         if seconds is not None and abs(seconds - duration) <= _SAME_S:
-            report.note(
-                "clips as long as their start and end say are read whole, as cut already", [f"{start:g} s, {duration:g} s long"]
-            )
+            kind = "clips as long as their start and end say are read whole, as cut already"
+            report.note(kind, [f"{start:g} s, {duration:g} s long"])
             return {}
     return time
 
@@ -137,33 +137,35 @@ def read_folder(folder: Path, options: Options | None = None) -> Manifest:
     report = options.report
     files = walk(folder, report)
     audio, unreadable = sort_files(files)
-    text_of = {(path.parent, path.stem): path for path in files if path.suffix.lower() == ".txt"}
+    texts = {(path.parent, path.stem): path for path in files if path.suffix.lower() == ".txt"}
+    text_of = {}
+    for path in (*audio, *unreadable):
+        beside = texts.get((path.parent, path.stem), path.with_suffix(".txt"))
+        if beside.exists():
+            text_of[path] = beside
 
-    def text_beside(path: Path) -> Path | None:
-        beside = text_of.get((path.parent, path.stem), path.with_suffix(".txt"))
-        return beside if beside.exists() else None
+    spoken = {(path.parent, path.stem) for path in (*audio, *unreadable)}
 
-    def name(path: Path) -> str:
-        return str(path.relative_to(folder))
+    def names(paths: Iterable[Path]) -> list[str]:
+        return [str(path.relative_to(folder)) for path in paths]
 
+    silent = [path for path in audio if path not in text_of]
     tables = [path for path in files if path.parent == folder and path.suffix.lower() == ".tsv"]
-    silent = {path for path in audio if text_beside(path) is None}
     if audio and tables and len(silent) == len(audio) and (len(tables) == 1 or all(split_named(path.stem) for path in tables)):
         return _read_tables(tables, files, folder, options)
-    report.bad(folder, UNREADABLE, [name(path) for path in unreadable if text_beside(path) is not None])
-    report.leave_out(f"{UNREADABLE}; no text beside them", [name(path) for path in unreadable if text_beside(path) is None])
+    report.bad(folder, UNREADABLE, names(path for path in unreadable if path in text_of))
+    report.leave_out(f"{UNREADABLE}; no text beside them", names(path for path in unreadable if path not in text_of))
     if not audio:
         ending = f" that libsndfile reads, but {len(unreadable)} other recordings" if unreadable else ""
         raise UserError(f"{folder} must hold audio files with a .txt beside each, but holds no audio{ending}.")
-    report.bad(folder, "audio files have no .txt beside them", map(name, sorted(silent)))
-    spoken = {(path.parent, path.stem) for path in (*audio, *unreadable)}
-    report.leave_out("text files without audio", [name(path) for key, path in text_of.items() if key not in spoken])
-    audio = [path for path in audio if path not in silent]
-    placed = _splits_and_speakers([path.relative_to(folder).parts[:-1] for path in audio], report)
+    report.bad(folder, "audio files have no .txt beside them", names(sorted(silent)))
+    report.leave_out("text files without audio", names(path for key, path in texts.items() if key not in spoken))
+    audio = [path for path in audio if path in text_of]
+    placed_audio = zip(audio, _splits_and_speakers([path.relative_to(folder).parts[:-1] for path in audio], report), strict=True)
     found = []
-    for path, (split, speaker) in zip(audio, placed, strict=True):
+    for path, (split, speaker) in placed_audio:
         utterance = Utterance(
-            id=path.relative_to(folder).with_suffix("").as_posix(), text=read_text(text_beside(path) or path), speaker=speaker,
+            id=path.relative_to(folder).with_suffix("").as_posix(), text=read_text(text_of[path]), speaker=speaker,
             audio_filepath=str(path.absolute()), extra={"split": split} if split else {},
         )  # fmt: skip
         found.append((str(path), utterance))
@@ -181,15 +183,14 @@ def _splits_and_speakers(parents: list[tuple[str, ...]], report: Report) -> list
             break
         if telling:
             report.note("folders called like splits are not taken for such, as others beside them are not", telling)
-    splits = [None if level is None else split_named(folders[level]) for folders in parents]
+    splits: list[str | None] = [None] * len(parents)
+    rest = parents
+    if level is not None:
+        splits = [split_named(folders[level]) for folders in parents]
+        above = level if len({folders[:level] for folders in parents}) > 1 else 0
+        rest = [folders[:above] + folders[level + 1 :] for folders in parents]
     if set(splits) == {"train"}:
-        splits = [None] * len(splits)
-    if level is None:
-        rest = parents
-    elif len({folders[:level] for folders in parents}) == 1:
-        rest = [folders[level + 1 :] for folders in parents]
-    else:
-        rest = [folders[:level] + folders[level + 1 :] for folders in parents]
+        splits = [None] * len(parents)
     several = len(set(rest)) > 1
     return [(split, folders[0] if several and folders else None) for split, folders in zip(splits, rest, strict=True)]
 
@@ -212,16 +213,16 @@ def tsv_rows(path: Path, options: Options, *, audio: Path | None = None, split: 
     header = [cell.strip() for cell in next(rows, (1, ""))[1].split("\t")]
     column = columns_of(header, f"{path}:1: the header", options, needed=("audio", "text"))
     place_of = {what: header.index(name) for what, name in column.items()}
+    width = max(place_of.values()) + 1
     for number, line in rows:
         if line.strip():
-            row = line.split("\t")
-            try:
-                if len(row) <= max(place_of.values()):
-                    raise UserError(f"a row must have {max(place_of.values()) + 1} columns or more, but has {len(row)}.")
+            with placed(f"{path}:{number}"):
+                row = line.split("\t")
+                if len(row) < width:
+                    raise UserError(f"a row must have {width} columns or more, but has {len(row)}.")
                 cell = {what: row[place].strip() for what, place in place_of.items()}
-                yield f"{path}:{number}", _tsv_row(cell, column, audio or path.parent, split, options.report)
-            except UserError as error:
-                raise UserError(f"{path}:{number}: {error}") from None
+                utterance = _tsv_row(cell, column, audio or path.parent, split, options.report)
+            yield f"{path}:{number}", utterance
 
 
 def _tsv_row(cell: Mapping[str, str], column: Mapping[str, str], audio: Path, split: str | None, report: Report) -> Utterance:
@@ -230,19 +231,20 @@ def _tsv_row(cell: Mapping[str, str], column: Mapping[str, str], audio: Path, sp
     name, split = Path(cell["audio"]), split or split_called(cell.get("split", ""))
     sound = str((audio / name).absolute())
     return Utterance(
-        id=cell.get("id") or name.with_suffix("").as_posix(),
-        text=cell["text"],
-        audio_filepath=sound,
-        speaker=cell.get("speaker") or None,
-        channel=channel_of(cell["channel"]) if cell.get("channel") else None,
-        extra={"split": split} if split else {},
-        **span_of(cell, column, lambda: _seconds(sound), report),
-    )
+        id=cell.get("id") or name.with_suffix("").as_posix(), text=cell["text"], audio_filepath=sound,
+        speaker=cell.get("speaker") or None, channel=channel_of(cell["channel"]) if cell.get("channel") else None,
+        extra={"split": split} if split else {}, **span_of(cell, column, lambda: _seconds(sound), report),
+    )  # fmt: skip
 
 
 # --- Kaldi ---------------------------------------------------------------------------------------------------------------------------
 
-_ARK = re.compile(r"\.ark(:\d+)?(\[.*\])?$")
+_REFUSED = {
+    "entries are commands, where only paths are read (write the sound to files first, with wav-copy or sox)": re.compile(r"\|$"),
+    "entries lie in archives, where only paths of sound files are read (write them out with wav-copy first)": re.compile(
+        r"\.ark(:\d+)?(\[.*\])?$"
+    ),
+}
 Table = dict[str, tuple[int, str]]  # key → line number, rest of the line
 
 
@@ -288,31 +290,21 @@ def kaldi_rows(
 ) -> Iterator[Row]:
     """The utterances of one data folder, with their places in `text`. Ids whose channel reco2file_and_channel tells are added to `told`."""
     audio, text = _table(folder / "wav.scp"), _table(folder / "text")
-    for kind, is_bad in (
-        (
-            "entries are commands, where only paths are read (write the sound to files first, with wav-copy or sox)",
-            lambda path: path.endswith("|"),
-        ),
-        (
-            "entries lie in archives, where only paths of sound files are read (write them out with wav-copy first)",
-            lambda path: _ARK.search(path) is not None,
-        ),
-    ):
-        refused = {name: number for name, (number, path) in audio.items() if is_bad(path)}
+    for kind, pattern in _REFUSED.items():
+        refused = {name: number for name, (number, path) in audio.items() if pattern.search(path)}
         report.bad(folder / "wav.scp", kind, [f"line {number}: {name}" for name, number in refused.items()])
         audio = {name: entry for name, entry in audio.items() if name not in refused}
-    speaker = _table(folder / "utt2spk") if (folder / "utt2spk").exists() else {}
-    side = _table(folder / "reco2file_and_channel") if (folder / "reco2file_and_channel").exists() else {}
-    lengths = _lengths(folder / "reco2dur") if (folder / "reco2dur").exists() else {}
-    cut = _segments(folder / "segments", audio, report) if (folder / "segments").exists() else None
-    segments = cut if cut is not None else {name: _Segment(name, 0.0, None, None) for name in audio}
+    speaker, side = _optional(folder / "utt2spk"), _optional(folder / "reco2file_and_channel")
+    lengths = {name: _length(folder / "reco2dur", *entry) for name, entry in _optional(folder / "reco2dur").items()}
+    is_cut = (folder / "segments").exists()
+    whole = {name: _Segment(name, 0.0, None, None) for name in audio}
+    segments = _segments(folder / "segments", audio, report) if is_cut else whole
     missing = [f"line {number}: {name}" for name, (number, _) in text.items() if name not in segments]
     report.bad(folder / "text", "utterances have no audio", missing)
-    kind = "recordings (wav.scp) without a line in text" if cut is None else "segments without a line in text"
+    kind = "segments without a line in text" if is_cut else "recordings (wav.scp) without a line in text"
     report.leave_out(kind, [name for name in segments if name not in text])
-    if cut is not None:
-        used = {segment.recording for segment in cut.values()}
-        report.leave_out("recordings (wav.scp) without segments", [name for name in audio if name not in used])
+    used = {segment.recording for segment in segments.values()}
+    report.leave_out("recordings (wav.scp) without segments", [name for name in audio if name not in used])
     for name in sorted(set(text) & set(segments)):
         segment = segments[name]
         number, path = audio[segment.recording]
@@ -324,31 +316,19 @@ def kaldi_rows(
             )
         channel = segment.channel
         if channel is None and segment.recording in side:
-            channel = _side(folder / "reco2file_and_channel", *side[segment.recording])
+            number, line = side[segment.recording]
+            with placed(f"{folder / 'reco2file_and_channel'}:{number}"):
+                channel = channel_of(line.split()[-1] if line else "", first=1)
             if told is not None:
                 told.add(name)
-        length = lengths.get(segment.recording) if cut is None else None
-        yield (
-            f"{folder / 'text'}:{text[name][0]}",
-            Utterance(
-                id=name,
-                text=" ".join(text[name][1].split()),
-                audio_filepath=find_audio(path, folder),
-                offset=segment.start,
-                duration=length if segment.stop is None else segment.stop - segment.start,
-                channel=channel,
-                speaker=speaker[name][1] if speaker else None,
-                extra={**(extra or {}), **({"recording": segment.recording} if cut is not None else {})},
-            ),
-        )
-
-
-def _side(path: Path, number: int, line: str) -> int:
-    """The channel of a line RECORDING FILE SIDE."""
-    try:
-        return channel_of(line.split()[-1] if line else "", first=1)
-    except UserError as error:
-        raise UserError(f"{path}:{number}: {error}") from None
+        length = None if is_cut else lengths.get(segment.recording)
+        utterance = Utterance(
+            id=name, text=" ".join(text[name][1].split()), audio_filepath=find_audio(path, folder), offset=segment.start,
+            duration=length if segment.stop is None else segment.stop - segment.start, channel=channel,
+            speaker=speaker[name][1] if speaker else None,
+            extra={**(extra or {}), **({"recording": segment.recording} if is_cut else {})},
+        )  # fmt: skip
+        yield f"{folder / 'text'}:{text[name][0]}", utterance
 
 
 def _table(path: Path) -> Table:
@@ -363,44 +343,43 @@ def _table(path: Path) -> Table:
     return table
 
 
+def _optional(path: Path) -> Table:
+    return _table(path) if path.exists() else {}
+
+
 def _segments(path: Path, audio: Table, report: Report) -> dict[str, _Segment]:
     """Utterance → recording, start, end (Kaldi's -1: to the end of the recording) and channel. Raises UserError with file and line."""
     segments: dict[str, _Segment] = {}
     for name, (number, line) in _table(path).items():
-        try:
-            recording, start, stop = line.split()[0], *map(float, line.split()[1:3])
-        except (ValueError, IndexError):
-            raise UserError(
-                f"{path}:{number}: a segment must be UTTERANCE RECORDING START END, but is '{name} {line[:60]}' instead."
-            ) from None
-        if recording not in audio:
-            if report.num_bad:  # the recording was left out
-                continue
-            raise UserError(f"{path}:{number}: '{name}' is cut from '{recording}', which is not in wav.scp.")
-        to_the_end = stop == -1
-        if not (math.isfinite(start) and start >= 0 and (to_the_end or (math.isfinite(stop) and stop > start))):
-            raise UserError(
-                f"{path}:{number}: a segment must start at 0 s or later and end after that, but is {start:g} to {stop:g} s."
-            )
-        try:
-            channel = channel_of(line.split()[3]) if len(line.split()) > 3 else None
-        except UserError as error:
-            raise UserError(f"{path}:{number}: {error}") from None
-        segments[name] = _Segment(recording, start, None if to_the_end else stop, channel)
+        with placed(f"{path}:{number}"):
+            recording, *cells = line.split() or [""]
+            try:
+                start, stop = map(float, cells[:2])
+            except ValueError:
+                raise UserError(
+                    f"a segment must be UTTERANCE RECORDING START END, but is '{name} {line[:60]}' instead."
+                ) from None
+            if recording not in audio:
+                if report.num_bad:  # the recording was left out
+                    continue
+                raise UserError(f"'{name}' is cut from '{recording}', which is not in wav.scp.")
+            to_the_end = stop == -1
+            if not (math.isfinite(start) and start >= 0 and (to_the_end or (math.isfinite(stop) and stop > start))):
+                raise UserError(f"a segment must start at 0 s or later and end after that, but is {start:g} to {stop:g} s.")
+            channel = channel_of(cells[2]) if len(cells) > 2 else None
+            segments[name] = _Segment(recording, start, None if to_the_end else stop, channel)
     return segments
 
 
-def _lengths(path: Path) -> dict[str, float]:
-    """Recording → seconds. Raises UserError with file and line."""
-    lengths = {}
-    for name, (number, value) in _table(path).items():
-        try:
-            lengths[name] = float(value)
-        except ValueError:
-            raise UserError(f"{path}:{number}: a duration must be a number of seconds, but is '{value[:60]}' instead.") from None
-        if not (math.isfinite(lengths[name]) and lengths[name] > 0):
-            raise UserError(f"{path}:{number}: a duration must be finite and above 0, but is {value} instead.")
-    return lengths
+def _length(path: Path, number: int, value: str) -> float:
+    """Seconds of a recording. Raises UserError with file and line."""
+    try:
+        length = float(value)
+    except ValueError:
+        raise UserError(f"{path}:{number}: a duration must be a number of seconds, but is '{value[:60]}' instead.") from None
+    if not (math.isfinite(length) and length > 0):
+        raise UserError(f"{path}:{number}: a duration must be finite and above 0, but is {value} instead.")
+    return length
 
 
 # --- NeMo ----------------------------------------------------------------------------------------------------------------------------
@@ -436,29 +415,20 @@ def read_nemo(path: Path, options: Options | None = None) -> Manifest:
 def _nemo_rows(path: Path, options: Options) -> Iterator[tuple[str, dict[str, Any]]]:
     told = split_named(path.stem)
     text = options.columns.get("text", "text")
-    for number, line in lines.numbered_lines(path, "a NeMo manifest"):
-        if not line.strip():
-            continue
-        place = f"{path}:{number}"
-        try:
+    for place, line in filled_lines(path, "a NeMo manifest"):
+        with placed(place):
             row = parse_json(line)
-        except UserError as error:
-            raise UserError(f"{place}: {error}") from None
-        if text != "text":
-            row["text"] = row.pop(text, None)
-        sound = row.get("audio_filepath")
-        there = isinstance(sound, str) and Path(find_audio(sound, path.parent)).exists()
-        if not there and (
-            "shard_id" in row or (isinstance(sound, str) and next(path.parent.glob("audio_*.tar"), None) is not None)
-        ):
-            raise UserError(f"{place}: {_TARRED}")
-        for name, number_wanted in (("audio_filepath", False), ("text", False), ("offset", True), ("duration", True)):
-            value = row.get(name)
-            if value is None and not number_wanted:
-                raise UserError(f"{place}: field '{text if name == 'text' else name}' must be there, but is missing.")
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float if number_wanted else str)):
-                what = "a number of seconds" if number_wanted else "a string"
-                raise UserError(f"{place}: field '{name}' must be {what}, but is {str(value)[:60]!r} instead.")
+            if text != "text":
+                row["text"] = row.pop(text, None)
+            sound = row.get("audio_filepath")
+            there = isinstance(sound, str) and Path(find_audio(sound, path.parent)).exists()
+            is_tarred = isinstance(sound, str) and next(path.parent.glob("audio_*.tar"), None) is not None
+            if not there and ("shard_id" in row or is_tarred):
+                raise UserError(_TARRED)
+            check_field(row, "audio_filepath", STRING, needed=True)
+            check_field(row, "text", STRING, needed=True, called=text)
+            check_field(row, "offset", NUMBER)
+            check_field(row, "duration", NUMBER)
         row["audio_filepath"] = find_audio(row["audio_filepath"], path.parent)
         yield place, row if told is None else {**row, "split": row.get("split") or told}
 
@@ -478,21 +448,17 @@ def _nemo_utterance(place: str, row: dict[str, Any], shared: str) -> Utterance:
     extra = {key: value for key, value in row.items() if key not in _NEMO_TAKEN}
     if row.get("split") is not None:
         extra["split"] = split_called(str(row["split"]))
-    try:
-        offset, channel = float(row.get("offset") or 0.0), _nemo_channel(row)
-        name = str(row["id"]) if row.get("id") is not None else _nemo_name(row["audio_filepath"], offset, channel, shared)
+    with placed(place):
+        try:
+            offset, duration = (None if row.get(name) is None else float(row[name]) for name in ("offset", "duration"))
+        except OverflowError as error:
+            raise UserError(str(error)) from None
+        channel = _nemo_channel(row)
+        name = row["id"] if row.get("id") is not None else _nemo_name(row["audio_filepath"], offset or 0.0, channel, shared)
         return Utterance(
-            id=name,
-            text=" ".join(row["text"].split()),
-            audio_filepath=row["audio_filepath"],
-            offset=offset,
-            duration=None if row.get("duration") is None else float(row["duration"]),
-            channel=channel,
-            speaker=None if row.get("speaker") is None else str(row["speaker"]),
-            extra=extra,
-        )
-    except (UserError, OverflowError) as error:
-        raise UserError(f"{place}: {error}") from None
+            id=str(name), text=" ".join(row["text"].split()), audio_filepath=row["audio_filepath"], offset=offset or 0.0,
+            duration=duration, channel=channel, speaker=None if row.get("speaker") is None else str(row["speaker"]), extra=extra,
+        )  # fmt: skip
 
 
 def _nemo_name(path: str, offset: float, channel: int | None, shared: str) -> str:
@@ -503,6 +469,7 @@ def _nemo_name(path: str, offset: float, channel: int | None, shared: str) -> st
 # --- Hugging Face --------------------------------------------------------------------------------------------------------------------
 
 _BATCH_ROWS = 32
+_SAVED = ("dataset_dict.json", "state.json")  # of save_to_disk
 
 
 def read_hf(source: str, options: Options | None = None) -> Manifest:
@@ -524,34 +491,29 @@ def read_hf(source: str, options: Options | None = None) -> Manifest:
     except HkdError:
         raise
     except (ConnectionError, TimeoutError) as error:
-        raise HkdError(
-            f"data set {source} could not be reached ({lines.first_line(error)}). Try again, or give a folder."
-        ) from None
+        reason = lines.first_line(error)
+        raise HkdError(f"data set {source} could not be reached ({reason}). Try again, or give a folder.") from None
     except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError) as error:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise
-        raise UserError(
-            f"data set {source} must be one that `datasets` can read, but it says: {lines.first_line(error)}."
-        ) from None
+        reason = lines.first_line(error)
+        raise UserError(f"data set {source} must be one that `datasets` can read, but it says: {reason}.") from None
     repeated = [name for name, count in Counter(u.id for (_, u), _ in rows).items() if count > 1]
     if repeated:
-        kind = "ids of the data set repeat, so utterances are called SPLIT-NUMBER"
-        options.report.note(kind, repeated)
+        options.report.note("ids of the data set repeat, so utterances are called SPLIT-NUMBER", repeated)
     found = [(place, replace(u, id=name) if repeated else u) for (place, u), name in rows]
     told = {u.id for _, u in found if u.channel is not None}
-    if Path(source).is_dir() and not (Path(source) / "state.json").exists() and not (Path(source) / "dataset_dict.json").exists():
-        _leave_out_unnamed(walk(Path(source), options.report), found, Path(source), options.report)
+    folder = Path(source)
+    if folder.is_dir() and not any((folder / name).exists() for name in _SAVED):
+        _leave_out_unnamed(walk(folder, options.report), found, folder, options.report)
     return collect(found, source, report=options.report, told=told, progress=options.progress)
 
 
 def _leave_out_unnamed(files: Iterable[Path], found: Iterable[Row], folder: Path, report: Report) -> None:
     """Count the audio files of a folder that no utterance names."""
     named = {os.path.realpath(u.audio_filepath) for _, u in found if u.audio_filepath}
-    audio = [path for paths in sort_files(files) for path in paths]
-    report.leave_out(
-        "audio files that no row of a table names",
-        [str(p.relative_to(folder)) for p in audio if os.path.realpath(p) not in named],
-    )
+    audio = [path for paths in sort_files(files) for path in paths if os.path.realpath(path) not in named]
+    report.leave_out("audio files that no row of a table names", [str(path.relative_to(folder)) for path in audio])
 
 
 def _open(source: str) -> Mapping[str, Any]:
@@ -560,14 +522,14 @@ def _open(source: str) -> Mapping[str, Any]:
 
     datasets.disable_progress_bars()
     path = Path(source)
-    if path.suffix == ".parquet":
-        opened = datasets.load_dataset("parquet", data_files=str(path), streaming=True)
-    elif (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+    name, _, config = source.partition(":")
+    if any((path / saved).exists() for saved in _SAVED):
         opened = datasets.load_from_disk(source)
+    elif path.suffix == ".parquet":
+        opened = datasets.load_dataset("parquet", data_files=source, streaming=True)
     elif path.exists():
         opened = datasets.load_dataset(source, streaming=True)
     else:
-        name, _, config = source.partition(":")
         opened = datasets.load_dataset(name, config or None, streaming=True)
     return opened if isinstance(opened, Mapping) else {"": opened}
 
@@ -578,9 +540,10 @@ def _hf_rows(rows: Any, source: str, name: str, split: str | None, options: Opti
 
     report = options.report
     features = rows.features or {}
-    audio = [key for key, feature in features.items() if isinstance(feature, datasets.Audio) or _is_bytes_and_path(feature)]
-    column = columns_of(list(features), f"data set {source}", options, needed=("text",), audio=audio[0] if audio else None)
-    if not audio and "audio" not in options.columns:
+    sounds = (key for key, feature in features.items() if isinstance(feature, datasets.Audio) or _is_bytes_and_path(feature))
+    audio = next(sounds, None)
+    column = columns_of(list(features), f"data set {source}", options, needed=("text",), audio=audio)
+    if audio is None and "audio" not in options.columns:
         raise UserError(f"data set {source} must have a column of audio, but has {', '.join(features) or 'none'}.")
     total = getattr(rows, "num_rows", 0)
     number = 0
@@ -637,14 +600,9 @@ def _hf_utterance(
         extra["split"] = split
     speaker = cell.get("speaker")
     return Utterance(
-        id=name,
-        text=" ".join(text.split()),
-        audio_filepath=path,
-        channel=channel,
-        speaker=None if speaker is None else str(speaker),
-        extra=extra,
-        **span,
-    )
+        id=name, text=" ".join(text.split()), audio_filepath=path, channel=channel, extra=extra,
+        speaker=None if speaker is None else str(speaker), **span,
+    )  # fmt: skip
 
 
 def _hf_file(sound: dict[str, Any], name: str, audio_to: Path, place: str) -> Path:
@@ -662,32 +620,30 @@ def _hf_file(sound: dict[str, Any], name: str, audio_to: Path, place: str) -> Pa
 # --- which kind of data a path is ----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Kind:
     """A kind of data: what people call it, and its reader."""
 
     title: str
-    read: Callable[[str, Options], Manifest]
+    read: Callable[[Any, Options], Manifest]  # of a path; `hf` of a name too
 
 
-def _read_own(source: str, options: Options) -> Manifest:
-    path = Path(source)
+def _read_own(path: Path, options: Options) -> Manifest:
     numbered = ((f"{path}:{number}", utterance) for number, utterance in manifest.numbered_lines(path))
     return collect(numbered, path, report=options.report, progress=options.progress)
 
 
-def _read_folder_or_table(source: str, options: Options) -> Manifest:
-    path = Path(source)
+def _read_folder_or_table(path: Path, options: Options) -> Manifest:
     return read_folder(path, options) if path.is_dir() else read_tsv(path, options)
 
 
 KINDS = {
-    "folder": Kind(title="a folder of audio with .txt or one .tsv", read=_read_folder_or_table),
-    "kaldi": Kind(title="a Kaldi data folder", read=lambda source, options: read_kaldi(Path(source), options)),
-    "nemo": Kind(title="a NeMo manifest", read=lambda source, options: read_nemo(Path(source), options)),
-    "lhotse": Kind(title="manifests of lhotse's", read=lambda source, options: lhotse.read_lhotse(Path(source), options)),
-    "hf": Kind(title="a Hugging Face data set", read=read_hf),
-    "hkd": Kind(title="a manifest of hkd's", read=_read_own),
+    "folder": Kind("a folder of audio with .txt or one .tsv", _read_folder_or_table),
+    "kaldi": Kind("a Kaldi data folder", read_kaldi),
+    "nemo": Kind("a NeMo manifest", read_nemo),
+    "lhotse": Kind("manifests of lhotse's", lhotse.read_lhotse),
+    "hf": Kind("a Hugging Face data set", read_hf),
+    "hkd": Kind("a manifest of hkd's", _read_own),
 }
 
 
@@ -695,11 +651,13 @@ def read_path(source: str, kind: str, options: Options) -> Manifest:
     """The utterances of a path (or, for `hf`, a name) of that kind. Raises UserError, HkdError."""
     if kind not in KINDS:
         raise UserError(f"--from must be one of {', '.join(KINDS)}, but is '{kind}' instead.")
-    if kind != "hf" and not Path(source).exists():
+    if kind == "hf":
+        return KINDS[kind].read(source, options)
+    if not Path(source).exists():
         if NEMO_PATTERN.search(source):
             raise UserError(f"{source}: {_TARRED}")
         raise UserError(f"{source} must be {KINDS[kind].title}, but is not there.")
-    return KINDS[kind].read(source, options)
+    return KINDS[kind].read(Path(source), options)
 
 
 def guess_kind(path: Path) -> str:
@@ -739,7 +697,7 @@ def _file_clues(path: Path) -> Iterator[str]:
 def _peek(path: Path) -> str | None:
     """Whose manifest a JSONL file is by its first row; None where that cannot be told."""
     try:
-        row = next((parse_json(line) for _, line in lines.numbered_lines(path) if line.strip()), {})
+        row = next((parse_json(line) for _, line in filled_lines(path)), {})
     except UserError:
         return None
     if "recording" in row or "sources" in row or "recording_id" in row:

@@ -10,24 +10,25 @@ import difflib
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-from hkd import lines
 from hkd.corpora.collect import Options, Row, collect, find_audio, plain_fields, split_named, walk, write_sound
 from hkd.errors import MissingPackageError, UserError
+from hkd.lines import filled_lines, first_line, placed
 from hkd.manifest import Manifest, Utterance, parse_json
 
 ENDINGS = (".jsonl.gz", ".jsonl")
 _REMEDY = "Save the cuts' audio first (CutSet.save_audios)."
 _TOLERANCE_S = 1e-3
+Items = Iterator[tuple[str, Any]]  # lhotse's items with their places
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Where:
-    """Where an item stands (`place` for errors), what its paths are relative to, and its split."""
+@dataclass(frozen=True, slots=True)
+class _File:
+    """What an item's paths are relative to, its split, and how data is read."""
 
-    place: str
     folder: Path
     split: str | None
     options: Options
@@ -38,37 +39,35 @@ def read_lhotse(path: Path, options: Options | None = None) -> Manifest:
     _need_lhotse()
     options = options or Options()
     report = options.report
-    if (
-        path.is_dir()
-        and next(path.glob("cuts.*.jsonl*"), None) is not None
-        and next(path.glob("recording.*.tar"), None) is not None
-    ):
-        return collect(_shar(path, options), path, report=report, progress=options.progress)
-    files = [p for p in walk(path, report, depth=1) if p.name.endswith(ENDINGS)] if path.is_dir() else [path]
-    files = [file for file in files if "cuts" in file.name] or files
-    if not files:
-        raise UserError(f"{path} must hold lhotse's manifests (.jsonl.gz), but holds none.")
+    if path.is_dir() and all(next(path.glob(pattern), None) is not None for pattern in ("cuts.*.jsonl*", "recording.*.tar")):
+        sources = [(_shar(path), _File(path, split_named(path.name), options))]
+    else:
+        files = [p for p in walk(path, report, depth=1) if p.name.endswith(ENDINGS)] if path.is_dir() else [path]
+        files = [file for file in files if "cuts" in file.name] or files
+        if not files:
+            raise UserError(f"{path} must hold lhotse's manifests (.jsonl.gz), but holds none.")
+        sources = [(_items(file), _File(file.parent, split_named(file.name), options)) for file in files]
     recordings: dict[str, Any] = {}
-    supervisions: list[tuple[_Where, Any]] = []
+    supervisions: list[tuple[str, Any, _File]] = []
     found: list[Row] = []
-    for file in files:
-        for place, item in _items(file):
-            where = _Where(place=place, folder=file.parent, split=split_named(file.name), options=options)
+    for items, file in sources:
+        for place, item in items:
             if hasattr(item, "supervisions"):
-                found += _of_cut(item, where)
+                with placed(place):
+                    found += ((place, utterance) for utterance in _of_cut(item, file))
             elif hasattr(item, "sources"):
                 recordings[item.id] = item
             elif hasattr(item, "recording_id"):
-                supervisions.append((where, item))
+                supervisions.append((place, item, file))
             else:
                 raise UserError(f"{place}: must be a recording, a supervision or a cut, but is a {type(item).__name__} instead.")
     if path.is_file() and supervisions:
         recordings = {item.id: item for _, item in _items(_recordings_of(path))}
     if recordings and not supervisions:
         raise UserError(f"{path} must hold supervisions too, but holds recordings alone: there is no text.")
-    spoken = {supervision.recording_id for _, supervision in supervisions}
+    spoken = {supervision.recording_id for _, supervision, _ in supervisions}
     report.leave_out("recordings without a supervision", [name for name in recordings if name not in spoken])
-    found += [_of_supervision(supervision, recordings, where) for where, supervision in supervisions]
+    found += [_of_supervision(place, supervision, recordings, file) for place, supervision, file in supervisions]
     return collect(found, path, report=report, progress=options.progress)
 
 
@@ -89,63 +88,60 @@ def _recordings_of(path: Path) -> Path:
     return file
 
 
-def _items(path: Path) -> Iterator[tuple[str, Any]]:
-    """A manifest's items with their places. Raises UserError with file and line."""
+def _said(error: Exception) -> str:
+    """What lhotse raised. It checks with asserts and by calling constructors, so any exception means broken data."""
+    return f"{type(error).__name__}: {first_line(error)}"
+
+
+def _items(path: Path) -> Items:
+    """A manifest's items. Raises UserError with file and line."""
     from lhotse.serialization import deserialize_item
 
-    for number, line in lines.numbered_lines(path, "a lhotse manifest"):
-        if not line.strip():
-            continue
-        place = f"{path}:{number}"
-        try:
-            yield place, deserialize_item(parse_json(line))
-        except UserError as error:
-            raise UserError(f"{place}: {error}") from None
-        except Exception as error:  # lhotse checks with asserts and by calling constructors: any exception means a broken item
-            raise UserError(
-                f"{place}: must be an item of lhotse's, but is not ({type(error).__name__}: {lines.first_line(error)})."
-            ) from None
+    for place, line in filled_lines(path, "a lhotse manifest"):
+        with placed(place):
+            row = parse_json(line)
+            try:
+                item = deserialize_item(row)
+            except Exception as error:
+                raise UserError(f"must be an item of lhotse's, but is not ({_said(error)}).") from None
+        yield place, item
 
 
-def _shar(path: Path, options: Options) -> Iterator[Row]:
+def _shar(path: Path) -> Items:
     from lhotse import CutSet
 
-    number = 0
     cuts = iter(CutSet.from_shar(in_dir=str(path)))
-    while True:
-        number += 1
-        place = f"{path}: cut {number}"
+    for number in count(1):
         try:
             cut = next(cuts)
         except StopIteration:
             return
         except Exception as error:
-            raise UserError(f"{place}: lhotse cannot read it ({type(error).__name__}: {lines.first_line(error)}).") from None
-        yield from _of_cut(cut, _Where(place=place, folder=path, split=split_named(path.name), options=options))
+            raise UserError(f"{path}: cut {number}: lhotse cannot read it ({_said(error)}).") from None
+        yield f"{path}: cut {number}", cut
 
 
-def _of_supervision(supervision: Any, recordings: dict[str, Any], where: _Where) -> Row:
-    recording = recordings.get(supervision.recording_id)
-    if recording is None:
-        raise UserError(
-            f"{where.place}: supervision '{supervision.id}' is cut from '{supervision.recording_id}', which is no known recording."
-        )
-    return where.place, _utterance(supervision, recording, supervision.start, where, supervision.channel)
+def _of_supervision(place: str, supervision: Any, recordings: dict[str, Any], file: _File) -> Row:
+    with placed(place):
+        recording = recordings.get(supervision.recording_id)
+        if recording is None:
+            raise UserError(
+                f"supervision '{supervision.id}' is cut from '{supervision.recording_id}', which is no known recording."
+            )
+        return place, _utterance(supervision, recording, supervision.start, file, supervision.channel)
 
 
-def _of_cut(cut: Any, where: _Where) -> Iterator[Row]:
+def _of_cut(cut: Any, file: _File) -> Iterator[Utterance]:
     if getattr(cut, "recording", None) is None:
-        raise UserError(
-            f"{where.place}: cut '{cut.id}' must have one recording, but is a {type(cut).__name__} without. {_REMEDY}"
-        )
-    report = where.options.report
+        raise UserError(f"cut '{cut.id}' must have one recording, but is a {type(cut).__name__} without. {_REMEDY}")
+    report = file.options.report
     if not cut.supervisions:
         report.leave_out("cuts without a supervision", [str(cut.id)])
     for supervision in cut.supervisions:
         if supervision.start < -_TOLERANCE_S or supervision.end > cut.duration + _TOLERANCE_S:
             raise UserError(
-                f"{where.place}: supervision '{supervision.id}' must lie within its cut, but is {supervision.start:g} to {supervision.end:g} s "
-                f"of {cut.duration:g} s. Trim the cuts to their supervisions first."
+                f"supervision '{supervision.id}' must lie within its cut, but is {supervision.start:g} to {supervision.end:g} s of "
+                f"{cut.duration:g} s. Trim the cuts to their supervisions first."
             )
         channel = supervision.channel
         if isinstance(cut.channel, int):
@@ -153,46 +149,35 @@ def _of_cut(cut: Any, where: _Where) -> Iterator[Row]:
                 kind = "supervisions name another channel than their MonoCut, whose channel is read"
                 report.note(kind, [f"{supervision.id}: {channel}, cut: {cut.channel}"])
             channel = cut.channel
-        yield where.place, _utterance(supervision, cut.recording, cut.start + max(0.0, supervision.start), where, channel)
+        yield _utterance(supervision, cut.recording, cut.start + max(0.0, supervision.start), file, channel)
 
 
-def _utterance(supervision: Any, recording: Any, start: float, where: _Where, channel: int | list[int]) -> Utterance:
+def _utterance(supervision: Any, recording: Any, start: float, file: _File, channel: int | list[int]) -> Utterance:
     """A supervision that starts `start` seconds into its recording, of one or several of the recording's channels."""
     if supervision.text is None:
-        raise UserError(f"{where.place}: supervision '{supervision.id}' must have a text, but has none.")
-    audio, column = _audio(recording, channel, where)
-    extra = {
-        **plain_fields(supervision.custom or {}),
-        "recording": recording.id,
-        **({"language": supervision.language} if supervision.language else {}),
-    }
-    if where.split is not None:
-        extra.setdefault("split", where.split)
+        raise UserError(f"supervision '{supervision.id}' must have a text, but has none.")
+    audio, column = _audio(recording, channel, file)
+    extra = {**plain_fields(supervision.custom or {}), "recording": recording.id}
+    if supervision.language:
+        extra["language"] = supervision.language
+    if file.split is not None:
+        extra.setdefault("split", file.split)
     try:
         return Utterance(
-            id=str(supervision.id),
-            text=" ".join(str(supervision.text).split()),
-            audio_filepath=audio,
-            offset=float(start),
-            duration=float(supervision.duration),
-            channel=column,
+            id=str(supervision.id), text=" ".join(str(supervision.text).split()), audio_filepath=audio, offset=float(start),
+            duration=float(supervision.duration), channel=column, extra=extra,
             speaker=None if supervision.speaker is None else str(supervision.speaker),
-            extra=extra,
-        )
-    except UserError as error:
-        raise UserError(f"{where.place}: {error}") from None
+        )  # fmt: skip
     except (TypeError, ValueError) as error:
-        raise UserError(
-            f"{where.place}: supervision '{supervision.id}' must have times in seconds, but has not ({error})."
-        ) from None
+        raise UserError(f"supervision '{supervision.id}' must have times in seconds, but has not ({error}).") from None
 
 
-def _audio(recording: Any, channel: int | list[int], where: _Where) -> tuple[str, int | None]:
+def _audio(recording: Any, channel: int | list[int], file: _File) -> tuple[str, int | None]:
     """The file that has a channel of a recording, and which of the file's channels it is; None for the only one or the mean of all.
 
     Raises UserError for what hkd does not do to sound, and for a channel that the recording lacks.
     """
-    name = f"{where.place}: recording '{recording.id}'"
+    name = f"recording '{recording.id}'"
     wanted = [channel] if isinstance(channel, int) else list(channel)
     known = [number for source in recording.sources for number in source.channels]
     if len(set(known)) != len(known):
@@ -211,9 +196,9 @@ def _audio(recording: Any, channel: int | list[int], where: _Where) -> tuple[str
     if source.type not in ("file", "memory"):
         raise UserError(f"{name} must be a file, but is a {source.type} ('{str(source.source)[:60]}'). {_REMEDY}")
     if source.type == "memory":
-        path = str(write_sound(source.source, where.options.audio_to, name))
+        path = str(write_sound(source.source, file.options.audio_to, name))
     else:
-        path = find_audio(str(source.source), where.folder)
+        path = find_audio(str(source.source), file.folder)
     return path, source.channels.index(wanted[0]) if len(source.channels) > 1 and len(wanted) == 1 else None
 
 
@@ -231,17 +216,12 @@ def read_recipe(name: str, root: Path, options: Options | None = None) -> Manife
     first = next(iter(inspect.signature(prepare).parameters))
     try:
         parts = prepare(**{first: str(root)})
-    except Exception as error:  # recipes check with asserts and open files as they go
-        raise UserError(
-            f"lhotse's recipe {name} cannot read {root} ({type(error).__name__}: {lines.first_line(error)})."
-        ) from None
-    if "supervisions" in parts:
-        parts = {"": parts}
+    except Exception as error:
+        raise UserError(f"lhotse's recipe {name} cannot read {root} ({_said(error)}).") from None
     found: list[Row] = []
-    for part, sets in parts.items():
+    for part, sets in ({"": parts} if "supervisions" in parts else parts).items():
+        file = _File(root, split_named(part) or part or None, options)
         recordings = {recording.id: recording for recording in sets["recordings"]}
         for number, supervision in enumerate(sets.get("supervisions", ()), 1):
-            place = f"{root}: {part} supervision {number}"
-            where = _Where(place=place, folder=root, split=split_named(part) or part or None, options=options)
-            found.append(_of_supervision(supervision, recordings, where))
+            found.append(_of_supervision(f"{root}: {part} supervision {number}", supervision, recordings, file))
     return collect(found, root, report=options.report, progress=options.progress)

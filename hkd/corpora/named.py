@@ -13,50 +13,61 @@
   sentences (SA), which every speaker reads, are left out; `train` is TRAIN, `test` the core test set's 24 speakers, `dev` the 50
   development speakers of Kaldi's recipe (Halberstadt's thesis, 1998). A RIFF copy beside the SPHERE file (SA1.WAV.wav) is left alone.
 - yesno: sixty recordings of eight words each by one speaker, who says yes or no in Hebrew. The file's name is what is said.
+- From Debian packages: Asterisk's English prompts (speech) and fortune cookies (text without sound, for language models). Nothing needs
+  root: `apt-get download` takes a package into a folder, `dpkg-deb -x` unpacks it there. Where the system has no package lists, they are
+  fetched into the cache. The prompts are 24 minutes of one speaker, G.722 without a header, which becomes FLAC at 16 kHz in the cache; text
+  in [], () or <> is about the sound and is not spoken, the keys * and # are read as star and pound. Of the fortunes, attributions, tables
+  and ASCII art are left out.
 """
 
+import logging
+import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from hkd import lines
-from hkd.corpora.cards import Card, Source, archive_folder, corpus_folder, find_below, load_card
-from hkd.corpora.collect import Options, Report, Row, collect, walk
-from hkd.corpora.debian import prepare_asterisk
+import numpy as np
+from numpy.typing import NDArray
+
+from hkd.audio import write_wav
+from hkd.corpora.cards import TIMEOUT_S, Archive, Card, Part, Source, archive_folder, corpus_folder, find_below, register, verify
+from hkd.corpora.collect import Options, Report, Row, walk
 from hkd.corpora.importers import is_kaldi_folder, kaldi_rows, tsv_rows
-from hkd.errors import UserError
-from hkd.manifest import Manifest, Utterance, assign_splits
-from hkd.progress import Progress, no_progress
+from hkd.errors import HkdError, MissingPackageError, UserError
+from hkd.lines import filled_lines, numbered_lines
+from hkd.manifest import Utterance
+from hkd.progress import Progress
+
+logger = logging.getLogger(__name__)
 
 
-def _with_split(u: Utterance, split: str) -> Utterance:
-    return replace(u, extra={**u.extra, "split": split})
-
-
-def _speaker(u: Utterance) -> str:
-    return u.speaker or ""
-
-
-def read_librispeech_part(folder: Path, part: str, report: Report) -> Iterator[Row]:
+def _librispeech_part(folder: Path, part: str, report: Report) -> Iterator[Row]:
     """The utterances of a part's folder by id, with `part` in the extra fields."""
     for transcript in walk(folder, report):
         if not transcript.name.endswith(".trans.txt"):
             continue
         speaker, _, chapter = transcript.name.removesuffix(".trans.txt").partition("-")
         extra = {"recording": f"{speaker}-{chapter}", "part": part}
-        for number, line in lines.numbered_lines(transcript, "a transcript"):
+        for place, line in filled_lines(transcript, "a transcript"):
             name, _, text = line.strip().partition(" ")
-            if name:
-                path = str((transcript.parent / f"{name}.flac").absolute())
-                yield (
-                    f"{transcript}:{number}",
-                    Utterance(id=name, text=text.strip(), audio_filepath=path, speaker=speaker, extra=extra),
-                )
+            path = str((transcript.parent / f"{name}.flac").absolute())
+            yield place, Utterance(id=name, text=text.strip(), audio_filepath=path, speaker=speaker, extra=extra)
 
 
-def _librispeech_parts(card: Card, source: Source, progress: Progress) -> dict[str, Manifest]:
-    """Part → its utterances: from a folder of that name below `root`, else from its archive."""
+_OWN_SPLITS = ("train-clean-100", "train-clean-360", "train-other-500", "dev-clean", "test-clean")
+
+
+@register("mini_librispeech", splits={"train-clean-5": "train", "dev-clean-2": {"dev": 0.5, "test": 0.5}})
+@register(
+    "librispeech",
+    splits={part: part.partition("-")[0] for part in _OWN_SPLITS} | {part: part for part in ("dev-other", "test-other")},
+)
+def librispeech(card: Card, source: Source, progress: Progress) -> Iterator[Part]:
+    """The parts that are asked for; without a wish those that `root` has, or all: from a folder below `root`, else from the part's archive."""
     archives = {archive.file.removesuffix(".tar.gz"): archive for archive in card.archives}
     folders: dict[str, Path] = {}
     for part in source.choose(card, archives):
@@ -67,120 +78,82 @@ def _librispeech_parts(card: Card, source: Source, progress: Progress) -> dict[s
             folders[part] = archive_folder(card, archives[part], source, progress=progress)
     if not folders:
         raise UserError(f"{source.root} must hold parts of {card.name} ({', '.join(archives)}), but holds none of them.")
-    report = source.report
-    return {
-        part: collect(read_librispeech_part(folder, part, report), folder, report=report, progress=progress)
-        for part, folder in folders.items()
-    }
+    return ((part, folder, _librispeech_part(folder, part, source.report)) for part, folder in folders.items())
 
 
-def prepare_librispeech(source: Source, *, progress: Progress = no_progress) -> Manifest:
-    """LibriSpeech, the parts that are asked for; without a wish those that `root` has, or all."""
-    parts = _librispeech_parts(load_card("librispeech"), source, progress)
-    split_of = {
-        part: "train" if part.startswith("train-") else {"dev-clean": "dev", "test-clean": "test"}.get(part, part)
-        for part in parts
-    }
-    return Manifest(_with_split(u, split_of[part]) for part, found in parts.items() for u in found)
-
-
-def prepare_mini_librispeech(source: Source, *, progress: Progress = no_progress) -> Manifest:
-    """Mini LibriSpeech with its splits."""
-    parts = _librispeech_parts(load_card("mini_librispeech"), source, progress)
-    train = [_with_split(u, "train") for u in parts.pop("train-clean-5", ())]
-    held_out = Manifest(u for found in parts.values() for u in found)
-    return Manifest([*train, *assign_splits(held_out, {"dev": 0.5, "test": 0.5}, by=_speaker)])
-
-
-def prepare_common_voice(source: Source, *, progress: Progress = no_progress) -> Manifest:
-    """A language of Common Voice with its three splits. Raises UserError where the folder holds several languages."""
-    folder = corpus_folder(load_card("common_voice"), source, "train.tsv", progress=progress)
+@register("common_voice")
+def common_voice(card: Card, source: Source, progress: Progress) -> Iterator[Part]:
+    """A language with its three splits. Raises UserError where the folder holds several languages."""
+    folder = corpus_folder(card, source, "train.tsv", progress=progress)
     others = sorted(path.parent.name for path in folder.parent.glob("*/train.tsv"))
     if source.root is not None and folder != source.root and len(others) > 1:
         raise UserError(
             f"--root must be one language's folder, but {folder.parent} has {', '.join(others)}. Give {folder.parent}/LANGUAGE."
         )
     options = Options(report=source.report)
-    found = [
-        (
-            place,
-            u if Path(u.audio_filepath or "").suffix else replace(u, audio_filepath=f"{u.audio_filepath}.mp3"),
-        )  # before 2019-12
-        for split in ("train", "dev", "test")
-        for place, u in tsv_rows(folder / f"{split}.tsv", options, audio=folder / "clips", split=split)
-    ]
-    return collect(found, folder, report=source.report, progress=progress)
+
+    def rows() -> Iterator[Row]:
+        for split in ("train", "dev", "test"):
+            for place, u in tsv_rows(folder / f"{split}.tsv", options, audio=folder / "clips", split=split):
+                has_ending = Path(u.audio_filepath or "").suffix  # not before 2019-12
+                yield place, u if has_ending else replace(u, audio_filepath=f"{u.audio_filepath}.mp3")
+
+    yield "", folder, rows()
 
 
-def prepare_ljspeech(source: Source, *, progress: Progress = no_progress) -> Manifest:
-    """LJSpeech, without splits (one speaker: they are made by text)."""
-    folder = corpus_folder(load_card("ljspeech"), source, "metadata.csv", progress=progress)
-    table = folder / "metadata.csv"
-    found = []
-    for number, line in lines.numbered_lines(table, "a table"):
-        if not line.strip():
-            continue
-        cells = line.split("|")
-        if len(cells) < 2 or not cells[0].strip():
-            raise UserError(f"{table}:{number}: a row must be ID|TEXT|NORMALISED TEXT, but is '{line[:60]}' instead.")
-        name, text = cells[0].strip(), cells[2 if len(cells) > 2 else 1].strip()
-        path = str((folder / "wavs" / f"{name}.wav").absolute())
-        found.append((f"{table}:{number}", Utterance(id=name, text=text, audio_filepath=path, speaker="lj")))
-    return collect(found, folder, report=source.report, progress=progress)
+@register("ljspeech")
+def ljspeech(card: Card, source: Source, progress: Progress) -> Iterator[Part]:
+    """Without splits: one speaker, so they are made by text."""
+    folder = corpus_folder(card, source, "metadata.csv", progress=progress)
+
+    def rows() -> Iterator[Row]:
+        for place, line in filled_lines(folder / "metadata.csv", "a table"):
+            cells = line.split("|")
+            if len(cells) < 2 or not cells[0].strip():
+                raise UserError(f"{place}: a row must be ID|TEXT|NORMALISED TEXT, but is '{line[:60]}' instead.")
+            name, text = cells[0].strip(), cells[2 if len(cells) > 2 else 1].strip()
+            path = str((folder / "wavs" / f"{name}.wav").absolute())
+            yield place, Utterance(id=name, text=text, audio_filepath=path, speaker="lj")
+
+    yield "", folder, rows()
 
 
 _AN4_LINE = re.compile(r"^(?:<s>)?(?P<text>.*?)(?:</s>)?\s*\((?P<id>[^()]+)\)$")
 
 
-def read_an4_part(folder: Path, part: str) -> Iterator[Row]:
-    """The utterances of `train` or `test`. Raises UserError where a line is no transcription or a file list says otherwise."""
+@register("an4", splits={"train": {"train": 0.9, "dev": 0.1}, "test": "test"})
+def an4(card: Card, source: Source, progress: Progress) -> Iterator[Part]:
+    """Raises UserError where a line is no transcription or a file list says otherwise."""
+    folder = corpus_folder(card, source, "etc/an4_train.fileids", progress=progress)
+    return ((part, folder, _an4_part(folder, part)) for part in ("train", "test"))
+
+
+def _an4_part(folder: Path, part: str) -> Iterator[Row]:
     listed = folder / "etc" / f"an4_{part}.fileids"
-    path_of = {Path(line.strip()).name: line.strip() for _, line in lines.numbered_lines(listed, "a file list") if line.strip()}
-    transcription = folder / "etc" / f"an4_{part}.transcription"
-    for number, line in lines.numbered_lines(transcription, "a transcription"):
-        if not line.strip():
-            continue
+    path_of = {Path(line.strip()).name: line.strip() for _, line in filled_lines(listed, "a file list")}
+    for place, line in filled_lines(folder / "etc" / f"an4_{part}.transcription", "a transcription"):
         match = _AN4_LINE.match(line.strip())
         if match is None:
-            raise UserError(f"{transcription}:{number}: a line must be TEXT (ID), but is '{line[:60]}' instead.")
+            raise UserError(f"{place}: a line must be TEXT (ID), but is '{line[:60]}' instead.")
         name = match["id"].strip()
         if name not in path_of:
-            raise UserError(f"{transcription}:{number}: '{name}' must stand in {listed.name} too, but does not.")
+            raise UserError(f"{place}: '{name}' must stand in {listed.name} too, but does not.")
         stem = folder / "wav" / path_of[name]
         named = [stem.with_name(stem.name + ending) for ending in (".sph", ".wav", ".flac")]
-        utterance = Utterance(
-            id=name,
-            text=" ".join(match["text"].split()),
-            audio_filepath=str(next((path for path in named if path.exists()), named[0]).absolute()),
-            speaker=stem.parent.name,
-            extra={"part": part},
-        )
-        yield f"{transcription}:{number}", utterance
+        audio = str(next((path for path in named if path.exists()), named[0]).absolute())
+        text, speaker = " ".join(match["text"].split()), stem.parent.name
+        yield place, Utterance(id=name, text=text, audio_filepath=audio, speaker=speaker, extra={"part": part})
 
 
-def prepare_an4(source: Source, *, progress: Progress = no_progress) -> Manifest:
-    """AN4 with its splits."""
-    folder = corpus_folder(load_card("an4"), source, "etc/an4_train.fileids", progress=progress)
-    train, test = (
-        collect(read_an4_part(folder, part), folder, report=source.report, progress=progress) for part in ("train", "test")
-    )
-    return Manifest([*assign_splits(train, {"train": 0.9, "dev": 0.1}, by=_speaker), *(_with_split(u, "test") for u in test)])
-
-
-def prepare_speechocean762(source: Source, *, progress: Progress = no_progress) -> Manifest:
-    """speechocean762 with its splits."""
-    card = load_card("speechocean762")
+@register("speechocean762", splits={"train": {"train": 0.88, "dev": 0.12}, "test": "test"})
+def speechocean762(card: Card, source: Source, progress: Progress) -> Iterator[Part]:
+    """The training part alone where `root` is a Kaldi folder itself."""
     if source.root is not None and is_kaldi_folder(source.root):
         folders = {"train": source.root}
     else:
         folder = corpus_folder(card, source, "train/wav.scp", progress=progress)
         folders = {part: folder / part for part in source.choose(card, card.parts)}
-    parts = {
-        part: collect(kaldi_rows(folder, source.report, extra={"part": part}), folder, report=source.report, progress=progress)
-        for part, folder in folders.items()
-    }
-    train = assign_splits(parts["train"], {"train": 0.88, "dev": 0.12}, by=_speaker) if "train" in parts else ()
-    return Manifest([*train, *(_with_split(u, "test") for u in parts.get("test", ()))])
+    return ((part, here, kaldi_rows(here, source.report, extra={"part": part})) for part, here in folders.items())
 
 
 _CORE_TEST = """
@@ -201,58 +174,186 @@ def timit_split_of(part: str, speaker: str) -> str | None:
     return "test" if speaker in CORE_TEST else "dev" if speaker in DEV else None
 
 
-def read_timit(folder: Path, report: Report) -> Iterator[Row]:
-    """The utterances by path. Raises UserError where a sentence has no text."""
-    for path in walk(folder, report):
-        names = [name.lower() for name in path.relative_to(folder).parts]
-        if len(names) != 4 or names[0] not in ("train", "test"):
-            continue
-        part, dialect, speaker, sentence = names
-        split = timit_split_of(part, speaker)
-        if not sentence.endswith(".wav") or sentence.startswith("sa") or sentence.count(".") > 1 or split is None:
-            continue
-        transcript = path.with_suffix(".TXT" if path.suffix.isupper() else ".txt")
-        words = " ".join(line for _, line in lines.numbered_lines(transcript, "a transcript")).split()
-        if len(words) < 3 or not (words[0].isdigit() and words[1].isdigit()):
-            raise UserError(f"{transcript}:1: a transcript must be START END TEXT, but is '{' '.join(words)[:60]}' instead.")
-        utterance = Utterance(
-            id=f"{speaker}-{path.stem}".upper(),
-            text=" ".join(words[2:]),
-            audio_filepath=str(path.absolute()),
-            speaker=speaker.upper(),
-            extra={"split": split, "part": part, "dialect": dialect},
-        )
-        yield str(path), utterance
+@register("timit")
+def timit(card: Card, source: Source, progress: Progress) -> Iterator[Part]:
+    """Raises UserError where a sentence has no text."""
+    folder = corpus_folder(card, source, "[Tt][Rr][Aa][Ii][Nn]/[Dd][Rr][1-8]", progress=progress)
+
+    def rows() -> Iterator[Row]:
+        for path in walk(folder, source.report):
+            names = [name.lower() for name in path.relative_to(folder).parts]
+            if len(names) != 4 or names[0] not in ("train", "test"):
+                continue
+            part, dialect, speaker, sentence = names
+            split = timit_split_of(part, speaker)
+            if not sentence.endswith(".wav") or sentence.startswith("sa") or sentence.count(".") > 1 or split is None:
+                continue
+            transcript = path.with_suffix(".TXT" if path.suffix.isupper() else ".txt")
+            words = " ".join(line for _, line in numbered_lines(transcript, "a transcript")).split()
+            if len(words) < 3 or not (words[0].isdigit() and words[1].isdigit()):
+                raise UserError(f"{transcript}:1: a transcript must be START END TEXT, but is '{' '.join(words)[:60]}' instead.")
+            utterance = Utterance(
+                id=f"{speaker}-{path.stem}".upper(), text=" ".join(words[2:]), audio_filepath=str(path.absolute()),
+                speaker=speaker.upper(), extra={"split": split, "part": part, "dialect": dialect},
+            )  # fmt: skip
+            yield str(path), utterance
+
+    yield "", folder, rows()
 
 
-def prepare_timit(source: Source, *, progress: Progress = no_progress) -> Manifest:
-    """TIMIT with its splits."""
-    folder = corpus_folder(load_card("timit"), source, "[Tt][Rr][Aa][Ii][Nn]/[Dd][Rr][1-8]", progress=progress)
-    return collect(read_timit(folder, source.report), folder, report=source.report, progress=progress)
+@register("yesno")
+def yesno(card: Card, source: Source, progress: Progress) -> Iterator[Part]:
+    """Without splits: one speaker, so they are made by text. Raises UserError for a file whose name is not eight zeros or ones."""
+    folder = corpus_folder(card, source, "[01]_[01]_*.wav", progress=progress)
+
+    def rows() -> Iterator[Row]:
+        for path in walk(folder, source.report, depth=1):
+            if path.suffix != ".wav":
+                continue
+            if not re.fullmatch(r"[01](_[01]){7}", path.stem):
+                raise UserError(f"{path}: a name must be eight zeros or ones with _ between them, but is '{path.stem}' instead.")
+            text = " ".join("YES" if digit == "1" else "NO" for digit in path.stem.split("_"))
+            yield str(path), Utterance(id=path.stem, text=text, audio_filepath=str(path.absolute()), speaker="yesno")
+
+    yield "", folder, rows()
 
 
-def prepare_yesno(source: Source, *, progress: Progress = no_progress) -> Manifest:
-    """yesno, without splits (one speaker: they are made by text). Raises UserError for a file whose name is not eight zeros or ones."""
-    folder = corpus_folder(load_card("yesno"), source, "[01]_[01]_*.wav", progress=progress)
-    found = []
-    for path in walk(folder, source.report, depth=1):
-        if path.suffix != ".wav":
-            continue
-        if not re.fullmatch(r"[01](_[01]){7}", path.stem):
-            raise UserError(f"{path}: a name must be eight zeros or ones with _ between them, but is '{path.stem}' instead.")
-        text = " ".join("YES" if digit == "1" else "NO" for digit in path.stem.split("_"))
-        found.append((str(path), Utterance(id=path.stem, text=text, audio_filepath=str(path.absolute()), speaker="yesno")))
-    return collect(found, folder, report=source.report, progress=progress)
+SPEAKER = "allison"
+_NOTES = re.compile(r"\[[^\]]*\]|\([^)]*\)|<[^>]*>")
+_VOICE = "usr/share/asterisk/sounds/en_US_f_Allison"
+_TEXTS = "usr/share/doc/asterisk-core-sounds-en/core-sounds-en.txt.gz"
+_FORTUNES = "usr/share/games/fortunes"
+_LEFT_OUT = frozenset({"ascii-art", "translate-me"})
+_ATTRIBUTION = re.compile(r"^\s*--")
+_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]?[A-Z])")
+_MIN_LETTER_SHARE = 0.7
+_MIN_WORDS = 2
+_USE_A_FOLDER = "Give a folder of your own instead: hkd prepare FOLDER (audio files, a .txt of the same name beside each)."
 
 
-SPEECH: Mapping[str, Callable[..., Manifest]] = {
-    "an4": prepare_an4,
-    "asterisk": prepare_asterisk,
-    "common_voice": prepare_common_voice,
-    "librispeech": prepare_librispeech,
-    "ljspeech": prepare_ljspeech,
-    "mini_librispeech": prepare_mini_librispeech,
-    "speechocean762": prepare_speechocean762,
-    "timit": prepare_timit,
-    "yesno": prepare_yesno,
-}
+def debian_packages(names: Sequence[str], archives: Sequence[Archive], cache: Path) -> Path:
+    """The packages' files, unpacked in a folder below `cache`; at once where they are there. Raises HkdError with no apt or no network."""
+    folder = cache / "debian" / "-".join(names)
+    if folder.is_dir():
+        return folder
+    if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
+        raise HkdError(f"the Debian packages {' and '.join(names)} need apt, which this machine has not. {_USE_A_FOLDER}")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".unpack-", dir=folder.parent) as temporary:
+        work = Path(temporary)
+        _apt_download(names, work, cache)
+        known = {archive.file: archive for archive in archives}
+        for path in sorted(work.glob("*.deb")):
+            if path.name in known:
+                verify(path, known[path.name])  # apt has checked it against the signed index; this is against our card
+            else:
+                logger.warning("%s is another version than the card's", path.name)
+            _run(["dpkg-deb", "-x", str(path), str(work / "files")], work)
+        (work / "files").chmod(0o755)
+        (work / "files").replace(folder)
+    return folder
+
+
+def _apt_download(names: Sequence[str], work: Path, cache: Path) -> None:
+    patient = ["-q", "-o", "Acquire::Retries=2", "-o", f"Acquire::http::Timeout={TIMEOUT_S}", "-o", "APT::Sandbox::User=root"]
+    if _run(["apt-get", *patient, "download", *names], work, may_fail=True) is None:
+        return
+    own = cache / "apt"
+    for name in ("lists/partial", "archives/partial"):
+        (own / name).mkdir(parents=True, exist_ok=True)
+    options = [*patient, "-o", f"Dir::State::Lists={own / 'lists'}", "-o", f"Dir::Cache={own}"]
+    failure = _run(["apt-get", *options, "update"], work, may_fail=True)
+    failure = _run(["apt-get", *options, "download", *names], work, may_fail=True) and (failure or "no such package")
+    if failure is not None:
+        raise HkdError(f"the Debian packages {' and '.join(names)} could not be had ({failure}). {_USE_A_FOLDER}")
+
+
+def _run(command: Sequence[str], folder: Path, *, may_fail: bool = False) -> str | None:
+    """Run a program in a folder; None, or what it said last where it failed and may. Raises HkdError where it may not."""
+    environment = {**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, errors="replace", check=False)
+    if done.returncode == 0:
+        return None
+    said = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip().startswith("E:")]
+    last = said[0].removeprefix("E:").strip() if said else f"{command[0]} ended with {done.returncode}"
+    if not may_fail:
+        raise HkdError(f"{command[0]} failed ({last}).")
+    return last
+
+
+def read_prompts(path: Path) -> dict[str, str]:
+    """Prompt name → what is said, from core-sounds-en.txt.gz; prompts without speech are left out."""
+    prompts: dict[str, str] = {}
+    for _, line in numbered_lines(path):
+        name, colon, said = line.partition(":")
+        said = " ".join(_NOTES.sub(" ", said).replace("*", " star ").replace("#", " pound ").split())
+        if colon and not name.startswith(";") and any(c.isalnum() for c in said):
+            prompts[name.strip()] = said
+    return prompts
+
+
+def decode_g722(path: Path) -> NDArray[np.float32]:
+    """Raw G.722 → wave_S at 16 kHz."""
+    try:
+        import av
+    except ImportError:
+        raise MissingPackageError("av", "demo", "Decoding the Asterisk prompts (G.722)") from None
+    try:
+        with av.open(str(path), format="g722") as file:
+            blocks = [frame.to_ndarray().reshape(-1) for frame in file.decode(audio=0)]
+    except (av.error.FFmpegError, OSError) as error:
+        raise HkdError(f"{path} cannot be decoded as G.722 ({error}).") from None
+    wave_S: NDArray[np.float32] = np.concatenate(blocks).astype(np.float32) / np.float32(32768)
+    return wave_S
+
+
+@register("asterisk")
+def asterisk(card: Card, source: Source, progress: Progress) -> Iterator[Part]:
+    """All prompts with speech, without splits; audio in the cache's `asterisk`. Of `source` only the cache is used: apt knows its servers."""
+    files = debian_packages(card.packages, card.archives, source.cache)
+    prompts = {name: said for name, said in read_prompts(files / _TEXTS).items() if (files / _VOICE / f"{name}.g722").exists()}
+    folder = source.cache.absolute() / "asterisk"
+
+    def rows() -> Iterator[Row]:
+        for number, (name, said) in enumerate(sorted(prompts.items()), 1):
+            path = folder / f"{name}.flac"
+            if not path.exists():
+                write_wav(path, decode_g722(files / _VOICE / f"{name}.g722"))
+            yield str(path), Utterance(id=name, text=said, audio_filepath=str(path), speaker=SPEAKER)
+            progress(number, len(prompts))
+
+    yield "", folder, rows()
+
+
+def sentences(paragraph: str) -> Iterator[str]:
+    """Sentences of a paragraph; what is not mostly letters is left out."""
+    for sentence in _END.split(" ".join(paragraph.split())):
+        letters = sum(c.isalpha() or c == " " for c in sentence)
+        if len(sentence.split()) >= _MIN_WORDS and letters >= _MIN_LETTER_SHARE * len(sentence):
+            yield sentence
+
+
+def fortune_paragraphs(text: str) -> Iterator[str]:
+    """Paragraphs of a fortune file: cookies stand between lines of `%`, attributions end them."""
+    found: list[str] = []
+    for line in [*text.splitlines(), "%"]:
+        if line.strip() in ("%", "") or _ATTRIBUTION.match(line):
+            if found:
+                yield " ".join(found)
+            found = []
+        else:
+            found.append(line.replace("_\b", "").strip())
+
+
+@register("fortunes", is_text=True)
+def fortunes(card: Card, source: Source, progress: Progress) -> Iterator[str]:
+    """The sentences of all fortune files, each once."""
+    folder = debian_packages(card.packages, card.archives, source.cache) / _FORTUNES
+    files = sorted(path for path in folder.iterdir() if not path.suffix and path.name not in _LEFT_OUT and path.is_file())
+    seen: set[str] = set()
+    for number, path in enumerate(files, 1):
+        for paragraph in fortune_paragraphs(path.read_text(encoding="utf-8", errors="replace")):
+            new = [sentence for sentence in sentences(paragraph) if sentence not in seen]
+            yield from dict.fromkeys(new)
+            seen.update(new)
+        progress(number, len(files))

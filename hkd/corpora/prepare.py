@@ -10,18 +10,18 @@
 import difflib
 import logging
 import re
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from hkd import manifest
 from hkd.corpora import lhotse
-from hkd.corpora.cards import Source, check, load_card
+from hkd.corpora.cards import CORPORA, Source, check
 from hkd.corpora.collect import Options, Report
-from hkd.corpora.debian import prepare_fortunes
 from hkd.corpora.importers import NEMO_PATTERN, guess_kind, read_path
-from hkd.corpora.named import SPEECH
 from hkd.errors import HkdError, UserError
+from hkd.files import atomic_write
 from hkd.manifest import Manifest, Utterance, assign_splits
 from hkd.progress import Progress, no_progress
 from hkd.remote import default_cache
@@ -31,7 +31,6 @@ logger = logging.getLogger(__name__)
 SHARES = {"train": 0.8, "dev": 0.1, "test": 0.1}
 MIN_GROUPS = 10  # speakers or texts, for splits that deserve the name
 LEFT_OUT = "left-out.tsv"
-TEXT: Mapping[str, Callable[..., int]] = {"fortunes": prepare_fortunes}
 
 
 def _same_words(utterance: Utterance) -> str:
@@ -67,9 +66,10 @@ def split(whole: Manifest, report: Report | None = None) -> tuple[Manifest, str]
     speakers, texts = {u.speaker or "" for u in whole}, {_same_words(u) for u in whole}
     if "" in speakers:
         unknown = [u.id for u in whole if not u.speaker]
+        some = " of some" if len(unknown) < len(whole) else ""
         report.note(
-            f"no speaker is known{' of some' if len(unknown) < len(whole) else ''}, so the same voice may be in train and test (give one folder a speaker, a column `speaker`, or a pattern of the "
-            "ids: --speaker '^[^_]+')",
+            f"no speaker is known{some}, so the same voice may be in train and test (give one folder a speaker, a column `speaker`, or a "
+            "pattern of the ids: --speaker '^[^_]+')",
             unknown,
         )
         speakers = set()
@@ -93,19 +93,19 @@ def split(whole: Manifest, report: Report | None = None) -> tuple[Manifest, str]
 
 def kind_of(name_or_path: str, kind: str | None = None) -> str | None:
     """The kind of data that a name or path is read as; None for a corpus that is known by name. Raises UserError where it is neither."""
-    if kind is not None:
-        return kind
-    if name_or_path in SPEECH:
-        return None
     path = Path(name_or_path).expanduser()
+    is_text = name_or_path in text_corpora()
+    if kind is not None or (name_or_path in CORPORA and not is_text):
+        return kind
     if path.exists():
         return guess_kind(path)
-    if name_or_path in TEXT:
+    if is_text:
         raise UserError(f"corpus '{name_or_path}' is text without sound. It serves language models, not a manifest.")
     if NEMO_PATTERN.search(name_or_path):
         return "nemo"
-    near = difflib.get_close_matches(name_or_path, SPEECH, n=1, cutoff=0.5)
-    hint = f"Did you mean '{near[0]}'?" if near else f"Known corpora: {', '.join(SPEECH)}."
+    known = sorted(name for name, corpus in CORPORA.items() if not corpus.is_text)
+    near = difflib.get_close_matches(name_or_path, known, n=1, cutoff=0.5)
+    hint = f"Did you mean '{near[0]}'?" if near else f"Known corpora: {', '.join(known)}."
     raise UserError(f"a corpus must be a known name or a path, but '{name_or_path}' is neither. {hint}")
 
 
@@ -116,14 +116,14 @@ def read_corpus(
     options = options or Options()
     source = replace(source or Source(), report=options.report)
     kind = kind_of(name_or_path, kind)
-    if source.parts and not (kind is None and load_card(name_or_path).some_parts):
+    if source.parts and not (kind is None and CORPORA[name_or_path].card.some_parts):
         raise UserError(f"--part must go with a corpus that has parts to choose from, but {name_or_path} has none. Leave it out.")
     if options.columns and kind not in ("folder", "hf", "nemo"):
         raise UserError(
             f"--column must go with a table (folder, hf, nemo), but {name_or_path} is read as {kind or 'itself'}. Leave it out."
         )
     if kind is None:
-        return SPEECH[name_or_path](source, progress=options.progress)
+        return CORPORA[name_or_path].manifest(source, options.progress)
     path = Path(name_or_path).expanduser()
     if kind == "lhotse" and source.root is not None and not path.exists():
         return lhotse.read_recipe(name_or_path, source.root, options)
@@ -163,8 +163,8 @@ def prepare(
         if speaker:
             read = _with_speakers(read, speaker)
         whole, rule = split(read, report)
-        if kind is None and name_or_path in SPEECH and not report.num_bad:
-            check(load_card(name_or_path), whole)
+        if kind is None and name_or_path in CORPORA and not report.num_bad:
+            check(CORPORA[name_or_path].card, whole)
     except HkdError:
         if report.num_bad:
             report.write()
@@ -188,19 +188,21 @@ def _with_speakers(whole: Manifest, pattern: str) -> Manifest:
     except re.error as error:
         raise UserError(f"--speaker must be a regular expression, but '{pattern}' is none ({error}).") from None
     name_of = {name: (match[1] if match.re.groups else match[0]) for name, match in found.items() if match}
-    without = [u.id for u in whole if not name_of.get(u.id)]
-    if without:
+    if without := [u.id for u in whole if not name_of.get(u.id)]:
         raise UserError(
             f"--speaker must match every id, but '{pattern}' finds nothing in {len(without)} of {len(whole)}, '{without[0]}' first."
         )
     return Manifest(replace(u, speaker=name_of[u.id]) for u in whole)
 
 
+def _without_split(u: Utterance) -> dict[str, object]:
+    return {name: value for name, value in u.extra.items() if name != "split"}
+
+
 def _facts(u: Utterance) -> dict[str, object]:
     """What may change while an utterance stays the same: all but id, text and split."""
     names = ("audio_filepath", "offset", "duration", "channel", "speaker")
-    extra = {name: value for name, value in u.extra.items() if name != "split"}
-    return {**{name: getattr(u, name) for name in names}, **extra}
+    return {**{name: getattr(u, name) for name in names}, **_without_split(u)}
 
 
 def _updated(path: Path, whole: Manifest, rule: str, report: Report) -> Manifest:
@@ -217,7 +219,7 @@ def _updated(path: Path, whole: Manifest, rule: str, report: Report) -> Manifest
             f"{path} must not be replaced, but has other utterances ({len(new)} new or with another text, {len(gone)} gone, "
             f"'{(new + gone)[0]}' first). Use another folder, or --overwrite."
         )
-    changed: dict[str, list[str]] = {}
+    changed: dict[str, list[str]] = defaultdict(list)
     kept = 0
     after = []
     for u in whole:
@@ -225,11 +227,10 @@ def _updated(path: Path, whole: Manifest, rule: str, report: Report) -> Manifest
         was, now = _facts(old), _facts(u)
         for name in sorted(was.keys() | now.keys()):
             if was.get(name) != now.get(name):
-                changed.setdefault(name, []).append(f"'{u.id}': {was.get(name)} → {now.get(name)}")
+                changed[name].append(f"'{u.id}': {was.get(name)} → {now.get(name)}")
         if old.split != u.split:
             kept += 1
-            extra = {name: value for name, value in u.extra.items() if name != "split"}
-            u = replace(u, extra={**extra, "split": old.split} if old.split else extra)
+            u = replace(u, extra=_without_split(u) | ({"split": old.split} if old.split else {}))
         after.append(u)
     for name, examples in changed.items():
         report.note(f"{name} of {len(examples)} utterances was another and is replaced, for example {examples[0]}")
@@ -242,8 +243,18 @@ def _updated(path: Path, whole: Manifest, rule: str, report: Report) -> Manifest
     return Manifest(after)
 
 
+def text_corpora() -> list[str]:
+    """The names of the corpora that are text without sound."""
+    return sorted(name for name, corpus in CORPORA.items() if corpus.is_text)
+
+
 def prepare_text(name: str, out: Path, *, cache: Path | None = None, progress: Progress = no_progress) -> int:
     """Write a text-only corpus to `out`, a sentence a line; their number. Raises UserError for unknown names."""
-    if name not in TEXT:
-        raise UserError(f"text corpus must be one of {', '.join(TEXT)}, but is '{name}' instead.")
-    return TEXT[name](cache or default_cache(), out, progress=progress)
+    if name not in text_corpora():
+        raise UserError(f"text corpus must be one of {', '.join(text_corpora())}, but is '{name}' instead.")
+    corpus, source, number = CORPORA[name], Source(cache=cache or default_cache()), 0
+    with atomic_write(out) as file:
+        for sentence in corpus.read(corpus.card, source, progress):
+            file.write(f"{sentence}\n".encode())
+            number += 1
+    return number

@@ -49,19 +49,6 @@ def collapse(path: list[int], *, blank: int = 0) -> list[int]:
 WORD_MARK = "▁"
 
 
-class Fusion(Protocol):
-    """Adds to the score of a prefix of units. States are opaque and never changed."""
-
-    def start(self) -> Any:
-        """The state of the empty prefix."""
-
-    def extend(self, pairs: Sequence[tuple[Any, int]]) -> list[tuple[Any, float] | None]:
-        """(state, unit) → (state after the unit, what it adds to the score), or None where the unit may not follow."""
-
-    def finish(self, states: Sequence[Any]) -> list[float | None]:
-        """What the end adds; None where the prefix may not end here."""
-
-
 class WordLm(Protocol):
     """A language model over words: `hkd.decode.lm.ArpaLm`, `hkd.decode.lm.TeacherLm`."""
 
@@ -125,17 +112,20 @@ class WordFusion:
         self._lm, self._symbols, self._weight, self._bonus, self._lexicon = lm, tuple(symbols), weight, bonus, lexicon
 
     def start(self) -> _State:
-        """No word is open."""
+        """The state of the empty prefix: no word is open."""
         return _State(None if self._lm is None else self._lm.start(), self._lexicon, "", 0.0)
 
-    def extend(self, pairs: Sequence[tuple[Any, int]]) -> list[tuple[Any, float] | None]:
-        """Grow the open word by a piece, or close it and open the next."""
+    def extend(self, pairs: Sequence[tuple[_State, int]]) -> list[tuple[_State, float] | None]:
+        """(state, unit) → (state after the unit, what it adds to the score), or None where the unit may not follow.
+
+        The open word grows by a piece, or is closed and the next is opened.
+        """
         self._prepare(state for state, unit in pairs if self._symbols[unit].startswith(WORD_MARK))
         closed: dict[int, tuple[Any, float] | None] = {}  # many units close the same word
         return [self._extend(state, unit, closed) for state, unit in pairs]
 
-    def finish(self, states: Sequence[Any]) -> list[float | None]:
-        """Close the open word, and the sentence."""
+    def finish(self, states: Sequence[_State]) -> list[float | None]:
+        """What the end of the open word and of the sentence adds; None where the prefix may not end here."""
         self._prepare(states)
         closed = [self._close(state) for state in states]
         return [c and c[1] + (0.0 if self._lm is None else self._weight * self._lm.finish(c[0])) for c in closed]
@@ -240,19 +230,6 @@ class _Prefix:
         return tuple(reversed(found))
 
 
-class _NoFusion:
-    """Adds nothing, allows everything."""
-
-    def start(self) -> None:
-        return None
-
-    def extend(self, pairs: Any) -> list[tuple[Any, float] | None]:
-        return [(None, 0.0) for _ in pairs]
-
-    def finish(self, states: Any) -> list[float | None]:
-        return [0.0 for _ in states]
-
-
 def _add(a: float, b: float) -> float:
     """log(exp a + exp b)."""
     if a < b:
@@ -261,15 +238,13 @@ def _add(a: float, b: float) -> float:
 
 
 def beam_search(
-    logp_TV: NDArray[np.float32], *, config: BeamConfig = BeamConfig(), fusion: Fusion | None = None, n_best: int = 1
+    logp_TV: NDArray[np.float32], *, config: BeamConfig = BeamConfig(), fusion: WordFusion | None = None, n_best: int = 1
 ) -> list[Ranked]:
     """The n best prefixes of one utterance, best first; fewer where there are fewer, none where the fusion lets none end."""
-    chosen: Fusion = fusion or _NoFusion()
-    root = _Prefix(parent=None, last=BLANK, state=chosen.start(), fusion=0.0, blank=0.0)
-    beam = [root]
+    beam = [_Prefix(parent=None, last=BLANK, state=fusion.start() if fusion else None, fusion=0.0, blank=0.0)]
     for logp_V in logp_TV.astype(np.float64):
-        beam = _step(beam, logp_V, config, chosen)
-    ends = chosen.finish([prefix.state for prefix in beam])
+        beam = _step(beam, logp_V, config, fusion)
+    ends = fusion.finish([prefix.state for prefix in beam]) if fusion else [0.0] * len(beam)
     ranked = [
         Ranked(units=prefix.units(), ctc=_add(prefix.blank, prefix.unit), fusion=prefix.fusion + end)
         for prefix, end in zip(beam, ends, strict=True)
@@ -280,15 +255,15 @@ def beam_search(
 
 def _candidates(logp_V: NDArray[np.float64], config: BeamConfig) -> list[int]:
     """Classes that may open a new prefix in this frame, the blank left out."""
-    limit = float(logp_V.max()) - config.threshold
-    classes = np.flatnonzero((logp_V >= limit) & (logp_V > _NONE))
+    classes = np.flatnonzero((logp_V >= logp_V.max() - config.threshold) & (logp_V > _NONE))
     classes = classes[classes != BLANK]
     if len(classes) > config.units:
         classes = classes[np.argsort(-logp_V[classes], kind="stable")[: config.units]]
-    return [int(c) for c in classes]
+    found: list[int] = classes.tolist()
+    return found
 
 
-def _step(beam: list[_Prefix], logp_V: NDArray[np.float64], config: BeamConfig, fusion: Fusion) -> list[_Prefix]:
+def _step(beam: list[_Prefix], logp_V: NDArray[np.float64], config: BeamConfig, fusion: WordFusion | None) -> list[_Prefix]:
     """One frame: every prefix stays (blank, or its last unit again) or grows by a unit; the best `beam` go on."""
     classes, logp = _candidates(logp_V, config), logp_V.tolist()
     _open_children(beam, classes, fusion)
@@ -314,10 +289,10 @@ def _step(beam: list[_Prefix], logp_V: NDArray[np.float64], config: BeamConfig, 
     return ranked[: config.beam]
 
 
-def _open_children(beam: list[_Prefix], classes: list[int], fusion: Fusion) -> None:
+def _open_children(beam: list[_Prefix], classes: list[int], fusion: WordFusion | None) -> None:
     """Make the children of all prefixes for these classes, asking the fusion once."""
     wanted = [(prefix, c) for prefix in beam for c in classes if c not in prefix.children]
-    answers = fusion.extend([(prefix.state, c - 1) for prefix, c in wanted])
+    answers = fusion.extend([(prefix.state, c - 1) for prefix, c in wanted]) if fusion else [(None, 0.0)] * len(wanted)
     for (prefix, c), answer in zip(wanted, answers, strict=True):
         prefix.children[c] = answer and _Prefix(parent=prefix, last=c, state=answer[0], fusion=prefix.fusion + answer[1])
 
@@ -327,7 +302,7 @@ def beam_search_batch(
     length_B: torch.Tensor,
     *,
     config: BeamConfig = BeamConfig(),
-    fusion: Fusion | None = None,
+    fusion: WordFusion | None = None,
     n_best: int = 1,
 ) -> list[list[Ranked]]:
     """`beam_search` for each utterance of a batch of logits."""

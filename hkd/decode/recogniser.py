@@ -9,7 +9,7 @@ Shape letters: B utterances, S samples, T frames, F feature bins.
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from hkd.features.cache import Features
 from hkd.features.fbank import FrontEnd
 from hkd.files import digest_of, digest_of_file
 from hkd.manifest import Utterance
+from hkd.pretrained import choose_device
 from hkd.student.export import CARD, SENONE_FRAMES, load_student
 from hkd.timebase import HOP_SAMPLES, SAMPLE_RATE_HZ
 from hkd.units.level import SENONE
@@ -54,9 +55,8 @@ class Seconds:
         return self.features + self.network + self.search
 
     def __add__(self, other: "Seconds") -> "Seconds":
-        return Seconds(
-            features=self.features + other.features, network=self.network + other.network, search=self.search + other.search
-        )
+        sums = {field.name: getattr(self, field.name) + getattr(other, field.name) for field in fields(self)}
+        return Seconds(**sums)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,7 +78,7 @@ class Recogniser:
         folder = Path(folder)
         if (folder / "model" / CARD).exists():  # a run, whose own student.json tells of the heads
             folder = folder / "model"
-        self.device = choose_device(device)
+        self.device = str(choose_device(device))
         self.clock = time.process_time if self.device == "cpu" else time.perf_counter
         self.student, self.meta = load_student(folder, device=self.device)
         self._folder, self._config, self._lm = folder, search or SearchConfig(), lm
@@ -96,14 +96,9 @@ class Recogniser:
                 raise UserError(
                     f"{self._folder} holds a hybrid student, whose senones become words by a word n-gram. Give one: --lm words.arpa."
                 )
-            return HybridSearch(
-                self._config.hybrid,
-                self.meta.inventory,
-                log_priors(self.senone_frames()),
-                Path(self._lm),
-                tying=load_tying(self._folder),
-                lexicon=load_lexicon(self._folder),
-            )
+            tying, lexicon = load_tying(self._folder), load_lexicon(self._folder)
+            priors_V = log_priors(self.senone_frames())
+            return HybridSearch(self._config.hybrid, self.meta.inventory, priors_V, Path(self._lm), tying=tying, lexicon=lexicon)
         if self.meta.subword_model is None:
             raise UserError(
                 f"{self._folder} must hold a subword model beside its CTC output, but has none. Export the student again."
@@ -173,17 +168,6 @@ class Recogniser:
             start = stop
         text = " ".join(piece["text"] for piece in pieces if piece["text"])
         return {"file": str(path), "text": text, "seconds": len(wave_S) / SAMPLE_RATE_HZ, "pieces": pieces}
-
-
-def choose_device(device: str) -> str:
-    """auto | cpu | cuda → the device. Raises UserError where it is not there."""
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("device must be one that is there, but is 'cuda' and no GPU is seen. Take cpu.")
-    if device not in ("cpu", "cuda"):
-        raise UserError(f"device must be auto, cpu or cuda, but is '{device}' instead.")
-    return device
 
 
 def cut_at_quiet(wave_S: Wave_S, *, max_piece_s: float = 20.0, smooth_s: float = 0.2) -> list[Wave_S]:

@@ -9,17 +9,7 @@ from typing import Any
 import torch
 
 from hkd.arpa import is_arpa
-from hkd.decode.ctc import (
-    BeamConfig,
-    Fusion,
-    Node,
-    Ranked,
-    WordFusion,
-    WordLm,
-    beam_search_batch,
-    greedy_ctc,
-    prefix_tree,
-)
+from hkd.decode.ctc import BeamConfig, Node, Ranked, WordFusion, WordLm, beam_search_batch, greedy_ctc, prefix_tree
 from hkd.decode.graph import HybridConfig
 from hkd.decode.lm import ArpaLm, TeacherLm, usable_words
 from hkd.errors import UserError, check_setting
@@ -65,12 +55,8 @@ class Search:
             self._words = self._load(lm, subwords, device)
             if isinstance(self._words, ArpaLm):
                 pieces = cache(lambda word: subwords.encode([word])[0].tolist())
-                spelled = usable_words(
-                    lm,
-                    self._words.words,
-                    lambda word: subwords.unknown not in pieces(word),
-                    rule="the student's pieces can spell",
-                )
+                rule = "the student's pieces can spell"
+                spelled = usable_words(lm, self._words.words, lambda word: subwords.unknown not in pieces(word), rule=rule)
                 if config.lexicon:
                     self._lexicon = prefix_tree(spelled, pieces, self._words.unigram)
 
@@ -86,7 +72,7 @@ class Search:
             self.lm_parameters = sum(p.numel() for p in model.parameters())
         return TeacherLm(teacher, subwords.encode if own else None)
 
-    def fusion(self, *, lm_weight: float | None = None, word_bonus: float | None = None) -> Fusion | None:
+    def fusion(self, *, lm_weight: float | None = None, word_bonus: float | None = None) -> WordFusion | None:
         """What is added to the acoustic score; None without an LM."""
         if self._words is None:
             return None
@@ -95,7 +81,7 @@ class Search:
         return WordFusion(self._words, self.symbols, weight=weight, bonus=bonus, lexicon=self._lexicon)
 
     def ranked(
-        self, logits_BTV: torch.Tensor, length_B: torch.Tensor, *, n_best: int, fusion: Fusion | None = None
+        self, logits_BTV: torch.Tensor, length_B: torch.Tensor, *, n_best: int, fusion: WordFusion | None = None
     ) -> list[list[Ranked]]:
         """The n best of every utterance by beam search."""
         chosen = fusion or self.fusion()

@@ -116,14 +116,10 @@ def source_of(tool: str, config: ToolConfig, folder: Path) -> "Source":
         phones = place(config.phones)
         return CtmSource(path, phones=phones, pronounce=pronounce_by(dictionary or Lexicon()) if phones is None else None)
     from hkd.align.ctc import CtcConfig, CtcSource, TransformersCtc
-    from hkd.decode.recogniser import StudentCtc, choose_device, is_student
+    from hkd.decode.recogniser import StudentCtc, is_student
 
     model = str(path) if path.exists() else config.path  # else a name on the hub
-    ctc = (
-        StudentCtc(path, device=config.device)
-        if is_student(path)
-        else TransformersCtc(model, device=choose_device(config.device))
-    )
+    ctc = StudentCtc(path, device=config.device) if is_student(path) else TransformersCtc(model, device=config.device)
     settings = CtcConfig() if config.min_score is None else CtcConfig(min_score=config.min_score)
     return CtcSource(ctc, pronounce=pronounce_by(dictionary or Lexicon()), config=settings)
 

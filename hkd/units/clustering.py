@@ -12,7 +12,6 @@ Shape letters: M states in context, Q phones (0: none), F features, K questions.
 import heapq
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,28 +51,22 @@ def log_likelihood(count: Floats, sum_F: Floats, square_F: Floats, floor_F: Floa
 
 def phone_questions(stats: Statistics, phones: Sequence[int]) -> list[frozenset[int]]:
     """Sets of phones that sound alike, small ones first, each once; no set of all."""
-    sums: list[tuple[Any, Any, Any]] = []
-    for phone in phones:
-        mine = stats.context_M4[:, CENTRE] == phone
-        sums.append((stats.count_M[mine].sum(), stats.sum_MF[mine].sum(0), stats.square_MF[mine].sum(0)))
-    floor_F = stats.floor_F
-    clusters: list[tuple[frozenset[int], Any, Any, Any]] = [
-        (frozenset((phone,)), *row) for phone, row in zip(phones, sums, strict=True)
-    ]
-    questions = [cluster[0] for cluster in clusters]
+    questions = [frozenset((phone,)) for phone in phones]
+    if not questions:
+        return []
+    mine = [stats.context_M4[:, CENTRE] == phone for phone in phones]
+    parts = [np.stack([part[own].sum(0) for own in mine]) for part in (stats.count_M, stats.sum_MF, stats.square_MF)]
+    clusters, floor_F = questions[:], stats.floor_F
     while len(clusters) > 2:
-        count = np.array([cluster[1] for cluster in clusters])
-        sum_CF, square_CF = np.stack([cluster[2] for cluster in clusters]), np.stack([cluster[3] for cluster in clusters])
-        own_C = log_likelihood(count, sum_CF, square_CF, floor_F)
+        own_C = log_likelihood(parts[0], parts[1], parts[2], floor_F)
         first, second = np.triu_indices(len(clusters), 1)
-        pooled = log_likelihood(
-            count[first] + count[second], sum_CF[first] + sum_CF[second], square_CF[first] + square_CF[second], floor_F
-        )
-        at = int((own_C[first] + own_C[second] - pooled).argmin())
-        one, other = clusters[first[at]], clusters[second[at]]
-        merged = (one[0] | other[0], one[1] + other[1], one[2] + other[2], one[3] + other[3])
-        clusters = [cluster for cluster in clusters if cluster is not one and cluster is not other] + [merged]
-        questions.append(merged[0])
+        pooled = [part[first] + part[second] for part in parts]
+        at = int((own_C[first] + own_C[second] - log_likelihood(pooled[0], pooled[1], pooled[2], floor_F)).argmin())
+        pair = (int(first[at]), int(second[at]))
+        parts = [np.append(np.delete(part, pair, 0), new[at : at + 1], 0) for part, new in zip(parts, pooled, strict=True)]
+        merged = clusters[pair[0]] | clusters[pair[1]]
+        clusters = [cluster for number, cluster in enumerate(clusters) if number not in pair] + [merged]
+        questions.append(merged)
     return sorted(set(questions), key=lambda question: (len(question), sorted(question)))
 
 

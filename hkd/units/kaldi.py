@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkd.errors import UserError
+from hkd.lines import filled_lines
 
 BINARY_MARK = b"\0B"
 _MAX_TOKEN = 200
@@ -39,17 +40,15 @@ class KaldiStream:
 
     def token(self) -> str:
         """The next word."""
-        if not self.binary:
-            while self._data[self._at : self._at + 1].isspace():
-                self._at += 1
+        while not self.binary and self._data[self._at : self._at + 1].isspace():
+            self._at += 1
         window = self._data[self._at : self._at + _MAX_TOKEN]
         words = window.split(maxsplit=1)
         if not words or (self.binary and window[:1].isspace()):
             raise ValueError(f"it ends, or holds no word, at byte {self._at}")
-        word = words[0]
-        self._at += len(word) + 1
+        self._at += len(words[0]) + 1
         try:
-            return word.decode()
+            return words[0].decode()
         except UnicodeDecodeError:
             raise ValueError(f"it holds no word at byte {self._at}") from None
 
@@ -90,10 +89,7 @@ class KaldiStream:
             self._at += 4 * number
             return values
         self.expect("[")
-        found = []
-        while (word := self.token()) != "]":
-            found.append(int(word))
-        return found
+        return [int(word) for word in iter(self.token, "]")]
 
     def _unpack(self, layout: str) -> int:
         try:
@@ -147,15 +143,11 @@ def read_integer_vectors(path: Path) -> Iterator[tuple[str, NDArray[np.int32]]]:
 
 def read_symbols(path: Path) -> dict[str, int]:
     """A symbol table (`phones.txt`, `words.txt`): symbol → number. Raises UserError with the line."""
-    from hkd.lines import numbered_lines
-
     found: dict[str, int] = {}
-    for number, line in numbered_lines(path, "a symbol table"):
+    for place, line in filled_lines(path, "a symbol table"):
         parts = line.split()
-        if not parts:
-            continue
         if len(parts) != 2 or not parts[1].isdecimal() or len(parts[1]) > 9:
-            raise UserError(f"{path}:{number}: a line of a symbol table must be `symbol number`, but this one is not.")
+            raise UserError(f"{place}: a line of a symbol table must be `symbol number`, but this one is not.")
         found[parts[0]] = int(parts[1])
     return found
 
@@ -180,6 +172,10 @@ class Split:
     yes: "Node"
     no: "Node"
 
+    def answers(self) -> tuple["Node | None", ...]:
+        """What may come next."""
+        return self.yes, self.no
+
 
 @dataclass(frozen=True, slots=True)
 class Table:
@@ -187,6 +183,10 @@ class Table:
 
     key: int
     children: tuple["Node | None", ...]
+
+    def answers(self) -> tuple["Node | None", ...]:
+        """What may come next."""
+        return self.children
 
 
 Node = Leaf | Split | Table
@@ -216,18 +216,14 @@ class ContextTree:
     @property
     def num_senones(self) -> int:
         """One more than the highest answer."""
-        return 1 + max((leaf.senone for leaf in self._leaves()), default=-1)
-
-    def _leaves(self) -> Iterator[Leaf]:
-        stack: list[Node | None] = [self.root]
+        highest, stack = -1, [self.root]
         while stack:
             node = stack.pop()
             if isinstance(node, Leaf):
-                yield node
-            elif isinstance(node, Split):
-                stack += [node.yes, node.no]
-            elif node is not None:
-                stack += node.children
+                highest = max(highest, node.senone)
+            else:
+                stack += [child for child in node.answers() if child is not None]
+        return highest + 1
 
     def to_text(self) -> str:
         """Kaldi's text form."""
@@ -413,40 +409,20 @@ def _parse(data: bytes) -> TransitionModel:
 
 def _topology(stream: KaldiStream) -> dict[int, tuple[State, ...]]:
     stream.expect("<Topology>")
-    return _binary_topology(stream) if stream.binary else _text_topology(stream)
-
-
-def _binary_topology(stream: KaldiStream) -> dict[int, tuple[State, ...]]:
-    phones, entry_of = stream.integers(), stream.integers()
-    number = stream.integer()
-    two_classes = number == -1  # of chain models
-    if two_classes:
-        number = stream.integer()
-    if not 0 < number < _MAX:
-        raise ValueError(f"it has {number} topologies")
-    entries = []
-    for _ in range(number):
-        states = []
-        for _ in range(stream.integer()):
-            enter = stream.integer()
-            stay = stream.integer() if two_classes else enter
-            arcs = []
-            for _ in range(stream.integer()):
-                arcs.append(stream.integer())
-                stream.real()
-            states.append(State(enter=enter, stay=stay, arcs=tuple(arcs)))
-        entries.append(tuple(states))
-    stream.expect("</Topology>")
-    return {phone: entries[entry_of[phone]] for phone in phones}
-
-
-def _text_topology(stream: KaldiStream) -> dict[int, tuple[State, ...]]:
     topology: dict[int, tuple[State, ...]] = {}
+    if stream.binary:
+        phones, entry_of, number = stream.integers(), stream.integers(), stream.integer()
+        has_two = number == -1  # classes, as chain models have
+        number = stream.integer() if has_two else number
+        if not 0 < number < _MAX:
+            raise ValueError(f"it has {number} topologies")
+        entries = [tuple(_binary_state(stream, has_two) for _ in range(stream.integer())) for _ in range(number)]
+        topology = {phone: entries[entry_of[phone]] for phone in phones}
+        stream.expect("</Topology>")
+        return topology
     while stream.expect("<TopologyEntry>", "</Topology>") == "<TopologyEntry>":
         stream.expect("<ForPhones>")
-        phones = []
-        while (word := stream.token()) != "</ForPhones>":
-            phones.append(int(word))
+        phones = [int(word) for word in iter(stream.token, "</ForPhones>")]
         states: list[State] = []
         while stream.expect("<State>", "</TopologyEntry>") == "<State>":
             stream.integer()
@@ -455,19 +431,30 @@ def _text_topology(stream: KaldiStream) -> dict[int, tuple[State, ...]]:
     return topology
 
 
+def _binary_state(stream: KaldiStream, has_two: bool) -> State:
+    enter = stream.integer()
+    stay = stream.integer() if has_two else enter
+    return State(enter=enter, stay=stay, arcs=tuple(_arc(stream) for _ in range(stream.integer())))
+
+
+def _arc(stream: KaldiStream) -> int:
+    """Where an arc leads; its probability is not needed."""
+    to = stream.integer()
+    stream.real()
+    return to
+
+
 def _text_state(stream: KaldiStream) -> State:
     enter = stay = -1
     arcs = []
-    while (word := stream.token()) != "</State>":
-        if word == "<PdfClass>":
-            enter = stay = stream.integer()
-        elif word == "<ForwardPdfClass>":
+    for word in iter(stream.token, "</State>"):
+        if word in ("<PdfClass>", "<ForwardPdfClass>"):
             enter = stream.integer()
+            stay = enter if word == "<PdfClass>" else stay
         elif word == "<SelfLoopPdfClass>":
             stay = stream.integer()
         elif word == "<Transition>":
-            arcs.append(stream.integer())
-            stream.real()
+            arcs.append(_arc(stream))
         elif word == "<Final>":
             stream.real()
         else:

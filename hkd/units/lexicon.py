@@ -26,27 +26,8 @@ from hkd.units.inventory import UnitInventory
 from hkd.units.level import MONOPHONE
 from hkd.units.text import words
 
-_SILENCES = frozenset(
-    (
-        "sil",
-        "sp",
-        "spn",
-        "nsn",
-        "lau",
-        "noise",
-        "vocnoise",
-        "oov",
-        "gbg",
-        "gar",
-        "bth",
-        "brth",
-        "unk",
-        "[sil]",
-        "+nsn+",
-        "+spn+",
-        "eps",
-    )
-)  # of any case
+_NO_SPEECH = "sil sp spn nsn lau noise vocnoise oov gbg gar bth brth unk [sil] +nsn+ +spn+ eps"  # of any case
+_SILENCES = frozenset(_NO_SPEECH.split())
 _SILENT_WORDS = frozenset(("", "<eps>", "<sil>", "<s>", "</s>", "!sil", "sil", "sp"))
 _POSITION = re.compile(r"^(.+)_([BIES])$")
 _STRESSED = re.compile(r"^([A-Z]{2})[012]$")  # ARPAbet's vowels
@@ -86,33 +67,8 @@ Array = NDArray[np.float32]
 
 _LETTERS = {letter: number for number, letter in enumerate("abcdefghijklmnopqrstuvwxyz", 3)}  # 0 pad, 1 unknown, 2 end
 _END_OF_WORD = 2
-_CONSONANTS = (
-    "B",
-    "CH",
-    "D",
-    "DH",
-    "F",
-    "G",
-    "HH",
-    "JH",
-    "K",
-    "L",
-    "M",
-    "N",
-    "NG",
-    "P",
-    "R",
-    "S",
-    "SH",
-    "T",
-    "TH",
-    "V",
-    "W",
-    "Y",
-    "Z",
-    "ZH",
-)
-_VOWELS = ("AA", "AE", "AH", "AO", "AW", "AY", "EH", "ER", "EY", "IH", "IY", "OW", "OY", "UH", "UW")
+_PHONES = "B CH D DH F G HH JH K L M N NG P R S SH T TH V W Y Z ZH | AA AE AH AO AW AY EH ER EY IH IY OW OY UH UW"
+_CONSONANTS, _VOWELS = (names.split() for names in _PHONES.split("|"))
 ARPABET = frozenset((*_CONSONANTS, *_VOWELS))
 _START, _STOP, _FIRST_PHONE = 2, 3, 4
 _MAX_PHONES = 20
@@ -134,10 +90,8 @@ def _gru(x_D: Array, h_D: Array, weights: dict[str, Array], side: str) -> Array:
     """One step of a GRU: reset and update gates, candidate, mixture."""
     given_3D = weights[f"{side}_w_ih"] @ x_D + weights[f"{side}_b_ih"]
     kept_3D = weights[f"{side}_w_hh"] @ h_D + weights[f"{side}_b_hh"]
-    reset_in, update_in, new_in = np.split(given_3D, 3)
-    reset_h, update_h, new_h = np.split(kept_3D, 3)
-    reset = 1 / (1 + np.exp(-(reset_in + reset_h)))
-    update = 1 / (1 + np.exp(-(update_in + update_h)))
+    (reset_in, update_in, new_in), (reset_h, update_h, new_h) = np.split(given_3D, 3), np.split(kept_3D, 3)
+    reset, update = (1 / (1 + np.exp(-gate)) for gate in (reset_in + reset_h, update_in + update_h))
     new = np.tanh(new_in + reset * new_h)
     mixed: Array = (1 - update) * new + update * h_D
     return mixed
@@ -167,9 +121,7 @@ _SIBILANTS = {"S", "Z", "SH", "ZH", "CH", "JH"}
 _VOWEL_LETTERS = frozenset("aeiouy")
 FILLERS = frozenset(("SIL", "SPN", "NSN", "+NSN+", "+SPN+"))
 _DECIMAL = re.compile(r"(?:\d*\.\d+|\d+\.)(?:[eE][-+]?\d+)?|\d+[eE]-\d+")
-_NUMBER = re.compile(
-    rf"[01]|{_DECIMAL.pattern}"
-)  # a whole number may be a phone of X-SAMPA, unless other lines have probabilities
+_NUMBER = re.compile(rf"[01]|{_DECIMAL.pattern}")  # of lines with probabilities: elsewhere 0 and 1 may be phones of X-SAMPA
 _VARIANT = re.compile(r"(?<=.)\([^()\s]*\)$")  # WORD(2)
 _MFA_NUMBERS = 4  # pronunciation, silence after, correction for silence before, and for none
 _NAMED = 5
@@ -190,26 +142,14 @@ def _columns(line: str) -> tuple[str, list[str]]:
     name, *rest = line.split("\t", 1) if "\t" in line.strip() else line.split(maxsplit=1) or [""]
     columns = " ".join(rest).split()
     end = next((at for at, column in enumerate(columns) if column[0] == "#" or column == ";;;"), len(columns))
-    if len(columns[:end]) > 1 and columns[0].startswith("[") and columns[0].endswith("]"):
-        return _VARIANT.sub("", name.strip()), columns[1:end]
-    return _VARIANT.sub("", name.strip()), columns[:end]
+    has_output = end > 1 and columns[0].startswith("[") and columns[0].endswith("]")  # HTK's output symbol
+    return _VARIANT.sub("", name.strip()), columns[has_output:end]
 
 
 def _word_of(name: str) -> str:
     """The one word of a transcript that a dictionary's entry is; "" where it is none or several."""
     spoken = words(name)
     return spoken[0] if len(spoken) == 1 else ""
-
-
-def _add(
-    found: dict[str, list[tuple[str, ...]]], weight: dict[tuple[str, tuple[str, ...]], float], word: str, phones: tuple[str, ...],
-    probability: float | None,
-) -> None:  # fmt: skip
-    variants = found.setdefault(word, [])
-    if phones not in variants:
-        variants.append(phones)
-    if probability is not None:
-        weight[word, phones] = max(probability, weight.get((word, phones), 0.0))
 
 
 class Lexicon:
@@ -222,28 +162,23 @@ class Lexicon:
         self.path = path or model_folder() / "cmudict-en-us.dict"
         self._stress, self._within = stress, None if within is None else frozenset(within)
         self._is_own = path is not None
-        self._guessed = lru_cache(maxsize=1 << 17)(
-            self._checked_guess
-        )  # a large text has a million words that no dictionary holds
+        self._guessed = lru_cache(maxsize=1 << 17)(self._checked_guess)  # a large text has a million unknown words
 
     @cached_property
     def _rows(self) -> list[tuple[str, tuple[str, ...], float | None]]:
         """(word as it is written, phones, probability) of each line."""
-        lines = []
-        for number, line in numbered_lines(self.path, "a dictionary"):
-            name, columns = _columns(line)
-            if name:
-                lines.append((number, name, columns))
+        lines = [(number, *_columns(line)) for number, line in numbered_lines(self.path, "a dictionary")]
         weighted = any(columns and _DECIMAL.fullmatch(columns[0]) for _, _, columns in lines)
         rows = []
         for number, name, columns in lines:
+            if not name:
+                continue
             numbers = 0
             while weighted and numbers < min(len(columns), _MFA_NUMBERS) and _NUMBER.fullmatch(columns[numbers]):
                 numbers += 1
             if numbers == len(columns):
-                raise UserError(
-                    f"{self.path}:{number}: a line of a dictionary must be `word phones`, but this one has no phones."
-                )
+                rule = "a line of a dictionary must be `word phones`, but this one has no phones."
+                raise UserError(f"{self.path}:{number}: {rule}")
             phones = tuple(columns[numbers:])
             if not self._stress or any("_" in phone for phone in phones):
                 phones = tuple(map(self._fold, phones))
@@ -252,17 +187,21 @@ class Lexicon:
 
     @cached_property
     def _variants(self) -> dict[str, list[tuple[str, ...]]]:
+        """What is written as transcripts are comes before what only becomes their words; of a word with probabilities the likeliest first."""
+        as_written: list[tuple[str, tuple[str, ...], float | None]] = []
+        changed: list[tuple[str, tuple[str, ...], float | None]] = []
+        for name, phones, probability in self._rows:
+            spoken = _word_of(name) if self._is_own else name
+            if spoken:
+                (as_written if spoken == name else changed).append((spoken, phones, probability))
         found: dict[str, list[tuple[str, ...]]] = {}
         weight: dict[tuple[str, tuple[str, ...]], float] = {}
-        changed = []
-        for name, phones, probability in self._rows:
-            if self._is_own and (spoken := _word_of(name)) != name:
-                changed.append((spoken, phones, probability))  # after what is written as transcripts are
-            else:
-                _add(found, weight, name, phones, probability)
-        for spoken, phones, probability in changed:
-            if spoken:
-                _add(found, weight, spoken, phones, probability)
+        for word, phones, probability in as_written + changed:
+            variants = found.setdefault(word, [])
+            if phones not in variants:
+                variants.append(phones)
+            if probability is not None:
+                weight[word, phones] = max(probability, weight.get((word, phones), 0.0))
         for word in {word for word, _ in weight}:
             found[word].sort(key=lambda phones: -weight.get((word, phones), 1.0))
         return found
@@ -313,10 +252,7 @@ class Lexicon:
 
     def pronounce(self, word: str) -> tuple[str, ...]:
         """The first listed pronunciation, else a predicted one; () for what is no word of letters (`mp3`, `ł`)."""
-        listed = self._variants.get(word)
-        if listed:
-            return listed[0]
-        return self._guessed(word)
+        return self._variants[word][0] if word in self._variants else self._guessed(word)
 
     def _checked_guess(self, word: str) -> tuple[str, ...]:
         guess = self._guess(word)
@@ -385,9 +321,8 @@ def coverage(lexicon: Lexicon, texts: Iterable[str]) -> str:
     other = [word for word, _ in counts.most_common() if word not in lexicon]
     running = counts.total() - sum(counts[word] for word in other)
     share = f"{running / counts.total():.1%} of the running text" if counts else "of no text"
-    said = (
-        f"{lexicon.path.name} lists {len(counts) - len(other)} of the {len(counts)} different words of the transcripts ({share})"
-    )
+    listed = f"{len(counts) - len(other)} of the {len(counts)} different words of the transcripts ({share})"
+    said = f"{lexicon.path.name} lists {listed}"
     said += f"; not {', '.join(other[:_NAMED])}{' ...' if len(other) > _NAMED else ''}." if other else "."
     if lexicon.no_words:
         some = ", ".join(lexicon.no_words[:_NAMED]) + (" ..." if len(lexicon.no_words) > _NAMED else "")

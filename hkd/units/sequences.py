@@ -10,9 +10,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from hkd.errors import UserError
 from hkd.files import digest_of, write_json
 from hkd.units.inventory import UnitInventory
@@ -20,9 +17,7 @@ from hkd.units.level import CHARACTER, SENONE, SPELLED, SUBWORD, UNIT_LEVELS
 from hkd.units.lexicon import Lexicon
 from hkd.units.subword import Kind, SubwordModel, model_file, train_subwords
 from hkd.units.text import normalisation, normalised_lines
-from hkd.units.tying import MADE_FROM_FILE, Tying, acoustic_digest, load_lexicon, load_tying
-
-Sequences = tuple[NDArray[np.int32], NDArray[np.int32]]
+from hkd.units.tying import MADE_FROM_FILE, Sequences, Tying, acoustic_digest, load_lexicon, load_tying
 
 
 def inventory_path(folder: Path, level: str) -> Path:

@@ -113,23 +113,20 @@ class WordsConfig:
     markup: tuple[str, ...] = ()  # what is no speech besides what the rule knows; case matters not
     speech: tuple[str, ...] = ()  # what the rule takes for markup, but was said: a whole `[Tag]`, its brackets included
     numbers: Literal["english", "kept"] = "english"  # spelled out in English as are & % ½ ², or left as digits
-    unspaced: Literal["mixed", "characters", "stretches"] = (
-        "mixed"  # mixed: Chinese and Japanese by character, Thai ... by what is between spaces
-    )
+    # mixed: Chinese and Japanese by character, Thai ... by what is between spaces
+    unspaced: Literal["mixed", "characters", "stretches"] = "mixed"
 
     def __post_init__(self) -> None:
-        for name in ("markup", "speech"):
-            for pattern in getattr(self, name):
-                try:
-                    empty = re.compile(pattern).match("")
-                except re.error as error:
-                    raise UserError(
-                        f"normalisation.{name} must hold regular expressions, but '{pattern}' is none ({error}). Write \\[ for a bracket."
-                    ) from None
-                if empty:
-                    raise UserError(
-                        f"normalisation.{name} must hold patterns of at least one character, but '{pattern}' matches nothing too."
-                    )
+        for name, pattern in [("markup", pattern) for pattern in self.markup] + [("speech", pattern) for pattern in self.speech]:
+            try:
+                empty = re.compile(pattern).match("")
+            except re.error as error:
+                why = f"'{pattern}' is none ({error}). Write \\[ for a bracket."
+                raise UserError(f"normalisation.{name} must hold regular expressions, but {why}") from None
+            if empty:
+                raise UserError(
+                    f"normalisation.{name} must hold patterns of at least one character, but '{pattern}' matches nothing too."
+                )
 
 
 def _passed_on() -> WordsConfig:
@@ -340,20 +337,16 @@ def text_notes(texts: Iterable[str]) -> list[str]:
     if found["silent"]:
         notes.append(f"{found['silent']} transcripts have no words, the first is {silent[:60]!r}.")
     if found["spelled"] and _config.numbers == "english":
-        notes.append(
-            f'Numbers of {found["spelled"]} transcripts are spelled out in English; [normalisation] numbers = "kept" leaves them.'
-        )
+        spelled = f"Numbers of {found['spelled']} transcripts are spelled out in English"
+        notes.append(f'{spelled}; [normalisation] numbers = "kept" leaves them.')
     if found["kept"]:
-        notes.append(
-            f"{found['kept']} transcripts keep digits in their words, the first is {example[:60]!r}. Write numbers as they were spoken."
-        )
+        digits = f"{found['kept']} transcripts keep digits in their words, the first is {example[:60]!r}."
+        notes.append(f"{digits} Write numbers as they were spoken.")
     if found["characters"] and _config.unspaced != "stretches":
-        notes.append(
-            f"{found['characters']} words are Chinese or Japanese characters: each is a word, so the word error rate is a character error rate."
-        )
+        characters = f"{found['characters']} words are Chinese or Japanese characters"
+        notes.append(f"{characters}: each is a word, so the word error rate is a character error rate.")
     if found["stretches"] and _config.unspaced != "characters":
-        notes.append(
-            f"{found['stretches']} words are of a script that is written without spaces (Thai, Lao, Khmer, Myanmar): what stands between two "
-            'spaces is one word. Put spaces or U+200B between words, or set [normalisation] unspaced = "characters".'
-        )
+        stretches = f"{found['stretches']} words are of a script that is written without spaces (Thai, Lao, Khmer, Myanmar)"
+        remedy = 'Put spaces or U+200B between words, or set [normalisation] unspaced = "characters".'
+        notes.append(f"{stretches}: what stands between two spaces is one word. {remedy}")
     return notes

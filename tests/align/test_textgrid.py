@@ -99,7 +99,7 @@ def test_any_tier_survives_the_way_through_praatio(tmp_path_factory: pytest.Temp
     grid = praat.Textgrid()
     grid.addTier(praat.IntervalTier("a tier", intervals, 0, float(edges[-1])))
     grid.save(str(path), format=layout, includeBlankSpaces=True)
-    found = read_textgrid(path).tiers["a tier"]
+    found = read_textgrid(path)["a tier"]
     assert [(row.start, row.stop, row.label) for row in found] == [tuple(row) for row in intervals]
 
 

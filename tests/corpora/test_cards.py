@@ -11,19 +11,17 @@ from types import MappingProxyType
 
 import pytest
 
-from hkd.corpora import cards, debian
-from hkd.corpora.cards import Archive, Card, Expected, check, differences, known_corpora, parse_card
-from hkd.corpora.named import SPEECH
-from hkd.corpora.prepare import TEXT
+from hkd.corpora import cards, named
+from hkd.corpora.cards import CORPORA, Archive, Card, Expected, check, differences, known_corpora, parse_card
 from hkd.errors import HkdError
 from hkd.manifest import Utterance
 
 
 def test_every_card_says_where_from_under_which_licence_and_whose_checksums() -> None:
     cards = known_corpora()
-    assert {card.name for card in cards} == {*SPEECH, *TEXT}
+    assert [card.name for card in cards] == sorted(CORPORA)
     for card in cards:
-        assert card.kind == ("speech" if card.name in SPEECH else "text")
+        assert card.kind == ("text" if CORPORA[card.name].is_text else "speech")
         assert card.title
         assert card.licence
         assert card.source.startswith(("https://", "http://"))
@@ -182,7 +180,7 @@ def test_bombs_and_truncated_archives_are_refused(tmp_path: Path) -> None:
 def test_without_apt_it_says_how_to_give_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(HkdError, match=r"need apt, which this machine has not.*hkd prepare FOLDER"):
-        debian.debian_packages(["asterisk-core-sounds-en"], [], tmp_path / "cache")
+        named.debian_packages(["asterisk-core-sounds-en"], [], tmp_path / "cache")
 
 
 _FAKE_APT = """#!/bin/sh
@@ -212,12 +210,12 @@ def test_package_lists_are_fetched_into_the_cache_where_the_system_has_none(
 ) -> None:
     log = fake_apt(tmp_path, monkeypatch, "printf data > p_1_all.deb")
     good = Archive(file="p_1_all.deb", checksum_source="here", sha256=hashlib.sha256(b"data").hexdigest())
-    files = debian.debian_packages(["p"], [good], tmp_path / "cache")
+    files = named.debian_packages(["p"], [good], tmp_path / "cache")
     assert (files / "content").read_bytes() == b"data"
     commands = log.read_text().splitlines()
     assert [line.split()[-2:] for line in commands if "download" in line] == [["download", "p"]] * 2
     assert str(tmp_path / "cache" / "apt" / "lists") in commands[1]
-    assert debian.debian_packages(["p"], [good], tmp_path / "cache") == files
+    assert named.debian_packages(["p"], [good], tmp_path / "cache") == files
     assert len(log.read_text().splitlines()) == 3
 
 
@@ -225,11 +223,11 @@ def test_a_package_that_is_not_the_cards_is_refused(tmp_path: Path, monkeypatch:
     fake_apt(tmp_path, monkeypatch, "printf other > p_1_all.deb")
     good = Archive(file="p_1_all.deb", checksum_source="here", sha256=hashlib.sha256(b"data").hexdigest())
     with pytest.raises(HkdError, match="sha256"):
-        debian.debian_packages(["p"], [good], tmp_path / "cache")
+        named.debian_packages(["p"], [good], tmp_path / "cache")
     assert not list((tmp_path / "cache" / "debian").iterdir())
 
 
 def test_apt_without_a_network_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_apt(tmp_path, monkeypatch, "false")
     with pytest.raises(HkdError, match=r"could not be had \(.*\)\. Give a folder"):
-        debian.debian_packages(["p"], [], tmp_path / "cache")
+        named.debian_packages(["p"], [], tmp_path / "cache")

@@ -7,7 +7,7 @@ import pytest
 
 from hkd import corpora
 from hkd.audio import check_audio
-from hkd.corpora.debian import decode_g722, fortune_paragraphs, read_prompts, sentences
+from hkd.corpora.named import decode_g722, fortune_paragraphs, read_prompts, sentences
 from hkd.errors import HkdError
 
 

@@ -1,13 +1,17 @@
 """Corpora that are known by name: archives and folders of the true layouts."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from hkd import corpora, manifest
-from hkd.audio import check_audio
+from hkd.audio import check_audio, write_wav
+from hkd.corpora.cards import CORPORA, Expected
 from hkd.corpora.named import CORE_TEST, DEV, timit_split_of
 from hkd.errors import HkdError, UserError
+from hkd.manifest import Utterance
 from kit.files import sound, tar_of, write_files
 
 
@@ -311,3 +315,31 @@ def test_yesno_with_a_name_that_is_no_text(publish, tmp_path: Path) -> None:
     (root / "waves_yesno" / "0_1_2.wav").write_bytes(sound())
     with pytest.raises(UserError, match=r"0_1_2\.wav: a name must be eight zeros or ones"):
         corpora.prepare("yesno", tmp_path / "p", root=root)
+
+
+def test_a_corpus_from_outside_is_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(CORPORA, "digits", CORPORA["yesno"])  # gone after the test
+    for part in ("a", "b"):
+        for number in range(12):
+            write_wav(tmp_path / "mine" / part / f"{number}.wav", np.full(1600, 0.1 + 0.01 * number, np.float32))
+    card = corpora.Card(
+        name="digits", kind="speech", title="Counting", language="en", source="https://example.org", licence="none",
+        parts={"a": Expected(utterances=12), "b": Expected(utterances=12)},
+    )  # fmt: skip
+
+    @corpora.register(card, splits={"a": {"train": 0.75, "dev": 0.25}, "b": "test"})
+    def read(card: corpora.Card, source: corpora.Source, progress: object) -> Iterator[tuple[str, Path, list]]:
+        for part in card.parts:
+            rows = []
+            for path in sorted((source.root / part).glob("*.wav")):
+                fields = {"text": f"number {path.stem}", "audio_filepath": str(path), "speaker": f"s{int(path.stem) % 4}"}
+                rows.append((str(path), Utterance(id=f"{part}{path.stem}", **fields, extra={"part": part})))
+            yield part, source.root / part, rows
+
+    whole = corpora.prepare("digits", tmp_path / "p", root=tmp_path / "mine")
+    assert {name: len(whole.split(name)) for name in ("train", "dev", "test")} == {"train": 9, "dev": 3, "test": 12}
+    assert manifest.read(tmp_path / "p" / "manifest.jsonl").by_id("b7").duration == 0.1
+    assert "digits" in {known.name for known in corpora.known_corpora()}
+    (tmp_path / "mine" / "b" / "0.wav").unlink()
+    with pytest.raises(HkdError, match="part b has 11 utterances instead of 12"):
+        corpora.prepare("digits", tmp_path / "q", root=tmp_path / "mine")

@@ -43,7 +43,7 @@ def test_a_folder_of_splits(tmp_path: Path) -> None:
     [
         ({"text": "x"}, "m.json:2: field 'audio_filepath' must be there"),
         ({"audio_filepath": "a.wav"}, "m.json:2: field 'text' must be there"),
-        ({"audio_filepath": "a.wav", "text": 3}, "m.json:2: field 'text' must be a string, but is '3'"),
+        ({"audio_filepath": "a.wav", "text": 3}, "m.json:2: field 'text' must be a string, but is 3"),
         ({"audio_filepath": "a.wav", "text": "x", "duration": "long"}, "m.json:2: field 'duration' must be a number"),
         (
             {"audio_filepath": "a.wav", "text": "x", "duration": -1},
