@@ -49,7 +49,7 @@ bench-gpu: install   ## what a CUDA GPU is used for: dump, training, text; then 
 	$(BIN)/python benchmarks/bench_gpu.py
 	$(BIN)/pytest -m cuda
 
-bench-%: install     ## a benchmark: store, dump, train, start, align, architectures, cloze, lm-text, sparse-kl, passes, text-passes → benchmarks/results/
+bench-%: install     ## a benchmark: store, dump, train, start, s3, align, architectures, cloze, lm-text, sparse-kl, passes, text-passes → benchmarks/results/
 	$(BIN)/python benchmarks/bench_$(subst -,_,$*).py
 
 clean:               ## remove what was made here, but not the caches in the home folder
