@@ -98,10 +98,11 @@ def build(cls: type[T], table: Mapping[str, Any], *, where: str) -> T:
                 if names
                 else f"{where}: no settings here."
             )
-    try:
-        return cls(**{key: _convert(value, hints[key], f"{where}.{key}") for key, value in table.items()})
-    except TypeError as error:
-        raise UserError(f"{where}: {error}.") from None
+    no_default = dataclasses.MISSING
+    needed = [f.name for f in dataclasses.fields(cls) if f.init and f.default is f.default_factory is no_default]  # type: ignore[arg-type]
+    if missing := [name for name in needed if name not in table]:
+        raise UserError(f"{where}: {' and '.join(missing)} must be given, but {'is' if len(missing) == 1 else 'are'} missing.")
+    return cls(**{key: _convert(value, hints[key], f"{where}.{key}") for key, value in table.items()})
 
 
 def _convert(value: Any, hint: Any, where: str) -> Any:

@@ -77,8 +77,8 @@ def align(
     from dataclasses import asdict
 
     from hkd.manifest import read
-    from hkd.pipeline.aligning import POCKETSPHINX, adopt_units, aligner_of
-    from hkd.pipeline.aligning import align as run_aligner
+    from hkd.pipeline import stages
+    from hkd.pipeline.settings import POCKETSPHINX, aligner_of
     from hkd.units.lexicon import Lexicon, coverage
     from hkd.units.tying import load_lexicon
 
@@ -97,9 +97,9 @@ def align(
     source = Path(path) if path is not None and tool == POCKETSPHINX else manifest or here.require("manifest", "hkd prepare")
     target = out or here.alignment
     with progress_bar("align" if tool == POCKETSPHINX else f"align from {tool}") as progress:
-        report = run_aligner(read(source), target, aligner, folder=here.folder, overwrite=overwrite, progress=progress)
+        report = stages.align(here, aligner, manifest=source, out=out, overwrite=overwrite, progress=progress)
     if out is None:
-        adopt_units(target, here.units, aligner, folder=here.folder, overwrite=overwrite)
+        stages.adopt_units(here, aligner, overwrite=overwrite)
     emit({**asdict(report), "hours": report.seconds_of_audio / 3600}, json_, lambda value: _render(value, target))
     given_lexicon = told.get("lexicon") or table.get("lexicon")
     dictionary = Lexicon(here.folder / str(given_lexicon)) if given_lexicon else load_lexicon(here.units)

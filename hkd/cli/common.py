@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from hkd.config import Project
+from hkd.config import Project, merge, parse_overrides
 from hkd.progress import Progress as ProgressCallback
 
 QUIET_INTERVAL_S = 10.0
@@ -38,6 +38,16 @@ def emit(value: Any, as_json: bool, render: Callable[[Any], str]) -> None:
 def project() -> Project:
     """The project of the working directory."""
     return Project.load(Path())
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """The options that were given."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def with_options(table: Mapping[str, Any], assignments: Sequence[str] | None, own: str, **options: Any) -> dict[str, Any]:
+    """A table of hkd.toml, over it `--set` (where the table's name `own` may stand before), over that the options that were given."""
+    return merge(merge(table, parse_overrides(assignments or (), own)), given(**options))
 
 
 def show_facts(facts: Mapping[str, float | str]) -> str:

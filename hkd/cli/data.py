@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hkd.cli.common import emit, progress_bar, project
+from hkd.cli.common import emit, given, progress_bar, project
 
 units_app = typer.Typer(no_args_is_help=True, help="Unit inventories: senones, monophones, characters, subwords.")
 
@@ -30,15 +30,11 @@ def train(
 
         hkd units train --vocab-size 1000 --kind bpe
     """
-    from hkd.manifest import read
-    from hkd.units.sequences import UnitsConfig, train_units
+    from hkd.pipeline import stages
 
     here = project()
-    config = here.section("units", UnitsConfig, {"vocab_size": vocab_size, "kind": kind})
-    whole = read(here.require("manifest", "hkd prepare"))
-    texts, others = (u.text for u in whole.split(split)), (u.text for u in whole if u.split != split)
-    found = train_units(
-        texts, here.units, vocab_size=config.vocab_size, kind=config.kind, other_splits=others, overwrite=overwrite
+    found = stages.units(
+        here, {**here.table("units"), **given(vocab_size=vocab_size, kind=kind)}, split=split, overwrite=overwrite
     )
     value = {level: {"units": len(inventory), "digest": inventory.digest} for level, inventory in found.items()}
     emit(value, json_, _render_units)
@@ -127,9 +123,9 @@ def lexicon(
 
 @units_app.command()
 def tie(
-    num_senones: Annotated[int, typer.Option(help="Senones in all, silence's included.")] = 2000,
-    min_frames: Annotated[int, typer.Option(help="Frames of 10 ms that each senone must have.")] = 100,
-    hours: Annotated[float, typer.Option(help="Hours of sound that are looked at, at most.")] = 20.0,
+    num_senones: Annotated[int | None, typer.Option(help="Senones in all, silence's included. [2000]")] = None,
+    min_frames: Annotated[int | None, typer.Option(help="Frames of 10 ms that each senone must have. [100]")] = None,
+    hours: Annotated[float | None, typer.Option(help="Hours of sound that are looked at, at most. [20]")] = None,
     overwrite: _Overwrite = False,
     json_: _Json = False,
 ) -> None:
@@ -141,16 +137,12 @@ def tie(
     """
     from dataclasses import asdict
 
-    from hkd.labelling.tie import TieConfig
-    from hkd.labelling.tie import tie as tie_states
-    from hkd.manifest import read
+    from hkd.pipeline import stages
 
     here = project()
-    config = TieConfig(num_senones=num_senones, min_frames=min_frames, hours=hours)
-    alignment = here.require("alignment", "hkd align")
-    whole = read(here.require("manifest", "hkd prepare"))
+    table = here.table("tie") | given(num_senones=num_senones, min_frames=min_frames, hours=hours)
     with progress_bar("tie") as progress:
-        report = tie_states(whole, alignment, here.units, config=config, overwrite=overwrite, progress=progress)
+        report = stages.tie(here, table, overwrite=overwrite, progress=progress)
 
     def render(value: dict[str, Any]) -> str:
         lines = [

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from hkd.cli.common import emit, progress_bar, project, say
-from hkd.config import Project, merge, parse_overrides
+from hkd.cli.common import emit, given, progress_bar, project, say, with_options
+from hkd.config import Project
 from hkd.errors import HkdError, UserError, did_you_mean
 
 RUNS_HELP = "Runs: names below the runs folder, or folders. Default: all that are trained."
@@ -46,24 +46,6 @@ def run_folders(names: list[str] | None, runs: Path) -> list[Path]:
     return folders
 
 
-def given(options: dict[str, Any]) -> dict[str, Any]:
-    """The options that were given."""
-    return {name: value for name, value in options.items() if value is not None}
-
-
-def settings_of(here: Project, assignments: list[str] | None, options: dict[str, Any]) -> tuple[Any, str | None]:
-    """How to evaluate (an EvaluateConfig), and the LM: [evaluate] of hkd.toml, then `--set`, then the options that were given."""
-    from hkd.pipeline.settings import evaluate_settings
-
-    return evaluate_settings(
-        merge(merge(here.table("evaluate"), parse_overrides(assignments or [], "evaluate")), options), "[evaluate]"
-    )
-
-
-def _there(path: Path) -> Path | None:
-    return path if path.exists() else None
-
-
 def evaluate(
     runs: Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help=RUNS_HELP, show_default=False)] = None,
     split: Split = "test",
@@ -100,47 +82,39 @@ def evaluate(
 
         hkd evaluate hybrid --lm words.arpa --set search.hybrid.acoustic_scale=0.15
     """
-    from hkd.evaluate.run import evaluate as evaluate_run
     from hkd.evaluate.table import objectives_table
+    from hkd.pipeline import stages
 
     here = project()
-    manifest = here.require("manifest", "hkd prepare")
-    own = given({"lm": lm, "device": device, "n_best": n_best})
-    search = given({"decoder": decoder, "lm_weight": lm_weight, "word_bonus": word_bonus})
-    config, lm = settings_of(here, assignments, {**own, "search": search})
+    here.require("manifest", "hkd prepare")
+    search = given(decoder=decoder, lm_weight=lm_weight, word_bonus=word_bonus)
+    table = with_options(here.table("evaluate"), assignments, "evaluate", lm=lm, device=device, n_best=n_best, search=search)
+    folders = run_folders(runs, here.runs)
     if tune:
-        _tune(run_folders(runs, here.runs), manifest, lm, split, config, as_json)
+        _tune(here, folders, table, split, as_json)
         return
     reports = []
-    for folder in run_folders(runs, here.runs):
+    for folder in folders:
         with progress_bar(f"evaluate {folder.name}") as progress:
-            paths: dict[str, Any] = {
-                "alignment": _there(here.alignment),
-                "labels": _there(here.labels),
-                "units": _there(here.units),
-            }
-            options: dict[str, Any] = {"split": split, "config": config, "lm": lm, "tag": tag, "progress": progress}
-            reports.append(evaluate_run(folder, manifest=manifest, **options, **paths))
-    table = objectives_table(reports)
-    emit(
-        [report.to_json() | {"rtf": report.rtf} for report in reports],
-        as_json,
-        lambda _: table.text(),
-    )
+            reports.append(stages.evaluate(here, folder, table, split=split, tag=tag, progress=progress))
+    found = objectives_table(reports)
+    emit([report.to_json() | {"rtf": report.rtf} for report in reports], as_json, lambda _: found.text())
 
 
-def _tune(folders: list[Path], manifest: Path, lm: str | None, split: str, config: Any, as_json: bool) -> None:
+def _tune(here: Project, folders: list[Path], table: dict[str, Any], split: str, as_json: bool) -> None:
     """Print the tries of each run, and the best one's values as options."""
     from dataclasses import asdict
 
     from hkd.evaluate.decoding import as_settings
     from hkd.evaluate.decoding import tune as tune_run
+    from hkd.pipeline import stages
 
+    config, lm = stages.evaluate_config(here, table)
     if lm is None:
         raise UserError("--tune needs an LM to weigh, but there is none. Give --lm.")
     for folder in folders:
         with progress_bar(f"tune {folder.name}") as progress:
-            tries = tune_run(folder, manifest=manifest, lm=lm, split=split, config=config, progress=progress)
+            tries = tune_run(folder, manifest=here.manifest, lm=lm, split=split, config=config, progress=progress)
         best = as_settings(tries[0].values)
         emit({"run": folder.name, "tries": [asdict(t) for t in tries], "best": best}, as_json, tries_text)
 
@@ -213,9 +187,11 @@ def transcribe(
     from hkd.corpora.collect import Report
     from hkd.decode.recogniser import Recogniser, sound_files
     from hkd.evaluate.result import CTC_REMEDY, GRAPH_REMEDY
+    from hkd.pipeline import stages
 
     here = project()
-    config, lm = settings_of(here, assignments, {**given({"lm": lm, "device": device}), "search": given({"decoder": decoder})})
+    table = with_options(here.table("evaluate"), assignments, "evaluate", lm=lm, device=device, search=given(decoder=decoder))
+    config, lm = stages.evaluate_config(here, table)
     report = Report()
     paths = sound_files(files, report)
     for line in report.lines():
@@ -290,7 +266,8 @@ def report(
 
         hkd report hierarchical --card student/README.md
     """
-    from hkd.evaluate.report import write_report
+    from hkd.pipeline import stages
+    from hkd.pipeline.settings import ReportSettings
 
     here = project()
     folders = run_folders(runs, here.runs)
@@ -303,17 +280,8 @@ def report(
         say(f"{card} is written.")
         return
     with progress_bar("report") as progress:
-        table = write_report(
-            folders,
-            out,
-            split=split,
-            baselines=baseline or (),
-            manifest=_there(here.manifest),
-            alignment=_there(here.alignment),
-            labels=_there(here.labels),
-            lm=_there(here.lm),
-            progress=progress,
-        )
+        config = ReportSettings(split=split, baselines=tuple(baseline or ()))
+        table = stages.report(here, folders, out, config, progress=progress)
     if markdown is not None:
         from hkd.files import write_bytes
 

@@ -2,11 +2,12 @@
 
 import logging
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from hkd.cli.common import emit, progress_bar, project, say
+from hkd.cli.common import emit, progress_bar, project, say, with_options
+from hkd.config import merge
 
 app = typer.Typer(no_args_is_help=True, help="Language models over senones, monophones, characters or subwords.")
 
@@ -48,37 +49,22 @@ def train(
 
         hkd lm train --unit subword --manifest text.jsonl --transcripts cross-fit --name text-subword
     """
-    from hkd.align.alignment import Alignment
-    from hkd.config import merge, parse_overrides
-    from hkd.labelling.lm import LmConfig, render, train_lm
-    from hkd.manifest import read
-    from hkd.units.sequences import Units
+    from hkd.labelling.lm import render
+    from hkd.pipeline import stages
 
-    here = project()
-    here.require("units", "hkd units train")
-    given_options: dict[str, Any] = {
-        "unit": unit, "direction": direction, "given": given, "transcripts": transcripts, "folds": folds,
-    }  # fmt: skip
-    loop = {"loop": {"max_steps": steps}} if steps is not None else {}
-    options = {key: value for key, value in given_options.items() if value is not None}
-    table = merge(merge(parse_overrides(set_ or [], f"lm.{name or unit}"), loop), options)
-    own = f"lm.{name or unit}"
-    config = here.section(own if here.table(own) else f"lm.{unit}", LmConfig, table)
-    folder = here.lm / (name or unit)
+    here, name = project(), name or unit
+    table = with_options(
+        here.table(f"lm.{name}") or here.table(f"lm.{unit}"), set_, f"lm.{name}",
+        unit=unit, direction=direction, given=given, transcripts=transcripts, folds=folds,
+    )  # fmt: skip
+    if steps is not None:
+        table = merge(table, {"loop": {"max_steps": steps}})
     logging.getLogger("hkd").setLevel(logging.INFO)  # the n-gram's perplexity is said long before the end
     with progress_bar(f"lm {unit}") as progress:
-        report = train_lm(
-            config,
-            texts=text or (here.texts if manifest is None else ()),  # its sentences may stand in text/, too
-            units=Units(here.units),
-            folder=folder,
-            manifest=read(manifest or here.manifest) if manifest or here.manifest.exists() else None,
-            alignment=Alignment(here.alignment) if manifest is None and here.alignment.exists() else None,
-            device=device,
-            overwrite=overwrite,
-            progress=progress,
+        report = stages.lm(
+            here, name, table, texts=text or (), manifest=manifest, device=device, overwrite=overwrite, progress=progress
         )
-    say(f"{folder} is done.")
+    say(f"{here.lm / name} is done.")
     emit(report.to_json(), json_, render)
 
 
@@ -103,15 +89,14 @@ def words(
 
         hkd lm words --text corpus.txt.gz --order 4 --out words.arpa
     """
-    from hkd.labelling.ngram import WORDS, WordNgramConfig, train_word_ngram
-    from hkd.manifest import read
+    from hkd.labelling.ngram import WORDS
+    from hkd.pipeline import stages
 
     here = project()
-    config = here.section("words", WordNgramConfig, {"order": order, "transcripts": transcripts, "prune": prune})
     path = out or here.lm / WORDS
-    spoken = read(here.require("manifest", "hkd prepare")).split("train") if config.transcripts else ()
+    table = with_options(here.table("words"), (), "words", order=order, transcripts=transcripts, prune=prune)
     with progress_bar("word n-gram") as progress:
-        count = train_word_ngram(text or here.texts, path, config=config, more=(u.text for u in spoken), progress=progress)
+        count = stages.words(here, path, table, texts=text or (), progress=progress)
     say(f"{path}: {count:,} sentences.")
 
 

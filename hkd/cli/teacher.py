@@ -4,17 +4,15 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from hkd.cli.common import emit, progress_bar, project, say
+from hkd.cli.common import emit, given, progress_bar, project, say
+from hkd.config import Project, merge
 from hkd.errors import HkdError, UserError
 from hkd.remote import location
 from hkd.teachers.load import KINDS, check_source
-
-if TYPE_CHECKING:
-    from hkd.config import Project
 
 Text = str | None
 WHO_DOES_IT = ("--executor", "--ray-address", "--workers", "--rank", "--world-size")
@@ -105,51 +103,22 @@ def teacher_dump(
         )
     lm = str(here.lm / lm) if (here.lm / lm / "config.json").is_file() else lm
     check_source(lm)
-    from hkd.config import merge
-    from hkd.labelling.dump import DumpJob, execute
-    from hkd.pipeline.settings import dump_settings
-    from hkd.units.level import SPELLED
-    from hkd.units.subword import model_file
+    from hkd.pipeline import stages
 
-    given = {
-        "k": k, "temperatures": _numbers(temperatures), "selection": select, "codec": codec, "backend": backend, "split": split, "name": name,
-        "utterances_per_shard": utterances_per_shard, "keep_going": keep_going or None,
-    }  # fmt: skip
-    asked = {
-        "mask_every": mask_every, "context": _context(context), "case": case, "final_mark": final_mark, "project": project_to,
-        "look_ahead": look_ahead, "token_budget": token_budget, "compile": compile_ or None,
-    }  # fmt: skip
-    who = {"executor": executor, "ray_address": ray_address, "workers": workers}
-    options = {**given, **who, "lm": lm, "unit": unit, "device": device, "precision": precision, "teacher": _there(asked)}
-    settings = dump_settings(merge(table, _there(options)), f"[dump.{name or unit}]")
-    config = settings.store
-    unit = settings.unit
-    job = DumpJob(
-        manifest=manifest,
-        out=location(out) if out else here.path("sentence_labels" if text else "labels") / (config.name or unit),
-        lm=settings.lm,
-        unit=unit,
-        device=settings.device,
-        precision=settings.precision,
-        teacher=settings.teacher,
-        store=config,
-        inventory=_there_is(here.units / f"{unit}.json"),
-        alignment=None if text or unit in SPELLED else alignment or here.require("alignment", "hkd align"),
-        subwords=_there_is(here.units / model_file(unit)) if unit in SPELLED else None,
-        units=here.require("units", "hkd units train") if text else None,
-        command=_command(sys.argv[1:]),
-    )
-    with progress_bar(f"labels {config.name or unit}") as progress:
-        report = execute(
-            job,
-            executor=settings.executor,
-            ray_address=settings.ray_address,
-            workers=settings.workers,
-            rank=rank,
-            world_size=world_size,
-            overwrite=overwrite,
-            progress=progress,
-        )
+    asked = given(
+        mask_every=mask_every, context=_context(context), case=case, final_mark=final_mark, project=project_to, look_ahead=look_ahead,
+        token_budget=token_budget, compile=compile_ or None,
+    )  # fmt: skip
+    options = given(
+        lm=lm, unit=unit, name=name, split=split, k=k, temperatures=_numbers(temperatures), selection=select, codec=codec, backend=backend,
+        utterances_per_shard=utterances_per_shard, keep_going=keep_going or None, device=device, precision=precision, executor=executor,
+        ray_address=ray_address, workers=workers, teacher=asked,
+    )  # fmt: skip
+    with progress_bar(f"labels {name or unit}") as progress:
+        report = stages.dump(
+            here, merge(table, options), name=name or "", out=location(out) if out else None, manifest=manifest, alignment=alignment,
+            is_text=text, rank=rank, world_size=world_size, command=_command(sys.argv[1:]), overwrite=overwrite, progress=progress,
+        )  # fmt: skip
     emit(report.to_json(), as_json, _render)
     if report.left_out:
         for utterance, why in list(report.left_out.items())[:20]:
@@ -157,21 +126,13 @@ def teacher_dump(
         raise HkdError(f"{len(report.left_out)} of {report.utterances} utterances could not be labelled and have no positions.")
 
 
-def _there(options: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in options.items() if value is not None}
-
-
-def _lm_wanted(here: "Project", unit: str) -> str:
+def _lm_wanted(here: Project, unit: str) -> str:
     trained = sorted(path.name for path in here.lm.iterdir() if (path / "config.json").is_file()) if here.lm.is_dir() else []
     if unit == "subword":
         return "--lm must name a language model, but is missing. Give --lm bert-large (a hub name, alias or folder)."
     hint = f" or --lm {trained[0]}" if trained else ""
     trigram = " or take --lm phone-trigram" if unit == "monophone" else ""
     return f"--lm must name a {unit} LM, but is missing. Train one with `hkd lm train --unit {unit}`{hint}{trigram}."
-
-
-def _there_is(path: Path) -> Path | None:
-    return path if path.is_file() else None
 
 
 def _command(words: Sequence[str]) -> str:

@@ -4,12 +4,12 @@ import json
 import logging
 import shutil
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from hkd.cli.common import emit, progress_bar, project, say
-from hkd.config import Project, merge, parse_overrides
+from hkd.cli.common import emit, progress_bar, project, say, with_options
+from hkd.config import merge
 from hkd.errors import UserError, did_you_mean
 from hkd.remote import location
 
@@ -25,7 +25,7 @@ def train(
     run: Annotated[
         str | None, typer.Option(help="Name of the run, below runs/. Default: the objective.", show_default=False)
     ] = None,
-    settings: Annotated[
+    assignments: Annotated[
         list[str] | None,
         typer.Option(
             "--set", metavar="A.B=C", help="A setting of the table [train], such as loop.max_steps=5000.", show_default=False
@@ -62,37 +62,29 @@ def train(
 
         torchrun --nproc-per-node 4 -m -- hkd train --labels shards/ --run four
     """
+    from hkd.pipeline import stages
     from hkd.train.config import TrainConfig
     from hkd.train.data import open_data, show_data
-    from hkd.train.run import train as train_student
 
     here = project()
-    overrides = merge(parse_overrides(settings or [], "train"), _given(objective=objective, min_coverage=min_coverage))
-    name = run or str(merge(here.table("train"), overrides).get("objective", TrainConfig().objective))
-    config = here.section("train", TrainConfig, merge(here.table(f"runs.{name}"), overrides))
-    inputs = _inputs(here, labels)
+    common = here.table("train")
+    over = with_options({}, assignments, "train", objective=objective, min_coverage=min_coverage)
+    name = run or str(merge(common, over).get("objective", TrainConfig().objective))
+    table = merge(merge(common, here.table(f"runs.{name}")), over)
+    place = location(labels) if labels else None
     if show:
-        typer.echo(show_data(open_data(config, **inputs)))
+        data = open_data(stages.train_config(here, table, f"[runs.{name}]"), **stages.train_inputs(here, place))
+        typer.echo(show_data(data))
         return
     folder = here.runs / name
     if overwrite:
         _remove(folder)
     logging.getLogger("hkd").setLevel(logging.INFO)
     with progress_bar(f"train {folder.name}") as progress:
-        report = train_student(config, folder, device=device, tensorboard=tensorboard, progress=progress, **inputs)
+        report = stages.train(here, name, table, labels=place, device=device, tensorboard=tensorboard, progress=progress)
     if report.was_done:
         say(f"{folder} is done: nothing to do.")
     emit(report.to_json(), as_json, lambda _: _summary(report.metrics, report.parameters, folder))
-
-
-def _inputs(here: Project, labels: str | None) -> dict[str, Any]:
-    """What training reads, by the names of the arguments of `hkd.train.run.train`."""
-    return {
-        "manifest": here.require("manifest", "hkd prepare"),
-        "units": here.require("units", "hkd units train"),
-        "alignment": here.alignment if here.alignment.exists() else None,
-        "labels": location(labels) if labels else here.labels,
-    }
 
 
 def bank(
@@ -102,7 +94,7 @@ def bank(
     ] = None,
     folds: Annotated[int, typer.Option(help="Parts of the speakers: each is heard by a student of the others.")] = 5,
     k: Annotated[int, typer.Option("-k", help="Units that are kept of each frame's posterior.")] = 16,
-    settings: Annotated[
+    assignments: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="A.B=C", help="A setting of the table [train], such as epochs=4.", show_default=False),
     ] = None,
@@ -126,17 +118,15 @@ def bank(
 
         hkd bank --out bank/short --set condition='["senone", "monophone"]' --set epochs=4
     """
+    from hkd.pipeline import stages
     from hkd.train.bank import BankConfig, make_bank
-    from hkd.train.config import TrainConfig
 
     here = project()
-    table = here.table(f"runs.{run}") if run else {}
-    config = here.section("train", TrainConfig, merge(table, parse_overrides(settings or [], "train")))
+    table = with_options(merge(here.table("train"), here.table(f"runs.{run}") if run else {}), assignments, "train")
+    config, inputs = stages.train_config(here, table, "[train]"), stages.train_inputs(here, location(labels) if labels else None)
     logging.getLogger("hkd").setLevel(logging.INFO)
     with progress_bar("bank") as progress:
-        report = make_bank(
-            config, out, bank=BankConfig(folds=folds, k=k), device=device, progress=progress, **_inputs(here, labels)
-        )
+        report = make_bank(config, out, bank=BankConfig(folds=folds, k=k), device=device, progress=progress, **inputs)
     emit(
         report.to_json(),
         as_json,
@@ -154,10 +144,6 @@ def _remove(folder: Path) -> None:
     if not (folder / "identity.json").is_file():
         raise UserError(f"--overwrite must replace a run, but {folder} is none. Take another name with --run.")
     shutil.rmtree(folder)
-
-
-def _given(**options: Any) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}
 
 
 def _summary(metrics: dict[str, float], parameters: int, folder: Path) -> str:

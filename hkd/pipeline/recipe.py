@@ -25,22 +25,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hkd.config import PROJECT_FILE, merge, read_toml, to_table, to_toml
+from hkd.config import PROJECT_FILE, build, merge, read_toml, to_toml
 from hkd.errors import UserError
 from hkd.evaluate.result import result_paths
 from hkd.evaluate.table import configuration_of
 from hkd.files import write_bytes
 from hkd.labelling.ngram import WORDS
-from hkd.pipeline import actions
-from hkd.pipeline.aligning import aligner_of
+from hkd.pipeline import stages as actions
 from hkd.pipeline.runner import AUDIO, Stage
-from hkd.pipeline.settings import CHECKS, WHO_LABELS, ReportSettings, average_settings, dump_settings, show_table, stores_of
+from hkd.pipeline.settings import (
+    WHO_LABELS,
+    AverageSettings,
+    ReportSettings,
+    aligner_of,
+    checked,
+    dump_settings,
+    show_table,
+    stores_of,
+)
 from hkd.units.level import SENONE, SUBWORD
 from hkd.units.tying import MADE_FROM_FILE
 
 SINGLE = ("prepare", "normalisation", "units", "align", "tie", "words", "train", "evaluate", "report")
 SEVERAL = ("ngrams", "lm", "dump", "averages", "runs", "searches")
 SHARED = {"runs": "train", "ngrams": "words"}  # the single table whose settings those of several start from
+KINDS = {**SHARED, "searches": "evaluate"}  # whose settings a table has
 OWN_WORDS = f"lm/{WORDS}"
 Ngrams = Mapping[str, tuple[str, Mapping[str, Any]]]  # the word n-grams by the paths of their files: (stage, settings)
 TEXTS = "text/*.txt*"
@@ -121,12 +130,11 @@ def merged_settings(tables: Mapping[str, Any], sections: Sequence[str] | None = 
     found: dict[str, Any] = {}
     for name in SINGLE:
         if (sections is None or name in sections) and (name not in OPTIONAL or name in tables):
-            found[name] = to_table(CHECKS[name](tables.get(name, {}), f"[{name}]"))
+            found[name] = checked(name, tables.get(name, {}), f"[{name}]")
     for name in SEVERAL:
         if name in tables and (sections is None or name in sections):
-            shared = SHARED.get(name, "")
-            check, common = CHECKS[shared or name], tables.get(shared, {})
-            found[name] = {key: to_table(check(merge(common, table), f"[{name}.{key}]")) for key, table in tables[name].items()}
+            kind, common = KINDS.get(name, name), tables.get(SHARED.get(name, ""), {})
+            found[name] = {key: checked(kind, merge(common, table), f"[{name}.{key}]") for key, table in tables[name].items()}
     return found
 
 
@@ -147,7 +155,7 @@ def show_tables(tables: Mapping[str, Any], sections: Sequence[str] | None = None
     found = merged_settings(tables, asked)
     blocks: list[str] = []
     for section in (*SINGLE, *SEVERAL):
-        kind = SHARED.get(section, "evaluate" if section == "searches" else section)
+        kind = KINDS.get(section, section)
         if section in SEVERAL and section in found:
             blocks += ["\n".join(show_table(kind, f"{section}.{name}", table)) for name, table in found[section].items()]
         elif section in found:
@@ -192,7 +200,7 @@ def stages_of(recipe: Recipe) -> dict[str, Stage]:
     needs = (*scored, *(stage.name for stage in makers.values()))
     last = Stage(
         name=page,
-        action=actions.report,
+        action=actions.run_report,
         settings=settings,
         inputs=(
             *(output for stage in scored.values() for output in stage.outputs),
@@ -212,7 +220,7 @@ def _data_stages(recipe: Recipe) -> Iterator[Stage]:
     outputs = ("manifest.jsonl", *([actions.text_output(text)] if text else []))
     sources = [str(prepare[name]) for name in ("corpus", "root", "text") if prepare.get(name)]
     read = tuple(os.path.join(".", name) for name in sources if Path(name).exists())  # noqa: PTH118
-    yield Stage(name="prepare", action=actions.prepare, settings=prepare, outputs=outputs, needs=(), inputs=read)
+    yield Stage(name="prepare", action=actions.run_prepare, settings=prepare, outputs=outputs, needs=(), inputs=read)
     align, units, is_tied = recipe.table("align"), recipe.table("units"), "tie" in recipe.tables
     if is_tied:
         align, units = {**align, "tie": recipe.table("tie")}, {**units, "is_tied": True}
@@ -220,12 +228,12 @@ def _data_stages(recipe: Recipe) -> Iterator[Stage]:
     tool = aligner_of(recipe.table("align"), "[align]")
     files = tuple(str(recipe.table("align")[name]) for name in TOOL_FILES if recipe.table("align").get(name))
     yield Stage(
-        name="align", action=actions.align, settings={**align, **rule}, outputs=("alignment.arrow",), needs=("prepare",),
+        name="align", action=actions.run_align, settings={**align, **rule}, outputs=("alignment.arrow",), needs=("prepare",),
         inputs=("manifest.jsonl", AUDIO, *files),
     )  # fmt: skip
     brings_units = is_tied or tool.brings_units
     yield Stage(
-        name="units", action=actions.units, settings={**units, **rule}, needs=("prepare", "align") if brings_units else ("prepare",),
+        name="units", action=actions.run_units, settings={**units, **rule}, needs=("prepare", "align") if brings_units else ("prepare",),
         outputs=(f"units/{MADE_FROM_FILE}",) if is_tied else ("units",),  # tying has put its tree there before
         inputs=("manifest.jsonl", *(("alignment.arrow", *files) if brings_units else ())),
     )  # fmt: skip
@@ -236,13 +244,13 @@ def _lm_stages(recipe: Recipe, ngrams: Ngrams) -> Iterator[Stage]:
     rule = {"normalisation": table} if (table := recipe.table("normalisation")) else {}
     for path, (name, table) in ngrams.items():
         yield Stage(
-            name=name, action=actions.words, settings={"path": path, **table, **rule}, outputs=(path,), needs=("prepare",),
+            name=name, action=actions.run_words, settings={"path": path, **table, **rule}, outputs=(path,), needs=("prepare",),
             inputs=(TEXTS, *(("manifest.jsonl",) if table.get("transcripts") else ())),
         )  # fmt: skip
     for name, table in recipe.table("lm").items():
         settings = {"name": name, **table}
         yield Stage(
-            name=f"lm-{name}", action=actions.lm, settings=settings, outputs=(f"lm/{name}",), needs=("units", "align"),
+            name=f"lm-{name}", action=actions.run_lm, settings=settings, outputs=(f"lm/{name}",), needs=("units", "align"),
             inputs=(TEXTS, "manifest.jsonl", "alignment.arrow", "units"),
         )  # fmt: skip
 
@@ -258,16 +266,16 @@ def _store_stages(recipe: Recipe) -> Iterator[Stage]:
         settings = {"name": name, **{key: value for key, value in table.items() if key not in WHO_LABELS}}
         needs = ("units", "align", *([f"lm-{own}"] if own else []))
         yield Stage(
-            name=f"dump-{name}", action=actions.dump, settings=settings, outputs=(f"shards/{name}",), needs=needs,
+            name=f"dump-{name}", action=actions.run_dump, settings=settings, outputs=(f"shards/{name}",), needs=needs,
             inputs=("manifest.jsonl", "alignment.arrow", "units", lm),
         )  # fmt: skip
     for name, table in recipe.table("averages").items():
-        of = average_settings(table, f"[averages.{name}]").of
+        of = build(AverageSettings, table, where=f"[averages.{name}]").of
         if of not in dumps or name in dumps:
             raise UserError(f"[averages.{name}]: of must name a table [dump.{of}], and no [dump.{name}] may be there.")
         settings = {"name": name, **table}
         yield Stage(
-            name=f"average-{name}", action=actions.average, settings=settings, outputs=(f"shards/{name}",),
+            name=f"average-{name}", action=actions.run_average, settings=settings, outputs=(f"shards/{name}",),
             needs=(f"dump-{of}",), inputs=("manifest.jsonl", f"shards/{of}"),
         )  # fmt: skip
 
@@ -286,7 +294,7 @@ def _train_stages(recipe: Recipe, made_by: Mapping[str, str]) -> Iterator[Stage]
         needs = ("units", "align", *(made_by[store] for store in stores))
         encoder = str(settings.get("encoder", {}).get("name") or "")  # a pretrained one, where it is a folder
         yield Stage(
-            name=f"train-{name}", action=actions.train, settings=settings, outputs=(f"runs/{name}",), needs=needs,
+            name=f"train-{name}", action=actions.run_train, settings=settings, outputs=(f"runs/{name}",), needs=needs,
             inputs=("manifest.jsonl", AUDIO, "alignment.arrow", "units", *(f"shards/{s}" for s in stores), *([encoder] if encoder else [])),
         )  # fmt: skip
 
@@ -305,7 +313,7 @@ def _evaluate_stages(recipe: Recipe, ngrams: Ngrams, before: Container[str], mad
             stores = tuple(f"shards/{store}" for store, stage in made_by.items() if stage in held)
             yield Stage(
                 name=f"evaluate-{run}" + (f"@{tag}" if tag else ""),
-                action=actions.evaluate,
+                action=actions.run_evaluate,
                 settings={"name": run, "split": split, **({"tag": tag} if tag else {}), **table},
                 outputs=tuple(f"runs/{run}/{path.name}" for path in result_paths(Path(), split, tag)),
                 needs=(f"train-{run}", *([lm_stage] if lm_stage in before else []), *held),

@@ -1,9 +1,10 @@
 """What a pipeline's tables may say, each checked as its component checks it."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from hkd.align.fit import ImportConfig
 from hkd.align.sphinx import SphinxConfig
 from hkd.config import build, show_settings, to_table
 from hkd.errors import UserError
@@ -12,7 +13,6 @@ from hkd.labelling.dump import DumpConfig, check_executor
 from hkd.labelling.lm import LmConfig
 from hkd.labelling.ngram import WordNgramConfig
 from hkd.labelling.tie import TieConfig
-from hkd.pipeline.aligning import POCKETSPHINX, ToolConfig, aligner_of
 from hkd.teachers.load import TeacherOptions
 from hkd.train.config import TrainConfig
 from hkd.train.objectives import objective_of
@@ -20,6 +20,62 @@ from hkd.units.sequences import UnitsConfig
 from hkd.units.text import WordsConfig
 
 Settings = Mapping[str, Any]
+WHO_LABELS = ("executor", "ray_address", "workers")  # settings of [dump.NAME] that leave no trace in the labels
+
+POCKETSPHINX = "pocketsphinx"
+TOOLS = (POCKETSPHINX, "kaldi", "mfa", "ctm", "ctc", "timit")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ToolConfig:
+    """Where another tool's alignment lies and how it is read. A tool takes of it what it knows."""
+
+    path: str  # the tool's folder or file; ctc: the model, by folder or hub name
+    model: str = ""  # kaldi: where final.mdl and tree lie
+    lang: str = ""  # kaldi: the lang folder, for phones.txt
+    words: str = ""  # kaldi: a CTM of words, where phones do not say their place in the word
+    phones: str = ""  # ctm: a second CTM, of phones
+    lexicon: str = ""  # a dictionary; empty: what was aligned
+    subsampling: int = 0  # kaldi: frames of 10 ms a frame; 0: as the model's folder says
+    min_score: float | None = None  # ctc: mean score a frame below which a transcript is said not to be what was spoken
+    device: str = "auto"  # ctc
+    stress: bool = True  # keep ARPAbet's stress marks
+    silence: tuple[str, ...] = ()  # phones that are silence or noise besides those known by name
+
+    @property
+    def imports(self) -> ImportConfig:
+        """What is accepted, and how phones are read."""
+        return ImportConfig(stress=self.stress, silence_phones=self.silence)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Aligner:
+    """Which tool, and its settings."""
+
+    tool: str
+    config: SphinxConfig | ToolConfig
+
+    @property
+    def brings_units(self) -> bool:
+        """Whether the alignment's phones and senones are others than those of the English model."""
+        return not isinstance(self.config, SphinxConfig) or self.config.model is not None
+
+    def to_table(self) -> dict[str, Any]:
+        """The table that `aligner_of` reads."""
+        return {"from": self.tool, **to_table(self.config)}
+
+
+def aligner_of(table: Mapping[str, Any], where: str) -> Aligner:
+    """The table [align]. Raises UserError for an unknown tool or setting, and for a tool without a path."""
+    rest = dict(table)
+    tool = rest.pop("from", POCKETSPHINX)
+    if tool not in TOOLS:
+        raise UserError(f"{where}: from must be one of {', '.join(TOOLS)}, but is '{tool}' instead.")
+    if tool == POCKETSPHINX:
+        return Aligner(tool=tool, config=build(SphinxConfig, rest, where=where))
+    if not rest.get("path"):
+        raise UserError(f"{where}: {tool} needs a path, but there is none. Give what {tool} wrote: hkd align --from {tool} PATH.")
+    return Aligner(tool=tool, config=build(ToolConfig, rest, where=where))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,9 +121,6 @@ class AverageSettings:
             raise UserError(f"`k` must be at least 1, or 0 for as many as in the store averaged, but is {self.k} instead.")
 
 
-WHO_LABELS = ("executor", "ray_address", "workers")
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReportSettings:
     """[report]: the split that is scored, and what the others are compared with (default: none, where it is there)."""
@@ -81,17 +134,7 @@ def dump_settings(table: Settings, where: str) -> DumpSettings:
     """A [dump.NAME] table: the store's own settings (k, codec ...) stand beside `lm` and `unit`."""
     own = {f.name for f in fields(DumpSettings)} - {"store"}
     store = {key: value for key, value in table.items() if key not in own}
-    missing = {"lm", "unit"} - set(table)
-    if missing:
-        raise UserError(f"{where}: {' and '.join(sorted(missing))} must be given, but is missing.")
     return build(DumpSettings, {**{k: v for k, v in table.items() if k in own}, "store": store}, where=where)
-
-
-def average_settings(table: Settings, where: str) -> AverageSettings:
-    """An [averages.NAME] table."""
-    if "of" not in table:
-        raise UserError(f"{where}: of must be given, the NAME of a [dump.NAME], but is missing.")
-    return build(AverageSettings, table, where=where)
 
 
 def evaluate_settings(table: Settings, where: str) -> tuple[EvaluateConfig, str | None]:
@@ -103,33 +146,25 @@ def evaluate_settings(table: Settings, where: str) -> tuple[EvaluateConfig, str 
     return build(EvaluateConfig, rest, where=where), lm
 
 
-def _dump_table(table: Settings, where: str) -> dict[str, Any]:
-    """The settings of a [dump.NAME], as its table has them."""
-    found = to_table(dump_settings(table, where))
-    return {**found.pop("store"), **found}
-
-
-CHECKS: dict[str, Callable[[Settings, str], Any]] = {
-    "prepare": lambda table, where: build(PrepareSettings, table, where=where),
-    "units": lambda table, where: build(UnitsConfig, table, where=where),
-    "align": lambda table, where: aligner_of(table, where).to_table(),
-    "tie": lambda table, where: build(TieConfig, table, where=where),
-    "lm": lambda table, where: build(LmConfig, table, where=where),
-    "dump": _dump_table,
-    "averages": average_settings,
-    "train": lambda table, where: build(TrainConfig, table, where=where),
-    "words": lambda table, where: build(WordNgramConfig, table, where=where),
-    "evaluate": lambda table, where: evaluate_settings(table, where)[0],
-    "searches": lambda table, where: evaluate_settings({k: v for k, v in table.items() if k != "runs"}, where)[0],
-    "normalisation": lambda table, where: build(WordsConfig, table, where=where),
-    "report": lambda table, where: build(ReportSettings, table, where=where),
-}
 # The dataclasses whose fields a table's settings are; `hkd config show` prints them with their explanations.
 PARTS: dict[str, tuple[type, ...]] = {
     "prepare": (PrepareSettings,), "normalisation": (WordsConfig,), "units": (UnitsConfig,), "align": (SphinxConfig,), "tie": (TieConfig,),
     "words": (WordNgramConfig,), "lm": (LmConfig,), "dump": (DumpSettings, DumpConfig), "averages": (AverageSettings,), "train": (TrainConfig,),
     "evaluate": (EvaluateConfig,), "report": (ReportSettings,),
 }  # fmt: skip
+
+
+def checked(kind: str, table: Settings, where: str) -> dict[str, Any]:
+    """All settings of a table of that kind, defaults included. Raises UserError for one that does not fit."""
+    if kind == "align":
+        return aligner_of(table, where).to_table()
+    if kind == "dump":
+        found = to_table(dump_settings(table, where))
+        return {**found.pop("store"), **found}
+    config: Any = evaluate_settings(table, where)[0] if kind == "evaluate" else build(PARTS[kind][0], table, where=where)
+    return dict(to_table(config))
+
+
 EVALUATE_LM = "# lm =  # an LM beside the search: an ARPA file, lm/NAME, or a causal LM by hub name or folder"
 ALIGN_FROM = "from = {}  # pocketsphinx, or another tool whose alignment is read: kaldi, mfa, ctm, ctc, timit"
 

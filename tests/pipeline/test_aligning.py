@@ -8,9 +8,9 @@ import pytest
 from hkd.align.alignment import Alignment
 from hkd.align.sphinx import SphinxConfig
 from hkd.errors import UserError
-from hkd.pipeline import actions
-from hkd.pipeline.aligning import TOOLS, Aligner, ToolConfig, aligner_of
 from hkd.pipeline.recipe import load_recipe, merged_settings, stages_of, write_project
+from hkd.pipeline.settings import TOOLS, WHO_LABELS, Aligner, ToolConfig, aligner_of
+from hkd.pipeline.stages import run_align, run_units
 from hkd.progress import no_progress
 from hkd.units.level import MONOPHONE, SENONE
 from hkd.units.sequences import Units
@@ -76,20 +76,20 @@ def test_the_tools_phones_and_senones_are_the_pipelines(work: Path) -> None:
     recipe = load_recipe(work.parent, {})
     stages = stages_of(recipe)
     assert set(stages["units"].needs) == {"prepare", "align"}  # else the two run side by side
-    assert "12 of 12" in actions.align(work, stages["align"].settings, no_progress)
-    said = actions.units(work, stages["units"].settings, no_progress)
-    assert actions.units(work, stages["units"].settings, no_progress) == said  # killed and run again
+    assert "12 of 12" in run_align(work, stages["align"].settings, no_progress)
+    said = run_units(work, stages["units"].settings, no_progress)
+    assert run_units(work, stages["units"].settings, no_progress) == said  # killed and run again
     found, units = Alignment(work / "alignment.arrow"), Units(work / "units")
     for level in (SENONE, MONOPHONE):
         assert units.inventory(level) == found.inventories[level]
     shutil.rmtree(work / "units")  # as when vocab_size is changed
-    assert actions.units(work, stages["units"].settings, no_progress) == said
+    assert run_units(work, stages["units"].settings, no_progress) == said
     assert merged_settings(recipe.tables, ["align"])["align"]["from"] == "kaldi"
 
 
 def test_who_labels_is_no_part_of_a_stage(work: Path) -> None:
     stage = stages_of(load_recipe(work.parent, {}))["dump-monophone"]
-    assert not set(actions.WHO_LABELS) & set(stage.settings)
+    assert not set(WHO_LABELS) & set(stage.settings)
     with pytest.raises(UserError, match="executor must be one of local, ray"):
         stages_of(load_recipe(work.parent, {"dump": {"monophone": {"executor": "slurm"}}}))
 
@@ -103,8 +103,8 @@ def test_timits_units_know_words_that_nobody_said_there(tmp_path: Path) -> None:
     write_files(tmp_path, {**files, "manifest.jsonl": row.encode()})
     loaded = load_recipe(tmp_path, {})
     write_project(loaded, tmp_path)
-    actions.align(tmp_path, loaded.table("align"), no_progress)
-    actions.units(tmp_path, loaded.table("units"), no_progress)
+    run_align(tmp_path, loaded.table("align"), no_progress)
+    run_units(tmp_path, loaded.table("units"), no_progress)
     units = Units(tmp_path / "units")
     symbols = units.inventory(MONOPHONE).symbols
     assert [symbols[unit] for unit in units.encode(["a", "cab", "law"], MONOPHONE)[0]] == ["ah", "k", "ae", "b", "l", "aa"]

@@ -1,0 +1,435 @@
+"""What the stages do: one function a stage, which its command and `hkd run` call.
+
+Each takes the project (`here`) and its table of settings, may be killed, and goes on when called again. Relative paths of settings begin at
+the project's folder. The `run_...` below them are what `hkd run` does in a worker process: `(folder, settings, progress) -> summary`.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hkd.config import Project, build
+from hkd.errors import UserError
+from hkd.manifest import read
+from hkd.pipeline.settings import (
+    WHO_LABELS,
+    Aligner,
+    AverageSettings,
+    PrepareSettings,
+    ReportSettings,
+    Settings,
+    ToolConfig,
+    aligner_of,
+    dump_settings,
+    evaluate_settings,
+)
+from hkd.progress import Progress, no_progress
+from hkd.units.level import SPELLED
+
+if TYPE_CHECKING:
+    from hkd.align.fit import AlignReport, Source
+    from hkd.evaluate.decoding import EvaluateConfig
+    from hkd.evaluate.result import EvaluationReport
+    from hkd.evaluate.table import Table
+    from hkd.labelling.dump import DumpReport
+    from hkd.labelling.lm import LmReport
+    from hkd.labelling.tie import TieReport
+    from hkd.train.config import TrainConfig
+    from hkd.train.run import TrainReport
+    from hkd.units.inventory import UnitInventory
+
+logger = logging.getLogger(__name__)
+
+
+def _if_there(path: Path) -> Path | None:
+    return path if path.exists() else None
+
+
+def _at(here: Project, name: str) -> str:
+    """The path that a setting says, which begins at the project's folder; a URL, and nothing, as they are."""
+    return name if not name or "://" in name or here.folder == Path() else str(here.folder / name)
+
+
+def _within(here: Project, name: str) -> str:
+    """What a setting names: a file or folder of the project where it is there, else the name itself (of the hub, say)."""
+    return _at(here, name) if Path(_at(here, name)).exists() else name
+
+
+def units(here: Project, settings: Settings, *, split: str = "train", overwrite: bool = False) -> dict[str, "UnitInventory"]:
+    """A split's transcripts → units/, beside the senones and monophones of the acoustic model that is there."""
+    from hkd.units.sequences import UnitsConfig, train_units
+
+    config = build(UnitsConfig, settings, where="[units]")
+    whole = read(here.require("manifest", "hkd prepare"))
+    texts, others = (u.text for u in whole.split(split)), (u.text for u in whole if u.split != split)
+    return train_units(
+        texts, here.units, vocab_size=config.vocab_size, kind=config.kind, other_splits=others, overwrite=overwrite
+    )
+
+
+def align(
+    here: Project, aligner: Aligner, *, manifest: Path | None = None, out: Path | None = None, overwrite: bool = False,
+    progress: Progress = no_progress,
+) -> "AlignReport":  # fmt: skip
+    """Sound and transcripts, or what another tool wrote, → the alignment. Raises as the tool's own function."""
+    whole = read(manifest or here.require("manifest", "hkd prepare"))
+    options: dict[str, Any] = {"overwrite": overwrite, "progress": progress}
+    if isinstance(aligner.config, ToolConfig):
+        from hkd.align.fit import import_alignment
+
+        source = source_of(aligner.tool, aligner.config, here.folder)
+        return import_alignment(whole, out or here.alignment, source, config=aligner.config.imports, **options)
+    from hkd.align.sphinx import align_manifest
+
+    model = aligner.config.model
+    config = replace(aligner.config, model=str(here.folder / model) if model else None)
+    return align_manifest(whole, out or here.alignment, config=config, **options)
+
+
+def source_of(tool: str, config: ToolConfig, folder: Path) -> "Source":
+    """The reader of a tool's files. Raises UserError where they are not there or not that tool's."""
+    from hkd.align.files import CtmSource, MfaSource, TimitSource, pronounce_by
+    from hkd.align.kaldi import KaldiSource
+    from hkd.units.lexicon import Lexicon
+
+    def place(name: str) -> Path | None:
+        return folder / name if name else None
+
+    lexicon, path = place(config.lexicon), folder / config.path
+    dictionary = Lexicon(lexicon, stress=config.stress) if lexicon is not None else None
+    if dictionary is not None and not dictionary.phones:  # which reads it: a broken dictionary is said before all else
+        raise UserError(f"{lexicon} must be a dictionary of words and their phones, but is empty.")
+    if tool == "kaldi":
+        return KaldiSource(
+            path, model=place(config.model), lang=place(config.lang), word_ctm=place(config.words), lexicon=dictionary,
+            subsampling=config.subsampling or None, config=config.imports,
+        )  # fmt: skip
+    if tool == "mfa":
+        return MfaSource(path, dictionary=("sil", "spn", *dictionary.phones) if dictionary is not None else None)
+    if tool == "timit":
+        return TimitSource(path)
+    if tool == "ctm":
+        phones = place(config.phones)
+        return CtmSource(path, phones=phones, pronounce=pronounce_by(dictionary or Lexicon()) if phones is None else None)
+    from hkd.align.ctc import CtcConfig, CtcSource, TransformersCtc
+    from hkd.decode.recogniser import StudentCtc, is_student
+
+    model = str(path) if path.exists() else config.path  # else a name on the hub
+    ctc = StudentCtc(path, device=config.device) if is_student(path) else TransformersCtc(model, device=config.device)
+    settings = CtcConfig() if config.min_score is None else CtcConfig(min_score=config.min_score)
+    return CtcSource(ctc, pronounce=pronounce_by(dictionary or Lexicon()), config=settings)
+
+
+def adopt_units(here: Project, aligner: Aligner, *, overwrite: bool = False) -> None:
+    """Make the alignment's acoustic model and pronunciations those of units/; the English model's are known anyway.
+
+    Raises UserError where the folder has inventories of another acoustic model, unless `overwrite`.
+    """
+    from hkd.units.level import MONOPHONE
+    from hkd.units.lexicon import Lexicon
+    from hkd.units.tying import PhoneTying, Tying, adopt
+
+    config, folder = aligner.config, here.folder
+    tying: Tying
+    if not isinstance(config, ToolConfig):
+        from hkd.align.sphinx import model_parts
+
+        if config.model is not None:
+            dictionary, tying = model_parts(str(folder / config.model))
+            adopt(here.units, tying, dictionary.entries(within=tying.monophone_inventory.symbols), overwrite=overwrite)
+        return
+    from hkd.align.alignment import Alignment, pronunciations
+    from hkd.align.files import folded_dictionary
+    from hkd.align.kaldi import read_model
+
+    alignment = Alignment(here.alignment)
+    if MONOPHONE not in alignment.inventories:
+        return
+    phones = alignment.inventories[MONOPHONE]
+    said = pronunciations(alignment)
+    if config.lexicon:
+        said |= Lexicon(folder / config.lexicon, stress=config.stress).entries(within=phones.symbols)
+    if aligner.tool == "timit":
+        said = {**folded_dictionary(Lexicon()), **said}
+    if aligner.tool == "kaldi":
+        lang = folder / config.lang if config.lang else None
+        tying = read_model(folder / (config.model or config.path), lang=lang, config=config.imports).tying
+    else:
+        tying = PhoneTying(phones.symbols, [phones.symbols[number] for number in alignment.silences[MONOPHONE]])
+    adopt(here.units, tying, said, overwrite=overwrite)
+
+
+def tie(here: Project, settings: Settings, *, overwrite: bool = False, progress: Progress = no_progress) -> "TieReport":
+    """An alignment's phones → senones of our own, in the alignment and in units/."""
+    from hkd.labelling.tie import TieConfig
+    from hkd.labelling.tie import tie as tie_states
+
+    config, alignment = build(TieConfig, settings, where="[tie]"), here.require("alignment", "hkd align")
+    whole = read(here.require("manifest", "hkd prepare"))
+    return tie_states(whole, alignment, here.units, config=config, overwrite=overwrite, progress=progress)
+
+
+def lm(
+    here: Project, name: str, settings: Settings, *, texts: Sequence[Path] = (), manifest: Path | None = None, device: str = "auto",
+    overwrite: bool = False, progress: Progress = no_progress,
+) -> "LmReport":  # fmt: skip
+    """Text → lm/NAME. manifest: another than the project's, of text, whose sentences may lie in text/ too."""
+    from hkd.align.alignment import Alignment
+    from hkd.labelling.lm import LmConfig, train_lm
+    from hkd.units.sequences import Units
+
+    path = _if_there(here.manifest) if manifest is None else manifest
+    return train_lm(
+        build(LmConfig, settings, where=f"[lm.{name}]"),
+        texts=texts or (here.texts if manifest is None else ()),
+        units=Units(here.require("units", "hkd units train")),
+        folder=here.lm / name,
+        manifest=read(path) if path else None,
+        alignment=Alignment(here.alignment) if manifest is None and here.alignment.exists() else None,
+        device=device,
+        overwrite=overwrite,
+        progress=progress,
+    )
+
+
+def words(here: Project, out: Path, settings: Settings, *, texts: Sequence[Path] = (), progress: Progress = no_progress) -> int:
+    """Text → a word n-gram; the number of its sentences."""
+    from hkd.labelling.ngram import WordNgramConfig, train_word_ngram
+
+    config = build(WordNgramConfig, settings, where="[words]")
+    spoken = read(here.require("manifest", "hkd prepare")).split("train") if config.transcripts else ()
+    return train_word_ngram(texts or here.texts, out, config=config, more=(u.text for u in spoken), progress=progress)
+
+
+def dump(
+    here: Project, settings: Settings, *, name: str = "", out: Path | str | None = None, manifest: Path | None = None,
+    alignment: Path | None = None, is_text: bool = False, rank: int = 0, world_size: int = 1, command: str, overwrite: bool = False,
+    progress: Progress = no_progress,
+) -> "DumpReport":  # fmt: skip
+    """Teacher + transcripts → shards/NAME. is_text: of text without sound, into text-shards/NAME. command: what the store's card shows."""
+    from hkd.labelling.dump import DumpJob, execute
+    from hkd.units.sequences import inventory_path
+    from hkd.units.subword import model_file
+
+    config = dump_settings(settings, f"[dump.{name or settings.get('unit')}]")
+    unit, is_spelled = config.unit, config.unit in SPELLED
+    name = name or config.store.name or unit
+    if manifest is None and is_text:
+        manifest = here.require("sentences", "hkd prepare --text FILE")
+    if alignment is None and not (is_text or is_spelled):
+        alignment = here.require("alignment", "hkd align")
+    job = DumpJob(
+        manifest=manifest or here.require("manifest", "hkd prepare CORPUS"),
+        out=out or here.path("sentence_labels" if is_text else "labels") / name,
+        lm=_within(here, config.lm),
+        unit=unit,
+        device=config.device,
+        precision=config.precision,
+        teacher=config.teacher.within(here.folder),
+        store=replace(config.store, name=name),
+        inventory=_if_there(inventory_path(here.units, unit)),
+        alignment=None if is_text or is_spelled else alignment,
+        subwords=_if_there(here.units / model_file(unit)) if is_spelled else None,
+        units=here.require("units", "hkd units train") if is_text else None,
+        command=command,
+    )
+    return execute(
+        job, executor=config.executor, ray_address=config.ray_address, workers=config.workers, rank=rank, world_size=world_size,
+        overwrite=overwrite, progress=progress,
+    )  # fmt: skip
+
+
+def train_config(here: Project, settings: Settings, where: str) -> "TrainConfig":
+    """Settings of [train]."""
+    from hkd.train.config import TrainConfig
+
+    config = build(TrainConfig, settings, where=where)
+    path, labels, bank = (_at(here, name) for name in (config.text.path, config.text.labels, config.text.bank))
+    text = replace(config.text, path=path, labels=labels, bank=bank)
+    return replace(config, text=text, features_cache=_at(here, config.features_cache))
+
+
+def train_inputs(here: Project, labels: Path | str | None = None) -> dict[str, Any]:
+    """What training reads, by the names of the arguments of `hkd.train.run.train`."""
+    return {
+        "manifest": here.require("manifest", "hkd prepare"),
+        "units": here.require("units", "hkd units train"),
+        "alignment": _if_there(here.alignment),
+        "labels": labels or here.labels,
+    }
+
+
+def train(
+    here: Project, name: str, settings: Settings, *, labels: Path | str | None = None, device: str = "auto", tensorboard: bool = False,
+    progress: Progress = no_progress,
+) -> "TrainReport":  # fmt: skip
+    """Features + label stores → runs/NAME."""
+    from hkd.train.run import train as train_student
+
+    config, inputs = train_config(here, settings, f"[runs.{name}]"), train_inputs(here, labels)
+    return train_student(config, here.runs / name, device=device, tensorboard=tensorboard, progress=progress, **inputs)
+
+
+def evaluate_config(here: Project, settings: Settings) -> "tuple[EvaluateConfig, str | None]":
+    """How to decode and score, and the LM beside the search."""
+    config, lm = evaluate_settings(settings, "[evaluate]")
+    return replace(config, features_cache=_at(here, config.features_cache)), None if lm is None else _within(here, lm)
+
+
+def evaluate(
+    here: Project, run: Path, settings: Settings, *, split: str, tag: str = "", progress: Progress = no_progress
+) -> "EvaluationReport":
+    """A run + audio → its figures on a split."""
+    from hkd.evaluate.run import evaluate as evaluate_run
+
+    config, lm = evaluate_config(here, settings)
+    return evaluate_run(
+        run, manifest=here.require("manifest", "hkd prepare"), split=split, lm=lm, tag=tag, config=config, progress=progress,
+        alignment=_if_there(here.alignment), labels=_if_there(here.labels), units=_if_there(here.units),
+    )  # fmt: skip
+
+
+def report(
+    here: Project, runs: Sequence[Path], page: Path, config: ReportSettings, *, title: str = "", progress: Progress = no_progress
+) -> "Table":
+    """Runs → a page."""
+    from hkd.evaluate.report import write_report
+
+    return write_report(
+        runs, page, split=config.split, baselines=config.baselines, num_examples=config.num_examples, title=title, progress=progress,
+        manifest=_if_there(here.manifest), alignment=_if_there(here.alignment), labels=_if_there(here.labels), lm=_if_there(here.lm),
+    )  # fmt: skip
+
+
+# What `hkd run` does -------------------------------------------------------------------------------------------------------
+
+
+def _named(settings: Settings) -> tuple[str, Settings]:
+    return str(settings["name"]), {key: value for key, value in settings.items() if key != "name"}
+
+
+def _without(settings: Settings, *names: str) -> Settings:
+    return {key: value for key, value in settings.items() if key not in names}
+
+
+def run_prepare(folder: Path, settings: Settings, progress: Progress) -> str:
+    """Corpus → manifest.jsonl, and text/NAME.txt."""
+    from hkd import corpora
+
+    config, told = build(PrepareSettings, settings, where="[prepare]"), corpora.Report()
+    whole = corpora.prepare(
+        config.corpus, folder, kind=config.kind or None, root=Path(config.root) if config.root else None, download=config.download,
+        parts=config.parts, report=told, overwrite=True, progress=progress,
+    )  # fmt: skip
+    for line in told.note_lines():
+        logger.warning("%s", line)
+    summary = f"{len(whole)} utterances, {sum(u.duration or 0.0 for u in whole) / 60:.1f} minutes"
+    if config.text:
+        summary += f"; {_prepare_text(config.text, folder / text_output(config.text), progress)} sentences of text"
+    return summary
+
+
+def text_output(text: str) -> str:
+    """Where the text of [prepare] lies in the working folder."""
+    return f"text/{Path(text).name.removesuffix('.gz').removesuffix('.txt')}.txt"
+
+
+def _prepare_text(text: str, out: Path, progress: Progress) -> int:
+    """Write the sentences; their number. Raises UserError where the file is not there."""
+    from hkd import corpora
+    from hkd.files import write_bytes
+    from hkd.lines import numbered_lines
+
+    if not text.endswith((".txt", ".gz")):
+        return corpora.prepare_text(text, out, progress=progress)
+    lines = [line for _, line in numbered_lines(Path(text), "text")]
+    write_bytes(out, "".join(f"{line}\n" for line in lines).encode())
+    return len(lines)
+
+
+def run_units(folder: Path, settings: Settings, progress: Progress) -> str:
+    """[units], with the aligner's acoustic model where it is not the English one, unless tying has put it there."""
+    here = Project.load(folder)
+    aligner = aligner_of(here.table("align"), "[align]")
+    if aligner.brings_units and not settings.get("is_tied"):
+        adopt_units(here, aligner, overwrite=True)
+    found = units(here, _without(settings, "is_tied", "normalisation"), overwrite=True)
+    return ", ".join(f"{len(inventory):,} {level}s" for level, inventory in found.items())
+
+
+def run_align(folder: Path, settings: Settings, progress: Progress) -> str:
+    """[align], and [tie] where it is there."""
+    here = Project.load(folder)
+    aligner = aligner_of(_without(settings, "tie", "normalisation"), "[align]")
+    done = align(here, aligner, overwrite=True, progress=progress)
+    summary = f"{done.kept} of {done.kept + len(done.failed)} utterances aligned, {len(done.predicted_words)} words by G2P"
+    if "tie" in settings:
+        summary += f"; {tie(here, settings['tie'], overwrite=True, progress=progress).senones} senones tied"
+    return summary
+
+
+def run_lm(folder: Path, settings: Settings, progress: Progress) -> str:
+    """[lm.NAME]."""
+    done = lm(Project.load(folder), *_named(settings), progress=progress)
+    judged = done.figures[done.judged_on]
+    pair = f"{judged['neural']['perplexity']:.1f} against the n-gram's {judged['ngram']['perplexity']:.1f}"
+    return f"perplexity {pair}: the {'n-gram' if done.teacher == 'ngram' else 'neural LM'} is the teacher"
+
+
+def run_words(folder: Path, settings: Settings, progress: Progress) -> str:
+    """[words] or [ngrams.NAME]."""
+    here = Project.load(folder)
+    count = words(here, here.folder / settings["path"], _without(settings, "path", "normalisation"), progress=progress)
+    return f"an n-gram of {count:,} sentences"
+
+
+def run_dump(folder: Path, settings: Settings, progress: Progress) -> str:
+    """[dump.NAME]; who labels stands in hkd.toml alone."""
+    here = Project.load(folder)
+    name, table = _named(settings)
+    who = {key: value for key, value in here.table(f"dump.{name}").items() if key in WHO_LABELS}
+    done = dump(here, {**table, **who}, name=name, command=f"hkd run (stage dump-{name})", progress=progress)
+    return f"{done.positions:,} positions by {done.teacher}, {done.positions_per_s:,.0f} positions/s"
+
+
+def run_average(folder: Path, settings: Settings, progress: Progress) -> str:
+    """[averages.NAME]: the control of a teacher without context."""
+    from hkd.labels.ops import average
+
+    here = Project.load(folder)
+    name, table = _named(settings)
+    config = build(AverageSettings, table, where=f"[averages.{name}]")
+    over, command = [u.id for u in read(here.manifest).split(config.split)], f"hkd run (stage average-{name})"
+    spec = average(here.labels / config.of, here.labels / name, over=over, k=config.k or None, command=command, progress=progress)
+    return f"{spec.num_utterances:,} utterances, each unit as {spec.teacher['name']}"
+
+
+def run_train(folder: Path, settings: Settings, progress: Progress) -> str:
+    """[runs.NAME]."""
+    done = train(Project.load(folder), *_named(settings), progress=progress)
+    return f"{done.steps} steps, {done.parameters:,} parameters exported"
+
+
+def run_evaluate(folder: Path, settings: Settings, progress: Progress) -> str:
+    """[evaluate] or [searches.TAG], of a run."""
+    from hkd.evaluate.report import percent
+
+    here = Project.load(folder)
+    name, table = _named(settings)
+    split, tag = table["split"], table.get("tag", "")
+    done = evaluate(here, here.runs / name, _without(table, "split", "tag"), split=split, tag=tag, progress=progress)
+    return f"WER {percent(done.errors['wer'].rate)} % on {split}"
+
+
+def run_report(folder: Path, settings: Settings, progress: Progress) -> str:
+    """[report]: all runs → a page, and its tables as Markdown and as text."""
+    from hkd.files import write_bytes
+
+    here, page, names = Project.load(folder), folder / settings["page"], settings["runs"]
+    config = build(ReportSettings, _without(settings, "runs", "title", "page"), where="[report]")
+    table = report(here, [here.runs / name for name in names], page, config, title=settings["title"], progress=progress)
+    write_bytes(page.with_suffix(".md"), (table.markdown() + "\n").encode())
+    write_bytes(page.with_suffix(".txt"), (table.text() + "\n").encode())
+    return f"{len(names)} runs in {page.name}"
