@@ -134,7 +134,10 @@ def merged_settings(tables: Mapping[str, Any], sections: Sequence[str] | None = 
     for name in SEVERAL:
         if name in tables and (sections is None or name in sections):
             kind, common = KINDS.get(name, name), tables.get(SHARED.get(name, ""), {})
-            found[name] = {key: checked(kind, merge(common, table), f"[{name}.{key}]") for key, table in tables[name].items()}
+            parts = {key: merge(common, table) for key, table in tables[name].items()}
+            if name == "searches":
+                parts = {key: {k: value for k, value in table.items() if k != "runs"} for key, table in parts.items()}
+            found[name] = {key: checked(kind, table, f"[{name}.{key}]") for key, table in parts.items()}
     return found
 
 
