@@ -190,7 +190,7 @@ def make_variants(shape: str, k: int, arguments: argparse.Namespace, *, wide: bo
         Variant(name="reference", score=lambda s: reference(base, s, k), texts=slow),
         Variant(name="reference, softmax everywhere", score=lambda s: reference(base, s, k, everywhere=True), texts=slow[::2]),
     ]
-    costs = {"masked": masked.kl_to_exact(texts[:4])}
+    costs = {"masked": masked.measured(texts[:4])["mask_every_kl_nats"]}
     if wide:
         wide_texts = widened(texts, 254)
         wide_masked = teacher(context=256, mask_every=M)
@@ -199,7 +199,7 @@ def make_variants(shape: str, k: int, arguments: argparse.Namespace, *, wide: bo
             Variant(name="wide exact", score=scorer(teacher(context=256)), texts=wide_texts[:10]),
             Variant(name="wide reference", score=lambda s: reference(base, s, k), texts=wide_texts[:10]),
         ]
-        costs["wide masked"] = wide_masked.kl_to_exact(wide_texts[:2])
+        costs["wide masked"] = wide_masked.measured(wide_texts[:2])["mask_every_kl_nats"]
     base.score(texts[:2], k=k)  # warm
     wanted = [v for v in variants if not arguments.only or v.name in arguments.only.split(",")]
     return wanted, costs

@@ -34,14 +34,14 @@ def write_manifest(path: Path, utterances: int) -> None:
 
 def first_shard(folder: Path) -> dict[str, Any]:
     """Plan the manifest of a folder and write the first shard with a tiny BERT."""
-    from hkd.labelling.dump import DumpConfig, open_dump
+    from hkd.labelling.dump import DumpConfig, DumpRun
     from hkd.teachers.load import load_teacher
     from hkd.testing.teachers import make_teacher_folder
 
     make_teacher_folder(folder / "lm", "bert", positions=512)
     teacher = load_teacher(str(folder / "lm"), unit="subword", device="cpu")
     started = time.process_time()
-    run = open_dump(folder / "manifest.jsonl", folder / "store", teacher, config=DumpConfig(k=16))
+    run = DumpRun(folder / "manifest.jsonl", folder / "store", teacher, config=DumpConfig(k=16))
     shards = run.pending()
     planned = time.process_time()
     run.shards(shards[:1])

@@ -63,6 +63,11 @@ def _decode(raw: bytes, what: str, place: str) -> str:
         raise UserError(f"{place}: {what} must be UTF-8, but this line is not. Re-encode the file.") from None
 
 
+def one_line(error: BaseException, most: int = 200) -> str:
+    """All that an exception says, in one line; what it is, where it says nothing."""
+    return " ".join(str(error).split())[:most] or type(error).__name__
+
+
 def first_line(error: BaseException) -> str:
     """What an exception of another library says, in one line without a full stop."""
     said = str(error).strip().splitlines()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from hkd.errors import HkdError, UserError
 from hkd.lines import first_line
+from hkd.lines import one_line as said_in_one_line
 from hkd.native import import_torchaudio
 
 if TYPE_CHECKING:
@@ -60,18 +61,24 @@ def choose_device(device: str) -> "torch.device":
     return torch.device(device)
 
 
-def check_weights(path: Path) -> None:
-    """Raises HkdError for a safetensors file that is a pointer of git-lfs, or not whole."""
-    size = path.stat().st_size
+def _check_file(path: Path) -> None:
+    """Raises HkdError for a pointer of git-lfs in place of a file, and for an empty file."""
     with path.open("rb") as file:
         start = file.read(len(_LFS))
-        if start == _LFS:
-            raise HkdError(f"{path} must hold weights, but is a pointer of git-lfs to them. Run `git lfs pull` in its folder.")
-        file.seek(0)
+    if not start:
+        raise HkdError(f"{path} must hold a model's files, but is empty. Fetch it again.")
+    if start == _LFS:
+        raise HkdError(f"{path} is a pointer of git-lfs, not the file itself. Run `git lfs pull` in its folder.")
+
+
+def check_weights(path: Path) -> None:
+    """Raises HkdError for a safetensors file that is a pointer of git-lfs, or not whole."""
+    _check_file(path)
+    size = path.stat().st_size
+    with path.open("rb") as file:
         header = int.from_bytes(file.read(8), "little")
         if size < 8 or not 2 <= header <= min(_MAX_HEADER_BYTES, size - 8):
-            said = "is empty" if not size else f"has {size} bytes that are not one"
-            raise HkdError(f"{path} must be a whole safetensors file, but {said}. Fetch it again.")
+            raise HkdError(f"{path} must be a whole safetensors file, but has {size} bytes that are not one. Fetch it again.")
         try:
             entries: dict[str, Any] = json.loads(file.read(header))
             ends = [int(entry["data_offsets"][1]) for name, entry in entries.items() if name != "__metadata__"]
@@ -80,15 +87,6 @@ def check_weights(path: Path) -> None:
     whole = 8 + header + max(ends, default=0)
     if size != whole:
         raise HkdError(f"{path} must be a whole safetensors file, but has {size} of {whole} bytes. Fetch it again.")
-
-
-def _pointer_or_empty(path: Path) -> None:
-    with path.open("rb") as file:
-        start = file.read(len(_LFS))
-    if not start:
-        raise HkdError(f"{path} must hold a model's files, but is empty. Fetch it again.")
-    if start == _LFS:
-        raise HkdError(f"{path} is a pointer of git-lfs, not the file itself. Run `git lfs pull` in its folder.")
 
 
 def check_folder(folder: Path, *, what: str) -> None:
@@ -107,7 +105,7 @@ def check_folder(folder: Path, *, what: str) -> None:
             "save_pretrained(FOLDER), and name that folder."
         )
     for path in sorted(folder.glob("*.json")):
-        _pointer_or_empty(path)
+        _check_file(path)
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         pickled = [path.name for pattern in _PICKLES for path in sorted(folder.glob(pattern))]
@@ -152,7 +150,7 @@ def one_line(name: str, *, what: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
             raise HkdError(f"{what} {name} must fit into memory, but does not. Take a smaller one, or another machine.") from None
-        said = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
+        said = said_in_one_line(error, 300).rstrip(".")
         if "untagged enum" in said or "did not match any variant" in said:
             raise HkdError(
                 f"the tokenizer of {name} must be readable by this version of the package tokenizers, but is not: a newer one wrote it "

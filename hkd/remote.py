@@ -18,7 +18,7 @@ from typing import Any
 
 from hkd.errors import HkdError, MissingPackageError, UserError
 from hkd.files import digest_of, lock, temporary
-from hkd.lines import first_line
+from hkd.lines import first_line, one_line
 
 WORKERS = 16  # requests at once
 EXTRAS = {"s3": ("s3fs", "s3"), "s3a": ("s3fs", "s3")}
@@ -96,9 +96,8 @@ class Remote:
         except Exception as error:  # every file system has its own
             if verb == "read" and isinstance(error, OSError) and error.errno in NO_ROOM:
                 raise  # on this machine
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
             place = f"{self.url}/{name}".rstrip("/")
-            raise HkdError(f"{place} cannot be {verb} ({reason}). Mend that, then run the same command again.") from None
+            raise HkdError(f"{place} cannot be {verb} ({one_line(error)}). Mend that, then run the same command again.") from None
 
     def read(self, name: str, *, limit: int | None = None) -> bytes | None:
         """A file's bytes, `limit` of them at most; None where it is not there."""
@@ -109,47 +108,36 @@ class Remote:
         self._system()[0].invalidate_cache()
 
         def read(name: str) -> bytes | None:
-            try:
-                with self._reach(name, "read") as (system, path):
-                    return bytes(system.cat_file(path) if limit is None else system.cat_file(path, start=0, end=limit))
-            except FileNotFoundError:
-                return None
+            with contextlib.suppress(FileNotFoundError), self._reach(name, "read") as (system, path):
+                return bytes(system.cat_file(path) if limit is None else system.cat_file(path, start=0, end=limit))
+            return None
 
-        if len(names) == 1:
-            found = [read(names[0])]
-        else:
-            with ThreadPoolExecutor(WORKERS) as pool:
-                found = list(pool.map(read, names))
+        with ThreadPoolExecutor(WORKERS) as pool:
+            found = [read(names[0])] if len(names) == 1 else list(pool.map(read, names))
         return {name: data for name, data in zip(names, found, strict=True) if data is not None}
 
     def size(self, name: str) -> int | None:
         """A file's bytes; None where it is not there."""
-        try:
-            with self._reach(name, "read") as (system, path):
-                system.invalidate_cache()
-                return int(system.info(path)["size"])
-        except FileNotFoundError:
-            return None
+        with contextlib.suppress(FileNotFoundError), self._reach(name, "read") as (system, path):
+            system.invalidate_cache()
+            return int(system.info(path)["size"])
+        return None
 
     def version(self, name: str) -> str | None:
         """What changes when the file does, as the file system tells (an ETag, a time); None where it is not there."""
-        try:
-            with self._reach(name, "read") as (system, path):
-                system.invalidate_cache()
-                return str(system.ukey(path))
-        except FileNotFoundError:
-            return None
+        with contextlib.suppress(FileNotFoundError), self._reach(name, "read") as (system, path):
+            system.invalidate_cache()
+            return str(system.ukey(path))
+        return None
 
     def names(self, folder: str = "") -> list[str]:
         """What lies right in a folder, sorted; nothing where there is no such folder."""
-        try:
-            with self._reach(folder, "listed") as (system, path):
-                system.invalidate_cache()
-                found = system.ls(path, detail=False)
-                items = {str(item).strip("/") for item in found} - {path.strip("/")}  # some list the folder itself
-                return sorted({item.rpartition("/")[2] for item in items} - {""})
-        except (FileNotFoundError, NotADirectoryError):
-            return []
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), self._reach(folder, "listed") as (system, path):
+            system.invalidate_cache()
+            found = system.ls(path, detail=False)
+            items = {str(item).strip("/") for item in found} - {path.strip("/")}  # some list the folder itself
+            return sorted({item.rpartition("/")[2] for item in items} - {""})
+        return []
 
     def fetch(self, name: str, target: Path, *, limit: int | None = None) -> None:
         """Copy a file to this machine. Raises FileNotFoundError, TooLargeError for one of more than `limit` bytes, OSError where there is no room."""
@@ -195,11 +183,8 @@ class Remote:
 
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""
-        try:
-            with self._reach(name, "written") as (system, path):
-                system.rm_file(path)
-        except FileNotFoundError:
-            return
+        with contextlib.suppress(FileNotFoundError), self._reach(name, "written") as (system, path):
+            system.rm_file(path)
 
 
 def default_cache() -> Path:
@@ -260,13 +245,11 @@ def cached(
 
 def _is_there(path: Path, is_whole: Callable[[Path], bool]) -> bool:
     """Whether a cached file is there and whole; marks it as used."""
-    try:
+    with contextlib.suppress(FileNotFoundError):
         if is_whole(path):
             _use(path)
             return True
         path.unlink()
-    except FileNotFoundError:
-        pass
     return False
 
 
@@ -295,9 +278,7 @@ def _shrink(folder: Path, bound: int, *, keep: Path, in_use_s: float) -> None:
     """Remove the files that were used longest ago until the rest is within the bound, and what killed processes left."""
     global _fetched_bytes
     _fetched_bytes += keep.stat().st_size
-    if _fetched_bytes <= (
-        bound // 100 if in_use_s else 0
-    ):  # looking through a large cache for each small file would take too long
+    if in_use_s and _fetched_bytes <= bound // 100:  # looking through a large cache for each small file would take too long
         return
     _fetched_bytes = 0
     found = []

@@ -162,10 +162,9 @@ def _mass(
         weight_NV /= temperature
     weight_NV.exp_()
     scale_N1 = top_N1 / temperature
-    if dense:
-        lse_N1 = weight_NV.sum(-1, keepdim=True).log() + scale_N1
-        return lse_N1, torch.full_like(lse_N1, float("-inf"))
     lse_N1 = weight_NV.sum(-1, keepdim=True).log() + scale_N1
+    if dense:
+        return lse_N1, torch.full_like(lse_N1, float("-inf"))
     rest_N1 = weight_NV.scatter_(1, ids_NK, 0.0).sum(-1, keepdim=True)
     tail_N1 = rest_N1.log() + scale_N1 - lse_N1
     tiny_N = rest_N1[:, 0] < 1e-30  # below what exp gives exactly: their own maximum as reference

@@ -26,7 +26,6 @@ _TINY = 1e-30  # sums below what the exponentials give exactly
 
 
 def _part(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """Compiled into what calls it."""
     inside: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
     compiled: Callable[[Callable[..., Any]], Any] = numba.njit(error_model="numpy", **inside, **options)
     return compiled
@@ -40,7 +39,6 @@ def _order(bits: Any) -> Any:
 
 @_part()
 def _score(order: Any) -> Any:
-    """The way back."""
     return np.int32(order ^ (np.int32(order >> np.int32(31)) & _MAGNITUDE)).view(np.float32)
 
 
@@ -66,7 +64,6 @@ def _exp(x: Any) -> Any:
 
 @_part(fastmath={"reassoc", "contract"})
 def _mass(order_V: Any, top: Any, inverse: Any) -> Any:
-    """Σ exp((score − top) / temperature)."""
     total = 0.0
     for start in range(0, len(order_V), _PIECE):
         part = order_V[start : start + _PIECE]

@@ -10,11 +10,10 @@
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import lru_cache, partial
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -117,97 +116,61 @@ class Transcripts:
         return self._spoken[start:stop], at - start
 
 
-class UnitSource(Protocol):
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UnitSource:
     """Where unit sequences come from."""
 
-    def labelled(self, ids: Sequence[str]) -> list[str]:
-        """Those of the ids that have a unit sequence."""
-
-    def units(self, utterance_id: str, spoken: Sequence[str]) -> Units:
-        """(unit_U, word_U) of an utterance."""
-
-
-class TeacherPieces:
-    """The teacher's own pieces."""
-
-    def __init__(self, teacher: Teacher) -> None:
-        self._teacher = teacher
-
-    def labelled(self, ids: Sequence[str]) -> list[str]:
-        return list(ids)
-
-    def units(self, utterance_id: str, spoken: Sequence[str]) -> Units:
-        return self._teacher.encode(spoken)
-
-
-class OwnUnits:
-    """What the project makes of words: pieces of its SentencePiece model, or phones and senones by its lexicon and tying, silence left out.
-
-    Raises UserError where the inventory is not the teacher's.
-    """
-
-    def __init__(self, encode: Callable[[Sequence[str]], Units], inventory: UnitInventory, teacher: Teacher) -> None:
-        _same_inventory(teacher, inventory.digest, f"the project's {teacher.level}s")
-        self._encode = encode
-
-    def labelled(self, ids: Sequence[str]) -> list[str]:
-        return list(ids)
-
-    def units(self, utterance_id: str, spoken: Sequence[str]) -> Units:
-        return self._encode(spoken)
-
-
-class AlignedUnits:
-    """Segments of the alignment without silence; a unit belongs to the word that is spoken where it begins."""
-
-    def __init__(self, alignment: Alignment, teacher: Teacher) -> None:
-        self._alignment, self._level = alignment, teacher.level
-        if self._level not in alignment.inventories:
-            raise UserError(
-                f"unit must be a level of the alignment ({', '.join(alignment.inventories)}), but is '{self._level}' instead."
-            )
-        _same_inventory(teacher, alignment.inventories[self._level].digest, f"the alignment {alignment.path}")
-
-    def labelled(self, ids: Sequence[str]) -> list[str]:
-        return [name for name in ids if name in self._alignment]
-
-    def units(self, utterance_id: str, spoken: Sequence[str]) -> Units:
-        utterance = self._alignment[utterance_id]
-        if list(utterance.words) != list(spoken):
-            raise UserError(
-                f"the transcript of '{utterance_id}' must be what was aligned, but has changed "
-                f"({text_digest(utterance.words).hex()} aligned, {text_digest(spoken).hex()} now). Run `hkd align` again."
-            )
-        return aligned_to_units(utterance, self._level, self._alignment.silences[self._level])
-
-
-def _same_inventory(teacher: Teacher, digest: str, whose: str) -> None:
-    if teacher.inventory.digest != digest:
-        raise UserError(
-            f"the teacher's inventory must be that of {whose}, but the digests differ "
-            f"({teacher.inventory.digest[:16]} and {digest[:16]}). Train the LM again with `hkd lm train`."
-        )
+    units: Callable[[str, Sequence[str]], Units]  # an utterance's id and its words → (unit_U, word_U)
+    has: Callable[[str], bool] = lambda _: True  # whether an utterance has a unit sequence
 
 
 def unit_source(
     teacher: Teacher, *, alignment: Alignment | None, subwords: SubwordModel | None, units: ProjectUnits | None = None
 ) -> UnitSource:
-    """The source that fits a teacher. units: of text without sound, which has no alignment. Raises UserError where what it needs was not given."""
-    if teacher.level in SPELLED:
+    """The source that fits a teacher; a unit belongs to the word that is spoken where it begins.
+
+    units: of text without sound, which has no alignment. Raises UserError where what it needs was not given, or is of another inventory.
+    """
+    level = teacher.level
+    if level in SPELLED:
         try:
             teacher.encode(["a"])
         except NotImplementedError:
             if subwords is None:
                 raise UserError(
-                    f"the LM needs the project's {teacher.level} model, but there is none. Run `hkd units train` first."
+                    f"the LM needs the project's {level} model, but there is none. Run `hkd units train` first."
                 ) from None
-            return OwnUnits(subwords.encode, subwords.inventory, teacher)
-        return TeacherPieces(teacher)
+            _same_inventory(teacher, subwords.inventory, f"the project's {level}s")
+            return UnitSource(units=lambda _, spoken: subwords.encode(spoken))
+        return UnitSource(units=lambda _, spoken: teacher.encode(spoken))
     if units is not None:
-        return OwnUnits(partial(units.encode, level=teacher.level), units.inventory(teacher.level), teacher)
+        _same_inventory(teacher, units.inventory(level), f"the project's {level}s")
+        return UnitSource(units=lambda _, spoken: units.encode(spoken, level))
     if alignment is None:
-        raise UserError(f"labels at the level {teacher.level} need an alignment, but there is none. Run `hkd align` first.")
-    return AlignedUnits(alignment, teacher)
+        raise UserError(f"labels at the level {level} need an alignment, but there is none. Run `hkd align` first.")
+    if level not in alignment.inventories:
+        raise UserError(f"unit must be a level of the alignment ({', '.join(alignment.inventories)}), but is '{level}' instead.")
+    _same_inventory(teacher, alignment.inventories[level], f"the alignment {alignment.path}")
+
+    def aligned(utterance_id: str, spoken: Sequence[str]) -> Units:
+        utterance = alignment[utterance_id]
+        if list(utterance.words) != list(spoken):
+            raise UserError(
+                f"the transcript of '{utterance_id}' must be what was aligned, but has changed "
+                f"({text_digest(utterance.words).hex()} aligned, {text_digest(spoken).hex()} now). Run `hkd align` again."
+            )
+        return aligned_to_units(utterance, level, alignment.silences[level])
+
+    return UnitSource(units=aligned, has=alignment.__contains__)
+
+
+def _same_inventory(teacher: Teacher, inventory: UnitInventory, whose: str) -> None:
+    ours, theirs = teacher.inventory.digest, inventory.digest
+    if ours != theirs:
+        raise UserError(
+            f"the teacher's inventory must be that of {whose}, but the digests differ ({ours[:16]} and {theirs[:16]}). "
+            "Train the LM again with `hkd lm train`."
+        )
 
 
 RECORDINGS_KEPT = 8

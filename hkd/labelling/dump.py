@@ -1,70 +1,73 @@
 """Stage one: a teacher's distributions over all transcripts of a manifest, into a label store.
 
 - The shard is the unit of work: batching and de-duplication stay inside it, so that its bytes do not depend on who computes it.
-- The teacher runs here; compressing and writing happen in one thread behind a queue of two shards. If that thread dies, the dump
-  stops with its error. A GPU gets the next shard while the last one is still read back and put in order.
+- The teacher runs here; compressing and writing happen in one thread, two shards behind. If writing fails, the dump stops with its error. A GPU gets the next shard while the last one is still read back and put in order.
 - Run again, the dump does the shards that have no mark yet. What is complete and matches is left.
 - A job names its parts by path, so that any process on any machine with these paths can do any shard of it: this process (`local`), or
   the workers of a Ray cluster (`ray`). The bytes are the same.
 """
 
 import logging
+import math
 import shlex
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, Required, TypedDict, Unpack, runtime_checkable
+from typing import Any, Required, TypedDict, Unpack
+
+import numpy as np
+from numpy.typing import NDArray
 
 from hkd import __version__
-from hkd.align.alignment import Alignment
-from hkd.errors import UserError
-from hkd.labelling.context import Transcripts, UnitSource, unit_source
-from hkd.labelling.shard import Labelled, ShardLabeller, WriterThread, summary, unigram_perplexity
-from hkd.labels.card import calibration_error
-from hkd.labels.format import StoreSpec
+from hkd.align.alignment import Alignment, sequence_digest
+from hkd.errors import HkdError, UserError
+from hkd.labelling.context import ContextRule, Transcripts, UnitSource, unit_source
+from hkd.labels.card import calibration_error, figures, quality_sums
+from hkd.labels.format import LEFT_OUT, StoreSpec, UtteranceLabels
 from hkd.labels.store import LabelReader
 from hkd.labels.writer import LabelWriter
 from hkd.progress import Progress, no_progress
+from hkd.sparse import TopK
 from hkd.teachers.base import Sentence, Teacher
 from hkd.teachers.load import TeacherOptions, load_teacher
 from hkd.teachers.unit_lm import text_read
 from hkd.units.inventory import UnitInventory
 from hkd.units.sequences import Units
 from hkd.units.subword import SubwordModel
-from hkd.units.text import normalisation
+from hkd.units.text import normalisation, text_digest
+
+log = logging.getLogger(__name__)
+
+PHASES = ("read", "score", "wait", "write", "total")
 
 
-def no_seconds() -> dict[str, float]:
-    """No time by phase."""
-    return dict.fromkeys(("read", "score", "wait", "write", "total"), 0.0)
-
-
-@dataclass(kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Work:
     """What labelling some shards came to; the parts of several workers add up."""
 
-    shards: int = 0
+    shards_done: int = 0
     positions: int = 0
     scored_positions: int = 0  # fewer, where transcripts repeat
-    seconds: dict[str, float] = field(default_factory=no_seconds)
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))  # total: by the clock
     left_out: dict[str, str] = field(default_factory=dict)  # id → why
 
     def __add__(self, other: "Work") -> "Work":
         return Work(
-            shards=self.shards + other.shards,
+            shards_done=self.shards_done + other.shards_done,
             positions=self.positions + other.positions,
             scored_positions=self.scored_positions + other.scored_positions,
-            seconds={phase: value + other.seconds[phase] for phase, value in self.seconds.items()},
+            seconds={phase: value + other.seconds.get(phase, 0.0) for phase, value in self.seconds.items()},
             left_out={**self.left_out, **other.left_out},
         )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DumpReport:
-    """What a dump did. Times are of this run; the quality is that of the whole store, None while shards are missing."""
+@dataclass(frozen=True, kw_only=True)
+class DumpReport(Work):
+    """What a dump did: the work is of this run; the quality is that of the whole store, None while shards are missing."""
 
     store: Path | str
     teacher: str
@@ -72,13 +75,8 @@ class DumpReport:
     utterances: int
     without_units: int  # utterances of the manifest that the alignment lacks
     shards: int
-    shards_done: int  # by this run
     shards_missing: int  # of other ranks
-    positions: int  # by this run
-    scored_positions: int  # fewer, where transcripts repeat
-    seconds: dict[str, float]  # by phase, summed over the workers: read, score, wait, write; and total, by the clock
     quality: dict[str, Any] | None
-    left_out: dict[str, str] = field(default_factory=dict)  # id → why
     workers: int = 1
     workers_lost: int = 0  # each with the shard that it was at, which another worker then did
     is_text: bool = False  # without sound
@@ -91,39 +89,19 @@ class DumpReport:
     @property
     def go_on(self) -> str:
         """The command that comes next; empty while shards are missing, and for text."""
-        return (
-            ""
-            if self.shards_missing or self.is_text
-            else f"hkd train --labels {shlex.quote(str(self.store).rpartition('/')[0] + '/')}"
-        )
+        if self.shards_missing or self.is_text:
+            return ""
+        return f"hkd train --labels {shlex.quote(str(self.store).rpartition('/')[0] + '/')}"
 
     def to_json(self) -> dict[str, Any]:
         """For `--json`."""
-        figures = {"positions_per_s": self.positions_per_s, "go_on": self.go_on}
-        return {**asdict(self), "store": str(self.store), **figures}
+        return {**asdict(self), "store": str(self.store), "positions_per_s": self.positions_per_s, "go_on": self.go_on}
 
-
-log = logging.getLogger(__name__)
 
 UNIGRAM_UTTERANCES = 10_000
 SAMPLE_UTTERANCES = 16
+WAITING_SHARDS = 2  # to be written
 LEARNT_SAMPLE, MAX_LEARNT = 20_000, 0.05  # utterances that are looked at, and the share of sentences that text may have in common
-
-
-@runtime_checkable
-class MeasuresMasking(Protocol):
-    """A masked teacher, which can say what masking positions together costs."""
-
-    def kl_to_exact(self, sentences: Sequence[Sentence]) -> float:
-        """Mean KL to the exact rule, nats a position."""
-
-
-@runtime_checkable
-class MeasuresProjection(Protocol):
-    """A projected teacher, which can say how much probability it could not place on the student's pieces."""
-
-    def unplaced_mass(self, sentences: Sequence[Sentence]) -> float:
-        """Mean over the positions."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,7 +129,7 @@ class DumpConfig:
 
 
 class DumpInputs(TypedDict, total=False):
-    """What `dump` and `open_dump` take by name beside manifest, store and teacher."""
+    """What `dump` and `DumpRun` take by name beside manifest, store and teacher."""
 
     config: Required[DumpConfig]
     alignment: Alignment | None  # for levels that are aligned
@@ -181,45 +159,273 @@ def dump(
         raise UserError(
             "--overwrite must be left out in a job array, where each process would remove what the others wrote. Remove the store first."
         )
-    run = open_dump(manifest, out, teacher, overwrite=overwrite, **inputs)
+    run = DumpRun(manifest, out, teacher, overwrite=overwrite, **inputs)
     return run.report(run.shards([shard for shard in run.pending() if shard % world_size == rank], progress))
 
 
-def open_dump(
-    manifest: Path,
-    out: Path | str,
-    teacher: Teacher | Callable[[], Teacher],
-    *,
-    overwrite: bool = False,
-    **inputs: Unpack[DumpInputs],
-) -> "DumpRun":
-    """Read the manifest, load the teacher, begin the store or go on with it: what `dump` does before the first shard."""
-    config, alignment = inputs["config"], inputs.get("alignment")
-    transcripts = Transcripts(manifest, split=config.split or None)
-    teacher = teacher() if callable(teacher) else teacher
-    if config.selection == "sample" and teacher.info.kind not in ("masked", "causal"):
-        raise UserError(
-            f"selection must be topk for a teacher of kind {teacher.info.kind}; only masked and causal LMs can be sampled."
+class ShardLabeller:
+    """Labels shards, several at once if asked by several threads. `asked`: what `Teacher.score` is given beside the sentences."""
+
+    def __init__(
+        self, *, teacher: Teacher, source: UnitSource, transcripts: Transcripts, asked: dict[str, Any], keep_going: bool
+    ) -> None:
+        self._teacher, self._source, self._transcripts = teacher, source, transcripts
+        self._asked, self._keep_going = asked, keep_going
+        room = int(getattr(teacher, "room", 0)) if teacher.info.options.get("context") else 0
+        self._rule = ContextRule(transcripts, source, room=room, left_only=teacher.info.direction == "left")
+        self._by_text = teacher.info.trained_on_transcripts == "cross-fitted"  # which of its LMs has not seen an utterance
+        self._reading = threading.Lock()
+
+    def label(self, ids: Sequence[str]) -> tuple[list[UtteranceLabels], Work]:
+        """The labels of some utterances, and the work that it was; transcripts that repeat (in the same context) are scored once.
+
+        Raises UserError or HkdError with the name of an utterance that cannot be labelled; with `keep_going` those are left out.
+        """
+        left_out: dict[str, str] = {}
+        begun = time.monotonic()
+        with self._reading:
+            spoken, sentences = self._read(ids, left_out)
+        read = time.monotonic()
+        first_of: dict[Any, int] = {}
+        first = [
+            first_of.setdefault((s.unit_U.tobytes(), s.before, s.after, s.text if self._by_text else b""), n)
+            for n, s in enumerate(sentences)
+        ]
+        unique = sorted(set(first))
+        answers = dict(zip(unique, self._scored([sentences[n] for n in unique]), strict=True))
+        for name, n in zip(ids, first, strict=True):
+            if isinstance(problem := answers[n], Exception):
+                self._leave_out(name, problem, left_out)
+        scored = {n: rows for n, rows in answers.items() if isinstance(rows, TopK)}
+        if left_out:
+            [nothing] = self._teacher.score([_empty("")], **self._asked)
+        rows = []
+        for name, words, sentence, n in zip(ids, spoken, sentences, first, strict=True):
+            digest, word_U = sequence_digest(sentence.unit_U), sentence.word_U
+            topk = nothing if name in left_out else scored[n]
+            if name in left_out:
+                digest, word_U = LEFT_OUT, _empty(name).word_U
+            rows.append(UtteranceLabels(id=name, topk=topk, word_U=word_U, unit_digest=digest, text_digest=text_digest(words)))
+        work = Work(
+            shards_done=1,
+            positions=sum(len(row.topk) for row in rows),
+            scored_positions=sum(map(len, scored.values())),
+            seconds={"read": read - begun, "score": time.monotonic() - read},
+            left_out=left_out,
         )
-    units = inputs.get("units")
-    if units is not None and transcripts.has_sound:
-        raise UserError(
-            f"{manifest} must be text without sound (`hkd prepare --text`), but has utterances with audio. Leave out --text."
+        return rows, work
+
+    def sample(self, ids: Sequence[str]) -> list[Sentence]:
+        """The sentences of some utterances, without those that cannot be labelled."""
+        left_out: dict[str, str] = {}
+        return [sentence for sentence in self._read(ids, left_out)[1] if sentence.id not in left_out]
+
+    def _read(self, ids: Sequence[str], left_out: dict[str, str]) -> tuple[list[list[str]], list[Sentence]]:
+        spoken = self._transcripts.words([self._transcripts.row(name) for name in ids])
+        return spoken, [self._sentence(name, words, left_out) for name, words in zip(ids, spoken, strict=True)]
+
+    def _scored(self, sentences: Sequence[Sentence]) -> list[TopK | Exception]:
+        """Each sentence's rows, or why there are none: what fails together is halved, so that few are scored again.
+
+        Raises the error where every sentence has one: then it is not theirs.
+        """
+        try:
+            return list(self._teacher.score(sentences, **self._asked))
+        except Exception as error:  # whatever a model makes of an odd text
+            if len(sentences) == 1:
+                return [error]
+            half = len(sentences) // 2
+            parts = [*self._halves(sentences[:half]), *self._halves(sentences[half:])]
+            if all(isinstance(part, Exception) for part in parts):
+                raise
+            return parts
+
+    def _halves(self, sentences: Sequence[Sentence]) -> list[TopK | Exception]:
+        try:
+            return self._scored(sentences)
+        except Exception as error:
+            return [error] * len(sentences)
+
+    def _sentence(self, name: str, spoken: Sequence[str], left_out: dict[str, str]) -> Sentence:
+        try:
+            return self._rule.sentence(name, self._source.units(name, spoken), spoken)
+        except Exception as error:  # whatever a tokenizer makes of an odd text
+            self._leave_out(name, error, left_out)
+            return _empty(name)
+
+    def _leave_out(self, name: str, problem: Exception, left_out: dict[str, str]) -> None:
+        why = str(problem) if isinstance(problem, HkdError) else f"{type(problem).__name__}: {problem}"
+        if self._keep_going:
+            left_out[name] = why
+            return
+        kind = UserError if isinstance(problem, UserError) else HkdError
+        raise kind(f"utterance '{name}' cannot be labelled: {why} Or leave such utterances out: --keep-going.") from problem
+
+
+def _empty(name: str) -> Sentence:
+    nothing = np.zeros(0, np.int32)
+    return Sentence(id=name, unit_U=nothing, word_U=nothing)
+
+
+def unigram_perplexity(units: Iterable[NDArray[np.int32]], size: int) -> float | None:
+    """Leave-one-out perplexity of the add-one unigram LM of some unit sequences over `size` units: what any teacher must beat.
+
+    Each position is predicted from all others' counts: p = (c_u − 1 + 1) / (N − 1 + V). None below two positions.
+    """
+    count_V = np.zeros(size, np.float64)
+    for unit_U in units:
+        count_V += np.bincount(unit_U[unit_U >= 0], minlength=size)
+    total = count_V.sum()
+    if total < 2:
+        return None
+    seen = count_V[count_V > 0]
+    return math.exp(-float((seen * np.log(seen / (total - 1 + size))).sum()) / total)
+
+
+class DumpRun:
+    """The shards that one process does, and the figures of all."""
+
+    def __init__(
+        self,
+        manifest: Path,
+        out: Path | str,
+        teacher: Teacher | Callable[[], Teacher],
+        *,
+        overwrite: bool = False,
+        **inputs: Unpack[DumpInputs],
+    ) -> None:
+        """Read the manifest, load the teacher, begin the store or go on with it: what `dump` does before the first shard."""
+        config, alignment, units = inputs["config"], inputs.get("alignment"), inputs.get("units")
+        self._transcripts = transcripts = Transcripts(manifest, split=config.split or None)
+        self._teacher = teacher = teacher() if callable(teacher) else teacher
+        if config.selection == "sample" and teacher.info.kind not in ("masked", "causal"):
+            raise UserError(
+                f"selection must be topk for a teacher of kind {teacher.info.kind}; only masked and causal LMs can be sampled."
+            )
+        self._is_text = units is not None
+        if self._is_text and transcripts.has_sound:
+            raise UserError(
+                f"{manifest} must be text without sound (`hkd prepare --text`), but has utterances with audio. Leave out --text."
+            )
+        source = unit_source(teacher, alignment=alignment, subwords=inputs.get("subwords"), units=units)
+        ids = transcripts.ids
+        labelled = [name for name in ids if source.has(name)]
+        if not labelled:
+            raise UserError("the alignment must hold utterances of the manifest, but holds none of them. Run `hkd align` again.")
+        if len(labelled) < len(ids):
+            log.warning("%d of %d utterances have no alignment and get no labels.", len(ids) - len(labelled), len(ids))
+        _refuse_learnt(teacher, transcripts, labelled, is_text=self._is_text)
+        spec = store_spec(teacher, config, transcripts.digest, alignment, command=inputs.get("command", ""))
+        self._writer = LabelWriter.open(out, spec, labelled, overwrite=overwrite)
+        asked: dict[str, Any] = {"k": spec.k, "temperatures": config.temperatures}
+        if config.selection == "sample":
+            asked["selection"] = "sample"
+        self._labeller = ShardLabeller(
+            teacher=teacher, source=source, transcripts=transcripts, asked=asked, keep_going=config.keep_going
         )
-    source = unit_source(teacher, alignment=alignment, subwords=inputs.get("subwords"), units=units)
-    ids = transcripts.ids
-    labelled = source.labelled(ids)
-    if not labelled:
-        raise UserError("the alignment must hold utterances of the manifest, but holds none of them. Run `hkd align` again.")
-    if len(labelled) < len(ids):
-        log.warning("%d of %d utterances have no alignment and get no labels.", len(ids) - len(labelled), len(ids))
-    _refuse_learnt(teacher, transcripts, labelled, is_text=units is not None)
-    command = inputs.get("command", "")
-    spec = store_spec(teacher, config, transcripts.digest, alignment, name=config.name or teacher.level, command=command)
-    writer = LabelWriter.open(out, spec, labelled, overwrite=overwrite)
-    return DumpRun(
-        teacher=teacher, source=source, transcripts=transcripts, config=config, writer=writer, is_text=units is not None
-    )  # fmt: skip
+
+    def pending(self) -> list[int]:
+        """The shards that nobody has written yet."""
+        return self._writer.pending()
+
+    def report(self, work: Work, *, workers: int = 1, workers_lost: int = 0) -> DumpReport:
+        """The figures of all that this run did, `work`; a store that is complete is closed first."""
+        missing, spec = len(self.pending()), self._writer.spec
+        return DumpReport(
+            **vars(work),
+            store=self._writer.path,
+            teacher=self._teacher.info.name,
+            level=self._teacher.level,
+            utterances=spec.num_utterances,
+            without_units=len(self._transcripts.ids) - spec.num_utterances,
+            shards=spec.plan.num_shards,
+            shards_missing=missing,
+            quality=None if missing else self._finish(),
+            workers=workers,
+            workers_lost=workers_lost,
+            is_text=self._is_text,
+        )
+
+    def _finish(self) -> dict[str, Any]:
+        """Close a complete store: index, card, and the quality, with a loud warning for a teacher that is worse than unigrams."""
+        writer, teacher = self._writer, self._teacher
+        stored, sums = writer.report(), writer.quality_sums()
+        if "unigram_perplexity" not in stored:
+            writer.finish(report=stored)  # the index, so that the store can be read
+            reader = LabelReader.open(writer.path)
+            ids = list(reader.ids)
+            sample = ids[:: -(-len(ids) // UNIGRAM_UTTERANCES)]
+            gold = (reader.block(sample[a : a + 512]).topk.gold_N for a in range(0, len(sample), 512))
+            measured = getattr(teacher, "measured", None)
+            found = {} if measured is None else measured(self._labeller.sample(ids[:: -(-len(ids) // SAMPLE_UTTERANCES)]))
+            stored |= {
+                **teacher.figures,
+                **{name: float(f"{value:.4g}") for name, value in found.items()},
+                "unigram_perplexity": unigram_perplexity(gold, len(writer.spec.inventory)),
+                "calibration_error": calibration_error(sums),
+            }
+            writer.finish(report=stored)
+        quality = {**figures(sums), **stored}
+        mine, unigram = quality["perplexity"], quality["unigram_perplexity"]
+        if mine is not None and unigram is not None and mine > unigram:
+            log.warning(
+                "TEACHER WORSE THAN UNIGRAMS: %s has perplexity %.1f on these transcripts, their unigram LM %.1f. Its labels teach nothing.",
+                teacher.info.name, mine, unigram,
+            )  # fmt: skip
+        return quality
+
+    def shards(self, shards: Sequence[int], progress: Progress = no_progress) -> Work:
+        """Label the shards in order."""
+        work = Work()
+        started = time.monotonic()
+        with ThreadPoolExecutor(1) as thread:  # leaving it, whatever happened, waits until all that was handed over is written
+            writing: deque[Future[float]] = deque()
+
+            def catch_up(most: int) -> None:
+                """Wait until at most so many shards are still to be written. Raises the thread's error."""
+                waited = time.monotonic()
+                while writing and (len(writing) > most or writing[0].done()):
+                    work.seconds["write"] += writing.popleft().result()
+                work.seconds["wait"] += time.monotonic() - waited
+
+            for shard, (rows, done) in self._labelled(shards):
+                writing.append(thread.submit(self._write, shard, rows))
+                catch_up(WAITING_SHARDS)
+                work += done
+                progress(work.shards_done, len(shards), positions_per_s=work.positions / (time.monotonic() - started))
+            catch_up(0)
+        work.seconds["total"] = time.monotonic() - started
+        if said := getattr(self._teacher, "words_unknown", str)():
+            log.warning(said)
+        return work
+
+    def _write(self, shard: int, rows: list[UtteranceLabels]) -> float:
+        """Compress and write a shard → the seconds that it took."""
+        started = time.monotonic()
+        sums = quality_sums(TopK.concatenate([row.topk for row in rows]))
+        self._writer.write_shard(shard, rows, quality={key: float(np.float64(value)) for key, value in sums.items()})
+        return time.monotonic() - started
+
+    def _labelled(self, shards: Sequence[int]) -> Iterator[tuple[int, tuple[list[UtteranceLabels], Work]]]:
+        """The shards in order, one after the other, or as many at once as the teacher's device has use for."""
+        at_once = int(getattr(self._teacher, "shards_at_once", 1))
+        if at_once == 1:
+            yield from ((shard, self._labeller.label(self._writer.shard_ids(shard))) for shard in shards)
+            return
+        with ThreadPoolExecutor(at_once) as pool:
+            waiting: deque[tuple[int, Future[tuple[list[UtteranceLabels], Work]]]] = deque()
+            try:
+                for shard in shards:
+                    waiting.append((shard, pool.submit(self._labeller.label, self._writer.shard_ids(shard))))
+                    if len(waiting) > at_once:
+                        first, future = waiting.popleft()
+                        yield first, future.result()
+                while waiting:
+                    first, future = waiting.popleft()
+                    yield first, future.result()
+            finally:
+                for _, future in waiting:
+                    future.cancel()
 
 
 def _refuse_learnt(teacher: Teacher, transcripts: Transcripts, ids: Sequence[str], *, is_text: bool) -> None:
@@ -242,167 +448,25 @@ def _refuse_learnt(teacher: Teacher, transcripts: Transcripts, ids: Sequence[str
 
 
 def store_spec(
-    teacher: Teacher, config: DumpConfig, manifest_digest: str, alignment: Alignment | None, *, name: str, command: str
+    teacher: Teacher, config: DumpConfig, manifest_digest: str, alignment: Alignment | None, *, command: str
 ) -> StoreSpec:
     """What `store.json` says."""
     aligned = alignment is not None and teacher.level in alignment.inventories
     context = int(teacher.info.options.get("context", 0) or 0)
     return StoreSpec(
-        name=name,
+        name=config.name or teacher.level,
         level=teacher.level,
         inventory=teacher.inventory,
         teacher=asdict(teacher.info),
         manifest_digest=manifest_digest,
         alignment_digest=alignment.digest if aligned and alignment is not None else None,
         k=min(config.k, getattr(teacher, "num_candidates", config.k)),
-        selection=config.selection,
-        temperatures=config.temperatures,
-        codec=config.codec,
-        backend=config.backend,
         normalisation=normalisation(),
         context=f"window of {context} tokens" if context else "utterance",
-        utterances_per_shard=config.utterances_per_shard,
         hkd_version=__version__,
         command=command,
+        **{name: getattr(config, name) for name in ("selection", "temperatures", "codec", "backend", "utterances_per_shard")},
     )
-
-
-def finish(writer: LabelWriter, figures_of_lm: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-    """Close a complete store: index, card, and the quality, with a loud warning for a teacher that is worse than unigrams."""
-    stored = writer.report()
-    if "unigram_perplexity" not in stored:
-        writer.finish(report=stored)  # the index, so that the store can be read
-        reader = LabelReader.open(writer.path)
-        sample = list(reader.ids)[:: -(-len(reader) // UNIGRAM_UTTERANCES)]
-        gold = (reader.block(sample[a : a + 512]).topk.gold_N for a in range(0, len(sample), 512))
-        unigram = unigram_perplexity(gold, len(writer.spec.inventory))
-        stored |= {
-            **figures_of_lm(),
-            "unigram_perplexity": unigram,
-            "calibration_error": calibration_error(writer.quality_sums()),
-        }
-        writer.finish(report=stored)
-    figures = {**summary(writer.quality_sums(), unigram=None), **stored}
-    mine, unigram = figures["perplexity"], figures["unigram_perplexity"]
-    if mine is not None and unigram is not None and mine > unigram:
-        log.warning(
-            "TEACHER WORSE THAN UNIGRAMS: %s has perplexity %.1f on these transcripts, their unigram LM %.1f. Its labels teach nothing.",
-            writer.spec.teacher["name"], mine, unigram,
-        )  # fmt: skip
-    return figures
-
-
-class DumpRun:
-    """The shards that one process does, and the figures of all."""
-
-    def __init__(
-        self,
-        *,
-        teacher: Teacher,
-        source: UnitSource,
-        transcripts: Transcripts,
-        config: DumpConfig,
-        writer: LabelWriter,
-        is_text: bool = False,
-    ) -> None:
-        """is_text: the manifest was asked for as text without sound."""
-        self._is_text = is_text
-        self._teacher, self._source, self._transcripts, self._config, self._writer = teacher, source, transcripts, config, writer
-        asked: dict[str, Any] = {"k": writer.spec.k, "temperatures": config.temperatures}
-        if config.selection == "sample":
-            asked["selection"] = "sample"
-        self._labeller = ShardLabeller(
-            teacher=teacher, source=source, transcripts=transcripts, asked=asked, keep_going=config.keep_going
-        )
-
-    def pending(self) -> list[int]:
-        """The shards that nobody has written yet."""
-        return self._writer.pending()
-
-    def report(self, work: Work, *, workers: int = 1, workers_lost: int = 0) -> DumpReport:
-        """The figures of all that this run did, `work`; a store that is complete is closed first."""
-        missing = len(self.pending())
-        spec = self._writer.spec
-        return DumpReport(
-            store=self._writer.path,
-            teacher=self._teacher.info.name,
-            level=self._teacher.level,
-            utterances=spec.num_utterances,
-            without_units=len(self._transcripts.ids) - spec.num_utterances,
-            shards=spec.plan.num_shards,
-            shards_done=work.shards,
-            shards_missing=missing,
-            positions=work.positions,
-            scored_positions=work.scored_positions,
-            seconds=work.seconds,
-            quality=None if missing else finish(self._writer, self.figures),
-            left_out=work.left_out,
-            workers=workers,
-            workers_lost=workers_lost,
-            is_text=self._is_text,
-        )
-
-    def shards(self, shards: Sequence[int], progress: Progress = no_progress) -> Work:
-        """Label the shards in order."""
-        work = Work()
-        started = time.monotonic()
-        with WriterThread(self._writer) as thread:
-            for shard, done in self._labelled(shards):
-                waited = time.monotonic()
-                thread.put(shard, done.rows)
-                work.seconds["wait"] += time.monotonic() - waited
-                work.shards += 1
-                work.positions += sum(len(row.topk) for row in done.rows)
-                work.scored_positions += done.scored_positions
-                work.left_out |= done.left_out
-                for phase, seconds in done.seconds.items():
-                    work.seconds[phase] += seconds
-                rate = work.positions / (time.monotonic() - started)
-                progress(work.shards, len(shards), positions_per_s=rate)
-            waited = time.monotonic()
-            thread.close()
-            work.seconds["wait"] += time.monotonic() - waited
-        work.seconds["write"] = thread.seconds
-        work.seconds["total"] = time.monotonic() - started
-        if said := getattr(self._teacher, "words_unknown", str)():
-            log.warning(said)
-        return work
-
-    def _labelled(self, shards: Sequence[int]) -> Iterator[tuple[int, Labelled]]:
-        """The shards in order, one after the other, or as many at once as the teacher's device has use for."""
-        at_once = int(getattr(self._teacher, "shards_at_once", 1))
-        if at_once == 1:
-            yield from ((shard, self._labeller.label(self._writer.shard_ids(shard))) for shard in shards)
-            return
-        with ThreadPoolExecutor(at_once) as pool:
-            waiting: deque[tuple[int, Future[Labelled]]] = deque()
-            try:
-                for shard in shards:
-                    waiting.append((shard, pool.submit(self._labeller.label, self._writer.shard_ids(shard))))
-                    if len(waiting) > at_once:
-                        first, future = waiting.popleft()
-                        yield first, future.result()
-                while waiting:
-                    first, future = waiting.popleft()
-                    yield first, future.result()
-            finally:
-                for _, future in waiting:
-                    future.cancel()
-
-    def figures(self) -> dict[str, Any]:
-        """The teacher's own figures, and on a sample: the mean KL of the exact rule to masking together, the mass that is unplaced."""
-        figures = dict(self._teacher.figures)
-        if isinstance(self._teacher, MeasuresMasking) and self._teacher.info.options.get("mask_every"):
-            figures["mask_every_kl_nats"] = float(f"{self._teacher.kl_to_exact(self._sample()):.4g}")
-        if isinstance(self._teacher, MeasuresProjection):
-            figures["unplaced_mass"] = float(f"{self._teacher.unplaced_mass(self._sample()):.4g}")
-        return figures
-
-    def _sample(self) -> list[Sentence]:
-        """A few utterances from all over the store."""
-        ids = [name for shard in range(self._writer.spec.plan.num_shards) for name in self._writer.shard_ids(shard)]
-        sample = ids[:: -(-len(ids) // SAMPLE_UTTERANCES)]
-        return self._labeller.sample(sample)
 
 
 EXECUTORS = ("local", "ray")
@@ -435,7 +499,7 @@ class DumpJob:
         )
 
     def parts(self) -> DumpInputs:
-        """What `dump` and `open_dump` take beside manifest, store and teacher."""
+        """What `dump` and `DumpRun` take beside manifest, store and teacher."""
         return {
             "config": self.store,
             "alignment": Alignment(self.alignment) if self.alignment else None,

@@ -302,7 +302,7 @@ class _Training:
             )
         ngram = self._sums(folds, judged, load_ngram_part)
         for name, sums in ngram.items():
-            perplexity = summed(sums).perplexity
+            perplexity = summed(sums)["perplexity"]
             log.info(
                 "the n-gram has perplexity %.2f on the %s; the neural LM, which is trained next, has to beat it", perplexity, name
             )
@@ -372,7 +372,6 @@ class _Training:
         return folds
 
     def _count(self, fold: _Fold, number: int, folds: int) -> None:
-        """The n-gram of one fold, where it is not there."""
         fold.folder.mkdir(parents=True, exist_ok=True)
         if self.senones is not None and not (fold.folder / SENONES).exists():
             SenoneCounts.count(self.senones, fold.corpus).save(fold.folder / SENONES)
@@ -384,7 +383,6 @@ class _Training:
             train_ngram(sentences, fold.folder / NGRAM, order=self.config.resolved_order, work=fold.work)
 
     def _fit(self, fold: _Fold, number: int, folds: int) -> None:
-        """The neural LM of one fold, where it is not there."""
         if (fold.folder / MODEL).exists():
             return
         model = make_unit_lm(
@@ -435,7 +433,7 @@ class _Training:
         for name, chosen in judged.items():
             plain = [unigram_figures(unigrams[n], self.senones, part) for n, part in enumerate(chosen) if part]
             parts = {"neural": neural[name], "ngram": ngram[name], "unigram": plain}
-            table[name] = {kind: asdict(summed(part)) for kind, part in parts.items()}
+            table[name] = {kind: summed(part) for kind, part in parts.items()}
             table[name]["positions"] = sum(part[2] for part in ngram[name])
         return table
 

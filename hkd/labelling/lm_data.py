@@ -14,7 +14,7 @@ import shutil
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from itertools import islice, pairwise
+from itertools import count, islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +36,7 @@ from hkd.units.text import text_digest, words, words_of_line
 
 log = logging.getLogger(__name__)
 Sequence_U = NDArray[np.int32]
-OFFSETS = "offset.i64"
+UNITS, OFFSETS = "units.i32", "offset.i64"
 _READ_AT_ONCE = 4096  # sentences
 _UNPACKED = 3  # about as many times larger than its .gz is a text
 
@@ -73,7 +73,7 @@ class TokenCache:
     """Unit sequences in one file; random access by number. Read piece by piece: a memory map would count as memory, page by page."""
 
     def __init__(self, folder: Path) -> None:
-        self._units, self._offsets = (os.open(folder / name, os.O_RDONLY) for name in ("units.i32", OFFSETS))
+        self._units, self._offsets = (os.open(folder / name, os.O_RDONLY) for name in (UNITS, OFFSETS))
         for file in (self._units, self._offsets):
             weakref.finalize(self, os.close, file)
         self._len = (folder / OFFSETS).stat().st_size // 8 - 1
@@ -104,30 +104,17 @@ class TokenCache:
 class _Writer:
     """Appends sequences to a cache in the making; the folder gets its name only when it is whole."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.part = folder, folder.with_name(f".{folder.name}.part")
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        self.folder, self.part, self.num_units = folder, folder.with_name(f".{folder.name}.part"), 0
         shutil.rmtree(self.part, ignore_errors=True)
         self.part.mkdir(parents=True)
-        self.units = (self.part / "units.i32").open("wb")
-        self.offsets = (self.part / OFFSETS).open("wb")
-        self.offsets.write(np.int64(0).tobytes())
-        self.num_units = 0
+        self.units, self.offsets = (stack.enter_context((self.part / name).open("wb")) for name in (UNITS, OFFSETS))
+        self.add(np.zeros(0, np.int32))  # where the first one begins
 
     def add(self, unit_U: Sequence_U) -> None:
         self.units.write(np.ascontiguousarray(unit_U, "<i4").tobytes())
         self.num_units += len(unit_U)
         self.offsets.write(np.int64(self.num_units).tobytes())
-
-    def finish(self, facts: dict[str, int]) -> None:
-        self.units.close()
-        self.offsets.close()
-        write_json(self.part / "facts.json", facts)
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.part.rename(self.folder)
-
-    def close(self) -> None:
-        self.units.close()
-        self.offsets.close()
 
 
 class Encoder:
@@ -175,9 +162,7 @@ def cache_text(
         facts, seen = {"lines": 0, "left_out": 0, "unpronounceable": 0}, TextRead()
         try:
             with ExitStack() as stack:
-                train, held = (_Writer(name) for name in names)
-                stack.callback(train.close)
-                stack.callback(held.close)
+                train, held = writers = [_Writer(name, stack) for name in names]
                 for text in read_lines(paths, progress=progress):
                     sentence = words_of_line(text)
                     if not sentence:
@@ -194,9 +179,11 @@ def cache_text(
                         seen.add(sentence)
                     for piece in pieces:
                         (held if is_held else train).add(piece)
-                held.finish(facts)
                 seen.save(train.part / TEXT_READ)
-                train.finish(facts)
+            for writer in writers:
+                write_json(writer.part / "facts.json", facts)
+                shutil.rmtree(writer.folder, ignore_errors=True)
+                writer.part.rename(writer.folder)
         except OSError as error:
             raise HkdError(f"the token cache {folder} cannot be written ({error.strerror}).") from None
     return TokenCache(names[0]), TokenCache(names[1])
@@ -245,7 +232,7 @@ class Corpus:
         """How often each unit of the inventory occurs, counts_V."""
         counts_V = np.zeros(num_units, np.int64)
         for unit_U in self:
-            np.add.at(counts_V, unit_U, 1)
+            counts_V += np.bincount(unit_U, minlength=num_units)
         return counts_V
 
     @property
@@ -303,14 +290,9 @@ class LmTask:
 
     def batches(self, start_step: int, rank: int, world_size: int) -> Iterator[UnitBatch | None]:
         """Endless shares; None where this process gets no sentence."""
-        step = start_step
-        while True:
-            member = self._order(step)[rank::world_size]
-            if len(member):
-                yield collate([self._corpus[int(number)] for number in member], senones=self._model.senones)
-            else:
-                yield None
-            step += 1
+        for step in count(start_step):
+            member = [self._corpus[int(number)] for number in self._order(step)[rank::world_size]]
+            yield collate(member, senones=self._model.senones) if member else None
 
     def counts(self, batch: UnitBatch) -> Mapping[str, float]:
         """Positions."""

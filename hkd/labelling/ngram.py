@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,17 +129,7 @@ def train_ngram(sentences: Iterable[NDArray[Any]], path: Path, *, order: int, wo
     estimate(text, path, order=order)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Figures:
-    """How well something predicts a set of positions."""
-
-    perplexity: float
-    top1: float  # share of positions whose likeliest unit is the right one
-
-
-def figures(
-    teacher: Teacher, sentences: Sequence[NDArray[np.int32]], *, step: Callable[[], None] = lambda: None
-) -> tuple[float, int, int]:
+def figures(teacher: Teacher, sentences: Sequence[NDArray[np.int32]]) -> tuple[float, int, int]:
     """(sum of −log p in nats, right first guesses, positions) of a teacher, a few sentences at a time."""
     nats, hits, count = 0.0, 0, 0
     for start in range(0, len(sentences), 64):
@@ -150,7 +140,6 @@ def figures(
             nats -= float(topk.gold_logp_N.astype(np.float64).sum())
             hits += int((topk.ids_NK[:, 0] == topk.gold_N).sum())
             count += len(topk)
-        step()
     return nats, hits, count
 
 
@@ -173,10 +162,10 @@ def unigram_figures(
     return -float(logp_V[unit_N].sum()), hits, len(unit_N)
 
 
-def summed(parts: Sequence[tuple[float, int, int]]) -> Figures:
-    """Sums over folds → figures."""
+def summed(parts: Sequence[tuple[float, int, int]]) -> dict[str, float]:
+    """Sums over folds → perplexity, and the share of positions whose likeliest unit is the right one."""
     nats, hits, count = (sum(column) for column in zip(*parts, strict=True))
-    return Figures(perplexity=float(np.exp(nats / count)), top1=hits / count)
+    return {"perplexity": float(np.exp(nats / count)), "top1": hits / count}
 
 
 def sample(sentences: Sentences, *, max_positions: int, seed: int) -> list[NDArray[np.int32]]:

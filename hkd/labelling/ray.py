@@ -24,7 +24,8 @@ import torch
 
 from hkd import __version__
 from hkd.errors import HkdError, MissingPackageError, UserError
-from hkd.labelling.dump import DumpJob, DumpReport, DumpRun, Work, open_dump
+from hkd.labelling.dump import DumpJob, DumpReport, DumpRun, Work
+from hkd.lines import one_line
 from hkd.progress import Progress, no_progress
 
 log = logging.getLogger(__name__)
@@ -85,7 +86,7 @@ class Worker:
         if self._version != __version__:
             raise UserError(f"hkd must be {self._version} on every node, but is {__version__} on one. Install it there.")
         job = self._job
-        self._run = open_dump(job.manifest, job.out, job.load_teacher, **job.parts(), overwrite=overwrite)
+        self._run = DumpRun(job.manifest, job.out, job.load_teacher, **job.parts(), overwrite=overwrite)
 
     @_heard
     def pending(self) -> list[int]:
@@ -123,7 +124,7 @@ def ray_dump(
             started, work = time.monotonic(), Work()
             for part in crew.answers([("label", shard) for shard in pending]):
                 work += part
-                progress(work.shards, len(pending), positions_per_s=work.positions / (time.monotonic() - started))
+                progress(work.shards_done, len(pending), positions_per_s=work.positions / (time.monotonic() - started))
             work.seconds["total"] = time.monotonic() - started
             [report] = crew.answers([("report", work, crew.share.workers, crew.lost)])
             return cast(DumpReport, report)
@@ -156,7 +157,7 @@ def _cluster(ray: Any, address: str) -> Iterator[None]:
         ray.init(address=address, **options)
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
         raise HkdError(
-            f"a Ray cluster must run at '{address}', but: {' '.join(str(error).split())[:300]} Start one with `ray start --head`."
+            f"a Ray cluster must run at '{address}', but: {one_line(error, 300)} Start one with `ray start --head`."
         ) from None
     try:
         if on_sigterm is not None and threading.current_thread() is threading.main_thread():
@@ -167,8 +168,6 @@ def _cluster(ray: Any, address: str) -> Iterator[None]:
 
 
 class _ToLog:
-    """Lines that are written to it are logged."""
-
     def write(self, text: str) -> int:
         if text.strip():
             log.info("%s", text.strip())
@@ -265,7 +264,7 @@ class _Crew:
         self._ray.kill(worker)
         self.lost += 1
         self._deaths[call[:2]] += 1
-        what, reason = f"shard {call[1]}" if call[0] == "label" else f"the store's {call[0]}", " ".join(str(error).split())[:300]
+        what, reason = f"shard {call[1]}" if call[0] == "label" else f"the store's {call[0]}", one_line(error, 300)
         if self._deaths[call[:2]] >= MOST_DEATHS:
             raise HkdError(
                 f"{what} must not end its worker, but has ended {MOST_DEATHS}: {reason} Give each more memory (fewer --workers), "

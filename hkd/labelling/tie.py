@@ -115,17 +115,15 @@ def tie(
     )
 
 
-def window_phones(alignment: Alignment, row: UtteranceAlignment) -> tuple[list[int], int, int]:
-    """(phones as the tree numbers them, with silence at both ends; how many were put before and after). Noise counts as silence."""
-    main = (alignment.inventories[MONOPHONE].silence or 0) + 1
-    quiet = set(alignment.silences[MONOPHONE])
+def _triples(alignment: Alignment, row: UtteranceAlignment) -> list[tuple[int, int, int]]:
+    """Of each phone of a row the phone before, itself and the one after, as the tree numbers them.
+
+    Silence stands at both ends; beside a phone noise counts as silence.
+    """
+    main, quiet = alignment.inventories[MONOPHONE].silence or 0, set(alignment.silences[MONOPHONE])
     unit = row.tiers[MONOPHONE].unit_U.tolist()
-    before, after = int(unit[0] not in quiet), int(unit[-1] not in quiet)
-    return [main] * before + [number + 1 for number in unit] + [main] * after, before, after
-
-
-def _neighbours(phones: list[int], quiet: set[int], main: int) -> list[int]:
-    return [main if phone in quiet else phone for phone in phones]
+    beside = [main, *(main if phone in quiet else phone for phone in unit), main]
+    return [(left + 1, phone + 1, right + 1) for left, phone, right in zip(beside, unit, beside[2:], strict=False)]
 
 
 def state_bounds(tier: Tier) -> NDArray[np.int64]:
@@ -142,8 +140,6 @@ def _statistics(manifest: Manifest, alignment: Alignment, config: TieConfig, pro
     """Sums of each state in context over at most `hours` of sound, utterances by the digest of their ids; and the seconds."""
     heard = manifest.where(lambda u: u.split == TRAIN) or manifest
     ids = sorted((u.id for u in heard if u.id in alignment), key=lambda name: digest_of([name]))
-    main = (alignment.inventories[MONOPHONE].silence or 0) + 1
-    quiet = {number + 1 for number in alignment.silences[MONOPHONE]}
     sums: dict[tuple[int, int, int, int], tuple[float, NDArray[np.float64], NDArray[np.float64]]] = {}
     seconds = 0.0
     for number, name in enumerate(ids):
@@ -156,13 +152,10 @@ def _statistics(manifest: Manifest, alignment: Alignment, config: TieConfig, pro
             continue
         feats_TF = cepstra(read_audio(manifest.by_id(name)), row.num_frames)
         cumulated = [np.concatenate([np.zeros((1, feats_TF.shape[1])), part.cumsum(0)]) for part in (feats_TF, feats_TF**2)]
-        phones, before, after = window_phones(alignment, row)
-        beside = [main, *_neighbours(phones, quiet, main), main]
-        for place in range(before, len(phones) - after):
+        for place, triple in enumerate(_triples(alignment, row)):
             for state in range(NUM_STATES):
-                at = NUM_STATES * (place - before) + state
-                first, last = int(bounds[at]), int(bounds[at + 1])
-                key = (beside[place], phones[place], beside[place + 2], state)
+                first, last = bounds[NUM_STATES * place + state : NUM_STATES * place + state + 2].tolist()
+                key = (*triple, state)
                 old = sums.get(key, (0.0, 0.0, 0.0))
                 sums[key] = (old[0] + last - first, *(old[i + 1] + c[last] - c[first] for i, c in enumerate(cumulated)))
         seconds += row.num_frames * FRAME_SHIFT_S
@@ -193,8 +186,6 @@ def cepstra(wave_S: NDArray[np.float32], num_frames: int) -> NDArray[np.float64]
 def _with_senones(alignment: Alignment, tying: TreeTying) -> tuple[list[UtteranceAlignment], dict[str, str]]:
     """All rows with a senone tier, phone and word boundaries moved with it; and why others have none."""
     rows, failed = [], {}
-    main = (alignment.inventories[MONOPHONE].silence or 0) + 1
-    quiet = {number + 1 for number in alignment.silences[MONOPHONE]}
     for name in alignment:
         row = alignment[name]
         phone_tier = row.tiers[MONOPHONE]
@@ -203,13 +194,7 @@ def _with_senones(alignment: Alignment, tying: TreeTying) -> tuple[list[Utteranc
         except ValueError as error:
             failed[name] = str(error)
             continue
-        phones, before, after = window_phones(alignment, row)
-        beside = [main, *_neighbours(phones, quiet, main), main]
-        senones = [
-            senone
-            for place in range(before, len(phones) - after)
-            for senone in tying.tied([beside[place], phones[place], beside[place + 2]])[1]
-        ]
+        senones = [senone for triple in _triples(alignment, row) for senone in tying.tied([*triple])[1]]
         start_U1 = np.append(bounds[:-1:NUM_STATES], bounds[-1]).astype(np.int32)
         moved = dict(zip(phone_tier.start_U1.tolist(), start_U1.tolist(), strict=True))
         word_start = np.array([moved[frame] for frame in row.word_tier.start_U1.tolist()], np.int32)

@@ -20,17 +20,9 @@ import zstandard
 from numpy.typing import NDArray
 
 from hkd.labels.codec import block_cuts, layout
-from hkd.labels.format import (
-    META_KEY,
-    DamagedShardError,
-    Planes,
-    StoreSpec,
-    Utterances,
-    check_meta,
-    check_size,
-    shard_meta,
-)
+from hkd.labels.format import META_KEY, DamagedShardError, Planes, StoreSpec, Utterances, check_meta, check_size, shard_meta
 from hkd.labels.kernels import entropy
+from hkd.lines import one_line
 
 THREADS = min(4, 1 + (os.cpu_count() or 1))  # that make and pack blocks: one waits for Python's lock now and then
 AHEAD = 1  # blocks that wait for one of them
@@ -59,7 +51,6 @@ def _schema(spec: StoreSpec, shard: int) -> pa.Schema:
 
 
 def _pack(spec: StoreSpec, block: Callable[[], Planes]) -> list[Any]:
-    """A block's columns as they are stored."""
     whole = [np.ascontiguousarray(plane) for plane in block().values()]
     usual, hasty = _compressors()
     return [(hasty if _is_noise(plane) else usual).compress(plane.data) for plane in whole]
@@ -81,7 +72,6 @@ def _is_noise(plane: NDArray[np.uint8]) -> bool:
 
 
 def _largest_size(spec: StoreSpec, utterances: Utterances) -> int:
-    """Bytes that a shard cannot exceed."""
     n, b = int(utterances.length_B.sum()), len(utterances.length_B)
     planes, names = sum(plane.num_bytes(n) for plane in layout(spec).values()), int(utterances.id_array.nbytes)
     return planes + planes // 64 + names + 32 * b + (n // spec.block_positions + 2) * BLOCK_OVERHEAD
@@ -129,7 +119,7 @@ class ArrowShard:
             self._batches = [self._file.get_batch(i) for i in range(self._file.num_record_batches)]
             self.utterances = self._read_utterances()
         except (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
-            raise DamagedShardError(path, _reason(error)) from None
+            raise DamagedShardError(path, one_line(error)) from None
 
     def _read_utterances(self) -> Utterances:
         table = pa.Table.from_batches(self._batches, self._file.schema)
@@ -152,12 +142,7 @@ class ArrowShard:
         if any(len(data) != 8 * len(length_B) for data in digests):
             raise DamagedShardError(self._path, "its digests do not fit its ids")
         unit, text = (np.frombuffer(data, np.uint8).reshape(-1, 8) for data in digests)
-        return Utterances(
-            id_array=id_array,
-            length_B=length_B,
-            unit_digest_B8=unit,
-            text_digest_B8=text,
-        )
+        return Utterances(id_array=id_array, length_B=length_B, unit_digest_B8=unit, text_digest_B8=text)
 
     def planes(self, block: int) -> Planes:
         """The planes of a block. Raises DamagedShardError."""
@@ -182,7 +167,7 @@ class ArrowShard:
                 size = decompressor.stream_reader(stored[name]).readinto(found[name]) if start < end else 0
                 self._check_size(name, end - start, size, "has")
         except (zstandard.ZstdError, MemoryError) as error:
-            raise DamagedShardError(self._path, _reason(error)) from None
+            raise DamagedShardError(self._path, one_line(error)) from None
         return found
 
     def _check_size(self, plane: str, wanted: int, size: int, verb: str) -> None:
@@ -206,7 +191,3 @@ def _decompressor() -> zstandard.ZstdDecompressor:
         _of_thread.decompressor = zstandard.ZstdDecompressor()
     decompressor: zstandard.ZstdDecompressor = _of_thread.decompressor
     return decompressor
-
-
-def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -69,6 +69,13 @@ def calibration_bins(confidence_N: NDArray[np.floating[Any]], correct_N: NDArray
     return sums
 
 
+def quality_sums(topk: TopK) -> dict[str, float]:
+    """`quality_of` and `calibration_bins` of some rows, for a shard's mark; those of several shards add up."""
+    has_N = topk.gold_N >= 0
+    sure_N, hit_N = np.exp(topk.logp_NK[:, 0].astype(np.float64)), topk.ids_NK[:, 0] == topk.gold_N
+    return quality_of(topk) | calibration_bins(sure_N[has_N], hit_N[has_N])
+
+
 def calibration_error(sums: Mapping[str, float | None]) -> float | None:
     """Σ_bins (rows in bin / N) · |accuracy − mean confidence| (Guo et al. 2017, equation 3); None for no rows."""
     bins = range(CALIBRATION_BINS)
@@ -172,9 +179,7 @@ def rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
 def card(spec: StoreSpec, facts: dict[str, Any]) -> str:
     """The text of README.md. A function of the store's content, so that its bytes are the same wherever it is made."""
     table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows(facts))
-    config = ""
-    if spec.backend == "arrow":
-        config = "configs:\n- config_name: default\n  data_files: data/*.arrow\n"
+    config = "configs:\n- config_name: default\n  data_files: data/*.arrow\n" if spec.backend == "arrow" else ""
     teacher = "\n".join(f"| {key} | {_cell(value)} |" for key, value in spec.teacher.items())
     return f"""---
 tags:
@@ -260,11 +265,12 @@ def show(reader: "LabelReader", utterance_id: str, *, top: int = 5, alignment: A
     for n in range(len(topk)):
         gold = int(topk.gold_N[n])
         order = np.argsort(-topk.logp_NK[n], kind="stable")[:top]
-        timed = frames is not None and frames.stop_U[n] > frames.start_U[n]
+        span = (None, None) if frames is None else (float(frames.start_U[n]), float(frames.stop_U[n]))
+        start_s, end_s = (None if span[0] == span[1] or frame is None else round(frame * FRAME_SHIFT_S, 3) for frame in span)
         result.append(
             {
-                "start_s": round(float(frames.start_U[n]) * FRAME_SHIFT_S, 3) if timed and frames is not None else None,
-                "end_s": round(float(frames.stop_U[n]) * FRAME_SHIFT_S, 3) if timed and frames is not None else None,
+                "start_s": start_s,
+                "end_s": end_s,
                 "word": int(block.word_N[n]),
                 "unit": symbols[gold] if gold >= 0 else None,
                 "p": float(np.exp(topk.gold_logp_N[n])) if gold >= 0 else None,

@@ -35,9 +35,8 @@ NARROW = {"tail": (0, 2), "gold_rank": (2, 6), "gold": (6, 10), "gold_logp": (10
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plane:
-    """One stored array: `rows` values a position, each of `dtype`; `axis` is that of the positions."""
+    """One stored array of bytes: `rows` a position; `axis` is that of the positions."""
 
-    dtype: np.dtype[Any]
     rows: int
     axis: int
 
@@ -47,7 +46,7 @@ class Plane:
 
     def num_bytes(self, num_positions: int) -> int:
         """Bytes for so many positions."""
-        return self.rows * num_positions * self.dtype.itemsize
+        return self.rows * num_positions
 
 
 def layout(spec: StoreSpec) -> Mapping[str, Plane]:
@@ -63,9 +62,8 @@ def _layout(selection: str, k: int, j: int, id_bytes: int) -> Mapping[str, Plane
     rows_of |= {"tail": 2, "gold_rank": 4, "gold": 4, "gold_logp": 2, "word": 4}
     if j:
         rows_of |= {"lse_t": 4 * j, "tail_t": 2 * j}
-    byte = np.dtype("u1")
-    units = {f"unit.{i}": Plane(dtype=byte, rows=k, axis=0) for i in range(id_bytes)}
-    return MappingProxyType(units | {name: Plane(dtype=byte, rows=rows, axis=1) for name, rows in rows_of.items()})
+    units = {f"unit.{i}": Plane(rows=k, axis=0) for i in range(id_bytes)}
+    return MappingProxyType(units | {name: Plane(rows=rows, axis=1) for name, rows in rows_of.items()})
 
 
 _NO_TABLE = np.zeros(0, np.float32)
@@ -125,11 +123,6 @@ def encode(spec: StoreSpec, parts: Sequence[TopK], word_N: NDArray[np.int32], of
     parts: one or more, which hold the rows in order. Raises HkdError for rows that the store cannot hold.
     """
     _check_rows(spec, parts)
-    planes = _bytes(spec, parts, word_N, offset_B1)
-    return {name: planes[name].reshape(plane.shape(len(word_N))) for name, plane in layout(spec).items()}
-
-
-def _bytes(spec: StoreSpec, parts: Sequence[TopK], word_N: NDArray[np.int32], offset_B1: NDArray[np.int64]) -> Planes:
     n, k, offset_B1 = len(word_N), spec.width, np.asarray(offset_B1, np.int64)
     row_2N, _held = _rows(spec, parts, n)
     _check_ids(spec, gold_N := _column(parts, "gold_N", np.int32), least=NO_GOLD)
@@ -158,11 +151,10 @@ def _bytes(spec: StoreSpec, parts: Sequence[TopK], word_N: NDArray[np.int32], of
     found |= {f"code.{byte}": code_KN[:, :n] for byte, code_KN in enumerate(code_AKN)}
     if spec.selection == "sample":
         found["count.0"], found["count.1"] = _bytes_of(_column(parts, "count_NK", "<u2").T).reshape(2, k, n)
-    return found
+    return {name: found[name].reshape(plane.shape(n)) for name, plane in layout(spec).items()}
 
 
 def _column(parts: Sequence[TopK], name: str, dtype: Any) -> NDArray[Any]:
-    """A column of all parts."""
     return np.ascontiguousarray(np.concatenate([*map(attrgetter(name), parts)]), dtype)
 
 
@@ -194,7 +186,6 @@ def _check_rows(spec: StoreSpec, parts: Sequence[TopK]) -> None:
 
 
 def _check_ids(spec: StoreSpec, id_N: NDArray[Any], *, least: int = 0) -> None:
-    """Raises HkdError for a unit beyond the inventory."""
     if id_N.size and not least <= int(id_N.min()) <= int(id_N.max()) < len(spec.inventory):
         _refuse_ids(spec)
 
@@ -220,8 +211,7 @@ class Decoded:
     @property
     def gold_N(self) -> NDArray[np.int32]:
         """The gold units."""
-        gold_N: NDArray[np.int32] = self.narrow_WN[0]
-        return gold_N
+        return np.asarray(self.narrow_WN[0], np.int32)
 
 
 def decoded_bytes(spec: StoreSpec) -> int:
@@ -238,7 +228,10 @@ def decode(spec: StoreSpec, planes: Planes, offset_B1: NDArray[np.int64]) -> Dec
     narrow_WN = np.empty((4 + 2 * j, n), np.int32)
     real_WN = narrow_WN.view(np.float32)
     unit_NK, code_NK, count_NK = _joined(spec, planes, n)
-    _join_narrow(spec, planes, offset_B1, unit_NK, code_NK, narrow_WN)
+    numbers = *_code_numbers(spec), len(spec.inventory)
+    narrow = (planes[name] for name in NARROW)
+    if not kernels.join_narrow(unit_NK, code_NK, *narrow, np.asarray(offset_B1, np.int64), *numbers, narrow_WN):
+        _refuse_block("a gold unit's rank lies beyond the kept ids, or the unit beyond the inventory")
     if j:
         real_WN[4 : 4 + j], real_WN[4 + j :] = (
             _from_bytes(planes[name], dtype) for name, dtype in (("lse_t", "<f4"), ("tail_t", "<f2"))
@@ -264,10 +257,7 @@ def _tiled(value_NX: NDArray[Any]) -> NDArray[Any]:
     return np.pad(value_NX, ((0, missing), (0, 0))) if missing else value_NX
 
 
-_Wide = tuple[NDArray[Any], NDArray[np.uint16], NDArray[np.uint16] | None]
-
-
-def _joined(spec: StoreSpec, planes: Planes, n: int) -> _Wide:
+def _joined(spec: StoreSpec, planes: Planes, n: int) -> tuple[NDArray[Any], NDArray[np.uint16], NDArray[np.uint16] | None]:
     """Units, codes and counts, from their bytes. Raises HkdError for a unit id beyond the inventory."""
     k, v, largest = spec.width, len(spec.inventory), -1
     unit_NK = np.empty((n, k), f"u{spec.id_bytes}")
@@ -284,30 +274,12 @@ def _joined(spec: StoreSpec, planes: Planes, n: int) -> _Wide:
     return unit_NK, code_NK[:n], np.ascontiguousarray(count_KN.T)
 
 
-def _join_narrow(
-    spec: StoreSpec,
-    planes: Planes,
-    offset_B1: NDArray[np.int64],
-    unit_NK: NDArray[Any],
-    code_NK: NDArray[np.uint16],
-    narrow_WN: NDArray[np.int32],
-) -> None:
-    """Gold units, their log-probabilities, tails and words. Raises HkdError where a rank or a unit cannot be right."""
-    plane_5 = [planes[name] for name in NARROW]
-    numbers = *_code_numbers(spec), len(spec.inventory)
-    if not kernels.join_narrow(unit_NK, code_NK, *plane_5, np.asarray(offset_B1, np.int64), *numbers, narrow_WN):
-        _refuse_block("a gold unit's rank lies beyond the kept ids, or the unit beyond the inventory")
-
-
 def _refuse_block(reason: str) -> NoReturn:
     raise HkdError(f"{reason}: the shard is damaged. Run `hkd labels verify`.")
 
 
 def gather(
-    spec: StoreSpec,
-    blocks: Sequence[Decoded],
-    run_B3: NDArray[np.int64],
-    offset_B1: NDArray[np.int64],
+    spec: StoreSpec, blocks: Sequence[Decoded], run_B3: NDArray[np.int64], offset_B1: NDArray[np.int64]
 ) -> tuple[TopK, NDArray[np.int32]]:
     """Runs of positions → (TopK, word_N), each number written once.
 

@@ -90,11 +90,11 @@ class StoreFolder:
         with self._writing():
             write_in_order([(self._root / name, data) for name, data in named])
 
-    def create(self, name: str, data: Data, *more: tuple[str, bytes]) -> bool:
-        """Write a file that is not there yet, and `more` files after it; False, and nothing else, where it is there."""
+    def create(self, name: str, data: Data) -> bool:
+        """Write a file that is not there yet; False where it is there."""
         if self.exists(name):  # asked under a lock
             return False
-        self.publish([(name, data), *more])
+        self.publish([(name, data)])
         return True
 
     def remove(self, name: str) -> None:
@@ -224,11 +224,8 @@ class RemoteStoreFolder(StoreFolder):
         for name, data in named:
             self._remote.write(name, data() if callable(data) else data)
 
-    def create(self, name: str, data: Data, *more: tuple[str, bytes]) -> bool:
-        if not self._remote.create(name, data):
-            return False
-        self.publish(more)
-        return True
+    def create(self, name: str, data: Data) -> bool:
+        return self._remote.create(name, data)
 
     def remove(self, name: str) -> None:
         self._remote.remove(name)

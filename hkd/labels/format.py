@@ -14,7 +14,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -38,8 +38,8 @@ MAX_UNITS = 2**31 - 2
 MAX_SHARDS = 100_000
 
 
-def _refuse(name: str, rule: str, value: object, remedy: str = "") -> UserError:
-    return UserError(f"`{name}` of a label store must {rule}, but is {value!r} instead. {remedy}".rstrip())
+def _refuse(name: str, rule: str, value: object) -> UserError:
+    return UserError(f"`{name}` of a label store must {rule}, but is {value!r} instead.")
 
 
 class Codec:
@@ -118,10 +118,6 @@ class ShardPlan:
         first = shard * self.utterances_per_shard
         return range(first, min(first + self.utterances_per_shard, self.num_utterances))
 
-    def shard_of(self, row: int) -> tuple[int, int]:
-        """The place among the sorted ids → (shard, place in the shard)."""
-        return divmod(row, self.utterances_per_shard)
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoreSpec:
@@ -156,12 +152,13 @@ class StoreSpec:
     extra: Mapping[str, Any] = field(default_factory=dict)  # keys of a newer minor version
 
     def __post_init__(self) -> None:
-        for name, allowed in (
-            ("codec", tuple(CODECS)),
-            ("backend", tuple(SUFFIXES)),
-            ("compression", COMPRESSIONS),
-            ("selection", SELECTIONS),
-        ):
+        choices: dict[str, Collection[str]] = {
+            "codec": CODECS,
+            "backend": SUFFIXES,
+            "compression": COMPRESSIONS,
+            "selection": SELECTIONS,
+        }
+        for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise _refuse(name, f"be one of {', '.join(allowed)}", getattr(self, name))
         for name, least in (("k", 1), ("utterances_per_shard", 1), ("block_positions", 1), ("num_utterances", 0)):
@@ -203,11 +200,8 @@ class StoreSpec:
 
     def to_json(self) -> dict[str, Any]:
         """The value of `store.json`; the inventory's symbols lie beside it in inventory.json."""
-        value: dict[str, Any] = {"format": self.format, "kind": "hkd label store"}
-        for f in fields(self):
-            if f.name not in ("format", "extra", "inventory", "step"):
-                item = getattr(self, f.name)
-                value[f.name] = list(item) if isinstance(item, tuple) else item
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("format", "extra", "inventory", "step")}
+        value: dict[str, Any] = {"format": self.format, "kind": "hkd label store", **plain, "temperatures": [*self.temperatures]}
         value["inventory"] = {
             "digest": self.inventory.digest,
             "size": len(self.inventory),
@@ -234,24 +228,20 @@ class StoreSpec:
         check_format(value)
         known = {f.name for f in fields(cls)} - {"extra", "inventory", "step"}
         try:
-            stored = value["inventory"]
-            if stored["digest"] != inventory.digest:
+            wanted, codec = value["inventory"]["digest"], value["codec"]
+            if wanted != inventory.digest:
                 raise UserError(
-                    f"the inventory's digest must be {stored['digest']}, but is {inventory.digest} instead. Restore inventory.json."
+                    f"the inventory's digest must be {wanted}, but is {inventory.digest} instead. Restore inventory.json."
                 )
-            arguments = {key: item for key, item in value.items() if key in known}
-            codec = value["codec"]
-            arguments["codec"] = codec["name"]
-            arguments["temperatures"] = tuple(float(t) for t in value["temperatures"])
-            if "step" in codec:
-                arguments["step"] = float(codec["step"])
-            extra = {key: item for key, item in value.items() if key not in known | {"inventory", "kind"}}
-            texts = ("name", "level", "manifest_digest", "normalisation", "context", "ids_digest", "hkd_version", "command")
-            for key in texts:
+            for key in ["name", "level", "manifest_digest", "normalisation", "context", "ids_digest", "hkd_version", "command"]:
                 if not isinstance(value[key], str):
                     raise _refuse(key, "be a text", value[key])
             if not isinstance(value["teacher"], dict):
                 raise _refuse("teacher", "be an object", value["teacher"])
+            arguments = {key: item for key, item in value.items() if key in known}
+            arguments |= {"codec": codec["name"], "temperatures": tuple(float(t) for t in value["temperatures"])}
+            arguments |= {"step": float(codec["step"])} if "step" in codec else {}
+            extra = {key: item for key, item in value.items() if key not in known | {"inventory", "kind"}}
             return cls(inventory=inventory, extra=extra, **arguments)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"store.json must describe a label store, but {type(error).__name__}: {error}.") from None
@@ -357,9 +347,10 @@ class UtteranceLabels:
     def __post_init__(self) -> None:
         if self.word_U.shape != (len(self.topk),):
             raise ValueError(f"word_U must have the shape ({len(self.topk)},), but has {self.word_U.shape} instead")
-        for name in ("unit_digest", "text_digest"):
-            if len(getattr(self, name)) != DIGEST_BYTES:
-                raise ValueError(f"{name} must have {DIGEST_BYTES} bytes, but has {len(getattr(self, name))} instead")
+        if {len(self.unit_digest), len(self.text_digest)} != {DIGEST_BYTES}:
+            raise ValueError(
+                f"digests must have {DIGEST_BYTES} bytes, but have {len(self.unit_digest)} and {len(self.text_digest)}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -470,15 +461,9 @@ def backend_of(spec: StoreSpec) -> Backend:
 
 INDEX_KEY = "hkd_label_index"
 INDEX_SCHEMA = pa.schema(
-    [
-        ("id", pa.large_string()),
-        ("shard", pa.int32()),
-        ("row", pa.int32()),
-        ("num_positions", pa.int32()),
-        ("unit_digest", pa.binary(8)),
-        ("text_digest", pa.binary(8)),
-    ]
-)
+    [("id", pa.large_string()), ("shard", pa.int32()), ("row", pa.int32()), ("num_positions", pa.int32()),
+     ("unit_digest", pa.binary(8)), ("text_digest", pa.binary(8))]
+)  # fmt: skip
 
 
 def rows_of(shard: int, utterances: Utterances) -> pa.Table:

@@ -143,7 +143,6 @@ def split_codes(row_2N: Any, mode: int, lowest: float, per_nat: float, out_AKN: 
 
 @numba.njit
 def _put(value_N: Any, out_AN: Any) -> None:
-    """Numbers → their lowest A bytes, a row each."""
     for a in range(len(out_AN)):
         out_N = out_AN[a]
         for i in range(len(out_N)):
@@ -209,7 +208,6 @@ def entropy(byte_U: Any, stride: int) -> float:
 
 @numba.njit
 def _from_half(half: Any) -> Any:
-    """A half's bits → those of a float32."""
     bits = np.uint32(half & 0x7FFF) << 13
     tiny = np.float32(np.uint32(bits + SMALLEST_NORMAL).view(np.float32) - TWO_TO_MINUS_14).view(np.uint32)
     normal, endless = np.uint32(bits + (112 << 23)), np.uint32(bits + (224 << 23))
@@ -257,12 +255,8 @@ def join_codes(low_KN: Any, high_KN: Any, out_NK: Any) -> None:
         stop = start + TILE
         code_P[:] = 0
         for r in range(0, whole, 4):
-            low0, low1, low2, low3 = (
-                low_KN[r, start:stop],
-                low_KN[r + 1, start:stop],
-                low_KN[r + 2, start:stop],
-                low_KN[r + 3, start:stop],
-            )
+            low0, low1 = low_KN[r, start:stop], low_KN[r + 1, start:stop]
+            low2, low3 = low_KN[r + 2, start:stop], low_KN[r + 3, start:stop]
             high0, high1 = high_KN[r, start:stop], high_KN[r + 1, start:stop]
             high2, high3 = high_KN[r + 2, start:stop], high_KN[r + 3, start:stop]
             for p in range(TILE):
@@ -287,7 +281,6 @@ def join_codes(low_KN: Any, high_KN: Any, out_NK: Any) -> None:
 
 @numba.njit
 def _numbers(plane_4N: Any) -> Any:
-    """Four bytes each, low first."""
     byte0_N, byte1_N, byte2_N, byte3_N = plane_4N[0], plane_4N[1], plane_4N[2], plane_4N[3]
     number_N = np.empty(len(byte0_N), np.uint32)
     for i in range(len(number_N)):

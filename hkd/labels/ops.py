@@ -35,13 +35,7 @@ from hkd.units.level import MONOPHONE, SENONE
 from hkd.units.tying import Tying, split_senones
 
 MAY_DIFFER = {
-    "name",
-    "manifest_digest",
-    "alignment_digest",
-    "num_utterances",
-    "ids_digest",
-    "utterances_per_shard",
-    "merged_from",
+    *["name", "manifest_digest", "alignment_digest", "num_utterances", "ids_digest", "utterances_per_shard", "merged_from"]
 }
 EXPORT_UTTERANCES = 256
 
@@ -87,8 +81,6 @@ def convert(
     *,
     backend: str | None = None,
     codec: str | None = None,
-    command: str = "",
-    hkd_version: str = "",
     overwrite: bool = False,
     progress: Progress = no_progress,
 ) -> StoreSpec:
@@ -102,15 +94,11 @@ def convert(
     old = reader.spec
     if _absolute(out) == _absolute(source):
         raise UserError(f"OUT must be another folder than the store, but is {out} instead.")
-    wanted: dict[str, Any] = {
-        "backend": backend or old.backend,
-        "codec": codec or old.codec,
-    }
-    if old.codec != "f16" and wanted["codec"] == "f16":
+    spec = replace(old, backend=backend or old.backend, codec=codec or old.codec)
+    if old.codec != "f16" and spec.codec == "f16":
         raise UserError(
             f"`codec` must stay {old.codec} for a store in {old.codec}, but is f16 instead: the rounding cannot be taken back. Dump again."
         )
-    spec = replace(old, **wanted, command=command or old.command, hkd_version=hkd_version or old.hkd_version)
     same_planes = layout(spec) == layout(old) and spec.codec == old.codec
 
     def fill(writer: LabelWriter, shard: int) -> None:
@@ -136,13 +124,7 @@ def _absolute(place: Path | str) -> Path | str:
 
 
 def merge(
-    sources: Sequence[Path | str],
-    out: Path | str,
-    *,
-    command: str = "",
-    hkd_version: str = "",
-    overwrite: bool = False,
-    progress: Progress = no_progress,
+    sources: Sequence[Path | str], out: Path | str, *, overwrite: bool = False, progress: Progress = no_progress
 ) -> StoreSpec:
     """Stores of different utterances by the same teacher with the same settings → one.
 
@@ -154,14 +136,11 @@ def merge(
     first = readers[0].spec
     of: dict[str, LabelReader] = {}
     for reader in readers:
-        differing = [
-            row for row in differences(first.identity(), reader.spec.identity()) if row[0].partition(".")[0] not in MAY_DIFFER
-        ]
-        if differing:
-            key, left, right = differing[0]
-            raise UserError(
-                f"stores to merge must agree in `{key}`, but it is {left} in {sources[0]} and {right} in {reader.path}."
-            )
+        for key, left, right in differences(first.identity(), reader.spec.identity()):
+            if key.partition(".")[0] not in MAY_DIFFER:
+                raise UserError(
+                    f"stores to merge must agree in `{key}`, but it is {left} in {sources[0]} and {right} in {reader.path}."
+                )
         for name in reader.ids:
             if name in of:
                 raise UserError(
@@ -178,8 +157,6 @@ def merge(
         manifest_digest=joined({reader.spec.manifest_digest for reader in readers}),
         alignment_digest=joined(alignments) or None,
         extra={**first.extra, "merged_from": sorted(reader.spec.digest for reader in readers)},
-        command=command or first.command,
-        hkd_version=hkd_version or first.hkd_version,
     )
 
     def fill(writer: LabelWriter, shard: int) -> None:
@@ -191,27 +168,19 @@ def merge(
 
 
 def subset(
-    source: Path | str,
-    out: Path | str,
-    ids: Iterable[str],
-    *,
-    command: str = "",
-    hkd_version: str = "",
-    overwrite: bool = False,
-    progress: Progress = no_progress,
+    source: Path | str, out: Path | str, ids: Iterable[str], *, overwrite: bool = False, progress: Progress = no_progress
 ) -> StoreSpec:
     """A store of some of its utterances. Raises UserError for one that is not in it."""
     reader = LabelReader.open(source)
     wanted = list(ids)
     for name in wanted:
         reader.row(name)
-    spec = replace(reader.spec, command=command or reader.spec.command, hkd_version=hkd_version or reader.spec.hkd_version)
 
     def fill(writer: LabelWriter, shard: int) -> None:
         names = writer.shard_ids(shard)
         writer.write_shard(shard, utterances_of(reader.block(names), names))
 
-    return rewrite(out, spec, wanted, fill, overwrite=overwrite, progress=progress)
+    return rewrite(out, reader.spec, wanted, fill, overwrite=overwrite, progress=progress)
 
 
 # Averages -----------------------------------------------------------------------------------------------------------------
@@ -316,25 +285,32 @@ def average(
 Times = Callable[[str], tuple[NDArray[np.float64], NDArray[np.float64]] | None]
 
 
-def parquet_schema(spec: StoreSpec, *, with_times: bool = False) -> pa.Schema:
+def _columns(reader: LabelReader, names: Sequence[str], times: Times | None) -> pa.RecordBatch:
     """A row an utterance; lists over positions, lists of lists over positions and kept ids."""
-    wide = pa.list_(pa.list_(pa.float32()))
-    fields = [
-        ("id", pa.string()),
-        ("unit", pa.list_(pa.int32())),
-        ("unit_logp", pa.list_(pa.float32())),
-        ("word", pa.list_(pa.int32())),
-        ("ids", pa.list_(pa.list_(pa.int32()))),
-        ("logp", wide),
-        ("tail", pa.list_(pa.float32())),
-    ]
-    if with_times:
-        fields += [(name, pa.list_(pa.float64())) for name in ("start_s", "stop_s")]
-    if spec.temperatures:
-        fields += [("lse", wide), ("tail_t", wide)]
-    if spec.selection == "sample":
-        fields.append(("count", pa.list_(pa.list_(pa.uint16()))))
-    return pa.schema(fields, metadata={"hkd_label_store": spec.digest, "inventory": "\n".join(spec.inventory.symbols)})
+    block = reader.block(names)
+    topk, offset = block.topk, pa.array(block.offset_B1.astype(np.int32))
+
+    def flat(values_N: Any) -> Any:
+        return pa.ListArray.from_arrays(offset, pa.array(values_N))
+
+    def nested(values_NK: Any) -> Any:
+        n, k = values_NK.shape
+        ends = pa.array(np.arange(n + 1, dtype=np.int32) * k)
+        return pa.ListArray.from_arrays(offset, pa.ListArray.from_arrays(ends, pa.array(values_NK.reshape(-1))))
+
+    columns = {"id": pa.array(names, pa.string()), "unit": flat(topk.gold_N), "unit_logp": flat(topk.gold_logp_N)}
+    columns |= {"word": flat(block.word_N), "ids": nested(topk.ids_NK), "logp": nested(topk.logp_NK), "tail": flat(topk.tail_N)}
+    if times is not None:
+        found = [times(name) or (None, None) for name in names]
+        columns |= {
+            key: pa.array([pair[i] for pair in found], pa.list_(pa.float64())) for i, key in enumerate(("start_s", "stop_s"))
+        }
+    if reader.spec.temperatures:
+        columns |= {"lse": nested(topk.lse_NJ), "tail_t": nested(topk.tail_NJ)}
+    if topk.count_NK is not None:
+        columns["count"] = nested(topk.count_NK)
+    metadata = {"hkd_label_store": reader.spec.digest, "inventory": "\n".join(reader.spec.inventory.symbols)}
+    return pa.record_batch(columns).replace_schema_metadata(metadata)
 
 
 def export_parquet(source: Path | str, out: Path, *, times: Times | None = None, progress: Progress = no_progress) -> int:
@@ -343,32 +319,11 @@ def export_parquet(source: Path | str, out: Path, *, times: Times | None = None,
     times: id → when each position begins and ends, in seconds from the utterance's start; None for an utterance that is not aligned.
     """
     reader = LabelReader.open(source)
-    schema = parquet_schema(reader.spec, with_times=times is not None)
-    with atomic_write(out) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
+    with atomic_write(out) as file, pq.ParquetWriter(file, _columns(reader, [], times).schema, compression="zstd") as writer:
         for first in range(0, len(reader), EXPORT_UTTERANCES):
             names = list(reader.ids[first : first + EXPORT_UTTERANCES])
-            block = reader.block(names)
-            topk, offset = block.topk, pa.array(block.offset_B1.astype(np.int32))
-
-            def flat(values: Any, offset: Any = offset) -> Any:
-                return pa.ListArray.from_arrays(offset, pa.array(values))
-
-            def nested(values_NK: Any, offset: Any = offset) -> Any:
-                n, k = values_NK.shape
-                inner = pa.ListArray.from_arrays(pa.array(np.arange(n + 1, dtype=np.int32) * k), pa.array(values_NK.reshape(-1)))
-                return pa.ListArray.from_arrays(offset, inner)
-
-            columns = [pa.array(names), flat(topk.gold_N), flat(topk.gold_logp_N), flat(block.word_N)]
-            columns += [nested(topk.ids_NK), nested(topk.logp_NK), flat(topk.tail_N)]
-            if times is not None:
-                found = [times(name) or (None, None) for name in names]
-                columns += [pa.array(column, pa.list_(pa.float64())) for column in zip(*found, strict=True)]
-            if reader.spec.temperatures:
-                columns += [nested(topk.lse_NJ), nested(topk.tail_NJ)]
-            if topk.count_NK is not None:
-                columns.append(nested(topk.count_NK))
-            writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
-            progress(min(first + EXPORT_UTTERANCES, len(reader)), len(reader))
+            writer.write_batch(_columns(reader, names, times))
+            progress(first + len(names), len(reader))
     return len(reader)
 
 

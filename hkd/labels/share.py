@@ -18,6 +18,7 @@ from hkd.labels import format as files
 from hkd.labels.folder import MAX_INDEX_BYTES, MAX_MARK_BYTES, MAX_ROW_BYTES, load_spec
 from hkd.labels.format import StoreSpec, parse_mark
 from hkd.labels.verify import Repair, repair, verify
+from hkd.lines import one_line
 from hkd.progress import Progress, no_progress
 from hkd.remote import HUB, Remote, hub_parts, location
 
@@ -27,7 +28,6 @@ OPTIONAL = (files.INDEX, files.REPORT, files.CARD)
 
 
 def _pairs(spec: StoreSpec) -> Iterator[tuple[str, str]]:
-    """The names of every shard and of its mark."""
     for shard in range(spec.plan.num_shards):
         yield files.shard_name(spec, shard), files.mark_name(shard)
 
@@ -170,8 +170,7 @@ def _reach(url: str, verb: str) -> Iterator[None]:
     except HkdError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise HkdError(f"{url} cannot be {verb} ({reason}). Is HF_TOKEN set? Run the same command again.") from None
+        raise HkdError(f"{url} cannot be {verb} ({one_line(error)}). Is HF_TOKEN set? Run the same command again.") from None
     finally:
         if drew:
             enable_progress_bars()

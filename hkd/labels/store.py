@@ -119,7 +119,6 @@ class LabelReader:
         return row
 
     def _rows(self, ids: Sequence[str]) -> NDArray[np.int64]:
-        """The places of all ids."""
         if self._row_of is not None:
             with contextlib.suppress(KeyError):
                 return np.fromiter(map(self._row_of.__getitem__, ids), np.int64, len(ids))
@@ -132,19 +131,15 @@ class LabelReader:
 
     def unit_digest(self, utterance_id: str) -> bytes:
         """8 bytes of the SHA-256 of its unit sequence, as hkd.align.alignment.sequence_digest gives them."""
-        return self._unit_digests[self.row(utterance_id)]
+        return self._digests[0][self.row(utterance_id)]
 
     def text_digest(self, utterance_id: str) -> bytes:
         """8 bytes of the SHA-256 of its normalised transcript."""
-        return self._text_digests[self.row(utterance_id)]
+        return self._digests[1][self.row(utterance_id)]
 
     @cached_property
-    def _unit_digests(self) -> list[bytes]:
-        return list(self._index["unit_digest"].to_pylist())
-
-    @cached_property
-    def _text_digests(self) -> list[bytes]:
-        return list(self._index["text_digest"].to_pylist())
+    def _digests(self) -> tuple[list[bytes], list[bytes]]:
+        return self._index["unit_digest"].to_pylist(), self._index["text_digest"].to_pylist()
 
     @property
     def decoded_bytes(self) -> int:
@@ -156,14 +151,9 @@ class LabelReader:
         result: list[list[str]] = []
         for shard in range(self.spec.plan.num_shards):
             rows = self.spec.plan.rows(shard)
-            names = list(self.ids[rows.start : rows.stop])
-            whole = self.spec.backend == "zarr"
-            cuts = (
-                [0, len(names)]
-                if whole
-                else block_cuts(self.length_B[rows.start : rows.stop].astype(np.int64), self.spec.block_positions)
-            )
-            result += [names[a:b] for a, b in itertools.pairwise(cuts)]
+            names, length_B = self.ids[rows.start : rows.stop], self.length_B[rows.start : rows.stop].astype(np.int64)
+            cuts = [0, len(names)] if self.spec.backend == "zarr" else block_cuts(length_B, self.spec.block_positions)
+            result += [list(names[a:b]) for a, b in itertools.pairwise(cuts)]
         return result
 
     def _shard(self, number: int) -> ShardFile:
@@ -185,7 +175,6 @@ class LabelReader:
         return DamagedShardError(f"{self.path}/{files.shard_name(self.spec, shard)}", reason)
 
     def _locate(self, file: ShardFile, rows: range) -> None:
-        """Note where these rows' labels lie in the shard."""
         here, offset_B1, cuts = slice(rows.start, rows.stop), file.utterances.offset_B1, np.array(file.cuts)
         block_B = np.repeat(cuts[:-1], np.diff(cuts))
         first_B, stop_B = offset_B1[:-1] - offset_B1[block_B], offset_B1[1:] - offset_B1[block_B]
@@ -214,7 +203,6 @@ class LabelReader:
         return decoded
 
     def _keep(self, used: dict[int, Decoded]) -> None:
-        """Cache what was used last; drop what was used longest ago."""
         with self._lock:
             for key, decoded in used.items():
                 if key in self._blocks:

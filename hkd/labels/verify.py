@@ -53,7 +53,6 @@ def verify(path: Path | str, *, deep: bool = True, progress: Progress = no_progr
 
 
 def _strangers(folder: StoreFolder, spec: StoreSpec) -> list[str]:
-    """Names in data/ that the plan does not know."""
     suffix, num_shards = files.SUFFIXES[spec.backend], spec.plan.num_shards
 
     def planned(name: str) -> bool:

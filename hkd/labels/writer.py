@@ -72,12 +72,9 @@ class LabelWriter:
         with folder.lock("store", wait=True):
             if overwrite:
                 _remove_store(folder)
-            inventory = (files.INVENTORY, json_bytes(spec.inventory.to_json()))
-            created = folder.create(files.SPEC, json_bytes(spec.to_json()), inventory)
-            found = spec if created else _resumed(folder, spec)
-            if not created and not folder.exists(files.INVENTORY):
-                folder.publish([inventory])
-        return cls(folder, found, ordered)
+            spec = spec if folder.create(files.SPEC, json_bytes(spec.to_json())) else _resumed(folder, spec)
+            folder.create(files.INVENTORY, json_bytes(spec.inventory.to_json()))
+        return cls(folder, spec, ordered)
 
     @property
     def path(self) -> Path | str:
@@ -208,7 +205,6 @@ def _sha256(data: bytes | memoryview) -> str:
 
 
 def _check_folder(folder: StoreFolder) -> None:
-    """Raises UserError where the folder holds something that is no label store."""
     names = folder.names()
     if files.SPEC not in names:
         others = [name for name in names if name not in (files.INVENTORY, files.LOCKS) and not name.endswith(".tmp")]

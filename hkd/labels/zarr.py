@@ -8,7 +8,8 @@ import io
 import itertools
 import math
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,8 @@ from zarr.codecs import ZstdCodec
 from zarr.storage import MemoryStore, ZipStore
 
 from hkd.labels.codec import join, layout
-from hkd.labels.format import (
-    META_KEY,
-    DamagedShardError,
-    Planes,
-    StoreSpec,
-    Utterances,
-    check_meta,
-    check_size,
-    shard_meta,
-)
+from hkd.labels.format import META_KEY, DamagedShardError, Planes, StoreSpec, Utterances, check_meta, check_size, shard_meta
+from hkd.lines import one_line
 
 CHUNK_BYTES = 1 << 20
 ZSTD_LEVEL = 1
@@ -73,12 +66,23 @@ def encode_shard(spec: StoreSpec, shard: int, utterances: Utterances, blocks: It
     return file.getbuffer()
 
 
+@contextmanager
+def _one_line(path: Path) -> Iterator[None]:
+    """What zarr, zipfile and their codecs raise for broken files, which is whatever they like → DamagedShardError."""
+    try:
+        yield
+    except DamagedShardError:
+        raise
+    except Exception as error:
+        raise DamagedShardError(path, f"{type(error).__name__}: {one_line(error)}") from None
+
+
 class ZarrShard:
     """An open Zarr shard: one block, read whole."""
 
     def __init__(self, path: Path, spec: StoreSpec, shard: int) -> None:
         self._path, self._spec = path, spec
-        try:
+        with _one_line(path):
             self._stored_bytes = path.stat().st_size
             with zipfile.ZipFile(path) as archive:
                 if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
@@ -86,14 +90,10 @@ class ZarrShard:
             meta = self._read(list(_UTTERANCE_ARRAYS), {})
             check_meta(path, meta.pop(META_KEY), spec, shard)
             self.utterances = self._utterances(meta)
-        except DamagedShardError:
-            raise
-        except Exception as error:  # zarr, zipfile and their codecs raise whatever they like for broken files
-            raise DamagedShardError(path, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from None
         self.cuts = [0, len(self.utterances.length_B)] if len(self.utterances.length_B) else [0]
 
     def _read(self, names: list[str], shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
-        dtypes = _UTTERANCE_ARRAYS | {name: plane.dtype.str for name, plane in layout(self._spec).items()}
+        dtypes = _UTTERANCE_ARRAYS | dict.fromkeys(layout(self._spec), "u1")
         store = ZipStore(self._path, mode="r")
         try:
             group = zarr.open_group(store, mode="r", zarr_format=3)
@@ -113,11 +113,8 @@ class ZarrShard:
 
     def _utterances(self, meta: dict[str, Any]) -> Utterances:
         data, end, length = meta["id_utf8"].tobytes(), meta["id_end"], meta["num_positions"]
-        if (
-            end.ndim != 1
-            or length.shape != end.shape
-            or any(meta[d].shape != (len(end), 8) for d in ("unit_digest", "text_digest"))
-        ):
+        digests = meta["unit_digest"], meta["text_digest"]
+        if end.ndim != 1 or length.shape != end.shape or any(digest.shape != (len(end), 8) for digest in digests):
             raise DamagedShardError(self._path, "its utterances' arrays do not fit each other")
         starts = [0, *end.tolist()]
         if starts[-1] != len(data) or any(a > b for a, b in itertools.pairwise(starts)) or bool((length < 0).any()):
@@ -135,12 +132,8 @@ class ZarrShard:
         assert block == 0
         n = int(self.utterances.length_B.sum())
         shapes: dict[str, tuple[int, ...]] = {name: plane.shape(n) for name, plane in layout(self._spec).items()}
-        try:
+        with _one_line(self._path):
             result = self._read(list(shapes), shapes)
-        except DamagedShardError:
-            raise
-        except Exception as error:  # as above
-            raise DamagedShardError(self._path, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from None
         return {name: result[name] for name in shapes}
 
 

@@ -5,6 +5,7 @@ Labelling knows no more of a language model than this file. Shape letters: U pos
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -44,13 +45,16 @@ class Sentence:
 
 
 class Teacher(Protocol):
-    """A language model over one inventory."""
+    """A language model over one inventory.
+
+    It may also have `measured(sentences) -> {name: value}`: figures of a sample of what it labels, for the store's card.
+    """
 
     figures: dict[str, float | str]  # what is known of its quality, for the store's card; often nothing
 
     @property
     def level(self) -> str:
-        """senone | monophone | subword."""
+        """senone | monophone | character | subword."""
 
     @property
     def inventory(self) -> UnitInventory:
@@ -68,28 +72,19 @@ class Teacher(Protocol):
         up to float rounding; the same call gives the same bytes."""
 
 
-class UnitTeacher:
-    """What teachers over the project's own units share; they have no pieces of their own."""
+class BaseTeacher:
+    """What teachers share. Without an `encode` of its own a teacher reads the project's units."""
 
     def __init__(self, *, inventory: UnitInventory, info: TeacherInfo) -> None:
+        self.level, self.inventory, self.info = inventory.level, inventory, info
         self.figures: dict[str, float | str] = {}
-        self._inventory, self._info = inventory, info
-
-    @property
-    def level(self) -> str:
-        """The inventory's."""
-        return self._inventory.level
-
-    @property
-    def inventory(self) -> UnitInventory:
-        """All units it gives mass to."""
-        return self._inventory
-
-    @property
-    def info(self) -> TeacherInfo:
-        """What the store records."""
-        return self._info
 
     def encode(self, words: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Raises NotImplementedError: the units come from the project."""
-        raise NotImplementedError(f"teacher '{self._info.name}' reads the project's units and has no pieces of its own")
+        raise NotImplementedError(f"teacher '{self.info.name}' reads the project's units and has no pieces of its own")
+
+
+def cut_rows(rows: TopK, sentences: Sequence[Sentence]) -> list[TopK]:
+    """The rows of all sentences, in order → those of each."""
+    bounds = np.cumsum([0, *(len(s.unit_U) for s in sentences)]).tolist()
+    return [rows[start:stop] for start, stop in pairwise(bounds)]

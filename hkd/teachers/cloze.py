@@ -12,7 +12,7 @@ Shape letters: B sentences, U tower inputs (units, or phones), N positions of al
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -54,35 +54,20 @@ class UnitBatch:
 
     def to(self, device: torch.device | str) -> "UnitBatch":
         """On another device."""
-        return UnitBatch(
-            input_BU=self.input_BU.to(device),
-            length_B=self.length_B.to(device),
-            cell_N=self.cell_N.to(device),
-            gold_N=self.gold_N.to(device),
-            state_N=self.state_N.to(device),
-        )
+        return UnitBatch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
 
 def collate(sentences: Sequence[NDArray[np.int32]], *, senones: SenoneMap | None = None) -> UnitBatch:
     """Unit sequences (not empty) → one batch; with `senones`, the towers' input is the phones."""
-    inputs, cells, states = [], [], []
-    for unit_U in sentences:
-        if senones is None:
-            inputs.append(unit_U.astype(np.int64))
-            cells.append(np.arange(len(unit_U)))
-            states.append(np.zeros(len(unit_U), np.int64))
-        else:
-            phone_P, place_U, state_U = senones.split(unit_U)
-            inputs.append(phone_P)
-            cells.append(place_U)
-            states.append(state_U)
-    length_B = np.array([len(x) for x in inputs], np.int64)
-    input_BU = np.zeros((len(inputs), int(length_B.max())), np.int64)
-    for row, x in enumerate(inputs):
-        input_BU[row, : len(x)] = x
+    if senones is None:
+        parts = [(unit_U.astype(np.int64), np.arange(len(unit_U)), np.zeros(len(unit_U), np.int64)) for unit_U in sentences]
+    else:
+        parts = [senones.split(unit_U) for unit_U in sentences]
+    inputs, cells, states = zip(*parts, strict=True)
+    input_BU = nn.utils.rnn.pad_sequence([torch.from_numpy(x) for x in inputs], batch_first=True)
     return UnitBatch(
-        input_BU=torch.from_numpy(input_BU),
-        length_B=torch.from_numpy(length_B),
+        input_BU=input_BU,
+        length_B=torch.tensor([len(x) for x in inputs]),
         cell_N=torch.from_numpy(np.concatenate([row * input_BU.shape[1] + cell for row, cell in enumerate(cells)])),
         gold_N=torch.from_numpy(np.concatenate(list(sentences)).astype(np.int64)),
         state_N=torch.from_numpy(np.concatenate(states)),
@@ -104,7 +89,7 @@ class Tower(nn.Module):
 
 
 class UnitLm(nn.Module):
-    """A cloze or causal LM. `senones` stands for given `outside-phone`, whose towers read `num_inputs` phones."""
+    """A cloze or causal LM. `senones` stands for given `outside-phone`, whose towers read phones."""
 
     def __init__(self, sizes: UnitLmSizes, *, num_units: int, direction: str = "cloze", senones: SenoneMap | None = None) -> None:
         super().__init__()
@@ -127,13 +112,11 @@ class UnitLm(nn.Module):
         nn.init.normal_(self.output.weight, std=width**-0.5)
         nn.init.zeros_(self.output.bias)
         if senones is not None:
-            for state in range(senones.num_states):
-                unit_S = torch.from_numpy(np.flatnonzero(senones.state_of_V == state))
-                self.register_buffer(f"unit_{state}", unit_S, persistent=False)
             place_V = np.zeros(num_units, np.int64)
             for state in range(senones.num_states):
-                mine = senones.state_of_V == state
-                place_V[mine] = np.arange(int(mine.sum()))
+                unit_S = np.flatnonzero(senones.state_of_V == state)
+                place_V[unit_S] = np.arange(len(unit_S))
+                self.register_buffer(f"unit_{state}", torch.from_numpy(unit_S), persistent=False)
             self.register_buffer("place_V", torch.from_numpy(place_V), persistent=False)
 
     def hidden(self, batch: UnitBatch) -> Tensor:

@@ -77,7 +77,6 @@ def _is_memory(error: BaseException) -> bool:
 
 
 def _matrix_weights(modules: Iterable[Any]) -> int:
-    """Elements of all matrices but embedding tables."""
     found = [module.parameters(recurse=False) for module in modules if not isinstance(module, _EMBEDDINGS)]
     return sum(value.numel() for parameters in found for value in parameters if value.dim() > 1)
 
@@ -148,7 +147,6 @@ class OwnForward:
 
 
 def _exchange(output: Any, hidden: torch.Tensor) -> Any:
-    """A module's output with other hidden states."""
     if isinstance(output, ModelOutput):
         changed = copy.copy(output)
         changed[next(iter(output))] = hidden
@@ -287,7 +285,6 @@ class RowScorer:
         return TopK.concatenate(parts), np.concatenate([row.to for row in falling])
 
     def _flops(self, rows: Sequence[Row]) -> float:
-        """Floating-point operations of the matrix products for some rows: 2 a weight and token, and those of attention."""
         body, head = self._weights
         of_head = 2.0 * head * sum(len(row.at) for row in rows)
         if self._packed is not None:
@@ -327,7 +324,6 @@ class RowScorer:
             yield rows[start:]
 
     def _run(self, units: Iterable[Sequence[Row]], choose: Choose) -> Iterator[list[TopK]]:
-        """All units in order, some at once."""
         threads = {"cpu": torch.get_num_threads(), "cuda": _CUDA_STREAMS}.get(self._kind, 1)
         with ThreadPoolExecutor(threads, initializer=self._start_thread) as pool:
             waiting: deque[Future[list[TopK]]] = deque()

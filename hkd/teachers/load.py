@@ -169,7 +169,7 @@ def _load_arpa(asked: Asked) -> "Teacher":
 
     if asked.inventory is None:
         raise UserError(f"lm {asked.name} needs the inventory of its units, but there is none. Run `hkd units train` first.")
-    return load_ngram(Path(asked.name).expanduser(), level=asked.inventory.level, inventory=asked.inventory)
+    return load_ngram(Path(asked.name).expanduser(), inventory=asked.inventory)
 
 
 def is_unit_lm(name: str) -> bool:

@@ -19,7 +19,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import combinations, pairwise
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from hkd.arpa import START, STOP, ZERO, Arpa, Grams, read_arpa
 from hkd.errors import UserError
 from hkd.files import digest_of, digest_of_file
 from hkd.sparse import TopK
-from hkd.teachers.base import Sentence, TeacherInfo, UnitTeacher
+from hkd.teachers.base import BaseTeacher, Sentence, TeacherInfo, cut_rows
 from hkd.teachers.unit_lm_senones import IMPOSSIBLE, SenoneCounts, neighbours
 from hkd.topk import select_topk
 from hkd.units.inventory import UnitInventory
@@ -43,18 +43,6 @@ Floats = NDArray[np.float64]
 GIVEN = ("outside-position", "outside-phone", "left")
 _CELLS = 4_000_000  # of a chunk of dense rows
 _NO_CANDIDATE = -30.0  # nats below the likeliest: silence, so that a dense row stays finite and within a codec's range
-
-
-def windows(unit_U: NDArray[np.int32], *, order: int, num_units: int) -> tuple[Ints, Ints]:
-    """Of each position of a sentence the (order − 1) ids before it and those after it, in the order of the text."""
-    reach, bos = order - 1, num_units
-    none = [bos + 2] * max(0, reach - 1)
-    padded = np.array([*none, bos, *unit_U.tolist(), bos + 1, *none], np.int64)
-    if not reach or not len(unit_U):
-        empty = np.zeros((len(unit_U), 0), np.int64)
-        return empty, empty
-    view = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1)
-    return view[:, :reach].copy(), view[:, reach + 1 :].copy()
 
 
 class NGram:
@@ -98,7 +86,6 @@ class NGram:
         return self._indices[order, open_place]
 
     def _exact(self, ids_Nn: Ints) -> tuple[Ints, NDArray[np.bool_]]:
-        """Which n-gram each row is, and whether there is one."""
         keys, row = self._index(ids_Nn.shape[1], -1)
         if not len(keys):
             return np.zeros(len(ids_Nn), np.int64), np.zeros(len(ids_Nn), np.bool_)
@@ -120,7 +107,13 @@ class NGram:
 
     def windows(self, unit_U: NDArray[np.int32]) -> tuple[Ints, Ints]:
         """Of each position of a sentence the (order − 1) ids before it and those after it, in the order of the text."""
-        return windows(unit_U, order=self.order, num_units=self.num_units)
+        reach = self.order - 1
+        if not reach or not len(unit_U):
+            return (np.zeros((len(unit_U), 0), np.int64),) * 2
+        none = [self.nothing] * (reach - 1)
+        padded = np.array([*none, self.bos, *unit_U.tolist(), self.eos, *none], np.int64)
+        view = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1)
+        return view[:, :reach].copy(), view[:, reach + 1 :].copy()
 
     def left(self, before_Nr: Ints) -> Floats:
         """log p(v | the ids before) for every v, (N, V); sums to 1 − p(</s> | ...) over V, so renormalise."""
@@ -162,7 +155,7 @@ class NGram:
         return out_NV
 
 
-class NGramTeacher(UnitTeacher):
+class NGramTeacher(BaseTeacher):
     """An n-gram as a teacher. `allowed_V`: the units that may be candidates (no silence, no noise: those get e^-30 of the likeliest); all where None."""
 
     def __init__(
@@ -186,7 +179,7 @@ class NGramTeacher(UnitTeacher):
         if not pieces:
             return
         columns = [np.concatenate(column) for column in zip(*pieces, strict=True)]
-        rows = max(1, _CELLS // len(self._inventory))
+        rows = max(1, _CELLS // len(self.inventory))
         for start in range(0, len(columns[0]), rows):
             yield self._rows(*(column[start : start + rows] for column in columns))
 
@@ -198,7 +191,7 @@ class NGramTeacher(UnitTeacher):
         return (before[place_U], after[place_U], *neighbours(self._counts.senones, unit_U), state_U)
 
     def _rows(self, before: Ints, after: Ints, *context: Ints) -> Floats:
-        out = self._ngram.left(before) if self._info.given == "left" else self._ngram.both(before, after)
+        out = self._ngram.left(before) if self.info.given == "left" else self._ngram.both(before, after)
         if self._counts is not None:
             left_N, right_N, state_N = context
             peak = out.max(axis=1, keepdims=True)
@@ -218,10 +211,8 @@ class NGramTeacher(UnitTeacher):
             parts.append(select_topk(torch.from_numpy(rows_NV), gold, k=k, temperatures=temperatures))
             start += len(gold)
         if not parts:
-            return [TopK.empty(min(k, len(self._inventory)), len(temperatures)) for _ in sentences]
-        whole = TopK.concatenate(parts)
-        bounds = np.cumsum([0, *(len(s.unit_U) for s in sentences)])
-        return [whole[int(a) : int(b)] for a, b in pairwise(bounds)]
+            return [TopK.empty(min(k, len(self.inventory)), len(temperatures)) for _ in sentences]
+        return cut_rows(TopK.concatenate(parts), sentences)
 
 
 # How files of other projects write units: each as a function that takes both spellings to one.
@@ -311,63 +302,51 @@ def _spelt_otherwise(lacking: Sequence[str], strange: Sequence[str]) -> tuple[in
 def load_ngram(
     path: Path,
     *,
-    level: str,
     inventory: UnitInventory,
     given: str = "outside-position",
     counts_path: Path | None = None,
-    phones: UnitInventory | None = None,
     tokens: str = "symbol",
     name: str | None = None,
     trained_on_transcripts: str = "unknown",
 ) -> NGramTeacher:
-    """An ARPA file as a teacher of `level`.
+    """An ARPA file as a teacher of the inventory's level.
 
     `tokens`: the file's words are the inventory's symbols (`symbol`) or their ids in decimal (`id`, what `hkd lm train` writes).
-    For given `outside-phone` the file is over `phones` and `counts_path` holds the senones' counts. Raises UserError where these do not fit.
+    For given `outside-phone` the file is over phones and `counts_path` holds the senones' counts. Raises UserError where these do not fit.
     """
     if given not in GIVEN:
         raise UserError(f"`given` must be one of {', '.join(GIVEN)}, but is '{given}' instead.")
-    if inventory.level != level:
-        raise UserError(
-            f"`inventory` must be of level '{level}', but is of '{inventory.level}' instead. Give that level's inventory."
-        )
-    counts = None
-    units: int = len(inventory)
-    symbols = inventory.symbols
+    counts, silence, units = None, inventory.silence, len(inventory)
+    digests = [digest_of_file(path), inventory.digest, given, tokens]
     if given == "outside-phone":
         if counts_path is None:
             raise UserError(
                 "given 'outside-phone' needs the senones' counts, but there are none. Train the LM with `hkd lm train`."
             )
         counts = SenoneCounts.load(counts_path)
-        units = counts.senones.num_phones if phones is None else len(phones)
-        symbols = tuple(str(i) for i in range(units)) if phones is None else phones.symbols
-        if len(counts.senones.phone_of_V) != len(inventory):
-            raise UserError(
-                f"{counts_path} must be of {len(inventory)} senones, but is of {len(counts.senones.phone_of_V)} instead."
-            )
-    written = tuple(str(i) for i in range(units)) if tokens == "id" else symbols
-    digests = [digest_of_file(path), inventory.digest, given, tokens]
-    if counts_path is not None and counts is not None:
+        if (senones := len(counts.senones.phone_of_V)) != len(inventory):
+            raise UserError(f"{counts_path} must be of {len(inventory)} senones, but is of {senones} instead.")
+        silence, units = None, counts.senones.num_phones
         digests.append(digest_of_file(counts_path))
-    ngram = ngram_over(
-        read_arpa(path), symbols=written, silence=None if counts is not None else inventory.silence, report=tokens == "symbol"
-    )
-    info = TeacherInfo(
-        name=name or path.name,
+    written = inventory.symbols if tokens == "symbol" and counts is None else tuple(map(str, range(units)))
+    ngram = ngram_over(read_arpa(path), symbols=written, silence=silence, report=tokens == "symbol")
+    info = _info(name or path.name, digests, given, ngram.order, trained_on_transcripts)
+    return NGramTeacher(ngram, inventory=inventory, info=info, counts=counts)
+
+
+def _info(name: str, digests: Sequence[str], given: str, order: int, trained_on_transcripts: str = "unknown") -> TeacherInfo:
+    return TeacherInfo(
+        name=name,
         kind="ngram",
         direction="left" if given == "left" else "both",
         digest=digest_of(digests),
         given=given,
-        options={"order": ngram.order},
+        options={"order": order},
         trained_on_transcripts=trained_on_transcripts,
     )
-    return NGramTeacher(ngram, inventory=inventory, info=info, counts=counts)
 
 
-def phone_trigram(
-    *, inventory: UnitInventory | None = None, path: Path | None = None, given: str = "outside-position"
-) -> NGramTeacher:
+def phone_trigram() -> NGramTeacher:
     """The phone trigram that pocketsphinx carries, over its phones: a monophone teacher from nothing.
 
     Its probabilities are asked for one by one (pocketsphinx gives them to 1e-4 nat) and stand here as an explicit trigram without
@@ -375,38 +354,22 @@ def phone_trigram(
     """
     import pocketsphinx
 
-    if inventory is None:
-        from hkd.units.tying import StateTying
+    from hkd.units.tying import StateTying
 
-        inventory = StateTying().monophone_inventory
-    path = path or Path(pocketsphinx.get_model_path()) / "en-us" / "en-us-phone.lm.bin"
-    try:
-        model = pocketsphinx.NGramModel.readfile(str(path))
-    except Exception as error:  # the C library raises what it likes
-        raise UserError(f"{path} must be an n-gram that pocketsphinx reads, but is not ({error}).") from None
-    base = np.log(1.0001)  # of pocketsphinx's integer logarithms
-    num = len(inventory)
-    symbols = [*inventory.symbols, "<s>", "</s>"]
+    inventory = StateTying().monophone_inventory
+    path = Path(pocketsphinx.get_model_path()) / "en-us" / "en-us-phone.lm.bin"
+    model = pocketsphinx.NGramModel.readfile(str(path))
+    base, impossible = np.log(1.0001), -200.0  # of pocketsphinx's integer logarithms; it gives unknown symbols 1e-99
+    num, symbols = len(inventory), [*inventory.symbols, "<s>", "</s>"]
     logp_VV1 = np.array([[[model.prob([w, b, a]) for w in symbols] for b in symbols] for a in symbols[: num + 1]]) * base
     pair_VV = np.array([[model.prob([w, b]) for w in symbols] for b in symbols[: num + 1]]) * base
     single_V = np.array([model.prob([w]) for w in symbols]) * base
-    impossible = -200.0  # pocketsphinx gives unknown symbols 1e-99
     allowed_V = single_V[:num] > impossible
-    if inventory.silence is not None:
-        allowed_V[inventory.silence] = False
-    if not allowed_V.any():
-        raise UserError(f"{path} must know units of the inventory, but knows none. Give the phones of pocketsphinx's model.")
-    grams = [_explicit(table, impossible) for table in (single_V, pair_VV, logp_VV1)]
-    info = TeacherInfo(
-        name="phone-trigram",
-        kind="ngram",
-        direction="left" if given == "left" else "both",
-        digest=digest_of([digest_of_file(path), inventory.digest, given]),
-        given=given,
-        options={"order": 3},
-        trained_on_transcripts="unknown",
-    )
-    return NGramTeacher(NGram(grams, num_units=num), inventory=inventory, info=info, allowed_V=allowed_V)
+    allowed_V[inventory.silence] = False
+    ngram = NGram([_explicit(table, impossible) for table in (single_V, pair_VV, logp_VV1)], num_units=num)
+    given = "outside-position"
+    info = _info("phone-trigram", [digest_of_file(path), inventory.digest, given], given, 3)
+    return NGramTeacher(ngram, inventory=inventory, info=info, allowed_V=allowed_V)
 
 
 def _explicit(table: Floats, impossible: float) -> Grams:

@@ -142,7 +142,6 @@ class PackedEncoder:
         return torch.cat([text_TD, mask_LD])[index_T], torch.cat([text_TQ, mask_LQ])[index_T]
 
     def _attend(self, qkv_TQ: torch.Tensor, groups: Sequence[tuple[int, int]]) -> torch.Tensor:
-        """Attention inside each row (T, D)."""
         out, start = [], 0
         for length, rows in groups:
             part = qkv_TQ[start : start + length * rows].view(rows, length, 3, self._heads, -1)
@@ -152,7 +151,6 @@ class PackedEncoder:
         return out[0] if len(out) == 1 else torch.cat(out)
 
     def _last(self, x_TD: torch.Tensor, at: Sequence[Places], start_R: Places, groups: Sequence[tuple[int, int]]) -> torch.Tensor:
-        """The last layer's output at the scored places (M, D)."""
         layer, width = self._layers[-1], self._width
         weight, bias = self._weight[-1], self._bias[-1]
         size_R = np.array([len(places) for places in at])

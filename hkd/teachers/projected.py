@@ -14,9 +14,10 @@ Shape letters: U positions (student pieces), W teacher tokens of a text, V the t
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,53 +26,200 @@ from numpy.typing import NDArray
 from hkd.errors import UserError
 from hkd.files import digest_of, digest_of_file
 from hkd.sparse import NO_GOLD, TopK
-from hkd.teachers.base import Sentence, TeacherInfo
+from hkd.teachers.base import BaseTeacher, Sentence
 from hkd.teachers.forward import Row, Tokens
 from hkd.teachers.projection import Pieces, StudentPieces, TokenMap
-from hkd.teachers.questions import ROUNDS, Question
-from hkd.teachers.reading import Reader, Reading
 from hkd.teachers.transformer import MaskedTeacher, TransformerTeacher
 from hkd.topk import select_topk
 from hkd.units.inventory import UnitInventory
-from hkd.units.level import SUBWORD
 from hkd.units.subword import INVENTORY_FILE, MODEL_FILE, SubwordModel
+from hkd.units.text import words
 
+ROUNDS = 2  # how many tokens further is looked
+_LOOKED_AT = 128  # tokens that go on with a word, at a state; less likely ones are open
+_LEAST = 1e-3  # share of what is not excluded, for an open token to be asked behind
 _NOTHING = -30.0  # log-probability of a piece with no mass: finite, and within a codec's range
 
 
-class ProjectedTeacher:
+# A sentence in the teacher's tokens ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """A sentence as the teacher reads it."""
+
+    token_W: Tokens
+    first: int  # the sentence's own tokens: their place in token_W
+    word_T: list[int]  # the word of each
+    pieces: list[Pieces]  # a word's student pieces
+    texts: list[list[str] | None]  # a word's text after each of its tokens; None: it cannot be told
+    begin: list[int]  # a word's first token
+    before: tuple[str, Pieces] | None  # the word before the first, and its pieces
+    after: int | None  # the first piece of what follows
+
+
+class Reader:
+    """Reads sentences of `subwords` as `teacher` does."""
+
+    def __init__(self, teacher: TransformerTeacher, subwords: SubwordModel, student: StudentPieces, tokens: TokenMap) -> None:
+        self._encode, self._unknown = teacher.encode, subwords.unknown
+        self._student, self._tokens = student, tokens
+
+    def read(self, sentence: Sentence) -> Reading:
+        """The sentence's words in the teacher's tokens."""
+        count = int(sentence.word_U.max(initial=-1)) + 1
+        pieces = [tuple(sentence.unit_U[sentence.word_U == word].tolist()) for word in range(count)]
+        own = [self._said(mine) for mine in pieces]
+        before, after = (_split(unit, self._student.symbols) for unit in (sentence.before, sentence.after))
+        left_W, right_W = (self._encode([*map(self._said, part)])[0] for part in (before, after))
+        token_T, word_T = self._encode(own)
+        begin = np.cumsum([0, *np.bincount(word_T, minlength=count)]).tolist()
+        texts = [
+            None if self._unknown in mine else self._grown(word, token_T[a:b].tolist())
+            for word, mine, (a, b) in zip(own, pieces, pairwise(begin), strict=True)
+        ]
+        known_before = bool(before) and self._unknown not in before[-1]
+        return Reading(
+            token_W=np.concatenate([left_W, token_T, right_W]).astype(np.int64),
+            first=len(left_W),
+            word_T=word_T.tolist(),
+            pieces=pieces,
+            texts=texts,
+            begin=begin,
+            before=(self._said(before[-1]), before[-1]) if known_before else None,
+            after=after[0][0] if after else None,
+        )
+
+    def _said(self, pieces: Sequence[int]) -> str:
+        return self._student.text([piece for piece in pieces if piece != self._unknown]).strip()
+
+    def _grown(self, word: str, tokens: Sequence[int]) -> list[str] | None:
+        """The word's text after each token; None where the tokens do not spell the word."""
+        said, grown = "", []
+        for token in tokens:
+            if not (text := self._tokens.texts[token]):
+                return None
+            said = self._tokens.add(said, text).lstrip(" ")
+            grown.append(said)
+        return grown if grown and words(said) == [word] else None
+
+
+def _split(units: Sequence[int], symbols: Sequence[str]) -> list[Pieces]:
+    """Pieces by words; what stands before the first word's beginning is left out."""
+    out: list[list[int]] = []
+    for unit in units:
+        if symbols[unit].startswith("▁"):
+            out.append([unit])
+        elif out:
+            out[-1].append(unit)
+    return [tuple(word) for word in out]
+
+
+# What a token leaves open is asked again behind it ---------------------------------------------------------------------
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class Question:
+    """Which piece comes after `history`, where the teacher has read `said`."""
+
+    to: int  # the teacher's state: a scored place
+    said: str
+    history: Pieces
+    slots: int  # tokens that the word still has, the next one included; 0: it is not known
+    following: int | None  # the piece after that word, where it is known
+    reference: int = -1  # the transcript's next token; −1: none
+    then: "Question | None" = None  # asked behind the reference token, where that leaves the piece open
+    state: Any = None  # the row and the place in it
+    placed_S: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    open: float = 1.0
+    reference_p: float = 0.0
+    candidates: list[tuple[float, int]] = field(default_factory=list)  # open tokens by falling probability
+    behind: list[tuple[float, "Question"]] = field(default_factory=list)
+
+    def chain(self) -> Iterator["Question"]:
+        """The question and those behind the reference tokens."""
+        yield self
+        if self.then is not None:
+            yield from self.then.chain()
+
+    def fill(self, tokens: TokenMap, p_V: NDArray[np.float64], *, keep: int) -> None:
+        """Take the teacher's distribution at the state: what is placed, what is open, and the `keep` likeliest open tokens."""
+        closed = self.slots == 1
+        bin_V = tokens.bins(p_V, self.said, self.history, closed=closed, following=self.following, most=_LOOKED_AT)
+        if self.reference >= 0 and (text := tokens.texts[self.reference]):
+            where = tokens.bin(tokens.add(self.said, text), self.history, closed)
+            if where == tokens.complete:
+                where = tokens.open if self.following is None else self.following
+            bin_V[self.reference] = where
+        sum_B = np.bincount(bin_V, weights=p_V, minlength=tokens.complete).astype(np.float64)  # S pieces, open, excluded
+        self.placed_S, self.open = sum_B[: tokens.open], float(sum_B[tokens.open])
+        open_V = (bin_V == tokens.open) & tokens.may_go_on_V
+        if self.then is not None:
+            self.reference_p = float(p_V[self.reference])
+            self.open -= self.reference_p
+            open_V[self.reference] = False
+        if keep and not closed:
+            open_N = np.flatnonzero(open_V & (p_V >= _LEAST * (1.0 - sum_B[tokens.excluded])))
+            best_N = open_N[np.argsort(-p_V[open_N], kind="stable")][:keep]
+            self.candidates = [(float(p_V[token]), token) for token in best_N.tolist()]
+
+    def open_tokens(self, most: int) -> list[tuple["Question", float, int]]:
+        """The open tokens of the whole tree that weigh most: (where, p there, token)."""
+        found: list[tuple[float, Question, float, int]] = []
+
+        def collect(question: Question, weight: float) -> None:
+            found.extend((weight * p, question, p, token) for p, token in question.candidates)
+            if question.then is not None:
+                collect(question.then, weight * question.reference_p)
+            for p, further in question.behind:
+                collect(further, weight * p)
+
+        collect(self, 1.0)
+        found.sort(key=lambda one: -one[0])
+        least = _LEAST * (self.placed_S.sum() + self.open + self.reference_p)
+        return [(question, p, token) for weight, question, p, token in found[:most] if weight >= least]
+
+    def ask_behind(self, p: float, token: int, *, to: int, said: str) -> "Question":
+        """A question behind an open token, which answers for its mass."""
+        self.candidates.remove((p, token))
+        self.open -= p
+        further = Question(to=to, said=said, history=self.history, slots=max(0, self.slots - 1), following=self.following)
+        self.behind.append((p, further))
+        return further
+
+    def answer(self) -> tuple[NDArray[np.float64], float]:
+        """(placed_S, open) of the whole tree; with what is excluded they sum to one."""
+        placed_S, left_open = self.placed_S.copy(), self.open
+        for p, further in [*self.behind, *([(self.reference_p, self.then)] if self.then is not None else [])]:
+            placed, rest = further.answer()
+            placed_S += p * placed
+            left_open += p * rest
+        return placed_S, left_open
+
+
+# The teacher -----------------------------------------------------------------------------------------------------------
+
+
+class ProjectedTeacher(BaseTeacher):
     """`inner`, asked about the pieces of `subwords`."""
 
     def __init__(self, inner: TransformerTeacher, subwords: SubwordModel, *, look_ahead: int = 4) -> None:
         if inner.info.options.get("mask_every"):
             raise UserError("mask_every must be 0 where a teacher is projected, which masks the rest of a word. Leave it out.")
-        self.figures: dict[str, float | str] = {}
         self.num_candidates = len(subwords.inventory)
         self._inner, self._subwords, self._ahead = inner, subwords, look_ahead
         self._masked = isinstance(inner, MaskedTeacher)
+        self._student = StudentPieces(subwords)
+        self._map = TokenMap.of(inner._tokenizer, len(inner.inventory), self._student)
+        self._reader = Reader(inner, subwords, self._student, self._map)
         self._closing = len(inner._around()[1]) if isinstance(inner, MaskedTeacher) else 0
-        recorded = {"project": subwords.inventory.digest, "look_ahead": look_ahead}
-        self._info = replace(
+        info = replace(
             inner.info,
             digest=digest_of([inner.info.digest, digest_of_file(subwords.path), str(look_ahead)]),
             given="left-in-word" if self._masked else "left",
-            options={**inner.info.options, **recorded},
+            options={**inner.info.options, "project": subwords.inventory.digest, "look_ahead": look_ahead},
         )
-
-    @property
-    def level(self) -> str:
-        """Always subword."""
-        return SUBWORD
-
-    @property
-    def inventory(self) -> UnitInventory:
-        """The student's."""
-        return self._subwords.inventory
-
-    @property
-    def info(self) -> TeacherInfo:
-        """What the store records."""
-        return self._info
+        super().__init__(inventory=subwords.inventory, info=info)
 
     @property
     def room(self) -> int:
@@ -81,18 +229,6 @@ class ProjectedTeacher:
     def encode(self, words: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Words → (unit_U, word_U): the student's pieces."""
         return self._subwords.encode(words)
-
-    @cached_property
-    def _student(self) -> StudentPieces:
-        return StudentPieces(self._subwords)
-
-    @cached_property
-    def _map(self) -> TokenMap:
-        return TokenMap.of(self._inner._tokenizer, len(self._inner.inventory), self._student)
-
-    @cached_property
-    def _reader(self) -> Reader:
-        return Reader(self._inner, self._subwords, self._student, self._map)
 
     def score(
         self, sentences: Sequence[Sentence], *, k: int, temperatures: Sequence[float] = (), selection: str = "topk"
@@ -114,10 +250,10 @@ class ProjectedTeacher:
             scored.append(select_topk(*given, k=k, temperatures=temperatures, exclude_V=rest_V))
         return scored
 
-    def unplaced_mass(self, sentences: Sequence[Sentence]) -> float:
+    def measured(self, sentences: Sequence[Sentence]) -> dict[str, float]:
         """The mean mass of a position that could not be placed."""
         rest_N = np.concatenate([np.zeros(0), *(p_US[:, -1] for p_US in self.distributions(sentences))])
-        return float(rest_N.mean()) if len(rest_N) else 0.0
+        return {"unplaced_mass": float(rest_N.mean()) if len(rest_N) else 0.0}
 
     def distributions(self, sentences: Sequence[Sentence]) -> list[NDArray[np.float64]]:
         """Per sentence (U, S + 1): the placed probabilities of all pieces, and what is unplaced."""
@@ -149,16 +285,11 @@ class ProjectedTeacher:
     # ---- questions ----
 
     def _questions(self, read: Reading, first: int) -> list[Question | None]:
-        """One a position; None where nothing is known."""
         out: list[Question | None] = []
-        for word, mine in enumerate(read.pieces):
-            if word:
-                texts = read.texts[word - 1]
-                previous = (texts[-1], read.pieces[word - 1]) if texts is not None else None
-            else:
-                previous = read.before or ("", ())
-            for place in range(len(mine)):
-                out.append(self._question(read, word, mine[:place], previous, first))
+        previous: tuple[str, Pieces] | None = read.before or ("", ())  # the word before, and its pieces, where they are known
+        for word, (mine, texts) in enumerate(zip(read.pieces, read.texts, strict=True)):
+            out += [self._question(read, word, mine[:place], previous, first) for place in range(len(mine))]
+            previous = (texts[-1], mine) if texts is not None else None
         return out
 
     def _question(
@@ -197,7 +328,6 @@ class ProjectedTeacher:
     # ---- the model ----
 
     def _rows(self, read: Reading, first: int, states: int) -> Iterator[Row]:
-        """The passes of a sentence's states."""
         at_S, to_S = np.arange(states) + read.first, np.arange(states) + first
         if not self._masked:
             token_W = np.append(read.token_W[: read.first + len(read.word_T)], 0)  # what follows the last token is asked for, too
@@ -243,7 +373,6 @@ class ProjectedTeacher:
         return Row(token_L, row.masked[1:], np.array([at + 1]), none, one), at + 1
 
     def _look(self, asked: Mapping[int, Sequence[Question]], where: Mapping[int, tuple[Row, int]]) -> None:
-        """Fill in the questions at the states of some rows."""
 
         def choose(logits_MV: torch.Tensor, gold_M: Tokens, to_M: Tokens) -> TopK:
             for logits_V, to in zip(logits_MV, to_M.tolist(), strict=True):

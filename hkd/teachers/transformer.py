@@ -9,7 +9,6 @@ Shape letters: W tokens of a text or window, S scored positions of it, U units o
 """
 
 import copy
-import itertools
 import logging
 import unicodedata
 from abc import ABC, abstractmethod
@@ -25,7 +24,7 @@ from hkd.errors import HkdError, UserError
 from hkd.files import digest_of, digest_of_json
 from hkd.lines import first_line
 from hkd.sparse import NO_GOLD, TopK
-from hkd.teachers.base import NO_WORD, Sentence, TeacherInfo
+from hkd.teachers.base import NO_WORD, BaseTeacher, Sentence, TeacherInfo, cut_rows
 from hkd.teachers.forward import Choose, OwnForward, Row, RowScorer, Tokens, trial_texts
 from hkd.teachers.load import TeacherOptions
 from hkd.topk import select_sample, select_topk
@@ -57,38 +56,29 @@ def _uniform(sentence: Sentence, k: int) -> NDArray[np.float64]:
     return np.random.Generator(np.random.Philox(key=key)).random((len(sentence.unit_U), k))
 
 
-class TransformerTeacher(ABC):
+class TransformerTeacher(BaseTeacher, ABC):
     """A transformers LM as a teacher over its own pieces. Frozen: evaluation mode, no gradients."""
 
     kind: str
     direction: str
 
     def __init__(
-        self,
-        model: Any,
-        tokenizer: Any,
-        *,
-        name: str,
-        options: TeacherOptions,
-        device: torch.device,
-        dtype: torch.dtype,
+        self, model: Any, tokenizer: Any, *, name: str, options: TeacherOptions, device: torch.device, dtype: torch.dtype
     ) -> None:
-        self.figures: dict[str, float | str] = {}
         if not tokenizer.is_fast:
             raise HkdError(f"teacher {name} must have a tokenizer of the tokenizers library (tokenizer.json), but has none.")
         weights = digest_of_model(model)
-        self._model: Any = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
-        self._name, self._tokenizer, self._options, self._device = name, tokenizer, options, device
+        self.model: Any = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
+        self._name, self._tokenizer, self._options, self.device = name, tokenizer, options, device
         self._num_words = self._num_unknown = 0
         ordinary = self._find_special_tokens()
         self._prove_direction(ordinary)
         self._find_case_rule(ordinary)
-        self._inventory = UnitInventory(level=SUBWORD, symbols=self._symbols())
         self._max_length = self._model_length()
         rules = {"case": self._case, "leading_space": self._leading_space, "final_mark": options.final_mark}
         recorded = {**options.that_change_labels(), **rules, "precision": {torch.float32: "fp32", torch.bfloat16: "bf16"}[dtype]}
         pieces = digest_of_json(tokenizer.backend_tokenizer.to_str())
-        self._info = TeacherInfo(
+        info = TeacherInfo(
             name=name,
             kind=self.kind,
             direction=self.direction,
@@ -100,8 +90,9 @@ class TransformerTeacher(ABC):
             },
             trained_on_transcripts="unknown",
         )  # fmt: skip
+        super().__init__(inventory=UnitInventory(level=SUBWORD, symbols=self._symbols()), info=info)
         self._scorer = RowScorer(
-            self._model,
+            self.model,
             name=name,
             budget=options.token_budget,
             length=self._max_length,
@@ -113,29 +104,9 @@ class TransformerTeacher(ABC):
         )
 
     @property
-    def level(self) -> str:
-        """Always subword."""
-        return SUBWORD
-
-    @property
-    def inventory(self) -> UnitInventory:
-        """The tokenizer's whole vocabulary, padded to the size of the model's output."""
-        return self._inventory
-
-    @property
     def num_candidates(self) -> int:
         """Units that may be kept: all but the special ones."""
         return int((~self._exclude_V).sum())
-
-    @property
-    def info(self) -> TeacherInfo:
-        """What the store records."""
-        return self._info
-
-    @property
-    def context(self) -> int:
-        """Tokens of the window that neighbouring utterances may fill; 0: none."""
-        return self._options.context
 
     @property
     def shards_at_once(self) -> int:
@@ -148,25 +119,20 @@ class TransformerTeacher(ABC):
         return self._scorer.flops
 
     @property
-    def device(self) -> torch.device:
-        """Where it computes."""
-        return self._device
-
-    @property
     def dtype(self) -> torch.dtype:
         """What it computes in."""
-        return next(self.model.parameters()).dtype
+        found: torch.dtype = next(self.model.parameters()).dtype
+        return found
 
     @property
-    @abstractmethod
     def room(self) -> int:
         """Tokens of text in a window, special ones left out."""
+        length = min(self._max_length, self._options.context or self._max_length)
+        return max(1, length - self._num_around())
 
-    @property
-    def model(self) -> torch.nn.Module:
-        """The language model itself."""
-        body: torch.nn.Module = self._model
-        return body
+    @abstractmethod
+    def _num_around(self) -> int:
+        """Special tokens of a window."""
 
     # ---- text ----
 
@@ -174,13 +140,13 @@ class TransformerTeacher(ABC):
         """Ask the tokenizer for its special tokens and for those around a text; gives the ids of all others.
 
         Raises HkdError where tokenizer and model do not fit."""
-        tokenizer, config = self._tokenizer, self._model.config.get_text_config()
+        tokenizer, config = self._tokenizer, self.model.config.get_text_config()
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.backend_tokenizer.no_padding()
         added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         self._special = {i for i in {*tokenizer.all_special_ids, *added} if i is not None}
         ordinary = np.array(sorted({*tokenizer.get_vocab().values()} - self._special), np.int64)
-        embedded = self._model.get_input_embeddings()
+        embedded = self.model.get_input_embeddings()
         rows = self._num_embeddings = int(embedded.weight.shape[0]) if hasattr(embedded, "weight") else int(config.vocab_size)
         if not len(ordinary) or int(ordinary[-1]) >= rows:
             has = f"{len(ordinary)} tokens with ids up to {ordinary[-1]}" if len(ordinary) else "no tokens"
@@ -193,12 +159,12 @@ class TransformerTeacher(ABC):
         silent = {i for i in ids if isinstance(i, int)}
         plain = ordinary[~np.isin(ordinary, list(silent))]
         ordinary = plain if len(plain) else ordinary
-        self._own = OwnForward(self._model, causal=self.direction == "left")
+        self._own = OwnForward(self.model, causal=self.direction == "left")
         try:
             self._vocabulary = int(self._own(trial_texts(ordinary, 16)[-1]).shape[-1])
         except Exception as error:  # whatever a model makes of plain texts that it was not written for
             raise HkdError(
-                f"LM {self._name} must read texts alone, but {type(self._model).__name__} does not: {first_line(error)}. Take another LM."
+                f"LM {self._name} must read texts alone, but {type(self.model).__name__} does not: {first_line(error)}. Take another LM."
             ) from None
         if int(ordinary[-1]) >= self._vocabulary:
             raise HkdError(
@@ -208,7 +174,7 @@ class TransformerTeacher(ABC):
         exclude_V = torch.zeros(self._vocabulary, dtype=torch.bool)
         exclude_V[[i for i in self._special if i < self._vocabulary]] = True
         exclude_V[len(tokenizer) :] = True
-        self._exclude_V = exclude_V.to(self._device)
+        self._exclude_V = exclude_V.to(self.device)
         return ordinary
 
     def _around_texts(self, ordinary: Tokens) -> tuple[list[int], list[int]]:
@@ -226,13 +192,13 @@ class TransformerTeacher(ABC):
 
     def _prove_direction(self, ordinary: Tokens) -> None:
         """Raises UserError for a model that does not read in this teacher's direction, or that answers by chance."""
-        text_L, of = trial_texts(ordinary, 16)[0], type(self._model).__name__
+        text_L, of = trial_texts(ordinary, 16)[0], type(self.model).__name__
         if not self._own.answers_alike(text_L):
             raise UserError(f"LM {self._name} must say the same of a text each time, but {of} does not. Take another LM.")
         ahead = self._own.reads_ahead(text_L)
         if ahead and self.direction == "left":
             remedy = "Take another LM."
-            if getattr(self._model.config, "is_decoder", None) is False:
+            if getattr(self.model.config, "is_decoder", None) is False:
                 remedy = (
                     "Set is_decoder to true in its config.json if it was trained from left to right; if it was trained with masks, "
                     "name its class for masked LMs as architectures."
@@ -288,21 +254,20 @@ class TransformerTeacher(ABC):
     def _symbols(self) -> tuple[str, ...]:
         tokens: list[str | None] = self._tokenizer.convert_ids_to_tokens(list(range(min(self._vocabulary, len(self._tokenizer)))))
         tokens += [None] * (self._vocabulary - len(tokens))
-        seen: set[str] = set()
-        symbols = []
+        first: dict[str | None, int] = {}
         for number, token in enumerate(tokens):
-            symbol = token if token is not None and token not in seen else f"<unused {number}>"
-            seen.add(symbol)
-            symbols.append(symbol)
-        return tuple(symbols)
+            first.setdefault(token, number)
+        return tuple(
+            token if token is not None and first[token] == number else f"<unused {number}>" for number, token in enumerate(tokens)
+        )
 
     def _model_length(self) -> int:
         """Tokens that the model takes at once, special ones included: as its config says, and its tables of positions have room."""
-        config = self._model.config.get_text_config()
+        config = self.model.config.get_text_config()
         length = int(getattr(config, "max_position_embeddings", 0) or getattr(config, "n_positions", 0) or 512)
         if length <= 0:  # relative positions only
             length = 512
-        for name, module in self._model.named_modules():
+        for name, module in self.model.named_modules():
             weight = getattr(module, "weight", None)
             if "position" in name.rpartition(".")[2] and isinstance(weight, torch.Tensor) and weight.dim() == 2:
                 # RoBERTa and its kin count positions from the padding id on; OPT and BART from an offset
@@ -313,13 +278,11 @@ class TransformerTeacher(ABC):
         return int(min(length, self._tokenizer.model_max_length, 8192))
 
     def _written(self, words: Sequence[str]) -> list[str]:
-        """The words under the teacher's case rule."""
         if self._case == "upper":
             return [word.upper() for word in words]
         if self._case != "sentence":
             return list(words)
-        written = [word[:1].upper() + word[1:] if word in _PRONOUN_I else word for word in words]
-        return [word[:1].upper() + word[1:] if place == 0 else word for place, word in enumerate(written)]
+        return [word[:1].upper() + word[1:] if place == 0 or word in _PRONOUN_I else word for place, word in enumerate(words)]
 
     def encode(self, words: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Words → (unit_U, word_U): the tokenizer's pieces of the bare text, each with the word in which it begins."""
@@ -412,14 +375,10 @@ class TransformerTeacher(ABC):
             raise UserError(f"k must be at least 1, but is {k} instead.")
         rows = [row for text in self._texts(sentences) for row in self._rows(*text)]
         choose = self._selection(sentences, k, temperatures, selection)
-        offset = np.concatenate([[0], np.cumsum([len(s.unit_U) for s in sentences])]).astype(np.int64).tolist()
         if not rows:
             return [choose(torch.zeros((0, self._vocabulary)), np.zeros(0, np.int64), np.zeros(0, np.int64)) for _ in sentences]
         scored, to = self._scorer.score(rows, choose)
-        order = np.empty(len(to), np.int64)
-        order[to] = np.arange(len(to))
-        joined = scored[order]
-        return [joined[a:b] for a, b in itertools.pairwise(offset)]
+        return cut_rows(scored[np.argsort(to)], sentences)
 
     def _selection(self, sentences: Sequence[Sentence], k: int, temperatures: Sequence[float], selection: str) -> Choose:
         """What makes rows of logits, given each row's gold unit and its place among all positions."""
@@ -478,12 +437,13 @@ class MaskedTeacher(TransformerTeacher):
                     yield Row(token_L, np.arange(part, len(window_W), every) + len(prefix), at_M[mine], gold_M[mine], to_M[mine])
 
     def _around(self) -> tuple[Tokens, Tokens]:
-        """The tokens before and after every window."""
         mark = self._pieces(self._options.final_mark) if self._options.final_mark else []
         return np.array(self._prefix, np.int64), np.array([*mark, *self._suffix], np.int64)
 
-    def kl_to_exact(self, sentences: Sequence[Sentence]) -> float:
-        """Mean KL(exact rule ‖ `mask_every`) a position, nats, over all candidates and one rest; what masking together costs."""
+    def measured(self, sentences: Sequence[Sentence]) -> dict[str, float]:
+        """With `mask_every` the mean KL(exact rule ‖ `mask_every`) a position, nats, over all candidates and one rest: what masking together costs."""
+        if not self._options.mask_every:
+            return {}
         exact = copy.copy(self)
         exact._options = replace(self._options, mask_every=0)
         total, count = 0.0, 0
@@ -493,13 +453,10 @@ class MaskedTeacher(TransformerTeacher):
             )
             total += float((np.exp(p_NV) * (p_NV - q_NV)).sum())
             count += len(p_NV)
-        return total / max(1, count)
+        return {"mask_every_kl_nats": total / max(1, count)}
 
-    @property
-    def room(self) -> int:
-        """Tokens of text in a window, special ones left out."""
-        length = min(self._max_length, self._options.context) if self._options.context else self._max_length
-        return max(1, length - sum(map(len, self._around())))
+    def _num_around(self) -> int:
+        return sum(map(len, self._around()))
 
 
 class CausalTeacher(TransformerTeacher):
@@ -522,11 +479,8 @@ class CausalTeacher(TransformerTeacher):
             at_M = at_M + len(start)
             yield Row(token_L[: int(at_M.max())], none, at_M - 1, self._gold(token_L[at_M]), to_M)
 
-    @property
-    def room(self) -> int:
-        """Tokens of text in a window, the start token left out."""
-        length = min(self._max_length, self._options.context) if self._options.context else self._max_length
-        return max(1, length - len(self._start()))
+    def _num_around(self) -> int:
+        return len(self._start())
 
     def _start(self) -> Tokens:
         """The tokens before the text: the tokenizer's own prefix, else the start token, else the end token (as GPT-2 separates texts)."""

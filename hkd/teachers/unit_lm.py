@@ -16,19 +16,19 @@ A transcript is labelled by the LM of its fold, which has not seen it; one that 
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from hkd.errors import UserError
 from hkd.files import digest_of, digest_of_file
 from hkd.sparse import TopK
-from hkd.teachers.base import Sentence, Teacher, TeacherInfo, UnitTeacher
+from hkd.teachers.base import BaseTeacher, Sentence, Teacher, TeacherInfo, cut_rows
 from hkd.teachers.cloze import UnitLm, UnitLmSizes, collate
 from hkd.teachers.ngram import load_ngram
 from hkd.teachers.unit_lm_senones import SenoneCounts, SenoneMap
@@ -36,25 +36,15 @@ from hkd.topk import select_topk
 from hkd.units.inventory import UnitInventory
 
 FORMAT = 1
-CONFIG, INVENTORY, REPORT, MODEL, NGRAM, SENONES, FOLDS, TEXT_READ = (
-    "config.json",
-    "inventory.json",
-    "report.json",
-    "model.safetensors",
-    "ngram.arpa",
-    "senones.safetensors",
-    "folds.json",
-    "read.npy",
-)
+CONFIG, INVENTORY, REPORT, FOLDS = "config.json", "inventory.json", "report.json", "folds.json"
+MODEL, NGRAM, SENONES, TEXT_READ = "model.safetensors", "ngram.arpa", "senones.safetensors", "read.npy"
 MAX_KEPT = 200_000  # sentences of a TextRead
 _INPUTS = 8192  # tower inputs a pass, padding included
 _CELLS = 8_000_000  # logits a pass
-
-
 _FIGURES = {"neural": "neural_lm", "ngram": "n-gram"}
 
 
-class UnitLmTeacher(UnitTeacher):
+class UnitLmTeacher(BaseTeacher):
     """A neural unit LM as a teacher."""
 
     def __init__(self, model: UnitLm, *, inventory: UnitInventory, info: TeacherInfo, device: str = "cpu") -> None:
@@ -69,7 +59,7 @@ class UnitLmTeacher(UnitTeacher):
         for number in order:
             length = len(sentences[number].unit_U)
             fits = passes and length * (len(passes[-1]) + 1) <= _INPUTS
-            if not fits or (positions + length) * len(self._inventory) > _CELLS:
+            if not fits or (positions + length) * len(self.inventory) > _CELLS:
                 passes.append([])
                 positions = 0
             passes[-1].append(number)
@@ -79,13 +69,12 @@ class UnitLmTeacher(UnitTeacher):
     @torch.inference_mode()
     def score(self, sentences: Sequence[Sentence], *, k: int, temperatures: Sequence[float] = ()) -> list[TopK]:
         """Per sentence the top-k rows of all its positions, in order."""
-        rows = [TopK.empty(min(k, len(self._inventory)), len(temperatures))] * len(sentences)
+        rows = [TopK.empty(min(k, len(self.inventory)), len(temperatures))] * len(sentences)
         for numbers in self._passes(sentences):
             batch = collate([sentences[n].unit_U for n in numbers], senones=self._model.senones).to(self._device)
             whole = select_topk(self._model.logits(batch), batch.gold_N, k=k, temperatures=temperatures)
-            bounds = np.cumsum([0, *(len(sentences[n].unit_U) for n in numbers)])
-            for number, start, stop in zip(numbers, bounds[:-1], bounds[1:], strict=True):
-                rows[number] = whole[int(start) : int(stop)]
+            for number, mine in zip(numbers, cut_rows(whole, [sentences[n] for n in numbers]), strict=True):
+                rows[number] = mine
         return rows
 
 
@@ -129,45 +118,19 @@ class TextRead:
         return sum(number in self._seen for number in asked) / max(1, len(asked))
 
 
-class CrossFitTeacher:
+class CrossFitTeacher(BaseTeacher):
     """Several teachers of one kind, each for the utterances that it has not seen."""
 
     def __init__(self, teachers: Sequence[Teacher], fold_of: dict[bytes, int]) -> None:
         """fold_of: `text_digest` of a transcript → the fold that has not seen it."""
         self._teachers, self._fold_of = teachers, fold_of
-        self.figures: dict[str, float | str] = {}
         first = teachers[0].info
-        self._info = TeacherInfo(
-            name=first.name,
-            kind=first.kind,
-            direction=first.direction,
-            digest=digest_of(
-                [*(t.info.digest for t in teachers), *(text + bytes([fold]) for text, fold in sorted(fold_of.items()))]
-            ),
-            given=first.given,
-            normalisation=first.normalisation,
-            options={**first.options, "folds": len(teachers), "unknown_texts": "fold 0"},
-            trained_on_transcripts="cross-fitted",
+        digest = digest_of(
+            [*(t.info.digest for t in teachers), *(text + bytes([fold]) for text, fold in sorted(fold_of.items()))]
         )
-
-    @property
-    def level(self) -> str:
-        """The inventory's."""
-        return self._teachers[0].level
-
-    @property
-    def inventory(self) -> UnitInventory:
-        """All units it gives mass to."""
-        return self._teachers[0].inventory
-
-    @property
-    def info(self) -> TeacherInfo:
-        """What the store records."""
-        return self._info
-
-    def encode(self, words: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """As the folds' teachers. Raises NotImplementedError."""
-        return self._teachers[0].encode(words)
+        options = {**first.options, "folds": len(teachers), "unknown_texts": "fold 0"}
+        info = replace(first, digest=digest, options=options, trained_on_transcripts="cross-fitted")
+        super().__init__(inventory=teachers[0].inventory, info=info)
 
     def fold(self, text: bytes) -> int:
         """Whose LM labels a text: the one that has not seen it; that of fold 0 where none has."""
@@ -197,7 +160,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def load_unit_lm(folder: Path, *, device: str = "cpu", prefer: str | None = None, unfinished: bool = False) -> Teacher:
+def load_unit_lm(folder: Path, *, device: str = "cpu", prefer: str | None = None) -> Teacher:
     """The teacher of a folder that `hkd lm train` made: by its report's verdict, or as `prefer` says (neural | ngram).
 
     Raises UserError where the folder is none, not finished, or of a newer format.
@@ -207,39 +170,30 @@ def load_unit_lm(folder: Path, *, device: str = "cpu", prefer: str | None = None
         raise UserError(f"{folder} must be a unit LM of format {FORMAT}, but is of {config.get('hkd_lm')} instead. Update hkd.")
     if prefer not in (None, "neural", "ngram"):
         raise UserError(f"`prefer` must be neural or ngram, but is '{prefer}' instead.")
-    kind = prefer or str(read_json(folder / REPORT)["teacher"])
-    if not unfinished and not (folder / REPORT).exists():
-        raise UserError(f"{folder} must be a finished unit LM, but is not finished. Run `hkd lm train` to its end.")
+    report = read_json(folder / REPORT)
     inventory = UnitInventory.load(folder / INVENTORY)
-    load = load_neural_part if kind == "neural" else load_ngram_part
+    given: dict[str, Any] = {"config": config, "inventory": inventory, "name": folder.name, "device": device}
+    load = load_neural_part if (prefer or report["teacher"]) == "neural" else load_ngram_part
     if config["transcripts"] == "none":
-        return _with_figures(load(folder, config=config, inventory=inventory, name=folder.name, device=device), folder)
-    parts = [
-        load(folder / f"fold-{fold}", config=config, inventory=inventory, name=folder.name, device=device)
-        for fold in range(int(config["folds"]))
-    ]
-    if config["identity"].get("folds_by") != "text":
-        raise UserError(
-            f"{folder} was made by an earlier hkd, whose folds are of utterances, not of texts. Run `hkd lm train --overwrite`."
-        )
-    fold_of = {bytes.fromhex(text): int(fold) for text, fold in read_json(folder / FOLDS).items()}
-    return _with_figures(CrossFitTeacher(parts, fold_of), folder)
+        teacher: Teacher = load(folder, **given)
+    else:
+        parts = [load(folder / f"fold-{fold}", **given) for fold in range(int(config["folds"]))]
+        if config["identity"].get("folds_by") != "text":
+            raise UserError(
+                f"{folder} was made by an earlier hkd, whose folds are of utterances, not of texts. Run `hkd lm train --overwrite`."
+            )
+        teacher = CrossFitTeacher(parts, {bytes.fromhex(text): int(fold) for text, fold in read_json(folder / FOLDS).items()})
+    teacher.text_read = TextRead.load(folder / TEXT_READ)  # type: ignore[attr-defined]
+    if "figures" in report:  # what `hkd lm train` measured, like against like
+        judged = report["figures"][report["judged_on"]]
+        figures = {f"{name}_perplexity": round(judged[kind]["perplexity"], 2) for kind, name in _FIGURES.items()}
+        teacher.figures = {"judged_on": f"unseen {report['judged_on']}", **figures}
+    return teacher
 
 
 def text_read(teacher: Teacher) -> TextRead | None:
     """Which text a teacher has learnt from, where that is known."""
     return getattr(teacher, "text_read", None)
-
-
-def _with_figures(teacher: Teacher, folder: Path) -> Teacher:
-    """Tell the teacher what it has read, and what `hkd lm train` measured: the store's card shows it (see `Teacher.figures`)."""
-    teacher.text_read = TextRead.load(folder / TEXT_READ)  # type: ignore[attr-defined]
-    report = read_json(folder / REPORT) if (folder / REPORT).exists() else {}
-    if "figures" in report:
-        judged = report["figures"][report["judged_on"]]
-        figures = {f"{name}_perplexity": round(judged[kind]["perplexity"], 2) for kind, name in _FIGURES.items()}
-        teacher.figures = {"judged_on": f"unseen {report['judged_on']}", **figures}
-    return teacher
 
 
 def load_neural_part(
@@ -267,13 +221,11 @@ def load_neural_part(
 
 def load_ngram_part(part: Path, *, config: dict[str, Any], inventory: UnitInventory, name: str, device: str = "cpu") -> Teacher:
     """The n-gram of a folder or of one of its folds; it always runs on the CPU."""
-    given = str(config["given"])
     return load_ngram(
         part / NGRAM,
-        level=inventory.level,
         inventory=inventory,
-        given=given,
-        counts_path=part / SENONES if given == "outside-phone" else None,
+        given=str(config["given"]),
+        counts_path=part / SENONES if config["given"] == "outside-phone" else None,
         tokens="id",
         name=name,
         trained_on_transcripts="no" if config["transcripts"] == "none" else "cross-fitted",

@@ -8,6 +8,7 @@ Shape letters: U positions of a sentence, P its phones, N positions over all sen
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from hkd.units.tying import split_senones
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+_COUNTED_AT_ONCE = 20_000  # sentences
 IMPOSSIBLE = -1e4  # log-probability of senones of another state than the position's: exp is 0, yet it is finite in float16
 
 
@@ -72,30 +74,16 @@ class SenoneCounts:
     def count(cls, senones: SenoneMap, sentences: Iterable[NDArray[np.int32]], *, prior: float = 1.0) -> "SenoneCounts":
         """Count triples over sentences, a chunk at a time."""
         num_units, radix = len(senones.phone_of_V), senones.num_phones + 2
-        keys, counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
-        chunk: list[Ints] = []
-        size = 0
-
-        def merge() -> None:
-            nonlocal keys, counts, size
-            new, count = np.unique(np.concatenate(chunk), return_counts=True)
+        keys, counts = np.zeros(0, np.int64), np.zeros(0)
+        filled = filter(len, sentences)
+        while chunk := list(islice(filled, _COUNTED_AT_ONCE)):
+            beside = [(unit_U, *neighbours(senones, unit_U)) for unit_U in chunk]
+            key_N = np.concatenate([(left * radix + right) * num_units + unit_U for unit_U, left, right in beside])
+            new, count = np.unique(key_N, return_counts=True)
             keys, place = np.unique(np.concatenate([keys, new]), return_inverse=True)
-            counts = np.bincount(place, weights=np.concatenate([counts, count])).astype(np.int64)
-            chunk.clear()
-            size = 0
-
-        for unit_U in sentences:
-            if not len(unit_U):
-                continue
-            left, right = neighbours(senones, unit_U)
-            chunk.append((left * radix + right) * num_units + unit_U)
-            size += len(unit_U)
-            if size > 2_000_000:
-                merge()
-        if chunk:
-            merge()
+            counts = np.bincount(place, weights=np.concatenate([counts, count])).astype(np.float64)
         lrs_M3 = np.stack([keys // num_units // radix, keys // num_units % radix, keys % num_units], axis=1)
-        return cls(senones, lrs_M3=lrs_M3, count_M=counts.astype(np.float64), prior=prior)
+        return cls(senones, lrs_M3=lrs_M3, count_M=counts, prior=prior)
 
     def fold(self, phone_logp_NQ: Floats, left_N: Ints, right_N: Ints) -> Floats:
         """log p(senone | phones outside), (N, V), from log P(phone | phones outside) and the phones beside; one per state's number."""
@@ -125,12 +113,12 @@ class SenoneCounts:
         write_bytes(path, save(tensors, metadata={"hkd_senone_counts": "1"}))
 
     @classmethod
-    def load(cls, path: Path, *, prior: float = 1.0) -> "SenoneCounts":
+    def load(cls, path: Path) -> "SenoneCounts":
         """Read what `save` wrote. Raises UserError where it is missing or no such file."""
         try:
             t = load_file(path)
             senones = SenoneMap(phone_of_V=t["phone_of_unit"].astype(np.int64), state_of_V=t["state_of_unit"].astype(np.int64))
-            return cls(senones, lrs_M3=t["lrs"].astype(np.int64), count_M=t["count"].astype(np.float64), prior=prior)
+            return cls(senones, lrs_M3=t["lrs"].astype(np.int64), count_M=t["count"].astype(np.float64))
         except (OSError, KeyError, ValueError, SafetensorError) as error:
             raise UserError(f"{path} must hold counts of senones in context, but cannot be read ({error}).") from None
 

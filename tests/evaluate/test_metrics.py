@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from hkd.evaluate.heads import confidence, entropy, expected_calibration_error
-from hkd.labelling.shard import quality_sums
-from hkd.labels.card import calibration_error
+from hkd.labels.card import calibration_error, quality_sums
 from hkd.topk import select_topk
 
 

@@ -252,6 +252,25 @@ def test_an_error_of_every_utterance_is_none_of_theirs(texts: Path, teacher: Tea
         dump(texts, tmp_path / "a", Broken(teacher), config=replace(CONFIG, keep_going=True))
 
 
+def test_a_shard_that_cannot_be_written_ends_the_dump_at_once(
+    texts: Path, teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored: list[int] = []
+
+    class Counted(_Odd):
+        def score(self, sentences: Sequence[Sentence], **asked: Any) -> list[TopK]:
+            scored.append(len(sentences))
+            return super().score(sentences, **asked)
+
+    def full(self: LabelWriter, shard: int, *_: Any, **__: Any) -> None:
+        raise HkdError("No space left on device")
+
+    monkeypatch.setattr(LabelWriter, "write_shard", full)
+    with pytest.raises(HkdError, match="No space left on device"):
+        dump(texts, tmp_path / "a", Counted(teacher), config=replace(CONFIG, utterances_per_shard=1))
+    assert len(scored) <= 4
+
+
 def test_several_shards_at_once_give_the_same_bytes(texts: Path, teacher: Teacher, store: Path, tmp_path: Path) -> None:
     report = dump(texts, tmp_path / "subword", _Odd(teacher, shards_at_once=3), config=CONFIG)
     assert report.shards_done == 7

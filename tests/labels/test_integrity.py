@@ -10,7 +10,6 @@ import pytest
 
 from hkd.errors import HkdError, UserError
 from hkd.files import lock
-from hkd.labelling.shard import WriterThread
 from hkd.labels.format import UtteranceLabels
 from hkd.labels.store import LabelReader
 from hkd.labels.verify import verify
@@ -73,21 +72,6 @@ def test_a_read_only_disk_is_one_sentence_to_writers_and_nothing_to_readers(smal
     assert len(LabelReader.open(small_disk / "s").block(sorted(rows))) == 3
     assert verify(small_disk / "s") == []
     assert files_of(small_disk) == before
-
-
-def test_the_writing_thread_hands_its_error_over_at_once(small_disk: Path) -> None:
-    spec = spec_for(utterances_per_shard=1, codec="f16")
-    rows = random_rows(spec, [90] * 40)
-    writer = LabelWriter.open(small_disk / "s", spec, rows)
-
-    def dump() -> None:
-        with WriterThread(writer) as thread:
-            for shard in writer.pending():
-                thread.put(shard, [rows[name] for name in writer.shard_ids(shard)])
-            thread.close()
-
-    with pytest.raises(HkdError, match="No space left on device"):
-        dump()
 
 
 def test_two_finish_at_once(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def dense(teacher, sentences: list[list[str]]) -> list[np.ndarray]:
 def test_two_sided_is_the_whole_sentence_renormalised_over_the_place(arpa):
     path, _ = arpa
     brute, sentences = Brute(path), [*random_text(1, 25), ["a"], ["e", "e"]]
-    teacher = load_ngram(path, level="monophone", inventory=INVENTORY)
+    teacher = load_ngram(path, inventory=INVENTORY)
     for words, p_UV in zip(sentences, dense(teacher, sentences), strict=True):
         for n in range(len(words)):
             score_V = np.array([brute.sentence([*words[:n], v, *words[n + 1 :]]) for v in SYMBOLS])
@@ -101,7 +101,7 @@ def test_two_sided_is_the_whole_sentence_renormalised_over_the_place(arpa):
 def test_left_is_back_off_renormalised_over_units(arpa):
     path, _ = arpa
     brute, sentences = Brute(path), random_text(2, 25)
-    teacher = load_ngram(path, level="monophone", inventory=INVENTORY, given="left")
+    teacher = load_ngram(path, inventory=INVENTORY, given="left")
     assert teacher.info.direction == "left"
     for words, p_UV in zip(sentences, dense(teacher, sentences), strict=True):
         for n in range(len(words)):
@@ -128,7 +128,7 @@ def test_sentences_score_as_kaldingram_scores_them(arpa):
 
 
 def test_rows_do_not_depend_on_the_call(arpa):
-    teacher = load_ngram(arpa[0], level="monophone", inventory=INVENTORY)
+    teacher = load_ngram(arpa[0], inventory=INVENTORY)
     sentences = [Sentence(id=str(i), unit_U=units(s), word_U=units(s)) for i, s in enumerate(random_text(4, 9))]
     together = teacher.score(sentences, k=3, temperatures=(2.0,))
     for sentence, row in zip(sentences, together, strict=True):
@@ -139,7 +139,7 @@ def test_rows_do_not_depend_on_the_call(arpa):
 
 def test_a_unit_that_the_text_lacks_is_possible(arpa):
     wider = UnitInventory(level="monophone", symbols=(*SYMBOLS, "never"))
-    teacher = load_ngram(arpa[0], level="monophone", inventory=wider)
+    teacher = load_ngram(arpa[0], inventory=wider)
     row = teacher.score([Sentence(id="x", unit_U=np.array([0, 5, 1], np.int32), word_U=np.zeros(3, np.int32))], k=6)[0]
     assert np.isfinite(row.gold_logp_N).all()
     assert row.gold_logp_N[1] < row.logp_NK[1].max()
@@ -149,7 +149,7 @@ def test_a_unit_that_the_text_lacks_is_possible(arpa):
 def test_what_is_no_arpa_is_refused(tmp_path, text):
     (tmp_path / "lm").write_text(text)
     with pytest.raises(UserError, match="ARPA"):
-        load_ngram(tmp_path / "lm", level="monophone", inventory=INVENTORY)
+        load_ngram(tmp_path / "lm", inventory=INVENTORY)
 
 
 def write_lm(path: Path, symbols: list[str], *, start: str = "-99", stop: str | None = "-1.0", value: float = -0.5) -> Path:
@@ -188,12 +188,12 @@ PIECES = UnitInventory(level="subword", symbols=("<unk>", "▁the", "▁cat", "�
 def test_a_file_of_other_units_is_refused_with_the_spelling_that_would_serve(tmp_path, inventory, written, how):
     path = write_lm(tmp_path / "lm.arpa", written)
     with pytest.raises(UserError, match=rf"lm\.arpa must hold n-grams of the inventory's .* units.*{how or ''}"):
-        load_ngram(path, level=inventory.level, inventory=inventory)
+        load_ngram(path, inventory=inventory)
 
 
 def test_units_that_the_file_lacks_and_symbols_that_the_level_lacks_are_counted(tmp_path, caplog):
     path = write_lm(tmp_path / "lm.arpa", [*SPOKEN[:-1], "zh", "ng"])
-    teacher = load_ngram(path, level="monophone", inventory=PHONE_INVENTORY)
+    teacher = load_ngram(path, inventory=PHONE_INVENTORY)
     said = [message.partition("lm.arpa")[2] for message in caplog.messages]
     assert said == [
         " lacks 1 of the level's 10 units (T); each gets half the probability of its rarest one.",
@@ -203,7 +203,7 @@ def test_units_that_the_file_lacks_and_symbols_that_the_level_lacks_are_counted(
     row = teacher.score([Sentence(id="x", unit_U=unit_U, word_U=unit_U)], k=10)[0]
     assert row.gold_logp_N[1] < row.gold_logp_N[0]
     caplog.clear()
-    load_ngram(write_lm(path, [*SPOKEN, "<eps>", "#0"]), level="monophone", inventory=PHONE_INVENTORY)
+    load_ngram(write_lm(path, [*SPOKEN, "<eps>", "#0"]), inventory=PHONE_INVENTORY)
     assert not caplog.messages  # silence, noise, and the marks of other tools are no units of text
 
 
@@ -212,17 +212,15 @@ def test_units_that_the_file_lacks_and_symbols_that_the_level_lacks_are_counted(
 @pytest.mark.parametrize("given", ["left", "outside-position"])
 def test_labels_are_probabilities_whatever_the_sentence_marks_have(tmp_path, start, stop, given):
     path = write_lm(tmp_path / "lm.arpa", list(SYMBOLS), start=start, stop=stop)
-    want = dense(
-        load_ngram(write_lm(tmp_path / "b", list(SYMBOLS)), level="monophone", inventory=INVENTORY, given=given), [["a", "b"]]
-    )
-    got = dense(load_ngram(path, level="monophone", inventory=INVENTORY, given=given), [["a", "b"]])
+    want = dense(load_ngram(write_lm(tmp_path / "b", list(SYMBOLS)), inventory=INVENTORY, given=given), [["a", "b"]])
+    got = dense(load_ngram(path, inventory=INVENTORY, given=given), [["a", "b"]])
     np.testing.assert_allclose(got[0].sum(axis=1), 1, atol=1e-6)
     np.testing.assert_allclose(got[0], want[0], atol=1e-6)  # no pair has a mark in it: they weigh all units alike
 
 
 def test_a_pair_that_is_impossible_has_finite_labels(tmp_path):
     path = write_lm(tmp_path / "lm.arpa", list(SYMBOLS), value=-math.inf)
-    teacher = load_ngram(path, level="monophone", inventory=INVENTORY, given="left")
+    teacher = load_ngram(path, inventory=INVENTORY, given="left")
     unit_U = np.array([0, 1, 2], np.int32)
     row = teacher.score([Sentence(id="x", unit_U=unit_U, word_U=unit_U)], k=5)[0]
     assert np.isfinite(row.logp_NK).all()
