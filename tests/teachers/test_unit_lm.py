@@ -20,7 +20,7 @@ SIZES = {"width": 8, "num_layers": 1, "dropout": 0.0}
 def sentences(lengths, seed=0):
     rng = np.random.default_rng(seed)
     return [
-        Sentence(id=f"s{i}", unit_U=rng.integers(8, size=n).astype(np.int32), word_U=np.zeros(n, np.int32))
+        Sentence(id="", unit_U=rng.integers(8, size=n).astype(np.int32), word_U=np.zeros(n, np.int32), text=b"s%d" % i)
         for i, n in enumerate(lengths)
     ]
 
@@ -80,17 +80,17 @@ def test_rows_come_in_order_and_do_not_depend_on_the_call(monkeypatch):
         np.testing.assert_allclose(row.lse_NJ, teacher.score([sentence], k=3, temperatures=(2.0, 3.0))[0].lse_NJ, atol=1e-5)
 
 
-def test_each_utterance_is_answered_by_its_fold():
+def test_each_text_is_answered_by_its_fold():
     parts = [neural(0), neural(1), neural(2)]
-    teacher = CrossFitTeacher(parts, {"s0": 2, "s1": 0, "s2": 1})
+    teacher = CrossFitTeacher(parts, {b"s0": 2, b"s1": 0, b"s2": 1})
     asked = sentences([4, 4, 4, 4])
     rows = teacher.score(asked, k=8)
     for sentence, row, fold in zip(asked, rows, (2, 0, 1, 0), strict=True):  # s3 is unknown: fold 0
         np.testing.assert_allclose(row.logp_NK, parts[fold].score([sentence], k=8)[0].logp_NK, atol=1e-5)
         assert np.abs(row.gold_logp_N - parts[(fold + 1) % 3].score([sentence], k=8)[0].gold_logp_N).max() > 1e-3
     assert teacher.info.trained_on_transcripts == "cross-fitted"
-    assert teacher.info.digest != CrossFitTeacher(parts, {"s0": 1, "s1": 0, "s2": 1}).info.digest
-    assert teacher.info.digest != CrossFitTeacher(parts[::-1], {"s0": 2, "s1": 0, "s2": 1}).info.digest
+    assert teacher.info.digest != CrossFitTeacher(parts, {b"s0": 1, b"s1": 0, b"s2": 1}).info.digest
+    assert teacher.info.digest != CrossFitTeacher(parts[::-1], {b"s0": 2, b"s1": 0, b"s2": 1}).info.digest
 
 
 def test_other_weights_are_another_digest(folder):
