@@ -1,4 +1,4 @@
-"""Is what lies there what was asked for? Content digests of files and folders, and the first difference of two descriptions."""
+"""Is what lies there what was asked for? Content digests of files and folders, and what differs between two descriptions."""
 
 import json
 import os
@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from hkd.errors import UserError
 from hkd.files import digest_of, digest_of_file, write_bytes
 
 
@@ -21,10 +22,25 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
-def first_difference(there: Mapping[str, Any], asked: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
-    """(name, value there, value asked for) of the first leaf that differs, None where a side lacks it; None where all are equal."""
-    was, now = flatten(there), flatten(asked)
-    return next(((name, was.get(name), now.get(name)) for name in {**was, **now} if was.get(name) != now.get(name)), None)
+def differences(there: Mapping[str, Any], asked: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """(name, value there, value asked for) of the leaves that differ, None where a side lacks it. Compared as JSON has them."""
+    was, now = (flatten(json.loads(json.dumps(side))) for side in (there, asked))
+    return [(name, was.get(name), now.get(name)) for name in {**was, **now} if was.get(name) != now.get(name)]
+
+
+def brief(value: Any) -> str:
+    """A value of a description as a message shows it."""
+    text = "not given" if value is None else value if value and isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def check_same(rule: str, there: Mapping[str, Any], asked: Mapping[str, Any], remedy: str) -> None:
+    """Raise UserError "RULE, but its NAME is OLD instead of NEW. REMEDY" where what lies there was made of something else."""
+    found = differences(there, asked)
+    if found:
+        shown = "; ".join(f"its {name} is {brief(was)} instead of {brief(now)}" for name, was, now in found[:3])
+        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+        raise UserError(f"{rule}, but {shown}{more}. {remedy}")
 
 
 class Contents:

@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkd.align.alignment import Alignment, Tier, UtteranceAlignment, aligned_to_units, at_least_one_apart, write_alignment
+from hkd.artefact import check_same, differences
 from hkd.audio import probe
 from hkd.errors import HkdError, UserError
 from hkd.files import digest_of_json
@@ -70,16 +71,14 @@ def finished(out: Path, manifest: Manifest, aligner: Mapping[str, Any], *, overw
     there = Alignment(out)
     wanted = {"manifest": manifest.digest, **aligner}
     found = {"manifest": there.manifest_digest, **{key: there.aligner.get(key) for key in aligner}}
-    if wanted == found:
+    if not differences(found, wanted):
         kept = {name: there.aligner[name] for name in ABOUT if name in there.aligner}
         kept |= {name: tuple(kept[name]) for name in ("unused", "notes") if name in kept}
         return AlignReport(kept=len(there), failed=there.failed, **kept)
     if overwrite:
         return None
-    name = next(key for key in wanted if wanted[key] != found[key])
-    raise UserError(
-        f"{out} must not be replaced, but is of another {name} ({found[name]} instead of {wanted[name]}). Use --overwrite to align anew."
-    )
+    check_same(f"{out} must be of the same settings and sound", found, wanted, "Use --overwrite to align again.")
+    return None
 
 
 def check_any(kept: Sized, failed: Mapping[str, str], manifest: Manifest) -> None:

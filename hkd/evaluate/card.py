@@ -6,11 +6,12 @@ Markdown with the front matter that the Hugging Face Hub reads. A function of th
 import json
 import math
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from hkd.artefact import flatten
 from hkd.decode.search import SearchConfig
 from hkd.errors import UserError
 from hkd.evaluate.result import METRICS, EvaluationReport, read_json, read_result
@@ -103,20 +104,12 @@ def _search_settings(report: EvaluationReport, *, is_hybrid: bool) -> list[str]:
     """The settings of the evaluation's search that are not the default and count for this student: `hybrid.acoustic_scale=0.15`."""
     if not is_hybrid and report.decoder["name"] == "greedy":
         return []
-    usual = dict(_flat(asdict(SearchConfig())))
+    usual = flatten(asdict(SearchConfig()))
     return [
         f"{name}={str(value).lower() if isinstance(value, bool) else value}"
-        for name, value in _flat(report.inputs["settings"]["search"])
+        for name, value in flatten(report.inputs["settings"]["search"]).items()
         if usual.get(name, value) != value and name.startswith("hybrid.") == is_hybrid
     ]
-
-
-def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in table.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def _shell(lm: str | None, settings: Sequence[str]) -> str:

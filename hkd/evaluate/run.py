@@ -5,7 +5,6 @@
 - An evaluation that is finished under the same inputs (model, references, settings) is left as it is.
 """
 
-import json
 import logging
 import re
 import tomllib
@@ -16,6 +15,7 @@ from typing import Any
 
 import torch
 
+from hkd.artefact import differences
 from hkd.decode.recogniser import Recogniser
 from hkd.decode.search import SearchConfig
 from hkd.errors import HkdError, UserError
@@ -233,4 +233,4 @@ def _finished(run_folder: Path, split: str, tag: str, inputs: Mapping[str, Any])
     if report is None:
         return None
     known = {name: value for name, value in report.inputs.items() if name != "n_best" or name in inputs}
-    return report if known == json.loads(json.dumps(inputs)) else None
+    return None if differences(known, inputs) else report

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkd.align.alignment import Alignment
+from hkd.artefact import check_same, differences
 from hkd.errors import UserError
 from hkd.files import digest_of_file, digest_of_json, write_bytes, write_json
 from hkd.labelling.lm_data import Corpus, Encoder, LmTask, Sentences, Sequence_U, TokenCache, cache_text, folds_of
@@ -145,26 +146,16 @@ def finished(folder: Path, identity: Mapping[str, Any], *, overwrite: bool) -> L
     old = read_json(folder / CONFIG) if ours else {}
     if not ours or "hkd_lm" not in old:
         raise UserError(f"{folder} must be free or hold a unit LM, but holds something else. Give another --name.")
-    if overwrite and old["identity_digest"] != digest_of_json(identity):
+    if overwrite and differences(old["identity"], identity):
         shutil.rmtree(folder)
         return None
-    if old["identity_digest"] != digest_of_json(identity):
-        before, now = _flat(old["identity"]), _flat(identity)
-        what = next((name for name in {**before, **now} if before.get(name) != now.get(name)), "format")
-        raise UserError(
-            f"{folder} must be of the same settings and data, but `{what}` is {before.get(what)!r} there and {now.get(what)!r} now. "
-            "Give another --name, or --overwrite."
-        )
+    check_same(
+        f"{folder} must be of the same settings and data", old["identity"], identity, "Give another --name, or --overwrite."
+    )
     if not (folder / REPORT).exists():
         return None
     shutil.rmtree(folder / "work", ignore_errors=True)
     return LmReport.load(folder / REPORT)
-
-
-def _flat(value: Any, name: str = "") -> dict[str, Any]:
-    if not isinstance(value, Mapping):
-        return {name: list(value) if isinstance(value, tuple) else value}
-    return {k: v for key, part in value.items() for k, v in _flat(part, f"{name}.{key}" if name else key).items()}
 
 
 log = logging.getLogger(__name__)

@@ -262,24 +262,6 @@ def identity_of(value: Mapping[str, Any]) -> dict[str, Any]:
     return {key: item for key, item in value.items() if key not in NOT_IDENTITY}
 
 
-def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """What differs between two identities: (key, value wanted, value found), as short texts."""
-
-    def short(item: Any) -> str:
-        text = json.dumps(item, ensure_ascii=False, sort_keys=True)
-        return text if len(text) <= 80 else text[:77] + "..."
-
-    rows: list[tuple[str, str, str]] = []
-    for key in [*a, *(key for key in b if key not in a)]:
-        left, right = a.get(key), b.get(key)
-        if left != right:
-            if isinstance(left, Mapping) and isinstance(right, Mapping):
-                inner = next(k for k in [*left, *right] if left.get(k) != right.get(k))
-                key, left, right = f"{key}.{inner}", left.get(inner), right.get(inner)
-            rows.append((key, short(left), short(right)))
-    return rows
-
-
 def sorted_ids(ids: Iterable[str]) -> list[str]:
     """Ids in the order of the plan (by code points). Raises UserError for an empty id or one that stands twice."""
     result = sorted(ids)

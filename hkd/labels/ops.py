@@ -20,12 +20,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from hkd.artefact import brief, differences
 from hkd.errors import UserError
 from hkd.files import atomic_write, digest_of
 from hkd.labels.card import figures, quality_of
 from hkd.labels.card import merge as merge_sums
 from hkd.labels.codec import decode, encode, gather, layout
-from hkd.labels.format import LabelBlock, StoreSpec, UtteranceLabels, differences
+from hkd.labels.format import LabelBlock, StoreSpec, UtteranceLabels
 from hkd.labels.store import LabelReader
 from hkd.labels.writer import LabelWriter
 from hkd.progress import Progress, no_progress
@@ -136,11 +137,14 @@ def merge(
     first = readers[0].spec
     of: dict[str, LabelReader] = {}
     for reader in readers:
-        for key, left, right in differences(first.identity(), reader.spec.identity()):
-            if key.partition(".")[0] not in MAY_DIFFER:
-                raise UserError(
-                    f"stores to merge must agree in `{key}`, but it is {left} in {sources[0]} and {right} in {reader.path}."
-                )
+        differing = [
+            row for row in differences(first.identity(), reader.spec.identity()) if row[0].partition(".")[0] not in MAY_DIFFER
+        ]
+        if differing:
+            key, left, right = differing[0]
+            raise UserError(
+                f"stores to merge must agree in `{key}`, but it is {brief(left)} in {sources[0]} and {brief(right)} in {reader.path}."
+            )
         for name in reader.ids:
             if name in of:
                 raise UserError(

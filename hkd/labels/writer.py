@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from hkd.artefact import check_same
 from hkd.errors import HkdError, UserError
 from hkd.files import json_bytes
 from hkd.labels import format as files
@@ -34,7 +35,6 @@ from hkd.labels.format import (
     Utterances,
     backend_of,
     check_format,
-    differences,
     identity_of,
     index_bytes,
     sorted_ids,
@@ -231,11 +231,8 @@ def _stored(folder: StoreFolder) -> dict[str, Any] | None:
 def _resumed(folder: StoreFolder, spec: StoreSpec) -> StoreSpec:
     """The spec of the store that is there. Raises UserError where it is another's."""
     value = _stored(folder) or {}
-    for key, wanted, there in differences(spec.identity(), identity_of(value)):
-        raise UserError(
-            f"label store {folder.path} must have been written with `{key}` {wanted}, but with {there} instead. "
-            "Give another folder, or --overwrite."
-        )
+    rule = f"label store {folder.path} must have been written with the same settings"
+    check_same(rule, identity_of(value), spec.identity(), "Give another folder, or --overwrite.")
     return StoreSpec.from_json(value, spec.inventory)
 
 

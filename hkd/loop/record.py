@@ -14,8 +14,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from hkd.artefact import flatten
-from hkd.errors import HkdError, UserError
+from hkd.artefact import check_same
+from hkd.errors import HkdError
 from hkd.files import digest_of_json, lock, sync, write_json
 
 IDENTITY = "identity.json"
@@ -34,12 +34,9 @@ def claim(folder: Path, identity: Mapping[str, Any]) -> str:
     if not path.exists():
         write_json(path, identity)
         return digest_of_json(identity)
-    there, here = flatten(json.loads(path.read_text())), flatten(identity)
-    names = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
-    if names:
-        shown = "; ".join(f"{n} was {there.get(n)!r}, is {here.get(n)!r}" for n in names[:3])
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        raise UserError(f"a run must go on as it began, but in {folder} {shown}{more}. Undo the change or take another folder.")
+    check_same(
+        f"the run in {folder} must go on as it began", begun_with(folder), identity, "Undo the change or take another folder."
+    )
     return digest_of_json(identity)
 
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from hkd import manifest
-from hkd.artefact import Contents, first_difference
+from hkd.artefact import Contents, brief, differences
 from hkd.errors import HkdError, InternalError, UserError, explained
 from hkd.files import digest_of, write_json
 from hkd.progress import Progress
@@ -96,7 +96,7 @@ class _Schedule:
         record = _record(self.folder, stage.name)
         if record.get("state") != "finished" or not all((self.folder / output).exists() for output in stage.outputs):
             return False
-        return first_difference(_made_from(record), self.description(stage)) is None
+        return not differences(_made_from(record), self.description(stage))
 
     def stale(self, stage: Stage, *, with_inputs: bool) -> str:
         """How what lies there differs from what is asked for; empty where nothing lies there, or the stage may go on with it."""
@@ -106,16 +106,15 @@ class _Schedule:
         if not _made_from(record):
             return f"the stage {stage.name} of this version has not written {', '.join(stage.outputs)}, which {'is' if len(stage.outputs) == 1 else 'are'} there"
         now = self.description(stage) if with_inputs else {"settings": {**stage.settings}, "outputs": list(stage.outputs)}
-        was = {name: value for name, value in _made_from(record).items() if name in now}
-        difference = first_difference(was, json.loads(json.dumps(now)))
-        if difference is None:
+        found = differences({name: value for name, value in _made_from(record).items() if name in now}, now)
+        if not found:
             return ""
-        name, before, after = difference
+        name, before, after = found[0]
         part, _, name = name.partition(".")
         if part == "inputs":
             return f"{name}, which the stage {stage.name} reads, has changed since"
         what = f"setting {name}" if part == "settings" else "list of files"
-        return f"the stage {stage.name} was run with another {what}: {_shown(before)}, now {_shown(after)}"
+        return f"the stage {stage.name} was run with another {what}: {brief(before)}, now {brief(after)}"
 
     def finished(self, stage: Stage) -> None:
         self.done.add(stage.name)
@@ -222,11 +221,6 @@ def _refusal(folder: Path, stages: Mapping[str, Stage], stale: Mapping[str, str]
     )
 
 
-def _shown(value: Any) -> str:
-    text = "not given" if value is None else json.dumps(value, ensure_ascii=False)
-    return text if len(text) < 80 else f"{text[:77]}..."
-
-
 def _threads(jobs: int) -> int:
     return max(1, (os.cpu_count() or 1) // jobs)
 
@@ -258,7 +252,7 @@ def _outputs(folder: Path, stage: Stage, record: Mapping[str, Any]) -> list[Path
 def _begin(folder: Path, stage: Stage, description: Mapping[str, Any]) -> None:
     """Note that the stage has started; remove what it wrote with other settings or inputs, which the caller has asked the user for."""
     old = _record(folder, stage.name)
-    if first_difference(_made_from(old), description) is not None:
+    if differences(_made_from(old), description):
         for path in _outputs(folder, stage, old):
             if path.is_dir():
                 shutil.rmtree(path)

@@ -1,13 +1,12 @@
 """What a run with text reads: sentences, their label stores, and the posterior bank of the student's own low part."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hkd import artefact
 from hkd import manifest as manifests
-from hkd.artefact import first_difference
 from hkd.errors import UserError
 from hkd.files import digest_of
 from hkd.labels.store import CACHE_BYTES, LabelReader, digest_of_store, store_folders
@@ -154,11 +153,6 @@ def heard_by(plan: Plan, data: Mapping[str, Any]) -> dict[str, Any]:
 
 def check_same(folder: Path, bank: Bank, asked: Mapping[str, Any]) -> None:
     """Raises UserError, naming what differs, where a bank was made from something else."""
-    asked = json.loads(json.dumps(asked))
-    difference = first_difference({name: bank.facts["made_from"].get(name) for name in asked}, asked)
-    if difference is not None:
-        name, was, now = difference
-        raise UserError(
-            f"the posterior bank in {folder} must be of this student and speech, but its {name} is {was} instead of {now}. "
-            "Run `hkd bank` into another folder."
-        )
+    there = {name: bank.facts["made_from"].get(name) for name in asked}
+    remedy = "Run `hkd bank` into another folder."
+    artefact.check_same(f"the posterior bank in {folder} must be of this student and speech", there, asked, remedy)

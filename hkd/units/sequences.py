@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from hkd.artefact import check_same
 from hkd.errors import UserError
 from hkd.files import digest_of, write_json
 from hkd.units.inventory import UnitInventory
@@ -126,11 +127,8 @@ def train_units(
                 train_subwords(lines, kind="char", letters=letters, folder=folder, level=CHARACTER)
             return {level: UnitInventory.load(inventory_path(folder, level)) for level in (*inventories, *SPELLED)}
         if not overwrite:
-            name = next(key for key in {**was, **made_from} if was.get(key) != made_from.get(key))
-            raise UserError(
-                f"{folder} must not be replaced, but was made with {name} = {was.get(name)} instead of {made_from.get(name)}. "
-                "Use --overwrite: alignments stay valid, subword labels and models do not."
-            )
+            remedy = "Use --overwrite: alignments stay valid, subword labels and models do not."
+            check_same(f"{folder} must be of the same settings and texts", was, made_from, remedy)
     for level, inventory in inventories.items():
         inventory.save(inventory_path(folder, level))
     characters = train_subwords(lines, kind="char", letters=letters, folder=folder, level=CHARACTER)

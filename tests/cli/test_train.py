@@ -38,7 +38,7 @@ def test_the_command_as_written_trains_then_says_that_it_is_done_and_exports(pro
     assert json.loads(again.stdout)["was_done"] is True
     other = CliRunner().invoke(app, ["train", "--labels", "shards/", "--set", "lam=0.5"])
     assert other.exit_code == 2
-    assert "train.lam was 0.3, is 0.5" in " ".join(other.stderr.split())
+    assert "its train.lam is 0.3 instead of 0.5" in " ".join(other.stderr.split())
     assert CliRunner().invoke(app, ["export", "--run", "hierarchical", "--out", "student"]).exit_code == 0
     assert "Recogniser(" in Path("student/README.md").read_text()
     near = CliRunner().invoke(app, ["export", "hierarchicl", "--out", "other"])

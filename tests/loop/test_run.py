@@ -77,9 +77,9 @@ def test_done_is_left_and_another_config_is_refused_by_name(tmp_path: Path, tiny
     before = (tmp_path / "done.json").stat().st_mtime_ns
     assert fit(tiny_task(), config, tmp_path, identity={"data": {"digest": "a"}}, device="cpu") == first
     assert (tmp_path / "done.json").stat().st_mtime_ns == before
-    with pytest.raises(UserError, match=r"data\.digest was 'a', is 'b'"):
+    with pytest.raises(UserError, match=r"its data\.digest is a instead of b"):
         fit(tiny_task(), config, tmp_path, identity={"data": {"digest": "b"}}, device="cpu")
-    with pytest.raises(UserError, match=r"loop\.max_steps was 3, is 4"):
+    with pytest.raises(UserError, match=r"its loop\.max_steps is 3 instead of 4"):
         fit(tiny_task(), LoopConfig(max_steps=4), tmp_path, identity={"data": {"digest": "a"}}, device="cpu")
 
 

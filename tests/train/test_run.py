@@ -60,7 +60,7 @@ def test_killed_and_started_again_a_run_ends_in_the_same_bytes(
     for name in ("final.safetensors", "metrics.jsonl", "config.toml", "model/model.safetensors", "model/student.json"):
         assert (tmp_path / "a" / "run" / name).read_bytes() == (tmp_path / "b" / "run" / name).read_bytes(), name
     assert trained(labelled, tmp_path / "b" / "run", tiny).was_done
-    with pytest.raises(UserError, match=r"train\.lam was 0\.3, is 0\.5"):
+    with pytest.raises(UserError, match=r"its train\.lam is 0\.3 instead of 0\.5"):
         trained(labelled, tmp_path / "b" / "run", {**tiny, "lam": 0.5})
     assert build(TrainConfig, read_toml(tmp_path / "b" / "run" / "config.toml"), where="run") == build(
         TrainConfig, tiny, where="train"
