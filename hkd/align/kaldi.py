@@ -45,11 +45,13 @@ def read_model(folder: Path, *, lang: Path | None = None, config: ImportConfig |
     found = next((path for path in (folder / "phones.txt", *([lang / "phones.txt"] if lang else [])) if path.exists()), None)
     if found is None:
         raise UserError(
-            f"{folder} must hold phones.txt, but does not. Give the lang folder that the model was made with: --lang."
+            f"{folder} must hold phones.txt, but does not. Give the lang folder that the model was made with: --set lang=FOLDER."
         )
     for name in ("final.mdl", "tree"):
         if not (folder / name).exists():
-            raise UserError(f"{folder} must hold {name}, but does not. Give the folder of the alignment's model: --model.")
+            raise UserError(
+                f"{folder} must hold {name}, but does not. Give the folder of the alignment's model: --set model=FOLDER."
+            )
     transitions, tree = read_transitions(folder / "final.mdl"), read_tree(folder / "tree")
     symbols = read_symbols(found)
     phones = {phone: number for phone, number in symbols.items() if number > 0 and not phone.startswith("#")}
@@ -93,7 +95,7 @@ class KaldiSource(Source):
         self._says_places = any(split_position(phone)[1] for phone in tying.phones)
         if not self._says_places and word_ctm is None and lexicon is None:
             raise UserError(
-                "the phones must say their place in the word (AH_B), but do not. Give the words' times (--words CTM) or the lexicon "
+                "the phones must say their place in the word (AH_B), but do not. Give the words' times (--set words=CTM) or the lexicon "
                 "(--lexicon)."
             )
         self._symbol_of = {number: phone for phone, number in tying.phones.items()}
@@ -129,7 +131,7 @@ class KaldiSource(Source):
         if abs(len(id_T) * shift - num_samples) > _TOLERANCE_S * SAMPLE_RATE_HZ + shift:
             raise FailureError(
                 f"it has {len(id_T)} frames of {shift / 16:g} ms, but the sound {num_samples / SAMPLE_RATE_HZ:.2f} s: is the frames' "
-                "subsampling another (--subsampling)?"
+                "subsampling another (--set subsampling=3)?"
             )
         bound_T1 = foreign_boundaries(len(id_T), num_samples, shift_samples=shift, window_samples=WINDOW_SAMPLES)
         symbols = [self._symbol_of[int(phone)] for phone in model.phone_I[id_T[start_P]]]

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hkd.cli.common import emit, progress_bar, project, say
+from hkd.cli.common import Device, Json, Overwrite, Set, emit, progress_bar, project, say, with_options
 
 _SHOWN = 20
 
@@ -23,14 +23,6 @@ def align(
     ] = None,
     manifest: Annotated[Path | None, typer.Option(help="The manifest; by default the project's.")] = None,
     out: Annotated[Path | None, typer.Option(help="Where to write; by default the project's alignment.")] = None,
-    model: Annotated[
-        Path | None, typer.Option(help="pocketsphinx: an acoustic model's folder; kaldi: where final.mdl and tree lie.")
-    ] = None,
-    lang: Annotated[Path | None, typer.Option(help="kaldi: the lang folder, for phones.txt.")] = None,
-    words: Annotated[
-        Path | None, typer.Option(help="kaldi: a CTM of words, where phones do not say their place in the word.")
-    ] = None,
-    phones: Annotated[Path | None, typer.Option(help="ctm: a second CTM, of phones.")] = None,
     lexicon: Annotated[
         Path | None,
         typer.Option(help="A dictionary (word phones): MFA's, Kaldi's lexicon.txt, CMU's. Default: what was aligned."),
@@ -38,19 +30,14 @@ def align(
     stress: Annotated[
         bool | None, typer.Option("--stress/--no-stress", help="Keep ARPAbet's stress marks (AH0, AH1). [--stress]")
     ] = None,
-    silence: Annotated[
-        list[str] | None, typer.Option(help="A phone that is silence or noise, besides SIL, SPN, NSN; repeatable.")
-    ] = None,
-    subsampling: Annotated[
-        int | None, typer.Option(help="kaldi: frames of 10 ms a frame; default as the model's folder says.")
-    ] = None,
     jobs: Annotated[int | None, typer.Option(help="pocketsphinx: processes; 0: one a core.")] = None,
     min_score: Annotated[
         float | None, typer.Option(help="Mean score a frame below which a transcript counts as not what was spoken.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="ctc: auto, cpu or cuda. [auto]")] = None,
-    overwrite: Annotated[bool, typer.Option(help="Replace what is there and was made of something else.")] = False,
-    json_: Annotated[bool, typer.Option("--json", help="The result as JSON on stdout.")] = False,
+    assignments: Set = None,
+    device: Device = None,
+    overwrite: Overwrite = False,
+    json_: Json = False,
 ) -> None:
     """Align words, phones and senones to 10 ms frames with pocketsphinx, or take another tool's alignment.
 
@@ -68,7 +55,7 @@ def align(
 
         hkd align --from mfa aligned/ --lexicon english_us_arpa.dict --no-stress
 
-        hkd align --from ctm words.ctm --phones phones.ctm
+        hkd align --from ctm words.ctm --set phones=phones.ctm
 
         hkd align --from ctc facebook/wav2vec2-base-960h --lexicon cmudict.dict
 
@@ -87,13 +74,11 @@ def align(
     tool = from_ or table.get("from", POCKETSPHINX)
     if tool != table.get("from", POCKETSPHINX):
         table = {}  # another tool's settings
-    given: dict[str, Any] = {
-        "from": tool, "path": None if tool == POCKETSPHINX else path, "model": model, "lang": lang, "words": words, "phones": phones,
-        "lexicon": lexicon, "stress": stress, "silence": silence, "subsampling": subsampling, "jobs": jobs, "min_score": min_score,
-        "device": device,
-    }  # fmt: skip
-    told = {name: str(value) if isinstance(value, Path) else value for name, value in given.items() if value is not None}
-    aligner = aligner_of({**table, **told}, "align")
+    table = with_options(
+        table, assignments, "align", path=None if tool == POCKETSPHINX else path, lexicon=lexicon and str(lexicon), stress=stress, jobs=jobs,
+        min_score=min_score, device=device,
+    )  # fmt: skip
+    aligner = aligner_of({**table, "from": tool}, "align")
     source = Path(path) if path is not None and tool == POCKETSPHINX else manifest or here.require("manifest", "hkd prepare")
     target = out or here.alignment
     with progress_bar("align" if tool == POCKETSPHINX else f"align from {tool}") as progress:
@@ -101,8 +86,7 @@ def align(
     if out is None:
         stages.adopt_units(here, aligner, overwrite=overwrite)
     emit({**asdict(report), "hours": report.seconds_of_audio / 3600}, json_, lambda value: _render(value, target))
-    given_lexicon = told.get("lexicon") or table.get("lexicon")
-    dictionary = Lexicon(here.folder / str(given_lexicon)) if given_lexicon else load_lexicon(here.units)
+    dictionary = Lexicon(here.folder / str(table["lexicon"])) if table.get("lexicon") else load_lexicon(here.units)
     say(coverage(dictionary, (u.text for u in read(source))))
 
 

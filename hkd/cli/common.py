@@ -6,13 +6,22 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from hkd.config import Project, merge, parse_overrides
 from hkd.progress import Progress as ProgressCallback
+
+Json = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there and was made of something else.")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda. [auto]")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="A.B=C", help="Any other setting; `hkd config show COMMAND` explains them. May be repeated."),
+]
 
 QUIET_INTERVAL_S = 10.0
 FACTS_WIDTH = 60

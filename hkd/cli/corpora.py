@@ -1,16 +1,14 @@
 """`hkd prepare`, `hkd manifest`: from a corpus, or from other tools' data, to the manifest, and back to other tools."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from hkd.cli.common import emit, progress_bar, project, say
+from hkd.cli.common import Json, Overwrite, Set, emit, progress_bar, project, say, with_options
 
 manifest_app = typer.Typer(no_args_is_help=True, help="The manifest: check its audio, split it, write it for other tools.")
-
-_Json = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout.")]
-_Overwrite = Annotated[bool, typer.Option(help="Replace what is there and was made of something else.")]
 
 
 def _splits(utterances: Any) -> dict[str, dict[str, float]]:
@@ -54,9 +52,7 @@ def _list_corpora(as_json: bool) -> None:
     emit(rows, as_json, render)
 
 
-def _prepare_text(
-    texts: list[Path], out: Path | None, max_words: int | None, folder: Path, *, overwrite: bool, json_: bool
-) -> None:
+def _prepare_text(texts: list[Path], out: Path | None, max_words: int, folder: Path, *, overwrite: bool, json_: bool) -> None:
     from hkd import corpora
     from hkd.config import Project
     from hkd.labelling.sentences import SentencesConfig, prepare_sentences
@@ -68,7 +64,7 @@ def _prepare_text(
     with progress_bar(f"prepare {path.name}") as progress:
         whole = prepare_sentences(
             texts, path, units=Units(here.units), transcripts=read(here.manifest) if here.manifest.exists() else None,
-            config=SentencesConfig() if max_words is None else SentencesConfig(max_words=max_words), report=report,
+            config=SentencesConfig(max_words=max_words), report=report,
             overwrite=overwrite, progress=progress,
         )  # fmt: skip
     value = {"manifest": str(path), "sentences": len(whole), **report.to_json()}
@@ -95,10 +91,6 @@ def prepare(
     part: Annotated[
         list[str] | None, typer.Option(help="Only this part of the corpus (train-clean-100, say); may be repeated.")
     ] = None,
-    cache: Annotated[
-        Path | None, typer.Option(envvar="HKD_CACHE", help="Where downloads are kept; default ~/.cache/hkd.")
-    ] = None,
-    base_url: Annotated[str | None, typer.Option(help="A mirror that has the corpus' archives.")] = None,
     column: Annotated[
         list[str] | None,
         typer.Option(
@@ -117,13 +109,13 @@ def prepare(
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="With --text: the manifest; default text.jsonl in the project.")] = None,
-    max_words: Annotated[int | None, typer.Option(help="With --text: longer sentences are left out. [40]")] = None,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Go on without what cannot be used; left-out.tsv lists it.")
     ] = False,
     list_: Annotated[bool, typer.Option("--list", help="List the known corpora and stop.")] = False,
-    overwrite: _Overwrite = False,
-    json_: _Json = False,
+    assignments: Set = None,
+    overwrite: Overwrite = False,
+    json_: Json = False,
 ) -> None:
     """Set up a project: corpus → manifest.jsonl (with splits) and hkd.toml.
 
@@ -147,27 +139,34 @@ def prepare(
         hkd prepare --text sentences.txt
     """
     from hkd import corpora
-    from hkd.config import PATHS, PROJECT_FILE, Project, to_toml
+    from hkd.config import PATHS, PROJECT_FILE, Project, build, to_toml
     from hkd.errors import UserError
     from hkd.files import write_bytes
+    from hkd.pipeline import stages
+    from hkd.pipeline.settings import PrepareSettings
     from hkd.units.lexicon import coverage
     from hkd.units.text import text_notes
     from hkd.units.tying import load_lexicon
 
     if list_:
         return _list_corpora(json_)
+    table = with_options(
+        {}, assignments, "prepare", corpus=corpus, root=root and str(root), download=download, parts=part, columns=_columns(column or []),
+        speaker=speaker,
+    )  # fmt: skip
+    config = build(PrepareSettings, table, where="[prepare]")
     if text:
         if corpus is not None:
             raise UserError(f"CORPUS must be left out with --text, but is '{corpus}'. Prepare the corpus first, then the text.")
-        return _prepare_text(text, out, max_words, folder, overwrite=overwrite, json_=json_)
-    if out is not None or max_words is not None:
-        raise UserError("--out and --max-words must go with --text, but there is none. Leave them out.")
+        return _prepare_text(text, out, config.max_words, folder, overwrite=overwrite, json_=json_)
+    if out is not None:
+        raise UserError("--out must go with --text, but there is none. Leave it out.")
     if corpus is None:
         raise UserError("CORPUS must be given, but is missing. `hkd prepare --list` says which are known; a folder does too.")
     if corpus in corpora.text_corpora() and from_ is None and not Path(corpus).exists():
         out = folder / "text" / f"{corpus}.txt"
         with progress_bar(f"prepare {corpus}") as progress:
-            number = corpora.prepare_text(corpus, out, cache=cache, progress=progress)
+            number = corpora.prepare_text(corpus, out, progress=progress)
         return emit(
             {"text": str(out), "sentences": number}, json_, lambda value: f"{value['text']}: {value['sentences']} sentences"
         )
@@ -175,10 +174,7 @@ def prepare(
     kind = corpora.kind_of(corpus, from_)
     report = corpora.Report(skip_bad=skip_bad)
     with progress_bar(f"prepare {Path(corpus).name}") as progress:
-        whole = corpora.prepare(
-            corpus, folder, kind=kind, cache=cache, root=root, base_url=base_url, download=download, parts=tuple(part or ()),
-            columns=_columns(column or []), speaker=speaker, report=report, overwrite=overwrite, progress=progress,
-        )  # fmt: skip
+        whole = stages.prepare(folder, replace(config, kind=kind or ""), report=report, overwrite=overwrite, progress=progress)
     settings = folder / PROJECT_FILE
     if not settings.exists():
         write_bytes(settings, to_toml({"prepare": {"corpus": corpus}}).encode())
@@ -198,7 +194,7 @@ def prepare(
 
 @manifest_app.command()
 def check(
-    manifest: Annotated[Path | None, typer.Argument(help="The manifest; by default the project's.")] = None, json_: _Json = False
+    manifest: Annotated[Path | None, typer.Argument(help="The manifest; by default the project's.")] = None, json_: Json = False
 ) -> None:
     """Read every utterance's audio and list what is missing, empty, truncated, silent or wrongly declared. Exit 1 if anything is.
 
@@ -234,7 +230,7 @@ def split(
     dev_share: Annotated[float, typer.Option("--dev", help="Share that becomes dev.")] = 0.1,
     test_share: Annotated[float, typer.Option("--test", help="Share that becomes test.")] = 0.1,
     by: Annotated[str, typer.Option(help="What stays together: speaker, recording or text.")] = "speaker",
-    json_: _Json = False,
+    json_: Json = False,
 ) -> None:
     """Set the field `split` by a rule that depends on nothing but the names of speakers, recordings or texts.
 
@@ -263,7 +259,7 @@ def export(
     to: Annotated[str, typer.Option(help="nemo, lhotse or kaldi.")],
     manifest: Annotated[Path | None, typer.Option(help="The manifest; by default the project's.")] = None,
     split: Annotated[str | None, typer.Option(help="Only this split.")] = None,
-    json_: _Json = False,
+    json_: Json = False,
 ) -> None:
     """Write the manifest for NeMo (JSONL), lhotse (recordings, supervisions, cuts) or Kaldi (data folders), a set of files a split.
 

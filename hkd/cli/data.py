@@ -5,13 +5,11 @@ from typing import Annotated, Any
 
 import typer
 
-from hkd.cli.common import emit, given, progress_bar, project
+from hkd.cli.common import Json, Overwrite, Set, emit, given, progress_bar, project, with_options
 
 units_app = typer.Typer(no_args_is_help=True, help="Unit inventories: senones, monophones, characters, subwords.")
 
-_Json = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout.")]
 _SHOWN = 20
-_Overwrite = Annotated[bool, typer.Option(help="Replace what is there and was made of something else.")]
 
 
 @units_app.command()
@@ -19,8 +17,8 @@ def train(
     vocab_size: Annotated[int | None, typer.Option(help="Subwords in all; a small text gives fewer. Default 500.")] = None,
     kind: Annotated[str | None, typer.Option(help="unigram or bpe; char: the student's own subwords are characters.")] = None,
     split: Annotated[str, typer.Option(help="The split whose transcripts the subwords are trained on.")] = "train",
-    overwrite: _Overwrite = False,
-    json_: _Json = False,
+    overwrite: Overwrite = False,
+    json_: Json = False,
 ) -> None:
     """Make the inventories: the aligner's senones and monophones, and SentencePiece subwords and characters of the transcripts.
 
@@ -47,7 +45,7 @@ def _render_units(value: dict[str, Any]) -> str:
 @units_app.command()
 def show(
     text: Annotated[str | None, typer.Argument(help="A text to turn into units; without it the inventories are listed.")] = None,
-    json_: _Json = False,
+    json_: Json = False,
 ) -> None:
     """Show the inventories, or what a text becomes at each level.
 
@@ -85,7 +83,7 @@ def lexicon(
         list[Path] | None, typer.Option(help="Texts, a sentence a line (.gz too); default the manifest's transcripts.")
     ] = None,
     dictionary: Annotated[Path | None, typer.Option(help="A dictionary instead of the project's (word phones).")] = None,
-    json_: _Json = False,
+    json_: Json = False,
 ) -> None:
     """Say which words the project's dictionary has, which get a predicted pronunciation, and which have none.
 
@@ -124,10 +122,9 @@ def lexicon(
 @units_app.command()
 def tie(
     num_senones: Annotated[int | None, typer.Option(help="Senones in all, silence's included. [2000]")] = None,
-    min_frames: Annotated[int | None, typer.Option(help="Frames of 10 ms that each senone must have. [100]")] = None,
-    hours: Annotated[float | None, typer.Option(help="Hours of sound that are looked at, at most. [20]")] = None,
-    overwrite: _Overwrite = False,
-    json_: _Json = False,
+    assignments: Set = None,
+    overwrite: Overwrite = False,
+    json_: Json = False,
 ) -> None:
     """Tie states of an alignment that has phones alone (MFA, CTM, CTC): the alignment gets senones, and text becomes senones too.
 
@@ -140,7 +137,7 @@ def tie(
     from hkd.pipeline import stages
 
     here = project()
-    table = here.table("tie") | given(num_senones=num_senones, min_frames=min_frames, hours=hours)
+    table = with_options(here.table("tie"), assignments, "tie", num_senones=num_senones)
     with progress_bar("tie") as progress:
         report = stages.tie(here, table, overwrite=overwrite, progress=progress)
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hkd.cli.common import emit, given, progress_bar, project, say, with_options
+from hkd.cli.common import Device, Json, Set, emit, given, progress_bar, project, say, with_options
 from hkd.config import Project
 from hkd.errors import HkdError, UserError, did_you_mean
 
@@ -15,16 +15,6 @@ LM_HELP = "Beside beam search (always with a hybrid student): an ARPA file over 
 Split = Annotated[str, typer.Option(help="Part of the manifest.")]
 Decoder = Annotated[str | None, typer.Option(help="greedy or beam.")]
 Lm = Annotated[str | None, typer.Option(help=LM_HELP)]
-Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.")]
-Set = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="A.B=C",
-        help="A setting of the table [evaluate], such as search.hybrid.prior_scale=0.3. May be given several times.",
-        show_default=False,
-    ),
-]
 
 
 def run_folders(names: list[str] | None, runs: Path) -> list[Path]:
@@ -51,18 +41,13 @@ def evaluate(
     split: Split = "test",
     decoder: Decoder = None,
     lm: Lm = None,
-    lm_weight: Annotated[float | None, typer.Option(help="Weight of the LM's log-probability.")] = None,
-    word_bonus: Annotated[float | None, typer.Option(help="Added for each word.")] = None,
-    n_best: Annotated[
-        int | None, typer.Option(help="Hypotheses an utterance, in eval-SPLIT.nbest.jsonl; with a beam. Default: no such file.")
-    ] = None,
     tune: Annotated[
         bool, typer.Option("--tune", help="Try weights and bonuses on the split (not test), print them, best first.")
     ] = False,
     assignments: Set = None,
     tag: Annotated[str, typer.Option(help="Names another way to decode: its figures lie beside the usual ones.")] = "",
     device: Device = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The figures as JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Score runs on a split: WER, CER, PER with intervals, frame accuracy a level, speed. Finished ones are left.
 
@@ -76,9 +61,9 @@ def evaluate(
 
         hkd evaluate none --split dev --lm words.arpa --tune
 
-        hkd evaluate none --decoder beam --lm words.arpa --lm-weight 0.6 --tag fusion
+        hkd evaluate none --decoder beam --lm words.arpa --set search.lm_weight=0.6 --tag fusion
 
-        hkd evaluate none --decoder beam --n-best 10 --tag beam
+        hkd evaluate none --decoder beam --set n_best=10 --tag beam
 
         hkd evaluate hybrid --lm words.arpa --set search.hybrid.acoustic_scale=0.15
     """
@@ -87,8 +72,7 @@ def evaluate(
 
     here = project()
     here.require("manifest", "hkd prepare")
-    search = given(decoder=decoder, lm_weight=lm_weight, word_bonus=word_bonus)
-    table = with_options(here.table("evaluate"), assignments, "evaluate", lm=lm, device=device, n_best=n_best, search=search)
+    table = with_options(here.table("evaluate"), assignments, "evaluate", lm=lm, device=device, search=given(decoder=decoder))
     folders = run_folders(runs, here.runs)
     if tune:
         _tune(here, folders, table, split, as_json)
@@ -134,7 +118,7 @@ def likelihoods(
     out: Annotated[Path, typer.Option(help="Folder for likelihoods.ark and likelihoods.scp.")],
     split: Split = "test",
     prior_scale: Annotated[float, typer.Option(help="Weight of the senones' log-priors, which are taken off.")] = 1.0,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Device = None,
 ) -> None:
     """Write a hybrid student's log-likelihoods as Kaldi's tables, for decoding with Kaldi's own graphs.
 
@@ -149,7 +133,7 @@ def likelihoods(
     [folder] = run_folders([run], here.runs)
     with progress_bar(f"likelihoods {folder.name}") as progress:
         count = write_likelihoods(
-            folder, out, manifest=manifest, split=split, prior_scale=prior_scale, device=device, progress=progress
+            folder, out, manifest=manifest, split=split, prior_scale=prior_scale, device=device or "auto", progress=progress
         )
     say(f"{count} utterances in {out}.")
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hkd.cli.common import emit, progress_bar, project, say
+from hkd.cli.common import Json, Overwrite, emit, progress_bar, project, say
 from hkd.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, help="Look at label stores, check, convert and compare them.")
@@ -14,8 +14,6 @@ app = typer.Typer(no_args_is_help=True, help="Look at label stores, check, conve
 Stores = Annotated[
     str | None, typer.Argument(help="A store, or a folder of stores; a URL too. Default: the project's.", show_default=False)
 ]
-Json = Annotated[bool, typer.Option("--json", help="The result as JSON.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Remove a label store that is at OUT.")]
 
 
 def _lines(rows: list[tuple[str, str]]) -> str:
@@ -349,7 +347,7 @@ def _times(store: str) -> Callable[[str], tuple[Any, Any] | None] | None:
 def push(
     store: Annotated[Path, typer.Argument(help="The store.", show_default=False)],
     url: Annotated[str, typer.Argument(help="s3://, hf://datasets/ORG/NAME, file:// ...", show_default=False)],
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another store that is there.")] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Copy a verified store to a URL; what is there already is not sent again.
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from hkd.cli.common import emit, progress_bar, project, say, with_options
+from hkd.cli.common import Device, Json, Overwrite, Set, emit, progress_bar, project, say, with_options
 from hkd.config import merge
 
 app = typer.Typer(no_args_is_help=True, help="Language models over senones, monophones, characters or subwords.")
@@ -18,12 +18,9 @@ def train(
     text: Annotated[
         list[Path] | None, typer.Option(help="Text to train on, plain or .gz, one sentence a line. May be repeated.")
     ] = None,
-    direction: Annotated[str | None, typer.Option(help="cloze (both sides) or causal (left to right).")] = None,
-    given: Annotated[str | None, typer.Option(help="auto, outside-position, outside-phone or left.")] = None,
     transcripts: Annotated[
         str | None, typer.Option(help="none, or cross-fit: each utterance is labelled by an LM that has not seen it.")
     ] = None,
-    folds: Annotated[int | None, typer.Option(help="Folds of cross-fitting.")] = None,
     manifest: Annotated[
         Path | None,
         typer.Option(
@@ -32,10 +29,10 @@ def train(
     ] = None,
     name: Annotated[str | None, typer.Option(help="The LM's name below lm/; by default the level.")] = None,
     steps: Annotated[int | None, typer.Option(help="Training steps.")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="Any other setting, as NAME=VALUE (sizes.width=256).")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    overwrite: Annotated[bool, typer.Option(help="Replace an LM of other settings or data.")] = False,
-    json_: Annotated[bool, typer.Option("--json", help="The report as JSON on stdout.")] = False,
+    assignments: Set = None,
+    device: Device = None,
+    overwrite: Overwrite = False,
+    json_: Json = False,
 ) -> None:
     """Train a unit LM and hold it against a Kneser-Ney n-gram of the same data; the better one is the teacher.
 
@@ -45,7 +42,7 @@ def train(
 
         hkd lm train --unit monophone --text corpus.txt.gz
 
-        hkd lm train --unit senone --text corpus.txt --transcripts cross-fit --folds 4
+        hkd lm train --unit senone --text corpus.txt --transcripts cross-fit --set folds=4
 
         hkd lm train --unit subword --manifest text.jsonl --transcripts cross-fit --name text-subword
     """
@@ -53,16 +50,21 @@ def train(
     from hkd.pipeline import stages
 
     here, name = project(), name or unit
-    table = with_options(
-        here.table(f"lm.{name}") or here.table(f"lm.{unit}"), set_, f"lm.{name}",
-        unit=unit, direction=direction, given=given, transcripts=transcripts, folds=folds,
-    )  # fmt: skip
+    table = here.table(f"lm.{name}") or here.table(f"lm.{unit}")
+    table = with_options(table, assignments, f"lm.{name}", unit=unit, transcripts=transcripts)
     if steps is not None:
         table = merge(table, {"loop": {"max_steps": steps}})
     logging.getLogger("hkd").setLevel(logging.INFO)  # the n-gram's perplexity is said long before the end
     with progress_bar(f"lm {unit}") as progress:
         report = stages.lm(
-            here, name, table, texts=text or (), manifest=manifest, device=device, overwrite=overwrite, progress=progress
+            here,
+            name,
+            table,
+            texts=text or (),
+            manifest=manifest,
+            device=device or "auto",
+            overwrite=overwrite,
+            progress=progress,
         )
     say(f"{here.lm / name} is done.")
     emit(report.to_json(), json_, render)
@@ -76,10 +78,7 @@ def words(
         typer.Option(help="Text, plain or .gz, one sentence a line; by default what lies in text/. May be repeated."),
     ] = None,
     order: Annotated[int | None, typer.Option(help="Of the n-gram. [3]")] = None,
-    transcripts: Annotated[bool | None, typer.Option(help="The transcripts of the train split too.")] = None,
-    prune: Annotated[
-        float | None, typer.Option(help="Leave out n-grams that change the perplexity by less than that share. [1e-7]")
-    ] = None,
+    assignments: Set = None,
 ) -> None:
     """Estimate a word n-gram (Kneser-Ney, ARPA): for beam search, and for the search graph of a hybrid student.
 
@@ -94,7 +93,7 @@ def words(
 
     here = project()
     path = out or here.lm / WORDS
-    table = with_options(here.table("words"), (), "words", order=order, transcripts=transcripts, prune=prune)
+    table = with_options(here.table("words"), assignments, "words", order=order)
     with progress_bar("word n-gram") as progress:
         count = stages.words(here, path, table, texts=text or (), progress=progress)
     say(f"{path}: {count:,} sentences.")
@@ -103,7 +102,7 @@ def words(
 @app.command()
 def score(
     name: Annotated[str, typer.Argument(help="An LM's name below lm/, or its folder.")],
-    json_: Annotated[bool, typer.Option("--json", help="The report as JSON on stdout.")] = False,
+    json_: Json = False,
 ) -> None:
     """Print how a trained LM compares with its n-gram and the unigram, and which of them is the teacher.
 

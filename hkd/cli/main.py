@@ -19,7 +19,43 @@ from typer.core import TyperGroup
 from hkd import __version__
 from hkd.cli import align, corpora, data, evaluate, labels, lm, run, teacher, train
 from hkd.cli.common import say
-from hkd.errors import InternalError, explained
+from hkd.errors import InternalError, UserError, explained
+
+GONE = {  # options of earlier versions, by command → what says it now
+    "prepare": {"--cache": "HKD_CACHE=FOLDER in the environment", "--base-url": "--set base_url=URL", "--max-words": "--set max_words=40"},
+    "align": {
+        "--model": "--set model=FOLDER", "--lang": "--set lang=FOLDER", "--words": "--set words=FILE", "--phones": "--set phones=FILE",
+        "--silence": "--set silence=lau", "--subsampling": "--set subsampling=3",
+    },
+    "units tie": {"--min-frames": "--set min_frames=100", "--hours": "--set hours=20"},
+    "lm train": {"--direction": "--set direction=causal", "--given": "--set given=outside-position", "--folds": "--set folds=4"},
+    "lm words": {
+        "--transcripts": "--set transcripts=true", "--no-transcripts": "--set transcripts=false", "--prune": "--set prune=1e-7",
+    },
+    "teacher-dump": {
+        "--temperatures": "--set temperatures=[2,3]", "--select": "--set selection=sample", "--mask-every": "--set teacher.mask_every=7",
+        "--context": "--set teacher.context=256", "--final-mark": "--set teacher.final_mark=.",
+        "--project": "--set teacher.project=units/subword.json", "--look-ahead": "--set teacher.look_ahead=4",
+        "--backend": "--set backend=zarr", "--precision": "--set precision=fp32", "--compile": "--set teacher.compile=true",
+        "--token-budget": "--set teacher.token_budget=8192", "--ray-address": "--set ray_address=auto", "--keep-going": "--set keep_going=true",
+    },
+    "evaluate": {
+        "--lm-weight": "--set search.lm_weight=0.6", "--word-bonus": "--set search.word_bonus=0", "--n-best": "--set n_best=10",
+    },
+}  # fmt: skip
+
+
+def _gone(error: BaseException) -> UserError | None:
+    """The refusal of an option of an earlier version; None for any other error."""
+    context, names = getattr(error, "ctx", None), []
+    while context is not None and context.parent is not None:
+        names.insert(0, context.info_name)
+        context = context.parent
+    option = getattr(error, "option_name", "")
+    instead = GONE.get(" ".join(names), {}).get(option)
+    return (
+        UserError(f"{option} must be given otherwise: {instead}. `hkd config show` explains all settings.") if instead else None
+    )
 
 
 class _Commands(TyperGroup):
@@ -32,9 +68,10 @@ class _Commands(TyperGroup):
                 sys.stdout.flush()  # here, not when Python ends: a reader that has gone, or a full disk, is an error like others
             return value
         except (KeyboardInterrupt, Exception) as error:
-            if type(error).__module__.split(".")[0] in ("click", "typer"):  # usage, --help, exit codes
+            gone = _gone(error)
+            if gone is None and type(error).__module__.split(".")[0] in ("click", "typer"):  # usage, --help, exit codes
                 raise
-            code = _explain(error)
+            code = _explain(gone or error)
         raise typer.Exit(code)
 
 

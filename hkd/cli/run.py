@@ -10,20 +10,14 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from hkd.cli.common import QUIET_INTERVAL_S, console, emit, project, say, show_facts
+from hkd.cli.common import QUIET_INTERVAL_S, Json, Overwrite, Set, console, emit, project, say, show_facts
 from hkd.files import shipped
 from hkd.pipeline.runner import Watcher
 
 config_app = typer.Typer(no_args_is_help=True, help="Print the settings that a folder's hkd.toml and the defaults give.")
 
 Work = Annotated[Path | None, typer.Option("--work", help="Working folder (default: runs/NAME).")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="Override a setting: TABLE.NAME=VALUE. May be given several times.")]
 Jobs = Annotated[int | None, typer.Option("--jobs", min=1, help="Stages side by side (default: the pipeline's own).")]
-Overwrite = Annotated[
-    bool,
-    typer.Option("--overwrite", help="Replace what was made with other settings or from other inputs, and what depends on it."),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 def demo(

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from hkd.cli.common import emit, given, progress_bar, project, say
-from hkd.config import Project, merge
+from hkd.cli.common import Device, Json, Overwrite, Set, emit, given, progress_bar, project, say, with_options
+from hkd.config import Project
 from hkd.errors import HkdError, UserError
 from hkd.remote import location
 from hkd.teachers.load import KINDS, check_source
@@ -34,47 +34,21 @@ def teacher_dump(
     ] = False,
     split: Annotated[Text, typer.Option(help="One split of the manifest; by default all.")] = None,
     k: Annotated[int | None, typer.Option("--k", "-k", help="Units kept a position. [16]")] = None,
-    temperatures: Annotated[Text, typer.Option(help="Extra temperatures, as 2,3,4.")] = None,
-    select: Annotated[Text, typer.Option(help="topk, or sample: k draws from the teacher. [topk]")] = None,
-    mask_every: Annotated[int | None, typer.Option(help="Masked LMs: mask every m-th position together; 0 is exact. [0]")] = None,
-    context: Annotated[
-        Text, typer.Option(help="utterance, or tokens of a window that neighbouring utterances fill. [utterance]")
-    ] = None,
     case: Annotated[Text, typer.Option(help="lower, sentence, upper or auto. [auto]")] = None,
-    final_mark: Annotated[Text, typer.Option(help="Punctuation after the last word, as context only, such as '.'.")] = None,
-    project_to: Annotated[
-        Text,
-        typer.Option(
-            "--project", help="Labels for the student's pieces, for interpolation: units/subword.json.", show_default=False
-        ),
-    ] = None,
-    look_ahead: Annotated[int | None, typer.Option(help="Projected: tokens a position that are looked behind. [4]")] = None,
     codec: Annotated[Text, typer.Option(help="grid or f16. [grid]")] = None,
-    backend: Annotated[Text, typer.Option(help="arrow or zarr. [arrow]")] = None,
     utterances_per_shard: Annotated[int | None, typer.Option(help="Utterances a shard: the unit of work. [512]")] = None,
-    device: Annotated[Text, typer.Option(help="auto, cpu, cuda or mps. [auto]")] = None,
-    precision: Annotated[Text, typer.Option(help="auto, fp32 or bf16. [auto]")] = None,
-    compile_: Annotated[bool, typer.Option("--compile", help="torch.compile the model.")] = False,
-    token_budget: Annotated[int | None, typer.Option(help="Tokens of a batch; by default by device.")] = None,
     executor: Annotated[
         Text, typer.Option(help="local: this process; ray: the workers of a Ray cluster. The labels are the same. [local]")
-    ] = None,
-    ray_address: Annotated[
-        Text,
-        typer.Option(
-            help="Ray: auto, HOST:PORT, ray://HOST:PORT, or local: a cluster of this machine. [RAY_ADDRESS, else local]"
-        ),
     ] = None,
     workers: Annotated[
         int | None, typer.Option(help="Ray: how many teachers at once. [one a GPU, without GPUs one a node]")
     ] = None,
     rank: Annotated[int, typer.Option(help="This process's number in a job array.")] = 0,
     world_size: Annotated[int, typer.Option(help="Processes of the job array.")] = 1,
-    keep_going: Annotated[
-        bool, typer.Option("--keep-going", help="List utterances that cannot be labelled, and go on (exit 1).")
-    ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a label store that is there.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="The report as JSON.")] = False,
+    assignments: Set = None,
+    device: Device = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
 ) -> None:
     """Write what a language model predicts over your transcripts to a label store, once.
 
@@ -88,7 +62,7 @@ def teacher_dump(
 
         hkd teacher-dump --lm lm/senone --unit senone --k 32
 
-        hkd teacher-dump --lm ./my-bert --mask-every 7 --context 256 --name bert-wide
+        hkd teacher-dump --lm ./my-bert --name bert-wide --set teacher.mask_every=7 --set teacher.context=256
 
         hkd teacher-dump --text --lm lm/text-subword --unit subword
     """
@@ -105,18 +79,13 @@ def teacher_dump(
     check_source(lm)
     from hkd.pipeline import stages
 
-    asked = given(
-        mask_every=mask_every, context=_context(context), case=case, final_mark=final_mark, project=project_to, look_ahead=look_ahead,
-        token_budget=token_budget, compile=compile_ or None,
-    )  # fmt: skip
-    options = given(
-        lm=lm, unit=unit, name=name, split=split, k=k, temperatures=_numbers(temperatures), selection=select, codec=codec, backend=backend,
-        utterances_per_shard=utterances_per_shard, keep_going=keep_going or None, device=device, precision=precision, executor=executor,
-        ray_address=ray_address, workers=workers, teacher=asked,
+    table = with_options(
+        table, assignments, f"dump.{name or unit}", lm=lm, unit=unit, name=name, split=split, k=k, codec=codec, device=device,
+        utterances_per_shard=utterances_per_shard, executor=executor, workers=workers, teacher=given(case=case),
     )  # fmt: skip
     with progress_bar(f"labels {name or unit}") as progress:
         report = stages.dump(
-            here, merge(table, options), name=name or "", out=location(out) if out else None, manifest=manifest, alignment=alignment,
+            here, table, name=name or "", out=location(out) if out else None, manifest=manifest, alignment=alignment,
             is_text=text, rank=rank, world_size=world_size, command=_command(sys.argv[1:]), overwrite=overwrite, progress=progress,
         )  # fmt: skip
     emit(report.to_json(), as_json, _render)
@@ -137,34 +106,18 @@ def _lm_wanted(here: Project, unit: str) -> str:
 
 def _command(words: Sequence[str]) -> str:
     """The command as the store's card shows it: without the options that only say who does the work, which must leave no trace."""
+    from hkd.pipeline.settings import WHO_LABELS
+
     kept: list[str] = []
     rest = iter(words)
     for word in rest:
-        name, equals, _ = word.partition("=")
-        if name not in WHO_DOES_IT:
-            kept.append(word)
-        elif not equals:
-            next(rest, None)
+        name, equals, value = word.partition("=")
+        is_pair = not equals and name in ("--set", *WHO_DOES_IT)
+        value = next(rest, "") if is_pair else value
+        setting = value.partition("=")[0].rpartition(".")[2] if name == "--set" else ""
+        if name not in WHO_DOES_IT and setting not in WHO_LABELS:
+            kept += [word, value] if is_pair else [word]
     return shlex.join(["hkd", *kept])
-
-
-def _numbers(text: Text) -> tuple[float, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(float(part) for part in text.split(",") if part.strip())
-    except ValueError:
-        raise UserError(f"--temperatures must be numbers with commas between, but is '{text}' instead.") from None
-
-
-def _context(text: Text) -> int | None:
-    if text is None:
-        return None
-    if text == "utterance":
-        return 0
-    if not text.isdigit():
-        raise UserError(f"--context must be 'utterance' or a number of tokens, but is '{text}' instead.")
-    return int(text)
 
 
 def _render(report: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from hkd.cli.common import emit, progress_bar, project, say, with_options
+from hkd.cli.common import Device, Json, Set, emit, progress_bar, project, say, with_options
 from hkd.config import merge
 from hkd.errors import UserError, did_you_mean
 from hkd.remote import location
@@ -25,22 +25,17 @@ def train(
     run: Annotated[
         str | None, typer.Option(help="Name of the run, below runs/. Default: the objective.", show_default=False)
     ] = None,
-    assignments: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="A.B=C", help="A setting of the table [train], such as loop.max_steps=5000.", show_default=False
-        ),
-    ] = None,
     min_coverage: Annotated[
         float | None, typer.Option(help="Share of the utterances that must have labels. Default: 1.", show_default=False)
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    assignments: Set = None,
+    device: Device = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Remove the run that is there and train from the beginning.")
     ] = False,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Curves for TensorBoard too, in the run's folder.")] = False,
     show: Annotated[bool, typer.Option("--show", help="Draw the student and say what the labels cover; train nothing.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="The result as JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Train a student on sound and label stores; resumes where it was stopped, and leaves what is done.
 
@@ -81,7 +76,9 @@ def train(
         _remove(folder)
     logging.getLogger("hkd").setLevel(logging.INFO)
     with progress_bar(f"train {folder.name}") as progress:
-        report = stages.train(here, name, table, labels=place, device=device, tensorboard=tensorboard, progress=progress)
+        report = stages.train(
+            here, name, table, labels=place, device=device or "auto", tensorboard=tensorboard, progress=progress
+        )
     if report.was_done:
         say(f"{folder} is done: nothing to do.")
     emit(report.to_json(), as_json, lambda _: _summary(report.metrics, report.parameters, folder))
@@ -94,18 +91,15 @@ def bank(
     ] = None,
     folds: Annotated[int, typer.Option(help="Parts of the speakers: each is heard by a student of the others.")] = 5,
     k: Annotated[int, typer.Option("-k", help="Units that are kept of each frame's posterior.")] = 16,
-    assignments: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="A.B=C", help="A setting of the table [train], such as epochs=4.", show_default=False),
-    ] = None,
     labels: Annotated[
         str | None,
         typer.Option(
             help="Folder or URL of label stores, where one of their heads conditions. Default: shards/.", show_default=False
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="The result as JSON.")] = False,
+    assignments: Set = None,
+    device: Device = None,
+    as_json: Json = False,
 ) -> None:
     """Write a bank of what the student hears when a phone is said, for training on text; resumes where it was stopped.
 
@@ -126,7 +120,7 @@ def bank(
     config, inputs = stages.train_config(here, table, "[train]"), stages.train_inputs(here, location(labels) if labels else None)
     logging.getLogger("hkd").setLevel(logging.INFO)
     with progress_bar("bank") as progress:
-        report = make_bank(config, out, bank=BankConfig(folds=folds, k=k), device=device, progress=progress, **inputs)
+        report = make_bank(config, out, bank=BankConfig(folds=folds, k=k), device=device or "auto", progress=progress, **inputs)
     emit(
         report.to_json(),
         as_json,

@@ -64,7 +64,7 @@ class Decoded:
 def check_n_best(n_best: int, search: SearchConfig, *, is_hybrid: bool) -> None:
     """Raises UserError where the search cannot give so many hypotheses."""
     if is_hybrid:
-        rule, most, remedy = "be 0 for a hybrid student, whose search finds the best path alone", 0, "Leave --n-best out."
+        rule, most, remedy = "be 0 for a hybrid student, whose search finds the best path alone", 0, "Leave n_best out."
     elif search.decoder == "greedy":
         rule, most, remedy = "be 1 at most where the decoder is greedy", 1, "Take --decoder beam."
     else:

@@ -1,4 +1,4 @@
-"""What is labelled: the transcripts of a manifest, each utterance's units, and the context that `--context N` gives it.
+"""What is labelled: the transcripts of a manifest, each utterance's units, and the context that the setting `teacher.context` gives it.
 
 - The manifest is held as an Arrow table: a million utterances are planned within 1 GB.
 - Aligned levels take their unit sequence from the alignment, those of text without sound from lexicon and tying; subwords come from the

@@ -81,7 +81,7 @@ def tie(
         )
     inventory, quiet = alignment.inventories[MONOPHONE], alignment.silences[MONOPHONE]
     if inventory.silence is None:
-        raise UserError(f"{alignment_path} must have a phone for silence, but has none. Name it: hkd align --silence PHONE.")
+        raise UserError(f"{alignment_path} must have a phone for silence, but has none. Name it: hkd align --set silence=PHONE.")
     stats, seconds = _statistics(manifest, alignment, config, progress)
     states = {phone + 1: NUM_STATES for phone in range(len(inventory))}
     whole = [phone + 1 for phone in quiet]

@@ -313,7 +313,7 @@ def parse_mark(data: bytes, store: str, shard: int) -> dict[str, Any] | None:
 
 NO_WORD = -1
 DIGEST_BYTES = 8
-LEFT_OUT = bytes(DIGEST_BYTES)  # unit digest of an utterance that could not be labelled (--keep-going); it has no positions
+LEFT_OUT = bytes(DIGEST_BYTES)  # unit digest of an utterance that could not be labelled (keep_going); it has no positions
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

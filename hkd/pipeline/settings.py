@@ -87,7 +87,11 @@ class PrepareSettings:
     root: str = ""  # where the corpus, or its archives, lie already
     download: bool = False  # fetch archives of more than 1 GB too
     parts: tuple[str, ...] = ()  # only these parts of the corpus; empty: all
+    columns: dict[str, str] = field(default_factory=dict)  # of a table: what (text, audio, id ...) → the column that has it
+    speaker: str = ""  # a regular expression that finds the speaker in an id
+    base_url: str = ""  # a mirror that has the corpus' archives
     text: str = ""  # for the LMs: a text-only corpus' name, or a file of sentences
+    max_words: int = 40  # hkd prepare --text: longer sentences are left out
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from hkd.config import Project, build
 from hkd.errors import UserError
-from hkd.manifest import read
+from hkd.manifest import Manifest, read
 from hkd.pipeline.settings import (
     WHO_LABELS,
     Aligner,
@@ -30,6 +30,7 @@ from hkd.units.level import SPELLED
 
 if TYPE_CHECKING:
     from hkd.align.fit import AlignReport, Source
+    from hkd.corpora import Report
     from hkd.evaluate.decoding import EvaluateConfig
     from hkd.evaluate.result import EvaluationReport
     from hkd.evaluate.table import Table
@@ -55,6 +56,19 @@ def _at(here: Project, name: str) -> str:
 def _within(here: Project, name: str) -> str:
     """What a setting names: a file or folder of the project where it is there, else the name itself (of the hub, say)."""
     return _at(here, name) if Path(_at(here, name)).exists() else name
+
+
+def prepare(
+    folder: Path, config: PrepareSettings, *, report: "Report", overwrite: bool = False, progress: Progress = no_progress
+) -> Manifest:
+    """A corpus → manifest.jsonl. report: counts what is left out."""
+    from hkd import corpora
+
+    return corpora.prepare(
+        config.corpus, folder, kind=config.kind or None, root=Path(config.root) if config.root else None, base_url=config.base_url or None,
+        download=config.download, parts=config.parts, columns=config.columns, speaker=config.speaker or None, report=report,
+        overwrite=overwrite, progress=progress,
+    )  # fmt: skip
 
 
 def units(here: Project, settings: Settings, *, split: str = "train", overwrite: bool = False) -> dict[str, "UnitInventory"]:
@@ -319,10 +333,7 @@ def run_prepare(folder: Path, settings: Settings, progress: Progress) -> str:
     from hkd import corpora
 
     config, told = build(PrepareSettings, settings, where="[prepare]"), corpora.Report()
-    whole = corpora.prepare(
-        config.corpus, folder, kind=config.kind or None, root=Path(config.root) if config.root else None, download=config.download,
-        parts=config.parts, report=told, overwrite=True, progress=progress,
-    )  # fmt: skip
+    whole = prepare(folder, config, report=told, overwrite=True, progress=progress)
     for line in told.note_lines():
         logger.warning("%s", line)
     summary = f"{len(whole)} utterances, {sum(u.duration or 0.0 for u in whole) / 60:.1f} minutes"

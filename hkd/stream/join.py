@@ -119,7 +119,7 @@ class Join:
         )
         own = spec.inventory.digest == expected
         if not own and (same_units or spec.level != SUBWORD):
-            own_pieces = "hkd teacher-dump --lm LM --unit subword --name projected --project units/subword.json"
+            own_pieces = "hkd teacher-dump --lm LM --unit subword --name projected --set teacher.project=units/subword.json"
             remedy = f"Take the objective auxiliary, or run `{own_pieces}`: it dumps" if spec.level == SUBWORD else "Dump"
             raise UserError(
                 f"label store '{name}' must have {whose}, digest {expected}, but has {spec.inventory.digest} instead. "

@@ -384,7 +384,7 @@ def _column(join: Join, store: str, kd: KdConfig) -> int | None:
         known = ", ".join(f"{t:g}" for t in (1.0, *spec.temperatures))
         raise UserError(
             f"`kd.temperature` must be one that label store '{store}' holds ({known}), but is {kd.temperature:g} instead. "
-            f"Dump again with --temperatures {kd.temperature:g}."
+            f"Dump again with --set temperatures=[{kd.temperature:g}]."
         )
     return spec.temperatures.index(kd.temperature)
 
@@ -408,7 +408,7 @@ def _mixed(join: Join, store: str, kd: KdConfig, what: str) -> int | None:
 
 
 def is_projected(reader: LabelReader) -> bool:
-    """Whether a store's labels were computed for the student's own pieces from an LM with others (`--project`)."""
+    """Whether a store's labels were computed for the student's own pieces from an LM with others (`teacher.project`)."""
     return "project" in reader.spec.teacher.get("options", {})
 
 

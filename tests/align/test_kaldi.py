@@ -187,7 +187,7 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     "no alignments": (lambda f: [p.unlink() for p in f.glob("ali*")] and None, "holds none"),
     "no model": (lambda f: (f / "final.mdl").unlink(), "must hold final.mdl"),
     "no tree": (lambda f: (f / "tree").unlink(), "must hold tree"),
-    "no phones": (lambda f: (f / "phones.txt").unlink(), "--lang"),
+    "no phones": (lambda f: (f / "phones.txt").unlink(), "lang=FOLDER"),
     "gz cut": (_cut("ali.1.gz", lambda d: d[:-200]), "cannot be unpacked"),
     "gz of nothing": (_cut("ali.1.gz", lambda d: b"hello"), "cannot be unpacked"),
     "archive cut": (_cut("ali.1.gz", lambda d: gzip.compress(gzip.decompress(d)[:-3])), "ends within 'utt005'"),

@@ -64,8 +64,8 @@ def test_another_models_units_are_not_replaced_in_silence(hkd, tmp_path: Path) -
         (["--from", "ctm", "b.ctm"], 1, "none of 12 utterances"),
         (["--from", "ctc", "."], 2, "the CTC model must be a folder with config.json"),
         (["--from", "kaldi", str(GOLDEN / "kaldi"), "--manifest", "nowhere.jsonl"], 2, "nowhere.jsonl"),
-        (["--from", "kaldi", str(GOLDEN / "kaldi"), "--model", "."], 2, "phones.txt"),
-        (["--from", "kaldi", str(GOLDEN / "kaldi"), "--subsampling", "3"], 1, "subsampling"),
+        (["--from", "kaldi", str(GOLDEN / "kaldi"), "--set", "model=."], 2, "phones.txt"),
+        (["--from", "kaldi", str(GOLDEN / "kaldi"), "--set", "subsampling=3"], 1, "subsampling"),
     ],
 )
 def test_mistakes_end_in_one_line(hkd, tmp_path: Path, arguments: list[str], code: int, line: str) -> None:

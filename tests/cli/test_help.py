@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
-from hkd.cli.main import app
+from hkd.cli.main import GONE, app
+from hkd.config import merge, parse_overrides
+from hkd.pipeline.settings import checked
 
 FROZEN = Path(__file__).with_name("options.txt")  # written anew by: python tests/cli/test_help.py
 
@@ -43,6 +46,29 @@ def test_every_command_says_what_it_does_with_examples(name: str, command: Any):
 
 def test_options_are_the_frozen_ones():
     assert options() == FROZEN.read_text(), "options changed: say so in CHANGELOG.md and run `python tests/cli/test_help.py`"
+
+
+TABLES = {  # command → kind of its table, and what that needs
+    "prepare": ("prepare", {}),
+    "align": ("align", {"from": "kaldi", "path": "exp"}),
+    "units tie": ("tie", {}),
+    "lm train": ("lm", {"unit": "senone"}),
+    "lm words": ("words", {}),
+    "teacher-dump": ("dump", {"lm": "gpt2", "unit": "subword", "executor": "ray"}),
+    "evaluate": ("evaluate", {}),
+}
+
+
+@pytest.mark.parametrize(("command", "option"), [(command, option) for command, gone in GONE.items() for option in gone])
+def test_an_option_that_is_gone_is_refused_in_a_line_that_names_its_setting(command: str, option: str):
+    done = CliRunner().invoke(app, [*command.split(), option, "x"])
+    [line] = done.stderr.splitlines()
+    assert done.exit_code == 2
+    assert line.startswith(f"hkd: {option} must be given otherwise: {GONE[command][option]}.")
+    word, _, assignment = GONE[command][option].partition(" ")
+    if word == "--set":
+        kind, table = TABLES[command]
+        assert checked(kind, merge(table, parse_overrides([assignment])), command)  # such a setting is there
 
 
 def hkd(*words: str, cwd: Path) -> "subprocess.CompletedProcess[str]":

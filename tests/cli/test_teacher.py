@@ -18,8 +18,22 @@ DUMP = "hkd teacher-dump --lm phone-trigram --unit monophone --utterances-per-sh
 
 def test_the_recorded_command_does_not_say_who_did_the_work() -> None:
     assert (
-        _command([*DUMP.split()[1:], "--executor", "ray", "--workers=2", "--rank", "0", "--name", "a b"])
-        == f"{DUMP} --name 'a b'"
+        _command(
+            [
+                *DUMP.split()[1:],
+                "--executor",
+                "ray",
+                "--workers=2",
+                "--rank",
+                "0",
+                "--set",
+                "ray_address=auto",
+                "--set=k=3",
+                "--name",
+                "a b",
+            ]
+        )
+        == f"{DUMP} --set=k=3 --name 'a b'"
     )
 
 

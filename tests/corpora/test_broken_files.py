@@ -59,7 +59,7 @@ def test_archives_that_are_broken_or_evil(hkd, publish, tmp_path: Path, monkeypa
     data, says = ARCHIVES[name]
     url = publish("yesno", {"waves_yesno.tar.gz": data}, whole={"utterances": 5})
     before = {path.name for path in tmp_path.iterdir()}
-    code, _, lines = hkd("prepare", "yesno", "--base-url", url, "--folder", "p")
+    code, _, lines = hkd("prepare", "yesno", "--set", f"base_url={url}", "--folder", "p")
     only_line(lines, (says,))
     assert code == 1
     assert {path.name for path in tmp_path.iterdir()} - before <= {"cache"}
@@ -79,14 +79,14 @@ def test_servers_that_have_something_else_or_nothing(hkd, publish, server, tmp_p
         ("ftp:", "could not be fetched ("),
         ("no address", "could not be fetched ("),
     ):
-        code, _, lines = hkd(*start, "--base-url", address)
+        code, _, lines = hkd(*start, "--set", f"base_url={address}")
         only_line(lines, (says,))
         assert code == 1
     (served / "waves_yesno.tar.gz").write_bytes(WHOLE)
     handler.limit_bytes = 100
-    assert "goes on where it was" in only_line(hkd(*start, "--base-url", url)[2], ("could not be fetched",))
+    assert "goes on where it was" in only_line(hkd(*start, "--set", f"base_url={url}")[2], ("could not be fetched",))
     handler.limit_bytes = None
-    assert hkd(*start, "--base-url", url)[0] == 0
+    assert hkd(*start, "--set", f"base_url={url}")[0] == 0
 
 
 def float_wav(value: float) -> bytes:

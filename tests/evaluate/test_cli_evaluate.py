@@ -172,7 +172,7 @@ def test_what_cannot_be_is_one_line_and_exit_2(folder: Path) -> None:
     for arguments, said in (
         (["evaluate", "nonsense"], "but is 'nonsense' instead"),
         (["evaluate", "none", "--split", "nonsense"], "split must be one of"),
-        (["evaluate", "none", "--n-best", "3"], "Take --decoder beam"),
+        (["evaluate", "none", "--set", "n_best=3"], "Take --decoder beam"),
         (["report", "none"], "Run `hkd evaluate none --split test` first"),
         (["transcribe", "missing.wav", "--model", "none"], "No such file"),
         (["transcribe", "missing.wav"], "--run must be given"),
@@ -208,7 +208,7 @@ def test_a_broken_part_of_a_run_is_no_internal_error(folder: Path, evaluated, co
 def test_edited_transcripts_cost_the_heads_figures_alone(folder: Path) -> None:
     manifest = folder / "manifest.jsonl"
     manifest.write_text(manifest.read_text().replace('"text": "', '"text": "indeed '))
-    result = runner.invoke(app, ["evaluate", "hierarchical", "--decoder", "beam", "--n-best", "2", "--json"])
+    result = runner.invoke(app, ["evaluate", "hierarchical", "--decoder", "beam", "--set", "n_best=2", "--json"])
     assert result.exit_code == 0, result.output
     [report] = json.loads(result.stdout)
     assert list(report["frames"]) == ["main"]

@@ -162,7 +162,7 @@ def test_without_a_word_lm_it_says_what_it_needs(hybrid: Path) -> None:
 
 def test_n_best_lists_of_a_hybrid_are_refused_before_decoding(project, hybrid: Path, unigram: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     run = Path(shutil.copytree(hybrid, tmp_path / "run"))
-    with pytest.raises(UserError, match=r"n_best must be 0 for a hybrid student.* but is 3 instead\. Leave --n-best out\."):
+    with pytest.raises(UserError, match=r"n_best must be 0 for a hybrid student.* but is 3 instead\. Leave n_best out\."):
         evaluate(run, config=EvaluateConfig(n_best=3), manifest=project.manifest, lm=str(unigram), split="dev")
     assert not result_paths(run, "dev")[0].exists()
 

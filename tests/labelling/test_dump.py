@@ -227,7 +227,7 @@ def test_texts_that_a_teacher_chokes_on_are_named_or_left_out(texts: Path, teach
     odd = _Odd(teacher, encoding="brother") if how == "encoding" else _Odd(teacher, scoring=unit)
     bad = {u.id for u in manifests.read(texts) if "brother" in words(u.text)}
     assert 1 < len(bad) < 20
-    with pytest.raises(HkdError, match=r"utterance 'u\d+' cannot be labelled: (Type|Value)Error: what a .*--keep-going"):
+    with pytest.raises(HkdError, match=r"utterance 'u\d+' cannot be labelled: (Type|Value)Error: what a .*keep_going=true"):
         dump(texts, tmp_path / "a", odd, config=CONFIG)
     odd.asked = 0
     report = dump(texts, tmp_path / "b", odd, config=replace(CONFIG, keep_going=True))
