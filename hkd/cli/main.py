@@ -47,7 +47,8 @@ GONE = {  # options of earlier versions, by command → what says it now
 
 def _gone(error: BaseException) -> UserError | None:
     """The refusal of an option of an earlier version; None for any other error."""
-    context, names = getattr(error, "ctx", None), []
+    names: list[str] = []
+    context = getattr(error, "ctx", None)
     while context is not None and context.parent is not None:
         names.insert(0, context.info_name)
         context = context.parent
