@@ -11,6 +11,7 @@ Shape letters: B utterances, U positions of an utterance, M labelled frames, K k
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,20 +89,17 @@ class FrameLabels:
 
     def to(self, device: Any) -> "FrameLabels":
         """The same on another device."""
-        moved = {name: tensor.to(device) for name, tensor in self.teacher.items()}
-        return FrameLabels(
-            batch_M=self.batch_M.to(device), frame_M=self.frame_M.to(device), gold_M=self.gold_M.to(device), teacher=moved
-        )
+        return self._each("to", device)
 
     def pin_memory(self) -> "FrameLabels":
         """The same in page-locked memory."""
-        moved = {name: tensor.pin_memory() for name, tensor in self.teacher.items()}
-        return FrameLabels(
-            batch_M=self.batch_M.pin_memory(),
-            frame_M=self.frame_M.pin_memory(),
-            gold_M=self.gold_M.pin_memory(),
-            teacher=moved,
+        return self._each("pin_memory")
+
+    def _each(self, method: str, *arguments: Any) -> "FrameLabels":
+        batch_M, frame_M, gold_M, *rest = (
+            getattr(tensor, method)(*arguments) for tensor in (self.batch_M, self.frame_M, self.gold_M, *self.teacher.values())
         )
+        return FrameLabels(batch_M=batch_M, frame_M=frame_M, gold_M=gold_M, teacher=dict(zip(self.teacher, rest, strict=True)))
 
 
 class Project:
@@ -122,7 +120,7 @@ class Project:
         given = [stores] if isinstance(stores, str | os.PathLike) else stores
         paths = given if isinstance(given, Mapping) else {os.fspath(path).rstrip("/").rpartition("/")[2]: path for path in given}
         self.manifest = manifest if isinstance(manifest, Manifest) else manifests.read(Path(manifest))
-        self._arguments = {
+        self._arguments: dict[str, Any] = {
             "manifest": self.manifest,
             "alignment": alignment,
             "stores": {name: os.fspath(path) for name, path in paths.items()},
@@ -139,7 +137,7 @@ class Project:
         self._checked: set[str] = set()
 
     def __reduce__(self) -> Any:
-        return _project, (self._arguments,)
+        return partial(Project, **self._arguments), ()
 
     def _check(self, utterance_id: str) -> None:
         if utterance_id not in self._checked:
@@ -229,10 +227,6 @@ class Project:
         for name in ids:
             self._check(name)
         return self.stores[store].block(ids)
-
-
-def _project(arguments: dict[str, Any]) -> Project:
-    return Project(**arguments)
 
 
 def _teacher(block: LabelBlock, row_M: NDArray[np.int64], reader: LabelReader, temperature: float) -> dict[str, "torch.Tensor"]:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hkd.errors import UserError, did_you_mean
-from hkd.toml import assignment, to_toml
+from hkd.toml import assignment
 from hkd.units.text import WordsConfig, use
 
 PROJECT_FILE = "hkd.toml"
@@ -37,11 +37,6 @@ PATHS = {
 }
 
 T = TypeVar("T")
-
-__all__ = [
-    "PATHS", "PROJECT_FILE", "Project", "build", "explanations", "merge", "parse_overrides", "read_toml", "show_settings", "to_table",
-    "to_toml",
-]  # fmt: skip
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -216,13 +211,29 @@ def _default(setting: dataclasses.Field[Any]) -> Any:
     return None if setting.default is dataclasses.MISSING else to_table(setting.default)
 
 
+class _Part:
+    """The path of a project's part, by the part's name."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, project: "Project", owner: type) -> Path:
+        return project.path(self._name)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Project:
     """A working folder: where its parts lie, and the tables of its `hkd.toml`."""
 
     folder: Path
     tables: Mapping[str, Any] = field(default_factory=dict)
-    found: bool = False  # whether there is an hkd.toml
+
+    manifest = _Part()  # JSONL
+    alignment = _Part()  # Arrow
+    units = _Part()  # the folder of the unit inventories
+    lm = _Part()  # the folder of the unit LMs
+    labels = _Part()  # the folder of the label stores
+    runs = _Part()  # the folder of the training runs
 
     @classmethod
     def load(cls, folder: Path) -> "Project":
@@ -241,43 +252,13 @@ class Project:
         for key in tables.get("paths", {}):
             if key not in PATHS:
                 raise UserError(f"{path}: '{key}' is no path of a project.{did_you_mean(key, PATHS, cutoff=0.0)}")
-        project = cls(folder=folder, tables=tables, found=True)
+        project = cls(folder=folder, tables=tables)
         use(project.section("normalisation", WordsConfig))
         return project
 
     def path(self, name: str) -> Path:
         """Where a part lies: the hkd.toml's word or the default, relative to the project's folder."""
         return self.folder / str(self.table("paths").get(name, PATHS[name]))
-
-    @property
-    def manifest(self) -> Path:
-        """The manifest (JSONL)."""
-        return self.path("manifest")
-
-    @property
-    def alignment(self) -> Path:
-        """The alignment (Arrow)."""
-        return self.path("alignment")
-
-    @property
-    def units(self) -> Path:
-        """The folder of the unit inventories."""
-        return self.path("units")
-
-    @property
-    def lm(self) -> Path:
-        """The folder of the unit LMs."""
-        return self.path("lm")
-
-    @property
-    def labels(self) -> Path:
-        """The folder of the label stores."""
-        return self.path("labels")
-
-    @property
-    def runs(self) -> Path:
-        """The folder of the training runs."""
-        return self.path("runs")
 
     @property
     def texts(self) -> list[Path]:

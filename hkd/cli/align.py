@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Argument, Option
 
 from hkd.cli.common import Device, Json, Overwrite, Set, emit, progress_bar, project, say, with_options
 
@@ -11,29 +11,14 @@ _SHOWN = 20
 
 
 def align(
-    path: Annotated[
-        str | None,
-        typer.Argument(
-            help="A manifest (pocketsphinx; default the project's); with --from, the tool's folder or file, or the CTC model."
-        ),
-    ] = None,
-    from_: Annotated[
-        str | None,
-        typer.Option("--from", help="pocketsphinx, kaldi, mfa, ctm, ctc, or timit. [pocketsphinx]", show_default=False),
-    ] = None,
-    manifest: Annotated[Path | None, typer.Option(help="The manifest; by default the project's.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Where to write; by default the project's alignment.")] = None,
-    lexicon: Annotated[
-        Path | None,
-        typer.Option(help="A dictionary (word phones): MFA's, Kaldi's lexicon.txt, CMU's. Default: what was aligned."),
-    ] = None,
-    stress: Annotated[
-        bool | None, typer.Option("--stress/--no-stress", help="Keep ARPAbet's stress marks (AH0, AH1). [--stress]")
-    ] = None,
-    jobs: Annotated[int | None, typer.Option(help="pocketsphinx: processes; 0: one a core.")] = None,
-    min_score: Annotated[
-        float | None, typer.Option(help="Mean score a frame below which a transcript counts as not what was spoken.")
-    ] = None,
+    path: Annotated[str | None, Argument(help="The manifest; with --from, the tool's folder or file, or the CTC model.")] = None,
+    from_: Annotated[str | None, Option("--from", help="pocketsphinx, kaldi, mfa, ctm, ctc, or timit. [pocketsphinx]")] = None,
+    manifest: Annotated[Path | None, Option(help="The manifest; by default the project's.")] = None,
+    out: Annotated[Path | None, Option(help="Where to write; by default the project's alignment.")] = None,
+    lexicon: Annotated[Path | None, Option(help="A dictionary (word phones); by default what was aligned.")] = None,
+    stress: Annotated[bool | None, Option("--stress/--no-stress", help="Keep stress marks (AH0, AH1). [--stress]")] = None,
+    jobs: Annotated[int | None, Option(help="pocketsphinx: processes; 0: one a core.")] = None,
+    min_score: Annotated[float | None, Option(help="Mean score a frame that a transcript must have.")] = None,
     assignments: Set = None,
     device: Device = None,
     overwrite: Overwrite = False,

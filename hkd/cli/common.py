@@ -8,19 +8,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from typer import Option
 
 from hkd.config import Project, merge, parse_overrides
 from hkd.progress import Progress as ProgressCallback
 
-Json = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there and was made of something else.")]
-Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda. [auto]")]
+Json = Annotated[bool, Option("--json", help="The result as JSON on stdout.")]
+Overwrite = Annotated[bool, Option("--overwrite", help="Replace what is there and was made of something else.")]
+Device = Annotated[str | None, Option(help="auto, cpu or cuda. [auto]")]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="A.B=C", help="Any other setting; `hkd config show COMMAND` explains them. May be repeated."),
+    Option("--set", metavar="A.B=C", help="Any other setting; `hkd config show COMMAND` explains them. May be repeated."),
 ]
 
 QUIET_INTERVAL_S = 10.0
@@ -69,36 +69,66 @@ def show_facts(facts: Mapping[str, float | str]) -> str:
     return shown.strip()
 
 
+class Bars:
+    """Work under way: on a terminal a bar each, with share, time gone and time to go; elsewhere a line every ten seconds, on stderr."""
+
+    def __init__(self, bars: Progress | None) -> None:
+        self._bars = bars
+        self._tasks: dict[str, TaskID] = {}
+        self._began: dict[str, float] = {}
+        self._said: dict[str, float] = {}
+
+    def begin(self, name: str) -> None:
+        """Begin to show it, without a word."""
+        self._began[name] = self._said[name] = time.monotonic()
+        if self._bars is not None:
+            self._tasks[name] = self._bars.add_task(name, total=None, facts="")
+
+    def progress(self, name: str, done: float, total: float, facts: Mapping[str, float | str]) -> None:
+        """How far it has come."""
+        if self._bars is not None:
+            self._bars.update(self._tasks[name], completed=done, total=total, facts=show_facts(facts))
+            return
+        now = time.monotonic()
+        if now - self._said[name] >= QUIET_INTERVAL_S or done >= total:
+            self._said[name] = now
+            gone, share = now - self._began[name], done / total if total else 1.0
+            to_go = gone * (1 - share) / share if share else float("inf")
+            say(f"{name}: {share:.0%} after {gone:.0f} s, {to_go:.0f} s to go {show_facts(facts)}".rstrip())
+
+    def skipped(self, stage: str) -> None:
+        """A stage that is up to date."""
+
+    def started(self, stage: str) -> None:
+        """A stage has started."""
+        self.begin(stage)
+        if self._bars is None:
+            say(f"{stage}: started")
+
+    def finished(self, stage: str, summary: str, seconds: float) -> None:
+        """A stage has ended."""
+        if self._bars is None:
+            say(f"{stage}: {summary} ({seconds:.0f} s)")
+        else:
+            self._bars.remove_task(self._tasks.pop(stage))
+            self._bars.console.print(f"✓ {stage}: {summary} ({seconds:.0f} s)", markup=False)
+
+
+@contextmanager
+def bars() -> Iterator[Bars]:
+    """Bars while something is done."""
+    terminal = console()
+    if not terminal.is_terminal:
+        yield Bars(None)
+        return
+    columns = (TextColumn("{task.description:<24}"), BarColumn(bar_width=24), TaskProgressColumn(), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[facts]}"), console=terminal) as shown:
+        yield Bars(shown)
+
+
 @contextmanager
 def progress_bar(title: str) -> Iterator[ProgressCallback]:
-    """A bar with share, time gone and time to go on a terminal; elsewhere a line every ten seconds, on stderr."""
-    terminal = console()
-    if terminal.is_terminal:
-        columns = (
-            TextColumn("{task.description:<22}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, TextColumn("{task.fields[facts]}"), console=terminal) as bar:
-            task = bar.add_task(title, total=None, facts="")
-
-            def draw(done: float, total: float, **facts: float | str) -> None:
-                bar.update(task, completed=done, total=total, facts=show_facts(facts))
-
-            yield draw
-        return
-    started = last = time.monotonic()
-
-    def write(done: float, total: float, **facts: float | str) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last < QUIET_INTERVAL_S and done < total:
-            return
-        last = now
-        share = done / total if total else 1.0
-        to_go = (now - started) * (1 - share) / share if share else float("inf")
-        say(f"{title}: {share:.0%} after {now - started:.0f} s, {to_go:.0f} s to go {show_facts(facts)}".rstrip())
-
-    yield write
+    """The bar of a command that does one thing."""
+    with bars() as shown:
+        shown.begin(title)
+        yield lambda done, total, **facts: shown.progress(title, done, total, facts)

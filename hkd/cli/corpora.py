@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from hkd.cli.common import Json, Overwrite, Set, emit, progress_bar, project, say, with_options
 
@@ -75,44 +76,22 @@ def _prepare_text(texts: list[Path], out: Path | None, max_words: int, folder: P
 
 
 def prepare(
-    corpus: Annotated[
-        str | None, typer.Argument(help="A known corpus (--list), a path, or a name that --from knows.", show_default=False)
-    ] = None,
-    folder: Annotated[Path, typer.Option(help="The project's folder.")] = Path(),
-    from_: Annotated[
-        str | None,
-        typer.Option(
-            "--from",
-            help="What the path is: folder, kaldi, nemo, lhotse, hf (a path, or NAME[:CONFIG] on the hub), hkd. Default: guessed.",
-        ),
-    ] = None,
-    root: Annotated[Path | None, typer.Option(help="The folder where the known corpus, or its archives, lie already.")] = None,
-    download: Annotated[bool, typer.Option("--download", help="Fetch archives of more than 1 GB too.")] = False,
-    part: Annotated[
-        list[str] | None, typer.Option(help="Only this part of the corpus (train-clean-100, say); may be repeated.")
-    ] = None,
+    corpus: Annotated[str | None, Argument(help="A known corpus (--list), a path, or a name that --from knows.")] = None,
+    folder: Annotated[Path, Option(help="The project's folder.")] = Path(),
+    from_: Annotated[str | None, Option("--from", help="folder, kaldi, nemo, lhotse, hf or hkd; by default guessed.")] = None,
+    root: Annotated[Path | None, Option(help="The folder where the known corpus, or its archives, lie already.")] = None,
+    download: Annotated[bool, Option("--download", help="Fetch archives of more than 1 GB too.")] = False,
+    part: Annotated[list[str] | None, Option(help="Only this part of the corpus; may be repeated.")] = None,
     column: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="WHAT=NAME", help="The column of a table that has the text, audio, id, speaker ...; may be repeated."
-        ),
+        list[str] | None, Option(metavar="WHAT=NAME", help="The column with the text, audio, id ...; may be repeated.")
     ] = None,
-    speaker: Annotated[
-        str | None,
-        typer.Option(metavar="PATTERN", help="A regular expression that finds the speaker in an id, such as '^[^_]+'."),
-    ] = None,
+    speaker: Annotated[str | None, Option(metavar="PATTERN", help="Finds the speaker in an id, such as '^[^_]+'.")] = None,
     text: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--text",
-            help="Instead of a corpus: sentences, plain or .gz, a line each, as utterances without sound; may be repeated.",
-        ),
+        list[Path] | None, Option("--text", help="Instead of a corpus: sentences without sound, a line each; may be repeated.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="With --text: the manifest; default text.jsonl in the project.")] = None,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Go on without what cannot be used; left-out.tsv lists it.")
-    ] = False,
-    list_: Annotated[bool, typer.Option("--list", help="List the known corpora and stop.")] = False,
+    out: Annotated[Path | None, Option(help="With --text: the manifest; default text.jsonl in the project.")] = None,
+    skip_bad: Annotated[bool, Option("--skip-bad", help="Leave out what cannot be used; left-out.tsv lists it.")] = False,
+    list_: Annotated[bool, Option("--list", help="List the known corpora and stop.")] = False,
     assignments: Set = None,
     overwrite: Overwrite = False,
     json_: Json = False,
@@ -139,11 +118,12 @@ def prepare(
         hkd prepare --text sentences.txt
     """
     from hkd import corpora
-    from hkd.config import PATHS, PROJECT_FILE, Project, build, to_toml
+    from hkd.config import PATHS, PROJECT_FILE, Project, build
     from hkd.errors import UserError
     from hkd.files import write_bytes
     from hkd.pipeline import stages
     from hkd.pipeline.settings import PrepareSettings
+    from hkd.toml import to_toml
     from hkd.units.lexicon import coverage
     from hkd.units.text import text_notes
     from hkd.units.tying import load_lexicon
@@ -194,7 +174,7 @@ def prepare(
 
 @manifest_app.command()
 def check(
-    manifest: Annotated[Path | None, typer.Argument(help="The manifest; by default the project's.")] = None, json_: Json = False
+    manifest: Annotated[Path | None, Argument(help="The manifest; by default the project's.")] = None, json_: Json = False
 ) -> None:
     """Read every utterance's audio and list what is missing, empty, truncated, silent or wrongly declared. Exit 1 if anything is.
 
@@ -225,11 +205,11 @@ def check(
 
 @manifest_app.command()
 def split(
-    manifest: Annotated[Path | None, typer.Argument(help="The manifest; by default the project's. Rewritten in place.")] = None,
-    train_share: Annotated[float, typer.Option("--train", help="Share of the groups that become train.")] = 0.8,
-    dev_share: Annotated[float, typer.Option("--dev", help="Share that becomes dev.")] = 0.1,
-    test_share: Annotated[float, typer.Option("--test", help="Share that becomes test.")] = 0.1,
-    by: Annotated[str, typer.Option(help="What stays together: speaker, recording or text.")] = "speaker",
+    manifest: Annotated[Path | None, Argument(help="The manifest; by default the project's. Rewritten in place.")] = None,
+    train_share: Annotated[float, Option("--train", help="Share of the groups that become train.")] = 0.8,
+    dev_share: Annotated[float, Option("--dev", help="Share that becomes dev.")] = 0.1,
+    test_share: Annotated[float, Option("--test", help="Share that becomes test.")] = 0.1,
+    by: Annotated[str, Option(help="What stays together: speaker, recording or text.")] = "speaker",
     json_: Json = False,
 ) -> None:
     """Set the field `split` by a rule that depends on nothing but the names of speakers, recordings or texts.
@@ -255,10 +235,10 @@ def split(
 
 @manifest_app.command()
 def export(
-    out: Annotated[Path, typer.Argument(help="The folder to write to.", show_default=False)],
-    to: Annotated[str, typer.Option(help="nemo, lhotse or kaldi.")],
-    manifest: Annotated[Path | None, typer.Option(help="The manifest; by default the project's.")] = None,
-    split: Annotated[str | None, typer.Option(help="Only this split.")] = None,
+    out: Annotated[Path, Argument(help="The folder to write to.")],
+    to: Annotated[str, Option(help="nemo, lhotse or kaldi.")],
+    manifest: Annotated[Path | None, Option(help="The manifest; by default the project's.")] = None,
+    split: Annotated[str | None, Option(help="Only this split.")] = None,
     json_: Json = False,
 ) -> None:
     """Write the manifest for NeMo (JSONL), lhotse (recordings, supervisions, cuts) or Kaldi (data folders), a set of files a split.

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from hkd.cli.common import Json, Overwrite, Set, emit, given, progress_bar, project, with_options
 
@@ -14,9 +15,9 @@ _SHOWN = 20
 
 @units_app.command()
 def train(
-    vocab_size: Annotated[int | None, typer.Option(help="Subwords in all; a small text gives fewer. Default 500.")] = None,
-    kind: Annotated[str | None, typer.Option(help="unigram or bpe; char: the student's own subwords are characters.")] = None,
-    split: Annotated[str, typer.Option(help="The split whose transcripts the subwords are trained on.")] = "train",
+    vocab_size: Annotated[int | None, Option(help="Subwords in all; a small text gives fewer. Default 500.")] = None,
+    kind: Annotated[str | None, Option(help="unigram or bpe; char: the student's own subwords are characters.")] = None,
+    split: Annotated[str, Option(help="The split whose transcripts the subwords are trained on.")] = "train",
     overwrite: Overwrite = False,
     json_: Json = False,
 ) -> None:
@@ -44,7 +45,7 @@ def _render_units(value: dict[str, Any]) -> str:
 
 @units_app.command()
 def show(
-    text: Annotated[str | None, typer.Argument(help="A text to turn into units; without it the inventories are listed.")] = None,
+    text: Annotated[str | None, Argument(help="A text to turn into units; without it the inventories are listed.")] = None,
     json_: Json = False,
 ) -> None:
     """Show the inventories, or what a text becomes at each level.
@@ -79,10 +80,8 @@ def show(
 
 @units_app.command()
 def lexicon(
-    text: Annotated[
-        list[Path] | None, typer.Option(help="Texts, a sentence a line (.gz too); default the manifest's transcripts.")
-    ] = None,
-    dictionary: Annotated[Path | None, typer.Option(help="A dictionary instead of the project's (word phones).")] = None,
+    text: Annotated[list[Path] | None, Option(help="Texts, a sentence a line; by default the transcripts.")] = None,
+    dictionary: Annotated[Path | None, Option(help="A dictionary instead of the project's (word phones).")] = None,
     json_: Json = False,
 ) -> None:
     """Say which words the project's dictionary has, which get a predicted pronunciation, and which have none.
@@ -121,7 +120,7 @@ def lexicon(
 
 @units_app.command()
 def tie(
-    num_senones: Annotated[int | None, typer.Option(help="Senones in all, silence's included. [2000]")] = None,
+    num_senones: Annotated[int | None, Option(help="Senones in all, silence's included. [2000]")] = None,
     assignments: Set = None,
     overwrite: Overwrite = False,
     json_: Json = False,

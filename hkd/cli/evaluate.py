@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from hkd.cli.common import Device, Json, Set, emit, given, progress_bar, project, say, with_options
 from hkd.config import Project
@@ -12,9 +13,9 @@ from hkd.errors import HkdError, UserError, did_you_mean
 
 RUNS_HELP = "Runs: names below the runs folder, or folders. Default: all that are trained."
 LM_HELP = "Beside beam search (always with a hybrid student): an ARPA file over words, a folder of `hkd lm train`, or a causal LM's folder or hub name."
-Split = Annotated[str, typer.Option(help="Part of the manifest.")]
-Decoder = Annotated[str | None, typer.Option(help="greedy or beam.")]
-Lm = Annotated[str | None, typer.Option(help=LM_HELP)]
+Split = Annotated[str, Option(help="Part of the manifest.")]
+Decoder = Annotated[str | None, Option(help="greedy or beam.")]
+Lm = Annotated[str | None, Option(help=LM_HELP)]
 
 
 def run_folders(names: list[str] | None, runs: Path) -> list[Path]:
@@ -37,15 +38,13 @@ def run_folders(names: list[str] | None, runs: Path) -> list[Path]:
 
 
 def evaluate(
-    runs: Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help=RUNS_HELP, show_default=False)] = None,
+    runs: Annotated[list[str] | None, Argument(metavar="[RUN]...", help=RUNS_HELP)] = None,
     split: Split = "test",
     decoder: Decoder = None,
     lm: Lm = None,
-    tune: Annotated[
-        bool, typer.Option("--tune", help="Try weights and bonuses on the split (not test), print them, best first.")
-    ] = False,
+    tune: Annotated[bool, Option("--tune", help="Try weights and bonuses on the split, not test; print all.")] = False,
     assignments: Set = None,
-    tag: Annotated[str, typer.Option(help="Names another way to decode: its figures lie beside the usual ones.")] = "",
+    tag: Annotated[str, Option(help="Names another way to decode: its figures lie beside the usual ones.")] = "",
     device: Device = None,
     as_json: Json = False,
 ) -> None:
@@ -114,10 +113,10 @@ def tries_text(value: dict[str, Any]) -> str:
 
 
 def likelihoods(
-    run: Annotated[str, typer.Argument(help="A hybrid run: its folder, or its name below runs/.")],
-    out: Annotated[Path, typer.Option(help="Folder for likelihoods.ark and likelihoods.scp.")],
+    run: Annotated[str, Argument(help="A hybrid run: its folder, or its name below runs/.")],
+    out: Annotated[Path, Option(help="Folder for likelihoods.ark and likelihoods.scp.")],
     split: Split = "test",
-    prior_scale: Annotated[float, typer.Option(help="Weight of the senones' log-priors, which are taken off.")] = 1.0,
+    prior_scale: Annotated[float, Option(help="Weight of the senones' log-priors, which are taken off.")] = 1.0,
     device: Device = None,
 ) -> None:
     """Write a hybrid student's log-likelihoods as Kaldi's tables, for decoding with Kaldi's own graphs.
@@ -139,20 +138,15 @@ def likelihoods(
 
 
 def transcribe(
-    files: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="FILE...", help="Sound: WAV, FLAC, Opus, MP3 ...; of a folder all that it has.", show_default=False
-        ),
-    ],
+    files: Annotated[list[Path], Argument(metavar="FILE...", help="Sound files, and folders of them.")],
     model: Annotated[
-        Path | None, typer.Option("--run", "--model", help="A run, or the folder of an exported student. Default: the only run.")
+        Path | None, Option("--run", "--model", help="A run, or an exported student; by default the only run.")
     ] = None,
     decoder: Decoder = None,
     lm: Lm = None,
     assignments: Set = None,
     device: Device = None,
-    as_json: Annotated[bool, typer.Option("--json", help="More: pieces with their times, units, duration.")] = False,
+    as_json: Annotated[bool, Option("--json", help="More: pieces with their times, units, duration.")] = False,
 ) -> None:
     """Print what is said in a sound file, searched as `hkd evaluate` does: by the table [evaluate] of hkd.toml; options win.
 
@@ -228,17 +222,12 @@ def model_folder(model: Path | None, runs: Path) -> Path:
 
 
 def report(
-    runs: Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help=RUNS_HELP, show_default=False)] = None,
-    out: Annotated[Path, typer.Option(help="The page.")] = Path("report.html"),
+    runs: Annotated[list[str] | None, Argument(metavar="[RUN]...", help=RUNS_HELP)] = None,
+    out: Annotated[Path, Option(help="The page.")] = Path("report.html"),
     split: Split = "test",
-    baseline: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A run or objective that others are compared with; may be given again. Default: none, where it is evaluated."
-        ),
-    ] = None,
-    markdown: Annotated[Path | None, typer.Option(help="Write the table as Markdown, too.")] = None,
-    card: Annotated[Path | None, typer.Option(help="Write the model card of one run, and nothing else.")] = None,
+    baseline: Annotated[list[str] | None, Option(help="What others are compared with; may be repeated. [none]")] = None,
+    markdown: Annotated[Path | None, Option(help="Write the table as Markdown, too.")] = None,
+    card: Annotated[Path | None, Option(help="Write the model card of one run, and nothing else.")] = None,
 ) -> None:
     """Make one self-contained HTML page of runs: table, curves, label stores, examples. Prints the table.
 

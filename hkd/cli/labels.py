@@ -5,15 +5,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from hkd.cli.common import Json, Overwrite, emit, progress_bar, project, say
 from hkd.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, help="Look at label stores, check, convert and compare them.")
 
-Stores = Annotated[
-    str | None, typer.Argument(help="A store, or a folder of stores; a URL too. Default: the project's.", show_default=False)
-]
+Stores = Annotated[str | None, Argument(help="A store, or a folder of stores; a URL too. Default: the project's.")]
 
 
 def _lines(rows: list[tuple[str, str]]) -> str:
@@ -43,11 +42,9 @@ def info(stores: Stores = None, as_json: Json = False) -> None:
 
 @app.command()
 def show(
-    utterance: Annotated[str, typer.Argument(help="An utterance's id.", show_default=False)],
-    labels: Annotated[
-        str | None, typer.Option(help="A store, or a folder of stores; a URL too.", show_default="the project's")
-    ] = None,
-    top: Annotated[int, typer.Option(min=1, help="Candidates a position.")] = 5,
+    utterance: Annotated[str, Argument(help="An utterance's id.")],
+    labels: Annotated[str | None, Option(help="A store, or a folder of stores; a URL too. [the project's]")] = None,
+    top: Annotated[int, Option(min=1, help="Candidates a position.")] = 5,
     as_json: Json = False,
 ) -> None:
     """Print an utterance: time, unit, the unit's probability, the teacher's top candidates as bars.
@@ -76,10 +73,8 @@ def show(
 @app.command()
 def verify(
     stores: Stores = None,
-    repair: Annotated[
-        bool, typer.Option("--repair", help="Remove what is broken, rebuild the index, list what to dump again.")
-    ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="With --repair: only say what would be removed.")] = False,
+    repair: Annotated[bool, Option("--repair", help="Remove what is broken, list what to dump again.")] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="With --repair: only say what would be removed.")] = False,
     as_json: Json = False,
 ) -> None:
     """Check stores: flipped bytes, missing, foreign and torn shards, the index. Exit 1 where something is wrong.
@@ -126,10 +121,10 @@ def _verified(result: dict[str, Any]) -> str:
 
 @app.command()
 def convert(
-    store: Annotated[str, typer.Argument(help="The store.", show_default=False)],
-    out: Annotated[str, typer.Argument(help="Where the new one goes.", show_default=False)],
-    backend: Annotated[str | None, typer.Option(help="arrow or zarr.", show_default="as it is")] = None,
-    codec: Annotated[str | None, typer.Option(help="grid or f16.", show_default="as it is")] = None,
+    store: Annotated[str, Argument(help="The store.")],
+    out: Annotated[str, Argument(help="Where the new one goes.")],
+    backend: Annotated[str | None, Option(help="arrow or zarr. [as it is]")] = None,
+    codec: Annotated[str | None, Option(help="grid or f16. [as it is]")] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Write a store again in another backend (bit-identical labels) or codec (within its error bound).
@@ -149,10 +144,8 @@ def convert(
 
 @app.command()
 def compare(
-    a: Annotated[str, typer.Argument(help="A store.", show_default=False)],
-    b: Annotated[
-        str, typer.Argument(help="Another, of the same units; or of phones, where A holds senones.", show_default=False)
-    ],
+    a: Annotated[str, Argument(help="A store.")],
+    b: Annotated[str, Argument(help="Another, of the same units; or of phones, where A holds senones.")],
     as_json: Json = False,
 ) -> None:
     """Say how far two teachers are apart on the same utterances: KL, agreement, hit rates. Senones are folded to phones.
@@ -203,8 +196,8 @@ def _compared(value: dict[str, Any]) -> str:
 
 @app.command()
 def merge(
-    stores: Annotated[list[str], typer.Argument(help="Stores of different utterances, same settings.", show_default=False)],
-    out: Annotated[str, typer.Option(help="Where the merged one goes.", show_default=False)],
+    stores: Annotated[list[str], Argument(help="Stores of different utterances, same settings.")],
+    out: Annotated[str, Option(help="Where the merged one goes.")],
     overwrite: Overwrite = False,
 ) -> None:
     """Put stores of different utterances together.
@@ -222,12 +215,10 @@ def merge(
 
 @app.command()
 def split(
-    store: Annotated[str, typer.Argument(help="The store.", show_default=False)],
-    out: Annotated[str, typer.Argument(help="Where the part goes.", show_default=False)],
-    ids: Annotated[Path | None, typer.Option(help="A file of ids, one a line.", show_default=False)] = None,
-    part: Annotated[
-        str | None, typer.Option("--split", help="A split of the manifest: train, dev ...", show_default=False)
-    ] = None,
+    store: Annotated[str, Argument(help="The store.")],
+    out: Annotated[str, Argument(help="Where the part goes.")],
+    ids: Annotated[Path | None, Option(help="A file of ids, one a line.")] = None,
+    part: Annotated[str | None, Option("--split", help="A split of the manifest: train, dev ...")] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Write a store of some of a store's utterances: those of a file, or of a split of the project's manifest.
@@ -258,16 +249,10 @@ def split(
 
 @app.command()
 def average(
-    store: Annotated[str, typer.Argument(help="The store.", show_default=False)],
-    out: Annotated[str, typer.Argument(help="Where the new one goes.", show_default=False)],
-    part: Annotated[
-        str | None,
-        typer.Option("--split", help="Average over this split of the manifest: train ...", show_default="all utterances"),
-    ] = None,
-    k: Annotated[
-        int | None,
-        typer.Option(min=1, help="Ids a position; averages are broader than single opinions.", show_default="the store's"),
-    ] = None,
+    store: Annotated[str, Argument(help="The store.")],
+    out: Annotated[str, Argument(help="Where the new one goes.")],
+    part: Annotated[str | None, Option("--split", help="Average over this split of the manifest. [all]")] = None,
+    k: Annotated[int | None, Option(min=1, help="Ids a position. [the store's]")] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Write a store with each distribution replaced by the teacher's average for that unit: a teacher without context, the control.
@@ -295,8 +280,8 @@ def _ids_of(split: str) -> list[str]:
 
 @app.command()
 def export(
-    store: Annotated[str, typer.Argument(help="The store.", show_default=False)],
-    parquet: Annotated[Path, typer.Option(help="The Parquet file to write.", show_default=False)],
+    store: Annotated[str, Argument(help="The store.")],
+    parquet: Annotated[Path, Option(help="The Parquet file to write.")],
 ) -> None:
     """Write a store as one Parquet table, decoded, a row an utterance, for tools that know no hkd. In a project with an alignment
     the positions have their times, start_s and stop_s.
@@ -345,8 +330,8 @@ def _times(store: str) -> Callable[[str], tuple[Any, Any] | None] | None:
 
 @app.command()
 def push(
-    store: Annotated[Path, typer.Argument(help="The store.", show_default=False)],
-    url: Annotated[str, typer.Argument(help="s3://, hf://datasets/ORG/NAME, file:// ...", show_default=False)],
+    store: Annotated[Path, Argument(help="The store.")],
+    url: Annotated[str, Argument(help="s3://, hf://datasets/ORG/NAME, file:// ...")],
     overwrite: Overwrite = False,
 ) -> None:
     """Copy a verified store to a URL; what is there already is not sent again.
@@ -366,8 +351,8 @@ def push(
 
 @app.command()
 def pull(
-    url: Annotated[str, typer.Argument(help="Where the store is.", show_default=False)],
-    out: Annotated[Path, typer.Argument(help="The new folder.", show_default=False)],
+    url: Annotated[str, Argument(help="Where the store is.")],
+    out: Annotated[Path, Argument(help="The new folder.")],
 ) -> None:
     """Fetch a store from a URL, check every byte, then put it in its place.
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
 from hkd.cli.common import Device, Json, Overwrite, Set, emit, progress_bar, project, say, with_options
 from hkd.config import merge
@@ -14,21 +15,12 @@ app = typer.Typer(no_args_is_help=True, help="Language models over senones, mono
 
 @app.command()
 def train(
-    unit: Annotated[str, typer.Option(help="Level: senone, monophone, character or subword.")],
-    text: Annotated[
-        list[Path] | None, typer.Option(help="Text to train on, plain or .gz, one sentence a line. May be repeated.")
-    ] = None,
-    transcripts: Annotated[
-        str | None, typer.Option(help="none, or cross-fit: each utterance is labelled by an LM that has not seen it.")
-    ] = None,
-    manifest: Annotated[
-        Path | None,
-        typer.Option(
-            help="Another manifest than the project's, of text: with --transcripts cross-fit each LM labels what others have read."
-        ),
-    ] = None,
-    name: Annotated[str | None, typer.Option(help="The LM's name below lm/; by default the level.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Training steps.")] = None,
+    unit: Annotated[str, Option(help="Level: senone, monophone, character or subword.")],
+    text: Annotated[list[Path] | None, Option(help="Text, plain or .gz, a sentence a line; may be repeated. [text/]")] = None,
+    transcripts: Annotated[str | None, Option(help="none, or cross-fit: no LM labels what it has seen.")] = None,
+    manifest: Annotated[Path | None, Option(help="Another manifest than the project's, of text.")] = None,
+    name: Annotated[str | None, Option(help="The LM's name below lm/; by default the level.")] = None,
+    steps: Annotated[int | None, Option(help="Training steps.")] = None,
     assignments: Set = None,
     device: Device = None,
     overwrite: Overwrite = False,
@@ -72,12 +64,9 @@ def train(
 
 @app.command()
 def words(
-    out: Annotated[Path | None, typer.Option(help="The ARPA file; by default words.arpa in the folder of the LMs.")] = None,
-    text: Annotated[
-        list[Path] | None,
-        typer.Option(help="Text, plain or .gz, one sentence a line; by default what lies in text/. May be repeated."),
-    ] = None,
-    order: Annotated[int | None, typer.Option(help="Of the n-gram. [3]")] = None,
+    out: Annotated[Path | None, Option(help="The ARPA file; by default words.arpa in the folder of the LMs.")] = None,
+    text: Annotated[list[Path] | None, Option(help="Text, plain or .gz, a sentence a line; may be repeated. [text/]")] = None,
+    order: Annotated[int | None, Option(help="Of the n-gram. [3]")] = None,
     assignments: Set = None,
 ) -> None:
     """Estimate a word n-gram (Kneser-Ney, ARPA): for beam search, and for the search graph of a hybrid student.
@@ -101,7 +90,7 @@ def words(
 
 @app.command()
 def score(
-    name: Annotated[str, typer.Argument(help="An LM's name below lm/, or its folder.")],
+    name: Annotated[str, Argument(help="An LM's name below lm/, or its folder.")],
     json_: Json = False,
 ) -> None:
     """Print how a trained LM compares with its n-gram and the unigram, and which of them is the teacher.

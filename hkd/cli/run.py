@@ -1,28 +1,24 @@
 """`hkd demo`, `hkd run`, `hkd config`: pipelines."""
 
 import shlex
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from typer import Argument, Option
 
-from hkd.cli.common import QUIET_INTERVAL_S, Json, Overwrite, Set, console, emit, project, say, show_facts
+from hkd.cli.common import Json, Overwrite, Set, bars, emit, project, say
 from hkd.files import shipped
-from hkd.pipeline.runner import Watcher
 
 config_app = typer.Typer(no_args_is_help=True, help="Print the settings that a folder's hkd.toml and the defaults give.")
 
-Work = Annotated[Path | None, typer.Option("--work", help="Working folder (default: runs/NAME).")]
-Jobs = Annotated[int | None, typer.Option("--jobs", min=1, help="Stages side by side (default: the pipeline's own).")]
+Work = Annotated[Path | None, Option("--work", help="Working folder (default: runs/NAME).")]
+Jobs = Annotated[int | None, Option("--jobs", min=1, help="Stages side by side (default: the pipeline's own).")]
 
 
 def demo(
     corpus: Annotated[
-        str, typer.Option(help="asterisk (from Debian's packages), mini_librispeech (from the internet), or a folder of yours.")
+        str, Option(help="asterisk (from Debian's packages), mini_librispeech, or a folder of yours.")
     ] = "asterisk",
     work: Work = None,
     assignments: Set = None,
@@ -78,7 +74,7 @@ def heard(work: Path, split: str = "test") -> list[str]:
 
 
 def run(
-    pipeline: Annotated[Path, typer.Argument(help="A pipeline's folder (with pipeline.toml) or its TOML file.")],
+    pipeline: Annotated[Path, Argument(help="A pipeline's folder (with pipeline.toml) or its TOML file.")],
     work: Work = None,
     assignments: Set = None,
     jobs: Jobs = None,
@@ -100,10 +96,7 @@ def run(
 
 @config_app.command("show")
 def show(
-    sections: Annotated[
-        list[str] | None,
-        typer.Argument(help="Commands or tables of hkd.toml, such as train, lm or teacher-dump (default: all tables)."),
-    ] = None,
+    sections: Annotated[list[str] | None, Argument(help="Commands or tables of hkd.toml, such as train; by default all.")] = None,
     assignments: Set = None,
 ) -> None:
     """Print the settings of this folder as TOML, defaults included, each with its explanation.
@@ -131,7 +124,7 @@ def _run(
     pipeline: Path, work: Path, assignments: list[str], jobs: int | None, as_json: bool, *, overwrite: bool, command: str
 ) -> None:
     from hkd.config import parse_overrides
-    from hkd.pipeline.recipe import load_recipe, results_table, stages_of, write_project
+    from hkd.pipeline.recipe import load_recipe, stages_of, write_project
     from hkd.pipeline.runner import check_stages, run_stages
 
     recipe = load_recipe(pipeline, parse_overrides(assignments))
@@ -139,7 +132,7 @@ def _run(
     check_stages(work, stages, overwrite=overwrite, command=command)
     write_project(recipe, work)
     say(f"{recipe.title} → {work}")
-    with _bars() as watcher:
+    with bars() as watcher:
         done = run_stages(work, stages, jobs=jobs or recipe.jobs, watcher=watcher, overwrite=overwrite, command=command)
     if not done.ran:
         say(f"All {len(done.skipped)} stages are up to date.")
@@ -153,62 +146,5 @@ def _run(
         "seconds": round(done.seconds, 1),
         "report": report and str(report),
     }
-    emit(
-        value, as_json, lambda _: f"{results_table(report)}\n\nReport: {report}" if report else f"Label stores: {work / 'shards'}"
-    )
-
-
-class _Lines:
-    """A line when a stage starts and ends, and now and then in between."""
-
-    def __init__(self) -> None:
-        self._last: dict[str, float] = {}
-
-    def skipped(self, stage: str) -> None:
-        pass
-
-    def started(self, stage: str) -> None:
-        self._last[stage] = time.monotonic()
-        say(f"{stage}: started")
-
-    def progress(self, stage: str, done: float, total: float, facts: Mapping[str, float | str]) -> None:
-        now = time.monotonic()
-        if now - self._last.get(stage, 0.0) > QUIET_INTERVAL_S:
-            self._last[stage] = now
-            share = f"{done / total:.0%}" if total else "…"
-            say(f"{stage}: {share} {show_facts(facts)}".rstrip())
-
-    def finished(self, stage: str, summary: str, seconds: float) -> None:
-        say(f"{stage}: {summary} ({seconds:.0f} s)")
-
-
-class _Bars:
-    """A bar for each stage under way; a line when it has ended."""
-
-    def __init__(self, bar: Progress) -> None:
-        self._bar = bar
-        self._tasks: dict[str, TaskID] = {}
-
-    def skipped(self, stage: str) -> None:
-        pass
-
-    def started(self, stage: str) -> None:
-        self._tasks[stage] = self._bar.add_task(stage, total=None, facts="")
-
-    def progress(self, stage: str, done: float, total: float, facts: Mapping[str, float | str]) -> None:
-        self._bar.update(self._tasks[stage], completed=done, total=total, facts=show_facts(facts))
-
-    def finished(self, stage: str, summary: str, seconds: float) -> None:
-        self._bar.remove_task(self._tasks.pop(stage))
-        self._bar.console.print(f"✓ {stage}: {summary} ({seconds:.0f} s)", markup=False)
-
-
-@contextmanager
-def _bars() -> Iterator[Watcher]:
-    terminal = console()
-    if not terminal.is_terminal:
-        yield _Lines()
-        return
-    columns = (TextColumn("{task.description:<26}"), BarColumn(bar_width=24), TaskProgressColumn(), TimeElapsedColumn())
-    with Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[facts]}"), console=terminal) as bar:
-        yield _Bars(bar)
+    found = report.with_suffix(".txt").read_text(encoding="utf-8").rstrip() if report else ""
+    emit(value, as_json, lambda _: f"{found}\n\nReport: {report}" if report else f"Label stores: {work / 'shards'}")

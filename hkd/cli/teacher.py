@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Option
 
 from hkd.cli.common import Device, Json, Overwrite, Set, emit, given, progress_bar, project, say, with_options
 from hkd.config import Project
@@ -19,32 +19,22 @@ WHO_DOES_IT = ("--executor", "--ray-address", "--workers", "--rank", "--world-si
 
 
 def teacher_dump(
-    lm: Annotated[Text, typer.Option(help=f"{', '.join(kind.help for kind in KINDS.values())}.")] = None,
-    unit: Annotated[
-        Text, typer.Option(help="Level: senone, monophone, character or subword. [subword]", show_default=False)
-    ] = None,
-    name: Annotated[Text, typer.Option(help="Name of the store below the labels folder; by default the level.")] = None,
-    out: Annotated[Text, typer.Option(help="The store's folder or URL (s3://...), instead of shards/NAME.")] = None,
-    manifest: Annotated[Path | None, typer.Option(help="Manifest; by default the project's.")] = None,
-    alignment: Annotated[
-        Path | None, typer.Option(help="Alignment, for senones and monophones; by default the project's.")
-    ] = None,
-    text: Annotated[
-        bool, typer.Option("--text", help="Label text without sound: text.jsonl, or --manifest, into text-shards/NAME.")
-    ] = False,
-    split: Annotated[Text, typer.Option(help="One split of the manifest; by default all.")] = None,
-    k: Annotated[int | None, typer.Option("--k", "-k", help="Units kept a position. [16]")] = None,
-    case: Annotated[Text, typer.Option(help="lower, sentence, upper or auto. [auto]")] = None,
-    codec: Annotated[Text, typer.Option(help="grid or f16. [grid]")] = None,
-    utterances_per_shard: Annotated[int | None, typer.Option(help="Utterances a shard: the unit of work. [512]")] = None,
-    executor: Annotated[
-        Text, typer.Option(help="local: this process; ray: the workers of a Ray cluster. The labels are the same. [local]")
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(help="Ray: how many teachers at once. [one a GPU, without GPUs one a node]")
-    ] = None,
-    rank: Annotated[int, typer.Option(help="This process's number in a job array.")] = 0,
-    world_size: Annotated[int, typer.Option(help="Processes of the job array.")] = 1,
+    lm: Annotated[Text, Option(help=f"{', '.join(kind.help for kind in KINDS.values())}.")] = None,
+    unit: Annotated[Text, Option(help="Level: senone, monophone, character or subword. [subword]")] = None,
+    name: Annotated[Text, Option(help="Name of the store below the labels folder; by default the level.")] = None,
+    out: Annotated[Text, Option(help="The store's folder or URL (s3://...), instead of shards/NAME.")] = None,
+    manifest: Annotated[Path | None, Option(help="Manifest; by default the project's.")] = None,
+    alignment: Annotated[Path | None, Option(help="Alignment; by default the project's.")] = None,
+    text: Annotated[bool, Option("--text", help="Label text without sound, into text-shards/NAME.")] = False,
+    split: Annotated[Text, Option(help="One split of the manifest; by default all.")] = None,
+    k: Annotated[int | None, Option("--k", "-k", help="Units kept a position. [16]")] = None,
+    case: Annotated[Text, Option(help="lower, sentence, upper or auto. [auto]")] = None,
+    codec: Annotated[Text, Option(help="grid or f16. [grid]")] = None,
+    utterances_per_shard: Annotated[int | None, Option(help="Utterances a shard: the unit of work. [512]")] = None,
+    executor: Annotated[Text, Option(help="local, or ray: the workers of a Ray cluster. [local]")] = None,
+    workers: Annotated[int | None, Option(help="Ray: how many teachers at once. [by GPUs]")] = None,
+    rank: Annotated[int, Option(help="This process's number in a job array.")] = 0,
+    world_size: Annotated[int, Option(help="Processes of the job array.")] = 1,
     assignments: Set = None,
     device: Device = None,
     overwrite: Overwrite = False,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
 from hkd.cli.common import Device, Json, Set, emit, progress_bar, project, say, with_options
 from hkd.config import merge
@@ -15,26 +16,17 @@ from hkd.remote import location
 
 
 def train(
-    labels: Annotated[
-        str | None, typer.Option(help="Folder or URL of label stores, or of one store. Default: shards/.", show_default=False)
-    ] = None,
+    labels: Annotated[str | None, Option(help="Folder or URL of label stores, or of one store. Default: shards/.")] = None,
     objective: Annotated[
-        str | None,
-        typer.Option(help="none, hard-heads, interpolation, auxiliary or hierarchical (the default).", show_default=False),
+        str | None, Option(help="none, hard-heads, interpolation, auxiliary or hierarchical. [hierarchical]")
     ] = None,
-    run: Annotated[
-        str | None, typer.Option(help="Name of the run, below runs/. Default: the objective.", show_default=False)
-    ] = None,
-    min_coverage: Annotated[
-        float | None, typer.Option(help="Share of the utterances that must have labels. Default: 1.", show_default=False)
-    ] = None,
+    run: Annotated[str | None, Option(help="Name of the run, below runs/. Default: the objective.")] = None,
+    min_coverage: Annotated[float | None, Option(help="Share of the utterances that must have labels. Default: 1.")] = None,
     assignments: Set = None,
     device: Device = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Remove the run that is there and train from the beginning.")
-    ] = False,
-    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Curves for TensorBoard too, in the run's folder.")] = False,
-    show: Annotated[bool, typer.Option("--show", help="Draw the student and say what the labels cover; train nothing.")] = False,
+    overwrite: Annotated[bool, Option("--overwrite", help="Remove the run that is there, and begin again.")] = False,
+    tensorboard: Annotated[bool, Option("--tensorboard", help="Curves for TensorBoard too, in the run's folder.")] = False,
+    show: Annotated[bool, Option("--show", help="Draw the student and say what the labels cover; train nothing.")] = False,
     as_json: Json = False,
 ) -> None:
     """Train a student on sound and label stores; resumes where it was stopped, and leaves what is done.
@@ -85,17 +77,12 @@ def train(
 
 
 def bank(
-    out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("bank"),
-    run: Annotated[
-        str | None, typer.Option(help="A run of hkd.toml whose settings are taken beside [train].", show_default=False)
-    ] = None,
-    folds: Annotated[int, typer.Option(help="Parts of the speakers: each is heard by a student of the others.")] = 5,
-    k: Annotated[int, typer.Option("-k", help="Units that are kept of each frame's posterior.")] = 16,
+    out: Annotated[Path, Option(help="Folder to write.")] = Path("bank"),
+    run: Annotated[str | None, Option(help="A run of hkd.toml whose settings are taken beside [train].")] = None,
+    folds: Annotated[int, Option(help="Parts of the speakers: each is heard by a student of the others.")] = 5,
+    k: Annotated[int, Option("-k", help="Units that are kept of each frame's posterior.")] = 16,
     labels: Annotated[
-        str | None,
-        typer.Option(
-            help="Folder or URL of label stores, where one of their heads conditions. Default: shards/.", show_default=False
-        ),
+        str | None, Option(help="Folder or URL of label stores, where one of their heads conditions. Default: shards/.")
     ] = None,
     assignments: Set = None,
     device: Device = None,
@@ -146,11 +133,11 @@ def _summary(metrics: dict[str, float], parameters: int, folder: Path) -> str:
 
 
 def export(
-    out: Annotated[Path, typer.Option(help="Folder to write.", show_default=False)],
-    run: Annotated[str | None, typer.Argument(help="A run: a name below runs/, or a folder.", show_default=False)] = None,
-    named: Annotated[str | None, typer.Option("--run", "--model", help="The same as RUN.", show_default=False)] = None,
-    heads: Annotated[bool, typer.Option("--heads", help="Keep the heads (for study; inference needs none).")] = False,
-    onnx: Annotated[bool, typer.Option("--onnx", help="Write model.onnx too: features in, logits out.")] = False,
+    out: Annotated[Path, Option(help="Folder to write.")],
+    run: Annotated[str | None, Argument(help="A run: a name below runs/, or a folder.")] = None,
+    named: Annotated[str | None, Option("--run", "--model", help="The same as RUN.")] = None,
+    heads: Annotated[bool, Option("--heads", help="Keep the heads (for study; inference needs none).")] = False,
+    onnx: Annotated[bool, Option("--onnx", help="Write model.onnx too: features in, logits out.")] = False,
 ) -> None:
     """Write a trained run's student: safetensors and JSON, without the heads that only taught it.
 

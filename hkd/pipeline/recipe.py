@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hkd.config import PROJECT_FILE, build, merge, read_toml, to_toml
+from hkd.config import PROJECT_FILE, build, merge, read_toml
 from hkd.errors import UserError
 from hkd.evaluate.result import result_paths
 from hkd.evaluate.table import configuration_of
@@ -43,6 +43,7 @@ from hkd.pipeline.settings import (
     show_table,
     stores_of,
 )
+from hkd.toml import to_toml
 from hkd.units.level import SENONE, SUBWORD
 from hkd.units.tying import MADE_FROM_FILE
 
@@ -357,8 +358,3 @@ def _searches(recipe: Recipe, runs: Sequence[str]) -> Iterator[tuple[str, Mappin
         if lost or not chosen:
             raise UserError(f"[searches.{tag}]: runs must be runs of the pipeline, but {', '.join(lost) or 'none'} is instead.")
         yield tag, merge(recipe.table("evaluate"), rest), f"[searches.{tag}]", chosen
-
-
-def results_table(page: Path) -> str:
-    """The tables of a finished pipeline's page, as text."""
-    return page.with_suffix(".txt").read_text(encoding="utf-8").rstrip()

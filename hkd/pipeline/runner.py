@@ -9,7 +9,6 @@
   stage, so a restart never writes beside a survivor.
 """
 
-import fcntl
 import json
 import multiprocessing
 import os
@@ -19,7 +18,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,7 +25,7 @@ from typing import Any, Protocol
 from hkd import manifest
 from hkd.artefact import Contents, brief, differences
 from hkd.errors import HkdError, InternalError, UserError, explained
-from hkd.files import digest_of, write_json
+from hkd.files import digest_of, lock, write_json
 from hkd.progress import Progress
 
 WATCH_INTERVAL_S = 0.2
@@ -288,14 +286,6 @@ def _start_worker(queue: Any, stop: Any, parent: int, threads: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def _work(folder: Path, stage: Stage) -> tuple[str, float]:
     """Run a stage; HkdErrors travel back as themselves, by their sentence and exit code."""
     began = last = time.monotonic()
@@ -308,7 +298,7 @@ def _work(folder: Path, stage: Stage) -> tuple[str, float]:
             _queue.put((stage.name, done, total, facts))
 
     try:
-        with _locked(folder / "stages" / f"{stage.name}.lock"):
+        with lock(folder / "stages" / f"{stage.name}.lock", wait=True):
             summary = stage.action(folder, stage.settings, progress)
     except Exception as error:  # by its line and exit code: not every exception can travel between processes
         known = explained(error)

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from torch.utils.data import DataLoader, IterableDataset
 
-from hkd.config import to_toml
 from hkd.errors import HkdError, MissingPackageError, UserError
 from hkd.features.cache import portable, raised
 from hkd.labels.format import DamagedShardError
+from hkd.toml import to_toml
 
 SCRIPT = "import multiprocessing, sys; multiprocessing.set_start_method(sys.argv.pop(1)); from hkd.cli.main import main; main()"
 
