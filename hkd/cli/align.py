@@ -33,17 +33,11 @@ def align(
     Examples:
 
         hkd align
-
         hkd align other/manifest.jsonl --out other/alignment.arrow --jobs 8
-
         hkd align --from kaldi exp/tri3_ali --lexicon data/local/dict/lexicon.txt
-
         hkd align --from mfa aligned/ --lexicon english_us_arpa.dict --no-stress
-
         hkd align --from ctm words.ctm --set phones=phones.ctm
-
         hkd align --from ctc facebook/wav2vec2-base-960h --lexicon cmudict.dict
-
         hkd align --from timit /corpora/TIMIT
     """
     from dataclasses import asdict

@@ -104,17 +104,11 @@ def prepare(
     Examples:
 
         hkd prepare --list
-
         hkd prepare asterisk && hkd units train && hkd align
-
         hkd prepare librispeech --part train-clean-100 --part dev-clean --part test-clean --download
-
         hkd prepare ~/my-recordings --folder my-project
-
         hkd prepare data/train --from kaldi
-
         hkd prepare google/fleurs:cy_gb --from hf --column text=raw_transcription --skip-bad
-
         hkd prepare --text sentences.txt
     """
     from hkd import corpora
@@ -181,7 +175,6 @@ def check(
     Examples:
 
         hkd manifest check
-
         hkd manifest check other.jsonl --json
     """
     from hkd.audio import check_audio
@@ -217,7 +210,6 @@ def split(
     Examples:
 
         hkd manifest split --by speaker
-
         hkd manifest split other.jsonl --by text --train 0.9 --dev 0.1 --test 0
     """
     from hkd.corpora import GROUPS
@@ -246,7 +238,6 @@ def export(
     Examples:
 
         hkd manifest export kaldi-data --to kaldi
-
         hkd manifest export nemo --to nemo --split train
     """
     from hkd import corpora

@@ -26,7 +26,6 @@ def train(
     Examples:
 
         hkd units train
-
         hkd units train --vocab-size 1000 --kind bpe
     """
     from hkd.pipeline import stages
@@ -53,7 +52,6 @@ def show(
     Examples:
 
         hkd units show
-
         hkd units show "Thank you for calling."
     """
     from hkd.units.sequences import Units
@@ -89,7 +87,6 @@ def lexicon(
     Examples:
 
         hkd units lexicon
-
         hkd units lexicon --text corpus.txt.gz --json
     """
     from dataclasses import asdict

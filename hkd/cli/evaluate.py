@@ -53,17 +53,11 @@ def evaluate(
     Examples:
 
         hkd evaluate
-
         hkd evaluate none hierarchical --split dev
-
         hkd evaluate runs/none --json
-
         hkd evaluate none --split dev --lm words.arpa --tune
-
         hkd evaluate none --decoder beam --lm words.arpa --set search.lm_weight=0.6 --tag fusion
-
         hkd evaluate none --decoder beam --set n_best=10 --tag beam
-
         hkd evaluate hybrid --lm words.arpa --set search.hybrid.acoustic_scale=0.15
     """
     from hkd.evaluate.table import objectives_table
@@ -155,11 +149,8 @@ def transcribe(
     Examples:
 
         hkd transcribe hello.wav --run hierarchical
-
         hkd transcribe *.flac --run student/ --json
-
         hkd transcribe hello.wav --run none --decoder beam --lm words.arpa --set search.lm_weight=0.6
-
         hkd transcribe hello.wav --run hybrid --lm words.arpa --set search.hybrid.acoustic_scale=0.15
     """
     from hkd.corpora.collect import Report
@@ -234,9 +225,7 @@ def report(
     Examples:
 
         hkd report
-
         hkd report none hard-heads hierarchical --baseline none --baseline hard-heads --markdown table.md
-
         hkd report hierarchical --card student/README.md
     """
     from hkd.pipeline import stages

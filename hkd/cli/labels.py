@@ -27,9 +27,7 @@ def info(stores: Stores = None, as_json: Json = False) -> None:
     Examples:
 
         hkd labels info
-
         hkd labels info shards/subword --json
-
         hkd labels info s3://bucket/shards
     """
     from hkd.labels.card import describe, rows
@@ -52,7 +50,6 @@ def show(
     Examples:
 
         hkd labels show hello-world
-
         hkd labels show hello-world --labels shards/senone --top 3
     """
     from hkd.align.alignment import Alignment
@@ -82,7 +79,6 @@ def verify(
     Examples:
 
         hkd labels verify
-
         hkd labels verify shards/subword --repair --dry-run
     """
     from dataclasses import asdict
@@ -132,7 +128,6 @@ def convert(
     Examples:
 
         hkd labels convert shards/subword shards-zarr/subword --backend zarr
-
         hkd labels convert shards-f16/subword small/subword --codec grid
     """
     from hkd.labels.ops import convert as convert_store
@@ -153,7 +148,6 @@ def compare(
     Examples:
 
         hkd labels compare shards/subword shards/subword-large
-
         hkd labels compare shards/senone shards/monophone
     """
     from hkd.labels.folder import load_spec
@@ -226,7 +220,6 @@ def split(
     Examples:
 
         hkd labels split shards/subword shards-dev/subword --split dev
-
         hkd labels split shards/subword part/subword --ids ids.txt
     """
     from hkd.errors import UserError
@@ -260,7 +253,6 @@ def average(
     Examples:
 
         hkd labels average shards/monophone shards/monophone-average --split train
-
         hkd labels average shards/senone shards/senone-average --k 64
     """
     from hkd.labels.ops import average as average_store
@@ -339,7 +331,6 @@ def push(
     Examples:
 
         hkd labels push shards/subword s3://bucket/labels/subword
-
         hkd labels push shards/subword hf://datasets/ORG/NAME
     """
     from hkd.labels.share import push as push_store

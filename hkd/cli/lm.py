@@ -33,9 +33,7 @@ def train(
     Examples:
 
         hkd lm train --unit monophone --text corpus.txt.gz
-
         hkd lm train --unit senone --text corpus.txt --transcripts cross-fit --set folds=4
-
         hkd lm train --unit subword --manifest text.jsonl --transcripts cross-fit --name text-subword
     """
     from hkd.labelling.lm import render
@@ -74,7 +72,6 @@ def words(
     Examples:
 
         hkd lm words
-
         hkd lm words --text corpus.txt.gz --order 4 --out words.arpa
     """
     from hkd.labelling.ngram import WORDS
@@ -98,7 +95,6 @@ def score(
     Examples:
 
         hkd lm score senone
-
         hkd lm score lm/senone --json
     """
     from hkd.labelling.lm import LmReport, render

@@ -132,11 +132,8 @@ def options(
     Examples:
 
         hkd demo                                    everything on real speech → runs/demo/report.html
-
         hkd prepare FOLDER && hkd units train && hkd align
-
         hkd teacher-dump --lm bert-large --unit subword
-
         hkd train --labels shards/
     """
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")

@@ -31,9 +31,7 @@ def demo(
     Examples:
 
         hkd demo
-
         hkd demo --corpus mini_librispeech
-
         hkd demo --corpus my-speech/ --work runs/mine
     """
     given = Path(corpus)
@@ -86,7 +84,6 @@ def run(
     Examples:
 
         hkd run pipelines/demo
-
         hkd run pipelines/demo --work runs/short --set train.loop.max_steps=100
     """
     folder = work or Path("runs") / (pipeline.name if pipeline.is_dir() else pipeline.stem)
@@ -104,9 +101,7 @@ def show(
     Examples:
 
         hkd config show
-
         hkd config show lm
-
         hkd config show train --set train.loop.max_steps=100
     """
     from hkd.config import merge, parse_overrides

@@ -47,13 +47,9 @@ def teacher_dump(
     Examples:
 
         hkd teacher-dump --lm bert-large --unit subword
-
         hkd teacher-dump --lm phone-trigram --unit monophone
-
         hkd teacher-dump --lm lm/senone --unit senone --k 32
-
         hkd teacher-dump --lm ./my-bert --name bert-wide --set teacher.mask_every=7 --set teacher.context=256
-
         hkd teacher-dump --text --lm lm/text-subword --unit subword
     """
     here = project()

@@ -36,17 +36,11 @@ def train(
     Examples:
 
         hkd train --labels shards/
-
         hkd train --objective hard-heads --run control --set loop.max_steps=5000
-
         hkd train --labels shards/ --set lam=0.5 --set encoder.preset=s --show
-
         hkd train --labels shards/ --set loop.best_by=dev_wer --set loop.average=5
-
         hkd train --labels s3://bucket/shards/
-
         hkd train --labels shards/ --set encoder.name=facebook/wav2vec2-base --set loop.learning_rate=5e-5
-
         torchrun --nproc-per-node 4 -m -- hkd train --labels shards/ --run four
     """
     from hkd.pipeline import stages
@@ -96,7 +90,6 @@ def bank(
     Examples:
 
         hkd bank --set condition='["senone"]'
-
         hkd bank --out bank/short --set condition='["senone", "monophone"]' --set epochs=4
     """
     from hkd.pipeline import stages
@@ -144,9 +137,7 @@ def export(
     Examples:
 
         hkd export hierarchical --out student/
-
         hkd export hierarchical --out student/ --onnx
-
         hkd export runs/hierarchical --out with-heads/ --heads
     """
     from hkd.evaluate.card import write_card
