@@ -56,7 +56,9 @@ def _gone(error: BaseException) -> UserError | None:
     option = getattr(error, "option_name", "")
     instead = GONE.get(" ".join(names), {}).get(option)
     return (
-        UserError(f"{option} must be given otherwise: {instead}. `hkd config show` explains all settings.") if instead else None
+        UserError(f"{option} is no option any more. Give {instead}; `hkd config show` explains all settings.")
+        if instead
+        else None
     )
 
 

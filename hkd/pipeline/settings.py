@@ -14,6 +14,7 @@ from hkd.labelling.lm import LmConfig
 from hkd.labelling.ngram import WordNgramConfig
 from hkd.labelling.tie import TieConfig
 from hkd.teachers.load import TeacherOptions
+from hkd.toml import assignment
 from hkd.train.config import TrainConfig
 from hkd.train.objectives import objective_of
 from hkd.units.sequences import UnitsConfig
@@ -165,11 +166,13 @@ def checked(kind: str, table: Settings, where: str) -> dict[str, Any]:
     if kind == "dump":
         found = to_table(dump_settings(table, where))
         return {**found.pop("store"), **found}
-    config: Any = evaluate_settings(table, where)[0] if kind == "evaluate" else build(PARTS[kind][0], table, where=where)
-    return dict(to_table(config))
+    if kind == "evaluate":
+        config, lm = evaluate_settings(table, where)
+        return {**({"lm": lm} if lm else {}), **to_table(config)}
+    return dict(to_table(build(PARTS[kind][0], table, where=where)))
 
 
-EVALUATE_LM = "# lm =  # an LM beside the search: an ARPA file, lm/NAME, or a causal LM by hub name or folder"
+EVALUATE_LM = "{}  # an LM beside the search: an ARPA file, lm/NAME, or a causal LM by hub name or folder"
 ALIGN_FROM = "from = {}  # pocketsphinx, or another tool whose alignment is read: kaldi, mfa, ctm, ctc, timit"
 
 
@@ -187,7 +190,8 @@ def show_table(section: str, name: str, table: Mapping[str, Any] | None) -> Iter
     """Lines of TOML: the table `name` (of the kind `section`) with every setting explained. table: its values; None: the defaults."""
     parts, first = PARTS[section], []
     if section == "evaluate":
-        first = [EVALUATE_LM]
+        lm = (table or {}).get("lm")
+        first = [EVALUATE_LM.format(assignment("lm", lm) if lm else "# lm =")]
     elif section == "align":
         tool = POCKETSPHINX if table is None else table["from"]
         parts = parts if tool == POCKETSPHINX else (ToolConfig,)

@@ -64,7 +64,7 @@ def test_an_option_that_is_gone_is_refused_in_a_line_that_names_its_setting(comm
     done = CliRunner().invoke(app, [*command.split(), option, "x"])
     [line] = done.stderr.splitlines()
     assert done.exit_code == 2
-    assert line.startswith(f"hkd: {option} must be given otherwise: {GONE[command][option]}.")
+    assert line.startswith(f"hkd: {option} is no option any more. Give {GONE[command][option]};")
     word, _, assignment = GONE[command][option].partition(" ")
     if word == "--set":
         kind, table = TABLES[command]
