@@ -49,15 +49,15 @@ def align(
     from hkd.units.tying import load_lexicon
 
     here = project()
-    table = here.table("align")
-    tool = from_ or table.get("from", POCKETSPHINX)
-    if tool != table.get("from", POCKETSPHINX):
-        table = {}  # another tool's settings
-    table = with_options(
-        table, assignments, "align", path=None if tool == POCKETSPHINX else path, lexicon=lexicon and str(lexicon), stress=stress, jobs=jobs,
-        min_score=min_score, device=device,
-    )  # fmt: skip
-    aligner = aligner_of({**table, "from": tool}, "align")
+    over = with_options(
+        {}, assignments, "align", lexicon=lexicon and str(lexicon), stress=stress, jobs=jobs, min_score=min_score, device=device
+    )
+    before = here.table("align").get("from", POCKETSPHINX)
+    tool = from_ or over.get("from", before)
+    if path is not None and tool != POCKETSPHINX:
+        over["path"] = path
+    table = {**(here.table("align") if tool == before else {}), **over, "from": tool}  # another tool has settings of its own
+    aligner = aligner_of(table, "align")
     source = Path(path) if path is not None and tool == POCKETSPHINX else manifest or here.require("manifest", "hkd prepare")
     target = out or here.alignment
     with progress_bar("align" if tool == POCKETSPHINX else f"align from {tool}") as progress:
