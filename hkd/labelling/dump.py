@@ -259,7 +259,9 @@ class ShardLabeller:
             left_out[name] = why
             return
         kind = UserError if isinstance(problem, UserError) else HkdError
-        raise kind(f"utterance '{name}' cannot be labelled: {why} Or leave such utterances out: --set keep_going=true.") from problem
+        raise kind(
+            f"utterance '{name}' cannot be labelled: {why} Or leave such utterances out: --set keep_going=true."
+        ) from problem
 
 
 def _empty(name: str) -> Sentence:
