@@ -44,14 +44,18 @@ def lock(path: Path, *, wait: bool) -> Iterator[bool]:
     """
     held = FileLock(path)
     while not held.is_locked:
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             held.acquire(timeout=-1 if wait else 0)
         except Timeout:
             yield False
             return
-        except FileNotFoundError:  # the folder went with the last lock
-            continue
+        except (
+            FileNotFoundError,
+            FileExistsError,
+        ):  # the folder went with the last lock: mkdir fails, too, where it goes meanwhile
+            if path.parent.is_file():
+                raise
     try:
         yield True
     finally:

@@ -275,8 +275,9 @@ def export(
     store: Annotated[str, Argument(help="The store.")],
     parquet: Annotated[Path, Option(help="The Parquet file to write.")],
 ) -> None:
-    """Write a store as one Parquet table, decoded, a row an utterance, for tools that know no hkd. In a project with an alignment
-    the positions have their times, start_s and stop_s.
+    """Write a store as one Parquet table, decoded, a row an utterance, for tools that know no hkd.
+
+    In a project with an alignment the positions have their times, start_s and stop_s.
 
     Examples:
 

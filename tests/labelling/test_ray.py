@@ -117,7 +117,7 @@ def test_two_workers_give_the_bytes_of_one_process_with_two_threads(
     assert (two.workers, two.workers_lost) == (2, 0)
     assert two.seconds.keys() == one.seconds.keys()
     assert all(value > 0 for value in two.seconds.values())
-    with pytest.raises(UserError, match="`k` 4, but with 5"):  # as a worker says it
+    with pytest.raises(UserError, match="its k is 5 instead of 4"):  # as a worker says it
         on_ray(bert_job(texts, bert, tmp_path / "two", store=replace(BERT, k=4)))
 
 

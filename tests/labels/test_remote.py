@@ -77,7 +77,7 @@ def test_everything_takes_urls(tmp_path: Path, far: str) -> None:
 def test_another_spec_is_refused_and_overwrite_removes_the_old_store(far: str) -> None:
     rows = random_rows(spec_for(), LENGTHS)
     write_store(f"{far}/s", spec_for(), rows)
-    with pytest.raises(UserError, match=r"`k` 3, but with 8 instead.*--overwrite"):
+    with pytest.raises(UserError, match=r"its k is 8 instead of 3.*--overwrite"):
         LabelWriter.open(f"{far}/s", spec_for(k=3), rows)
     writer = LabelWriter.open(f"{far}/s", spec_for(k=3), rows, overwrite=True)
     assert sorted(far_files(f"{far}/s")) == ["inventory.json", "store.json"]

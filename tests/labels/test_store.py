@@ -41,7 +41,7 @@ LENGTHS = [3, 0, 7, 12, 1, 30, 2, 2, 5, 6]
 def test_another_spec_is_refused_with_both_values(tmp_path: Path, change: dict[str, Any], key: str) -> None:
     rows = random_rows(spec_for(), [3, 2])
     LabelWriter.open(tmp_path / "s", spec_for(), rows)
-    with pytest.raises(UserError, match=f"`{key}`.*but with.*--overwrite"):
+    with pytest.raises(UserError, match=rf"its {key} is .* instead of .*--overwrite"):
         LabelWriter.open(tmp_path / "s", replace(spec_for(), **change), rows)
     LabelWriter.open(tmp_path / "s", replace(spec_for(), **change), rows, overwrite=True)
 
