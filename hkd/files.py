@@ -50,10 +50,7 @@ def lock(path: Path, *, wait: bool) -> Iterator[bool]:
         except Timeout:
             yield False
             return
-        except (
-            FileNotFoundError,
-            FileExistsError,
-        ):  # the folder went with the last lock: mkdir fails, too, where it goes meanwhile
+        except (FileNotFoundError, FileExistsError):  # the folder went with another's lock, perhaps while mkdir looked at it
             if path.parent.is_file():
                 raise
     try:

@@ -34,7 +34,6 @@ from hkd.progress import Progress, no_progress
 from hkd.sparse import TopK
 from hkd.teachers.base import Sentence, Teacher
 from hkd.teachers.load import TeacherOptions, load_teacher
-from hkd.teachers.unit_lm import text_read
 from hkd.units.inventory import UnitInventory
 from hkd.units.sequences import Units
 from hkd.units.subword import SubwordModel
@@ -432,10 +431,10 @@ class DumpRun:
 
 def _refuse_learnt(teacher: Teacher, transcripts: Transcripts, ids: Sequence[str], *, is_text: bool) -> None:
     """An LM that has learnt from what it labels repeats it. Raises UserError where that is text without sound; of speech it is said."""
-    if (read := text_read(teacher)) is None:
+    if (has_read := getattr(teacher, "has_read", None)) is None:
         return
     sample = ids[:: -(-len(ids) // LEARNT_SAMPLE) or 1]
-    share = read.share(transcripts.words([transcripts.row(name) for name in sample]))
+    share = has_read(transcripts.words([transcripts.row(name) for name in sample]))
     if share > MAX_LEARNT and is_text:
         raise UserError(
             f"an LM must not label what it has learnt from, but {teacher.info.name} has learnt from {share:.0%} of these sentences. "

@@ -35,9 +35,15 @@ from hkd.sparse import NO_GOLD, TopK
 from hkd.units.level import MONOPHONE, SENONE
 from hkd.units.tying import Tying, split_senones
 
-MAY_DIFFER = {
-    *["name", "manifest_digest", "alignment_digest", "num_utterances", "ids_digest", "utterances_per_shard", "merged_from"]
-}
+MAY_DIFFER = (
+    "name",
+    "manifest_digest",
+    "alignment_digest",
+    "num_utterances",
+    "ids_digest",
+    "utterances_per_shard",
+    "merged_from",
+)
 EXPORT_UTTERANCES = 256
 
 

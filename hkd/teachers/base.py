@@ -3,7 +3,7 @@
 Labelling knows no more of a language model than this file. Shape letters: U positions of an utterance.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Protocol
@@ -47,7 +47,8 @@ class Sentence:
 class Teacher(Protocol):
     """A language model over one inventory.
 
-    It may also have `measured(sentences) -> {name: value}`: figures of a sample of what it labels, for the store's card.
+    It may also have `measured(sentences) -> {name: value}`: figures of a sample of what it labels, for the store's card; and
+    `has_read(sentences) -> share`: of how many sentences, each its normalised words, it has learnt from.
     """
 
     figures: dict[str, float | str]  # what is known of its quality, for the store's card; often nothing
@@ -78,6 +79,7 @@ class BaseTeacher:
     def __init__(self, *, inventory: UnitInventory, info: TeacherInfo) -> None:
         self.level, self.inventory, self.info = inventory.level, inventory, info
         self.figures: dict[str, float | str] = {}
+        self.has_read: Callable[[Iterable[Sequence[str]]], float] | None = None
 
     def encode(self, words: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Raises NotImplementedError: the units come from the project."""

@@ -30,7 +30,7 @@ from hkd.files import digest_of, digest_of_file
 from hkd.sparse import TopK
 from hkd.teachers.base import BaseTeacher, Sentence, Teacher, TeacherInfo, cut_rows
 from hkd.teachers.cloze import UnitLm, UnitLmSizes, collate
-from hkd.teachers.ngram import load_ngram
+from hkd.teachers.ngram import NGramTeacher, load_ngram
 from hkd.teachers.unit_lm_senones import SenoneCounts, SenoneMap
 from hkd.topk import select_topk
 from hkd.units.inventory import UnitInventory
@@ -175,7 +175,7 @@ def load_unit_lm(folder: Path, *, device: str = "cpu", prefer: str | None = None
     given: dict[str, Any] = {"config": config, "inventory": inventory, "name": folder.name, "device": device}
     load = load_neural_part if (prefer or report["teacher"]) == "neural" else load_ngram_part
     if config["transcripts"] == "none":
-        teacher: Teacher = load(folder, **given)
+        teacher: UnitLmTeacher | NGramTeacher | CrossFitTeacher = load(folder, **given)
     else:
         parts = [load(folder / f"fold-{fold}", **given) for fold in range(int(config["folds"]))]
         if config["identity"].get("folds_by") != "text":
@@ -183,17 +183,13 @@ def load_unit_lm(folder: Path, *, device: str = "cpu", prefer: str | None = None
                 f"{folder} was made by an earlier hkd, whose folds are of utterances, not of texts. Run `hkd lm train --overwrite`."
             )
         teacher = CrossFitTeacher(parts, {bytes.fromhex(text): int(fold) for text, fold in read_json(folder / FOLDS).items()})
-    teacher.text_read = TextRead.load(folder / TEXT_READ)  # type: ignore[attr-defined]
+    read = TextRead.load(folder / TEXT_READ)
+    teacher.has_read = None if read is None else read.share
     if "figures" in report:  # what `hkd lm train` measured, like against like
         judged = report["figures"][report["judged_on"]]
         figures = {f"{name}_perplexity": round(judged[kind]["perplexity"], 2) for kind, name in _FIGURES.items()}
         teacher.figures = {"judged_on": f"unseen {report['judged_on']}", **figures}
     return teacher
-
-
-def text_read(teacher: Teacher) -> TextRead | None:
-    """Which text a teacher has learnt from, where that is known."""
-    return getattr(teacher, "text_read", None)
 
 
 def load_neural_part(
@@ -219,7 +215,9 @@ def load_neural_part(
     return UnitLmTeacher(model, inventory=inventory, info=info, device=device)
 
 
-def load_ngram_part(part: Path, *, config: dict[str, Any], inventory: UnitInventory, name: str, device: str = "cpu") -> Teacher:
+def load_ngram_part(
+    part: Path, *, config: dict[str, Any], inventory: UnitInventory, name: str, device: str = "cpu"
+) -> BaseTeacher:
     """The n-gram of a folder or of one of its folds; it always runs on the CPU."""
     return load_ngram(
         part / NGRAM,
