@@ -217,7 +217,7 @@ def load_neural_part(
 
 def load_ngram_part(
     part: Path, *, config: dict[str, Any], inventory: UnitInventory, name: str, device: str = "cpu"
-) -> BaseTeacher:
+) -> NGramTeacher:
     """The n-gram of a folder or of one of its folds; it always runs on the CPU."""
     return load_ngram(
         part / NGRAM,
