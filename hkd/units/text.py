@@ -266,7 +266,10 @@ def _words(text: str, left_out: Counter[str] | None) -> list[str]:
                 text = _FRACTION.sub(_spell_fraction, text)
             text = _NUMBER.sub(lambda match: f" {_spell(match.group())} ", text)
             tokens = _tokens(text, plain)  # what is left of 192.168.0.1 is numbers again
-            return [word for token in tokens for word in (_spell(token).split() if _NUMBER.fullmatch(token) else [token])]
+            if plain:
+                return [word for token in tokens for word in (_spell(token).split() if _NUMBER.fullmatch(token) else [token])]
+            again = (_NUMBER.sub(lambda match: f" {_spell(match.group())} ", token) for token in tokens)  # 1 with a mark, too
+            return [word for token in again for word in _tokens(token, plain)]
     return _tokens(text, plain)
 
 

@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hkd.config import Project
@@ -179,6 +179,7 @@ def test_words_are_clean_and_the_rule_changes_nothing_twice(text: str) -> None:
     assert words(" ".join(once)) == once
 
 
+@example("_1\u0301")
 @given(st.text("ab [](){}<>%+*'_12!n\u00b7\u05d0\u05f4\u0301\u200d½™", max_size=20))
 def test_markup_and_signs_in_any_order_change_nothing_twice(text: str) -> None:
     once = words(text)
