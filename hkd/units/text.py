@@ -113,8 +113,7 @@ class WordsConfig:
     markup: tuple[str, ...] = ()  # what is no speech besides what the rule knows; case matters not
     speech: tuple[str, ...] = ()  # what the rule takes for markup, but was said: a whole `[Tag]`, its brackets included
     numbers: Literal["english", "kept"] = "english"  # spelled out in English as are & % ½ ², or left as digits
-    # mixed: Chinese and Japanese by character, Thai ... by what is between spaces
-    unspaced: Literal["mixed", "characters", "stretches"] = "mixed"
+    unspaced: Literal["mixed", "characters", "stretches"] = "mixed"  # mixed: Han, kana by character; Thai ... between spaces
 
     def __post_init__(self) -> None:
         for name, pattern in [("markup", pattern) for pattern in self.markup] + [("speech", pattern) for pattern in self.speech]:
