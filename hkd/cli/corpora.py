@@ -53,21 +53,17 @@ def _list_corpora(as_json: bool) -> None:
     emit(rows, as_json, render)
 
 
-def _prepare_text(texts: list[Path], out: Path | None, max_words: int, folder: Path, *, overwrite: bool, json_: bool) -> None:
+def _prepare_text(
+    texts: list[Path], out: Path | None, settings: dict[str, Any], folder: Path, *, overwrite: bool, json_: bool
+) -> None:
     from hkd import corpora
     from hkd.config import Project
-    from hkd.labelling.sentences import SentencesConfig, prepare_sentences
-    from hkd.manifest import read
-    from hkd.units.sequences import Units
+    from hkd.pipeline import stages
 
     here = Project.load(folder)
     report, path = corpora.Report(), out or here.path("sentences")
     with progress_bar(f"prepare {path.name}") as progress:
-        whole = prepare_sentences(
-            texts, path, units=Units(here.units), transcripts=read(here.manifest) if here.manifest.exists() else None,
-            config=SentencesConfig(max_words=max_words), report=report,
-            overwrite=overwrite, progress=progress,
-        )  # fmt: skip
+        whole = stages.sentences(here, path, settings, texts=texts, report=report, overwrite=overwrite, progress=progress)
     value = {"manifest": str(path), "sentences": len(whole), **report.to_json()}
     emit(value, json_, lambda value: f"{value['manifest']}: {value['sentences']} sentences, {value['outcome']}")
     for line in report.note_lines():
@@ -110,6 +106,7 @@ def prepare(
         hkd prepare data/train --from kaldi
         hkd prepare google/fleurs:cy_gb --from hf --column text=raw_transcription --skip-bad
         hkd prepare --text sentences.txt
+        hkd prepare --text sentences.txt --out shuffled.jsonl --set shuffle=true
     """
     from hkd import corpora
     from hkd.config import PATHS, PROJECT_FILE, Project, build
@@ -124,15 +121,16 @@ def prepare(
 
     if list_:
         return _list_corpora(json_)
+    if text:
+        if corpus is not None:
+            raise UserError(f"CORPUS must be left out with --text, but is '{corpus}'. Prepare the corpus first, then the text.")
+        of_text = with_options({}, assignments, "sentences")
+        return _prepare_text(text, out, of_text, folder, overwrite=overwrite, json_=json_)
     table = with_options(
         {}, assignments, "prepare", corpus=corpus, root=root and str(root), download=download, parts=part, columns=_columns(column or []),
         speaker=speaker,
     )  # fmt: skip
     config = build(PrepareSettings, table, where="[prepare]")
-    if text:
-        if corpus is not None:
-            raise UserError(f"CORPUS must be left out with --text, but is '{corpus}'. Prepare the corpus first, then the text.")
-        return _prepare_text(text, out, config.max_words, folder, overwrite=overwrite, json_=json_)
     if out is not None:
         raise UserError("--out must go with --text, but there is none. Leave it out.")
     if corpus is None:

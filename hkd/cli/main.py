@@ -23,7 +23,7 @@ from hkd.cli.common import say
 from hkd.errors import InternalError, UserError, explained
 
 GONE = {  # options of earlier versions, by command → what says it now
-    "prepare": {"--cache": "HKD_CACHE=FOLDER in the environment", "--base-url": "--set base_url=URL", "--max-words": "--set max_words=40"},
+    "prepare": {"--cache": "HKD_CACHE=FOLDER in the environment", "--base-url": "--set base_url=URL", "--max-words": "--set sentences.max_words=40"},
     "align": {
         "--model": "--set model=FOLDER", "--lang": "--set lang=FOLDER", "--words": "--set words=FILE", "--phones": "--set phones=FILE",
         "--silence": "--set silence=lau", "--subsampling": "--set subsampling=3",

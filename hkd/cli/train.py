@@ -93,14 +93,14 @@ def bank(
         hkd bank --out bank/short --set condition='["senone", "monophone"]' --set epochs=4
     """
     from hkd.pipeline import stages
-    from hkd.train.bank import BankConfig, make_bank
+    from hkd.train.bank import BankConfig
 
-    here = project()
+    here, config = project(), BankConfig(folds=folds, k=k)
     table = with_options(merge(here.table("train"), here.table(f"runs.{run}") if run else {}), assignments, "train")
-    config, inputs = stages.train_config(here, table, "[train]"), stages.train_inputs(here, location(labels) if labels else None)
+    place = location(labels) if labels else None
     logging.getLogger("hkd").setLevel(logging.INFO)
     with progress_bar("bank") as progress:
-        report = make_bank(config, out, bank=BankConfig(folds=folds, k=k), device=device or "auto", progress=progress, **inputs)
+        report = stages.bank(here, out, config, table, labels=place, device=device or "auto", progress=progress)
     emit(
         report.to_json(),
         as_json,

@@ -2,6 +2,7 @@
 
 - An id is `text-` and the first 16 hex digits of the SHA-256 of the sentence's words: lines that are put in or moved, case and punctuation do
   not change it. Where the same words stand again the ids end in `-2`, `-3`.
+- `shuffle` gives the control: the same sentence lengths and the same words, whose order over all sentences says nothing.
 - Left out, counted and listed: what has no words, or too many; words that the project cannot pronounce or spell; what is a transcript of
   the project, so that no student learns what it is tested on.
 """
@@ -11,7 +12,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 from pathlib import Path
+
+import numpy as np
 
 from hkd import manifest as manifests
 from hkd.corpora import Report
@@ -31,9 +35,13 @@ log = logging.getLogger(__name__)
 class SentencesConfig:
     """Which sentences are taken."""
 
-    max_words: int = 40  # about 16 seconds of speech; longer ones are left out, and said
+    max_words: int = 40  # longer sentences are left out, and said; 40 words are about 16 seconds of speech
+    total_words: int = 0  # sentences at random, up to so many words in all; 0: all sentences
+    shuffle: bool = False  # the control: the words of all sentences in a random order, the sentences as long as before
 
     def __post_init__(self) -> None:
+        if self.total_words < 0:
+            raise UserError(f"`total_words` must be at least 1, or 0 for all, but is {self.total_words} instead.")
         if self.max_words < 1:
             raise UserError(f"`max_words` must be at least 1, but is {self.max_words} instead.")
 
@@ -76,8 +84,7 @@ def prepare_sentences(
             return "sentences that are transcripts of the project", line
         return next(((why, word) for word in said if (why := problem(word))), ("", ""))
 
-    count: Counter[bytes] = Counter()
-    found: list[Utterance] = []
+    kept: list[tuple[str, tuple[str, ...]]] = []
     for done, path in enumerate(texts):
         for number, line in numbered_lines(path, "text", remedy="Give a text file, one sentence a line."):
             said = words_of_line(line)
@@ -85,15 +92,19 @@ def prepare_sentences(
             if why:
                 report.leave_out(why, [f"{path.name}:{number}: {named}"])
                 continue
-            digest = text_digest(said)
-            count[digest] += 1
-            again = f"-{count[digest]}" if count[digest] > 1 else ""
-            found.append(Utterance(id=f"text-{digest.hex()}{again}", text=line.strip()))
+            kept.append((line.strip(), tuple(said)))
             if number % 1000 == 0:
-                progress(done, len(texts), sentences=len(found))
+                progress(done, len(texts), sentences=len(kept))
     report.write()
-    if not found:
+    if not kept:
         raise UserError(f"{', '.join(map(str, texts))} must have sentences, but none is left. {report.path} says why.")
+    count: Counter[bytes] = Counter()
+    found: list[Utterance] = []
+    for text, own in _chosen(kept, config):
+        digest = text_digest(own)
+        count[digest] += 1
+        again = f"-{count[digest]}" if count[digest] > 1 else ""
+        found.append(Utterance(id=f"text-{digest.hex()}{again}", text=text))
     if repeats := count.total() - len(count):
         report.note(f"{repeats} sentences have the words of an earlier one and are kept, with ids that end in -2, -3 ...")
     for kind in report.lines():
@@ -106,3 +117,18 @@ def prepare_sentences(
     else:
         manifests.write(out, whole)
     return whole
+
+
+def _chosen(kept: list[tuple[str, tuple[str, ...]]], config: SentencesConfig) -> list[tuple[str, tuple[str, ...]]]:
+    """(text, words) of the sentences that are taken, in their order; shuffled if that is asked for."""
+    order = np.random.default_rng(0)
+    if config.total_words:
+        picked = order.permutation(len(kept))
+        before = np.cumsum([0, *(len(kept[n][1]) for n in picked)])[:-1]
+        kept = [kept[n] for n in sorted(picked[before < config.total_words])]
+    if not config.shuffle:
+        return kept
+    pool = [word for _, said in kept for word in said]
+    words = iter([pool[n] for n in order.permutation(len(pool))])
+    shuffled = [tuple(islice(words, len(said))) for _, said in kept]
+    return [(" ".join(said), said) for said in shuffled]

@@ -7,11 +7,13 @@
     [tie]                     senones of our own instead of the aligner's (settings of `hkd units tie`)
     [words]                   a word n-gram for search, lm/words.arpa (settings of `hkd lm words`)
     [ngrams.NAME]             another one, lm/NAME.arpa: what differs from [words]
-    [lm.NAME]                 a unit LM (settings of `hkd lm train`)
-    [dump.NAME]               a label store (settings of `hkd teacher-dump`): lm = "lm/NAME" waits for that LM
+    [sentences.NAME]          text without sound, sentences/NAME.jsonl, of the text of [prepare] (settings of `hkd prepare --text`)
+    [lm.NAME]                 a unit LM (settings of `hkd lm train`); sentences = "NAME": it learns from these, cross-fitted
+    [dump.NAME]               a label store (settings of `hkd teacher-dump`): lm = "lm/NAME" waits for that LM; sentences = "NAME": of these too
     [averages.NAME]           another one: of = "NAME" of a dump, each distribution replaced by its unit's average over `split`. A run names it
     [train]                   what all runs share
-    [runs.NAME]               a run: what differs from [train]
+    [bank]                    a posterior bank, for runs with text (settings of `hkd bank`)
+    [runs.NAME]               a run: what differs from [train]; with text.share, text.path = "sentences/NAME.jsonl"
     [evaluate]                how all runs are scored on [report].split; lm = "lm/words.arpa" beside a hybrid student
     [searches.TAG]            another way to decode: runs = [...] and settings of [evaluate]; its rows are RUN@TAG
     [report]                  the page, where there are runs: report.html; report-dev.html for another split than test
@@ -40,6 +42,7 @@ from hkd.pipeline.settings import (
     aligner_of,
     checked,
     dump_settings,
+    lm_settings,
     show_table,
     stores_of,
 )
@@ -47,15 +50,15 @@ from hkd.toml import to_toml
 from hkd.units.level import SENONE, SUBWORD
 from hkd.units.tying import MADE_FROM_FILE
 
-SINGLE = ("prepare", "normalisation", "units", "align", "tie", "words", "train", "evaluate", "report")
-SEVERAL = ("ngrams", "lm", "dump", "averages", "runs", "searches")
+SINGLE = ("prepare", "normalisation", "units", "align", "tie", "words", "bank", "train", "evaluate", "report")
+SEVERAL = ("ngrams", "sentences", "lm", "dump", "averages", "runs", "searches")
 SHARED = {"runs": "train", "ngrams": "words"}  # the single table whose settings those of several start from
 KINDS = {**SHARED, "searches": "evaluate"}  # whose settings a table has
 OWN_WORDS = f"lm/{WORDS}"
 Ngrams = Mapping[str, tuple[str, Mapping[str, Any]]]  # the word n-grams by the paths of their files: (stage, settings)
 TEXTS = "text/*.txt*"
 TOOL_FILES = ("path", "model", "lang", "words", "phones", "lexicon")  # settings of [align] that name files or folders
-OPTIONAL = ("normalisation", "tie")  # single tables that do nothing where they are not there
+OPTIONAL = ("normalisation", "tie", "bank")  # single tables that do nothing where they are not there
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -146,7 +149,6 @@ COMMANDS = {
     "teacher-dump": "dump",
     "transcribe": "evaluate",
     "likelihoods": "evaluate",
-    "bank": "train",
 }  # whose table has another name
 
 
@@ -191,12 +193,14 @@ def write_project(recipe: Recipe, work: Path) -> None:
 def stages_of(recipe: Recipe) -> dict[str, Stage]:
     """The stages of a recipe, each after what it needs. Raises UserError where a table names another that is not there."""
     ngrams = _ngrams(recipe)
-    stages = {stage.name: stage for stage in (*_data_stages(recipe), *_lm_stages(recipe, ngrams))}
+    stages = {stage.name: stage for stage in (*_data_stages(recipe), *_sentence_stages(recipe), *_lm_stages(recipe, ngrams))}
     makers = {stage.outputs[0].removeprefix("shards/"): stage for stage in _store_stages(recipe)}
-    stages |= {stage.name: stage for stage in makers.values()}
+    stages |= {stage.name: stage for stage in (*makers.values(), *_text_label_stages(recipe))}
     if not recipe.table("runs"):  # label stores alone
         return stages
     made_by = {store: stage.name for store, stage in makers.items()}
+    if "bank" in recipe.tables:
+        stages["bank"] = _bank_stage(recipe, made_by)
     stages |= {stage.name: stage for stage in _train_stages(recipe, made_by)}
     scored = {stage.name: stage for stage in _evaluate_stages(recipe, ngrams, stages, made_by)}
     page = recipe.report
@@ -243,6 +247,48 @@ def _data_stages(recipe: Recipe) -> Iterator[Stage]:
     )  # fmt: skip
 
 
+def _sentence_stages(recipe: Recipe) -> Iterator[Stage]:
+    """Text → sentences without sound."""
+    for name, table in recipe.table("sentences").items():
+        yield Stage(
+            name=f"sentences-{name}", action=actions.run_sentences, settings={"name": name, **table},
+            outputs=(actions.sentences_output(name),), needs=("prepare", "units"), inputs=(TEXTS, "manifest.jsonl", "units"),
+        )  # fmt: skip
+
+
+def _sentences(recipe: Recipe, name: str, where: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(stages, files) of a [sentences.NAME]; none for no name. Raises UserError where there is no such table."""
+    if name and name not in recipe.table("sentences"):
+        raise UserError(f"{where} must name a table [sentences.{name}] of the pipeline, but there is none.")
+    return ((f"sentences-{name}",), (actions.sentences_output(name),)) if name else ((), ())
+
+
+def _text_label_stages(recipe: Recipe) -> Iterator[Stage]:
+    """LMs → label stores of sentences."""
+    for name, table in recipe.table("dump").items():
+        config = dump_settings(table, f"[dump.{name}]")
+        needs, files = _sentences(recipe, config.sentences, f"[dump.{name}]: sentences")
+        if needs:
+            own = _own_lm(config.lm)
+            yield Stage(
+                name=f"dump-{name}-text", action=actions.run_dump, outputs=(f"text-shards/{name}",), inputs=(*files, "units", config.lm),
+                settings={"name": name, "is_text": True, **{key: value for key, value in table.items() if key not in WHO_LABELS}},
+                needs=(*needs, *([f"lm-{own}"] if own else [])),
+            )  # fmt: skip
+
+
+def _bank_stage(recipe: Recipe, made_by: Mapping[str, str]) -> Stage:
+    """What the student hears → a posterior bank."""
+    table = recipe.table("bank")
+    train = merge(recipe.table("train"), table.get("train", {}))
+    heads = [name.removeprefix("kd-") for name in train.get("condition", ()) if name.startswith("kd-")]
+    return Stage(
+        name="bank", action=actions.run_bank, settings={**table, "train": train}, outputs=("bank",),
+        needs=("units", "align", *(made_by[store] for store in heads if store in made_by)),
+        inputs=("manifest.jsonl", AUDIO, "alignment.arrow", "units", *(f"shards/{store}" for store in heads)),
+    )  # fmt: skip
+
+
 def _lm_stages(recipe: Recipe, ngrams: Ngrams) -> Iterator[Stage]:
     """Text → word n-grams and unit LMs."""
     rule = {"normalisation": table} if (table := recipe.table("normalisation")) else {}
@@ -253,9 +299,10 @@ def _lm_stages(recipe: Recipe, ngrams: Ngrams) -> Iterator[Stage]:
         )  # fmt: skip
     for name, table in recipe.table("lm").items():
         settings = {"name": name, **table}
+        of, files = _sentences(recipe, lm_settings(table, f"[lm.{name}]")[1], f"[lm.{name}]: sentences")
         yield Stage(
-            name=f"lm-{name}", action=actions.run_lm, settings=settings, outputs=(f"lm/{name}",), needs=("units", "align"),
-            inputs=(TEXTS, "manifest.jsonl", "alignment.arrow", "units"),
+            name=f"lm-{name}", action=actions.run_lm, settings=settings, outputs=(f"lm/{name}",), needs=("units", "align", *of),
+            inputs=(TEXTS, "manifest.jsonl", "alignment.arrow", "units", *files),
         )  # fmt: skip
 
 
@@ -278,9 +325,12 @@ def _store_stages(recipe: Recipe) -> Iterator[Stage]:
         if of not in dumps or name in dumps:
             raise UserError(f"[averages.{name}]: of must name a table [dump.{of}], and no [dump.{name}] may be there.")
         settings = {"name": name, **table}
+        has_text = bool(dump_settings(dumps[of], f"[dump.{of}]").sentences)
         yield Stage(
-            name=f"average-{name}", action=actions.run_average, settings=settings, outputs=(f"shards/{name}",),
-            needs=(f"dump-{of}",), inputs=("manifest.jsonl", f"shards/{of}"),
+            name=f"average-{name}", action=actions.run_average, settings=settings,
+            outputs=(f"shards/{name}", *([f"text-shards/{name}"] if has_text else [])),
+            needs=(f"dump-{of}", *([f"dump-{of}-text"] if has_text else [])),
+            inputs=("manifest.jsonl", f"shards/{of}", *([f"text-shards/{of}"] if has_text else [])),
         )  # fmt: skip
 
 
@@ -295,12 +345,28 @@ def _train_stages(recipe: Recipe, made_by: Mapping[str, str]) -> Iterator[Stage]
             raise UserError(
                 f"[runs.{name}]: stores must be tables [dump.NAME] or [averages.NAME], but {', '.join(lost)} is none."
             )
-        needs = ("units", "align", *(made_by[store] for store in stores))
+        needs, text = _text_of(recipe, settings, stores, f"[runs.{name}]")
+        needs = ("units", "align", *(made_by[store] for store in stores), *needs)
         encoder = str(settings.get("encoder", {}).get("name") or "")  # a pretrained one, where it is a folder
         yield Stage(
             name=f"train-{name}", action=actions.run_train, settings=settings, outputs=(f"runs/{name}",), needs=needs,
-            inputs=("manifest.jsonl", AUDIO, "alignment.arrow", "units", *(f"shards/{s}" for s in stores), *([encoder] if encoder else [])),
+            inputs=("manifest.jsonl", AUDIO, "alignment.arrow", "units", *(f"shards/{s}" for s in stores), *text, *([encoder] if encoder else [])),
         )  # fmt: skip
+
+
+def _text_of(
+    recipe: Recipe, settings: Mapping[str, Any], stores: Sequence[str], where: str
+) -> tuple[Sequence[str], Sequence[str]]:
+    """(stages, files) that a run with text waits for and reads, and none without. Raises UserError where one is not there."""
+    text = settings.get("text", {})
+    if not text.get("share"):
+        return (), ()
+    if "bank" not in recipe.tables:
+        raise UserError(f"{where}: text.share must go with the table [bank], but there is none.")
+    needs, files = _sentences(recipe, Path(str(text.get("path", "text.jsonl"))).stem, f"{where}: text.path")
+    labels = stores if text.get("labels") else ()
+    makers = (f"average-{store}" if store in recipe.table("averages") else f"dump-{store}-text" for store in labels)
+    return ("bank", *needs, *makers), ("bank/bank.safetensors", *files, *(f"text-shards/{store}" for store in labels))
 
 
 def _evaluate_stages(recipe: Recipe, ngrams: Ngrams, before: Container[str], made_by: Mapping[str, str]) -> Iterator[Stage]:

@@ -12,9 +12,11 @@ from hkd.evaluate.decoding import EvaluateConfig
 from hkd.labelling.dump import DumpConfig, check_executor
 from hkd.labelling.lm import LmConfig
 from hkd.labelling.ngram import WordNgramConfig
+from hkd.labelling.sentences import SentencesConfig
 from hkd.labelling.tie import TieConfig
 from hkd.teachers.load import TeacherOptions
 from hkd.toml import assignment
+from hkd.train.bank import BankConfig
 from hkd.train.config import TrainConfig
 from hkd.train.objectives import objective_of
 from hkd.units.sequences import UnitsConfig
@@ -92,7 +94,6 @@ class PrepareSettings:
     speaker: str = ""  # a regular expression that finds the speaker in an id
     base_url: str = ""  # a mirror that has the corpus' archives
     text: str = ""  # for the LMs: a text-only corpus' name, or a file of sentences
-    max_words: int = 40  # hkd prepare --text: longer sentences are left out
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,6 +102,7 @@ class DumpSettings:
 
     lm: str  # the teacher: a masked or causal LM by hub name or folder, lm/NAME, FILE.arpa or phone-trigram
     unit: str  # the level that is labelled: senone, monophone, character or subword
+    sentences: str = ""  # in a pipeline: a [sentences.NAME] that the LM labels too, into text-shards/
     precision: str = "auto"  # auto | fp32 | bf16; auto: bf16 on a GPU
     device: str = "auto"  # auto | cpu | cuda
     executor: str = "local"  # local | ray: it leaves no trace in the labels
@@ -135,6 +137,22 @@ class ReportSettings:
     num_examples: int = 3  # utterances that the page shows in full
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BankSettings:
+    """[bank]: how `hkd bank` makes a posterior bank for training on text."""
+
+    folds: int = BankConfig().folds  # parts of the speakers: each is heard by a student of the others
+    k: int = BankConfig().k  # units that are kept of each frame's posterior
+    train: dict[str, Any] = field(default_factory=dict)  # what differs from [train]
+
+
+def lm_settings(table: Settings, where: str) -> tuple[LmConfig, str]:
+    """An [lm.NAME] table: how the LM is trained, and the [sentences.NAME] that it learns from too ("" for none)."""
+    rest = dict(table)
+    sentences = str(rest.pop("sentences", ""))
+    return build(LmConfig, rest, where=where), sentences
+
+
 def dump_settings(table: Settings, where: str) -> DumpSettings:
     """A [dump.NAME] table: the store's own settings (k, codec ...) stand beside `lm` and `unit`."""
     own = {f.name for f in fields(DumpSettings)} - {"store"}
@@ -154,8 +172,8 @@ def evaluate_settings(table: Settings, where: str) -> tuple[EvaluateConfig, str 
 # The dataclasses whose fields a table's settings are; `hkd config show` prints them with their explanations.
 PARTS: dict[str, tuple[type, ...]] = {
     "prepare": (PrepareSettings,), "normalisation": (WordsConfig,), "units": (UnitsConfig,), "align": (SphinxConfig,), "tie": (TieConfig,),
-    "words": (WordNgramConfig,), "lm": (LmConfig,), "dump": (DumpSettings, DumpConfig), "averages": (AverageSettings,), "train": (TrainConfig,),
-    "evaluate": (EvaluateConfig,), "report": (ReportSettings,),
+    "words": (WordNgramConfig,), "sentences": (SentencesConfig,), "lm": (LmConfig,), "dump": (DumpSettings, DumpConfig),
+    "averages": (AverageSettings,), "bank": (BankSettings,), "train": (TrainConfig,), "evaluate": (EvaluateConfig,), "report": (ReportSettings,),
 }  # fmt: skip
 
 
@@ -163,6 +181,9 @@ def checked(kind: str, table: Settings, where: str) -> dict[str, Any]:
     """All settings of a table of that kind, defaults included. Raises UserError for one that does not fit."""
     if kind == "align":
         return aligner_of(table, where).to_table()
+    if kind == "lm":
+        of_lm, sentences = lm_settings(table, where)
+        return {**({"sentences": sentences} if sentences else {}), **to_table(of_lm)}
     if kind == "dump":
         found = to_table(dump_settings(table, where))
         return {**found.pop("store"), **found}
@@ -173,6 +194,7 @@ def checked(kind: str, table: Settings, where: str) -> dict[str, Any]:
 
 
 EVALUATE_LM = "{}  # an LM beside the search: an ARPA file, lm/NAME, or a causal LM by hub name or folder"
+LM_SENTENCES = '{}  # in a pipeline: a [sentences.NAME] whose folds it learns from, with transcripts = "cross-fit"'
 ALIGN_FROM = "from = {}  # pocketsphinx, or another tool whose alignment is read: kaldi, mfa, ctm, ctc, timit"
 
 
@@ -192,6 +214,9 @@ def show_table(section: str, name: str, table: Mapping[str, Any] | None) -> Iter
     if section == "evaluate":
         lm = (table or {}).get("lm")
         first = [EVALUATE_LM.format(assignment("lm", lm) if lm else "# lm =")]
+    elif section == "lm":
+        sentences = (table or {}).get("sentences")
+        first = [LM_SENTENCES.format(assignment("sentences", sentences) if sentences else "# sentences =")]
     elif section == "align":
         tool = POCKETSPHINX if table is None else table["from"]
         parts = parts if tool == POCKETSPHINX else (ToolConfig,)

@@ -17,6 +17,7 @@ from hkd.pipeline.settings import (
     WHO_LABELS,
     Aligner,
     AverageSettings,
+    BankSettings,
     PrepareSettings,
     ReportSettings,
     Settings,
@@ -24,6 +25,7 @@ from hkd.pipeline.settings import (
     aligner_of,
     dump_settings,
     evaluate_settings,
+    lm_settings,
 )
 from hkd.progress import Progress, no_progress
 from hkd.units.level import SPELLED
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from hkd.labelling.dump import DumpReport
     from hkd.labelling.lm import LmReport
     from hkd.labelling.tie import TieReport
+    from hkd.train.bank import BankConfig, BankReport
     from hkd.train.config import TrainConfig
     from hkd.train.run import TrainReport
     from hkd.units.inventory import UnitInventory
@@ -185,18 +188,34 @@ def tie(here: Project, settings: Settings, *, overwrite: bool = False, progress:
     return tie_states(whole, alignment, here.units, config=config, overwrite=overwrite, progress=progress)
 
 
+def sentences(
+    here: Project, out: Path, settings: Settings, *, texts: Sequence[Path] = (), report: "Report | None" = None, overwrite: bool = False,
+    progress: Progress = no_progress,
+) -> Manifest:  # fmt: skip
+    """Text → a manifest of sentences without sound. texts: default text/*.txt. report: counts what is left out."""
+    from hkd.labelling.sentences import SentencesConfig, prepare_sentences
+    from hkd.units.sequences import Units
+
+    return prepare_sentences(
+        texts or here.texts, out, units=Units(here.units), transcripts=read(here.manifest) if here.manifest.exists() else None,
+        config=build(SentencesConfig, settings, where="[sentences]"), report=report, overwrite=overwrite, progress=progress,
+    )  # fmt: skip
+
+
 def lm(
     here: Project, name: str, settings: Settings, *, texts: Sequence[Path] = (), manifest: Path | None = None, device: str = "auto",
     overwrite: bool = False, progress: Progress = no_progress,
 ) -> "LmReport":  # fmt: skip
     """Text → lm/NAME. manifest: another than the project's, of text, whose sentences may lie in text/ too."""
     from hkd.align.alignment import Alignment
-    from hkd.labelling.lm import LmConfig, train_lm
+    from hkd.labelling.lm import train_lm
     from hkd.units.sequences import Units
 
+    config, of = lm_settings(settings, f"[lm.{name}]")
+    manifest = manifest or (here.folder / sentences_output(of) if of else None)
     path = _if_there(here.manifest) if manifest is None else manifest
     return train_lm(
-        build(LmConfig, settings, where=f"[lm.{name}]"),
+        config,
         texts=texts or (here.texts if manifest is None else ()),
         units=Units(here.require("units", "hkd units train")),
         folder=here.lm / name,
@@ -231,7 +250,8 @@ def dump(
     unit, is_spelled = config.unit, config.unit in SPELLED
     name = name or config.store.name or unit
     if manifest is None and is_text:
-        manifest = here.require("sentences", "hkd prepare --text FILE")
+        of = here.folder / sentences_output(config.sentences) if config.sentences else None
+        manifest = of or here.require("sentences", "hkd prepare --text FILE")
     if alignment is None and not (is_text or is_spelled):
         alignment = here.require("alignment", "hkd align")
     job = DumpJob(
@@ -273,6 +293,17 @@ def train_inputs(here: Project, labels: Path | str | None = None) -> dict[str, A
         "alignment": _if_there(here.alignment),
         "labels": labels or here.labels,
     }
+
+
+def bank(
+    here: Project, out: Path, config: "BankConfig", settings: Settings, *, labels: Path | str | None = None, device: str = "auto",
+    progress: Progress = no_progress,
+) -> "BankReport":  # fmt: skip
+    """Speech → a posterior bank, for training on text."""
+    from hkd.train.bank import make_bank
+
+    config_of_train, inputs = train_config(here, settings, "[train]"), train_inputs(here, labels)
+    return make_bank(config_of_train, out, bank=config, device=device, progress=progress, **inputs)
 
 
 def train(
@@ -396,12 +427,36 @@ def run_words(folder: Path, settings: Settings, progress: Progress) -> str:
     return f"an n-gram of {count:,} sentences"
 
 
-def run_dump(folder: Path, settings: Settings, progress: Progress) -> str:
-    """[dump.NAME]; who labels stands in hkd.toml alone."""
+def sentences_output(name: str) -> str:
+    """Where [sentences.NAME] lies in the working folder."""
+    return f"sentences/{name}.jsonl"
+
+
+def run_sentences(folder: Path, settings: Settings, progress: Progress) -> str:
+    """[sentences.NAME]."""
     here = Project.load(folder)
     name, table = _named(settings)
+    whole = sentences(here, folder / sentences_output(name), table, overwrite=True, progress=progress)
+    return f"{len(whole):,} sentences"
+
+
+def run_bank(folder: Path, settings: Settings, progress: Progress) -> str:
+    """[bank]."""
+    from hkd.train.bank import BankConfig
+
+    config = build(BankSettings, settings, where="[bank]")
+    of = BankConfig(folds=config.folds, k=config.k)
+    done = bank(Project.load(folder), folder / "bank", of, config.train, progress=progress)
+    return f"{done.segments:,} segments; right: {', '.join(f'{name} {share:.1%}' for name, share in done.right.items())}"
+
+
+def run_dump(folder: Path, settings: Settings, progress: Progress) -> str:
+    """[dump.NAME]; who labels stands in hkd.toml alone. is_text: of its sentences."""
+    here = Project.load(folder)
+    name, table = _named(_without(settings, "is_text"))
     who = {key: value for key, value in here.table(f"dump.{name}").items() if key in WHO_LABELS}
-    done = dump(here, {**table, **who}, name=name, command=f"hkd run (stage dump-{name})", progress=progress)
+    is_text, command = bool(settings.get("is_text")), f"hkd run (stage dump-{name})"
+    done = dump(here, {**table, **who}, name=name, is_text=is_text, command=command, progress=progress)
     return f"{done.positions:,} positions by {done.teacher}, {done.positions_per_s:,.0f} positions/s"
 
 
@@ -413,7 +468,10 @@ def run_average(folder: Path, settings: Settings, progress: Progress) -> str:
     name, table = _named(settings)
     config = build(AverageSettings, table, where=f"[averages.{name}]")
     over, command = [u.id for u in read(here.manifest).split(config.split)], f"hkd run (stage average-{name})"
-    spec = average(here.labels / config.of, here.labels / name, over=over, k=config.k or None, command=command, progress=progress)
+    k, text = config.k or None, here.path("sentence_labels")
+    spec = average(here.labels / config.of, here.labels / name, over=over, k=k, command=command, progress=progress)
+    if (text / config.of).exists():
+        average(text / config.of, text / name, k=k, command=command, progress=progress)
     return f"{spec.num_utterances:,} utterances, each unit as {spec.teacher['name']}"
 
 

@@ -126,12 +126,9 @@ class Bank:
                 found.setdefault(key, []).append(s)
         return {key: np.array(rows, np.int64) for key, rows in found.items()}
 
-    def check(self, phone_P: NDArray[np.int32]) -> None:
-        """Raises UserError where a phone was never heard."""
-        lost = np.setdiff1d(phone_P, self.segments.phone_S)
-        if len(lost):
-            symbols = ", ".join(self.facts["phones"][phone] for phone in lost.tolist())
-            raise UserError(f"every phone of the text must be in the speech, but {symbols} is not there. Take the sentences out.")
+    def lacking(self, phone_P: NDArray[np.int32]) -> list[str]:
+        """The phones that were never heard, by their symbols."""
+        return [self.facts["phones"][phone] for phone in np.setdiff1d(phone_P, self.segments.phone_S).tolist()]
 
     def draw(self, phone_P: Sequence[int], random: np.random.Generator) -> Ids:
         """A segment for each phone (or SILENCE) of an utterance."""

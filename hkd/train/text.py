@@ -1,7 +1,10 @@
 """What a run with text reads: sentences, their label stores, and the posterior bank of the student's own low part."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,9 @@ from hkd.train.config import TrainConfig
 from hkd.train.objectives import Plan, Term
 from hkd.units.level import MONOPHONE, SENONE, SPELLED
 from hkd.units.sequences import Units
+from hkd.units.text import words
 
+logger = logging.getLogger(__name__)
 PREFIX = "text-"  # of the terms that are taught on text
 
 
@@ -83,18 +88,18 @@ def open_text(
     above = {head.level for head, term in plan.taught if head is not None and PREFIX + term.name in terms and head.kind == "hard"}
     above |= {SENONE} if plan.student.main == SENONE else set()
     soft = {store: slots for term in terms.values() for store, slots in term.reads.items()}
-    whole = manifests.read(Path(settings.path))
+    folder = Units(units)
+    whole = _heard(manifests.read(Path(settings.path)), bank, folder, settings.path)
     said = Join(whole, subwords=join.subwords, alignment=join.alignment, units=units)
     said.stores = {name: replace(join.stores[name], reader=readers[name]) for name in soft}
     heads = {head.name: head.level for head in low.student.heads}
     if settings.posteriors == "clean" and any(head.kind == "aux" for head in low.student.heads):
         raise UserError("`condition` must name levels where `text.posteriors` is clean, but names heads of label stores.")
     levels = {MONOPHONE, *above, *heads.values(), *(said.stores[name].level for name in soft)} - set(SPELLED)
-    utterances, folder = list(whole), Units(units)
-    words = [(u.id, said.words(u)) for u in utterances]
-    sequences = {level: encode(folder, words, level) for level in sorted(levels)}
-    bank.check(sequences[MONOPHONE].unit)
-    said.check(utterances, sequences={level: [rows.row(n)[0] for n in range(len(words))] for level, rows in sequences.items()})
+    utterances = list(whole)
+    spoken = [(u.id, said.words(u)) for u in utterances]
+    sequences = {level: encode(folder, spoken, level) for level in sorted(levels)}
+    said.check(utterances, sequences={level: [rows.row(n)[0] for n in range(len(spoken))] for level, rows in sequences.items()})
     _require(said, config.min_coverage)
     maker = TextMaker(
         utterances=utterances, join=said, bank=bank, heads=heads, sequences=sequences,
@@ -108,6 +113,25 @@ def open_text(
         "bank": bank.facts["digest"],
     }
     return Text(maker=maker, terms=terms, identity=identity)
+
+
+def _heard(whole: Manifest, bank: Bank, units: Units, path: str) -> Manifest:
+    """The sentences whose phones are all in the bank; the others are counted and named. Raises UserError where none is left."""
+
+    @cache
+    def lacking(word: str) -> str:
+        phones = bank.lacking(units.encode([word], MONOPHONE)[0])
+        return f"{' '.join(phones)} in {word}" if phones else ""
+
+    lost = {u.id: why for u in whole if (why := next(filter(None, map(lacking, words(u.text))), ""))}
+    if not lost:
+        return whole
+    named = ", ".join(f"'{name}' ({why})" for name, why in islice(lost.items(), 3))
+    said = f"{len(lost)} of {len(whole)} sentences of {path} have a phone that the speech lacks: {named}{' ...' if len(lost) > 3 else ''}"
+    if len(lost) == len(whole):
+        raise UserError(f"{said}. Add speech that has these phones, or other sentences.")
+    logger.warning("%s. They are left out.", said)
+    return Manifest(u for u in whole if u.id not in lost)
 
 
 def _require(join: Join, min_coverage: float) -> None:

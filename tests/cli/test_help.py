@@ -67,8 +67,8 @@ def test_an_option_that_is_gone_is_refused_in_a_line_that_names_its_setting(comm
     assert line.startswith(f"hkd: {option} is no option any more. Give {GONE[command][option]};")
     word, _, assignment = GONE[command][option].partition(" ")
     if word == "--set":
-        kind, table = TABLES[command]
-        assert checked(kind, merge(table, parse_overrides([assignment])), command)  # such a setting is there
+        kind, table = TABLES[command] if not assignment.startswith("sentences.") else ("sentences", {})
+        assert checked(kind, merge(table, parse_overrides([assignment], kind)), command)  # such a setting is there
 
 
 def hkd(*words: str, cwd: Path) -> "subprocess.CompletedProcess[str]":

@@ -67,6 +67,22 @@ def test_what_is_left_out_is_counted_and_listed(make: Callable[..., Manifest], t
         make("", "%")
 
 
+def test_a_shuffled_text_has_the_same_words_and_lengths_and_a_part_has_so_many_words(make: Callable[..., Manifest]) -> None:
+    lines = [" ".join(["the", "cat", "sat", "on", "that", "mat", "and", "slept"][: 2 + n % 7]) for n in range(40)]
+    whole = make(*lines)
+    shuffled = make(*lines, config=SentencesConfig(shuffle=True))
+    assert [len(words(u.text)) for u in shuffled] == [len(words(u.text)) for u in whole]
+    pool, before = ([word for u in found for word in words(u.text)] for found in (shuffled, whole))
+    assert sorted(pool) == sorted(before)
+    assert pool != before
+    assert make(*lines, config=SentencesConfig(shuffle=True)).digest == shuffled.digest
+    part = make(*lines, config=SentencesConfig(total_words=60))
+    assert 60 <= sum(len(words(u.text)) for u in part) < 60 + 8
+    assert {u.text for u in part} <= {u.text for u in whole}
+    with pytest.raises(UserError, match="`total_words` must be at least 1"):
+        SentencesConfig(total_words=-1)
+
+
 def test_other_sentences_are_refused_and_the_same_change_nothing(make: Callable[..., Manifest], tmp_path: Path) -> None:
     make("The cat sat.")
     before, report = (tmp_path / "text.jsonl").read_bytes(), Report()

@@ -13,11 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from hkd import manifest as manifests
 from hkd.cli.run import heard
 from hkd.config import parse_overrides, read_toml
 from hkd.errors import UserError
 from hkd.files import shipped
 from hkd.labels.folder import load_spec
+from hkd.labels.store import LabelReader
 from hkd.pipeline.recipe import load_recipe, stages_of
 from hkd.toml import to_toml
 from hkd.units.tying import load_tying
@@ -232,6 +234,79 @@ def test_a_further_label_store_leaves_the_runs_without_it_as_they_are(tmp_path: 
     before, after = (stages_of(load_recipe(tmp_path, parse_overrides(wanted))) for wanted in (runs, [*runs, *more]))
     assert {name for name in before if before[name] != after[name]} == {"report"}
     assert "dump-another" in after["report"].needs
+
+
+TEXT = """
+[prepare]
+corpus = "asterisk"
+[sentences.real]
+[sentences.shuffled]
+shuffle = true
+[lm.text]
+unit = "subword"
+transcripts = "cross-fit"
+sentences = "real"
+loop = {max_steps = 2}
+max_scored_positions = 20
+[dump.text]
+lm = "lm/text"
+unit = "subword"
+k = 8
+sentences = "real"
+[bank]
+folds = 2
+train = {epochs = 1}
+[train]
+condition = ["monophone"]
+taps = {monophone = 1}
+epochs = 1
+encoder = {d_model = 16, num_layers = 2, num_heads = 2, conv_kernel = 5}
+[runs.plain]
+objective = "none"
+[runs.text]
+objective = "auxiliary"
+text = {share = 0.4, path = "sentences/real.jsonl", labels = "text-shards"}
+[runs.shuffled]
+objective = "none"
+text = {share = 0.4, path = "sentences/shuffled.jsonl"}
+"""
+
+
+def test_runs_with_text_wait_for_sentences_their_labels_and_the_bank(tmp_path: Path):
+    (tmp_path / "pipeline.toml").write_text(TEXT)
+    stages = stages_of(load_recipe(tmp_path, {}))
+    assert stages["train-plain"].needs == ("units", "align")
+    assert set(stages["train-shuffled"].needs) == {"units", "align", "bank", "sentences-shuffled"}
+    assert set(stages["train-text"].needs) == {"units", "align", "bank", "sentences-real", "dump-text", "dump-text-text"}
+    assert stages["lm-text"].needs[-1] == "sentences-real"
+    assert "train.epochs" not in stages["bank"].settings
+    assert stages["bank"].settings["train"]["epochs"] == 1
+    for assignment, words in [
+        ("runs.text.text.path=sentences/nothing.jsonl", r"table \[sentences.nothing\]"),
+        ("lm.text.sentences=nothing", r"\[lm.text\]: sentences must name a table \[sentences.nothing\]"),
+        ("dump.text.sentences=nothing", r"\[dump.text\]: sentences must name a table"),
+        ("sentences.real.order=3", "'order' is no setting"),
+    ]:
+        with pytest.raises(UserError, match=words):
+            stages_of(load_recipe(tmp_path, parse_overrides([assignment])))
+
+
+def test_a_pipeline_trains_on_text_beside_speech(corpus: Path, tmp_path: Path):
+    (tmp_path / "pipeline.toml").write_text(TEXT)
+    text = tmp_path / "said.txt"
+    text.write_text("the number is\nenter the number\nplease enter the channel\nthe channel is\n" * 4)
+    work = tmp_path / "work"
+    words = [sys.executable, "-m", "hkd", "run", str(tmp_path), "--work", str(work), "--set", f'prepare.corpus="{corpus}"']
+    words += ["--set", "units.vocab_size=60", "--set", f'prepare.text="{text}"']
+    done = subprocess.run(words, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    real, shuffled = (manifests.read(work / "sentences" / f"{name}.jsonl") for name in ("real", "shuffled"))
+    assert sorted(" ".join(u.text for u in real).split()) == sorted(" ".join(u.text for u in shuffled).split())
+    assert [len(u.text.split()) for u in real] == [len(u.text.split()) for u in shuffled]
+    assert set(LabelReader.open(work / "text-shards" / "text").ids) == {u.id for u in real}
+    rows = [json.loads(line) for line in (work / "runs" / "text" / "metrics.jsonl").read_text().splitlines()]
+    assert any("text-kd-text" in row for row in rows)
+    assert json.loads((work / "runs" / "shuffled" / "eval-test.json").read_text())["split"] == "test"
 
 
 def test_a_hybrid_student_is_searched_with_the_pipelines_own_words(corpus: Path, tmp_path: Path):

@@ -208,12 +208,26 @@ def test_text_that_cannot_be_said_or_is_not_what_was_labelled_is_refused(
 
     with pytest.raises(UserError, match="sentence 'a' must have words"):
         opened(texted, with_text(id="a", text="..."))
-    with pytest.raises(UserError, match=r"every phone of the text must be in the speech, but .*ZH"):
+    with pytest.raises(UserError, match=r"1 of 1 sentences of .*: 'a' \(ZH in measure\)\. Add speech that has these phones"):
         opened(texted, with_text(id="a", text="measure pleasure"))
     with pytest.raises(UserError, match="utterance 'text00': the transcript must be the one that was labelled"):
         opened(texted, with_text(id="text00", text="the the the"))
     with pytest.raises(UserError, match=r"`min_coverage` must be reached by the text's label store 'subword', but 1 of 1"):
         opened(texted, {**with_text(id="a", text="the the"), "min_coverage": 1.0})
+
+
+def test_a_sentence_with_a_phone_that_the_speech_lacks_is_left_out_and_named(
+    texted: Path, text_settings: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "text.jsonl").write_text(
+        "".join(json.dumps({"id": name, "text": text}) + "\n" for name, text in [("a", "the measure"), ("b", "the the")])
+    )
+    settings = merge(text_settings, {"text": {"path": str(tmp_path / "text.jsonl"), "labels": ""}, "objective": "none"})
+    data = opened(texted, settings)
+    assert data.text is not None
+    assert [u.id for u in data.text.maker.utterances] == ["b"]
+    assert "1 of 2 sentences" in caplog.text
+    assert "'a' (ZH in measure). They are left out." in caplog.text
 
 
 def test_where_text_lies_is_no_part_of_a_run_and_what_it_says_is(
