@@ -68,7 +68,7 @@ class TrainConfig:
     hard_heads: bool | None = None  # beside LMs' labels; default: with hierarchical yes, with auxiliary and interpolation no
     main: str = "ctc"  # ctc | senone (the hybrid model: frame cross-entropy over senones)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)  # a Conformer, or a pretrained speech encoder
-    taps: dict[str, int] = field(default_factory=dict)  # level → layer, counted from 1
+    taps: dict[str, int] = field(default_factory=dict)  # level, or label store → layer, counted from 1
     slots: dict[str, int] = field(default_factory=dict)  # level → slots an encoder frame of 40 ms
     stride: dict[str, int] = field(default_factory=dict)  # level → n: a step trains its heads on every n-th labelled slot
     condition: tuple[str, ...] = ()  # heads whose posteriors the layers above read: kd-STORE, or a level: its hard head

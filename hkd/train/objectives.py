@@ -319,9 +319,11 @@ def plan_student(config: TrainConfig, needs: Needs, join: Join) -> Plan:
     """Heads and terms. Raises UserError where a temperature has not been dumped, or a head's settings do not fit."""
     known = {*UNIT_LEVELS, *(join.alignment.inventories if join.alignment is not None else ())}
     for name in ("taps", "slots", "stride", "alphas"):
+        stores = needs.stores if name == "taps" else ()
         for level in getattr(config, name):
-            if level not in known:
-                raise UserError(f"`{name}` must name levels ({', '.join(sorted(known))}), but '{level}' is none of them.")
+            if level not in known and level not in stores:
+                what = f"levels ({', '.join(sorted(known))})" + (f" or label stores ({', '.join(stores)})" if stores else "")
+                raise UserError(f"`{name}` must name {what}, but '{level}' is none of them.")
     hybrid, usual = config.main == SENONE, default_slots(SENONE)
     if hybrid and config.stride.get(SENONE, 1) > 1:
         raise UserError("`stride.senone` must be 1 where `main` is senone: its own loss takes every slot. Take it out.")
@@ -456,8 +458,9 @@ class Given:
     num_layers: int  # of the encoder
 
     def head(self, name: str, level: str, kind: str, num_units: int) -> HeadConfig:
-        """A head at the layer and with the slots that the settings give its level."""
-        tap = self.config.taps.get(level, default_tap(level, self.num_layers))
+        """A head at the layer that the settings give its label store, else its level, and with the slots of its level."""
+        taps = self.config.taps
+        tap = taps.get(name.removeprefix("kd-") if kind == "aux" else level, taps.get(level, default_tap(level, self.num_layers)))
         slots = slots_of(self.config, level)
         return HeadConfig(name=name, level=level, kind=kind, num_units=num_units, tap=tap, slots=slots)
 

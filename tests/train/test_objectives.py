@@ -77,8 +77,16 @@ def test_what_cannot_be_had_is_refused(settings: dict[str, Any], stores: dict[st
         needs_of(TrainConfig(**settings), stores, aligned=aligned)
 
 
-def test_heads_sit_at_their_taps_and_terms_follow_the_main_one(labelled: Path) -> None:
-    data = opened(labelled, encoder={"num_layers": 6, "d_model": 16, "num_heads": 2}, taps={"monophone": 5})
+def test_heads_sit_at_their_taps_and_terms_follow_the_main_one(labelled: Path, tmp_path: Path) -> None:
+    small = {"num_layers": 6, "d_model": 16, "num_heads": 2}
+    copied = shutil.copytree(labelled, tmp_path / "project")
+    (copied / "shards" / "monophone").rename(copied / "shards" / "phones")
+    of_store = opened(copied, encoder=small, taps={"monophone": 5, "phones": 6})  # a store's own layer goes before its level's
+    assert {head.name: head.tap for head in of_store.plan.student.heads if head.level == "monophone"} == {
+        "hard-monophone": 5,
+        "kd-phones": 6,
+    }
+    data = opened(labelled, encoder=small, taps={"monophone": 5})
     heads = {head.name: (head.tap, head.slots, head.num_units) for head in data.plan.student.heads}
     units = {name: store.num_units for name, store in data.join.stores.items()}
     assert heads == {
