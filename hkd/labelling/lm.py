@@ -48,6 +48,7 @@ from hkd.units.level import SENONE, SPELLED, SUBWORD, UNIT_LEVELS
 from hkd.units.sequences import Units
 from hkd.units.text import normalisation, text_digest, words
 
+NEURAL_UNITS = 5_000_000  # of less text the n-gram has won at every level (docs/log.md)
 _NAMES = {"neural": "neural LM", "ngram": "n-gram", "unigram": "unigram"}
 _CONDITION = {
     "outside-position": "p(unit | all other units)",
@@ -58,12 +59,12 @@ _CONDITION = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LmReport:
-    """report.json. `figures`: per set of sentences, for neural, ngram and unigram {perplexity, top1}, and `positions`."""
+    """report.json. `figures`: per set of sentences, for neural (where there is one), ngram and unigram {perplexity, top1}, and `positions`."""
 
     unit: str
     direction: str
     given: str
-    teacher: str  # neural | ngram: which has the lower perplexity on `judged_on`
+    teacher: str  # neural | ngram: which has the lower perplexity on `judged_on`; ngram where no neural LM was trained
     judged_on: str  # transcripts (what it will label; never trained on by who labels) | text (held out)
     figures: dict[str, dict[str, Any]]
     ngram_order: int
@@ -78,6 +79,11 @@ class LmReport:
     def to_json(self) -> dict[str, Any]:
         """All fields."""
         return asdict(self)
+
+    @property
+    def is_neural(self) -> bool:
+        """Whether a neural LM was trained beside the n-gram."""
+        return "neural" in self.figures[self.judged_on]
 
     def save(self, path: Path) -> None:
         """Write report.json."""
@@ -102,12 +108,18 @@ def render(value: dict[str, Any]) -> str:
     for name, table in value["figures"].items():
         title = "held-out text" if name == "text" else "transcripts, by an LM that has not seen them"
         lines += ["", f"{title}: {table['positions']:,} positions", f"  {'':<12}{'perplexity':>11}{'top-1':>8}"]
-        for kind, label in _NAMES.items():
+        for kind in (kind for kind in _NAMES if kind in table):
+            label = _NAMES[kind]
             label = f"{value['ngram_order']}-gram" if kind == "ngram" else label
             lines.append(f"  {label:<12}{table[kind]['perplexity']:>11.2f}{table[kind]['top1']:>8.1%}")
     judged = value["figures"][value["judged_on"]]
-    pair = f"{judged['neural']['perplexity']:.2f} against {judged['ngram']['perplexity']:.2f}"
-    if value["teacher"] == "neural":
+    pair = " against ".join(f"{judged[kind]['perplexity']:.2f}" for kind in ("neural", "ngram") if kind in judged)
+    if "neural" not in judged:
+        lines += [
+            "",
+            "The n-gram is the teacher: so little text teaches a neural LM less. --set neural=true trains one beside it.",
+        ]
+    elif value["teacher"] == "neural":
         lines += ["", f"The neural LM is the teacher: it beats the n-gram ({pair} on the {value['judged_on']})."]
     else:
         lines += ["", f"The n-gram is the teacher: this text and training are too small for the neural LM to beat it ({pair})."]
@@ -128,7 +140,7 @@ def identity_of(
         if not path.is_file():
             raise UserError(f"text must be a file, but {path} is none. Give a text file, one sentence a line.")
     return {
-        "config": asdict(config),
+        "config": {name: value for name, value in asdict(config).items() if name != "neural"},  # it only adds one
         "texts": [digest_of_file(path) for path in texts],
         "inventory": units.inventory(config.unit).digest,
         "manifest": None if manifest is None else manifest.digest,
@@ -188,6 +200,7 @@ class LmConfig:
     held_out: float = 0.02  # share of the text's sentences that is never trained on
     max_scored_positions: int = 10_000  # of the comparison
     ngram_order: int = 0  # 0: 3 for subwords and causal senones, else 5
+    neural: bool | None = None  # a neural LM beside the n-gram; default: where there are 5 million units to learn from
 
     def __post_init__(self) -> None:
         choices = {"unit": UNIT_LEVELS, "direction": DIRECTIONS, "given": ("auto", *GIVEN), "transcripts": ("none", "cross-fit")}
@@ -237,13 +250,14 @@ def train_lm(
     overwrite: bool = False,
     progress: Progress = no_progress,
 ) -> LmReport:
-    """Train the LM, its n-gram, and compare them; returns what report.json says.
+    """Train the n-gram, the neural LM where it is asked for or the text is large, and compare them; returns what report.json says.
 
     manifest: with transcripts "cross-fit" its texts train the LM; else they are only left out of the text and judged upon, with
     alignment giving the units as they were spoken. Raises UserError where there is nothing to train on, or the folder holds another LM.
     """
     identity = identity_of(config, texts=texts, units=units, manifest=manifest, alignment=alignment)
-    if (report := finished(folder, identity, overwrite=overwrite)) is not None:
+    report = finished(folder, identity, overwrite=overwrite)
+    if report is not None and (report.is_neural or not config.neural):
         return report
     return _Training(config, units=units, folder=folder, identity=identity, device=device, progress=progress).run(
         texts, manifest, alignment
@@ -292,14 +306,15 @@ class _Training:
                 "an LM needs held-out sentences to be judged on, but there is none. Give more text, or raise `held_out`."
             )
         ngram = self._sums(folds, judged, load_ngram_part)
+        enough = min(fold.corpus.num_units for fold in folds) >= NEURAL_UNITS
+        is_neural = enough if self.config.neural is None else self.config.neural
         for name, sums in ngram.items():
-            perplexity = summed(sums)["perplexity"]
-            log.info(
-                "the n-gram has perplexity %.2f on the %s; the neural LM, which is trained next, has to beat it", perplexity, name
-            )
-        for number, fold in enumerate(folds):
+            rest = "; the neural LM, which is trained next, has to beat it" if is_neural else ""
+            log.info("the n-gram has perplexity %.2f on the %s%s", summed(sums)["perplexity"], name, rest)
+        for number, fold in enumerate(folds if is_neural else ()):
             self._fit(fold, number, len(folds))
-        report = self._report(folds, train, self._compare(folds, judged, ngram))
+        neural = self._sums(folds, judged, load_neural_part) if is_neural else {}
+        report = self._report(folds, train, self._compare(folds, judged, {"neural": neural, "ngram": ngram}), is_neural=is_neural)
         shutil.copyfile(self.folder / "work" / "cache" / "text-train" / TEXT_READ, self.folder / TEXT_READ)
         report.save(self.folder / REPORT)
         for path in self.folder.rglob(".*.tmp"):  # of runs that were killed while they wrote
@@ -415,22 +430,24 @@ class _Training:
         self,
         folds: Sequence[_Fold],
         judged: Mapping[str, list[list[NDArray[np.int32]]]],
-        ngram: Mapping[str, list[tuple[float, int, int]]],
+        measured: Mapping[str, Mapping[str, list[tuple[float, int, int]]]],
     ) -> dict[str, dict[str, Any]]:
-        """Neural LM, n-gram and unigram on the same positions."""
-        neural = self._sums(folds, judged, load_neural_part)
+        """What was measured of neural LM and n-gram, and the unigram on the same positions."""
         unigrams = [unigram(fold.corpus.counts(len(self.inventory)), self.senones) for fold in folds]
         table: dict[str, dict[str, Any]] = {}
         for name, chosen in judged.items():
             plain = [unigram_figures(unigrams[n], self.senones, part) for n, part in enumerate(chosen) if part]
-            parts = {"neural": neural[name], "ngram": ngram[name], "unigram": plain}
+            parts = {**{kind: sums[name] for kind, sums in measured.items() if name in sums}, "unigram": plain}
             table[name] = {kind: summed(part) for kind, part in parts.items()}
-            table[name]["positions"] = sum(part[2] for part in ngram[name])
+            table[name]["positions"] = sum(part[2] for part in plain)
         return table
 
-    def _report(self, folds: Sequence[_Fold], train: TokenCache, table: dict[str, dict[str, Any]]) -> LmReport:
+    def _report(
+        self, folds: Sequence[_Fold], train: TokenCache, table: dict[str, dict[str, Any]], *, is_neural: bool
+    ) -> LmReport:
         judged_on = "transcripts" if "transcripts" in table else "text"
-        wins = table[judged_on]["neural"]["perplexity"] < table[judged_on]["ngram"]["perplexity"]
+        judged = table[judged_on]
+        wins = is_neural and judged["neural"]["perplexity"] < judged["ngram"]["perplexity"]
         return LmReport(
             unit=self.config.unit,
             direction=self.config.direction,
@@ -444,6 +461,6 @@ class _Training:
             sentences=[len(fold.corpus) for fold in folds],
             units=[fold.corpus.num_units for fold in folds],
             text=dict(train.facts),
-            steps=self.config.loop.max_steps,
+            steps=self.config.loop.max_steps if is_neural else 0,
             sizes=asdict(self.config.sizes),
         )

@@ -416,8 +416,9 @@ def run_lm(folder: Path, settings: Settings, progress: Progress) -> str:
     """[lm.NAME]."""
     done = lm(Project.load(folder), *_named(settings), progress=progress)
     judged = done.figures[done.judged_on]
-    pair = f"{judged['neural']['perplexity']:.1f} against the n-gram's {judged['ngram']['perplexity']:.1f}"
-    return f"perplexity {pair}: the {'n-gram' if done.teacher == 'ngram' else 'neural LM'} is the teacher"
+    names = {"ngram": "n-gram", **({"neural": "neural LM"} if done.is_neural else {})}
+    pair = ", ".join(f"{name} {judged[kind]['perplexity']:.1f}" for kind, name in names.items())
+    return f"perplexity: {pair}; the {names[done.teacher]} is the teacher"
 
 
 def run_words(folder: Path, settings: Settings, progress: Progress) -> str:

@@ -174,6 +174,8 @@ def load_unit_lm(folder: Path, *, device: str = "cpu", prefer: str | None = None
     inventory = UnitInventory.load(folder / INVENTORY)
     given: dict[str, Any] = {"config": config, "inventory": inventory, "name": folder.name, "device": device}
     load = load_neural_part if (prefer or report["teacher"]) == "neural" else load_ngram_part
+    if prefer == "neural" and not report.get("steps", 1):
+        raise UserError(f"{folder} must have a neural LM, but has an n-gram alone. Run `hkd lm train --set neural=true`.")
     if config["transcripts"] == "none":
         teacher: UnitLmTeacher | NGramTeacher | CrossFitTeacher = load(folder, **given)
     else:
@@ -187,7 +189,9 @@ def load_unit_lm(folder: Path, *, device: str = "cpu", prefer: str | None = None
     teacher.has_read = None if read is None else read.share
     if "figures" in report:  # what `hkd lm train` measured, like against like
         judged = report["figures"][report["judged_on"]]
-        figures = {f"{name}_perplexity": round(judged[kind]["perplexity"], 2) for kind, name in _FIGURES.items()}
+        figures = {
+            f"{name}_perplexity": round(judged[kind]["perplexity"], 2) for kind, name in _FIGURES.items() if kind in judged
+        }
         teacher.figures = {"judged_on": f"unseen {report['judged_on']}", **figures}
     return teacher
 

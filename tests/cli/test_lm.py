@@ -16,7 +16,7 @@ from hkd.testing.corpus import tiny_sentences
 from hkd.units.sequences import Units, train_units
 from hkd.units.text import text_digest, words
 
-SMALL = ["--steps", "3", "--set", "sizes.width=8", "--set", "batch_sentences=4", "--set", "held_out=0.2"]
+SMALL = ["--steps", "3", "--set", "neural=true", "--set", "sizes.width=8", "--set", "batch_sentences=4", "--set", "held_out=0.2"]
 
 
 @pytest.fixture

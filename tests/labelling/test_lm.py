@@ -27,6 +27,7 @@ SENTENCES = tiny_sentences(180)
 TEXT, SPOKEN = SENTENCES[:150], SENTENCES[150:]
 LOOP = LmLoopConfig(max_steps=12, learning_rate=1e-2, warmup_steps=2, log_every=4, save_every=4)
 CONFIG = LmConfig(
+    neural=True,
     unit="monophone",
     sizes=UnitLmSizes(width=8),
     loop=LOOP,
@@ -123,6 +124,23 @@ def test_a_neural_lm_that_beats_the_n_gram_is_the_teacher_and_else_the_n_gram_is
     )
     assert strong.teacher == "neural"
     assert load_unit_lm(tmp_path / "strong").info.kind == "cloze"
+
+
+def test_little_text_makes_an_n_gram_alone_and_a_neural_lm_can_be_added(units, text, tmp_path):
+    folder, default = tmp_path / "lm", replace(CONFIG, neural=None)
+    alone = train_lm(default, texts=[text], units=units, folder=folder)
+    assert set(alone.figures["text"]) == {"ngram", "unigram", "positions"}
+    assert (alone.teacher, alone.steps, alone.is_neural) == ("ngram", 0, False)
+    assert "--set neural=true" in render(alone.to_json())
+    assert load_unit_lm(folder).info.kind == "ngram"
+    with pytest.raises(UserError, match="has an n-gram alone"):
+        load_unit_lm(folder, prefer="neural")
+    before = (folder / "ngram.arpa").read_bytes()
+    both = train_lm(CONFIG, texts=[text], units=units, folder=folder)
+    assert both.figures["text"]["ngram"] == alone.figures["text"]["ngram"]
+    assert both.is_neural
+    assert (folder / "ngram.arpa").read_bytes() == before
+    assert train_lm(default, texts=[text], units=units, folder=folder) == both  # what is there is more than was asked for
 
 
 @pytest.mark.parametrize("unit", ["subword", "senone"])
