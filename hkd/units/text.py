@@ -58,7 +58,8 @@ _JOINED = (  # a letter with its marks, or a sign between two letters
     r"|(?<=\p{Latin}\p{M}*)·(?=\p{Latin})|(?<=\p{Hebrew}\p{M}*)״(?=\p{Hebrew})"
 )
 _STRETCHES = regex.compile(rf"(?:{_JOINED})++")
-_WORDS = regex.compile(rf"{_CHARACTER}\p{{M}}*+|(?:(?!{_CHARACTER})(?:{_JOINED}))++")
+_APART = rf"(?=['\u055a])(?:(?<={_CHARACTER}\p{{M}}*)|.(?={_CHARACTER}))"  # an apostrophe beside such a character joins nothing
+_WORDS = regex.compile(rf"{_CHARACTER}\p{{M}}*+|(?:(?!{_CHARACTER})(?!{_APART})(?:{_JOINED}))++")
 _CLUSTERS = regex.compile(rf"(?={_UNSPACED})\X|(?:(?!{_UNSPACED}).)++")
 _ANY_CHARACTER, _ANY_UNSPACED = regex.compile(_CHARACTER), regex.compile(_UNSPACED)
 _INVISIBLE = regex.compile(r"[\p{Cf}\p{Default_Ignorable_Code_Point}\u20dd-\u20e4\u2027]")
@@ -279,7 +280,7 @@ def _tokens(text: str, plain: bool) -> list[str]:
     else:
         tokens = (_STRETCHES if _config.unspaced == "stretches" else _WORDS).findall(text)
         if _config.unspaced == "characters" and _ANY_UNSPACED.search(text):
-            tokens = [part for token in tokens for part in _CLUSTERS.findall(token)]
+            tokens = [part for token in tokens for cluster in _CLUSTERS.findall(token) for part in _STRETCHES.findall(cluster)]
     if "n't" in tokens:  # do n't
         for at in range(len(tokens) - 1, 0, -1):
             if tokens[at] == "n't":

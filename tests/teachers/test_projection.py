@@ -63,6 +63,7 @@ def test_what_is_sure_of_an_open_word_is_what_all_continuations_share(subwords: 
 @given(text=st.text(max_size=12))
 @example(text="\U00018d80")  # a letter for regex, unassigned for Python 3.11
 @example(text="किताब")
+@example(text="A'⼀")
 def test_a_text_is_read_as_words_reads_it(text: str) -> None:
     said = spoken(text)
     if said is not None:

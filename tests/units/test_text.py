@@ -186,6 +186,21 @@ def test_markup_and_signs_in_any_order_change_nothing_twice(text: str) -> None:
     assert words(" ".join(once)) == once
 
 
+@pytest.mark.parametrize("unspaced", ["mixed", "characters", "stretches"])
+@given(text=st.text("ab'’ ·一⼀かガกษี'1\u0301\u3099\u055aաא״", max_size=16))
+@example(text="a'一")
+@example(text="一'a")
+@example(text="a'ก")
+def test_scripts_without_spaces_beside_apostrophes_change_nothing_twice(unspaced: str, text: str) -> None:
+    use(WordsConfig(unspaced=unspaced))
+    try:
+        once = words(text)
+        assert words(" ".join(once)) == once
+        assert not any(word.startswith("'") or word.endswith("'") for word in once)
+    finally:
+        use(WordsConfig())
+
+
 @given(st.text("<[{(+*%!ab ", max_size=2000))
 def test_unclosed_markup_takes_no_time(text: str) -> None:
     words(text * 20)
