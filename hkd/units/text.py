@@ -55,7 +55,7 @@ _CHARACTER = rf"(?={_LETTER})[\p{{scx=Han}}\p{{scx=Hiragana}}\p{{scx=Katakana}}\
 _UNSPACED = r"\p{lb=SA}"  # Thai, Lao, Khmer, Myanmar and their neighbours
 _JOINED = (  # a letter with its marks, or a sign between two letters
     rf"{_LETTER}[\p{{M}}\u055b\u055c\u055e\u055f\u05f3]*+|(?<={_LETTER}[\p{{M}}\u05f3]*)['\u055a](?={_LETTER})"
-    r"|(?<=\p{Latin}\p{M}*)·(?=\p{Latin})|(?<=\p{Hebrew}\p{M}*)״(?=\p{Hebrew})"
+    r"|(?<=\p{Latin}\p{M}*)·(?=\p{Latin})|(?<=[א-ײ]\p{M}*)״(?=[א-ײ])"
 )
 _STRETCHES = regex.compile(rf"(?:{_JOINED})++")
 _APART = rf"(?=['\u055a])(?:(?<={_CHARACTER}\p{{M}}*)|.(?={_CHARACTER}))"  # an apostrophe beside such a character joins nothing

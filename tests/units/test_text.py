@@ -191,6 +191,7 @@ def test_markup_and_signs_in_any_order_change_nothing_twice(text: str) -> None:
 @example(text="a'一")
 @example(text="一'a")
 @example(text="a'ก")
+@example(text="א״״")
 def test_scripts_without_spaces_beside_apostrophes_change_nothing_twice(unspaced: str, text: str) -> None:
     use(WordsConfig(unspaced=unspaced))
     try:
