@@ -20,19 +20,8 @@ def _printed(*command: str) -> str:
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     """Add the generated pages."""
     tables = [
-        "prepare",
-        "normalisation",
-        "units",
-        "align",
-        "tie",
-        "words",
-        "lm",
-        "dump",
-        "averages",
-        "train",
-        "evaluate",
-        "report",
-    ]
+        "prepare", "normalisation", "units", "align", "tie", "words", "sentences", "lm", "dump", "averages", "bank", "train", "evaluate", "report",
+    ]  # fmt: skip
     settings = f"# Settings\n\nEvery setting with its default, as `hkd config show` prints it.\n\n```toml\n{_printed('hkd', 'config', 'show', *tables)}```\n"
     made = {
         "index.md": (ROOT / "README.md").read_text(encoding="utf-8"),
@@ -40,7 +29,7 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
         "reference/settings.md": settings,
         **{
             f"pipelines/{name}.md": (ROOT / "pipelines" / name / "README.md").read_text(encoding="utf-8")
-            for name in ("ablation", "demo", "hybrid")
+            for name in ("ablation", "demo", "hybrid", "text")
         },
     }
     for path, text in made.items():

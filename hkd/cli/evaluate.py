@@ -38,7 +38,7 @@ def run_folders(names: list[str] | None, runs: Path) -> list[Path]:
 
 
 def evaluate(
-    runs: Annotated[list[str] | None, Argument(metavar="[RUN]...", help=RUNS_HELP)] = None,
+    runs: Annotated[list[str] | None, Argument(metavar="RUN", help=RUNS_HELP)] = None,
     split: Split = "test",
     decoder: Decoder = None,
     lm: Lm = None,
@@ -132,7 +132,7 @@ def likelihoods(
 
 
 def transcribe(
-    files: Annotated[list[Path], Argument(metavar="FILE...", help="Sound files, and folders of them.")],
+    files: Annotated[list[Path], Argument(metavar="FILE", help="Sound files, and folders of them.")],
     model: Annotated[
         Path | None, Option("--run", "--model", help="A run, or an exported student; by default the only run.")
     ] = None,
@@ -213,7 +213,7 @@ def model_folder(model: Path | None, runs: Path) -> Path:
 
 
 def report(
-    runs: Annotated[list[str] | None, Argument(metavar="[RUN]...", help=RUNS_HELP)] = None,
+    runs: Annotated[list[str] | None, Argument(metavar="RUN", help=RUNS_HELP)] = None,
     out: Annotated[Path, Option(help="The page.")] = Path("report.html"),
     split: Split = "test",
     baseline: Annotated[list[str] | None, Option(help="What others are compared with; may be repeated. [none]")] = None,

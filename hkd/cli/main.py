@@ -4,11 +4,13 @@ Exit codes: 0 done; 1 the world's fault (network, disk, memory), a part of the w
 user gave; 130 Ctrl-C; 143 SIGTERM. No exception ends in a stack trace: `--verbose` shows the trace of those that hkd did not expect.
 """
 
+import inspect
 import locale
 import logging
 import os
 import signal
 import sys
+import textwrap
 import threading
 import traceback
 from typing import Annotated, Any
@@ -158,6 +160,19 @@ app.command("likelihoods", rich_help_panel=LOOK)(evaluate.likelihoods)
 app.command("transcribe", rich_help_panel=LOOK)(evaluate.transcribe)
 app.command("report", rich_help_panel=LOOK)(evaluate.report)
 app.add_typer(run.config_app, name="config", rich_help_panel=LOOK)
+
+
+def _keep_lines(part: typer.Typer) -> None:
+    """Fence the examples of each command's help: rich takes an indented block for prose where a docstring has one paragraph before it."""
+    for command in part.registered_commands:
+        prose, title, examples = (inspect.getdoc(command.callback) or "").partition("Examples:\n\n")
+        command.help = f"{prose}{title}```console\n{textwrap.dedent(examples).rstrip()}\n```" if title else prose
+    for group in part.registered_groups:
+        if group.typer_instance is not None:
+            _keep_lines(group.typer_instance)
+
+
+_keep_lines(app)
 
 
 def _terminated(_number: int, _frame: object) -> None:

@@ -48,7 +48,7 @@ from hkd.units.level import SENONE, SPELLED, SUBWORD, UNIT_LEVELS
 from hkd.units.sequences import Units
 from hkd.units.text import normalisation, text_digest, words
 
-NEURAL_UNITS = 5_000_000  # of less text the n-gram has won at every level (docs/log.md)
+NEURAL_UNITS = 20_000_000  # with less, minutes of training did not beat the n-gram at any level (docs/log.md)
 _NAMES = {"neural": "neural LM", "ngram": "n-gram", "unigram": "unigram"}
 _CONDITION = {
     "outside-position": "p(unit | all other units)",
@@ -200,7 +200,7 @@ class LmConfig:
     held_out: float = 0.02  # share of the text's sentences that is never trained on
     max_scored_positions: int = 10_000  # of the comparison
     ngram_order: int = 0  # 0: 3 for subwords and causal senones, else 5
-    neural: bool | None = None  # a neural LM beside the n-gram; default: where there are 5 million units to learn from
+    neural: bool | None = None  # a neural LM beside the n-gram; default: where there are 20 million units to learn from
 
     def __post_init__(self) -> None:
         choices = {"unit": UNIT_LEVELS, "direction": DIRECTIONS, "given": ("auto", *GIVEN), "transcripts": ("none", "cross-fit")}

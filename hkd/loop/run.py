@@ -13,7 +13,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -52,6 +52,8 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 class LoopConfig:
     """How long, how fast, how often. A step is one update of the weights."""
 
+    least_steps: ClassVar[int] = 1  # 0 where it stands for a default that goes by the data
+
     max_steps: int = 2000  # updates of the weights
     learning_rate: float = 1e-3  # at the end of the warm-up
     warmup_steps: int = 200  # linear, from 0
@@ -74,9 +76,10 @@ class LoopConfig:
     def __post_init__(self) -> None:
         check_choice("`schedule`", self.schedule, SCHEDULES)
         check_choice("`precision`", self.precision, PRECISIONS)
-        positive = "max_steps accumulate log_every save_every keep_last"
+        positive = "accumulate log_every save_every keep_last"
         others = "warmup_steps weight_decay clip_norm eval_every shares_every seed average patience"
         check_settings(self, positive, "be at least 1", lambda value: value >= 1)
+        check_settings(self, "max_steps", f"be at least {self.least_steps}", lambda value: value >= self.least_steps)
         check_settings(self, others, "not be negative", lambda value: value >= 0)
         check_settings(self, "learning_rate", "be positive", lambda value: value > 0)
         if self.patience and not self.best_by:

@@ -132,7 +132,7 @@ def _task(data: Data, part: list[Utterance]) -> StudentTask:
     config = data.config
     frames = [data.frames[utterance.id] for utterance in part]
     plan = BatchPlan(frames, batch_frames=config.batch_seconds * 100, seed=config.loop.seed)
-    task = make_task(data, plan, max_steps=config.epochs * plan.batches_per_epoch or config.loop.max_steps)
+    task = make_task(data, plan, max_steps=config.max_steps(plan.batches_per_epoch))
     return replace(task, maker=replace(task.maker, utterances=part), dev=None)
 
 

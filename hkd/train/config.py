@@ -6,6 +6,7 @@ L_main is divided by the target units of the global batch, the others by its lab
 """
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from hkd.errors import UserError, check_choice, check_setting, check_settings
 from hkd.features.augment import AugmentConfig
@@ -17,6 +18,7 @@ from hkd.units.level import MONOPHONE, SENONE
 
 WHERE = ("frames", "segments", "ctc")
 MAINS = ("ctc", "senone")
+USUAL_EPOCHS, LEAST_STEPS = 12, 800  # of a training that says neither how many epochs nor how many steps
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,6 +61,15 @@ class TextConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TrainLoopConfig(LoopConfig):
+    """The trainer's settings, with a student's defaults."""
+
+    least_steps: ClassVar[int] = 0
+
+    max_steps: int = 0  # updates of the weights; 0: 12 epochs, at least 800
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
     """Objective, student, data, loop. Tables by level or store override the plain weight of that name."""
 
@@ -88,7 +99,7 @@ class TrainConfig:
     train_share: float = 1.0  # of the split's utterances, by a rule that goes by id: a smaller share is part of a larger one
     batch_seconds: float = 120.0  # of audio in the global batch of a step
     max_utterance_seconds: float = 40.0  # longer ones are left out, and said
-    epochs: int = 0  # where given, loop.max_steps is this many epochs
+    epochs: int = 0  # passes over the speech, in place of loop.max_steps
     min_coverage: float = 1.0  # share of the utterances that every head must have labels for
     workers: int = 0  # processes that make batches; 0: this one
     features_mb: int = 2048  # features kept in memory, by a process and its workers together
@@ -96,7 +107,12 @@ class TrainConfig:
     shares_every: int = 500  # steps between measurements of each term's share of the gradient; 0: never
     text: TextConfig = field(default_factory=TextConfig)  # sentences without sound beside the speech
     augment: AugmentConfig = field(default_factory=AugmentConfig)  # what is done to training utterances
-    loop: LoopConfig = field(default_factory=LoopConfig)  # how long, how fast, how often
+    loop: TrainLoopConfig = field(default_factory=TrainLoopConfig)  # how long, how fast, how often
+
+    def max_steps(self, batches_per_epoch: int) -> int:
+        """Updates of the weights: so many epochs, or loop.max_steps, or what the amount of speech asks for."""
+        usual = max(LEAST_STEPS, USUAL_EPOCHS * batches_per_epoch)
+        return self.epochs * batches_per_epoch or self.loop.max_steps or usual
 
     @property
     def num_loaders(self) -> int:

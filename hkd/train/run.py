@@ -211,7 +211,7 @@ def train(
         seed=config.loop.seed,
         runs=runs_of((store.reader for store in data.join.stores.values()), [u.id for u in data.train]),
     )
-    max_steps = config.epochs * plan.batches_per_epoch or config.loop.max_steps
+    max_steps = config.max_steps(plan.batches_per_epoch)
     has_terms = len(data.plan.terms) > 1 or data.text is not None
     loop = replace(config.loop, max_steps=max_steps, shares_every=config.shares_every if has_terms else 0)
     whole = identity_of(loop, data.identity)
@@ -267,6 +267,10 @@ def contradictions(config: TrainConfig, max_steps: int) -> list[str]:
         f"`encoder.{name}` is {value} and wins over `encoder.preset` {preset}, which has {PRESETS[preset][name]}. Take one of them out."
         for name, value in config.encoder.beside_preset.items()
     ]
+    if config.epochs and config.loop.max_steps:
+        lines.append(
+            f"`epochs` is {config.epochs} and wins over `loop.max_steps`, {config.loop.max_steps}. Take one of them out."
+        )
     if warmup > max_steps:
         lines.append(
             f"`heads_warmup_steps` is {warmup}, but there are {max_steps} steps: alpha and lam never reach their values."

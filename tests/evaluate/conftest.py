@@ -19,12 +19,11 @@ from hkd.evaluate.run import evaluate
 from hkd.files import digest_of, write_bytes, write_json
 from hkd.labels.format import StoreSpec, UtteranceLabels
 from hkd.labels.writer import LabelWriter
-from hkd.loop import LoopConfig
 from hkd.manifest import read as read_manifest
 from hkd.student.config import EncoderConfig
 from hkd.testing.corpus import prepare_folder, tiny_corpus
 from hkd.topk import select_topk
-from hkd.train.config import TrainConfig
+from hkd.train.config import TrainConfig, TrainLoopConfig
 from hkd.train.run import train
 from hkd.units.inventory import UnitInventory
 from hkd.units.subword import SubwordModel
@@ -100,7 +99,7 @@ def write_run(project: Project, objective: str, *, seed: int) -> None:
         objective=objective,
         stores=("subword",) if objective == "interpolation" else (),
         encoder=SMALL,
-        loop=LoopConfig(max_steps=1, warmup_steps=0, seed=seed),
+        loop=TrainLoopConfig(max_steps=1, warmup_steps=0, seed=seed),
     )
     train(config, folder, manifest=project.manifest, units=project.units, alignment=project.alignment, labels=project.labels)
     heads = json.loads((folder / "student.json").read_text())["heads"]
@@ -184,7 +183,7 @@ def hybrid(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Path:
         objective="hierarchical",
         main="senone",
         encoder=SMALL,
-        loop=LoopConfig(max_steps=2, warmup_steps=0),
+        loop=TrainLoopConfig(max_steps=2, warmup_steps=0),
         stores=("monophone", "subword"),
     )
     train(config, folder, manifest=project.manifest, units=project.units, alignment=project.alignment, labels=project.labels)

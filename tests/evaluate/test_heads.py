@@ -18,14 +18,13 @@ from hkd.errors import UserError
 from hkd.evaluate.heads import MAIN, average_teacher, frame_figures, frame_inputs, piece_figures, piece_inputs, piece_teacher
 from hkd.features.fbank import log_mel
 from hkd.labels.store import LabelReader
-from hkd.loop import LoopConfig
 from hkd.loop.checkpoint import load_model_tensors
 from hkd.manifest import Manifest
 from hkd.manifest import read as read_manifest
 from hkd.stream.join import Join
 from hkd.student.config import EncoderConfig, config_from_json
 from hkd.student.model import Student
-from hkd.train.config import TrainConfig
+from hkd.train.config import TrainConfig, TrainLoopConfig
 from hkd.train.run import train
 from hkd.units.subword import SubwordModel
 from hkd.units.text import words
@@ -128,7 +127,7 @@ def test_without_weights_or_alignment_there_is_nothing(project, tmp_path: Path) 
 def train_hybrid(project, folder: Path, **settings: Any) -> Path:  # type: ignore[no-untyped-def]
     """A run of two steps whose main output is senones."""
     encoder = EncoderConfig(d_model=32, num_layers=3, num_heads=2, ff_factor=2, conv_kernel=5, dropout=0.0)
-    config = TrainConfig(main="senone", encoder=encoder, loop=LoopConfig(max_steps=2, warmup_steps=0), **settings)
+    config = TrainConfig(main="senone", encoder=encoder, loop=TrainLoopConfig(max_steps=2, warmup_steps=0), **settings)
     train(config, folder, manifest=project.manifest, units=project.units, alignment=project.alignment, labels=project.labels)
     return folder
 
