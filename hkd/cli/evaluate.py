@@ -39,6 +39,7 @@ def run_folders(names: list[str] | None, runs: Path) -> list[Path]:
 
 def evaluate(
     runs: Annotated[list[str] | None, Argument(metavar="RUN", help=RUNS_HELP)] = None,
+    named: Annotated[list[str] | None, Option("--run", help="The same as RUN; may be repeated.")] = None,
     split: Split = "test",
     decoder: Decoder = None,
     lm: Lm = None,
@@ -66,7 +67,7 @@ def evaluate(
     here = project()
     here.require("manifest", "hkd prepare")
     table = with_options(here.table("evaluate"), assignments, "evaluate", lm=lm, device=device, search=given(decoder=decoder))
-    folders = run_folders(runs, here.runs)
+    folders = run_folders([*(runs or ()), *(named or ())], here.runs)
     if tune:
         _tune(here, folders, table, split, as_json)
         return
@@ -214,6 +215,7 @@ def model_folder(model: Path | None, runs: Path) -> Path:
 
 def report(
     runs: Annotated[list[str] | None, Argument(metavar="RUN", help=RUNS_HELP)] = None,
+    named: Annotated[list[str] | None, Option("--run", help="The same as RUN; may be repeated.")] = None,
     out: Annotated[Path, Option(help="The page.")] = Path("report.html"),
     split: Split = "test",
     baseline: Annotated[list[str] | None, Option(help="What others are compared with; may be repeated. [none]")] = None,
@@ -232,7 +234,7 @@ def report(
     from hkd.pipeline.settings import ReportSettings
 
     here = project()
-    folders = run_folders(runs, here.runs)
+    folders = run_folders([*(runs or ()), *(named or ())], here.runs)
     if card is not None:
         from hkd.evaluate.card import write_card
 
