@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer import Argument, Option
@@ -10,6 +10,9 @@ from typer import Argument, Option
 from hkd.cli.common import Device, Json, Set, emit, given, progress_bar, project, say, with_options
 from hkd.config import Project
 from hkd.errors import HkdError, UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from hkd.evaluate.result import EvaluationReport
 
 RUNS_HELP = "Runs: names below the runs folder, or folders. Default: all that are trained."
 LM_HELP = "Beside beam search (always with a hybrid student): an ARPA file over words, a folder of `hkd lm train`, or a causal LM's folder or hub name."
@@ -44,6 +47,9 @@ def evaluate(
     decoder: Decoder = None,
     lm: Lm = None,
     tune: Annotated[bool, Option("--tune", help="Try weights and bonuses on the split, not test; print all.")] = False,
+    shuffle_gap: Annotated[
+        bool, Option("--shuffle-gap", help="Read the words cut out and joined again, in their order and in another.")
+    ] = False,
     assignments: Set = None,
     tag: Annotated[str, Option(help="Names another way to decode: its figures lie beside the usual ones.")] = "",
     device: Device = None,
@@ -57,6 +63,7 @@ def evaluate(
         hkd evaluate none hierarchical --split dev
         hkd evaluate runs/none --json
         hkd evaluate none --split dev --lm words.arpa --tune
+        hkd evaluate none hierarchical --shuffle-gap
         hkd evaluate none --decoder beam --lm words.arpa --set search.lm_weight=0.6 --tag fusion
         hkd evaluate none --decoder beam --set n_best=10 --tag beam
         hkd evaluate hybrid --lm words.arpa --set search.hybrid.acoustic_scale=0.15
@@ -71,12 +78,39 @@ def evaluate(
     if tune:
         _tune(here, folders, table, split, as_json)
         return
-    reports = []
-    for folder in folders:
+
+    def evaluated(folder: Path, splice: str = "") -> "EvaluationReport":
         with progress_bar(f"evaluate {folder.name}") as progress:
-            reports.append(stages.evaluate(here, folder, table, split=split, tag=tag, progress=progress))
+            return stages.evaluate(here, folder, table, split=split, tag=tag, splice=splice, progress=progress)
+
+    if shuffle_gap:
+        from hkd.evaluate.splice import SHUFFLED, SPLICED
+
+        _shuffle_gap({f: [evaluated(f, order) for order in (SPLICED, SHUFFLED)] for f in folders}, as_json)
+        return
+    reports = [evaluated(folder) for folder in folders]
     found = objectives_table(reports)
     emit([report.to_json() | {"rtf": report.rtf} for report in reports], as_json, lambda _: found.text())
+
+
+def _shuffle_gap(found: "dict[Path, list[EvaluationReport]]", as_json: bool) -> None:
+    """Print how many points more of the words are wrong in another order."""
+    from hkd.evaluate.splice import SHUFFLED, SPLICED
+
+    rows = {
+        folder.name: {report.inputs["splice"]["order"]: report.errors["wer"].rate for report in pair}
+        for folder, pair in found.items()
+    }
+
+    def render(rows: dict[str, dict[str, float]]) -> str:
+        lines = [f"{'run':<24}{'spliced':>10}{'shuffled':>10}{'gap':>8}   WER %"]
+        for name, row in rows.items():
+            lines.append(
+                f"{name:<24}{100 * row[SPLICED]:>10.1f}{100 * row[SHUFFLED]:>10.1f}{100 * (row[SHUFFLED] - row[SPLICED]):>+8.1f}"
+            )
+        return "\n".join(lines)
+
+    emit(rows, as_json, render)
 
 
 def _tune(here: Project, folders: list[Path], table: dict[str, Any], split: str, as_json: bool) -> None:

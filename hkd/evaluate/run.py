@@ -7,6 +7,7 @@
 
 import logging
 import re
+import tempfile
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 
+from hkd.align.alignment import Alignment
 from hkd.artefact import differences
 from hkd.decode.recogniser import Recogniser
 from hkd.decode.search import SearchConfig
@@ -35,6 +37,8 @@ from hkd.evaluate.result import (
     write_n_best,
 )
 from hkd.evaluate.score import Scores, bootstrap_interval
+from hkd.evaluate.splice import SHUFFLED
+from hkd.evaluate.splice import splice as spliced
 from hkd.files import digest_of, digest_of_file, write_bytes, write_json
 from hkd.manifest import Manifest
 from hkd.manifest import read as read_manifest
@@ -59,6 +63,7 @@ def evaluate(
     lm: str | None = None,
     tag: str = "",
     config: EvaluateConfig | None = None,
+    splice: str = "",
     progress: Progress = no_progress,
 ) -> EvaluationReport:
     """Decode the split with the run's exported student, score it, and write eval-SPLIT.* into the run's folder.
@@ -66,6 +71,8 @@ def evaluate(
     alignment, labels (folder of label stores): for the figures of the heads, left out where None, absent or unfit. units: the folder of the
     subword model, which a hybrid student does not carry, and of the project's lexicon, where it has one. lm: beside the decoder (see
     `hkd.decode.recogniser.Recogniser`). tag: names another way to decode; its figures lie beside the usual ones and leave out the heads.
+    splice: "spliced" or "shuffled": the words are cut out at the alignment and joined again (see `hkd.evaluate.splice`); the split is
+    then called SPLIT-spliced or SPLIT-shuffled.
     Raises UserError where the run has no exported student, the split is empty, an utterance's audio cannot be read, or the search cannot give
     `config.n_best` hypotheses.
     """
@@ -77,22 +84,32 @@ def evaluate(
     if not re.fullmatch(r"[A-Za-z0-9_-]*", tag):
         raise UserError(f"tag must be letters, digits, - and _, but is '{tag}' instead.")
     spoken_by = next((folder for folder in (model_folder, units) if folder and (folder / LEXICON_FILE).exists()), None)
-    teacher = None if tag else piece_teacher(run_folder, labels)
-    heads = {} if tag else frame_inputs(run_folder, alignment=alignment, labels=labels) | piece_inputs(run_folder, teacher)
+    is_plain, name = not tag and not splice, f"{split}-{splice}" if splice else split
+    teacher = piece_teacher(run_folder, labels) if is_plain else None
+    heads = (
+        {} if not is_plain else frame_inputs(run_folder, alignment=alignment, labels=labels) | piece_inputs(run_folder, teacher)
+    )
     inputs = _inputs(run_folder, part, config) | {"heads": heads, "lm": _lm_digest(lm)}
+    if splice:
+        inputs["splice"] = {"order": splice, "alignment": _aligned(alignment).digest}
     if spoken_by is not None:
         inputs["lexicon"] = digest_of_file(spoken_by / LEXICON_FILE)
-    finished = _finished(run_folder, split, tag, inputs)
+    finished = _finished(run_folder, name, tag, inputs)
     if finished is not None:
-        log.info("%s on %s is evaluated already", run_folder.name, split)
+        log.info("%s on %s is evaluated already", run_folder.name, name)
         return finished
     recogniser = Recogniser(model_folder, device=config.device, search=config.search, lm=lm)
     check_n_best(config.n_best, config.search, is_hybrid=recogniser.is_hybrid)
-    features = features_on_disk(recogniser, part, config.features_cache)
+    features = None if splice else features_on_disk(recogniser, part, config.features_cache)
     read: dict[str, Any] = {"batch_seconds": config.batch_seconds, "features": features}
-    decoded = decode(recogniser, part, n_best=config.n_best, progress=progress, **read)
+    with tempfile.TemporaryDirectory() as folder:
+        if splice:
+            part, lost = spliced(part, _aligned(alignment), Path(folder), shuffled=splice == SHUFFLED)
+            if lost:
+                log.warning("%d utterances are not aligned or have one word, and are left out (%s ...)", len(lost), lost[0])
+        decoded = decode(recogniser, part, n_best=config.n_best, progress=progress, **read)
     figures = {}
-    if not tag:
+    if is_plain:
         of_main = piece_figures(recogniser, part, teacher=teacher, **read)
         figures = {} if of_main is None else {MAIN: of_main}
         try:
@@ -124,7 +141,7 @@ def evaluate(
     }
     report = EvaluationReport(
         run=run_folder.name,
-        split=split,
+        split=name,
         **_identity(run_folder, recogniser.meta.extra),
         data={
             "utterances": len(rows),
@@ -141,17 +158,23 @@ def evaluate(
         rtf=decoded.seconds.total / audio_s,
         hypotheses=tuple(rows),
     )
-    path, hyp_path, timing_path = result_paths(run_folder, split, tag)
+    path, hyp_path, timing_path = result_paths(run_folder, name, tag)
     path.unlink(missing_ok=True)  # the figures come last: they are the mark of completeness
     write_hypotheses(hyp_path, rows, scores)
     write_bytes(path.with_suffix(".errors.txt"), listing(rows, scores["wer"]).encode())
     if config.n_best:
-        write_n_best(n_best_path(run_folder, split, tag), rows, decoded.n_best)
+        write_n_best(n_best_path(run_folder, name, tag), rows, decoded.n_best)
     else:
-        n_best_path(run_folder, split, tag).unlink(missing_ok=True)
+        n_best_path(run_folder, name, tag).unlink(missing_ok=True)
     write_json(timing_path, timing)
     write_json(path, report.to_json())
     return report
+
+
+def _aligned(alignment: Path | None) -> Alignment:
+    if alignment is None:
+        raise UserError("words can be cut out only where an alignment is, but there is none. Run `hkd align` first.")
+    return Alignment(alignment)
 
 
 def error_rate(scores: Scores, speakers: Sequence[str] | None, config: EvaluateConfig) -> ErrorRate:

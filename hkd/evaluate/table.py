@@ -7,7 +7,7 @@
 
 import itertools
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,6 +87,7 @@ class Table:
     baselines: tuple[str, ...]  # the first is that of the rows' own columns
     data: dict[str, float]
     silence: tuple[str, ...]  # sentences about students that say nothing
+    fusion: tuple[str, ...] = ()  # sentences about what an LM at the search still gains
 
     @property
     def baseline(self) -> str | None:
@@ -156,7 +157,7 @@ class Table:
         seeds = "one seed each" if most == 1 else f"{most} seeds each" if least == most else f"{least} to {most} seeds a row"
         size = f"{d['utterances']:,.0f} utterances, {d['words']:,.0f} words, {60 * d['hours']:.1f} minutes, {speakers}; {seeds}."
         tests = f" p: paired bootstrap by {self.blocks} against {self.baseline}, two-sided." if self.baseline else ""
-        notes = [*self.silence, f"Split {self.split}: {size}", f"Intervals: bootstrap by {self.blocks}.{tests}"]
+        notes = [*self.silence, *self.fusion, f"Split {self.split}: {size}", f"Intervals: bootstrap by {self.blocks}.{tests}"]
         if most > 1:
             notes.append(
                 "In brackets the WER of the best and the worst seed; intervals and p are about other test data, not other seeds."
@@ -205,8 +206,29 @@ def objectives_table(reports: Sequence[EvaluationReport], *, baselines: Sequence
         rows.append(_row(name, group, scores[name], {other: scores[other] for other in others}, draws))
     return Table(
         rows=tuple(rows), split=first.split, blocks="speaker" if by_speaker else "utterance", level=level, baselines=tuple(bases),
-        data=dict(first.data), silence=tuple(silence_notes([report for group in groups.values() for report in group])),
+        data=dict(first.data), fusion=tuple(_fusion_left(rows, groups, bases)), silence=tuple(silence_notes([report for group in groups.values() for report in group])),
     )  # fmt: skip
+
+
+def _fusion_left(rows: Sequence[Row], groups: Mapping[str, Sequence[EvaluationReport]], bases: Sequence[str]) -> Iterator[str]:
+    """For each way to decode with an LM: the points that it gains on each row, and the share of what it gains on the first baseline.
+
+    A student that has learnt what the LM knows leaves less to gain.
+    """
+    rate = {row.name: 100 * row.cells["wer"].rate for row in rows}
+    tags = dict.fromkeys(name.partition("@")[2] for name in rate if groups[name][0].decoder.get("lm"))
+    for tag in filter(None, tags):
+        gain = {name: rate[name] - rate[f"{name}@{tag}"] for name in rate if f"{name}@{tag}" in rate}
+        base = next((gain[name] for name in bases if name in gain), 0.0)
+        share = {
+            name: f" ({100 * points / base:.0f} %)" if base > 0 and name not in bases[:1] else "" for name, points in gain.items()
+        }
+        if gain:
+            said = ", ".join(
+                f"{name} {points:.1f}{share[name]}"
+                for name, points in sorted(gain.items(), key=lambda item: item[0] not in bases)
+            )
+            yield f"Points of WER that the LM of @{tag} still gains{' (share of the baseline)' if base > 0 else ''}: {said}."
 
 
 def _find(baseline: str, groups: Mapping[str, Sequence[EvaluationReport]]) -> str:

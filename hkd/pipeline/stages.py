@@ -324,14 +324,14 @@ def evaluate_config(here: Project, settings: Settings) -> "tuple[EvaluateConfig,
 
 
 def evaluate(
-    here: Project, run: Path, settings: Settings, *, split: str, tag: str = "", progress: Progress = no_progress
+    here: Project, run: Path, settings: Settings, *, split: str, tag: str = "", splice: str = "", progress: Progress = no_progress
 ) -> "EvaluationReport":
-    """A run + audio → its figures on a split."""
+    """A run + audio → its figures on a split. splice: of the words cut out and joined again, spliced or shuffled."""
     from hkd.evaluate.run import evaluate as evaluate_run
 
     config, lm = evaluate_config(here, settings)
     return evaluate_run(
-        run, manifest=here.require("manifest", "hkd prepare"), split=split, lm=lm, tag=tag, config=config, progress=progress,
+        run, manifest=here.require("manifest", "hkd prepare"), split=split, lm=lm, tag=tag, config=config, splice=splice, progress=progress,
         alignment=_if_there(here.alignment), labels=_if_there(here.labels), units=_if_there(here.units),
     )  # fmt: skip
 

@@ -155,3 +155,14 @@ def test_names() -> None:
         "x",
     ]
     assert [format_p(p) for p in (0.0002, 0.0123, 0.5)] == ["< 0.001", "0.012", "0.50"]
+
+
+def test_what_an_lm_at_the_search_still_gains_is_said_beside_the_baselines_gain() -> None:
+    def searched(run: str, said: list[str]) -> EvaluationReport:
+        return dataclasses.replace(report_of(run, said), decoder={"name": "beam", "lm": "words.arpa"}, tag="fusion")
+
+    none, fused = report_of("none", [BAD] * 24), searched("none", [GOOD] * 24)  # 40 points
+    best, best_fused = report_of("best", [BAD] * 12 + [GOOD] * 12), searched("best", [BAD] * 6 + [GOOD] * 18)  # 10 points
+    [note] = [line for line in objectives_table([none, fused, best, best_fused]).notes() if "still gains" in line]
+    assert note == "Points of WER that the LM of @fusion still gains (share of the baseline): none 40.0, best 10.0 (25 %)."
+    assert not [line for line in objectives_table([none, best]).notes() if "still gains" in line]
