@@ -5,7 +5,7 @@
 L_main is divided by the target units of the global batch, the others by its labelled slots, so that α and λ weigh like against like.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from hkd.errors import UserError, check_choice, check_setting, check_settings
@@ -97,7 +97,7 @@ class TrainConfig:
     train_split: str = "train"  # what is trained on
     dev_split: str = "dev"  # what is evaluated during training
     train_share: float = 1.0  # of the split's utterances, by a rule that goes by id: a smaller share is part of a larger one
-    batch_seconds: float = 120.0  # of audio in the global batch of a step
+    batch_seconds: float = 0.0  # of audio in the global batch of a step; 0: a 40th of the speech, 15 to 120
     max_utterance_seconds: float = 40.0  # longer ones are left out, and said
     epochs: int = 0  # passes over the speech, in place of loop.max_steps
     min_coverage: float = 1.0  # share of the utterances that every head must have labels for
@@ -108,6 +108,10 @@ class TrainConfig:
     text: TextConfig = field(default_factory=TextConfig)  # sentences without sound beside the speech
     augment: AugmentConfig = field(default_factory=AugmentConfig)  # what is done to training utterances
     loop: TrainLoopConfig = field(default_factory=TrainLoopConfig)  # how long, how fast, how often
+
+    def fitted(self, seconds: float) -> "TrainConfig":
+        """With a batch size where none was given: what so much speech asks for."""
+        return self if self.batch_seconds else replace(self, batch_seconds=float(min(max(seconds / 40, 15), 120)))
 
     def max_steps(self, batches_per_epoch: int) -> int:
         """Updates of the weights: so many epochs, or loop.max_steps, or what the amount of speech asks for."""
@@ -126,7 +130,8 @@ class TrainConfig:
         check_settings(self, negative, "not be negative", lambda value: value >= 0)
         check_settings(self, shares, "lie between 0 and 1", lambda value: 0 <= value <= 1)
         check_settings(self, "train_share", "be above 0", lambda value: value > 0)
-        check_settings(self, "batch_seconds max_utterance_seconds", "be positive", lambda value: value > 0)
+        check_settings(self, "max_utterance_seconds", "be positive", lambda value: value > 0)
+        check_settings(self, "batch_seconds", "not be negative", lambda value: value >= 0)
         for level, stride in self.stride.items():
             check_setting(f"`stride.{level}`", stride, "be at least 1", stride >= 1)
         for name, value in (("text.share", self.text.share), ("condition_alone", self.condition_alone)):

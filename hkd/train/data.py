@@ -84,6 +84,7 @@ def open_data(
     left_out = tuple(u.id for u in train if frames[u.id] > limit) + tuple(u.id for u in dev if frames[u.id] > dev_limit)
     train = [u for u in train if frames[u.id] <= limit]
     dev = [u for u in dev if frames[u.id] <= dev_limit]
+    config = config.fitted(sum(frames[u.id] for u in train) / 100)
     found: dict[str, Any] = {
         "train": Manifest(train).digest,
         "dev": Manifest(dev).digest,

@@ -205,6 +205,7 @@ def train(
     run, Terminated on SIGTERM (state saved), HkdError where the loss is not finite.
     """
     data = open_data(config, manifest=manifest, alignment=alignment, units=units, labels=labels, run=folder)
+    config = data.config
     plan = BatchPlan(
         [data.frames[u.id] for u in data.train],
         batch_frames=config.batch_seconds * 100,

@@ -44,3 +44,19 @@ def test_what_a_run_began_with_is_checked_once_and_what_changed_is_checked_again
     untimed = [replace(u, duration=None) for u in utterances]  # how long the sound is, its file alone tells
     manifests.write(project / "untimed.jsonl", untimed)
     assert open_data(config, manifest=project / "untimed.jsonl", run=folder, **inputs).needed
+
+
+def test_steps_and_batches_follow_the_amount_of_speech(labelled: Path, caplog: pytest.LogCaptureFixture) -> None:
+    default = TrainConfig()
+    assert [default.fitted(hours * 3600).batch_seconds for hours in (0.1, 0.5, 1, 960)] == [15, 45, 90, 120]
+    assert default.max_steps(10) == 800
+    assert default.max_steps(28_800) == 345_600  # LibriSpeech-960: 12 epochs
+    assert replace(default, epochs=3).max_steps(10) == 30
+    assert build(TrainConfig, {"loop": {"max_steps": 7}, "batch_seconds": 33.0}, where="train").fitted(1e6).batch_seconds == 33
+    assert build(TrainConfig, {"loop": {"max_steps": 7}}, where="train").max_steps(10) == 7
+    both = build(TrainConfig, {"epochs": 2, "loop": {"max_steps": 7}}, where="train")
+    assert run.contradictions(both, 20) == ["`epochs` is 2 and wins over `loop.max_steps`, 7. Take one of them out."]
+    inputs = {"units": labelled / "units", "alignment": labelled / "alignment.arrow", "labels": labelled / "shards"}
+    opened = open_data(build(TrainConfig, {}, where="train"), manifest=labelled / "manifest.jsonl", **inputs)
+    assert opened.config.batch_seconds == 15
+    assert opened.identity["train"]["batch_seconds"] == 15
