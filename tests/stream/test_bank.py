@@ -68,9 +68,8 @@ def test_draws_back_off_from_both_neighbours_to_one_to_none() -> None:
     assert {d[0] for d in drawn} == {LEAST + 2}
     assert {known.draw([2, 0, 2], random)[1] for _ in range(100)} == set(range(LEAST + 1))
     assert {known.draw([2, 0, 1], random)[1] for _ in range(100)} == set(range(LEAST + 2))
-    known.check(np.array([0, 2, 0], np.int32))
-    with pytest.raises(UserError, match="but B, C is not there"):
-        bank([0], [0], [0], [1]).check(np.array([0, 2, 1], np.int32))
+    assert known.lacking(np.array([0, 2, 0], np.int32)) == []
+    assert bank([0], [0], [0], [1]).lacking(np.array([0, 2, 1], np.int32)) == ["B", "C"]
 
 
 def test_frames_of_segments_and_their_posteriors() -> None:
