@@ -43,6 +43,7 @@ def train(
         hkd train --labels shards/ --set encoder.name=facebook/wav2vec2-base --set loop.learning_rate=5e-5
         torchrun --nproc-per-node 4 -m -- hkd train --labels shards/ --run four
     """
+    from hkd.loop import is_main_process
     from hkd.pipeline import stages
     from hkd.train.config import TrainConfig
     from hkd.train.data import open_data, show_data
@@ -65,6 +66,8 @@ def train(
         report = stages.train(
             here, name, table, labels=place, device=device or "auto", tensorboard=tensorboard, progress=progress
         )
+    if not is_main_process():
+        return
     if report.was_done:
         say(f"{folder} is done: nothing to do.")
     emit(report.to_json(), as_json, lambda _: _summary(report.metrics, report.parameters, folder))

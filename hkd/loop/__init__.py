@@ -8,6 +8,6 @@
 - Killed at any moment and started again, a run ends with the same weights and the same metrics.jsonl, byte for byte.
 """
 
-from hkd.loop.run import LoopConfig, Task, Terminated, fit, learning_rate
+from hkd.loop.run import LoopConfig, Task, Terminated, fit, is_main_process, learning_rate
 
-__all__ = ["LoopConfig", "Task", "Terminated", "fit", "learning_rate"]
+__all__ = ["LoopConfig", "Task", "Terminated", "fit", "is_main_process", "learning_rate"]

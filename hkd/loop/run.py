@@ -86,6 +86,11 @@ class LoopConfig:
             raise UserError("`best_by` must name a figure of the evaluation where `patience` is given, but is empty.")
 
 
+def is_main_process() -> bool:
+    """Whether this process is the one that writes and reports: the first of those that torchrun started, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def learning_rate(config: LoopConfig, step: int) -> float:
     """The learning rate of the update that follows `step` completed ones: linear warm-up, then the schedule."""
     if step < config.warmup_steps:

@@ -9,7 +9,6 @@ Shape letters: B utterances, T frames, V classes.
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, zip_longest
@@ -26,7 +25,7 @@ from hkd.errors import UserError
 from hkd.features.augment import NO_AUGMENTATION
 from hkd.features.cache import FeatureCache, FeatureSource, Wanted, mean_and_std
 from hkd.files import digest_of_json, write_bytes, write_json
-from hkd.loop import LoopConfig, fit
+from hkd.loop import LoopConfig, fit, is_main_process
 from hkd.loop.checkpoint import load_final
 from hkd.loop.record import begun_with, claim, finished, steps_done
 from hkd.loop.run import identity_of
@@ -251,12 +250,11 @@ def _train(
         long = "%d utterances are longer than max_utterance_seconds, or than the encoder can read, and left out (%s ...)"
         log.warning(long, len(data.left_out), data.left_out[0])
     task = make_task(data, plan, max_steps=loop.max_steps, run=folder)
-    is_main_process = os.environ.get("RANK", "0") == "0"
-    if is_main_process:
+    if is_main_process():
         claim(folder, whole)
         _write_settings(folder, data, task.student, coverage)
     metrics = fit(task, loop, folder, identity=data.identity, device=device, **more)
-    if is_main_process:
+    if is_main_process():
         export(folder, data, task.student, digest_of_json(whole))
     return metrics
 
