@@ -1,5 +1,6 @@
 """Pages of the site that follow from other files: the commands and settings from the code, the pipelines' results, README as the home page."""
 
+import inspect
 import re
 import subprocess
 import sys
@@ -7,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+
+import hkd
 
 ROOT = Path(__file__).parents[1]
 
@@ -17,8 +21,29 @@ def _printed(*command: str) -> str:
     return subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 
+def _undocumented() -> list[str]:
+    """Public names of hkd that the page of the Python API lacks, and those without a docstring, methods included."""
+    page, found = (ROOT / "docs" / "reference" / "api.md").read_text(encoding="utf-8"), []
+    for name in hkd.__all__:
+        value = getattr(hkd, name)
+        own = (
+            {f"{name}.{part}": member for part, member in vars(value).items() if not part.startswith("_")}
+            if inspect.isclass(value)
+            else {}
+        )
+        silent = [
+            part for part, member in own.items() if (callable(member) or isinstance(member, property)) and not member.__doc__
+        ]
+        found += (
+            [f"{name} (not in reference/api.md)"] * (not re.search(rf"\b{name}\b", page)) + silent + [name] * (not value.__doc__)
+        )
+    return found
+
+
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
-    """Add the generated pages."""
+    """Add the generated pages. Raises PluginError where a public name is not documented."""
+    if undocumented := _undocumented():
+        raise PluginError(f"public names must be documented, but are not: {', '.join(undocumented)}")
     tables = [
         "prepare", "normalisation", "units", "align", "tie", "words", "sentences", "lm", "dump", "averages", "bank", "train", "evaluate", "report",
     ]  # fmt: skip
