@@ -2,6 +2,7 @@
 
 import json
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,7 +25,9 @@ Set = Annotated[
 ]
 
 QUIET_INTERVAL_S = 10.0
-FACTS_WIDTH = 60
+FACTS_WIDTH = 60  # characters, where the terminal has room for them
+NAME_WIDTH = 24
+BAR_WIDTH, SHORT_BAR_WIDTH, BESIDE_BAR = 24, 8, 30  # BESIDE_BAR: share, time gone, time to go, and the blanks between
 
 
 def console() -> Console:
@@ -59,12 +62,12 @@ def with_options(table: Mapping[str, Any], assignments: Sequence[str] | None, ow
     return merge(merge(table, parse_overrides(assignments or (), own)), given(**options))
 
 
-def show_facts(facts: Mapping[str, float | str]) -> str:
-    """Progress facts in a line, loss and error rates first; numbers with four significant digits; what does not fit is left out."""
+def show_facts(facts: Mapping[str, float | str], width: int = FACTS_WIDTH) -> str:
+    """Progress facts in a line, loss and error rates first; numbers with four significant digits; what does not fit in `width` is left out."""
     shown = ""
     for name, value in sorted(facts.items(), key=lambda fact: not fact[0].endswith("wer") and fact[0] != "loss"):
         fact = f"{name}={value if isinstance(value, str) else format(value, '.4g')}"
-        if len(shown) + len(fact) < FACTS_WIDTH:
+        if len(shown) + len(fact) < width:
             shown += f" {fact}"
     return shown.strip()
 
@@ -72,11 +75,12 @@ def show_facts(facts: Mapping[str, float | str]) -> str:
 class Bars:
     """Work under way: on a terminal a bar each, with share, time gone and time to go; elsewhere a line every ten seconds, on stderr."""
 
-    def __init__(self, bars: Progress | None) -> None:
-        self._bars = bars
+    def __init__(self, bars: Progress | None, *, facts_width: int = FACTS_WIDTH) -> None:
+        self._bars, self._facts_width = bars, facts_width
         self._tasks: dict[str, TaskID] = {}
         self._began: dict[str, float] = {}
         self._said: dict[str, float] = {}
+        self._last: dict[str, tuple[float, float, Mapping[str, float | str]]] = {}  # of what is under way
 
     def begin(self, name: str) -> None:
         """Begin to show it, without a word."""
@@ -86,15 +90,31 @@ class Bars:
 
     def progress(self, name: str, done: float, total: float, facts: Mapping[str, float | str]) -> None:
         """How far it has come."""
+        self._last[name] = done, total, facts
         if self._bars is not None:
-            self._bars.update(self._tasks[name], completed=done, total=total, facts=show_facts(facts))
-            return
-        now = time.monotonic()
-        if now - self._said[name] >= QUIET_INTERVAL_S or done >= total:
-            self._said[name] = now
-            gone, share = now - self._began[name], done / total if total else 1.0
-            to_go = gone * (1 - share) / share if share else float("inf")
-            say(f"{name}: {share:.0%} after {gone:.0f} s, {to_go:.0f} s to go {show_facts(facts)}".rstrip())
+            shown = show_facts(facts, self._facts_width - max(0, len(name) - NAME_WIDTH))
+            self._bars.update(self._tasks[name], completed=done, total=total, facts=shown)
+        elif done >= total or time.monotonic() - self._said[name] >= QUIET_INTERVAL_S:
+            self._say(name)
+
+    def _say(self, name: str) -> None:
+        self._said[name] = now = time.monotonic()
+        done, total, facts = self._last.get(name, (0.0, 0.0, {}))
+        gone, share = now - self._began[name], done / total if total else 0.0
+        to_go = f", {gone * (1 - share) / share:.0f} s to go" if share else ""
+        say(f"{name}: {share:.0%} after {gone:.0f} s{to_go} {show_facts(facts)}".rstrip())
+
+    def say_again(self) -> None:
+        """How far that has come of which nothing has been heard for ten seconds."""
+        for name in list(self._began):
+            if time.monotonic() - self._said[name] >= QUIET_INTERVAL_S:
+                self._say(name)
+
+    def end(self, name: str) -> None:
+        """It has come to its end."""
+        self._began.pop(name)
+        if self._bars is not None and name in self._last:
+            self._bars.update(self._tasks[name], completed=self._last[name][1])
 
     def skipped(self, stage: str) -> None:
         """A stage that is up to date."""
@@ -107,6 +127,7 @@ class Bars:
 
     def finished(self, stage: str, summary: str, seconds: float) -> None:
         """A stage has ended."""
+        self._began.pop(stage, None)
         if self._bars is None:
             say(f"{stage}: {summary} ({seconds:.0f} s)")
         else:
@@ -119,11 +140,28 @@ def bars() -> Iterator[Bars]:
     """Bars while something is done."""
     terminal = console()
     if not terminal.is_terminal:
-        yield Bars(None)
+        plain, ended = Bars(None), threading.Event()
+
+        def watch() -> None:
+            while not ended.wait(1.0):
+                plain.say_again()
+
+        threading.Thread(target=watch, daemon=True).start()
+        try:
+            yield plain
+        finally:
+            ended.set()
         return
-    columns = (TextColumn("{task.description:<24}"), BarColumn(bar_width=24), TaskProgressColumn(), TimeElapsedColumn())
+    room = terminal.width - NAME_WIDTH - BESIDE_BAR
+    width = BAR_WIDTH if room >= BAR_WIDTH + FACTS_WIDTH // 2 else SHORT_BAR_WIDTH
+    columns = (
+        TextColumn(f"{{task.description:<{NAME_WIDTH}}}"),
+        BarColumn(bar_width=width),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[facts]}"), console=terminal) as shown:
-        yield Bars(shown)
+        yield Bars(shown, facts_width=min(FACTS_WIDTH, room - width))
 
 
 @contextmanager
@@ -132,3 +170,4 @@ def progress_bar(title: str) -> Iterator[ProgressCallback]:
     with bars() as shown:
         shown.begin(title)
         yield lambda done, total, **facts: shown.progress(title, done, total, facts)
+        shown.end(title)

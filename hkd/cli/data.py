@@ -130,10 +130,13 @@ def tie(
     """
     from dataclasses import asdict
 
+    from hkd.config import build
+    from hkd.labelling.tie import TieConfig
     from hkd.pipeline import stages
 
     here = project()
     table = with_options(here.table("tie"), assignments, "tie", num_senones=num_senones)
+    num_asked = build(TieConfig, table, where="[tie]").num_senones
     with progress_bar("tie") as progress:
         report = stages.tie(here, table, overwrite=overwrite, progress=progress)
 
@@ -141,6 +144,8 @@ def tie(
         lines = [
             f"{value['senones']} senones of {value['phones']} phones, by {value['hours']:g} hours; {value['utterances']} utterances"
         ]
+        if value["senones"] < num_asked:
+            lines.append(f"Fewer than {num_asked}: each must have enough frames (min_frames).")
         return "\n".join([*lines, *(f"  {name}: {reason}" for name, reason in value["failed"].items())])
 
     emit(asdict(report), json_, render)

@@ -1,6 +1,7 @@
 """`hkd labels`: look at label stores, check them, change their form. A store is a folder or a URL."""
 
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -53,16 +54,19 @@ def show(
         hkd labels show hello-world --labels shards/senone --top 3
     """
     from hkd.align.alignment import Alignment
-    from hkd.errors import UserError
+    from hkd.errors import UserError, did_you_mean
     from hkd.labels.card import show as show_rows
     from hkd.labels.card import text
     from hkd.labels.store import open_stores
 
     here = project()
     alignment = Alignment(here.alignment) if here.alignment.is_file() else None
-    readers = {name: reader for name, reader in open_stores(labels or here.labels).items() if utterance in reader}
+    stores = open_stores(labels or here.labels)
+    readers = {name: reader for name, reader in stores.items() if utterance in reader}
     if not readers:
-        raise UserError(f"UTTERANCE must be in a store below {labels or here.labels}, but '{utterance}' is in none.")
+        hint = did_you_mean(utterance, chain.from_iterable(reader.ids for reader in stores.values()))
+        remedy = hint or " The ids are those of the manifest."
+        raise UserError(f"UTTERANCE must be in a store below {labels or here.labels}, but '{utterance}' is in none.{remedy}")
     value = {name: show_rows(reader, utterance, top=top, alignment=alignment) for name, reader in readers.items()}
     emit(value, as_json, lambda all_: "\n\n".join(f"{name}\n{text(rows)}" for name, rows in all_.items()))
 
