@@ -127,12 +127,8 @@ def _render(report: dict[str, Any]) -> str:
     figures = report["quality"] or {}
     shown = {key: value for key, value in figures.items() if value is not None}
     if shown:
-        lines.append(
-            "  ".join(
-                f"{key.replace('_', ' ')} {value if isinstance(value, str) else format(value, '.4g')}"
-                for key, value in shown.items()
-            )
-        )
+        figures_shown = (f"{key.replace('_', ' ')} {v if isinstance(v, str) else format(v, '.4g')}" for key, v in shown.items())
+        lines.append(f"Quality: {', '.join(figures_shown)}.")
     if report["go_on"]:
         lines.append(f"Go on with: {report['go_on']}")
     return "\n".join(lines)
