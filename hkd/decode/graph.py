@@ -15,6 +15,8 @@ Shape letters: B utterances, T slots of 10 ms, V senones.
 """
 
 import contextlib
+import json
+import logging
 import math
 import os
 import sys
@@ -33,22 +35,32 @@ from numpy.typing import NDArray
 from hkd.arpa import START, STOP, Arpa, write_arpa
 from hkd.decode.lm import read_word_ngram, usable_words
 from hkd.errors import UserError, check_setting
+from hkd.files import digest_of, digest_of_file, write_json
+from hkd.remote import cached
 from hkd.units.inventory import UnitInventory
 from hkd.units.level import SENONE
 from hkd.units.lexicon import Lexicon
 from hkd.units.tying import Tying
 
+log = logging.getLogger(__name__)
+
+FORMAT = 1  # of graphs in the cache: another where they are built in another way
 EPSILON, BACKOFF = "<eps>", "#0"
 SILENCE_PROBABILITY = 0.5  # between words, and at both ends
 
 
 @dataclass(frozen=True, kw_only=True)
 class Graph:
-    """`fst`: a kaldifst.StdVectorFst; `words`: of its output labels, ε first."""
+    """`fst`: a kaldifst.StdVectorFst; `words`: of its output labels, ε first; `note`: what to say of the n-gram where words are left out."""
 
     fst: Any
     words: tuple[str, ...]
-    num_states: int
+    note: str
+
+    @property
+    def num_states(self) -> int:
+        """States of `fst`."""
+        return int(self.fst.num_states)
 
 
 def kaldi_module(name: str) -> Any:
@@ -61,12 +73,25 @@ def kaldi_module(name: str) -> Any:
         raise UserError(f"graphs and tables of Kaldi need the package {name}. Install it: pip install 'hkd[kaldi]'.") from None
 
 
+def open_graph(arpa: Path, *, tying: Tying, lexicon: Lexicon) -> Graph:
+    """The graph of a word n-gram, built once and kept in the cache for what reads the same three. Raises as `build_graph` and `cached`."""
+    key = digest_of([str(FORMAT), digest_of_file(arpa), tying.digest, lexicon.digest])
+    built = cache(lambda: build_graph(arpa, tying=tying, lexicon=lexicon))
+
+    def write_words(path: Path) -> None:
+        write_json(path, {"words": built().words, "note": built().note})
+
+    table = json.loads(cached("graphs", f"{key}.json", write_words).read_text(encoding="utf-8"))
+    fst = cached("graphs", f"{key}.fst", lambda path: built().fst.write(str(path)))
+    return Graph(fst=kaldi_module("kaldifst").StdVectorFst.read(str(fst)), words=tuple(table["words"]), note=table["note"])
+
+
 def build_graph(arpa: Path, *, tying: Tying, lexicon: Lexicon) -> Graph:
     """The graph of a word n-gram. Raises UserError where the file is no ARPA file, or shares no word with the lexicon."""
     kaldifst = kaldi_module("kaldifst")
     variants = cache(partial(_pronunciations, lexicon))
     ngram = read_word_ngram(arpa)
-    can_say = usable_words(arpa, ngram.words, lambda word: bool(variants(word)), rule="the lexicon can pronounce")
+    can_say, note = usable_words(arpa, ngram.words, lambda word: bool(variants(word)), rule="the lexicon can pronounce")
     spoken = {word: variants(word) for word in can_say}
     words = (EPSILON, *sorted(spoken), BACKOFF, START, STOP)
     number = {word: place for place, word in enumerate(words)}
@@ -97,7 +122,7 @@ def build_graph(arpa: Path, *, tying: Tying, lexicon: Lexicon) -> Graph:
     kaldifst.arcsort(relabelled, "ilabel")
     whole = kaldifst.StdVectorFst(kaldifst.compose(_states_fst(kaldifst, list(number_of)), relabelled))
     kaldifst.connect(whole)
-    return Graph(fst=whole, words=words, num_states=whole.num_states)
+    return Graph(fst=whole, words=words, note=note)
 
 
 def _pronunciations(lexicon: Lexicon, word: str) -> list[tuple[str, ...]]:
@@ -256,7 +281,9 @@ class HybridSearch:
                 f"to be searched here, but has {inventory.digest[:12]} instead. Write its likelihoods for Kaldi: `hkd likelihoods`."
             )
         self.config, self._log_prior_V = config, log_prior_V
-        self.graph: Graph = build_graph(arpa, tying=tying, lexicon=lexicon)
+        self.graph: Graph = open_graph(arpa, tying=tying, lexicon=lexicon)
+        if self.graph.note:
+            log.warning("%s %s", arpa, self.graph.note)
         self.symbols = self.graph.words
         self._kaldifst, self._decoder = kaldi_module("kaldifst"), kaldi_module("kaldi_decoder")
 

@@ -6,7 +6,6 @@
   it is noise.
 """
 
-import logging
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,13 +17,11 @@ from hkd.arpa import START, STOP, UNKNOWN, ZERO, Arpa, read_arpa
 from hkd.errors import UserError
 from hkd.teachers.base import Sentence, Teacher
 
-log = logging.getLogger(__name__)
-
 History = tuple[int, ...]
 
 
-def usable_words(lm: str | Path, words: Sequence[str], is_usable: Callable[[str], bool], *, rule: str) -> list[str]:
-    """The words that a search can give, as `rule` says ("the lexicon can pronounce"); a warning counts those that are left out.
+def usable_words(lm: str | Path, words: Sequence[str], is_usable: Callable[[str], bool], *, rule: str) -> tuple[list[str], str]:
+    """The words that a search can give, as `rule` says ("the lexicon can pronounce"), and what to say of `lm` where others are left out ("" where none is).
 
     Raises UserError where no word is left.
     """
@@ -37,10 +34,10 @@ def usable_words(lm: str | Path, words: Sequence[str], is_usable: Callable[[str]
     if not usable:
         remedy = hint or " Give one in the language and spelling of the student's transcripts."
         raise UserError(f"{lm} must hold words that {rule}, but none of its {len(words):,} is one.{remedy}")
-    if others:
-        named = ", ".join(others[:3]) + (" ..." if len(others) > 3 else "")
-        log.warning("%s must hold words that %s: %d of %d are left out (%s).%s", lm, rule, len(others), len(words), named, hint)
-    return usable
+    if not others:
+        return usable, ""
+    named = ", ".join(others[:3]) + (" ..." if len(others) > 3 else "")
+    return usable, f"must hold words that {rule}: {len(others)} of {len(words)} are left out ({named}).{hint}"
 
 
 def read_word_ngram(path: Path) -> Arpa:

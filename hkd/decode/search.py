@@ -1,5 +1,6 @@
 """The search over a CTC student's output: its settings, and logits to unit ids with a language model beside it."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -14,6 +15,8 @@ from hkd.decode.graph import HybridConfig
 from hkd.decode.lm import ArpaLm, TeacherLm, usable_words
 from hkd.errors import UserError, check_setting
 from hkd.units.subword import SubwordModel
+
+log = logging.getLogger(__name__)
 
 DECODERS = ("greedy", "beam")
 
@@ -56,7 +59,9 @@ class Search:
             if isinstance(self._words, ArpaLm):
                 pieces = cache(lambda word: subwords.encode([word])[0].tolist())
                 rule = "the student's pieces can spell"
-                spelled = usable_words(lm, self._words.words, lambda word: subwords.unknown not in pieces(word), rule=rule)
+                spelled, note = usable_words(lm, self._words.words, lambda word: subwords.unknown not in pieces(word), rule=rule)
+                if note:
+                    log.warning("%s %s", lm, note)
                 if config.lexicon:
                     self._lexicon = prefix_tree(spelled, pieces, self._words.unigram)
 

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
@@ -21,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkd.errors import MissingPackageError, UserError
+from hkd.files import digest_of, digest_of_file
 from hkd.lines import numbered_lines
 from hkd.units.inventory import UnitInventory
 from hkd.units.level import MONOPHONE
@@ -163,6 +165,12 @@ class Lexicon:
         self._stress, self._within = stress, None if within is None else frozenset(within)
         self._is_own = path is not None
         self._guessed = lru_cache(maxsize=1 << 17)(self._checked_guess)  # a large text has a million unknown words
+
+    @cached_property
+    def digest(self) -> str:
+        """What its pronunciations hang on, predicted ones included."""
+        parts = [digest_of_file(self.path), str(self._stress), str(self._is_own), version("g2p_en")]
+        return digest_of([*parts, str(self._within is None), *sorted(self._within or ())])
 
     @cached_property
     def _rows(self) -> list[tuple[str, tuple[str, ...], float | None]]:

@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkd.errors import UserError
-from hkd.files import digest_of, write_bytes, write_json
+from hkd.files import digest_of, digest_of_file, digest_of_json, write_bytes, write_json
 from hkd.units.inventory import UnitInventory
 from hkd.units.kaldi import ContextTree, parse_tree
 from hkd.units.level import MONOPHONE, SENONE
@@ -159,6 +159,11 @@ class Tying(ABC):
     def states(self, window: tuple[int, ...]) -> tuple[int, ...]:
         """The senones of the central phone of a window of labels. Raises UserError where there are none."""
 
+    @property
+    def digest(self) -> str:
+        """What its states hang on."""
+        return digest_of_json(self.to_json())
+
     @abstractmethod
     def to_json(self) -> dict[str, Any]:
         """What `load_tying` reads."""
@@ -249,6 +254,11 @@ class StateTying(Tying):
     def to_json(self) -> dict[str, Any]:
         """What says that a project's units are of a model definition that lies beside."""
         return {"format": FORMAT, "name": "pocketsphinx"}
+
+    @property
+    def digest(self) -> str:
+        """Of the model definition."""
+        return digest_of_file(self.path)
 
     @cached_property
     def _owner_V2(self) -> NDArray[np.int32]:

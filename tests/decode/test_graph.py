@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from hkd.decode.graph import SILENCE_PROBABILITY, HybridConfig, HybridSearch, build_graph, log_likelihoods, log_priors
+from hkd.decode.graph import SILENCE_PROBABILITY, HybridConfig, HybridSearch, build_graph, log_likelihoods, log_priors, open_graph
 from hkd.errors import UserError
 from hkd.units.inventory import UnitInventory
 from hkd.units.kaldi import PDF_CLASS, ContextTree, Leaf, Split, Table
@@ -195,11 +195,36 @@ def test_likelihoods_are_posteriors_over_priors() -> None:
 def test_words_that_nobody_can_pronounce_are_left_out_and_told(
     tmp_path: Path, tying: Tying, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    graph = build_graph(write_arpa(tmp_path / "a.arpa", WORDS | {"mp3": -2.0}), tying=tying, lexicon=Lexicon())
-    assert "mp3" not in graph.words
-    [message] = caplog.messages
-    assert message.endswith("a.arpa must hold words that the lexicon can pronounce: 1 of 5 are left out (mp3).")
-    assert capfd.readouterr().err == ""
+    path = write_arpa(tmp_path / "a.arpa", WORDS | {"mp3": -2.0})
+    inventory, prior_V = tying.inventories[SENONE], np.zeros(len(tying.inventories[SENONE]), np.float32)
+    for _ in range(2):  # the second time from the cache
+        search = HybridSearch(HybridConfig(), inventory, prior_V, path, tying=tying, lexicon=Lexicon())
+        assert "mp3" not in search.symbols
+        [message] = caplog.messages
+        assert message.endswith("a.arpa must hold words that the lexicon can pronounce: 1 of 5 are left out (mp3).")
+        assert capfd.readouterr().err == ""
+        caplog.clear()
+
+
+def test_a_graph_is_built_once_and_again_where_anything_that_it_is_made_of_differs(
+    tmp_path: Path, tying: Tying, arpa: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HKD_CACHE", str(tmp_path / "cache"))
+    first, built = open_graph(arpa, tying=tying, lexicon=Lexicon()), build_graph(arpa, tying=tying, lexicon=Lexicon())
+    assert (first.words, first.num_states) == (built.words, built.num_states)
+    calls: list[Path] = []
+    monkeypatch.setattr("hkd.decode.graph.build_graph", lambda path, **rest: calls.append(path) or build_graph(path, **rest))
+    again = open_graph(arpa, tying=tying, lexicon=Lexicon())
+    assert (again.words, again.num_states) == (built.words, built.num_states)
+    assert calls == []
+    (tmp_path / "own.dict").write_text("ready R EH D\nred R EH D IY\n")
+    open_graph(arpa, tying=tying, lexicon=Lexicon(tmp_path / "own.dict"))
+    assert calls == [arpa]
+    (tmp_path / "own.dict").write_text("ready R EH D IY\nred R EH D\n")  # edited in place
+    open_graph(arpa, tying=tying, lexicon=Lexicon(tmp_path / "own.dict"))
+    other = write_arpa(tmp_path / "other.arpa", WORDS | {"ready": -1.5})
+    open_graph(other, tying=tying, lexicon=Lexicon())
+    assert calls == [arpa, arpa, other]
 
 
 def test_what_cannot_be_searched_is_refused(tmp_path: Path, tying: Tying, arpa: Path) -> None:
