@@ -25,13 +25,13 @@ USUAL_EPOCHS, LEAST_STEPS = 12, 800  # of a training that says neither how many 
 class KdConfig:
     """How a head learns from a teacher's top-k."""
 
-    tail: str = "ghost"  # ghost | renormalised | gold-residual | sampled
+    tail: str = "auto"  # ghost | renormalised | gold-residual | sampled | auto: what the store asks for, else ghost
     temperature: float = 1.0  # the teacher's; one that the store has been dumped with
     student_temperature: float = 0.0  # 0: the teacher's, and the loss times T² (Hinton); 1 with T = 3 is Futami 2020
     where: str = "frames"  # frames | segments (the head reads the segment's mean) | ctc (frames weighted by CTC occupancies)
 
     def __post_init__(self) -> None:
-        check_choice("`kd.tail`", self.tail, TAILS)
+        check_choice("`kd.tail`", self.tail, ("auto", *TAILS))
         check_choice("`kd.where`", self.where, WHERE)
         check_setting("`kd.temperature`", self.temperature, "be positive", self.temperature > 0)
         check_setting("`kd.student_temperature`", self.student_temperature, "not be negative", self.student_temperature >= 0)

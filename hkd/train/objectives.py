@@ -275,6 +275,12 @@ def _kd(config: TrainConfig, store: str) -> KdConfig:
     return config.kds.get(store, config.kd)
 
 
+def _fitted(kd: KdConfig, reader: LabelReader) -> KdConfig:
+    """With what the store asks for where `tail` is auto."""
+    usual = "renormalised" if is_projected(reader) else "sampled" if reader.spec.selection == "sample" else "ghost"
+    return replace(kd, tail=usual) if kd.tail == "auto" else kd
+
+
 def slots_of(config: TrainConfig, level: str) -> int:
     """Slots an encoder frame of a level's heads."""
     return config.slots.get(level, default_slots(level))
@@ -356,7 +362,7 @@ def _hard_head(given: "Given", level: str) -> Taught:
 
 
 def _auxiliary(given: "Given", store: str) -> Taught:
-    join, kd = given.join, _kd(given.config, store)
+    join, kd = given.join, _fitted(_kd(given.config, store), given.join.stores[store].reader)
     joined, spec = join.stores[store], join.stores[store].reader.spec
     head = given.head(f"kd-{store}", joined.level, "aux", joined.num_units)
     if kd.where == "ctc":
@@ -473,7 +479,7 @@ def plain_main(given: Given) -> Term:
 def mixed_main(given: Given) -> Term:
     """The main output against the reference mixed with the teacher's labels."""
     config, [store] = given.config, given.needs.stores
-    kd, hybrid = _kd(config, store), config.main == SENONE
+    kd, hybrid = _fitted(_kd(config, store), given.join.stores[store].reader), config.main == SENONE
     where = ("frames",) if hybrid else ("frames", "ctc")
     rule = f"be {' or '.join(where)} with interpolation (every frame of the main output is taught)"
     check_setting("`kd.where`", kd.where, rule, kd.where in where, "Take --set kd.where=frames.")

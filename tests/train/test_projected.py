@@ -32,10 +32,9 @@ def test_interpolation_trains_on_a_projected_store(prepared: Path, tiny: dict[st
     settings = {**tiny, "objective": "interpolation", "loop": {**tiny["loop"], "max_steps": 2}}
     with pytest.raises(UserError, match=r"`kd\.tail` must be renormalised for label store 'subword'"):
         open_data(
-            build(TrainConfig, settings, where="train"), manifest=prepared / "manifest.jsonl", units=prepared / "units", alignment=None,
-            labels=tmp_path / "shards",
+            build(TrainConfig, {**settings, "kd": {"tail": "ghost"}}, where="train"), manifest=prepared / "manifest.jsonl",
+            units=prepared / "units", alignment=None, labels=tmp_path / "shards",
         )  # fmt: skip
-    settings["kd"] = {"tail": "renormalised"}
     own_pieces = load_teacher(str(folder), unit="subword", device="cpu")
     dump(prepared / "manifest.jsonl", tmp_path / "shards" / "gpt2", own_pieces, config=DumpConfig(k=8))
     for objective, chosen in {"interpolation": "subword", "auxiliary": "gpt2", "hierarchical": "gpt2"}.items():  # each its kind
@@ -44,6 +43,8 @@ def test_interpolation_trains_on_a_projected_store(prepared: Path, tiny: dict[st
             units=prepared / "units", alignment=prepared / "alignment.arrow", labels=tmp_path / "shards",
         )  # fmt: skip
         assert data.needs.stores == (chosen,)
+        tails = {term.kd.tail for term in data.plan.terms if term.reads}
+        assert tails == {"renormalised" if chosen == "subword" else "ghost"}  # what the store asks for
     train(
         build(TrainConfig, settings, where="train"), tmp_path / "run", manifest=prepared / "manifest.jsonl", units=prepared / "units",
         labels=tmp_path / "shards", device="cpu",
