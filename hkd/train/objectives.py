@@ -37,7 +37,7 @@ class Term:
     name: str  # as metrics call it
     head: str | None = None
     store: str | None = None
-    kd: KdConfig = field(default_factory=KdConfig)
+    kd: KdConfig = field(default_factory=lambda: KdConfig(tail="ghost"))
     column: int | None = None  # of lse_NJ, for the teacher's temperature
 
     @property

@@ -56,7 +56,7 @@ def ghost_kl(logp_MV: Tensor, logits_MV: Tensor, ids_MK: Tensor) -> Tensor:
 
 def test_frames_sum_the_divergence_over_labelled_slots(example: Any) -> None:
     batch, output, logp_NV = example
-    term = KdTerm(name=HEAD, head=HEAD, store="x", kd=KdConfig())
+    term = KdTerm(name=HEAD, head=HEAD, store="x", kd=KdConfig(tail="ghost"))
     soft = batch.soft["x"]
     expected = ghost_kl(logp_NV[soft.position_M], output.heads[HEAD], soft.ids_NK[soft.position_M]).sum()
     assert float(term.loss(batch, output)) == pytest.approx(float(expected), rel=1e-5)
@@ -66,7 +66,7 @@ def test_frames_sum_the_divergence_over_labelled_slots(example: Any) -> None:
 
 def test_segments_take_each_positions_mean_once(example: Any) -> None:
     batch, output, logp_NV = example
-    term = KdTerm(name=HEAD, head=HEAD, store="x", kd=KdConfig(where="segments"))
+    term = KdTerm(name=HEAD, head=HEAD, store="x", kd=KdConfig(tail="ghost", where="segments"))
     soft = batch.soft["x"]
     placed = [0, 1, 2, 3, 5]
     mean_MV = torch.stack([output.heads[HEAD][soft.position_M == n].mean(0) for n in placed])
@@ -80,7 +80,7 @@ def test_temperatures_soften_the_teacher_and_scale_the_loss_where_both_are_soft(
     example: Any, student_temperature: float, factor: float
 ) -> None:
     batch, output, logp_NV = example
-    kd = KdConfig(temperature=2.0, student_temperature=student_temperature)
+    kd = KdConfig(tail="ghost", temperature=2.0, student_temperature=student_temperature)
     term = KdTerm(name=HEAD, head=HEAD, store="x", kd=kd, column=0)
     soft = batch.soft["x"]
     softened_NV = torch.log_softmax(logp_NV / 2, -1)
@@ -138,7 +138,7 @@ def test_the_hybrids_interpolation_is_cross_entropy_against_mixed_targets(
     for b, has in enumerate(labelled):
         batch = batch if has else without_labels(batch, b)
     expected = -(mixed_SV * torch.log_softmax(output.logits_BTV.flatten(0, 1), -1)).sum()
-    kd = KdConfig(temperature=temperature, student_temperature=1.0)
+    kd = KdConfig(tail="ghost", temperature=temperature, student_temperature=1.0)
     term = HybridTerm(store="x", weight=0.3, kd=kd)
     assert float(term.loss(batch, output)) == pytest.approx(float(expected), rel=1e-5)
 
