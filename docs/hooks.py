@@ -64,7 +64,7 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, *, page: Page, **_: Any) -> str:
     """Links between folders of the repository → links between pages; files that are no pages are named, not linked."""
-    markdown = re.sub(r"\]\((?:\.\./)?pipelines/(\w+)/README\.md\)", r"](pipelines/\1.md)", markdown)
+    markdown = re.sub(r"\]\((?:\.\./)?((?:\.\./)*)pipelines/(\w+)/README\.md\)", r"](\1pipelines/\2.md)", markdown)
     markdown = re.sub(r"\]\(docs/", "](", markdown)
     if page.file.src_uri.startswith("pipelines/"):
         markdown = re.sub(r"\]\(\.\./\.\./docs/", "](../", markdown)
