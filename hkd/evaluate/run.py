@@ -86,12 +86,13 @@ def evaluate(
     spoken_by = next((folder for folder in (model_folder, units) if folder and (folder / LEXICON_FILE).exists()), None)
     is_plain, name = not tag and not splice, f"{split}-{splice}" if splice else split
     teacher = piece_teacher(run_folder, labels) if is_plain else None
-    heads = (
-        {} if not is_plain else frame_inputs(run_folder, alignment=alignment, labels=labels) | piece_inputs(run_folder, teacher)
-    )
+    heads: dict[str, Any] = {}
+    if is_plain:
+        heads = frame_inputs(run_folder, alignment=alignment, labels=labels) | piece_inputs(run_folder, teacher)
     inputs = _inputs(run_folder, part, config) | {"heads": heads, "lm": _lm_digest(lm)}
-    if splice:
-        inputs["splice"] = {"order": splice, "alignment": _aligned(alignment).digest}
+    cut_at = _aligned(alignment) if splice else None
+    if cut_at is not None:
+        inputs["splice"] = {"order": splice, "alignment": cut_at.digest}
     if spoken_by is not None:
         inputs["lexicon"] = digest_of_file(spoken_by / LEXICON_FILE)
     finished = _finished(run_folder, name, tag, inputs)
@@ -103,8 +104,8 @@ def evaluate(
     features = None if splice else features_on_disk(recogniser, part, config.features_cache)
     read: dict[str, Any] = {"batch_seconds": config.batch_seconds, "features": features}
     with tempfile.TemporaryDirectory() as folder:
-        if splice:
-            part, lost = spliced(part, _aligned(alignment), Path(folder), shuffled=splice == SHUFFLED)
+        if cut_at is not None:
+            part, lost = spliced(part, cut_at, Path(folder), shuffled=splice == SHUFFLED)
             if lost:
                 log.warning("%d utterances are not aligned or have one word, and are left out (%s ...)", len(lost), lost[0])
         decoded = decode(recogniser, part, n_best=config.n_best, progress=progress, **read)

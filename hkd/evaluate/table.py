@@ -206,7 +206,8 @@ def objectives_table(reports: Sequence[EvaluationReport], *, baselines: Sequence
         rows.append(_row(name, group, scores[name], {other: scores[other] for other in others}, draws))
     return Table(
         rows=tuple(rows), split=first.split, blocks="speaker" if by_speaker else "utterance", level=level, baselines=tuple(bases),
-        data=dict(first.data), fusion=tuple(_fusion_left(rows, groups, bases)), silence=tuple(silence_notes([report for group in groups.values() for report in group])),
+        data=dict(first.data), fusion=tuple(_fusion_left(rows, groups, bases)),
+        silence=tuple(silence_notes([report for group in groups.values() for report in group])),
     )  # fmt: skip
 
 

@@ -138,11 +138,9 @@ class ReportSettings:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class BankSettings:
+class BankSettings(BankConfig):
     """[bank]: how `hkd bank` makes a posterior bank for training on text."""
 
-    folds: int = BankConfig().folds  # parts of the speakers: each is heard by a student of the others
-    k: int = BankConfig().k  # units that are kept of each frame's posterior
     train: dict[str, Any] = field(default_factory=dict)  # what differs from [train]
 
 

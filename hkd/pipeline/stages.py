@@ -443,11 +443,8 @@ def run_sentences(folder: Path, settings: Settings, progress: Progress) -> str:
 
 def run_bank(folder: Path, settings: Settings, progress: Progress) -> str:
     """[bank]."""
-    from hkd.train.bank import BankConfig
-
     config = build(BankSettings, settings, where="[bank]")
-    of = BankConfig(folds=config.folds, k=config.k)
-    done = bank(Project.load(folder), folder / "bank", of, config.train, progress=progress)
+    done = bank(Project.load(folder), folder / "bank", config, config.train, progress=progress)
     return f"{done.segments:,} segments; right: {', '.join(f'{name} {share:.1%}' for name, share in done.right.items())}"
 
 

@@ -40,7 +40,7 @@ Found = dict[str, dict[str, NDArray[Any]]]  # utterance → HEAD/ids and HEAD/p,
 class BankConfig:
     """How a bank is made."""
 
-    folds: int = 5
+    folds: int = 5  # parts of the speakers: each is heard by a student of the others
     k: int = 16  # ids that are kept of a frame's posterior
 
     def __post_init__(self) -> None:

@@ -130,10 +130,8 @@ def _identity_of(config: TrainConfig) -> dict[str, Any]:
     else:
         for name in ("path", "labels", "bank"):  # where they lie does not count, their digests do
             del table["text"][name]
-    for kd in (table["kd"], *table["kds"].values()):
-        kd["tail"] = (
-            "ghost" if kd["tail"] == "auto" else kd["tail"]
-        )  # what it was called before auto; the store's digest says the rest
+    for kd in (table["kd"], *table["kds"].values()):  # auto was called ghost before; the store's digest says the rest
+        kd["tail"] = "ghost" if kd["tail"] == "auto" else kd["tail"]
     del table["encoder"]["upstream"], table["encoder"]["upstream_folder"]  # where it lies does not count, its digest does
     if not config.encoder.name:
         del table["encoder"]["name"]

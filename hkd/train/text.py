@@ -131,7 +131,7 @@ def _heard(whole: Manifest, bank: Bank, units: Units, path: str) -> Manifest:
     if len(lost) == len(whole):
         raise UserError(f"{said}. Add speech that has these phones, or other sentences.")
     logger.warning("%s. They are left out.", said)
-    return Manifest(u for u in whole if u.id not in lost)
+    return whole.where(lambda u: u.id not in lost)
 
 
 def _require(join: Join, min_coverage: float) -> None:
