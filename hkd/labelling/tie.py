@@ -140,7 +140,7 @@ def _statistics(manifest: Manifest, alignment: Alignment, config: TieConfig, pro
     """Sums of each state in context over at most `hours` of sound, utterances by the digest of their ids; and the seconds."""
     heard = manifest.where(lambda u: u.split == TRAIN) or manifest
     ids = sorted((u.id for u in heard if u.id in alignment), key=lambda name: digest_of([name]))
-    sums: dict[tuple[int, int, int, int], tuple[float, NDArray[np.float64], NDArray[np.float64]]] = {}
+    sums: dict[tuple[int, int, int, int], NDArray[np.float64]] = {}
     seconds = 0.0
     for number, name in enumerate(ids):
         if seconds > config.hours * 3600:
@@ -151,23 +151,19 @@ def _statistics(manifest: Manifest, alignment: Alignment, config: TieConfig, pro
         except ValueError:
             continue
         feats_TF = cepstra(read_audio(manifest.by_id(name)), row.num_frames)
-        cumulated = [np.concatenate([np.zeros((1, feats_TF.shape[1])), part.cumsum(0)]) for part in (feats_TF, feats_TF**2)]
+        frame_TG = np.concatenate([np.ones((len(feats_TF), 1)), feats_TF, feats_TF**2], 1)
+        sums_T1G = np.concatenate([np.zeros((1, frame_TG.shape[1])), frame_TG.cumsum(0)])
         for place, triple in enumerate(_triples(alignment, row)):
             for state in range(NUM_STATES):
                 first, last = bounds[NUM_STATES * place + state : NUM_STATES * place + state + 2].tolist()
                 key = (*triple, state)
-                old = sums.get(key, (0.0, 0.0, 0.0))
-                sums[key] = (old[0] + last - first, *(old[i + 1] + c[last] - c[first] for i, c in enumerate(cumulated)))
+                sums[key] = sums.get(key, 0.0) + sums_T1G[last] - sums_T1G[first]
         seconds += row.num_frames * FRAME_SHIFT_S
         progress(number + 1, len(ids))
     if not sums:
         raise UserError("tying states needs utterances with sound and an alignment, but there are none that fit.")
     keys = sorted(sums)
-    stats = Statistics(
-        context_M4=np.array(keys, np.int64), count_M=np.array([sums[key][0] for key in keys]),
-        sum_MF=np.stack([sums[key][1] for key in keys]), square_MF=np.stack([sums[key][2] for key in keys]),
-    )  # fmt: skip
-    return stats, seconds
+    return Statistics(context_M4=np.array(keys, np.int64), sums_MG=np.stack([sums[key] for key in keys])), seconds
 
 
 def cepstra(wave_S: NDArray[np.float32], num_frames: int) -> NDArray[np.float64]:
