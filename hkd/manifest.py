@@ -13,6 +13,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -50,7 +51,7 @@ class Utterance:
     def __reduce__(self) -> tuple[Any, ...]:
         """For pickle, which cannot store a read-only view of a dict."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
-        return _unpickled, ({**values, "extra": dict(self.extra)},)
+        return partial(Utterance, **{**values, "extra": dict(self.extra)}), ()
 
     @property
     def split(self) -> str | None:
@@ -62,10 +63,6 @@ class Utterance:
     def recording(self) -> str:
         """Which recording it was cut from: the extra field `recording`, else the audio file."""
         return str(self.extra.get("recording") or self.audio_filepath or self.id)
-
-
-def _unpickled(values: dict[str, Any]) -> Utterance:
-    return Utterance(**values)
 
 
 class Manifest(Sequence[Utterance]):
@@ -147,28 +144,32 @@ _FIELDS: dict[str, Kind] = {
 KNOWN_FIELDS = tuple(_FIELDS)
 
 
-def check_field(row: Mapping[str, Any], name: str, kind: Kind, *, needed: bool = False, called: str = "") -> None:
-    """Raise UserError where a row's field is missing although it is needed, or is of another kind. `called`: its name in the file."""
+def check_field(row: Mapping[str, Any], name: str, kind: Kind, *, needed: bool = False, called: str = "") -> Any:
+    """A row's field or None; any number as a float. Raises UserError where it is missing although needed, or of another kind.
+
+    `called`: its name in the file.
+    """
     value = row.get(name)
     if value is None and needed:
         raise UserError(f"field '{called or name}' must be there, but is missing.")
     if value is not None and type(value) not in kind[0]:
         raise UserError(f"field '{called or name}' must be {kind[1]}, but is {repr(value)[:60]}.")
+    try:
+        return float(value) if kind is NUMBER and value is not None else value
+    except OverflowError:
+        raise UserError(f"field '{name}' must be finite, but has {len(str(value))} digits.") from None
 
 
 def parse_line(line: str, folder: str | Path) -> Utterance:
     """One JSONL line → utterance. Raises UserError (without file and line: `read` adds them)."""
     row = parse_json(line)
+    known: dict[str, Any] = {}
     for name, kind in _FIELDS.items():
-        if type(row.get(name)) is kind[0][0]:
-            continue
-        check_field(row, name, kind, needed=name in ("id", "text"))
-        if kind is NUMBER and name in row and row[name] is not None:
-            try:
-                row[name] = float(row[name])
-            except OverflowError:
-                raise UserError(f"field '{name}' must be finite, but has {len(str(row[name]))} digits.") from None
-    known = {name: row[name] for name in _FIELDS if row.get(name) is not None}
+        value = row.get(name)
+        if type(value) is not kind[0][0]:
+            value = check_field(row, name, kind, needed=name in ("id", "text"))
+        if value is not None:
+            known[name] = value
     if "://" not in known.get("audio_filepath", "://"):
         # this is done for every utterance, and a Path costs six times as much
         known["audio_filepath"] = os.path.normpath(os.path.join(folder, known["audio_filepath"]))  # noqa: PTH118

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from hkd.corpora.collect import Report, Row, collect, is_hidden
+from hkd.corpora.collect import Options, Report, Row, collect, is_hidden
 from hkd.errors import HkdError, UserError
 from hkd.files import shipped
 from hkd.lines import first_line
@@ -97,11 +97,6 @@ def parse_card(table: Mapping[str, Any]) -> Card:
     return Card(**values)
 
 
-def load_card(name: str) -> Card:
-    """One of hkd's own cards."""
-    return parse_card(tomllib.loads((CARDS / f"{name}.toml").read_text(encoding="utf-8")))
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
     """Where a corpus' files are looked for. `root`: its folder, or that of its archives; `parts`: which of the publisher's, empty for all."""
@@ -140,13 +135,16 @@ class Corpus:
     @property
     def card(self) -> Card:
         """The corpus' card."""
-        return self.given if isinstance(self.given, Card) else load_card(self.given)
+        if isinstance(self.given, Card):
+            return self.given
+        return parse_card(tomllib.loads((CARDS / f"{self.given}.toml").read_text(encoding="utf-8")))
 
     def manifest(self, source: Source, progress: Progress) -> Manifest:
         """All parts' utterances, with the splits of those that have any. Raises UserError, HkdError."""
         found: list[Utterance] = []
+        options = Options(report=source.report, progress=progress)
         for part, folder, rows in self.read(self.card, source, progress):
-            whole, rule = collect(rows, folder, report=source.report, progress=progress), self.splits.get(part)
+            whole, rule = collect(rows, folder, options), self.splits.get(part)
             if isinstance(rule, str):
                 found += (replace(u, extra={**u.extra, "split": rule}) for u in whole)
             else:

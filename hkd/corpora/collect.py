@@ -12,7 +12,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -113,12 +113,16 @@ class Report:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options:
-    """How data is read. `audio_to`: where sound goes that lies inside other files; `columns`: what → the column that has it."""
+    """How data is read. `audio_to`: where sound goes that lies inside other files; `columns`: what → the column that has it.
+
+    `told`: ids whose channel counts only where the file has several: a table says it of sides that may have files of their own.
+    """
 
     audio_to: Path = Path("audio")
     columns: Mapping[str, str] = field(default_factory=dict)
     report: Report = field(default_factory=Report)
     progress: Progress = no_progress
+    told: set[str] = field(default_factory=set)
 
 
 def _first(names: Sequence[str], between: str) -> str:
@@ -274,20 +278,11 @@ def write_sound(data: bytes, folder: Path, what: str) -> Path:
     return path
 
 
-def collect(
-    found: Iterable[Row],
-    where: Path | str,
-    *,
-    report: Report | None = None,
-    told: Collection[str] = (),
-    progress: Progress = no_progress,
-) -> Manifest:
+def collect(found: Iterable[Row], where: Path | str, options: Options) -> Manifest:
     """The manifest of what was found in `where`; durations that are not given are filled in from the audio.
 
-    `told`: ids whose channel counts only where the file has several: a table says it of sides that may have files of their own.
     Raises UserError for no utterances, for a duplicate id (with both places), and one that counts and lists unusable audio.
     """
-    report = report or Report()
     given = list(found)
     if not given:
         raise UserError(f"{where} must list utterances, but lists none.")
@@ -298,19 +293,20 @@ def collect(
                 f"{place}: id must be unique, but '{u.id}' stands at {place_of[u.id]} too. Give each utterance its own id."
             )
         place_of[u.id] = place
-    headers = _headers([u.audio_filepath for _, u in given if u.audio_filepath and "://" not in u.audio_filepath], progress)
+    paths = [u.audio_filepath for _, u in given if u.audio_filepath and "://" not in u.audio_filepath]
+    headers = _headers(paths, options.progress)
     done, problems, mixed = [], [], {}
     for place, u in given:
         header = headers.get(u.audio_filepath or "")
-        measured = _measured(u, header, u.id in told)
+        measured = _measured(u, header, u.id in options.told)
         if isinstance(measured, str):
-            problems.append(measured if str(where) == place else f"{place}: {measured}")
+            problems.append(f"{place}: {measured}")
         else:
             done.append(measured)
             if isinstance(header, AudioInfo) and header.channels > 1 and measured.channel is None:
                 mixed[str(u.audio_filepath)] = Path(str(u.audio_filepath)).name
-    report.bad(where, "of the utterances have audio that cannot be used", problems)
-    report.note("files with several channels, of which none was asked for: their mean is read", mixed.values())
+    options.report.bad(where, "of the utterances have audio that cannot be used", problems)
+    options.report.note("files with several channels, of which none was asked for: their mean is read", mixed.values())
     if not done:
         raise UserError(f"{where} must list utterances with audio that can be used, but lists none.")
     _mention(done, where)
@@ -334,8 +330,8 @@ def _headers(paths: Sequence[str], progress: Progress) -> dict[str, AudioInfo | 
         for path, result in zip(unique, pool.map(header, unique), strict=True):
             headers[path] = result
             progress(len(headers), len(unique))
-    cut_off = [(path, info.missing_s) for path, info in headers.items() if isinstance(info, AudioInfo)]
-    cut_off = [(path, missing_s) for path, missing_s in cut_off if missing_s > DURATION_TOLERANCE_S]
+    known = [(path, info.missing_s) for path, info in headers.items() if isinstance(info, AudioInfo)]
+    cut_off = [(path, missing_s) for path, missing_s in known if missing_s > DURATION_TOLERANCE_S]
     if cut_off:
         text = "%d audio files are shorter than their headers say (cut off?), the first is %s: %.2f s are missing"
         logger.warning(text, len(cut_off), *cut_off[0])
@@ -368,15 +364,18 @@ def _mention(utterances: Sequence[Utterance], where: Path | str) -> None:
     silent = [u.id for u in utterances if not u.text.strip()]
     if silent:
         logger.warning("%s: %d utterances have no words, the first is '%s'", where, len(silent), silent[0])
-    overlapping, stop, before = [], 0.0, ("", -1)
-    placed = ((u.audio_filepath or "", -1 if u.channel is None else u.channel, u.offset, u) for u in utterances)
-    for path, channel, offset, u in sorted(placed, key=lambda row: row[:3]):
-        if not path or u.duration is None:
-            continue
-        is_same, before = (path, channel) == before, (path, channel)
-        if is_same and offset < stop - DURATION_TOLERANCE_S:
-            overlapping.append(u.id)
-        stop = max(stop if is_same else 0.0, offset + u.duration)
+    placed = (
+        (u.audio_filepath, -1 if u.channel is None else u.channel, u.offset, u.duration, u.id)
+        for u in utterances
+        if u.audio_filepath and u.duration is not None
+    )
+    overlapping, before, stop = [], ("", -1), 0.0
+    for path, channel, offset, duration, name in sorted(placed, key=lambda row: row[:3]):
+        if (path, channel) != before:
+            before, stop = (path, channel), 0.0
+        if offset < stop - DURATION_TOLERANCE_S:
+            overlapping.append(name)
+        stop = max(stop, offset + duration)
     if overlapping:
         text = "%s: %d utterances overlap others of their recording, the first is '%s'"
         logger.warning(text, where, len(overlapping), overlapping[0])

@@ -1,8 +1,9 @@
 """Data that people have: folders with text beside audio, tables, Kaldi folders, NeMo manifests, Hugging Face data sets, manifests of hkd's.
 
-- Every reader takes a path (`hf` also a name on the hub) and `Options`, and gives a checked manifest. lhotse's are in `hkd.corpora.lhotse`.
+- Every reader takes a path (`hf` also a name on the hub) and `Options`, and gives utterances with the places where it read them. `read_path`
+  makes the manifest. The reader of lhotse's data is in `hkd.corpora.lhotse`.
 - What a reader leaves out goes to the report: audio without text, text without audio, hidden files, sound that libsndfile cannot read.
-- A channel that the data asks for is the one that is read: the manifest's `channel`. Nothing is cut out of files for it.
+- The manifest's `channel` is the channel that the data asks for. Nothing is cut out of files for it.
 """
 
 import errno
@@ -127,49 +128,52 @@ def read_text(path: Path) -> str:
     return " ".join(" ".join(line for _, line in lines.numbered_lines(path, "a transcript")).split())
 
 
-def read_folder(folder: Path, options: Options | None = None) -> Manifest:
-    """Audio files with a .txt of the same name beside each, or with tables (.tsv): one for all, or one for each split.
+def read_folder(folder: Path, options: Options) -> Iterator[Row]:
+    """Audio files with a .txt of the same name beside each, or with tables (.tsv): one for all, or one for each split. A table itself, too.
 
     Ids are paths below the folder without their ending. Folders called train, dev, test and the like are splits; the folder below them is
     the speaker where there are several. Raises UserError that lists audio without text.
     """
-    options = options or Options()
+    if not folder.is_dir():
+        yield from tsv_rows(folder, options)
+        return
     report = options.report
     files = walk(folder, report)
     audio, unreadable = sort_files(files)
-    texts = {(path.parent, path.stem): path for path in files if path.suffix.lower() == ".txt"}
-    text_of = {}
-    for path in (*audio, *unreadable):
-        beside = texts.get((path.parent, path.stem), path.with_suffix(".txt"))
-        if beside.exists():
-            text_of[path] = beside
-
-    spoken = {(path.parent, path.stem) for path in (*audio, *unreadable)}
+    texts = {path.with_suffix(""): path for path in files if path.suffix.lower() == ".txt"}
+    beside = {path: texts.get(path.with_suffix(""), path.with_suffix(".txt")) for path in (*audio, *unreadable)}
+    text_of = {path: text for path, text in beside.items() if text.exists()}
+    spoken = {path.with_suffix("") for path in beside}
 
     def names(paths: Iterable[Path]) -> list[str]:
         return [str(path.relative_to(folder)) for path in paths]
 
-    silent = [path for path in audio if path not in text_of]
+    def with_text(paths: list[Path], wanted: bool) -> list[Path]:
+        return [path for path in paths if (path in text_of) == wanted]
+
+    silent = with_text(audio, False)
     tables = [path for path in files if path.parent == folder and path.suffix.lower() == ".tsv"]
     if audio and tables and len(silent) == len(audio) and (len(tables) == 1 or all(split_named(path.stem) for path in tables)):
-        return _read_tables(tables, files, folder, options)
-    report.bad(folder, UNREADABLE, names(path for path in unreadable if path in text_of))
-    report.leave_out(f"{UNREADABLE}; no text beside them", names(path for path in unreadable if path not in text_of))
+        split_of = {path: split_named(path.stem) if len(tables) > 1 else None for path in tables}
+        found = [row for path in tables for row in tsv_rows(path, options, split=split_of[path])]
+        _leave_out_unnamed(files, found, folder, report)
+        yield from found
+        return
+    report.bad(folder, UNREADABLE, names(with_text(unreadable, True)))
+    report.leave_out(f"{UNREADABLE}; no text beside them", names(with_text(unreadable, False)))
     if not audio:
         ending = f" that libsndfile reads, but {len(unreadable)} other recordings" if unreadable else ""
         raise UserError(f"{folder} must hold audio files with a .txt beside each, but holds no audio{ending}.")
-    report.bad(folder, "audio files have no .txt beside them", names(sorted(silent)))
+    report.bad(folder, "audio files have no .txt beside them", names(silent))
     report.leave_out("text files without audio", names(path for key, path in texts.items() if key not in spoken))
-    audio = [path for path in audio if path in text_of]
-    placed_audio = zip(audio, _splits_and_speakers([path.relative_to(folder).parts[:-1] for path in audio], report), strict=True)
-    found = []
-    for path, (split, speaker) in placed_audio:
+    audio = with_text(audio, True)
+    homes = _splits_and_speakers([path.relative_to(folder).parts[:-1] for path in audio], report)
+    for path, (split, speaker) in zip(audio, homes, strict=True):
         utterance = Utterance(
             id=path.relative_to(folder).with_suffix("").as_posix(), text=read_text(text_of[path]), speaker=speaker,
             audio_filepath=str(path.absolute()), extra={"split": split} if split else {},
         )  # fmt: skip
-        found.append((str(path), utterance))
-    return collect(found, folder, report=report, progress=options.progress)
+        yield str(path), utterance
 
 
 def _splits_and_speakers(parents: list[tuple[str, ...]], report: Report) -> list[tuple[str | None, str | None]]:
@@ -193,18 +197,6 @@ def _splits_and_speakers(parents: list[tuple[str, ...]], report: Report) -> list
         splits = [None] * len(parents)
     several = len(set(rest)) > 1
     return [(split, folders[0] if several and folders else None) for split, folders in zip(splits, rest, strict=True)]
-
-
-def _read_tables(tables: list[Path], files: list[Path], folder: Path, options: Options) -> Manifest:
-    found = [row for path in tables for row in tsv_rows(path, options, split=split_named(path.stem) if len(tables) > 1 else None)]
-    _leave_out_unnamed(files, found, folder, options.report)
-    return collect(found, tables[0] if len(tables) == 1 else folder, report=options.report, progress=options.progress)
-
-
-def read_tsv(path: Path, options: Options | None = None) -> Manifest:
-    """A table with a header that names the columns (see COLUMNS); paths are relative to it. Raises UserError with file and line."""
-    options = options or Options()
-    return collect(tsv_rows(path, options), path, report=options.report, progress=options.progress)
 
 
 def tsv_rows(path: Path, options: Options, *, audio: Path | None = None, split: str | None = None) -> Iterator[Row]:
@@ -248,47 +240,34 @@ _REFUSED = {
 Table = dict[str, tuple[int, str]]  # key → line number, rest of the line
 
 
-@dataclass(frozen=True, slots=True)
-class _Segment:
-    recording: str
-    start: float
-    stop: float | None  # None: to the end of the recording
-    channel: int | None
-
-
-def is_kaldi_folder(folder: Path) -> bool:
-    """Whether a folder looks like one of Kaldi's."""
-    return (folder / "wav.scp").is_file()
+Segment = tuple[str, float, float | None, int | None]  # recording, start and end in seconds (None: the recording's end), channel
 
 
 def kaldi_folders(folder: Path) -> list[Path]:
-    """The Kaldi folders right below a folder."""
+    """A folder itself where it is one of Kaldi's, else the Kaldi folders right below it."""
+    if (folder / "wav.scp").is_file():
+        return [folder]
     return sorted(path.parent for path in folder.glob("*/wav.scp") if not is_hidden(path.parent.name))
 
 
-def read_kaldi(folder: Path, options: Options | None = None) -> Manifest:
+def read_kaldi(folder: Path, options: Options) -> Iterator[Row]:
     """A Kaldi data folder (wav.scp with plain paths, text, perhaps utt2spk, segments, reco2dur, reco2file_and_channel), in order of ids; or
     all data folders right below one, whose names tell the splits.
 
     Piped commands in wav.scp are refused: hkd runs no commands out of data files. The fifth column of segments counts channels from 0,
     reco2file_and_channel names them A and B or 1 and 2. Raises UserError.
     """
-    options = options or Options()
-    parts = [folder] if is_kaldi_folder(folder) else kaldi_folders(folder)
+    parts = kaldi_folders(folder)
     if not parts:
         raise UserError(f"{folder} must be a Kaldi data folder or hold such, but there is no wav.scp in it nor right below it.")
-    found: list[Row] = []
-    told: set[str] = set()
     for part in parts:
         extra = {} if part == folder else {"split": split_named(part.name) or part.name, "part": part.name}
-        found += kaldi_rows(part, options.report, extra=extra, told=told)
-    return collect(found, folder, report=options.report, told=told, progress=options.progress)
+        yield from kaldi_rows(part, options, extra=extra)
 
 
-def kaldi_rows(
-    folder: Path, report: Report, *, extra: Mapping[str, str] | None = None, told: set[str] | None = None
-) -> Iterator[Row]:
+def kaldi_rows(folder: Path, options: Options, *, extra: Mapping[str, str]) -> Iterator[Row]:
     """The utterances of one data folder, with their places in `text`. Ids whose channel reco2file_and_channel tells are added to `told`."""
+    report = options.report
     audio, text = _table(folder / "wav.scp"), _table(folder / "text")
     for kind, pattern in _REFUSED.items():
         refused = {name: number for name, (number, path) in audio.items() if pattern.search(path)}
@@ -297,36 +276,33 @@ def kaldi_rows(
     speaker, side = _optional(folder / "utt2spk"), _optional(folder / "reco2file_and_channel")
     lengths = {name: _length(folder / "reco2dur", *entry) for name, entry in _optional(folder / "reco2dur").items()}
     is_cut = (folder / "segments").exists()
-    whole = {name: _Segment(name, 0.0, None, None) for name in audio}
+    whole: dict[str, Segment] = {name: (name, 0.0, None, None) for name in audio}
     segments = _segments(folder / "segments", audio, report) if is_cut else whole
     missing = [f"line {number}: {name}" for name, (number, _) in text.items() if name not in segments]
     report.bad(folder / "text", "utterances have no audio", missing)
     kind = "segments without a line in text" if is_cut else "recordings (wav.scp) without a line in text"
     report.leave_out(kind, [name for name in segments if name not in text])
-    used = {segment.recording for segment in segments.values()}
+    used = {recording for recording, *_ in segments.values()}
     report.leave_out("recordings (wav.scp) without segments", [name for name in audio if name not in used])
     for name in sorted(set(text) & set(segments)):
-        segment = segments[name]
-        number, path = audio[segment.recording]
+        recording, start, stop, channel = segments[name]
+        number, path = audio[recording]
         if not path:
             raise UserError(f"{folder / 'wav.scp'}:{number}: '{name}' must have a path, but has none.")
         if speaker and name not in speaker:
             raise UserError(
                 f"{folder / 'utt2spk'}: every utterance must have a speaker, but '{name}' has none. Add it, or remove the file."
             )
-        channel = segment.channel
-        if channel is None and segment.recording in side:
-            number, line = side[segment.recording]
+        if channel is None and recording in side:
+            number, line = side[recording]
             with placed(f"{folder / 'reco2file_and_channel'}:{number}"):
                 channel = channel_of(line.split()[-1] if line else "", first=1)
-            if told is not None:
-                told.add(name)
-        length = None if is_cut else lengths.get(segment.recording)
+            options.told.add(name)
+        length = None if is_cut else lengths.get(recording)
         utterance = Utterance(
-            id=name, text=" ".join(text[name][1].split()), audio_filepath=find_audio(path, folder), offset=segment.start,
-            duration=length if segment.stop is None else segment.stop - segment.start, channel=channel,
-            speaker=speaker[name][1] if speaker else None,
-            extra={**(extra or {}), **({"recording": segment.recording} if is_cut else {})},
+            id=name, text=" ".join(text[name][1].split()), audio_filepath=find_audio(path, folder), offset=start,
+            duration=length if stop is None else stop - start, channel=channel, speaker=speaker[name][1] if speaker else None,
+            extra={**extra, "recording": recording} if is_cut else extra,
         )  # fmt: skip
         yield f"{folder / 'text'}:{text[name][0]}", utterance
 
@@ -347,9 +323,9 @@ def _optional(path: Path) -> Table:
     return _table(path) if path.exists() else {}
 
 
-def _segments(path: Path, audio: Table, report: Report) -> dict[str, _Segment]:
+def _segments(path: Path, audio: Table, report: Report) -> dict[str, Segment]:
     """Utterance → recording, start, end (Kaldi's -1: to the end of the recording) and channel. Raises UserError with file and line."""
-    segments: dict[str, _Segment] = {}
+    segments: dict[str, Segment] = {}
     for name, (number, line) in _table(path).items():
         with placed(f"{path}:{number}"):
             recording, *cells = line.split() or [""]
@@ -367,7 +343,7 @@ def _segments(path: Path, audio: Table, report: Report) -> dict[str, _Segment]:
             if not (math.isfinite(start) and start >= 0 and (to_the_end or (math.isfinite(stop) and stop > start))):
                 raise UserError(f"a segment must start at 0 s or later and end after that, but is {start:g} to {stop:g} s.")
             channel = channel_of(cells[2]) if len(cells) > 2 else None
-            segments[name] = _Segment(recording, start, None if to_the_end else stop, channel)
+            segments[name] = (recording, start, None if to_the_end else stop, channel)
     return segments
 
 
@@ -389,27 +365,27 @@ _TARRED = "tarred NeMo data cannot be read. Give the manifest of the sound files
 NEMO_PATTERN = re.compile(r"_OP_\d+\.\.\d+_CL_|\{\d+\.\.\d+\}")  # how NeMo names several shards in one path
 
 
-def nemo_files(folder: Path, report: Report | None = None) -> list[Path]:
+def nemo_files(folder: Path, report: Report) -> list[Path]:
     """The manifests right in a folder."""
-    return [path for path in walk(folder, report or Report(), depth=1) if path.suffix in (".json", ".jsonl")]
+    return [path for path in walk(folder, report, depth=1) if path.suffix in (".json", ".jsonl")]
 
 
-def read_nemo(path: Path, options: Options | None = None) -> Manifest:
+def read_nemo(path: Path, options: Options) -> Iterator[Row]:
     """NeMo's JSONL: audio_filepath, text, perhaps duration, offset, speaker, channel or channel_selector; a file, or all of a folder.
 
     A file whose name has a word like train, dev, valid or test gives its utterances that split. NeMo has no ids: an `id` is taken where there
     is one; else it is the audio's path without its ending below the folder that all files share, where there is an offset its milliseconds,
     and the channel. Raises UserError with file and line.
     """
-    options = options or Options()
     files = nemo_files(path, options.report) if path.is_dir() else [path]
     if not files:
         raise UserError(f"{path} must hold NeMo manifests (.json or .jsonl), but holds none.")
     rows = [row for file in files for row in _nemo_rows(file, options)]
-    audio = [row["audio_filepath"] for _, row in rows]
-    shared = os.path.commonpath([str(Path(name).parent) for name in audio]) if audio else ""
-    found = ((place, _nemo_utterance(place, row, shared)) for place, row in rows)
-    return collect(found, path, report=options.report, progress=options.progress)
+    shared = os.path.commonpath([str(Path(row["audio_filepath"]).parent) for _, row in rows]) if rows else ""
+    for place, row in rows:
+        with placed(place):
+            utterance = _nemo_utterance(row, shared)
+        yield place, utterance
 
 
 def _nemo_rows(path: Path, options: Options) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -425,11 +401,9 @@ def _nemo_rows(path: Path, options: Options) -> Iterator[tuple[str, dict[str, An
             is_tarred = isinstance(sound, str) and next(path.parent.glob("audio_*.tar"), None) is not None
             if not there and ("shard_id" in row or is_tarred):
                 raise UserError(_TARRED)
-            check_field(row, "audio_filepath", STRING, needed=True)
+            row["audio_filepath"] = find_audio(check_field(row, "audio_filepath", STRING, needed=True), path.parent)
             check_field(row, "text", STRING, needed=True, called=text)
-            check_field(row, "offset", NUMBER)
-            check_field(row, "duration", NUMBER)
-        row["audio_filepath"] = find_audio(row["audio_filepath"], path.parent)
+            row |= {name: check_field(row, name, NUMBER) for name in ("offset", "duration")}
         yield place, row if told is None else {**row, "split": row.get("split") or told}
 
 
@@ -444,26 +418,19 @@ def _nemo_channel(row: Mapping[str, Any]) -> int | None:
     return None if value in (None, "average") else channel_of(value)
 
 
-def _nemo_utterance(place: str, row: dict[str, Any], shared: str) -> Utterance:
+def _nemo_utterance(row: dict[str, Any], shared: str) -> Utterance:
+    """`shared`: the folder that all audio files share."""
     extra = {key: value for key, value in row.items() if key not in _NEMO_TAKEN}
     if row.get("split") is not None:
         extra["split"] = split_called(str(row["split"]))
-    with placed(place):
-        try:
-            offset, duration = (None if row.get(name) is None else float(row[name]) for name in ("offset", "duration"))
-        except OverflowError as error:
-            raise UserError(str(error)) from None
-        channel = _nemo_channel(row)
-        name = row["id"] if row.get("id") is not None else _nemo_name(row["audio_filepath"], offset or 0.0, channel, shared)
-        return Utterance(
-            id=str(name), text=" ".join(row["text"].split()), audio_filepath=row["audio_filepath"], offset=offset or 0.0,
-            duration=duration, channel=channel, speaker=None if row.get("speaker") is None else str(row["speaker"]), extra=extra,
-        )  # fmt: skip
-
-
-def _nemo_name(path: str, offset: float, channel: int | None, shared: str) -> str:
-    below = Path(os.path.relpath(path, shared) if "://" not in path else path).with_suffix("").as_posix()
-    return f"{below}{f'-{round(offset * 1000):07d}' if offset else ''}{f'-channel{channel}' if channel else ''}"
+    path, offset, channel, name = row["audio_filepath"], row["offset"] or 0.0, _nemo_channel(row), row.get("id")
+    if name is None:
+        below = Path(os.path.relpath(path, shared) if "://" not in path else path).with_suffix("").as_posix()
+        name = f"{below}{f'-{round(offset * 1000):07d}' if offset else ''}{f'-channel{channel}' if channel else ''}"
+    return Utterance(
+        id=str(name), text=" ".join(row["text"].split()), audio_filepath=path, offset=offset, duration=row["duration"], channel=channel,
+        speaker=None if row.get("speaker") is None else str(row["speaker"]), extra=extra,
+    )  # fmt: skip
 
 
 # --- Hugging Face --------------------------------------------------------------------------------------------------------------------
@@ -472,7 +439,7 @@ _BATCH_ROWS = 32
 _SAVED = ("dataset_dict.json", "state.json")  # of save_to_disk
 
 
-def read_hf(source: str, options: Options | None = None) -> Manifest:
+def read_hf(source: str, options: Options) -> Iterator[Row]:
     """All splits of a data set: a folder of save_to_disk, of parquet or of audio with metadata, a .parquet, or NAME or NAME:CONFIG on the hub.
 
     Rows are read as Arrow: sound inside the data set is written out as it is, not decoded; files on disk stay where they are. Rows without
@@ -481,7 +448,6 @@ def read_hf(source: str, options: Options | None = None) -> Manifest:
     """
     import datasets
 
-    options = options or Options()
     try:
         splits = _open(source)
         alone = len(splits) == 1 and next(iter(splits)) in ("train", "")
@@ -502,11 +468,11 @@ def read_hf(source: str, options: Options | None = None) -> Manifest:
     if repeated:
         options.report.note("ids of the data set repeat, so utterances are called SPLIT-NUMBER", repeated)
     found = [(place, replace(u, id=name) if repeated else u) for (place, u), name in rows]
-    told = {u.id for _, u in found if u.channel is not None}
+    options.told.update(u.id for _, u in found if u.channel is not None)
     folder = Path(source)
     if folder.is_dir() and not any((folder / name).exists() for name in _SAVED):
         _leave_out_unnamed(walk(folder, options.report), found, folder, options.report)
-    return collect(found, source, report=options.report, told=told, progress=options.progress)
+    yield from found
 
 
 def _leave_out_unnamed(files: Iterable[Path], found: Iterable[Row], folder: Path, report: Report) -> None:
@@ -625,25 +591,21 @@ class Kind:
     """A kind of data: what people call it, and its reader."""
 
     title: str
-    read: Callable[[Any, Options], Manifest]  # of a path; `hf` of a name too
+    read: Callable[[Any, Options], Iterable[Row]]  # of a path; `hf` of a name too
 
 
-def _read_own(path: Path, options: Options) -> Manifest:
-    numbered = ((f"{path}:{number}", utterance) for number, utterance in manifest.numbered_lines(path))
-    return collect(numbered, path, report=options.report, progress=options.progress)
-
-
-def _read_folder_or_table(path: Path, options: Options) -> Manifest:
-    return read_folder(path, options) if path.is_dir() else read_tsv(path, options)
+def read_own(path: Path, options: Options) -> Iterator[Row]:
+    """A manifest of hkd's."""
+    return ((f"{path}:{number}", utterance) for number, utterance in manifest.numbered_lines(path))
 
 
 KINDS = {
-    "folder": Kind("a folder of audio with .txt or one .tsv", _read_folder_or_table),
+    "folder": Kind("a folder of audio with .txt or one .tsv", read_folder),
     "kaldi": Kind("a Kaldi data folder", read_kaldi),
     "nemo": Kind("a NeMo manifest", read_nemo),
     "lhotse": Kind("manifests of lhotse's", lhotse.read_lhotse),
     "hf": Kind("a Hugging Face data set", read_hf),
-    "hkd": Kind("a manifest of hkd's", _read_own),
+    "hkd": Kind("a manifest of hkd's", read_own),
 }
 
 
@@ -651,13 +613,12 @@ def read_path(source: str, kind: str, options: Options) -> Manifest:
     """The utterances of a path (or, for `hf`, a name) of that kind. Raises UserError, HkdError."""
     if kind not in KINDS:
         raise UserError(f"--from must be one of {', '.join(KINDS)}, but is '{kind}' instead.")
-    if kind == "hf":
-        return KINDS[kind].read(source, options)
-    if not Path(source).exists():
+    where = source if kind == "hf" else Path(source)
+    if isinstance(where, Path) and not where.exists():
         if NEMO_PATTERN.search(source):
             raise UserError(f"{source}: {_TARRED}")
         raise UserError(f"{source} must be {KINDS[kind].title}, but is not there.")
-    return KINDS[kind].read(Path(source), options)
+    return collect(KINDS[kind].read(where, options), where, options)
 
 
 def guess_kind(path: Path) -> str:
@@ -673,13 +634,12 @@ def guess_kind(path: Path) -> str:
 
 
 def _folder_clues(folder: Path) -> Iterator[str]:
-    if is_kaldi_folder(folder) or kaldi_folders(folder):
+    if kaldi_folders(folder):
         yield "kaldi"
-    arrow = ("dataset_dict.json", "state.json", "*.parquet", "data/*.parquet", "metadata.csv", "metadata.jsonl", "*/metadata.csv",
-             "*/metadata.jsonl")  # fmt: skip
+    arrow = (*_SAVED, "*.parquet", "data/*.parquet", "metadata.csv", "metadata.jsonl", "*/metadata.csv", "*/metadata.jsonl")
     if any(not is_hidden(found.name) for name in arrow for found in folder.glob(name)):
         yield "hf"
-    elif any(_peek(path) in ("nemo", "hkd") for path in nemo_files(folder)):
+    elif any(_peek(path) in ("nemo", "hkd") for path in nemo_files(folder, Report())):
         yield "nemo"
     files = walk(folder, Report(), depth=1)
     if any(path.name.endswith(lhotse.ENDINGS) and (path.suffix == ".gz" or _peek(path) == "lhotse") for path in files):

@@ -14,10 +14,10 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from hkd.corpora.collect import Options, Row, collect, find_audio, plain_fields, split_named, walk, write_sound
+from hkd.corpora.collect import Options, Row, find_audio, plain_fields, split_named, walk, write_sound
 from hkd.errors import MissingPackageError, UserError
 from hkd.lines import filled_lines, first_line, placed
-from hkd.manifest import Manifest, Utterance, parse_json
+from hkd.manifest import Utterance, parse_json
 
 ENDINGS = (".jsonl.gz", ".jsonl")
 _REMEDY = "Save the cuts' audio first (CutSet.save_audios)."
@@ -34,10 +34,9 @@ class _File:
     options: Options
 
 
-def read_lhotse(path: Path, options: Options | None = None) -> Manifest:
+def read_lhotse(path: Path, options: Options) -> Iterator[Row]:
     """Manifests of one file or folder. Raises UserError with file and line, MissingPackageError without lhotse."""
     _need_lhotse()
-    options = options or Options()
     report = options.report
     if path.is_dir() and all(next(path.glob(pattern), None) is not None for pattern in ("cuts.*.jsonl*", "recording.*.tar")):
         sources = [(_shar(path), _File(path, split_named(path.name), options))]
@@ -49,12 +48,11 @@ def read_lhotse(path: Path, options: Options | None = None) -> Manifest:
         sources = [(_items(file), _File(file.parent, split_named(file.name), options)) for file in files]
     recordings: dict[str, Any] = {}
     supervisions: list[tuple[str, Any, _File]] = []
-    found: list[Row] = []
     for items, file in sources:
         for place, item in items:
             if hasattr(item, "supervisions"):
                 with placed(place):
-                    found += ((place, utterance) for utterance in _of_cut(item, file))
+                    yield from [(place, utterance) for utterance in _of_cut(item, file)]
             elif hasattr(item, "sources"):
                 recordings[item.id] = item
             elif hasattr(item, "recording_id"):
@@ -67,8 +65,8 @@ def read_lhotse(path: Path, options: Options | None = None) -> Manifest:
         raise UserError(f"{path} must hold supervisions too, but holds recordings alone: there is no text.")
     spoken = {supervision.recording_id for _, supervision, _ in supervisions}
     report.leave_out("recordings without a supervision", [name for name in recordings if name not in spoken])
-    found += [_of_supervision(place, supervision, recordings, file) for place, supervision, file in supervisions]
-    return collect(found, path, report=report, progress=options.progress)
+    for place, supervision, file in supervisions:
+        yield _of_supervision(place, supervision, recordings, file)
 
 
 def _need_lhotse() -> None:
@@ -202,12 +200,11 @@ def _audio(recording: Any, channel: int | list[int], file: _File) -> tuple[str, 
     return path, source.channels.index(wanted[0]) if len(source.channels) > 1 and len(wanted) == 1 else None
 
 
-def read_recipe(name: str, root: Path, options: Options | None = None) -> Manifest:
+def recipe_rows(name: str, root: Path, options: Options) -> Iterator[Row]:
     """The corpus in `root` as lhotse's recipe of that name reads it; its parts become splits. Raises UserError."""
     _need_lhotse()
     import lhotse.recipes
 
-    options = options or Options()
     recipes = [found.removeprefix("prepare_") for found in dir(lhotse.recipes) if found.startswith("prepare_")]
     if name not in recipes:
         near = difflib.get_close_matches(name, recipes, n=3, cutoff=0.5)
@@ -218,10 +215,8 @@ def read_recipe(name: str, root: Path, options: Options | None = None) -> Manife
         parts = prepare(**{first: str(root)})
     except Exception as error:
         raise UserError(f"lhotse's recipe {name} cannot read {root} ({_said(error)}).") from None
-    found: list[Row] = []
     for part, sets in ({"": parts} if "supervisions" in parts else parts).items():
         file = _File(root, split_named(part) or part or None, options)
         recordings = {recording.id: recording for recording in sets["recordings"]}
         for number, supervision in enumerate(sets.get("supervisions", ()), 1):
-            found.append(_of_supervision(f"{root}: {part} supervision {number}", supervision, recordings, file))
-    return collect(found, root, report=options.report, progress=options.progress)
+            yield _of_supervision(f"{root}: {part} supervision {number}", supervision, recordings, file)

@@ -1,24 +1,4 @@
-"""Corpora that are known by name and laid out in ways of their own: a reader for each.
-
-- LibriSpeech: PART/SPEAKER/CHAPTER/SPEAKER-CHAPTER-NUMBER.flac with a SPEAKER-CHAPTER.trans.txt beside them. train-* are `train`, dev-clean
-  and test-clean are `dev` and `test`; dev-other and test-other are splits of their own names. Mini LibriSpeech has a training and a
-  development part; the latter is halved by speaker into `dev` and `test`.
-- Common Voice, any language: a release's folder LANGUAGE/ with train.tsv, dev.tsv, test.tsv and clips/*.mp3.
-- LJSpeech 1.1: metadata.csv (id|text|normalised text, which is taken) and wavs/ID.wav, one speaker.
-- AN4 (CMU, 1991): spelt and spoken numbers, names and addresses; etc/an4_{train,test}.{fileids,transcription} and wav/PART/SPEAKER/ID.sph.
-  Training speakers are divided into `train` and `dev`; the corpus' own test part is `test`.
-- speechocean762 (OpenSLR 101): {train,test}/{wav.scp,text,utt2spk}, Kaldi data folders whose paths start at the corpus' folder. `test` is the
-  corpus' own; `dev` are 15 of the 125 training speakers. A copy of the training part alone, a Kaldi folder itself, is read too.
-- TIMIT as the LDC delivers it (LDC93S1): {TRAIN,TEST}/DIALECT/SPEAKER/SENTENCE.{WAV,TXT,PHN,WRD}, names in upper or lower case. The dialect
-  sentences (SA), which every speaker reads, are left out; `train` is TRAIN, `test` the core test set's 24 speakers, `dev` the 50
-  development speakers of Kaldi's recipe (Halberstadt's thesis, 1998). A RIFF copy beside the SPHERE file (SA1.WAV.wav) is left alone.
-- yesno: sixty recordings of eight words each by one speaker, who says yes or no in Hebrew. The file's name is what is said.
-- From Debian packages: Asterisk's English prompts (speech) and fortune cookies (text without sound, for language models). Nothing needs
-  root: `apt-get download` takes a package into a folder, `dpkg-deb -x` unpacks it there. Where the system has no package lists, they are
-  fetched into the cache. The prompts are 24 minutes of one speaker, G.722 without a header, which becomes FLAC at 16 kHz in the cache; text
-  in [], () or <> is about the sound and is not spoken, the keys * and # are read as star and pound. Of the fortunes, attributions, tables
-  and ASCII art are left out.
-"""
+"""Corpora that are known by name and laid out in ways of their own: a reader for each."""
 
 import logging
 import os
@@ -36,7 +16,7 @@ from numpy.typing import NDArray
 from hkd.audio import write_wav
 from hkd.corpora.cards import TIMEOUT_S, Archive, Card, Part, Source, archive_folder, corpus_folder, find_below, register, verify
 from hkd.corpora.collect import Options, Report, Row, walk
-from hkd.corpora.importers import is_kaldi_folder, kaldi_rows, tsv_rows
+from hkd.corpora.importers import kaldi_folders, kaldi_rows, read_text, tsv_rows
 from hkd.errors import HkdError, MissingPackageError, UserError
 from hkd.lines import filled_lines, numbered_lines
 from hkd.manifest import Utterance
@@ -67,7 +47,11 @@ _OWN_SPLITS = ("train-clean-100", "train-clean-360", "train-other-500", "dev-cle
     splits={part: part.partition("-")[0] for part in _OWN_SPLITS} | {part: part for part in ("dev-other", "test-other")},
 )
 def librispeech(card: Card, source: Source, progress: Progress) -> Iterator[Part]:
-    """The parts that are asked for; without a wish those that `root` has, or all: from a folder below `root`, else from the part's archive."""
+    """PART/SPEAKER/CHAPTER/SPEAKER-CHAPTER-NUMBER.flac with a SPEAKER-CHAPTER.trans.txt beside them.
+
+    The parts that are asked for; without a wish those that `root` has, or all: from a folder below `root`, else from the part's archive.
+    The development part of Mini LibriSpeech is halved by speaker into `dev` and `test`.
+    """
     archives = {archive.file.removesuffix(".tar.gz"): archive for archive in card.archives}
     folders: dict[str, Path] = {}
     for part in source.choose(card, archives):
@@ -83,39 +67,34 @@ def librispeech(card: Card, source: Source, progress: Progress) -> Iterator[Part
 
 @register("common_voice")
 def common_voice(card: Card, source: Source, progress: Progress) -> Iterator[Part]:
-    """A language with its three splits. Raises UserError where the folder holds several languages."""
+    """A release's folder LANGUAGE/ with train.tsv, dev.tsv, test.tsv and clips/*.mp3. Raises UserError where there are several languages."""
     folder = corpus_folder(card, source, "train.tsv", progress=progress)
     others = sorted(path.parent.name for path in folder.parent.glob("*/train.tsv"))
     if source.root is not None and folder != source.root and len(others) > 1:
         raise UserError(
             f"--root must be one language's folder, but {folder.parent} has {', '.join(others)}. Give {folder.parent}/LANGUAGE."
         )
-    options = Options(report=source.report)
-
-    def rows() -> Iterator[Row]:
-        for split in ("train", "dev", "test"):
-            for place, u in tsv_rows(folder / f"{split}.tsv", options, audio=folder / "clips", split=split):
-                has_ending = Path(u.audio_filepath or "").suffix  # not before 2019-12
-                yield place, u if has_ending else replace(u, audio_filepath=f"{u.audio_filepath}.mp3")
-
-    yield "", folder, rows()
+    options, rows = Options(report=source.report), []
+    for split in ("train", "dev", "test"):
+        for place, u in tsv_rows(folder / f"{split}.tsv", options, audio=folder / "clips", split=split):
+            has_ending = Path(u.audio_filepath or "").suffix  # not before 2019-12
+            rows.append((place, u if has_ending else replace(u, audio_filepath=f"{u.audio_filepath}.mp3")))
+    yield "", folder, rows
 
 
 @register("ljspeech")
 def ljspeech(card: Card, source: Source, progress: Progress) -> Iterator[Part]:
-    """Without splits: one speaker, so they are made by text."""
+    """metadata.csv (id|text|normalised text, which is taken) and wavs/ID.wav. One speaker, so splits are made by text."""
     folder = corpus_folder(card, source, "metadata.csv", progress=progress)
-
-    def rows() -> Iterator[Row]:
-        for place, line in filled_lines(folder / "metadata.csv", "a table"):
-            cells = line.split("|")
-            if len(cells) < 2 or not cells[0].strip():
-                raise UserError(f"{place}: a row must be ID|TEXT|NORMALISED TEXT, but is '{line[:60]}' instead.")
-            name, text = cells[0].strip(), cells[2 if len(cells) > 2 else 1].strip()
-            path = str((folder / "wavs" / f"{name}.wav").absolute())
-            yield place, Utterance(id=name, text=text, audio_filepath=path, speaker="lj")
-
-    yield "", folder, rows()
+    rows = []
+    for place, line in filled_lines(folder / "metadata.csv", "a table"):
+        cells = line.split("|")
+        if len(cells) < 2 or not cells[0].strip():
+            raise UserError(f"{place}: a row must be ID|TEXT|NORMALISED TEXT, but is '{line[:60]}' instead.")
+        name, text = cells[0].strip(), cells[2 if len(cells) > 2 else 1].strip()
+        path = str((folder / "wavs" / f"{name}.wav").absolute())
+        rows.append((place, Utterance(id=name, text=text, audio_filepath=path, speaker="lj")))
+    yield "", folder, rows
 
 
 _AN4_LINE = re.compile(r"^(?:<s>)?(?P<text>.*?)(?:</s>)?\s*\((?P<id>[^()]+)\)$")
@@ -123,7 +102,10 @@ _AN4_LINE = re.compile(r"^(?:<s>)?(?P<text>.*?)(?:</s>)?\s*\((?P<id>[^()]+)\)$")
 
 @register("an4", splits={"train": {"train": 0.9, "dev": 0.1}, "test": "test"})
 def an4(card: Card, source: Source, progress: Progress) -> Iterator[Part]:
-    """Raises UserError where a line is no transcription or a file list says otherwise."""
+    """AN4 (CMU, 1991): etc/an4_{train,test}.{fileids,transcription} and wav/PART/SPEAKER/ID.sph; `dev` is a tenth of the training speakers.
+
+    Raises UserError where a line is no transcription or a file list says otherwise.
+    """
     folder = corpus_folder(card, source, "etc/an4_train.fileids", progress=progress)
     return ((part, folder, _an4_part(folder, part)) for part in ("train", "test"))
 
@@ -147,13 +129,17 @@ def _an4_part(folder: Path, part: str) -> Iterator[Row]:
 
 @register("speechocean762", splits={"train": {"train": 0.88, "dev": 0.12}, "test": "test"})
 def speechocean762(card: Card, source: Source, progress: Progress) -> Iterator[Part]:
-    """The training part alone where `root` is a Kaldi folder itself."""
-    if source.root is not None and is_kaldi_folder(source.root):
+    """{train,test}/{wav.scp,text,utt2spk}, Kaldi folders whose paths start at the corpus' folder; `dev` are 15 of the 125 training speakers.
+
+    The training part alone where `root` is a Kaldi folder itself.
+    """
+    if source.root is not None and kaldi_folders(source.root) == [source.root]:
         folders = {"train": source.root}
     else:
         folder = corpus_folder(card, source, "train/wav.scp", progress=progress)
         folders = {part: folder / part for part in source.choose(card, card.parts)}
-    return ((part, here, kaldi_rows(here, source.report, extra={"part": part})) for part, here in folders.items())
+    options = Options(report=source.report)
+    return ((part, here, kaldi_rows(here, options, extra={"part": part})) for part, here in folders.items())
 
 
 _CORE_TEST = """
@@ -163,59 +149,56 @@ _DEV = """
 fadg0 faks0 fcal1 fcmh0 fdac1 fdms0 fdrw0 fedw0 fgjd0 fjem0 fjmg0 fjsj0 fkms0 fmah0 fmml0 fnmr0 frew0 fsem0 majc0 mbdg0 mbns0 mbwm0 mcsh0
 mdlf0 mdls0 mdvc0 mers0 mgjf0 mglb0 mgwt0 mjar0 mjfc0 mjsw0 mmdb1 mmdm2 mmjr0 mmwh0 mpdf0 mrcs0 mreb0 mrjm4 mrjr0 mroa0 mrtk0 mrws1 mtaa0
 mtdt0 mteb0 mthc0 mwjg0"""
-CORE_TEST = frozenset(_CORE_TEST.split())
-DEV = frozenset(_DEV.split())
-
-
-def timit_split_of(part: str, speaker: str) -> str | None:
-    """The split of a speaker (lower case) of a part (train, test); None for those of the complete test set that are in neither list."""
-    if part == "train":
-        return "train"
-    return "test" if speaker in CORE_TEST else "dev" if speaker in DEV else None
+TIMIT_SPLITS = dict.fromkeys(_CORE_TEST.split(), "test") | dict.fromkeys(
+    _DEV.split(), "dev"
+)  # of speakers of TEST; others are left out
 
 
 @register("timit")
 def timit(card: Card, source: Source, progress: Progress) -> Iterator[Part]:
-    """Raises UserError where a sentence has no text."""
+    """TIMIT (LDC93S1): {TRAIN,TEST}/DIALECT/SPEAKER/SENTENCE.{WAV,TXT,PHN,WRD}, names in upper or lower case.
+
+    The dialect sentences (SA), which every speaker reads, are left out, and so are RIFF copies (SA1.WAV.wav). `train` is TRAIN, `test` the
+    core test set, `dev` the development speakers of Kaldi's recipe (Halberstadt's thesis, 1998). Raises UserError where a sentence has no text.
+    """
     folder = corpus_folder(card, source, "[Tt][Rr][Aa][Ii][Nn]/[Dd][Rr][1-8]", progress=progress)
-
-    def rows() -> Iterator[Row]:
-        for path in walk(folder, source.report):
-            names = [name.lower() for name in path.relative_to(folder).parts]
-            if len(names) != 4 or names[0] not in ("train", "test"):
-                continue
-            part, dialect, speaker, sentence = names
-            split = timit_split_of(part, speaker)
-            if not sentence.endswith(".wav") or sentence.startswith("sa") or sentence.count(".") > 1 or split is None:
-                continue
-            transcript = path.with_suffix(".TXT" if path.suffix.isupper() else ".txt")
-            words = " ".join(line for _, line in numbered_lines(transcript, "a transcript")).split()
-            if len(words) < 3 or not (words[0].isdigit() and words[1].isdigit()):
-                raise UserError(f"{transcript}:1: a transcript must be START END TEXT, but is '{' '.join(words)[:60]}' instead.")
-            utterance = Utterance(
-                id=f"{speaker}-{path.stem}".upper(), text=" ".join(words[2:]), audio_filepath=str(path.absolute()),
-                speaker=speaker.upper(), extra={"split": split, "part": part, "dialect": dialect},
-            )  # fmt: skip
-            yield str(path), utterance
-
-    yield "", folder, rows()
+    rows = []
+    for path in walk(folder, source.report):
+        names = [name.lower() for name in path.relative_to(folder).parts]
+        if len(names) != 4 or names[0] not in ("train", "test"):
+            continue
+        part, dialect, speaker, sentence = names
+        split = "train" if part == "train" else TIMIT_SPLITS.get(speaker)
+        if not sentence.endswith(".wav") or sentence.startswith("sa") or sentence.count(".") > 1 or split is None:
+            continue
+        transcript = path.with_suffix(".TXT" if path.suffix.isupper() else ".txt")
+        words = read_text(transcript).split()
+        if len(words) < 3 or not (words[0].isdigit() and words[1].isdigit()):
+            raise UserError(f"{transcript}:1: a transcript must be START END TEXT, but is '{' '.join(words)[:60]}' instead.")
+        utterance = Utterance(
+            id=f"{speaker}-{path.stem}".upper(), text=" ".join(words[2:]), audio_filepath=str(path.absolute()),
+            speaker=speaker.upper(), extra={"split": split, "part": part, "dialect": dialect},
+        )  # fmt: skip
+        rows.append((str(path), utterance))
+    yield "", folder, rows
 
 
 @register("yesno")
 def yesno(card: Card, source: Source, progress: Progress) -> Iterator[Part]:
-    """Without splits: one speaker, so they are made by text. Raises UserError for a file whose name is not eight zeros or ones."""
+    """Recordings of eight words each, yes or no in Hebrew, which the file's name tells. One speaker, so splits are made by text.
+
+    Raises UserError for a file whose name is not eight zeros or ones.
+    """
     folder = corpus_folder(card, source, "[01]_[01]_*.wav", progress=progress)
-
-    def rows() -> Iterator[Row]:
-        for path in walk(folder, source.report, depth=1):
-            if path.suffix != ".wav":
-                continue
-            if not re.fullmatch(r"[01](_[01]){7}", path.stem):
-                raise UserError(f"{path}: a name must be eight zeros or ones with _ between them, but is '{path.stem}' instead.")
-            text = " ".join("YES" if digit == "1" else "NO" for digit in path.stem.split("_"))
-            yield str(path), Utterance(id=path.stem, text=text, audio_filepath=str(path.absolute()), speaker="yesno")
-
-    yield "", folder, rows()
+    rows = []
+    for path in walk(folder, source.report, depth=1):
+        if path.suffix != ".wav":
+            continue
+        if not re.fullmatch(r"[01](_[01]){7}", path.stem):
+            raise UserError(f"{path}: a name must be eight zeros or ones with _ between them, but is '{path.stem}' instead.")
+        text = " ".join("YES" if digit == "1" else "NO" for digit in path.stem.split("_"))
+        rows.append((str(path), Utterance(id=path.stem, text=text, audio_filepath=str(path.absolute()), speaker="yesno")))
+    yield "", folder, rows
 
 
 SPEAKER = "allison"
@@ -232,7 +215,10 @@ _USE_A_FOLDER = "Give a folder of your own instead: hkd prepare FOLDER (audio fi
 
 
 def debian_packages(names: Sequence[str], archives: Sequence[Archive], cache: Path) -> Path:
-    """The packages' files, unpacked in a folder below `cache`; at once where they are there. Raises HkdError with no apt or no network."""
+    """The packages' files, unpacked in a folder below `cache`; at once where they are there. Raises HkdError with no apt or no network.
+
+    Nothing needs root: `apt-get download` takes a package into a folder, `dpkg-deb -x` unpacks it there.
+    """
     folder = cache / "debian" / "-".join(names)
     if folder.is_dir():
         return folder
@@ -248,41 +234,43 @@ def debian_packages(names: Sequence[str], archives: Sequence[Archive], cache: Pa
                 verify(path, known[path.name])  # apt has checked it against the signed index; this is against our card
             else:
                 logger.warning("%s is another version than the card's", path.name)
-            _run(["dpkg-deb", "-x", str(path), str(work / "files")], work)
+            if failure := _run(["dpkg-deb", "-x", str(path), str(work / "files")], work):
+                raise HkdError(f"dpkg-deb failed ({failure}).")
         (work / "files").chmod(0o755)
         (work / "files").replace(folder)
     return folder
 
 
 def _apt_download(names: Sequence[str], work: Path, cache: Path) -> None:
+    """Where the system has no package lists, they are fetched into the cache."""
     patient = ["-q", "-o", "Acquire::Retries=2", "-o", f"Acquire::http::Timeout={TIMEOUT_S}", "-o", "APT::Sandbox::User=root"]
-    if _run(["apt-get", *patient, "download", *names], work, may_fail=True) is None:
+    if _run(["apt-get", *patient, "download", *names], work) is None:
         return
     own = cache / "apt"
     for name in ("lists/partial", "archives/partial"):
         (own / name).mkdir(parents=True, exist_ok=True)
     options = [*patient, "-o", f"Dir::State::Lists={own / 'lists'}", "-o", f"Dir::Cache={own}"]
-    failure = _run(["apt-get", *options, "update"], work, may_fail=True)
-    failure = _run(["apt-get", *options, "download", *names], work, may_fail=True) and (failure or "no such package")
+    failure = _run(["apt-get", *options, "update"], work)
+    failure = _run(["apt-get", *options, "download", *names], work) and (failure or "no such package")
     if failure is not None:
         raise HkdError(f"the Debian packages {' and '.join(names)} could not be had ({failure}). {_USE_A_FOLDER}")
 
 
-def _run(command: Sequence[str], folder: Path, *, may_fail: bool = False) -> str | None:
-    """Run a program in a folder; None, or what it said last where it failed and may. Raises HkdError where it may not."""
+def _run(command: Sequence[str], folder: Path) -> str | None:
+    """Run a program in a folder; None, or what it said first where it failed."""
     environment = {**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode == 0:
         return None
     said = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip().startswith("E:")]
-    last = said[0].removeprefix("E:").strip() if said else f"{command[0]} ended with {done.returncode}"
-    if not may_fail:
-        raise HkdError(f"{command[0]} failed ({last}).")
-    return last
+    return said[0].removeprefix("E:").strip() if said else f"{command[0]} ended with {done.returncode}"
 
 
 def read_prompts(path: Path) -> dict[str, str]:
-    """Prompt name → what is said, from core-sounds-en.txt.gz; prompts without speech are left out."""
+    """Prompt name → what is said, from core-sounds-en.txt.gz; prompts without speech are left out.
+
+    Text in [], () or <> is about the sound; the keys * and # are read as star and pound.
+    """
     prompts: dict[str, str] = {}
     for _, line in numbered_lines(path):
         name, colon, said = line.partition(":")
@@ -309,20 +297,21 @@ def decode_g722(path: Path) -> NDArray[np.float32]:
 
 @register("asterisk")
 def asterisk(card: Card, source: Source, progress: Progress) -> Iterator[Part]:
-    """All prompts with speech, without splits; audio in the cache's `asterisk`. Of `source` only the cache is used: apt knows its servers."""
+    """Asterisk's English prompts with speech: 24 minutes of one speaker, G.722 without a header, which become FLAC in the cache's `asterisk`.
+
+    Of `source` only the cache is used: apt knows its servers.
+    """
     files = debian_packages(card.packages, card.archives, source.cache)
     prompts = {name: said for name, said in read_prompts(files / _TEXTS).items() if (files / _VOICE / f"{name}.g722").exists()}
     folder = source.cache.absolute() / "asterisk"
-
-    def rows() -> Iterator[Row]:
-        for number, (name, said) in enumerate(sorted(prompts.items()), 1):
-            path = folder / f"{name}.flac"
-            if not path.exists():
-                write_wav(path, decode_g722(files / _VOICE / f"{name}.g722"))
-            yield str(path), Utterance(id=name, text=said, audio_filepath=str(path), speaker=SPEAKER)
-            progress(number, len(prompts))
-
-    yield "", folder, rows()
+    rows = []
+    for number, (name, said) in enumerate(sorted(prompts.items()), 1):
+        path = folder / f"{name}.flac"
+        if not path.exists():
+            write_wav(path, decode_g722(files / _VOICE / f"{name}.g722"))
+        rows.append((str(path), Utterance(id=name, text=said, audio_filepath=str(path), speaker=SPEAKER)))
+        progress(number, len(prompts))
+    yield "", folder, rows
 
 
 def sentences(paragraph: str) -> Iterator[str]:
@@ -347,7 +336,7 @@ def fortune_paragraphs(text: str) -> Iterator[str]:
 
 @register("fortunes", is_text=True)
 def fortunes(card: Card, source: Source, progress: Progress) -> Iterator[str]:
-    """The sentences of all fortune files, each once."""
+    """The sentences of all fortune files, each once; attributions, tables and ASCII art are left out."""
     folder = debian_packages(card.packages, card.archives, source.cache) / _FORTUNES
     files = sorted(path for path in folder.iterdir() if not path.suffix and path.name not in _LEFT_OUT and path.is_file())
     seen: set[str] = set()

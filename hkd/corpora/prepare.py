@@ -18,7 +18,7 @@ from pathlib import Path
 from hkd import manifest
 from hkd.corpora import lhotse
 from hkd.corpora.cards import CORPORA, Source, check
-from hkd.corpora.collect import Options, Report
+from hkd.corpora.collect import Options, Report, collect
 from hkd.corpora.importers import NEMO_PATTERN, guess_kind, read_path
 from hkd.errors import HkdError, UserError
 from hkd.files import atomic_write
@@ -126,7 +126,7 @@ def read_corpus(
         return CORPORA[name_or_path].manifest(source, options.progress)
     path = Path(name_or_path).expanduser()
     if kind == "lhotse" and source.root is not None and not path.exists():
-        return lhotse.read_recipe(name_or_path, source.root, options)
+        return collect(lhotse.recipe_rows(name_or_path, source.root, options), source.root, options)
     if source.root is not None:
         raise UserError(f"--root must go with the name of a corpus, but {name_or_path} is read as it is. Leave it out.")
     return read_path(str(path) if path.exists() else name_or_path, kind, options)

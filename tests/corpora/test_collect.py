@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from hkd.corpora.collect import Report, channel_of, collect, find_audio, sort_files, split_named, walk, write_sound
+from hkd.corpora.collect import Options, Report, channel_of, collect, find_audio, sort_files, split_named, walk, write_sound
 from hkd.errors import UserError
 from hkd.manifest import Utterance
 from kit.files import sound, write_files
@@ -22,38 +22,39 @@ def row(name: str, audio: Path | None, line: int = 1, **fields: object) -> tuple
 
 def test_durations_are_filled_in_and_spans_held_against_the_audio(tmp_path: Path) -> None:
     audio = write_files(tmp_path, {"a.wav": sound(1.0)}) / "a.wav"
-    whole = collect([row("a", audio, offset=0.25), row("b", audio, duration=0.5), row("c", None)], "x")
+    whole = collect([row("a", audio, offset=0.25), row("b", audio, duration=0.5), row("c", None)], "x", Options())
     assert [u.duration for u in whole] == [0.75, 0.5, None]
-    assert len(collect([row("a", audio, duration=1.04)], "x")) == 1, (
+    assert len(collect([row("a", audio, duration=1.04)], "x", Options())) == 1, (
         "what is off by less than 50 ms is the rounding of somebody's table"
     )
     for fields in ({"offset": 1.0}, {"offset": 0.6, "duration": 0.5}, {"duration": 1.2}, {"offset": 0.2, "duration": 0.0}):
         with pytest.raises(UserError, match=r"x: 1 of the utterances have audio that cannot be used: x:1: utterance 'a' must"):
-            collect([row("a", audio, **fields)], "x")
+            collect([row("a", audio, **fields)], "x", Options())
 
 
 def test_problems_are_counted_and_the_first_listed(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"5 of .* cannot be used: x:0: .*none0\.wav: No such file.*; x:1: .*; x:2: .* and 2 more\.$"
     ):
-        collect([row(str(n), tmp_path / f"none{n}.wav", n) for n in range(5)], "x")
+        collect([row(str(n), tmp_path / f"none{n}.wav", n) for n in range(5)], "x", Options())
     with pytest.raises(UserError, match="x:2: id must be unique, but 'a' stands at x:1 too"):
-        collect([row("a", None, 1), row("a", None, 2)], "x")
+        collect([row("a", None, 1), row("a", None, 2)], "x", Options())
     with pytest.raises(UserError, match="lists none"):
-        collect([], "x")
+        collect([], "x", Options())
     (tmp_path / "header.wav").write_bytes(sound(0.0))
     with pytest.raises(UserError, match="must hold sound, but has no samples"):
-        collect([row("a", tmp_path / "header.wav")], "x")
+        collect([row("a", tmp_path / "header.wav")], "x", Options())
 
 
 def test_overlaps_and_silence_are_said_but_allowed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     audio = write_files(tmp_path, {"a.wav": sound(1.0)}) / "a.wav"
     with caplog.at_level(logging.WARNING):
-        collect([row("a", audio, duration=0.5), row("b", audio, offset=0.46, duration=0.5)], "x")
+        collect([row("a", audio, duration=0.5), row("b", audio, offset=0.46, duration=0.5)], "x", Options())
         assert caplog.messages == []
         collect(
             [row("a", audio, duration=0.5, text=" "), row("b", audio, offset=0.4, duration=0.5), row("c", audio, duration=0.1)],
             "x",
+            Options(),
         )
     assert caplog.messages == [
         "x: 1 utterances have no words, the first is 'a'",
@@ -149,17 +150,17 @@ def test_all_names_go_to_a_file_and_those_who_say_so_go_on(tmp_path: Path) -> No
     rows = [row("a", audio, 0), *(row(str(n), tmp_path / f"none{n}.wav", n) for n in range(1, 8))]
     report = Report(path=tmp_path / "left-out.tsv")
     with pytest.raises(UserError, match=r"7 of .*and 4 more\. .*left-out\.tsv lists all; --skip-bad goes on without them\."):
-        collect(rows, "x", report=report)
+        collect(rows, "x", Options(report=report))
     report.write()
     lines = (tmp_path / "left-out.tsv").read_text().splitlines()
     assert len(lines) == 8
     assert all(f"none{n}.wav" in line and "\t" in line for n, line in enumerate(lines[1:], 1))
     report = Report(path=tmp_path / "left-out.tsv", skip_bad=True)
-    assert [u.id for u in collect(rows, "x", report=report)] == ["a"]
+    assert [u.id for u in collect(rows, "x", Options(report=report))] == ["a"]
     assert report.lines()[0].startswith("left out: 7 of the utterances have audio that cannot be used: x:1: ")
     assert report.to_json()["left_out"][0]["count"] == 7
     with pytest.raises(UserError, match="must list utterances with audio that can be used, but lists none"):
-        collect(rows[1:], "x", report=report)
+        collect(rows[1:], "x", Options(report=report))
     Report(path=tmp_path / "left-out.tsv").write()
     assert not (tmp_path / "left-out.tsv").exists()
 
@@ -169,16 +170,16 @@ def test_channels_are_held_against_the_file(tmp_path: Path, caplog: pytest.LogCa
     mono, call = files / "mono.wav", files / "call.flac"
     report = Report()
     rows = [row("a", mono, channel=0), row("b", call, channel=1), row("c", call), row("d", mono), row("e", mono, channel=1)]
-    whole = collect(rows, "x", report=report, told={"e"})
+    whole = collect(rows, "x", Options(report=report, told={"e"}))
     assert [u.channel for u in whole] == [None, 1, None, None, None]
     assert list(report.notes.values()) == [["call.flac"]]
     for bad in (row("a", call, channel=2), row("a", mono, channel=1)):
         with pytest.raises(
             UserError, match=r"must have channel \d, but has \d channels, the first of which is 0 \(utterance 'a'\)"
         ):
-            collect([bad], "x")
+            collect([bad], "x", Options())
     caplog.clear()
-    collect([row("a", call, channel=0, duration=1.0), row("b", call, channel=1, duration=1.0)], "x")
+    collect([row("a", call, channel=0, duration=1.0), row("b", call, channel=1, duration=1.0)], "x", Options())
     assert caplog.messages == [], "two sides of a call do not overlap"
 
 

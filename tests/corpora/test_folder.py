@@ -9,10 +9,13 @@ from hkd import manifest
 from hkd.audio import write_wav
 from hkd.corpora import read_corpus
 from hkd.corpora.collect import Options, Report
-from hkd.corpora.importers import read_folder, read_tsv
 from hkd.errors import UserError
-from hkd.manifest import Utterance
+from hkd.manifest import Manifest, Utterance
 from kit import files
+
+
+def read_folder(path: Path, options: Options | None = None) -> Manifest:
+    return read_corpus(str(path), kind="folder", options=options)
 
 
 def sound(path: Path, seconds: float = 0.2) -> Path:
@@ -56,7 +59,7 @@ def test_tsv(tmp_path: Path) -> None:
     sound(tmp_path / "clips" / "1.wav")
     path = tmp_path / "x.tsv"
     path.write_bytes(b'\xef\xbb\xbfclient_id\tpath\tsentence\tsplit\toffset\r\nanna\tclips/1.wav\tSay "it"\tdev\t0.05\r\n\r\n')
-    (only,) = read_tsv(path)
+    (only,) = read_folder(path)
     assert (only.id, only.text, only.speaker, only.split, only.offset) == ("clips/1", 'Say "it"', "anna", "dev", 0.05)
     assert only.duration == pytest.approx(0.15)
     assert Path(only.audio_filepath or "") == tmp_path / "clips" / "1.wav"
@@ -79,7 +82,7 @@ def test_a_broken_table_is_named(tmp_path: Path, content: str, says: str) -> Non
     sound(tmp_path / "x.wav")
     (tmp_path / "t.tsv").write_text(content)
     with pytest.raises(UserError) as caught:
-        read_tsv(tmp_path / "t.tsv")
+        read_folder(tmp_path / "t.tsv")
     assert says in str(caught.value)
 
 
@@ -199,7 +202,7 @@ def test_times_in_tables(tmp_path: Path, header: str, row: str, offset: float, d
     sound(tmp_path / "a.wav", 2.0)
     (tmp_path / "t.tsv").write_text(f"wav_filename\ttext_normalized\t{header}\na.wav\thi\t{row}\n")
     options = Options()
-    (only,) = read_tsv(tmp_path / "t.tsv", options)
+    (only,) = read_folder(tmp_path / "t.tsv", options)
     assert (only.offset, only.duration) == (offset, pytest.approx(duration))
     assert bool(options.report.notes) == (row == "7.5\t9.5")
 
@@ -216,7 +219,7 @@ def test_times_that_cannot_be(tmp_path: Path, row: str, says: str) -> None:
     sound(tmp_path / "a.wav", 2.0)
     (tmp_path / "t.tsv").write_text(f"audio\ttext\tstart\tend\na.wav\thi\t{row}\n")
     with pytest.raises(UserError, match=says):
-        read_tsv(tmp_path / "t.tsv")
+        read_folder(tmp_path / "t.tsv")
 
 
 def test_columns_of_other_names_and_channels(tmp_path: Path) -> None:
@@ -225,12 +228,12 @@ def test_columns_of_other_names_and_channels(tmp_path: Path) -> None:
         "clip\tsaid\tnormalized_text\tchannel\tid\tonset_ms\na.wav\tHi!\thi\tB\tx\t5\na.wav\tYo!\tyo\t0\ty\t6\n"
     )
     with pytest.raises(UserError, match=r"must name a column 'audio', but has clip, said.* Say which: --column audio=NAME"):
-        read_tsv(tmp_path / "t.tsv")
+        read_folder(tmp_path / "t.tsv")
     options = Options(columns={"audio": "clip", "text": "SAID"})
-    whole = read_tsv(tmp_path / "t.tsv", options)
+    whole = read_folder(tmp_path / "t.tsv", options)
     assert [(u.id, u.text, u.channel) for u in whole] == [("x", "Hi!", 1), ("y", "Yo!", 0)]
     assert options.report.left_out == {"columns that may hold times are not read": ["onset_ms"]}
     with pytest.raises(UserError, match="must have the column 'word' that --column names, but has clip"):
-        read_tsv(tmp_path / "t.tsv", Options(columns={"text": "word"}))
+        read_folder(tmp_path / "t.tsv", Options(columns={"text": "word"}))
     with pytest.raises(UserError, match="--column must name one of audio, text, id"):
-        read_tsv(tmp_path / "t.tsv", Options(columns={"words": "said"}))
+        read_folder(tmp_path / "t.tsv", Options(columns={"words": "said"}))

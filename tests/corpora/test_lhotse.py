@@ -13,11 +13,15 @@ from hkd.audio import read_audio
 from hkd.corpora import read_corpus
 from hkd.corpora.cards import Source
 from hkd.corpora.collect import Options
-from hkd.corpora.lhotse import read_lhotse, read_recipe
 from hkd.errors import UserError
+from hkd.manifest import Manifest
 from kit.files import sound, tar_of, write_files
 
 lhotse = pytest.importorskip("lhotse")
+
+
+def read_lhotse(path: Path, options: Options | None = None) -> Manifest:
+    return read_corpus(str(path), kind="lhotse", options=options)
 
 
 @pytest.fixture
@@ -154,9 +158,9 @@ def test_a_recipe_of_lhotses(tmp_path: Path) -> None:
     assert {name: len(whole.split(name)) for name in ("train", "test")} == {"train": 30, "test": 30}
     assert whole.by_id(names[1]).text.endswith("NO YES")
     with pytest.raises(UserError, match=r"lhotse's recipe yesno cannot read .*AssertionError"):
-        read_recipe("yesno", tmp_path, options=Options(audio_to=tmp_path))
+        read_corpus("yesno", kind="lhotse", source=Source(root=tmp_path))
     with pytest.raises(UserError, match=r"is neither\. Near: .*yesno"):
-        read_recipe("yesnoo", tmp_path, options=Options(audio_to=tmp_path))
+        read_corpus("yesnoo", kind="lhotse", source=Source(root=tmp_path))
 
 
 @pytest.fixture

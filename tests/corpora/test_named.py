@@ -1,5 +1,6 @@
 """Corpora that are known by name: archives and folders of the true layouts."""
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from hkd import corpora, manifest
 from hkd.audio import check_audio, write_wav
 from hkd.corpora.cards import CORPORA, Expected
-from hkd.corpora.named import CORE_TEST, DEV, timit_split_of
+from hkd.corpora.named import TIMIT_SPLITS
 from hkd.errors import HkdError, UserError
 from hkd.manifest import Utterance
 from kit.files import sound, tar_of, write_files
@@ -258,9 +259,9 @@ def timit(*, upper: bool = True) -> dict[str, bytes]:
 
 
 def test_timits_lists_of_speakers() -> None:
-    assert (len(CORE_TEST), len(DEV), len(CORE_TEST & DEV)) == (24, 50, 0)
-    assert all(name[0] in "fm" and len(name) == 5 for name in CORE_TEST | DEV)
-    assert [timit_split_of("test", name) for name in ("mwew0", "faks0", "mdlr1")] == ["test", "dev", None]
+    assert Counter(TIMIT_SPLITS.values()) == {"test": 24, "dev": 50}
+    assert all(name[0] in "fm" and len(name) == 5 for name in TIMIT_SPLITS)
+    assert [TIMIT_SPLITS.get(name) for name in ("mwew0", "faks0", "mdlr1")] == ["test", "dev", None]
 
 
 @pytest.mark.parametrize("upper", [True, False])

@@ -7,9 +7,13 @@ import pytest
 
 from hkd.corpora import read_corpus
 from hkd.corpora.collect import Options
-from hkd.corpora.importers import read_nemo
 from hkd.errors import UserError
+from hkd.manifest import Manifest
 from kit.files import sound, tar_of, write_files
+
+
+def read_nemo(path: Path, options: Options | None = None) -> Manifest:
+    return read_corpus(str(path), kind="nemo", options=options)
 
 
 def jsonl(*rows: dict[str, object]) -> bytes:
