@@ -140,7 +140,8 @@ def options(
         hkd teacher-dump --lm bert-large --unit subword
         hkd train --labels shards/
     """
-    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    level = logging.INFO if verbose else logging.WARNING
+    logging.basicConfig(level=level, format=f"%(levelname)s{' %(name)s' if verbose else ''}: %(message)s")
 
 
 app.command("demo", rich_help_panel=START)(run.demo)

@@ -124,11 +124,15 @@ def _render(report: dict[str, Any]) -> str:
         lines.append(f"{report['shards_missing']} shards are still missing: other ranks write them.")
     if report["workers_lost"]:
         lines.append(f"{report['workers_lost']} workers ended before their shard was done; others did it again.")
-    figures = report["quality"] or {}
-    shown = {key: value for key, value in figures.items() if value is not None}
-    if shown:
-        figures_shown = (f"{key.replace('_', ' ')} {v if isinstance(v, str) else format(v, '.4g')}" for key, v in shown.items())
-        lines.append(f"Quality: {', '.join(figures_shown)}.")
+    quality = report["quality"] or {}
+    if quality.get("perplexity") is not None:
+        unigram = quality.get("unigram_perplexity")
+        beside = f" (of a unigram: {unigram:.4g})" if unigram is not None else ""
+        lines.append(
+            f"Quality: perplexity {quality['perplexity']:.4g}{beside}; the spoken unit is the likeliest at {quality['top1_hit_rate']:.1%} of "
+            f"the positions and among the kept ones at {quality['topk_hit_rate']:.1%}; {quality['tail_mass']:.1%} of the probability lies "
+            f"outside these. More: hkd labels info {report['store']}"
+        )
     if report["go_on"]:
         lines.append(f"Go on with: {report['go_on']}")
     return "\n".join(lines)

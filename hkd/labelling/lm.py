@@ -51,8 +51,8 @@ from hkd.units.text import normalisation, text_digest, words
 NEURAL_UNITS = 20_000_000  # with less, minutes of training did not beat the n-gram at any level (docs/log.md)
 _NAMES = {"neural": "neural LM", "ngram": "n-gram", "unigram": "unigram"}
 _CONDITION = {
-    "outside-position": "p(unit | all other units)",
-    "outside-phone": "p(senone | the phones outside its own, its state's number)",
+    "outside-position": "p(unit | the units before and after it)",
+    "outside-phone": "p(senone | the phones before and after its own, the number of its state)",
     "left": "p(unit | the units before it)",
 }
 
@@ -101,23 +101,21 @@ class LmReport:
 
 def render(value: dict[str, Any]) -> str:
     """A report's JSON as text: one table a set of sentences, then the verdict."""
-    lines = [f"{value['unit']} LM, {value['direction']}: {_CONDITION[value['given']]}"]
-    trained = " + ".join(f"{n:,}" for n in value["units"])
-    source = "text and the other folds' transcripts" if value["transcripts"] == "cross-fit" else "text, no transcripts"
-    lines.append(f"trained on {trained} units ({source}), {value['steps']:,} steps")
+    lines = [f"{value['unit']} LM: {_CONDITION[value['given']]}", _learnt_from(value)]
     for name, table in value["figures"].items():
-        title = "held-out text" if name == "text" else "transcripts, by an LM that has not seen them"
-        lines += ["", f"{title}: {table['positions']:,} positions", f"  {'':<12}{'perplexity':>11}{'top-1':>8}"]
+        title = "held-out text" if name == "text" else "the transcripts, each by the LM that has not read it"
+        lines += ["", f"{title}: {table['positions']:,} positions", f"  {'':<15}{'perplexity':>11}{'top-1':>8}"]
         for kind in (kind for kind in _NAMES if kind in table):
             label = _NAMES[kind]
             label = f"{value['ngram_order']}-gram" if kind == "ngram" else label
-            lines.append(f"  {label:<12}{table[kind]['perplexity']:>11.2f}{table[kind]['top1']:>8.1%}")
+            label += ", state" if kind == "unigram" and value["given"] == "outside-phone" else ""
+            lines.append(f"  {label:<15}{table[kind]['perplexity']:>11.2f}{table[kind]['top1']:>8.1%}")
     judged = value["figures"][value["judged_on"]]
     pair = " against ".join(f"{judged[kind]['perplexity']:.2f}" for kind in ("neural", "ngram") if kind in judged)
     if "neural" not in judged:
         lines += [
             "",
-            "The n-gram is the teacher: so little text teaches a neural LM less. --set neural=true trains one beside it.",
+            "The n-gram is the teacher: on so little text a neural LM is worse. --set neural=true trains one beside it.",
         ]
     elif value["teacher"] == "neural":
         lines += ["", f"The neural LM is the teacher: it beats the n-gram ({pair} on the {value['judged_on']})."]
@@ -126,6 +124,19 @@ def render(value: dict[str, Any]) -> str:
     if judged[value["teacher"]]["perplexity"] > judged["unigram"]["perplexity"]:
         lines.append("WARNING: the teacher is worse than the unigram; its text does not fit.")
     return "\n".join(lines)
+
+
+def _learnt_from(value: Mapping[str, Any]) -> str:
+    units = " and ".join(f"{n:,}" for n in value["units"])
+    text = "text" if value["text"].get("lines") else ""
+    if value["transcripts"] == "cross-fit":
+        parts = (
+            f"{len(value['units'])} LMs, each of {' and '.join(filter(None, (text, 'the transcripts that the others label')))}"
+        )
+    else:
+        parts = f"one LM, of {text}, no transcripts"
+    steps = f"; the neural ones took {value['steps']:,} steps" if value["steps"] else ""
+    return f"{parts}: {units} units{steps}"
 
 
 def identity_of(

@@ -399,7 +399,7 @@ class _Run:
         whole = sum(norms.values()) or 1.0
         found = {term: norm / whole for term, norm in norms.items()}
         self._write({"step": self.step, "gradient_norm": norms, "gradient_share": found})
-        log.info("step %d: share of the gradient: %s", self.step, ", ".join(f"{t} {share:.1%}" for t, share in found.items()))
+        log.info("step %d: shares of the gradient: %s", self.step, ", ".join(f"{t} {share:.1%}" for t, share in found.items()))
 
     def _write(self, row: Mapping[str, Any]) -> None:
         self.metrics.write(row)

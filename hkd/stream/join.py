@@ -356,14 +356,15 @@ class Coverage:
         lines = [f"{self.utterances} utterances, {self.frames / 6000:.1f} minutes"]
         for head in self.heads:
             of = f" of {head.sampled} utterances" if head.sampled < head.utterances else ""
+            line = f"  {head.head:<20} {head.share:7.1%} of utterances, {head.positions:,} positions{of}"
+            if head.slots:
+                line += f", on {head.labelled / head.slots:.1%} of the time slots"
+            if head.unplaced:
+                line += f"; {head.unplaced:,} ({head.unplaced / head.positions:.1%}) are too short for a slot and left out"
+            lines.append(line)
+        if any(head.slots for head in self.heads):
             lines.append(
-                f"  {head.head:<20} {head.share:7.1%} of utterances, {head.positions} positions{of}"
-                + (
-                    f", {head.unplaced} of them without a slot ({head.unplaced / max(1, head.positions):.1%}), "
-                    f"{head.labelled / head.slots:.1%} of slots labelled"
-                    if head.slots
-                    else ""
-                )
+                "  A time slot is where a head gives one answer; those without a label teach nothing (most are silence)."
             )
         if self.too_short:
             lines.append(
