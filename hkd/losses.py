@@ -1,9 +1,7 @@
 """What a student is taught by: pure functions on tensors, one loss a row or an utterance; the caller weighs and divides.
 
-Divergence of a student's softmax from a teacher's top-k distribution, without a dense target:
-
-p is the teacher, q = softmax(z / τ) the student, K the kept ids, P = Σ_{v∈K} p_v + p_tail (1 up to the codec's rounding). All
-variants are one cross-entropy with targets p_v on the kept ids and, for the bucket, p_tail on everything else:
+p is the teacher's top-k distribution, q = softmax(z / τ) the student, K the kept ids, P = Σ_{v∈K} p_v + p_tail (1 up to the codec's
+rounding). All variants are one cross-entropy with targets p_v on the kept ids and, for the bucket, p_tail on everything else:
 
     L = − Σ_{v∈K} p_v log q_v − p_tail log q_tail,     q_tail = Σ_{v∉K} q_v
     ∂L/∂z_v = (P q_v − p_v) / τ                                              kept ids: the dense gradient
@@ -82,7 +80,7 @@ class _SparseCrossEntropy(torch.autograd.Function):
             if tail_p_M is None:
                 lse_M[rows] = _lse_in_place(z_CV)
             else:
-                z_CV.scatter_(1, ids_MK[rows], float("-inf"))
+                z_CV.scatter_(1, ids_MK[rows], NEVER)
                 out_M[rows] = _lse_in_place(z_CV)
         if tail_p_M is not None:
             lse_M = torch.logaddexp(out_M, torch.logsumexp(kept_MK, dim=1))
@@ -134,7 +132,7 @@ def teacher_at(
         return logp_MK, tail_M
     scaled_MK = logp_MK / temperature
     if logp_MK.shape[1] >= num_units or tail == "renormalised":  # nothing outside, or nothing outside counts
-        return scaled_MK - torch.logsumexp(scaled_MK, dim=1, keepdim=True), torch.full_like(tail_M, float("-inf"))
+        return scaled_MK - torch.logsumexp(scaled_MK, dim=1, keepdim=True), torch.full_like(tail_M, NEVER)
     if lse_M is None or tail_T_M is None:
         raise ValueError(
             f"lse_M and tail_T_M must be given at temperature {temperature}, but are not. Dump labels with that temperature."
@@ -146,21 +144,20 @@ def _targets(
     logp_MK: Tensor, tail_M: Tensor, ids_MK: Tensor, *, tail: str, gold_M: Tensor | None, count_MK: Tensor | None
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """p_MK and p_tail (None: no bucket) of the chosen tail handling, with log p of each."""
-    none_M = torch.full_like(tail_M, float("-inf"))
     if tail == "renormalised":
         logp_MK = logp_MK - torch.logsumexp(logp_MK, dim=1, keepdim=True)
-        return logp_MK.exp(), None, logp_MK, none_M
+        return logp_MK.exp(), None, logp_MK, tail_M
     if tail == "sampled":
         if count_MK is None:
             raise ValueError("count_MK must be given for tail 'sampled', but is not. Dump labels with the selection 'sample'.")
         weight_MK = count_MK.to(logp_MK.dtype)
-        return weight_MK / weight_MK.sum(dim=1, keepdim=True).clamp_min(1), None, logp_MK, none_M
+        return weight_MK / weight_MK.sum(dim=1, keepdim=True).clamp_min(1), None, logp_MK, tail_M
     if tail == "gold-residual":
         if gold_M is None:
             raise ValueError("gold_M must be given for tail 'gold-residual', but is not.")
         is_gold_MK = ids_MK == gold_M[:, None]
         logp_MK = torch.where(is_gold_MK, torch.logaddexp(logp_MK, tail_M[:, None]), logp_MK)
-        tail_M = torch.where(is_gold_MK.any(dim=1), none_M, tail_M)
+        tail_M = tail_M.masked_fill(is_gold_MK.any(dim=1), NEVER)
     return logp_MK.exp(), tail_M.exp(), logp_MK, tail_M
 
 
@@ -182,41 +179,6 @@ def _check(logits_MV: Tensor, ids_MK: Tensor, tail: str, temperature: float, tea
             raise ValueError(f"{name} must have {len(logits_MV)} rows, but has {len(value)} instead.")
 
 
-def _cross_entropy_and_entropy(
-    logits_MV: Tensor,
-    *,
-    ids_MK: Tensor,
-    logp_MK: Tensor,
-    tail_M: Tensor,
-    temperature: float = 1.0,
-    lse_M: Tensor | None = None,
-    tail_T_M: Tensor | None = None,
-    student_temperature: float | None = None,
-    tail: str = "ghost",
-    gold_M: Tensor | None = None,
-    count_MK: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Cross-entropy and the teacher's own entropy, both times T² where both sides are at T."""
-    teacher = {"logp_MK": logp_MK, "tail_M": tail_M, "lse_M": lse_M, "tail_T_M": tail_T_M, "count_MK": count_MK}
-    _check(logits_MV, ids_MK, tail, temperature, teacher)
-    own = temperature if student_temperature is None else student_temperature
-    if temperature <= 0 or own <= 0:
-        raise ValueError(f"temperatures must be above 0, but are {temperature} and {own} instead.")
-    wide = torch.promote_types(logits_MV.dtype, torch.float32)
-    num_units = logits_MV.shape[1]
-    logp_MK, tail_M = teacher_at(logp_MK.to(wide), tail_M.to(wide), temperature, lse_M, tail_T_M, num_units, tail)
-    ids_MK = ids_MK.long()
-    p_MK, tail_p_M, logp_MK, tail_M = _targets(logp_MK, tail_M.to(wide), ids_MK, tail=tail, gold_M=gold_M, count_MK=count_MK)
-    if ids_MK.shape[1] >= num_units:
-        tail_p_M = None  # K = V: nothing lies outside
-    entropy_M = -torch.where(p_MK > 0, p_MK * logp_MK, 0.0).sum(dim=1)
-    if tail_p_M is not None:
-        entropy_M = entropy_M - torch.where(tail_p_M > 0, tail_p_M * tail_M, 0.0)
-    loss_M: Tensor = _SparseCrossEntropy.apply(logits_MV, ids_MK, p_MK, tail_p_M, 1.0 / own, 0.0)  # type: ignore[no-untyped-call]
-    factor = temperature**2 if own == temperature else 1.0
-    return loss_M * factor, entropy_M * factor
-
-
 def sparse_kl(
     logits_MV: Tensor,
     *,
@@ -230,6 +192,7 @@ def sparse_kl(
     tail: str = "ghost",
     gold_M: Tensor | None = None,
     count_MK: Tensor | None = None,
+    less_entropy: bool = True,
 ) -> Tensor:
     """loss_M: KL(teacher ‖ student) of each row, in nats; differentiable in the student's logits alone.
 
@@ -242,18 +205,34 @@ def sparse_kl(
       gold-residual  p_tail is added to the gold unit; a row whose gold unit is not in K (or is −1) keeps the bucket
       sampled        target count_v / Σ count on the drawn ids (count 0 pads); value Σ c_v/N log(p_v/q_v), an unbiased estimate of the
                      full KL, and so is its gradient
+    less_entropy: False leaves the teacher's own entropy in, which has no gradient (`sparse_cross_entropy`).
     Raises ValueError for labels that require a gradient, missing lse_M, gold_M or count_MK, and shapes that do not fit.
     """
-    loss_M, entropy_M = _cross_entropy_and_entropy(
-        logits_MV, ids_MK=ids_MK, logp_MK=logp_MK, tail_M=tail_M, temperature=temperature, lse_M=lse_M, tail_T_M=tail_T_M,
-        student_temperature=student_temperature, tail=tail, gold_M=gold_M, count_MK=count_MK,
-    )  # fmt: skip
-    return loss_M - entropy_M
+    teacher = {"logp_MK": logp_MK, "tail_M": tail_M, "lse_M": lse_M, "tail_T_M": tail_T_M, "count_MK": count_MK}
+    _check(logits_MV, ids_MK, tail, temperature, teacher)
+    own = temperature if student_temperature is None else student_temperature
+    if temperature <= 0 or own <= 0:
+        raise ValueError(f"temperatures must be above 0, but are {temperature} and {own} instead.")
+    wide = torch.promote_types(logits_MV.dtype, torch.float32)
+    num_units = logits_MV.shape[1]
+    logp_MK, tail_M = teacher_at(logp_MK.to(wide), tail_M.to(wide), temperature, lse_M, tail_T_M, num_units, tail)
+    ids_MK = ids_MK.long()
+    p_MK, tail_p_M, logp_MK, tail_M = _targets(logp_MK, tail_M.to(wide), ids_MK, tail=tail, gold_M=gold_M, count_MK=count_MK)
+    if ids_MK.shape[1] >= num_units:
+        tail_p_M = None  # K = V: nothing lies outside
+    factor = temperature**2 if own == temperature else 1.0
+    loss_M: Tensor = _SparseCrossEntropy.apply(logits_MV, ids_MK, p_MK, tail_p_M, 1.0 / own, 0.0)  # type: ignore[no-untyped-call]
+    if not less_entropy:
+        return loss_M * factor
+    entropy_M = -torch.where(p_MK > 0, p_MK * logp_MK, 0.0).sum(dim=1)
+    if tail_p_M is not None:
+        entropy_M = entropy_M - torch.where(tail_p_M > 0, tail_p_M * tail_M, 0.0)
+    return loss_M * factor - entropy_M * factor
 
 
 def sparse_cross_entropy(logits_MV: Tensor, *, ids_MK: Tensor, logp_MK: Tensor, tail_M: Tensor, **options: Any) -> Tensor:
     """loss_M: sparse_kl plus the teacher's entropy, so that w · this + (1 − w) · hard_cross_entropy is cross-entropy against the mixture."""
-    return _cross_entropy_and_entropy(logits_MV, ids_MK=ids_MK, logp_MK=logp_MK, tail_M=tail_M, **options)[0]
+    return sparse_kl(logits_MV, ids_MK=ids_MK, logp_MK=logp_MK, tail_M=tail_M, less_entropy=False, **options)
 
 
 def hard_cross_entropy(logits_MV: Tensor, unit_M: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
@@ -320,8 +299,6 @@ def ctc_occupancy(logits_BTV: Tensor, length_B: Tensor, target_L: Tensor, target
     device = logits_BTV.device
     target_BU, valid_BU = _padded(target_L, target_length_B)
     u = target_BU.shape[1]
-    if u == 0:
-        return logits_BTV.new_zeros((b, t, 0), dtype=torch.promote_types(logits_BTV.dtype, torch.float32))
     logp_BTV = torch.log_softmax(logits_BTV.double(), dim=-1)
     state_BS = torch.zeros((b, 2 * u + 1), dtype=torch.int64, device=device)
     state_BS[:, 1::2] = target_BU

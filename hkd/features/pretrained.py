@@ -1,16 +1,14 @@
-"""Pretrained speech encoders of transformers: where they lie, and how the package is loaded. Safetensors only, no code comes with them.
+"""Pretrained speech encoders of transformers: where they lie, and one as a front end.
 
-`Upstream` is a frozen one as a front end: what SUPERB (Yang et al. 2021, arXiv 2105.01051) calls an upstream.
-
-A student on an upstream is small and learns fast: the upstream never learns, so that its features are made once (`features_cache`) and only what
-stands on them is trained. An export carries the upstream's weights and needs nothing else.
+`Upstream` is a frozen one: what SUPERB (Yang et al. 2021, arXiv 2105.01051) calls an upstream. It never learns, so its features are made once
+(`features_cache`) and only what stands on them is trained. An export carries the upstream's weights and needs nothing else.
 
 - A frame of the encoder lasts 20 ms; it is laid over the two rows of 10 ms that it covers, half of its values in each, so that rows,
   lengths and labels are those of any front end.
 - A student's normalisation is by value of a row, so values d and d + D/2 of a frame share one mean and deviation.
-- It runs on the CPU, where features are made, on machines with a GPU too; the last bits depend on the number of threads.
-- An utterance goes through alone: no padding, no batch-mates. Whisper reads the utterance itself, not 30 s of which most would be silence,
-  which costs ten times as much for a short one. So its values are near, not equal, to those of transformers, which always pads.
+- It runs on the CPU, where features are made; the last bits depend on the number of threads.
+- An utterance goes through alone. Whisper reads the utterance itself, not 30 s of mostly silence, which cost ten times as much for a short
+  one. So its values are near, not equal, to those of transformers, which always pads.
 
 Shape letters: S samples, T rows of 10 ms, F values a row, D width of the encoder.
 """
@@ -31,7 +29,7 @@ from torch import Tensor, nn
 
 from hkd.errors import HkdError, UserError
 from hkd.files import digest_of_json, write_bytes
-from hkd.pretrained import check_folder, load_config, load_model, transformers_package
+from hkd.pretrained import check_folder, load_config, load_model, local_folder, transformers_package
 from hkd.timebase import HOP_SAMPLES, covering_samples
 
 WHISPER = "whisper"
@@ -39,6 +37,7 @@ ARCHITECTURES = ("wav2vec2", "hubert", "wavlm", "unispeech", "unispeech-sat", WH
 SHIFT_SAMPLES, WINDOW_SAMPLES = 320, 400  # of the frames of 20 ms that all of them have
 PREPROCESSOR = "preprocessor_config.json"
 NOT_SETTINGS = ("transformers_version", "architectures", "dtype", "_name_or_path", "torch_dtype")
+Stamps = tuple[tuple[Path, int, int], ...]
 FILES = ["config.json", PREPROCESSOR, "model*.safetensors", "model.safetensors.index.json"]
 
 
@@ -47,11 +46,7 @@ def local_encoder(name: str, setting: str = "encoder.name") -> Path:
 
     Raises UserError where it holds no safetensors, HkdError where the hub cannot be reached.
     """
-    folder = Path(name).expanduser()
-    if not folder.is_dir():
-        if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-            raise UserError(f"{setting} must be a folder or a hub name, but there is no folder {name}.")
-        folder = _from_hub(name, setting)
+    folder = local_folder(name, what=setting) or _from_hub(name, setting)
     check_folder(folder, what=setting)
     return folder
 
@@ -77,9 +72,9 @@ def _from_hub(name: str, setting: str) -> Path:
         ) from None
 
 
-def normalises(folder: Path) -> bool:
+def normalises(name: str, setting: str = "encoder.name") -> bool:
     """Whether the encoder was trained on normalised utterances: its preprocessor says, and yes where there is none (transformers' default)."""
-    path = folder / PREPROCESSOR
+    path = local_encoder(name, setting) / PREPROCESSOR
     try:
         return not path.is_file() or bool(json.loads(path.read_text(encoding="utf-8")).get("do_normalize", True))
     except (ValueError, AttributeError) as error:
@@ -88,7 +83,7 @@ def normalises(folder: Path) -> bool:
         ) from None
 
 
-def stamps(folder: Path, *patterns: str) -> tuple[tuple[Path, int, int], ...]:
+def _stamps(folder: Path, *patterns: str) -> Stamps:
     """Files of a folder with size and time of change: what is kept under them is never stale."""
     found = sorted({path for pattern in patterns for path in folder.glob(pattern)})
     return tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in found)
@@ -100,7 +95,7 @@ def open_config(name: str, setting: str = "encoder.name") -> Any:
     Raises UserError where it is none of ARCHITECTURES, or has frames of another length.
     """
     folder = local_encoder(name, setting)
-    return _read_config(name, folder, setting, stamps(folder, "config.json"))
+    return _read_config(name, folder, setting, _stamps(folder, "config.json"))
 
 
 @lru_cache(maxsize=16)
@@ -143,15 +138,15 @@ def load_encoder(name: str, config: Any, setting: str = "encoder.name") -> nn.Mo
 
     Raises UserError where it lacks some, HkdError where they cannot be read.
     """
-    folder = local_encoder(name, setting)
+    folder, part = local_encoder(name, setting), ""
     kind: Any = "AutoModel"
-    is_whisper, part = config.model_type == WHISPER, ""
-    if is_whisper and json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") == ["WhisperEncoder"]:
-        from transformers.models.whisper.modeling_whisper import WhisperEncoder
+    if config.model_type == WHISPER:
+        if json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") == ["WhisperEncoder"]:
+            from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-        kind = WhisperEncoder
-    elif is_whisper:
-        part = "encoder."
+            kind = WhisperEncoder
+        else:
+            part = "encoder."
     model = load_model(
         folder, kind, what=setting, part=part, remedy="Take a checkpoint of the whole encoder.", config=config, dtype=torch.float32,
         local_files_only=True,
@@ -195,7 +190,7 @@ class Upstream:
     @property
     def normalise(self) -> bool:
         """Whether an encoder of samples reads them at mean 0 and variance 1."""
-        return normalises(local_encoder(self.name, SETTING))
+        return normalises(self.name, SETTING)
 
     @property
     def max_rows(self) -> int | None:
@@ -204,7 +199,7 @@ class Upstream:
 
     @property
     def digest(self) -> str:
-        """Of its weights, its settings and its front end's: all that its values depend on, besides the sound. The same wherever it is saved."""
+        """Of all that its values depend on, besides the sound. The same wherever it is saved."""
         return _digest(self.name, _files(self.name))
 
     @property
@@ -243,18 +238,15 @@ class Upstream:
         write_bytes(folder / PREPROCESSOR, own.read_bytes() if own.is_file() else b"{}\n")
 
 
-Stamps = tuple[tuple[Path, int, int], ...]
-
-
 def _files(name: str) -> Stamps:
-    return stamps(local_encoder(name, SETTING), "model*.safetensors", "config.json", PREPROCESSOR)
+    return _stamps(local_encoder(name, SETTING), "model*.safetensors", "config.json", PREPROCESSOR)
 
 
 @lru_cache(maxsize=8)
 def _digest(name: str, files: Stamps) -> str:
     model: Any = _load(name, files)
     tensors = {key: [list(value.shape), sha256(value.numpy().tobytes()).hexdigest()] for key, value in model.state_dict().items()}
-    normalise = model.config.model_type != WHISPER and normalises(local_encoder(name, SETTING))
+    normalise = model.config.model_type != WHISPER and normalises(name, SETTING)
     return digest_of_json([tensors, settings_of(model.config), normalise])
 
 

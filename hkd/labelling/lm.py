@@ -27,8 +27,8 @@ from hkd.labelling.ngram import NGRAM_UNITS, figures, sample, summed, train_ngra
 from hkd.loop import LoopConfig, fit
 from hkd.manifest import Manifest
 from hkd.progress import Progress, no_progress
-from hkd.teachers.base import Teacher
-from hkd.teachers.cloze import DIRECTIONS, GIVEN, UnitLmSizes, make_unit_lm
+from hkd.teachers.base import GIVEN, Teacher
+from hkd.teachers.cloze import DIRECTIONS, UnitLmSizes, make_unit_lm
 from hkd.teachers.unit_lm import (
     CONFIG,
     FOLDS,

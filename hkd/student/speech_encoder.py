@@ -29,7 +29,6 @@ from hkd.features.pretrained import (
     WINDOW_SAMPLES,
     check_length,
     load_encoder,
-    local_encoder,
     normalises,
     open_config,
     padded,
@@ -55,7 +54,7 @@ def open_speech_encoder(encoder: EncoderConfig) -> SpeechEncoderConfig:
     settings["apply_spec_augment"] = False
     if settings.get("conv_pos_batch_norm"):
         raise UserError(f"encoder.name must have no batch norm, but {encoder.name} has one: outputs would depend on the batch.")
-    return SpeechEncoderConfig(name=encoder.name, settings=settings, normalise=normalises(local_encoder(encoder.name)))
+    return SpeechEncoderConfig(name=encoder.name, settings=settings, normalise=normalises(encoder.name))
 
 
 class SpeechEncoder(nn.Module):

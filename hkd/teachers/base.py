@@ -3,10 +3,11 @@
 Labelling knows no more of a language model than this file. Shape letters: U positions of an utterance.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +17,12 @@ from hkd.units.inventory import UnitInventory
 from hkd.units.text import normalisation as rule_of_words
 
 NO_WORD = -1
+GIVEN = ("outside-position", "outside-phone", "left")  # what a position is conditioned on
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TeacherInfo:
-    """Who a teacher is; stands in every store that it wrote. `digest` covers weights, tokenizer and options that change labels."""
+    """What every store records of its teacher. `digest` covers weights, tokenizer and options that change labels."""
 
     name: str
     kind: str  # masked | causal | cloze | ngram
@@ -44,46 +46,27 @@ class Sentence:
     text: bytes = b""  # `hkd.units.text.text_digest` of its words; empty where the teacher need not know
 
 
-class Teacher(Protocol):
+class Teacher(ABC):
     """A language model over one inventory.
 
-    It may also have `measured(sentences) -> {name: value}`: figures of a sample of what it labels, for the store's card; and
-    `has_read(sentences) -> share`: of how many sentences, each its normalised words, it has learnt from.
+    It may also have `measured(sentences) -> {name: value}`: figures of a sample of what it labels, for the store's card.
     """
 
-    figures: dict[str, float | str]  # what is known of its quality, for the store's card; often nothing
-
-    @property
-    def level(self) -> str:
-        """senone | monophone | character | subword."""
-
-    @property
-    def inventory(self) -> UnitInventory:
-        """All units it gives mass to; position in the order = id."""
-
-    @property
-    def info(self) -> TeacherInfo:
-        """What the store records."""
-
-    def encode(self, words: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """Words → (unit_U, word_U), for teachers that bring their own pieces. Raises NotImplementedError for aligned levels."""
-
-    def score(self, sentences: Sequence[Sentence], *, k: int, temperatures: Sequence[float] = ()) -> list[TopK]:
-        """Per sentence the top-k rows of all its positions, in order. Does not depend on what stands together in a call,
-        up to float rounding; the same call gives the same bytes."""
-
-
-class BaseTeacher:
-    """What teachers share. Without an `encode` of its own a teacher reads the project's units."""
-
     def __init__(self, *, inventory: UnitInventory, info: TeacherInfo) -> None:
+        """inventory: all units that get mass, of its level; position in the order = id."""
         self.level, self.inventory, self.info = inventory.level, inventory, info
-        self.figures: dict[str, float | str] = {}
+        self.figures: dict[str, float | str] = {}  # what is known of its quality, for the store's card
+        # of how many sentences, each its normalised words, it has learnt from, of 1; None where nobody knows
         self.has_read: Callable[[Iterable[Sequence[str]]], float] | None = None
 
     def encode(self, words: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """Raises NotImplementedError: the units come from the project."""
+        """Words → (unit_U, word_U), of a teacher with its own pieces. Raises NotImplementedError where the units come from the project."""
         raise NotImplementedError(f"teacher '{self.info.name}' reads the project's units and has no pieces of its own")
+
+    @abstractmethod
+    def score(self, sentences: Sequence[Sentence], *, k: int, temperatures: Sequence[float] = ()) -> list[TopK]:
+        """Per sentence the top-k rows of all its positions, in order. Does not depend on what stands together in a call,
+        up to float rounding; the same call gives the same bytes."""
 
 
 def cut_rows(rows: TopK, sentences: Sequence[Sentence]) -> list[TopK]:

@@ -24,7 +24,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -37,25 +37,23 @@ from hkd.teachers.packed import PackedEncoder, on_device
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Tokens = NDArray[np.int64]
 Choose = Callable[[torch.Tensor, Tokens, Tokens], TopK]
 
-TOKEN_BUDGET = {"cuda": 65_536}
-VALUES_CPU = 3 << 19  # tokens × model width of a batch on CPU, where larger ones leave the caches
+_TOKENS_CUDA = 65_536  # of a batch
+_VALUES_CPU = 3 << 19  # tokens × model width of a batch on CPU, where larger ones leave the caches
 _TOKENS_CPU = 8192  # of a batch of a narrow model, which needs no more to keep a core busy
 _HEAD_ROWS = 256  # scored rows of a head call, at least where there are as many: the weights are read once a call
-_HEAD_BYTES = {"cuda": 1 << 30}  # logits of a head call
-_HEAD_BYTES_CPU = 32 << 20
+_HEAD_BYTES_CUDA, _HEAD_BYTES = 1 << 30, 32 << 20  # logits of a head call
 _UNIT_FLOPS = 1e11  # about a second of one core: the work of one thread at a time, if a batch is not more
 _CUDA_STREAMS = 2
 _EMBEDDINGS = (torch.nn.Embedding, torch.nn.EmbeddingBag)
-_PADDED_TOKENS = (
-    512  # rows longer than this run beside rows of their own length alone: models change their attention at some lengths
-)
-_TOLERANCE = {torch.float32: 2e-4}  # of a logit, against the largest one of its row
-_TOLERANCE_ELSE = 5e-2
-_AGREEING = {torch.float32: 1.0}  # share of the places that must be within the tolerance
-_AGREEING_ELSE = 0.75  # rounding to bfloat16 sends some tokens to other experts
+# rows longer than this run beside rows of their own length alone: models change their attention at some lengths
+_PADDED_TOKENS = 512
+# tolerance of a logit, against the largest one of its row, and the share of the places that must be within it
+_AGREEING = {torch.float32: (2e-4, 1.0)}
+_AGREEING_ELSE = 5e-2, 0.75  # rounding to bfloat16 sends some tokens to other experts
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +68,6 @@ class Row:
     at: Tokens  # places in token_L whose output is scored
     gold: Tokens  # the unit at each scored position
     to: Tokens  # the row of the result, over all sentences
-
-
-def _is_memory(error: BaseException) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def _matrix_weights(modules: Iterable[Any]) -> int:
@@ -129,13 +123,8 @@ class OwnForward:
             return False
         size_M = (own_MV - own_MV.mean(-1, keepdim=True)).abs().amax(-1)
         gap_M = (got_MV - own_MV).abs().amax(-1) / size_M.clamp_min(torch.finfo(torch.float32).tiny)
-        dtype = self.model.dtype
-        within = float((gap_M <= _TOLERANCE.get(dtype, _TOLERANCE_ELSE)).float().mean())
-        return within >= _AGREEING.get(dtype, _AGREEING_ELSE)
-
-    def answers_alike(self, token_L: Tokens) -> bool:
-        """Whether the model says the same of a text each time it is asked."""
-        return self.agree(self(token_L), self(token_L))
+        tolerance, share = _AGREEING.get(self.model.dtype, _AGREEING_ELSE)
+        return float((gap_M <= tolerance).float().mean()) >= share
 
     def reads_ahead(self, token_L: Tokens) -> bool:
         """Whether later tokens, or their number, change what the model says at earlier places."""
@@ -196,32 +185,25 @@ class RowScorer:
     """A model that scores rows. `budget` is the tokens of a batch; running out of memory halves it."""
 
     def __init__(
-        self,
-        model: Any,
-        *,
-        name: str,
-        budget: int,
-        length: int,
-        ordinary: Tokens,
-        pad_id: int | None,
-        mask_id: int | None,
-        causal: bool,
-        compiled: bool,
+        self, own: OwnForward, tokenizer: Any, *, name: str, budget: int, length: int, ordinary: Tokens, compiled: bool
     ) -> None:
-        """`length`: tokens of the longest row; `ordinary`: ids of tokens that are not special; `model` stands on its device, in
-        evaluation mode. Raises HkdError where no way gives what the model itself gives."""
-        self._own = OwnForward(model, causal=causal)
-        self._model, self._device, self._kind = model, self._own.device, self._own.device.type
-        self._pad_id, self._mask_id, self._causal = pad_id or 0, mask_id or 0, causal
+        """`own`: of a model on its device, in evaluation mode; `length`: tokens of the longest row; `ordinary`: ids of tokens that are
+        not special. Raises HkdError where no way gives what the model itself gives."""
+        model, mask_id = own.model, tokenizer.mask_token_id
+        self._own, self._model, self._device, self._causal = own, model, own.device, own.causal
+        self._kind = own.device.type
+        self._pad_id, self._mask_id = tokenizer.pad_token_id or 0, mask_id or 0
+        self._head_bytes = _HEAD_BYTES_CUDA if self._kind == "cuda" else _HEAD_BYTES
+        self.shards_at_once = 2 if self._kind == "cuda" else 1  # calls of `score` side by side, so that the device never waits
         self._given = threading.local()
         self._counting = threading.Lock()
         self.flops = 0.0
         texts = trial_texts(ordinary, length)
         self._body, self._output = find_body(self._own, texts[-1])
-        of_width = _TOKENS_CPU if self._body is None else min(_TOKENS_CPU, VALUES_CPU // int(_hidden_of(self._output).shape[-1]))
-        self.budget = budget or TOKEN_BUDGET.get(self._kind, of_width)
+        of_width = _TOKENS_CPU if self._body is None else min(_TOKENS_CPU, _VALUES_CPU // int(_hidden_of(self._output).shape[-1]))
+        self.budget = budget or (_TOKENS_CUDA if self._kind == "cuda" else of_width)
         self._packed = None
-        if not causal and mask_id is not None and self._body is model.base_model:
+        if not own.causal and mask_id is not None and self._body is model.base_model:
             self._packed = PackedEncoder.of(self._body, mask_id=mask_id, length=length)
         if self._body is not None:
             self._forward: Any = self._body.forward
@@ -230,7 +212,7 @@ class RowScorer:
         if not self.way.packed:
             self._packed = None
         if not self.way.gathered:
-            self.budget = min(self.budget, max(1, _HEAD_BYTES.get(self._kind, _HEAD_BYTES_CPU) // self._vocabulary))
+            self.budget = min(self.budget, max(1, self._head_bytes // self._vocabulary))
         if compiled:
             if self._packed is not None:
                 self._packed.compile()
@@ -268,11 +250,6 @@ class RowScorer:
         raise HkdError(
             f"LM {name} must give logits for each token of a text, but {type(self._model).__name__} does not. Take another LM."
         )
-
-    @property
-    def shards_at_once(self) -> int:
-        """Calls of `score` that should run side by side, so that the device never waits for what comes before and after."""
-        return 2 if self._kind == "cuda" else 1
 
     # ---- batches ----
 
@@ -349,53 +326,49 @@ class RowScorer:
     @torch.inference_mode()
     def _score_unit(self, unit: Sequence[Row], choose: Choose) -> list[TopK]:
         """The rows of a unit, its batches one after the other and their scored places together."""
-        hidden_MD = torch.cat([part for batch in self._batches(unit) for part in self._body_within_memory(batch)])
+        hidden_MD = torch.cat([part for batch in self._batches(unit) for part in self._bodies(batch)])
         gold_M, to_M = (np.concatenate(column) for column in zip(*((row.gold, row.to) for row in unit), strict=True))
-        step = max(_HEAD_ROWS // 2, _HEAD_BYTES.get(self._kind, _HEAD_BYTES_CPU) // (4 * self._vocabulary))
-        ends = (
-            np.linspace(0, len(to_M), -(-len(to_M) // step) + 1).astype(int).tolist()
-        )  # even: a call with few rows costs nearly as much
-        cuts = [slice(a, b) for a, b in itertools.pairwise(ends)]
-        return [part for cut in cuts for part in self._head_within_memory(hidden_MD, gold_M, to_M, cut, choose)]
+        step = max(_HEAD_ROWS // 2, self._head_bytes // (4 * self._vocabulary))
+        # even: a call with few rows costs nearly as much
+        ends = np.linspace(0, len(to_M), -(-len(to_M) // step) + 1).astype(int).tolist()
+
+        def run(a: int, b: int) -> TopK:
+            return choose(self._head(hidden_MD[a:b]), gold_M[a:b], to_M[a:b])
+
+        def shrink(a: int, b: int) -> None:
+            if b - a == 1:
+                raise HkdError(f"the logits of one position must fit into the memory of {self._device}, but do not.")
+            log.warning("Out of memory with the logits of %d positions: they are halved.", b - a)
+
+        return [part for a, b in itertools.pairwise(ends) for part in self._within_memory(run, a, b, shrink)]
 
     # ---- memory ----
 
-    def _body_within_memory(self, batch: Sequence[Row]) -> list[torch.Tensor]:
+    def _bodies(self, batch: Sequence[Row]) -> list[torch.Tensor]:
         """The body's output at the scored places; out of memory halves the batch, and the token budget from there on."""
-        try:
-            return [self._hidden(batch)]
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not _is_memory(error):
-                raise
-        tokens = sum(len(row.token_L) for row in batch)
-        if len(batch) == 1:
-            raise HkdError(f"one row of {tokens} tokens must fit into the memory of {self._device}, but does not.")
-        self.budget = max(1, min(self.budget, tokens // 2))
-        log.warning("Out of memory with %d rows of %d tokens: the token budget is now %d.", len(batch), tokens, self.budget)
-        self._free()
-        half = len(batch) // 2
-        return self._body_within_memory(batch[:half]) + self._body_within_memory(batch[half:])
 
-    def _head_within_memory(
-        self, hidden_MD: torch.Tensor, gold_M: Tokens, to_M: Tokens, cut: slice, choose: Choose
-    ) -> list[TopK]:
-        """What `choose` makes of some scored places; out of memory halves them."""
-        try:
-            return [choose(self._head(hidden_MD[cut]), gold_M[cut], to_M[cut])]
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not _is_memory(error):
-                raise
-        if cut.stop - cut.start == 1:
-            raise HkdError(f"the logits of one position must fit into the memory of {self._device}, but do not.")
-        log.warning("Out of memory with the logits of %d positions: they are halved.", cut.stop - cut.start)
-        self._free()
-        middle = (cut.start + cut.stop) // 2
-        halves = slice(cut.start, middle), slice(middle, cut.stop)
-        return [part for half in halves for part in self._head_within_memory(hidden_MD, gold_M, to_M, half, choose)]
+        def shrink(a: int, b: int) -> None:
+            tokens = sum(len(row.token_L) for row in batch[a:b])
+            if b - a == 1:
+                raise HkdError(f"one row of {tokens} tokens must fit into the memory of {self._device}, but does not.")
+            self.budget = max(1, min(self.budget, tokens // 2))
+            log.warning("Out of memory with %d rows of %d tokens: the token budget is now %d.", b - a, tokens, self.budget)
 
-    def _free(self) -> None:
+        return self._within_memory(lambda a, b: self._hidden(batch[a:b]), 0, len(batch), shrink)
+
+    def _within_memory(self, run: Callable[[int, int], T], start: int, stop: int, shrink: Callable[[int, int], None]) -> list[T]:
+        """`run(start, stop)`, in halves where memory does not suffice; `shrink(start, stop)` says so, or raises HkdError."""
+        try:
+            return [run(start, stop)]
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            is_memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
+            if not is_memory and "can't allocate memory" not in str(error):
+                raise
+        shrink(start, stop)
         if self._kind == "cuda":
             torch.cuda.empty_cache()
+        middle = (start + stop) // 2
+        return self._within_memory(run, start, middle, shrink) + self._within_memory(run, middle, stop, shrink)
 
     # ---- body and head ----
 

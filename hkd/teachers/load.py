@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hkd.arpa import is_arpa
-from hkd.errors import HkdError, UserError
-from hkd.pretrained import check_folder, choose_device, load_config, load_model, load_tokenizer
+from hkd.errors import HkdError, UserError, check_choice, check_setting
+from hkd.pretrained import check_folder, choose_device, load_config, load_model, load_tokenizer, local_folder
 from hkd.units.inventory import UnitInventory
 
 if TYPE_CHECKING:
@@ -72,12 +72,10 @@ class TeacherOptions:
 
     def __post_init__(self) -> None:
         for name in ("mask_every", "context", "look_ahead", "token_budget"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name} must not be negative, but is {getattr(self, name)} instead.")
-        if 0 < self.context < 8:
-            raise UserError(f"context must be 0 (the utterance alone) or at least 8 tokens, but is {self.context} instead.")
-        if self.case not in CASES:
-            raise UserError(f"case must be one of {', '.join(CASES)}, but is '{self.case}' instead.")
+            check_setting(name, getattr(self, name), "not be negative", getattr(self, name) >= 0)
+        is_context = self.context == 0 or self.context >= 8
+        check_setting("context", self.context, "be 0 (the utterance alone) or at least 8 tokens", is_context)
+        check_choice("case", self.case, CASES)
 
     def within(self, folder: Path) -> "TeacherOptions":
         """With paths that are relative to a folder."""
@@ -194,32 +192,25 @@ def resolve(name: str) -> str:
     return ALIASES.get(name.lower(), name)
 
 
-def _check_transformer(name: str) -> None:
-    path = Path(name).expanduser()
-    if not path.is_dir() and (path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1):
-        raise UserError(f"lm must be a folder, a hub name or an alias, but there is no folder {name}.")
-    source_options(str(path) if path.is_dir() else resolve(name))
+def _located(name: str) -> tuple[str, dict[str, Any]]:
+    """What transformers loads, and how: a folder, or the hub's files in the cache or from the network.
 
-
-def source_options(source: str) -> dict[str, Any]:
-    """How to load from a folder, from the cache, or from the hub. Raises HkdError at once where none can be had."""
-    given: dict[str, Any] = {}
-    folder = Path(source)
-    if folder.is_dir():
-        gguf = sorted(p.name for p in folder.glob("*.gguf"))
-        if gguf and not any(folder.glob("*.safetensors")):
-            if len(gguf) > 1:
-                raise UserError(
-                    f"lm must be a folder with one GGUF file, but {source} holds {', '.join(gguf)}. Keep one of them there."
-                )
-            given["gguf_file"] = gguf[0]
-        else:
-            check_folder(folder, what="LM")
-        return {**given, "local_files_only": True}
-    if _in_cache(source):
-        return {**given, "local_files_only": True}
-    _probe_hub(source)
-    return given
+    Raises UserError or HkdError at once where none can be had.
+    """
+    folder = local_folder(name, what="lm", known="a folder, a hub name or an alias")
+    if folder is None:
+        source = resolve(name)
+        if _in_cache(source):
+            return source, {"local_files_only": True}
+        _probe_hub(source)
+        return source, {}
+    gguf = sorted(p.name for p in folder.glob("*.gguf"))
+    if not gguf or any(folder.glob("*.safetensors")):
+        check_folder(folder, what="LM")
+        return str(folder), {"local_files_only": True}
+    if len(gguf) > 1:
+        raise UserError(f"lm must be a folder with one GGUF file, but {folder} holds {', '.join(gguf)}. Keep one of them there.")
+    return str(folder), {"local_files_only": True, "gguf_file": gguf[0]}
 
 
 def _in_cache(source: str) -> bool:
@@ -257,8 +248,7 @@ def choose_precision(precision: str, device: "torch.device") -> "torch.dtype":
     """auto: bf16 on GPUs that have it, else fp32, the reference."""
     import torch
 
-    if precision not in PRECISIONS:
-        raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, but is '{precision}' instead.")
+    check_choice("precision", precision, PRECISIONS)
     if precision == "auto":
         precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
     return torch.bfloat16 if precision == "bf16" else torch.float32
@@ -266,15 +256,13 @@ def choose_precision(precision: str, device: "torch.device") -> "torch.dtype":
 
 def _load_transformer(asked: Asked) -> "Teacher":
     """A masked or causal LM of transformers, told apart by its config; its direction is then proven by a trial."""
-    path = Path(asked.name).expanduser()
-    source = str(path) if path.is_dir() else resolve(asked.name)
-    name, options = path.name if path.is_dir() else source, asked.options
     where = choose_device(asked.device)
     dtype = choose_precision(asked.precision, where)
+    source, given = _located(asked.name)
+    name, options = Path(source).name if Path(source).is_dir() else source, asked.options
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from hkd.teachers.transformer import CausalTeacher, MaskedTeacher
 
-    given = source_options(source)
     if "gguf_file" in given:
         _prepare_gguf()
     config = load_config(source, what="LM", **given)
@@ -352,7 +340,7 @@ KINDS |= {  # in the order of `--help`; asked from the last one on
     "transformers": TeacherKind(
         help="Alias (bert-large, gpt2 ...), hub name, folder",
         knows=lambda _: True,
-        check=_check_transformer,
+        check=_located,
         load=_load_transformer,
         takes_options=True,
     ),

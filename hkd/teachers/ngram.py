@@ -3,8 +3,7 @@
 - An n-gram is arrays over unit ids: dense rows p(v | history) and p(u_n | all others) for many positions at once. Units are 0 … V−1; V is
   <s>, V + 1 is </s>, V + 2 is "no unit".
 - Back-off (Katz 1987): p(w | h) = explicit, or bow(h) · p(w | h without its oldest unit).
-- Look-ups by n-gram with one place left open: keys of the other places, packed into 64 bits and sorted, so that a whole batch of
-  positions is one `searchsorted`. No Python loop over positions.
+- N-grams with one place left open are looked up by keys of the other places, packed into 64 bits and sorted: one `searchsorted` a batch.
 - A unit that the n-gram lacks gets half the probability of its rarest one, so that no unit is impossible.
 - Given `left`: p(u_n | the units before). Given `outside-position`: p(u_n | all others) ∝ Π over the windows that contain n.
 - Given `outside-phone` (senones): the two-sided n-gram over *phones*, folded through p(senone | phone in context, state).
@@ -28,11 +27,11 @@ import torch
 from numpy.typing import NDArray
 
 from hkd.arpa import START, STOP, ZERO, Arpa, Grams, read_arpa
-from hkd.errors import UserError
+from hkd.errors import UserError, check_choice
 from hkd.files import digest_of, digest_of_file
 from hkd.sparse import TopK
-from hkd.teachers.base import BaseTeacher, Sentence, TeacherInfo, cut_rows
-from hkd.teachers.unit_lm_senones import IMPOSSIBLE, SenoneCounts, neighbours
+from hkd.teachers.base import GIVEN, Sentence, Teacher, TeacherInfo, cut_rows
+from hkd.teachers.unit_lm_senones import IMPOSSIBLE, SenoneCounts, neighbours, pairs
 from hkd.topk import select_topk
 from hkd.units.inventory import UnitInventory
 
@@ -40,7 +39,6 @@ log = logging.getLogger(__name__)
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
-GIVEN = ("outside-position", "outside-phone", "left")
 _CELLS = 4_000_000  # of a chunk of dense rows
 _NO_CANDIDATE = -30.0  # nats below the likeliest: silence, so that a dense row stays finite and within a codec's range
 
@@ -85,22 +83,21 @@ class NGram:
             self._indices[order, open_place] = (key[row], row)
         return self._indices[order, open_place]
 
-    def _exact(self, ids_Nn: Ints) -> tuple[Ints, NDArray[np.bool_]]:
-        keys, row = self._index(ids_Nn.shape[1], -1)
+    def _exact(self, ids_Nn: Ints, column: str, otherwise: Floats | float) -> Floats:
+        """`logp_M` or `bow_M` of each n-gram; `otherwise` of those that are not there."""
+        order = ids_Nn.shape[1]
+        keys, row = self._index(order, -1)
         if not len(keys):
-            return np.zeros(len(ids_Nn), np.int64), np.zeros(len(ids_Nn), np.bool_)
+            return np.full(len(ids_Nn), otherwise)
         wanted = self._pack(ids_Nn)
         at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-        return row[at], keys[at] == wanted
+        return np.where(keys[at] == wanted, getattr(self._orders[order - 1], column)[row[at]], otherwise)
 
     def _open(self, rest_Nn: Ints, order: int, place: int) -> tuple[Ints, Ints, Ints]:
         """All n-grams that fit the rows when `place` is open: (row, unit at the place, n-gram), units only."""
         keys, gram = self._index(order, place)
-        wanted = self._pack(rest_Nn)
-        low, high = np.searchsorted(keys, wanted, "left"), np.searchsorted(keys, wanted, "right")
-        count = high - low
-        row = np.repeat(np.arange(len(wanted)), count)
-        found = gram[np.arange(int(count.sum())) + np.repeat(low - (np.cumsum(count) - count), count)]
+        row, at = pairs(keys, self._pack(rest_Nn))
+        found = gram[at]
         unit = self._orders[order - 1].ids_Mn[found, place]
         keep = unit < self.num_units
         return row[keep], unit[keep], found[keep]
@@ -120,8 +117,7 @@ class NGram:
         out_NV = np.tile(self._unigram[: self.num_units], (len(before_Nr), 1))
         for length in range(1, self.order):
             context = before_Nr[:, before_Nr.shape[1] - length :]
-            row, there = self._exact(context)
-            out_NV += np.where(there, self._orders[length - 1].bow_M[row], 0.0)[:, None]
+            out_NV += self._exact(context, "bow_M", 0.0)[:, None]
             n, unit, gram = self._open(context, length + 1, length)
             out_NV[n, unit] = self._orders[length].logp_M[gram]
         return out_NV
@@ -141,10 +137,8 @@ class NGram:
         base = self._unigram[target].copy()  # without v: the history does not reach it
         for length in range(1, i):
             context = between[:, i - 1 - length :]
-            row, there = self._exact(context)
-            base += np.where(there, self._orders[length - 1].bow_M[row], 0.0)
-            row, there = self._exact(np.concatenate([context, target[:, None]], axis=1))
-            base = np.where(there, self._orders[length].logp_M[row], base)
+            base += self._exact(context, "bow_M", 0.0)
+            base = self._exact(np.concatenate([context, target[:, None]], axis=1), "logp_M", base)
         out_NV = np.tile(base[:, None], (1, self.num_units))
         for reach in range(self.order - i):  # ids before v in the history
             rest = np.concatenate([before_Nr[:, before_Nr.shape[1] - reach :], between], axis=1)
@@ -155,7 +149,7 @@ class NGram:
         return out_NV
 
 
-class NGramTeacher(BaseTeacher):
+class NGramTeacher(Teacher):
     """An n-gram as a teacher. `allowed_V`: the units that may be candidates (no silence, no noise: those get e^-30 of the likeliest); all where None."""
 
     def __init__(
@@ -235,8 +229,8 @@ def ngram_over(arpa: Arpa, *, symbols: Sequence[str], silence: int | None = None
     number, num_units = {symbol: i for i, symbol in enumerate(symbols)}, len(symbols)
     id_V = np.array([number.get(symbol, -1) for symbol in arpa.symbols], np.int64)
     units_V = id_V >= 0
-    id_V[[place for place, symbol in enumerate(arpa.symbols) if symbol == START]] = num_units
-    id_V[[place for place, symbol in enumerate(arpa.symbols) if symbol == STOP]] = num_units + 1
+    id_V[[symbol == START for symbol in arpa.symbols]] = num_units
+    id_V[[symbol == STOP for symbol in arpa.symbols]] = num_units + 1
     known = {symbol for symbol, known in zip(arpa.symbols, units_V.tolist(), strict=True) if known}
     lacking = [symbol for i, symbol in enumerate(symbols) if symbol not in known and i != silence and not _is_mark(symbol)]
     strange = [symbol for symbol in arpa.symbols if symbol not in known and not _is_mark(symbol)]
@@ -314,8 +308,7 @@ def load_ngram(
     `tokens`: the file's words are the inventory's symbols (`symbol`) or their ids in decimal (`id`, what `hkd lm train` writes).
     For given `outside-phone` the file is over phones and `counts_path` holds the senones' counts. Raises UserError where these do not fit.
     """
-    if given not in GIVEN:
-        raise UserError(f"`given` must be one of {', '.join(GIVEN)}, but is '{given}' instead.")
+    check_choice("`given`", given, GIVEN)
     counts, silence, units = None, inventory.silence, len(inventory)
     digests = [digest_of_file(path), inventory.digest, given, tokens]
     if given == "outside-phone":

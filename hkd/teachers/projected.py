@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hkd.errors import UserError
+from hkd.errors import UserError, check_setting
 from hkd.files import digest_of, digest_of_file
 from hkd.sparse import NO_GOLD, TopK
-from hkd.teachers.base import BaseTeacher, Sentence
+from hkd.teachers.base import Sentence, Teacher
 from hkd.teachers.forward import Row, Tokens
 from hkd.teachers.projection import Pieces, StudentPieces, TokenMap
 from hkd.teachers.transformer import MaskedTeacher, TransformerTeacher
@@ -56,52 +56,6 @@ class Reading:
     begin: list[int]  # a word's first token
     before: tuple[str, Pieces] | None  # the word before the first, and its pieces
     after: int | None  # the first piece of what follows
-
-
-class Reader:
-    """Reads sentences of `subwords` as `teacher` does."""
-
-    def __init__(self, teacher: TransformerTeacher, subwords: SubwordModel, student: StudentPieces, tokens: TokenMap) -> None:
-        self._encode, self._unknown = teacher.encode, subwords.unknown
-        self._student, self._tokens = student, tokens
-
-    def read(self, sentence: Sentence) -> Reading:
-        """The sentence's words in the teacher's tokens."""
-        count = int(sentence.word_U.max(initial=-1)) + 1
-        pieces = [tuple(sentence.unit_U[sentence.word_U == word].tolist()) for word in range(count)]
-        own = [self._said(mine) for mine in pieces]
-        before, after = (_split(unit, self._student.symbols) for unit in (sentence.before, sentence.after))
-        left_W, right_W = (self._encode([*map(self._said, part)])[0] for part in (before, after))
-        token_T, word_T = self._encode(own)
-        begin = np.cumsum([0, *np.bincount(word_T, minlength=count)]).tolist()
-        texts = [
-            None if self._unknown in mine else self._grown(word, token_T[a:b].tolist())
-            for word, mine, (a, b) in zip(own, pieces, pairwise(begin), strict=True)
-        ]
-        known_before = bool(before) and self._unknown not in before[-1]
-        return Reading(
-            token_W=np.concatenate([left_W, token_T, right_W]).astype(np.int64),
-            first=len(left_W),
-            word_T=word_T.tolist(),
-            pieces=pieces,
-            texts=texts,
-            begin=begin,
-            before=(self._said(before[-1]), before[-1]) if known_before else None,
-            after=after[0][0] if after else None,
-        )
-
-    def _said(self, pieces: Sequence[int]) -> str:
-        return self._student.text([piece for piece in pieces if piece != self._unknown]).strip()
-
-    def _grown(self, word: str, tokens: Sequence[int]) -> list[str] | None:
-        """The word's text after each token; None where the tokens do not spell the word."""
-        said, grown = "", []
-        for token in tokens:
-            if not (text := self._tokens.texts[token]):
-                return None
-            said = self._tokens.add(said, text).lstrip(" ")
-            grown.append(said)
-        return grown if grown and words(said) == [word] else None
 
 
 def _split(units: Sequence[int], symbols: Sequence[str]) -> list[Pieces]:
@@ -200,7 +154,7 @@ class Question:
 # The teacher -----------------------------------------------------------------------------------------------------------
 
 
-class ProjectedTeacher(BaseTeacher):
+class ProjectedTeacher(Teacher):
     """`inner`, asked about the pieces of `subwords`."""
 
     def __init__(self, inner: TransformerTeacher, subwords: SubwordModel, *, look_ahead: int = 4) -> None:
@@ -211,8 +165,7 @@ class ProjectedTeacher(BaseTeacher):
         self._masked = isinstance(inner, MaskedTeacher)
         self._student = StudentPieces(subwords)
         self._map = TokenMap.of(inner._tokenizer, len(inner.inventory), self._student)
-        self._reader = Reader(inner, subwords, self._student, self._map)
-        self._closing = len(inner._around()[1]) if isinstance(inner, MaskedTeacher) else 0
+        self.room = inner.room  # pieces in a window: as many as the teacher takes tokens, which are no shorter as a rule
         info = replace(
             inner.info,
             digest=digest_of([inner.info.digest, digest_of_file(subwords.path), str(look_ahead)]),
@@ -220,11 +173,6 @@ class ProjectedTeacher(BaseTeacher):
             options={**inner.info.options, "project": subwords.inventory.digest, "look_ahead": look_ahead},
         )
         super().__init__(inventory=subwords.inventory, info=info)
-
-    @property
-    def room(self) -> int:
-        """Pieces in a window: as many as the teacher takes tokens, which are no shorter as a rule."""
-        return self._inner.room
 
     def encode(self, words: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Words → (unit_U, word_U): the student's pieces."""
@@ -234,10 +182,8 @@ class ProjectedTeacher(BaseTeacher):
         self, sentences: Sequence[Sentence], *, k: int, temperatures: Sequence[float] = (), selection: str = "topk"
     ) -> list[TopK]:
         """Per sentence the rows of all its positions; the tail holds what is unplaced, the gold unit is −1 where no mass is placed on it."""
-        if k < 1:
-            raise UserError(f"k must be at least 1, but is {k} instead.")
-        if selection != "topk":
-            raise UserError(f"selection must be topk where a teacher is projected, but is '{selection}' instead.")
+        check_setting("k", k, "be at least 1", k >= 1)
+        check_setting("selection", f"'{selection}'", "be topk where a teacher is projected", selection == "topk")
         size = self.num_candidates
         rest_V = torch.zeros(size + 1, dtype=torch.bool)
         rest_V[size] = True
@@ -261,7 +207,7 @@ class ProjectedTeacher(BaseTeacher):
         asked: list[list[Question | None]] = []
         first = 0
         for sentence in sentences:
-            read = self._reader.read(sentence)
+            read = self._read(sentence)
             asked.append(self._questions(read, first))
             states = len(read.word_T) + (0 if self._masked else 1)
             if states:
@@ -281,6 +227,45 @@ class ProjectedTeacher(BaseTeacher):
             if total > 0:
                 out[:-1], out[-1] = placed_S / total, left_open / total
         return out
+
+    # ---- reading ----
+
+    def _read(self, sentence: Sentence) -> Reading:
+        """The sentence's words in the teacher's tokens."""
+        count, unknown = int(sentence.word_U.max(initial=-1)) + 1, self._subwords.unknown
+        pieces = [tuple(sentence.unit_U[sentence.word_U == word].tolist()) for word in range(count)]
+        own = [self._said(mine) for mine in pieces]
+        before, after = (_split(unit, self._student.symbols) for unit in (sentence.before, sentence.after))
+        left_W, right_W = (self._inner.encode([*map(self._said, part)])[0] for part in (before, after))
+        token_T, word_T = self._inner.encode(own)
+        begin = np.cumsum([0, *np.bincount(word_T, minlength=count)]).tolist()
+        texts = [
+            None if unknown in mine else self._grown(word, token_T[a:b].tolist())
+            for word, mine, (a, b) in zip(own, pieces, pairwise(begin), strict=True)
+        ]
+        return Reading(
+            token_W=np.concatenate([left_W, token_T, right_W]).astype(np.int64),
+            first=len(left_W),
+            word_T=word_T.tolist(),
+            pieces=pieces,
+            texts=texts,
+            begin=begin,
+            before=(self._said(before[-1]), before[-1]) if before and unknown not in before[-1] else None,
+            after=after[0][0] if after else None,
+        )
+
+    def _said(self, pieces: Sequence[int]) -> str:
+        return self._student.text([piece for piece in pieces if piece != self._subwords.unknown]).strip()
+
+    def _grown(self, word: str, tokens: Sequence[int]) -> list[str] | None:
+        """The word's text after each token; None where the tokens do not spell the word."""
+        said, grown = "", []
+        for token in tokens:
+            if not (text := self._map.texts[token]):
+                return None
+            said = self._map.add(said, text).lstrip(" ")
+            grown.append(said)
+        return grown if grown and words(said) == [word] else None
 
     # ---- questions ----
 
@@ -336,7 +321,7 @@ class ProjectedTeacher(BaseTeacher):
         for row in self._inner._rows(read.token_W, at_S, to_S):
             token = int(row.to[0]) - first
             rest = read.begin[read.word_T[token] + 1] - token
-            end = min(int(row.at[0]) + rest, len(row.token_L) - self._closing)
+            end = min(int(row.at[0]) + rest, len(row.token_L) - len(self._inner._end))
             yield replace(row, masked=np.arange(int(row.at[0]), end))
 
     def _ask(self, roots: Sequence[Question], rows: Sequence[Row]) -> None:

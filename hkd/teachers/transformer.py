@@ -11,7 +11,7 @@ Shape letters: W tokens of a text or window, S scored positions of it, U units o
 import copy
 import logging
 import unicodedata
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hkd.errors import HkdError, UserError
+from hkd.errors import HkdError, UserError, check_choice, check_setting
 from hkd.files import digest_of, digest_of_json
 from hkd.lines import first_line
 from hkd.sparse import NO_GOLD, TopK
-from hkd.teachers.base import NO_WORD, BaseTeacher, Sentence, TeacherInfo, cut_rows
+from hkd.teachers.base import NO_WORD, Sentence, Teacher, TeacherInfo, cut_rows
 from hkd.teachers.forward import Choose, OwnForward, Row, RowScorer, Tokens, trial_texts
 from hkd.teachers.load import TeacherOptions
 from hkd.topk import select_sample, select_topk
@@ -56,7 +56,7 @@ def _uniform(sentence: Sentence, k: int) -> NDArray[np.float64]:
     return np.random.Generator(np.random.Philox(key=key)).random((len(sentence.unit_U), k))
 
 
-class TransformerTeacher(BaseTeacher, ABC):
+class TransformerTeacher(Teacher):
     """A transformers LM as a teacher over its own pieces. Frozen: evaluation mode, no gradients."""
 
     kind: str
@@ -69,12 +69,15 @@ class TransformerTeacher(BaseTeacher, ABC):
             raise HkdError(f"teacher {name} must have a tokenizer of the tokenizers library (tokenizer.json), but has none.")
         weights = digest_of_model(model)
         self.model: Any = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
-        self._name, self._tokenizer, self._options, self.device = name, tokenizer, options, device
+        self._name, self._tokenizer, self._options, self.device, self.dtype = name, tokenizer, options, device, dtype
         self._num_words = self._num_unknown = 0
         ordinary = self._find_special_tokens()
         self._prove_direction(ordinary)
         self._find_case_rule(ordinary)
-        self._max_length = self._model_length()
+        length = self._model_length()
+        room = min(length, options.context or length) - len(self._begin) - len(self._end)
+        self.room = max(1, room)  # tokens of text in a window, special ones left out
+        self.num_candidates = int((~self._exclude_V).sum())  # units that may be kept: all but the special ones
         rules = {"case": self._case, "leading_space": self._leading_space, "final_mark": options.final_mark}
         recorded = {**options.that_change_labels(), **rules, "precision": {torch.float32: "fp32", torch.bfloat16: "bf16"}[dtype]}
         pieces = digest_of_json(tokenizer.backend_tokenizer.to_str())
@@ -92,54 +95,25 @@ class TransformerTeacher(BaseTeacher, ABC):
         )  # fmt: skip
         super().__init__(inventory=UnitInventory(level=SUBWORD, symbols=self._symbols()), info=info)
         self._scorer = RowScorer(
-            self.model,
+            self._own,
+            tokenizer,
             name=name,
             budget=options.token_budget,
-            length=self._max_length,
+            length=length,
             ordinary=ordinary,
-            pad_id=tokenizer.pad_token_id,
-            mask_id=tokenizer.mask_token_id,
-            causal=self.direction == "left",
             compiled=options.compile,
         )
-
-    @property
-    def num_candidates(self) -> int:
-        """Units that may be kept: all but the special ones."""
-        return int((~self._exclude_V).sum())
-
-    @property
-    def shards_at_once(self) -> int:
-        """Calls of `score` that should run side by side."""
-        return self._scorer.shards_at_once
+        self.shards_at_once = self._scorer.shards_at_once
 
     @property
     def flops(self) -> float:
         """Floating-point operations so far."""
         return self._scorer.flops
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """What it computes in."""
-        found: torch.dtype = next(self.model.parameters()).dtype
-        return found
-
-    @property
-    def room(self) -> int:
-        """Tokens of text in a window, special ones left out."""
-        length = min(self._max_length, self._options.context or self._max_length)
-        return max(1, length - self._num_around())
-
-    @abstractmethod
-    def _num_around(self) -> int:
-        """Special tokens of a window."""
-
     # ---- text ----
 
     def _find_special_tokens(self) -> Tokens:
-        """Ask the tokenizer for its special tokens and for those around a text; gives the ids of all others.
-
-        Raises HkdError where tokenizer and model do not fit."""
+        """Find the special tokens and those around a text; gives the ids of all others. Raises HkdError where tokenizer and model do not fit."""
         tokenizer, config = self._tokenizer, self.model.config.get_text_config()
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.backend_tokenizer.no_padding()
@@ -154,7 +128,7 @@ class TransformerTeacher(BaseTeacher, ABC):
                 f"LM {self._name} must have an embedding for each token of its tokenizer, but it has {rows} embeddings and its tokenizer {has}. "
                 "Fetch the tokenizer and the weights again, from one place."
             )
-        self._prefix, self._suffix = self._around_texts(ordinary)
+        prefix, suffix = self._around_texts(ordinary)
         ids = (getattr(config, key, None) for key in ("pad_token_id", "bos_token_id", "eos_token_id"))
         silent = {i for i in ids if isinstance(i, int)}
         plain = ordinary[~np.isin(ordinary, list(silent))]
@@ -175,7 +149,12 @@ class TransformerTeacher(BaseTeacher, ABC):
         exclude_V[[i for i in self._special if i < self._vocabulary]] = True
         exclude_V[len(tokenizer) :] = True
         self._exclude_V = exclude_V.to(self.device)
+        self._begin, self._end = (np.array(tokens, np.int64) for tokens in self._around(prefix, suffix))
         return ordinary
+
+    @abstractmethod
+    def _around(self, prefix: list[int], suffix: list[int]) -> tuple[list[int], list[int]]:
+        """The tokens before and after each text, from those that the tokenizer puts there. Raises HkdError where special tokens are lacking."""
 
     def _around_texts(self, ordinary: Tokens) -> tuple[list[int], list[int]]:
         """The special tokens that the tokenizer puts before and after a text, whatever it says."""
@@ -193,7 +172,7 @@ class TransformerTeacher(BaseTeacher, ABC):
     def _prove_direction(self, ordinary: Tokens) -> None:
         """Raises UserError for a model that does not read in this teacher's direction, or that answers by chance."""
         text_L, of = trial_texts(ordinary, 16)[0], type(self.model).__name__
-        if not self._own.answers_alike(text_L):
+        if not self._own.agree(self._own(text_L), self._own(text_L)):
             raise UserError(f"LM {self._name} must say the same of a text each time, but {of} does not. Take another LM.")
         ahead = self._own.reads_ahead(text_L)
         if ahead and self.direction == "left":
@@ -371,8 +350,7 @@ class TransformerTeacher(BaseTeacher, ABC):
         self, sentences: Sequence[Sentence], *, k: int, temperatures: Sequence[float] = (), selection: str = "topk"
     ) -> list[TopK]:
         """Per sentence the rows of all its positions: the top k, or k draws (selection "sample", decided by the texts alone)."""
-        if k < 1:
-            raise UserError(f"k must be at least 1, but is {k} instead.")
+        check_setting("k", k, "be at least 1", k >= 1)
         rows = [row for text in self._texts(sentences) for row in self._rows(*text)]
         choose = self._selection(sentences, k, temperatures, selection)
         if not rows:
@@ -382,8 +360,7 @@ class TransformerTeacher(BaseTeacher, ABC):
 
     def _selection(self, sentences: Sequence[Sentence], k: int, temperatures: Sequence[float], selection: str) -> Choose:
         """What makes rows of logits, given each row's gold unit and its place among all positions."""
-        if selection not in SELECTIONS:
-            raise UserError(f"selection must be one of {', '.join(SELECTIONS)}, but is '{selection}' instead.")
+        check_choice("selection", selection, SELECTIONS)
         if selection == "topk":
             return lambda logits_MV, gold_M, to_M: select_topk(
                 logits_MV, torch.from_numpy(gold_M), k=k, temperatures=temperatures, exclude_V=self._exclude_V
@@ -408,23 +385,21 @@ class MaskedTeacher(TransformerTeacher):
     kind = "masked"
     direction = "both"
 
-    def _find_special_tokens(self) -> Tokens:
-        ordinary = super()._find_special_tokens()
+    def _around(self, prefix: list[int], suffix: list[int]) -> tuple[list[int], list[int]]:
         mask = self._tokenizer.mask_token_id
         if mask is None or mask >= self._num_embeddings:
             has = "none" if mask is None else f"one without an embedding (id {mask})"
             raise HkdError(
                 f"LM {self._name} must have a mask token, but its tokenizer has {has}. Fetch the tokenizer that it was trained with."
             )
-        return ordinary
+        return prefix, [*(self._pieces(self._options.final_mark) if self._options.final_mark else ()), *suffix]
 
     def _rows(self, token_W: Tokens, at_S: Tokens, to_S: Tokens) -> Iterator[Row]:
         """Exact: a row a position. `mask_every` m: row r masks the places n ≡ r (mod m) of the window and scores those that are asked for."""
-        prefix, suffix = self._around()
-        every = self._options.mask_every
+        first, every = len(self._begin), self._options.mask_every
         for window_W, at_M, to_M in self._windows(token_W, at_S, to_S, self.room):
-            token_L = np.concatenate([prefix, window_W, suffix])
-            at_M = at_M + len(prefix)
+            token_L = np.concatenate([self._begin, window_W, self._end])
+            at_M = at_M + first
             gold_M = self._gold(token_L[at_M])
             if not every:
                 for n in range(len(at_M)):
@@ -432,13 +407,9 @@ class MaskedTeacher(TransformerTeacher):
                     yield Row(token_L, at_M[one], at_M[one], gold_M[one], to_M[one])
                 continue
             for part in range(every):
-                mine = (at_M - len(prefix)) % every == part
+                mine = (at_M - first) % every == part
                 if mine.any():
-                    yield Row(token_L, np.arange(part, len(window_W), every) + len(prefix), at_M[mine], gold_M[mine], to_M[mine])
-
-    def _around(self) -> tuple[Tokens, Tokens]:
-        mark = self._pieces(self._options.final_mark) if self._options.final_mark else []
-        return np.array(self._prefix, np.int64), np.array([*mark, *self._suffix], np.int64)
+                    yield Row(token_L, np.arange(part, len(window_W), every) + first, at_M[mine], gold_M[mine], to_M[mine])
 
     def measured(self, sentences: Sequence[Sentence]) -> dict[str, float]:
         """With `mask_every` the mean KL(exact rule ‖ `mask_every`) a position, nats, over all candidates and one rest: what masking together costs."""
@@ -455,9 +426,6 @@ class MaskedTeacher(TransformerTeacher):
             count += len(p_NV)
         return {"mask_every_kl_nats": total / max(1, count)}
 
-    def _num_around(self) -> int:
-        return sum(map(len, self._around()))
-
 
 class CausalTeacher(TransformerTeacher):
     """GPT-2, Llama, Qwen, Gemma, Mistral and their kin. What comes after is never read, as context neither."""
@@ -465,31 +433,23 @@ class CausalTeacher(TransformerTeacher):
     kind = "causal"
     direction = "left"
 
-    def _find_special_tokens(self) -> Tokens:
-        ordinary = super()._find_special_tokens()
-        self._start()
-        return ordinary
-
-    def _rows(self, token_W: Tokens, at_S: Tokens, to_S: Tokens) -> Iterator[Row]:
-        """A row a window; position n is scored by the output one place to its left, the first one by that of the start token."""
-        start, none = self._start(), np.zeros(0, np.int64)
-        read_W = token_W[: int(at_S.max()) + 1]  # what follows the last scored position is not needed
-        for window_W, at_M, to_M in self._windows(read_W, at_S, to_S, self.room, aim=0.75):
-            token_L = np.concatenate([start, window_W])
-            at_M = at_M + len(start)
-            yield Row(token_L[: int(at_M.max())], none, at_M - 1, self._gold(token_L[at_M]), to_M)
-
-    def _num_around(self) -> int:
-        return len(self._start())
-
-    def _start(self) -> Tokens:
-        """The tokens before the text: the tokenizer's own prefix, else the start token, else the end token (as GPT-2 separates texts)."""
-        if self._prefix:
-            return np.array(self._prefix, np.int64)
+    def _around(self, prefix: list[int], suffix: list[int]) -> tuple[list[int], list[int]]:
+        """Before a text the tokenizer's own prefix, else the start token, else the end token (as GPT-2 separates texts); nothing after it."""
+        if prefix:
+            return prefix, []
         for token in (self._tokenizer.bos_token_id, self._tokenizer.eos_token_id):
             if token is not None:
-                return np.array([token], np.int64)
+                return [token], []
         raise HkdError(
             f"LM {self._name} must have a start or an end token, but its tokenizer has neither. Give it one: set bos_token in its "
             "tokenizer_config.json."
         )
+
+    def _rows(self, token_W: Tokens, at_S: Tokens, to_S: Tokens) -> Iterator[Row]:
+        """A row a window; position n is scored by the output one place to its left, the first one by that of the start token."""
+        none = np.zeros(0, np.int64)
+        read_W = token_W[: int(at_S.max()) + 1]  # what follows the last scored position is not needed
+        for window_W, at_M, to_M in self._windows(read_W, at_S, to_S, self.room, aim=0.75):
+            token_L = np.concatenate([self._begin, window_W])
+            at_M = at_M + len(self._begin)
+            yield Row(token_L[: int(at_M.max())], none, at_M - 1, self._gold(token_L[at_M]), to_M)

@@ -25,10 +25,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from hkd.errors import UserError
+from hkd.errors import UserError, check_setting
 from hkd.files import digest_of, digest_of_file
 from hkd.sparse import TopK
-from hkd.teachers.base import BaseTeacher, Sentence, Teacher, TeacherInfo, cut_rows
+from hkd.teachers.base import Sentence, Teacher, TeacherInfo, cut_rows
 from hkd.teachers.cloze import UnitLm, UnitLmSizes, collate
 from hkd.teachers.ngram import NGramTeacher, load_ngram
 from hkd.teachers.unit_lm_senones import SenoneCounts, SenoneMap
@@ -44,7 +44,7 @@ _CELLS = 8_000_000  # logits a pass
 _FIGURES = {"neural": "neural_lm", "ngram": "n-gram"}
 
 
-class UnitLmTeacher(BaseTeacher):
+class UnitLmTeacher(Teacher):
     """A neural unit LM as a teacher."""
 
     def __init__(self, model: UnitLm, *, inventory: UnitInventory, info: TeacherInfo, device: str = "cpu") -> None:
@@ -118,7 +118,7 @@ class TextRead:
         return sum(number in self._seen for number in asked) / max(1, len(asked))
 
 
-class CrossFitTeacher(BaseTeacher):
+class CrossFitTeacher(Teacher):
     """Several teachers of one kind, each for the utterances that it has not seen."""
 
     def __init__(self, teachers: Sequence[Teacher], fold_of: dict[bytes, int]) -> None:
@@ -168,8 +168,7 @@ def load_unit_lm(folder: Path, *, device: str = "cpu", prefer: str | None = None
     config = read_json(folder / CONFIG)
     if config.get("hkd_lm") != FORMAT:
         raise UserError(f"{folder} must be a unit LM of format {FORMAT}, but is of {config.get('hkd_lm')} instead. Update hkd.")
-    if prefer not in (None, "neural", "ngram"):
-        raise UserError(f"`prefer` must be neural or ngram, but is '{prefer}' instead.")
+    check_setting("`prefer`", f"'{prefer}'", "be neural or ngram", prefer in (None, "neural", "ngram"))
     report = read_json(folder / REPORT)
     inventory = UnitInventory.load(folder / INVENTORY)
     given: dict[str, Any] = {"config": config, "inventory": inventory, "name": folder.name, "device": device}

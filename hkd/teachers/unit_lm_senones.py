@@ -88,10 +88,7 @@ class SenoneCounts:
     def fold(self, phone_logp_NQ: Floats, left_N: Ints, right_N: Ints) -> Floats:
         """log p(senone | phones outside), (N, V), from log P(phone | phones outside) and the phones beside; one per state's number."""
         key_N = left_N * self._radix + right_N
-        low, high = np.searchsorted(self._key_M, key_N, "left"), np.searchsorted(self._key_M, key_N, "right")
-        count = high - low
-        row = np.repeat(np.arange(len(key_N)), count)
-        entry = np.arange(int(count.sum())) + np.repeat(low - (np.cumsum(count) - count), count)
+        row, entry = pairs(self._key_M, key_N)
         unit, weight = self._unit_M[entry], self._weight_M[entry]
         num_units = len(self._group_V)
         seen_NV = np.zeros((len(key_N), num_units))
@@ -121,6 +118,14 @@ class SenoneCounts:
             return cls(senones, lrs_M3=t["lrs"].astype(np.int64), count_M=t["count"].astype(np.float64))
         except (OSError, KeyError, ValueError, SafetensorError) as error:
             raise UserError(f"{path} must hold counts of senones in context, but cannot be read ({error}).") from None
+
+
+def pairs(key_M: Ints, wanted_N: Ints) -> tuple[Ints, Ints]:
+    """All (n, m) with key_M[m] = wanted_N[n], by n; key_M is sorted."""
+    low, high = np.searchsorted(key_M, wanted_N, "left"), np.searchsorted(key_M, wanted_N, "right")
+    count = high - low
+    row = np.repeat(np.arange(len(wanted_N)), count)
+    return row, np.arange(int(count.sum())) + np.repeat(low - (np.cumsum(count) - count), count)
 
 
 def neighbours(senones: SenoneMap, unit_U: NDArray[np.int32]) -> tuple[Ints, Ints]:
