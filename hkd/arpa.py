@@ -249,21 +249,18 @@ class _Reader:
     def finish(self) -> Arpa:
         if not self.lines[0]:
             raise UserError(f"{self.path} must hold n-grams, but its \\1-grams: section is empty. Give another ARPA file.")
-        wrong = [n for n, count in self.counts.items() if count != (self.lines[n - 1] if n <= len(self.lines) else 0)]
-        for n in wrong:
-            if n > len(self.lines):
+        for n, count in self.counts.items():
+            if n > len(self.lines) and count:
                 raise UserError(
-                    f"{self.path} must have the {self.counts[n]} {n}-grams of its header, but has no \\{n}-grams: section. Fetch it again."
+                    f"{self.path} must have the {count} {n}-grams of its header, but has no \\{n}-grams: section. Fetch it again."
                 )
-            log.warning(
-                "%s: the header says %d %d-grams, but there are %d; those that are there are used.",
-                self.path, self.counts[n], n, self.lines[n - 1],
-            )  # fmt: skip
+            if n <= len(self.lines) and count != (found := self.lines[n - 1]):
+                said = "%s: the header says %d %d-grams, but there are %d; those that are there are used."
+                log.warning(said, self.path, count, n, found)
         orders, twice = [], 0
         for n, (ids, values) in enumerate(zip(self.ids, self.values, strict=True), 1):
-            value_M2 = np.frombuffer(values, np.float64).reshape(-1, 2) if len(values) else np.zeros((0, 2))
-            ids_Mn = np.frombuffer(ids, np.int64).reshape(-1, n) if len(ids) else np.zeros((0, n), np.int64)
-            grams = Grams(ids_Mn=ids_Mn, logp_M=value_M2[:, 0].copy(), bow_M=value_M2[:, 1].copy())
+            value_M2 = np.asarray(values).reshape(-1, 2)
+            grams = Grams(ids_Mn=np.asarray(ids).reshape(-1, n), logp_M=value_M2[:, 0], bow_M=value_M2[:, 1])
             once = _once(grams)
             twice += len(grams.logp_M) - len(once)
             orders.append(grams.take(once))

@@ -95,11 +95,8 @@ class FrontEnd:
 
     def to_json(self) -> dict[str, Any]:
         """What a student's card says of its features."""
-        value: dict[str, Any] = {"kind": self.kind, "num_bins": self.num_bins}
-        value |= {"sample_rate_hz": SAMPLE_RATE_HZ, "hop_samples": HOP_SAMPLES}
-        if self.upstream is not None:
-            value |= {"upstream": self.upstream.digest}
-        return value if self.kind != "wave" else {**value, "normalise": self.normalise}
+        value = {"kind": self.kind, "num_bins": self.num_bins, "sample_rate_hz": SAMPLE_RATE_HZ, "hop_samples": HOP_SAMPLES}
+        return value | self.key if self.kind in ("wave", "upstream") else value
 
     @property
     def key(self) -> dict[str, Any]:

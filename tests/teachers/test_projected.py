@@ -231,7 +231,7 @@ def test_a_masked_lm_does_not_see_the_rest_of_a_word(teacher_folder: Callable[[s
     train_subwords([WORDS] * 3, vocab_size=60, folder=tmp_path)
     teacher = load(teacher_folder("bert"), tmp_path)
     asked = sentence(teacher, "the bandit sat")
-    read = teacher._reader.read(asked)
+    read = teacher._read(asked)
     size = read.begin[2] - read.begin[1]
     assert size > 2
     rows = list(teacher._rows(read, 0, len(read.word_T)))
