@@ -105,7 +105,8 @@ class FeatureCache:
         log.info("making features of %d utterances in %s", sum(len({u.id for u, _ in shard.rows}) for shard in todo), folder)
         folder.mkdir(parents=True, exist_ok=True)
         make = partial(_make, compute)
-        made: DataLoader[Any] = DataLoader(todo, batch_size=None, collate_fn=make, num_workers=workers)  # type: ignore[arg-type]
+        shards: Any = todo  # a list is a data set
+        made: DataLoader[Any] = DataLoader(shards, batch_size=None, collate_fn=make, num_workers=workers)
         for _ in raised(made):
             pass
         log.info("features: %.2f GB in %s", sum(s.path.stat().st_size for s in self._shards) / 1e9, folder)

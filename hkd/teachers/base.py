@@ -60,7 +60,7 @@ class Teacher(ABC):
         self.has_read: Callable[[Iterable[Sequence[str]]], float] | None = None
 
     def encode(self, words: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """Words → (unit_U, word_U), of a teacher with its own pieces. Raises NotImplementedError where the units come from the project."""
+        """Words → (unit_U, word_U). Raises NotImplementedError where a teacher has no pieces of its own."""
         raise NotImplementedError(f"teacher '{self.info.name}' reads the project's units and has no pieces of its own")
 
     @abstractmethod

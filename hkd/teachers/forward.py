@@ -2,15 +2,14 @@
 
 - Rows run by falling length, at most `budget` tokens at once. BERT and its kin run packed (`PackedEncoder`); others on padded rows of
   like length, with a mask only where lengths differ, and none for causal models, which never look at what follows.
-- The head is whatever the model's own forward does with its body's output. It is called with the body replaced by a real output of the
-  body, whose hidden states are exchanged for the gathered rows: no architecture needs code of its own. Several batches share a call of
-  it where they are small.
+- The head is whatever the model's own forward does with its body's output: the forward is called with the body replaced by an earlier
+  output of it, whose hidden states are exchanged for the gathered rows. So no architecture needs code of its own. Small batches share a call.
 - Some models do not bear that: their head reads more of the body, or their body reads padding. So a trial at loading compares each of
-  `WAYS` with the model's own logits for one text at a time, and the fastest that agrees is taken. The slowest asks the whole model
-  about one row at a time, which is what the model itself says; only a model that answers differently each time has no way.
-- On CPU each unit of work runs on one core, as many at once as torch has threads: no waiting for each other inside every small
-  operation, and the bytes do not depend on the number of cores. On CUDA two threads have a stream each, so that the GPU works while
-  the other one's rows are copied (from pinned memory) or read back.
+  `WAYS` with the model's own logits for one text at a time, and takes the fastest that agrees. The slowest asks the whole model about one
+  row at a time; only a model that answers differently each time has no way.
+- On CPU each unit of work runs on one core, as many at once as torch has threads: small operations do not wait for each other, and the
+  bytes do not depend on the number of cores. On CUDA two threads have a stream each: the GPU works on one's rows while the other's are
+  copied (from pinned memory) or read back.
 
 Shape letters: R rows of a batch (copies of windows), L tokens of a row, M scored places, D model width, V vocabulary.
 """
@@ -20,10 +19,10 @@ import inspect
 import itertools
 import logging
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -152,8 +151,8 @@ def _hidden_of(output: Any) -> Any:
 
 @torch.inference_mode()
 def find_body(own: OwnForward, token_L: Tokens) -> tuple[Any, Any]:
-    """The body, and its output for a text: the first module that the model's forward itself calls, that takes token ids, and that gives
-    hidden states of the text. (None, None) where there is none."""
+    """The body and its output for a text: the first module that the model's own forward calls with token ids and that gives hidden states
+    of the text. (None, None) where there is none."""
     depth, seen = 0, []
     token_RL = on_device(token_L[None], own.device)
 
@@ -223,8 +222,7 @@ class RowScorer:
         self._weights = _matrix_weights(in_body), _matrix_weights(outside)
 
     def _proven_way(self, name: str, texts: Sequence[Tokens]) -> Way:
-        """The first of `WAYS` that gives what the model gives for one text at a time: at the ends of the texts, where padding begins,
-        and inside them."""
+        """The first of `WAYS` that gives what the model gives for one text at a time, inside the texts and at their ends."""
         none, rows, own = np.zeros(0, np.int64), [], []
         for text_L in texts:
             places = np.unique([1 % len(text_L), len(text_L) // 2, max(0, len(text_L) - 2), len(text_L) - 1])
@@ -258,7 +256,10 @@ class RowScorer:
         falling = sorted(rows, key=lambda row: -len(row.token_L))
         with self._counting:
             self.flops += self._flops(rows)
-        parts = [part for unit in self._run(self._units(falling), choose) for part in unit]
+        threads = {"cpu": torch.get_num_threads(), "cuda": _CUDA_STREAMS}.get(self._kind, 1)
+        with ThreadPoolExecutor(threads, initializer=self._start_thread) as pool:
+            units = pool.map(partial(self._score_unit, choose=choose), self._units(falling))
+            parts = [part for unit in units for part in unit]
         return TopK.concatenate(parts), np.concatenate([row.to for row in falling])
 
     def _flops(self, rows: Sequence[Row]) -> float:
@@ -299,21 +300,6 @@ class RowScorer:
             tokens += cost
         if start < len(rows):
             yield rows[start:]
-
-    def _run(self, units: Iterable[Sequence[Row]], choose: Choose) -> Iterator[list[TopK]]:
-        threads = {"cpu": torch.get_num_threads(), "cuda": _CUDA_STREAMS}.get(self._kind, 1)
-        with ThreadPoolExecutor(threads, initializer=self._start_thread) as pool:
-            waiting: deque[Future[list[TopK]]] = deque()
-            try:
-                for unit in units:
-                    waiting.append(pool.submit(self._score_unit, unit, choose))
-                    if len(waiting) > 2 * threads:
-                        yield waiting.popleft().result()
-                while waiting:
-                    yield waiting.popleft().result()
-            finally:
-                for task in waiting:
-                    task.cancel()
 
     def _start_thread(self) -> None:
         if self._kind == "cpu":

@@ -113,7 +113,7 @@ class TransformerTeacher(Teacher):
     # ---- text ----
 
     def _find_special_tokens(self) -> Tokens:
-        """Find the special tokens and those around a text; gives the ids of all others. Raises HkdError where tokenizer and model do not fit."""
+        """Find the special tokens; gives the ids of all others. Raises HkdError where tokenizer and model do not fit."""
         tokenizer, config = self._tokenizer, self.model.config.get_text_config()
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.backend_tokenizer.no_padding()
@@ -154,7 +154,7 @@ class TransformerTeacher(Teacher):
 
     @abstractmethod
     def _around(self, prefix: list[int], suffix: list[int]) -> tuple[list[int], list[int]]:
-        """The tokens before and after each text, from those that the tokenizer puts there. Raises HkdError where special tokens are lacking."""
+        """The tokens before and after each text, given the tokenizer's own. Raises HkdError where one is lacking."""
 
     def _around_texts(self, ordinary: Tokens) -> tuple[list[int], list[int]]:
         """The special tokens that the tokenizer puts before and after a text, whatever it says."""
@@ -434,7 +434,7 @@ class CausalTeacher(TransformerTeacher):
     direction = "left"
 
     def _around(self, prefix: list[int], suffix: list[int]) -> tuple[list[int], list[int]]:
-        """Before a text the tokenizer's own prefix, else the start token, else the end token (as GPT-2 separates texts); nothing after it."""
+        """Before a text the tokenizer's own prefix, else the start token, else the end token (as in GPT-2's training)."""
         if prefix:
             return prefix, []
         for token in (self._tokenizer.bos_token_id, self._tokenizer.eos_token_id):
