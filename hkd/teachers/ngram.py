@@ -226,20 +226,15 @@ def ngram_over(arpa: Arpa, *, symbols: Sequence[str], silence: int | None = None
     Raises UserError where the file is not over these units: it has none of them, or most of its probability is on other symbols, or it
     writes them otherwise (case, stress, place in the word, marks of word pieces).
     """
-    number, num_units = {symbol: i for i, symbol in enumerate(symbols)}, len(symbols)
+    num_units, known = len(symbols), {*symbols} & {*arpa.symbols}
+    number = {symbol: i for i, symbol in enumerate(symbols)} | {START: num_units, STOP: num_units + 1}
     id_V = np.array([number.get(symbol, -1) for symbol in arpa.symbols], np.int64)
-    units_V = id_V >= 0
-    id_V[[symbol == START for symbol in arpa.symbols]] = num_units
-    id_V[[symbol == STOP for symbol in arpa.symbols]] = num_units + 1
-    known = {symbol for symbol, known in zip(arpa.symbols, units_V.tolist(), strict=True) if known}
     lacking = [symbol for i, symbol in enumerate(symbols) if symbol not in known and i != silence and not _is_mark(symbol)]
     strange = [symbol for symbol in arpa.symbols if symbol not in known and not _is_mark(symbol)]
     spelt, how = _spelt_otherwise(lacking, strange)
-    p_M = 10.0 ** arpa.orders[0].logp_M
-    place_M = arpa.orders[0].ids_Mn[:, 0]
-    unit_mass, strange_mass = (
-        float(p_M[np.isin(place_M, np.flatnonzero(which))].sum()) for which in (units_V, [s in {*strange} for s in arpa.symbols])
-    )
+    p_V = np.zeros(len(arpa.symbols))
+    p_V[arpa.orders[0].ids_Mn[:, 0]] = 10.0 ** arpa.orders[0].logp_M
+    unit_mass, strange_mass = (p_V[[s in part for s in arpa.symbols]].sum() for part in (known, {*strange}))
     if not known or spelt > _OTHERWISE * num_units or strange_mass > unit_mass:
         named = f"{', '.join(strange[:3])}{' ...' if len(strange) > 3 else ''} instead of {', '.join(lacking[:3])} ..."
         remedy = (

@@ -36,7 +36,6 @@ from hkd.units.subword import INVENTORY_FILE, MODEL_FILE, SubwordModel
 from hkd.units.text import words
 
 ROUNDS = 2  # how many tokens further is looked
-_LOOKED_AT = 128  # tokens that go on with a word, at a state; less likely ones are open
 _LEAST = 1e-3  # share of what is not excluded, for an open token to be asked behind
 _NOTHING = -30.0  # log-probability of a piece with no mass: finite, and within a codec's range
 
@@ -99,7 +98,7 @@ class Question:
     def fill(self, tokens: TokenMap, p_V: NDArray[np.float64], *, keep: int) -> None:
         """Take the teacher's distribution at the state: what is placed, what is open, and the `keep` likeliest open tokens."""
         closed = self.slots == 1
-        bin_V = tokens.bins(p_V, self.said, self.history, closed=closed, following=self.following, most=_LOOKED_AT)
+        bin_V = tokens.bins(p_V, self.said, self.history, closed=closed, following=self.following)
         if self.reference >= 0 and (text := tokens.texts[self.reference]):
             where = tokens.bin(tokens.add(self.said, text), self.history, closed)
             if where == tokens.complete:

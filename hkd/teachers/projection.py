@@ -46,6 +46,7 @@ _UNKNOWN = re.compile("[&%\ufffd]")
 _COMBINING = frozenset(map(chr, range(0x300, 0x370)))
 _LAST = "\U0010ffff"
 _TABLES_KEPT = 128
+_LOOKED_AT = 128  # tokens that go on with a word, at a state; less likely ones are open
 _WORDS_KEPT = 1 << 18
 
 
@@ -196,12 +197,11 @@ class TokenMap:
         return bin_V
 
     def bins(
-        self, p_V: NDArray[np.float64], said: str, history: Pieces, *, closed: bool, following: int | None, most: int
+        self, p_V: NDArray[np.float64], said: str, history: Pieces, *, closed: bool, following: int | None
     ) -> NDArray[np.int32]:
         """The bin of every token (V,) after the text `said`: a piece, `open` or `excluded`.
 
-        `following`: the piece after a complete word, where it is known. Of the tokens that go on with a word the `most` likeliest are
-        looked at, the others are open.
+        `following`: the piece after a complete word, where it is known. Of the tokens that go on with a word only the likeliest are looked at.
         """
         bin_V = np.full(len(self.texts), self.excluded, np.int32)
         done = self.student.sequence(said, True)
@@ -216,28 +216,15 @@ class TokenMap:
             elif history[: len(done)] == done:
                 bin_V = self._beginning(history[len(done) :], between, closed).copy()
         if not between and not rest.startswith(" "):
-            self._go_on(bin_V, p_V, said, rest, history, closed, most, self._all if glued else self._goes_on)
+            # tokens that go on with the last word of `said` and spell the rest of what is known
+            texts, token_N = self._all if glued else self._goes_on
+            candidate_N = token_N[bisect_left(texts, rest) : bisect_left(texts, rest + _LAST)]
+            bin_V[candidate_N] = self.open
+            if len(candidate_N) > _LOOKED_AT:
+                candidate_N = candidate_N[np.argpartition(-p_V[candidate_N], _LOOKED_AT)[:_LOOKED_AT]]
+            for token in candidate_N.tolist():
+                bin_V[token] = self.bin(self.add(said, self.texts[token] or ""), history, closed)
         if not rest:
             bin_V[self._unknown_N] = self.open
         bin_V[bin_V == self.complete] = self.open if following is None else following
         return bin_V
-
-    def _go_on(
-        self,
-        bin_V: NDArray[np.int32],
-        p_V: NDArray[np.float64],
-        said: str,
-        rest: str,
-        history: Pieces,
-        closed: bool,
-        most: int,
-        tokens: tuple[list[str], NDArray[np.int64]],
-    ) -> None:
-        """Fill in the bins of the tokens that go on with the last word of `said` and spell the rest of what is known."""
-        texts, token_N = tokens
-        candidate_N = token_N[bisect_left(texts, rest) : bisect_left(texts, rest + _LAST)]
-        bin_V[candidate_N] = self.open
-        if len(candidate_N) > most:
-            candidate_N = candidate_N[np.argpartition(-p_V[candidate_N], most)[:most]]
-        for token in candidate_N.tolist():
-            bin_V[token] = self.bin(self.add(said, self.texts[token] or ""), history, closed)
