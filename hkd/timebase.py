@@ -1,12 +1,10 @@
 """The one rounding rule for time: seconds → samples → frames → slots.
 
 - Seconds become samples by rounding half up, once, where a time enters hkd; from there on all is integers.
-- Frames are 10 ms. A signal of S samples has floor(S / hop) frames, and at least one.
-- An encoder frame covers `SUBSAMPLING` frames; a head with `slots` slots an encoder frame covers SUBSAMPLING / slots frames
-  a slot, and a slot takes the label of its middle frame.
+- Frames are 10 ms. An encoder frame covers `SUBSAMPLING` frames; a head with `slots` slots an encoder frame covers SUBSAMPLING / slots
+  frames a slot, and a slot takes the label of its middle frame.
 - An encoder of another frame rate has a whole number of its frames in an encoder frame; sound is padded until they come out even.
 - Other tools' times become samples, and a boundary in samples the frame boundary nearest to it.
-- At speed s (playing s times as fast) a boundary at frame f moves to floor(f / s + 1/2).
 """
 
 import math

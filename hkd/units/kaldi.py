@@ -18,6 +18,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,43 +62,39 @@ class KaldiStream:
 
     def integer(self) -> int:
         """The next 32-bit integer."""
-        if not self.binary:
-            return int(self.token())
-        size = self._unpack("<b")
-        if abs(size) != 4:
-            raise ValueError(f"it holds no integer at byte {self._at}")
-        return self._unpack("<i" if size > 0 else "<I")
+        return int(self._number({4: "<i", -4: "<I"}, "integer"))
 
     def real(self) -> float:
         """The next real number, of 32 or 64 bits."""
+        return float(self._number({4: "<f", 8: "<d"}, "real number"))
+
+    def _number(self, layout_of: dict[int, str], what: str) -> Any:
         if not self.binary:
-            return float(self.token())
+            return self.token()
         size = self._unpack("<b")
-        if size not in (4, 8):
-            raise ValueError(f"it holds no real number at byte {self._at}")
-        return float(self._unpack("<f" if size == 4 else "<d"))
+        if size not in layout_of:
+            raise ValueError(f"it holds no {what} at byte {self._at}")
+        return self._unpack(layout_of[size])
 
     def integers(self) -> list[int]:
         """The next vector of integers."""
-        if self.binary:
-            if self._unpack("<b") != 4:
-                raise ValueError(f"it holds no vector of integers at byte {self._at}")
-            number = self._unpack("<i")
-            if number < 0 or self._at + 4 * number > len(self._data):
-                raise ValueError(f"it has a vector of {number} integers, more than follow")
-            values: list[int] = np.frombuffer(self._data, "<i4", number, self._at).tolist()
-            self._at += 4 * number
-            return values
-        self.expect("[")
-        return [int(word) for word in iter(self.token, "]")]
+        if not self.binary:
+            self.expect("[")
+            return [int(word) for word in iter(self.token, "]")]
+        number = self._number({4: "<i"}, "vector of integers")
+        if number < 0 or self._at + 4 * number > len(self._data):
+            raise ValueError(f"it has a vector of {number} integers, more than follow")
+        values: list[int] = np.frombuffer(self._data, "<i4", number, self._at).tolist()
+        self._at += 4 * number
+        return values
 
-    def _unpack(self, layout: str) -> int:
+    def _unpack(self, layout: str) -> Any:
         try:
             (value,) = struct.unpack_from(layout, self._data, self._at)
         except struct.error:
             raise ValueError(f"it ends at byte {len(self._data)}: is it truncated?") from None
         self._at += struct.calcsize(layout)
-        return value  # type: ignore[no-any-return]
+        return value
 
 
 def read_bytes(path: Path) -> bytes:
@@ -118,10 +115,9 @@ def read_integer_vectors(path: Path) -> Iterator[tuple[str, NDArray[np.int32]]]:
     while at < len(data):
         line_end = data.find(b"\n", at)
         space = data.find(b" ", at, at + _MAX_TOKEN + 1)
-        key = data[at:space] if space > 0 else b""
-        if not key or not key.decode("utf-8", "replace").isprintable():
+        name = data[at:space].decode("utf-8", "replace") if space > 0 else ""
+        if not name or not name.isprintable():
             raise UserError(f"{path} must be an archive of integer vectors, but has no key at byte {at}.")
-        name = key.decode("utf-8", "replace")
         if data[space + 1 : space + 3] == BINARY_MARK:
             head = data[space + 3 : space + 8]
             number = int.from_bytes(head[1:], "little", signed=True) if len(head) == 5 and head[0] == 4 else -1
@@ -172,10 +168,6 @@ class Split:
     yes: "Node"
     no: "Node"
 
-    def answers(self) -> tuple["Node | None", ...]:
-        """What may come next."""
-        return self.yes, self.no
-
 
 @dataclass(frozen=True, slots=True)
 class Table:
@@ -183,10 +175,6 @@ class Table:
 
     key: int
     children: tuple["Node | None", ...]
-
-    def answers(self) -> tuple["Node | None", ...]:
-        """What may come next."""
-        return self.children
 
 
 Node = Leaf | Split | Table
@@ -216,18 +204,19 @@ class ContextTree:
     @property
     def num_senones(self) -> int:
         """One more than the highest answer."""
-        highest, stack = -1, [self.root]
-        while stack:
-            node = stack.pop()
-            if isinstance(node, Leaf):
-                highest = max(highest, node.senone)
-            else:
-                stack += [child for child in node.answers() if child is not None]
-        return highest + 1
+        return 1 + max(_answers(self.root), default=-1)
 
     def to_text(self) -> str:
         """Kaldi's text form."""
         return f"ContextDependency {self.width} {self.central} ToPdf {_text(self.root)}EndContextDependency \n"
+
+
+def _answers(node: Node | None) -> Iterator[int]:
+    if isinstance(node, Leaf):
+        yield node.senone
+    elif node is not None:
+        for child in (node.yes, node.no) if isinstance(node, Split) else node.children:
+            yield from _answers(child)
 
 
 def _text(node: Node | None) -> str:
@@ -321,11 +310,6 @@ class TransitionModel:
     ends_I: NDArray[np.bool_]  # arcs into the final state
     owner: dict[int, tuple[int, int]]  # senone → (phone, place in the phone), the first of those that share it
 
-    @property
-    def num_senones(self) -> int:
-        """Highest senone + 1."""
-        return int(self.senone_I.max()) + 1
-
     def places(self, phone: int) -> list[int]:
         """The classes that a pass through a phone's HMM meets, in order: what text gives."""
         states, at, found = self.topology[phone], 0, []
@@ -409,7 +393,6 @@ def _parse(data: bytes) -> TransitionModel:
 
 def _topology(stream: KaldiStream) -> dict[int, tuple[State, ...]]:
     stream.expect("<Topology>")
-    topology: dict[int, tuple[State, ...]] = {}
     if stream.binary:
         phones, entry_of, number = stream.integers(), stream.integers(), stream.integer()
         has_two = number == -1  # classes, as chain models have
@@ -417,9 +400,9 @@ def _topology(stream: KaldiStream) -> dict[int, tuple[State, ...]]:
         if not 0 < number < _MAX:
             raise ValueError(f"it has {number} topologies")
         entries = [tuple(_binary_state(stream, has_two) for _ in range(stream.integer())) for _ in range(number)]
-        topology = {phone: entries[entry_of[phone]] for phone in phones}
         stream.expect("</Topology>")
-        return topology
+        return {phone: entries[entry_of[phone]] for phone in phones}
+    topology: dict[int, tuple[State, ...]] = {}
     while stream.expect("<TopologyEntry>", "</Topology>") == "<TopologyEntry>":
         stream.expect("<ForPhones>")
         phones = [int(word) for word in iter(stream.token, "</ForPhones>")]

@@ -48,13 +48,12 @@ def is_silent_word(word: str) -> bool:
 def split_position(phone: str) -> tuple[str, str]:
     """`AH1_B` → ("AH1", "B"); a phone without such a suffix → (phone, "")."""
     match = _POSITION.match(phone)
-    return (match.group(1), match.group(2)) if match else (phone, "")
+    return (match[1], match[2]) if match else (phone, "")
 
 
 def without_stress(phone: str) -> str:
     """`AH1` → `AH`; what is no vowel of ARPAbet stays."""
-    match = _STRESSED.match(phone)
-    return match.group(1) if match else phone
+    return _STRESSED.sub(r"\1", phone)
 
 
 def phone_inventory(symbols: Iterable[str], silences: Iterable[str] = ()) -> tuple[UnitInventory, tuple[int, ...]]:
@@ -168,7 +167,7 @@ class Lexicon:
 
     @cached_property
     def digest(self) -> str:
-        """What its pronunciations hang on, predicted ones included."""
+        """Of all that its pronunciations depend on, predicted ones included."""
         parts = [digest_of_file(self.path), str(self._stress), str(self._is_own), version("g2p_en")]
         return digest_of([*parts, str(self._within is None), *sorted(self._within or ())])
 
@@ -196,20 +195,16 @@ class Lexicon:
     @cached_property
     def _variants(self) -> dict[str, list[tuple[str, ...]]]:
         """What is written as transcripts are comes before what only becomes their words; of a word with probabilities the likeliest first."""
-        as_written: list[tuple[str, tuple[str, ...], float | None]] = []
-        changed: list[tuple[str, tuple[str, ...], float | None]] = []
-        for name, phones, probability in self._rows:
-            spoken = _word_of(name) if self._is_own else name
-            if spoken:
-                (as_written if spoken == name else changed).append((spoken, phones, probability))
+        word_of = {name: _word_of(name) if self._is_own else name for name, _, _ in self._rows}
         found: dict[str, list[tuple[str, ...]]] = {}
         weight: dict[tuple[str, tuple[str, ...]], float] = {}
-        for word, phones, probability in as_written + changed:
-            variants = found.setdefault(word, [])
-            if phones not in variants:
-                variants.append(phones)
-            if probability is not None:
-                weight[word, phones] = max(probability, weight.get((word, phones), 0.0))
+        for name, phones, probability in sorted(self._rows, key=lambda row: row[0] != word_of[row[0]]):
+            if word := word_of[name]:
+                variants = found.setdefault(word, [])
+                if phones not in variants:
+                    variants.append(phones)
+                if probability is not None:
+                    weight[word, phones] = max(probability, weight.get((word, phones), 0.0))
         for word in {word for word, _ in weight}:
             found[word].sort(key=lambda phones: -weight.get((word, phones), 1.0))
         return found
@@ -217,7 +212,8 @@ class Lexicon:
     @cached_property
     def no_words(self) -> list[str]:
         """The entries that are no single word of a transcript: fillers (`<unk>`, `!SIL`), and what is several words (`new york`, `a.m.`)."""
-        return [name for name in dict.fromkeys(name for name, _, _ in self._rows) if not _word_of(name)] if self._is_own else []
+        names = dict.fromkeys(name for name, _, _ in self._rows) if self._is_own else ()
+        return [name for name in names if not _word_of(name)]
 
     def _fold(self, phone: str) -> str:
         base = split_position(phone)[0] if phone[-2:-1] == "_" else phone

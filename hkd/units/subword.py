@@ -38,8 +38,8 @@ def train_subwords(
 ) -> UnitInventory:
     """Train on texts (normalised here) and write LEVEL.model and LEVEL.json; a corpus too small for `vocab_size` gives fewer.
 
-    letters: units besides those of the texts. kind: char gives the alphabet, whatever `vocab_size`. Raises UserError where there is no text, or `vocab_size` is smaller than the
-    alphabet needs.
+    letters: units besides those of the texts. kind: char gives the alphabet, whatever `vocab_size`. Raises UserError where there is no text,
+    or `vocab_size` is smaller than the alphabet.
     """
     if kind not in get_args(Kind):
         raise UserError(f"kind must be unigram, bpe or char, but is '{kind}' instead.")
@@ -56,12 +56,11 @@ def train_subwords(
     if vocab_size < alphabet:
         raise UserError(f"vocab_size must be at least {alphabet} (the characters that occur), but is {vocab_size} instead.")
     file = io.BytesIO()
-    options: dict[str, Any] = {"model_type": kind, "character_coverage": 1.0, "normalization_rule_name": "identity"}
-    options["required_chars"] = "".join(sorted(spelled))
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(lines), model_writer=file, vocab_size=vocab_size, hard_vocab_limit=False, num_threads=1,
-            max_sentence_length=_MAX_LINE_BYTES, unk_id=0, bos_id=-1, eos_id=-1, pad_id=-1, minloglevel=2, **options,
+            sentence_iterator=iter(lines), model_writer=file, vocab_size=vocab_size, hard_vocab_limit=False, num_threads=1, model_type=kind,
+            max_sentence_length=_MAX_LINE_BYTES, unk_id=0, bos_id=-1, eos_id=-1, pad_id=-1, minloglevel=2, character_coverage=1.0,
+            normalization_rule_name="identity", required_chars="".join(sorted(spelled)),
         )  # fmt: skip
     except RuntimeError as error:
         raise UserError(f"vocab_size {vocab_size} cannot be trained on this text ({error}). Choose a smaller one.") from None

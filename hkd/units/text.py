@@ -186,7 +186,7 @@ def _patterns(patterns: tuple[str, ...]) -> re.Pattern[str] | None:
     return re.compile("|".join(f"(?:{pattern})" for pattern in patterns), re.IGNORECASE) if patterns else None
 
 
-def _without_markup(text: str, left_out: Counter[str] | None = None) -> str:
+def _without_markup(text: str, left_out: Counter[str] | None) -> str:
     """The text without what is no speech, which is counted by kind."""
     other, speech = _patterns(_config.markup), _patterns(_config.speech)
 
@@ -230,12 +230,8 @@ def _visible(text: str) -> str:
     return text
 
 
-def words(text: str) -> list[str]:
-    """The words of a text by the rule in use (see the module)."""
-    return _words(text, None)
-
-
-def _words(text: str, left_out: Counter[str] | None) -> list[str]:
+def words(text: str, left_out: Counter[str] | None = None) -> list[str]:
+    """The words of a text by the rule in use (see the module). What is left out as markup is counted in `left_out`, by kind."""
     if text.isascii() and not _RARE.search(text) and not _config.markup:
         return _WORD.findall(text.lower())
     if "&" in text and ";" in text:
@@ -318,7 +314,7 @@ def text_notes(texts: Iterable[str]) -> list[str]:
     found: Counter[str] = Counter()
     silent = example = ""
     for text in texts:
-        spoken = _words(text, left_out)
+        spoken = words(text, left_out)
         if not spoken and text.strip():
             found["silent"] += 1
             silent = silent or text

@@ -43,6 +43,7 @@ ACOUSTIC_FILES = (ACOUSTIC_FILE, MDEF_FILE, LEXICON_FILE)
 WORD_INTERNAL, WORD_BEGIN, WORD_END, WORD_SINGLE = range(4)
 NUM_WORD_POSITIONS = 4
 _COUNTS = 10
+_NO_SENONES = "the project's alignment must have senones, but has phones alone. Tie states first: `hkd units tie`."
 _PHONE = np.dtype([("ssid", "<i4"), ("tmat", "<i4"), ("wpos", "u1"), ("ctx", "u1", (3,))])
 
 
@@ -54,7 +55,6 @@ class ModelDefinition:
     silence: int
     filler: tuple[bool, ...]
     num_senones: int
-    num_ci_senones: int
     senones_PS: NDArray[np.int32]  # for each phone (in context or not) the senones of its S emitting states
     triphones: dict[tuple[int, int, int, int], int]  # (base, left, right, word position) → row of senones_PS
 
@@ -93,7 +93,7 @@ def _parse(data: bytes) -> ModelDefinition:
     _version, text_length = struct.unpack_from("<ii", data, 4)
     at = 12 + text_length
     counts = struct.unpack_from(f"<{_COUNTS}i", data, at)
-    num_ci, num_phones, num_states, num_ci_senones, num_senones, _tmat, num_sequences, num_context, num_nodes, silence = counts
+    num_ci, num_phones, num_states, _num_ci_senones, num_senones, _tmat, num_sequences, num_context, num_nodes, silence = counts
     if min(counts) < 0 or num_context != 3 or not 1 <= num_states <= 16 or not num_ci <= num_phones:
         raise ValueError(f"its counts {counts} make no sense")
     first = at = at + 4 * _COUNTS
@@ -111,7 +111,7 @@ def _parse(data: bytes) -> ModelDefinition:
     sequence_QS = np.frombuffer(data, "<u2", size, at + 4).reshape(num_sequences, num_states)
     context, wpos = phone_P["ctx"].tolist(), phone_P["wpos"].tolist()
     return ModelDefinition(
-        phones=tuple(names), silence=silence, num_senones=num_senones, num_ci_senones=num_ci_senones,
+        phones=tuple(names), silence=silence, num_senones=num_senones,
         filler=tuple(map(bool, wpos[:num_ci])),  # the same byte says "filler" for phones without context
         senones_PS=sequence_QS[phone_P["ssid"]].astype(np.int32),
         triphones={(*context[row], wpos[row]): row for row in range(num_ci, num_phones)},
@@ -139,34 +139,35 @@ class Tying(ABC):
     has_senones = True
     monophone_inventory: UnitInventory  # the phones without context, fillers included
     quiet_phones: tuple[int, ...]  # ids of silence and fillers among them
-    num_labels: int  # the highest label
-    silence: int | None  # the label of silence
+    phone_of: Mapping[int, int]  # label → id among the monophones
+    silence: int | None = None  # the label of silence
 
     @property
-    @abstractmethod
     def _owner_V2(self) -> NDArray[np.int32]:
-        """Of each senone its phone and its state; of senones that several share, the first."""
+        """Of each senone its phone and its state; of senones that several share, the first. Raises UserError where there are none."""
+        raise UserError(_NO_SENONES)
+
+    def states(self, window: tuple[int, ...]) -> tuple[int, ...]:
+        """The senones of the central phone of a window of labels. Raises UserError where there are none."""
+        raise UserError(_NO_SENONES)
 
     @abstractmethod
     def _label(self, phone: str, place: str) -> int:
         """The label of a phone at a place in the word: begin, inside, end, single. Raises KeyError where there is none."""
 
-    @abstractmethod
-    def phone_of(self, label: int) -> int:
-        """The id of a label's phone among the monophones."""
-
-    @abstractmethod
-    def states(self, window: tuple[int, ...]) -> tuple[int, ...]:
-        """The senones of the central phone of a window of labels. Raises UserError where there are none."""
-
     @property
     def digest(self) -> str:
-        """What its states hang on."""
+        """Of all that its states depend on."""
         return digest_of_json(self.to_json())
 
     @abstractmethod
     def to_json(self) -> dict[str, Any]:
         """What `load_tying` reads."""
+
+    @property
+    def num_labels(self) -> int:
+        """The highest label."""
+        return max(self.phone_of)
 
     @cached_property
     def _states(self) -> Callable[[tuple[int, ...]], tuple[int, ...]]:
@@ -233,7 +234,7 @@ class Tying(ABC):
         """Phones of each word → (unit_U, word_U): monophone ids and the word of each. Raises as `labels`."""
         labels = [self.labels(phones) for phones in pronunciations]
         word = [number for number, own in enumerate(labels) for _ in own]
-        return np.array([self.phone_of(label) for own in labels for label in own], np.int32), np.array(word, np.int32)
+        return np.array([self.phone_of[label] for own in labels for label in own], np.int32), np.array(word, np.int32)
 
 
 class StateTying(Tying):
@@ -248,7 +249,7 @@ class StateTying(Tying):
         self.phone_id = {phone: number for number, phone in enumerate(self.definition.phones)}
         self.monophone_inventory = UnitInventory(level=MONOPHONE, symbols=self.definition.phones, silence=self.definition.silence)
         self.quiet_phones = tuple(number for number, filler in enumerate(self.definition.filler) if filler)
-        self.num_labels = NUM_WORD_POSITIONS * len(self.definition.phones)
+        self.phone_of = {1 + place: place // NUM_WORD_POSITIONS for place in range(NUM_WORD_POSITIONS * len(self.phone_id))}
         self.silence = self._label(self.definition.phones[self.definition.silence], "S")
 
     def to_json(self) -> dict[str, Any]:
@@ -263,10 +264,9 @@ class StateTying(Tying):
     @cached_property
     def _owner_V2(self) -> NDArray[np.int32]:
         owner = np.full((self.definition.num_senones, 2), -1, np.int32)
-        rows = [(row, row) for row in range(len(self.definition.phones))]
-        rows += [(context[0], row) for context, row in self.definition.triphones.items()]
-        base_P = np.array([base for base, _ in rows], np.int32)
-        senones_PS = self.definition.senones_PS[[row for _, row in rows]]
+        base_of = {row: row for row in range(len(self.definition.phones))}
+        base_of |= {row: context[0] for context, row in self.definition.triphones.items()}
+        base_P, senones_PS = np.array([*base_of.values()], np.int32), self.definition.senones_PS[[*base_of]]
         for state in reversed(range(senones_PS.shape[1])):
             owner[senones_PS[::-1, state], 0] = base_P[::-1]
             owner[senones_PS[::-1, state], 1] = state
@@ -275,15 +275,11 @@ class StateTying(Tying):
     def _label(self, phone: str, place: str) -> int:
         return 1 + NUM_WORD_POSITIONS * self.phone_id[phone] + "IBES".index(place)
 
-    def phone_of(self, label: int) -> int:
-        """The id of a label's phone."""
-        return (label - 1) // NUM_WORD_POSITIONS
-
     def states(self, window: tuple[int, ...]) -> tuple[int, ...]:
         """The senones of a phone between its neighbours; silence has its own, whatever is beside it."""
         left, label, right = window
-        before, after = (self.phone_of(beside) if beside else self.definition.silence for beside in (left, right))
-        base, position = self.phone_of(label), (label - 1) % NUM_WORD_POSITIONS
+        before, after = (self.phone_of.get(beside, self.definition.silence) for beside in (left, right))
+        base, position = self.phone_of[label], (label - 1) % NUM_WORD_POSITIONS
         row = base if base == self.definition.silence else self.definition.nearest(base, before, after, position)
         return tuple(self.definition.senones_PS[row].tolist())
 
@@ -309,9 +305,9 @@ class TreeTying(Tying):
             )
         if missing := [number for number in self.phones.values() if number not in self.places]:
             raise UserError(f"every phone must have states in the acoustic model, but phone {missing[0]} has none.")
-        inventory, quiet = phone_inventory(dict.fromkeys(self.symbol_of.values()), self.silence_phones)
-        self.width, self.central, self.num_labels = self.tree.width, self.tree.central, max(self.phones.values())
-        self.monophone_inventory, self.quiet_phones = inventory, quiet
+        inventory, self.quiet_phones = phone_inventory(dict.fromkeys(self.symbol_of.values()), self.silence_phones)
+        self.width, self.central, self.monophone_inventory = self.tree.width, self.tree.central, inventory
+        self.phone_of = {label: inventory.id_of[symbol] for label, symbol in self.symbol_of.items()}
         self.silence = None if inventory.silence is None else self._label(inventory.symbols[inventory.silence], "")
 
     def fold(self, phone: str) -> str:
@@ -328,7 +324,7 @@ class TreeTying(Tying):
     def _owner_V2(self) -> NDArray[np.int32]:
         owner = np.zeros((1 + max(self.owner), 2), np.int32)
         for senone, (phone, state) in self.owner.items():
-            owner[senone] = self.phone_of(phone), state
+            owner[senone] = self.phone_of[phone], state
         return owner
 
     @cached_property
@@ -339,19 +335,14 @@ class TreeTying(Tying):
 
     def _label(self, phone: str, place: str) -> int:
         """As the model has it, with stress where a lexicon gives it; else by the folded phone, with its place or without."""
-        exact = (self.phones.get(f"{phone}_{place}"), self.phones.get(phone))
-        folded = (self._by_place.get((phone, place)), self._by_place.get((phone, "")))
-        found = next((label for label in (*exact, *folded) if label is not None), None)
-        if found is None:
+        found = self.phones.get(f"{phone}_{place}") or self.phones.get(phone)
+        found = found or self._by_place.get((phone, place)) or self._by_place.get((phone, ""))
+        if not found:
             raise KeyError(phone)
         return found
 
-    def phone_of(self, label: int) -> int:
-        """The id of a label's phone."""
-        return self.monophone_inventory.id_of[self.symbol_of[label]]
-
     def states(self, window: tuple[int, ...]) -> tuple[int, ...]:
-        """The senones of the central phone of a window. Raises UserError where the tree has none."""
+        """As the tree has them. Raises UserError where it has none."""
         found = [self.tree.senone(window, place) for place in self.places[window[self.tree.central]]]
         if None in found:
             raise UserError(f"the tree must know every phone in every context, but has no senone for {window}.")
@@ -384,26 +375,13 @@ class PhoneTying(Tying):
     """A phone set without senones."""
 
     has_senones = False
-    silence = None
 
     def __init__(self, symbols: Iterable[str], silence_phones: Iterable[str] = ()) -> None:
         self.monophone_inventory, self.quiet_phones = phone_inventory(symbols, silence_phones)
-        self.num_labels = len(self.monophone_inventory)
-
-    @property
-    def _owner_V2(self) -> NDArray[np.int32]:
-        raise UserError("the project's alignment must have senones, but has phones alone. Tie states first: `hkd units tie`.")
+        self.phone_of = {number + 1: number for number in range(len(self.monophone_inventory))}
 
     def _label(self, phone: str, place: str) -> int:
         return self.monophone_inventory.id_of[phone] + 1
-
-    def phone_of(self, label: int) -> int:
-        """The id of a label's phone."""
-        return label - 1
-
-    def states(self, window: tuple[int, ...]) -> tuple[int, ...]:
-        """Raises UserError: there are none."""
-        return tuple(self._owner_V2)
 
     def to_json(self) -> dict[str, Any]:
         """What `load_tying` reads."""
@@ -436,15 +414,15 @@ def load_lexicon(folder: Path) -> Lexicon:
     return Lexicon(path, within=load_tying(folder).monophone_inventory.symbols)
 
 
-def acoustic_files(folder: Path, names: Sequence[str] = ACOUSTIC_FILES) -> dict[str, bytes]:
+def acoustic_files(folder: Path) -> dict[str, bytes]:
     """The files of a folder that say whose phones and senones these are, by name; none where they are pocketsphinx's."""
-    return {name: (folder / name).read_bytes() for name in names if (folder / name).exists()}
+    return {name: (folder / name).read_bytes() for name in ACOUSTIC_FILES if (folder / name).exists()}
 
 
 def adopt(
     folder: Path, tying: Tying, pronunciations: Mapping[str, Sequence[tuple[str, ...]]], *, overwrite: bool = False
-) -> bool:
-    """Make a tying and its pronunciations a project's own; whether anything changed.
+) -> None:
+    """Make a tying and its pronunciations a project's own.
 
     Raises UserError where the folder has inventories of another acoustic model, unless `overwrite`.
     """
@@ -455,8 +433,6 @@ def adopt(
                 f"{path} must not be replaced, but is of another acoustic model. Use --overwrite: label stores and LMs of its units are of "
                 "no use then."
             )
-    compared = (ACOUSTIC_FILE, LEXICON_FILE)
-    before = acoustic_files(folder, compared)
     lines = [f"{word} {' '.join(phones)}\n" for word in sorted(pronunciations) for phones in pronunciations[word]]
     write_bytes(folder / LEXICON_FILE, "".join(lines).encode())
     if not tying.has_senones:
@@ -470,7 +446,6 @@ def adopt(
     if marker.exists():  # subwords do not depend on the acoustic model
         made_from = json.loads(marker.read_text(encoding="utf-8"))
         write_json(marker, {**made_from, "acoustic_model": acoustic_digest(tying)})
-    return before != acoustic_files(folder, compared)
 
 
 def acoustic_digest(tying: Tying) -> str:

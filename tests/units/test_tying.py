@@ -71,7 +71,7 @@ def definition() -> ModelDefinition:
 
 def test_counts_of_the_english_model(definition: ModelDefinition) -> None:
     assert len(definition.phones) == 42
-    assert (definition.num_senones, definition.num_ci_senones) == (5126, 126)
+    assert definition.num_senones == 5126
     assert definition.phones[definition.silence] == "SIL"
     assert [p for p, filler in zip(definition.phones, definition.filler, strict=True) if filler] == ["+NSN+", "+SPN+", "SIL"]
     assert definition.senones_PS.shape[1] == 3
@@ -90,7 +90,7 @@ def toy() -> ModelDefinition:
     triphones = {(0, 1, 2, WORD_INTERNAL): 4, (0, 1, 1, WORD_END): 5, (0, 3, 2, WORD_BEGIN): 6, (0, 1, 3, WORD_END): 7}
     senones = np.arange(8, dtype=np.int32)[:, None]
     return ModelDefinition(
-        phones=("A", "B", "C", "SIL"), silence=3, filler=(False, False, False, True), num_senones=8, num_ci_senones=4,
+        phones=("A", "B", "C", "SIL"), silence=3, filler=(False, False, False, True), num_senones=8,
         senones_PS=senones, triphones=triphones,
     )  # fmt: skip
 
