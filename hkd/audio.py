@@ -6,7 +6,7 @@
 - Headers may lie about the length (streams, broken recorders). `probe` reads the header alone where that is sure to be right, looks at the
   last sample where a codec hides the length, and decodes the file where neither tells. Reading falls back to decoding from the start.
 - Whatever a decoder raises becomes one sentence that names the file and a remedy.
-- `check_audio` looks at every utterance and lists what is wrong with which; it never stops half-way.
+- `check_audio` looks at every utterance and says what is wrong with which; it never stops half-way.
 
 Shape letters: S samples, C channels.
 """
@@ -16,7 +16,7 @@ import re
 import stat
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BytesIO
@@ -64,18 +64,6 @@ class AudioInfo:
     def duration_s(self) -> float:
         """Length in seconds."""
         return self.num_samples / self.sample_rate_hz
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AudioProblem:
-    """What is wrong with an utterance's audio. `line` is its line in the manifest, from 1."""
-
-    line: int
-    id: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"line {self.line}: utterance '{self.id}': {self.reason}"
 
 
 def local_file(path: str) -> Path:
@@ -316,19 +304,13 @@ def check_utterance(utterance: "Utterance") -> str | None:
     return None
 
 
-def check_audio(
-    utterances: Iterable["Utterance"], *, lines: Iterable[int] | None = None, progress: Progress = no_progress
-) -> list[AudioProblem]:
-    """Read every utterance's audio; what is missing, empty, truncated, silent or of another duration than declared.
-
-    `lines`: the utterances' lines in the manifest, where they are not 1, 2, 3 ...
-    """
-    spans = list(utterances)
-    problems: list[AudioProblem] = []
-    for done, (line, span) in enumerate(zip(lines or range(1, len(spans) + 1), spans, strict=True), 1):
-        if (reason := check_utterance(span)) is not None:
-            problems.append(AudioProblem(line=line, id=span.id, reason=reason))
-        progress(done, len(spans), problems=len(problems))
+def check_audio(utterances: Sequence["Utterance"], *, progress: Progress = no_progress) -> dict[int, str]:
+    """Read every utterance's audio: place from 0 → what is missing, empty, truncated, silent or of another duration than declared."""
+    problems: dict[int, str] = {}
+    for place, utterance in enumerate(utterances):
+        if (reason := check_utterance(utterance)) is not None:
+            problems[place] = reason
+        progress(place + 1, len(utterances), problems=len(problems))
     return problems
 
 

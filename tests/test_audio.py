@@ -65,7 +65,7 @@ def test_the_channel_that_is_asked_for_is_the_one_that_is_read(tmp_path: Path, e
         assert pitch_hz(read_audio(utterance(path, channel=channel))) == pytest.approx(hz, abs=3)
     with pytest.raises(UserError, match=r"must have a channel 3 \(the first is 0\), but has 3"):
         read_audio(utterance(path, channel=3))
-    assert "must have a channel 3" in check_audio([utterance(path, channel=3)])[0].reason
+    assert "must have a channel 3" in check_audio([utterance(path, channel=3)])[0]
 
 
 @settings(max_examples=25, deadline=None)
@@ -312,18 +312,16 @@ def test_all_that_can_be_wrong_is_named_with_its_line_and_nothing_crashes(tmp_pa
     spans = [fine, *(case for case, _ in cases), fine]
     seen = []
     problems = check_audio(spans, progress=lambda done, total, **facts: seen.append((done, total)))
-    assert [p.line for p in problems] == list(range(2, 2 + len(cases)))
-    for problem, (_, reason) in zip(problems, cases, strict=True):
-        assert reason in problem.reason
-        assert str(problem).startswith(f"line {problem.line}: utterance 'u'")
+    assert list(problems) == list(range(1, 1 + len(cases)))
+    for problem, (_, reason) in zip(problems.values(), cases, strict=True):
+        assert reason in problem
     assert seen[-1] == (len(spans), len(spans))
-    assert check_audio(spans, lines=range(10, 10 + len(spans)))[0].line == 11
 
 
 def test_a_declared_duration_that_is_too_short_is_a_cut_and_no_problem(tmp_path: Path) -> None:
     write_wav(tmp_path / "x.wav", tone(1.0))
-    assert check_audio([utterance(tmp_path / "x.wav", duration=0.5)]) == []
-    assert check_audio([utterance(tmp_path / "x.wav", duration=1.02)]) == []  # within the tolerance
+    assert check_audio([utterance(tmp_path / "x.wav", duration=0.5)]) == {}
+    assert check_audio([utterance(tmp_path / "x.wav", duration=1.02)]) == {}  # within the tolerance
 
 
 def test_reading_what_is_broken_raises_one_sentence(tmp_path: Path) -> None:

@@ -67,8 +67,8 @@ def test_what_cannot_be_had_is_one_sentence(tmp_path: Path, web: tuple[str, list
     with pytest.raises(UserError, match="file system"):
         read_audio(Utterance(id="a", text="", audio_filepath="nofs://a/a.wav"))
     (tmp_path / "web" / "b.wav").write_bytes(b"no sound")
-    [problem] = check_audio([Utterance(id="a", text="", audio_filepath=f"{url}/b.wav")])
-    assert "cannot be read" in str(problem)
+    [problem] = check_audio([Utterance(id="a", text="", audio_filepath=f"{url}/b.wav")]).values()
+    assert "cannot be read" in problem
     assert not list((tmp_path / "cache" / "files").glob(".*"))
     (tmp_path / "cache" / "files").rename(tmp_path / "elsewhere")
     (tmp_path / "cache" / "files").write_text("in the way")

@@ -182,8 +182,8 @@ def check(
     whole = read(path)
     lines = [number for number, _ in numbered_lines(path)]
     with progress_bar("check") as progress:
-        problems = check_audio(whole, lines=lines, progress=progress)
-    rows = [{"line": p.line, "id": p.id, "reason": p.reason} for p in problems]
+        problems = check_audio(whole, progress=progress)
+    rows = [{"line": lines[place], "id": whole[place].id, "reason": reason} for place, reason in problems.items()]
 
     def render(value: dict[str, Any]) -> str:
         found = [f"{path}:{row['line']}: utterance '{row['id']}': {row['reason']}" for row in value["problems"]]

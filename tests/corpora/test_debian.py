@@ -61,7 +61,7 @@ def test_the_corpus_itself(tmp_path_factory: pytest.TempPathFactory) -> None:
     assert sum(u.duration or 0 for u in whole) == pytest.approx(24.26 * 60, abs=1)
     texts = {name: {u.text.lower().strip(".") for u in whole.split(name)} for name in ("train", "dev", "test")}
     assert not texts["train"] & (texts["dev"] | texts["test"])
-    assert check_audio(list(whole)[:40]) == []
+    assert check_audio(list(whole)[:40]) == {}
 
 
 FORTUNES = """It is a fact.  Nobody knows "why."  Dr No did it!
