@@ -22,13 +22,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from hkd.corpora.collect import Options, Report, Row, collect, is_hidden
+from hkd.corpora.collect import Options, Row, collect, is_hidden
 from hkd.errors import HkdError, UserError
 from hkd.files import shipped
 from hkd.lines import first_line
 from hkd.manifest import Manifest, Utterance, assign_splits
 from hkd.progress import Progress, no_progress
-from hkd.remote import default_cache
 
 logger = logging.getLogger(__name__)
 
@@ -97,29 +96,18 @@ def parse_card(table: Mapping[str, Any]) -> Card:
     return Card(**values)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Source:
-    """Where a corpus' files are looked for. `root`: its folder, or that of its archives; `parts`: which of the publisher's, empty for all."""
-
-    cache: Path = field(default_factory=default_cache)
-    root: Path | None = None
-    base_url: str | None = None
-    download: bool = False
-    parts: tuple[str, ...] = ()
-    report: Report = field(default_factory=Report)
-
-    def choose(self, card: Card, known: Collection[str]) -> list[str]:
-        """The parts that are asked for, in the corpus' order; all where none is. Raises UserError for unknown ones."""
-        unknown = [part for part in self.parts if part not in known]
-        if unknown:
-            raise UserError(
-                f"part of {card.name} must be one of {', '.join(known) or '(it has none)'}, but is '{unknown[0]}' instead."
-            )
-        return [part for part in known if part in self.parts or not self.parts]
+def chosen_parts(card: Card, options: Options, known: Collection[str]) -> list[str]:
+    """The parts that are asked for, in the corpus' order; all where none is. Raises UserError for unknown ones."""
+    unknown = [part for part in options.parts if part not in known]
+    if unknown:
+        raise UserError(
+            f"part of {card.name} must be one of {', '.join(known) or '(it has none)'}, but is '{unknown[0]}' instead."
+        )
+    return [part for part in known if part in options.parts or not options.parts]
 
 
 Part = tuple[str, Path, Iterable[Row]]  # the publisher's name of a part ("" where there is one), its folder, its utterances
-Reader = Callable[[Card, Source, Progress], Iterable[Any]]  # gives the Parts of speech, or the sentences of text alone
+Reader = Callable[[Card, Options], Iterable[Any]]  # gives the Parts of speech, or the sentences of text alone
 Splits = Mapping[str, str | Mapping[str, float]]
 
 
@@ -139,11 +127,10 @@ class Corpus:
             return self.given
         return parse_card(tomllib.loads((CARDS / f"{self.given}.toml").read_text(encoding="utf-8")))
 
-    def manifest(self, source: Source, progress: Progress) -> Manifest:
+    def manifest(self, options: Options) -> Manifest:
         """All parts' utterances, with the splits of those that have any. Raises UserError, HkdError."""
         found: list[Utterance] = []
-        options = Options(report=source.report, progress=progress)
-        for part, folder, rows in self.read(self.card, source, progress):
+        for part, folder, rows in self.read(self.card, options):
             whole, rule = collect(rows, folder, options), self.splits.get(part)
             if isinstance(rule, str):
                 found += (replace(u, extra={**u.extra, "split": rule}) for u in whole)
@@ -297,54 +284,54 @@ def _read_to_the_end(tar: tarfile.TarFile) -> None:
             raise tarfile.ReadError("a header in its middle is damaged")
 
 
-def archive_folder(card: Card, archive: Archive, source: Source, *, progress: Progress = no_progress) -> Path:
+def archive_folder(card: Card, archive: Archive, options: Options) -> Path:
     """An archive's files, unpacked in the cache: from `root`, from the cache, or from the server. Raises UserError, HkdError.
 
     What was fetched is removed once it is unpacked; archives in `root` stay.
     """
-    home = source.cache / card.name
+    home = options.cache / card.name
     folder, packed = home / archive.file.split(".tar")[0], home / archive.file
     if folder.is_dir():
         return folder
-    if source.root is not None and (source.root / archive.file).is_file():
-        verify(source.root / archive.file, archive, remove=False)
-        return unpack(source.root / archive.file, folder)
+    if options.root is not None and (options.root / archive.file).is_file():
+        verify(options.root / archive.file, archive, remove=False)
+        return unpack(options.root / archive.file, folder)
     if packed.is_file():
         verify(packed, archive)
     else:
-        _fetched(card, archive, source, packed, progress)
+        _fetched(card, archive, options, packed)
     unpack(packed, folder)
     packed.unlink()
     return folder
 
 
-def _fetched(card: Card, archive: Archive, source: Source, target: Path, progress: Progress) -> None:
-    wanted = f"corpus {card.name} needs {archive.file}, which is not in {source.root or target.parent}"
-    if not card.base_url and not source.base_url:
+def _fetched(card: Card, archive: Archive, options: Options, target: Path) -> None:
+    wanted = f"corpus {card.name} needs {archive.file}, which is not in {options.root or target.parent}"
+    if not card.base_url and not options.base_url:
         raise UserError(f"{wanted}. It {_by_hand(card)}")
-    if not source.download and (card.size_gb is None or card.size_gb > AUTO_GB):
+    if not options.download and (card.size_gb is None or card.size_gb > AUTO_GB):
         size = f" (about {card.size_gb:g} GB)" if card.size_gb else ""
         raise UserError(f"{wanted}. Give --root DIR where the corpus lies, or --download{size}.")
-    base = (source.base_url or card.base_url).rstrip("/")
-    download(f"{base}/{archive.file}", target, archive, progress=progress)
+    base = (options.base_url or card.base_url).rstrip("/")
+    download(f"{base}/{archive.file}", target, archive, progress=options.progress)
 
 
 def _by_hand(card: Card) -> str:
     return f"cannot be fetched without a form or a licence: get it from {card.source} and give --root DIR."
 
 
-def corpus_folder(card: Card, source: Source, marker: str, *, progress: Progress = no_progress) -> Path:
+def corpus_folder(card: Card, options: Options, marker: str) -> Path:
     """The folder in which `marker` (a path, wildcards allowed) lies: below `root`, or in the only archive. Raises UserError, HkdError."""
-    if source.root is not None:
-        if (found := find_below(source.root, marker)) is not None:
+    if options.root is not None:
+        if (found := find_below(options.root, marker)) is not None:
             return found
-        if not any((source.root / archive.file).is_file() for archive in card.archives):
+        if not any((options.root / archive.file).is_file() for archive in card.archives):
             raise UserError(
-                f"{source.root} must be the folder of {card.name}, but there is no {marker} in it nor in the folders below it."
+                f"{options.root} must be the folder of {card.name}, but there is no {marker} in it nor in the folders below it."
             )
     if not card.archives:
         raise UserError(f"corpus {card.name} {_by_hand(card)}")
-    folder = archive_folder(card, card.archives[0], source, progress=progress)
+    folder = archive_folder(card, card.archives[0], options)
     found = find_below(folder, marker)
     if found is None:
         raise HkdError(f"{folder} must be the folder of {card.name}, but there is no {marker} in it. Delete it and try again.")
@@ -360,9 +347,6 @@ def find_below(folder: Path, marker: str) -> Path | None:
         for candidate in level:
             if next(candidate.glob(marker), None) is not None:
                 return candidate
-        level = [path for parent in level for path in sorted(parent.iterdir()) if _is_below(path)]
+        below = [path for parent in level for path in sorted(parent.iterdir()) if path.is_dir() and not path.is_symlink()]
+        level = [path for path in below if not is_hidden(path.name)]
     return None
-
-
-def _is_below(path: Path) -> bool:
-    return path.is_dir() and not path.is_symlink() and not is_hidden(path.name)

@@ -12,7 +12,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -26,6 +26,7 @@ from hkd.errors import UserError
 from hkd.files import write_bytes
 from hkd.manifest import KNOWN_FIELDS, Manifest, Utterance
 from hkd.progress import Progress, no_progress
+from hkd.remote import default_cache
 
 logger = logging.getLogger(__name__)
 
@@ -113,11 +114,18 @@ class Report:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options:
-    """How data is read. `audio_to`: where sound goes that lies inside other files; `columns`: what → the column that has it.
+    """How a corpus is read, and where its files are looked for.
 
-    `told`: ids whose channel counts only where the file has several: a table says it of sides that may have files of their own.
+    `root`: the folder of a known corpus, or that of its archives; `parts`: which of the publisher's, empty for all. `audio_to`: where sound
+    goes that lies inside other files; `columns`: what → the column that has it. `told`: ids whose channel counts only where the file has
+    several: a table says it of sides that may have files of their own.
     """
 
+    cache: Path = field(default_factory=default_cache)
+    root: Path | None = None
+    base_url: str | None = None
+    download: bool = False
+    parts: tuple[str, ...] = ()
     audio_to: Path = Path("audio")
     columns: Mapping[str, str] = field(default_factory=dict)
     report: Report = field(default_factory=Report)
@@ -184,7 +192,11 @@ def walk(folder: Path, report: Report, *, depth: int | None = None) -> list[Path
             report.note("linked folders that were read under another name, or lie above", [str(here.relative_to(folder))])
             return
         seen.add(real)
-        for entry in sorted(_entries(here), key=lambda entry: entry.name):
+        try:
+            entries = sorted(os.scandir(here), key=lambda entry: entry.name)
+        except OSError as error:
+            raise UserError(f"{here} must be a folder that can be read, but cannot be opened ({error.strerror}).") from None
+        for entry in entries:
             path = here / entry.name
             if is_hidden(entry.name):
                 name = str(path.relative_to(folder))
@@ -201,14 +213,6 @@ def walk(folder: Path, report: Report, *, depth: int | None = None) -> list[Path
     return sorted(files)
 
 
-def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as found:
-            yield from found
-    except OSError as error:
-        raise UserError(f"{folder} must be a folder that can be read, but cannot be opened ({error.strerror}).") from None
-
-
 def find_audio(name: str, folder: Path) -> str:
     """A path as data files give it → an absolute one: relative to the file's folder, to one of the three above, or to the working directory.
 
@@ -218,22 +222,15 @@ def find_audio(name: str, folder: Path) -> str:
         return name
     bases = (folder.absolute(), *folder.absolute().parents[:_PARENTS], Path.cwd())
     for base in bases:
-        if _exists(base / name):
+        if os.path.exists(base / name):  # noqa: PTH110 - it raises nothing for a name that is too long or has a NUL byte
             return os.path.normpath(base / name)
     return os.path.normpath(bases[0] / name)
 
 
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except (OSError, ValueError):  # a loop of links, a name that is too long or has a NUL byte
-        return False
-
-
 def plain_fields(fields: Mapping[str, Any]) -> dict[str, str | int | float | bool]:
     """What a manifest can keep of another tool's fields beside its own: text, finite numbers, yes or no."""
-    plain = {key: value for key, value in fields.items() if key not in KNOWN_FIELDS and isinstance(value, str | int | float)}
-    return {key: value for key, value in plain.items() if not isinstance(value, float) or math.isfinite(value)}
+    plain = {key: value for key, value in fields.items() if isinstance(value, str | int | float) and key not in KNOWN_FIELDS}
+    return {key: value for key, value in plain.items() if isinstance(value, str | int) or math.isfinite(value)}
 
 
 def split_named(name: str) -> str | None:

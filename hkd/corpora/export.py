@@ -119,10 +119,16 @@ def kaldi(split: str, utterances: list[Utterance]) -> dict[str, bytes]:
     Raises UserError for ids, speakers or paths with blanks, which Kaldi's tables cannot hold.
     """
     headers, names = _headers(utterances), _recording_names(utterances)
+    segments, is_cut = {}, False
     for u in utterances:
-        for what, value in (("id", u.id), ("speaker", u.speaker or ""), ("audio_filepath", str(u.audio_filepath))):
+        path = str(u.audio_filepath)
+        for what, value in (("id", u.id), ("speaker", u.speaker or ""), ("audio_filepath", path)):
             if len(value.split()) > 1 or value.strip() != value:
                 raise UserError(f"{what} must have no blanks in Kaldi's tables, but is '{value}'. Rename it first.")
+        end = headers[path].duration_s
+        stop = end if u.duration is None else u.offset + u.duration
+        segments[u.id] = f"{names[path]} {u.offset!r} {stop!r}{'' if u.channel is None else f' {u.channel}'}"
+        is_cut = is_cut or u.offset != 0 or u.channel is not None or abs(stop - end) >= _WHOLE_TOLERANCE_S
     speaker_of = {u.id: u.speaker or u.id for u in utterances}
     spoken: dict[str, list[str]] = defaultdict(list)
     for name, speaker in speaker_of.items():
@@ -134,20 +140,10 @@ def kaldi(split: str, utterances: list[Utterance]) -> dict[str, bytes]:
         "spk2utt": {speaker: " ".join(sorted(found, key=str.encode)) for speaker, found in spoken.items()},
         "reco2dur": {names[path]: repr(info.duration_s) for path, info in headers.items()},
     }
-    if not all(_is_whole(u, headers[str(u.audio_filepath)]) for u in utterances):
-        tables["segments"] = {u.id: _segment(u, names, headers) for u in utterances}
+    if is_cut:
+        tables["segments"] = segments
     where = f"{split}/" if split else ""
     return {where + name: _table(rows) for name, rows in tables.items()}
-
-
-def _is_whole(u: Utterance, info: AudioInfo) -> bool:
-    return u.offset == 0 and u.channel is None and (u.duration is None or abs(u.duration - info.duration_s) < _WHOLE_TOLERANCE_S)
-
-
-def _segment(u: Utterance, names: Mapping[str, str], headers: Mapping[str, AudioInfo]) -> str:
-    path = str(u.audio_filepath)
-    stop = u.offset + u.duration if u.duration is not None else headers[path].duration_s
-    return f"{names[path]} {u.offset!r} {stop!r}{'' if u.channel is None else f' {u.channel}'}"
 
 
 def _table(rows: Mapping[str, str]) -> bytes:

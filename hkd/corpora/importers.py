@@ -506,10 +506,13 @@ def _hf_rows(rows: Any, source: str, name: str, split: str | None, options: Opti
 
     report = options.report
     features = rows.features or {}
-    sounds = (key for key, feature in features.items() if isinstance(feature, datasets.Audio) or _is_bytes_and_path(feature))
-    audio = next(sounds, None)
-    column = columns_of(list(features), f"data set {source}", options, needed=("text",), audio=audio)
-    if audio is None and "audio" not in options.columns:
+    sounds = [
+        key
+        for key, feature in features.items()
+        if isinstance(feature, datasets.Audio) or (isinstance(feature, Mapping) and {"bytes", "path"} <= set(feature))
+    ]
+    column = columns_of(list(features), f"data set {source}", options, needed=("text",), audio=next(iter(sounds), None))
+    if not sounds and "audio" not in options.columns:
         raise UserError(f"data set {source} must have a column of audio, but has {', '.join(features) or 'none'}.")
     total = getattr(rows, "num_rows", 0)
     number = 0
@@ -528,10 +531,6 @@ def _hf_rows(rows: Any, source: str, name: str, split: str | None, options: Opti
         if total:
             options.progress(number, total)
     report.bad(source, "rows cannot be used", problems)
-
-
-def _is_bytes_and_path(feature: Any) -> bool:
-    return isinstance(feature, Mapping) and {"bytes", "path"} <= set(feature)
 
 
 def _hf_utterance(

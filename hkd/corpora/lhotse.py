@@ -10,7 +10,6 @@ import difflib
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -108,15 +107,12 @@ def _items(path: Path) -> Items:
 def _shar(path: Path) -> Items:
     from lhotse import CutSet
 
-    cuts = iter(CutSet.from_shar(in_dir=str(path)))
-    for number in count(1):
-        try:
-            cut = next(cuts)
-        except StopIteration:
-            return
-        except Exception as error:
-            raise UserError(f"{path}: cut {number}: lhotse cannot read it ({_said(error)}).") from None
-        yield f"{path}: cut {number}", cut
+    cuts, number = iter(CutSet.from_shar(in_dir=str(path))), 0
+    try:
+        for number, cut in enumerate(cuts, 1):
+            yield f"{path}: cut {number}", cut
+    except Exception as error:
+        raise UserError(f"{path}: cut {number + 1}: lhotse cannot read it ({_said(error)}).") from None
 
 
 def _of_supervision(place: str, supervision: Any, recordings: dict[str, Any], file: _File) -> Row:

@@ -14,13 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkd.audio import write_wav
-from hkd.corpora.cards import TIMEOUT_S, Archive, Card, Part, Source, archive_folder, corpus_folder, find_below, register, verify
+from hkd.corpora.cards import Archive, Card, Part, archive_folder, chosen_parts, corpus_folder, find_below, register, verify
 from hkd.corpora.collect import Options, Report, Row, walk
 from hkd.corpora.importers import kaldi_folders, kaldi_rows, read_text, tsv_rows
 from hkd.errors import HkdError, MissingPackageError, UserError
 from hkd.lines import filled_lines, numbered_lines
 from hkd.manifest import Utterance
-from hkd.progress import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +45,7 @@ _OWN_SPLITS = ("train-clean-100", "train-clean-360", "train-other-500", "dev-cle
     "librispeech",
     splits={part: part.partition("-")[0] for part in _OWN_SPLITS} | {part: part for part in ("dev-other", "test-other")},
 )
-def librispeech(card: Card, source: Source, progress: Progress) -> Iterator[Part]:
+def librispeech(card: Card, options: Options) -> Iterator[Part]:
     """PART/SPEAKER/CHAPTER/SPEAKER-CHAPTER-NUMBER.flac with a SPEAKER-CHAPTER.trans.txt beside them.
 
     The parts that are asked for; without a wish those that `root` has, or all: from a folder below `root`, else from the part's archive.
@@ -54,27 +53,27 @@ def librispeech(card: Card, source: Source, progress: Progress) -> Iterator[Part
     """
     archives = {archive.file.removesuffix(".tar.gz"): archive for archive in card.archives}
     folders: dict[str, Path] = {}
-    for part in source.choose(card, archives):
-        above = find_below(source.root, part) if source.root is not None else None
+    for part in chosen_parts(card, options, archives):
+        above = find_below(options.root, part) if options.root is not None else None
         if above is not None:
             folders[part] = above / part
-        elif source.root is None or source.parts or not card.some_parts or (source.root / archives[part].file).is_file():
-            folders[part] = archive_folder(card, archives[part], source, progress=progress)
+        elif options.root is None or options.parts or not card.some_parts or (options.root / archives[part].file).is_file():
+            folders[part] = archive_folder(card, archives[part], options)
     if not folders:
-        raise UserError(f"{source.root} must hold parts of {card.name} ({', '.join(archives)}), but holds none of them.")
-    return ((part, folder, _librispeech_part(folder, part, source.report)) for part, folder in folders.items())
+        raise UserError(f"{options.root} must hold parts of {card.name} ({', '.join(archives)}), but holds none of them.")
+    return ((part, folder, _librispeech_part(folder, part, options.report)) for part, folder in folders.items())
 
 
 @register("common_voice")
-def common_voice(card: Card, source: Source, progress: Progress) -> Iterator[Part]:
+def common_voice(card: Card, options: Options) -> Iterator[Part]:
     """A release's folder LANGUAGE/ with train.tsv, dev.tsv, test.tsv and clips/*.mp3. Raises UserError where there are several languages."""
-    folder = corpus_folder(card, source, "train.tsv", progress=progress)
+    folder = corpus_folder(card, options, "train.tsv")
     others = sorted(path.parent.name for path in folder.parent.glob("*/train.tsv"))
-    if source.root is not None and folder != source.root and len(others) > 1:
+    if options.root is not None and folder != options.root and len(others) > 1:
         raise UserError(
             f"--root must be one language's folder, but {folder.parent} has {', '.join(others)}. Give {folder.parent}/LANGUAGE."
         )
-    options, rows = Options(report=source.report), []
+    rows = []
     for split in ("train", "dev", "test"):
         for place, u in tsv_rows(folder / f"{split}.tsv", options, audio=folder / "clips", split=split):
             has_ending = Path(u.audio_filepath or "").suffix  # not before 2019-12
@@ -83,9 +82,9 @@ def common_voice(card: Card, source: Source, progress: Progress) -> Iterator[Par
 
 
 @register("ljspeech")
-def ljspeech(card: Card, source: Source, progress: Progress) -> Iterator[Part]:
+def ljspeech(card: Card, options: Options) -> Iterator[Part]:
     """metadata.csv (id|text|normalised text, which is taken) and wavs/ID.wav. One speaker, so splits are made by text."""
-    folder = corpus_folder(card, source, "metadata.csv", progress=progress)
+    folder = corpus_folder(card, options, "metadata.csv")
     rows = []
     for place, line in filled_lines(folder / "metadata.csv", "a table"):
         cells = line.split("|")
@@ -101,12 +100,12 @@ _AN4_LINE = re.compile(r"^(?:<s>)?(?P<text>.*?)(?:</s>)?\s*\((?P<id>[^()]+)\)$")
 
 
 @register("an4", splits={"train": {"train": 0.9, "dev": 0.1}, "test": "test"})
-def an4(card: Card, source: Source, progress: Progress) -> Iterator[Part]:
+def an4(card: Card, options: Options) -> Iterator[Part]:
     """AN4 (CMU, 1991): etc/an4_{train,test}.{fileids,transcription} and wav/PART/SPEAKER/ID.sph; `dev` is a tenth of the training speakers.
 
     Raises UserError where a line is no transcription or a file list says otherwise.
     """
-    folder = corpus_folder(card, source, "etc/an4_train.fileids", progress=progress)
+    folder = corpus_folder(card, options, "etc/an4_train.fileids")
     return ((part, folder, _an4_part(folder, part)) for part in ("train", "test"))
 
 
@@ -128,17 +127,16 @@ def _an4_part(folder: Path, part: str) -> Iterator[Row]:
 
 
 @register("speechocean762", splits={"train": {"train": 0.88, "dev": 0.12}, "test": "test"})
-def speechocean762(card: Card, source: Source, progress: Progress) -> Iterator[Part]:
+def speechocean762(card: Card, options: Options) -> Iterator[Part]:
     """{train,test}/{wav.scp,text,utt2spk}, Kaldi folders whose paths start at the corpus' folder; `dev` are 15 of the 125 training speakers.
 
     The training part alone where `root` is a Kaldi folder itself.
     """
-    if source.root is not None and kaldi_folders(source.root) == [source.root]:
-        folders = {"train": source.root}
+    if options.root is not None and kaldi_folders(options.root) == [options.root]:
+        folders = {"train": options.root}
     else:
-        folder = corpus_folder(card, source, "train/wav.scp", progress=progress)
-        folders = {part: folder / part for part in source.choose(card, card.parts)}
-    options = Options(report=source.report)
+        folder = corpus_folder(card, options, "train/wav.scp")
+        folders = {part: folder / part for part in chosen_parts(card, options, card.parts)}
     return ((part, here, kaldi_rows(here, options, extra={"part": part})) for part, here in folders.items())
 
 
@@ -155,15 +153,15 @@ TIMIT_SPLITS = dict.fromkeys(_CORE_TEST.split(), "test") | dict.fromkeys(
 
 
 @register("timit")
-def timit(card: Card, source: Source, progress: Progress) -> Iterator[Part]:
+def timit(card: Card, options: Options) -> Iterator[Part]:
     """TIMIT (LDC93S1): {TRAIN,TEST}/DIALECT/SPEAKER/SENTENCE.{WAV,TXT,PHN,WRD}, names in upper or lower case.
 
     The dialect sentences (SA), which every speaker reads, are left out, and so are RIFF copies (SA1.WAV.wav). `train` is TRAIN, `test` the
     core test set, `dev` the development speakers of Kaldi's recipe (Halberstadt's thesis, 1998). Raises UserError where a sentence has no text.
     """
-    folder = corpus_folder(card, source, "[Tt][Rr][Aa][Ii][Nn]/[Dd][Rr][1-8]", progress=progress)
+    folder = corpus_folder(card, options, "[Tt][Rr][Aa][Ii][Nn]/[Dd][Rr][1-8]")
     rows = []
-    for path in walk(folder, source.report):
+    for path in walk(folder, options.report):
         names = [name.lower() for name in path.relative_to(folder).parts]
         if len(names) != 4 or names[0] not in ("train", "test"):
             continue
@@ -184,14 +182,14 @@ def timit(card: Card, source: Source, progress: Progress) -> Iterator[Part]:
 
 
 @register("yesno")
-def yesno(card: Card, source: Source, progress: Progress) -> Iterator[Part]:
+def yesno(card: Card, options: Options) -> Iterator[Part]:
     """Recordings of eight words each, yes or no in Hebrew, which the file's name tells. One speaker, so splits are made by text.
 
     Raises UserError for a file whose name is not eight zeros or ones.
     """
-    folder = corpus_folder(card, source, "[01]_[01]_*.wav", progress=progress)
+    folder = corpus_folder(card, options, "[01]_[01]_*.wav")
     rows = []
-    for path in walk(folder, source.report, depth=1):
+    for path in walk(folder, options.report, depth=1):
         if path.suffix != ".wav":
             continue
         if not re.fullmatch(r"[01](_[01]){7}", path.stem):
@@ -243,7 +241,7 @@ def debian_packages(names: Sequence[str], archives: Sequence[Archive], cache: Pa
 
 def _apt_download(names: Sequence[str], work: Path, cache: Path) -> None:
     """Where the system has no package lists, they are fetched into the cache."""
-    patient = ["-q", "-o", "Acquire::Retries=2", "-o", f"Acquire::http::Timeout={TIMEOUT_S}", "-o", "APT::Sandbox::User=root"]
+    patient = ["-q", "-o", "Acquire::Retries=2", "-o", "Acquire::http::Timeout=60", "-o", "APT::Sandbox::User=root"]
     if _run(["apt-get", *patient, "download", *names], work) is None:
         return
     own = cache / "apt"
@@ -296,21 +294,21 @@ def decode_g722(path: Path) -> NDArray[np.float32]:
 
 
 @register("asterisk")
-def asterisk(card: Card, source: Source, progress: Progress) -> Iterator[Part]:
+def asterisk(card: Card, options: Options) -> Iterator[Part]:
     """Asterisk's English prompts with speech: 24 minutes of one speaker, G.722 without a header, which become FLAC in the cache's `asterisk`.
 
-    Of `source` only the cache is used: apt knows its servers.
+    Of `options` only the cache is used: apt knows its servers.
     """
-    files = debian_packages(card.packages, card.archives, source.cache)
+    files = debian_packages(card.packages, card.archives, options.cache)
     prompts = {name: said for name, said in read_prompts(files / _TEXTS).items() if (files / _VOICE / f"{name}.g722").exists()}
-    folder = source.cache.absolute() / "asterisk"
+    folder = options.cache.absolute() / "asterisk"
     rows = []
     for number, (name, said) in enumerate(sorted(prompts.items()), 1):
         path = folder / f"{name}.flac"
         if not path.exists():
             write_wav(path, decode_g722(files / _VOICE / f"{name}.g722"))
         rows.append((str(path), Utterance(id=name, text=said, audio_filepath=str(path), speaker=SPEAKER)))
-        progress(number, len(prompts))
+        options.progress(number, len(prompts))
     yield "", folder, rows
 
 
@@ -335,9 +333,9 @@ def fortune_paragraphs(text: str) -> Iterator[str]:
 
 
 @register("fortunes", is_text=True)
-def fortunes(card: Card, source: Source, progress: Progress) -> Iterator[str]:
+def fortunes(card: Card, options: Options) -> Iterator[str]:
     """The sentences of all fortune files, each once; attributions, tables and ASCII art are left out."""
-    folder = debian_packages(card.packages, card.archives, source.cache) / _FORTUNES
+    folder = debian_packages(card.packages, card.archives, options.cache) / _FORTUNES
     files = sorted(path for path in folder.iterdir() if not path.suffix and path.name not in _LEFT_OUT and path.is_file())
     seen: set[str] = set()
     for number, path in enumerate(files, 1):
@@ -345,4 +343,4 @@ def fortunes(card: Card, source: Source, progress: Progress) -> Iterator[str]:
             new = [sentence for sentence in sentences(paragraph) if sentence not in seen]
             yield from dict.fromkeys(new)
             seen.update(new)
-        progress(number, len(files))
+        options.progress(number, len(files))

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from hkd import manifest
 from hkd.corpora import lhotse
-from hkd.corpora.cards import CORPORA, Source, check
+from hkd.corpora.cards import CORPORA, check
 from hkd.corpora.collect import Options, Report, collect
 from hkd.corpora.importers import NEMO_PATTERN, guess_kind, read_path
 from hkd.errors import HkdError, UserError
@@ -109,25 +109,22 @@ def kind_of(name_or_path: str, kind: str | None = None) -> str | None:
     raise UserError(f"a corpus must be a known name or a path, but '{name_or_path}' is neither. {hint}")
 
 
-def read_corpus(
-    name_or_path: str, *, kind: str | None = None, source: Source | None = None, options: Options | None = None
-) -> Manifest:
+def read_corpus(name_or_path: str, *, kind: str | None = None, options: Options | None = None) -> Manifest:
     """A named corpus, or data of some kind (see the module). Raises UserError, HkdError."""
     options = options or Options()
-    source = replace(source or Source(), report=options.report)
     kind = kind_of(name_or_path, kind)
-    if source.parts and not (kind is None and CORPORA[name_or_path].card.some_parts):
+    if options.parts and not (kind is None and CORPORA[name_or_path].card.some_parts):
         raise UserError(f"--part must go with a corpus that has parts to choose from, but {name_or_path} has none. Leave it out.")
     if options.columns and kind not in ("folder", "hf", "nemo"):
         raise UserError(
             f"--column must go with a table (folder, hf, nemo), but {name_or_path} is read as {kind or 'itself'}. Leave it out."
         )
     if kind is None:
-        return CORPORA[name_or_path].manifest(source, options.progress)
+        return CORPORA[name_or_path].manifest(options)
     path = Path(name_or_path).expanduser()
-    if kind == "lhotse" and source.root is not None and not path.exists():
-        return collect(lhotse.recipe_rows(name_or_path, source.root, options), source.root, options)
-    if source.root is not None:
+    if kind == "lhotse" and options.root is not None and not path.exists():
+        return collect(lhotse.recipe_rows(name_or_path, options.root, options), options.root, options)
+    if options.root is not None:
         raise UserError(f"--root must go with the name of a corpus, but {name_or_path} is read as it is. Leave it out.")
     return read_path(str(path) if path.exists() else name_or_path, kind, options)
 
@@ -150,16 +147,17 @@ def prepare(
 ) -> Manifest:
     """Make `folder`/manifest.jsonl from a corpus, with splits, checked against its card. The same call again changes nothing.
 
-    `kind`, `root`, `base_url`, `download` and `parts`: see `read_corpus` and `hkd.corpora.cards.Source`. `columns`: what → the column that has
-    it. `speaker`: a pattern whose first match in an id (or its first group) is the speaker. `report`: counts what is left out; `left-out.tsv`
-    beside the manifest lists it all. Raises UserError where a manifest of other utterances is there already, unless `overwrite`.
+    `kind`: see `read_corpus`; `cache` to `columns`: see `Options`. `speaker`: a pattern whose first match in an id (or its first group) is
+    the speaker. `report`: counts what is left out; `left-out.tsv` beside the manifest lists it all. Raises UserError where a manifest of other utterances is there already, unless `overwrite`.
     """
     report = report or Report()
     report.path = folder / LEFT_OUT
-    source = Source(cache=cache or default_cache(), root=root, base_url=base_url, download=download, parts=parts)
-    options = Options(audio_to=folder / "audio", columns=columns or {}, report=report, progress=progress)
+    options = Options(
+        cache=cache or default_cache(), root=root, base_url=base_url, download=download, parts=parts, audio_to=folder / "audio",
+        columns=columns or {}, report=report, progress=progress,
+    )  # fmt: skip
     try:
-        read = read_corpus(name_or_path, kind=kind, source=source, options=options)
+        read = read_corpus(name_or_path, kind=kind, options=options)
         if speaker:
             read = _with_speakers(read, speaker)
         whole, rule = split(read, report)
@@ -252,9 +250,9 @@ def prepare_text(name: str, out: Path, *, cache: Path | None = None, progress: P
     """Write a text-only corpus to `out`, a sentence a line; their number. Raises UserError for unknown names."""
     if name not in text_corpora():
         raise UserError(f"text corpus must be one of {', '.join(text_corpora())}, but is '{name}' instead.")
-    corpus, source, number = CORPORA[name], Source(cache=cache or default_cache()), 0
+    corpus, options, number = CORPORA[name], Options(cache=cache or default_cache(), progress=progress), 0
     with atomic_write(out) as file:
-        for sentence in corpus.read(corpus.card, source, progress):
+        for sentence in corpus.read(corpus.card, options):
             file.write(f"{sentence}\n".encode())
             number += 1
     return number

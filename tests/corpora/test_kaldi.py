@@ -42,25 +42,6 @@ def test_segments(tmp_path: Path) -> None:
     assert [len(read_audio(u)) for u in found] == [8000, 6400]
 
 
-@pytest.mark.parametrize(
-    ("files", "says"),
-    [
-        ({"wav_scp": "r1 sox x.wav -t wav - |\nr2 audio/r2.wav\n"}, "1 entries are commands"),
-        ({"text": "r1 A\nr3 B\n"}, "1 utterances have no audio: line 2: r3"),
-        ({"text": "r1 A\nr1 B\n"}, "text:2: 'r1' must stand once, but stands at line 1 too"),
-        ({"wav_scp": "r1 audio/none.wav\nr2 audio/r2.wav\n"}, "none.wav"),
-        ({"segments": "u1 r1 0.1\n", "text": "u1 A\n"}, "segments:1: a segment must be UTTERANCE RECORDING START END"),
-        ({"segments": "u1 r9 0 1\n", "text": "u1 A\n"}, "not in wav.scp"),
-        ({"segments": "u1 r1 1 0\n", "text": "u1 A\n"}, "segments:1: a segment must start"),
-    ],
-)
-def test_what_is_wrong_is_named(tmp_path: Path, files: dict[str, str], says: str) -> None:
-    data(tmp_path, **files)
-    with pytest.raises(UserError) as caught:
-        read_kaldi(tmp_path)
-    assert says in str(caught.value)
-
-
 def call(folder: Path, **tables: str) -> Path:
     """A call on two channels: 300 Hz on A, 1500 Hz on B; each speaker has two segments."""
     t = np.arange(16_000 * 4) / 16_000

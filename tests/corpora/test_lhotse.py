@@ -11,7 +11,6 @@ import soundfile
 
 from hkd.audio import read_audio
 from hkd.corpora import read_corpus
-from hkd.corpora.cards import Source
 from hkd.corpora.collect import Options
 from hkd.errors import UserError
 from hkd.manifest import Manifest
@@ -154,13 +153,13 @@ def test_broken_lines_are_named(tmp_path: Path) -> None:
 def test_a_recipe_of_lhotses(tmp_path: Path) -> None:
     names = ["_".join(f"{n:08b}") for n in range(60)]
     root = write_files(tmp_path / "waves", {f"{name}.wav": sound(0.1) for name in names})
-    whole = read_corpus("yesno", kind="lhotse", source=Source(root=root), options=Options(audio_to=tmp_path / "out"))
+    whole = read_corpus("yesno", kind="lhotse", options=Options(root=root, audio_to=tmp_path / "out"))
     assert {name: len(whole.split(name)) for name in ("train", "test")} == {"train": 30, "test": 30}
     assert whole.by_id(names[1]).text.endswith("NO YES")
     with pytest.raises(UserError, match=r"lhotse's recipe yesno cannot read .*AssertionError"):
-        read_corpus("yesno", kind="lhotse", source=Source(root=tmp_path))
+        read_corpus("yesno", kind="lhotse", options=Options(root=tmp_path))
     with pytest.raises(UserError, match=r"is neither\. Near: .*yesno"):
-        read_corpus("yesnoo", kind="lhotse", source=Source(root=tmp_path))
+        read_corpus("yesnoo", kind="lhotse", options=Options(root=tmp_path))
 
 
 @pytest.fixture

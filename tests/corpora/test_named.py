@@ -38,7 +38,7 @@ def test_an4_has_splits(publish, tmp_path: Path) -> None:
     one = whole.by_id("an0-train0-b")
     assert (one.duration, one.speaker) == (0.2, "train0")
     assert {u.text for u in whole} == {"ENTER FIVE SIX", "RUBOUT G M E F"}
-    assert check_audio(whole) == []
+    assert check_audio(whole) == {}
 
 
 def test_an4_in_a_folder_and_what_is_wrong_in_it(publish, tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_common_voice_has_the_releases_splits(tmp_path: Path, ending: str) -> No
         assert [(u.split, u.speaker) for u in whole] == [("train", "c0"), ("dev", "c1"), ("test", "c2")]
         assert whole[0].text == 'Sie sagte: "Ja", Käse 0.'
         assert whole[0].id == "common_voice_de_0"
-    assert check_audio(whole) == []
+    assert check_audio(whole) == {}
 
 
 def test_common_voice_of_several_languages_and_with_missing_clips(tmp_path: Path) -> None:
@@ -278,7 +278,7 @@ def test_timit_in_either_case(publish, tmp_path: Path, upper: bool, below: str) 
         ("FAKS0-SI648", "dev", "FAKS0"), ("FCJF0-SI648", "train", "FCJF0"), ("MTCS0-SI648", "train", "MTCS0"), ("MWEW0-SI648", "test", "MWEW0"),
     ]  # fmt: skip
     assert whole[0].text == "A sailboat may have a bone in her teeth one minute."
-    assert check_audio(whole) == []
+    assert check_audio(whole) == {}
 
 
 def test_what_timit_lacks(publish, tmp_path: Path) -> None:
@@ -329,13 +329,13 @@ def test_a_corpus_from_outside_is_one_entry(tmp_path: Path, monkeypatch: pytest.
     )  # fmt: skip
 
     @corpora.register(card, splits={"a": {"train": 0.75, "dev": 0.25}, "b": "test"})
-    def read(card: corpora.Card, source: corpora.Source, progress: object) -> Iterator[tuple[str, Path, list]]:
+    def read(card: corpora.Card, options: corpora.Options) -> Iterator[tuple[str, Path, list]]:
         for part in card.parts:
             rows = []
-            for path in sorted((source.root / part).glob("*.wav")):
+            for path in sorted((options.root / part).glob("*.wav")):
                 fields = {"text": f"number {path.stem}", "audio_filepath": str(path), "speaker": f"s{int(path.stem) % 4}"}
                 rows.append((str(path), Utterance(id=f"{part}{path.stem}", **fields, extra={"part": part})))
-            yield part, source.root / part, rows
+            yield part, options.root / part, rows
 
     whole = corpora.prepare("digits", tmp_path / "p", root=tmp_path / "mine")
     assert {name: len(whole.split(name)) for name in ("train", "dev", "test")} == {"train": 9, "dev": 3, "test": 12}

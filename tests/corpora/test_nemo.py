@@ -45,18 +45,13 @@ def test_a_folder_of_splits(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "says"),
     [
-        ({"text": "x"}, "m.json:2: field 'audio_filepath' must be there"),
-        ({"audio_filepath": "a.wav"}, "m.json:2: field 'text' must be there"),
-        ({"audio_filepath": "a.wav", "text": 3}, "m.json:2: field 'text' must be a string, but is 3"),
         ({"audio_filepath": "a.wav", "text": "x", "duration": "long"}, "m.json:2: field 'duration' must be a number"),
         (
-            {"audio_filepath": "a.wav", "text": "x", "duration": -1},
-            "m.json:2: duration of utterance 'a' must be finite and not negative",
+            {"audio_filepath": "a.wav", "text": "x", "offset": 10**400},
+            "m.json:2: field 'offset' must be finite, but has 401 digits",
         ),
-        ({"audio_filepath": "a.wav", "text": "x", "duration": 9}, "m.json:2: utterance 'a' must lie within its audio"),
         ({"audio_filepath": "a.wav", "text": "x", "offset": 9}, "must lie within its audio"),
         ({"audio_filepath": "b.wav", "text": "x"}, "b.wav: No such file"),
-        ({"text": "x", "shard_id": 3}, "tarred NeMo data"),
         ({"audio_filepath": "g.wav", "text": "again"}, "m.json:2: id must be unique, but 'g' stands at .*m.json:1 too"),
     ],
 )
