@@ -123,13 +123,6 @@ class Remote:
             return int(system.info(path)["size"])
         return None
 
-    def version(self, name: str) -> str | None:
-        """What changes when the file does, as the file system tells (an ETag, a time); None where it is not there."""
-        with contextlib.suppress(FileNotFoundError), self._reach(name, "read") as (system, path):
-            system.invalidate_cache()
-            return str(system.ukey(path))
-        return None
-
     def names(self, folder: str = "") -> list[str]:
         """What lies right in a folder, sorted; nothing where there is no such folder."""
         with contextlib.suppress(FileNotFoundError, NotADirectoryError), self._reach(folder, "listed") as (system, path):
@@ -230,7 +223,6 @@ def cached(
             part = temporary(path)
             try:
                 fetch(part)
-                is_whole(part)
                 part.replace(path)
             finally:
                 part.unlink(missing_ok=True)

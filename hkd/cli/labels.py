@@ -32,10 +32,9 @@ def info(stores: Stores = None, as_json: Json = False) -> None:
         hkd labels info s3://bucket/shards
     """
     from hkd.labels.card import describe, rows
-    from hkd.labels.folder import load_spec
     from hkd.labels.store import store_folders
 
-    facts = {name: describe(path, load_spec(path)) for name, path in store_folders(stores or project().labels).items()}
+    facts = {name: describe(path) for name, path in store_folders(stores or project().labels).items()}
     emit(facts, as_json, lambda all_: "\n\n".join(f"{name}\n{_lines(rows(value))}" for name, value in all_.items()))
 
 

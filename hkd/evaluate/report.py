@@ -163,7 +163,7 @@ def read_lms(folder: Path) -> list[dict[str, Any]]:
 
 def _store_facts(store: LabelReader, lms: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The facts of `hkd labels info`, and the perplexity on the transcripts of the n-gram that the store's LM was compared with."""
-    facts = describe(store.path, store.spec)
+    facts = describe(store.path)
     wanted = (facts["teacher"].get("name"), facts["level"], "transcripts")
     own = [m["figures"]["ngram"]["perplexity"] for m in lms if (m["name"], m["level"], m["judged_on"]) == wanted]
     return {**facts, "ngram_perplexity": own[0] if own else None}

@@ -334,7 +334,7 @@ class DumpRun:
         missing, spec = len(self.pending()), self._writer.spec
         return DumpReport(
             **vars(work),
-            store=self._writer.path,
+            store=self._writer.folder.path,
             teacher=self._teacher.info.name,
             level=self._teacher.level,
             utterances=spec.num_utterances,
@@ -350,10 +350,10 @@ class DumpRun:
     def _finish(self) -> dict[str, Any]:
         """Close a complete store: index, card, and the quality, with a loud warning for a teacher that is worse than unigrams."""
         writer, teacher = self._writer, self._teacher
-        stored, sums = writer.report(), writer.quality_sums()
+        stored, sums = writer.folder.report(), writer.quality_sums()
         if "unigram_perplexity" not in stored:
             writer.finish(report=stored)  # the index, so that the store can be read
-            reader = LabelReader.open(writer.path)
+            reader = LabelReader.open(writer.folder.path)
             ids = list(reader.ids)
             sample = ids[:: -(-len(ids) // UNIGRAM_UTTERANCES)]
             gold = (reader.block(sample[a : a + 512]).topk.gold_N for a in range(0, len(sample), 512))

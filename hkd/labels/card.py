@@ -115,10 +115,10 @@ def figures(sums: Mapping[str, float | None]) -> dict[str, float | None]:
 # The card ------------------------------------------------------------------------------------------------------------------
 
 
-def describe(place: Path | str, spec: StoreSpec) -> dict[str, Any]:
-    """The facts of a store: what `hkd labels info` prints. Reads the marks and report.json, no shard."""
+def describe(place: Path | str) -> dict[str, Any]:
+    """The facts of a store: what `hkd labels info` prints. Reads store.json, the marks and report.json, no shard."""
     folder = store_folder(place)
-    folder.load_spec()
+    spec = folder.load_spec()
     return facts(spec, list(folder.done(spec).values()), folder.report())
 
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from hkd.errors import HkdError
 from hkd.labels import kernels
-from hkd.labels.format import CODECS, Planes, StoreSpec, Utterances
+from hkd.labels.format import CODECS, Planes, ShardFile, StoreSpec, Utterances
 from hkd.labels.kernels import TILE
 from hkd.sparse import NO_GOLD, TopK
 
@@ -240,6 +240,12 @@ def decode(spec: StoreSpec, planes: Planes, offset_B1: NDArray[np.int64]) -> Dec
     return Decoded(unit_NK=unit_NK, code_NK=code_NK, count_NK=count_NK, narrow_WN=narrow_WN, num_bytes=num_bytes)
 
 
+def decode_block(spec: StoreSpec, file: ShardFile, block: int) -> Decoded:
+    """A block of a shard. Raises DamagedShardError, and as `decode`."""
+    length_B = file.utterances.length_B[file.cuts[block] : file.cuts[block + 1]]
+    return decode(spec, file.planes(block), np.concatenate([[0], np.cumsum(length_B)]))
+
+
 def _from_bytes(plane: NDArray[np.uint8], dtype: str) -> NDArray[Any]:
     """(b · R, N) bytes, low byte first → (R, N) numbers of b bytes."""
     size = np.dtype(dtype).itemsize
@@ -324,18 +330,14 @@ def block_cuts(length_B: NDArray[np.int64], block_positions: int) -> list[int]:
     return [*cuts, len(length_B)] if len(length_B) else [0]
 
 
-def cut(spec: StoreSpec, planes: Planes, start: int, stop: int) -> Planes:
-    """The positions start to stop of every plane."""
-    return {name: planes[name][start:stop] if p.axis == 0 else planes[name][:, start:stop] for name, p in layout(spec).items()}
-
-
 def recut(spec: StoreSpec, utterances: Utterances, parts: list[Planes]) -> list[Planes]:
     """Blocks cut in any way → blocks cut as `block_cuts` says."""
     cuts = block_cuts(utterances.length_B, spec.block_positions)
     if len(parts) == len(cuts) - 1:
         return parts
-    whole, offset_B1 = join(spec, parts), utterances.offset_B1
-    return [cut(spec, whole, int(offset_B1[a]), int(offset_B1[b])) for a, b in pairwise(cuts)]
+    whole, planes = join(spec, parts), layout(spec)
+    ends = pairwise(utterances.offset_B1[cuts].tolist())
+    return [{n: whole[n][a:b] if p.axis == 0 else whole[n][:, a:b] for n, p in planes.items()} for a, b in ends]
 
 
 def join(spec: StoreSpec, parts: list[Planes]) -> Planes:

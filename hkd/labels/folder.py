@@ -3,7 +3,7 @@
 - Both publish files whole. A folder of this machine also has locks; without them two writers at one URL may compute the same shard. Each
   looks again after its mark, which is for the bytes that lie there in the end.
 - A store at a URL is read as it was when it was opened: its marks are kept, and a shard is fetched into the cache when it is first asked
-  for, and held against the SHA-256 of its mark. A store written again at its URL does not mix with it.
+  for, and checked against the SHA-256 of its mark. A store written again at its URL does not mix with it.
 """
 
 import contextlib
@@ -20,6 +20,7 @@ from hkd.errors import HkdError, UserError
 from hkd.files import digest_of_file, lock, write_in_order
 from hkd.labels import format as files
 from hkd.labels.format import DamagedShardError, ShardFile, StoreSpec, backend_of, check_format, parse_index, parse_mark
+from hkd.lines import placed
 from hkd.remote import Remote, TooLargeError, cached, location
 from hkd.units.inventory import UnitInventory
 
@@ -27,9 +28,8 @@ logger = logging.getLogger(__name__)
 Data = bytes | memoryview
 MAX_MARK_BYTES = 1 << 16
 MAX_INDEX_BYTES, MAX_ROW_BYTES = 1 << 20, 1 << 12  # of the index: in all, and more for each utterance
-ATTEMPTS = 3
 SHARDS = "labels/shards"  # in the cache
-_checked: dict[Path, int] = {}  # cached shards whose SHA-256 this process has seen, by inode
+_checked: set[tuple[str, int]] = set()  # cached shards that this process has checked: SHA-256 and inode
 
 
 class LostShardError(HkdError):
@@ -62,20 +62,21 @@ class StoreFolder:
         """A file's bytes, `limit` of them at most; None where it is not there."""
         try:
             with (self._root / name).open("rb") as file:
-                return file.read() if limit is None else file.read(limit)
+                return file.read(limit)
         except FileNotFoundError:
             return None
         except OSError as error:
             raise HkdError(f"{self.path}/{name} cannot be read ({error.strerror or error}).") from None
 
-    def read_many(self, names: Sequence[str]) -> dict[str, bytes]:
-        """Those of the (small) files that are there."""
-        found = ((name, self.read(name, limit=MAX_MARK_BYTES)) for name in names)
+    def read_many(self, names: Sequence[str], *, limit: int | None = None) -> dict[str, bytes]:
+        """Those of the files that are there, `limit` bytes of each at most."""
+        found = ((name, self.read(name, limit=limit)) for name in names)
         return {name: data for name, data in found if data is not None}
 
-    def exists(self, name: str) -> bool:
-        """Whether a file is there."""
-        return (self._root / name).is_file()
+    def size(self, name: str) -> int | None:
+        """A file's bytes; None where it is not there."""
+        path = self._root / name
+        return path.stat().st_size if path.is_file() else None
 
     def names(self, folder: str = "") -> list[str]:
         """The names in a folder, sorted; none where there is no folder. Raises UserError where it is a file."""
@@ -91,11 +92,11 @@ class StoreFolder:
             write_in_order([(self._root / name, data) for name, data in named])
 
     def create(self, name: str, data: Data) -> bool:
-        """Write a file that is not there yet; False where it is there."""
-        if self.exists(name):  # asked under a lock
-            return False
-        self.publish([(name, data)])
-        return True
+        """Write a file that is not there yet; False where it is there. On this machine: under the store's lock."""
+        missing = self.size(name) is None
+        if missing:
+            self.publish([(name, data)])
+        return missing
 
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""
@@ -134,16 +135,18 @@ class StoreFolder:
         except (ValueError, RecursionError) as error:
             raise HkdError(f"{self.path}/{name} must be JSON, but is not ({str(error)[:100]}). Restore it from a copy.") from None
 
+    def load_json(self) -> dict[str, Any]:
+        """The value of store.json, of a format that this hkd reads. Raises UserError or HkdError."""
+        value = self._json(files.SPEC)
+        with placed(str(self.path)):
+            check_format(value)
+        return dict(value)
+
     def load_spec(self) -> StoreSpec:
         """Read store.json and inventory.json. Raises UserError or HkdError."""
-        value = self._json(files.SPEC)
-        try:
-            check_format(value)
-            inventory = UnitInventory.from_json(self._json(files.INVENTORY), Path(files.INVENTORY))
-            return StoreSpec.from_json(value, inventory)
-        except UserError as error:
-            said = str(error)
-            raise UserError(said if said.startswith(str(self.path)) else f"{self.path}: {said}") from None
+        value, symbols = self.load_json(), self._json(files.INVENTORY)
+        with placed(str(self.path)):
+            return StoreSpec.from_json(value, UnitInventory.from_json(symbols, Path(files.INVENTORY)))
 
     def mark_bytes(self, shard: int) -> bytes | None:
         """A mark as it lies there."""
@@ -151,24 +154,20 @@ class StoreFolder:
 
     def mark(self, spec: StoreSpec, shard: int) -> dict[str, Any] | None:
         """A shard's mark; None where there is none that counts (absent, torn, or of another store)."""
-        data = self.mark_bytes(shard)
-        return None if data is None else parse_mark(data, spec.digest, shard)
+        return parse_mark(self.mark_bytes(shard) or b"", spec.digest, shard)
 
     def done(self, spec: StoreSpec) -> dict[int, dict[str, Any]]:
         """The marks of the shards that are done now: mark and file are there."""
-        there = set(self.names(files.DATA))
-        numbers = range(spec.plan.num_shards)
-        named = {files.mark_name(n): n for n in numbers if files.shard_name(spec, n).rpartition("/")[2] in there}
-        data = self.read_many([name for name in named if name.rpartition("/")[2] in there])
-        marks = {named[name]: parse_mark(found, spec.digest, named[name]) for name, found in data.items()}
+        there = {f"{files.DATA}/{name}" for name in self.names(files.DATA)}
+        shards = [n for n in range(spec.plan.num_shards) if {files.shard_name(spec, n), files.mark_name(n)} <= there]
+        data, digest = self.read_many([files.mark_name(n) for n in shards], limit=MAX_MARK_BYTES), spec.digest
+        marks = {n: parse_mark(data.get(files.mark_name(n), b""), digest, n) for n in shards}
         return {shard: mark for shard, mark in marks.items() if mark is not None}
 
     def is_done(self, spec: StoreSpec, shard: int) -> bool:
         """Whether a shard has its mark and its file now."""
-        data = self.read(files.mark_name(shard), limit=MAX_MARK_BYTES)
-        return (
-            data is not None and parse_mark(data, spec.digest, shard) is not None and self.exists(files.shard_name(spec, shard))
-        )
+        data = self.read(files.mark_name(shard), limit=MAX_MARK_BYTES) or b""
+        return parse_mark(data, spec.digest, shard) is not None and self.size(files.shard_name(spec, shard)) is not None
 
     def report(self) -> dict[str, Any]:
         """The free figures in report.json; empty where there are none."""
@@ -190,45 +189,26 @@ class StoreFolder:
 
         Raises LostShardError where it is not there any more or not what its mark says, HkdError where it cannot be fetched.
         """
-        del fresh
         return self._root / files.shard_name(spec, shard)
 
-    def open_shard(self, spec: StoreSpec, shard: int) -> ShardFile:
-        """Open a shard. Raises DamagedShardError, HkdError."""
-        return backend_of(spec).open_shard(self.shard_file(spec, shard), spec, shard)
+    def open_shard(self, spec: StoreSpec, shard: int, *, fresh: bool = False) -> ShardFile:
+        """Open a shard. Raises DamagedShardError, and as `shard_file`."""
+        return backend_of(spec).open_shard(self.shard_file(spec, shard, fresh=fresh), spec, shard)
 
 
-class RemoteStoreFolder(StoreFolder):
+class RemoteStoreFolder(Remote, StoreFolder):
     """A folder at a URL. `mark` and `load_spec` say what lay there when they were first asked; all else is as it is now."""
 
     def __init__(self, url: str) -> None:
-        self._remote = Remote(url)
-        self.path = self._remote.url
+        Remote.__init__(self, url)
+        self.path = self.url
         self._seen: dict[str, bytes] = {}  # store.json, the inventory, marks
         self._had: set[int] = set()  # shards that were in the cache before, for this process
         self._said = False  # that one was fetched again
 
-    def read(self, name: str, *, limit: int | None = None) -> bytes | None:
-        return self._remote.read(name, limit=limit)
-
-    def read_many(self, names: Sequence[str]) -> dict[str, bytes]:
-        return self._remote.read_many(names, limit=MAX_MARK_BYTES)
-
-    def exists(self, name: str) -> bool:
-        return self._remote.size(name) is not None
-
-    def names(self, folder: str = "") -> list[str]:
-        return self._remote.names(folder)
-
     def publish(self, named: Sequence[tuple[str, Data | Callable[[], bytes]]]) -> None:
         for name, data in named:
-            self._remote.write(name, data() if callable(data) else data)
-
-    def create(self, name: str, data: Data) -> bool:
-        return self._remote.create(name, data)
-
-    def remove(self, name: str) -> None:
-        self._remote.remove(name)
+            self.write(name, data() if callable(data) else data)
 
     @contextmanager
     def lock(self, name: str, *, wait: bool) -> Iterator[bool]:
@@ -245,7 +225,8 @@ class RemoteStoreFolder(StoreFolder):
     def load_spec(self) -> StoreSpec:
         spec = super().load_spec()
         if files.mark_name(0) not in self._seen:
-            self._seen |= self.read_many([files.mark_name(shard) for shard in range(spec.plan.num_shards)])
+            names = [files.mark_name(shard) for shard in range(spec.plan.num_shards)]
+            self._seen |= self.read_many(names, limit=MAX_MARK_BYTES)
         return spec
 
     def mark_bytes(self, shard: int) -> bytes | None:
@@ -256,22 +237,23 @@ class RemoteStoreFolder(StoreFolder):
         return None if data is None else parse_index(pa.py_buffer(data), spec)
 
     def shard_file(self, spec: StoreSpec, shard: int, *, fresh: bool = False) -> Path:
-        mark = self.mark(spec, shard)
+        mark, name = self.mark(spec, shard), files.shard_name(spec, shard)
         if mark is None:
-            raise LostShardError(
-                "missing", f"shard {shard} of label store {self.path} is missing. Run the command that writes it again."
-            )
-        name = files.shard_name(spec, shard)
+            sentence = f"shard {shard} of label store {self.path} is missing. Run the command that writes it again."
+            raise LostShardError("missing", sentence)
+
+        def fits(path: Path) -> bool:
+            status = path.stat()
+            if status.st_size != mark["bytes"] or digest_of_file(path) != mark["sha256"]:
+                return False
+            _checked.add((mark["sha256"], status.st_ino))
+            return True
 
         def is_whole(path: Path) -> bool:
-            status = path.stat()
-            if _checked.get(path) == status.st_ino:
+            if (mark["sha256"], path.stat().st_ino) in _checked or fits(path):
                 return True
-            if status.st_size != mark["bytes"] or digest_of_file(path) != mark["sha256"]:
-                logger.warning("%s/%s: its copy in the cache, %s, is damaged. It is fetched again.", self.path, name, path)
-                return False
-            _checked[path] = status.st_ino
-            return True
+            logger.warning("%s/%s: its copy in the cache, %s, is damaged. It is fetched again.", self.path, name, path)
+            return False
 
         def fetch(part: Path) -> None:
             if shard in self._had and not fresh and not self._said:
@@ -284,12 +266,12 @@ class RemoteStoreFolder(StoreFolder):
                 )
             for _ in range(2):
                 try:
-                    self._remote.fetch(name, part, limit=mark["bytes"])
+                    self.fetch(name, part, limit=mark["bytes"])
                 except FileNotFoundError:
                     raise LostShardError("missing", f"{self.path}/{name} is missing, though its mark is there.") from None
                 except TooLargeError:
                     continue
-                if part.stat().st_size == mark["bytes"] and digest_of_file(part) == mark["sha256"]:
+                if fits(part):
                     return
             raise LostShardError(
                 "flipped",
@@ -301,15 +283,16 @@ class RemoteStoreFolder(StoreFolder):
         self._had.add(shard)
         return path
 
-    def open_shard(self, spec: StoreSpec, shard: int) -> ShardFile:
-        for attempt in range(ATTEMPTS):
-            try:  # what is not readable was dropped from the cache right now, or has been damaged there since it was checked
-                return backend_of(spec).open_shard(self.shard_file(spec, shard, fresh=attempt > 0), spec, shard)
+    def open_shard(self, spec: StoreSpec, shard: int, *, fresh: bool = False) -> ShardFile:
+        for _ in range(
+            2
+        ):  # what is not readable was dropped from the cache right now, or has been damaged there since it was checked
+            try:
+                return super().open_shard(spec, shard, fresh=fresh)
             except DamagedShardError as error:
-                if attempt + 1 == ATTEMPTS:
-                    raise
                 logger.warning("%s It is fetched again.", str(error).partition(" Run ")[0])
-        raise AssertionError
+                fresh = True
+        return super().open_shard(spec, shard, fresh=True)
 
 
 def keep_shard(data: Data, sha256: str, suffix: str) -> None:

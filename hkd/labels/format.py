@@ -290,10 +290,9 @@ def mark_name(shard: int) -> str:
     return f"{DATA}/{shard:05d}.json"
 
 
-def shard_number(name: str) -> int | None:
-    """The number in the name of a shard or a mark; None for any other file."""
-    match = re.fullmatch(r"(\d{5,9})\.(json|arrow|zarr\.zip)", name)
-    return int(match[1]) if match else None
+def is_shard_or_mark(name: str) -> bool:
+    """Whether a file in a store's folder has the name of a shard or a mark, of any plan and backend."""
+    return re.fullmatch(rf"{DATA}/\d{{5,9}}\.(json|arrow|zarr\.zip)", name) is not None
 
 
 def parse_mark(data: bytes, store: str, shard: int) -> dict[str, Any] | None:
@@ -311,7 +310,6 @@ def parse_mark(data: bytes, store: str, shard: int) -> dict[str, Any] | None:
 
 # Rows and shards -----------------------------------------------------------------------------------------------------------
 
-NO_WORD = -1
 DIGEST_BYTES = 8
 LEFT_OUT = bytes(DIGEST_BYTES)  # unit digest of an utterance that could not be labelled (keep_going); it has no positions
 

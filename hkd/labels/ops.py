@@ -11,7 +11,6 @@ Shape letters: N positions, K kept ids, V units, W = V + 1 (the last column is t
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,8 @@ from hkd.errors import UserError
 from hkd.files import atomic_write, digest_of
 from hkd.labels.card import figures, quality_of
 from hkd.labels.card import merge as merge_sums
-from hkd.labels.codec import decode, encode, gather, layout
-from hkd.labels.format import LabelBlock, StoreSpec, UtteranceLabels
+from hkd.labels.codec import layout
+from hkd.labels.format import StoreSpec, UtteranceLabels
 from hkd.labels.store import LabelReader
 from hkd.labels.writer import LabelWriter
 from hkd.progress import Progress, no_progress
@@ -47,8 +46,9 @@ MAY_DIFFER = (
 EXPORT_UTTERANCES = 256
 
 
-def utterances_of(block: LabelBlock, ids: Sequence[str]) -> Iterator[UtteranceLabels]:
-    """A read block → its utterances."""
+def utterances_of(reader: LabelReader, ids: Sequence[str]) -> Iterator[UtteranceLabels]:
+    """The labels of these utterances, one by one."""
+    block = reader.block(ids)
     for b, name in enumerate(ids):
         rows = slice(int(block.offset_B1[b]), int(block.offset_B1[b + 1]))
         yield UtteranceLabels(
@@ -109,17 +109,13 @@ def convert(
     same_planes = layout(spec) == layout(old) and spec.codec == old.codec
 
     def fill(writer: LabelWriter, shard: int) -> None:
-        file = reader.folder.open_shard(old, shard)
-        blocks = [file.planes(block) for block in range(len(file.cuts) - 1)]
-        if not same_planes:
-            offset_B1 = file.utterances.offset_B1
-            for block, (a, b) in enumerate(pairwise(file.cuts)):
-                inner_B1 = offset_B1[a : b + 1] - offset_B1[a]
-                whole_13 = np.array([[0, 0, inner_B1[-1]]])
-                topk, word_N = gather(old, [decode(old, blocks[block], inner_B1)], whole_13, inner_B1[[0, -1]])
-                blocks[block] = encode(writer.spec, [topk], word_N, inner_B1)
-        mark = reader.folder.mark(old, shard)
-        writer.copy_shard(shard, file.utterances, blocks, mark["quality"] if mark else {})
+        quality = (reader.folder.mark(old, shard) or {}).get("quality", {})
+        if same_planes:
+            file = reader.folder.open_shard(old, shard)
+            blocks = [file.planes(block) for block in range(len(file.cuts) - 1)]
+            writer.copy_shard(shard, file.utterances, blocks, quality)
+        else:
+            writer.write_shard(shard, utterances_of(reader, writer.shard_ids(shard)), quality=quality)
 
     report = reader.folder.report() or None
     return rewrite(out, spec, reader.ids, fill, report=report, overwrite=overwrite, progress=progress)
@@ -172,7 +168,7 @@ def merge(
     def fill(writer: LabelWriter, shard: int) -> None:
         ids = writer.shard_ids(shard)
         parts = ((reader, [name for name in ids if of[name] is reader]) for reader in readers)
-        writer.write_shard(shard, [row for reader, mine in parts for row in utterances_of(reader.block(mine), mine)])
+        writer.write_shard(shard, [row for reader, mine in parts for row in utterances_of(reader, mine)])
 
     return rewrite(out, spec, of, fill, overwrite=overwrite, progress=progress)
 
@@ -187,8 +183,7 @@ def subset(
         reader.row(name)
 
     def fill(writer: LabelWriter, shard: int) -> None:
-        names = writer.shard_ids(shard)
-        writer.write_shard(shard, utterances_of(reader.block(names), names))
+        writer.write_shard(shard, utterances_of(reader, writer.shard_ids(shard)))
 
     return rewrite(out, reader.spec, wanted, fill, overwrite=overwrite, progress=progress)
 
@@ -282,8 +277,7 @@ def average(
     row_W = average_rows(sum_VW, k=spec.width, temperatures=spec.temperatures)
 
     def fill(writer: LabelWriter, shard: int) -> None:
-        names = writer.shard_ids(shard)
-        rows = utterances_of(reader.block(names), names)
+        rows = utterances_of(reader, writer.shard_ids(shard))
         writer.write_shard(shard, [replace(row, topk=row_W[row.topk.gold_N.astype(np.int64)]) for row in rows])
 
     return rewrite(out, spec, reader.ids, fill, overwrite=overwrite, progress=progress)

@@ -9,8 +9,9 @@
 
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 from hkd.errors import HkdError, UserError
@@ -27,15 +28,14 @@ log = logging.getLogger(__name__)
 OPTIONAL = (files.INDEX, files.REPORT, files.CARD)
 
 
-def _pairs(spec: StoreSpec) -> Iterator[tuple[str, str]]:
-    for shard in range(spec.plan.num_shards):
-        yield files.shard_name(spec, shard), files.mark_name(shard)
+def _pairs(spec: StoreSpec) -> list[tuple[str, str]]:
+    """The names of every shard and its mark."""
+    return [(files.shard_name(spec, shard), files.mark_name(shard)) for shard in range(spec.plan.num_shards)]
 
 
-def _is_of_a_store(name: str) -> bool:
-    """Whether a file is one that a store writes, and not somebody's card."""
-    folder, _, file = name.rpartition("/")
-    return name in (files.INDEX, files.REPORT) or (folder == files.DATA and files.shard_number(file) is not None)
+def _stale(there: Iterable[str], names: Collection[str]) -> list[str]:
+    """Of the files that are there, those of another store: neither among this one's nor somebody's card or notes."""
+    return [n for n in there if n not in names and (n in (files.INDEX, files.REPORT) or files.is_shard_or_mark(n))]
 
 
 def push(store: Path | str, url: str, *, overwrite: bool = False, progress: Progress = no_progress) -> int:
@@ -43,42 +43,39 @@ def push(store: Path | str, url: str, *, overwrite: bool = False, progress: Prog
 
     Raises UserError where another store lies there, HkdError where the store has problems or the remote fails.
     """
-    place = location(str(store))
-    if isinstance(place, str):
-        raise UserError(f"STORE must lie on this machine to be pushed, but lies at {place}. `hkd labels pull` it first.")
-    root, spec = place, load_spec(place)
-    problems = verify(root, deep=False)
+    root = location(str(store))
+    if isinstance(root, str):
+        raise UserError(f"STORE must lie on this machine to be pushed, but lies at {root}. `hkd labels pull` it first.")
+    spec, problems = load_spec(root), verify(root, deep=False)
     if problems:
         raise HkdError(f"label store {root} must be whole to be pushed, but: {problems[0].text}. Run `hkd labels verify`.")
     remote = Remote(url)
     there = remote.read(files.SPEC)
     if there is not None and there != (root / files.SPEC).read_bytes() and not overwrite:
         raise UserError(f"{url} must be empty or hold this store, but holds another. Give another URL, or --overwrite.")
-    others = [name for name in OPTIONAL if (root / name).is_file()]
+    pairs, others = _pairs(spec), [name for name in OPTIONAL if (root / name).is_file()]
+    names = [*chain.from_iterable(pairs), *others, files.INVENTORY, files.SPEC]
     if url.startswith(HUB):
-        names = [name for pair in _pairs(spec) for name in pair]
-        return _push_to_hub(root, url, [*names, *others, files.INVENTORY, files.SPEC], _is_of_a_store)
+        return _push_to_hub(root, url, names)
     if there is not None and overwrite:
         remote.remove(files.SPEC)
-        planned = {name for pair in _pairs(spec) for name in pair} | {*others}
-        for name in (*OPTIONAL, *(f"{files.DATA}/{name}" for name in remote.names(files.DATA))):
-            if name not in planned and _is_of_a_store(name):
-                remote.remove(name)
+        for name in _stale([*OPTIONAL, *(f"{files.DATA}/{name}" for name in remote.names(files.DATA))], names):
+            remote.remove(name)
+
+    def send(*names: str) -> int:
+        for name in names:
+            remote.send(name, root / name)
+        return sum((root / name).stat().st_size for name in names)
+
+    def differs(name: str) -> bool:
+        return overwrite or remote.read(name) != (root / name).read_bytes()
+
     sent = 0
-    pairs = list(_pairs(spec))
     for done, (shard, mark) in enumerate(pairs, 1):
-        if overwrite or remote.read(mark) != (root / mark).read_bytes() or remote.size(shard) != (root / shard).stat().st_size:
-            sent += _send(remote, root, shard) + _send(remote, root, mark)
+        if differs(mark) or remote.size(shard) != (root / shard).stat().st_size:
+            sent += send(shard, mark)
         progress(done, len(pairs))
-    for name in (*others, files.INVENTORY, files.SPEC):
-        if overwrite or remote.read(name) != (root / name).read_bytes():
-            sent += _send(remote, root, name)
-    return sent
-
-
-def _send(remote: Remote, root: Path, name: str) -> int:
-    remote.send(name, root / name)
-    return (root / name).stat().st_size
+    return sent + sum(send(name) for name in (*others, files.INVENTORY, files.SPEC) if differs(name))
 
 
 def pull(url: str, out: Path | str, *, progress: Progress = no_progress) -> StoreSpec:
@@ -129,9 +126,9 @@ def _fetch_all(remote: Remote, part: Path, progress: Progress) -> StoreSpec:
         _fetch(remote, part, name, files.MAX_JSON_BYTES)
     spec = load_spec(part)
     if remote.url.startswith(HUB):
-        _pull_from_hub(remote.url, part, [*(name for pair in _pairs(spec) for name in pair), *OPTIONAL])
+        _pull_from_hub(remote.url, part, [*chain.from_iterable(_pairs(spec)), *OPTIONAL])
         return spec
-    pairs = list(_pairs(spec))
+    pairs = _pairs(spec)
     for done, (shard, mark) in enumerate(pairs, 1):
         _fetch(remote, part, mark, MAX_MARK_BYTES)
         found = parse_mark((part / mark).read_bytes(), spec.digest, done - 1)
@@ -167,8 +164,6 @@ def _reach(url: str, verb: str) -> Iterator[None]:
     disable_progress_bars()
     try:
         yield
-    except HkdError:
-        raise
     except Exception as error:
         raise HkdError(f"{url} cannot be {verb} ({one_line(error)}). Is HF_TOKEN set? Run the same command again.") from None
     finally:
@@ -176,19 +171,22 @@ def _reach(url: str, verb: str) -> Iterator[None]:
             enable_progress_bars()
 
 
-def _push_to_hub(root: Path, url: str, names: Sequence[str], is_stale: Callable[[str], bool]) -> int:
-    """Put these files of a store there in one commit, which removes others that are `is_stale`; returns the bytes of those that differ."""
+def _push_to_hub(root: Path, url: str, names: Sequence[str]) -> int:
+    """Put these files of a store there in one commit, which removes another store's; returns the bytes of those that differ."""
     from huggingface_hub import HfApi, RepoFile
 
     repo, revision, folder = hub_parts(url)
     prefix = f"{folder}/" if folder else ""
-    with _reach(url, "written"):
-        api = HfApi()
-        api.create_repo(repo, repo_type="dataset", exist_ok=True)
+    api = HfApi()
+
+    def blobs() -> dict[str, str]:
         found = api.list_repo_tree(repo, repo_type="dataset", revision=revision, recursive=True)
-        before = {item.path: item.blob_id for item in found if isinstance(item, RepoFile)}
-        there = [path.removeprefix(prefix) for path in before if path.startswith(prefix)]
-        stale = [name for name in there if name not in names and is_stale(name)]
+        ours = (item for item in found if isinstance(item, RepoFile) and item.path.startswith(prefix))
+        return {item.path.removeprefix(prefix): item.blob_id for item in ours}
+
+    with _reach(url, "written"):
+        api.create_repo(repo, repo_type="dataset", exist_ok=True)
+        before = blobs()
         api.upload_folder(
             repo_id=repo,
             repo_type="dataset",
@@ -196,12 +194,11 @@ def _push_to_hub(root: Path, url: str, names: Sequence[str], is_stale: Callable[
             folder_path=root,
             path_in_repo=folder or None,
             allow_patterns=list(names),
-            delete_patterns=stale or None,
+            delete_patterns=_stale(before, names) or None,
             commit_message=f"hkd labels push {root.name}",
         )
-        found = api.list_repo_tree(repo, repo_type="dataset", revision=revision, recursive=True)
-        after = {item.path: item.blob_id for item in found if isinstance(item, RepoFile)}
-    return sum((root / name).stat().st_size for name in names if before.get(prefix + name) != after.get(prefix + name))
+        after = blobs()
+    return sum((root / name).stat().st_size for name in names if before.get(name) != after.get(name))
 
 
 def _pull_from_hub(url: str, target: Path, names: Sequence[str]) -> None:
@@ -218,7 +215,6 @@ def _pull_from_hub(url: str, target: Path, names: Sequence[str]) -> None:
     if folder:
         for name in names:
             if (whole / prefix / name).is_file():
-                (target / name).parent.mkdir(parents=True, exist_ok=True)
                 (whole / prefix / name).replace(target / name)
         shutil.rmtree(whole)
     else:

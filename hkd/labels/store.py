@@ -15,7 +15,7 @@ import threading
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,10 @@ from numpy.typing import NDArray
 from hkd.errors import HkdError, UserError, did_you_mean
 from hkd.files import digest_of
 from hkd.labels import format as files
-from hkd.labels.codec import Decoded, block_cuts, decode, decoded_bytes, gather
+from hkd.labels.codec import Decoded, block_cuts, decode_block, decoded_bytes, gather
 from hkd.labels.folder import StoreFolder, store_folder
 from hkd.labels.format import DIGEST_BYTES, INDEX_KEY, INDEX_SCHEMA, DamagedShardError, LabelBlock, ShardFile, StoreSpec, rows_of
-from hkd.remote import HUB, Remote, cached, hub_parts, location
+from hkd.remote import HUB, cached, hub_parts
 
 logger = logging.getLogger(__name__)
 CACHE_BYTES = 256 << 20
@@ -92,7 +92,7 @@ class LabelReader:
         return self.folder.path
 
     def __reduce__(self) -> Any:
-        return _reopen, (self.folder, self._cache_bytes)
+        return partial(LabelReader, cache_bytes=self._cache_bytes), (self.folder,)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -188,16 +188,13 @@ class LabelReader:
         file = self._shards.get(number) or self._shard(number)
         block = bisect_right(file.cuts, place) - 1
         try:
-            planes = file.planes(block)
+            decoded = decode_block(self.spec, file, block)
         except DamagedShardError:
             if isinstance(self.path, Path):
                 raise
             logger.warning("%s: shard %d cannot be read from the cache any more and is fetched again.", self.path, number)
             self.folder.shard_file(self.spec, number, fresh=True)
-            file = self._shard(number)
-            planes = file.planes(block)
-        offset_B1 = np.concatenate([[0], np.cumsum(file.utterances.length_B[file.cuts[block] : file.cuts[block + 1]])])
-        decoded = decode(self.spec, planes, offset_B1)
+            decoded = decode_block(self.spec, self._shard(number), block)
         with self._lock:
             self.num_decoded += 1
         return decoded
@@ -267,10 +264,6 @@ def _cut(digest_B8: NDArray[np.uint8]) -> tuple[bytes, ...]:
     return struct.unpack(f"{DIGEST_BYTES}s" * len(digest_B8), digest_B8.data)
 
 
-def _reopen(folder: StoreFolder, cache_bytes: int) -> LabelReader:
-    return LabelReader(folder, cache_bytes=cache_bytes)
-
-
 # The index, made from the shards ------------------------------------------------------------------------------------------
 
 
@@ -304,36 +297,30 @@ def store_folders(folder: Path | str) -> dict[str, Path | str]:
 
     Raises UserError where there is none.
     """
-    place = location(folder) if isinstance(folder, str) else folder
+    here = store_folder(folder)
+    place: Path | str = here.path
     found: dict[str, Path | str]
-    if isinstance(place, str):
-        found = _remote_stores(Remote(place))
-    elif (place / files.SPEC).is_file():
-        found = {place.name: place}
+    if here.size(files.SPEC) is not None:
+        found = {store_name(place): place}
     else:
-        found = {path.name: path for path in sorted(place.iterdir()) if (path / files.SPEC).is_file()} if place.is_dir() else {}
+        names = [name for name in here.names() if here.size(f"{name}/{files.SPEC}") is not None]
+        found = {name: place / name if isinstance(place, Path) else f"{place}/{name}" for name in names}
     if not found:
         raise UserError(f"{place} must be a label store or hold some, but does not. Run `hkd teacher-dump` first.")
     return found
 
 
-def store_name(url: str) -> str:
-    """The last folder of a URL; for a whole data set of the Hub its name, without the revision."""
-    repo, _, folder = hub_parts(url) if url.startswith(HUB) else ("", None, url)
+def store_name(place: Path | str) -> str:
+    """The last folder of a path or a URL; for a whole data set of the Hub its name, without the revision."""
+    if isinstance(place, Path):
+        return place.name
+    repo, _, folder = hub_parts(place) if place.startswith(HUB) else ("", None, place)
     return (folder or repo).rpartition("/")[2]
 
 
-def _remote_stores(remote: Remote) -> dict[str, Path | str]:
-    if remote.size(files.SPEC) is not None:
-        return {store_name(remote.url): remote.url}
-    names = [name for name in remote.names() if remote.size(f"{name}/{files.SPEC}") is not None]
-    return {name: f"{remote.url}/{name}" for name in names}
-
-
-def open_stores(folder: Path | str, *, cache_bytes: int | None = None) -> dict[str, LabelReader]:
+def open_stores(folder: Path | str) -> dict[str, LabelReader]:
     """Open the stores in a folder or at a URL, by name. Raises UserError where there is none, HkdError for one that is not complete."""
-    options = {} if cache_bytes is None else {"cache_bytes": cache_bytes}
-    return {name: LabelReader.open(path, **options) for name, path in store_folders(folder).items()}
+    return {name: LabelReader.open(path) for name, path in store_folders(folder).items()}
 
 
 def digest_of_store(reader: LabelReader) -> str:

@@ -1,15 +1,16 @@
 """Checking a store: what is missing, damaged, foreign or torn; and what can be repaired without a teacher."""
 
 import json
-from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
+
+import pyarrow.compute as pc
 
 from hkd.errors import HkdError
 from hkd.files import digest_of, digest_of_file
 from hkd.labels import format as files
-from hkd.labels.codec import decode
+from hkd.labels.codec import decode_block
 from hkd.labels.folder import LostShardError, StoreFolder, store_folder
 from hkd.labels.format import StoreSpec, index_bytes
 from hkd.labels.store import index_table, shard_tables
@@ -40,93 +41,71 @@ def verify(path: Path | str, *, deep: bool = True, progress: Progress = no_progr
     """
     folder = store_folder(path)
     spec = folder.load_spec()
-    problems = [
-        Problem(kind="foreign", text=f"data/{name} is not in the plan of {spec.plan.num_shards} shards")
-        for name in _strangers(folder, spec)
-    ]
+    plan = f"is not in the plan of {spec.plan.num_shards} shards"
+    problems = [Problem(kind="foreign", text=f"{name} {plan}") for name in _strangers(folder, spec)]
     for shard in range(spec.plan.num_shards):
-        problems += _check_shard(folder, spec, shard, deep)
+        if fault := _fault_of(folder, spec, shard, deep):
+            problems.append(Problem(kind=fault[0], text=f"shard {shard}: {fault[1]}", shard=shard))
         progress(shard + 1, spec.plan.num_shards)
-    if not problems:
-        problems += _check_index(folder, spec)
+    if not problems and (fault := _fault_of_index(folder, spec)):
+        problems.append(Problem(kind=fault[0], text=fault[1]))
     return problems
 
 
 def _strangers(folder: StoreFolder, spec: StoreSpec) -> list[str]:
-    suffix, num_shards = files.SUFFIXES[spec.backend], spec.plan.num_shards
-
-    def planned(name: str) -> bool:
-        number = files.shard_number(name)
-        return number is not None and number < num_shards and name in (f"{number:05d}{suffix}", f"{number:05d}.json")
-
-    return [name for name in folder.names(files.DATA) if not planned(name) and not name.endswith(".tmp")]
+    numbers = range(spec.plan.num_shards)
+    planned = {*(files.shard_name(spec, number) for number in numbers), *map(files.mark_name, numbers)}
+    names = (f"{files.DATA}/{name}" for name in folder.names(files.DATA))
+    return [name for name in names if name not in planned and not name.endswith(".tmp")]
 
 
-def _check_shard(folder: StoreFolder, spec: StoreSpec, shard: int, deep: bool) -> list[Problem]:
-    def problem(kind: str, text: str) -> list[Problem]:
-        return [Problem(kind=kind, text=f"shard {shard}: {text}", shard=shard)]
-
+def _fault_of(folder: StoreFolder, spec: StoreSpec, shard: int, deep: bool) -> tuple[str, str] | None:
+    """What is wrong with a shard: kind and text of a problem."""
     mark = folder.mark(spec, shard)
     if mark is None:
         data = folder.mark_bytes(shard)
         if data is None:
-            return problem("missing", f"its mark {shard:05d}.json is missing")
-        try:
-            foreign = isinstance(value := json.loads(data), dict) and value.get("store") != spec.digest
-        except (ValueError, RecursionError):
-            foreign = False
-        return problem("foreign", "it was written for another store") if foreign else problem("torn", "its mark is torn")
+            return "missing", f"its mark {shard:05d}.json is missing"
+        with suppress(ValueError, RecursionError):
+            value = json.loads(data)
+            if isinstance(value, dict) and value.get("store") != spec.digest:
+                return "foreign", "it was written for another store"
+        return "torn", "its mark is torn"
     try:
         path = folder.shard_file(spec, shard, fresh=True)
     except LostShardError as error:
-        return problem(error.kind, str(error))
-    if isinstance(
-        folder.path, Path
-    ):  # one that was fetched has been held against its mark right now, and may be dropped at any time
+        return error.kind, str(error)
+    if isinstance(folder.path, Path):  # what is fetched has just been checked against its mark, and may be dropped at any time
         if not path.is_file():
-            return problem("missing", f"{path.name} is missing")
+            return "missing", f"{path.name} is missing"
         sha256 = digest_of_file(path)
         if path.stat().st_size != mark["bytes"] or sha256 != mark["sha256"]:
-            return problem("flipped", f"its SHA-256 must be {mark['sha256']}, but is {sha256}")
+            return "flipped", f"its SHA-256 must be {mark['sha256']}, but is {sha256}"
     try:
-        file_ = folder.open_shard(spec, shard)
-        utterances = file_.utterances
-        counts = len(utterances.length_B), int(utterances.length_B.sum())
+        file = folder.open_shard(spec, shard)
+        counts = len(file.utterances.length_B), int(file.utterances.length_B.sum())
         if counts != (mark["utterances"], mark["positions"]) or counts[0] != len(spec.plan.rows(shard)):
-            return problem(
-                "damaged", f"it holds {counts[0]} utterances with {counts[1]} positions, its mark or the plan says otherwise"
-            )
-        offset_B1 = utterances.offset_B1
-        for block, (a, b) in enumerate(pairwise(file_.cuts) if deep else ()):
-            inner_B1 = offset_B1[a : b + 1] - offset_B1[a]
-            decode(spec, file_.planes(block), inner_B1)
+            return "damaged", f"it holds {counts[0]} utterances with {counts[1]} positions, its mark or the plan says otherwise"
+        for block in range(len(file.cuts) - 1 if deep else 0):
+            decode_block(spec, file, block)
     except HkdError as error:
-        return problem("foreign" if "another store" in str(error) else "damaged", str(error))
-    return []
+        return "foreign" if "another store" in str(error) else "damaged", str(error)
+    return None
 
 
-def _check_index(folder: StoreFolder, spec: StoreSpec) -> list[Problem]:
-    """Only asked where all shards are well."""
+def _fault_of_index(folder: StoreFolder, spec: StoreSpec) -> tuple[str, str] | None:
+    """What is wrong with the index, where all shards are well."""
     index = folder.index(spec)
     if index is None:
-        return [Problem(kind="index", text=f"{files.INDEX} is missing or not that of this store")]
-    differs, last, in_order = False, "", True
-
-    def ids() -> Iterator[str]:
-        nonlocal differs, last, in_order
-        for shard, made in enumerate(shard_tables(folder, spec)):
-            rows = spec.plan.rows(shard)
-            differs = differs or not index.slice(rows.start, len(rows)).equals(made)
-            for name in made["id"].to_pylist():
-                in_order, last = in_order and last < name, name
-                yield name
-
-    digest = digest_of(ids())
-    if differs:
-        return [Problem(kind="index", text=f"{files.INDEX} does not say what the shards hold")]
-    if digest != spec.ids_digest or not in_order:
-        return [Problem(kind="damaged", text="the utterances of the shards are not those that the store was planned for")]
-    return []
+        return "index", f"{files.INDEX} is missing or not that of this store"
+    for shard, made in enumerate(shard_tables(folder, spec)):
+        if not index.slice(spec.plan.rows(shard).start, len(made)).equals(made):
+            return "index", f"{files.INDEX} does not say what the shards hold"
+    ids = index["id"]
+    in_order = pc.all(pc.less(ids[:-1], ids[1:]), min_count=0).as_py()
+    if not in_order or digest_of(name.as_py() for name in ids) != spec.ids_digest:
+        return "damaged", "the utterances of the shards are not those that the store was planned for"
+    return None
 
 
 def repair(path: Path | str, problems: list[Problem], *, dry_run: bool = False) -> Repair:
@@ -139,7 +118,7 @@ def repair(path: Path | str, problems: list[Problem], *, dry_run: bool = False) 
     result = Repair()
 
     def remove(name: str) -> None:
-        if folder.exists(name):
+        if folder.size(name) is not None:
             result.done.append(f"{'would remove' if dry_run else 'removed'} {name}")
             if not dry_run:
                 folder.remove(name)
@@ -150,8 +129,8 @@ def repair(path: Path | str, problems: list[Problem], *, dry_run: bool = False) 
             remove(files.shard_name(spec, problem.shard))
             result.dump_again.append(problem.shard)
     for name in _strangers(folder, spec):
-        if files.shard_number(name) is not None:
-            remove(f"{files.DATA}/{name}")
+        if files.is_shard_or_mark(name):
+            remove(name)
     if result.dump_again:
         remove(files.INDEX)
     else:

@@ -9,7 +9,6 @@
 import contextlib
 import hashlib
 import itertools
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,7 +33,6 @@ from hkd.labels.format import (
     UtteranceLabels,
     Utterances,
     backend_of,
-    check_format,
     identity_of,
     index_bytes,
     sorted_ids,
@@ -50,7 +48,7 @@ class LabelWriter:
     """Writes one store; open it with `LabelWriter.open`."""
 
     def __init__(self, folder: StoreFolder, spec: StoreSpec, ids: list[str]) -> None:
-        self._folder, self.spec, self._ids = folder, spec, ids
+        self.folder, self.spec, self._ids = folder, spec, ids
         self._digest = spec.digest
         self._claimed: set[int] = set()
 
@@ -71,28 +69,22 @@ class LabelWriter:
         _check_folder(folder)
         with folder.lock("store", wait=True):
             if overwrite:
-                _remove_store(folder)
-            spec = spec if folder.create(files.SPEC, json_bytes(spec.to_json())) else _resumed(folder, spec)
+                _remove_store(store_folder(path))
+            if not folder.create(files.SPEC, json_bytes(spec.to_json())):
+                there, rule = folder.load_json(), f"label store {folder.path} must have been written with the same settings"
+                check_same(rule, identity_of(there), spec.identity(), "Give another folder, or --overwrite.")
+                spec = StoreSpec.from_json(there, spec.inventory)
             folder.create(files.INVENTORY, json_bytes(spec.inventory.to_json()))
         return cls(folder, spec, ordered)
-
-    @property
-    def path(self) -> Path | str:
-        """Where the store lies: a folder, or a URL."""
-        return self._folder.path
 
     def shard_ids(self, shard: int) -> list[str]:
         """The utterances that shard number `shard` holds, in order."""
         rows = self.spec.plan.rows(shard)
         return self._ids[rows.start : rows.stop]
 
-    def is_done(self, shard: int) -> bool:
-        """Whether the shard has its mark and its file."""
-        return self._folder.is_done(self.spec, shard)
-
     def pending(self) -> list[int]:
         """The shards that are not done."""
-        done = self._folder.done(self.spec)
+        done = self.folder.done(self.spec)
         return [shard for shard in range(self.spec.plan.num_shards) if shard not in done]
 
     @contextmanager
@@ -101,8 +93,8 @@ class LabelWriter:
 
         Several processes share a plan by claiming each pending shard in turn.
         """
-        with self._folder.lock(f"{shard:05d}", wait=False) as mine:
-            if not mine or self.is_done(shard):
+        with self.folder.lock(f"{shard:05d}", wait=False) as mine:
+            if not mine or self.folder.is_done(self.spec, shard):
                 yield False
                 return
             self._claimed.add(shard)
@@ -152,7 +144,7 @@ class LabelWriter:
 
     def _publish(self, shard: int, utterances: Utterances, blocks: list[Callable[[], Planes]], quality: Sums) -> None:
         """Write the file, then its mark, unless the shard is done. At a URL look again then: another writer may have written over the file."""
-        folder, name, name_of_mark = self._folder, files.shard_name(self.spec, shard), files.mark_name(shard)
+        folder, name, name_of_mark = self.folder, files.shard_name(self.spec, shard), files.mark_name(shard)
         known = {key: value if value is not None and math.isfinite(value) else None for key, value in quality.items()}
         counts = {"utterances": len(utterances.length_B), "positions": int(utterances.length_B.sum())}
 
@@ -176,28 +168,26 @@ class LabelWriter:
 
     def finish(self, *, report: Mapping[str, Any] | None = None) -> None:
         """Write the index, the card and `report` (free figures, such as the n-gram's perplexity). Raises HkdError where shards are missing."""
-        marks = self._folder.done(self.spec)
+        marks = self.folder.done(self.spec)
         if pending := [shard for shard in range(self.spec.plan.num_shards) if shard not in marks]:
-            raise HkdError(f"label store {self.path} is not complete: {len(pending)} shards are missing, first {pending[0]}.")
-        with self._folder.lock("store", wait=True):
-            self._folder.sweep()
-            folder = store_folder(self.path)  # what lies there now
+            raise HkdError(
+                f"label store {self.folder.path} is not complete: {len(pending)} shards are missing, first {pending[0]}."
+            )
+        with self.folder.lock("store", wait=True):
+            self.folder.sweep()
+            now = store_folder(self.folder.path)
+            now.load_spec()
             named: list[tuple[str, bytes | memoryview]] = []
-            folder.load_spec()
-            if folder.index(self.spec) is None:
-                named.append((files.INDEX, index_bytes(index_table(folder, self.spec))))
+            if now.index(self.spec) is None:
+                named.append((files.INDEX, index_bytes(index_table(now, self.spec))))
             if report is not None:
                 named.append((files.REPORT, json_bytes(dict(report))))
-            text = card(self.spec, facts(self.spec, [marks[shard] for shard in sorted(marks)], report or self.report()))
-            self._folder.publish([*named, (files.CARD, text.encode())])
-
-    def report(self) -> dict[str, Any]:
-        """The free figures that a finished store holds; empty where there are none."""
-        return self._folder.report()
+            text = card(self.spec, facts(self.spec, [marks[shard] for shard in sorted(marks)], report or now.report()))
+            self.folder.publish([*named, (files.CARD, text.encode())])
 
     def quality_sums(self) -> dict[str, float | None]:
         """The quality of all shards that are done, added up."""
-        return merge(mark["quality"] for mark in self._folder.done(self.spec).values())
+        return merge(mark["quality"] for mark in self.folder.done(self.spec).values())
 
 
 def _sha256(data: bytes | memoryview) -> str:
@@ -212,38 +202,15 @@ def _check_folder(folder: StoreFolder) -> None:
             raise UserError(f"{folder.path} must be empty or a label store, but holds '{others[0]}'. Give another folder.")
 
 
-def _stored(folder: StoreFolder) -> dict[str, Any] | None:
-    """The value of store.json; None where there is none. Raises UserError where it is no label store's."""
-    data = folder.read(files.SPEC)
-    if data is None:
-        return None
-    try:
-        value = json.loads(data)
-    except (ValueError, RecursionError):
-        value = None
-    try:
-        check_format(value)
-    except UserError as error:
-        raise UserError(f"{folder.path}: {error}") from None
-    return dict(value)
-
-
-def _resumed(folder: StoreFolder, spec: StoreSpec) -> StoreSpec:
-    """The spec of the store that is there. Raises UserError where it is another's."""
-    value = _stored(folder) or {}
-    rule = f"label store {folder.path} must have been written with the same settings"
-    check_same(rule, identity_of(value), spec.identity(), "Give another folder, or --overwrite.")
-    return StoreSpec.from_json(value, spec.inventory)
-
-
 def _remove_store(folder: StoreFolder) -> None:
     """Remove a store's own files, and no others; store.json goes last, so that a killed removal can be repeated."""
-    if _stored(folder) is None:
+    if folder.size(files.SPEC) is None:
         return
+    folder.load_json()  # raises where it is no label store
     for name in (files.INDEX, files.CARD, files.REPORT):
         folder.remove(name)
     for name in folder.names(files.DATA):
-        if files.shard_number(name) is not None or name.endswith(".tmp"):
+        if files.is_shard_or_mark(f"{files.DATA}/{name}") or name.endswith(".tmp"):
             folder.remove(f"{files.DATA}/{name}")
     folder.remove(files.INVENTORY)
     folder.remove(files.SPEC)

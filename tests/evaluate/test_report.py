@@ -135,7 +135,7 @@ def test_the_numbers_are_those_of_the_evaluations_and_stores(evaluated, page: tu
         assert parsed.cells[at + 4] == f"{100 * report.errors['cer'].rate:.2f}"
         assert parsed.cells[at + 6] == f"{100 * report.errors['per'].rate:.2f}"
     for name, store in open_stores(evaluated.labels).items():
-        facts = describe(store.path, store.spec)
+        facts = describe(store.path)
         last = len(parsed.cells) - 1 - parsed.cells[::-1].index(name)  # the table of costs may name it, too
         row = parsed.cells[last:][:13]
         assert row[5:10] == [

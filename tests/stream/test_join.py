@@ -139,7 +139,7 @@ def test_foreign_pieces_serve_an_auxiliary_head_and_are_refused_for_interpolatio
 def test_an_utterance_that_was_left_out_of_the_dump_has_no_labels(labelled: Path, tmp_path: Path) -> None:
     whole = open_stores(labelled / "shards")["monophone"]
     ids = list(whole.ids)
-    first, *others = utterances_of(whole.block(ids), ids)
+    first, *others = utterances_of(whole, ids)
     left = replace(first, topk=first.topk[:0], word_U=first.word_U[:0], unit_digest=LEFT_OUT)
     writer = LabelWriter.open(tmp_path / "monophone", whole.spec, ids)
     writer.write_shard(0, [left, *others])
