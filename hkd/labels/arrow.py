@@ -10,7 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import accumulate, islice, pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,19 @@ HASTY_PARAMETERS = zstandard.ZstdCompressionParameters(  # target_length leaves 
 )
 NOISE_SAMPLE, NOISE_BITS = 4096, 7.8  # zstd, too, gives up above 7.9 bits a byte, but has tried by then
 BLOCK_OVERHEAD = 1 << 16  # bytes that a block needs beside its planes and utterances, at most
-_of_thread = threading.local()
+
+
+class _OfThread(threading.local):
+    """What zstd works with, which no two threads may share."""
+
+    def __init__(self) -> None:
+        self.usual, self.hasty = (
+            zstandard.ZstdCompressor(compression_params=parameters) for parameters in (ZSTD_PARAMETERS, HASTY_PARAMETERS)
+        )
+        self.decompressor = zstandard.ZstdDecompressor()
+
+
+_zstd = _OfThread()
 
 
 def _schema(spec: StoreSpec, shard: int) -> pa.Schema:
@@ -52,16 +64,7 @@ def _schema(spec: StoreSpec, shard: int) -> pa.Schema:
 
 def _pack(spec: StoreSpec, block: Callable[[], Planes]) -> list[Any]:
     whole = [np.ascontiguousarray(plane) for plane in block().values()]
-    usual, hasty = _compressors()
-    return [(hasty if _is_noise(plane) else usual).compress(plane.data) for plane in whole]
-
-
-def _compressors() -> tuple[zstandard.ZstdCompressor, zstandard.ZstdCompressor]:
-    """This thread's."""
-    if not hasattr(_of_thread, "compressors"):
-        _of_thread.compressors = [zstandard.ZstdCompressor(compression_params=p) for p in (ZSTD_PARAMETERS, HASTY_PARAMETERS)]
-    usual, hasty = _of_thread.compressors
-    return usual, hasty
+    return [(_zstd.hasty if _is_noise(plane) else _zstd.usual).compress(plane.data) for plane in whole]
 
 
 def _is_noise(plane: NDArray[np.uint8]) -> bool:
@@ -147,25 +150,17 @@ class ArrowShard:
     def planes(self, block: int) -> Planes:
         """The planes of a block. Raises DamagedShardError."""
         n = int(self.utterances.length_B[self.cuts[block] : self.cuts[block + 1]].sum())
-        columns = dict(zip(self._file.schema.names, self._batches[block].columns, strict=True))
-        planes = layout(self._spec)
-        stored = {name: _only_value(columns[name]) for name in planes}
-        wanted = {name: plane.num_bytes(n) for name, plane in planes.items()}
-        found = self._unpacked(stored, wanted)
-        return {name: found[name].reshape(plane.shape(n)) for name, plane in planes.items()}
-
-    def _unpacked(self, stored: dict[str, pa.Buffer], wanted: dict[str, int]) -> dict[str, NDArray[Any]]:
-        """Frames → so many bytes each, one after another in one piece of memory."""
+        columns, planes = dict(zip(self._file.schema.names, self._batches[block].columns, strict=True)), layout(self._spec)
+        frames, sizes = [_only_value(columns[name]) for name in planes], [plane.num_bytes(n) for plane in planes.values()]
         try:
-            for name, frame in stored.items():
-                self._check_size(name, wanted[name], zstandard.frame_content_size(frame), "claims")
-                check_size(self._path, wanted[name], frame.size)
-            ends = list(accumulate(wanted.values(), initial=0))
-            memory, decompressor, found = np.empty(ends[-1], np.uint8), _decompressor(), {}
-            for name, (start, end) in zip(wanted, pairwise(ends), strict=True):
-                found[name] = memory[start:end]
-                size = decompressor.stream_reader(stored[name]).readinto(found[name]) if start < end else 0
-                self._check_size(name, end - start, size, "has")
+            for name, frame, size in zip(planes, frames, sizes, strict=True):
+                self._check_size(name, size, zstandard.frame_content_size(frame), "claims")
+                check_size(self._path, size, frame.size)
+            memory, start, found = np.empty(sum(sizes), np.uint8), 0, {}
+            for (name, plane), frame, size in zip(planes.items(), frames, sizes, strict=True):
+                bytes_U = memory[start : start + size]
+                self._check_size(name, size, _zstd.decompressor.stream_reader(frame).readinto(bytes_U) if size else 0, "has")
+                found[name], start = bytes_U.reshape(plane.shape(n)), start + size
         except (zstandard.ZstdError, MemoryError) as error:
             raise DamagedShardError(self._path, one_line(error)) from None
         return found
@@ -183,11 +178,3 @@ def _only_value(array: Any) -> pa.Buffer:
     _, ends, data = array.buffers()
     start, stop = np.frombuffer(ends, np.int64)[array.offset : array.offset + 2].tolist()
     return data.slice(start, stop - start)
-
-
-def _decompressor() -> zstandard.ZstdDecompressor:
-    """This thread's."""
-    if not hasattr(_of_thread, "decompressor"):
-        _of_thread.decompressor = zstandard.ZstdDecompressor()
-    decompressor: zstandard.ZstdDecompressor = _of_thread.decompressor
-    return decompressor

@@ -12,12 +12,10 @@
 Shape letters: N positions of a block, R rows of a plane, K kept ids, J temperatures, V units.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from itertools import pairwise
 from operator import attrgetter
-from types import MappingProxyType
 from typing import Any, NoReturn
 
 import numpy as np
@@ -49,31 +47,24 @@ class Plane:
         return self.rows * num_positions
 
 
-def layout(spec: StoreSpec) -> Mapping[str, Plane]:
+def layout(spec: StoreSpec) -> dict[str, Plane]:
     """The planes of a store, by name, in the order in which they are stored."""
-    return _layout(spec.selection, spec.width, len(spec.temperatures), spec.id_bytes)
-
-
-@lru_cache
-def _layout(selection: str, k: int, j: int, id_bytes: int) -> Mapping[str, Plane]:
+    k, j = spec.width, len(spec.temperatures)
     rows_of = {"code.0": k, "code.1": k}
-    if selection == "sample":
+    if spec.selection == "sample":
         rows_of |= {"count.0": k, "count.1": k}
     rows_of |= {"tail": 2, "gold_rank": 4, "gold": 4, "gold_logp": 2, "word": 4}
     if j:
         rows_of |= {"lse_t": 4 * j, "tail_t": 2 * j}
-    units = {f"unit.{i}": Plane(rows=k, axis=0) for i in range(id_bytes)}
-    return MappingProxyType(units | {name: Plane(rows=rows, axis=1) for name, rows in rows_of.items()})
-
-
-_NO_TABLE = np.zeros(0, np.float32)
+    units = {f"unit.{i}": Plane(rows=k, axis=0) for i in range(spec.id_bytes)}
+    return units | {name: Plane(rows=rows, axis=1) for name, rows in rows_of.items()}
 
 
 def _code_numbers(spec: StoreSpec) -> tuple[int, np.float32, NDArray[np.float32]]:
     """How the kernels read codes: mode, step, table. Raises ValueError where a codec's table is not whole."""
     codec = CODECS[spec.codec]
     if codec.mode is not None:
-        return codec.mode, np.float32(spec.step), _NO_TABLE
+        return codec.mode, np.float32(spec.step), np.zeros(0, np.float32)
     value_C = np.ascontiguousarray(codec.values(spec.step), np.float32)
     if value_C.shape != (1 << 16,):
         raise ValueError(f"the codec {spec.codec} must give 65536 values, but gives {value_C.shape}")
@@ -102,10 +93,10 @@ def _refuse_ids(spec: StoreSpec) -> NoReturn:
 
 def _halves(name: str, logp: NDArray[np.float32]) -> NDArray[np.uint16]:
     """Log-probabilities → the bits of float16; finite ones stay finite, −0 becomes 0. Raises HkdError where one is none."""
-    half: NDArray[np.uint16] = np.empty(logp.shape, np.uint16)
-    if not kernels.to_halves(np.ascontiguousarray(logp, np.float32).reshape(-1), half.reshape(-1)):
+    if not (logp <= kernels.ABOVE_0).all():
         _refuse_logp(name, logp)
-    return half
+    bits = CODECS["f16"].codes(np.minimum(logp, 0), 0)
+    return np.where(bits > 0, bits | 0x8000, 0).astype(np.uint16)
 
 
 def _bytes_of(value_RN: NDArray[Any]) -> NDArray[np.uint8]:
@@ -208,11 +199,6 @@ class Decoded:
         lie = (array.ctypes.data for array in (self.unit_NK, self.code_NK, self.narrow_WN))
         object.__setattr__(self, "place_4", (*lie, len(self.code_NK)))
 
-    @property
-    def gold_N(self) -> NDArray[np.int32]:
-        """The gold units."""
-        return np.asarray(self.narrow_WN[0], np.int32)
-
 
 def decoded_bytes(spec: StoreSpec) -> int:
     """Bytes of a position in memory, decoded."""
@@ -236,8 +222,8 @@ def decode(spec: StoreSpec, planes: Planes, offset_B1: NDArray[np.int64]) -> Dec
         real_WN[4 : 4 + j], real_WN[4 + j :] = (
             _from_bytes(planes[name], dtype) for name, dtype in (("lse_t", "<f4"), ("tail_t", "<f2"))
         )
-    num_bytes = n * decoded_bytes(spec)
-    return Decoded(unit_NK=unit_NK, code_NK=code_NK, count_NK=count_NK, narrow_WN=narrow_WN, num_bytes=num_bytes)
+    size = n * decoded_bytes(spec)
+    return Decoded(unit_NK=unit_NK, code_NK=code_NK, count_NK=count_NK, narrow_WN=narrow_WN, num_bytes=size)
 
 
 def decode_block(spec: StoreSpec, file: ShardFile, block: int) -> Decoded:
@@ -252,15 +238,8 @@ def _from_bytes(plane: NDArray[np.uint8], dtype: str) -> NDArray[Any]:
     low_RN, *higher = plane.reshape(size, plane.shape[0] // size, plane.shape[1])
     bits_RN = low_RN.astype(f"<u{size}")
     for byte, plane_RN in enumerate(higher, 1):
-        if size == 2 or plane_RN.any():  # most numbers of four bytes are small
-            bits_RN |= np.left_shift(plane_RN, 8 * byte, dtype=bits_RN.dtype)
+        bits_RN |= np.left_shift(plane_RN, 8 * byte, dtype=bits_RN.dtype)
     return bits_RN.view(dtype)
-
-
-def _tiled(value_NX: NDArray[Any]) -> NDArray[Any]:
-    """At least a tile of rows, as the kernels want them: zeros at the end."""
-    missing = max(0, TILE - len(value_NX))
-    return np.pad(value_NX, ((0, missing), (0, 0))) if missing else value_NX
 
 
 def _joined(spec: StoreSpec, planes: Planes, n: int) -> tuple[NDArray[Any], NDArray[np.uint16], NDArray[np.uint16] | None]:
@@ -271,9 +250,11 @@ def _joined(spec: StoreSpec, planes: Planes, n: int) -> tuple[NDArray[Any], NDAr
         largest = kernels.join_ids(planes[f"unit.{byte}"], planes[f"unit.{byte + 1}"], 8 * byte, unit_NK)
     if unit_NK.size and largest >= v:
         _refuse_block(f"a stored unit id lies beyond the inventory of {v} units")
-    low_KN, high_KN = (_tiled(planes[name].T).T if n < TILE else planes[name] for name in ("code.0", "code.1"))
+    byte_AKN = [planes["code.0"], planes["code.1"]]
+    if n < TILE:  # at least a tile, as the kernel wants it
+        byte_AKN = [np.pad(byte_KN, ((0, 0), (0, TILE - n))) for byte_KN in byte_AKN]
     code_NK = np.empty((max(n, TILE), k), np.uint16)
-    kernels.join_codes(np.ascontiguousarray(low_KN), np.ascontiguousarray(high_KN), code_NK)
+    kernels.join_codes(*map(np.ascontiguousarray, byte_AKN), code_NK)
     if spec.selection == "topk":
         return unit_NK, code_NK[:n], None
     count_KN = _from_bytes(np.concatenate([planes["count.0"], planes["count.1"]]), "<u2")

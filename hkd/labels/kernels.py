@@ -28,7 +28,7 @@ GRID, F16, TABLE = 0, 1, 2  # what the 16 bits of a log-probability are: steps, 
 u1, u2, u4, i4, i8, f4, mode_ = types.uint8, types.uint16, types.uint32, types.int32, types.int64, types.float32, types.int64
 U1_1, I4_1, F4_1, I8_1 = (array_type(dtype, 1) for dtype in (u1, i4, f4, i8))
 U1_2, U2_2, U4_2, I4_2, F4_2, I8_2 = (array_type(dtype, 2) for dtype in (u1, u2, u4, i4, f4, i8))
-OUT_U2_1, OUT_U1_2, OUT_U1_3 = array_type(u2, 1, readonly=False), *(array_type(u1, ndim, readonly=False) for ndim in (2, 3))
+OUT_U1_2, OUT_U1_3 = (array_type(u1, ndim, readonly=False) for ndim in (2, 3))
 OUT_U2_2, OUT_U4_2, OUT_I4_2, OUT_I8_2 = (array_type(dtype, 2, readonly=False) for dtype in (u2, u4, i4, i8))
 
 
@@ -49,17 +49,6 @@ def _to_half(logp: Any) -> Any:
 def _signed_half(logp: Any) -> Any:
     half = _to_half(logp)
     return 0 if half == 0 else half | 0x8000
-
-
-@kernel(types.boolean(F4_1, OUT_U2_1))
-def to_halves(logp: Any, out: Any) -> bool:
-    """Log-probabilities → the bits of halves; never −0. False where one is no log-probability: above 0, or NaN."""
-    wrong = False
-    for i in range(len(out)):
-        x = logp[i]
-        wrong |= not x <= ABOVE_0
-        out[i] = _signed_half(min(x, np.float32(0)))
-    return not wrong
 
 
 @kernel(types.void(I4_2, F4_2, OUT_I8_2, i8))
@@ -321,8 +310,6 @@ def join_narrow(
     """
     n, k = unit_NK.shape
     gold_N, logp_N, tail_N, word_N = narrow_WN[0], narrow_WN[1], narrow_WN[2], narrow_WN[3]
-    if mode == TABLE and len(value_C) != 1 << 16:
-        return False
     rank_N, number_N, most, last = _numbers(rank_4N), _numbers(gold_4N), np.uint32(k), np.uint32(num_units)
     wrong = False
     for i in range(n):
@@ -371,8 +358,6 @@ def gather(
     block_P4: where a block's units, codes and narrow columns lie in memory, and how many positions it has. logp_MK: the bits of float32.
     """
     m, k = ids_MK.shape
-    if mode == TABLE and len(value_C) != 1 << 16:
-        return False
     for b in range(len(run_B3)):
         p, start, stop, place = run_B3[b, 0], run_B3[b, 1], run_B3[b, 2], offset_B1[b]
         if start == stop:

@@ -9,6 +9,7 @@
 Shape letters: N positions, K kept ids, V units, W = V + 1 (the last column is the tail).
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -60,26 +61,14 @@ def utterances_of(reader: LabelReader, ids: Sequence[str]) -> Iterator[Utterance
         )
 
 
-def rewrite(
-    out: Path | str,
-    spec: StoreSpec,
-    ids: Iterable[str],
-    fill: Callable[[LabelWriter, int], None],
-    *,
-    report: dict[str, Any] | None = None,
-    overwrite: bool,
-    progress: Progress,
-) -> StoreSpec:
-    """Write a store shard by shard: `fill` writes one. Resumable like any writer."""
-    writer = LabelWriter.open(out, spec, ids, overwrite=overwrite)
+def _claimed(writer: LabelWriter, progress: Progress) -> Iterator[int]:
+    """The pending shards, one after another, but those that another process claims."""
     pending = writer.pending()
     for done, shard in enumerate(pending, 1):
         with writer.claim(shard) as mine:
             if mine:
-                fill(writer, shard)
+                yield shard
         progress(done, len(pending))
-    writer.finish(report=report)
-    return writer.spec
 
 
 def convert(
@@ -107,8 +96,8 @@ def convert(
             f"`codec` must stay {old.codec} for a store in {old.codec}, but is f16 instead: the rounding cannot be taken back. Dump again."
         )
     same_planes = layout(spec) == layout(old) and spec.codec == old.codec
-
-    def fill(writer: LabelWriter, shard: int) -> None:
+    writer = LabelWriter.open(out, spec, reader.ids, overwrite=overwrite)
+    for shard in _claimed(writer, progress):
         quality = (reader.folder.mark(old, shard) or {}).get("quality", {})
         if same_planes:
             file = reader.folder.open_shard(old, shard)
@@ -116,9 +105,8 @@ def convert(
             writer.copy_shard(shard, file.utterances, blocks, quality)
         else:
             writer.write_shard(shard, utterances_of(reader, writer.shard_ids(shard)), quality=quality)
-
-    report = reader.folder.report() or None
-    return rewrite(out, spec, reader.ids, fill, report=report, overwrite=overwrite, progress=progress)
+    writer.finish(report=reader.folder.report() or None)
+    return writer.spec
 
 
 def _absolute(place: Path | str) -> Path | str:
@@ -139,14 +127,11 @@ def merge(
     first = readers[0].spec
     of: dict[str, LabelReader] = {}
     for reader in readers:
-        differing = [
-            row for row in differences(first.identity(), reader.spec.identity()) if row[0].partition(".")[0] not in MAY_DIFFER
-        ]
-        if differing:
-            key, left, right = differing[0]
-            raise UserError(
-                f"stores to merge must agree in `{key}`, but it is {brief(left)} in {sources[0]} and {brief(right)} in {reader.path}."
-            )
+        for key, left, right in differences(first.identity(), reader.spec.identity()):
+            if key.partition(".")[0] not in MAY_DIFFER:
+                raise UserError(
+                    f"stores to merge must agree in `{key}`, but it is {brief(left)} in {sources[0]} and {brief(right)} in {reader.path}."
+                )
         for name in reader.ids:
             if name in of:
                 raise UserError(
@@ -154,23 +139,24 @@ def merge(
                 )
             of[name] = reader
 
-    def joined(digests: set[str]) -> str:
-        return digests.pop() if len(digests) == 1 else digest_of(sorted(digests))
+    def joined(digests: Iterable[str]) -> str:
+        different = sorted(set(digests))
+        return different[0] if len(different) == 1 else digest_of(different)
 
-    alignments = {reader.spec.alignment_digest or "" for reader in readers}
     spec = replace(
         first,
-        manifest_digest=joined({reader.spec.manifest_digest for reader in readers}),
-        alignment_digest=joined(alignments) or None,
+        manifest_digest=joined(reader.spec.manifest_digest for reader in readers),
+        alignment_digest=joined(reader.spec.alignment_digest or "" for reader in readers) or None,
         extra={**first.extra, "merged_from": sorted(reader.spec.digest for reader in readers)},
     )
 
-    def fill(writer: LabelWriter, shard: int) -> None:
+    writer = LabelWriter.open(out, spec, of, overwrite=overwrite)
+    for shard in _claimed(writer, progress):
         ids = writer.shard_ids(shard)
         parts = ((reader, [name for name in ids if of[name] is reader]) for reader in readers)
         writer.write_shard(shard, [row for reader, mine in parts for row in utterances_of(reader, mine)])
-
-    return rewrite(out, spec, of, fill, overwrite=overwrite, progress=progress)
+    writer.finish()
+    return writer.spec
 
 
 def subset(
@@ -182,10 +168,11 @@ def subset(
     for name in wanted:
         reader.row(name)
 
-    def fill(writer: LabelWriter, shard: int) -> None:
+    writer = LabelWriter.open(out, reader.spec, wanted, overwrite=overwrite)
+    for shard in _claimed(writer, progress):
         writer.write_shard(shard, utterances_of(reader, writer.shard_ids(shard)))
-
-    return rewrite(out, reader.spec, wanted, fill, overwrite=overwrite, progress=progress)
+    writer.finish()
+    return writer.spec
 
 
 # Averages -----------------------------------------------------------------------------------------------------------------
@@ -225,11 +212,10 @@ def average_rows(sum_VW: NDArray[np.float64], *, k: int, temperatures: Sequence[
     from hkd.topk import select_topk
 
     num_units = len(sum_VW)
-    all_W, seen_V = sum_VW.sum(0), sum_VW.sum(1) > 0
+    all_W, unseen = sum_VW.sum(0), np.flatnonzero(sum_VW.sum(1) <= 0)
     row_WW = np.concatenate([sum_VW, all_W[None]])
-    for unit in np.flatnonzero(~seen_V):
-        row_WW[unit] = all_W
-        row_WW[unit, unit] += 1
+    row_WW[unseen] = all_W
+    row_WW[unseen, unseen] += 1
     with np.errstate(divide="ignore"):
         logit_WW = np.log(row_WW)
     outside_W = torch.arange(num_units + 1) == num_units
@@ -276,15 +262,15 @@ def average(
     )
     row_W = average_rows(sum_VW, k=spec.width, temperatures=spec.temperatures)
 
-    def fill(writer: LabelWriter, shard: int) -> None:
+    writer = LabelWriter.open(out, spec, reader.ids, overwrite=overwrite)
+    for shard in _claimed(writer, progress):
         rows = utterances_of(reader, writer.shard_ids(shard))
         writer.write_shard(shard, [replace(row, topk=row_W[row.topk.gold_N.astype(np.int64)]) for row in rows])
-
-    return rewrite(out, spec, reader.ids, fill, overwrite=overwrite, progress=progress)
+    writer.finish()
+    return writer.spec
 
 
 # A table ------------------------------------------------------------------------------------------------------------------
-
 
 Times = Callable[[str], tuple[NDArray[np.float64], NDArray[np.float64]] | None]
 
@@ -393,6 +379,18 @@ def _pairs(a: LabelReader, b: LabelReader, names: Sequence[str], tying: Tying | 
             yield 1, folded(senones, tying.phone_of_senone_V, len(b.spec.inventory)), phones[place_U]
 
 
+def _agreement(left: TopK, right: TopK, num_units: int) -> dict[str, float]:
+    """Sums over positions."""
+    ids_NK = np.sort(np.concatenate([left.ids_NK, right.ids_NK], axis=1), axis=1)
+    return {
+        "positions": len(left),
+        "kl_ab": float(kl(left, right, num_units).sum()),
+        "kl_ba": float(kl(right, left, num_units).sum()),
+        "top1_agreement": float((left.ids_NK[:, 0] == right.ids_NK[:, 0]).sum()),
+        "topk_overlap": float((ids_NK[:, 1:] == ids_NK[:, :-1]).sum()) / min(left.k, right.k),
+    }
+
+
 def compare(
     path_a: Path | str, path_b: Path | str, *, tying: Tying | None = None, progress: Progress = no_progress
 ) -> dict[str, Any]:
@@ -412,36 +410,25 @@ def compare(
         raise UserError("stores to compare must hold top-k rows, but one holds samples.")
     in_both = [name for name in a.ids if name in b]
     same = [name for name in in_both if tying is not None or a.unit_digest(name) == b.unit_digest(name)]
-    v = len(b.spec.inventory)
-    sums = {"utterances": 0.0, "positions": 0.0, "kl_ab": 0.0, "kl_ba": 0.0, "top1": 0.0, "shared_ids": 0.0}
-    quality: tuple[list[dict[str, float]], list[dict[str, float]]] = ([], [])
+    utterances, sums, of_a, of_b = 0, defaultdict[str, float](float), [], []
     for first in range(0, len(same), BATCH_UTTERANCES):
-        for utterances, left, right in _pairs(a, b, same[first : first + BATCH_UTTERANCES], tying):
-            sums["utterances"] += utterances
-            sums["positions"] += len(left)
-            if len(left):
-                sums["kl_ab"] += float(kl(left, right, v).sum())
-                sums["kl_ba"] += float(kl(right, left, v).sum())
-                sums["top1"] += float((left.ids_NK[:, 0] == right.ids_NK[:, 0]).sum())
-                shared = np.sort(np.concatenate([left.ids_NK, right.ids_NK], axis=1), axis=1)
-                sums["shared_ids"] += float((shared[:, 1:] == shared[:, :-1]).sum()) / min(left.k, right.k)
-            quality[0].append(quality_of(left))
-            quality[1].append(quality_of(right))
+        for count, left, right in _pairs(a, b, same[first : first + BATCH_UTTERANCES], tying):
+            utterances += count
+            for name, value in _agreement(left, right, len(b.spec.inventory)).items():
+                sums[name] += value
+            of_a.append(quality_of(left))
+            of_b.append(quality_of(right))
         progress(min(first + BATCH_UTTERANCES, len(same)), len(same))
-    utterances, positions = int(sums["utterances"]), int(sums["positions"])
     if not utterances:
         raise UserError(f"stores to compare must share utterances with the same units, but {path_a} and {path_b} share none.")
-    many = max(1, positions)
+    positions = int(sums.pop("positions"))
     return {
         "utterances": utterances,
         "only_in_a": len(a) - len(in_both),
         "only_in_b": len(b) - len(in_both),
         "other_units": len(in_both) - utterances,
         "positions": positions,
-        "kl_ab": sums["kl_ab"] / many,
-        "kl_ba": sums["kl_ba"] / many,
-        "top1_agreement": sums["top1"] / many,
-        "topk_overlap": sums["shared_ids"] / many,
-        "a": {"teacher": a.spec.teacher.get("name"), **figures(merge_sums(quality[0]))},
-        "b": {"teacher": b.spec.teacher.get("name"), **figures(merge_sums(quality[1]))},
+        **{name: value / max(1, positions) for name, value in sums.items()},
+        "a": {"teacher": a.spec.teacher.get("name"), **figures(merge_sums(of_a))},
+        "b": {"teacher": b.spec.teacher.get("name"), **figures(merge_sums(of_b))},
     }

@@ -251,7 +251,7 @@ class LabelReader:
             rows = self.spec.plan.rows(number)
             for key in sorted({*self._run_U3[rows.start : rows.stop, 0].tolist()} - {NO_BLOCK}):
                 decoded = self._decode(key)
-                ids, gold = decoded.unit_NK, decoded.gold_N
+                ids, gold = decoded.unit_NK, decoded.narrow_WN[0]
                 kept = ids if decoded.count_NK is None else ids[decoded.count_NK > 0]
                 if (kept.size and int(kept.max()) >= len(seen)) or (gold.size and int(gold.max()) >= len(seen)):
                     raise self._damaged(number, "unit ids beyond the inventory")

@@ -14,6 +14,7 @@ from hkd.errors import HkdError, UserError
 from hkd.labels.codec import decode, encode, gather, layout
 from hkd.labels.format import CODECS, Codec, StoreSpec
 from hkd.labels.ops import convert
+from hkd.labels.store import LabelReader
 from hkd.labels.verify import verify
 from hkd.sparse import TopK
 from hkd.testing.store import files_of, logps, random_rows, random_topk, same_rows, spec_for, specs, write_store
@@ -151,6 +152,9 @@ def test_a_codec_from_outside_needs_no_change_inside(tmp_path: Path, backend: st
     broken = replace(next(iter(rows.values())).topk, logp_NK=np.full((3, 8), 0.5, np.float32))
     with pytest.raises(HkdError, match="log-probabilities"):
         encode(spec, [broken], np.zeros(3, np.int32), np.array([0, 3]))
+    monkeypatch.setattr(Eighths, "values", lambda self, step: np.zeros(65535, np.float32))
+    with pytest.raises(ValueError, match="must give 65536 values"):
+        LabelReader.open(tmp_path / "s").block(list(reader.ids))
     monkeypatch.delitem(CODECS, "eighths")
     with pytest.raises(UserError, match="`codec` of a label store must be one of grid, f16, but is 'eighths'"):
         verify(tmp_path / "s")

@@ -117,9 +117,9 @@ def test_what_lies_outside_is_seen_before_it_is_used() -> None:
     block_14 = np.array([[*(array.ctypes.data for array in (unit_NK, code_NK, narrow_WN)), 3]])
     ids_MK, logp_MK, narrow_WM = np.empty((4, 2), np.int32), np.empty((4, 2), np.uint32), np.empty((4, 4), np.int32)
 
-    def gathered(start: int, stop: int, place: int, block: int = 0, mode: int = kernels.GRID) -> bool:
+    def gathered(start: int, stop: int, place: int, block: int = 0) -> bool:
         runs, offset_B1 = np.array([[block, start, stop]], np.int64), np.array([place, 4])
-        return bool(kernels.gather(block_14, runs, offset_B1, 2, mode, step, none_C, ids_MK, logp_MK, narrow_WM))
+        return bool(kernels.gather(block_14, runs, offset_B1, 2, kernels.GRID, step, none_C, ids_MK, logp_MK, narrow_WM))
 
     far = 2**62
     assert gathered(0, 3, 1)
@@ -127,7 +127,6 @@ def test_what_lies_outside_is_seen_before_it_is_used() -> None:
     for run in ((0, 4, 0), (-1, 1, 0), (2, 1, 0), (0, 3, 2), (0, 1, -1), (far, far + 1, 0), (0, 1, far), (-far, far, 0)):
         assert not gathered(*run)
     assert not any(gathered(0, 1, 0, block) for block in (1, -1, far))
-    assert not gathered(0, 3, 1, mode=kernels.TABLE)  # a table that has not every code
 
 
 @pytest.mark.slow
