@@ -190,7 +190,7 @@ def select_sample(
     falling probability; columns that are left over have the count 0, unit 0 and logp −inf. The gold unit is kept only if drawn.
     """
     n, v = logits_NV.shape
-    rows = max(1, n if logits_NV.is_cuda else _CHUNK_BYTES // (4 * v))
+    rows, all_T = max(1, n if logits_NV.is_cuda else _CHUNK_BYTES // (4 * v)), (1.0, *temperatures)
     parts = []
     for a in range(0, max(1, n), rows):
         score_NV = logits_NV[a : a + rows].float()
@@ -209,18 +209,21 @@ def select_sample(
         kept_NK = logp_NV.gather(1, unit_NK).masked_fill(count_NK == 0, float("-inf"))
         kept_NK, order_NK = kept_NK.sort(dim=-1, descending=True, stable=True)
         top_N1 = score_NV.amax(-1, keepdim=True)
-        lse_N1, tail_N1 = _mass(score_NV, top_N1, ids_NK, 1.0)
-        extra = [_mass(score_NV, top_N1, ids_NK, t) for t in temperatures]
+        masses = [_mass(score_NV, top_N1, ids_NK, t) for t in all_T]
+        lse_NT = torch.cat([lse_N1 - masses[0][0] / t for (lse_N1, _), t in zip(masses, all_T, strict=True)], 1)
+        tail_NT = torch.cat([tail_N1 for _, tail_N1 in masses], 1)
         gold_M = gold_N[a : a + rows].to(ids_NK.device)
         gold_logp_M = logp_NV.gather(1, gold_M.clamp(min=0)[:, None])[:, 0].masked_fill(gold_M < 0, float("-inf"))
-        none = score_NV.new_zeros((len(score_NV), 0))
-        lse_NJ = torch.cat([none, *(lse - lse_N1 / t for (lse, _), t in zip(extra, temperatures, strict=True))], 1)
-        tail_NJ = torch.cat([none, *(tail for _, tail in extra)], 1)
         parts.append(
-            (unit_NK.gather(1, order_NK), count_NK.gather(1, order_NK), kept_NK, tail_N1[:, 0], gold_logp_M, lse_NJ, tail_NJ)
+            TopK(
+                ids_NK=unit_NK.gather(1, order_NK).to(torch.int32).cpu().numpy(),
+                logp_NK=kept_NK.cpu().numpy(),
+                tail_N=tail_NT[:, 0].cpu().numpy(),
+                gold_N=gold_M.to(torch.int32).cpu().numpy(),
+                gold_logp_N=gold_logp_M.cpu().numpy(),
+                lse_NJ=lse_NT[:, 1:].cpu().numpy(),
+                tail_NJ=tail_NT[:, 1:].cpu().numpy(),
+                count_NK=count_NK.gather(1, order_NK).cpu().numpy().astype(np.uint16),
+            )
         )
-    ids, count, logp, tail, gold_logp, lse, tails = (torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True))
-    return TopK(
-        ids_NK=ids.astype(np.int32), logp_NK=logp, tail_N=tail, gold_N=gold_N.to(torch.int32).cpu().numpy(), gold_logp_N=gold_logp,
-        lse_NJ=lse, tail_NJ=tails, count_NK=count.astype(np.uint16),
-    )  # fmt: skip
+    return TopK.concatenate(parts)

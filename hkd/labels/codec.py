@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from operator import attrgetter
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,8 +31,7 @@ from hkd.sparse import NO_GOLD, TopK
 NARROW = {"tail": (0, 2), "gold_rank": (2, 6), "gold": (6, 10), "gold_logp": (10, 12), "word": (12, 16)}
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Plane:
+class Plane(NamedTuple):
     """One stored array of bytes: `rows` a position; `axis` is that of the positions."""
 
     rows: int
@@ -71,41 +70,33 @@ def _code_numbers(spec: StoreSpec) -> tuple[int, np.float32, NDArray[np.float32]
     return kernels.TABLE, np.float32(spec.step), value_C
 
 
-def _split_by_codec(spec: StoreSpec, logp_NK: NDArray[np.float32], out_AKN: NDArray[np.uint8]) -> bool:
-    """As `kernels.split_codes`, for a codec that the kernels do not know."""
-    if not bool((logp_NK <= kernels.ABOVE_0).all()):
-        return False
-    code_NK = CODECS[spec.codec].codes(np.minimum(logp_NK, 0), spec.step).astype(np.uint16)
+def _at_most_0(name: str, logp: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Log-probabilities, without what rounding put above 0. Raises HkdError where one is none."""
+    if not (logp <= kernels.ABOVE_0).all():
+        largest = float(logp.max())  # NaN where there is one
+        raise HkdError(f"`{name}` must hold log-probabilities (at most 0, no NaN), but its largest is {largest} instead.")
+    return np.minimum(logp, 0)
+
+
+def _split_by_codec(spec: StoreSpec, logp_NK: NDArray[np.float32], out_AKN: NDArray[np.uint8]) -> None:
+    """As `kernels.split_codes`, for a codec that the kernels do not know. Raises HkdError for what is no log-probability."""
+    code_NK = CODECS[spec.codec].codes(_at_most_0("logp", logp_NK), spec.step).astype(np.uint16)
     step_KN = np.diff(code_NK, axis=1, prepend=np.zeros((len(code_NK), 1), np.uint16)).T
     out_AKN[0, :, : len(code_NK)], out_AKN[1, :, : len(code_NK)] = step_KN & 0xFF, step_KN >> 8
-    return True
-
-
-def _refuse_logp(name: str, logp: NDArray[np.float32]) -> NoReturn:
-    largest = float(logp.max())  # NaN where there is one
-    raise HkdError(f"`{name}` must hold log-probabilities (at most 0, no NaN), but its largest is {largest} instead.")
-
-
-def _refuse_ids(spec: StoreSpec) -> NoReturn:
-    v = len(spec.inventory)
-    raise HkdError(f"unit ids must lie in an inventory of {v} units, but some do not. Check the teacher's inventory.")
 
 
 def _halves(name: str, logp: NDArray[np.float32]) -> NDArray[np.uint16]:
     """Log-probabilities → the bits of float16; finite ones stay finite, −0 becomes 0. Raises HkdError where one is none."""
-    if not (logp <= kernels.ABOVE_0).all():
-        _refuse_logp(name, logp)
-    bits = CODECS["f16"].codes(np.minimum(logp, 0), 0)
+    bits = CODECS["f16"].codes(_at_most_0(name, logp), 0)
     return np.where(bits > 0, bits | 0x8000, 0).astype(np.uint16)
 
 
 def _bytes_of(value_RN: NDArray[Any]) -> NDArray[np.uint8]:
     """(R, N) of b-byte numbers → (b · R, N) bytes, low byte first."""
-    value_RN = np.ascontiguousarray(value_RN)
     rows, n = value_RN.shape
     size = value_RN.dtype.itemsize
-    parts = value_RN.astype(value_RN.dtype.newbyteorder("<"), copy=False).view(np.uint8).reshape(rows, n, size)
-    return np.ascontiguousarray(parts.transpose(2, 0, 1)).reshape(size * rows, n)
+    byte_RNA = np.ascontiguousarray(value_RN, value_RN.dtype.newbyteorder("<")).view(np.uint8).reshape(rows, n, size)
+    return np.ascontiguousarray(byte_RNA.transpose(2, 0, 1)).reshape(size * rows, n)
 
 
 def encode(spec: StoreSpec, parts: Sequence[TopK], word_N: NDArray[np.int32], offset_B1: NDArray[np.int64]) -> Planes:
@@ -119,21 +110,21 @@ def encode(spec: StoreSpec, parts: Sequence[TopK], word_N: NDArray[np.int32], of
     _check_ids(spec, gold_N := _column(parts, "gold_N", np.int32), least=NO_GOLD)
     unit_ANK = np.empty((spec.id_bytes, n, k), np.uint8)
     if not kernels.split_ids(row_2N, len(spec.inventory), unit_ANK):
-        _refuse_ids(spec)
+        _check_ids(spec, _column(parts, "ids_NK", np.int32))
     code_AKN = np.empty((2, k, max(n, TILE)), np.uint8)
     lowest, per_nat = np.float32(-65534 * spec.step), np.float32(-1 / spec.step)
     mode = CODECS[spec.codec].mode
-    if n and not (
+    if mode is None:
         _split_by_codec(spec, _column(parts, "logp_NK", np.float32), code_AKN)
-        if mode is None
-        else kernels.split_codes(row_2N, mode, lowest, per_nat, code_AKN)
-    ):
-        _refuse_logp("logp", _column(parts, "logp_NK", np.float32))
+    elif n and not kernels.split_codes(row_2N, mode, lowest, per_nat, code_AKN):
+        _at_most_0("logp", _column(parts, "logp_NK", np.float32))
     word_N = np.ascontiguousarray(word_N, np.int32)
     gold_logp_N, tail_N = (_column(parts, name, np.float32) for name in ("gold_logp_N", "tail_N"))
     byte_RN = np.empty((16, n), np.uint8)
     if not kernels.split_narrow(row_2N, k, gold_N, gold_logp_N, tail_N, word_N, offset_B1, byte_RN):
-        _refuse_logp(*(("tail", tail_N) if not (tail_N <= kernels.ABOVE_0).all() else ("gold_logp", gold_logp_N)))
+        _at_most_0("tail", tail_N)
+        _at_most_0("gold_logp", gold_logp_N)
+        raise ValueError(f"the utterances must cover {n} positions in order, but do not")
     found: Planes = {name: byte_RN[first:end] for name, (first, end) in NARROW.items()}
     if spec.temperatures:
         lse_NJ, tail_NJ = (_column(parts, name, np.float32) for name in ("lse_NJ", "tail_NJ"))
@@ -177,8 +168,9 @@ def _check_rows(spec: StoreSpec, parts: Sequence[TopK]) -> None:
 
 
 def _check_ids(spec: StoreSpec, id_N: NDArray[Any], *, least: int = 0) -> None:
-    if id_N.size and not least <= int(id_N.min()) <= int(id_N.max()) < len(spec.inventory):
-        _refuse_ids(spec)
+    v = len(spec.inventory)
+    if id_N.size and not least <= int(id_N.min()) <= int(id_N.max()) < v:
+        raise HkdError(f"unit ids must lie in an inventory of {v} units, but some do not. Check the teacher's inventory.")
 
 
 # Bytes → rows --------------------------------------------------------------------------------------------------------------

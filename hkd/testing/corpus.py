@@ -3,6 +3,7 @@
 The voice is hibari-tts's (package extra `test`); "speakers" differ in speed and pitch. For tests only: figures from it mean nothing.
 """
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -32,15 +33,9 @@ _TIMES = ("today", "in the morning", "again", "before dinner", "on monday", "aft
 
 def tiny_sentences(num: int, *, seed: int = 0) -> list[str]:
     """`num` different short sentences of everyday words, the same for the same seed. At most 1,296."""
-    order = np.random.default_rng(seed).permutation(len(_SUBJECTS) * len(_VERBS) * len(_OBJECTS) * len(_TIMES))
-    sentences = []
-    for code in order[:num].tolist():
-        chosen = []
-        for part in (_SUBJECTS, _VERBS, _OBJECTS, _TIMES):
-            code, place = divmod(code, len(part))
-            chosen.append(part[place])
-        sentences.append(f"{' '.join(chosen).capitalize()}.")
-    return sentences
+    sentences = list(itertools.product(_TIMES, _OBJECTS, _VERBS, _SUBJECTS))
+    order = np.random.default_rng(seed).permutation(len(sentences))
+    return [f"{' '.join(reversed(sentences[number])).capitalize()}." for number in order[:num]]
 
 
 def synthesise(sentences: Sequence[str], *, speeds: Sequence[float] | None = None) -> list[NDArray[np.float32]]:
@@ -68,12 +63,10 @@ def tiny_corpus(folder: Path, *, num_utterances: int = 12, seed: int = 0) -> Pat
     for number, (sentence, speaker, wave_S) in enumerate(zip(sentences, speakers, waves, strict=True)):
         path = folder.absolute() / "audio" / f"utt{number:03d}.wav"
         write_wav(path, wave_S)
+        seconds, extra = len(wave_S) / SAMPLE_RATE_HZ, MappingProxyType({"split": SPLIT_OF[speaker]})
         utterances.append(
-            Utterance(
-                id=f"utt{number:03d}", text=sentence, audio_filepath=str(path), duration=len(wave_S) / SAMPLE_RATE_HZ,
-                speaker=speaker, extra=MappingProxyType({"split": SPLIT_OF[speaker]}),
-            )
-        )  # fmt: skip
+            Utterance(id=path.stem, text=sentence, audio_filepath=str(path), duration=seconds, speaker=speaker, extra=extra)
+        )
     manifest.write(folder / "manifest.jsonl", utterances)
     return folder / "manifest.jsonl"
 

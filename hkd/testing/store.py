@@ -67,21 +67,21 @@ def random_topk(spec: StoreSpec, num_positions: int, rng: np.random.Generator, *
 
     def total(values: NDArray[np.float64]) -> NDArray[np.float64]:
         with np.errstate(divide="ignore"):
-            return np.asarray(np.log(np.exp(values).sum(1)))
+            return np.asarray(np.log(np.exp(values).sum(-1)))
 
-    lse = [total(logp / t) for t in spec.temperatures]
+    t_J1 = np.array(spec.temperatures).reshape(-1, 1)
+    lse_NJ = total(logp[:, None] / t_J1)
+    gold_logp = np.take_along_axis(logp, np.maximum(gold, 0)[:, None], 1)[:, 0]
     return TopK(
         ids_NK=ids.astype(np.int32),
         logp_NK=kept.astype(np.float32),
         tail_N=total(rest).astype(np.float32),
         gold_N=gold.astype(np.int32),
-        gold_logp_N=np.where(gold >= 0, np.take_along_axis(logp, np.maximum(gold, 0)[:, None], 1)[:, 0], -np.inf).astype(np.float32),
-        lse_NJ=np.stack(lse, 1).astype(np.float32) if lse else np.zeros((n, 0), np.float32),
-        tail_NJ=np.stack([total(rest / t) - z for t, z in zip(spec.temperatures, lse, strict=True)], 1).astype(np.float32)
-        if lse
-        else np.zeros((n, 0), np.float32),
+        gold_logp_N=np.where(gold >= 0, gold_logp, -np.inf).astype(np.float32),
+        lse_NJ=lse_NJ.astype(np.float32),
+        tail_NJ=(total(rest[:, None] / t_J1) - lse_NJ).astype(np.float32),
         count_NK=rng.integers(0, 65536, (n, k)).astype(np.uint16) if spec.selection == "sample" else None,
-    )  # fmt: skip
+    )
 
 
 def random_utterance(spec: StoreSpec, name: str, num_positions: int, rng: np.random.Generator) -> UtteranceLabels:
@@ -250,11 +250,7 @@ class LabelStoreContract:
         spec = spec_for(backend=self.backend)
         rows = random_rows(spec, [3, 2, 7, 12, 1, 4])
         write_store(tmp_path / "s", spec, rows)
-        write_store(
-            tmp_path / "other",
-            spec_for(backend=self.backend, k=7),
-            random_rows(spec_for(k=7), [3] * 6),
-        )
+        write_store(tmp_path / "other", spec_for(backend=self.backend, k=7), random_rows(spec_for(k=7), [3] * 6))
         shards = [(tmp_path / "s" / files.shard_name(spec, n)) for n in (0, 1)]
         marks = [(tmp_path / "s" / files.mark_name(n)) for n in (0, 1)]
         whole = {file: file.read_bytes() for file in [*shards, *marks]}

@@ -61,10 +61,6 @@ def byte_bpe(texts: Iterable[str], *, size: int = VOCABULARY + 256, masked: bool
     return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
 
 
-def _texts() -> list[str]:
-    return [WORDS, WORDS.capitalize(), " ".join(WORDS.split()[::-1])]
-
-
 def tiny_config(kind: str, tokenizer: Any, *, positions: int = 64, width: int = 16, layers: int = 2, heads: int = 2) -> Any:
     """The architecture's own config, tiny; the vocabulary is 3 larger than the tokenizer's, as padded checkpoints have it."""
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
@@ -72,13 +68,8 @@ def tiny_config(kind: str, tokenizer: Any, *, positions: int = 64, width: int = 
     if kind == "gpt2":
         given |= {"n_embd": width, "n_layer": layers, "n_head": heads, "n_positions": positions}
     elif kind == "distilbert":
-        given |= {
-            "dim": width,
-            "hidden_dim": 2 * width,
-            "n_layers": layers,
-            "n_heads": heads,
-            "max_position_embeddings": positions,
-        }
+        given |= {"dim": width, "hidden_dim": 2 * width, "n_layers": layers, "n_heads": heads}
+        given["max_position_embeddings"] = positions
     else:
         room = positions + 2 if kind in ("roberta", "xlm-roberta") else positions
         given |= {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads}
@@ -103,7 +94,7 @@ def tiny_config(kind: str, tokenizer: Any, *, positions: int = 64, width: int = 
 
 def make_teacher_folder(folder: Path, kind: str, *, seed: int = 0, texts: Iterable[str] | None = None, **shape: int) -> Path:
     """Save a tiny random model of `kind` (one of MASKED or CAUSAL) with its tokenizer; the weights are large enough to be opinionated."""
-    texts = list(texts) if texts is not None else _texts()
+    texts = [WORDS, WORDS.capitalize(), " ".join(WORDS.split()[::-1])] if texts is None else list(texts)
     if kind in ("bert", "electra", "distilbert"):
         tokenizer = wordpiece(texts)
     else:
