@@ -153,12 +153,12 @@ def compare(
         hkd labels compare shards/subword shards/subword-large
         hkd labels compare shards/senone shards/monophone
     """
-    from hkd.labels.folder import load_spec
+    from hkd.labels.folder import store_folder
     from hkd.labels.ops import compare as compare_stores
     from hkd.units.level import MONOPHONE, SENONE
     from hkd.units.sequences import Units
 
-    folds = [load_spec(store).level for store in (a, b)] == [SENONE, MONOPHONE]
+    folds = [store_folder(store).load_spec().level for store in (a, b)] == [SENONE, MONOPHONE]
     tying = Units(project().require("units", "hkd units train")).tying if folds else None
     with progress_bar("compare") as progress:
         result = compare_stores(a, b, tying=tying, progress=progress)

@@ -305,8 +305,3 @@ def store_folder(place: Path | str) -> StoreFolder:
     """The folder that a path or a URL names."""
     where = location(place) if isinstance(place, str) else place
     return RemoteStoreFolder(where) if isinstance(where, str) else StoreFolder(where)
-
-
-def load_spec(place: Path | str) -> StoreSpec:
-    """The spec of the store in a folder or at a URL. Raises UserError or HkdError."""
-    return store_folder(place).load_spec()

@@ -152,13 +152,8 @@ class StoreSpec:
     extra: Mapping[str, Any] = field(default_factory=dict)  # keys of a newer minor version
 
     def __post_init__(self) -> None:
-        choices: dict[str, Collection[str]] = {
-            "codec": CODECS,
-            "backend": SUFFIXES,
-            "compression": COMPRESSIONS,
-            "selection": SELECTIONS,
-        }
-        for name, allowed in choices.items():
+        choices: list[Collection[str]] = [CODECS, SUFFIXES, COMPRESSIONS, SELECTIONS]
+        for name, allowed in zip(("codec", "backend", "compression", "selection"), choices, strict=True):
             if getattr(self, name) not in allowed:
                 raise _refuse(name, f"be one of {', '.join(allowed)}", getattr(self, name))
         for name, least in (("k", 1), ("utterances_per_shard", 1), ("block_positions", 1), ("num_utterances", 0)):
@@ -385,15 +380,10 @@ class Utterances:
 
 
 class ShardFile(Protocol):
-    """An open shard."""
+    """An open shard. Block i holds the utterances cuts[i] to cuts[i + 1]."""
 
-    @property
-    def utterances(self) -> Utterances:
-        """Its utterances."""
-
-    @property
-    def cuts(self) -> list[int]:
-        """Block i holds the utterances cuts[i] to cuts[i + 1]."""
+    utterances: Utterances
+    cuts: list[int]
 
     def planes(self, block: int) -> Planes:
         """The planes of a block. Raises DamagedShardError."""

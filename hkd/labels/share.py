@@ -16,7 +16,7 @@ from pathlib import Path
 
 from hkd.errors import HkdError, UserError
 from hkd.labels import format as files
-from hkd.labels.folder import MAX_INDEX_BYTES, MAX_MARK_BYTES, MAX_ROW_BYTES, load_spec
+from hkd.labels.folder import MAX_INDEX_BYTES, MAX_MARK_BYTES, MAX_ROW_BYTES, StoreFolder
 from hkd.labels.format import StoreSpec, parse_mark
 from hkd.labels.verify import Repair, repair, verify
 from hkd.lines import one_line
@@ -46,7 +46,7 @@ def push(store: Path | str, url: str, *, overwrite: bool = False, progress: Prog
     root = location(str(store))
     if isinstance(root, str):
         raise UserError(f"STORE must lie on this machine to be pushed, but lies at {root}. `hkd labels pull` it first.")
-    spec, problems = load_spec(root), verify(root, deep=False)
+    spec, problems = StoreFolder(root).load_spec(), verify(root, deep=False)
     if problems:
         raise HkdError(f"label store {root} must be whole to be pushed, but: {problems[0].text}. Run `hkd labels verify`.")
     remote = Remote(url)
@@ -124,7 +124,7 @@ def _fetch_all(remote: Remote, part: Path, progress: Progress) -> StoreSpec:
     (part / files.DATA).mkdir(parents=True, exist_ok=True)
     for name in (files.SPEC, files.INVENTORY):
         _fetch(remote, part, name, files.MAX_JSON_BYTES)
-    spec = load_spec(part)
+    spec = StoreFolder(part).load_spec()
     if remote.url.startswith(HUB):
         _pull_from_hub(remote.url, part, [*chain.from_iterable(_pairs(spec)), *OPTIONAL])
         return spec

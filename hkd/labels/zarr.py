@@ -93,15 +93,14 @@ class ZarrShard:
         self.cuts = [0, len(self.utterances.length_B)] if len(self.utterances.length_B) else [0]
 
     def _read(self, names: list[str], shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
-        dtypes = _UTTERANCE_ARRAYS | dict.fromkeys(layout(self._spec), "u1")
         store = ZipStore(self._path, mode="r")
         try:
             group = zarr.open_group(store, mode="r", zarr_format=3)
             result: dict[str, Any] = {META_KEY: group.attrs.get(META_KEY)}
             for name in names:
-                array = group[name]
-                if not isinstance(array, zarr.Array) or np.dtype(array.dtype) != np.dtype(dtypes[name]):
-                    raise DamagedShardError(self._path, f"{name} is no array of {dtypes[name]}")
+                array, dtype = group[name], _UTTERANCE_ARRAYS.get(name, "u1")
+                if not isinstance(array, zarr.Array) or np.dtype(array.dtype) != np.dtype(dtype):
+                    raise DamagedShardError(self._path, f"{name} is no array of {dtype}")
                 if name in shapes and array.shape != shapes[name]:
                     raise DamagedShardError(self._path, f"{name} must have the shape {shapes[name]}, but has {array.shape}")
                 for extent in (array.shape, array.chunks):  # a chunk is allocated whole

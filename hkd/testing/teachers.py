@@ -1,6 +1,7 @@
 """Tiny language models with random weights and a real tokenizer, saved as transformers folders: every architecture that hkd is tested on."""
 
 import importlib
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,6 @@ from hkd.native import import_torchaudio
 import_torchaudio()
 transformers: Any = importlib.import_module("transformers")  # after torchaudio
 library: Any = importlib.import_module("tokenizers")
-decoders, models, normalizers = library.decoders, library.models, library.normalizers
-pre_tokenizers, processors, trainers = library.pre_tokenizers, library.processors, library.trainers
 
 WORDS = (
     "the cat sat on the mat and the dog saw a bird that sang in an old tree near the river while i'm reading a long letter "
@@ -31,34 +30,24 @@ def wordpiece(texts: Iterable[str], *, size: int = VOCABULARY) -> Any:
     letters = sorted({letter for word in words for letter in word})
     frequent = sorted(set(words) - set(letters), key=lambda word: (-words.count(word), word))
     symbols = [*special, *letters, *(f"##{letter}" for letter in letters), *frequent][:size]
-    vocabulary = {symbol: number for number, symbol in enumerate(symbols)}
-    tokenizer = library.Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    ends = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
-    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
-    tokenizer.decoder = decoders.WordPiece()
-    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+    return transformers.BertTokenizer({symbol: number for number, symbol in enumerate(symbols)})
 
 
 def byte_bpe(texts: Iterable[str], *, size: int = VOCABULARY + 256, masked: bool, start: bool = True) -> Any:
-    """A cased byte-level BPE tokenizer as RoBERTa's (masked) or GPT-2's."""
-    tokenizer = library.Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    """A cased byte-level BPE tokenizer: RoBERTa's (masked), GPT-2's, or Qwen's, which has no token to start with."""
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"] if masked else ["<|endoftext|>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = library.pre_tokenizers.ByteLevel.alphabet()
+    trainer = library.trainers.BpeTrainer(vocab_size=size, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    bpe = library.Tokenizer(library.models.BPE())
+    bpe.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.train_from_iterator(texts, trainer)
+    trained = json.loads(bpe.to_str())["model"]
+    vocabulary, merges = trained["vocab"], [tuple(pair) for pair in trained["merges"]]
     if masked:
-        ends = [(token, tokenizer.token_to_id(token)) for token in ("<s>", "</s>")]
-        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=ends)
-        names = {"bos_token": "<s>", "eos_token": "</s>", "cls_token": "<s>", "sep_token": "</s>", "pad_token": "<pad>"}
-        names |= {"unk_token": "<unk>", "mask_token": "<mask>"}
-    else:
-        names = {"eos_token": "<|endoftext|>"} | ({"bos_token": "<|endoftext|>"} if start else {})
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+        return transformers.RobertaTokenizer(vocabulary, merges)
+    if start:
+        return transformers.GPT2Tokenizer(vocabulary, merges, unk_token=None)
+    return transformers.Qwen2Tokenizer(vocabulary, merges)
 
 
 def tiny_config(kind: str, tokenizer: Any, *, positions: int = 64, width: int = 16, layers: int = 2, heads: int = 2) -> Any:

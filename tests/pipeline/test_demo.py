@@ -18,7 +18,7 @@ from hkd.cli.run import heard
 from hkd.config import parse_overrides, read_toml
 from hkd.errors import UserError
 from hkd.files import shipped
-from hkd.labels.folder import load_spec
+from hkd.labels.folder import store_folder
 from hkd.labels.store import LabelReader
 from hkd.pipeline.recipe import load_recipe, stages_of
 from hkd.toml import to_toml
@@ -325,9 +325,9 @@ def test_a_hybrid_student_is_searched_with_the_pipelines_own_words(corpus: Path,
     assert result["seed"] == 3
     assert json.loads((run / "eval-test@narrow.json").read_text())["decoder"]["lm"] == "unigram.arpa"
     assert len(json.loads((run / "model" / "student.json").read_text())["inventory"]["symbols"]) == 140
-    average = load_spec(work / "shards" / "monophone-average")
+    average = store_folder(work / "shards" / "monophone-average").load_spec()
     assert (average.teacher["given"], average.k) == ("unit", 20)
-    assert average.extra["averaged_from"] == load_spec(work / "shards" / "monophone").digest
+    assert average.extra["averaged_from"] == store_folder(work / "shards" / "monophone").load_spec().digest
     assert "auxiliary@narrow" in (work / "report.md").read_text()
     alone = tmp_path / "elsewhere"  # the exported student carries its acoustic model
     shutil.copytree(run / "model", alone)
