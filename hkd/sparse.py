@@ -20,10 +20,6 @@ from numpy.typing import NDArray
 NO_GOLD = -1
 
 
-def _empty_NJ() -> NDArray[np.float32]:
-    return np.zeros((0, 0), np.float32)
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TopK:
     """Top-k distributions of N positions (arrays are not copied; see the module for what each number means)."""
@@ -33,8 +29,8 @@ class TopK:
     tail_N: NDArray[np.float32]  # log of the mass outside the K; -inf where there is none
     gold_N: NDArray[np.int32]
     gold_logp_N: NDArray[np.float32]
-    lse_NJ: NDArray[np.float32] = field(default_factory=_empty_NJ)
-    tail_NJ: NDArray[np.float32] = field(default_factory=_empty_NJ)
+    lse_NJ: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    tail_NJ: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0), np.float32))
     count_NK: NDArray[np.uint16] | None = None  # selection "sample": how often each id was drawn; 0 pads a row
 
     def __post_init__(self) -> None:

@@ -12,10 +12,12 @@
 Shape letters: N positions of a block, R rows of a plane, K kept ids, J temperatures, V units.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from itertools import pairwise
 from operator import attrgetter
+from types import MappingProxyType
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -46,17 +48,21 @@ class Plane(NamedTuple):
         return self.rows * num_positions
 
 
-def layout(spec: StoreSpec) -> dict[str, Plane]:
+def layout(spec: StoreSpec) -> Mapping[str, Plane]:
     """The planes of a store, by name, in the order in which they are stored."""
-    k, j = spec.width, len(spec.temperatures)
+    return _layout(spec.selection, spec.width, len(spec.temperatures), spec.id_bytes)
+
+
+@lru_cache
+def _layout(selection: str, k: int, j: int, id_bytes: int) -> Mapping[str, Plane]:
     rows_of = {"code.0": k, "code.1": k}
-    if spec.selection == "sample":
+    if selection == "sample":
         rows_of |= {"count.0": k, "count.1": k}
     rows_of |= {"tail": 2, "gold_rank": 4, "gold": 4, "gold_logp": 2, "word": 4}
     if j:
         rows_of |= {"lse_t": 4 * j, "tail_t": 2 * j}
-    units = {f"unit.{i}": Plane(rows=k, axis=0) for i in range(spec.id_bytes)}
-    return units | {name: Plane(rows=rows, axis=1) for name, rows in rows_of.items()}
+    units = {f"unit.{i}": Plane(rows=k, axis=0) for i in range(id_bytes)}
+    return MappingProxyType(units | {name: Plane(rows=rows, axis=1) for name, rows in rows_of.items()})
 
 
 def _code_numbers(spec: StoreSpec) -> tuple[int, np.float32, NDArray[np.float32]]:
@@ -207,8 +213,8 @@ def decode(spec: StoreSpec, planes: Planes, offset_B1: NDArray[np.int64]) -> Dec
     real_WN = narrow_WN.view(np.float32)
     unit_NK, code_NK, count_NK = _joined(spec, planes, n)
     numbers = *_code_numbers(spec), len(spec.inventory)
-    narrow = (planes[name] for name in NARROW)
-    if not kernels.join_narrow(unit_NK, code_NK, *narrow, np.asarray(offset_B1, np.int64), *numbers, narrow_WN):
+    byte_RN = np.concatenate([planes[name] for name in NARROW])
+    if not kernels.join_narrow(unit_NK, code_NK, byte_RN, np.asarray(offset_B1, np.int64), *numbers, narrow_WN):
         _refuse_block("a gold unit's rank lies beyond the kept ids, or the unit beyond the inventory")
     if j:
         real_WN[4 : 4 + j], real_WN[4 + j :] = (
@@ -268,8 +274,8 @@ def gather(
     n, k, j = int(offset_B1[-1]), spec.width, len(spec.temperatures)
     ids_NK, logp_NK, narrow_WN = np.empty((n, k), np.int32), np.empty((n, k), np.float32), np.empty((4 + 2 * j, n), np.int32)
     block_P4 = np.array([block.place_4 for block in blocks], np.int64).reshape(-1, 4)
-    numbers = spec.id_bytes, *_code_numbers(spec)
-    if not kernels.gather(block_P4, run_B3, offset_B1, *numbers, ids_NK, logp_NK.view(np.uint32), narrow_WN):
+    run_B4 = np.concatenate([run_B3, offset_B1[:-1, None]], axis=1)
+    if not kernels.gather(block_P4, run_B4, spec.id_bytes, *_code_numbers(spec), ids_NK, logp_NK.view(np.uint32), narrow_WN):
         _refuse_block("an utterance lies outside its block")
     count_NK = None
     if spec.selection == "sample":

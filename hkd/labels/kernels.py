@@ -285,45 +285,33 @@ def _widen_halves(plane_2N: Any, out_N: Any) -> None:
         out_N[i] = _from_half(np.uint16(low_N[i]) | np.uint16(high_N[i]) << np.uint16(8))
 
 
-_NARROW = (U2_2, U1_2, U1_2, U1_2, U1_2, U1_2, I8_1, mode_, f4, F4_1, i8, OUT_I4_2)
+_NARROW = (U2_2, U1_2, I8_1, mode_, f4, F4_1, i8, OUT_I4_2)
 
 
 @kernel(types.boolean(U2_2, *_NARROW), types.boolean(U4_2, *_NARROW))
 def join_narrow(
-    unit_NK: Any,
-    code_NK: Any,
-    tail_2N: Any,
-    rank_4N: Any,
-    gold_4N: Any,
-    gold_logp_2N: Any,
-    word_4N: Any,
-    offset_B1: Any,
-    mode: int,
-    step: float,
-    value_C: Any,
-    num_units: int,
-    narrow_WN: Any,
+    unit_NK: Any, code_NK: Any, byte_RN: Any, offset_B1: Any, mode: int, step: float, value_C: Any, num_units: int, out_WN: Any
 ) -> bool:
-    """Gold units, their log-probabilities, tails and words → the first four columns. value_C: of mode TABLE, for all 65,536 codes.
+    """The inverse of `split_narrow` → the first four columns. value_C: of mode TABLE, for all 65,536 codes.
 
     False where a rank lies beyond K, a unit beyond the inventory, or an utterance beyond the block.
     """
     n, k = unit_NK.shape
-    gold_N, logp_N, tail_N, word_N = narrow_WN[0], narrow_WN[1], narrow_WN[2], narrow_WN[3]
-    rank_N, number_N, most, last = _numbers(rank_4N), _numbers(gold_4N), np.uint32(k), np.uint32(num_units)
+    gold_N, logp_N, tail_N, word_N = out_WN[0], out_WN[1], out_WN[2], out_WN[3]
+    rank_N, number_N, most, last = _numbers(byte_RN[2:6]), _numbers(byte_RN[6:10]), np.uint32(k), np.uint32(num_units)
     wrong = False
     for i in range(n):
         wrong |= (rank_N[i] > most) | ((rank_N[i] == 0) & (number_N[i] > last))
         gold_N[i] = number_N[i] - np.uint32(1)
     if wrong:
         return False
-    _widen_halves(tail_2N, tail_N)
-    _widen_halves(gold_logp_2N, logp_N)
+    _widen_halves(byte_RN[0:2], tail_N)
+    _widen_halves(byte_RN[10:12], logp_N)
     for i in range(n):
         if rank_N[i] > 0:
             r = np.int64(rank_N[i]) - 1
             gold_N[i], logp_N[i] = unit_NK[i, r], _logp_bits(code_NK[i, r], mode, step, value_C)
-    number_N = _numbers(word_4N)
+    number_N = _numbers(byte_RN[12:16])
     for b in range(len(offset_B1) - 1):
         if not 0 <= offset_B1[b] <= offset_B1[b + 1] <= n:
             return False
@@ -340,26 +328,17 @@ def _copy(from_U: Any, to_U: Any) -> None:
         to_U[i] = from_U[i]
 
 
-@kernel(types.boolean(I8_2, I8_2, I8_1, i8, mode_, f4, F4_1, OUT_I4_2, OUT_U4_2, OUT_I4_2))
+@kernel(types.boolean(I8_2, I8_2, i8, mode_, f4, F4_1, OUT_I4_2, OUT_U4_2, OUT_I4_2))
 def gather(
-    block_P4: Any,
-    run_B3: Any,
-    offset_B1: Any,
-    id_bytes: int,
-    mode: int,
-    step: float,
-    value_C: Any,
-    ids_MK: Any,
-    logp_MK: Any,
-    narrow_WM: Any,
+    block_P4: Any, run_B4: Any, id_bytes: int, mode: int, step: float, value_C: Any, ids_MK: Any, logp_MK: Any, narrow_WM: Any
 ) -> bool:
-    """Runs of blocks' positions (block, first, end), which begin at `offset_B1` → M positions, widened. False where one lies outside.
+    """Runs of blocks' positions (block, first, end, place in the batch) → M positions, widened. False where one lies outside.
 
     block_P4: where a block's units, codes and narrow columns lie in memory, and how many positions it has. logp_MK: the bits of float32.
     """
     m, k = ids_MK.shape
-    for b in range(len(run_B3)):
-        p, start, stop, place = run_B3[b, 0], run_B3[b, 1], run_B3[b, 2], offset_B1[b]
+    for b in range(len(run_B4)):
+        p, start, stop, place = run_B4[b, 0], run_B4[b, 1], run_B4[b, 2], run_B4[b, 3]
         if start == stop:
             continue
         if not (0 <= p < len(block_P4) and 0 <= start < stop <= block_P4[p, 3] and 0 <= place <= m - (stop - start)):

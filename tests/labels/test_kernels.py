@@ -107,8 +107,8 @@ def test_what_lies_outside_is_seen_before_it_is_used() -> None:
     def joined(rank: int, unit: int, offset_B1: NDArray[np.int64] = offset_B1) -> bool:
         ranks, units = (np.full(3, number, "<u4").view(np.uint8).reshape(3, 4).T.copy() for number in (rank, unit))
         two, four = np.zeros((2, 3), np.uint8), np.zeros((4, 3), np.uint8)
-        planes = (two, ranks, units, two, four)
-        return bool(kernels.join_narrow(unit_NK, code_NK, *planes, offset_B1, kernels.GRID, step, none_C, 5, narrow_WN))
+        byte_RN = np.concatenate([two, ranks, units, two, four])
+        return bool(kernels.join_narrow(unit_NK, code_NK, byte_RN, offset_B1, kernels.GRID, step, none_C, 5, narrow_WN))
 
     assert [joined(*pair) for pair in ((0, 5), (2, 0), (3, 0), (2**32 - 1, 0), (0, 6), (0, 2**32 - 1))] == [True, True] + 4 * [
         False
@@ -118,8 +118,8 @@ def test_what_lies_outside_is_seen_before_it_is_used() -> None:
     ids_MK, logp_MK, narrow_WM = np.empty((4, 2), np.int32), np.empty((4, 2), np.uint32), np.empty((4, 4), np.int32)
 
     def gathered(start: int, stop: int, place: int, block: int = 0) -> bool:
-        runs, offset_B1 = np.array([[block, start, stop]], np.int64), np.array([place, 4])
-        return bool(kernels.gather(block_14, runs, offset_B1, 2, kernels.GRID, step, none_C, ids_MK, logp_MK, narrow_WM))
+        runs = np.array([[block, start, stop, place]], np.int64)
+        return bool(kernels.gather(block_14, runs, 2, kernels.GRID, step, none_C, ids_MK, logp_MK, narrow_WM))
 
     far = 2**62
     assert gathered(0, 3, 1)
