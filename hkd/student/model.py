@@ -219,20 +219,20 @@ def _units(num_units: int, slots: int) -> str:
 def _below(e: EncoderConfig | SpeechEncoderConfig, student: Student) -> list[str]:
     """The encoder's name, its features, and what stands in front of its layers."""
     if isinstance(e, SpeechEncoderConfig):
+        name = f"{e.name} ({e.architecture}), {e.num_layers} layers × {e.d_model}"
         what = f"{e.num_bins} log-mel bins every 10 ms, as Whisper's, up to {(e.max_frames or 0) / 100:g} s"
         if e.front_end.kind == "wave":
             what = "samples at 16 kHz" + (", each utterance at mean 0 and variance 1" if e.normalise else "")
         frozen = sum(p.numel() for p in student.encoder.parameters() if not p.requires_grad)
-        name, front = f"{e.name} ({e.architecture}), {e.num_layers} layers × {e.d_model}", f"{_short(frozen)} frozen"
-        front = f"frames of 20 ms, two side by side → 40 ms   {front}"
+        front = f"frames of 20 ms, two side by side → 40 ms   {_short(frozen)} frozen"
     else:
+        name = f"Conformer, {e.num_layers} layers × {e.d_model}, {e.num_heads} attention heads, kernel {e.conv_kernel}"
         what = f"{e.num_bins} bins every 10 ms"
         if e.upstream:
             what = f"{e.upstream}, {_short(e.front_end.num_parameters)} frozen: {2 * e.num_bins} values every 20 ms"
         what += ", normalised by the training set's mean and deviation"
-        sizes = f"{e.num_layers} layers × {e.d_model}, {e.num_heads} attention heads, kernel {e.conv_kernel}"
-        name, size = f"Conformer, {sizes}", _short(_count(student.encoder.front))  # type: ignore[arg-type]
-        front = f"two convolutions, one frame in 4 → 40 ms   {size}"
+        assert isinstance(student.encoder, ConformerEncoder)
+        front = f"two convolutions, one frame in 4 → 40 ms   {_short(_count(student.encoder.front))}"
     return [f"student: {name}", f"  features   {what}", f"  front end  {front}"]
 
 

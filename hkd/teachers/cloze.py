@@ -11,7 +11,7 @@
 Shape letters: B sentences, U tower inputs (units, or phones), N positions of all sentences, V inventory, D width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -138,13 +138,13 @@ class UnitLm(nn.Module):
         out: Tensor = self.dropout(self.embedding(input_BU))
         return out
 
-    def _parts(self, batch: UnitBatch) -> list[tuple[Tensor, Tensor]]:
-        """With senones: for each state, the rows of its positions and the ids of its candidates."""
+    def _parts(self, batch: UnitBatch, hidden_ND: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """With senones: for each state the rows of its positions, the ids of its candidates, and their logits there."""
         assert self.senones is not None
-        return [
-            ((batch.state_N == state).nonzero()[:, 0], self.get_buffer(f"unit_{state}"))
-            for state in range(self.senones.num_states)
-        ]
+        for state in range(self.senones.num_states):
+            rows, unit_S = (batch.state_N == state).nonzero()[:, 0], self.get_buffer(f"unit_{state}")
+            logits = nn.functional.linear(hidden_ND[rows], self.output.weight[unit_S], self.output.bias[unit_S])
+            yield rows, unit_S, logits.float()
 
     def loss_sum(self, batch: UnitBatch) -> Tensor:
         """Sum over the positions of −log p(gold | the others), a scalar."""
@@ -152,10 +152,9 @@ class UnitLm(nn.Module):
         if self.senones is None:
             return nn.functional.cross_entropy(self.output(hidden_ND).float(), batch.gold_N, reduction="sum")
         total = hidden_ND.new_zeros((), dtype=torch.float32)
-        for rows, unit_S in self._parts(batch):
-            logits = nn.functional.linear(hidden_ND[rows], self.output.weight[unit_S], self.output.bias[unit_S])
+        for rows, _, logits in self._parts(batch, hidden_ND):
             gold = self.get_buffer("place_V")[batch.gold_N[rows]]
-            total = total + nn.functional.cross_entropy(logits.float(), gold, reduction="sum")
+            total = total + nn.functional.cross_entropy(logits, gold, reduction="sum")
         return total
 
     def logits(self, batch: UnitBatch) -> Tensor:
@@ -165,9 +164,8 @@ class UnitLm(nn.Module):
             out_NV: Tensor = self.output(hidden_ND)
             return out_NV.float()
         out = hidden_ND.new_full((len(hidden_ND), self.num_units), IMPOSSIBLE, dtype=torch.float32)
-        for rows, unit_S in self._parts(batch):
-            part = nn.functional.linear(hidden_ND[rows], self.output.weight[unit_S], self.output.bias[unit_S])
-            out[rows[:, None], unit_S[None, :]] = part.float()
+        for rows, unit_S, logits in self._parts(batch, hidden_ND):
+            out[rows[:, None], unit_S[None, :]] = logits
         return out
 
 
