@@ -10,7 +10,7 @@
 import json
 import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from hkd.labelling.ngram import NGRAM_UNITS, figures, sample, summed, train_ngra
 from hkd.loop import LoopConfig, fit
 from hkd.manifest import Manifest
 from hkd.progress import Progress, no_progress
-from hkd.teachers.base import GIVEN, Teacher
+from hkd.teachers.base import GIVEN
 from hkd.teachers.cloze import DIRECTIONS, UnitLmSizes, make_unit_lm
 from hkd.teachers.unit_lm import (
     CONFIG,
@@ -39,8 +39,7 @@ from hkd.teachers.unit_lm import (
     REPORT,
     SENONES,
     TEXT_READ,
-    load_neural_part,
-    load_ngram_part,
+    load_part,
     read_json,
 )
 from hkd.teachers.unit_lm_senones import SenoneCounts, SenoneMap
@@ -316,7 +315,7 @@ class _Training:
             raise UserError(
                 "an LM needs held-out sentences to be judged on, but there is none. Give more text, or raise `held_out`."
             )
-        ngram = self._sums(folds, judged, load_ngram_part)
+        ngram = self._sums(folds, judged, "ngram")
         enough = min(fold.corpus.num_units for fold in folds) >= NEURAL_UNITS
         is_neural = enough if self.config.neural is None else self.config.neural
         for name, sums in ngram.items():
@@ -324,7 +323,7 @@ class _Training:
             log.info("the n-gram has perplexity %.2f on the %s%s", summed(sums)["perplexity"], name, rest)
         for number, fold in enumerate(folds if is_neural else ()):
             self._fit(fold, number, len(folds))
-        neural = self._sums(folds, judged, load_neural_part) if is_neural else {}
+        neural = self._sums(folds, judged, "neural") if is_neural else {}
         report = self._report(folds, train, self._compare(folds, judged, {"neural": neural, "ngram": ngram}), is_neural=is_neural)
         shutil.copyfile(self.folder / "work" / "cache" / "text-train" / TEXT_READ, self.folder / TEXT_READ)
         report.save(self.folder / REPORT)
@@ -425,13 +424,13 @@ class _Training:
         return {name: chosen for name, chosen in sets.items() if any(chosen)}
 
     def _sums(
-        self, folds: Sequence[_Fold], judged: Mapping[str, list[list[NDArray[np.int32]]]], load: Callable[..., Teacher]
+        self, folds: Sequence[_Fold], judged: Mapping[str, list[list[NDArray[np.int32]]]], kind: str
     ) -> dict[str, list[tuple[float, int, int]]]:
         """For each set, the figures of each fold's part of one kind."""
         whole = json.loads((self.folder / CONFIG).read_text(encoding="utf-8"))
         found: dict[str, list[tuple[float, int, int]]] = {name: [] for name in judged}
         for number, fold in enumerate(folds):
-            teacher = load(fold.folder, config=whole, inventory=self.inventory, name=self.folder.name)
+            teacher = load_part(fold.folder, kind, config=whole, inventory=self.inventory, name=self.folder.name)
             for name, chosen in judged.items():
                 if chosen[number]:
                     found[name].append(figures(teacher, chosen[number]))

@@ -32,6 +32,7 @@ from transformers.utils.generic import ModelOutput
 
 from hkd.errors import HkdError
 from hkd.sparse import TopK
+from hkd.teachers.load import TeacherOptions
 from hkd.teachers.packed import PackedEncoder, on_device
 
 log = logging.getLogger(__name__)
@@ -184,7 +185,7 @@ class RowScorer:
     """A model that scores rows. `budget` is the tokens of a batch; running out of memory halves it."""
 
     def __init__(
-        self, own: OwnForward, tokenizer: Any, *, name: str, budget: int, length: int, ordinary: Tokens, compiled: bool
+        self, own: OwnForward, tokenizer: Any, options: TeacherOptions, *, name: str, length: int, ordinary: Tokens
     ) -> None:
         """`own`: of a model on its device, in evaluation mode; `length`: tokens of the longest row; `ordinary`: ids of tokens that are
         not special. Raises HkdError where no way gives what the model itself gives."""
@@ -200,7 +201,7 @@ class RowScorer:
         texts = trial_texts(ordinary, length)
         self._body, self._output = find_body(self._own, texts[-1])
         of_width = _TOKENS_CPU if self._body is None else min(_TOKENS_CPU, _VALUES_CPU // int(_hidden_of(self._output).shape[-1]))
-        self.budget = budget or (_TOKENS_CUDA if self._kind == "cuda" else of_width)
+        self.budget = options.token_budget or (_TOKENS_CUDA if self._kind == "cuda" else of_width)
         self._packed = None
         if not own.causal and mask_id is not None and self._body is model.base_model:
             self._packed = PackedEncoder.of(self._body, mask_id=mask_id, length=length)
@@ -212,7 +213,7 @@ class RowScorer:
             self._packed = None
         if not self.way.gathered:
             self.budget = min(self.budget, max(1, self._head_bytes // self._vocabulary))
-        if compiled:
+        if options.compile:
             if self._packed is not None:
                 self._packed.compile()
             elif self._body is not None:

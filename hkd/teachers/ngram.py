@@ -306,11 +306,7 @@ def load_ngram(
     check_choice("`given`", given, GIVEN)
     counts, silence, units = None, inventory.silence, len(inventory)
     digests = [digest_of_file(path), inventory.digest, given, tokens]
-    if given == "outside-phone":
-        if counts_path is None:
-            raise UserError(
-                "given 'outside-phone' needs the senones' counts, but there are none. Train the LM with `hkd lm train`."
-            )
+    if counts_path is not None:
         counts = SenoneCounts.load(counts_path)
         if (senones := len(counts.senones.phone_of_V)) != len(inventory):
             raise UserError(f"{counts_path} must be of {len(inventory)} senones, but is of {senones} instead.")

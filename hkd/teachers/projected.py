@@ -213,19 +213,16 @@ class ProjectedTeacher(Teacher):
                 rows += self._rows(read, first, states)
             first += states
         self._ask([q for questions in asked for q in questions if q is not None], rows)
-        return [
-            np.stack([*map(self._row, questions)]) if questions else np.zeros((0, self.num_candidates + 1)) for questions in asked
-        ]
+        return [np.reshape([*map(self._row, questions)], (-1, self.num_candidates + 1)) for questions in asked]
 
     def _row(self, question: Question | None) -> NDArray[np.float64]:
-        out = np.zeros(self.num_candidates + 1)
-        out[-1] = 1.0
+        row = np.zeros(self.num_candidates + 1)
+        row[-1] = 1.0  # all unplaced
         if question is not None:
-            placed_S, left_open = question.answer()
-            total = placed_S.sum() + left_open
-            if total > 0:
-                out[:-1], out[-1] = placed_S / total, left_open / total
-        return out
+            answer = np.append(*question.answer())
+            total = answer[:-1].sum() + answer[-1]
+            row = answer / total if total > 0 else row
+        return row
 
     # ---- reading ----
 

@@ -94,15 +94,7 @@ class TransformerTeacher(Teacher):
             trained_on_transcripts="unknown",
         )  # fmt: skip
         super().__init__(inventory=UnitInventory(level=SUBWORD, symbols=self._symbols()), info=info)
-        self._scorer = RowScorer(
-            self._own,
-            tokenizer,
-            name=name,
-            budget=options.token_budget,
-            length=length,
-            ordinary=ordinary,
-            compiled=options.compile,
-        )
+        self._scorer = RowScorer(self._own, tokenizer, options, name=name, length=length, ordinary=ordinary)
         self.shards_at_once = self._scorer.shards_at_once
 
     @property
@@ -311,14 +303,13 @@ class TransformerTeacher(Teacher):
         """The units, −1 for special ones (an unknown word is no gold unit)."""
         return np.where(np.isin(unit_U, list(self._special)), NO_GOLD, unit_U)
 
-    def _windows(
-        self, token_W: Tokens, at_S: Tokens, to_S: Tokens, room: int, *, aim: float = 0.5
-    ) -> Iterator[tuple[Tokens, Tokens, Tokens]]:
+    def _windows(self, token_W: Tokens, at_S: Tokens, to_S: Tokens, *, aim: float) -> Iterator[tuple[Tokens, Tokens, Tokens]]:
         """Cut a text into windows of at most `room` tokens: (tokens, places of scored positions, result rows).
 
         One window where all fits; else windows that overlap by half, each position scored where it stands nearest to the share `aim`
-        of the window: the middle for teachers that look both ways.
+        of the window.
         """
+        room = self.room
         if len(token_W) <= room:
             yield token_W, at_S, to_S
             return
@@ -352,23 +343,19 @@ class TransformerTeacher(Teacher):
         """Per sentence the rows of all its positions: the top k, or k draws (selection "sample", decided by the texts alone)."""
         check_setting("k", k, "be at least 1", k >= 1)
         rows = [row for text in self._texts(sentences) for row in self._rows(*text)]
-        choose = self._selection(sentences, k, temperatures, selection)
+        choose = self._selection(sentences, selection, k, temperatures=temperatures, exclude_V=self._exclude_V)
         if not rows:
             return [choose(torch.zeros((0, self._vocabulary)), np.zeros(0, np.int64), np.zeros(0, np.int64)) for _ in sentences]
         scored, to = self._scorer.score(rows, choose)
         return cut_rows(scored[np.argsort(to)], sentences)
 
-    def _selection(self, sentences: Sequence[Sentence], k: int, temperatures: Sequence[float], selection: str) -> Choose:
+    def _selection(self, sentences: Sequence[Sentence], selection: str, k: int, **given: Any) -> Choose:
         """What makes rows of logits, given each row's gold unit and its place among all positions."""
         check_choice("selection", selection, SELECTIONS)
         if selection == "topk":
-            return lambda logits_MV, gold_M, to_M: select_topk(
-                logits_MV, torch.from_numpy(gold_M), k=k, temperatures=temperatures, exclude_V=self._exclude_V
-            )
-        uniform_NK = torch.from_numpy(np.concatenate([np.zeros((0, k)), *(_uniform(s, k) for s in sentences)]))
-        return lambda logits_MV, gold_M, to_M: select_sample(
-            logits_MV, torch.from_numpy(gold_M), uniform_NK[to_M], temperatures=temperatures, exclude_V=self._exclude_V
-        )
+            return lambda logits_MV, gold_M, _: select_topk(logits_MV, torch.from_numpy(gold_M), k=k, **given)
+        drawn_NK = torch.from_numpy(np.concatenate([np.zeros((0, k)), *(_uniform(s, k) for s in sentences)]))
+        return lambda logits_MV, gold_M, to_M: select_sample(logits_MV, torch.from_numpy(gold_M), drawn_NK[to_M], **given)
 
 
 def _dense(rows: TopK, size: int) -> NDArray[np.float64]:
@@ -397,7 +384,7 @@ class MaskedTeacher(TransformerTeacher):
     def _rows(self, token_W: Tokens, at_S: Tokens, to_S: Tokens) -> Iterator[Row]:
         """Exact: a row a position. `mask_every` m: row r masks the places n ≡ r (mod m) of the window and scores those that are asked for."""
         first, every = len(self._begin), self._options.mask_every
-        for window_W, at_M, to_M in self._windows(token_W, at_S, to_S, self.room):
+        for window_W, at_M, to_M in self._windows(token_W, at_S, to_S, aim=0.5):
             token_L = np.concatenate([self._begin, window_W, self._end])
             at_M = at_M + first
             gold_M = self._gold(token_L[at_M])
@@ -449,7 +436,7 @@ class CausalTeacher(TransformerTeacher):
         """A row a window; position n is scored by the output one place to its left, the first one by that of the start token."""
         none = np.zeros(0, np.int64)
         read_W = token_W[: int(at_S.max()) + 1]  # what follows the last scored position is not needed
-        for window_W, at_M, to_M in self._windows(read_W, at_S, to_S, self.room, aim=0.75):
+        for window_W, at_M, to_M in self._windows(read_W, at_S, to_S, aim=0.75):
             token_L = np.concatenate([self._begin, window_W])
             at_M = at_M + len(self._begin)
             yield Row(token_L[: int(at_M.max())], none, at_M - 1, self._gold(token_L[at_M]), to_M)

@@ -25,13 +25,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from hkd.errors import UserError, check_setting
+from hkd.errors import UserError
 from hkd.files import digest_of, digest_of_file
 from hkd.sparse import TopK
 from hkd.teachers.base import Sentence, Teacher, TeacherInfo, cut_rows
 from hkd.teachers.cloze import UnitLm, UnitLmSizes, collate
-from hkd.teachers.ngram import NGramTeacher, load_ngram
-from hkd.teachers.unit_lm_senones import SenoneCounts, SenoneMap
+from hkd.teachers.ngram import load_ngram
+from hkd.teachers.unit_lm_senones import SenoneCounts
 from hkd.topk import select_topk
 from hkd.units.inventory import UnitInventory
 
@@ -160,25 +160,22 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def load_unit_lm(folder: Path, *, device: str = "cpu", prefer: str | None = None) -> Teacher:
-    """The teacher of a folder that `hkd lm train` made: by its report's verdict, or as `prefer` says (neural | ngram).
+def load_unit_lm(folder: Path, *, device: str = "cpu") -> Teacher:
+    """The teacher of a folder that `hkd lm train` made, by its report's verdict.
 
     Raises UserError where the folder is none, not finished, or of a newer format.
     """
     config = read_json(folder / CONFIG)
     if config.get("hkd_lm") != FORMAT:
         raise UserError(f"{folder} must be a unit LM of format {FORMAT}, but is of {config.get('hkd_lm')} instead. Update hkd.")
-    check_setting("`prefer`", f"'{prefer}'", "be neural or ngram", prefer in (None, "neural", "ngram"))
     report = read_json(folder / REPORT)
     inventory = UnitInventory.load(folder / INVENTORY)
     given: dict[str, Any] = {"config": config, "inventory": inventory, "name": folder.name, "device": device}
-    load = load_neural_part if (prefer or report["teacher"]) == "neural" else load_ngram_part
-    if prefer == "neural" and not report.get("steps", 1):
-        raise UserError(f"{folder} must have a neural LM, but has an n-gram alone. Run `hkd lm train --set neural=true`.")
+    kind = report["teacher"]
     if config["transcripts"] == "none":
-        teacher: UnitLmTeacher | NGramTeacher | CrossFitTeacher = load(folder, **given)
+        teacher = load_part(folder, kind, **given)
     else:
-        parts = [load(folder / f"fold-{fold}", **given) for fold in range(int(config["folds"]))]
+        parts = [load_part(folder / f"fold-{fold}", kind, **given) for fold in range(int(config["folds"]))]
         if config["identity"].get("folds_by") != "text":
             raise UserError(
                 f"{folder} was made by an earlier hkd, whose folds are of utterances, not of texts. Run `hkd lm train --overwrite`."
@@ -195,13 +192,18 @@ def load_unit_lm(folder: Path, *, device: str = "cpu", prefer: str | None = None
     return teacher
 
 
-def load_neural_part(
-    part: Path, *, config: dict[str, Any], inventory: UnitInventory, name: str, device: str = "cpu"
-) -> UnitLmTeacher:
-    """The neural LM of a folder or of one of its folds."""
-    given = str(config["given"])
-    senones: SenoneMap | None = SenoneCounts.load(part / SENONES).senones if given == "outside-phone" else None
-    model = UnitLm(UnitLmSizes(**config["sizes"]), num_units=len(inventory), direction=str(config["direction"]), senones=senones)
+def load_part(
+    part: Path, kind: str, *, config: dict[str, Any], inventory: UnitInventory, name: str, device: str = "cpu"
+) -> Teacher:
+    """The LM of a folder or of one of its folds: `neural`, or `ngram`, which always runs on the CPU."""
+    given, direction = str(config["given"]), str(config["direction"])
+    trained = "no" if config["transcripts"] == "none" else "cross-fitted"
+    counts = part / SENONES if given == "outside-phone" else None
+    if kind == "ngram":
+        known = {"tokens": "id", "name": name, "trained_on_transcripts": trained}
+        return load_ngram(part / NGRAM, inventory=inventory, given=given, counts_path=counts, **known)
+    senones = SenoneCounts.load(counts).senones if counts else None
+    model = UnitLm(UnitLmSizes(**config["sizes"]), num_units=len(inventory), direction=direction, senones=senones)
     try:
         model.load_state_dict(load_file(part / MODEL))
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
@@ -209,25 +211,10 @@ def load_neural_part(
         raise UserError(f"{part / MODEL} must hold this LM's weights, but cannot be read ({first}). Train it anew.") from None
     info = TeacherInfo(
         name=name,
-        kind=str(config["direction"]),
+        kind=direction,
         direction="left" if given == "left" else "both",
         digest=digest_of([digest_of_file(part / MODEL), inventory.digest, given]),
         given=given,
-        trained_on_transcripts="no" if config["transcripts"] == "none" else "cross-fitted",
+        trained_on_transcripts=trained,
     )
     return UnitLmTeacher(model, inventory=inventory, info=info, device=device)
-
-
-def load_ngram_part(
-    part: Path, *, config: dict[str, Any], inventory: UnitInventory, name: str, device: str = "cpu"
-) -> NGramTeacher:
-    """The n-gram of a folder or of one of its folds; it always runs on the CPU."""
-    return load_ngram(
-        part / NGRAM,
-        inventory=inventory,
-        given=str(config["given"]),
-        counts_path=part / SENONES if config["given"] == "outside-phone" else None,
-        tokens="id",
-        name=name,
-        trained_on_transcripts="no" if config["transcripts"] == "none" else "cross-fitted",
-    )

@@ -60,7 +60,7 @@ def test_counted_operations_are_those_that_torch_sees(teacher_folder: Folder, ki
     unit_U = np.resize(teacher.encode(WORDS.split())[0], 40)
     [text] = teacher._texts([Sentence(id="a", unit_U=unit_U, word_U=unit_U)])
     rows = list(teacher._rows(*text))
-    choose = teacher._selection([], 4, (), "topk")
+    choose = teacher._selection([], "topk", 4)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         teacher._scorer._score_unit(rows, choose)
     seen = counter.get_total_flops()
