@@ -93,10 +93,8 @@ class FeatureCache:
         return values.reshape(-1, self._num_bins)
 
     def fill(self, compute: Compute, *, workers: int = 0) -> int:
-        """Make the files that are not there, in `workers` processes (0: this one); gives how many were missing.
-
-        Raises UserError for sound that cannot be read, HkdError where the disk is full.
-        """
+        """Make the files that are not there, in `workers` processes (0: this one); gives how many were missing. Raises UserError for sound that
+        cannot be read, HkdError where the disk is full."""
         todo = [shard for shard in self._shards if _read(shard) is None]
         Random().shuffle(todo)  # by the system's own randomness: runs that begin together do not make the same files
         if not todo:
@@ -147,13 +145,10 @@ def _read(shard: _Shard) -> pa.Table | None:
 
 
 class FeatureSource:
-    """Features of utterances at a speed, from disk or memory where they are there. What is kept does not change what is given.
-
-    `max_bytes` bounds what is kept in memory; the longest unused goes first. With noise nothing is kept.
-    """
+    """Features of utterances at a speed, from disk or memory where they are there. What is kept does not change what is given."""
 
     def __init__(self, *, front_end: FrontEnd | None = None, max_bytes: int = 1 << 30, cache: FeatureCache | None = None) -> None:
-        """cache: features on disk, filled; they are not kept in memory."""
+        """max_bytes: kept in memory; the longest unused goes first. cache: features on disk, filled; they are not kept in memory."""
         self.front_end, self._max_bytes, self._cache = front_end or FrontEnd(), max_bytes, cache
         self._kept: OrderedDict[tuple[str, float], Features] = OrderedDict()
         self._bytes, self._lock = 0, threading.Lock()

@@ -42,7 +42,7 @@ FILES = ["config.json", PREPROCESSOR, "model*.safetensors", "model.safetensors.i
 
 
 def local_encoder(name: str, setting: str = "encoder.name") -> Path:
-    """The folder of an encoder: itself, or the hub's files in its own cache, fetched where they are missing. `setting` names the setting in errors.
+    """The folder of an encoder, or of the hub's files in its cache, fetched where they are missing. `setting` is its name in errors.
 
     Raises UserError where it holds no safetensors, HkdError where the hub cannot be reached.
     """
@@ -90,10 +90,7 @@ def _stamps(folder: Path, *patterns: str) -> Stamps:
 
 
 def open_config(name: str, setting: str = "encoder.name") -> Any:
-    """transformers' configuration of an encoder, not to be written to.
-
-    Raises UserError where it is none of ARCHITECTURES, or has frames of another length.
-    """
+    """transformers' configuration of an encoder, not to be written to. Raises UserError for other architectures and frames of another length."""
     folder = local_encoder(name, setting)
     return _read_config(name, folder, setting, _stamps(folder, "config.json"))
 
@@ -134,14 +131,11 @@ def check_length(num_rows: int, limit: int | None) -> None:
 
 
 def load_encoder(name: str, config: Any, setting: str = "encoder.name") -> nn.Module:
-    """The encoder with its weights in float32, of Whisper without its decoder, built by `config`.
-
-    Raises UserError where it lacks some, HkdError where they cannot be read.
-    """
+    """The encoder with its weights in float32, of Whisper without its decoder, built by `config`. Raises HkdError where it lacks some."""
     folder, part = local_encoder(name, setting), ""
     kind: Any = "AutoModel"
     if config.model_type == WHISPER:
-        if json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") == ["WhisperEncoder"]:
+        if open_config(name, setting).architectures == ["WhisperEncoder"]:
             from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
             kind = WhisperEncoder
@@ -214,10 +208,7 @@ class Upstream:
 
     @torch.no_grad()
     def __call__(self, read_TF: NDArray[np.float32]) -> NDArray[np.float32]:
-        """What the encoder's own front end gives for an utterance (Whisper's log-mel, or rows of samples), T rows → its values, T rows.
-
-        Raises UserError for an utterance longer than the encoder can read.
-        """
+        """T rows of the encoder's own front end (Whisper's log-mel, or samples) → its values, T rows. Raises UserError for too long a sound."""
         num_rows = len(read_TF)
         check_length(num_rows, self.max_rows)
         num_frames = -(-num_rows // ROWS)

@@ -1,8 +1,8 @@
 """What a student is made of: encoder, main output, heads. Plain values, so that TOML and JSON carry them.
 
-- Sizes left at 0 (dropout and kernel too, where negative or 0) come from the preset; a size that is given wins over it.
+- Sizes left at 0 come from the preset; a size that is given wins over it.
 - Layers count from 1: a tap n reads the output of layer n.
-- The encoder is hkd's own Conformer, or one of transformers that is named; that one brings its sizes along.
+- The encoder is hkd's own Conformer, or a named one of transformers, which brings its sizes.
 - A head with `slots` slots emits that many distributions for each encoder frame of 40 ms: 4 for senones (10 ms each).
 """
 
@@ -29,7 +29,7 @@ PRESETS["custom"] = PRESETS["xs"]  # what a custom encoder leaves open
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncoderConfig:
-    """Conformer sizes, or the name of another encoder. `preset` xs (about 2 M parameters) | s (10 M) | m (30 M) | custom; a size of 0 is the preset's own."""
+    """Conformer sizes, or the name of another encoder."""
 
     name: str = ""  # a speech encoder of transformers: a hub name or a folder. All else but dropout is then its own
     preset: str = "custom"  # xs (2 M parameters) | s (10 M) | m (30 M) | custom; a size of 0 is the preset's own

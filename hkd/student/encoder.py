@@ -87,7 +87,7 @@ def rotary_tables(num_frames: int, width: int, *, device: torch.device) -> Rotar
 
 
 class RotaryAttention(nn.Module):
-    """Multi-headed self-attention with rotary positions; keys past the end are hidden."""
+    """x_BTD → its update: multi-headed self-attention with rotary positions; keys past the end are hidden."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -97,7 +97,6 @@ class RotaryAttention(nn.Module):
         self.out = nn.Linear(config.d_model, config.d_model)
 
     def forward(self, x_BTD: Tensor, rotary: Rotary, key_mask_B11T: Tensor) -> Tensor:
-        """x_BTD → its update of the same shape."""
         b, t, d = x_BTD.shape
         qkv_BT3HE = self.qkv(self.norm(x_BTD)).view(b, t, 3, self.num_heads, d // self.num_heads)
         cos, sin = (table_TE[:, None, None, :].to(qkv_BT3HE.dtype) for table_TE in rotary)
@@ -110,7 +109,7 @@ class RotaryAttention(nn.Module):
 
 
 class ConvModule(nn.Module):
-    """The Conformer's convolution: gated, depthwise over time, normalised per frame; frames past the end are zeroed before it."""
+    """x_BTD → its update: the Conformer's convolution, gated, depthwise over time, normalised per frame; zeros past the end."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -123,7 +122,6 @@ class ConvModule(nn.Module):
         self.out = nn.Linear(d, d)
 
     def forward(self, x_BTD: Tensor, valid_BT1: Tensor) -> Tensor:
-        """x_BTD → its update of the same shape."""
         y_BTD = F.glu(self.gate(self.norm(x_BTD)), dim=-1) * valid_BT1
         y_BD1T = y_BTD.transpose(1, 2)[:, :, None, :]  # channels-last in memory: no copy
         weight_D11K = self.depthwise.weight[:, :, None, :]
@@ -132,7 +130,7 @@ class ConvModule(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """LayerNorm, widen, SiLU, narrow."""
+    """x_BTD → its update: LayerNorm, widen, SiLU, narrow."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -141,7 +139,6 @@ class FeedForward(nn.Module):
         self.narrow = nn.Linear(config.ff_factor * config.d_model, config.d_model)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        """x_BTD → its update of the same shape."""
         return torch.as_tensor(self.narrow(F.silu(self.wide(self.norm(x_BTD)))))
 
 
@@ -181,11 +178,9 @@ class ConformerEncoder(nn.Module):
         seed_B: Sequence[int] | None = None,
         condition: Mapping[int, Condition] | None = None,
     ) -> tuple[Tensor, Tensor, dict[int, Tensor]]:
-        """x_BTF (normalised), length_B in 10 ms frames, taps as layers counted from 1, seed_B of each utterance's dropout in training.
-
-        Without seed_B, training takes seeds from torch's default generator. condition: by layer. Gives the top layer's x_BTD, the lengths in
-        encoder frames, and tap → the layer's own x_BTD. Values past an utterance's end are finite and mean nothing.
-        """
+        """x_BTF (normalised), length_B in 10 ms frames, taps as layers counted from 1, seed_B of each utterance's dropout in training (default:
+        drawn from torch's generator), condition by layer. Gives the top layer's x_BTD, the lengths in encoder frames, and tap → the layer's
+        own x_BTD. Values past an utterance's end are finite and mean nothing."""
         valid_BT = valid_frames(length_B, x_BTF.shape[1])
         x_BTD = self.front(x_BTF.masked_fill(~valid_BT[:, :, None], 0.0), length_B)
         drop = self.drops(x_BTD, seed_B)

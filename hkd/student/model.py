@@ -1,12 +1,10 @@
 """The student: features → main output, and the heads that teach its layers and are dropped at export.
 
-- A head that conditions stays: its posteriors (softmax, the mean of a frame's slots) are projected to the model's width and added to its layer's
-  output, which the layers above read (Nozaki & Komatsu 2021, arXiv 2104.02724). So what was heard is an input of theirs, which text can supply.
-- Global mean and deviation of the features are buffers of the model, so an export needs nothing else (0 and 1 where an encoder's features are
-  normalised already).
-- Encoder and main output are built before the heads, and those before the projections: with one seed, a student begins from the same weights
-  whatever heads it has.
-- Teachers have no place here: their labels are numbers in a batch.
+- A head that conditions stays: its posteriors (softmax, the mean of a frame's slots) are projected to the model's width and added to its
+  layer's output, which the layers above read (Nozaki & Komatsu 2021, arXiv 2104.02724). Text can supply such posteriors, too.
+- Global mean and deviation of the features are buffers of the model (0 and 1 where an encoder's features are normalised already).
+- Encoder and main output are built before the heads, and those before the projections: with one seed, a student begins from the same
+  weights whatever heads it has.
 """
 
 from collections.abc import Mapping, Sequence
@@ -159,7 +157,7 @@ class Student(nn.Module):
 
 
 def export_student(student: Student) -> Student:
-    """A copy without heads but those that condition, on the same device, in eval mode: what inference runs; without any, the `none` objective's student."""
+    """What inference runs: a copy in eval mode, on the same device, whose only heads are those that condition."""
     kept = Student(replace(student.config, heads=tuple(head for head in student.config.heads if head.condition)))
     state = student.state_dict()
     kept.load_state_dict({name: state[name] for name in kept.state_dict()})
@@ -173,10 +171,8 @@ def posteriors_of(logits_BSV: Tensor, slots: int) -> Tensor:
 
 
 # Output layers: model frames → logits.
-# - A head with one slot is LayerNorm and a linear layer.
-# - A head with several slots a frame gives each slot its own projection D → slots × d_head and shares one output matrix d_head × V: a
-#   senone sounds the same in each 10 ms, only what the frame says of that moment differs. With V = 5,126 and D = 144 that is
-#   0.83 M parameters instead of 2.97 M, and no slower: the output matrix is applied to every slot either way.
+# - A head with several slots a frame gives each slot its own projection D → slots × d_head and shares one output matrix d_head × V. With
+#   V = 5,126 and D = 144 that is 0.83 M parameters instead of 2.97 M, and no slower: the matrix is applied to every slot either way.
 #
 # Shape letters: B utterances, T encoder frames, S = T · slots slots, M chosen slots, D model width, V units.
 

@@ -1,12 +1,11 @@
 """Speech encoders of transformers as a student's encoder: wav2vec 2.0, HuBERT, WavLM and their kin, and Whisper's.
 
-- Weights are safetensors, no code comes with them. What stands in front of the layers (convolutions, positions) is frozen; the layers learn.
+- What stands in front of the layers (convolutions, positions) is frozen; the layers learn. Layers are not dropped, nor latent frames masked.
 - Their frames are 20 ms. Two of them side by side are one encoder frame of 40 ms, so that slots, labels and lengths are those of any student.
-- An utterance's output depends on nothing but its own sound. Convolutions over samples read its 40 ms frames padded with zeros (by
-  `timebase.covering_samples`); where they are followed by a group norm over time (wav2vec2-base, hubert-base), which transformers computes
-  over the padding too, its mean and variance are those of the utterance's own frames: what transformers gives for it alone.
-  Whisper always reads its full 30 s, silence after the end, and knows no padding.
-- Taps are the layers' outputs, before a final norm where there is one. Layers are not dropped, nor latent frames masked: SpecAugment comes from hkd.
+- An utterance's output depends on nothing but its own sound. Convolutions over samples read its 40 ms frames padded with zeros. A group norm
+  over time after them (wav2vec2-base, hubert-base) takes mean and variance of the utterance's own frames, where transformers takes the
+  padding too. Whisper always reads its full 30 s, silence after the end, and knows no padding.
+- Taps are the layers' outputs, before a final norm where there is one.
 
 Shape letters: B utterances, S samples, C channels, T frames, F values a frame, D model width.
 """
@@ -86,12 +85,8 @@ class SpeechEncoder(nn.Module):
     def forward(
         self, x_BTF: Tensor, length_B: Tensor, taps: Collection[int], seed_B: Sequence[int] | None = None
     ) -> tuple[Tensor, Tensor, dict[int, Tensor]]:
-        """x_BTF as the config's front end gives it, length_B in 10 ms frames, taps as layers counted from 1; seed_B is not read: dropout
-        within transformers draws from torch's generator.
-
-        Gives the top's x_BTD (D is `d_out`), the lengths in encoder frames of 40 ms, and tap → x_BTD. Values past an utterance's end
-        are finite and mean nothing. Raises UserError for an utterance longer than the encoder can read.
-        """
+        """As `ConformerEncoder.forward`, with x_BTF as the config's front end gives it; D is `d_out`. seed_B is not read: dropout within
+        transformers draws from torch's generator. Raises UserError for an utterance longer than the encoder can read."""
         del seed_B
         seen: dict[int, Tensor] = {}
         num_frames = -(-x_BTF.shape[1] // SUBSAMPLING)

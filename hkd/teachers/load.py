@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hkd.arpa import is_arpa
-from hkd.errors import HkdError, UserError, check_choice, check_setting
+from hkd.errors import HkdError, MissingPackageError, UserError, check_choice, check_setting
 from hkd.pretrained import check_folder, choose_device, load_config, load_model, load_tokenizer, local_folder
 from hkd.units.inventory import UnitInventory
 
@@ -290,9 +290,7 @@ def _prepare_gguf() -> None:
     try:
         importlib.import_module("gguf")
     except ImportError:
-        raise HkdError(
-            "reading GGUF files needs the package gguf, which is not installed. Run: pip install 'hkd[gguf]'"
-        ) from None
+        raise MissingPackageError("gguf", "gguf", "reading GGUF files") from None
     reading: Any = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
     reading.tqdm = partial(reading.tqdm, disable=True)
 

@@ -57,16 +57,12 @@ class NGram:
             )
         self._orders = list(orders)
         self._indices: dict[tuple[int, int], tuple[Ints, Ints]] = {}
-        self._unigram = self._unigram_with_floor()
-
-    def _unigram_with_floor(self) -> Floats:
-        """log p(unit) without history; what the n-gram lacks or gives a probability of 0 has half that of its rarest unit."""
         logp = np.full(self._radix, -np.inf)
-        first = self._orders[0]
-        logp[first.ids_Mn[:, 0]] = first.logp_M
+        logp[orders[0].ids_Mn[:, 0]] = orders[0].logp_M
         possible = logp > ZERO * math.log(10)
-        floor = float(logp[: self.num_units][possible[: self.num_units]].min(initial=0.0)) - math.log(2)
-        return np.where(possible, logp, floor)
+        # what the n-gram lacks or gives a probability of 0 has half that of its rarest unit
+        floor = float(logp[:num_units][possible[:num_units]].min(initial=0.0)) - math.log(2)
+        self._unigram = np.where(possible, logp, floor)
 
     def _pack(self, ids_Nn: Ints) -> Ints:
         key = np.zeros(len(ids_Nn), np.int64)
@@ -164,7 +160,7 @@ class NGramTeacher(Teacher):
         if (info.given == "outside-phone") != (counts is not None):
             raise ValueError("counts of senones go with given='outside-phone', and only with it")
         super().__init__(inventory=inventory, info=info)
-        self._ngram, self._counts = ngram, counts
+        self._ngram, self._counts, self._at_once = ngram, counts, max(1, _CELLS // len(inventory))
         self._allowed_V = np.ones(len(inventory), np.bool_) if allowed_V is None else allowed_V
 
     def logits(self, sentences: Sequence[NDArray[np.int32]]) -> Iterator[Floats]:
@@ -173,9 +169,8 @@ class NGramTeacher(Teacher):
         if not pieces:
             return
         columns = [np.concatenate(column) for column in zip(*pieces, strict=True)]
-        rows = max(1, _CELLS // len(self.inventory))
-        for start in range(0, len(columns[0]), rows):
-            yield self._rows(*(column[start : start + rows] for column in columns))
+        for start in range(0, len(columns[0]), self._at_once):
+            yield self._rows(*(column[start : start + self._at_once] for column in columns))
 
     def _inputs(self, unit_U: NDArray[np.int32]) -> tuple[Ints, ...]:
         if self._counts is None:
@@ -199,13 +194,10 @@ class NGramTeacher(Teacher):
     def score(self, sentences: Sequence[Sentence], *, k: int, temperatures: Sequence[float] = ()) -> list[TopK]:
         """Per sentence the top-k rows of all its positions, in order."""
         gold_N = torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *(s.unit_U.astype(np.int64) for s in sentences)]))
-        parts, start = [], 0
-        for rows_NV in self.logits([s.unit_U for s in sentences]):
-            gold = gold_N[start : start + len(rows_NV)]
-            parts.append(select_topk(torch.from_numpy(rows_NV), gold, k=k, temperatures=temperatures))
-            start += len(gold)
-        if not parts:
+        if not len(gold_N):
             return [TopK.empty(min(k, len(self.inventory)), len(temperatures)) for _ in sentences]
+        chunks = zip(self.logits([s.unit_U for s in sentences]), torch.split(gold_N, self._at_once), strict=True)
+        parts = [select_topk(torch.from_numpy(rows), gold, k=k, temperatures=temperatures) for rows, gold in chunks]
         return cut_rows(TopK.concatenate(parts), sentences)
 
 

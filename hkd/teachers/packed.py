@@ -89,9 +89,8 @@ class PackedEncoder:
         square = self._width**2
         layer = sum(module.weight.numel() for module in self._layers[0].modules() if isinstance(module, torch.nn.Linear))
         full = len(self._layers) - 1
-        all_tokens = float(length_R.sum()) * (
-            full * layer - 3 * square + 2 * square
-        )  # without the first layer's three, and the last's two
+        # without the three matrices of the first layer, with the two of the last
+        all_tokens = float(length_R.sum()) * (full * layer - 3 * square + 2 * square)
         attended = full * float((length_R**2).sum()) + float((length_R * asked_R).sum())
         return float(2 * (all_tokens + float(asked_R.sum()) * (layer - 2 * square)) + 4 * self._width * attended)
 

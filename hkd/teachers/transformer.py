@@ -225,12 +225,10 @@ class TransformerTeacher(Teacher):
     def _symbols(self) -> tuple[str, ...]:
         tokens: list[str | None] = self._tokenizer.convert_ids_to_tokens(list(range(min(self._vocabulary, len(self._tokenizer)))))
         tokens += [None] * (self._vocabulary - len(tokens))
-        first: dict[str | None, int] = {}
+        symbols: dict[str, int] = {}  # each once
         for number, token in enumerate(tokens):
-            first.setdefault(token, number)
-        return tuple(
-            token if token is not None and first[token] == number else f"<unused {number}>" for number, token in enumerate(tokens)
-        )
+            symbols[f"<unused {number}>" if token is None or token in symbols else token] = number
+        return tuple(symbols)
 
     def _model_length(self) -> int:
         """Tokens that the model takes at once, special ones included: as its config says, and its tables of positions have room."""

@@ -60,10 +60,9 @@ class SenoneCounts:
     def __init__(self, senones: SenoneMap, *, lrs_M3: Ints, count_M: Floats, prior: float = 1.0) -> None:
         self.senones, self.prior = senones, prior
         self._radix = senones.num_phones + 2
-        self._lrs_M3, self._count_M = lrs_M3, count_M
-        key = lrs_M3[:, 0] * self._radix + lrs_M3[:, 1]
-        order = np.argsort(key, kind="stable")
-        self._key_M, self._unit_M, self._weight_M = key[order], lrs_M3[order, 2], count_M[order]
+        key_M = lrs_M3[:, 0] * self._radix + lrs_M3[:, 1]
+        order = np.argsort(key_M, kind="stable")
+        self._key_M, self._lrs_M3, self._count_M = key_M[order], lrs_M3[order], count_M[order]
         group = senones.phone_of_V * senones.num_states + senones.state_of_V
         self._num_groups = senones.num_phones * senones.num_states
         self._group_V = group
@@ -89,7 +88,7 @@ class SenoneCounts:
         """log p(senone | phones outside), (N, V), from log P(phone | phones outside) and the phones beside; one per state's number."""
         key_N = left_N * self._radix + right_N
         row, entry = pairs(self._key_M, key_N)
-        unit, weight = self._unit_M[entry], self._weight_M[entry]
+        unit, weight = self._lrs_M3[entry, 2], self._count_M[entry]
         num_units = len(self._group_V)
         seen_NV = np.zeros((len(key_N), num_units))
         seen_NV[row, unit] = weight
