@@ -1,8 +1,10 @@
 """The Python API: names, labels on frames of any encoder, stores of one's own teacher, spawned workers, lhotse."""
 
+import importlib.metadata
 import multiprocessing
 import operator
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -289,3 +291,44 @@ def test_a_table_of_a_projects_labels_has_their_times(
         assert row["unit"] == found.unit_U.tolist()
         assert row["start_s"] == found.start_s_U.tolist()
         assert row["stop_s"] == found.stop_s_U.tolist()
+
+
+LEAN = ("numpy", "numba", "pyarrow", "torch", "zstandard", "regex", "filelock", "soundfile", "soxr", "sentencepiece")
+LABELS_ALONE = """
+import sys
+from importlib.abc import MetaPathFinder
+
+class Only(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name in sys.argv[4].split(","):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Only())
+import hkd, torch
+project = hkd.open_project(sys.argv[1])
+labels = project.frame_labels(sys.argv[2], [sys.argv[3]], num_frames=[50], frame_shift_ms=20.0)
+num_units = len(project.stores[sys.argv[2]].spec.inventory)
+logits = torch.zeros(1, 50, num_units, requires_grad=True)
+hkd.losses.sparse_kl(logits[labels.batch_M, labels.frame_M], **labels.teacher).mean().backward()
+"""
+
+
+def test_labels_and_losses_need_few_packages(labelled: Path, project: hkd.Project):
+    """What docs/reference/api.md installs is enough: all other packages of this environment are out of reach."""
+    name = aligned_ids(project)[0]
+    kept, waiting = {"hkd"}, list(LEAN)
+    while waiting:
+        package = waiting.pop()
+        if package not in kept:
+            kept.add(package)
+            needed = [text for text in importlib.metadata.requires(package) or [] if "extra ==" not in text]
+            waiting += [re.split(r"[^\w.-]", text)[0] for text in needed]
+    kept = {package.lower().replace("_", "-") for package in kept}
+    owners = importlib.metadata.packages_distributions()
+    barred = [m for m, packages in owners.items() if not kept & {p.lower().replace("_", "-") for p in packages}]
+    assert {"transformers", "torchaudio", "typer", "zarr"} <= set(barred)
+    for level in ("senone", "subword"):
+        command = [sys.executable, "-c", LABELS_ALONE, str(labelled), level, name, ",".join(barred)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+    assert f"pip install {' '.join(LEAN)}" in (Path(__file__).parents[1] / "docs/reference/api.md").read_text()
