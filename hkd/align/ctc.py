@@ -137,7 +137,8 @@ class CtcSource(Source):
         score = float(logp_TV[np.arange(len(path_T)), _classes(unit_U, self._model.blank)[path_T]].mean())
         if score < self._config.min_score:
             raise FailureError(
-                f"the mean log-probability a frame is {score:.1f}, below {self._config.min_score:g}: the transcript is not what was spoken"
+                f"its transcript is not what was spoken: the mean log-probability a frame is {score:.1f}, below "
+                f"{self._config.min_score:g} (min_score)"
             )
         frame_s = len(wave_S) / SAMPLE_RATE_HZ / len(path_T)
         times = word_times(path_T, word_U, frame_s=frame_s)

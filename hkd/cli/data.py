@@ -136,7 +136,7 @@ def tie(
 
     here = project()
     table = with_options(here.table("tie"), assignments, "tie", num_senones=num_senones)
-    num_asked = build(TieConfig, table, where="[tie]").num_senones
+    asked = build(TieConfig, table, where="[tie]")
     with progress_bar("tie") as progress:
         report = stages.tie(here, table, overwrite=overwrite, progress=progress)
 
@@ -144,8 +144,8 @@ def tie(
         lines = [
             f"{value['senones']} senones of {value['phones']} phones, by {value['hours']:g} hours; {value['utterances']} utterances"
         ]
-        if value["senones"] < num_asked:
-            lines.append(f"Fewer than {num_asked}: each must have enough frames (min_frames).")
+        if value["senones"] < asked.num_senones:
+            lines.append(f"Fewer than {asked.num_senones}: each must have {asked.min_frames} frames of 10 ms (min_frames).")
         return "\n".join([*lines, *(f"  {name}: {reason}" for name, reason in value["failed"].items())])
 
     emit(asdict(report), json_, render)

@@ -110,13 +110,12 @@ def _render(report: dict[str, Any]) -> str:
     if not report["shards_done"]:
         done = f"{report['store']}: all {report['shards']} shards are there and match; nothing to do."
     else:
-        share = {name: value for name, value in report["seconds"].items() if name != "total"}
-        phases = ", ".join(f"{name} {value:.1f} s" for name, value in share.items())
         done = (
             f"{report['store']}: {report['positions']:,} positions of {report['utterances']:,} utterances by {report['teacher']} "
-            f"in {report['seconds']['total']:.1f} s ({report['positions_per_s']:.0f} positions/s; {phases}; "
-            f"{report['scored_positions']:,} scored, the others repeat)."
+            f"in {report['seconds']['total']:.1f} s ({report['positions_per_s']:.0f} positions/s)."
         )
+        if report["scored_positions"] < report["positions"]:
+            done += f" {report['scored_positions']:,} were scored; the others repeat their sentences."
     lines = [done]
     if report["without_units"]:
         lines.append(f"{report['without_units']} utterances have no alignment and no labels.")

@@ -102,8 +102,8 @@ def render(value: dict[str, Any]) -> str:
     """A report's JSON as text: one table a set of sentences, then the verdict."""
     lines = [f"{value['unit']} LM: {_CONDITION[value['given']]}", _learnt_from(value)]
     for name, table in value["figures"].items():
-        title = "held-out text" if name == "text" else "the transcripts, each by the LM that has not read it"
-        lines += ["", f"{title}: {table['positions']:,} positions", f"  {'':<15}{'perplexity':>11}{'top-1':>8}"]
+        title = "held-out text" if name == "text" else "the transcripts, each judged by an LM that has not read it"
+        lines += ["", f"{title} ({table['positions']:,} positions)", f"  {'':<15}{'perplexity':>11}{'top-1':>8}"]
         for kind in (kind for kind in _NAMES if kind in table):
             label = _NAMES[kind]
             label = f"{value['ngram_order']}-gram" if kind == "ngram" else label
@@ -126,16 +126,13 @@ def render(value: dict[str, Any]) -> str:
 
 
 def _learnt_from(value: Mapping[str, Any]) -> str:
+    """How many LMs there are, and of what each has learnt."""
     units = " and ".join(f"{n:,}" for n in value["units"])
-    text = "text" if value["text"].get("lines") else ""
-    if value["transcripts"] == "cross-fit":
-        parts = (
-            f"{len(value['units'])} LMs, each of {' and '.join(filter(None, (text, 'the transcripts that the others label')))}"
-        )
-    else:
-        parts = f"one LM, of {text}, no transcripts"
-    steps = f"; the neural ones took {value['steps']:,} steps" if value["steps"] else ""
-    return f"{parts}: {units} units{steps}"
+    steps = f"; {value['steps']:,} steps of the neural LM" if value["steps"] else ""
+    if value["transcripts"] != "cross-fit":
+        return f"learnt from text, no transcripts: {units} units{steps}"
+    text = "all text and " if value["text"].get("lines") else ""
+    return f"{value['folds']} LMs: each has read {text}the transcripts that it will not label ({units} units{steps})"
 
 
 def identity_of(

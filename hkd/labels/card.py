@@ -298,6 +298,7 @@ def text(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         when = f"{row['start_s']:7.2f}–{row['end_s']:<7.2f}" if row["start_s"] is not None else " " * 15
         gold = f"{row['p']:6.1%}" if row["p"] is not None else "     –"
-        shown = "  ".join(f"{c['unit']} {bar(c['p'])} {c['p']:.2f}" for c in row["candidates"])
-        lines.append(f"{when} {row['unit'] or '–':<{width}} {gold}   {shown}  (rest {row['tail']:.2f})")
+        shown = "  ".join(f"{c['unit']} {bar(c['p'])} {c['p']:.0%}" for c in row["candidates"])
+        others = max(0.0, 1 - sum(c["p"] for c in row["candidates"]))
+        lines.append(f"{when} {row['unit'] or '–':<{width}} {gold}   {shown}  (all others {others:.0%})")
     return "\n".join(lines)

@@ -399,7 +399,8 @@ class _Run:
         whole = sum(norms.values()) or 1.0
         found = {term: norm / whole for term, norm in norms.items()}
         self._write({"step": self.step, "gradient_norm": norms, "gradient_share": found})
-        log.info("step %d: shares of the gradient: %s", self.step, ", ".join(f"{t} {share:.1%}" for t, share in found.items()))
+        said = ", ".join(f"{term} {share:.1%}" for term, share in found.items())
+        log.info("step %d of %d: shares of the gradient: %s", self.step, self.config.max_steps, said)
 
     def _write(self, row: Mapping[str, Any]) -> None:
         self.metrics.write(row)

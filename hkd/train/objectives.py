@@ -301,16 +301,17 @@ class Plan:
         """All, the main one first."""
         return self.main, *(term for _, term in self.taught)
 
-    def legend(self) -> list[str]:
-        """A line a term: its name, the output that it teaches, and by what."""
+    def legend(self, weights: Mapping[str, float]) -> list[str]:
+        """A line a term: its weight and name, the output that it teaches, and by what."""
         said = "the aligned senones" if self.student.main == SENONE else "the transcript"
         lines = []
         for head, term in ((None, self.main), *self.taught):
             reference = said if head is None else f"the aligned {head.level}s" if head.kind == "hard" else ""
             labels = f"the labels of {term.store}" if term.store else ""
-            output = "the main output" if head is None else f"a head at layer {head.tap}"
-            lines.append(f"  {term.name}: {output}, taught by {' and '.join(filter(None, (reference, labels)))}")
-        return ["the loss is the weighted sum of", *lines]
+            output = "the main output" if head is None else f"a head at layer {head.tap} of {self.student.encoder.num_layers}"
+            taught_by = " and ".join(filter(None, (reference, labels)))
+            lines.append(f"  {weights[term.name]:g} × {term.name}: {output}, taught by {taught_by}")
+        return ["the loss is the sum of", *lines]
 
     @property
     def soft(self) -> dict[str, int]:

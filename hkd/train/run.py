@@ -240,7 +240,8 @@ def _train(
     else:
         found = coverage_of(data)
         require(found, data.config.min_coverage)
-        for line in (*found.text().splitlines(), *data.plan.legend()):
+        weights = {term.name: _weight(data.config, data, term.name) for term in data.plan.terms}
+        for line in (*found.text().splitlines(), *data.plan.legend(weights)):
             log.info("%s", line)
         coverage = found.to_json()
     hours = sum(data.frames[utterance.id] for utterance in data.train) / 360_000
