@@ -37,6 +37,7 @@ PATHS = {
 }
 
 T = TypeVar("T")
+BESIDE = {"beside": True}  # metadata of a field that is a config whose settings stand in the table itself, beside the others
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -85,17 +86,17 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 def build(cls: type[T], table: Mapping[str, Any], *, where: str) -> T:
     """A config dataclass from a table. Raises UserError for an unknown key (naming the nearest one) or a value of the wrong type."""
     hints = typing.get_type_hints(cls)
-    names = [f.name for f in dataclasses.fields(cls) if f.init]  # type: ignore[arg-type]
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
+    for name in [name for name, f in fields.items() if f.metadata == BESIDE]:
+        own = {key: value for key, value in table.items() if key in fields and key != name}
+        rest = {key: value for key, value in table.items() if key not in own}
+        table = {**own, name: build(hints[name], rest, where=where)}
     for key in table:
-        if key not in names:
-            raise UserError(
-                f"{where}: '{key}' is no setting.{did_you_mean(key, names, cutoff=0.0)}"
-                if names
-                else f"{where}: no settings here."
-            )
+        if key not in fields:
+            raise UserError(f"{where}: '{key}' is no setting.{did_you_mean(key, fields, cutoff=0.0)}")
     no_default = dataclasses.MISSING
-    needed = [f.name for f in dataclasses.fields(cls) if f.init and f.default is f.default_factory is no_default]  # type: ignore[arg-type]
-    if missing := [name for name in needed if name not in table]:
+    missing = [name for name, f in fields.items() if f.default is f.default_factory is no_default and name not in table]
+    if missing:
         raise UserError(f"{where}: {' and '.join(missing)} must be given, but {'is' if len(missing) == 1 else 'are'} missing.")
     return cls(**{key: _convert(value, hints[key], f"{where}.{key}") for key, value in table.items()})
 
@@ -152,8 +153,12 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
 def to_table(config: Any) -> Any:
     """A config dataclass as plain dicts and lists, None left out: what `build` reads back."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        pairs = ((f.name, getattr(config, f.name)) for f in dataclasses.fields(config) if f.init)
-        return {name: to_table(value) for name, value in pairs if value is not None}
+        table: dict[str, Any] = {}
+        for f in dataclasses.fields(config):
+            value = to_table(getattr(config, f.name))
+            if f.init and value is not None:
+                table |= value if f.metadata == BESIDE else {f.name: value}
+        return table
     if isinstance(config, Mapping):
         return {str(key): to_table(value) for key, value in config.items() if value is not None}
     if isinstance(config, list | tuple):
@@ -179,30 +184,35 @@ def explanations(cls: type) -> dict[str, str]:
 
 
 def show_settings(
-    name: str, parts: Sequence[type], table: Mapping[str, Any] | None = None, *, note: str = "", first: Sequence[str] = ()
+    name: str, cls: type, table: Mapping[str, Any] | None = None, *, note: str = "", first: Sequence[str] = ()
 ) -> Iterator[str]:
-    """Lines of TOML: the table `name` with each setting of the dataclasses `parts`, its value and its explanation.
+    """Lines of TOML: the table `name` with each setting of the dataclass `cls`, its value and its explanation.
 
-    table: the values, as `to_table` gives them; without it the defaults. A setting without a value is a comment. first: lines of the
-    table that come before.
+    table: the values, as `to_table` gives them; None: the defaults. A setting without a value is a comment. first: lines that come first.
     """
     yield f"[{name}]" + (f"  # {note}" if note else "")
     yield from first
     inner: list[tuple[str, type, Any, str]] = []
-    for cls in parts:
-        hints, said = typing.get_type_hints(cls), explanations(cls)
-        for setting in dataclasses.fields(cls):
-            if not setting.init or setting.metadata.get("beside"):  # its settings stand in the table itself
-                continue
-            value = _default(setting) if table is None else table.get(setting.name)
-            if dataclasses.is_dataclass(hints[setting.name]):
-                inner.append((setting.name, hints[setting.name], value, said[setting.name]))
-                continue
-            line = f"# {setting.name} =" if value is None else assignment(setting.name, value)
-            yield f"{line}  # {said[setting.name]}" if said[setting.name] else line
-    for key, cls, value, text in inner:
+    for setting, hint, said in _settings(cls):
+        value = _default(setting) if table is None else table.get(setting.name)
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+            inner.append((setting.name, hint, value, said))
+            continue
+        line = f"# {setting.name} =" if value is None else assignment(setting.name, value)
+        yield f"{line}  # {said}" if said else line
+    for key, kind, value, text in inner:
         yield ""
-        yield from show_settings(f"{name}.{key}", [cls], value, note=text)
+        yield from show_settings(f"{name}.{key}", kind, value, note=text)
+
+
+def _settings(cls: type) -> Iterator[tuple[dataclasses.Field[Any], Any, str]]:
+    """The settings of a table: field, type, explanation."""
+    hints, said = typing.get_type_hints(cls), explanations(cls)
+    for setting in dataclasses.fields(cls):
+        if setting.metadata == BESIDE:
+            yield from _settings(hints[setting.name])
+        elif setting.init:
+            yield setting, hints[setting.name], said[setting.name]
 
 
 def _default(setting: dataclasses.Field[Any]) -> Any:
@@ -253,7 +263,7 @@ class Project:
             if key not in PATHS:
                 raise UserError(f"{path}: '{key}' is no path of a project.{did_you_mean(key, PATHS, cutoff=0.0)}")
         project = cls(folder=folder, tables=tables)
-        use(project.section("normalisation", WordsConfig))
+        use(build(WordsConfig, project.table("normalisation"), where="normalisation"))
         return project
 
     def path(self, name: str) -> Path:
@@ -278,8 +288,3 @@ class Project:
         for part in name.split("."):
             node = node.get(part, {}) if isinstance(node, Mapping) else {}
         return dict(node) if isinstance(node, Mapping) else {}
-
-    def section(self, name: str, cls: type[T], overrides: Mapping[str, Any] | None = None) -> T:
-        """A component's config: the defaults, the table `name` of hkd.toml, then the overrides that are not None."""
-        given = {key: value for key, value in (overrides or {}).items() if value is not None}
-        return build(cls, merge(self.table(name), given), where=name)

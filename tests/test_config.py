@@ -80,12 +80,12 @@ def test_overrides():
         config.parse_overrides(["nothing"])
 
 
-def test_project_paths_and_sections(tmp_path: Path):
+def test_project_paths_and_tables(tmp_path: Path):
     (tmp_path / "hkd.toml").write_text('[paths]\nlabels = "elsewhere"\n[train.inner]\nrate = 2\n')
     project = config.Project.load(tmp_path)
     assert project.labels == tmp_path / "elsewhere"
     assert project.manifest == tmp_path / "manifest.jsonl"
-    assert project.section("train", Outer, {"name": "n", "limit": None}) == Outer(name="n", inner=Inner(rate=2.0))
+    assert config.build(Outer, project.table("train"), where="train") == Outer(inner=Inner(rate=2.0))
     with pytest.raises(UserError, match="hkd prepare"):
         project.require("manifest", "hkd prepare FOLDER")
     (tmp_path / "hkd.toml").write_text('[paths]\nlables = "x"\n')

@@ -22,7 +22,7 @@ Every table is checked against its component's config before anything starts.
 """
 
 import os
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,27 +35,19 @@ from hkd.files import write_bytes
 from hkd.labelling.ngram import WORDS
 from hkd.pipeline import stages as actions
 from hkd.pipeline.runner import AUDIO, Stage
-from hkd.pipeline.settings import (
-    WHO_LABELS,
-    AverageSettings,
-    ReportSettings,
-    aligner_of,
-    checked,
-    dump_settings,
-    lm_settings,
-    show_table,
-    stores_of,
-)
+from hkd.pipeline.settings import WHO_LABELS, ReportSettings, aligner_of, checked, show_table
 from hkd.toml import to_toml
+from hkd.train.config import TrainConfig
+from hkd.train.objectives import objective_of
 from hkd.units.level import SENONE, SUBWORD
 from hkd.units.tying import MADE_FROM_FILE
 
 SINGLE = ("prepare", "normalisation", "units", "align", "tie", "words", "bank", "train", "evaluate", "report")
 SEVERAL = ("ngrams", "sentences", "lm", "dump", "averages", "runs", "searches")
+TABLES = (*SINGLE, *SEVERAL)
 SHARED = {"runs": "train", "ngrams": "words"}  # the single table whose settings those of several start from
 KINDS = {**SHARED, "searches": "evaluate"}  # whose settings a table has
 OWN_WORDS = f"lm/{WORDS}"
-Ngrams = Mapping[str, tuple[str, Mapping[str, Any]]]  # the word n-grams by the paths of their files: (stage, settings)
 TEXTS = "text/*.txt*"
 TOOL_FILES = ("path", "model", "lang", "words", "phones", "lexicon")  # settings of [align] that name files or folders
 OPTIONAL = ("normalisation", "tie", "bank")  # single tables that do nothing where they are not there
@@ -86,6 +78,41 @@ class Recipe:
         own = [self.name] if self.name != "pipeline" else []
         return "-".join(["report", *own, *([self.split] if self.split != "test" else [])])
 
+    @property
+    def normalisation(self) -> Mapping[str, Any]:
+        """What a stage whose result hangs on the rule for words has among its settings."""
+        table = self.table("normalisation")
+        return {"normalisation": table} if table else {}
+
+    @property
+    def makers(self) -> dict[str, str]:
+        """Label store → the stage that makes it."""
+        kinds = {"dump": "dump", "averages": "average"}
+        return {store: f"{stage}-{store}" for kind, stage in kinds.items() for store in self.table(kind)}
+
+    @property
+    def ngrams(self) -> dict[str, tuple[str, Mapping[str, Any]]]:
+        """The word n-grams of [words] and [ngrams.NAME], by the paths of their files: (stage, settings)."""
+        found = {OWN_WORDS: ("words", self.table("words"))} if "words" in self.tables else {}
+        own = self.table("ngrams").items()
+        return found | {f"lm/{name}.arpa": (f"ngram-{name}", merge(self.table("words"), table)) for name, table in own}
+
+    def run(self, name: str) -> dict[str, Any]:
+        """The settings of [runs.NAME], those of [train] included."""
+        return merge(self.table("train"), self.table("runs")[name])
+
+    def lm_stages(self, lm: str) -> tuple[str, ...]:
+        """The stage that makes an LM, where it is one of the pipeline's own."""
+        if lm in self.ngrams:
+            return (self.ngrams[lm][0],)
+        return (f"lm-{_own_lm(lm)}",) if _own_lm(lm) in self.table("lm") else ()
+
+    def sentences(self, name: str | None, where: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """(stages, files) of a [sentences.NAME]; none for no name. Raises UserError where there is no such table."""
+        if name and name not in self.table("sentences"):
+            raise UserError(f"{where} must name a table [sentences.{name}] of the pipeline, but there is none.")
+        return ((f"sentences-{name}",), (actions.sentences_output(name),)) if name else ((), ())
+
 
 def load_recipe(path: Path, overrides: Mapping[str, Any]) -> Recipe:
     """Read `path` (a folder's pipeline.toml, or the file) with overrides. Raises UserError for whatever does not fit, before any work."""
@@ -93,8 +120,8 @@ def load_recipe(path: Path, overrides: Mapping[str, Any]) -> Recipe:
     tables = merge(_with_base(file), overrides)
     title, jobs, seeds = tables.pop("title", path.name), tables.pop("jobs", 1), tables.pop("seeds", [])
     for name in tables:
-        if name not in SINGLE and name not in SEVERAL:
-            raise UserError(f"{file}: [{name}] is no table of a pipeline. Use one of {', '.join((*SINGLE, *SEVERAL))}.")
+        if name not in TABLES:
+            raise UserError(f"{file}: [{name}] is no table of a pipeline. Use one of {', '.join(TABLES)}.")
     if "runs" in tables:
         tables["runs"] = _with_seeds(tables["runs"], seeds, file)
     merged_settings(tables)
@@ -129,8 +156,8 @@ def _with_seeds(runs: Mapping[str, Any], seeds: Sequence[int], file: Path) -> di
 def merged_settings(tables: Mapping[str, Any], sections: Sequence[str] | None = None) -> dict[str, Any]:
     """All settings of the tables, defaults included. Raises UserError where one does not fit, or a section is unknown."""
     for section in sections or ():
-        if section not in SINGLE and section not in SEVERAL:
-            raise UserError(f"section must be one of {', '.join((*SINGLE, *SEVERAL))}, but is '{section}' instead.")
+        if section not in TABLES:
+            raise UserError(f"section must be one of {', '.join(TABLES)}, but is '{section}' instead.")
     found: dict[str, Any] = {}
     for name in SINGLE:
         if (sections is None or name in sections) and (name not in OPTIONAL or name in tables):
@@ -145,11 +172,7 @@ def merged_settings(tables: Mapping[str, Any], sections: Sequence[str] | None = 
     return found
 
 
-COMMANDS = {
-    "teacher-dump": "dump",
-    "transcribe": "evaluate",
-    "likelihoods": "evaluate",
-}  # whose table has another name
+COMMANDS = {"teacher-dump": "dump", "transcribe": "evaluate", "likelihoods": "evaluate"}  # whose table has another name
 
 
 def show_tables(tables: Mapping[str, Any], sections: Sequence[str] | None = None) -> str:
@@ -160,7 +183,7 @@ def show_tables(tables: Mapping[str, Any], sections: Sequence[str] | None = None
     asked = None if sections is None else [COMMANDS.get(section, section) for section in sections]
     found = merged_settings(tables, asked)
     blocks: list[str] = []
-    for section in (*SINGLE, *SEVERAL):
+    for section in TABLES:
         kind = KINDS.get(section, section)
         if section in SEVERAL and section in found:
             blocks += ["\n".join(show_table(kind, f"{section}.{name}", table)) for name, table in found[section].items()]
@@ -192,63 +215,35 @@ def write_project(recipe: Recipe, work: Path) -> None:
 
 def stages_of(recipe: Recipe) -> dict[str, Stage]:
     """The stages of a recipe, each after what it needs. Raises UserError where a table names another that is not there."""
-    ngrams = _ngrams(recipe)
-    stages = {stage.name: stage for stage in (*_data_stages(recipe), *_sentence_stages(recipe), *_lm_stages(recipe, ngrams))}
-    makers = {stage.outputs[0].removeprefix("shards/"): stage for stage in _store_stages(recipe)}
-    stages |= {stage.name: stage for stage in (*makers.values(), *_text_label_stages(recipe))}
-    if not recipe.table("runs"):  # label stores alone
-        return stages
-    made_by = {store: stage.name for store, stage in makers.items()}
-    if "bank" in recipe.tables:
-        stages["bank"] = _bank_stage(recipe, made_by)
-    stages |= {stage.name: stage for stage in _train_stages(recipe, made_by)}
-    scored = {stage.name: stage for stage in _evaluate_stages(recipe, ngrams, stages, made_by)}
-    page = recipe.report
-    settings = {"runs": list(recipe.table("runs")), "title": recipe.title, "page": f"{page}.html", **recipe.table("report")}
-    needs = (*scored, *(stage.name for stage in makers.values()))
-    last = Stage(
-        name=page,
-        action=actions.run_report,
-        settings=settings,
-        inputs=(
-            *(output for stage in scored.values() for output in stage.outputs),
-            "runs/*/metrics.jsonl",
-            "shards/*/store.json",
-        ),
-        is_view=True,
-        outputs=tuple(f"{page}.{end}" for end in ("html", "md", "txt")),
-        needs=needs,
-    )
-    return {**stages, **scored, page: last}
+    found = [*_data_stages(recipe), *_lm_stages(recipe), *_store_stages(recipe)]
+    if recipe.table("runs"):  # else label stores alone
+        found += [*_bank_stages(recipe), *_train_stages(recipe), *_evaluate_stages(recipe)]
+        found.append(_report_stage(recipe, [stage for stage in found if stage.action is actions.run_evaluate]))
+    return {stage.name: stage for stage in found}
 
 
 def _data_stages(recipe: Recipe) -> Iterator[Stage]:
-    """Corpus → manifest, alignment, units."""
+    """Corpus → manifest, alignment, units; text → sentences without sound."""
     prepare, text = recipe.table("prepare"), recipe.table("prepare").get("text")
     outputs = ("manifest.jsonl", *([actions.text_output(text)] if text else []))
     sources = [str(prepare[name]) for name in ("corpus", "root", "text") if prepare.get(name)]
     read = tuple(os.path.join(".", name) for name in sources if Path(name).exists())  # noqa: PTH118
     yield Stage(name="prepare", action=actions.run_prepare, settings=prepare, outputs=outputs, needs=(), inputs=read)
     align, units, is_tied = recipe.table("align"), recipe.table("units"), "tie" in recipe.tables
+    files = tuple(str(align[name]) for name in TOOL_FILES if align.get(name))
+    brings_units = is_tied or aligner_of(align, "[align]").brings_units
     if is_tied:
         align, units = {**align, "tie": recipe.table("tie")}, {**units, "is_tied": True}
-    rule = {"normalisation": table} if (table := recipe.table("normalisation")) else {}
-    tool = aligner_of(recipe.table("align"), "[align]")
-    files = tuple(str(recipe.table("align")[name]) for name in TOOL_FILES if recipe.table("align").get(name))
     yield Stage(
-        name="align", action=actions.run_align, settings={**align, **rule}, outputs=("alignment.arrow",), needs=("prepare",),
-        inputs=("manifest.jsonl", AUDIO, *files),
+        name="align", action=actions.run_align, settings={**align, **recipe.normalisation}, outputs=("alignment.arrow",),
+        needs=("prepare",), inputs=("manifest.jsonl", AUDIO, *files),
     )  # fmt: skip
-    brings_units = is_tied or tool.brings_units
     yield Stage(
-        name="units", action=actions.run_units, settings={**units, **rule}, needs=("prepare", "align") if brings_units else ("prepare",),
+        name="units", action=actions.run_units, settings={**units, **recipe.normalisation},
         outputs=(f"units/{MADE_FROM_FILE}",) if is_tied else ("units",),  # tying has put its tree there before
+        needs=("prepare", "align") if brings_units else ("prepare",),
         inputs=("manifest.jsonl", *(("alignment.arrow", *files) if brings_units else ())),
     )  # fmt: skip
-
-
-def _sentence_stages(recipe: Recipe) -> Iterator[Stage]:
-    """Text → sentences without sound."""
     for name, table in recipe.table("sentences").items():
         yield Stage(
             name=f"sentences-{name}", action=actions.run_sentences, settings={"name": name, **table},
@@ -256,102 +251,92 @@ def _sentence_stages(recipe: Recipe) -> Iterator[Stage]:
         )  # fmt: skip
 
 
-def _sentences(recipe: Recipe, name: str, where: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(stages, files) of a [sentences.NAME]; none for no name. Raises UserError where there is no such table."""
-    if name and name not in recipe.table("sentences"):
-        raise UserError(f"{where} must name a table [sentences.{name}] of the pipeline, but there is none.")
-    return ((f"sentences-{name}",), (actions.sentences_output(name),)) if name else ((), ())
-
-
-def _text_label_stages(recipe: Recipe) -> Iterator[Stage]:
-    """LMs → label stores of sentences."""
-    for name, table in recipe.table("dump").items():
-        config = dump_settings(table, f"[dump.{name}]")
-        needs, files = _sentences(recipe, config.sentences, f"[dump.{name}]: sentences")
-        if needs:
-            own = _own_lm(config.lm)
-            yield Stage(
-                name=f"dump-{name}-text", action=actions.run_dump, outputs=(f"text-shards/{name}",), inputs=(*files, "units", config.lm),
-                settings={"name": name, "is_text": True, **{key: value for key, value in table.items() if key not in WHO_LABELS}},
-                needs=(*needs, *([f"lm-{own}"] if own else [])),
-            )  # fmt: skip
-
-
-def _bank_stage(recipe: Recipe, made_by: Mapping[str, str]) -> Stage:
-    """What the student hears → a posterior bank."""
-    table = recipe.table("bank")
-    train = merge(recipe.table("train"), table.get("train", {}))
-    heads = [name.removeprefix("kd-") for name in train.get("condition", ()) if name.startswith("kd-")]
-    return Stage(
-        name="bank", action=actions.run_bank, settings={**table, "train": train}, outputs=("bank",),
-        needs=("units", "align", *(made_by[store] for store in heads if store in made_by)),
-        inputs=("manifest.jsonl", AUDIO, "alignment.arrow", "units", *(f"shards/{store}" for store in heads)),
-    )  # fmt: skip
-
-
-def _lm_stages(recipe: Recipe, ngrams: Ngrams) -> Iterator[Stage]:
-    """Text → word n-grams and unit LMs."""
-    rule = {"normalisation": table} if (table := recipe.table("normalisation")) else {}
-    for path, (name, table) in ngrams.items():
+def _lm_stages(recipe: Recipe) -> Iterator[Stage]:
+    """Text → word n-grams and unit LMs. Raises UserError where two n-grams would be one file."""
+    if "words" in recipe.tables and Path(WORDS).stem in recipe.table("ngrams"):
+        raise UserError(f"[ngrams.{Path(WORDS).stem}]: {OWN_WORDS} is what [words] makes. Take another name.")
+    for path, (name, table) in recipe.ngrams.items():
         yield Stage(
-            name=name, action=actions.run_words, settings={"path": path, **table, **rule}, outputs=(path,), needs=("prepare",),
-            inputs=(TEXTS, *(("manifest.jsonl",) if table.get("transcripts") else ())),
+            name=name, action=actions.run_words, settings={"path": path, **table, **recipe.normalisation}, outputs=(path,),
+            needs=("prepare",), inputs=(TEXTS, *(("manifest.jsonl",) if table.get("transcripts") else ())),
         )  # fmt: skip
     for name, table in recipe.table("lm").items():
-        settings = {"name": name, **table}
-        of, files = _sentences(recipe, lm_settings(table, f"[lm.{name}]")[1], f"[lm.{name}]: sentences")
+        needs, files = recipe.sentences(table.get("sentences"), f"[lm.{name}]: sentences")
         yield Stage(
-            name=f"lm-{name}", action=actions.run_lm, settings=settings, outputs=(f"lm/{name}",), needs=("units", "align", *of),
-            inputs=(TEXTS, "manifest.jsonl", "alignment.arrow", "units", *files),
+            name=f"lm-{name}", action=actions.run_lm, settings={"name": name, **table}, outputs=(f"lm/{name}",),
+            needs=("units", "align", *needs), inputs=(TEXTS, "manifest.jsonl", "alignment.arrow", "units", *files),
         )  # fmt: skip
 
 
 def _store_stages(recipe: Recipe) -> Iterator[Stage]:
-    """LMs → label stores, and their averages; the first output is shards/STORE."""
+    """LMs → label stores of the speech and of the sentences that a table names; and their averages."""
     dumps = recipe.table("dump")
     for name, table in dumps.items():
-        lm = dump_settings(table, f"[dump.{name}]").lm
-        own = _own_lm(lm)
+        lm, own = str(table["lm"]), _own_lm(str(table["lm"]))
         if own is not None and own not in recipe.table("lm"):
             raise UserError(f"[dump.{name}]: lm must name a table [lm.{own}] of the pipeline, but there is none.")
         settings = {"name": name, **{key: value for key, value in table.items() if key not in WHO_LABELS}}
-        needs = ("units", "align", *([f"lm-{own}"] if own else []))
         yield Stage(
-            name=f"dump-{name}", action=actions.run_dump, settings=settings, outputs=(f"shards/{name}",), needs=needs,
-            inputs=("manifest.jsonl", "alignment.arrow", "units", lm),
+            name=f"dump-{name}", action=actions.run_dump, settings=settings, outputs=(f"shards/{name}",),
+            needs=("units", "align", *recipe.lm_stages(lm)), inputs=("manifest.jsonl", "alignment.arrow", "units", lm),
         )  # fmt: skip
+        needs, files = recipe.sentences(table.get("sentences"), f"[dump.{name}]: sentences")
+        if needs:
+            yield Stage(
+                name=f"dump-{name}-text", action=actions.run_dump, settings={"is_text": True, **settings},
+                outputs=(f"text-shards/{name}",), needs=(*needs, *recipe.lm_stages(lm)), inputs=(*files, "units", lm),
+            )  # fmt: skip
     for name, table in recipe.table("averages").items():
-        of = build(AverageSettings, table, where=f"[averages.{name}]").of
+        of = table["of"]
         if of not in dumps or name in dumps:
             raise UserError(f"[averages.{name}]: of must name a table [dump.{of}], and no [dump.{name}] may be there.")
-        settings = {"name": name, **table}
-        has_text = bool(dump_settings(dumps[of], f"[dump.{of}]").sentences)
+        has_text = bool(dumps[of].get("sentences"))
+        folders = ("shards", "text-shards") if has_text else ("shards",)
         yield Stage(
-            name=f"average-{name}", action=actions.run_average, settings=settings,
-            outputs=(f"shards/{name}", *([f"text-shards/{name}"] if has_text else [])),
-            needs=(f"dump-{of}", *([f"dump-{of}-text"] if has_text else [])),
-            inputs=("manifest.jsonl", f"shards/{of}", *([f"text-shards/{of}"] if has_text else [])),
+            name=f"average-{name}", action=actions.run_average, settings={"name": name, **table},
+            outputs=tuple(f"{folder}/{name}" for folder in folders), needs=(f"dump-{of}", *([f"dump-{of}-text"] if has_text else [])),
+            inputs=("manifest.jsonl", *(f"{folder}/{of}" for folder in folders)),
         )  # fmt: skip
 
 
-def _train_stages(recipe: Recipe, made_by: Mapping[str, str]) -> Iterator[Stage]:
-    """Label stores → students. made_by: store → its stage."""
-    dumps = {name: dump_settings(table, f"[dump.{name}]") for name, table in recipe.table("dump").items()}
-    for name, table in recipe.table("runs").items():
-        settings = {"name": name, **merge(recipe.table("train"), table)}
-        stores = stores_of({key: value for key, value in settings.items() if key != "name"}, dumps)
-        lost = [store for store in stores if store not in made_by]
+def _bank_stages(recipe: Recipe) -> Iterator[Stage]:
+    """What the student hears → a posterior bank."""
+    if "bank" not in recipe.tables:
+        return
+    table = recipe.table("bank")
+    train = merge(recipe.table("train"), table.get("train", {}))
+    heads = [name.removeprefix("kd-") for name in train.get("condition", ()) if name.startswith("kd-")]
+    yield Stage(
+        name="bank", action=actions.run_bank, settings={**table, "train": train}, outputs=("bank",),
+        needs=("units", "align", *(recipe.makers[store] for store in heads if store in recipe.makers)),
+        inputs=("manifest.jsonl", AUDIO, "alignment.arrow", "units", *(f"shards/{store}" for store in heads)),
+    )  # fmt: skip
+
+
+def _train_stages(recipe: Recipe) -> Iterator[Stage]:
+    """Label stores → students."""
+    for name in recipe.table("runs"):
+        settings, where = recipe.run(name), f"[runs.{name}]"
+        stores = _stores_of(recipe, build(TrainConfig, settings, where=where))
+        lost = [store for store in stores if store not in recipe.makers]
         if lost:
-            raise UserError(
-                f"[runs.{name}]: stores must be tables [dump.NAME] or [averages.NAME], but {', '.join(lost)} is none."
-            )
-        needs, text = _text_of(recipe, settings, stores, f"[runs.{name}]")
-        needs = ("units", "align", *(made_by[store] for store in stores), *needs)
+            raise UserError(f"{where}: stores must be tables [dump.NAME] or [averages.NAME], but {', '.join(lost)} is none.")
+        needs, text = _text_of(recipe, settings, stores, where)
         encoder = str(settings.get("encoder", {}).get("name") or "")  # a pretrained one, where it is a folder
         yield Stage(
-            name=f"train-{name}", action=actions.run_train, settings=settings, outputs=(f"runs/{name}",), needs=needs,
+            name=f"train-{name}", action=actions.run_train, settings={"name": name, **settings}, outputs=(f"runs/{name}",),
+            needs=("units", "align", *(recipe.makers[store] for store in stores), *needs),
             inputs=("manifest.jsonl", AUDIO, "alignment.arrow", "units", *(f"shards/{s}" for s in stores), *text, *([encoder] if encoder else [])),
         )  # fmt: skip
+
+
+def _stores_of(recipe: Recipe, config: TrainConfig) -> list[str]:
+    """The label stores that a run reads: those it names, or those of its levels, or all; none where its objective needs none."""
+    if objective_of(config).choose is None:
+        return []
+    if config.stores:
+        return list(config.stores)
+    return [name for name, table in recipe.table("dump").items() if not config.levels or table["unit"] in config.levels]
 
 
 def _text_of(
@@ -363,54 +348,31 @@ def _text_of(
         return (), ()
     if "bank" not in recipe.tables:
         raise UserError(f"{where}: text.share must go with the table [bank], but there is none.")
-    needs, files = _sentences(recipe, Path(str(text.get("path", "text.jsonl"))).stem, f"{where}: text.path")
+    needs, files = recipe.sentences(Path(str(text.get("path", "text.jsonl"))).stem, f"{where}: text.path")
     labels = stores if text.get("labels") else ()
     makers = (f"average-{store}" if store in recipe.table("averages") else f"dump-{store}-text" for store in labels)
     return ("bank", *needs, *makers), ("bank/bank.safetensors", *files, *(f"text-shards/{store}" for store in labels))
 
 
-def _evaluate_stages(recipe: Recipe, ngrams: Ngrams, before: Container[str], made_by: Mapping[str, str]) -> Iterator[Stage]:
-    """Students → their figures, once for each way to decode. before: the stages that an LM may come from; made_by: store → its stage."""
-    split = recipe.split
-    held_against = {run: _held_against(recipe, run, made_by) for run in recipe.table("runs")}
-    for tag, table, where, chosen in _searches(recipe, list(recipe.table("runs"))):
+def _evaluate_stages(recipe: Recipe) -> Iterator[Stage]:
+    """Students → their figures, once for each way to decode."""
+    split, runs = recipe.split, list(recipe.table("runs"))
+    for tag, table, where, chosen in _searches(recipe, runs):
         lm = str(table.get("lm", ""))
-        if lm == OWN_WORDS and lm not in ngrams:
+        if lm == OWN_WORDS and lm not in recipe.ngrams:
             raise UserError(f"{where}: lm is {OWN_WORDS}, which the table [words] makes, but there is none.")
-        lm_stage = ngrams[lm][0] if lm in ngrams else f"lm-{_own_lm(lm)}"
         for run in chosen:
-            held = () if tag else held_against[run]
-            stores = tuple(f"shards/{store}" for store, stage in made_by.items() if stage in held)
+            # The store that a CTC main output is held against, whoever taught it
+            is_held = not tag and SUBWORD in recipe.makers and recipe.run(run).get("main") != SENONE
+            held, stores = ((recipe.makers[SUBWORD],), (f"shards/{SUBWORD}",)) if is_held else ((), ())
             yield Stage(
                 name=f"evaluate-{run}" + (f"@{tag}" if tag else ""),
                 action=actions.run_evaluate,
                 settings={"name": run, "split": split, **({"tag": tag} if tag else {}), **table},
                 outputs=tuple(f"runs/{run}/{path.name}" for path in result_paths(Path(), split, tag)),
-                needs=(f"train-{run}", *([lm_stage] if lm_stage in before else []), *held),
+                needs=(f"train-{run}", *recipe.lm_stages(lm), *held),
                 inputs=(f"runs/{run}/model", "manifest.jsonl", AUDIO, *stores, *([lm] if lm else [])),
             )
-
-
-def _held_against(recipe: Recipe, run: str, made_by: Mapping[str, str]) -> Sequence[str]:
-    """The stage of the store that the run's CTC main output is held against, whoever taught it."""
-    is_ctc = merge(recipe.table("train"), recipe.table("runs")[run]).get("main") != SENONE
-    return [made_by[SUBWORD]] if is_ctc and SUBWORD in made_by else []
-
-
-def _own_lm(lm: str) -> str | None:
-    """The NAME of [lm.NAME] where that is meant."""
-    return lm.removeprefix("lm/") if lm.startswith("lm/") else None
-
-
-def _ngrams(recipe: Recipe) -> Ngrams:
-    """The word n-grams of [words] and [ngrams.NAME]. Raises UserError where two would be one file."""
-    found = {OWN_WORDS: ("words", recipe.table("words"))} if "words" in recipe.tables else {}
-    for name, table in recipe.table("ngrams").items():
-        path = f"lm/{name}.arpa"
-        if path in found:
-            raise UserError(f"[ngrams.{name}]: {path} is what [words] makes. Take another name.")
-        found[path] = (f"ngram-{name}", merge(recipe.table("words"), table))
-    return found
 
 
 def _searches(recipe: Recipe, runs: Sequence[str]) -> Iterator[tuple[str, Mapping[str, Any], str, Sequence[str]]]:
@@ -424,3 +386,22 @@ def _searches(recipe: Recipe, runs: Sequence[str]) -> Iterator[tuple[str, Mappin
         if lost or not chosen:
             raise UserError(f"[searches.{tag}]: runs must be runs of the pipeline, but {', '.join(lost) or 'none'} is instead.")
         yield tag, merge(recipe.table("evaluate"), rest), f"[searches.{tag}]", chosen
+
+
+def _report_stage(recipe: Recipe, scored: Sequence[Stage]) -> Stage:
+    """Figures → the page."""
+    page, results = recipe.report, (output for stage in scored for output in stage.outputs)
+    return Stage(
+        name=page,
+        action=actions.run_report,
+        settings={"runs": list(recipe.table("runs")), "title": recipe.title, "page": f"{page}.html", **recipe.table("report")},
+        inputs=(*results, "runs/*/metrics.jsonl", "shards/*/store.json"),
+        is_view=True,
+        outputs=tuple(f"{page}.{end}" for end in ("html", "md", "txt")),
+        needs=(*(stage.name for stage in scored), *recipe.makers.values()),
+    )
+
+
+def _own_lm(lm: str) -> str | None:
+    """The NAME of [lm.NAME] where that is meant."""
+    return lm.removeprefix("lm/") if lm.startswith("lm/") else None

@@ -1,12 +1,12 @@
 """What a pipeline's tables may say, each checked as its component checks it."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from hkd.align.fit import ImportConfig
 from hkd.align.sphinx import SphinxConfig
-from hkd.config import build, show_settings, to_table
+from hkd.config import BESIDE, build, show_settings, to_table
 from hkd.errors import UserError
 from hkd.evaluate.decoding import EvaluateConfig
 from hkd.labelling.dump import DumpConfig, check_executor
@@ -15,10 +15,8 @@ from hkd.labelling.ngram import WordNgramConfig
 from hkd.labelling.sentences import SentencesConfig
 from hkd.labelling.tie import TieConfig
 from hkd.teachers.load import TeacherOptions
-from hkd.toml import assignment
 from hkd.train.bank import BankConfig
 from hkd.train.config import TrainConfig
-from hkd.train.objectives import objective_of
 from hkd.units.sequences import UnitsConfig
 from hkd.units.text import WordsConfig
 
@@ -97,6 +95,14 @@ class PrepareSettings:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class LmSettings:
+    """[lm.NAME]: how an LM is trained."""
+
+    sentences: str | None = None  # in a pipeline: a [sentences.NAME] whose folds it learns from, with transcripts = "cross-fit"
+    config: LmConfig = field(default_factory=LmConfig, metadata=BESIDE)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class DumpSettings:
     """[dump.NAME]: which LM labels which level (`lm/NAME` is one of the pipeline's own), and the store's settings."""
 
@@ -109,7 +115,7 @@ class DumpSettings:
     ray_address: str = ""  # of a Ray cluster that runs; empty: one of its own on this machine
     workers: int = 0  # of Ray; 0: as many as there is room for
     teacher: TeacherOptions = field(default_factory=TeacherOptions)  # how a downloaded LM is asked
-    store: DumpConfig = field(default_factory=DumpConfig, metadata={"beside": True})
+    store: DumpConfig = field(default_factory=DumpConfig, metadata=BESIDE)
 
     def __post_init__(self) -> None:
         check_executor(self.executor, ray_address=self.ray_address, workers=self.workers)
@@ -144,34 +150,19 @@ class BankSettings(BankConfig):
     train: dict[str, Any] = field(default_factory=dict)  # what differs from [train]
 
 
-def lm_settings(table: Settings, where: str) -> tuple[LmConfig, str]:
-    """An [lm.NAME] table: how the LM is trained, and the [sentences.NAME] that it learns from too ("" for none)."""
-    rest = dict(table)
-    sentences = str(rest.pop("sentences", ""))
-    return build(LmConfig, rest, where=where), sentences
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluateSettings:
+    """[evaluate]: how runs are scored; `lm/words.arpa` is the pipeline's own."""
+
+    lm: str | None = None  # an LM beside the search: an ARPA file, lm/NAME, or a causal LM by hub name or folder
+    config: EvaluateConfig = field(default_factory=EvaluateConfig, metadata=BESIDE)
 
 
-def dump_settings(table: Settings, where: str) -> DumpSettings:
-    """A [dump.NAME] table: the store's own settings (k, codec ...) stand beside `lm` and `unit`."""
-    own = {f.name for f in fields(DumpSettings)} - {"store"}
-    store = {key: value for key, value in table.items() if key not in own}
-    return build(DumpSettings, {**{k: v for k, v in table.items() if k in own}, "store": store}, where=where)
-
-
-def evaluate_settings(table: Settings, where: str) -> tuple[EvaluateConfig, str | None]:
-    """An [evaluate] table: how to score, and `lm`, what stands beside the search (`lm/words.arpa` is the pipeline's own)."""
-    rest = dict(table)
-    lm = rest.pop("lm", None)
-    if lm is not None and not isinstance(lm, str):
-        raise UserError(f"{where}: lm must be a path or a name, but is {lm!r} instead.")
-    return build(EvaluateConfig, rest, where=where), lm
-
-
-# The dataclasses whose fields a table's settings are; `hkd config show` prints them with their explanations.
-PARTS: dict[str, tuple[type, ...]] = {
-    "prepare": (PrepareSettings,), "normalisation": (WordsConfig,), "units": (UnitsConfig,), "align": (SphinxConfig,), "tie": (TieConfig,),
-    "words": (WordNgramConfig,), "sentences": (SentencesConfig,), "lm": (LmConfig,), "dump": (DumpSettings, DumpConfig),
-    "averages": (AverageSettings,), "bank": (BankSettings,), "train": (TrainConfig,), "evaluate": (EvaluateConfig,), "report": (ReportSettings,),
+# Table → the dataclass whose fields are its settings; `hkd config show` prints them with their explanations.
+SETTINGS: dict[str, type] = {
+    "prepare": PrepareSettings, "normalisation": WordsConfig, "units": UnitsConfig, "align": SphinxConfig, "tie": TieConfig,
+    "words": WordNgramConfig, "sentences": SentencesConfig, "lm": LmSettings, "dump": DumpSettings, "averages": AverageSettings,
+    "bank": BankSettings, "train": TrainConfig, "evaluate": EvaluateSettings, "report": ReportSettings,
 }  # fmt: skip
 
 
@@ -179,44 +170,13 @@ def checked(kind: str, table: Settings, where: str) -> dict[str, Any]:
     """All settings of a table of that kind, defaults included. Raises UserError for one that does not fit."""
     if kind == "align":
         return aligner_of(table, where).to_table()
-    if kind == "lm":
-        of_lm, sentences = lm_settings(table, where)
-        return {**({"sentences": sentences} if sentences else {}), **to_table(of_lm)}
-    if kind == "dump":
-        found = to_table(dump_settings(table, where))
-        return {**found.pop("store"), **found}
-    if kind == "evaluate":
-        config, lm = evaluate_settings(table, where)
-        return {**({"lm": lm} if lm else {}), **to_table(config)}
-    return dict(to_table(build(PARTS[kind][0], table, where=where)))
+    return dict(to_table(build(SETTINGS[kind], table, where=where)))
 
 
-EVALUATE_LM = "{}  # an LM beside the search: an ARPA file, lm/NAME, or a causal LM by hub name or folder"
-LM_SENTENCES = '{}  # in a pipeline: a [sentences.NAME] whose folds it learns from, with transcripts = "cross-fit"'
-ALIGN_FROM = "from = {}  # pocketsphinx, or another tool whose alignment is read: kaldi, mfa, ctm, ctc, timit"
-
-
-def stores_of(settings: Settings, stores: Mapping[str, DumpSettings]) -> list[str]:
-    """The label stores that a run reads: those it names, or those of its levels, or all; none where its objective needs none."""
-    config = build(TrainConfig, settings, where="[runs]")
-    if objective_of(config).choose is None:
-        return []
-    if config.stores:
-        return list(config.stores)
-    return [name for name, store in stores.items() if not config.levels or store.unit in config.levels]
-
-
-def show_table(section: str, name: str, table: Mapping[str, Any] | None) -> Iterator[str]:
-    """Lines of TOML: the table `name` (of the kind `section`) with every setting explained. table: its values; None: the defaults."""
-    parts, first = PARTS[section], []
-    if section == "evaluate":
-        lm = (table or {}).get("lm")
-        first = [EVALUATE_LM.format(assignment("lm", lm) if lm else "# lm =")]
-    elif section == "lm":
-        sentences = (table or {}).get("sentences")
-        first = [LM_SENTENCES.format(assignment("sentences", sentences) if sentences else "# sentences =")]
-    elif section == "align":
-        tool = POCKETSPHINX if table is None else table["from"]
-        parts = parts if tool == POCKETSPHINX else (ToolConfig,)
-        first = [ALIGN_FROM.format(f'"{tool}"')]
-    yield from show_settings(name, parts, table, first=first)
+def show_table(kind: str, name: str, table: Settings | None) -> Iterator[str]:
+    """Lines of TOML: the table `name` with every setting explained. table: its values; None: the defaults."""
+    if kind != "align":
+        return show_settings(name, SETTINGS[kind], table)
+    tool = POCKETSPHINX if table is None else table["from"]
+    first = f'from = "{tool}"  # pocketsphinx, or another tool whose alignment is read: kaldi, mfa, ctm, ctc, timit'
+    return show_settings(name, SphinxConfig if tool == POCKETSPHINX else ToolConfig, table, first=[first])

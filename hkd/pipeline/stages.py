@@ -18,14 +18,14 @@ from hkd.pipeline.settings import (
     Aligner,
     AverageSettings,
     BankSettings,
+    DumpSettings,
+    EvaluateSettings,
+    LmSettings,
     PrepareSettings,
     ReportSettings,
     Settings,
     ToolConfig,
     aligner_of,
-    dump_settings,
-    evaluate_settings,
-    lm_settings,
 )
 from hkd.progress import Progress, no_progress
 from hkd.units.level import SPELLED
@@ -211,11 +211,11 @@ def lm(
     from hkd.labelling.lm import train_lm
     from hkd.units.sequences import Units
 
-    config, of = lm_settings(settings, f"[lm.{name}]")
-    manifest = manifest or (here.folder / sentences_output(of) if of else None)
+    table = build(LmSettings, settings, where=f"[lm.{name}]")
+    manifest = manifest or (here.folder / sentences_output(table.sentences) if table.sentences else None)
     path = _if_there(here.manifest) if manifest is None else manifest
     return train_lm(
-        config,
+        table.config,
         texts=texts or (here.texts if manifest is None else ()),
         units=Units(here.require("units", "hkd units train")),
         folder=here.lm / name,
@@ -246,7 +246,7 @@ def dump(
     from hkd.units.sequences import inventory_path
     from hkd.units.subword import model_file
 
-    config = dump_settings(settings, f"[dump.{name or settings.get('unit')}]")
+    config = build(DumpSettings, settings, where=f"[dump.{name or settings.get('unit')}]")
     unit, is_spelled = config.unit, config.unit in SPELLED
     name = name or config.store.name or unit
     if manifest is None and is_text:
@@ -319,8 +319,9 @@ def train(
 
 def evaluate_config(here: Project, settings: Settings) -> "tuple[EvaluateConfig, str | None]":
     """How to decode and score, and the LM beside the search."""
-    config, lm = evaluate_settings(settings, "[evaluate]")
-    return replace(config, features_cache=_at(here, config.features_cache)), None if lm is None else _within(here, lm)
+    table = build(EvaluateSettings, settings, where="[evaluate]")
+    config = replace(table.config, features_cache=_at(here, table.config.features_cache))
+    return config, None if table.lm is None else _within(here, table.lm)
 
 
 def evaluate(

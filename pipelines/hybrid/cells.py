@@ -22,7 +22,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from hkd.config import merge, parse_overrides
+from hkd.config import build, merge, parse_overrides
 from hkd.corpora import prepare
 from hkd.corpora.prepare import GROUPS
 from hkd.decode.graph import HybridConfig, HybridSearch
@@ -32,7 +32,7 @@ from hkd.evaluate.score import score_words
 from hkd.manifest import Manifest, assign_splits, read, write
 from hkd.pipeline.recipe import Recipe, load_recipe, stages_of, write_project
 from hkd.pipeline.runner import Stage, run_stages
-from hkd.pipeline.settings import evaluate_settings
+from hkd.pipeline.settings import EvaluateSettings
 from hkd.progress import no_progress
 
 HERE = Path(__file__).parent
@@ -95,7 +95,9 @@ class Reader:
         """A row for each way of the pipeline; with scales as they are set, or as dev chooses them for this student."""
         found = []
         for tag in ways(self.recipe):
-            config, lm = evaluate_settings(merge(self.recipe.table("evaluate"), self.recipe.table("searches").get(tag, {})), tag)
+            table = merge(self.recipe.table("evaluate"), self.recipe.table("searches").get(tag, {}))
+            settings = build(EvaluateSettings, table, where=tag)
+            config, lm = settings.config, settings.lm
             recogniser = Recogniser(self.work / "runs" / run / "model", search=config.search, lm=str(self.work / str(lm)))
             frames_V = recogniser.senone_frames()
             prior_V, search = self.graphs.get(str(lm)) or (frames_V, recogniser.search)

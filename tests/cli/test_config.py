@@ -9,13 +9,13 @@ from typer.testing import CliRunner
 from hkd.cli.main import app
 from hkd.config import build, parse_overrides
 from hkd.errors import UserError
-from hkd.pipeline.settings import PARTS, dump_settings
+from hkd.pipeline.settings import SETTINGS, DumpSettings
 from hkd.train.config import TrainConfig
 
 
 def test_every_setting_is_shown_with_one_line_of_explanation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for table in PARTS:
+    for table in SETTINGS:
         done = CliRunner().invoke(app, ["config", "show", table])
         assert done.exit_code == 0, done.output
         lines = [line for line in done.stdout.splitlines() if line and not line.startswith("[")]
@@ -33,7 +33,7 @@ def test_settings_are_shown_by_the_name_of_the_command_and_as_the_project_has_th
     assert shown["lm"]["senone"]["unit"] == "senone"
     dump = tomllib.loads(CliRunner().invoke(app, ["config", "show", "teacher-dump"]).stdout)["dump"]["s"]
     assert (dump["k"], dump["lm"]) == (8, "lm/senone")
-    assert dump_settings(dump, "dump").store.k == 8  # what is shown is read back
+    assert build(DumpSettings, dump, where="dump").store.k == 8  # what is shown is read back
     refused = CliRunner().invoke(app, ["config", "show", "trian"])
     assert refused.exit_code == 2
     assert "train" in refused.stderr
