@@ -15,7 +15,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -41,9 +41,8 @@ class Stage:
     settings: Mapping[str, Any]
     outputs: tuple[str, ...]  # relative to the working folder
     action: Callable[[Path, Mapping[str, Any], Progress], str]
-    inputs: tuple[
-        str, ...
-    ] = ()  # files, folders and patterns, of the working folder, else (and with ./) of the current one; or AUDIO
+    # files, folders and patterns, of the working folder, else (and with ./) of the current one; or AUDIO
+    inputs: tuple[str, ...] = ()
     is_view: bool = False  # shows other stages' results and holds nothing of its own: replaced whenever they change
 
 
@@ -78,17 +77,17 @@ class _Schedule:
         self._contents = Contents(folder / "stages" / "contents.json")
         self._digests: dict[str, str | None] = {}  # of inputs, until a stage has run
 
-    def ready(self) -> Iterator[Stage]:
-        under_way = set(self.running.values())
-        for stage in self.stages.values():
-            if stage.name not in self.done | under_way and self.done.issuperset(stage.needs):
-                yield stage
+    def ready(self) -> list[Stage]:
+        waiting = self.stages.keys() - self.done - set(self.running.values())
+        return [stage for name, stage in self.stages.items() if name in waiting and self.done.issuperset(stage.needs)]
 
-    def description(self, stage: Stage) -> dict[str, Any]:
+    def description(self, stage: Stage, *, with_inputs: bool = True) -> dict[str, Any]:
         """What a stage's result is made from, as its record has it."""
-        inputs = {name: self._digest(name) for name in stage.inputs}
-        self._contents.save()
-        return {"settings": json.loads(json.dumps(dict(stage.settings))), "outputs": list(stage.outputs), "inputs": inputs}
+        found = {"settings": json.loads(json.dumps(dict(stage.settings))), "outputs": list(stage.outputs)}
+        if with_inputs:
+            found["inputs"] = {name: self._digest(name) for name in stage.inputs}
+            self._contents.save()
+        return found
 
     def up_to_date(self, stage: Stage) -> bool:
         record = _record(self.folder, stage.name)
@@ -99,12 +98,14 @@ class _Schedule:
     def stale(self, stage: Stage, *, with_inputs: bool) -> str:
         """How what lies there differs from what is asked for; empty where nothing lies there, or the stage may go on with it."""
         record = _record(self.folder, stage.name)
-        if not _outputs(self.folder, stage, record) or (stage.is_view and _made_from(record)):
+        then = _made_from(record)
+        if not _outputs(self.folder, stage, record) or (stage.is_view and then):
             return ""
-        if not _made_from(record):
-            return f"the stage {stage.name} of this version has not written {', '.join(stage.outputs)}, which {'is' if len(stage.outputs) == 1 else 'are'} there"
-        now = self.description(stage) if with_inputs else {"settings": {**stage.settings}, "outputs": list(stage.outputs)}
-        found = differences({name: value for name, value in _made_from(record).items() if name in now}, now)
+        if not then:
+            are = "is" if len(stage.outputs) == 1 else "are"
+            return f"the stage {stage.name} of this version has not written {', '.join(stage.outputs)}, which {are} there"
+        now = self.description(stage, with_inputs=with_inputs)
+        found = differences({name: then[name] for name in now}, now)
         if not found:
             return ""
         name, before, after = found[0]
@@ -146,15 +147,14 @@ def run_stages(
     began = time.monotonic()
     check_stages(folder, stages, overwrite=overwrite, command=command)
     schedule = _Schedule(folder, stages)
-    ran: list[str] = []
-    skipped: list[str] = []
-    context = multiprocessing.get_context("spawn")
+    ran, skipped = [], []
+    context, threads = multiprocessing.get_context("spawn"), max(1, (os.cpu_count() or 1) // jobs)
     queue: Any = context.Queue()
     stop: Any = context.Event()
     pool: ProcessPoolExecutor | None = None
     try:
         while len(schedule.done) < len(stages):
-            for stage in list(schedule.ready()):
+            for stage in schedule.ready():
                 if schedule.up_to_date(stage):
                     schedule.done.add(stage.name)
                     skipped.append(stage.name)
@@ -163,13 +163,14 @@ def run_stages(
                     if not overwrite and (why := schedule.stale(stage, with_inputs=True)):
                         raise _refusal(folder, stages, {stage.name: why}, command)
                     _begin(folder, stage, schedule.description(stage))
-                    pool = pool or ProcessPoolExecutor(jobs, context, _start_worker, (queue, stop, os.getpid(), _threads(jobs)))
+                    pool = pool or ProcessPoolExecutor(jobs, context, _start_worker, (queue, stop, os.getpid(), threads))
                     schedule.running[pool.submit(_work, folder, stage)] = stage.name
                     watcher.started(stage.name)
             if not schedule.running:
                 continue
             finished, _ = wait(schedule.running, POLL_INTERVAL_S, FIRST_COMPLETED)
-            _forward(queue, watcher)
+            while not queue.empty():
+                watcher.progress(*queue.get())
             for future in finished:
                 name = schedule.running.pop(future)
                 try:
@@ -219,10 +220,6 @@ def _refusal(folder: Path, stages: Mapping[str, Stage], stale: Mapping[str, str]
     )
 
 
-def _threads(jobs: int) -> int:
-    return max(1, (os.cpu_count() or 1) // jobs)
-
-
 def _record_path(folder: Path, name: str) -> Path:
     return folder / "stages" / f"{name}.json"
 
@@ -257,11 +254,6 @@ def _begin(folder: Path, stage: Stage, description: Mapping[str, Any]) -> None:
             else:
                 path.unlink()
     write_json(_record_path(folder, stage.name), {"state": "started", **description})
-
-
-def _forward(queue: Any, watcher: Watcher) -> None:
-    while not queue.empty():
-        watcher.progress(*queue.get())
 
 
 # In the worker process -------------------------------------------------------------------------------------------------------

@@ -8,10 +8,30 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypedDict, Unpack
 
+from hkd import corpora
+from hkd.align.alignment import Alignment, pronunciations
+from hkd.align.ctc import CtcConfig, CtcSource, TransformersCtc
+from hkd.align.files import CtmSource, MfaSource, TimitSource, folded_dictionary, pronounce_by
+from hkd.align.fit import AlignReport, Source, import_alignment
+from hkd.align.kaldi import KaldiSource, read_model
+from hkd.align.sphinx import align_manifest, model_parts
 from hkd.config import Project, build
+from hkd.decode.recogniser import StudentCtc, is_student
 from hkd.errors import UserError
+from hkd.evaluate.decoding import EvaluateConfig
+from hkd.evaluate.result import EvaluationReport
+from hkd.evaluate.table import Table
+from hkd.files import write_bytes
+from hkd.labelling.dump import DumpJob, DumpReport, execute
+from hkd.labelling.lm import LmReport, train_lm
+from hkd.labelling.ngram import WordNgramConfig, train_word_ngram
+from hkd.labelling.sentences import SentencesConfig, prepare_sentences
+from hkd.labelling.tie import TieConfig, TieReport
+from hkd.labelling.tie import tie as tie_states
+from hkd.labels.ops import average
+from hkd.lines import numbered_lines
 from hkd.manifest import Manifest, read
 from hkd.pipeline.settings import (
     WHO_LABELS,
@@ -28,23 +48,25 @@ from hkd.pipeline.settings import (
     aligner_of,
 )
 from hkd.progress import Progress, no_progress
-from hkd.units.level import SPELLED
-
-if TYPE_CHECKING:
-    from hkd.align.fit import AlignReport, Source
-    from hkd.corpora import Report
-    from hkd.evaluate.decoding import EvaluateConfig
-    from hkd.evaluate.result import EvaluationReport
-    from hkd.evaluate.table import Table
-    from hkd.labelling.dump import DumpReport
-    from hkd.labelling.lm import LmReport
-    from hkd.labelling.tie import TieReport
-    from hkd.train.bank import BankConfig, BankReport
-    from hkd.train.config import TrainConfig
-    from hkd.train.run import TrainReport
-    from hkd.units.inventory import UnitInventory
+from hkd.train.bank import BankConfig, BankReport, make_bank
+from hkd.train.config import TrainConfig
+from hkd.train.run import TrainReport
+from hkd.train.run import train as train_student
+from hkd.units.inventory import UnitInventory
+from hkd.units.level import MONOPHONE, SPELLED
+from hkd.units.lexicon import Lexicon
+from hkd.units.sequences import Units, UnitsConfig, inventory_path, train_units
+from hkd.units.subword import model_file
+from hkd.units.tying import PhoneTying, Tying, adopt
 
 logger = logging.getLogger(__name__)
+
+
+class How(TypedDict, total=False):
+    """What most stages take besides: may they replace what lies there, and whom do they tell how far they are?"""
+
+    overwrite: bool
+    progress: Progress
 
 
 def _if_there(path: Path) -> Path | None:
@@ -61,23 +83,16 @@ def _within(here: Project, name: str) -> str:
     return _at(here, name) if Path(_at(here, name)).exists() else name
 
 
-def prepare(
-    folder: Path, config: PrepareSettings, *, report: "Report", overwrite: bool = False, progress: Progress = no_progress
-) -> Manifest:
+def prepare(folder: Path, config: PrepareSettings, *, report: corpora.Report, **how: Unpack[How]) -> Manifest:
     """A corpus → manifest.jsonl. report: counts what is left out."""
-    from hkd import corpora
-
     return corpora.prepare(
         config.corpus, folder, kind=config.kind or None, root=Path(config.root) if config.root else None, base_url=config.base_url or None,
-        download=config.download, parts=config.parts, columns=config.columns, speaker=config.speaker or None, report=report,
-        overwrite=overwrite, progress=progress,
+        download=config.download, parts=config.parts, columns=config.columns, speaker=config.speaker or None, report=report, **how,
     )  # fmt: skip
 
 
-def units(here: Project, settings: Settings, *, split: str = "train", overwrite: bool = False) -> dict[str, "UnitInventory"]:
+def units(here: Project, settings: Settings, *, split: str = "train", overwrite: bool = False) -> dict[str, UnitInventory]:
     """A split's transcripts → units/, beside the senones and monophones of the acoustic model that is there."""
-    from hkd.units.sequences import UnitsConfig, train_units
-
     config = build(UnitsConfig, settings, where="[units]")
     whole = read(here.require("manifest", "hkd prepare"))
     texts, others = (u.text for u in whole.split(split)), (u.text for u in whole if u.split != split)
@@ -87,29 +102,20 @@ def units(here: Project, settings: Settings, *, split: str = "train", overwrite:
 
 
 def align(
-    here: Project, aligner: Aligner, *, manifest: Path | None = None, out: Path | None = None, overwrite: bool = False,
-    progress: Progress = no_progress,
-) -> "AlignReport":  # fmt: skip
+    here: Project, aligner: Aligner, *, manifest: Path | None = None, out: Path | None = None, **how: Unpack[How]
+) -> AlignReport:
     """Sound and transcripts, or what another tool wrote, → the alignment. Raises as the tool's own function."""
     whole = read(manifest or here.require("manifest", "hkd prepare"))
-    options: dict[str, Any] = {"overwrite": overwrite, "progress": progress}
     if isinstance(aligner.config, ToolConfig):
-        from hkd.align.fit import import_alignment
-
         source = source_of(aligner.tool, aligner.config, here.folder)
-        return import_alignment(whole, out or here.alignment, source, config=aligner.config.imports, **options)
-    from hkd.align.sphinx import align_manifest
-
+        return import_alignment(whole, out or here.alignment, source, config=aligner.config.imports, **how)
     model = aligner.config.model
     config = replace(aligner.config, model=str(here.folder / model) if model else None)
-    return align_manifest(whole, out or here.alignment, config=config, **options)
+    return align_manifest(whole, out or here.alignment, config=config, **how)
 
 
-def source_of(tool: str, config: ToolConfig, folder: Path) -> "Source":
+def source_of(tool: str, config: ToolConfig, folder: Path) -> Source:
     """The reader of a tool's files. Raises UserError where they are not there or not that tool's."""
-    from hkd.align.files import CtmSource, MfaSource, TimitSource, pronounce_by
-    from hkd.align.kaldi import KaldiSource
-    from hkd.units.lexicon import Lexicon
 
     def place(name: str) -> Path | None:
         return folder / name if name else None
@@ -130,9 +136,6 @@ def source_of(tool: str, config: ToolConfig, folder: Path) -> "Source":
     if tool == "ctm":
         phones = place(config.phones)
         return CtmSource(path, phones=phones, pronounce=pronounce_by(dictionary or Lexicon()) if phones is None else None)
-    from hkd.align.ctc import CtcConfig, CtcSource, TransformersCtc
-    from hkd.decode.recogniser import StudentCtc, is_student
-
     model = str(path) if path.exists() else config.path  # else a name on the hub
     ctc = StudentCtc(path, device=config.device) if is_student(path) else TransformersCtc(model, device=config.device)
     settings = CtcConfig() if config.min_score is None else CtcConfig(min_score=config.min_score)
@@ -144,23 +147,13 @@ def adopt_units(here: Project, aligner: Aligner, *, overwrite: bool = False) -> 
 
     Raises UserError where the folder has inventories of another acoustic model, unless `overwrite`.
     """
-    from hkd.units.level import MONOPHONE
-    from hkd.units.lexicon import Lexicon
-    from hkd.units.tying import PhoneTying, Tying, adopt
-
     config, folder = aligner.config, here.folder
     tying: Tying
     if not isinstance(config, ToolConfig):
-        from hkd.align.sphinx import model_parts
-
         if config.model is not None:
             dictionary, tying = model_parts(str(folder / config.model))
             adopt(here.units, tying, dictionary.entries(within=tying.monophone_inventory.symbols), overwrite=overwrite)
         return
-    from hkd.align.alignment import Alignment, pronunciations
-    from hkd.align.files import folded_dictionary
-    from hkd.align.kaldi import read_model
-
     alignment = Alignment(here.alignment)
     if MONOPHONE not in alignment.inventories:
         return
@@ -178,39 +171,34 @@ def adopt_units(here: Project, aligner: Aligner, *, overwrite: bool = False) -> 
     adopt(here.units, tying, said, overwrite=overwrite)
 
 
-def tie(here: Project, settings: Settings, *, overwrite: bool = False, progress: Progress = no_progress) -> "TieReport":
+def tie(here: Project, settings: Settings, **how: Unpack[How]) -> TieReport:
     """An alignment's phones → senones of our own, in the alignment and in units/."""
-    from hkd.labelling.tie import TieConfig
-    from hkd.labelling.tie import tie as tie_states
-
     config, alignment = build(TieConfig, settings, where="[tie]"), here.require("alignment", "hkd align")
     whole = read(here.require("manifest", "hkd prepare"))
-    return tie_states(whole, alignment, here.units, config=config, overwrite=overwrite, progress=progress)
+    return tie_states(whole, alignment, here.units, config=config, **how)
 
 
 def sentences(
-    here: Project, out: Path, settings: Settings, *, texts: Sequence[Path] = (), report: "Report | None" = None, overwrite: bool = False,
-    progress: Progress = no_progress,
-) -> Manifest:  # fmt: skip
+    here: Project,
+    out: Path,
+    settings: Settings,
+    *,
+    texts: Sequence[Path] = (),
+    report: corpora.Report | None = None,
+    **how: Unpack[How],
+) -> Manifest:
     """Text → a manifest of sentences without sound. texts: default text/*.txt. report: counts what is left out."""
-    from hkd.labelling.sentences import SentencesConfig, prepare_sentences
-    from hkd.units.sequences import Units
-
     return prepare_sentences(
         texts or here.texts, out, units=Units(here.units), transcripts=read(here.manifest) if here.manifest.exists() else None,
-        config=build(SentencesConfig, settings, where="[sentences]"), report=report, overwrite=overwrite, progress=progress,
+        config=build(SentencesConfig, settings, where="[sentences]"), report=report, **how,
     )  # fmt: skip
 
 
 def lm(
     here: Project, name: str, settings: Settings, *, texts: Sequence[Path] = (), manifest: Path | None = None, device: str = "auto",
-    overwrite: bool = False, progress: Progress = no_progress,
-) -> "LmReport":  # fmt: skip
+    **how: Unpack[How],
+) -> LmReport:  # fmt: skip
     """Text → lm/NAME. manifest: another than the project's, of text, whose sentences may lie in text/ too."""
-    from hkd.align.alignment import Alignment
-    from hkd.labelling.lm import train_lm
-    from hkd.units.sequences import Units
-
     table = build(LmSettings, settings, where=f"[lm.{name}]")
     manifest = manifest or (here.folder / sentences_output(table.sentences) if table.sentences else None)
     path = _if_there(here.manifest) if manifest is None else manifest
@@ -222,15 +210,12 @@ def lm(
         manifest=read(path) if path else None,
         alignment=Alignment(here.alignment) if manifest is None and here.alignment.exists() else None,
         device=device,
-        overwrite=overwrite,
-        progress=progress,
+        **how,
     )
 
 
 def words(here: Project, out: Path, settings: Settings, *, texts: Sequence[Path] = (), progress: Progress = no_progress) -> int:
     """Text → a word n-gram; the number of its sentences."""
-    from hkd.labelling.ngram import WordNgramConfig, train_word_ngram
-
     config = build(WordNgramConfig, settings, where="[words]")
     spoken = read(here.require("manifest", "hkd prepare")).split("train") if config.transcripts else ()
     return train_word_ngram(texts or here.texts, out, config=config, more=(u.text for u in spoken), progress=progress)
@@ -238,22 +223,16 @@ def words(here: Project, out: Path, settings: Settings, *, texts: Sequence[Path]
 
 def dump(
     here: Project, settings: Settings, *, name: str = "", out: Path | str | None = None, manifest: Path | None = None,
-    alignment: Path | None = None, is_text: bool = False, rank: int = 0, world_size: int = 1, command: str, overwrite: bool = False,
-    progress: Progress = no_progress,
-) -> "DumpReport":  # fmt: skip
+    alignment: Path | None = None, is_text: bool = False, rank: int = 0, world_size: int = 1, command: str, **how: Unpack[How],
+) -> DumpReport:  # fmt: skip
     """Teacher + transcripts → shards/NAME. is_text: of text without sound, into text-shards/NAME. command: what the store's card shows."""
-    from hkd.labelling.dump import DumpJob, execute
-    from hkd.units.sequences import inventory_path
-    from hkd.units.subword import model_file
-
     config = build(DumpSettings, settings, where=f"[dump.{name or settings.get('unit')}]")
-    unit, is_spelled = config.unit, config.unit in SPELLED
+    unit = config.unit
     name = name or config.store.name or unit
     if manifest is None and is_text:
         of = here.folder / sentences_output(config.sentences) if config.sentences else None
         manifest = of or here.require("sentences", "hkd prepare --text FILE")
-    if alignment is None and not (is_text or is_spelled):
-        alignment = here.require("alignment", "hkd align")
+    is_aligned = not (is_text or unit in SPELLED)
     job = DumpJob(
         manifest=manifest or here.require("manifest", "hkd prepare CORPUS"),
         out=out or here.path("sentence_labels" if is_text else "labels") / name,
@@ -264,21 +243,17 @@ def dump(
         teacher=config.teacher.within(here.folder),
         store=replace(config.store, name=name),
         inventory=_if_there(inventory_path(here.units, unit)),
-        alignment=None if is_text or is_spelled else alignment,
-        subwords=_if_there(here.units / model_file(unit)) if is_spelled else None,
+        alignment=alignment or here.require("alignment", "hkd align") if is_aligned else None,
+        subwords=_if_there(here.units / model_file(unit)) if unit in SPELLED else None,
         units=here.require("units", "hkd units train") if is_text else None,
         command=command,
     )
-    return execute(
-        job, executor=config.executor, ray_address=config.ray_address, workers=config.workers, rank=rank, world_size=world_size,
-        overwrite=overwrite, progress=progress,
-    )  # fmt: skip
+    who: dict[str, Any] = {name: getattr(config, name) for name in WHO_LABELS}
+    return execute(job, **who, rank=rank, world_size=world_size, **how)
 
 
-def train_config(here: Project, settings: Settings, where: str) -> "TrainConfig":
+def train_config(here: Project, settings: Settings, where: str) -> TrainConfig:
     """Settings of [train]."""
-    from hkd.train.config import TrainConfig
-
     config = build(TrainConfig, settings, where=where)
     path, labels, bank = (_at(here, name) for name in (config.text.path, config.text.labels, config.text.bank))
     text = replace(config.text, path=path, labels=labels, bank=bank)
@@ -296,12 +271,10 @@ def train_inputs(here: Project, labels: Path | str | None = None) -> dict[str, A
 
 
 def bank(
-    here: Project, out: Path, config: "BankConfig", settings: Settings, *, labels: Path | str | None = None, device: str = "auto",
+    here: Project, out: Path, config: BankConfig, settings: Settings, *, labels: Path | str | None = None, device: str = "auto",
     progress: Progress = no_progress,
-) -> "BankReport":  # fmt: skip
+) -> BankReport:  # fmt: skip
     """Speech → a posterior bank, for training on text."""
-    from hkd.train.bank import make_bank
-
     config_of_train, inputs = train_config(here, settings, "[train]"), train_inputs(here, labels)
     return make_bank(config_of_train, out, bank=config, device=device, progress=progress, **inputs)
 
@@ -309,15 +282,13 @@ def bank(
 def train(
     here: Project, name: str, settings: Settings, *, labels: Path | str | None = None, device: str = "auto", tensorboard: bool = False,
     progress: Progress = no_progress,
-) -> "TrainReport":  # fmt: skip
+) -> TrainReport:  # fmt: skip
     """Features + label stores → runs/NAME."""
-    from hkd.train.run import train as train_student
-
     config, inputs = train_config(here, settings, f"[runs.{name}]"), train_inputs(here, labels)
     return train_student(config, here.runs / name, device=device, tensorboard=tensorboard, progress=progress, **inputs)
 
 
-def evaluate_config(here: Project, settings: Settings) -> "tuple[EvaluateConfig, str | None]":
+def evaluate_config(here: Project, settings: Settings) -> tuple[EvaluateConfig, str | None]:
     """How to decode and score, and the LM beside the search."""
     table = build(EvaluateSettings, settings, where="[evaluate]")
     config = replace(table.config, features_cache=_at(here, table.config.features_cache))
@@ -326,7 +297,7 @@ def evaluate_config(here: Project, settings: Settings) -> "tuple[EvaluateConfig,
 
 def evaluate(
     here: Project, run: Path, settings: Settings, *, split: str, tag: str = "", splice: str = "", progress: Progress = no_progress
-) -> "EvaluationReport":
+) -> EvaluationReport:
     """A run + audio → its figures on a split. splice: of the words cut out and joined again, spliced or shuffled."""
     from hkd.evaluate.run import evaluate as evaluate_run
 
@@ -339,7 +310,7 @@ def evaluate(
 
 def report(
     here: Project, runs: Sequence[Path], page: Path, config: ReportSettings, *, title: str = "", progress: Progress = no_progress
-) -> "Table":
+) -> Table:
     """Runs → a page."""
     from hkd.evaluate.report import write_report
 
@@ -362,8 +333,6 @@ def _without(settings: Settings, *names: str) -> Settings:
 
 def run_prepare(folder: Path, settings: Settings, progress: Progress) -> str:
     """Corpus → manifest.jsonl, and text/NAME.txt."""
-    from hkd import corpora
-
     config, told = build(PrepareSettings, settings, where="[prepare]"), corpora.Report()
     whole = prepare(folder, config, report=told, overwrite=True, progress=progress)
     for line in told.note_lines():
@@ -381,10 +350,6 @@ def text_output(text: str) -> str:
 
 def _prepare_text(text: str, out: Path, progress: Progress) -> int:
     """Write the sentences; their number. Raises UserError where the file is not there."""
-    from hkd import corpora
-    from hkd.files import write_bytes
-    from hkd.lines import numbered_lines
-
     if not text.endswith((".txt", ".gz")):
         return corpora.prepare_text(text, out, progress=progress)
     lines = [line for _, line in numbered_lines(Path(text), "text")]
@@ -461,8 +426,6 @@ def run_dump(folder: Path, settings: Settings, progress: Progress) -> str:
 
 def run_average(folder: Path, settings: Settings, progress: Progress) -> str:
     """[averages.NAME]: the control of a teacher without context."""
-    from hkd.labels.ops import average
-
     here = Project.load(folder)
     name, table = _named(settings)
     config = build(AverageSettings, table, where=f"[averages.{name}]")
@@ -493,8 +456,6 @@ def run_evaluate(folder: Path, settings: Settings, progress: Progress) -> str:
 
 def run_report(folder: Path, settings: Settings, progress: Progress) -> str:
     """[report]: all runs → a page, and its tables as Markdown and as text."""
-    from hkd.files import write_bytes
-
     here, page, names = Project.load(folder), folder / settings["page"], settings["runs"]
     config = build(ReportSettings, _without(settings, "runs", "title", "page"), where="[report]")
     table = report(here, [here.runs / name for name in names], page, config, title=settings["title"], progress=progress)
