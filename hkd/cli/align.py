@@ -1,5 +1,6 @@
 """`hkd align`: when each word, phone and senone was spoken, by pocketsphinx or from other tools' files."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,8 +41,6 @@ def align(
         hkd align --from ctc facebook/wav2vec2-base-960h --lexicon cmudict.dict
         hkd align --from timit /corpora/TIMIT
     """
-    from dataclasses import asdict
-
     from hkd.manifest import read
     from hkd.pipeline import stages
     from hkd.pipeline.settings import POCKETSPHINX, aligner_of

@@ -8,6 +8,10 @@ import typer
 from typer import Argument, Option
 
 from hkd.cli.common import Json, Overwrite, Set, emit, progress_bar, project, say, with_options
+from hkd.config import PATHS, PROJECT_FILE, Project, build
+from hkd.errors import UserError, check_choice
+from hkd.files import write_bytes
+from hkd.toml import to_toml
 
 manifest_app = typer.Typer(no_args_is_help=True, help="The manifest: check its audio, split it, write it for other tools.")
 
@@ -32,8 +36,6 @@ def _render_splits(value: dict[str, Any]) -> str:
 
 def _columns(given: list[str]) -> dict[str, str]:
     """What → column, of WHAT=NAME. Raises UserError."""
-    from hkd.errors import UserError
-
     for pair in given:
         if not all(pair.partition("=")):
             raise UserError(f"--column must be WHAT=NAME, but is '{pair}' instead.")
@@ -57,7 +59,6 @@ def _prepare_text(
     texts: list[Path], out: Path | None, settings: dict[str, Any], folder: Path, *, overwrite: bool, json_: bool
 ) -> None:
     from hkd import corpora
-    from hkd.config import Project
     from hkd.pipeline import stages
 
     here = Project.load(folder)
@@ -109,12 +110,8 @@ def prepare(
         hkd prepare --text sentences.txt --out shuffled.jsonl --set shuffle=true
     """
     from hkd import corpora
-    from hkd.config import PATHS, PROJECT_FILE, Project, build
-    from hkd.errors import UserError
-    from hkd.files import write_bytes
     from hkd.pipeline import stages
     from hkd.pipeline.settings import PrepareSettings
-    from hkd.toml import to_toml
     from hkd.units.lexicon import coverage
     from hkd.units.text import text_notes
     from hkd.units.tying import load_lexicon
@@ -211,12 +208,10 @@ def split(
         hkd manifest split other.jsonl --by text --train 0.9 --dev 0.1 --test 0
     """
     from hkd.corpora import GROUPS
-    from hkd.errors import UserError
     from hkd.manifest import assign_splits, read, write
 
     path = manifest or project().require("manifest", "hkd prepare")
-    if by not in GROUPS:
-        raise UserError(f"--by must be one of {', '.join(GROUPS)}, but is '{by}' instead.")
+    check_choice("--by", by, GROUPS)
     shares = {"train": train_share, "dev": dev_share, "test": test_share}
     whole = assign_splits(read(path), {name: share for name, share in shares.items() if share > 0}, by=GROUPS[by])
     write(path, whole)

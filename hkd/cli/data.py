@@ -1,5 +1,6 @@
 """`hkd units`: the inventories, what text becomes in them, and how labels of one level agree with another's."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -7,6 +8,7 @@ import typer
 from typer import Argument, Option
 
 from hkd.cli.common import Json, Overwrite, Set, emit, given, progress_bar, project, with_options
+from hkd.config import build
 
 units_app = typer.Typer(no_args_is_help=True, help="Unit inventories: senones, monophones, characters, subwords.")
 
@@ -89,8 +91,6 @@ def lexicon(
         hkd units lexicon
         hkd units lexicon --text corpus.txt.gz --json
     """
-    from dataclasses import asdict
-
     from hkd.lines import numbered_lines
     from hkd.manifest import read_lines
     from hkd.units.lexicon import Lexicon, lexicon_report
@@ -128,9 +128,6 @@ def tie(
 
         hkd align --from mfa aligned/ --no-stress && hkd units tie --num-senones 2000
     """
-    from dataclasses import asdict
-
-    from hkd.config import build
     from hkd.labelling.tie import TieConfig
     from hkd.pipeline import stages
 

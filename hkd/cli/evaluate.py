@@ -1,6 +1,7 @@
 """`hkd evaluate`, `hkd transcribe`, `hkd report`: score, transcribe, and report what students recognise."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +11,7 @@ from typer import Argument, Option
 from hkd.cli.common import Device, Json, Set, emit, given, progress_bar, project, say, with_options
 from hkd.config import Project
 from hkd.errors import HkdError, UserError, did_you_mean
+from hkd.files import write_bytes
 
 if TYPE_CHECKING:
     from hkd.evaluate.result import EvaluationReport
@@ -115,8 +117,6 @@ def _shuffle_gap(found: "dict[Path, list[EvaluationReport]]", as_json: bool) -> 
 
 def _tune(here: Project, folders: list[Path], table: dict[str, Any], split: str, as_json: bool) -> None:
     """Print the tries of each run, and the best one's values as options."""
-    from dataclasses import asdict
-
     from hkd.evaluate.decoding import as_settings
     from hkd.evaluate.decoding import tune as tune_run
     from hkd.pipeline import stages
@@ -281,8 +281,6 @@ def report(
         config = ReportSettings(split=split, baselines=tuple(baseline or ()))
         table = stages.report(here, folders, out, config, progress=progress)
     if markdown is not None:
-        from hkd.files import write_bytes
-
         write_bytes(markdown, (table.markdown() + "\n").encode())
     typer.echo(table.text())
     say(f"{out} is written.")

@@ -1,6 +1,7 @@
 """`hkd labels`: look at label stores, check them, change their form. A store is a folder or a URL."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,7 +10,7 @@ import typer
 from typer import Argument, Option
 
 from hkd.cli.common import Json, Overwrite, emit, progress_bar, project, say
-from hkd.errors import UserError
+from hkd.errors import UserError, did_you_mean
 
 app = typer.Typer(no_args_is_help=True, help="Look at label stores, check, convert and compare them.")
 
@@ -53,7 +54,6 @@ def show(
         hkd labels show hello-world --labels shards/senone --top 3
     """
     from hkd.align.alignment import Alignment
-    from hkd.errors import UserError, did_you_mean
     from hkd.labels.card import show as show_rows
     from hkd.labels.card import text
     from hkd.labels.store import open_stores
@@ -84,8 +84,6 @@ def verify(
         hkd labels verify
         hkd labels verify shards/subword --repair --dry-run
     """
-    from dataclasses import asdict
-
     from hkd.labels.store import store_folders
     from hkd.labels.verify import repair as repair_store
     from hkd.labels.verify import verify as verify_store
@@ -225,7 +223,6 @@ def split(
         hkd labels split shards/subword shards-dev/subword --split dev
         hkd labels split shards/subword part/subword --ids ids.txt
     """
-    from hkd.errors import UserError
     from hkd.labels.ops import subset
     from hkd.labels.store import LabelReader
     from hkd.lines import numbered_lines

@@ -50,18 +50,11 @@ GONE = {  # options of earlier versions, by command → what says it now
 
 def _gone(error: BaseException) -> UserError | None:
     """The refusal of an option of an earlier version; None for any other error."""
-    names: list[str] = []
-    context = getattr(error, "ctx", None)
-    while context is not None and context.parent is not None:
-        names.insert(0, context.info_name)
-        context = context.parent
-    option = getattr(error, "option_name", "")
-    instead = GONE.get(" ".join(names), {}).get(option)
-    return (
-        UserError(f"{option} is no option any more. Give {instead}; `hkd config show` explains all settings.")
-        if instead
-        else None
-    )
+    path, option = getattr(getattr(error, "ctx", None), "command_path", ""), getattr(error, "option_name", "")
+    for command, gone in GONE.items():
+        if path.endswith(f" {command}") and option in gone:
+            return UserError(f"{option} is no option any more. Give {gone[option]}; `hkd config show` explains all settings.")
+    return None
 
 
 class _Commands(TyperGroup):

@@ -1,5 +1,6 @@
 """`hkd demo`, `hkd run`, `hkd config`: pipelines."""
 
+import json
 import shlex
 from pathlib import Path
 from typing import Annotated
@@ -8,6 +9,7 @@ import typer
 from typer import Argument, Option
 
 from hkd.cli.common import Json, Overwrite, Set, bars, emit, project, say
+from hkd.config import merge, parse_overrides
 from hkd.files import shipped
 
 config_app = typer.Typer(no_args_is_help=True, help="Print the settings that a folder's hkd.toml and the defaults give.")
@@ -53,8 +55,6 @@ NEXT = (
 
 def heard(work: Path, split: str = "test") -> list[str]:
     """What the best student of a finished pipeline writes of two utterances, beside what was said."""
-    import json
-
     from hkd.evaluate.result import result_paths
 
     paths = {run.name: result_paths(run, split) for run in (work / "runs").iterdir()}
@@ -104,7 +104,6 @@ def show(
         hkd config show lm
         hkd config show train --set train.loop.max_steps=100
     """
-    from hkd.config import merge, parse_overrides
     from hkd.pipeline.recipe import show_tables
 
     tables = merge(project().tables, parse_overrides(assignments or []))
@@ -118,7 +117,6 @@ def _again(assignments: list[str] | None) -> list[str]:
 def _run(
     pipeline: Path, work: Path, assignments: list[str], jobs: int | None, as_json: bool, *, overwrite: bool, command: str
 ) -> None:
-    from hkd.config import parse_overrides
     from hkd.pipeline.recipe import load_recipe, stages_of, write_project
     from hkd.pipeline.runner import check_stages, run_stages
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from hkd import __version__
 from hkd.align.alignment import Alignment, sequence_digest
-from hkd.errors import HkdError, UserError
+from hkd.errors import HkdError, UserError, check_choice, check_setting
 from hkd.labelling.context import ContextRule, Transcripts, UnitSource, unit_source
 from hkd.labels.card import calibration_error, figures, quality_sums
 from hkd.labels.format import LEFT_OUT, StoreSpec, UtteranceLabels
@@ -118,9 +118,8 @@ class DumpConfig:
     keep_going: bool = False  # leave utterances out that cannot be labelled, and list them
 
     def __post_init__(self) -> None:
-        for name in ("k", "utterances_per_shard"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, but is {getattr(self, name)} instead.")
+        check_setting("k", self.k, "be at least 1", self.k >= 1)
+        check_setting("utterances_per_shard", self.utterances_per_shard, "be at least 1", self.utterances_per_shard >= 1)
         if any(not t > 0 or t == 1.0 for t in self.temperatures):
             raise UserError(
                 f"temperatures must be positive and other than 1, which is always there, but are {self.temperatures}."
@@ -152,8 +151,7 @@ def dump(
 
     Raises UserError where inputs do not fit together or the store there is another one, HkdError where the work cannot be done.
     """
-    if not 0 <= rank < world_size:
-        raise UserError(f"rank must be at least 0 and below world_size, but is {rank} of {world_size} instead.")
+    check_setting("rank", f"{rank} of {world_size}", "be at least 0 and below world_size", 0 <= rank < world_size)
     if overwrite and world_size > 1:
         raise UserError(
             "--overwrite must be left out in a job array, where each process would remove what the others wrote. Remove the store first."
@@ -192,23 +190,23 @@ class ShardLabeller:
         ]
         unique = sorted(set(first))
         answers = dict(zip(unique, self._scored([sentences[n] for n in unique]), strict=True))
-        for name, n in zip(ids, first, strict=True):
-            if isinstance(problem := answers[n], Exception):
-                self._leave_out(name, problem, left_out)
-        scored = {n: rows for n, rows in answers.items() if isinstance(rows, TopK)}
-        if left_out:
-            [nothing] = self._teacher.score([_empty("")], **self._asked)
+        problems = [answer for answer in answers.values() if isinstance(answer, Exception)]
+        if len(problems) == len(answers) > 1:  # then it is not the sentences'
+            raise problems[0]
         rows = []
         for name, words, sentence, n in zip(ids, spoken, sentences, first, strict=True):
-            digest, word_U = sequence_digest(sentence.unit_U), sentence.word_U
-            topk = nothing if name in left_out else scored[n]
-            if name in left_out:
-                digest, word_U = LEFT_OUT, _empty(name).word_U
-            rows.append(UtteranceLabels(id=name, topk=topk, word_U=word_U, unit_digest=digest, text_digest=text_digest(words)))
+            topk = answers[n]
+            if isinstance(topk, Exception):
+                self._leave_out(name, topk, left_out)
+                sentence = _empty(name)
+                [topk] = self._teacher.score([sentence], **self._asked)
+            digest = LEFT_OUT if name in left_out else sequence_digest(sentence.unit_U)
+            text = text_digest(words)
+            rows.append(UtteranceLabels(id=name, topk=topk, word_U=sentence.word_U, unit_digest=digest, text_digest=text))
         work = Work(
             shards_done=1,
             positions=sum(len(row.topk) for row in rows),
-            scored_positions=sum(map(len, scored.values())),
+            scored_positions=sum(len(topk) for topk in answers.values() if isinstance(topk, TopK)),
             seconds={"read": read - begun, "score": time.monotonic() - read},
             left_out=left_out,
         )
@@ -224,26 +222,14 @@ class ShardLabeller:
         return spoken, [self._sentence(name, words, left_out) for name, words in zip(ids, spoken, strict=True)]
 
     def _scored(self, sentences: Sequence[Sentence]) -> list[TopK | Exception]:
-        """Each sentence's rows, or why there are none: what fails together is halved, so that few are scored again.
-
-        Raises the error where every sentence has one: then it is not theirs.
-        """
+        """Each sentence's rows, or why there are none: what fails together is halved, so that few are scored again."""
         try:
             return list(self._teacher.score(sentences, **self._asked))
         except Exception as error:  # whatever a model makes of an odd text
             if len(sentences) == 1:
                 return [error]
             half = len(sentences) // 2
-            parts = [*self._halves(sentences[:half]), *self._halves(sentences[half:])]
-            if all(isinstance(part, Exception) for part in parts):
-                raise
-            return parts
-
-    def _halves(self, sentences: Sequence[Sentence]) -> list[TopK | Exception]:
-        try:
-            return self._scored(sentences)
-        except Exception as error:
-            return [error] * len(sentences)
+            return [*self._scored(sentences[:half]), *self._scored(sentences[half:])]
 
     def _sentence(self, name: str, spoken: Sequence[str], left_out: dict[str, str]) -> Sentence:
         try:
@@ -512,8 +498,7 @@ class DumpJob:
 
 def check_executor(executor: str, *, ray_address: str = "", workers: int = 0) -> None:
     """Raises UserError for an unknown executor, and for Ray's settings without Ray."""
-    if executor not in EXECUTORS:
-        raise UserError(f"executor must be one of {', '.join(EXECUTORS)}, but is '{executor}' instead.")
+    check_choice("executor", executor, EXECUTORS)
     if executor == "local" and (ray_address or workers):
         raise UserError("ray_address and workers must be left out with the executor local. Add --executor ray.")
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from hkd.align.alignment import Alignment
 from hkd.artefact import check_same, differences
-from hkd.errors import UserError
+from hkd.errors import UserError, check_choice, check_setting
 from hkd.files import digest_of_file, digest_of_json, write_bytes, write_json
 from hkd.labelling.lm_data import Corpus, Encoder, LmTask, Sentences, Sequence_U, TokenCache, cache_text, folds_of
 from hkd.labelling.ngram import NGRAM_UNITS, figures, sample, summed, train_ngram, unigram, unigram_figures
@@ -212,21 +212,18 @@ class LmConfig:
     def __post_init__(self) -> None:
         choices = {"unit": UNIT_LEVELS, "direction": DIRECTIONS, "given": ("auto", *GIVEN), "transcripts": ("none", "cross-fit")}
         for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise UserError(f"`{name}` must be one of {', '.join(allowed)}, but is '{getattr(self, name)}' instead.")
+            check_choice(f"`{name}`", getattr(self, name), allowed)
         for name, least in {"folds": 2, "batch_sentences": 1, "max_units": 2, "max_scored_positions": 1}.items():
-            if getattr(self, name) < least:
-                raise UserError(f"`{name}` must be at least {least}, but is {getattr(self, name)} instead.")
-        if not 0 < self.held_out < 1:
-            raise UserError(f"`held_out` must be a share between 0 and 1, but is {self.held_out} instead.")
-        if self.ngram_order not in (0, 2, 3, 4, 5):
-            raise UserError(f"`ngram_order` must be 2 to 5, or 0 for the level's own, but is {self.ngram_order} instead.")
-        if (self.direction == "causal") != (self.resolved_given == "left"):
-            raise UserError(
-                f"`given` must be 'left' with causal and only there, but is '{self.given}' with {self.direction} instead."
-            )
-        if self.resolved_given == "outside-phone" and self.unit != SENONE:
-            raise UserError(f"`given` must be 'outside-position' for {self.unit}s, but is 'outside-phone' instead.")
+            check_setting(f"`{name}`", getattr(self, name), f"be at least {least}", getattr(self, name) >= least)
+        check_setting("`held_out`", self.held_out, "be a share between 0 and 1", 0 < self.held_out < 1)
+        check_setting(
+            "`ngram_order`", self.ngram_order, "be 2 to 5, or 0 for the level's own", self.ngram_order in (0, 2, 3, 4, 5)
+        )
+        given, is_causal = self.resolved_given, self.direction == "causal"
+        own = f"'{self.given}' with {self.direction}"
+        check_setting("`given`", own, "be 'left' with causal and only there", is_causal == (given == "left"))
+        rule = f"be 'outside-position' for {self.unit}s"
+        check_setting("`given`", f"'{given}'", rule, given != "outside-phone" or self.unit == SENONE)
 
     @property
     def resolved_given(self) -> str:

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hkd.errors import HkdError, UserError
+from hkd.errors import HkdError, UserError, check_setting
 from hkd.files import temporary
 from hkd.labelling.lm_data import Sentences, read_lines
 from hkd.progress import Progress, no_progress
@@ -47,10 +47,8 @@ class WordNgramConfig:
     prune: float = 1e-7  # n-grams go whose absence raises the perplexity by less than that share; 0 keeps all
 
     def __post_init__(self) -> None:
-        if not 1 <= self.order <= 5:
-            raise UserError(f"words.order must be 1 to 5, but is {self.order} instead.")
-        if not 0 <= self.prune < 1:
-            raise UserError(f"words.prune must be a number from 0 up and below 1, but is {self.prune} instead.")
+        check_setting("words.order", self.order, "be 1 to 5", 1 <= self.order <= 5)
+        check_setting("words.prune", self.prune, "be a number from 0 up and below 1", 0 <= self.prune < 1)
 
 
 def train_word_ngram(

@@ -23,7 +23,7 @@ from typing import Any, TextIO, cast
 import torch
 
 from hkd import __version__
-from hkd.errors import HkdError, MissingPackageError, UserError
+from hkd.errors import HkdError, MissingPackageError, UserError, check_setting
 from hkd.labelling.dump import DumpJob, DumpReport, DumpRun, Work
 from hkd.lines import one_line
 from hkd.progress import Progress, no_progress
@@ -114,8 +114,7 @@ def ray_dump(
     `hkd.labelling.dump.dump`, and HkdError where there is no such cluster or a shard ends one worker after the other.
     """
     ray = _ray()
-    if workers < 0:
-        raise UserError(f"workers must not be negative, but is {workers} instead.")
+    check_setting("workers", workers, "not be negative", workers >= 0)
     # Ray prints an account of every death to stdout, where results go
     with redirect_stdout(cast(TextIO, _ToLog())), _cluster(ray, address or os.environ.get("RAY_ADDRESS") or LOCAL):
         crew = _Crew(ray, job, share_of(ray.nodes(), job.device, workers), overwrite=overwrite)
@@ -192,8 +191,7 @@ def share_of(nodes: Sequence[dict[str, Any]], device: str, workers: int) -> Shar
 
     nodes: as `ray.nodes()` tells. Raises UserError for one GPU among several, since Ray says which worker sees which.
     """
-    if device.startswith("cuda:"):
-        raise UserError(f"device must be auto, cpu or cuda with the executor ray, but is {device} instead.")
+    check_setting("device", device, "be auto, cpu or cuda with the executor ray", not device.startswith("cuda:"))
     resources = [node["Resources"] for node in nodes if node["Alive"]]
     cpus = [int(node.get("CPU", 0)) for node in resources]
     gpus = sum(int(node.get("GPU", 0)) for node in resources)

@@ -19,7 +19,7 @@ import numpy as np
 
 from hkd import manifest as manifests
 from hkd.corpora import Report
-from hkd.errors import UserError
+from hkd.errors import UserError, check_setting
 from hkd.lines import numbered_lines
 from hkd.manifest import Manifest, Utterance
 from hkd.progress import Progress, no_progress
@@ -40,10 +40,8 @@ class SentencesConfig:
     shuffle: bool = False  # the control: the words of all sentences in a random order, the sentences as long as before
 
     def __post_init__(self) -> None:
-        if self.total_words < 0:
-            raise UserError(f"`total_words` must be at least 1, or 0 for all, but is {self.total_words} instead.")
-        if self.max_words < 1:
-            raise UserError(f"`max_words` must be at least 1, but is {self.max_words} instead.")
+        check_setting("`total_words`", self.total_words, "be at least 1, or 0 for all", self.total_words >= 0)
+        check_setting("`max_words`", self.max_words, "be at least 1", self.max_words >= 1)
 
 
 def prepare_sentences(

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from hkd.config import PROJECT_FILE, build, merge, read_toml
-from hkd.errors import UserError
+from hkd.errors import UserError, check_choice
 from hkd.evaluate.result import result_paths
 from hkd.evaluate.table import configuration_of
 from hkd.files import write_bytes
@@ -156,8 +156,7 @@ def _with_seeds(runs: Mapping[str, Any], seeds: Sequence[int], file: Path) -> di
 def merged_settings(tables: Mapping[str, Any], sections: Sequence[str] | None = None) -> dict[str, Any]:
     """All settings of the tables, defaults included. Raises UserError where one does not fit, or a section is unknown."""
     for section in sections or ():
-        if section not in TABLES:
-            raise UserError(f"section must be one of {', '.join(TABLES)}, but is '{section}' instead.")
+        check_choice("section", section, TABLES)
     found: dict[str, Any] = {}
     for name in SINGLE:
         if (sections is None or name in sections) and (name not in OPTIONAL or name in tables):

@@ -7,7 +7,7 @@ from typing import Any
 from hkd.align.fit import ImportConfig
 from hkd.align.sphinx import SphinxConfig
 from hkd.config import BESIDE, build, show_settings, to_table
-from hkd.errors import UserError
+from hkd.errors import UserError, check_choice, check_setting
 from hkd.evaluate.decoding import EvaluateConfig
 from hkd.labelling.dump import DumpConfig, check_executor
 from hkd.labelling.lm import LmConfig
@@ -70,8 +70,7 @@ def aligner_of(table: Mapping[str, Any], where: str) -> Aligner:
     """The table [align]. Raises UserError for an unknown tool or setting, and for a tool without a path."""
     rest = dict(table)
     tool = rest.pop("from", POCKETSPHINX)
-    if tool not in TOOLS:
-        raise UserError(f"{where}: from must be one of {', '.join(TOOLS)}, but is '{tool}' instead.")
+    check_choice(f"{where}: from", tool, TOOLS)
     if tool == POCKETSPHINX:
         return Aligner(tool=tool, config=build(SphinxConfig, rest, where=where))
     if not rest.get("path"):
@@ -130,8 +129,7 @@ class AverageSettings:
     k: int = 0  # ids a row; 0: as in the store averaged
 
     def __post_init__(self) -> None:
-        if self.k < 0:
-            raise UserError(f"`k` must be at least 1, or 0 for as many as in the store averaged, but is {self.k} instead.")
+        check_setting("`k`", self.k, "be at least 1, or 0 for as many as in the store averaged", self.k >= 0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
