@@ -1,6 +1,7 @@
 """`hkd lm`: unit language models."""
 
 import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -57,7 +58,7 @@ def train(
             progress=progress,
         )
     say(f"{here.lm / name} is done.")
-    emit(report.to_json(), json_, render)
+    emit(asdict(report), json_, render)
 
 
 @app.command()
@@ -101,4 +102,4 @@ def score(
     from hkd.teachers.unit_lm import REPORT
 
     folder = Path(name) if (Path(name) / REPORT).exists() else project().lm / name
-    emit(LmReport.load(folder / REPORT).to_json(), json_, render)
+    emit(asdict(LmReport.load(folder / REPORT)), json_, render)

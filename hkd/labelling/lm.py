@@ -7,23 +7,22 @@
   can be labelled, and judged, by the LM that has not seen it. Only the split `train` takes part where there is one.
 """
 
-import json
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hkd.align.alignment import Alignment
 from hkd.artefact import check_same, differences
 from hkd.errors import UserError, check_choice, check_setting
 from hkd.files import digest_of_file, digest_of_json, write_bytes, write_json
 from hkd.labelling.lm_data import Corpus, Encoder, LmTask, Sentences, Sequence_U, TokenCache, cache_text, folds_of
-from hkd.labelling.ngram import NGRAM_UNITS, figures, sample, summed, train_ngram, unigram, unigram_figures
+from hkd.labelling.ngram import NGRAM_UNITS, Figures, figures, sample, summed, train_ngram, unigram, unigram_figures
 from hkd.loop import LoopConfig, fit
 from hkd.manifest import Manifest
 from hkd.progress import Progress, no_progress
@@ -47,6 +46,7 @@ from hkd.units.level import SENONE, SPELLED, SUBWORD, UNIT_LEVELS
 from hkd.units.sequences import Units
 from hkd.units.text import normalisation, text_digest, words
 
+log = logging.getLogger(__name__)
 NEURAL_UNITS = 20_000_000  # with less, minutes of training did not beat the n-gram at any level (docs/log.md)
 _NAMES = {"neural": "neural LM", "ngram": "n-gram", "unigram": "unigram"}
 _CONDITION = {
@@ -54,130 +54,6 @@ _CONDITION = {
     "outside-phone": "p(senone | the phones before and after its own, the number of its state)",
     "left": "p(unit | the units before it)",
 }
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LmReport:
-    """report.json. `figures`: per set of sentences, for neural (where there is one), ngram and unigram {perplexity, top1}, and `positions`."""
-
-    unit: str
-    direction: str
-    given: str
-    teacher: str  # neural | ngram: which has the lower perplexity on `judged_on`; ngram where no neural LM was trained
-    judged_on: str  # transcripts (what it will label; never trained on by who labels) | text (held out)
-    figures: dict[str, dict[str, Any]]
-    ngram_order: int
-    transcripts: str
-    folds: int
-    sentences: list[int]  # trained on, a fold
-    units: list[int]
-    text: dict[str, int] = field(default_factory=dict)  # lines, left_out (equal to a transcript), unpronounceable
-    steps: int = 0
-    sizes: dict[str, Any] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """All fields."""
-        return asdict(self)
-
-    @property
-    def is_neural(self) -> bool:
-        """Whether a neural LM was trained beside the n-gram."""
-        return "neural" in self.figures[self.judged_on]
-
-    def save(self, path: Path) -> None:
-        """Write report.json."""
-        write_json(path, self.to_json())
-
-    @classmethod
-    def load(cls, path: Path) -> "LmReport":
-        """Read report.json. Raises UserError where it is missing or none."""
-        value = read_json(path)
-        try:
-            return cls(**{f.name: value[f.name] for f in fields(cls)})
-        except KeyError as error:
-            raise UserError(f"{path} must be the report of a unit LM, but lacks {error}. Train the LM anew.") from None
-
-
-def render(value: dict[str, Any]) -> str:
-    """A report's JSON as text: one table a set of sentences, then the verdict."""
-    lines = [f"{value['unit']} LM: {_CONDITION[value['given']]}", _learnt_from(value)]
-    for name, table in value["figures"].items():
-        title = "held-out text" if name == "text" else "the transcripts, each judged by an LM that has not read it"
-        lines += ["", f"{title} ({table['positions']:,} positions)", f"  {'':<15}{'perplexity':>11}{'top-1':>8}"]
-        for kind in (kind for kind in _NAMES if kind in table):
-            label = _NAMES[kind]
-            label = f"{value['ngram_order']}-gram" if kind == "ngram" else label
-            label += ", state" if kind == "unigram" and value["given"] == "outside-phone" else ""
-            lines.append(f"  {label:<15}{table[kind]['perplexity']:>11.2f}{table[kind]['top1']:>8.1%}")
-    judged = value["figures"][value["judged_on"]]
-    pair = " against ".join(f"{judged[kind]['perplexity']:.2f}" for kind in ("neural", "ngram") if kind in judged)
-    if "neural" not in judged:
-        lines += [
-            "",
-            "The n-gram is the teacher: on so little text a neural LM is worse. --set neural=true trains one beside it.",
-        ]
-    elif value["teacher"] == "neural":
-        lines += ["", f"The neural LM is the teacher: it beats the n-gram ({pair} on the {value['judged_on']})."]
-    else:
-        lines += ["", f"The n-gram is the teacher: this text and training are too small for the neural LM to beat it ({pair})."]
-    if judged[value["teacher"]]["perplexity"] > judged["unigram"]["perplexity"]:
-        lines.append("WARNING: the teacher is worse than the unigram; its text does not fit.")
-    return "\n".join(lines)
-
-
-def _learnt_from(value: Mapping[str, Any]) -> str:
-    """How many LMs there are, and of what each has learnt."""
-    units = " and ".join(f"{n:,}" for n in value["units"])
-    steps = f"; {value['steps']:,} steps of the neural LM" if value["steps"] else ""
-    if value["transcripts"] != "cross-fit":
-        return f"learnt from text, no transcripts: {units} units{steps}"
-    text = "all text and " if value["text"].get("lines") else ""
-    return f"{value['folds']} LMs: each has read {text}the transcripts that it will not label ({units} units{steps})"
-
-
-def identity_of(
-    config: Any, *, texts: Sequence[Path], units: Units, manifest: Manifest | None, alignment: Alignment | None
-) -> dict[str, Any]:
-    """All that the result hangs on; `config` is the LmConfig. Raises UserError where there is nothing to train on."""
-    if not texts and config.transcripts == "none":
-        raise UserError("an LM needs something to train on, but there is none. Give --text FILE, or --transcripts cross-fit.")
-    if config.transcripts == "cross-fit" and manifest is None:
-        raise UserError("cross-fitting needs the manifest, but there is none. Run `hkd prepare` first.")
-    for path in texts:
-        if not path.is_file():
-            raise UserError(f"text must be a file, but {path} is none. Give a text file, one sentence a line.")
-    return {
-        "config": {name: value for name, value in asdict(config).items() if name != "neural"},  # it only adds one
-        "texts": [digest_of_file(path) for path in texts],
-        "inventory": units.inventory(config.unit).digest,
-        "manifest": None if manifest is None else manifest.digest,
-        "alignment": None if alignment is None or config.unit in SPELLED else alignment.digest,
-        "normalisation": normalisation(),
-        **({"folds_by": "text"} if config.transcripts == "cross-fit" else {}),  # earlier versions: by the utterance's id
-    }
-
-
-def finished(folder: Path, identity: Mapping[str, Any], *, overwrite: bool) -> LmReport | None:
-    """The report of a finished LM of this identity. Refuses, or with overwrite removes, an LM of another one."""
-    if not folder.exists() or all(path.name.endswith(".tmp") for path in folder.iterdir()):  # killed before its first file
-        return None
-    ours = (folder / CONFIG).exists()
-    old = read_json(folder / CONFIG) if ours else {}
-    if not ours or "hkd_lm" not in old:
-        raise UserError(f"{folder} must be free or hold a unit LM, but holds something else. Give another --name.")
-    if overwrite and differences(old["identity"], identity):
-        shutil.rmtree(folder)
-        return None
-    check_same(
-        f"{folder} must be of the same settings and data", old["identity"], identity, "Give another --name, or --overwrite."
-    )
-    if not (folder / REPORT).exists():
-        return None
-    shutil.rmtree(folder / "work", ignore_errors=True)
-    return LmReport.load(folder / REPORT)
-
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -242,6 +118,118 @@ class LmConfig:
         return 3 if self.unit == SUBWORD or (self.unit == SENONE and self.resolved_given != "outside-phone") else 5
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LmReport:
+    """report.json. `figures`: per set of sentences, for neural (where there is one), ngram and unigram {perplexity, top1}, and `positions`."""
+
+    unit: str
+    direction: str
+    given: str
+    teacher: str  # neural | ngram: which has the lower perplexity on `judged_on`; ngram where no neural LM was trained
+    judged_on: str  # transcripts (what it will label; never trained on by who labels) | text (held out)
+    figures: dict[str, dict[str, Any]]
+    ngram_order: int
+    transcripts: str
+    folds: int
+    sentences: list[int]  # trained on, a fold
+    units: list[int]
+    text: dict[str, int] = field(default_factory=dict)  # lines, left_out (equal to a transcript), unpronounceable
+    steps: int = 0
+    sizes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_neural(self) -> bool:
+        """Whether a neural LM was trained beside the n-gram."""
+        return "neural" in self.figures[self.judged_on]
+
+    @classmethod
+    def load(cls, path: Path) -> "LmReport":
+        """Read report.json. Raises UserError where it is missing or none."""
+        value = read_json(path)
+        try:
+            return cls(**{f.name: value[f.name] for f in fields(cls)})
+        except KeyError as error:
+            raise UserError(f"{path} must be the report of a unit LM, but lacks {error}. Train the LM anew.") from None
+
+
+def render(value: dict[str, Any]) -> str:
+    """A report's JSON as text: one table a set of sentences, then the verdict."""
+    lines = [f"{value['unit']} LM: {_CONDITION[value['given']]}", _learnt_from(value)]
+    for name, table in value["figures"].items():
+        title = "held-out text" if name == "text" else "the transcripts, each judged by an LM that has not read it"
+        lines += ["", f"{title} ({table['positions']:,} positions)", f"  {'':<15}{'perplexity':>11}{'top-1':>8}"]
+        for kind in (kind for kind in _NAMES if kind in table):
+            label = _NAMES[kind]
+            label = f"{value['ngram_order']}-gram" if kind == "ngram" else label
+            label += ", state" if kind == "unigram" and value["given"] == "outside-phone" else ""
+            lines.append(f"  {label:<15}{table[kind]['perplexity']:>11.2f}{table[kind]['top1']:>8.1%}")
+    judged = value["figures"][value["judged_on"]]
+    pair = " against ".join(f"{judged[kind]['perplexity']:.2f}" for kind in ("neural", "ngram") if kind in judged)
+    if "neural" not in judged:
+        lines += [
+            "",
+            "The n-gram is the teacher: on so little text a neural LM is worse. --set neural=true trains one beside it.",
+        ]
+    elif value["teacher"] == "neural":
+        lines += ["", f"The neural LM is the teacher: it beats the n-gram ({pair} on the {value['judged_on']})."]
+    else:
+        lines += ["", f"The n-gram is the teacher: this text and training are too small for the neural LM to beat it ({pair})."]
+    if judged[value["teacher"]]["perplexity"] > judged["unigram"]["perplexity"]:
+        lines.append("WARNING: the teacher is worse than the unigram; its text does not fit.")
+    return "\n".join(lines)
+
+
+def _learnt_from(value: Mapping[str, Any]) -> str:
+    """How many LMs there are, and of what each has learnt."""
+    units = " and ".join(f"{n:,}" for n in value["units"])
+    steps = f"; {value['steps']:,} steps of the neural LM" if value["steps"] else ""
+    if value["transcripts"] != "cross-fit":
+        return f"learnt from text, no transcripts: {units} units{steps}"
+    text = "all text and " if value["text"].get("lines") else ""
+    return f"{value['folds']} LMs: each has read {text}the transcripts that it will not label ({units} units{steps})"
+
+
+def identity_of(
+    config: LmConfig, *, texts: Sequence[Path], units: Units, manifest: Manifest | None, alignment: Alignment | None
+) -> dict[str, Any]:
+    """All that the result depends on. Raises UserError where there is nothing to train on."""
+    if not texts and config.transcripts == "none":
+        raise UserError("an LM needs something to train on, but there is none. Give --text FILE, or --transcripts cross-fit.")
+    if config.transcripts == "cross-fit" and manifest is None:
+        raise UserError("cross-fitting needs the manifest, but there is none. Run `hkd prepare` first.")
+    for path in texts:
+        if not path.is_file():
+            raise UserError(f"text must be a file, but {path} is none. Give a text file, one sentence a line.")
+    return {
+        "config": {name: value for name, value in asdict(config).items() if name != "neural"},  # it only adds one
+        "texts": [digest_of_file(path) for path in texts],
+        "inventory": units.inventory(config.unit).digest,
+        "manifest": None if manifest is None else manifest.digest,
+        "alignment": None if alignment is None or config.unit in SPELLED else alignment.digest,
+        "normalisation": normalisation(),
+        **({"folds_by": "text"} if config.transcripts == "cross-fit" else {}),  # earlier versions: by the utterance's id
+    }
+
+
+def finished(folder: Path, identity: Mapping[str, Any], *, overwrite: bool) -> LmReport | None:
+    """The report of a finished LM of this identity. Refuses, or with overwrite removes, an LM of another one."""
+    if not folder.exists() or all(path.name.endswith(".tmp") for path in folder.iterdir()):  # killed before its first file
+        return None
+    old = read_json(folder / CONFIG) if (folder / CONFIG).exists() else {}
+    if "hkd_lm" not in old:
+        raise UserError(f"{folder} must be free or hold a unit LM, but holds something else. Give another --name.")
+    if overwrite and differences(old["identity"], identity):
+        shutil.rmtree(folder)
+        return None
+    check_same(
+        f"{folder} must be of the same settings and data", old["identity"], identity, "Give another --name, or --overwrite."
+    )
+    if not (folder / REPORT).exists():
+        return None
+    shutil.rmtree(folder / "work", ignore_errors=True)
+    return LmReport.load(folder / REPORT)
+
+
 def train_lm(
     config: LmConfig,
     *,
@@ -263,9 +251,8 @@ def train_lm(
     report = finished(folder, identity, overwrite=overwrite)
     if report is not None and (report.is_neural or not config.neural):
         return report
-    return _Training(config, units=units, folder=folder, identity=identity, device=device, progress=progress).run(
-        texts, manifest, alignment
-    )
+    training = _Training(config, units=units, folder=folder, identity=identity, device=device, progress=progress)
+    return training.run(texts, manifest, alignment)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -297,38 +284,46 @@ class _Training:
     def run(self, texts: Sequence[Path], manifest: Manifest | None, alignment: Alignment | None) -> LmReport:
         """Data → for each fold n-gram and LM → comparison → report."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._write_config()
+        self._begin()
         train, held = self._text(texts, manifest)
         folds = self._folds(train, held, manifest, alignment)
         for number, fold in enumerate(folds):
             if not len(fold.corpus):
                 raise UserError("an LM needs sentences to train on, but none is left. Give more text.")
             self._count(fold, number, len(folds))
-        judged = self._judged(folds)
+        most, seed = max(1, self.config.max_scored_positions // len(folds)), self.config.loop.seed
+        sets = {name: [sample(f.judged[name], max_positions=most, seed=seed) for f in folds] for name in folds[0].judged}
+        judged = {name: parts for name, parts in sets.items() if any(parts)}
         if not judged:
             raise UserError(
                 "an LM needs held-out sentences to be judged on, but there is none. Give more text, or raise `held_out`."
             )
-        ngram = self._sums(folds, judged, "ngram")
+        ngram = self._measured(folds, judged, "ngram")
         enough = min(fold.corpus.num_units for fold in folds) >= NEURAL_UNITS
         is_neural = enough if self.config.neural is None else self.config.neural
-        for name, sums in ngram.items():
+        for name, row in ngram.items():
             rest = "; the neural LM, which is trained next, has to beat it" if is_neural else ""
-            log.info("the n-gram has perplexity %.2f on the %s%s", summed(sums)["perplexity"], name, rest)
-        for number, fold in enumerate(folds if is_neural else ()):
-            self._fit(fold, number, len(folds))
-        neural = self._sums(folds, judged, "neural") if is_neural else {}
-        report = self._report(folds, train, self._compare(folds, judged, {"neural": neural, "ngram": ngram}), is_neural=is_neural)
+            log.info("the n-gram has perplexity %.2f on the %s%s", row["perplexity"], name, rest)
+        measured = {"ngram": ngram}
+        if is_neural:
+            for number, fold in enumerate(folds):
+                self._fit(fold, number, len(folds))
+            measured = {"neural": self._measured(folds, judged, "neural"), **measured}
+        measured["unigram"] = self._measured(folds, judged, "unigram")
+        table: dict[str, dict[str, Any]] = {name: {kind: rows[name] for kind, rows in measured.items()} for name in judged}
+        for name, parts in judged.items():
+            table[name]["positions"] = sum(len(unit_U) for part in parts for unit_U in part)
+        report = self._report(folds, train, table)
         shutil.copyfile(self.folder / "work" / "cache" / "text-train" / TEXT_READ, self.folder / TEXT_READ)
-        report.save(self.folder / REPORT)
+        write_json(self.folder / REPORT, asdict(report))
         for path in self.folder.rglob(".*.tmp"):  # of runs that were killed while they wrote
             path.unlink(missing_ok=True)
         shutil.rmtree(self.folder / "work", ignore_errors=True)
         return report
 
-    def _write_config(self) -> None:
+    def _begin(self) -> None:
         config = self.config
-        value = {
+        self.header = {
             "hkd_lm": FORMAT,
             "level": config.unit,
             "direction": config.direction,
@@ -341,7 +336,7 @@ class _Training:
             "identity_digest": digest_of_json(self.identity),
             "identity": self.identity,
         }
-        write_json(self.folder / CONFIG, value)  # first: from here on the folder is known as ours
+        write_json(self.folder / CONFIG, self.header)  # first: from here on the folder is known as ours
         self.inventory.save(self.folder / INVENTORY)
 
     def _text(self, texts: Sequence[Path], manifest: Manifest | None) -> tuple[TokenCache, TokenCache]:
@@ -361,17 +356,16 @@ class _Training:
         judged: dict[str, Sentences] = {"text": held}
         spoken: dict[str, list[Sequence_U]] = {}
         if manifest is not None:
-            labelled = manifest.split("train") if any(u.split == "train" for u in manifest) else manifest
-            spoken = {u.id: self.encoder.utterance(u, alignment) for u in labelled}
+            manifest = manifest.where(lambda u: u.split == "train") or manifest
+            spoken = {u.id: self.encoder.utterance(u, alignment) for u in manifest}
         if self.config.transcripts == "none":
             if spoken:
                 judged["transcripts"] = [piece for pieces in spoken.values() for piece in pieces]
             return [_Fold(folder=self.folder, work=work / "fold-0", corpus=Corpus([train]), judged=judged)]
         assert manifest is not None
-        labelled = manifest.where(lambda u: u.id in spoken)
-        by_text = folds_of(labelled, self.config.folds)
+        by_text = folds_of(manifest, self.config.folds)
         write_json(self.folder / FOLDS, {text.hex(): fold for text, fold in by_text.items()})
-        fold_of = {u.id: by_text[text_digest(words(u.text))] for u in labelled}
+        fold_of = {u.id: by_text[text_digest(words(u.text))] for u in manifest}
         folds = []
         for number in range(self.config.folds):
             own = [piece for name, pieces in spoken.items() if fold_of[name] == number for piece in pieces]
@@ -411,46 +405,27 @@ class _Training:
         fit(task, self.config.loop, fold.work / "fit", identity=identity, device=self.device, progress=show)
         write_bytes(fold.folder / MODEL, (fold.work / "fit" / "final.safetensors").read_bytes())
 
-    def _judged(self, folds: Sequence[_Fold]) -> dict[str, list[list[NDArray[np.int32]]]]:
-        """For each set of sentences (text, transcripts), the ones that each fold's LM is judged on."""
-        most, seed = max(1, self.config.max_scored_positions // len(folds)), self.config.loop.seed
-        sets = {name: [sample(f.judged[name], max_positions=most, seed=seed) for f in folds] for name in folds[0].judged}
-        return {name: chosen for name, chosen in sets.items() if any(chosen)}
-
-    def _sums(
-        self, folds: Sequence[_Fold], judged: Mapping[str, list[list[NDArray[np.int32]]]], kind: str
-    ) -> dict[str, list[tuple[float, int, int]]]:
-        """For each set, the figures of each fold's part of one kind."""
-        whole = json.loads((self.folder / CONFIG).read_text(encoding="utf-8"))
-        found: dict[str, list[tuple[float, int, int]]] = {name: [] for name in judged}
+    def _measured(
+        self, folds: Sequence[_Fold], judged: Mapping[str, Sequence[Sequence[Sequence_U]]], kind: str
+    ) -> dict[str, dict[str, float]]:
+        """For each set of sentences what one kind of LM comes to; `judged` has a part a fold, which the fold's own LM is asked of."""
+        found: dict[str, list[Figures]] = {name: [] for name in judged}
         for number, fold in enumerate(folds):
-            teacher = load_part(fold.folder, kind, config=whole, inventory=self.inventory, name=self.folder.name)
-            for name, chosen in judged.items():
-                if chosen[number]:
-                    found[name].append(figures(teacher, chosen[number]))
-        return found
+            if kind == "unigram":
+                logp_V = unigram(fold.corpus.counts(len(self.inventory)), self.senones)
+                ask = partial(unigram_figures, logp_V, self.senones)
+            else:
+                teacher = load_part(fold.folder, kind, config=self.header, inventory=self.inventory, name=self.folder.name)
+                ask = partial(figures, teacher)
+            for name, parts in judged.items():
+                if parts[number]:
+                    found[name].append(ask(parts[number]))
+        return {name: summed(rows) for name, rows in found.items()}
 
-    def _compare(
-        self,
-        folds: Sequence[_Fold],
-        judged: Mapping[str, list[list[NDArray[np.int32]]]],
-        measured: Mapping[str, Mapping[str, list[tuple[float, int, int]]]],
-    ) -> dict[str, dict[str, Any]]:
-        """What was measured of neural LM and n-gram, and the unigram on the same positions."""
-        unigrams = [unigram(fold.corpus.counts(len(self.inventory)), self.senones) for fold in folds]
-        table: dict[str, dict[str, Any]] = {}
-        for name, chosen in judged.items():
-            plain = [unigram_figures(unigrams[n], self.senones, part) for n, part in enumerate(chosen) if part]
-            parts = {**{kind: sums[name] for kind, sums in measured.items() if name in sums}, "unigram": plain}
-            table[name] = {kind: summed(part) for kind, part in parts.items()}
-            table[name]["positions"] = sum(part[2] for part in plain)
-        return table
-
-    def _report(
-        self, folds: Sequence[_Fold], train: TokenCache, table: dict[str, dict[str, Any]], *, is_neural: bool
-    ) -> LmReport:
+    def _report(self, folds: Sequence[_Fold], train: TokenCache, table: dict[str, dict[str, Any]]) -> LmReport:
         judged_on = "transcripts" if "transcripts" in table else "text"
         judged = table[judged_on]
+        is_neural = "neural" in judged
         wins = is_neural and judged["neural"]["perplexity"] < judged["ngram"]["perplexity"]
         return LmReport(
             unit=self.config.unit,

@@ -9,7 +9,6 @@ Of words for the search, and of units as the bar that a neural unit LM must clea
 Shape letters: V inventory.
 """
 
-import logging
 import math
 import os
 import subprocess
@@ -112,8 +111,8 @@ def _kaldingram(*arguments: object) -> None:
         raise HkdError(f"kaldingram failed with exit {done.returncode}: {last}.")
 
 
-log = logging.getLogger(__name__)
 NGRAM_UNITS = 50_000_000  # its counts stay in memory: of larger corpora it gets an even part
+Figures = tuple[float, int, int]  # sum of −log p in nats, right first guesses, positions
 _DRAWN_AT_ONCE = 4096  # sentences
 
 
@@ -127,8 +126,8 @@ def train_ngram(sentences: Iterable[NDArray[Any]], path: Path, *, order: int, wo
     estimate(text, path, order=order)
 
 
-def figures(teacher: Teacher, sentences: Sequence[NDArray[np.int32]]) -> tuple[float, int, int]:
-    """(sum of −log p in nats, right first guesses, positions) of a teacher, a few sentences at a time."""
+def figures(teacher: Teacher, sentences: Sequence[NDArray[np.int32]]) -> Figures:
+    """The figures of a teacher, a few sentences at a time."""
     nats, hits, count = 0.0, 0, 0
     for start in range(0, len(sentences), 64):
         part = [
@@ -149,10 +148,8 @@ def unigram(counts_V: NDArray[np.int64], senones: SenoneMap | None) -> NDArray[n
     return logp_V
 
 
-def unigram_figures(
-    logp_V: NDArray[np.float64], senones: SenoneMap | None, sentences: Sequence[NDArray[np.int32]]
-) -> tuple[float, int, int]:
-    """As `figures`, of the unigram."""
+def unigram_figures(logp_V: NDArray[np.float64], senones: SenoneMap | None, sentences: Sequence[NDArray[np.int32]]) -> Figures:
+    """The figures of the unigram."""
     unit_N = np.concatenate([np.zeros(0, np.int32), *sentences]).astype(np.int64)
     group_V = np.zeros(len(logp_V), np.int64) if senones is None else senones.state_of_V
     best_G = [int(np.flatnonzero(group_V == g)[np.argmax(logp_V[group_V == g])]) for g in range(int(group_V.max()) + 1)]
@@ -160,7 +157,7 @@ def unigram_figures(
     return -float(logp_V[unit_N].sum()), hits, len(unit_N)
 
 
-def summed(parts: Sequence[tuple[float, int, int]]) -> dict[str, float]:
+def summed(parts: Sequence[Figures]) -> dict[str, float]:
     """Sums over folds → perplexity, and the share of positions whose likeliest unit is the right one."""
     nats, hits, count = (sum(column) for column in zip(*parts, strict=True))
     return {"perplexity": float(np.exp(nats / count)), "top1": hits / count}

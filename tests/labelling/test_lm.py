@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -85,7 +85,7 @@ def test_each_level_gives_a_report_and_a_teacher(unit, direction, units, text, t
     assert 1 < table["ngram"]["perplexity"] < table["unigram"]["perplexity"] < len(units.inventory(unit))
     assert report.teacher == ("neural" if table["neural"]["perplexity"] < table["ngram"]["perplexity"] else "ngram")
     assert LmReport.load(tmp_path / "lm" / "report.json") == report
-    assert report.teacher in render(report.to_json()).replace("-", "")
+    assert report.teacher in render(asdict(report)).replace("-", "")
     assert not (tmp_path / "lm" / "work").exists()
     assert load_unit_lm(tmp_path / "lm").info.kind == ("ngram" if report.teacher == "ngram" else direction)
     for verdict, kind in (("neural", direction), ("ngram", "ngram")):
@@ -123,7 +123,7 @@ def test_a_neural_lm_that_beats_the_n_gram_is_the_teacher_and_else_the_n_gram_is
     weak = train_lm(CONFIG, texts=[text], units=units, folder=tmp_path / "weak")
     assert weak.teacher == "ngram"
     assert load_unit_lm(tmp_path / "weak").info.kind == "ngram"
-    assert "The n-gram is the teacher" in render(weak.to_json())
+    assert "The n-gram is the teacher" in render(asdict(weak))
     longer = replace(LOOP, max_steps=150, save_every=100, learning_rate=2e-2)
     strong = train_lm(
         replace(CONFIG, loop=longer, sizes=UnitLmSizes(width=24, dropout=0.0), ngram_order=2, batch_sentences=16),
@@ -140,7 +140,7 @@ def test_little_text_makes_an_n_gram_alone_and_a_neural_lm_can_be_added(units, t
     alone = train_lm(default, texts=[text], units=units, folder=folder)
     assert set(alone.figures["text"]) == {"ngram", "unigram", "positions"}
     assert (alone.teacher, alone.steps, alone.is_neural) == ("ngram", 0, False)
-    assert "--set neural=true" in render(alone.to_json())
+    assert "--set neural=true" in render(asdict(alone))
     assert load_unit_lm(folder).info.kind == "ngram"
     before = (folder / "ngram.arpa").read_bytes()
     both = train_lm(CONFIG, texts=[text], units=units, folder=folder)
