@@ -188,7 +188,7 @@ class ShardLabeller:
             first_of.setdefault((s.unit_U.tobytes(), s.before, s.after, s.text if self._by_text else b""), n)
             for n, s in enumerate(sentences)
         ]
-        unique = sorted(set(first))
+        unique = list(first_of.values())
         answers = dict(zip(unique, self._scored([sentences[n] for n in unique]), strict=True))
         problems = [answer for answer in answers.values() if isinstance(answer, Exception)]
         if len(problems) == len(answers) > 1:  # then it is not the sentences'

@@ -14,8 +14,10 @@ import shutil
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import lru_cache
 from itertools import count, islice, pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -127,20 +129,20 @@ class Encoder:
         """Words → sequences, cut between words; [] where a word has no pronunciation."""
         if not sentence or (self.level not in SPELLED and self.units.lexicon.unknown(sentence)):
             return []
-        unit_U, word_U = self.units.encode(sentence, self.level)
-        begins_U = np.ones(len(unit_U), np.bool_)
-        begins_U[1:] = word_U[1:] != word_U[:-1]
-        return [piece for piece in cut(unit_U, begins_U, self.max_units) if len(piece)]
+        return self._cut(*self.units.encode(sentence, self.level))
 
     def utterance(self, utterance: Utterance, alignment: Alignment | None) -> list[Sequence_U]:
         """A transcript → sequences: as aligned where it is, else from its words."""
         if self.level in SPELLED or alignment is None or utterance.id not in alignment:
             return self.text(words(utterance.text))
         unit_U = np.asarray(alignment.positions(utterance.id, self.level).unit_U)
-        begins_U = np.ones(len(unit_U), np.bool_)
         if self.senones is not None and self.level == SENONE:
-            _, place_U, _ = self.senones.split(unit_U)
-            begins_U[1:] = place_U[1:] != place_U[:-1]
+            return self._cut(unit_U, self.senones.split(unit_U)[1])
+        return self._cut(unit_U, np.arange(len(unit_U)))
+
+    def _cut(self, unit_U: Sequence_U, group_U: NDArray[Any]) -> list[Sequence_U]:
+        """A sequence in pieces that begin where a group (a word, a phone) does."""
+        begins_U = np.diff(group_U, prepend=-2) != 0
         return [piece for piece in cut(unit_U, begins_U, self.max_units) if len(piece)]
 
 
@@ -223,10 +225,10 @@ class Corpus:
 
     def part(self, max_units: int) -> Iterable[Sequence_U]:
         """Every n-th sentence, so that there are about `max_units` units at most."""
-        every = -(-self.num_units // max_units)
+        every = max(1, -(-self.num_units // max_units))
         if every > 1:
             log.info("The n-gram is estimated on every %dth of %d sentences.", every, len(self))
-        return islice(self, 0, None, every) if every > 1 else self
+        return islice(self, 0, None, every)
 
     def counts(self, num_units: int) -> NDArray[np.int64]:
         """How often each unit of the inventory occurs, counts_V."""
@@ -251,25 +253,20 @@ class BatchOrder:
     def __init__(self, corpus: Corpus, *, batch_sentences: int, seed: int) -> None:
         self._corpus, self._size, self._seed = corpus, batch_sentences, seed
         self.steps_per_epoch = -(-len(corpus) // batch_sentences)
-        self._epoch, self._pool = -1, -1
-        self._order = np.zeros(0, np.int64)
-        self._batches: list[Numbers] = []
+        self._order, self._batches = lru_cache(1)(self._make_order), lru_cache(1)(self._make_batches)
 
     def __call__(self, step: int) -> Numbers:
         """The sentences of a step (0 first)."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        if epoch != self._epoch:
-            self._order = np.random.default_rng([self._seed, epoch]).permutation(len(self._corpus))
-            self._epoch, self._pool = epoch, -1
         pool, index = divmod(place, _POOL)
-        if pool != self._pool:
-            self._batches = self._make(epoch, pool)
-            self._pool = pool
-        return self._batches[index]
+        return self._batches(epoch, pool)[index]
 
-    def _make(self, epoch: int, pool: int) -> list[Numbers]:
+    def _make_order(self, epoch: int) -> Numbers:
+        return np.random.default_rng([self._seed, epoch]).permutation(len(self._corpus))
+
+    def _make_batches(self, epoch: int, pool: int) -> list[Numbers]:
         width = _POOL * self._size
-        member = self._order[pool * width : (pool + 1) * width]
+        member = self._order(epoch)[pool * width : (pool + 1) * width]
         length = np.array([len(self._corpus[int(number)]) for number in member])
         member = member[np.argsort(length, kind="stable")]
         batches = [member[start : start + self._size] for start in range(0, len(member), self._size)]
@@ -285,7 +282,6 @@ class LmTask:
 
     @property
     def model(self) -> nn.Module:
-        """The LM."""
         return self._model
 
     def batches(self, start_step: int, rank: int, world_size: int) -> Iterator[UnitBatch | None]:
@@ -295,13 +291,10 @@ class LmTask:
             yield collate(member, senones=self._model.senones) if member else None
 
     def counts(self, batch: UnitBatch) -> Mapping[str, float]:
-        """Positions."""
         return {"nll": float(len(batch.gold_N))}
 
     def losses(self, batch: UnitBatch, step: int) -> Mapping[str, Tensor]:
-        """Summed over this share."""
         return {"nll": self._model.loss_sum(batch)}
 
     def weights(self, step: int) -> Mapping[str, float]:
-        """One term."""
         return {"nll": 1.0}

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import wraps
+from logging.handlers import BufferingHandler
 from typing import Any, TextIO, cast
 
 import torch
@@ -40,26 +41,19 @@ Said = tuple[str, int, str]  # a warning: logger, level, text
 Call = tuple[Any, ...]  # what a worker is asked: a method and its arguments
 
 
-class _Listener(logging.Handler):
-    """Keeps warnings, which the driver then logs: a worker's own stderr is a file on its node."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.said: list[Said] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.said.append((record.name, record.levelno, record.getMessage()))
-
-
 def _heard(method: Callable[..., Any]) -> Callable[..., tuple[Any, list[Said]]]:
-    """The method's answer and the warnings on the way. Raises HkdErrors as UserError or HkdError: a subclass may not survive the journey."""
+    """The method's answer and its warnings, which the driver logs: a worker's own stderr is a file on its node.
+
+    Raises HkdErrors as UserError or HkdError: a subclass may not survive the journey.
+    """
 
     @wraps(method)
     def answer(*arguments: Any) -> tuple[Any, list[Said]]:
-        listener, logger = _Listener(), logging.getLogger("hkd")
+        listener, logger = BufferingHandler(1 << 20), logging.getLogger("hkd")
+        listener.setLevel(logging.WARNING)
         logger.addHandler(listener)
         try:
-            return method(*arguments), listener.said
+            return method(*arguments), [(r.name, r.levelno, r.getMessage()) for r in listener.buffer]
         except HkdError as error:
             kind = UserError if error.exit_code == UserError.exit_code else HkdError
             raise kind(str(error)) from None
