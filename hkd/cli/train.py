@@ -70,7 +70,8 @@ def train(
         return
     if report.was_done:
         say(f"{folder} is done: nothing to do.")
-    emit(report.to_json(), as_json, lambda _: _summary(report.metrics, report.parameters, folder))
+    figures = ", ".join(f"{name} {value:.4g}" for name, value in report.metrics.items())
+    emit(report.to_json(), as_json, lambda _: f"{folder}: {report.parameters:,} parameters exported; {figures}")
 
 
 def bank(
@@ -121,11 +122,6 @@ def _remove(folder: Path) -> None:
     if not (folder / "identity.json").is_file():
         raise UserError(f"--overwrite must replace a run, but {folder} is none. Take another name with --run.")
     shutil.rmtree(folder)
-
-
-def _summary(metrics: dict[str, float], parameters: int, folder: Path) -> str:
-    figures = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-    return f"{folder}: {parameters:,} parameters exported; {figures}"
 
 
 def export(

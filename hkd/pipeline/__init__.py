@@ -1,1 +1,1 @@
-"""`hkd run`: one TOML drives everything. `runner` knows stages and digests, `recipe` knows the TOML, `actions` call the library."""
+"""`hkd run`: one TOML drives everything. `runner` knows stages and digests, `recipe` the TOML, `stages` what each stage does."""

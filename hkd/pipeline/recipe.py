@@ -124,7 +124,7 @@ def load_recipe(path: Path, overrides: Mapping[str, Any]) -> Recipe:
             raise UserError(f"{file}: [{name}] is no table of a pipeline. Use one of {', '.join(TABLES)}.")
     if "runs" in tables:
         tables["runs"] = _with_seeds(tables["runs"], seeds, file)
-    merged_settings(tables)
+    merged_settings(tables)  # which checks them
     return Recipe(name=file.stem, title=str(title), jobs=int(jobs), tables=tables)
 
 
@@ -153,21 +153,22 @@ def _with_seeds(runs: Mapping[str, Any], seeds: Sequence[int], file: Path) -> di
     return found
 
 
-def merged_settings(tables: Mapping[str, Any], sections: Sequence[str] | None = None) -> dict[str, Any]:
-    """All settings of the tables, defaults included. Raises UserError where one does not fit, or a section is unknown."""
-    for section in sections or ():
+def merged_settings(tables: Mapping[str, Any], sections: Sequence[str] = TABLES) -> list[tuple[str, str, dict[str, Any]]]:
+    """(section, dotted name, all settings) of each table. Raises UserError where a setting does not fit, or a section is unknown."""
+    for section in sections:
         check_choice("section", section, TABLES)
-    found: dict[str, Any] = {}
-    for name in SINGLE:
-        if (sections is None or name in sections) and (name not in OPTIONAL or name in tables):
-            found[name] = checked(name, tables.get(name, {}), f"[{name}]")
-    for name in SEVERAL:
-        if name in tables and (sections is None or name in sections):
-            kind, common = KINDS.get(name, name), tables.get(SHARED.get(name, ""), {})
-            parts = {key: merge(common, table) for key, table in tables[name].items()}
-            if name == "searches":
-                parts = {key: {k: value for k, value in table.items() if k != "runs"} for key, table in parts.items()}
-            found[name] = {key: checked(kind, table, f"[{name}.{key}]") for key, table in parts.items()}
+    found = []
+    for section in (name for name in TABLES if name in sections):
+        own = tables.get(section, {})
+        if section in SEVERAL:
+            own = {f"{section}.{name}": table for name, table in own.items()}
+        else:
+            own = {section: own} if section in tables or section not in OPTIONAL else {}
+        for name, table in own.items():
+            settings = merge(tables.get(SHARED.get(section, ""), {}), table)
+            if section == "searches":
+                settings.pop("runs", None)
+            found.append((section, name, checked(KINDS.get(section, section), settings, f"[{name}]")))
     return found
 
 
@@ -179,18 +180,13 @@ def show_tables(tables: Mapping[str, Any], sections: Sequence[str] | None = None
 
     A section of several tables is shown once a table; where it is asked for and has none, as the table NAME with the defaults.
     """
-    asked = None if sections is None else [COMMANDS.get(section, section) for section in sections]
-    found = merged_settings(tables, asked)
-    blocks: list[str] = []
-    for section in TABLES:
-        kind = KINDS.get(section, section)
-        if section in SEVERAL and section in found:
-            blocks += ["\n".join(show_table(kind, f"{section}.{name}", table)) for name, table in found[section].items()]
-        elif section in found:
-            blocks.append("\n".join(show_table(kind, section, found[section])))
-        elif asked is not None and section in asked:
-            blocks.append("\n".join(show_table(kind, section if section in SINGLE else f"{section}.NAME", None)))
-    return "\n\n".join(blocks)
+    asked = [COMMANDS.get(section, section) for section in sections or TABLES]
+    found: list[tuple[str, str, dict[str, Any] | None]] = [*merged_settings(tables, asked)]
+    if sections:
+        there = {section for section, _, _ in found}
+        found += [(name, name if name in SINGLE else f"{name}.NAME", None) for name in dict.fromkeys(asked) if name not in there]
+        found.sort(key=lambda table: TABLES.index(table[0]))
+    return "\n\n".join("\n".join(show_table(KINDS.get(kind, kind), name, table)) for kind, name, table in found)
 
 
 _WRITTEN = "# Written by `hkd run`:"
