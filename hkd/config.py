@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hkd.errors import UserError, did_you_mean
+from hkd.errors import UserError, check_setting, did_you_mean
 from hkd.toml import assignment
 from hkd.units.text import WordsConfig, use
 
@@ -106,45 +106,35 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return value
-    if origin in (typing.Union, types.UnionType):
-        options = [a for a in args if a is not type(None)]
-        if value is None:
-            return None
-        for option in options[:-1]:
-            try:
-                return _convert(value, option, where)
-            except UserError:
-                continue
-        return _convert(value, options[-1], where)
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        if isinstance(value, hint):
+    if origin is types.UnionType:
+        [option] = [a for a in args if a is not type(None)]
+        return None if value is None else _convert(value, option, where)
+    is_config = dataclasses.is_dataclass(hint)
+    if is_config or origin is dict:
+        if is_config and isinstance(value, hint):
             return value
         if not isinstance(value, Mapping):
             raise UserError(f"{where} must be a table, but is {value!r} instead.")
-        return build(hint, value, where=where)
-    if origin in (tuple, list):
-        if isinstance(value, str) and args in ((str,), (str, Ellipsis)):  # one name: stores=subword
+        if is_config:
+            return build(hint, value, where=where)
+        return {str(k): _convert(v, args[1], f"{where}.{k}") for k, v in value.items()}
+    if origin is tuple:
+        if isinstance(value, str) and args == (str, Ellipsis):  # one name: stores=subword
             value = [value]
         if not isinstance(value, list | tuple):
             raise UserError(f"{where} must be a list, but is {value!r} instead.")
-        any_length = origin is list or (len(args) == 2 and args[1] is Ellipsis)
+        any_length = args[1:] == (Ellipsis,)
         if not any_length and len(value) != len(args):
             raise UserError(f"{where} must be a list of {len(args)} values, but has {len(value)} instead: {list(value)}.")
         kinds = [args[0]] * len(value) if any_length else list(args)
-        return origin(_convert(v, kind, f"{where}[{i}]") for i, (v, kind) in enumerate(zip(value, kinds, strict=True)))
-    if origin in (dict, Mapping) or hint is dict:
-        if not isinstance(value, Mapping):
-            raise UserError(f"{where} must be a table, but is {value!r} instead.")
-        kind = args[1] if args else Any
-        return {str(k): _convert(v, kind, f"{where}.{k}") for k, v in value.items()}
+        return tuple(_convert(v, kind, f"{where}[{i}]") for i, (v, kind) in enumerate(zip(value, kinds, strict=True)))
     if origin is typing.Literal:
-        if value not in args:
-            raise UserError(f"{where} must be one of {', '.join(map(str, args))}, but is {value!r} instead.")
+        check_setting(where, repr(value), f"be one of {', '.join(args)}", value in args)
         return value
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if hint is float and isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"{where} must be a finite number, but is {value} instead.")
+    if hint is float and isinstance(value, float):
+        check_setting(where, value, "be a finite number", math.isfinite(value))
     if isinstance(hint, type) and (not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool)):
         raise UserError(f"{where} must be a {hint.__name__}, but is {value!r} instead.")
     return value
