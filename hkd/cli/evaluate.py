@@ -211,7 +211,7 @@ def transcribe(
             say(f"{path}: {error}")
             failed.append(path)
         else:
-            emit(result, as_json, one if len(paths) == 1 else several)
+            emit(result, as_json, lambda value: value["text"] if len(paths) == 1 else f"{value['file']}: {value['text']}")
             silent += [] if result["text"] else [path]
     if silent:
         remedy = GRAPH_REMEDY if recogniser.is_hybrid else CTC_REMEDY
@@ -222,16 +222,6 @@ def transcribe(
 
 def _some(paths: Sequence[Path]) -> str:
     return ", ".join(map(str, paths[:10])) + (f" and {len(paths) - 10} more" if len(paths) > 10 else "")
-
-
-def one(result: dict[str, Any]) -> str:
-    """A transcript as it is printed."""
-    return str(result["text"])
-
-
-def several(result: dict[str, Any]) -> str:
-    """A transcript with its file, where there are several."""
-    return f"{result['file']}: {result['text']}"
 
 
 def model_folder(model: Path | None, runs: Path) -> Path:

@@ -61,8 +61,8 @@ class Transcripts:
         if not table.num_rows:
             raise UserError(f"{path} is empty.")
         table = table.take(pc.sort_indices(table["id"]))
-        self._ids: list[str] = table["id"].to_pylist()
-        for left, right in pairwise(self._ids):
+        self.all_ids: list[str] = table["id"].to_pylist()  # of all splits
+        for left, right in pairwise(self.all_ids):
             if left == right:
                 raise UserError(f"{path}: id must be unique, but '{left}' stands twice. Give each utterance its own id.")
         self._text = table["text"]
@@ -79,30 +79,23 @@ class Transcripts:
         changes = np.flatnonzero(np.diff(recording[self._spoken])) + 1
         self._recording_starts = np.concatenate([[0], changes, [len(table)]]).astype(np.int64)
 
-    def __len__(self) -> int:
-        return len(self._ids)
-
     @property
     def ids(self) -> list[str]:
         """The sorted ids of the split."""
-        return [self._ids[row] for row in np.flatnonzero(self._wanted).tolist()]
+        return [self.all_ids[row] for row in np.flatnonzero(self._wanted).tolist()]
 
     @property
     def digest(self) -> str:
         """That of `Manifest`: SHA-256 over the (id, text) pairs by id, of all splits."""
         texts = (text for chunk in self._text.chunks for text in chunk.to_pylist())
-        return digest_of(part for pair in zip(self._ids, texts, strict=True) for part in pair)
+        return digest_of(part for pair in zip(self.all_ids, texts, strict=True) for part in pair)
 
     def row(self, utterance_id: str) -> int:
         """The place of an id among all sorted ids. Raises KeyError."""
-        row = bisect_left(self._ids, utterance_id)
-        if row == len(self._ids) or self._ids[row] != utterance_id:
+        row = bisect_left(self.all_ids, utterance_id)
+        if row == len(self.all_ids) or self.all_ids[row] != utterance_id:
             raise KeyError(utterance_id)
         return row
-
-    def id_of(self, row: int) -> str:
-        """The id at a place among all sorted ids."""
-        return self._ids[row]
 
     def words(self, rows: Sequence[int]) -> list[list[str]]:
         """The normalised words of some utterances, by row."""
@@ -199,7 +192,7 @@ class ContextRule:
         """The windows of a recording's utterances, in the order of time."""
         rows, _ = self._transcripts.recording(first_row)
         spoken = self._transcripts.words(rows.tolist())
-        names = [self._transcripts.id_of(row) for row in rows.tolist()]
+        names = [self._transcripts.all_ids[row] for row in rows.tolist()]
         pieces = [self._source.units(name, said)[0] for name, said in zip(names, spoken, strict=True)]
         return windows(np.concatenate(pieces), [len(p) for p in pieces], room=self._room, left_only=self._left_only)
 

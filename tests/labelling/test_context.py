@@ -30,7 +30,7 @@ def test_recordings_are_in_the_order_of_time(texts: Path) -> None:
     for utterance in manifest:
         rows, at = index.recording(index.row(utterance.id))
         together = sorted((u for u in manifest if u.recording == utterance.recording), key=lambda u: u.offset)
-        assert [index.id_of(row) for row in rows.tolist()] == [u.id for u in together]
+        assert [index.all_ids[row] for row in rows.tolist()] == [u.id for u in together]
         assert together[at].id == utterance.id
 
 
