@@ -34,7 +34,7 @@ from hkd.evaluate.table import configuration_of
 from hkd.files import write_bytes
 from hkd.labelling.ngram import WORDS
 from hkd.pipeline import stages as actions
-from hkd.pipeline.runner import AUDIO, Stage
+from hkd.pipeline.runner import AUDIO, Stage, linked
 from hkd.pipeline.settings import WHO_LABELS, ReportSettings, aligner_of, checked, show_table
 from hkd.toml import to_toml
 from hkd.train.config import TrainConfig
@@ -85,10 +85,9 @@ class Recipe:
         return {"normalisation": table} if table else {}
 
     @property
-    def makers(self) -> dict[str, str]:
-        """Label store → the stage that makes it."""
-        kinds = {"dump": "dump", "averages": "average"}
-        return {store: f"{stage}-{store}" for kind, stage in kinds.items() for store in self.table(kind)}
+    def stores(self) -> list[str]:
+        """The label stores."""
+        return [*self.table("dump"), *self.table("averages")]
 
     @property
     def ngrams(self) -> dict[str, tuple[str, Mapping[str, Any]]]:
@@ -101,17 +100,11 @@ class Recipe:
         """The settings of [runs.NAME], those of [train] included."""
         return merge(self.table("train"), self.table("runs")[name])
 
-    def lm_stages(self, lm: str) -> tuple[str, ...]:
-        """The stage that makes an LM, where it is one of the pipeline's own."""
-        if lm in self.ngrams:
-            return (self.ngrams[lm][0],)
-        return (f"lm-{_own_lm(lm)}",) if _own_lm(lm) in self.table("lm") else ()
-
-    def sentences(self, name: str | None, where: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """(stages, files) of a [sentences.NAME]; none for no name. Raises UserError where there is no such table."""
+    def sentences(self, name: str | None, where: str) -> tuple[str, ...]:
+        """The file of a [sentences.NAME]; none for no name. Raises UserError where there is no such table."""
         if name and name not in self.table("sentences"):
             raise UserError(f"{where} must name a table [sentences.{name}] of the pipeline, but there is none.")
-        return ((f"sentences-{name}",), (actions.sentences_output(name),)) if name else ((), ())
+        return (actions.sentences_output(name),) if name else ()
 
 
 def load_recipe(path: Path, overrides: Mapping[str, Any]) -> Recipe:
@@ -209,12 +202,12 @@ def write_project(recipe: Recipe, work: Path) -> None:
 
 
 def stages_of(recipe: Recipe) -> dict[str, Stage]:
-    """The stages of a recipe, each after what it needs. Raises UserError where a table names another that is not there."""
+    """The stages of a recipe, each after those whose files it reads. Raises UserError where a table names another that is not there."""
     found = [*_data_stages(recipe), *_lm_stages(recipe), *_store_stages(recipe)]
     if recipe.table("runs"):  # else label stores alone
         found += [*_bank_stages(recipe), *_train_stages(recipe), *_evaluate_stages(recipe)]
         found.append(_report_stage(recipe, [stage for stage in found if stage.action is actions.run_evaluate]))
-    return {stage.name: stage for stage in found}
+    return linked(found)
 
 
 def _data_stages(recipe: Recipe) -> Iterator[Stage]:
@@ -223,7 +216,7 @@ def _data_stages(recipe: Recipe) -> Iterator[Stage]:
     outputs = ("manifest.jsonl", *([actions.text_output(text)] if text else []))
     sources = [str(prepare[name]) for name in ("corpus", "root", "text") if prepare.get(name)]
     read = tuple(os.path.join(".", name) for name in sources if Path(name).exists())  # noqa: PTH118
-    yield Stage(name="prepare", action=actions.run_prepare, settings=prepare, outputs=outputs, needs=(), inputs=read)
+    yield Stage(name="prepare", action=actions.run_prepare, settings=prepare, outputs=outputs, inputs=read)
     align, units, is_tied = recipe.table("align"), recipe.table("units"), "tie" in recipe.tables
     files = tuple(str(align[name]) for name in TOOL_FILES if align.get(name))
     brings_units = is_tied or aligner_of(align, "[align]").brings_units
@@ -231,18 +224,17 @@ def _data_stages(recipe: Recipe) -> Iterator[Stage]:
         align, units = {**align, "tie": recipe.table("tie")}, {**units, "is_tied": True}
     yield Stage(
         name="align", action=actions.run_align, settings={**align, **recipe.normalisation}, outputs=("alignment.arrow",),
-        needs=("prepare",), inputs=("manifest.jsonl", AUDIO, *files),
+        inputs=("manifest.jsonl", AUDIO, *files),
     )  # fmt: skip
     yield Stage(
         name="units", action=actions.run_units, settings={**units, **recipe.normalisation},
         outputs=(f"units/{MADE_FROM_FILE}",) if is_tied else ("units",),  # tying has put its tree there before
-        needs=("prepare", "align") if brings_units else ("prepare",),
         inputs=("manifest.jsonl", *(("alignment.arrow", *files) if brings_units else ())),
     )  # fmt: skip
     for name, table in recipe.table("sentences").items():
         yield Stage(
             name=f"sentences-{name}", action=actions.run_sentences, settings={"name": name, **table},
-            outputs=(actions.sentences_output(name),), needs=("prepare", "units"), inputs=(TEXTS, "manifest.jsonl", "units"),
+            outputs=(actions.sentences_output(name),), inputs=(TEXTS, "manifest.jsonl", "units"),
         )  # fmt: skip
 
 
@@ -253,13 +245,13 @@ def _lm_stages(recipe: Recipe) -> Iterator[Stage]:
     for path, (name, table) in recipe.ngrams.items():
         yield Stage(
             name=name, action=actions.run_words, settings={"path": path, **table, **recipe.normalisation}, outputs=(path,),
-            needs=("prepare",), inputs=(TEXTS, *(("manifest.jsonl",) if table.get("transcripts") else ())),
+            inputs=(TEXTS, *(("manifest.jsonl",) if table.get("transcripts") else ())),
         )  # fmt: skip
     for name, table in recipe.table("lm").items():
-        needs, files = recipe.sentences(table.get("sentences"), f"[lm.{name}]: sentences")
+        files = recipe.sentences(table.get("sentences"), f"[lm.{name}]: sentences")
         yield Stage(
             name=f"lm-{name}", action=actions.run_lm, settings={"name": name, **table}, outputs=(f"lm/{name}",),
-            needs=("units", "align", *needs), inputs=(TEXTS, "manifest.jsonl", "alignment.arrow", "units", *files),
+            inputs=(TEXTS, "manifest.jsonl", "alignment.arrow", "units", *files),
         )  # fmt: skip
 
 
@@ -267,29 +259,28 @@ def _store_stages(recipe: Recipe) -> Iterator[Stage]:
     """LMs → label stores of the speech and of the sentences that a table names; and their averages."""
     dumps = recipe.table("dump")
     for name, table in dumps.items():
-        lm, own = str(table["lm"]), _own_lm(str(table["lm"]))
-        if own is not None and own not in recipe.table("lm"):
+        folder, _, own = table["lm"].partition("/")
+        if folder == "lm" and own not in recipe.table("lm"):
             raise UserError(f"[dump.{name}]: lm must name a table [lm.{own}] of the pipeline, but there is none.")
         settings = {"name": name, **{key: value for key, value in table.items() if key not in WHO_LABELS}}
         yield Stage(
             name=f"dump-{name}", action=actions.run_dump, settings=settings, outputs=(f"shards/{name}",),
-            needs=("units", "align", *recipe.lm_stages(lm)), inputs=("manifest.jsonl", "alignment.arrow", "units", lm),
+            inputs=("manifest.jsonl", "alignment.arrow", "units", table["lm"]),
         )  # fmt: skip
-        needs, files = recipe.sentences(table.get("sentences"), f"[dump.{name}]: sentences")
-        if needs:
+        files = recipe.sentences(table.get("sentences"), f"[dump.{name}]: sentences")
+        if files:
             yield Stage(
                 name=f"dump-{name}-text", action=actions.run_dump, settings={"is_text": True, **settings},
-                outputs=(f"text-shards/{name}",), needs=(*needs, *recipe.lm_stages(lm)), inputs=(*files, "units", lm),
+                outputs=(f"text-shards/{name}",), inputs=(*files, "units", table["lm"]),
             )  # fmt: skip
     for name, table in recipe.table("averages").items():
         of = table["of"]
         if of not in dumps or name in dumps:
             raise UserError(f"[averages.{name}]: of must name a table [dump.{of}], and no [dump.{name}] may be there.")
-        has_text = bool(dumps[of].get("sentences"))
-        folders = ("shards", "text-shards") if has_text else ("shards",)
+        folders = ("shards", "text-shards") if dumps[of].get("sentences") else ("shards",)
         yield Stage(
             name=f"average-{name}", action=actions.run_average, settings={"name": name, **table},
-            outputs=tuple(f"{folder}/{name}" for folder in folders), needs=(f"dump-{of}", *([f"dump-{of}-text"] if has_text else [])),
+            outputs=tuple(f"{folder}/{name}" for folder in folders),
             inputs=("manifest.jsonl", *(f"{folder}/{of}" for folder in folders)),
         )  # fmt: skip
 
@@ -303,7 +294,6 @@ def _bank_stages(recipe: Recipe) -> Iterator[Stage]:
     heads = [name.removeprefix("kd-") for name in train.get("condition", ()) if name.startswith("kd-")]
     yield Stage(
         name="bank", action=actions.run_bank, settings={**table, "train": train}, outputs=("bank",),
-        needs=("units", "align", *(recipe.makers[store] for store in heads if store in recipe.makers)),
         inputs=("manifest.jsonl", AUDIO, "alignment.arrow", "units", *(f"shards/{store}" for store in heads)),
     )  # fmt: skip
 
@@ -313,14 +303,13 @@ def _train_stages(recipe: Recipe) -> Iterator[Stage]:
     for name in recipe.table("runs"):
         settings, where = recipe.run(name), f"[runs.{name}]"
         stores = _stores_of(recipe, build(TrainConfig, settings, where=where))
-        lost = [store for store in stores if store not in recipe.makers]
+        lost = [store for store in stores if store not in recipe.stores]
         if lost:
             raise UserError(f"{where}: stores must be tables [dump.NAME] or [averages.NAME], but {', '.join(lost)} is none.")
-        needs, text = _text_of(recipe, settings, stores, where)
+        text = _text_of(recipe, settings, stores, where)
         encoder = str(settings.get("encoder", {}).get("name") or "")  # a pretrained one, where it is a folder
         yield Stage(
             name=f"train-{name}", action=actions.run_train, settings={"name": name, **settings}, outputs=(f"runs/{name}",),
-            needs=("units", "align", *(recipe.makers[store] for store in stores), *needs),
             inputs=("manifest.jsonl", AUDIO, "alignment.arrow", "units", *(f"shards/{s}" for s in stores), *text, *([encoder] if encoder else [])),
         )  # fmt: skip
 
@@ -334,19 +323,15 @@ def _stores_of(recipe: Recipe, config: TrainConfig) -> list[str]:
     return [name for name, table in recipe.table("dump").items() if not config.levels or table["unit"] in config.levels]
 
 
-def _text_of(
-    recipe: Recipe, settings: Mapping[str, Any], stores: Sequence[str], where: str
-) -> tuple[Sequence[str], Sequence[str]]:
-    """(stages, files) that a run with text waits for and reads, and none without. Raises UserError where one is not there."""
+def _text_of(recipe: Recipe, settings: Mapping[str, Any], stores: Sequence[str], where: str) -> Sequence[str]:
+    """The files that a run with text reads, and none without. Raises UserError where nothing makes them."""
     text = settings.get("text", {})
     if not text.get("share"):
-        return (), ()
+        return ()
     if "bank" not in recipe.tables:
         raise UserError(f"{where}: text.share must go with the table [bank], but there is none.")
-    needs, files = recipe.sentences(Path(str(text.get("path", "text.jsonl"))).stem, f"{where}: text.path")
-    labels = stores if text.get("labels") else ()
-    makers = (f"average-{store}" if store in recipe.table("averages") else f"dump-{store}-text" for store in labels)
-    return ("bank", *needs, *makers), ("bank/bank.safetensors", *files, *(f"text-shards/{store}" for store in labels))
+    files = recipe.sentences(Path(str(text.get("path", "text.jsonl"))).stem, f"{where}: text.path")
+    return ("bank/bank.safetensors", *files, *(f"text-shards/{store}" for store in stores if text.get("labels")))
 
 
 def _evaluate_stages(recipe: Recipe) -> Iterator[Stage]:
@@ -358,14 +343,13 @@ def _evaluate_stages(recipe: Recipe) -> Iterator[Stage]:
             raise UserError(f"{where}: lm is {OWN_WORDS}, which the table [words] makes, but there is none.")
         for run in chosen:
             # The store that a CTC main output is held against, whoever taught it
-            is_held = not tag and SUBWORD in recipe.makers and recipe.run(run).get("main") != SENONE
-            held, stores = ((recipe.makers[SUBWORD],), (f"shards/{SUBWORD}",)) if is_held else ((), ())
+            is_held = not tag and SUBWORD in recipe.stores and recipe.run(run).get("main") != SENONE
+            stores = (f"shards/{SUBWORD}",) if is_held else ()
             yield Stage(
                 name=f"evaluate-{run}" + (f"@{tag}" if tag else ""),
                 action=actions.run_evaluate,
                 settings={"name": run, "split": split, **({"tag": tag} if tag else {}), **table},
                 outputs=tuple(f"runs/{run}/{path.name}" for path in result_paths(Path(), split, tag)),
-                needs=(f"train-{run}", *recipe.lm_stages(lm), *held),
                 inputs=(f"runs/{run}/model", "manifest.jsonl", AUDIO, *stores, *([lm] if lm else [])),
             )
 
@@ -393,10 +377,4 @@ def _report_stage(recipe: Recipe, scored: Sequence[Stage]) -> Stage:
         inputs=(*results, "runs/*/metrics.jsonl", "shards/*/store.json"),
         is_view=True,
         outputs=tuple(f"{page}.{end}" for end in ("html", "md", "txt")),
-        needs=(*(stage.name for stage in scored), *recipe.makers.values()),
     )
-
-
-def _own_lm(lm: str) -> str | None:
-    """The NAME of [lm.NAME] where that is meant."""
-    return lm.removeprefix("lm/") if lm.startswith("lm/") else None

@@ -15,10 +15,11 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,16 +38,30 @@ class Stage:
     """One step: `action(folder, settings, progress) -> summary` must be importable, resumable and idempotent."""
 
     name: str
-    needs: tuple[str, ...]
     settings: Mapping[str, Any]
     outputs: tuple[str, ...]  # relative to the working folder
     action: Callable[[Path, Mapping[str, Any], Progress], str]
     # files, folders and patterns, of the working folder, else (and with ./) of the current one; or AUDIO
     inputs: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()  # other stages, which come first
     is_view: bool = False  # shows other stages' results and holds nothing of its own: replaced whenever they change
 
 
 AUDIO = "audio of manifest.jsonl"  # as an input: all sound files that the manifest names
+
+
+def linked(stages: Iterable[Stage]) -> dict[str, Stage]:
+    """The stages by name; each needs those before it that write what it reads, or a part of that."""
+    found: dict[str, Stage] = {}
+    for stage in stages:
+        needs = [name for name, other in found.items() if any(_meet(i, o) for i in stage.inputs for o in other.outputs)]
+        found[stage.name] = replace(stage, needs=tuple(needs))
+    return found
+
+
+def _meet(read: str, written: str) -> bool:
+    """Whether one path, or pattern, is the other or lies in it."""
+    return all(fnmatch(part, pattern) for pattern, part in zip(read.split("/"), written.split("/"), strict=False))
 
 
 class Watcher(Protocol):

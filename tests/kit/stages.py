@@ -9,7 +9,7 @@ from typing import Any
 
 from hkd.errors import UserError
 from hkd.files import write_bytes
-from hkd.pipeline.runner import PipelineReport, Stage, run_stages
+from hkd.pipeline.runner import PipelineReport, Stage, linked, run_stages
 from hkd.progress import Progress
 
 
@@ -52,9 +52,9 @@ def counting_stages(*, to: int = 20, pause_s: float = 0.0) -> dict[str, Stage]:
     def stage(name: str, *needs: str) -> Stage:
         settings = {"file": f"{name}.txt", "to": to, "pause_s": pause_s}
         inputs = tuple(f"{need}.txt" for need in needs) or ("source.txt",)
-        return Stage(name=name, needs=needs, settings=settings, outputs=(f"{name}.txt",), action=count, inputs=inputs)
+        return Stage(name=name, settings=settings, outputs=(f"{name}.txt",), action=count, inputs=inputs)
 
-    return {"left": stage("left"), "right": stage("right"), "both": stage("both", "left", "right")}
+    return linked([stage("left"), stage("right"), stage("both", "left", "right")])
 
 
 class Record:

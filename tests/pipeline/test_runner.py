@@ -123,7 +123,7 @@ def test_another_version_of_hkd_keeps_everything(tmp_path: Path, monkeypatch: py
 
 
 def test_a_stage_that_failed_before_it_wrote_may_be_set_right(tmp_path: Path):
-    bad = {"left": Stage(name="left", needs=(), settings={}, outputs=("left.txt",), action=fail)}
+    bad = {"left": Stage(name="left", settings={}, outputs=("left.txt",), action=fail)}
     with pytest.raises(UserError):
         run_stages(tmp_path, bad, jobs=1, watcher=Record())
     assert "left" in run_counting(tmp_path).ran
@@ -145,28 +145,28 @@ def test_a_missing_output_is_made_again(tmp_path: Path):
 
 
 def test_an_error_names_its_stage_and_keeps_its_exit_code(tmp_path: Path):
-    stages = {"bad": Stage(name="bad", needs=(), settings={}, outputs=(), action=fail)}
+    stages = {"bad": Stage(name="bad", settings={}, outputs=(), action=fail)}
     with pytest.raises(UserError, match=r"stage bad: to must be positive"):
         run_stages(tmp_path, stages, jobs=1, watcher=Record())
     assert json.loads((tmp_path / "stages" / "bad.json").read_text())["state"] == "started"
 
 
 def test_a_killed_worker_is_said_in_a_line(tmp_path: Path):
-    stages = {"bad": Stage(name="bad", needs=(), settings={}, outputs=(), action=die)}
+    stages = {"bad": Stage(name="bad", settings={}, outputs=(), action=die)}
     with pytest.raises(HkdError, match=r"a stage \(bad\) was killed"):
         run_stages(tmp_path, stages, jobs=1, watcher=Record())
 
 
 def test_the_watcher_hears_of_start_progress_and_end(tmp_path: Path):
     record = Record()
-    stage = Stage(name="one", needs=(), settings={"file": "one.txt", "to": 2}, outputs=("one.txt",), action=count)
+    stage = Stage(name="one", settings={"file": "one.txt", "to": 2}, outputs=("one.txt",), action=count)
     run_stages(tmp_path, {"one": stage}, jobs=1, watcher=record)
     assert record.events[0] == ("started", "one")
     assert record.events[-1] == ("finished", "one")
 
 
 def test_a_fault_of_our_own_in_a_stage_is_one_line_and_keeps_its_trace(tmp_path: Path):
-    stages = {"bad": Stage(name="bad", needs=(), settings={}, outputs=(), action=break_down)}
+    stages = {"bad": Stage(name="bad", settings={}, outputs=(), action=break_down)}
     with pytest.raises(InternalError) as failed:
         run_stages(tmp_path, stages, jobs=1, watcher=Record())
     line = str(failed.value)
