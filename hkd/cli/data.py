@@ -33,15 +33,15 @@ def train(
     from hkd.pipeline import stages
 
     here = project()
-    found = stages.units(
-        here, {**here.table("units"), **given(vocab_size=vocab_size, kind=kind)}, split=split, overwrite=overwrite
-    )
-    value = {level: {"units": len(inventory), "digest": inventory.digest} for level, inventory in found.items()}
-    emit(value, json_, _render_units)
+    table = {**here.table("units"), **given(vocab_size=vocab_size, kind=kind)}
+    _show(stages.units(here, table, split=split, overwrite=overwrite), json_)
 
 
-def _render_units(value: dict[str, Any]) -> str:
-    return "\n".join(f"{level:<12}{row['units']:>7} units   digest {row['digest'][:16]}" for level, row in value.items())
+def _show(inventories: dict[str, Any], json_: bool) -> None:
+    def render(value: dict[str, Any]) -> str:
+        return "\n".join(f"{level:<12}{row['units']:>7} units   digest {row['digest'][:16]}" for level, row in value.items())
+
+    emit({level: {"units": len(found), "digest": found.digest} for level, found in inventories.items()}, json_, render)
 
 
 @units_app.command()
@@ -64,8 +64,7 @@ def show(
     units = Units(here.units)
     inventories = {level: units.inventory(level) for level in units.levels}
     if text is None:
-        value = {level: {"units": len(inventory), "digest": inventory.digest} for level, inventory in inventories.items()}
-        return emit(value, json_, _render_units)
+        return _show(inventories, json_)
     spoken = words(text)
     shown = {
         level: [inventory.symbols[unit] for unit in units.encode(spoken, level)[0].tolist()]

@@ -232,9 +232,8 @@ def split(
     if ids is not None:
         wanted = [line.strip() for _, line in numbered_lines(ids, "a list of ids") if line.strip()]
     else:
-        assert part is not None
         reader = LabelReader.open(store)
-        wanted = [name for name in _ids_of(part) if name in reader]
+        wanted = [name for name in _ids_of(part or "") if name in reader]
     with progress_bar("split") as progress:
         spec = subset(store, out, wanted, overwrite=overwrite, progress=progress)
     say(f"wrote {out}: {spec.num_utterances} utterances")

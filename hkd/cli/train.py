@@ -59,8 +59,10 @@ def train(
         typer.echo(show_data(data))
         return
     folder = here.runs / name
-    if overwrite:
-        _remove(folder)
+    if overwrite and folder.exists():
+        if not (folder / "identity.json").is_file():
+            raise UserError(f"--overwrite must replace a run, but {folder} is none. Take another name with --run.")
+        shutil.rmtree(folder)
     logging.getLogger("hkd").setLevel(logging.INFO)
     with progress_bar(f"train {folder.name}") as progress:
         report = stages.train(
@@ -105,23 +107,8 @@ def bank(
     logging.getLogger("hkd").setLevel(logging.INFO)
     with progress_bar("bank") as progress:
         report = stages.bank(here, out, config, table, labels=place, device=device or "auto", progress=progress)
-    emit(
-        report.to_json(),
-        as_json,
-        lambda row: (
-            f"{out}: {row['segments']:,} segments, {row['frames']:,} frames; right: "
-            + ", ".join(f"{name} {share:.1%}" for name, share in row["right"].items())
-        ),
-    )
-
-
-def _remove(folder: Path) -> None:
-    """Remove a run. Raises UserError where something else lies there."""
-    if not folder.exists():
-        return
-    if not (folder / "identity.json").is_file():
-        raise UserError(f"--overwrite must replace a run, but {folder} is none. Take another name with --run.")
-    shutil.rmtree(folder)
+    right = ", ".join(f"{name} {share:.1%}" for name, share in report.right.items())
+    emit(report.to_json(), as_json, lambda row: f"{out}: {row['segments']:,} segments, {row['frames']:,} frames; right: {right}")
 
 
 def export(
