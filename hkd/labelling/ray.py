@@ -18,8 +18,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import wraps
+from io import StringIO
 from logging.handlers import BufferingHandler
-from typing import Any, TextIO, cast
+from typing import Any, cast
 
 import torch
 
@@ -107,11 +108,17 @@ def ray_dump(
     dump alone); empty: the environment's RAY_ADDRESS, else "local". `workers`: 0 means one a GPU, without GPUs one a node. Raises as
     `hkd.labelling.dump.dump`, and HkdError where there is no such cluster or a shard ends one worker after the other.
     """
-    ray = _ray()
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports to its makers unless told not to
+    try:
+        import ray
+        import ray.exceptions
+    except ImportError:
+        raise MissingPackageError("ray", "ray", "--executor ray") from None
     check_setting("workers", workers, "not be negative", workers >= 0)
-    # Ray prints an account of every death to stdout, where results go
-    with redirect_stdout(cast(TextIO, _ToLog())), _cluster(ray, address or os.environ.get("RAY_ADDRESS") or LOCAL):
-        crew = _Crew(ray, job, share_of(ray.nodes(), job.device, workers), overwrite=overwrite)
+    account = StringIO()  # of every death, which Ray prints to stdout, where results go
+    with redirect_stdout(account), _cluster(ray, address or os.environ.get("RAY_ADDRESS") or LOCAL):
+        nodes = ray.nodes()  # type: ignore[no-untyped-call]
+        crew = _Crew(ray, job, share_of(nodes, job.device, workers), overwrite=overwrite)
         try:
             [pending] = crew.answers([("pending",)])
             started, work = time.monotonic(), Work()
@@ -123,16 +130,7 @@ def ray_dump(
             return cast(DumpReport, report)
         finally:
             crew.stop()
-
-
-def _ray() -> Any:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports to its makers unless told not to
-    try:
-        import ray
-        import ray.exceptions
-    except ImportError:
-        raise MissingPackageError("ray", "ray", "--executor ray") from None
-    return ray
+            log.info("Ray says: %s", account.getvalue())
 
 
 @contextmanager
@@ -158,16 +156,6 @@ def _cluster(ray: Any, address: str) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-class _ToLog:
-    def write(self, text: str) -> int:
-        if text.strip():
-            log.info("%s", text.strip())
-        return len(text)
-
-    def flush(self) -> None:
-        """Nothing waits."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
