@@ -5,8 +5,9 @@ the project's folder. The `run_...` below them are what `hkd run` does in a work
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import wraps
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -323,23 +324,26 @@ def report(
 # What `hkd run` does -------------------------------------------------------------------------------------------------------
 
 
-def _named(settings: Settings) -> tuple[str, Settings]:
-    return str(settings["name"]), {key: value for key, value in settings.items() if key != "name"}
+def _stage(work: Callable[..., str]) -> Callable[[Path, Settings, Progress], str]:
+    """A function of the project, the progress and its settings by name, as the runner calls a stage."""
+
+    @wraps(work)
+    def action(folder: Path, settings: Settings, progress: Progress) -> str:
+        return work(Project.load(folder), progress, **settings)
+
+    return action
 
 
-def _without(settings: Settings, *names: str) -> Settings:
-    return {key: value for key, value in settings.items() if key not in names}
-
-
-def run_prepare(folder: Path, settings: Settings, progress: Progress) -> str:
+@_stage
+def run_prepare(here: Project, progress: Progress, /, **table: Any) -> str:
     """Corpus → manifest.jsonl, and text/NAME.txt."""
-    config, told = build(PrepareSettings, settings, where="[prepare]"), corpora.Report()
-    whole = prepare(folder, config, report=told, overwrite=True, progress=progress)
+    config, told = build(PrepareSettings, table, where="[prepare]"), corpora.Report()
+    whole = prepare(here.folder, config, report=told, overwrite=True, progress=progress)
     for line in told.note_lines():
         logger.warning("%s", line)
     summary = f"{len(whole)} utterances, {sum(u.duration or 0.0 for u in whole) / 60:.1f} minutes"
     if config.text:
-        summary += f"; {_prepare_text(config.text, folder / text_output(config.text), progress)} sentences of text"
+        summary += f"; {_prepare_text(config.text, here.folder / text_output(config.text), progress)} sentences of text"
     return summary
 
 
@@ -357,41 +361,41 @@ def _prepare_text(text: str, out: Path, progress: Progress) -> int:
     return len(lines)
 
 
-def run_units(folder: Path, settings: Settings, progress: Progress) -> str:
+@_stage
+def run_units(here: Project, progress: Progress, /, *, is_tied: bool = False, normalisation: Any = None, **table: Any) -> str:
     """[units], with the aligner's acoustic model where it is not the English one, unless tying has put it there."""
-    here = Project.load(folder)
     aligner = aligner_of(here.table("align"), "[align]")
-    if aligner.brings_units and not settings.get("is_tied"):
+    if aligner.brings_units and not is_tied:
         adopt_units(here, aligner, overwrite=True)
-    found = units(here, _without(settings, "is_tied", "normalisation"), overwrite=True)
+    found = units(here, table, overwrite=True)
     return ", ".join(f"{len(inventory):,} {level}s" for level, inventory in found.items())
 
 
-def run_align(folder: Path, settings: Settings, progress: Progress) -> str:
+@_stage
+def run_align(here: Project, progress: Progress, /, *, normalisation: Any = None, **table: Any) -> str:
     """[align], and [tie] where it is there."""
-    here = Project.load(folder)
-    aligner = aligner_of(_without(settings, "tie", "normalisation"), "[align]")
-    done = align(here, aligner, overwrite=True, progress=progress)
+    tying = table.pop("tie", None)
+    done = align(here, aligner_of(table, "[align]"), overwrite=True, progress=progress)
     summary = f"{done.kept} of {done.kept + len(done.failed)} utterances aligned, {len(done.predicted_words)} words by G2P"
-    if "tie" in settings:
-        summary += f"; {tie(here, settings['tie'], overwrite=True, progress=progress).senones} senones tied"
+    if tying is not None:
+        summary += f"; {tie(here, tying, overwrite=True, progress=progress).senones} senones tied"
     return summary
 
 
-def run_lm(folder: Path, settings: Settings, progress: Progress) -> str:
+@_stage
+def run_lm(here: Project, progress: Progress, /, *, name: str, **table: Any) -> str:
     """[lm.NAME]."""
-    done = lm(Project.load(folder), *_named(settings), progress=progress)
+    done = lm(here, name, table, progress=progress)
     judged = done.figures[done.judged_on]
     names = {"ngram": "n-gram", **({"neural": "neural LM"} if done.is_neural else {})}
     pair = ", ".join(f"{name} {judged[kind]['perplexity']:.1f}" for kind, name in names.items())
     return f"perplexity: {pair}; the {names[done.teacher]} is the teacher"
 
 
-def run_words(folder: Path, settings: Settings, progress: Progress) -> str:
+@_stage
+def run_words(here: Project, progress: Progress, /, *, path: str, normalisation: Any = None, **table: Any) -> str:
     """[words] or [ngrams.NAME]."""
-    here = Project.load(folder)
-    count = words(here, here.folder / settings["path"], _without(settings, "path", "normalisation"), progress=progress)
-    return f"an n-gram of {count:,} sentences"
+    return f"an n-gram of {words(here, here.folder / path, table, progress=progress):,} sentences"
 
 
 def sentences_output(name: str) -> str:
@@ -399,35 +403,33 @@ def sentences_output(name: str) -> str:
     return f"sentences/{name}.jsonl"
 
 
-def run_sentences(folder: Path, settings: Settings, progress: Progress) -> str:
+@_stage
+def run_sentences(here: Project, progress: Progress, /, *, name: str, **table: Any) -> str:
     """[sentences.NAME]."""
-    here = Project.load(folder)
-    name, table = _named(settings)
-    whole = sentences(here, folder / sentences_output(name), table, overwrite=True, progress=progress)
+    whole = sentences(here, here.folder / sentences_output(name), table, overwrite=True, progress=progress)
     return f"{len(whole):,} sentences"
 
 
-def run_bank(folder: Path, settings: Settings, progress: Progress) -> str:
+@_stage
+def run_bank(here: Project, progress: Progress, /, **table: Any) -> str:
     """[bank]."""
-    config = build(BankSettings, settings, where="[bank]")
-    done = bank(Project.load(folder), folder / "bank", config, config.train, progress=progress)
+    config = build(BankSettings, table, where="[bank]")
+    done = bank(here, here.folder / "bank", config, config.train, progress=progress)
     return f"{done.segments:,} segments; right: {', '.join(f'{name} {share:.1%}' for name, share in done.right.items())}"
 
 
-def run_dump(folder: Path, settings: Settings, progress: Progress) -> str:
+@_stage
+def run_dump(here: Project, progress: Progress, /, *, name: str, is_text: bool = False, **table: Any) -> str:
     """[dump.NAME]; who labels stands in hkd.toml alone. is_text: of its sentences."""
-    here = Project.load(folder)
-    name, table = _named(_without(settings, "is_text"))
     who = {key: value for key, value in here.table(f"dump.{name}").items() if key in WHO_LABELS}
-    is_text, command = bool(settings.get("is_text")), f"hkd run (stage dump-{name})"
+    command = f"hkd run (stage dump-{name})"
     done = dump(here, {**table, **who}, name=name, is_text=is_text, command=command, progress=progress)
     return f"{done.positions:,} positions by {done.teacher}, {done.positions_per_s:,.0f} positions/s"
 
 
-def run_average(folder: Path, settings: Settings, progress: Progress) -> str:
+@_stage
+def run_average(here: Project, progress: Progress, /, *, name: str, **table: Any) -> str:
     """[averages.NAME]: the control of a teacher without context."""
-    here = Project.load(folder)
-    name, table = _named(settings)
     config = build(AverageSettings, table, where=f"[averages.{name}]")
     over, command = [u.id for u in read(here.manifest).split(config.split)], f"hkd run (stage average-{name})"
     k, text = config.k or None, here.path("sentence_labels")
@@ -437,28 +439,27 @@ def run_average(folder: Path, settings: Settings, progress: Progress) -> str:
     return f"{spec.num_utterances:,} utterances, each unit as {spec.teacher['name']}"
 
 
-def run_train(folder: Path, settings: Settings, progress: Progress) -> str:
+@_stage
+def run_train(here: Project, progress: Progress, /, *, name: str, **table: Any) -> str:
     """[runs.NAME]."""
-    done = train(Project.load(folder), *_named(settings), progress=progress)
+    done = train(here, name, table, progress=progress)
     return f"{done.steps} steps, {done.parameters:,} parameters exported"
 
 
-def run_evaluate(folder: Path, settings: Settings, progress: Progress) -> str:
+@_stage
+def run_evaluate(here: Project, progress: Progress, /, *, name: str, split: str, tag: str = "", **table: Any) -> str:
     """[evaluate] or [searches.TAG], of a run."""
     from hkd.evaluate.report import percent
 
-    here = Project.load(folder)
-    name, table = _named(settings)
-    split, tag = table["split"], table.get("tag", "")
-    done = evaluate(here, here.runs / name, _without(table, "split", "tag"), split=split, tag=tag, progress=progress)
+    done = evaluate(here, here.runs / name, table, split=split, tag=tag, progress=progress)
     return f"WER {percent(done.errors['wer'].rate)} % on {split}"
 
 
-def run_report(folder: Path, settings: Settings, progress: Progress) -> str:
+@_stage
+def run_report(here: Project, progress: Progress, /, *, runs: list[str], title: str, page: str, **table: Any) -> str:
     """[report]: all runs → a page, and its tables as Markdown and as text."""
-    here, page, names = Project.load(folder), folder / settings["page"], settings["runs"]
-    config = build(ReportSettings, _without(settings, "runs", "title", "page"), where="[report]")
-    table = report(here, [here.runs / name for name in names], page, config, title=settings["title"], progress=progress)
-    write_bytes(page.with_suffix(".md"), (table.markdown() + "\n").encode())
-    write_bytes(page.with_suffix(".txt"), (table.text() + "\n").encode())
-    return f"{len(names)} runs in {page.name}"
+    config, path = build(ReportSettings, table, where="[report]"), here.folder / page
+    found = report(here, [here.runs / name for name in runs], path, config, title=title, progress=progress)
+    write_bytes(path.with_suffix(".md"), (found.markdown() + "\n").encode())
+    write_bytes(path.with_suffix(".txt"), (found.text() + "\n").encode())
+    return f"{len(runs)} runs in {path.name}"
