@@ -57,10 +57,8 @@ def teacher_dump(
     unit, lm = unit or table.get("unit", "subword"), lm or table.get("lm")
     if lm is None:
         raise UserError(_lm_wanted(here, unit))
-    if manifest is None:
-        manifest = (
-            here.require("sentences", "hkd prepare --text FILE") if text else here.require("manifest", "hkd prepare CORPUS")
-        )
+    if manifest is None and not text:  # said before the slow imports; which text it is, the stage knows
+        manifest = here.require("manifest", "hkd prepare CORPUS")
     lm = str(here.lm / lm) if (here.lm / lm / "config.json").is_file() else lm
     check_source(lm)
     from hkd.pipeline import stages
