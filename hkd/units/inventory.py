@@ -49,12 +49,11 @@ class UnitInventory:
     def load(cls, path: Path) -> "UnitInventory":
         """Read what `save` wrote. Raises UserError where it is missing, broken, or does not match its own digest."""
         try:
-            value = json.loads(path.read_text(encoding="utf-8"))
+            return cls.from_json(json.loads(path.read_text(encoding="utf-8")), path)
         except OSError as error:
             raise UserError(f"inventory {path}: {error.strerror}. Run `hkd units train` first.") from None
         except ValueError as error:
             raise UserError(f"{path} must be a unit inventory, but cannot be read as one ({error}).") from None
-        return cls.from_json(value, path)
 
     @classmethod
     def from_json(cls, value: Any, path: Path) -> "UnitInventory":

@@ -7,21 +7,20 @@
 - Other tools' names of phones: which are silence or noise, what marks the place in the word, what marks stress.
 """
 
-import importlib.util
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
-from importlib.metadata import version
+from importlib.metadata import distribution, version
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hkd.errors import MissingPackageError, UserError
+from hkd.errors import UserError
 from hkd.files import digest_of, digest_of_file
 from hkd.lines import numbered_lines
 from hkd.units.inventory import UnitInventory
@@ -56,6 +55,13 @@ def without_stress(phone: str) -> str:
     return _STRESSED.sub(r"\1", phone)
 
 
+@cache
+def folded(phone: str, *, stress: bool) -> str:
+    """A phone without its place in the word, and unless `stress` without its stress mark."""
+    base = split_position(phone)[0]
+    return base if stress else without_stress(base)
+
+
 def phone_inventory(symbols: Iterable[str], silences: Iterable[str] = ()) -> tuple[UnitInventory, tuple[int, ...]]:
     """Phones in order, and the ids of silence and noise: known by their names, or given. The inventory's silence is SIL where there is one."""
     phones, given = tuple(symbols), set(silences)
@@ -79,11 +85,7 @@ _OUTPUTS = sorted([*_CONSONANTS, *(vowel + mark for vowel in _VOWELS for mark in
 
 @cache
 def _weights() -> dict[str, Array]:
-    spec = importlib.util.find_spec("g2p_en")
-    folders = list(spec.submodule_search_locations or ()) if spec else []
-    if not folders:
-        raise MissingPackageError("g2p-en", "test", "Pronouncing words that are not in the dictionary")
-    with np.load(Path(folders[0]) / "checkpoint20.npz", allow_pickle=False) as file:
+    with np.load(str(distribution("g2p_en").locate_file("g2p_en/checkpoint20.npz")), allow_pickle=False) as file:
         return {name: file[name].astype(np.float32) for name in file.files}
 
 
@@ -186,9 +188,7 @@ class Lexicon:
             if numbers == len(columns):
                 rule = "a line of a dictionary must be `word phones`, but this one has no phones."
                 raise UserError(f"{self.path}:{number}: {rule}")
-            phones = tuple(columns[numbers:])
-            if not self._stress or any("_" in phone for phone in phones):
-                phones = tuple(map(self._fold, phones))
+            phones = tuple(folded(phone, stress=self._stress) for phone in columns[numbers:])
             rows.append((name, phones, float(columns[0]) if numbers else None))
         return rows
 
@@ -214,10 +214,6 @@ class Lexicon:
         """The entries that are no single word of a transcript: fillers (`<unk>`, `!SIL`), and what is several words (`new york`, `a.m.`)."""
         names = dict.fromkeys(name for name, _, _ in self._rows) if self._is_own else ()
         return [name for name in names if not _word_of(name)]
-
-    def _fold(self, phone: str) -> str:
-        base = split_position(phone)[0] if phone[-2:-1] == "_" else phone
-        return base if self._stress else without_stress(base)
 
     @cached_property
     def phones(self) -> tuple[str, ...]:

@@ -111,7 +111,7 @@ _KINDS_SHOWN = 8
 class WordsConfig:
     """The table [normalisation] of hkd.toml: what other corpora write in their transcripts. Patterns are Python's regular expressions."""
 
-    markup: tuple[str, ...] = ()  # what is no speech besides what the rule knows; case matters not
+    markup: tuple[str, ...] = ()  # what is no speech besides what the rule knows, in upper or lower case
     speech: tuple[str, ...] = ()  # what the rule takes for markup, but was said: a whole `[Tag]`, its brackets included
     numbers: Literal["english", "kept"] = "english"  # spelled out in English as are & % ½ ², or left as digits
     unspaced: Literal["mixed", "characters", "stretches"] = "mixed"  # mixed: Han, kana by character; Thai ... between spaces

@@ -33,7 +33,7 @@ from hkd.files import digest_of, digest_of_file, digest_of_json, write_bytes, wr
 from hkd.units.inventory import UnitInventory
 from hkd.units.kaldi import ContextTree, parse_tree
 from hkd.units.level import MONOPHONE, SENONE
-from hkd.units.lexicon import Lexicon, model_folder, phone_inventory, split_position, without_stress
+from hkd.units.lexicon import Lexicon, folded, model_folder, phone_inventory, split_position
 
 Pronunciations = Sequence[Sequence[str]]
 Sequences = tuple[NDArray[np.int32], NDArray[np.int32]]
@@ -310,15 +310,11 @@ class TreeTying(Tying):
         self.phone_of = {label: inventory.id_of[symbol] for label, symbol in self.symbol_of.items()}
         self.silence = None if inventory.silence is None else self._label(inventory.symbols[inventory.silence], "")
 
-    def fold(self, phone: str) -> str:
-        """A phone of the model → its symbol in the inventory."""
-        base = split_position(phone)[0]
-        return base if self.stress else without_stress(base)
-
     @cached_property
     def symbol_of(self) -> dict[int, str]:
         """The model's phones by number, folded."""
-        return {number: self.fold(phone) for phone, number in sorted(self.phones.items(), key=lambda item: item[1])}
+        ordered = sorted(self.phones.items(), key=lambda item: item[1])
+        return {number: folded(phone, stress=self.stress) for phone, number in ordered}
 
     @cached_property
     def _owner_V2(self) -> NDArray[np.int32]:
@@ -331,7 +327,7 @@ class TreeTying(Tying):
     def _by_place(self) -> dict[tuple[str, str], int]:
         """(folded phone, place in the word) → the model's phone; where stress is folded, several phones fall together: the first counts."""
         ordered = sorted(self.phones.items(), key=lambda item: -item[1])
-        return {(self.fold(phone), split_position(phone)[1]): number for phone, number in ordered}
+        return {(folded(phone, stress=self.stress), split_position(phone)[1]): number for phone, number in ordered}
 
     def _label(self, phone: str, place: str) -> int:
         """As the model has it, with stress where a lexicon gives it; else by the folded phone, with its place or without."""
