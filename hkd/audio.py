@@ -98,6 +98,8 @@ def probe(path: Path | str) -> AudioInfo:
 def _opened(path: Path, *, piped: bool = False) -> Iterator[soundfile.SoundFile]:
     """A file's decoder. Whatever goes wrong, here or in decoding, becomes a UserError. piped: as a stream, so that the header's length is ignored."""
     try:
+        if "\0" in str(path):
+            raise UserError(f"audio file {str(path)!r} cannot be opened (its name holds a null byte).")
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
             kind = "folder" if stat.S_ISDIR(status.st_mode) else "pipe or device"

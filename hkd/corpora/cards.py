@@ -246,7 +246,7 @@ def _fetch(url: str, part: Path, progress: Progress) -> None:
         raise OSError(f"the connection broke after {have} of {total} bytes")
 
 
-def unpack(archive: Path, folder: Path, *, max_bytes: int = MAX_UNPACKED_BYTES) -> Path:
+def unpack(archive: Path, folder: Path) -> Path:
     """Unpack a tar archive to `folder`, which appears whole or not at all; at once where it is there. Raises HkdError.
 
     Files and folders below `folder` alone: links, devices, pipes and names that lead out are refused, and so are bombs.
@@ -258,7 +258,7 @@ def unpack(archive: Path, folder: Path, *, max_bytes: int = MAX_UNPACKED_BYTES) 
         work = Path(temporary) / "files"
         work.mkdir()
         try:
-            limit = min(max_bytes, FREE_BYTES + MAX_RATIO * archive.stat().st_size)
+            limit = min(MAX_UNPACKED_BYTES, FREE_BYTES + MAX_RATIO * archive.stat().st_size)
             with tarfile.open(archive) as tar:
                 size = 0
                 for number, member in enumerate(tar, 1):

@@ -15,7 +15,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +37,10 @@ _LONGEST = 400
 _THREADS = 8
 _PARENTS = 3
 _ENDINGS = {  # of the formats that libsndfile may have been built with
-    "AIFF": (".aif", ".aiff", ".aifc"), "AU": (".au", ".snd"), "AVR": (".avr",), "CAF": (".caf",), "FLAC": (".flac",), "IRCAM": (".sf",),
-    "MP3": (".mp3",), "NIST": (".sph", ".nist"), "OGG": (".ogg", ".oga", ".opus"), "RF64": (".rf64",), "SVX": (".svx", ".8svx"),
-    "VOC": (".voc",), "W64": (".w64",), "WAV": (".wav", ".wave"),
+    "AIFF": "aif aiff aifc", "AU": "au snd", "AVR": "avr", "CAF": "caf", "FLAC": "flac", "IRCAM": "sf", "MP3": "mp3", "NIST": "sph nist",
+    "OGG": "ogg oga opus", "RF64": "rf64", "SVX": "svx 8svx", "VOC": "voc", "W64": "w64", "WAV": "wav wave",
 }  # fmt: skip
+_READABLE = frozenset(f".{name}" for kind in soundfile.available_formats() for name in _ENDINGS.get(kind, "").split())
 _OTHER_ENDINGS = """
 3gp 3gpp aac ac3 adpcm al alaw amr ape asf avi awb dff dsf dts eac3 flv g722 g729 gsm m4a m4b m4v mka mkv mov mp1 mp2 mp4 mpc mpeg mpg oma ogv
 ogx pcm qt ra raw rm shn spx tta ul ulaw vox weba webm wma wmv wv wv1 wv2"""
@@ -143,19 +142,12 @@ def _short(line: str) -> str:
     return line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 4 :]}"
 
 
-@cache
-def sound_endings() -> frozenset[str]:
-    """Endings, in lower case, of sound that this machine's libsndfile reads."""
-    formats = soundfile.available_formats()
-    return frozenset(ending for name, endings in _ENDINGS.items() if name in formats for ending in endings)
-
-
 def sort_files(files: Iterable[Path]) -> tuple[list[Path], list[Path]]:
     """Of some files those with sound: what libsndfile reads, and what it does not although its ending says that it is sound."""
     readable, other = [], []
     for path in files:
         ending = path.suffix.lower()
-        if ending in sound_endings() or (ending in _OTHER_SOUND and _opens(path)):
+        if ending in _READABLE or (ending in _OTHER_SOUND and _opens(path)):
             readable.append(path)
         elif ending in _OTHER_SOUND:
             other.append(path)
@@ -319,8 +311,6 @@ def _headers(paths: Sequence[str], progress: Progress) -> dict[str, AudioInfo | 
             return probe(path)
         except UserError as error:
             return str(error)
-        except ValueError as error:
-            return f"audio file {path!r} cannot be opened ({error})."
 
     headers: dict[str, AudioInfo | str] = {}
     with ThreadPoolExecutor(_THREADS) as pool:

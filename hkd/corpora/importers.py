@@ -12,6 +12,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -114,10 +115,9 @@ def span_of(
 
 
 def _seconds(path: str) -> float | None:
-    try:
+    with suppress(HkdError):
         return probe(path).duration_s
-    except (HkdError, ValueError):
-        return None
+    return None
 
 
 # --- folders and tables of one's own -------------------------------------------------------------------------------------------------
@@ -231,15 +231,11 @@ def _tsv_row(cell: Mapping[str, str], column: Mapping[str, str], audio: Path, sp
 
 # --- Kaldi ---------------------------------------------------------------------------------------------------------------------------
 
-_REFUSED = {
-    "entries are commands, where only paths are read (write the sound to files first, with wav-copy or sox)": re.compile(r"\|$"),
-    "entries lie in archives, where only paths of sound files are read (write them out with wav-copy first)": re.compile(
-        r"\.ark(:\d+)?(\[.*\])?$"
-    ),
+_REFUSED = {  # of the entries of wav.scp
+    "entries are commands, where only paths are read (write the sound to files first, with wav-copy or sox)": r"\|$",
+    "entries lie in archives, where only paths of sound files are read (write them out with wav-copy first)": r"\.ark(:\d+)?(\[.*\])?$",
 }
 Table = dict[str, tuple[int, str]]  # key → line number, rest of the line
-
-
 Segment = tuple[str, float, float | None, int | None]  # recording, start and end in seconds (None: the recording's end), channel
 
 
@@ -270,11 +266,11 @@ def kaldi_rows(folder: Path, options: Options, *, extra: Mapping[str, str]) -> I
     report = options.report
     audio, text = _table(folder / "wav.scp"), _table(folder / "text")
     for kind, pattern in _REFUSED.items():
-        refused = {name: number for name, (number, path) in audio.items() if pattern.search(path)}
+        refused = {name: number for name, (number, path) in audio.items() if re.search(pattern, path)}
         report.bad(folder / "wav.scp", kind, [f"line {number}: {name}" for name, number in refused.items()])
         audio = {name: entry for name, entry in audio.items() if name not in refused}
-    speaker, side = _optional(folder / "utt2spk"), _optional(folder / "reco2file_and_channel")
-    lengths = {name: _length(folder / "reco2dur", *entry) for name, entry in _optional(folder / "reco2dur").items()}
+    speaker, side, duration = (_table(folder / name, optional=True) for name in ("utt2spk", "reco2file_and_channel", "reco2dur"))
+    lengths = {name: _length(folder / "reco2dur", *entry) for name, entry in duration.items()}
     is_cut = (folder / "segments").exists()
     whole: dict[str, Segment] = {name: (name, 0.0, None, None) for name in audio}
     segments = _segments(folder / "segments", audio, report) if is_cut else whole
@@ -307,9 +303,11 @@ def kaldi_rows(folder: Path, options: Options, *, extra: Mapping[str, str]) -> I
         yield f"{folder / 'text'}:{text[name][0]}", utterance
 
 
-def _table(path: Path) -> Table:
+def _table(path: Path, *, optional: bool = False) -> Table:
     """First word of a line → its number and the rest. Raises UserError with file and line for a duplicate."""
     table: Table = {}
+    if optional and not path.exists():
+        return table
     for number, line in lines.numbered_lines(path, "a Kaldi table"):
         parts = line.split(maxsplit=1)
         if parts:
@@ -317,10 +315,6 @@ def _table(path: Path) -> Table:
                 raise UserError(f"{path}:{number}: '{parts[0]}' must stand once, but stands at line {table[parts[0]][0]} too.")
             table[parts[0]] = (number, parts[1].strip() if len(parts) > 1 else "")
     return table
-
-
-def _optional(path: Path) -> Table:
-    return _table(path) if path.exists() else {}
 
 
 def _segments(path: Path, audio: Table, report: Report) -> dict[str, Segment]:
@@ -391,6 +385,7 @@ def read_nemo(path: Path, options: Options) -> Iterator[Row]:
 def _nemo_rows(path: Path, options: Options) -> Iterator[tuple[str, dict[str, Any]]]:
     told = split_named(path.stem)
     text = options.columns.get("text", "text")
+    has_tars = next(path.parent.glob("audio_*.tar"), None) is not None
     for place, line in filled_lines(path, "a NeMo manifest"):
         with placed(place):
             row = parse_json(line)
@@ -398,8 +393,7 @@ def _nemo_rows(path: Path, options: Options) -> Iterator[tuple[str, dict[str, An
                 row["text"] = row.pop(text, None)
             sound = row.get("audio_filepath")
             there = isinstance(sound, str) and Path(find_audio(sound, path.parent)).exists()
-            is_tarred = isinstance(sound, str) and next(path.parent.glob("audio_*.tar"), None) is not None
-            if not there and ("shard_id" in row or is_tarred):
+            if not there and ("shard_id" in row or (has_tars and isinstance(sound, str))):
                 raise UserError(_TARRED)
             row["audio_filepath"] = find_audio(check_field(row, "audio_filepath", STRING, needed=True), path.parent)
             check_field(row, "text", STRING, needed=True, called=text)

@@ -106,24 +106,22 @@ def an4(card: Card, options: Options) -> Iterator[Part]:
     Raises UserError where a line is no transcription or a file list says otherwise.
     """
     folder = corpus_folder(card, options, "etc/an4_train.fileids")
-    return ((part, folder, _an4_part(folder, part)) for part in ("train", "test"))
-
-
-def _an4_part(folder: Path, part: str) -> Iterator[Row]:
-    listed = folder / "etc" / f"an4_{part}.fileids"
-    path_of = {Path(line.strip()).name: line.strip() for _, line in filled_lines(listed, "a file list")}
-    for place, line in filled_lines(folder / "etc" / f"an4_{part}.transcription", "a transcription"):
-        match = _AN4_LINE.match(line.strip())
-        if match is None:
-            raise UserError(f"{place}: a line must be TEXT (ID), but is '{line[:60]}' instead.")
-        name = match["id"].strip()
-        if name not in path_of:
-            raise UserError(f"{place}: '{name}' must stand in {listed.name} too, but does not.")
-        stem = folder / "wav" / path_of[name]
-        named = [stem.with_name(stem.name + ending) for ending in (".sph", ".wav", ".flac")]
-        audio = str(next((path for path in named if path.exists()), named[0]).absolute())
-        text, speaker = " ".join(match["text"].split()), stem.parent.name
-        yield place, Utterance(id=name, text=text, audio_filepath=audio, speaker=speaker, extra={"part": part})
+    for part in ("train", "test"):
+        listed, rows = folder / "etc" / f"an4_{part}.fileids", []
+        path_of = {Path(line.strip()).name: line.strip() for _, line in filled_lines(listed, "a file list")}
+        for place, line in filled_lines(folder / "etc" / f"an4_{part}.transcription", "a transcription"):
+            match = _AN4_LINE.match(line.strip())
+            if match is None:
+                raise UserError(f"{place}: a line must be TEXT (ID), but is '{line[:60]}' instead.")
+            name = match["id"].strip()
+            if name not in path_of:
+                raise UserError(f"{place}: '{name}' must stand in {listed.name} too, but does not.")
+            stem = folder / "wav" / path_of[name]
+            named = [stem.with_name(stem.name + ending) for ending in (".sph", ".wav", ".flac")]
+            audio = str(next((path for path in named if path.exists()), named[0]).absolute())
+            text, extra = " ".join(match["text"].split()), {"part": part}
+            rows.append((place, Utterance(id=name, text=text, audio_filepath=audio, speaker=stem.parent.name, extra=extra)))
+        yield part, folder, rows
 
 
 @register("speechocean762", splits={"train": {"train": 0.88, "dev": 0.12}, "test": "test"})

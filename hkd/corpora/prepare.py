@@ -24,7 +24,6 @@ from hkd.errors import HkdError, UserError
 from hkd.files import atomic_write
 from hkd.manifest import Manifest, Utterance, assign_splits
 from hkd.progress import Progress, no_progress
-from hkd.remote import default_cache
 
 logger = logging.getLogger(__name__)
 
@@ -132,30 +131,21 @@ def read_corpus(name_or_path: str, *, kind: str | None = None, options: Options 
 def prepare(
     name_or_path: str,
     folder: Path,
+    options: Options | None = None,
     *,
     kind: str | None = None,
-    cache: Path | None = None,
-    root: Path | None = None,
-    base_url: str | None = None,
-    download: bool = False,
-    parts: tuple[str, ...] = (),
-    columns: Mapping[str, str] | None = None,
     speaker: str | None = None,
-    report: Report | None = None,
     overwrite: bool = False,
-    progress: Progress = no_progress,
 ) -> Manifest:
     """Make `folder`/manifest.jsonl from a corpus, with splits, checked against its card. The same call again changes nothing.
 
-    `kind`: see `read_corpus`; `cache` to `columns`: see `Options`. `speaker`: a pattern whose first match in an id (or its first group) is
-    the speaker. `report`: counts what is left out; `left-out.tsv` beside the manifest lists it all. Raises UserError where a manifest of other utterances is there already, unless `overwrite`.
+    `kind`: see `read_corpus`. `speaker`: a pattern whose first match in an id (or its first group) is the speaker. The report counts what is
+    left out; `left-out.tsv` beside the manifest lists it all. Raises UserError where a manifest of other utterances is there already, unless
+    `overwrite`.
     """
-    report = report or Report()
+    options = replace(options or Options(), audio_to=folder / "audio")
+    report = options.report
     report.path = folder / LEFT_OUT
-    options = Options(
-        cache=cache or default_cache(), root=root, base_url=base_url, download=download, parts=parts, audio_to=folder / "audio",
-        columns=columns or {}, report=report, progress=progress,
-    )  # fmt: skip
     try:
         read = read_corpus(name_or_path, kind=kind, options=options)
         if speaker:
@@ -246,13 +236,13 @@ def text_corpora() -> list[str]:
     return sorted(name for name, corpus in CORPORA.items() if corpus.is_text)
 
 
-def prepare_text(name: str, out: Path, *, cache: Path | None = None, progress: Progress = no_progress) -> int:
+def prepare_text(name: str, out: Path, *, progress: Progress = no_progress) -> int:
     """Write a text-only corpus to `out`, a sentence a line; their number. Raises UserError for unknown names."""
     if name not in text_corpora():
         raise UserError(f"text corpus must be one of {', '.join(text_corpora())}, but is '{name}' instead.")
-    corpus, options, number = CORPORA[name], Options(cache=cache or default_cache(), progress=progress), 0
+    corpus, number = CORPORA[name], 0
     with atomic_write(out) as file:
-        for sentence in corpus.read(corpus.card, options):
+        for sentence in corpus.read(corpus.card, Options(progress=progress)):
             file.write(f"{sentence}\n".encode())
             number += 1
     return number

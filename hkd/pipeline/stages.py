@@ -84,12 +84,17 @@ def _within(here: Project, name: str) -> str:
     return _at(here, name) if Path(_at(here, name)).exists() else name
 
 
-def prepare(folder: Path, config: PrepareSettings, *, report: corpora.Report, **how: Unpack[How]) -> Manifest:
+def prepare(
+    folder: Path, config: PrepareSettings, *, report: corpora.Report, overwrite: bool = False, progress: Progress = no_progress
+) -> Manifest:
     """A corpus → manifest.jsonl. report: counts what is left out."""
-    return corpora.prepare(
-        config.corpus, folder, kind=config.kind or None, root=Path(config.root) if config.root else None, base_url=config.base_url or None,
-        download=config.download, parts=config.parts, columns=config.columns, speaker=config.speaker or None, report=report, **how,
+    options = corpora.Options(
+        root=Path(config.root) if config.root else None, base_url=config.base_url or None, download=config.download, parts=config.parts,
+        columns=config.columns, report=report, progress=progress,
     )  # fmt: skip
+    return corpora.prepare(
+        config.corpus, folder, options, kind=config.kind or None, speaker=config.speaker or None, overwrite=overwrite
+    )
 
 
 def units(here: Project, settings: Settings, *, split: str = "train", overwrite: bool = False) -> dict[str, UnitInventory]:

@@ -63,6 +63,8 @@ def test_archives_that_are_broken_or_evil(hkd, publish, tmp_path: Path, monkeypa
     only_line(lines, (says,))
     assert code == 1
     assert {path.name for path in tmp_path.iterdir()} - before <= {"cache"}
+    if "unpack" in says:
+        assert [path.name for path in (tmp_path / "cache" / "yesno").iterdir()] == ["waves_yesno.tar.gz"], "whole or not at all"
     assert not [path for path in tmp_path.rglob("*") if path.is_symlink() or path.name in ("out", "secret") or path.is_fifo()]
 
 
@@ -82,6 +84,7 @@ def test_servers_that_have_something_else_or_nothing(hkd, publish, server, tmp_p
         code, _, lines = hkd(*start, "--set", f"base_url={address}")
         only_line(lines, (says,))
         assert code == 1
+        assert not list(tmp_path.rglob("waves_yesno.tar.gz.part"))
     (served / "waves_yesno.tar.gz").write_bytes(WHOLE)
     handler.limit_bytes = 100
     assert "goes on where it was" in only_line(hkd(*start, "--set", f"base_url={url}")[2], ("could not be fetched",))

@@ -102,14 +102,6 @@ def test_a_download_goes_on_where_it_broke(server, tmp_path: Path) -> None:
     assert len(handler.asked) == 3
 
 
-def test_a_wrong_file_is_removed_and_both_checksums_named(server, tmp_path: Path) -> None:
-    url, folder, _ = server
-    (folder / "x.bin").write_bytes(DATA[:-1] + b"!")
-    with pytest.raises(HkdError, match=f"{archive().md5}.*instead"):
-        cards.download(f"{url}/x.bin", tmp_path / "x.bin", archive())
-    assert list(tmp_path.glob("x.bin*")) == []
-
-
 def test_a_part_that_is_whole_already_is_taken(server, tmp_path: Path) -> None:
     url, folder, _ = server
     (folder / "x.bin").write_bytes(DATA)
@@ -117,64 +109,14 @@ def test_a_part_that_is_whole_already_is_taken(server, tmp_path: Path) -> None:
     assert cards.download(f"{url}/x.bin", tmp_path / "x.bin", archive()).read_bytes() == DATA
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:9/x", "no-url", "http://[bad"])
-def test_no_network_is_one_line_with_a_way_out(tmp_path: Path, url: str) -> None:
-    with pytest.raises(HkdError, match="give --root DIR") as caught:
-        cards.download(url, tmp_path / "x", archive())
-    assert "\n" not in str(caught.value)
-
-
-def tar_with(folder: Path, *members: tuple[tarfile.TarInfo, bytes]) -> Path:
-    with tarfile.open(folder / "x.tar.gz", "w:gz") as tar:
-        for member, data in members:
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-    return folder / "x.tar.gz"
-
-
-def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "", mode: int = 0o644) -> tarfile.TarInfo:
-    info = tarfile.TarInfo(name)
-    info.type, info.linkname, info.mode = kind, link, mode
-    return info
-
-
-@pytest.mark.parametrize(
-    "evil",
-    [
-        member("../out"),
-        member("a/../../out"),
-        member("link", tarfile.SYMTYPE, "/etc/passwd"),
-        member("link", tarfile.SYMTYPE, "../../x"),
-        member("hard", tarfile.LNKTYPE, "../x"),
-        member("device", tarfile.CHRTYPE),
-        member("pipe", tarfile.FIFOTYPE),
-    ],
-)
-def test_archives_that_reach_out_are_refused_and_leave_nothing(tmp_path: Path, evil: tarfile.TarInfo) -> None:
-    path = tar_with(tmp_path, (member("good"), b"data"), (evil, b""))
-    with pytest.raises(HkdError, match="cannot be unpacked"):
-        cards.unpack(path, tmp_path / "deep" / "out")
-    assert list((tmp_path / "deep").iterdir()) == []
-    assert not (tmp_path / "out").exists()
-
-
 def test_absolute_names_land_inside_and_no_bits_are_set(tmp_path: Path) -> None:
-    out = cards.unpack(tar_with(tmp_path, (member("/abs", mode=0o4777), b"x")), tmp_path / "out")
+    info = tarfile.TarInfo("/abs")
+    info.mode, info.size = 0o4777, 1
+    with tarfile.open(tmp_path / "x.tar.gz", "w:gz") as tar:
+        tar.addfile(info, io.BytesIO(b"x"))
+    out = cards.unpack(tmp_path / "x.tar.gz", tmp_path / "out")
     assert [p.name for p in out.iterdir()] == ["abs"]
     assert not (out / "abs").stat().st_mode & (stat.S_ISUID | stat.S_IWOTH)
-
-
-def test_bombs_and_truncated_archives_are_refused(tmp_path: Path) -> None:
-    path = tar_with(tmp_path, *[(member(f"f{n}"), bytes(1 << 20)) for n in range(4)])
-    with pytest.raises(HkdError, match="more than"):
-        cards.unpack(path, tmp_path / "out", max_bytes=3 << 20)
-    assert not (tmp_path / "out").exists()
-    path = tar_with(tmp_path, (member("f"), os.urandom(100_000)))
-    for size in (10, 50_000):
-        (tmp_path / "cut.tar.gz").write_bytes(path.read_bytes()[:size])
-        with pytest.raises(HkdError, match="cannot be unpacked"):
-            cards.unpack(tmp_path / "cut.tar.gz", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
 
 
 def test_without_apt_it_says_how_to_give_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

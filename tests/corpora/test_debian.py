@@ -52,7 +52,7 @@ def test_the_corpus_itself(tmp_path_factory: pytest.TempPathFactory) -> None:
     pytest.importorskip("av")
     folder = tmp_path_factory.mktemp("asterisk")
     try:
-        whole = corpora.prepare("asterisk", folder, cache=folder / "cache")
+        whole = corpora.prepare("asterisk", folder, corpora.Options(cache=folder / "cache"))
     except HkdError as error:
         if "could not be had" in str(error) or "need apt" in str(error):
             pytest.skip(str(error))

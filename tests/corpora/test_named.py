@@ -33,7 +33,7 @@ def an4(train_speakers: int = 10) -> dict[str, bytes]:
 
 def test_an4_has_splits(publish, tmp_path: Path) -> None:
     url = publish("an4", {"an4_sphere.tar.gz": tar_of(an4())}, parts={"train": {"utterances": 10}, "test": {"utterances": 2}})
-    whole = corpora.prepare("an4", tmp_path / "p", cache=tmp_path / "c", base_url=url)
+    whole = corpora.prepare("an4", tmp_path / "p", corpora.Options(cache=tmp_path / "c", base_url=url))
     assert {name: len(whole.split(name)) for name in ("train", "dev", "test")} == {"train": 9, "dev": 1, "test": 2}
     one = whole.by_id("an0-train0-b")
     assert (one.duration, one.speaker) == (0.2, "train0")
@@ -44,14 +44,14 @@ def test_an4_has_splits(publish, tmp_path: Path) -> None:
 def test_an4_in_a_folder_and_what_is_wrong_in_it(publish, tmp_path: Path) -> None:
     publish("an4", {}, parts={})
     root = write_files(tmp_path / "data", an4())
-    assert len(corpora.prepare("an4", tmp_path / "p", root=root)) == 12
+    assert len(corpora.prepare("an4", tmp_path / "p", corpora.Options(root=root))) == 12
     transcription = root / "an4" / "etc" / "an4_test.transcription"
     for line, says in (("no id here", r"transcription:1: a line must be TEXT \(ID\)"), ("A (an9-x-b)", "an4_test.fileids too")):
         transcription.write_text(line)
         with pytest.raises(UserError, match=says):
-            corpora.prepare("an4", tmp_path / "q", root=root)
+            corpora.prepare("an4", tmp_path / "q", corpora.Options(root=root))
     with pytest.raises(UserError, match=r"must be the folder of an4, but there is no etc/an4_train\.fileids"):
-        corpora.prepare("an4", tmp_path / "q", root=tmp_path / "p")
+        corpora.prepare("an4", tmp_path / "q", corpora.Options(root=tmp_path / "p"))
 
 
 HEADER = "client_id\tpath\tsentence_id\tsentence\tsentence_domain\tup_votes\tdown_votes\tage\tgender\taccents\tvariant\tlocale\tsegment"
@@ -71,7 +71,7 @@ def release(language: str, *, ending: str = ".mp3") -> dict[str, bytes]:
 def test_common_voice_has_the_releases_splits(tmp_path: Path, ending: str) -> None:
     root = write_files(tmp_path / "cv-corpus-17.0", release("de", ending=ending))
     for given in (root, root / "de"):
-        whole = corpora.prepare("common_voice", tmp_path / "p", root=given)
+        whole = corpora.prepare("common_voice", tmp_path / "p", corpora.Options(root=given))
         assert [(u.split, u.speaker) for u in whole] == [("train", "c0"), ("dev", "c1"), ("test", "c2")]
         assert whole[0].text == 'Sie sagte: "Ja", Käse 0.'
         assert whole[0].id == "common_voice_de_0"
@@ -81,12 +81,12 @@ def test_common_voice_has_the_releases_splits(tmp_path: Path, ending: str) -> No
 def test_common_voice_of_several_languages_and_with_missing_clips(tmp_path: Path) -> None:
     root = write_files(tmp_path / "cv", release("de") | release("fr"))
     with pytest.raises(UserError, match=r"must be one language's folder, but .* has de, fr"):
-        corpora.prepare("common_voice", tmp_path / "p", root=root)
+        corpora.prepare("common_voice", tmp_path / "p", corpora.Options(root=root))
     (root / "fr" / "clips" / "common_voice_fr_1.mp3").unlink()
     with pytest.raises(UserError, match=r"fr/dev\.tsv:2: audio file .*common_voice_fr_1\.mp3: No such file"):
-        corpora.prepare("common_voice", tmp_path / "p", root=root / "fr")
+        corpora.prepare("common_voice", tmp_path / "p", corpora.Options(root=root / "fr"))
     with pytest.raises(UserError, match="cannot be fetched without a form"):
-        corpora.prepare("common_voice", tmp_path / "p", cache=tmp_path / "c")
+        corpora.prepare("common_voice", tmp_path / "p", corpora.Options(cache=tmp_path / "c"))
 
 
 @pytest.fixture
@@ -100,7 +100,9 @@ def small_librispeech(publish, make_librispeech) -> str:
 
 
 def test_from_nothing_to_a_manifest_with_splits(small_librispeech: str, tmp_path: Path) -> None:
-    whole = corpora.prepare("mini_librispeech", tmp_path / "p", cache=tmp_path / "cache", base_url=small_librispeech)
+    whole = corpora.prepare(
+        "mini_librispeech", tmp_path / "p", corpora.Options(cache=tmp_path / "cache", base_url=small_librispeech)
+    )
     assert len(whole) == 14
     assert {u.split for u in whole} == {"train", "dev", "test"}
     assert len(whole.split("train")) == 6
@@ -113,21 +115,21 @@ def test_from_nothing_to_a_manifest_with_splits(small_librispeech: str, tmp_path
     assert not list(tmp_path.rglob("cache/**/*.tar.gz"))
     before = (tmp_path / "p" / "manifest.jsonl").read_bytes()
     nowhere = "http://127.0.0.1:9"  # all is in the cache
-    corpora.prepare("mini_librispeech", tmp_path / "p", cache=tmp_path / "cache", base_url=nowhere)
+    corpora.prepare("mini_librispeech", tmp_path / "p", corpora.Options(cache=tmp_path / "cache", base_url=nowhere))
     assert (tmp_path / "p" / "manifest.jsonl").read_bytes() == before
 
 
 def test_a_manifest_that_is_not_as_the_card_says_is_refused(small_librispeech: str, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
-    corpora.prepare("mini_librispeech", tmp_path / "p", cache=cache, base_url=small_librispeech)
+    corpora.prepare("mini_librispeech", tmp_path / "p", corpora.Options(cache=cache, base_url=small_librispeech))
     transcript = next((cache / "mini_librispeech").rglob("*.trans.txt"))
     transcript.write_text(transcript.read_text().splitlines()[0] + "\n")
     with pytest.raises(HkdError, match="utterances instead of"):
-        corpora.prepare("mini_librispeech", tmp_path / "q", cache=cache, base_url=small_librispeech)
+        corpora.prepare("mini_librispeech", tmp_path / "q", corpora.Options(cache=cache, base_url=small_librispeech))
     for flac in transcript.parent.glob("*.flac"):
         flac.unlink()
     with pytest.raises(HkdError, match=r"trans\.txt:1: audio file .*\.flac: No such file"):
-        corpora.prepare("mini_librispeech", tmp_path / "q", cache=cache, base_url=small_librispeech)
+        corpora.prepare("mini_librispeech", tmp_path / "q", corpora.Options(cache=cache, base_url=small_librispeech))
 
 
 LIBRISPEECH_PARTS = ("train-clean-100", "dev-clean", "dev-other", "test-clean", "test-other")
@@ -145,40 +147,46 @@ def test_large_corpora_are_fetched_when_told_to_and_by_parts(large_librispeech, 
     with pytest.raises(
         UserError, match=r"train-clean-100\.tar\.gz, which is not in .*--root DIR .* or --download \(about 60 GB\)"
     ):
-        corpora.prepare("librispeech", tmp_path / "p", cache=tmp_path / "c", base_url=url)
+        corpora.prepare("librispeech", tmp_path / "p", corpora.Options(cache=tmp_path / "c", base_url=url))
     whole = corpora.prepare(
-        "librispeech", tmp_path / "p", cache=tmp_path / "c", base_url=url, download=True, parts=LIBRISPEECH_PARTS
+        "librispeech", tmp_path / "p", corpora.Options(cache=tmp_path / "c", base_url=url, download=True, parts=LIBRISPEECH_PARTS)
     )
     assert {u.split for u in whole} == {"train", "dev", "dev-other", "test", "test-other"}
     assert {u.extra["part"] for u in whole.split("test")} == {"test-clean"}
-    two = corpora.prepare("librispeech", tmp_path / "q", cache=tmp_path / "c", parts=("dev-clean", "train-clean-100"))
+    two = corpora.prepare(
+        "librispeech", tmp_path / "q", corpora.Options(cache=tmp_path / "c", parts=("dev-clean", "train-clean-100"))
+    )
     assert [u.split for u in two] == ["train", "train", "dev", "dev"]
     with pytest.raises(UserError, match=r"part of librispeech must be one of train-clean-100, .* but is 'dev' instead"):
-        corpora.prepare("librispeech", tmp_path / "r", cache=tmp_path / "c", parts=("dev",))
+        corpora.prepare("librispeech", tmp_path / "r", corpora.Options(cache=tmp_path / "c", parts=("dev",)))
     with pytest.raises(HkdError, match=r"train-clean-360\.tar\.gz could not be fetched \(404 Not Found\)"):
-        corpora.prepare("librispeech", tmp_path / "r", cache=tmp_path / "c", base_url=url, download=True)
+        corpora.prepare("librispeech", tmp_path / "r", corpora.Options(cache=tmp_path / "c", base_url=url, download=True))
 
 
 def test_a_root_may_hold_folders_or_archives(large_librispeech, tmp_path: Path) -> None:
     _, archives = large_librispeech
     corpora.prepare(
-        "librispeech", tmp_path / "p", cache=tmp_path / "c", base_url=large_librispeech[0], download=True, parts=("dev-clean",)
+        "librispeech",
+        tmp_path / "p",
+        corpora.Options(cache=tmp_path / "c", base_url=large_librispeech[0], download=True, parts=("dev-clean",)),
     )
     unpacked = tmp_path / "c" / "librispeech" / "dev-clean"
     for root in (unpacked, unpacked / "LibriSpeech"):
-        whole = corpora.prepare("librispeech", tmp_path / "p", cache=tmp_path / "none", root=root)
+        whole = corpora.prepare("librispeech", tmp_path / "p", corpora.Options(cache=tmp_path / "none", root=root))
         assert {u.extra["part"] for u in whole} == {"dev-clean"}
     packed = tmp_path / "packed"
     packed.mkdir()
     (packed / "test-other.tar.gz").write_bytes(archives["test-other.tar.gz"])
-    assert {u.split for u in corpora.prepare("librispeech", tmp_path / "q", cache=tmp_path / "d", root=packed)} == {"test-other"}
+    assert {
+        u.split for u in corpora.prepare("librispeech", tmp_path / "q", corpora.Options(cache=tmp_path / "d", root=packed))
+    } == {"test-other"}
     (packed / "dev-other.tar.gz").write_bytes(b"something else")
     with pytest.raises(HkdError, match="sha256"):
-        corpora.prepare("librispeech", tmp_path / "q", cache=tmp_path / "d", root=packed)
+        corpora.prepare("librispeech", tmp_path / "q", corpora.Options(cache=tmp_path / "d", root=packed))
     assert (packed / "dev-other.tar.gz").exists(), "the user's own file stays"
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="must hold parts of librispeech"):
-        corpora.prepare("librispeech", tmp_path / "q", cache=tmp_path / "e", root=tmp_path / "empty")
+        corpora.prepare("librispeech", tmp_path / "q", corpora.Options(cache=tmp_path / "e", root=tmp_path / "empty"))
 
 
 def ljspeech(num: int = 10) -> dict[str, bytes]:
@@ -190,7 +198,7 @@ def ljspeech(num: int = 10) -> dict[str, bytes]:
 def test_ljspeech_has_splits(publish, tmp_path: Path) -> None:
     archive = {"LJSpeech-1.1.tar.bz2": tar_of(ljspeech(), packed="bz2")}
     url = publish("ljspeech", archive, whole={"utterances": 10, "hours": 10 * 0.2 / 3600})
-    whole = corpora.prepare("ljspeech", tmp_path / "p", cache=tmp_path / "c", base_url=url, download=True)
+    whole = corpora.prepare("ljspeech", tmp_path / "p", corpora.Options(cache=tmp_path / "c", base_url=url, download=True))
     assert whole.by_id("LJ001-0003").text == 'Chapter number 3, "see page 3"'
     assert {u.split for u in whole} == {"train", "dev", "test"}
 
@@ -200,7 +208,7 @@ def test_ljspeech_with_a_row_that_is_none(publish, tmp_path: Path) -> None:
     root = write_files(tmp_path / "data", ljspeech(2))
     (root / "LJSpeech-1.1" / "metadata.csv").write_text("LJ001-0000|a|b\nno bars\n")
     with pytest.raises(UserError, match=r"metadata\.csv:2: a row must be ID"):
-        corpora.prepare("ljspeech", tmp_path / "p", root=root)
+        corpora.prepare("ljspeech", tmp_path / "p", corpora.Options(root=root))
 
 
 def speechocean(speakers: int = 10) -> dict[str, bytes]:
@@ -223,17 +231,17 @@ def test_speechocean762_has_splits(publish, tmp_path: Path) -> None:
         {"speechocean762.tar.gz": tar_of(speechocean())},
         parts={"train": {"utterances": 10}, "test": {"utterances": 10}},
     )
-    whole = corpora.prepare("speechocean762", tmp_path / "p", cache=tmp_path / "c", base_url=url)
+    whole = corpora.prepare("speechocean762", tmp_path / "p", corpora.Options(cache=tmp_path / "c", base_url=url))
     assert {name: len(whole.split(name)) for name in ("train", "dev", "test")} == {"train": 9, "dev": 1, "test": 10}
     assert whole.by_id("000010011").speaker == "0001"
-    train = corpora.prepare("speechocean762", tmp_path / "q", cache=tmp_path / "c", parts=("train",))
+    train = corpora.prepare("speechocean762", tmp_path / "q", corpora.Options(cache=tmp_path / "c", parts=("train",)))
     assert {u.split for u in train} == {"train", "dev"}
 
 
 def test_speechocean762_as_one_kaldi_folder(publish, tmp_path: Path) -> None:
     publish("speechocean762", {}, parts={"train": {"utterances": 10}, "test": {"utterances": 10}})
     files = {name.split("/", 1)[1].removeprefix("train/"): data for name, data in speechocean().items()}
-    whole = corpora.prepare("speechocean762", tmp_path / "p", root=write_files(tmp_path / "copy", files))
+    whole = corpora.prepare("speechocean762", tmp_path / "p", corpora.Options(root=write_files(tmp_path / "copy", files)))
     assert {u.split for u in whole} == {"train", "dev"}
     assert {u.extra["part"] for u in whole} == {"train"}
 
@@ -273,7 +281,7 @@ def test_timit_in_either_case(publish, tmp_path: Path, upper: bool, below: str) 
         {name.replace("TIMIT/", f"{below}/" if below else ""): data for name, data in timit(upper=upper).items()},
     )
     (next(root.rglob("*[0-9].[Ww][Aa][Vv]")).parent / "SI9.WAV.wav").write_bytes(b"a copy as RIFF is left alone")
-    whole = corpora.prepare("timit", tmp_path / "p", root=root)
+    whole = corpora.prepare("timit", tmp_path / "p", corpora.Options(root=root))
     assert [(u.id, u.split, u.speaker) for u in sorted(whole, key=lambda u: u.id)] == [
         ("FAKS0-SI648", "dev", "FAKS0"), ("FCJF0-SI648", "train", "FCJF0"), ("MTCS0-SI648", "train", "MTCS0"), ("MWEW0-SI648", "test", "MWEW0"),
     ]  # fmt: skip
@@ -286,15 +294,15 @@ def test_what_timit_lacks(publish, tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"without a form or a licence: get it from https://catalog\.ldc\.upenn\.edu/LDC93S1 and give --root DIR"
     ):
-        corpora.prepare("timit", tmp_path / "p", cache=tmp_path / "c", download=True)
+        corpora.prepare("timit", tmp_path / "p", corpora.Options(cache=tmp_path / "c", download=True))
     root = write_files(tmp_path / "ldc", timit())
     transcript = next(root.rglob("SI*.TXT"))
     transcript.write_text("no times")
     with pytest.raises(UserError, match=r"TXT:1: a transcript must be START END TEXT"):
-        corpora.prepare("timit", tmp_path / "p", root=root)
+        corpora.prepare("timit", tmp_path / "p", corpora.Options(root=root))
     transcript.unlink()
     with pytest.raises(UserError, match=r"SI648\.TXT: No such file"):
-        corpora.prepare("timit", tmp_path / "p", root=root)
+        corpora.prepare("timit", tmp_path / "p", corpora.Options(root=root))
 
 
 def yesno(num: int = 12) -> dict[str, bytes]:
@@ -304,7 +312,7 @@ def yesno(num: int = 12) -> dict[str, bytes]:
 
 def test_yesno_has_splits(publish, tmp_path: Path) -> None:
     url = publish("yesno", {"waves_yesno.tar.gz": tar_of(yesno())}, whole={"utterances": 12})
-    whole = corpora.prepare("yesno", tmp_path / "p", cache=tmp_path / "c", base_url=url)
+    whole = corpora.prepare("yesno", tmp_path / "p", corpora.Options(cache=tmp_path / "c", base_url=url))
     assert whole.by_id("0_0_0_0_1_0_1_1").text == "NO NO NO NO YES NO YES YES"
     assert {u.split for u in whole} == {"train", "dev", "test"}
     assert {u.duration for u in whole} == {0.2}
@@ -315,7 +323,7 @@ def test_yesno_with_a_name_that_is_no_text(publish, tmp_path: Path) -> None:
     root = write_files(tmp_path / "data", yesno(2))
     (root / "waves_yesno" / "0_1_2.wav").write_bytes(sound())
     with pytest.raises(UserError, match=r"0_1_2\.wav: a name must be eight zeros or ones"):
-        corpora.prepare("yesno", tmp_path / "p", root=root)
+        corpora.prepare("yesno", tmp_path / "p", corpora.Options(root=root))
 
 
 def test_a_corpus_from_outside_is_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -337,10 +345,10 @@ def test_a_corpus_from_outside_is_one_entry(tmp_path: Path, monkeypatch: pytest.
                 rows.append((str(path), Utterance(id=f"{part}{path.stem}", **fields, extra={"part": part})))
             yield part, options.root / part, rows
 
-    whole = corpora.prepare("digits", tmp_path / "p", root=tmp_path / "mine")
+    whole = corpora.prepare("digits", tmp_path / "p", corpora.Options(root=tmp_path / "mine"))
     assert {name: len(whole.split(name)) for name in ("train", "dev", "test")} == {"train": 9, "dev": 3, "test": 12}
     assert manifest.read(tmp_path / "p" / "manifest.jsonl").by_id("b7").duration == 0.1
     assert "digits" in {known.name for known in corpora.known_corpora()}
     (tmp_path / "mine" / "b" / "0.wav").unlink()
     with pytest.raises(HkdError, match="part b has 11 utterances instead of 12"):
-        corpora.prepare("digits", tmp_path / "q", root=tmp_path / "mine")
+        corpora.prepare("digits", tmp_path / "q", corpora.Options(root=tmp_path / "mine"))

@@ -126,7 +126,7 @@ def test_segments_of_one_recording(tmp_path: Path) -> None:
 
 def again(source: Path, folder: Path, **settings: object) -> tuple[Manifest, Report]:
     report = Report()
-    return corpora.prepare(str(source), folder, report=report, **settings), report
+    return corpora.prepare(str(source), folder, corpora.Options(report=report), **settings), report
 
 
 def test_preparing_again_takes_what_has_changed_and_says_so(tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_what_is_left_out_is_listed_beside_the_manifest(tmp_path: Path, caplog: 
     assert not (tmp_path / "p" / "manifest.jsonl").exists()
     caplog.clear()
     report = Report(skip_bad=True)
-    assert [u.id for u in corpora.prepare(str(source), tmp_path / "p", report=report)] == ["4", "5"]
+    assert [u.id for u in corpora.prepare(str(source), tmp_path / "p", corpora.Options(report=report))] == ["4", "5"]
     assert [message.split(":")[0] for message in caplog.messages] == ["left out", "left out"]
     assert "left out: 1 text files without audio: notes.txt (all in " in caplog.text
     assert report.to_json()["left_out"][0]["count"] == 1
