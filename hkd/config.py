@@ -5,13 +5,10 @@
 - `a.b=c` on the command line wins over the file; c is a TOML value, or a bare word taken as a string.
 """
 
-import ast
 import dataclasses
 import inspect
-import io
 import math
-import textwrap
-import tokenize
+import re
 import tomllib
 import types
 import typing
@@ -157,19 +154,12 @@ def to_table(config: Any) -> Any:
 
 
 def explanations(cls: type) -> dict[str, str]:
-    """Setting → the comment beside it in the source of a config dataclass, its base classes included; "" where there is none."""
+    """Setting → the comment behind it in the source of a config dataclass, its base classes included; "" where there is none."""
     found: dict[str, str] = {}
     for base in reversed(cls.__mro__):
-        if not dataclasses.is_dataclass(base):
-            continue
-        source = textwrap.dedent(inspect.getsource(base))
-        tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-        comments = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
-        for node in ast.parse(source).body[0].body:  # type: ignore[attr-defined]
-            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-                lines = range(node.lineno, (node.end_lineno or node.lineno) + 1)
-                said = " ".join(comments[line] for line in lines if line in comments)
-                found[node.target.id] = said or found.get(node.target.id, "")
+        if dataclasses.is_dataclass(base):
+            for name, said in re.findall(r"^    (\w+): .*?(?:  # (.*))?$", inspect.getsource(base), re.MULTILINE):
+                found[name] = said or found.get(name, "")
     return {f.name: found.get(f.name, "") for f in dataclasses.fields(cls) if f.init}
 
 

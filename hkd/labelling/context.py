@@ -97,9 +97,9 @@ class Transcripts:
             raise KeyError(utterance_id)
         return row
 
-    def words(self, rows: Sequence[int]) -> list[list[str]]:
-        """The normalised words of some utterances, by row."""
-        return [words(self._text[row].as_py()) for row in rows]
+    def words(self, ids: Sequence[str]) -> list[list[str]]:
+        """The normalised words of some utterances."""
+        return [words(self._text[self.row(name)].as_py()) for name in ids]
 
     def recording(self, row: int) -> tuple[NDArray[np.int64], int]:
         """The rows of an utterance's recording in the order of time, and the utterance's place there."""
@@ -172,15 +172,17 @@ Window = tuple[tuple[int, ...], int]  # all tokens, and where the utterance begi
 
 
 class ContextRule:
-    """Makes sentences of utterances: alone, or in windows of `room` tokens."""
+    """Makes sentences of utterances: alone, or in windows of as many tokens as the teacher reads."""
 
-    def __init__(self, transcripts: Transcripts, source: UnitSource, *, room: int, left_only: bool) -> None:
-        self._transcripts, self._source, self._room, self._left_only = transcripts, source, room, left_only
+    def __init__(self, transcripts: Transcripts, source: UnitSource, teacher: Teacher) -> None:
+        self._transcripts, self._source = transcripts, source
+        self._room = int(getattr(teacher, "room", 0)) if teacher.info.options.get("context") else 0
+        self._left_only = teacher.info.direction == "left"
         self._recording = lru_cache(maxsize=RECORDINGS_KEPT)(self._read)
 
-    def sentence(self, utterance_id: str, units: Units, spoken: Sequence[str]) -> Sentence:
-        """The utterance with its window's tokens before and after it; alone where `room` is 0."""
-        unit_U, word_U = units
+    def sentence(self, utterance_id: str, spoken: Sequence[str]) -> Sentence:
+        """The utterance, with its window's tokens before and after it."""
+        unit_U, word_U = self._source.units(utterance_id, spoken)
         alone = Sentence(id=utterance_id, unit_U=unit_U, word_U=word_U, text=text_digest(spoken))
         if not self._room:
             return alone
@@ -191,9 +193,9 @@ class ContextRule:
     def _read(self, first_row: int) -> list[Window]:
         """The windows of a recording's utterances, in the order of time."""
         rows, _ = self._transcripts.recording(first_row)
-        spoken = self._transcripts.words(rows.tolist())
         names = [self._transcripts.all_ids[row] for row in rows.tolist()]
-        pieces = [self._source.units(name, said)[0] for name, said in zip(names, spoken, strict=True)]
+        spoken = zip(names, self._transcripts.words(names), strict=True)
+        pieces = [self._source.units(name, said)[0] for name, said in spoken]
         return windows(np.concatenate(pieces), [len(p) for p in pieces], room=self._room, left_only=self._left_only)
 
 

@@ -166,10 +166,8 @@ class ShardLabeller:
     def __init__(
         self, *, teacher: Teacher, source: UnitSource, transcripts: Transcripts, asked: dict[str, Any], keep_going: bool
     ) -> None:
-        self._teacher, self._source, self._transcripts = teacher, source, transcripts
-        self._asked, self._keep_going = asked, keep_going
-        room = int(getattr(teacher, "room", 0)) if teacher.info.options.get("context") else 0
-        self._rule = ContextRule(transcripts, source, room=room, left_only=teacher.info.direction == "left")
+        self._teacher, self._transcripts, self._asked, self._keep_going = teacher, transcripts, asked, keep_going
+        self._rule = ContextRule(transcripts, source, teacher)
         self._by_text = teacher.info.trained_on_transcripts == "cross-fitted"  # which of its LMs has not seen an utterance
         self._reading = threading.Lock()
 
@@ -218,7 +216,7 @@ class ShardLabeller:
         return [sentence for sentence in self._read(ids, left_out)[1] if sentence.id not in left_out]
 
     def _read(self, ids: Sequence[str], left_out: dict[str, str]) -> tuple[list[list[str]], list[Sentence]]:
-        spoken = self._transcripts.words([self._transcripts.row(name) for name in ids])
+        spoken = self._transcripts.words(ids)
         return spoken, [self._sentence(name, words, left_out) for name, words in zip(ids, spoken, strict=True)]
 
     def _scored(self, sentences: Sequence[Sentence]) -> list[TopK | Exception]:
@@ -233,7 +231,7 @@ class ShardLabeller:
 
     def _sentence(self, name: str, spoken: Sequence[str], left_out: dict[str, str]) -> Sentence:
         try:
-            return self._rule.sentence(name, self._source.units(name, spoken), spoken)
+            return self._rule.sentence(name, spoken)
         except Exception as error:  # whatever a tokenizer makes of an odd text
             self._leave_out(name, error, left_out)
             return _empty(name)
@@ -420,7 +418,7 @@ def _refuse_learnt(teacher: Teacher, transcripts: Transcripts, ids: Sequence[str
     if (has_read := getattr(teacher, "has_read", None)) is None:
         return
     sample = ids[:: -(-len(ids) // LEARNT_SAMPLE) or 1]
-    share = has_read(transcripts.words([transcripts.row(name) for name in sample]))
+    share = has_read(transcripts.words(sample))
     if share > MAX_LEARNT and is_text:
         raise UserError(
             f"an LM must not label what it has learnt from, but {teacher.info.name} has learnt from {share:.0%} of these sentences. "

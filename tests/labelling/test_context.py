@@ -19,7 +19,7 @@ def test_it_says_what_the_manifest_says(texts: Path) -> None:
     assert index.ids == sorted(u.id for u in manifest)
     rows = [index.row(name) for name in index.ids]
     assert rows == list(range(len(manifest)))
-    assert index.words(rows) == [words(manifest.by_id(name).text) for name in index.ids]
+    assert index.words(index.ids) == [words(manifest.by_id(name).text) for name in index.ids]
     assert Transcripts(texts, split="dev").ids == sorted(u.id for u in manifest if u.split == "dev")
     with pytest.raises(KeyError):
         index.row("nobody")
@@ -45,7 +45,7 @@ def test_broken_lines_doubles_and_changes_are_named(texts: Path, tmp_path: Path)
     path.write_text('{"id": "a", "text": "x"}\n{"id": "b", "text": "y"}\n')
     index = Transcripts(path)
     path.write_text('{"id": "c", "text": "x"}\n{"id": "b", "text": "y"}\n')
-    assert (index.ids, index.words([0, 1])) == (["a", "b"], [["x"], ["y"]])  # as it was read
+    assert (index.ids, index.words(["a", "b"])) == (["a", "b"], [["x"], ["y"]])  # as it was read
     with pytest.raises(UserError, match=r"split must be one of \(none\), but is 'dev'"):
         Transcripts(path, split="dev")
     with pytest.raises(UserError, match="hkd prepare"):
