@@ -1,4 +1,4 @@
-"""`hkd units`: the inventories, what text becomes in them, and how labels of one level agree with another's."""
+"""`hkd units`: the inventories, and what text becomes in them."""
 
 from dataclasses import asdict
 from pathlib import Path

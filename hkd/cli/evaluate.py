@@ -1,4 +1,4 @@
-"""`hkd evaluate`, `hkd transcribe`, `hkd report`: score, transcribe, and report what students recognise."""
+"""`hkd evaluate`, `hkd transcribe`, `hkd likelihoods`, `hkd report`: what students recognise."""
 
 from collections.abc import Sequence
 from dataclasses import asdict

@@ -1,10 +1,10 @@
 """Stage one: a teacher's distributions over all transcripts of a manifest, into a label store.
 
-- The shard is the unit of work: batching and de-duplication stay inside it, so that its bytes do not depend on who computes it.
-- The teacher runs here; compressing and writing happen in one thread, two shards behind. If writing fails, the dump stops with its error. A GPU gets the next shard while the last one is still read back and put in order.
-- Run again, the dump does the shards that have no mark yet. What is complete and matches is left.
-- A job names its parts by path, so that any process on any machine with these paths can do any shard of it: this process (`local`), or
-  the workers of a Ray cluster (`ray`). The bytes are the same.
+- The shard is the unit of work: batching and de-duplication stay inside it, so its bytes are the same on every worker.
+- The teacher runs here. One thread compresses and writes, up to two shards behind; if it fails, the dump stops with its error.
+- A GPU gets the next shard while the rows of the last one are still copied back.
+- Run again, the dump does the shards that have no mark yet, and leaves the others.
+- A job names its parts by path, so any process with these paths can do any shard: this one (`local`), or the workers of a Ray cluster (`ray`).
 """
 
 import logging
@@ -66,7 +66,7 @@ class Work:
 
 @dataclass(frozen=True, kw_only=True)
 class DumpReport(Work):
-    """What a dump did: the work is of this run; the quality is that of the whole store, None while shards are missing."""
+    """What a dump did. The work is that of this run; the quality is that of the whole store, and None while shards are missing."""
 
     store: Path | str
     teacher: str
@@ -414,7 +414,7 @@ class DumpRun:
 
 
 def _refuse_learnt(teacher: Teacher, transcripts: Transcripts, ids: Sequence[str], *, is_text: bool) -> None:
-    """An LM that has learnt from what it labels repeats it. Raises UserError where that is text without sound; of speech it is said."""
+    """Raises UserError where an LM has learnt from the text that it is to label, since it would repeat it; warns where that is speech."""
     if (has_read := getattr(teacher, "has_read", None)) is None:
         return
     sample = ids[:: -(-len(ids) // LEARNT_SAMPLE) or 1]

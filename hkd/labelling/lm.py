@@ -126,7 +126,7 @@ class LmReport:
     direction: str
     given: str
     teacher: str  # neural | ngram: which has the lower perplexity on `judged_on`; ngram where no neural LM was trained
-    judged_on: str  # transcripts (what it will label; never trained on by who labels) | text (held out)
+    judged_on: str  # transcripts (what it will label; never trained on by the LM that labels it) | text (held out)
     figures: dict[str, dict[str, Any]]
     ngram_order: int
     transcripts: str

@@ -185,7 +185,7 @@ def share_of(nodes: Sequence[dict[str, Any]], device: str, workers: int) -> Shar
 
 
 class _Crew:
-    """The workers, what each is at, and who takes over from one that has died."""
+    """The workers and what each does; another one does again what a worker was at when it died."""
 
     def __init__(self, ray: Any, job: DumpJob, share: Share, *, overwrite: bool) -> None:
         self.share, self.lost = share, 0
@@ -221,7 +221,7 @@ class _Crew:
                     raise (error.cause if isinstance(error.cause, HkdError | OSError | MemoryError) else error) from None
                 except self._ray.exceptions.RayError as error:
                     self._lose(worker, call, error)
-                    if call[0] != "open":  # whoever is hired next opens it anyway
+                    if call[0] != "open":  # the next worker opens it anyway
                         waiting.appendleft(call)
                     continue
                 self._idle.append(worker)

@@ -3,7 +3,7 @@
 - Every phone has three states, silence and noise too; a phone of fewer than three frames takes some of its neighbours.
 - Features: 13 cepstra of the log-mel bins, without the utterance's mean, and their slopes. At most `hours` of sound are looked at,
   of the split `train` alone where the manifest has one.
-- The alignment is written anew, with a senone tier and phone boundaries that fit it; text becomes senones by the same tree.
+- The alignment is written again, with a senone tier and phone boundaries that fit it; text becomes senones by the same tree.
 
 Shape letters: T frames, U phones of an utterance, F features.
 """

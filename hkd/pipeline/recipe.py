@@ -80,7 +80,7 @@ class Recipe:
 
     @property
     def normalisation(self) -> Mapping[str, Any]:
-        """What a stage whose result hangs on the rule for words has among its settings."""
+        """The rule for words, as a setting of the stages whose results depend on it."""
         table = self.table("normalisation")
         return {"normalisation": table} if table else {}
 

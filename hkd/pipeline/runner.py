@@ -1,10 +1,10 @@
-"""`hkd run`: a pipeline's stages in their order, side by side where they do not need each other, skipped where up to date.
+"""`hkd run`: the stages of a pipeline, each after those whose files it reads, others side by side; what is up to date is skipped.
 
 - A pipeline is one TOML: an `hkd.toml` (tables for the components) plus which label stores, LMs and runs there are. Its working
   folder is a project of its own: every hkd command works in it.
 - `stages/NAME.json` says with which settings a stage was started or finished, and the content of each file and folder that it read.
   The same settings and contents: the stage goes on, or is skipped. Others: the stage is refused, unless `overwrite` says that what
-  it wrote may be replaced. hkd's version plays no part. Nothing is removed that this stage did not write, or without being told.
+  it wrote may be replaced. hkd's version plays no part. What a stage did not write is never removed.
 - Stages run in worker processes, so that `jobs` of them use a core each. A worker ends when its parent does, and takes a lock on its
   stage, so a restart never writes beside a survivor.
 """

@@ -425,7 +425,7 @@ def run_bank(here: Project, progress: Progress, /, **table: Any) -> str:
 
 @_stage
 def run_dump(here: Project, progress: Progress, /, *, name: str, is_text: bool = False, **table: Any) -> str:
-    """[dump.NAME]; who labels stands in hkd.toml alone. is_text: of its sentences."""
+    """[dump.NAME]; the executor's settings stand in hkd.toml alone. is_text: of its sentences."""
     who = {key: value for key, value in here.table(f"dump.{name}").items() if key in WHO_LABELS}
     command = f"hkd run (stage dump-{name})"
     done = dump(here, {**table, **who}, name=name, is_text=is_text, command=command, progress=progress)
