@@ -36,10 +36,7 @@ WORDS = "words.arpa"  # its name in the folder of the LMs
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WordNgramConfig:
-    """A word n-gram. `prune`: n-grams go whose absence raises the perplexity by less than that share (Stolcke 1998); 0 keeps all.
-
-    There are no cut-offs by count: Kneser-Ney takes its discounts from what is seen once and twice.
-    """
+    """A word n-gram, pruned as in Stolcke 1998; not by counts, since Kneser-Ney takes its discounts from what is seen once and twice."""
 
     order: int = 3  # words of the longest n-gram
     transcripts: bool = False  # read the transcripts of the train split too

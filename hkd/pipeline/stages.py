@@ -64,7 +64,7 @@ logger = logging.getLogger(__name__)
 
 
 class How(TypedDict, total=False):
-    """What most stages take besides: may they replace what lies there, and whom do they tell how far they are?"""
+    """What most stages take besides: whether they may replace what lies there, and what is called as they go on."""
 
     overwrite: bool
     progress: Progress
