@@ -8,8 +8,7 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from hkd.cli.common import Device, Json, Overwrite, Set, emit, progress_bar, project, say, with_options
-from hkd.config import merge
+from hkd.cli.common import Device, Json, Overwrite, Set, emit, given, progress_bar, project, say, with_options
 
 app = typer.Typer(no_args_is_help=True, help="Language models over senones, monophones, characters or subwords.")
 
@@ -42,9 +41,8 @@ def train(
 
     here, name = project(), name or unit
     table = here.table(f"lm.{name}") or here.table(f"lm.{unit}")
-    table = with_options(table, assignments, f"lm.{name}", unit=unit, transcripts=transcripts)
-    if steps is not None:
-        table = merge(table, {"loop": {"max_steps": steps}})
+    loop = given(max_steps=steps)
+    table = with_options(table, assignments, f"lm.{name}", unit=unit, transcripts=transcripts, loop=loop)
     logging.getLogger("hkd").setLevel(logging.INFO)  # the n-gram's perplexity is said long before the end
     with progress_bar(f"lm {unit}") as progress:
         report = stages.lm(
