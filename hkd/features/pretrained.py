@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from hkd.errors import HkdError, UserError
 from hkd.files import digest_of_json, write_bytes
-from hkd.pretrained import check_folder, load_config, load_model, local_folder, transformers_package
+from hkd.pretrained import load_config, load_model, local_folder, transformers_package
 from hkd.timebase import HOP_SAMPLES, covering_samples
 
 WHISPER = "whisper"
@@ -44,11 +44,9 @@ FILES = ["config.json", PREPROCESSOR, "model*.safetensors", "model.safetensors.i
 def local_encoder(name: str, setting: str = "encoder.name") -> Path:
     """The folder of an encoder, or of the hub's files in its cache, fetched where they are missing. `setting` is its name in errors.
 
-    Raises UserError where it holds no safetensors, HkdError where the hub cannot be reached.
+    Raises UserError where there is none, HkdError where the hub cannot be reached.
     """
-    folder = local_folder(name, what=setting) or _from_hub(name, setting)
-    check_folder(folder, what=setting)
-    return folder
+    return local_folder(name, what=setting) or _from_hub(name, setting)
 
 
 def _from_hub(name: str, setting: str) -> Path:

@@ -11,7 +11,7 @@
 Shape letters: B utterances, T frames, F bins, D model width, H attention heads, E = D / H, C channels, N calls of dropout.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -24,32 +24,28 @@ BLOCK = 64
 _LANES = 1 << 16
 
 
-class UtteranceDropout:
-    """Dropout for one forward pass: call it at most `calls` times, each time with an x_BTD of the given T and D."""
-
-    def __init__(self, p: float, seed_B: Sequence[int], *, calls: int, num_frames: int, width: int, device: torch.device) -> None:
-        dropped = round(_LANES * p)
-        self._scale = _LANES / (_LANES - dropped)
-        keep_NBTD = torch.empty((calls, len(seed_B), num_frames, width), dtype=torch.bool, device=device)
-        size = calls * BLOCK * width
-        for b, seed in enumerate(seed_B):
-            random = torch.Generator(device).manual_seed(seed)
-            for start in range(0, num_frames, BLOCK):
-                draw = torch.empty(-(-size // 4), dtype=torch.int64, device=device).random_(-(2**63), None, generator=random)
-                block_NTD = draw.view(torch.int16)[:size].view(calls, BLOCK, width)[:, : num_frames - start]
-                keep_NBTD[:, b, start : start + BLOCK] = block_NTD >= dropped - _LANES // 2
-        self._masks: Iterator[Tensor] = iter(keep_NBTD)
-
-    def __call__(self, x_BTD: Tensor) -> Tensor:
-        """x with elements set to 0 with probability p, the others scaled so that the mean stays."""
-        return x_BTD * (next(self._masks).to(x_BTD.dtype) * self._scale)
-
-
 ROTARY_BASE = 10_000.0
+DROPS = 4  # calls of dropout in a layer
 Rotary = tuple[Tensor, Tensor]  # cos_TE, sin_TE
 Drop = Callable[[Tensor], Tensor]
 Condition = Callable[[Tensor], Tensor]  # a layer's output x_BTD → what the layers above it read
-DROPS = 4  # calls of dropout in a layer
+
+
+def utterance_dropout(p: float, seed_B: Sequence[int], *, calls: int, num_frames: int, width: int, device: torch.device) -> Drop:
+    """Dropout for one forward pass, to be called at most `calls` times, each time with an x_BTD of the given T and D: elements are set to 0
+    with probability p, the others scaled so that the mean stays."""
+    dropped = round(_LANES * p)
+    scale = _LANES / (_LANES - dropped)
+    keep_NBTD = torch.empty((calls, len(seed_B), num_frames, width), dtype=torch.bool, device=device)
+    size = calls * BLOCK * width
+    for b, seed in enumerate(seed_B):
+        random = torch.Generator(device).manual_seed(seed)
+        for start in range(0, num_frames, BLOCK):
+            draw = torch.empty(-(-size // 4), dtype=torch.int64, device=device).random_(-(2**63), None, generator=random)
+            block_NTD = draw.view(torch.int16)[:size].view(calls, BLOCK, width)[:, : num_frames - start]
+            keep_NBTD[:, b, start : start + BLOCK] = block_NTD >= dropped - _LANES // 2
+    masks = iter(keep_NBTD)
+    return lambda x_BTD: x_BTD * (next(masks).to(x_BTD.dtype) * scale)
 
 
 def subsampled(length_B: Tensor, times: int = SUBSAMPLING) -> Tensor:
@@ -218,6 +214,5 @@ class ConformerEncoder(nn.Module):
         b, t, d = x_BTD.shape
         if seed_B is None:
             seed_B = torch.randint(2**62, (b,)).tolist()
-        return UtteranceDropout(
-            self.dropout, seed_B, calls=1 + DROPS * len(self.layers), num_frames=t, width=d, device=x_BTD.device
-        )
+        calls = 1 + DROPS * len(self.layers)
+        return utterance_dropout(self.dropout, seed_B, calls=calls, num_frames=t, width=d, device=x_BTD.device)

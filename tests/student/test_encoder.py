@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hkd.student.config import EncoderConfig, StudentConfig
-from hkd.student.encoder import BLOCK, ConformerEncoder, UtteranceDropout, rotary_tables, subsampled
+from hkd.student.encoder import BLOCK, ConformerEncoder, rotary_tables, subsampled, utterance_dropout
 from hkd.student.model import Student
 from hkd.timebase import num_encoder_frames
 
@@ -95,13 +95,13 @@ CPU = torch.device("cpu")
 
 
 def masks(seed_B: list[int], *, num_frames: int, width: int = 6, calls: int = 3, p: float = 0.3) -> Tensor:
-    drop = UtteranceDropout(p, seed_B, calls=calls, num_frames=num_frames, width=width, device=CPU)
+    drop = utterance_dropout(p, seed_B, calls=calls, num_frames=num_frames, width=width, device=CPU)
     return torch.stack([drop(torch.ones(len(seed_B), num_frames, width)) for _ in range(calls)])
 
 
 @pytest.mark.parametrize("p", [0.001, 0.1, 0.5])
 def test_share_mean_and_gradient(p: float) -> None:
-    drop = UtteranceDropout(p, [1, 2, 3], calls=1, num_frames=401, width=333, device=CPU)
+    drop = utterance_dropout(p, [1, 2, 3], calls=1, num_frames=401, width=333, device=CPU)
     x = torch.ones(3, 401, 333, requires_grad=True)
     y = drop(x)
     dropped = (y == 0).float()
