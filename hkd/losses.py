@@ -14,7 +14,7 @@ rounding). All variants are one cross-entropy with targets p_v on the kept ids a
 
 The bucket is the "ghost token" of Anshumann et al. 2025 (arXiv 2503.16870); temperatures after Hinton et al. 2015 (arXiv 1503.02531).
 
-CTC: Graves et al. 2006, "Connectionist temporal classification". Class 0 is the blank; a target sequence of U units is the state chain
+CTC: Graves et al. 2006, "Connectionist temporal classification". Class 0 is the blank, so unit u is class u + 1; a target sequence of U units is the state chain
 blank, unit 1, blank, …, unit U, blank with S = 2U + 1 states.
 
 Shape letters: M rows, K kept ids, V units or classes; of CTC: B utterances, T encoder frames, L = Σ U concatenated targets, U units (longest),
@@ -246,11 +246,6 @@ def hard_cross_entropy(logits_MV: Tensor, unit_M: Tensor, *, label_smoothing: fl
 
 
 # CTC: the loss, the occupancies of its units, and distillation weighted by them.
-
-
-def class_targets(unit_L: Tensor) -> Tensor:
-    """Unit ids of the main inventory → CTC classes: id + 1, for class 0 is the blank."""
-    return unit_L + 1
 
 
 def _padded(target_L: Tensor, target_length_B: Tensor) -> tuple[Tensor, Tensor]:

@@ -40,7 +40,7 @@ from hkd.labels.card import calibration_bins, calibration_error
 from hkd.labels.ops import can_average, summed
 from hkd.labels.store import LabelReader, digest_of_store, store_folders
 from hkd.loop.checkpoint import FINAL, load_final
-from hkd.losses import class_targets, ctc_feasible, ctc_occupancy, sparse_kl
+from hkd.losses import ctc_feasible, ctc_occupancy, sparse_kl
 from hkd.manifest import Manifest
 from hkd.progress import Progress, no_progress
 from hkd.stream.join import Join, JoinedStore
@@ -209,7 +209,7 @@ def piece_figures(
         logits_BTV, length_B, _ = recogniser.logits(waves, given)
         units = [torch.from_numpy(subwords.encode(words(part[row].text))[0]).long() for row in rows]
         count_B = torch.tensor([len(unit_U) for unit_U in units])
-        target_L = class_targets(torch.cat(units))
+        target_L = torch.cat(units) + 1  # class 0 is the blank
         best_BU = ctc_occupancy(logits_BTV, length_B, target_L, count_B).argmax(1)
         for b in ctc_feasible(length_B, target_L, count_B).nonzero()[:, 0].tolist():
             logits_UV = logits_BTV[b, best_BU[b, : len(units[b])], 1:]

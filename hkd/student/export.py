@@ -123,11 +123,8 @@ def load_student(folder: str | Path, *, device: str | torch.device = "cpu") -> t
     try:
         config = placed(config_from_json(card["config"]), folder)
         inventory = UnitInventory.from_json(card["inventory"], folder / CARD)
-        files = {
-            name: str(card["files"][name])
-            for name in (WEIGHTS, *BESIDE, *_IN_UPSTREAM)
-            if name in card["files"] or name == WEIGHTS
-        }
+        known = (WEIGHTS, *BESIDE, *_IN_UPSTREAM)
+        files = {name: str(card["files"][name]) for name in known if name in card["files"] or name == WEIGHTS}
         meta = StudentMeta(
             config=config, inventory=inventory, features=dict(card["features"]), extra=dict(card["extra"]),
             subword_model=folder / SUBWORDS if SUBWORDS in files else None,

@@ -89,12 +89,6 @@ class Question:
     candidates: list[tuple[float, int]] = field(default_factory=list)  # open tokens by falling probability
     behind: list[tuple[float, "Question"]] = field(default_factory=list)
 
-    def chain(self) -> Iterator["Question"]:
-        """The question and those behind the reference tokens."""
-        yield self
-        if self.then is not None:
-            yield from self.then.chain()
-
     def fill(self, tokens: TokenMap, p_V: NDArray[np.float64], *, keep: int) -> None:
         """Take the teacher's distribution at the state: what is placed, what is open, and the `keep` likeliest open tokens."""
         closed = self.slots == 1
@@ -266,26 +260,21 @@ class ProjectedTeacher(Teacher):
     # ---- questions ----
 
     def _questions(self, read: Reading, first: int) -> list[Question | None]:
+        """A question for each position; None where it cannot be told what the teacher has read there."""
         out: list[Question | None] = []
         previous: tuple[str, Pieces] | None = read.before or ("", ())  # the word before, and its pieces, where they are known
-        for word, (mine, texts) in enumerate(zip(read.pieces, read.texts, strict=True)):
-            out += [self._question(read, word, mine[:place], previous, first) for place in range(len(mine))]
-            previous = (texts[-1], mine) if texts is not None else None
+        for mine, grown, begin in zip(read.pieces, read.texts, read.begin[:-1], strict=True):
+            for known in (mine[:place] for place in range(len(mine))):
+                text = self._student.text(known).strip(" ")
+                inside = sum(map(text.startswith, grown or ()))  # tokens of the word that lie inside the known pieces
+                if grown and inside:
+                    out.append(self._chain(read, begin + inside, grown[inside - 1], known, first))
+                elif grown and previous:
+                    out.append(self._chain(read, begin, previous[0], (*previous[1], *known), first))
+                else:
+                    out.append(None)
+            previous = (grown[-1], mine) if grown else None
         return out
-
-    def _question(
-        self, read: Reading, word: int, known: Pieces, previous: tuple[str, Pieces] | None, first: int
-    ) -> Question | None:
-        grown = read.texts[word]
-        if grown is None:
-            return None
-        text = self._student.text(known).strip(" ")
-        inside = sum(text.startswith(said) and len(said) <= len(text) for said in grown)
-        if inside:
-            return self._chain(read, read.begin[word] + inside, grown[inside - 1], known, first)
-        if previous is None:
-            return None
-        return self._chain(read, read.begin[word], previous[0], (*previous[1], *known), first)
 
     def _chain(self, read: Reading, token: int, said: str, history: Pieces, first: int) -> Question | None:
         """The question before the sentence's token number `token`, and those after the reference tokens that leave it open."""
@@ -324,8 +313,10 @@ class ProjectedTeacher(Teacher):
         """Answer the questions and their chains from the rows' distributions; then, round by round, one token further."""
         asked: dict[int, list[Question]] = {}
         for root in roots:
-            for question in root.chain():
+            question: Question | None = root
+            while question is not None:
                 asked.setdefault(question.to, []).append(question)
+                question = question.then
         where = {int(to): (row, int(at)) for row in rows for to, at in zip(row.to, row.at, strict=True)}
         for _ in range(ROUNDS):
             self._look(asked, where)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hkd.losses import class_targets, ctc_feasible, ctc_interpolation, ctc_loss, ctc_occupancy
+from hkd.losses import ctc_feasible, ctc_interpolation, ctc_loss, ctc_occupancy
 
 
 def brute_force(logp_TV: Tensor, target_U: list[int]) -> tuple[float, Tensor]:
@@ -155,10 +155,6 @@ def test_teacher_side_must_have_no_gradient_and_fit() -> None:
         ctc_interpolation(logits_BTV, gamma_BTU, **{**rows, "logp_NK": rows["logp_NK"].clone().requires_grad_()})
     with pytest.raises(ValueError, match="offset_B1"):
         ctc_interpolation(logits_BTV, gamma_BTU[:4], **rows)
-
-
-def test_units_are_classes_after_the_blank() -> None:
-    assert class_targets(torch.tensor([0, 4])).tolist() == [1, 5]
 
 
 def test_autocast_multiplies_no_probabilities_in_half_precision() -> None:
