@@ -197,9 +197,9 @@ def _located(name: str) -> tuple[str, dict[str, Any]]:
 
     Raises UserError or HkdError at once where none can be had.
     """
-    folder = local_folder(name, what="lm", known="a folder, a hub name or an alias")
+    source = resolve(name)
+    folder = local_folder(name, what="lm", known="a folder, a hub name or an alias") or local_folder(source, what="lm")
     if folder is None:
-        source = resolve(name)
         if _in_cache(source):
             return source, {"local_files_only": True}
         _probe_hub(source)
@@ -259,7 +259,8 @@ def _load_transformer(asked: Asked) -> "Teacher":
     where = choose_device(asked.device)
     dtype = choose_precision(asked.precision, where)
     source, given = _located(asked.name)
-    name, options = Path(source).name if Path(source).is_dir() else source, asked.options
+    path, options = Path(asked.name).expanduser(), asked.options
+    name = path.name if path.is_dir() else source
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from hkd.teachers.transformer import CausalTeacher, MaskedTeacher
 
