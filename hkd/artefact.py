@@ -1,4 +1,4 @@
-"""Is what lies there what was asked for? Content digests of files and folders, and what differs between two descriptions."""
+"""Is an existing artefact what was asked for? Digests of files and folders, and the differences between two descriptions."""
 
 import json
 import os
@@ -23,7 +23,7 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def differences(there: Mapping[str, Any], asked: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """(name, value there, value asked for) of the leaves that differ, None where a side lacks it. Compared as JSON has them."""
+    """(name, value there, value asked for) of the leaves that differ, None where a side lacks one. Values are compared as JSON."""
     was, now = (flatten(json.loads(json.dumps(side))) for side in (there, asked))
     return [(name, was.get(name), now.get(name)) for name in {**was, **now} if was.get(name) != now.get(name)]
 
@@ -35,7 +35,7 @@ def brief(value: Any) -> str:
 
 
 def check_same(rule: str, there: Mapping[str, Any], asked: Mapping[str, Any], remedy: str) -> None:
-    """Raise UserError "RULE, but its NAME is OLD instead of NEW. REMEDY" where what lies there was made of something else."""
+    """Raise UserError "RULE, but its NAME is OLD instead of NEW. REMEDY" where the two descriptions differ."""
     found = differences(there, asked)
     if found:
         shown = "; ".join(f"its {name} is {brief(was)} instead of {brief(now)}" for name, was, now in found[:3])
@@ -44,7 +44,7 @@ def check_same(rule: str, there: Mapping[str, Any], asked: Mapping[str, Any], re
 
 
 class Contents:
-    """SHA-256 of files by content, computed once as long as size and times of a file stay the same. Kept in a JSON file."""
+    """SHA-256 of files, kept in a JSON file. A file is read again only when its size or one of its times changed."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -54,7 +54,7 @@ class Contents:
             self._known = json.loads(path.read_text(encoding="utf-8"))
 
     def digest(self, path: Path, *, without: Path | None = None) -> str | None:
-        """Digest of a file, or of a folder's names and files (links followed, hidden and temporary ones left out); None if absent."""
+        """Digest of a file, or of a folder's names and files (links are followed, hidden and temporary files left out); None if absent."""
         if path.is_dir():
             files = sorted(_files(path, without and without.absolute()))
             names = [str(file.relative_to(path)) for file in files]
@@ -67,7 +67,7 @@ class Contents:
             return list(pool.map(self._of_file, files))
 
     def save(self) -> None:
-        """Write the file where something new is known."""
+        """Write the JSON file where something changed."""
         if self._is_changed:
             write_bytes(self._path, json.dumps(self._known, ensure_ascii=False, separators=(",", ":")).encode(errors="replace"))
             self._is_changed = False

@@ -1,7 +1,7 @@
 """Functions in compiled code, by numba.
 
-Compiled once for a machine and kept beside the source, else in the user's cache, else made anew by each process. They hold no lock of
-Python's, so that several threads run them at once.
+A function is compiled once a machine and kept beside the source, else in the user's cache; where neither can be written, each process
+compiles it. It does not hold Python's lock, so several threads run it at once.
 """
 
 from collections.abc import Callable
@@ -22,17 +22,17 @@ def _pointer(_typing: Any, _address: Any) -> Any:
 
 @numba.njit
 def array_at(address: Any, count: Any, dtype: Any) -> Any:
-    """For kernels: so many numbers that lie at an address, which somebody holds meanwhile. For what comes in many arrays."""
+    """In kernels: `count` numbers at an address. For data in many arrays, which the caller must keep alive."""
     return numba.carray(_pointer(address), (count,), dtype)  # type: ignore[attr-defined, call-arg]
 
 
 def array_type(dtype: Any, ndim: int, *, readonly: bool = True) -> Any:
-    """A contiguous array in signatures. `readonly`: only read; such a kernel takes others, too."""
+    """A contiguous array in signatures. `readonly`: the kernel only reads it; writable arrays are taken, too."""
     return types.Array(dtype, ndim, "C", readonly=readonly)
 
 
 def kernel(*signatures: Any, **options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """Compile for these types of arguments (numba's signatures and options), or take what was compiled before."""
+    """Compile for these types of arguments (numba's signatures and options), or load what was compiled before."""
 
     def compiled(function: Callable[..., Any]) -> Any:
         try:

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 
 def temporary(path: Path) -> Path:
-    """A name beside `path` that no other thread or process uses. Made with open(..., "xb"), the file has the permissions of any new file."""
+    """A name beside `path` that no other thread or process uses. Open it with "xb": the file gets the permissions of any new file."""
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
 
 
@@ -38,7 +38,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def lock(path: Path, *, wait: bool) -> Iterator[bool]:
-    """Hold a lock between processes and threads: a file that is made for it and removed after, with its folder where that is empty then.
+    """Hold a lock between processes and threads. It is a file, removed afterwards, with its folder where that is empty.
 
     False where another holds it and `wait` is false. The lock of a killed process is free. Raises OSError.
     """
@@ -72,7 +72,7 @@ def sync(path: Path) -> None:
 
 
 def write_in_order(files: Sequence[tuple[Path, bytes | memoryview | Callable[[], bytes]]]) -> None:
-    """Write whole files of one folder atomically; they appear in this order, none before all are on the disk, which is waited for once.
+    """Write several files atomically: all are on the disk before the first appears, and they appear in this order.
 
     A function in place of bytes gives them: it is called when the files before are written.
     """
@@ -104,7 +104,7 @@ def write_bytes(path: Path, data: bytes | memoryview) -> None:
 
 
 def json_bytes(value: Any) -> bytes:
-    """JSON as we write it: two spaces, sorted keys nowhere (the order is the author's), a final newline."""
+    """JSON as we write it: indented by two spaces, keys in the author's order, a final newline."""
     if not isinstance(value, dict) or not value or not all(isinstance(key, str) for key in value):
         return (_json(value, indent=2) + "\n").encode()
     lines = (f"  {_json(key)}: {_indented_json(item)}" for key, item in value.items())
@@ -116,7 +116,7 @@ def _json(value: Any, **layout: Any) -> str:
 
 
 def _indented_json(item: Any) -> str:
-    """As json.dumps with an indent of 2 writes it one level down; lists of texts fast, which it encodes in Python otherwise."""
+    """As json.dumps with an indent of 2 writes it one level down. Lists of texts go through its C encoder, which is faster."""
     if isinstance(item, list) and item and all(isinstance(text, str) for text in item):
         return "[\n    " + _json(item, separators=(",\n    ", ": "))[1:-1] + "\n  ]"
     return _json(item, indent=2).replace("\n", "\n  ")

@@ -2,7 +2,7 @@
 
 - Credentials and endpoints come from the environment and fsspec's own configuration (AWS_*, AWS_ENDPOINT_URL, HF_TOKEN ...).
 - Every failure of the far side is one sentence: an HkdError, whatever its package raised.
-- Files that are read often (sound) have a copy on this machine (`local_copy`), taken for unchanging: a file that changes needs another name.
+- Audio is copied to this machine once (`local_copy`) and never updated: a file that changes needs another name.
 - An object appears whole or not at all: that is what object stores promise. `create` is exclusive where the file system can do that.
 """
 
@@ -66,7 +66,7 @@ class Remote:
         self._system()
 
     def _system(self) -> tuple[Any, str]:
-        """The file system and the path on it; made anew in another process, since connections do not survive a fork."""
+        """The file system and the path on it. Asked for at each call, since connections do not survive a fork."""
         import fsspec
 
         protocol = self.url.partition("://")[0]
@@ -85,8 +85,8 @@ class Remote:
 
     @contextmanager
     def _reach(self, name: str, verb: str) -> Iterator[tuple[Any, str]]:
-        """The file system and a file's path; what is raised inside becomes a sentence, but for FileNotFoundError, FileExistsError
-        and, where a file is fetched, the OSError of a machine without room for it.
+        """The file system and a file's path. Exceptions raised inside become a sentence, except FileNotFoundError, FileExistsError, and
+        the OSError of a fetch for which this machine has no room.
         """
         system, path = self._system()
         try:
@@ -151,7 +151,7 @@ class Remote:
         self._put(name, lambda system, path: system.pipe_file(path, bytes(data)))
 
     def create(self, name: str, data: bytes | memoryview) -> bool:
-        """Write a file that is not there yet; False where it is. Of two who try at once one wins, where the file system can do that."""
+        """Write a file that is not there yet; False where it is. Of two writers at once one wins, where the file system can do that."""
         try:
             self._put(name, lambda system, path: system.pipe_file(path, bytes(data), mode="create"))
             return True

@@ -1,4 +1,4 @@
-"""Shards as Arrow IPC files: memory-mapped, a record batch of one row a block; also opened by `datasets.load_dataset("arrow", ...)`.
+"""Shards as Arrow IPC files, memory-mapped, a record batch of one row a block. `datasets.load_dataset("arrow", ...)` opens them, too.
 
 Columns: `id` and `num_positions` of the block's utterances, their digests (8 bytes each, joined), and one binary column a plane,
 a Zstandard frame of its bytes.
@@ -24,8 +24,10 @@ from hkd.labels.format import META_KEY, DamagedShardError, Planes, StoreSpec, Ut
 from hkd.labels.kernels import entropy
 from hkd.lines import one_line
 
-THREADS = min(4, 1 + (os.cpu_count() or 1))  # that make and pack blocks: one waits for Python's lock now and then
-AHEAD = 1  # blocks that wait for one of them
+THREADS = min(
+    4, 1 + (os.cpu_count() or 1)
+)  # that make and pack blocks; one more than CPUs, since they wait for Python's lock at times
+AHEAD = 1  # blocks that wait for a thread
 # Byte planes have skewed bytes and hardly any repeats: a match finder that looks for long repeats alone is faster and packs better.
 # A window of 32 KiB makes blocks of 32 KiB, with a code table each: it fits the few ranks that lie in one.
 ZSTD_PARAMETERS = zstandard.ZstdCompressionParameters(
@@ -81,7 +83,7 @@ def _largest_size(spec: StoreSpec, utterances: Utterances) -> int:
 
 
 def _one_value(data: Any) -> Any:
-    """A binary array of one value that lies where it lies."""
+    """A binary array of one value, not copied."""
     buffer = pa.py_buffer(data)
     return pa.Array.from_buffers(pa.large_binary(), 1, [None, pa.py_buffer(np.array([0, buffer.size])), buffer])
 
@@ -174,7 +176,7 @@ open_shard = ArrowShard
 
 
 def _only_value(array: Any) -> pa.Buffer:
-    """The bytes of a binary array's one value, where they lie (a pyarrow scalar copies them)."""
+    """The bytes of a binary array's one value, not copied (a pyarrow scalar copies them)."""
     _, ends, data = array.buffers()
     start, stop = np.frombuffer(ends, np.int64)[array.offset : array.offset + 2].tolist()
     return data.slice(start, stop - start)

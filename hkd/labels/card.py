@@ -24,10 +24,10 @@ NOTHING = -1e4  # a log-probability whose exponential is 0
 
 
 def quality_of(topk: TopK) -> dict[str, float]:
-    """Sums over the positions that have a gold unit (and over all, for tail mass and entropy, in nats).
+    """Sums over the positions that have a gold unit; over all positions for tail mass and entropy (in nats).
 
-    The entropy counts the mass outside the kept ids as one more unit, hence is a lower bound. A gold unit in the last place of a row may
-    have been put there: it counts as no top-k hit (K = V excepted).
+    The entropy counts the mass outside the kept ids as one more unit, so it is a lower bound. A gold unit in the last place of a row may
+    have been put there, so it is no top-k hit (except where K = V).
     """
     has_N = topk.gold_N >= 0
     hit_NK = topk.ids_NK == topk.gold_N[:, None]  # never where there is no gold unit: it is −1 there
@@ -55,7 +55,7 @@ def _entropy(logp_NK: NDArray[np.floating[Any]]) -> float:
 
 
 def calibration_bins(confidence_N: NDArray[np.floating[Any]], correct_N: NDArray[np.bool_]) -> dict[str, float]:
-    """Sums of `calibration_error` over rows: each one's likeliest unit has this probability, and is the right one or not.
+    """The sums that `calibration_error` needs: by row the probability of its likeliest unit, and whether that is the right one.
 
     Of n bins, bin i holds [i / n, (i + 1) / n); 1 belongs to the last.
     """
@@ -95,7 +95,7 @@ def merge(parts: Iterable[Mapping[str, float | None]]) -> dict[str, float | None
 
 
 def figures(sums: Mapping[str, float | None]) -> dict[str, float | None]:
-    """What people read: perplexity, top-1 and top-k hit rate, mean tail mass, mean entropy. None where it cannot be said."""
+    """What people read: perplexity, top-1 and top-k hit rate, mean tail mass, mean entropy. None for a figure that is not known."""
 
     def mean(key: str, over: str) -> float | None:
         value, count = sums.get(key), sums.get(over)

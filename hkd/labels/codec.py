@@ -4,10 +4,10 @@
   in steps of `step` nats, rounded half to even; 65535 is −∞.
 - Codes are stored as differences in rank modulo 2^16: rows fall, so the differences are small and compress well.
 - Every value is cut into byte planes, low byte first. Codes are stored rank-major (all positions' first rank, then all second
-  ranks ...), since a rank's differences are alike; unit ids are stored position-major, since they are not and transposing costs time.
-- The gold unit is stored as its rank among the kept ids where its log-probability is that id's, bit for bit (0: it is not; then
-  the unit's id + 1 and its float16 log-probability stand in their own planes, which are zero otherwise).
-- The tails stay float16 (of log, so −∞ survives), the temperatures' log-sum-exps float32.
+  ranks ...), since a rank's differences are alike. Unit ids are not alike: they are stored position-major, which saves transposing.
+- The gold unit is stored as its rank among the kept ids where its log-probability is that id's, bit for bit. Else the rank is 0, and two
+  planes of their own, zero otherwise, hold the unit's id + 1 and its float16 log-probability.
+- Tails are float16 logarithms (so −∞ survives), the temperatures' log-sum-exps float32.
 
 Shape letters: N positions of a block, R rows of a plane, K kept ids, J temperatures, V units.
 """
@@ -66,7 +66,7 @@ def _layout(selection: str, k: int, j: int, id_bytes: int) -> Mapping[str, Plane
 
 
 def _code_numbers(spec: StoreSpec) -> tuple[int, np.float32, NDArray[np.float32]]:
-    """How the kernels read codes: mode, step, table. Raises ValueError where a codec's table is not whole."""
+    """How the kernels read codes: mode, step, table. Raises ValueError for a codec's table of another length."""
     codec = CODECS[spec.codec]
     if codec.mode is not None:
         return codec.mode, np.float32(spec.step), np.zeros(0, np.float32)
@@ -147,7 +147,7 @@ def _column(parts: Sequence[TopK], name: str, dtype: Any) -> NDArray[Any]:
 
 
 def _rows(spec: StoreSpec, parts: Sequence[TopK], n: int) -> tuple[NDArray[np.int64], Sequence[TopK]]:
-    """Where each position's ids and log-probabilities lie, at least a tile's, and who holds them meanwhile."""
+    """The addresses of each position's ids and log-probabilities, at least a tile's; and the rows to keep alive meanwhile."""
     place_P3, row_2N = np.empty((len(parts), 3), np.int64), np.zeros((2, max(n, TILE)), np.int64)
     try:
         for p, part in enumerate(parts):
@@ -164,7 +164,7 @@ def _rows(spec: StoreSpec, parts: Sequence[TopK], n: int) -> tuple[NDArray[np.in
 
 
 def _check_rows(spec: StoreSpec, parts: Sequence[TopK]) -> None:
-    """Raises HkdError where rows are not of the store's shape or have other gold units than its inventory's."""
+    """Raises HkdError where rows are not of the store's shape."""
     wanted = spec.width, len(spec.temperatures), spec.selection == "sample"
     for k, j, counted in {(part.ids_NK.shape[1], part.lse_NJ.shape[1], part.count_NK is not None) for part in parts} - {wanted}:
         raise HkdError(
@@ -184,7 +184,7 @@ def _check_ids(spec: StoreSpec, id_N: NDArray[Any], *, least: int = 0) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Decoded:
-    """A block as it lies in the reader's cache: positions first, log-probabilities in 16 bits, so that it takes half the memory."""
+    """A block in the reader's cache: positions first, log-probabilities as 16-bit codes, which take half the memory."""
 
     unit_NK: NDArray[Any]  # uint16 or uint32
     code_NK: NDArray[np.uint16]
@@ -268,7 +268,7 @@ def gather(
 ) -> tuple[TopK, NDArray[np.int32]]:
     """Runs of positions → (TopK, word_N), each number written once.
 
-    run_B3: the block's place among `blocks`, the first position and the one behind the last; the run's place in the batch is in `offset_B1`.
+    run_B3: the block's index in `blocks`, the first position, and the end; `offset_B1`: where the runs begin in the batch, and its end.
     Raises HkdError for a run that lies outside its block.
     """
     n, k, j = int(offset_B1[-1]), spec.width, len(spec.temperatures)

@@ -1,9 +1,9 @@
 """A store's folder, on this machine or at a URL: where its files are read and published.
 
-- Both publish files whole. A folder of this machine also has locks; without them two writers at one URL may compute the same shard. Each
-  looks again after its mark, which is for the bytes that lie there in the end.
-- A store at a URL is read as it was when it was opened: its marks are kept, and a shard is fetched into the cache when it is first asked
-  for, and checked against the SHA-256 of its mark. A store written again at its URL does not mix with it.
+- Files appear whole. Only a folder of this machine has locks, so two writers at one URL may compute the same shard. Each reads the shard
+  again after writing its mark, so that the mark is for the bytes that are there in the end.
+- A store at a URL is read as it was when it was opened: its marks are kept. A shard is fetched into the cache when it is first needed and
+  checked against the SHA-256 of its mark. So a store that is written again at its URL does not mix with the old one.
 """
 
 import contextlib
@@ -87,7 +87,7 @@ class StoreFolder:
             return sorted(item.name for item in path.iterdir()) if path.is_dir() else []
 
     def publish(self, named: Sequence[tuple[str, Data | Callable[[], bytes]]]) -> None:
-        """Write files over those of their names, none before those that it is named after."""
+        """Write files, over old ones of the same names, in this order."""
         with self._writing():
             write_in_order([(self._root / name, data) for name, data in named])
 
@@ -157,7 +157,7 @@ class StoreFolder:
         return parse_mark(self.mark_bytes(shard) or b"", spec.digest, shard)
 
     def done(self, spec: StoreSpec) -> dict[int, dict[str, Any]]:
-        """The marks of the shards that are done now: mark and file are there."""
+        """The marks of the shards whose mark and file are there now."""
         there = {f"{files.DATA}/{name}" for name in self.names(files.DATA)}
         shards = [n for n in range(spec.plan.num_shards) if {files.shard_name(spec, n), files.mark_name(n)} <= there]
         data, digest = self.read_many([files.mark_name(n) for n in shards], limit=MAX_MARK_BYTES), spec.digest
@@ -197,7 +197,7 @@ class StoreFolder:
 
 
 class RemoteStoreFolder(Remote, StoreFolder):
-    """A folder at a URL. `mark` and `load_spec` say what lay there when they were first asked; all else is as it is now."""
+    """A folder at a URL. `mark` and `load_spec` give what was there at their first call; everything else is read as it is now."""
 
     def __init__(self, url: str) -> None:
         Remote.__init__(self, url)
@@ -284,9 +284,7 @@ class RemoteStoreFolder(Remote, StoreFolder):
         return path
 
     def open_shard(self, spec: StoreSpec, shard: int, *, fresh: bool = False) -> ShardFile:
-        for _ in range(
-            2
-        ):  # what is not readable was dropped from the cache right now, or has been damaged there since it was checked
+        for _ in range(2):  # the copy may have been dropped from the cache just now, or damaged since it was checked
             try:
                 return super().open_shard(spec, shard, fresh=fresh)
             except DamagedShardError as error:
@@ -296,7 +294,7 @@ class RemoteStoreFolder(Remote, StoreFolder):
 
 
 def keep_shard(data: Data, sha256: str, suffix: str) -> None:
-    """Put a shard that was just written at a URL into the cache, for who reads the store here next. Failing is harmless."""
+    """Put a shard that was just written at a URL into the cache, for the next reader on this machine. Failing is harmless."""
     with contextlib.suppress(OSError, HkdError):
         cached(SHARDS, sha256 + suffix, lambda part: part.write_bytes(data))
 

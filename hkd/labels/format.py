@@ -1,10 +1,10 @@
 """What a label store is: `store.json`, its files, the plan that says which utterance lies in which shard, its rows and its index.
 
-- The format's version is MAJOR.MINOR. A newer minor one is read (keys that are not known are kept as they are); a newer major one
-  is refused. docs/label-store.md specifies every byte.
+- The format's version is MAJOR.MINOR. A newer minor version is read (unknown keys are kept as they are); a newer major one is refused.
+  docs/label-store.md specifies every byte.
 - The plan is a pure function of the sorted ids: shard n holds the run [n·m, (n+1)·m) of them, m = utterances_per_shard.
-- A store may be resumed by whoever asks for the same *identity*: all of the spec but hkd's version and the command.
-- Nothing that a file says is trusted: sizes, lengths and digests are checked first.
+- A store is resumed where the *identity* is the same: all of the spec but hkd's version and the command.
+- Nothing in a file is trusted: sizes, lengths and digests are checked first.
 
 Shape letters: B utterances, U positions of an utterance, N positions over all utterances, K kept ids.
 """
@@ -45,7 +45,7 @@ def _refuse(name: str, rule: str, value: object) -> UserError:
 class Codec:
     """How a store keeps log-probabilities: as 16-bit codes, whose differences in rank are compressed. A new one: `CODECS["name"] = MyCodec()`.
 
-    `mode`: the number of the codec that the kernels know; None: the kernels look the values of the codes up.
+    `mode`: the number of the codec in the kernels; None: the kernels look values up in a table.
     """
 
     mode: int | None = None
@@ -214,12 +214,12 @@ class StoreSpec:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the identity; stands in every shard and every mark."""
+        """SHA-256 of the identity, which every shard and every mark holds."""
         return digest_of_json(self.identity())
 
     @classmethod
     def from_json(cls, value: Any, inventory: UnitInventory) -> "StoreSpec":
-        """Read what `to_json` gave. Raises UserError where it is none, of a newer major version, or of another inventory."""
+        """The inverse of `to_json`. Raises UserError for anything else, a newer major version, or another inventory."""
         check_format(value)
         known = {f.name for f in fields(cls)} - {"extra", "inventory", "step"}
         try:
@@ -258,7 +258,7 @@ def identity_of(value: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def sorted_ids(ids: Iterable[str]) -> list[str]:
-    """Ids in the order of the plan (by code points). Raises UserError for an empty id or one that stands twice."""
+    """Ids in the order of the plan (by code points). Raises UserError for an empty id and for one given twice."""
     result = sorted(ids)
     if result and not result[0]:
         raise UserError("an utterance's id must be a non-empty text, but is '' instead. Give every utterance an id.")
@@ -405,7 +405,7 @@ class Backend(Protocol):
 
 
 def shard_meta(spec: StoreSpec, shard: int) -> dict[str, Any]:
-    """What stands in a shard file itself, so that a foreign one is known."""
+    """What a shard file says of itself, so that a foreign one is recognised."""
     return {"format": spec.format, "store": spec.digest, "shard": shard}
 
 

@@ -1,10 +1,10 @@
-"""A block's numbers → its bytes and back, in compiled code. Nearly all time goes by here and in zstd.
+"""A block's numbers → its bytes and back, in compiled code. Nearly all time is spent here and in zstd.
 
-- Kernels say by their result what cannot be right and never raise; the callers put it in words.
-- They keep one order of operations: the same bits everywhere.
-- What a file says is checked before it is used as a place: a rank is held against K first, a run against its block.
-- Loops run over TILE positions, a constant, and over slices: so the compiler knows their length, that no index is negative, and uses
-  vector instructions. A last tile begins earlier, over positions that are done.
+- Kernels never raise. Their result says what cannot be right, and the callers put it in words.
+- Their order of operations is fixed, so the bits are the same everywhere.
+- A number from a file is checked before it is used as an index: a rank against K, a run against its block.
+- Loops run over TILE positions, a constant, and over slices. So the compiler knows their length and that no index is negative, and uses
+  vector instructions. The last tile begins earlier and does some positions twice.
 
 Shape letters: N positions of a block, M of a batch, K kept ids, P positions of a tile (parts in `note_place` and `row_places`, blocks in
 `gather`), A bytes, B utterances or runs, W narrow columns.
@@ -53,13 +53,13 @@ def _signed_half(logp: Any) -> Any:
 
 @kernel(types.void(I4_2, F4_2, OUT_I8_2, i8))
 def note_place(ids_NK: Any, logp_NK: Any, place_P3: Any, p: int) -> None:
-    """Where a part's ids and log-probabilities lie in memory, and how many positions it has."""
+    """Write down the addresses of a part's ids and log-probabilities, and how many positions it has."""
     place_P3[p, 0], place_P3[p, 1], place_P3[p, 2] = ids_NK.ctypes.data, logp_NK.ctypes.data, len(ids_NK)
 
 
 @kernel(types.boolean(I8_2, i8, i8, OUT_I8_2))
 def row_places(place_P3: Any, n: int, k: int, row_2N: Any) -> bool:
-    """Where each of n positions' ids and log-probabilities lie; what is left over has the first one's. False where there are not n."""
+    """The addresses of the ids and log-probabilities of n positions, then the first one's again. False where there are not n."""
     i = 0
     for p in range(len(place_P3)):
         if not 0 <= place_P3[p, 2] <= n - i:
@@ -74,7 +74,7 @@ def row_places(place_P3: Any, n: int, k: int, row_2N: Any) -> bool:
 
 @kernel(types.boolean(I8_2, i8, OUT_U1_3))
 def split_ids(row_2N: Any, num_units: int, out_ANK: Any) -> bool:
-    """Unit ids → their lowest A bytes. False where one is no unit of so many."""
+    """Unit ids → their lowest A bytes. False where one is not below `num_units`."""
     _, n, k = out_ANK.shape
     largest = np.uint32(0)
     for i in range(n):
@@ -92,7 +92,7 @@ def split_ids(row_2N: Any, num_units: int, out_ANK: Any) -> bool:
 def split_codes(row_2N: Any, mode: int, lowest: float, per_nat: float, out_AKN: Any) -> bool:
     """Log-probabilities → the two bytes of their codes' differences in rank. False where one is none: above 0, or NaN.
 
-    At least TILE positions. GRID: `lowest` is kept from falling further, codes are log-probabilities times `per_nat`.
+    At least TILE positions. GRID: codes are log-probabilities, `lowest` at least, times `per_nat`.
     """
     _, k, n = out_AKN.shape
     wrong, code_K, pair_P = False, np.zeros(k, np.uint16), np.zeros(TILE, np.uint32)
@@ -181,8 +181,8 @@ def split_narrow(
 
 @kernel(types.float64(U1_1, i8))
 def entropy(byte_U: Any, stride: int) -> float:
-    """Bits a byte, of every so many-th byte by itself."""
-    count_4V, total = np.zeros((4, 256), np.int64), 0.0  # in turn, since equal bytes would wait for each other
+    """Entropy of every `stride`-th byte, in bits a byte."""
+    count_4V, total = np.zeros((4, 256), np.int64), 0.0  # four counters in turn: equal bytes do not wait for each other
     for i in range(0, len(byte_U), stride):
         count_4V[i & 3, byte_U[i]] += 1
     count_V, num = count_4V.sum(0), count_4V.sum()
@@ -218,7 +218,7 @@ def _logp_bits(code: Any, mode: Any, step: Any, value_C: Any) -> Any:
 
 @kernel(types.uint32(U1_2, U1_2, i8, OUT_U2_2), types.uint32(U1_2, U1_2, i8, OUT_U4_2))
 def join_ids(low_NK: Any, high_NK: Any, shift: int, out_NK: Any) -> Any:
-    """Two bytes of unit ids: the lowest ones (shift 0), or `shift` bits up over what stands there; the largest."""
+    """Put two bytes of unit ids into their place: the lowest ones (shift 0), else `shift` bits up. Returns the largest id so far."""
     low_U, high_U, out_U = low_NK.reshape(-1), high_NK.reshape(-1), out_NK.reshape(-1)
     largest = out_U.dtype.type(0)
     if shift == 0:
@@ -234,7 +234,7 @@ def join_ids(low_NK: Any, high_NK: Any, shift: int, out_NK: Any) -> Any:
 
 @kernel(types.void(U1_2, U1_2, OUT_U2_2))
 def join_codes(low_KN: Any, high_KN: Any, out_NK: Any) -> None:
-    """The inverse of `split_codes`, as far as codes. At least TILE positions."""
+    """Bytes of differences → codes. At least TILE positions."""
     k, n = low_KN.shape
     whole = k // 4 * 4
     four_PQ = np.zeros((TILE, whole // 4), np.uint64)  # four ranks at a time
@@ -332,9 +332,9 @@ def _copy(from_U: Any, to_U: Any) -> None:
 def gather(
     block_P4: Any, run_B4: Any, id_bytes: int, mode: int, step: float, value_C: Any, ids_MK: Any, logp_MK: Any, narrow_WM: Any
 ) -> bool:
-    """Runs of blocks' positions (block, first, end, place in the batch) → M positions, widened. False where one lies outside.
+    """Copy runs of blocks' positions (block, first, end, place in the batch) to M positions, widened. False where one lies outside.
 
-    block_P4: where a block's units, codes and narrow columns lie in memory, and how many positions it has. logp_MK: the bits of float32.
+    block_P4: the addresses of a block's units, codes and narrow columns, and how many positions it has. logp_MK: the bits of float32.
     """
     m, k = ids_MK.shape
     for b in range(len(run_B4)):

@@ -3,8 +3,8 @@
 - Encoding again loses nothing: a codec's own values are its fixed points.
 - An average store is a control: every distribution is the teacher's average for that unit, as from a teacher that reads no context. A student
   that learns as much from it as from the teacher itself has learnt no context.
-- Comparing takes a probability that a store did not keep as its tail mass spread evenly over the units it left out; what lies outside A's
-  ids is compared as one lump. So the divergences are estimates where K < V, and exact (but for the codec) where K = V.
+- Comparing spreads a store's tail mass evenly over the units that it did not keep; what lies outside A's ids is compared as one lump. So the
+  divergences are estimates where K < V, and exact (but for the codec) where K = V.
 
 Shape letters: N positions, K kept ids, V units, W = V + 1 (the last column is the tail).
 """
@@ -83,7 +83,7 @@ def convert(
     """Write the store again with another backend or codec; what is not given stays.
 
     Where only the backend changes, the stored planes are copied, so that the labels are bit-identical and the way back gives the same
-    files. Resumable like any writer. Raises UserError where source and out are one folder, or grid labels shall become f16
+    files. Resumable like any writer. Raises UserError where source and out are one folder, or where grid labels are to become f16
     (which would look exact, but is not).
     """
     reader = LabelReader.open(source)
@@ -188,7 +188,7 @@ def can_average(spec: StoreSpec) -> bool:
 
 
 def summed(reader: LabelReader, ids: Sequence[str]) -> NDArray[np.float64]:
-    """sum_VW: Σ of the teacher's probabilities over the positions of these utterances whose transcript has unit v; a position adds 1 to its row."""
+    """sum_VW: Σ of the teacher's probabilities over these utterances' positions of reference unit v; a position adds 1 to its row."""
     num_units = len(reader.spec.inventory)
     width = num_units + 1
     sum_VW = np.zeros(num_units * width)
@@ -203,9 +203,9 @@ def summed(reader: LabelReader, ids: Sequence[str]) -> NDArray[np.float64]:
 
 
 def average_rows(sum_VW: NDArray[np.float64], *, k: int, temperatures: Sequence[float]) -> TopK:
-    """W rows: what is said of each unit on average, then of a position without a reference unit: the average of all.
+    """W rows: each unit's average, then the average of all, for a position without a reference unit.
 
-    A unit that was never seen has the average of all, too, with one position's worth of itself beside it.
+    A unit that was never seen has the average of all plus one position of itself.
     """
     import torch
 

@@ -1,8 +1,8 @@
 """Copying whole stores to and from URLs (s3://, memory://, file:// ..., and the Hugging Face Hub: hf://datasets/ORG/NAME).
 
 - Only names that the plan gives are copied; nothing in a remote store can name another path.
-- `push` writes store.json last, so that a store copied by halves is none; what lies there already is left. To the Hub it is one commit,
-  through huggingface_hub, with HF_TOKEN and HF_ENDPOINT from the environment.
+- `push` writes store.json last, so that half a copy is no store. Files that are there already are not sent again. To the Hub it is one
+  commit, through huggingface_hub, with HF_TOKEN and HF_ENDPOINT from the environment.
 - `pull` fetches into a folder beside the destination, checks every shard's SHA-256, fetches damaged ones a second time, and renames the
   folder when all is well.
 """
@@ -79,7 +79,7 @@ def push(store: Path | str, url: str, *, overwrite: bool = False, progress: Prog
 
 
 def pull(url: str, out: Path | str, *, progress: Progress = no_progress) -> StoreSpec:
-    """Fetch a store from a URL into a new folder, checked. A pull that was broken off goes on where it was.
+    """Fetch a store from a URL into a new folder, and check it. A pull that was interrupted goes on where it was.
 
     Raises UserError where `out` is there already or the URL holds no store, HkdError where the remote fails or its store has problems.
     """
@@ -157,7 +157,7 @@ def _fetch(remote: Remote, part: Path, name: str, limit: int) -> None:
 
 @contextmanager
 def _reach(url: str, verb: str) -> Iterator[None]:
-    """Whatever huggingface_hub and its HTTP client raise → one sentence. Its progress bars are off meanwhile: a library draws none."""
+    """Whatever huggingface_hub and its HTTP client raise → one sentence. Its progress bars are off meanwhile: hkd's own are drawn."""
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     drew = not are_progress_bars_disabled()
@@ -202,7 +202,7 @@ def _push_to_hub(root: Path, url: str, names: Sequence[str]) -> int:
 
 
 def _pull_from_hub(url: str, target: Path, names: Sequence[str]) -> None:
-    """Fetch those of these files that are there into a folder; what is there already and the same is left."""
+    """Fetch those of these files that exist into a folder. Files that are there already and the same are not fetched again."""
     from huggingface_hub import snapshot_download
 
     repo, revision, folder = hub_parts(url)

@@ -3,7 +3,7 @@
 - Opening reads store.json, the inventory and the index (memory-mapped, or from a URL), no shard.
 - A shard's blocks are decoded whole and kept in a cache of bounded size, in 16-bit codes; a batch is gathered from there. An epoch whose
   order goes block by block (`runs`) decodes each block once, whatever the cache.
-- Safe to use from several threads; pickled, it opens itself anew in the other process.
+- Several threads may use one reader. A pickled reader opens its store again in the other process.
 """
 
 import contextlib
@@ -78,11 +78,10 @@ class LabelReader:
 
     @classmethod
     def open(cls, path: Path | str, *, cache_bytes: int = CACHE_BYTES) -> "LabelReader":
-        """Open a complete store: a folder, or a URL, whose shards are fetched into the cache as they are asked for.
+        """Open a complete store: a folder, or a URL, whose shards are fetched into the cache as they are needed.
 
-        A missing or stale index is made in memory.
-
-        Raises UserError where there is no store or one of a newer format, HkdError where it is not complete or damaged.
+        A missing or stale index is made in memory. Raises UserError where there is no store or one of a newer format, HkdError where it
+        is damaged or not complete.
         """
         return cls(store_folder(path), cache_bytes=cache_bytes)
 
@@ -162,7 +161,9 @@ class LabelReader:
         ids = self._index["id"].slice(rows.start, len(rows)).combine_chunks()
         same = file.utterances.id_array.cast(ids.type).equals(ids)
         if not same or not np.array_equal(file.utterances.length_B, self.length_B[rows.start : rows.stop]):
-            raise self._damaged(number, "its utterances are not those of the index")
+            raise DamagedShardError(
+                f"{self.path}/{files.shard_name(self.spec, number)}", "its utterances are not those of the index"
+            )
         self._locate(file, rows)
         with self._lock:
             self._located.add(number)
@@ -170,9 +171,6 @@ class LabelReader:
             while len(self._shards) > OPEN_SHARDS:
                 self._shards.popitem(last=False)
         return file
-
-    def _damaged(self, shard: int, reason: str) -> DamagedShardError:
-        return DamagedShardError(f"{self.path}/{files.shard_name(self.spec, shard)}", reason)
 
     def _locate(self, file: ShardFile, rows: range) -> None:
         here, offset_B1, cuts = slice(rows.start, rows.stop), file.utterances.offset_B1, np.array(file.cuts)
@@ -247,15 +245,11 @@ class LabelReader:
     def _kept_ids(self) -> NDArray[np.int64]:
         seen = np.zeros(len(self.spec.inventory), np.bool_)
         for number in range(self.spec.plan.num_shards):
-            self._shard(number)
-            rows = self.spec.plan.rows(number)
-            for key in sorted({*self._run_U3[rows.start : rows.stop, 0].tolist()} - {NO_BLOCK}):
-                decoded = self._decode(key)
+            first = self.spec.plan.rows(number).start
+            for cut in self._shard(number).cuts[:-1]:
+                decoded = self._decode(first + cut)
                 ids, gold = decoded.unit_NK, decoded.narrow_WN[0]
-                kept = ids if decoded.count_NK is None else ids[decoded.count_NK > 0]
-                if (kept.size and int(kept.max()) >= len(seen)) or (gold.size and int(gold.max()) >= len(seen)):
-                    raise self._damaged(number, "unit ids beyond the inventory")
-                seen[kept] = True
+                seen[ids if decoded.count_NK is None else ids[decoded.count_NK > 0]] = True
                 seen[gold[gold >= 0]] = True
         return np.flatnonzero(seen)
 

@@ -35,7 +35,7 @@ class Repair:
 
 
 def verify(path: Path | str, *, deep: bool = True, progress: Progress = no_progress) -> list[Problem]:
-    """All problems of a store; none means that it is as it was written. `deep` also decodes every block.
+    """All problems of a store; none where it is as it was written. `deep` also decodes every block.
 
     Raises UserError or HkdError where store.json or the inventory cannot be read.
     """
@@ -109,7 +109,7 @@ def _fault_of_index(folder: StoreFolder, spec: StoreSpec) -> tuple[str, str] | N
 
 
 def repair(path: Path | str, problems: list[Problem], *, dry_run: bool = False) -> Repair:
-    """Take away what is wrong: strangers and broken shards with their marks go; the index is made again where all shards are there.
+    """Remove foreign files, and broken shards with their marks; write the index again where all shards are there.
 
     `path`: a folder, or a URL. `dry_run`: only say what would be done.
     """

@@ -1,7 +1,7 @@
 """Writing a store: shard by shard, in any order, by any number of processes that share the plan.
 
-- A shard is published by temp file + fsync + rename, then its mark: JSON with size and SHA-256. Killed at any instant, a writer loses
-  at most the shards that it was at; `pending` lists those that are not done.
+- A shard is published by temp file + fsync + rename, then its mark: JSON with size and SHA-256. A writer that is killed loses at most the
+  shards that it was writing; `pending` lists those that are not done.
 - A writer holds the lock of the shard that it writes (a file in .locks/), so that a file never gets another writer's mark.
 - The same rows give the same bytes.
 """
@@ -129,7 +129,7 @@ class LabelWriter:
         self._publish(shard, utterances, [partial(planes, a, b) for a, b in itertools.pairwise(cuts)], quality)
 
     def copy_shard(self, shard: int, utterances: Utterances, blocks: list[Planes], quality: Sums) -> None:
-        """Publish planes as they are stored elsewhere: for conversion between backends."""
+        """Publish the planes of another store's shard: for conversion between backends."""
         made = recut(self.spec, utterances, blocks)
         self._publish(shard, utterances, [partial(dict, planes) for planes in made], quality)
 
@@ -143,7 +143,7 @@ class LabelWriter:
             raise HkdError(f"shard {shard} must hold exactly its {len(wanted)} utterances, but '{odd[0]}' {where}.")
 
     def _publish(self, shard: int, utterances: Utterances, blocks: list[Callable[[], Planes]], quality: Sums) -> None:
-        """Write the file, then its mark, unless the shard is done. At a URL look again then: another writer may have written over the file."""
+        """Write the file, then its mark, unless the shard is done. At a URL, read it again: another writer may have replaced it."""
         folder, name, name_of_mark = self.folder, files.shard_name(self.spec, shard), files.mark_name(shard)
         known = {key: value if value is not None and math.isfinite(value) else None for key, value in quality.items()}
         counts = {"utterances": len(utterances.length_B), "positions": int(utterances.length_B.sum())}
