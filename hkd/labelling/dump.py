@@ -323,7 +323,7 @@ class DumpRun:
             level=self._teacher.level,
             utterances=spec.num_utterances,
             without_units=len(self._transcripts.ids) - spec.num_utterances,
-            shards=spec.plan.num_shards,
+            shards=spec.num_shards,
             shards_missing=missing,
             quality=None if missing else self._finish(),
             workers=workers,

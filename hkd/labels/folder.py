@@ -159,7 +159,7 @@ class StoreFolder:
     def done(self, spec: StoreSpec) -> dict[int, dict[str, Any]]:
         """The marks of the shards whose mark and file are there now."""
         there = {f"{files.DATA}/{name}" for name in self.names(files.DATA)}
-        shards = [n for n in range(spec.plan.num_shards) if {files.shard_name(spec, n), files.mark_name(n)} <= there]
+        shards = [n for n in range(spec.num_shards) if {files.shard_name(spec, n), files.mark_name(n)} <= there]
         data, digest = self.read_many([files.mark_name(n) for n in shards], limit=MAX_MARK_BYTES), spec.digest
         marks = {n: parse_mark(data.get(files.mark_name(n), b""), digest, n) for n in shards}
         return {shard: mark for shard, mark in marks.items() if mark is not None}
@@ -225,7 +225,7 @@ class RemoteStoreFolder(Remote, StoreFolder):
     def load_spec(self) -> StoreSpec:
         spec = super().load_spec()
         if files.mark_name(0) not in self._seen:
-            names = [files.mark_name(shard) for shard in range(spec.plan.num_shards)]
+            names = [files.mark_name(shard) for shard in range(spec.num_shards)]
             self._seen |= self.read_many(names, limit=MAX_MARK_BYTES)
         return spec
 

@@ -102,24 +102,6 @@ CODECS: dict[str, Codec] = {"grid": Grid(), "f16": Half()}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ShardPlan:
-    """Which utterances lie in which shard: contiguous runs of the sorted ids."""
-
-    num_utterances: int
-    utterances_per_shard: int
-
-    @property
-    def num_shards(self) -> int:
-        """Shards in all; a store without utterances has none."""
-        return -(-self.num_utterances // self.utterances_per_shard)
-
-    def rows(self, shard: int) -> range:
-        """Which of the sorted ids shard number `shard` holds."""
-        first = shard * self.utterances_per_shard
-        return range(first, min(first + self.utterances_per_shard, self.num_utterances))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class StoreSpec:
     """The content of `store.json`. Raises UserError for a value that is not allowed.
 
@@ -160,7 +142,7 @@ class StoreSpec:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**40:
                 raise _refuse(name, f"be a whole number of at least {least}", value)
-        if self.plan.num_shards > MAX_SHARDS:
+        if self.num_shards > MAX_SHARDS:
             raise _refuse("utterances_per_shard", f"give at most {MAX_SHARDS} shards", self.utterances_per_shard)
         if not all(isinstance(t, float) and math.isfinite(t) and t > 0 for t in self.temperatures):
             raise _refuse("temperatures", "be positive numbers", self.temperatures)
@@ -180,9 +162,14 @@ class StoreSpec:
         return 2 if len(self.inventory) <= 65536 else 4
 
     @property
-    def plan(self) -> ShardPlan:
-        """Utterance → shard."""
-        return ShardPlan(num_utterances=self.num_utterances, utterances_per_shard=self.utterances_per_shard)
+    def num_shards(self) -> int:
+        """Shards in all; a store without utterances has none."""
+        return -(-self.num_utterances // self.utterances_per_shard)
+
+    def rows(self, shard: int) -> range:
+        """Which of the sorted ids a shard holds: a contiguous run."""
+        first = shard * self.utterances_per_shard
+        return range(first, min(first + self.utterances_per_shard, self.num_utterances))
 
     @property
     def error_bound(self) -> dict[str, float]:

@@ -30,7 +30,7 @@ OPTIONAL = (files.INDEX, files.REPORT, files.CARD)
 
 def _pairs(spec: StoreSpec) -> list[tuple[str, str]]:
     """The names of every shard and its mark."""
-    return [(files.shard_name(spec, shard), files.mark_name(shard)) for shard in range(spec.plan.num_shards)]
+    return [(files.shard_name(spec, shard), files.mark_name(shard)) for shard in range(spec.num_shards)]
 
 
 def _stale(there: Iterable[str], names: Collection[str]) -> list[str]:
@@ -96,15 +96,13 @@ def pull(url: str, out: Path | str, *, progress: Progress = no_progress) -> Stor
         broken = sorted({problem.shard for problem in problems if problem.shard is not None})
         if broken:
             named = ", ".join(map(str, broken[:5])) + (" ..." if len(broken) > 5 else "")
-            log.warning(
-                "%s: %d of %d shards came damaged (%s) and are fetched again.", url, len(broken), spec.plan.num_shards, named
-            )
+            log.warning("%s: %d of %d shards came damaged (%s) and are fetched again.", url, len(broken), spec.num_shards, named)
             repair(part, problems)
             _fetch_all(remote, part, progress)
             problems = verify(part)
         repaired = repair(part, problems) if problems else Repair()
         if repaired.dump_again:
-            good = spec.plan.num_shards - len(repaired.dump_again)
+            good = spec.num_shards - len(repaired.dump_again)
             raise HkdError(
                 f"{url} holds a store with problems: {problems[0].text}. The same command keeps the {good} shards that came well "
                 f"and fetches the others."

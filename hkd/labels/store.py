@@ -148,8 +148,8 @@ class LabelReader:
     def runs(self) -> list[list[str]]:
         """The ids that share a decoded block, run by run: shuffle the runs, then within a few of them, and each is decoded once."""
         result: list[list[str]] = []
-        for shard in range(self.spec.plan.num_shards):
-            rows = self.spec.plan.rows(shard)
+        for shard in range(self.spec.num_shards):
+            rows = self.spec.rows(shard)
             names, length_B = self.ids[rows.start : rows.stop], self.length_B[rows.start : rows.stop].astype(np.int64)
             cuts = [0, len(names)] if self.spec.backend == "zarr" else block_cuts(length_B, self.spec.block_positions)
             result += [list(names[a:b]) for a, b in itertools.pairwise(cuts)]
@@ -157,7 +157,7 @@ class LabelReader:
 
     def _shard(self, number: int) -> ShardFile:
         file = self.folder.open_shard(self.spec, number)
-        rows = self.spec.plan.rows(number)
+        rows = self.spec.rows(number)
         ids = self._index["id"].slice(rows.start, len(rows)).combine_chunks()
         same = file.utterances.id_array.cast(ids.type).equals(ids)
         if not same or not np.array_equal(file.utterances.length_B, self.length_B[rows.start : rows.stop]):
@@ -211,7 +211,7 @@ class LabelReader:
     def block(self, ids: Sequence[str]) -> LabelBlock:
         """The labels of these utterances, in this order. Raises UserError for one that is not in the store, HkdError for damage."""
         row_B = self._rows(ids)
-        if len(self._located) < self.spec.plan.num_shards:
+        if len(self._located) < self.spec.num_shards:
             for number in set((row_B // self.spec.utterances_per_shard).tolist()) - self._located:
                 self._shard(number)
         run_B3, offset_B1 = self._run_U3[row_B], np.zeros(len(row_B) + 1, np.int64)
@@ -244,8 +244,8 @@ class LabelReader:
     @cached_property
     def _kept_ids(self) -> NDArray[np.int64]:
         seen = np.zeros(len(self.spec.inventory), np.bool_)
-        for number in range(self.spec.plan.num_shards):
-            first = self.spec.plan.rows(number).start
+        for number in range(self.spec.num_shards):
+            first = self.spec.rows(number).start
             for cut in self._shard(number).cuts[:-1]:
                 decoded = self._decode(first + cut)
                 ids, gold = decoded.unit_NK, decoded.narrow_WN[0]
@@ -263,16 +263,16 @@ def _cut(digest_B8: NDArray[np.uint8]) -> tuple[bytes, ...]:
 
 def shard_tables(folder: StoreFolder, spec: StoreSpec) -> Iterator[pa.Table]:
     """The index, shard by shard, made from the shards. Raises HkdError for one that is missing, damaged or foreign."""
-    for shard in range(spec.plan.num_shards):
+    for shard in range(spec.num_shards):
         if folder.mark(spec, shard) is None:
             raise HkdError(
-                f"label store {folder.path} is not complete: shard {shard} of {spec.plan.num_shards} is missing. "
+                f"label store {folder.path} is not complete: shard {shard} of {spec.num_shards} is missing. "
                 "Run the command that writes it again (`hkd labels verify` lists what is missing)."
             )
         table = rows_of(shard, folder.open_shard(spec, shard).utterances)
-        if table.num_rows != len(spec.plan.rows(shard)):
+        if table.num_rows != len(spec.rows(shard)):
             raise HkdError(
-                f"shard {shard} of {folder.path} must hold {len(spec.plan.rows(shard))} utterances, but holds {table.num_rows} instead."
+                f"shard {shard} of {folder.path} must hold {len(spec.rows(shard))} utterances, but holds {table.num_rows} instead."
             )
         yield table
 
@@ -320,5 +320,5 @@ def open_stores(folder: Path | str) -> dict[str, LabelReader]:
 def digest_of_store(reader: LabelReader) -> str:
     """Of the spec and of every shard's mark (which holds its SHA-256)."""
     named = [(files.SPEC, reader.folder.read(files.SPEC))]
-    named += [(files.mark_name(n).rpartition("/")[2], reader.folder.mark_bytes(n)) for n in range(reader.spec.plan.num_shards)]
+    named += [(files.mark_name(n).rpartition("/")[2], reader.folder.mark_bytes(n)) for n in range(reader.spec.num_shards)]
     return digest_of(part for name, data in named if data is not None for part in (name, data))

@@ -41,19 +41,19 @@ def verify(path: Path | str, *, deep: bool = True, progress: Progress = no_progr
     """
     folder = store_folder(path)
     spec = folder.load_spec()
-    plan = f"is not in the plan of {spec.plan.num_shards} shards"
+    plan = f"is not in the plan of {spec.num_shards} shards"
     problems = [Problem(kind="foreign", text=f"{name} {plan}") for name in _strangers(folder, spec)]
-    for shard in range(spec.plan.num_shards):
+    for shard in range(spec.num_shards):
         if fault := _fault_of(folder, spec, shard, deep):
             problems.append(Problem(kind=fault[0], text=f"shard {shard}: {fault[1]}", shard=shard))
-        progress(shard + 1, spec.plan.num_shards)
+        progress(shard + 1, spec.num_shards)
     if not problems and (fault := _fault_of_index(folder, spec)):
         problems.append(Problem(kind=fault[0], text=fault[1]))
     return problems
 
 
 def _strangers(folder: StoreFolder, spec: StoreSpec) -> list[str]:
-    numbers = range(spec.plan.num_shards)
+    numbers = range(spec.num_shards)
     planned = {*(files.shard_name(spec, number) for number in numbers), *map(files.mark_name, numbers)}
     names = (f"{files.DATA}/{name}" for name in folder.names(files.DATA))
     return [name for name in names if name not in planned and not name.endswith(".tmp")]
@@ -84,7 +84,7 @@ def _fault_of(folder: StoreFolder, spec: StoreSpec, shard: int, deep: bool) -> t
     try:
         file = folder.open_shard(spec, shard)
         counts = len(file.utterances.length_B), int(file.utterances.length_B.sum())
-        if counts != (mark["utterances"], mark["positions"]) or counts[0] != len(spec.plan.rows(shard)):
+        if counts != (mark["utterances"], mark["positions"]) or counts[0] != len(spec.rows(shard)):
             return "damaged", f"it holds {counts[0]} utterances with {counts[1]} positions, its mark or the plan says otherwise"
         for block in range(len(file.cuts) - 1 if deep else 0):
             decode_block(spec, file, block)
@@ -99,7 +99,7 @@ def _fault_of_index(folder: StoreFolder, spec: StoreSpec) -> tuple[str, str] | N
     if index is None:
         return "index", f"{files.INDEX} is missing or not that of this store"
     for shard, made in enumerate(shard_tables(folder, spec)):
-        if not index.slice(spec.plan.rows(shard).start, len(made)).equals(made):
+        if not index.slice(spec.rows(shard).start, len(made)).equals(made):
             return "index", f"{files.INDEX} does not say what the shards hold"
     ids = index["id"]
     in_order = pc.all(pc.less(ids[:-1], ids[1:]), min_count=0).as_py()

@@ -79,13 +79,13 @@ class LabelWriter:
 
     def shard_ids(self, shard: int) -> list[str]:
         """The utterances that shard number `shard` holds, in order."""
-        rows = self.spec.plan.rows(shard)
+        rows = self.spec.rows(shard)
         return self._ids[rows.start : rows.stop]
 
     def pending(self) -> list[int]:
         """The shards that are not done."""
         done = self.folder.done(self.spec)
-        return [shard for shard in range(self.spec.plan.num_shards) if shard not in done]
+        return [shard for shard in range(self.spec.num_shards) if shard not in done]
 
     @contextmanager
     def claim(self, shard: int) -> Iterator[bool]:
@@ -134,8 +134,8 @@ class LabelWriter:
         self._publish(shard, utterances, [partial(dict, planes) for planes in made], quality)
 
     def _check_rows(self, shard: int, found: Sequence[str]) -> None:
-        if not 0 <= shard < self.spec.plan.num_shards:
-            raise HkdError(f"a shard's number must be below {self.spec.plan.num_shards}, but is {shard} instead.")
+        if not 0 <= shard < self.spec.num_shards:
+            raise HkdError(f"a shard's number must be below {self.spec.num_shards}, but is {shard} instead.")
         wanted = self.shard_ids(shard)
         if found != wanted:
             odd = sorted(set(wanted).symmetric_difference(found)) or [a for a, b in itertools.pairwise(found) if a == b]
@@ -169,7 +169,7 @@ class LabelWriter:
     def finish(self, *, report: Mapping[str, Any] | None = None) -> None:
         """Write the index, the card and `report` (free figures, such as the n-gram's perplexity). Raises HkdError where shards are missing."""
         marks = self.folder.done(self.spec)
-        if pending := [shard for shard in range(self.spec.plan.num_shards) if shard not in marks]:
+        if pending := [shard for shard in range(self.spec.num_shards) if shard not in marks]:
             raise HkdError(
                 f"label store {self.folder.path} is not complete: {len(pending)} shards are missing, first {pending[0]}."
             )
@@ -182,7 +182,7 @@ class LabelWriter:
                 named.append((files.INDEX, index_bytes(index_table(now, self.spec))))
             if report is not None:
                 named.append((files.REPORT, json_bytes(dict(report))))
-            text = card(self.spec, facts(self.spec, [marks[shard] for shard in sorted(marks)], report or now.report()))
+            text = card(self.spec, facts(self.spec, [*marks.values()], report or now.report()))
             self.folder.publish([*named, (files.CARD, text.encode())])
 
     def quality_sums(self) -> dict[str, float | None]:

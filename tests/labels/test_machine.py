@@ -33,7 +33,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.rows = random_rows(self.spec, lengths)
         self.writer = LabelWriter.open(self.path, self.spec, self.rows)
         self.whole: set[int] = set()
-        self.num_shards = self.writer.spec.plan.num_shards
+        self.num_shards = self.writer.spec.num_shards
 
     def teardown(self) -> None:
         if hasattr(self, "folder"):

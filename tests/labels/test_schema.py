@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 from hkd.artefact import differences
 from hkd.errors import UserError
-from hkd.labels.format import ShardPlan, StoreSpec, sorted_ids
+from hkd.labels.format import StoreSpec, sorted_ids
 from hkd.testing.store import inventory, spec_for, specs
 
 
 @given(st.integers(0, 3000), st.integers(1, 700))
 def test_the_plan_puts_every_utterance_in_one_shard(n: int, m: int) -> None:
-    plan = ShardPlan(num_utterances=n, utterances_per_shard=m)
+    plan = spec_for(num_utterances=n, utterances_per_shard=m)
     rows = [row for shard in range(plan.num_shards) for row in plan.rows(shard)]
     assert rows == list(range(n))
     for shard in range(plan.num_shards):
