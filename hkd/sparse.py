@@ -1,7 +1,7 @@
 """The sparse distribution that a teacher gives a position: its K likeliest units, and what lies outside them.
 
 - `logp` are *true* log-probabilities under the full softmax at temperature 1; they are never renormalised.
-- The tail is stored, not rebuilt: 1 − Σ of rounded values loses it where the first unit is nearly certain.
+- The tail is stored, not computed as 1 − Σ: rounding would lose it where the first unit is nearly certain.
 - The gold (reference) unit is always among the kept ids (it replaces the last one where it would not be), unless the
   inventory has no such unit (gold −1).
 - For each extra temperature T: `lse_T` = log Σ_v exp(logp_v / T) over the whole vocabulary, so that
@@ -58,9 +58,9 @@ class TopK:
         return TopK(**picked)
 
     def to_torch(self, device: Any = "cpu", *, column: int | None = None) -> dict[str, Any]:
-        """Exactly the keyword arguments that `hkd.losses.sparse_kl` takes beside the logits.
+        """The keyword arguments that `hkd.losses.sparse_kl` takes beside the logits.
 
-        column: of the extra temperatures, the one whose `lse_M` and `tail_T_M` are wanted. `count_MK` is there for draws alone.
+        column: the extra temperature whose `lse_M` and `tail_T_M` are wanted, by its index. Only draws have `count_MK`.
         """
         import torch
 

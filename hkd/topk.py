@@ -9,8 +9,10 @@ import torch
 
 from hkd.sparse import NO_GOLD, TopK
 
-WORTH_THREADS = 1 << 22  # logits; fewer are looked through by one
-_CHUNK_BYTES = 2 << 20  # on CPU rows are done in pieces that stay in the cache: ten times as fast as in one go at V = 30 k
+WORTH_THREADS = 1 << 22  # logits; for fewer, one thread is faster
+_CHUNK_BYTES = (
+    2 << 20
+)  # on CPU, rows are drawn from in pieces that stay in the cache: ten times as fast as all at once at V = 30 k
 
 
 @torch.no_grad()
@@ -25,9 +27,9 @@ def select_topk(
     """The K likeliest units of each row of logits, gold kept, with true log-probabilities and tails.
 
     logits_NV: unnormalised scores, −inf for units that may not be candidates; gold_N: reference unit ids, −1 for none.
-    exclude_V: units that are never kept (special tokens): their mass stays true and counts to the tail; an excluded gold is no gold.
-    k ≥ V keeps every unit (dense; the tail is then −inf, or the excluded units). Equal probabilities stand in order of their ids.
-    The tail is the sum over the units left out, not 1 − Σ, hence exact even where it is tiny.
+    exclude_V: units that are never kept (special tokens): their mass belongs to the tail; an excluded gold is no gold.
+    k ≥ V keeps every unit (dense; the tail is then −inf, or the excluded units). Equal probabilities are ordered by id.
+    The tail is the sum over the units left out, not 1 − Σ, so it is exact even where it is tiny.
     """
     v = logits_NV.shape[1]
     gold_N = gold_N.to(logits_NV.device)
@@ -114,8 +116,8 @@ def _select_in_tensors(
 def _largest(score_NV: torch.Tensor, k: int, exclude_V: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
     """The ids of the k largest scores of each row that are not excluded, in any order, and the row's largest score of all (N, 1).
 
-    Large rows: the k largest lie in the k groups with the largest maxima, so only those groups are searched. Groups of √(V / k) make
-    both searches equally small. Group g of G holds the ids g, g + G, g + 2 G …
+    In large rows the k largest lie in the k groups with the largest maxima, so only those groups are searched. Groups of √(V / k) units
+    make both searches equally small. Group g of G holds the ids g, g + G, g + 2 G …
     """
     n, v = score_NV.shape
     size = 1 << max(0, round(math.log2(v / k) / 2))
@@ -148,7 +150,7 @@ def _swap(tail_NT: torch.Tensor, leaving_NT: torch.Tensor, coming_NT: torch.Tens
     """Log of a sum without one of its terms and with another, not smaller one; all given as logs."""
     share_NT = (leaving_NT - tail_NT).clamp(max=0).nan_to_num(nan=float("-inf"), neginf=float("-inf"))
     left_NT = tail_NT + torch.log1p(-share_NT.exp())
-    # torch.logaddexp would round a tensor's last few elements otherwise than the rest: a row would depend on those beside it.
+    # torch.logaddexp rounds the last few elements of a tensor differently, so that a row would depend on its neighbours.
     larger_NT, apart_NT = left_NT.maximum(coming_NT), (left_NT - coming_NT).abs().nan_to_num()
     return larger_NT + torch.log1p(torch.exp(-apart_NT))
 
@@ -167,7 +169,7 @@ def _mass(
         return lse_N1, torch.full_like(lse_N1, float("-inf"))
     rest_N1 = weight_NV.scatter_(1, ids_NK, 0.0).sum(-1, keepdim=True)
     tail_N1 = rest_N1.log() + scale_N1 - lse_N1
-    tiny_N = rest_N1[:, 0] < 1e-30  # below what exp gives exactly: their own maximum as reference
+    tiny_N = rest_N1[:, 0] < 1e-30  # below what exp gives exactly: computed again from their own maximum
     if bool(tiny_N.any()):
         rest_MV = (score_NV[tiny_N] / temperature).scatter(1, ids_NK[tiny_N], float("-inf"))
         tail_N1[tiny_N] = torch.logsumexp(rest_MV, -1, keepdim=True) - lse_N1[tiny_N]
@@ -185,9 +187,9 @@ def select_sample(
 ) -> TopK:
     """K draws from each row's distribution, with replacement, as distinct units with counts (random-sampling KD, arXiv 2503.16870, sec. 4).
 
-    uniform_NK: numbers in [0, 1), turned into units by the inverse of the cumulated distribution, so that they alone decide the draws.
-    Units in `exclude_V` are never drawn (the rest is drawn in proportion); logp and tail are the true ones all the same. Rows run by
-    falling probability; columns that are left over have the count 0, unit 0 and logp −inf. The gold unit is kept only if drawn.
+    uniform_NK: numbers in [0, 1), turned into units by the inverse of the cumulative distribution; they alone decide the draws.
+    Units in `exclude_V` are never drawn (the rest is drawn in proportion), but logp and tail are the true ones. Rows are ordered by
+    falling probability; unused columns have count 0, unit 0 and logp −inf. The gold unit is kept only if drawn.
     """
     n, v = logits_NV.shape
     rows, all_T = max(1, n if logits_NV.is_cuda else _CHUNK_BYTES // (4 * v)), (1.0, *temperatures)

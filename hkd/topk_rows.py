@@ -1,8 +1,8 @@
 """The k likeliest units of rows of logits on CPU, in compiled code: what `select_topk` runs there.
 
-- A row is read once. It becomes integers that are ordered as its scores are; a bound below the k-th largest comes from the largest of
-  each group of them, so that few are looked at; then one pass sums the exponentials of all that are not kept.
-- Each row by itself, in one order of operations: its bits depend on nothing beside it.
+- A row is read once and becomes integers in the order of its scores. The maxima of groups give a bound below the k-th largest, so that few
+  candidates are sorted. One pass then sums the exponentials of all units that are not kept.
+- Each row is done by itself, in a fixed order of operations, so its bits do not depend on other rows.
 
 Shape letters: N rows, V units, K kept ids, G groups, E excluded units, T temperatures, C candidates.
 """
@@ -87,7 +87,7 @@ def _largest(order_V: Any, best_G: Any) -> None:
 
 @_part()
 def _bound(best_G: Any, k: Any) -> Any:
-    """A value that at least k groups reach, and seldom more than 1.5 k, found by halving; where there are not so many, one that all reach."""
+    """A value that at least k groups reach, and seldom more than 1.5 k, found by halving; with fewer than k groups, one that all reach."""
     low = high = np.int64(_NONE) + 1
     for g in range(len(best_G)):
         high = max(high, np.int64(best_G[g]) + 1)
@@ -120,7 +120,7 @@ def _candidates(order_V: Any, best_G: Any, bound: Any, key_C: Any) -> None:
 
 @_part()
 def _ties_by_id(ids_K: Any, logp_K: Any) -> None:
-    """Scores that differ may have one log-probability: order nearly sorted ones by it, equal ones by id."""
+    """Sort nearly sorted units by log-probability, then by id: different scores may round to one log-probability."""
     for place in range(1, len(ids_K)):
         unit, logp, at = ids_K[place], logp_K[place], place
         while at and (logp_K[at - 1] < logp or (logp_K[at - 1] == logp and ids_K[at - 1] > unit)):
@@ -131,7 +131,7 @@ def _ties_by_id(ids_K: Any, logp_K: Any) -> None:
 
 @_part()
 def _keep(order_V: Any, key_C: Any, gold: Any, ids_K: Any, kept_K: Any) -> None:
-    """Take the K first candidates, the last one replaced by gold where that is not among them, out of the row."""
+    """Take the first K candidates out of the row; gold replaces the last one where it is not among them."""
     k = len(ids_K)
     missing = k > 0 and gold >= 0
     for place in range(k):
@@ -177,7 +177,7 @@ def select_rows(
     """Fill in, for each row of float32 scores (their bits): the K ids and their log-probabilities, those of gold (−1: none), and at each
     temperature log Σ_v exp((score_v − best) / T) and the log share of what is not kept in it.
 
-    What the ids index must be there, and K units must not be excluded: nothing is checked here.
+    Nothing is checked here: gold and excluded units must exist, and at least K units must not be excluded.
     """
     size, k = bits_NV.shape[1], ids_NK.shape[1]
     order_V, best_G = np.empty(size, np.int32), np.empty(groups, np.int32)
@@ -206,5 +206,5 @@ def select_rows(
 
 
 def number_of_groups(v: int, k: int) -> int:
-    """Groups of √(v / k) units make both searches, for the largest groups and inside them, equally small."""
+    """Groups of √(v / k) units: searching for the best groups, and inside them, then costs the same."""
     return -(-v // (1 << max(0, round(math.log2(v / max(1, k)) / 2))))

@@ -24,18 +24,11 @@ from hkd.labels.format import META_KEY, DamagedShardError, Planes, StoreSpec, Ut
 from hkd.labels.kernels import entropy
 from hkd.lines import one_line
 
-THREADS = min(
-    4, 1 + (os.cpu_count() or 1)
-)  # that make and pack blocks; one more than CPUs, since they wait for Python's lock at times
+THREADS = min(4, 1 + (os.cpu_count() or 1))  # that make and pack blocks: one waits for Python's lock now and then
 AHEAD = 1  # blocks that wait for a thread
 # Byte planes have skewed bytes and hardly any repeats: a match finder that looks for long repeats alone is faster and packs better.
 # A window of 32 KiB makes blocks of 32 KiB, with a code table each: it fits the few ranks that lie in one.
-ZSTD_PARAMETERS = zstandard.ZstdCompressionParameters(
-    window_log=15, chain_log=6, hash_log=6, search_log=1, min_match=7, target_length=0, strategy=zstandard.STRATEGY_FAST
-)
-HASTY_PARAMETERS = zstandard.ZstdCompressionParameters(  # target_length leaves literals as they are
-    window_log=15, chain_log=6, hash_log=6, search_log=1, min_match=7, target_length=64, strategy=zstandard.STRATEGY_FAST
-)
+ZSTD = {"window_log": 15, "chain_log": 6, "hash_log": 6, "search_log": 1, "min_match": 7, "strategy": zstandard.STRATEGY_FAST}
 NOISE_SAMPLE, NOISE_BITS = 4096, 7.8  # zstd, too, gives up above 7.9 bits a byte, but has tried by then
 BLOCK_OVERHEAD = 1 << 16  # bytes that a block needs beside its planes and utterances, at most
 
@@ -44,8 +37,9 @@ class _OfThread(threading.local):
     """What zstd works with, which no two threads may share."""
 
     def __init__(self) -> None:
-        self.usual, self.hasty = (
-            zstandard.ZstdCompressor(compression_params=parameters) for parameters in (ZSTD_PARAMETERS, HASTY_PARAMETERS)
+        self.usual, self.hasty = (  # with a target length, literals are not compressed
+            zstandard.ZstdCompressor(compression_params=zstandard.ZstdCompressionParameters(target_length=length, **ZSTD))
+            for length in (0, 64)
         )
         self.decompressor = zstandard.ZstdDecompressor()
 

@@ -25,7 +25,7 @@ SMALLEST_NORMAL = 113 << 23  # the bits of 2^-14, the smallest half that is no s
 TWO_TO_23, TWO_TO_MINUS_14 = np.float32(2.0**23), np.float32(2.0**-14)
 GRID, F16, TABLE = 0, 1, 2  # what the 16 bits of a log-probability are: steps, the half of −logp, a place in a table
 
-u1, u2, u4, i4, i8, f4, mode_ = types.uint8, types.uint16, types.uint32, types.int32, types.int64, types.float32, types.int64
+u1, u2, u4, i4, i8, f4 = types.uint8, types.uint16, types.uint32, types.int32, types.int64, types.float32
 U1_1, I4_1, F4_1, I8_1 = (array_type(dtype, 1) for dtype in (u1, i4, f4, i8))
 U1_2, U2_2, U4_2, I4_2, F4_2, I8_2 = (array_type(dtype, 2) for dtype in (u1, u2, u4, i4, f4, i8))
 OUT_U1_2, OUT_U1_3 = (array_type(u1, ndim, readonly=False) for ndim in (2, 3))
@@ -88,7 +88,7 @@ def split_ids(row_2N: Any, num_units: int, out_ANK: Any) -> bool:
     return bool(largest < num_units)
 
 
-@kernel(types.boolean(I8_2, mode_, f4, f4, OUT_U1_3))
+@kernel(types.boolean(I8_2, i8, f4, f4, OUT_U1_3))
 def split_codes(row_2N: Any, mode: int, lowest: float, per_nat: float, out_AKN: Any) -> bool:
     """Log-probabilities → the two bytes of their codes' differences in rank. False where one is none: above 0, or NaN.
 
@@ -285,7 +285,7 @@ def _widen_halves(plane_2N: Any, out_N: Any) -> None:
         out_N[i] = _from_half(np.uint16(low_N[i]) | np.uint16(high_N[i]) << np.uint16(8))
 
 
-_NARROW = (U2_2, U1_2, I8_1, mode_, f4, F4_1, i8, OUT_I4_2)
+_NARROW = (U2_2, U1_2, I8_1, i8, f4, F4_1, i8, OUT_I4_2)
 
 
 @kernel(types.boolean(U2_2, *_NARROW), types.boolean(U4_2, *_NARROW))
@@ -328,7 +328,7 @@ def _copy(from_U: Any, to_U: Any) -> None:
         to_U[i] = from_U[i]
 
 
-@kernel(types.boolean(I8_2, I8_2, i8, mode_, f4, F4_1, OUT_I4_2, OUT_U4_2, OUT_I4_2))
+@kernel(types.boolean(I8_2, I8_2, i8, i8, f4, F4_1, OUT_I4_2, OUT_U4_2, OUT_I4_2))
 def gather(
     block_P4: Any, run_B4: Any, id_bytes: int, mode: int, step: float, value_C: Any, ids_MK: Any, logp_MK: Any, narrow_WM: Any
 ) -> bool:

@@ -82,7 +82,7 @@ def tiny_config(kind: str, tokenizer: Any, *, positions: int = 64, width: int = 
 
 
 def make_teacher_folder(folder: Path, kind: str, *, seed: int = 0, texts: Iterable[str] | None = None, **shape: int) -> Path:
-    """Save a tiny random model of `kind` (one of MASKED or CAUSAL) with its tokenizer; the weights are large enough to be opinionated."""
+    """Save a tiny random model of `kind` (in MASKED or CAUSAL) with its tokenizer; its weights are large, so that it has clear preferences."""
     texts = [WORDS, WORDS.capitalize(), " ".join(WORDS.split()[::-1])] if texts is None else list(texts)
     if kind in ("bert", "electra", "distilbert"):
         tokenizer = wordpiece(texts)
