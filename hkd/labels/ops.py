@@ -292,9 +292,8 @@ def _columns(reader: LabelReader, names: Sequence[str], times: Times | None) -> 
     columns |= {"word": flat(block.word_N), "ids": nested(topk.ids_NK), "logp": nested(topk.logp_NK), "tail": flat(topk.tail_N)}
     if times is not None:
         found = [times(name) or (None, None) for name in names]
-        columns |= {
-            key: pa.array([pair[i] for pair in found], pa.list_(pa.float64())) for i, key in enumerate(("start_s", "stop_s"))
-        }
+        for i, name in enumerate(("start_s", "stop_s")):
+            columns[name] = pa.array([pair[i] for pair in found], pa.list_(pa.float64()))
     if reader.spec.temperatures:
         columns |= {"lse": nested(topk.lse_NJ), "tail_t": nested(topk.tail_NJ)}
     if topk.count_NK is not None:

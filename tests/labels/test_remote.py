@@ -174,11 +174,8 @@ def test_verify_looks_at_the_far_side_and_repair_mends_it(tmp_path: Path, far: s
     assert sorted(problem.kind for problem in problems) == ["flipped", "foreign", "missing"]
     assert repair(f"{far}/s", problems, dry_run=True).dump_again == [0, 1]
     assert repair(f"{far}/s", problems).dump_again == [0, 1]
-    writer = LabelWriter.open(f"{far}/s", spec_for(), rows)
-    assert writer.pending() == [0, 1]
-    for shard in writer.pending():
-        writer.write_shard(shard, [rows[name] for name in writer.shard_ids(shard)])
-    writer.finish()
+    assert LabelWriter.open(f"{far}/s", spec_for(), rows).pending() == [0, 1]
+    write_store(f"{far}/s", spec_for(), rows)
     assert far_files(f"{far}/s") == whole
     remote.write("index.arrow", b"junk")
     problems = verify(f"{far}/s")

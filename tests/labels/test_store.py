@@ -94,9 +94,7 @@ def test_resume_writes_only_what_is_missing(tmp_path: Path) -> None:
     assert again.pending() == [0, 2]
     with pytest.raises(HkdError, match="2 shards are missing"):
         again.finish()
-    for shard in again.pending():
-        again.write_shard(shard, [rows[name] for name in again.shard_ids(shard)])
-    again.finish()
+    write_store(tmp_path / "s", spec_for(), rows)
     assert LabelWriter.open(tmp_path / "s", spec_for(), rows).pending() == []
     assert files_of(tmp_path / "s") == files_of(tmp_path / "whole")
     assert [path.name for path in (tmp_path / "s").glob(".*")] == []
@@ -140,11 +138,8 @@ def test_repair_lists_what_to_dump_again_and_the_dump_heals_it(tmp_path: Path) -
     assert repair(tmp_path / "s", problems, dry_run=True).dump_again == [0, 1]
     assert files_of(tmp_path / "s") == dry
     assert repair(tmp_path / "s", problems).dump_again == [0, 1]
-    writer = LabelWriter.open(tmp_path / "s", spec_for(), rows)
-    assert writer.pending() == [0, 1]
-    for shard in writer.pending():
-        writer.write_shard(shard, [rows[name] for name in writer.shard_ids(shard)])
-    writer.finish()
+    assert LabelWriter.open(tmp_path / "s", spec_for(), rows).pending() == [0, 1]
+    write_store(tmp_path / "s", spec_for(), rows)
     assert files_of(tmp_path / "s") == whole
 
 
