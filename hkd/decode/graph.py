@@ -287,13 +287,13 @@ class HybridSearch:
         self.symbols = self.graph.words
         self._kaldifst, self._decoder = kaldi_module("kaldifst"), kaldi_module("kaldi_decoder")
 
-    def best(self, logits_BTV: torch.Tensor, length_B: torch.Tensor, *, config: HybridConfig | None = None) -> list[list[int]]:
+    def best(self, logits_BTV: torch.Tensor, length_B: torch.Tensor) -> list[list[int]]:
         """The best word numbers of every utterance; [] where no path survives to a word's end."""
-        chosen = config or self.config
-        lengths = length_B.tolist()
-        return [self._best_one(logits_TV[:length], chosen) for logits_TV, length in zip(logits_BTV, lengths, strict=True)]
+        rows = zip(logits_BTV, length_B.tolist(), strict=True)
+        return [self._best_one(logits_TV[:length]) for logits_TV, length in rows]
 
-    def _best_one(self, logits_TV: torch.Tensor, config: HybridConfig) -> list[int]:
+    def _best_one(self, logits_TV: torch.Tensor) -> list[int]:
+        config = self.config
         options = self._decoder.FasterDecoderOptions(beam=config.beam, max_active=config.max_active)
         decoder = self._decoder.FasterDecoder(self.graph.fst, options)
         score_TV = log_likelihoods(logits_TV, self._log_prior_V, prior_scale=config.prior_scale) * config.acoustic_scale

@@ -77,20 +77,17 @@ class Search:
             self.lm_parameters = sum(p.numel() for p in model.parameters())
         return TeacherLm(teacher, subwords.encode if own else None)
 
-    def fusion(self, *, lm_weight: float | None = None, word_bonus: float | None = None) -> WordFusion | None:
+    @property
+    def fusion(self) -> WordFusion | None:
         """What is added to the acoustic score; None without an LM."""
         if self._words is None:
             return None
-        weight = self.config.lm_weight if lm_weight is None else lm_weight
-        bonus = self.config.word_bonus if word_bonus is None else word_bonus
+        weight, bonus = self.config.lm_weight, self.config.word_bonus
         return WordFusion(self._words, self.symbols, weight=weight, bonus=bonus, lexicon=self._lexicon)
 
-    def ranked(
-        self, logits_BTV: torch.Tensor, length_B: torch.Tensor, *, n_best: int, fusion: WordFusion | None = None
-    ) -> list[list[Ranked]]:
+    def ranked(self, logits_BTV: torch.Tensor, length_B: torch.Tensor, *, n_best: int) -> list[list[Ranked]]:
         """The n best of every utterance by beam search."""
-        chosen = fusion or self.fusion()
-        return beam_search_batch(logits_BTV, length_B, config=self.config.beam, fusion=chosen, n_best=n_best)
+        return beam_search_batch(logits_BTV, length_B, config=self.config.beam, fusion=self.fusion, n_best=n_best)
 
     def best(self, logits_BTV: torch.Tensor, length_B: torch.Tensor) -> list[list[int]]:
         """The best unit ids of every utterance; [] where the lexicon lets nothing end."""

@@ -7,17 +7,17 @@ by side on a wide one, so letters stay readable on both.
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from hkd.timebase import FRAME_SHIFT_S, SAMPLE_RATE_HZ
+from hkd.timebase import SAMPLE_RATE_HZ
 
 NUM_COLOURS = 8
 CHART_WIDTH, CHART_HEIGHT = 360, 210
@@ -202,16 +202,14 @@ def panels(curves: Mapping[str, Curves]) -> list[tuple[str, dict[str, Sequence[P
     return result
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DrawnTier:
-    """A tier to draw: segments [start, stop) in frames with labels ("" for silence), and the teacher's probability of each, or None."""
+class Segment(NamedTuple):
+    """A stretch of a tier. `label`: "" for silence; `p`: the teacher's probability of the reference unit, None where there is none."""
 
-    name: str
-    start: Sequence[int]
-    stop: Sequence[int]
-    labels: Sequence[str]
-    sure: Sequence[float | None] = field(default=())  # p(reference unit)
-    hover: Sequence[str] = field(default=())
+    start_s: float
+    stop_s: float
+    label: str
+    p: float | None = None
+    hover: str = ""
 
 
 def envelope(wave_S: NDArray[np.float32], columns: int) -> NDArray[np.float32]:
@@ -221,7 +219,7 @@ def envelope(wave_S: NDArray[np.float32], columns: int) -> NDArray[np.float32]:
     return np.array(pairs, np.float32)
 
 
-def timeline(wave_S: NDArray[np.float32], tiers: Sequence[DrawnTier]) -> Markup:
+def timeline(wave_S: NDArray[np.float32], tiers: Mapping[str, Sequence[Segment]]) -> Markup:
     """Waveform and tiers on one time axis, each with the teacher's probabilities below; it keeps its scale and scrolls sideways."""
     seconds = len(wave_S) / SAMPLE_RATE_HZ
     width = seconds * PIXELS_PER_S
@@ -231,9 +229,14 @@ def timeline(wave_S: NDArray[np.float32], tiers: Sequence[DrawnTier]) -> Markup:
     upper, lower = ([f"{a:.1f},{b:.1f}" for a, b in zip(xs, y[:, side], strict=True)] for side in (1, 0))
     parts = [_text(0, 4 + _WAVE / 2, "sound", cls="tier"), _element("polygon", points=" ".join(upper + lower[::-1]), cls="wave")]
     top: float = _WAVE + _GAP
-    for tier in tiers:
-        parts += _tier(tier, top)
-        top += _TIER + (_SURE if tier.sure else 0) + _GAP
+    for name, segments in tiers.items():
+        parts.append(_text(0, top + 14, name, cls="tier"))
+        has_p = any(segment.p is not None for segment in segments)
+        if has_p:
+            parts.append(_text(0, top + _TIER + 13, "teacher's p"))
+        for place, segment in enumerate(segments):
+            parts += _segment(segment, top, cls=f"seg{place % 2}")
+        top += _TIER + (_SURE if has_p else 0) + _GAP
     for at in ticks(0, seconds, max(2, int(seconds * 2) + 1)):
         if at <= seconds:
             x = _NAMES + at * PIXELS_PER_S
@@ -241,23 +244,16 @@ def timeline(wave_S: NDArray[np.float32], tiers: Sequence[DrawnTier]) -> Markup:
     return _svg(_NAMES + width + 16, top + 18, parts, label="waveform and alignment", fixed=True)
 
 
-def _tier(tier: DrawnTier, top: float) -> list[str]:
-    parts = [_text(0, top + 14, tier.name, cls="tier")]
-    if tier.sure:
-        parts.append(_text(0, top + _TIER + 13, "teacher's p"))
-    for i, (start, stop, label) in enumerate(zip(tier.start, tier.stop, tier.labels, strict=True)):
-        x, width = (value * FRAME_SHIFT_S * PIXELS_PER_S for value in (start, stop - start))
-        x += _NAMES
-        hover = tier.hover[i] if tier.hover else label
-        if label:
-            parts.append(_element("rect", x=x, y=top, width=width, height=_TIER, cls=f"seg{i % 2}", title=hover))
-        if label and len(label) * _LETTER <= width:
-            parts.append(_text(x + width / 2, top + 14, label, cls="unit", anchor="middle"))
-        sure = tier.sure[i] if tier.sure else None
-        if sure is not None:
-            bar: dict[str, Any] = {"x": x, "width": max(width - 1, 1)}
-            whole = _SURE - 2
-            parts.append(_element("rect", y=top + _TIER + 1, height=whole, cls="sure0", **bar))
-            y = top + _TIER + 1 + whole * (1 - sure)
-            parts.append(_element("rect", y=y, height=whole * sure, cls="sure1", title=f"{hover}: p = {sure:.2f}", **bar))
-    return parts
+def _segment(segment: Segment, top: float, *, cls: str) -> Iterator[str]:
+    x, width = _NAMES + segment.start_s * PIXELS_PER_S, (segment.stop_s - segment.start_s) * PIXELS_PER_S
+    hover = segment.hover or segment.label
+    if segment.label:
+        yield _element("rect", x=x, y=top, width=width, height=_TIER, cls=cls, title=hover)
+        if len(segment.label) * _LETTER <= width:
+            yield _text(x + width / 2, top + 14, segment.label, cls="unit", anchor="middle")
+    if segment.p is not None:
+        bar: dict[str, Any] = {"x": x, "width": max(width - 1, 1)}
+        whole = _SURE - 2
+        yield _element("rect", y=top + _TIER + 1, height=whole, cls="sure0", **bar)
+        y, title = top + _TIER + 1 + whole * (1 - segment.p), f"{hover}: p = {segment.p:.2f}"
+        yield _element("rect", y=y, height=whole * segment.p, cls="sure1", title=title, **bar)

@@ -3,10 +3,11 @@
 Shape letters: B utterances, T frames, V classes.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -212,7 +213,7 @@ def tune(
     if not any(references):
         raise UserError(f"split {split} must have words in its transcripts for values to be chosen, but has none.")
     recogniser = Recogniser(run_folder / "model", device=config.device, search=replace(config.search, decoder="beam"), lm=lm)
-    search = recogniser.search
+    search: Any = recogniser.search
     chosen = grid or (HYBRID_GRID if isinstance(search, HybridSearch) else CTC_GRID)
     if not all(chosen.values()):
         raise UserError(f"there must be at least one value to try of each of {', '.join(chosen)}.")
@@ -220,25 +221,12 @@ def tune(
     points = [dict(zip(chosen, values, strict=True)) for values in product(*chosen.values())]
     tries: list[Try] = []
     for values in points:
-        best = _searching(search, values)
-        said = [" ".join(words(search.text(best(logits[row])))) for row in range(len(part))]
+        search.config = replace(search.config, **values)
+        found = [search.best(logits[row][None], torch.tensor([len(logits[row])]))[0] for row in range(len(part))]
+        said = [" ".join(words(search.text(units))) for units in found]
         tries.append(Try(values=values, wer=score_words(references, said).rate))
         progress(len(tries), len(points), wer=100 * min(t.wer for t in tries))
     return sorted(tries, key=lambda t: (t.wer, tuple(t.values.values())))
-
-
-def _searching(search: Search | HybridSearch, values: Mapping[str, float]) -> Callable[[torch.Tensor], Sequence[int]]:
-    """logits_TV → units, under these values."""
-    if isinstance(search, HybridSearch):
-        hybrid, settings = search, replace(search.config, **values)  # type: ignore[arg-type]
-        return lambda logits_TV: hybrid.best(logits_TV[None], torch.tensor([len(logits_TV)]), config=settings)[0]
-    ctc, fusion = search, search.fusion(**values)
-
-    def best(logits_TV: torch.Tensor) -> Sequence[int]:
-        [ranked] = ctc.ranked(logits_TV[None], torch.tensor([len(logits_TV)]), n_best=1, fusion=fusion)
-        return ranked[0].units if ranked else ()
-
-    return best
 
 
 def write_likelihoods(

@@ -58,25 +58,6 @@ MAIN = "main"  # no head of training is called so
 MOST_UTTERANCES = 5000  # that a teacher is averaged over
 
 
-@torch.no_grad()
-def entropy(logits_MV: Tensor) -> Tensor:
-    """entropy_M: of each row's softmax, in nats."""
-    logp_MV = torch.log_softmax(logits_MV.to(torch.promote_types(logits_MV.dtype, torch.float32)), dim=1)
-    return -torch.where(torch.isfinite(logp_MV), logp_MV.exp() * logp_MV, 0.0).sum(dim=1)
-
-
-@torch.no_grad()
-def confidence(logits_MV: Tensor) -> Tensor:
-    """confidence_M: the probability of each row's likeliest unit."""
-    return torch.softmax(logits_MV.to(torch.promote_types(logits_MV.dtype, torch.float32)), dim=1).amax(dim=1)
-
-
-def expected_calibration_error(confidence_M: Tensor, correct_M: Tensor) -> float:
-    """`calibration_error` of rows: the same figure for a student as for a teacher. NaN for no rows."""
-    error = calibration_error(calibration_bins(confidence_M.double().cpu().numpy(), correct_M.bool().cpu().numpy()))
-    return float("nan") if error is None else error
-
-
 @dataclass(frozen=True, kw_only=True)
 class Head:
     """A head and how the units of its level become its own. `unit_V`: −1 for units that it is not asked about; None: foreign pieces."""
@@ -91,8 +72,8 @@ class Head:
 
 
 @dataclass
-class _Sums:
-    """Sums over batches."""
+class Sums:
+    """Sums over batches of what an output says where the reference is known, and of its distances from the teacher."""
 
     confidence: list[Tensor] = field(default_factory=list)
     correct: list[Tensor] = field(default_factory=list)
@@ -102,20 +83,22 @@ class _Sums:
 
     def add(self, logits_AV: Tensor, unit_A: Tensor) -> None:
         """Slots whose reference is known."""
-        self.confidence.append(confidence(logits_AV).cpu())
+        self.confidence.append(torch.softmax(logits_AV, dim=1).amax(dim=1).cpu())
         self.correct.append((logits_AV.argmax(1) == unit_A).cpu())
-        self.entropy += float(entropy(logits_AV).double().sum())
+        logp_AV = torch.log_softmax(logits_AV, dim=1)
+        entropy_A = -torch.where(torch.isfinite(logp_AV), logp_AV.exp() * logp_AV, 0.0).sum(dim=1)
+        self.entropy += float(entropy_A.double().sum())
 
     def figures(self) -> dict[str, Any] | None:
         """The figures; None where no slot was labelled."""
-        confidence_M, correct_M = (torch.cat(rows) if rows else torch.zeros(0) for rows in (self.confidence, self.correct))
-        if not len(confidence_M):
+        if not sum(map(len, self.correct)):
             return None
+        confidence_M, correct_M = torch.cat(self.confidence).double(), torch.cat(self.correct)
         kl, guess = (float(total / slots) if slots else None for total, slots in (self.kl, self.guess))
         return {
             "accuracy": float(correct_M.double().mean()),
-            "calibration_error": expected_calibration_error(confidence_M, correct_M),
-            "confidence": float(confidence_M.double().mean()),
+            "calibration_error": calibration_error(calibration_bins(confidence_M.numpy(), correct_M.numpy())),
+            "confidence": float(confidence_M.mean()),
             "entropy": self.entropy / len(confidence_M),
             "kl": kl,
             "kl_without_context": guess,
@@ -141,22 +124,23 @@ def frame_figures(
     A store that is absent, incomplete, or not the one that a head was trained with costs that head its KL.
     Raises UserError where an utterance's transcript is not the one that was aligned or labelled, or its units are others.
     """
-    trained = _read_student(run_folder, alignment)
-    if trained is None or alignment is None or subword_model is None:
+    trained = _trained_heads(run_folder, alignment)
+    if not trained or alignment is None or subword_model is None:
         return {}
-    student = Student(placed(config_from_json(trained["config"]), run_folder / "model"))
+    config = config_from_json(_json(run_folder / "student.json")["config"])
+    student = Student(placed(config, run_folder / "model"))
     load_final(student, run_folder)
     student.to(device).eval()
     subwords = SubwordModel(subword_model)
     untrimmed = [
         row["store"]
-        for name, row in trained["heads"].items()
+        for name, row in trained.items()
         if row.get("store") and (name == MAIN or (row.get("units"), row.get("inventory")) == (None, subwords.inventory.digest))
     ]
-    stores = _stores_of(trained["heads"], labels)
+    stores = _stores_of(trained, labels)
     join = Join(part, subwords=subwords, alignment=Alignment(alignment), stores=stores, same_units=untrimmed, units=units)
     join.check(part)
-    if not (heads := _heads_of(trained["heads"], join, part)):
+    if not (heads := _heads_of(trained, join, part)):
         return {}
     maker = BatchMaker(
         utterances=list(part), join=join,
@@ -164,7 +148,7 @@ def frame_figures(
         hard={head.level: head.slots for head in heads if head.unit_V is not None},
         soft={head.store: head.slots for head in heads if head.store is not None},
     )  # fmt: skip
-    sums: dict[str, _Sums] = defaultdict(_Sums)
+    sums: dict[str, Sums] = defaultdict(Sums)
     done = 0
     for rows in rows_by_seconds(part, batch_seconds):
         batch = maker(rows)
@@ -177,10 +161,9 @@ def frame_figures(
 
 def frame_inputs(run_folder: Path, *, alignment: Path | None, labels: Path | None) -> dict[str, Any]:
     """The digests that `frame_figures` depends on: weights, alignment, and the stores of the heads; {} where there will be none."""
-    trained = _read_student(run_folder, alignment)
-    if trained is None or alignment is None:
+    heads = _trained_heads(run_folder, alignment)
+    if not heads or alignment is None:
         return {}
-    heads = trained["heads"]
     return {
         **({MAIN: heads[MAIN]["inventory"]} if MAIN in heads else {}),
         "weights": digest_of_file(run_folder / FINAL),
@@ -204,7 +187,7 @@ def piece_figures(
     model = recogniser.meta.subword_model
     if recogniser.is_hybrid or model is None:
         return None
-    subwords, sums = SubwordModel(model), _Sums()
+    subwords, sums = SubwordModel(model), Sums()
     for rows, waves, given in batches(part, batch_seconds, features):
         logits_BTV, length_B, _ = recogniser.logits(waves, given)
         units = [torch.from_numpy(subwords.encode(words(part[row].text))[0]).long() for row in rows]
@@ -224,15 +207,11 @@ def piece_figures(
 
 def piece_teacher(run_folder: Path, labels: Path | None) -> LabelReader | None:
     """The store that the main output is compared with; None where it is absent, incomplete, of other pieces, or unfit (see the module)."""
-    name = _interpolated(run_folder) or SUBWORD
-    try:
-        reader = LabelReader.open(store_folders(labels)[name]) if labels is not None else None
-    except (HkdError, KeyError):
-        return None
-    own = _json(run_folder / "model" / "student.json").get("inventory", {}).get("digest")
-    if reader is None or reader.spec.inventory.digest != own or reader.spec.selection != "topk":
-        return None
-    return None if "project" in reader.spec.teacher.get("options", {}) else reader
+    name, exported = _interpolated(run_folder) or SUBWORD, _json(run_folder / "model" / "student.json")
+    main = {"store": name, "inventory": exported.get("inventory", {}).get("digest")}
+    reader = _stores_of({MAIN: main}, labels).get(name)
+    is_fit = reader is not None and reader.spec.selection == "topk" and "project" not in reader.spec.teacher.get("options", {})
+    return reader if is_fit else None
 
 
 def piece_inputs(run_folder: Path, teacher: LabelReader | None) -> dict[str, Any]:
@@ -254,19 +233,18 @@ def _interpolated(run_folder: Path) -> str | None:
     return next(iter(identity.get("data", {}).get("stores", {})), None)
 
 
-def _read_student(run_folder: Path, alignment: Path | None) -> dict[str, Any] | None:
-    """The run's student.json, with a hybrid student's main output as the first of the heads; None without weights, alignment or heads."""
+def _trained_heads(run_folder: Path, alignment: Path | None) -> dict[str, dict[str, Any]]:
+    """The heads of the run's student.json, a hybrid student's main output first; {} without weights, alignment or heads."""
     trained, exported = _json(run_folder / "student.json"), _json(run_folder / "model" / "student.json")
     if not trained or not (run_folder / FINAL).exists() or alignment is None or not alignment.exists():
-        return None
-    if not isinstance(trained.get("config"), dict) or not isinstance(trained.get("heads"), dict):
+        return {}
+    config, heads = trained.get("config"), trained.get("heads")
+    if not isinstance(config, dict) or not isinstance(heads, dict):
         raise UserError(f"{run_folder / 'student.json'} must have the run's config and heads, but has not. Train the run again.")
-    if trained["config"].get("main") == SENONE and "inventory" in exported:
-        digest = exported["inventory"]["digest"]
-        slots, store = default_slots(SENONE), _interpolated(run_folder)
-        main = {"level": SENONE, "kind": "hard", "slots": slots, "store": store, "inventory": digest}
-        trained["heads"] = {MAIN: main, **trained["heads"]}
-    return trained if trained["heads"] else None
+    if config.get("main") == SENONE and "inventory" in exported:
+        main = {"level": SENONE, "kind": "hard", "slots": default_slots(SENONE), "store": _interpolated(run_folder)}
+        return {MAIN: main | {"inventory": exported["inventory"]["digest"]}, **heads}
+    return heads
 
 
 def _stores_of(heads: Mapping[str, Mapping[str, Any]], labels: Path | None) -> dict[str, LabelReader]:
@@ -348,7 +326,7 @@ def guess(hard_logits_MV: Tensor, table_VH: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _add(student: Student, batch: Batch, heads: list[Head], sums: dict[str, _Sums]) -> None:
+def _add(student: Student, batch: Batch, heads: list[Head], sums: dict[str, Sums]) -> None:
     slots = {head.name: _slots_of(head, batch) for head in heads}
     output: StudentOutput = student(batch.x_BTF, batch.length_B, slots={name: slot_M for name, (slot_M, _, _) in slots.items()})
 

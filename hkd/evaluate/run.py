@@ -90,13 +90,15 @@ def evaluate(
     if is_plain:
         heads = frame_inputs(run_folder, alignment=alignment, labels=labels) | piece_inputs(run_folder, teacher)
     inputs = _inputs(run_folder, part, config) | {"heads": heads, "lm": _lm_digest(lm)}
-    cut_at = _aligned(alignment) if splice else None
-    if cut_at is not None:
+    cut_at = None
+    if splice:
+        if alignment is None:
+            raise UserError("words can be cut out only where an alignment is, but there is none. Run `hkd align` first.")
+        cut_at = Alignment(alignment)
         inputs["splice"] = {"order": splice, "alignment": cut_at.digest}
     if spoken_by is not None:
         inputs["lexicon"] = digest_of_file(spoken_by / LEXICON_FILE)
-    finished = _finished(run_folder, name, tag, inputs)
-    if finished is not None:
+    if (finished := _finished(run_folder, name, tag, inputs)) is not None:
         log.info("%s on %s is evaluated already", run_folder.name, name)
         return finished
     recogniser = Recogniser(model_folder, device=config.device, search=config.search, lm=lm)
@@ -111,30 +113,23 @@ def evaluate(
         decoded = decode(recogniser, part, n_best=config.n_best, progress=progress, **read)
     figures = {}
     if is_plain:
-        of_main = piece_figures(recogniser, part, teacher=teacher, **read)
-        figures = {} if of_main is None else {MAIN: of_main}
+        if of_main := piece_figures(recogniser, part, teacher=teacher, **read):
+            figures[MAIN] = of_main
+        pieces = recogniser.meta.subword_model or (units and units / MODEL_FILE)
+        read |= {"alignment": alignment, "labels": labels, "units": units, "subword_model": pieces}
         try:
-            figures |= frame_figures(
-                run_folder,
-                part,
-                alignment=alignment,
-                labels=labels,
-                subword_model=recogniser.meta.subword_model or (units and units / MODEL_FILE),
-                units=units,
-                device=recogniser.device,
-                progress=progress,
-                **read,
-            )
+            figures |= frame_figures(run_folder, part, device=recogniser.device, progress=progress, **read)
         except HkdError as error:  # the error rates do not depend on them
             log.warning("%s: the figures of its heads are left out: %s", run_folder.name, error)
     lexicon = load_lexicon(spoken_by) if spoken_by is not None else english()
-    rows = [with_phones(row, lexicon) for row in decoded.rows]
+    rows = tuple(with_phones(row, lexicon) for row in decoded.rows)
     scores = score_all(rows)
     speakers = [row.speaker for row in rows if row.speaker is not None]
     named = speakers if len(speakers) == len(rows) else None
     audio_s = sum(row.seconds for row in rows)
+    rtf = decoded.seconds.total / audio_s
     timing = {
-        "rtf": decoded.seconds.total / audio_s,
+        "rtf": rtf,
         "audio_s": audio_s,
         **{f"{name}_s": value for name, value in asdict(decoded.seconds).items()},
         "device": recogniser.device,
@@ -156,8 +151,8 @@ def evaluate(
         decoder=_decoder(config.search, recogniser, lm),
         tag=tag,
         inputs=inputs,
-        rtf=decoded.seconds.total / audio_s,
-        hypotheses=tuple(rows),
+        rtf=rtf,
+        hypotheses=rows,
     )
     path, hyp_path, timing_path = result_paths(run_folder, name, tag)
     path.unlink(missing_ok=True)  # the figures come last: they are the mark of completeness
@@ -170,12 +165,6 @@ def evaluate(
     write_json(timing_path, timing)
     write_json(path, report.to_json())
     return report
-
-
-def _aligned(alignment: Path | None) -> Alignment:
-    if alignment is None:
-        raise UserError("words can be cut out only where an alignment is, but there is none. Run `hkd align` first.")
-    return Alignment(alignment)
 
 
 def error_rate(scores: Scores, speakers: Sequence[str] | None, config: EvaluateConfig) -> ErrorRate:
@@ -250,11 +239,11 @@ def _lm_digest(lm: str | None) -> str | None:
 def _finished(run_folder: Path, split: str, tag: str, inputs: Mapping[str, Any]) -> EvaluationReport | None:
     """The evaluation that was made from the same inputs; n-best lists that nobody asks for now may lie beside."""
     wanted = (*result_paths(run_folder, split, tag), *([n_best_path(run_folder, split, tag)] if "n_best" in inputs else []))
-    try:
-        report = read_result(run_folder, split, tag) if all(path.exists() for path in wanted) else None
-    except UserError:
+    if not all(path.exists() for path in wanted):
         return None
-    if report is None:
+    try:
+        report = read_result(run_folder, split, tag)
+    except UserError:
         return None
     known = {name: value for name, value in report.inputs.items() if name != "n_best" or name in inputs}
     return None if differences(known, inputs) else report

@@ -1,6 +1,7 @@
 """Search as it is configured: greedy or beam, LM by file, lexicon from the LM's words, teachers as LMs."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -162,7 +163,8 @@ def test_weight_and_bonus_can_be_tried_without_loading_anew(subwords: SubwordMod
     search = Search(SearchConfig(decoder="beam", beam=BeamConfig(beam=8)), subwords, lm=arpa)
     logits_BTV, length_B = noisy_logits(subwords, SENTENCES[1], noise=1.0)
     [plain] = search.ranked(logits_BTV, length_B, n_best=3)
-    [many] = search.ranked(logits_BTV, length_B, n_best=3, fusion=search.fusion(lm_weight=0.0, word_bonus=9.0))
+    search.config = replace(search.config, lm_weight=0.0, word_bonus=9.0)
+    [many] = search.ranked(logits_BTV, length_B, n_best=3)
     assert [r.score for r in plain] == sorted((r.score for r in plain), reverse=True)
     assert len(subwords.decode(many[0].units).split()) >= len(subwords.decode(plain[0].units).split())
     assert len(ArpaLm(Path(arpa)).words) > 10

@@ -15,7 +15,7 @@ from hkd.evaluate.charts import (
     CHART_HEIGHT,
     CHART_WIDTH,
     PIXELS_PER_S,
-    DrawnTier,
+    Segment,
     envelope,
     forest,
     line_chart,
@@ -130,8 +130,8 @@ def test_panels_are_shared_by_runs_error_rates_first(tmp_path: Path) -> None:
 
 def test_segments_are_as_wide_as_they_last() -> None:
     wave_S = np.sin(np.arange(16_000) / 20).astype(np.float32)
-    tier = DrawnTier(name="word", start=[0, 20, 70], stop=[20, 70, 100], labels=["", "hello", "a"], sure=[None, 0.5, 1.0])
-    tree = ElementTree.fromstring(str(timeline(wave_S, [tier])))
+    segments = [Segment(0.0, 0.2, ""), Segment(0.2, 0.7, "hello", 0.5), Segment(0.7, 1.0, "a", 1.0)]
+    tree = ElementTree.fromstring(str(timeline(wave_S, {"word": segments})))
     boxes = [r for r in tree.iter("rect") if r.attrib["class"].startswith("seg")]
     assert [float(b.attrib["width"]) for b in boxes] == [0.5 * PIXELS_PER_S, 0.3 * PIXELS_PER_S]
     bars = [r for r in tree.iter("rect") if r.attrib["class"] == "sure1"]

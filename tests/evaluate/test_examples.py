@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from hkd.align.alignment import Alignment
 from hkd.audio import read_audio
-from hkd.evaluate.report import examples, flac_address, labels_of, marked, store_positions
+from hkd.evaluate.report import examples, flac_address, marked
 from hkd.evaluate.result import read_result
 from hkd.labels.store import open_stores
 from hkd.manifest import read as read_manifest
@@ -39,22 +39,22 @@ def test_sound_survives_as_a_data_address() -> None:
     np.testing.assert_array_equal(back, wave_S)
 
 
-def test_candidates_are_the_stores(project) -> None:  # type: ignore[no-untyped-def]
-    alignment = Alignment(project.alignment)
-    for name, store in open_stores(project.labels).items():
-        utterance = store.ids[0]
-        labels, topk = labels_of(store, utterance), store.block([utterance]).topk
-        symbols = store.spec.inventory.symbols
-        assert (labels.store, labels.level, len(labels.positions)) == (name, name, len(topk))
-        for n, label in enumerate(labels.positions):
-            assert label.reference == symbols[topk.gold_N[n]]
-            assert [c.unit for c in label.candidates] == [symbols[i] for i in topk.ids_NK[n, :5]]
-            assert label.p == pytest.approx(np.exp(topk.gold_logp_N[n]))
-            assert sum(c.p for c in label.candidates) <= 1.02
-        where = store_positions(alignment, alignment[utterance], store)
-        assert where is not None
-        assert len(where.unit_U) == len(topk)
-        assert [symbols[u] for u in where.unit_U] == [label.reference for label in labels.positions]
+def test_candidates_are_the_stores(evaluated) -> None:  # type: ignore[no-untyped-def]
+    reports, stores = [read_result(evaluated.runs[0], "test")], open_stores(evaluated.labels)
+    arguments = {"reports": reports, "alignment": Alignment(evaluated.alignment), "stores": stores}
+    [example] = examples(read_manifest(evaluated.manifest), number=1, **arguments)
+    assert [labels["level"] for labels in example["labels"]] == ["senone", "monophone", "subword"]
+    for labels in example["labels"]:
+        store = stores[labels["store"]]
+        topk, symbols = store.block([example["id"]]).topk, store.spec.inventory.symbols
+        assert len(labels["positions"]) == len(topk)
+        for n, row in enumerate(labels["positions"]):
+            assert row["unit"] == symbols[topk.gold_N[n]]
+            assert row["start_s"] is not None
+            assert [c["unit"] for c in row["candidates"]] == [symbols[i] for i in topk.ids_NK[n, :5]]
+            assert row["p"] == pytest.approx(np.exp(topk.gold_logp_N[n]))
+            assert sum(c["p"] for c in row["candidates"]) <= 1.02
+            assert f"{row['unit']} · {row['candidates'][0]['unit']}" in example["drawing"].unescape()
 
 
 def test_examples_show_where_the_runs_differ(evaluated) -> None:  # type: ignore[no-untyped-def]
@@ -64,12 +64,12 @@ def test_examples_show_where_the_runs_differ(evaluated) -> None:  # type: ignore
     assert len(found) == 2
     spreads = []
     for example in found:
-        assert example.split == "test"
-        assert example.seconds == pytest.approx(len(read_audio(manifest.by_id(example.id))) / 16_000)
-        assert [run for run, _, _ in example.hypotheses] == [report.run for report in reports]
-        assert {o.store for o in example.labels} == set(stores)
-        assert example.drawing is not None
-        wrong = [errors for _, _, errors in example.hypotheses]
+        assert example["split"] == "test"
+        assert example["seconds"] == pytest.approx(len(read_audio(manifest.by_id(example["id"]))) / 16_000)
+        assert [run for run, _, _ in example["hypotheses"]] == [report.run for report in reports]
+        assert {o["store"] for o in example["labels"]} == set(stores)
+        assert example["drawing"] is not None
+        wrong = [errors for _, _, errors in example["hypotheses"]]
         spreads.append(max(wrong) - min(wrong))
     assert spreads == sorted(spreads, reverse=True)
 
@@ -77,6 +77,6 @@ def test_examples_show_where_the_runs_differ(evaluated) -> None:  # type: ignore
 def test_without_alignment_or_stores_there_is_still_sound_and_text(evaluated) -> None:  # type: ignore[no-untyped-def]
     reports = [read_result(evaluated.runs[0], "test")]
     (example,) = examples(read_manifest(evaluated.manifest), reports=reports, alignment=None, stores={}, number=1)
-    assert example.drawing is None
-    assert example.labels == ()
-    assert example.audio is not None
+    assert example["drawing"] is None
+    assert example["labels"] == []
+    assert example["audio"] is not None
