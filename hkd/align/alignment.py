@@ -133,20 +133,18 @@ def _share(cuts: Sequence[int], letters: Sequence[int]) -> list[int]:
 
 def _apart(rising: Sequence[int], *, scale: int) -> list[int]:
     """Weights from 0 up → places from 0 to `scale` in proportion, rounded half up, one apart at least where there is room."""
-    total, steps = rising[-1], len(rising) - 1
-    found = [0]
-    for step, value in enumerate(rising[1:], 1):
-        place = (2 * scale * value + total) // (2 * total)
-        found.append(min(max(place, found[-1] + 1), scale - steps + step) if scale >= steps else place)
+    total = rising[-1]
+    places = [(2 * scale * value + total) // (2 * total) for value in rising]
+    return at_least_one_apart(places, scale) if scale >= len(places) - 1 else places
+
+
+def at_least_one_apart(rising: Sequence[int], last: int) -> list[int]:
+    """The numbers from 0 to `last` that rise by one at least and lie nearest to ascending ones. There must be room: as many at most."""
+    place, found = -1, []
+    for most, bound in enumerate(rising, last - len(rising) + 1):
+        place = min(max(bound, place + 1), most)
+        found.append(place)
     return found
-
-
-def at_least_one_apart(bound_P1: NDArray[np.int64], last: int) -> NDArray[np.int64]:
-    """The boundaries from 0 to `last` that rise by one at least and lie nearest to ascending ones. There must be room: P ≤ last."""
-    rank_P1 = np.arange(len(bound_P1))
-    risen_P1 = np.maximum.accumulate(bound_P1 - rank_P1)
-    apart_P1: NDArray[np.int64] = np.minimum(np.maximum(risen_P1, 0), last - rank_P1[-1]) + rank_P1
-    return apart_P1
 
 
 def sequence_digest(unit_U: NDArray[np.int32]) -> bytes:
@@ -243,9 +241,10 @@ class Alignment:
     def unit_sequences(self, level: str) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
         """All unit sequences of a level without silence, in the order of the ids: offset_N1 and the units; row n has [offset[n], offset[n + 1])."""
         silence_ids = np.array(self.silences[level], np.int32)
-        offset_N1, kept, end = np.zeros(len(self) + 1, np.int64), np.zeros(self._num_units(level), np.int32), 0
-        for batch, first in enumerate(self._first_row[:-1]):
-            at_R1, unit, *_ = self._arrays(batch, level)
+        arrays = [self._arrays(batch, level)[:2] for batch in range(len(self._batches))]
+        num_units = sum(int(at_R1[-1] - at_R1[0]) for at_R1, _ in arrays)
+        offset_N1, kept, end = np.zeros(len(self) + 1, np.int64), np.zeros(num_units, np.int32), 0
+        for first, (at_R1, unit) in zip(self._first_row, arrays, strict=False):
             unit = unit[at_R1[0] : at_R1[-1]]
             keep = ~np.isin(unit, silence_ids)
             before = np.concatenate([[0], np.cumsum(keep)])
@@ -254,11 +253,6 @@ class Alignment:
             end += int(before[-1])
             self._let_go()
         return offset_N1, kept[:end]
-
-    def _num_units(self, level: str) -> int:
-        """Of all utterances, silence with them."""
-        ends = (self._arrays(batch, level)[0] for batch in range(len(self._batches)))
-        return sum(int(at_R1[-1] - at_R1[0]) for at_R1 in ends)
 
     def _let_go(self) -> None:
         """Let the system have the memory of what was read; it is read again when it is asked for."""
@@ -321,30 +315,27 @@ def write_alignment(
     fields = [("id", pa.string()), ("words", pa.list_(pa.string())), ("word", _TIER), *((level, _TIER) for level in inventories)]
     schema = pa.schema(fields, metadata={METADATA_KEY: json.dumps(meta, ensure_ascii=False).encode()})
 
-    def struct(tier: Tier) -> dict[str, NDArray[np.int32]]:
-        return {"unit": tier.unit_U, "start": tier.start_U1}
-
     left = iter(rows)
     with atomic_write(path) as file, pa.ipc.new_file(file, schema) as writer:
         while batch := list(islice(left, _BATCH_ROWS)):
+            tiers = {"word": [row.word_tier for row in batch]}
+            tiers |= {level: [row.tiers[level] for row in batch] for level in inventories}
             columns: dict[str, list[Any]] = {"id": [row.id for row in batch], "words": [list(row.words) for row in batch]}
-            columns |= {"word": [struct(row.word_tier) for row in batch]}
-            columns |= {level: [struct(row.tiers[level]) for row in batch] for level in inventories}
+            for name, column in tiers.items():
+                columns[name] = [{"unit": tier.unit_U, "start": tier.start_U1} for tier in column]
             writer.write_batch(pa.record_batch(columns, schema=schema))
-
-
-def word_of_frames(word_tier: Tier, frame_U: NDArray[np.int32]) -> NDArray[np.int32]:
-    """For each frame the index of the word that it lies in, −1 in silence."""
-    segment_U = np.searchsorted(word_tier.start_U1, frame_U, side="right") - 1
-    return word_tier.unit_U[segment_U].astype(np.int32)
 
 
 def aligned_to_units(
     utterance: UtteranceAlignment, level: str, silence_ids: Iterable[int]
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """(unit_U, word_U) of an aligned level, silence left out, one position a segment. Raises KeyError for a level that is not aligned."""
-    found = positions(utterance.tiers[level], silence_ids)
-    return found.unit_U, word_of_frames(utterance.word_tier, found.start_U)
+    """(unit_U, word_U) of an aligned level, silence left out, one position a segment; word −1: it begins in silence.
+
+    Raises KeyError for a level that is not aligned.
+    """
+    found, word_tier = positions(utterance.tiers[level], silence_ids), utterance.word_tier
+    segment_U = np.searchsorted(word_tier.start_U1, found.start_U, side="right") - 1
+    return found.unit_U, word_tier.unit_U[segment_U].astype(np.int32)
 
 
 def pronunciations(alignment: Alignment) -> dict[str, list[tuple[str, ...]]]:

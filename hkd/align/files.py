@@ -1,23 +1,22 @@
 """Other tools' files of times: Praat's TextGrids as the Montreal Forced Aligner (2 and 3) writes them, CTM files, and TIMIT's segments.
 
-- TextGrid: interval tiers `words` and `phones`, once a speaker. Long and short text format, UTF-8 or UTF-16, with or without a byte order
-  mark. Both formats are the same values in the same order; the long one says before each what it is, so reading skips all but numbers,
-  quoted strings and flags. The values decide where a tier ends, not the counts in the file. (praatio refuses empty intervals and ends that
-  differ by 1e-16, and reads a truncated tier in silence.)
-- CTM: a word or a phone a line, `id channel begin duration symbol [confidence ...]`, as Kaldi and NIST's tools write them. Words with the
-  phones of a second file; without one, a lexicon's phones share the word's sound evenly (coarse), or there is a word tier alone. The first
-  column is an utterance's id, or a recording's. Lines of one id may stand anywhere. The second is the side: A, B ..., 1, 2 ... or, where one
-  side of the file is 0, 0, 1 ... An utterance gets the side that is its channel. Where an id has one side alone, its name does not matter,
-  unless the manifest asks for several channels of that recording.
+- TextGrid: interval tiers `words` and `phones`, once a speaker; long and short text format, UTF-8 or UTF-16. Both formats have the same
+  values in the same order, so reading skips all but numbers, quoted strings and flags. The values decide where a tier ends, not the counts
+  in the file. A file belongs to an utterance by its id, else by the audio file's name, else by folder and name. A recording that the
+  manifest cuts into utterances is cut by its times. (praatio refuses empty intervals and ends that differ by 1e-16, and reads a truncated
+  tier in silence.)
+- CTM: a word or a phone a line, `id channel begin duration symbol [confidence ...]`, in any order, as Kaldi and NIST's tools write them.
+  Words have the phones of a second file, else equal shares of the word for a lexicon's phones (coarse), else none. The first column is an
+  utterance's id, or a recording's. The second is the side: A, B ..., or numbers from 1 (from 0 where the file has a 0). An utterance gets the
+  side that is its channel. The name of an id's only side does not matter, unless the manifest asks for several channels of that recording.
 - TIMIT: a `.PHN` and a `.WRD` beside each sentence, `START END LABEL` in samples at 16 kHz. The 61 phones are folded to 39 by the map that
   the field scores with (Lee & Hon 1989, Speaker-independent phone recognition using hidden Markov models, table 2). Closures are silence
-  there; so is the glottal stop here, which that map leaves out: neither is a position. Words may overlap by a phone that both share (`this
-  suit`): it belongs to the later one.
-- TextGrids are matched to the manifest by id, else by the audio file's name, else by folder and name. A recording that the manifest cuts
-  into utterances is cut by its times.
+  there; so is the glottal stop here, which that map leaves out. Words may overlap by a phone that both share (`this suit`): it belongs to
+  the later one.
 """
 
 import re
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -82,9 +81,9 @@ class _Values:
     """The values of a TextGrid in order: texts, flags, numbers. Raises ValueError where one is missing or of another kind."""
 
     def __init__(self, text: str) -> None:
-        self._text, self._found = text, _VALUE.finditer(text)
+        self._found = _VALUE.finditer(text)
         self._ahead = next(self._found, None)
-        self._line, self._counted = 1, 0
+        self._line_ends = [match.start() for match in re.finditer("\n", text)]
 
     def comes(self, kind: int) -> bool:
         """Whether a value of that kind comes next."""
@@ -93,18 +92,14 @@ class _Values:
     @property
     def line(self) -> int:
         """The line of the next value, from 1."""
-        at = self._ahead.start() if self._ahead is not None else len(self._text)
-        self._line += self._text.count("\n", self._counted, at)
-        self._counted = at
-        return self._line
+        return 1 + bisect_left(self._line_ends, self._ahead.start() if self._ahead else 0)
 
     def take(self, kind: int, what: str) -> str:
-        match = self._ahead
+        match, self._ahead = self._ahead, next(self._found, None)
         if match is None:
             raise ValueError(f"it ends where {what} should stand: is it truncated?")
         if match.lastindex != kind:
             raise ValueError(f"it has {match.group()[:40]} where {what} should stand")
-        self._ahead = next(self._found, None)
         return match[kind].replace('""', '"')
 
     def number(self, what: str) -> float:
@@ -298,34 +293,36 @@ Pronounce = Callable[[str], Sequence[str]]
 class Ctm(dict[str, dict[str, list[Interval]]]):
     """Intervals of each id and side, by their begin; sides as written, in upper case.
 
-    grid_s: what the file's times are rounded to, 10 ms at least. first: what sides count from where they are numbers.
+    grid_s: what the file's times are rounded to, 10 ms at least. first: what sides count from where they are numbers. used: (id, side) of
+    the rows that were asked for.
     """
 
     path = Path()
     grid_s = 0.01
     first = 1
 
-    def sides(self, name: str, channel: int | None, *, strict: bool = False, first: int | None = None) -> list[str]:
-        """The sides of an id that are the channel (from 0). Raises FailureError where none is, or where it has several and channel is None.
+    def __init__(self) -> None:
+        super().__init__()
+        self.used: set[tuple[str, str]] = set()
 
-        strict: whether a side that stands alone must be the channel too. first: instead of the file's own.
+    def rows(self, name: str, channel: int | None, *, strict: bool = False, first: int | None = None) -> list[Interval]:
+        """The intervals of an id's sides that are the channel (from 0).
+
+        strict: whether an only side must be the channel too. first: instead of the file's own. Raises FailureError where no side is the
+        channel, or there are several and channel is None.
         """
-        written = sorted(self.get(name, {}))
-        if len(written) < 2 and (channel is None or not strict):
-            return written
-        has = f"{self.path} has the side{'s' * (len(written) > 1)} {', '.join(written)} of '{name}'"
-        if channel is None:
-            raise FailureError(
-                f"{has}, but the manifest names no channel: give it a channel (from 0), or name the CTM's lines by utterance"
-            )
-        found = [side for side in written if _channel(side, self.first if first is None else first) == channel]
-        if written and not found:
-            raise FailureError(f"{has}, but its channel {channel} (from 0) is none of them: sides are A, B ... or 1, 2 ...")
-        return found
-
-    def rows(self, name: str, sides: Sequence[str]) -> list[Interval]:
-        """All intervals of these sides."""
-        return self[name][sides[0]] if len(sides) == 1 else sorted(row for side in sides for row in self[name][side])
+        written = sides = sorted(self.get(name, {}))
+        if len(written) > 1 or (written and strict and channel is not None):
+            has = f"{self.path} has the side{'s' * (len(written) > 1)} {', '.join(written)} of '{name}'"
+            if channel is None:
+                raise FailureError(
+                    f"{has}, but the manifest names no channel: give it a channel (from 0), or name the CTM's lines by utterance"
+                )
+            sides = [side for side in written if _channel(side, self.first if first is None else first) == channel]
+            if not sides:
+                raise FailureError(f"{has}, but its channel {channel} (from 0) is none of them: sides are A, B ... or 1, 2 ...")
+        self.used |= {(name, side) for side in sides}
+        return sorted(row for side in sides for row in self[name][side])
 
 
 def _channel(side: str, first: int) -> int | None:
@@ -350,8 +347,7 @@ def read_ctm(path: Path) -> Ctm:
             if not (-1e7 < start < 1e7 and 0 <= duration < 1e7):
                 raise ValueError(f"begins at {columns[2]} and lasts {columns[3]}")
         except ValueError as error:
-            said, is_no_number, text = str(error).partition("could not convert string to float: ")
-            why = f"has no number ({text})" if is_no_number else said
+            why = re.sub("could not convert string to float: (.*)", r"has no number (\1)", str(error))
             raise UserError(
                 f"{place}: a line of a CTM file must be `id channel begin duration symbol`, but this one {why}."
             ) from None
@@ -383,35 +379,27 @@ class CtmSource(Source):
 
     def read(self, manifest: Manifest) -> Iterator[tuple[str, Reading]]:
         """The manifest's utterances that the files have, then what else they have."""
-        spoken = read_ctm(self._words)
-        phones = read_ctm(self._phones) if self._phones is not None else Ctm()
-        grid_s = spoken.grid_s if self._phones is None else max(spoken.grid_s, phones.grid_s)
-        first = min(spoken.first, phones.first)
-        name_of = {u.id: u.id if u.id in spoken else Path(u.audio_filepath or "").stem for u in manifest}
-        listed = [u for u in manifest if name_of[u.id] in spoken]
-        channels: dict[str, set[int]] = defaultdict(set)
-        for utterance in listed:
+        spoken, phones = read_ctm(self._words), Ctm() if self._phones is None else read_ctm(self._phones)
+        grid_s, first = max(spoken.grid_s, phones.grid_s), min(spoken.first, phones.first)
+        named = ((u, u.id if u.id in spoken else Path(u.audio_filepath or "").stem) for u in manifest)
+        listed = [(utterance, name) for utterance, name in named if name in spoken]
+        channels: dict[str, set[int]] = {name: set() for _, name in listed}
+        for utterance, name in listed:
             if utterance.channel is not None:
-                channels[name_of[utterance.id]].add(utterance.channel)
-        left = {name: set(spoken[name]) for name in map(name_of.__getitem__, (u.id for u in listed))}
-        for utterance in listed:
-            name = name_of[utterance.id]
+                channels[name].add(utterance.channel)
+        for utterance, name in listed:
             strict = max(len(spoken[name]), len(phones.get(name, ())), len(channels[name])) > 1
             try:
-                sides = spoken.sides(name, utterance.channel, strict=strict, first=first)
-                left[name] -= set(sides)
-                rows = (
-                    spoken.rows(name, sides),
-                    phones.rows(name, phones.sides(name, utterance.channel, strict=strict, first=first)),
-                )
+                rows = [ctm.rows(name, utterance.channel, strict=strict, first=first) for ctm in (spoken, phones)]
             except FailureError as error:
                 yield utterance.id, refused(error)
-                continue
-            yield utterance.id, partial(self._utterance, utterance, *rows, cut=name != utterance.id, grid_s=grid_s)
+            else:
+                yield utterance.id, partial(self._utterance, utterance, *rows, cut=name != utterance.id, grid_s=grid_s)
         if self._phones is None and self._pronounce is not None:
             self.notes = ("phones share a word's sound evenly: coarse, since the CTM has words alone",)
-        yield from ((name, NO_UTTERANCE) for name in sorted(spoken.keys() - left.keys()))
-        yield from ((f"{name}, side {side}", NO_UTTERANCE) for name, sides in sorted(left.items()) for side in sorted(sides))
+        yield from ((name, NO_UTTERANCE) for name in sorted(spoken.keys() - channels.keys()))
+        left = ((name, side) for name in channels for side in spoken[name] if (name, side) not in spoken.used)
+        yield from ((f"{name}, side {side}", NO_UTTERANCE) for name, side in sorted(left))
 
     def _utterance(
         self, utterance: Utterance, spoken: Sequence[Interval], phones: Sequence[Interval], *, cut: bool, grid_s: float

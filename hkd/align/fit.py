@@ -17,9 +17,10 @@ Shape letters: P pieces, M pieces of a word.
 import logging
 import re
 from abc import ABC, abstractmethod
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import asdict, dataclass, field, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -71,14 +72,12 @@ def finished(out: Path, manifest: Manifest, aligner: Mapping[str, Any], *, overw
     there = Alignment(out)
     wanted = {"manifest": manifest.digest, **aligner}
     found = {"manifest": there.manifest_digest, **{key: there.aligner.get(key) for key in aligner}}
-    if not differences(found, wanted):
-        kept = {name: there.aligner[name] for name in ABOUT if name in there.aligner}
-        kept |= {name: tuple(kept[name]) for name in ("unused", "notes") if name in kept}
-        return AlignReport(kept=len(there), failed=there.failed, **kept)
-    if overwrite:
+    if overwrite and differences(found, wanted):
         return None
     check_same(f"{out} must be of the same settings and sound", found, wanted, "Use --overwrite to align again.")
-    return None
+    kept = {name: there.aligner[name] for name in ABOUT if name in there.aligner}
+    kept |= {name: tuple(kept[name]) for name in ("unused", "notes") if name in kept}
+    return AlignReport(kept=len(there), failed=there.failed, **kept)
 
 
 def check_any(kept: Sized, failed: Mapping[str, str], manifest: Manifest) -> None:
@@ -175,9 +174,9 @@ def pieces(
 
 
 def fit(
-    foreign: Foreign, utterance: Utterance, *, silence: Silence, config: ImportConfig, id_of: "SymbolTable"
+    foreign: Foreign, utterance: Utterance, *, silence: Silence, config: ImportConfig, id_of: defaultdict[str, int]
 ) -> UtteranceAlignment:
-    """One utterance on the grid. Raises FailureError with the reason where it is refused."""
+    """One utterance on the grid. id_of: numbers phones as they first occur. Raises FailureError with the reason where it is refused."""
     spoken, num_samples = words(utterance.text), samples_of(utterance)
     if not spoken:
         raise FailureError("the transcript has no words")
@@ -197,14 +196,6 @@ def fit(
         tiers[SENONE] = _tier(closed.senone_P.astype(np.int32), bound_P1, all_P)
     word_tier = _tier(word_P.astype(np.int32), bound_P1, new_word_P)
     return UtteranceAlignment(id=utterance.id, words=tuple(spoken), word_tier=word_tier, tiers=tiers)
-
-
-class SymbolTable(dict[str, int]):
-    """Symbols numbered as they first occur; a symbol that is asked for is there."""
-
-    def __missing__(self, symbol: str) -> int:
-        self[symbol] = len(self)
-        return self[symbol]
 
 
 def _tier(unit_P: NDArray[np.int32], bound_P1: NDArray[np.int64], begins_P: NDArray[np.bool_]) -> Tier:
@@ -300,8 +291,7 @@ def _in_words(foreign: Foreign, spoken: Sequence[str]) -> Foreign:
         if len(starts_M) < len(mine):
             raise FailureError(f"the word '{foreign.tokens[theirs[0]]}' has fewer phones than words in the transcript")
         share = np.concatenate([[0], (2 * weight * len(starts_M) + weight[-1]) // (2 * weight[-1])])
-        share = at_least_one_apart(share, len(starts_M))
-        edges = np.concatenate([starts_M, [at_M.size]])[share]
+        edges = np.concatenate([starts_M, [at_M.size]])[at_least_one_apart(share.tolist(), len(starts_M))]
         for word, first, last in zip(mine, edges[:-1], edges[1:], strict=True):
             word_P[at_M[first:last]] = word
     return _split(replace(foreign, word_P=word_P), split, spoken)
@@ -369,7 +359,7 @@ def _on_grid(foreign: Foreign, num_samples: int) -> NDArray[np.int64]:
     wanted_P1[0], wanted_P1[-1] = 0, num_frames
     if len(foreign.start_P) > num_frames:
         raise FailureError(f"the alignment has {len(foreign.start_P)} segments, but the sound {num_frames} frames")
-    bound_P1 = at_least_one_apart(wanted_P1, num_frames)
+    bound_P1 = np.array(at_least_one_apart(wanted_P1.tolist(), num_frames), np.int64)
     if (moved := int(np.abs(bound_P1 - wanted_P1).max())) > _MAX_MOVED_FRAMES:
         raise FailureError(f"segments are shorter than a frame: giving each one moves a boundary by {moved} frames")
     return bound_P1
@@ -486,9 +476,9 @@ def _spans(manifest: Manifest) -> str:
 
 def _collect(
     manifest: Manifest, source: Source, silence: Silence, config: ImportConfig, progress: Progress
-) -> tuple[dict[str, UtteranceAlignment], dict[str, str], list[str], SymbolTable]:
+) -> tuple[dict[str, UtteranceAlignment], dict[str, str], list[str], dict[str, int]]:
     """Rows with phones numbered as they occur, reasons, ids that the manifest lacks, and the phones."""
-    table, by_id = SymbolTable(), {u.id: u for u in manifest}
+    table, by_id = defaultdict[str, int](count().__next__), {u.id: u for u in manifest}
     rows: dict[str, UtteranceAlignment] = {}
     reasons: dict[str, str] = {}
     unused: list[str] = []
@@ -506,7 +496,7 @@ def _collect(
 
 
 def _inventories(
-    source: Source, table: SymbolTable, config: ImportConfig
+    source: Source, table: Iterable[str], config: ImportConfig
 ) -> tuple[dict[str, UnitInventory], dict[str, tuple[int, ...]], NDArray[np.int32]]:
     """Inventories, silences, and the phones' ids as they occurred → as they are in the inventory."""
     inventories: dict[str, UnitInventory] = {}

@@ -144,7 +144,7 @@ class KaldiSource(Source):
         phones = [symbol for symbol, begins in zip(symbols, begins_P, strict=True) if begins]
         tokens = [token for token in utterance.text.split() if words(token)]
         if name in spoken:
-            rows = spoken.rows(name, spoken.sides(name, utterance.channel))
+            rows = spoken.rows(name, utterance.channel)
             said = [row for row in lasting(rows, "word") if not is_silent_word(row.label)]
             middle_P = (foreign.start_P + foreign.stop_P) / 2 / SAMPLE_RATE_HZ
             tokens, word_Q = [row.label for row in said], words_at(said, middle_P)[begins_P]  # that of a phone's first piece

@@ -278,9 +278,9 @@ class SphinxAligner:
         if not starts or starts[-1] >= num_frames:
             raise FailureError(f"the decoder's alignment does not fit into {num_frames} frames")
         window_samples = round(self.decoder.config["wlen"] * SAMPLE_RATE_HZ)
-        sample_U = np.array(starts, np.int64) * HOP_SAMPLES + (window_samples - HOP_SAMPLES) // 2
-        bound_U = at_least_one_apart(np.append(0, samples_to_boundaries(sample_U[1:])), num_frames - 1)
-        return dict(zip(starts, bound_U.tolist(), strict=True))
+        sample_U = np.array(starts[1:], np.int64) * HOP_SAMPLES + (window_samples - HOP_SAMPLES) // 2
+        bounds = at_least_one_apart([0, *samples_to_boundaries(sample_U).tolist()], num_frames - 1)
+        return dict(zip(starts, bounds, strict=True))
 
 
 def align_chunk(task: dict[str, Any]) -> list[dict[str, Any]]:
@@ -295,11 +295,6 @@ def align_chunk(task: dict[str, Any]) -> list[dict[str, Any]]:
 def _fields(utterance: Utterance) -> dict[str, Any]:
     names = ("id", "text", "audio_filepath", "offset", "duration", "channel")
     return {name: getattr(utterance, name) for name in names}
-
-
-def _tier(value: Sequence[Sequence[int]]) -> Tier:
-    unit_U, start_U1 = (np.array(ids, np.int32) for ids in value)
-    return Tier(unit_U=unit_U, start_U1=start_U1)
 
 
 def align_manifest(
@@ -347,5 +342,9 @@ def align_manifest(
 
 
 def _aligned(row: Row) -> UtteranceAlignment:
-    tiers = {level: _tier(row[level]) for level in (SENONE, MONOPHONE)}
-    return UtteranceAlignment(id=row["id"], words=tuple(row["words"]), word_tier=_tier(row["word"]), tiers=tiers)
+    def tier(name: str) -> Tier:
+        unit_U, start_U1 = (np.array(numbers, np.int32) for numbers in row[name])
+        return Tier(unit_U=unit_U, start_U1=start_U1)
+
+    tiers = {level: tier(level) for level in (SENONE, MONOPHONE)}
+    return UtteranceAlignment(id=row["id"], words=tuple(row["words"]), word_tier=tier("word"), tiers=tiers)

@@ -133,7 +133,7 @@ def state_bounds(tier: Tier) -> NDArray[np.int64]:
         raise ValueError(f"{len(tier.unit_U)} phones of {NUM_STATES} states do not fit into {tier.num_frames} frames")
     length_U = np.diff(start_U1)
     inner_US = start_U1[:-1, None] + (length_U[:, None] * np.arange(NUM_STATES) + NUM_STATES // 2) // NUM_STATES
-    return at_least_one_apart(np.append(inner_US.reshape(-1), start_U1[-1]), int(start_U1[-1]))
+    return np.array(at_least_one_apart([*inner_US.reshape(-1).tolist(), tier.num_frames], tier.num_frames), np.int64)
 
 
 def _statistics(manifest: Manifest, alignment: Alignment, config: TieConfig, progress: Progress) -> tuple[Statistics, float]:

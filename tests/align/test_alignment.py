@@ -14,7 +14,6 @@ from hkd.align.alignment import (
     aligned_to_units,
     positions,
     sequence_digest,
-    word_of_frames,
     word_positions,
     write_alignment,
 )
@@ -224,7 +223,9 @@ def test_sequence_digests_are_eight_bytes_of_the_ids() -> None:
     assert len({sequence_digest(array(*ids)) for ids in ([], [0], [0, 0], [1], [1, 2], [2, 1])}) == 6
 
 
-def test_words_of_frames() -> None:
-    tier = Tier(unit_U=array(-1, 0, 1), start_U1=array(0, 3, 5, 9))
-    assert word_of_frames(tier, array(0, 2, 3, 4, 5, 8)).tolist() == [-1, -1, 0, 0, 1, 1]
-    assert MONOPHONE in toy_inventories()
+def test_a_position_is_of_the_word_that_it_begins_in() -> None:
+    word_tier = Tier(unit_U=array(-1, 0, 1), start_U1=array(0, 3, 5, 9))
+    tier = Tier(unit_U=array(4, 2, 0, 3, 1, 2), start_U1=array(0, 2, 3, 4, 5, 8, 9))
+    row = UtteranceAlignment(id="u", words=("a", "b"), word_tier=word_tier, tiers={MONOPHONE: tier})
+    unit_U, word_U = aligned_to_units(row, MONOPHONE, [0])
+    assert (unit_U.tolist(), word_U.tolist()) == ([4, 2, 3, 1, 2], [-1, -1, 0, 1, 1])
