@@ -16,6 +16,7 @@ Shape letters: B utterances, T encoder frames, V classes (blank 0, unit u is cla
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,26 +25,27 @@ from numpy.typing import NDArray
 
 from hkd.errors import check_setting
 
+BLANK = 0
+WORD_MARK = "▁"
+
 
 @torch.no_grad()
-def greedy_ctc(logits_BTV: torch.Tensor, length_B: torch.Tensor, *, blank: int = 0) -> list[list[int]]:
-    """Best path of every utterance as unit ids; with blank 0 the unit id is the class − 1.
+def greedy_ctc(logits_BTV: torch.Tensor, length_B: torch.Tensor) -> list[list[int]]:
+    """Best path of every utterance as unit ids.
 
     logits_BTV: scores in any monotone scale; length_B: valid frames, the rest is not looked at. Ties go to the lower class.
-    Raises ValueError where the lengths do not fit the logits or `blank` is no class.
+    Raises ValueError where the lengths do not fit the logits.
     """
-    num_frames, num_classes = logits_BTV.shape[1], logits_BTV.shape[2]
-    if not 0 <= blank < num_classes:
-        raise ValueError(f"blank must be one of {num_classes} classes, but is {blank} instead")
+    num_frames = logits_BTV.shape[1]
     if length_B.numel() and (int(length_B.max()) > num_frames or int(length_B.min()) < 0):
         raise ValueError(f"length_B must lie within 0 and {num_frames}, but is {length_B.tolist()} instead")
     class_BT = logits_BTV.argmax(-1).cpu()
-    return [collapse(row_T[:length].tolist(), blank=blank) for row_T, length in zip(class_BT, length_B.tolist(), strict=True)]
+    return [collapse(row_T[:length].tolist()) for row_T, length in zip(class_BT, length_B.tolist(), strict=True)]
 
 
-def collapse(path: list[int], *, blank: int = 0) -> list[int]:
-    """A CTC path → its unit ids: repetitions joined, blanks left out, classes above the blank moved down by one."""
-    return [c - (c > blank) for i, c in enumerate(path) if c != blank and (i == 0 or path[i - 1] != c)]
+def collapse(path: Sequence[int]) -> list[int]:
+    """A CTC path → its unit ids: repetitions joined, blanks left out."""
+    return [c - 1 for c, _ in groupby(path) if c != BLANK]
 
 
 WORD_MARK = "▁"
@@ -83,13 +85,12 @@ def prefix_tree(
         pieces = encode(word)
         if not len(pieces):
             continue
-        logp = unigram(word)
-        node = root
+        path = [root]
         for piece in pieces:
+            path.append(path[-1].children.setdefault(int(piece), Node()))
+        path[-1].word, logp = word, unigram(word)
+        for node in path:
             node.ahead = max(node.ahead, logp)
-            node = node.children.setdefault(int(piece), Node())
-        node.ahead = max(node.ahead, logp)
-        node.word = word
     return root
 
 
@@ -175,7 +176,6 @@ class WordFusion:
 
 
 _NONE = float("-inf")
-BLANK = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -295,19 +295,3 @@ def _open_children(beam: list[_Prefix], classes: list[int], fusion: WordFusion |
     answers = fusion.extend([(prefix.state, c - 1) for prefix, c in wanted]) if fusion else [(None, 0.0)] * len(wanted)
     for (prefix, c), answer in zip(wanted, answers, strict=True):
         prefix.children[c] = answer and _Prefix(parent=prefix, last=c, state=answer[0], fusion=prefix.fusion + answer[1])
-
-
-def beam_search_batch(
-    logits_BTV: torch.Tensor,
-    length_B: torch.Tensor,
-    *,
-    config: BeamConfig = BeamConfig(),
-    fusion: WordFusion | None = None,
-    n_best: int = 1,
-) -> list[list[Ranked]]:
-    """`beam_search` for each utterance of a batch of logits."""
-    logp_BTV = torch.log_softmax(logits_BTV.float(), -1).cpu().numpy()
-    return [
-        beam_search(logp_TV[:length], config=config, fusion=fusion, n_best=n_best)
-        for logp_TV, length in zip(logp_BTV, length_B.tolist(), strict=True)
-    ]

@@ -15,6 +15,7 @@ Shape letters: B utterances, T slots of 10 ms, V senones.
 """
 
 import contextlib
+import importlib
 import json
 import logging
 import math
@@ -57,16 +58,9 @@ class Graph:
     words: tuple[str, ...]
     note: str
 
-    @property
-    def num_states(self) -> int:
-        """States of `fst`."""
-        return int(self.fst.num_states)
-
 
 def kaldi_module(name: str) -> Any:
     """A package of the extra `kaldi`. Raises UserError that says how to get it."""
-    import importlib
-
     try:
         return importlib.import_module(name)
     except ImportError:

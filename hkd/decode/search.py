@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from hkd.arpa import is_arpa
-from hkd.decode.ctc import BeamConfig, Node, Ranked, WordFusion, WordLm, beam_search_batch, greedy_ctc, prefix_tree
+from hkd.decode.ctc import BeamConfig, Node, Ranked, WordFusion, WordLm, beam_search, greedy_ctc, prefix_tree
 from hkd.decode.graph import HybridConfig
 from hkd.decode.lm import ArpaLm, TeacherLm, usable_words
 from hkd.errors import UserError, check_setting
@@ -87,7 +87,10 @@ class Search:
 
     def ranked(self, logits_BTV: torch.Tensor, length_B: torch.Tensor, *, n_best: int) -> list[list[Ranked]]:
         """The n best of every utterance by beam search."""
-        return beam_search_batch(logits_BTV, length_B, config=self.config.beam, fusion=self.fusion, n_best=n_best)
+        logp_BTV = torch.log_softmax(logits_BTV.float(), -1).cpu().numpy()
+        options: dict[str, Any] = {"config": self.config.beam, "fusion": self.fusion, "n_best": n_best}
+        rows = zip(logp_BTV, length_B.tolist(), strict=True)
+        return [beam_search(logp_TV[:length], **options) for logp_TV, length in rows]
 
     def best(self, logits_BTV: torch.Tensor, length_B: torch.Tensor) -> list[list[int]]:
         """The best unit ids of every utterance; [] where the lexicon lets nothing end."""

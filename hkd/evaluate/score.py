@@ -27,17 +27,13 @@ import jiwer
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from hkd.align.files import FOLD_61, SILENCE
 from hkd.units.lexicon import Lexicon, is_silence_name
 
 Counts_N = NDArray[np.int64]
 NUM_DRAWS = 10_000
 _DRAWN_AT_ONCE = 4_000_000  # blocks: bounds the memory
-SILENCE = "sil"
-_FOLD = {
-    "ao": "aa", "ax": "ah", "ax-h": "ah", "axr": "er", "hv": "hh", "ix": "ih", "el": "l", "em": "m", "en": "n", "nx": "n",
-    "eng": "ng", "zh": "sh", "ux": "uw",
-    **dict.fromkeys(["pcl", "tcl", "kcl", "bcl", "dcl", "gcl", "h#", "#h", "pau", "epi", "sil", "sp", "spn", "<sil>"], SILENCE),
-}  # fmt: skip
+_FOLD = FOLD_61 | {"q": "q"} | dict.fromkeys(["#h", "sp", "spn", "<sil>"], SILENCE)
 _DROPPED = "q"
 
 

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hkd.decode.ctc import BeamConfig, Ranked, WordFusion, beam_search, beam_search_batch, collapse, greedy_ctc, prefix_tree
+from hkd.decode.ctc import BeamConfig, Ranked, WordFusion, beam_search, collapse, greedy_ctc, prefix_tree
 from hkd.decode.lm import ArpaLm
 from hkd.errors import UserError
 
@@ -39,10 +39,6 @@ def test_repeated_units_need_a_blank_between() -> None:
     assert collapse([0, 2, 2, 0, 2, 1, 1, 0]) == [1, 1, 0]
 
 
-def test_another_blank_moves_only_the_classes_above_it() -> None:
-    assert collapse([0, 3, 3, 4, 3, 0], blank=3) == [0, 3, 0]
-
-
 def test_no_frames_no_units() -> None:
     assert greedy_ctc(torch.zeros(2, 3, 4), torch.tensor([0, 3])) == [[], []]
 
@@ -50,8 +46,6 @@ def test_no_frames_no_units() -> None:
 def test_lengths_past_the_logits_are_refused() -> None:
     with pytest.raises(ValueError, match="length_B must lie within 0 and 3"):
         greedy_ctc(torch.zeros(1, 3, 4), torch.tensor([4]))
-    with pytest.raises(ValueError, match="blank must be one of 4 classes"):
-        greedy_ctc(torch.zeros(1, 3, 4), torch.tensor([3]), blank=4)
 
 
 UNBOUNDED = BeamConfig(beam=10**6, units=10**6, threshold=1e9)
@@ -179,9 +173,8 @@ def test_a_narrow_beam_never_overrates_and_a_sharp_output_gives_the_greedy_path(
     )
     assert best.ctc <= -float(loss) + 1e-4
     logits_BTV = torch.nn.functional.one_hot(torch.as_tensor(logp_TV).argmax(-1), 6).float()[None] * 50
-    length_B = torch.tensor([12])
-    [[best]] = beam_search_batch(logits_BTV, length_B)
-    assert list(best.units) == greedy_ctc(logits_BTV, length_B)[0]
+    [best] = beam_search(logits_BTV[0].log_softmax(-1).numpy())
+    assert list(best.units) == greedy_ctc(logits_BTV, torch.tensor([12]))[0]
 
 
 def test_nothing_where_the_lexicon_lets_nothing_end() -> None:

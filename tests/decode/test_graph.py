@@ -211,11 +211,11 @@ def test_a_graph_is_built_once_and_again_where_anything_that_it_is_made_of_diffe
 ) -> None:
     monkeypatch.setenv("HKD_CACHE", str(tmp_path / "cache"))
     first, built = open_graph(arpa, tying=tying, lexicon=Lexicon()), build_graph(arpa, tying=tying, lexicon=Lexicon())
-    assert (first.words, first.num_states) == (built.words, built.num_states)
+    assert (first.words, first.fst.num_states) == (built.words, built.fst.num_states)
     calls: list[Path] = []
     monkeypatch.setattr("hkd.decode.graph.build_graph", lambda path, **rest: calls.append(path) or build_graph(path, **rest))
     again = open_graph(arpa, tying=tying, lexicon=Lexicon())
-    assert (again.words, again.num_states) == (built.words, built.num_states)
+    assert (again.words, again.fst.num_states) == (built.words, built.fst.num_states)
     assert calls == []
     (tmp_path / "own.dict").write_text("ready R EH D\nred R EH D IY\n")
     open_graph(arpa, tying=tying, lexicon=Lexicon(tmp_path / "own.dict"))
