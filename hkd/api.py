@@ -330,11 +330,4 @@ class Student:
 
     def transcribe(self, sound: StrPath | NDArray[np.float32]) -> str:
         """The text of a file, or of a wave: mono, 16 kHz, float32. Long sound is cut at quiet places."""
-        from hkd.decode.recogniser import cut_at_quiet
-        from hkd.manifest import Utterance
-
-        wave_S = sound
-        if not isinstance(sound, np.ndarray):
-            wave_S = read_audio(Utterance(id=os.fspath(sound), text="", audio_filepath=os.fspath(sound)))
-        pieces = cut_at_quiet(np.asarray(wave_S, np.float32))
-        return " ".join(text for piece in pieces for text in self._recogniser.recognise([piece]).texts if text)
+        return str(self._recogniser.transcribe(sound if isinstance(sound, np.ndarray) else os.fspath(sound))["text"])

@@ -8,7 +8,6 @@ Shape letters: T frames, V units and blank, U units of the transcript, S samples
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,6 +28,7 @@ from hkd.units.text import words
 Floats = NDArray[np.float32]
 _REACH_S = 0.1  # of blanks that a word takes on either side
 _IMPOSSIBLE = np.float32(-1e30)
+MIN_SCORE = -5.0  # mean log-probability a frame of the best path below which the transcript is not what was spoken
 
 
 class CtcModel(Protocol):
@@ -45,13 +45,6 @@ class CtcModel(Protocol):
     def encode(self, spoken: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Normalised words → (unit_U, word_U); units that belong to no word (a delimiter) have −1. Raises FailureError for words without units."""
         ...
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CtcConfig:
-    """What is accepted."""
-
-    min_score: float = -5.0  # mean log-probability a frame of the best path below which the transcript is not what was spoken
 
 
 def _classes(unit_U: NDArray[np.int32], blank: int) -> NDArray[np.int64]:
@@ -106,9 +99,10 @@ def word_times(path_T: NDArray[np.int64], word_U: NDArray[np.int32], *, frame_s:
 class CtcSource(Source):
     """The manifest's sound and transcripts, aligned by a model."""
 
-    def __init__(self, model: CtcModel, *, pronounce: Pronounce | None = None, config: CtcConfig | None = None) -> None:
-        """pronounce: a word's phones, which share its time evenly; without it there is a word tier alone."""
-        self._model, self._pronounce, self._config = model, pronounce, config or CtcConfig()
+    def __init__(self, model: CtcModel, *, pronounce: Pronounce | None = None, min_score: float | None = None) -> None:
+        """pronounce: a word's phones, which share its time evenly; without it there is a word tier alone. min_score: by default MIN_SCORE."""
+        self._model, self._pronounce = model, pronounce
+        self._min_score = MIN_SCORE if min_score is None else min_score
         self.notes = ("words are placed by a CTC model: boundaries are coarse",)
         if pronounce is not None:
             self.notes += ("phones share a word's sound evenly: coarse",)
@@ -117,7 +111,7 @@ class CtcSource(Source):
     def identity(self) -> dict[str, Any]:
         """Name, the model, whether there are phones, and what is accepted."""
         phones = None if self._pronounce is None else "lexicon"
-        return {"name": "ctc", "model": self._model.identity, "phones": phones, "min_score": self._config.min_score}
+        return {"name": "ctc", "model": self._model.identity, "phones": phones, "min_score": self._min_score}
 
     def read(self, manifest: Manifest) -> Iterator[tuple[str, Reading]]:
         """In the manifest's order."""
@@ -135,10 +129,10 @@ class CtcSource(Source):
         logp_TV = self._model.log_probs(wave_S)
         path_T = best_path(logp_TV, unit_U, blank=self._model.blank)
         score = float(logp_TV[np.arange(len(path_T)), _classes(unit_U, self._model.blank)[path_T]].mean())
-        if score < self._config.min_score:
+        if score < self._min_score:
             raise FailureError(
                 f"its transcript is not what was spoken: the mean log-probability a frame is {score:.1f}, below "
-                f"{self._config.min_score:g} (min_score)"
+                f"{self._min_score:g} (min_score)"
             )
         frame_s = len(wave_S) / SAMPLE_RATE_HZ / len(path_T)
         times = word_times(path_T, word_U, frame_s=frame_s)

@@ -1,15 +1,14 @@
 """What aligners have in common: another tool's alignment of an utterance → a row of the artefact, checked, on the 10 ms grid, in the
 transcript's own words; and the report of a run.
 
-- A `Source` reads one tool's files. It gives pieces: stretches of sound, the finest that the tool knows (states, else phones, else words),
-  each with its word and phone. Times are samples at 16 kHz from the utterance's start; all rounding to frames happens here, by `hkd.timebase`.
-- Gaps become silence, at the edges too (less than 50 ms there goes to the neighbour). What overlaps, runs backwards or ends after the
-  sound is refused, and so is what does not cover the sound, or holds a phone for seconds. Gaps and overlaps within the tool's own rounding
+- A `Source` reads one tool's files. It gives pieces: the finest stretches of sound that the tool knows (states, else phones, else words),
+  each with its word and phone. Times are samples at 16 kHz from the utterance's start; all rounding to frames happens here.
+- Gaps become silence, at the edges too (less than 50 ms there goes to the neighbour). Refused are overlaps, times that run backwards or past
+  the sound's end, pieces that do not cover the sound, and phones that last for seconds. Gaps and overlaps within the tool's own rounding
   (5 ms, a CTM's 10 ms) are none.
-- The tool's words are held against the transcript's by their letters: a tool may write `well-known` or `we` + `'ll`, and `<unk>`
-  stands for one word of the transcript.
-- What a source cannot give of an utterance is a reason in the report; what belongs to no utterance is counted. Rows are written in the
-  manifest's order.
+- The tool's words are compared with the transcript's by their letters: a tool may write `well-known` or `we` + `'ll`, and `<unk>` stands for
+  one word of the transcript.
+- What a source lacks of an utterance is a reason in the report; what belongs to no utterance is counted. Rows are in the manifest's order.
 
 Shape letters: P pieces, M pieces of a word.
 """
@@ -203,21 +202,21 @@ def _tier(unit_P: NDArray[np.int32], bound_P1: NDArray[np.int64], begins_P: NDAr
     return Tier(unit_U=unit_P[begins_P], start_U1=start_U1)
 
 
-def _at(sample: int) -> str:
+def _at(sample: int | np.int64) -> str:
     return f"{sample / SAMPLE_RATE_HZ:.2f} s"
 
 
 def _check(foreign: Foreign, num_samples: int, silence: Silence, config: ImportConfig) -> None:
     """Order, overlap, end, coverage, durations."""
     start_P, stop_P = foreign.start_P, foreign.stop_P
-    if (bad := np.flatnonzero(stop_P <= start_P)).size:
-        raise FailureError(f"a segment at {_at(int(start_P[bad[0]]))} has no duration")
-    if (bad := np.flatnonzero(start_P[1:] < stop_P[:-1] - foreign.slack)).size:
-        raise FailureError(f"segments overlap at {_at(int(start_P[bad[0] + 1]))}")
+    for at in np.flatnonzero(stop_P <= start_P):
+        raise FailureError(f"a segment at {_at(start_P[at])} has no duration")
+    for at in np.flatnonzero(start_P[1:] < stop_P[:-1] - foreign.slack):
+        raise FailureError(f"segments overlap at {_at(start_P[at + 1])}")
     edge = max(_EDGE_FRAMES * HOP_SAMPLES, foreign.slack)
     if start_P[0] < -edge or stop_P[-1] > num_samples + edge:
         raise FailureError(
-            f"the alignment runs from {_at(int(start_P[0]))} to {_at(int(stop_P[-1]))}, but the sound from 0 to {_at(num_samples)}"
+            f"the alignment runs from {_at(start_P[0])} to {_at(stop_P[-1])}, but the sound from 0 to {_at(num_samples)}"
         )
     covered = (stop_P - start_P).sum() / max(1, num_samples)
     if covered < config.min_coverage:
@@ -226,28 +225,24 @@ def _check(foreign: Foreign, num_samples: int, silence: Silence, config: ImportC
         return
     speech_P = np.array([phone not in silence for phone in foreign.phone_P])
     length_P = stop_P - start_P
-    if (bad := np.flatnonzero(speech_P & (length_P > config.max_phone_s * SAMPLE_RATE_HZ))).size:
-        at = int(bad[0])
-        raise FailureError(f"phone '{foreign.phone_P[at]}' lasts {_at(int(length_P[at]))}, longer than {config.max_phone_s:g} s")
-    if (bad := np.flatnonzero(speech_P & (foreign.word_P < 0))).size:
-        at = int(bad[0])
-        raise FailureError(f"phone '{foreign.phone_P[at]}' at {_at(int(start_P[at]))} lies in no word")
+    for at in np.flatnonzero(speech_P & (length_P > config.max_phone_s * SAMPLE_RATE_HZ)):
+        raise FailureError(f"phone '{foreign.phone_P[at]}' lasts {_at(length_P[at])}, longer than {config.max_phone_s:g} s")
+    for at in np.flatnonzero(speech_P & (foreign.word_P < 0)):
+        raise FailureError(f"phone '{foreign.phone_P[at]}' at {_at(start_P[at])} lies in no word")
 
 
 def _letters(text: str) -> str:
-    return "".join(c for word in words(text) for c in word if c != "'")
+    return "".join(words(text)).replace("'", "")
 
 
 def _pairs(tokens: Sequence[str], spoken: Sequence[str]) -> list[tuple[list[int], list[int]]]:
     """The tool's tokens against the transcript's words: groups of equal letters. Raises FailureError at the first difference."""
     letters = [word.replace("'", "") for word in spoken]
     groups: list[tuple[list[int], list[int]]] = []
-    at = 0  # next word of the transcript
-    number = 0
+    at = number = 0  # the next word, the next token
     while number < len(tokens):
-        token = tokens[number]
-        ours, mine, theirs = "", [], [number]
-        said = _letters(token)
+        token, said = tokens[number], _letters(tokens[number])
+        ours, mine, theirs = "", list[int](), [number]
         number += 1
         if token.lower() in UNKNOWN_WORDS and at < len(spoken):
             groups.append((theirs, [at]))

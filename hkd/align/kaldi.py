@@ -6,7 +6,7 @@
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,15 +31,9 @@ _SUBSAMPLING_FILE = "frame_subsampling_factor"
 _TOLERANCE_S = 0.1
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class KaldiModel:
-    """An acoustic model: its transition ids and its tying."""
-
-    transitions: TransitionModel
-    tying: TreeTying
-
-
-def read_model(folder: Path, *, lang: Path | None = None, config: ImportConfig | None = None) -> KaldiModel:
+def read_model(
+    folder: Path, *, lang: Path | None = None, config: ImportConfig | None = None
+) -> tuple[TransitionModel, TreeTying]:
     """Read final.mdl, tree and phones.txt (of the folder or of `lang`). Raises UserError where one is missing, broken or of another model."""
     config = config or ImportConfig()
     found = next((path for path in (folder / "phones.txt", *([lang / "phones.txt"] if lang else [])) if path.exists()), None)
@@ -62,7 +56,7 @@ def read_model(folder: Path, *, lang: Path | None = None, config: ImportConfig |
         phones=phones, tree=tree, places={number: tuple(transitions.places(number)) for number in phones.values()},
         owner=transitions.owner, silence_phones=tuple(config.silence_phones), stress=config.stress, name="kaldi",
     )  # fmt: skip
-    return KaldiModel(transitions=transitions, tying=tying)
+    return transitions, tying
 
 
 class KaldiSource(Source):
@@ -87,10 +81,10 @@ class KaldiSource(Source):
             raise UserError(
                 f"{path} must hold alignments (ali.1.gz, ...), but holds none. Give the folder of Kaldi's align_si.sh, say."
             )
-        self.model = read_model(model or folder, lang=lang, config=config)
+        self._transitions, self.tying = read_model(model or folder, lang=lang, config=config)
         self._word_ctm, self._lexicon = word_ctm, lexicon
         self._subsampling = subsampling or _subsampling(model or folder)
-        tying = self.model.tying
+        tying = self.tying
         self.phones, self.senones = tying.monophone_inventory.symbols, (tying.senone_inventory, tying.silences[SENONE])
         self._says_places = any(split_position(phone)[1] for phone in tying.phones)
         if not self._says_places and word_ctm is None and lexicon is None:
@@ -106,7 +100,7 @@ class KaldiSource(Source):
         files = digest_of(part for path in self._paths for part in (path.name, digest_of_file(path)))
         lexicon = None if self._lexicon is None else self._lexicon.path
         more = [digest_of_file(path) for path in (self._word_ctm, lexicon) if path is not None]
-        model = digest_of([self.model.tying.senone_inventory.digest, self.model.tying.tree.to_text(), *(self.phones or ())])
+        model = digest_of([self.tying.senone_inventory.digest, self.tying.tree.to_text(), *(self.phones or ())])
         return {"name": "kaldi", "files": files, "model": model, "words_by": more, "subsampling": self._subsampling}
 
     def read(self, manifest: Manifest) -> Iterator[tuple[str, Reading]]:
@@ -123,7 +117,7 @@ class KaldiSource(Source):
 
     def _utterance(self, id_T: NDArray[np.int32], utterance: Utterance, spoken: Ctm) -> Foreign:
         num_samples, name = samples_of(utterance), utterance.id
-        model, shift = self.model.transitions, self._subsampling * HOP_SAMPLES
+        model, shift = self._transitions, self._subsampling * HOP_SAMPLES
         try:
             start_P, begins_P = model.pieces(id_T)
         except ValueError as error:

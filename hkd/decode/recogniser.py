@@ -59,15 +59,6 @@ class Seconds:
         return Seconds(**sums)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Recognition:
-    """The hypotheses of a batch: unit ids and texts in the order of the waves, and the time it took."""
-
-    units: list[list[int]]
-    texts: list[str]
-    seconds: Seconds
-
-
 class Recogniser:
     """An exported student that transcribes."""
 
@@ -148,26 +139,30 @@ class Recogniser:
         """Run once on silence, so that the first batch's time is not that of loading code."""
         self.recognise([np.zeros(SAMPLE_RATE_HZ, np.float32)])
 
-    def recognise(self, waves: Sequence[Wave_S], features: Sequence[Features] | None = None) -> Recognition:
-        """Transcribe a batch. features: see `logits`."""
-        logits_BTV, length_B, seconds = self.logits(waves, features)
-        begin_s = self.clock()
-        units = self.search.best(logits_BTV, length_B)
-        texts = [self.search.text(ids) for ids in units]
-        return Recognition(units=units, texts=texts, seconds=seconds + Seconds(search=self.clock() - begin_s))
+    def recognise(self, waves: Sequence[Wave_S]) -> list[list[int]]:
+        """The unit ids that are said in each wave of a batch; `search.text` makes text of them."""
+        logits_BTV, length_B, _ = self.logits(waves)
+        return self.search.best(logits_BTV, length_B)
 
-    def transcribe(self, path: str | Path) -> dict[str, Any]:
-        """The transcript of a sound file: `text`, `seconds`, and `pieces` (start_s, stop_s, text, units). Raises UserError for what is no sound."""
-        wave_S = read_audio(Utterance(id=Path(path).name, text="", audio_filepath=str(path)))
+    def transcribe(self, sound: str | Path | Wave_S) -> dict[str, Any]:
+        """The transcript of a sound file, or of a wave (mono, 16 kHz): `text`, `seconds`, and `pieces` (start_s, stop_s, text, units).
+
+        Raises UserError for what is no sound.
+        """
+        name, wave_S = "", sound
+        if not isinstance(sound, np.ndarray):
+            name = str(sound)
+            wave_S = read_audio(Utterance(id=Path(name).name, text="", audio_filepath=name))
+        wave_S = np.asarray(wave_S, np.float32)
         pieces: list[dict[str, Any]] = []
         start = 0
         for piece_S in cut_at_quiet(wave_S):
-            found, stop = self.recognise([piece_S]), start + len(piece_S)
+            [units], stop = self.recognise([piece_S]), start + len(piece_S)
             times = {"start_s": start / SAMPLE_RATE_HZ, "stop_s": stop / SAMPLE_RATE_HZ}
-            pieces.append({**times, "text": found.texts[0], "units": [self.search.symbols[unit] for unit in found.units[0]]})
+            pieces.append({**times, "text": self.search.text(units), "units": [self.search.symbols[unit] for unit in units]})
             start = stop
         text = " ".join(piece["text"] for piece in pieces if piece["text"])
-        return {"file": str(path), "text": text, "seconds": len(wave_S) / SAMPLE_RATE_HZ, "pieces": pieces}
+        return {"file": name, "text": text, "seconds": len(wave_S) / SAMPLE_RATE_HZ, "pieces": pieces}
 
 
 def cut_at_quiet(wave_S: Wave_S, *, max_piece_s: float = 20.0, smooth_s: float = 0.2) -> list[Wave_S]:

@@ -35,7 +35,7 @@ def model_card(run_folder: Path, *, splits: Sequence[str] = SPLITS, needs_figure
             f"a model card needs figures, but {run_folder} is not evaluated. Run `hkd evaluate {run_folder.name}` first."
         )
     settings = read_settings(run_folder)
-    identity, coverage = (read_json(run_folder / f"{name}.json", "a part of a run") for name in ("identity", "coverage"))
+    identity, coverage = (read_json(run_folder / f"{name}.json") for name in ("identity", "coverage"))
     objective = str(find_setting(settings, "objective") or meta.extra.get("objective", run_folder.name))
     is_hybrid = meta.config.main == SENONE
     lm, searched = None, list[str]()

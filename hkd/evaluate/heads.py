@@ -1,17 +1,16 @@
 """What a run's heads and its main output are worth on a split: accuracy, distance from the teacher, calibration.
 
 - Heads are not exported, so this reads the run's full weights (student.json, final.safetensors), the alignment and the label stores.
-- Accuracy: share of slots whose likeliest unit is the one of the alignment. Auxiliary heads are asked where their teacher has labels: not
-  in silence. Heads in a teacher's own pieces are compared with the pieces that the store calls gold.
-- KL(teacher ‖ head), the tail as one outcome, only where the store covers the utterance; beside it the KL of a guess without context, where
-  the level has a hard head, too. A head that recognises a unit and nothing of its neighbours can predict no more than the teacher's average
-  for such a unit, q = Σ_v p_hard(v) · table_v. A head with no lower KL than that guess has learnt no more than a table of confusions.
+- Accuracy: share of slots whose likeliest unit is the alignment's. Auxiliary heads are asked where their teacher has labels: not in silence.
+  Heads in a teacher's own pieces are compared with the pieces that the store calls gold.
+- KL(teacher ‖ head), the tail as one outcome, where the store covers the utterance. Beside it, where the level has a hard head too, the KL of a
+  guess without context, q = Σ_v p_hard(v) · table_v: the teacher's average for each unit, mixed by what the hard head hears. A head with
+  no lower KL than that has learnt no more than a table of confusions.
 - A hybrid student's main output is one more head, `main`, with its KL where the objective is interpolation.
 - A CTC student's main output is asked at the pieces of the transcript, each in the frame that holds most of its occupancy
-  (hkd.losses.ctc_occupancy, the student's own, given the transcript), and about pieces alone, the blank left out. So it needs no
-  alignment and no head, and every objective has it at the same positions. Transcripts without a path (shorter than their pieces) are
-  left out. Its teacher is the store of interpolation, else the one called `subword`. A store of draws, and one whose tail holds mass
-  that belongs to no piece (a projected teacher's), is none.
+  (hkd.losses.ctc_occupancy, the student's own, given the transcript), the blank left out. So it needs no alignment and no head, and every
+  objective has it at the same positions. Transcripts without a path (shorter than their pieces) are left out. Its teacher is the store of
+  interpolation, else `subword`; not a store of draws, nor one whose tail holds mass that belongs to no piece (a projected teacher's).
 
 Shape letters: B utterances, T frames, M slots or pieces, U pieces of an utterance, V units of a level, H units of a head.
 """
@@ -44,7 +43,7 @@ from hkd.losses import ctc_feasible, ctc_occupancy, sparse_kl
 from hkd.manifest import Manifest
 from hkd.progress import Progress, no_progress
 from hkd.stream.join import Join, JoinedStore
-from hkd.stream.loader import Batch, BatchMaker, SoftLabels
+from hkd.stream.loader import Batch, BatchMaker
 from hkd.student.config import config_from_json, default_slots
 from hkd.student.export import placed
 from hkd.student.model import Student, StudentOutput
@@ -127,7 +126,7 @@ def frame_figures(
     trained = _trained_heads(run_folder, alignment)
     if not trained or alignment is None or subword_model is None:
         return {}
-    config = config_from_json(_json(run_folder / "student.json")["config"])
+    config = config_from_json(read_json(run_folder / "student.json")["config"])
     student = Student(placed(config, run_folder / "model"))
     load_final(student, run_folder)
     student.to(device).eval()
@@ -201,13 +200,13 @@ def piece_figures(
             if teacher and name in teacher and teacher.unit_digest(name) == sequence_digest(units[b].int().numpy()):
                 topk = teacher.block([name]).topk
                 ids_MK, logp_MK, tail_M = (torch.from_numpy(x.copy()) for x in (topk.ids_NK, topk.logp_NK, topk.tail_N))
-                sums.kl += _total(sparse_kl(logits_UV, ids_MK=ids_MK.long(), logp_MK=logp_MK, tail_M=tail_M))
+                sums.kl += _kl(logits_UV, ids_MK.long(), logp_MK, tail_M)
     return sums.figures()
 
 
 def piece_teacher(run_folder: Path, labels: Path | None) -> LabelReader | None:
     """The store that the main output is compared with; None where it is absent, incomplete, of other pieces, or unfit (see the module)."""
-    name, exported = _interpolated(run_folder) or SUBWORD, _json(run_folder / "model" / "student.json")
+    name, exported = _interpolated(run_folder) or SUBWORD, read_json(run_folder / "model" / "student.json")
     main = {"store": name, "inventory": exported.get("inventory", {}).get("digest")}
     reader = _stores_of({MAIN: main}, labels).get(name)
     is_fit = reader is not None and reader.spec.selection == "topk" and "project" not in reader.spec.teacher.get("options", {})
@@ -216,18 +215,14 @@ def piece_teacher(run_folder: Path, labels: Path | None) -> LabelReader | None:
 
 def piece_inputs(run_folder: Path, teacher: LabelReader | None) -> dict[str, Any]:
     """What `piece_figures` depends on, besides the student and the transcripts; {} for senones."""
-    if _json(run_folder / "model" / "student.json").get("config", {}).get("main") == SENONE:
+    if read_json(run_folder / "model" / "student.json").get("config", {}).get("main") == SENONE:
         return {}
     return {MAIN: None if teacher is None else digest_of_store(teacher)}
 
 
-def _json(path: Path) -> dict[str, Any]:
-    return read_json(path, "a part of a run")
-
-
 def _interpolated(run_folder: Path) -> str | None:
     """The label store that is mixed into the main output's targets; None for other objectives."""
-    identity = _json(run_folder / "identity.json")
+    identity = read_json(run_folder / "identity.json")
     if identity.get("train", {}).get("objective") != "interpolation":
         return None
     return next(iter(identity.get("data", {}).get("stores", {})), None)
@@ -235,7 +230,7 @@ def _interpolated(run_folder: Path) -> str | None:
 
 def _trained_heads(run_folder: Path, alignment: Path | None) -> dict[str, dict[str, Any]]:
     """The heads of the run's student.json, a hybrid student's main output first; {} without weights, alignment or heads."""
-    trained, exported = _json(run_folder / "student.json"), _json(run_folder / "model" / "student.json")
+    trained, exported = read_json(run_folder / "student.json"), read_json(run_folder / "model" / "student.json")
     if not trained or not (run_folder / FINAL).exists() or alignment is None or not alignment.exists():
         return {}
     config, heads = trained.get("config"), trained.get("heads")
@@ -341,22 +336,20 @@ def _add(student: Student, batch: Batch, heads: list[Head], sums: dict[str, Sums
         total.add(logits_MV[asked_M], unit_M[asked_M])
         if head.store is not None and len(soft_M):
             soft = batch.soft[head.store]
-            total.kl += _total(_kl(logits_MV[soft_M], soft, soft.position_M))
+            ids_MK, logp_MK, tail_M = (rows[soft.position_M] for rows in (soft.ids_NK, soft.logp_NK, soft.tail_N))
+            total.kl += _kl(logits_MV[soft_M], ids_MK, logp_MK, tail_M)
             if head.table_VH is not None and head.hard is not None:
                 hard_M = slots[head.hard][0]
                 place_M = torch.searchsorted(hard_M, soft.slot_M).clamp(max=len(hard_M) - 1)
                 heard_M = hard_M[place_M] == soft.slot_M
                 logits_MH = guess(logits_of(head.hard)[place_M[heard_M]], head.table_VH.to(place_M.device))
-                total.guess += _total(_kl(logits_MH, soft, soft.position_M[heard_M]))
+                total.guess += _kl(logits_MH, ids_MK[heard_M], logp_MK[heard_M], tail_M[heard_M])
 
 
-def _total(kl_M: Tensor) -> tuple[float, int]:
+def _kl(logits_MH: Tensor, ids_MK: Tensor, logp_MK: Tensor, tail_M: Tensor) -> tuple[float, int]:
+    """Σ KL(teacher ‖ head) over the teacher's rows, and their number."""
+    kl_M = sparse_kl(logits_MH, ids_MK=ids_MK, logp_MK=logp_MK, tail_M=tail_M)
     return float(kl_M.double().sum()), len(kl_M)
-
-
-def _kl(logits_MH: Tensor, soft: SoftLabels, row_M: Tensor) -> Tensor:
-    """kl_M: from the teacher's rows."""
-    return sparse_kl(logits_MH, ids_MK=soft.ids_NK[row_M], logp_MK=soft.logp_NK[row_M], tail_M=soft.tail_N[row_M])
 
 
 def _slots_of(head: Head, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from hkd import __version__
 from hkd.align.alignment import Alignment
 from hkd.audio import read_audio, to_int16
-from hkd.errors import HkdError
+from hkd.errors import HkdError, UserError
 from hkd.evaluate.charts import NUM_COLOURS, Segment, forest, json_lines, line_chart, panels, read_curves, timeline
 from hkd.evaluate.result import NOTHING, EvaluationReport, by_speaker, confusions, read_json, read_result, tags_of
 from hkd.evaluate.score import score_words
@@ -112,8 +112,8 @@ def write_report(
 def _open_stores(labels: Path | None) -> dict[str, LabelReader]:
     """The complete stores of a folder."""
     found = {}
-    if labels is not None and any(labels.glob("**/store.json")):
-        for name, folder in store_folders(labels).items():
+    with suppress(UserError):  # there is none
+        for name, folder in store_folders(labels).items() if labels is not None else ():
             with suppress(HkdError):
                 found[name] = LabelReader.open(folder)
     return found
@@ -134,8 +134,8 @@ def training_facts(run_folder: Path, stores: Mapping[str, Mapping[str, Any]]) ->
     if not rows:
         return None
     wall_s, audio_s, wait_s = (sum(float(row.get(name, 0.0)) for row in rows) for name in ("wall_s", "audio_s", "wait_s"))
-    heads = list(read_json(run_folder / "student.json", "the heads of a run").get("heads", {}).values())
-    data = read_json(run_folder / "identity.json", "the data of a run").get("data", {})
+    heads = list(read_json(run_folder / "student.json").get("heads", {}).values())
+    data = read_json(run_folder / "identity.json").get("data", {})
     taught = dict.fromkeys([*(str(head["store"]) for head in heads if head.get("store")), *data.get("stores", {})])
     return {
         "steps": int(rows[-1]["step"]),

@@ -119,7 +119,7 @@ def silence_notes(reports: Sequence[EvaluationReport]) -> list[str]:
     return [f"Nothing, or almost nothing, is said by {', '.join(names)}. {remedy}" for remedy, names in silent.items()]
 
 
-def read_json(path: Path, what: str) -> dict[str, Any]:
+def read_json(path: Path, what: str = "a part of a run") -> dict[str, Any]:
     """The object in a JSON file; {} where there is no such file. Raises UserError where it is broken."""
     try:
         value = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

@@ -13,7 +13,7 @@ from typing import Any, TypedDict, Unpack
 
 from hkd import corpora
 from hkd.align.alignment import Alignment, pronunciations
-from hkd.align.ctc import CtcConfig, CtcSource, TransformersCtc
+from hkd.align.ctc import CtcSource, TransformersCtc
 from hkd.align.files import CtmSource, MfaSource, TimitSource, folded_dictionary, pronounce_by
 from hkd.align.fit import AlignReport, Source, import_alignment
 from hkd.align.kaldi import KaldiSource, read_model
@@ -144,8 +144,7 @@ def source_of(tool: str, config: ToolConfig, folder: Path) -> Source:
         return CtmSource(path, phones=phones, pronounce=pronounce_by(dictionary or Lexicon()) if phones is None else None)
     model = str(path) if path.exists() else config.path  # else a name on the hub
     ctc = StudentCtc(path, device=config.device) if is_student(path) else TransformersCtc(model, device=config.device)
-    settings = CtcConfig() if config.min_score is None else CtcConfig(min_score=config.min_score)
-    return CtcSource(ctc, pronounce=pronounce_by(dictionary or Lexicon()), config=settings)
+    return CtcSource(ctc, pronounce=pronounce_by(dictionary or Lexicon()), min_score=config.min_score)
 
 
 def adopt_units(here: Project, aligner: Aligner, *, overwrite: bool = False) -> None:
@@ -171,7 +170,7 @@ def adopt_units(here: Project, aligner: Aligner, *, overwrite: bool = False) -> 
         said = {**folded_dictionary(Lexicon()), **said}
     if aligner.tool == "kaldi":
         lang = folder / config.lang if config.lang else None
-        tying = read_model(folder / (config.model or config.path), lang=lang, config=config.imports).tying
+        _, tying = read_model(folder / (config.model or config.path), lang=lang, config=config.imports)
     else:
         tying = PhoneTying(phones.symbols, [phones.symbols[number] for number in alignment.silences[MONOPHONE]])
     adopt(here.units, tying, said, overwrite=overwrite)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from hkd import manifest
 from hkd.align.alignment import Alignment, pronunciations
-from hkd.align.ctc import CtcConfig, CtcSource, TransformersCtc, best_path, word_times
+from hkd.align.ctc import CtcSource, TransformersCtc, best_path, word_times
 from hkd.align.files import pronounce_by
 from hkd.align.fit import FailureError, import_alignment
 from hkd.audio import write_wav
@@ -97,7 +97,7 @@ def test_words_lie_where_the_model_hears_them_and_phones_share_them(tmp_path: Pa
 def test_what_cannot_have_been_spoken_is_a_reason(tmp_path: Path, text: str, reason: str) -> None:
     whole, model = peaks(tmp_path, text)
     with pytest.raises(HkdError, match=reason):
-        import_alignment(whole, tmp_path / "a.arrow", CtcSource(model, config=CtcConfig(min_score=-0.5)))
+        import_alignment(whole, tmp_path / "a.arrow", CtcSource(model, min_score=-0.5))
 
 
 def tiny_wav2vec(folder: Path) -> Path:

@@ -38,7 +38,7 @@ def test_every_frame_is_what_kaldi_says(tmp_path: Path) -> None:
     whole = manifest.read(GOLDEN / "kaldi" / "manifest.jsonl")
     report = import_alignment(whole, tmp_path / "a.arrow", source)
     assert (report.kept, report.failed, report.unused) == (12, {}, ())
-    found, table = Alignment(tmp_path / "a.arrow"), source.model.tying.symbol_of
+    found, table = Alignment(tmp_path / "a.arrow"), source.tying.symbol_of
     for name, theirs in expected().items():
         row = found[name]
         senone_T = np.repeat(row.tiers[SENONE].unit_U, np.diff(row.tiers[SENONE].start_U1))
@@ -54,11 +54,11 @@ def test_every_frame_is_what_kaldi_says(tmp_path: Path) -> None:
 
 
 def test_text_forms_say_the_same(tmp_path: Path) -> None:
-    one, other = read_model(GOLDEN / "kaldi"), read_model(GOLDEN / "kaldi-text")
-    assert one.tying.tree == other.tying.tree
-    assert one.tying.to_json() == other.tying.to_json()
+    (transitions, tying), (of_text, other) = read_model(GOLDEN / "kaldi"), read_model(GOLDEN / "kaldi-text")
+    assert tying.tree == other.tree
+    assert tying.to_json() == other.to_json()
     for name in ("phone_I", "state_I", "senone_I", "stays_I", "ends_I"):
-        assert np.array_equal(getattr(one.transitions, name), getattr(other.transitions, name))
+        assert np.array_equal(getattr(transitions, name), getattr(of_text, name))
     text = dict(read_integer_vectors(GOLDEN / "kaldi-text" / "ali.1.ark"))
     binary = dict(read_integer_vectors(GOLDEN / "kaldi" / "ali.1.gz"))
     assert len(text) == 2
@@ -68,7 +68,7 @@ def test_text_forms_say_the_same(tmp_path: Path) -> None:
 def test_senones_of_text_equal_the_aligned_ones_where_nothing_was_chosen(tmp_path: Path) -> None:
     source, lexicon = KaldiSource(GOLDEN / "kaldi"), Lexicon(GOLDEN / "kaldi" / "lexicon.txt")
     import_alignment(manifest.read(GOLDEN / "kaldi" / "manifest.jsonl"), tmp_path / "a.arrow", source)
-    found, tying, compared = Alignment(tmp_path / "a.arrow"), source.model.tying, 0
+    found, tying, compared = Alignment(tmp_path / "a.arrow"), source.tying, 0
     assert found.inventories == {SENONE: tying.senone_inventory, MONOPHONE: tying.monophone_inventory}
     assert found.silences == tying.silences
     for name in found:
@@ -85,9 +85,8 @@ def test_senones_of_text_equal_the_aligned_ones_where_nothing_was_chosen(tmp_pat
 
 
 def test_the_chain_topology_has_two_senones_a_state() -> None:
-    model = read_model(GOLDEN / "kaldi-chain")
+    transitions, _ = read_model(GOLDEN / "kaldi-chain")
     table = json.loads((GOLDEN / "kaldi-chain" / "expected.json").read_text(encoding="utf-8"))
-    transitions = model.transitions
     assert transitions.senone_I[1:].tolist() == table["pdf"]
     assert transitions.phone_I[1:].tolist() == table["phone"]
     assert transitions.stays_I[1:].astype(int).tolist() == table["stays"]
