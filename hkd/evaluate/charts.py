@@ -7,7 +7,6 @@ by side on a wide one, so letters stay readable on both.
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
 from pathlib import Path
@@ -166,40 +165,27 @@ def json_lines(path: Path) -> Iterator[dict[str, Any]]:
         yield row
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Curves:
-    """Per figure its points (step, value). `terms`: loss terms in training; `dev`: figures of the dev split."""
-
-    terms: Mapping[str, Sequence[Point]]
-    dev: Mapping[str, Sequence[Point]]
-
-
-def read_curves(run_folder: Path) -> Curves:
-    """The curves of a run's metrics.jsonl; empty where it has none."""
-    terms: dict[str, list[Point]] = {}
-    dev: dict[str, list[Point]] = {}
+def read_curves(run_folder: Path) -> dict[str, list[Point]]:
+    """The figures of a run's metrics.jsonl: name → points (step, value). Names on the dev split begin with `dev_`."""
+    curves: dict[str, list[Point]] = {}
     for row in json_lines(run_folder / "metrics.jsonl"):
         for name, value in row.items():
             if name not in NOT_TERMS and isinstance(value, int | float) and not isinstance(value, bool):
-                (terms if "loss" in row else dev).setdefault(name, []).append((float(row["step"]), float(value)))
-    return Curves(terms=terms, dev=dev)
+                curves.setdefault(name, []).append((float(row["step"]), float(value)))
+    return curves
 
 
-def panels(curves: Mapping[str, Curves]) -> list[tuple[str, dict[str, Sequence[Point]]]]:
+def panels(curves: Mapping[str, Mapping[str, Sequence[Point]]]) -> list[tuple[str, dict[str, Sequence[Point]]]]:
     """(title, run → points), one a panel: error rates on dev first, then the whole loss, then each term, in training and on dev."""
-    terms, dev = (list(dict.fromkeys(n for c in curves.values() for n in getattr(c, kind))) for kind in ("terms", "dev"))
-    plain = {name: name.removeprefix(DEV) for name in dev}
-    ordered = [(f"{plain[name].upper()} on dev, %", "dev", name) for name in dev if plain[name] in RATES]
+    names = dict.fromkeys(name for figures in curves.values() for name in figures)
+    dev = {name.removeprefix(DEV): name for name in names if name.startswith(DEV)}
+    terms = [name for name in names if not name.startswith(DEV)]
+    ordered = [(f"{plain.upper()} on dev, %", name) for plain, name in dev.items() if plain in RATES]
     for term in terms:
-        ordered.append((f"{term}, training", "terms", term))
-        ordered += [(f"{term} on dev", "dev", name) for name in dev if name == DEV + term]
-    ordered += [(f"{plain[name]} on dev", "dev", name) for name in dev if plain[name] not in (*RATES, *terms)]
-    result = []
-    for title, kind, name in ordered:
-        series = {run: getattr(c, kind)[name] for run, c in curves.items() if name in getattr(c, kind)}
-        if any(len(points) > 1 for points in series.values()):
-            result.append((title, series))
-    return result
+        ordered += [(f"{term}, training", term), *([(f"{term} on dev", dev[term])] if term in dev else [])]
+    ordered += [(f"{plain} on dev", name) for plain, name in dev.items() if plain not in (*RATES, *terms)]
+    found = [(title, {run: figures[name] for run, figures in curves.items() if name in figures}) for title, name in ordered]
+    return [(title, series) for title, series in found if any(len(points) > 1 for points in series.values())]
 
 
 class Segment(NamedTuple):
