@@ -94,8 +94,8 @@ def write_report(
         trained={name: value for name, value in trained.items() if value is not None},
         pairs=table.pairs(),
         deltas={run: table.comparison(row) for row in table.rows for run in row.runs},
-        stores=sorted(facts.values(), key=_by_level),
-        lms=sorted(lms, key=_by_level),
+        stores=list(facts.values()),
+        lms=sorted(lms, key=lambda entry: (level_rank(entry["level"]), entry["name"])),
         examples=shown,
         details=[_error_details(report) for report in reports],
         train=_train_facts(utterances),
@@ -110,18 +110,13 @@ def write_report(
 
 
 def _open_stores(labels: Path | None) -> dict[str, LabelReader]:
-    """The complete stores of a folder."""
-    found = {}
+    """The complete stores of a folder, from fine to coarse levels, then by name."""
+    found = []
     with suppress(UserError):  # there is none
         for name, folder in store_folders(labels).items() if labels is not None else ():
             with suppress(HkdError):
-                found[name] = LabelReader.open(folder)
-    return found
-
-
-def _by_level(entry: Mapping[str, Any]) -> tuple[int, str]:
-    """Fine to coarse, then by name."""
-    return level_rank(entry["level"]), entry["name"]
+                found.append((name, LabelReader.open(folder)))
+    return dict(sorted(found, key=lambda row: (level_rank(row[1].spec.level), row[1].spec.name)))
 
 
 def training_facts(run_folder: Path, stores: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
@@ -243,7 +238,6 @@ def _example(
     utterance: Utterance, reports: Sequence[EvaluationReport], alignment: Alignment | None, stores: Mapping[str, LabelReader]
 ) -> dict[str, Any]:
     wave_S = read_audio(utterance)
-    covering = [store for store in stores.values() if utterance.id in store]
     labels = [
         {
             "store": store.spec.name,
@@ -251,7 +245,8 @@ def _example(
             "teacher": "{}, given {}".format(*(store.spec.teacher.get(key, "?") for key in ("name", "given"))),
             "positions": show(store, utterance.id, top=NUM_CANDIDATES, alignment=alignment),
         }
-        for store in sorted(covering, key=lambda store: (level_rank(store.spec.level), store.spec.name))
+        for store in stores.values()
+        if utterance.id in store
     ]
     rows = [(report.name, row) for report in reports for row in report.hypotheses if row.id == utterance.id]
     drawing = None

@@ -86,8 +86,7 @@ class Table:
     level: float
     baselines: tuple[str, ...]  # the first is that of the rows' own columns
     data: dict[str, float]
-    silence: tuple[str, ...]  # sentences about students that say nothing
-    fusion: tuple[str, ...] = ()  # sentences about what an LM at the search still gains
+    remarks: tuple[str, ...]  # sentences about students that say nothing, and what an LM at the search still gains
 
     @property
     def baseline(self) -> str | None:
@@ -157,7 +156,7 @@ class Table:
         seeds = "one seed each" if most == 1 else f"{most} seeds each" if least == most else f"{least} to {most} seeds a row"
         size = f"{d['utterances']:,.0f} utterances, {d['words']:,.0f} words, {60 * d['hours']:.1f} minutes, {speakers}; {seeds}."
         tests = f" p: paired bootstrap by {self.blocks} against {self.baseline}, two-sided." if self.baseline else ""
-        notes = [*self.silence, *self.fusion, f"Split {self.split}: {size}", f"Intervals: bootstrap by {self.blocks}.{tests}"]
+        notes = [*self.remarks, f"Split {self.split}: {size}", f"Intervals: bootstrap by {self.blocks}.{tests}"]
         if most > 1:
             notes.append(
                 "In brackets the WER of the best and the worst seed; intervals and p are about other test data, not other seeds."
@@ -206,8 +205,8 @@ def objectives_table(reports: Sequence[EvaluationReport], *, baselines: Sequence
         rows.append(_row(name, group, scores[name], {other: scores[other] for other in others}, draws))
     return Table(
         rows=tuple(rows), split=first.split, blocks="speaker" if by_speaker else "utterance", level=level, baselines=tuple(bases),
-        data=dict(first.data), fusion=tuple(_fusion_left(rows, groups, bases)),
-        silence=tuple(silence_notes([report for group in groups.values() for report in group])),
+        data=dict(first.data),
+        remarks=(*silence_notes([report for group in groups.values() for report in group]), *_fusion_left(rows, groups, bases)),
     )  # fmt: skip
 
 

@@ -43,7 +43,7 @@ def test_candidates_are_the_stores(evaluated) -> None:  # type: ignore[no-untype
     reports, stores = [read_result(evaluated.runs[0], "test")], open_stores(evaluated.labels)
     arguments = {"reports": reports, "alignment": Alignment(evaluated.alignment), "stores": stores}
     [example] = examples(read_manifest(evaluated.manifest), number=1, **arguments)
-    assert [labels["level"] for labels in example["labels"]] == ["senone", "monophone", "subword"]
+    assert [labels["store"] for labels in example["labels"]] == list(stores)
     for labels in example["labels"]:
         store = stores[labels["store"]]
         topk, symbols = store.block([example["id"]]).topk, store.spec.inventory.symbols
