@@ -21,7 +21,6 @@ from hkd.evaluate.run import evaluate
 from hkd.manifest import read as read_manifest
 from hkd.manifest import write as write_manifest
 from hkd.testing.teachers import make_teacher_folder
-from hkd.units.text import words
 
 BEAM = EvaluateConfig(search=SearchConfig(decoder="beam", beam=BeamConfig(beam=8)), n_best=4)
 
@@ -32,19 +31,13 @@ def run(project, tmp_path: Path) -> Path:  # type: ignore[no-untyped-def]
     return Path(shutil.copytree(project.runs[0], tmp_path / "none"))
 
 
-def write_arpa(project, path: Path) -> str:  # type: ignore[no-untyped-def]
-    """An LM in which all words of the project are as likely."""
-    known = sorted({word for utterance in read_manifest(project.manifest) for word in words(utterance.text)})
-    lines = [f"-2.0\t{word}" for word in ("</s>", *known)]
-    path.write_text("\n".join(["\\data\\", f"ngram 1={len(lines) + 1}", "", "\\1-grams:", "-99\t<s>", *lines, "", "\\end\\", ""]))
-    return str(path)
-
-
 @pytest.mark.parametrize("beside", ["nothing", "arpa", "gpt2"])
-def test_lists_are_ranked_distinct_and_headed_by_the_hypothesis(project, run: Path, tmp_path: Path, beside: str) -> None:  # type: ignore[no-untyped-def]
+def test_lists_are_ranked_distinct_and_headed_by_the_hypothesis(  # type: ignore[no-untyped-def]
+    project, run: Path, unigram: Path, tmp_path: Path, beside: str
+) -> None:
     lm = {
         "nothing": lambda: None,
-        "arpa": lambda: write_arpa(project, tmp_path / "words.arpa"),
+        "arpa": lambda: str(unigram),
         "gpt2": lambda: str(make_teacher_folder(tmp_path / "gpt2", "gpt2")),
     }[beside]()
     search = replace(BEAM.search, word_bonus=0.0 if lm is None else 2.0)
@@ -103,12 +96,9 @@ def test_more_than_the_search_has_is_refused_before_decoding(project, run: Path)
     assert not result_paths(run, "test")[0].exists()
 
 
-def test_the_best_try_can_be_repeated(project, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_the_best_try_can_be_repeated(project, unigram: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     run = Path(shutil.copytree(project.runs[1], tmp_path / "run"))
-    arpa = tmp_path / "words.arpa"
-    lines = [f"-1.5\t{word}" for word in ("</s>", "the", "a", "small", "dog", "teacher")]
-    arpa.write_text("\n".join(["\\data\\", "ngram 1=7", "", "\\1-grams:", "-99\t<s>", *lines, "", "\\end\\", ""]))
-    arguments = {"manifest": project.manifest, "lm": str(arpa), "split": "dev"}
+    arguments = {"manifest": project.manifest, "lm": str(unigram), "split": "dev"}
     tries = tune(run, grid={"lm_weight": (0.1, 0.9), "word_bonus": (0.0, 4.0)}, **arguments)
     assert [t.wer for t in tries] == sorted(t.wer for t in tries)
     assert {tuple(t.values.values()) for t in tries} == {(0.1, 0.0), (0.1, 4.0), (0.9, 0.0), (0.9, 4.0)}

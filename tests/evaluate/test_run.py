@@ -183,19 +183,18 @@ def test_a_setting_is_found_in_any_table_the_outermost_first() -> None:
     assert find_setting({"a": {}}, "seed") is None
 
 
-def test_another_way_to_decode_lies_beside_under_its_tag(evaluated, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_another_way_to_decode_lies_beside_under_its_tag(evaluated, unigram: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     run = Path(shutil.copytree(evaluated.runs[0], tmp_path / "none"))
     usual = [path.read_bytes() for path in result_paths(run, "test")]
-    arpa = tmp_path / "words.arpa"
-    known = sorted({w for u in read_manifest(evaluated.manifest) for w in words(u.text)})
-    lines = [f"-2.0\t{word}" for word in ("</s>", *known)]
-    arpa.write_text("\n".join(["\\data\\", f"ngram 1={len(lines) + 1}", "", "\\1-grams:", "-99\t<s>", *lines, "", "\\end\\", ""]))
+    known = {w for u in read_manifest(evaluated.manifest) for w in words(u.text)}
     config = EvaluateConfig(search=SearchConfig(decoder="beam", word_bonus=3.0))
-    report = evaluate(run, manifest=evaluated.manifest, config=config, lm=str(arpa), tag="fusion", alignment=evaluated.alignment)
+    report = evaluate(
+        run, manifest=evaluated.manifest, config=config, lm=str(unigram), tag="fusion", alignment=evaluated.alignment
+    )
     assert report.name == "none@fusion"
     assert report.frames == {}
     assert report.decoder["lm"] == "words.arpa"
-    assert {w for row in report.hypotheses for w in row.hypothesis.split()} <= set(known)
+    assert {w for row in report.hypotheses for w in row.hypothesis.split()} <= known
     assert [path.read_bytes() for path in result_paths(run, "test")] == usual
     assert tags_of(run, "test") == ["fusion"]
     assert read_result(run, "test", "fusion").to_json() == report.to_json()
@@ -205,4 +204,4 @@ def test_another_way_to_decode_lies_beside_under_its_tag(evaluated, tmp_path: Pa
     with pytest.raises(UserError, match="tag must be letters"):
         evaluate(run, manifest=evaluated.manifest, tag="../x")
     with pytest.raises(UserError, match="decoder must be beam"):
-        evaluate(run, manifest=evaluated.manifest, lm=str(arpa))
+        evaluate(run, manifest=evaluated.manifest, lm=str(unigram))
