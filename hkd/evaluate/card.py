@@ -15,7 +15,6 @@ from hkd.artefact import flatten
 from hkd.decode.search import SearchConfig
 from hkd.errors import UserError
 from hkd.evaluate.result import METRICS, EvaluationReport, read_json, read_result
-from hkd.evaluate.run import find_setting, read_settings
 from hkd.evaluate.table import MIN_SPEAKERS
 from hkd.files import write_bytes
 from hkd.student.config import SpeechEncoderConfig
@@ -26,36 +25,32 @@ from hkd.units.level import SENONE
 SPLITS = ("dev", "test")
 
 
-def model_card(run_folder: Path, *, splits: Sequence[str] = SPLITS, needs_figures: bool = True) -> str:
-    """The card's text. Raises UserError where the run has no exported student, or is evaluated on no split and `needs_figures`."""
+def model_card(run_folder: Path, *, needs_figures: bool = True) -> str:
+    """The card's text. Raises UserError where the run has no exported student, or is evaluated on neither split and `needs_figures`."""
     student, meta = load_student(run_folder / "model")
-    reports = [read_result(run_folder, split) for split in splits if (run_folder / f"eval-{split}.json").exists()]
+    reports = [read_result(run_folder, split) for split in SPLITS if (run_folder / f"eval-{split}.json").exists()]
     if not reports and needs_figures:
         raise UserError(
             f"a model card needs figures, but {run_folder} is not evaluated. Run `hkd evaluate {run_folder.name}` first."
         )
-    settings = read_settings(run_folder)
     identity, coverage = (read_json(run_folder / f"{name}.json") for name in ("identity", "coverage"))
-    objective = str(find_setting(settings, "objective") or meta.extra.get("objective", run_folder.name))
     is_hybrid = meta.config.main == SENONE
-    lm, searched = None, list[str]()
+    given, lm, digest, searched = "words.arpa" if is_hybrid else None, None, None, list[str]()
     if reports:
-        last, objective = reports[-1], reports[0].objective
-        lm, searched = last.decoder.get("lm"), _search_settings(last, is_hybrid=is_hybrid)
-    digest = reports[-1].inputs["lm"] if lm else None
-    given = (
-        "words.arpa" if is_hybrid and not lm else digest if lm and Path(str(digest)).name == lm else lm
-    )  # a hub's name is its own
+        lm, digest = reports[-1].decoder.get("lm"), reports[-1].inputs["lm"]
+        searched = _search_settings(reports[-1], is_hybrid=is_hybrid)
+    if lm:
+        given = digest if Path(str(digest)).name == lm else lm  # a hub's name is its own
     units = f"{len(meta.inventory)} {meta.inventory.level} units (inventory {meta.inventory.digest[:12]})"
     facts = {
-        "objective": f"{objective}: {meta.extra.get('objective_help', 'a run of its own kind')}",
+        "objective": f"{meta.extra.get('objective', run_folder.name)}: {meta.extra.get('objective_help', 'a run of its own kind')}",
         "encoder": _encoder(meta),
         "main output": f"{units}, searched in a graph with a lexicon" if is_hybrid else f"CTC over {units}",
         **({"language model beside it": f"{lm} (`{digest}`)"} if lm else {}),
         "parameters": _parameters(student),
         "features": f"{_features(meta.features)}{meta.features['sample_rate_hz']} Hz",
-        "steps": str(find_setting(identity.get("loop", settings.get("loop", {})), "max_steps") or "not recorded"),
-        "seed": str(reports[0].seed if reports else find_setting(settings, "seed")),
+        "steps": str(identity.get("loop", {}).get("max_steps") or "not recorded"),
+        "seed": str(meta.extra.get("seed")),
     }
     return _TEXT.format(
         name=run_folder.name,
@@ -70,9 +65,9 @@ def model_card(run_folder: Path, *, splits: Sequence[str] = SPLITS, needs_figure
     )
 
 
-def write_card(run_folder: Path, out: Path, *, splits: Sequence[str] = SPLITS, needs_figures: bool = True) -> None:
+def write_card(run_folder: Path, out: Path, *, needs_figures: bool = True) -> None:
     """Write the card atomically."""
-    write_bytes(out, model_card(run_folder, splits=splits, needs_figures=needs_figures).encode())
+    write_bytes(out, model_card(run_folder, needs_figures=needs_figures).encode())
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

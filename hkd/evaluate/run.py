@@ -8,7 +8,6 @@
 import logging
 import re
 import tempfile
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -127,7 +126,7 @@ def evaluate(
     speakers = [row.speaker for row in rows if row.speaker is not None]
     named = speakers if len(speakers) == len(rows) else None
     audio_s = sum(row.seconds for row in rows)
-    rtf = decoded.seconds.total / audio_s
+    rtf, extra = decoded.seconds.total / audio_s, recogniser.meta.extra
     timing = {
         "rtf": rtf,
         "audio_s": audio_s,
@@ -138,7 +137,8 @@ def evaluate(
     report = EvaluationReport(
         run=run_folder.name,
         split=name,
-        **_identity(run_folder, recogniser.meta.extra),
+        objective=str(extra.get("objective", run_folder.name)),
+        seed=extra.get("seed"),
         data={
             "utterances": len(rows),
             "speakers": len(set(named or ())),
@@ -173,31 +173,6 @@ def error_rate(scores: Scores, speakers: Sequence[str] | None, config: EvaluateC
     by_utterance = bootstrap_interval(scores.errors_N, scores.tokens_N, **draws)
     by_speaker = speakers and bootstrap_interval(scores.errors_N, scores.tokens_N, group_N=speakers, **draws)
     return ErrorRate(rate=scores.rate, **scores.totals(), by_utterance=by_utterance, by_speaker=by_speaker or None)
-
-
-def _identity(run_folder: Path, extra: Mapping[str, Any]) -> dict[str, Any]:
-    """The run's objective and seed, from its config.toml, else from the export."""
-    table = read_settings(run_folder)
-    objective, seed = find_setting(table, "objective"), find_setting(table, "seed")
-    objective = extra.get("objective", run_folder.name) if objective is None else objective
-    return {"objective": str(objective), "seed": extra.get("seed") if seed is None else int(seed)}
-
-
-def read_settings(run_folder: Path) -> dict[str, Any]:
-    """The run's config.toml; {} where there is none. Raises UserError where it is no TOML."""
-    path = run_folder / "config.toml"
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except ValueError as error:
-        raise UserError(f"{path} must be the settings of a run in TOML, but cannot be read as such ({error}).") from None
-
-
-def find_setting(table: Mapping[str, Any], name: str) -> Any:
-    """The value of a key, at the top or in a table, the outermost first; None where there is none."""
-    if name in table and not isinstance(table[name], Mapping):
-        return table[name]
-    found = (find_setting(value, name) for value in table.values() if isinstance(value, Mapping))
-    return next((value for value in found if value is not None), None)
 
 
 def _inputs(run_folder: Path, part: Manifest, config: EvaluateConfig) -> dict[str, Any]:

@@ -41,9 +41,9 @@ def test_it_says_what_the_student_is_and_how_well_it_understands(evaluated, tmp_
     assert (tmp_path / "README.md").read_text() == text
 
 
-def test_without_figures_there_is_no_card(evaluated, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_without_figures_there_is_no_card(project, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(UserError, match="Run `hkd evaluate hierarchical` first"):
-        model_card(evaluated.runs[-1], splits=("nonsense",))
+        model_card(project.runs[-1])
     with pytest.raises(UserError, match="must be an exported student"):
         model_card(tmp_path)
 

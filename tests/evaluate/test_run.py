@@ -15,7 +15,7 @@ from hkd.evaluate.decoding import EvaluateConfig
 from hkd.evaluate.heads import MAIN
 from hkd.evaluate.report import write_report
 from hkd.evaluate.result import read_result, result_paths, score_all, tags_of
-from hkd.evaluate.run import evaluate, find_setting
+from hkd.evaluate.run import evaluate
 from hkd.manifest import Utterance
 from hkd.manifest import read as read_manifest
 from hkd.manifest import write as write_manifest
@@ -175,12 +175,6 @@ def test_an_lm_folder_with_other_weights_of_the_same_size_is_another_lm(project,
 def test_settings_are_checked(change: dict[str, object]) -> None:
     with pytest.raises(UserError, match=f"`evaluate.{next(iter(change))}` must"):
         EvaluateConfig(**change)  # type: ignore[arg-type]
-
-
-def test_a_setting_is_found_in_any_table_the_outermost_first() -> None:
-    assert find_setting({"loop": {"seed": 3}, "objective": "none"}, "seed") == 3
-    assert find_setting({"a": {"seed": 3}, "seed": 4}, "seed") == 4
-    assert find_setting({"a": {}}, "seed") is None
 
 
 def test_another_way_to_decode_lies_beside_under_its_tag(evaluated, unigram: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
