@@ -143,29 +143,28 @@ class CtcSource(Source):
 class TransformersCtc:
     """A CTC checkpoint of transformers that takes waves: its safetensors and its tokenizer's letters, no code of its own."""
 
-    def __init__(self, source: str, *, revision: str | None = None, device: str = "cpu") -> None:
+    def __init__(self, source: str, *, device: str = "cpu") -> None:
         """source: a folder or a name on the hub. Raises UserError where it is no such checkpoint."""
         import torch
 
-        given: dict[str, Any] = {} if Path(source).is_dir() else {"revision": revision}
-        config = load_config(source, what="the CTC model", **given)
+        what = "the CTC model"
+        config = load_config(source, what=what)
         remedy = "Take a checkpoint that was fine-tuned with CTC: a random head aligns nothing."
-        self._model = load_model(source, "AutoModelForCTC", what="the CTC model", remedy=remedy, config=config, **given).to(
-            choose_device(device)
-        )
-        self._tokenizer = load_tokenizer(source, what="the CTC model", **given)
-        with transformers_package() as transformers, one_line(source, what="the CTC model"):
-            self._features = transformers.AutoFeatureExtractor.from_pretrained(source, trust_remote_code=False, **given)
+        model = load_model(source, "AutoModelForCTC", what=what, remedy=remedy, config=config)
+        self._model, self._tokenizer = model.to(choose_device(device)), load_tokenizer(source, what=what)
+        with transformers_package() as transformers, one_line(source, what=what):
+            self._features = transformers.AutoFeatureExtractor.from_pretrained(source, trust_remote_code=False)
         self._torch = torch
         self.blank = int(config.pad_token_id or 0)
         self._vocabulary: dict[str, int] = self._tokenizer.get_vocab()
         self.left_out: dict[str, str] = {}
         weights = sorted(Path(source).glob("*.safetensors")) if Path(source).is_dir() else []
-        commit = getattr(config, "_commit_hash", None)
         self.identity = {
-            "name": Path(source).name, "revision": commit, "weights": digest_of(digest_of_file(path) for path in weights),
+            "name": Path(source).name,
+            "revision": getattr(config, "_commit_hash", None),
+            "weights": digest_of(digest_of_file(path) for path in weights),
             "letters": digest_of(sorted(self._vocabulary)),
-        }  # fmt: skip
+        }
 
     def log_probs(self, wave_S: NDArray[np.float32]) -> Floats:
         """logp_TV. Raises FailureError, for a wave that is shorter than the model's first window, say."""

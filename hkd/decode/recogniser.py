@@ -36,6 +36,7 @@ from hkd.units.subword import SubwordModel
 from hkd.units.tying import load_lexicon, load_tying
 
 Wave_S = NDArray[np.float32]
+_SMOOTH_FRAMES = 20  # of 10 ms, over which the sound's energy is averaged before it is cut
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -165,15 +166,14 @@ class Recogniser:
         return {"file": name, "text": text, "seconds": len(wave_S) / SAMPLE_RATE_HZ, "pieces": pieces}
 
 
-def cut_at_quiet(wave_S: Wave_S, *, max_piece_s: float = 20.0, smooth_s: float = 0.2) -> list[Wave_S]:
+def cut_at_quiet(wave_S: Wave_S, *, max_piece_s: float = 20.0) -> list[Wave_S]:
     """The wave in pieces of at most `max_piece_s` seconds, each cut where it is quietest in the second half of what is allowed."""
     most = int(max_piece_s * SAMPLE_RATE_HZ)
     pieces: list[Wave_S] = []
     while len(wave_S) > most:
         half = wave_S[most // 2 : most].astype(np.float64)
         frames = half[: len(half) // HOP_SAMPLES * HOP_SAMPLES].reshape(-1, HOP_SAMPLES)
-        width = max(1, int(smooth_s * SAMPLE_RATE_HZ / HOP_SAMPLES))
-        energy = np.convolve((frames**2).mean(1), np.ones(width) / width, mode="same")
+        energy = np.convolve((frames**2).mean(1), np.full(_SMOOTH_FRAMES, 1 / _SMOOTH_FRAMES), mode="same")
         cut = most // 2 + int(energy.argmin()) * HOP_SAMPLES + HOP_SAMPLES // 2
         pieces.append(wave_S[:cut])
         wave_S = wave_S[cut:]

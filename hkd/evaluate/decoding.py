@@ -237,7 +237,6 @@ def write_likelihoods(
     split: str = "test",
     prior_scale: float = 1.0,
     device: str = "auto",
-    batch_seconds: float = 60.0,
     progress: Progress = no_progress,
 ) -> int:
     """Write a hybrid student's log-likelihoods for Kaldi's decoders: out/likelihoods.{ark,scp}.
@@ -257,7 +256,7 @@ def write_likelihoods(
     part = read_manifest(manifest).split(split)
     out.mkdir(parents=True, exist_ok=True)
     with kaldi_native_io.FloatMatrixWriter(f"ark,scp:{out / ARK},{out / SCP}") as writer:
-        for done, (row, logits_TV) in enumerate(logits_of(recogniser, part, batch_seconds), start=1):
+        for done, (row, logits_TV) in enumerate(logits_of(recogniser, part, EvaluateConfig().batch_seconds), start=1):
             writer.write(part[row].id, log_likelihoods(logits_TV, log_prior_V, prior_scale=prior_scale))
             progress(done, len(part))
     lines = (out / SCP).read_bytes().splitlines(keepends=True)

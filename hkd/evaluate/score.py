@@ -237,10 +237,10 @@ def _errors_at(edits: Sequence[jiwer.AlignmentChunk], num_tokens: int) -> NDArra
     return place
 
 
-def segment_differences(a: Scores, b: Scores, *, buffer: int = 2) -> NDArray[np.int64]:
+def segment_differences(a: Scores, b: Scores) -> NDArray[np.int64]:
     """Errors of A − errors of B in each segment where either errs.
 
-    A segment ends before `buffer` words that both have right, and at the utterance's end. Raises ValueError where the references differ.
+    A segment ends before two words that both have right, and at the utterance's end. Raises ValueError where the references differ.
     """
     if a.reference != b.reference:
         raise ValueError("two runs can only be compared on the same references, but theirs differ")
@@ -250,7 +250,7 @@ def segment_differences(a: Scores, b: Scores, *, buffer: int = 2) -> NDArray[np.
         wrong = np.flatnonzero((error_a > 0) | (error_b > 0))
         if len(wrong):
             right = wrong[1:] // 2 - (wrong[:-1] + 1) // 2  # tokens (odd places) strictly between two wrong places
-            segment = np.concatenate([[0], np.cumsum(right >= buffer)])
+            segment = np.concatenate([[0], np.cumsum(right >= 2)])
             differences.extend(np.bincount(segment, weights=(error_a - error_b)[wrong]).astype(np.int64).tolist())
     return np.array(differences, np.int64)
 

@@ -178,7 +178,7 @@ def base_of(row: str, baseline: str, names: Collection[str]) -> str:
     return alike if alike in names and alike != row else baseline
 
 
-def objectives_table(reports: Sequence[EvaluationReport], *, baselines: Sequence[str] = (), num_draws: int = 10_000) -> Table:
+def objectives_table(reports: Sequence[EvaluationReport], *, baselines: Sequence[str] = ()) -> Table:
     """The table of evaluations of one split.
 
     baselines: the configurations, else objectives, that the others are tested against (see `base_of`); by default `none` where
@@ -196,8 +196,8 @@ def objectives_table(reports: Sequence[EvaluationReport], *, baselines: Sequence
     bases = [_find(name, groups) for name in baselines] or [name for name in ("none",) if name in groups and len(groups) > 1]
     speakers = [row.speaker for row in first.hypotheses if row.speaker is not None]
     by_speaker = len(speakers) == len(first.hypotheses) and len(set(speakers)) >= MIN_SPEAKERS
-    level = float(first.inputs.get("settings", {}).get("level", 0.95))
-    draws = {"group_N": speakers if by_speaker else None, "level": level, "num_draws": num_draws}
+    level = float(first.inputs["settings"]["level"])
+    draws = {"group_N": speakers if by_speaker else None, "level": level}
     scores = {name: [score_all(report.hypotheses) for report in group] for name, group in groups.items()}
     rows = []
     for name, group in groups.items():

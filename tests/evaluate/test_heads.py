@@ -1,4 +1,4 @@
-"""Figures of heads and of the main output, held against the plain computation."""
+"""Figures of heads and of the main output, and the guess without context, held against the plain computation."""
 
 import json
 import shutil
@@ -15,15 +15,28 @@ from hkd.align.alignment import Alignment
 from hkd.audio import read_audio
 from hkd.decode.recogniser import Recogniser
 from hkd.errors import UserError
-from hkd.evaluate.heads import MAIN, average_teacher, frame_figures, frame_inputs, piece_figures, piece_inputs, piece_teacher
+from hkd.evaluate.heads import (
+    MAIN,
+    Sums,
+    average_teacher,
+    frame_figures,
+    frame_inputs,
+    guess,
+    piece_figures,
+    piece_inputs,
+    piece_teacher,
+)
 from hkd.features.fbank import log_mel
+from hkd.labels.card import calibration_bins, calibration_error, quality_sums
 from hkd.labels.store import LabelReader
 from hkd.loop.checkpoint import load_model_tensors
+from hkd.losses import sparse_kl
 from hkd.manifest import Manifest
 from hkd.manifest import read as read_manifest
-from hkd.stream.join import Join
+from hkd.stream.join import Join, JoinedStore
 from hkd.student.config import EncoderConfig, config_from_json
 from hkd.student.model import Student
+from hkd.topk import select_topk
 from hkd.train.config import TrainConfig, TrainLoopConfig
 from hkd.train.run import train
 from hkd.units.subword import SubwordModel
@@ -283,3 +296,105 @@ def teacher_of(run: Path, labels: Path) -> str | None:
     """The folder of the store."""
     teacher = piece_teacher(run, labels)
     return None if teacher is None else Path(teacher.path).name
+
+
+@pytest.fixture(scope="module")
+def joined(evaluated: Any) -> JoinedStore:
+    manifest = read_manifest(evaluated.manifest)
+    store = LabelReader.open(evaluated.labels / "monophone")
+    subwords = SubwordModel(evaluated.units / "subword.model")
+    return Join(manifest, subwords=subwords, alignment=Alignment(evaluated.alignment), stores={"monophone": store}).stores[
+        "monophone"
+    ]
+
+
+def test_the_table_is_the_average_of_each_units_rows(joined: JoinedStore) -> None:
+    left_out = joined.reader.ids[0]
+    table_VH = average_teacher(joined, without={left_out})
+    assert table_VH is not None
+    assert table_VH.shape == (len(joined.reader.spec.inventory), joined.num_units)
+    assert table_VH.sum(1).numpy() == pytest.approx(1, abs=1e-5)
+    topk = joined.reader.block([name for name in joined.reader.ids if name != left_out]).topk
+    dense_NH = np.zeros((len(topk.gold_N), joined.num_units))
+    for n in range(len(dense_NH)):
+        p_K = np.exp(topk.logp_NK[n].astype(np.float64))
+        for unit, p in zip(joined.head_unit_V[topk.ids_NK[n]], p_K, strict=True):
+            dense_NH[n, unit] += p
+        dense_NH[n] += np.exp(topk.tail_N[n]) / joined.num_units
+    for unit in set(topk.gold_N.tolist()):
+        rows = dense_NH[topk.gold_N == unit]
+        expected = rows.sum(0) + dense_NH.sum(0) / dense_NH.sum()
+        assert table_VH[unit].numpy() == pytest.approx(expected / expected.sum(), abs=1e-4)
+
+
+def test_nothing_is_left_to_average(joined: JoinedStore) -> None:
+    assert average_teacher(joined, without=set(joined.reader.ids)) is None
+
+
+def test_a_certain_ear_guesses_the_row_and_a_deaf_one_the_mean_of_all() -> None:
+    table_VH = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6]])
+    assert torch.allclose(guess(100 * torch.eye(3), table_VH).exp(), table_VH, atol=1e-6)
+    assert torch.allclose(guess(torch.zeros(1, 3), table_VH).exp()[0], table_VH.mean(0))
+
+
+def test_a_teacher_that_reads_no_context_leaves_nothing_to_learn_beyond_the_table() -> None:
+    """Rows of the table itself are guessed without error by an ear that hears right; rows that hang on more are not."""
+    table_VH = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6]])
+    ids_MK, tail_M = torch.arange(3).expand(3, 3), torch.full((3,), -30.0)
+    heard = guess(100 * torch.eye(3), table_VH)
+    assert sparse_kl(heard, ids_MK=ids_MK, logp_MK=table_VH.log(), tail_M=tail_M).numpy() == pytest.approx(0, abs=1e-4)
+    other = table_VH.roll(1, 1)
+    assert (sparse_kl(heard, ids_MK=ids_MK, logp_MK=other.log(), tail_M=tail_M) > 0.1).all()
+
+
+def summed(logits_NV: torch.Tensor, unit_N: torch.Tensor) -> dict[str, float]:
+    sums = Sums()
+    for rows in torch.arange(len(unit_N)).split(4096):
+        sums.add(logits_NV[rows], unit_N[rows])
+    found = sums.figures()
+    assert found is not None
+    return found
+
+
+def test_entropy_is_that_of_torchs_categorical() -> None:
+    logits_MV = torch.randn(6, 9, generator=torch.Generator().manual_seed(0))
+    wanted = torch.distributions.Categorical(logits=logits_MV).entropy().mean()
+    assert summed(logits_MV, torch.zeros(6))["entropy"] == pytest.approx(float(wanted), rel=1e-6)
+    assert summed(torch.tensor([[0.0, float("-inf")]]), torch.zeros(1))["entropy"] == 0.0
+
+
+def test_nothing_is_said_of_no_rows() -> None:
+    sums = Sums()
+    sums.add(torch.zeros(0, 3), torch.zeros(0))
+    assert sums.figures() is None
+
+
+@pytest.mark.parametrize(
+    ("sure", "right", "expected"),
+    [
+        ([0.9, 0.9, 0.9, 0.9, 0.6, 0.6], [1, 1, 1, 0, 1, 0], 4 / 6 * abs(0.75 - 0.9) + 2 / 6 * abs(0.5 - 0.6)),
+        ([0.5, 0.41], [1, 0], 0.5 * abs(1 - 0.5) + 0.5 * abs(0 - 0.41)),  # 0.5 opens the bin of 0.5 to 0.6
+        ([0.5, 0.59], [1, 0], abs(0.5 - 0.545)),
+        ([1.0, 0.95], [1, 0], abs(0.5 - 0.975)),  # 1 lies in the last
+        ([0.0], [0], 0.0),
+    ],
+)
+def test_calibration_has_ten_bins_that_hold_their_lower_edge(sure: list[float], right: list[int], expected: float) -> None:
+    found = calibration_error(calibration_bins(np.array(sure), np.array(right, np.bool_)))
+    assert found == pytest.approx(expected)
+
+
+def test_a_teacher_and_a_student_of_the_same_rows_have_the_same_calibration_error() -> None:
+    rng = torch.Generator().manual_seed(0)
+    logits_NV = torch.randn(500, 6, generator=rng, dtype=torch.float64)
+    gold_N = torch.randint(0, 6, (500,), generator=rng)
+    teacher = calibration_error(quality_sums(select_topk(logits_NV, gold_N, k=6)))
+    assert summed(logits_NV, gold_N)["calibration_error"] == pytest.approx(teacher, rel=1e-5)
+
+
+def test_a_calibrated_output_has_a_small_calibration_error() -> None:
+    rng = torch.Generator().manual_seed(0)
+    logits_MV = torch.randn(20_000, 4, generator=rng)
+    drawn_M = torch.multinomial(torch.softmax(logits_MV, 1), 1, generator=rng)[:, 0]
+    assert summed(logits_MV, drawn_M)["calibration_error"] < 0.02
+    assert summed(4 * logits_MV, drawn_M)["calibration_error"] > 0.2

@@ -1,6 +1,8 @@
-"""The page: valid, self-contained, and its numbers are those of the evaluations."""
+"""The page: valid, self-contained, its numbers are those of the evaluations; and the utterances that it shows."""
 
+import base64
 import html
+import io
 import json
 import re
 import shutil
@@ -8,14 +10,21 @@ import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
 
+from hkd.align.alignment import Alignment
+from hkd.audio import read_audio
 from hkd.errors import UserError
 from hkd.evaluate.charts import CHART_WIDTH
-from hkd.evaluate.report import figure, minutes, percent, training_facts, write_report
+from hkd.evaluate.report import examples, figure, flac_address, marked, minutes, percent, training_facts, write_report
 from hkd.evaluate.result import read_result
 from hkd.labels.card import describe
 from hkd.labels.store import open_stores
+from hkd.manifest import read as read_manifest
 
 HEADS = {
     "hard-senone": {"level": "senone", "kind": "hard", "store": None},
@@ -216,3 +225,69 @@ def test_without_the_optional_parts_their_sections_are_left_out(evaluated, tmp_p
 def test_figures_for_people() -> None:
     assert (percent(0.1234), percent(None), figure(1234.5), figure(None)) == ("12.3", "–", "1,234.50", "–")
     assert (minutes(0.5), minutes(3)) == ("30.0 minutes", "3.0 hours")
+
+
+WORDS = st.lists(st.sampled_from(["a", "b<", "c&d"]), max_size=6).map(" ".join)
+
+
+@given(WORDS, WORDS)
+def test_marks_count_the_errors_and_escape(reference: str, hypothesis: str) -> None:
+    markup, wrong = marked(reference, hypothesis)
+    assert (wrong == 0) == (reference == hypothesis)
+    assert "<" not in str(markup).replace("<mark", "").replace("</mark", "").replace("<ins", "").replace("</ins", "").replace(
+        "<del", ""
+    ).replace("</del", "")
+    if wrong == 0:
+        assert markup.unescape() == hypothesis
+
+
+def test_sound_survives_as_a_data_address() -> None:
+    wave_S = np.round(np.sin(np.arange(1600) / 9) * 32767).astype(np.float32) / 32768
+    head, _, body = flac_address(wave_S).partition(",")
+    assert head == "data:audio/flac;base64"
+    back, rate = soundfile.read(io.BytesIO(base64.b64decode(body)), dtype="float32")
+    assert rate == 16_000
+    np.testing.assert_array_equal(back, wave_S)
+
+
+def test_candidates_are_the_stores(evaluated) -> None:  # type: ignore[no-untyped-def]
+    reports, stores = [read_result(evaluated.runs[0], "test")], open_stores(evaluated.labels)
+    arguments = {"reports": reports, "alignment": Alignment(evaluated.alignment), "stores": stores}
+    [example] = examples(read_manifest(evaluated.manifest), number=1, **arguments)
+    assert [labels["store"] for labels in example["labels"]] == list(stores)
+    for labels in example["labels"]:
+        store = stores[labels["store"]]
+        topk, symbols = store.block([example["id"]]).topk, store.spec.inventory.symbols
+        assert len(labels["positions"]) == len(topk)
+        for n, row in enumerate(labels["positions"]):
+            assert row["unit"] == symbols[topk.gold_N[n]]
+            assert row["start_s"] is not None
+            assert [c["unit"] for c in row["candidates"]] == [symbols[i] for i in topk.ids_NK[n, :5]]
+            assert row["p"] == pytest.approx(np.exp(topk.gold_logp_N[n]))
+            assert sum(c["p"] for c in row["candidates"]) <= 1.02
+            assert f"{row['unit']} · {row['candidates'][0]['unit']}" in example["drawing"].unescape()
+
+
+def test_examples_show_where_the_runs_differ(evaluated) -> None:  # type: ignore[no-untyped-def]
+    manifest, reports = read_manifest(evaluated.manifest), [read_result(run, "test") for run in evaluated.runs]
+    stores = open_stores(evaluated.labels)
+    found = examples(manifest, reports=reports, alignment=Alignment(evaluated.alignment), stores=stores, number=2)
+    assert len(found) == 2
+    spreads = []
+    for example in found:
+        assert example["split"] == "test"
+        assert example["seconds"] == pytest.approx(len(read_audio(manifest.by_id(example["id"]))) / 16_000)
+        assert [run for run, _, _ in example["hypotheses"]] == [report.run for report in reports]
+        assert {o["store"] for o in example["labels"]} == set(stores)
+        assert example["drawing"] is not None
+        wrong = [errors for _, _, errors in example["hypotheses"]]
+        spreads.append(max(wrong) - min(wrong))
+    assert spreads == sorted(spreads, reverse=True)
+
+
+def test_without_alignment_or_stores_there_is_still_sound_and_text(evaluated) -> None:  # type: ignore[no-untyped-def]
+    reports = [read_result(evaluated.runs[0], "test")]
+    (example,) = examples(read_manifest(evaluated.manifest), reports=reports, alignment=None, stores={}, number=1)
+    assert example["drawing"] is None
+    assert example["labels"] == []
+    assert example["audio"] is not None
