@@ -147,13 +147,8 @@ def test_students_that_say_nothing_are_named_with_the_remedy() -> None:
 
 
 def test_names() -> None:
-    assert [configuration_of(n) for n in ("none", "best-seed3", "conformer-s12", "senones", "x.seed0")] == [
-        "none",
-        "best",
-        "conformer-s12",
-        "senones",
-        "x",
-    ]
+    names = {"none": "none", "best-seed3": "best", "conformer-s12": "conformer-s12", "senones": "senones", "x.seed0": "x"}
+    assert {name: configuration_of(name) for name in names} == names
     assert [format_p(p) for p in (0.0002, 0.0123, 0.5)] == ["< 0.001", "0.012", "0.50"]
 
 
