@@ -23,7 +23,7 @@ import jiwer
 import numpy as np
 
 from hkd.errors import UserError
-from hkd.evaluate.score import Interval, Scores, phones_of, score_characters, score_tokens, score_words
+from hkd.evaluate.score import Interval, Scores, block_sums, phones_of, score_characters, score_tokens, score_words
 from hkd.files import atomic_write
 from hkd.units.lexicon import Lexicon
 
@@ -239,13 +239,12 @@ class SpeakerErrors(NamedTuple):
 
 def by_speaker(rows: Sequence[Hypothesis], scores: Scores) -> list[SpeakerErrors]:
     """Speakers from worst to best, those without words last; utterances without a speaker are under "?"."""
-    groups: dict[str, list[int]] = {}
-    for number, row in enumerate(rows):
-        groups.setdefault(row.speaker or "?", []).append(number)
-    found = []
-    for speaker, numbers in groups.items():
-        words, errors = int(scores.tokens_N[numbers].sum()), int(scores.errors_N[numbers].sum())
-        found.append(SpeakerErrors(speaker, len(numbers), words, errors, errors / words if words else math.nan))
+    speakers = [row.speaker or "?" for row in rows]
+    words_G, errors_G = (block_sums(counts_N, speakers).astype(int).tolist() for counts_N in (scores.tokens_N, scores.errors_N))
+    found = [
+        SpeakerErrors(speaker, number, words, errors, errors / words if words else math.nan)
+        for (speaker, number), words, errors in zip(Counter(speakers).items(), words_G, errors_G, strict=True)
+    ]
     return sorted(found, key=lambda row: (-row.rate if row.words else 1.0, row.speaker))
 
 

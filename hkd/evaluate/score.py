@@ -71,9 +71,6 @@ class Scores:
     insertions_N: Counts_N
     deletions_N: Counts_N
 
-    def __len__(self) -> int:
-        return len(self.reference)
-
     @property
     def errors_N(self) -> Counts_N:
         """Substitutions, insertions and deletions of each utterance."""
@@ -149,8 +146,6 @@ def block_sums(value_N: ArrayLike, group_N: Sequence[str] | None) -> NDArray[np.
     value: NDArray[np.float64] = np.asarray(value_N, np.float64)
     if group_N is None:
         return value
-    if len(group_N) != len(value):
-        raise ValueError(f"there must be {len(value)} group names, but there are {len(group_N)}")
     number: dict[str, int] = {}
     row_N = [number.setdefault(name, len(number)) for name in group_N]
     return np.bincount(row_N, weights=value, minlength=len(number)).astype(np.float64)
