@@ -1,7 +1,7 @@
 """The alignment: when each word, phone and senone of an utterance was spoken, on a grid of 10 ms frames.
 
-- One artefact for a manifest: an Arrow IPC file, a row an utterance in batches of 1,024 (memory-mapped, random access by id); its schema's metadata holds
-  the manifest's digest, the inventories, the aligner, and the utterances that could not be aligned, with reasons.
+- One Arrow IPC file for a manifest: a row an utterance in batches of 1,024, memory-mapped. Its schema's metadata holds the manifest's
+  digest, the inventories, the aligner, and the utterances that could not be aligned, with reasons.
 - A tier is `(unit_id, start_frame, num_frames)`, contiguous and ordered, from frame 0 to the end; silence is an explicit segment.
 - A unit sequence is a tier collapsed to its unit ids without silence, one position a segment.
 """
@@ -91,10 +91,9 @@ def word_positions(
 ) -> Positions:
     """Frames for pieces of words: a word's frames are split along its phones, in proportion to the pieces' letters.
 
-    word_of_U: for each piece the index of its word (−1: no frames; start = stop). Pieces of one word are neighbours. letters_V: letters of
-    each unit (`hkd.units.subword`); None: all pieces alike. With L letters up to a piece's end, of a word's L_w, it reaches to phone
-    floor(P · L / L_w + 1/2) of P; every piece with letters gets a phone where there are enough, else the frames are cut instead of the
-    phones; a piece without letters (▁ alone) gets one frame.
+    word_of_U: for each piece the index of its word (−1: no frames; start = stop); pieces of one word are neighbours. letters_V: letters of
+    each unit (`hkd.units.subword`); None: all pieces alike. A piece with L of its word's L_w letters up to its end reaches to phone
+    floor(P · L / L_w + 1/2) of P. Every piece with letters gets a phone, or a frame where there are fewer phones; ▁ alone gets one frame.
     """
     tier = utterance.word_tier
     spans = zip(tier.start_U1[:-1].tolist(), tier.start_U1[1:].tolist(), strict=True)
@@ -157,10 +156,7 @@ _TIER = pa.struct([("unit", pa.list_(pa.int32())), ("start", pa.list_(pa.int32()
 
 
 class Alignment:
-    """A read alignment: `alignment[id]`, `id in alignment`, `inventories`, `manifest_digest`, `failed` (id → reason).
-
-    Rows are views of the memory-mapped file.
-    """
+    """A read alignment: ids → rows, which are views of the memory-mapped file. `failed`: id → reason."""
 
     def __init__(self, path: Path) -> None:
         try:
@@ -255,7 +251,7 @@ class Alignment:
         return offset_N1, kept[:end]
 
     def _let_go(self) -> None:
-        """Let the system have the memory of what was read; it is read again when it is asked for."""
+        """Free the memory of the pages that were read; the system reads them again on demand."""
         if hasattr(mmap, "MADV_DONTNEED"):
             self._map.madvise(mmap.MADV_DONTNEED)
 

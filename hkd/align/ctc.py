@@ -32,7 +32,7 @@ MIN_SCORE = -5.0  # mean log-probability a frame of the best path below which th
 
 
 class CtcModel(Protocol):
-    """What is asked of a model."""
+    """A model to align by."""
 
     blank: int
     identity: dict[str, Any]
@@ -43,7 +43,7 @@ class CtcModel(Protocol):
         ...
 
     def encode(self, spoken: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """Normalised words → (unit_U, word_U); units that belong to no word (a delimiter) have −1. Raises FailureError for words without units."""
+        """Normalised words → (unit_U, word_U), −1 for a delimiter. Raises FailureError for words without units."""
         ...
 
 
@@ -84,7 +84,7 @@ def best_path(logp_TV: Floats, unit_U: NDArray[np.int32], *, blank: int) -> NDAr
 
 
 def word_times(path_T: NDArray[np.int64], word_U: NDArray[np.int32], *, frame_s: float) -> list[tuple[float, float]]:
-    """(begin, end) in seconds of each word, from the first frame of its first unit to its last unit's last, and half of the blanks beside it."""
+    """(begin, end) in seconds of each word: the frames from its first unit to its last, and half of the blanks on either side."""
     frame_T = np.flatnonzero(path_T % 2)
     word_T = word_U[path_T[frame_T] // 2]
     num = int(word_U.max()) + 1

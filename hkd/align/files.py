@@ -46,7 +46,7 @@ _TEXT, _FLAG, _NUMBER = 1, 2, 3  # its groups
 
 
 class Interval(NamedTuple):
-    """A stretch of a tier, in seconds. `place` is the line that it stands in, FILE:LINE."""
+    """A stretch of a tier, in seconds. `place`: its line, FILE:LINE."""
 
     start: float
     stop: float
@@ -262,10 +262,7 @@ def lasting(tier: Sequence[Interval], what: str) -> list[Interval]:
 def phones_in_words(
     spoken: Sequence[Interval], phones: Sequence[Interval]
 ) -> tuple[list[tuple[float, float, int, str]], list[str]]:
-    """Phones, each with the word that its middle lies in; and the words. Empty and silent phones are silence.
-
-    Silence of no length is nothing. Raises FailureError for a word or phone of no length.
-    """
+    """Phones, each with the word that its middle lies in; and the words. Raises FailureError for a word or phone of no length."""
     said = [row for row in lasting(spoken, "word") if not is_silent_word(row.label.strip())]
     sounding = lasting(phones, "phone")
     word_P = words_at(said, np.array([(phone.start + phone.stop) / 2 for phone in sounding])).tolist()
@@ -293,8 +290,7 @@ Pronounce = Callable[[str], Sequence[str]]
 class Ctm(dict[str, dict[str, list[Interval]]]):
     """Intervals of each id and side, by their begin; sides as written, in upper case.
 
-    grid_s: what the file's times are rounded to, 10 ms at least. first: what sides count from where they are numbers. used: (id, side) of
-    the rows that were asked for.
+    grid_s: what the file's times are rounded to, 10 ms at least. first: the lowest side that is a number. used: (id, side) that were read.
     """
 
     path = Path()

@@ -44,8 +44,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AlignReport:
-    """What came out: `failed` is id → reason; `seconds_of_audio` counts the kept utterances; `real_time_factor` is processor time a second
-    of audio, the model's loading left out (0 where nothing had to be done)."""
+    """What came out. `failed`: id → reason; `seconds_of_audio`: of the kept utterances; `real_time_factor`: processor time a second of audio."""
 
     kept: int
     failed: dict[str, str] = field(default_factory=dict)
@@ -65,7 +64,7 @@ def about(report: AlignReport, names: Sequence[str] = ABOUT) -> dict[str, Any]:
 
 
 def finished(out: Path, manifest: Manifest, aligner: Mapping[str, Any], *, overwrite: bool) -> AlignReport | None:
-    """The report of a finished alignment that is what is asked for; None where it may be (re)placed. Raises UserError where it may not."""
+    """The report of a finished alignment with these settings; None where `out` may be (re)written. Raises UserError where it may not."""
     if not out.exists():
         return None
     there = Alignment(out)
@@ -382,7 +381,7 @@ class Source(ABC):
 
 
 def refused(error: str | HkdError) -> Reading:
-    """What stands for an utterance that has no alignment."""
+    """The reading of an utterance that has no alignment."""
 
     def fail() -> Foreign:
         raise FailureError(str(error))
@@ -411,7 +410,7 @@ def import_alignment(
     overwrite: bool = False,
     progress: Progress = no_progress,
 ) -> AlignReport:
-    """Write `out` (an `Alignment`) from what a source has of the manifest's utterances; the rest stands in it and in the report with reasons.
+    """Write `out` (an `Alignment`) from what a source has of the manifest's utterances; the rest is listed in it and in the report with reasons.
 
     Raises UserError where `out` is of something else, unless `overwrite`, or the source cannot be read, and HkdError where nothing fits.
     """

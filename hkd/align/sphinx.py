@@ -6,9 +6,9 @@
 - The decoder's frame t is a window of 25.6 ms that begins at 10 t ms; its sound lies around the window's middle, 7.8 ms later than that of
   our frame t. So boundaries move by that to the nearest one on our grid, a frame.
 - The decoder may say nothing of the last frame: the last segment reaches to the end of the audio.
-- Work goes in chunks over several processes: a finished chunk is a file named by the digest of its task, so a killed run finds it again.
-  Order and number of processes leave no trace. When a worker dies, the chunks in flight are done again item by item, each in a process of
-  its own: the item that kills it is a failed row. Workers end with their parent, even where that one was killed.
+- Several processes work on chunks. A finished chunk is a file named by the digest of its task, so a killed run finds it again. When a worker
+  dies, the chunks in flight are done again item by item, each in a process of its own: the item that kills it is a failed row. Workers end
+  with their parent, even where that was killed.
 """
 
 import json
@@ -305,11 +305,10 @@ def align_manifest(
     overwrite: bool = False,
     progress: Progress = no_progress,
 ) -> AlignReport:
-    """Align all utterances of a manifest and write `out` (an `Alignment`); those that fail stand in it and in the report with reasons.
+    """Align all utterances of a manifest and write `out` (an `Alignment`); those that fail are listed in it and in the report with reasons.
 
-    Finished chunks are kept in a folder beside `out` until it is written, so that a killed run goes on where it was. What is there and
-    was made of the same manifest with the same settings is left. Raises UserError where `out` is of something else, unless
-    `overwrite`, and HkdError where not one utterance could be aligned.
+    Finished chunks are kept beside `out` until it is written, so a killed run resumes. A finished alignment with the same settings is left.
+    Raises UserError where `out` is of something else, unless `overwrite`, and HkdError where not one utterance could be aligned.
     """
     config = config or SphinxConfig()
     settings = {key: value for key, value in asdict(config).items() if key != "jobs" and value is not None}

@@ -7,8 +7,7 @@
 - Fusion: score = log p_CTC(prefix) + Σ weight · log p_LM(word | words before) + bonus · number of words. A word is scored when the next
   one begins, or at the end. With a lexicon (a prefix tree of pieces) only its words can come out. The best unigram below a node is
   added in advance and taken back when the word is known, so totals are exact and pruning is fair.
-- flashlight-text's lexicon decoder was measured and is not used: it takes the frames after a word's end for silence, which word pieces
-  without a separator do not have, and then reads outside the output.
+- Not flashlight-text's lexicon decoder: it takes the frames after a word's end for silence, which word pieces without a separator lack.
 
 Shape letters: B utterances, T encoder frames, V classes (blank 0, unit u is class u + 1).
 """
@@ -58,7 +57,7 @@ class WordLm(Protocol):
         """The state at the beginning of a sentence."""
 
     def prepare(self, pairs: Sequence[tuple[Any, str]]) -> None:
-        """Told which (state, word) will be asked for next, so that they can be computed together."""
+        """Announce which (state, word) come next, so that they can be computed together."""
 
     def extend(self, state: Any, word: str) -> tuple[Any, float]:
         """The state after a word, and log p(word | state)."""
@@ -117,10 +116,7 @@ class WordFusion:
         return _State(None if self._lm is None else self._lm.start(), self._lexicon, "", 0.0)
 
     def extend(self, pairs: Sequence[tuple[_State, int]]) -> list[tuple[_State, float] | None]:
-        """(state, unit) → (state after the unit, what it adds to the score), or None where the unit may not follow.
-
-        The open word grows by a piece, or is closed and the next is opened.
-        """
+        """(state, unit) → (state after the unit, what it adds to the score), or None where the unit may not follow."""
         self._prepare(state for state, unit in pairs if self._symbols[unit].startswith(WORD_MARK))
         closed: dict[int, tuple[Any, float] | None] = {}  # many units close the same word
         return [self._extend(state, unit, closed) for state, unit in pairs]

@@ -21,10 +21,7 @@ History = tuple[int, ...]
 
 
 def usable_words(lm: str | Path, words: Sequence[str], is_usable: Callable[[str], bool], *, rule: str) -> tuple[list[str], str]:
-    """The words that a search can give, as `rule` says ("the lexicon can pronounce"), and what to say of `lm` where others are left out ("" where none is).
-
-    Raises UserError where no word is left.
-    """
+    """The words that a search can give, as `rule` says, and a sentence on those that are left out ("": none). Raises UserError for none."""
     usable: list[str] = []
     others: list[str] = []
     for word in words:
@@ -137,16 +134,15 @@ class TeacherLm:
 
     def prepare(self, pairs: Sequence[tuple[Words, str]]) -> None:
         """Score the last words of these sentences together."""
-        wanted = list(dict.fromkeys((*before, word) for before, word in pairs if (*before, word) not in self._known))
-        sentences, lasts = [], []
-        for number, sentence in enumerate(wanted):
-            unit_U, word_U = self._encode(sentence)
+        wanted = dict.fromkeys((*before, word) for before, word in pairs if (*before, word) not in self._known)
+        sentences = []
+        for number, spoken in enumerate(wanted):
+            unit_U, word_U = self._encode(spoken)
             sentences.append(Sentence(id=str(number), unit_U=unit_U, word_U=word_U))
-            lasts.append(word_U == len(sentence) - 1)
-        if not sentences:
-            return
-        for sentence, last_U, topk in zip(wanted, lasts, self._teacher.score(sentences, k=1), strict=True):
-            self._known[sentence] = float(topk.gold_logp_N[last_U].astype(np.float64).sum())
+        scored = self._teacher.score(sentences, k=1) if sentences else []
+        for spoken, sentence, topk in zip(wanted, sentences, scored, strict=True):
+            last_U = sentence.word_U == len(spoken) - 1
+            self._known[spoken] = float(topk.gold_logp_N[last_U].astype(np.float64).sum())
 
     def extend(self, before: Words, word: str) -> tuple[Words, float]:
         """The words so far, and log p(word | before)."""

@@ -41,10 +41,7 @@ _SMOOTH_FRAMES = 20  # of 10 ms, over which the sound's energy is averaged befor
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Seconds:
-    """Where the time went: features, the network, the search over its output.
-
-    On a CPU seconds of processor time, of all threads, in which what else runs on the machine hardly shows; on a GPU seconds of the wall's clock.
-    """
+    """Where the time went: processor time of all threads on a CPU, which other programs hardly change; the wall clock's on a GPU."""
 
     features: float = 0.0
     network: float = 0.0
@@ -66,7 +63,10 @@ class Recogniser:
     def __init__(
         self, folder: str | Path, *, device: str = "auto", search: SearchConfig | None = None, lm: str | None = None
     ) -> None:
-        """folder: an exported student, or a run with one in `model/`. lm: see `hkd.decode.search.Search`; for a hybrid student a word n-gram (ARPA). Raises UserError where the folder holds no exported student."""
+        """folder: an exported student, or a run with one in `model/`. lm: see `hkd.decode.search.Search`; for a hybrid student a word n-gram.
+
+        Raises UserError where the folder holds no exported student.
+        """
         folder = Path(folder)
         if (folder / "model" / CARD).exists():  # a run, whose own student.json tells of the heads
             folder = folder / "model"

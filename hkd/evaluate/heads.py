@@ -299,8 +299,10 @@ def _head(name: str, row: Mapping[str, Any], join: Join) -> Head:
 
 
 def average_teacher(joined: JoinedStore, *, without: Container[str]) -> Tensor | None:
-    """table_VH: what the teacher says on average where the transcript has unit v, over the store's utterances (5,000 at most) that are not
-    in `without`; the tail is spread evenly. None where the table would be too large, the labels are draws, or no utterance is left."""
+    """table_VH: the teacher's mean distribution where the transcript has unit v, over 5,000 of the store's utterances that are not in `without`.
+
+    The tail is spread evenly. None where the table would be too large, the labels are draws, or no utterance is left.
+    """
     reader = joined.reader
     if not can_average(reader.spec):
         return None
