@@ -62,19 +62,14 @@ def read_textgrid(path: Path) -> TextGrid:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise UserError(f"{path} must be a TextGrid of less than {MAX_BYTES >> 20} MB, but is larger.")
-        return _parse(_decode(path.read_bytes()), path)
+        data = path.read_bytes()
+        if data.startswith(b"ooBinaryFile"):
+            raise ValueError("it is in Praat's binary format: save it as text")
+        return _parse(data.decode("utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"), path)
     except OSError as error:
         raise UserError(f"TextGrid {path}: {error.strerror}.") from None
     except (ValueError, IndexError) as error:
         raise UserError(f"{path} must be a TextGrid in Praat's text format, but is not ({error}).") from None
-
-
-def _decode(data: bytes) -> str:
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return data.decode("utf-16")
-    if data.startswith(b"ooBinaryFile"):
-        raise ValueError("it is in Praat's binary format: save it as text")
-    return data.decode("utf-8-sig")
 
 
 class _Values:

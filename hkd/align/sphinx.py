@@ -124,13 +124,13 @@ def _begin_worker() -> None:
     """Leave Ctrl-C to the parent, and end when it ends: a pool's workers would otherwise wait for ever for one that was killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
 
+    def end_with_parent() -> None:
+        if parent is not None:
+            wait_for_sentinels([parent.sentinel])
+            os._exit(1)
 
-def _end_with(sentinel: int) -> None:
-    wait_for_sentinels([sentinel])
-    os._exit(1)
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 ALGORITHM = 3  # raised whenever the same input would give another alignment

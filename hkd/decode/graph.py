@@ -25,7 +25,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +83,12 @@ def open_graph(arpa: Path, *, tying: Tying, lexicon: Lexicon) -> Graph:
 def build_graph(arpa: Path, *, tying: Tying, lexicon: Lexicon) -> Graph:
     """The graph of a word n-gram. Raises UserError where the file is no ARPA file, or shares no word with the lexicon."""
     kaldifst = kaldi_module("kaldifst")
-    variants = cache(partial(_pronunciations, lexicon))
     ngram = read_word_ngram(arpa)
+
+    @cache
+    def variants(word: str) -> list[tuple[str, ...]]:
+        return list(dict.fromkeys(lexicon.variants(word) or filter(None, [lexicon.pronounce(word)])))
+
     can_say, note = usable_words(arpa, ngram.words, lambda word: bool(variants(word)), rule="the lexicon can pronounce")
     spoken = {word: variants(word) for word in can_say}
     words = (EPSILON, *sorted(spoken), BACKOFF, START, STOP)
@@ -117,11 +121,6 @@ def build_graph(arpa: Path, *, tying: Tying, lexicon: Lexicon) -> Graph:
     whole = kaldifst.StdVectorFst(kaldifst.compose(_states_fst(kaldifst, list(number_of)), relabelled))
     kaldifst.connect(whole)
     return Graph(fst=whole, words=words, note=note)
-
-
-def _pronunciations(lexicon: Lexicon, word: str) -> list[tuple[str, ...]]:
-    variants = lexicon.variants(word) or [variant for variant in [lexicon.pronounce(word)] if variant]
-    return list(dict.fromkeys(variants))
 
 
 def _lexicon_fst(

@@ -41,6 +41,7 @@ def model_card(run_folder: Path, *, needs_figures: bool = True) -> str:
         searched = _search_settings(reports[-1], is_hybrid=is_hybrid)
     if lm:
         given = digest if Path(str(digest)).name == lm else lm  # a hub's name is its own
+    lm_option = [f"--lm {shlex.quote(given)}"] if given else []
     units = f"{len(meta.inventory)} {meta.inventory.level} units (inventory {meta.inventory.digest[:12]})"
     facts = {
         "objective": f"{meta.extra.get('objective', run_folder.name)}: {meta.extra.get('objective_help', 'a run of its own kind')}",
@@ -58,7 +59,7 @@ def model_card(run_folder: Path, *, needs_figures: bool = True) -> str:
         learnt=_learnt(identity.get("data", {}), coverage),
         figures=_figures(reports) if reports else f"Not evaluated yet: `hkd evaluate {run_folder.name}`, then export again.",
         needs=_HYBRID_NEEDS if is_hybrid else _CTC_NEEDS + (_LM_BESIDE if lm else ""),
-        shell=_shell(given, searched),
+        shell=" ".join(["hkd transcribe FILE.wav --model FOLDER", *lm_option, *(f"--set search.{s}" for s in searched)]),
         python=_python(given, searched),
         text="Only words of the n-gram come out" if is_hybrid else "Text comes out in lower case",
         limits=f", and the smallest of them has {min(int(r.data['words']) for r in reports):,} words" if reports else "",
@@ -105,11 +106,6 @@ def _search_settings(report: EvaluationReport, *, is_hybrid: bool) -> list[str]:
         for name, value in flatten(report.inputs["settings"]["search"]).items()
         if usual.get(name, value) != value and name.startswith("hybrid.") == is_hybrid
     ]
-
-
-def _shell(lm: str | None, settings: Sequence[str]) -> str:
-    beside = f" --lm {shlex.quote(lm)}" if lm else ""
-    return f"hkd transcribe FILE.wav --model FOLDER{beside}" + "".join(f" --set search.{setting}" for setting in settings)
 
 
 def _python(lm: str | None, settings: Sequence[str]) -> str:

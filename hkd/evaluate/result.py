@@ -24,7 +24,7 @@ import numpy as np
 
 from hkd.errors import UserError
 from hkd.evaluate.score import Interval, Scores, block_sums, phones_of, score_characters, score_tokens, score_words
-from hkd.files import atomic_write
+from hkd.files import atomic_write, write_bytes, write_json
 from hkd.units.lexicon import Lexicon
 
 FORMAT = 1
@@ -189,10 +189,26 @@ def write_hypotheses(path: Path, rows: Iterable[Hypothesis], scores: Mapping[str
     _write_lines(path, ({**asdict(row), **counts(n)} for n, row in enumerate(rows)))
 
 
-def write_n_best(path: Path, rows: Iterable[Hypothesis], n_best: Iterable[Sequence[Option]]) -> None:
-    """Write eval-SPLIT.nbest.jsonl atomically: id and `hypotheses` of each row."""
-    lists = zip(rows, n_best, strict=True)
-    _write_lines(path, ({"id": row.id, "hypotheses": [asdict(option) for option in options]} for row, options in lists))
+def write_result(
+    run_folder: Path,
+    report: EvaluationReport,
+    scores: Mapping[str, Scores],
+    *,
+    n_best: Sequence[Sequence[Option]],
+    timing: Mapping[str, Any],
+) -> None:
+    """Write an evaluation's files, the figures last: they are the mark of completeness. Without n-best lists an older file of them goes."""
+    rows, (path, hyp_path, timing_path) = report.hypotheses, result_paths(run_folder, report.split, report.tag)
+    path.unlink(missing_ok=True)
+    write_hypotheses(hyp_path, rows, scores)
+    write_bytes(path.with_suffix(".errors.txt"), listing(rows, scores["wer"]).encode())
+    lists_path = n_best_path(run_folder, report.split, report.tag)
+    lists_path.unlink(missing_ok=True)
+    if n_best:
+        lists = zip(rows, n_best, strict=True)
+        _write_lines(lists_path, ({"id": row.id, "hypotheses": list(map(asdict, options))} for row, options in lists))
+    write_json(timing_path, timing)
+    write_json(path, report.to_json())
 
 
 def _write_lines(path: Path, values: Iterable[Mapping[str, Any]]) -> None:

@@ -26,19 +26,17 @@ from hkd.evaluate.result import (
     ErrorRate,
     EvaluationReport,
     english,
-    listing,
     n_best_path,
     read_result,
     result_paths,
     score_all,
     with_phones,
-    write_hypotheses,
-    write_n_best,
+    write_result,
 )
 from hkd.evaluate.score import Scores, bootstrap_interval
 from hkd.evaluate.splice import SHUFFLED
 from hkd.evaluate.splice import splice as spliced
-from hkd.files import digest_of, digest_of_file, write_bytes, write_json
+from hkd.files import digest_of, digest_of_file
 from hkd.manifest import Manifest
 from hkd.manifest import read as read_manifest
 from hkd.progress import Progress, no_progress
@@ -154,16 +152,7 @@ def evaluate(
         rtf=rtf,
         hypotheses=rows,
     )
-    path, hyp_path, timing_path = result_paths(run_folder, name, tag)
-    path.unlink(missing_ok=True)  # the figures come last: they are the mark of completeness
-    write_hypotheses(hyp_path, rows, scores)
-    write_bytes(path.with_suffix(".errors.txt"), listing(rows, scores["wer"]).encode())
-    if config.n_best:
-        write_n_best(n_best_path(run_folder, name, tag), rows, decoded.n_best)
-    else:
-        n_best_path(run_folder, name, tag).unlink(missing_ok=True)
-    write_json(timing_path, timing)
-    write_json(path, report.to_json())
+    write_result(run_folder, report, scores, n_best=decoded.n_best, timing=timing)
     return report
 
 
