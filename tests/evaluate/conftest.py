@@ -11,23 +11,18 @@ import numpy as np
 import pytest
 import torch
 
-from hkd.align.alignment import Alignment, sequence_digest
 from hkd.evaluate.decoding import EvaluateConfig
 from hkd.evaluate.result import Hypothesis, read_result, result_paths, score_all, write_hypotheses
 from hkd.evaluate.run import error_rate as error_rate_of
 from hkd.evaluate.run import evaluate
-from hkd.files import digest_of, write_bytes, write_json
-from hkd.labels.format import StoreSpec, UtteranceLabels
-from hkd.labels.writer import LabelWriter
+from hkd.files import write_bytes, write_json
 from hkd.manifest import read as read_manifest
 from hkd.student.config import EncoderConfig
 from hkd.testing.corpus import prepare_folder, tiny_corpus
-from hkd.topk import select_topk
 from hkd.train.config import TrainConfig, TrainLoopConfig
 from hkd.train.run import train
-from hkd.units.inventory import UnitInventory
-from hkd.units.subword import SubwordModel
 from hkd.units.text import words
+from kit.labelled import label_folder
 
 OBJECTIVES = ("none", "hard-heads", "interpolation", "hierarchical")
 LEVELS = ("senone", "monophone", "subword")
@@ -59,37 +54,6 @@ class Project:
     @property
     def runs(self) -> list[Path]:
         return [self.folder / "runs" / name for name in OBJECTIVES]
-
-
-def write_store(project: Project, level: str, *, seed: int) -> None:
-    """A store of random labels for all utterances; teachers that give the reference a good share."""
-    manifest, alignment = read_manifest(project.manifest), Alignment(project.alignment)
-    subwords = SubwordModel(project.units / "subword.model")
-    inventory: UnitInventory = subwords.inventory if level == "subword" else alignment.inventories[level]
-    teacher = {"name": level, "kind": "cloze", "direction": "both", "digest": "0" * 64, "given": "outside-position"}
-    spec = StoreSpec(name=level, level=level, inventory=inventory, teacher=teacher, manifest_digest=manifest.digest, k=16)
-    generator = torch.Generator().manual_seed(seed)
-    rows = {}
-    for utterance in manifest:
-        spoken = words(utterance.text)
-        unit_U, word_U = subwords.encode(spoken)
-        if level != "subword":
-            unit_U = alignment.positions(utterance.id, level).unit_U
-            word_U = np.zeros(len(unit_U), np.int32)
-        logits_UV = 2 * torch.randn(len(unit_U), len(inventory), generator=generator)
-        gold_U = torch.as_tensor(unit_U.astype(np.int64))
-        logits_UV[torch.arange(len(gold_U)), gold_U] += 5
-        rows[utterance.id] = UtteranceLabels(
-            id=utterance.id,
-            topk=select_topk(logits_UV, gold_U, k=spec.width),
-            word_U=word_U,
-            unit_digest=sequence_digest(unit_U),
-            text_digest=bytes.fromhex(digest_of(spoken)[:16]),
-        )
-    writer = LabelWriter.open(project.labels / level, spec, rows)
-    for shard in writer.pending():
-        writer.write_shard(shard, [rows[name] for name in writer.shard_ids(shard)])
-    writer.finish()
 
 
 def write_run(project: Project, objective: str, *, seed: int) -> None:
@@ -157,8 +121,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     torch.set_num_threads(1)
     tiny_corpus(project.folder, num_utterances=12)
     prepare_folder(project.folder)
-    for seed, level in enumerate(LEVELS):
-        write_store(project, level, seed=seed)
+    teacher = {"kind": "cloze", "direction": "both", "digest": "0" * 64, "given": "outside-position"}
+    for level in LEVELS:
+        label_folder(project.folder, levels=[level], k=16, teacher={"name": level, **teacher})
     for seed, objective in enumerate(OBJECTIVES):
         write_run(project, objective, seed=seed)
     for level in LEVELS:

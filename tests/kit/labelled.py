@@ -92,10 +92,9 @@ def label_folder(
                 unit_digest=sequence_digest(unit_U),
                 text_digest=text_digest(said),
             )
-        spec = StoreSpec(
-            name=level, level=level, inventory=symbols, manifest_digest=whole.digest, k=k if isinstance(k, int) else k[level],
-            teacher={"name": "made-up", "kind": "ngram", "direction": "both", "digest": "0" * 64}, **spec_changes,
-        )  # fmt: skip
+        settings = {"teacher": {"name": "made-up", "kind": "ngram", "direction": "both", "digest": "0" * 64}, **spec_changes}
+        kept = k if isinstance(k, int) else k[level]
+        spec = StoreSpec(name=level, level=level, inventory=symbols, manifest_digest=whole.digest, k=kept, **settings)
         writer = LabelWriter.open(folder / shards / level, spec, rows)
         for shard in writer.pending():
             writer.write_shard(shard, [rows[name] for name in writer.shard_ids(shard)])
