@@ -131,8 +131,9 @@ def decode(
         progress(len(found), len(part))
     if timed_samples:
         seconds += Seconds(features=timed_s * samples / timed_samples)
-    hypotheses, lists = zip(*(found[row] for row in sorted(found)), strict=True) if found else ((), ())
-    return Decoded(rows=list(hypotheses), n_best=list(lists) if n_best else [], seconds=seconds)
+    ordered = [found[row] for row in range(len(part))]
+    lists = [options for _, options in ordered] if n_best else []
+    return Decoded(rows=[hypothesis for hypothesis, _ in ordered], n_best=lists, seconds=seconds)
 
 
 def logits_of(
