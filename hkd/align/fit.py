@@ -270,7 +270,7 @@ def _pairs(tokens: Sequence[str], spoken: Sequence[str]) -> list[tuple[list[int]
 def _in_words(foreign: Foreign, spoken: Sequence[str]) -> Foreign:
     """word_P as indices into the transcript's words."""
     word_P = np.full(len(foreign.word_P), -1, np.int64)
-    split: list[tuple[int, list[int]]] = []
+    split: dict[int, list[int]] = {}  # pieces that are several words
     for theirs, mine in _pairs(foreign.tokens, spoken):
         at_M = np.flatnonzero(np.isin(foreign.word_P, theirs))
         if not at_M.size:
@@ -279,7 +279,7 @@ def _in_words(foreign: Foreign, spoken: Sequence[str]) -> Foreign:
             raise FailureError(f"the word '{spoken[mine[0]]}' is interrupted")
         weight = np.cumsum([len(spoken[word]) for word in mine])
         if at_M.size == 1 and len(mine) > 1 and foreign.phone_P is None:
-            split.append((int(at_M[0]), mine))
+            split[int(at_M[0])] = mine
             continue
         starts_M = np.flatnonzero(foreign.begins_P[at_M]) if foreign.senone_P is not None else np.arange(at_M.size)
         if len(starts_M) < len(mine):
@@ -288,23 +288,20 @@ def _in_words(foreign: Foreign, spoken: Sequence[str]) -> Foreign:
         edges = np.concatenate([starts_M, [at_M.size]])[at_least_one_apart(share.tolist(), len(starts_M))]
         for word, first, last in zip(mine, edges[:-1], edges[1:], strict=True):
             word_P[at_M[first:last]] = word
-    return _split(replace(foreign, word_P=word_P), split, spoken)
+    found = replace(foreign, word_P=word_P)
+    return _split(found, split, spoken) if split else found
 
 
-def _split(foreign: Foreign, split: Sequence[tuple[int, list[int]]], spoken: Sequence[str]) -> Foreign:
+def _split(foreign: Foreign, split: Mapping[int, list[int]], spoken: Sequence[str]) -> Foreign:
     """Pieces that are several words of the transcript, cut in proportion to the words' letters."""
-    if not split:
-        return foreign
-    rows = dict(split)
-    start, stop, word = [], [], []
-    for at, (first, last, own) in enumerate(zip(foreign.start_P, foreign.stop_P, foreign.word_P, strict=True)):
-        mine = rows.get(at, [int(own)])
+    rows: list[tuple[int, int, int]] = []
+    for at, (first, last, own) in enumerate(zip(foreign.start_P, foreign.stop_P, foreign.word_P.tolist(), strict=True)):
+        mine = split.get(at, [own])
         weight = np.cumsum([0, *(len(spoken[number]) if number >= 0 else 1 for number in mine)])
         cuts = first + (last - first) * weight // weight[-1]
-        start += cuts[:-1].tolist()
-        stop += cuts[1:].tolist()
-        word += mine
-    return replace(foreign, start_P=np.array(start), stop_P=np.array(stop), word_P=np.array(word, np.int64))
+        rows += zip(cuts[:-1].tolist(), cuts[1:].tolist(), mine, strict=True)
+    start_P, stop_P, word_P = np.array(rows, np.int64).T
+    return replace(foreign, start_P=start_P, stop_P=stop_P, word_P=word_P)
 
 
 def _close(foreign: Foreign, num_samples: int, silence: Silence) -> Foreign:
