@@ -207,9 +207,7 @@ def verify(path: Path, archive: Archive, *, remove: bool = True) -> None:
 
 
 def download(url: str, path: Path, archive: Archive, *, progress: Progress = no_progress) -> Path:
-    """Fetch `url` to `path`, going on where a broken download stopped; at once where it is there. Raises HkdError."""
-    if path.exists():
-        return path
+    """Fetch `url` to `path`, going on where a broken download stopped. Raises HkdError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     try:
@@ -247,12 +245,10 @@ def _fetch(url: str, part: Path, progress: Progress) -> None:
 
 
 def unpack(archive: Path, folder: Path) -> Path:
-    """Unpack a tar archive to `folder`, which appears whole or not at all; at once where it is there. Raises HkdError.
+    """Unpack a tar archive to `folder`, which appears whole or not at all. Raises HkdError.
 
     Files and folders below `folder` alone: links, devices, pipes and names that lead out are refused, and so are bombs.
     """
-    if folder.is_dir():
-        return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".unpack-", dir=folder.parent) as temporary:
         work = Path(temporary) / "files"
@@ -268,7 +264,7 @@ def unpack(archive: Path, folder: Path) -> Path:
                             f"{archive} must not unpack to more than {limit} bytes or {MAX_MEMBERS} files, but does. Is it the right one?"
                         )
                     if member.issym() or member.islnk():
-                        raise HkdError(f"{archive} cannot be unpacked ('{member.name}' is a link). Delete it and try again.")
+                        raise tarfile.ReadError(f"'{member.name}' is a link")
                     tar.extract(member, work, filter="data")
                 _read_to_the_end(tar)
         except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error, lzma.LZMAError) as error:

@@ -43,6 +43,7 @@ class Units:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._models: dict[str, SubwordModel] = {}  # by spelled level
 
     @cached_property
     def lexicon(self) -> Lexicon:
@@ -64,19 +65,11 @@ class Units:
         """The levels that there are inventories of, from fine to coarse."""
         return tuple(level for level in UNIT_LEVELS if inventory_path(self.folder, level).exists())
 
-    @cached_property
-    def subwords(self) -> SubwordModel:
-        """The SentencePiece model."""
-        return self.spelling(SUBWORD)
-
-    @cached_property
-    def characters(self) -> SubwordModel:
-        """The characters' model."""
-        return self.spelling(CHARACTER)
-
     def spelling(self, level: str) -> SubwordModel:
-        """The model of a spelled level. Raises UserError where it is missing or broken."""
-        return SubwordModel(self.folder / model_file(level), level=level)
+        """The SentencePiece model of a spelled level. Raises UserError where it is missing or broken."""
+        if level not in self._models:
+            self._models[level] = SubwordModel(self.folder / model_file(level), level=level)
+        return self._models[level]
 
     def inventory(self, level: str) -> UnitInventory:
         """The inventory of a level. Raises UserError where it is missing or broken."""
@@ -85,7 +78,7 @@ class Units:
     def encode(self, words: Sequence[str], level: str) -> Sequences:
         """Normalised words → (unit_U, word_U). Raises UserError for unknown levels, and at phone levels for words without pronunciation."""
         if level in SPELLED:
-            return (self.subwords if level == SUBWORD else self.characters).encode(words)
+            return self.spelling(level).encode(words)
         if level not in UNIT_LEVELS:
             raise UserError(f"level must be one of {', '.join(UNIT_LEVELS)}, but is '{level}' instead.")
         phones = [self.lexicon.pronounce(word) for word in words]

@@ -88,7 +88,7 @@ def test_letters_of_other_splits_are_units_too_and_other_rules_of_words_are_refu
     for level in (CHARACTER, SUBWORD):
         assert {"ै", "ं", "आ", "स"} <= set(made[level].symbols)
     assert "p" not in made[CHARACTER].symbols
-    unknown = Units(tmp_path).subwords.unknown
+    unknown = Units(tmp_path).spelling(SUBWORD).unknown
     assert all(unknown not in Units(tmp_path).encode(["आप", "हैं"], level)[0] for level in (CHARACTER, SUBWORD))
     with pytest.raises(UserError, match="its letters is "):
         train_units(["नमस्ते दुनिया", "मेरा घर"], tmp_path, vocab_size=60)
