@@ -11,7 +11,6 @@
   Neither has a model for false starts and repeated words, which are most of the largest differences in learners' speech.
 """
 
-import argparse
 import json
 import logging
 import os
@@ -26,7 +25,7 @@ for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
 
 import numpy as np  # noqa: E402
-from common import RESULTS, bar, machine, save  # noqa: E402
+from common import bar, machine, parser, save  # noqa: E402
 from gmm_aligner import GmmAligner, Segment, cepstra, normalised_by_speaker  # noqa: E402
 
 from hkd import corpora  # noqa: E402
@@ -133,19 +132,16 @@ def compare(
 
 def main() -> None:
     """Measure, print, write results/align.json; rows of other corpora stay in it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--corpus", default=os.environ.get(CORPUS_VARIABLE) or DEMO, help="a folder or a name, as `hkd prepare` takes"
-    )
-    parser.add_argument("--name", default="", help="of the corpus in the results; by default the folder's")
-    parser.add_argument("--alignment", type=Path, help="an alignment that is there, with --manifest")
-    parser.add_argument("--manifest", type=Path)
-    parser.add_argument("--utterances", type=int, default=200, help="that are compared")
-    parser.add_argument("--train", type=int, default=800, help="utterances that the GMMs are trained on")
-    parser.add_argument("--gaussians", type=int, default=2000)
-    parser.add_argument("--work", type=Path, default=Path("runs") / "bench-align")
-    parser.add_argument("--out", type=Path, default=RESULTS / "align.json")
-    arguments = parser.parse_args()
+    known, corpus = parser(__doc__, out="align"), os.environ.get(CORPUS_VARIABLE) or DEMO
+    known.add_argument("--corpus", default=corpus, help="a folder or a name, as `hkd prepare` takes")
+    known.add_argument("--name", default="", help="of the corpus in the results; by default the folder's")
+    known.add_argument("--alignment", type=Path, help="an alignment that is there, with --manifest")
+    known.add_argument("--manifest", type=Path)
+    known.add_argument("--utterances", type=int, default=200, help="that are compared")
+    known.add_argument("--train", type=int, default=800, help="utterances that the GMMs are trained on")
+    known.add_argument("--gaussians", type=int, default=2000)
+    known.add_argument("--work", type=Path, default=Path("runs") / "bench-align")
+    arguments = known.parse_args()
     logging.basicConfig(level=logging.ERROR)
     name = arguments.name or Path(arguments.corpus).name
     results: dict[str, Any] = {"machine": machine(), "corpora": {}}
@@ -176,10 +172,8 @@ def main() -> None:
     save(arguments.out, results)
 
     row["boundaries"] = compare(alignment, whole, evenly(names, arguments.train), compared, arguments.gaussians)
-    print(
-        f"{name:34s} {'boundaries':>10s} {'median ms':>9s} {'p90 ms':>7s} {'later ms':>8s}   within "
-        + " ".join(f"{ms:4d}" for ms in WITHIN_MS)
-    )
+    limits = " ".join(f"{ms:4d}" for ms in WITHIN_MS)
+    print(f"{name:34s} {'boundaries':>10s} {'median ms':>9s} {'p90 ms':>7s} {'later ms':>8s}   within {limits}")
     for kind in ("word", "phone"):
         f = row["boundaries"][kind]
         shares = " ".join(f"{share:4.0%}" for share in f["within"].values())

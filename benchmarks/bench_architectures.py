@@ -9,7 +9,6 @@ before, a masked one the text with a mask in that place. A row is "agrees" (the 
 `MOST_PARAMETERS`, are listed with the reason why they were not built.
 """
 
-import argparse
 import inspect
 import json
 import logging
@@ -24,24 +23,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from common import RESULTS, bar, machine, parser, save
 
-from hkd.native import import_torchaudio
+from hkd.errors import HkdError
+from hkd.teachers.base import Sentence
+from hkd.teachers.load import load_teacher
+from hkd.testing.teachers import byte_bpe, transformers
 
-import_torchaudio()
-
-import transformers  # noqa: E402
-from common import bar, machine, save  # noqa: E402
-from transformers.models.auto.modeling_auto import (  # noqa: E402
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-)
-
-from hkd.errors import HkdError  # noqa: E402
-from hkd.teachers.base import Sentence  # noqa: E402
-from hkd.teachers.load import load_teacher  # noqa: E402
-from hkd.testing.teachers import byte_bpe  # noqa: E402
-
-RESULTS = Path(__file__).parent / "results" / "architectures.json"
+OUT = RESULTS / "architectures.json"
 BOUND = 1e-4
 BARS = {"causal": (98, 103), "masked": (36, 38)}  # at least so many agree; of how many it was measured first
 MOST_PARAMETERS = 20_000_000
@@ -212,17 +201,19 @@ def _stop(_: int, __: FrameType | None) -> None:
 
 def main() -> None:
     """The table, and the bars."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="model types, separated by commas")
-    parser.add_argument("--kind", choices=("causal", "masked"))
-    given = parser.parse_args()
+    known = parser(__doc__)
+    known.add_argument("--only", default="", help="model types, separated by commas")
+    known.add_argument("--kind", choices=("causal", "masked"))
+    given = known.parse_args()
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     transformers.utils.logging.disable_progress_bar()
     only = set(filter(None, given.only.split(",")))
     signal.signal(signal.SIGALRM, _stop)
     rows = []
-    for kind, mapping in (("causal", MODEL_FOR_CAUSAL_LM_MAPPING_NAMES), ("masked", MODEL_FOR_MASKED_LM_MAPPING_NAMES)):
+    auto = transformers.models.auto.modeling_auto
+    mappings = {"causal": auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, "masked": auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES}
+    for kind, mapping in mappings.items():
         tokenizer = byte_bpe(TEXTS, masked=True)
         for model_type in mapping:
             if (only and model_type not in only) or given.kind not in (None, kind):
@@ -238,12 +229,10 @@ def main() -> None:
                 shutil.rmtree(work, ignore_errors=True)
             rows.append(row)
             said = row.get("gap", row.get("why", ""))
-            print(
-                f"{kind:7} {model_type:26} {row.get('architecture', ''):34} {row['result']:10} {said} {row.get('way', '')}",
-                flush=True,
-            )
+            name = f"{kind:7} {model_type:26} {row.get('architecture', ''):34}"
+            print(f"{name} {row['result']:10} {said} {row.get('way', '')}", flush=True)
     if only or given.kind:  # those rows anew, the others as they were
-        before = json.loads(RESULTS.read_text(encoding="utf-8"))["rows"] if RESULTS.is_file() else []
+        before = json.loads(OUT.read_text(encoding="utf-8"))["rows"] if OUT.is_file() else []
         now = {(row["kind"], row["model_type"]): row for row in rows}
         rows = [now.pop((row["kind"], row["model_type"]), row) for row in before] + list(now.values())
     count = Counter((row["kind"], row["result"]) for row in rows)
@@ -252,10 +241,9 @@ def main() -> None:
         agree, built = count[kind, "agrees"], sum(count[kind, result] for result in ("agrees", "refused", "wrong", "trace"))
         print(f"{kind}: {agree} of {built} agree, {count[kind, 'refused']} refused, {count[kind, 'not built']} not built")
         bars.append(bar(f"{kind} architectures that agree, of {built}", agree, least, least=True))
-    bars.append(
-        bar("architectures wrong, or a trace", sum(count[kind, result] for kind in BARS for result in ("wrong", "trace")), 0)
-    )
-    save(RESULTS, {"machine": machine(), "rows": rows, "bars": bars})
+    faults = sum(count[kind, result] for kind in BARS for result in ("wrong", "trace"))
+    bars.append(bar("architectures wrong, or a trace", faults, 0))
+    save(OUT, {"machine": machine(), "rows": rows, "bars": bars})
 
 
 if __name__ == "__main__":

@@ -10,31 +10,23 @@ a bar, the cloze LM as it labels senones by default (given `outside-phone`), who
 """
 
 import argparse
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from common import bar, clock_of, machine, parser, save
 
-from hkd.native import import_torchaudio
-
-import_torchaudio()
-
-import transformers  # noqa: E402
-from common import bar, machine, save  # noqa: E402
-
-from hkd.teachers.base import Sentence, TeacherInfo  # noqa: E402
-from hkd.teachers.cloze import UnitLmSizes, make_unit_lm  # noqa: E402
-from hkd.teachers.unit_lm import UnitLmTeacher  # noqa: E402
-from hkd.teachers.unit_lm_senones import SenoneMap  # noqa: E402
-from hkd.topk import select_topk  # noqa: E402
-from hkd.units.tying import StateTying  # noqa: E402
+from hkd.teachers.base import Sentence, TeacherInfo
+from hkd.teachers.cloze import UnitLmSizes, make_unit_lm
+from hkd.teachers.unit_lm import UnitLmTeacher
+from hkd.teachers.unit_lm_senones import SenoneMap
+from hkd.testing.teachers import transformers
+from hkd.topk import select_topk
+from hkd.units.tying import StateTying
 
 K, BATCH, BAR = 16, 50, 100.0
 TURNS = 4
-RESULTS = Path(__file__).parent / "results" / "cloze.json"
 
 
 def num_parameters(module: torch.nn.Module) -> int:
@@ -91,7 +83,7 @@ def sequences(tying: StateTying, count: int, positions: int) -> list[Sentence]:
 
 def measure(arguments: argparse.Namespace, keep: Callable[[dict[str, dict[str, float]]], None]) -> dict[str, dict[str, float]]:
     """Positions a second of each side; `keep` gets what there is after every turn."""
-    clock: Callable[[], float] = time.process_time if arguments.clock == "cpu" else time.perf_counter
+    clock = clock_of("cpu", wall=arguments.clock == "wall")
     tying = StateTying()
     said = sequences(tying, arguments.sequences, arguments.positions)
     teachers = {given: cloze_teacher(tying, arguments.width, given) for given in ("outside-position", "outside-phone")}
@@ -127,17 +119,14 @@ def measure(arguments: argparse.Namespace, keep: Callable[[dict[str, dict[str, f
 
 def main() -> None:
     """Measure, print, write results/cloze.json as it goes."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sequences", type=int, default=1000)
-    parser.add_argument("--positions", type=int, default=400, help="of a sequence")
-    parser.add_argument("--masked-positions", type=int, default=200, help="on which the masked side is timed")
-    parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument(
-        "--clock", choices=("wall", "cpu"), default="wall", help="cpu: for machines that are busy with other work"
-    )
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    arguments = parser.parse_args()
+    known = parser(__doc__, out="cloze")
+    known.add_argument("--sequences", type=int, default=1000)
+    known.add_argument("--positions", type=int, default=400, help="of a sequence")
+    known.add_argument("--masked-positions", type=int, default=200, help="on which the masked side is timed")
+    known.add_argument("--width", type=int, default=128)
+    known.add_argument("--threads", type=int, default=0)
+    known.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: for machines that are busy with other work")
+    arguments = known.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     asked = {key: str(value) for key, value in vars(arguments).items() if key != "out"}
@@ -150,9 +139,8 @@ def main() -> None:
     ratio = rows["cloze outside-position"]["positions_per_s"] / rows["masked"]["positions_per_s"]
     print(f"{'':<24}{'positions/s':>14}{'positions':>12}{'seconds':>10}{'parameters':>12}")
     for name, row in rows.items():
-        print(
-            f"{name:<24}{row['positions_per_s']:>14,.1f}{row['positions']:>12,}{row['seconds']:>10.1f}{row.get('body_parameters', ''):>12}"
-        )
+        size = row.get("body_parameters", "")
+        print(f"{name:<24}{row['positions_per_s']:>14,.1f}{row['positions']:>12,}{row['seconds']:>10.1f}{size:>12}")
     line = bar("cloze / masked one at a time", ratio, BAR, "times", least=True, form=".0f")
     save(arguments.out, results | {"rows": rows, "bars": [line]})
 

@@ -17,30 +17,19 @@ import itertools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
 
+import dump_memory
 import numpy as np
 import torch
+from common import bar, machine, parser, save
 
-from hkd.native import import_torchaudio
-
-import_torchaudio()
-
-import dump_memory  # noqa: E402
-import transformers  # noqa: E402
-from common import bar, machine, save  # noqa: E402
-
-from hkd.sparse import TopK  # noqa: E402
-from hkd.teachers.base import Sentence  # noqa: E402
-from hkd.teachers.load import (  # noqa: E402
-    TeacherOptions,
-    choose_device,
-    choose_precision,
-)
-from hkd.teachers.transformer import MaskedTeacher  # noqa: E402
-from hkd.testing.teachers import wordpiece  # noqa: E402
+from hkd.sparse import TopK
+from hkd.teachers.base import Sentence
+from hkd.teachers.load import TeacherOptions, choose_device, choose_precision
+from hkd.teachers.transformer import MaskedTeacher
+from hkd.testing.teachers import transformers, wordpiece
 
 V, M = 30_522, 7
 SHAPES = {"small": (4, 256, 4), "bert-base": (12, 768, 12), "bert-large": (24, 1024, 16)}
@@ -54,21 +43,23 @@ BARS = {  # (shape, variant) → (compared with, least ratio)
     ("bert-base", "wide masked"): ("wide reference", 8.0),
     ("small", "wide masked"): ("wide reference", 8.0),
 }
-RESULTS = Path(__file__).parent / "results" / "dump.json"
+
+
+def bert(shape: str) -> Any:
+    """BERT of a shape with random weights."""
+    layers, width, heads = SHAPES[shape]
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=V, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=4 * width
+    )
+    return transformers.BertForMaskedLM(config)
 
 
 def make_teacher(shape: str, device: str, options: TeacherOptions, model: Any = None) -> MaskedTeacher:
-    """BERT of a shape with random, rather opinionated weights."""
-    layers, width, heads = SHAPES[shape]
-    tokenizer = wordpiece(["a"])
-    where = choose_device(device)
+    """A model of a shape that was made before, or one with rather opinionated weights."""
+    tokenizer, where = wordpiece(["a"]), choose_device(device)
     if model is None:
-        torch.manual_seed(0)
-        model = transformers.BertForMaskedLM(
-            transformers.BertConfig(
-                vocab_size=V, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=4 * width
-            )
-        )
+        model = bert(shape)
         with torch.no_grad():
             model.bert.embeddings.word_embeddings.weight.normal_(0, 0.1)
     teacher = MaskedTeacher(model, tokenizer, name=shape, options=options, device=where, dtype=choose_precision("auto", where))
@@ -78,13 +69,17 @@ def make_teacher(shape: str, device: str, options: TeacherOptions, model: Any = 
 
 
 def transcripts(count: int) -> list[Sentence]:
-    """Lengths as LibriSpeech's: 5 to 90 pieces, 38 in the mean."""
+    """Random pieces."""
     rng = np.random.default_rng(0)
-    length = np.clip(rng.gamma(5.0, 8.0, count).round(), 5, 90).astype(int)
     return [
         Sentence(id=str(n), unit_U=rng.integers(1000, V, u).astype(np.int32), word_U=np.arange(u, dtype=np.int32))
-        for n, u in enumerate(length.tolist())
+        for n, u in enumerate(lengths(rng, count))
     ]
+
+
+def lengths(rng: np.random.Generator, count: int) -> list[int]:
+    """As LibriSpeech's transcripts: 5 to 90 pieces, 38 in the mean."""
+    return np.clip(rng.gamma(5.0, 8.0, count).round(), 5, 90).astype(int).tolist()
 
 
 def widened(sentences: Sequence[Sentence], room: int) -> list[Sentence]:
@@ -241,21 +236,18 @@ def bars(shape: str, k: int, figures: dict[str, Any], rate: str) -> list[str]:
 
 def main() -> None:
     """Run, print the bars, write results/dump.json as it goes."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", default="small,bert-base")
-    parser.add_argument("--k", default="8,64", help="wide context is measured for the first one")
-    parser.add_argument("--transcripts", type=int, default=500)
-    parser.add_argument("--slow-transcripts", type=int, default=0, help="transcripts of (a) and (b); 0: by shape")
-    parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--token-budget", type=int, default=0)
-    parser.add_argument(
-        "--clock", choices=("wall", "cpu"), default="wall", help="cpu: for machines that are busy with other work"
-    )
-    parser.add_argument("--only", default="", help="some variants")
-    parser.add_argument("--no-memory", action="store_true", help="leave the million utterances out")
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    arguments = parser.parse_args()
+    known = parser(__doc__, out="dump")
+    known.add_argument("--shapes", default="small,bert-base")
+    known.add_argument("--k", default="8,64", help="wide context is measured for the first one")
+    known.add_argument("--transcripts", type=int, default=500)
+    known.add_argument("--slow-transcripts", type=int, default=0, help="transcripts of (a) and (b); 0: by shape")
+    known.add_argument("--threads", type=int, default=0)
+    known.add_argument("--device", default="auto")
+    known.add_argument("--token-budget", type=int, default=0)
+    known.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: for machines that are busy with other work")
+    known.add_argument("--only", default="", help="some variants")
+    known.add_argument("--no-memory", action="store_true", help="leave the million utterances out")
+    arguments = known.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     asked = {name: str(value) for name, value in vars(arguments).items() if name != "out"}

@@ -11,16 +11,15 @@ torch.profiler sees them). Without a CUDA GPU it says what it would measure, and
 import argparse
 import json
 import tempfile
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from bench_dump import SHAPES, V, transformers  # type: ignore[attr-defined]  # which must come after torchaudio
+from bench_dump import SHAPES, V, bert, lengths
 from bench_train import VARIANTS, Variant, make_project, opened
-from common import RESULTS, bar, machine, save
+from common import bar, clock_of, machine, parser, save
 from utilisation import peak_flops
 
 from hkd import manifest as manifests
@@ -29,6 +28,7 @@ from hkd.labelling.dump import DumpConfig, DumpReport, dump
 from hkd.manifest import Utterance
 from hkd.teachers.load import TeacherOptions
 from hkd.teachers.transformer import MaskedTeacher
+from hkd.testing.teachers import models, wordpiece
 from hkd.train.bank import BankConfig, make_bank
 from hkd.train.config import TrainConfig
 from hkd.units.text import words
@@ -48,30 +48,19 @@ def vocabulary() -> list[str]:
 
 def make_teacher(options: TeacherOptions, shape: str) -> MaskedTeacher:
     """BERT of a shape with random weights on the GPU, and a tokenizer of whole words."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-
-    tokenizer = Tokenizer(models.WordPiece({word: n for n, word in enumerate(vocabulary())}, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
-    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
-    layers, width, heads = SHAPES[shape]
-    config = transformers.BertConfig(
-        vocab_size=V, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=4 * width
-    )
-    torch.manual_seed(0)
-    model = transformers.BertForMaskedLM(config)
-    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)  # type: ignore[no-untyped-call]
+    tokenizer = wordpiece(["a"])
+    pieces = {word: n for n, word in enumerate(vocabulary())}
+    tokenizer.backend_tokenizer.model = models.WordPiece(pieces, unk_token="[UNK]")
     where, dtype = (torch.device("cuda"), torch.bfloat16) if CUDA else (torch.device("cpu"), torch.float32)
-    return MaskedTeacher(model, fast, name=shape, options=options, device=where, dtype=dtype)
+    return MaskedTeacher(bert(shape), tokenizer, name=shape, options=options, device=where, dtype=dtype)
 
 
 def write_manifest(path: Path, count: int) -> None:
-    """Transcripts of 5 to 90 words, 38 in the mean, each word a piece."""
+    """Transcripts of words that are pieces."""
     rng = np.random.default_rng(0)
     words = np.array(vocabulary()[5:])
     with path.open("w", encoding="utf-8") as file:
-        for n, size in enumerate(np.clip(rng.gamma(5.0, 8.0, count).round(), 5, 90).astype(int).tolist()):
+        for n, size in enumerate(lengths(rng, count)):
             file.write(json.dumps({"id": f"u{n:07d}", "text": " ".join(words[rng.integers(0, len(words), size)])}) + "\n")
 
 
@@ -139,7 +128,7 @@ def bench_steps(options: argparse.Namespace, variants: dict[str, dict[str, Any]]
     shared = merge({"encoder": {"preset": preset}, "batch_seconds": options.batch_seconds}, with_text(options.project))
     device, rows, bars = torch.device("cuda" if CUDA else "cpu"), {}, []
     for name, settings in variants.items():
-        variant = Variant(opened(options.project, merge(shared, settings)), device, "bf16", timed(device))
+        variant = Variant(opened(options.project, merge(shared, settings)), device, "bf16", clock_of(device.type, wall=True))
         for _ in range(3):
             variant.run()
         variant.reset()
@@ -153,35 +142,23 @@ def bench_steps(options: argparse.Namespace, variants: dict[str, dict[str, Any]]
     return {"rows": rows, "bars": bars}
 
 
-def timed(device: torch.device) -> Callable[[], float]:
-    """The wall's clock when the device has done what it was asked for."""
-
-    def clock() -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
-    return clock
-
-
 def main() -> None:
     """Run, print the bars, write results/gpu.json."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", default="dump,train,text")
-    parser.add_argument("--transcripts", type=int, default=100_000)
-    parser.add_argument("--shape", choices=SHAPES, default="bert-large")
-    parser.add_argument("--k", type=int, default=16)
-    parser.add_argument("--mask-every", type=int, default=0)
-    parser.add_argument("--token-budget", type=int, default=0)
-    parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--presets", default="s,m")
-    parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--batch-seconds", type=float, default=120.0)
-    parser.add_argument("--utterances", type=int, default=400)
-    parser.add_argument("--project", type=Path, default=Path(tempfile.gettempdir()) / "hkd-bench-gpu")
-    parser.add_argument("--on-cpu", action="store_true", help="run without a GPU, too: a try-out with few transcripts and steps")
-    parser.add_argument("--out", type=Path, default=RESULTS / "gpu.json")
-    options = parser.parse_args()
+    known = parser(__doc__, out="gpu")
+    known.add_argument("--parts", default="dump,train,text")
+    known.add_argument("--transcripts", type=int, default=100_000)
+    known.add_argument("--shape", choices=SHAPES, default="bert-large")
+    known.add_argument("--k", type=int, default=16)
+    known.add_argument("--mask-every", type=int, default=0)
+    known.add_argument("--token-budget", type=int, default=0)
+    known.add_argument("--compile", action="store_true")
+    known.add_argument("--presets", default="s,m")
+    known.add_argument("--steps", type=int, default=30)
+    known.add_argument("--batch-seconds", type=float, default=120.0)
+    known.add_argument("--utterances", type=int, default=400)
+    known.add_argument("--project", type=Path, default=Path(tempfile.gettempdir()) / "hkd-bench-gpu")
+    known.add_argument("--on-cpu", action="store_true", help="run without a GPU, too: a try-out with few transcripts and steps")
+    options = known.parse_args()
     if not CUDA and not options.on_cpu:
         print(
             f"SKIPPED: torch sees no CUDA GPU here. There, this dumps {options.transcripts:,} transcripts with {options.shape} in bf16 and measures model "
@@ -189,12 +166,8 @@ def main() -> None:
             "labels, with hard heads and with labels, and with batches of text, and measures audio seconds a second and idle share (at most 20 %)."
         )
         return
-    found: dict[str, Any] = {
-        "machine": machine(),
-        "arguments": {name: str(value) for name, value in vars(options).items()},
-        "parts": {},
-        "bars": [],
-    }
+    asked = {name: str(value) for name, value in vars(options).items()}
+    found: dict[str, Any] = {"machine": machine(), "arguments": asked, "parts": {}, "bars": []}
     parts = set(options.parts.split(","))
     work: dict[str, Callable[[], dict[str, Any]]] = {"dump": lambda: bench_dump(options)} if "dump" in parts else {}
     if parts & {"train", "text"}:

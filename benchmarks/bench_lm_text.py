@@ -12,18 +12,13 @@ import gzip
 import json
 import os
 import random
-import subprocess
-import sys
 import tempfile
 import time
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ.setdefault(variable, "1")
-
-from common import RESULTS, bar, machine, peak_mb, save  # noqa: E402
+from common import bar, in_process, machine, parser, peak_mb, save
 
 TIMES = 4
 LIBRISPEECH_WORDS = 803_000_000  # of its LM corpus
@@ -76,16 +71,16 @@ def one(level: str, text: Path, folder: Path) -> dict[str, float]:
 
 def main() -> None:
     """Measure, print, write results/lm_text.json."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--words", type=int, default=200_000)
-    parser.add_argument("--levels", nargs="+", default=["senone", "monophone", "character", "subword"])
-    parser.add_argument("--out", type=Path, default=RESULTS / "lm_text.json")
-    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    known = parser(__doc__, out="lm_text")
+    known.add_argument("--words", type=int, default=200_000)
+    known.add_argument("--levels", nargs="+", default=["senone", "monophone", "character", "subword"])
+    known.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
+    arguments = known.parse_args()
     if arguments.one:
         level, text, folder = arguments.one
         print(json.dumps(one(level, Path(text), Path(folder))))
         return
+    os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")  # of the processes
     results: dict[str, Any] = {"machine": machine(), "rows": [], "bars": []}
     print(f"{'level':12s}{'words':>12s}{'units':>12s}{'peak MB':>10s}{'words/s':>12s}{'h for LibriSpeech':>19s}")
     with tempfile.TemporaryDirectory() as name:
@@ -96,17 +91,13 @@ def main() -> None:
             pair = []
             for size in sizes:
                 with tempfile.TemporaryDirectory() as folder:
-                    command = [sys.executable, __file__, "--one", level, f"{name}/{size}.txt.gz", folder]
-                    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-                row = {"level": level, "words": size, **json.loads(done.stdout.splitlines()[-1])}
+                    found = in_process(__file__, "--one", level, f"{name}/{size}.txt.gz", folder)
+                row = {"level": level, "words": size, **found}
                 row["words_per_cpu_s"] = round(size / row["text_cpu_s"])
                 row["librispeech_cpu_hours"] = round(LIBRISPEECH_WORDS / row["words_per_cpu_s"] / 3600, 2)
                 pair.append(row)
-                print(
-                    f"{level:12s}{size:12,}{row['units']:12,}{row['peak_mb']:10.0f}{row['words_per_cpu_s']:12,}"
-                    f"{row['librispeech_cpu_hours']:19.1f}",
-                    flush=True,
-                )
+                figures = f"{row['peak_mb']:10.0f}{row['words_per_cpu_s']:12,}{row['librispeech_cpu_hours']:19.1f}"
+                print(f"{level:12s}{size:12,}{row['units']:12,}{figures}", flush=True)
             results["rows"] += pair
             growth = pair[1]["peak_mb"] / pair[0]["peak_mb"]
             results["bars"].append(bar(f"{level}: memory at {TIMES} times the text", growth, BAR_GROWTH, "times"))

@@ -9,12 +9,11 @@ The teacher itself has KL 0. WORK is a folder that `hkd run pipelines/ablation` 
 Shape letters: N positions, O neighbours, K kept ids, V units.
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 import torch
-from common import RESULTS, machine, save
+from common import machine, parser, save
 from torch import Tensor, nn
 
 from hkd.labels.ops import summed
@@ -86,13 +85,13 @@ def learnt(train: dict[str, Tensor], dev: dict[str, Tensor], num_units: int, sha
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, default=Path("runs/ablation"))
-    parser.add_argument("--stores", nargs="*", default=["monophone", "subword"])
-    arguments = parser.parse_args()
+    known = parser(__doc__, out="passes")
+    known.add_argument("--work", type=Path, default=Path("runs/ablation"))
+    known.add_argument("--stores", nargs="*", default=["monophone", "subword"])
+    arguments = known.parse_args()
     manifest = read(arguments.work / "manifest.jsonl")
-    results: dict[str, object] = {"machine": machine(), "rows": []}
     rows: list[dict[str, object]] = []
+    results = {"machine": machine(), "rows": rows}
     print(f"{'store':12} {'positions':>10} {'KL, network':>12} {'KL, no neighbour':>17}")
     for name in arguments.stores:
         reader = LabelReader.open(arguments.work / "shards" / name)
@@ -105,11 +104,10 @@ def main() -> None:
         table = float(divergence(table_NV, dev, slice(None))) / len(dev["tail"])
         for share in SHARES:
             kl = learnt(train, dev, num_units, share)
-            row = {"store": name, "positions": int(share * len(train["tail"])), "kl": kl, "kl_no_neighbour": table}
-            rows.append(row)
-            results["rows"] = rows
-            save(RESULTS / "passes.json", results)
-            print(f"{name:12} {row['positions']:10,} {kl:12.3f} {table:17.3f}", flush=True)
+            count = int(share * len(train["tail"]))
+            rows.append({"store": name, "positions": count, "kl": kl, "kl_no_neighbour": table})
+            save(arguments.out, results)
+            print(f"{name:12} {count:10,} {kl:12.3f} {table:17.3f}", flush=True)
 
 
 if __name__ == "__main__":

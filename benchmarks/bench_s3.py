@@ -7,11 +7,9 @@ folder and from S3, the second with a cache of `--cache` times the stores' size:
 that came over the loopback, and the size of the cache at the end. Bars: at least 0.8 of the folder's rate; the cache within its bound.
 """
 
-import argparse
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bench_start import TRAIN, make_project
-from common import RESULTS, bar, machine, save
+from common import RESULTS, bar, machine, parser, save
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from kit.s3 import S3Server
@@ -41,24 +39,15 @@ def received() -> int:
 def trained(project: Path, run: str, labels: str, steps: int, environment: dict[str, str]) -> dict[str, float]:
     """Two processes train; audio seconds a second of the steps after the first ones, and bytes over the loopback."""
     shutil.rmtree(project / "runs" / run, ignore_errors=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     settings = ["--labels", labels, "--run", run, "--set", f"loop.max_steps={steps}"]
-    command = [
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node=2",
-        "--master-addr=127.0.0.1",
-        f"--master-port={port}",
-        "-m",
-        "--",
-        "hkd",
-        *TRAIN,
-        *settings,
-    ]
+    processes = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "--"]
     before = received()
-    subprocess.run([sys.executable, *command], cwd=project, env={**os.environ, "OMP_NUM_THREADS": "1", **environment}, check=True)
+    subprocess.run(
+        [sys.executable, *processes, "hkd", *TRAIN, *settings],
+        cwd=project,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        check=True,
+    )
     rows = [json.loads(line) for line in (project / "runs" / run / "timing.jsonl").read_text().splitlines()]
     audio_s, wall_s = (sum(row[name] for row in rows[FIRST:]) for name in ("audio_s", "wall_s"))
     return {"audio_s_per_s": round(audio_s / wall_s, 2), "received_mb": round((received() - before) / 1e6, 1)}
@@ -66,23 +55,17 @@ def trained(project: Path, run: str, labels: str, steps: int, environment: dict[
 
 def main() -> None:
     """Measure, print, write results/s3.json."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--utterances", type=int, default=281_000)
-    parser.add_argument("--cache", type=float, default=0.25)
-    parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--project", type=Path, default=Path(tempfile.gettempdir()) / "hkd-bench-start")
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--utterances", type=int, default=281_000)
+    arguments.add_argument("--cache", type=float, default=0.25)
+    arguments.add_argument("--steps", type=int, default=40)
+    arguments.add_argument("--project", type=Path, default=Path(tempfile.gettempdir()) / "hkd-bench-start")
+    options = arguments.parse_args()
     project = options.project / str(options.utterances)
     make_project(project, options.utterances)
     stores = size_of(project / "shards")
     bound = int(stores * options.cache)
-    found: dict[str, Any] = {
-        "machine": machine(),
-        "utterances": options.utterances,
-        "stores_mb": round(stores / 1e6),
-        "rows": {},
-        "bars": [],
-    }
+    found: dict[str, Any] = {"machine": machine(), "utterances": options.utterances, "stores_mb": round(stores / 1e6), "rows": {}}
     with tempfile.TemporaryDirectory() as cache, S3Server() as server:
         environment = {**server.environment, "HKD_CACHE": cache, "HKD_CACHE_BYTES": str(bound)}
         server.make_bucket("stores")

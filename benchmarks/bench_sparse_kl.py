@@ -11,18 +11,15 @@
 Time is the process's own, one process, the methods take turns. Memory is the peak of a fresh process a method, beyond the logits and their gradient.
 """
 
-import argparse
 import json
-import subprocess
-import sys
-import time
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from common import RESULTS, bar, machine, peak_mb, save
+from common import RESULTS, bar, clock_of, in_process, machine, parser, peak_mb, save
 from torch import Tensor
 
 from hkd.losses import hard_cross_entropy, sparse_kl
@@ -49,13 +46,8 @@ def dense(logits_MV: Tensor, labels: Labels) -> Tensor:
 
 def dense_tail(logits_MV: Tensor, labels: Labels) -> Tensor:
     """KL against the V-wide teacher whose tail is spread evenly."""
-    rest = logits_MV.shape[1] - labels["ids_MK"].shape[1]
-    target_MV = (
-        (labels["tail_M"].exp() / rest)[:, None]
-        .expand_as(logits_MV)
-        .clone()
-        .scatter_(1, labels["ids_MK"], labels["logp_MK"].exp())
-    )
+    rest_M1 = labels["tail_M"].exp()[:, None] / (logits_MV.shape[1] - labels["ids_MK"].shape[1])
+    target_MV = rest_M1.expand_as(logits_MV).clone().scatter_(1, labels["ids_MK"], labels["logp_MK"].exp())
     return F.kl_div(torch.log_softmax(logits_MV, 1), target_MV, reduction="none").sum(1)
 
 
@@ -66,33 +58,16 @@ METHODS: dict[str, Callable[[Tensor, Labels], Tensor]] = {
     "renormalised": lambda logits_MV, labels: sparse_kl(logits_MV, **labels, tail="renormalised"),
     "dense": dense,
     "dense + tail": dense_tail,
-}  # fmt: skip
+}
 
 
 def step(method: str, logits_MV: Tensor, labels: Labels) -> None:
     """Forward and backward."""
     leaf_MV = logits_MV.detach().requires_grad_()
-    METHODS[method](leaf_MV, labels).sum().backward()  # type: ignore[no-untyped-call]
+    METHODS[method](leaf_MV, labels).sum().backward()
 
 
-def clock(device: str) -> float:
-    """CPU time on the CPU, wall time after all is done on a device."""
-    if device == "cpu":
-        return time.process_time()
-    torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-def memory_of(method: str, options: argparse.Namespace) -> float:
-    """MB beyond the logits and their gradient, in a process of its own."""
-    sizes = [str(value) for value in (options.frames, options.units, options.k, options.device)]
-    done = subprocess.run(
-        [sys.executable, __file__, "--memory-of", method, *sizes], stdout=subprocess.PIPE, text=True, check=True
-    )
-    return float(json.loads(done.stdout.splitlines()[-1]))
-
-
-def measure_memory(method: str, frames: int, units: int, k: int, device: str) -> float:
+def extra_mb(method: str, frames: int, units: int, k: int, device: str) -> float:
     """What this process needs beyond the logits and their gradient, in MB."""
     torch.set_num_threads(1)
     step(method, *make(8, 64, min(k, 4), device))  # loads the code
@@ -110,51 +85,52 @@ def measure_memory(method: str, frames: int, units: int, k: int, device: str) ->
 
 def main() -> None:
     """Measure, print, write results/sparse_kl.json."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--frames", type=int, default=4000)
-    parser.add_argument("--units", type=int, default=30_522)
-    parser.add_argument("--k", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--out", type=Path, default=None, help="default: results/sparse_kl.json, or sparse_kl-cuda.json")
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--frames", type=int, default=4000)
+    arguments.add_argument("--units", type=int, default=30_522)
+    arguments.add_argument("--k", type=int, default=16)
+    arguments.add_argument("--rounds", type=int, default=5)
+    arguments.add_argument("--threads", type=int, default=1)
+    arguments.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    arguments.add_argument("--out", type=Path, default=None, help="default: results/sparse_kl.json, or sparse_kl-cuda.json")
+    arguments.add_argument("--memory-of", help="print what a method needs, and end")
+    options = arguments.parse_args()
+    sizes = options.frames, options.units, options.k, options.device
+    if options.memory_of:
+        print(json.dumps({"extra_mb": round(extra_mb(options.memory_of, *sizes), 1)}))
+        return
     torch.set_num_threads(options.threads)
     out = options.out or RESULTS / ("sparse_kl.json" if options.device == "cpu" else "sparse_kl-cuda.json")
-    rows: dict[str, dict[str, float]] = {method: {"extra_mb": round(memory_of(method, options), 1)} for method in METHODS}
+    names = ("--frames", "--units", "--k", "--device")
+    given = [word for pair in zip(names, sizes, strict=True) for word in pair]
+    rows: dict[str, dict[str, float]] = {method: in_process(__file__, "--memory-of", method, *given) for method in METHODS}
     found: dict[str, Any] = {"machine": machine(), "frames": options.frames, "units": options.units, "k": options.k, "rows": rows}
     save(out, found)
-    logits_MV, labels = make(options.frames, options.units, options.k, options.device)
+    logits_MV, labels = make(*sizes)
+    clock = clock_of(options.device)
     seconds: dict[str, list[float]] = {method: [] for method in METHODS}
-    for turn in range(options.rounds + 1):
+    for _ in range(options.rounds + 1):  # the first one is not counted
         for method in METHODS:
-            start = clock(options.device)
+            start = clock()
             step(method, logits_MV, labels)
-            if turn:
-                seconds[method].append(clock(options.device) - start)
+            seconds[method].append(clock() - start)
     for method, row in rows.items():
-        row["seconds"] = round(sorted(seconds[method])[options.rounds // 2], 4)
+        row["seconds"] = round(statistics.median_high(seconds[method][1:]), 4)
     softmax = min(rows["softmax (torch)"]["seconds"], rows["softmax (hkd)"]["seconds"])
     print(f"{'':<18}{'seconds':>10}{'beyond softmax':>16}{'MB beyond':>12}")
     for method, row in rows.items():
         row["beyond_softmax_s"] = round(row["seconds"] - softmax, 4)
         print(f"{method:<18}{row['seconds']:>10.3f}{row['beyond_softmax_s']:>16.3f}{row['extra_mb']:>12.0f}")
-    found["bars"] = [
-        bar(f"{name}: memory beyond logits and gradient, share of dense", max(0.0, rows[name]["extra_mb"]) / rows["dense"]["extra_mb"], BAR_MEMORY)
-        for name in ("sparse", "renormalised")
-    ] + [
-        bar(
-            f"{name}: time beyond the softmax, dense / {name}",
-            rows["dense"]["beyond_softmax_s"] / max(rows[name]["beyond_softmax_s"], LEAST * softmax), BAR_TIME, "x", least=True,
-        )
-        for name in ("sparse", "renormalised")
-    ]  # fmt: skip
+    found["bars"] = []
+    for name in ("sparse", "renormalised"):
+        memory = max(0.0, rows[name]["extra_mb"]) / rows["dense"]["extra_mb"]
+        speed = rows["dense"]["beyond_softmax_s"] / max(rows[name]["beyond_softmax_s"], LEAST * softmax)
+        found["bars"] += [
+            bar(f"{name}: memory beyond logits and gradient, share of dense", memory, BAR_MEMORY),
+            bar(f"{name}: time beyond the softmax, dense / {name}", speed, BAR_TIME, "x", least=True),
+        ]
     save(out, found)
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--memory-of"]:
-        name, frames, units, k, device = sys.argv[2:]
-        print(json.dumps(measure_memory(name, int(frames), int(units), int(k), device)))
-    else:
-        main()
+    main()

@@ -8,7 +8,6 @@ step, then resumed and stopped at its next one; `hkd teacher-dump` of senones is
 memory (PSS) of `hkd train` and its workers, at its peak over forty steps.
 """
 
-import argparse
 import os
 import shutil
 import signal
@@ -17,11 +16,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import RESULTS, bar, machine, save
+import psutil
+from common import RESULTS, bar, machine, parser, save
 
 LEVELS = ("senone", "monophone", "subword")
 WORDS, PHONES, STATES, FRAMES, K = 33, 120, 3, 1230, 4
@@ -128,47 +129,33 @@ def _label(folder: Path, level: str, units: Any, aligned: Any, text_of: dict[str
     writer.finish()
 
 
-def _tree(pid: int) -> list[int]:
-    """A process and those that it started, and so on."""
-    try:
-        children = [
-            int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
-        ]
-    except OSError:
-        return [pid]
-    return [pid, *(found for child in children for found in _tree(child))]
-
-
-def _cpu_s(pid: int) -> float:
-    """Processor seconds of a process that lives, and of those of its children that have ended."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
-
-
-def _pss_mb(pid: int) -> float:
-    try:
-        return int(Path(f"/proc/{pid}/smaps_rollup").read_text().partition("\nPss:")[2].split()[0]) / 1024
-    except (OSError, IndexError):
-        return 0.0
+def _memory_mb(process: psutil.Process, *, tree: bool) -> float:
+    """The peak of the process so far; with `tree` what it and its children hold now, shared memory divided among them."""
+    if not tree:
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) / 1024 if "VmHWM" in status else 0.0
+    total = 0
+    for one in (process, *process.children(recursive=True)):
+        with suppress(psutil.Error):  # it has ended
+            total += one.memory_full_info().pss
+    return total / 2**20
 
 
 def measured(project: Path, command: list[str], arrived: Callable[[], bool], *, tree: bool = False) -> dict[str, float]:
-    """Start `hkd COMMAND`, kill it when `arrived` says so (or let it end); processor seconds, wall seconds and the peak of its memory."""
-    start, peak_mb = time.monotonic(), 0.0
+    """Start `hkd COMMAND`, kill it when `arrived` says so (or let it end); processor seconds, wall seconds and the peak of its memory.
+
+    Processor seconds are its own and those of its children that have ended.
+    """
+    start, seconds, peak_mb = time.monotonic(), 0.0, 0.0
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with (project / "log.txt").open("wb") as log:
-        process = subprocess.Popen(
+        process = psutil.Popen(
             [sys.executable, "-m", "hkd", *command], cwd=project, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )  # fmt: skip
-        seconds = 0.0
         try:
             while process.poll() is None and not arrived():
-                seconds = _cpu_s(process.pid)
-                if tree:
-                    peak_mb = max(peak_mb, sum(map(_pss_mb, _tree(process.pid))))
-                else:
-                    status = Path(f"/proc/{process.pid}/status").read_text()
-                    peak_mb = int(status.partition("VmHWM:")[2].split()[0]) / 1024 if "VmHWM" in status else peak_mb
+                seconds = sum(process.cpu_times()[:4])
+                peak_mb = max(peak_mb, _memory_mb(process, tree=tree))
                 time.sleep(0.05)
         finally:
             if process.poll() is None:
@@ -210,10 +197,10 @@ def trees(project: Path) -> dict[str, dict[str, float]]:
 
 def main() -> None:
     """Measure, print, write results/start.json."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--utterances", type=int, nargs="+", default=[28_100, 281_000])
-    parser.add_argument("--project", type=Path, default=Path(tempfile.gettempdir()) / "hkd-bench-start")
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--utterances", type=int, nargs="+", default=[28_100, 281_000])
+    arguments.add_argument("--project", type=Path, default=Path(tempfile.gettempdir()) / "hkd-bench-start")
+    options = arguments.parse_args()
     found: dict[str, Any] = {"machine": machine(), "rows": {}, "bars": []}
     for utterances in options.utterances:
         project = options.project / str(utterances)

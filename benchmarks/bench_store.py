@@ -28,18 +28,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ.setdefault(variable, "1")
-
-import numpy as np  # noqa: E402
-from common import peak_mb  # noqa: E402
-from store_systems import COLUMNS, NUM_UNITS, OURS, PEERS, Labels, Reader, utterances  # noqa: E402
+import numpy as np
+from common import RESULTS, bar, peak_mb, save
+from store_systems import COLUMNS, NUM_UNITS, OURS, PEERS, Labels, Reader, utterances
 
 HERE = Path(__file__).parent
-RESULTS = HERE / "results" / "store.json"
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 PEER_PYTHON = HERE.parent / ".venv-bench" / "bin" / "python"
 WIDTH = 64
 PARQUET = "Parquet, byte-stream-split, zstd"  # with its whole table in memory: what speeds are held against
+OVER_PARQUET = {
+    "write": ("write", 1.3),
+    "read": ("first shuffled epoch", 0.5),
+    "again": ("later epochs", 2.0),
+}  # what, least ratio
 LONGEST_S = 10.0  # of an epoch
 DIFFERENT_ROWS = 100_000  # more positions repeat these: making them takes a minute
 CHECKED = 50_000  # positions whose errors are looked at
@@ -96,10 +98,8 @@ def write_phase(system: str, rows: Labels, folder: Path, repeats: int) -> dict[s
         next(steps)
         times.append(timed(lambda steps=steps: next(steps, None))[0])
     files = [file for file in (folder / "0").rglob("*") if file.is_file() and file.name != "inventory.json"]
-    return {
-        **_speed("write", times, int(rows.offset[-1])),
-        "bytes_per_position": sum(f.stat().st_size for f in files) / rows.offset[-1],
-    }
+    size = sum(file.stat().st_size for file in files)
+    return {**_speed("write", times, int(rows.offset[-1])), "bytes_per_position": size / rows.offset[-1]}
 
 
 def read_phase(system: str, rows: Callable[[], Labels], folder: Path, repeats: int) -> dict[str, Any]:
@@ -198,11 +198,7 @@ def million_read(folder: Path, count: int) -> dict[str, Any]:
 
     (wall, cpu), block = timed(lambda: LabelReader.open(folder).block([f"utterance-{count // 2:08d}"]))
     assert 1 <= len(block.topk) <= 3
-    return {
-        "open_and_read_s": wall,
-        "open_and_read_cpu_s": cpu,
-        "peak_mb": peak_mb(),
-    }
+    return {"open_and_read_s": wall, "open_and_read_cpu_s": cpu, "peak_mb": peak_mb()}
 
 
 def one(phase: str, system: str, data: str, positions: int, k: int, folder: str, repeats: int) -> dict[str, Any]:
@@ -224,7 +220,7 @@ def run(phase: str, system: str, *arguments: Any) -> dict[str, Any]:
     if system in PEERS and not PEER_PYTHON.exists():
         return {"failed": "not installed (make bench-store installs the peers)"}
     command = [python, __file__, "--one", phase, system, *map(str, arguments)]
-    environment = os.environ | {"PYTHONPATH": str(HERE.parent)}  # hkd is not installed where the peers are
+    environment = ONE_THREAD | os.environ | {"PYTHONPATH": str(HERE.parent)}  # hkd is not installed where the peers are
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         return {"failed": (done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1][:200]}
@@ -255,46 +251,29 @@ def line(row: dict[str, Any]) -> str:
 
 
 def bars(rows: list[dict[str, Any]], million: dict[str, Any]) -> list[str]:
-    """What the stores must show at k = 64."""
+    """What the stores must show at k = 64: a line a bar."""
     result: list[str] = []
-
-    def bar(what: str, measured: float, target: float, unit: str, *, least: bool = False) -> None:
-        met = measured >= target if least else measured <= target
-        sign = ">=" if least else "<="
-        result.append(f"BAR {what}: {measured:.4g} {unit} {sign} {target:g} {'met' if met else 'missed'}")
-
     for n in sorted({row["positions"] for row in rows}):
         of = {row["system"]: row for row in rows if row["positions"] == n and row["k"] == WIDTH and "failed" not in row}
         at = f"at {n:,} positions"
         for system, largest in (("hkd grid", 130), ("hkd f16", 165)):
             if system in of:
-                bar(f"{system}, size {at}", of[system]["bytes_per_position"], largest, "bytes/position")
+                result.append(bar(f"{system}, size {at}", of[system]["bytes_per_position"], largest, "bytes/position"))
         if "hkd grid" in of:
-            bar(f"hkd grid, max error {at}", of["hkd grid"]["max_error"], 0.0079, "nats")
-            bar(f"hkd grid, KL {at}", of["hkd grid"]["kl"], 1e-5, "nats")
-            if PARQUET in of:
-                for what, key, least in (
-                    ("write", "write", 1.3),
-                    ("first shuffled epoch", "read", 0.5),
-                    ("later epochs", "again", 2.0),
-                ):
-                    speeds = (of[system][f"{key}_per_s"] for system in ("hkd grid", PARQUET))
-                    bar(f"hkd grid, {what} over Parquet's {at}", next(speeds) / next(speeds), least, "times", least=True)
+            grid = of["hkd grid"]
+            result.append(bar(f"hkd grid, max error {at}", grid["max_error"], 0.0079, "nats"))
+            result.append(bar(f"hkd grid, KL {at}", grid["kl"], 1e-5, "nats"))
+            for key, (what, least) in OVER_PARQUET.items() if PARQUET in of else ():
+                ratio = grid[f"{key}_per_s"] / of[PARQUET][f"{key}_per_s"]
+                result.append(bar(f"hkd grid, {what} over Parquet's {at}", ratio, least, "times", least=True))
         if "hkd f16" in of:
-            bar(f"hkd f16, lossless to float16 {at}", float(of["hkd f16"]["lossless_f16"]), 1, "(1: yes)", least=True)
+            lossless = float(of["hkd f16"]["lossless_f16"])
+            result.append(bar(f"hkd f16, lossless to float16 {at}", lossless, 1, "(1: yes)", least=True))
     if "open_and_read_s" in million:
         what = f"a store of {million['utterances']:,} utterances, open and read one"
-        bar(what, million["open_and_read_s"], 0.3, "s")
-        bar(f"{what}, memory", million["peak_mb"], 300, "MB")
+        result.append(bar(what, million["open_and_read_s"], 0.3, "s"))
+        result.append(bar(f"{what}, memory", million["peak_mb"], 300, "MB"))
     return result
-
-
-def save(rows: list[dict[str, Any]], million: dict[str, Any]) -> list[str]:
-    """Write what there is so far; the lines of its bars."""
-    lines = bars(rows, million)
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps({"rows": rows, "million": million, "bars": lines}, indent=1) + "\n", encoding="utf-8")
-    return lines
 
 
 def main() -> None:
@@ -310,7 +289,9 @@ def main() -> None:
         phase, system, data, positions, k, folder, repeats = options.one
         print(json.dumps(one(phase, system, data, int(positions), int(k), folder, int(repeats))))
         return
-    rows, million = [], {}
+    rows: list[dict[str, Any]] = []
+    million: dict[str, Any] = {}
+    found = {"rows": rows, "million": million}
     with tempfile.TemporaryDirectory() as temporary:
         data = Path(temporary) / "rows.npz"
         make_rows(data, max(options.positions))
@@ -320,13 +301,14 @@ def main() -> None:
                 for system in options.only:
                     rows.append(measure(system, data, n, k, options.repeats))
                     print(line(rows[-1]), flush=True)
-                    save(rows, million)
+                    save(RESULTS / "store.json", found)
         data.unlink()
         if options.million:
             for phase in ("million-write", "million-read"):
                 million |= run(phase, "hkd grid", "-", options.million, MILLION_K, Path(temporary) / "million", 1)
             print(f"\n{million}", flush=True)
-    print("\n" + "\n".join(save(rows, million)))
+    print()
+    save(RESULTS / "store.json", found | {"bars": bars(rows, million)})
 
 
 if __name__ == "__main__":

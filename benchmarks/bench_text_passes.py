@@ -12,10 +12,10 @@ WORK is a folder of pipelines/hybrid, its text the one that is taken. Several fo
 Shape letters: N positions, O places (neighbours and the position itself), M segments, V units.
 """
 
-import argparse
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ import numpy as np
 import safetensors.torch
 import torch
 from bench_passes import BATCH, REACH, Network
-from common import RESULTS, bar, machine, save
+from common import bar, machine, parser, save
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -67,12 +67,8 @@ class Heard:
     def of(self, groups: set[str]) -> "Heard":
         """The segments of these groups."""
         keep_M = np.isin(self.group_M, list(groups))
-        return Heard(
-            posterior_MV=self.posterior_MV[torch.from_numpy(keep_M)],
-            unit_M=self.unit_M[keep_M],
-            group_M=self.group_M[keep_M],
-            utterance_M=self.utterance_M[keep_M],
-        )
+        columns = {name: getattr(self, name)[keep_M] for name in ("unit_M", "group_M", "utterance_M")}
+        return Heard(posterior_MV=self.posterior_MV[torch.from_numpy(keep_M)], **columns)
 
 
 @torch.no_grad()
@@ -195,33 +191,30 @@ class Text:
             path.write_text("".join(" ".join(s) + "\n" for s in self.sentences[half::2]), encoding="utf-8")
             self.teachers.append(teacher_of(path, level, units, work / f"lm-{level}-{half}"))
 
-    def real(self, start: int, count: int) -> tuple[Sequences, list[int]]:
-        """Sentences from the start-th on with at least `count` positions, and the half of each."""
+    def encoded(self, sentences: Iterable[Sequence[str]], count: int) -> tuple[Sequences, list[int]]:
+        """The first sentences with at least `count` positions in all, and the number of each sequence's sentence."""
         sequences: Sequences = []
-        halves, found = [], 0
-        for n in range(start, len(self.sentences)):
-            for unit_U in self.encode(self.sentences[n]):
+        numbers, found = [], 0
+        for n, sentence in enumerate(sentences):
+            for unit_U in self.encode(sentence):
                 sequences.append(unit_U)
-                halves.append(n % 2)
+                numbers.append(n)
                 found += len(unit_U)
             if found >= count:
                 break
-        return sequences, halves
+        return sequences, numbers
+
+    def real(self, start: int, count: int) -> tuple[Sequences, list[int]]:
+        """Sentences from the start-th on with at least `count` positions, and the half of each."""
+        sequences, numbers = self.encoded(self.sentences[start:], count)
+        return sequences, [(start + n) % 2 for n in numbers]
 
     def shuffled(self, start: int, count: int) -> Sequences:
         """The same number of positions of sentences whose words come from all of the text."""
-        random, mixed = np.random.default_rng(1), [w for s in self.sentences[start:] for w in s]
-        random.shuffle(mixed)
-        sequences: Sequences = []
-        at, found = 0, 0
-        for sentence in self.sentences[start:]:
-            for unit_U in self.encode(mixed[at : at + len(sentence)]):
-                sequences.append(unit_U)
-                found += len(unit_U)
-            at += len(sentence)
-            if found >= count:
-                break
-        return sequences
+        mixed = [word for sentence in self.sentences[start:] for word in sentence]
+        np.random.default_rng(1).shuffle(mixed)
+        rest = iter(mixed)
+        return self.encoded((list(islice(rest, len(sentence))) for sentence in self.sentences[start:]), count)[0]
 
     def independent(self, start: int, count: int) -> Sequences:
         """Sentences of the same lengths, each unit by itself from the units' shares."""
@@ -311,18 +304,17 @@ def cells() -> Iterator[tuple[str, str, int]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, nargs="+", default=[Path("runs/hybrid-speakers/first")])
-    parser.add_argument("--text", type=Path, help="default: the first of WORK/text")
-    parser.add_argument("--run", default="hybrid-hard-heads-seed0")
-    parser.add_argument("--split", nargs="+", default=["dev"], help="not train")
-    parser.add_argument("--levels", nargs="*", default=["monophone", "subword"])
-    parser.add_argument("--scratch", type=Path, default=Path("runs/bench-text-passes"))
-    parser.add_argument(
-        "--folds", type=int, default=1, help="halves of the speakers that are asked about, the others' segments drawn"
+    known = parser(__doc__, out="text_passes")
+    known.add_argument("--work", type=Path, nargs="+", default=[Path("runs/hybrid-speakers/first")])
+    known.add_argument("--text", type=Path, help="default: the first of WORK/text")
+    known.add_argument("--run", default="hybrid-hard-heads-seed0")
+    known.add_argument("--split", nargs="+", default=["dev"], help="not train")
+    known.add_argument("--levels", nargs="*", default=["monophone", "subword"])
+    known.add_argument("--scratch", type=Path, default=Path("runs/bench-text-passes"))
+    known.add_argument(
+        "--folds", type=int, default=1, help="halves of the speakers that are asked about; of the others segments are drawn"
     )
-    parser.add_argument("--out", type=Path, default=RESULTS / "text_passes.json")
-    arguments = parser.parse_args()
+    arguments = known.parse_args()
     units = Units(arguments.work[0] / "units")
     path = arguments.text or min((arguments.work[0] / "text").glob("*.txt"))
     rows: list[dict[str, Any]] = []
@@ -370,14 +362,8 @@ def bars(rows: list[dict[str, Any]], level: str) -> None:
         for count in (COUNTS[0], RUNG_AT):
             own = [r for r in rows if (r["level"], r["text"], r["labels"], r["positions"]) == (level, "real", "hard", count)]
             right[count] = float(np.mean([r[f"{asked}_right"] for r in own]))
-        bar(
-            f"right {level}s of {asked}, 30k to 480k positions",
-            right[RUNG_AT] - right[COUNTS[0]],
-            4.0,
-            "points",
-            least=True,
-            form="+.2f",
-        )
+        gained = right[RUNG_AT] - right[COUNTS[0]]
+        bar(f"right {level}s of {asked}, 30k to 480k positions", gained, 4.0, "points", least=True, form="+.2f")
 
 
 if __name__ == "__main__":

@@ -17,14 +17,13 @@ import argparse
 import shutil
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import RESULTS, bar, machine, save
+from common import RESULTS, bar, clock_of, machine, parser, save
 
 from hkd.config import build, merge
 from hkd.stream.plan import BatchPlan
@@ -111,7 +110,7 @@ class Variant:
         self.reading = Timer(clock)
         for store in data.join.stores.values():
             store.reader.block = self.reading.wrap(store.reader.block)  # type: ignore[method-assign]
-        self.step, self.loading, self.seconds, self.audio = 0, 0.0, 0.0, 0.0
+        self.reset()
 
     def reset(self) -> None:
         """Forget what was measured."""
@@ -149,16 +148,10 @@ class Variant:
 
 def bench_preset(project: Path, preset: str, options: argparse.Namespace, device: torch.device) -> dict[str, dict[str, float]]:
     """Figures of all variants of a preset."""
-
-    def clock() -> float:
-        if device.type == "cpu":
-            return time.process_time()
-        torch.cuda.synchronize()
-        return time.perf_counter()
-
     shared = {"encoder": {"preset": preset}, "batch_seconds": options.batch_seconds, "augment": {"speeds": [1.0]}}
     data = {name: opened(project, merge(shared, v)) for name, v in VARIANTS.items()}
     data[SAME] = as_wide(data[SAME], data["labels"])
+    clock = clock_of(device.type)
     variants = {name: Variant(d, device, options.precision, clock) for name, d in data.items()}
     epoch = next(iter(variants.values())).plan.batches_per_epoch
     for variant in variants.values():
@@ -173,17 +166,17 @@ def bench_preset(project: Path, preset: str, options: argparse.Namespace, device
 
 def main() -> None:
     """Measure, print, write results/train.json."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--presets", default="xs,s")
-    parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--utterances", type=int, default=160)
-    parser.add_argument("--batch-seconds", type=float, default=60.0)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
-    parser.add_argument("--project", type=Path, default=Path(tempfile.gettempdir()) / "hkd-bench-train")
-    parser.add_argument("--out", type=Path, default=None, help="default: results/train.json, or train-cuda.json")
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--presets", default="xs,s")
+    arguments.add_argument("--steps", type=int, default=12)
+    arguments.add_argument("--threads", type=int, default=1)
+    arguments.add_argument("--utterances", type=int, default=160)
+    arguments.add_argument("--batch-seconds", type=float, default=60.0)
+    arguments.add_argument("--device", default="auto")
+    arguments.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
+    arguments.add_argument("--project", type=Path, default=Path(tempfile.gettempdir()) / "hkd-bench-train")
+    arguments.add_argument("--out", type=Path, default=None, help="default: results/train.json, or train-cuda.json")
+    options = arguments.parse_args()
     torch.set_num_threads(options.threads)
     cuda = torch.cuda.is_available() if options.device == "auto" else options.device == "cuda"
     device = torch.device("cuda" if cuda else "cpu")

@@ -1,13 +1,25 @@
-"""What the benchmarks share: lines for bars, results that are written as they come, memory, the machine."""
+"""What the benchmarks share: arguments, lines for bars, results that are written as they come, processes, clocks, memory, the machine."""
 
+import argparse
 import json
 import platform
 import resource
+import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+
+
+def parser(description: str | None, out: str = "") -> argparse.ArgumentParser:
+    """For a script's docstring; with --out where its results have a name."""
+    found = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if out:
+        found.add_argument("--out", type=Path, default=RESULTS / f"{out}.json")
+    return found
 
 
 def bar(what: str, measured: float, target: float, unit: str = "", *, least: bool = False, form: str = ".4g") -> str:
@@ -23,6 +35,24 @@ def save(path: Path, results: dict[str, Any]) -> None:
     """Write what there is so far."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def in_process(*arguments: object) -> dict[str, Any]:
+    """What a Python script, given with its arguments, prints as its last line: one JSON object."""
+    command = [sys.executable, *map(str, arguments)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def clock_of(device: str, *, wall: bool = False) -> Callable[[], float]:
+    """On a CPU this process's own seconds (or the wall's); else the wall's, when the device has done what it was asked for."""
+    import torch
+
+    def synchronised() -> float:
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    return synchronised if device == "cuda" else time.perf_counter if wall else time.process_time
 
 
 def peak_mb() -> float:

@@ -2,14 +2,13 @@
 
 import json
 import random
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from common import peak_mb
+from common import in_process, peak_mb
 
 UTTERANCES = 1_000_000
 
@@ -58,9 +57,7 @@ def measure() -> dict[str, Any]:
     """`first_shard` in a fresh process."""
     with tempfile.TemporaryDirectory() as name:
         write_manifest(Path(name) / "manifest.jsonl", UTTERANCES)
-        done = subprocess.run([sys.executable, __file__, name], stdout=subprocess.PIPE, text=True, check=True)
-    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return figures
+        return in_process(__file__, name)
 
 
 if __name__ == "__main__":
