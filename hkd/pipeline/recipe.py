@@ -316,7 +316,7 @@ def _train_stages(recipe: Recipe) -> Iterator[Stage]:
 
 def _stores_of(recipe: Recipe, config: TrainConfig) -> list[str]:
     """The label stores that a run reads: those it names, or those of its levels, or all; none where its objective needs none."""
-    if objective_of(config).choose is None:
+    if objective_of(config).stores == "none":
         return []
     if config.stores:
         return list(config.stores)

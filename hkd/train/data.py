@@ -143,7 +143,7 @@ def _stores(
     config: TrainConfig, labels: Path | str | None, subwords: SubwordModel
 ) -> tuple[dict[str, LabelReader], dict[str, str]]:
     """The stores that are there, and their levels; none for objectives that read none."""
-    if objective_of(config).choose is None:
+    if objective_of(config).stores == "none":
         return {}, {}
     if labels is None or (isinstance(labels, Path) and not labels.exists()):
         raise UserError(

@@ -10,7 +10,6 @@ Shape letters: B utterances, T encoder frames, S slots, M labelled slots, N posi
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -37,13 +36,9 @@ class Term:
     name: str  # as metrics call it
     head: str | None = None
     store: str | None = None
+    num_slots: int = 0  # an encoder frame, that the store's labels are placed on; 0: they need none
     kd: KdConfig = field(default_factory=lambda: KdConfig(tail="ghost"))
     column: int | None = None  # of lse_NJ, for the teacher's temperature
-
-    @property
-    def reads(self) -> Mapping[str, int]:
-        """Label stores → slots an encoder frame that their labels are placed on; 0 for labels that need no slots."""
-        return {} if self.store is None else {self.store: 0}
 
     def slots(self, batch: Batch) -> Mapping[str, Tensor]:
         """Head → its slots (flat indices) that are read; a head that is not named is read whole."""
@@ -116,11 +111,8 @@ class HybridTerm(Term):
     """
 
     name: str = "senone"
+    num_slots: int = default_slots(SENONE)
     weight: float = 0.0
-
-    @property
-    def reads(self) -> Mapping[str, int]:
-        return {} if self.store is None else {self.store: default_slots(SENONE)}
 
     def count(self, batch: Batch) -> float:
         return float(len(batch.hard[SENONE].slot_M))
@@ -164,11 +156,7 @@ class KdTerm(Term):
 
     head: str
     store: str
-    num_slots: int = 1  # of the head, an encoder frame
-
-    @property
-    def reads(self) -> Mapping[str, int]:
-        return {self.store: self.num_slots}
+    num_slots: int = 1
 
     def slots(self, batch: Batch) -> Mapping[str, Tensor]:
         return {self.head: batch.soft[self.store].slot_M}
@@ -227,27 +215,27 @@ class Needs:
 def needs_of(config: TrainConfig, stores: Mapping[str, str], *, aligned: bool) -> Needs:
     """stores: name → level, all that are there. Raises UserError where the objective cannot be had from them, or it is not clear which."""
     objective = objective_of(config)
-    chosen = objective.choose(config, stores) if objective.choose is not None else ()
+    chosen = _stores_of(config, stores) if objective.stores != "none" else ()
     wanted = set(config.condition)
-    if with_hard_heads(config):
+    if objective.hard_heads if objective.stores == "none" or config.hard_heads is None else config.hard_heads:
         taught = set() if objective.teaches_main else {stores[name] for name in chosen}
         wanted |= taught or set(config.levels) or set(LEVELS)
     hard = tuple(level for level in UNIT_LEVELS if level in wanted)
-    own_units = tuple(name for name in chosen if objective.teaches_main or _kd(config, name).where == "ctc")
+    own_units = tuple(name for name in chosen if objective.teaches_main or config.kds.get(name, config.kd).where == "ctc")
     needs = Needs(stores=chosen, hard=hard, same_units=own_units)
     if (needs.alignment or config.main == SENONE) and not aligned:
         raise UserError(f"objective {objective.name} needs an alignment, but there is none. Run `hkd align` first.")
     return needs
 
 
-def with_hard_heads(config: TrainConfig) -> bool:
-    """Whether there are hard heads: the objective says so, or `hard_heads` where it leaves that open."""
-    objective = objective_of(config)
-    return objective.hard_heads if objective.choose is None or config.hard_heads is None else config.hard_heads
+def _stores_of(config: TrainConfig, stores: Mapping[str, str]) -> tuple[str, ...]:
+    """The label stores that the objective reads of those that are there (name → level), fine levels first.
 
-
-def _all_stores(config: TrainConfig, stores: Mapping[str, str]) -> tuple[str, ...]:
-    """The stores that `stores` and `levels` leave, fine levels first. Raises UserError where one is missing, or two have one level."""
+    Raises UserError where one that the settings name is missing, a level has two, or there are none, or several for an objective of one.
+    """
+    objective, main_level = objective_of(config), SENONE if config.main == SENONE else SUBWORD
+    if objective.teaches_main and not config.stores and not config.levels:  # how many stores other levels have is no matter here
+        stores = {name: level for name, level in stores.items() if level == main_level}
     for name in config.stores:
         if name not in stores:
             known = ", ".join(stores) or "there is none"
@@ -258,27 +246,24 @@ def _all_stores(config: TrainConfig, stores: Mapping[str, str]) -> tuple[str, ..
         of_level.setdefault(stores[name], []).append(name)
     for level in config.levels:
         if level not in of_level:
-            raise UserError(
-                f"`levels` must have label stores, but '{level}' has none. Run `hkd teacher-dump --unit {level}` first."
-            )
+            run = f"hkd teacher-dump --unit {level}"
+            raise UserError(f"`levels` must have label stores, but '{level}' has none. Run `{run}` first.")
     for level, names in of_level.items():
         if len(names) > 1 and not config.stores:
-            same = ", ".join(names)
-            raise UserError(
-                f"a level must have one label store, but {level} has {same}. Name those to use: --set stores='[...]'."
-            )
+            same, remedy = ", ".join(names), "Name those to use: --set stores='[...]'."
+            raise UserError(f"a level must have one label store, but {level} has {same}. {remedy}")
+    if objective.teaches_main:
+        chosen = tuple(name for name in chosen if stores[name] == main_level)
     rank = {level: number for number, level in enumerate(UNIT_LEVELS)}
-    return tuple(sorted(chosen, key=lambda name: (rank.get(stores[name], len(rank)), name)))
-
-
-def _kd(config: TrainConfig, store: str) -> KdConfig:
-    return config.kds.get(store, config.kd)
-
-
-def _fitted(kd: KdConfig, reader: LabelReader) -> KdConfig:
-    """With what the store asks for where `tail` is auto."""
-    usual = "renormalised" if is_projected(reader) else "sampled" if reader.spec.selection == "sample" else "ghost"
-    return replace(kd, tail=usual) if kd.tail == "auto" else kd
+    chosen = tuple(sorted(chosen, key=lambda name: (rank.get(stores[name], len(rank)), name)))
+    if objective.stores == "one" and len(chosen) != 1:
+        raise UserError(
+            f"objective {config.objective} takes one label store, but {', '.join(chosen) or 'none'} would do. "
+            "Name it: --set stores='[\"NAME\"]' or --set levels='[\"LEVEL\"]'."
+        )
+    if not chosen:
+        raise UserError(f"objective {config.objective} takes label stores, but there is none. Run `hkd teacher-dump` first.")
+    return chosen
 
 
 def slots_of(config: TrainConfig, level: str) -> int:
@@ -316,7 +301,7 @@ class Plan:
     @property
     def soft(self) -> dict[str, int]:
         """The label stores that the terms read."""
-        return {store: slots for term in self.terms for store, slots in term.reads.items()}
+        return {term.store: term.num_slots for term in self.terms if term.store is not None}
 
 
 def encoder_of(config: TrainConfig) -> EncoderConfig | SpeechEncoderConfig:
@@ -348,7 +333,7 @@ def plan_student(config: TrainConfig, needs: Needs, join: Join) -> Plan:
     if hybrid and SENONE in needs.hard and slots_of(config, SENONE) != usual:
         raise UserError(f"`slots.senone` must be {usual} where `main` is senone, with a hard head at that level. Take it out.")
     encoder, objective = encoder_of(config), objective_of(config)
-    given = Given(config=config, needs=needs, join=join, num_layers=encoder.num_layers)
+    given = Given(config=config, stores=needs.stores, join=join, num_layers=encoder.num_layers)
     hard = {level: slots_of(config, level) for level in needs.hard}
     taught = (*(_hard_head(given, level) for level in hard), *objective.heads(given))
     if hybrid:
@@ -374,8 +359,7 @@ def _hard_head(given: "Given", level: str) -> Taught:
 
 
 def _auxiliary(given: "Given", store: str) -> Taught:
-    join, kd = given.join, _fitted(_kd(given.config, store), given.join.stores[store].reader)
-    joined, spec = join.stores[store], join.stores[store].reader.spec
+    kd, joined = given.kd(store), given.join.stores[store]
     head = given.head(f"kd-{store}", joined.level, "aux", joined.num_units)
     if kd.where == "ctc":
         if joined.level != SUBWORD:
@@ -383,21 +367,21 @@ def _auxiliary(given: "Given", store: str) -> Taught:
                 f"`kd.where` must be frames or segments for label store '{store}' ({joined.level}), but is ctc instead."
             )
         check_setting(f"`slots.{joined.level}`", head.slots, "be 1 where `kd.where` is ctc", head.slots == 1)
-        column = _mixed(join, store, kd, "`kd.where` ctc")
+        column = _mixed(given, store, "`kd.where` ctc")
         return head, CtcKdTerm(name=head.name, head=head.name, store=store, kd=kd, column=column)
-    column = _column(join, store, kd)
-    fits = (kd.tail == "sampled") == (spec.selection == "sample")
-    check_setting("`kd.tail`", f"'{kd.tail}'", f"fit label store '{store}', whose selection is {spec.selection},", fits)
-    _check_tail(join, store, kd)
+    column, selection = _column(given, store), joined.reader.spec.selection
+    fits = (kd.tail == "sampled") == (selection == "sample")
+    check_setting("`kd.tail`", f"'{kd.tail}'", f"fit label store '{store}', whose selection is {selection},", fits)
+    _check_tail(given, store)
     return head, KdTerm(name=head.name, head=head.name, store=store, kd=kd, column=column, num_slots=head.slots)
 
 
-def _column(join: Join, store: str, kd: KdConfig) -> int | None:
+def _column(given: "Given", store: str) -> int | None:
     """Where a store's rows hold the normaliser of the teacher's temperature; None where none is needed.
 
     Raises UserError for a temperature that the store does not hold.
     """
-    spec = join.stores[store].reader.spec
+    kd, spec = given.kd(store), given.join.stores[store].reader.spec
     if kd.temperature == 1 or spec.width >= len(spec.inventory) or kd.tail == "renormalised":
         return None
     if kd.temperature not in spec.temperatures:
@@ -409,36 +393,36 @@ def _column(join: Join, store: str, kd: KdConfig) -> int | None:
     return spec.temperatures.index(kd.temperature)
 
 
-def _mixed(join: Join, store: str, kd: KdConfig, what: str) -> int | None:
+def _mixed(given: "Given", store: str, what: str) -> int | None:
     """_column, for losses that hold the teacher's distribution against the student's softmax at temperature 1."""
-    selection = join.stores[store].reader.spec.selection
+    kd, selection = given.kd(store), given.join.stores[store].reader.spec.selection
     if selection != "topk":
         raise UserError(
             f"interpolation and `kd.where` ctc take a label store of the selection topk, but that of '{store}' is {selection} instead."
         )
     check_setting("`kd.tail`", kd.tail, f"be ghost or renormalised with {what}", kd.tail in ("ghost", "renormalised"))
-    _check_tail(join, store, kd)
+    _check_tail(given, store)
     own = kd.student_temperature or kd.temperature
     if own != 1:
         raise UserError(
             f"`kd.student_temperature` must be 1 with {what} (its targets are for the student's one softmax), but is {own:g} for "
             f"label store '{store}' instead. Take --set kd.student_temperature=1."
         )
-    return _column(join, store, kd)
+    return _column(given, store)
+
+
+def _check_tail(given: "Given", store: str) -> None:
+    """Raises UserError where the tail is to be one outcome, but holds mass that was not placed on any unit."""
+    if given.kd(store).tail == "ghost" and is_projected(given.join.stores[store].reader):
+        raise UserError(
+            f"`kd.tail` must be renormalised for label store '{store}', whose tail holds what its projection could not place and may belong to "
+            "the kept units, but is ghost instead. Take --set kd.tail=renormalised."
+        )
 
 
 def is_projected(reader: LabelReader) -> bool:
     """Whether a store's labels were computed for the student's own pieces from an LM with others (`teacher.project`)."""
     return "project" in reader.spec.teacher.get("options", {})
-
-
-def _check_tail(join: Join, store: str, kd: KdConfig) -> None:
-    """Raises UserError where the tail is to be one outcome, but holds mass that was not placed on any unit."""
-    if kd.tail == "ghost" and is_projected(join.stores[store].reader):
-        raise UserError(
-            f"`kd.tail` must be renormalised for label store '{store}', whose tail holds what its projection could not place and may belong to "
-            "the kept units, but is ghost instead. Take --set kd.tail=renormalised."
-        )
 
 
 def num_units_of(join: Join, level: str) -> int:
@@ -471,9 +455,15 @@ class Given:
     """What an objective makes its terms and heads of."""
 
     config: TrainConfig
-    needs: Needs
+    stores: tuple[str, ...]  # that it reads
     join: Join
     num_layers: int  # of the encoder
+
+    def kd(self, store: str) -> KdConfig:
+        """How a head learns from a store: its settings, with what the store asks for where `tail` is auto."""
+        kd, reader = self.config.kds.get(store, self.config.kd), self.join.stores[store].reader
+        usual = "renormalised" if is_projected(reader) else "sampled" if reader.spec.selection == "sample" else "ghost"
+        return replace(kd, tail=usual) if kd.tail == "auto" else kd
 
     def head(self, name: str, level: str, kind: str, num_units: int) -> HeadConfig:
         """A head at the layer that the settings give its label store, else its level, and with the slots of its level."""
@@ -490,52 +480,27 @@ def plain_main(given: Given) -> Term:
 
 def mixed_main(given: Given) -> Term:
     """The main output against the reference mixed with the teacher's labels."""
-    config, [store] = given.config, given.needs.stores
-    kd, hybrid = _fitted(_kd(config, store), given.join.stores[store].reader), config.main == SENONE
-    where = ("frames",) if hybrid else ("frames", "ctc")
+    [store], hybrid = given.stores, given.config.main == SENONE
+    kd, where = given.kd(store), ("frames",) if hybrid else ("frames", "ctc")
     rule = f"be {' or '.join(where)} with interpolation (every frame of the main output is taught)"
     check_setting("`kd.where`", kd.where, rule, kd.where in where, "Take --set kd.where=frames.")
-    column = _mixed(given.join, store, kd, "objective interpolation")
+    column = _mixed(given, store, "objective interpolation")
     kind = HybridTerm if hybrid else CtcTerm
-    return kind(store=store, weight=config.interpolation_weight, kd=kd, column=column)
+    return kind(store=store, weight=given.config.interpolation_weight, kd=kd, column=column)
 
 
 def auxiliary_heads(given: Given) -> list[Taught]:
     """A head for each label store."""
-    return [_auxiliary(given, store) for store in given.needs.stores]
-
-
-def many_stores(config: TrainConfig, stores: Mapping[str, str], *, only: bool = False, of_main: bool = False) -> tuple[str, ...]:
-    """All label stores that the settings leave; of_main: over the main output's units. Raises UserError for none, and for several if `only`."""
-    level = SENONE if config.main == SENONE else SUBWORD
-    if of_main and not config.stores and not config.levels:  # how many stores other levels have is no matter here
-        stores = {name: own for name, own in stores.items() if own == level}
-    chosen = tuple(name for name in _all_stores(config, stores) if not of_main or stores[name] == level)
-    if only and len(chosen) != 1:
-        raise UserError(
-            f"objective {config.objective} takes one label store, but {', '.join(chosen) or 'none'} would do. "
-            "Name it: --set stores='[\"NAME\"]' or --set levels='[\"LEVEL\"]'."
-        )
-    if not chosen:
-        raise UserError(f"objective {config.objective} takes label stores, but there is none. Run `hkd teacher-dump` first.")
-    return chosen
-
-
-one_store = partial(many_stores, only=True)
-main_store = partial(many_stores, only=True, of_main=True)
+    return [_auxiliary(given, store) for store in given.stores]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """An entry of the registry.
-
-    choose: settings and the label stores that are there (name → level) → those that it reads; None: it reads none.
-    main, heads: the main output's term, and each further head (None where a term has none) with its term.
-    """
+    """An entry of the registry. main, heads: the main output's term, and each further head (None where a term has none) with its term."""
 
     name: str
     help: str  # one line, for people
-    choose: Callable[[TrainConfig, Mapping[str, str]], tuple[str, ...]] | None = None
+    stores: str = "none"  # none | one | many: label stores that it reads
     main: Callable[[Given], Term] = plain_main
     heads: Callable[[Given], list[Taught]] = lambda given: []
     teaches_main: bool = False  # its label store is over the main output's own units
@@ -557,11 +522,19 @@ def objective_of(config: TrainConfig) -> Objective:
     return OBJECTIVES[config.objective]
 
 
-_MIXED = "a language model's distribution mixed into the main output's targets"
-_AUXILIARY = "one auxiliary output layer taught by a language model"
-_HIERARCHICAL = "auxiliary output layers at several levels, each taught by a language model over its own units"
-register(Objective(name="none", help="the main loss alone, no language model"))
-register(Objective(name="hard-heads", help="reference labels on inner layers, no language model", hard_heads=True))
-register(Objective(name="interpolation", help=_MIXED, choose=main_store, main=mixed_main, teaches_main=True))
-register(Objective(name="auxiliary", help=_AUXILIARY, choose=one_store, heads=auxiliary_heads))
-register(Objective(name="hierarchical", help=_HIERARCHICAL, choose=many_stores, heads=auxiliary_heads, hard_heads=True))
+for objective in (
+    Objective(name="none", help="the main loss alone, no language model"),
+    Objective(name="hard-heads", help="reference labels on inner layers, no language model", hard_heads=True),
+    Objective(
+        name="interpolation", help="a language model's distribution mixed into the main output's targets",
+        stores="one", main=mixed_main, teaches_main=True,
+    ),
+    Objective(
+        name="auxiliary", help="one auxiliary output layer taught by a language model", stores="one", heads=auxiliary_heads,
+    ),
+    Objective(
+        name="hierarchical", help="auxiliary output layers at several levels, each taught by a language model over its own units",
+        stores="many", heads=auxiliary_heads, hard_heads=True,
+    ),
+):  # fmt: skip
+    register(objective)

@@ -83,11 +83,11 @@ def open_text(
     tap = low.student.encoder.num_layers
     terms = {PREFIX + plan.terms[0].name: plan.terms[0] if readers else plan.plain_main}
     for head, term in plan.taught:
-        if head is not None and head.tap > tap and all(store in readers for store in term.reads):
+        if head is not None and head.tap > tap and (term.store is None or term.store in readers):
             terms[PREFIX + term.name] = term
     above = {head.level for head, term in plan.taught if head is not None and PREFIX + term.name in terms and head.kind == "hard"}
     above |= {SENONE} if plan.student.main == SENONE else set()
-    soft = {store: slots for term in terms.values() for store, slots in term.reads.items()}
+    soft = {term.store: term.num_slots for term in terms.values() if term.store is not None}
     folder = Units(units)
     whole = _heard(manifests.read(Path(settings.path)), bank, folder, settings.path)
     said = Join(whole, subwords=join.subwords, alignment=join.alignment, units=units)

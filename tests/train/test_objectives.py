@@ -1,7 +1,7 @@
 """Which heads and terms an objective has, and what it refuses."""
 
 import shutil
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from hkd.student.model import StudentOutput
 from hkd.train import objectives
 from hkd.train.config import TrainConfig
 from hkd.train.data import open_data
-from hkd.train.objectives import Objective, needs_of, plan_student, register
+from hkd.train.objectives import Objective, Term, needs_of, plan_student, register
 from hkd.train.run import contradictions, too_little, train
 from kit.labelled import label_folder
 
@@ -269,14 +269,10 @@ def test_little_speech_for_ctc_from_scratch_is_said_with_what_to_take(settings: 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entropy:
+class Entropy(Term):
     """A term of somebody else's: the main output's entropy, subtracted."""
 
     name: str = "entropy"
-    reads: dict[str, int] = field(default_factory=dict)
-
-    def slots(self, batch: Batch) -> dict[str, Tensor]:
-        return {}
 
     def count(self, batch: Batch) -> float:
         return float(batch.x_BTF.shape[0])
@@ -295,7 +291,7 @@ def test_an_objective_registered_from_outside_trains(
         Objective(
             name="sure-and-taught",
             help="a penalty of certainty beside one taught layer",
-            choose=objectives.one_store,
+            stores="one",
             heads=lambda given: [*objectives.auxiliary_heads(given), (None, Entropy())],
         )
     )

@@ -43,7 +43,7 @@ def test_interpolation_trains_on_a_projected_store(prepared: Path, tiny: dict[st
             units=prepared / "units", alignment=prepared / "alignment.arrow", labels=tmp_path / "shards",
         )  # fmt: skip
         assert data.needs.stores == (chosen,)
-        tails = {term.kd.tail for term in data.plan.terms if term.reads}
+        tails = {term.kd.tail for term in data.plan.terms if term.store}
         assert tails == {"renormalised" if chosen == "subword" else "ghost"}  # what the store asks for
     train(
         build(TrainConfig, settings, where="train"), tmp_path / "run", manifest=prepared / "manifest.jsonl", units=prepared / "units",
