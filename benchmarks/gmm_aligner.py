@@ -207,20 +207,15 @@ def cepstra(utterance: Utterance) -> NDArray[np.float32]:
     """x_TF, 39 coefficients in frames of 10 ms that lie around their windows' middle; mean and variance still in."""
     wave_S = torch.from_numpy(read_audio(utterance))
     frames = samples_to_frames(wave_S.numel())
-    compliance = import_torchaudio().compliance.kaldi
+    torchaudio = import_torchaudio()
     wave_S = torch.nn.functional.pad(wave_S, (0, max(0, FRAMES_OF_WINDOW - wave_S.numel())))
-    c_TF = compliance.mfcc(
-        wave_S[None] * 32768, sample_frequency=float(SAMPLE_RATE_HZ), dither=0.0, use_energy=False, snip_edges=False
-    ).numpy()[:frames]
-    d_TF = differences(c_TF)
-    return np.concatenate([c_TF, d_TF, differences(d_TF)], 1).astype(np.float32)
-
-
-def differences(c_TF: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Slopes over five frames, as Kaldi's `add-deltas`: Σ n·c(t + n) / 10 for n from −2 to 2."""
-    padded = np.pad(c_TF, ((2, 2), (0, 0)), mode="edge")
-    slope: NDArray[np.float32] = (2 * (padded[4:] - padded[:-4]) + padded[3:-1] - padded[1:-3]) / 10
-    return slope
+    rate_hz = float(SAMPLE_RATE_HZ)
+    mfcc = torchaudio.compliance.kaldi.mfcc
+    c_TF = mfcc(wave_S[None] * 32768, sample_frequency=rate_hz, dither=0.0, use_energy=False, snip_edges=False)
+    c_FT = c_TF[:frames].T.contiguous()
+    slopes_FT = torchaudio.functional.compute_deltas(c_FT)  # over five frames, as Kaldi's `add-deltas`
+    changes_FT = torchaudio.functional.compute_deltas(slopes_FT)
+    return torch.cat([c_FT, slopes_FT, changes_FT]).T.numpy().astype(np.float32)
 
 
 def normalised_by_speaker(feats: dict[str, NDArray[np.float32]], speaker_of: dict[str, str]) -> dict[str, NDArray[np.float32]]:

@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 
 from hkd import __version__
 from hkd import manifest as manifests
-from hkd.align.alignment import Alignment
-from hkd.align.alignment import sequence_digest as _sequence_digest
+from hkd.align.alignment import Alignment, aligned_to_units, sequence_digest
 from hkd.audio import read_audio as read_audio
 from hkd.config import Project as Settings
 from hkd.errors import UserError
@@ -29,7 +28,7 @@ from hkd.labels.format import LabelBlock, StoreSpec, UtteranceLabels
 from hkd.labels.store import LabelReader, store_folders
 from hkd.labels.writer import LabelWriter
 from hkd.manifest import Manifest
-from hkd.stream.join import Join, covering
+from hkd.stream.join import Join, JoinedStore, covering
 from hkd.timebase import FRAME_SHIFT_S, retime
 from hkd.units.level import SPELLED
 from hkd.units.subword import SubwordModel
@@ -89,17 +88,17 @@ class FrameLabels:
 
     def to(self, device: Any) -> "FrameLabels":
         """The same on another device."""
-        return self._each("to", device)
+        return self._each(lambda tensor: tensor.to(device))
 
     def pin_memory(self) -> "FrameLabels":
         """The same in page-locked memory."""
-        return self._each("pin_memory")
+        return self._each(lambda tensor: tensor.pin_memory())
 
-    def _each(self, method: str, *arguments: Any) -> "FrameLabels":
-        batch_M, frame_M, gold_M, *rest = (
-            getattr(tensor, method)(*arguments) for tensor in (self.batch_M, self.frame_M, self.gold_M, *self.teacher.values())
+    def _each(self, change: "Callable[[torch.Tensor], torch.Tensor]") -> "FrameLabels":
+        teacher = {name: change(tensor) for name, tensor in self.teacher.items()}
+        return FrameLabels(
+            batch_M=change(self.batch_M), frame_M=change(self.frame_M), gold_M=change(self.gold_M), teacher=teacher
         )
-        return FrameLabels(batch_M=batch_M, frame_M=frame_M, gold_M=gold_M, teacher=dict(zip(self.teacher, rest, strict=True)))
 
 
 class Project:
@@ -148,7 +147,7 @@ class Project:
         """Whether the store labels the utterance, and its labels can be placed on frames."""
         return self._store(store).labels(utterance_id) and self._join.aligned(utterance_id)
 
-    def _store(self, name: str) -> Any:
+    def _store(self, name: str) -> JoinedStore:
         if name not in self._join.stores:
             raise UserError(f"store must be one of {', '.join(self._join.stores) or '(none)'}, but is '{name}' instead.")
         return self._join.stores[name]
@@ -198,7 +197,7 @@ class Project:
         for name in ids:
             self.manifest.by_id(name)
         speeds = [speed] * len(ids) if isinstance(speed, int | float) else list(speed)
-        shift, first = frame_shift_ms, frame_shift_ms / 2 if first_frame_ms is None else first_frame_ms
+        first_ms = frame_shift_ms / 2 if first_frame_ms is None else first_frame_ms
         labelled = [b for b, name in enumerate(ids) if self.has_labels(store, name)]
         block = self.labels(store, [ids[b] for b in labelled])
         batches, frames, rows = [], [], []
@@ -206,7 +205,7 @@ class Project:
             found = self._join.positions(ids[b], store)
             assert self._join.alignment is not None
             last = int(retime(np.array(self._join.alignment[ids[b]].num_frames), speeds[b])) - 1
-            middle_ms_T = first + np.arange(int(num_frames[b])) * shift
+            middle_ms_T = first_ms + np.arange(int(num_frames[b])) * frame_shift_ms
             middle_T = np.minimum(middle_ms_T // (1000 * FRAME_SHIFT_S), last).astype(np.int64)
             frame_M, position_M = covering(found, middle_T, speed=speeds[b])
             batches.append(np.full(len(frame_M), b))
@@ -253,8 +252,9 @@ def write_labels(
     """Write a label store from your own teacher, shard by shard; called again after an interruption, it goes on.
 
     level: senone, monophone (the alignment's units) or subword, character (your pieces). score(id, unit_U) → logits_UV, unnormalised, a
-    row for each position; a tensor or an array. teacher: its name, which goes into the store: another name for other weights, since a store is gone on with by name. ids: by default all utterances of the
-    manifest that have units at the level. Raises UserError for logits of another shape, or where another store lies at `path`.
+    row for each position; a tensor or an array. teacher: its name, by which an interrupted store is gone on with: give other weights another
+    name. ids: by default all utterances of the manifest that have units at the level.
+    Raises UserError for logits of another shape, or where another store lies at `path`.
     """
     import torch
 
@@ -282,7 +282,11 @@ def write_labels(
     def labelled(utterance_id: str) -> UtteranceLabels:
         project._check(utterance_id)
         said = words(project.manifest.by_id(utterance_id).text)
-        unit_U, word_U = _units(project, utterance_id, level, said)
+        if level in SPELLED:
+            unit_U, word_U = join.spelling(level).encode(said)
+        else:
+            assert join.alignment is not None
+            unit_U, word_U = aligned_to_units(join.alignment[utterance_id], level, join.alignment.silences[level])
         logits_UV = torch.as_tensor(score(utterance_id, unit_U))
         if logits_UV.shape != (len(unit_U), len(inventory)):
             raise UserError(
@@ -292,24 +296,13 @@ def write_labels(
         gold_U = torch.from_numpy(unit_U.astype(np.int64))
         topk = select_topk(logits_UV.float(), gold_U, k=k, temperatures=spec.temperatures)
         return UtteranceLabels(
-            id=utterance_id, topk=topk, word_U=word_U, unit_digest=_sequence_digest(unit_U), text_digest=text_digest(said)
+            id=utterance_id, topk=topk, word_U=word_U, unit_digest=sequence_digest(unit_U), text_digest=text_digest(said)
         )
 
     for shard in writer.pending():
         writer.write_shard(shard, [labelled(name) for name in writer.shard_ids(shard)])
     writer.finish()
     return open_labels(path)
-
-
-def _units(project: Project, utterance_id: str, level: str, said: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """(unit_U, word_U) of an utterance."""
-    from hkd.align.alignment import aligned_to_units
-
-    join = project._join
-    if level in SPELLED:
-        return join.spelling(level).encode(said)
-    assert join.alignment is not None
-    return aligned_to_units(join.alignment[utterance_id], level, join.alignment.silences[level])
 
 
 class Student:

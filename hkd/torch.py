@@ -37,11 +37,8 @@ class Collator:
         frame_shift_ms, first_frame_ms, temperature: as in `Project.frame_labels`.
         """
         self._project, self._stores, self._num_frames, self._collate = project, tuple(stores), num_frames, collate
-        self._options: dict[str, Any] = {
-            "frame_shift_ms": frame_shift_ms,
-            "first_frame_ms": first_frame_ms,
-            "temperature": temperature,
-        }
+        times = {"frame_shift_ms": frame_shift_ms, "first_frame_ms": first_frame_ms}
+        self._options: dict[str, Any] = {**times, "temperature": temperature}
         self._id_key, self._speed_key = id_key, speed_key
 
     def __call__(self, examples: list[Mapping[str, Any]]) -> dict[str, Any]:

@@ -58,8 +58,8 @@ def model_tensors(model: torch.nn.Module) -> dict[str, Tensor]:
 def load_model_tensors(model: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Copy what `model_tensors` gave into the model. Raises HkdError where names or shapes differ."""
     own = _named(model)
-    there, here = ({name: tensor.shape for name, tensor in side.items()} for side in (tensors, own))
-    if differs := sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name)):
+    there, here = ({(name, tensor.shape) for name, tensor in side.items()} for side in (tensors, own))
+    if differs := sorted({name for name, _ in there ^ here}):
         raise HkdError(f"the weights must fit the model, but {len(differs)} tensors differ ({', '.join(differs[:3])} ...).")
     for name, tensor in own.items():
         tensor.copy_(tensors[name])
@@ -96,7 +96,7 @@ def load_optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimi
         optimizer.state[parameter][key] = tensor.to(parameter.device)
 
 
-def write_checkpoint(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
+def write(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
     """Write folder/step-NNNNNN with a file for each entry of `tensors`, atomically; replaces one of the same step."""
     target = folder / f"step-{step:06d}"
     partial = folder / f".partial-{step:06d}"
@@ -113,10 +113,9 @@ def write_checkpoint(folder: Path, step: int, tensors: Mapping[str, Mapping[str,
         shutil.rmtree(target)
     partial.rename(target)
     sync(folder)
-    return target
 
 
-def newest_checkpoint(folder: Path, *, accept: Callable[[dict[str, Any]], bool]) -> Checkpoint | None:
+def newest(folder: Path, *, accept: Callable[[dict[str, Any]], bool]) -> Checkpoint | None:
     """The newest whole checkpoint whose state.json `accept` says yes to, or None; others are said and passed over."""
     for path in reversed(_paths(folder)):
         found = _read(path)
@@ -127,12 +126,12 @@ def newest_checkpoint(folder: Path, *, accept: Callable[[dict[str, Any]], bool])
     return None
 
 
-def last_checkpoints(folder: Path, num: int) -> list[Checkpoint]:
+def last(folder: Path, num: int) -> list[Checkpoint]:
     """The newest `num` whole checkpoints, oldest first."""
     return _whole(_paths(folder))[-num:]
 
 
-def remove_checkpoints(folder: Path, *, after: int | None = None, keep: int | None = None) -> None:
+def remove(folder: Path, *, after: int | None = None, keep: int | None = None) -> None:
     """Remove checkpoints after a step, all but the newest `keep`, and what an interrupted write left."""
     paths = _paths(folder)
     gone = [p for p in paths if after is not None and int(p.name.removeprefix("step-")) > after]
@@ -166,7 +165,7 @@ def _whole(paths: Iterable[Path]) -> list[Checkpoint]:
 
 @dataclass
 class Best:
-    """The `keep` best evaluations, as (figure, step), best first; lower is better, the earlier of equals."""
+    """The `keep` best evaluations, as (figure, step), best first: the lower is better, the earlier of equals."""
 
     folder: Path
     by: str
@@ -187,7 +186,7 @@ class Best:
 
     def save(self, step: int, model: Mapping[str, Tensor]) -> None:
         """Keep these weights, drop those that are no longer among the best."""
-        write_checkpoint(self.folder, step, {"model": model}, {})
+        write(self.folder, step, {"model": model}, {})
         kept = {f"step-{row[1]:06d}" for row in self.rows}
         for path in _paths(self.folder):
             if path.name not in kept:
@@ -209,10 +208,8 @@ class Best:
 def average(parts: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """The mean of several weights, summed in float64 in the given order; whole numbers are taken from the first."""
     tensors: Sequence[Mapping[str, Tensor]] = list(parts)
-    first = tensors[0]
-    return {
-        name: torch.stack([part[name].double() for part in tensors]).mean(0).to(value.dtype)
-        if value.is_floating_point()
-        else value
-        for name, value in first.items()
-    }
+    mean = dict(tensors[0])
+    for name, value in mean.items():
+        if value.is_floating_point():
+            mean[name] = torch.stack([part[name].double() for part in tensors]).mean(0).to(value.dtype)
+    return mean

@@ -29,14 +29,11 @@ def begun_with(folder: Path) -> dict[str, Any]:
 
 def claim(folder: Path, identity: Mapping[str, Any]) -> str:
     """Write identity.json, or compare it with the one that exists; returns the digest. Raises UserError naming what differs."""
-    path = folder / IDENTITY
     identity = json.loads(json.dumps(identity))
-    if not path.exists():
-        write_json(path, identity)
-        return digest_of_json(identity)
-    check_same(
-        f"the run in {folder} must go on as it began", begun_with(folder), identity, "Undo the change or take another folder."
-    )
+    if not (folder / IDENTITY).exists():
+        write_json(folder / IDENTITY, identity)
+    remedy = "Undo the change or take another folder."
+    check_same(f"the run in {folder} must go on as it began", begun_with(folder), identity, remedy)
     return digest_of_json(identity)
 
 

@@ -23,29 +23,13 @@ from torch import Tensor
 from hkd.artefact import flatten
 from hkd.errors import HkdError, MissingPackageError, UserError, check_choice, check_settings
 from hkd.files import write_bytes, write_json
-from hkd.loop.checkpoint import (
-    FINAL,
-    Best,
-    average,
-    last_checkpoints,
-    load_final,
-    load_model_tensors,
-    load_optimizer_tensors,
-    model_tensors,
-    newest_checkpoint,
-    optimizer_tensors,
-    remove_checkpoints,
-    write_checkpoint,
-)
+from hkd.loop import checkpoint
+from hkd.loop.checkpoint import load_final, load_model_tensors, model_tensors
 from hkd.loop.record import Metrics, claim, finished, locked, stop_signals
 from hkd.progress import Progress, no_progress
 
 if TYPE_CHECKING:
     from accelerate import Accelerator  # type: ignore[import-untyped]
-
-
-SCHEDULES = ("cosine", "linear", "constant")
-PRECISIONS = ("fp32", "bf16", "fp16")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,8 +58,8 @@ class LoopConfig:
     shares_every: int = 0  # steps between measurements of each loss term's share of the gradient; 0: never
 
     def __post_init__(self) -> None:
-        check_choice("`schedule`", self.schedule, SCHEDULES)
-        check_choice("`precision`", self.precision, PRECISIONS)
+        check_choice("`schedule`", self.schedule, ("cosine", "linear", "constant"))
+        check_choice("`precision`", self.precision, ("fp32", "bf16", "fp16"))
         positive = "accumulate log_every save_every keep_last"
         others = "warmup_steps weight_decay clip_norm eval_every shares_every seed average patience"
         check_settings(self, positive, "be at least 1", lambda value: value >= 1)
@@ -157,12 +141,9 @@ def no_settings_from_the_environment() -> Iterator[None]:
                 f"{name} must not be set, but is {given[name]} instead: hkd trains without {engine}. Take it out, and start processes "
                 "with torchrun."
             )
-    aside = [f"{name}={value}" for name, value in sorted(given.items()) if value.lower() not in _NOTHING]
-    if aside:
-        log.warning(
-            "accelerate's environment variables are not read: %s. Settings are --device, loop.precision and loop.accumulate.",
-            ", ".join(aside),
-        )
+    if aside := [f"{name}={value}" for name, value in sorted(given.items()) if value.lower() not in _NOTHING]:
+        line = "accelerate's environment variables are not read: %s. Settings are --device, loop.precision and loop.accumulate."
+        log.warning(line, ", ".join(aside))
     for name in given:
         del os.environ[name]
     try:
@@ -253,10 +234,9 @@ class _Run:
         self.task, self.config, self.folder, self.accelerator, self.progress = task, config, folder, accelerator, progress
         self.model = task.model.to(accelerator.device)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
-        decayed = {is_matrix: [p for p in self.parameters if (p.ndim > 1) == is_matrix] for is_matrix in (True, False)}
-        groups = [
-            {"params": part, "weight_decay": config.weight_decay * is_matrix} for is_matrix, part in decayed.items() if part
-        ]
+        matrices, vectors = ([p for p in self.parameters if (p.ndim > 1) == is_matrix] for is_matrix in (True, False))
+        decays = ((matrices, config.weight_decay), (vectors, 0.0))
+        groups = [{"params": part, "weight_decay": decay} for part, decay in decays if part]
         self.adam = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, config.beta2), fused=True)
         self.optimizer: Any = accelerator.prepare(self.adam)
         self.checkpoints = folder / "checkpoints"
@@ -268,7 +248,9 @@ class _Run:
         self.rate: dict[str, float] = {}  # for the progress bar alone: figures must not depend on the machine
         self.pending: tuple[int, list[str], Tensor] | None = None  # the last step's finiteness, read a step later
         self.seconds, self.wait_s, self.clock_s = 0.0, 0.0, time.perf_counter()
-        self.best = Best(folder=folder / "best", by=config.best_by, keep=max(1, config.average)) if config.best_by else None
+        self.best = (
+            checkpoint.Best(folder=folder / "best", by=config.best_by, keep=max(1, config.average)) if config.best_by else None
+        )
         self.step, self.ended = 0, False  # ended: before max_steps, for want of better figures
 
     def to_the_end(self, digest: str) -> dict[str, float]:
@@ -472,18 +454,18 @@ class _Run:
                 "ended": self.ended,
                 "scaler": None if scaler is None else scaler.state_dict(),
             }
-            tensors = {"model": model_tensors(self.model), "optimizer": optimizer_tensors(self.model, self.adam)}
-            write_checkpoint(self.checkpoints, self.step, tensors, state)
+            tensors = {"model": model_tensors(self.model), "optimizer": checkpoint.optimizer_tensors(self.model, self.adam)}
+            checkpoint.write(self.checkpoints, self.step, tensors, state)
             averaged = 0 if self.best is not None else self.config.average
-            remove_checkpoints(self.checkpoints, keep=max(self.config.keep_last, averaged))
+            checkpoint.remove(self.checkpoints, keep=max(self.config.keep_last, averaged))
         self.accelerator.wait_for_everyone()
 
     def _restore(self) -> None:
-        found = newest_checkpoint(self.checkpoints, accept=lambda state: self.metrics.num_bytes >= int(state["metrics_bytes"]))
+        found = checkpoint.newest(self.checkpoints, accept=lambda state: self.metrics.num_bytes >= int(state["metrics_bytes"]))
         if found is not None:
             self.step = found.step
             load_model_tensors(self.model, found.load("model"))
-            load_optimizer_tensors(self.model, self.adam, found.load("optimizer"))
+            checkpoint.load_optimizer_tensors(self.model, self.adam, found.load("optimizer"))
             for index, term in enumerate(self.terms):
                 self.window_sums[index], self.window_counts[index] = found.state["window"][term]
             self.latest, self.ended = dict(found.state["latest"]), bool(found.state["ended"])
@@ -496,7 +478,7 @@ class _Run:
             self.best.restore(found.state["best"])
         if self.accelerator.is_main_process:
             for folder in (self.checkpoints, self.folder / "best"):
-                remove_checkpoints(folder, after=self.step)
+                checkpoint.remove(folder, after=self.step)
 
     def _stop(self, received: Sequence[int]) -> None:
         if received and received[0] == signal.SIGINT:
@@ -504,15 +486,16 @@ class _Run:
         raise Terminated(f"training was told to stop and has saved its state at step {self.step}. Run the same command to go on.")
 
     def _finish(self, digest: str) -> None:
+        chosen: list[checkpoint.Checkpoint] = []
         if self.best is not None:
             chosen = self.best.checkpoints()
-        else:
-            chosen = last_checkpoints(self.checkpoints, self.config.average) if self.config.average > 1 else []
+        elif self.config.average > 1:
+            chosen = checkpoint.last(self.checkpoints, self.config.average)
         if chosen:
-            load_model_tensors(self.model, average(checkpoint.load("model") for checkpoint in chosen))
+            load_model_tensors(self.model, checkpoint.average(each.load("model") for each in chosen))
             self.latest |= self._figures()
             self._write({"step": self.step, "weights_of_steps": [c.step for c in chosen], **self.latest})
         if self.accelerator.is_main_process:
-            write_bytes(self.folder / FINAL, safetensors_bytes(model_tensors(self.model)))
+            write_bytes(self.folder / checkpoint.FINAL, safetensors_bytes(model_tensors(self.model)))
             write_json(self.folder / "done.json", {"digest": digest, "steps": self.step, "metrics": self.latest})
         self.accelerator.wait_for_everyone()
