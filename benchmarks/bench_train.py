@@ -26,7 +26,7 @@ import torch
 from common import RESULTS, bar, clock_of, machine, parser, save
 
 from hkd.config import build, merge
-from hkd.stream.plan import BatchPlan
+from hkd.stream.loader import BatchPlan
 from hkd.testing.corpus import prepare_folder, tiny_corpus
 from hkd.train.config import TrainConfig
 from hkd.train.data import Data, open_data

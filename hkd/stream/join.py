@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 from hkd.align.alignment import Alignment, Positions, UtteranceAlignment, positions, sequence_digest, word_positions
 from hkd.errors import UserError
 from hkd.labels.format import LEFT_OUT
-from hkd.labels.store import CACHE_BYTES, LabelReader
+from hkd.labels.store import LabelReader
 from hkd.manifest import Manifest, Utterance
-from hkd.stream.plan import Runs
 from hkd.timebase import SUBSAMPLING, num_encoder_frames, retime, slot_middles
 from hkd.units.inventory import UnitInventory
 from hkd.units.level import SPELLED, SUBWORD
@@ -62,10 +61,11 @@ class Join:
         units: Path | None = None,
         beside: Mapping[str, LabelReader] | None = None,
     ) -> None:
-        """same_units: stores whose inventory must equal the student's subwords (interpolation, ctc); trim: drop ids that no row keeps, here or in
-        the stores of that name in `beside`.
-        units: the folder with the models of other spelled levels; by default that of the subwords' model. subwords: None where none are the
-        student's own: stores of subwords are foreign pieces then."""
+        """subwords: the student's own; None where it has none: stores of subwords are foreign pieces then.
+
+        same_units: stores whose inventory must equal the student's subwords (interpolation, ctc). trim: drop ids that no row keeps, here or in
+        the stores of that name in `beside`. units: the folder with the models of other spelled levels; by default that of the subwords' model.
+        """
         self.manifest, self.alignment = manifest, alignment
         self._units = units if units is not None or subwords is None else subwords.path.parent
         self._spellings = {} if subwords is None else {SUBWORD: subwords}
@@ -73,20 +73,14 @@ class Join:
             name: self._joined(name, reader, name in set(same_units), trim, (beside or {}).get(name))
             for name, reader in (stores or {}).items()
         }
-        self._words = lru_cache(KEPT_UTTERANCES)(self._find_words)
-        self._segments = lru_cache(KEPT_UTTERANCES)(self._find_segments)
-        self._positions = lru_cache(KEPT_UTTERANCES)(self._find_positions)
-        self._letters = lru_cache(None)(self._find_letters)
+        self.words = lru_cache(KEPT_UTTERANCES)(self._words)
+        self.segments = lru_cache(KEPT_UTTERANCES)(self._segments)
+        self.positions = lru_cache(KEPT_UTTERANCES)(self._positions)
+        self._letters_V = lru_cache(None)(self._letters)
 
     def __reduce__(self) -> tuple[Callable[..., "Join"], tuple[object, ...]]:
-        subwords = self._spellings.get(SUBWORD)
-        return _rejoin, (
-            self.manifest,
-            subwords and subwords.path,
-            self.alignment and self.alignment.path,
-            self.stores,
-            self._units,
-        )
+        subwords, alignment = self._spellings.get(SUBWORD), self.alignment
+        return _rejoin, (self.manifest, subwords and subwords.path, alignment and alignment.path, self.stores, self._units)
 
     @property
     def subwords(self) -> SubwordModel:
@@ -108,21 +102,17 @@ class Join:
         return self.alignment.inventories.get(level) if self.alignment is not None else None
 
     def _joined(self, name: str, reader: LabelReader, same_units: bool, trim: bool, beside: LabelReader | None) -> JoinedStore:
-        spec = reader.spec
-        inventory = self.inventory(spec.level)
-        foreign = inventory is None and spec.level == SUBWORD and not same_units
-        if inventory is None and not foreign:
+        spec, inventory = reader.spec, self.inventory(reader.spec.level)
+        must_be_own = same_units or spec.level != SUBWORD
+        if inventory is None and must_be_own:
             raise UserError(f"label store '{name}' needs an alignment with level {spec.level}. Run `hkd align` first.")
-        expected, whose = (
-            inventory and inventory.digest,
-            f"the {'student' if spec.level in SPELLED else 'alignment'}'s {spec.level} inventory",
-        )
-        own = spec.inventory.digest == expected
-        if not own and (same_units or spec.level != SUBWORD):
+        own = inventory is not None and inventory.digest == spec.inventory.digest
+        if inventory is not None and must_be_own and not own:
+            whose = f"the {'student' if spec.level in SPELLED else 'alignment'}'s {spec.level} inventory"
             own_pieces = "hkd teacher-dump --lm LM --unit subword --name projected --set teacher.project=units/subword.json"
             remedy = f"Take the objective auxiliary, or run `{own_pieces}`: it dumps" if spec.level == SUBWORD else "Dump"
             raise UserError(
-                f"label store '{name}' must have {whose}, digest {expected}, but has {spec.inventory.digest} instead. "
+                f"label store '{name}' must have {whose}, digest {inventory.digest}, but has {spec.inventory.digest} instead. "
                 f"{remedy} labels in these units."
             )
         num_all = len(spec.inventory)
@@ -141,48 +131,39 @@ class Join:
         """Whether it has an alignment."""
         return self.alignment is not None and utterance_id in self.alignment
 
-    def words(self, utterance: Utterance) -> tuple[str, ...]:
-        """Its normalised words."""
-        return self._words(utterance.id)
-
     def target(self, utterance: Utterance) -> NDArray[np.int32]:
         """Its subwords, unit_U."""
-        return self.subwords.encode(self.words(utterance))[0]
+        return self.subwords.encode(self.words(utterance.id))[0]
 
-    def segments(self, utterance_id: str, level: str) -> Positions:
-        """What is said when, at a level, for hard heads: aligned levels with silence, subwords without."""
-        return self._segments(utterance_id, level)
-
-    def positions(self, utterance_id: str, store: str) -> Positions:
-        """The frames of the positions that a store labels."""
-        return self._positions(utterance_id, store)
-
-    def _find_words(self, utterance_id: str) -> tuple[str, ...]:
+    def _words(self, utterance_id: str) -> tuple[str, ...]:
+        """Its normalised words."""
         return tuple(words(self.manifest.by_id(utterance_id).text))
 
-    def _find_segments(self, utterance_id: str, level: str) -> Positions:
+    def _segments(self, utterance_id: str, level: str) -> Positions:
+        """What is said when, at a level, for hard heads: aligned levels with silence, subwords without."""
         assert self.alignment is not None
         row = self.alignment[utterance_id]
         return self.spelled(row, level) if level in SPELLED else positions(row.tiers[level], ())
 
-    def _find_positions(self, utterance_id: str, name: str) -> Positions:
+    def _positions(self, utterance_id: str, name: str) -> Positions:
+        """The frames of the positions that a store labels."""
         assert self.alignment is not None
         store = self.stores[name]
         if store.level not in SPELLED:
             return self.alignment.positions(utterance_id, store.level)
         if store.own_units:
-            return self._segments(utterance_id, store.level)
+            return self.segments(utterance_id, store.level)
         return self.spelled(self.alignment[utterance_id], store.level, name)
 
     def spelled(self, row: UtteranceAlignment, level: str, store: str | None = None) -> Positions:
         """The frames of an utterance's own pieces, along its words; with `store`, of the pieces that it labels."""
         if store is None or self.stores[store].own_units:
-            unit_U, word_U = self.spelling(level).encode(self._words(row.id))
-            return word_positions(row, word_U, unit_U, letters_V=self._letters(None, level))
+            unit_U, word_U = self.spelling(level).encode(self.words(row.id))
+            return word_positions(row, word_U, unit_U, letters_V=self._letters_V(None, level))
         block = self.stores[store].reader.block([row.id])
-        return word_positions(row, block.word_N, block.topk.gold_N, letters_V=self._letters(store, level))
+        return word_positions(row, block.word_N, block.topk.gold_N, letters_V=self._letters_V(store, level))
 
-    def _find_letters(self, store: str | None, level: str) -> NDArray[np.int64]:
+    def _letters(self, store: str | None, level: str) -> NDArray[np.int64]:
         """Letters of each piece of a store's inventory; of the student's own of the level for None."""
         inventory = self.spelling(level).inventory if store is None else self.stores[store].reader.spec.inventory
         return letters_per_unit(inventory.symbols)
@@ -249,20 +230,6 @@ def _refuse_text(utterance_id: str, what: str, there: bytes, here: bytes, remedy
         f"utterance '{utterance_id}': the transcript must be the one that was {what}, digest {there.hex()}, but is another, "
         f"digest {here.hex()}. {remedy}"
     )
-
-
-def runs_of(readers: Iterable[LabelReader], ids: Sequence[str], *, held_bytes: int = CACHE_BYTES) -> Runs | None:
-    """How these utterances are best read where a label store is larger than a cache of `held_bytes`; None where none is.
-
-    The runs are the blocks of the largest store; half a cache of them is held at once, since batches of two sections meet.
-    """
-    reader = max(readers, key=lambda reader: reader.decoded_bytes, default=None)
-    if reader is None or reader.decoded_bytes <= held_bytes:
-        return None
-    runs = reader.runs()
-    run_of = {name: number for number, names in enumerate(runs) for name in names}
-    run_U = np.array([run_of.get(name, 0) for name in ids], np.int64)  # without labels: anywhere
-    return Runs(run_U=run_U, at_once=max(1, int(len(runs) * held_bytes / reader.decoded_bytes / 2)))
 
 
 def _rejoin(
@@ -363,13 +330,11 @@ class Coverage:
                 line += f"; {head.unplaced:,} ({head.unplaced / head.positions:.1%}) are too short for a slot and left out"
             lines.append(line)
         if any(head.slots for head in self.heads):
-            lines.append(
-                "  A time slot is where a head gives one answer; those without a label teach nothing (most are silence)."
-            )
+            said = "A time slot is where a head gives one answer; those without a label teach nothing (most are silence)."
+            lines.append(f"  {said}")
         if self.too_short:
-            lines.append(
-                f"  too short for their transcript, no CTC gradient: {len(self.too_short)} ({', '.join(self.too_short[:SHOWN])})"
-            )
+            some = ", ".join(self.too_short[:SHOWN])
+            lines.append(f"  too short for their transcript, no CTC gradient: {len(self.too_short)} ({some})")
         return "\n".join(lines)
 
 
@@ -383,17 +348,15 @@ def measure(
     soft: Mapping[str, int],
 ) -> Coverage:
     """frames: id → 10 ms frames; needed: id → encoder frames that CTC needs (`Join.check`); hard: level → slots; soft: store → slots."""
-    heads = [_one(join, utterances, frames, f"hard {level}", level, None, slots) for level, slots in hard.items()]
-    heads += [
-        _one(join, utterances, frames, f"labels {name}", join.stores[name].level, name, slots) for name, slots in soft.items()
-    ]
+    heads = [_covered(join, utterances, frames, f"hard {level}", level, None, slots) for level, slots in hard.items()]
+    for name, slots in soft.items():
+        heads.append(_covered(join, utterances, frames, f"labels {name}", join.stores[name].level, name, slots))
     too_short = tuple(u.id for u in utterances if num_encoder_frames(frames[u.id]) < needed.get(u.id, 0))
-    return Coverage(
-        heads=tuple(heads), utterances=len(utterances), frames=sum(frames[u.id] for u in utterances), too_short=too_short
-    )
+    num_frames = sum(frames[u.id] for u in utterances)
+    return Coverage(heads=tuple(heads), utterances=len(utterances), frames=num_frames, too_short=too_short)
 
 
-def _one(
+def _covered(
     join: Join, utterances: Sequence[Utterance], frames: Mapping[str, int], head: str, level: str, store: str | None, slots: int
 ) -> LevelCoverage:
     def has_labels(name: str) -> bool:
@@ -412,7 +375,7 @@ def _one(
         found = join.segments(name, level) if store is None else join.positions(name, store)
         slot_M, position_M = place(found, num_frames=frames[name], slots=slots)
         num_positions += len(found.start_U)
-        unplaced += len(found.start_U) - len(set(position_M.tolist()))
+        unplaced += len(found.start_U) - len(np.unique(position_M))
         labelled += len(slot_M)
     return LevelCoverage(
         head=head, level=level, utterances=len(utterances), covered=len(utterances) - len(missing), missing=tuple(missing[:SHOWN]),

@@ -1,15 +1,24 @@
-"""What a training step gets: features, CTC targets, and for each head which slots carry which labels.
+"""What a training step gets: which utterances, their features, CTC targets, and for each head which slots carry which labels.
 
-Shape letters: B utterances, T frames of 10 ms (padded), F feature bins, L all targets of the batch, M labelled slots, N positions, K kept
-ids, J extra temperatures, S slots of an utterance (padded).
+- The global batch of a step is a pure function of (seed, epoch, lengths, runs) and knows nothing of processes; share r of n takes every n-th
+  utterance of it.
+- An epoch is a permutation: every utterance once. It is sorted by length, jittered so that neighbours change from epoch to epoch, cut
+  into batches of about equal total length, and the batches are shuffled. Little is padded, and every epoch has the same number of
+  batches, so that the epoch of a step is a division and resuming is a cursor.
+- Where label stores are larger than their readers' caches, an epoch goes through sections of them, drawn anew: lengths are sorted and
+  batches shuffled inside a section, so that each block of labels is decoded once an epoch. A section's last batch shares its
+  utterances with the next one, which is sorted the other way round.
+
+Shape letters: B utterances of a batch, U utterances of an epoch, T frames of 10 ms (padded), F feature bins, L all targets of the batch,
+M labelled slots, N positions, K kept ids, J extra temperatures, S slots of an utterance (padded).
 """
 
 import ctypes
 import gc
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import count
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Self, cast
 
 import numpy as np
 import torch
@@ -18,40 +27,120 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from hkd.align.alignment import Positions
+from hkd.errors import UserError
 from hkd.features.augment import NO_AUGMENTATION, AugmentConfig, add_noise, draw_speed, generator, spec_augment
 from hkd.features.cache import FeatureSource, portable, raised
+from hkd.labels.store import CACHE_BYTES, LabelReader
 from hkd.manifest import Utterance
 from hkd.stream.join import Join, JoinedStore, place
-from hkd.stream.plan import BatchPlan
 from hkd.timebase import FRAME_SHIFT_S, num_encoder_frames
 
-T = TypeVar("T")
+JITTER = 0.1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Runs:
+    """Which utterances are read together: the number of each one's run (U,), from 0, and how many runs are held at once, at least 1."""
+
+    run_U: NDArray[np.int64]
+    at_once: int
+
+
+def runs_of(readers: Iterable[LabelReader], ids: Sequence[str], *, held_bytes: int = CACHE_BYTES) -> Runs | None:
+    """How these utterances are best read where a label store is larger than a cache of `held_bytes`; None where none is.
+
+    The runs are the blocks of the largest store; half a cache of them is held at once, since batches of two sections meet.
+    """
+    reader = max(readers, key=lambda reader: reader.decoded_bytes, default=None)
+    if reader is None or reader.decoded_bytes <= held_bytes:
+        return None
+    runs = reader.runs()
+    run_of = {name: number for number, names in enumerate(runs) for name in names}
+    run_U = np.array([run_of.get(name, 0) for name in ids], np.int64)  # without labels: anywhere
+    return Runs(run_U=run_U, at_once=max(1, int(len(runs) * held_bytes / reader.decoded_bytes / 2)))
+
+
+class BatchPlan:
+    """Batches of about `batch_frames` frames from utterances of `length_U` frames. Raises UserError where there is none.
+
+    runs: only where they cannot all be held at once.
+    """
+
+    def __init__(
+        self, length_U: Sequence[int] | NDArray[np.int64], *, batch_frames: float, seed: int, runs: Runs | None = None
+    ) -> None:
+        self._length_U = np.asarray(length_U, np.int64)
+        if not len(self._length_U):
+            raise UserError("training needs utterances, but there is none. Check the manifest's split.")
+        if batch_frames <= 0:
+            raise UserError(f"`batch_seconds` must be positive, but is {batch_frames / 100} instead.")
+        self._seed, self._runs = seed, runs
+        total = int(self._length_U.sum())
+        self.batches_per_epoch = min(len(self._length_U), max(1, -(-total // int(batch_frames))))
+        self._made: tuple[int, list[NDArray[np.int64]]] = (-1, [])  # the epoch that was asked for last, and its batches
+
+    def epoch_of(self, step: int) -> int:
+        """The epoch of a step."""
+        return step // self.batches_per_epoch
+
+    def batch(self, step: int) -> NDArray[np.int64]:
+        """Rows of the utterances of a step's global batch."""
+        epoch, index = divmod(step, self.batches_per_epoch)
+        if epoch != self._made[0]:
+            self._made = epoch, self._make_epoch(epoch)
+        return self._made[1][index]
+
+    def share(self, step: int, rank: int, world_size: int) -> NDArray[np.int64]:
+        """Every world_size-th utterance of the global batch, from `rank` on; may be empty."""
+        return self.batch(step)[rank::world_size]
+
+    def _make_epoch(self, epoch: int) -> list[NDArray[np.int64]]:
+        random = np.random.Generator(np.random.PCG64(np.random.SeedSequence((self._seed, epoch))))
+        num = len(self._length_U)
+        shuffled = random.permutation(num)
+        key = self._length_U[shuffled] * (1 + JITTER * random.uniform(-1, 1, num))
+        section_U = self._sections(random)
+        odd = section_U[shuffled] % 2 == 1
+        order = shuffled[np.lexsort((np.where(odd, -key, key), section_U[shuffled]))]
+        ends = np.cumsum(self._length_U[order])
+        count = self.batches_per_epoch
+        cut = np.searchsorted(ends, ends[-1] * np.arange(1, count) / count)
+        least, steps = np.arange(1, count), np.arange(count - 1)
+        cut = np.maximum.accumulate(np.maximum(cut, least) - steps) + steps if count > 1 else cut  # no batch is empty
+        cut = np.minimum(cut, num - count + least)
+        batches, places = np.split(order, cut), random.permutation(count)
+        first = np.array([section_U[batches[i][0]] for i in places])
+        return [batches[i] for i in places[np.argsort(first, kind="stable")]]
+
+    def _sections(self, random: np.random.Generator) -> NDArray[np.int64]:
+        """The section of each utterance, (U,): 0 for all where there are no runs."""
+        if self._runs is None:
+            return np.zeros(len(self._length_U), np.int64)
+        rank_R = random.permutation(int(self._runs.run_U.max()) + 1)
+        section_U: NDArray[np.int64] = rank_R[self._runs.run_U] // self._runs.at_once
+        return section_U
 
 
 class Moves:
-    """A dataclass of tensors (and dataclasses, and dictionaries of them) that goes to a device."""
+    """A dataclass of tensors (and of such dataclasses, and dictionaries of both) that goes to a device."""
 
     __slots__ = ()
 
-    def to(self: T, device: torch.device | str) -> T:
+    def to(self, device: torch.device | str) -> Self:
         """The same on another device."""
+        return cast(Self, _each(self, lambda tensor: tensor.to(device, non_blocking=True)))
 
-        def move(value: Any) -> Any:
-            if isinstance(value, Tensor | Moves):
-                return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value.to(device)
-            return {key: move(part) for key, part in value.items()} if isinstance(value, dict) else value
-
-        return type(self)(**{f.name: move(getattr(self, f.name)) for f in fields(self)})  # type: ignore[arg-type]
-
-    def pin_memory(self: T) -> T:
+    def pin_memory(self) -> Self:
         """The same in page-locked memory."""
+        return cast(Self, _each(self, Tensor.pin_memory))
 
-        def pin(value: Any) -> Any:
-            if isinstance(value, Tensor | Moves):
-                return value.pin_memory()
-            return {key: pin(part) for key, part in value.items()} if isinstance(value, dict) else value
 
-        return type(self)(**{f.name: pin(getattr(self, f.name)) for f in fields(self)})  # type: ignore[arg-type]
+def _each(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, Moves):
+        return type(value)(**{f.name: _each(getattr(value, f.name), change) for f in fields(value)})  # type: ignore[arg-type]
+    return {key: _each(part, change) for key, part in value.items()} if isinstance(value, dict) else value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +159,6 @@ class SoftLabels(Moves):
     logp_NK: Tensor
     tail_N: Tensor
     gold_N: Tensor  # int64, −1 for none
-    gold_logp_N: Tensor
     lse_NJ: Tensor
     tail_NJ: Tensor
     count_NK: Tensor | None
@@ -129,21 +217,18 @@ class BatchMaker:
         x_BTF = np.zeros((len(parts), int(length_B.max()), parts[0].shape[1]), np.float32)
         for b, x_TF in enumerate(parts):
             x_BTF[b, : len(x_TF)] = x_TF
-        targets = [self.join.target(utterance) for utterance in chosen]
         return Batch(
-            ids=tuple(utterance.id for utterance in chosen),
+            **targets(self.join, chosen),
             x_BTF=torch.from_numpy(x_BTF),
             length_B=torch.from_numpy(length_B),
-            target_L=torch.from_numpy(np.concatenate(targets).astype(np.int64) + 1),
-            target_length_B=torch.tensor([len(target) for target in targets]),
             hard={level: self._hard(chosen, views, length_B, level, slots) for level, slots in self.hard.items()},
             soft={name: self._soft(chosen, views, length_B, name, slots) for name, slots in self.soft.items()},
-            alone_B=torch.tensor([self._is_alone(u, epoch) for u in chosen]) if self.alone else None,
+            alone_B=self._alone(chosen, epoch) if self.alone else None,
             seconds=float(length_B.sum()) * FRAME_SHIFT_S,
         )
 
-    def _is_alone(self, utterance: Utterance, epoch: int) -> bool:
-        return bool(generator(self.seed, epoch, f"alone {utterance.id}").random() < self.alone)
+    def _alone(self, chosen: Sequence[Utterance], epoch: int) -> Tensor:
+        return torch.tensor([generator(self.seed, epoch, f"alone {u.id}").random() < self.alone for u in chosen])
 
     def _features(self, utterance: Utterance, epoch: int) -> tuple[NDArray[np.float32], View]:
         random = generator(self.seed, epoch, utterance.id)
@@ -170,6 +255,16 @@ class BatchMaker:
         ids = [u.id if store.labels(u.id) and (slots == 0 or self.join.aligned(u.id)) else None for u in chosen]
         found = [self.join.positions(u_id, name) if slots and u_id is not None else None for u_id in ids]
         return soft_labels(store, ids, found, views, length_B, slots=slots, stride=self.stride.get(store.level, 1))
+
+
+def targets(join: Join, chosen: Sequence[Utterance]) -> dict[str, Any]:
+    """The ids and CTC targets of a `Batch` of these utterances."""
+    target_BU = [join.target(utterance) for utterance in chosen]
+    return {
+        "ids": tuple(utterance.id for utterance in chosen),
+        "target_L": torch.from_numpy(np.concatenate(target_BU).astype(np.int64) + 1),
+        "target_length_B": torch.tensor([len(target_U) for target_U in target_BU]),
+    }
 
 
 def hard_labels(
@@ -207,7 +302,6 @@ def soft_labels(
         logp_NK=_tensor(topk.logp_NK),
         tail_N=_tensor(topk.tail_N),
         gold_N=torch.from_numpy(gold_N),
-        gold_logp_N=_tensor(topk.gold_logp_N),
         lse_NJ=_tensor(topk.lse_NJ),
         tail_NJ=_tensor(topk.tail_NJ),
         count_NK=None if topk.count_NK is None else torch.from_numpy(topk.count_NK.astype(np.int64)),
@@ -252,7 +346,10 @@ class Shares:
 
 
 class _Steps(IterableDataset[Any]):
-    """The shares of the steps from start_step on; worker w of n makes steps w, w + n ..., which DataLoader puts in order again."""
+    """The shares of the steps from start_step on; worker w of n makes steps w, w + n ..., which DataLoader puts in order again.
+
+    A worker's error is an item: DataLoader would put a trace in its place.
+    """
 
     def __init__(self, shares: Callable[[int, int, int], Any], start_step: int, rank: int, world_size: int) -> None:
         self.shares, self.start_step, self.rank, self.world_size = shares, start_step, rank, world_size
@@ -260,22 +357,14 @@ class _Steps(IterableDataset[Any]):
     def __iter__(self) -> Iterator[Any]:
         worker = get_worker_info()
         first, stride = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        for step in count(self.start_step + first, stride):
-            yield self.shares(step, self.rank, self.world_size)
-            if worker is not None:
-                _give_back()
-
-
-class _InWorker(IterableDataset[Any]):
-    """_Steps, whose errors are items: DataLoader would put a worker's trace in their place."""
-
-    def __init__(self, steps: _Steps) -> None:
-        self.steps = steps
-
-    def __iter__(self) -> Iterator[Any]:
         try:
-            yield from self.steps
+            for step in count(self.start_step + first, stride):
+                yield self.shares(step, self.rank, self.world_size)
+                if worker is not None:
+                    _give_back()
         except Exception as error:  # whatever it is, it is raised where the batch is asked for
+            if worker is None:
+                raise
             yield portable(error)
 
 
@@ -298,7 +387,7 @@ def batches(
     if workers == 0:
         return iter(steps)
     loader: DataLoader[Any] = DataLoader(
-        _InWorker(steps), batch_size=None, num_workers=workers, worker_init_fn=_one_thread, prefetch_factor=4, pin_memory=pin
+        steps, batch_size=None, num_workers=workers, worker_init_fn=_one_thread, prefetch_factor=4, pin_memory=pin
     )
     gc.freeze()  # workers share this process's memory as long as nobody writes to it: their garbage collection would write to every object
     try:

@@ -22,7 +22,7 @@ from hkd.features.augment import generator
 from hkd.manifest import Utterance
 from hkd.stream.bank import SILENCE, Bank, Ids
 from hkd.stream.join import Join
-from hkd.stream.loader import Batch, Moves, View, hard_labels, soft_labels
+from hkd.stream.loader import Batch, Moves, View, hard_labels, soft_labels, targets
 from hkd.timebase import FRAME_SHIFT_S, SUBSAMPLING
 from hkd.units.level import MONOPHONE, SPELLED
 from hkd.units.sequences import Units
@@ -172,13 +172,10 @@ class TextMaker:
                 found = [_labelled(p, only_masked=store.level in self.masked_only) for p in placed[store.level]]
             there = [part if u_id is not None else None for u_id, part in zip(ids, found, strict=True)]
             soft[name] = soft_labels(store, ids, there, views, length_B, slots=slots)
-        targets = [self.join.target(utterance) for utterance in chosen]
         return TextBatch(
-            ids=tuple(utterance.id for utterance in chosen),
+            **targets(self.join, chosen),
             x_BTF=torch.zeros(0),
             length_B=torch.from_numpy(length_B),
-            target_L=torch.from_numpy(np.concatenate(targets).astype(np.int64) + 1),
-            target_length_B=torch.tensor([len(target) for target in targets]),
             hard=hard,
             soft=soft,
             seconds=float(length_B.sum()) * FRAME_SHIFT_S,
@@ -240,7 +237,9 @@ class TextMaker:
             start_U1=np.append(said.bound_P1[:-1][begins_P], said.bound_P1[-1]).astype(np.int32),
         )
         tier = Tier(unit_U=phones.positions.unit_U, start_U1=said.bound_P1.astype(np.int32))
-        return UtteranceAlignment(id=utterance.id, words=self.join.words(utterance), word_tier=word_tier, tiers={MONOPHONE: tier})
+        return UtteranceAlignment(
+            id=utterance.id, words=self.join.words(utterance.id), word_tier=word_tier, tiers={MONOPHONE: tier}
+        )
 
     def _heard(self, head: str, said: Sequence[Said], placed: Sequence[Placed]) -> Tensor:
         """p_BTV of a head, zeros past the end."""

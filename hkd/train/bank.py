@@ -24,7 +24,7 @@ from hkd.manifest import Utterance
 from hkd.progress import Progress, no_progress
 from hkd.stream.bank import FILE, Bank, Segments, cut, pauses
 from hkd.stream.join import place
-from hkd.stream.plan import BatchPlan
+from hkd.stream.loader import BatchPlan
 from hkd.student.model import posteriors_of
 from hkd.timebase import num_encoder_frames
 from hkd.train.config import TextConfig, TrainConfig

@@ -31,9 +31,8 @@ from hkd.loop.record import begun_with, claim, finished, steps_done
 from hkd.loop.run import identity_of
 from hkd.manifest import Utterance
 from hkd.progress import Progress, no_progress
-from hkd.stream.join import require, runs_of
-from hkd.stream.loader import Batch, BatchMaker, Shares, batches
-from hkd.stream.plan import BatchPlan
+from hkd.stream.join import require
+from hkd.stream.loader import Batch, BatchMaker, BatchPlan, Shares, batches, runs_of
 from hkd.stream.text import SpeechAndText, TextBatch
 from hkd.student.config import PRESETS, config_from_json, config_to_json
 from hkd.student.encoder import subsampled
@@ -127,7 +126,7 @@ class StudentTask:
                     totals[f"dev_{term.name}"] += float(term.loss(moved, output)), count
             if self.config.main == "ctc":
                 join = self.dev.join
-                said = [" ".join(join.words(join.manifest.by_id(name))) for name in batch.ids]
+                said = [" ".join(join.words(name)) for name in batch.ids]
                 understood = [join.subwords.decode(ids) for ids in greedy_ctc(output.logits_BTV, output.length_B)]
                 totals["dev_wer"] += word_errors(said, understood)
         return {name: (float(value), float(count)) for name, (value, count) in totals.items()}

@@ -15,9 +15,8 @@ from hkd.files import digest_of
 from hkd.labels.store import CACHE_BYTES, LabelReader, digest_of_store, store_folders
 from hkd.manifest import Manifest
 from hkd.stream.bank import Bank
-from hkd.stream.join import Join, runs_of
-from hkd.stream.loader import Shares
-from hkd.stream.plan import BatchPlan
+from hkd.stream.join import Join
+from hkd.stream.loader import BatchPlan, Shares, runs_of
 from hkd.stream.text import TextMaker, TextShares, encode
 from hkd.student.config import EncoderConfig, config_to_json
 from hkd.train.config import TrainConfig
@@ -97,7 +96,7 @@ def open_text(
         raise UserError("`condition` must name levels where `text.posteriors` is clean, but names heads of label stores.")
     levels = {MONOPHONE, *above, *heads.values(), *(said.stores[name].level for name in soft)} - set(SPELLED)
     utterances = list(whole)
-    spoken = [(u.id, said.words(u)) for u in utterances]
+    spoken = [(u.id, said.words(u.id)) for u in utterances]
     sequences = {level: encode(folder, spoken, level) for level in sorted(levels)}
     said.check(utterances, sequences={level: [rows.row(n)[0] for n in range(len(spoken))] for level, rows in sequences.items()})
     _require(said, config.min_coverage)

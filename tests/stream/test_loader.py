@@ -13,8 +13,7 @@ from hkd.features.augment import AugmentConfig, draw_speed, generator
 from hkd.features.cache import FeatureSource
 from hkd.labels.store import open_stores
 from hkd.stream.join import Join
-from hkd.stream.loader import Batch, BatchMaker, Shares, batches
-from hkd.stream.plan import BatchPlan
+from hkd.stream.loader import Batch, BatchMaker, BatchPlan, Shares, batches
 from hkd.timebase import num_encoder_frames, retime
 from hkd.units.subword import SubwordModel
 

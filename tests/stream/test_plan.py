@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from hkd.errors import UserError
 from hkd.labels.store import LabelReader
 from hkd.sparse import TopK
-from hkd.stream.join import runs_of
-from hkd.stream.plan import BatchPlan, Runs
+from hkd.stream.loader import BatchPlan, Runs, runs_of
 from hkd.testing.store import random_rows, same_rows, spec_for, write_store
 
 lengths = st.lists(st.integers(1, 3000), min_size=1, max_size=60)

@@ -13,8 +13,7 @@ from hkd.labels.store import open_stores
 from hkd.manifest import Manifest, Utterance
 from hkd.stream.bank import EDGE, SILENCE, Bank, Segments
 from hkd.stream.join import Join
-from hkd.stream.loader import Shares
-from hkd.stream.plan import BatchPlan
+from hkd.stream.loader import BatchPlan, Shares
 from hkd.stream.text import SpeechAndText, TextBatch, TextMaker, TextShares, encode
 from hkd.units.sequences import Units
 from kit.labelled import label_folder
@@ -48,7 +47,7 @@ def maker(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> TextMaker
         whole, subwords=units.subwords, alignment=Alignment(folder / "alignment.arrow"), stores=open_stores(folder / "shards")
     )
     phones = units.inventory("monophone")
-    said = [(u.id, join.words(u)) for u in whole]
+    said = [(u.id, join.words(u.id)) for u in whole]
     return TextMaker(
         utterances=list(whole), join=join, bank=sure_bank(len(phones), phones.symbols, pauses=(0, 0, 0)),
         heads={"hard-monophone": "monophone"}, sequences={level: encode(units, said, level) for level in ("monophone", "senone")},
@@ -84,7 +83,7 @@ def test_sure_posteriors_are_the_phones_with_their_durations(maker: TextMaker) -
         hard = batch.hard["senone"]
         assert labels(batch, b, 4, hard.slot_M, hard.unit_M) == dict(enumerate(expected))
         soft = batch.soft["subword"]
-        _, piece_word_U = maker.join.subwords.encode(maker.join.words(maker.utterances[row]))
+        _, piece_word_U = maker.join.subwords.encode(maker.join.words(maker.utterances[row].id))
         word_T = np.repeat(word_U, 1 + phone_U % 3)
         for slot, position in labels(batch, b, 1, soft.slot_M, soft.position_M - soft.offset_B1[b]).items():
             assert piece_word_U[position] == word_T[slot]

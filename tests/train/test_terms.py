@@ -29,7 +29,7 @@ def example() -> tuple[Batch, StudentOutput, Tensor]:
     position_M = torch.tensor([0, 0, 1, 2, 3, 3, 3, 5])
     soft = SoftLabels(
         ids_NK=torch.from_numpy(kept.ids_NK).long(), logp_NK=torch.from_numpy(kept.logp_NK).double(),
-        tail_N=torch.from_numpy(kept.tail_N).double(), gold_N=target_L, gold_logp_N=torch.from_numpy(kept.gold_logp_N),
+        tail_N=torch.from_numpy(kept.tail_N).double(), gold_N=target_L,
         lse_NJ=torch.from_numpy(kept.lse_NJ).double(), tail_NJ=torch.from_numpy(kept.tail_NJ).double(), count_NK=None,
         offset_B1=torch.tensor([0, U, 2 * U]), slot_M=slot_M, position_M=position_M,
     )  # fmt: skip
@@ -102,7 +102,7 @@ def without_labels(batch: Batch, utterance: int) -> Batch:
     soft = batch.soft["x"]
     kept_N = torch.arange(B * U) // U != utterance
     kept_M = kept_N[soft.position_M]
-    rows = {f: getattr(soft, f)[kept_N] for f in ("ids_NK", "logp_NK", "tail_N", "gold_N", "gold_logp_N", "lse_NJ", "tail_NJ")}
+    rows = {f: getattr(soft, f)[kept_N] for f in ("ids_NK", "logp_NK", "tail_N", "gold_N", "lse_NJ", "tail_NJ")}
     offset_B1 = torch.tensor([0, U, U] if utterance else [0, 0, U])
     number_N = kept_N.cumsum(0) - 1
     return replace(

@@ -17,7 +17,7 @@ import torch
 
 from hkd.config import build, merge
 from hkd.errors import UserError
-from hkd.stream.plan import BatchPlan
+from hkd.stream.loader import BatchPlan
 from hkd.stream.text import SpeechAndText
 from hkd.train.bank import BankConfig, make_bank
 from hkd.train.config import TextConfig, TrainConfig
