@@ -1,8 +1,8 @@
-"""Manifest + alignment + label stores, held against each other: what a training run may use, and what each utterance has.
+"""Manifest, alignment and label stores together: what each utterance has, and whether the parts fit.
 
 - Refused, in one line with both digests: a transcript that was edited after alignment or labelling, an inventory that does not fit, an
-  alignment that gives another unit sequence than the labels were made for. Moved audio, other splits and re-timing are none of these.
-- An auxiliary head takes its store's own units, trimmed to the ids that any row keeps; all others are one rest unit, part of the tail.
+  alignment that gives another unit sequence than the labels were made for. Moved audio, other splits and re-timing are accepted.
+- An auxiliary head has its store's own units, trimmed to the ids that any row keeps; all others are one rest unit, part of the tail.
 
 Shape letters: U positions of an utterance, V units.
 """
@@ -47,7 +47,7 @@ class JoinedStore:
 
 
 class Join:
-    """All that is known of each utterance's units and when they were spoken. Raises UserError where the parts do not fit together."""
+    """Each utterance's units and when they were spoken. Raises UserError where the parts do not fit together."""
 
     def __init__(
         self,
@@ -177,7 +177,7 @@ class Join:
         num_frames: Mapping[str, int] | None = None,
         sequences: Mapping[str, Sequence[NDArray[np.int32]]] | None = None,
     ) -> dict[str, int]:
-        """Hold every utterance's transcript and unit sequences against alignment and stores.
+        """Compare every utterance's transcript and unit sequences with alignment and stores.
 
         num_frames: id → 10 ms frames of the sound. sequences: at aligned levels, the unit sequences of utterances that are not aligned, in the
         order of the utterances. Returns id → encoder frames that CTC needs for its subwords (none where the student has no subwords).

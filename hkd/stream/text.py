@@ -1,7 +1,7 @@
 """Text in training: sentences become what the student would hear, were they spoken, by draws from a posterior bank.
 
-- words → phones → a segment of the bank for each, with its duration and its confusions; pauses as often as the speech has them; some words
-  said twice, some phones masked (a flat posterior). What a unit's frames are follows from the segments, so that labels lie on frames as in speech.
+- words → phones → a segment of the bank for each, with its duration and its confusions. Pauses are as frequent as in the speech; some words are
+  said twice, some phones masked (a flat posterior). The segments give each unit its frames, so that labels lie on frames as in speech.
 - A draw is a function of (seed, epoch, utterance), a step's sentences of (seed, step): resuming and processes change neither.
 
 Shape letters: as in `hkd.stream.loader` and `hkd.stream.bank`; U phones of a sentence, P phones and pauses as said, Q positions of a level.
@@ -57,7 +57,7 @@ class SpeechAndText(Moves):
 
 @dataclass(frozen=True, kw_only=True)
 class TextShares:
-    """`loader.Shares` of speech and, before `last_step`, of text."""
+    """(step, rank, world size) → the share of the step's speech and, before `last_step`, of its text; None for an empty one."""
 
     speech: Callable[[int, int, int], Batch | None]
     text: Callable[[int, int, int], Batch | None]
@@ -134,16 +134,16 @@ class TextMaker:
     repeats: float = 0.0
     seed: int = 0
 
-    def lengths(self) -> list[int]:
+    def lengths(self) -> NDArray[np.int64]:
         """About how many 10 ms frames each sentence has."""
         segments, phones = self.bank.segments, self.sequences[MONOPHONE]
         quiet_S = segments.phone_S == SILENCE
         phone, pause = (float(segments.count_S[which].mean()) if which.any() else 0.0 for which in (~quiet_S, quiet_S))
         before, between, after = self.bank.facts["pauses"]
-        rows = (phones.row(n)[1] for n in range(len(self.utterances)))
-        return [
-            round(SUBSAMPLING * (len(word_U) * phone + (before + after + between * int(word_U[-1])) * pause)) for word_U in rows
-        ]
+        count_N, last_word_N = np.diff(phones.offset_N1), phones.word[phones.offset_N1[1:] - 1]
+        encoder_frames_N = count_N * phone + (before + after + between * last_word_N) * pause
+        frames_N: NDArray[np.int64] = np.rint(SUBSAMPLING * encoder_frames_N).astype(np.int64)
+        return frames_N
 
     def __call__(self, rows: Sequence[int] | Ids, *, epoch: int = 0) -> TextBatch | None:
         """The batch of these sentences in that epoch; None for none."""

@@ -1,8 +1,8 @@
-"""Stage two, before text: fold students hear what they have not learnt from, and a posterior bank is cut from it.
+"""Stage two, before text: the posterior bank, of what students say of speech that they have not learnt from.
 
-- The speakers of the training split (recordings, where speakers are not known) are dealt into folds. For each fold a student learns from the others:
-  the low part alone, the layers up to the one that text enters at, with the main output and the heads that condition that layer on top.
-- What they say of the fold's utterances, at speed 1 and without augmentation, is the bank.
+- The speakers of the training split (recordings, where speakers are not known) are dealt into folds. For each fold a student learns from the
+  other folds: the low part alone, that is the layers up to the one where text enters, the main output, and the heads that condition that layer.
+- Its posteriors of the fold's utterances, at speed 1 and without augmentation, go into the bank.
 
     FOLDER/   fold-0/ ...  the fold students' runs      bank.safetensors   see `hkd.stream.bank`
 """
@@ -78,7 +78,7 @@ def make_bank(
 
     Raises UserError where no head conditions, speakers are too few, or the folder holds another bank.
     """
-    if not any(name.startswith("kd-") for name in config.condition):  # then no label store has a say
+    if not any(name.startswith("kd-") for name in config.condition):  # then no label store is read
         config = replace(config, objective="none", stores=(), levels=(), hard_heads=None)
     config = replace(config, text=TextConfig())
     data = open_data(config, manifest=manifest, alignment=alignment, units=units, labels=labels)
@@ -94,7 +94,7 @@ def make_bank(
 
 
 def _make(data: Data, folder: Path, bank: BankConfig, identity: Mapping[str, Any], *, device: str, progress: Progress) -> None:
-    """Train the student of each fold, listen to what it says of the fold, and write the bank. data: its plan is the low part."""
+    """Train the student of each fold, take its posteriors of the fold, and write the bank. data: its plan is the low part."""
     fold_of = deal(data.train, bank.folds)
     found: Found = {}
     right = {head.name: [0, 0] for head in data.plan.student.heads}
@@ -110,7 +110,7 @@ def _make(data: Data, folder: Path, bank: BankConfig, identity: Mapping[str, Any
 
 
 def deal(utterances: Sequence[Utterance], folds: int) -> dict[str, int]:
-    """Utterance → fold: by speaker, else by recording; the one with the most sound first, to the fold with the least.
+    """Utterance → fold, by speaker, else by recording: the one with the most sound first, each to the fold with the least so far.
 
     Raises UserError where there are fewer than folds.
     """

@@ -114,7 +114,7 @@ def open_data(
 
 
 def _longest(config: TrainConfig, plan: Plan) -> tuple[float, float]:
-    """10 ms frames of the longest utterance to train on and to evaluate: what was asked for, and what the encoder can read at any speed."""
+    """10 ms frames of the longest utterance to train on (by the settings, and as the encoder can read at any speed) and to evaluate."""
     readable = plan.student.encoder.max_frames or float("inf")
     return min(config.max_utterance_seconds * 100, readable * min((1.0, *config.augment.speeds)) - 1), readable
 
@@ -165,7 +165,7 @@ def _stores(
 
 
 def _is_unfit(config: TrainConfig, reader: LabelReader, subwords: SubwordModel) -> bool:
-    """Whether a store is not of the kind that is made for the objective: the main output takes its own pieces, heads the teacher's."""
+    """Whether a store is made for other objectives: the main output takes the student's own pieces, heads take the teacher's."""
     if objective_of(config).teaches_main:
         return reader.spec.level == SUBWORD and reader.spec.inventory.digest != subwords.inventory.digest
     return is_projected(reader)

@@ -80,7 +80,7 @@ class StudentTask:
         return batches(shares, start_step=start_step, rank=rank, world_size=world_size, workers=self.config.workers, pin=pin)
 
     def _parts(self, batch: Batch | SpeechAndText) -> Iterator[tuple[Batch, Mapping[str, Term]]]:
-        """Speech, then text, as far as they are in the batch, each with the terms that it is taught by."""
+        """The speech of the batch and its text, where it has them, each with its terms by name."""
         speech, text = (batch.speech, batch.text) if isinstance(batch, SpeechAndText) else (batch, None)
         if speech is not None:
             yield speech, {term.name: term for term in self.terms}
@@ -137,12 +137,12 @@ def _slots(terms: Iterable[Term], batch: Batch) -> dict[str, Tensor]:
 
 
 def dropout_seed(seed: int, step: int, utterance_id: str) -> int:
-    """What the dropout of an utterance at a step is drawn from."""
+    """The seed of an utterance's dropout at a step."""
     return int.from_bytes(hashlib.sha256(f"{seed} {step} {utterance_id}".encode()).digest()[:7], "little")
 
 
 def word_errors(said: Sequence[str], understood: Sequence[str]) -> tuple[float, float]:
-    """(errors in per cent of one, words); utterances without words are left out."""
+    """(100 · errors, words) of utterances, those without words left out."""
     import jiwer
 
     pairs = [(a, b) for a, b in zip(said, understood, strict=True) if a]
@@ -197,7 +197,7 @@ def train(
     tensorboard: bool = False,
     progress: Progress = no_progress,
 ) -> TrainReport:
-    """Train, or go on, or say that it is done; leaves the exported student in folder/model.
+    """Train, go on with an interrupted run, or return at once where it is done; leaves the exported student in folder/model.
 
     alignment, labels: where the objective needs them. Raises UserError for inputs that do not fit together or a folder of another
     run, Terminated on SIGTERM (state saved), HkdError where the loss is not finite.
@@ -328,7 +328,7 @@ def _mean_and_std(data: Data, features: FeatureSource, kept: Path | None) -> tup
 
 
 def sample_of_speakers(utterances: Sequence[Utterance], frames: Mapping[str, int]) -> list[Utterance]:
-    """All utterances where they last CMVN_SECONDS at most; else the speakers take turns, each in the given order, until they do."""
+    """All utterances where they last CMVN_SECONDS at most; else so many: an utterance of each speaker, then the next one of each, and so on."""
     left = CMVN_SECONDS * 100
     if sum(frames[u.id] for u in utterances) <= left:
         return list(utterances)

@@ -51,7 +51,7 @@ class Text:
 
 
 def text_readers(config: TrainConfig, stores: Mapping[str, LabelReader]) -> dict[str, LabelReader]:
-    """The text's label stores of the names of those of speech; none without `text.labels`. Raises UserError where one is missing."""
+    """The label store of the text for each of speech, by the same name; none without `text.labels`. Raises UserError where one is missing."""
     if not config.text.share or not config.text.labels:
         return {}
     known = store_folders(Path(config.text.labels))
@@ -74,7 +74,10 @@ def text_readers(config: TrainConfig, stores: Mapping[str, LabelReader]) -> dict
 def open_text(
     config: TrainConfig, plan: Plan, join: Join, *, units: Path, readers: Mapping[str, LabelReader], heard: Mapping[str, Any]
 ) -> Text:
-    """Open all and hold it against the run. readers: from `text_readers`; heard: `heard_by` of the run. Raises UserError where something does not fit."""
+    """Open the sentences and the bank, and check that they fit the run: UserError where they do not.
+
+    readers: from `text_readers`; heard: `heard_by` of the run.
+    """
     settings = config.text
     bank = Bank.load(Path(settings.bank))
     check_same(Path(settings.bank), bank, heard)
@@ -169,7 +172,7 @@ def low_part(plan: Plan) -> Plan:
 
 
 def heard_by(plan: Plan, data: Mapping[str, Any]) -> dict[str, Any]:
-    """What a bank's posteriors are of: the student's low part, and the speech (a run's identity of its data)."""
+    """What a bank's posteriors depend on: the student's low part, and the speech. data: a run's identity of its data."""
     inputs = {name: value for name, value in data.items() if name not in ("dev", "spans", "stores")}
     return {"student": config_to_json(low_part(plan).student), "data": inputs}
 
