@@ -64,7 +64,8 @@ def open_data(
     """
     whole = manifests.read(manifest)
     subwords = SubwordModel(units / MODEL_FILE)
-    readers, levels = _stores(config, labels, subwords)
+    readers = _stores(config, labels, subwords)
+    levels = {name: reader.spec.level for name, reader in readers.items()}
     needs = needs_of(config, levels, aligned=alignment is not None and alignment.exists())
     aligned = Alignment(alignment) if alignment is not None and (needs.alignment or config.main == SENONE) else None
     for level in needs.hard if config.main != SENONE else (SENONE, *needs.hard):
@@ -104,8 +105,8 @@ def open_data(
         text = open_text(config, plan, join, units=units, readers=beside, heard=heard_by(plan, found))
         found["text"] = text.identity
     is_timed = all(u.duration is not None for u in (*train, *dev))  # else only the sound tells how long it is
-    is_begun = is_timed and run is not None and (run / COVERAGE).exists()
-    is_checked = is_begun and run is not None and begun_with(run).get("data") == json.loads(json.dumps(found))
+    begun = begun_with(run) if run is not None and (run / COVERAGE).exists() else {}
+    is_checked = is_timed and begun.get("data") == json.loads(json.dumps(found))
     return Data(
         config=config, needs=needs, join=join, train=train, dev=dev, frames=frames, left_out=left_out, plan=plan, text=text,
         identity={"train": _identity_of(config), "data": found},
@@ -139,12 +140,10 @@ def _identity_of(config: TrainConfig) -> dict[str, Any]:
     return table
 
 
-def _stores(
-    config: TrainConfig, labels: Path | str | None, subwords: SubwordModel
-) -> tuple[dict[str, LabelReader], dict[str, str]]:
-    """The stores that are there, and their levels; none for objectives that read none."""
+def _stores(config: TrainConfig, labels: Path | str | None, subwords: SubwordModel) -> dict[str, LabelReader]:
+    """The stores that are there; none for objectives that read none."""
     if objective_of(config).stores == "none":
-        return {}, {}
+        return {}
     if labels is None or (isinstance(labels, Path) and not labels.exists()):
         raise UserError(
             f"objective {config.objective} needs label stores, but {labels} is not there. Run `hkd teacher-dump` first."
@@ -161,7 +160,7 @@ def _stores(
         for name in sorted(name for name in unfit if readers[name].spec.level in fit):
             log.info("label store %s is left out: another of its level is made for objective %s", name, config.objective)
             del readers[name]
-    return readers, {name: reader.spec.level for name, reader in readers.items()}
+    return readers
 
 
 def _is_unfit(config: TrainConfig, reader: LabelReader, subwords: SubwordModel) -> bool:
