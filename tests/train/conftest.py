@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from hkd import manifest as manifests
-from hkd.config import build, merge
+from hkd.config import merge
 from hkd.manifest import Utterance
 from hkd.train.bank import BankConfig, make_bank
-from hkd.train.config import TrainConfig
 from hkd.units.text import words
 from kit.labelled import label_folder
+from kit.runs import config_of, inputs
 
 TINY: dict[str, Any] = {
     "encoder": {"d_model": 16, "num_layers": 3, "num_heads": 2, "conv_kernel": 5, "dropout": 0.1},
@@ -75,10 +75,7 @@ def texted(labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     manifests.write(folder / "text.jsonl", sentences)
     label_folder(folder, manifest="text.jsonl", shards="text-shards")
     settings = merge(merge(TINY, TEXT), {"text": {"share": 0.0}, "loop": {"max_steps": 4}})
-    make_bank(
-        build(TrainConfig, settings, where="train"), folder / "bank", bank=BankConfig(folds=2), manifest=folder / "manifest.jsonl",
-        units=folder / "units", alignment=folder / "alignment.arrow", device="cpu",
-    )  # fmt: skip
+    make_bank(config_of(settings), folder / "bank", bank=BankConfig(folds=2), device="cpu", **inputs(folder))
     return folder
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hkd.config import build, merge
+from hkd.config import merge
 from hkd.errors import UserError
 from hkd.features.cache import FeatureSource
 from hkd.loop.checkpoint import load_model_tensors
@@ -18,17 +18,13 @@ from hkd.manifest import Utterance
 from hkd.stream.bank import Bank, cut
 from hkd.student.model import Student
 from hkd.train.bank import BankConfig, BankReport, deal, low_part, make_bank
-from hkd.train.config import TrainConfig
-from hkd.train.data import open_data
+from kit.runs import config_of, inputs, opened
 
 SETTINGS = {"condition": ["senone", "monophone"], "taps": {"monophone": 1}, "slots": {"senone": 2}}
 
 
 def made(project: Path, folder: Path, settings: dict[str, Any], **bank: Any) -> BankReport:
-    return make_bank(
-        build(TrainConfig, settings, where="train"), folder, bank=BankConfig(folds=2, **bank), manifest=project / "manifest.jsonl",
-        units=project / "units", alignment=project / "alignment.arrow", labels=project / "shards", device="cpu",
-    )  # fmt: skip
+    return make_bank(config_of(settings), folder, bank=BankConfig(**{"folds": 2, **bank}), device="cpu", **inputs(project))
 
 
 @pytest.fixture
@@ -39,10 +35,7 @@ def settings(tiny: dict[str, Any]) -> dict[str, Any]:
 def test_it_holds_what_students_of_other_speakers_hear(labelled: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
     report = made(labelled, tmp_path, settings, k=5)
     bank = Bank.load(tmp_path)
-    data = open_data(
-        build(TrainConfig, {**settings, "objective": "none"}, where="train"), manifest=labelled / "manifest.jsonl",
-        units=labelled / "units", alignment=labelled / "alignment.arrow", labels=None,
-    )  # fmt: skip
+    data = opened(labelled, {**settings, "objective": "none"})
     low = low_part(data.plan).student
     assert (low.encoder.num_layers, [head.name for head in low.heads]) == (1, ["hard-senone", "hard-monophone"])
     fold_of = deal(data.train, 2)
@@ -83,10 +76,7 @@ def test_stopped_it_goes_on_to_the_same_bytes_and_refuses_other_inputs(
     with pytest.raises(UserError, match="`condition` must name a head"):
         made(labelled, tmp_path / "c", {**settings, "condition": []})
     with pytest.raises(UserError, match="at most the number of speakers, 2, but is 3"):
-        make_bank(
-            build(TrainConfig, settings, where="train"), tmp_path / "c", bank=BankConfig(folds=3),
-            manifest=labelled / "manifest.jsonl", units=labelled / "units", alignment=labelled / "alignment.arrow",
-        )  # fmt: skip
+        made(labelled, tmp_path / "c", settings, folds=3)
     assert json.dumps(Bank.load(tmp_path / "a").facts["pauses"])
 
 

@@ -7,15 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from hkd.config import build, merge
+from hkd.config import merge
 from hkd.losses import sparse_kl
 from hkd.teachers.base import Sentence
 from hkd.teachers.load import load_teacher
 from hkd.teachers.transformer import CausalTeacher, MaskedTeacher
 from hkd.testing.teachers import make_teacher_folder
 from hkd.topk import select_topk
-from hkd.train.config import TrainConfig
-from hkd.train.run import train
+from kit.runs import trained
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
 DEVICES = ("cpu", "cuda")
@@ -64,11 +63,7 @@ def test_a_student_trains_as_on_the_cpu(labelled: Path, tmp_path: Path, tiny: di
     settings = merge(tiny, {"objective": objective, "encoder": {"dropout": 0.0}})
     final = {}
     for device in DEVICES:
-        report = train(
-            build(TrainConfig, settings, where="train"), tmp_path / device, manifest=labelled / "manifest.jsonl", units=labelled / "units",
-            alignment=labelled / "alignment.arrow", labels=labelled / "shards", device=device,
-        )  # fmt: skip
-        final[device] = report.metrics
+        final[device] = trained(labelled, tmp_path / device, settings, device=device).metrics
     assert final["cuda"].keys() == final["cpu"].keys()
     for name, value in final["cpu"].items():
         assert final["cuda"][name] == pytest.approx(value, rel=0.05, abs=0.05), name
@@ -76,8 +71,4 @@ def test_a_student_trains_as_on_the_cpu(labelled: Path, tmp_path: Path, tiny: di
 
 def test_a_student_trains_on_text(texted: Path, tmp_path: Path, text_settings: dict[str, Any]) -> None:
     settings = merge(text_settings, {"objective": "none", "text": {"labels": ""}})
-    report = train(
-        build(TrainConfig, settings, where="train"), tmp_path / "run", manifest=texted / "manifest.jsonl", units=texted / "units",
-        alignment=texted / "alignment.arrow", labels=texted / "shards", device="cuda",
-    )  # fmt: skip
-    assert report.steps == 12
+    assert trained(texted, tmp_path / "run", settings, device="cuda").steps == 12

@@ -9,31 +9,25 @@ import pytest
 import torch
 from torch import Tensor
 
-from hkd.config import build, merge
+from hkd.config import merge
 from hkd.errors import UserError
 from hkd.stream.loader import Batch
 from hkd.student.export import load_student
 from hkd.student.model import StudentOutput
 from hkd.train import objectives
 from hkd.train.config import TrainConfig
-from hkd.train.data import open_data
 from hkd.train.objectives import Objective, Term, needs_of, plan_student, register
-from hkd.train.run import contradictions, too_little, train
+from hkd.train.run import contradictions, too_little
+from kit import runs
 from kit.labelled import label_folder
+from kit.runs import config_of
 
 STORES = {"senone": "senone", "monophone": "monophone", "subword": "subword", "bert": "subword"}
 THREE = {name: level for name, level in STORES.items() if name != "bert"}
 
 
 def opened(folder: Path, **settings: Any) -> Any:
-    config = build(TrainConfig, settings, where="train")
-    return open_data(
-        config,
-        manifest=folder / "manifest.jsonl",
-        units=folder / "units",
-        alignment=folder / "alignment.arrow",
-        labels=folder / "shards",
-    )
+    return runs.opened(folder, settings)
 
 
 @pytest.mark.parametrize(
@@ -240,14 +234,14 @@ def test_wrong_settings_are_refused_by_name(wrong: dict[str, Any], message: str)
     ],
 )
 def test_settings_that_lose_against_another_are_said(settings: dict[str, Any], said: list[str]) -> None:
-    lines = contradictions(build(TrainConfig, settings, where="train"), max_steps=300)
+    lines = contradictions(config_of(settings), max_steps=300)
     assert len(lines) == len(said)
     assert all(line.startswith(start) for line, start in zip(lines, said, strict=True))
 
 
 def test_interpolation_asks_nothing_of_levels_that_it_does_not_read() -> None:
     stores = {"monophone": "monophone", "own-lm": "monophone", "projected": "subword"}
-    config = build(TrainConfig, {"objective": "interpolation"}, where="train")
+    config = config_of({"objective": "interpolation"})
     assert needs_of(config, stores, aligned=True).stores == ("projected",)
     with pytest.raises(UserError, match="a level must have one label store, but subword has"):
         needs_of(config, {**stores, "other": "subword"}, aligned=True)
@@ -264,7 +258,7 @@ def test_interpolation_asks_nothing_of_levels_that_it_does_not_read() -> None:
     ],
 )
 def test_little_speech_for_ctc_from_scratch_is_said_with_what_to_take(settings: dict[str, Any], hours: float, said: bool) -> None:
-    lines = too_little(build(TrainConfig, settings, where="train"), hours)
+    lines = too_little(config_of(settings), hours)
     assert [("main=senone" in line, "encoder.upstream" in line) for line in lines] == [(True, True)] * said
 
 
@@ -296,15 +290,7 @@ def test_an_objective_registered_from_outside_trains(
         )
     )
     settings = merge(tiny, {"objective": "sure-and-taught", "levels": ["monophone"], "loop": {"max_steps": 3, "log_every": 1}})
-    report = train(
-        build(TrainConfig, settings, where="train"),
-        tmp_path / "run",
-        manifest=labelled / "manifest.jsonl",
-        units=labelled / "units",
-        alignment=labelled / "alignment.arrow",
-        labels=labelled / "shards",
-        device="cpu",
-    )
+    report = runs.trained(labelled, tmp_path / "run", settings)
     assert {"ctc", "kd-monophone", "entropy"} <= report.metrics.keys()
     assert report.metrics["entropy"] < 0
     extra = load_student(tmp_path / "run" / "model")[1].extra

@@ -6,16 +6,15 @@ from typing import Any
 
 import pytest
 
-from hkd.config import build
 from hkd.errors import UserError
 from hkd.labelling.dump import DumpConfig, dump
 from hkd.labels.store import LabelReader
 from hkd.teachers.load import TeacherOptions, load_teacher
 from hkd.testing.teachers import make_teacher_folder
-from hkd.train.config import TrainConfig
 from hkd.train.data import open_data
 from hkd.train.run import train
 from hkd.units.inventory import UnitInventory
+from kit.runs import config_of, inputs
 
 
 def test_interpolation_trains_on_a_projected_store(prepared: Path, tiny: dict[str, Any], tmp_path: Path) -> None:
@@ -30,23 +29,15 @@ def test_interpolation_trains_on_a_projected_store(prepared: Path, tiny: dict[st
     store = LabelReader.open(tmp_path / "shards" / "subword")
     assert store.spec.inventory.digest == UnitInventory.load(prepared / "units" / "subword.json").digest
     settings = {**tiny, "objective": "interpolation", "loop": {**tiny["loop"], "max_steps": 2}}
+    given = {**inputs(prepared), "labels": tmp_path / "shards"}
     with pytest.raises(UserError, match=r"`kd\.tail` must be renormalised for label store 'subword'"):
-        open_data(
-            build(TrainConfig, {**settings, "kd": {"tail": "ghost"}}, where="train"), manifest=prepared / "manifest.jsonl",
-            units=prepared / "units", alignment=None, labels=tmp_path / "shards",
-        )  # fmt: skip
+        open_data(config_of({**settings, "kd": {"tail": "ghost"}}), **{**given, "alignment": None})
     own_pieces = load_teacher(str(folder), unit="subword", device="cpu")
     dump(prepared / "manifest.jsonl", tmp_path / "shards" / "gpt2", own_pieces, config=DumpConfig(k=8))
     for objective, chosen in {"interpolation": "subword", "auxiliary": "gpt2", "hierarchical": "gpt2"}.items():  # each its kind
-        data = open_data(
-            build(TrainConfig, {**settings, "objective": objective}, where="train"), manifest=prepared / "manifest.jsonl",
-            units=prepared / "units", alignment=prepared / "alignment.arrow", labels=tmp_path / "shards",
-        )  # fmt: skip
+        data = open_data(config_of({**settings, "objective": objective}), **given)
         assert data.needs.stores == (chosen,)
         tails = {term.kd.tail for term in data.plan.terms if term.store}
         assert tails == {"renormalised" if chosen == "subword" else "ghost"}  # what the store asks for
-    train(
-        build(TrainConfig, settings, where="train"), tmp_path / "run", manifest=prepared / "manifest.jsonl", units=prepared / "units",
-        labels=tmp_path / "shards", device="cpu",
-    )  # fmt: skip
+    train(config_of(settings), tmp_path / "run", device="cpu", **{**given, "alignment": None})
     assert (tmp_path / "run" / "model").is_dir()

@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from hkd.config import build, merge
-from hkd.train.config import TrainConfig
-from hkd.train.run import train
+from hkd.config import merge
+from kit.runs import trained
 from kit.s3 import S3Server
 
 
@@ -35,10 +34,6 @@ def test_sound_in_a_bucket_gives_the_run_of_the_folder(
         (project / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         settings = merge(tiny, {"loop": {"max_steps": 3}, "workers": 1, "features_cache": str(tmp_path / "features")})
         for name, folder in (("here", labelled), ("there", project)):
-            config = build(TrainConfig, settings, where="train")
-            inputs = {part: folder / part for part in ("units",)} | {"labels": folder / "shards"}
-            train(
-                config, tmp_path / name / "run", manifest=folder / "manifest.jsonl", alignment=folder / "alignment.arrow", device="cpu", **inputs
-            )  # fmt: skip
+            trained(folder, tmp_path / name / "run", settings)
     for name in ("final.safetensors", "identity.json", "metrics.jsonl"):
         assert (tmp_path / "here" / "run" / name).read_bytes() == (tmp_path / "there" / "run" / name).read_bytes(), name

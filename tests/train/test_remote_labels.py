@@ -12,11 +12,11 @@ import fsspec
 import pytest
 from s3fs import S3FileSystem
 
-from hkd.config import build, merge
+from hkd.config import merge
 from hkd.labels.share import push
-from hkd.train.config import TrainConfig
 from hkd.train.data import open_data
 from kit.labelled import label_folder
+from kit.runs import config_of, inputs
 from kit.s3 import S3Server
 
 
@@ -27,14 +27,9 @@ def test_stores_at_a_url_are_those_of_the_folder(
     monkeypatch.setenv("HKD_CACHE", str(tmp_path / "cache"))
     for folder in (labelled / "shards").iterdir():
         push(folder, f"memory://labels/{folder.name}")
-    config = build(TrainConfig, tiny, where="train")
-    inputs: dict[str, Any] = {
-        "manifest": labelled / "manifest.jsonl",
-        "units": labelled / "units",
-        "alignment": labelled / "alignment.arrow",
-    }
+    config, given = config_of(tiny), inputs(labelled)
     try:
-        here, there = (open_data(config, labels=place, **inputs) for place in (labelled / "shards", "memory://labels"))
+        here, there = (open_data(config, **{**given, "labels": place}) for place in (labelled / "shards", "memory://labels"))
         assert there.identity == here.identity
         name = here.train[0].id
         for level, store in here.join.stores.items():

@@ -1,6 +1,5 @@
 """A run: every objective trains, killed and started again it ends in the same bytes, and the export is what was trained."""
 
-import json
 import re
 import shutil
 import signal
@@ -15,15 +14,14 @@ import pytest
 import safetensors.torch
 import torch
 
-from hkd.config import build, merge, read_toml, to_table
+from hkd.config import merge, read_toml, to_table
 from hkd.errors import UserError
 from hkd.features.fbank import log_mel
-from hkd.progress import Progress, no_progress
 from hkd.student.export import load_student
-from hkd.train.config import TrainConfig
-from hkd.train.data import Data, open_data, show_data
-from hkd.train.run import TrainReport, export_run, load_run, train
+from hkd.train.data import Data, show_data
+from hkd.train.run import export_run, load_run
 from kit.labelled import label_folder
+from kit.runs import config_of, opened, rows, trained
 
 Start = Callable[..., "subprocess.Popen[str]"]
 
@@ -31,17 +29,6 @@ Start = Callable[..., "subprocess.Popen[str]"]
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)  # as the processes that are killed
-
-
-def trained(project: Path, folder: Path, settings: dict[str, Any], progress: Progress = no_progress) -> TrainReport:
-    return train(
-        build(TrainConfig, settings, where="train"), folder, manifest=project / "manifest.jsonl", units=project / "units",
-        alignment=project / "alignment.arrow", labels=project / "shards", device="cpu", progress=progress,
-    )  # fmt: skip
-
-
-def rows(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_killed_and_started_again_a_run_ends_in_the_same_bytes(
@@ -63,9 +50,7 @@ def test_killed_and_started_again_a_run_ends_in_the_same_bytes(
     assert trained(labelled, tmp_path / "b" / "run", tiny).was_done
     with pytest.raises(UserError, match=r"its train\.lam is 0\.3 instead of 0\.5"):
         trained(labelled, tmp_path / "b" / "run", {**tiny, "lam": 0.5})
-    assert build(TrainConfig, read_toml(tmp_path / "b" / "run" / "config.toml"), where="run") == build(
-        TrainConfig, tiny, where="train"
-    )
+    assert config_of(read_toml(tmp_path / "b" / "run" / "config.toml")) == config_of(tiny)
 
 
 @pytest.mark.parametrize(
@@ -208,11 +193,7 @@ def test_too_little_coverage_is_refused_with_the_missing_ids_and_enough_is_taken
 
 
 def test_the_drawing_shows_taps_coverage_and_positions_without_a_slot(labelled: Path, tiny: dict[str, Any]) -> None:
-    data = open_data(
-        build(TrainConfig, tiny, where="train"), manifest=labelled / "manifest.jsonl", units=labelled / "units",
-        alignment=labelled / "alignment.arrow", labels=labelled / "shards",
-    )  # fmt: skip
-    text = show_data(data)
+    text = show_data(opened(labelled, tiny))
     assert "hard-senone: senone hard, 5,126 units × 4 slots of 10 ms" in text
     assert "labels monophone      100.0% of utterances" in text
     assert "of the time slots" in text
@@ -232,18 +213,15 @@ def test_the_gradients_shares_are_measured_before_step_one(labelled: Path, tmp_p
 
 
 def test_settings_go_to_toml_and_back(tiny: dict[str, Any]) -> None:
-    config = build(TrainConfig, merge(tiny, {"kds": {"bert": {"temperature": 3.0}}, "hard_heads": False}), where="train")
-    assert build(TrainConfig, to_table(config), where="train") == config
+    config = config_of(merge(tiny, {"kds": {"bert": {"temperature": 3.0}}, "hard_heads": False}))
+    assert config_of(to_table(config)) == config
 
 
 def test_a_share_of_the_utterances_is_part_of_a_larger_one(labelled: Path, tiny: dict[str, Any]) -> None:
-    def opened(**settings: Any) -> Data:
-        return open_data(
-            build(TrainConfig, {**tiny, **settings}, where="train"), manifest=labelled / "manifest.jsonl", units=labelled / "units",
-            alignment=labelled / "alignment.arrow", labels=labelled / "shards",
-        )  # fmt: skip
+    def with_share(share: float) -> Data:
+        return opened(labelled, {**tiny, "train_share": share})
 
-    whole, half, few = opened(), opened(train_share=0.5), opened(train_share=0.3)
+    whole, half, few = map(with_share, (1.0, 0.5, 0.3))
     names = [[u.id for u in data.train] for data in (whole, half, few)]
     assert [len(part) for part in names] == [len(names[0]), round(len(names[0]) / 2), round(0.3 * len(names[0]))]
     assert set(names[2]) < set(names[1]) < set(names[0])
@@ -252,7 +230,7 @@ def test_a_share_of_the_utterances_is_part_of_a_larger_one(labelled: Path, tiny:
     assert half.identity != whole.identity
     for share, message in ((0.0, "above 0"), (0.01, "leave an utterance"), (1.5, "between 0 and 1")):
         with pytest.raises(UserError, match=message):
-            opened(train_share=share)
+            with_share(share)
 
 
 def test_features_on_disk_give_the_same_run(labelled: Path, tmp_path: Path, tiny: dict[str, Any]) -> None:
@@ -269,4 +247,4 @@ def test_features_on_disk_give_the_same_run(labelled: Path, tmp_path: Path, tiny
         assert all((tmp_path / other / "run" / name).read_bytes() == expected for other in ("cached", "again")), name
     assert trained(labelled, tmp_path / "cached" / "run", settings).was_done  # where features come from is no part of a run
     with pytest.raises(UserError, match="features_cache"):
-        build(TrainConfig, {**cached, "augment": {"noise_probability": 0.5}}, where="train")
+        config_of({**cached, "augment": {"noise_probability": 0.5}})

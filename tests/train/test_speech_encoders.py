@@ -11,32 +11,20 @@ from safetensors.torch import load_file
 
 from hkd import manifest as manifests
 from hkd.audio import read_audio
-from hkd.config import build, merge
+from hkd.config import merge
 from hkd.decode.recogniser import Recogniser
 from hkd.errors import UserError
 from hkd.evaluate.run import evaluate
 from hkd.native import import_torchaudio
-from hkd.progress import Progress, no_progress
 from hkd.student.speech_encoder import SpeechEncoder
-from hkd.train.config import TrainConfig
 from hkd.train.data import open_data, show_data
-from hkd.train.run import TrainReport, export_run, load_run, train
+from hkd.train.run import export_run, load_run
 from kit.encoders import tiny_encoder
+from kit.runs import config_of, inputs, trained
 
 import_torchaudio()
 import transformers  # noqa: E402
 from transformers.models.whisper.modeling_whisper import WhisperEncoder  # noqa: E402
-
-
-def inputs(project: Path) -> dict[str, Path]:
-    return {
-        "manifest": project / "manifest.jsonl", "units": project / "units", "alignment": project / "alignment.arrow",
-        "labels": project / "shards",
-    }  # fmt: skip
-
-
-def trained(project: Path, folder: Path, settings: dict[str, Any], progress: Progress = no_progress) -> TrainReport:
-    return train(build(TrainConfig, settings, where="train"), folder, device="cpu", progress=progress, **inputs(project))
 
 
 def with_transformers_alone(folder: Path, wave_S: NDArray[np.float32]) -> torch.Tensor:
@@ -100,7 +88,7 @@ def test_stopped_and_resumed_it_ends_in_the_same_bytes_and_recognises(
 
 def test_show_draws_the_encoder_and_other_weights_are_another_run(labelled: Path, tmp_path: Path, tiny: dict[str, Any]) -> None:
     encoder = tiny_encoder(tmp_path / "encoder", "hubert")
-    config = build(TrainConfig, {**tiny, "encoder": {"name": str(encoder)}}, where="train")
+    config = config_of({**tiny, "encoder": {"name": str(encoder)}})
     data = open_data(config, **inputs(labelled))
     drawing = show_data(data)
     assert "(hubert), 3 layers × 16" in drawing
@@ -113,24 +101,24 @@ def test_show_draws_the_encoder_and_other_weights_are_another_run(labelled: Path
 def test_utterances_that_whisper_cannot_read_at_every_speed_are_left_out(
     labelled: Path, tmp_path: Path, tiny: dict[str, Any]
 ) -> None:
-    plain = build(TrainConfig, {**tiny, "objective": "none"}, where="train")
+    plain = config_of({**tiny, "objective": "none"})
     frames = open_data(plain, **inputs(labelled)).frames
     longest = max(frames.values())
     encoder = tiny_encoder(tmp_path / "encoder", "whisper", max_source_positions=longest // 2 + 1)
-    config = build(TrainConfig, {**tiny, "objective": "none", "encoder": {"name": str(encoder)}}, where="train")
+    config = config_of({**tiny, "objective": "none", "encoder": {"name": str(encoder)}})
     data = open_data(config, **inputs(labelled))
     assert all(frames[u.id] / 0.9 <= longest + 2 for u in data.train)
     assert set(data.left_out) <= {name for name, count in frames.items() if count / 0.9 > longest - 1}
 
 
 def test_an_encoder_that_is_not_there_is_one_sentence(labelled: Path, tiny: dict[str, Any]) -> None:
-    config = build(TrainConfig, {**tiny, "encoder": {"name": "./nowhere"}}, where="train")
+    config = config_of({**tiny, "encoder": {"name": "./nowhere"}})
     with pytest.raises(UserError, match=r"encoder\.name must be a folder or a hub name"):
         open_data(config, **inputs(labelled))
 
 
 def test_settings_that_came_later_leave_the_identity_of_earlier_runs(labelled: Path, tiny: dict[str, Any]) -> None:
-    table = open_data(build(TrainConfig, tiny, where="train"), **inputs(labelled)).identity["train"]
+    table = open_data(config_of(tiny), **inputs(labelled)).identity["train"]
     assert list(table["encoder"]) == [
         "preset", "d_model", "num_layers", "num_heads", "ff_factor", "conv_kernel", "dropout", "num_bins", "front", "front_channels",
     ]  # fmt: skip
@@ -155,16 +143,14 @@ def test_a_student_on_a_frozen_upstream_takes_it_along(labelled: Path, tmp_path:
     weights = load_file(upstream / "model.safetensors")
     below = sum(value.numel() for name, value in weights.items() if name.startswith("encoder."))
     assert report.parameters == plain.parameters - smaller_front + below
-    assert f"{values * 2} values every 20 ms" in show_data(
-        open_data(build(TrainConfig, settings, where="train"), **inputs(labelled))
-    )
+    assert f"{values * 2} values every 20 ms" in show_data(open_data(config_of(settings), **inputs(labelled)))
 
     for wrong, message in (
         ({"upstream_folder": "."}, "upstream_folder must be left out"),
         ({"num_bins": 40}, "num_bins must be left out"),
     ):
         with pytest.raises(UserError, match=message):
-            open_data(build(TrainConfig, merge(settings, {"encoder": wrong}), where="train"), **inputs(labelled))
+            open_data(config_of(merge(settings, {"encoder": wrong})), **inputs(labelled))
 
     moved = tmp_path / "elsewhere" / "run"
     moved.parent.mkdir()

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from hkd import manifest as manifests
-from hkd.config import build, merge
+from hkd.config import merge
 from hkd.errors import UserError
 from hkd.manifest import Utterance
 from hkd.train import run
 from hkd.train.config import TrainConfig
 from hkd.train.data import open_data
+from kit.runs import config_of, inputs, opened
 
 from .conftest import TINY
 
@@ -29,21 +30,20 @@ def test_mean_and_deviation_are_of_all_speakers_in_turn(monkeypatch: pytest.Monk
 
 def test_what_a_run_began_with_is_checked_once_and_what_changed_is_checked_again(labelled: Path, tmp_path: Path) -> None:
     project = shutil.copytree(labelled, tmp_path / "project")
-    config = build(TrainConfig, merge(TINY, {"objective": "hierarchical", "loop": {"max_steps": 2}}), where="train")
-    inputs = {"units": project / "units", "alignment": project / "alignment.arrow", "labels": project / "shards"}
-    folder = tmp_path / "run"
-    assert open_data(config, manifest=project / "manifest.jsonl", run=folder, **inputs).needed  # there is no run yet
-    run.train(config, folder, manifest=project / "manifest.jsonl", device="cpu", **inputs)
-    assert open_data(config, manifest=project / "manifest.jsonl", run=folder, **inputs).needed is None
+    config = config_of(merge(TINY, {"objective": "hierarchical", "loop": {"max_steps": 2}}))
+    given, folder = inputs(project), tmp_path / "run"
+    assert open_data(config, run=folder, **given).needed  # there is no run yet
+    run.train(config, folder, device="cpu", **given)
+    assert open_data(config, run=folder, **given).needed is None
 
     utterances = list(manifests.read(project / "manifest.jsonl"))
     edited = [replace(u, text=f"{u.text} today") if u.split == "train" else u for u in utterances]
     manifests.write(project / "edited.jsonl", edited)
     with pytest.raises(UserError, match="the transcript must be the one that was aligned"):
-        open_data(config, manifest=project / "edited.jsonl", run=folder, **inputs)
+        open_data(config, run=folder, **{**given, "manifest": project / "edited.jsonl"})
     untimed = [replace(u, duration=None) for u in utterances]  # how long the sound is, its file alone tells
     manifests.write(project / "untimed.jsonl", untimed)
-    assert open_data(config, manifest=project / "untimed.jsonl", run=folder, **inputs).needed
+    assert open_data(config, run=folder, **{**given, "manifest": project / "untimed.jsonl"}).needed
 
 
 def test_steps_and_batches_follow_the_amount_of_speech(labelled: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -52,11 +52,10 @@ def test_steps_and_batches_follow_the_amount_of_speech(labelled: Path, caplog: p
     assert default.max_steps(10) == 800
     assert default.max_steps(28_800) == 345_600  # LibriSpeech-960: 12 epochs
     assert replace(default, epochs=3).max_steps(10) == 30
-    assert build(TrainConfig, {"loop": {"max_steps": 7}, "batch_seconds": 33.0}, where="train").fitted(1e6).batch_seconds == 33
-    assert build(TrainConfig, {"loop": {"max_steps": 7}}, where="train").max_steps(10) == 7
-    both = build(TrainConfig, {"epochs": 2, "loop": {"max_steps": 7}}, where="train")
+    assert config_of({"loop": {"max_steps": 7}, "batch_seconds": 33.0}).fitted(1e6).batch_seconds == 33
+    assert config_of({"loop": {"max_steps": 7}}).max_steps(10) == 7
+    both = config_of({"epochs": 2, "loop": {"max_steps": 7}})
     assert run.contradictions(both, 20) == ["`epochs` is 2 and wins over `loop.max_steps`, 7. Take one of them out."]
-    inputs = {"units": labelled / "units", "alignment": labelled / "alignment.arrow", "labels": labelled / "shards"}
-    opened = open_data(build(TrainConfig, {}, where="train"), manifest=labelled / "manifest.jsonl", **inputs)
-    assert opened.config.batch_seconds == 15
-    assert opened.identity["train"]["batch_seconds"] == 15
+    data = opened(labelled, {})
+    assert data.config.batch_seconds == 15
+    assert data.identity["train"]["batch_seconds"] == 15

@@ -15,14 +15,14 @@ import pytest
 import safetensors.torch
 import torch
 
-from hkd.config import build, merge
+from hkd.config import merge
 from hkd.errors import UserError
 from hkd.stream.loader import BatchPlan
 from hkd.stream.text import SpeechAndText
 from hkd.train.bank import BankConfig, make_bank
 from hkd.train.config import TextConfig, TrainConfig
-from hkd.train.data import Data, open_data
-from hkd.train.run import make_task, train
+from hkd.train.run import make_task
+from kit.runs import config_of, inputs, opened, rows, trained
 
 Start = Callable[..., Any]
 
@@ -30,24 +30,6 @@ Start = Callable[..., Any]
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)
-
-
-def opened(project: Path, settings: dict[str, Any]) -> Data:
-    return open_data(
-        build(TrainConfig, settings, where="train"), manifest=project / "manifest.jsonl", units=project / "units",
-        alignment=project / "alignment.arrow", labels=project / "shards",
-    )  # fmt: skip
-
-
-def trained(project: Path, folder: Path, settings: dict[str, Any]) -> dict[str, float]:
-    return train(
-        build(TrainConfig, settings, where="train"), folder, manifest=project / "manifest.jsonl", units=project / "units",
-        alignment=project / "alignment.arrow", labels=project / "shards", device="cpu",
-    ).metrics  # fmt: skip
-
-
-def rows(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize(
@@ -70,10 +52,8 @@ def test_each_objective_teaches_on_text_what_lies_above_the_tap(
         merge(text_settings, {"loop": {"max_steps": 10, "log_every": 1, "eval_every": 0, "learning_rate": 3e-3}}), settings
     )
     if settings.get("main") == "senone" or asked["condition"] == ["senone"]:  # a bank of that student
-        make_bank(
-            build(TrainConfig, merge(asked, {"loop": {"max_steps": 1}}), where="train"), tmp_path / "bank", bank=BankConfig(folds=2),
-            manifest=texted / "manifest.jsonl", units=texted / "units", alignment=texted / "alignment.arrow", device="cpu",
-        )  # fmt: skip
+        config = config_of(merge(asked, {"loop": {"max_steps": 1}}))
+        make_bank(config, tmp_path / "bank", bank=BankConfig(folds=2), device="cpu", **inputs(texted))
         asked = merge(asked, {"text": {"bank": str(tmp_path / "bank")}})
     trained(texted, tmp_path / "run", asked)
     found = rows(tmp_path / "run")
