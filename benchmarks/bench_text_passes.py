@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
 from bench_passes import BATCH, REACH, Network
 from common import bar, machine, parser, save
@@ -33,15 +32,12 @@ from hkd.evaluate.result import read_json
 from hkd.features.cache import FeatureSource
 from hkd.labelling.lm import LmConfig, LmLoopConfig, train_lm
 from hkd.labelling.lm_data import Encoder
-from hkd.loop.checkpoint import load_model_tensors
 from hkd.manifest import read
 from hkd.stream.join import Join, place
 from hkd.stream.loader import BatchMaker
-from hkd.student.config import config_from_json
-from hkd.student.export import placed
-from hkd.student.model import Student
 from hkd.teachers.load import load_teacher
 from hkd.teachers.ngram import NGramTeacher
+from hkd.train.run import load_run
 from hkd.units.level import SPELLED
 from hkd.units.sequences import Units
 from hkd.units.text import words
@@ -76,9 +72,7 @@ def hear(work: Path, run: str, level: str, splits: Sequence[str]) -> Heard:
     """A run's hard head of a level over aligned segments, silence left out: means of posteriors."""
     folder, part = work / "runs" / run, read(work / "manifest.jsonl").where(lambda u: u.split in splits)
     trained = read_json(folder / "student.json", "a student with heads")
-    student = Student(placed(config_from_json(trained["config"]), folder / "model"))
-    load_model_tensors(student, safetensors.torch.load((folder / "final.safetensors").read_bytes()))
-    student.eval()
+    student = load_run(folder)
     name, head = next((n, h) for n, h in trained["heads"].items() if (h["level"], h["kind"]) == (level, "hard"))
     alignment, units = Alignment(work / "alignment.arrow"), Units(work / "units")
     join = Join(part, subwords=units.subwords, alignment=alignment, units=units.folder)

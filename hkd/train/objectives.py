@@ -216,8 +216,10 @@ def needs_of(config: TrainConfig, stores: Mapping[str, str], *, aligned: bool) -
     """stores: name → level, all that are there. Raises UserError where the objective cannot be had from them, or it is not clear which."""
     objective = objective_of(config)
     chosen = _stores_of(config, stores) if objective.stores != "none" else ()
-    wanted = set(config.condition)
-    if objective.hard_heads if objective.stores == "none" or config.hard_heads is None else config.hard_heads:
+    wanted, hard_heads = set(config.condition), config.hard_heads
+    if hard_heads is None or objective.stores == "none":
+        hard_heads = objective.hard_heads
+    if hard_heads:
         taught = set() if objective.teaches_main else {stores[name] for name in chosen}
         wanted |= taught or set(config.levels) or set(LEVELS)
     hard = tuple(level for level in UNIT_LEVELS if level in wanted)

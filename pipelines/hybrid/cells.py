@@ -31,7 +31,7 @@ from hkd.evaluate.decoding import Decoded, EvaluateConfig, decode, features_on_d
 from hkd.evaluate.score import score_words
 from hkd.manifest import Manifest, assign_splits, read, write
 from hkd.pipeline.recipe import Recipe, load_recipe, stages_of, write_project
-from hkd.pipeline.runner import Stage, run_stages
+from hkd.pipeline.runner import Stage, Watcher, run_stages
 from hkd.pipeline.settings import EvaluateSettings
 from hkd.progress import no_progress
 
@@ -43,12 +43,9 @@ ACOUSTIC, PRIOR = (0.07, 0.1, 0.14, 0.2), (0.3, 0.6)  # the scales tried on dev
 OF_DEV = ", scales of dev"
 
 
-class Lines:
+class Lines(Watcher):
     """A line when a stage has ended."""
 
-    def skipped(self, stage: str) -> None: ...
-    def started(self, stage: str) -> None: ...
-    def progress(self, stage: str, done: float, total: float, facts: Mapping[str, float | str]) -> None: ...
     def finished(self, stage: str, summary: str, seconds: float) -> None:
         print(f"{stage}: {summary} ({seconds:.0f} s)", flush=True)
 
