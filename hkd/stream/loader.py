@@ -191,20 +191,19 @@ class View(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class BatchMaker:
-    """Makes batches of utterances. hard: level → slots; soft: store → slots, 0 for labels that no head places on slots. `fill_F` is what masks are filled with.
-    stride: level → n, so that in each epoch an utterance shows every n-th of its labelled slots, from a random one on (default 1).
-    alone: the probability of `Batch.alone_B`.
-    """
+    """Makes batches of utterances."""
 
     utterances: Sequence[Utterance]
     join: Join
     features: FeatureSource
-    hard: Mapping[str, int]
-    soft: Mapping[str, int]
+    hard: Mapping[str, int]  # level → slots
+    soft: Mapping[str, int]  # label store → slots; 0 for labels that need none
     augment: AugmentConfig = NO_AUGMENTATION
-    fill_F: NDArray[np.float32] | None = None
-    stride: Mapping[str, int] = field(default_factory=dict)
-    alone: float = 0.0
+    fill_F: NDArray[np.float32] | None = None  # what masks are filled with
+    stride: Mapping[str, int] = field(
+        default_factory=dict
+    )  # level → n: an epoch shows every n-th labelled slot, from a random one on
+    alone: float = 0.0  # probability of `Batch.alone_B`
     seed: int = 0
 
     def __call__(self, rows: Sequence[int] | NDArray[np.int64], *, epoch: int = 0) -> Batch | None:

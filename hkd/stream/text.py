@@ -117,20 +117,18 @@ class Placed(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class TextMaker:
-    """Makes batches of sentences. heads: those whose posteriors text stands for → their level. join: of the text, with its label stores.
-    sequences: by aligned level, monophones always. masked_only: levels whose label stores are read at masked phones alone.
-    """
+    """Makes batches of sentences."""
 
     utterances: Sequence[Utterance]
-    join: Join
+    join: Join  # of the text, with its label stores
     bank: Bank
-    heads: Mapping[str, str]
-    sequences: Mapping[str, Sequences]
-    hard: Mapping[str, int]
-    soft: Mapping[str, int]
+    heads: Mapping[str, str]  # whose posteriors text stands for → their level
+    sequences: Mapping[str, Sequences]  # by aligned level, monophones always
+    hard: Mapping[str, int]  # level → slots
+    soft: Mapping[str, int]  # label store → slots; 0 for labels that need none
     posteriors: str = "bank"
     masked: float = 0.0
-    masked_only: Sequence[str] = ()
+    masked_only: Sequence[str] = ()  # levels whose label stores are read at masked phones alone
     repeats: float = 0.0
     seed: int = 0
 
