@@ -23,7 +23,6 @@ from hkd.loop import fit
 from hkd.manifest import Utterance
 from hkd.progress import Progress, no_progress
 from hkd.stream.bank import FILE, Bank, Segments, cut, pauses
-from hkd.stream.join import place
 from hkd.stream.loader import BatchPlan
 from hkd.student.model import posteriors_of
 from hkd.timebase import num_encoder_frames
@@ -139,8 +138,9 @@ def _task(data: Data, part: list[Utterance]) -> StudentTask:
 @torch.no_grad()
 def _listen(task: StudentTask, part: list[Utterance], k: int, found: Found, right: dict[str, list[int]]) -> None:
     """Add, by utterance, each head's likeliest ids and their probabilities; count the frames that are right."""
-    maker = replace(task.maker, utterances=part, augment=NO_AUGMENTATION, hard={}, soft={}, alone=0.0)
     student = task.student.eval()
+    hard = {head.level: 1 for head in student.config.heads if head.kind == "hard"}
+    maker = replace(task.maker, utterances=part, augment=NO_AUGMENTATION, hard=hard, soft={}, stride={}, alone=0.0)
     for batch in in_order(maker, task.config.batch_seconds):
         moved = batch.to(student.mean_F.device)
         output = student(moved.x_BTF, moved.length_B)
@@ -152,12 +152,11 @@ def _listen(task: StudentTask, part: list[Utterance], k: int, found: Found, righ
                 rows = found.setdefault(name, {})
                 rows[f"{head.name}/ids"] = top.indices[b, :num].numpy().astype(np.int32)
                 rows[f"{head.name}/p"] = top.values[b, :num].numpy().astype(np.float16)
-                if head.kind == "hard":
-                    said = task.maker.join.segments(name, head.level)
-                    slot_M, position_M = place(said, num_frames=int(batch.length_B[b]), slots=1)
-                    hits_M = rows[f"{head.name}/ids"][slot_M, 0] == said.unit_U[position_M]
-                    right[head.name][0] += int(hits_M.sum())
-                    right[head.name][1] += len(hits_M)
+            if head.kind == "hard":
+                labels = batch.hard[head.level]
+                hits_M = top.indices[:, :, 0].flatten()[labels.slot_M] == labels.unit_M
+                right[head.name][0] += int(hits_M.sum())
+                right[head.name][1] += len(hits_M)
 
 
 def _write(folder: Path, data: Data, found: Found, facts: Mapping[str, Any]) -> None:
