@@ -85,7 +85,7 @@ def test_the_bar_shows_the_rate_of_sound_and_the_figures_do_not_hang_on_it(
     labelled: Path, tmp_path: Path, tiny: dict[str, Any]
 ) -> None:
     shown: dict[str, float] = {}
-    report = trained(labelled, tmp_path / "run", tiny, lambda done, total, **facts: shown.update(facts))  # type: ignore[arg-type]
+    report = trained(labelled, tmp_path / "run", tiny, progress=lambda done, total, **facts: shown.update(facts))  # type: ignore[arg-type]
     assert shown["audio_s_per_s"] > 0
     assert shown.keys() - report.metrics.keys() == {"audio_s_per_s"}
     assert not any("audio_s_per_s" in row for row in rows(tmp_path / "run"))

@@ -65,7 +65,7 @@ def test_stopped_and_resumed_it_ends_in_the_same_bytes_and_recognises(
 
     whole = trained(labelled, tmp_path / "a" / "run", settings)
     with pytest.raises(KeyboardInterrupt):
-        trained(labelled, tmp_path / "b" / "run", settings, stop)
+        trained(labelled, tmp_path / "b" / "run", settings, progress=stop)
     assert trained(labelled, tmp_path / "b" / "run", settings).metrics == whole.metrics
     for name in ("final.safetensors", "metrics.jsonl", "model/model.safetensors", "model/student.json"):
         assert (tmp_path / "a" / "run" / name).read_bytes() == (tmp_path / "b" / "run" / name).read_bytes(), name
