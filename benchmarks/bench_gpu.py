@@ -28,7 +28,7 @@ from hkd.labelling.dump import DumpConfig, DumpReport, dump
 from hkd.manifest import Utterance
 from hkd.teachers.load import TeacherOptions
 from hkd.teachers.transformer import MaskedTeacher
-from hkd.testing.teachers import models, wordpiece
+from hkd.testing.teachers import transformers
 from hkd.train.bank import BankConfig, make_bank
 from hkd.train.config import TrainConfig
 from hkd.units.text import words
@@ -48,9 +48,7 @@ def vocabulary() -> list[str]:
 
 def make_teacher(options: TeacherOptions, shape: str) -> MaskedTeacher:
     """BERT of a shape with random weights on the GPU, and a tokenizer of whole words."""
-    tokenizer = wordpiece(["a"])
-    pieces = {word: n for n, word in enumerate(vocabulary())}
-    tokenizer.backend_tokenizer.model = models.WordPiece(pieces, unk_token="[UNK]")
+    tokenizer = transformers.BertTokenizer({word: n for n, word in enumerate(vocabulary())})
     where, dtype = (torch.device("cuda"), torch.bfloat16) if CUDA else (torch.device("cpu"), torch.float32)
     return MaskedTeacher(bert(shape), tokenizer, name=shape, options=options, device=where, dtype=dtype)
 
