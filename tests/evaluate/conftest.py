@@ -4,8 +4,10 @@ import dataclasses
 import json
 import math
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -141,18 +143,22 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 
 @pytest.fixture(scope="session")
-def hybrid(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def train_hybrid(project: Project) -> Callable[..., Path]:
+    """Trains a run of two steps whose main output is senones, in a folder."""
+
+    def run(folder: Path, **settings: Any) -> Path:
+        config = TrainConfig(main="senone", encoder=SMALL, loop=TrainLoopConfig(max_steps=2, warmup_steps=0), **settings)
+        parts = {"units": project.units, "alignment": project.alignment, "labels": project.labels}
+        train(config, folder, manifest=project.manifest, **parts)
+        return folder
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def hybrid(train_hybrid: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of a few steps whose main output is senones."""
-    folder = tmp_path_factory.mktemp("hybrid") / "run"
-    config = TrainConfig(
-        objective="hierarchical",
-        main="senone",
-        encoder=SMALL,
-        loop=TrainLoopConfig(max_steps=2, warmup_steps=0),
-        stores=("monophone", "subword"),
-    )
-    train(config, folder, manifest=project.manifest, units=project.units, alignment=project.alignment, labels=project.labels)
-    return folder
+    return train_hybrid(tmp_path_factory.mktemp("hybrid") / "run", objective="hierarchical", stores=("monophone", "subword"))
 
 
 @pytest.fixture(scope="session")

@@ -34,20 +34,22 @@ from hkd.losses import sparse_kl
 from hkd.manifest import Manifest
 from hkd.manifest import read as read_manifest
 from hkd.stream.join import Join, JoinedStore
-from hkd.student.config import EncoderConfig, config_from_json
+from hkd.student.config import config_from_json
 from hkd.student.model import Student
 from hkd.topk import select_topk
-from hkd.train.config import TrainConfig, TrainLoopConfig
-from hkd.train.run import train
 from hkd.units.subword import SubwordModel
 from hkd.units.text import words
 
 
+def figures_of(project, run: Path, part: Manifest | None = None, **others: Any) -> dict[str, dict[str, Any]]:  # type: ignore[no-untyped-def]
+    parts = {"alignment": project.alignment, "labels": project.labels, "units": project.units, **others}
+    part = part or read_manifest(project.manifest).split("test")
+    return frame_figures(run, part, subword_model=project.units / "subword.model", **parts)
+
+
 @pytest.fixture(scope="module")
-def figures(project):  # type: ignore[no-untyped-def]
-    part = read_manifest(project.manifest).split("test")
-    model = project.units / "subword.model"
-    return frame_figures(project.runs[-1], part, alignment=project.alignment, labels=project.labels, subword_model=model)
+def figures(project) -> dict[str, dict[str, Any]]:  # type: ignore[no-untyped-def]
+    return figures_of(project, project.runs[-1])
 
 
 def test_every_head_has_its_figures(project, figures) -> None:  # type: ignore[no-untyped-def]
@@ -107,10 +109,7 @@ def test_monophone_heads_equal_the_plain_computation(project, figures) -> None: 
 
 
 def test_without_stores_the_kl_goes_and_the_accuracy_stays(project, figures) -> None:  # type: ignore[no-untyped-def]
-    part = read_manifest(project.manifest).split("test")
-    model = project.units / "subword.model"
-    bare = frame_figures(project.runs[-1], part, alignment=project.alignment, labels=None, subword_model=model)
-    for name, value in bare.items():
+    for name, value in figures_of(project, project.runs[-1], labels=None).items():
         assert value["kl"] is None
         assert value["accuracy"] == figures[name]["accuracy"]
 
@@ -118,17 +117,14 @@ def test_without_stores_the_kl_goes_and_the_accuracy_stays(project, figures) -> 
 def test_an_edited_transcript_is_refused(project) -> None:  # type: ignore[no-untyped-def]
     part = read_manifest(project.manifest).split("test")
     edited = Manifest([replace(part[0], text=part[0].text + " indeed"), *part[1:]])
-    model = project.units / "subword.model"
     with pytest.raises(UserError, match=f"'{part[0].id}': the transcript must be the one that was aligned"):
-        frame_figures(project.runs[-1], edited, alignment=project.alignment, labels=project.labels, subword_model=model)
+        figures_of(project, project.runs[-1], edited)
 
 
 def test_without_weights_or_alignment_there_is_nothing(project, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    part = read_manifest(project.manifest).split("test")
-    model = project.units / "subword.model"
-    assert frame_figures(project.runs[-1], part, alignment=None, labels=None, subword_model=model) == {}
+    assert figures_of(project, project.runs[-1], alignment=None, labels=None) == {}
     shutil.copytree(project.runs[-1] / "model", tmp_path / "model")
-    assert frame_figures(tmp_path, part, alignment=project.alignment, labels=None, subword_model=model) == {}
+    assert figures_of(project, tmp_path, labels=None) == {}
     assert frame_inputs(tmp_path, alignment=project.alignment, labels=project.labels) == {}
     assert set(frame_inputs(project.runs[-1], alignment=project.alignment, labels=project.labels)["stores"]) == {
         "senone",
@@ -137,23 +133,9 @@ def test_without_weights_or_alignment_there_is_nothing(project, tmp_path: Path) 
     }
 
 
-def train_hybrid(project, folder: Path, **settings: Any) -> Path:  # type: ignore[no-untyped-def]
-    """A run of two steps whose main output is senones."""
-    encoder = EncoderConfig(d_model=32, num_layers=3, num_heads=2, ff_factor=2, conv_kernel=5, dropout=0.0)
-    config = TrainConfig(main="senone", encoder=encoder, loop=TrainLoopConfig(max_steps=2, warmup_steps=0), **settings)
-    train(config, folder, manifest=project.manifest, units=project.units, alignment=project.alignment, labels=project.labels)
-    return folder
-
-
-def figures_of(project, run: Path, **others: Any) -> dict[str, dict[str, Any]]:  # type: ignore[no-untyped-def]
-    part = read_manifest(project.manifest).split("test")
-    parts = {"alignment": project.alignment, "labels": project.labels, "units": project.units, **others}
-    return frame_figures(run, part, subword_model=project.units / "subword.model", **parts)
-
-
 @torch.no_grad()
-def test_a_senone_main_output_is_a_head_with_its_kl_to_the_store_of_interpolation(project, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    run = train_hybrid(project, tmp_path / "run", objective="interpolation")
+def test_a_senone_main_output_is_a_head_with_its_kl_to_the_store_of_interpolation(project, train_hybrid, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    run = train_hybrid(tmp_path / "run", objective="interpolation")
     figures = figures_of(project, run)
     assert list(figures) == [MAIN]
     alignment, store = Alignment(project.alignment), LabelReader.open(project.labels / "senone")
@@ -178,8 +160,8 @@ def test_a_senone_main_output_is_a_head_with_its_kl_to_the_store_of_interpolatio
     assert figures_of(project, run, labels=None)[MAIN] == {**figures[MAIN], "kl": None}
 
 
-def test_that_of_none_is_judged_on_the_same_frames(project, hybrid: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    run = train_hybrid(project, tmp_path / "run", objective="none")
+def test_that_of_none_is_judged_on_the_same_frames(project, train_hybrid, hybrid: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    run = train_hybrid(tmp_path / "run", objective="none")
     figures = figures_of(project, run)
     assert list(figures) == [MAIN]
     assert figures[MAIN]["kl"] is None
@@ -189,8 +171,8 @@ def test_that_of_none_is_judged_on_the_same_frames(project, hybrid: Path, tmp_pa
     assert frame_inputs(project.runs[0], alignment=project.alignment, labels=project.labels) == {}  # CTC
 
 
-def test_a_senone_head_of_fewer_slots_than_the_main_output_keeps_its_figures(project, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    run = train_hybrid(project, tmp_path / "run", objective="auxiliary", stores=("senone",), slots={"senone": 2})
+def test_a_senone_head_of_fewer_slots_than_the_main_output_keeps_its_figures(project, train_hybrid, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    run = train_hybrid(tmp_path / "run", objective="auxiliary", stores=("senone",), slots={"senone": 2})
     figures = figures_of(project, run)
     assert list(figures) == [MAIN, "kd-senone"]
     assert 0 < figures["kd-senone"]["frames"] < figures[MAIN]["frames"]
