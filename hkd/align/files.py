@@ -20,7 +20,7 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import pairwise, takewhile
+from itertools import chain, pairwise, takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -313,7 +313,8 @@ class Ctm(dict[str, dict[str, list[Interval]]]):
             if not sides:
                 raise FailureError(f"{has}, but its channel {channel} (from 0) is none of them: sides are A, B ... or 1, 2 ...")
         self.used |= {(name, side) for side in sides}
-        return sorted(row for side in sides for row in self[name][side])
+        rows = [self[name][side] for side in sides]
+        return rows[0] if len(rows) == 1 else sorted(chain(*rows))
 
 
 def _channel(side: str, first: int) -> int | None:
