@@ -110,7 +110,6 @@ def _kaldingram(*arguments: object) -> None:
 
 NGRAM_UNITS = 50_000_000  # its counts stay in memory: of larger corpora it gets an even part
 Figures = tuple[float, int, int]  # sum of −log p in nats, right first guesses, positions
-_DRAWN_AT_ONCE = 4096  # sentences
 
 
 def train_ngram(sentences: Iterable[NDArray[Any]], path: Path, *, order: int, work: Path) -> None:
@@ -164,13 +163,11 @@ def sample(sentences: Sentences, *, max_positions: int, seed: int) -> list[NDArr
     """Whole sentences in a fixed random order until there are enough positions."""
     chosen: list[NDArray[np.int32]] = []
     count = 0
-    order = np.random.default_rng([seed, len(sentences)]).permutation(len(sentences))
-    for start in range(0, len(order), _DRAWN_AT_ONCE):
-        for number in order[start : start + _DRAWN_AT_ONCE].tolist():
-            if count >= max_positions:
-                return chosen
-            unit_U = sentences[number]
-            if len(unit_U):
-                chosen.append(unit_U)
-                count += len(unit_U)
+    for number in np.random.default_rng([seed, len(sentences)]).permutation(len(sentences)):
+        if count >= max_positions:
+            break
+        unit_U = sentences[int(number)]
+        if len(unit_U):
+            chosen.append(unit_U)
+            count += len(unit_U)
     return chosen
