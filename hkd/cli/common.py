@@ -95,20 +95,20 @@ class Bars:
             shown = show_facts(facts, self._facts_width - max(0, len(name) - NAME_WIDTH))
             self._bars.update(self._tasks[name], completed=done, total=total, facts=shown)
         elif done >= total or time.monotonic() - self._said[name] >= QUIET_INTERVAL_S:
-            self._say(name)
+            self._say(name, self._began[name])
 
-    def _say(self, name: str) -> None:
+    def _say(self, name: str, began: float) -> None:
         self._said[name] = now = time.monotonic()
         done, total, facts = self._last.get(name, (0.0, 0.0, {}))
-        gone, share = now - self._began[name], done / total if total else 0.0
+        gone, share = now - began, done / total if total else 0.0
         to_go = f", {gone * (1 - share) / share:.0f} s to go" if share else ""
         say(f"{name}: {share:.0%} after {gone:.0f} s{to_go} {show_facts(facts)}".rstrip())
 
     def say_again(self) -> None:
         """How far that has come of which nothing has been heard for ten seconds."""
-        for name in list(self._began):
+        for name, began in list(self._began.items()):  # a stage may end while another thread is here
             if time.monotonic() - self._said[name] >= QUIET_INTERVAL_S:
-                self._say(name)
+                self._say(name, began)
 
     def end(self, name: str) -> None:
         """It has come to its end."""
