@@ -10,7 +10,7 @@
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from itertools import islice, pairwise
 from pathlib import Path
@@ -109,12 +109,7 @@ class Transcripts:
         return self._spoken[start:stop], at - start
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class UnitSource:
-    """Where unit sequences come from."""
-
-    units: Callable[[str, Sequence[str]], Units]  # an utterance's id and its words → (unit_U, word_U)
-    has: Callable[[str], bool] = lambda _: True  # whether an utterance has a unit sequence
+UnitSource = Callable[[str, Sequence[str]], Units]  # an utterance's id and its words → (unit_U, word_U)
 
 
 def unit_source(
@@ -134,11 +129,11 @@ def unit_source(
                     f"the LM needs the project's {level} model, but there is none. Run `hkd units train` first."
                 ) from None
             _same_inventory(teacher, subwords.inventory, f"the project's {level}s")
-            return UnitSource(units=lambda _, spoken: subwords.encode(spoken))
-        return UnitSource(units=lambda _, spoken: teacher.encode(spoken))
+            return lambda _, spoken: subwords.encode(spoken)
+        return lambda _, spoken: teacher.encode(spoken)
     if units is not None:
         _same_inventory(teacher, units.inventory(level), f"the project's {level}s")
-        return UnitSource(units=lambda _, spoken: units.encode(spoken, level))
+        return lambda _, spoken: units.encode(spoken, level)
     if alignment is None:
         raise UserError(f"labels at the level {level} need an alignment, but there is none. Run `hkd align` first.")
     if level not in alignment.inventories:
@@ -154,7 +149,7 @@ def unit_source(
             )
         return aligned_to_units(utterance, level, alignment.silences[level])
 
-    return UnitSource(units=aligned, has=alignment.__contains__)
+    return aligned
 
 
 def _same_inventory(teacher: Teacher, inventory: UnitInventory, whose: str) -> None:
@@ -182,7 +177,7 @@ class ContextRule:
 
     def sentence(self, utterance_id: str, spoken: Sequence[str]) -> Sentence:
         """The utterance, with its window's tokens before and after it."""
-        unit_U, word_U = self._source.units(utterance_id, spoken)
+        unit_U, word_U = self._source(utterance_id, spoken)
         alone = Sentence(id=utterance_id, unit_U=unit_U, word_U=word_U, text=text_digest(spoken))
         if not self._room:
             return alone
@@ -195,7 +190,7 @@ class ContextRule:
         rows, _ = self._transcripts.recording(first_row)
         names = [self._transcripts.all_ids[row] for row in rows.tolist()]
         spoken = zip(names, self._transcripts.words(names), strict=True)
-        pieces = [self._source.units(name, said)[0] for name, said in spoken]
+        pieces = [self._source(name, said)[0] for name, said in spoken]
         return windows(np.concatenate(pieces), [len(p) for p in pieces], room=self._room, left_only=self._left_only)
 
 

@@ -35,6 +35,7 @@ from hkd.sparse import TopK
 from hkd.teachers.base import Sentence, Teacher
 from hkd.teachers.load import TeacherOptions, load_teacher
 from hkd.units.inventory import UnitInventory
+from hkd.units.level import SPELLED
 from hkd.units.sequences import Units
 from hkd.units.subword import SubwordModel
 from hkd.units.text import normalisation, text_digest
@@ -294,7 +295,8 @@ class DumpRun:
             )
         source = unit_source(teacher, alignment=alignment, subwords=inputs.get("subwords"), units=units)
         ids = transcripts.ids
-        labelled = [name for name in ids if source.has(name)]
+        spoken = alignment if units is None and teacher.level not in SPELLED else None
+        labelled = [name for name in ids if spoken is None or name in spoken]
         if not labelled:
             raise UserError("the alignment must hold utterances of the manifest, but holds none of them. Run `hkd align` again.")
         if len(labelled) < len(ids):
