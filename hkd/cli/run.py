@@ -11,6 +11,7 @@ from typer import Argument, Option
 from hkd.cli.common import Json, Overwrite, Set, bars, emit, project, say
 from hkd.config import merge, parse_overrides
 from hkd.files import shipped
+from hkd.toml import assignment
 
 config_app = typer.Typer(no_args_is_help=True, help="Print the settings that a folder's hkd.toml and the defaults give.")
 
@@ -40,7 +41,7 @@ def demo(
     source = str(given.absolute()) if given.exists() else corpus
     folder = work or Path("runs") / ("demo" if corpus == "asterisk" else f"demo-{given.name}")
     command = shlex.join(["hkd", "demo", "--corpus", corpus, "--work", str(folder), *_again(assignments)])
-    settings = [*(assignments or []), f'prepare.corpus="{source}"']
+    settings = [*(assignments or []), f"prepare.{assignment('corpus', source)}"]
     _run(shipped("pipelines") / "demo", folder, settings, jobs, as_json, overwrite=overwrite, command=command)
     say("\n".join([*heard(folder), "", *NEXT]))
 
