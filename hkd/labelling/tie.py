@@ -63,7 +63,7 @@ def tie(
     alignment_path: Path,
     units: Path,
     *,
-    config: TieConfig | None = None,
+    config: TieConfig,
     overwrite: bool = False,
     progress: Progress = no_progress,
 ) -> TieReport:
@@ -71,7 +71,6 @@ def tie(
 
     Raises UserError where the alignment has senones already (unless `overwrite`), no phones, or fewer senones are asked for than states.
     """
-    config = config or TieConfig()
     alignment = Alignment(alignment_path)
     if MONOPHONE not in alignment.inventories:
         raise UserError(f"{alignment_path} must have phones to tie the states of, but has words alone. Align with a lexicon.")

@@ -85,6 +85,6 @@ def test_what_cannot_be_tied_is_refused(folder: Path, prepared: Path) -> None:
     with pytest.raises(UserError, match="126 or more"):
         tie(whole, folder / "alignment.arrow", folder / "units", config=TieConfig(num_senones=50))
     with pytest.raises(UserError, match="no senones yet"):
-        tie(whole, prepared / "alignment.arrow", folder / "units")
+        tie(whole, prepared / "alignment.arrow", folder / "units", config=TieConfig())
     with pytest.raises(UserError, match="positive"):
         TieConfig(num_senones=0)
