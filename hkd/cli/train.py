@@ -54,9 +54,12 @@ def train(
     name = run or str(merge(common, over).get("objective", TrainConfig().objective))
     table = merge(merge(common, here.table(f"runs.{name}")), over)
     place = location(labels) if labels else None
+    config, inputs = (
+        stages.train_config(here, table, f"[runs.{name}]"),
+        stages.train_inputs(here, place),
+    )  # refused before a run goes
     if show:
-        data = open_data(stages.train_config(here, table, f"[runs.{name}]"), **stages.train_inputs(here, place))
-        typer.echo(show_data(data))
+        typer.echo(show_data(open_data(config, **inputs)))
         return
     folder = here.runs / name
     if overwrite and folder.exists():

@@ -45,6 +45,9 @@ def test_the_command_as_written_trains_then_says_that_it_is_done_and_exports(pro
     assert near.exit_code == 2
     assert "Did you mean 'hierarchical'?" in " ".join(near.stderr.split())
     assert CliRunner().invoke(app, ["export", "--out", "other"]).exit_code == 2
+    refused = CliRunner().invoke(app, ["train", "--labels", "shards/", "--set", "lamb=0.5", "--overwrite"])
+    assert refused.exit_code == 2
+    assert (project / "runs" / "hierarchical" / "model").is_dir()  # a setting that is none costs no run
     replaced = CliRunner().invoke(app, ["train", "--labels", "shards/", "--set", "lam=0.5", "--overwrite", "--json"])
     assert replaced.exit_code == 0, replaced.output
     assert json.loads((project / "runs" / "hierarchical" / "identity.json").read_text())["train"]["lam"] == 0.5
