@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,31 +111,22 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
         with path.open("rb") as plain:
             head = plain.read(6)
             plain.seek(0)
-            file: Any = plain
-            for magic, (kind, unpacked) in _PACKED.items():
-                if head.startswith(magic):
-                    packed, file = kind, unpacked(plain)
+            packed, unpack = next((found for magic, found in _PACKED.items() if head.startswith(magic)), ("", None))
+            file = unpack(plain) if unpack else plain
             refused = None
             try:
-                yield cast("IO[bytes]", file)
+                yield file
             except UserError as error:
                 refused = error
             while packed and file.read(1 << 20):  # to the checksum, since a damaged archive may unpack to broken lines
                 pass
             if refused:
                 raise refused
-    except (EOFError, zlib.error, lzma.LZMAError) as error:
-        raise _damaged(path, packed, error) from None
-    except OSError as error:
-        if packed and error.errno is None:
-            raise _damaged(path, packed, error) from None
-        raise UserError(f"n-gram file {path} cannot be read ({error.strerror or error}). Give an ARPA file.") from None
-
-
-def _damaged(path: Path, packed: str, error: Exception) -> UserError:
-    return UserError(
-        f"{path} must be a whole {packed} file, but is cut off or damaged ({str(error).rstrip('.')}). Fetch it again."
-    )
+    except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+        if isinstance(error, OSError) and not (packed and error.errno is None):
+            raise UserError(f"n-gram file {path} cannot be read ({error.strerror or error}). Give an ARPA file.") from None
+        said = str(error).rstrip(".")
+        raise UserError(f"{path} must be a whole {packed} file, but is cut off or damaged ({said}). Fetch it again.") from None
 
 
 class _Reader:

@@ -141,9 +141,8 @@ class CrossFitTeacher(Teacher):
         rows: dict[int, TopK] = {}
         for fold, teacher in enumerate(self._teachers):
             mine = [number for number, sentence in enumerate(sentences) if self.fold(sentence.text) == fold]
-            if mine:
-                scored = teacher.score([sentences[number] for number in mine], k=k, temperatures=temperatures)
-                rows.update(zip(mine, scored, strict=True))
+            scored = teacher.score([sentences[number] for number in mine], k=k, temperatures=temperatures)
+            rows.update(zip(mine, scored, strict=True))
         return [rows[number] for number in range(len(sentences))]
 
 

@@ -52,6 +52,15 @@ def test_without_network_and_copy_it_ends_at_once_and_says_how_to_go_on() -> Non
     assert time.monotonic() - started < 20
 
 
+@pytest.mark.usefixtures("no_network")
+def test_an_alias_whose_hub_name_lies_here_as_a_folder(
+    teacher_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(teacher_folder("bert"), tmp_path / "google-bert" / "bert-large-uncased")
+    monkeypatch.chdir(tmp_path)
+    assert load_teacher("bert-large", unit="subword").info.name == "google-bert/bert-large-uncased"
+
+
 def test_kind_is_that_of_the_architecture(teacher_folder: Folder) -> None:
     assert isinstance(load_teacher(str(teacher_folder("bert")), unit="subword"), MaskedTeacher)
     assert isinstance(load_teacher(str(teacher_folder("gpt2")), unit="subword"), CausalTeacher)
