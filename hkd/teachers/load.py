@@ -216,10 +216,10 @@ def _located(name: str) -> tuple[str, dict[str, Any]]:
 def _in_cache(source: str) -> bool:
     from huggingface_hub import try_to_load_from_cache
 
-    found = [
-        try_to_load_from_cache(source, file) for file in ("config.json", "model.safetensors", "model.safetensors.index.json")
-    ]
-    return isinstance(found[0], str) and any(isinstance(path, str) for path in found[1:])
+    def is_there(file: str) -> bool:
+        return isinstance(try_to_load_from_cache(source, file), str)
+
+    return is_there("config.json") and (is_there("model.safetensors") or is_there("model.safetensors.index.json"))
 
 
 @cache
@@ -320,12 +320,8 @@ def _kind(config: Any, name: str) -> str:
 
 def _check_class(config: Any, loaded: str, name: str) -> None:
     """Raises UserError where the class that the weights were saved from is another one than the class that reads them."""
-    auto_map = getattr(config, "auto_map", None) or {}
-    own = [
-        str(value).rpartition(".")[2]
-        for key, value in auto_map.items()
-        if key in ("AutoModelForCausalLM", "AutoModelForMaskedLM")
-    ]
+    auto_map, keys = getattr(config, "auto_map", None) or {}, ("AutoModelForCausalLM", "AutoModelForMaskedLM")
+    own = [str(auto_map[key]).rpartition(".")[2] for key in keys if key in auto_map]
     for class_name in [*(config.architectures or ())[:1], *own]:
         pretraining = class_name.endswith("ForPreTraining") and loaded.endswith("ForMaskedLM")
         if class_name.lower() != loaded.lower() and not pretraining:

@@ -229,11 +229,9 @@ def ngram_over(arpa: Arpa, *, symbols: Sequence[str], silence: int | None = None
     unit_mass, strange_mass = (p_V[[s in part for s in arpa.symbols]].sum() for part in (known, {*strange}))
     if not known or spelt > _OTHERWISE * num_units or strange_mass > unit_mass:
         named = f"{', '.join(strange[:3])}{' ...' if len(strange) > 3 else ''} instead of {', '.join(lacking[:3])} ..."
-        remedy = (
-            f"{spelt} more would fit if {how} were the same: rewrite the file's symbols so"
-            if how
-            else "Give the ARPA file of this level"
-        )
+        remedy = "Give the ARPA file of this level"
+        if how:
+            remedy = f"{spelt} more would fit if {how} were the same: rewrite the file's symbols so"
         raise UserError(
             f"{arpa.path} must hold n-grams of the inventory's {num_units} units, but has {len(known)} of them ({named}). {remedy}."
         )

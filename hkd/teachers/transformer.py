@@ -275,9 +275,8 @@ class TransformerTeacher(Teacher):
         """Count words that the tokenizer does not know: those with the unknown token among their pieces, or with letters in none."""
         spelled = np.zeros(len(written) + 1, np.int64)
         np.add.at(spelled, word_U, [b - a for a, b in offsets])
-        unknown = (
-            {*word_U[unit_U == self._tokenizer.unk_token_id].tolist()} if self._tokenizer.unk_token_id is not None else set()
-        )
+        unk = self._tokenizer.unk_token_id
+        unknown = set() if unk is None else {*word_U[unit_U == unk].tolist()}
         unknown |= {number for number, word in enumerate(written) if spelled[number] < len(word)}
         self._num_words += len(written)
         self._num_unknown += len(unknown - {NO_WORD})
@@ -404,9 +403,8 @@ class MaskedTeacher(TransformerTeacher):
         exact._options = replace(self._options, mask_every=0)
         total, count = 0.0, 0
         for sentence in sentences:
-            p_NV, q_NV = (
-                _dense(teacher.score([sentence], k=self.num_candidates)[0], self._vocabulary) for teacher in (exact, self)
-            )
+            rows = [teacher.score([sentence], k=self.num_candidates)[0] for teacher in (exact, self)]
+            p_NV, q_NV = (_dense(own, self._vocabulary) for own in rows)
             total += float((np.exp(p_NV) * (p_NV - q_NV)).sum())
             count += len(p_NV)
         return {"mask_every_kl_nats": total / max(1, count)}
