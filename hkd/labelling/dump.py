@@ -217,8 +217,14 @@ class ShardLabeller:
         return [sentence for sentence in self._read(ids, left_out)[1] if sentence.id not in left_out]
 
     def _read(self, ids: Sequence[str], left_out: dict[str, str]) -> tuple[list[list[str]], list[Sentence]]:
-        spoken = self._transcripts.words(ids)
-        return spoken, [self._sentence(name, words, left_out) for name, words in zip(ids, spoken, strict=True)]
+        spoken, sentences = self._transcripts.words(ids), []
+        for name, words in zip(ids, spoken, strict=True):
+            try:
+                sentences.append(self._rule.sentence(name, words))
+            except Exception as error:  # whatever a tokenizer makes of an odd text
+                self._leave_out(name, error, left_out)
+                sentences.append(_empty(name))
+        return spoken, sentences
 
     def _scored(self, sentences: Sequence[Sentence]) -> list[TopK | Exception]:
         """Each sentence's rows, or why there are none: what fails together is halved, so that few are scored again."""
@@ -229,13 +235,6 @@ class ShardLabeller:
                 return [error]
             half = len(sentences) // 2
             return [*self._scored(sentences[:half]), *self._scored(sentences[half:])]
-
-    def _sentence(self, name: str, spoken: Sequence[str], left_out: dict[str, str]) -> Sentence:
-        try:
-            return self._rule.sentence(name, spoken)
-        except Exception as error:  # whatever a tokenizer makes of an odd text
-            self._leave_out(name, error, left_out)
-            return _empty(name)
 
     def _leave_out(self, name: str, problem: Exception, left_out: dict[str, str]) -> None:
         why = str(problem) if isinstance(problem, HkdError) else f"{type(problem).__name__}: {problem}"
