@@ -21,6 +21,7 @@ from common import RESULTS, bar, machine, parser, save
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from kit.s3 import S3Server
+from kit.workers import two_processes
 
 FIRST = 10  # steps that are not counted: processes warm up, the first shards come
 
@@ -40,14 +41,9 @@ def trained(project: Path, run: str, labels: str, steps: int, environment: dict[
     """Two processes train; audio seconds a second of the steps after the first ones, and bytes over the loopback."""
     shutil.rmtree(project / "runs" / run, ignore_errors=True)
     settings = ["--labels", labels, "--run", run, "--set", f"loop.max_steps={steps}"]
-    processes = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "--"]
+    command = [*two_processes(), "-m", "--", "hkd", *TRAIN, *settings]
     before = received()
-    subprocess.run(
-        [sys.executable, *processes, "hkd", *TRAIN, *settings],
-        cwd=project,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        check=True,
-    )
+    subprocess.run(command, cwd=project, env={**os.environ, "OMP_NUM_THREADS": "1", **environment}, check=True)
     rows = [json.loads(line) for line in (project / "runs" / run / "timing.jsonl").read_text().splitlines()]
     audio_s, wall_s = (sum(row[name] for row in rows[FIRST:]) for name in ("audio_s", "wall_s"))
     return {"audio_s_per_s": round(audio_s / wall_s, 2), "received_mb": round((received() - before) / 1e6, 1)}

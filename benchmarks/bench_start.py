@@ -112,7 +112,9 @@ def _label(folder: Path, level: str, units: Any, aligned: Any, text_of: dict[str
 
     def labels(name: str) -> UtteranceLabels:
         said = words(text_of[name])
-        unit_U, word_U = units.subwords.encode(said) if level == "subword" else (aligned.positions(name, level).unit_U, None)
+        unit_U, word_U = (
+            units.spelling(level).encode(said) if level == "subword" else (aligned.positions(name, level).unit_U, None)
+        )
         logp_UK = np.tile(np.log(kept).astype(np.float32), (len(unit_U), 1))
         topk = TopK(
             ids_NK=((unit_U[:, None] + np.arange(K)) % len(inventory)).astype(np.int32), logp_NK=logp_UK, gold_N=unit_U,

@@ -38,7 +38,7 @@ from hkd.stream.loader import BatchMaker
 from hkd.teachers.load import load_teacher
 from hkd.teachers.ngram import NGramTeacher
 from hkd.train.run import load_run
-from hkd.units.level import SPELLED
+from hkd.units.level import SPELLED, SUBWORD
 from hkd.units.sequences import Units
 from hkd.units.text import words
 
@@ -75,7 +75,7 @@ def hear(work: Path, run: str, level: str, splits: Sequence[str]) -> Heard:
     student = load_run(folder)
     name, head = next((n, h) for n, h in trained["heads"].items() if (h["level"], h["kind"]) == (level, "hard"))
     alignment, units = Alignment(work / "alignment.arrow"), Units(work / "units")
-    join = Join(part, subwords=units.subwords, alignment=alignment, units=units.folder)
+    join = Join(part, subwords=units.spelling(SUBWORD), alignment=alignment, units=units.folder)
     silence = [] if level in SPELLED else list(alignment.silences[level])
     features = FeatureSource(front_end=student.config.encoder.front_end)
     one_speaker = len({u.speaker for u in part}) == 1

@@ -351,11 +351,10 @@ class _Run:
                 parameter.grad = torch.zeros_like(parameter)
         parts = [p.grad for p in self.parameters if p.grad is not None]
         flat: Tensor = self.accelerator.reduce(torch.cat([*(part.flatten() for part in parts), sums]), "sum")
-        start = 0
-        for part in parts:
-            part.copy_(flat[start : start + part.numel()].view_as(part))
-            start += part.numel()
-        return flat[start:].clone()
+        *reduced, sums = torch.split(flat, [*(part.numel() for part in parts), len(sums)])
+        for part, whole in zip(parts, reduced, strict=True):
+            part.copy_(whole.view_as(part))
+        return sums.clone()
 
     def _gradient_shares(
         self, shares: Sequence[Any], first: int, counts: np.ndarray[Any, Any], weights: Mapping[str, float]

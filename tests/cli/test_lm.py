@@ -13,6 +13,7 @@ from hkd.labelling.dump import DumpConfig, dump
 from hkd.labels.store import LabelReader
 from hkd.teachers.unit_lm import load_unit_lm
 from hkd.testing.corpus import tiny_sentences
+from hkd.units.level import SUBWORD
 from hkd.units.sequences import Units, train_units
 from hkd.units.text import text_digest, words
 
@@ -94,7 +95,7 @@ def test_whose_lm_has_read_a_sentence_does_not_hang_on_its_id(folder):
     rows = {}
     for name in ("text", "speech"):
         teacher = load_unit_lm(folder / "lm" / "halves")
-        dump(folder / f"{name}.jsonl", folder / name, teacher, config=DumpConfig(k=4), subwords=units.subwords)
+        dump(folder / f"{name}.jsonl", folder / name, teacher, config=DumpConfig(k=4), subwords=units.spelling(SUBWORD))
         reader = LabelReader.open(folder / name)
         rows[name] = reader.block([f"{name[0]}{n}" for n in range(len(lines))]).topk
     np.testing.assert_array_equal(rows["speech"].gold_logp_N, rows["text"].gold_logp_N)
@@ -108,6 +109,15 @@ def test_an_lm_does_not_label_text_that_it_has_learnt_from(folder, caplog):
     units = Units(folder / "units")
     teacher = load_unit_lm(folder / "lm" / "subword")
     with pytest.raises(UserError, match=r"has learnt from [78]\d% of these sentences.*cross-fit"):
-        dump(folder / "read.jsonl", folder / "store", teacher, config=DumpConfig(k=4), units=units, subwords=units.subwords)
-    dump(folder / "read.jsonl", folder / "store", teacher, config=DumpConfig(k=4), subwords=units.subwords)  # transcripts: said
+        dump(
+            folder / "read.jsonl",
+            folder / "store",
+            teacher,
+            config=DumpConfig(k=4),
+            units=units,
+            subwords=units.spelling(SUBWORD),
+        )
+    dump(
+        folder / "read.jsonl", folder / "store", teacher, config=DumpConfig(k=4), subwords=units.spelling(SUBWORD)
+    )  # transcripts: said
     assert "there it repeats the words" in caplog.text

@@ -19,6 +19,7 @@ from hkd.pretrained import choose_device
 from hkd.student.config import EncoderConfig, StudentConfig
 from hkd.student.export import save_student
 from hkd.student.model import Student
+from hkd.units.level import SUBWORD
 from hkd.units.sequences import Units
 
 
@@ -45,7 +46,7 @@ def test_devices() -> None:
 
 
 def test_a_student_aligns_its_pieces(prepared: Path, tmp_path: Path) -> None:
-    subwords = Units(prepared / "units").subwords
+    subwords = Units(prepared / "units").spelling(SUBWORD)
     torch.manual_seed(0)
     encoder = EncoderConfig(d_model=16, num_layers=1, num_heads=2, ff_factor=2, conv_kernel=3)
     config = StudentConfig(encoder=encoder, num_main_units=len(subwords.inventory) + 1)

@@ -71,7 +71,7 @@ def label_folder(
     wanted = set(ids) if ids is not None else {u.id for u in whole if u.id in alignment or u.audio_filepath is None}
     readers = {}
     for level in levels:
-        own = units.subwords.inventory if level == SUBWORD else alignment.inventories[level]
+        own = units.spelling(SUBWORD).inventory if level == SUBWORD else alignment.inventories[level]
         symbols = inventory if inventory is not None and level == SUBWORD else own
         rows = {}
         for number, utterance in enumerate(sorted((u for u in whole if u.id in wanted), key=lambda u: u.id)):

@@ -3,6 +3,8 @@
 import errno
 import os
 import signal
+import socket
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,15 @@ from hkd.labels.writer import LabelWriter
 from hkd.testing.store import random_rows, spec_for
 
 Task = dict[str, Any]
+
+
+def two_processes() -> tuple[str, ...]:
+    """torchrun's command for two processes of what follows it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    module = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1", f"--master-port={port}")
+    return (sys.executable, *module)
 
 
 def doubling_worker(task: Task) -> list[dict[str, Any]]:

@@ -4,9 +4,7 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
-import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +18,7 @@ from hkd.errors import HkdError, UserError
 from hkd.loop import LoopConfig, fit, learning_rate
 from hkd.loop.record import steps_done
 from hkd.loop.run import ENGINES
+from kit.workers import two_processes
 
 Start = Callable[..., "subprocess.Popen[str]"]
 
@@ -88,15 +87,6 @@ def test_accumulation_gives_what_one_share_gives(tmp_path: Path, tiny_task: Any,
     one = fit(tiny_task(), LoopConfig(max_steps=20), tmp_path / "one", device="cpu")
     many = fit(tiny_task(), LoopConfig(max_steps=20, accumulate=accumulate), tmp_path / "many", device="cpu")
     assert many == pytest.approx(one, rel=1e-5)
-
-
-def two_processes() -> tuple[str, ...]:
-    """torchrun's command for two of them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    module = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1", f"--master-port={port}")
-    return (sys.executable, *module)
 
 
 def test_two_processes_give_what_one_gives(tmp_path: Path, start: Start, tiny_task: Any) -> None:

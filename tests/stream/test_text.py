@@ -15,6 +15,7 @@ from hkd.stream.bank import EDGE, SILENCE, Bank, Segments
 from hkd.stream.join import Join
 from hkd.stream.loader import BatchPlan, Shares
 from hkd.stream.text import SpeechAndText, TextBatch, TextMaker, TextShares, encode
+from hkd.units.level import SUBWORD
 from hkd.units.sequences import Units
 from kit.labelled import label_folder
 
@@ -44,7 +45,10 @@ def maker(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> TextMaker
     label_folder(folder, manifest="text.jsonl")
     units = Units(folder / "units")
     join = Join(
-        whole, subwords=units.subwords, alignment=Alignment(folder / "alignment.arrow"), stores=open_stores(folder / "shards")
+        whole,
+        subwords=units.spelling(SUBWORD),
+        alignment=Alignment(folder / "alignment.arrow"),
+        stores=open_stores(folder / "shards"),
     )
     phones = units.inventory("monophone")
     said = [(u.id, join.words(u.id)) for u in whole]

@@ -1,9 +1,7 @@
 """Training on label stores at a URL."""
 
 import shutil
-import socket
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from hkd.train.data import open_data
 from kit.labelled import label_folder
 from kit.runs import config_of, inputs
 from kit.s3 import S3Server
+from kit.workers import two_processes
 
 
 def test_stores_at_a_url_are_those_of_the_folder(
@@ -54,11 +53,7 @@ def test_two_ranks_train_from_s3_through_a_cache_that_is_smaller_than_the_stores
     monkeypatch.setenv("HKD_CACHE_BYTES", str(max(sizes) * 4))
 
     def trained(folder: Path, settings: dict[str, Any], *, stopped_at: str = "") -> str:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        module = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1", f"--master-port={port}")
-        process = start(project, folder, settings, command=(sys.executable, *module))
+        process = start(project, folder, settings, command=two_processes())
         if stopped_at:
             assert process.stdout is not None
             assert any(line.strip() == stopped_at for line in process.stdout)

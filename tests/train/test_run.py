@@ -3,9 +3,7 @@
 import re
 import shutil
 import signal
-import socket
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from hkd.train.data import Data, show_data
 from hkd.train.run import export_run, load_run
 from kit.labelled import label_folder
 from kit.runs import config_of, opened, rows, trained
+from kit.workers import two_processes
 
 Start = Callable[..., "subprocess.Popen[str]"]
 
@@ -93,18 +92,7 @@ def test_the_bar_shows_the_rate_of_sound_and_the_figures_do_not_hang_on_it(
 
 def test_two_processes_give_what_one_gives(labelled: Path, tmp_path: Path, tiny: dict[str, Any], start: Start) -> None:
     settings = merge(tiny, {"loop": {"max_steps": 6, "log_every": 1, "eval_every": 3}})
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launch = (
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node=2",
-        "--master-addr=127.0.0.1",
-        f"--master-port={port}",
-    )
-    process = start(labelled, tmp_path / "two", settings, command=launch)
+    process = start(labelled, tmp_path / "two", settings, command=two_processes())
     trained(labelled, tmp_path / "one", settings)
     _, errors = process.communicate()
     assert process.returncode == 0, errors

@@ -4,7 +4,6 @@ import json
 import random
 import shutil
 import signal
-import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +22,7 @@ from hkd.train.bank import BankConfig, make_bank
 from hkd.train.config import TextConfig, TrainConfig
 from hkd.train.run import make_task
 from kit.runs import config_of, inputs, opened, rows, trained
+from kit.workers import two_processes
 
 Start = Callable[..., Any]
 
@@ -116,16 +116,6 @@ def test_workers_make_the_same_and_the_last_epochs_are_speech_alone(
     assert not any("text-ctc" in row for row in steps[2 * per_epoch :])
 
 
-def launcher(processes: int) -> tuple[str, ...]:
-    if processes == 1:
-        return (sys.executable,)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    options = ("--nproc-per-node=2", "--master-addr=127.0.0.1", f"--master-port={port}")
-    return (sys.executable, "-m", "torch.distributed.run", *options)
-
-
 @pytest.mark.parametrize(
     ("kills", "mixed"),
     [(2, False), pytest.param(20, True, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])],
@@ -141,7 +131,7 @@ def test_killed_many_times_it_ends_in_the_same_weights(
     folder = tmp_path / "b" / "run"
     for kill in range(kills):
         processes = order.choice((1, 2)) if mixed else 1
-        process = start(texted, folder, settings, command=launcher(processes))
+        process = start(texted, folder, settings, command=(sys.executable,) if processes == 1 else two_processes())
         for line in process.stdout:
             if line.strip().isdigit() and int(line) >= 3 * (kill + 1):
                 break
