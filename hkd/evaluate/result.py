@@ -179,16 +179,6 @@ def _hypothesis(row: Mapping[str, Any]) -> Hypothesis:
     return Hypothesis(**{name: row[name] for name in kept} | phones)
 
 
-def write_hypotheses(path: Path, rows: Iterable[Hypothesis], scores: Mapping[str, Scores]) -> None:
-    """Write eval-SPLIT.hyp.jsonl atomically, with each utterance's counts."""
-    names = ("tokens", "substitutions", "insertions", "deletions")
-
-    def counts(n: int) -> dict[str, dict[str, int]]:
-        return {metric: {name: int(getattr(s, f"{name}_N")[n]) for name in names} for metric, s in scores.items()}
-
-    _write_lines(path, ({**asdict(row), **counts(n)} for n, row in enumerate(rows)))
-
-
 def write_result(
     run_folder: Path,
     report: EvaluationReport,
@@ -199,8 +189,13 @@ def write_result(
 ) -> None:
     """Write an evaluation's files, the figures last: they are the mark of completeness. Without n-best lists an older file of them goes."""
     rows, (path, hyp_path, timing_path) = report.hypotheses, result_paths(run_folder, report.split, report.tag)
+    names = ("tokens", "substitutions", "insertions", "deletions")
+
+    def counts(n: int) -> dict[str, dict[str, int]]:
+        return {metric: {name: int(getattr(s, f"{name}_N")[n]) for name in names} for metric, s in scores.items()}
+
     path.unlink(missing_ok=True)
-    write_hypotheses(hyp_path, rows, scores)
+    _write_lines(hyp_path, ({**asdict(row), **counts(n)} for n, row in enumerate(rows)))
     write_bytes(path.with_suffix(".errors.txt"), listing(rows, scores["wer"]).encode())
     lists_path = n_best_path(run_folder, report.split, report.tag)
     lists_path.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from hkd.evaluate.decoding import EvaluateConfig
-from hkd.evaluate.result import Hypothesis, read_result, result_paths, score_all, write_hypotheses
+from hkd.evaluate.result import Hypothesis, read_result, score_all, write_result
 from hkd.evaluate.run import error_rate as error_rate_of
 from hkd.evaluate.run import evaluate
 from hkd.files import write_bytes, write_json
@@ -100,9 +100,8 @@ def pretend(project: Project, objective: str, *, seed: int, error_rate: float, s
     scores = score_all(rows)
     real = read_result(folder, split)
     errors = {name: error_rate_of(score, None, EvaluateConfig(num_draws=500)) for name, score in scores.items()}
-    paths = result_paths(folder, split)
-    write_hypotheses(paths[1], rows, scores)
-    write_json(paths[0], dataclasses.replace(real, errors=errors, hypotheses=tuple(rows)).to_json())
+    report = dataclasses.replace(real, errors=errors, hypotheses=tuple(rows))
+    write_result(folder, report, scores, n_best=[], timing={"rtf": real.rtf})
 
 
 @pytest.fixture(scope="session")
