@@ -146,20 +146,21 @@ class ArrowShard:
     def planes(self, block: int) -> Planes:
         """The planes of a block. Raises DamagedShardError."""
         n = int(self.utterances.length_B[self.cuts[block] : self.cuts[block + 1]].sum())
-        columns, planes = dict(zip(self._file.schema.names, self._batches[block].columns, strict=True)), layout(self._spec)
-        frames, sizes = [_only_value(columns[name]) for name in planes], [plane.num_bytes(n) for plane in planes.values()]
+        planes = layout(self._spec)
+        frames = [_only_value(self._batches[block].column(name)) for name in planes]
+        sizes = [plane.num_bytes(n) for plane in planes.values()]
         try:
             for name, frame, size in zip(planes, frames, sizes, strict=True):
                 self._check_size(name, size, zstandard.frame_content_size(frame), "claims")
                 check_size(self._path, size, frame.size)
-            memory, start, found = np.empty(sum(sizes), np.uint8), 0, {}
-            for (name, plane), frame, size in zip(planes.items(), frames, sizes, strict=True):
-                bytes_U = memory[start : start + size]
-                self._check_size(name, size, _zstd.decompressor.stream_reader(frame).readinto(bytes_U) if size else 0, "has")
-                found[name], start = bytes_U.reshape(plane.shape(n)), start + size
+            parts = np.split(np.empty(sum(sizes), np.uint8), np.cumsum(sizes)[:-1])
+            for name, frame, part in zip(planes, frames, parts, strict=True):
+                self._check_size(
+                    name, part.size, _zstd.decompressor.stream_reader(frame).readinto(part) if part.size else 0, "has"
+                )
         except (zstandard.ZstdError, MemoryError) as error:
             raise DamagedShardError(self._path, one_line(error)) from None
-        return found
+        return {name: part.reshape(plane.shape(n)) for (name, plane), part in zip(planes.items(), parts, strict=True)}
 
     def _check_size(self, plane: str, wanted: int, size: int, verb: str) -> None:
         if size != wanted:

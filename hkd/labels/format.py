@@ -356,11 +356,6 @@ class Utterances:
     text_digest_B8: NDArray[np.uint8]
 
     @property
-    def ids(self) -> list[str]:
-        """Their ids, as a new list."""
-        return list(self.id_array.to_pylist())
-
-    @property
     def offset_B1(self) -> NDArray[np.int64]:
         """First position of every utterance, and the end."""
         return np.concatenate([np.zeros(1, np.int64), np.cumsum(self.length_B, dtype=np.int64)])

@@ -41,7 +41,7 @@ def encode_shard(spec: StoreSpec, shard: int, utterances: Utterances, blocks: It
     planes = join(spec, [block() for block in blocks])
     memory: dict[str, Any] = {}
     group = zarr.open_group(MemoryStore(memory), mode="w", zarr_format=3, attributes={META_KEY: shard_meta(spec, shard)})
-    names = [name.encode() for name in utterances.ids]
+    names = [name.encode() for name in utterances.id_array.to_pylist()]
     arrays: dict[str, tuple[NDArray[Any], int]] = {
         "id_utf8": (np.frombuffer(b"".join(names), np.uint8), 0),
         "id_end": (np.cumsum([len(name) for name in names], dtype="<i8"), 0),
