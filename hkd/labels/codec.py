@@ -263,23 +263,20 @@ def _refuse_block(reason: str) -> NoReturn:
     raise HkdError(f"{reason}: the shard is damaged. Run `hkd labels verify`.")
 
 
-def gather(
-    spec: StoreSpec, blocks: Sequence[Decoded], run_B3: NDArray[np.int64], offset_B1: NDArray[np.int64]
-) -> tuple[TopK, NDArray[np.int32]]:
-    """Runs of positions → (TopK, word_N), each number written once.
+def gather(spec: StoreSpec, blocks: Sequence[Decoded], run_B4: NDArray[np.int64], n: int) -> tuple[TopK, NDArray[np.int32]]:
+    """Runs of n positions in all → (TopK, word_N), each number written once.
 
-    run_B3: the block's index in `blocks`, the first position, and the end; `offset_B1`: where the runs begin in the batch, and its end.
+    run_B4: the block's index in `blocks`, the first position there, the end, and where the run begins in the result.
     Raises HkdError for a run that lies outside its block.
     """
-    n, k, j = int(offset_B1[-1]), spec.width, len(spec.temperatures)
+    k, j = spec.width, len(spec.temperatures)
     ids_NK, logp_NK, narrow_WN = np.empty((n, k), np.int32), np.empty((n, k), np.float32), np.empty((4 + 2 * j, n), np.int32)
     block_P4 = np.array([block.place_4 for block in blocks], np.int64).reshape(-1, 4)
-    run_B4 = np.concatenate([run_B3, offset_B1[:-1, None]], axis=1)
     if not kernels.gather(block_P4, run_B4, spec.id_bytes, *_code_numbers(spec), ids_NK, logp_NK.view(np.uint32), narrow_WN):
         _refuse_block("an utterance lies outside its block")
     count_NK = None
     if spec.selection == "sample":
-        counts = (blocks[block].count_NK[start:stop] for block, start, stop in run_B3.tolist() if start < stop)
+        counts = (blocks[block].count_NK[start:stop] for block, start, stop, _ in run_B4.tolist() if start < stop)
         count_NK = np.concatenate([np.empty((0, k), np.uint16), *counts])
     gold_N, word_N, real_WN = narrow_WN[0], narrow_WN[3], narrow_WN.view(np.float32)
     topk = TopK(

@@ -67,10 +67,10 @@ class LabelReader:
         self._lookups = 0
         self._lock = threading.Lock()
         self._shards: OrderedDict[int, ShardFile] = OrderedDict()
-        # Of each utterance: the row that its block begins with, its first position there, and the end; digests of its units and its text.
-        # Filled in as shards are opened; memory that was not written to yet costs nothing.
+        # Of each utterance: the row that its block begins with, its first position there, and the end (then a place for `block`); digests
+        # of its units and its text. Filled in as shards are opened; memory that was not written to yet costs nothing.
         self._located: set[int] = set()
-        self._run_U3 = np.zeros((len(self.ids), 3), np.int64)
+        self._run_U4 = np.zeros((len(self.ids), 4), np.int64)
         self._digest_2U8 = np.zeros((2, len(self.ids), DIGEST_BYTES), np.uint8)
         self._blocks: OrderedDict[int, Decoded] = OrderedDict()  # by the row that it begins with
         self._held_bytes = 0
@@ -177,7 +177,7 @@ class LabelReader:
         block_B = np.repeat(cuts[:-1], np.diff(cuts))
         first_B, stop_B = offset_B1[:-1] - offset_B1[block_B], offset_B1[1:] - offset_B1[block_B]
         key_B = np.where(stop_B > first_B, rows.start + block_B, NO_BLOCK)
-        self._run_U3[here] = np.stack([key_B, first_B, stop_B], axis=1)
+        self._run_U4[here, :3] = np.stack([key_B, first_B, stop_B], axis=1)
         self._digest_2U8[0, here], self._digest_2U8[1, here] = file.utterances.unit_digest_B8, file.utterances.text_digest_B8
 
     def _decode(self, key: int) -> Decoded:
@@ -214,14 +214,15 @@ class LabelReader:
         if len(self._located) < self.spec.num_shards:
             for number in set((row_B // self.spec.utterances_per_shard).tolist()) - self._located:
                 self._shard(number)
-        run_B3, offset_B1 = self._run_U3[row_B], np.zeros(len(row_B) + 1, np.int64)
-        np.cumsum(run_B3[:, 2] - run_B3[:, 1], out=offset_B1[1:])
-        keys = run_B3[:, 0].tolist()
+        run_B4, offset_B1 = self._run_U4[row_B], np.zeros(len(row_B) + 1, np.int64)
+        np.cumsum(run_B4[:, 2] - run_B4[:, 1], out=offset_B1[1:])
+        run_B4[:, 3] = offset_B1[:-1]
+        keys = run_B4[:, 0].tolist()
         used = {key: self._blocks.get(key) or self._decode(key) for key in dict.fromkeys(keys) if key != NO_BLOCK}
         self._keep(used)
         place = dict(zip([*used, NO_BLOCK], range(len(used) + 1), strict=True))
-        run_B3[:, 0] = [place[key] for key in keys]
-        topk, word_N = gather(self.spec, list(used.values()), run_B3, offset_B1)
+        run_B4[:, 0] = [place[key] for key in keys]
+        topk, word_N = gather(self.spec, list(used.values()), run_B4, int(offset_B1[-1]))
         return LabelBlock(
             topk=topk,
             offset_B1=offset_B1,

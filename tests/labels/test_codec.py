@@ -46,7 +46,7 @@ def test_rows_in_any_order_come_back(data: st.DataObject) -> None:
     assert decoded.num_bytes == sum(
         a.nbytes for a in (decoded.unit_NK, decoded.code_NK, decoded.count_NK, decoded.narrow_WN) if a is not None
     )
-    back, words = gather(spec, [decoded], np.array([[0, 0, n]]), np.array([0, n]))
+    back, words = gather(spec, [decoded], np.array([[0, 0, n, 0]]), n)
     same_rows(back, topk, spec)
     np.testing.assert_array_equal(words, word_N)
 
@@ -168,9 +168,9 @@ def test_the_kernels_do_what_the_codecs_say(name: str, monkeypatch: pytest.Monke
     topk.logp_NK[::7, -1] = -np.inf
     topk.logp_NK[5, :] = np.float32(-70000)
     planes = encode(spec, [topk], word_N, offset_B1)
-    run_13 = np.array([[0, 0, 300]])
-    want = gather(spec, [decode(spec, planes, offset_B1)], run_13, offset_B1)[0]
+    run_14 = np.array([[0, 0, 300, 0]])
+    want = gather(spec, [decode(spec, planes, offset_B1)], run_14, 300)[0]
     monkeypatch.setattr(type(CODECS[name]), "mode", None)
     for plane, data in encode(spec, [topk], word_N, offset_B1).items():
         np.testing.assert_array_equal(data, planes[plane], plane)
-    np.testing.assert_array_equal(gather(spec, [decode(spec, planes, offset_B1)], run_13, offset_B1)[0].logp_NK, want.logp_NK)
+    np.testing.assert_array_equal(gather(spec, [decode(spec, planes, offset_B1)], run_14, 300)[0].logp_NK, want.logp_NK)

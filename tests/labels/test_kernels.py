@@ -25,7 +25,7 @@ def there_and_back(spec: StoreSpec, logp_NK: NDArray[np.float32]) -> NDArray[np.
     wanted = TopK(ids_NK=ids_NK, logp_NK=logp_NK, tail_N=logp_NK[:, 0], gold_N=none_N, gold_logp_N=logp_NK[:, 0])
     offset_B1 = np.array([0, n], np.int64)
     decoded = decode(spec, encode(spec, [wanted], none_N, offset_B1), offset_B1)
-    found, word_N = gather(spec, [decoded], np.array([[0, 0, n]]), offset_B1)
+    found, word_N = gather(spec, [decoded], np.array([[0, 0, n, 0]]), n)
     np.testing.assert_array_equal(found.ids_NK, ids_NK)
     np.testing.assert_array_equal(word_N, none_N)
     return found.logp_NK
