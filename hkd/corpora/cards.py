@@ -268,7 +268,9 @@ def unpack(archive: Path, folder: Path) -> Path:
                     tar.extract(member, work, filter="data")
                 _read_to_the_end(tar)
         except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error, lzma.LZMAError) as error:
-            raise HkdError(f"{archive} cannot be unpacked ({first_line(error)}). Delete it and try again.") from None
+            is_of_disk = isinstance(error, OSError) and error.errno is not None  # full, read-only ...
+            remedy = f"Make room in {folder.parent}" if is_of_disk else "Delete it"
+            raise HkdError(f"{archive} cannot be unpacked ({first_line(error)}). {remedy} and try again.") from None
         work.replace(folder)
     return folder
 

@@ -4,6 +4,8 @@ import hashlib
 import io
 import os
 import stat
+import subprocess
+import sys
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -171,3 +173,19 @@ def test_apt_without_a_network_is_one_line(tmp_path: Path, monkeypatch: pytest.M
     fake_apt(tmp_path, monkeypatch, "false")
     with pytest.raises(HkdError, match=r"could not be had \(.*\)\. Give a folder"):
         named.debian_packages(["p"], [], tmp_path / "cache")
+
+
+def test_a_disk_that_takes_no_more_is_no_fault_of_the_archive(tmp_path: Path):
+    """A limit on the size of files stands for a full disk: both stop the write with an OSError."""
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        member = tarfile.TarInfo("long.wav")
+        member.size = 100_000
+        tar.addfile(member, io.BytesIO(bytes(member.size)))
+    code = (
+        "import resource, sys; from pathlib import Path; from hkd.corpora.cards import unpack; "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)); unpack(Path(sys.argv[1]), Path(sys.argv[2]))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "a.tar"), str(tmp_path / "there")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert f"cannot be unpacked ([Errno 27] File too large). Make room in {tmp_path} and try again." in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tar"]
