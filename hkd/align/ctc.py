@@ -131,7 +131,7 @@ class CtcSource(Source):
         score = float(logp_TV[np.arange(len(path_T)), _classes(unit_U, self._model.blank)[path_T]].mean())
         if score < self._min_score:
             raise FailureError(
-                f"its transcript is not what was spoken: the mean log-probability a frame is {score:.1f}, below "
+                f"its transcript is probably not what was spoken: the mean log-probability a frame is {score:.1f}, below "
                 f"{self._min_score:g} (min_score)"
             )
         frame_s = len(wave_S) / SAMPLE_RATE_HZ / len(path_T)

@@ -215,7 +215,7 @@ class SphinxAligner:
         tiers, mean_score = self._walk(len(spoken), num_frames)
         if mean_score < self.config.min_score:
             raise FailureError(
-                f"its transcript is not what was spoken: the mean log-likelihood a frame is {mean_score:.1f}, below "
+                f"its transcript is probably not what was spoken: the mean log-likelihood a frame is {mean_score:.1f}, below "
                 f"{self.config.min_score:g} (min_score)"
             )
         seconds = len(wave_S) / SAMPLE_RATE_HZ

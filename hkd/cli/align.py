@@ -1,5 +1,6 @@
 """`hkd align`: when each word, phone and senone was spoken, by pocketsphinx or from other tools' files."""
 
+import logging
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -57,6 +58,7 @@ def align(
         over["path"] = path
     table = {**(here.table("align") if tool == before else {}), **over, "from": tool}  # another tool has settings of its own
     aligner = aligner_of(table, "align")
+    logging.getLogger("hkd.align.fit").setLevel(logging.ERROR)  # the report lists what could not be aligned
     source = Path(path) if path is not None and tool == POCKETSPHINX else manifest or here.require("manifest", "hkd prepare")
     target = out or here.alignment
     with progress_bar("align" if tool == POCKETSPHINX else f"align from {tool}") as progress:

@@ -138,7 +138,8 @@ def tie(
 
     def render(value: dict[str, Any]) -> str:
         lines = [
-            f"{value['senones']} senones of {value['phones']} phones, by {value['hours']:g} hours; {value['utterances']} utterances"
+            f"{value['senones']} senones of {value['phones']} phones, tied on {value['hours']:g} hours of the train part; "
+            f"{value['utterances']} utterances have them now"
         ]
         if value["senones"] < asked.num_senones:
             lines.append(f"Fewer than {asked.num_senones}: each must have {asked.min_frames} frames of 10 ms (min_frames).")

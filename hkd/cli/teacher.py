@@ -115,8 +115,6 @@ def _render(report: dict[str, Any]) -> str:
         if report["scored_positions"] < report["positions"]:
             done += f" {report['scored_positions']:,} were scored; the others repeat their sentences."
     lines = [done]
-    if report["without_units"]:
-        lines.append(f"{report['without_units']} utterances have no alignment and no labels.")
     if report["shards_missing"]:
         lines.append(f"{report['shards_missing']} shards are still missing: other ranks write them.")
     if report["workers_lost"]:

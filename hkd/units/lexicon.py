@@ -323,7 +323,7 @@ def coverage(lexicon: Lexicon, texts: Iterable[str]) -> str:
     share = f"{running / counts.total():.1%} of the running text" if counts else "of no text"
     listed = f"{len(counts) - len(other)} of the {len(counts)} different words of the transcripts ({share})"
     said = f"{lexicon.path.name} lists {listed}"
-    said += f"; not {', '.join(other[:_NAMED])}{' ...' if len(other) > _NAMED else ''}." if other else "."
+    said += f"; not: {', '.join(other[:_NAMED])}{' ...' if len(other) > _NAMED else ''}." if other else "."
     if lexicon.no_words:
         some = ", ".join(lexicon.no_words[:_NAMED]) + (" ..." if len(lexicon.no_words) > _NAMED else "")
         said += f" {len(lexicon.no_words)} of its entries are no single word and are not used: {some}."

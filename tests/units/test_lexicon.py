@@ -164,7 +164,7 @@ def test_columns_between_word_and_phones(tmp_path: Path, lines: str, word: str, 
 def test_coverage_counts_and_names(tmp_path: Path) -> None:
     (tmp_path / "a.dict").write_text("HELLO HH AH0 L OW1\nlow-cost L OW1\n", encoding="utf-8")
     assert coverage(Lexicon(tmp_path / "a.dict"), ["Hello, hello you", "<noise> you you be"]) == (
-        "a.dict lists 1 of the 3 different words of the transcripts (33.3% of the running text); not you, be. "
+        "a.dict lists 1 of the 3 different words of the transcripts (33.3% of the running text); not: you, be. "
         "1 of its entries are no single word and are not used: low-cost."
     )
 
