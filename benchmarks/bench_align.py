@@ -1,14 +1,18 @@
-"""pocketsphinx's alignments: how many utterances are kept, how long it takes, how far its boundaries lie from another aligner's.
+"""pocketsphinx's alignments: how many utterances are kept, how long it takes, how far its boundaries lie from another
+aligner's.
 
-    python benchmarks/bench_align.py [--corpus FOLDER] [--alignment FILE --manifest FILE] [--utterances 200] [--train 800]
+    python benchmarks/bench_align.py [--corpus FOLDER] [--alignment FILE --manifest FILE] [--utterances 200] [--train
+    800]
 
 - The corpus: what `hkd prepare` takes, from --corpus or the variable HKD_CORPUS; else the demo's embedded one.
-- kept: all utterances are aligned, in all cores' processes; those that are not are counted by reason. The alignment stays below
-  --work, so that a second run goes on from it; --alignment takes one that is there.
-- real-time factor: processor time a second of sound, on the utterances that are compared, in this process. Loading is not counted.
-- boundaries: against monophone GMMs from a flat start on the same sound (`gmm_aligner.py`): same dictionary, and nothing else in common.
-  Neither is the truth. Word boundaries are begins and ends; phone boundaries those of words that both say with the same phones.
-  Neither has a model for false starts and repeated words, which are most of the largest differences in learners' speech.
+- kept: all utterances are aligned, in all cores' processes; those that are not are counted by reason. The alignment
+  stays below --work, so that a second run goes on from it; --alignment takes one that is there.
+- real-time factor: processor time a second of sound, on the utterances that are compared, in this process. Loading is
+  not counted.
+- boundaries: against monophone GMMs from a flat start on the same sound (`gmm_aligner.py`): same dictionary, and
+  nothing else in common. Neither is the truth. Word boundaries are begins and ends; phone boundaries those of words
+  that both say with the same phones. Neither has a model for false starts and repeated words, which are most of the
+  largest differences in learners' speech.
 """
 
 import json
@@ -49,7 +53,9 @@ def evenly(names: Sequence[str], count: int) -> list[str]:
 
 def reasons(failed: dict[str, str]) -> dict[str, int]:
     """How often each reason is given; figures and words in it are left out."""
-    return dict(Counter(re.sub(r"-?\d+(\.\d+)?", "N", why.partition(" for ")[0]) for why in failed.values()).most_common())
+    return dict(
+        Counter(re.sub(r"-?\d+(\.\d+)?", "N", why.partition(" for ")[0]) for why in failed.values()).most_common()
+    )
 
 
 def speed(utterances: Sequence[Utterance]) -> dict[str, float]:
@@ -63,7 +69,8 @@ def speed(utterances: Sequence[Utterance]) -> dict[str, float]:
 
 
 def differences(row: UtteranceAlignment, found: Sequence[Segment], symbols: Sequence[str]) -> dict[str, list[int]]:
-    """Frames from the GMMs' boundaries to pocketsphinx's, by kind; `skipped` counts words that were said with other phones."""
+    """Frames from the GMMs' boundaries to pocketsphinx's, by kind; `skipped` counts words that were said with other
+    phones."""
     said: dict[str, list[int]] = {"word begin": [], "word end": [], "phone": [], "skipped": []}
     phones = row.tiers[MONOPHONE]
     bounds = phones.start_U1.tolist()
@@ -84,7 +91,8 @@ def differences(row: UtteranceAlignment, found: Sequence[Segment], symbols: Sequ
 
 
 def figures(frames: Sequence[int]) -> dict[str, Any]:
-    """Of differences in frames: number, median and 90th percentile of their sizes, median and mean with sign (ms), shares within ms."""
+    """Of differences in frames: number, median and 90th percentile of their sizes, median and mean with sign (ms),
+    shares within ms."""
     signed_ms = 1000 * FRAME_SHIFT_S * np.asarray(frames, np.float64)
     size_ms = np.abs(signed_ms)
     near_ms = signed_ms[size_ms <= WITHIN_MS[-2]]
@@ -100,7 +108,10 @@ def figures(frames: Sequence[int]) -> dict[str, Any]:
 def table(said: dict[str, list[int]]) -> dict[str, Any]:
     """Figures by kind of boundary."""
     rows = {"word": said["word begin"] + said["word end"], "phone": said["phone"]}
-    return {**{kind: figures(frames) for kind, frames in rows.items()}, "words_said_with_other_phones": len(said["skipped"])}
+    return {
+        **{kind: figures(frames) for kind, frames in rows.items()},
+        "words_said_with_other_phones": len(said["skipped"]),
+    }
 
 
 def compare(
@@ -125,7 +136,11 @@ def compare(
         for kind, frames in differences(alignment[name], aligner.align(feats[name], graphs[name]), symbols).items():
             said.setdefault(kind, []).extend(frames)
     return {
-        "trained_on": {"utterances": len(utterances), "gaussians": gaussians, "cpu_s": round(time.process_time() - started, 1)},
+        "trained_on": {
+            "utterances": len(utterances),
+            "gaussians": gaussians,
+            "cpu_s": round(time.process_time() - started, 1),
+        },
         **table(said),
     }
 
@@ -177,7 +192,10 @@ def main() -> None:
     for kind in ("word", "phone"):
         f = row["boundaries"][kind]
         shares = " ".join(f"{share:4.0%}" for share in f["within"].values())
-        print(f"{kind:34s} {f['boundaries']:10,} {f['median_ms']:9.0f} {f['p90_ms']:7.0f} {f['later_ms']:8.1f}          {shares}")
+        print(
+            f"{kind:34s} {f['boundaries']:10,} {f['median_ms']:9.0f} {f['p90_ms']:7.0f} {f['later_ms']:8.1f}          "
+            f"{shares}"
+        )
     row["bars"] = [
         bar(f"{name}: utterances kept", row["kept_percent"], BAR_KEPT, "%", least=True),
         bar(f"{name}: real-time factor of a core", row["speed"]["real_time_factor"], BAR_SPEED),

@@ -1,12 +1,14 @@
-"""What a teacher says against the model asked by hand, for every masked and causal architecture of transformers that can be built small.
+"""What a teacher says against the model asked by hand, for every masked and causal architecture of transformers that
+can be built small.
 
     python benchmarks/bench_architectures.py [--only mixtral,bert] [--kind masked]
 
-Each architecture is built small with random weights and saved; `load_teacher` loads it as it loads any folder, and scores texts of unequal
-length in one call. By hand the model answers in float64 (where its own code can), one text at a time and one position at a time: a causal model reads the tokens
-before, a masked one the text with a mask in that place. A row is "agrees" (the largest difference of a log-probability is below 1e-4),
-"refused" (one line at loading), or "wrong". Architectures that take no texts alone, or that have parts of fixed size above
-`MOST_PARAMETERS`, are listed with the reason why they were not built.
+Each architecture is built small with random weights and saved; `load_teacher` loads it as it loads any folder, and
+scores texts of unequal length in one call. By hand the model answers in float64 (where its own code can), one text at a
+time and one position at a time: a causal model reads the tokens before, a masked one the text with a mask in that
+place. A row is "agrees" (the largest difference of a log-probability is below 1e-4), "refused" (one line at loading),
+or "wrong". Architectures that take no texts alone, or that have parts of fixed size above `MOST_PARAMETERS`, are listed
+with the reason why they were not built.
 """
 
 import inspect
@@ -40,7 +42,9 @@ WIDTH = 32
 DEFAULT = "default"
 SIZES = {
     **dict.fromkeys(("hidden_size", "d_model", "n_embd", "dim", "emb_dim", "embedding_size"), WIDTH),
-    **dict.fromkeys(("intermediate_size", "ffn_dim", "d_ff", "hidden_dim", "n_inner", "d_inner", "ffn_hidden_size"), 48),
+    **dict.fromkeys(
+        ("intermediate_size", "ffn_dim", "d_ff", "hidden_dim", "n_inner", "d_inner", "ffn_hidden_size"), 48
+    ),
     **dict.fromkeys(("decoder_ffn_dim", "encoder_ffn_dim", "moe_intermediate_size"), 48),
     **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers"), 4),
     **dict.fromkeys(("decoder_layers", "encoder_layers"), 2),
@@ -53,18 +57,21 @@ SIZES = {
     **dict.fromkeys(("q_lora_rank", "kv_lora_rank"), 16),
     **dict.fromkeys(("max_position_embeddings", "n_positions", "max_seq_len"), 80),
 }
-# What an architecture needs besides, or instead; the rest gets by with a key-value head a head, or with its own width of heads.
+# What an architecture needs besides, or instead; the rest gets by with a key-value head a head, or with its own width
+# of heads.
 OTHERS: dict[str, dict[str, Any]] = {
     "funnel": {"num_hidden_layers": DEFAULT, "block_sizes": [2, 2]},
     "luke": {"entity_vocab_size": 10, "entity_emb_size": 32},
     "mra": {"max_position_embeddings": 128},
     "neomme": {"head_dim": 16},
     "perceiver": {
-        **dict.fromkeys(("d_latents", "qk_channels", "v_channels"), WIDTH), "num_latents": 8, "num_self_attends_per_block": 2,
+        **dict.fromkeys(("d_latents", "qk_channels", "v_channels"), WIDTH), "num_latents": 8,
+        "num_self_attends_per_block": 2,
         "num_self_attention_heads": 4, "num_cross_attention_heads": 4,
     },
     "reformer": {
-        "axial_pos_embds": False, "attn_layers": ["local", "local"], "num_hidden_layers": DEFAULT, "attention_head_size": 8, "num_buckets": 4,
+        "axial_pos_embds": False, "attn_layers": ["local", "local"], "num_hidden_layers": DEFAULT,
+        "attention_head_size": 8, "num_buckets": 4,
     },
     "xmod": {"default_language": "en_XX"},
     "codegen": {"rotary_dim": 4},
@@ -238,8 +245,13 @@ def main() -> None:
     count = Counter((row["kind"], row["result"]) for row in rows)
     bars = []
     for kind, (least, _) in BARS.items():
-        agree, built = count[kind, "agrees"], sum(count[kind, result] for result in ("agrees", "refused", "wrong", "trace"))
-        print(f"{kind}: {agree} of {built} agree, {count[kind, 'refused']} refused, {count[kind, 'not built']} not built")
+        agree, built = (
+            count[kind, "agrees"],
+            sum(count[kind, result] for result in ("agrees", "refused", "wrong", "trace")),
+        )
+        print(
+            f"{kind}: {agree} of {built} agree, {count[kind, 'refused']} refused, {count[kind, 'not built']} not built"
+        )
         bars.append(bar(f"{kind} architectures that agree, of {built}", agree, least, least=True))
     faults = sum(count[kind, result] for kind in BARS for result in ("wrong", "trace"))
     bars.append(bar("architectures wrong, or a trace", faults, 0))

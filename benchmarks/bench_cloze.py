@@ -1,12 +1,15 @@
-"""What a cloze LM saves: p(u_n | all others) for every position of long senone sequences, against masking one position at a time.
+"""What a cloze LM saves: p(u_n | all others) for every position of long senone sequences, against masking one position
+at a time.
 
-    python benchmarks/bench_cloze.py [--sequences 1000] [--positions 400] [--masked-positions 200] [--width 128] [--threads 2] [--clock wall]
+    python benchmarks/bench_cloze.py [--sequences 1000] [--positions 400] [--masked-positions 200] [--width 128]
+    [--threads 2] [--clock wall]
 
-The cloze LM gives all positions in one pass. The other side is BERT's encoder with as many parameters in its body (layers of the same
-width, as many as come nearest), over the same V = 5,126 senones: one masked copy a position, copies of one sequence in batches of 50, so
-without padding, the head on masked places alone. Both end in the same top-k (k = 16). Random weights: what is measured is time alone.
-The masked side is timed on some positions; the two take turns, so that whatever else runs on the machine meets both. Beside it, without
-a bar, the cloze LM as it labels senones by default (given `outside-phone`), whose towers read phones: a third as many steps.
+The cloze LM gives all positions in one pass. The other side is BERT's encoder with as many parameters in its body
+(layers of the same width, as many as come nearest), over the same V = 5,126 senones: one masked copy a position, copies
+of one sequence in batches of 50, so without padding, the head on masked places alone. Both end in the same top-k (k =
+16). Random weights: what is measured is time alone. The masked side is timed on some positions; the two take turns, so
+that whatever else runs on the machine meets both. Beside it, without a bar, the cloze LM as it labels senones by
+default (given `outside-phone`), whose towers read phones: a third as many steps.
 """
 
 import argparse
@@ -81,7 +84,9 @@ def sequences(tying: StateTying, count: int, positions: int) -> list[Sentence]:
     return out
 
 
-def measure(arguments: argparse.Namespace, keep: Callable[[dict[str, dict[str, float]]], None]) -> dict[str, dict[str, float]]:
+def measure(
+    arguments: argparse.Namespace, keep: Callable[[dict[str, dict[str, float]]], None]
+) -> dict[str, dict[str, float]]:
     """Positions a second of each side; `keep` gets what there is after every turn."""
     clock = clock_of("cpu", wall=arguments.clock == "wall")
     tying = StateTying()
@@ -125,7 +130,9 @@ def main() -> None:
     known.add_argument("--masked-positions", type=int, default=200, help="on which the masked side is timed")
     known.add_argument("--width", type=int, default=128)
     known.add_argument("--threads", type=int, default=0)
-    known.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: for machines that are busy with other work")
+    known.add_argument(
+        "--clock", choices=("wall", "cpu"), default="wall", help="cpu: for machines that are busy with other work"
+    )
     arguments = known.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)

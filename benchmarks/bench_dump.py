@@ -1,12 +1,16 @@
 """What `teacher-dump` costs: the field's way, hkd exact, and hkd with masks together, with and without wide context.
 
-    python benchmarks/bench_dump.py [--shapes small,bert-base] [--k 8,64] [--only exact,reference] [--clock cpu] [--no-memory]
+    python benchmarks/bench_dump.py [--shapes small,bert-base] [--k 8,64] [--only exact,reference] [--clock cpu]
+    [--no-memory]
 
-Random weights in BERT's architecture (V = 30,522) and transcripts of LibriSpeech-like length (38 tokens in the mean), drawn from a fixed seed. The
-variants take turns, forwards and backwards, so that whatever else runs on the machine meets all of them. Ratios are of positions/s.
+Random weights in BERT's architecture (V = 30,522) and transcripts of LibriSpeech-like length (38 tokens in the mean),
+drawn from a fixed seed. The variants take turns, forwards and backwards, so that whatever else runs on the machine
+meets all of them. Ratios are of positions/s.
 
-(a) reference: one masked position a row, batches of 50 rows padded to the longest, logits everywhere, and the whole vocabulary sorted for
-    each position, as Futami et al. 2020 do (their published script); a second one takes the log-softmax everywhere instead of sorting
+(a) reference: one masked position a row, batches of 50 rows padded to the longest, logits everywhere, and the whole
+vocabulary sorted for
+    each position, as Futami et al. 2020 do (their published script); a second one takes the log-softmax everywhere
+    instead of sorting
 (b) exact      (c) --mask-every 7      (d) --context 256: (a) on 10 transcripts, exact, and --mask-every 7
 
 A last row plans a manifest of a million utterances and writes its first shard: seconds of processor time, and memory.
@@ -33,7 +37,8 @@ from hkd.testing.teachers import transformers, wordpiece
 
 V, M = 30_522, 7
 SHAPES = {"small": (4, 256, 4), "bert-base": (12, 768, 12), "bert-large": (24, 1024, 16)}
-SLOW = {"small": 200, "bert-base": 32, "bert-large": 16}  # transcripts of (a) and (b); the others get all, or four times as many
+# transcripts of (a) and (b); the others get all, or four times as many
+SLOW = {"small": 200, "bert-base": 32, "bert-large": 16}
 TURNS = 2
 BARS = {  # (shape, variant) → (compared with, least ratio)
     ("bert-base", "exact"): ("reference", 1.6),
@@ -50,7 +55,11 @@ def bert(shape: str) -> Any:
     layers, width, heads = SHAPES[shape]
     torch.manual_seed(0)
     config = transformers.BertConfig(
-        vocab_size=V, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=4 * width
+        vocab_size=V,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=4 * width,
     )
     return transformers.BertForMaskedLM(config)
 
@@ -62,7 +71,9 @@ def make_teacher(shape: str, device: str, options: TeacherOptions, model: Any = 
         model = bert(shape)
         with torch.no_grad():
             model.bert.embeddings.word_embeddings.weight.normal_(0, 0.1)
-    teacher = MaskedTeacher(model, tokenizer, name=shape, options=options, device=where, dtype=choose_precision("auto", where))
+    teacher = MaskedTeacher(
+        model, tokenizer, name=shape, options=options, device=where, dtype=choose_precision("auto", where)
+    )
     teacher._exclude_V = torch.zeros(V, dtype=torch.bool, device=where)  # a tokenizer of V pieces is not needed here
     teacher._exclude_V[:5] = True
     return teacher
@@ -97,7 +108,8 @@ def widened(sentences: Sequence[Sentence], room: int) -> list[Sentence]:
 
 @torch.inference_mode()
 def reference(teacher: MaskedTeacher, sentences: Sequence[Sentence], k: int, *, everywhere: bool = False) -> list[TopK]:
-    """One masked position a row, 50 rows a batch in order, padded, logits everywhere, then a sort, or the log-softmax `everywhere`."""
+    """One masked position a row, 50 rows a batch in order, padded, logits everywhere, then a sort, or the log-softmax
+    `everywhere`."""
     model, device = teacher.model, teacher.device
     rows = [(s, n) for s in sentences for n in range(len(s.unit_U))]
     kept: list[tuple[Any, Any, Any]] = []
@@ -126,7 +138,11 @@ def reference(teacher: MaskedTeacher, sentences: Sequence[Sentence], k: int, *, 
     logp, ids, gold_logp = (torch.stack(column).cpu().numpy() for column in zip(*kept, strict=True))
     gold_N = np.array([int(s.unit_U[n]) for s, n in rows], np.int32)
     joined = TopK(
-        ids_NK=ids.astype(np.int32), logp_NK=logp, tail_N=np.zeros(len(rows), np.float32), gold_N=gold_N, gold_logp_N=gold_logp
+        ids_NK=ids.astype(np.int32),
+        logp_NK=logp,
+        tail_N=np.zeros(len(rows), np.float32),
+        gold_N=gold_N,
+        gold_logp_N=gold_logp,
     )
     ends = np.cumsum([0, *(len(s.unit_U) for s in sentences)]).tolist()
     return [joined[a:b] for a, b in itertools.pairwise(ends)]
@@ -165,8 +181,11 @@ class Variant:
         }
 
 
-def make_variants(shape: str, k: int, arguments: argparse.Namespace, *, wide: bool) -> tuple[list[Variant], dict[str, float]]:
-    """All variants of a shape, and what masking together costs (nats a position, over the whole vocabulary, on a few transcripts)."""
+def make_variants(
+    shape: str, k: int, arguments: argparse.Namespace, *, wide: bool
+) -> tuple[list[Variant], dict[str, float]]:
+    """All variants of a shape, and what masking together costs (nats a position, over the whole vocabulary, on a few
+    transcripts)."""
     base = make_teacher(shape, arguments.device, TeacherOptions(token_budget=arguments.token_budget))
 
     def teacher(*, context: int = 0, mask_every: int = 0) -> MaskedTeacher:
@@ -183,7 +202,11 @@ def make_variants(shape: str, k: int, arguments: argparse.Namespace, *, wide: bo
         Variant(name="masked", score=scorer(masked), texts=texts[: 4 * len(slow)]),
         Variant(name="exact", score=scorer(base), texts=slow),
         Variant(name="reference", score=lambda s: reference(base, s, k), texts=slow),
-        Variant(name="reference, softmax everywhere", score=lambda s: reference(base, s, k, everywhere=True), texts=slow[::2]),
+        Variant(
+            name="reference, softmax everywhere",
+            score=lambda s: reference(base, s, k, everywhere=True),
+            texts=slow[::2],
+        ),
     ]
     costs = {"masked": masked.measured(texts[:4])["mask_every_kl_nats"]}
     if wide:
@@ -244,7 +267,9 @@ def main() -> None:
     known.add_argument("--threads", type=int, default=0)
     known.add_argument("--device", default="auto")
     known.add_argument("--token-budget", type=int, default=0)
-    known.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: for machines that are busy with other work")
+    known.add_argument(
+        "--clock", choices=("wall", "cpu"), default="wall", help="cpu: for machines that are busy with other work"
+    )
     known.add_argument("--only", default="", help="some variants")
     known.add_argument("--no-memory", action="store_true", help="leave the million utterances out")
     arguments = known.parse_args()

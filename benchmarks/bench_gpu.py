@@ -2,10 +2,11 @@
 
     python benchmarks/bench_gpu.py [--parts dump,train,text] [--transcripts 100000] [--presets s,m]
 
-dump: bert-large's shape, transcripts of LibriSpeech-like length, writing included. train: bench_train.py's variants. text: a self-conditioned student
-without and with text, half of a step. Bars: model FLOP utilisation of the dump at least 45 % end to end (operations counted from weights, tokens and
-scored places, against the data sheet's dense bf16 peak), the GPU idle for at most 5 % of the dump and 20 % of training (kernel intervals, as
-torch.profiler sees them). Without a CUDA GPU it says what it would measure, and ends well. The tests that need one: `pytest -m cuda`.
+dump: bert-large's shape, transcripts of LibriSpeech-like length, writing included. train: bench_train.py's variants.
+text: a self-conditioned student without and with text, half of a step. Bars: model FLOP utilisation of the dump at
+least 45 % end to end (operations counted from weights, tokens and scored places, against the data sheet's dense bf16
+peak), the GPU idle for at most 5 % of the dump and 20 % of training (kernel intervals, as torch.profiler sees them).
+Without a CUDA GPU it says what it would measure, and ends well. The tests that need one: `pytest -m cuda`.
 """
 
 import argparse
@@ -59,7 +60,9 @@ def write_manifest(path: Path, count: int) -> None:
     words = np.array(vocabulary()[5:])
     with path.open("w", encoding="utf-8") as file:
         for n, size in enumerate(lengths(rng, count)):
-            file.write(json.dumps({"id": f"u{n:07d}", "text": " ".join(words[rng.integers(0, len(words), size)])}) + "\n")
+            file.write(
+                json.dumps({"id": f"u{n:07d}", "text": " ".join(words[rng.integers(0, len(words), size)])}) + "\n"
+            )
 
 
 def idle_share(intervals: Iterable[tuple[float, float]]) -> float:
@@ -85,7 +88,8 @@ def idle(work: Callable[[], object]) -> float | None:
 
 
 def bench_dump(options: argparse.Namespace) -> dict[str, Any]:
-    """A dump of all transcripts: the share of the device's peak that its model used, and the idle share of another, smaller dump."""
+    """A dump of all transcripts: the share of the device's peak that its model used, and the idle share of another,
+    smaller dump."""
     teacher_options = TeacherOptions(
         mask_every=options.mask_every, compile=options.compile, token_budget=options.token_budget, case="lower"
     )
@@ -100,7 +104,12 @@ def bench_dump(options: argparse.Namespace) -> dict[str, Any]:
         peak, source = peak_flops(teacher.device, teacher.dtype)
         used = (teacher.flops - before) / report.seconds["total"] / peak
         unused = idle(lambda: dump(folder / "warm.jsonl", folder / "watched", teacher, config=config))
-    row = {"positions_per_s": round(report.positions_per_s, 1), "flop_utilisation": used, "peak": source, "idle_share": unused}
+    row = {
+        "positions_per_s": round(report.positions_per_s, 1),
+        "flop_utilisation": used,
+        "peak": source,
+        "idle_share": unused,
+    }
     bars = [bar("dump: model FLOP utilisation, end to end", used, 0.45, least=True)]
     return {"rows": row, "bars": bars + ([] if unused is None else [bar("dump: GPU idle share", unused, 0.05)])}
 
@@ -115,7 +124,8 @@ def with_text(project: Path) -> dict[str, Any]:
         manifests.write(project / "text.jsonl", rows)
         settings = merge(CONDITIONED, {"encoder": {"preset": "xs"}, "batch_seconds": 60.0, "epochs": 1})
         make_bank(
-            build(TrainConfig, settings, where="bank"), project / "bank", bank=BankConfig(folds=2), manifest=project / "manifest.jsonl",
+            build(TrainConfig, settings, where="bank"), project / "bank", bank=BankConfig(folds=2),
+            manifest=project / "manifest.jsonl",
             units=project / "units", alignment=project / "alignment.arrow",
         )  # fmt: skip
     return {"text": {"path": str(project / "text.jsonl"), "bank": str(project / "bank")}}
@@ -126,7 +136,9 @@ def bench_steps(options: argparse.Namespace, variants: dict[str, dict[str, Any]]
     shared = merge({"encoder": {"preset": preset}, "batch_seconds": options.batch_seconds}, with_text(options.project))
     device, rows, bars = torch.device("cuda" if CUDA else "cpu"), {}, []
     for name, settings in variants.items():
-        variant = Variant(opened(options.project, merge(shared, settings)), device, "bf16", clock_of(device.type, wall=True))
+        variant = Variant(
+            opened(options.project, merge(shared, settings)), device, "bf16", clock_of(device.type, wall=True)
+        )
         for _ in range(3):
             variant.run()
         variant.reset()
@@ -155,13 +167,18 @@ def main() -> None:
     known.add_argument("--batch-seconds", type=float, default=120.0)
     known.add_argument("--utterances", type=int, default=400)
     known.add_argument("--project", type=Path, default=Path(tempfile.gettempdir()) / "hkd-bench-gpu")
-    known.add_argument("--on-cpu", action="store_true", help="run without a GPU, too: a try-out with few transcripts and steps")
+    known.add_argument(
+        "--on-cpu", action="store_true", help="run without a GPU, too: a try-out with few transcripts and steps"
+    )
     options = known.parse_args()
     if not CUDA and not options.on_cpu:
         print(
-            f"SKIPPED: torch sees no CUDA GPU here. There, this dumps {options.transcripts:,} transcripts with {options.shape} in bf16 and measures model "
-            f"FLOP utilisation, writing included (at least 45 %), and the GPU's idle share (at most 5 %); trains the presets {options.presets} in bf16 without "
-            "labels, with hard heads and with labels, and with batches of text, and measures audio seconds a second and idle share (at most 20 %)."
+            f"SKIPPED: torch sees no CUDA GPU here. There, this dumps {options.transcripts:,} transcripts with "
+            f"{options.shape} in bf16 and measures model "
+            f"FLOP utilisation, writing included (at least 45 %), and the GPU's idle share (at most 5 %); trains the "
+            f"presets {options.presets} in bf16 without "
+            "labels, with hard heads and with labels, and with batches of text, and measures audio seconds a second "
+            "and idle share (at most 20 %)."
         )
         return
     asked = {name: str(value) for name, value in vars(options).items()}
@@ -172,7 +189,9 @@ def main() -> None:
         make_project(options.project, options.utterances)
         for part, variants in (("train", VARIANTS), ("text", TEXT)):
             for preset in options.presets.split(",") if part in parts else ():
-                work[f"{part}, preset {preset}"] = lambda variants=variants, preset=preset: bench_steps(options, variants, preset)  # type: ignore[misc]
+                work[f"{part}, preset {preset}"] = lambda variants=variants, preset=preset: bench_steps(
+                    options, variants, preset
+                )  # type: ignore[misc]
     for part, run in work.items():
         result = run()
         found["parts"][part], found["bars"] = result["rows"], found["bars"] + result["bars"]

@@ -1,10 +1,12 @@
-"""`hkd lm train --text`: most memory and processor time by the length of the text, at every level → a table, bars, results/lm_text.json
+"""`hkd lm train --text`: most memory and processor time by the length of the text, at every level → a table, bars,
+results/lm_text.json
 
     python benchmarks/bench_lm_text.py [--words 200000] [--levels senone monophone character subword]
 
-Generated text of N words and of 4 N: words of the dictionary by Zipf's law, one word in fifty made up, so that pronunciations are
-predicted too. Each is read, encoded, counted and trained on for two steps in a process of its own. The n-gram, whose part of a text is
-bounded (`NGRAM_UNITS`), gets 20,000 units here. The time is that of text alone: reading, normalising, encoding, writing the cache.
+Generated text of N words and of 4 N: words of the dictionary by Zipf's law, one word in fifty made up, so that
+pronunciations are predicted too. Each is read, encoded, counted and trained on for two steps in a process of its own.
+The n-gram, whose part of a text is bounded (`NGRAM_UNITS`), gets 20,000 units here. The time is that of text alone:
+reading, normalising, encoding, writing the cache.
 """
 
 import argparse

@@ -1,10 +1,12 @@
-"""How much of a teacher passes through the labels of so many positions, whoever hears them: what bounds a student that hears perfectly.
+"""How much of a teacher passes through the labels of so many positions, whoever hears them: what bounds a student that
+hears perfectly.
 
     python benchmarks/bench_passes.py [--work runs/ablation] [--stores monophone subword]
 
-A small network is told the true units of a position and of its neighbours (none of the sound) and learns from the store what the teacher says of the
-position; it is asked on dev, whose utterances it has not seen. Beside it: a table of the teacher's average by unit, which knows no neighbour.
-The teacher itself has KL 0. WORK is a folder that `hkd run pipelines/ablation` has filled.
+A small network is told the true units of a position and of its neighbours (none of the sound) and learns from the store
+what the teacher says of the position; it is asked on dev, whose utterances it has not seen. Beside it: a table of the
+teacher's average by unit, which knows no neighbour. The teacher itself has KL 0. WORK is a folder that
+`hkd run pipelines/ablation` has filled.
 
 Shape letters: N positions, O neighbours, K kept ids, V units.
 """
@@ -27,7 +29,8 @@ WIDTH, EMBEDDING, EPOCHS, BATCH = 256, 32, 60, 256
 
 
 def positions(reader: LabelReader, ids: list[str]) -> dict[str, Tensor]:
-    """unit_NO (the position's own in the middle, V past an end) and the teacher's rows, of the utterances that the store has."""
+    """unit_NO (the position's own in the middle, V past an end) and the teacher's rows, of the utterances that the
+    store has."""
     block = reader.block([i for i in ids if i in reader])
     nothing = len(reader.spec.inventory)
     rows = []
@@ -50,13 +53,15 @@ def divergence(logits_NV: Tensor, part: dict[str, Tensor], rows: Tensor | slice)
 
 
 class Network(nn.Module):
-    """Embeddings of the units side by side, two layers. A place is a unit's number, or shares of the units (V, and one for past an end)."""
+    """Embeddings of the units side by side, two layers. A place is a unit's number, or shares of the units (V, and one
+    for past an end)."""
 
     def __init__(self, num_units: int) -> None:
         super().__init__()
         self.embed = nn.Embedding(num_units + 1, EMBEDDING)
         self.layers = nn.Sequential(
-            nn.Dropout(0.1), nn.Linear(EMBEDDING * (2 * REACH + 1), WIDTH), nn.SiLU(), nn.Dropout(0.2), nn.Linear(WIDTH, WIDTH), nn.SiLU(),
+            nn.Dropout(0.1), nn.Linear(EMBEDDING * (2 * REACH + 1), WIDTH), nn.SiLU(), nn.Dropout(0.2),
+            nn.Linear(WIDTH, WIDTH), nn.SiLU(),
             nn.Dropout(0.2), nn.Linear(WIDTH, num_units),
         )  # fmt: skip
 

@@ -2,9 +2,10 @@
 
     python benchmarks/bench_s3.py [--utterances 281000] [--cache 0.25] [--steps 40] [--project FOLDER]
 
-The made-up corpus of bench_start.py (three stores), pushed to an S3 server on loopback (moto's, in a process of its own). The same run from the
-folder and from S3, the second with a cache of `--cache` times the stores' size: audio seconds a second over the steps after the first ten, bytes
-that came over the loopback, and the size of the cache at the end. Bars: at least 0.8 of the folder's rate; the cache within its bound.
+The made-up corpus of bench_start.py (three stores), pushed to an S3 server on loopback (moto's, in a process of its
+own). The same run from the folder and from S3, the second with a cache of `--cache` times the stores' size: audio
+seconds a second over the steps after the first ten, bytes that came over the loopback, and the size of the cache at the
+end. Bars: at least 0.8 of the folder's rate; the cache within its bound.
 """
 
 import json
@@ -61,7 +62,12 @@ def main() -> None:
     make_project(project, options.utterances)
     stores = size_of(project / "shards")
     bound = int(stores * options.cache)
-    found: dict[str, Any] = {"machine": machine(), "utterances": options.utterances, "stores_mb": round(stores / 1e6), "rows": {}}
+    found: dict[str, Any] = {
+        "machine": machine(),
+        "utterances": options.utterances,
+        "stores_mb": round(stores / 1e6),
+        "rows": {},
+    }
     with tempfile.TemporaryDirectory() as cache, S3Server() as server:
         environment = {**server.environment, "HKD_CACHE": cache, "HKD_CACHE_BYTES": str(bound)}
         server.make_bucket("stores")

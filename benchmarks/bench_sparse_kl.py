@@ -1,14 +1,17 @@
 """The sparse KL against building dense targets: time and peak memory of one head's loss, forward and backward.
 
-    python benchmarks/bench_sparse_kl.py [--frames 4000] [--units 30522] [--k 16] [--rounds 5] [--threads 1] [--device cpu]
+    python benchmarks/bench_sparse_kl.py [--frames 4000] [--units 30522] [--k 16] [--rounds 5] [--threads 1] [--device
+    cpu]
 
-    softmax        log-softmax and its backward pass: what no loss can do without (torch's, or hkd's in chunks: whichever is cheaper)
-    sparse         hkd.losses.sparse_kl, the tail as one outcome
+    softmax        log-softmax and its backward pass: what no loss can do without (torch's, or hkd's in chunks:
+    whichever is cheaper) sparse         hkd.losses.sparse_kl, the tail as one outcome
     renormalised   the same without a tail
-    dense          targets p / Σ p in a V-wide tensor, −Σ p log q: what distill-bert (Futami 2020) does with BERT's top-k
-    dense + tail   the tail's mass spread over the other units, KL against a V-wide teacher: what SpeechBrain's recipe has on disk
+    dense          targets p / Σ p in a V-wide tensor, −Σ p log q: what distill-bert (Futami 2020) does with BERT's
+    top-k dense + tail   the tail's mass spread over the other units, KL against a V-wide teacher: what SpeechBrain's
+    recipe has on disk
 
-Time is the process's own, one process, the methods take turns. Memory is the peak of a fresh process a method, beyond the logits and their gradient.
+Time is the process's own, one process, the methods take turns. Memory is the peak of a fresh process a method, beyond
+the logits and their gradient.
 """
 
 import json
@@ -25,7 +28,9 @@ from torch import Tensor
 from hkd.losses import hard_cross_entropy, sparse_kl
 
 BAR_TIME, BAR_MEMORY = 4.0, 1 / 8
-LEAST = 0.01  # of the softmax's time: what a loss is said to cost beyond it at least, for the chunked ones cost less than torch's softmax alone
+# of the softmax's time: what a loss is said to cost beyond it at least, for the chunked ones cost less than torch's
+# softmax alone
+LEAST = 0.01
 Labels = dict[str, Tensor]
 
 
@@ -92,7 +97,9 @@ def main() -> None:
     arguments.add_argument("--rounds", type=int, default=5)
     arguments.add_argument("--threads", type=int, default=1)
     arguments.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    arguments.add_argument("--out", type=Path, default=None, help="default: results/sparse_kl.json, or sparse_kl-cuda.json")
+    arguments.add_argument(
+        "--out", type=Path, default=None, help="default: results/sparse_kl.json, or sparse_kl-cuda.json"
+    )
     arguments.add_argument("--memory-of", help="print what a method needs, and end")
     options = arguments.parse_args()
     sizes = options.frames, options.units, options.k, options.device
@@ -103,8 +110,16 @@ def main() -> None:
     out = options.out or RESULTS / ("sparse_kl.json" if options.device == "cpu" else "sparse_kl-cuda.json")
     names = ("--frames", "--units", "--k", "--device")
     given = [word for pair in zip(names, sizes, strict=True) for word in pair]
-    rows: dict[str, dict[str, float]] = {method: in_process(__file__, "--memory-of", method, *given) for method in METHODS}
-    found: dict[str, Any] = {"machine": machine(), "frames": options.frames, "units": options.units, "k": options.k, "rows": rows}
+    rows: dict[str, dict[str, float]] = {
+        method: in_process(__file__, "--memory-of", method, *given) for method in METHODS
+    }
+    found: dict[str, Any] = {
+        "machine": machine(),
+        "frames": options.frames,
+        "units": options.units,
+        "k": options.k,
+        "rows": rows,
+    }
     save(out, found)
     logits_MV, labels = make(*sizes)
     clock = clock_of(options.device)

@@ -1,11 +1,13 @@
-"""What it takes from the command to the first batch, at the size of LibriSpeech: processor seconds and memory of real commands.
+"""What it takes from the command to the first batch, at the size of LibriSpeech: processor seconds and memory of real
+commands.
 
     python benchmarks/bench_start.py [--utterances 28100 281000] [--project FOLDER]
 
-The corpus is made up: 33 words an utterance, 12.3 s, 120 phones and 360 senones, all cut from one recording of noise; an alignment and
-three label stores (senones, monophones, the student's subwords; k = 4) with made-up labels. `hkd train` is stopped at the end of its first
-step, then resumed and stopped at its next one; `hkd teacher-dump` of senones is stopped at its first shard. `tree`: the proportional
-memory (PSS) of `hkd train` and its workers, at its peak over forty steps.
+The corpus is made up: 33 words an utterance, 12.3 s, 120 phones and 360 senones, all cut from one recording of noise;
+an alignment and three label stores (senones, monophones, the student's subwords; k = 4) with made-up labels.
+`hkd train` is stopped at the end of its first step, then resumed and stopped at its next one; `hkd teacher-dump` of
+senones is stopped at its first shard. `tree`: the proportional memory (PSS) of `hkd train` and its workers, at its peak
+over forty steps.
 """
 
 import os
@@ -28,8 +30,10 @@ LEVELS = ("senone", "monophone", "subword")
 WORDS, PHONES, STATES, FRAMES, K = 33, 120, 3, 1230, 4
 PART = 512
 TRAIN = [
-    "train", "--objective", "hierarchical", "--run", "start", "--set", "encoder.preset=xs", "--set", "batch_seconds=60", "--set", "loop.log_every=1",
-    "--set", "loop.save_every=1", "--set", "loop.max_steps=40", "--set", "shares_every=0", "--set", "loop.eval_every=1000",
+    "train", "--objective", "hierarchical", "--run", "start", "--set", "encoder.preset=xs", "--set", "batch_seconds=60",
+    "--set", "loop.log_every=1",
+    "--set", "loop.save_every=1", "--set", "loop.max_steps=40", "--set", "shares_every=0", "--set",
+    "loop.eval_every=1000",
 ]  # fmt: skip
 
 
@@ -53,7 +57,8 @@ def make_project(folder: Path, utterances: int) -> None:
     sound = str((folder / "noise.wav").absolute())
     rows = [
         Utterance(
-            id=name, text=text, audio_filepath=sound, duration=FRAMES / 100, speaker=name[:4], extra={"split": "dev" if n % 1000 == 999 else "train"},
+            id=name, text=text, audio_filepath=sound, duration=FRAMES / 100, speaker=name[:4],
+            extra={"split": "dev" if n % 1000 == 999 else "train"},
         )
         for n, (name, text) in enumerate(zip(ids, texts, strict=True))
     ]  # fmt: skip
@@ -79,8 +84,10 @@ def make_project(folder: Path, utterances: int) -> None:
             )  # fmt: skip
 
     write_alignment(
-        folder / "alignment.arrow", alignments(), manifest_digest=manifests.Manifest(rows).digest, inventories=inventories,
-        silences={level: [inventory.silence] for level, inventory in inventories.items()}, aligner={"name": "made up"}, failed={},
+        folder / "alignment.arrow", alignments(), manifest_digest=manifests.Manifest(rows).digest,
+        inventories=inventories,
+        silences={level: [inventory.silence] for level, inventory in inventories.items()}, aligner={"name": "made up"},
+        failed={},
     )  # fmt: skip
     aligned, text_of = Alignment(folder / "alignment.arrow"), dict(zip(ids, texts, strict=True))
     for level in LEVELS:
@@ -121,7 +128,8 @@ def _label(folder: Path, level: str, units: Any, aligned: Any, text_of: dict[str
             tail_N=np.full(len(unit_U), np.log(0.05), np.float32), gold_logp_N=logp_UK[:, 0],
         )  # fmt: skip
         return UtteranceLabels(
-            id=name, topk=topk, word_U=np.zeros(len(unit_U), np.int32) if word_U is None else word_U, unit_digest=sequence_digest(unit_U),
+            id=name, topk=topk, word_U=np.zeros(len(unit_U), np.int32) if word_U is None else word_U,
+            unit_digest=sequence_digest(unit_U),
             text_digest=text_digest(said),
         )  # fmt: skip
 
@@ -132,7 +140,8 @@ def _label(folder: Path, level: str, units: Any, aligned: Any, text_of: dict[str
 
 
 def _memory_mb(process: psutil.Process, *, tree: bool) -> float:
-    """The peak of the process so far; with `tree` what it and its children hold now, shared memory divided among them."""
+    """The peak of the process so far; with `tree` what it and its children hold now, shared memory divided among
+    them."""
     if not tree:
         status = Path(f"/proc/{process.pid}/status").read_text()
         return int(status.partition("VmHWM:")[2].split()[0]) / 1024 if "VmHWM" in status else 0.0
@@ -144,7 +153,8 @@ def _memory_mb(process: psutil.Process, *, tree: bool) -> float:
 
 
 def measured(project: Path, command: list[str], arrived: Callable[[], bool], *, tree: bool = False) -> dict[str, float]:
-    """Start `hkd COMMAND`, kill it when `arrived` says so (or let it end); processor seconds, wall seconds and the peak of its memory.
+    """Start `hkd COMMAND`, kill it when `arrived` says so (or let it end); processor seconds, wall seconds and the peak
+    of its memory.
 
     Processor seconds are its own and those of its children that have ended.
     """
@@ -152,7 +162,8 @@ def measured(project: Path, command: list[str], arrived: Callable[[], bool], *, 
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with (project / "log.txt").open("wb") as log:
         process = psutil.Popen(
-            [sys.executable, "-m", "hkd", *command], cwd=project, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            [sys.executable, "-m", "hkd", *command], cwd=project, env=environment, stdout=log,
+            stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
         try:
             while process.poll() is None and not arrived():
@@ -165,7 +176,11 @@ def measured(project: Path, command: list[str], arrived: Callable[[], bool], *, 
         process.wait()
     if process.returncode not in (0, -signal.SIGKILL):
         raise SystemExit((project / "log.txt").read_text())
-    return {"cpu_s": round(seconds, 2), "wall_s": round(time.monotonic() - start, 2), "peak_gb": round(peak_mb * 2**20 / 1e9, 3)}
+    return {
+        "cpu_s": round(seconds, 2),
+        "wall_s": round(time.monotonic() - start, 2),
+        "peak_gb": round(peak_mb * 2**20 / 1e9, 3),
+    }
 
 
 def _steps(run: Path) -> int:
@@ -211,7 +226,10 @@ def main() -> None:
         save(RESULTS / "start.json", found)
         print(f"{utterances:,} utterances")
         for name, row in rows.items():
-            print(f"  {name:<18} {row['cpu_s']:8.1f} s of processor {row['wall_s']:8.1f} s of wall {row['peak_gb']:7.2f} GB")
+            print(
+                f"  {name:<18} {row['cpu_s']:8.1f} s of processor {row['wall_s']:8.1f} s of wall {row['peak_gb']:7.2f} "
+                f"GB"
+            )
     found["bars"] = bars(found["rows"])
     save(RESULTS / "start.json", found)
 

@@ -1,16 +1,21 @@
-"""Label stores beside other ways to keep the same rows: size, speed, error → a table, BAR lines, benchmarks/results/store.json
+"""Label stores beside other ways to keep the same rows: size, speed, error → a table, BAR lines,
+benchmarks/results/store.json
 
-    python benchmarks/bench_store.py [--positions 50000 500000] [--k 16 64] [--repeats 3] [--million 1000000] [--only "hkd grid" ...]
+    python benchmarks/bench_store.py [--positions 50000 500000] [--k 16 64] [--repeats 3] [--million 1000000] [--only
+    "hkd grid" ...]
 
-- The rows are made here: scores of 30,522 units that follow Zipf's law with evidence of varying sharpness, and a target that stands out by
-  4 to 18 nats; the 64 likeliest kept with the target among them (hkd.topk), k = 16 cut from them; utterances of about 30 positions.
-  The first 100,000 positions are made, more repeat them. Errors are those of the first 50,000. An epoch of more than 10 s is cut and scaled.
-- Every system writes in one process and reads in another, one after another, after 50 utterances that are not counted, with one thread for
-  torch and BLAS (hkd writes with as many threads as there are cores, at most four; it reads with one). Medians of the repeats, wall-clock:
-  on a busy machine compare within one run only (CPU seconds stand in the JSON).
-- write: rows in memory → closed files. read: open apart, every utterance once in batches of 64, as int32 ids and float32 log-probabilities,
-  tail, gold. First a shuffled epoch after opening; hkd's goes by runs of what is decoded together, four of them mixed, as the others'
-  random order would decode each block many times. Then (`again`) one random order, read for the second time, everything in memory.
+- The rows are made here: scores of 30,522 units that follow Zipf's law with evidence of varying sharpness, and a target
+  that stands out by 4 to 18 nats; the 64 likeliest kept with the target among them (hkd.topk), k = 16 cut from them;
+  utterances of about 30 positions. The first 100,000 positions are made, more repeat them. Errors are those of the
+  first 50,000. An epoch of more than 10 s is cut and scaled.
+- Every system writes in one process and reads in another, one after another, after 50 utterances that are not counted,
+  with one thread for torch and BLAS (hkd writes with as many threads as there are cores, at most four; it reads with
+  one). Medians of the repeats, wall-clock: on a busy machine compare within one run only (CPU seconds stand in the
+  JSON).
+- write: rows in memory → closed files. read: open apart, every utterance once in batches of 64, as int32 ids and
+  float32 log-probabilities, tail, gold. First a shuffled epoch after opening; hkd's goes by runs of what is decoded
+  together, four of them mixed, as the others' random order would decode each block many times. Then (`again`) one
+  random order, read for the second time, everything in memory.
 - Peak memory is that of the reading process, Python and torch included.
 - Peers run in .venv-bench (see peers.txt); one that is not there or fails is said in its row.
 """
@@ -66,7 +71,9 @@ def make_rows(path: Path, num_positions: int, seed: int = 1) -> None:
         n = min(128, different - start)
         first_N = random.integers(0, len(noise) - NUM_UNITS, n)
         sharp_N = random.uniform(1.2, 3.2, n)
-        score_NV = torch.stack([noise[a : a + NUM_UNITS] * s for a, s in zip(first_N.tolist(), sharp_N.tolist(), strict=True)])
+        score_NV = torch.stack(
+            [noise[a : a + NUM_UNITS] * s for a, s in zip(first_N.tolist(), sharp_N.tolist(), strict=True)]
+        )
         score_NV += zipf_V
         gold_N = torch.from_numpy(np.minimum((random.pareto(0.6, n) * 20).astype(np.int64) + 999, NUM_UNITS - 1))
         score_NV[torch.arange(n), gold_N] += torch.from_numpy(random.uniform(4, 18, n).astype(np.float32))
@@ -78,7 +85,7 @@ def make_rows(path: Path, num_positions: int, seed: int = 1) -> None:
     np.savez(path, offset=np.cumsum(length) - length, **columns)
 
 
-# In a process of its own ----------------------------------------------------------------------------------------------------
+# In a process of its own ----------------------------------------------------------------------------------------------
 
 
 def timed(work: Callable[[], Any]) -> tuple[tuple[float, float], Any]:
@@ -116,7 +123,10 @@ def read_phase(system: str, rows: Callable[[], Labels], folder: Path, repeats: i
         times["again"].append(_epoch(batches, read))
     peak = peak_mb()
     expected = rows()
-    n, result = int(expected.offset[-1]), {"open_s": statistics.median(wall for wall, _ in times["open"]), "peak_mb": peak}
+    n, result = (
+        int(expected.offset[-1]),
+        {"open_s": statistics.median(wall for wall, _ in times["open"]), "peak_mb": peak},
+    )
     for key in ("read", "again"):
         result |= _speed(key, times[key], n)
     return result | errors(read, expected)
@@ -144,7 +154,8 @@ def _speed(key: str, times: list[tuple[float, float]], num_positions: int) -> di
 
 
 def errors(read: Reader, rows: Labels) -> dict[str, Any]:
-    """Largest |Δ log p|, KL (tail as one more unit, what was read renormalised), and whether float16 came back bit for bit."""
+    """Largest |Δ log p|, KL (tail as one more unit, what was read renormalised), and whether float16 came back bit for
+    bit."""
     largest, total, lossless = 0.0, 0.0, True
     count = int(np.searchsorted(rows.offset, CHECKED, side="right")) - 1  # utterances
     for start in range(0, count, 512):
@@ -211,7 +222,7 @@ def one(phase: str, system: str, data: str, positions: int, k: int, folder: str,
     return read_phase(system, lambda: Labels.load(Path(data), positions, k), Path(folder), repeats)
 
 
-# The driver -----------------------------------------------------------------------------------------------------------------
+# The driver -----------------------------------------------------------------------------------------------------------
 
 
 def run(phase: str, system: str, *arguments: Any) -> dict[str, Any]:
@@ -239,7 +250,10 @@ def measure(system: str, data: Path, positions: int, k: int, repeats: int) -> di
     return row
 
 
-HEAD = f"{'store':34s} {'B/pos':>7s} {'write M/s':>9s} {'read M/s':>9s} {'again M/s':>9s} {'open s':>7s} {'peak MB':>7s} {'max error':>9s} {'KL':>8s}"
+HEAD = (
+    f"{'store':34s} {'B/pos':>7s} {'write M/s':>9s} {'read M/s':>9s} {'again M/s':>9s} {'open s':>7s} {'peak MB':>7s} "
+    f"{'max error':>9s} {'KL':>8s}"
+)
 
 
 def line(row: dict[str, Any]) -> str:

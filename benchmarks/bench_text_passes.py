@@ -1,13 +1,17 @@
-"""How much a noisy listener learns from the positions of text: what bounds injected text (after `bench_passes`, whose network this is).
+"""How much a noisy listener learns from the positions of text: what bounds injected text (after `bench_passes`, whose
+network this is).
 
-    python benchmarks/bench_text_passes.py [--text tatoeba-en.txt] [--work runs/hybrid-speakers/first] [--run hybrid-hard-heads-seed0]
+    python benchmarks/bench_text_passes.py [--text tatoeba-en.txt] [--work runs/hybrid-speakers/first] [--run
+    hybrid-hard-heads-seed0]
 
-A position of text is heard as a student hears that unit: a posterior of its head, averaged over an aligned segment of dev, is drawn for it and for
-its neighbours (segments shorter than a slot: the nearest slot's). The network learns to say the unit from these, and is asked about speakers that
-the drawn segments are not of: on sentences that nobody has learnt from, heard by the same lottery (`text`), and on dev itself, as it was heard
-(`speech`). Labels: the unit itself (hard), an n-gram's of the true neighbours (LM), and p(unit | sound) · p(unit | LM) / p(unit). An LM labels the
-half of the text that it has not read. Text: as it is, its words shuffled over all sentences, its units drawn one by one from their shares.
-WORK is a folder of pipelines/hybrid, its text the one that is taken. Several folds' folders are heard together where their units are the same.
+A position of text is heard as a student hears that unit: a posterior of its head, averaged over an aligned segment of
+dev, is drawn for it and for its neighbours (segments shorter than a slot: the nearest slot's). The network learns to
+say the unit from these, and is asked about speakers that the drawn segments are not of: on sentences that nobody has
+learnt from, heard by the same lottery (`text`), and on dev itself, as it was heard (`speech`). Labels: the unit itself
+(hard), an n-gram's of the true neighbours (LM), and p(unit | sound) · p(unit | LM) / p(unit). An LM labels the half of
+the text that it has not read. Text: as it is, its words shuffled over all sentences, its units drawn one by one from
+their shares. WORK is a folder of pipelines/hybrid, its text the one that is taken. Several folds' folders are heard
+together where their units are the same.
 
 Shape letters: N positions, O places (neighbours and the position itself), M segments, V units.
 """
@@ -52,8 +56,8 @@ Sequences = list[NDArray[np.int64]]
 
 @dataclass(frozen=True, kw_only=True)
 class Heard:
-    """What a head says of the segments of some utterances: by segment its posterior, unit, utterance, and group: the speaker, of a single
-    speaker the utterance."""
+    """What a head says of the segments of some utterances: by segment its posterior, unit, utterance, and group: the
+    speaker, of a single speaker the utterance."""
 
     posterior_MV: Tensor
     unit_M: NDArray[np.int64]
@@ -94,16 +98,23 @@ def hear(work: Path, run: str, level: str, splits: Sequence[str]) -> Heard:
             posterior_SV = output.heads[name].softmax(-1)
             positions = join.segments(part[number].id, level)
             slot_M, position_M = place(positions, num_frames=length, slots=slots)
-            for u, (unit, start, stop) in enumerate(zip(positions.unit_U, positions.start_U, positions.stop_U, strict=True)):
+            for u, (unit, start, stop) in enumerate(
+                zip(positions.unit_U, positions.start_U, positions.stop_U, strict=True)
+            ):
                 if unit in silence:
                     continue
                 own = slot_M[position_M == u]
                 middle = min(int(start + stop) // 2 // (4 // slots), count - 1)
                 rows.append(posterior_SV[own].mean(0) if len(own) else posterior_SV[middle])
-                facts.append((int(unit), str(part[number].id if one_speaker else part[number].speaker), part[number].id))
+                facts.append(
+                    (int(unit), str(part[number].id if one_speaker else part[number].speaker), part[number].id)
+                )
     unit_M, group_M, utterance_M = zip(*facts, strict=True)
     return Heard(
-        posterior_MV=torch.stack(rows), unit_M=np.array(unit_M), group_M=np.array(group_M), utterance_M=np.array(utterance_M)
+        posterior_MV=torch.stack(rows),
+        unit_M=np.array(unit_M),
+        group_M=np.array(group_M),
+        utterance_M=np.array(utterance_M),
     )
 
 
@@ -155,7 +166,9 @@ def as_heard(heard: Heard, num_units: int) -> tuple[Tensor, Tensor]:
     rows, table = [], torch.cat([share_MV, past_1V])
     for utterance in dict.fromkeys(heard.utterance_M.tolist()):
         row_U = np.flatnonzero(heard.utterance_M == utterance)
-        rows.append(np.lib.stride_tricks.sliding_window_view(np.pad(row_U, REACH, constant_values=len(share_MV)), 2 * REACH + 1))
+        rows.append(
+            np.lib.stride_tricks.sliding_window_view(np.pad(row_U, REACH, constant_values=len(share_MV)), 2 * REACH + 1)
+        )
     row_NO = torch.from_numpy(np.concatenate(rows).copy())
     return table[row_NO], torch.from_numpy(heard.unit_M)[row_NO[:, REACH]]
 
@@ -306,7 +319,10 @@ def main() -> None:
     known.add_argument("--levels", nargs="*", default=["monophone", "subword"])
     known.add_argument("--scratch", type=Path, default=Path("runs/bench-text-passes"))
     known.add_argument(
-        "--folds", type=int, default=1, help="halves of the speakers that are asked about; of the others segments are drawn"
+        "--folds",
+        type=int,
+        default=1,
+        help="halves of the speakers that are asked about; of the others segments are drawn",
     )
     arguments = known.parse_args()
     units = Units(arguments.work[0] / "units")
@@ -316,7 +332,11 @@ def main() -> None:
     for level in arguments.levels:
         text = Text(path, level, units, arguments.scratch)
         heard = together(
-            [hear(work, arguments.run, level, arguments.split) for work in arguments.work if same_units(work, units, level)]
+            [
+                hear(work, arguments.run, level, arguments.split)
+                for work in arguments.work
+                if same_units(work, units, level)
+            ]
         )
         held, held_halves = text.real(0, ASKED)
         start = len(held_halves)
@@ -330,8 +350,14 @@ def main() -> None:
             generator = torch.Generator().manual_seed(0)
             held_NO = torch.from_numpy(places(held, text.num_units))
             lottery = Bank(other, text.num_units)
-            asked = {"text": (lottery.draw(held_NO, generator), held_NO[:, REACH]), "speech": as_heard(other, text.num_units)}
-            alone = {name: 100 * float((s[:, REACH].argmax(1) == unit_N).float().mean()) for name, (s, unit_N) in asked.items()}
+            asked = {
+                "text": (lottery.draw(held_NO, generator), held_NO[:, REACH]),
+                "speech": as_heard(other, text.num_units),
+            }
+            alone = {
+                name: 100 * float((s[:, REACH].argmax(1) == unit_N).float().mean())
+                for name, (s, unit_N) in asked.items()
+            }
             print(f"{level}, fold {fold}: {len(bank.share_MV)} segments; the head alone: {alone}", flush=True)
             for kind, label, count in cells():
                 begin_s = time.monotonic()
@@ -354,7 +380,11 @@ def bars(rows: list[dict[str, Any]], level: str) -> None:
     for asked in ("text", "speech"):
         right = {}
         for count in (COUNTS[0], RUNG_AT):
-            own = [r for r in rows if (r["level"], r["text"], r["labels"], r["positions"]) == (level, "real", "hard", count)]
+            own = [
+                r
+                for r in rows
+                if (r["level"], r["text"], r["labels"], r["positions"]) == (level, "real", "hard", count)
+            ]
             right[count] = float(np.mean([r[f"{asked}_right"] for r in own]))
         gained = right[RUNG_AT] - right[COUNTS[0]]
         bar(f"right {level}s of {asked}, 30k to 480k positions", gained, 4.0, "points", least=True, form="+.2f")

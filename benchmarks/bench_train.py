@@ -1,16 +1,19 @@
-"""What distilling costs a training step: the same student on the same batches, without labels, with hard heads, with label stores.
+"""What distilling costs a training step: the same student on the same batches, without labels, with hard heads, with
+label stores.
 
     python benchmarks/bench_train.py [--presets xs,s] [--steps 12] [--threads 1] [--device auto] [--precision fp32]
 
-Three stores: monophones (V = 42, dense), senones (V = 5,126, K = 16), a foreign subword vocabulary (V = 30,522 trimmed, K = 16), with
-made-up labels over synthesised speech: what is measured is time alone. The variants take turns on each batch, so that whatever else
-runs on the machine meets all of them. A step is as hkd.loop does it: batch, loss, gradient, clipping, AdamW.
+Three stores: monophones (V = 42, dense), senones (V = 5,126, K = 16), a foreign subword vocabulary (V = 30,522 trimmed,
+K = 16), with made-up labels over synthesised speech: what is measured is time alone. The variants take turns on each
+batch, so that whatever else runs on the machine meets all of them. A step is as hkd.loop does it: batch, loss,
+gradient, clipping, AdamW.
 
-Hard heads come twice: as `--objective hard-heads` has them, the subword head over the student's own 120 pieces; and `hard heads, same sizes`, each
-as wide as the auxiliary head of its level (13,319 outputs for the foreign pieces). The bar is against the second: what distilling costs, not what
-a wider head costs. The first is printed beside it.
+Hard heads come twice: as `--objective hard-heads` has them, the subword head over the student's own 120 pieces; and
+`hard heads, same sizes`, each as wide as the auxiliary head of its level (13,319 outputs for the foreign pieces). The
+bar is against the second: what distilling costs, not what a wider head costs. The first is printed beside it.
 
-On the CPU the time is the process's own (user + system), else the wall's after a synchronisation. Features are in memory.
+On the CPU the time is the process's own (user + system), else the wall's after a synchronisation. Features are in
+memory.
 """
 
 import argparse
@@ -126,7 +129,9 @@ class Variant:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             losses = self.task.losses(batch, self.step)
         counts, weights = self.task.counts(batch), self.task.weights(self.step)
-        loss = sum((losses[name] * (weights[name] / counts[name]) for name in losses), torch.zeros((), device=self.device))
+        loss = sum(
+            (losses[name] * (weights[name] / counts[name]) for name in losses), torch.zeros((), device=self.device)
+        )
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
         self.optimizer.step()
@@ -146,7 +151,9 @@ class Variant:
         }
 
 
-def bench_preset(project: Path, preset: str, options: argparse.Namespace, device: torch.device) -> dict[str, dict[str, float]]:
+def bench_preset(
+    project: Path, preset: str, options: argparse.Namespace, device: torch.device
+) -> dict[str, dict[str, float]]:
     """Figures of all variants of a preset."""
     shared = {"encoder": {"preset": preset}, "batch_seconds": options.batch_seconds, "augment": {"speeds": [1.0]}}
     data = {name: opened(project, merge(shared, v)) for name, v in VARIANTS.items()}
@@ -182,7 +189,8 @@ def main() -> None:
     device = torch.device("cuda" if cuda else "cpu")
     make_project(options.project, options.utterances)
     found: dict[str, Any] = {
-        "machine": machine(), "batch_s": options.batch_seconds, "steps": options.steps, "precision": options.precision, "presets": {}, "bars": [],
+        "machine": machine(), "batch_s": options.batch_seconds, "steps": options.steps, "precision": options.precision,
+        "presets": {}, "bars": [],
     }  # fmt: skip
     out = options.out or RESULTS / ("train-cuda.json" if cuda else "train.json")
     for preset in options.presets.split(","):
@@ -191,7 +199,8 @@ def main() -> None:
         print(f"preset {preset}")
         for name, row in rows.items():
             print(
-                f"  {name:<22} {row['steps_per_s']:8.3f} steps/s {row['audio_s_per_s']:9.1f} audio s/s   loading {row['loading_share']:.1%}, "
+                f"  {name:<22} {row['steps_per_s']:8.3f} steps/s {row['audio_s_per_s']:9.1f} audio s/s   loading "
+                f"{row['loading_share']:.1%}, "
                 f"reading labels {row['reading_share']:.2%}"
             )
         labels = rows["labels"]

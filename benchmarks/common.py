@@ -1,4 +1,5 @@
-"""What the benchmarks share: arguments, lines for bars, results that are written as they come, processes, clocks, memory, the machine."""
+"""What the benchmarks share: arguments, lines for bars, results that are written as they come, processes, clocks,
+memory, the machine."""
 
 import argparse
 import json
@@ -23,9 +24,17 @@ def parser(description: str | None, out: str = "") -> argparse.ArgumentParser:
 
 
 def bar(what: str, measured: float, target: float, unit: str = "", *, least: bool = False, form: str = ".4g") -> str:
-    """Print, and return, `BAR what: measured unit >= target met|missed`. A missed bar is a finding: a benchmark that ran ends with 0."""
+    """Print, and return, `BAR what: measured unit >= target met|missed`. A missed bar is a finding: a benchmark that
+    ran ends with 0."""
     met = measured >= target if least else measured <= target
-    parts = [f"BAR {what}:", f"{measured:{form}}", unit, ">=" if least else "<=", f"{target:g}", "met" if met else "missed"]
+    parts = [
+        f"BAR {what}:",
+        f"{measured:{form}}",
+        unit,
+        ">=" if least else "<=",
+        f"{target:g}",
+        "met" if met else "missed",
+    ]
     line = " ".join(part for part in parts if part)
     print(line, flush=True)
     return line
@@ -45,7 +54,8 @@ def in_process(*arguments: object) -> dict[str, Any]:
 
 
 def clock_of(device: str, *, wall: bool = False) -> Callable[[], float]:
-    """On a CPU this process's own seconds (or the wall's); else the wall's, when the device has done what it was asked for."""
+    """On a CPU this process's own seconds (or the wall's); else the wall's, when the device has done what it was asked
+    for."""
     import torch
 
     def synchronised() -> float:
@@ -56,7 +66,8 @@ def clock_of(device: str, *, wall: bool = False) -> Callable[[], float]:
 
 
 def peak_mb() -> float:
-    """The most memory that this process has held, in MB of 2²⁰ bytes. On Linux not ru_maxrss, which counts the parent process, too."""
+    """The most memory that this process has held, in MB of 2²⁰ bytes. On Linux not ru_maxrss, which counts the parent
+    process, too."""
     status = Path("/proc/self/status")
     if status.exists():
         return int(status.read_text().partition("VmHWM:")[2].split()[0]) / 1024

@@ -1,4 +1,5 @@
-"""What a manifest of a million utterances costs `teacher-dump`: planning it and writing its first shard, in a process of its own."""
+"""What a manifest of a million utterances costs `teacher-dump`: planning it and writing its first shard, in a process
+of its own."""
 
 import json
 import random

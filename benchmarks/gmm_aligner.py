@@ -1,10 +1,12 @@
-"""An aligner that has nothing in common with pocketsphinx but the dictionary: monophone GMMs from a flat start on the corpus itself.
+"""An aligner that has nothing in common with pocketsphinx but the dictionary: monophone GMMs from a flat start on the
+corpus itself.
 
-- The recipe is Kaldi's `train_mono.sh`: 13 cepstra with first and second differences, mean and variance of each speaker removed; three
-  states a phone; equal segments first, then Viterbi and maximum likelihood in turns while the number of Gaussians grows. Statistics,
-  updates and splits are Kaldi's own code (package kaldi-hmm-gmm). No boundary and no other aligner's model goes in.
-- Monophones on purpose: models in context drift from the phones' boundaries, since a context always brings the same neighbour
-  (Toledano et al. 2003, Automatic phonetic segmentation, section IV).
+- The recipe is Kaldi's `train_mono.sh`: 13 cepstra with first and second differences, mean and variance of each speaker
+  removed; three states a phone; equal segments first, then Viterbi and maximum likelihood in turns while the number of
+  Gaussians grows. Statistics, updates and splits are Kaldi's own code (package kaldi-hmm-gmm). No boundary and no other
+  aligner's model goes in.
+- Monophones on purpose: models in context drift from the phones' boundaries, since a context always brings the same
+  neighbour (Toledano et al. 2003, Automatic phonetic segmentation, section IV).
 - Silence may stand between words, and every pronunciation of the dictionary is tried.
 
 Not for use in one process with kaldifst: two packages of Kaldi's code hang beside each other.
@@ -36,7 +38,8 @@ FRAMES_OF_WINDOW = 400
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Graph:
-    """What may be said: states, the ways into each (itself first; −1: none), where it begins and ends, and whose each state is."""
+    """What may be said: states, the ways into each (itself first; −1: none), where it begins and ends, and whose each
+    state is."""
 
     pdf_S: NDArray[np.int64]
     from_SP: NDArray[np.int64]
@@ -196,7 +199,8 @@ def viterbi(score_TS: NDArray[np.float64], graph: Graph) -> NDArray[np.int64]:
 
 
 def equal_segments(graph: Graph, frames: int) -> NDArray[np.int64]:
-    """The first pronunciation of each word, silence at both ends, every state as long as the others: the pdf of each frame."""
+    """The first pronunciation of each word, silence at both ends, every state as long as the others: the pdf of each
+    frame."""
     inner_S = (graph.variant_S == 0) & (graph.word_S >= 0)
     pdfs = np.concatenate([graph.pdf_S[:STATES], graph.pdf_S[inner_S], graph.pdf_S[:STATES]])
     whole: NDArray[np.int64] = pdfs[np.arange(frames) * len(pdfs) // frames]
@@ -218,7 +222,9 @@ def cepstra(utterance: Utterance) -> NDArray[np.float32]:
     return torch.cat([c_FT, slopes_FT, changes_FT]).T.numpy().astype(np.float32)
 
 
-def normalised_by_speaker(feats: dict[str, NDArray[np.float32]], speaker_of: dict[str, str]) -> dict[str, NDArray[np.float32]]:
+def normalised_by_speaker(
+    feats: dict[str, NDArray[np.float32]], speaker_of: dict[str, str]
+) -> dict[str, NDArray[np.float32]]:
     """Mean 0 and variance 1 for each speaker."""
     by_speaker: dict[str, list[NDArray[np.float32]]] = {}
     for name, feat_TF in feats.items():

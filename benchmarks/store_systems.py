@@ -1,8 +1,10 @@
-"""The systems that bench_store.py holds against each other: each writes the same rows and reads them back in batches of utterances.
+"""The systems that bench_store.py holds against each other: each writes the same rows and reads them back in batches of
+utterances.
 
-A system is a function of a folder that gives `write(rows)` and `opened(epoch)`: it opens what was written and returns the order of the epoch
-as batches of utterance numbers, and a reader: batch → the five columns of `Labels`, concatenated, in the types of `Labels` (32 bits).
-Orders: `shuffled` is a first epoch in a shuffled order, whichever the system allows at full speed; `random` one random order for all.
+A system is a function of a folder that gives `write(rows)` and `opened(epoch)`: it opens what was written and returns
+the order of the epoch as batches of utterance numbers, and a reader: batch → the five columns of `Labels`,
+concatenated, in the types of `Labels` (32 bits). Orders: `shuffled` is a first epoch in a shuffled order, whichever the
+system allows at full speed; `random` one random order for all.
 """
 
 import itertools
@@ -22,7 +24,8 @@ GIVEN = {"ids": np.int32, "logp": np.float32, "tail": np.float32, "gold": np.int
 Columns = dict[str, np.ndarray]
 Reader = Callable[[np.ndarray], Columns]  # utterance numbers → columns
 Opened = tuple[Iterable[np.ndarray], Reader]
-System = tuple[Callable[["Labels"], Iterator[None]], Callable[[str], Opened]]  # write runs up to its yield, unmeasured, then on
+# write runs up to its yield, unmeasured, then on
+System = tuple[Callable[["Labels"], Iterator[None]], Callable[[str], Opened]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,11 +86,12 @@ def cutter(columns: Columns, offset: np.ndarray, *, widen: bool = True) -> Reade
     return read
 
 
-# hkd ------------------------------------------------------------------------------------------------------------------------
+# hkd ------------------------------------------------------------------------------------------------------------------
 
 
 def hkd(codec: str, backend: str = "arrow") -> Callable[[Path], System]:
-    """Shuffled epoch: the runs (what is decoded together) in random order, a few of them mixed, with a cache of 32 MB."""
+    """Shuffled epoch: the runs (what is decoded together) in random order, a few of them mixed, with a cache of 32
+    MB."""
 
     def system(folder: Path) -> System:
         import torch
@@ -155,7 +159,7 @@ def _mixed_runs(lengths: list[int], mixed: int) -> list[np.ndarray]:
     return batches
 
 
-# Others ---------------------------------------------------------------------------------------------------------------------
+# Others ---------------------------------------------------------------------------------------------------------------
 
 
 def memory_map(*, widen: bool) -> Callable[[Path], System]:
@@ -191,7 +195,9 @@ def parquet(folder: Path) -> System:
         for name, dtype in (("ids", np.int16), ("logp", np.float16)):  # Parquet splits no unsigned numbers
             columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(stored[name].view(dtype).reshape(-1)), rows.k)
         split = {f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in ("ids", "logp")}
-        pq.write_table(pa.table(columns), folder / "t.parquet", compression="zstd", use_dictionary=False, column_encoding=split)
+        pq.write_table(
+            pa.table(columns), folder / "t.parquet", compression="zstd", use_dictionary=False, column_encoding=split
+        )
         np.save(folder / "offset.npy", rows.offset)
 
     def opened(epoch: str) -> Opened:

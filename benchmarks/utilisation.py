@@ -1,8 +1,9 @@
-"""What share of a device's arithmetic a dump used: floating-point operations of the model's matrix products against the device's peak.
+"""What share of a device's arithmetic a dump used: floating-point operations of the model's matrix products against the
+device's peak.
 
-The operations are counted from the weights, the tokens and the scored places that were computed: what padding adds is not counted, and
-what sharing saves is not either. The peak is the data sheet's for the GPUs named here (dense, bf16 with fp32 sums), else a matrix product's
-own, measured.
+The operations are counted from the weights, the tokens and the scored places that were computed: what padding adds is
+not counted, and what sharing saves is not either. The peak is the data sheet's for the GPUs named here (dense, bf16
+with fp32 sums), else a matrix product's own, measured.
 """
 
 import time

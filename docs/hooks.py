@@ -1,4 +1,5 @@
-"""Pages of the site that follow from other files: the commands and settings from the code, the pipelines' results, README as the home page."""
+"""Pages of the site that follow from other files: the commands and settings from the code, the pipelines' results,
+README as the home page."""
 
 import inspect
 import re
@@ -32,10 +33,14 @@ def _undocumented() -> list[str]:
             else {}
         )
         silent = [
-            part for part, member in own.items() if (callable(member) or isinstance(member, property)) and not member.__doc__
+            part
+            for part, member in own.items()
+            if (callable(member) or isinstance(member, property)) and not member.__doc__
         ]
         found += (
-            [f"{name} (not in reference/api.md)"] * (not re.search(rf"\b{name}\b", page)) + silent + [name] * (not value.__doc__)
+            [f"{name} (not in reference/api.md)"] * (not re.search(rf"\b{name}\b", page))
+            + silent
+            + [name] * (not value.__doc__)
         )
     return found
 
@@ -45,12 +50,18 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     if undocumented := _undocumented():
         raise PluginError(f"public names must be documented, but are not: {', '.join(undocumented)}")
     tables = [
-        "prepare", "normalisation", "units", "align", "tie", "words", "sentences", "lm", "dump", "averages", "bank", "train", "evaluate", "report",
+        "prepare", "normalisation", "units", "align", "tie", "words", "sentences", "lm", "dump", "averages", "bank",
+        "train", "evaluate", "report",
     ]  # fmt: skip
-    settings = f"# Settings\n\nEvery setting with its default, as `hkd config show` prints it.\n\n```toml\n{_printed('hkd', 'config', 'show', *tables)}```\n"
+    settings = (
+        "# Settings\n\nEvery setting with its default, as `hkd config show` prints "
+        f"it.\n\n```toml\n{_printed('hkd', 'config', 'show', *tables)}```\n"
+    )
     made = {
         "index.md": (ROOT / "README.md").read_text(encoding="utf-8"),
-        "reference/commands.md": _printed("typer", "hkd.cli.main", "utils", "docs", "--name", "hkd", "--title", "Commands"),
+        "reference/commands.md": _printed(
+            "typer", "hkd.cli.main", "utils", "docs", "--name", "hkd", "--title", "Commands"
+        ),
         "reference/settings.md": settings,
         **{
             f"pipelines/{name}.md": (ROOT / "pipelines" / name / "README.md").read_text(encoding="utf-8")

@@ -1,4 +1,5 @@
-"""A second reader of hkd's label stores, from docs/label-store.md alone: pyarrow and NumPy, Arrow backend. python read_label_store.py STORE [ID]"""
+"""A second reader of hkd's label stores, from docs/label-store.md alone: pyarrow and NumPy, Arrow backend. python
+read_label_store.py STORE [ID]"""
 
 import json
 import sys
@@ -27,14 +28,18 @@ def read(folder):
 
 def coded(row, n, k, size, num_t, spec, start):
     def plane(name, rows):
-        return np.frombuffer(pa.decompress(row[name].as_buffer(), rows * n, codec="zstd") if rows * n else b"", np.uint8)
+        return np.frombuffer(
+            pa.decompress(row[name].as_buffer(), rows * n, codec="zstd") if rows * n else b"", np.uint8
+        )
 
     def number(name, dtype, columns=1):  # bytes of one plane, rank-major: byte i of column j is row i * columns + j
         width = np.dtype(dtype).itemsize
         return plane(name, width * columns).reshape(width, columns, n).transpose(2, 1, 0).copy().view(dtype)[..., 0]
 
     unit = sum(plane(f"unit.{i}", k).reshape(n, k).astype(np.int64) << 8 * i for i in range(2 if size <= 65536 else 4))
-    steps = plane("code.0", k).reshape(k, n).astype(np.uint16) + (plane("code.1", k).reshape(k, n).astype(np.uint16) << 8)
+    steps = plane("code.0", k).reshape(k, n).astype(np.uint16) + (
+        plane("code.1", k).reshape(k, n).astype(np.uint16) << 8
+    )
     code = np.ascontiguousarray(np.cumsum(steps, axis=0, dtype=np.uint16).T)
     if spec["codec"]["name"] == "grid":
         logp = np.where(code == 65535, -np.inf, code.astype(np.float32) * -np.float32(spec["codec"]["step"]))
@@ -45,7 +50,14 @@ def coded(row, n, k, size, num_t, spec, start):
     gold_logp = np.where(rank > 0, logp[at, rank - 1], number("gold_logp", "<f2")[:, 0].astype(np.float32))
     word = np.split(number("word", "<u4")[:, 0], start)  # before the first utterance lies nothing
     word = np.concatenate([np.cumsum(steps, dtype=np.uint32) - np.uint32(1) for steps in word]).view(np.int32)
-    values = {"unit": unit, "logp": logp, "tail": number("tail", "<f2")[:, 0], "gold": gold, "gold_logp": gold_logp, "word": word}
+    values = {
+        "unit": unit,
+        "logp": logp,
+        "tail": number("tail", "<f2")[:, 0],
+        "gold": gold,
+        "gold_logp": gold_logp,
+        "word": word,
+    }
     values |= {name: number(name, dtype, num_t) for name, dtype in (("lse_t", "<f4"), ("tail_t", "<f2")) if num_t}
     if spec["selection"] == "sample":
         values["count"] = sum(plane(f"count.{i}", k).reshape(k, n).T.astype(np.int64) << 8 * i for i in range(2))

@@ -1,4 +1,5 @@
-"""Teacher labels in lhotse's sampler and dataset, as icefall's recipes use them: an auxiliary head and `sparse_kl` in the recipe's loss.
+"""Teacher labels in lhotse's sampler and dataset, as icefall's recipes use them: an auxiliary head and `sparse_kl` in
+the recipe's loss.
 
 hkd manifest export cuts --to lhotse
 python examples/lhotse_icefall.py PROJECT STORE cuts

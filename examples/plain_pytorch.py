@@ -32,7 +32,10 @@ class Speech(Dataset):
 
 def pad(examples: list[dict]) -> dict:
     waves = [e["wave"] for e in examples]
-    return {"wave_BS": nn.utils.rnn.pad_sequence(waves, batch_first=True), "length_B": torch.tensor([len(w) for w in waves])}
+    return {
+        "wave_BS": nn.utils.rnn.pad_sequence(waves, batch_first=True),
+        "length_B": torch.tensor([len(w) for w in waves]),
+    }
 
 
 def frames(batch: dict) -> list[int]:
@@ -46,7 +49,11 @@ class Encoder(nn.Module):
         super().__init__()
         self.front = nn.Conv1d(1, width, kernel_size=HOP, stride=HOP)
         self.body = nn.Sequential(
-            nn.ReLU(), nn.Conv1d(width, width, 5, padding=2), nn.ReLU(), nn.Conv1d(width, width, 5, padding=2), nn.ReLU()
+            nn.ReLU(),
+            nn.Conv1d(width, width, 5, padding=2),
+            nn.ReLU(),
+            nn.Conv1d(width, width, 5, padding=2),
+            nn.ReLU(),
         )
         self.head = nn.Linear(width, num_units)
 

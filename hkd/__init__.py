@@ -1,7 +1,7 @@
 """hkd: hierarchical knowledge distillation of language models into acoustic models (Lee & Chang, arXiv 2110.10429).
 
-Stage one (`hkd.labelling`) writes what language models predict over transcripts to label stores (`hkd.labels`), one a unit
-level. Stage two (`hkd.train`) streams them beside the audio features into a hierarchical student (`hkd.student`).
+Stage one (`hkd.labelling`) writes what language models predict over transcripts to label stores (`hkd.labels`), one a
+unit level. Stage two (`hkd.train`) streams them beside the audio features into a hierarchical student (`hkd.student`).
 """
 
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "FrameLabels", "HkdError", "Project", "Student", "TimedUnits", "UserError", "losses", "open_labels", "open_project", "read_audio", "write_labels",
+    "FrameLabels", "HkdError", "Project", "Student", "TimedUnits", "UserError", "losses", "open_labels", "open_project",
+    "read_audio", "write_labels",
 ]  # fmt: skip
 
 

@@ -1,9 +1,12 @@
-"""The Python API: labels for other people's trainers. `import hkd` offers these names; they are listed, documented, and frozen by a test.
+"""The Python API: labels for other people's trainers. `import hkd` offers these names; they are listed, documented, and
+frozen by a test.
 
-- `open_labels` reads a store. `Project` says which label lies on which frame of *your* encoder. `write_labels` makes a store from your own
-  teacher's logits. `Student` transcribes.
-- Paths are strings or `Path`s. Nothing needs a project folder. All objects pickle, so they work in DataLoader workers, spawned ones too.
-- Transcripts and unit sequences are checked against the store when an utterance is first used: a mismatch raises `UserError`.
+- `open_labels` reads a store. `Project` says which label lies on which frame of *your* encoder. `write_labels` makes a
+  store from your own teacher's logits. `Student` transcribes.
+- Paths are strings or `Path`s. Nothing needs a project folder. All objects pickle, so they work in DataLoader workers,
+  spawned ones too.
+- Transcripts and unit sequences are checked against the store when an utterance is first used: a mismatch raises
+  `UserError`.
 
 Shape letters: B utterances, U positions of an utterance, M labelled frames, K kept ids, V units.
 """
@@ -78,7 +81,8 @@ class TimedUnits:
 class FrameLabels:
     """A teacher's labels on the frames of a batch: row m belongs to frame `frame_M[m]` of utterance `batch_M[m]`.
 
-    `teacher`: what `hkd.losses.sparse_kl` takes beside the logits. `gold_M`: the reference unit of each row, −1 for none.
+    `teacher`: what `hkd.losses.sparse_kl` takes beside the logits. `gold_M`: the reference unit of each row, −1 for
+    none.
     """
 
     batch_M: "torch.Tensor"
@@ -102,7 +106,8 @@ class FrameLabels:
 
 
 class Project:
-    """A manifest with its alignment and label stores: which label lies where. Pickles; each process opens the files itself."""
+    """A manifest with its alignment and label stores: which label lies where. Pickles; each process opens the files
+    itself."""
 
     def __init__(
         self,
@@ -112,12 +117,17 @@ class Project:
         stores: Mapping[str, StrPath] | Iterable[StrPath] | StrPath = (),
         subwords: StrPath | None = None,
     ) -> None:
-        """stores: by name, or paths (each is then named after its folder). subwords: the SentencePiece model of your own pieces.
+        """stores: by name, or paths (each is then named after its folder). subwords: the SentencePiece model of your
+        own pieces.
 
         Raises UserError where a store does not fit the alignment's or the subword model's inventory.
         """
         given = [stores] if isinstance(stores, str | os.PathLike) else stores
-        paths = given if isinstance(given, Mapping) else {os.fspath(path).rstrip("/").rpartition("/")[2]: path for path in given}
+        paths = (
+            given
+            if isinstance(given, Mapping)
+            else {os.fspath(path).rstrip("/").rpartition("/")[2]: path for path in given}
+        )
         self.manifest = manifest if isinstance(manifest, Manifest) else manifests.read(Path(manifest))
         self._arguments: dict[str, Any] = {
             "manifest": self.manifest,
@@ -149,7 +159,9 @@ class Project:
 
     def _store(self, name: str) -> JoinedStore:
         if name not in self._join.stores:
-            raise UserError(f"store must be one of {', '.join(self._join.stores) or '(none)'}, but is '{name}' instead.")
+            raise UserError(
+                f"store must be one of {', '.join(self._join.stores) or '(none)'}, but is '{name}' instead."
+            )
         return self._join.stores[name]
 
     def positions(self, utterance_id: str, name: str) -> TimedUnits:
@@ -168,7 +180,9 @@ class Project:
         else:
             raise UserError(f"name must be a store or an aligned level, but is '{name}' instead.")
         symbols = tuple(inventory.symbols[unit] for unit in found.unit_U)
-        start_s_U, stop_s_U = (np.asarray(frame_U, np.float64) * FRAME_SHIFT_S for frame_U in (found.start_U, found.stop_U))
+        start_s_U, stop_s_U = (
+            np.asarray(frame_U, np.float64) * FRAME_SHIFT_S for frame_U in (found.start_U, found.stop_U)
+        )
         return TimedUnits(unit_U=found.unit_U, start_s_U=start_s_U, stop_s_U=stop_s_U, symbols=symbols)
 
     def frame_labels(
@@ -184,12 +198,14 @@ class Project:
     ) -> FrameLabels:
         """Which label lies on which frame of your encoder.
 
-        num_frames: valid output frames of each utterance, B numbers. Frame t is centred at first_frame_ms + t · frame_shift_ms
-        (default: half a shift, as frames without padding), and takes the label of the position that is spoken there. speed: how many times
-        as fast each utterance is played. temperature: the teacher's; one that the store holds.
+        num_frames: valid output frames of each utterance, B numbers. Frame t is centred at first_frame_ms + t ·
+        frame_shift_ms (default: half a shift, as frames without padding), and takes the label of the position that is
+        spoken there. speed: how many times as fast each utterance is played. temperature: the teacher's; one that the
+        store holds.
 
-        Utterances without labels give no rows (see `has_labels`), so a batch may have none: divide a sum of losses by max(1, rows).
-        Raises UserError for ids that are not in the manifest, and where transcript or units are not those of the store.
+        Utterances without labels give no rows (see `has_labels`), so a batch may have none: divide a sum of losses by
+        max(1, rows). Raises UserError for ids that are not in the manifest, and where transcript or units are not those
+        of the store.
         """
         import torch
 
@@ -221,14 +237,17 @@ class Project:
         )
 
     def labels(self, store: str, ids: Sequence[str]) -> LabelBlock:
-        """The labels of a batch by position, checked against the transcripts. Raises UserError for an utterance without labels."""
+        """The labels of a batch by position, checked against the transcripts. Raises UserError for an utterance without
+        labels."""
         self._store(store)
         for name in ids:
             self._check(name)
         return self.stores[store].block(ids)
 
 
-def _teacher(block: LabelBlock, row_M: NDArray[np.int64], reader: LabelReader, temperature: float) -> dict[str, "torch.Tensor"]:
+def _teacher(
+    block: LabelBlock, row_M: NDArray[np.int64], reader: LabelReader, temperature: float
+) -> dict[str, "torch.Tensor"]:
     spec = reader.spec
     if temperature != 1 and spec.width < len(spec.inventory) and temperature not in spec.temperatures:
         known = ", ".join(f"{t:g}" for t in (1.0, *spec.temperatures))
@@ -251,10 +270,10 @@ def write_labels(
 ) -> LabelReader:
     """Write a label store from your own teacher, shard by shard; called again after an interruption, it goes on.
 
-    level: senone, monophone (the alignment's units) or subword, character (your pieces). score(id, unit_U) → logits_UV, unnormalised, a
-    row for each position; a tensor or an array. teacher: its name, by which an interrupted store is gone on with: give other weights another
-    name. ids: by default all utterances of the manifest that have units at the level.
-    Raises UserError for logits of another shape, or where another store lies at `path`.
+    level: senone, monophone (the alignment's units) or subword, character (your pieces). score(id, unit_U) → logits_UV,
+    unnormalised, a row for each position; a tensor or an array. teacher: its name, by which an interrupted store is
+    gone on with: give other weights another name. ids: by default all utterances of the manifest that have units at the
+    level. Raises UserError for logits of another shape, or where another store lies at `path`.
     """
     import torch
 
@@ -264,7 +283,9 @@ def write_labels(
     inventory = join.inventory(level)
     if inventory is None:
         raise UserError(f"level must be an aligned level, or subword with a model of yours, but is '{level}' instead.")
-    chosen = list(ids) if ids is not None else [u.id for u in project.manifest if level in SPELLED or join.aligned(u.id)]
+    chosen = (
+        list(ids) if ids is not None else [u.id for u in project.manifest if level in SPELLED or join.aligned(u.id)]
+    )
     spec = StoreSpec(
         name=Path(os.fspath(path)).name,
         level=level,
@@ -290,13 +311,18 @@ def write_labels(
         logits_UV = torch.as_tensor(score(utterance_id, unit_U))
         if logits_UV.shape != (len(unit_U), len(inventory)):
             raise UserError(
-                f"the logits of utterance '{utterance_id}' must have the shape {(len(unit_U), len(inventory))}, but have "
+                f"the logits of utterance '{utterance_id}' must have the shape {(len(unit_U), len(inventory))}, but "
+                f"have "
                 f"{tuple(logits_UV.shape)} instead."
             )
         gold_U = torch.from_numpy(unit_U.astype(np.int64))
         topk = select_topk(logits_UV.float(), gold_U, k=k, temperatures=spec.temperatures)
         return UtteranceLabels(
-            id=utterance_id, topk=topk, word_U=word_U, unit_digest=sequence_digest(unit_U), text_digest=text_digest(said)
+            id=utterance_id,
+            topk=topk,
+            word_U=word_U,
+            unit_digest=sequence_digest(unit_U),
+            text_digest=text_digest(said),
         )
 
     for shard in writer.pending():
@@ -313,7 +339,8 @@ class Student:
 
     @classmethod
     def from_pretrained(cls, folder: StrPath, *, device: str = "auto", lm: StrPath | None = None) -> "Student":
-        """Load the folder that `hkd export` wrote. lm: a word n-gram (ARPA), which a student with senones as its output needs.
+        """Load the folder that `hkd export` wrote. lm: a word n-gram (ARPA), which a student with senones as its output
+        needs.
 
         Raises UserError where the folder holds no student.
         """

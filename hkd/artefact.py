@@ -1,4 +1,5 @@
-"""Is an existing artefact what was asked for? Digests of files and folders, and the differences between two descriptions."""
+"""Is an existing artefact what was asked for? Digests of files and folders, and the differences between two
+descriptions."""
 
 import json
 import os
@@ -23,14 +24,21 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def differences(there: Mapping[str, Any], asked: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """(name, value there, value asked for) of the leaves that differ, None where a side lacks one. Values are compared as JSON."""
+    """(name, value there, value asked for) of the leaves that differ, None where a side lacks one. Values are compared
+    as JSON."""
     was, now = (flatten(json.loads(json.dumps(side))) for side in (there, asked))
     return [(name, was.get(name), now.get(name)) for name in {**was, **now} if was.get(name) != now.get(name)]
 
 
 def brief(value: Any) -> str:
     """A value of a description as a message shows it."""
-    text = "not given" if value is None else value if value and isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    text = (
+        "not given"
+        if value is None
+        else value
+        if value and isinstance(value, str)
+        else json.dumps(value, ensure_ascii=False)
+    )
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
@@ -54,7 +62,8 @@ class Contents:
             self._known = json.loads(path.read_text(encoding="utf-8"))
 
     def digest(self, path: Path, *, without: Path | None = None) -> str | None:
-        """Digest of a file, or of a folder's names and files (links are followed, hidden and temporary files left out); None if absent."""
+        """Digest of a file, or of a folder's names and files (links are followed, hidden and temporary files left out);
+        None if absent."""
         if path.is_dir():
             files = sorted(_files(path, without and without.absolute()))
             names = [str(file.relative_to(path)) for file in files]
@@ -69,7 +78,9 @@ class Contents:
     def save(self) -> None:
         """Write the JSON file where something changed."""
         if self._is_changed:
-            write_bytes(self._path, json.dumps(self._known, ensure_ascii=False, separators=(",", ":")).encode(errors="replace"))
+            write_bytes(
+                self._path, json.dumps(self._known, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
+            )
             self._is_changed = False
 
     def _of_file(self, path: Path) -> str:

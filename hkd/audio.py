@@ -1,10 +1,13 @@
 """Reading sound: any file that libsndfile knows (WAV, FLAC, Opus, MP3 ...) → float32, mono, 16 kHz.
 
-- An utterance's `channel` is read, from 0; where it has none, channels are mixed down to their mean. Other sample rates are resampled with soxr ("HQ").
-- An utterance's `offset` and `duration` become samples *of the file's own rate* by the one rule of `hkd.timebase`; what is cut is resampled.
+- An utterance's `channel` is read, from 0; where it has none, channels are mixed down to their mean. Other sample rates
+  are resampled with soxr ("HQ").
+- An utterance's `offset` and `duration` become samples *of the file's own rate* by the one rule of `hkd.timebase`; what
+  is cut is resampled.
 - A file at a URL (s3://, https:// and whatever else fsspec knows) is read through a copy on this machine.
-- Headers may lie about the length (streams, broken recorders). `probe` reads the header alone where that is sure to be right, looks at the
-  last sample where a codec hides the length, and decodes the file where neither tells. Reading falls back to decoding from the start.
+- Headers may lie about the length (streams, broken recorders). `probe` reads the header alone where that is sure to be
+  right, looks at the last sample where a codec hides the length, and decodes the file where neither tells. Reading
+  falls back to decoding from the start.
 - Whatever a decoder raises becomes one sentence that names the file and a remedy.
 - `check_audio` looks at every utterance and says what is wrong with which; it never stops half-way.
 
@@ -39,10 +42,12 @@ if TYPE_CHECKING:
 
 SILENCE_PEAK = 1e-4  # -80 dB of full scale: below it, a whole utterance is said to be silent
 DURATION_TOLERANCE_S = 0.05
-_LINEAR = re.compile("PCM_|FLOAT|DOUBLE|ULAW|ALAW")  # subtypes with so many bytes a sample: the file's size tells the length
+# subtypes with so many bytes a sample: the file's size tells the length
+_LINEAR = re.compile("PCM_|FLOAT|DOUBLE|ULAW|ALAW")
 _COMPRESSED = ("FLAC", "OGG", "MP3")  # formats whose header, or last page, tells the length
 _WARM_UP_S = 1.0  # what a lossy decoder needs of the sound before (MP3's bit reservoir, Opus' 80 ms of pre-roll)
-_LAST_S = 60.0  # libsndfile 1.2 seeks to a wrong place within the last page of an Ogg stream, and a page may hold many seconds
+# libsndfile 1.2 seeks to a wrong place within the last page of an Ogg stream, and a page may hold many seconds
+_LAST_S = 60.0
 _BLOCK = 1 << 20  # samples read at once
 _BAD_SEEK = 39  # libsndfile's error where a place does not exist; soundfile seeks to where it stands after each read
 _MAX_TAG_BYTES = 1 << 10  # of tags after the last sample
@@ -53,7 +58,8 @@ _UNKNOWN_BYTES = 0x7FFF0000  # sizes from here on stand for "not known" in the h
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AudioInfo:
-    """The sound of a file: `num_samples` are there, at its own rate; `missing_s` seconds more stand in its header (it is cut off)."""
+    """The sound of a file: `num_samples` are there, at its own rate; `missing_s` seconds more stand in its header (it
+    is cut off)."""
 
     sample_rate_hz: int
     num_samples: int
@@ -67,13 +73,15 @@ class AudioInfo:
 
 
 def local_file(path: str) -> Path:
-    """An audio file on this machine: itself, or the copy of what lies at a URL. Raises UserError, HkdError where that cannot be had."""
+    """An audio file on this machine: itself, or the copy of what lies at a URL. Raises UserError, HkdError where that
+    cannot be had."""
     place = location(path)
     return local_copy(place) if isinstance(place, str) else place
 
 
 def probe(path: Path | str) -> AudioInfo:
-    """Rate, true length and channels. Raises UserError where the file is missing, empty, damaged, no audio, or has samples that are NaN."""
+    """Rate, true length and channels. Raises UserError where the file is missing, empty, damaged, no audio, or has
+    samples that are NaN."""
     path = local_file(str(path))
     with _opened(path) as file:
         rate, channels, promised = file.samplerate, file.channels, file.frames
@@ -96,14 +104,17 @@ def probe(path: Path | str) -> AudioInfo:
 
 @contextmanager
 def _opened(path: Path, *, piped: bool = False) -> Iterator[soundfile.SoundFile]:
-    """A file's decoder. Whatever goes wrong, here or in decoding, becomes a UserError. piped: as a stream, so that the header's length is ignored."""
+    """A file's decoder. Whatever goes wrong, here or in decoding, becomes a UserError. piped: as a stream, so that the
+    header's length is ignored."""
     try:
         if "\0" in str(path):
             raise UserError(f"audio file {str(path)!r} cannot be opened (its name holds a null byte).")
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
             kind = "folder" if stat.S_ISDIR(status.st_mode) else "pipe or device"
-            raise UserError(f"audio file {path} must be a regular file, but is a {kind}. Write the sound to a file first.")
+            raise UserError(
+                f"audio file {path} must be a regular file, but is a {kind}. Write the sound to a file first."
+            )
         if status.st_size == 0:
             raise UserError(f"audio file {path} must hold sound, but is empty.")
         with soundfile.SoundFile(_pipe(path)) if piped else _unsized(path, soundfile.SoundFile(path)) as file:
@@ -123,7 +134,10 @@ def _remedy(path: Path) -> str:
     with path.open("rb") as file:
         is_sphere = file.read(7) == b"NIST_1A"
     command = f"sph2pipe -f wav {path.name}" if is_sphere else f"ffmpeg -i {path.name} -ar 16000"
-    return f"Copy it again if it is cut off, or convert it: {command} {path.stem}{'-16k' if path.suffix == '.wav' else ''}.wav"
+    return (
+        f"Copy it again if it is cut off, or convert it: {command} "
+        f"{path.stem}{'-16k' if path.suffix == '.wav' else ''}.wav"
+    )
 
 
 def _pipe(path: Path) -> int:
@@ -139,7 +153,8 @@ def _pipe(path: Path) -> int:
 
 
 def _unsized(path: Path, file: soundfile.SoundFile) -> soundfile.SoundFile:
-    """The file; a WAV whose data chunk says 0 bytes, as recorders that were killed leave it, with all that follows as its sound."""
+    """The file; a WAV whose data chunk says 0 bytes, as recorders that were killed leave it, with all that follows as
+    its sound."""
     if file.frames or file.format not in ("WAV", "WAVEX") or not _LINEAR.match(file.subtype):
         return file
     data, at = path.read_bytes(), 12
@@ -151,14 +166,16 @@ def _unsized(path: Path, file: soundfile.SoundFile) -> soundfile.SoundFile:
 
 
 def _cut_off_s(file: soundfile.SoundFile, path: Path) -> float:
-    """Seconds that a file of fixed sample size should have and has not, as libsndfile's log tells: `data : 64000 (should be 29957)`."""
+    """Seconds that a file of fixed sample size should have and has not, as libsndfile's log tells:
+    `data : 64000 (should be 29957)`."""
     sizes = [(int(said), int(found)) for said, found in re.findall(r"(\d+) \(should be (\d+)\)", file.extra_info)]
     absent = max((said - found for said, found in sizes if said < _UNKNOWN_BYTES), default=0)
     return max(0.0, float(absent * file.frames / path.stat().st_size / file.samplerate))
 
 
 def _ends_there(path: Path) -> bool:
-    """Whether the last sample of the header's length can be read, and lies at the file's end. Raises UserError where more than that follows."""
+    """Whether the last sample of the header's length can be read, and lies at the file's end. Raises UserError where
+    more than that follows."""
     number = os.open(path, os.O_RDONLY)
     try:
         with soundfile.SoundFile(number, closefd=False) as file:
@@ -203,7 +220,8 @@ def _decoded(path: Path, stop: int) -> list[NDArray[np.float32]]:
     with _opened(path) as file:
         found = list(_blocks(file, stop))
         is_mp3 = file.format == "MP3"
-    if is_mp3 and sum(map(len, found)) < stop and not _ends_there(path):  # the length is guessed where there is no Xing tag
+    # the length is guessed where there is no Xing tag
+    if is_mp3 and sum(map(len, found)) < stop and not _ends_there(path):
         with suppress(UserError), _opened(path, piped=True) as file:
             return max(found, list(_blocks(file, stop)), key=lambda blocks: sum(map(len, blocks)))
     return found
@@ -227,7 +245,9 @@ def _cut(path: Path, start: int, wanted: int) -> NDArray[np.float32]:
             found = []
     if sum(map(len, found)) < start + wanted - begin:
         begin, found = 0, _decoded(path, start + wanted)
-    wave_SC: NDArray[np.float32] = np.concatenate(found)[start - begin :] if found else np.zeros((0, channels), np.float32)
+    wave_SC: NDArray[np.float32] = (
+        np.concatenate(found)[start - begin :] if found else np.zeros((0, channels), np.float32)
+    )
     return wave_SC
 
 
@@ -237,7 +257,8 @@ def _refuse_non_finite(wave_SC: NDArray[np.float32], path: Path) -> None:
 
 
 def stamp(path: str) -> list[Any]:
-    """What changes when the file does: path, size, time of change in ns; the URL alone. Raises UserError where it is missing."""
+    """What changes when the file does: path, size, time of change in ns; the URL alone. Raises UserError where it is
+    missing."""
     if isinstance(location(path), str):
         return [path]
     try:
@@ -258,14 +279,18 @@ def read_audio(utterance: "Utterance", *, sample_rate_hz: int = SAMPLE_RATE_HZ) 
     with _opened(path) as file:
         rate = file.samplerate
     start = seconds_to_samples(utterance.offset, rate)
-    wanted = probe(path).num_samples - start if utterance.duration is None else seconds_to_samples(utterance.duration, rate)
+    wanted = (
+        probe(path).num_samples - start if utterance.duration is None else seconds_to_samples(utterance.duration, rate)
+    )
     wave_SC = _cut(path, start, wanted) if start >= 0 and wanted > 0 else np.zeros((0, 1), np.float32)
     if not len(wave_SC):
         end_s = probe(path).duration_s
         raise UserError(f"audio file {path} must reach beyond {utterance.offset:g} s, but ends at {end_s:.3f} s.")
     if len(wave_SC) < wanted - seconds_to_samples(DURATION_TOLERANCE_S, rate):
         wanted_s, end_s = (start + wanted) / rate, (start + len(wave_SC)) / rate
-        raise UserError(f"audio file {path} must reach to {wanted_s:.3f} s, but ends at {end_s:.3f} s: is it truncated?")
+        raise UserError(
+            f"audio file {path} must reach to {wanted_s:.3f} s, but ends at {end_s:.3f} s: is it truncated?"
+        )
     _refuse_non_finite(wave_SC, path)
     wave_S = _one_channel(wave_SC, utterance.channel, path)
     if rate != sample_rate_hz:
@@ -274,11 +299,14 @@ def read_audio(utterance: "Utterance", *, sample_rate_hz: int = SAMPLE_RATE_HZ) 
 
 
 def _one_channel(wave_SC: NDArray[np.float32], channel: int | None, path: Path) -> NDArray[np.float32]:
-    """The channel that is asked for; the mean of all where none is. Raises UserError where the file has no such channel."""
+    """The channel that is asked for; the mean of all where none is. Raises UserError where the file has no such
+    channel."""
     num_channels = wave_SC.shape[1]
     if channel is not None:
         if channel >= num_channels:
-            raise UserError(f"audio file {path} must have a channel {channel} (the first is 0), but has {num_channels}.")
+            raise UserError(
+                f"audio file {path} must have a channel {channel} (the first is 0), but has {num_channels}."
+            )
         return wave_SC[:, channel]
     return wave_SC.mean(axis=1, dtype=np.float32) if num_channels > 1 else wave_SC[:, 0]
 
@@ -299,7 +327,10 @@ def check_utterance(utterance: "Utterance") -> str | None:
         return f"audio file {utterance.audio_filepath} cannot be read ({type(error).__name__}: {error})."
     peak = float(np.abs(wave_S).max())
     if peak < SILENCE_PEAK:
-        return f"audio file {utterance.audio_filepath} must not be silent, but its highest sample is {peak:.2g} of full scale."
+        return (
+            f"audio file {utterance.audio_filepath} must not be silent, but its highest sample is {peak:.2g} of full "
+            "scale."
+        )
     seconds = len(wave_S) / SAMPLE_RATE_HZ
     if utterance.duration is not None and abs(seconds - utterance.duration) > DURATION_TOLERANCE_S:
         return f"duration must be that of the audio, {seconds:.3f} s, but the manifest says {utterance.duration:.3f} s."
@@ -307,7 +338,8 @@ def check_utterance(utterance: "Utterance") -> str | None:
 
 
 def check_audio(utterances: Sequence["Utterance"], *, progress: Progress = no_progress) -> dict[int, str]:
-    """Read every utterance's audio: place from 0 → what is missing, empty, truncated, silent or of another duration than declared."""
+    """Read every utterance's audio: place from 0 → what is missing, empty, truncated, silent or of another duration
+    than declared."""
     problems: dict[int, str] = {}
     for place, utterance in enumerate(utterances):
         if (reason := check_utterance(utterance)) is not None:

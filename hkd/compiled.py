@@ -1,7 +1,7 @@
 """Functions in compiled code, by numba.
 
-A function is compiled once a machine and kept beside the source, else in the user's cache; where neither can be written, each process
-compiles it. It does not hold Python's lock, so several threads run it at once.
+A function is compiled once a machine and kept beside the source, else in the user's cache; where neither can be
+written, each process compiles it. It does not hold Python's lock, so several threads run it at once.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,8 @@
 """Settings: TOML ⇄ the components' config dataclasses.
 
 - Each component owns a frozen dataclass; this module only fills them, says where a key is unknown, and prints them.
-- `hkd.toml` in the working directory holds what differs from the defaults, one table a component; `[paths]` says where parts lie.
+- `hkd.toml` in the working directory holds what differs from the defaults, one table a component; `[paths]` says where
+  parts lie.
 - `a.b=c` on the command line wins over the file; c is a TOML value, or a bare word taken as a string.
 """
 
@@ -34,7 +35,8 @@ PATHS = {
 }
 
 T = TypeVar("T")
-BESIDE = {"beside": True}  # metadata of a field that is a config whose settings stand in the table itself, beside the others
+# metadata of a field that is a config whose settings stand in the table itself, beside the others
+BESIDE = {"beside": True}
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -81,7 +83,8 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def build(cls: type[T], table: Mapping[str, Any], *, where: str) -> T:
-    """A config dataclass from a table. Raises UserError for an unknown key (naming the nearest one) or a value of the wrong type."""
+    """A config dataclass from a table. Raises UserError for an unknown key (naming the nearest one) or a value of the
+    wrong type."""
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
     for name in [name for name, f in fields.items() if f.metadata == BESIDE]:
@@ -94,7 +97,9 @@ def build(cls: type[T], table: Mapping[str, Any], *, where: str) -> T:
     no_default = dataclasses.MISSING
     missing = [name for name, f in fields.items() if f.default is f.default_factory is no_default and name not in table]
     if missing:
-        raise UserError(f"{where}: {' and '.join(missing)} must be given, but {'is' if len(missing) == 1 else 'are'} missing.")
+        raise UserError(
+            f"{where}: {' and '.join(missing)} must be given, but {'is' if len(missing) == 1 else 'are'} missing."
+        )
     return cls(**{key: _convert(value, hints[key], f"{where}.{key}") for key, value in table.items()})
 
 
@@ -122,7 +127,9 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
             raise UserError(f"{where} must be a list, but is {value!r} instead.")
         any_length = args[1:] == (Ellipsis,)
         if not any_length and len(value) != len(args):
-            raise UserError(f"{where} must be a list of {len(args)} values, but has {len(value)} instead: {list(value)}.")
+            raise UserError(
+                f"{where} must be a list of {len(args)} values, but has {len(value)} instead: {list(value)}."
+            )
         kinds = [args[0]] * len(value) if any_length else list(args)
         return tuple(_convert(v, kind, f"{where}[{i}]") for i, (v, kind) in enumerate(zip(value, kinds, strict=True)))
     if origin is typing.Literal:
@@ -154,7 +161,8 @@ def to_table(config: Any) -> Any:
 
 
 def explanations(cls: type) -> dict[str, str]:
-    """Setting → the comment behind it in the source of a config dataclass, its base classes included; "" where there is none."""
+    """Setting → the comment behind it in the source of a config dataclass, its base classes included; "" where there is
+    none."""
     found: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         if dataclasses.is_dataclass(base):
@@ -168,7 +176,8 @@ def show_settings(
 ) -> Iterator[str]:
     """Lines of TOML: the table `name` with each setting of the dataclass `cls`, its value and its explanation.
 
-    table: the values, as `to_table` gives them; None: the defaults. A setting without a value is a comment. first: lines that come first.
+    table: the values, as `to_table` gives them; None: the defaults. A setting without a value is a comment. first:
+    lines that come first.
     """
     yield f"[{name}]" + (f"  # {note}" if note else "")
     yield from first
@@ -227,7 +236,8 @@ class Project:
 
     @classmethod
     def load(cls, folder: Path) -> "Project":
-        """Read `folder`/hkd.toml where there is one, and take its table [normalisation] for the words of all texts from now on.
+        """Read `folder`/hkd.toml where there is one, and take its table [normalisation] for the words of all texts from
+        now on.
 
         Raises UserError for an unknown path or broken TOML.
         """
@@ -259,7 +269,9 @@ class Project:
         """The path of a part that must exist. Raises UserError that says which command makes it."""
         path = self.path(name)
         if not path.exists():
-            raise UserError(f"{name} must be at {path}, but is not there. Run `{command}` first, or start with `hkd prepare`.")
+            raise UserError(
+                f"{name} must be at {path}, but is not there. Run `{command}` first, or start with `hkd prepare`."
+            )
         return path
 
     def table(self, name: str) -> dict[str, Any]:

@@ -29,7 +29,9 @@ class MissingPackageError(HkdError):
     """An optional package is absent."""
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(f"{purpose} needs the package {package}, which is not installed. Run: pip install 'hkd[{extra}]'")
+        super().__init__(
+            f"{purpose} needs the package {package}, which is not installed. Run: pip install 'hkd[{extra}]'"
+        )
 
 
 class InternalError(HkdError):
@@ -66,7 +68,8 @@ def explained(error: BaseException) -> HkdError:
         return error
     if isinstance(error, MemoryError):
         return HkdError(
-            "the memory ran out. Lower batch_seconds (training) or the token budget (labelling), or close other programs."
+            "the memory ran out. Lower batch_seconds (training) or the token budget (labelling), or close other "
+            "programs."
         )
     if isinstance(error, OSError) and error.strerror:
         return HkdError(f"{error.strerror}{f': {error.filename}' if error.filename else ''}.")
@@ -74,7 +77,8 @@ def explained(error: BaseException) -> HkdError:
 
 
 def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
-    """ " Did you mean 'NAME'?" with the known name that is likeliest meant: one that contains `name`, else a similar one; or nothing."""
+    """ " Did you mean 'NAME'?" with the known name that is likeliest meant: one that contains `name`, else a similar
+    one; or nothing."""
     names = list(islice(known, 100_000))
     near = [other for other in names if name and name in other][:1] or difflib.get_close_matches(
         name, names[:5000], n=1, cutoff=cutoff

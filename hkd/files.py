@@ -14,7 +14,8 @@ from filelock import FileLock, Timeout
 
 
 def temporary(path: Path) -> Path:
-    """A name beside `path` that no other thread or process uses. Open it with "xb": the file gets the permissions of any new file."""
+    """A name beside `path` that no other thread or process uses. Open it with "xb": the file gets the permissions of
+    any new file."""
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
 
 
@@ -50,7 +51,7 @@ def lock(path: Path, *, wait: bool) -> Iterator[bool]:
         except Timeout:
             yield False
             return
-        except (FileNotFoundError, FileExistsError):  # the folder went with another's lock, perhaps while mkdir looked at it
+        except (FileNotFoundError, FileExistsError):  # the folder went with another's lock, perhaps during mkdir
             if path.parent.is_file():
                 raise
     try:
@@ -116,7 +117,8 @@ def _json(value: Any, **layout: Any) -> str:
 
 
 def _indented_json(item: Any) -> str:
-    """As json.dumps with an indent of 2 writes it one level down. Lists of texts go through its C encoder, which is faster."""
+    """As json.dumps with an indent of 2 writes it one level down. Lists of texts go through its C encoder, which is
+    faster."""
     if isinstance(item, list) and item and all(isinstance(text, str) for text in item):
         return "[\n    " + _json(item, separators=(",\n    ", ": "))[1:-1] + "\n  ]"
     return _json(item, indent=2).replace("\n", "\n  ")
@@ -139,7 +141,9 @@ def digest_of(parts: Iterable[str | bytes | memoryview]) -> str:
 
 def digest_of_json(value: Any) -> str:
     """SHA-256, in hex, of a JSON value in canonical form (sorted keys, no spaces)."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    ).hexdigest()
 
 
 def digest_of_file(path: Path) -> str:

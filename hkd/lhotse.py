@@ -16,7 +16,8 @@ _LATE_S = 0.005  # half a frame
 
 
 def speed_of(cut_id: str) -> tuple[str, float]:
-    """A cut's id → the id before lhotse's perturbation, and the speed: `a_sp0.9` → (`a`, 0.9). Speed and tempo change times; the rest does not."""
+    """A cut's id → the id before lhotse's perturbation, and the speed: `a_sp0.9` → (`a`, 0.9). Speed and tempo change
+    times; the rest does not."""
     changes = _CHANGES.search(cut_id)
     if changes is None:
         return cut_id, 1.0
@@ -26,7 +27,9 @@ def speed_of(cut_id: str) -> tuple[str, float]:
 class WithLabels(torch.utils.data.Dataset[dict[str, Any]]):
     """A dataset of lhotse whose batches get `batch["hkd"][store]`; made by `with_labels`."""
 
-    def __init__(self, dataset: Any, project: Project, stores: Sequence[str], num_frames: Any, options: dict[str, Any]) -> None:
+    def __init__(
+        self, dataset: Any, project: Project, stores: Sequence[str], num_frames: Any, options: dict[str, Any]
+    ) -> None:
         self._dataset, self._project, self._stores = dataset, project, tuple(stores)
         self._num_frames, self._options = num_frames, options
 
@@ -44,11 +47,14 @@ class WithLabels(torch.utils.data.Dataset[dict[str, Any]]):
         return batch
 
     def _utterance(self, cut: Any) -> tuple[str, float]:
-        """(id in the manifest, speed) of a cut. Raises UserError for a cut that is no single, whole utterance, or one that is not known."""
+        """(id in the manifest, speed) of a cut. Raises UserError for a cut that is no single, whole utterance, or one
+        that is not known."""
         if len(cut.supervisions) != 1 or abs(cut.supervisions[0].start) > _LATE_S:
             raise UserError(
-                f"cut '{cut.id}' must hold one utterance from its beginning on, but has {len(cut.supervisions)} supervisions, "
-                f"the first from {cut.supervisions[0].start if cut.supervisions else 0:g} s on. Take cuts.trim_to_supervisions()."
+                f"cut '{cut.id}' must hold one utterance from its beginning on, but has {len(cut.supervisions)} "
+                f"supervisions, "
+                f"the first from {cut.supervisions[0].start if cut.supervisions else 0:g} s on. Take "
+                f"cuts.trim_to_supervisions()."
             )
         ids: Any = self._project.manifest
         names = (cut.supervisions[0].id, cut.id)
@@ -70,8 +76,9 @@ def with_labels(
 ) -> WithLabels:
     """A lhotse dataset (K2SpeechRecognitionDataset with `return_cuts=True`) → the same with teacher labels.
 
-    num_frames(batch) → valid output frames of your encoder, one number a cut in the order of the batch. Speed-perturbed ids
-    (`_sp0.9`, `_tp1.1`) are understood: labels are re-timed. Cuts must hold one utterance each, from its beginning on: others, and those that the manifest lacks, raise UserError.
+    num_frames(batch) → valid output frames of your encoder, one number a cut in the order of the batch. Speed-perturbed
+    ids (`_sp0.9`, `_tp1.1`) are understood: labels are re-timed. Cuts must hold one utterance each, from its beginning
+    on: others, and those that the manifest lacks, raise UserError.
     """
     options = {"frame_shift_ms": frame_shift_ms, "first_frame_ms": first_frame_ms, "temperature": temperature}
     return WithLabels(dataset, project, stores, num_frames, options)

@@ -1,6 +1,8 @@
-"""Text files by line, strictly: UTF-8 with or without a byte order mark, LF or CRLF, lines of bounded length, no NUL bytes.
+"""Text files by line, strictly: UTF-8 with or without a byte order mark, LF or CRLF, lines of bounded length, no NUL
+bytes.
 
-What is broken is an error that names file and line; nothing is skipped or replaced in silence, and memory stays constant.
+What is broken is an error that names file and line; nothing is skipped or replaced in silence, and memory stays
+constant.
 """
 
 import gzip
@@ -18,7 +20,8 @@ _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 
 def numbered_lines(path: Path, what: str = "a text file", *, remedy: str = "") -> Iterator[tuple[int, str]]:
-    """Stream a file's lines, without their ends, numbered from 1; a name that ends in .gz is unpacked. Raises UserError.
+    """Stream a file's lines, without their ends, numbered from 1; a name that ends in .gz is unpacked. Raises
+    UserError.
 
     `what` names the file in errors ("a manifest"), `remedy` is the sentence for a file that cannot be opened.
     """
@@ -29,7 +32,9 @@ def numbered_lines(path: Path, what: str = "a text file", *, remedy: str = "") -
             for number, raw in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), 1):
                 yield number, _decode(raw.removeprefix(_UTF8_MARK) if number == 1 else raw, what, f"{path}:{number}")
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise UserError(f"{path}:{number + 1}: {what} must be whole, but cannot be unpacked ({error}). Copy it anew.") from None
+        raise UserError(
+            f"{path}:{number + 1}: {what} must be whole, but cannot be unpacked ({error}). Copy it anew."
+        ) from None
     except ValueError as error:  # a name with a NUL byte
         raise UserError(f"{what} must be a readable file, but {str(path)!r}: {error}. {remedy}".rstrip()) from None
     except OSError as error:
@@ -54,7 +59,9 @@ def _decode(raw: bytes, what: str, place: str) -> str:
     if raw.startswith(_UTF16_MARKS):
         raise UserError(f"{place}: {what} must be UTF-8, but is UTF-16. Re-encode the file.")
     if b"\0" in raw:
-        raise UserError(f"{place}: {what} must be text in UTF-8, but this line holds a NUL byte. Is it another kind of file?")
+        raise UserError(
+            f"{place}: {what} must be text in UTF-8, but this line holds a NUL byte. Is it another kind of file?"
+        )
     if len(raw) > MAX_LINE_BYTES:
         raise UserError(f"{place}: {what} must have lines shorter than {MAX_LINE_BYTES} bytes, but this one is longer.")
     try:

@@ -1,24 +1,30 @@
-"""What a student is taught by: pure functions on tensors, one loss a row or an utterance; the caller weighs and divides.
+"""What a student is taught by: pure functions on tensors, one loss a row or an utterance; the caller weighs and
+divides.
 
-p is the teacher's top-k distribution, q = softmax(z / τ) the student, K the kept ids, P = Σ_{v∈K} p_v + p_tail (1 up to the codec's
-rounding). All variants are one cross-entropy with targets p_v on the kept ids and, for the bucket, p_tail on everything else:
+p is the teacher's top-k distribution, q = softmax(z / τ) the student, K the kept ids, P = Σ_{v∈K} p_v + p_tail (1 up to
+the codec's rounding). All variants are one cross-entropy with targets p_v on the kept ids and, for the bucket, p_tail
+on everything else:
 
     L = − Σ_{v∈K} p_v log q_v − p_tail log q_tail,     q_tail = Σ_{v∉K} q_v
     ∂L/∂z_v = (P q_v − p_v) / τ                                              kept ids: the dense gradient
-    ∂L/∂z_v = (P q_tail − p_tail) · exp(z_v/τ − lse_out) / τ                 all others; lse_out = log Σ_{v∉K} exp(z_v/τ)
+    ∂L/∂z_v = (P q_tail − p_tail) · exp(z_v/τ − lse_out) / τ                 all others; lse_out = log Σ_{v∉K}
+    exp(z_v/τ)
 
 - log q_tail = lse_out − lse comes from summing the others, not from 1 − Q, so it is exact where Q is 1 to the last bit.
 - Forward and backward walk over the rows in chunks: beyond the logits and their gradient, memory is O(M · K).
-- The gradient is in closed form, so nothing of size M · V is kept from the forward pass (autograd would keep the log-softmax).
-- The teacher's side is data: tensors that require a gradient are refused there, and all arguments but the logits have names.
+- The gradient is in closed form, so nothing of size M · V is kept from the forward pass (autograd would keep the
+  log-softmax).
+- The teacher's side is data: tensors that require a gradient are refused there, and all arguments but the logits have
+  names.
 
-The bucket is the "ghost token" of Anshumann et al. 2025 (arXiv 2503.16870); temperatures after Hinton et al. 2015 (arXiv 1503.02531).
+The bucket is the "ghost token" of Anshumann et al. 2025 (arXiv 2503.16870); temperatures after Hinton et al. 2015
+(arXiv 1503.02531).
 
-CTC: Graves et al. 2006, "Connectionist temporal classification". Class 0 is the blank, so unit u is class u + 1; a target sequence of U units is the state chain
-blank, unit 1, blank, …, unit U, blank with S = 2U + 1 states.
+CTC: Graves et al. 2006, "Connectionist temporal classification". Class 0 is the blank, so unit u is class u + 1; a
+target sequence of U units is the state chain blank, unit 1, blank, …, unit U, blank with S = 2U + 1 states.
 
-Shape letters: M rows, K kept ids, V units or classes; of CTC: B utterances, T encoder frames, L = Σ U concatenated targets, U units (longest),
-S states, N positions.
+Shape letters: M rows, K kept ids, V units or classes; of CTC: B utterances, T encoder frames, L = Σ U concatenated
+targets, U units (longest), S states, N positions.
 """
 
 from collections.abc import Iterator
@@ -125,7 +131,13 @@ class _SparseCrossEntropy(torch.autograd.Function):
 
 
 def teacher_at(
-    logp_MK: Tensor, tail_M: Tensor, temperature: float, lse_M: Tensor | None, tail_T_M: Tensor | None, num_units: int, tail: str
+    logp_MK: Tensor,
+    tail_M: Tensor,
+    temperature: float,
+    lse_M: Tensor | None,
+    tail_T_M: Tensor | None,
+    num_units: int,
+    tail: str,
 ) -> tuple[Tensor, Tensor]:
     """The kept log-probabilities and the tail's at the teacher's temperature: log p_T(v) = log p(v) / T − lse_T."""
     if temperature == 1.0:
@@ -135,7 +147,8 @@ def teacher_at(
         return scaled_MK - torch.logsumexp(scaled_MK, dim=1, keepdim=True), torch.full_like(tail_M, NEVER)
     if lse_M is None or tail_T_M is None:
         raise ValueError(
-            f"lse_M and tail_T_M must be given at temperature {temperature}, but are not. Dump labels with that temperature."
+            f"lse_M and tail_T_M must be given at temperature {temperature}, but are not. Dump labels with that "
+            f"temperature."
         )
     return scaled_MK - lse_M[:, None], tail_T_M
 
@@ -149,7 +162,9 @@ def _targets(
         return logp_MK.exp(), None, logp_MK, tail_M
     if tail == "sampled":
         if count_MK is None:
-            raise ValueError("count_MK must be given for tail 'sampled', but is not. Dump labels with the selection 'sample'.")
+            raise ValueError(
+                "count_MK must be given for tail 'sampled', but is not. Dump labels with the selection 'sample'."
+            )
         weight_MK = count_MK.to(logp_MK.dtype)
         return weight_MK / weight_MK.sum(dim=1, keepdim=True).clamp_min(1), None, logp_MK, tail_M
     if tail == "gold-residual":
@@ -165,7 +180,9 @@ def _check(logits_MV: Tensor, ids_MK: Tensor, tail: str, temperature: float, tea
     if tail not in TAILS:
         raise ValueError(f"tail must be one of {', '.join(TAILS)}, but is '{tail}' instead.")
     if tail == "sampled" and temperature != 1.0:
-        raise ValueError(f"temperature must be 1 for tail 'sampled' (the draws are from that), but is {temperature} instead.")
+        raise ValueError(
+            f"temperature must be 1 for tail 'sampled' (the draws are from that), but is {temperature} instead."
+        )
     if logits_MV.ndim != 2 or ids_MK.ndim != 2 or len(logits_MV) != len(ids_MK):
         raise ValueError(
             f"ids_MK must have a row for each of {len(logits_MV)} rows of logits, but is {tuple(ids_MK.shape)} instead."
@@ -173,7 +190,8 @@ def _check(logits_MV: Tensor, ids_MK: Tensor, tail: str, temperature: float, tea
     for name, value in teacher.items():
         if value is not None and value.requires_grad:
             raise ValueError(
-                f"{name} must be a teacher's label, without a gradient, but requires one instead. Are teacher and student swapped?"
+                f"{name} must be a teacher's label, without a gradient, but requires one instead. Are teacher and "
+                f"student swapped?"
             )
         if value is not None and len(value) != len(logits_MV):
             raise ValueError(f"{name} must have {len(logits_MV)} rows, but has {len(value)} instead.")
@@ -196,14 +214,15 @@ def sparse_kl(
 ) -> Tensor:
     """loss_M: KL(teacher ‖ student) of each row, in nats; differentiable in the student's logits alone.
 
-    logits_MV: the student's; ids_MK (distinct in a row), logp_MK, tail_M, lse_M, tail_T_M, gold_M, count_MK: the teacher's, as in hkd.topk.TopK.
-    temperature T: the teacher's, with its lse_M and tail_T_M where T ≠ 1 (K = V and `renormalised` need neither).
-    student_temperature: None puts the student at T too; where both are equal the loss is times T² (Hinton et al. 2015); 1 is Futami 2020.
-    tail, with p the teacher's true probabilities:
+    logits_MV: the student's; ids_MK (distinct in a row), logp_MK, tail_M, lse_M, tail_T_M, gold_M, count_MK: the
+    teacher's, as in hkd.topk.TopK. temperature T: the teacher's, with its lse_M and tail_T_M where T ≠ 1 (K = V and
+    `renormalised` need neither). student_temperature: None puts the student at T too; where both are equal the loss is
+    times T² (Hinton et al. 2015); 1 is Futami 2020. tail, with p the teacher's true probabilities:
       ghost          all units outside K are one more outcome, with p_tail
       renormalised   p_v / Σ_{K} p on K, nothing elsewhere (biased; arXiv 2503.16870)
       gold-residual  p_tail is added to the gold unit; a row whose gold unit is not in K (or is −1) keeps the bucket
-      sampled        target count_v / Σ count on the drawn ids (count 0 pads); value Σ c_v/N log(p_v/q_v), an unbiased estimate of the
+      sampled        target count_v / Σ count on the drawn ids (count 0 pads); value Σ c_v/N log(p_v/q_v), an unbiased
+      estimate of the
                      full KL, and so is its gradient
     less_entropy: False leaves the teacher's own entropy in, which has no gradient (`sparse_cross_entropy`).
     Raises ValueError for labels that require a gradient, missing lse_M, gold_M or count_MK, and shapes that do not fit.
@@ -217,7 +236,9 @@ def sparse_kl(
     num_units = logits_MV.shape[1]
     logp_MK, tail_M = teacher_at(logp_MK.to(wide), tail_M.to(wide), temperature, lse_M, tail_T_M, num_units, tail)
     ids_MK = ids_MK.long()
-    p_MK, tail_p_M, logp_MK, tail_M = _targets(logp_MK, tail_M.to(wide), ids_MK, tail=tail, gold_M=gold_M, count_MK=count_MK)
+    p_MK, tail_p_M, logp_MK, tail_M = _targets(
+        logp_MK, tail_M.to(wide), ids_MK, tail=tail, gold_M=gold_M, count_MK=count_MK
+    )
     if ids_MK.shape[1] >= num_units:
         tail_p_M = None  # K = V: nothing lies outside
     factor = temperature**2 if own == temperature else 1.0
@@ -230,13 +251,17 @@ def sparse_kl(
     return loss_M * factor - entropy_M * factor
 
 
-def sparse_cross_entropy(logits_MV: Tensor, *, ids_MK: Tensor, logp_MK: Tensor, tail_M: Tensor, **options: Any) -> Tensor:
-    """loss_M: sparse_kl plus the teacher's entropy, so that w · this + (1 − w) · hard_cross_entropy is cross-entropy against the mixture."""
+def sparse_cross_entropy(
+    logits_MV: Tensor, *, ids_MK: Tensor, logp_MK: Tensor, tail_M: Tensor, **options: Any
+) -> Tensor:
+    """loss_M: sparse_kl plus the teacher's entropy, so that w · this + (1 − w) · hard_cross_entropy is cross-entropy
+    against the mixture."""
     return sparse_kl(logits_MV, ids_MK=ids_MK, logp_MK=logp_MK, tail_M=tail_M, less_entropy=False, **options)
 
 
 def hard_cross_entropy(logits_MV: Tensor, unit_M: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
-    """loss_M against reference units: targets (1 − ε) at the unit and ε / V everywhere, as torch's cross_entropy; in chunks."""
+    """loss_M against reference units: targets (1 − ε) at the unit and ε / V everywhere, as torch's cross_entropy; in
+    chunks."""
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing must be at least 0 and below 1, but is {label_smoothing} instead.")
     wide = torch.promote_types(logits_MV.dtype, torch.float32)
@@ -266,13 +291,17 @@ def ctc_feasible(length_B: Tensor, target_L: Tensor, target_length_B: Tensor) ->
 
 
 def ctc_loss(logits_BTV: Tensor, length_B: Tensor, target_L: Tensor, target_length_B: Tensor) -> Tensor:
-    """loss_B: −log p(target) of each utterance, in nats; 0 with no gradient where no path exists (see ctc_feasible to count these)."""
-    logp_TBV = torch.log_softmax(logits_BTV.to(torch.promote_types(logits_BTV.dtype, torch.float32)), dim=-1).transpose(0, 1)
+    """loss_B: −log p(target) of each utterance, in nats; 0 with no gradient where no path exists (see ctc_feasible to
+    count these)."""
+    logp_TBV = torch.log_softmax(logits_BTV.to(torch.promote_types(logits_BTV.dtype, torch.float32)), dim=-1).transpose(
+        0, 1
+    )
     return F.ctc_loss(logp_TBV, target_L, length_B, target_length_B, blank=0, reduction="none", zero_infinity=True)
 
 
 def _forward_scores(emit_TBS: Tensor, skip_BS: Tensor) -> Tensor:
-    """alpha_TBS: log mass of all paths from the start to state s at frame t, both included (Graves 2006, equations 6 and 7)."""
+    """alpha_TBS: log mass of all paths from the start to state s at frame t, both included (Graves 2006, equations 6
+    and 7)."""
     t, b, s = emit_TBS.shape
     alpha = emit_TBS.new_full((t, b, s + 2), NEVER)  # two states that nobody is in, before the first
     alpha[0, :, 2 : 2 + min(2, s)] = emit_TBS[0, :, : min(2, s)]
@@ -285,10 +314,11 @@ def _forward_scores(emit_TBS: Tensor, skip_BS: Tensor) -> Tensor:
 
 @torch.no_grad()
 def ctc_occupancy(logits_BTV: Tensor, length_B: Tensor, target_L: Tensor, target_length_B: Tensor) -> Tensor:
-    """gamma_BTU: the probability, given the target, that frame t is spent in unit u; the rest of a frame's 1 is blank's.
+    """gamma_BTU: the probability, given the target, that frame t is spent in unit u; the rest of a frame's 1 is
+    blank's.
 
-    By forward-backward in log space and float64; both directions run as one batch, the backward one over the mirrored problem.
-    0 past an utterance's end, past its units, and where no path exists. No gradient flows through it.
+    By forward-backward in log space and float64; both directions run as one batch, the backward one over the mirrored
+    problem. 0 past an utterance's end, past its units, and where no path exists. No gradient flows through it.
     """
     b, t, _ = logits_BTV.shape
     device = logits_BTV.device
@@ -337,13 +367,14 @@ def ctc_interpolation(
 ) -> Tensor:
     """loss_B = Σ_t Σ_u γ_t(u) · CE(p_u, q_t): the teacher's part of label interpolation for a CTC output, in nats.
 
-    q_t = softmax over all V classes, the blank included, for the paper's interpolation has one softmax for both; p_u gives the blank
-    nothing. A frame counts by its occupancy, so frames of blank weigh 0. Teacher units map to classes id + class_offset (1 for
-    the main output; 0 for an auxiliary head without a blank). Position n of utterance b is row offset_B1[b] + n and unit n of its target.
-    tail `ghost`: what lies outside the K units (units alone, not the blank) is one outcome with p_tail; `renormalised`: p / Σ_K p.
-    temperature T: the teacher's alone, p_u is then its softmax at T (lse_N and tail_T_N as in sparse_kl); q_t is always at 1.
-    Computed with two (T × V) · (V × U) products an utterance, no (T, U, K) tensor. The caller combines: (1 − w) · ctc_loss + w · this.
-    Raises ValueError for labels that require a gradient or rows that do not fit the occupancies.
+    q_t = softmax over all V classes, the blank included, for the paper's interpolation has one softmax for both; p_u
+    gives the blank nothing. A frame counts by its occupancy, so frames of blank weigh 0. Teacher units map to classes
+    id + class_offset (1 for the main output; 0 for an auxiliary head without a blank). Position n of utterance b is row
+    offset_B1[b] + n and unit n of its target. tail `ghost`: what lies outside the K units (units alone, not the blank)
+    is one outcome with p_tail; `renormalised`: p / Σ_K p. temperature T: the teacher's alone, p_u is then its softmax
+    at T (lse_N and tail_T_N as in sparse_kl); q_t is always at 1. Computed with two (T × V) · (V × U) products an
+    utterance, no (T, U, K) tensor. The caller combines: (1 − w) · ctc_loss + w · this. Raises ValueError for labels
+    that require a gradient or rows that do not fit the occupancies.
     """
     if logp_NK.requires_grad or tail_N.requires_grad or gamma_BTU.requires_grad:
         raise ValueError("the teacher's labels and the occupancies must have no gradient, but require one instead.")
@@ -355,7 +386,8 @@ def ctc_interpolation(
         raise ValueError(f"offset_B1 must cut the rows into {b} utterances of at most {u} units, but does not.")
     num_units = logits_BTV.shape[2] - class_offset
     logp_NK, tail_N = teacher_at(logp_NK, tail_N, temperature, lse_N, tail_T_N, num_units, tail)
-    with torch.autocast(logits_BTV.device.type, enabled=False):  # probabilities are not to be multiplied in half precision
+    # probabilities are not to be multiplied in half precision
+    with torch.autocast(logits_BTV.device.type, enabled=False):
         wide = torch.promote_types(logits_BTV.dtype, torch.float32)
         logq_BTV = torch.log_softmax(logits_BTV.to(wide), dim=-1)
         v = logq_BTV.shape[2]

@@ -1,10 +1,11 @@
 """The manifest: which utterances there are. JSONL, one utterance a line, NeMo's field names.
 
-- `id` is unique and stable, and never parsed for meaning. `audio_filepath` is relative to the manifest's folder, or absolute, or a
-  URL; `offset` and `duration` are seconds; `channel` is the channel of the file that is read, from 0 (without it: the mean of all). Free
-  extra fields are kept (`split` and `recording` are the ones that hkd reads).
+- `id` is unique and stable, and never parsed for meaning. `audio_filepath` is relative to the manifest's folder, or
+  absolute, or a URL; `offset` and `duration` are seconds; `channel` is the channel of the file that is read, from 0
+  (without it: the mean of all). Free extra fields are kept (`split` and `recording` are the ones that hkd reads).
 - A broken line is an error that names file and line; nothing is skipped in silence.
-- The digest covers the (id, text) pairs in order of the ids: moved audio, other splits and extra fields do not change it.
+- The digest covers the (id, text) pairs in order of the ids: moved audio, other splits and extra fields do not change
+  it.
 """
 
 import json
@@ -25,7 +26,8 @@ from hkd.files import atomic_write, digest_of
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Utterance:
-    """One utterance. `audio_filepath` is as read, already resolved against the manifest's folder; None for text alone."""
+    """One utterance. `audio_filepath` is as read, already resolved against the manifest's folder; None for text
+    alone."""
 
     id: str
     text: str
@@ -44,7 +46,9 @@ class Utterance:
         for name in ("offset", "duration"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= 0):
-                raise UserError(f"{name} of utterance '{self.id}' must be finite and not negative, but is {value} instead.")
+                raise UserError(
+                    f"{name} of utterance '{self.id}' must be finite and not negative, but is {value} instead."
+                )
         if self.channel is not None and self.channel < 0:
             raise UserError(f"channel of utterance '{self.id}' must be 0 or above, but is {self.channel} instead.")
 
@@ -73,7 +77,9 @@ class Manifest(Sequence[Utterance]):
         self._row_of = {u.id: row for row, u in enumerate(self._utterances)}
         if len(self._row_of) != len(self._utterances):
             twice = Counter(u.id for u in self._utterances).most_common(1)[0][0]
-            raise UserError(f"id must be unique in a manifest, but '{twice}' stands twice. Give each utterance its own id.")
+            raise UserError(
+                f"id must be unique in a manifest, but '{twice}' stands twice. Give each utterance its own id."
+            )
 
     def __getitem__(self, row: Any) -> Any:
         return self._utterances[row]
@@ -90,7 +96,9 @@ class Manifest(Sequence[Utterance]):
     def by_id(self, utterance_id: str) -> Utterance:
         """The utterance of that id. Raises UserError where there is none."""
         if utterance_id not in self._row_of:
-            raise UserError(f"utterance '{utterance_id}' is not in the manifest.{did_you_mean(utterance_id, self._row_of)}")
+            raise UserError(
+                f"utterance '{utterance_id}' is not in the manifest.{did_you_mean(utterance_id, self._row_of)}"
+            )
         return self._utterances[self._row_of[utterance_id]]
 
     def where(self, keep: Callable[[Utterance], bool]) -> "Manifest":
@@ -122,7 +130,9 @@ def parse_json(line: str) -> dict[str, Any]:
     try:
         row = json.loads(line, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
-        raise UserError(f"a line must be one JSON object, but is no JSON ({error.msg} at column {error.colno}).") from None
+        raise UserError(
+            f"a line must be one JSON object, but is no JSON ({error.msg} at column {error.colno})."
+        ) from None
     except (RecursionError, ValueError) as error:
         why = "nested too deep" if isinstance(error, RecursionError) else "a number is too long"
         raise UserError(f"a line must be one JSON object, but is no JSON that can be read ({why}).") from None
@@ -139,13 +149,15 @@ def parse_json(line: str) -> dict[str, Any]:
 Kind = tuple[tuple[type, ...], str]  # what JSON may hold, and what that is called
 STRING, NUMBER, WHOLE = ((str,), "a string"), ((float, int), "a number"), ((int,), "a whole number")
 _FIELDS: dict[str, Kind] = {
-    "id": STRING, "audio_filepath": STRING, "offset": NUMBER, "duration": NUMBER, "channel": WHOLE, "text": STRING, "speaker": STRING,
+    "id": STRING, "audio_filepath": STRING, "offset": NUMBER, "duration": NUMBER, "channel": WHOLE, "text": STRING,
+    "speaker": STRING,
 }  # fmt: skip
 KNOWN_FIELDS = tuple(_FIELDS)
 
 
 def check_field(row: Mapping[str, Any], name: str, kind: Kind, *, needed: bool = False, called: str = "") -> Any:
-    """A row's field or None; any number as a float. Raises UserError where it is missing although needed, or of another kind.
+    """A row's field or None; any number as a float. Raises UserError where it is missing although needed, or of another
+    kind.
 
     `called`: its name in the file.
     """
@@ -177,7 +189,8 @@ def parse_line(line: str, folder: str | Path) -> Utterance:
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, Utterance]]:
-    """Stream a manifest with line numbers. Raises UserError with file and line number at the first broken line; constant memory."""
+    """Stream a manifest with line numbers. Raises UserError with file and line number at the first broken line;
+    constant memory."""
     folder = str(path.parent.absolute())
     for number, line in lines.numbered_lines(path, "a manifest", remedy="Run `hkd prepare` first."):
         if line and not line.isspace():
@@ -198,7 +211,8 @@ def read(path: Path) -> Manifest:
     for number, utterance in numbered_lines(path):
         if utterance.id in utterances:
             raise UserError(
-                f"{path}:{number}: id must be unique, but '{utterance.id}' stands twice. Give each utterance its own id."
+                f"{path}:{number}: id must be unique, but '{utterance.id}' stands twice. Give each utterance its own "
+                f"id."
             )
         utterances[utterance.id] = utterance
     return Manifest(utterances.values())
@@ -220,13 +234,15 @@ def write(path: Path, utterances: Iterable[Utterance]) -> None:
 def assign_splits(manifest: Manifest, shares: Mapping[str, float], *, by: Callable[[Utterance], str]) -> Manifest:
     """Set `split` so that all utterances of one group (`by`: the speaker, say) fall into one split.
 
-    Groups are ordered by the SHA-256 of their name and dealt out until each split has its share of the groups: the rule depends on
-    nothing but the names. `shares` need not sum to one; every split with a positive share gets at least one group.
-    Raises UserError where there are fewer groups than splits.
+    Groups are ordered by the SHA-256 of their name and dealt out until each split has its share of the groups: the rule
+    depends on nothing but the names. `shares` need not sum to one; every split with a positive share gets at least one
+    group. Raises UserError where there are fewer groups than splits.
     """
     groups = sorted({by(u) for u in manifest}, key=lambda name: digest_of([name]))
     if len(groups) < len(shares):
-        raise UserError(f"splitting needs at least {len(shares)} groups, but there are {len(groups)}. Split by another field.")
+        raise UserError(
+            f"splitting needs at least {len(shares)} groups, but there are {len(groups)}. Split by another field."
+        )
     total = sum(shares.values())
     split_of: dict[str, str] = {}
     start, cumulated = 0, 0.0

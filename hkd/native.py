@@ -1,7 +1,8 @@
 """torchaudio whose native part cannot be loaded: its Python part still can.
 
-The wheel of torchaudio is linked against CUDA, so that beside a CPU build of torch its import ends in OSError, and with it that of
-transformers. torchaudio itself knows a state without its extension; `import_torchaudio` puts it into that state.
+The wheel of torchaudio is linked against CUDA, so that beside a CPU build of torch its import ends in OSError, and with
+it that of transformers. torchaudio itself knows a state without its extension; `import_torchaudio` puts it into that
+state.
 """
 
 import importlib
@@ -11,7 +12,8 @@ from typing import Any
 
 
 def import_torchaudio() -> ModuleType | None:
-    """torchaudio, with its native part where that loads; None where the package is not installed. Call it before transformers."""
+    """torchaudio, with its native part where that loads; None where the package is not installed. Call it before
+    transformers."""
     try:
         return importlib.import_module("torchaudio")
     except ModuleNotFoundError:

@@ -1,8 +1,10 @@
-"""Pretrained models of transformers, all loaded in one way: teachers, LMs beside a search, speech encoders, upstreams and CTC aligners.
+"""Pretrained models of transformers, all loaded in one way: teachers, LMs beside a search, speech encoders, upstreams
+and CTC aligners.
 
-- Weights come from safetensors (or from one GGUF file); pickles are never read, and code that comes with a model is never run.
-- A folder is checked before transformers reads it, and what transformers says afterwards is held against the model: a model with a
-  weight that the files lack has a random one there, and is refused.
+- Weights come from safetensors (or from one GGUF file); pickles are never read, and code that comes with a model is
+  never run.
+- A folder is checked before transformers reads it, and what transformers says afterwards is held against the model: a
+  model with a weight that the files lack has a random one there, and is refused.
 - Whatever goes wrong is one line with the remedy.
 """
 
@@ -98,7 +100,8 @@ def _check_weights(path: Path) -> None:
 
 
 def check_folder(folder: Path, *, what: str) -> None:
-    """Raises UserError or HkdError for a folder that transformers cannot load whole, or that needs more than safetensors.
+    """Raises UserError or HkdError for a folder that transformers cannot load whole, or that needs more than
+    safetensors.
 
     `what` says whose model it is: "LM", "encoder.name" ...
     """
@@ -109,7 +112,8 @@ def check_folder(folder: Path, *, what: str) -> None:
         )
     if not (folder / "config.json").is_file():
         raise UserError(
-            f"{what} must be a folder with config.json and model.safetensors, but {folder} has no config.json. Save the model with "
+            f"{what} must be a folder with config.json and model.safetensors, but {folder} has no config.json. Save "
+            f"the model with "
             "save_pretrained(FOLDER), and name that folder."
         )
     for path in sorted(folder.glob("*.json")):
@@ -120,8 +124,10 @@ def check_folder(folder: Path, *, what: str) -> None:
         has = f"{pickled[0]}, a pickle, which hkd never reads" if pickled else "no weights"
         kind = (_read_json(folder / "config.json").get("architectures") or ["AutoModel"])[0]
         raise UserError(
-            f"{what} must have its weights as safetensors, but {folder} has {has}. If you trust them, convert them: python -c "
-            f"\"import transformers; transformers.{kind}.from_pretrained('{folder}').save_pretrained('{folder.name}-safetensors')\", "
+            f"{what} must have its weights as safetensors, but {folder} has {has}. If you trust them, convert them: "
+            f"python -c "
+            f'"import transformers; '
+            f"transformers.{kind}.from_pretrained('{folder}').save_pretrained('{folder.name}-safetensors')\", "
             "and copy the tokenizer's and preprocessor's files there."
         )
     for path in weights:
@@ -132,7 +138,8 @@ def check_folder(folder: Path, *, what: str) -> None:
         lost = sorted(name for name in named if not (folder / str(name)).is_file())
         if lost:
             raise HkdError(
-                f"{folder} must hold all {len(named)} files of its weights, but lacks {', '.join(lost[:3])}. Fetch it again."
+                f"{folder} must hold all {len(named)} files of its weights, but lacks {', '.join(lost[:3])}. Fetch it "
+                f"again."
             )
 
 
@@ -157,20 +164,25 @@ def one_line(name: str, *, what: str) -> Iterator[None]:
         raise HkdError(f"{what} {name} needs a package that is not installed: {first_line(error)}.") from None
     except Exception as error:
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-            raise HkdError(f"{what} {name} must fit into memory, but does not. Take a smaller one, or another machine.") from None
+            raise HkdError(
+                f"{what} {name} must fit into memory, but does not. Take a smaller one, or another machine."
+            ) from None
         said = said_in_one_line(error, 300).rstrip(".")
         if "untagged enum" in said or "did not match any variant" in said:
             raise HkdError(
-                f"the tokenizer of {name} must be readable by this version of the package tokenizers, but is not: a newer one wrote it "
+                f"the tokenizer of {name} must be readable by this version of the package tokenizers, but is not: a "
+                f"newer one wrote it "
                 f"({said[:100]}). Run: pip install --upgrade tokenizers transformers"
             ) from None
         raise HkdError(
-            f"{what} {name} must be loadable by transformers from safetensors, but is not: {said}. Fetch its files again."
+            f"{what} {name} must be loadable by transformers from safetensors, but is not: {said}. Fetch its files "
+            f"again."
         ) from None
 
 
 def load_config(source: str | Path, *, what: str, **given: Any) -> Any:
-    """transformers' configuration of a model: a folder, or a hub name. Raises UserError or HkdError where it is none that can be loaded."""
+    """transformers' configuration of a model: a folder, or a hub name. Raises UserError or HkdError where it is none
+    that can be loaded."""
     if Path(source).is_dir() and "gguf_file" not in given:
         check_folder(Path(source), what=what)
     with transformers_package() as transformers, one_line(str(source), what=what):
@@ -178,7 +190,13 @@ def load_config(source: str | Path, *, what: str, **given: Any) -> Any:
 
 
 def load_model(
-    source: str | Path, kind: Any, *, what: str, part: str = "", remedy: str = "Take a checkpoint that has them.", **given: Any
+    source: str | Path,
+    kind: Any,
+    *,
+    what: str,
+    part: str = "",
+    remedy: str = "Take a checkpoint that has them.",
+    **given: Any,
 ) -> Any:
     """A model with all of its weights, in evaluation mode. `kind` is a class of transformers, or a name of one.
 
@@ -195,20 +213,23 @@ def load_model(
     lost = [str(key) for key in sorted(found["missing_keys"]) if str(key).startswith(part)]
     for key, saved, wanted in sorted(found["mismatched_keys"]):
         raise HkdError(
-            f"{what} {source} must have weights of the shapes that its config.json says, but {key} is {tuple(saved)} and not {tuple(wanted)}. "
+            f"{what} {source} must have weights of the shapes that its config.json says, but {key} is {tuple(saved)} "
+            f"and not {tuple(wanted)}. "
             "Fetch config.json and the weights again, from one place."
         )
     if lost:
         more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
         raise HkdError(
-            f"{what} {source} must hold all weights of {type(model).__name__}, but lacks {', '.join(lost[:3])}{more}: they would be random. "
+            f"{what} {source} must hold all weights of {type(model).__name__}, but lacks {', '.join(lost[:3])}{more}: "
+            f"they would be random. "
             f"{remedy}"
         )
     return model.eval()
 
 
 def load_tokenizer(source: str | Path, *, what: str, **given: Any) -> Any:
-    """The tokenizer of a model. Raises HkdError where there is none, or an empty one, which transformers makes in silence."""
+    """The tokenizer of a model. Raises HkdError where there is none, or an empty one, which transformers makes in
+    silence."""
     with transformers_package() as transformers, one_line(str(source), what=what):
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False, **given)
         special = set(tokenizer.all_special_tokens)

@@ -4,7 +4,8 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Called with what is done, what there is in all (same unit), and short facts to show beside (loss=1.2, kept="98 %")."""
+    """Called with what is done, what there is in all (same unit), and short facts to show beside (loss=1.2, kept="98
+    %")."""
 
     def __call__(self, done: float, total: float, **facts: float | str) -> None: ...
 

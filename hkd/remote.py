@@ -1,9 +1,11 @@
 """A folder on any file system that fsspec knows (s3://, gs://, https://, memory://, hf://datasets/ORG/NAME ...).
 
-- Credentials and endpoints come from the environment and fsspec's own configuration (AWS_*, AWS_ENDPOINT_URL, HF_TOKEN ...).
+- Credentials and endpoints come from the environment and fsspec's own configuration (AWS_*, AWS_ENDPOINT_URL, HF_TOKEN
+  ...).
 - Every failure of the far side is one sentence: an HkdError, whatever its package raised.
 - Audio is copied to this machine once (`local_copy`) and never updated: a file that changes needs another name.
-- An object appears whole or not at all: that is what object stores promise. `create` is exclusive where the file system can do that.
+- An object appears whole or not at all: that is what object stores promise. `create` is exclusive where the file system
+  can do that.
 """
 
 import contextlib
@@ -50,7 +52,9 @@ def hub_parts(url: str) -> tuple[str, str | None, str]:
     try:
         found = parse_hf_uri(url)
     except ValueError as error:
-        raise UserError(f"URL must be like hf://datasets/ORG/NAME, but is '{url}' instead ({first_line(error)}).") from None
+        raise UserError(
+            f"URL must be like hf://datasets/ORG/NAME, but is '{url}' instead ({first_line(error)})."
+        ) from None
     if found.type != "dataset":
         raise UserError(f"URL must be like hf://datasets/ORG/NAME, but is '{url}' instead.")
     return found.id, found.revision, found.path_in_repo.strip("/")
@@ -75,9 +79,13 @@ class Remote:
         except ImportError as error:
             if protocol in EXTRAS:
                 raise MissingPackageError(*EXTRAS[protocol], f"{protocol}://") from None
-            raise UserError(f"URL must name a file system whose package is installed, but {self.url}: {error}.") from None
+            raise UserError(
+                f"URL must name a file system whose package is installed, but {self.url}: {error}."
+            ) from None
         except ValueError as error:
-            raise UserError(f"URL must name a file system that fsspec knows, but {self.url} does not ({error}).") from None
+            raise UserError(
+                f"URL must name a file system that fsspec knows, but {self.url} does not ({error})."
+            ) from None
         return system, path.rstrip("/")
 
     def __str__(self) -> str:
@@ -85,8 +93,8 @@ class Remote:
 
     @contextmanager
     def _reach(self, name: str, verb: str) -> Iterator[tuple[Any, str]]:
-        """The file system and a file's path. Exceptions raised inside become a sentence, except FileNotFoundError, FileExistsError, and
-        the OSError of a fetch for which this machine has no room.
+        """The file system and a file's path. Exceptions raised inside become a sentence, except FileNotFoundError,
+        FileExistsError, and the OSError of a fetch for which this machine has no room.
         """
         system, path = self._system()
         try:
@@ -97,7 +105,9 @@ class Remote:
             if verb == "read" and isinstance(error, OSError) and error.errno in NO_ROOM:
                 raise  # on this machine
             place = f"{self.url}/{name}".rstrip("/")
-            raise HkdError(f"{place} cannot be {verb} ({one_line(error)}). Mend that, then run the same command again.") from None
+            raise HkdError(
+                f"{place} cannot be {verb} ({one_line(error)}). Mend that, then run the same command again."
+            ) from None
 
     def read(self, name: str, *, limit: int | None = None) -> bytes | None:
         """A file's bytes, `limit` of them at most; None where it is not there."""
@@ -125,7 +135,10 @@ class Remote:
 
     def names(self, folder: str = "") -> list[str]:
         """What lies right in a folder, sorted; nothing where there is no such folder."""
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError), self._reach(folder, "listed") as (system, path):
+        with (
+            contextlib.suppress(FileNotFoundError, NotADirectoryError),
+            self._reach(folder, "listed") as (system, path),
+        ):
             system.invalidate_cache()
             found = system.ls(path, detail=False)
             items = {str(item).strip("/") for item in found} - {path.strip("/")}  # some list the folder itself
@@ -133,7 +146,8 @@ class Remote:
         return []
 
     def fetch(self, name: str, target: Path, *, limit: int | None = None) -> None:
-        """Copy a file to this machine. Raises FileNotFoundError, TooLargeError for one of more than `limit` bytes, OSError where there is no room."""
+        """Copy a file to this machine. Raises FileNotFoundError, TooLargeError for one of more than `limit` bytes,
+        OSError where there is no room."""
         with self._reach(name, "read") as (system, path):
             if limit is not None:
                 system.invalidate_cache()
@@ -151,7 +165,8 @@ class Remote:
         self._put(name, lambda system, path: system.pipe_file(path, bytes(data)))
 
     def create(self, name: str, data: bytes | memoryview) -> bool:
-        """Write a file that is not there yet; False where it is. Of two writers at once one wins, where the file system can do that."""
+        """Write a file that is not there yet; False where it is. Of two writers at once one wins, where the file system
+        can do that."""
         try:
             self._put(name, lambda system, path: system.pipe_file(path, bytes(data), mode="create"))
             return True
@@ -208,8 +223,8 @@ def cached(
 ) -> Path:
     """The file `name` in a folder of the cache. `fetch` writes it where it is not there or not whole (or with `fresh`).
 
-    Over its bound the folder drops what was used longest ago, but nothing that was used in the last `in_use_s` seconds. Raises HkdError
-    where the cache cannot be used, and what `fetch` raises.
+    Over its bound the folder drops what was used longest ago, but nothing that was used in the last `in_use_s` seconds.
+    Raises HkdError where the cache cannot be used, and what `fetch` raises.
     """
     root = default_cache().absolute() / folder
     path = root / name
@@ -230,7 +245,8 @@ def cached(
         _shrink(root, bound_bytes(), keep=path, in_use_s=in_use_s)
     except OSError as error:
         raise HkdError(
-            f"the cache {root} cannot be used ({error.strerror or error}). Mend that, or name another folder in HKD_CACHE."
+            f"the cache {root} cannot be used ({error.strerror or error}). Mend that, or name another folder in "
+            f"HKD_CACHE."
         ) from None
     return path
 
@@ -267,10 +283,12 @@ def local_copy(url: str) -> Path:
 
 
 def _shrink(folder: Path, bound: int, *, keep: Path, in_use_s: float) -> None:
-    """Remove the files that were used longest ago until the rest is within the bound, and what killed processes left."""
+    """Remove the files that were used longest ago until the rest is within the bound, and what killed processes
+    left."""
     global _fetched_bytes
     _fetched_bytes += keep.stat().st_size
-    if in_use_s and _fetched_bytes <= bound // 100:  # looking through a large cache for each small file would take too long
+    # looking through a large cache for each small file would take too long
+    if in_use_s and _fetched_bytes <= bound // 100:
         return
     _fetched_bytes = 0
     found = []

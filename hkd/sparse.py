@@ -67,7 +67,11 @@ class TopK:
         def tensor(values: Any) -> Any:
             return torch.from_numpy(np.ascontiguousarray(values)).to(device)
 
-        found = {"ids_MK": tensor(self.ids_NK.astype(np.int64)), "logp_MK": tensor(self.logp_NK), "tail_M": tensor(self.tail_N)}
+        found = {
+            "ids_MK": tensor(self.ids_NK.astype(np.int64)),
+            "logp_MK": tensor(self.logp_NK),
+            "tail_M": tensor(self.tail_N),
+        }
         if column is not None:
             found |= {"lse_M": tensor(self.lse_NJ[:, column]), "tail_T_M": tensor(self.tail_NJ[:, column])}
         if self.count_NK is not None:
@@ -76,7 +80,8 @@ class TopK:
 
     @classmethod
     def concatenate(cls, parts: Sequence["TopK"]) -> "TopK":
-        """All rows of all parts in order; the parts must agree on K and on the temperatures. Raises ValueError when empty."""
+        """All rows of all parts in order; the parts must agree on K and on the temperatures. Raises ValueError when
+        empty."""
         if not parts:
             raise ValueError("parts must not be empty")
         columns: dict[str, list[Any]] = {f.name: [getattr(p, f.name) for p in parts] for f in fields(cls)}

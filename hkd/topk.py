@@ -46,7 +46,8 @@ def select_topk(
 def _select_in_rows(
     logits_NV: torch.Tensor, gold_N: torch.Tensor, k: int, temperatures: Sequence[float], exclude_V: torch.Tensor | None
 ) -> TopK:
-    """`select_topk` row by row in compiled code, for CPU: one pass over the vocabulary where torch's operations need several."""
+    """`select_topk` row by row in compiled code, for CPU: one pass over the vocabulary where torch's operations need
+    several."""
     from hkd.topk_rows import number_of_groups, select_rows
 
     n, v = logits_NV.shape
@@ -108,16 +109,18 @@ def _select_in_tensors(
         tail_N=tail_NT[:, 0].cpu().numpy(),
         gold_N=gold_N.to(torch.int32).cpu().numpy(),
         gold_logp_N=(gold_score_N1 - lse_N1)[:, 0].masked_fill(~has_gold_N, float("-inf")).cpu().numpy(),
-        lse_NJ=(lse_NT - lse_N1 * inverse_T)[:, 1:].cpu().numpy(),  # lse_T = log Σ exp(logp / T), with logp = score − lse
+        # lse_T = log Σ exp(logp / T), with logp = score − lse
+        lse_NJ=(lse_NT - lse_N1 * inverse_T)[:, 1:].cpu().numpy(),
         tail_NJ=tail_NT[:, 1:].cpu().numpy(),
     )
 
 
 def _largest(score_NV: torch.Tensor, k: int, exclude_V: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """The ids of the k largest scores of each row that are not excluded, in any order, and the row's largest score of all (N, 1).
+    """The ids of the k largest scores of each row that are not excluded, in any order, and the row's largest score of
+    all (N, 1).
 
-    In large rows the k largest lie in the k groups with the largest maxima, so only those groups are searched. Groups of √(V / k) units
-    make both searches equally small. Group g of G holds the ids g, g + G, g + 2 G …
+    In large rows the k largest lie in the k groups with the largest maxima, so only those groups are searched. Groups
+    of √(V / k) units make both searches equally small. Group g of G holds the ids g, g + G, g + 2 G …
     """
     n, v = score_NV.shape
     size = 1 << max(0, round(math.log2(v / k) / 2))
@@ -150,7 +153,8 @@ def _swap(tail_NT: torch.Tensor, leaving_NT: torch.Tensor, coming_NT: torch.Tens
     """Log of a sum without one of its terms and with another, not smaller one; all given as logs."""
     share_NT = (leaving_NT - tail_NT).clamp(max=0).nan_to_num(nan=float("-inf"), neginf=float("-inf"))
     left_NT = tail_NT + torch.log1p(-share_NT.exp())
-    # torch.logaddexp rounds the last few elements of a tensor differently, so that a row would depend on its neighbours.
+    # torch.logaddexp rounds the last few elements of a tensor differently, so that a row would depend on its
+    # neighbours.
     larger_NT, apart_NT = left_NT.maximum(coming_NT), (left_NT - coming_NT).abs().nan_to_num()
     return larger_NT + torch.log1p(torch.exp(-apart_NT))
 
@@ -185,11 +189,13 @@ def select_sample(
     temperatures: Sequence[float] = (),
     exclude_V: torch.Tensor | None = None,
 ) -> TopK:
-    """K draws from each row's distribution, with replacement, as distinct units with counts (random-sampling KD, arXiv 2503.16870, sec. 4).
+    """K draws from each row's distribution, with replacement, as distinct units with counts (random-sampling KD, arXiv
+    2503.16870, sec. 4).
 
-    uniform_NK: numbers in [0, 1), turned into units by the inverse of the cumulative distribution; they alone decide the draws.
-    Units in `exclude_V` are never drawn (the rest is drawn in proportion), but logp and tail are the true ones. Rows are ordered by
-    falling probability; unused columns have count 0, unit 0 and logp −inf. The gold unit is kept only if drawn.
+    uniform_NK: numbers in [0, 1), turned into units by the inverse of the cumulative distribution; they alone decide
+    the draws. Units in `exclude_V` are never drawn (the rest is drawn in proportion), but logp and tail are the true
+    ones. Rows are ordered by falling probability; unused columns have count 0, unit 0 and logp −inf. The gold unit is
+    kept only if drawn.
     """
     n, v = logits_NV.shape
     rows, all_T = max(1, n if logits_NV.is_cuda else _CHUNK_BYTES // (4 * v)), (1.0, *temperatures)
@@ -202,7 +208,9 @@ def select_sample(
             p_NV = p_NV.masked_fill(exclude_V.to(p_NV.device), 0.0)
         sum_NV = p_NV.cumsum(-1)
         uniform_MK = uniform_NK[a : a + rows].to(sum_NV)
-        ids_NK = torch.searchsorted(sum_NV, uniform_MK * sum_NV[:, -1:], right=True).clamp(max=v - 1).sort(dim=-1).values
+        ids_NK = (
+            torch.searchsorted(sum_NV, uniform_MK * sum_NV[:, -1:], right=True).clamp(max=v - 1).sort(dim=-1).values
+        )
         first_NK = torch.ones_like(ids_NK, dtype=torch.bool)
         first_NK[:, 1:] = ids_NK[:, 1:] != ids_NK[:, :-1]
         run_NK = first_NK.cumsum(-1) - 1

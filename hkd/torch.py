@@ -1,7 +1,8 @@
 """Labels in a plain PyTorch data loader.
 
-Import this module before transformers: beside a CPU build of torch, torchaudio's wheel cannot load its native part, and with it the import
-of many classes of transformers ends in an error. This module puts torchaudio into the state that it has without its native part.
+Import this module before transformers: beside a CPU build of torch, torchaudio's wheel cannot load its native part, and
+with it the import of many classes of transformers ends in an error. This module puts torchaudio into the state that it
+has without its native part.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -32,7 +33,8 @@ class Collator:
         id_key: str = "id",
         speed_key: str | None = None,
     ) -> None:
-        """num_frames(batch) → valid output frames of your encoder, B numbers. id_key: where an example has its id; speed_key: its speed.
+        """num_frames(batch) → valid output frames of your encoder, B numbers. id_key: where an example has its id;
+        speed_key: its speed.
 
         frame_shift_ms, first_frame_ms, temperature: as in `Project.frame_labels`.
         """
@@ -44,7 +46,9 @@ class Collator:
     def __call__(self, examples: list[Mapping[str, Any]]) -> dict[str, Any]:
         """Examples → batch. Raises UserError for an example without an id."""
         if missing := [number for number, example in enumerate(examples) if self._id_key not in example]:
-            raise UserError(f"every example must have the key '{self._id_key}', but number {missing[0]} of the batch has none.")
+            raise UserError(
+                f"every example must have the key '{self._id_key}', but number {missing[0]} of the batch has none."
+            )
         batch = self._collate(list(examples))
         ids = [str(example[self._id_key]) for example in examples]
         speed = 1.0 if self._speed_key is None else [float(example[self._speed_key]) for example in examples]

@@ -1,4 +1,5 @@
-"""Fixtures that all tests share: the tiny corpus, and a whole project made from it, each once a session. Treat both as read-only."""
+"""Fixtures that all tests share: the tiny corpus, and a whole project made from it, each once a session. Treat both as
+read-only."""
 
 from pathlib import Path
 
@@ -18,7 +19,8 @@ def tiny_manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with hkd.toml, manifest.jsonl, audio/, units/ and alignment.arrow of the tiny corpus. Copy it before you write into it."""
+    """A folder with hkd.toml, manifest.jsonl, audio/, units/ and alignment.arrow of the tiny corpus. Copy it before you
+    write into it."""
     folder = tmp_path_factory.mktemp("project")
     tiny_corpus(folder)
     report = prepare_folder(folder)

@@ -27,7 +27,8 @@ from hkd.units.text import normalisation
 from kit.labelled import label_folder
 
 NAMES = [
-    "FrameLabels", "HkdError", "Project", "Student", "TimedUnits", "UserError", "losses", "open_labels", "open_project", "read_audio", "write_labels",
+    "FrameLabels", "HkdError", "Project", "Student", "TimedUnits", "UserError", "losses", "open_labels", "open_project",
+    "read_audio", "write_labels",
 ]  # fmt: skip
 
 
@@ -68,13 +69,17 @@ def test_paths_are_strings_or_paths_and_a_project_needs_no_folder(labelled: Path
             alignment=kind(labelled / "alignment.arrow"),
             stores=kind(labelled / "shards" / "monophone"),
         )
-        np.testing.assert_array_equal(loose.positions(name, "monophone").unit_U, project.positions(name, "monophone").unit_U)
+        np.testing.assert_array_equal(
+            loose.positions(name, "monophone").unit_U, project.positions(name, "monophone").unit_U
+        )
     assert set(hkd.open_labels(str(labelled / "shards" / "senone")).ids) == set(project.stores["senone"].ids)
 
 
 @pytest.mark.parametrize(("shift_ms", "speed"), [(10.0, 1.0), (20.0, 1.0), (40.0, 0.9), (80.0, 1.1), (12.5, 1.0)])
 @pytest.mark.parametrize("store", ["senone", "monophone", "subword"])
-def test_a_frame_has_the_label_that_is_spoken_in_its_middle(project: hkd.Project, store: str, shift_ms: float, speed: float):
+def test_a_frame_has_the_label_that_is_spoken_in_its_middle(
+    project: hkd.Project, store: str, shift_ms: float, speed: float
+):
     ids = aligned_ids(project)[:3]
     seconds = [project.manifest.by_id(name).duration / speed for name in ids]
     labels = project.frame_labels(
@@ -120,7 +125,9 @@ def test_the_teacher_is_what_sparse_kl_takes(project: hkd.Project):
     logq = torch.log_softmax(logits_BTV[labels.batch_M, labels.frame_M].detach().double(), 1)
     rest = -torch.expm1(torch.logsumexp(logq.gather(1, ids_MK), 1))
     p_tail = labels.teacher["tail_M"].double().exp()
-    dense = (p_MK * (p_MK.log() - logq.gather(1, ids_MK))).sum(1) + torch.where(p_tail > 0, p_tail * (p_tail / rest).log(), 0.0)
+    dense = (p_MK * (p_MK.log() - logq.gather(1, ids_MK))).sum(1) + torch.where(
+        p_tail > 0, p_tail * (p_tail / rest).log(), 0.0
+    )
     torch.testing.assert_close(loss_M.double(), dense, atol=1e-4, rtol=1e-4)
     assert logits_BTV.grad.abs().sum() > 0
 
@@ -164,7 +171,9 @@ def test_foreign_pieces_need_no_model(labelled: Path, tmp_path: Path):
     pieces = UnitInventory(level="subword", symbols=tuple(f"\u2581piece{n}" for n in range(50)))
     label_folder(folder, levels=["subword"], shards="foreign", inventory=pieces)
     loose = hkd.Project(
-        manifest=folder / "manifest.jsonl", alignment=folder / "alignment.arrow", stores={"bert": folder / "foreign" / "subword"}
+        manifest=folder / "manifest.jsonl",
+        alignment=folder / "alignment.arrow",
+        stores={"bert": folder / "foreign" / "subword"},
     )
     name = next(u.id for u in loose.manifest if loose.has_labels("bert", u.id))
     timed = loose.positions(name, "bert")
@@ -176,11 +185,19 @@ def test_foreign_pieces_need_no_model(labelled: Path, tmp_path: Path):
 def test_labels_come_through_spawned_workers(project: hkd.Project):
     examples = [{"id": name, "num_frames": 30 + n, "speed": 1.1} for n, name in enumerate(aligned_ids(project)[:4])]
     collate = Collator(
-        project, ["monophone", "subword"], num_frames=operator.itemgetter("num_frames"), frame_shift_ms=20, speed_key="speed"
+        project,
+        ["monophone", "subword"],
+        num_frames=operator.itemgetter("num_frames"),
+        frame_shift_ms=20,
+        speed_key="speed",
     )
     here = collate(examples)
     loader = DataLoader(
-        examples, batch_size=4, collate_fn=collate, num_workers=1, multiprocessing_context=multiprocessing.get_context("spawn")
+        examples,
+        batch_size=4,
+        collate_fn=collate,
+        num_workers=1,
+        multiprocessing_context=multiprocessing.get_context("spawn"),
     )
     [there] = list(loader)
     for name in ("monophone", "subword"):
@@ -253,7 +270,14 @@ def test_labels_in_a_dataset_of_lhotse(project: hkd.Project):
         recording = Recording.from_file(u.audio_filepath, recording_id=name)
         supervision = SupervisionSegment(id=name, recording_id=name, start=0, duration=recording.duration, text=u.text)
         cuts.append(
-            MonoCut(id=name, start=0, duration=recording.duration, channel=0, recording=recording, supervisions=[supervision])
+            MonoCut(
+                id=name,
+                start=0,
+                duration=recording.duration,
+                channel=0,
+                recording=recording,
+                supervisions=[supervision],
+            )
         )
     fast = CutSet.from_cuts([cuts[0], cuts[1].perturb_speed(1.1), cuts[2].perturb_speed(0.9)])
     plain = K2SpeechRecognitionDataset(return_cuts=True, input_strategy=OnTheFlyFeatures(Fbank()))
@@ -283,7 +307,9 @@ def test_a_table_of_a_projects_labels_has_their_times(
     labelled: Path, project: hkd.Project, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(labelled)
-    CliRunner().invoke(app, ["export", f"shards/{store}", "--parquet", str(tmp_path / "t.parquet")], catch_exceptions=False)
+    CliRunner().invoke(
+        app, ["export", f"shards/{store}", "--parquet", str(tmp_path / "t.parquet")], catch_exceptions=False
+    )
     table = pq.read_table(tmp_path / "t.parquet").to_pylist()
     assert len(table) == len(project.stores[store])
     for row in table:

@@ -71,13 +71,19 @@ WRITTEN: dict[str, Callable[[str], bytes]] = {
     "a blank for each tab": lambda text: text.replace("\t", " ").encode(),
     "many blanks": lambda text: text.replace("\t", " \t  ").replace(" a", " \t a").encode(),
     "no last newline": lambda text: text.rstrip("\n").encode(),
-    "upper-case marks": lambda text: text.replace("<s>", "<S>").replace("</s>", "</S>").replace("<unk>", "<UNK>").encode(),
+    "upper-case marks": lambda text: (
+        text.replace("<s>", "<S>").replace("</s>", "</S>").replace("<unk>", "<UNK>").encode()
+    ),
     "upper-case head": lambda text: text.replace("\\end", "\\END").replace("-grams:", "-Grams:").encode(),
     "-inf": lambda text: text.replace("-99", "-inf").encode(),
     "-Infinity": lambda text: text.replace("-99", "-Infinity").encode(),
     "below -99": lambda text: text.replace("-99", "-1e10").encode(),
-    "back-offs of the last order": lambda text: text.replace("<s> a", "<s> a\t0.0").replace("a a", "a a\t-0.7").encode(),
-    "a line twice": lambda text: text.replace("-0.7\ta", "-0.7\ta\t-0.25\n-0.8\ta").replace("ngram 1=5", "ngram 1=6").encode(),
+    "back-offs of the last order": lambda text: (
+        text.replace("<s> a", "<s> a\t0.0").replace("a a", "a a\t-0.7").encode()
+    ),
+    "a line twice": lambda text: (
+        text.replace("-0.7\ta", "-0.7\ta\t-0.25\n-0.8\ta").replace("ngram 1=5", "ngram 1=6").encode()
+    ),
     "no header": lambda text: text[text.index("\\1-") :].encode(),
     "an empty last order": lambda text: text.replace("\\end\\", "\\3-grams:\n\n\\end\\").encode(),
 }
@@ -116,7 +122,10 @@ def test_however_it_is_written_it_holds_the_same(tmp_path: Path, written: str) -
         ((TEXT[TEXT.index("-99") : TEXT.index("\\end")], ""), r"\\1-grams: section is empty"),
         ((TEXT, ""), r"no \\1-grams: section"),
         ((TEXT, "a model\n" * 9), r"no \\1-grams: section"),
-        ((TEXT, "mmap lm http://kheafield.com/code format version 5\n\0"), "is a binary file of KenLM. Give the ARPA file"),
+        (
+            (TEXT, "mmap lm http://kheafield.com/code format version 5\n\0"),
+            "is a binary file of KenLM. Give the ARPA file",
+        ),
         ((TEXT, "iARPA\n\n" + TEXT), "compile-lm --text=yes"),
         ((TEXT, "PK\x03\x04 and more"), "is a zip archive"),
         ((TEXT, "\0\1\2\3" * 100), "is a binary file"),

@@ -1,4 +1,5 @@
-"""Reading sound: formats, rates, channels, offsets; and everything that can be wrong with a file, named and never a crash."""
+"""Reading sound: formats, rates, channels, offsets; and everything that can be wrong with a file, named and never a
+crash."""
 
 import io
 import math
@@ -95,12 +96,15 @@ KINDS = [
     for kind in soundfile.available_formats()
     for subtype in soundfile.available_subtypes(kind)
     for channels in (1, 2)
-    if kind not in ("RAW", "SD2") and not subtype.startswith("DWVW")  # no header; two files; libsndfile reads it in one go alone
+    # no header; two files; libsndfile reads it in one go alone
+    if kind not in ("RAW", "SD2") and not subtype.startswith("DWVW")
 ]
 
 
 @pytest.mark.parametrize(("kind", "subtype", "channels"), KINDS)
-def test_cuts_are_the_same_as_slices_of_the_whole_in_every_format(tmp_path: Path, kind: str, subtype: str, channels: int) -> None:
+def test_cuts_are_the_same_as_slices_of_the_whole_in_every_format(
+    tmp_path: Path, kind: str, subtype: str, channels: int
+) -> None:
     rate = 8000 if subtype in ("GSM610", "OPUS") else 16_000
     total = rate + 123
     noise_SC = np.random.default_rng(0).normal(size=(total, channels)) * 0.2
@@ -212,7 +216,9 @@ def test_a_header_that_lies_is_not_believed(tmp_path: Path, name: str) -> None:
     path.write_bytes(LIES[name])
     honest = {"flac": FLAC, "mu": encoded("WAV", "ULAW")}.get(name.partition(" ")[0].partition("-")[0], WAV)
     (tmp_path / "honest").write_bytes(honest)
-    assert probe(path) == AudioInfo(sample_rate_hz=16_000, num_samples=32_000, channels=1, missing_s=probe(path).missing_s)
+    assert probe(path) == AudioInfo(
+        sample_rate_hz=16_000, num_samples=32_000, channels=1, missing_s=probe(path).missing_s
+    )
     assert probe(path).missing_s < 0.01 or name == "flac absurd"
     whole_S = read_audio(utterance(tmp_path / "honest"))
     np.testing.assert_allclose(read_audio(utterance(path)), whole_S, atol=1e-4)
@@ -233,7 +239,9 @@ def test_a_variable_mp3_without_its_tag_is_counted_by_decoding(tmp_path: Path) -
     assert info.num_samples == pytest.approx(160_000, abs=3 * 1152)
     whole_S = read_audio(utterance(path))
     assert len(whole_S) == info.num_samples
-    np.testing.assert_allclose(read_audio(utterance(path, offset=9.0, duration=0.5)), whole_S[144_000:152_000], atol=1e-6)
+    np.testing.assert_allclose(
+        read_audio(utterance(path, offset=9.0, duration=0.5)), whole_S[144_000:152_000], atol=1e-6
+    )
     path.write_bytes(data + b"APETAGEX" + bytes(5000))
     assert probe(path).num_samples == 160_000
 

@@ -1,4 +1,5 @@
-"""The commands of README and of the pages in docs/ run, in their order, on folders of real files; links lead somewhere."""
+"""The commands of README and of the pages in docs/ run, in their order, on folders of real files; links lead
+somewhere."""
 
 import os
 import re
@@ -33,7 +34,12 @@ loop = {max_steps = 3, save_every = 3, log_every = 1}
 
 
 def shell_blocks(text: str) -> list[str]:
-    return [line for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL) for line in block.splitlines() if line.strip()]
+    return [
+        line
+        for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+        for line in block.splitlines()
+        if line.strip()
+    ]
 
 
 def run_all(text: str, folder: Path, **environment: str) -> int:
@@ -64,7 +70,9 @@ def speech(tmp_path: Path, tiny_manifest: Path) -> Path:
         (folder / f"{name}.txt").write_text(utterance.text)
     (tmp_path / "hkd.toml").write_text(SETTINGS)
     texts = [u.text for u in read(tiny_manifest)]
-    (tmp_path / "sentences.txt").write_text("".join(f"{text}\n{' '.join(reversed(text.strip('.').split()))}\n" for text in texts))
+    (tmp_path / "sentences.txt").write_text(
+        "".join(f"{text}\n{' '.join(reversed(text.strip('.').split()))}\n" for text in texts)
+    )
     return tmp_path
 
 
@@ -77,7 +85,9 @@ def cached_bert(folder: Path) -> None:
 
 
 @pytest.mark.timeout(900)
-def test_every_command_of_the_readme_and_of_the_pages_runs(speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_every_command_of_the_readme_and_of_the_pages_runs(
+    speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     cached_bert(speech / "hub")
     shutil.copytree(speech, fresh := tmp_path.parent / f"{tmp_path.name}-fresh")
     readme = shell_blocks(README)

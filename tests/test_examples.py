@@ -1,4 +1,5 @@
-"""The examples run as a person runs them, on a project with label stores, and what they train comes nearer to the teacher."""
+"""The examples run as a person runs them, on a project with label stores, and what they train comes nearer to the
+teacher."""
 
 import os
 import re
@@ -39,7 +40,9 @@ def test_examples_are_short():
 def test_a_plain_loop(project: Path, tmp_path: Path):
     losses = [
         float(x)
-        for x in re.findall(r"KL to the teacher ([\d.]+)", run("plain_pytorch.py", str(project), "monophone", cwd=tmp_path))
+        for x in re.findall(
+            r"KL to the teacher ([\d.]+)", run("plain_pytorch.py", str(project), "monophone", cwd=tmp_path)
+        )
     ]
     third = len(losses) // 3
     assert sum(losses[-third:]) < sum(losses[:third])

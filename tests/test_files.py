@@ -48,7 +48,12 @@ def test_several_files_appear_in_order_or_not_at_all(tmp_path: Path, monkeypatch
     replace = Path.replace
 
     def watched(self: Path, target: Path) -> Path:
-        seen.append((sorted(p.name for p in tmp_path.iterdir() if p.suffix != ".tmp"), self.read_bytes() == target.name.encode()))
+        seen.append(
+            (
+                sorted(p.name for p in tmp_path.iterdir() if p.suffix != ".tmp"),
+                self.read_bytes() == target.name.encode(),
+            )
+        )
         return replace(self, target)
 
     monkeypatch.setattr(Path, "replace", watched)

@@ -43,7 +43,8 @@ def test_paths_are_relative_to_the_manifest(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     inside, outside = str(tmp_path / "a" / "wav" / "x.wav"), str(tmp_path / "elsewhere.wav")
     manifest.write(
-        tmp_path / "a" / "m.jsonl", [Utterance(id=str(n), text="", audio_filepath=p) for n, p in enumerate((inside, outside))]
+        tmp_path / "a" / "m.jsonl",
+        [Utterance(id=str(n), text="", audio_filepath=p) for n, p in enumerate((inside, outside))],
     )
     written = [json.loads(line)["audio_filepath"] for line in (tmp_path / "a" / "m.jsonl").read_text().splitlines()]
     assert written == ["wav/x.wav", outside]
@@ -79,7 +80,10 @@ GOOD = '{"id": "a", "text": "x"}'
         ('{"id": "b", "text": "x", "channel": -1}', "channel of utterance 'b' must be 0 or above"),
         ('{"id": "b", "text": "x"', "no JSON"),
         ("[" * 100_000, "no JSON"),
-        ('{"id": "b", "text": "x", "duration": ' + "9" * 400 + "}", "field 'duration' must be finite, but has 400 digits"),
+        (
+            '{"id": "b", "text": "x", "duration": ' + "9" * 400 + "}",
+            "field 'duration' must be finite, but has 400 digits",
+        ),
         ('{"id": "b", "text": "x", "duration": ' + "9" * 5000 + "}", "no JSON"),
         ('{"id": "b", "text": "\\ud800"}', "surrogate"),
         ('{"id": "b", "text": "x", "more": [NaN]}', "finite"),
@@ -115,7 +119,8 @@ def test_missing_and_a_folder(tmp_path: Path) -> None:
 
 def test_look_up(tmp_path: Path) -> None:
     whole = Manifest(
-        Utterance(id=name, text=name, extra=MappingProxyType({"split": split})) for name, split in (("a", "train"), ("b", "dev"))
+        Utterance(id=name, text=name, extra=MappingProxyType({"split": split}))
+        for name, split in (("a", "train"), ("b", "dev"))
     )
     assert whole.by_id("b").text == "b"
     assert "a" in whole

@@ -15,7 +15,8 @@ import torch
 from hkd.native import import_torchaudio
 kaldi = import_torchaudio().compliance.kaldi
 import torchaudio._extension
-print(tuple(kaldi.fbank(torch.randn(1, 1600), num_mel_bins=80, snip_edges=False).shape), torchaudio._extension._IS_TORCHAUDIO_EXT_AVAILABLE)
+rows = kaldi.fbank(torch.randn(1, 1600), num_mel_bins=80, snip_edges=False)
+print(tuple(rows.shape), torchaudio._extension._IS_TORCHAUDIO_EXT_AVAILABLE)
 """
 BROKEN = """
 import torch

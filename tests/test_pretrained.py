@@ -1,4 +1,5 @@
-"""Pretrained models of strangers: what is not whole, not safetensors, or not a model is one line with the remedy, whoever loads it."""
+"""Pretrained models of strangers: what is not whole, not safetensors, or not a model is one line with the remedy,
+whoever loads it."""
 
 import json
 import shutil
@@ -118,7 +119,9 @@ def test_a_shard_of_the_weights_that_is_missing_is_named(loader: tuple[Callable[
 
 
 @pytest.mark.parametrize("spoil", [pointer, empty, page])
-def test_configurations_that_are_none(loader: tuple[Callable[[Path], None], Path], spoil: Callable[[Path], None]) -> None:
+def test_configurations_that_are_none(
+    loader: tuple[Callable[[Path], None], Path], spoil: Callable[[Path], None]
+) -> None:
     load, folder = loader
     spoil(folder / "config.json")
     with pytest.raises(HkdError, match=r"config\.json") as caught:
@@ -128,7 +131,9 @@ def test_configurations_that_are_none(loader: tuple[Callable[[Path], None], Path
 
 def test_an_encoder_without_a_ctc_head_aligns_nothing(tmp_path: Path) -> None:
     folder = tiny_encoder(tmp_path / "bare", "hubert")
-    with pytest.raises(HkdError, match=r"lacks lm_head\.bias, lm_head\.weight: they would be random\..*fine-tuned with CTC"):
+    with pytest.raises(
+        HkdError, match=r"lacks lm_head\.bias, lm_head\.weight: they would be random\..*fine-tuned with CTC"
+    ):
         ctc(folder)
 
 

@@ -40,7 +40,9 @@ def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, 
     thread.join()
 
 
-def test_sound_at_a_url_is_read_as_that_of_a_folder_and_fetched_once(tmp_path: Path, web: tuple[str, list[str]]) -> None:
+def test_sound_at_a_url_is_read_as_that_of_a_folder_and_fetched_once(
+    tmp_path: Path, web: tuple[str, list[str]]
+) -> None:
     url, asked = web
     wave_S = np.sin(np.arange(16_000) / 9).astype(np.float32) * 0.5
     path = tmp_path / "web" / "a b.wav"
@@ -76,7 +78,9 @@ def test_what_cannot_be_had_is_one_sentence(tmp_path: Path, web: tuple[str, list
         remote.local_copy(f"{url}/b.wav")
 
 
-def test_over_its_bound_the_cache_drops_what_was_used_longest_ago(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_over_its_bound_the_cache_drops_what_was_used_longest_ago(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HKD_CACHE", str(tmp_path))
     monkeypatch.setenv("HKD_CACHE_BYTES", "2500")
     system = fsspec.filesystem("memory")

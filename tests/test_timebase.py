@@ -66,7 +66,9 @@ def test_frames_of_another_front_end_lie_where_its_windows_do(samples: int, rati
 
 
 @given(st.integers(1, 400), st.lists(st.tuples(st.integers(1, 10), st.integers(1, 5)), min_size=1, max_size=4))
-def test_convolutions_turn_the_covering_samples_into_that_many_frames(frames: int, layers: list[tuple[int, int]]) -> None:
+def test_convolutions_turn_the_covering_samples_into_that_many_frames(
+    frames: int, layers: list[tuple[int, int]]
+) -> None:
     window, shift = 1, 1
     for kernel, stride in layers:
         window, shift = window + (kernel - 1) * shift, shift * stride

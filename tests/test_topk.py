@@ -19,7 +19,13 @@ def rows(n: int, v: int, seed: int, scale: float = 3.0) -> tuple[Tensor, Tensor]
 
 
 @settings(max_examples=60, deadline=None)
-@given(n=st.integers(0, 6), v=st.integers(2, 40), k=st.integers(1, 45), seed=st.integers(0, 10_000), scale=st.floats(0.1, 30))
+@given(
+    n=st.integers(0, 6),
+    v=st.integers(2, 40),
+    k=st.integers(1, 45),
+    seed=st.integers(0, 10_000),
+    scale=st.floats(0.1, 30),
+)
 def test_mass_order_gold_and_truth(n: int, v: int, k: int, seed: int, scale: float) -> None:
     logits_NV, gold_N = rows(n, v, seed, scale)
     topk = select_topk(logits_NV, gold_N, k=k, temperatures=(2.0,))
@@ -29,7 +35,9 @@ def test_mass_order_gold_and_truth(n: int, v: int, k: int, seed: int, scale: flo
     np.testing.assert_allclose(
         np.exp(topk.logp_NK.astype(np.float64)).sum(1) + np.exp(topk.tail_N.astype(np.float64)), 1, atol=2e-5
     )
-    np.testing.assert_allclose(topk.logp_NK, np.take_along_axis(dense_NV, topk.ids_NK.astype(np.int64), 1), atol=1e-4, rtol=1e-6)
+    np.testing.assert_allclose(
+        topk.logp_NK, np.take_along_axis(dense_NV, topk.ids_NK.astype(np.int64), 1), atol=1e-4, rtol=1e-6
+    )
     np.testing.assert_allclose(topk.gold_logp_N, dense_NV[np.arange(n), gold_N.numpy()], atol=1e-4, rtol=1e-6)
     assert (np.diff(topk.logp_NK, axis=1) <= 0).all()
     for row, gold in zip(topk.ids_NK.tolist(), gold_N.tolist(), strict=True):
@@ -94,7 +102,9 @@ def test_slices_and_joins_are_inverse() -> None:
 
 
 @settings(max_examples=40, deadline=None)
-@given(n=st.integers(2, 40), v=st.integers(2, 40), k=st.integers(1, 45), seed=st.integers(0, 10_000), masked=st.booleans())
+@given(
+    n=st.integers(2, 40), v=st.integers(2, 40), k=st.integers(1, 45), seed=st.integers(0, 10_000), masked=st.booleans()
+)
 def test_a_row_does_not_depend_on_those_beside_it(n: int, v: int, k: int, seed: int, masked: bool) -> None:
     logits_NV, gold_N = rows(n, v, seed)
     if masked:

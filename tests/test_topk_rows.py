@@ -42,7 +42,8 @@ def test_what_a_plain_stable_sort_keeps(v: int, k: int, levels: int, seed: int) 
     assert [set(ids) for ids in rows.ids_NK.tolist()] == kept
     np.testing.assert_allclose(np.exp(rows.tail_N), tail_N, atol=1e-6)
     falling = [
-        list(zip((-logp).tolist(), ids.tolist(), strict=True)) for logp, ids in zip(rows.logp_NK, rows.ids_NK, strict=True)
+        list(zip((-logp).tolist(), ids.tolist(), strict=True))
+        for logp, ids in zip(rows.logp_NK, rows.ids_NK, strict=True)
     ]
     assert falling == [sorted(row) for row in falling]
 
@@ -63,7 +64,9 @@ def test_the_same_as_in_tensors(v: int, k: int) -> None:
     theirs = _select_in_tensors(logits_NV, gold_N, k, (2.0, 0.5), exclude_V)
     for f in fields(TopK):
         if f.name != "count_NK":
-            np.testing.assert_allclose(getattr(mine, f.name), getattr(theirs, f.name), rtol=2e-6, atol=2e-5, err_msg=f.name)
+            np.testing.assert_allclose(
+                getattr(mine, f.name), getattr(theirs, f.name), rtol=2e-6, atol=2e-5, err_msg=f.name
+            )
 
 
 def test_rows_without_enough_units_and_rows_that_are_no_numbers() -> None:

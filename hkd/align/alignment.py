@@ -1,8 +1,9 @@
 """The alignment: when each word, phone and senone of an utterance was spoken, on a grid of 10 ms frames.
 
-- One Arrow IPC file for a manifest: a row an utterance in batches of 1,024, memory-mapped. Its schema's metadata holds the manifest's
-  digest, the inventories, the aligner, and the utterances that could not be aligned, with reasons.
-- A tier is `(unit_id, start_frame, num_frames)`, contiguous and ordered, from frame 0 to the end; silence is an explicit segment.
+- One Arrow IPC file for a manifest: a row an utterance in batches of 1,024, memory-mapped. Its schema's metadata holds
+  the manifest's digest, the inventories, the aligner, and the utterances that could not be aligned, with reasons.
+- A tier is `(unit_id, start_frame, num_frames)`, contiguous and ordered, from frame 0 to the end; silence is an
+  explicit segment.
 - A unit sequence is a tier collapsed to its unit ids without silence, one position a segment.
 """
 
@@ -43,7 +44,11 @@ class Tier:
     start_U1: NDArray[np.int32]  # U + 1 boundaries; the last is the number of frames
 
     def __post_init__(self) -> None:
-        if len(self.start_U1) != len(self.unit_U) + 1 or self.start_U1[0] != 0 or bool((np.diff(self.start_U1) <= 0).any()):
+        if (
+            len(self.start_U1) != len(self.unit_U) + 1
+            or self.start_U1[0] != 0
+            or bool((np.diff(self.start_U1) <= 0).any())
+        ):
             raise ValueError("the segments of a tier must run from frame 0 to the end, without gaps or empty segments")
 
     @property
@@ -91,9 +96,10 @@ def word_positions(
 ) -> Positions:
     """Frames for pieces of words: a word's frames are split along its phones, in proportion to the pieces' letters.
 
-    word_of_U: for each piece the index of its word (−1: no frames; start = stop); pieces of one word are neighbours. letters_V: letters of
-    each unit (`hkd.units.subword`); None: all pieces alike. A piece with L of its word's L_w letters up to its end reaches to phone
-    floor(P · L / L_w + 1/2) of P. Every piece with letters gets a phone, or a frame where there are fewer phones; ▁ alone gets one frame.
+    word_of_U: for each piece the index of its word (−1: no frames; start = stop); pieces of one word are neighbours.
+    letters_V: letters of each unit (`hkd.units.subword`); None: all pieces alike. A piece with L of its word's L_w
+    letters up to its end reaches to phone floor(P · L / L_w + 1/2) of P. Every piece with letters gets a phone, or a
+    frame where there are fewer phones; ▁ alone gets one frame.
     """
     tier = utterance.word_tier
     spans = zip(tier.start_U1[:-1].tolist(), tier.start_U1[1:].tolist(), strict=True)
@@ -115,7 +121,8 @@ def word_positions(
 
 
 def _share(cuts: Sequence[int], letters: Sequence[int]) -> list[int]:
-    """Phone boundaries of a word (P + 1) and its pieces' letters → frame boundaries, one more than pieces. Plain integers: words are short."""
+    """Phone boundaries of a word (P + 1) and its pieces' letters → frame boundaries, one more than pieces. Plain
+    integers: words are short."""
     if not any(letters):
         letters = [1] * len(letters)
     weights = [number for number in letters if number]
@@ -131,14 +138,16 @@ def _share(cuts: Sequence[int], letters: Sequence[int]) -> list[int]:
 
 
 def _apart(rising: Sequence[int], *, scale: int) -> list[int]:
-    """Weights from 0 up → places from 0 to `scale` in proportion, rounded half up, one apart at least where there is room."""
+    """Weights from 0 up → places from 0 to `scale` in proportion, rounded half up, one apart at least where there is
+    room."""
     total = rising[-1]
     places = [(2 * scale * value + total) // (2 * total) for value in rising]
     return at_least_one_apart(places, scale) if scale >= len(places) - 1 else places
 
 
 def at_least_one_apart(rising: Sequence[int], last: int) -> list[int]:
-    """The numbers from 0 to `last` that rise by one at least and lie nearest to ascending ones. There must be room: as many at most."""
+    """The numbers from 0 to `last` that rise by one at least and lie nearest to ascending ones. There must be room: as
+    many at most."""
     place, found = -1, []
     for most, bound in enumerate(rising, last - len(rising) + 1):
         place = min(max(bound, place + 1), most)
@@ -149,7 +158,8 @@ def at_least_one_apart(rising: Sequence[int], last: int) -> list[int]:
 def sequence_digest(unit_U: NDArray[np.int32]) -> bytes:
     """The first 8 bytes of the SHA-256 of a unit sequence (ids as little-endian int32)."""
     data = np.ascontiguousarray(unit_U, "<i4").tobytes()
-    return hashlib.sha256(len(data).to_bytes(8, "little") + data).digest()[:8]  # that of `digest_of`, which takes twice as long
+    # that of `digest_of`, which takes twice as long
+    return hashlib.sha256(len(data).to_bytes(8, "little") + data).digest()[:8]
 
 
 _TIER = pa.struct([("unit", pa.list_(pa.int32())), ("start", pa.list_(pa.int32()))])
@@ -216,7 +226,8 @@ class Alignment:
         """The batch of an utterance, and its row there."""
         if utterance_id not in self._row_of:
             raise UserError(
-                f"utterance '{utterance_id}' has no alignment ({self.failed.get(utterance_id, 'not in the alignment')})."
+                f"utterance '{utterance_id}' has no alignment "
+                f"({self.failed.get(utterance_id, 'not in the alignment')})."
             )
         row = self._row_of[utterance_id]
         batch = bisect_right(self._first_row, row) - 1
@@ -227,15 +238,20 @@ class Alignment:
         if (batch, tier) not in self._columns:
             column = self._batches[batch][tier]
             lists = (column.field("unit"), column.field("start"))
-            self._columns[batch, tier] = tuple(part.to_numpy() for each in lists for part in (each.offsets, each.values))
+            self._columns[batch, tier] = tuple(
+                part.to_numpy() for each in lists for part in (each.offsets, each.values)
+            )
         return self._columns[batch, tier]
 
     def _tier(self, batch: int, row: int, name: str) -> Tier:
         unit_at_R1, unit, start_at_R1, start = self._arrays(batch, name)
-        return Tier(unit_U=unit[unit_at_R1[row] : unit_at_R1[row + 1]], start_U1=start[start_at_R1[row] : start_at_R1[row + 1]])
+        return Tier(
+            unit_U=unit[unit_at_R1[row] : unit_at_R1[row + 1]], start_U1=start[start_at_R1[row] : start_at_R1[row + 1]]
+        )
 
     def unit_sequences(self, level: str) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-        """All unit sequences of a level without silence, in the order of the ids: offset_N1 and the units; row n has [offset[n], offset[n + 1])."""
+        """All unit sequences of a level without silence, in the order of the ids: offset_N1 and the units; row n has
+        [offset[n], offset[n + 1])."""
         silence_ids = np.array(self.silences[level], np.int32)
         arrays = [self._arrays(batch, level)[:2] for batch in range(len(self._batches))]
         num_units = sum(int(at_R1[-1] - at_R1[0]) for at_R1, _ in arrays)
@@ -279,7 +295,8 @@ class Alignment:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all unit sequences (not of their times) and of the inventories: a label store at an aligned level is of this digest."""
+        """SHA-256 of all unit sequences (not of their times) and of the inventories: a label store at an aligned level
+        is of this digest."""
         levels = sorted(self.inventories)
         parts: list[str | bytes] = [part for level in levels for part in (level, self.inventories[level].digest)]
         sequences = [self.unit_sequences(level) for level in levels]
@@ -303,12 +320,20 @@ def write_alignment(
     failed: Mapping[str, str],
 ) -> None:
     """Write an alignment atomically. `silences`: per level the ids that label frames but are no positions."""
-    listed = {level: {"digest": v.digest, "silence": v.silence, "symbols": list(v.symbols)} for level, v in inventories.items()}
+    listed = {
+        level: {"digest": v.digest, "silence": v.silence, "symbols": list(v.symbols)}
+        for level, v in inventories.items()
+    }
     meta = {
         "manifest_digest": manifest_digest, "aligner": dict(aligner), "failed": dict(failed),
         "silences": {level: list(ids) for level, ids in silences.items()}, "inventories": listed,
     }  # fmt: skip
-    fields = [("id", pa.string()), ("words", pa.list_(pa.string())), ("word", _TIER), *((level, _TIER) for level in inventories)]
+    fields = [
+        ("id", pa.string()),
+        ("words", pa.list_(pa.string())),
+        ("word", _TIER),
+        *((level, _TIER) for level in inventories),
+    ]
     schema = pa.schema(fields, metadata={METADATA_KEY: json.dumps(meta, ensure_ascii=False).encode()})
 
     left = iter(rows)
@@ -316,7 +341,10 @@ def write_alignment(
         while batch := list(islice(left, _BATCH_ROWS)):
             tiers = {"word": [row.word_tier for row in batch]}
             tiers |= {level: [row.tiers[level] for row in batch] for level in inventories}
-            columns: dict[str, list[Any]] = {"id": [row.id for row in batch], "words": [list(row.words) for row in batch]}
+            columns: dict[str, list[Any]] = {
+                "id": [row.id for row in batch],
+                "words": [list(row.words) for row in batch],
+            }
             for name, column in tiers.items():
                 columns[name] = [{"unit": tier.unit_U, "start": tier.start_U1} for tier in column]
             writer.write_batch(pa.record_batch(columns, schema=schema))
@@ -335,7 +363,8 @@ def aligned_to_units(
 
 
 def pronunciations(alignment: Alignment) -> dict[str, list[tuple[str, ...]]]:
-    """How each word was said, the usual way first: a lexicon of what was aligned. Words that were noise alone are left out."""
+    """How each word was said, the usual way first: a lexicon of what was aligned. Words that were noise alone are left
+    out."""
     counts: dict[str, Counter[tuple[str, ...]]] = {}
     symbols = alignment.inventories[MONOPHONE].symbols
     for name in alignment:
@@ -345,5 +374,6 @@ def pronunciations(alignment: Alignment) -> dict[str, list[tuple[str, ...]]]:
             if phones := tuple(symbols[unit] for unit in unit_U[word_U == number]):
                 counts.setdefault(word, Counter())[phones] += 1
     return {
-        word: [phones for phones, _ in sorted(rows.items(), key=lambda row: (-row[1], row[0]))] for word, rows in counts.items()
+        word: [phones for phones, _ in sorted(rows.items(), key=lambda row: (-row[1], row[0]))]
+        for word, rows in counts.items()
     }

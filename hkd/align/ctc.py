@@ -1,8 +1,11 @@
-"""Forced alignment by a CTC model's best path: words, and pieces within them (Graves et al. 2006, section 3; Viterbi instead of the sum).
+"""Forced alignment by a CTC model's best path: words, and pieces within them (Graves et al. 2006, section 3; Viterbi
+instead of the sum).
 
-- Any model that gives p(unit or blank | frame) over the sound: a checkpoint of transformers (wav2vec 2.0, HuBERT, WavLM ...), an exported student.
-- CTC says when a unit was decided, not how long it lasted: a word runs from its first unit to its last, and takes half of the blanks to
-  its neighbour, 100 ms at most. So boundaries are coarse (tens of milliseconds), and phones, shared out evenly or by the lexicon, more so.
+- Any model that gives p(unit or blank | frame) over the sound: a checkpoint of transformers (wav2vec 2.0, HuBERT, WavLM
+  ...), an exported student.
+- CTC says when a unit was decided, not how long it lasted: a word runs from its first unit to its last, and takes half
+  of the blanks to its neighbour, 100 ms at most. So boundaries are coarse (tens of milliseconds), and phones, shared
+  out evenly or by the lexicon, more so.
 
 Shape letters: T frames, V units and blank, U units of the transcript, S samples.
 """
@@ -28,7 +31,7 @@ from hkd.units.text import words
 Floats = NDArray[np.float32]
 _REACH_S = 0.1  # of blanks that a word takes on either side
 _IMPOSSIBLE = np.float32(-1e30)
-MIN_SCORE = -5.0  # mean log-probability a frame of the best path below which the transcript is not what was spoken
+MIN_SCORE = -5.0  # least mean log-probability a frame of the best path; below it the transcript is wrong
 
 
 class CtcModel(Protocol):
@@ -55,7 +58,8 @@ def _classes(unit_U: NDArray[np.int32], blank: int) -> NDArray[np.int64]:
 
 
 def best_path(logp_TV: Floats, unit_U: NDArray[np.int32], *, blank: int) -> NDArray[np.int64]:
-    """The likeliest path through blank, u_1, blank, …, u_U, blank: per frame the state, 2u + 1 for unit u. Raises FailureError where none fits.
+    """The likeliest path through blank, u_1, blank, …, u_U, blank: per frame the state, 2u + 1 for unit u. Raises
+    FailureError where none fits.
 
     Ties stay in the earlier state. Cost O(T · U) time and T · U bytes.
     """
@@ -84,7 +88,8 @@ def best_path(logp_TV: Floats, unit_U: NDArray[np.int32], *, blank: int) -> NDAr
 
 
 def word_times(path_T: NDArray[np.int64], word_U: NDArray[np.int32], *, frame_s: float) -> list[tuple[float, float]]:
-    """(begin, end) in seconds of each word: the frames from its first unit to its last, and half of the blanks on either side."""
+    """(begin, end) in seconds of each word: the frames from its first unit to its last, and half of the blanks on
+    either side."""
     frame_T = np.flatnonzero(path_T % 2)
     word_T = word_U[path_T[frame_T] // 2]
     num = int(word_U.max()) + 1
@@ -100,7 +105,8 @@ class CtcSource(Source):
     """The manifest's sound and transcripts, aligned by a model."""
 
     def __init__(self, model: CtcModel, *, pronounce: Pronounce | None = None, min_score: float | None = None) -> None:
-        """pronounce: a word's phones, which share its time evenly; without it there is a word tier alone. min_score: by default MIN_SCORE."""
+        """pronounce: a word's phones, which share its time evenly; without it there is a word tier alone. min_score: by
+        default MIN_SCORE."""
         self._model, self._pronounce = model, pronounce
         self._min_score = MIN_SCORE if min_score is None else min_score
         self.notes = ("words are placed by a CTC model: boundaries are coarse",)
@@ -118,7 +124,9 @@ class CtcSource(Source):
         yield from ((utterance.id, partial(self._utterance, utterance)) for utterance in manifest)
         if left_out := self._model.left_out:
             letters = ", ".join(f"'{letter}' ('{word}')" for letter, word in sorted(left_out.items())[:10])
-            self.notes += (f"the model has no unit for {len(left_out)} letters, which words are aligned without: {letters}",)
+            self.notes += (
+                f"the model has no unit for {len(left_out)} letters, which words are aligned without: {letters}",
+            )
 
     def _utterance(self, utterance: Utterance) -> Foreign:
         spoken = words(utterance.text)
@@ -131,7 +139,8 @@ class CtcSource(Source):
         score = float(logp_TV[np.arange(len(path_T)), _classes(unit_U, self._model.blank)[path_T]].mean())
         if score < self._min_score:
             raise FailureError(
-                f"its transcript is probably not what was spoken: the mean log-probability a frame is {score:.1f}, below "
+                f"its transcript is probably not what was spoken: the mean log-probability a frame is {score:.1f}, "
+                f"below "
                 f"{self._min_score:g} (min_score)"
             )
         frame_s = len(wave_S) / SAMPLE_RATE_HZ / len(path_T)
@@ -141,7 +150,8 @@ class CtcSource(Source):
 
 
 class TransformersCtc:
-    """A CTC checkpoint of transformers that takes waves: its safetensors and its tokenizer's letters, no code of its own."""
+    """A CTC checkpoint of transformers that takes waves: its safetensors and its tokenizer's letters, no code of its
+    own."""
 
     def __init__(self, source: str, *, device: str = "cpu") -> None:
         """source: a folder or a name on the hub. Raises UserError where it is no such checkpoint."""

@@ -1,18 +1,20 @@
-"""Other tools' files of times: Praat's TextGrids as the Montreal Forced Aligner (2 and 3) writes them, CTM files, and TIMIT's segments.
+"""Other tools' files of times: Praat's TextGrids as the Montreal Forced Aligner (2 and 3) writes them, CTM files, and
+TIMIT's segments.
 
-- TextGrid: interval tiers `words` and `phones`, once a speaker; long and short text format, UTF-8 or UTF-16. Both formats have the same
-  values in the same order, so reading skips all but numbers, quoted strings and flags. The values decide where a tier ends, not the counts
-  in the file. A file belongs to an utterance by its id, else by the audio file's name, else by folder and name. A recording that the
-  manifest cuts into utterances is cut by its times. (praatio refuses empty intervals and ends that differ by 1e-16, and reads a truncated
-  tier in silence.)
-- CTM: a word or a phone a line, `id channel begin duration symbol [confidence ...]`, in any order, as Kaldi and NIST's tools write them.
-  Words have the phones of a second file, else equal shares of the word for a lexicon's phones (coarse), else none. The first column is an
-  utterance's id, or a recording's. The second is the side: A, B ..., or numbers from 1 (from 0 where the file has a 0). An utterance gets the
-  side that is its channel. The name of an id's only side does not matter, unless the manifest asks for several channels of that recording.
-- TIMIT: a `.PHN` and a `.WRD` beside each sentence, `START END LABEL` in samples at 16 kHz. The 61 phones are folded to 39 by the map that
-  the field scores with (Lee & Hon 1989, Speaker-independent phone recognition using hidden Markov models, table 2). Closures are silence
-  there; so is the glottal stop here, which that map leaves out. Words may overlap by a phone that both share (`this suit`): it belongs to
-  the later one.
+- TextGrid: interval tiers `words` and `phones`, once a speaker; long and short text format, UTF-8 or UTF-16. Both
+  formats have the same values in the same order, so reading skips all but numbers, quoted strings and flags. The values
+  decide where a tier ends, not the counts in the file. A file belongs to an utterance by its id, else by the audio
+  file's name, else by folder and name. A recording that the manifest cuts into utterances is cut by its times. (praatio
+  refuses empty intervals and ends that differ by 1e-16, and reads a truncated tier in silence.)
+- CTM: a word or a phone a line, `id channel begin duration symbol [confidence ...]`, in any order, as Kaldi and NIST's
+  tools write them. Words have the phones of a second file, else equal shares of the word for a lexicon's phones
+  (coarse), else none. The first column is an utterance's id, or a recording's. The second is the side: A, B ..., or
+  numbers from 1 (from 0 where the file has a 0). An utterance gets the side that is its channel. The name of an id's
+  only side does not matter, unless the manifest asks for several channels of that recording.
+- TIMIT: a `.PHN` and a `.WRD` beside each sentence, `START END LABEL` in samples at 16 kHz. The 61 phones are folded to
+  39 by the map that the field scores with (Lee & Hon 1989, Speaker-independent phone recognition using hidden Markov
+  models, table 2). Closures are silence there; so is the glottal stop here, which that map leaves out. Words may
+  overlap by a phone that both share (`this suit`): it belongs to the later one.
 """
 
 import re
@@ -27,7 +29,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hkd.align.fit import NO_UTTERANCE, NOISE, UNKNOWN_WORDS, FailureError, Foreign, Reading, Source, pieces, refused, samples_of
+from hkd.align.fit import (
+    NO_UTTERANCE,
+    NOISE,
+    UNKNOWN_WORDS,
+    FailureError,
+    Foreign,
+    Reading,
+    Source,
+    pieces,
+    refused,
+    samples_of,
+)
 from hkd.corpora.collect import Report, channel_of, walk
 from hkd.errors import UserError
 from hkd.files import digest_of, digest_of_file
@@ -73,7 +86,8 @@ def read_textgrid(path: Path) -> TextGrid:
 
 
 class _Values:
-    """The values of a TextGrid in order: texts, flags, numbers. Raises ValueError where one is missing or of another kind."""
+    """The values of a TextGrid in order: texts, flags, numbers. Raises ValueError where one is missing or of another
+    kind."""
 
     def __init__(self, text: str) -> None:
         self._found = _VALUE.finditer(text)
@@ -111,7 +125,8 @@ class _Values:
 
 
 def _parse(text: str, path: Path) -> TextGrid:
-    """All tiers, whatever the file says of their number; a tier that ends before its time with fewer intervals than said is truncated."""
+    """All tiers, whatever the file says of their number; a tier that ends before its time with fewer intervals than
+    said is truncated."""
     values = _Values(text)
     kind, of = values.take(_TEXT, "the file's type"), values.take(_TEXT, "the object's class")
     if not kind.startswith("ooTextFile") or of != "TextGrid":
@@ -135,7 +150,9 @@ def _parse(text: str, path: Path) -> TextGrid:
         if kind == "TextTier":
             continue
         if len(rows) < size and (not rows or rows[-1].stop < end - _END_S):
-            raise ValueError(f"tier '{name}' should have {size} intervals to {end:g} s, but has {len(rows)}: is it truncated?")
+            raise ValueError(
+                f"tier '{name}' should have {size} intervals to {end:g} s, but has {len(rows)}: is it truncated?"
+            )
         if name in tiers:
             raise ValueError(f"tier '{name}' stands twice")
         tiers[name] = tuple(rows)
@@ -146,13 +163,16 @@ class MfaSource(Source):
     """A folder of TextGrids, or one."""
 
     def __init__(self, path: Path, *, dictionary: Sequence[str] | None = None) -> None:
-        """dictionary: all phones that the tool's dictionary has, for an inventory that does not depend on the corpus."""
+        """dictionary: all phones that the tool's dictionary has, for an inventory that does not depend on the
+        corpus."""
         found = walk(path, Report()) if path.is_dir() else [path]
         self._paths = [file for file in found if file.suffix.lower() == ".textgrid" or file == path]
         if not path.exists():
             raise UserError(f"{path} must be a folder of TextGrids or one, but is not there.")
         if not self._paths:
-            raise UserError(f"{path} must hold TextGrids (*.TextGrid), but holds none. Give the output folder of `mfa align`.")
+            raise UserError(
+                f"{path} must hold TextGrids (*.TextGrid), but holds none. Give the output folder of `mfa align`."
+            )
         self._root = path if path.is_dir() else path.parent
         self.phones = None if dictionary is None else tuple(dict.fromkeys(dictionary))
 
@@ -191,7 +211,8 @@ def _from_grid(grid: TextGrid, utterance: Utterance, *, cut: bool) -> Foreign:
 def _match(
     paths: Sequence[Path], root: Path, manifest: Manifest
 ) -> tuple[dict[Path, list[Utterance]], list[tuple[str, Reading]]]:
-    """Which utterances each file holds: by id, else by the audio file's name, with as many of its folders as tell files apart."""
+    """Which utterances each file holds: by id, else by the audio file's name, with as many of its folders as tell files
+    apart."""
     by_stem: dict[str, list[Path]] = defaultdict(list)
     for path in paths:
         by_stem[path.stem].append(path)
@@ -219,7 +240,9 @@ def _tiers(grid: TextGrid, utterance: Utterance) -> tuple[tuple[Interval, ...], 
     for name, tier in grid.items():
         speaker, _, kind = name.rpartition(" - ")
         if kind.strip().lower() in ("words", "word"):
-            same = (n for n in grid if n.rpartition(" - ")[0] == speaker and n.lower().strip().endswith(("phones", "phone")))
+            same = (
+                n for n in grid if n.rpartition(" - ")[0] == speaker and n.lower().strip().endswith(("phones", "phone"))
+            )
             if (phones := next(same, None)) is not None:
                 pairs[speaker] = (tier, grid[phones])
     if not pairs:
@@ -248,8 +271,12 @@ def lasting(tier: Sequence[Interval], what: str) -> list[Interval]:
         if round((row.stop - row.start) * SAMPLE_RATE_HZ) > 0:
             found.append(row)
         elif row.stop < row.start - 1 / SAMPLE_RATE_HZ:
-            raise FailureError(f"{row.place}: the {what} '{label}' ends at {row.stop:g} s, before it begins at {row.start:g} s")
-        elif label.lower() in UNKNOWN_WORDS or not (is_silent_word(label) or is_silence_name(label) or NOISE.fullmatch(label)):
+            raise FailureError(
+                f"{row.place}: the {what} '{label}' ends at {row.stop:g} s, before it begins at {row.start:g} s"
+            )
+        elif label.lower() in UNKNOWN_WORDS or not (
+            is_silent_word(label) or is_silence_name(label) or NOISE.fullmatch(label)
+        ):
             raise FailureError(f"{row.place}: the {what} '{label}' at {row.start:g} s has no duration")
     return found
 
@@ -257,7 +284,8 @@ def lasting(tier: Sequence[Interval], what: str) -> list[Interval]:
 def phones_in_words(
     spoken: Sequence[Interval], phones: Sequence[Interval]
 ) -> tuple[list[tuple[float, float, int, str]], list[str]]:
-    """Phones, each with the word that its middle lies in; and the words. Raises FailureError for a word or phone of no length."""
+    """Phones, each with the word that its middle lies in; and the words. Raises FailureError for a word or phone of no
+    length."""
     said = [row for row in lasting(spoken, "word") if not is_silent_word(row.label.strip())]
     sounding = lasting(phones, "phone")
     word_P = words_at(said, np.array([(phone.start + phone.stop) / 2 for phone in sounding])).tolist()
@@ -285,7 +313,8 @@ Pronounce = Callable[[str], Sequence[str]]
 class Ctm(dict[str, dict[str, list[Interval]]]):
     """Intervals of each id and side, by their begin; sides as written, in upper case.
 
-    grid_s: what the file's times are rounded to, 10 ms at least. first: the lowest side that is a number. used: (id, side) that were read.
+    grid_s: what the file's times are rounded to, 10 ms at least. first: the lowest side that is a number. used: (id,
+    side) that were read.
     """
 
     path = Path()
@@ -299,19 +328,22 @@ class Ctm(dict[str, dict[str, list[Interval]]]):
     def rows(self, name: str, channel: int | None, *, strict: bool = False, first: int | None = None) -> list[Interval]:
         """The intervals of an id's sides that are the channel (from 0).
 
-        strict: whether an only side must be the channel too. first: instead of the file's own. Raises FailureError where no side is the
-        channel, or there are several and channel is None.
+        strict: whether an only side must be the channel too. first: instead of the file's own. Raises FailureError
+        where no side is the channel, or there are several and channel is None.
         """
         written = sides = sorted(self.get(name, {}))
         if len(written) > 1 or (written and strict and channel is not None):
             has = f"{self.path} has the side{'s' * (len(written) > 1)} {', '.join(written)} of '{name}'"
             if channel is None:
                 raise FailureError(
-                    f"{has}, but the manifest names no channel: give it a channel (from 0), or name the CTM's lines by utterance"
+                    f"{has}, but the manifest names no channel: give it a channel (from 0), or name the CTM's lines by "
+                    f"utterance"
                 )
             sides = [side for side in written if _channel(side, self.first if first is None else first) == channel]
             if not sides:
-                raise FailureError(f"{has}, but its channel {channel} (from 0) is none of them: sides are A, B ... or 1, 2 ...")
+                raise FailureError(
+                    f"{has}, but its channel {channel} (from 0) is none of them: sides are A, B ... or 1, 2 ..."
+                )
         self.used |= {(name, side) for side in sides}
         rows = [self[name][side] for side in sides]
         return rows[0] if len(rows) == 1 else sorted(chain(*rows))
@@ -366,7 +398,13 @@ class CtmSource(Source):
     @property
     def identity(self) -> dict[str, Any]:
         """Name, and digests of the files."""
-        phones = digest_of_file(self._phones) if self._phones is not None else "lexicon" if self._pronounce is not None else None
+        phones = (
+            digest_of_file(self._phones)
+            if self._phones is not None
+            else "lexicon"
+            if self._pronounce is not None
+            else None
+        )
         return {"name": "ctm", "files": digest_of_file(self._words), "phones": phones, "grid": "of the file"}
 
     def read(self, manifest: Manifest) -> Iterator[tuple[str, Reading]]:
@@ -412,7 +450,8 @@ class CtmSource(Source):
 def words_alone(
     spoken: Sequence[Interval], pronounce: Pronounce | None, *, offset_s: float = 0.0, grid_s: float | None = None
 ) -> Foreign:
-    """Words with their times → pieces: words, or their phones, each with an equal share of the word's sound. Raises FailureError."""
+    """Words with their times → pieces: words, or their phones, each with an equal share of the word's sound. Raises
+    FailureError."""
     said = [row for row in lasting(spoken, "word") if not is_silent_word(row.label)]
     rows: list[tuple[float, float, int, str | None]] = []
     for number, row in enumerate(said):
@@ -440,11 +479,14 @@ def pronounce_by(lexicon: Lexicon) -> Pronounce:
 SILENCE = "sil"
 _KEPT = "aa ae ah aw ay b ch d dh dx eh er ey f g hh ih iy jh k l m n ng ow oy p r s sh t th uh uw v w y z"
 _FOLDED = {
-    "aa": "ao", "ah": "ax ax-h", "er": "axr", "hh": "hv", "ih": "ix", "l": "el", "m": "em", "n": "en nx", "ng": "eng", "sh": "zh",
+    "aa": "ao", "ah": "ax ax-h", "er": "axr", "hh": "hv", "ih": "ix", "l": "el", "m": "em", "n": "en nx", "ng": "eng",
+    "sh": "zh",
     "uw": "ux", SILENCE: "pcl tcl kcl bcl dcl gcl h# pau epi q",
 }  # fmt: skip
 PHONES_39 = (SILENCE, *_KEPT.split())
-FOLD_61 = {phone: phone for phone in _KEPT.split()} | {old: new for new, olds in _FOLDED.items() for old in olds.split()}
+FOLD_61 = {phone: phone for phone in _KEPT.split()} | {
+    old: new for new, olds in _FOLDED.items() for old in olds.split()
+}
 
 
 class TimitSource(Source):
@@ -456,13 +498,18 @@ class TimitSource(Source):
         found = (path for path in sorted(root.rglob("*")) if path.suffix.upper() == ".PHN")
         self._paths = {f"{path.parent.name}-{path.stem}".upper(): path for path in found}
         if not self._paths:
-            raise UserError(f"{root} must hold TIMIT's segments (*.PHN), but holds none. Give the folder of the corpus.")
+            raise UserError(
+                f"{root} must hold TIMIT's segments (*.PHN), but holds none. Give the folder of the corpus."
+            )
 
     @property
     def identity(self) -> dict[str, Any]:
         """Name, and a digest of all files."""
         files = [file for path in self._paths.values() for file in (path, _words_of(path)) if file.exists()]
-        return {"name": "timit", "files": digest_of(part for path in files for part in (path.name, digest_of_file(path)))}
+        return {
+            "name": "timit",
+            "files": digest_of(part for path in files for part in (path.name, digest_of_file(path))),
+        }
 
     def read(self, manifest: Manifest) -> Iterator[tuple[str, Reading]]:
         """Sentence by sentence."""
@@ -497,7 +544,8 @@ def read_segments(path: Path) -> list[Interval]:
 
 
 def folded_dictionary(lexicon: Lexicon) -> dict[str, list[tuple[str, ...]]]:
-    """A dictionary of ARPAbet without stress in TIMIT's 39 phones (AO is aa, ZH is sh), for words that nobody said in it."""
+    """A dictionary of ARPAbet without stress in TIMIT's 39 phones (AO is aa, ZH is sh), for words that nobody said in
+    it."""
     return {
         word: list(dict.fromkeys(tuple(FOLD_61[phone.lower()] for phone in phones) for phones in rows))
         for word, rows in lexicon.entries(within={phone.upper() for phone in FOLD_61}).items()

@@ -1,14 +1,16 @@
-"""What aligners have in common: another tool's alignment of an utterance → a row of the artefact, checked, on the 10 ms grid, in the
-transcript's own words; and the report of a run.
+"""What aligners have in common: another tool's alignment of an utterance → a row of the artefact, checked, on the 10 ms
+grid, in the transcript's own words; and the report of a run.
 
-- A `Source` reads one tool's files. It gives pieces: the finest stretches of sound that the tool knows (states, else phones, else words),
-  each with its word and phone. Times are samples at 16 kHz from the utterance's start; all rounding to frames happens here.
-- Gaps become silence, at the edges too (less than 50 ms there goes to the neighbour). Refused are overlaps, times that run backwards or past
-  the sound's end, pieces that do not cover the sound, and phones that last for seconds. Gaps and overlaps within the tool's own rounding
-  (5 ms, a CTM's 10 ms) are none.
-- The tool's words are compared with the transcript's by their letters: a tool may write `well-known` or `we` + `'ll`, and `<unk>` stands for
-  one word of the transcript.
-- What a source lacks of an utterance is a reason in the report; what belongs to no utterance is counted. Rows are in the manifest's order.
+- A `Source` reads one tool's files. It gives pieces: the finest stretches of sound that the tool knows (states, else
+  phones, else words), each with its word and phone. Times are samples at 16 kHz from the utterance's start; all
+  rounding to frames happens here.
+- Gaps become silence, at the edges too (less than 50 ms there goes to the neighbour). Refused are overlaps, times that
+  run backwards or past the sound's end, pieces that do not cover the sound, and phones that last for seconds. Gaps and
+  overlaps within the tool's own rounding (5 ms, a CTM's 10 ms) are none.
+- The tool's words are compared with the transcript's by their letters: a tool may write `well-known` or `we` + `'ll`,
+  and `<unk>` stands for one word of the transcript.
+- What a source lacks of an utterance is a reason in the report; what belongs to no utterance is counted. Rows are in
+  the manifest's order.
 
 Shape letters: P pieces, M pieces of a word.
 """
@@ -26,14 +28,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hkd.align.alignment import Alignment, Tier, UtteranceAlignment, aligned_to_units, at_least_one_apart, write_alignment
+from hkd.align.alignment import (
+    Alignment,
+    Tier,
+    UtteranceAlignment,
+    aligned_to_units,
+    at_least_one_apart,
+    write_alignment,
+)
 from hkd.artefact import check_same, differences
 from hkd.audio import probe
 from hkd.errors import HkdError, UserError
 from hkd.files import digest_of_json
 from hkd.manifest import Manifest, Utterance
 from hkd.progress import Progress, no_progress
-from hkd.timebase import FRAME_SHIFT_S, HOP_SAMPLES, SAMPLE_RATE_HZ, samples_to_boundaries, samples_to_frames, seconds_to_samples
+from hkd.timebase import (
+    FRAME_SHIFT_S,
+    HOP_SAMPLES,
+    SAMPLE_RATE_HZ,
+    samples_to_boundaries,
+    samples_to_frames,
+    seconds_to_samples,
+)
 from hkd.units.inventory import UnitInventory
 from hkd.units.level import MONOPHONE, SENONE
 from hkd.units.lexicon import is_silence_name, phone_inventory, without_stress
@@ -44,13 +60,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AlignReport:
-    """What came out. `failed`: id → reason; `seconds_of_audio`: of the kept utterances; `real_time_factor`: processor time a second of audio."""
+    """What came out. `failed`: id → reason; `seconds_of_audio`: of the kept utterances; `real_time_factor`: processor
+    time a second of audio."""
 
     kept: int
     failed: dict[str, str] = field(default_factory=dict)
     seconds_of_audio: float = 0.0
     real_time_factor: float = 0.0
-    predicted_words: dict[str, str] = field(default_factory=dict)  # that no dictionary holds → the phones that they were given
+    predicted_words: dict[str, str] = field(default_factory=dict)  # in no dictionary → their phones
     unused: tuple[str, ...] = ()  # what another tool aligned and the manifest does not have
     notes: tuple[str, ...] = ()  # sentences for people: what was coarse, what was moved
 
@@ -64,7 +81,8 @@ def about(report: AlignReport, names: Sequence[str] = ABOUT) -> dict[str, Any]:
 
 
 def finished(out: Path, manifest: Manifest, aligner: Mapping[str, Any], *, overwrite: bool) -> AlignReport | None:
-    """The report of a finished alignment with these settings; None where `out` may be (re)written. Raises UserError where it may not."""
+    """The report of a finished alignment with these settings; None where `out` may be (re)written. Raises UserError
+    where it may not."""
     if not out.exists():
         return None
     there = Alignment(out)
@@ -116,7 +134,8 @@ class ImportConfig:
     def __post_init__(self) -> None:
         if not self.max_phone_s > 0 or not 0 <= self.min_coverage <= 1:
             raise UserError(
-                f"max_phone_s must be positive and min_coverage between 0 and 1, but are {self.max_phone_s}, {self.min_coverage}."
+                f"max_phone_s must be positive and min_coverage between 0 and 1, but are {self.max_phone_s}, "
+                f"{self.min_coverage}."
             )
 
     def fold(self, phone: str) -> str:
@@ -126,16 +145,19 @@ class ImportConfig:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Foreign:
-    """An utterance as a tool aligned it. word_P: index into `tokens`, −1 for silence and noise; phone_P: symbols, or None for words alone."""
+    """An utterance as a tool aligned it. word_P: index into `tokens`, −1 for silence and noise; phone_P: symbols, or
+    None for words alone."""
 
     tokens: tuple[str, ...]
     start_P: NDArray[np.int64]  # samples
     stop_P: NDArray[np.int64]
     word_P: NDArray[np.int64]
     phone_P: tuple[str, ...] | None = None
-    begins_P: NDArray[np.bool_] = field(default_factory=lambda: np.ones(0, np.bool_))  # a new phone; read where there are senones
+    # a new phone; read where there are senones
+    begins_P: NDArray[np.bool_] = field(default_factory=lambda: np.ones(0, np.bool_))
     senone_P: NDArray[np.int64] | None = None
-    slack: int = _SLACK_SAMPLES  # what the tool's times may be wrong by, in samples: overlaps up to it and gaps below it are none
+    # what the tool's times may be wrong by, in samples: overlaps up to it and gaps below it are none
+    slack: int = _SLACK_SAMPLES
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -157,7 +179,8 @@ def pieces(
     offset_s: float = 0.0,
     grid_s: float | None = None,
 ) -> Foreign:
-    """(start, stop, word, phone) in seconds → Foreign. grid_s: what times are rounded to. Raises FailureError for times that are no numbers."""
+    """(start, stop, word, phone) in seconds → Foreign. grid_s: what times are rounded to. Raises FailureError for times
+    that are no numbers."""
     times = np.array([row[:2] for row in segments], np.float64).reshape(-1, 2) - offset_s
     if not np.isfinite(times).all() or (np.abs(times) > 1e7).any():
         raise FailureError("a segment's time is not a finite number of seconds")
@@ -174,7 +197,8 @@ def pieces(
 def fit(
     foreign: Foreign, utterance: Utterance, *, silence: Silence, config: ImportConfig, id_of: defaultdict[str, int]
 ) -> UtteranceAlignment:
-    """One utterance on the grid. id_of: numbers phones as they first occur. Raises FailureError with the reason where it is refused."""
+    """One utterance on the grid. id_of: numbers phones as they first occur. Raises FailureError with the reason where
+    it is refused."""
     spoken, num_samples = words(utterance.text), samples_of(utterance)
     if not spoken:
         raise FailureError("the transcript has no words")
@@ -215,7 +239,8 @@ def _check(foreign: Foreign, num_samples: int, silence: Silence, config: ImportC
     edge = max(_EDGE_FRAMES * HOP_SAMPLES, foreign.slack)
     if start_P[0] < -edge or stop_P[-1] > num_samples + edge:
         raise FailureError(
-            f"the alignment runs from {_at(start_P[0])} to {_at(stop_P[-1])}, but the sound from 0 to {_at(num_samples)}"
+            f"the alignment runs from {_at(start_P[0])} to {_at(stop_P[-1])}, but the sound from 0 to "
+            f"{_at(num_samples)}"
         )
     covered = (stop_P - start_P).sum() / max(1, num_samples)
     if covered < config.min_coverage:
@@ -225,7 +250,9 @@ def _check(foreign: Foreign, num_samples: int, silence: Silence, config: ImportC
     speech_P = np.array([phone not in silence for phone in foreign.phone_P])
     length_P = stop_P - start_P
     for at in np.flatnonzero(speech_P & (length_P > config.max_phone_s * SAMPLE_RATE_HZ)):
-        raise FailureError(f"phone '{foreign.phone_P[at]}' lasts {_at(length_P[at])}, longer than {config.max_phone_s:g} s")
+        raise FailureError(
+            f"phone '{foreign.phone_P[at]}' lasts {_at(length_P[at])}, longer than {config.max_phone_s:g} s"
+        )
     for at in np.flatnonzero(speech_P & (foreign.word_P < 0)):
         raise FailureError(f"phone '{foreign.phone_P[at]}' at {_at(start_P[at])} lies in no word")
 
@@ -235,7 +262,8 @@ def _letters(text: str) -> str:
 
 
 def _pairs(tokens: Sequence[str], spoken: Sequence[str]) -> list[tuple[list[int], list[int]]]:
-    """The tool's tokens against the transcript's words: groups of equal letters. Raises FailureError at the first difference."""
+    """The tool's tokens against the transcript's words: groups of equal letters. Raises FailureError at the first
+    difference."""
     letters = [word.replace("'", "") for word in spoken]
     groups: list[tuple[list[int], list[int]]] = []
     at = number = 0  # the next word, the next token
@@ -305,10 +333,11 @@ def _split(foreign: Foreign, split: Mapping[int, list[int]], spoken: Sequence[st
 
 
 def _close(foreign: Foreign, num_samples: int, silence: Silence) -> Foreign:
-    """Silence in the gaps; the first piece begins at 0 and the last ends with the sound. Raises FailureError for a gap within a word.
+    """Silence in the gaps; the first piece begins at 0 and the last ends with the sound. Raises FailureError for a gap
+    within a word.
 
-    A gap goes to the silence that the tool has before or after it; between two words it becomes a silence of its own. Within a word, and
-    where it is no longer than the tool's rounding, the piece before takes it.
+    A gap goes to the silence that the tool has before or after it; between two words it becomes a silence of its own.
+    Within a word, and where it is no longer than the tool's rounding, the piece before takes it.
     """
     start, stop, word = foreign.start_P.tolist(), foreign.stop_P.tolist(), foreign.word_P.tolist()
     edge = _EDGE_FRAMES * HOP_SAMPLES
@@ -337,14 +366,17 @@ def _close(foreign: Foreign, num_samples: int, silence: Silence) -> Foreign:
     return Foreign(
         tokens=foreign.tokens, start_P=begin_P, stop_P=np.append(begin_P[1:], num_samples),
         word_P=np.where(is_new, -1, foreign.word_P[old]),
-        phone_P=None if foreign.phone_P is None else tuple(silence.phone if at < 0 else foreign.phone_P[at] for at in piece.tolist()),
+        phone_P=None
+        if foreign.phone_P is None
+        else tuple(silence.phone if at < 0 else foreign.phone_P[at] for at in piece.tolist()),
         begins_P=is_new | foreign.begins_P[old] if foreign.senone_P is not None else foreign.begins_P,
         senone_P=None if foreign.senone_P is None else np.where(is_new, silence.senone, foreign.senone_P[old]),
     )  # fmt: skip
 
 
 def _on_grid(foreign: Foreign, num_samples: int) -> NDArray[np.int64]:
-    """Frame boundaries of contiguous pieces, P + 1; each piece gets a frame at least. Raises FailureError where there are too few."""
+    """Frame boundaries of contiguous pieces, P + 1; each piece gets a frame at least. Raises FailureError where there
+    are too few."""
     num_frames = samples_to_frames(num_samples)
     wanted_P1 = samples_to_boundaries(np.concatenate([foreign.start_P, foreign.stop_P[-1:]]))
     wanted_P1[0], wanted_P1[-1] = 0, num_frames
@@ -390,7 +422,8 @@ NO_UTTERANCE = refused("no utterance")
 
 
 def samples_of(utterance: Utterance) -> int:
-    """How long an utterance's sound is, in samples at 16 kHz: the manifest's word, else the file's header. Raises FailureError, UserError."""
+    """How long an utterance's sound is, in samples at 16 kHz: the manifest's word, else the file's header. Raises
+    FailureError, UserError."""
     if utterance.duration is not None:
         return seconds_to_samples(utterance.duration)
     if utterance.audio_filepath is None:
@@ -407,9 +440,11 @@ def import_alignment(
     overwrite: bool = False,
     progress: Progress = no_progress,
 ) -> AlignReport:
-    """Write `out` (an `Alignment`) from what a source has of the manifest's utterances; the rest is listed in it and in the report with reasons.
+    """Write `out` (an `Alignment`) from what a source has of the manifest's utterances; the rest is listed in it and in
+    the report with reasons.
 
-    Raises UserError where `out` is of something else, unless `overwrite`, or the source cannot be read, and HkdError where nothing fits.
+    Raises UserError where `out` is of something else, unless `overwrite`, or the source cannot be read, and HkdError
+    where nothing fits.
     """
     config = config or ImportConfig()
     aligner = {
@@ -441,7 +476,8 @@ def import_alignment(
 
 
 def _unheard(rows: Iterable[UtteranceAlignment], silent_ids: Sequence[int]) -> tuple[str, ...]:
-    """A note on words that have no phone of their own, since the tool knew them as `<unk>` or noise: they are frames of silence at that level."""
+    """A note on words that have no phone of their own, since the tool knew them as `<unk>` or noise: they are frames of
+    silence at that level."""
     words: Counter[str] = Counter()
     utterances = 0
     for row in rows:
@@ -454,7 +490,8 @@ def _unheard(rows: Iterable[UtteranceAlignment], silent_ids: Sequence[int]) -> t
         return ()
     some = ", ".join(f"'{word}'" for word, _ in words.most_common(10))
     return (
-        f"{words.total()} words ({len(words)} different) of {utterances} utterances have no phones, since the tool knew them as unknown or "
+        f"{words.total()} words ({len(words)} different) of {utterances} utterances have no phones, since the tool "
+        f"knew them as unknown or "
         f"noise: {some}{' ...' if len(words) > 10 else ''}",
     )
 
@@ -495,7 +532,8 @@ def _inventories(
     if source.senones is not None:
         inventories[SENONE], silences[SENONE] = source.senones
     own = next((phone for phone in table if phone != SILENCE_PHONE and phone.lower() == SILENCE_PHONE), SILENCE_PHONE)
-    symbol_V = [own if phone == SILENCE_PHONE else phone for phone in table]  # what was put into gaps is the tool's own silence
+    # what was put into gaps is the tool's own silence
+    symbol_V = [own if phone == SILENCE_PHONE else phone for phone in table]
     known = sorted(set(symbol_V)) if source.phones is None else dict.fromkeys(map(config.fold, source.phones))
     symbols = tuple(dict.fromkeys((*known, *symbol_V)))
     if not symbols:

@@ -1,7 +1,8 @@
 """Kaldi's alignments: `ali.*.gz` (or an ark, binary or text) with `final.mdl`, `tree` and `phones.txt`.
 
 - Senones are pdf-ids, a position is a state's visit; phones are folded to what stands before `_B`, `_I`, `_E`, `_S`.
-- Words come from those places; phones without them need a CTM of words, or the lexicon that the alignment was made with.
+- Words come from those places; phones without them need a CTM of words, or the lexicon that the alignment was made
+  with.
 - Frames may be subsampled (chain models): the model's folder says so, or an option does.
 """
 
@@ -34,23 +35,30 @@ _TOLERANCE_S = 0.1
 def read_model(
     folder: Path, *, lang: Path | None = None, config: ImportConfig | None = None
 ) -> tuple[TransitionModel, TreeTying]:
-    """Read final.mdl, tree and phones.txt (of the folder or of `lang`). Raises UserError where one is missing, broken or of another model."""
+    """Read final.mdl, tree and phones.txt (of the folder or of `lang`). Raises UserError where one is missing, broken
+    or of another model."""
     config = config or ImportConfig()
-    found = next((path for path in (folder / "phones.txt", *([lang / "phones.txt"] if lang else [])) if path.exists()), None)
+    found = next(
+        (path for path in (folder / "phones.txt", *([lang / "phones.txt"] if lang else [])) if path.exists()), None
+    )
     if found is None:
         raise UserError(
-            f"{folder} must hold phones.txt, but does not. Give the lang folder that the model was made with: --set lang=FOLDER."
+            f"{folder} must hold phones.txt, but does not. Give the lang folder that the model was made with: --set "
+            f"lang=FOLDER."
         )
     for name in ("final.mdl", "tree"):
         if not (folder / name).exists():
             raise UserError(
-                f"{folder} must hold {name}, but does not. Give the folder of the alignment's model: --set model=FOLDER."
+                f"{folder} must hold {name}, but does not. Give the folder of the alignment's model: --set "
+                f"model=FOLDER."
             )
     transitions, tree = read_transitions(folder / "final.mdl"), read_tree(folder / "tree")
     symbols = read_symbols(found)
     phones = {phone: number for phone, number in symbols.items() if number > 0 and not phone.startswith("#")}
     if foreign := sorted(set(transitions.topology) - set(phones.values())):
-        raise UserError(f"{found} must have the model's phones, but lacks number {foreign[0]}. Give that of the same model.")
+        raise UserError(
+            f"{found} must have the model's phones, but lacks number {foreign[0]}. Give that of the same model."
+        )
     phones = {phone: number for phone, number in phones.items() if number in transitions.topology}
     tying = TreeTying(
         phones=phones, tree=tree, places={number: tuple(transitions.places(number)) for number in phones.values()},
@@ -73,13 +81,15 @@ class KaldiSource(Source):
         subsampling: int | None = None,
         config: ImportConfig | None = None,
     ) -> None:
-        """model: where final.mdl and tree lie, if not beside the alignments; word_ctm, lexicon: for phones without places in the word."""
+        """model: where final.mdl and tree lie, if not beside the alignments; word_ctm, lexicon: for phones without
+        places in the word."""
         folder = path if path.is_dir() else path.parent
         found = sorted(p for pattern in ("ali.*.gz", "ali.*.ark", "ali.ark", "ali.gz") for p in path.glob(pattern))
         self._paths = list(dict.fromkeys(found)) if path.is_dir() else [path]
         if not self._paths or not path.exists():
             raise UserError(
-                f"{path} must hold alignments (ali.1.gz, ...), but holds none. Give the folder of Kaldi's align_si.sh, say."
+                f"{path} must hold alignments (ali.1.gz, ...), but holds none. Give the folder of Kaldi's align_si.sh, "
+                f"say."
             )
         self._transitions, self.tying = read_model(model or folder, lang=lang, config=config)
         self._word_ctm, self._lexicon = word_ctm, lexicon
@@ -89,7 +99,8 @@ class KaldiSource(Source):
         self._says_places = any(split_position(phone)[1] for phone in tying.phones)
         if not self._says_places and word_ctm is None and lexicon is None:
             raise UserError(
-                "the phones must say their place in the word (AH_B), but do not. Give the words' times (--set words=CTM) or the lexicon "
+                "the phones must say their place in the word (AH_B), but do not. Give the words' times (--set "
+                "words=CTM) or the lexicon "
                 "(--lexicon)."
             )
         self._symbol_of = {number: phone for phone, number in tying.phones.items()}
@@ -111,7 +122,9 @@ class KaldiSource(Source):
         for path in self._paths:
             for name, id_T in read_integer_vectors(path):
                 if name in seen:
-                    raise UserError(f"an utterance must be aligned once, but '{name}' stands in {seen[name]} and {path}.")
+                    raise UserError(
+                        f"an utterance must be aligned once, but '{name}' stands in {seen[name]} and {path}."
+                    )
                 seen[name] = path
                 yield name, partial(self._utterance, id_T, by_id[name], spoken) if name in by_id else NO_UTTERANCE
 
@@ -124,7 +137,8 @@ class KaldiSource(Source):
             raise FailureError(f"it is no alignment by this model: {error}") from None
         if abs(len(id_T) * shift - num_samples) > _TOLERANCE_S * SAMPLE_RATE_HZ + shift:
             raise FailureError(
-                f"it has {len(id_T)} frames of {shift / 16:g} ms, but the sound {num_samples / SAMPLE_RATE_HZ:.2f} s: is the frames' "
+                f"it has {len(id_T)} frames of {shift / 16:g} ms, but the sound {num_samples / SAMPLE_RATE_HZ:.2f} s: "
+                f"is the frames' "
                 "subsampling another (--set subsampling=3)?"
             )
         bound_T1 = foreign_boundaries(len(id_T), num_samples, shift_samples=shift, window_samples=WINDOW_SAMPLES)
@@ -141,7 +155,8 @@ class KaldiSource(Source):
             rows = spoken.rows(name, utterance.channel)
             said = [row for row in lasting(rows, "word") if not is_silent_word(row.label)]
             middle_P = (foreign.start_P + foreign.stop_P) / 2 / SAMPLE_RATE_HZ
-            tokens, word_Q = [row.label for row in said], words_at(said, middle_P)[begins_P]  # that of a phone's first piece
+            # that of a phone's first piece
+            tokens, word_Q = [row.label for row in said], words_at(said, middle_P)[begins_P]
         elif self._says_places:
             word_Q = _by_place(phones, len(tokens))
         elif self._lexicon is not None:
@@ -163,7 +178,8 @@ def _subsampling(folder: Path) -> int:
 
 
 def _by_place(phones: Sequence[str], num_words: int) -> NDArray[np.int64]:
-    """The word of each phone, by the places that they say. Raises FailureError where the count is another than the transcript's."""
+    """The word of each phone, by the places that they say. Raises FailureError where the count is another than the
+    transcript's."""
     word, inside, word_Q = -1, False, []
     for phone in phones:
         place = split_position(phone)[1]
@@ -178,11 +194,14 @@ def _by_place(phones: Sequence[str], num_words: int) -> NDArray[np.int64]:
 
 
 def _by_lexicon(phones: Sequence[str], tokens: Sequence[str], lexicon: Lexicon) -> NDArray[np.int64]:
-    """The word of each phone: the tokens' pronunciations in order, silence between them. Raises FailureError where none fits."""
+    """The word of each phone: the tokens' pronunciations in order, silence between them. Raises FailureError where none
+    fits."""
     # by words so far: phones used → (phones before, where the word begins)
     reached: list[dict[int, tuple[int, int]]] = [{0: (0, 0)}]
     for token in tokens:
-        variants = lexicon.variants(token) or lexicon.variants(token.lower()) or lexicon.variants(" ".join(words(token)))
+        variants = (
+            lexicon.variants(token) or lexicon.variants(token.lower()) or lexicon.variants(" ".join(words(token)))
+        )
         here: dict[int, tuple[int, int]] = {}
         for before in reached[-1]:
             begin = before

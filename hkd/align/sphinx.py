@@ -1,14 +1,15 @@
 """Forced alignment with pocketsphinx and its English model.
 
-- Two passes an utterance: words (silence allowed between them, pronunciation variants chosen by the sound), then HMM states.
+- Two passes an utterance: words (silence allowed between them, pronunciation variants chosen by the sound), then HMM
+  states.
 - A decoder lives in a process of its own: it holds the interpreter's lock, and a crash inside it must not end the run.
 - The result is a pure function of the utterance: the same bytes for any number of processes and any order.
-- The decoder's frame t is a window of 25.6 ms that begins at 10 t ms; its sound lies around the window's middle, 7.8 ms later than that of
-  our frame t. So boundaries move by that to the nearest one on our grid, a frame.
+- The decoder's frame t is a window of 25.6 ms that begins at 10 t ms; its sound lies around the window's middle, 7.8 ms
+  later than that of our frame t. So boundaries move by that to the nearest one on our grid, a frame.
 - The decoder may say nothing of the last frame: the last segment reaches to the end of the audio.
-- Several processes work on chunks. A finished chunk is a file named by the digest of its task, so a killed run finds it again. When a worker
-  dies, the chunks in flight are done again item by item, each in a process of its own: the item that kills it is a failed row. Workers end
-  with their parent, even where that was killed.
+- Several processes work on chunks. A finished chunk is a file named by the digest of its task, so a killed run finds it
+  again. When a worker dies, the chunks in flight are done again item by item, each in a process of its own: the item
+  that kills it is a failed row. Workers end with their parent, even where that was killed.
 """
 
 import json
@@ -53,7 +54,8 @@ CRASHED = "the aligner crashed on it"
 def run_chunks(
     tasks: Sequence[Task], *, worker: Worker, folder: Path, key: str, jobs: int = 0, progress: Progress = no_progress
 ) -> list[Row]:
-    """Run `worker` over all tasks in `jobs` processes (0: one a core); all rows in order. Finished chunks stay in `folder`.
+    """Run `worker` over all tasks in `jobs` processes (0: one a core); all rows in order. Finished chunks stay in
+    `folder`.
 
     key: whatever else the rows depend on.
     """
@@ -121,7 +123,8 @@ def _run_isolated(task: Task, worker: Worker) -> list[Row]:
 
 
 def _begin_worker() -> None:
-    """Leave Ctrl-C to the parent, and end when it ends: a pool's workers would otherwise wait for ever for one that was killed."""
+    """Leave Ctrl-C to the parent, and end when it ends: a pool's workers would otherwise wait for ever for one that was
+    killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 
@@ -138,14 +141,15 @@ ALGORITHM = 3  # raised whenever the same input would give another alignment
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SphinxConfig:
-    """How pocketsphinx searches. Narrower beams lose utterances; `bestpath` stays off, since it loses a third of short ones."""
+    """How pocketsphinx searches. Narrower beams lose utterances; `bestpath` stays off, since it loses a third of short
+    ones."""
 
     jobs: int = 0  # processes; 0: one a core
-    model: str | None = None  # an acoustic model's folder (mdef, means ...), its dictionary (*.dict, *.dic) in it or beside it
+    model: str | None = None  # an acoustic model's folder (mdef, means ...), with its dictionary in it or beside it
     beam: float = 1e-80  # of states, as likelihood beside the best
     pbeam: float = 1e-80  # of phones
     wbeam: float = 1e-60  # of words
-    min_score: float = -35.0  # mean score a frame below which a transcript is not what was spoken (about -14 where it is)
+    min_score: float = -35.0  # least mean log-likelihood a frame (about -14 where the transcript is what was spoken)
     chunk_utterances: int = 32  # resumed after a kill by whole chunks
 
     def __post_init__(self) -> None:
@@ -157,11 +161,14 @@ class SphinxConfig:
                 f"jobs must be 0 or more and chunk_utterances 1 or more, but are {self.jobs}, {self.chunk_utterances}."
             )
         if not math.isfinite(self.min_score):
-            raise UserError(f"min_score must be finite, but is {self.min_score} instead. Use a very low number to keep all.")
+            raise UserError(
+                f"min_score must be finite, but is {self.min_score} instead. Use a very low number to keep all."
+            )
 
 
 def model_parts(model: str | None) -> tuple[Lexicon, StateTying]:
-    """Dictionary and tying of an acoustic model's folder, of the English one for None. Raises UserError where it holds none."""
+    """Dictionary and tying of an acoustic model's folder, of the English one for None. Raises UserError where it holds
+    none."""
     if model is None:
         return Lexicon(), StateTying()
     folder = Path(model)
@@ -188,7 +195,8 @@ class SphinxAligner:
         )  # fmt: skip
 
     def align(self, utterance: Utterance) -> dict[str, Any]:
-        """One utterance → {"id", "words", "word", "monophone", "senone", "score", "seconds", "guessed", "cpu_s"}, or {"id", "reason"}."""
+        """One utterance → {"id", "words", "word", "monophone", "senone", "score", "seconds", "guessed", "cpu_s"}, or
+        {"id", "reason"}."""
         started = time.process_time()
         try:
             return {"id": utterance.id, **self._align(utterance), "cpu_s": time.process_time() - started}
@@ -215,7 +223,8 @@ class SphinxAligner:
         tiers, mean_score = self._walk(len(spoken), num_frames)
         if mean_score < self.config.min_score:
             raise FailureError(
-                f"its transcript is probably not what was spoken: the mean log-likelihood a frame is {mean_score:.1f}, below "
+                f"its transcript is probably not what was spoken: the mean log-likelihood a frame is {mean_score:.1f}, "
+                f"below "
                 f"{self.config.min_score:g} (min_score)"
             )
         seconds = len(wave_S) / SAMPLE_RATE_HZ
@@ -230,7 +239,8 @@ class SphinxAligner:
             raise FailureError(f"the decoder failed ({error})") from None
 
     def _add_words(self, spoken: Sequence[str]) -> dict[str, str]:
-        """Teach the decoder the words that it does not know; what was predicted for each. Raises FailureError where nothing can be."""
+        """Teach the decoder the words that it does not know; what was predicted for each. Raises FailureError where
+        nothing can be."""
         without = self.lexicon.unknown(spoken)
         if without:
             raise FailureError(f"no pronunciation for {', '.join(without)}")
@@ -286,7 +296,8 @@ class SphinxAligner:
 def align_chunk(task: dict[str, Any]) -> list[dict[str, Any]]:
     """Align the utterances of a task, {"config", "utterances"}: what the pool's workers run.
 
-    A decoder remembers the words that it was taught, so each chunk has a decoder of its own; loading one takes half a second.
+    A decoder remembers the words that it was taught, so each chunk has a decoder of its own; loading one takes half a
+    second.
     """
     aligner = SphinxAligner(SphinxConfig(**task["config"]))
     return [aligner.align(Utterance(**fields)) for fields in task["utterances"]]
@@ -305,10 +316,12 @@ def align_manifest(
     overwrite: bool = False,
     progress: Progress = no_progress,
 ) -> AlignReport:
-    """Align all utterances of a manifest and write `out` (an `Alignment`); those that fail are listed in it and in the report with reasons.
+    """Align all utterances of a manifest and write `out` (an `Alignment`); those that fail are listed in it and in the
+    report with reasons.
 
-    Finished chunks are kept beside `out` until it is written, so a killed run resumes. A finished alignment with the same settings is left.
-    Raises UserError where `out` is of something else, unless `overwrite`, and HkdError where not one utterance could be aligned.
+    Finished chunks are kept beside `out` until it is written, so a killed run resumes. A finished alignment with the
+    same settings is left. Raises UserError where `out` is of something else, unless `overwrite`, and HkdError where not
+    one utterance could be aligned.
     """
     config = config or SphinxConfig()
     settings = {key: value for key, value in asdict(config).items() if key != "jobs" and value is not None}
@@ -323,17 +336,21 @@ def align_manifest(
     chunks = [list(map(_fields, manifest[at : at + size])) for at in range(0, len(manifest), size)]
     tasks: list[dict[str, Any]] = [{"config": settings, "utterances": chunk} for chunk in chunks]
     work = out.parent / f".{out.name}.work"
-    rows = run_chunks(tasks, worker=align_chunk, folder=work, key=digest_of_json(aligner), jobs=config.jobs, progress=progress)
+    rows = run_chunks(
+        tasks, worker=align_chunk, folder=work, key=digest_of_json(aligner), jobs=config.jobs, progress=progress
+    )
     failed = {row["id"]: row["reason"] for row in rows if "reason" in row}
     kept = [row for row in rows if "reason" not in row]
     check_any(kept, failed, manifest)
     seconds = sum(row["seconds"] for row in kept)
     report = AlignReport(
-        kept=len(kept), failed=failed, seconds_of_audio=seconds, real_time_factor=sum(row["cpu_s"] for row in kept) / seconds,
+        kept=len(kept), failed=failed, seconds_of_audio=seconds,
+        real_time_factor=sum(row["cpu_s"] for row in kept) / seconds,
         predicted_words={word: phones for row in kept for word, phones in sorted(row["guessed"].items())},
     )  # fmt: skip
     write_alignment(
-        out, map(_aligned, kept), manifest_digest=manifest.digest, inventories=tying.inventories, silences=tying.silences,
+        out, map(_aligned, kept), manifest_digest=manifest.digest, inventories=tying.inventories,
+        silences=tying.silences,
         aligner=aligner | about(report, ("seconds_of_audio", "predicted_words")), failed=failed,
     )  # fmt: skip
     shutil.rmtree(work, ignore_errors=True)

@@ -13,12 +13,18 @@ _SHOWN = 20
 
 
 def align(
-    path: Annotated[str | None, Argument(help="The manifest; with --from, the tool's folder or file, or the CTC model.")] = None,
-    from_: Annotated[str | None, Option("--from", help="pocketsphinx, kaldi, mfa, ctm, ctc, or timit. [pocketsphinx]")] = None,
+    path: Annotated[
+        str | None, Argument(help="The manifest; with --from, the tool's folder or file, or the CTC model.")
+    ] = None,
+    from_: Annotated[
+        str | None, Option("--from", help="pocketsphinx, kaldi, mfa, ctm, ctc, or timit. [pocketsphinx]")
+    ] = None,
     manifest: Annotated[Path | None, Option(help="The manifest; by default the project's.")] = None,
     out: Annotated[Path | None, Option(help="Where to write; by default the project's alignment.")] = None,
     lexicon: Annotated[Path | None, Option(help="A dictionary (word phones); by default what was aligned.")] = None,
-    stress: Annotated[bool | None, Option("--stress/--no-stress", help="Keep stress marks (AH0, AH1). [--stress]")] = None,
+    stress: Annotated[
+        bool | None, Option("--stress/--no-stress", help="Keep stress marks (AH0, AH1). [--stress]")
+    ] = None,
     jobs: Annotated[int | None, Option(help="pocketsphinx: processes; 0: one a core.")] = None,
     min_score: Annotated[float | None, Option(help="Mean score a frame that a transcript must have.")] = None,
     assignments: Set = None,
@@ -28,9 +34,9 @@ def align(
 ) -> None:
     """Align words, phones and senones to 10 ms frames with pocketsphinx, or take another tool's alignment.
 
-    Utterances that cannot be aligned are listed with reasons and left out of what follows. A killed run goes on where it was.
-    An alignment of another tool brings its phones and senones along: `hkd units` and `hkd lm` use them from then on.
-    Settings come from the table [align] of hkd.toml; options win.
+    Utterances that cannot be aligned are listed with reasons and left out of what follows. A killed run goes on where
+    it was. An alignment of another tool brings its phones and senones along: `hkd units` and `hkd lm` use them from
+    then on. Settings come from the table [align] of hkd.toml; options win.
 
     Examples:
 
@@ -50,16 +56,26 @@ def align(
 
     here = project()
     over = with_options(
-        {}, assignments, "align", lexicon=lexicon and str(lexicon), stress=stress, jobs=jobs, min_score=min_score, device=device
+        {},
+        assignments,
+        "align",
+        lexicon=lexicon and str(lexicon),
+        stress=stress,
+        jobs=jobs,
+        min_score=min_score,
+        device=device,
     )
     before = here.table("align").get("from", POCKETSPHINX)
     tool = from_ or over.get("from", before)
     if path is not None and tool != POCKETSPHINX:
         over["path"] = path
-    table = {**(here.table("align") if tool == before else {}), **over, "from": tool}  # another tool has settings of its own
+    # another tool has settings of its own
+    table = {**(here.table("align") if tool == before else {}), **over, "from": tool}
     aligner = aligner_of(table, "align")
     logging.getLogger("hkd.align.fit").setLevel(logging.ERROR)  # the report lists what could not be aligned
-    source = Path(path) if path is not None and tool == POCKETSPHINX else manifest or here.require("manifest", "hkd prepare")
+    source = (
+        Path(path) if path is not None and tool == POCKETSPHINX else manifest or here.require("manifest", "hkd prepare")
+    )
     target = out or here.alignment
     with progress_bar("align" if tool == POCKETSPHINX else f"align from {tool}") as progress:
         report = stages.align(here, aligner, manifest=source, out=out, overwrite=overwrite, progress=progress)
@@ -72,7 +88,9 @@ def align(
 
 def _render(value: dict[str, Any], target: Path) -> str:
     total = value["kept"] + len(value["failed"])
-    lines = [f"{target}: {value['kept']} of {total} utterances ({value['kept'] / total:.1%}), {value['hours']:.3f} hours"]
+    lines = [
+        f"{target}: {value['kept']} of {total} utterances ({value['kept'] / total:.1%}), {value['hours']:.3f} hours"
+    ]
     if value["real_time_factor"]:
         lines[0] += f", real-time factor {value['real_time_factor']:.3f} (one core)"
     if value["predicted_words"]:

@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from typer import Option
 
 from hkd.config import Project, merge, parse_overrides
@@ -21,7 +29,9 @@ Overwrite = Annotated[bool, Option("--overwrite", help="Replace what is there an
 Device = Annotated[str | None, Option(help="auto, cpu or cuda. [auto]")]
 Set = Annotated[
     list[str] | None,
-    Option("--set", metavar="A.B=C", help="Any other setting; `hkd config show COMMAND` explains them. May be repeated."),
+    Option(
+        "--set", metavar="A.B=C", help="Any other setting; `hkd config show COMMAND` explains them. May be repeated."
+    ),
 ]
 
 QUIET_INTERVAL_S = 10.0
@@ -42,7 +52,8 @@ def say(text: str) -> None:
 
 def emit(value: Any, as_json: bool, render: Callable[[Any], str]) -> None:
     """The result, on stdout: JSON for machines, else as `render` writes it for people."""
-    is_unicode = (sys.stdout.encoding or "").lower().startswith("utf")  # else \u escapes, which say the same to a machine
+    # else \u escapes, which say the same to a machine
+    is_unicode = (sys.stdout.encoding or "").lower().startswith("utf")
     sys.stdout.write((json.dumps(value, ensure_ascii=not is_unicode, indent=2) if as_json else render(value)) + "\n")
     sys.stdout.flush()
 
@@ -57,13 +68,17 @@ def given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def with_options(table: Mapping[str, Any], assignments: Sequence[str] | None, own: str, **options: Any) -> dict[str, Any]:
-    """A table of hkd.toml, over it `--set` (where the table's name `own` may stand before), over that the options that were given."""
+def with_options(
+    table: Mapping[str, Any], assignments: Sequence[str] | None, own: str, **options: Any
+) -> dict[str, Any]:
+    """A table of hkd.toml, over it `--set` (where the table's name `own` may stand before), over that the options that
+    were given."""
     return merge(merge(table, parse_overrides(assignments or (), own)), given(**options))
 
 
 def show_facts(facts: Mapping[str, float | str], width: int = FACTS_WIDTH) -> str:
-    """Progress facts in a line, loss and error rates first; numbers with four significant digits; what does not fit in `width` is left out."""
+    """Progress facts in a line, loss and error rates first; numbers with four significant digits; what does not fit in
+    `width` is left out."""
     shown = ""
     for name, value in sorted(facts.items(), key=lambda fact: not fact[0].endswith("wer") and fact[0] != "loss"):
         fact = f"{name}={value if isinstance(value, str) else format(value, '.4g')}"
@@ -73,7 +88,8 @@ def show_facts(facts: Mapping[str, float | str], width: int = FACTS_WIDTH) -> st
 
 
 class Bars:
-    """Work under way: on a terminal a bar each, with share, time gone and time to go; elsewhere a line every ten seconds, on stderr."""
+    """Work under way: on a terminal a bar each, with share, time gone and time to go; elsewhere a line every ten
+    seconds, on stderr."""
 
     def __init__(self, bars: Progress | None, *, facts_width: int = FACTS_WIDTH) -> None:
         self._bars, self._facts_width = bars, facts_width

@@ -13,7 +13,9 @@ from hkd.errors import UserError, check_choice
 from hkd.files import write_bytes
 from hkd.toml import to_toml
 
-manifest_app = typer.Typer(no_args_is_help=True, help="The manifest: check its audio, split it, write it for other tools.")
+manifest_app = typer.Typer(
+    no_args_is_help=True, help="The manifest: check its audio, split it, write it for other tools."
+)
 
 
 def _splits(utterances: Any) -> dict[str, dict[str, float]]:
@@ -24,7 +26,9 @@ def _splits(utterances: Any) -> dict[str, dict[str, float]]:
         row["utterances"] += 1
         row["hours"] += (u.duration or 0.0) / 3600
         row["speakers"] |= {u.speaker} - {None}
-    return {name: {**row, "hours": round(row["hours"], 4), "speakers": len(row["speakers"])} for name, row in found.items()}
+    return {
+        name: {**row, "hours": round(row["hours"], 4), "speakers": len(row["speakers"])} for name, row in found.items()
+    }
 
 
 def _render_splits(value: dict[str, Any]) -> str:
@@ -45,11 +49,15 @@ def _columns(given: list[str]) -> dict[str, str]:
 def _list_corpora(as_json: bool) -> None:
     from hkd.corpora import known_corpora
 
-    rows = [{"name": c.name, "kind": c.kind, "title": c.title, "licence": c.licence, "source": c.source} for c in known_corpora()]
+    rows = [
+        {"name": c.name, "kind": c.kind, "title": c.title, "licence": c.licence, "source": c.source}
+        for c in known_corpora()
+    ]
 
     def render(value: list[dict[str, str]]) -> str:
         return "\n".join(
-            f"{row['name']:<18}{row['kind']:<8}{row['title']} ({row['licence'].split(';')[0].split(' (')[0]})" for row in value
+            f"{row['name']:<18}{row['kind']:<8}{row['title']} ({row['licence'].split(';')[0].split(' (')[0]})"
+            for row in value
         )
 
     emit(rows, as_json, render)
@@ -64,30 +72,46 @@ def _prepare_text(
     here = Project.load(folder)
     report, path = corpora.Report(), out or here.path("sentences")
     with progress_bar(f"prepare {path.name}") as progress:
-        whole = stages.sentences(here, path, settings, texts=texts, report=report, overwrite=overwrite, progress=progress)
+        whole = stages.sentences(
+            here, path, settings, texts=texts, report=report, overwrite=overwrite, progress=progress
+        )
     value = {"manifest": str(path), "sentences": len(whole), **report.to_json()}
     emit(value, json_, lambda value: f"{value['manifest']}: {value['sentences']} sentences, {value['outcome']}")
     for line in report.note_lines():
         say(f"Note: {line}.")
-    say(f"Next: hkd lm train --unit subword --manifest {path} --transcripts cross-fit --name text, then hkd teacher-dump --text")
+    say(
+        f"Next: hkd lm train --unit subword --manifest {path} --transcripts cross-fit --name text, then hkd "
+        f"teacher-dump --text"
+    )
 
 
 def prepare(
-    corpus: Annotated[str | None, Argument(help="A known corpus (--list), a path, or a name that --from knows.")] = None,
+    corpus: Annotated[
+        str | None, Argument(help="A known corpus (--list), a path, or a name that --from knows.")
+    ] = None,
     folder: Annotated[Path, Option(help="The project's folder.")] = Path(),
-    from_: Annotated[str | None, Option("--from", help="folder, kaldi, nemo, lhotse, hf or hkd; by default guessed.")] = None,
-    root: Annotated[Path | None, Option(help="The folder where the known corpus, or its archives, lie already.")] = None,
+    from_: Annotated[
+        str | None, Option("--from", help="folder, kaldi, nemo, lhotse, hf or hkd; by default guessed.")
+    ] = None,
+    root: Annotated[
+        Path | None, Option(help="The folder where the known corpus, or its archives, lie already.")
+    ] = None,
     download: Annotated[bool, Option("--download", help="Fetch archives of more than 1 GB too.")] = False,
     part: Annotated[list[str] | None, Option(help="Only this part of the corpus; may be repeated.")] = None,
     column: Annotated[
         list[str] | None, Option(metavar="WHAT=NAME", help="The column with the text, audio, id ...; may be repeated.")
     ] = None,
-    speaker: Annotated[str | None, Option(metavar="PATTERN", help="Finds the speaker in an id, such as '^[^_]+'.")] = None,
+    speaker: Annotated[
+        str | None, Option(metavar="PATTERN", help="Finds the speaker in an id, such as '^[^_]+'.")
+    ] = None,
     text: Annotated[
-        list[Path] | None, Option("--text", help="Instead of a corpus: sentences without sound, a line each; may be repeated.")
+        list[Path] | None,
+        Option("--text", help="Instead of a corpus: sentences without sound, a line each; may be repeated."),
     ] = None,
     out: Annotated[Path | None, Option(help="With --text: the manifest; default text.jsonl in the project.")] = None,
-    skip_bad: Annotated[bool, Option("--skip-bad", help="Leave out what cannot be used; left-out.tsv lists it.")] = False,
+    skip_bad: Annotated[
+        bool, Option("--skip-bad", help="Leave out what cannot be used; left-out.tsv lists it.")
+    ] = False,
     list_: Annotated[bool, Option("--list", help="List the known corpora and stop.")] = False,
     assignments: Set = None,
     overwrite: Overwrite = False,
@@ -95,8 +119,9 @@ def prepare(
 ) -> None:
     """Set up a project: corpus → manifest.jsonl (with splits) and hkd.toml.
 
-    Text-only corpora become text/NAME.txt, for `hkd lm train --text`. Corpora that are not known by name: their lhotse recipe
-    (`hkd prepare vctk --from lhotse --root DIR`). --text makes a manifest of text without sound, for `hkd teacher-dump --text`.
+    Text-only corpora become text/NAME.txt, for `hkd lm train --text`. Corpora that are not known by name: their lhotse
+    recipe (`hkd prepare vctk --from lhotse --root DIR`). --text makes a manifest of text without sound, for
+    `hkd teacher-dump --text`.
 
     Examples:
 
@@ -120,30 +145,39 @@ def prepare(
         return _list_corpora(json_)
     if text:
         if corpus is not None:
-            raise UserError(f"CORPUS must be left out with --text, but is '{corpus}'. Prepare the corpus first, then the text.")
+            raise UserError(
+                f"CORPUS must be left out with --text, but is '{corpus}'. Prepare the corpus first, then the text."
+            )
         of_text = with_options({}, assignments, "sentences")
         return _prepare_text(text, out, of_text, folder, overwrite=overwrite, json_=json_)
     table = with_options(
-        {}, assignments, "prepare", corpus=corpus, root=root and str(root), download=download, parts=part, columns=_columns(column or []),
+        {}, assignments, "prepare", corpus=corpus, root=root and str(root), download=download, parts=part,
+        columns=_columns(column or []),
         speaker=speaker,
     )  # fmt: skip
     config = build(PrepareSettings, table, where="[prepare]")
     if out is not None:
         raise UserError("--out must go with --text, but there is none. Leave it out.")
     if corpus is None:
-        raise UserError("CORPUS must be given, but is missing. `hkd prepare --list` says which are known; a folder does too.")
+        raise UserError(
+            "CORPUS must be given, but is missing. `hkd prepare --list` says which are known; a folder does too."
+        )
     if corpus in corpora.text_corpora() and from_ is None and not Path(corpus).exists():
         out = folder / "text" / f"{corpus}.txt"
         with progress_bar(f"prepare {corpus}") as progress:
             number = corpora.prepare_text(corpus, out, progress=progress)
         return emit(
-            {"text": str(out), "sentences": number}, json_, lambda value: f"{value['text']}: {value['sentences']} sentences"
+            {"text": str(out), "sentences": number},
+            json_,
+            lambda value: f"{value['text']}: {value['sentences']} sentences",
         )
     here = Project.load(folder)
     kind = corpora.kind_of(corpus, from_)
     report = corpora.Report(skip_bad=skip_bad)
     with progress_bar(f"prepare {Path(corpus).name}") as progress:
-        whole = stages.prepare(folder, replace(config, kind=kind or ""), report=report, overwrite=overwrite, progress=progress)
+        whole = stages.prepare(
+            folder, replace(config, kind=kind or ""), report=report, overwrite=overwrite, progress=progress
+        )
     settings = folder / PROJECT_FILE
     if not settings.exists():
         write_bytes(settings, to_toml({"prepare": {"corpus": corpus}}).encode())
@@ -163,9 +197,10 @@ def prepare(
 
 @manifest_app.command()
 def check(
-    manifest: Annotated[Path | None, Argument(help="The manifest; by default the project's.")] = None, json_: Json = False
+    manifest: Annotated[Path | None, Argument(help="The manifest; by default the project's.")] = None,
+    json_: Json = False,
 ) -> None:
-    """Read every utterance's audio and list what is missing, empty, truncated, silent or wrongly declared. Exit 1 if anything is.
+    """Read all audio and list what is missing, empty, truncated, silent or wrongly declared; exit 1 if anything is.
 
     Examples:
 
@@ -193,7 +228,9 @@ def check(
 
 @manifest_app.command()
 def split(
-    manifest: Annotated[Path | None, Argument(help="The manifest; by default the project's. Rewritten in place.")] = None,
+    manifest: Annotated[
+        Path | None, Argument(help="The manifest; by default the project's. Rewritten in place.")
+    ] = None,
     train_share: Annotated[float, Option("--train", help="Share of the groups that become train.")] = 0.8,
     dev_share: Annotated[float, Option("--dev", help="Share that becomes dev.")] = 0.1,
     test_share: Annotated[float, Option("--test", help="Share that becomes test.")] = 0.1,
@@ -226,7 +263,7 @@ def export(
     split: Annotated[str | None, Option(help="Only this split.")] = None,
     json_: Json = False,
 ) -> None:
-    """Write the manifest for NeMo (JSONL), lhotse (recordings, supervisions, cuts) or Kaldi (data folders), a set of files a split.
+    """Write the manifest for NeMo, lhotse (recordings, supervisions, cuts) or Kaldi, a set of files a split.
 
     Examples:
 
@@ -239,4 +276,8 @@ def export(
     whole = read(manifest or project().require("manifest", "hkd prepare")).split(split)
     with progress_bar(f"export to {to}") as progress:
         written = corpora.export(whole, to, out, progress=progress)
-    emit({"utterances": len(whole), "files": [str(path) for path in written]}, json_, lambda value: "\n".join(value["files"]))
+    emit(
+        {"utterances": len(whole), "files": [str(path) for path in written]},
+        json_,
+        lambda value: "\n".join(value["files"]),
+    )

@@ -23,7 +23,7 @@ def train(
     overwrite: Overwrite = False,
     json_: Json = False,
 ) -> None:
-    """Make the inventories: the aligner's senones and monophones, and SentencePiece subwords and characters of the transcripts.
+    """Make the inventories: the aligner's senones and monophones, the transcripts' subwords and characters.
 
     Examples:
 
@@ -39,14 +39,18 @@ def train(
 
 def _show(inventories: dict[str, Any], json_: bool) -> None:
     def render(value: dict[str, Any]) -> str:
-        return "\n".join(f"{level:<12}{row['units']:>7} units   digest {row['digest'][:16]}" for level, row in value.items())
+        return "\n".join(
+            f"{level:<12}{row['units']:>7} units   digest {row['digest'][:16]}" for level, row in value.items()
+        )
 
     emit({level: {"units": len(found), "digest": found.digest} for level, found in inventories.items()}, json_, render)
 
 
 @units_app.command()
 def show(
-    text: Annotated[str | None, Argument(help="A text to turn into units; without it the inventories are listed.")] = None,
+    text: Annotated[
+        str | None, Argument(help="A text to turn into units; without it the inventories are listed.")
+    ] = None,
     json_: Json = False,
 ) -> None:
     """Show the inventories, or what a text becomes at each level.
@@ -105,9 +109,11 @@ def lexicon(
         none = [f"  {word} ({count} times)" for word, count in list(value["unknown"].items())[:_SHOWN]]
         return "\n".join(
             [
-                f"{value['words']} words ({value['running_words']} in running text): {value['listed']} in the dictionary",
+                f"{value['words']} words ({value['running_words']} in running text): {value['listed']} in the "
+                f"dictionary",
                 f"{len(value['predicted'])} get a predicted pronunciation", *some,
-                f"{len(value['unknown'])} have none, in {value['unknown_texts']} texts, which phone and senone LMs leave out", *none,
+                f"{len(value['unknown'])} have none, in {value['unknown_texts']} texts, which phone and senone LMs "
+                "leave out", *none,
             ]
         )  # fmt: skip
 
@@ -121,7 +127,7 @@ def tie(
     overwrite: Overwrite = False,
     json_: Json = False,
 ) -> None:
-    """Tie states of an alignment that has phones alone (MFA, CTM, CTC): the alignment gets senones, and text becomes senones too.
+    """Tie the states of an alignment's phones: it gets senones, and text becomes senones too.
 
     Examples:
 
@@ -138,11 +144,14 @@ def tie(
 
     def render(value: dict[str, Any]) -> str:
         lines = [
-            f"{value['senones']} senones of {value['phones']} phones, tied on {value['hours']:g} hours of the train part; "
+            f"{value['senones']} senones of {value['phones']} phones, tied on {value['hours']:g} hours of the train "
+            f"part; "
             f"{value['utterances']} utterances have them now"
         ]
         if value["senones"] < asked.num_senones:
-            lines.append(f"Fewer than {asked.num_senones}: each must have {asked.min_frames} frames of 10 ms (min_frames).")
+            lines.append(
+                f"Fewer than {asked.num_senones}: each must have {asked.min_frames} frames of 10 ms (min_frames)."
+            )
         return "\n".join([*lines, *(f"  {name}: {reason}" for name, reason in value["failed"].items())])
 
     emit(asdict(report), json_, render)

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from hkd.evaluate.result import EvaluationReport
 
 RUNS_HELP = "Runs: names below the runs folder, or folders. Default: all that are trained."
-LM_HELP = "Beside beam search (always with a hybrid student): an ARPA file over words, a folder of `hkd lm train`, or a causal LM's folder or hub name."
+LM_HELP = (
+    "Beside beam search (always with a hybrid student): an ARPA file over words, a folder of `hkd lm train`, or a "
+    "causal LM's folder or hub name."
+)
 Split = Annotated[str, Option(help="Part of the manifest.")]
 Decoder = Annotated[str | None, Option(help="greedy or beam.")]
 Lm = Annotated[str | None, Option(help=LM_HELP)]
@@ -36,7 +39,8 @@ def run_folders(names: list[str] | None, runs: Path) -> list[Path]:
         if folder is None:
             hint = did_you_mean(name, [path.name for path in runs.iterdir()] if runs.is_dir() else [])
             raise UserError(
-                f"a run must be a folder or a name below {runs}, but is '{name}' instead.{hint or ' Run `hkd train` first.'}"
+                f"a run must be a folder or a name below {runs}, but is '{name}' "
+                f"instead.{hint or ' Run `hkd train` first.'}"
             )
         folders.append(folder)
     return folders
@@ -75,7 +79,9 @@ def evaluate(
 
     here = project()
     here.require("manifest", "hkd prepare")
-    table = with_options(here.table("evaluate"), assignments, "evaluate", lm=lm, device=device, search=given(decoder=decoder))
+    table = with_options(
+        here.table("evaluate"), assignments, "evaluate", lm=lm, device=device, search=given(decoder=decoder)
+    )
     folders = run_folders([*(runs or ()), *(named or ())], here.runs)
     if tune:
         _tune(here, folders, table, split, as_json)
@@ -108,7 +114,8 @@ def _shuffle_gap(found: "dict[Path, list[EvaluationReport]]", as_json: bool) -> 
         lines = [f"{'run':<24}{'spliced':>10}{'shuffled':>10}{'gap':>8}   WER %"]
         for name, row in rows.items():
             lines.append(
-                f"{name:<24}{100 * row[SPLICED]:>10.1f}{100 * row[SHUFFLED]:>10.1f}{100 * (row[SHUFFLED] - row[SPLICED]):>+8.1f}"
+                f"{name:<24}{100 * row[SPLICED]:>10.1f}{100 * row[SHUFFLED]:>10.1f}"
+                f"{100 * (row[SHUFFLED] - row[SPLICED]):>+8.1f}"
             )
         return "\n".join(lines)
 
@@ -161,7 +168,13 @@ def likelihoods(
     [folder] = run_folders([run], here.runs)
     with progress_bar(f"likelihoods {folder.name}") as progress:
         count = write_likelihoods(
-            folder, out, manifest=manifest, split=split, prior_scale=prior_scale, device=device or "auto", progress=progress
+            folder,
+            out,
+            manifest=manifest,
+            split=split,
+            prior_scale=prior_scale,
+            device=device or "auto",
+            progress=progress,
         )
     say(f"{count} utterances in {out}.")
 
@@ -177,7 +190,7 @@ def transcribe(
     device: Device = None,
     as_json: Annotated[bool, Option("--json", help="More: pieces with their times, units, duration.")] = False,
 ) -> None:
-    """Print what is said in a sound file, searched as `hkd evaluate` does: by the table [evaluate] of hkd.toml; options win.
+    """Print what is said in sound files, searched by the table [evaluate] of hkd.toml, as `hkd evaluate` does.
 
     A file that cannot be read is named and left out; the command then ends with exit code 1.
 
@@ -194,7 +207,9 @@ def transcribe(
     from hkd.pipeline import stages
 
     here = project()
-    table = with_options(here.table("evaluate"), assignments, "evaluate", lm=lm, device=device, search=given(decoder=decoder))
+    table = with_options(
+        here.table("evaluate"), assignments, "evaluate", lm=lm, device=device, search=given(decoder=decoder)
+    )
     config, lm = stages.evaluate_config(here, table)
     report = Report()
     paths = sound_files(files, report)
@@ -211,7 +226,9 @@ def transcribe(
             say(f"{path}: {error}")
             failed.append(path)
         else:
-            emit(result, as_json, lambda value: value["text"] if len(paths) == 1 else f"{value['file']}: {value['text']}")
+            emit(
+                result, as_json, lambda value: value["text"] if len(paths) == 1 else f"{value['file']}: {value['text']}"
+            )
             silent += [] if result["text"] else [path]
     if silent:
         remedy = GRAPH_REMEDY if recogniser.is_hybrid else CTC_REMEDY

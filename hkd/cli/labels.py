@@ -65,7 +65,9 @@ def show(
     if not readers:
         hint = did_you_mean(utterance, chain.from_iterable(reader.ids for reader in stores.values()))
         remedy = hint or " The ids are those of the manifest."
-        raise UserError(f"UTTERANCE must be in a store below {labels or here.labels}, but '{utterance}' is in none.{remedy}")
+        raise UserError(
+            f"UTTERANCE must be in a store below {labels or here.labels}, but '{utterance}' is in none.{remedy}"
+        )
     value = {name: show_rows(reader, utterance, top=top, alignment=alignment) for name, reader in readers.items()}
     emit(value, as_json, lambda all_: "\n\n".join(f"{name}\n{text(rows)}" for name, rows in all_.items()))
 
@@ -106,13 +108,17 @@ def _verified(result: dict[str, Any]) -> str:
     lines = []
     for name, value in result.items():
         problems, repaired = value["problems"], value.get("repair")
-        lines.append(f"{name}: {'all is well' if not problems else f'{len(problems)} problem' + 's' * (len(problems) > 1)}")
+        lines.append(
+            f"{name}: {'all is well' if not problems else f'{len(problems)} problem' + 's' * (len(problems) > 1)}"
+        )
         lines += [f"  {problem['kind']}: {problem['text']}" for problem in problems]
         if repaired:
             lines += [f"  repair: {line}" for line in repaired["done"]]
             if repaired["dump_again"]:
                 numbers = ", ".join(str(number) for number in repaired["dump_again"])
-                lines.append(f"  dump again: shards {numbers}. Run the command that wrote the store; it writes only these.")
+                lines.append(
+                    f"  dump again: shards {numbers}. Run the command that wrote the store; it writes only these."
+                )
     return "\n".join(lines)
 
 
@@ -144,7 +150,7 @@ def compare(
     b: Annotated[str, Argument(help="Another, of the same units; or of phones, where A holds senones.")],
     as_json: Json = False,
 ) -> None:
-    """Say how far two teachers are apart on the same utterances: KL, agreement, hit rates. Senones are folded to phones.
+    """Say how far two teachers are apart on the same utterances (senones folded to phones): KL, hit rates.
 
     Examples:
 
@@ -247,7 +253,7 @@ def average(
     k: Annotated[int | None, Option(min=1, help="Ids a position. [the store's]")] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write a store with each distribution replaced by the teacher's average for that unit: a teacher without context, the control.
+    """Write a store of the teacher's average for each unit: a teacher without context, the control.
 
     Examples:
 
@@ -291,7 +297,8 @@ def export(
 
 
 def _times(store: str) -> Callable[[str], tuple[Any, Any] | None] | None:
-    """When the positions of a store's utterances are spoken, by the alignment of the project; None where there is none."""
+    """When the positions of a store's utterances are spoken, by the alignment of the project; None where there is
+    none."""
     from hkd.api import Project as Corpus
 
     here = project()

@@ -16,7 +16,9 @@ app = typer.Typer(no_args_is_help=True, help="Language models over senones, mono
 @app.command()
 def train(
     unit: Annotated[str, Option(help="Level: senone, monophone, character or subword.")],
-    text: Annotated[list[Path] | None, Option(help="Text, plain or .gz, a sentence a line; may be repeated. [text/]")] = None,
+    text: Annotated[
+        list[Path] | None, Option(help="Text, plain or .gz, a sentence a line; may be repeated. [text/]")
+    ] = None,
     transcripts: Annotated[str | None, Option(help="none, or cross-fit: no LM labels what it has seen.")] = None,
     manifest: Annotated[Path | None, Option(help="Another manifest than the project's, of text.")] = None,
     name: Annotated[str | None, Option(help="The LM's name below lm/; by default the level.")] = None,
@@ -28,7 +30,8 @@ def train(
 ) -> None:
     """Train a unit LM and hold it against a Kneser-Ney n-gram of the same data; the better one is the teacher.
 
-    Settings that are not given come from the table [lm.NAME] of hkd.toml, or [lm.UNIT] where there is none, the text from the folder text/. A killed run goes on where it was.
+    Settings that are not given come from the table [lm.NAME] of hkd.toml, or [lm.UNIT] where there is none, the text
+    from the folder text/. A killed run goes on where it was.
 
     Examples:
 
@@ -62,7 +65,9 @@ def train(
 @app.command()
 def words(
     out: Annotated[Path | None, Option(help="The ARPA file; by default words.arpa in the folder of the LMs.")] = None,
-    text: Annotated[list[Path] | None, Option(help="Text, plain or .gz, a sentence a line; may be repeated. [text/]")] = None,
+    text: Annotated[
+        list[Path] | None, Option(help="Text, plain or .gz, a sentence a line; may be repeated. [text/]")
+    ] = None,
     order: Annotated[int | None, Option(help="Of the n-gram. [3]")] = None,
     assignments: Set = None,
 ) -> None:

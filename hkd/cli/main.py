@@ -1,7 +1,8 @@
 """`hkd`: the commands put together, and the one place where exceptions become lines and exit codes.
 
-Exit codes: 0 done; 1 the world's fault (network, disk, memory), a part of the work failed, or a fault of hkd itself; 2 what the
-user gave; 130 Ctrl-C; 143 SIGTERM. No exception ends in a stack trace: `--verbose` shows the trace of those that hkd did not expect.
+Exit codes: 0 done; 1 the world's fault (network, disk, memory), a part of the work failed, or a fault of hkd itself; 2
+what the user gave; 130 Ctrl-C; 143 SIGTERM. No exception ends in a stack trace: `--verbose` shows the trace of those
+that hkd did not expect.
 """
 
 import inspect
@@ -25,25 +26,33 @@ from hkd.cli.common import say
 from hkd.errors import InternalError, UserError, explained
 
 GONE = {  # options of earlier versions, by command → what says it now
-    "prepare": {"--cache": "HKD_CACHE=FOLDER in the environment", "--base-url": "--set base_url=URL", "--max-words": "--set sentences.max_words=40"},
+    "prepare": {"--cache": "HKD_CACHE=FOLDER in the environment", "--base-url": "--set base_url=URL",
+        "--max-words": "--set sentences.max_words=40"},
     "align": {
-        "--model": "--set model=FOLDER", "--lang": "--set lang=FOLDER", "--words": "--set words=FILE", "--phones": "--set phones=FILE",
+        "--model": "--set model=FOLDER", "--lang": "--set lang=FOLDER", "--words": "--set words=FILE",
+        "--phones": "--set phones=FILE",
         "--silence": "--set silence=lau", "--subsampling": "--set subsampling=3",
     },
     "units tie": {"--min-frames": "--set min_frames=100", "--hours": "--set hours=20"},
-    "lm train": {"--direction": "--set direction=causal", "--given": "--set given=outside-position", "--folds": "--set folds=4"},
+    "lm train": {"--direction": "--set direction=causal", "--given": "--set given=outside-position",
+        "--folds": "--set folds=4"},
     "lm words": {
-        "--transcripts": "--set transcripts=true", "--no-transcripts": "--set transcripts=false", "--prune": "--set prune=1e-7",
+        "--transcripts": "--set transcripts=true", "--no-transcripts": "--set transcripts=false",
+        "--prune": "--set prune=1e-7",
     },
     "teacher-dump": {
-        "--temperatures": "--set temperatures=[2,3]", "--select": "--set selection=sample", "--mask-every": "--set teacher.mask_every=7",
+        "--temperatures": "--set temperatures=[2,3]", "--select": "--set selection=sample",
+        "--mask-every": "--set teacher.mask_every=7",
         "--context": "--set teacher.context=256", "--final-mark": "--set teacher.final_mark=.",
         "--project": "--set teacher.project=units/subword.json", "--look-ahead": "--set teacher.look_ahead=4",
-        "--backend": "--set backend=zarr", "--precision": "--set precision=fp32", "--compile": "--set teacher.compile=true",
-        "--token-budget": "--set teacher.token_budget=8192", "--ray-address": "--set ray_address=auto", "--keep-going": "--set keep_going=true",
+        "--backend": "--set backend=zarr", "--precision": "--set precision=fp32",
+        "--compile": "--set teacher.compile=true",
+        "--token-budget": "--set teacher.token_budget=8192", "--ray-address": "--set ray_address=auto",
+        "--keep-going": "--set keep_going=true",
     },
     "evaluate": {
-        "--lm-weight": "--set search.lm_weight=0.6", "--word-bonus": "--set search.word_bonus=0", "--n-best": "--set n_best=10",
+        "--lm-weight": "--set search.lm_weight=0.6", "--word-bonus": "--set search.word_bonus=0",
+        "--n-best": "--set n_best=10",
     },
 }  # fmt: skip
 
@@ -53,7 +62,9 @@ def _gone(error: BaseException) -> UserError | None:
     path, option = getattr(getattr(error, "ctx", None), "command_path", ""), getattr(error, "option_name", "")
     for command, gone in GONE.items():
         if path.endswith(f" {command}") and option in gone:
-            return UserError(f"{option} is no option any more. Give {gone[option]}; `hkd config show` explains all settings.")
+            return UserError(
+                f"{option} is no option any more. Give {gone[option]}; `hkd config show` explains all settings."
+            )
     return None
 
 
@@ -64,7 +75,8 @@ class _Commands(TyperGroup):
         try:
             value = super().invoke(ctx)
             if sys.stdout is not None:
-                sys.stdout.flush()  # here, not when Python ends: a reader that has gone, or a full disk, is an error like others
+                # here, not when Python ends: a reader that has gone, or a full disk, is an error like others
+                sys.stdout.flush()
             return value
         except (KeyboardInterrupt, Exception) as error:
             gone = _gone(error)
@@ -123,8 +135,8 @@ def options(
 ) -> None:
     """Distil language models into acoustic models, hierarchically: senones, monophones, subwords.
 
-    Stage one writes what teacher LMs predict over your transcripts to label stores, once. Stage two streams them beside the
-    audio into a small student. Inference costs what it cost before.
+    Stage one writes what teacher LMs predict over your transcripts to label stores, once. Stage two streams them beside
+    the audio into a small student. Inference costs what it cost before.
 
     Examples:
 
@@ -157,7 +169,8 @@ app.add_typer(run.config_app, name="config", rich_help_panel=LOOK)
 
 
 def _keep_lines(part: typer.Typer) -> None:
-    """Fence the examples of each command's help: rich takes an indented block for prose where a docstring has one paragraph before it."""
+    """Fence the examples of each command's help: rich takes an indented block for prose where a docstring has one
+    paragraph before it."""
     for command in part.registered_commands:
         prose, title, examples = (inspect.getdoc(command.callback) or "").partition("Examples:\n\n")
         command.help = f"{prose}{title}```console\n{textwrap.dedent(examples).rstrip()}\n```" if title else prose
@@ -180,7 +193,8 @@ def _thread_failed(args: Any) -> None:
 
 
 def _prepare_streams() -> None:
-    """Characters that the terminal does not know are replaced, never an error; closed streams swallow what is written."""
+    """Characters that the terminal does not know are replaced, never an error; closed streams swallow what is
+    written."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
@@ -190,7 +204,8 @@ def _prepare_streams() -> None:
 
 
 def _use_utf8_files() -> None:
-    """Start again in UTF-8 mode where files would be read in the locale's encoding, here and in libraries; the terminal keeps its own."""
+    """Start again in UTF-8 mode where files would be read in the locale's encoding, here and in libraries; the terminal
+    keeps its own."""
     if sys.flags.utf8_mode or locale.getencoding().lower().replace("-", "") == "utf8" or sys.stdout is None:
         return
     os.environ.setdefault("PYTHONIOENCODING", f"{sys.stdout.encoding}:replace")
@@ -202,7 +217,8 @@ def main() -> None:
     """The entry point of the command `hkd`."""
     _use_utf8_files()
     _prepare_streams()
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: threads that wait must not take the cores of others
+    # before torch: threads that wait must not take the cores of others
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     signal.signal(signal.SIGTERM, _terminated)
     threading.excepthook = _thread_failed
     try:

@@ -13,7 +13,9 @@ from hkd.config import merge, parse_overrides
 from hkd.files import shipped
 from hkd.toml import assignment
 
-config_app = typer.Typer(no_args_is_help=True, help="Print the settings that a folder's hkd.toml and the defaults give.")
+config_app = typer.Typer(
+    no_args_is_help=True, help="Print the settings that a folder's hkd.toml and the defaults give."
+)
 
 Work = Annotated[Path | None, Option("--work", help="Working folder (default: runs/NAME).")]
 Jobs = Annotated[int | None, Option("--jobs", min=1, help="Stages side by side (default: the pipeline's own).")]
@@ -59,7 +61,9 @@ def heard(work: Path, split: str = "test") -> list[str]:
     from hkd.evaluate.result import result_paths
 
     paths = {run.name: result_paths(run, split) for run in (work / "runs").iterdir()}
-    figures = {name: json.loads(found[0].read_text(encoding="utf-8")) for name, found in paths.items() if found[0].exists()}
+    figures = {
+        name: json.loads(found[0].read_text(encoding="utf-8")) for name, found in paths.items() if found[0].exists()
+    }
     if not figures:
         return []
     best = min(figures, key=lambda name: (figures[name]["errors"]["wer"]["rate"], name))
@@ -94,7 +98,9 @@ def run(
 
 @config_app.command("show")
 def show(
-    sections: Annotated[list[str] | None, Argument(help="Commands or tables of hkd.toml, such as train; by default all.")] = None,
+    sections: Annotated[
+        list[str] | None, Argument(help="Commands or tables of hkd.toml, such as train; by default all.")
+    ] = None,
     assignments: Set = None,
 ) -> None:
     """Print the settings of this folder as TOML, defaults included, each with its explanation.
@@ -116,7 +122,14 @@ def _again(assignments: list[str] | None) -> list[str]:
 
 
 def _run(
-    pipeline: Path, work: Path, assignments: list[str], jobs: int | None, as_json: bool, *, overwrite: bool, command: str
+    pipeline: Path,
+    work: Path,
+    assignments: list[str],
+    jobs: int | None,
+    as_json: bool,
+    *,
+    overwrite: bool,
+    command: str,
 ) -> None:
     from hkd.pipeline.recipe import load_recipe, stages_of, write_project
     from hkd.pipeline.runner import check_stages, run_stages

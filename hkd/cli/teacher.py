@@ -64,23 +64,29 @@ def teacher_dump(
     from hkd.pipeline import stages
 
     table = with_options(
-        table, assignments, f"dump.{name or unit}", lm=lm, unit=unit, name=name, split=split, k=k, codec=codec, device=device,
+        table, assignments, f"dump.{name or unit}", lm=lm, unit=unit, name=name, split=split, k=k, codec=codec,
+        device=device,
         utterances_per_shard=utterances_per_shard, executor=executor, workers=workers, teacher=given(case=case),
     )  # fmt: skip
     with progress_bar(f"labels {name or unit}") as progress:
         report = stages.dump(
             here, table, name=name or "", out=location(out) if out else None, manifest=manifest, alignment=alignment,
-            is_text=text, rank=rank, world_size=world_size, command=_command(sys.argv[1:]), overwrite=overwrite, progress=progress,
+            is_text=text, rank=rank, world_size=world_size, command=_command(sys.argv[1:]), overwrite=overwrite,
+            progress=progress,
         )  # fmt: skip
     emit(report.to_json(), as_json, _render)
     if report.left_out:
         for utterance, why in list(report.left_out.items())[:20]:
             say(f"left out: {utterance}: {why}")
-        raise HkdError(f"{len(report.left_out)} of {report.utterances} utterances could not be labelled and have no positions.")
+        raise HkdError(
+            f"{len(report.left_out)} of {report.utterances} utterances could not be labelled and have no positions."
+        )
 
 
 def _lm_wanted(here: Project, unit: str) -> str:
-    trained = sorted(path.name for path in here.lm.iterdir() if (path / "config.json").is_file()) if here.lm.is_dir() else []
+    trained = (
+        sorted(path.name for path in here.lm.iterdir() if (path / "config.json").is_file()) if here.lm.is_dir() else []
+    )
     if unit == "subword":
         return "--lm must name a language model, but is missing. Give --lm bert-large (a hub name, alias or folder)."
     hint = f" or --lm {trained[0]}" if trained else ""
@@ -89,7 +95,8 @@ def _lm_wanted(here: Project, unit: str) -> str:
 
 
 def _command(words: Sequence[str]) -> str:
-    """The command as the store's card shows it: without the options that only say who does the work, which must leave no trace."""
+    """The command as the store's card shows it: without the options that only say who does the work, which must leave
+    no trace."""
     from hkd.pipeline.settings import WHO_LABELS
 
     kept: list[str] = []
@@ -109,7 +116,8 @@ def _render(report: dict[str, Any]) -> str:
         done = f"{report['store']}: all {report['shards']} shards are there and match; nothing to do."
     else:
         done = (
-            f"{report['store']}: {report['positions']:,} positions of {report['utterances']:,} utterances by {report['teacher']} "
+            f"{report['store']}: {report['positions']:,} positions of {report['utterances']:,} utterances by "
+            f"{report['teacher']} "
             f"in {report['seconds']['total']:.1f} s ({report['positions_per_s']:.0f} positions/s)."
         )
         if report["scored_positions"] < report["positions"]:
@@ -124,8 +132,10 @@ def _render(report: dict[str, Any]) -> str:
         unigram = quality.get("unigram_perplexity")
         beside = f" (of a unigram: {unigram:.4g})" if unigram is not None else ""
         lines.append(
-            f"Quality: perplexity {quality['perplexity']:.4g}{beside}; the spoken unit is the likeliest at {quality['top1_hit_rate']:.1%} of "
-            f"the positions and among the kept ones at {quality['topk_hit_rate']:.1%}; {quality['tail_mass']:.1%} of the probability lies "
+            f"Quality: perplexity {quality['perplexity']:.4g}{beside}; the spoken unit is the likeliest at "
+            f"{quality['top1_hit_rate']:.1%} of "
+            f"the positions and among the kept ones at {quality['topk_hit_rate']:.1%}; {quality['tail_mass']:.1%} of "
+            f"the probability lies "
             f"outside these. More: hkd labels info {report['store']}"
         )
     if report["go_on"]:

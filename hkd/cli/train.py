@@ -16,17 +16,25 @@ from hkd.remote import location
 
 
 def train(
-    labels: Annotated[str | None, Option(help="Folder or URL of label stores, or of one store. Default: shards/.")] = None,
+    labels: Annotated[
+        str | None, Option(help="Folder or URL of label stores, or of one store. Default: shards/.")
+    ] = None,
     objective: Annotated[
         str | None, Option(help="none, hard-heads, interpolation, auxiliary or hierarchical. [hierarchical]")
     ] = None,
     run: Annotated[str | None, Option(help="Name of the run, below runs/. Default: the objective.")] = None,
-    min_coverage: Annotated[float | None, Option(help="Share of the utterances that must have labels. Default: 1.")] = None,
+    min_coverage: Annotated[
+        float | None, Option(help="Share of the utterances that must have labels. Default: 1.")
+    ] = None,
     assignments: Set = None,
     device: Device = None,
     overwrite: Annotated[bool, Option("--overwrite", help="Remove the run that is there, and begin again.")] = False,
-    tensorboard: Annotated[bool, Option("--tensorboard", help="Curves for TensorBoard too, in the run's folder.")] = False,
-    show: Annotated[bool, Option("--show", help="Draw the student and say what the labels cover; train nothing.")] = False,
+    tensorboard: Annotated[
+        bool, Option("--tensorboard", help="Curves for TensorBoard too, in the run's folder.")
+    ] = False,
+    show: Annotated[
+        bool, Option("--show", help="Draw the student and say what the labels cover; train nothing.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Train a student on sound and label stores; resumes where it was stopped, and leaves what is done.
@@ -93,8 +101,8 @@ def bank(
 ) -> None:
     """Write a bank of what the student hears when a phone is said, for training on text; resumes where it was stopped.
 
-    For each fold of the speakers the student's low part learns from the others; the bank holds the posteriors of the heads that `condition`
-    names.
+    For each fold of the speakers the student's low part learns from the others; the bank holds the posteriors of the
+    heads that `condition` names.
 
     Examples:
 
@@ -111,7 +119,11 @@ def bank(
     with progress_bar("bank") as progress:
         report = stages.bank(here, out, config, table, labels=place, device=device or "auto", progress=progress)
     right = ", ".join(f"{name} {share:.1%}" for name, share in report.right.items())
-    emit(report.to_json(), as_json, lambda row: f"{out}: {row['segments']:,} segments, {row['frames']:,} frames; right: {right}")
+    emit(
+        report.to_json(),
+        as_json,
+        lambda row: f"{out}: {row['segments']:,} segments, {row['frames']:,} frames; right: {right}",
+    )
 
 
 def export(
@@ -135,18 +147,23 @@ def export(
     here = project()
     if (run is None) == (named is None):
         raise UserError(
-            "`hkd export` must get one run, as RUN or --run, but gets none or two. Give a name below runs/, or a folder."
+            "`hkd export` must get one run, as RUN or --run, but gets none or two. Give a name below runs/, or a "
+            "folder."
         )
     name = str(run or named)
     folder = next((path for path in (here.runs / name, Path(name)) if (path / "done.json").exists()), None)
     if folder is None:
         hint = did_you_mean(name, (path.parent.name for path in here.runs.glob("*/done.json")))
         raise UserError(
-            f"a run must be done, but {here.runs / name} is not there or not at its end.{hint or ' Run `hkd train` first.'}"
+            f"a run must be done, but {here.runs / name} is not there or not at its "
+            f"end.{hint or ' Run `hkd train` first.'}"
         )
     export_run(folder, out, heads=heads, onnx=onnx)
     write_card(folder, out / "README.md", needs_figures=False)
     files = json.loads((out / "student.json").read_text())["files"]
-    say(f"{out}: {', '.join(files)}, student.json and README.md, its card. Try it: `hkd transcribe FILE.wav --model {out}`.")
+    say(
+        f"{out}: {', '.join(files)}, student.json and README.md, its card. Try it: `hkd transcribe FILE.wav --model "
+        f"{out}`."
+    )
     if (out / ENCODER).is_dir():
         say(f"{out / ENCODER}: its encoder once more, for transformers alone.")

@@ -1,4 +1,5 @@
-"""Corpora → manifest, and manifest → other tools. `prepare(name_or_path, folder)` is the way in, `export(whole, to, folder)` the way out.
+"""Corpora → manifest, and manifest → other tools. `prepare(name_or_path, folder)` is the way in,
+`export(whole, to, folder)` the way out.
 
 `register(card)` makes one more corpus known by name.
 """
@@ -11,6 +12,7 @@ from hkd.corpora.importers import COLUMNS, KINDS
 from hkd.corpora.prepare import GROUPS, kind_of, prepare, prepare_text, read_corpus, split, text_corpora
 
 __all__ = [
-    "COLUMNS", "FORMATS", "GROUPS", "KINDS", "Card", "Options", "Report", "export", "kind_of", "known_corpora", "prepare", "prepare_text",
+    "COLUMNS", "FORMATS", "GROUPS", "KINDS", "Card", "Options", "Report", "export", "kind_of", "known_corpora",
+    "prepare", "prepare_text",
     "read_corpus", "register", "split", "text_corpora",
 ]  # fmt: skip

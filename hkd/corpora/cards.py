@@ -1,10 +1,14 @@
 """The registry of corpora that are known by name, their cards, and how a corpus' archives are fetched and unpacked.
 
-- A corpus is one entry: a card (source, licence, checksums, what the manifest must hold) and a reader, put there by `register`.
-- hkd's own cards are TOML files (`data_manifests/` in the repository). A checksum is there only with the source that publishes it.
-- Archives come from a folder that the user names, the cache or a server; those of up to `AUTO_GB` are fetched without being asked for.
+- A corpus is one entry: a card (source, licence, checksums, what the manifest must hold) and a reader, put there by
+  `register`.
+- hkd's own cards are TOML files (`data_manifests/` in the repository). A checksum is there only with the source that
+  publishes it.
+- Archives come from a folder that the user names, the cache or a server; those of up to `AUTO_GB` are fetched without
+  being asked for.
 - A download continues where a broken one stopped, is checked against its card, and gets its name only then.
-- Unpacking writes below its folder or not at all: no absolute paths, no `..`, no links out, no devices, a bound on the size.
+- Unpacking writes below its folder or not at all: no absolute paths, no `..`, no links out, no devices, a bound on the
+  size.
 """
 
 import hashlib
@@ -106,14 +110,16 @@ def chosen_parts(card: Card, options: Options, known: Collection[str]) -> list[s
     return [part for part in known if part in options.parts or not options.parts]
 
 
-Part = tuple[str, Path, Iterable[Row]]  # the publisher's name of a part ("" where there is one), its folder, its utterances
+# the publisher's name of a part ("" where there is one), its folder, its utterances
+Part = tuple[str, Path, Iterable[Row]]
 Reader = Callable[[Card, Options], Iterable[Any]]  # gives the Parts of speech, or the sentences of text alone
 Splits = Mapping[str, str | Mapping[str, float]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Corpus:
-    """An entry of the registry. `splits`: of a part its split, or the shares of several splits, dealt out by speaker."""
+    """An entry of the registry. `splits`: of a part its split, or the shares of several splits, dealt out by
+    speaker."""
 
     given: Card | str
     read: Reader
@@ -145,8 +151,9 @@ CORPORA: dict[str, Corpus] = {}
 def register(card: Card | str, *, splits: Splits | None = None, is_text: bool = False) -> Callable[[Reader], Reader]:
     """Make a corpus known by its card's name, or by that of one of hkd's own cards: a decorator of its reader.
 
-    The reader of speech gives (part, folder, rows), that of text alone (`is_text`) gives sentences. `splits`: of a part its split, or the
-    shares of several; rows of other parts keep the extra field `split`, and where no row has one `prepare` makes the splits.
+    The reader of speech gives (part, folder, rows), that of text alone (`is_text`) gives sentences. `splits`: of a part
+    its split, or the shares of several; rows of other parts keep the extra field `split`, and where no row has one
+    `prepare` makes the splits.
     """
 
     def keep(read: Reader) -> Reader:
@@ -171,7 +178,9 @@ def differences(card: Card, utterances: Iterable[Utterance]) -> list[str]:
             counts[key] += 1
             hours[key] += (utterance.duration or 0.0) / 3600
     expectations = {("split", name): expected for name, expected in card.splits.items()}
-    expectations |= {("part", name): e for name, e in card.parts.items() if not card.some_parts or ("part", name) in counts}
+    expectations |= {
+        ("part", name): e for name, e in card.parts.items() if not card.some_parts or ("part", name) in counts
+    }
     if card.whole is not None:
         expectations["corpus", card.name] = card.whole
     found = []
@@ -188,7 +197,8 @@ def check(card: Card, utterances: Iterable[Utterance]) -> None:
     """Raise HkdError where the finished manifest is not what the card says."""
     if found := differences(card, utterances):
         raise HkdError(
-            f"corpus {card.name} must be as its card says, but {'; '.join(found)}. Fetch it again, or say --from to take it as it is."
+            f"corpus {card.name} must be as its card says, but {'; '.join(found)}. Fetch it again, or say --from to "
+            f"take it as it is."
         )
 
 
@@ -213,9 +223,14 @@ def download(url: str, path: Path, archive: Archive, *, progress: Progress = no_
     try:
         _fetch(url, part, progress)
     except (urllib.error.URLError, OSError, ValueError) as error:
-        reason = f"{error.code} {error.reason}" if isinstance(error, urllib.error.HTTPError) else getattr(error, "reason", error)
+        reason = (
+            f"{error.code} {error.reason}"
+            if isinstance(error, urllib.error.HTTPError)
+            else getattr(error, "reason", error)
+        )
         raise HkdError(
-            f"{url} could not be fetched ({reason}). Try again, it goes on where it was; or fetch it yourself and give --root DIR."
+            f"{url} could not be fetched ({reason}). Try again, it goes on where it was; or fetch it yourself and give "
+            f"--root DIR."
         ) from None
     verify(part, archive)
     part.replace(path)
@@ -261,7 +276,8 @@ def unpack(archive: Path, folder: Path) -> Path:
                     size += member.size
                     if size > limit or number > MAX_MEMBERS:
                         raise HkdError(
-                            f"{archive} must not unpack to more than {limit} bytes or {MAX_MEMBERS} files, but does. Is it the right one?"
+                            f"{archive} must not unpack to more than {limit} bytes or {MAX_MEMBERS} files, but does. "
+                            f"Is it the right one?"
                         )
                     if member.issym() or member.islnk():
                         raise tarfile.ReadError(f"'{member.name}' is a link")
@@ -276,14 +292,16 @@ def unpack(archive: Path, folder: Path) -> Path:
 
 
 def _read_to_the_end(tar: tarfile.TarFile) -> None:
-    """Raise ReadError where members are left: tarfile takes a damaged header for the end, and reads no checksum that follows it."""
+    """Raise ReadError where members are left: tarfile takes a damaged header for the end, and reads no checksum that
+    follows it."""
     while block := tar.fileobj.read(BLOCK_BYTES) if tar.fileobj else b"":
         if block.strip(b"\0"):
             raise tarfile.ReadError("a header in its middle is damaged")
 
 
 def archive_folder(card: Card, archive: Archive, options: Options) -> Path:
-    """An archive's files, unpacked in the cache: from `root`, from the cache, or from the server. Raises UserError, HkdError.
+    """An archive's files, unpacked in the cache: from `root`, from the cache, or from the server. Raises UserError,
+    HkdError.
 
     What was fetched is removed once it is unpacked; archives in `root` stay.
     """
@@ -319,25 +337,30 @@ def _by_hand(card: Card) -> str:
 
 
 def corpus_folder(card: Card, options: Options, marker: str) -> Path:
-    """The folder in which `marker` (a path, wildcards allowed) lies: below `root`, or in the only archive. Raises UserError, HkdError."""
+    """The folder in which `marker` (a path, wildcards allowed) lies: below `root`, or in the only archive. Raises
+    UserError, HkdError."""
     if options.root is not None:
         if (found := find_below(options.root, marker)) is not None:
             return found
         if not any((options.root / archive.file).is_file() for archive in card.archives):
             raise UserError(
-                f"{options.root} must be the folder of {card.name}, but there is no {marker} in it nor in the folders below it."
+                f"{options.root} must be the folder of {card.name}, but there is no {marker} in it nor in the folders "
+                f"below it."
             )
     if not card.archives:
         raise UserError(f"corpus {card.name} {_by_hand(card)}")
     folder = archive_folder(card, card.archives[0], options)
     found = find_below(folder, marker)
     if found is None:
-        raise HkdError(f"{folder} must be the folder of {card.name}, but there is no {marker} in it. Delete it and try again.")
+        raise HkdError(
+            f"{folder} must be the folder of {card.name}, but there is no {marker} in it. Delete it and try again."
+        )
     return found
 
 
 def find_below(folder: Path, marker: str) -> Path | None:
-    """The first folder, by depth and name, at most three levels down, in which `marker` lies. Links are not followed."""
+    """The first folder, by depth and name, at most three levels down, in which `marker` lies. Links are not
+    followed."""
     if not folder.is_dir():
         raise UserError(f"--root must be a folder, but {folder} is none.")
     level = [folder]
@@ -345,6 +368,8 @@ def find_below(folder: Path, marker: str) -> Path | None:
         for candidate in level:
             if next(candidate.glob(marker), None) is not None:
                 return candidate
-        below = [path for parent in level for path in sorted(parent.iterdir()) if path.is_dir() and not path.is_symlink()]
+        below = [
+            path for parent in level for path in sorted(parent.iterdir()) if path.is_dir() and not path.is_symlink()
+        ]
         level = [path for path in below if not is_hidden(path.name)]
     return None

@@ -2,8 +2,8 @@
 
 - `Report` counts what a reader leaves out and what it decides, by kind, with all names.
 - `walk` lists the files of a folder: it follows links and leaves hidden files out.
-- `collect` reads every audio file's header once, by threads: audio that is missing, empty, broken, too short or lacks the channel that is
-  asked for is counted and listed when the manifest is made, not met in training.
+- `collect` reads every audio file's header once, by threads: audio that is missing, empty, broken, too short or lacks
+  the channel that is asked for is counted and listed when the manifest is made, not met in training.
 """
 
 import hashlib
@@ -37,15 +37,19 @@ _LONGEST = 400
 _THREADS = 8
 _PARENTS = 3
 _ENDINGS = {  # of the formats that libsndfile may have been built with
-    "AIFF": "aif aiff aifc", "AU": "au snd", "AVR": "avr", "CAF": "caf", "FLAC": "flac", "IRCAM": "sf", "MP3": "mp3", "NIST": "sph nist",
+    "AIFF": "aif aiff aifc", "AU": "au snd", "AVR": "avr", "CAF": "caf", "FLAC": "flac", "IRCAM": "sf", "MP3": "mp3",
+    "NIST": "sph nist",
     "OGG": "ogg oga opus", "RF64": "rf64", "SVX": "svx 8svx", "VOC": "voc", "W64": "w64", "WAV": "wav wave",
 }  # fmt: skip
 _READABLE = frozenset(f".{name}" for kind in soundfile.available_formats() for name in _ENDINGS.get(kind, "").split())
 _OTHER_ENDINGS = """
-3gp 3gpp aac ac3 adpcm al alaw amr ape asf avi awb dff dsf dts eac3 flv g722 g729 gsm m4a m4b m4v mka mkv mov mp1 mp2 mp4 mpc mpeg mpg oma ogv
+3gp 3gpp aac ac3 adpcm al alaw amr ape asf avi awb dff dsf dts eac3 flv g722 g729 gsm m4a m4b m4v mka mkv mov mp1 mp2
+mp4 mpc mpeg mpg oma ogv
 ogx pcm qt ra raw rm shn spx tta ul ulaw vox weba webm wma wmv wv wv1 wv2"""
 _OTHER_SOUND = frozenset(f".{name}" for name in _OTHER_ENDINGS.split())
-_HIDDEN = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"})
+_HIDDEN = frozenset(
+    {"__MACOSX", "Thumbs.db", "desktop.ini", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
+)
 UNREADABLE = "recordings have an ending that libsndfile cannot read (convert each: ffmpeg -i NAME.m4a NAME.flac)"
 
 
@@ -53,7 +57,8 @@ UNREADABLE = "recordings have an ending that libsndfile cannot read (convert eac
 class Report:
     """What was left out and what was decided while a corpus was read: kind → names.
 
-    `skip_bad`: go on without what cannot be used, instead of refusing the corpus. `path`: the file that all names are written to.
+    `skip_bad`: go on without what cannot be used, instead of refusing the corpus. `path`: the file that all names are
+    written to.
     """
 
     skip_bad: bool = False
@@ -74,7 +79,8 @@ class Report:
             self.notes.setdefault(kind, []).append(name)
 
     def bad(self, where: Path | str, kind: str, problems: Iterable[str]) -> None:
-        """Raise UserError with a count and the first few problems, if there are any; leave them out under `skip_bad`."""
+        """Raise UserError with a count and the first few problems, if there are any; leave them out under
+        `skip_bad`."""
         listed = list(problems)
         self.leave_out(kind, listed)
         self.num_bad += len(listed)
@@ -94,14 +100,17 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """Kinds with counts and first names, for machines."""
         return {
-            "left_out": [{"kind": kind, "count": len(names), "first": names[:_SHOWN]} for kind, names in self.left_out.items()],
+            "left_out": [
+                {"kind": kind, "count": len(names), "first": names[:_SHOWN]} for kind, names in self.left_out.items()
+            ],
             "notes": self.note_lines(),
             "report": str(self.path) if self.path and self.left_out else None,
             "outcome": self.outcome or "written",
         }
 
     def write(self) -> None:
-        """Write all names to `path`, a line each: kind, tab, name. Where nothing was left out, remove what an earlier call wrote."""
+        """Write all names to `path`, a line each: kind, tab, name. Where nothing was left out, remove what an earlier
+        call wrote."""
         if self.path is None:
             return
         if not self.left_out:
@@ -115,9 +124,9 @@ class Report:
 class Options:
     """How a corpus is read, and where its files are looked for.
 
-    `root`: the folder of a known corpus, or that of its archives; `parts`: which of the publisher's, empty for all. `audio_to`: where sound
-    goes that lies inside other files; `columns`: what → the column that has it. `told`: ids whose channel counts only where the file has
-    several: a table says it of sides that may have files of their own.
+    `root`: the folder of a known corpus, or that of its archives; `parts`: which of the publisher's, empty for all.
+    `audio_to`: where sound goes that lies inside other files; `columns`: what → the column that has it. `told`: ids
+    whose channel counts only where the file has several: a table says it of sides that may have files of their own.
     """
 
     cache: Path = field(default_factory=default_cache)
@@ -143,7 +152,8 @@ def _short(line: str) -> str:
 
 
 def sort_files(files: Iterable[Path]) -> tuple[list[Path], list[Path]]:
-    """Of some files those with sound: what libsndfile reads, and what it does not although its ending says that it is sound."""
+    """Of some files those with sound: what libsndfile reads, and what it does not although its ending says that it is
+    sound."""
     readable, other = [], []
     for path in files:
         ending = path.suffix.lower()
@@ -163,15 +173,16 @@ def _opens(path: Path) -> bool:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether systems and editors hide a file or folder of that name: .x, ._x (macOS), .ipynb_checkpoints, __MACOSX, Thumbs.db ..."""
+    """Whether systems and editors hide a file or folder of that name: .x, ._x (macOS), .ipynb_checkpoints, __MACOSX,
+    Thumbs.db ..."""
     return name.startswith(".") or name in _HIDDEN
 
 
 def walk(folder: Path, report: Report, *, depth: int | None = None) -> list[Path]:
     """The files below a folder, sorted; with `depth=1` those right in it.
 
-    Links are followed, but a folder is read once and no link to a folder above the first is followed. Hidden files are left out, and said.
-    Raises UserError for a folder that cannot be opened.
+    Links are followed, but a folder is read once and no link to a folder above the first is followed. Hidden files are
+    left out, and said. Raises UserError for a folder that cannot be opened.
     """
     root = Path(os.path.realpath(folder))
     seen: set[Path] = set()
@@ -181,13 +192,17 @@ def walk(folder: Path, report: Report, *, depth: int | None = None) -> list[Path
     def enter(here: Path, level: int) -> None:
         real = Path(os.path.realpath(here))
         if real in seen or (real != root and root.is_relative_to(real)):
-            report.note("linked folders that were read under another name, or lie above", [str(here.relative_to(folder))])
+            report.note(
+                "linked folders that were read under another name, or lie above", [str(here.relative_to(folder))]
+            )
             return
         seen.add(real)
         try:
             entries = sorted(os.scandir(here), key=lambda entry: entry.name)
         except OSError as error:
-            raise UserError(f"{here} must be a folder that can be read, but cannot be opened ({error.strerror}).") from None
+            raise UserError(
+                f"{here} must be a folder that can be read, but cannot be opened ({error.strerror})."
+            ) from None
         for entry in entries:
             path = here / entry.name
             if is_hidden(entry.name):
@@ -196,7 +211,7 @@ def walk(folder: Path, report: Report, *, depth: int | None = None) -> list[Path
             elif path.is_dir():
                 if depth is None or level < depth:
                     linked.append(path) if entry.is_symlink() else enter(path, level + 1)
-            elif path.is_file() or not path.exists():  # a link that leads nowhere is named where its sound is looked for
+            elif path.is_file() or not path.exists():  # a link that leads nowhere is named with its sound
                 files.append(path)
 
     enter(folder, 1)
@@ -206,9 +221,11 @@ def walk(folder: Path, report: Report, *, depth: int | None = None) -> list[Path
 
 
 def find_audio(name: str, folder: Path) -> str:
-    """A path as data files give it → an absolute one: relative to the file's folder, to one of the three above, or to the working directory.
+    """A path as data files give it → an absolute one: relative to the file's folder, to one of the three above, or to
+    the working directory.
 
-    Kaldi's and lhotse's paths are relative to where their recipe ran. Nothing found: relative to the folder, for the error to name.
+    Kaldi's and lhotse's paths are relative to where their recipe ran. Nothing found: relative to the folder, for the
+    error to name.
     """
     if "://" in name:
         return name
@@ -221,41 +238,50 @@ def find_audio(name: str, folder: Path) -> str:
 
 def plain_fields(fields: Mapping[str, Any]) -> dict[str, str | int | float | bool]:
     """What a manifest can keep of another tool's fields beside its own: text, finite numbers, yes or no."""
-    plain = {key: value for key, value in fields.items() if isinstance(value, str | int | float) and key not in KNOWN_FIELDS}
+    plain = {
+        key: value for key, value in fields.items() if isinstance(value, str | int | float) and key not in KNOWN_FIELDS
+    }
     return {key: value for key, value in plain.items() if isinstance(value, str | int) or math.isfinite(value)}
 
 
 def split_named(name: str) -> str | None:
-    """The split that a file's or a part's name tells of, by one of its words; None where it tells of none or of several."""
+    """The split that a file's or a part's name tells of, by one of its words; None where it tells of none or of
+    several."""
     told = {_SPLITS[word] for word in re.split(r"[^a-z]+", name.lower()) if word in _SPLITS}
     return told.pop() if len(told) == 1 else None
 
 
 def split_called(value: str) -> str:
-    """The split that a table's cell says: train, dev and test under their other names (valid, eval ...), else the cell itself."""
+    """The split that a table's cell says: train, dev and test under their other names (valid, eval ...), else the cell
+    itself."""
     return _SPLITS.get(value.strip().lower(), value)
 
 
 def channel_of(value: object, *, first: int = 0) -> int:
     """A channel as tables write it → its number from 0: A, B, C ... or a whole number, the first of which is `first`.
 
-    Kaldi's segments count from 0, its reco2file_and_channel and NIST's CTM and STM from 1. Raises UserError for anything else.
+    Kaldi's segments count from 0, its reco2file_and_channel and NIST's CTM and STM from 1. Raises UserError for
+    anything else.
     """
     text = str(value).strip()
     if re.fullmatch(r"[A-Ha-h]", text):
         return ord(text.upper()) - ord("A")
     if not isinstance(value, bool) and re.fullmatch(r"\d{1,4}", text) and int(text) >= first:
         return int(text) - first
-    raise UserError(f"channel must be A, B ... or a whole number, the first being {first}, but is '{text[:60]}' instead.")
+    raise UserError(
+        f"channel must be A, B ... or a whole number, the first being {first}, but is '{text[:60]}' instead."
+    )
 
 
-_SOUND_ENDINGS = {"WAV": ".wav", "WAVEX": ".wav", "RF64": ".wav", "FLAC": ".flac", "OGG": ".ogg", "MP3": ".mp3", "MPEG": ".mp3", "NIST": ".sph",
+_SOUND_ENDINGS = {"WAV": ".wav", "WAVEX": ".wav", "RF64": ".wav", "FLAC": ".flac", "OGG": ".ogg", "MP3": ".mp3",
+    "MPEG": ".mp3", "NIST": ".sph",
                   "AIFF": ".aiff", "W64": ".w64", "AU": ".au", "CAF": ".caf"}  # fmt: skip
 
 
 def write_sound(data: bytes, folder: Path, what: str) -> Path:
-    """Write encoded sound below `folder` as it is, under a name by its digest: other sound never gets the name of what lies there already,
-    and the same sound is written once. Raises UserError, which begins with `what`, where the bytes are no sound.
+    """Write encoded sound below `folder` as it is, under a name by its digest: other sound never gets the name of what
+    lies there already, and the same sound is written once. Raises UserError, which begins with `what`, where the bytes
+    are no sound.
     """
     try:
         ending = _SOUND_ENDINGS.get(soundfile.info(io.BytesIO(data)).format, ".audio")
@@ -270,7 +296,8 @@ def write_sound(data: bytes, folder: Path, what: str) -> Path:
 def collect(found: Iterable[Row], where: Path | str, options: Options) -> Manifest:
     """The manifest of what was found in `where`; durations that are not given are filled in from the audio.
 
-    Raises UserError for no utterances, for a duplicate id (with both places), and one that counts and lists unusable audio.
+    Raises UserError for no utterances, for a duplicate id (with both places), and one that counts and lists unusable
+    audio.
     """
     given = list(found)
     if not given:
@@ -279,7 +306,8 @@ def collect(found: Iterable[Row], where: Path | str, options: Options) -> Manife
     for place, u in given:
         if u.id in place_of:
             raise UserError(
-                f"{place}: id must be unique, but '{u.id}' stands at {place_of[u.id]} too. Give each utterance its own id."
+                f"{place}: id must be unique, but '{u.id}' stands at {place_of[u.id]} too. Give each utterance its own "
+                f"id."
             )
         place_of[u.id] = place
     paths = [u.audio_filepath for _, u in given if u.audio_filepath and "://" not in u.audio_filepath]
@@ -337,13 +365,17 @@ def _measured(u: Utterance, header: AudioInfo | str | None, is_told: bool) -> Ut
         u = replace(u, channel=None)
     if u.channel is not None and u.channel >= header.channels:
         return (
-            f"audio file {u.audio_filepath} must have channel {u.channel}, but has {header.channels} channels, the first of which is 0 "
+            f"audio file {u.audio_filepath} must have channel {u.channel}, but has {header.channels} channels, the "
+            f"first of which is 0 "
             f"(utterance '{u.id}')"
         )
     left = header.duration_s - u.offset
     if left <= 0 or (u.duration is not None and u.duration > left + DURATION_TOLERANCE_S):
         stop = u.offset + (u.duration or 0.0)
-        return f"utterance '{u.id}' must lie within its audio, but ends at {stop:.3f} s and {u.audio_filepath} at {header.duration_s:.3f} s"
+        return (
+            f"utterance '{u.id}' must lie within its audio, but ends at {stop:.3f} s and {u.audio_filepath} at "
+            f"{header.duration_s:.3f} s"
+        )
     return u if u.duration is not None else replace(u, duration=left)
 
 

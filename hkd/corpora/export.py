@@ -1,4 +1,5 @@
-"""A manifest for other tools: NeMo's JSONL, lhotse's recordings, supervisions and cuts, Kaldi's data folders; one set of files a split.
+"""A manifest for other tools: NeMo's JSONL, lhotse's recordings, supervisions and cuts, Kaldi's data folders; one set
+of files a split.
 
 - Paths are absolute. The same manifest gives the same bytes.
 - What a format has no place for stays out: Kaldi has no extra fields; NeMo and lhotse carry them all.
@@ -21,12 +22,15 @@ _WHOLE_TOLERANCE_S = 1e-3
 
 
 def export(whole: Manifest, to: str, folder: Path, *, progress: Progress = no_progress) -> list[Path]:
-    """Write a manifest in another format below `folder`; the paths that were written. Raises UserError, MissingPackageError."""
+    """Write a manifest in another format below `folder`; the paths that were written. Raises UserError,
+    MissingPackageError."""
     if to not in FORMATS:
         raise UserError(f"--to must be one of {', '.join(FORMATS)}, but is '{to}' instead.")
     silent = [u.id for u in whole if u.audio_filepath is None]
     if silent:
-        raise UserError(f"utterances must have audio to be exported, but {len(silent)} have none, '{silent[0]}' among them.")
+        raise UserError(
+            f"utterances must have audio to be exported, but {len(silent)} have none, '{silent[0]}' among them."
+        )
     splits: dict[str, list[Utterance]] = defaultdict(list)
     for u in whole:
         splits[u.split or ""].append(u)
@@ -58,7 +62,8 @@ def _headers(utterances: list[Utterance]) -> dict[str, AudioInfo]:
 
 
 def _recording_names(utterances: list[Utterance]) -> dict[str, str]:
-    """Audio file → its recording's name: the utterance's id where the file has one utterance, else the field `recording`, else the file's stem.
+    """Audio file → its recording's name: the utterance's id where the file has one utterance, else the field
+    `recording`, else the file's stem.
 
     Raises UserError where two files would have one name.
     """
@@ -76,7 +81,8 @@ def _recording_names(utterances: list[Utterance]) -> dict[str, str]:
 
 
 def lhotse(split: str, utterances: list[Utterance]) -> dict[str, bytes]:
-    """hkd_{recordings,supervisions,cuts}_SPLIT.jsonl.gz; a cut is an utterance: a MonoCut of its channel, or a MultiCut of all."""
+    """hkd_{recordings,supervisions,cuts}_SPLIT.jsonl.gz; a cut is an utterance: a MonoCut of its channel, or a MultiCut
+    of all."""
     try:
         from lhotse import CutSet, MonoCut, MultiCut, Recording, RecordingSet, SupervisionSegment, SupervisionSet
         from lhotse.audio import AudioSource
@@ -97,24 +103,33 @@ def lhotse(split: str, utterances: list[Utterance]) -> dict[str, bytes]:
         channels = recording.channel_ids if u.channel is None else [u.channel]
         channel = channels if len(channels) > 1 else channels[0]
         supervision = SupervisionSegment(
-            id=u.id, recording_id=recording.id, start=u.offset, duration=duration, channel=channel, text=u.text, speaker=u.speaker,
-            language=u.extra.get("language"), custom={key: value for key, value in u.extra.items() if key != "language"} or None,
+            id=u.id, recording_id=recording.id, start=u.offset, duration=duration, channel=channel, text=u.text,
+            speaker=u.speaker,
+            language=u.extra.get("language"),
+            custom={key: value for key, value in u.extra.items() if key != "language"} or None,
         )  # fmt: skip
         supervisions.append(supervision)
         moved = [supervision.with_offset(-u.offset)]
         kind = MonoCut if len(channels) == 1 else MultiCut
-        cuts.append(kind(id=u.id, start=u.offset, duration=duration, channel=channel, supervisions=moved, recording=recording))
+        cuts.append(
+            kind(id=u.id, start=u.offset, duration=duration, channel=channel, supervisions=moved, recording=recording)
+        )
     tail = f"_{split}.jsonl.gz" if split else ".jsonl.gz"
     sets = {
         "recordings": RecordingSet.from_recordings(recordings.values()),
         "supervisions": SupervisionSet.from_segments(supervisions),
         "cuts": CutSet.from_cuts(cuts),
     }
-    return {f"hkd_{name}{tail}": gzip.compress(_jsonl(items.to_dicts()), mtime=0) for name, items in sets.items() if len(items)}
+    return {
+        f"hkd_{name}{tail}": gzip.compress(_jsonl(items.to_dicts()), mtime=0)
+        for name, items in sets.items()
+        if len(items)
+    }
 
 
 def kaldi(split: str, utterances: list[Utterance]) -> dict[str, bytes]:
-    """SPLIT/{wav.scp,text,utt2spk,spk2utt,reco2dur} and, where utterances are parts of files, segments; sorted as Kaldi wants them.
+    """SPLIT/{wav.scp,text,utt2spk,spk2utt,reco2dur} and, where utterances are parts of files, segments; sorted as Kaldi
+    wants them.
 
     Raises UserError for ids, speakers or paths with blanks, which Kaldi's tables cannot hold.
     """
@@ -150,4 +165,8 @@ def _table(rows: Mapping[str, str]) -> bytes:
     return "".join(f"{key} {rows[key]}".rstrip() + "\n" for key in sorted(rows, key=str.encode)).encode()
 
 
-FORMATS: Mapping[str, Callable[[str, list[Utterance]], dict[str, bytes]]] = {"nemo": nemo, "lhotse": lhotse, "kaldi": kaldi}
+FORMATS: Mapping[str, Callable[[str, list[Utterance]], dict[str, bytes]]] = {
+    "nemo": nemo,
+    "lhotse": lhotse,
+    "kaldi": kaldi,
+}

@@ -1,8 +1,10 @@
-"""Data that people have: folders with text beside audio, tables, Kaldi folders, NeMo manifests, Hugging Face data sets, manifests of hkd's.
+"""Data that people have: folders with text beside audio, tables, Kaldi folders, NeMo manifests, Hugging Face data sets,
+manifests of hkd's.
 
-- Every reader takes a path (`hf` also a name on the hub) and `Options`, and gives utterances with the places where it read them. `read_path`
-  makes the manifest. The reader of lhotse's data is in `hkd.corpora.lhotse`.
-- What a reader leaves out goes to the report: audio without text, text without audio, hidden files, sound that libsndfile cannot read.
+- Every reader takes a path (`hf` also a name on the hub) and `Options`, and gives utterances with the places where it
+  read them. `read_path` makes the manifest. The reader of lhotse's data is in `hkd.corpora.lhotse`.
+- What a reader leaves out goes to the report: audio without text, text without audio, hidden files, sound that
+  libsndfile cannot read.
 - The manifest's `channel` is the channel that the data asks for. Nothing is cut out of files for it.
 """
 
@@ -41,8 +43,10 @@ from hkd.lines import filled_lines, placed
 from hkd.manifest import NUMBER, STRING, Manifest, Utterance, check_field, parse_json
 
 COLUMNS: Mapping[str, tuple[str, ...]] = {  # the first that is there is taken
-    "audio": ("audio", "path", "file", "audio_filepath", "filename", "file_name", "wav", "audio_path", "file_path", "wav_filename"),
-    "text": ("text", "sentence", "transcript", "transcription", "normalized_text", "text_normalized", "normalized_transcription",
+    "audio": ("audio", "path", "file", "audio_filepath", "filename", "file_name", "wav", "audio_path", "file_path",
+        "wav_filename"),
+    "text": ("text", "sentence", "transcript", "transcription", "normalized_text", "text_normalized",
+        "normalized_transcription",
              "normalized_transcript", "raw_transcription", "raw_text", "text_original", "original_text"),
     "id": ("id", "utt_id", "utterance_id", "segment_id", "utterance"),
     "speaker": ("speaker", "speaker_id", "client_id", "spk_id"),
@@ -60,7 +64,8 @@ _SAME_S = 0.05  # a clip as long as its start and end say, but for rounding, was
 def columns_of(
     names: Sequence[str], where: str, options: Options, *, needed: Sequence[str], audio: str | None = None
 ) -> dict[str, str]:
-    """What → which of a table's columns has it, by well-known names or as `options.columns` says. Raises UserError where one is missing."""
+    """What → which of a table's columns has it, by well-known names or as `options.columns` says. Raises UserError
+    where one is missing."""
     known = {name.strip().lower(): name for name in names}
     column = {what: known[name] for what, candidates in COLUMNS.items() for name in candidates[::-1] if name in known}
     if audio is not None:
@@ -86,9 +91,11 @@ def columns_of(
 def span_of(
     cell: Mapping[str, Any], column: Mapping[str, str], seconds_of: Callable[[], float | None], report: Report
 ) -> dict[str, float]:
-    """`offset` and `duration` as a row's cells tell them; nothing where the audio is a clip that was cut at these times already.
+    """`offset` and `duration` as a row's cells tell them; nothing where the audio is a clip that was cut at these times
+    already.
 
-    `seconds_of`: how long the audio is; None where it cannot be read. Raises UserError for what is no number of seconds.
+    `seconds_of`: how long the audio is; None where it cannot be read. Raises UserError for what is no number of
+    seconds.
     """
     time: dict[str, float] = {}
     for what in _TIMES:
@@ -98,7 +105,9 @@ def span_of(
         try:
             time[what] = float(value)
         except (TypeError, ValueError):
-            raise UserError(f"{column[what]} must be a number of seconds, but is '{str(value)[:60]}' instead.") from None
+            raise UserError(
+                f"{column[what]} must be a number of seconds, but is '{str(value)[:60]}' instead."
+            ) from None
     if "end" in time:
         start, stop = time.get("offset", 0.0), time.pop("end")
         if not stop > start:
@@ -120,7 +129,7 @@ def _seconds(path: str) -> float | None:
     return None
 
 
-# --- folders and tables of one's own -------------------------------------------------------------------------------------------------
+# --- folders and tables of one's own ----------------------------------------------------------------------------------
 
 
 def read_text(path: Path) -> str:
@@ -129,10 +138,11 @@ def read_text(path: Path) -> str:
 
 
 def read_folder(folder: Path, options: Options) -> Iterator[Row]:
-    """Audio files with a .txt of the same name beside each, or with tables (.tsv): one for all, or one for each split. A table itself, too.
+    """Audio files with a .txt of the same name beside each, or with tables (.tsv): one for all, or one for each split.
+    A table itself, too.
 
-    Ids are paths below the folder without their ending. Folders called train, dev, test and the like are splits; the folder below them is
-    the speaker where there are several. Raises UserError that lists audio without text.
+    Ids are paths below the folder without their ending. Folders called train, dev, test and the like are splits; the
+    folder below them is the speaker where there are several. Raises UserError that lists audio without text.
     """
     if not folder.is_dir():
         yield from tsv_rows(folder, options)
@@ -153,7 +163,12 @@ def read_folder(folder: Path, options: Options) -> Iterator[Row]:
 
     silent = with_text(audio, False)
     tables = [path for path in files if path.parent == folder and path.suffix.lower() == ".tsv"]
-    if audio and tables and len(silent) == len(audio) and (len(tables) == 1 or all(split_named(path.stem) for path in tables)):
+    if (
+        audio
+        and tables
+        and len(silent) == len(audio)
+        and (len(tables) == 1 or all(split_named(path.stem) for path in tables))
+    ):
         split_of = {path: split_named(path.stem) if len(tables) > 1 else None for path in tables}
         found = [row for path in tables for row in tsv_rows(path, options, split=split_of[path])]
         _leave_out_unnamed(files, found, folder, report)
@@ -177,7 +192,8 @@ def read_folder(folder: Path, options: Options) -> Iterator[Row]:
 
 
 def _splits_and_speakers(parents: list[tuple[str, ...]], report: Report) -> list[tuple[str | None, str | None]]:
-    """(split, speaker) of files by the folders that they lie in: the first level whose folders all tell of a split gives the splits."""
+    """(split, speaker) of files by the folders that they lie in: the first level whose folders all tell of a split
+    gives the splits."""
     level = None
     for depth in range(min(map(len, parents))):
         names = {folders[depth] for folders in parents}
@@ -200,7 +216,8 @@ def _splits_and_speakers(parents: list[tuple[str, ...]], report: Report) -> list
 
 
 def tsv_rows(path: Path, options: Options, *, audio: Path | None = None, split: str | None = None) -> Iterator[Row]:
-    """The rows of a table; `audio`: the folder that its paths are relative to, `split`: the one that all its rows are of."""
+    """The rows of a table; `audio`: the folder that its paths are relative to, `split`: the one that all its rows are
+    of."""
     rows = lines.numbered_lines(path, "a table")
     header = [cell.strip() for cell in next(rows, (1, ""))[1].split("\t")]
     column = columns_of(header, f"{path}:1: the header", options, needed=("audio", "text"))
@@ -217,7 +234,9 @@ def tsv_rows(path: Path, options: Options, *, audio: Path | None = None, split: 
             yield f"{path}:{number}", utterance
 
 
-def _tsv_row(cell: Mapping[str, str], column: Mapping[str, str], audio: Path, split: str | None, report: Report) -> Utterance:
+def _tsv_row(
+    cell: Mapping[str, str], column: Mapping[str, str], audio: Path, split: str | None, report: Report
+) -> Utterance:
     if not cell["audio"]:
         raise UserError("a row must name its audio file, but does not.")
     name, split = Path(cell["audio"]), split or split_called(cell.get("split", ""))
@@ -229,14 +248,17 @@ def _tsv_row(cell: Mapping[str, str], column: Mapping[str, str], audio: Path, sp
     )  # fmt: skip
 
 
-# --- Kaldi ---------------------------------------------------------------------------------------------------------------------------
+# --- Kaldi ------------------------------------------------------------------------------------------------------------
 
 _REFUSED = {  # of the entries of wav.scp
     "entries are commands, where only paths are read (write the sound to files first, with wav-copy or sox)": r"\|$",
-    "entries lie in archives, where only paths of sound files are read (write them out with wav-copy first)": r"\.ark(:\d+)?(\[.*\])?$",
+    "entries lie in archives, where only paths of sound files are read (write them out with wav-copy first)": (
+        r"\.ark(:\d+)?(\[.*\])?$"
+    ),
 }
 Table = dict[str, tuple[int, str]]  # key → line number, rest of the line
-Segment = tuple[str, float, float | None, int | None]  # recording, start and end in seconds (None: the recording's end), channel
+# recording, start and end in seconds (None: the recording's end), channel
+Segment = tuple[str, float, float | None, int | None]
 
 
 def kaldi_folders(folder: Path) -> list[Path]:
@@ -247,29 +269,34 @@ def kaldi_folders(folder: Path) -> list[Path]:
 
 
 def read_kaldi(folder: Path, options: Options) -> Iterator[Row]:
-    """A Kaldi data folder (wav.scp with plain paths, text, perhaps utt2spk, segments, reco2dur, reco2file_and_channel), in order of ids; or
-    all data folders right below one, whose names tell the splits.
+    """A Kaldi data folder (wav.scp with plain paths, text, perhaps utt2spk, segments, reco2dur, reco2file_and_channel),
+    in order of ids; or all data folders right below one, whose names tell the splits.
 
-    Piped commands in wav.scp are refused: hkd runs no commands out of data files. The fifth column of segments counts channels from 0,
-    reco2file_and_channel names them A and B or 1 and 2. Raises UserError.
+    Piped commands in wav.scp are refused: hkd runs no commands out of data files. The fifth column of segments counts
+    channels from 0, reco2file_and_channel names them A and B or 1 and 2. Raises UserError.
     """
     parts = kaldi_folders(folder)
     if not parts:
-        raise UserError(f"{folder} must be a Kaldi data folder or hold such, but there is no wav.scp in it nor right below it.")
+        raise UserError(
+            f"{folder} must be a Kaldi data folder or hold such, but there is no wav.scp in it nor right below it."
+        )
     for part in parts:
         extra = {} if part == folder else {"split": split_named(part.name) or part.name, "part": part.name}
         yield from kaldi_rows(part, options, extra=extra)
 
 
 def kaldi_rows(folder: Path, options: Options, *, extra: Mapping[str, str]) -> Iterator[Row]:
-    """The utterances of one data folder, with their places in `text`. Ids whose channel reco2file_and_channel tells are added to `told`."""
+    """The utterances of one data folder, with their places in `text`. Ids whose channel reco2file_and_channel tells are
+    added to `told`."""
     report = options.report
     audio, text = _table(folder / "wav.scp"), _table(folder / "text")
     for kind, pattern in _REFUSED.items():
         refused = {name: number for name, (number, path) in audio.items() if re.search(pattern, path)}
         report.bad(folder / "wav.scp", kind, [f"line {number}: {name}" for name, number in refused.items()])
         audio = {name: entry for name, entry in audio.items() if name not in refused}
-    speaker, side, duration = (_table(folder / name, optional=True) for name in ("utt2spk", "reco2file_and_channel", "reco2dur"))
+    speaker, side, duration = (
+        _table(folder / name, optional=True) for name in ("utt2spk", "reco2file_and_channel", "reco2dur")
+    )
     lengths = {name: _length(folder / "reco2dur", *entry) for name, entry in duration.items()}
     is_cut = (folder / "segments").exists()
     whole: dict[str, Segment] = {name: (name, 0.0, None, None) for name in audio}
@@ -287,7 +314,8 @@ def kaldi_rows(folder: Path, options: Options, *, extra: Mapping[str, str]) -> I
             raise UserError(f"{folder / 'wav.scp'}:{number}: '{name}' must have a path, but has none.")
         if speaker and name not in speaker:
             raise UserError(
-                f"{folder / 'utt2spk'}: every utterance must have a speaker, but '{name}' has none. Add it, or remove the file."
+                f"{folder / 'utt2spk'}: every utterance must have a speaker, but '{name}' has none. Add it, or remove "
+                f"the file."
             )
         if channel is None and recording in side:
             number, line = side[recording]
@@ -297,7 +325,8 @@ def kaldi_rows(folder: Path, options: Options, *, extra: Mapping[str, str]) -> I
         length = None if is_cut else lengths.get(recording)
         utterance = Utterance(
             id=name, text=" ".join(text[name][1].split()), audio_filepath=find_audio(path, folder), offset=start,
-            duration=length if stop is None else stop - start, channel=channel, speaker=speaker[name][1] if speaker else None,
+            duration=length if stop is None else stop - start, channel=channel,
+            speaker=speaker[name][1] if speaker else None,
             extra={**extra, "recording": recording} if is_cut else extra,
         )  # fmt: skip
         yield f"{folder / 'text'}:{text[name][0]}", utterance
@@ -312,13 +341,16 @@ def _table(path: Path, *, optional: bool = False) -> Table:
         parts = line.split(maxsplit=1)
         if parts:
             if parts[0] in table:
-                raise UserError(f"{path}:{number}: '{parts[0]}' must stand once, but stands at line {table[parts[0]][0]} too.")
+                raise UserError(
+                    f"{path}:{number}: '{parts[0]}' must stand once, but stands at line {table[parts[0]][0]} too."
+                )
             table[parts[0]] = (number, parts[1].strip() if len(parts) > 1 else "")
     return table
 
 
 def _segments(path: Path, audio: Table, report: Report) -> dict[str, Segment]:
-    """Utterance → recording, start, end (Kaldi's -1: to the end of the recording) and channel. Raises UserError with file and line."""
+    """Utterance → recording, start, end (Kaldi's -1: to the end of the recording) and channel. Raises UserError with
+    file and line."""
     segments: dict[str, Segment] = {}
     for name, (number, line) in _table(path).items():
         with placed(f"{path}:{number}"):
@@ -335,7 +367,9 @@ def _segments(path: Path, audio: Table, report: Report) -> dict[str, Segment]:
                 raise UserError(f"'{name}' is cut from '{recording}', which is not in wav.scp.")
             to_the_end = stop == -1
             if not (math.isfinite(start) and start >= 0 and (to_the_end or (math.isfinite(stop) and stop > start))):
-                raise UserError(f"a segment must start at 0 s or later and end after that, but is {start:g} to {stop:g} s.")
+                raise UserError(
+                    f"a segment must start at 0 s or later and end after that, but is {start:g} to {stop:g} s."
+                )
             channel = channel_of(cells[2]) if len(cells) > 2 else None
             segments[name] = (recording, start, None if to_the_end else stop, channel)
     return segments
@@ -346,13 +380,15 @@ def _length(path: Path, number: int, value: str) -> float:
     try:
         length = float(value)
     except ValueError:
-        raise UserError(f"{path}:{number}: a duration must be a number of seconds, but is '{value[:60]}' instead.") from None
+        raise UserError(
+            f"{path}:{number}: a duration must be a number of seconds, but is '{value[:60]}' instead."
+        ) from None
     if not (math.isfinite(length) and length > 0):
         raise UserError(f"{path}:{number}: a duration must be finite and above 0, but is {value} instead.")
     return length
 
 
-# --- NeMo ----------------------------------------------------------------------------------------------------------------------------
+# --- NeMo -------------------------------------------------------------------------------------------------------------
 
 _NEMO_TAKEN = ("id", "audio_filepath", "offset", "duration", "text", "speaker", "split", "channel", "channel_selector")
 _TARRED = "tarred NeMo data cannot be read. Give the manifest of the sound files that it was made from."
@@ -365,11 +401,12 @@ def nemo_files(folder: Path, report: Report) -> list[Path]:
 
 
 def read_nemo(path: Path, options: Options) -> Iterator[Row]:
-    """NeMo's JSONL: audio_filepath, text, perhaps duration, offset, speaker, channel or channel_selector; a file, or all of a folder.
+    """NeMo's JSONL: audio_filepath, text, perhaps duration, offset, speaker, channel or channel_selector; a file, or
+    all of a folder.
 
-    A file whose name has a word like train, dev, valid or test gives its utterances that split. NeMo has no ids: an `id` is taken where there
-    is one; else it is the audio's path without its ending below the folder that all files share, where there is an offset its milliseconds,
-    and the channel. Raises UserError with file and line.
+    A file whose name has a word like train, dev, valid or test gives its utterances that split. NeMo has no ids: an
+    `id` is taken where there is one; else it is the audio's path without its ending below the folder that all files
+    share, where there is an offset its milliseconds, and the channel. Raises UserError with file and line.
     """
     files = nemo_files(path, options.report) if path.is_dir() else [path]
     if not files:
@@ -408,7 +445,9 @@ def _nemo_channel(row: Mapping[str, Any]) -> int | None:
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     if isinstance(value, list):
-        raise UserError(f"channel must be one channel, but is {str(value)[:60]} instead. Leave it out to read the mean of all.")
+        raise UserError(
+            f"channel must be one channel, but is {str(value)[:60]} instead. Leave it out to read the mean of all."
+        )
     return None if value in (None, "average") else channel_of(value)
 
 
@@ -422,23 +461,25 @@ def _nemo_utterance(row: dict[str, Any], shared: str) -> Utterance:
         below = Path(os.path.relpath(path, shared) if "://" not in path else path).with_suffix("").as_posix()
         name = f"{below}{f'-{round(offset * 1000):07d}' if offset else ''}{f'-channel{channel}' if channel else ''}"
     return Utterance(
-        id=str(name), text=" ".join(row["text"].split()), audio_filepath=path, offset=offset, duration=row["duration"], channel=channel,
+        id=str(name), text=" ".join(row["text"].split()), audio_filepath=path, offset=offset, duration=row["duration"],
+        channel=channel,
         speaker=None if row.get("speaker") is None else str(row["speaker"]), extra=extra,
     )  # fmt: skip
 
 
-# --- Hugging Face --------------------------------------------------------------------------------------------------------------------
+# --- Hugging Face -----------------------------------------------------------------------------------------------------
 
 _BATCH_ROWS = 32
 _SAVED = ("dataset_dict.json", "state.json")  # of save_to_disk
 
 
 def read_hf(source: str, options: Options) -> Iterator[Row]:
-    """All splits of a data set: a folder of save_to_disk, of parquet or of audio with metadata, a .parquet, or NAME or NAME:CONFIG on the hub.
+    """All splits of a data set: a folder of save_to_disk, of parquet or of audio with metadata, a .parquet, or NAME or
+    NAME:CONFIG on the hub.
 
-    Rows are read as Arrow: sound inside the data set is written out as it is, not decoded; files on disk stay where they are. Rows without
-    an id, or whose ids repeat, are called SPLIT-NUMBER. `validation` becomes `dev`. A data set whose only split is `train` has no splits:
-    they are made as for any corpus without. Raises UserError, HkdError.
+    Rows are read as Arrow: sound inside the data set is written out as it is, not decoded; files on disk stay where
+    they are. Rows without an id, or whose ids repeat, are called SPLIT-NUMBER. `validation` becomes `dev`. A data set
+    whose only split is `train` has no splits: they are made as for any corpus without. Raises UserError, HkdError.
     """
     import datasets
 
@@ -453,7 +494,15 @@ def read_hf(source: str, options: Options) -> Iterator[Row]:
     except (ConnectionError, TimeoutError) as error:
         reason = lines.first_line(error)
         raise HkdError(f"data set {source} could not be reached ({reason}). Try again, or give a folder.") from None
-    except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError) as error:
+    except (
+        datasets.exceptions.DatasetsError,
+        OSError,
+        ValueError,
+        RuntimeError,
+        KeyError,
+        TypeError,
+        ImportError,
+    ) as error:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise
         reason = lines.first_line(error)
@@ -544,7 +593,9 @@ def _hf_utterance(
         span = span_of(cell, column, lambda: seconds, options.report) if {"offset", "end"} & set(column) else {}
         if seconds is not None and span.get("offset", 0.0) + span.get("duration", _SAME_S) > seconds + _SAME_S:
             span = {}
-            options.report.note("times that lie beyond the audio of their row are not taken: the audio is read whole", [name])
+            options.report.note(
+                "times that lie beyond the audio of their row are not taken: the audio is read whole", [name]
+            )
     except UserError:
         span = {}
         options.report.leave_out("rows whose start and end are no times are read whole", [place])
@@ -576,7 +627,7 @@ def _hf_file(sound: dict[str, Any], name: str, audio_to: Path, place: str) -> Pa
     return write_sound(data, audio_to, f"{place}: utterance '{name}'")
 
 
-# --- which kind of data a path is ----------------------------------------------------------------------------------------------------
+# --- which kind of data a path is -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -629,7 +680,15 @@ def guess_kind(path: Path) -> str:
 def _folder_clues(folder: Path) -> Iterator[str]:
     if kaldi_folders(folder):
         yield "kaldi"
-    arrow = (*_SAVED, "*.parquet", "data/*.parquet", "metadata.csv", "metadata.jsonl", "*/metadata.csv", "*/metadata.jsonl")
+    arrow = (
+        *_SAVED,
+        "*.parquet",
+        "data/*.parquet",
+        "metadata.csv",
+        "metadata.jsonl",
+        "*/metadata.csv",
+        "*/metadata.jsonl",
+    )
     if any(not is_hidden(found.name) for name in arrow for found in folder.glob(name)):
         yield "hf"
     elif any(_peek(path) in ("nemo", "hkd") for path in nemo_files(folder, Report())):

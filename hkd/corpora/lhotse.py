@@ -1,9 +1,12 @@
-"""lhotse's manifests: a CutSet, a RecordingSet with its SupervisionSet, a folder of either, or a Shar folder; and lhotse's recipes.
+"""lhotse's manifests: a CutSet, a RecordingSet with its SupervisionSet, a folder of either, or a Shar folder; and
+lhotse's recipes.
 
-- An utterance is a supervision; its id is the supervision's. Names of files and parts that tell of train, dev or test give the split.
-- The channel is a MonoCut's, as lhotse reads it; else the supervision's. A supervision of all channels is read as their mean.
-- Sound in Shar's tar files is written out as it is. What else hkd does not do to sound is refused, not skipped: speed and other transforms,
-  mixed or padded cuts, commands. Cuts without a supervision are left out and counted.
+- An utterance is a supervision; its id is the supervision's. Names of files and parts that tell of train, dev or test
+  give the split.
+- The channel is a MonoCut's, as lhotse reads it; else the supervision's. A supervision of all channels is read as their
+  mean.
+- Sound in Shar's tar files is written out as it is. What else hkd does not do to sound is refused, not skipped: speed
+  and other transforms, mixed or padded cuts, commands. Cuts without a supervision are left out and counted.
 """
 
 import difflib
@@ -37,7 +40,9 @@ def read_lhotse(path: Path, options: Options) -> Iterator[Row]:
     """Manifests of one file or folder. Raises UserError with file and line, MissingPackageError without lhotse."""
     _need_lhotse()
     report = options.report
-    if path.is_dir() and all(next(path.glob(pattern), None) is not None for pattern in ("cuts.*.jsonl*", "recording.*.tar")):
+    if path.is_dir() and all(
+        next(path.glob(pattern), None) is not None for pattern in ("cuts.*.jsonl*", "recording.*.tar")
+    ):
         sources = [(_shar(path), _File(path, split_named(path.name), options))]
     else:
         files = [p for p in walk(path, report, depth=1) if p.name.endswith(ENDINGS)] if path.is_dir() else [path]
@@ -57,7 +62,9 @@ def read_lhotse(path: Path, options: Options) -> Iterator[Row]:
             elif hasattr(item, "recording_id"):
                 supervisions.append((place, item, file))
             else:
-                raise UserError(f"{place}: must be a recording, a supervision or a cut, but is a {type(item).__name__} instead.")
+                raise UserError(
+                    f"{place}: must be a recording, a supervision or a cut, but is a {type(item).__name__} instead."
+                )
     if path.is_file() and supervisions:
         recordings = {item.id: item for _, item in _items(_recordings_of(path))}
     if recordings and not supervisions:
@@ -80,7 +87,8 @@ def _recordings_of(path: Path) -> Path:
     file = path.with_name(path.name.replace("supervisions", "recordings"))
     if file == path or not file.exists():
         raise UserError(
-            f"{path} holds supervisions, whose recordings must lie beside it in {file.name}, but do not. Give the folder of both."
+            f"{path} holds supervisions, whose recordings must lie beside it in {file.name}, but do not. Give the "
+            f"folder of both."
         )
     return file
 
@@ -134,7 +142,8 @@ def _of_cut(cut: Any, file: _File) -> Iterator[Utterance]:
     for supervision in cut.supervisions:
         if supervision.start < -_TOLERANCE_S or supervision.end > cut.duration + _TOLERANCE_S:
             raise UserError(
-                f"supervision '{supervision.id}' must lie within its cut, but is {supervision.start:g} to {supervision.end:g} s of "
+                f"supervision '{supervision.id}' must lie within its cut, but is {supervision.start:g} to "
+                f"{supervision.end:g} s of "
                 f"{cut.duration:g} s. Trim the cuts to their supervisions first."
             )
         channel = supervision.channel
@@ -158,7 +167,8 @@ def _utterance(supervision: Any, recording: Any, start: float, file: _File, chan
         extra.setdefault("split", file.split)
     try:
         return Utterance(
-            id=str(supervision.id), text=" ".join(str(supervision.text).split()), audio_filepath=audio, offset=float(start),
+            id=str(supervision.id), text=" ".join(str(supervision.text).split()), audio_filepath=audio,
+            offset=float(start),
             duration=float(supervision.duration), channel=column, extra=extra,
             speaker=None if supervision.speaker is None else str(supervision.speaker),
         )  # fmt: skip
@@ -167,7 +177,8 @@ def _utterance(supervision: Any, recording: Any, start: float, file: _File, chan
 
 
 def _audio(recording: Any, channel: int | list[int], file: _File) -> tuple[str, int | None]:
-    """The file that has a channel of a recording, and which of the file's channels it is; None for the only one or the mean of all.
+    """The file that has a channel of a recording, and which of the file's channels it is; None for the only one or the
+    mean of all.
 
     Raises UserError for what hkd does not do to sound, and for a channel that the recording lacks.
     """
@@ -182,7 +193,8 @@ def _audio(recording: Any, channel: int | list[int], file: _File) -> tuple[str, 
         raise UserError(f"{name} must have channel {missing[0]}, but has {', '.join(map(str, known))}.")
     if len(sources) != 1 or (len(wanted) > 1 and set(wanted) != set(sources[0].channels)):
         raise UserError(
-            f"{name} must be read in one channel or in all of one file, but channels {wanted} of {known} are asked for. {_REMEDY}"
+            f"{name} must be read in one channel or in all of one file, but channels {wanted} of {known} are asked "
+            f"for. {_REMEDY}"
         )
     source = sources[0]
     if recording.transforms:
@@ -204,7 +216,9 @@ def recipe_rows(name: str, root: Path, options: Options) -> Iterator[Row]:
     recipes = [found.removeprefix("prepare_") for found in dir(lhotse.recipes) if found.startswith("prepare_")]
     if name not in recipes:
         near = difflib.get_close_matches(name, recipes, n=3, cutoff=0.5)
-        raise UserError(f"{name} must be a path or a recipe of lhotse's, but is neither. Near: {', '.join(near) or 'none'}.")
+        raise UserError(
+            f"{name} must be a path or a recipe of lhotse's, but is neither. Near: {', '.join(near) or 'none'}."
+        )
     prepare = getattr(lhotse.recipes, f"prepare_{name}")
     first = next(iter(inspect.signature(prepare).parameters))
     try:

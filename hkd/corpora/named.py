@@ -14,7 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkd.audio import write_wav
-from hkd.corpora.cards import Archive, Card, Part, archive_folder, chosen_parts, corpus_folder, find_below, register, verify
+from hkd.corpora.cards import (
+    Archive,
+    Card,
+    Part,
+    archive_folder,
+    chosen_parts,
+    corpus_folder,
+    find_below,
+    register,
+    verify,
+)
 from hkd.corpora.collect import Options, Report, Row, walk
 from hkd.corpora.importers import kaldi_folders, kaldi_rows, read_text, tsv_rows
 from hkd.errors import HkdError, MissingPackageError, UserError
@@ -43,13 +53,14 @@ _OWN_SPLITS = ("train-clean-100", "train-clean-360", "train-other-500", "dev-cle
 @register("mini_librispeech", splits={"train-clean-5": "train", "dev-clean-2": {"dev": 0.5, "test": 0.5}})
 @register(
     "librispeech",
-    splits={part: part.partition("-")[0] for part in _OWN_SPLITS} | {part: part for part in ("dev-other", "test-other")},
+    splits={part: part.partition("-")[0] for part in _OWN_SPLITS}
+    | {part: part for part in ("dev-other", "test-other")},
 )
 def librispeech(card: Card, options: Options) -> Iterator[Part]:
     """PART/SPEAKER/CHAPTER/SPEAKER-CHAPTER-NUMBER.flac with a SPEAKER-CHAPTER.trans.txt beside them.
 
-    The parts that are asked for; without a wish those that `root` has, or all: from a folder below `root`, else from the part's archive.
-    The development part of Mini LibriSpeech is halved by speaker into `dev` and `test`.
+    The parts that are asked for; without a wish those that `root` has, or all: from a folder below `root`, else from
+    the part's archive. The development part of Mini LibriSpeech is halved by speaker into `dev` and `test`.
     """
     archives = {archive.file.removesuffix(".tar.gz"): archive for archive in card.archives}
     folders: dict[str, Path] = {}
@@ -57,21 +68,30 @@ def librispeech(card: Card, options: Options) -> Iterator[Part]:
         above = find_below(options.root, part) if options.root is not None else None
         if above is not None:
             folders[part] = above / part
-        elif options.root is None or options.parts or not card.some_parts or (options.root / archives[part].file).is_file():
+        elif (
+            options.root is None
+            or options.parts
+            or not card.some_parts
+            or (options.root / archives[part].file).is_file()
+        ):
             folders[part] = archive_folder(card, archives[part], options)
     if not folders:
-        raise UserError(f"{options.root} must hold parts of {card.name} ({', '.join(archives)}), but holds none of them.")
+        raise UserError(
+            f"{options.root} must hold parts of {card.name} ({', '.join(archives)}), but holds none of them."
+        )
     return ((part, folder, _librispeech_part(folder, part, options.report)) for part, folder in folders.items())
 
 
 @register("common_voice")
 def common_voice(card: Card, options: Options) -> Iterator[Part]:
-    """A release's folder LANGUAGE/ with train.tsv, dev.tsv, test.tsv and clips/*.mp3. Raises UserError where there are several languages."""
+    """A release's folder LANGUAGE/ with train.tsv, dev.tsv, test.tsv and clips/*.mp3. Raises UserError where there are
+    several languages."""
     folder = corpus_folder(card, options, "train.tsv")
     others = sorted(path.parent.name for path in folder.parent.glob("*/train.tsv"))
     if options.root is not None and folder != options.root and len(others) > 1:
         raise UserError(
-            f"--root must be one language's folder, but {folder.parent} has {', '.join(others)}. Give {folder.parent}/LANGUAGE."
+            f"--root must be one language's folder, but {folder.parent} has {', '.join(others)}. Give "
+            f"{folder.parent}/LANGUAGE."
         )
     rows = []
     for split in ("train", "dev", "test"):
@@ -83,7 +103,8 @@ def common_voice(card: Card, options: Options) -> Iterator[Part]:
 
 @register("ljspeech")
 def ljspeech(card: Card, options: Options) -> Iterator[Part]:
-    """metadata.csv (id|text|normalised text, which is taken) and wavs/ID.wav. One speaker, so splits are made by text."""
+    """metadata.csv (id|text|normalised text, which is taken) and wavs/ID.wav. One speaker, so splits are made by
+    text."""
     folder = corpus_folder(card, options, "metadata.csv")
     rows = []
     for place, line in filled_lines(folder / "metadata.csv", "a table"):
@@ -101,7 +122,8 @@ _AN4_LINE = re.compile(r"^(?:<s>)?(?P<text>.*?)(?:</s>)?\s*\((?P<id>[^()]+)\)$")
 
 @register("an4", splits={"train": {"train": 0.9, "dev": 0.1}, "test": "test"})
 def an4(card: Card, options: Options) -> Iterator[Part]:
-    """AN4 (CMU, 1991): etc/an4_{train,test}.{fileids,transcription} and wav/PART/SPEAKER/ID.sph; `dev` is a tenth of the training speakers.
+    """AN4 (CMU, 1991): etc/an4_{train,test}.{fileids,transcription} and wav/PART/SPEAKER/ID.sph; `dev` is a tenth of
+    the training speakers.
 
     Raises UserError where a line is no transcription or a file list says otherwise.
     """
@@ -120,13 +142,16 @@ def an4(card: Card, options: Options) -> Iterator[Part]:
             named = [stem.with_name(stem.name + ending) for ending in (".sph", ".wav", ".flac")]
             audio = str(next((path for path in named if path.exists()), named[0]).absolute())
             text, extra = " ".join(match["text"].split()), {"part": part}
-            rows.append((place, Utterance(id=name, text=text, audio_filepath=audio, speaker=stem.parent.name, extra=extra)))
+            rows.append(
+                (place, Utterance(id=name, text=text, audio_filepath=audio, speaker=stem.parent.name, extra=extra))
+            )
         yield part, folder, rows
 
 
 @register("speechocean762", splits={"train": {"train": 0.88, "dev": 0.12}, "test": "test"})
 def speechocean762(card: Card, options: Options) -> Iterator[Part]:
-    """{train,test}/{wav.scp,text,utt2spk}, Kaldi folders whose paths start at the corpus' folder; `dev` are 15 of the 125 training speakers.
+    """{train,test}/{wav.scp,text,utt2spk}, Kaldi folders whose paths start at the corpus' folder; `dev` are 15 of the
+    125 training speakers.
 
     The training part alone where `root` is a Kaldi folder itself.
     """
@@ -139,11 +164,14 @@ def speechocean762(card: Card, options: Options) -> Iterator[Part]:
 
 
 _CORE_TEST = """
-fdhc0 felc0 fjlm0 fmgd0 fmld0 fnlp0 fpas0 fpkt0 mbpm0 mcmj0 mdab0 mgrt0 mjdh0 mjln0 mjmp0 mklt0 mlll0 mlnt0 mnjm0 mpam0 mtas1 mtls0 mwbt0
+fdhc0 felc0 fjlm0 fmgd0 fmld0 fnlp0 fpas0 fpkt0 mbpm0 mcmj0 mdab0 mgrt0 mjdh0 mjln0 mjmp0 mklt0 mlll0 mlnt0 mnjm0 mpam0
+mtas1 mtls0 mwbt0
 mwew0"""
 _DEV = """
-fadg0 faks0 fcal1 fcmh0 fdac1 fdms0 fdrw0 fedw0 fgjd0 fjem0 fjmg0 fjsj0 fkms0 fmah0 fmml0 fnmr0 frew0 fsem0 majc0 mbdg0 mbns0 mbwm0 mcsh0
-mdlf0 mdls0 mdvc0 mers0 mgjf0 mglb0 mgwt0 mjar0 mjfc0 mjsw0 mmdb1 mmdm2 mmjr0 mmwh0 mpdf0 mrcs0 mreb0 mrjm4 mrjr0 mroa0 mrtk0 mrws1 mtaa0
+fadg0 faks0 fcal1 fcmh0 fdac1 fdms0 fdrw0 fedw0 fgjd0 fjem0 fjmg0 fjsj0 fkms0 fmah0 fmml0 fnmr0 frew0 fsem0 majc0 mbdg0
+mbns0 mbwm0 mcsh0
+mdlf0 mdls0 mdvc0 mers0 mgjf0 mglb0 mgwt0 mjar0 mjfc0 mjsw0 mmdb1 mmdm2 mmjr0 mmwh0 mpdf0 mrcs0 mreb0 mrjm4 mrjr0 mroa0
+mrtk0 mrws1 mtaa0
 mtdt0 mteb0 mthc0 mwjg0"""
 TIMIT_SPLITS = dict.fromkeys(_CORE_TEST.split(), "test") | dict.fromkeys(
     _DEV.split(), "dev"
@@ -154,8 +182,9 @@ TIMIT_SPLITS = dict.fromkeys(_CORE_TEST.split(), "test") | dict.fromkeys(
 def timit(card: Card, options: Options) -> Iterator[Part]:
     """TIMIT (LDC93S1): {TRAIN,TEST}/DIALECT/SPEAKER/SENTENCE.{WAV,TXT,PHN,WRD}, names in upper or lower case.
 
-    The dialect sentences (SA), which every speaker reads, are left out, and so are RIFF copies (SA1.WAV.wav). `train` is TRAIN, `test` the
-    core test set, `dev` the development speakers of Kaldi's recipe (Halberstadt's thesis, 1998). Raises UserError where a sentence has no text.
+    The dialect sentences (SA), which every speaker reads, are left out, and so are RIFF copies (SA1.WAV.wav). `train`
+    is TRAIN, `test` the core test set, `dev` the development speakers of Kaldi's recipe (Halberstadt's thesis, 1998).
+    Raises UserError where a sentence has no text.
     """
     folder = corpus_folder(card, options, "[Tt][Rr][Aa][Ii][Nn]/[Dd][Rr][1-8]")
     rows = []
@@ -170,7 +199,9 @@ def timit(card: Card, options: Options) -> Iterator[Part]:
         transcript = path.with_suffix(".TXT" if path.suffix.isupper() else ".txt")
         words = read_text(transcript).split()
         if len(words) < 3 or not (words[0].isdigit() and words[1].isdigit()):
-            raise UserError(f"{transcript}:1: a transcript must be START END TEXT, but is '{' '.join(words)[:60]}' instead.")
+            raise UserError(
+                f"{transcript}:1: a transcript must be START END TEXT, but is '{' '.join(words)[:60]}' instead."
+            )
         utterance = Utterance(
             id=f"{speaker}-{path.stem}".upper(), text=" ".join(words[2:]), audio_filepath=str(path.absolute()),
             speaker=speaker.upper(), extra={"split": split, "part": part, "dialect": dialect},
@@ -181,7 +212,8 @@ def timit(card: Card, options: Options) -> Iterator[Part]:
 
 @register("yesno")
 def yesno(card: Card, options: Options) -> Iterator[Part]:
-    """Recordings of eight words each, yes or no in Hebrew, which the file's name tells. One speaker, so splits are made by text.
+    """Recordings of eight words each, yes or no in Hebrew, which the file's name tells. One speaker, so splits are made
+    by text.
 
     Raises UserError for a file whose name is not eight zeros or ones.
     """
@@ -191,9 +223,13 @@ def yesno(card: Card, options: Options) -> Iterator[Part]:
         if path.suffix != ".wav":
             continue
         if not re.fullmatch(r"[01](_[01]){7}", path.stem):
-            raise UserError(f"{path}: a name must be eight zeros or ones with _ between them, but is '{path.stem}' instead.")
+            raise UserError(
+                f"{path}: a name must be eight zeros or ones with _ between them, but is '{path.stem}' instead."
+            )
         text = " ".join("YES" if digit == "1" else "NO" for digit in path.stem.split("_"))
-        rows.append((str(path), Utterance(id=path.stem, text=text, audio_filepath=str(path.absolute()), speaker="yesno")))
+        rows.append(
+            (str(path), Utterance(id=path.stem, text=text, audio_filepath=str(path.absolute()), speaker="yesno"))
+        )
     yield "", folder, rows
 
 
@@ -207,11 +243,14 @@ _ATTRIBUTION = re.compile(r"^\s*--")
 _END = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]?[A-Z])")
 _MIN_LETTER_SHARE = 0.7
 _MIN_WORDS = 2
-_USE_A_FOLDER = "Give a folder of your own instead: hkd prepare FOLDER (audio files, a .txt of the same name beside each)."
+_USE_A_FOLDER = (
+    "Give a folder of your own instead: hkd prepare FOLDER (audio files, a .txt of the same name beside each)."
+)
 
 
 def debian_packages(names: Sequence[str], archives: Sequence[Archive], cache: Path) -> Path:
-    """The packages' files, unpacked in a folder below `cache`; at once where they are there. Raises HkdError with no apt or no network.
+    """The packages' files, unpacked in a folder below `cache`; at once where they are there. Raises HkdError with no
+    apt or no network.
 
     Nothing needs root: `apt-get download` takes a package into a folder, `dpkg-deb -x` unpacks it there.
     """
@@ -219,7 +258,9 @@ def debian_packages(names: Sequence[str], archives: Sequence[Archive], cache: Pa
     if folder.is_dir():
         return folder
     if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
-        raise HkdError(f"the Debian packages {' and '.join(names)} need apt, which this machine has not. {_USE_A_FOLDER}")
+        raise HkdError(
+            f"the Debian packages {' and '.join(names)} need apt, which this machine has not. {_USE_A_FOLDER}"
+        )
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".unpack-", dir=folder.parent) as temporary:
         work = Path(temporary)
@@ -255,7 +296,9 @@ def _apt_download(names: Sequence[str], work: Path, cache: Path) -> None:
 def _run(command: Sequence[str], folder: Path) -> str | None:
     """Run a program in a folder; None, or what it said first where it failed."""
     environment = {**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, errors="replace", check=False)
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, errors="replace", check=False
+    )
     if done.returncode == 0:
         return None
     said = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip().startswith("E:")]
@@ -293,12 +336,15 @@ def decode_g722(path: Path) -> NDArray[np.float32]:
 
 @register("asterisk")
 def asterisk(card: Card, options: Options) -> Iterator[Part]:
-    """Asterisk's English prompts with speech: 24 minutes of one speaker, G.722 without a header, which become FLAC in the cache's `asterisk`.
+    """Asterisk's English prompts with speech: 24 minutes of one speaker, G.722 without a header, which become FLAC in
+    the cache's `asterisk`.
 
     Of `options` only the cache is used: apt knows its servers.
     """
     files = debian_packages(card.packages, card.archives, options.cache)
-    prompts = {name: said for name, said in read_prompts(files / _TEXTS).items() if (files / _VOICE / f"{name}.g722").exists()}
+    prompts = {
+        name: said for name, said in read_prompts(files / _TEXTS).items() if (files / _VOICE / f"{name}.g722").exists()
+    }
     folder = options.cache.absolute() / "asterisk"
     rows = []
     for number, (name, said) in enumerate(sorted(prompts.items()), 1):
@@ -334,7 +380,9 @@ def fortune_paragraphs(text: str) -> Iterator[str]:
 def fortunes(card: Card, options: Options) -> Iterator[str]:
     """The sentences of all fortune files, each once; attributions, tables and ASCII art are left out."""
     folder = debian_packages(card.packages, card.archives, options.cache) / _FORTUNES
-    files = sorted(path for path in folder.iterdir() if not path.suffix and path.name not in _LEFT_OUT and path.is_file())
+    files = sorted(
+        path for path in folder.iterdir() if not path.suffix and path.name not in _LEFT_OUT and path.is_file()
+    )
     seen: set[str] = set()
     for number, path in enumerate(files, 1):
         for paragraph in fortune_paragraphs(path.read_text(encoding="utf-8", errors="replace")):

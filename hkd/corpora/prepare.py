@@ -1,9 +1,9 @@
 """How a corpus becomes a project's manifest.
 
-- A corpus is a name that is known here, the name of a recipe of lhotse's (`kind="lhotse"` and a root), a data set on the Hugging Face hub
-  (`kind="hf"`), or a path whose kind is given or guessed.
-- Splits are those that the corpus has; else they are made (`split`), so that the same voices or words never stand in two splits where that
-  can be had. The rule depends on nothing but names and texts.
+- A corpus is a name that is known here, the name of a recipe of lhotse's (`kind="lhotse"` and a root), a data set on
+  the Hugging Face hub (`kind="hf"`), or a path whose kind is given or guessed.
+- Splits are those that the corpus has; else they are made (`split`), so that the same voices or words never stand in
+  two splits where that can be had. The rule depends on nothing but names and texts.
 - Preparing again takes what has changed and says so; other utterances or texts are refused.
 """
 
@@ -51,23 +51,28 @@ GROUPS: Mapping[str, Callable[[Utterance], str]] = {
 
 
 def split(whole: Manifest, report: Report | None = None) -> tuple[Manifest, str]:
-    """A manifest with splits, and by which rule it got them: as given; else by the first of these that has enough groups.
+    """A manifest with splits, and by which rule it got them: as given; else by the first of these that has enough
+    groups.
 
-    Ten speakers, ten texts, three speakers, three texts, three recordings, three utterances. With fewer utterances all are `train`.
-    train, dev and test get 80, 10 and 10 % of the groups. What is worse than ten of either is noted in the report.
+    Ten speakers, ten texts, three speakers, three texts, three recordings, three utterances. With fewer utterances all
+    are `train`. train, dev and test get 80, 10 and 10 % of the groups. What is worse than ten of either is noted in the
+    report.
     """
     report = report or Report()
     if any(u.split for u in whole):
         missing = sum(u.split is None for u in whole)
         if missing:
-            raise UserError(f"either all utterances or none must have a split, but {missing} of {len(whole)} have none.")
+            raise UserError(
+                f"either all utterances or none must have a split, but {missing} of {len(whole)} have none."
+            )
         return whole, "as given"
     speakers, texts = {u.speaker or "" for u in whole}, {_same_words(u) for u in whole}
     if "" in speakers:
         unknown = [u.id for u in whole if not u.speaker]
         some = " of some" if len(unknown) < len(whole) else ""
         report.note(
-            f"no speaker is known{some}, so the same voice may be in train and test (give one folder a speaker, a column `speaker`, or a "
+            f"no speaker is known{some}, so the same voice may be in train and test (give one folder a speaker, a "
+            f"column `speaker`, or a "
             "pattern of the ids: --speaker '^[^_]+')",
             unknown,
         )
@@ -91,7 +96,8 @@ def split(whole: Manifest, report: Report | None = None) -> tuple[Manifest, str]
 
 
 def kind_of(name_or_path: str, kind: str | None = None) -> str | None:
-    """The kind of data that a name or path is read as; None for a corpus that is known by name. Raises UserError where it is neither."""
+    """The kind of data that a name or path is read as; None for a corpus that is known by name. Raises UserError where
+    it is neither."""
     path = Path(name_or_path).expanduser()
     is_text = name_or_path in text_corpora()
     if kind is not None or (name_or_path in CORPORA and not is_text):
@@ -113,10 +119,13 @@ def read_corpus(name_or_path: str, *, kind: str | None = None, options: Options 
     options = options or Options()
     kind = kind_of(name_or_path, kind)
     if options.parts and not (kind is None and CORPORA[name_or_path].card.some_parts):
-        raise UserError(f"--part must go with a corpus that has parts to choose from, but {name_or_path} has none. Leave it out.")
+        raise UserError(
+            f"--part must go with a corpus that has parts to choose from, but {name_or_path} has none. Leave it out."
+        )
     if options.columns and kind not in ("folder", "hf", "nemo"):
         raise UserError(
-            f"--column must go with a table (folder, hf, nemo), but {name_or_path} is read as {kind or 'itself'}. Leave it out."
+            f"--column must go with a table (folder, hf, nemo), but {name_or_path} is read as {kind or 'itself'}. "
+            f"Leave it out."
         )
     if kind is None:
         return CORPORA[name_or_path].manifest(options)
@@ -137,11 +146,12 @@ def prepare(
     speaker: str | None = None,
     overwrite: bool = False,
 ) -> Manifest:
-    """Make `folder`/manifest.jsonl from a corpus, with splits, checked against its card. The same call again changes nothing.
+    """Make `folder`/manifest.jsonl from a corpus, with splits, checked against its card. The same call again changes
+    nothing.
 
-    `kind`: see `read_corpus`. `speaker`: a pattern whose first match in an id (or its first group) is the speaker. The report counts what is
-    left out; `left-out.tsv` beside the manifest lists it all. Raises UserError where a manifest of other utterances is there already, unless
-    `overwrite`.
+    `kind`: see `read_corpus`. `speaker`: a pattern whose first match in an id (or its first group) is the speaker. The
+    report counts what is left out; `left-out.tsv` beside the manifest lists it all. Raises UserError where a manifest
+    of other utterances is there already, unless `overwrite`.
     """
     options = replace(options or Options(), audio_to=folder / "audio")
     report = options.report
@@ -178,7 +188,8 @@ def _with_speakers(whole: Manifest, pattern: str) -> Manifest:
     name_of = {name: (match[1] if match.re.groups else match[0]) for name, match in found.items() if match}
     if without := [u.id for u in whole if not name_of.get(u.id)]:
         raise UserError(
-            f"--speaker must match every id, but '{pattern}' finds nothing in {len(without)} of {len(whole)}, '{without[0]}' first."
+            f"--speaker must match every id, but '{pattern}' finds nothing in {len(without)} of {len(whole)}, "
+            f"'{without[0]}' first."
         )
     return Manifest(replace(u, speaker=name_of[u.id]) for u in whole)
 
@@ -194,7 +205,8 @@ def _facts(u: Utterance) -> dict[str, object]:
 
 
 def _updated(path: Path, whole: Manifest, rule: str, report: Report) -> Manifest:
-    """The manifest that follows the one at `path`: with the new facts, with the splits that stand there. Says what has changed.
+    """The manifest that follows the one at `path`: with the new facts, with the splits that stand there. Says what has
+    changed.
 
     Raises UserError where ids or texts are others.
     """
@@ -204,7 +216,8 @@ def _updated(path: Path, whole: Manifest, rule: str, report: Report) -> Manifest
         new = [name for name, text in wanted.items() if there.get(name) != text]
         gone = [name for name in there if name not in wanted]
         raise UserError(
-            f"{path} must not be replaced, but has other utterances ({len(new)} new or with another text, {len(gone)} gone, "
+            f"{path} must not be replaced, but has other utterances ({len(new)} new or with another text, {len(gone)} "
+            f"gone, "
             f"'{(new + gone)[0]}' first). Use another folder, or --overwrite."
         )
     changed: dict[str, list[str]] = defaultdict(list)
@@ -222,7 +235,10 @@ def _updated(path: Path, whole: Manifest, rule: str, report: Report) -> Manifest
         after.append(u)
     for name, examples in changed.items():
         report.note(f"{name} of {len(examples)} utterances was another and is replaced, for example {examples[0]}")
-    if changed.keys() & {"offset", "duration", "channel", "audio_filepath"} and (path.parent / "alignment.arrow").exists():
+    if (
+        changed.keys() & {"offset", "duration", "channel", "audio_filepath"}
+        and (path.parent / "alignment.arrow").exists()
+    ):
         report.note("the alignment was made of the sound as it was: run hkd align --overwrite if the sound has changed")
     if kept:
         by = "the corpus has" if rule == "as given" else f"splits {rule} give"

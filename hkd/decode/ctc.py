@@ -1,13 +1,15 @@
 """CTC output to units: the greedy path, and prefix beam search with a language model beside it (shallow fusion).
 
 - Greedy: the likeliest class of every frame, repetitions joined, blanks left out (Graves et al. 2006, section 3.2.1).
-- Beam (Graves 2006, section 3.2.2; Hannun et al. 2014, First-pass large vocabulary continuous speech recognition): a hypothesis is a
-  prefix of units. Its probability is the sum over all its paths, kept apart by whether they end in a blank. With beam, units and
-  threshold unbounded the result is exact.
-- Fusion: score = log p_CTC(prefix) + Σ weight · log p_LM(word | words before) + bonus · number of words. A word is scored when the next
-  one begins, or at the end. With a lexicon (a prefix tree of pieces) only its words can come out. The best unigram below a node is
-  added in advance and taken back when the word is known, so totals are exact and pruning is fair.
-- Not flashlight-text's lexicon decoder: it takes the frames after a word's end for silence, which word pieces without a separator lack.
+- Beam (Graves 2006, section 3.2.2; Hannun et al. 2014, First-pass large vocabulary continuous speech recognition): a
+  hypothesis is a prefix of units. Its probability is the sum over all its paths, kept apart by whether they end in a
+  blank. With beam, units and threshold unbounded the result is exact.
+- Fusion: score = log p_CTC(prefix) + Σ weight · log p_LM(word | words before) + bonus · number of words. A word is
+  scored when the next one begins, or at the end. With a lexicon (a prefix tree of pieces) only its words can come out.
+  The best unigram below a node is added in advance and taken back when the word is known, so totals are exact and
+  pruning is fair.
+- Not flashlight-text's lexicon decoder: it takes the frames after a word's end for silence, which word pieces without a
+  separator lack.
 
 Shape letters: B utterances, T encoder frames, V classes (blank 0, unit u is class u + 1).
 """
@@ -32,8 +34,8 @@ WORD_MARK = "▁"
 def greedy_ctc(logits_BTV: torch.Tensor, length_B: torch.Tensor) -> list[list[int]]:
     """Best path of every utterance as unit ids.
 
-    logits_BTV: scores in any monotone scale; length_B: valid frames, the rest is not looked at. Ties go to the lower class.
-    Raises ValueError where the lengths do not fit the logits.
+    logits_BTV: scores in any monotone scale; length_B: valid frames, the rest is not looked at. Ties go to the lower
+    class. Raises ValueError where the lengths do not fit the logits.
     """
     num_frames = logits_BTV.shape[1]
     if length_B.numel() and (int(length_B.max()) > num_frames or int(length_B.min()) < 0):
@@ -95,7 +97,8 @@ def prefix_tree(
 
 @dataclass(frozen=True, slots=True)
 class _State:
-    """LM state before the open word; the open word as a node of the tree or as text; what the look-ahead has counted for it."""
+    """LM state before the open word; the open word as a node of the tree or as text; what the look-ahead has counted
+    for it."""
 
     lm: Any
     node: Node | None
@@ -107,7 +110,13 @@ class WordFusion:
     """A word LM with weight and bonus, with a lexicon (a prefix tree) or without (any pieces make a word)."""
 
     def __init__(
-        self, lm: WordLm | None, symbols: Sequence[str], *, weight: float = 0.5, bonus: float = 0.0, lexicon: Node | None = None
+        self,
+        lm: WordLm | None,
+        symbols: Sequence[str],
+        *,
+        weight: float = 0.5,
+        bonus: float = 0.0,
+        lexicon: Node | None = None,
     ) -> None:
         self._lm, self._symbols, self._weight, self._bonus, self._lexicon = lm, tuple(symbols), weight, bonus, lexicon
 
@@ -127,7 +136,9 @@ class WordFusion:
         closed = [self._close(state) for state in states]
         return [c and c[1] + (0.0 if self._lm is None else self._weight * self._lm.finish(c[0])) for c in closed]
 
-    def _extend(self, state: _State, unit: int, known: dict[int, tuple[Any, float] | None]) -> tuple[_State, float] | None:
+    def _extend(
+        self, state: _State, unit: int, known: dict[int, tuple[Any, float] | None]
+    ) -> tuple[_State, float] | None:
         piece = self._symbols[unit]
         added = 0.0
         if piece.startswith(WORD_MARK) and state.text:
@@ -204,7 +215,8 @@ class Ranked:
 
 @dataclass(slots=True, eq=False)
 class _Prefix:
-    """A prefix in the tree of all that were looked at. `blank`, `unit`: log-probability of its paths that end in a blank, or not."""
+    """A prefix in the tree of all that were looked at. `blank`, `unit`: log-probability of its paths that end in a
+    blank, or not."""
 
     parent: "_Prefix | None"
     last: int  # class of the last unit; the blank for the empty prefix
@@ -234,9 +246,14 @@ def _add(a: float, b: float) -> float:
 
 
 def beam_search(
-    logp_TV: NDArray[np.float32], *, config: BeamConfig = BeamConfig(), fusion: WordFusion | None = None, n_best: int = 1
+    logp_TV: NDArray[np.float32],
+    *,
+    config: BeamConfig = BeamConfig(),
+    fusion: WordFusion | None = None,
+    n_best: int = 1,
 ) -> list[Ranked]:
-    """The n best prefixes of one utterance, best first; fewer where there are fewer, none where the fusion lets none end."""
+    """The n best prefixes of one utterance, best first; fewer where there are fewer, none where the fusion lets none
+    end."""
     beam = [_Prefix(parent=None, last=BLANK, state=fusion.start() if fusion else None, fusion=0.0, blank=0.0)]
     for logp_V in logp_TV.astype(np.float64):
         beam = _step(beam, logp_V, config, fusion)
@@ -259,7 +276,9 @@ def _candidates(logp_V: NDArray[np.float64], config: BeamConfig) -> list[int]:
     return found
 
 
-def _step(beam: list[_Prefix], logp_V: NDArray[np.float64], config: BeamConfig, fusion: WordFusion | None) -> list[_Prefix]:
+def _step(
+    beam: list[_Prefix], logp_V: NDArray[np.float64], config: BeamConfig, fusion: WordFusion | None
+) -> list[_Prefix]:
     """One frame: every prefix stays (blank, or its last unit again) or grows by a unit; the best `beam` go on."""
     classes, logp = _candidates(logp_V, config), logp_V.tolist()
     _open_children(beam, classes, fusion)
@@ -277,9 +296,15 @@ def _step(beam: list[_Prefix], logp_V: NDArray[np.float64], config: BeamConfig, 
             if child is not None and grown > _NONE:
                 child.next_unit = _add(child.next_unit, grown)
                 touched[id(child)] = child
-    ranked = sorted(touched.values(), key=lambda p: -(_add(p.next_blank, p.next_unit) + p.fusion))  # stable: ties by age
+    # stable: ties by age
+    ranked = sorted(touched.values(), key=lambda p: -(_add(p.next_blank, p.next_unit) + p.fusion))
     for prefix in ranked:
-        prefix.blank, prefix.unit, prefix.next_blank, prefix.next_unit = prefix.next_blank, prefix.next_unit, _NONE, _NONE
+        prefix.blank, prefix.unit, prefix.next_blank, prefix.next_unit = (
+            prefix.next_blank,
+            prefix.next_unit,
+            _NONE,
+            _NONE,
+        )
     for prefix in ranked[config.beam :]:
         prefix.blank = prefix.unit = _NONE  # it may come back later, as a child
     return ranked[: config.beam]
@@ -290,4 +315,6 @@ def _open_children(beam: list[_Prefix], classes: list[int], fusion: WordFusion |
     wanted = [(prefix, c) for prefix in beam for c in classes if c not in prefix.children]
     answers = fusion.extend([(prefix.state, c - 1) for prefix, c in wanted]) if fusion else [(None, 0.0)] * len(wanted)
     for (prefix, c), answer in zip(wanted, answers, strict=True):
-        prefix.children[c] = answer and _Prefix(parent=prefix, last=c, state=answer[0], fusion=prefix.fusion + answer[1])
+        prefix.children[c] = answer and _Prefix(
+            parent=prefix, last=c, state=answer[0], fusion=prefix.fusion + answer[1]
+        )

@@ -1,17 +1,19 @@
-"""A hybrid student's search: senone posteriors to words, through a graph of a lexicon and a word n-gram (Mohri, Pereira & Riley 2002).
+"""A hybrid student's search: senone posteriors to words, through a graph of a lexicon and a word n-gram (Mohri, Pereira
+& Riley 2002).
 
     graph = H ∘ C ∘ det(L ∘ G)
 
-- G is the n-gram. L has the pronunciations, with optional silence between words. C puts phones into the context of their neighbours,
-  across words too, as the aligner does. H gives each phone in context its tied states, each with a self-loop.
+- G is the n-gram. L has the pronunciations, with optional silence between words. C puts phones into the context of
+  their neighbours, across words too, as the aligner does. H gives each phone in context its tied states, each with a
+  self-loop.
 - Phones are the labels of a `Tying`, which carry their place in the word where the senones depend on it.
 - Transition probabilities are left out: states of equal rank would have equal ones.
-- score(state, frame) = acoustic_scale · (log p(senone | frame) − prior_scale · log p(senone)): the hybrid's scaled likelihood (Bourlard &
-  Morgan 1994).
+- score(state, frame) = acoustic_scale · (log p(senone | frame) − prior_scale · log p(senone)): the hybrid's scaled
+  likelihood (Bourlard & Morgan 1994).
 - kaldifst does the algebra, kaldilm reads the n-gram, kaldi-decoder searches by token passing.
 
-Input labels: senone + 1 (0 is ε). Output labels: words, numbered as in `Graph.words`. Phone labels count from 1; 0 is beyond the ends.
-Shape letters: B utterances, T slots of 10 ms, V senones.
+Input labels: senone + 1 (0 is ε). Output labels: words, numbered as in `Graph.words`. Phone labels count from 1; 0 is
+beyond the ends. Shape letters: B utterances, T slots of 10 ms, V senones.
 """
 
 import contextlib
@@ -52,7 +54,8 @@ SILENCE_PROBABILITY = 0.5  # between words, and at both ends
 
 @dataclass(frozen=True, kw_only=True)
 class Graph:
-    """`fst`: a kaldifst.StdVectorFst; `words`: of its output labels, ε first; `note`: what to say of the n-gram where words are left out."""
+    """`fst`: a kaldifst.StdVectorFst; `words`: of its output labels, ε first; `note`: what to say of the n-gram where
+    words are left out."""
 
     fst: Any
     words: tuple[str, ...]
@@ -64,11 +67,14 @@ def kaldi_module(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise UserError(f"graphs and tables of Kaldi need the package {name}. Install it: pip install 'hkd[kaldi]'.") from None
+        raise UserError(
+            f"graphs and tables of Kaldi need the package {name}. Install it: pip install 'hkd[kaldi]'."
+        ) from None
 
 
 def open_graph(arpa: Path, *, tying: Tying, lexicon: Lexicon) -> Graph:
-    """The graph of a word n-gram, built once and kept in the cache for what reads the same three. Raises as `build_graph` and `cached`."""
+    """The graph of a word n-gram, built once and kept in the cache for what reads the same three. Raises as
+    `build_graph` and `cached`."""
     key = digest_of([str(FORMAT), digest_of_file(arpa), tying.digest, lexicon.digest])
     built = cache(lambda: build_graph(arpa, tying=tying, lexicon=lexicon))
 
@@ -77,11 +83,14 @@ def open_graph(arpa: Path, *, tying: Tying, lexicon: Lexicon) -> Graph:
 
     table = json.loads(cached("graphs", f"{key}.json", write_words).read_text(encoding="utf-8"))
     fst = cached("graphs", f"{key}.fst", lambda path: built().fst.write(str(path)))
-    return Graph(fst=kaldi_module("kaldifst").StdVectorFst.read(str(fst)), words=tuple(table["words"]), note=table["note"])
+    return Graph(
+        fst=kaldi_module("kaldifst").StdVectorFst.read(str(fst)), words=tuple(table["words"]), note=table["note"]
+    )
 
 
 def build_graph(arpa: Path, *, tying: Tying, lexicon: Lexicon) -> Graph:
-    """The graph of a word n-gram. Raises UserError where the file is no ARPA file, or shares no word with the lexicon."""
+    """The graph of a word n-gram. Raises UserError where the file is no ARPA file, or shares no word with the
+    lexicon."""
     kaldifst = kaldi_module("kaldifst")
     ngram = read_word_ngram(arpa)
 
@@ -95,7 +104,8 @@ def build_graph(arpa: Path, *, tying: Tying, lexicon: Lexicon) -> Graph:
     number = {word: place for place, word in enumerate(words)}
     if (tying.width, tying.central) not in ((1, 0), (3, 1)):
         raise UserError(
-            f"the senones' tree must see one phone or three to be searched here, but sees {tying.width}. Write the student's likelihoods for "
+            f"the senones' tree must see one phone or three to be searched here, but sees {tying.width}. Write the "
+            f"student's likelihoods for "
             "Kaldi: `hkd likelihoods`."
         )
     if tying.silence is None:
@@ -243,7 +253,9 @@ def log_priors(frames_V: Sequence[int]) -> NDArray[np.float32]:
     return prior_V
 
 
-def log_likelihoods(logits_TV: torch.Tensor, log_prior_V: NDArray[np.float32], *, prior_scale: float) -> NDArray[np.float32]:
+def log_likelihoods(
+    logits_TV: torch.Tensor, log_prior_V: NDArray[np.float32], *, prior_scale: float
+) -> NDArray[np.float32]:
     """log p(senone | frame) − prior_scale · log p(senone), (T, V): what decoders of Kaldi's kind take."""
     logp_TV = logits_TV.float().log_softmax(-1) - prior_scale * torch.from_numpy(log_prior_V)
     scaled_TV: NDArray[np.float32] = logp_TV.numpy()
@@ -265,13 +277,16 @@ class HybridSearch:
         tying: Tying,
         lexicon: Lexicon,
     ) -> None:
-        """arpa: a word n-gram. Raises UserError where the senones are not the tying's, or as `hkd.decode.graph.build_graph` does."""
+        """arpa: a word n-gram. Raises UserError where the senones are not the tying's, or as
+        `hkd.decode.graph.build_graph` does."""
         known = tying.inventories.get(SENONE)
         if known is None or inventory.digest != known.digest:
             raise UserError(
-                f"a hybrid student must have the senones of the acoustic model beside it (pocketsphinx's English one where there is none), digest "
+                f"a hybrid student must have the senones of the acoustic model beside it (pocketsphinx's English one "
+                f"where there is none), digest "
                 f"{known.digest[:12] if known else 'none'}, "
-                f"to be searched here, but has {inventory.digest[:12]} instead. Write its likelihoods for Kaldi: `hkd likelihoods`."
+                f"to be searched here, but has {inventory.digest[:12]} instead. Write its likelihoods for Kaldi: `hkd "
+                f"likelihoods`."
             )
         self.config, self._log_prior_V = config, log_prior_V
         self.graph: Graph = open_graph(arpa, tying=tying, lexicon=lexicon)

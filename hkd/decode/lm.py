@@ -1,9 +1,10 @@
 """Language models over words beside a search: a back-off n-gram (ARPA), and any left-to-right teacher.
 
-- n-gram: log p(w | h) = the n-gram's, or bow(h) + log p(w | h without its oldest word) (Katz 1987, equation 4), in natural logarithms.
-- Teacher: the LM that distils, used at inference. log p(word | words before) is the sum over the word's pieces. Sentences are scored whole,
-  many at once, and remembered. The end of a sentence costs nothing: transcripts have no punctuation, and what an LM says of an end without
-  it is noise.
+- n-gram: log p(w | h) = the n-gram's, or bow(h) + log p(w | h without its oldest word) (Katz 1987, equation 4), in
+  natural logarithms.
+- Teacher: the LM that distils, used at inference. log p(word | words before) is the sum over the word's pieces.
+  Sentences are scored whole, many at once, and remembered. The end of a sentence costs nothing: transcripts have no
+  punctuation, and what an LM says of an end without it is noise.
 """
 
 import math
@@ -20,14 +21,21 @@ from hkd.teachers.base import Sentence, Teacher
 History = tuple[int, ...]
 
 
-def usable_words(lm: str | Path, words: Sequence[str], is_usable: Callable[[str], bool], *, rule: str) -> tuple[list[str], str]:
-    """The words that a search can give, as `rule` says, and a sentence on those that are left out ("": none). Raises UserError for none."""
+def usable_words(
+    lm: str | Path, words: Sequence[str], is_usable: Callable[[str], bool], *, rule: str
+) -> tuple[list[str], str]:
+    """The words that a search can give, as `rule` says, and a sentence on those that are left out ("": none). Raises
+    UserError for none."""
     usable: list[str] = []
     others: list[str] = []
     for word in words:
         (usable if is_usable(word) else others).append(word)
     lower = sum(is_usable(word.lower()) for word in others if word != word.lower())
-    hint = f" In lower case, as the student's transcripts are, {lower:,} of them would do: write the LM so." if lower else ""
+    hint = (
+        f" In lower case, as the student's transcripts are, {lower:,} of them would do: write the LM so."
+        if lower
+        else ""
+    )
     if not usable:
         remedy = hint or " Give one in the language and spelling of the student's transcripts."
         raise UserError(f"{lm} must hold words that {rule}, but none of its {len(words):,} is one.{remedy}")
@@ -41,7 +49,9 @@ def read_word_ngram(path: Path) -> Arpa:
     """An n-gram over words. Raises UserError as `hkd.arpa.read_arpa`, and where it has no `<s>` or no `</s>`."""
     arpa = read_arpa(path)
     if START not in arpa.symbols or STOP not in arpa.symbols:
-        raise UserError(f"{path} must be an ARPA language model with <s> and </s>, but has not both. Give one of sentences.")
+        raise UserError(
+            f"{path} must be an ARPA language model with <s> and </s>, but has not both. Give one of sentences."
+        )
     return arpa
 
 
@@ -75,7 +85,8 @@ class ArpaLm:
         """Nothing to prepare."""
 
     def extend(self, history: History, word: str) -> tuple[History, float]:
-        """The history after a word, and log p(word | history); unknown words cost <unk>'s unigram and empty the history."""
+        """The history after a word, and log p(word | history); unknown words cost <unk>'s unigram and empty the
+        history."""
         number = self.number_of.get(word)
         if number is None:
             return (), self.unknown_logp
@@ -121,7 +132,8 @@ class TeacherLm:
             )
         if teacher.level != "subword":
             raise UserError(
-                f"an LM beside the decoder must be over subwords or words, but {teacher.info.name} is over {teacher.level}s."
+                f"an LM beside the decoder must be over subwords or words, but {teacher.info.name} is over "
+                f"{teacher.level}s."
             )
         self._teacher, self._encode = teacher, encode or teacher.encode
         self._known: dict[Words, float] = {}

@@ -2,7 +2,8 @@
 
 - Needs the exported folder and nothing else.
 - A student's output does not depend on its batch, so batches are only about speed.
-- Long recordings are cut at quiet places into pieces of at most `max_piece_s` seconds, since students are trained on short ones.
+- Long recordings are cut at quiet places into pieces of at most `max_piece_s` seconds, since students are trained on
+  short ones.
 
 Shape letters: B utterances, S samples, T frames, F feature bins.
 """
@@ -41,7 +42,8 @@ _SMOOTH_FRAMES = 20  # of 10 ms, over which the sound's energy is averaged befor
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Seconds:
-    """Where the time went: processor time of all threads on a CPU, which other programs hardly change; the wall clock's on a GPU."""
+    """Where the time went: processor time of all threads on a CPU, which other programs hardly change; the wall clock's
+    on a GPU."""
 
     features: float = 0.0
     network: float = 0.0
@@ -63,7 +65,8 @@ class Recogniser:
     def __init__(
         self, folder: str | Path, *, device: str = "auto", search: SearchConfig | None = None, lm: str | None = None
     ) -> None:
-        """folder: an exported student, or a run with one in `model/`. lm: see `hkd.decode.search.Search`; for a hybrid student a word n-gram.
+        """folder: an exported student, or a run with one in `model/`. lm: see `hkd.decode.search.Search`; for a hybrid
+        student a word n-gram.
 
         Raises UserError where the folder holds no exported student.
         """
@@ -82,18 +85,23 @@ class Recogniser:
 
     @cached_property
     def search(self) -> Search | HybridSearch:
-        """The search over the main output, made when it is first needed. Raises UserError where there is none for this student."""
+        """The search over the main output, made when it is first needed. Raises UserError where there is none for this
+        student."""
         if self.is_hybrid:
             if self._lm is None:
                 raise UserError(
-                    f"{self._folder} holds a hybrid student, whose senones become words by a word n-gram. Give one: --lm words.arpa."
+                    f"{self._folder} holds a hybrid student, whose senones become words by a word n-gram. Give one: "
+                    f"--lm words.arpa."
                 )
             tying, lexicon = load_tying(self._folder), load_lexicon(self._folder)
             priors_V = log_priors(self.senone_frames())
-            return HybridSearch(self._config.hybrid, self.meta.inventory, priors_V, Path(self._lm), tying=tying, lexicon=lexicon)
+            return HybridSearch(
+                self._config.hybrid, self.meta.inventory, priors_V, Path(self._lm), tying=tying, lexicon=lexicon
+            )
         if self.meta.subword_model is None:
             raise UserError(
-                f"{self._folder} must hold a subword model beside its CTC output, but has none. Export the student again."
+                f"{self._folder} must hold a subword model beside its CTC output, but has none. Export the student "
+                f"again."
             )
         return Search(self._config, SubwordModel(self.meta.subword_model), lm=self._lm, device=self.device)
 
@@ -102,7 +110,8 @@ class Recogniser:
         frames_V = self.meta.extra.get(SENONE_FRAMES)
         if not self.is_hybrid or not isinstance(frames_V, list) or len(frames_V) != len(self.meta.inventory):
             raise UserError(
-                f"{self._folder} must hold a hybrid student and say how many frames each senone had in training, but does not. Train with "
+                f"{self._folder} must hold a hybrid student and say how many frames each senone had in training, but "
+                f"does not. Train with "
                 'main = "senone".'
             )
         return frames_V
@@ -121,7 +130,8 @@ class Recogniser:
     def logits(
         self, waves: Sequence[Wave_S], features: Sequence[Features] | None = None
     ) -> tuple[torch.Tensor, torch.Tensor, Seconds]:
-        """logits_BTV of the main output, valid frames of each, and the time. Waves: mono, 16 kHz, at least one frame each.
+        """logits_BTV of the main output, valid frames of each, and the time. Waves: mono, 16 kHz, at least one frame
+        each.
 
         features: x_TF each, where they are computed already; their time is then not counted.
         """
@@ -146,7 +156,8 @@ class Recogniser:
         return self.search.best(logits_BTV, length_B)
 
     def transcribe(self, sound: str | Path | Wave_S) -> dict[str, Any]:
-        """The transcript of a sound file, or of a wave (mono, 16 kHz): `text`, `seconds`, and `pieces` (start_s, stop_s, text, units).
+        """The transcript of a sound file, or of a wave (mono, 16 kHz): `text`, `seconds`, and `pieces` (start_s,
+        stop_s, text, units).
 
         Raises UserError for what is no sound.
         """
@@ -160,14 +171,17 @@ class Recogniser:
         for piece_S in cut_at_quiet(wave_S):
             [units], stop = self.recognise([piece_S]), start + len(piece_S)
             times = {"start_s": start / SAMPLE_RATE_HZ, "stop_s": stop / SAMPLE_RATE_HZ}
-            pieces.append({**times, "text": self.search.text(units), "units": [self.search.symbols[unit] for unit in units]})
+            pieces.append(
+                {**times, "text": self.search.text(units), "units": [self.search.symbols[unit] for unit in units]}
+            )
             start = stop
         text = " ".join(piece["text"] for piece in pieces if piece["text"])
         return {"file": name, "text": text, "seconds": len(wave_S) / SAMPLE_RATE_HZ, "pieces": pieces}
 
 
 def cut_at_quiet(wave_S: Wave_S, *, max_piece_s: float = 20.0) -> list[Wave_S]:
-    """The wave in pieces of at most `max_piece_s` seconds, each cut where it is quietest in the second half of what is allowed."""
+    """The wave in pieces of at most `max_piece_s` seconds, each cut where it is quietest in the second half of what is
+    allowed."""
     most = int(max_piece_s * SAMPLE_RATE_HZ)
     pieces: list[Wave_S] = []
     while len(wave_S) > most:
@@ -181,14 +195,16 @@ def cut_at_quiet(wave_S: Wave_S, *, max_piece_s: float = 20.0) -> list[Wave_S]:
 
 
 def sound_files(paths: Sequence[Path], report: Report) -> list[Path]:
-    """The files, and of folders all sound below. What else sounds or is hidden there is left out in `report`. Raises UserError for a folder without sound."""
+    """The files, and of folders all sound below. What else sounds or is hidden there is left out in `report`. Raises
+    UserError for a folder without sound."""
     sounds: list[Path] = []
     for path in paths:
         found, other = sort_files(walk(path, report)) if path.is_dir() else ([path], [])
         report.leave_out(UNREADABLE, map(str, other))
         if not found:
             raise UserError(
-                f"folder {path} must hold sound (WAV, FLAC, Opus, MP3 ...), but holds none. Give files or another folder."
+                f"folder {path} must hold sound (WAV, FLAC, Opus, MP3 ...), but holds none. Give files or another "
+                f"folder."
             )
         sounds += found
     return sounds
@@ -208,13 +224,17 @@ class StudentCtc:
         model = self._recogniser.meta.subword_model
         if self._recogniser.is_hybrid or model is None:
             raise UserError(
-                f"{folder} must hold a student with CTC output to align by, but holds another. Give one trained with main = ctc."
+                f"{folder} must hold a student with CTC output to align by, but holds another. Give one trained with "
+                f"main = ctc."
             )
         self._subwords = SubwordModel(model)
         self.blank = BLANK
         self.left_out: dict[str, str] = {}  # the subword model falls back to its unknown piece
         files = [path for path in sorted(folder.iterdir()) if path.suffix == ".safetensors"]
-        self.identity: dict[str, Any] = {"name": folder.name, "weights": digest_of(digest_of_file(path) for path in files)}
+        self.identity: dict[str, Any] = {
+            "name": folder.name,
+            "weights": digest_of(digest_of_file(path) for path in files),
+        }
 
     def log_probs(self, wave_S: NDArray[np.float32]) -> NDArray[np.float32]:
         """logp_TV over blank and pieces, a frame every 40 ms."""

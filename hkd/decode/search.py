@@ -23,7 +23,8 @@ DECODERS = ("greedy", "beam")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SearchConfig:
-    """greedy, or beam: with an LM (given beside) `lm_weight` · log p_LM + `word_bonus` · words are added; `lexicon`: only the LM's words.
+    """greedy, or beam: with an LM (given beside) `lm_weight` · log p_LM + `word_bonus` · words are added; `lexicon`:
+    only the LM's words.
 
     A hybrid student's output is always searched with a graph, as `hybrid` says.
     """
@@ -45,11 +46,16 @@ class SearchConfig:
 class Search:
     """Logits → unit ids. Made once for a student; the LM is loaded once."""
 
-    def __init__(self, config: SearchConfig, subwords: SubwordModel, *, lm: str | None = None, device: str = "cpu") -> None:
-        """lm: an ARPA file over words, a folder of `hkd lm train` (causal or n-gram, over the student's subwords), or a causal LM's
-        folder or hub name. Raises UserError where it is none of them, holds no word that the subwords spell, or is given for greedy decoding."""
+    def __init__(
+        self, config: SearchConfig, subwords: SubwordModel, *, lm: str | None = None, device: str = "cpu"
+    ) -> None:
+        """lm: an ARPA file over words, a folder of `hkd lm train` (causal or n-gram, over the student's subwords), or a
+        causal LM's folder or hub name. Raises UserError where it is none of them, holds no word that the subwords
+        spell, or is given for greedy decoding."""
         if lm is not None and config.decoder == "greedy":
-            raise UserError(f"decoder must be beam where there is an LM ({lm}), but is greedy instead. Take --decoder beam.")
+            raise UserError(
+                f"decoder must be beam where there is an LM ({lm}), but is greedy instead. Take --decoder beam."
+            )
         self.config, self.lm_parameters, self._subwords = config, 0, subwords
         self._words: WordLm | None = None
         self._lexicon: Node | None = None
@@ -59,7 +65,9 @@ class Search:
             if isinstance(self._words, ArpaLm):
                 pieces = cache(lambda word: subwords.encode([word])[0].tolist())
                 rule = "the student's pieces can spell"
-                spelled, note = usable_words(lm, self._words.words, lambda word: subwords.unknown not in pieces(word), rule=rule)
+                spelled, note = usable_words(
+                    lm, self._words.words, lambda word: subwords.unknown not in pieces(word), rule=rule
+                )
                 if note:
                     log.warning("%s %s", lm, note)
                 if config.lexicon:

@@ -1,6 +1,7 @@
 """The model card of a run's exported student: its facts, its error rates, what it learnt from, and how to use it.
 
-Markdown with the front matter that the Hugging Face Hub reads. A function of the run's folder, so its bytes are the same wherever it is made.
+Markdown with the front matter that the Hugging Face Hub reads. A function of the run's folder, so its bytes are the
+same wherever it is made.
 """
 
 import json
@@ -26,12 +27,14 @@ SPLITS = ("dev", "test")
 
 
 def model_card(run_folder: Path, *, needs_figures: bool = True) -> str:
-    """The card's text. Raises UserError where the run has no exported student, or is evaluated on neither split and `needs_figures`."""
+    """The card's text. Raises UserError where the run has no exported student, or is evaluated on neither split and
+    `needs_figures`."""
     student, meta = load_student(run_folder / "model")
     reports = [read_result(run_folder, split) for split in SPLITS if (run_folder / f"eval-{split}.json").exists()]
     if not reports and needs_figures:
         raise UserError(
-            f"a model card needs figures, but {run_folder} is not evaluated. Run `hkd evaluate {run_folder.name}` first."
+            f"a model card needs figures, but {run_folder} is not evaluated. Run `hkd evaluate {run_folder.name}` "
+            f"first."
         )
     identity, coverage = (read_json(run_folder / f"{name}.json") for name in ("identity", "coverage"))
     is_hybrid = meta.config.main == SENONE
@@ -44,7 +47,10 @@ def model_card(run_folder: Path, *, needs_figures: bool = True) -> str:
     lm_option = [f"--lm {shlex.quote(given)}"] if given else []
     units = f"{len(meta.inventory)} {meta.inventory.level} units (inventory {meta.inventory.digest[:12]})"
     facts = {
-        "objective": f"{meta.extra.get('objective', run_folder.name)}: {meta.extra.get('objective_help', 'a run of its own kind')}",
+        "objective": (
+            f"{meta.extra.get('objective', run_folder.name)}: "
+            f"{meta.extra.get('objective_help', 'a run of its own kind')}"
+        ),
         "encoder": _encoder(meta),
         "main output": f"{units}, searched in a graph with a lexicon" if is_hybrid else f"CTC over {units}",
         **({"language model beside it": f"{lm} (`{digest}`)"} if lm else {}),
@@ -57,12 +63,18 @@ def model_card(run_folder: Path, *, needs_figures: bool = True) -> str:
         name=run_folder.name,
         facts=_table(("", ""), facts.items()),
         learnt=_learnt(identity.get("data", {}), coverage),
-        figures=_figures(reports) if reports else f"Not evaluated yet: `hkd evaluate {run_folder.name}`, then export again.",
+        figures=_figures(reports)
+        if reports
+        else f"Not evaluated yet: `hkd evaluate {run_folder.name}`, then export again.",
         needs=_HYBRID_NEEDS if is_hybrid else _CTC_NEEDS + (_LM_BESIDE if lm else ""),
-        shell=" ".join(["hkd transcribe FILE.wav --model FOLDER", *lm_option, *(f"--set search.{s}" for s in searched)]),
+        shell=" ".join(
+            ["hkd transcribe FILE.wav --model FOLDER", *lm_option, *(f"--set search.{s}" for s in searched)]
+        ),
         python=_python(given, searched),
         text="Only words of the n-gram come out" if is_hybrid else "Text comes out in lower case",
-        limits=f", and the smallest of them has {min(int(r.data['words']) for r in reports):,} words" if reports else "",
+        limits=f", and the smallest of them has {min(int(r.data['words']) for r in reports):,} words"
+        if reports
+        else "",
     )
 
 
@@ -97,7 +109,8 @@ def _features(features: Mapping[str, Any]) -> str:
 
 
 def _search_settings(report: EvaluationReport, *, is_hybrid: bool) -> list[str]:
-    """The settings of the evaluation's search that are not the default and count for this student: `hybrid.acoustic_scale=0.15`."""
+    """The settings of the evaluation's search that are not the default and count for this student:
+    `hybrid.acoustic_scale=0.15`."""
     if not is_hybrid and report.decoder["name"] == "greedy":
         return []
     usual = flatten(asdict(SearchConfig()))
@@ -151,10 +164,16 @@ def _figures(reports: Sequence[EvaluationReport]) -> str:
                 levels.add(f"{100 * interval.level:g} %")
             rates.append(said)
         data = report.data
-        rows.append((report.split, f"{data['utterances']:.0f}", f"{data['words']:.0f}", f"{data['speakers']:.0f}", *rates))
+        rows.append(
+            (report.split, f"{data['utterances']:.0f}", f"{data['words']:.0f}", f"{data['speakers']:.0f}", *rates)
+        )
     of_level = f" ({', '.join(sorted(levels))})" if levels else ""
-    table = _table(("split", "utterances", "words", "speakers", *(f"{metric.upper()} %{of_level}" for metric in METRICS)), rows)
-    how = _HOW.format(decoder=_decoding(reports), min_speakers=MIN_SPEAKERS, normalisation=reports[0].inputs["normalisation"])
+    table = _table(
+        ("split", "utterances", "words", "speakers", *(f"{metric.upper()} %{of_level}" for metric in METRICS)), rows
+    )
+    how = _HOW.format(
+        decoder=_decoding(reports), min_speakers=MIN_SPEAKERS, normalisation=reports[0].inputs["normalisation"]
+    )
     return f"{table}\n\n{how}"
 
 
@@ -162,7 +181,7 @@ _CTC_NEEDS = "No language model is needed to run it"
 _LM_BESIDE = "; the figures below are with one beside the search"
 _HYBRID_NEEDS = "It runs beside a word n-gram (ARPA), which its senones need to become words"
 _HOW = """Decoding: {decoder}. Words normalised by {normalisation}; phones by the lexicon, English ones folded to 39; intervals by bootstrap \
-over speakers, or over utterances where there are fewer than {min_speakers} speakers."""
+over speakers, or over utterances where there are fewer than {min_speakers} speakers."""  # noqa: E501
 
 _TEXT = """---
 library_name: hkd
@@ -202,4 +221,4 @@ without punctuation, in the language of the training transcripts, and for noise 
 ## Learnt from
 
 {learnt}
-"""
+"""  # noqa: E501

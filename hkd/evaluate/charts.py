@@ -1,7 +1,8 @@
-"""Drawings as inline SVG: training curves, intervals of error rates, and an utterance with its alignment on one time axis.
+"""Drawings as inline SVG: training curves, intervals of error rates, and an utterance with its alignment on one time
+axis.
 
-No scripts. Colours come from the page's CSS variables, so they follow light and dark. Charts are as wide as a phone's screen and lie side
-by side on a wide one, so letters stay readable on both.
+No scripts. Colours come from the page's CSS variables, so they follow light and dark. Charts are as wide as a phone's
+screen and lie side by side on a wide one, so letters stay readable on both.
 """
 
 import json
@@ -81,7 +82,8 @@ def _svg(width: float, height: float, parts: Iterable[str], *, label: str, fixed
 
 
 def line_chart(series: Mapping[str, Sequence[Point]], colours: Mapping[str, int], *, label: str) -> Markup:
-    """Lines over steps. `colours`: series → number of its colour. The y axis spans the values, from 0 where they come near."""
+    """Lines over steps. `colours`: series → number of its colour. The y axis spans the values, from 0 where they come
+    near."""
     points = [p for values in series.values() for p in values if math.isfinite(p[1])]
     if not points:
         return Markup("")
@@ -129,7 +131,8 @@ def thin(values: Sequence[Point], most: int = 240) -> list[Point]:
 def forest(
     rows: Sequence[tuple[str, float, float | None, float | None, int]], *, label: str, reference: float | None = None
 ) -> Markup:
-    """Rates in % with their intervals, one below the other: (name, rate, low, high, colour). `reference`: a dashed line."""
+    """Rates in % with their intervals, one below the other: (name, rate, low, high, colour). `reference`: a dashed
+    line."""
     ends = [v for _, rate, low, high, _ in rows for v in (rate, low, high) if v is not None and math.isfinite(v)]
     if not ends:
         return Markup("")
@@ -176,7 +179,8 @@ def read_curves(run_folder: Path) -> dict[str, list[Point]]:
 
 
 def panels(curves: Mapping[str, Mapping[str, Sequence[Point]]]) -> list[tuple[str, dict[str, Sequence[Point]]]]:
-    """(title, run → points), one a panel: error rates on dev first, then the whole loss, then each term, in training and on dev."""
+    """(title, run → points), one a panel: error rates on dev first, then the whole loss, then each term, in training
+    and on dev."""
     names = dict.fromkeys(name for figures in curves.values() for name in figures)
     dev = {name.removeprefix(DEV): name for name in names if name.startswith(DEV)}
     terms = [name for name in names if not name.startswith(DEV)]
@@ -184,12 +188,15 @@ def panels(curves: Mapping[str, Mapping[str, Sequence[Point]]]) -> list[tuple[st
     for term in terms:
         ordered += [(f"{term}, training", term), *([(f"{term} on dev", dev[term])] if term in dev else [])]
     ordered += [(f"{plain} on dev", name) for plain, name in dev.items() if plain not in (*RATES, *terms)]
-    found = [(title, {run: figures[name] for run, figures in curves.items() if name in figures}) for title, name in ordered]
+    found = [
+        (title, {run: figures[name] for run, figures in curves.items() if name in figures}) for title, name in ordered
+    ]
     return [(title, series) for title, series in found if any(len(points) > 1 for points in series.values())]
 
 
 class Segment(NamedTuple):
-    """A stretch of a tier. `label`: "" for silence; `p`: the teacher's probability of the reference unit, None where there is none."""
+    """A stretch of a tier. `label`: "" for silence; `p`: the teacher's probability of the reference unit, None where
+    there is none."""
 
     start_s: float
     stop_s: float
@@ -206,14 +213,18 @@ def envelope(wave_S: NDArray[np.float32], columns: int) -> NDArray[np.float32]:
 
 
 def timeline(wave_S: NDArray[np.float32], tiers: Mapping[str, Sequence[Segment]]) -> Markup:
-    """Waveform and tiers on one time axis, each with the teacher's probabilities below; it keeps its scale and scrolls sideways."""
+    """Waveform and tiers on one time axis, each with the teacher's probabilities below; it keeps its scale and scrolls
+    sideways."""
     seconds = len(wave_S) / SAMPLE_RATE_HZ
     width = seconds * PIXELS_PER_S
     pairs = envelope(wave_S, max(1, int(width / 1.5)))
     y = _WAVE / 2 - _WAVE / 2 * pairs / (float(np.abs(pairs).max()) or 1.0)
     xs = _NAMES + (np.arange(len(pairs)) + 0.5) * width / len(pairs)
     upper, lower = ([f"{a:.1f},{b:.1f}" for a, b in zip(xs, y[:, side], strict=True)] for side in (1, 0))
-    parts = [_text(0, 4 + _WAVE / 2, "sound", cls="tier"), _element("polygon", points=" ".join(upper + lower[::-1]), cls="wave")]
+    parts = [
+        _text(0, 4 + _WAVE / 2, "sound", cls="tier"),
+        _element("polygon", points=" ".join(upper + lower[::-1]), cls="wave"),
+    ]
     top: float = _WAVE + _GAP
     for name, segments in tiers.items():
         parts.append(_text(0, top + 14, name, cls="tier"))

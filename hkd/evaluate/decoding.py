@@ -1,4 +1,5 @@
-"""A split decoded: its sound in batches, the hypotheses in the split's order, n-best lists; weights tuned on dev; likelihoods for Kaldi.
+"""A split decoded: its sound in batches, the hypotheses in the split's order, n-best lists; weights tuned on dev;
+likelihoods for Kaldi.
 
 Shape letters: B utterances, T frames, V classes.
 """
@@ -29,7 +30,10 @@ from hkd.units.text import words
 TIMED = 8
 UNKNOWN_S = 5.0  # taken for the duration of an utterance that has none
 CTC_GRID: Mapping[str, Sequence[float]] = {"lm_weight": (0.2, 0.4, 0.6, 0.8, 1.0), "word_bonus": (0.0, 1.0, 2.0, 3.0)}
-HYBRID_GRID: Mapping[str, Sequence[float]] = {"acoustic_scale": (0.05, 0.07, 0.1, 0.14, 0.2), "prior_scale": (0.3, 0.6, 0.9)}
+HYBRID_GRID: Mapping[str, Sequence[float]] = {
+    "acoustic_scale": (0.05, 0.07, 0.1, 0.14, 0.2),
+    "prior_scale": (0.3, 0.6, 0.9),
+}
 ARK, SCP = "likelihoods.ark", "likelihoods.scp"
 
 
@@ -55,7 +59,8 @@ class EvaluateConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Decoded:
-    """The utterances in the split's order, the n best of each (empty where none were asked for), and the time it took."""
+    """The utterances in the split's order, the n best of each (empty where none were asked for), and the time it
+    took."""
 
     rows: list[Hypothesis]
     n_best: list[list[Option]]
@@ -75,7 +80,8 @@ def check_n_best(n_best: int, search: SearchConfig, *, is_hybrid: bool) -> None:
 
 
 def rows_by_seconds(part: Manifest, batch_seconds: float) -> list[list[int]]:
-    """Rows of the split by falling duration, in batches of about `batch_seconds` with their padding (or of one utterance)."""
+    """Rows of the split by falling duration, in batches of about `batch_seconds` with their padding (or of one
+    utterance)."""
     seconds = [utterance.duration or UNKNOWN_S for utterance in part]
     groups: list[list[int]] = []
     for row in sorted(range(len(part)), key=lambda row: (-seconds[row], row)):
@@ -146,7 +152,8 @@ def logits_of(
 
 
 def features_on_disk(recogniser: Recogniser, part: Manifest, folder: str) -> FeatureSource | None:
-    """The split's features, made where they are missing; None where no folder is given. Raises UserError for sound that cannot be read."""
+    """The split's features, made where they are missing; None where no folder is given. Raises UserError for sound that
+    cannot be read."""
     if not folder:
         return None
     front_end = recogniser.front_end
@@ -156,10 +163,15 @@ def features_on_disk(recogniser: Recogniser, part: Manifest, folder: str) -> Fea
     return FeatureSource(front_end=front_end, max_bytes=0, cache=cache)
 
 
-def _n_best(search: Search | HybridSearch, logits_BTV: torch.Tensor, length_B: torch.Tensor, n_best: int) -> list[list[Option]]:
-    """The n best of each utterance, distinct in words, best first (fewer where the beam has fewer); with n = 0 the best, without a score."""
+def _n_best(
+    search: Search | HybridSearch, logits_BTV: torch.Tensor, length_B: torch.Tensor, n_best: int
+) -> list[list[Option]]:
+    """The n best of each utterance, distinct in words, best first (fewer where the beam has fewer); with n = 0 the
+    best, without a score."""
     if not n_best or isinstance(search, HybridSearch):
-        return [[Option(text=" ".join(words(search.text(ids))), score=0.0)] for ids in search.best(logits_BTV, length_B)]
+        return [
+            [Option(text=" ".join(words(search.text(ids))), score=0.0)] for ids in search.best(logits_BTV, length_B)
+        ]
     if search.config.decoder == "greedy":
         logp_BT = torch.log_softmax(logits_BTV, -1).amax(-1)
         scores = [float(logp_T[:length].sum()) for logp_T, length in zip(logp_BT, length_B.tolist(), strict=True)]
@@ -203,8 +215,9 @@ def tune(
 ) -> list[Try]:
     """Choose on dev how a search is weighed: all tries, best first (ties: the smaller values). Writes nothing.
 
-    The network runs once, the search once for each point of the grid. grid: name → values; by default that of the student's kind.
-    Raises UserError for the split `test`, which is not for choosing, for one without words, and where evaluation would.
+    The network runs once, the search once for each point of the grid. grid: name → values; by default that of the
+    student's kind. Raises UserError for the split `test`, which is not for choosing, for one without words, and where
+    evaluation would.
     """
     if split == "test":
         raise UserError("split must not be test where values are chosen, but is 'test' instead. Take --split dev.")
@@ -213,12 +226,16 @@ def tune(
     references = [" ".join(words(utterance.text)) for utterance in part]
     if not any(references):
         raise UserError(f"split {split} must have words in its transcripts for values to be chosen, but has none.")
-    recogniser = Recogniser(run_folder / "model", device=config.device, search=replace(config.search, decoder="beam"), lm=lm)
+    recogniser = Recogniser(
+        run_folder / "model", device=config.device, search=replace(config.search, decoder="beam"), lm=lm
+    )
     search: Any = recogniser.search
     chosen = grid or (HYBRID_GRID if isinstance(search, HybridSearch) else CTC_GRID)
     if not all(chosen.values()):
         raise UserError(f"there must be at least one value to try of each of {', '.join(chosen)}.")
-    logits = dict(logits_of(recogniser, part, config.batch_seconds, features_on_disk(recogniser, part, config.features_cache)))
+    logits = dict(
+        logits_of(recogniser, part, config.batch_seconds, features_on_disk(recogniser, part, config.features_cache))
+    )
     points = [dict(zip(chosen, values, strict=True)) for values in product(*chosen.values())]
     tries: list[Try] = []
     for values in points:
@@ -242,14 +259,15 @@ def write_likelihoods(
 ) -> int:
     """Write a hybrid student's log-likelihoods for Kaldi's decoders: out/likelihoods.{ark,scp}.
 
-    A float matrix an utterance, (10 ms frames, senones): log p(senone | frame) − prior_scale · log p(senone). The scp is sorted by id,
-    as Kaldi wants its tables. Returns their number. Raises UserError where the student is no hybrid, the folder's name does not fit
-    Kaldi's tables, or the package kaldi-native-io is missing.
+    A float matrix an utterance, (10 ms frames, senones): log p(senone | frame) − prior_scale · log p(senone). The scp
+    is sorted by id, as Kaldi wants its tables. Returns their number. Raises UserError where the student is no hybrid,
+    the folder's name does not fit Kaldi's tables, or the package kaldi-native-io is missing.
     """
     check_setting("prior_scale", prior_scale, "not be negative", prior_scale >= 0)
     if any(c in ", \t\n" for c in str(out)):
         raise UserError(
-            f"out must be a folder without commas and blanks in its name, but is '{out}' instead: Kaldi cannot read it back."
+            f"out must be a folder without commas and blanks in its name, but is '{out}' instead: Kaldi cannot read it "
+            f"back."
         )
     kaldi_native_io = kaldi_module("kaldi_native_io")
     recogniser = Recogniser(run_folder / "model", device=device)

@@ -56,12 +56,15 @@ def write_report(
 ) -> Table:
     """Write the page; returns the table it holds. A run is called as its folder.
 
-    baselines: see `hkd.evaluate.table.objectives_table`. manifest, alignment, labels (folder of stores), lm (folder of unit LMs): parts that
-    are None or missing are left out of the page. Raises UserError where a run is not evaluated on the split, or the runs make no table.
+    baselines: see `hkd.evaluate.table.objectives_table`. manifest, alignment, labels (folder of stores), lm (folder of
+    unit LMs): parts that are None or missing are left out of the page. Raises UserError where a run is not evaluated on
+    the split, or the runs make no table.
     """
     import jinja2
 
-    reports = [replace(read_result(run, split, tag), run=run.name) for run in runs for tag in ("", *tags_of(run, split))]
+    reports = [
+        replace(read_result(run, split, tag), run=run.name) for run in runs for tag in ("", *tags_of(run, split))
+    ]
     progress(1, 4)
     table = objectives_table(reports, baselines=baselines)
     order = [name for row in table.rows for name in row.runs]
@@ -120,15 +123,18 @@ def _open_stores(labels: Path | None) -> dict[str, LabelReader]:
 
 
 def training_facts(run_folder: Path, stores: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
-    """A run's steps, audio and wall hours, audio seconds a second, share of time spent waiting for data, levels of hard heads, and teachers.
+    """A run's steps, audio and wall hours, audio seconds a second, share of time spent waiting for data, levels of hard
+    heads, and teachers.
 
-    stores: label store → its facts (`top1_hit_rate`, `perplexity`). Times cover what was logged, work that a kill undid included; None
-    where the run has no timing.
+    stores: label store → its facts (`top1_hit_rate`, `perplexity`). Times cover what was logged, work that a kill undid
+    included; None where the run has no timing.
     """
     rows = [row for row in json_lines(run_folder / "timing.jsonl") if "wall_s" in row]
     if not rows:
         return None
-    wall_s, audio_s, wait_s = (sum(float(row.get(name, 0.0)) for row in rows) for name in ("wall_s", "audio_s", "wait_s"))
+    wall_s, audio_s, wait_s = (
+        sum(float(row.get(name, 0.0)) for row in rows) for name in ("wall_s", "audio_s", "wait_s")
+    )
     heads = list(read_json(run_folder / "student.json").get("heads", {}).values())
     data = read_json(run_folder / "identity.json").get("data", {})
     taught = dict.fromkeys([*(str(head["store"]) for head in heads if head.get("store")), *data.get("stores", {})])
@@ -140,7 +146,8 @@ def training_facts(run_folder: Path, stores: Mapping[str, Mapping[str, Any]]) ->
         "waiting": wait_s / wall_s if wall_s else None,
         "hard": [str(head["level"]) for head in heads if head.get("kind") == "hard"],
         "teachers": [
-            {"store": name, **{key: stores.get(name, {}).get(key) for key in ("top1_hit_rate", "perplexity")}} for name in taught
+            {"store": name, **{key: stores.get(name, {}).get(key) for key in ("top1_hit_rate", "perplexity")}}
+            for name in taught
         ],
     }
 
@@ -151,12 +158,15 @@ def read_lms(folder: Path) -> list[dict[str, Any]]:
     for path in sorted(folder.glob("*/report.json")):
         value = read_json(path, "the report of an LM")
         for judged_on, figures in value.get("figures", {}).items():
-            found.append({"name": path.parent.name, "level": value["unit"], **value, "judged_on": judged_on, "figures": figures})
+            found.append(
+                {"name": path.parent.name, "level": value["unit"], **value, "judged_on": judged_on, "figures": figures}
+            )
     return found
 
 
 def _store_facts(store: LabelReader, lms: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The facts of `hkd labels info`, and the perplexity on the transcripts of the n-gram that the store's LM was compared with."""
+    """The facts of `hkd labels info`, and the perplexity on the transcripts of the n-gram that the store's LM was
+    compared with."""
     facts = describe(store.path)
     wanted = (facts["teacher"].get("name"), facts["level"], "transcripts")
     own = [m["figures"]["ngram"]["perplexity"] for m in lms if (m["name"], m["level"], m["judged_on"]) == wanted]
@@ -167,7 +177,11 @@ def _error_details(report: EvaluationReport) -> dict[str, Any]:
     """Speakers from worst to best, and the commonest confusions."""
     rows = report.hypotheses
     scores = score_words([row.reference for row in rows], [row.hypothesis for row in rows])
-    return {"name": report.name, "speakers": by_speaker(rows, scores), "confusions": confusions(scores, most=MAX_CONFUSIONS)}
+    return {
+        "name": report.name,
+        "speakers": by_speaker(rows, scores),
+        "confusions": confusions(scores, most=MAX_CONFUSIONS),
+    }
 
 
 def _train_facts(manifest: Manifest | None) -> dict[str, Any] | None:
@@ -217,14 +231,22 @@ def examples(
 ) -> list[dict[str, Any]]:
     """Some utterances, as the template takes them: those where the runs differ most.
 
-    Utterances that all stores cover come first, short ones before long ones. Where the stores cover none of the chosen, one more that they
-    cover follows, so that labels are shown. Raises UserError where sound cannot be read.
+    Utterances that all stores cover come first, short ones before long ones. Where the stores cover none of the chosen,
+    one more that they cover follows, so that labels are shown. Raises UserError where sound cannot be read.
     """
     known = {u.id for u in manifest}
-    scores = [score_words([row.reference for row in x.hypotheses], [row.hypothesis for row in x.hypotheses]) for x in reports]
+    scores = [
+        score_words([row.reference for row in x.hypotheses], [row.hypothesis for row in x.hypotheses]) for x in reports
+    ]
     spread_N = np.ptp(np.stack([s.errors_N for s in scores]), axis=0)
     ranks = [
-        (row.seconds > MAX_AUDIO_S, -sum(row.id in store for store in stores.values()), -int(spread), row.seconds, row.id)
+        (
+            row.seconds > MAX_AUDIO_S,
+            -sum(row.id in store for store in stores.values()),
+            -int(spread),
+            row.seconds,
+            row.id,
+        )
         for row, spread in zip(reports[0].hypotheses, spread_N, strict=True)
     ]
     chosen = [name for *_, name in sorted(ranks)[:number] if name in known]
@@ -235,7 +257,10 @@ def examples(
 
 
 def _example(
-    utterance: Utterance, reports: Sequence[EvaluationReport], alignment: Alignment | None, stores: Mapping[str, LabelReader]
+    utterance: Utterance,
+    reports: Sequence[EvaluationReport],
+    alignment: Alignment | None,
+    stores: Mapping[str, LabelReader],
 ) -> dict[str, Any]:
     wave_S = read_audio(utterance)
     labels = [
@@ -306,7 +331,8 @@ def _tiers(alignment: Alignment, utterance_id: str, labels: Sequence[Mapping[str
         timed = (found for rows in stores if (found := [row for row in rows if row["start_s"] is not None]))
         if rows := next(timed, None):
             tiers[level] = [
-                Segment(row["start_s"], row["end_s"], row["unit"] or NOTHING, row["p"], _candidates(row)) for row in rows
+                Segment(row["start_s"], row["end_s"], row["unit"] or NOTHING, row["p"], _candidates(row))
+                for row in rows
             ]
         elif level in alignment.inventories:
             where, symbols = alignment.positions(utterance_id, level), alignment.inventories[level].symbols

@@ -33,8 +33,8 @@ METRICS = ("wer", "cer", "per")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ErrorRate:
-    """One rate with its counts and its intervals (None where there are too few blocks). The rate is errors / tokens: NaN without tokens,
-    which the file writes as null."""
+    """One rate with its counts and its intervals (None where there are too few blocks). The rate is errors / tokens:
+    NaN without tokens, which the file writes as null."""
 
     rate: float
     tokens: int
@@ -52,7 +52,8 @@ class ErrorRate:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hypothesis:
-    """One utterance and its hypothesis. Texts are normalised words; phones by the run's lexicon, or by the English one where None."""
+    """One utterance and its hypothesis. Texts are normalised words; phones by the run's lexicon, or by the English one
+    where None."""
 
     id: str
     speaker: str | None
@@ -65,7 +66,8 @@ class Hypothesis:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Option:
-    """One of an utterance's n best: normalised words, and the natural log-probability (acoustic and LM scores together)."""
+    """One of an utterance's n best: normalised words, and the natural log-probability (acoustic and LM scores
+    together)."""
 
     text: str
     score: float
@@ -102,20 +104,24 @@ class EvaluationReport:
 
 SILENT = 0.9  # share of words left out from which a student is called silent
 CTC_REMEDY = (
-    "CTC needs more speech or more steps than it had: train longer, with senones as the main output (--set main=senone, searched with a "
+    "CTC needs more speech or more steps than it had: train longer, with senones as the main output (--set "
+    "main=senone, searched with a "
     "word LM), or on a frozen encoder (--set encoder.upstream=openai/whisper-base)."
 )
 GRAPH_REMEDY = "No path reached a word's end: train longer, or widen the search (--set search.hybrid.beam=20)."
 
 
 def silence_notes(reports: Sequence[EvaluationReport]) -> list[str]:
-    """Sentences about students that say nothing, or almost nothing, with the remedy; a remedy once for all students that need it."""
+    """Sentences about students that say nothing, or almost nothing, with the remedy; a remedy once for all students
+    that need it."""
     silent: dict[str, list[str]] = {}
     for report in reports:
         wer = report.errors["wer"]
         if wer.tokens and wer.deletions >= SILENT * wer.tokens:
             remedy = GRAPH_REMEDY if report.decoder.get("name") == "graph" else CTC_REMEDY
-            silent.setdefault(remedy, []).append(f"{report.name} ({wer.deletions:,} of {wer.tokens:,} words are left out)")
+            silent.setdefault(remedy, []).append(
+                f"{report.name} ({wer.deletions:,} of {wer.tokens:,} words are left out)"
+            )
     return [f"Nothing, or almost nothing, is said by {', '.join(names)}. {remedy}" for remedy, names in silent.items()]
 
 
@@ -124,7 +130,9 @@ def read_json(path: Path, what: str = "a part of a run") -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except ValueError as error:
-        raise UserError(f"{path} must be {what} in JSON, but cannot be read as such ({error}). Make it again.") from None
+        raise UserError(
+            f"{path} must be {what} in JSON, but cannot be read as such ({error}). Make it again."
+        ) from None
     if not isinstance(value, dict):
         raise UserError(f"{path} must be {what} in JSON, but is no object. Make it again.")
     return value
@@ -167,10 +175,13 @@ def read_result(run_folder: Path, split: str, tag: str = "") -> EvaluationReport
         return EvaluationReport(**value, errors=errors, rtf=timing.get("rtf"), hypotheses=rows)
     except FileNotFoundError as error:
         raise UserError(
-            f"an evaluation must be at {error.filename}, but is not there. Run `hkd evaluate {run_folder.name} --split {split}` first."
+            f"an evaluation must be at {error.filename}, but is not there. Run `hkd evaluate {run_folder.name} --split "
+            f"{split}` first."
         ) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} must be an evaluation, but cannot be read as one ({error}). Run `hkd evaluate` again.") from None
+        raise UserError(
+            f"{path} must be an evaluation, but cannot be read as one ({error}). Run `hkd evaluate` again."
+        ) from None
 
 
 def _hypothesis(row: Mapping[str, Any]) -> Hypothesis:
@@ -187,7 +198,8 @@ def write_result(
     n_best: Sequence[Sequence[Option]],
     timing: Mapping[str, Any],
 ) -> None:
-    """Write an evaluation's files, the figures last: they are the mark of completeness. Without n-best lists an older file of them goes."""
+    """Write an evaluation's files, the figures last: they are the mark of completeness. Without n-best lists an older
+    file of them goes."""
     rows, (path, hyp_path, timing_path) = report.hypotheses, result_paths(run_folder, report.split, report.tag)
     names = ("tokens", "substitutions", "insertions", "deletions")
 
@@ -251,7 +263,9 @@ class SpeakerErrors(NamedTuple):
 def by_speaker(rows: Sequence[Hypothesis], scores: Scores) -> list[SpeakerErrors]:
     """Speakers from worst to best, those without words last; utterances without a speaker are under "?"."""
     speakers = [row.speaker or "?" for row in rows]
-    words_G, errors_G = (block_sums(counts_N, speakers).astype(int).tolist() for counts_N in (scores.tokens_N, scores.errors_N))
+    words_G, errors_G = (
+        block_sums(counts_N, speakers).astype(int).tolist() for counts_N in (scores.tokens_N, scores.errors_N)
+    )
     found = [
         SpeakerErrors(speaker, number, words, errors, errors / words if words else math.nan)
         for (speaker, number), words, errors in zip(Counter(speakers).items(), words_G, errors_G, strict=True)

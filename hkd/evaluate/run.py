@@ -1,7 +1,8 @@
 """evaluate: a run's exported student on a split, as figures with intervals.
 
-- Needs the run's `model/` and a manifest with audio. A CTC student's main output is judged at its pieces. The figures of the heads, and of a
-  hybrid student's main output, are added where the run's full weights, an alignment and label stores are present and fit.
+- Needs the run's `model/` and a manifest with audio. A CTC student's main output is judged at its pieces. The figures
+  of the heads, and of a hybrid student's main output, are added where the run's full weights, an alignment and label
+  stores are present and fit.
 - An evaluation that is finished under the same inputs (model, references, settings) is left as it is.
 """
 
@@ -65,18 +66,20 @@ def evaluate(
 ) -> EvaluationReport:
     """Decode the split with the run's exported student, score it, and write eval-SPLIT.* into the run's folder.
 
-    alignment, labels (folder of label stores): for the figures of the heads, left out where None, absent or unfit. units: the folder of the
-    subword model, which a hybrid student does not carry, and of the project's lexicon, where it has one. lm: beside the decoder (see
-    `hkd.decode.recogniser.Recogniser`). tag: names another way to decode; its figures lie beside the usual ones and leave out the heads.
-    splice: "spliced" or "shuffled": the words are cut out at the alignment and joined again (see `hkd.evaluate.splice`); the split is
-    then called SPLIT-spliced or SPLIT-shuffled.
-    Raises UserError where the run has no exported student, the split is empty, an utterance's audio cannot be read, or the search cannot give
-    `config.n_best` hypotheses.
+    alignment, labels (folder of label stores): for the figures of the heads, left out where None, absent or unfit.
+    units: the folder of the subword model, which a hybrid student does not carry, and of the project's lexicon, where
+    it has one. lm: beside the decoder (see `hkd.decode.recogniser.Recogniser`). tag: names another way to decode; its
+    figures lie beside the usual ones and leave out the heads. splice: "spliced" or "shuffled": the words are cut out at
+    the alignment and joined again (see `hkd.evaluate.splice`); the split is then called SPLIT-spliced or
+    SPLIT-shuffled. Raises UserError where the run has no exported student, the split is empty, an utterance's audio
+    cannot be read, or the search cannot give `config.n_best` hypotheses.
     """
     config = config or EvaluateConfig()
     model_folder = run_folder / "model"
     if not (model_folder / "student.json").exists():
-        raise UserError(f"a run must have an exported student in {model_folder}, but has none. Run `hkd train` to its end first.")
+        raise UserError(
+            f"a run must have an exported student in {model_folder}, but has none. Run `hkd train` to its end first."
+        )
     part = read_manifest(manifest).split(split)
     if not re.fullmatch(r"[A-Za-z0-9_-]*", tag):
         raise UserError(f"tag must be letters, digits, - and _, but is '{tag}' instead.")
@@ -90,7 +93,9 @@ def evaluate(
     cut_at = None
     if splice:
         if alignment is None:
-            raise UserError("words can be cut out only where an alignment is, but there is none. Run `hkd align` first.")
+            raise UserError(
+                "words can be cut out only where an alignment is, but there is none. Run `hkd align` first."
+            )
         cut_at = Alignment(alignment)
         inputs["splice"] = {"order": splice, "alignment": cut_at.digest}
     if spoken_by is not None:
@@ -106,7 +111,9 @@ def evaluate(
         if cut_at is not None:
             part, lost = spliced(part, cut_at, Path(folder), shuffled=splice == SHUFFLED)
             if lost:
-                log.warning("%d utterances are not aligned or have one word, and are left out (%s ...)", len(lost), lost[0])
+                log.warning(
+                    "%d utterances are not aligned or have one word, and are left out (%s ...)", len(lost), lost[0]
+                )
         decoded = decode(recogniser, part, n_best=config.n_best, progress=progress, **read)
     figures = {}
     if is_plain:
@@ -157,7 +164,8 @@ def evaluate(
 
 
 def error_rate(scores: Scores, speakers: Sequence[str] | None, config: EvaluateConfig) -> ErrorRate:
-    """A rate with its bootstrap intervals by utterance and, where every utterance has a speaker, by speaker; NaN without tokens."""
+    """A rate with its bootstrap intervals by utterance and, where every utterance has a speaker, by speaker; NaN
+    without tokens."""
     draws: dict[str, Any] = {"level": config.level, "num_draws": config.num_draws, "seed": config.seed}
     by_utterance = bootstrap_interval(scores.errors_N, scores.tokens_N, **draws)
     by_speaker = speakers and bootstrap_interval(scores.errors_N, scores.tokens_N, group_N=speakers, **draws)
@@ -202,7 +210,10 @@ def _lm_digest(lm: str | None) -> str | None:
 
 def _finished(run_folder: Path, split: str, tag: str, inputs: Mapping[str, Any]) -> EvaluationReport | None:
     """The evaluation that was made from the same inputs; n-best lists that nobody asks for now may lie beside."""
-    wanted = (*result_paths(run_folder, split, tag), *([n_best_path(run_folder, split, tag)] if "n_best" in inputs else []))
+    wanted = (
+        *result_paths(run_folder, split, tag),
+        *([n_best_path(run_folder, split, tag)] if "n_best" in inputs else []),
+    )
     if not all(path.exists() for path in wanted):
         return None
     try:

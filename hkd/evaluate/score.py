@@ -1,19 +1,22 @@
 """Error rates, how sure they are, and whether two runs differ.
 
-- How many words, characters or phones must change to turn a hypothesis into its reference. The alignment is jiwer's (minimum edit
-  distance, all costs 1), so the rates are jiwer's. A character error rate counts the spaces between words, as jiwer does.
+- How many words, characters or phones must change to turn a hypothesis into its reference. The alignment is jiwer's
+  (minimum edit distance, all costs 1), so the rates are jiwer's. A character error rate counts the spaces between
+  words, as jiwer does.
 - Everything is kept by utterance: intervals, tests, tables by speaker and listings are sums over rows.
-- Phones: words to phones by the lexicon, English ones folded to the 39 that papers report (Lee & Hon 1989, Speaker-independent phone
-  recognition using hidden Markov models, table II). CMUdict's 39 phones are not the same 39: its AO joins AA and its ZH joins SH here.
-- Bootstrap (Bisani & Ney 2004, Bootstrap estimates for confidence intervals in ASR performance evaluation): draw as many blocks as there
-  are, with replacement, and take the rate of the draw. A block is an utterance, or all utterances of a speaker, whose errors are not
-  independent. The interval is the percentiles of the drawn rates.
-- Few blocks make percentiles too narrow: 95 % intervals over 12 speakers cover about 90 %. So the percentiles are expanded (Hesterberg 2015,
-  What teachers should know about the bootstrap, section 5.3): the share of draws beyond each end is Φ(−√(G / (G − 1)) · t), where t is the
-  quantile of Student's law with G − 1 degrees of freedom.
+- Phones: words to phones by the lexicon, English ones folded to the 39 that papers report (Lee & Hon 1989,
+  Speaker-independent phone recognition using hidden Markov models, table II). CMUdict's 39 phones are not the same 39:
+  its AO joins AA and its ZH joins SH here.
+- Bootstrap (Bisani & Ney 2004, Bootstrap estimates for confidence intervals in ASR performance evaluation): draw as
+  many blocks as there are, with replacement, and take the rate of the draw. A block is an utterance, or all utterances
+  of a speaker, whose errors are not independent. The interval is the percentiles of the drawn rates.
+- Few blocks make percentiles too narrow: 95 % intervals over 12 speakers cover about 90 %. So the percentiles are
+  expanded (Hesterberg 2015, What teachers should know about the bootstrap, section 5.3): the share of draws beyond each
+  end is Φ(−√(G / (G − 1)) · t), where t is the quantile of Student's law with G − 1 degrees of freedom.
 - Paired bootstrap: both runs on the same drawn blocks; p is 1 − the level of the widest interval that leaves zero out.
-- Matched pairs (Gillick & Cox 1989, Some statistical issues in the comparison of speech recognition algorithms; sclite's `mapsswe`):
-  segments bounded by two words that both runs have right are taken as independent; t = mean difference / its standard error.
+- Matched pairs (Gillick & Cox 1989, Some statistical issues in the comparison of speech recognition algorithms;
+  sclite's `mapsswe`): segments bounded by two words that both runs have right are taken as independent; t = mean
+  difference / its standard error.
 
 All draws are a function of the seed. Shape letters: N utterances, G blocks, R draws.
 """
@@ -61,7 +64,8 @@ def phones_of(text: str, lexicon: Lexicon) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scores:
-    """Edit counts by utterance. `edits`: jiwer's alignment chunks. The rate is errors / reference tokens, so it may exceed 1."""
+    """Edit counts by utterance. `edits`: jiwer's alignment chunks. The rate is errors / reference tokens, so it may
+    exceed 1."""
 
     reference: tuple[tuple[str, ...], ...]
     hypothesis: tuple[tuple[str, ...], ...]
@@ -118,7 +122,9 @@ def score_words(references: Sequence[str], hypotheses: Sequence[str]) -> Scores:
 
 def score_characters(references: Sequence[str], hypotheses: Sequence[str]) -> Scores:
     """Character errors, the single spaces between words included."""
-    return score_tokens([list(" ".join(r.split())) for r in references], [list(" ".join(h.split())) for h in hypotheses])
+    return score_tokens(
+        [list(" ".join(r.split())) for r in references], [list(" ".join(h.split())) for h in hypotheses]
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -154,7 +160,8 @@ def block_sums(value_N: ArrayLike, group_N: Sequence[str] | None) -> NDArray[np.
 def _drawn_rates(
     errors_G: NDArray[np.float64], tokens_G: NDArray[np.float64], *, level: float, num_draws: int, seed: int
 ) -> tuple[NDArray[np.float64], float, float] | None:
-    """Σ errors / Σ tokens of every draw that has tokens (R), and the ends of their interval; None below two blocks or without tokens."""
+    """Σ errors / Σ tokens of every draw that has tokens (R), and the ends of their interval; None below two blocks or
+    without tokens."""
     from scipy.special import ndtr, stdtrit
     from scipy.stats import bootstrap
 
@@ -172,7 +179,8 @@ def _drawn_rates(
     )  # fmt: skip
     rate_R: NDArray[np.float64] = drawn.bootstrap_distribution
     rate_R = rate_R[np.isfinite(rate_R)]
-    beyond = ndtr(-math.sqrt(num_blocks / (num_blocks - 1)) * stdtrit(num_blocks - 1, (1 + level) / 2))  # expanded percentiles
+    # expanded percentiles
+    beyond = ndtr(-math.sqrt(num_blocks / (num_blocks - 1)) * stdtrit(num_blocks - 1, (1 + level) / 2))
     low, high = np.quantile(rate_R, [beyond, 1 - beyond])
     return rate_R, float(low), float(high)
 
@@ -202,10 +210,11 @@ def paired_bootstrap(
     num_draws: int = NUM_DRAWS,
     seed: int = 0,
 ) -> Comparison | None:
-    """Rate of A − rate of B on the same utterances, blocked by `group_N`; None where there are fewer than two blocks, or no tokens.
+    """Rate of A − rate of B on the same utterances, blocked by `group_N`; None where there are fewer than two blocks,
+    or no tokens.
 
-    Several seeds of a run are pooled by giving the means of their errors. Runs without any difference have p = 1; p is never 0: the
-    smallest share that draws can tell apart is 1 / (num_draws + 1), which is p = 0.004 for 13 blocks.
+    Several seeds of a run are pooled by giving the means of their errors. Runs without any difference have p = 1; p is
+    never 0: the smallest share that draws can tell apart is 1 / (num_draws + 1), which is p = 0.004 for 13 blocks.
     """
     from scipy.special import ndtri, stdtr
 
@@ -222,7 +231,8 @@ def paired_bootstrap(
 
 
 def _errors_at(edits: Sequence[jiwer.AlignmentChunk], num_tokens: int) -> NDArray[np.int64]:
-    """Errors in gap 0, on token 0, in gap 1, ..., in gap n: insertions lie in gaps, other errors on reference tokens."""
+    """Errors in gap 0, on token 0, in gap 1, ..., in gap n: insertions lie in gaps, other errors on reference
+    tokens."""
     place = np.zeros(2 * num_tokens + 1, np.int64)
     for e in edits:
         if e.type == "insert":
@@ -235,7 +245,8 @@ def _errors_at(edits: Sequence[jiwer.AlignmentChunk], num_tokens: int) -> NDArra
 def segment_differences(a: Scores, b: Scores) -> NDArray[np.int64]:
     """Errors of A − errors of B in each segment where either errs.
 
-    A segment ends before two words that both have right, and at the utterance's end. Raises ValueError where the references differ.
+    A segment ends before two words that both have right, and at the utterance's end. Raises ValueError where the
+    references differ.
     """
     if a.reference != b.reference:
         raise ValueError("two runs can only be compared on the same references, but theirs differ")
@@ -253,7 +264,8 @@ def segment_differences(a: Scores, b: Scores) -> NDArray[np.int64]:
 def matched_pairs(a: Scores, b: Scores) -> Comparison | None:
     """Matched-pairs sentence-segment word error test of run A against run B, by Student's law for few segments.
 
-    None where fewer than two segments hold errors, or where all that do differ by the same: no spread to hold the mean against.
+    None where fewer than two segments hold errors, or where all that do differ by the same: no spread to hold the mean
+    against.
     """
     from scipy.special import stdtr
 

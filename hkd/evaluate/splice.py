@@ -1,8 +1,9 @@
 """The shuffle gap: how much worse a student reads the same words in an order that says nothing.
 
-The words of each utterance are cut out at its alignment and joined again, in their own order (`spliced`) or in another (`shuffled`). A word begins
-and ends with a ramp, a pause stands between two, in both alike. So the sound of the words and of the joins is the same; what differs is
-what a neighbour says about a word. The gap, WER(shuffled) − WER(spliced), grows with what the student has learnt about sentences.
+The words of each utterance are cut out at its alignment and joined again, in their own order (`spliced`) or in another
+(`shuffled`). A word begins and ends with a ramp, a pause stands between two, in both alike. So the sound of the words
+and of the joins is the same; what differs is what a neighbour says about a word. The gap, WER(shuffled) − WER(spliced),
+grows with what the student has learnt about sentences.
 """
 
 from dataclasses import replace
@@ -23,7 +24,8 @@ RAMP_S, PAUSE_S, EDGE_S = 0.01, 0.1, 0.2  # of a word's ends; between two words;
 
 
 def splice(part: Manifest, alignment: Alignment, folder: Path, *, shuffled: bool) -> tuple[Manifest, list[str]]:
-    """Write folder/NUMBER.wav for each utterance that is aligned and has two words or more; (their manifest, ids of the others).
+    """Write folder/NUMBER.wav for each utterance that is aligned and has two words or more; (their manifest, ids of the
+    others).
 
     Both orders leave out the same utterances. Raises UserError where none is left, or sound cannot be read.
     """
@@ -38,14 +40,19 @@ def splice(part: Manifest, alignment: Alignment, folder: Path, *, shuffled: bool
         wave_S = _joined(read_audio(utterance), aligned, order)
         write_wav(path := folder / f"{number}.wav", wave_S)
         text, duration = " ".join(aligned.words[word] for word in order), len(wave_S) / SAMPLE_RATE_HZ
-        made.append(replace(utterance, text=text, audio_filepath=str(path), offset=0.0, duration=duration, channel=None))
+        made.append(
+            replace(utterance, text=text, audio_filepath=str(path), offset=0.0, duration=duration, channel=None)
+        )
     if not made:
-        raise UserError("the split must have utterances of two words or more that are aligned, but has none. Run `hkd align`.")
+        raise UserError(
+            "the split must have utterances of two words or more that are aligned, but has none. Run `hkd align`."
+        )
     return Manifest(made), left_out
 
 
 def _order(utterance: Utterance, aligned: UtteranceAlignment, *, shuffled: bool) -> NDArray[np.int64]:
-    """The numbers of the words as they are to be said: a function of the utterance's id, never their own order where they are shuffled."""
+    """The numbers of the words as they are to be said: a function of the utterance's id, never their own order where
+    they are shuffled."""
     own = np.arange(len(aligned.words))
     order, random = own, generator(0, 0, f"splice {utterance.id}")
     while shuffled and len(own) > 1 and bool((order == own).all()):

@@ -1,7 +1,9 @@
-"""The objectives' table: one row a configuration, its seeds pooled, with intervals and paired tests against the baselines.
+"""The objectives' table: one row a configuration, its seeds pooled, with intervals and paired tests against the
+baselines.
 
-- Runs whose names differ only in the ending `-seedN` are seeds of one row. Errors are averaged over seeds, utterance by utterance, so
-  intervals and p-values are about other test data, not other seeds. The range of the seeds is given beside.
+- Runs whose names differ only in the ending `-seedN` are seeds of one row. Errors are averaged over seeds, utterance by
+  utterance, so intervals and p-values are about other test data, not other seeds. The range of the seeds is given
+  beside.
 - Blocks are speakers where there are at least MIN_SPEAKERS, else utterances: few blocks make no honest interval.
 """
 
@@ -16,7 +18,15 @@ from numpy.typing import NDArray
 
 from hkd.errors import UserError, did_you_mean
 from hkd.evaluate.result import METRICS, EvaluationReport, score_all, silence_notes
-from hkd.evaluate.score import Comparison, Counts_N, Interval, Scores, bootstrap_interval, matched_pairs, paired_bootstrap
+from hkd.evaluate.score import (
+    Comparison,
+    Counts_N,
+    Interval,
+    Scores,
+    bootstrap_interval,
+    matched_pairs,
+    paired_bootstrap,
+)
 
 MIN_SPEAKERS = 10
 ORDER = ("none", "hard-heads", "interpolation", "auxiliary", "hierarchical")
@@ -27,7 +37,8 @@ def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
     """Columns under a header and a rule, the first to the left, the others to the right."""
     first, *others = [max(map(len, column)) for column in zip(*lines, strict=True)]
     shown = [
-        "  ".join([line[0].ljust(first), *(text.rjust(w) for text, w in zip(line[1:], others, strict=True))]) for line in lines
+        "  ".join([line[0].ljust(first), *(text.rjust(w) for text, w in zip(line[1:], others, strict=True))])
+        for line in lines
     ]
     return [shown[0], "─" * len(shown[0]), *shown[1:]]
 
@@ -107,16 +118,24 @@ class Table:
             against = self.comparison(row)
             wer, *others = (row.cells[metric].texts() for metric in METRICS)
             delta, p = (signed(against.difference), format_p(against.p)) if against else ("–", "–")
-            parameters = f"{row.parameters / 1e6:.2f} M" + (f" + {row.lm_parameters / 1e6:.1f} M" if row.lm_parameters else "")
+            parameters = f"{row.parameters / 1e6:.2f} M" + (
+                f" + {row.lm_parameters / 1e6:.1f} M" if row.lm_parameters else ""
+            )
             seeds = [100 * rate for rate in row.cells["wer"].by_seed]
             spread = f" ({min(seeds):.1f}–{max(seeds):.1f})" if len(seeds) > 1 and not np.isnan(seeds[0]) else ""
             rtf = "–" if row.rtf is None else f"{row.rtf:.3f}"
-            found.append((row.name, *wer, f"{len(seeds)}{spread}", *itertools.chain(*others), delta, p, parameters, rtf))
+            found.append(
+                (row.name, *wer, f"{len(seeds)}{spread}", *itertools.chain(*others), delta, p, parameters, rtf)
+            )
         return found
 
     def comparison(self, row: Row) -> Comparison | None:
         """The row against the first baseline."""
-        return row.against.get(base_of(row.name, self.baseline, [other.name for other in self.rows])) if self.baseline else None
+        return (
+            row.against.get(base_of(row.name, self.baseline, [other.name for other in self.rows]))
+            if self.baseline
+            else None
+        )
 
     def pairs_header(self) -> tuple[str, ...]:
         """Column titles of `pairs`."""
@@ -153,13 +172,23 @@ class Table:
         d = self.data
         speakers = f"{d['speakers']:.0f} speaker{'' if d['speakers'] == 1 else 's'}"
         least, most = (f(len(row.runs) for row in self.rows) for f in (min, max))
-        seeds = "one seed each" if most == 1 else f"{most} seeds each" if least == most else f"{least} to {most} seeds a row"
-        size = f"{d['utterances']:,.0f} utterances, {d['words']:,.0f} words, {60 * d['hours']:.1f} minutes, {speakers}; {seeds}."
+        seeds = (
+            "one seed each"
+            if most == 1
+            else f"{most} seeds each"
+            if least == most
+            else f"{least} to {most} seeds a row"
+        )
+        size = (
+            f"{d['utterances']:,.0f} utterances, {d['words']:,.0f} words, {60 * d['hours']:.1f} minutes, {speakers}; "
+            f"{seeds}."
+        )
         tests = f" p: paired bootstrap by {self.blocks} against {self.baseline}, two-sided." if self.baseline else ""
         notes = [*self.remarks, f"Split {self.split}: {size}", f"Intervals: bootstrap by {self.blocks}.{tests}"]
         if most > 1:
             notes.append(
-                "In brackets the WER of the best and the worst seed; intervals and p are about other test data, not other seeds."
+                "In brackets the WER of the best and the worst seed; intervals and p are about other test data, not "
+                "other seeds."
             )
         if self.blocks == "utterance":
             notes.append(f"Fewer than {MIN_SPEAKERS} speakers: the intervals say nothing about other speakers.")
@@ -173,7 +202,8 @@ def configuration_of(run: str) -> str:
 
 
 def base_of(row: str, baseline: str, names: Collection[str]) -> str:
-    """The row that a row is compared with: the baseline, decoded alike where it was (`none@fusion` for `hierarchical@fusion`)."""
+    """The row that a row is compared with: the baseline, decoded alike where it was (`none@fusion` for
+    `hierarchical@fusion`)."""
     alike = f"{baseline}@{row.partition('@')[2]}"
     return alike if alike in names and alike != row else baseline
 
@@ -181,19 +211,24 @@ def base_of(row: str, baseline: str, names: Collection[str]) -> str:
 def objectives_table(reports: Sequence[EvaluationReport], *, baselines: Sequence[str] = ()) -> Table:
     """The table of evaluations of one split.
 
-    baselines: the configurations, else objectives, that the others are tested against (see `base_of`); by default `none` where
-    present. Raises UserError where splits or references differ, a baseline is missing, or runs that look like seeds of one row are not.
+    baselines: the configurations, else objectives, that the others are tested against (see `base_of`); by default
+    `none` where present. Raises UserError where splits or references differ, a baseline is missing, or runs that look
+    like seeds of one row are not.
     """
     if not reports:
         raise UserError("a table must have at least one evaluated run, but there is none. Run `hkd evaluate` first.")
     first = reports[0]
     _check_same(reports)
     groups: dict[str, list[EvaluationReport]] = {}
-    for report in sorted(reports, key=lambda r: (ORDER.index(r.objective) if r.objective in ORDER else len(ORDER), r.name)):
+    for report in sorted(
+        reports, key=lambda r: (ORDER.index(r.objective) if r.objective in ORDER else len(ORDER), r.name)
+    ):
         groups.setdefault(configuration_of(report.name), []).append(report)
     for name, group in groups.items():
         _check_seeds(name, group)
-    bases = [_find(name, groups) for name in baselines] or [name for name in ("none",) if name in groups and len(groups) > 1]
+    bases = [_find(name, groups) for name in baselines] or [
+        name for name in ("none",) if name in groups and len(groups) > 1
+    ]
     speakers = [row.speaker for row in first.hypotheses if row.speaker is not None]
     by_speaker = len(speakers) == len(first.hypotheses) and len(set(speakers)) >= MIN_SPEAKERS
     level = float(first.inputs["settings"]["level"])
@@ -204,14 +239,19 @@ def objectives_table(reports: Sequence[EvaluationReport], *, baselines: Sequence
         others = [other for base in bases if (other := base_of(name, base, groups)) != name]
         rows.append(_row(name, group, scores[name], {other: scores[other] for other in others}, draws))
     return Table(
-        rows=tuple(rows), split=first.split, blocks="speaker" if by_speaker else "utterance", level=level, baselines=tuple(bases),
+        rows=tuple(rows), split=first.split, blocks="speaker" if by_speaker else "utterance", level=level,
+        baselines=tuple(bases),
         data=dict(first.data),
-        remarks=(*silence_notes([report for group in groups.values() for report in group]), *_fusion_left(rows, groups, bases)),
+        remarks=(*silence_notes([report for group in groups.values() for report in group]),
+            *_fusion_left(rows, groups, bases)),
     )  # fmt: skip
 
 
-def _fusion_left(rows: Sequence[Row], groups: Mapping[str, Sequence[EvaluationReport]], bases: Sequence[str]) -> Iterator[str]:
-    """For each way to decode with an LM: the points that it gains on each row, and the share of what it gains on the first baseline.
+def _fusion_left(
+    rows: Sequence[Row], groups: Mapping[str, Sequence[EvaluationReport]], bases: Sequence[str]
+) -> Iterator[str]:
+    """For each way to decode with an LM: the points that it gains on each row, and the share of what it gains on the
+    first baseline.
 
     A student that has learnt what the LM knows leaves less to gain.
     """
@@ -221,14 +261,18 @@ def _fusion_left(rows: Sequence[Row], groups: Mapping[str, Sequence[EvaluationRe
         gain = {name: rate[name] - rate[f"{name}@{tag}"] for name in rate if f"{name}@{tag}" in rate}
         base = next((gain[name] for name in bases if name in gain), 0.0)
         share = {
-            name: f" ({100 * points / base:.0f} %)" if base > 0 and name not in bases[:1] else "" for name, points in gain.items()
+            name: f" ({100 * points / base:.0f} %)" if base > 0 and name not in bases[:1] else ""
+            for name, points in gain.items()
         }
         if gain:
             said = ", ".join(
                 f"{name} {points:.1f}{share[name]}"
                 for name, points in sorted(gain.items(), key=lambda item: item[0] not in bases)
             )
-            yield f"Points of WER that the LM of @{tag} still gains{' (share of the baseline)' if base > 0 else ''}: {said}."
+            yield (
+                f"Points of WER that the LM of @{tag} still gains{' (share of the baseline)' if base > 0 else ''}: "
+                f"{said}."
+            )
 
 
 def _find(baseline: str, groups: Mapping[str, Sequence[EvaluationReport]]) -> str:
@@ -237,7 +281,9 @@ def _find(baseline: str, groups: Mapping[str, Sequence[EvaluationReport]]) -> st
     found = baseline if baseline in groups else next(of_objective, None)
     if found is None:
         hint = did_you_mean(baseline, [*groups, *(group[0].objective for group in groups.values())])
-        raise UserError(f"a baseline must be one of {', '.join(groups)}, or their objective, but is '{baseline}' instead.{hint}")
+        raise UserError(
+            f"a baseline must be one of {', '.join(groups)}, or their objective, but is '{baseline}' instead.{hint}"
+        )
     return found
 
 
@@ -246,7 +292,9 @@ def _check_seeds(name: str, group: Sequence[EvaluationReport]) -> None:
     first, seen = group[0], {group[0].name}
     for other in group[1:]:
         if other.name in seen:
-            raise UserError(f"runs in one table must have different names, but two are called {other.name}. Rename one's folder.")
+            raise UserError(
+                f"runs in one table must have different names, but two are called {other.name}. Rename one's folder."
+            )
         seen.add(other.name)
         for what in ("objective", "parameters", "decoder"):
             if getattr(first, what) != getattr(other, what):
@@ -261,7 +309,8 @@ def _check_same(reports: Sequence[EvaluationReport]) -> None:
     for report, found in zip(reports, heard, strict=True):
         if found != heard[0]:
             raise UserError(
-                f"runs in one table must be evaluated on the same utterances, but those of {report.name} and {reports[0].name} "
+                f"runs in one table must be evaluated on the same utterances, but those of {report.name} and "
+                f"{reports[0].name} "
                 "differ. Run `hkd evaluate` for all of them."
             )
 

@@ -1,8 +1,9 @@
 """Augmentation, seeded by (seed, epoch, utterance): neither batch composition nor the number of processes changes it.
 
 - Speed perturbation (Ko et al. 2015): the sound is resampled; boundaries move by `timebase.retime`.
-- SpecAugment (Park et al. 2019) without time warping, which would tear labels from frames: masked bins and frames get the corpus'
-  mean, which the model's own normalisation turns into zero. Time masks are shares of the utterance (adaptive, Park et al. 2020).
+- SpecAugment (Park et al. 2019) without time warping, which would tear labels from frames: masked bins and frames get
+  the corpus' mean, which the model's own normalisation turns into zero. Time masks are shares of the utterance
+  (adaptive, Park et al. 2020).
 - Noise: white, at a signal-to-noise ratio drawn from a range.
 
 Shape letters: S samples, T frames, F bins.

@@ -2,10 +2,11 @@
 
     FOLDER/<digest>.arrow    the features of some utterances at some speeds; one row each: id, speed, x (float32, T × F)
 
-- The digest is of all that the values depend on: the front end, and each utterance's file (path, size, time of change), span and speeds. So
-  nothing is ever stale: what changed has another name. Files that no run asks for any more can be removed at any time.
-- A file appears whole (temporary file, rename) and is the same whoever makes it (of an upstream up to its last bits), so any number of
-  processes fill one folder. A damaged file is made again.
+- The digest is of all that the values depend on: the front end, and each utterance's file (path, size, time of change),
+  span and speeds. So nothing is ever stale: what changed has another name. Files that no run asks for any more can be
+  removed at any time.
+- A file appears whole (temporary file, rename) and is the same whoever makes it (of an upstream up to its last bits),
+  so any number of processes fill one folder. A damaged file is made again.
 - Disk: 4 · F · 100 bytes a second of sound and speed: 115 MB an hour for 80 bins, three times that with three speeds.
 
 Shape letters: T frames, F values a frame.
@@ -61,14 +62,18 @@ def _named(u: Utterance, speeds: Sequence[float]) -> list[Any]:
 
 
 class FeatureCache:
-    """The features of some utterances at some speeds in a folder. `fill` makes what is missing; then they are there to be read."""
+    """The features of some utterances at some speeds in a folder. `fill` makes what is missing; then they are there to
+    be read."""
 
     def __init__(self, folder: Path, *, front_end: FrontEnd, wanted: Sequence[Wanted]) -> None:
-        """wanted: splits, each as its utterances with their speeds. A file holds utterances of one split, 128 that follow each other."""
+        """wanted: splits, each as its utterances with their speeds. A file holds utterances of one split, 128 that
+        follow each other."""
         self._num_bins = front_end.num_bins
         self._shards: list[_Shard] = []
         self._place: dict[tuple[str, float], tuple[int, int]] = {}
-        for part in (split[n : n + SHARD_UTTERANCES] for split in wanted for n in range(0, len(split), SHARD_UTTERANCES)):
+        for part in (
+            split[n : n + SHARD_UTTERANCES] for split in wanted for n in range(0, len(split), SHARD_UTTERANCES)
+        ):
             digest = digest_of_json([FORMAT, VERSION, front_end.key, [_named(u, speeds) for u, speeds in part]])
             rows = tuple((u, speed) for u, speeds in part for speed in speeds)
             self._place |= {(u.id, speed): (len(self._shards), row) for row, (u, speed) in enumerate(rows)}
@@ -79,7 +84,8 @@ class FeatureCache:
         return {**self.__dict__, "_tables": {}}
 
     def get(self, utterance_id: str, speed: float) -> Features | None:
-        """x_TF, not to be written to; None where it is not among those wanted. Raises HkdError where its file is gone."""
+        """x_TF, not to be written to; None where it is not among those wanted. Raises HkdError where its file is
+        gone."""
         place = self._place.get((utterance_id, speed))
         if place is None:
             return None
@@ -87,20 +93,24 @@ class FeatureCache:
         if number not in self._tables:
             table = _read(self._shards[number])
             if table is None:
-                raise HkdError(f"{self._shards[number].path} was there and is gone or damaged. Run the same command again.")
+                raise HkdError(
+                    f"{self._shards[number].path} was there and is gone or damaged. Run the same command again."
+                )
             self._tables[number] = table
         values: Features = np.frombuffer(self._tables[number]["x"][row].as_buffer(), np.float32)
         return values.reshape(-1, self._num_bins)
 
     def fill(self, compute: Compute, *, workers: int = 0) -> int:
-        """Make the files that are not there, in `workers` processes (0: this one); gives how many were missing. Raises UserError for sound that
-        cannot be read, HkdError where the disk is full."""
+        """Make the files that are not there, in `workers` processes (0: this one); gives how many were missing. Raises
+        UserError for sound that cannot be read, HkdError where the disk is full."""
         todo = [shard for shard in self._shards if _read(shard) is None]
         Random().shuffle(todo)  # by the system's own randomness: runs that begin together do not make the same files
         if not todo:
             return 0
         folder = todo[0].path.parent
-        log.info("making features of %d utterances in %s", sum(len({u.id for u, _ in shard.rows}) for shard in todo), folder)
+        log.info(
+            "making features of %d utterances in %s", sum(len({u.id for u, _ in shard.rows}) for shard in todo), folder
+        )
         folder.mkdir(parents=True, exist_ok=True)
         make = partial(_make, compute)
         shards: Any = todo  # a list is a data set
@@ -120,7 +130,8 @@ def _make(compute: Compute, shard: _Shard) -> Exception | None:
     except OSError as error:
         free = shutil.disk_usage(shard.path.parent).free
         return HkdError(
-            f"{shard.path} cannot be written ({error.strerror}; {free / 1e9:.1f} GB are free). Name another `features_cache`."
+            f"{shard.path} cannot be written ({error.strerror}; {free / 1e9:.1f} GB are free). Name another "
+            f"`features_cache`."
         )
     except Exception as error:
         return portable(error)
@@ -145,10 +156,14 @@ def _read(shard: _Shard) -> pa.Table | None:
 
 
 class FeatureSource:
-    """Features of utterances at a speed, from disk or memory where they are there. What is kept does not change what is given."""
+    """Features of utterances at a speed, from disk or memory where they are there. What is kept does not change what is
+    given."""
 
-    def __init__(self, *, front_end: FrontEnd | None = None, max_bytes: int = 1 << 30, cache: FeatureCache | None = None) -> None:
-        """max_bytes: kept in memory; the longest unused goes first. cache: features on disk, filled; they are not kept in memory."""
+    def __init__(
+        self, *, front_end: FrontEnd | None = None, max_bytes: int = 1 << 30, cache: FeatureCache | None = None
+    ) -> None:
+        """max_bytes: kept in memory; the longest unused goes first. cache: features on disk, filled; they are not kept
+        in memory."""
         self.front_end, self._max_bytes, self._cache = front_end or FrontEnd(), max_bytes, cache
         self._kept: OrderedDict[tuple[str, float], Features] = OrderedDict()
         self._bytes, self._lock = 0, threading.Lock()
@@ -158,7 +173,8 @@ class FeatureSource:
         return change_speed(read_audio(utterance), speed)
 
     def compute(self, utterance: Utterance, speed: float = 1.0) -> Features:
-        """x_TF, computed. Raises UserError where the sound cannot be read, or the front end cannot read so much of it."""
+        """x_TF, computed. Raises UserError where the sound cannot be read, or the front end cannot read so much of
+        it."""
         wave_S = self.wave(utterance, speed)
         try:
             return self.front_end(wave_S)
@@ -200,7 +216,8 @@ def mean_and_std(parts: "list[Features]") -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def portable(error: Exception) -> Exception:
-    """The error as an item to send to the other process: its sentence and exit code alone where it cannot be pickled."""
+    """The error as an item to send to the other process: its sentence and exit code alone where it cannot be
+    pickled."""
     with suppress(Exception):
         if type(pickle.loads(pickle.dumps(error))) is type(error):
             return error
@@ -221,7 +238,8 @@ def raised(items: Iterable[T]) -> Iterator[T]:
             if "DataLoader worker" not in str(error):
                 raise
             raise HkdError(
-                f"a worker process ended ({str(error).splitlines()[0][:200]}). It may have had too little memory (shared memory in a "
+                f"a worker process ended ({str(error).splitlines()[0][:200]}). It may have had too little memory "
+                f"(shared memory in a "
                 "container): take fewer `workers`, or 0."
             ) from None
         if isinstance(item, Exception):

@@ -1,14 +1,15 @@
 """Pretrained speech encoders of transformers: where they lie, and one as a front end.
 
-`Upstream` is a frozen one: what SUPERB (Yang et al. 2021, arXiv 2105.01051) calls an upstream. It never learns, so its features are
-made once (`features_cache`) and only what stands on them is trained. An export carries the upstream's weights and needs nothing else.
+`Upstream` is a frozen one: what SUPERB (Yang et al. 2021, arXiv 2105.01051) calls an upstream. It never learns, so its
+features are made once (`features_cache`) and only what stands on them is trained. An export carries the upstream's
+weights and needs nothing else.
 
-- A frame of the encoder lasts 20 ms; it is laid over the two rows of 10 ms that it covers, half of its values in each, so that rows,
-  lengths and labels are those of any front end.
+- A frame of the encoder lasts 20 ms; it is laid over the two rows of 10 ms that it covers, half of its values in each,
+  so that rows, lengths and labels are those of any front end.
 - A student's normalisation is by value of a row, so values d and d + D/2 of a frame share one mean and deviation.
 - It runs on the CPU, where features are made; the last bits depend on the number of threads.
-- An utterance goes through alone. Whisper reads the utterance itself, not 30 s of mostly silence, which cost ten times as much for a short
-  one. So its values are near, not equal, to those of transformers, which always pads.
+- An utterance goes through alone. Whisper reads the utterance itself, not 30 s of mostly silence, which cost ten times
+  as much for a short one. So its values are near, not equal, to those of transformers, which always pads.
 
 Shape letters: S samples, T rows of 10 ms, F values a row, D width of the encoder.
 """
@@ -42,7 +43,8 @@ FILES = ["config.json", PREPROCESSOR, "model*.safetensors", "model.safetensors.i
 
 
 def local_encoder(name: str, setting: str = "encoder.name") -> Path:
-    """The folder of an encoder, or of the hub's files in its cache, fetched where they are missing. `setting` is its name in errors.
+    """The folder of an encoder, or of the hub's files in its cache, fetched where they are missing. `setting` is its
+    name in errors.
 
     Raises UserError where there is none, HkdError where the hub cannot be reached.
     """
@@ -65,13 +67,15 @@ def _from_hub(name: str, setting: str) -> Path:
         raise UserError(f"{setting} must be a folder or a hub name, but the hub has no {name}.") from None
     except Exception as error:  # gated, offline, a full disk: each has its own class
         raise HkdError(
-            f"the encoder {name} is not in the local cache and cannot be had from the hub ({type(error).__name__}). Give a local copy: "
+            f"the encoder {name} is not in the local cache and cannot be had from the hub ({type(error).__name__}). "
+            f"Give a local copy: "
             f"{setting} = FOLDER, a folder with config.json and model.safetensors."
         ) from None
 
 
 def normalises(name: str, setting: str = "encoder.name") -> bool:
-    """Whether the encoder was trained on normalised utterances: its preprocessor says, and yes where there is none (transformers' default)."""
+    """Whether the encoder was trained on normalised utterances: its preprocessor says, and yes where there is none
+    (transformers' default)."""
     path = local_encoder(name, setting) / PREPROCESSOR
     try:
         return not path.is_file() or bool(json.loads(path.read_text(encoding="utf-8")).get("do_normalize", True))
@@ -88,7 +92,8 @@ def _stamps(folder: Path, *patterns: str) -> Stamps:
 
 
 def open_config(name: str, setting: str = "encoder.name") -> Any:
-    """transformers' configuration of an encoder, not to be written to. Raises UserError for other architectures and frames of another length."""
+    """transformers' configuration of an encoder, not to be written to. Raises UserError for other architectures and
+    frames of another length."""
     folder = local_encoder(name, setting)
     return _read_config(name, folder, setting, _stamps(folder, "config.json"))
 
@@ -98,7 +103,8 @@ def _read_config(name: str, folder: Path, setting: str, _stamps: object) -> Any:
     config = load_config(folder, what=setting, local_files_only=True)
     if config.model_type not in ARCHITECTURES:
         raise UserError(
-            f"{setting} must be a speech encoder ({', '.join(ARCHITECTURES)}), but {name} is {config.model_type} instead."
+            f"{setting} must be a speech encoder ({', '.join(ARCHITECTURES)}), but {name} is {config.model_type} "
+            f"instead."
         )
     if config.model_type != WHISPER:
         window, shift = 1, 1
@@ -106,7 +112,8 @@ def _read_config(name: str, folder: Path, setting: str, _stamps: object) -> Any:
             window, shift = window + (kernel - 1) * shift, shift * stride
         if (shift, window) != (SHIFT_SAMPLES, WINDOW_SAMPLES):
             raise UserError(
-                f"{setting} must have frames of {SHIFT_SAMPLES} samples that see {WINDOW_SAMPLES}, but {name} has {shift} and {window}."
+                f"{setting} must have frames of {SHIFT_SAMPLES} samples that see {WINDOW_SAMPLES}, but {name} has "
+                f"{shift} and {window}."
             )
         if getattr(config, "add_adapter", False):
             raise UserError(f"{setting} must have no adapter, but {name} has one: its frames are longer.")
@@ -115,7 +122,9 @@ def _read_config(name: str, folder: Path, setting: str, _stamps: object) -> Any:
 
 def settings_of(config: Any) -> dict[str, Any]:
     """What a configuration says of the model itself, as plain values."""
-    settings: dict[str, Any] = json.loads(json.dumps({k: v for k, v in config.to_dict().items() if k not in NOT_SETTINGS}))
+    settings: dict[str, Any] = json.loads(
+        json.dumps({k: v for k, v in config.to_dict().items() if k not in NOT_SETTINGS})
+    )
     return settings
 
 
@@ -123,13 +132,15 @@ def check_length(num_rows: int, limit: int | None) -> None:
     """Raises UserError for an utterance of more rows of 10 ms than an encoder can read."""
     if limit is not None and num_rows > limit:
         raise UserError(
-            f"an utterance must be at most {limit / 100:g} s long for this encoder, but one is {num_rows / 100:g} s. Cut it, or leave it out "
+            f"an utterance must be at most {limit / 100:g} s long for this encoder, but one is {num_rows / 100:g} s. "
+            f"Cut it, or leave it out "
             "(in training: max_utterance_seconds)."
         )
 
 
 def load_encoder(name: str, config: Any, setting: str = "encoder.name") -> nn.Module:
-    """The encoder with its weights in float32, of Whisper without its decoder, built by `config`. Raises HkdError where it lacks some."""
+    """The encoder with its weights in float32, of Whisper without its decoder, built by `config`. Raises HkdError where
+    it lacks some."""
     folder, part = local_encoder(name, setting), ""
     kind: Any = "AutoModel"
     if config.model_type == WHISPER:
@@ -140,7 +151,8 @@ def load_encoder(name: str, config: Any, setting: str = "encoder.name") -> nn.Mo
         else:
             part = "encoder."
     model = load_model(
-        folder, kind, what=setting, part=part, remedy="Take a checkpoint of the whole encoder.", config=config, dtype=torch.float32,
+        folder, kind, what=setting, part=part, remedy="Take a checkpoint of the whole encoder.", config=config,
+        dtype=torch.float32,
         local_files_only=True,
     )  # fmt: skip
     whole: nn.Module = model.encoder if part else model
@@ -160,7 +172,8 @@ UPSTREAM_FILES = ("config.json", "model.safetensors", PREPROCESSOR)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Upstream:
-    """A speech encoder: hub name or folder. Raises UserError where it is none, HkdError where the hub cannot be reached."""
+    """A speech encoder: hub name or folder. Raises UserError where it is none, HkdError where the hub cannot be
+    reached."""
 
     name: str
 
@@ -206,7 +219,8 @@ class Upstream:
 
     @torch.no_grad()
     def __call__(self, read_TF: NDArray[np.float32]) -> NDArray[np.float32]:
-        """T rows of the encoder's own front end (Whisper's log-mel, or samples) → its values, T rows. Raises UserError for too long a sound."""
+        """T rows of the encoder's own front end (Whisper's log-mel, or samples) → its values, T rows. Raises UserError
+        for too long a sound."""
         num_rows = len(read_TF)
         check_length(num_rows, self.max_rows)
         num_frames = -(-num_rows // ROWS)
@@ -234,7 +248,10 @@ def _files(name: str) -> Stamps:
 @lru_cache(maxsize=8)
 def _digest(name: str, files: Stamps) -> str:
     model: Any = _load(name, files)
-    tensors = {key: [list(value.shape), sha256(value.numpy().tobytes()).hexdigest()] for key, value in model.state_dict().items()}
+    tensors = {
+        key: [list(value.shape), sha256(value.numpy().tobytes()).hexdigest()]
+        for key, value in model.state_dict().items()
+    }
     normalise = model.config.model_type != WHISPER and normalises(name, SETTING)
     return digest_of_json([tensors, settings_of(model.config), normalise])
 

@@ -1,11 +1,13 @@
-"""What is labelled: the transcripts of a manifest, each utterance's units, and the context that the setting `teacher.context` gives it.
+"""What is labelled: the transcripts of a manifest, each utterance's units, and the context that the setting
+`teacher.context` gives it.
 
 - The manifest is held as an Arrow table: a million utterances are planned within 1 GB.
-- Aligned levels take their unit sequence from the alignment, those of text without sound from lexicon and tying; subwords come from the
-  teacher's own pieces or from our SentencePiece model.
-- With context, a recording's utterances in order of time are cut into runs of at most half a window (one utterance at least). A run's
-  window is filled with what was said before and after, evenly; where one side ends, the other gets its share. Teachers that look to the
-  left only get what was said before. A window is a function of the recording's texts alone, so neither shards nor processes change it.
+- Aligned levels take their unit sequence from the alignment, those of text without sound from lexicon and tying;
+  subwords come from the teacher's own pieces or from our SentencePiece model.
+- With context, a recording's utterances in order of time are cut into runs of at most half a window (one utterance at
+  least). A run's window is filled with what was said before and after, evenly; where one side ends, the other gets its
+  share. Teachers that look to the left only get what was said before. A window is a function of the recording's texts
+  alone, so neither shards nor processes change it.
 """
 
 from bisect import bisect_left
@@ -43,18 +45,23 @@ _ROWS_AT_ONCE = 1 << 14
 
 def _table(path: Path) -> pa.Table:
     """What labelling needs of a manifest. Raises UserError with file and line for a broken line."""
-    rows = ((u.id, u.text, u.recording, u.offset, u.split, u.audio_filepath is not None) for u in manifest.read_lines(path))
+    rows = (
+        (u.id, u.text, u.recording, u.offset, u.split, u.audio_filepath is not None) for u in manifest.read_lines(path)
+    )
     batches = []
     while part := list(islice(rows, _ROWS_AT_ONCE)):
         columns = zip(*part, strict=True)
         batches.append(
-            pa.record_batch([pa.array(c, field.type) for c, field in zip(columns, _SCHEMA, strict=True)], schema=_SCHEMA)
+            pa.record_batch(
+                [pa.array(c, field.type) for c, field in zip(columns, _SCHEMA, strict=True)], schema=_SCHEMA
+            )
         )
     return pa.Table.from_batches(batches, schema=_SCHEMA)
 
 
 class Transcripts:
-    """A manifest as an Arrow table, by sorted ids. Raises UserError with file and line for a broken line, and for a double id."""
+    """A manifest as an Arrow table, by sorted ids. Raises UserError with file and line for a broken line, and for a
+    double id."""
 
     def __init__(self, path: Path, *, split: str | None = None) -> None:
         table = _table(path)
@@ -64,7 +71,9 @@ class Transcripts:
         self.all_ids: list[str] = table["id"].to_pylist()  # of all splits
         for left, right in pairwise(self.all_ids):
             if left == right:
-                raise UserError(f"{path}: id must be unique, but '{left}' stands twice. Give each utterance its own id.")
+                raise UserError(
+                    f"{path}: id must be unique, but '{left}' stands twice. Give each utterance its own id."
+                )
         self._text = table["text"]
         self.has_sound = bool(pc.any(table["has_sound"]).as_py())
         wanted = pc.equal(table["split"], split) if split is not None else None
@@ -73,7 +82,8 @@ class Transcripts:
             splits = sorted({name or "(none)" for name in pc.unique(table["split"]).to_pylist()})
             raise UserError(f"split must be one of {', '.join(splits)}, but is '{split}' instead.")
         recording = table["recording"].combine_chunks().dictionary_encode().indices.to_numpy()
-        self._spoken = np.lexsort((np.arange(len(table)), table["offset"].to_numpy(), recording))  # by recording and time
+        # by recording and time
+        self._spoken = np.lexsort((np.arange(len(table)), table["offset"].to_numpy(), recording))
         self._spoken_at = np.empty(len(table), np.int64)
         self._spoken_at[self._spoken] = np.arange(len(table))
         changes = np.flatnonzero(np.diff(recording[self._spoken])) + 1
@@ -117,7 +127,8 @@ def unit_source(
 ) -> UnitSource:
     """The source that fits a teacher; a unit belongs to the word that is spoken where it begins.
 
-    units: of text without sound, which has no alignment. Raises UserError where what it needs was not given, or is of another inventory.
+    units: of text without sound, which has no alignment. Raises UserError where what it needs was not given, or is of
+    another inventory.
     """
     level = teacher.level
     if level in SPELLED:
@@ -137,7 +148,9 @@ def unit_source(
     if alignment is None:
         raise UserError(f"labels at the level {level} need an alignment, but there is none. Run `hkd align` first.")
     if level not in alignment.inventories:
-        raise UserError(f"unit must be a level of the alignment ({', '.join(alignment.inventories)}), but is '{level}' instead.")
+        raise UserError(
+            f"unit must be a level of the alignment ({', '.join(alignment.inventories)}), but is '{level}' instead."
+        )
     _same_inventory(teacher, alignment.inventories[level], f"the alignment {alignment.path}")
 
     def aligned(utterance_id: str, spoken: Sequence[str]) -> Units:
@@ -145,7 +158,8 @@ def unit_source(
         if list(utterance.words) != list(spoken):
             raise UserError(
                 f"the transcript of '{utterance_id}' must be what was aligned, but has changed "
-                f"({text_digest(utterance.words).hex()} aligned, {text_digest(spoken).hex()} now). Run `hkd align` again."
+                f"({text_digest(utterance.words).hex()} aligned, {text_digest(spoken).hex()} now). Run `hkd align` "
+                f"again."
             )
         return aligned_to_units(utterance, level, alignment.silences[level])
 
@@ -195,7 +209,8 @@ class ContextRule:
 
 
 def windows(token_N: NDArray[np.int32], sizes: Sequence[int], *, room: int, left_only: bool) -> list[Window]:
-    """The windows of utterances of `sizes` tokens that follow each other: (all tokens, where the utterance begins), one an utterance."""
+    """The windows of utterances of `sizes` tokens that follow each other: (all tokens, where the utterance begins), one
+    an utterance."""
     begin_B1 = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64).tolist()
     placed: list[Window] = []
     first = 0

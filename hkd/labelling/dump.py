@@ -1,10 +1,12 @@
 """Stage one: a teacher's distributions over all transcripts of a manifest, into a label store.
 
 - The shard is the unit of work: batching and de-duplication stay inside it, so its bytes are the same on every worker.
-- The teacher runs here. One thread compresses and writes, up to two shards behind; if it fails, the dump stops with its error.
+- The teacher runs here. One thread compresses and writes, up to two shards behind; if it fails, the dump stops with its
+  error.
 - A GPU gets the next shard while the rows of the last one are still copied back.
 - Run again, the dump does the shards that have no mark yet, and leaves the others.
-- A job names its parts by path, so any process with these paths can do any shard: this one (`local`), or the workers of a Ray cluster (`ray`).
+- A job names its parts by path, so any process with these paths can do any shard: this one (`local`), or the workers of
+  a Ray cluster (`ray`).
 """
 
 import logging
@@ -67,7 +69,8 @@ class Work:
 
 @dataclass(frozen=True, kw_only=True)
 class DumpReport(Work):
-    """What a dump did. The work is that of this run; the quality is that of the whole store, and None while shards are missing."""
+    """What a dump did. The work is that of this run; the quality is that of the whole store, and None while shards are
+    missing."""
 
     store: Path | str
     teacher: str
@@ -101,7 +104,8 @@ class DumpReport(Work):
 UNIGRAM_UTTERANCES = 10_000
 SAMPLE_UTTERANCES = 16
 WAITING_SHARDS = 2  # to be written
-LEARNT_SAMPLE, MAX_LEARNT = 20_000, 0.05  # utterances that are looked at, and the share of sentences that text may have in common
+# utterances that are looked at, and the share of sentences that text may have in common
+LEARNT_SAMPLE, MAX_LEARNT = 20_000, 0.05
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,7 +114,7 @@ class DumpConfig:
 
     k: int = 16  # ids that are kept of each distribution
     temperatures: tuple[float, ...] = ()  # besides 1, for which the exact normaliser is stored too
-    selection: str = "topk"  # topk | sample: k draws from the teacher (its units with counts); random-sampling distillation
+    selection: str = "topk"  # topk | sample: k draws from the teacher, stored as units with counts
     codec: str = "grid"  # how log-probabilities are written; see the label store's format
     backend: str = "arrow"  # arrow | zarr
     utterances_per_shard: int = 512  # a shard is the unit of work that is resumed and shared
@@ -120,7 +124,9 @@ class DumpConfig:
 
     def __post_init__(self) -> None:
         check_setting("k", self.k, "be at least 1", self.k >= 1)
-        check_setting("utterances_per_shard", self.utterances_per_shard, "be at least 1", self.utterances_per_shard >= 1)
+        check_setting(
+            "utterances_per_shard", self.utterances_per_shard, "be at least 1", self.utterances_per_shard >= 1
+        )
         if any(not t > 0 or t == 1.0 for t in self.temperatures):
             raise UserError(
                 f"temperatures must be positive and other than 1, which is always there, but are {self.temperatures}."
@@ -150,32 +156,38 @@ def dump(
 ) -> DumpReport:
     """Label a manifest's transcripts into the store at `out`; this process does every `world_size`-th pending shard.
 
-    Raises UserError where inputs do not fit together or the store there is another one, HkdError where the work cannot be done.
+    Raises UserError where inputs do not fit together or the store there is another one, HkdError where the work cannot
+    be done.
     """
     check_setting("rank", f"{rank} of {world_size}", "be at least 0 and below world_size", 0 <= rank < world_size)
     if overwrite and world_size > 1:
         raise UserError(
-            "--overwrite must be left out in a job array, where each process would remove what the others wrote. Remove the store first."
+            "--overwrite must be left out in a job array, where each process would remove what the others wrote. "
+            "Remove the store first."
         )
     run = DumpRun(manifest, out, teacher, overwrite=overwrite, **inputs)
     return run.report(run.shards([shard for shard in run.pending() if shard % world_size == rank], progress))
 
 
 class ShardLabeller:
-    """Labels shards, several at once if asked by several threads. `asked`: what `Teacher.score` is given beside the sentences."""
+    """Labels shards, several at once if asked by several threads. `asked`: what `Teacher.score` is given beside the
+    sentences."""
 
     def __init__(
         self, *, teacher: Teacher, source: UnitSource, transcripts: Transcripts, asked: dict[str, Any], keep_going: bool
     ) -> None:
         self._teacher, self._transcripts, self._asked, self._keep_going = teacher, transcripts, asked, keep_going
         self._rule = ContextRule(transcripts, source, teacher)
-        self._by_text = teacher.info.trained_on_transcripts == "cross-fitted"  # which of its LMs has not seen an utterance
+        # which of its LMs has not seen an utterance
+        self._by_text = teacher.info.trained_on_transcripts == "cross-fitted"
         self._reading = threading.Lock()
 
     def label(self, ids: Sequence[str]) -> tuple[list[UtteranceLabels], Work]:
-        """The labels of some utterances, and the work that it was; transcripts that repeat (in the same context) are scored once.
+        """The labels of some utterances, and the work that it was; transcripts that repeat (in the same context) are
+        scored once.
 
-        Raises UserError or HkdError with the name of an utterance that cannot be labelled; with `keep_going` those are left out.
+        Raises UserError or HkdError with the name of an utterance that cannot be labelled; with `keep_going` those are
+        left out.
         """
         left_out: dict[str, str] = {}
         begun = time.monotonic()
@@ -201,7 +213,9 @@ class ShardLabeller:
                 [topk] = self._teacher.score([sentence], **self._asked)
             digest = LEFT_OUT if name in left_out else sequence_digest(sentence.unit_U)
             text = text_digest(words)
-            rows.append(UtteranceLabels(id=name, topk=topk, word_U=sentence.word_U, unit_digest=digest, text_digest=text))
+            rows.append(
+                UtteranceLabels(id=name, topk=topk, word_U=sentence.word_U, unit_digest=digest, text_digest=text)
+            )
         work = Work(
             shards_done=1,
             positions=sum(len(row.topk) for row in rows),
@@ -253,7 +267,8 @@ def _empty(name: str) -> Sentence:
 
 
 def unigram_perplexity(units: Iterable[NDArray[np.int32]], size: int) -> float | None:
-    """Leave-one-out perplexity of the add-one unigram LM of some unit sequences over `size` units: what any teacher must beat.
+    """Leave-one-out perplexity of the add-one unigram LM of some unit sequences over `size` units: what any teacher
+    must beat.
 
     Each position is predicted from all others' counts: p = (c_u − 1 + 1) / (N − 1 + V). None below two positions.
     """
@@ -279,25 +294,30 @@ class DumpRun:
         overwrite: bool = False,
         **inputs: Unpack[DumpInputs],
     ) -> None:
-        """Read the manifest, load the teacher, begin the store or go on with it: what `dump` does before the first shard."""
+        """Read the manifest, load the teacher, begin the store or go on with it: what `dump` does before the first
+        shard."""
         config, alignment, units = inputs["config"], inputs.get("alignment"), inputs.get("units")
         self._transcripts = transcripts = Transcripts(manifest, split=config.split or None)
         self._teacher = teacher = teacher() if callable(teacher) else teacher
         if config.selection == "sample" and teacher.info.kind not in ("masked", "causal"):
             raise UserError(
-                f"selection must be topk for a teacher of kind {teacher.info.kind}; only masked and causal LMs can be sampled."
+                f"selection must be topk for a teacher of kind {teacher.info.kind}; only masked and causal LMs can be "
+                f"sampled."
             )
         self._is_text = units is not None
         if self._is_text and transcripts.has_sound:
             raise UserError(
-                f"{manifest} must be text without sound (`hkd prepare --text`), but has utterances with audio. Leave out --text."
+                f"{manifest} must be text without sound (`hkd prepare --text`), but has utterances with audio. Leave "
+                f"out --text."
             )
         source = unit_source(teacher, alignment=alignment, subwords=inputs.get("subwords"), units=units)
         ids = transcripts.ids
         spoken = alignment if units is None and teacher.level not in SPELLED else None
         labelled = [name for name in ids if spoken is None or name in spoken]
         if not labelled:
-            raise UserError("the alignment must hold utterances of the manifest, but holds none of them. Run `hkd align` again.")
+            raise UserError(
+                "the alignment must hold utterances of the manifest, but holds none of them. Run `hkd align` again."
+            )
         if len(labelled) < len(ids):
             log.warning("%d of %d utterances have no alignment and get no labels.", len(ids) - len(labelled), len(ids))
         _refuse_learnt(teacher, transcripts, labelled, is_text=self._is_text)
@@ -333,7 +353,8 @@ class DumpRun:
         )
 
     def _finish(self) -> dict[str, Any]:
-        """Close a complete store: index, card, and the quality, with a loud warning for a teacher that is worse than unigrams."""
+        """Close a complete store: index, card, and the quality, with a loud warning for a teacher that is worse than
+        unigrams."""
         writer, teacher = self._writer, self._teacher
         stored, sums = writer.folder.report(), writer.quality_sums()
         if "unigram_perplexity" not in stored:
@@ -343,7 +364,9 @@ class DumpRun:
             sample = ids[:: -(-len(ids) // UNIGRAM_UTTERANCES)]
             gold = (reader.block(sample[a : a + 512]).topk.gold_N for a in range(0, len(sample), 512))
             measured = getattr(teacher, "measured", None)
-            found = {} if measured is None else measured(self._labeller.sample(ids[:: -(-len(ids) // SAMPLE_UTTERANCES)]))
+            found = (
+                {} if measured is None else measured(self._labeller.sample(ids[:: -(-len(ids) // SAMPLE_UTTERANCES)]))
+            )
             stored |= {
                 **teacher.figures,
                 **{name: float(f"{value:.4g}") for name, value in found.items()},
@@ -355,7 +378,8 @@ class DumpRun:
         mine, unigram = quality["perplexity"], quality["unigram_perplexity"]
         if mine is not None and unigram is not None and mine > unigram:
             log.warning(
-                "TEACHER WORSE THAN UNIGRAMS: %s has perplexity %.1f on these transcripts, their unigram LM %.1f. Its labels teach nothing.",
+                "TEACHER WORSE THAN UNIGRAMS: %s has perplexity %.1f on these transcripts, their unigram LM %.1f. Its "
+                "labels teach nothing.",
                 teacher.info.name, mine, unigram,
             )  # fmt: skip
         return quality
@@ -364,7 +388,8 @@ class DumpRun:
         """Label the shards in order."""
         work = Work()
         started = time.monotonic()
-        with ThreadPoolExecutor(1) as thread:  # leaving it, whatever happened, waits until all that was handed over is written
+        # leaving it, whatever happened, waits until all that was handed over is written
+        with ThreadPoolExecutor(1) as thread:
             writing: deque[Future[float]] = deque()
 
             def catch_up(most: int) -> None:
@@ -415,14 +440,16 @@ class DumpRun:
 
 
 def _refuse_learnt(teacher: Teacher, transcripts: Transcripts, ids: Sequence[str], *, is_text: bool) -> None:
-    """Raises UserError where an LM has learnt from the text that it is to label, since it would repeat it; warns where that is speech."""
+    """Raises UserError where an LM has learnt from the text that it is to label, since it would repeat it; warns where
+    that is speech."""
     if (has_read := getattr(teacher, "has_read", None)) is None:
         return
     sample = ids[:: -(-len(ids) // LEARNT_SAMPLE) or 1]
     share = has_read(transcripts.words(sample))
     if share > MAX_LEARNT and is_text:
         raise UserError(
-            f"an LM must not label what it has learnt from, but {teacher.info.name} has learnt from {share:.0%} of these sentences. "
+            f"an LM must not label what it has learnt from, but {teacher.info.name} has learnt from {share:.0%} of "
+            f"these sentences. "
             "Train it on folds of them: `hkd lm train --manifest TEXT.jsonl --transcripts cross-fit`, without --text."
         )
     if share:
@@ -451,7 +478,10 @@ def store_spec(
         context=f"window of {context} tokens" if context else "utterance",
         hkd_version=__version__,
         command=command,
-        **{name: getattr(config, name) for name in ("selection", "temperatures", "codec", "backend", "utterances_per_shard")},
+        **{
+            name: getattr(config, name)
+            for name in ("selection", "temperatures", "codec", "backend", "utterances_per_shard")
+        },
     )
 
 
@@ -460,7 +490,8 @@ EXECUTORS = ("local", "ray")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DumpJob:
-    """A dump in words: which teacher labels which manifest into which store. Relative paths start at `folder`, the working one."""
+    """A dump in words: which teacher labels which manifest into which store. Relative paths start at `folder`, the
+    working one."""
 
     manifest: Path
     out: Path | str  # a folder or a URL
@@ -515,12 +546,15 @@ def execute(
 ) -> DumpReport:
     """Do a dump: here, every `world_size`-th pending shard; or on a Ray cluster, all of them.
 
-    `ray_address`, `workers`: see `hkd.labelling.ray.ray_dump`. Raises UserError and HkdError as `hkd.labelling.dump.dump`.
+    `ray_address`, `workers`: see `hkd.labelling.ray.ray_dump`. Raises UserError and HkdError as
+    `hkd.labelling.dump.dump`.
     """
     check_executor(executor, ray_address=ray_address, workers=workers)
     if executor == "ray":
         if world_size != 1 or rank:
-            raise UserError("rank and world_size must be left out with the executor ray, which hands out the shards itself.")
+            raise UserError(
+                "rank and world_size must be left out with the executor ray, which hands out the shards itself."
+            )
         from hkd.labelling.ray import ray_dump
 
         return ray_dump(job, address=ray_address, workers=workers, overwrite=overwrite, progress=progress)

@@ -1,10 +1,12 @@
 """train_lm: a unit LM from text (and transcripts, by cross-fitting only), held against the n-gram of the same data.
 
-- Resumable and deterministic: each step of the work leaves whole files and is skipped where they are there; killed at any moment and
-  started again it ends with the same bytes. What is in the making lies in `work/` below the LM's folder and goes at the end.
+- Resumable and deterministic: each step of the work leaves whole files and is skipped where they are there; killed at
+  any moment and started again it ends with the same bytes. What is in the making lies in `work/` below the LM's folder
+  and goes at the end.
 - A finished LM of the same settings and data is left as it is; one of other settings or data is refused.
-- Cross-fitting: the utterances' texts are dealt into folds, fold i is trained on the text and the other folds, so that each utterance
-  can be labelled, and judged, by the LM that has not seen it. Only the split `train` takes part where there is one.
+- Cross-fitting: the utterances' texts are dealt into folds, fold i is trained on the text and the other folds, so that
+  each utterance can be labelled, and judged, by the LM that has not seen it. Only the split `train` takes part where
+  there is one.
 """
 
 import logging
@@ -86,14 +88,22 @@ class LmConfig:
     neural: bool | None = None  # a neural LM beside the n-gram; default: where there are 20 million units to learn from
 
     def __post_init__(self) -> None:
-        choices = {"unit": UNIT_LEVELS, "direction": DIRECTIONS, "given": ("auto", *GIVEN), "transcripts": ("none", "cross-fit")}
+        choices = {
+            "unit": UNIT_LEVELS,
+            "direction": DIRECTIONS,
+            "given": ("auto", *GIVEN),
+            "transcripts": ("none", "cross-fit"),
+        }
         for name, allowed in choices.items():
             check_choice(f"`{name}`", getattr(self, name), allowed)
         for name, least in {"folds": 2, "batch_sentences": 1, "max_units": 2, "max_scored_positions": 1}.items():
             check_setting(f"`{name}`", getattr(self, name), f"be at least {least}", getattr(self, name) >= least)
         check_setting("`held_out`", self.held_out, "be a share between 0 and 1", 0 < self.held_out < 1)
         check_setting(
-            "`ngram_order`", self.ngram_order, "be 2 to 5, or 0 for the level's own", self.ngram_order in (0, 2, 3, 4, 5)
+            "`ngram_order`",
+            self.ngram_order,
+            "be 2 to 5, or 0 for the level's own",
+            self.ngram_order in (0, 2, 3, 4, 5),
         )
         given, is_causal = self.resolved_given, self.direction == "causal"
         own = f"'{self.given}' with {self.direction}"
@@ -120,7 +130,8 @@ class LmConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LmReport:
-    """report.json. `figures`: per set of sentences, for neural (where there is one), ngram and unigram {perplexity, top1}, and `positions`."""
+    """report.json. `figures`: per set of sentences, for neural (where there is one), ngram and unigram {perplexity,
+    top1}, and `positions`."""
 
     unit: str
     direction: str
@@ -168,12 +179,16 @@ def render(value: dict[str, Any]) -> str:
     if "neural" not in judged:
         lines += [
             "",
-            "The n-gram is the teacher: on so little text a neural LM is worse. --set neural=true trains one beside it.",
+            "The n-gram is the teacher: on so little text a neural LM is worse. --set neural=true trains one beside "
+            "it.",
         ]
     elif value["teacher"] == "neural":
         lines += ["", f"The neural LM is the teacher: it beats the n-gram ({pair} on the {value['judged_on']})."]
     else:
-        lines += ["", f"The n-gram is the teacher: this text and training are too small for the neural LM to beat it ({pair})."]
+        lines += [
+            "",
+            f"The n-gram is the teacher: this text and training are too small for the neural LM to beat it ({pair}).",
+        ]
     if judged[value["teacher"]]["perplexity"] > judged["unigram"]["perplexity"]:
         lines.append("WARNING: the teacher is worse than the unigram; its text does not fit.")
     return "\n".join(lines)
@@ -194,7 +209,9 @@ def identity_of(
 ) -> dict[str, Any]:
     """All that the result depends on. Raises UserError where there is nothing to train on."""
     if not texts and config.transcripts == "none":
-        raise UserError("an LM needs something to train on, but there is none. Give --text FILE, or --transcripts cross-fit.")
+        raise UserError(
+            "an LM needs something to train on, but there is none. Give --text FILE, or --transcripts cross-fit."
+        )
     if config.transcripts == "cross-fit" and manifest is None:
         raise UserError("cross-fitting needs the manifest, but there is none. Run `hkd prepare` first.")
     for path in texts:
@@ -207,13 +224,15 @@ def identity_of(
         "manifest": None if manifest is None else manifest.digest,
         "alignment": None if alignment is None or config.unit in SPELLED else alignment.digest,
         "normalisation": normalisation(),
-        **({"folds_by": "text"} if config.transcripts == "cross-fit" else {}),  # earlier versions: by the utterance's id
+        # earlier versions: by the utterance's id
+        **({"folds_by": "text"} if config.transcripts == "cross-fit" else {}),
     }
 
 
 def finished(folder: Path, identity: Mapping[str, Any], *, overwrite: bool) -> LmReport | None:
     """The report of a finished LM of this identity. Refuses, or with overwrite removes, an LM of another one."""
-    if not folder.exists() or all(path.name.endswith(".tmp") for path in folder.iterdir()):  # killed before its first file
+    # killed before its first file
+    if not folder.exists() or all(path.name.endswith(".tmp") for path in folder.iterdir()):
         return None
     old = read_json(folder / CONFIG) if (folder / CONFIG).exists() else {}
     if "hkd_lm" not in old:
@@ -222,7 +241,10 @@ def finished(folder: Path, identity: Mapping[str, Any], *, overwrite: bool) -> L
         shutil.rmtree(folder)
         return None
     check_same(
-        f"{folder} must be of the same settings and data", old["identity"], identity, "Give another --name, or --overwrite."
+        f"{folder} must be of the same settings and data",
+        old["identity"],
+        identity,
+        "Give another --name, or --overwrite.",
     )
     if not (folder / REPORT).exists():
         return None
@@ -242,10 +264,12 @@ def train_lm(
     overwrite: bool = False,
     progress: Progress = no_progress,
 ) -> LmReport:
-    """Train the n-gram, the neural LM where it is asked for or the text is large, and compare them; returns what report.json says.
+    """Train the n-gram, the neural LM where it is asked for or the text is large, and compare them; returns what
+    report.json says.
 
-    manifest: with transcripts "cross-fit" its texts train the LM; else they are only left out of the text and judged upon, with
-    alignment giving the units as they were spoken. Raises UserError where there is nothing to train on, or the folder holds another LM.
+    manifest: with transcripts "cross-fit" its texts train the LM; else they are only left out of the text and judged
+    upon, with alignment giving the units as they were spoken. Raises UserError where there is nothing to train on, or
+    the folder holds another LM.
     """
     identity = identity_of(config, texts=texts, units=units, manifest=manifest, alignment=alignment)
     report = finished(folder, identity, overwrite=overwrite)
@@ -292,11 +316,14 @@ class _Training:
                 raise UserError("an LM needs sentences to train on, but none is left. Give more text.")
             self._count(fold, number, len(folds))
         most, seed = max(1, self.config.max_scored_positions // len(folds)), self.config.loop.seed
-        sets = {name: [sample(f.judged[name], max_positions=most, seed=seed) for f in folds] for name in folds[0].judged}
+        sets = {
+            name: [sample(f.judged[name], max_positions=most, seed=seed) for f in folds] for name in folds[0].judged
+        }
         judged = {name: parts for name, parts in sets.items() if any(parts)}
         if not judged:
             raise UserError(
-                "an LM needs held-out sentences to be judged on, but there is none. Give more text, or raise `held_out`."
+                "an LM needs held-out sentences to be judged on, but there is none. Give more text, or raise "
+                "`held_out`."
             )
         ngram = self._measured(folds, judged, "ngram")
         enough = min(fold.corpus.num_units for fold in folds) >= NEURAL_UNITS
@@ -310,7 +337,9 @@ class _Training:
                 self._fit(fold, number, len(folds))
             measured = {"neural": self._measured(folds, judged, "neural"), **measured}
         measured["unigram"] = self._measured(folds, judged, "unigram")
-        table: dict[str, dict[str, Any]] = {name: {kind: rows[name] for kind, rows in measured.items()} for name in judged}
+        table: dict[str, dict[str, Any]] = {
+            name: {kind: rows[name] for kind, rows in measured.items()} for name in judged
+        }
         for name, parts in judged.items():
             table[name]["positions"] = sum(len(unit_U) for part in parts for unit_U in part)
         report = self._report(folds, train, table)
@@ -350,7 +379,9 @@ class _Training:
             progress=lambda done, total, **facts: self.progress(0.1 * done / max(total, 1), 1.0, stage="text"),
         )
 
-    def _folds(self, train: TokenCache, held: TokenCache, manifest: Manifest | None, alignment: Alignment | None) -> list[_Fold]:
+    def _folds(
+        self, train: TokenCache, held: TokenCache, manifest: Manifest | None, alignment: Alignment | None
+    ) -> list[_Fold]:
         """Without cross-fitting one fold, judged on all transcripts; with it `folds`, each judged on its own."""
         work = self.folder / "work"
         judged: dict[str, Sentences] = {"text": held}
@@ -372,7 +403,9 @@ class _Training:
             others = [piece for name, pieces in spoken.items() if fold_of[name] != number for piece in pieces]
             part = {"transcripts": own, **({"text": judged["text"]} if judged["text"] else {})}
             name = f"fold-{number}"
-            folds.append(_Fold(folder=self.folder / name, work=work / name, corpus=Corpus([train, others]), judged=part))
+            folds.append(
+                _Fold(folder=self.folder / name, work=work / name, corpus=Corpus([train, others]), judged=part)
+            )
         return folds
 
     def _count(self, fold: _Fold, number: int, folds: int) -> None:
@@ -408,14 +441,17 @@ class _Training:
     def _measured(
         self, folds: Sequence[_Fold], judged: Mapping[str, Sequence[Sequence[Sequence_U]]], kind: str
     ) -> dict[str, dict[str, float]]:
-        """For each set of sentences what one kind of LM comes to; `judged` has a part a fold, which the fold's own LM is asked of."""
+        """For each set of sentences what one kind of LM comes to; `judged` has a part a fold, which the fold's own LM
+        is asked of."""
         found: dict[str, list[Figures]] = {name: [] for name in judged}
         for number, fold in enumerate(folds):
             if kind == "unigram":
                 logp_V = unigram(fold.corpus.counts(len(self.inventory)), self.senones)
                 ask = partial(unigram_figures, logp_V, self.senones)
             else:
-                teacher = load_part(fold.folder, kind, config=self.header, inventory=self.inventory, name=self.folder.name)
+                teacher = load_part(
+                    fold.folder, kind, config=self.header, inventory=self.inventory, name=self.folder.name
+                )
                 ask = partial(figures, teacher)
             for name, parts in judged.items():
                 if parts[number]:

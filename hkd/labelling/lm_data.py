@@ -1,7 +1,9 @@
 """Text and transcripts → unit sequences on disk, for the training of unit LMs.
 
-- Text is streamed: a line is normalised, kept or held out, turned into units, and appended to a token cache; memory stays constant.
-- Held out is a sentence whose digest falls into the share: the same words always fall on the same side, wherever they stand.
+- Text is streamed: a line is normalised, kept or held out, turned into units, and appended to a token cache; memory
+  stays constant.
+- Held out is a sentence whose digest falls into the share: the same words always fall on the same side, wherever they
+  stand.
 - A line of text that equals a transcript is left out, so that no LM meets in its text what it will label.
 
 Shape letters: U units of a sentence.
@@ -44,7 +46,8 @@ _UNPACKED = 3  # about as many times larger than its .gz is a text
 
 
 def read_lines(paths: Sequence[Path], *, progress: Progress = no_progress) -> Iterator[str]:
-    """Lines of text files, plain or .gz, in order. Raises UserError with file and line where one is missing or no UTF-8."""
+    """Lines of text files, plain or .gz, in order. Raises UserError with file and line where one is missing or no
+    UTF-8."""
     total = sum(path.stat().st_size * (_UNPACKED if path.suffix == ".gz" else 1) for path in paths if path.exists())
     done = 0
     for path in paths:
@@ -61,7 +64,8 @@ def is_held_out(line: str, share: float) -> bool:
 
 
 def cut(unit_U: Sequence_U, may_begin_U: NDArray[np.bool_], max_units: int) -> Iterator[Sequence_U]:
-    """A sequence in pieces of at most max_units, each beginning where it may (at max_units, where no such place is near)."""
+    """A sequence in pieces of at most max_units, each beginning where it may (at max_units, where no such place is
+    near)."""
     start = 0
     while len(unit_U) - start > max_units:
         places = np.flatnonzero(may_begin_U[start + 1 : start + max_units + 1])
@@ -72,7 +76,8 @@ def cut(unit_U: Sequence_U, may_begin_U: NDArray[np.bool_], max_units: int) -> I
 
 
 class TokenCache:
-    """Unit sequences in one file; random access by number. Read piece by piece: a memory map would count as memory, page by page."""
+    """Unit sequences in one file; random access by number. Read piece by piece: a memory map would count as memory,
+    page by page."""
 
     def __init__(self, folder: Path) -> None:
         self._units, self._offsets = (os.open(folder / name, os.O_RDONLY) for name in (UNITS, OFFSETS))
@@ -192,7 +197,8 @@ def cache_text(
 
 
 def folds_of(manifest: Manifest, folds: int) -> dict[bytes, int]:
-    """`text_digest` of a transcript → fold: the same words are of one fold, whatever utterance says them. Dealt out in the order of other digests."""
+    """`text_digest` of a transcript → fold: the same words are of one fold, whatever utterance says them. Dealt out in
+    the order of other digests."""
     texts = {tuple(words(u.text)) for u in manifest}
     groups = sorted(texts, key=lambda text: digest_of(["fold", " ".join(text)]))
     if len(groups) < folds:

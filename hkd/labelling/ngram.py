@@ -1,9 +1,12 @@
-"""N-grams by Kneser-Ney (one discount an order, back-off), estimated by kaldingram in a process of its own; unigrams are relative frequencies.
+"""N-grams by Kneser-Ney (one discount an order, back-off), estimated by kaldingram in a process of its own; unigrams
+are relative frequencies.
 
-Of words for the search, and of units as the bar that a neural unit LM must clear: the same units from the same training data.
+Of words for the search, and of units as the bar that a neural unit LM must clear: the same units from the same training
+data.
 
-- A causal LM is held against the n-gram's p(u_n | the units before); a cloze LM against its p(u_n | all others), normalised over V; with
-  given `outside-phone` against the two-sided phone n-gram folded through p(senone | phone in context, state). Always the same positions.
+- A causal LM is held against the n-gram's p(u_n | the units before); a cloze LM against its p(u_n | all others),
+  normalised over V; with given `outside-phone` against the two-sided phone n-gram folded through p(senone | phone in
+  context, state). Always the same positions.
 - Perplexity = exp of the mean of −log p(u_n | what is given) over positions; </s> is no position for either.
 
 Shape letters: V inventory.
@@ -36,7 +39,8 @@ WORDS = "words.arpa"  # its name in the folder of the LMs
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WordNgramConfig:
-    """A word n-gram, pruned as in Stolcke 1998; not by counts, since Kneser-Ney takes its discounts from what is seen once and twice."""
+    """A word n-gram, pruned as in Stolcke 1998; not by counts, since Kneser-Ney takes its discounts from what is seen
+    once and twice."""
 
     order: int = 3  # words of the longest n-gram
     transcripts: bool = False  # read the transcripts of the train split too
@@ -48,9 +52,15 @@ class WordNgramConfig:
 
 
 def train_word_ngram(
-    texts: Sequence[Path], out: Path, *, config: WordNgramConfig, more: Iterable[str] = (), progress: Progress = no_progress
+    texts: Sequence[Path],
+    out: Path,
+    *,
+    config: WordNgramConfig,
+    more: Iterable[str] = (),
+    progress: Progress = no_progress,
 ) -> int:
-    """Texts (plain or .gz, a sentence a line) and `more` sentences, normalised → an ARPA file; returns the sentences read.
+    """Texts (plain or .gz, a sentence a line) and `more` sentences, normalised → an ARPA file; returns the sentences
+    read.
 
     Streams. Raises UserError where there is no text, HkdError where estimation fails.
     """
@@ -65,14 +75,16 @@ def train_word_ngram(
                     count += 1
         if not count:
             raise UserError(
-                "a word n-gram needs text, but there is none. Put a file with a sentence a line into text/, or name it: --text."
+                "a word n-gram needs text, but there is none. Put a file with a sentence a line into text/, or name "
+                "it: --text."
             )
         estimate(work, out, order=config.order, prune=config.prune)
     return count
 
 
 def estimate(text: Path, arpa: Path, *, order: int, prune: float = 0.0) -> None:
-    """Estimate an n-gram from a text of symbols with spaces between; the ARPA file is written atomically, the text removed. Raises HkdError where it fails."""
+    """Estimate an n-gram from a text of symbols with spaces between; the ARPA file is written atomically, the text
+    removed. Raises HkdError where it fails."""
     part = temporary(arpa)
     try:
         if order == 1:  # kaldingram 0.1.2 counts only the first word of each sentence then
@@ -127,7 +139,8 @@ def figures(teacher: Teacher, sentences: Sequence[NDArray[np.int32]]) -> Figures
     nats, hits, count = 0.0, 0, 0
     for start in range(0, len(sentences), 64):
         part = [
-            Sentence(id="", unit_U=unit_U, word_U=np.full(len(unit_U), -1, np.int32)) for unit_U in sentences[start : start + 64]
+            Sentence(id="", unit_U=unit_U, word_U=np.full(len(unit_U), -1, np.int32))
+            for unit_U in sentences[start : start + 64]
         ]
         for topk in teacher.score(part, k=2):  # two, since with one the gold unit would displace the first guess
             nats -= float(topk.gold_logp_N.astype(np.float64).sum())
@@ -144,7 +157,9 @@ def unigram(counts_V: NDArray[np.int64], senones: SenoneMap | None) -> NDArray[n
     return logp_V
 
 
-def unigram_figures(logp_V: NDArray[np.float64], senones: SenoneMap | None, sentences: Sequence[NDArray[np.int32]]) -> Figures:
+def unigram_figures(
+    logp_V: NDArray[np.float64], senones: SenoneMap | None, sentences: Sequence[NDArray[np.int32]]
+) -> Figures:
     """The figures of the unigram."""
     unit_N = np.concatenate([np.zeros(0, np.int32), *sentences]).astype(np.int64)
     group_V = np.zeros(len(logp_V), np.int64) if senones is None else senones.state_of_V

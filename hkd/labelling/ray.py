@@ -1,11 +1,12 @@
 """`--executor ray`: the shards of a dump handed out to the workers of a Ray cluster.
 
-- A worker is an actor: it loads the teacher and opens the store as a local dump does, and writes its shards itself. What travels are
-  shard numbers and small figures, so Ray's object store stays all but empty.
-- This process, the driver, holds the queue and no teacher. A worker has one shard at a time, and that is on disk before it answers: when a
-  worker or its node dies, that shard goes back to the front of the queue, and a new worker is asked for.
-- The first worker opens the store alone, so that whatever is refused is refused once, before others load their teachers. A worker gets
-  shards once it has opened the store, so none waits for one that the cluster has no room for.
+- A worker is an actor: it loads the teacher and opens the store as a local dump does, and writes its shards itself.
+  What travels are shard numbers and small figures, so Ray's object store stays all but empty.
+- This process, the driver, holds the queue and no teacher. A worker has one shard at a time, and that is on disk before
+  it answers: when a worker or its node dies, that shard goes back to the front of the queue, and a new worker is asked
+  for.
+- The first worker opens the store alone, so that whatever is refused is refused once, before others load their
+  teachers. A worker gets shards once it has opened the store, so none waits for one that the cluster has no room for.
 """
 
 import logging
@@ -79,7 +80,9 @@ class Worker:
     def open(self, overwrite: bool) -> None:
         """Load the teacher, and begin the store or go on with it."""
         if self._version != __version__:
-            raise UserError(f"hkd must be {self._version} on every node, but is {__version__} on one. Install it there.")
+            raise UserError(
+                f"hkd must be {self._version} on every node, but is {__version__} on one. Install it there."
+            )
         job = self._job
         self._run = DumpRun(job.manifest, job.out, job.load_teacher, **job.parts(), overwrite=overwrite)
 
@@ -104,9 +107,10 @@ def ray_dump(
 ) -> DumpReport:
     """Do a dump on a Ray cluster, and close the store.
 
-    `address`: "auto" (the cluster of this machine), HOST:PORT, ray://HOST:PORT, "local" (a cluster of this machine's cores, for this
-    dump alone); empty: the environment's RAY_ADDRESS, else "local". `workers`: 0 means one a GPU, without GPUs one a node. Raises as
-    `hkd.labelling.dump.dump`, and HkdError where there is no such cluster or a shard ends one worker after the other.
+    `address`: "auto" (the cluster of this machine), HOST:PORT, ray://HOST:PORT, "local" (a cluster of this machine's
+    cores, for this dump alone); empty: the environment's RAY_ADDRESS, else "local". `workers`: 0 means one a GPU,
+    without GPUs one a node. Raises as `hkd.labelling.dump.dump`, and HkdError where there is no such cluster or a shard
+    ends one worker after the other.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports to its makers unless told not to
     try:
@@ -169,7 +173,8 @@ class Share:
 
 
 def share_of(nodes: Sequence[dict[str, Any]], device: str, workers: int) -> Share:
-    """What each worker gets: a GPU where there are any and `device` lets it, else as many cores as leave room for all workers.
+    """What each worker gets: a GPU where there are any and `device` lets it, else as many cores as leave room for all
+    workers.
 
     nodes: as `ray.nodes()` tells. Raises UserError for one GPU among several, since Ray says which worker sees which.
     """
@@ -190,7 +195,9 @@ class _Crew:
     def __init__(self, ray: Any, job: DumpJob, share: Share, *, overwrite: bool) -> None:
         self.share, self.lost = share, 0
         self._ray, self._job, self._overwrite = ray, job, overwrite
-        self._actor = ray.remote(num_cpus=share.num_cpus, num_gpus=share.num_gpus, max_restarts=0, max_task_retries=0)(Worker)
+        self._actor = ray.remote(num_cpus=share.num_cpus, num_gpus=share.num_gpus, max_restarts=0, max_task_retries=0)(
+            Worker
+        )
         self._idle: list[Any] = []
         self._flying: dict[Any, tuple[Any, Call]] = {}  # by the reference of the answer: the worker and its call
         self._deaths: Counter[Call] = Counter()
@@ -203,7 +210,8 @@ class _Crew:
             self._ray.kill(worker)
 
     def answers(self, calls: Iterable[Call]) -> Iterator[Any]:
-        """Each call's answer, in the order in which they come. A call whose worker died goes to the front. Raises the error that a worker met."""
+        """Each call's answer, in the order in which they come. A call whose worker died goes to the front. Raises the
+        error that a worker met."""
         waiting = deque(calls)
         unanswered = len(waiting)
         while unanswered:
@@ -218,7 +226,9 @@ class _Crew:
                     value, said = self._ray.get(reference)
                 except self._ray.exceptions.RayTaskError as error:
                     self._idle.append(worker)
-                    raise (error.cause if isinstance(error.cause, HkdError | OSError | MemoryError) else error) from None
+                    raise (
+                        error.cause if isinstance(error.cause, HkdError | OSError | MemoryError) else error
+                    ) from None
                 except self._ray.exceptions.RayError as error:
                     self._lose(worker, call, error)
                     if call[0] != "open":  # the next worker opens it anyway
@@ -247,7 +257,8 @@ class _Crew:
         what, reason = f"shard {call[1]}" if call[0] == "label" else f"the store's {call[0]}", one_line(error, 300)
         if self._deaths[call[:2]] >= MOST_DEATHS:
             raise HkdError(
-                f"{what} must not end its worker, but has ended {MOST_DEATHS}: {reason} Give each more memory (fewer --workers), "
+                f"{what} must not end its worker, but has ended {MOST_DEATHS}: {reason} Give each more memory (fewer "
+                f"--workers), "
                 "then run the same command again."
             )
         log.warning("A worker ended at %s, which another one does again: %s", what, reason)

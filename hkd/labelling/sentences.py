@@ -1,10 +1,11 @@
 """Sentences → a manifest of text without sound, for label stores of text and for training beside speech.
 
-- An id is `text-` and the first 16 hex digits of the SHA-256 of the sentence's words: lines that are put in or moved, case and punctuation do
-  not change it. Where the same words stand again the ids end in `-2`, `-3`.
-- `shuffle` gives the control: the same sentence lengths and the same words, whose order over all sentences says nothing.
-- Left out, counted and listed: what has no words, or too many; words that the project cannot pronounce or spell; what is a transcript of
-  the project, so that no student learns what it is tested on.
+- An id is `text-` and the first 16 hex digits of the SHA-256 of the sentence's words: lines that are put in or moved,
+  case and punctuation do not change it. Where the same words stand again the ids end in `-2`, `-3`.
+- `shuffle` gives the control: the same sentence lengths and the same words, whose order over all sentences says
+  nothing.
+- Left out, counted and listed: what has no words, or too many; words that the project cannot pronounce or spell; what
+  is a transcript of the project, so that no student learns what it is tested on.
 """
 
 import logging
@@ -57,8 +58,8 @@ def prepare_sentences(
 ) -> Manifest:
     """Text files, plain or .gz, a sentence a line → the manifest `out`. The same call again changes nothing.
 
-    units: the project's; before `hkd units train`, the English dictionary says what can be pronounced. transcripts: not to be in it.
-    Raises UserError where no sentence is left, and where `out` has other sentences, unless `overwrite`.
+    units: the project's; before `hkd units train`, the English dictionary says what can be pronounced. transcripts: not
+    to be in it. Raises UserError where no sentence is left, and where `out` has other sentences, unless `overwrite`.
     """
     config, report = config or SentencesConfig(), report or Report()
     report.path = out.with_name(f"{out.stem}-left-out.tsv")
@@ -104,13 +105,17 @@ def prepare_sentences(
         again = f"-{count[digest]}" if count[digest] > 1 else ""
         found.append(Utterance(id=f"text-{digest.hex()}{again}", text=text))
     if repeats := count.total() - len(count):
-        report.note(f"{repeats} sentences have the words of an earlier one and are kept, with ids that end in -2, -3 ...")
+        report.note(
+            f"{repeats} sentences have the words of an earlier one and are kept, with ids that end in -2, -3 ..."
+        )
     for kind in report.lines():
         log.warning("%s (all in %s)", kind, report.path)
     whole = Manifest(found)
     if out.exists() and not overwrite:
         if manifests.read(out).digest != whole.digest:
-            raise UserError(f"{out} must not be replaced, but has other sentences. Take another file (--out), or --overwrite.")
+            raise UserError(
+                f"{out} must not be replaced, but has other sentences. Take another file (--out), or --overwrite."
+            )
         report.outcome = "up to date"
     else:
         manifests.write(out, whole)

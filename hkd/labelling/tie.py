@@ -1,9 +1,11 @@
-"""Senones for an alignment that has phones alone (MFA, CTM, CTC): states by thirds of a phone, tied by a tree grown on the corpus' own sound.
+"""Senones for an alignment that has phones alone (MFA, CTM, CTC): states by thirds of a phone, tied by a tree grown on
+the corpus' own sound.
 
 - Every phone has three states, silence and noise too; a phone of fewer than three frames takes some of its neighbours.
-- Features: 13 cepstra of the log-mel bins, without the utterance's mean, and their slopes. At most `hours` of sound are looked at,
-  of the split `train` alone where the manifest has one.
-- The alignment is written again, with a senone tier and phone boundaries that fit it; text becomes senones by the same tree.
+- Features: 13 cepstra of the log-mel bins, without the utterance's mean, and their slopes. At most `hours` of sound are
+  looked at, of the split `train` alone where the manifest has one.
+- The alignment is written again, with a senone tier and phone boundaries that fit it; text becomes senones by the same
+  tree.
 
 Shape letters: T frames, U phones of an utterance, F features.
 """
@@ -43,7 +45,8 @@ class TieConfig:
     def __post_init__(self) -> None:
         if self.num_senones < 1 or self.min_frames < 1 or not self.hours > 0:
             raise UserError(
-                f"num_senones, min_frames and hours must be positive, but are {self.num_senones}, {self.min_frames}, {self.hours:g}."
+                f"num_senones, min_frames and hours must be positive, but are {self.num_senones}, {self.min_frames}, "
+                f"{self.hours:g}."
             )
 
 
@@ -69,18 +72,23 @@ def tie(
 ) -> TieReport:
     """Grow a tree, write the alignment with senones in its place, and make the tying the project's own.
 
-    Raises UserError where the alignment has senones already (unless `overwrite`), no phones, or fewer senones are asked for than states.
+    Raises UserError where the alignment has senones already (unless `overwrite`), no phones, or fewer senones are asked
+    for than states.
     """
     alignment = Alignment(alignment_path)
     if MONOPHONE not in alignment.inventories:
-        raise UserError(f"{alignment_path} must have phones to tie the states of, but has words alone. Align with a lexicon.")
+        raise UserError(
+            f"{alignment_path} must have phones to tie the states of, but has words alone. Align with a lexicon."
+        )
     if SENONE in alignment.inventories and not overwrite:
         raise UserError(
             f"{alignment_path} must have no senones yet, but has {len(alignment.inventories[SENONE])}. Use --overwrite."
         )
     inventory, quiet = alignment.inventories[MONOPHONE], alignment.silences[MONOPHONE]
     if inventory.silence is None:
-        raise UserError(f"{alignment_path} must have a phone for silence, but has none. Name it: hkd align --set silence=PHONE.")
+        raise UserError(
+            f"{alignment_path} must have a phone for silence, but has none. Name it: hkd align --set silence=PHONE."
+        )
     stats, seconds = _statistics(manifest, alignment, config, progress)
     states = {phone + 1: NUM_STATES for phone in range(len(inventory))}
     whole = [phone + 1 for phone in quiet]
@@ -106,7 +114,8 @@ def tie(
     made_by = {**alignment.aligner, "tied": {**asdict(config), "tree": digest_of([tree.to_text()])}}
     adopt(units, tying, said, overwrite=overwrite)
     write_alignment(
-        alignment_path, rows, manifest_digest=alignment.manifest_digest, inventories=tying.inventories, silences=tying.silences,
+        alignment_path, rows, manifest_digest=alignment.manifest_digest, inventories=tying.inventories,
+        silences=tying.silences,
         aligner=made_by, failed={**alignment.failed, **failed},
     )  # fmt: skip
     return TieReport(
@@ -126,7 +135,8 @@ def _triples(alignment: Alignment, row: UtteranceAlignment) -> list[tuple[int, i
 
 
 def state_bounds(tier: Tier) -> NDArray[np.int64]:
-    """Boundaries of the states of a tier's phones, 3 U + 1, by thirds, each state a frame at least. Raises ValueError where there are too few."""
+    """Boundaries of the states of a tier's phones, 3 U + 1, by thirds, each state a frame at least. Raises ValueError
+    where there are too few."""
     start_U1 = tier.start_U1.astype(np.int64)
     if NUM_STATES * len(tier.unit_U) > tier.num_frames:
         raise ValueError(f"{len(tier.unit_U)} phones of {NUM_STATES} states do not fit into {tier.num_frames} frames")
@@ -135,8 +145,11 @@ def state_bounds(tier: Tier) -> NDArray[np.int64]:
     return np.array(at_least_one_apart([*inner_US.reshape(-1).tolist(), tier.num_frames], tier.num_frames), np.int64)
 
 
-def _statistics(manifest: Manifest, alignment: Alignment, config: TieConfig, progress: Progress) -> tuple[Statistics, float]:
-    """Sums of each state in context over at most `hours` of sound, utterances by the digest of their ids; and the seconds."""
+def _statistics(
+    manifest: Manifest, alignment: Alignment, config: TieConfig, progress: Progress
+) -> tuple[Statistics, float]:
+    """Sums of each state in context over at most `hours` of sound, utterances by the digest of their ids; and the
+    seconds."""
     heard = manifest.where(lambda u: u.split == TRAIN) or manifest
     ids = sorted((u.id for u in heard if u.id in alignment), key=lambda name: digest_of([name]))
     sums: dict[tuple[int, int, int, int], NDArray[np.float64]] = {}
@@ -166,7 +179,8 @@ def _statistics(manifest: Manifest, alignment: Alignment, config: TieConfig, pro
 
 
 def cepstra(wave_S: NDArray[np.float32], num_frames: int) -> NDArray[np.float64]:
-    """(num_frames, 2 · 13): the cosine transform of the log-mel bins (orthonormal, DCT-II), its mean taken out, and its slope."""
+    """(num_frames, 2 · 13): the cosine transform of the log-mel bins (orthonormal, DCT-II), its mean taken out, and its
+    slope."""
     mel_TF = np.asarray(log_mel(torch.from_numpy(wave_S)), np.float64)
     bins = mel_TF.shape[1]
     basis_FC = np.cos(np.pi / bins * (np.arange(bins)[:, None] + 0.5) * np.arange(NUM_CEPSTRA)) * np.sqrt(2 / bins)

@@ -1,7 +1,8 @@
-"""Shards as Arrow IPC files, memory-mapped, a record batch of one row a block. `datasets.load_dataset("arrow", ...)` opens them, too.
+"""Shards as Arrow IPC files, memory-mapped, a record batch of one row a block. `datasets.load_dataset("arrow", ...)`
+opens them, too.
 
-Columns: `id` and `num_positions` of the block's utterances, their digests (8 bytes each, joined), and one binary column a plane,
-a Zstandard frame of its bytes.
+Columns: `id` and `num_positions` of the block's utterances, their digests (8 bytes each, joined), and one binary column
+a plane, a Zstandard frame of its bytes.
 """
 
 import json
@@ -20,15 +21,32 @@ import zstandard
 from numpy.typing import NDArray
 
 from hkd.labels.codec import block_cuts, layout
-from hkd.labels.format import META_KEY, DamagedShardError, Planes, StoreSpec, Utterances, check_meta, check_size, shard_meta
+from hkd.labels.format import (
+    META_KEY,
+    DamagedShardError,
+    Planes,
+    StoreSpec,
+    Utterances,
+    check_meta,
+    check_size,
+    shard_meta,
+)
 from hkd.labels.kernels import entropy
 from hkd.lines import one_line
 
 THREADS = min(4, 1 + (os.cpu_count() or 1))  # that make and pack blocks: one waits for Python's lock now and then
 AHEAD = 1  # blocks that wait for a thread
-# Byte planes have skewed bytes and hardly any repeats: a match finder that looks for long repeats alone is faster and packs better.
+# Byte planes have skewed bytes and hardly any repeats: a match finder that looks for long repeats alone is faster and
+# packs better.
 # A window of 32 KiB makes blocks of 32 KiB, with a code table each: it fits the few ranks that lie in one.
-ZSTD = {"window_log": 15, "chain_log": 6, "hash_log": 6, "search_log": 1, "min_match": 7, "strategy": zstandard.STRATEGY_FAST}
+ZSTD = {
+    "window_log": 15,
+    "chain_log": 6,
+    "hash_log": 6,
+    "search_log": 1,
+    "min_match": 7,
+    "strategy": zstandard.STRATEGY_FAST,
+}
 NOISE_SAMPLE, NOISE_BITS = 4096, 7.8  # zstd, too, gives up above 7.9 bits a byte, but has tried by then
 BLOCK_OVERHEAD = 1 << 16  # bytes that a block needs beside its planes and utterances, at most
 
@@ -38,7 +56,9 @@ class _OfThread(threading.local):
 
     def __init__(self) -> None:
         self.usual, self.hasty = (  # with a target length, literals are not compressed
-            zstandard.ZstdCompressor(compression_params=zstandard.ZstdCompressionParameters(target_length=length, **ZSTD))
+            zstandard.ZstdCompressor(
+                compression_params=zstandard.ZstdCompressionParameters(target_length=length, **ZSTD)
+            )
             for length in (0, 64)
         )
         self.decompressor = zstandard.ZstdDecompressor()
@@ -82,7 +102,9 @@ def _one_value(data: Any) -> Any:
     return pa.Array.from_buffers(pa.large_binary(), 1, [None, pa.py_buffer(np.array([0, buffer.size])), buffer])
 
 
-def encode_shard(spec: StoreSpec, shard: int, utterances: Utterances, blocks: Iterable[Callable[[], Planes]]) -> memoryview:
+def encode_shard(
+    spec: StoreSpec, shard: int, utterances: Utterances, blocks: Iterable[Callable[[], Planes]]
+) -> memoryview:
     """See `format.Backend`. Threads make and pack the blocks."""
     schema = _schema(spec, shard)
     memory = pa.py_buffer(np.empty(_largest_size(spec, utterances), np.uint8))

@@ -1,4 +1,5 @@
-"""What people read of a store: quality figures, the card (README.md, also a data-set card for the Hub), one utterance's labels."""
+"""What people read of a store: quality figures, the card (README.md, also a data-set card for the Hub), one utterance's
+labels."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,8 +27,8 @@ NOTHING = -1e4  # a log-probability whose exponential is 0
 def quality_of(topk: TopK) -> dict[str, float]:
     """Sums over the positions that have a gold unit; over all positions for tail mass and entropy (in nats).
 
-    The entropy counts the mass outside the kept ids as one more unit, so it is a lower bound. A gold unit in the last place of a row may
-    have been put there, so it is no top-k hit (except where K = V).
+    The entropy counts the mass outside the kept ids as one more unit, so it is a lower bound. A gold unit in the last
+    place of a row may have been put there, so it is no top-k hit (except where K = V).
     """
     has_N = topk.gold_N >= 0
     hit_NK = topk.ids_NK == topk.gold_N[:, None]  # never where there is no gold unit: it is −1 there
@@ -55,7 +56,8 @@ def _entropy(logp_NK: NDArray[np.floating[Any]]) -> float:
 
 
 def calibration_bins(confidence_N: NDArray[np.floating[Any]], correct_N: NDArray[np.bool_]) -> dict[str, float]:
-    """The sums that `calibration_error` needs: by row the probability of its likeliest unit, and whether that is the right one.
+    """The sums that `calibration_error` needs: by row the probability of its likeliest unit, and whether that is the
+    right one.
 
     Of n bins, bin i holds [i / n, (i + 1) / n); 1 belongs to the last.
     """
@@ -95,7 +97,8 @@ def merge(parts: Iterable[Mapping[str, float | None]]) -> dict[str, float | None
 
 
 def figures(sums: Mapping[str, float | None]) -> dict[str, float | None]:
-    """What people read: perplexity, top-1 and top-k hit rate, mean tail mass, mean entropy. None for a figure that is not known."""
+    """What people read: perplexity, top-1 and top-k hit rate, mean tail mass, mean entropy. None for a figure that is
+    not known."""
 
     def mean(key: str, over: str) -> float | None:
         value, count = sums.get(key), sums.get(over)
@@ -112,7 +115,7 @@ def figures(sums: Mapping[str, float | None]) -> dict[str, float | None]:
     }
 
 
-# The card ------------------------------------------------------------------------------------------------------------------
+# The card -------------------------------------------------------------------------------------------------------------
 
 
 def describe(place: Path | str) -> dict[str, Any]:
@@ -152,7 +155,8 @@ def number(value: Any, form: str = ".3f", scale: float = 1.0, unit: str = "") ->
 
 
 def rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
-    """The facts as lines for people. The perplexity is two-sided (pseudo-perplexity) where the teacher reads both directions."""
+    """The facts as lines for people. The perplexity is two-sided (pseudo-perplexity) where the teacher reads both
+    directions."""
     teacher = facts["teacher"]
     both = teacher.get("direction") == "both"
     name = "pseudo-perplexity" if both else "perplexity"
@@ -220,7 +224,7 @@ block = store.block(store.ids[:8])  # block.topk.ids_NK, block.topk.logp_NK, blo
 ```
 {_DATASETS if spec.backend == "arrow" else ""}
 The format is hkd's label store format {spec.format} (docs/label-store.md in hkd). The licence is that of the transcripts and the teacher.
-"""
+"""  # noqa: E501
 
 
 _DATASETS = """
@@ -231,14 +235,14 @@ from datasets import load_dataset
 
 blocks = load_dataset("arrow", data_files="FOLDER/data/*.arrow", split="train")
 ```
-"""
+"""  # noqa: E501
 
 
 def _cell(value: Any) -> str:
     return " ".join(str(value).split()).replace("|", "\\|")
 
 
-# One utterance -------------------------------------------------------------------------------------------------------------
+# One utterance --------------------------------------------------------------------------------------------------------
 
 
 def times(block: LabelBlock, reader: "LabelReader", alignment: Alignment | None, utterance_id: str) -> Positions | None:
@@ -253,8 +257,11 @@ def times(block: LabelBlock, reader: "LabelReader", alignment: Alignment | None,
     return found if sequence_digest(found.unit_U) == block.unit_digest_B[0] else None
 
 
-def show(reader: "LabelReader", utterance_id: str, *, top: int = 5, alignment: Alignment | None = None) -> list[dict[str, Any]]:
-    """A dictionary a position: start_s and end_s (None: not known), word, unit, p (of the unit), candidates, tail (the mass outside).
+def show(
+    reader: "LabelReader", utterance_id: str, *, top: int = 5, alignment: Alignment | None = None
+) -> list[dict[str, Any]]:
+    """A dictionary a position: start_s and end_s (None: not known), word, unit, p (of the unit), candidates, tail (the
+    mass outside).
 
     Raises UserError where the utterance is not in the store.
     """
@@ -266,7 +273,9 @@ def show(reader: "LabelReader", utterance_id: str, *, top: int = 5, alignment: A
         gold = int(topk.gold_N[n])
         order = np.argsort(-topk.logp_NK[n], kind="stable")[:top]
         span = (None, None) if frames is None else (float(frames.start_U[n]), float(frames.stop_U[n]))
-        start_s, end_s = (None if span[0] == span[1] or frame is None else round(frame * FRAME_SHIFT_S, 3) for frame in span)
+        start_s, end_s = (
+            None if span[0] == span[1] or frame is None else round(frame * FRAME_SHIFT_S, 3) for frame in span
+        )
         result.append(
             {
                 "start_s": start_s,
@@ -274,7 +283,9 @@ def show(reader: "LabelReader", utterance_id: str, *, top: int = 5, alignment: A
                 "word": int(block.word_N[n]),
                 "unit": symbols[gold] if gold >= 0 else None,
                 "p": float(np.exp(topk.gold_logp_N[n])) if gold >= 0 else None,
-                "candidates": [{"unit": symbols[topk.ids_NK[n, r]], "p": float(np.exp(topk.logp_NK[n, r]))} for r in order],
+                "candidates": [
+                    {"unit": symbols[topk.ids_NK[n, r]], "p": float(np.exp(topk.logp_NK[n, r]))} for r in order
+                ],
                 "tail": float(np.exp(topk.tail_N[n])),
             }
         )

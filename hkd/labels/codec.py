@@ -1,12 +1,13 @@
 """How top-k rows become bytes and come back: the codecs `f16` and `grid`, and the cutting of shards into blocks.
 
-- Both turn a log-probability into a 16-bit code that does not fall with −log p. `f16`: the bits of −log p as a float16. `grid`: −log p
-  in steps of `step` nats, rounded half to even; 65535 is −∞.
+- Both turn a log-probability into a 16-bit code that does not fall with −log p. `f16`: the bits of −log p as a float16.
+  `grid`: −log p in steps of `step` nats, rounded half to even; 65535 is −∞.
 - Codes are stored as differences in rank modulo 2^16: rows fall, so the differences are small and compress well.
-- Every value is cut into byte planes, low byte first. Codes are stored rank-major (all positions' first rank, then all second
-  ranks ...), since a rank's differences are alike. Unit ids are not alike: they are stored position-major, which saves transposing.
-- The gold unit is stored as its rank among the kept ids where its log-probability is that id's, bit for bit. Else the rank is 0, and two
-  planes of their own, zero otherwise, hold the unit's id + 1 and its float16 log-probability.
+- Every value is cut into byte planes, low byte first. Codes are stored rank-major (all positions' first rank, then all
+  second ranks ...), since a rank's differences are alike. Unit ids are not alike: they are stored position-major, which
+  saves transposing.
+- The gold unit is stored as its rank among the kept ids where its log-probability is that id's, bit for bit. Else the
+  rank is 0, and two planes of their own, zero otherwise, hold the unit's id + 1 and its float16 log-probability.
 - Tails are float16 logarithms (so −∞ survives), the temperatures' log-sum-exps float32.
 
 Shape letters: N positions of a block, R rows of a plane, K kept ids, J temperatures, V units.
@@ -80,19 +81,23 @@ def _at_most_0(name: str, logp: NDArray[np.float32]) -> NDArray[np.float32]:
     """Log-probabilities, without what rounding put above 0. Raises HkdError where one is none."""
     if not (logp <= kernels.ABOVE_0).all():
         largest = float(logp.max())  # NaN where there is one
-        raise HkdError(f"`{name}` must hold log-probabilities (at most 0, no NaN), but its largest is {largest} instead.")
+        raise HkdError(
+            f"`{name}` must hold log-probabilities (at most 0, no NaN), but its largest is {largest} instead."
+        )
     return np.minimum(logp, 0)
 
 
 def _split_by_codec(spec: StoreSpec, logp_NK: NDArray[np.float32], out_AKN: NDArray[np.uint8]) -> None:
-    """As `kernels.split_codes`, for a codec that the kernels do not know. Raises HkdError for what is no log-probability."""
+    """As `kernels.split_codes`, for a codec that the kernels do not know. Raises HkdError for what is no
+    log-probability."""
     code_NK = CODECS[spec.codec].codes(_at_most_0("logp", logp_NK), spec.step).astype(np.uint16)
     step_KN = np.diff(code_NK, axis=1, prepend=np.zeros((len(code_NK), 1), np.uint16)).T
     out_AKN[0, :, : len(code_NK)], out_AKN[1, :, : len(code_NK)] = step_KN & 0xFF, step_KN >> 8
 
 
 def _halves(name: str, logp: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """Log-probabilities → the bits of float16; finite ones stay finite, −0 becomes 0. Raises HkdError where one is none."""
+    """Log-probabilities → the bits of float16; finite ones stay finite, −0 becomes 0. Raises HkdError where one is
+    none."""
     bits = CODECS["f16"].codes(_at_most_0(name, logp), 0)
     return np.where(bits > 0, bits | 0x8000, 0).astype(np.uint16)
 
@@ -147,7 +152,8 @@ def _column(parts: Sequence[TopK], name: str, dtype: Any) -> NDArray[Any]:
 
 
 def _rows(spec: StoreSpec, parts: Sequence[TopK], n: int) -> tuple[NDArray[np.int64], Sequence[TopK]]:
-    """The addresses of each position's ids and log-probabilities, at least a tile's; and the rows to keep alive meanwhile."""
+    """The addresses of each position's ids and log-probabilities, at least a tile's; and the rows to keep alive
+    meanwhile."""
     place_P3, row_2N = np.empty((len(parts), 3), np.int64), np.zeros((2, max(n, TILE)), np.int64)
     try:
         for p, part in enumerate(parts):
@@ -166,9 +172,12 @@ def _rows(spec: StoreSpec, parts: Sequence[TopK], n: int) -> tuple[NDArray[np.in
 def _check_rows(spec: StoreSpec, parts: Sequence[TopK]) -> None:
     """Raises HkdError where rows are not of the store's shape."""
     wanted = spec.width, len(spec.temperatures), spec.selection == "sample"
-    for k, j, counted in {(part.ids_NK.shape[1], part.lse_NJ.shape[1], part.count_NK is not None) for part in parts} - {wanted}:
+    for k, j, counted in {(part.ids_NK.shape[1], part.lse_NJ.shape[1], part.count_NK is not None) for part in parts} - {
+        wanted
+    }:
         raise HkdError(
-            f"a row of this store must have k = {spec.width}, {len(spec.temperatures)} temperatures and the selection {spec.selection}, "
+            f"a row of this store must have k = {spec.width}, {len(spec.temperatures)} temperatures and the selection "
+            f"{spec.selection}, "
             f"but has k = {k}, {j} temperatures and {'counts' if counted else 'no counts'} instead."
         )
 
@@ -176,10 +185,12 @@ def _check_rows(spec: StoreSpec, parts: Sequence[TopK]) -> None:
 def _check_ids(spec: StoreSpec, id_N: NDArray[Any], *, least: int = 0) -> None:
     v = len(spec.inventory)
     if id_N.size and not least <= int(id_N.min()) <= int(id_N.max()) < v:
-        raise HkdError(f"unit ids must lie in an inventory of {v} units, but some do not. Check the teacher's inventory.")
+        raise HkdError(
+            f"unit ids must lie in an inventory of {v} units, but some do not. Check the teacher's inventory."
+        )
 
 
-# Bytes → rows --------------------------------------------------------------------------------------------------------------
+# Bytes → rows ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -191,7 +202,8 @@ class Decoded:
     count_NK: NDArray[np.uint16] | None
     narrow_WN: NDArray[np.int32]  # 32 bits each: gold, gold_logp, tail, word, lse_t, tail_t
     num_bytes: int  # in memory
-    place_4: tuple[int, ...] = field(init=False)  # addresses of units, codes and narrow columns, and the number of positions
+    # addresses of units, codes and narrow columns, and the number of positions
+    place_4: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         lie = (array.ctypes.data for array in (self.unit_NK, self.code_NK, self.narrow_WN))
@@ -240,7 +252,9 @@ def _from_bytes(plane: NDArray[np.uint8], dtype: str) -> NDArray[Any]:
     return bits_RN.view(dtype)
 
 
-def _joined(spec: StoreSpec, planes: Planes, n: int) -> tuple[NDArray[Any], NDArray[np.uint16], NDArray[np.uint16] | None]:
+def _joined(
+    spec: StoreSpec, planes: Planes, n: int
+) -> tuple[NDArray[Any], NDArray[np.uint16], NDArray[np.uint16] | None]:
     """Units, codes and counts, from their bytes. Raises HkdError for a unit id beyond the inventory."""
     k, v, largest = spec.width, len(spec.inventory), -1
     unit_NK = np.empty((n, k), f"u{spec.id_bytes}")
@@ -263,16 +277,24 @@ def _refuse_block(reason: str) -> NoReturn:
     raise HkdError(f"{reason}: the shard is damaged. Run `hkd labels verify`.")
 
 
-def gather(spec: StoreSpec, blocks: Sequence[Decoded], run_B4: NDArray[np.int64], n: int) -> tuple[TopK, NDArray[np.int32]]:
+def gather(
+    spec: StoreSpec, blocks: Sequence[Decoded], run_B4: NDArray[np.int64], n: int
+) -> tuple[TopK, NDArray[np.int32]]:
     """Runs of n positions in all → (TopK, word_N), each number written once.
 
     run_B4: the block's index in `blocks`, the first position there, the end, and where the run begins in the result.
     Raises HkdError for a run that lies outside its block.
     """
     k, j = spec.width, len(spec.temperatures)
-    ids_NK, logp_NK, narrow_WN = np.empty((n, k), np.int32), np.empty((n, k), np.float32), np.empty((4 + 2 * j, n), np.int32)
+    ids_NK, logp_NK, narrow_WN = (
+        np.empty((n, k), np.int32),
+        np.empty((n, k), np.float32),
+        np.empty((4 + 2 * j, n), np.int32),
+    )
     block_P4 = np.array([block.place_4 for block in blocks], np.int64).reshape(-1, 4)
-    if not kernels.gather(block_P4, run_B4, spec.id_bytes, *_code_numbers(spec), ids_NK, logp_NK.view(np.uint32), narrow_WN):
+    if not kernels.gather(
+        block_P4, run_B4, spec.id_bytes, *_code_numbers(spec), ids_NK, logp_NK.view(np.uint32), narrow_WN
+    ):
         _refuse_block("an utterance lies outside its block")
     count_NK = None
     if spec.selection == "sample":
@@ -292,7 +314,7 @@ def gather(spec: StoreSpec, blocks: Sequence[Decoded], run_B4: NDArray[np.int64]
     return topk, word_N
 
 
-# Blocks --------------------------------------------------------------------------------------------------------------------
+# Blocks ---------------------------------------------------------------------------------------------------------------
 
 
 def block_cuts(length_B: NDArray[np.int64], block_positions: int) -> list[int]:

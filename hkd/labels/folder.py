@@ -1,9 +1,10 @@
 """A store's folder, on this machine or at a URL: where its files are read and published.
 
-- Files appear whole. Only a folder of this machine has locks, so two writers at one URL may compute the same shard. Each reads the shard
-  again after writing its mark, so that the mark is for the bytes that are there in the end.
-- A store at a URL is read as it was when it was opened: its marks are kept. A shard is fetched into the cache when it is first needed and
-  checked against the SHA-256 of its mark. So a store that is written again at its URL does not mix with the old one.
+- Files appear whole. Only a folder of this machine has locks, so two writers at one URL may compute the same shard.
+  Each reads the shard again after writing its mark, so that the mark is for the bytes that are there in the end.
+- A store at a URL is read as it was when it was opened: its marks are kept. A shard is fetched into the cache when it
+  is first needed and checked against the SHA-256 of its mark. So a store that is written again at its URL does not mix
+  with the old one.
 """
 
 import contextlib
@@ -127,13 +128,17 @@ class StoreFolder:
     def _json(self, name: str) -> Any:
         data = self._content(name)
         if data is None:
-            raise UserError(f"{self.path} must be a label store, but {name} is missing. Give the folder or URL of a label store.")
+            raise UserError(
+                f"{self.path} must be a label store, but {name} is missing. Give the folder or URL of a label store."
+            )
         if len(data) > files.MAX_JSON_BYTES:
             raise HkdError(f"{self.path}/{name} must have at most {files.MAX_JSON_BYTES} bytes, but has more.")
         try:
             return json.loads(data)
         except (ValueError, RecursionError) as error:
-            raise HkdError(f"{self.path}/{name} must be JSON, but is not ({str(error)[:100]}). Restore it from a copy.") from None
+            raise HkdError(
+                f"{self.path}/{name} must be JSON, but is not ({str(error)[:100]}). Restore it from a copy."
+            ) from None
 
     def load_json(self) -> dict[str, Any]:
         """The value of store.json, of a format that this hkd reads. Raises UserError or HkdError."""
@@ -187,7 +192,8 @@ class StoreFolder:
     def shard_file(self, spec: StoreSpec, shard: int, *, fresh: bool = False) -> Path:
         """A shard's file on this machine; of a URL it is fetched, with `fresh` even where it is in the cache.
 
-        Raises LostShardError where it is not there any more or not what its mark says, HkdError where it cannot be fetched.
+        Raises LostShardError where it is not there any more or not what its mark says, HkdError where it cannot be
+        fetched.
         """
         return self._root / files.shard_name(spec, shard)
 
@@ -197,7 +203,8 @@ class StoreFolder:
 
 
 class RemoteStoreFolder(Remote, StoreFolder):
-    """A folder at a URL. `mark` and `load_spec` give what was there at their first call; everything else is read as it is now."""
+    """A folder at a URL. `mark` and `load_spec` give what was there at their first call; everything else is read as it
+    is now."""
 
     def __init__(self, url: str) -> None:
         Remote.__init__(self, url)
@@ -259,7 +266,8 @@ class RemoteStoreFolder(Remote, StoreFolder):
             if shard in self._had and not fresh and not self._said:
                 self._said = True
                 logger.warning(
-                    "%s/%s is not in the cache any more and is fetched again, as others may be. Where the cache is too small for the "
+                    "%s/%s is not in the cache any more and is fetched again, as others may be. Where the cache is too "
+                    "small for the "
                     "stores, give HKD_CACHE_BYTES.",
                     self.path,
                     name,
@@ -268,7 +276,9 @@ class RemoteStoreFolder(Remote, StoreFolder):
                 try:
                     self.fetch(name, part, limit=mark["bytes"])
                 except FileNotFoundError:
-                    raise LostShardError("missing", f"{self.path}/{name} is missing, though its mark is there.") from None
+                    raise LostShardError(
+                        "missing", f"{self.path}/{name} is missing, though its mark is there."
+                    ) from None
                 except TooLargeError:
                     continue
                 if fits(part):
@@ -294,7 +304,8 @@ class RemoteStoreFolder(Remote, StoreFolder):
 
 
 def keep_shard(data: Data, sha256: str, suffix: str) -> None:
-    """Put a shard that was just written at a URL into the cache, for the next reader on this machine. Failing is harmless."""
+    """Put a shard that was just written at a URL into the cache, for the next reader on this machine. Failing is
+    harmless."""
     with contextlib.suppress(OSError, HkdError):
         cached(SHARDS, sha256 + suffix, lambda part: part.write_bytes(data))
 

@@ -1,7 +1,8 @@
-"""What a label store is: `store.json`, its files, the plan that says which utterance lies in which shard, its rows and its index.
+"""What a label store is: `store.json`, its files, the plan that says which utterance lies in which shard, its rows and
+its index.
 
-- The format's version is MAJOR.MINOR. A newer minor version is read (unknown keys are kept as they are); a newer major one is refused.
-  docs/label-store.md specifies every byte.
+- The format's version is MAJOR.MINOR. A newer minor version is read (unknown keys are kept as they are); a newer major
+  one is refused. docs/label-store.md specifies every byte.
 - The plan is a pure function of the sorted ids: shard n holds the run [n·m, (n+1)·m) of them, m = utterances_per_shard.
 - A store is resumed where the *identity* is the same: all of the spec but hkd's version and the command.
 - Nothing in a file is trusted: sizes, lengths and digests are checked first.
@@ -43,7 +44,8 @@ def _refuse(name: str, rule: str, value: object) -> UserError:
 
 
 class Codec:
-    """How a store keeps log-probabilities: as 16-bit codes, whose differences in rank are compressed. A new one: `CODECS["name"] = MyCodec()`.
+    """How a store keeps log-probabilities: as 16-bit codes, whose differences in rank are compressed. A new one:
+    `CODECS["name"] = MyCodec()`.
 
     `mode`: the number of the codec in the kernels; None: the kernels look values up in a table.
     """
@@ -182,8 +184,17 @@ class StoreSpec:
 
     def to_json(self) -> dict[str, Any]:
         """The value of `store.json`; the inventory's symbols lie beside it in inventory.json."""
-        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("format", "extra", "inventory", "step")}
-        value: dict[str, Any] = {"format": self.format, "kind": "hkd label store", **plain, "temperatures": [*self.temperatures]}
+        plain = {
+            f.name: getattr(self, f.name)
+            for f in fields(self)
+            if f.name not in ("format", "extra", "inventory", "step")
+        }
+        value: dict[str, Any] = {
+            "format": self.format,
+            "kind": "hkd label store",
+            **plain,
+            "temperatures": [*self.temperatures],
+        }
         value["inventory"] = {
             "digest": self.inventory.digest,
             "size": len(self.inventory),
@@ -197,7 +208,8 @@ class StoreSpec:
 
     def identity(self) -> dict[str, Any]:
         """What must be equal for a store to be resumed."""
-        return identity_of(json.loads(json.dumps(self.to_json(), ensure_ascii=False)))  # tuples are lists, as when read back
+        # tuples are lists, as when read back
+        return identity_of(json.loads(json.dumps(self.to_json(), ensure_ascii=False)))
 
     @property
     def digest(self) -> str:
@@ -213,9 +225,19 @@ class StoreSpec:
             wanted, codec = value["inventory"]["digest"], value["codec"]
             if wanted != inventory.digest:
                 raise UserError(
-                    f"the inventory's digest must be {wanted}, but is {inventory.digest} instead. Restore inventory.json."
+                    f"the inventory's digest must be {wanted}, but is {inventory.digest} instead. Restore "
+                    f"inventory.json."
                 )
-            for key in ["name", "level", "manifest_digest", "normalisation", "context", "ids_digest", "hkd_version", "command"]:
+            for key in [
+                "name",
+                "level",
+                "manifest_digest",
+                "normalisation",
+                "context",
+                "ids_digest",
+                "hkd_version",
+                "command",
+            ]:
                 if not isinstance(value[key], str):
                     raise _refuse(key, "be a text", value[key])
             if not isinstance(value["teacher"], dict):
@@ -233,10 +255,14 @@ def check_format(value: Any) -> None:
     """Raises UserError unless the value is a store.json of a major version that this hkd reads."""
     version = value.get("format") if isinstance(value, dict) else None
     if not isinstance(version, str) or value.get("kind") != "hkd label store":
-        raise UserError("store.json must describe a label store, but has no format of one. Give the folder of a label store.")
+        raise UserError(
+            "store.json must describe a label store, but has no format of one. Give the folder of a label store."
+        )
     major = version.partition(".")[0]
     if major != str(MAJOR):
-        raise UserError(f"the format of a label store must be {MAJOR}.x, but is {version[:20]} instead. Install a newer hkd.")
+        raise UserError(
+            f"the format of a label store must be {MAJOR}.x, but is {version[:20]} instead. Install a newer hkd."
+        )
 
 
 def identity_of(value: Mapping[str, Any]) -> dict[str, Any]:
@@ -251,11 +277,13 @@ def sorted_ids(ids: Iterable[str]) -> list[str]:
         raise UserError("an utterance's id must be a non-empty text, but is '' instead. Give every utterance an id.")
     for left, right in itertools.pairwise(result):
         if left == right:
-            raise UserError(f"an utterance's id must be unique in a store, but '{left}' stands twice. Give each its own id.")
+            raise UserError(
+                f"an utterance's id must be unique in a store, but '{left}' stands twice. Give each its own id."
+            )
     return result
 
 
-# Files ---------------------------------------------------------------------------------------------------------------------
+# Files ----------------------------------------------------------------------------------------------------------------
 
 SPEC, INVENTORY, INDEX, CARD, REPORT = "store.json", "inventory.json", "index.arrow", "README.md", "report.json"
 DATA, LOCKS = "data", ".locks"
@@ -283,22 +311,32 @@ def parse_mark(data: bytes, store: str, shard: int) -> dict[str, Any] | None:
         value = json.loads(data)
     except (ValueError, RecursionError):
         return None
-    keys = {"shard": int, "store": str, "utterances": int, "positions": int, "bytes": int, "sha256": str, "quality": dict}
+    keys = {
+        "shard": int,
+        "store": str,
+        "utterances": int,
+        "positions": int,
+        "bytes": int,
+        "sha256": str,
+        "quality": dict,
+    }
     if not isinstance(value, dict) or not all(isinstance(value.get(key), kind) for key, kind in keys.items()):
         return None
     ours = value["store"] == store and value["shard"] == shard and re.fullmatch("[0-9a-f]{64}", value["sha256"])
     return value if ours else None
 
 
-# Rows and shards -----------------------------------------------------------------------------------------------------------
+# Rows and shards ------------------------------------------------------------------------------------------------------
 
 DIGEST_BYTES = 8
-LEFT_OUT = bytes(DIGEST_BYTES)  # unit digest of an utterance that could not be labelled (keep_going); it has no positions
+# unit digest of an utterance that could not be labelled (keep_going); it has no positions
+LEFT_OUT = bytes(DIGEST_BYTES)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UtteranceLabels:
-    """The labels of one utterance. `word_U`: the word of each position, −1 for none. Digests: 8 bytes of SHA-256 each."""
+    """The labels of one utterance. `word_U`: the word of each position, −1 for none. Digests: 8 bytes of SHA-256
+    each."""
 
     id: str
     topk: TopK
@@ -409,7 +447,7 @@ def backend_of(spec: StoreSpec) -> Backend:
     return module
 
 
-# The index -----------------------------------------------------------------------------------------------------------------
+# The index ------------------------------------------------------------------------------------------------------------
 
 INDEX_KEY = "hkd_label_index"
 INDEX_SCHEMA = pa.schema(

@@ -3,11 +3,11 @@
 - Kernels never raise. Their result says what cannot be right, and the callers put it in words.
 - Their order of operations is fixed, so the bits are the same everywhere.
 - A number from a file is checked before it is used as an index: a rank against K, a run against its block.
-- Loops run over TILE positions, a constant, and over slices. So the compiler knows their length and that no index is negative, and uses
-  vector instructions. The last tile begins earlier and does some positions twice.
+- Loops run over TILE positions, a constant, and over slices. So the compiler knows their length and that no index is
+  negative, and uses vector instructions. The last tile begins earlier and does some positions twice.
 
-Shape letters: N positions of a block, M of a batch, K kept ids, P positions of a tile (parts in `note_place` and `row_places`, blocks in
-`gather`), A bytes, B utterances or runs, W narrow columns.
+Shape letters: N positions of a block, M of a batch, K kept ids, P positions of a tile (parts in `note_place` and
+`row_places`, blocks in `gather`), A bytes, B utterances or runs, W narrow columns.
 """
 
 from typing import Any
@@ -34,7 +34,8 @@ OUT_U2_2, OUT_U4_2, OUT_I4_2, OUT_I8_2 = (array_type(dtype, 2, readonly=False) f
 
 @numba.njit
 def _to_half(logp: Any) -> Any:
-    """float32 → the bits of its absolute value as a half, rounded half to even; what is finite stays so (at most 65504).
+    """float32 → the bits of its absolute value as a half, rounded half to even; what is finite stays so (at most
+    65504).
 
     As in F. Giesen, "float->half variants": adding 0.5 makes the processor round what becomes a subnormal half.
     """
@@ -59,7 +60,8 @@ def note_place(ids_NK: Any, logp_NK: Any, place_P3: Any, p: int) -> None:
 
 @kernel(types.boolean(I8_2, i8, i8, OUT_I8_2))
 def row_places(place_P3: Any, n: int, k: int, row_2N: Any) -> bool:
-    """The addresses of the ids and log-probabilities of n positions, then the first one's again. False where there are not n."""
+    """The addresses of the ids and log-probabilities of n positions, then the first one's again. False where there are
+    not n."""
     i = 0
     for p in range(len(place_P3)):
         if not 0 <= place_P3[p, 2] <= n - i:
@@ -144,7 +146,8 @@ def split_narrow(
 ) -> bool:
     """Gold units, their log-probabilities, tails and words → their 16 bytes, a row each, in the order of NARROW.
 
-    False where a gold unit's log-probability or a tail is none (above 0, or NaN), or where the utterances are not those of N positions.
+    False where a gold unit's log-probability or a tail is none (above 0, or NaN), or where the utterances are not those
+    of N positions.
     """
     n = len(gold_N)
     if offset_B1[0] != 0 or offset_B1[-1] != n:
@@ -192,7 +195,7 @@ def entropy(byte_U: Any, stride: int) -> float:
     return total
 
 
-# Bytes → numbers -----------------------------------------------------------------------------------------------------------
+# Bytes → numbers ------------------------------------------------------------------------------------------------------
 
 
 @numba.njit
@@ -218,7 +221,8 @@ def _logp_bits(code: Any, mode: Any, step: Any, value_C: Any) -> Any:
 
 @kernel(types.uint32(U1_2, U1_2, i8, OUT_U2_2), types.uint32(U1_2, U1_2, i8, OUT_U4_2))
 def join_ids(low_NK: Any, high_NK: Any, shift: int, out_NK: Any) -> Any:
-    """Put two bytes of unit ids into their place: the lowest ones (shift 0), else `shift` bits up. Returns the largest id so far."""
+    """Put two bytes of unit ids into their place: the lowest ones (shift 0), else `shift` bits up. Returns the largest
+    id so far."""
     low_U, high_U, out_U = low_NK.reshape(-1), high_NK.reshape(-1), out_NK.reshape(-1)
     largest = out_U.dtype.type(0)
     if shift == 0:
@@ -290,7 +294,15 @@ _NARROW = (U2_2, U1_2, I8_1, i8, f4, F4_1, i8, OUT_I4_2)
 
 @kernel(types.boolean(U2_2, *_NARROW), types.boolean(U4_2, *_NARROW))
 def join_narrow(
-    unit_NK: Any, code_NK: Any, byte_RN: Any, offset_B1: Any, mode: int, step: float, value_C: Any, num_units: int, out_WN: Any
+    unit_NK: Any,
+    code_NK: Any,
+    byte_RN: Any,
+    offset_B1: Any,
+    mode: int,
+    step: float,
+    value_C: Any,
+    num_units: int,
+    out_WN: Any,
 ) -> bool:
     """The inverse of `split_narrow` → the first four columns. value_C: of mode TABLE, for all 65,536 codes.
 
@@ -330,11 +342,21 @@ def _copy(from_U: Any, to_U: Any) -> None:
 
 @kernel(types.boolean(I8_2, I8_2, i8, i8, f4, F4_1, OUT_I4_2, OUT_U4_2, OUT_I4_2))
 def gather(
-    block_P4: Any, run_B4: Any, id_bytes: int, mode: int, step: float, value_C: Any, ids_MK: Any, logp_MK: Any, narrow_WM: Any
+    block_P4: Any,
+    run_B4: Any,
+    id_bytes: int,
+    mode: int,
+    step: float,
+    value_C: Any,
+    ids_MK: Any,
+    logp_MK: Any,
+    narrow_WM: Any,
 ) -> bool:
-    """Copy runs of blocks' positions (block, first, end, place in the batch) to M positions, widened. False where one lies outside.
+    """Copy runs of blocks' positions (block, first, end, place in the batch) to M positions, widened. False where one
+    lies outside.
 
-    block_P4: the addresses of a block's units, codes and narrow columns, and how many positions it has. logp_MK: the bits of float32.
+    block_P4: the addresses of a block's units, codes and narrow columns, and how many positions it has. logp_MK: the
+    bits of float32.
     """
     m, k = ids_MK.shape
     for b in range(len(run_B4)):
@@ -344,7 +366,10 @@ def gather(
         if not (0 <= p < len(block_P4) and 0 <= start < stop <= block_P4[p, 3] and 0 <= place <= m - (stop - start)):
             return False
         count, n = (stop - start) * k, block_P4[p, 3]
-        ids_U, logp_U = ids_MK[place : place + stop - start].reshape(-1), logp_MK[place : place + stop - start].reshape(-1)
+        ids_U, logp_U = (
+            ids_MK[place : place + stop - start].reshape(-1),
+            logp_MK[place : place + stop - start].reshape(-1),
+        )
         if id_bytes == 2:
             _copy(array_at(block_P4[p, 0] + 2 * start * k, count, np.uint16), ids_U)
         else:
@@ -361,6 +386,7 @@ def gather(
                 logp_U[i] = _logp_bits(code_U[i], TABLE, step, value_C)
         for w in range(len(narrow_WM)):
             _copy(
-                array_at(block_P4[p, 2] + 4 * (w * n + start), stop - start, np.int32), narrow_WM[w, place : place + stop - start]
+                array_at(block_P4[p, 2] + 4 * (w * n + start), stop - start, np.int32),
+                narrow_WM[w, place : place + stop - start],
             )
     return True

@@ -1,10 +1,10 @@
 """Stores made from stores: in another backend or codec, merged, in part, averaged; as a table; and two stores compared.
 
 - Encoding again loses nothing: a codec's own values are its fixed points.
-- An average store is a control: every distribution is the teacher's average for that unit, as from a teacher that reads no context. A student
-  that learns as much from it as from the teacher itself has learnt no context.
-- Comparing spreads a store's tail mass evenly over the units that it did not keep; what lies outside A's ids is compared as one lump. So the
-  divergences are estimates where K < V, and exact (but for the codec) where K = V.
+- An average store is a control: every distribution is the teacher's average for that unit, as from a teacher that reads
+  no context. A student that learns as much from it as from the teacher itself has learnt no context.
+- Comparing spreads a store's tail mass evenly over the units that it did not keep; what lies outside A's ids is
+  compared as one lump. So the divergences are estimates where K < V, and exact (but for the codec) where K = V.
 
 Shape letters: N positions, K kept ids, V units, W = V + 1 (the last column is the tail).
 """
@@ -82,9 +82,9 @@ def convert(
 ) -> StoreSpec:
     """Write the store again with another backend or codec; what is not given stays.
 
-    Where only the backend changes, the stored planes are copied, so that the labels are bit-identical and the way back gives the same
-    files. Resumable like any writer. Raises UserError where source and out are one folder, or where grid labels are to become f16
-    (which would look exact, but is not).
+    Where only the backend changes, the stored planes are copied, so that the labels are bit-identical and the way back
+    gives the same files. Resumable like any writer. Raises UserError where source and out are one folder, or where grid
+    labels are to become f16 (which would look exact, but is not).
     """
     reader = LabelReader.open(source)
     old = reader.spec
@@ -93,7 +93,8 @@ def convert(
     spec = replace(old, backend=backend or old.backend, codec=codec or old.codec)
     if old.codec != "f16" and spec.codec == "f16":
         raise UserError(
-            f"`codec` must stay {old.codec} for a store in {old.codec}, but is f16 instead: the rounding cannot be taken back. Dump again."
+            f"`codec` must stay {old.codec} for a store in {old.codec}, but is f16 instead: the rounding cannot be "
+            f"taken back. Dump again."
         )
     same_planes = layout(spec) == layout(old) and spec.codec == old.codec
     writer = LabelWriter.open(out, spec, reader.ids, overwrite=overwrite)
@@ -130,7 +131,8 @@ def merge(
         for key, left, right in differences(first.identity(), reader.spec.identity()):
             if key.partition(".")[0] not in MAY_DIFFER:
                 raise UserError(
-                    f"stores to merge must agree in `{key}`, but it is {brief(left)} in {sources[0]} and {brief(right)} in {reader.path}."
+                    f"stores to merge must agree in `{key}`, but it is {brief(left)} in {sources[0]} and "
+                    f"{brief(right)} in {reader.path}."
                 )
         for name in reader.ids:
             if name in of:
@@ -160,7 +162,12 @@ def merge(
 
 
 def subset(
-    source: Path | str, out: Path | str, ids: Iterable[str], *, overwrite: bool = False, progress: Progress = no_progress
+    source: Path | str,
+    out: Path | str,
+    ids: Iterable[str],
+    *,
+    overwrite: bool = False,
+    progress: Progress = no_progress,
 ) -> StoreSpec:
     """A store of some of its utterances. Raises UserError for one that is not in it."""
     reader = LabelReader.open(source)
@@ -175,7 +182,7 @@ def subset(
     return writer.spec
 
 
-# Averages -----------------------------------------------------------------------------------------------------------------
+# Averages -------------------------------------------------------------------------------------------------------------
 
 MOST_CELLS = 1 << 25
 UTTERANCES_AT_ONCE = 256
@@ -188,7 +195,8 @@ def can_average(spec: StoreSpec) -> bool:
 
 
 def summed(reader: LabelReader, ids: Sequence[str]) -> NDArray[np.float64]:
-    """sum_VW: Σ of the teacher's probabilities over these utterances' positions of reference unit v; a position adds 1 to its row."""
+    """sum_VW: Σ of the teacher's probabilities over these utterances' positions of reference unit v; a position adds 1
+    to its row."""
     num_units = len(reader.spec.inventory)
     width = num_units + 1
     sum_VW = np.zeros(num_units * width)
@@ -233,9 +241,9 @@ def average(
     overwrite: bool = False,
     progress: Progress = no_progress,
 ) -> StoreSpec:
-    """Write the store again with each position's distribution replaced by the average of its reference unit's, over the utterances `over`
-    (those of them that the store has; default: all). k: ids a row; default: the store's, though averages are broader.
-    Extra temperatures are those of the average, not averages over tempered distributions.
+    """Write the store again with each position's distribution replaced by the average of its reference unit's, over the
+    utterances `over` (those of them that the store has; default: all). k: ids a row; default: the store's, though
+    averages are broader. Extra temperatures are those of the average, not averages over tempered distributions.
 
     Raises UserError where the store holds draws, its inventory is too large for a table, or none of `over` is in it.
     """
@@ -244,13 +252,15 @@ def average(
     if not can_average(old):
         what = f"{len(old.inventory):,} units" if old.selection == "topk" else "draws"
         raise UserError(
-            f"a store to average must hold probabilities of at most {int(MOST_CELLS**0.5) - 1:,} units, but {source} has {what}."
+            f"a store to average must hold probabilities of at most {int(MOST_CELLS**0.5) - 1:,} units, but {source} "
+            f"has {what}."
         )
     ids = list(reader.ids if over is None else (name for name in over if name in reader))
     sum_VW = summed(reader, ids)
     if not sum_VW.any():
         raise UserError(
-            f"the utterances to average over must be in {source} with labels, but none is. Name others, or another split."
+            f"the utterances to average over must be in {source} with labels, but none is. Name others, or another "
+            f"split."
         )
     teacher = {**old.teacher, "name": f"averages of {old.teacher.get('name', '?')}", "given": GIVEN}
     spec = replace(
@@ -270,7 +280,7 @@ def average(
     return writer.spec
 
 
-# A table ------------------------------------------------------------------------------------------------------------------
+# A table --------------------------------------------------------------------------------------------------------------
 
 Times = Callable[[str], tuple[NDArray[np.float64], NDArray[np.float64]] | None]
 
@@ -289,7 +299,12 @@ def _columns(reader: LabelReader, names: Sequence[str], times: Times | None) -> 
         return pa.ListArray.from_arrays(offset, pa.ListArray.from_arrays(ends, pa.array(values_NK.reshape(-1))))
 
     columns = {"id": pa.array(names, pa.string()), "unit": flat(topk.gold_N), "unit_logp": flat(topk.gold_logp_N)}
-    columns |= {"word": flat(block.word_N), "ids": nested(topk.ids_NK), "logp": nested(topk.logp_NK), "tail": flat(topk.tail_N)}
+    columns |= {
+        "word": flat(block.word_N),
+        "ids": nested(topk.ids_NK),
+        "logp": nested(topk.logp_NK),
+        "tail": flat(topk.tail_N),
+    }
     if times is not None:
         found = [times(name) or (None, None) for name in names]
         for i, name in enumerate(("start_s", "stop_s")):
@@ -302,13 +317,19 @@ def _columns(reader: LabelReader, names: Sequence[str], times: Times | None) -> 
     return pa.record_batch(columns).replace_schema_metadata(metadata)
 
 
-def export_parquet(source: Path | str, out: Path, *, times: Times | None = None, progress: Progress = no_progress) -> int:
+def export_parquet(
+    source: Path | str, out: Path, *, times: Times | None = None, progress: Progress = no_progress
+) -> int:
     """Write a store as one Parquet file, decoded, for tools that know no hkd. Returns the number of utterances.
 
-    times: id → when each position begins and ends, in seconds from the utterance's start; None for an utterance that is not aligned.
+    times: id → when each position begins and ends, in seconds from the utterance's start; None for an utterance that is
+    not aligned.
     """
     reader = LabelReader.open(source)
-    with atomic_write(out) as file, pq.ParquetWriter(file, _columns(reader, [], times).schema, compression="zstd") as writer:
+    with (
+        atomic_write(out) as file,
+        pq.ParquetWriter(file, _columns(reader, [], times).schema, compression="zstd") as writer,
+    ):
         for first in range(0, len(reader), EXPORT_UTTERANCES):
             names = list(reader.ids[first : first + EXPORT_UTTERANCES])
             writer.write_batch(_columns(reader, names, times))
@@ -316,7 +337,7 @@ def export_parquet(source: Path | str, out: Path, *, times: Times | None = None,
     return len(reader)
 
 
-# Two stores ---------------------------------------------------------------------------------------------------------------
+# Two stores -----------------------------------------------------------------------------------------------------------
 
 BATCH_UTTERANCES = 128
 
@@ -346,12 +367,15 @@ def kl(a: TopK, b: TopK, num_units: int) -> NDArray[np.float64]:
 
 
 def folded(topk: TopK, phone_of_V: NDArray[np.int32], num_phones: int) -> TopK:
-    """Senone rows → rows of all phones: the kept senones' mass by phone; the tail is spread evenly over the phones of which none is kept."""
+    """Senone rows → rows of all phones: the kept senones' mass by phone; the tail is spread evenly over the phones of
+    which none is kept."""
     n = len(topk)
     p_NQ = np.zeros((n, num_phones))
     np.add.at(p_NQ, (np.arange(n)[:, None], phone_of_V[topk.ids_NK]), np.exp(topk.logp_NK.astype(np.float64)))
     not_kept_NQ = p_NQ == 0
-    p_NQ += not_kept_NQ * np.exp(topk.tail_N.astype(np.float64))[:, None] / np.maximum(1, not_kept_NQ.sum(1, keepdims=True))
+    p_NQ += (
+        not_kept_NQ * np.exp(topk.tail_N.astype(np.float64))[:, None] / np.maximum(1, not_kept_NQ.sum(1, keepdims=True))
+    )
     with np.errstate(divide="ignore"):
         logp_NQ = np.log(p_NQ / p_NQ.sum(1, keepdims=True))
     order_NQ = np.argsort(-logp_NQ, 1, kind="stable")
@@ -365,7 +389,9 @@ def folded(topk: TopK, phone_of_V: NDArray[np.int32], num_phones: int) -> TopK:
     )
 
 
-def _pairs(a: LabelReader, b: LabelReader, names: Sequence[str], tying: Tying | None) -> Iterator[tuple[int, TopK, TopK]]:
+def _pairs(
+    a: LabelReader, b: LabelReader, names: Sequence[str], tying: Tying | None
+) -> Iterator[tuple[int, TopK, TopK]]:
     """(number of utterances, rows of A, rows of B at the same positions)."""
     left, right = a.block(names), b.block(names)
     if tying is None:
@@ -395,9 +421,10 @@ def compare(
 ) -> dict[str, Any]:
     """Figures of two stores on the utterances that both hold with the same unit sequence.
 
-    `tying`: A holds senones of it and B its phones: A's rows are folded to phones, and B's are repeated for each state. A senone teacher may
-    know other context than a phone teacher, so the two need not be equal; labels of other units, or shifted ones, show as agreement near chance.
-    Raises UserError where their inventories differ, one holds draws, or they share no utterance.
+    `tying`: A holds senones of it and B its phones: A's rows are folded to phones, and B's are repeated for each state.
+    A senone teacher may know other context than a phone teacher, so the two need not be equal; labels of other units,
+    or shifted ones, show as agreement near chance. Raises UserError where their inventories differ, one holds draws, or
+    they share no utterance.
     """
     a, b = LabelReader.open(path_a), LabelReader.open(path_b)
     found = [reader.spec.inventory.digest for reader in (a, b)]
@@ -419,7 +446,9 @@ def compare(
             of_b.append(quality_of(right))
         progress(min(first + BATCH_UTTERANCES, len(same)), len(same))
     if not utterances:
-        raise UserError(f"stores to compare must share utterances with the same units, but {path_a} and {path_b} share none.")
+        raise UserError(
+            f"stores to compare must share utterances with the same units, but {path_a} and {path_b} share none."
+        )
     positions = int(sums.pop("positions"))
     return {
         "utterances": utterances,

@@ -1,10 +1,11 @@
-"""Copying whole stores to and from URLs (s3://, memory://, file:// ..., and the Hugging Face Hub: hf://datasets/ORG/NAME).
+"""Copying whole stores to and from URLs (s3://, memory://, file:// ..., and the Hugging Face Hub:
+hf://datasets/ORG/NAME).
 
 - Only names that the plan gives are copied; nothing in a remote store can name another path.
-- `push` writes store.json last, so that half a copy is no store. Files that are there already are not sent again. To the Hub it is one
-  commit, through huggingface_hub, with HF_TOKEN and HF_ENDPOINT from the environment.
-- `pull` fetches into a folder beside the destination, checks every shard's SHA-256, fetches damaged ones a second time, and renames the
-  folder when all is well.
+- `push` writes store.json last, so that half a copy is no store. Files that are there already are not sent again. To
+  the Hub it is one commit, through huggingface_hub, with HF_TOKEN and HF_ENDPOINT from the environment.
+- `pull` fetches into a folder beside the destination, checks every shard's SHA-256, fetches damaged ones a second time,
+  and renames the folder when all is well.
 """
 
 import logging
@@ -48,7 +49,9 @@ def push(store: Path | str, url: str, *, overwrite: bool = False, progress: Prog
         raise UserError(f"STORE must lie on this machine to be pushed, but lies at {root}. `hkd labels pull` it first.")
     spec, problems = StoreFolder(root).load_spec(), verify(root, deep=False)
     if problems:
-        raise HkdError(f"label store {root} must be whole to be pushed, but: {problems[0].text}. Run `hkd labels verify`.")
+        raise HkdError(
+            f"label store {root} must be whole to be pushed, but: {problems[0].text}. Run `hkd labels verify`."
+        )
     remote = Remote(url)
     there = remote.read(files.SPEC)
     if there is not None and there != (root / files.SPEC).read_bytes() and not overwrite:
@@ -81,7 +84,8 @@ def push(store: Path | str, url: str, *, overwrite: bool = False, progress: Prog
 def pull(url: str, out: Path | str, *, progress: Progress = no_progress) -> StoreSpec:
     """Fetch a store from a URL into a new folder, and check it. A pull that was interrupted goes on where it was.
 
-    Raises UserError where `out` is there already or the URL holds no store, HkdError where the remote fails or its store has problems.
+    Raises UserError where `out` is there already or the URL holds no store, HkdError where the remote fails or its
+    store has problems.
     """
     target = Path(out)
     if target.exists():
@@ -96,7 +100,9 @@ def pull(url: str, out: Path | str, *, progress: Progress = no_progress) -> Stor
         broken = sorted({problem.shard for problem in problems if problem.shard is not None})
         if broken:
             named = ", ".join(map(str, broken[:5])) + (" ..." if len(broken) > 5 else "")
-            log.warning("%s: %d of %d shards came damaged (%s) and are fetched again.", url, len(broken), spec.num_shards, named)
+            log.warning(
+                "%s: %d of %d shards came damaged (%s) and are fetched again.", url, len(broken), spec.num_shards, named
+            )
             repair(part, problems)
             _fetch_all(remote, part, progress)
             problems = verify(part)
@@ -104,7 +110,8 @@ def pull(url: str, out: Path | str, *, progress: Progress = no_progress) -> Stor
         if repaired.dump_again:
             good = spec.num_shards - len(repaired.dump_again)
             raise HkdError(
-                f"{url} holds a store with problems: {problems[0].text}. The same command keeps the {good} shards that came well "
+                f"{url} holds a store with problems: {problems[0].text}. The same command keeps the {good} shards that "
+                f"came well "
                 f"and fetches the others."
             )
         if any(problem.kind == "damaged" for problem in problems):
@@ -113,7 +120,8 @@ def pull(url: str, out: Path | str, *, progress: Progress = no_progress) -> Stor
         part.rename(target)
     except OSError as error:
         raise HkdError(
-            f"{target} cannot be written ({error.strerror or error}). Run the same command again: it goes on where it was."
+            f"{target} cannot be written ({error.strerror or error}). Run the same command again: it goes on where it "
+            f"was."
         ) from None
     return spec
 
@@ -150,12 +158,13 @@ def _fetch(remote: Remote, part: Path, name: str, limit: int) -> None:
         raise HkdError(f"{remote} is not complete: {name} is missing.") from None
 
 
-# The Hugging Face Hub ---------------------------------------------------------------------------------------------------
+# The Hugging Face Hub -------------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def _reach(url: str, verb: str) -> Iterator[None]:
-    """Whatever huggingface_hub and its HTTP client raise → one sentence. Its progress bars are off meanwhile: hkd's own are drawn."""
+    """Whatever huggingface_hub and its HTTP client raise → one sentence. Its progress bars are off meanwhile: hkd's own
+    are drawn."""
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     drew = not are_progress_bars_disabled()
@@ -163,14 +172,17 @@ def _reach(url: str, verb: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise HkdError(f"{url} cannot be {verb} ({one_line(error)}). Is HF_TOKEN set? Run the same command again.") from None
+        raise HkdError(
+            f"{url} cannot be {verb} ({one_line(error)}). Is HF_TOKEN set? Run the same command again."
+        ) from None
     finally:
         if drew:
             enable_progress_bars()
 
 
 def _push_to_hub(root: Path, url: str, names: Sequence[str]) -> int:
-    """Put these files of a store there in one commit, which removes another store's; returns the bytes of those that differ."""
+    """Put these files of a store there in one commit, which removes another store's; returns the bytes of those that
+    differ."""
     from huggingface_hub import HfApi, RepoFile
 
     repo, revision, folder = hub_parts(url)
@@ -200,7 +212,8 @@ def _push_to_hub(root: Path, url: str, names: Sequence[str]) -> int:
 
 
 def _pull_from_hub(url: str, target: Path, names: Sequence[str]) -> None:
-    """Fetch those of these files that exist into a folder. Files that are there already and the same are not fetched again."""
+    """Fetch those of these files that exist into a folder. Files that are there already and the same are not fetched
+    again."""
     from huggingface_hub import snapshot_download
 
     repo, revision, folder = hub_parts(url)
@@ -208,7 +221,11 @@ def _pull_from_hub(url: str, target: Path, names: Sequence[str]) -> None:
     whole = target if not folder else target.with_name(f"{target.name}.hub")
     with _reach(url, "read"):
         snapshot_download(
-            repo, repo_type="dataset", revision=revision, allow_patterns=[prefix + name for name in names], local_dir=whole
+            repo,
+            repo_type="dataset",
+            revision=revision,
+            allow_patterns=[prefix + name for name in names],
+            local_dir=whole,
         )
     if folder:
         for name in names:

@@ -1,8 +1,9 @@
-"""Reading stores: `LabelReader.block(ids)` gives the labels of a batch, concatenated; `open_stores` opens all of a folder.
+"""Reading stores: `LabelReader.block(ids)` gives the labels of a batch, concatenated; `open_stores` opens all of a
+folder.
 
 - Opening reads store.json, the inventory and the index (memory-mapped, or from a URL), no shard.
-- A shard's blocks are decoded whole and kept in a cache of bounded size, in 16-bit codes; a batch is gathered from there. An epoch whose
-  order goes block by block (`runs`) decodes each block once, whatever the cache.
+- A shard's blocks are decoded whole and kept in a cache of bounded size, in 16-bit codes; a batch is gathered from
+  there. An epoch whose order goes block by block (`runs`) decodes each block once, whatever the cache.
 - Several threads may use one reader. A pickled reader opens its store again in the other process.
 """
 
@@ -28,7 +29,16 @@ from hkd.files import digest_of
 from hkd.labels import format as files
 from hkd.labels.codec import Decoded, block_cuts, decode_block, decoded_bytes, gather
 from hkd.labels.folder import StoreFolder, store_folder
-from hkd.labels.format import DIGEST_BYTES, INDEX_KEY, INDEX_SCHEMA, DamagedShardError, LabelBlock, ShardFile, StoreSpec, rows_of
+from hkd.labels.format import (
+    DIGEST_BYTES,
+    INDEX_KEY,
+    INDEX_SCHEMA,
+    DamagedShardError,
+    LabelBlock,
+    ShardFile,
+    StoreSpec,
+    rows_of,
+)
 from hkd.remote import HUB, cached, hub_parts
 
 logger = logging.getLogger(__name__)
@@ -67,7 +77,8 @@ class LabelReader:
         self._lookups = 0
         self._lock = threading.Lock()
         self._shards: OrderedDict[int, ShardFile] = OrderedDict()
-        # Of each utterance: the row that its block begins with, its first position there, and the end (then a place for `block`); digests
+        # Of each utterance: the row that its block begins with, its first position there, and the end (then a place for
+        # `block`); digests
         # of its units and its text. Filled in as shards are opened; memory that was not written to yet costs nothing.
         self._located: set[int] = set()
         self._run_U4 = np.zeros((len(self.ids), 4), np.int64)
@@ -80,8 +91,8 @@ class LabelReader:
     def open(cls, path: Path | str, *, cache_bytes: int = CACHE_BYTES) -> "LabelReader":
         """Open a complete store: a folder, or a URL, whose shards are fetched into the cache as they are needed.
 
-        A missing or stale index is made in memory. Raises UserError where there is no store or one of a newer format, HkdError where it
-        is damaged or not complete.
+        A missing or stale index is made in memory. Raises UserError where there is no store or one of a newer format,
+        HkdError where it is damaged or not complete.
         """
         return cls(store_folder(path), cache_bytes=cache_bytes)
 
@@ -146,7 +157,8 @@ class LabelReader:
         return int(self.length_B.sum(dtype=np.int64)) * decoded_bytes(self.spec)
 
     def runs(self) -> list[list[str]]:
-        """The ids that share a decoded block, run by run: shuffle the runs, then within a few of them, and each is decoded once."""
+        """The ids that share a decoded block, run by run: shuffle the runs, then within a few of them, and each is
+        decoded once."""
         result: list[list[str]] = []
         for shard in range(self.spec.num_shards):
             rows = self.spec.rows(shard)
@@ -178,7 +190,10 @@ class LabelReader:
         first_B, stop_B = offset_B1[:-1] - offset_B1[block_B], offset_B1[1:] - offset_B1[block_B]
         key_B = np.where(stop_B > first_B, rows.start + block_B, NO_BLOCK)
         self._run_U4[here, :3] = np.stack([key_B, first_B, stop_B], axis=1)
-        self._digest_2U8[0, here], self._digest_2U8[1, here] = file.utterances.unit_digest_B8, file.utterances.text_digest_B8
+        self._digest_2U8[0, here], self._digest_2U8[1, here] = (
+            file.utterances.unit_digest_B8,
+            file.utterances.text_digest_B8,
+        )
 
     def _decode(self, key: int) -> Decoded:
         """The block that begins with this row."""
@@ -190,7 +205,9 @@ class LabelReader:
         except DamagedShardError:
             if isinstance(self.path, Path):
                 raise
-            logger.warning("%s: shard %d cannot be read from the cache any more and is fetched again.", self.path, number)
+            logger.warning(
+                "%s: shard %d cannot be read from the cache any more and is fetched again.", self.path, number
+            )
             self.folder.shard_file(self.spec, number, fresh=True)
             decoded = decode_block(self.spec, self._shard(number), block)
         with self._lock:
@@ -209,7 +226,8 @@ class LabelReader:
                 self._held_bytes -= self._blocks.popitem(last=False)[1].num_bytes
 
     def block(self, ids: Sequence[str]) -> LabelBlock:
-        """The labels of these utterances, in this order. Raises UserError for one that is not in the store, HkdError for damage."""
+        """The labels of these utterances, in this order. Raises UserError for one that is not in the store, HkdError
+        for damage."""
         row_B = self._rows(ids)
         if len(self._located) < self.spec.num_shards:
             for number in set((row_B // self.spec.utterances_per_shard).tolist()) - self._located:
@@ -232,7 +250,8 @@ class LabelReader:
         )
 
     def kept_ids(self) -> NDArray[np.int64]:
-        """The unit ids that any row keeps, and gold units, sorted. The whole store is read for it, once on this machine."""
+        """The unit ids that any row keeps, and gold units, sorted. The whole store is read for it, once on this
+        machine."""
 
         def fetch(part: Path) -> None:
             with part.open("xb") as file:
@@ -259,7 +278,7 @@ def _cut(digest_B8: NDArray[np.uint8]) -> tuple[bytes, ...]:
     return struct.unpack(f"{DIGEST_BYTES}s" * len(digest_B8), digest_B8.data)
 
 
-# The index, made from the shards ------------------------------------------------------------------------------------------
+# The index, made from the shards --------------------------------------------------------------------------------------
 
 
 def shard_tables(folder: StoreFolder, spec: StoreSpec) -> Iterator[pa.Table]:
@@ -273,7 +292,8 @@ def shard_tables(folder: StoreFolder, spec: StoreSpec) -> Iterator[pa.Table]:
         table = rows_of(shard, folder.open_shard(spec, shard).utterances)
         if table.num_rows != len(spec.rows(shard)):
             raise HkdError(
-                f"shard {shard} of {folder.path} must hold {len(spec.rows(shard))} utterances, but holds {table.num_rows} instead."
+                f"shard {shard} of {folder.path} must hold {len(spec.rows(shard))} utterances, but holds "
+                f"{table.num_rows} instead."
             )
         yield table
 
@@ -284,11 +304,12 @@ def index_table(folder: StoreFolder, spec: StoreSpec) -> pa.Table:
     return table.replace_schema_metadata({INDEX_KEY: json.dumps({"store": spec.digest})})
 
 
-# All stores of a folder -------------------------------------------------------------------------------------------------
+# All stores of a folder -----------------------------------------------------------------------------------------------
 
 
 def store_folders(folder: Path | str) -> dict[str, Path | str]:
-    """The stores in a folder or at a URL, by their folder's name: the folder itself, where it is a store, else those right below it.
+    """The stores in a folder or at a URL, by their folder's name: the folder itself, where it is a store, else those
+    right below it.
 
     Raises UserError where there is none.
     """
@@ -314,12 +335,15 @@ def store_name(place: Path | str) -> str:
 
 
 def open_stores(folder: Path | str) -> dict[str, LabelReader]:
-    """Open the stores in a folder or at a URL, by name. Raises UserError where there is none, HkdError for one that is not complete."""
+    """Open the stores in a folder or at a URL, by name. Raises UserError where there is none, HkdError for one that is
+    not complete."""
     return {name: LabelReader.open(path) for name, path in store_folders(folder).items()}
 
 
 def digest_of_store(reader: LabelReader) -> str:
     """Of the spec and of every shard's mark (which holds its SHA-256)."""
     named = [(files.SPEC, reader.folder.read(files.SPEC))]
-    named += [(files.mark_name(n).rpartition("/")[2], reader.folder.mark_bytes(n)) for n in range(reader.spec.num_shards)]
+    named += [
+        (files.mark_name(n).rpartition("/")[2], reader.folder.mark_bytes(n)) for n in range(reader.spec.num_shards)
+    ]
     return digest_of(part for name, data in named if data is not None for part in (name, data))

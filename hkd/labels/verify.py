@@ -28,7 +28,8 @@ class Problem:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Repair:
-    """What `repair` did, and the shards that must be dumped again (their marks are gone, so that the dump's resume writes them)."""
+    """What `repair` did, and the shards that must be dumped again (their marks are gone, so that the dump's resume
+    writes them)."""
 
     done: list[str] = field(default_factory=list)
     dump_again: list[int] = field(default_factory=list)
@@ -75,7 +76,8 @@ def _fault_of(folder: StoreFolder, spec: StoreSpec, shard: int, deep: bool) -> t
         path = folder.shard_file(spec, shard, fresh=True)
     except LostShardError as error:
         return error.kind, str(error)
-    if isinstance(folder.path, Path):  # what is fetched has just been checked against its mark, and may be dropped at any time
+    # what is fetched has just been checked against its mark, and may be dropped at any time
+    if isinstance(folder.path, Path):
         if not path.is_file():
             return "missing", f"{path.name} is missing"
         sha256 = digest_of_file(path)
@@ -85,7 +87,10 @@ def _fault_of(folder: StoreFolder, spec: StoreSpec, shard: int, deep: bool) -> t
         file = folder.open_shard(spec, shard)
         counts = len(file.utterances.length_B), int(file.utterances.length_B.sum())
         if counts != (mark["utterances"], mark["positions"]) or counts[0] != len(spec.rows(shard)):
-            return "damaged", f"it holds {counts[0]} utterances with {counts[1]} positions, its mark or the plan says otherwise"
+            return (
+                "damaged",
+                f"it holds {counts[0]} utterances with {counts[1]} positions, its mark or the plan says otherwise",
+            )
         for block in range(len(file.cuts) - 1 if deep else 0):
             decode_block(spec, file, block)
     except HkdError as error:

@@ -1,8 +1,9 @@
 """Writing a store: shard by shard, in any order, by any number of processes that share the plan.
 
-- A shard is published by temp file + fsync + rename, then its mark: JSON with size and SHA-256. A writer that is killed loses at most the
-  shards that it was writing; `pending` lists those that are not done.
-- A writer holds the lock of the shard that it writes (a file in .locks/), so that a file never gets another writer's mark.
+- A shard is published by temp file + fsync + rename, then its mark: JSON with size and SHA-256. A writer that is killed
+  loses at most the shards that it was writing; `pending` lists those that are not done.
+- A writer holds the lock of the shard that it writes (a file in .locks/), so that a file never gets another writer's
+  mark.
 - The same rows give the same bytes.
 """
 
@@ -54,15 +55,17 @@ class LabelWriter:
 
     @classmethod
     def open(cls, path: Path | str, spec: StoreSpec, ids: Iterable[str], *, overwrite: bool = False) -> "LabelWriter":
-        """Begin a store for these utterances in a folder or at a URL, or go on with one that was begun with the same spec and ids.
+        """Begin a store for these utterances in a folder or at a URL, or go on with one that was begun with the same
+        spec and ids.
 
-        `overwrite` removes a store that is there, after checking that it is one. Raises UserError where the folder holds something
-        else, or a store of another identity.
+        `overwrite` removes a store that is there, after checking that it is one. Raises UserError where the folder
+        holds something else, or a store of another identity.
         """
         folder = store_folder(path)
         if str(folder.path).startswith(HUB):
             raise UserError(
-                f"a store must not be written at {folder.path} shard by shard. Write it to a folder, then `hkd labels push` it."
+                f"a store must not be written at {folder.path} shard by shard. Write it to a folder, then `hkd labels "
+                f"push` it."
             )
         ordered = sorted_ids(ids)
         spec = spec.with_ids(ordered)
@@ -71,7 +74,10 @@ class LabelWriter:
             if overwrite:
                 _remove_store(store_folder(path))
             if not folder.create(files.SPEC, json_bytes(spec.to_json())):
-                there, rule = folder.load_json(), f"label store {folder.path} must have been written with the same settings"
+                there, rule = (
+                    folder.load_json(),
+                    f"label store {folder.path} must have been written with the same settings",
+                )
                 check_same(rule, identity_of(there), spec.identity(), "Give another folder, or --overwrite.")
                 spec = StoreSpec.from_json(there, spec.inventory)
             folder.create(files.INVENTORY, json_bytes(spec.inventory.to_json()))
@@ -106,7 +112,8 @@ class LabelWriter:
     def write_shard(self, shard: int, rows: Iterable[UtteranceLabels], *, quality: Sums | None = None) -> None:
         """Publish a shard: exactly the utterances of `shard_ids`, in any order. A shard that is done is left as it is.
 
-        `quality`: sums over the shard (None: computed here, see card.quality_of). Raises HkdError for rows that do not belong.
+        `quality`: sums over the shard (None: computed here, see card.quality_of). Raises HkdError for rows that do not
+        belong.
         """
         ordered = sorted(rows, key=lambda row: row.id)
         self._check_rows(shard, [row.id for row in ordered])
@@ -143,7 +150,8 @@ class LabelWriter:
             raise HkdError(f"shard {shard} must hold exactly its {len(wanted)} utterances, but '{odd[0]}' {where}.")
 
     def _publish(self, shard: int, utterances: Utterances, blocks: list[Callable[[], Planes]], quality: Sums) -> None:
-        """Write the file, then its mark, unless the shard is done. At a URL, read it again: another writer may have replaced it."""
+        """Write the file, then its mark, unless the shard is done. At a URL, read it again: another writer may have
+        replaced it."""
         folder, name, name_of_mark = self.folder, files.shard_name(self.spec, shard), files.mark_name(shard)
         known = {key: value if value is not None and math.isfinite(value) else None for key, value in quality.items()}
         counts = {"utterances": len(utterances.length_B), "positions": int(utterances.length_B.sum())}
@@ -167,11 +175,13 @@ class LabelWriter:
             keep_shard(data, _sha256(data), files.SUFFIXES[self.spec.backend])
 
     def finish(self, *, report: Mapping[str, Any] | None = None) -> None:
-        """Write the index, the card and `report` (free figures, such as the n-gram's perplexity). Raises HkdError where shards are missing."""
+        """Write the index, the card and `report` (free figures, such as the n-gram's perplexity). Raises HkdError where
+        shards are missing."""
         marks = self.folder.done(self.spec)
         if pending := [shard for shard in range(self.spec.num_shards) if shard not in marks]:
             raise HkdError(
-                f"label store {self.folder.path} is not complete: {len(pending)} shards are missing, first {pending[0]}."
+                f"label store {self.folder.path} is not complete: {len(pending)} shards are missing, first "
+                f"{pending[0]}."
             )
         with self.folder.lock("store", wait=True):
             self.folder.sweep()
@@ -199,7 +209,9 @@ def _check_folder(folder: StoreFolder) -> None:
     if files.SPEC not in names:
         others = [name for name in names if name not in (files.INVENTORY, files.LOCKS) and not name.endswith(".tmp")]
         if others:
-            raise UserError(f"{folder.path} must be empty or a label store, but holds '{others[0]}'. Give another folder.")
+            raise UserError(
+                f"{folder.path} must be empty or a label store, but holds '{others[0]}'. Give another folder."
+            )
 
 
 def _remove_store(folder: StoreFolder) -> None:

@@ -1,6 +1,8 @@
-"""Shards as Zarr v3 groups, each in one zip file (stored, not deflated): an array a plane, an array a property of the utterances.
+"""Shards as Zarr v3 groups, each in one zip file (stored, not deflated): an array a plane, an array a property of the
+utterances.
 
-- The group is made in memory and zipped here, with fixed dates and sorted names: zarr's own ZipStore writes the time of day.
+- The group is made in memory and zipped here, with fixed dates and sorted names: zarr's own ZipStore writes the time of
+  day.
 - Arrays are read whole: slicing zarr per utterance is fifty times slower than cutting in memory.
 """
 
@@ -21,7 +23,16 @@ from zarr.codecs import ZstdCodec
 from zarr.storage import MemoryStore, ZipStore
 
 from hkd.labels.codec import join, layout
-from hkd.labels.format import META_KEY, DamagedShardError, Planes, StoreSpec, Utterances, check_meta, check_size, shard_meta
+from hkd.labels.format import (
+    META_KEY,
+    DamagedShardError,
+    Planes,
+    StoreSpec,
+    Utterances,
+    check_meta,
+    check_size,
+    shard_meta,
+)
 from hkd.lines import one_line
 
 CHUNK_BYTES = 1 << 20
@@ -36,11 +47,15 @@ def _chunks(array: NDArray[Any], axis: int) -> tuple[int, ...]:
     return tuple(length if i == axis else max(1, size) for i, size in enumerate(array.shape))
 
 
-def encode_shard(spec: StoreSpec, shard: int, utterances: Utterances, blocks: Iterable[Callable[[], Planes]]) -> memoryview:
+def encode_shard(
+    spec: StoreSpec, shard: int, utterances: Utterances, blocks: Iterable[Callable[[], Planes]]
+) -> memoryview:
     """See `format.Backend`."""
     planes = join(spec, [block() for block in blocks])
     memory: dict[str, Any] = {}
-    group = zarr.open_group(MemoryStore(memory), mode="w", zarr_format=3, attributes={META_KEY: shard_meta(spec, shard)})
+    group = zarr.open_group(
+        MemoryStore(memory), mode="w", zarr_format=3, attributes={META_KEY: shard_meta(spec, shard)}
+    )
     names = [name.encode() for name in utterances.id_array.to_pylist()]
     arrays: dict[str, tuple[NDArray[Any], int]] = {
         "id_utf8": (np.frombuffer(b"".join(names), np.uint8), 0),
@@ -53,7 +68,12 @@ def encode_shard(spec: StoreSpec, shard: int, utterances: Utterances, blocks: It
     compressors = [ZstdCodec(level=ZSTD_LEVEL)]
     for name, (array, axis) in arrays.items():
         made = group.create_array(
-            name, shape=array.shape, dtype=array.dtype, chunks=_chunks(array, axis), compressors=compressors, fill_value=0
+            name,
+            shape=array.shape,
+            dtype=array.dtype,
+            chunks=_chunks(array, axis),
+            compressors=compressors,
+            fill_value=0,
         )
         if array.size:
             made[...] = array
@@ -102,7 +122,9 @@ class ZarrShard:
                 if not isinstance(array, zarr.Array) or np.dtype(array.dtype) != np.dtype(dtype):
                     raise DamagedShardError(self._path, f"{name} is no array of {dtype}")
                 if name in shapes and array.shape != shapes[name]:
-                    raise DamagedShardError(self._path, f"{name} must have the shape {shapes[name]}, but has {array.shape}")
+                    raise DamagedShardError(
+                        self._path, f"{name} must have the shape {shapes[name]}, but has {array.shape}"
+                    )
                 for extent in (array.shape, array.chunks):  # a chunk is allocated whole
                     check_size(self._path, math.prod(extent) * array.dtype.itemsize, self._stored_bytes)
                 result[name] = np.asarray(array[...])

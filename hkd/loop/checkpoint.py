@@ -1,7 +1,7 @@
 """Checkpoints: step-000123/{model,optimizer}.safetensors and state.json, whole or not at all.
 
-- Written into a temporary folder, flushed to the disk, then renamed. state.json names each file's size and SHA-256, and its own
-  digest, so that a folder that lost bytes (power off) is told from a whole one, and the one before is taken.
+- Written into a temporary folder, flushed to the disk, then renamed. state.json names each file's size and SHA-256, and
+  its own digest, so that a folder that lost bytes (power off) is told from a whole one, and the one before is taken.
 - Tensors go by parameter name; nothing is pickled.
 """
 
@@ -60,13 +60,16 @@ def load_model_tensors(model: torch.nn.Module, tensors: Mapping[str, Tensor]) ->
     own = _named(model)
     there, here = ({(name, tensor.shape) for name, tensor in side.items()} for side in (tensors, own))
     if differs := sorted({name for name, _ in there ^ here}):
-        raise HkdError(f"the weights must fit the model, but {len(differs)} tensors differ ({', '.join(differs[:3])} ...).")
+        raise HkdError(
+            f"the weights must fit the model, but {len(differs)} tensors differ ({', '.join(differs[:3])} ...)."
+        )
     for name, tensor in own.items():
         tensor.copy_(tensors[name])
 
 
 def load_final(model: torch.nn.Module, folder: Path) -> None:
-    """Put a run's final weights into the model. Raises UserError where they cannot be read, HkdError where they do not fit."""
+    """Put a run's final weights into the model. Raises UserError where they cannot be read, HkdError where they do not
+    fit."""
     path = folder / FINAL
     try:
         tensors = safetensors.torch.load(path.read_bytes())
@@ -87,7 +90,9 @@ def optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) 
     }
 
 
-def load_optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+def load_optimizer_tensors(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
+) -> None:
     """Put back what `optimizer_tensors` gave."""
     parameter_of = dict(model.named_parameters())
     for full_name, tensor in tensors.items():
@@ -108,7 +113,9 @@ def write(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], 
         write_bytes(partial / f"{name}.safetensors", data)
         files[f"{name}.safetensors"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     value = {"step": step, **state, "files": files}
-    write_bytes(partial / "state.json", (json.dumps({**value, "digest": digest_of_json(value)}, indent=2) + "\n").encode())
+    write_bytes(
+        partial / "state.json", (json.dumps({**value, "digest": digest_of_json(value)}, indent=2) + "\n").encode()
+    )
     if target.exists():
         shutil.rmtree(target)
     partial.rename(target)
@@ -174,9 +181,12 @@ class Best:
     waited: int = 0  # evaluations since the best one
 
     def note(self, figures: Mapping[str, float], step: int) -> bool:
-        """Take an evaluation in; whether its weights are among the best. Raises UserError where the figure is not there."""
+        """Take an evaluation in; whether its weights are among the best. Raises UserError where the figure is not
+        there."""
         if self.by not in figures:
-            raise UserError(f"`best_by` must be a figure of the evaluation ({', '.join(figures)}), but is '{self.by}' instead.")
+            raise UserError(
+                f"`best_by` must be a figure of the evaluation ({', '.join(figures)}), but is '{self.by}' instead."
+            )
         value = figures[self.by]
         value = math.inf if math.isnan(value) else value
         rows = sorted([*self.rows, (value, step)])

@@ -1,7 +1,8 @@
-"""What a run leaves beside its checkpoints: whose folder it is, metrics.jsonl, timing.jsonl, the lock, and the stop signals.
+"""What a run leaves beside its checkpoints: whose folder it is, metrics.jsonl, timing.jsonl, the lock, and the stop
+signals.
 
-- metrics.jsonl holds nothing that differs between a disturbed and an undisturbed run (no clock); resuming cuts it back to the
-  checkpoint's length. Times go to timing.jsonl, which only grows.
+- metrics.jsonl holds nothing that differs between a disturbed and an undisturbed run (no clock); resuming cuts it back
+  to the checkpoint's length. Times go to timing.jsonl, which only grows.
 """
 
 import json
@@ -28,7 +29,8 @@ def begun_with(folder: Path) -> dict[str, Any]:
 
 
 def claim(folder: Path, identity: Mapping[str, Any]) -> str:
-    """Write identity.json, or compare it with the one that exists; returns the digest. Raises UserError naming what differs."""
+    """Write identity.json, or compare it with the one that exists; returns the digest. Raises UserError naming what
+    differs."""
     identity = json.loads(json.dumps(identity))
     if not (folder / IDENTITY).exists():
         write_json(folder / IDENTITY, identity)
@@ -91,7 +93,8 @@ class Metrics:
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """A list that gets the number of the first SIGTERM or SIGINT; a second SIGINT interrupts at once. Main thread only."""
+    """A list that gets the number of the first SIGTERM or SIGINT; a second SIGINT interrupts at once. Main thread
+    only."""
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received

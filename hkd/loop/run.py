@@ -71,7 +71,8 @@ class LoopConfig:
 
 
 def is_main_process() -> bool:
-    """Whether this process is the one that writes and reports: the first of those that torchrun started, or the only one."""
+    """Whether this process is the one that writes and reports: the first of those that torchrun started, or the only
+    one."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -86,11 +87,13 @@ def learning_rate(config: LoopConfig, step: int) -> float:
 
 
 class Task(Protocol):
-    """What is trained. Batches may carry `.to(device)`, `.ids` (named when the loss is not finite) and `.seconds` (of audio).
+    """What is trained. Batches may carry `.to(device)`, `.ids` (named when the loss is not finite) and `.seconds` (of
+    audio).
 
-    A task may also have `evaluate(rank, world_size) -> Mapping[str, tuple[float, float]]`, called every eval_every steps and at the end
-    with the model in evaluation mode and no gradients: each figure's sum and count over that process's share of the evaluation. Figures
-    are sums over counts of all processes; one whose counts are all 0 is left out.
+    A task may also have `evaluate(rank, world_size) -> Mapping[str, tuple[float, float]]`, called every eval_every
+    steps and at the end with the model in evaluation mode and no gradients: each figure's sum and count over that
+    process's share of the evaluation. Figures are sums over counts of all processes; one whose counts are all 0 is left
+    out.
     """
 
     @property
@@ -98,7 +101,8 @@ class Task(Protocol):
         """The module whose parameters are updated."""
 
     def batches(self, start_step: int, rank: int, world_size: int) -> Iterator[Any]:
-        """Endless; item n is share `rank` of `world_size` of the global batch of step start_step + n, a pure function of (seed, step).
+        """Endless; item n is share `rank` of `world_size` of the global batch of step start_step + n, a pure function
+        of (seed, step).
 
         An empty share (fewer utterances than shares) is None.
         """
@@ -124,13 +128,15 @@ ENGINES = {  # variables that hand training over to another engine → what it i
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "accelerate's parallelism",
 }
-_SETTINGS = ("ACCELERATE_", "FSDP_", "MEGATRON_LM_", "PARALLELISM_CONFIG_", "FP8_")  # how names of accelerate's variables begin
+# how names of accelerate's variables begin
+_SETTINGS = ("ACCELERATE_", "FSDP_", "MEGATRON_LM_", "PARALLELISM_CONFIG_", "FP8_")
 _NOTHING = ("", "0", "false", "no", "off", "n", "f")
 
 
 @contextmanager
 def no_settings_from_the_environment() -> Iterator[None]:
-    """Without accelerate's own environment variables, which its launcher and its users set: hkd's settings alone decide what is learnt.
+    """Without accelerate's own environment variables, which its launcher and its users set: hkd's settings alone decide
+    what is learnt.
 
     Which were left aside is said. Raises UserError, naming the variable, where another engine is asked for.
     """
@@ -138,11 +144,15 @@ def no_settings_from_the_environment() -> Iterator[None]:
     for name, engine in ENGINES.items():
         if given.get(name, "").lower() not in _NOTHING:
             raise UserError(
-                f"{name} must not be set, but is {given[name]} instead: hkd trains without {engine}. Take it out, and start processes "
+                f"{name} must not be set, but is {given[name]} instead: hkd trains without {engine}. Take it out, and "
+                f"start processes "
                 "with torchrun."
             )
     if aside := [f"{name}={value}" for name, value in sorted(given.items()) if value.lower() not in _NOTHING]:
-        line = "accelerate's environment variables are not read: %s. Settings are --device, loop.precision and loop.accumulate."
+        line = (
+            "accelerate's environment variables are not read: %s. Settings are --device, loop.precision and "
+            "loop.accumulate."
+        )
         log.warning(line, ", ".join(aside))
     for name in given:
         del os.environ[name]
@@ -153,7 +163,8 @@ def no_settings_from_the_environment() -> Iterator[None]:
 
 
 def make_accelerator(precision: str, device: str, *, tensorboard: Path | None = None) -> "Accelerator":
-    """accelerate's Accelerator for this precision and device (auto | cpu | cuda); one process may make several in turn."""
+    """accelerate's Accelerator for this precision and device (auto | cpu | cuda); one process may make several in
+    turn."""
     if tensorboard is not None and find_spec("tensorboard") is None:
         raise MissingPackageError("tensorboard", "tensorboard", "Drawing curves with TensorBoard")
     from accelerate import Accelerator  # here, since it takes a second
@@ -165,13 +176,16 @@ def make_accelerator(precision: str, device: str, *, tensorboard: Path | None = 
         AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(
         mixed_precision="no" if precision == "fp32" else precision,
-        cpu=device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available()),  # else processes do not meet
+        # else processes do not meet
+        cpu=device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available()),
         log_with=None if tensorboard is None else "tensorboard",
         project_dir=tensorboard,
         gradient_accumulation_steps=1,  # ours is `loop.accumulate`
     )
     if precision == "fp16" and accelerator.device.type == "cpu":  # accelerate would train in fp32
-        raise UserError("`loop.precision` must be fp32 or bf16 on a CPU, but is fp16 instead. Take --set loop.precision=bf16.")
+        raise UserError(
+            "`loop.precision` must be fp32 or bf16 on a CPU, but is fp16 instead. Take --set loop.precision=bf16."
+        )
     if tensorboard is not None:
         accelerator.init_trackers("tensorboard")
     return accelerator
@@ -205,10 +219,11 @@ def fit(
 ) -> dict[str, float]:
     """Train to config.max_steps, from the newest whole checkpoint where there is one; returns the last figures.
 
-    identity: JSON of all else that the result depends on (configs, digests of the data); another one in the same folder is refused.
-    tensorboard: write curves into folder/tensorboard too. Leaves folder/{final.safetensors, done.json, metrics.jsonl, timing.jsonl, checkpoints/}. A run that is done returns at once.
-    Either way the task's model holds the final weights.
-    Raises Terminated on SIGTERM and KeyboardInterrupt on Ctrl-C, both after saving; HkdError where the loss is not finite.
+    identity: JSON of all else that the result depends on (configs, digests of the data); another one in the same folder
+    is refused. tensorboard: write curves into folder/tensorboard too. Leaves folder/{final.safetensors, done.json,
+    metrics.jsonl, timing.jsonl, checkpoints/}. A run that is done returns at once. Either way the task's model holds
+    the final weights. Raises Terminated on SIGTERM and KeyboardInterrupt on Ctrl-C, both after saving; HkdError where
+    the loss is not finite.
     """
     whole = identity_of(config, identity)
     if (metrics := finished(folder, whole)) is not None:
@@ -216,7 +231,10 @@ def fit(
         load_final(task.model, folder)
         return metrics
     if config.warmup_steps > config.max_steps:
-        what = "`warmup_steps` is %d, but there are %d steps: the learning rate ends at %.3g of %.3g. Take fewer, or more `max_steps`."
+        what = (
+            "`warmup_steps` is %d, but there are %d steps: the learning rate ends at %.3g of %.3g. Take fewer, or more "
+            "`max_steps`."
+        )
         reached = learning_rate(config, config.max_steps - 1)
         log.warning(what, config.warmup_steps, config.max_steps, reached, config.learning_rate)
     with no_settings_from_the_environment():
@@ -226,12 +244,22 @@ def fit(
             if is_main:  # the others wait until it has claimed the folder
                 claim(folder, whole)
             accelerator.wait_for_everyone()
-            return _Run(task, config, folder, accelerator, progress if is_main else no_progress).to_the_end(claim(folder, whole))
+            return _Run(task, config, folder, accelerator, progress if is_main else no_progress).to_the_end(
+                claim(folder, whole)
+            )
 
 
 class _Run:
-    def __init__(self, task: Task, config: LoopConfig, folder: Path, accelerator: "Accelerator", progress: Progress) -> None:
-        self.task, self.config, self.folder, self.accelerator, self.progress = task, config, folder, accelerator, progress
+    def __init__(
+        self, task: Task, config: LoopConfig, folder: Path, accelerator: "Accelerator", progress: Progress
+    ) -> None:
+        self.task, self.config, self.folder, self.accelerator, self.progress = (
+            task,
+            config,
+            folder,
+            accelerator,
+            progress,
+        )
         self.model = task.model.to(accelerator.device)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         matrices, vectors = ([p for p in self.parameters if (p.ndim > 1) == is_matrix] for is_matrix in (True, False))
@@ -320,7 +348,9 @@ class _Run:
         self.step += 1
         return stop
 
-    def _loss(self, share: Any, number: int, counts: np.ndarray[Any, Any], weights: Mapping[str, float]) -> tuple[Tensor, Tensor]:
+    def _loss(
+        self, share: Any, number: int, counts: np.ndarray[Any, Any], weights: Mapping[str, float]
+    ) -> tuple[Tensor, Tensor]:
         """The share's part of the loss (a scalar), and its sum for each term, detached."""
         torch.manual_seed(share_seed(self.config.seed, self.step, number))
         with self._memory(), self.accelerator.autocast():
@@ -338,7 +368,8 @@ class _Run:
             yield
         except torch.OutOfMemoryError:
             raise HkdError(
-                f"the device ran out of memory at step {self.step}. Raise `loop.accumulate` (now {self.config.accumulate}: the same batch in "
+                f"the device ran out of memory at step {self.step}. Raise `loop.accumulate` (now "
+                f"{self.config.accumulate}: the same batch in "
                 "more parts), or lower the batch's size (`batch_seconds`)."
             ) from None
 
@@ -392,7 +423,8 @@ class _Run:
             step, ids, _ = self.pending
             named = f" (utterances {', '.join(ids[:8])}{' ...' if len(ids) > 8 else ''})" if ids else ""
             raise HkdError(
-                f"loss and gradient must be finite, but are not at step {step}{named}. Lower `learning_rate` or look at these."
+                f"loss and gradient must be finite, but are not at step {step}{named}. Lower `learning_rate` or look "
+                f"at these."
             )
         self.pending = None
 
@@ -452,14 +484,19 @@ class _Run:
                 "ended": self.ended,
                 "scaler": None if scaler is None else scaler.state_dict(),
             }
-            tensors = {"model": model_tensors(self.model), "optimizer": checkpoint.optimizer_tensors(self.model, self.adam)}
+            tensors = {
+                "model": model_tensors(self.model),
+                "optimizer": checkpoint.optimizer_tensors(self.model, self.adam),
+            }
             checkpoint.write(self.checkpoints, self.step, tensors, state)
             averaged = 0 if self.best is not None else self.config.average
             checkpoint.remove(self.checkpoints, keep=max(self.config.keep_last, averaged))
         self.accelerator.wait_for_everyone()
 
     def _restore(self) -> None:
-        found = checkpoint.newest(self.checkpoints, accept=lambda state: self.metrics.num_bytes >= int(state["metrics_bytes"]))
+        found = checkpoint.newest(
+            self.checkpoints, accept=lambda state: self.metrics.num_bytes >= int(state["metrics_bytes"])
+        )
         if found is not None:
             self.step = found.step
             load_model_tensors(self.model, found.load("model"))
@@ -481,7 +518,9 @@ class _Run:
     def _stop(self, received: Sequence[int]) -> None:
         if received and received[0] == signal.SIGINT:
             raise KeyboardInterrupt
-        raise Terminated(f"training was told to stop and has saved its state at step {self.step}. Run the same command to go on.")
+        raise Terminated(
+            f"training was told to stop and has saved its state at step {self.step}. Run the same command to go on."
+        )
 
     def _finish(self, digest: str) -> None:
         chosen: list[checkpoint.Checkpoint] = []

@@ -3,16 +3,16 @@
     title, jobs               what it is called; how many stages run side by side
     base = "FILE"             a pipeline beside it whose tables come first; what this one says wins, key by key
     seeds = [0, 1, 2]         every run once a seed, NAME-seed0 ...; a run's own `seeds` win
-    [prepare] [units] [align] corpus → manifest → inventories → alignment; [align] from = "kaldi" and path = "..." take another tool's
-    [tie]                     senones of our own instead of the aligner's (settings of `hkd units tie`)
+    [prepare] [units] [align] corpus → manifest → inventories → alignment; [align] from = "kaldi" and path = "..." take
+    another tool's [tie]                     senones of our own instead of the aligner's (settings of `hkd units tie`)
     [words]                   a word n-gram for search, lm/words.arpa (settings of `hkd lm words`)
     [ngrams.NAME]             another one, lm/NAME.arpa: what differs from [words]
-    [sentences.NAME]          text without sound, sentences/NAME.jsonl, of the text of [prepare] (settings of `hkd prepare --text`)
-    [lm.NAME]                 a unit LM (settings of `hkd lm train`); sentences = "NAME": it learns from these, cross-fitted
-    [dump.NAME]               a label store (settings of `hkd teacher-dump`): lm = "lm/NAME" waits for that LM; sentences = "NAME": of these too
-    [averages.NAME]           another one: of = "NAME" of a dump, each distribution replaced by its unit's average over `split`. A run names it
-    [train]                   what all runs share
-    [bank]                    a posterior bank, for runs with text (settings of `hkd bank`)
+    [sentences.NAME]          text without sound, sentences/NAME.jsonl, of the text of [prepare] (settings of
+    `hkd prepare --text`) [lm.NAME]                 a unit LM (settings of `hkd lm train`); sentences = "NAME": it
+    learns from these, cross-fitted [dump.NAME]               a label store (settings of `hkd teacher-dump`): lm =
+    "lm/NAME" waits for that LM; sentences = "NAME": of these too [averages.NAME]           another one: of = "NAME" of
+    a dump, each distribution replaced by its unit's average over `split`. A run names it [train]                   what
+    all runs share [bank]                    a posterior bank, for runs with text (settings of `hkd bank`)
     [runs.NAME]               a run: what differs from [train]; with text.share, text.path = "sentences/NAME.jsonl"
     [evaluate]                how all runs are scored on [report].split; lm = "lm/words.arpa" beside a hybrid student
     [searches.TAG]            another way to decode: runs = [...] and settings of [evaluate]; its rows are RUN@TAG
@@ -74,7 +74,8 @@ class Recipe:
 
     @property
     def report(self) -> str:
-        """The stage that makes the page, and the page's name: of its own for each file and split, as several may share a working folder."""
+        """The stage that makes the page, and the page's name: of its own for each file and split, as several may share
+        a working folder."""
         own = [self.name] if self.name != "pipeline" else []
         return "-".join(["report", *own, *([self.split] if self.split != "test" else [])])
 
@@ -108,7 +109,8 @@ class Recipe:
 
 
 def load_recipe(path: Path, overrides: Mapping[str, Any]) -> Recipe:
-    """Read `path` (a folder's pipeline.toml, or the file) with overrides. Raises UserError for whatever does not fit, before any work."""
+    """Read `path` (a folder's pipeline.toml, or the file) with overrides. Raises UserError for whatever does not fit,
+    before any work."""
     file = path / "pipeline.toml" if path.is_dir() else path
     tables = merge(_with_base(file), overrides)
     title, jobs, seeds = tables.pop("title", path.name), tables.pop("jobs", 1), tables.pop("seeds", [])
@@ -133,12 +135,17 @@ def _with_base(file: Path) -> dict[str, Any]:
 
 
 def _with_seeds(runs: Mapping[str, Any], seeds: Sequence[int], file: Path) -> dict[str, Any]:
-    """Each run once a seed, by name; without seeds as it is. Raises UserError where seeds are no different whole numbers."""
+    """Each run once a seed, by name; without seeds as it is. Raises UserError where seeds are no different whole
+    numbers."""
     found: dict[str, Any] = {}
     for name, table in runs.items():
         rest = dict(table)
         own = rest.pop("seeds", seeds)
-        if not isinstance(own, list) or not all(type(seed) is int and seed >= 0 for seed in own) or len(set(own)) < len(own):
+        if (
+            not isinstance(own, list)
+            or not all(type(seed) is int and seed >= 0 for seed in own)
+            or len(set(own)) < len(own)
+        ):
             raise UserError(f"{file}: seeds must be different whole numbers, but are {own} instead.")
         if own and "seed" in rest.get("loop", {}):
             raise UserError(f"{file}: [runs.{name}] must have seeds or loop.seed, but has both.")
@@ -146,8 +153,11 @@ def _with_seeds(runs: Mapping[str, Any], seeds: Sequence[int], file: Path) -> di
     return found
 
 
-def merged_settings(tables: Mapping[str, Any], sections: Sequence[str] = TABLES) -> list[tuple[str, str, dict[str, Any]]]:
-    """(section, dotted name, all settings) of each table. Raises UserError where a setting does not fit, or a section is unknown."""
+def merged_settings(
+    tables: Mapping[str, Any], sections: Sequence[str] = TABLES
+) -> list[tuple[str, str, dict[str, Any]]]:
+    """(section, dotted name, all settings) of each table. Raises UserError where a setting does not fit, or a section
+    is unknown."""
     for section in sections:
         check_choice("section", section, TABLES)
     found = []
@@ -171,13 +181,18 @@ COMMANDS = {"teacher-dump": "dump", "transcribe": "evaluate", "likelihoods": "ev
 def show_tables(tables: Mapping[str, Any], sections: Sequence[str] | None = None) -> str:
     """All settings as TOML, defaults included, each with its explanation. Raises as `merged_settings`.
 
-    A section of several tables is shown once a table; where it is asked for and has none, as the table NAME with the defaults.
+    A section of several tables is shown once a table; where it is asked for and has none, as the table NAME with the
+    defaults.
     """
     asked = [COMMANDS.get(section, section) for section in sections or TABLES]
     found: list[tuple[str, str, dict[str, Any] | None]] = [*merged_settings(tables, asked)]
     if sections:
         there = {section for section, _, _ in found}
-        found += [(name, name if name in SINGLE else f"{name}.NAME", None) for name in dict.fromkeys(asked) if name not in there]
+        found += [
+            (name, name if name in SINGLE else f"{name}.NAME", None)
+            for name in dict.fromkeys(asked)
+            if name not in there
+        ]
         found.sort(key=lambda table: TABLES.index(table[0]))
     return "\n\n".join("\n".join(show_table(KINDS.get(kind, kind), name, table)) for kind, name, table in found)
 
@@ -195,14 +210,16 @@ def write_project(recipe: Recipe, work: Path) -> None:
     path = work / PROJECT_FILE
     if path.exists() and not path.read_bytes().startswith(_WRITTEN.encode()):
         raise UserError(
-            f"{path} must be written by `hkd run`, but is your own. Take another folder with --work, or put the file elsewhere."
+            f"{path} must be written by `hkd run`, but is your own. Take another folder with --work, or put the file "
+            f"elsewhere."
         )
     if not path.exists() or path.read_bytes() != data:
         write_bytes(path, data)
 
 
 def stages_of(recipe: Recipe) -> dict[str, Stage]:
-    """The stages of a recipe, each after those whose files it reads. Raises UserError where a table names another that is not there."""
+    """The stages of a recipe, each after those whose files it reads. Raises UserError where a table names another that
+    is not there."""
     found = [*_data_stages(recipe), *_lm_stages(recipe), *_store_stages(recipe)]
     if recipe.table("runs"):  # else label stores alone
         found += [*_bank_stages(recipe), *_train_stages(recipe), *_evaluate_stages(recipe)]
@@ -223,7 +240,8 @@ def _data_stages(recipe: Recipe) -> Iterator[Stage]:
     if is_tied:
         align, units = {**align, "tie": recipe.table("tie")}, {**units, "is_tied": True}
     yield Stage(
-        name="align", action=actions.run_align, settings={**align, **recipe.normalisation}, outputs=("alignment.arrow",),
+        name="align", action=actions.run_align, settings={**align, **recipe.normalisation},
+        outputs=("alignment.arrow",),
         inputs=("manifest.jsonl", AUDIO, *files),
     )  # fmt: skip
     yield Stage(
@@ -244,7 +262,8 @@ def _lm_stages(recipe: Recipe) -> Iterator[Stage]:
         raise UserError(f"[ngrams.{Path(WORDS).stem}]: {OWN_WORDS} is what [words] makes. Take another name.")
     for path, (name, table) in recipe.ngrams.items():
         yield Stage(
-            name=name, action=actions.run_words, settings={"path": path, **table, **recipe.normalisation}, outputs=(path,),
+            name=name, action=actions.run_words, settings={"path": path, **table, **recipe.normalisation},
+            outputs=(path,),
             inputs=(TEXTS, *(("manifest.jsonl",) if table.get("transcripts") else ())),
         )  # fmt: skip
     for name, table in recipe.table("lm").items():
@@ -305,17 +324,22 @@ def _train_stages(recipe: Recipe) -> Iterator[Stage]:
         stores = _stores_of(recipe, build(TrainConfig, settings, where=where))
         lost = [store for store in stores if store not in recipe.stores]
         if lost:
-            raise UserError(f"{where}: stores must be tables [dump.NAME] or [averages.NAME], but {', '.join(lost)} is none.")
+            raise UserError(
+                f"{where}: stores must be tables [dump.NAME] or [averages.NAME], but {', '.join(lost)} is none."
+            )
         text = _text_of(recipe, settings, stores, where)
         encoder = str(settings.get("encoder", {}).get("name") or "")  # a pretrained one, where it is a folder
         yield Stage(
-            name=f"train-{name}", action=actions.run_train, settings={"name": name, **settings}, outputs=(f"runs/{name}",),
-            inputs=("manifest.jsonl", AUDIO, "alignment.arrow", "units", *(f"shards/{s}" for s in stores), *text, *([encoder] if encoder else [])),
+            name=f"train-{name}", action=actions.run_train, settings={"name": name, **settings},
+            outputs=(f"runs/{name}",),
+            inputs=("manifest.jsonl", AUDIO, "alignment.arrow", "units", *(f"shards/{s}" for s in stores), *text,
+                *([encoder] if encoder else [])),
         )  # fmt: skip
 
 
 def _stores_of(recipe: Recipe, config: TrainConfig) -> list[str]:
-    """The label stores that a run reads: those it names, or those of its levels, or all; none where its objective needs none."""
+    """The label stores that a run reads: those it names, or those of its levels, or all; none where its objective needs
+    none."""
     if objective_of(config).stores == "none":
         return []
     if config.stores:
@@ -363,7 +387,9 @@ def _searches(recipe: Recipe, runs: Sequence[str]) -> Iterator[tuple[str, Mappin
         chosen = [run for run in runs if wanted is None or run in wanted or configuration_of(run) in wanted]
         lost = [name for name in wanted or () if name not in runs and name not in map(configuration_of, runs)]
         if lost or not chosen:
-            raise UserError(f"[searches.{tag}]: runs must be runs of the pipeline, but {', '.join(lost) or 'none'} is instead.")
+            raise UserError(
+                f"[searches.{tag}]: runs must be runs of the pipeline, but {', '.join(lost) or 'none'} is instead."
+            )
         yield tag, merge(recipe.table("evaluate"), rest), f"[searches.{tag}]", chosen
 
 
@@ -373,7 +399,12 @@ def _report_stage(recipe: Recipe, scored: Sequence[Stage]) -> Stage:
     return Stage(
         name=page,
         action=actions.run_report,
-        settings={"runs": list(recipe.table("runs")), "title": recipe.title, "page": f"{page}.html", **recipe.table("report")},
+        settings={
+            "runs": list(recipe.table("runs")),
+            "title": recipe.title,
+            "page": f"{page}.html",
+            **recipe.table("report"),
+        },
         inputs=(*results, "runs/*/metrics.jsonl", "shards/*/store.json"),
         is_view=True,
         outputs=tuple(f"{page}.{end}" for end in ("html", "md", "txt")),

@@ -1,12 +1,14 @@
-"""`hkd run`: the stages of a pipeline, each after those whose files it reads, others side by side; what is up to date is skipped.
+"""`hkd run`: the stages of a pipeline, each after those whose files it reads, others side by side; what is up to date
+is skipped.
 
-- A pipeline is one TOML: an `hkd.toml` (tables for the components) plus which label stores, LMs and runs there are. Its working
-  folder is a project of its own: every hkd command works in it.
-- `stages/NAME.json` says with which settings a stage was started or finished, and the content of each file and folder that it read.
-  The same settings and contents: the stage goes on, or is skipped. Others: the stage is refused, unless `overwrite` says that what
-  it wrote may be replaced. hkd's version plays no part. What a stage did not write is never removed.
-- Stages run in worker processes, so that `jobs` of them use a core each. A worker ends when its parent does, and takes a lock on its
-  stage, so a restart never writes beside a survivor.
+- A pipeline is one TOML: an `hkd.toml` (tables for the components) plus which label stores, LMs and runs there are. Its
+  working folder is a project of its own: every hkd command works in it.
+- `stages/NAME.json` says with which settings a stage was started or finished, and the content of each file and folder
+  that it read. The same settings and contents: the stage goes on, or is skipped. Others: the stage is refused, unless
+  `overwrite` says that what it wrote may be replaced. hkd's version plays no part. What a stage did not write is never
+  removed.
+- Stages run in worker processes, so that `jobs` of them use a core each. A worker ends when its parent does, and takes
+  a lock on its stage, so a restart never writes beside a survivor.
 """
 
 import json
@@ -111,14 +113,17 @@ class _Schedule:
         return not differences(_made_from(record), self.description(stage))
 
     def stale(self, stage: Stage, *, with_inputs: bool) -> str:
-        """How what lies there differs from what is asked for; empty where nothing lies there, or the stage may go on with it."""
+        """How what lies there differs from what is asked for; empty where nothing lies there, or the stage may go on
+        with it."""
         record = _record(self.folder, stage.name)
         then = _made_from(record)
         if not _outputs(self.folder, stage, record) or (stage.is_view and then):
             return ""
         if not then:
             are = "is" if len(stage.outputs) == 1 else "are"
-            return f"the stage {stage.name} of this version has not written {', '.join(stage.outputs)}, which {are} there"
+            return (
+                f"the stage {stage.name} of this version has not written {', '.join(stage.outputs)}, which {are} there"
+            )
         now = self.description(stage, with_inputs=with_inputs)
         found = differences({name: then[name] for name in now}, now)
         if not found:
@@ -141,23 +146,34 @@ class _Schedule:
 
     def _content(self, name: str) -> str | None:
         if name == AUDIO:
-            paths = sorted({u.audio_filepath for u in manifest.read_lines(self.folder / "manifest.jsonl") if u.audio_filepath})
+            paths = sorted(
+                {u.audio_filepath for u in manifest.read_lines(self.folder / "manifest.jsonl") if u.audio_filepath}
+            )
             return digest_of(self._contents.of_files(Path(path) for path in paths if "://" not in path))
         if "*" in name:
             files = sorted(path for path in self.folder.glob(name) if path.is_file())
             names = [str(file.relative_to(self.folder)) for file in files]
             return digest_of(part for pair in zip(names, self._contents.of_files(files), strict=True) for part in pair)
         own = self.folder / name
-        return self._contents.digest(own if own.exists() and not name.startswith("./") else Path(name), without=self.folder)
+        return self._contents.digest(
+            own if own.exists() and not name.startswith("./") else Path(name), without=self.folder
+        )
 
 
 def run_stages(
-    folder: Path, stages: Mapping[str, Stage], *, jobs: int, watcher: Watcher, overwrite: bool = False, command: str = "hkd run"
+    folder: Path,
+    stages: Mapping[str, Stage],
+    *,
+    jobs: int,
+    watcher: Watcher,
+    overwrite: bool = False,
+    command: str = "hkd run",
 ) -> PipelineReport:
-    """Run what is not up to date, `jobs` stages at a time. Raises the first stage's HkdError; the others finish or stop.
+    """Run what is not up to date, `jobs` stages at a time. Raises the first stage's HkdError; the others finish or
+    stop.
 
-    Raises UserError where results of other settings or inputs lie there, before anything is done where that can be known by then;
-    with `overwrite` they are removed instead. command: what the user typed, for the remedy.
+    Raises UserError where results of other settings or inputs lie there, before anything is done where that can be
+    known by then; with `overwrite` they are removed instead. command: what the user typed, for the remedy.
     """
     began = time.monotonic()
     check_stages(folder, stages, overwrite=overwrite, command=command)
@@ -178,7 +194,9 @@ def run_stages(
                     if not overwrite and (why := schedule.stale(stage, with_inputs=True)):
                         raise _refusal(folder, stages, {stage.name: why}, command)
                     _begin(folder, stage, schedule.description(stage))
-                    pool = pool or ProcessPoolExecutor(jobs, context, _start_worker, (queue, stop, os.getpid(), threads))
+                    pool = pool or ProcessPoolExecutor(
+                        jobs, context, _start_worker, (queue, stop, os.getpid(), threads)
+                    )
                     schedule.running[pool.submit(_work, folder, stage)] = stage.name
                     watcher.started(stage.name)
             if not schedule.running:
@@ -193,10 +211,13 @@ def run_stages(
                 except BrokenProcessPool:
                     under_way = ", ".join([name, *schedule.running.values()])
                     raise HkdError(
-                        f"a process that ran a stage ({under_way}) was killed: is there memory enough? Run the same command again, or with "
+                        f"a process that ran a stage ({under_way}) was killed: is there memory enough? Run the same "
+                        f"command again, or with "
                         "--jobs 1."
                     ) from None
-                write_json(_record_path(folder, name), {**_record(folder, name), "state": "finished", "summary": summary})
+                write_json(
+                    _record_path(folder, name), {**_record(folder, name), "state": "finished", "summary": summary}
+                )
                 schedule.finished(stages[name])
                 ran.append(name)
                 watcher.finished(name, summary, seconds)
@@ -208,7 +229,8 @@ def run_stages(
 
 
 def check_stages(folder: Path, stages: Mapping[str, Stage], *, overwrite: bool, command: str) -> None:
-    """Raise UserError where results of other settings or inputs lie there, as far as that is known before anything is done."""
+    """Raise UserError where results of other settings or inputs lie there, as far as that is known before anything is
+    done."""
     if overwrite:
         return
     schedule = _Schedule(folder, stages)
@@ -230,7 +252,8 @@ def _refusal(folder: Path, stages: Mapping[str, Stage], stale: Mapping[str, str]
             affected.add(stage.name)
     lost = [o for stage in stages.values() if stage.name in affected for o in stage.outputs if (folder / o).exists()]
     return UserError(
-        f"{folder} must hold results of the same settings and inputs, but {next(iter(stale.values()))}. Nothing was removed. "
+        f"{folder} must hold results of the same settings and inputs, but {next(iter(stale.values()))}. Nothing was "
+        f"removed. "
         f"Take another folder with --work, or replace what depends on it ({', '.join(lost)}): {command} --overwrite"
     )
 
@@ -248,7 +271,8 @@ def _record(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _made_from(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings, outputs and inputs of a record; empty where there is none, or one of a version that did not keep them."""
+    """Settings, outputs and inputs of a record; empty where there is none, or one of a version that did not keep
+    them."""
     wanted = ("settings", "outputs", "inputs")
     return {name: record[name] for name in wanted} if all(name in record for name in wanted) else {}
 
@@ -260,7 +284,8 @@ def _outputs(folder: Path, stage: Stage, record: Mapping[str, Any]) -> list[Path
 
 
 def _begin(folder: Path, stage: Stage, description: Mapping[str, Any]) -> None:
-    """Note that the stage has started; remove what it wrote with other settings or inputs, which the caller has asked the user for."""
+    """Note that the stage has started; remove what it wrote with other settings or inputs, which the caller has asked
+    the user for."""
     old = _record(folder, stage.name)
     if differences(_made_from(old), description):
         for path in _outputs(folder, stage, old):
@@ -271,7 +296,7 @@ def _begin(folder: Path, stage: Stage, description: Mapping[str, Any]) -> None:
     write_json(_record_path(folder, stage.name), {"state": "started", **description})
 
 
-# In the worker process -------------------------------------------------------------------------------------------------------
+# In the worker process ------------------------------------------------------------------------------------------------
 
 _queue: Any = None
 

@@ -74,20 +74,23 @@ def aligner_of(table: Mapping[str, Any], where: str) -> Aligner:
     if tool == POCKETSPHINX:
         return Aligner(tool=tool, config=build(SphinxConfig, rest, where=where))
     if not rest.get("path"):
-        raise UserError(f"{where}: {tool} needs a path, but there is none. Give what {tool} wrote: hkd align --from {tool} PATH.")
+        raise UserError(
+            f"{where}: {tool} needs a path, but there is none. Give what {tool} wrote: hkd align --from {tool} PATH."
+        )
     return Aligner(tool=tool, config=build(ToolConfig, rest, where=where))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PrepareSettings:
-    """[prepare]: a corpus (name or path) as `hkd prepare` takes it, and text for the LMs: a text-only corpus' name, or a file of sentences."""
+    """[prepare]: a corpus (name or path) as `hkd prepare` takes it, and text for the LMs: a text-only corpus' name, or
+    a file of sentences."""
 
     corpus: str = "asterisk"  # a corpus that hkd knows (`hkd prepare --list`), or a path
     kind: str = ""  # what the path is, as with --from; empty: guessed
     root: str = ""  # where the corpus, or its archives, lie already
     download: bool = False  # fetch archives of more than 1 GB too
     parts: tuple[str, ...] = ()  # only these parts of the corpus; empty: all
-    columns: dict[str, str] = field(default_factory=dict)  # of a table: what (text, audio, id ...) → the column that has it
+    columns: dict[str, str] = field(default_factory=dict)  # of a table: text, audio, id ... → its column
     speaker: str = ""  # a regular expression that finds the speaker in an id
     base_url: str = ""  # a mirror that has the corpus' archives
     text: str = ""  # for the LMs: a text-only corpus' name, or a file of sentences
@@ -97,7 +100,7 @@ class PrepareSettings:
 class LmSettings:
     """[lm.NAME]: how an LM is trained."""
 
-    sentences: str | None = None  # in a pipeline: a [sentences.NAME] whose folds it learns from, with transcripts = "cross-fit"
+    sentences: str | None = None  # in a pipeline: the [sentences.NAME] that it learns from by folds
     config: LmConfig = field(default_factory=LmConfig, metadata=BESIDE)
 
 
@@ -122,7 +125,8 @@ class DumpSettings:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AverageSettings:
-    """[averages.NAME]: the store of [dump.OF] with each distribution replaced by its unit's average over a split, k ids a row (0: as there)."""
+    """[averages.NAME]: the store of [dump.OF] with each distribution replaced by its unit's average over a split, k ids
+    a row (0: as there)."""
 
     of: str  # the store that is averaged
     split: str = "train"  # the utterances whose mean is taken
@@ -158,8 +162,10 @@ class EvaluateSettings:
 
 # Table → the dataclass whose fields are its settings; `hkd config show` prints them with their explanations.
 SETTINGS: dict[str, type] = {
-    "prepare": PrepareSettings, "normalisation": WordsConfig, "units": UnitsConfig, "align": SphinxConfig, "tie": TieConfig,
-    "words": WordNgramConfig, "sentences": SentencesConfig, "lm": LmSettings, "dump": DumpSettings, "averages": AverageSettings,
+    "prepare": PrepareSettings, "normalisation": WordsConfig, "units": UnitsConfig, "align": SphinxConfig,
+    "tie": TieConfig,
+    "words": WordNgramConfig, "sentences": SentencesConfig, "lm": LmSettings, "dump": DumpSettings,
+    "averages": AverageSettings,
     "bank": BankSettings, "train": TrainConfig, "evaluate": EvaluateSettings, "report": ReportSettings,
 }  # fmt: skip
 

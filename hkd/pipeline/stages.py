@@ -1,7 +1,8 @@
 """What the stages do: one function a stage, which its command and `hkd run` call.
 
-Each takes the project (`here`) and its table of settings, may be killed, and goes on when called again. Relative paths of settings begin at
-the project's folder. The `run_...` below them are what `hkd run` does in a worker process: `(folder, settings, progress) -> summary`.
+Each takes the project (`here`) and its table of settings, may be killed, and goes on when called again. Relative paths
+of settings begin at the project's folder. The `run_...` below them are what `hkd run` does in a worker process:
+`(folder, settings, progress) -> summary`.
 """
 
 import logging
@@ -80,16 +81,23 @@ def _at(here: Project, name: str) -> str:
 
 
 def _within(here: Project, name: str) -> str:
-    """What a setting names: a file or folder of the project where it is there, else the name itself (of the hub, say)."""
+    """What a setting names: a file or folder of the project where it is there, else the name itself (of the hub,
+    say)."""
     return _at(here, name) if Path(_at(here, name)).exists() else name
 
 
 def prepare(
-    folder: Path, config: PrepareSettings, *, report: corpora.Report, overwrite: bool = False, progress: Progress = no_progress
+    folder: Path,
+    config: PrepareSettings,
+    *,
+    report: corpora.Report,
+    overwrite: bool = False,
+    progress: Progress = no_progress,
 ) -> Manifest:
     """A corpus → manifest.jsonl. report: counts what is left out."""
     options = corpora.Options(
-        root=Path(config.root) if config.root else None, base_url=config.base_url or None, download=config.download, parts=config.parts,
+        root=Path(config.root) if config.root else None, base_url=config.base_url or None, download=config.download,
+        parts=config.parts,
         columns=config.columns, report=report, progress=progress,
     )  # fmt: skip
     return corpora.prepare(
@@ -97,7 +105,9 @@ def prepare(
     )
 
 
-def units(here: Project, settings: Settings, *, split: str = "train", overwrite: bool = False) -> dict[str, UnitInventory]:
+def units(
+    here: Project, settings: Settings, *, split: str = "train", overwrite: bool = False
+) -> dict[str, UnitInventory]:
     """A split's transcripts → units/, beside the senones and monophones of the acoustic model that is there."""
     config = build(UnitsConfig, settings, where="[units]")
     whole = read(here.require("manifest", "hkd prepare"))
@@ -141,7 +151,9 @@ def source_of(tool: str, config: ToolConfig, folder: Path) -> Source:
         return TimitSource(path)
     if tool == "ctm":
         phones = place(config.phones)
-        return CtmSource(path, phones=phones, pronounce=pronounce_by(dictionary or Lexicon()) if phones is None else None)
+        return CtmSource(
+            path, phones=phones, pronounce=pronounce_by(dictionary or Lexicon()) if phones is None else None
+        )
     model = str(path) if path.exists() else config.path  # else a name on the hub
     ctc = StudentCtc(path, device=config.device) if is_student(path) else TransformersCtc(model, device=config.device)
     return CtcSource(ctc, pronounce=pronounce_by(dictionary or Lexicon()), min_score=config.min_score)
@@ -194,13 +206,15 @@ def sentences(
 ) -> Manifest:
     """Text → a manifest of sentences without sound. texts: default text/*.txt. report: counts what is left out."""
     return prepare_sentences(
-        texts or here.texts, out, units=Units(here.units), transcripts=read(here.manifest) if here.manifest.exists() else None,
+        texts or here.texts, out, units=Units(here.units),
+        transcripts=read(here.manifest) if here.manifest.exists() else None,
         config=build(SentencesConfig, settings, where="[sentences]"), report=report, **how,
     )  # fmt: skip
 
 
 def lm(
-    here: Project, name: str, settings: Settings, *, texts: Sequence[Path] = (), manifest: Path | None = None, device: str = "auto",
+    here: Project, name: str, settings: Settings, *, texts: Sequence[Path] = (), manifest: Path | None = None,
+    device: str = "auto",
     **how: Unpack[How],
 ) -> LmReport:  # fmt: skip
     """Text → lm/NAME. manifest: another than the project's, of text, whose sentences may lie in text/ too."""
@@ -219,7 +233,9 @@ def lm(
     )
 
 
-def words(here: Project, out: Path, settings: Settings, *, texts: Sequence[Path] = (), progress: Progress = no_progress) -> int:
+def words(
+    here: Project, out: Path, settings: Settings, *, texts: Sequence[Path] = (), progress: Progress = no_progress
+) -> int:
     """Text → a word n-gram; the number of its sentences."""
     config = build(WordNgramConfig, settings, where="[words]")
     spoken = read(here.require("manifest", "hkd prepare")).split("train") if config.transcripts else ()
@@ -228,9 +244,11 @@ def words(here: Project, out: Path, settings: Settings, *, texts: Sequence[Path]
 
 def dump(
     here: Project, settings: Settings, *, name: str = "", out: Path | str | None = None, manifest: Path | None = None,
-    alignment: Path | None = None, is_text: bool = False, rank: int = 0, world_size: int = 1, command: str, **how: Unpack[How],
+    alignment: Path | None = None, is_text: bool = False, rank: int = 0, world_size: int = 1, command: str,
+    **how: Unpack[How],
 ) -> DumpReport:  # fmt: skip
-    """Teacher + transcripts → shards/NAME. is_text: of text without sound, into text-shards/NAME. command: what the store's card shows."""
+    """Teacher + transcripts → shards/NAME. is_text: of text without sound, into text-shards/NAME. command: what the
+    store's card shows."""
     config = build(DumpSettings, settings, where=f"[dump.{name or settings.get('unit')}]")
     unit = config.unit
     name = name or config.store.name or unit
@@ -276,7 +294,8 @@ def train_inputs(here: Project, labels: Path | str | None = None) -> dict[str, A
 
 
 def bank(
-    here: Project, out: Path, config: BankConfig, settings: Settings, *, labels: Path | str | None = None, device: str = "auto",
+    here: Project, out: Path, config: BankConfig, settings: Settings, *, labels: Path | str | None = None,
+    device: str = "auto",
     progress: Progress = no_progress,
 ) -> BankReport:  # fmt: skip
     """Speech → a posterior bank, for training on text."""
@@ -285,7 +304,8 @@ def bank(
 
 
 def train(
-    here: Project, name: str, settings: Settings, *, labels: Path | str | None = None, device: str = "auto", tensorboard: bool = False,
+    here: Project, name: str, settings: Settings, *, labels: Path | str | None = None, device: str = "auto",
+    tensorboard: bool = False,
     progress: Progress = no_progress,
 ) -> TrainReport:  # fmt: skip
     """Features + label stores → runs/NAME."""
@@ -301,31 +321,47 @@ def evaluate_config(here: Project, settings: Settings) -> tuple[EvaluateConfig, 
 
 
 def evaluate(
-    here: Project, run: Path, settings: Settings, *, split: str, tag: str = "", splice: str = "", progress: Progress = no_progress
+    here: Project,
+    run: Path,
+    settings: Settings,
+    *,
+    split: str,
+    tag: str = "",
+    splice: str = "",
+    progress: Progress = no_progress,
 ) -> EvaluationReport:
     """A run + audio → its figures on a split. splice: of the words cut out and joined again, spliced or shuffled."""
     from hkd.evaluate.run import evaluate as evaluate_run
 
     config, lm = evaluate_config(here, settings)
     return evaluate_run(
-        run, manifest=here.require("manifest", "hkd prepare"), split=split, lm=lm, tag=tag, config=config, splice=splice, progress=progress,
+        run, manifest=here.require("manifest", "hkd prepare"), split=split, lm=lm, tag=tag, config=config,
+        splice=splice, progress=progress,
         alignment=_if_there(here.alignment), labels=_if_there(here.labels), units=_if_there(here.units),
     )  # fmt: skip
 
 
 def report(
-    here: Project, runs: Sequence[Path], page: Path, config: ReportSettings, *, title: str = "", progress: Progress = no_progress
+    here: Project,
+    runs: Sequence[Path],
+    page: Path,
+    config: ReportSettings,
+    *,
+    title: str = "",
+    progress: Progress = no_progress,
 ) -> Table:
     """Runs → a page."""
     from hkd.evaluate.report import write_report
 
     return write_report(
-        runs, page, split=config.split, baselines=config.baselines, num_examples=config.num_examples, title=title, progress=progress,
-        manifest=_if_there(here.manifest), alignment=_if_there(here.alignment), labels=_if_there(here.labels), lm=_if_there(here.lm),
+        runs, page, split=config.split, baselines=config.baselines, num_examples=config.num_examples, title=title,
+        progress=progress,
+        manifest=_if_there(here.manifest), alignment=_if_there(here.alignment), labels=_if_there(here.labels),
+        lm=_if_there(here.lm),
     )  # fmt: skip
 
 
-# What `hkd run` does -------------------------------------------------------------------------------------------------------
+# What `hkd run` does --------------------------------------------------------------------------------------------------
 
 
 def _stage(work: Callable[..., str]) -> Callable[[Path, Settings, Progress], str]:
@@ -366,7 +402,9 @@ def _prepare_text(text: str, out: Path, progress: Progress) -> int:
 
 
 @_stage
-def run_units(here: Project, progress: Progress, /, *, is_tied: bool = False, normalisation: Any = None, **table: Any) -> str:
+def run_units(
+    here: Project, progress: Progress, /, *, is_tied: bool = False, normalisation: Any = None, **table: Any
+) -> str:
     """[units], with the aligner's acoustic model where it is not the English one, unless tying has put it there."""
     aligner = aligner_of(here.table("align"), "[align]")
     if aligner.brings_units and not is_tied:
@@ -380,7 +418,9 @@ def run_align(here: Project, progress: Progress, /, *, normalisation: Any = None
     """[align], and [tie] where it is there."""
     tying = table.pop("tie", None)
     done = align(here, aligner_of(table, "[align]"), overwrite=True, progress=progress)
-    summary = f"{done.kept} of {done.kept + len(done.failed)} utterances aligned, {len(done.predicted_words)} words by G2P"
+    summary = (
+        f"{done.kept} of {done.kept + len(done.failed)} utterances aligned, {len(done.predicted_words)} words by G2P"
+    )
     if tying is not None:
         summary += f"; {tie(here, tying, overwrite=True, progress=progress).senones} senones tied"
     return summary
@@ -419,7 +459,9 @@ def run_bank(here: Project, progress: Progress, /, **table: Any) -> str:
     """[bank]."""
     config = build(BankSettings, table, where="[bank]")
     done = bank(here, here.folder / "bank", config, config.train, progress=progress)
-    return f"{done.segments:,} segments; right: {', '.join(f'{name} {share:.1%}' for name, share in done.right.items())}"
+    return (
+        f"{done.segments:,} segments; right: {', '.join(f'{name} {share:.1%}' for name, share in done.right.items())}"
+    )
 
 
 @_stage

@@ -1,11 +1,14 @@
-"""The posterior bank: what a student hears when a phone is said. From it a phone of text becomes a stretch of posteriors.
+"""The posterior bank: what a student hears when a phone is said. From it a phone of text becomes a stretch of
+posteriors.
 
-- Posteriors of encoder frames (40 ms) of real speech, by students that have not learnt from it (`hkd.train.bank` makes them), cut at aligned phones.
-- A segment is the frames whose middle lies in its phone; where none does, the frame that the phone's own middle lies in. Silences that
-  follow each other are one segment.
-- Each is kept with its neighbours. A draw takes a segment of the same phone between the same neighbours; where fewer than `LEAST` are
-  known, of those with one of the two; else of the phone.
-- A frame's posterior is its K likeliest ids with their probabilities (float16); the rest is spread evenly over the other ids.
+- Posteriors of encoder frames (40 ms) of real speech, by students that have not learnt from it (`hkd.train.bank` makes
+  them), cut at aligned phones.
+- A segment is the frames whose middle lies in its phone; where none does, the frame that the phone's own middle lies
+  in. Silences that follow each other are one segment.
+- Each is kept with its neighbours. A draw takes a segment of the same phone between the same neighbours; where fewer
+  than `LEAST` are known, of those with one of the two; else of the phone.
+- A frame's posterior is its K likeliest ids with their probabilities (float16); the rest is spread evenly over the
+  other ids.
 
     bank.safetensors   segments and frames; metadata: what it was made from, heads, pauses
 
@@ -77,7 +80,8 @@ def pauses(rows: Iterable[tuple[UtteranceAlignment, Segments]]) -> tuple[float, 
 
 @dataclass(frozen=True, kw_only=True)
 class Bank:
-    """A bank in memory. heads: name → (ids_FK, p_FK); facts: what it says of itself (`pauses`, `heads`, `heard` ...)."""
+    """A bank in memory. heads: name → (ids_FK, p_FK); facts: what it says of itself (`pauses`, `heads`, `heard`
+    ...)."""
 
     segments: Segments
     heads: Mapping[str, tuple[NDArray[np.int32], NDArray[np.float16]]]
@@ -85,7 +89,9 @@ class Bank:
 
     def save(self, folder: Path) -> None:
         """Write folder/bank.safetensors, whole or not at all."""
-        tensors: dict[str, NDArray[Any]] = {name: column_S.astype(np.int32) for name, column_S in self.segments._asdict().items()}
+        tensors: dict[str, NDArray[Any]] = {
+            name: column_S.astype(np.int32) for name, column_S in self.segments._asdict().items()
+        }
         for name, (ids_FK, p_FK) in self.heads.items():
             tensors |= {f"{name}/ids": ids_FK, f"{name}/p": p_FK}
         facts = json.dumps({"format": FORMAT, "version": VERSION, **self.facts}, sort_keys=True)
@@ -100,11 +106,15 @@ class Bank:
                 facts = json.loads((file.metadata() or {}).get("facts", "{}"))
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except FileNotFoundError:
-            raise UserError(f"a posterior bank must lie in {folder}, but {FILE} is missing. Run `hkd bank` first.") from None
+            raise UserError(
+                f"a posterior bank must lie in {folder}, but {FILE} is missing. Run `hkd bank` first."
+            ) from None
         except (SafetensorError, ValueError, OSError) as error:
             raise UserError(f"{path} must be a posterior bank, but cannot be read as one ({error}).") from None
         if (facts.get("format"), facts.get("version")) != (FORMAT, VERSION):
-            raise UserError(f"{path} must be a posterior bank of version {VERSION}, but is another. Run `hkd bank` again.")
+            raise UserError(
+                f"{path} must be a posterior bank of version {VERSION}, but is another. Run `hkd bank` again."
+            )
         segments = Segments(*(tensors[name].astype(np.int64) for name in Segments._fields))
         return cls(
             segments=segments,

@@ -1,8 +1,10 @@
 """Manifest, alignment and label stores together: what each utterance has, and whether the parts fit.
 
-- Refused, in one line with both digests: a transcript that was edited after alignment or labelling, an inventory that does not fit, an
-  alignment that gives another unit sequence than the labels were made for. Moved audio, other splits and re-timing are accepted.
-- An auxiliary head has its store's own units, trimmed to the ids that any row keeps; all others are one rest unit, part of the tail.
+- Refused, in one line with both digests: a transcript that was edited after alignment or labelling, an inventory that
+  does not fit, an alignment that gives another unit sequence than the labels were made for. Moved audio, other splits
+  and re-timing are accepted.
+- An auxiliary head has its store's own units, trimmed to the ids that any row keeps; all others are one rest unit, part
+  of the tail.
 
 Shape letters: U positions of an utterance, V units.
 """
@@ -32,7 +34,8 @@ KEPT_UTTERANCES = 100_000
 
 @dataclass(frozen=True, kw_only=True)
 class JoinedStore:
-    """A label store as a head sees it. `head_unit_V`: store id → head unit; the ids that no row keeps share the last one."""
+    """A label store as a head sees it. `head_unit_V`: store id → head unit; the ids that no row keeps share the last
+    one."""
 
     name: str
     level: str
@@ -63,8 +66,9 @@ class Join:
     ) -> None:
         """subwords: the student's own; None where it has none: stores of subwords are foreign pieces then.
 
-        same_units: stores whose inventory must equal the student's subwords (interpolation, ctc). trim: drop ids that no row keeps, here or in
-        the stores of that name in `beside`. units: the folder with the models of other spelled levels; by default that of the subwords' model.
+        same_units: stores whose inventory must equal the student's subwords (interpolation, ctc). trim: drop ids that
+        no row keeps, here or in the stores of that name in `beside`. units: the folder with the models of other spelled
+        levels; by default that of the subwords' model.
         """
         self.manifest, self.alignment = manifest, alignment
         self._units = units if units is not None or subwords is None else subwords.path.parent
@@ -80,7 +84,13 @@ class Join:
 
     def __reduce__(self) -> tuple[Callable[..., "Join"], tuple[object, ...]]:
         subwords, alignment = self._spellings.get(SUBWORD), self.alignment
-        return _rejoin, (self.manifest, subwords and subwords.path, alignment and alignment.path, self.stores, self._units)
+        return _rejoin, (
+            self.manifest,
+            subwords and subwords.path,
+            alignment and alignment.path,
+            self.stores,
+            self._units,
+        )
 
     @property
     def subwords(self) -> SubwordModel:
@@ -91,7 +101,9 @@ class Join:
         """The model of a spelled level: the student's subwords, or what lies in the units' folder."""
         if level not in self._spellings:
             if self._units is None:
-                raise UserError(f"units of the level {level} need their model. Give the file subword.model of your pieces.")
+                raise UserError(
+                    f"units of the level {level} need their model. Give the file subword.model of your pieces."
+                )
             self._spellings[level] = SubwordModel(self._units / model_file(level), level=level)
         return self._spellings[level]
 
@@ -101,7 +113,9 @@ class Join:
             return None if self._units is None else self.spelling(level).inventory
         return self.alignment.inventories.get(level) if self.alignment is not None else None
 
-    def _joined(self, name: str, reader: LabelReader, same_units: bool, trim: bool, beside: LabelReader | None) -> JoinedStore:
+    def _joined(
+        self, name: str, reader: LabelReader, same_units: bool, trim: bool, beside: LabelReader | None
+    ) -> JoinedStore:
         spec, inventory = reader.spec, self.inventory(reader.spec.level)
         must_be_own = same_units or spec.level != SUBWORD
         if inventory is None and must_be_own:
@@ -109,10 +123,15 @@ class Join:
         own = inventory is not None and inventory.digest == spec.inventory.digest
         if inventory is not None and must_be_own and not own:
             whose = f"the {'student' if spec.level in SPELLED else 'alignment'}'s {spec.level} inventory"
-            own_pieces = "hkd teacher-dump --lm LM --unit subword --name projected --set teacher.project=units/subword.json"
-            remedy = f"Take the objective auxiliary, or run `{own_pieces}`: it dumps" if spec.level == SUBWORD else "Dump"
+            own_pieces = (
+                "hkd teacher-dump --lm LM --unit subword --name projected --set teacher.project=units/subword.json"
+            )
+            remedy = (
+                f"Take the objective auxiliary, or run `{own_pieces}`: it dumps" if spec.level == SUBWORD else "Dump"
+            )
             raise UserError(
-                f"label store '{name}' must have {whose}, digest {inventory.digest}, but has {spec.inventory.digest} instead. "
+                f"label store '{name}' must have {whose}, digest {inventory.digest}, but has {spec.inventory.digest} "
+                f"instead. "
                 f"{remedy} labels in these units."
             )
         num_all = len(spec.inventory)
@@ -125,7 +144,7 @@ class Join:
             num_units=len(kept) + (len(kept) < num_all),
         )  # fmt: skip
 
-    # What an utterance has -------------------------------------------------------------------------------------------------
+    # What an utterance has --------------------------------------------------------------------------------------------
 
     def aligned(self, utterance_id: str) -> bool:
         """Whether it has an alignment."""
@@ -168,7 +187,7 @@ class Join:
         inventory = self.spelling(level).inventory if store is None else self.stores[store].reader.spec.inventory
         return letters_per_unit(inventory.symbols)
 
-    # What must fit ---------------------------------------------------------------------------------------------------------
+    # What must fit ----------------------------------------------------------------------------------------------------
 
     def check(
         self,
@@ -179,9 +198,9 @@ class Join:
     ) -> dict[str, int]:
         """Compare every utterance's transcript and unit sequences with alignment and stores.
 
-        num_frames: id → 10 ms frames of the sound. sequences: at aligned levels, the unit sequences of utterances that are not aligned, in the
-        order of the utterances. Returns id → encoder frames that CTC needs for its subwords (none where the student has no subwords).
-        Raises UserError at the first misfit.
+        num_frames: id → 10 ms frames of the sound. sequences: at aligned levels, the unit sequences of utterances that
+        are not aligned, in the order of the utterances. Returns id → encoder frames that CTC needs for its subwords
+        (none where the student has no subwords). Raises UserError at the first misfit.
         """
         aligned, needed = self.alignment, dict[str, int]()
         levels = {store.level for store in self.stores.values() if store.own_units}.difference(SPELLED)
@@ -196,7 +215,8 @@ class Join:
                     _refuse_text(name, "aligned", aligned.text_digests[row], text, "Run `hkd align` again.")
                 if num_frames is not None and abs(int(aligned.frames_N[row]) - num_frames[name]) > 5:
                     raise UserError(
-                        f"utterance '{name}': the alignment must cover its {num_frames[name]} frames, but covers {aligned.frames_N[row]}. "
+                        f"utterance '{name}': the alignment must cover its {num_frames[name]} frames, but covers "
+                        f"{aligned.frames_N[row]}. "
                         "Run `hkd align` again."
                     )
             if SUBWORD in self._spellings:
@@ -208,7 +228,9 @@ class Join:
                     self._check_store(name, store, said, text, digests)
         return needed
 
-    def _check_store(self, name: str, store: JoinedStore, said: Sequence[str], text: bytes, digests: dict[str, bytes]) -> None:
+    def _check_store(
+        self, name: str, store: JoinedStore, said: Sequence[str], text: bytes, digests: dict[str, bytes]
+    ) -> None:
         """digests: level → digest of the utterance's units, of those levels that it has."""
         again = f"Run `hkd teacher-dump` for '{store.name}' again."
         if (there := store.reader.text_digest(name)) != text:
@@ -220,14 +242,16 @@ class Join:
         if (there := store.reader.unit_digest(name)) != (here := digests[store.level]):
             source = f"{store.level} model" if store.level in SPELLED else "alignment"
             raise UserError(
-                f"utterance '{name}': the {source} must give the {store.level} sequence that label store '{store.name}' was made "
+                f"utterance '{name}': the {source} must give the {store.level} sequence that label store "
+                f"'{store.name}' was made "
                 f"for, digest {there.hex()}, but gives {here.hex()} instead. {again}"
             )
 
 
 def _refuse_text(utterance_id: str, what: str, there: bytes, here: bytes, remedy: str) -> None:
     raise UserError(
-        f"utterance '{utterance_id}': the transcript must be the one that was {what}, digest {there.hex()}, but is another, "
+        f"utterance '{utterance_id}': the transcript must be the one that was {what}, digest {there.hex()}, but is "
+        f"another, "
         f"digest {here.hex()}. {remedy}"
     )
 
@@ -242,14 +266,16 @@ def _rejoin(
 
 
 # Labels of positions → labels of slots. Stored per position, placed at load, so that speed perturbation re-times them.
-# A slot takes the label of the position that covers its middle frame (`timebase.slot_middles`; where the signal ends before it, of the
+# A slot takes the label of the position that covers its middle frame (`timebase.slot_middles`; where the signal ends
+# before it, of the
 # last frame). Shape letters: U positions, S slots, M labelled slots.
 
 
 def place(
     positions: Positions, *, num_frames: int, slots: int, speed: float = 1.0
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(slot_M, position_M): the slots of an utterance of `num_frames` frames (at that speed) that a position covers, and by which one.
+    """(slot_M, position_M): the slots of an utterance of `num_frames` frames (at that speed) that a position covers,
+    and by which one.
 
     Positions are in order and do not overlap; empty ones and those between slot middles cover none.
     """
@@ -261,7 +287,8 @@ def place(
 def covering(
     positions: Positions, middle_S: NDArray[np.int64], *, speed: float = 1.0
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(slot_M, position_M): which of the slots with these middle frames (10 ms, at that speed) a position covers, and by which one."""
+    """(slot_M, position_M): which of the slots with these middle frames (10 ms, at that speed) a position covers, and
+    by which one."""
     start_U, stop_U = positions.start_U.astype(np.int64), positions.stop_U.astype(np.int64)
     if speed != 1:
         start_U, stop_U = retime(start_U, speed), retime(stop_U, speed)
@@ -274,7 +301,8 @@ def covering(
     return np.flatnonzero(covered_S), position_S[covered_S]
 
 
-# How much of the training utterances has labels, level by level: said before step one, and refused where it is too little.
+# How much of the training utterances has labels, level by level: said before step one, and refused where it is too
+# little.
 
 
 SHOWN = 5
@@ -327,10 +355,14 @@ class Coverage:
             if head.slots:
                 line += f", on {head.labelled / head.slots:.1%} of the time slots"
             if head.unplaced:
-                line += f"; {head.unplaced:,} ({head.unplaced / head.positions:.1%}) are too short for a slot and left out"
+                line += (
+                    f"; {head.unplaced:,} ({head.unplaced / head.positions:.1%}) are too short for a slot and left out"
+                )
             lines.append(line)
         if any(head.slots for head in self.heads):
-            said = "A time slot is where a head gives one answer; those without a label teach nothing (most are silence)."
+            said = (
+                "A time slot is where a head gives one answer; those without a label teach nothing (most are silence)."
+            )
             lines.append(f"  {said}")
         if self.too_short:
             some = ", ".join(self.too_short[:SHOWN])
@@ -347,7 +379,8 @@ def measure(
     hard: Mapping[str, int],
     soft: Mapping[str, int],
 ) -> Coverage:
-    """frames: id → 10 ms frames; needed: id → encoder frames that CTC needs (`Join.check`); hard: level → slots; soft: store → slots."""
+    """frames: id → 10 ms frames; needed: id → encoder frames that CTC needs (`Join.check`); hard: level → slots; soft:
+    store → slots."""
     heads = [_covered(join, utterances, frames, f"hard {level}", level, None, slots) for level, slots in hard.items()]
     for name, slots in soft.items():
         heads.append(_covered(join, utterances, frames, f"labels {name}", join.stores[name].level, name, slots))
@@ -357,7 +390,13 @@ def measure(
 
 
 def _covered(
-    join: Join, utterances: Sequence[Utterance], frames: Mapping[str, int], head: str, level: str, store: str | None, slots: int
+    join: Join,
+    utterances: Sequence[Utterance],
+    frames: Mapping[str, int],
+    head: str,
+    level: str,
+    store: str | None,
+    slots: int,
 ) -> LevelCoverage:
     def has_labels(name: str) -> bool:
         return (not slots or join.aligned(name)) and (store is None or join.stores[store].labels(name))
@@ -378,18 +417,22 @@ def _covered(
         unplaced += len(found.start_U) - len(np.unique(position_M))
         labelled += len(slot_M)
     return LevelCoverage(
-        head=head, level=level, utterances=len(utterances), covered=len(utterances) - len(missing), missing=tuple(missing[:SHOWN]),
-        sampled=len(sample), positions=num_positions, unplaced=unplaced, slots=sum(num_encoder_frames(frames[u.id]) * slots for u in sample),
+        head=head, level=level, utterances=len(utterances), covered=len(utterances) - len(missing),
+        missing=tuple(missing[:SHOWN]),
+        sampled=len(sample), positions=num_positions, unplaced=unplaced,
+        slots=sum(num_encoder_frames(frames[u.id]) * slots for u in sample),
         labelled=labelled,
     )  # fmt: skip
 
 
 def require(coverage: Coverage, min_coverage: float) -> None:
-    """Raises UserError naming the first head whose labels cover less than `min_coverage` of the utterances, and some that lack them."""
+    """Raises UserError naming the first head whose labels cover less than `min_coverage` of the utterances, and some
+    that lack them."""
     for head in coverage.heads:
         if head.share < min_coverage:
             raise UserError(
-                f"`min_coverage` must be reached by every head, but '{head.head}' has labels for {head.covered} of {head.utterances} "
+                f"`min_coverage` must be reached by every head, but '{head.head}' has labels for {head.covered} of "
+                f"{head.utterances} "
                 f"utterances, {head.share:.4f} < {min_coverage:g} (missing: {', '.join(head.missing)}). "
                 f"Align and label them, or give --min-coverage {int(head.share * 10000) / 10000:g}."
             )

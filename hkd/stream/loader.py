@@ -1,16 +1,17 @@
-"""What a training step gets: which utterances, their features, CTC targets, and for each head which slots carry which labels.
+"""What a training step gets: which utterances, their features, CTC targets, and for each head which slots carry which
+labels.
 
-- The global batch of a step is a pure function of (seed, epoch, lengths, runs) and knows nothing of processes; share r of n takes every n-th
-  utterance of it.
-- An epoch is a permutation: every utterance once. It is sorted by length, jittered so that neighbours change from epoch to epoch, cut
-  into batches of about equal total length, and the batches are shuffled. Little is padded, and every epoch has the same number of
-  batches, so that the epoch of a step is a division and resuming is a cursor.
-- Where label stores are larger than their readers' caches, an epoch goes through sections of them, drawn anew: lengths are sorted and
-  batches shuffled inside a section, so that each block of labels is decoded once an epoch. A section's last batch shares its
-  utterances with the next one, which is sorted the other way round.
+- The global batch of a step is a pure function of (seed, epoch, lengths, runs) and knows nothing of processes; share r
+  of n takes every n-th utterance of it.
+- An epoch is a permutation: every utterance once. It is sorted by length, jittered so that neighbours change from epoch
+  to epoch, cut into batches of about equal total length, and the batches are shuffled. Little is padded, and every
+  epoch has the same number of batches, so that the epoch of a step is a division and resuming is a cursor.
+- Where label stores are larger than their readers' caches, an epoch goes through sections of them, drawn anew: lengths
+  are sorted and batches shuffled inside a section, so that each block of labels is decoded once an epoch. A section's
+  last batch shares its utterances with the next one, which is sorted the other way round.
 
-Shape letters: B utterances of a batch, U utterances of an epoch, T frames of 10 ms (padded), F feature bins, L all targets of the batch,
-M labelled slots, N positions, K kept ids, J extra temperatures, S slots of an utterance (padded).
+Shape letters: B utterances of a batch, U utterances of an epoch, T frames of 10 ms (padded), F feature bins, L all
+targets of the batch, M labelled slots, N positions, K kept ids, J extra temperatures, S slots of an utterance (padded).
 """
 
 import ctypes
@@ -40,16 +41,19 @@ JITTER = 0.1
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Runs:
-    """Which utterances are read together: the number of each one's run (U,), from 0, and how many runs are held at once, at least 1."""
+    """Which utterances are read together: the number of each one's run (U,), from 0, and how many runs are held at
+    once, at least 1."""
 
     run_U: NDArray[np.int64]
     at_once: int
 
 
 def runs_of(readers: Iterable[LabelReader], ids: Sequence[str], *, held_bytes: int = CACHE_BYTES) -> Runs | None:
-    """How these utterances are best read where a label store is larger than a cache of `held_bytes`; None where none is.
+    """How these utterances are best read where a label store is larger than a cache of `held_bytes`; None where none
+    is.
 
-    The runs are the blocks of the largest store; half a cache of them is held at once, since batches of two sections meet.
+    The runs are the blocks of the largest store; half a cache of them is held at once, since batches of two sections
+    meet.
     """
     reader = max(readers, key=lambda reader: reader.decoded_bytes, default=None)
     if reader is None or reader.decoded_bytes <= held_bytes:
@@ -61,7 +65,8 @@ def runs_of(readers: Iterable[LabelReader], ids: Sequence[str], *, held_bytes: i
 
 
 class BatchPlan:
-    """Batches of about `batch_frames` frames from utterances of `length_U` frames. Raises UserError where there is none.
+    """Batches of about `batch_frames` frames from utterances of `length_U` frames. Raises UserError where there is
+    none.
 
     runs: only where they cannot all be held at once.
     """
@@ -153,7 +158,8 @@ class HardLabels(Moves):
 
 @dataclass(frozen=True, kw_only=True)
 class SoftLabels(Moves):
-    """A teacher's labels of the batch's positions, and which slot carries which. Ids are those of the head (trimmed)."""
+    """A teacher's labels of the batch's positions, and which slot carries which. Ids are those of the head
+    (trimmed)."""
 
     ids_NK: Tensor  # int64
     logp_NK: Tensor
@@ -267,7 +273,12 @@ def targets(join: Join, chosen: Sequence[Utterance]) -> dict[str, Any]:
 
 
 def hard_labels(
-    found: Sequence[Positions | None], views: Sequence[View], length_B: NDArray[np.int64], *, slots: int, stride: int = 1
+    found: Sequence[Positions | None],
+    views: Sequence[View],
+    length_B: NDArray[np.int64],
+    *,
+    slots: int,
+    stride: int = 1,
 ) -> HardLabels:
     """The units of a batch's positions on its slots; None for an utterance that has none."""
     slot_M, position_M, _ = _place_all(found, views, length_B, slots, stride)
@@ -285,7 +296,8 @@ def soft_labels(
     slots: int,
     stride: int = 1,
 ) -> SoftLabels:
-    """A store's labels of a batch. ids: None for utterances without labels; found: the labelled positions, which slots == 0 does not read."""
+    """A store's labels of a batch. ids: None for utterances without labels; found: the labelled positions, which slots
+    == 0 does not read."""
     block = store.reader.block([name for name in ids if name is not None])
     if slots:
         slot_M, position_M, offset_B1 = _place_all(found, views, length_B, slots, stride)
@@ -345,7 +357,8 @@ class Shares:
 
 
 class _Steps(IterableDataset[Any]):
-    """The shares of the steps from start_step on; worker w of n makes steps w, w + n ..., which DataLoader puts in order again.
+    """The shares of the steps from start_step on; worker w of n makes steps w, w + n ..., which DataLoader puts in
+    order again.
 
     A worker's error is an item: DataLoader would put a trace in its place.
     """
@@ -368,7 +381,8 @@ class _Steps(IterableDataset[Any]):
 
 
 def _give_back() -> None:
-    """Return freed memory to the system: else each of the workers keeps what its largest batch took. glibc alone has the call."""
+    """Return freed memory to the system: else each of the workers keeps what its largest batch took. glibc alone has
+    the call."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
@@ -379,16 +393,25 @@ def _one_thread(_worker: int) -> None:
 
 
 def batches(
-    shares: Callable[[int, int, int], Any], *, start_step: int, rank: int, world_size: int, workers: int = 0, pin: bool = False
+    shares: Callable[[int, int, int], Any],
+    *,
+    start_step: int,
+    rank: int,
+    world_size: int,
+    workers: int = 0,
+    pin: bool = False,
 ) -> Iterator[Any]:
-    """Endless: the share of every step from start_step on. Workers change when it is ready, never what it is, nor what errors are raised."""
+    """Endless: the share of every step from start_step on. Workers change when it is ready, never what it is, nor what
+    errors are raised."""
     steps = _Steps(shares, start_step, rank, world_size)
     if workers == 0:
         return iter(steps)
     loader: DataLoader[Any] = DataLoader(
         steps, batch_size=None, num_workers=workers, worker_init_fn=_one_thread, prefetch_factor=4, pin_memory=pin
     )
-    gc.freeze()  # workers share this process's memory as long as nobody writes to it: their garbage collection would write to every object
+    # workers share this process's memory as long as nobody writes to it: their garbage collection would write to every
+    # object
+    gc.freeze()
     try:
         return raised(iter(loader))
     finally:

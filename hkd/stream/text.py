@@ -1,10 +1,13 @@
 """Text in training: sentences become what the student would hear, were they spoken, by draws from a posterior bank.
 
-- words → phones → a segment of the bank for each, with its duration and its confusions. Pauses are as frequent as in the speech; some words are
-  said twice, some phones masked (a flat posterior). The segments give each unit its frames, so that labels lie on frames as in speech.
-- A draw is a function of (seed, epoch, utterance), a step's sentences of (seed, step): resuming and processes change neither.
+- words → phones → a segment of the bank for each, with its duration and its confusions. Pauses are as frequent as in
+  the speech; some words are said twice, some phones masked (a flat posterior). The segments give each unit its frames,
+  so that labels lie on frames as in speech.
+- A draw is a function of (seed, epoch, utterance), a step's sentences of (seed, step): resuming and processes change
+  neither.
 
-Shape letters: as in `hkd.stream.loader` and `hkd.stream.bank`; U phones of a sentence, P phones and pauses as said, Q positions of a level.
+Shape letters: as in `hkd.stream.loader` and `hkd.stream.bank`; U phones of a sentence, P phones and pauses as said, Q
+positions of a level.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -57,7 +60,8 @@ class SpeechAndText(Moves):
 
 @dataclass(frozen=True, kw_only=True)
 class TextShares:
-    """(step, rank, world size) → the share of the step's speech and, before `last_step`, of its text; None for an empty one."""
+    """(step, rank, world size) → the share of the step's speech and, before `last_step`, of its text; None for an empty
+    one."""
 
     speech: Callable[[int, int, int], Batch | None]
     text: Callable[[int, int, int], Batch | None]
@@ -83,7 +87,8 @@ class Sequences(NamedTuple):
 
 
 def encode(units: Units, said: Iterable[tuple[str, Sequence[str]]], level: str) -> Sequences:
-    """The units of sentences, (id, words) each. Raises UserError, naming the sentence, where a word has no pronunciation, or there is none."""
+    """The units of sentences, (id, words) each. Raises UserError, naming the sentence, where a word has no
+    pronunciation, or there is none."""
     parts = []
     for name, words in said:
         try:
@@ -94,7 +99,9 @@ def encode(units: Units, said: Iterable[tuple[str, Sequence[str]]], level: str) 
             raise UserError(f"sentence '{name}' must have words, but has none. Take it out.")
     none = np.zeros(0, np.int32)
     offset_N1 = np.cumsum([0, *(len(unit_U) for unit_U, _ in parts)])
-    return Sequences(offset_N1, np.concatenate([none, *(u for u, _ in parts)]), np.concatenate([none, *(w for _, w in parts)]))
+    return Sequences(
+        offset_N1, np.concatenate([none, *(u for u, _ in parts)]), np.concatenate([none, *(w for _, w in parts)])
+    )
 
 
 class Said(NamedTuple):
@@ -159,7 +166,11 @@ class TextMaker:
         spoken = [self._spoken(*parts) for parts in zip(chosen, said, placed[MONOPHONE], strict=True)]
         hard, soft = {}, {}
         for level, slots in self.hard.items():
-            found = [self.join.spelled(r, level) for r in spoken] if level in SPELLED else [p.positions for p in placed[level]]
+            found = (
+                [self.join.spelled(r, level) for r in spoken]
+                if level in SPELLED
+                else [p.positions for p in placed[level]]
+            )
             hard[level] = hard_labels(found, views, length_B, slots=slots)
         for name, slots in self.soft.items():
             store = self.join.stores[name]
@@ -219,7 +230,9 @@ class TextMaker:
         of_Q = np.repeat(np.arange(len(count_P)), count_P)
         place_Q = np.arange(len(of_Q)) - np.repeat(np.cumsum(count_P) - count_P, count_P)
         start_Q, length_Q = said.bound_P1[of_Q], np.diff(said.bound_P1)[of_Q]
-        unit_Q = np.where(is_pause_P[of_Q], quiet, unit_V[np.minimum(first_U1[source_P[of_Q]] + place_Q, len(unit_V) - 1)])
+        unit_Q = np.where(
+            is_pause_P[of_Q], quiet, unit_V[np.minimum(first_U1[source_P[of_Q]] + place_Q, len(unit_V) - 1)]
+        )
         positions = Positions(
             unit_U=unit_Q.astype(np.int32),
             start_U=(start_Q + length_Q * place_Q // count_P[of_Q]).astype(np.int32),

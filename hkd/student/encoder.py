@@ -1,14 +1,16 @@
 """Conformer encoder (Gulati et al. 2020, arXiv 2005.08100), with what a masked batch needs.
 
-- An utterance's output depends on nothing but its own frames: LayerNorm everywhere (the paper has BatchNorm), frames past the end
-  are zeroed before every convolution over time and hidden as keys in attention.
-- Positions are rotary (Su et al. 2021, arXiv 2104.09864): relative like the paper's, but with no table, no parameters, and within
-  torch's fused attention.
-- Depthwise convolution runs as a two-dimensional one over a channels-last view of x_BTD: no transposed copies, and on CPU four
-  times as fast as `conv1d` over a transposed tensor.
-- Dropout: each utterance has a generator of its own, seeded by the caller, so that neither padding nor the rest of the batch changes its masks.
+- An utterance's output depends on nothing but its own frames: LayerNorm everywhere (the paper has BatchNorm), frames
+  past the end are zeroed before every convolution over time and hidden as keys in attention.
+- Positions are rotary (Su et al. 2021, arXiv 2104.09864): relative like the paper's, but with no table, no parameters,
+  and within torch's fused attention.
+- Depthwise convolution runs as a two-dimensional one over a channels-last view of x_BTD: no transposed copies, and on
+  CPU four times as fast as `conv1d` over a transposed tensor.
+- Dropout: each utterance has a generator of its own, seeded by the caller, so that neither padding nor the rest of the
+  batch changes its masks.
 
-Shape letters: B utterances, T frames, F bins, D model width, H attention heads, E = D / H, C channels, N calls of dropout.
+Shape letters: B utterances, T frames, F bins, D model width, H attention heads, E = D / H, C channels, N calls of
+dropout.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -31,9 +33,11 @@ Drop = Callable[[Tensor], Tensor]
 Condition = Callable[[Tensor], Tensor]  # a layer's output x_BTD → what the layers above it read
 
 
-def utterance_dropout(p: float, seed_B: Sequence[int], *, calls: int, num_frames: int, width: int, device: torch.device) -> Drop:
-    """Dropout for one forward pass, to be called at most `calls` times, each time with an x_BTD of the given T and D: elements are set to 0
-    with probability p, the others scaled so that the mean stays."""
+def utterance_dropout(
+    p: float, seed_B: Sequence[int], *, calls: int, num_frames: int, width: int, device: torch.device
+) -> Drop:
+    """Dropout for one forward pass, to be called at most `calls` times, each time with an x_BTD of the given T and D:
+    elements are set to 0 with probability p, the others scaled so that the mean stays."""
     dropped = round(_LANES * p)
     scale = _LANES / (_LANES - dropped)
     keep_NBTD = torch.empty((calls, len(seed_B), num_frames, width), dtype=torch.bool, device=device)
@@ -41,7 +45,9 @@ def utterance_dropout(p: float, seed_B: Sequence[int], *, calls: int, num_frames
     for b, seed in enumerate(seed_B):
         random = torch.Generator(device).manual_seed(seed)
         for start in range(0, num_frames, BLOCK):
-            draw = torch.empty(-(-size // 4), dtype=torch.int64, device=device).random_(-(2**63), None, generator=random)
+            draw = torch.empty(-(-size // 4), dtype=torch.int64, device=device).random_(
+                -(2**63), None, generator=random
+            )
             block_NTD = draw.view(torch.int16)[:size].view(calls, BLOCK, width)[:, : num_frames - start]
             keep_NBTD[:, b, start : start + BLOCK] = block_NTD >= dropped - _LANES // 2
     masks = iter(keep_NBTD)
@@ -105,7 +111,8 @@ class RotaryAttention(nn.Module):
 
 
 class ConvModule(nn.Module):
-    """x_BTD → its update: the Conformer's convolution, gated, depthwise over time, normalised per frame; zeros past the end."""
+    """x_BTD → its update: the Conformer's convolution, gated, depthwise over time, normalised per frame; zeros past the
+    end."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -121,7 +128,9 @@ class ConvModule(nn.Module):
         y_BTD = F.glu(self.gate(self.norm(x_BTD)), dim=-1) * valid_BT1
         y_BD1T = y_BTD.transpose(1, 2)[:, :, None, :]  # channels-last in memory: no copy
         weight_D11K = self.depthwise.weight[:, :, None, :]
-        y_BD1T = F.conv2d(y_BD1T, weight_D11K, self.depthwise.bias, padding=(0, self.kernel // 2), groups=y_BD1T.shape[1])
+        y_BD1T = F.conv2d(
+            y_BD1T, weight_D11K, self.depthwise.bias, padding=(0, self.kernel // 2), groups=y_BD1T.shape[1]
+        )
         return torch.as_tensor(self.out(F.silu(self.inner_norm(y_BD1T[:, :, 0, :].transpose(1, 2)))))
 
 
@@ -174,9 +183,10 @@ class ConformerEncoder(nn.Module):
         seed_B: Sequence[int] | None = None,
         condition: Mapping[int, Condition] | None = None,
     ) -> tuple[Tensor, Tensor, dict[int, Tensor]]:
-        """x_BTF (normalised), length_B in 10 ms frames, taps as layers counted from 1, seed_B of each utterance's dropout in training (default:
-        drawn from torch's generator), condition by layer. Gives the top layer's x_BTD, the lengths in encoder frames, and tap → the layer's
-        own x_BTD. Values past an utterance's end are finite and mean nothing."""
+        """x_BTF (normalised), length_B in 10 ms frames, taps as layers counted from 1, seed_B of each utterance's
+        dropout in training (default: drawn from torch's generator), condition by layer. Gives the top layer's x_BTD,
+        the lengths in encoder frames, and tap → the layer's own x_BTD. Values past an utterance's end are finite and
+        mean nothing."""
         valid_BT = valid_frames(length_B, x_BTF.shape[1])
         x_BTD = self.front(x_BTF.masked_fill(~valid_BT[:, :, None], 0.0), length_B)
         drop = self.drops(x_BTD, seed_B)
@@ -194,7 +204,8 @@ class ConformerEncoder(nn.Module):
         *,
         tap: int = 0,
     ) -> tuple[Tensor, dict[int, Tensor]]:
-        """The layers above `tap`, which read x_BTD: the top layer's x_BTD, and tap → x_BTD. length_B in encoder frames."""
+        """The layers above `tap`, which read x_BTD: the top layer's x_BTD, and tap → x_BTD. length_B in encoder
+        frames."""
         valid_BT = valid_frames(length_B, x_BTD.shape[1])
         valid_BT1, key_mask_B11T = valid_BT[:, :, None].to(x_BTD.dtype), valid_BT[:, None, None, :]
         rotary = rotary_tables(x_BTD.shape[1], self.head_width, device=x_BTD.device)

@@ -1,10 +1,11 @@
 """The export format, version 1: a folder that gives the trainer's own outputs with no training code.
 
-    student.json         what it is: configuration, unit symbols and their digest, feature settings; written last, the mark of completeness
-    model.safetensors    weights and the features' mean and deviation
+    student.json         what it is: configuration, unit symbols and their digest, feature settings; written last, the
+    mark of completeness model.safetensors    weights and the features' mean and deviation
     subword.model        the SentencePiece model of a subword student (absent otherwise)
     upstream/            the frozen encoder below the student, for transformers too (absent where it has none)
-    acoustic.json ...    the acoustic model of a hybrid student's senones, as in units/ (absent where it is pocketsphinx's)
+    acoustic.json ...    the acoustic model of a hybrid student's senones, as in units/ (absent where it is
+    pocketsphinx's)
 
 - `student.json` holds the SHA-256 of the other files; a folder whose files do not match is refused.
 - Heads are dropped unless they are asked for. The bytes are a pure function of what is saved.
@@ -38,12 +39,14 @@ CARD, WEIGHTS, SUBWORDS = "student.json", "model.safetensors", "subword.model"
 UPSTREAM = "upstream"
 BESIDE = (SUBWORDS, *ACOUSTIC_FILES)
 _IN_UPSTREAM = tuple(f"{UPSTREAM}/{name}" for name in UPSTREAM_FILES)
-SENONE_FRAMES = "senone_frames"  # in `extra` of a hybrid student: frames of each senone in the training data, for its priors
+# in `extra` of a hybrid student: frames of each senone in the training data, for its priors
+SENONE_FRAMES = "senone_frames"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StudentMeta:
-    """What an export says of itself. `inventory`: the main output's units; of a CTC output unit u is class u + 1, class 0 the blank."""
+    """What an export says of itself. `inventory`: the main output's units; of a CTC output unit u is class u + 1, class
+    0 the blank."""
 
     config: StudentConfig
     inventory: UnitInventory
@@ -62,7 +65,8 @@ def save_student(
     extra: Mapping[str, Any] | None = None,
     heads: bool = False,
 ) -> None:
-    """Write the folder; without heads unless `heads`. Raises UserError where the inventory does not fit the main output."""
+    """Write the folder; without heads unless `heads`. Raises UserError where the inventory does not fit the main
+    output."""
     expected = student.config.num_main_units - (1 if student.config.main == "ctc" else 0)
     if len(inventory) != expected:
         raise UserError(f"the main output's inventory must have {expected} units, but has {len(inventory)} instead.")
@@ -112,12 +116,15 @@ def _read_card(folder: Path) -> dict[str, Any]:
     if not isinstance(card, dict) or card.get("format") != FORMAT:
         raise UserError(f"{path} must have the format '{FORMAT}', but has another instead.")
     if card.get("version") != VERSION:
-        raise UserError(f"{path} must have version {VERSION}, but has {card.get('version')} instead. Use the hkd that wrote it.")
+        raise UserError(
+            f"{path} must have version {VERSION}, but has {card.get('version')} instead. Use the hkd that wrote it."
+        )
     return card
 
 
 def load_student(folder: str | Path, *, device: str | torch.device = "cpu") -> tuple[Student, StudentMeta]:
-    """Student in eval mode on `device`, and its card. Raises UserError where the folder is no student or its files do not match."""
+    """Student in eval mode on `device`, and its card. Raises UserError where the folder is no student or its files do
+    not match."""
     folder = Path(folder)
     card = _read_card(folder)
     try:
@@ -134,7 +141,9 @@ def load_student(folder: str | Path, *, device: str | torch.device = "cpu") -> t
     for name, digest in files.items():
         found = digest_of_file(folder / name) if (folder / name).is_file() else "missing"
         if found != digest:
-            raise UserError(f"{folder / name} must have the SHA-256 {digest}, but is {found} instead. Export the student again.")
+            raise UserError(
+                f"{folder / name} must have the SHA-256 {digest}, but is {found} instead. Export the student again."
+            )
     student = Student(config)
     try:
         student.load_state_dict(load((folder / WEIGHTS).read_bytes()))
@@ -163,14 +172,16 @@ class _MainOutput(nn.Module):
 
 
 def write_onnx(student: Student, path: Path) -> None:
-    """Write the student without its heads. Raises UserError where the packages are missing, or for an encoder of transformers.
+    """Write the student without its heads. Raises UserError where the packages are missing, or for an encoder of
+    transformers.
 
-    Inputs: x_BTF (float32, features as the student's card says: log-mel, or an upstream's values, which no ONNX file makes) and length_B
-    (int64, 10 ms frames). Outputs: logits_BTV and out_length_B.
+    Inputs: x_BTF (float32, features as the student's card says: log-mel, or an upstream's values, which no ONNX file
+    makes) and length_B (int64, 10 ms frames). Outputs: logits_BTV and out_length_B.
     """
     if isinstance(student.config.encoder, SpeechEncoderConfig):
         raise UserError(
-            f"ONNX is written of hkd's own encoder alone, but this student's is {student.config.encoder.name}. Leave it out."
+            f"ONNX is written of hkd's own encoder alone, but this student's is {student.config.encoder.name}. Leave "
+            f"it out."
         )
     try:
         import onnx  # noqa: F401

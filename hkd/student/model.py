@@ -1,10 +1,12 @@
 """The student: features → main output, and the heads that teach its layers and are dropped at export.
 
-- A head that conditions stays: its posteriors (softmax, the mean of a frame's slots) are projected to the model's width and added to its
-  layer's output, which the layers above read (Nozaki & Komatsu 2021, arXiv 2104.02724). Text can supply such posteriors, too.
-- Global mean and deviation of the features are buffers of the model (0 and 1 where an encoder's features are normalised already).
-- Encoder and main output are built before the heads, and those before the projections: with one seed, a student begins from the same
-  weights whatever heads it has.
+- A head that conditions stays: its posteriors (softmax, the mean of a frame's slots) are projected to the model's width
+  and added to its layer's output, which the layers above read (Nozaki & Komatsu 2021, arXiv 2104.02724). Text can
+  supply such posteriors, too.
+- Global mean and deviation of the features are buffers of the model (0 and 1 where an encoder's features are normalised
+  already).
+- Encoder and main output are built before the heads, and those before the projections: with one seed, a student begins
+  from the same weights whatever heads it has.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,8 +26,9 @@ MIN_STD = 1e-5
 
 @dataclass(kw_only=True)
 class StudentOutput:
-    """logits_BTV of the main output (T counts its slots), lengths in the same unit, and per head logits_BSV, or logits_MV where
-    slots were chosen. A head's slots of utterance b that lie inside it are the first ceil(T/4) · slots."""
+    """logits_BTV of the main output (T counts its slots), lengths in the same unit, and per head logits_BSV, or
+    logits_MV where slots were chosen. A head's slots of utterance b that lie inside it are the first ceil(T/4) ·
+    slots."""
 
     logits_BTV: Tensor
     length_B: Tensor
@@ -49,7 +52,10 @@ class Student(nn.Module):
         # encoders end in LayerNorm
         self.main = Head(d_out, config.num_main_units, slots=config.main_slots, d_head=d_model, norm=False)
         self.heads = nn.ModuleDict(
-            {head.name: Head(d_out, head.num_units, slots=head.slots, d_head=head.d_head or d_model) for head in config.heads}
+            {
+                head.name: Head(d_out, head.num_units, slots=head.slots, d_head=head.d_head or d_model)
+                for head in config.heads
+            }
         )
         self._config_of = {head.name: head for head in config.heads}
         self._taps = frozenset(head.tap for head in config.heads)
@@ -57,15 +63,19 @@ class Student(nn.Module):
         for head in config.heads:
             if head.condition:
                 project = nn.Linear(head.num_units, d_out, bias=False)
-                nn.init.normal_(project.weight)  # so that a sure posterior gives what a layer's output is: mean 0, variance 1
+                # so that a sure posterior gives what a layer's output is: mean 0, variance 1
+                nn.init.normal_(project.weight)
                 self.condition[head.name] = project
 
     @torch.no_grad()
     def set_cmvn(self, mean_F: Tensor, std_F: Tensor) -> None:
-        """Set the features' global mean and standard deviation. Raises UserError for other shapes or values that are not finite."""
+        """Set the features' global mean and standard deviation. Raises UserError for other shapes or values that are
+        not finite."""
         for name, value_F in (("mean_F", mean_F), ("std_F", std_F)):
             if value_F.shape != self.mean_F.shape or not bool(torch.isfinite(value_F).all()):
-                raise UserError(f"{name} must be {self.mean_F.numel()} finite numbers, but is {tuple(value_F.shape)} instead.")
+                raise UserError(
+                    f"{name} must be {self.mean_F.numel()} finite numbers, but is {tuple(value_F.shape)} instead."
+                )
         self.mean_F.copy_(mean_F)
         self.std_F.copy_(std_F.clamp_min(MIN_STD))
 
@@ -81,12 +91,14 @@ class Student(nn.Module):
         """x_BTF: features as the encoder's front end gives them; length_B: 10 ms frames, at least one each.
 
         slots: head name → slot_M (flat indices b · S + s); a head named here gives logits_MV of these slots alone.
-        seed_B: in training, what each utterance's dropout is drawn from (an encoder of transformers draws from torch's generator instead).
-        alone_B: true where the lowest layer that is conditioned loses its own output, so that those above read posteriors alone.
+        seed_B: in training, what each utterance's dropout is drawn from (an encoder of transformers draws from torch's
+        generator instead). alone_B: true where the lowest layer that is conditioned loses its own output, so that those
+        above read posteriors alone.
         """
         x_BTF = (x_BTF - self.mean_F) / self.std_F
         said: dict[str, Tensor] = {}
-        more = {"condition": self._conditions(said, alone_B)} if self.condition else {}  # an encoder of transformers takes none
+        # an encoder of transformers takes none
+        more = {"condition": self._conditions(said, alone_B)} if self.condition else {}
         x_BTD, length_B, seen = self.encoder(x_BTF, length_B, self._taps, seed_B, **more)
         return self._output(x_BTD, length_B, seen, said, slots or {})
 
@@ -100,7 +112,8 @@ class Student(nn.Module):
     ) -> StudentOutput:
         """What the student makes of posteriors that it has not heard: text. The heads of the layers above alone answer.
 
-        posteriors: p_BTV of each head that conditions the lowest layer of those; length_B: encoder frames. The rest as in `forward`.
+        posteriors: p_BTV of each head that conditions the lowest layer of those; length_B: encoder frames. The rest as
+        in `forward`.
         """
         assert isinstance(self.encoder, ConformerEncoder)
         tap, said = self.text_tap, dict[str, Tensor]()
@@ -171,14 +184,17 @@ def posteriors_of(logits_BSV: Tensor, slots: int) -> Tensor:
 
 
 # Output layers: model frames → logits.
-# - A head with several slots a frame gives each slot its own projection D → slots × d_head and shares one output matrix d_head × V. With
-#   V = 5,126 and D = 144 that is 0.83 M parameters instead of 2.97 M, and no slower: the matrix is applied to every slot either way.
+# - A head with several slots a frame gives each slot its own projection D → slots × d_head and shares one output matrix
+# d_head × V. With
+#   V = 5,126 and D = 144 that is 0.83 M parameters instead of 2.97 M, and no slower: the matrix is applied to every
+# slot either way.
 #
 # Shape letters: B utterances, T encoder frames, S = T · slots slots, M chosen slots, D model width, V units.
 
 
 class Head(nn.Module):
-    """LayerNorm (where asked for), a projection for each slot of a frame (where there are several), and the output matrix."""
+    """LayerNorm (where asked for), a projection for each slot of a frame (where there are several), and the output
+    matrix."""
 
     def __init__(self, d_model: int, num_units: int, *, slots: int = 1, d_head: int = 0, norm: bool = True) -> None:
         super().__init__()
@@ -189,7 +205,8 @@ class Head(nn.Module):
         self.out = nn.Linear(width, num_units)
 
     def forward(self, x_BTD: Tensor, slot_M: Tensor | None = None) -> Tensor:
-        """logits_BSV, or logits_MV of the slots of slot_M alone (flat indices b · S + s), which saves the output matrix elsewhere."""
+        """logits_BSV, or logits_MV of the slots of slot_M alone (flat indices b · S + s), which saves the output matrix
+        elsewhere."""
         b, t, _ = x_BTD.shape
         x_BSD = self.place(self.norm(x_BTD)).reshape(b, t * self.slots, -1)
         if slot_M is not None:
@@ -247,11 +264,14 @@ def describe(config: StudentConfig) -> str:
             units = _units(head.num_units, head.slots)
             lines.append(f"    ├─ {head.name}: {head.level} {head.kind}, {units}   {_short(size)}   {fate}")
     what = "CTC, blank first" if config.main == "ctc" else "senone posteriors"
-    lines.append(f"    └─ main: {what}, {_units(config.num_main_units, config.main_slots)}   {_short(_count(student.main))}")
+    lines.append(
+        f"    └─ main: {what}, {_units(config.num_main_units, config.main_slots)}   {_short(_count(student.main))}"
+    )
     kept, frozen = student.num_exported(), e.front_end.num_parameters
     dropped = student.num_parameters() - kept
     below = f" ({frozen:,} of them frozen)" if frozen else ""
     lines.append(
-        f"  parameters {kept + dropped + frozen:,}: {kept + frozen:,} exported{below}, {dropped:,} in heads that export drops"
+        f"  parameters {kept + dropped + frozen:,}: {kept + frozen:,} exported{below}, {dropped:,} in heads that "
+        f"export drops"
     )
     return "\n".join(lines)

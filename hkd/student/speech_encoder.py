@@ -1,10 +1,13 @@
 """Speech encoders of transformers as a student's encoder: wav2vec 2.0, HuBERT, WavLM and their kin, and Whisper's.
 
-- What stands in front of the layers (convolutions, positions) is frozen; the layers learn. Layers are not dropped, nor latent frames masked.
-- Their frames are 20 ms. Two of them side by side are one encoder frame of 40 ms, so that slots, labels and lengths are those of any student.
-- An utterance's output depends on nothing but its own sound. Convolutions over samples read its 40 ms frames padded with zeros. A group norm
-  over time after them (wav2vec2-base, hubert-base) takes mean and variance of the utterance's own frames, where transformers takes the
-  padding too. Whisper always reads its full 30 s, silence after the end, and knows no padding.
+- What stands in front of the layers (convolutions, positions) is frozen; the layers learn. Layers are not dropped, nor
+  latent frames masked.
+- Their frames are 20 ms. Two of them side by side are one encoder frame of 40 ms, so that slots, labels and lengths are
+  those of any student.
+- An utterance's output depends on nothing but its own sound. Convolutions over samples read its 40 ms frames padded
+  with zeros. A group norm over time after them (wav2vec2-base, hubert-base) takes mean and variance of the utterance's
+  own frames, where transformers takes the padding too. Whisper always reads its full 30 s, silence after the end, and
+  knows no padding.
 - Taps are the layers' outputs, before a final norm where there is one.
 
 Shape letters: B utterances, S samples, C channels, T frames, F values a frame, D model width.
@@ -45,19 +48,23 @@ OTHER_DROPOUTS = ("activation_dropout", "feat_proj_dropout")
 
 
 def open_speech_encoder(encoder: EncoderConfig) -> SpeechEncoderConfig:
-    """What the named encoder is. Raises UserError for an architecture that is none of those known, or another frame rate."""
+    """What the named encoder is. Raises UserError for an architecture that is none of those known, or another frame
+    rate."""
     config = open_config(encoder.name)
     settings = settings_of(config)
     for key in settings:
         settings[key] = 0.0 if key in OFF + OTHER_DROPOUTS else encoder.dropout if key in DROPOUTS else settings[key]
     settings["apply_spec_augment"] = False
     if settings.get("conv_pos_batch_norm"):
-        raise UserError(f"encoder.name must have no batch norm, but {encoder.name} has one: outputs would depend on the batch.")
+        raise UserError(
+            f"encoder.name must have no batch norm, but {encoder.name} has one: outputs would depend on the batch."
+        )
     return SpeechEncoderConfig(name=encoder.name, settings=settings, normalise=normalises(encoder.name))
 
 
 class SpeechEncoder(nn.Module):
-    """An encoder of transformers with the interface of `ConformerEncoder`. Weights are random until `load_pretrained`."""
+    """An encoder of transformers with the interface of `ConformerEncoder`. Weights are random until
+    `load_pretrained`."""
 
     def __init__(self, config: SpeechEncoderConfig) -> None:
         super().__init__()
@@ -85,8 +92,9 @@ class SpeechEncoder(nn.Module):
     def forward(
         self, x_BTF: Tensor, length_B: Tensor, taps: Collection[int], seed_B: Sequence[int] | None = None
     ) -> tuple[Tensor, Tensor, dict[int, Tensor]]:
-        """As `ConformerEncoder.forward`, with x_BTF as the config's front end gives it; D is `d_out`. seed_B is not read: dropout within
-        transformers draws from torch's generator. Raises UserError for an utterance longer than the encoder can read."""
+        """As `ConformerEncoder.forward`, with x_BTF as the config's front end gives it; D is `d_out`. seed_B is not
+        read: dropout within transformers draws from torch's generator. Raises UserError for an utterance longer than
+        the encoder can read."""
         del seed_B
         seen: dict[int, Tensor] = {}
         num_frames = -(-x_BTF.shape[1] // SUBSAMPLING)
@@ -109,7 +117,8 @@ class SpeechEncoder(nn.Module):
         y_BTD = self.model.feature_projection(y_BCT.transpose(1, 2))
         y_BTD = y_BTD[0] if isinstance(y_BTD, tuple) else y_BTD
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask")  # WavLM's own attention
+            # WavLM's own attention
+            warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask")
             output = self.model.encoder(y_BTD, attention_mask=valid_frames(frames_B, y_BTD.shape[1]))
         top_BTD: Tensor = output.last_hidden_state
         return top_BTD
@@ -166,5 +175,7 @@ def save_pretrained(encoder: SpeechEncoder, folder: Path) -> None:
         if encoder.is_whisper:
             extractor: Any = transformers.WhisperFeatureExtractor(feature_size=front_end.num_bins)
         else:
-            extractor = transformers.Wav2Vec2FeatureExtractor(do_normalize=front_end.normalise, return_attention_mask=True)
+            extractor = transformers.Wav2Vec2FeatureExtractor(
+                do_normalize=front_end.normalise, return_attention_mask=True
+            )
         extractor.save_pretrained(folder)

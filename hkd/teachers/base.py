@@ -1,4 +1,5 @@
-"""What a teacher is: something that says, for every position of an utterance, how likely each unit of its inventory is there.
+"""What a teacher is: something that says, for every position of an utterance, how likely each unit of its inventory is
+there.
 
 Labelling knows no more of a language model than this file. Shape letters: U positions of an utterance.
 """
@@ -49,7 +50,8 @@ class Sentence:
 class Teacher(ABC):
     """A language model over one inventory.
 
-    It may also have `measured(sentences) -> {name: value}`: figures of a sample of what it labels, for the store's card.
+    It may also have `measured(sentences) -> {name: value}`: figures of a sample of what it labels, for the store's
+    card.
     """
 
     def __init__(self, *, inventory: UnitInventory, info: TeacherInfo) -> None:
@@ -65,8 +67,8 @@ class Teacher(ABC):
 
     @abstractmethod
     def score(self, sentences: Sequence[Sentence], *, k: int, temperatures: Sequence[float] = ()) -> list[TopK]:
-        """Per sentence the top-k rows of all its positions, in order. Does not depend on what stands together in a call,
-        up to float rounding; the same call gives the same bytes."""
+        """Per sentence the top-k rows of all its positions, in order. Does not depend on what stands together in a
+        call, up to float rounding; the same call gives the same bytes."""
 
 
 def cut_rows(rows: TopK, sentences: Sequence[Sentence]) -> list[TopK]:

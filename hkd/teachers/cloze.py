@@ -1,11 +1,11 @@
 """Our own LMs over units: `cloze` (two towers joined at each position) and `causal` (the left tower alone).
 
-- The left tower has read <s>, u_0 … u_{n−1} when it stands at n, the right tower </s>, u_{U−1} … u_{n+1}: neither ever sees u_n, so one
-  pass gives p(u_n | all others) for every n, exactly and without masking.
-- Towers are LSTMs: on phones of 0.65 M words and after 60 s of one core, perplexity 2.2 against 4.1 of a two-layer Transformer of the same
-  width; and LSTMs have no longest input.
-- Given `outside-phone` the towers read the phones of the senone sequence; a position sees the phones outside its own and its state's
-  number, and only senones of that state are candidates.
+- The left tower has read <s>, u_0 … u_{n−1} when it stands at n, the right tower </s>, u_{U−1} … u_{n+1}: neither ever
+  sees u_n, so one pass gives p(u_n | all others) for every n, exactly and without masking.
+- Towers are LSTMs: on phones of 0.65 M words and after 60 s of one core, perplexity 2.2 against 4.1 of a two-layer
+  Transformer of the same width; and LSTMs have no longest input.
+- Given `outside-phone` the towers read the phones of the senone sequence; a position sees the phones outside its own
+  and its state's number, and only senones of that state are candidates.
 - Both towers run from their own beginning over padding at the end, so padding and batch-mates change nothing.
 
 Shape letters: B sentences, U tower inputs (units, or phones), N positions of all sentences, V inventory, D width.
@@ -56,7 +56,9 @@ class UnitBatch:
 def collate(sentences: Sequence[NDArray[np.int32]], *, senones: SenoneMap | None = None) -> UnitBatch:
     """Unit sequences (not empty) → one batch; with `senones`, the towers' input is the phones."""
     if senones is None:
-        parts = [(unit_U.astype(np.int64), np.arange(len(unit_U)), np.zeros(len(unit_U), np.int64)) for unit_U in sentences]
+        parts = [
+            (unit_U.astype(np.int64), np.arange(len(unit_U)), np.zeros(len(unit_U), np.int64)) for unit_U in sentences
+        ]
     else:
         parts = [senones.split(unit_U) for unit_U in sentences]
     inputs, cells, states = zip(*parts, strict=True)
@@ -87,7 +89,9 @@ class Tower(nn.Module):
 class UnitLm(nn.Module):
     """A cloze or causal LM. `senones` stands for given `outside-phone`, whose towers read phones."""
 
-    def __init__(self, sizes: UnitLmSizes, *, num_units: int, direction: str = "cloze", senones: SenoneMap | None = None) -> None:
+    def __init__(
+        self, sizes: UnitLmSizes, *, num_units: int, direction: str = "cloze", senones: SenoneMap | None = None
+    ) -> None:
         super().__init__()
         check_choice("`direction`", direction, DIRECTIONS)
         self.direction, self.senones, self.num_units = direction, senones, num_units

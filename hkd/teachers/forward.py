@@ -1,15 +1,18 @@
-"""Rows of tokens through a transformers model: batches, the body, the head on scored places alone, and what of it is kept.
+"""Rows of tokens through a transformers model: batches, the body, the head on scored places alone, and what of it is
+kept.
 
-- Rows run by falling length, at most `budget` tokens at once. BERT and its kin run packed (`PackedEncoder`); others on padded rows of
-  like length, with a mask only where lengths differ, and none for causal models, which never look at what follows.
-- The head is whatever the model's own forward does with its body's output: the forward is called with the body replaced by an earlier
-  output of it, whose hidden states are exchanged for the gathered rows. So no architecture needs code of its own. Small batches share a call.
-- Some models do not bear that: their head reads more of the body, or their body reads padding. So a trial at loading compares each of
-  `WAYS` with the model's own logits for one text at a time, and takes the fastest that agrees. The slowest asks the whole model about one
-  row at a time; only a model that answers differently each time has no way.
-- On CPU each unit of work runs on one core, as many at once as torch has threads: small operations do not wait for each other, and the
-  bytes do not depend on the number of cores. On CUDA two threads have a stream each: the GPU works on one's rows while the other's are
-  copied (from pinned memory) or read back.
+- Rows run by falling length, at most `budget` tokens at once. BERT and its kin run packed (`PackedEncoder`); others on
+  padded rows of like length, with a mask only where lengths differ, and none for causal models, which never look at
+  what follows.
+- The head is whatever the model's own forward does with its body's output: the forward is called with the body replaced
+  by an earlier output of it, whose hidden states are exchanged for the gathered rows. So no architecture needs code of
+  its own. Small batches share a call.
+- Some models do not bear that: their head reads more of the body, or their body reads padding. So a trial at loading
+  compares each of `WAYS` with the model's own logits for one text at a time, and takes the fastest that agrees. The
+  slowest asks the whole model about one row at a time; only a model that answers differently each time has no way.
+- On CPU each unit of work runs on one core, as many at once as torch has threads: small operations do not wait for each
+  other, and the bytes do not depend on the number of cores. On CUDA two threads have a stream each: the GPU works on
+  one's rows while the other's are copied (from pinned memory) or read back.
 
 Shape letters: R rows of a batch (copies of windows), L tokens of a row, M scored places, D model width, V vocabulary.
 """
@@ -77,7 +80,8 @@ def _matrix_weights(modules: Iterable[Any]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How rows are scored: `packed`: by `PackedEncoder`; `gathered`: the head reads the scored places alone; `rows`: what shares a batch."""
+    """How rows are scored: `packed`: by `PackedEncoder`; `gathered`: the head reads the scored places alone; `rows`:
+    what shares a batch."""
 
     packed: bool = False
     gathered: bool = True
@@ -102,7 +106,8 @@ class OwnForward:
         """What the model, or its body, is called with; `real_RL` tells tokens from padding."""
         given: dict[str, Any] = {"input_ids": token_RL}
         if self.causal:
-            parameters = inspect.signature(type(module).forward).parameters.values()  # the module's own forward may be replaced
+            # the module's own forward may be replaced
+            parameters = inspect.signature(type(module).forward).parameters.values()
             if any(value.name == "use_cache" or value.kind is value.VAR_KEYWORD for value in parameters):
                 given["use_cache"] = False
         elif real_RL is not None:
@@ -152,8 +157,8 @@ def _hidden_of(output: Any) -> Any:
 
 @torch.inference_mode()
 def find_body(own: OwnForward, token_L: Tokens) -> tuple[Any, Any]:
-    """The body and its output for a text: the first module that the model's own forward calls with token ids and that gives hidden states
-    of the text. (None, None) where there is none."""
+    """The body and its output for a text: the first module that the model's own forward calls with token ids and that
+    gives hidden states of the text. (None, None) where there is none."""
     depth, seen = 0, []
     token_RL = on_device(token_L[None], own.device)
 
@@ -178,7 +183,9 @@ def find_body(own: OwnForward, token_L: Tokens) -> tuple[Any, Any]:
     finally:
         for handle in handles:
             handle.remove()
-    return next((found for found in seen if "input_ids" in inspect.signature(type(found[0]).forward).parameters), (None, None))
+    return next(
+        (found for found in seen if "input_ids" in inspect.signature(type(found[0]).forward).parameters), (None, None)
+    )
 
 
 class RowScorer:
@@ -187,20 +194,25 @@ class RowScorer:
     def __init__(
         self, own: OwnForward, tokenizer: Any, options: TeacherOptions, *, name: str, length: int, ordinary: Tokens
     ) -> None:
-        """`own`: of a model on its device, in evaluation mode; `length`: tokens of the longest row; `ordinary`: ids of tokens that are
-        not special. Raises HkdError where no way gives what the model itself gives."""
+        """`own`: of a model on its device, in evaluation mode; `length`: tokens of the longest row; `ordinary`: ids of
+        tokens that are not special. Raises HkdError where no way gives what the model itself gives."""
         model, mask_id = own.model, tokenizer.mask_token_id
         self._own, self._model, self._device, self._causal = own, model, own.device, own.causal
         self._kind = own.device.type
         self._pad_id, self._mask_id = tokenizer.pad_token_id or 0, mask_id or 0
         self._head_bytes = _HEAD_BYTES_CUDA if self._kind == "cuda" else _HEAD_BYTES
-        self.shards_at_once = 2 if self._kind == "cuda" else 1  # calls of `score` side by side, so that the device never waits
+        # calls of `score` side by side, so that the device never waits
+        self.shards_at_once = 2 if self._kind == "cuda" else 1
         self._given = threading.local()
         self._counting = threading.Lock()
         self.flops = 0.0
         texts = trial_texts(ordinary, length)
         self._body, self._output = find_body(self._own, texts[-1])
-        of_width = _TOKENS_CPU if self._body is None else min(_TOKENS_CPU, _VALUES_CPU // int(_hidden_of(self._output).shape[-1]))
+        of_width = (
+            _TOKENS_CPU
+            if self._body is None
+            else min(_TOKENS_CPU, _VALUES_CPU // int(_hidden_of(self._output).shape[-1]))
+        )
         self.budget = options.token_budget or (_TOKENS_CUDA if self._kind == "cuda" else of_width)
         self._packed = None
         if not own.causal and mask_id is not None and self._body is model.base_model:
@@ -223,7 +235,8 @@ class RowScorer:
         self._weights = _matrix_weights(in_body), _matrix_weights(outside)
 
     def _proven_way(self, name: str, texts: Sequence[Tokens]) -> Way:
-        """The first of `WAYS` that gives what the model gives for one text at a time, inside the texts and at their ends."""
+        """The first of `WAYS` that gives what the model gives for one text at a time, inside the texts and at their
+        ends."""
         none, rows, own = np.zeros(0, np.int64), [], []
         for text_L in texts:
             places = np.unique([1 % len(text_L), len(text_L) // 2, max(0, len(text_L) - 2), len(text_L) - 1])
@@ -247,7 +260,8 @@ class RowScorer:
             except Exception as error:  # whatever a model makes of a call that it was not written for
                 log.debug("%s cannot be asked by %s: %s: %s", name, way, type(error).__name__, error)
         raise HkdError(
-            f"LM {name} must give logits for each token of a text, but {type(self._model).__name__} does not. Take another LM."
+            f"LM {name} must give logits for each token of a text, but {type(self._model).__name__} does not. Take "
+            f"another LM."
         )
 
     # ---- batches ----
@@ -275,7 +289,8 @@ class RowScorer:
         return of_head + 2.0 * body * float(length_R.sum()) + 4.0 * width * scores
 
     def _units(self, rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
-        """The work of one thread: one batch, or some while they are cheap and have few scored places for a call of the head."""
+        """The work of one thread: one batch, or some while they are cheap and have few scored places for a call of the
+        head."""
         waiting: list[Row] = []
         for batch in self._batches(rows):
             waiting += batch
@@ -286,13 +301,16 @@ class RowScorer:
             yield waiting
 
     def _batches(self, rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
-        """Neighbours in the order given (by falling length), as many as the token budget holds with padding, at least one."""
+        """Neighbours in the order given (by falling length), as many as the token budget holds with padding, at least
+        one."""
         start = tokens = 0
         for end, row in enumerate(rows):
             longest = len(rows[start].token_L)
             cost = len(row.token_L) if self.way.packed else longest
             alone = self.way.rows == "single" or (
-                len(row.token_L) != longest and not self.way.packed and (self.way.rows == "equal" or longest > _PADDED_TOKENS)
+                len(row.token_L) != longest
+                and not self.way.packed
+                and (self.way.rows == "equal" or longest > _PADDED_TOKENS)
             )
             if end > start and (alone or tokens + cost > self.budget):
                 yield rows[start:end]
@@ -332,19 +350,25 @@ class RowScorer:
     # ---- memory ----
 
     def _bodies(self, batch: Sequence[Row]) -> list[torch.Tensor]:
-        """The body's output at the scored places; out of memory halves the batch, and the token budget from there on."""
+        """The body's output at the scored places; out of memory halves the batch, and the token budget from there
+        on."""
 
         def shrink(a: int, b: int) -> None:
             tokens = sum(len(row.token_L) for row in batch[a:b])
             if b - a == 1:
                 raise HkdError(f"one row of {tokens} tokens must fit into the memory of {self._device}, but does not.")
             self.budget = max(1, min(self.budget, tokens // 2))
-            log.warning("Out of memory with %d rows of %d tokens: the token budget is now %d.", b - a, tokens, self.budget)
+            log.warning(
+                "Out of memory with %d rows of %d tokens: the token budget is now %d.", b - a, tokens, self.budget
+            )
 
         return self._within_memory(lambda a, b: self._hidden(batch[a:b]), 0, len(batch), shrink)
 
-    def _within_memory(self, run: Callable[[int, int], T], start: int, stop: int, shrink: Callable[[int, int], None]) -> list[T]:
-        """`run(start, stop)`, in halves where memory does not suffice; `shrink(start, stop)` says so, or raises HkdError."""
+    def _within_memory(
+        self, run: Callable[[int, int], T], start: int, stop: int, shrink: Callable[[int, int], None]
+    ) -> list[T]:
+        """`run(start, stop)`, in halves where memory does not suffice; `shrink(start, stop)` says so, or raises
+        HkdError."""
         try:
             return [run(start, stop)]
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
@@ -360,9 +384,12 @@ class RowScorer:
     # ---- body and head ----
 
     def _hidden(self, batch: Sequence[Row]) -> torch.Tensor:
-        """The body's output (M, D) at the scored places of all rows, in order; the logits (M, V) where the head reads whole rows."""
+        """The body's output (M, D) at the scored places of all rows, in order; the logits (M, V) where the head reads
+        whole rows."""
         if self.way.packed and self._packed is not None:
-            return self._packed([row.token_L for row in batch], [row.masked for row in batch], [row.at for row in batch])
+            return self._packed(
+                [row.token_L for row in batch], [row.masked for row in batch], [row.at for row in batch]
+            )
         length_R = np.array([len(row.token_L) for row in batch])
         longest = int(length_R.max())
         token_RL = np.full((len(batch), longest), self._pad_id, np.int64)
@@ -385,7 +412,9 @@ class RowScorer:
             return hidden_MD
         self._given.output = _exchange(self._output, hidden_MD[None])
         try:
-            logits: torch.Tensor = self._model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=self._device)).logits
+            logits: torch.Tensor = self._model(
+                input_ids=torch.zeros((1, 1), dtype=torch.long, device=self._device)
+            ).logits
         finally:
             self._given.output = None
         return logits[0]

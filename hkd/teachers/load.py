@@ -1,8 +1,9 @@
 """A teacher by name: which kinds there are, where one is to be had, and how it is loaded.
 
-- `KINDS` is the registry: a kind knows its names, says at once where none can be had, and loads. The last one that knows a name has it.
-- Models of transformers come from safetensors (or one GGUF file), without remote code. What lies in the cache is taken without the network;
-  with neither cache nor network the answer comes within seconds.
+- `KINDS` is the registry: a kind knows its names, says at once where none can be had, and loads. The last one that
+  knows a name has it.
+- Models of transformers come from safetensors (or one GGUF file), without remote code. What lies in the cache is taken
+  without the network; with neither cache nor network the answer comes within seconds.
 - Importing this module imports neither torch nor transformers.
 """
 
@@ -86,7 +87,7 @@ class TeacherOptions:
         return {name: value for name, value in asdict(self).items() if name not in _OTHERS}
 
 
-# The registry -------------------------------------------------------------------------------------------------------------
+# The registry ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -143,7 +144,8 @@ def load_teacher(
     for option in () if kind.takes_options else ("project", *options.that_change_labels()):
         if (value := getattr(options, option)) != getattr(plain, option):
             raise UserError(
-                f"{option} must be left out for {name}, which is no masked or causal LM of transformers, but is {value}."
+                f"{option} must be left out for {name}, which is no masked or causal LM of transformers, but is "
+                f"{value}."
             )
     teacher = kind.load(Asked(name=name, device=device, precision=precision, options=options, inventory=inventory))
     if teacher.level != unit:
@@ -166,7 +168,9 @@ def _load_arpa(asked: Asked) -> "Teacher":
     from hkd.teachers.ngram import load_ngram
 
     if asked.inventory is None:
-        raise UserError(f"lm {asked.name} needs the inventory of its units, but there is none. Run `hkd units train` first.")
+        raise UserError(
+            f"lm {asked.name} needs the inventory of its units, but there is none. Run `hkd units train` first."
+        )
     return load_ngram(Path(asked.name).expanduser(), inventory=asked.inventory)
 
 
@@ -184,7 +188,7 @@ def _load_unit_lm(asked: Asked) -> "Teacher":
     return load_unit_lm(Path(asked.name).expanduser(), device=str(choose_device(asked.device)))
 
 
-# Models of transformers ---------------------------------------------------------------------------------------------------
+# Models of transformers -----------------------------------------------------------------------------------------------
 
 
 def resolve(name: str) -> str:
@@ -209,7 +213,9 @@ def _located(name: str) -> tuple[str, dict[str, Any]]:
         check_folder(folder, what="LM")
         return str(folder), {"local_files_only": True}
     if len(gguf) > 1:
-        raise UserError(f"lm must be a folder with one GGUF file, but {folder} holds {', '.join(gguf)}. Keep one of them there.")
+        raise UserError(
+            f"lm must be a folder with one GGUF file, but {folder} holds {', '.join(gguf)}. Keep one of them there."
+        )
     return str(folder), {"local_files_only": True, "gguf_file": gguf[0]}
 
 
@@ -236,7 +242,9 @@ def _probe_hub(source: str) -> None:
             f"LM {source} needs its licence accepted on the hub and `hf auth login`; or give a folder: --lm FOLDER."
         ) from None
     except (RepositoryNotFoundError, HFValidationError):
-        raise UserError(f"lm must be an alias ({aliases}, ...), a hub name or a folder, but the hub has no {source}.") from None
+        raise UserError(
+            f"lm must be an alias ({aliases}, ...), a hub name or a folder, but the hub has no {source}."
+        ) from None
     except Exception as error:
         raise HkdError(
             f"LM {source} is not in the local cache and the hub cannot be reached ({type(error).__name__}). "
@@ -271,7 +279,8 @@ def _load_transformer(asked: Asked) -> "Teacher":
     remedy = "Take a checkpoint with its LM head."
     if config.model_type in ("deberta", "deberta-v2"):
         remedy = (
-            'Its own head is read where its config.json says "legacy": false and the checkpoint has lm_predictions.lm_head.*.'
+            'Its own head is read where its config.json says "legacy": false and the checkpoint has '
+            "lm_predictions.lm_head.*."
         )
     auto = "AutoModelForMaskedLM" if kind == "masked" else "AutoModelForCausalLM"
     model = load_model(source, auto, what="LM", remedy=remedy, config=config, dtype="auto", **given)
@@ -287,7 +296,8 @@ def _load_transformer(asked: Asked) -> "Teacher":
 
 
 def _prepare_gguf() -> None:
-    """Raises HkdError where the package gguf is missing; transformers reads GGUF files with it, behind a progress bar of its own."""
+    """Raises HkdError where the package gguf is missing; transformers reads GGUF files with it, behind a progress bar
+    of its own."""
     try:
         importlib.import_module("gguf")
     except ImportError:
@@ -300,11 +310,15 @@ def _kind(config: Any, name: str) -> str:
     """masked or causal, by the architecture that the config names, else by its model type.
 
     Raises UserError for what is neither."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    )
 
     named = list(config.architectures or ())
     masked, causal = (
-        mapping.get(config.model_type) for mapping in (MODEL_FOR_MASKED_LM_MAPPING_NAMES, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+        mapping.get(config.model_type)
+        for mapping in (MODEL_FOR_MASKED_LM_MAPPING_NAMES, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
     )
     if "ElectraForPreTraining" in named:
         raise UserError(f"lm must be a language model, but {name} is ELECTRA's discriminator. Take its generator.")
@@ -315,19 +329,24 @@ def _kind(config: Any, name: str) -> str:
         return "masked"
     if causal is not None:
         return "causal"
-    raise UserError(f"lm must be a masked or causal language model, but {name} is {', '.join(named) or config.model_type}.")
+    raise UserError(
+        f"lm must be a masked or causal language model, but {name} is {', '.join(named) or config.model_type}."
+    )
 
 
 def _check_class(config: Any, loaded: str, name: str) -> None:
-    """Raises UserError where the class that the weights were saved from is another one than the class that reads them."""
+    """Raises UserError where the class that the weights were saved from is another one than the class that reads
+    them."""
     auto_map, keys = getattr(config, "auto_map", None) or {}, ("AutoModelForCausalLM", "AutoModelForMaskedLM")
     own = [str(auto_map[key]).rpartition(".")[2] for key in keys if key in auto_map]
     for class_name in [*(config.architectures or ())[:1], *own]:
         pretraining = class_name.endswith("ForPreTraining") and loaded.endswith("ForMaskedLM")
         if class_name.lower() != loaded.lower() and not pretraining:
             raise UserError(
-                f"lm must be of a class of transformers, but {name} is of {class_name}, and {loaded} would read its weights otherwise. "
-                "hkd runs no code that comes with a model. If the two are the same, say so by architectures in its config.json."
+                f"lm must be of a class of transformers, but {name} is of {class_name}, and {loaded} would read its "
+                f"weights otherwise. "
+                "hkd runs no code that comes with a model. If the two are the same, say so by architectures in its "
+                "config.json."
             )
 
 

@@ -1,12 +1,15 @@
 """Teachers from n-grams: an ARPA file, and the phone trigram that pocketsphinx carries.
 
-- An n-gram is arrays over unit ids: dense rows p(v | history) and p(u_n | all others) for many positions at once. Units are 0 … V−1; V is
-  <s>, V + 1 is </s>, V + 2 is "no unit".
+- An n-gram is arrays over unit ids: dense rows p(v | history) and p(u_n | all others) for many positions at once. Units
+  are 0 … V−1; V is <s>, V + 1 is </s>, V + 2 is "no unit".
 - Back-off (Katz 1987): p(w | h) = explicit, or bow(h) · p(w | h without its oldest unit).
-- N-grams with one place left open are looked up by keys of the other places, packed into 64 bits and sorted: one `searchsorted` a batch.
+- N-grams with one place left open are looked up by keys of the other places, packed into 64 bits and sorted: one
+  `searchsorted` a batch.
 - A unit that the n-gram lacks gets half the probability of its rarest one, so that no unit is impossible.
-- Given `left`: p(u_n | the units before). Given `outside-position`: p(u_n | all others) ∝ Π over the windows that contain n.
-- Given `outside-phone` (senones): the two-sided n-gram over *phones*, folded through p(senone | phone in context, state).
+- Given `left`: p(u_n | the units before). Given `outside-position`: p(u_n | all others) ∝ Π over the windows that
+  contain n.
+- Given `outside-phone` (senones): the two-sided n-gram over *phones*, folded through p(senone | phone in context,
+  state).
 - All renormalised over the inventory; rows do not depend on what stands together in a call.
 
 Shape letters: N positions, V size of the inventory, Q phones, M n-grams of an order.
@@ -53,7 +56,8 @@ class NGram:
         self._radix = num_units + 3
         if self.order * math.log2(self._radix) >= 63:
             raise UserError(
-                f"the n-gram's order must fit {num_units} units into 64-bit keys, but is {self.order} instead. Use a lower order."
+                f"the n-gram's order must fit {num_units} units into 64-bit keys, but is {self.order} instead. Use a "
+                f"lower order."
             )
         self._orders = list(orders)
         self._indices: dict[tuple[int, int], tuple[Ints, Ints]] = {}
@@ -71,7 +75,8 @@ class NGram:
         return key
 
     def _index(self, order: int, open_place: int) -> tuple[Ints, Ints]:
-        """Sorted keys of the n-grams of an order without the open place (−1: no place is open), and which n-gram each belongs to."""
+        """Sorted keys of the n-grams of an order without the open place (−1: no place is open), and which n-gram each
+        belongs to."""
         if (order, open_place) not in self._indices:
             ids = self._orders[order - 1].ids_Mn
             key = self._pack(ids if open_place < 0 else np.delete(ids, open_place, axis=1))
@@ -146,7 +151,8 @@ class NGram:
 
 
 class NGramTeacher(Teacher):
-    """An n-gram as a teacher. `allowed_V`: the units that may be candidates (no silence, no noise: those get e^-30 of the likeliest); all where None."""
+    """An n-gram as a teacher. `allowed_V`: the units that may be candidates (no silence, no noise: those get e^-30 of
+    the likeliest); all where None."""
 
     def __init__(
         self,
@@ -193,7 +199,9 @@ class NGramTeacher(Teacher):
 
     def score(self, sentences: Sequence[Sentence], *, k: int, temperatures: Sequence[float] = ()) -> list[TopK]:
         """Per sentence the top-k rows of all its positions, in order."""
-        gold_N = torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *(s.unit_U.astype(np.int64) for s in sentences)]))
+        gold_N = torch.from_numpy(
+            np.concatenate([np.zeros(0, np.int64), *(s.unit_U.astype(np.int64) for s in sentences)])
+        )
         if not len(gold_N):
             return [TopK.empty(min(k, len(self.inventory)), len(temperatures)) for _ in sentences]
         chunks = zip(self.logits([s.unit_U for s in sentences]), torch.split(gold_N, self._at_once), strict=True)
@@ -215,13 +223,15 @@ _OTHERWISE = 0.05  # of a level's units: spelt otherwise in a file, they are no 
 def ngram_over(arpa: Arpa, *, symbols: Sequence[str], silence: int | None = None, report: bool = True) -> NGram:
     """The n-gram over units that a file writes as `symbols`; n-grams with other symbols are left out and reported.
 
-    Raises UserError where the file is not over these units: it has none of them, or most of its probability is on other symbols, or it
-    writes them otherwise (case, stress, place in the word, marks of word pieces).
+    Raises UserError where the file is not over these units: it has none of them, or most of its probability is on other
+    symbols, or it writes them otherwise (case, stress, place in the word, marks of word pieces).
     """
     num_units, known = len(symbols), {*symbols} & {*arpa.symbols}
     number = {symbol: i for i, symbol in enumerate(symbols)} | {START: num_units, STOP: num_units + 1}
     id_V = np.array([number.get(symbol, -1) for symbol in arpa.symbols], np.int64)
-    lacking = [symbol for i, symbol in enumerate(symbols) if symbol not in known and i != silence and not _is_mark(symbol)]
+    lacking = [
+        symbol for i, symbol in enumerate(symbols) if symbol not in known and i != silence and not _is_mark(symbol)
+    ]
     strange = [symbol for symbol in arpa.symbols if symbol not in known and not _is_mark(symbol)]
     spelt, how = _spelt_otherwise(lacking, strange)
     p_V = np.zeros(len(arpa.symbols))
@@ -233,7 +243,8 @@ def ngram_over(arpa: Arpa, *, symbols: Sequence[str], silence: int | None = None
         if how:
             remedy = f"{spelt} more would fit if {how} were the same: rewrite the file's symbols so"
         raise UserError(
-            f"{arpa.path} must hold n-grams of the inventory's {num_units} units, but has {len(known)} of them ({named}). {remedy}."
+            f"{arpa.path} must hold n-grams of the inventory's {num_units} units, but has {len(known)} of them "
+            f"({named}). {remedy}."
         )
     grams, left_out = [], 0
     for order in arpa.orders:
@@ -261,7 +272,8 @@ def _is_mark(symbol: str) -> bool:
 
 
 def _spelt_otherwise(lacking: Sequence[str], strange: Sequence[str]) -> tuple[int, str]:
-    """How many of the units that a file lacks are among its other symbols in another spelling, and in what they differ."""
+    """How many of the units that a file lacks are among its other symbols in another spelling, and in what they
+    differ."""
     best, how = 0, ""
     for count in range(1, len(_SPELLINGS) + 1):
         for chosen in combinations(_SPELLINGS.items(), count):
@@ -290,8 +302,9 @@ def load_ngram(
 ) -> NGramTeacher:
     """An ARPA file as a teacher of the inventory's level.
 
-    `tokens`: the file's words are the inventory's symbols (`symbol`) or their ids in decimal (`id`, what `hkd lm train` writes).
-    For given `outside-phone` the file is over phones and `counts_path` holds the senones' counts. Raises UserError where these do not fit.
+    `tokens`: the file's words are the inventory's symbols (`symbol`) or their ids in decimal (`id`, what `hkd lm train`
+    writes). For given `outside-phone` the file is over phones and `counts_path` holds the senones' counts. Raises
+    UserError where these do not fit.
     """
     check_choice("`given`", given, GIVEN)
     counts, silence, units = None, inventory.silence, len(inventory)
@@ -308,7 +321,9 @@ def load_ngram(
     return NGramTeacher(ngram, inventory=inventory, info=info, counts=counts)
 
 
-def _info(name: str, digests: Sequence[str], given: str, order: int, trained_on_transcripts: str = "unknown") -> TeacherInfo:
+def _info(
+    name: str, digests: Sequence[str], given: str, order: int, trained_on_transcripts: str = "unknown"
+) -> TeacherInfo:
     return TeacherInfo(
         name=name,
         kind="ngram",
@@ -323,8 +338,8 @@ def _info(name: str, digests: Sequence[str], given: str, order: int, trained_on_
 def phone_trigram() -> NGramTeacher:
     """The phone trigram that pocketsphinx carries, over its phones: a monophone teacher from nothing.
 
-    Its probabilities are asked for one by one (pocketsphinx gives them to 1e-4 nat) and stand here as an explicit trigram without
-    back-off; silence and noise are no candidates, as a unit sequence has none.
+    Its probabilities are asked for one by one (pocketsphinx gives them to 1e-4 nat) and stand here as an explicit
+    trigram without back-off; silence and noise are no candidates, as a unit sequence has none.
     """
     import pocketsphinx
 
@@ -335,7 +350,9 @@ def phone_trigram() -> NGramTeacher:
     model = pocketsphinx.NGramModel.readfile(str(path))
     base, impossible = np.log(1.0001), -200.0  # of pocketsphinx's integer logarithms; it gives unknown symbols 1e-99
     num, symbols = len(inventory), [*inventory.symbols, "<s>", "</s>"]
-    logp_VV1 = np.array([[[model.prob([w, b, a]) for w in symbols] for b in symbols] for a in symbols[: num + 1]]) * base
+    logp_VV1 = (
+        np.array([[[model.prob([w, b, a]) for w in symbols] for b in symbols] for a in symbols[: num + 1]]) * base
+    )
     pair_VV = np.array([[model.prob([w, b]) for w in symbols] for b in symbols[: num + 1]]) * base
     single_V = np.array([model.prob([w]) for w in symbols]) * base
     allowed_V = single_V[:num] > impossible

@@ -1,16 +1,16 @@
 """The body of BERT and its kin on masked copies of texts, without what the copies need not compute.
 
-- Rows stand one after the other, without padding: only attention knows where one ends, and rows of equal length attend together
-  without a mask.
-- In the first layer a masked copy differs from its text at the masked places alone: its queries, keys and values are those of the
-  text, computed once for all copies, and those of the mask at each place, computed once for all texts.
+- Rows stand one after the other, without padding: only attention knows where one ends, and rows of equal length attend
+  together without a mask.
+- In the first layer a masked copy differs from its text at the masked places alone: its queries, keys and values are
+  those of the text, computed once for all copies, and those of the mask at each place, computed once for all texts.
 - In the last layer only scored places are asked, so queries, output and feed-forward part are computed for them alone.
 
-All three are exact: only float rounding differs from the model's own forward. Whether the model is built like that is tried out on
-a few tokens; where it is not, there is no `PackedEncoder`.
+All three are exact: only float rounding differs from the model's own forward. Whether the model is built like that is
+tried out on a few tokens; where it is not, there is no `PackedEncoder`.
 
-Shape letters: R rows, W distinct texts, L tokens of a row, T tokens of all rows, M scored places, S scored places of a row at most,
-H heads, D width, E width of a head.
+Shape letters: R rows, W distinct texts, L tokens of a row, T tokens of all rows, M scored places, S scored places of a
+row at most, H heads, D width, E width of a head.
 """
 
 import itertools
@@ -45,11 +45,16 @@ class PackedEncoder:
     """Hidden values (M, D) of scored places; the model's own modules do the work."""
 
     def __init__(self, body: Any, *, mask_id: int, length: int) -> None:
-        """`length`: tokens of the longest row. Raises AttributeError and the like for a body that is not built like BERT's."""
+        """`length`: tokens of the longest row. Raises AttributeError and the like for a body that is not built like
+        BERT's."""
         self._body, self._layers = body, list(body.encoder.layer)
         self._rest: Callable[[Any, torch.Tensor, torch.Tensor], torch.Tensor] = _rest_of_layer
         config = body.config
-        if len(self._layers) < 2 or getattr(config, "is_decoder", False) or getattr(config, "chunk_size_feed_forward", 0):
+        if (
+            len(self._layers) < 2
+            or getattr(config, "is_decoder", False)
+            or getattr(config, "chunk_size_feed_forward", 0)
+        ):
             raise AttributeError("not an encoder of several layers")
         own = [layer.attention.self for layer in self._layers]
         self._heads, self._width = own[0].num_attention_heads, own[0].query.weight.shape[0]
@@ -69,7 +74,10 @@ class PackedEncoder:
             encoder = cls(body, mask_id=mask_id, length=length)
             token_L = np.resize(np.arange(7, dtype=np.int64) * 13 % body.config.vocab_size, min(9, length))
             rows = [token_L, token_L, token_L[:-3]]
-            masked, at = [np.array([1]), np.array([2, 4]), np.array([3])], [np.array([1]), np.array([0, 2]), np.array([5])]
+            masked, at = (
+                [np.array([1]), np.array([2, 4]), np.array([3])],
+                [np.array([1]), np.array([0, 2]), np.array([5])],
+            )
             got_MD = encoder(rows, masked, at)
             expected = []
             for row_L, masked_places, places in zip(rows, masked, at, strict=True):
@@ -84,10 +92,13 @@ class PackedEncoder:
         return encoder if gap <= _TOLERANCE.get(got_MD.dtype, 0.0) else None
 
     def flops(self, tokens: Sequence[Places], at: Sequence[Places]) -> float:
-        """Floating-point operations of the matrix products for some rows: 2 a weight and token, and those of attention."""
+        """Floating-point operations of the matrix products for some rows: 2 a weight and token, and those of
+        attention."""
         length_R, asked_R = (np.array([len(places) for places in column], np.float64) for column in (tokens, at))
         square = self._width**2
-        layer = sum(module.weight.numel() for module in self._layers[0].modules() if isinstance(module, torch.nn.Linear))
+        layer = sum(
+            module.weight.numel() for module in self._layers[0].modules() if isinstance(module, torch.nn.Linear)
+        )
         full = len(self._layers) - 1
         # without the three matrices of the first layer, with the two of the last
         all_tokens = float(length_R.sum()) * (full * layer - 3 * square + 2 * square)
@@ -145,11 +156,15 @@ class PackedEncoder:
         for length, rows in groups:
             part = qkv_TQ[start : start + length * rows].view(rows, length, 3, self._heads, -1)
             q, k, v = (t.transpose(1, 2) for t in part.unbind(2))
-            out.append(functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(rows * length, self._width))
+            out.append(
+                functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(rows * length, self._width)
+            )
             start += length * rows
         return out[0] if len(out) == 1 else torch.cat(out)
 
-    def _last(self, x_TD: torch.Tensor, at: Sequence[Places], start_R: Places, groups: Sequence[tuple[int, int]]) -> torch.Tensor:
+    def _last(
+        self, x_TD: torch.Tensor, at: Sequence[Places], start_R: Places, groups: Sequence[tuple[int, int]]
+    ) -> torch.Tensor:
         layer, width = self._layers[-1], self._width
         weight, bias = self._weight[-1], self._bias[-1]
         size_R = np.array([len(places) for places in at])
@@ -166,7 +181,9 @@ class PackedEncoder:
             q_RSD = q_MD.new_zeros((*real_RS.shape, width))
             q_RSD[real_RS] = q_MD[first : first + int(count_R.sum())]
             q = q_RSD.view(rows, -1, self._heads, width // self._heads).transpose(1, 2)
-            out.append(functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(*real_RS.shape, width)[real_RS])
+            out.append(
+                functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(*real_RS.shape, width)[real_RS]
+            )
             row, start, first = row + rows, start + length * rows, first + int(count_R.sum())
         attended_MD = out[0] if len(out) == 1 else torch.cat(out)
         return self._rest(layer, attended_MD, asked_MD)

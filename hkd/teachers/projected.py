@@ -1,15 +1,19 @@
-"""A masked or causal language model as a teacher over the student's subwords, for `interpolation` (what is computed: hkd/teachers/projection.py).
+"""A masked or causal language model as a teacher over the student's subwords, for `interpolation` (what is computed:
+hkd/teachers/projection.py).
 
-- A causal LM gives p(next token | its tokens before). A masked LM gives p(token | the other words, the word's tokens before): a row a token,
-  with the word's later tokens masked too (word-l2r; Kauf & Ivanova 2023, "A better way to do masked language model scoring", sec. 3).
-  There a word's last token is known to be its last, as the next word's first token stands behind it.
-- The question of a position is asked where the teacher has read the last token that lies wholly inside the known pieces. What stays open at
-  the reference token is asked again one token later, and so on: these distributions are there. What stays open at the `look_ahead` likeliest
-  other tokens is asked of the model, one further row each, and so again behind these. The rest is unplaced: it belongs to the tail.
-- A word with a character that the student does not know cannot be read back from its pieces: its positions are unplaced, and those of the
-  next word up to its first whole token.
+- A causal LM gives p(next token | its tokens before). A masked LM gives p(token | the other words, the word's tokens
+  before): a row a token, with the word's later tokens masked too (word-l2r; Kauf & Ivanova 2023, "A better way to do
+  masked language model scoring", sec. 3). There a word's last token is known to be its last, as the next word's first
+  token stands behind it.
+- The question of a position is asked where the teacher has read the last token that lies wholly inside the known
+  pieces. What stays open at the reference token is asked again one token later, and so on: these distributions are
+  there. What stays open at the `look_ahead` likeliest other tokens is asked of the model, one further row each, and so
+  again behind these. The rest is unplaced: it belongs to the tail.
+- A word with a character that the student does not know cannot be read back from its pieces: its positions are
+  unplaced, and those of the next word up to its first whole token.
 
-Shape letters: U positions (student pieces), W teacher tokens of a text, V the teacher's vocabulary, S the student's pieces.
+Shape letters: U positions (student pieces), W teacher tokens of a text, V the teacher's vocabulary, S the student's
+pieces.
 """
 
 import math
@@ -40,7 +44,7 @@ _LEAST = 1e-3  # share of what is not excluded, for an open token to be asked be
 _NOTHING = -30.0  # log-probability of a piece with no mass: finite, and within a codec's range
 
 
-# A sentence in the teacher's tokens ------------------------------------------------------------------------------------
+# A sentence in the teacher's tokens -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +72,7 @@ def _split(units: Sequence[int], symbols: Sequence[str]) -> list[Pieces]:
     return [tuple(word) for word in out]
 
 
-# What a token leaves open is asked again behind it ---------------------------------------------------------------------
+# What a token leaves open is asked again behind it --------------------------------------------------------------------
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -90,7 +94,8 @@ class Question:
     behind: list[tuple[float, "Question"]] = field(default_factory=list)
 
     def fill(self, tokens: TokenMap, p_V: NDArray[np.float64], *, keep: int) -> None:
-        """Take the teacher's distribution at the state: what is placed, what is open, and the `keep` likeliest open tokens."""
+        """Take the teacher's distribution at the state: what is placed, what is open, and the `keep` likeliest open
+        tokens."""
         closed = self.slots == 1
         bin_V = tokens.bins(p_V, self.said, self.history, closed=closed, following=self.following)
         if self.reference >= 0 and (text := tokens.texts[self.reference]):
@@ -98,7 +103,8 @@ class Question:
             if where == tokens.complete:
                 where = tokens.open if self.following is None else self.following
             bin_V[self.reference] = where
-        sum_B = np.bincount(bin_V, weights=p_V, minlength=tokens.complete).astype(np.float64)  # S pieces, open, excluded
+        # S pieces, open, excluded
+        sum_B = np.bincount(bin_V, weights=p_V, minlength=tokens.complete).astype(np.float64)
         self.placed_S, self.open = sum_B[: tokens.open], float(sum_B[tokens.open])
         open_V = (bin_V == tokens.open) & tokens.may_go_on_V
         if self.then is not None:
@@ -130,7 +136,9 @@ class Question:
         """A question behind an open token, which answers for its mass."""
         self.candidates.remove((p, token))
         self.open -= p
-        further = Question(to=to, said=said, history=self.history, slots=max(0, self.slots - 1), following=self.following)
+        further = Question(
+            to=to, said=said, history=self.history, slots=max(0, self.slots - 1), following=self.following
+        )
         self.behind.append((p, further))
         return further
 
@@ -144,7 +152,7 @@ class Question:
         return placed_S, left_open
 
 
-# The teacher -----------------------------------------------------------------------------------------------------------
+# The teacher ----------------------------------------------------------------------------------------------------------
 
 
 class ProjectedTeacher(Teacher):
@@ -152,13 +160,16 @@ class ProjectedTeacher(Teacher):
 
     def __init__(self, inner: TransformerTeacher, subwords: SubwordModel, *, look_ahead: int = 4) -> None:
         if inner.info.options.get("mask_every"):
-            raise UserError("mask_every must be 0 where a teacher is projected, which masks the rest of a word. Leave it out.")
+            raise UserError(
+                "mask_every must be 0 where a teacher is projected, which masks the rest of a word. Leave it out."
+            )
         self.num_candidates = len(subwords.inventory)
         self._inner, self._subwords, self._ahead = inner, subwords, look_ahead
         self._masked = isinstance(inner, MaskedTeacher)
         self._student = StudentPieces(subwords)
         self._map = TokenMap.of(inner._tokenizer, len(inner.inventory), self._student)
-        self.room = inner.room  # pieces in a window: as many as the teacher takes tokens, which are no shorter as a rule
+        # pieces in a window: as many as the teacher takes tokens, which are no shorter as a rule
+        self.room = inner.room
         info = replace(
             inner.info,
             digest=digest_of([inner.info.digest, digest_of_file(subwords.path), str(look_ahead)]),
@@ -174,7 +185,8 @@ class ProjectedTeacher(Teacher):
     def score(
         self, sentences: Sequence[Sentence], *, k: int, temperatures: Sequence[float] = (), selection: str = "topk"
     ) -> list[TopK]:
-        """Per sentence the rows of all its positions; the tail holds what is unplaced, the gold unit is −1 where no mass is placed on it."""
+        """Per sentence the rows of all its positions; the tail holds what is unplaced, the gold unit is −1 where no
+        mass is placed on it."""
         check_setting("k", k, "be at least 1", k >= 1)
         check_setting("selection", f"'{selection}'", "be topk where a teacher is projected", selection == "topk")
         size = self.num_candidates
@@ -262,7 +274,8 @@ class ProjectedTeacher(Teacher):
     def _questions(self, read: Reading, first: int) -> list[Question | None]:
         """A question for each position; None where it cannot be told what the teacher has read there."""
         out: list[Question | None] = []
-        previous: tuple[str, Pieces] | None = read.before or ("", ())  # the word before, and its pieces, where they are known
+        # the word before, and its pieces, where they are known
+        previous: tuple[str, Pieces] | None = read.before or ("", ())
         for mine, grown, begin in zip(read.pieces, read.texts, read.begin[:-1], strict=True):
             for known in (mine[:place] for place in range(len(mine))):
                 text = self._student.text(known).strip(" ")
@@ -277,7 +290,8 @@ class ProjectedTeacher(Teacher):
         return out
 
     def _chain(self, read: Reading, token: int, said: str, history: Pieces, first: int) -> Question | None:
-        """The question before the sentence's token number `token`, and those after the reference tokens that leave it open."""
+        """The question before the sentence's token number `token`, and those after the reference tokens that leave it
+        open."""
         last = len(read.word_T)
         if self._masked and token >= last:
             return None
@@ -287,7 +301,9 @@ class ProjectedTeacher(Teacher):
             word = read.word_T[token]
             slots = read.begin[word + 1] - token
             following = read.pieces[word + 1][0] if word + 1 < len(read.pieces) else read.after
-        question = Question(to=first + token, said=said, history=history, slots=slots, following=following, reference=reference)
+        question = Question(
+            to=first + token, said=said, history=history, slots=slots, following=following, reference=reference
+        )
         text = self._map.texts[reference] if reference >= 0 else None
         if text and slots != 1:
             after = self._map.add(said, text)
@@ -300,7 +316,8 @@ class ProjectedTeacher(Teacher):
     def _rows(self, read: Reading, first: int, states: int) -> Iterator[Row]:
         at_S, to_S = np.arange(states) + read.first, np.arange(states) + first
         if not self._masked:
-            token_W = np.append(read.token_W[: read.first + len(read.word_T)], 0)  # what follows the last token is asked for, too
+            # what follows the last token is asked for, too
+            token_W = np.append(read.token_W[: read.first + len(read.word_T)], 0)
             yield from self._inner._rows(token_W, at_S, to_S)
             return
         for row in self._inner._rows(read.token_W, at_S, to_S):
@@ -310,7 +327,8 @@ class ProjectedTeacher(Teacher):
             yield replace(row, masked=np.arange(int(row.at[0]), end))
 
     def _ask(self, roots: Sequence[Question], rows: Sequence[Row]) -> None:
-        """Answer the questions and their chains from the rows' distributions; then, round by round, one token further."""
+        """Answer the questions and their chains from the rows' distributions; then, round by round, one token
+        further."""
         asked: dict[int, list[Question]] = {}
         for root in roots:
             question: Question | None = root
@@ -360,10 +378,13 @@ class ProjectedTeacher(Teacher):
 
 
 def student_subwords(path: Path) -> SubwordModel:
-    """The student's subwords by their inventory, their model, or the folder of both. Raises UserError where the two do not fit."""
+    """The student's subwords by their inventory, their model, or the folder of both. Raises UserError where the two do
+    not fit."""
     folder = path if path.is_dir() else path.parent
     model = SubwordModel(path if path.suffix == ".model" else folder / MODEL_FILE)
     inventory = path if path.suffix == ".json" else folder / INVENTORY_FILE
     if inventory.is_file() and UnitInventory.load(inventory).digest != model.inventory.digest:
-        raise UserError(f"{model.path} must have the pieces of {inventory}, but has others. Run `hkd units train` again.")
+        raise UserError(
+            f"{model.path} must have the pieces of {inventory}, but has others. Run `hkd units train` again."
+        )
     return model

@@ -1,7 +1,9 @@
-"""A language model's tokens in the student's subwords: which piece comes next once a token is there, as far as that is known.
+"""A language model's tokens in the student's subwords: which piece comes next once a token is there, as far as that is
+known.
 
-What is asked: after the pieces H (of the word before and of this one), p(next piece = s). The teacher has read whole tokens with the text X,
-which H goes beyond by some letters or none (the rest), and gives p(t | X). Each token t makes the text X·t, and with it stands one of these:
+What is asked: after the pieces H (of the word before and of this one), p(next piece = s). The teacher has read whole
+tokens with the text X, which H goes beyond by some letters or none (the rest), and gives p(t | X). Each token t makes
+the text X·t, and with it stands one of these:
 
 - *placed*: t spells the rest, and every continuation of X·t begins with the pieces H and then s: p(t) counts to s;
 - *excluded*: t does not spell the rest, or no continuation of X·t begins with H;
@@ -9,17 +11,19 @@ which H goes beyond by some letters or none (the rest), and gives p(t | X). Each
 
     p̂(s | H, X) = Σ_{t placed at s} p(t | X) / Σ_{t not excluded} p(t | X),    unplaced = 1 − Σ_s p̂(s | H, X)
 
-So p̂(s) ≤ p(s) ≤ p̂(s) + unplaced, where p(s) is the teacher's own distribution over texts, given its tokens so far, that one token spells
-the rest, and H: nothing is invented. (Without the condition on the rest its spellings by other tokens would count, too, one letter at a
-time say: all but impossible in a trained LM, but each would need a pass, and what is left of them would drown an unlikely word.)
+So p̂(s) ≤ p(s) ≤ p̂(s) + unplaced, where p(s) is the teacher's own distribution over texts, given its tokens so far,
+that one token spells the rest, and H: nothing is invented. (Without the condition on the rest its spellings by other
+tokens would count, too, one letter at a time say: all but impossible in a trained LM, but each would need a pass, and
+what is left of them would drown an unlikely word.)
 
-Which pieces every continuation has: a word that is complete has the pieces that the student's model gives it. For a word that may go on,
-the unigram model's best path (Viterbi; Kudo 2018, sec. 3.2) over any continuation either has a border at the end of what is there, or a
-piece that crosses it; that piece must end the best path to its own end. So the common beginning of these finitely many segmentations is
-exactly what is sure. BPE has no such rule: there only complete words are sure.
+Which pieces every continuation has: a word that is complete has the pieces that the student's model gives it. For a
+word that may go on, the unigram model's best path (Viterbi; Kudo 2018, sec. 3.2) over any continuation either has a
+border at the end of what is there, or a piece that crosses it; that piece must end the best path to its own end. So the
+common beginning of these finitely many segmentations is exactly what is sure. BPE has no such rule: there only complete
+words are sure.
 
-Texts are compared as `hkd.units.text` makes them: lower case, punctuation separates words. Tokens with digits, spoken symbols or half
-characters stay open, for what they are spoken as is not known.
+Texts are compared as `hkd.units.text` makes them: lower case, punctuation separates words. Tokens with digits, spoken
+symbols or half characters stay open, for what they are spoken as is not known.
 
 Shape letters: V the teacher's vocabulary, S the student's pieces.
 """
@@ -51,16 +55,19 @@ _WORDS_KEPT = 1 << 18
 
 
 def spoken(text: str) -> str | None:
-    """Letters, apostrophes and spaces, as `hkd.units.text` reads plain text; None where that needs more than the text itself."""
+    """Letters, apostrophes and spaces, as `hkd.units.text` reads plain text; None where that needs more than the text
+    itself."""
     text = unicodedata.normalize("NFKC", text.translate(_APOSTROPHES)).translate(_APOSTROPHES).lower()
     if _UNKNOWN.search(text) or any(c.isalnum() and not c.isalpha() for c in text) or text[:1] in _COMBINING:
         return None
     said = "".join(c if c.isalpha() or c == "'" or c in _COMBINING else " " for c in text)
-    return said if words(said) == words(text) else None  # other scripts' marks, and letters that are newer than Python's tables
+    # other scripts' marks, and letters that are newer than Python's tables
+    return said if words(said) == words(text) else None
 
 
 def token_texts(tokenizer: Any, size: int) -> list[str | None]:
-    """The spoken text that each token adds after a letter (a leading space: it begins a word); None where it cannot be told."""
+    """The spoken text that each token adds after a letter (a leading space: it begins a word); None where it cannot be
+    told."""
     decode = tokenizer.backend_tokenizer.decode_batch
     anchor = tokenizer("a", add_special_tokens=False)["input_ids"][-1]
     start: str = decode([[anchor]], skip_special_tokens=False)[0]
@@ -116,7 +123,8 @@ class StudentPieces:
         return self.closed(marked[1:])
 
     def _sequence(self, text: str, closed: bool) -> Pieces:
-        """The sure pieces of a text of words; the last one may go on unless `closed` or a separator stands behind it."""
+        """The sure pieces of a text of words; the last one may go on unless `closed` or a separator stands behind
+        it."""
         found = [match.span() for match in _WORD.finditer(text)]
         if not found:
             return ()
@@ -135,7 +143,8 @@ def _common(left: Pieces, right: Pieces) -> int:
 
 
 class TokenMap:
-    """Where each token puts its probability: a piece (its id), or `open`, or `excluded`, or `complete`: the known pieces and no more."""
+    """Where each token puts its probability: a piece (its id), or `open`, or `excluded`, or `complete`: the known
+    pieces and no more."""
 
     def __init__(self, texts: Sequence[str | None], student: StudentPieces, *, glue: bool, end: int | None) -> None:
         """`glue`: an apostrophe joins what stands beside it; `end`: the token after which nothing comes."""
@@ -154,7 +163,8 @@ class TokenMap:
 
     @classmethod
     def of(cls, tokenizer: Any, size: int, student: StudentPieces) -> "TokenMap":
-        """Of a tokenizer. Where it writes "it's" as it ' s and keeps no trace of the missing spaces (as BERT's), apostrophes glue."""
+        """Of a tokenizer. Where it writes "it's" as it ' s and keeps no trace of the missing spaces (as BERT's),
+        apostrophes glue."""
         texts = token_texts(tokenizer, size)
         end = tokenizer.eos_token_id
         if end is not None:
@@ -187,7 +197,8 @@ class TokenMap:
         return self.open if self.student.symbols[history[len(pieces)]][0] == _MARK else self.excluded
 
     def _make_beginning(self, history: Pieces, everything: bool, closed: bool) -> NDArray[np.int32]:
-        """Bins (V,) of the tokens that begin a word (or of all, as if they did), of whose pieces `history` is known; others: excluded."""
+        """Bins (V,) of the tokens that begin a word (or of all, as if they did), of whose pieces `history` is known;
+        others: excluded."""
         texts, token_N = self._all if everything else self._begins
         bin_V = np.full(len(self.texts), self.excluded, np.int32)
         begun = self.student.text(history).strip(" ")
@@ -201,7 +212,8 @@ class TokenMap:
     ) -> NDArray[np.int32]:
         """The bin of every token (V,) after the text `said`: a piece, `open` or `excluded`.
 
-        `following`: the piece after a complete word, where it is known. Of the tokens that go on with a word only the likeliest are looked at.
+        `following`: the piece after a complete word, where it is known. Of the tokens that go on with a word only the
+        likeliest are looked at.
         """
         bin_V = np.full(len(self.texts), self.excluded, np.int32)
         done = self.student.sequence(said, True)

@@ -1,9 +1,12 @@
-"""Masked and causal language models of transformers as teachers: text → pieces, and windows of them as rows for the model (forward.py).
+"""Masked and causal language models of transformers as teachers: text → pieces, and windows of them as rows for the
+model (forward.py).
 
-- A teacher's pieces are its tokenizer's, for the bare words of the transcript joined by spaces; the case rule is found from the tokenizer
-  and recorded. A piece belongs to the word where it begins. No space stands before the first word, as in the texts that the LM has read
-  (Gemma 3 270M: perplexity a word 180 without, 399 with), unless other utterances may stand there (`context`).
-- The kept log-probabilities are those of the full softmax; special tokens are never kept, their mass belongs to the tail.
+- A teacher's pieces are its tokenizer's, for the bare words of the transcript joined by spaces; the case rule is found
+  from the tokenizer and recorded. A piece belongs to the word where it begins. No space stands before the first word,
+  as in the texts that the LM has read (Gemma 3 270M: perplexity a word 180 without, 399 with), unless other utterances
+  may stand there (`context`).
+- The kept log-probabilities are those of the full softmax; special tokens are never kept, their mass belongs to the
+  tail.
 
 Shape letters: W tokens of a text or window, S scored positions of it, U units of a sentence, V vocabulary.
 """
@@ -63,10 +66,19 @@ class TransformerTeacher(Teacher):
     direction: str
 
     def __init__(
-        self, model: Any, tokenizer: Any, *, name: str, options: TeacherOptions, device: torch.device, dtype: torch.dtype
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        name: str,
+        options: TeacherOptions,
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> None:
         if not tokenizer.is_fast:
-            raise HkdError(f"teacher {name} must have a tokenizer of the tokenizers library (tokenizer.json), but has none.")
+            raise HkdError(
+                f"teacher {name} must have a tokenizer of the tokenizers library (tokenizer.json), but has none."
+            )
         weights = digest_of_model(model)
         self.model: Any = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
         self._name, self._tokenizer, self._options, self.device, self.dtype = name, tokenizer, options, device, dtype
@@ -79,7 +91,11 @@ class TransformerTeacher(Teacher):
         self.room = max(1, room)  # tokens of text in a window, special ones left out
         self.num_candidates = int((~self._exclude_V).sum())  # units that may be kept: all but the special ones
         rules = {"case": self._case, "leading_space": self._leading_space, "final_mark": options.final_mark}
-        recorded = {**options.that_change_labels(), **rules, "precision": {torch.float32: "fp32", torch.bfloat16: "bf16"}[dtype]}
+        recorded = {
+            **options.that_change_labels(),
+            **rules,
+            "precision": {torch.float32: "fp32", torch.bfloat16: "bf16"}[dtype],
+        }
         pieces = digest_of_json(tokenizer.backend_tokenizer.to_str())
         info = TeacherInfo(
             name=name,
@@ -105,7 +121,8 @@ class TransformerTeacher(Teacher):
     # ---- text ----
 
     def _find_special_tokens(self) -> Tokens:
-        """Find the special tokens; gives the ids of all others. Raises HkdError where tokenizer and model do not fit."""
+        """Find the special tokens; gives the ids of all others. Raises HkdError where tokenizer and model do not
+        fit."""
         tokenizer, config = self._tokenizer, self.model.config.get_text_config()
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.backend_tokenizer.no_padding()
@@ -113,11 +130,14 @@ class TransformerTeacher(Teacher):
         self._special = {i for i in {*tokenizer.all_special_ids, *added} if i is not None}
         ordinary = np.array(sorted({*tokenizer.get_vocab().values()} - self._special), np.int64)
         embedded = self.model.get_input_embeddings()
-        rows = self._num_embeddings = int(embedded.weight.shape[0]) if hasattr(embedded, "weight") else int(config.vocab_size)
+        rows = self._num_embeddings = (
+            int(embedded.weight.shape[0]) if hasattr(embedded, "weight") else int(config.vocab_size)
+        )
         if not len(ordinary) or int(ordinary[-1]) >= rows:
             has = f"{len(ordinary)} tokens with ids up to {ordinary[-1]}" if len(ordinary) else "no tokens"
             raise HkdError(
-                f"LM {self._name} must have an embedding for each token of its tokenizer, but it has {rows} embeddings and its tokenizer {has}. "
+                f"LM {self._name} must have an embedding for each token of its tokenizer, but it has {rows} embeddings "
+                f"and its tokenizer {has}. "
                 "Fetch the tokenizer and the weights again, from one place."
             )
         prefix, suffix = self._around_texts(ordinary)
@@ -130,11 +150,13 @@ class TransformerTeacher(Teacher):
             self._vocabulary = int(self._own(trial_texts(ordinary, 16)[-1]).shape[-1])
         except Exception as error:  # whatever a model makes of plain texts that it was not written for
             raise HkdError(
-                f"LM {self._name} must read texts alone, but {type(self.model).__name__} does not: {first_line(error)}. Take another LM."
+                f"LM {self._name} must read texts alone, but {type(self.model).__name__} does not: "
+                f"{first_line(error)}. Take another LM."
             ) from None
         if int(ordinary[-1]) >= self._vocabulary:
             raise HkdError(
-                f"LM {self._name} must give a logit for each token of its tokenizer, but it has {self._vocabulary} logits and its tokenizer "
+                f"LM {self._name} must give a logit for each token of its tokenizer, but it has {self._vocabulary} "
+                f"logits and its tokenizer "
                 f"ids up to {ordinary[-1]}. Fetch the tokenizer and the weights again, from one place."
             )
         exclude_V = torch.zeros(self._vocabulary, dtype=torch.bool)
@@ -165,17 +187,21 @@ class TransformerTeacher(Teacher):
         """Raises UserError for a model that does not read in this teacher's direction, or that answers by chance."""
         text_L, of = trial_texts(ordinary, 16)[0], type(self.model).__name__
         if not self._own.agree(self._own(text_L), self._own(text_L)):
-            raise UserError(f"LM {self._name} must say the same of a text each time, but {of} does not. Take another LM.")
+            raise UserError(
+                f"LM {self._name} must say the same of a text each time, but {of} does not. Take another LM."
+            )
         ahead = self._own.reads_ahead(text_L)
         if ahead and self.direction == "left":
             remedy = "Take another LM."
             if getattr(self.model.config, "is_decoder", None) is False:
                 remedy = (
-                    "Set is_decoder to true in its config.json if it was trained from left to right; if it was trained with masks, "
+                    "Set is_decoder to true in its config.json if it was trained from left to right; if it was trained "
+                    "with masks, "
                     "name its class for masked LMs as architectures."
                 )
             raise UserError(
-                f"LM {self._name} must read from left to right, but {of} reads later tokens, or how many follow. {remedy}"
+                f"LM {self._name} must read from left to right, but {of} reads later tokens, or how many follow. "
+                f"{remedy}"
             )
         if not ahead and self.direction == "both":
             raise UserError(
@@ -192,10 +218,12 @@ class TransformerTeacher(Teacher):
         self._leading_space = self._options.context > 0 and first != spaced and len(first) == len(spaced)
 
     def _case_of_pieces(self, ordinary: Tokens) -> str:
-        """The case in which a cased tokenizer knows words: sentence where it knows both, upper or lower where that is all it knows."""
+        """The case in which a cased tokenizer knows words: sentence where it knows both, upper or lower where that is
+        all it knows."""
         sample = ordinary[:: -(-len(ordinary) // 20_000)].tolist()
         texts = [
-            "".join(filter(str.isalpha, text)) for text in self._tokenizer.backend_tokenizer.decode_batch([[i] for i in sample])
+            "".join(filter(str.isalpha, text))
+            for text in self._tokenizer.backend_tokenizer.decode_batch([[i] for i in sample])
         ]
         long = [text for text in texts if len(text) > 1 and text.lower() != text.upper()]
         upper, lower = sum(map(str.isupper, long)), sum(map(str.islower, long))
@@ -210,7 +238,9 @@ class TransformerTeacher(Teacher):
         else:
             return "sentence"
         log.warning(
-            "LM %s: words are written in %s case, as its tokenizer's pieces are; --case says otherwise.", self._name, case
+            "LM %s: words are written in %s case, as its tokenizer's pieces are; --case says otherwise.",
+            self._name,
+            case,
         )
         return case
 
@@ -223,7 +253,9 @@ class TransformerTeacher(Teacher):
         return pieces
 
     def _symbols(self) -> tuple[str, ...]:
-        tokens: list[str | None] = self._tokenizer.convert_ids_to_tokens(list(range(min(self._vocabulary, len(self._tokenizer)))))
+        tokens: list[str | None] = self._tokenizer.convert_ids_to_tokens(
+            list(range(min(self._vocabulary, len(self._tokenizer))))
+        )
         tokens += [None] * (self._vocabulary - len(tokens))
         symbols: dict[str, int] = {}  # each once
         for number, token in enumerate(tokens):
@@ -231,7 +263,8 @@ class TransformerTeacher(Teacher):
         return tuple(symbols)
 
     def _model_length(self) -> int:
-        """Tokens that the model takes at once, special ones included: as its config says, and its tables of positions have room."""
+        """Tokens that the model takes at once, special ones included: as its config says, and its tables of positions
+        have room."""
         config = self.model.config.get_text_config()
         length = int(getattr(config, "max_position_embeddings", 0) or getattr(config, "n_positions", 0) or 512)
         if length <= 0:  # relative positions only
@@ -251,7 +284,10 @@ class TransformerTeacher(Teacher):
             return [word.upper() for word in words]
         if self._case != "sentence":
             return list(words)
-        return [word[:1].upper() + word[1:] if place == 0 or word in _PRONOUN_I else word for place, word in enumerate(words)]
+        return [
+            word[:1].upper() + word[1:] if place == 0 or word in _PRONOUN_I else word
+            for place, word in enumerate(words)
+        ]
 
     def encode(self, words: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Words → (unit_U, word_U): the tokenizer's pieces of the bare text, each with the word in which it begins."""
@@ -270,9 +306,14 @@ class TransformerTeacher(Teacher):
         return unit_U, word_U
 
     def _count_unknown(
-        self, written: Sequence[str], unit_U: NDArray[np.int32], word_U: NDArray[np.int32], offsets: Sequence[tuple[int, int]]
+        self,
+        written: Sequence[str],
+        unit_U: NDArray[np.int32],
+        word_U: NDArray[np.int32],
+        offsets: Sequence[tuple[int, int]],
     ) -> None:
-        """Count words that the tokenizer does not know: those with the unknown token among their pieces, or with letters in none."""
+        """Count words that the tokenizer does not know: those with the unknown token among their pieces, or with
+        letters in none."""
         spelled = np.zeros(len(written) + 1, np.int64)
         np.add.at(spelled, word_U, [b - a for a, b in offsets])
         unk = self._tokenizer.unk_token_id
@@ -286,7 +327,8 @@ class TransformerTeacher(Teacher):
         if not self._num_unknown:
             return ""
         return (
-            f"LM {self._name}: its tokenizer does not know {self._num_unknown} of {self._num_words} words, written in {self._case} case. "
+            f"LM {self._name}: its tokenizer does not know {self._num_unknown} of {self._num_words} words, written in "
+            f"{self._case} case. "
             "Should that be most of them, try another case (--case lower, sentence or upper)."
         )
 
@@ -300,11 +342,13 @@ class TransformerTeacher(Teacher):
         """The units, −1 for special ones (an unknown word is no gold unit)."""
         return np.where(np.isin(unit_U, list(self._special)), NO_GOLD, unit_U)
 
-    def _windows(self, token_W: Tokens, at_S: Tokens, to_S: Tokens, *, aim: float) -> Iterator[tuple[Tokens, Tokens, Tokens]]:
+    def _windows(
+        self, token_W: Tokens, at_S: Tokens, to_S: Tokens, *, aim: float
+    ) -> Iterator[tuple[Tokens, Tokens, Tokens]]:
         """Cut a text into windows of at most `room` tokens: (tokens, places of scored positions, result rows).
 
-        One window where all fits; else windows that overlap by half, each position scored where it stands nearest to the share `aim`
-        of the window.
+        One window where all fits; else windows that overlap by half, each position scored where it stands nearest to
+        the share `aim` of the window.
         """
         room = self.room
         if len(token_W) <= room:
@@ -319,12 +363,15 @@ class TransformerTeacher(Teacher):
                 yield token_W[start : start + room], at_S[mine] - start, to_S[mine]
 
     def _texts(self, sentences: Sequence[Sentence]) -> Iterator[tuple[Tokens, Tokens, Tokens]]:
-        """Sentences that share one text (before + units + after) together: (tokens, places of scored positions, result rows)."""
+        """Sentences that share one text (before + units + after) together: (tokens, places of scored positions, result
+        rows)."""
         together: dict[bytes, list[tuple[Tokens, Tokens]]] = {}
         first = 0
         for s in sentences:
             size = len(s.unit_U)
-            whole = np.concatenate([np.array(s.before, np.int64), s.unit_U, np.array(s.after, np.int64)]).astype(np.int64)
+            whole = np.concatenate([np.array(s.before, np.int64), s.unit_U, np.array(s.after, np.int64)]).astype(
+                np.int64
+            )
             if size:
                 places = np.arange(size)
                 together.setdefault(whole.tobytes(), []).append((places + len(s.before), places + first))
@@ -337,12 +384,16 @@ class TransformerTeacher(Teacher):
     def score(
         self, sentences: Sequence[Sentence], *, k: int, temperatures: Sequence[float] = (), selection: str = "topk"
     ) -> list[TopK]:
-        """Per sentence the rows of all its positions: the top k, or k draws (selection "sample", decided by the texts alone)."""
+        """Per sentence the rows of all its positions: the top k, or k draws (selection "sample", decided by the texts
+        alone)."""
         check_setting("k", k, "be at least 1", k >= 1)
         rows = [row for text in self._texts(sentences) for row in self._rows(*text)]
         choose = self._selection(sentences, selection, k, temperatures=temperatures, exclude_V=self._exclude_V)
         if not rows:
-            return [choose(torch.zeros((0, self._vocabulary)), np.zeros(0, np.int64), np.zeros(0, np.int64)) for _ in sentences]
+            return [
+                choose(torch.zeros((0, self._vocabulary)), np.zeros(0, np.int64), np.zeros(0, np.int64))
+                for _ in sentences
+            ]
         scored, to = self._scorer.score(rows, choose)
         return cut_rows(scored[np.argsort(to)], sentences)
 
@@ -352,7 +403,9 @@ class TransformerTeacher(Teacher):
         if selection == "topk":
             return lambda logits_MV, gold_M, _: select_topk(logits_MV, torch.from_numpy(gold_M), k=k, **given)
         drawn_NK = torch.from_numpy(np.concatenate([np.zeros((0, k)), *(_uniform(s, k) for s in sentences)]))
-        return lambda logits_MV, gold_M, to_M: select_sample(logits_MV, torch.from_numpy(gold_M), drawn_NK[to_M], **given)
+        return lambda logits_MV, gold_M, to_M: select_sample(
+            logits_MV, torch.from_numpy(gold_M), drawn_NK[to_M], **given
+        )
 
 
 def _dense(rows: TopK, size: int) -> NDArray[np.float64]:
@@ -374,12 +427,14 @@ class MaskedTeacher(TransformerTeacher):
         if mask is None or mask >= self._num_embeddings:
             has = "none" if mask is None else f"one without an embedding (id {mask})"
             raise HkdError(
-                f"LM {self._name} must have a mask token, but its tokenizer has {has}. Fetch the tokenizer that it was trained with."
+                f"LM {self._name} must have a mask token, but its tokenizer has {has}. Fetch the tokenizer that it was "
+                f"trained with."
             )
         return prefix, [*(self._pieces(self._options.final_mark) if self._options.final_mark else ()), *suffix]
 
     def _rows(self, token_W: Tokens, at_S: Tokens, to_S: Tokens) -> Iterator[Row]:
-        """Exact: a row a position. `mask_every` m: row r masks the places n ≡ r (mod m) of the window and scores those that are asked for."""
+        """Exact: a row a position. `mask_every` m: row r masks the places n ≡ r (mod m) of the window and scores those
+        that are asked for."""
         first, every = len(self._begin), self._options.mask_every
         for window_W, at_M, to_M in self._windows(token_W, at_S, to_S, aim=0.5):
             token_L = np.concatenate([self._begin, window_W, self._end])
@@ -393,10 +448,13 @@ class MaskedTeacher(TransformerTeacher):
             for part in range(every):
                 mine = (at_M - first) % every == part
                 if mine.any():
-                    yield Row(token_L, np.arange(part, len(window_W), every) + first, at_M[mine], gold_M[mine], to_M[mine])
+                    yield Row(
+                        token_L, np.arange(part, len(window_W), every) + first, at_M[mine], gold_M[mine], to_M[mine]
+                    )
 
     def measured(self, sentences: Sequence[Sentence]) -> dict[str, float]:
-        """With `mask_every` the mean KL(exact rule ‖ `mask_every`) a position, nats, over all candidates and one rest: what masking together costs."""
+        """With `mask_every` the mean KL(exact rule ‖ `mask_every`) a position, nats, over all candidates and one rest:
+        what masking together costs."""
         if not self._options.mask_every:
             return {}
         exact = copy.copy(self)
@@ -417,19 +475,22 @@ class CausalTeacher(TransformerTeacher):
     direction = "left"
 
     def _around(self, prefix: list[int], suffix: list[int]) -> tuple[list[int], list[int]]:
-        """Before a text the tokenizer's own prefix, else the start token, else the end token (as in GPT-2's training)."""
+        """Before a text the tokenizer's own prefix, else the start token, else the end token (as in GPT-2's
+        training)."""
         if prefix:
             return prefix, []
         for token in (self._tokenizer.bos_token_id, self._tokenizer.eos_token_id):
             if token is not None:
                 return [token], []
         raise HkdError(
-            f"LM {self._name} must have a start or an end token, but its tokenizer has neither. Give it one: set bos_token in its "
+            f"LM {self._name} must have a start or an end token, but its tokenizer has neither. Give it one: set "
+            f"bos_token in its "
             "tokenizer_config.json."
         )
 
     def _rows(self, token_W: Tokens, at_S: Tokens, to_S: Tokens) -> Iterator[Row]:
-        """A row a window; position n is scored by the output one place to its left, the first one by that of the start token."""
+        """A row a window; position n is scored by the output one place to its left, the first one by that of the start
+        token."""
         none = np.zeros(0, np.int64)
         read_W = token_W[: int(at_S.max()) + 1]  # what follows the last scored position is not needed
         for window_W, at_M, to_M in self._windows(read_W, at_S, to_S, aim=0.75):

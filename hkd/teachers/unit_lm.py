@@ -3,12 +3,13 @@
     lm/NAME/
       config.json          format version ("hkd_lm"), level, direction, given, sizes, folds, what it was trained on
       inventory.json       its units
-      report.json          perplexities and the verdict: `neural` or `ngram` is the teacher; written last, so it marks a finished LM
-      model.safetensors    the LM
-      ngram.arpa           the n-gram that it is held against (words are unit ids; over phones with given `outside-phone`)
-      senones.safetensors  given `outside-phone`: each senone's phone and state, counts of senones in context
-      read.npy             which sentences of the text it has learnt from (`TextRead`)
-      folds.json, fold-0/ …  cross-fitted: the fold of each transcript, by the digest of its words, and the last three files a fold
+      report.json          perplexities and the verdict: `neural` or `ngram` is the teacher; written last, so it marks a
+      finished LM model.safetensors    the LM
+      ngram.arpa           the n-gram that it is held against (words are unit ids; over phones with given
+      `outside-phone`) senones.safetensors  given `outside-phone`: each senone's phone and state, counts of senones in
+      context read.npy             which sentences of the text it has learnt from (`TextRead`)
+      folds.json, fold-0/ …  cross-fitted: the fold of each transcript, by the digest of its words, and the last three
+      files a fold
 
 A transcript is labelled by the LM of its fold, which has not seen it; one that no fold has, by that of fold 0.
 """
@@ -79,7 +80,8 @@ class UnitLmTeacher(Teacher):
 
 
 class TextRead:
-    """Which sentences an LM has learnt from, by the digest of their words. Of many, those whose digest is a multiple of `every`.
+    """Which sentences an LM has learnt from, by the digest of their words. Of many, those whose digest is a multiple of
+    `every`.
 
     The file: `every`, then the digests (uint64, sorted).
     """
@@ -153,9 +155,13 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}. Run `hkd lm train` first, to its end.") from None
     except ValueError:
-        raise UserError(f"{path} must be JSON, but is not. Train the LM anew with `hkd lm train --overwrite`.") from None
+        raise UserError(
+            f"{path} must be JSON, but is not. Train the LM anew with `hkd lm train --overwrite`."
+        ) from None
     if not isinstance(value, dict):
-        raise UserError(f"{path} must hold a JSON object, but does not. Train the LM anew with `hkd lm train --overwrite`.")
+        raise UserError(
+            f"{path} must hold a JSON object, but does not. Train the LM anew with `hkd lm train --overwrite`."
+        )
     return value
 
 
@@ -166,7 +172,9 @@ def load_unit_lm(folder: Path, *, device: str = "cpu") -> Teacher:
     """
     config = read_json(folder / CONFIG)
     if config.get("hkd_lm") != FORMAT:
-        raise UserError(f"{folder} must be a unit LM of format {FORMAT}, but is of {config.get('hkd_lm')} instead. Update hkd.")
+        raise UserError(
+            f"{folder} must be a unit LM of format {FORMAT}, but is of {config.get('hkd_lm')} instead. Update hkd."
+        )
     report = read_json(folder / REPORT)
     inventory = UnitInventory.load(folder / INVENTORY)
     given: dict[str, Any] = {"config": config, "inventory": inventory, "name": folder.name, "device": device}
@@ -177,15 +185,20 @@ def load_unit_lm(folder: Path, *, device: str = "cpu") -> Teacher:
         parts = [load_part(folder / f"fold-{fold}", kind, **given) for fold in range(int(config["folds"]))]
         if config["identity"].get("folds_by") != "text":
             raise UserError(
-                f"{folder} was made by an earlier hkd, whose folds are of utterances, not of texts. Run `hkd lm train --overwrite`."
+                f"{folder} was made by an earlier hkd, whose folds are of utterances, not of texts. Run `hkd lm train "
+                f"--overwrite`."
             )
-        teacher = CrossFitTeacher(parts, {bytes.fromhex(text): int(fold) for text, fold in read_json(folder / FOLDS).items()})
+        teacher = CrossFitTeacher(
+            parts, {bytes.fromhex(text): int(fold) for text, fold in read_json(folder / FOLDS).items()}
+        )
     read = TextRead.load(folder / TEXT_READ)
     teacher.has_read = None if read is None else read.share
     if "figures" in report:  # what `hkd lm train` measured, like against like
         judged = report["figures"][report["judged_on"]]
         figures = {
-            f"{name}_perplexity": round(judged[kind]["perplexity"], 2) for kind, name in _FIGURES.items() if kind in judged
+            f"{name}_perplexity": round(judged[kind]["perplexity"], 2)
+            for kind, name in _FIGURES.items()
+            if kind in judged
         }
         teacher.figures = {"judged_on": f"unseen {report['judged_on']}", **figures}
     return teacher
@@ -207,7 +220,9 @@ def load_part(
         model.load_state_dict(load_file(part / MODEL))
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         first = str(error).splitlines()[0]
-        raise UserError(f"{part / MODEL} must hold this LM's weights, but cannot be read ({first}). Train it anew.") from None
+        raise UserError(
+            f"{part / MODEL} must hold this LM's weights, but cannot be read ({first}). Train it anew."
+        ) from None
     info = TeacherInfo(
         name=name,
         kind=direction,

@@ -1,7 +1,7 @@
 """What a senone says of its phone, and the n-gram's distribution over senones given only the phones outside.
 
-`outside-phone`: a position is conditioned on the phones outside its own phone and on its state's number, never on senones, for their
-tying encodes the phone between them.
+`outside-phone`: a position is conditioned on the phones outside its own phone and on its state's number, never on
+senones, for their tying encodes the phone between them.
 
 Shape letters: U positions of a sentence, P its phones, N positions over all sentences, V senones, Q phones.
 """
@@ -24,7 +24,8 @@ from hkd.units.tying import split_senones
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 _COUNTED_AT_ONCE = 20_000  # sentences
-IMPOSSIBLE = -1e4  # log-probability of senones of another state than the position's: exp is 0, yet it is finite in float16
+# log-probability of senones of another state than the position's: exp is 0, yet it is finite in float16
+IMPOSSIBLE = -1e4
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -52,9 +53,10 @@ class SenoneMap:
 class SenoneCounts:
     """p(senone | its phone, the phones beside it, state), from counts.
 
-    p(s | l, q, r) = (c(l, q, r, s) + κ · p0(s)) / (c(l, q, r, state of s) + κ), with p0(s) = p(s | q, state) the add-half estimate over all
-    contexts (Jelinek-Mercer smoothing with a count-dependent weight). Folding a posterior of the phone through it,
-    p(s | phones outside, state) = P(q(s) | phones outside) · p(s | l, q(s), r), sums to one over the senones of each state.
+    p(s | l, q, r) = (c(l, q, r, s) + κ · p0(s)) / (c(l, q, r, state of s) + κ), with p0(s) = p(s | q, state) the
+    add-half estimate over all contexts (Jelinek-Mercer smoothing with a count-dependent weight). Folding a posterior of
+    the phone through it, p(s | phones outside, state) = P(q(s) | phones outside) · p(s | l, q(s), r), sums to one over
+    the senones of each state.
     """
 
     def __init__(self, senones: SenoneMap, *, lrs_M3: Ints, count_M: Floats, prior: float = 1.0) -> None:
@@ -85,7 +87,8 @@ class SenoneCounts:
         return cls(senones, lrs_M3=lrs_M3, count_M=counts, prior=prior)
 
     def fold(self, phone_logp_NQ: Floats, left_N: Ints, right_N: Ints) -> Floats:
-        """log p(senone | phones outside), (N, V), from log P(phone | phones outside) and the phones beside; one per state's number."""
+        """log p(senone | phones outside), (N, V), from log P(phone | phones outside) and the phones beside; one per
+        state's number."""
         key_N = left_N * self._radix + right_N
         row, entry = pairs(self._key_M, key_N)
         unit, weight = self._lrs_M3[entry, 2], self._count_M[entry]
@@ -113,7 +116,9 @@ class SenoneCounts:
         """Read what `save` wrote. Raises UserError where it is missing or no such file."""
         try:
             t = load_file(path)
-            senones = SenoneMap(phone_of_V=t["phone_of_unit"].astype(np.int64), state_of_V=t["state_of_unit"].astype(np.int64))
+            senones = SenoneMap(
+                phone_of_V=t["phone_of_unit"].astype(np.int64), state_of_V=t["state_of_unit"].astype(np.int64)
+            )
             return cls(senones, lrs_M3=t["lrs"].astype(np.int64), count_M=t["count"].astype(np.float64))
         except (OSError, KeyError, ValueError, SafetensorError) as error:
             raise UserError(f"{path} must hold counts of senones in context, but cannot be read ({error}).") from None

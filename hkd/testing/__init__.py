@@ -1,1 +1,2 @@
-"""What tests need: a tiny corpus of synthesised speech, random alignments, tiny teachers. Shipped, never imported by the library."""
+"""What tests need: a tiny corpus of synthesised speech, random alignments, tiny teachers. Shipped, never imported by
+the library."""

@@ -1,6 +1,7 @@
 """A tiny corpus of synthesised English speech: 16 kHz, a few seconds in all, the same bytes every time.
 
-The voice is hibari-tts's (package extra `test`); "speakers" differ in speed and pitch. For tests only: figures from it mean nothing.
+The voice is hibari-tts's (package extra `test`); "speakers" differ in speed and pitch. For tests only: figures from it
+mean nothing.
 """
 
 import itertools
@@ -55,7 +56,8 @@ def synthesise(sentences: Sequence[str], *, speeds: Sequence[float] | None = Non
 
 
 def tiny_corpus(folder: Path, *, num_utterances: int = 12, seed: int = 0) -> Path:
-    """Write audio/ and manifest.jsonl (field `split` by speaker: half train, a quarter dev, a quarter test); the manifest's path."""
+    """Write audio/ and manifest.jsonl (field `split` by speaker: half train, a quarter dev, a quarter test); the
+    manifest's path."""
     sentences = tiny_sentences(num_utterances, seed=seed)
     speakers = [list(SPEEDS)[number % len(SPEEDS)] for number in range(num_utterances)]
     waves = synthesise(sentences, speeds=[SPEEDS[speaker] for speaker in speakers])
@@ -65,14 +67,17 @@ def tiny_corpus(folder: Path, *, num_utterances: int = 12, seed: int = 0) -> Pat
         write_wav(path, wave_S)
         seconds, extra = len(wave_S) / SAMPLE_RATE_HZ, MappingProxyType({"split": SPLIT_OF[speaker]})
         utterances.append(
-            Utterance(id=path.stem, text=sentence, audio_filepath=str(path), duration=seconds, speaker=speaker, extra=extra)
+            Utterance(
+                id=path.stem, text=sentence, audio_filepath=str(path), duration=seconds, speaker=speaker, extra=extra
+            )
         )
     manifest.write(folder / "manifest.jsonl", utterances)
     return folder / "manifest.jsonl"
 
 
 def prepare_folder(folder: Path, *, vocab_size: int = 60, jobs: int = 1) -> AlignReport:
-    """Make a whole project of a folder with a manifest.jsonl: hkd.toml, units/ (trained on the train split), alignment.arrow."""
+    """Make a whole project of a folder with a manifest.jsonl: hkd.toml, units/ (trained on the train split),
+    alignment.arrow."""
     whole = manifest.read(folder / "manifest.jsonl")
     write_bytes(folder / "hkd.toml", b'[prepare]\ncorpus = "tiny"\n')
     train_units([u.text for u in whole.split("train")], folder / "units", vocab_size=vocab_size)

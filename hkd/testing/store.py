@@ -1,4 +1,5 @@
-"""What tests of label stores need: strategies for rows, ready-made stores, and `LabelStoreContract`, which any backend passes.
+"""What tests of label stores need: strategies for rows, ready-made stores, and `LabelStoreContract`, which any backend
+passes.
 
 Use: `class TestMine(LabelStoreContract): backend = "mine"` in a test module; pytest finds the methods.
 """
@@ -47,7 +48,8 @@ def spec_for(num_units: int = 50, **changes: Any) -> StoreSpec:
 
 
 def random_topk(spec: StoreSpec, num_positions: int, rng: np.random.Generator, *, gold_share: float = 0.9) -> TopK:
-    """Rows as a teacher would give them: falling, true log-probabilities, exact tails; a few positions without a gold unit."""
+    """Rows as a teacher would give them: falling, true log-probabilities, exact tails; a few positions without a gold
+    unit."""
     v, k, n = len(spec.inventory), spec.width, num_positions
     sharpness = rng.uniform(0.1, 6, (n, 1))
     logits = rng.standard_normal((n, v)) * sharpness
@@ -117,7 +119,8 @@ def files_of(path: Path) -> dict[str, bytes]:
 
 
 def same_rows(found: TopK, wanted: TopK, spec: StoreSpec) -> None:
-    """Asserts that rows came back as the codec promises: ids, gold and counts exactly, numbers within the error bound, −∞ kept."""
+    """Asserts that rows came back as the codec promises: ids, gold and counts exactly, numbers within the error bound,
+    −∞ kept."""
     bound = spec.error_bound
     np.testing.assert_array_equal(found.ids_NK, wanted.ids_NK)
     np.testing.assert_array_equal(found.gold_N, wanted.gold_N)
@@ -184,7 +187,10 @@ class LabelStoreContract:
             same_rows(block.utterance(b), rows[name].topk, spec)
             np.testing.assert_array_equal(block.word_N[block.offset_B1[b] : block.offset_B1[b + 1]], rows[name].word_U)
             assert (block.unit_digest_B[b], block.text_digest_B[b]) == (rows[name].unit_digest, rows[name].text_digest)
-            assert (reader.unit_digest(name), reader.text_digest(name)) == (rows[name].unit_digest, rows[name].text_digest)
+            assert (reader.unit_digest(name), reader.text_digest(name)) == (
+                rows[name].unit_digest,
+                rows[name].text_digest,
+            )
         assert verify(path) == []
         kept = {int(i) for row in rows.values() for i in row.topk.gold_N if i >= 0}
         for row in rows.values():

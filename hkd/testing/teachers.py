@@ -1,4 +1,5 @@
-"""Tiny language models with random weights and a real tokenizer, saved as transformers folders: every architecture that hkd is tested on."""
+"""Tiny language models with random weights and a real tokenizer, saved as transformers folders: every architecture that
+hkd is tested on."""
 
 import importlib
 import json
@@ -15,7 +16,8 @@ transformers: Any = importlib.import_module("transformers")  # after torchaudio
 library: Any = importlib.import_module("tokenizers")
 
 WORDS = (
-    "the cat sat on the mat and the dog saw a bird that sang in an old tree near the river while i'm reading a long letter "
+    "the cat sat on the mat and the dog saw a bird that sang in an old tree near the river while i'm reading a long "
+    "letter "
     "from my brother who says it's raining again over there but we will go out anyway"
 )
 VOCABULARY = 160
@@ -24,7 +26,8 @@ CAUSAL = ("gpt2", "llama", "qwen2", "qwen3", "gemma2", "gemma3", "mistral")
 
 
 def wordpiece(texts: Iterable[str], *, size: int = VOCABULARY) -> Any:
-    """An uncased WordPiece tokenizer as BERT's: letters and the most frequent words (the library's trainer breaks ties by chance)."""
+    """An uncased WordPiece tokenizer as BERT's: letters and the most frequent words (the library's trainer breaks ties
+    by chance)."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     words = [word for text in texts for word in text.lower().replace("'", " ' ").split()]
     letters = sorted({letter for word in words for letter in word})
@@ -37,7 +40,9 @@ def byte_bpe(texts: Iterable[str], *, size: int = VOCABULARY + 256, masked: bool
     """A cased byte-level BPE tokenizer: RoBERTa's (masked), GPT-2's, or Qwen's, which has no token to start with."""
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"] if masked else ["<|endoftext|>"]
     alphabet = library.pre_tokenizers.ByteLevel.alphabet()
-    trainer = library.trainers.BpeTrainer(vocab_size=size, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    trainer = library.trainers.BpeTrainer(
+        vocab_size=size, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
     bpe = library.Tokenizer(library.models.BPE())
     bpe.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.train_from_iterator(texts, trainer)
@@ -50,8 +55,11 @@ def byte_bpe(texts: Iterable[str], *, size: int = VOCABULARY + 256, masked: bool
     return transformers.Qwen2Tokenizer(vocabulary, merges)
 
 
-def tiny_config(kind: str, tokenizer: Any, *, positions: int = 64, width: int = 16, layers: int = 2, heads: int = 2) -> Any:
-    """The architecture's own config, tiny; the vocabulary is 3 larger than the tokenizer's, as padded checkpoints have it."""
+def tiny_config(
+    kind: str, tokenizer: Any, *, positions: int = 64, width: int = 16, layers: int = 2, heads: int = 2
+) -> Any:
+    """The architecture's own config, tiny; the vocabulary is 3 larger than the tokenizer's, as padded checkpoints have
+    it."""
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
     given = {"vocab_size": len(tokenizer) + 3} | {name: value for name, value in ids.items() if value is not None}
     if kind == "gpt2":
@@ -67,7 +75,8 @@ def tiny_config(kind: str, tokenizer: Any, *, positions: int = 64, width: int = 
         given |= {"num_key_value_heads": 1, "head_dim": width // heads}
     own: dict[str, dict[str, Any]] = {
         "deberta-v2": {
-            "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 8, "norm_rel_ebd": "layer_norm",
+            "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 8,
+            "norm_rel_ebd": "layer_norm",
             "share_att_key": True, "position_biased_input": False,
         },
         "electra": {"embedding_size": 12},
@@ -81,8 +90,11 @@ def tiny_config(kind: str, tokenizer: Any, *, positions: int = 64, width: int = 
     return transformers.AutoConfig.for_model({"gemma3": "gemma3_text"}.get(kind, kind), **given, **own.get(kind, {}))
 
 
-def make_teacher_folder(folder: Path, kind: str, *, seed: int = 0, texts: Iterable[str] | None = None, **shape: int) -> Path:
-    """Save a tiny random model of `kind` (in MASKED or CAUSAL) with its tokenizer; its weights are large, so that it has clear preferences."""
+def make_teacher_folder(
+    folder: Path, kind: str, *, seed: int = 0, texts: Iterable[str] | None = None, **shape: int
+) -> Path:
+    """Save a tiny random model of `kind` (in MASKED or CAUSAL) with its tokenizer; its weights are large, so that it
+    has clear preferences."""
     texts = [WORDS, WORDS.capitalize(), " ".join(WORDS.split()[::-1])] if texts is None else list(texts)
     if kind in ("bert", "electra", "distilbert"):
         tokenizer = wordpiece(texts)

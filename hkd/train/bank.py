@@ -1,7 +1,8 @@
 """Stage two, before text: the posterior bank, of what students say of speech that they have not learnt from.
 
-- The speakers of the training split (recordings, where speakers are not known) are dealt into folds. For each fold a student learns from the
-  other folds: the low part alone, that is the layers up to the one where text enters, the main output, and the heads that condition that layer.
+- The speakers of the training split (recordings, where speakers are not known) are dealt into folds. For each fold a
+  student learns from the other folds: the low part alone, that is the layers up to the one where text enters, the main
+  output, and the heads that condition that layer.
 - Its posteriors of the fold's utterances, at speed 1 and without augmentation, go into the bank.
 
     FOLDER/   fold-0/ ...  the fold students' runs      bank.safetensors   see `hkd.stream.bank`
@@ -44,7 +45,9 @@ class BankConfig:
 
     def __post_init__(self) -> None:
         if self.folds < 2 or self.k < 1:
-            raise UserError(f"`folds` must be at least 2 and `k` at least 1, but are {self.folds} and {self.k} instead.")
+            raise UserError(
+                f"`folds` must be at least 2 and `k` at least 1, but are {self.folds} and {self.k} instead."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,11 +92,16 @@ def make_bank(
     else:
         _make(replace(data, plan=low), folder, bank, identity, device=device, progress=progress)
     made = Bank.load(folder)
-    return BankReport(folder=folder, frames=made.facts["frames"], segments=len(made.segments.phone_S), right=made.facts["right"])
+    return BankReport(
+        folder=folder, frames=made.facts["frames"], segments=len(made.segments.phone_S), right=made.facts["right"]
+    )
 
 
-def _make(data: Data, folder: Path, bank: BankConfig, identity: Mapping[str, Any], *, device: str, progress: Progress) -> None:
-    """Train the student of each fold, take its posteriors of the fold, and write the bank. data: its plan is the low part."""
+def _make(
+    data: Data, folder: Path, bank: BankConfig, identity: Mapping[str, Any], *, device: str, progress: Progress
+) -> None:
+    """Train the student of each fold, take its posteriors of the fold, and write the bank. data: its plan is the low
+    part."""
     fold_of = deal(data.train, bank.folds)
     found: Found = {}
     right = {head.name: [0, 0] for head in data.plan.student.heads}
@@ -102,14 +110,17 @@ def _make(data: Data, folder: Path, bank: BankConfig, identity: Mapping[str, Any
         loop = replace(data.config.loop, max_steps=task.max_steps, shares_every=0, eval_every=0, best_by="", patience=0)
         progress(fold, bank.folds)
         fit(task, loop, folder / f"fold-{fold}", identity={**identity, "fold": fold}, device=device)
-        _listen(task, [u for u in data.train if fold_of[u.id] == fold and data.join.aligned(u.id)], bank.k, found, right)
+        _listen(
+            task, [u for u in data.train if fold_of[u.id] == fold and data.join.aligned(u.id)], bank.k, found, right
+        )
     facts = {"made_from": identity, "right": {name: hits / max(1, num) for name, (hits, num) in right.items()}}
     _write(folder, data, found, facts)
     progress(bank.folds, bank.folds)
 
 
 def deal(utterances: Sequence[Utterance], folds: int) -> dict[str, int]:
-    """Utterance → fold, by speaker, else by recording: the one with the most sound first, each to the fold with the least so far.
+    """Utterance → fold, by speaker, else by recording: the one with the most sound first, each to the fold with the
+    least so far.
 
     Raises UserError where there are fewer than folds.
     """
@@ -170,7 +181,9 @@ def _write(folder: Path, data: Data, found: Found, facts: Mapping[str, Any]) -> 
         columns.append(segments._replace(first_S=segments.first_S + start))
         start += num
     heads: dict[str, Any] = {
-        head.name: tuple(np.concatenate([found[name][f"{head.name}/{part}"] for name in names]) for part in ("ids", "p"))
+        head.name: tuple(
+            np.concatenate([found[name][f"{head.name}/{part}"] for name in names]) for part in ("ids", "p")
+        )
         for head in data.plan.student.heads
     }
     own = {

@@ -2,7 +2,8 @@
 
     L = L_main + Σ_level [ α_level · L_hard(level) + λ_level · L_kd(level) ]
 
-L_main is divided by the target units of the global batch, the others by its labelled slots, so that α and λ weigh like against like.
+L_main is divided by the target units of the global batch, the others by its labelled slots, so that α and λ weigh like
+against like.
 """
 
 from dataclasses import dataclass, field, replace
@@ -28,20 +29,23 @@ class KdConfig:
     tail: str = "auto"  # ghost | renormalised | gold-residual | sampled | auto: what the store asks for, else ghost
     temperature: float = 1.0  # the teacher's; one that the store has been dumped with
     student_temperature: float = 0.0  # 0: the teacher's, and the loss times T² (Hinton); 1 with T = 3 is Futami 2020
-    where: str = "frames"  # frames | segments (the head reads the segment's mean) | ctc (frames weighted by CTC occupancies)
+    where: str = "frames"  # frames | segments (the head reads a segment's mean) | ctc (frames by CTC occupancy)
 
     def __post_init__(self) -> None:
         check_choice("`kd.tail`", self.tail, ("auto", *TAILS))
         check_choice("`kd.where`", self.where, WHERE)
         check_setting("`kd.temperature`", self.temperature, "be positive", self.temperature > 0)
-        check_setting("`kd.student_temperature`", self.student_temperature, "not be negative", self.student_temperature >= 0)
+        check_setting(
+            "`kd.student_temperature`", self.student_temperature, "not be negative", self.student_temperature >= 0
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TextConfig:
-    """Text without sound beside the speech: sentences as the student would hear them, at the lowest layer that is conditioned. Paths: see `share`."""
+    """Text without sound beside the speech: sentences as the student would hear them, at the lowest layer that is
+    conditioned. Paths: see `share`."""
 
-    share: float = 0.0  # of a step's seconds; the speech of a step stays what it is. 0: no text, and nothing else here is read
+    share: float = 0.0  # of a step's seconds, beside the same speech. 0: no text, and nothing else here is read
     path: str = "text.jsonl"  # a manifest of sentences
     labels: str = ""  # a folder of its label stores, named as those of speech; empty: no LM teaches on text
     bank: str = "bank"  # the folder that `hkd bank` wrote
@@ -76,12 +80,12 @@ class TrainConfig:
     objective: str = "hierarchical"  # none | hard-heads | interpolation | auxiliary | hierarchical, or one registered
     levels: tuple[str, ...] = ()  # of the heads; empty: all that are there
     stores: tuple[str, ...] = ()  # label stores by name; empty: all, where no two have one level
-    hard_heads: bool | None = None  # beside LMs' labels; default: with hierarchical yes, with auxiliary and interpolation no
+    hard_heads: bool | None = None  # beside LMs' labels; default: yes for hierarchical alone
     main: str = "ctc"  # ctc | senone (the hybrid model: frame cross-entropy over senones)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)  # a Conformer, or a pretrained speech encoder
     taps: dict[str, int] = field(default_factory=dict)  # level, or label store → layer, counted from 1
     slots: dict[str, int] = field(default_factory=dict)  # level → slots an encoder frame of 40 ms
-    stride: dict[str, int] = field(default_factory=dict)  # level → n: a step trains its heads on every n-th labelled slot
+    stride: dict[str, int] = field(default_factory=dict)  # level → n: train on every n-th labelled slot
     condition: tuple[str, ...] = ()  # heads whose posteriors the layers above read: kd-STORE, or a level: its hard head
     condition_alone: float = 0.0  # share of the utterances of an epoch whose conditioned layer loses its own output
     alpha: float = 0.3  # weight of the hard heads
@@ -96,14 +100,14 @@ class TrainConfig:
     lam_end: float = 1.0  # λ moves linearly to this share of itself at the last step
     train_split: str = "train"  # what is trained on
     dev_split: str = "dev"  # what is evaluated during training
-    train_share: float = 1.0  # of the split's utterances, by a rule that goes by id: a smaller share is part of a larger one
+    train_share: float = 1.0  # of the split's utterances, chosen by id: a smaller share is part of a larger one
     batch_seconds: float = 0.0  # of audio in the global batch of a step; 0: a 40th of the speech, 15 to 120
     max_utterance_seconds: float = 40.0  # longer ones are left out, and said
     epochs: int = 0  # passes over the speech, in place of loop.max_steps
     min_coverage: float = 1.0  # share of the utterances that every head must have labels for
     workers: int = 0  # processes that make batches; 0: this one
     features_mb: int = 2048  # features kept in memory, by a process and its workers together
-    features_cache: str = ""  # a folder for features on disk, made once for all runs on the same utterances; empty: none
+    features_cache: str = ""  # a folder for features on disk, for all runs on the same utterances; empty: none
     shares_every: int = 500  # steps between measurements of each term's share of the gradient; 0: never
     text: TextConfig = field(default_factory=TextConfig)  # sentences without sound beside the speech
     augment: AugmentConfig = field(default_factory=AugmentConfig)  # what is done to training utterances
@@ -139,5 +143,6 @@ class TrainConfig:
                 raise UserError(f"`condition` must name heads where `{name}` is given, but is empty.")
         if self.features_cache and self.augment.noise_probability > 0:
             raise UserError(
-                "`features_cache` must be left out where `augment.noise_probability` is given: noise is new in every epoch."
+                "`features_cache` must be left out where `augment.noise_probability` is given: noise is new in every "
+                "epoch."
             )

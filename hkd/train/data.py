@@ -1,4 +1,5 @@
-"""What a run reads, opened and held against each other: manifest, alignment, units, label stores; and what its weights depend on."""
+"""What a run reads, opened and held against each other: manifest, alignment, units, label stores; and what its weights
+depend on."""
 
 import json
 import logging
@@ -29,7 +30,8 @@ from hkd.units.text import normalisation
 log = logging.getLogger(__name__)
 
 COVERAGE = "coverage.json"
-NO_IDENTITY = ("loop", "workers", "features_mb", "features_cache")  # loop: has its own place; the others change the speed alone
+# loop: has its own place; the others change the speed alone
+NO_IDENTITY = ("loop", "workers", "features_mb", "features_cache")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +47,7 @@ class Data:
     left_out: tuple[str, ...]  # too long
     plan: Plan
     identity: dict[str, Any]
-    needed: dict[str, int] | None  # utterance → encoder frames that CTC needs; None where the inputs were checked before
+    needed: dict[str, int] | None  # utterance → encoder frames that CTC needs; None: the inputs were checked before
     text: Text | None = None
 
 
@@ -71,7 +73,8 @@ def open_data(
     for level in needs.hard if config.main != SENONE else (SENONE, *needs.hard):
         if aligned is not None and level not in SPELLED and level not in aligned.inventories:
             raise UserError(
-                f"level {level} must be aligned, but {aligned.path} has {', '.join(aligned.inventories) or 'words'} alone. Name other levels "
+                f"level {level} must be aligned, but {aligned.path} has {', '.join(aligned.inventories) or 'words'} "
+                f"alone. Name other levels "
                 "(--set levels='[...]'), or tie senones: `hkd units tie`."
             )
     stores = {name: readers[name] for name in needs.stores}
@@ -108,20 +111,23 @@ def open_data(
     begun = begun_with(run) if run is not None and (run / COVERAGE).exists() else {}
     is_checked = is_timed and begun.get("data") == json.loads(json.dumps(found))
     return Data(
-        config=config, needs=needs, join=join, train=train, dev=dev, frames=frames, left_out=left_out, plan=plan, text=text,
+        config=config, needs=needs, join=join, train=train, dev=dev, frames=frames, left_out=left_out, plan=plan,
+        text=text,
         identity={"train": _identity_of(config), "data": found},
         needed=None if is_checked else join.check((*train, *dev), num_frames=frames),
     )  # fmt: skip
 
 
 def _longest(config: TrainConfig, plan: Plan) -> tuple[float, float]:
-    """10 ms frames of the longest utterance to train on (by the settings, and as the encoder can read at any speed) and to evaluate."""
+    """10 ms frames of the longest utterance to train on (by the settings, and as the encoder can read at any speed) and
+    to evaluate."""
     readable = plan.student.encoder.max_frames or float("inf")
     return min(config.max_utterance_seconds * 100, readable * min((1.0, *config.augment.speeds)) - 1), readable
 
 
 def _identity_of(config: TrainConfig) -> dict[str, Any]:
-    """The settings that a run's weights depend on. Later settings are left out where they are not used, so that old runs can go on."""
+    """The settings that a run's weights depend on. Later settings are left out where they are not used, so that old
+    runs can go on."""
     table: dict[str, Any] = json.loads(json.dumps({k: v for k, v in asdict(config).items() if k not in NO_IDENTITY}))
     for name, unused in (("train_share", 1), ("condition", ()), ("condition_alone", 0)):
         if getattr(config, name) == unused:
@@ -133,7 +139,8 @@ def _identity_of(config: TrainConfig) -> dict[str, Any]:
             del table["text"][name]
     for kd in (table["kd"], *table["kds"].values()):  # auto was called ghost before; the store's digest says the rest
         kd["tail"] = "ghost" if kd["tail"] == "auto" else kd["tail"]
-    del table["encoder"]["upstream"], table["encoder"]["upstream_folder"]  # where it lies does not count, its digest does
+    # where it lies does not count, its digest does
+    del table["encoder"]["upstream"], table["encoder"]["upstream_folder"]
     if not config.encoder.name:
         del table["encoder"]["name"]
     table["encoder"] |= GONE  # runs of earlier versions are the same
@@ -153,18 +160,23 @@ def _stores(config: TrainConfig, labels: Path | str | None, subwords: SubwordMod
         for name in sorted(getattr(config, table).keys() - names):
             raise UserError(f"`{table}` must name label stores ({', '.join(known)}), but '{name}' is none of them.")
     cache_bytes = CACHE_BYTES // config.num_loaders
-    readers = {name: LabelReader.open(known[name], cache_bytes=cache_bytes) for name in config.stores or known if name in known}
+    readers = {
+        name: LabelReader.open(known[name], cache_bytes=cache_bytes) for name in config.stores or known if name in known
+    }
     if not config.stores:
         unfit = {name for name, reader in readers.items() if _is_unfit(config, reader, subwords)}
         fit = {reader.spec.level for name, reader in readers.items() if name not in unfit}
         for name in sorted(name for name in unfit if readers[name].spec.level in fit):
-            log.info("label store %s is left out: another of its level is made for objective %s", name, config.objective)
+            log.info(
+                "label store %s is left out: another of its level is made for objective %s", name, config.objective
+            )
             del readers[name]
     return readers
 
 
 def _is_unfit(config: TrainConfig, reader: LabelReader, subwords: SubwordModel) -> bool:
-    """Whether a store is made for other objectives: the main output takes the student's own pieces, heads take the teacher's."""
+    """Whether a store is made for other objectives: the main output takes the student's own pieces, heads take the
+    teacher's."""
     if objective_of(config).teaches_main:
         return reader.spec.level == SUBWORD and reader.spec.inventory.digest != subwords.inventory.digest
     return is_projected(reader)
@@ -185,7 +197,9 @@ def _share(part: list[Utterance], share: float) -> list[Utterance]:
         return part
     ranked = sorted((utterance.id for utterance in part), key=lambda name: digest_of([name]))
     if not (kept := set(ranked[: round(share * len(part))])):
-        raise UserError(f"`train_share` must leave an utterance, but {share:g} of {len(part)} is none. Take a larger share.")
+        raise UserError(
+            f"`train_share` must leave an utterance, but {share:g} of {len(part)} is none. Take a larger share."
+        )
     return [utterance for utterance in part if utterance.id in kept]
 
 
@@ -200,7 +214,9 @@ def _num_frames(utterance: Utterance) -> int:
 def coverage_of(data: Data) -> Coverage:
     """How much of the training utterances each head has labels for."""
     assert data.needed is not None
-    return measure(data.join, data.train, frames=data.frames, needed=data.needed, hard=data.plan.hard, soft=data.plan.soft)
+    return measure(
+        data.join, data.train, frames=data.frames, needed=data.needed, hard=data.plan.hard, soft=data.plan.soft
+    )
 
 
 def show_data(data: Data) -> str:

@@ -2,8 +2,9 @@
 
     L = L_main + Σ [ α · L_hard ] + Σ [ λ · L_kd ]
 
-An objective says which label stores it reads, what its main output's term is, and what heads it adds. A new one is an `Objective` handed to
-`register`; nothing else in hkd names it. Terms called hard-LEVEL are weighted by α, those called kd-STORE by λ, all others by 1.
+An objective says which label stores it reads, what its main output's term is, and what heads it adds. A new one is an
+`Objective` handed to `register`; nothing else in hkd names it. Terms called hard-LEVEL are weighted by α, those called
+kd-STORE by λ, all others by 1.
 
 Shape letters: B utterances, T encoder frames, S slots, M labelled slots, N positions, K kept ids, V units.
 """
@@ -22,7 +23,15 @@ from hkd.labels.store import LabelReader
 from hkd.losses import ctc_interpolation, ctc_loss, ctc_occupancy, hard_cross_entropy, sparse_cross_entropy, sparse_kl
 from hkd.stream.join import Join
 from hkd.stream.loader import Batch, SoftLabels
-from hkd.student.config import NUM_BINS, EncoderConfig, HeadConfig, SpeechEncoderConfig, StudentConfig, default_slots, default_tap
+from hkd.student.config import (
+    NUM_BINS,
+    EncoderConfig,
+    HeadConfig,
+    SpeechEncoderConfig,
+    StudentConfig,
+    default_slots,
+    default_tap,
+)
 from hkd.student.model import StudentOutput
 from hkd.student.speech_encoder import open_speech_encoder
 from hkd.train.config import KdConfig, TrainConfig
@@ -31,7 +40,8 @@ from hkd.units.level import LEVELS, SENONE, SUBWORD, UNIT_LEVELS
 
 @dataclass(frozen=True, kw_only=True)
 class Term:
-    """One term of the loss. `head` and `store` are what it reads: a head's logits (None: the main output's), a teacher's labels."""
+    """One term of the loss. `head` and `store` are what it reads: a head's logits (None: the main output's), a
+    teacher's labels."""
 
     name: str  # as metrics call it
     head: str | None = None
@@ -68,12 +78,14 @@ class Term:
         }
 
     def by_occupancy(self, batch: Batch, output: StudentOutput, logits_BTV: Tensor, *, class_offset: int) -> Tensor:
-        """loss_B = Σ_t Σ_u γ_t(u) · CE(p_u, q_t): the teacher's part, γ the detached CTC occupancies of the main output."""
+        """loss_B = Σ_t Σ_u γ_t(u) · CE(p_u, q_t): the teacher's part, γ the detached CTC occupancies of the main
+        output."""
         assert self.store is not None
         soft, column = batch.soft[self.store], self.column
         gamma_BTU = ctc_occupancy(output.logits_BTV, output.length_B, batch.target_L, batch.target_length_B)
         return ctc_interpolation(
-            logits_BTV, gamma_BTU, ids_NK=soft.ids_NK, logp_NK=soft.logp_NK, tail_N=soft.tail_N, offset_B1=soft.offset_B1,
+            logits_BTV, gamma_BTU, ids_NK=soft.ids_NK, logp_NK=soft.logp_NK, tail_N=soft.tail_N,
+            offset_B1=soft.offset_B1,
             class_offset=class_offset, tail=self.kd.tail, temperature=self.kd.temperature,
             lse_N=None if column is None else soft.lse_NJ[:, column],
             tail_T_N=None if column is None else soft.tail_NJ[:, column],
@@ -85,7 +97,8 @@ Taught = tuple[HeadConfig | None, Term]
 
 @dataclass(frozen=True, kw_only=True)
 class CtcTerm(Term):
-    """The main output's CTC loss, summed; with `store` (1 − w) · CTC + w · the teacher's part by occupancy (docs/mathematics.md).
+    """The main output's CTC loss, summed; with `store` (1 − w) · CTC + w · the teacher's part by occupancy
+    (docs/mathematics.md).
 
     An utterance without labels has its whole CTC loss.
     """
@@ -152,7 +165,8 @@ class HardTerm(Term):
 
 @dataclass(frozen=True, kw_only=True)
 class KdTerm(Term):
-    """An auxiliary head: divergence from the teacher's top-k at each labelled slot; with `segments`, of each position's mean."""
+    """An auxiliary head: divergence from the teacher's top-k at each labelled slot; with `segments`, of each position's
+    mean."""
 
     head: str
     store: str
@@ -200,7 +214,8 @@ class CtcKdTerm(Term):
 
 @dataclass(frozen=True, kw_only=True)
 class Needs:
-    """What a run takes from the data: label stores, levels of hard heads, and stores that must be in the student's units."""
+    """What a run takes from the data: label stores, levels of hard heads, and stores that must be in the student's
+    units."""
 
     stores: tuple[str, ...]
     hard: tuple[str, ...]
@@ -213,7 +228,8 @@ class Needs:
 
 
 def needs_of(config: TrainConfig, stores: Mapping[str, str], *, aligned: bool) -> Needs:
-    """stores: name → level, all that are there. Raises UserError where the objective cannot be had from them, or it is not clear which."""
+    """stores: name → level, all that are there. Raises UserError where the objective cannot be had from them, or it is
+    not clear which."""
     objective = objective_of(config)
     chosen = _stores_of(config, stores) if objective.stores != "none" else ()
     wanted, hard_heads = set(config.condition), config.hard_heads
@@ -223,7 +239,9 @@ def needs_of(config: TrainConfig, stores: Mapping[str, str], *, aligned: bool) -
         taught = set() if objective.teaches_main else {stores[name] for name in chosen}
         wanted |= taught or set(config.levels) or set(LEVELS)
     hard = tuple(level for level in UNIT_LEVELS if level in wanted)
-    own_units = tuple(name for name in chosen if objective.teaches_main or config.kds.get(name, config.kd).where == "ctc")
+    own_units = tuple(
+        name for name in chosen if objective.teaches_main or config.kds.get(name, config.kd).where == "ctc"
+    )
     needs = Needs(stores=chosen, hard=hard, same_units=own_units)
     if (needs.alignment or config.main == SENONE) and not aligned:
         raise UserError(f"objective {objective.name} needs an alignment, but there is none. Run `hkd align` first.")
@@ -233,10 +251,12 @@ def needs_of(config: TrainConfig, stores: Mapping[str, str], *, aligned: bool) -
 def _stores_of(config: TrainConfig, stores: Mapping[str, str]) -> tuple[str, ...]:
     """The label stores that the objective reads of those that are there (name → level), fine levels first.
 
-    Raises UserError where one that the settings name is missing, a level has two, or there are none, or several for an objective of one.
+    Raises UserError where one that the settings name is missing, a level has two, or there are none, or several for an
+    objective of one.
     """
     objective, main_level = objective_of(config), SENONE if config.main == SENONE else SUBWORD
-    if objective.teaches_main and not config.stores and not config.levels:  # how many stores other levels have is no matter here
+    # how many stores other levels have is no matter here
+    if objective.teaches_main and not config.stores and not config.levels:
         stores = {name: level for name, level in stores.items() if level == main_level}
     for name in config.stores:
         if name not in stores:
@@ -264,7 +284,9 @@ def _stores_of(config: TrainConfig, stores: Mapping[str, str]) -> tuple[str, ...
             "Name it: --set stores='[\"NAME\"]' or --set levels='[\"LEVEL\"]'."
         )
     if not chosen:
-        raise UserError(f"objective {config.objective} takes label stores, but there is none. Run `hkd teacher-dump` first.")
+        raise UserError(
+            f"objective {config.objective} takes label stores, but there is none. Run `hkd teacher-dump` first."
+        )
     return chosen
 
 
@@ -295,7 +317,11 @@ class Plan:
         for head, term in ((None, self.main), *self.taught):
             reference = said if head is None else f"the aligned {head.level}s" if head.kind == "hard" else ""
             labels = f"the labels of {term.store}" if term.store else ""
-            output = "the main output" if head is None else f"a head at layer {head.tap} of {self.student.encoder.num_layers}"
+            output = (
+                "the main output"
+                if head is None
+                else f"a head at layer {head.tap} of {self.student.encoder.num_layers}"
+            )
             taught_by = " and ".join(filter(None, (reference, labels)))
             lines.append(f"  {weights[term.name]:g} × {term.name}: {output}, taught by {taught_by}")
         return ["the loss is the sum of", *lines]
@@ -311,10 +337,13 @@ def encoder_of(config: TrainConfig) -> EncoderConfig | SpeechEncoderConfig:
     encoder = config.encoder
     if encoder.upstream_folder:
         raise UserError(
-            "encoder.upstream_folder must be left out: encoder.upstream may be a folder. It says where an export has its own."
+            "encoder.upstream_folder must be left out: encoder.upstream may be a folder. It says where an export has "
+            "its own."
         )
     if encoder.upstream and encoder.num_bins != NUM_BINS:
-        raise UserError(f"encoder.num_bins must be left out where encoder.upstream is given, but is {encoder.num_bins}.")
+        raise UserError(
+            f"encoder.num_bins must be left out where encoder.upstream is given, but is {encoder.num_bins}."
+        )
     if encoder.upstream:
         return replace(encoder, num_bins=Upstream(name=encoder.upstream).width // ROWS)
     return open_speech_encoder(encoder) if encoder.name else encoder
@@ -327,13 +356,17 @@ def plan_student(config: TrainConfig, needs: Needs, join: Join) -> Plan:
         stores = needs.stores if name == "taps" else ()
         for level in getattr(config, name):
             if level not in known and level not in stores:
-                what = f"levels ({', '.join(sorted(known))})" + (f" or label stores ({', '.join(stores)})" if stores else "")
+                what = f"levels ({', '.join(sorted(known))})" + (
+                    f" or label stores ({', '.join(stores)})" if stores else ""
+                )
                 raise UserError(f"`{name}` must name {what}, but '{level}' is none of them.")
     hybrid, usual = config.main == SENONE, default_slots(SENONE)
     if hybrid and config.stride.get(SENONE, 1) > 1:
         raise UserError("`stride.senone` must be 1 where `main` is senone: its own loss takes every slot. Take it out.")
     if hybrid and SENONE in needs.hard and slots_of(config, SENONE) != usual:
-        raise UserError(f"`slots.senone` must be {usual} where `main` is senone, with a hard head at that level. Take it out.")
+        raise UserError(
+            f"`slots.senone` must be {usual} where `main` is senone, with a hard head at that level. Take it out."
+        )
     encoder, objective = encoder_of(config), objective_of(config)
     given = Given(config=config, stores=needs.stores, join=join, num_layers=encoder.num_layers)
     hard = {level: slots_of(config, level) for level in needs.hard}
@@ -389,7 +422,8 @@ def _column(given: "Given", store: str) -> int | None:
     if kd.temperature not in spec.temperatures:
         known = ", ".join(f"{t:g}" for t in (1.0, *spec.temperatures))
         raise UserError(
-            f"`kd.temperature` must be one that label store '{store}' holds ({known}), but is {kd.temperature:g} instead. "
+            f"`kd.temperature` must be one that label store '{store}' holds ({known}), but is {kd.temperature:g} "
+            f"instead. "
             f"Dump again with --set temperatures=[{kd.temperature:g}]."
         )
     return spec.temperatures.index(kd.temperature)
@@ -400,14 +434,16 @@ def _mixed(given: "Given", store: str, what: str) -> int | None:
     kd, selection = given.kd(store), given.join.stores[store].reader.spec.selection
     if selection != "topk":
         raise UserError(
-            f"interpolation and `kd.where` ctc take a label store of the selection topk, but that of '{store}' is {selection} instead."
+            f"interpolation and `kd.where` ctc take a label store of the selection topk, but that of '{store}' is "
+            f"{selection} instead."
         )
     check_setting("`kd.tail`", kd.tail, f"be ghost or renormalised with {what}", kd.tail in ("ghost", "renormalised"))
     _check_tail(given, store)
     own = kd.student_temperature or kd.temperature
     if own != 1:
         raise UserError(
-            f"`kd.student_temperature` must be 1 with {what} (its targets are for the student's one softmax), but is {own:g} for "
+            f"`kd.student_temperature` must be 1 with {what} (its targets are for the student's one softmax), but is "
+            f"{own:g} for "
             f"label store '{store}' instead. Take --set kd.student_temperature=1."
         )
     return _column(given, store)
@@ -417,13 +453,15 @@ def _check_tail(given: "Given", store: str) -> None:
     """Raises UserError where the tail is to be one outcome, but holds mass that was not placed on any unit."""
     if given.kd(store).tail == "ghost" and is_projected(given.join.stores[store].reader):
         raise UserError(
-            f"`kd.tail` must be renormalised for label store '{store}', whose tail holds what its projection could not place and may belong to "
+            f"`kd.tail` must be renormalised for label store '{store}', whose tail holds what its projection could not "
+            f"place and may belong to "
             "the kept units, but is ghost instead. Take --set kd.tail=renormalised."
         )
 
 
 def is_projected(reader: LabelReader) -> bool:
-    """Whether a store's labels were computed for the student's own pieces from an LM with others (`teacher.project`)."""
+    """Whether a store's labels were computed for the student's own pieces from an LM with others
+    (`teacher.project`)."""
     return "project" in reader.spec.teacher.get("options", {})
 
 
@@ -436,11 +474,17 @@ def num_units_of(join: Join, level: str) -> int:
 
 
 def describe_heads(join: Join, student: StudentConfig) -> dict[str, dict[str, object]]:
-    """What scoring needs to know of each head: its store, and the store's unit of each head unit but the last, rest one (null: all units, in order)."""
+    """What scoring needs to know of each head: its store, and the store's unit of each head unit but the last, rest one
+    (null: all units, in order)."""
     rows: dict[str, dict[str, object]] = {}
     for head in student.heads:
         store = join.stores.get(head.name.removeprefix("kd-")) if head.kind == "aux" else None
-        row: dict[str, object] = {"level": head.level, "kind": head.kind, "slots": head.slots, "store": store and store.name}
+        row: dict[str, object] = {
+            "level": head.level,
+            "kind": head.kind,
+            "slots": head.slots,
+            "store": store and store.name,
+        }
         if store is not None:
             whole = np.array_equal(store.head_unit_V, np.arange(len(store.head_unit_V)))
             row["inventory"] = store.reader.spec.inventory.digest
@@ -468,9 +512,12 @@ class Given:
         return replace(kd, tail=usual) if kd.tail == "auto" else kd
 
     def head(self, name: str, level: str, kind: str, num_units: int) -> HeadConfig:
-        """A head at the layer that the settings give its label store, else its level, and with the slots of its level."""
+        """A head at the layer that the settings give its label store, else its level, and with the slots of its
+        level."""
         taps = self.config.taps
-        tap = taps.get(name.removeprefix("kd-") if kind == "aux" else level, taps.get(level, default_tap(level, self.num_layers)))
+        tap = taps.get(
+            name.removeprefix("kd-") if kind == "aux" else level, taps.get(level, default_tap(level, self.num_layers))
+        )
         slots = slots_of(self.config, level)
         return HeadConfig(name=name, level=level, kind=kind, num_units=num_units, tap=tap, slots=slots)
 
@@ -498,7 +545,8 @@ def auxiliary_heads(given: Given) -> list[Taught]:
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """An entry of the registry. main, heads: the main output's term, and each further head (None where a term has none) with its term."""
+    """An entry of the registry. main, heads: the main output's term, and each further head (None where a term has none)
+    with its term."""
 
     name: str
     help: str  # one line, for people
@@ -532,10 +580,12 @@ for objective in (
         stores="one", main=mixed_main, teaches_main=True,
     ),
     Objective(
-        name="auxiliary", help="one auxiliary output layer taught by a language model", stores="one", heads=auxiliary_heads,
+        name="auxiliary", help="one auxiliary output layer taught by a language model", stores="one",
+        heads=auxiliary_heads,
     ),
     Objective(
-        name="hierarchical", help="auxiliary output layers at several levels, each taught by a language model over its own units",
+        name="hierarchical",
+        help="auxiliary output layers at several levels, each taught by a language model over its own units",
         stores="many", heads=auxiliary_heads, hard_heads=True,
     ),
 ):  # fmt: skip

@@ -1,6 +1,7 @@
 """train: stage two. Manifest, alignment, units and label stores → a run's folder with the exported student.
 
-runs/NAME/   config.toml  coverage.json  cmvn.json  student.json  identity.json  metrics.jsonl  timing.jsonl  checkpoints/
+runs/NAME/   config.toml  coverage.json  cmvn.json  student.json  identity.json  metrics.jsonl  timing.jsonl
+checkpoints/
              final.safetensors (heads too)  done.json  model/ (exported)
 
 Shape letters: B utterances, T frames, V classes.
@@ -77,7 +78,9 @@ class StudentTask:
         speech = Shares(maker=self.maker, plan=self.plan)
         shares = speech if self.text is None else self.text.shares(self.config, speech, self.max_steps)
         pin = torch.cuda.is_available()
-        return batches(shares, start_step=start_step, rank=rank, world_size=world_size, workers=self.config.workers, pin=pin)
+        return batches(
+            shares, start_step=start_step, rank=rank, world_size=world_size, workers=self.config.workers, pin=pin
+        )
 
     def _parts(self, batch: Batch | SpeechAndText) -> Iterator[tuple[Batch, Mapping[str, Term]]]:
         """The speech of the batch and its text, where it has them, each with its terms by name."""
@@ -91,7 +94,8 @@ class StudentTask:
         return {name: term.count(part) for part, terms in self._parts(batch) for name, term in terms.items()}
 
     def losses(self, batch: Batch | SpeechAndText, step: int) -> dict[str, Tensor]:
-        """Sums. Each utterance's dropout is seeded by (seed, step, utterance), so that no cut of the batch into shares changes it."""
+        """Sums. Each utterance's dropout is seeded by (seed, step, utterance), so that no cut of the batch into shares
+        changes it."""
         found: dict[str, Tensor] = {}
         for part, terms in self._parts(batch):
             slots = _slots(terms.values(), part)
@@ -104,7 +108,8 @@ class StudentTask:
         return found
 
     def weights(self, step: int) -> dict[str, float]:
-        """1 for the main term; α and λ rise over heads_warmup_steps, λ moves on to lam_end of itself at the last step."""
+        """1 for the main term; α and λ rise over heads_warmup_steps, λ moves on to lam_end of itself at the last
+        step."""
         config = self.config
         rise = min(1.0, (step + 1) / config.heads_warmup_steps) if config.heads_warmup_steps else 1.0
         span = max(1, self.max_steps - config.heads_warmup_steps)
@@ -114,7 +119,8 @@ class StudentTask:
         return {name: weight * factor.get(kinds[name], 1.0) for name, weight in self.base_weights.items()}
 
     def evaluate(self, rank: int, world_size: int) -> dict[str, tuple[float, float]]:
-        """Losses and, for a CTC output, the word error rate (greedy, in per cent) on this share of the dev split's batches."""
+        """Losses and, for a CTC output, the word error rate (greedy, in per cent) on this share of the dev split's
+        batches."""
         if self.dev is None:
             return {}
         totals = {f"dev_{name}": np.zeros(2) for name in (*(term.name for term in self.terms), "wer")}
@@ -154,7 +160,8 @@ def word_errors(said: Sequence[str], understood: Sequence[str]) -> tuple[float, 
 
 
 def in_order(maker: BatchMaker, batch_seconds: float, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
-    """All utterances once, in the maker's order, in batches of about batch_seconds: every world_size-th batch, from `rank` on."""
+    """All utterances once, in the maker's order, in batches of about batch_seconds: every world_size-th batch, from
+    `rank` on."""
     groups: list[list[int]] = []
     seconds = batch_seconds
     for row, utterance in enumerate(maker.utterances):
@@ -197,10 +204,11 @@ def train(
     tensorboard: bool = False,
     progress: Progress = no_progress,
 ) -> TrainReport:
-    """Train, go on with an interrupted run, or return at once where it is done; leaves the exported student in folder/model.
+    """Train, go on with an interrupted run, or return at once where it is done; leaves the exported student in
+    folder/model.
 
-    alignment, labels: where the objective needs them. Raises UserError for inputs that do not fit together or a folder of another
-    run, Terminated on SIGTERM (state saved), HkdError where the loss is not finite.
+    alignment, labels: where the objective needs them. Raises UserError for inputs that do not fit together or a folder
+    of another run, Terminated on SIGTERM (state saved), HkdError where the loss is not finite.
     """
     data = open_data(config, manifest=manifest, alignment=alignment, units=units, labels=labels, run=folder)
     config = data.config
@@ -247,7 +255,9 @@ def _train(
     for line in [*contradictions(data.config, loop.max_steps), *too_little(data.config, hours)]:
         log.warning("%s", line)
     if data.left_out:
-        long = "%d utterances are longer than max_utterance_seconds, or than the encoder can read, and left out (%s ...)"
+        long = (
+            "%d utterances are longer than max_utterance_seconds, or than the encoder can read, and left out (%s ...)"
+        )
         log.warning(long, len(data.left_out), data.left_out[0])
     task = make_task(data, plan, max_steps=loop.max_steps, run=folder)
     if is_main_process():
@@ -263,16 +273,19 @@ def contradictions(config: TrainConfig, max_steps: int) -> list[str]:
     """Settings of which one wins over the other, a sentence each."""
     preset, warmup = config.encoder.preset, config.heads_warmup_steps
     lines = [
-        f"`encoder.{name}` is {value} and wins over `encoder.preset` {preset}, which has {PRESETS[preset][name]}. Take one of them out."
+        f"`encoder.{name}` is {value} and wins over `encoder.preset` {preset}, which has {PRESETS[preset][name]}. Take "
+        f"one of them out."
         for name, value in config.encoder.beside_preset.items()
     ]
     if config.epochs and config.loop.max_steps:
         lines.append(
-            f"`epochs` is {config.epochs} and wins over `loop.max_steps`, {config.loop.max_steps}. Take one of them out."
+            f"`epochs` is {config.epochs} and wins over `loop.max_steps`, {config.loop.max_steps}. Take one of them "
+            f"out."
         )
     if warmup > max_steps:
         lines.append(
-            f"`heads_warmup_steps` is {warmup}, but there are {max_steps} steps: alpha and lam never reach their values."
+            f"`heads_warmup_steps` is {warmup}, but there are {max_steps} steps: alpha and lam never reach their "
+            f"values."
         )
     return lines
 
@@ -282,7 +295,8 @@ def too_little(config: TrainConfig, hours: float) -> list[str]:
     if config.main != "ctc" or config.encoder.name or config.encoder.upstream or hours >= CTC_HOURS:
         return []
     return [
-        f"{hours:.2g} hours of speech are too little for a CTC student from scratch, which may write nothing. Less than {CTC_HOURS} hours: take "
+        f"{hours:.2g} hours of speech are too little for a CTC student from scratch, which may write nothing. Less "
+        f"than {CTC_HOURS} hours: take "
         "--set main=senone, or a frozen encoder, --set encoder.upstream=openai/whisper-base."
     ]
 
@@ -307,13 +321,16 @@ def make_task(data: Data, plan: BatchPlan, *, max_steps: int, run: Path | None =
         student.set_cmvn(mean_F, std_F)
     shared: dict[str, Any] = {"join": data.join, "features": features, "hard": data.plan.hard, "soft": data.plan.soft}
     maker = BatchMaker(
-        utterances=data.train, augment=augment, fill_F=mean_F.numpy(), stride=config.stride, alone=config.condition_alone,
+        utterances=data.train, augment=augment, fill_F=mean_F.numpy(), stride=config.stride,
+        alone=config.condition_alone,
         seed=config.loop.seed, **shared,
     )  # fmt: skip
     dev = BatchMaker(utterances=data.dev, augment=NO_AUGMENTATION, **shared) if data.dev else None
     weights = {term.name: _weight(config, data, term.name) for term in data.plan.terms}
     if data.text is not None:
-        weights |= {name: config.text.weight * _weight(config, data, name.removeprefix(PREFIX)) for name in data.text.terms}
+        weights |= {
+            name: config.text.weight * _weight(config, data, name.removeprefix(PREFIX)) for name in data.text.terms
+        }
     return StudentTask(
         config=config, student=student, terms=data.plan.terms, base_weights=weights, maker=maker, plan=plan, dev=dev,
         max_steps=max_steps, text=data.text,
@@ -328,7 +345,8 @@ def _mean_and_std(data: Data, features: FeatureSource, kept: Path | None) -> tup
 
 
 def sample_of_speakers(utterances: Sequence[Utterance], frames: Mapping[str, int]) -> list[Utterance]:
-    """All utterances where they last CMVN_SECONDS at most; else so many: an utterance of each speaker, then the next one of each, and so on."""
+    """All utterances where they last CMVN_SECONDS at most; else so many: an utterance of each speaker, then the next
+    one of each, and so on."""
     left = CMVN_SECONDS * 100
     if sum(frames[u.id] for u in utterances) <= left:
         return list(utterances)
@@ -394,7 +412,12 @@ def export(folder: Path, data: Data, student: Student, digest: str) -> None:
         extra[SENONE_FRAMES] = _frames_of_senones(data.join.alignment, data.train)
         acoustic = acoustic_files(data.join.subwords.path.parent)
     save_student(
-        folder / "model", student.cpu(), inventory=inventory, subword_model=subword_model, acoustic=acoustic, extra=extra
+        folder / "model",
+        student.cpu(),
+        inventory=inventory,
+        subword_model=subword_model,
+        acoustic=acoustic,
+        extra=extra,
     )
 
 
@@ -426,7 +449,8 @@ def export_run(folder: Path, out: Path, *, heads: bool = False, onnx: bool = Fal
     _, meta = load_student(folder / "model")
     student = load_run(folder)
     save_student(
-        out, student, inventory=meta.inventory, acoustic=acoustic_files(folder / "model"), extra=meta.extra, heads=heads,
+        out, student, inventory=meta.inventory, acoustic=acoustic_files(folder / "model"), extra=meta.extra,
+        heads=heads,
         subword_model=None if meta.subword_model is None else meta.subword_model.read_bytes(),
     )  # fmt: skip
     if isinstance(student.encoder, SpeechEncoder):

@@ -51,7 +51,8 @@ class Text:
 
 
 def text_readers(config: TrainConfig, stores: Mapping[str, LabelReader]) -> dict[str, LabelReader]:
-    """The label store of the text for each of speech, by the same name; none without `text.labels`. Raises UserError where one is missing."""
+    """The label store of the text for each of speech, by the same name; none without `text.labels`. Raises UserError
+    where one is missing."""
     if not config.text.share or not config.text.labels:
         return {}
     known = store_folders(Path(config.text.labels))
@@ -59,20 +60,28 @@ def text_readers(config: TrainConfig, stores: Mapping[str, LabelReader]) -> dict
     for name, reader in stores.items():
         if name not in known:
             raise UserError(
-                f"`text.labels` must have a label store '{name}', but {config.text.labels} has {', '.join(known) or 'none'}. Run `hkd teacher-dump` "
+                f"`text.labels` must have a label store '{name}', but {config.text.labels} has "
+                f"{', '.join(known) or 'none'}. Run `hkd teacher-dump` "
                 "on the text, or leave `text.labels` out."
             )
         readers[name] = LabelReader.open(known[name], cache_bytes=CACHE_BYTES // config.num_loaders)
         there, here = readers[name].spec.inventory.digest, reader.spec.inventory.digest
         if there != here:
             raise UserError(
-                f"the text's label store '{name}' must have the units {here} of that of speech, but has {there} instead."
+                f"the text's label store '{name}' must have the units {here} of that of speech, but has {there} "
+                f"instead."
             )
     return readers
 
 
 def open_text(
-    config: TrainConfig, plan: Plan, join: Join, *, units: Path, readers: Mapping[str, LabelReader], heard: Mapping[str, Any]
+    config: TrainConfig,
+    plan: Plan,
+    join: Join,
+    *,
+    units: Path,
+    readers: Mapping[str, LabelReader],
+    heard: Mapping[str, Any],
 ) -> Text:
     """Open the sentences and the bank, and check that they fit the run: UserError where they do not.
 
@@ -87,7 +96,11 @@ def open_text(
     for head, term in plan.taught:
         if head is not None and head.tap > tap and (term.store is None or term.store in readers):
             terms[PREFIX + term.name] = term
-    above = {head.level for head, term in plan.taught if head is not None and PREFIX + term.name in terms and head.kind == "hard"}
+    above = {
+        head.level
+        for head, term in plan.taught
+        if head is not None and PREFIX + term.name in terms and head.kind == "hard"
+    }
     above |= {SENONE} if plan.student.main == SENONE else set()
     soft = {term.store: term.num_slots for term in terms.values() if term.store is not None}
     folder = Units(units)
@@ -96,16 +109,21 @@ def open_text(
     said.stores = {name: replace(join.stores[name], reader=readers[name]) for name in soft}
     heads = {head.name: head.level for head in low.student.heads}
     if settings.posteriors == "clean" and any(head.kind == "aux" for head in low.student.heads):
-        raise UserError("`condition` must name levels where `text.posteriors` is clean, but names heads of label stores.")
+        raise UserError(
+            "`condition` must name levels where `text.posteriors` is clean, but names heads of label stores."
+        )
     levels = {MONOPHONE, *above, *heads.values(), *(said.stores[name].level for name in soft)} - set(SPELLED)
     utterances = list(whole)
     spoken = [(u.id, said.words(u.id)) for u in utterances]
     sequences = {level: encode(folder, spoken, level) for level in sorted(levels)}
-    said.check(utterances, sequences={level: [rows.row(n)[0] for n in range(len(spoken))] for level, rows in sequences.items()})
+    said.check(
+        utterances, sequences={level: [rows.row(n)[0] for n in range(len(spoken))] for level, rows in sequences.items()}
+    )
     _require(said, config.min_coverage)
     maker = TextMaker(
         utterances=utterances, join=said, bank=bank, heads=heads, sequences=sequences,
-        hard={level: slots for level, slots in plan.hard.items() if level in above}, soft=soft, posteriors=settings.posteriors,
+        hard={level: slots for level, slots in plan.hard.items() if level in above}, soft=soft,
+        posteriors=settings.posteriors,
         masked=settings.masked, masked_only=settings.masked_only, repeats=settings.repeats, seed=config.loop.seed,
     )  # fmt: skip
     identity = {
@@ -118,7 +136,8 @@ def open_text(
 
 
 def _heard(whole: Manifest, bank: Bank, units: Units, path: str) -> Manifest:
-    """The sentences whose phones are all in the bank; the others are counted and named. Raises UserError where none is left."""
+    """The sentences whose phones are all in the bank; the others are counted and named. Raises UserError where none is
+    left."""
 
     @cache
     def lacking(word: str) -> str:
@@ -129,7 +148,10 @@ def _heard(whole: Manifest, bank: Bank, units: Units, path: str) -> Manifest:
     if not lost:
         return whole
     named = ", ".join(f"'{name}' ({why})" for name, why in islice(lost.items(), 3))
-    said = f"{len(lost)} of {len(whole)} sentences of {path} have a phone that the speech lacks: {named}{' ...' if len(lost) > 3 else ''}"
+    said = (
+        f"{len(lost)} of {len(whole)} sentences of {path} have a phone that the speech lacks: "
+        f"{named}{' ...' if len(lost) > 3 else ''}"
+    )
     if len(lost) == len(whole):
         raise UserError(f"{said}. Add speech that has these phones, or other sentences.")
     logger.warning("%s. They are left out.", said)
@@ -141,7 +163,8 @@ def _require(join: Join, min_coverage: float) -> None:
         missing = [u.id for u in join.manifest if not store.labels(u.id)]
         if len(missing) > (1 - min_coverage) * len(join.manifest):
             raise UserError(
-                f"`min_coverage` must be reached by the text's label store '{name}', but {len(missing)} of {len(join.manifest)} sentences have no "
+                f"`min_coverage` must be reached by the text's label store '{name}', but {len(missing)} of "
+                f"{len(join.manifest)} sentences have no "
                 f"labels ({', '.join(missing[:3])}). Label them, or give --min-coverage."
             )
 
@@ -150,12 +173,14 @@ def _require(join: Join, min_coverage: float) -> None:
 
 
 def low_part(plan: Plan) -> Plan:
-    """The layers up to the lowest one that is conditioned, with the main output and the heads that condition it on top."""
+    """The layers up to the lowest one that is conditioned, with the main output and the heads that condition it on
+    top."""
     chosen = [head for head in plan.student.heads if head.condition]
     encoder = plan.student.encoder
     if not chosen or not isinstance(encoder, EncoderConfig):
         raise UserError(
-            "`condition` must name a head, whose posteriors text stands for, but is empty. Take --set condition='[\"senone\"]'."
+            "`condition` must name a head, whose posteriors text stands for, but is empty. Take --set "
+            "condition='[\"senone\"]'."
         )
     tap = min(head.tap for head in chosen)
     heads = tuple(replace(head, condition=False) for head in chosen if head.tap == tap)
@@ -172,7 +197,8 @@ def low_part(plan: Plan) -> Plan:
 
 
 def heard_by(plan: Plan, data: Mapping[str, Any]) -> dict[str, Any]:
-    """What a bank's posteriors depend on: the student's low part, and the speech. data: a run's identity of its data."""
+    """What a bank's posteriors depend on: the student's low part, and the speech. data: a run's identity of its
+    data."""
     inputs = {name: value for name, value in data.items() if name not in ("dev", "spans", "stores")}
     return {"student": config_to_json(low_part(plan).student), "data": inputs}
 

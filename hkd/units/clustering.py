@@ -1,12 +1,16 @@
-"""Tying states by a decision tree over phones in context (Young, Odell & Woodland 1994): questions made from the data, not by hand.
+"""Tying states by a decision tree over phones in context (Young, Odell & Woodland 1994): questions made from the data,
+not by hand.
 
-- A state in context is one diagonal Gaussian, known by its count, sum and sum of squares. A set of them has the log-likelihood
-  L = −n/2 · Σ_f (log 2π + 1 + log σ²_f) of its own maximum-likelihood Gaussian (equation 1 there).
-- Questions: the sets of phones that arise when phones are merged bottom up, always the pair that loses the least; and single phones.
-- All (phone, state) begin as leaves; the split that gains most is made next, until there are as many leaves as asked for.
+- A state in context is one diagonal Gaussian, known by its count, sum and sum of squares. A set of them has the
+  log-likelihood L = −n/2 · Σ_f (log 2π + 1 + log σ²_f) of its own maximum-likelihood Gaussian (equation 1 there).
+- Questions: the sets of phones that arise when phones are merged bottom up, always the pair that loses the least; and
+  single phones.
+- All (phone, state) begin as leaves; the split that gains most is made next, until there are as many leaves as asked
+  for.
 - Ties go to the first: the same statistics give the same tree.
 
-Shape letters: M states in context, Q phones (0: none), F features, G sums of a state (1 + 2 F), K questions, C clusters of phones.
+Shape letters: M states in context, Q phones (0: none), F features, G sums of a state (1 + 2 F), K questions, C clusters
+of phones.
 """
 
 import heapq
@@ -80,11 +84,17 @@ class _Growing:
 
 
 def grow_tree(
-    stats: Statistics, *, states: dict[int, int], num_senones: int, whole: Collection[int] = (), min_frames: float = 100.0
+    stats: Statistics,
+    *,
+    states: dict[int, int],
+    num_senones: int,
+    whole: Collection[int] = (),
+    min_frames: float = 100.0,
 ) -> tuple[ContextTree, dict[int, tuple[int, int]]]:
     """(tree, senone → (phone, state)). states: how many each phone has; whole: phones that are never split (silence).
 
-    Fewer senones than asked for where no split leaves `min_frames` on both sides. Raises ValueError where there are more (phone, state).
+    Fewer senones than asked for where no split leaves `min_frames` on both sides. Raises ValueError where there are
+    more (phone, state).
     """
     phone_M, state_M = stats.context_M4[:, CENTRE], stats.context_M4[:, 3]
     roots = {
@@ -117,7 +127,9 @@ def grow_tree(
     owner: dict[int, tuple[int, int]] = {}
     tables: list[Node | None] = [None] * (max(states) + 1)
     for phone, number in states.items():
-        tables[phone] = Table(PDF_CLASS, tuple(_node(roots[phone, state], (phone, state), owner) for state in range(number)))
+        tables[phone] = Table(
+            PDF_CLASS, tuple(_node(roots[phone, state], (phone, state), owner) for state in range(number))
+        )
     return ContextTree(width=3, central=CENTRE, root=Table(CENTRE, tuple(tables))), owner
 
 
@@ -131,7 +143,8 @@ def _best_question(
         phone_M = stats.context_M4[leaf.rows_M, place]
         sums_QG = np.zeros((asks_KQ.shape[1], sums_MG.shape[1]))
         np.add.at(sums_QG, phone_M, sums_MG)
-        # one product for counts, sums and squares together would round otherwise, and another of two equal questions would win
+        # one product for counts, sums and squares together would round otherwise, and another of two equal questions
+        # would win
         yes_KG = np.concatenate([asks_KQ @ part for part in np.split(sums_QG, (1, 1 + len(floor_F)), 1)], 1)
         no_KG = sums_QG.sum(0) - yes_KG
         gain_K = log_likelihood(yes_KG, floor_F) + log_likelihood(no_KG, floor_F) - own

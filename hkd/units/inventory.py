@@ -57,11 +57,14 @@ class UnitInventory:
 
     @classmethod
     def from_json(cls, value: Any, path: Path) -> "UnitInventory":
-        """What `to_json` gave. Raises UserError, which names `path`, where it is broken or does not match its own digest."""
+        """What `to_json` gave. Raises UserError, which names `path`, where it is broken or does not match its own
+        digest."""
         try:
             inventory = cls(level=str(value["level"]), symbols=tuple(value["symbols"]), silence=value.get("silence"))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path} must be a unit inventory, but cannot be read as one ({error}).") from None
         if value.get("digest") != inventory.digest:
-            raise UserError(f"{path}: the digest must be {inventory.digest}, but is {value.get('digest')} instead. Make it anew.")
+            raise UserError(
+                f"{path}: the digest must be {inventory.digest}, but is {value.get('digest')} instead. Make it anew."
+            )
         return inventory

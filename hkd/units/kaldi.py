@@ -1,15 +1,20 @@
-"""Kaldi's files in pure Python: tokens and numbers, the decision tree that ties states, and the transition model of `final.mdl`.
+"""Kaldi's files in pure Python: tokens and numbers, the decision tree that ties states, and the transition model of
+`final.mdl`.
 
-- A binary stream begins with NUL and B; then a token ends with a space, a number is preceded by a byte that gives its size (negative for
-  unsigned), a vector of integers by that byte and its length. A text stream is words with white space between.
-  kaldi-native-io is not used here: it unpacks .gz through a shell and only warns where an archive is cut short.
-- The tree (`ContextDependency`) asks for values of a phone's window: key 0 … N−1 are the phones around it (P is its own place), key −1 its
-  state's class. CE answers, SE asks whether a value is among a set, TE goes where the value says. 0 is beyond the utterance's ends.
-- A transition id is one arc of one HMM state of one phone with one senone; they are numbered from 1 in the order of (phone, state, senones).
-  Chain models have two senones a state: one for entering, one for staying (`<Tuples>`); others have one (`<Triples>`).
+- A binary stream begins with NUL and B; then a token ends with a space, a number is preceded by a byte that gives its
+  size (negative for unsigned), a vector of integers by that byte and its length. A text stream is words with white
+  space between. kaldi-native-io is not used here: it unpacks .gz through a shell and only warns where an archive is cut
+  short.
+- The tree (`ContextDependency`) asks for values of a phone's window: key 0 … N−1 are the phones around it (P is its own
+  place), key −1 its state's class. CE answers, SE asks whether a value is among a set, TE goes where the value says. 0
+  is beyond the utterance's ends.
+- A transition id is one arc of one HMM state of one phone with one senone; they are numbered from 1 in the order of
+  (phone, state, senones). Chain models have two senones a state: one for entering, one for staying (`<Tuples>`); others
+  have one (`<Triples>`).
 - An alignment may be reordered: the self-loops of a state follow the arc that leaves it, instead of preceding it.
 
-Shape letters: T frames, I transition ids (id 0 is none), P pieces (a state's visit; two where a chain model's senones differ).
+Shape letters: T frames, I transition ids (id 0 is none), P pieces (a state's visit; two where a chain model's senones
+differ).
 """
 
 import gzip
@@ -109,7 +114,8 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_integer_vectors(path: Path) -> Iterator[tuple[str, NDArray[np.int32]]]:
-    """An archive of integer vectors (`ali.1.gz`, an ark, in binary or text): (key, value_T) in its order. Raises UserError."""
+    """An archive of integer vectors (`ali.1.gz`, an ark, in binary or text): (key, value_T) in its order. Raises
+    UserError."""
     data = read_bytes(path)
     at = 0
     while at < len(data):
@@ -133,7 +139,9 @@ def read_integer_vectors(path: Path) -> Iterator[tuple[str, NDArray[np.int32]]]:
             try:
                 yield name, np.array(line.split(), np.int64).astype(np.int32)
             except (ValueError, OverflowError):
-                raise UserError(f"{path} must be an archive of integer vectors, but '{name}' is something else.") from None
+                raise UserError(
+                    f"{path} must be an archive of integer vectors, but '{name}' is something else."
+                ) from None
             at = line_end + 1 if line_end >= 0 else len(data)
 
 
@@ -323,13 +331,16 @@ class TransitionModel:
         return found
 
     def pieces(self, id_T: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """An alignment → (start_P: where pieces begin, begins_P: whether a phone does). Raises ValueError where it is none of this model's."""
+        """An alignment → (start_P: where pieces begin, begins_P: whether a phone does). Raises ValueError where it is
+        none of this model's."""
         if not len(id_T):
             raise ValueError("it is empty")
         if int(id_T.min()) < 1 or int(id_T.max()) >= len(self.phone_I):
             raise ValueError(f"it has the transition id {int(id_T.max())}, but the model {len(self.phone_I) - 1}")
         stays_T, ends_T, senone_T = self.stays_I[id_T], self.ends_I[id_T], self.senone_I[id_T]
-        same_T = (self.phone_I[id_T][1:] == self.phone_I[id_T][:-1]) & (self.state_I[id_T][1:] == self.state_I[id_T][:-1])
+        same_T = (self.phone_I[id_T][1:] == self.phone_I[id_T][:-1]) & (
+            self.state_I[id_T][1:] == self.state_I[id_T][:-1]
+        )
         turn = np.flatnonzero(same_T & (stays_T[1:] != stays_T[:-1]))
         reordered = bool(turn.size) and not bool(stays_T[turn[0]])
         visit_T = ~stays_T if reordered else np.concatenate([[True], ~stays_T[:-1]])
@@ -354,7 +365,8 @@ class TransitionModel:
 
 
 def read_transitions(path: Path) -> TransitionModel:
-    """Read the transition model of `final.mdl` (or of a file that holds nothing else). Raises UserError where it is none."""
+    """Read the transition model of `final.mdl` (or of a file that holds nothing else). Raises UserError where it is
+    none."""
     data = read_bytes(path)
     try:
         return _parse(data[: data.find(_END) + len(_END)] if _END in data else data)

@@ -1,9 +1,10 @@
-"""Words → phones: a dictionary (by default the CMU dictionary that pocketsphinx carries), rules for endings, then grapheme to phoneme.
+"""Words → phones: a dictionary (by default the CMU dictionary that pocketsphinx carries), rules for endings, then
+grapheme to phoneme.
 
 - Rules and prediction are English: a dictionary in other phones than ARPAbet's has what it lists.
-- Prediction is the encoder-decoder network of the package g2p-en: a GRU over letters and a greedy GRU over phones (Cho et al. 2014,
-  arXiv 1406.1078, eq. 5-8). The package itself is never imported: it looks for NLTK data on the network as soon as it is. Its weights, one
-  NumPy file, are all that prediction needs.
+- Prediction is the encoder-decoder network of the package g2p-en: a GRU over letters and a greedy GRU over phones (Cho
+  et al. 2014, arXiv 1406.1078, eq. 5-8). The package itself is never imported: it looks for NLTK data on the network as
+  soon as it is. Its weights, one NumPy file, are all that prediction needs.
 - Other tools' names of phones: which are silence or noise, what marks the place in the word, what marks stress.
 """
 
@@ -63,7 +64,8 @@ def folded(phone: str, *, stress: bool) -> str:
 
 
 def phone_inventory(symbols: Iterable[str], silences: Iterable[str] = ()) -> tuple[UnitInventory, tuple[int, ...]]:
-    """Phones in order, and the ids of silence and noise: known by their names, or given. The inventory's silence is SIL where there is one."""
+    """Phones in order, and the ids of silence and noise: known by their names, or given. The inventory's silence is SIL
+    where there is one."""
     phones, given = tuple(symbols), set(silences)
     quiet = tuple(number for number, phone in enumerate(phones) if is_silence_name(phone) or phone in given)
     main = next((number for number in quiet if phones[number].lower().startswith("sil")), quiet[0] if quiet else None)
@@ -124,7 +126,8 @@ _SIBILANTS = {"S", "Z", "SH", "ZH", "CH", "JH"}
 _VOWEL_LETTERS = frozenset("aeiouy")
 FILLERS = frozenset(("SIL", "SPN", "NSN", "+NSN+", "+SPN+"))
 _DECIMAL = re.compile(r"(?:\d*\.\d+|\d+\.)(?:[eE][-+]?\d+)?|\d+[eE]-\d+")
-_NUMBER = re.compile(rf"[01]|{_DECIMAL.pattern}")  # of lines with probabilities: elsewhere 0 and 1 may be phones of X-SAMPA
+# of lines with probabilities: elsewhere 0 and 1 may be phones of X-SAMPA
+_NUMBER = re.compile(rf"[01]|{_DECIMAL.pattern}")
 _VARIANT = re.compile(r"(?<=.)\([^()\s]*\)$")  # WORD(2)
 _MFA_NUMBERS = 4  # pronunciation, silence after, correction for silence before, and for none
 _NAMED = 5
@@ -139,7 +142,8 @@ def model_folder() -> Path:
 
 
 def _columns(line: str) -> tuple[str, list[str]]:
-    """A line without its comment → the word as written, without the number of its variant, and what follows; ("", []) for a comment."""
+    """A line without its comment → the word as written, without the number of its variant, and what follows; ("", [])
+    for a comment."""
     if line.startswith((";;;", "#")):
         return "", []
     name, *rest = line.split("\t", 1) if "\t" in line.strip() else line.split(maxsplit=1) or [""]
@@ -156,12 +160,13 @@ def _word_of(name: str) -> str:
 
 
 class Lexicon:
-    """Pronunciations, by default those of the dictionary that pocketsphinx carries (39 phones of ARPAbet, without stress)."""
+    """Pronunciations, by default those of the dictionary that pocketsphinx carries (39 phones of ARPAbet, without
+    stress)."""
 
     def __init__(self, path: Path | None = None, *, stress: bool = True, within: Collection[str] | None = None) -> None:
-        """path: `word phones`, a line each. Words are normalised as transcripts are. Comments (`;;;`, `#`), columns of probabilities (MFA,
-        Kaldi's `lexiconp.txt`) and HTK's output symbols are known. stress: keep AH0, AH1; within: words that would need other phones than
-        these have no pronunciation."""
+        """path: `word phones`, a line each. Words are normalised as transcripts are. Comments (`;;;`, `#`), columns of
+        probabilities (MFA, Kaldi's `lexiconp.txt`) and HTK's output symbols are known. stress: keep AH0, AH1; within:
+        words that would need other phones than these have no pronunciation."""
         self.path = path or model_folder() / "cmudict-en-us.dict"
         self._stress, self._within = stress, None if within is None else frozenset(within)
         self._is_own = path is not None
@@ -194,7 +199,8 @@ class Lexicon:
 
     @cached_property
     def _variants(self) -> dict[str, list[tuple[str, ...]]]:
-        """What is written as transcripts are comes before what only becomes their words; of a word with probabilities the likeliest first."""
+        """What is written as transcripts are comes before what only becomes their words; of a word with probabilities
+        the likeliest first."""
         word_of = {name: _word_of(name) if self._is_own else name for name, _, _ in self._rows}
         found: dict[str, list[tuple[str, ...]]] = {}
         weight: dict[tuple[str, tuple[str, ...]], float] = {}
@@ -211,7 +217,8 @@ class Lexicon:
 
     @cached_property
     def no_words(self) -> list[str]:
-        """The entries that are no single word of a transcript: fillers (`<unk>`, `!SIL`), and what is several words (`new york`, `a.m.`)."""
+        """The entries that are no single word of a transcript: fillers (`<unk>`, `!SIL`), and what is several words
+        (`new york`, `a.m.`)."""
         names = dict.fromkeys(name for name, _, _ in self._rows) if self._is_own else ()
         return [name for name in names if not _word_of(name)]
 
@@ -316,7 +323,8 @@ def lexicon_report(lexicon: Lexicon, texts: Iterable[str]) -> LexiconReport:
 
 
 def coverage(lexicon: Lexicon, texts: Iterable[str]) -> str:
-    """How many of the texts' words the lexicon lists, in a sentence; the most frequent others, and entries that are no words, are named."""
+    """How many of the texts' words the lexicon lists, in a sentence; the most frequent others, and entries that are no
+    words, are named."""
     counts = Counter(word for text in texts for word in words(text))
     other = [word for word, _ in counts.most_common() if word not in lexicon]
     running = counts.total() - sum(counts[word] for word in other)

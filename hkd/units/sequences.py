@@ -57,7 +57,9 @@ class Units:
         for inventory in tying.inventories.values():
             path = inventory_path(self.folder, inventory.level)
             if path.exists() and UnitInventory.load(path).digest != inventory.digest:
-                raise UserError(f"{path} must be the project's acoustic model's inventory, but its digest differs. Make it anew.")
+                raise UserError(
+                    f"{path} must be the project's acoustic model's inventory, but its digest differs. Make it anew."
+                )
         return tying
 
     @property
@@ -76,7 +78,8 @@ class Units:
         return UnitInventory.load(inventory_path(self.folder, level))
 
     def encode(self, words: Sequence[str], level: str) -> Sequences:
-        """Normalised words → (unit_U, word_U). Raises UserError for unknown levels, and at phone levels for words without pronunciation."""
+        """Normalised words → (unit_U, word_U). Raises UserError for unknown levels, and at phone levels for words
+        without pronunciation."""
         if level in SPELLED:
             return self.spelling(level).encode(words)
         if level not in UNIT_LEVELS:
@@ -96,10 +99,12 @@ def train_units(
     other_splits: Iterable[str] = (),
     overwrite: bool = False,
 ) -> dict[str, UnitInventory]:
-    """Write a units folder: subwords and characters of `texts`, senones and monophones of the project's acoustic model. Deterministic.
+    """Write a units folder: subwords and characters of `texts`, senones and monophones of the project's acoustic model.
+    Deterministic.
 
-    Letters and marks (not of ASCII) that only `other_splits` have are units too, so that every transcript can be spelled.
-    A folder that was made from the same texts with the same settings is left. Raises UserError where it was not, unless `overwrite`.
+    Letters and marks (not of ASCII) that only `other_splits` have are units too, so that every transcript can be
+    spelled. A folder that was made from the same texts with the same settings is left. Raises UserError where it was
+    not, unless `overwrite`.
     """
     lines = sorted(normalised_lines(texts))
     seen = set().union(*lines)

@@ -1,7 +1,9 @@
 """Subwords and characters: SentencePiece models, trained deterministically, encoding word by word.
 
-- Trained on normalised words (`hkd.units.text`), identity normalisation, one thread, no path inside: the same texts give the same bytes.
-- The inventory is the model's pieces in order; id 0 is `<unk>`, there are no sentence marks. Characters have the word mark ▁ as a unit of its own.
+- Trained on normalised words (`hkd.units.text`), identity normalisation, one thread, no path inside: the same texts
+  give the same bytes.
+- The inventory is the model's pieces in order; id 0 is `<unk>`, there are no sentence marks. Characters have the word
+  mark ▁ as a unit of its own.
 """
 
 import io
@@ -34,12 +36,19 @@ def model_file(level: str) -> str:
 
 
 def train_subwords(
-    texts: Iterable[str], *, vocab_size: int = 500, kind: Kind = "unigram", letters: str = "", folder: Path, level: str = SUBWORD
+    texts: Iterable[str],
+    *,
+    vocab_size: int = 500,
+    kind: Kind = "unigram",
+    letters: str = "",
+    folder: Path,
+    level: str = SUBWORD,
 ) -> UnitInventory:
-    """Train on texts (normalised here) and write LEVEL.model and LEVEL.json; a corpus too small for `vocab_size` gives fewer.
+    """Train on texts (normalised here) and write LEVEL.model and LEVEL.json; a corpus too small for `vocab_size` gives
+    fewer.
 
-    letters: units besides those of the texts. kind: char gives the alphabet, whatever `vocab_size`. Raises UserError where there is no text,
-    or `vocab_size` is smaller than the alphabet.
+    letters: units besides those of the texts. kind: char gives the alphabet, whatever `vocab_size`. Raises UserError
+    where there is no text, or `vocab_size` is smaller than the alphabet.
     """
     if kind not in get_args(Kind):
         raise UserError(f"kind must be unigram, bpe or char, but is '{kind}' instead.")
@@ -54,16 +63,22 @@ def train_subwords(
     alphabet = len(spelled) + 2  # and the word mark and <unk>
     vocab_size = alphabet if kind == "char" else vocab_size
     if vocab_size < alphabet:
-        raise UserError(f"vocab_size must be at least {alphabet} (the characters that occur), but is {vocab_size} instead.")
+        raise UserError(
+            f"vocab_size must be at least {alphabet} (the characters that occur), but is {vocab_size} instead."
+        )
     file = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(lines), model_writer=file, vocab_size=vocab_size, hard_vocab_limit=False, num_threads=1, model_type=kind,
-            max_sentence_length=_MAX_LINE_BYTES, unk_id=0, bos_id=-1, eos_id=-1, pad_id=-1, minloglevel=2, character_coverage=1.0,
+            sentence_iterator=iter(lines), model_writer=file, vocab_size=vocab_size, hard_vocab_limit=False,
+            num_threads=1, model_type=kind,
+            max_sentence_length=_MAX_LINE_BYTES, unk_id=0, bos_id=-1, eos_id=-1, pad_id=-1, minloglevel=2,
+            character_coverage=1.0,
             normalization_rule_name="identity", required_chars="".join(sorted(spelled)),
         )  # fmt: skip
     except RuntimeError as error:
-        raise UserError(f"vocab_size {vocab_size} cannot be trained on this text ({error}). Choose a smaller one.") from None
+        raise UserError(
+            f"vocab_size {vocab_size} cannot be trained on this text ({error}). Choose a smaller one."
+        ) from None
     write_bytes(folder / model_file(level), file.getvalue())
     inventory = SubwordModel(folder / model_file(level), level=level).inventory
     inventory.save(folder / f"{level}.json")
@@ -122,7 +137,8 @@ _SPECIAL = re.compile(r"<[^>]*>|\[[A-Z]+\d*\]")
 
 @lru_cache(maxsize=16)
 def letters_per_unit(symbols: tuple[str, ...]) -> NDArray[np.int64]:
-    """letter_V: letters and digits of each symbol, marks left out. An inventory with pieces that begin in Ġ is read as byte-level."""
+    """letter_V: letters and digits of each symbol, marks left out. An inventory with pieces that begin in Ġ is read as
+    byte-level."""
     byte_of = _byte_of() if any(symbol.startswith("Ġ") for symbol in symbols) else None
     return np.array([_letters(symbol, byte_of) for symbol in symbols], np.int64)
 
@@ -147,7 +163,8 @@ def _begins_letter(byte: int) -> int:
 
 
 def _byte_of() -> dict[str, int]:
-    """The printable character that byte-level tokenizers write for a byte → the byte: printable Latin-1 as it is, the rest from U+0100 on."""
+    """The printable character that byte-level tokenizers write for a byte → the byte: printable Latin-1 as it is, the
+    rest from U+0100 on."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(0x100 + place): byte for place, byte in enumerate(others)}

@@ -1,17 +1,21 @@
 """Transcript → words, by the rule `hkd-words-2`. Its name is part of every artefact that depends on it.
 
-- Form: Unicode NFKC, lower case. Curly apostrophes become straight ones. A word is a run of letters, digits and the marks that combine with
-  them, of any script. Apostrophes stay inside words, as do the Catalan middle dot, gershayim and geresh, and Armenian marks (UAX 29).
-  Every other character separates words. Characters that nobody sees (soft hyphen, joiners, byte order and direction marks) are removed.
-- Signs of compatibility never join a word: ™ is dropped, ½ ² ³ ℃ ℉ № are spoken, others (㎏, ①) are tokens of their own.
-- Numbers as whole tokens are spelled out in English (12, 2nd, 3.5), `&` and `%` are spoken, but not in a text that is mostly of another
-  script than Latin. Digits of other scripts stay.
-- Markup is no speech: `<tag>`, `[noise]`, `{breath}`, `((` `))`, `++um++`, names of noises in other marks (`(laughter)`, `*cough*`, `!SIL`,
-  `%hesitation`). What was said stays: `[laughter-yeah]` is yeah, `[isn't/isnit]` isn't, `for(2)` and `for_1` for, `%um` um, `it 's` it's.
-- Chinese and Japanese characters are a word each. In other scripts without spaces (Thai, Lao, Khmer, Myanmar) a word ends at a space or at
-  U+200B, so transcripts should be segmented.
+- Form: Unicode NFKC, lower case. Curly apostrophes become straight ones. A word is a run of letters, digits and the
+  marks that combine with them, of any script. Apostrophes stay inside words, as do the Catalan middle dot, gershayim
+  and geresh, and Armenian marks (UAX 29). Every other character separates words. Characters that nobody sees (soft
+  hyphen, joiners, byte order and direction marks) are removed.
+- Signs of compatibility never join a word: ™ is dropped, ½ ² ³ ℃ ℉ № are spoken, others (㎏, ①) are tokens of their
+  own.
+- Numbers as whole tokens are spelled out in English (12, 2nd, 3.5), `&` and `%` are spoken, but not in a text that is
+  mostly of another script than Latin. Digits of other scripts stay.
+- Markup is no speech: `<tag>`, `[noise]`, `{breath}`, `((` `))`, `++um++`, names of noises in other marks
+  (`(laughter)`, `*cough*`, `!SIL`, `%hesitation`). What was said stays: `[laughter-yeah]` is yeah, `[isn't/isnit]`
+  isn't, `for(2)` and `for_1` for, `%um` um, `it 's` it's.
+- Chinese and Japanese characters are a word each. In other scripts without spaces (Thai, Lao, Khmer, Myanmar) a word
+  ends at a space or at U+200B, so transcripts should be segmented.
 
-The table [normalisation] of hkd.toml changes this for other corpora (`WordsConfig`); a digest of it is then part of the rule's name.
+The table [normalisation] of hkd.toml changes this for other corpora (`WordsConfig`); a digest of it is then part of the
+rule's name.
 """
 
 import hashlib
@@ -34,14 +38,17 @@ from hkd.files import digest_of_json
 NORMALISATION = "hkd-words-2"
 _PASSED_ON = "HKD_NORMALISATION"  # the environment of this process's own children: the table [normalisation], as JSON
 
-_APOSTROPHES = str.maketrans({**dict.fromkeys("’‘ʼ＇`´", "'"), **dict(zip("＜＞［］｛｝（）％＊＋", "<>[]{}()%*+", strict=True))})
+_APOSTROPHES = str.maketrans(
+    {**dict.fromkeys("’‘ʼ＇`´", "'"), **dict(zip("＜＞［］｛｝（）％＊＋", "<>[]{}()%*+", strict=True))}
+)
 _NUMBER = re.compile(r"(?<![\w.,])[0-9](?:[0-9,]*[0-9])?(?:\.[0-9]+)?(?:st|nd|rd|th)?(?![\w]|[.,][0-9])")
 _FRACTION = re.compile(r"(?<!\d)(\d{1,4})⁄(\d{1,4})(?!\d)")
 _WHOLE = re.compile(r"(?<![\d⁄.,])\d+\s*\Z")
 _DIGIT = re.compile("[0-9]")
 _SPOKEN = {"&": " and ", "%": " percent "}
 _SIGNS = {
-    "™": " ", "℠": " ", "℃": " degrees celsius ", "℉": " degrees fahrenheit ", "№": " number ", "²": " squared ", "³": " cubed ",
+    "™": " ", "℠": " ", "℃": " degrees celsius ", "℉": " degrees fahrenheit ", "№": " number ", "²": " squared ",
+    "³": " cubed ",
 }  # fmt: skip
 _LARGEST_DIGITS = 15  # longer digit strings are no numbers that anybody speaks
 
@@ -58,7 +65,8 @@ _JOINED = (  # a letter with its marks, or a sign between two letters
     r"|(?<=\p{Latin}\p{M}*)·(?=\p{Latin})|(?<=[א-ײ]\p{M}*)״(?=[א-ײ])"
 )
 _STRETCHES = regex.compile(rf"(?:{_JOINED})++")
-_APART = rf"(?=['\u055a])(?:(?<={_CHARACTER}\p{{M}}*)|.(?={_CHARACTER}))"  # an apostrophe beside such a character joins nothing
+# an apostrophe beside such a character joins nothing
+_APART = rf"(?=['\u055a])(?:(?<={_CHARACTER}\p{{M}}*)|.(?={_CHARACTER}))"
 _WORDS = regex.compile(rf"{_CHARACTER}\p{{M}}*+|(?:(?!{_CHARACTER})(?!{_APART})(?:{_JOINED}))++")
 _CLUSTERS = regex.compile(rf"(?={_UNSPACED})\X|(?:(?!{_UNSPACED}).)++")
 _ANY_CHARACTER, _ANY_UNSPACED = regex.compile(_CHARACTER), regex.compile(_UNSPACED)
@@ -73,7 +81,8 @@ _LATIN, _OTHER = regex.compile(r"\p{Latin}"), regex.compile(r"(?!\p{Latin})\p{L}
 # Markup.
 _NOISES = (
     "laugh(?:s|ter|ing)?|noises?|music|applause|applauding|clapping|cheering|cough(?:s|ing)?|breath(?:s|es|ing)?|breathe|(?:in|ex)hal(?:e|es|ing)|"
-    "sigh(?:s|ing)?|sniff(?:s|ing)?|sneez(?:e|es|ing)|(?:lip|tongue)?[ _-]?(?:smack|click)(?:s|ing)?|pause|silence|hesitation|inaudible|"
+    "sigh(?:s|ing)?|sniff(?:s|ing)?|sneez(?:e|es|ing)|(?:lip|tongue)?[ "
+    "_-]?(?:smack|click)(?:s|ing)?|pause|silence|hesitation|inaudible|"
     "unintelligible|unclear|indistinct|unknown|cross-?talk|garbage|sil|spn|nsn|unk|beep(?:s|ing)?|chuckl(?:e|es|ing)|giggl(?:e|es|ing)|"
     "clears?[ _-]throat|throat[ _-]clearing|mumbl(?:e|es|ing)|gasp(?:s|ing)?|reject"
 )
@@ -101,7 +110,8 @@ _MARKUP = re.compile(
     re.VERBOSE | re.IGNORECASE,
 )
 _KINDS = {
-    "variant": "word(2)", "anchor": "word_1", "filler": "%word", "laughed": "[laughter-word]", "meant": "[word/pronounced]",
+    "variant": "word(2)", "anchor": "word_1", "filler": "%word", "laughed": "[laughter-word]",
+    "meant": "[word/pronounced]",
     "fluency": "{F word}",
 }  # fmt: skip
 _KINDS_SHOWN = 8
@@ -109,15 +119,18 @@ _KINDS_SHOWN = 8
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WordsConfig:
-    """The table [normalisation] of hkd.toml: what other corpora write in their transcripts. Patterns are Python's regular expressions."""
+    """The table [normalisation] of hkd.toml: what other corpora write in their transcripts. Patterns are Python's
+    regular expressions."""
 
     markup: tuple[str, ...] = ()  # what is no speech besides what the rule knows, in upper or lower case
     speech: tuple[str, ...] = ()  # what the rule takes for markup, but was said: a whole `[Tag]`, its brackets included
     numbers: Literal["english", "kept"] = "english"  # spelled out in English as are & % ½ ², or left as digits
-    unspaced: Literal["mixed", "characters", "stretches"] = "mixed"  # mixed: Han, kana by character; Thai ... between spaces
+    unspaced: Literal["mixed", "characters", "stretches"] = "mixed"  # mixed: Han and kana by character
 
     def __post_init__(self) -> None:
-        for name, pattern in [("markup", pattern) for pattern in self.markup] + [("speech", pattern) for pattern in self.speech]:
+        for name, pattern in [("markup", pattern) for pattern in self.markup] + [
+            ("speech", pattern) for pattern in self.speech
+        ]:
             try:
                 empty = re.compile(pattern).match("")
             except re.error as error:
@@ -125,13 +138,16 @@ class WordsConfig:
                 raise UserError(f"normalisation.{name} must hold regular expressions, but {why}") from None
             if empty:
                 raise UserError(
-                    f"normalisation.{name} must hold patterns of at least one character, but '{pattern}' matches nothing too."
+                    f"normalisation.{name} must hold patterns of at least one character, but '{pattern}' matches "
+                    f"nothing too."
                 )
 
 
 def _passed_on() -> WordsConfig:
     given: dict[str, Any] = json.loads(os.environ.get(_PASSED_ON) or "{}")
-    settings: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    settings: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in given.items()
+    }
     return WordsConfig(**settings)
 
 
@@ -149,7 +165,8 @@ def use(config: WordsConfig) -> None:
 
 
 def normalisation() -> str:
-    """The name of the rule that is in use: `hkd-words-2`, with a digest of the table [normalisation] where that changes it."""
+    """The name of the rule that is in use: `hkd-words-2`, with a digest of the table [normalisation] where that changes
+    it."""
     return NORMALISATION if _config == WordsConfig() else f"{NORMALISATION}+{digest_of_json(asdict(_config))[:8]}"
 
 
@@ -162,7 +179,8 @@ def _inflect() -> Any:
 
 @lru_cache(maxsize=1 << 16)
 def _spell(number: str) -> str:
-    """One number, as digits with an optional fraction or ordinal ending → its words; unchanged where too long to be spoken."""
+    """One number, as digits with an optional fraction or ordinal ending → its words; unchanged where too long to be
+    spoken."""
     if sum(c.isdigit() for c in number) > _LARGEST_DIGITS:
         return number
     return str(_inflect().number_to_words(number.replace(",", ""), andword="")).replace(",", " ").replace("-", " ")
@@ -223,7 +241,8 @@ def _read_sign(match: Any, english: bool) -> str:
 
 
 def _visible(text: str) -> str:
-    """The text without characters that nobody sees; U+200B between letters of Thai, Khmer ... is the space that it stands for."""
+    """The text without characters that nobody sees; U+200B between letters of Thai, Khmer ... is the space that it
+    stands for."""
     if _INVISIBLE.search(text):
         text = _SEPARATED.sub(" ", _CHILLU.sub(lambda match: _CHILLUS[match[1]], text))
         text = _INVISIBLE.sub("", text)
@@ -231,7 +250,8 @@ def _visible(text: str) -> str:
 
 
 def words(text: str, left_out: Counter[str] | None = None) -> list[str]:
-    """The words of a text by the rule in use (see the module). What is left out as markup is counted in `left_out`, by kind."""
+    """The words of a text by the rule in use (see the module). What is left out as markup is counted in `left_out`, by
+    kind."""
     if text.isascii() and not _RARE.search(text) and not _config.markup:
         return _WORD.findall(text.lower())
     if "&" in text and ";" in text:
@@ -263,8 +283,13 @@ def words(text: str, left_out: Counter[str] | None = None) -> list[str]:
             text = _NUMBER.sub(lambda match: f" {_spell(match.group())} ", text)
             tokens = _tokens(text, plain)  # what is left of 192.168.0.1 is numbers again
             if plain:
-                return [word for token in tokens for word in (_spell(token).split() if _NUMBER.fullmatch(token) else [token])]
-            again = (_NUMBER.sub(lambda match: f" {_spell(match.group())} ", token) for token in tokens)  # 1 with a mark, too
+                return [
+                    word
+                    for token in tokens
+                    for word in (_spell(token).split() if _NUMBER.fullmatch(token) else [token])
+                ]
+            # 1 with a mark, too
+            again = (_NUMBER.sub(lambda match: f" {_spell(match.group())} ", token) for token in tokens)
             return [word for token in again for word in _tokens(token, plain)]
     return _tokens(text, plain)
 
@@ -276,7 +301,9 @@ def _tokens(text: str, plain: bool) -> list[str]:
     else:
         tokens = (_STRETCHES if _config.unspaced == "stretches" else _WORDS).findall(text)
         if _config.unspaced == "characters" and _ANY_UNSPACED.search(text):
-            tokens = [part for token in tokens for cluster in _CLUSTERS.findall(token) for part in _STRETCHES.findall(cluster)]
+            tokens = [
+                part for token in tokens for cluster in _CLUSTERS.findall(token) for part in _STRETCHES.findall(cluster)
+            ]
     if "n't" in tokens:  # do n't
         for at in range(len(tokens) - 1, 0, -1):
             if tokens[at] == "n't":
@@ -297,7 +324,8 @@ def normalised_lines(texts: Iterable[str]) -> Iterator[str]:
 
 
 def text_digest(spoken: Iterable[str]) -> bytes:
-    """The first 8 bytes of the SHA-256 of an utterance's normalised words: what a label store in any pieces is held against."""
+    """The first 8 bytes of the SHA-256 of an utterance's normalised words: what a label store in any pieces is held
+    against."""
     return hashlib.sha256(b"".join(map(_framed, spoken))).digest()[:8]
 
 
@@ -309,7 +337,8 @@ def _framed(word: str) -> bytes:
 
 
 def text_notes(texts: Iterable[str]) -> list[str]:
-    """What the rule does to transcripts that a person should know, a sentence each: markup left out, numbers, scripts without spaces."""
+    """What the rule does to transcripts that a person should know, a sentence each: markup left out, numbers, scripts
+    without spaces."""
     left_out: Counter[str] = Counter()
     found: Counter[str] = Counter()
     silent = example = ""
@@ -345,7 +374,9 @@ def text_notes(texts: Iterable[str]) -> list[str]:
         characters = f"{found['characters']} words are Chinese or Japanese characters"
         notes.append(f"{characters}: each is a word, so the word error rate is a character error rate.")
     if found["stretches"] and _config.unspaced != "characters":
-        stretches = f"{found['stretches']} words are of a script that is written without spaces (Thai, Lao, Khmer, Myanmar)"
+        stretches = (
+            f"{found['stretches']} words are of a script that is written without spaces (Thai, Lao, Khmer, Myanmar)"
+        )
         remedy = 'Put spaces or U+200B between words, or set [normalisation] unspaced = "characters".'
         notes.append(f"{stretches}: what stands between two spaces is one word. {remedy}")
     return notes

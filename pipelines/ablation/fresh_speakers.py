@@ -17,7 +17,8 @@ NUM_TEST_SPEAKERS = 25
 
 
 def main(old: Path, new: Path) -> None:
-    """Test: the first of the training speakers in the order of the SHA-256 of their names, by which the corpus was split."""
+    """Test: the first of the training speakers in the order of the SHA-256 of their names, by which the corpus was
+    split."""
     manifest = read(old)
     training = sorted({u.speaker or "" for u in manifest if u.split == "train"}, key=lambda name: digest_of([name]))
     tested = frozenset(training[:NUM_TEST_SPEAKERS])

@@ -1,4 +1,5 @@
-"""The chosen hierarchy against each other run over all speakers who were tested: test and fresh speakers together, seeds pooled, paired bootstrap by speaker.
+"""The chosen hierarchy against each other run over all speakers who were tested: test and fresh speakers together,
+seeds pooled, paired bootstrap by speaker.
 
 python pipelines/ablation/pooled.py runs/ablation/manifest.jsonl
 """
@@ -38,7 +39,10 @@ def main(manifest: Path) -> None:
         found = paired_bootstrap(errors[CHOSEN], errors[name], tokens, group_N=speakers)
         rates = " against ".join(f"{run} {100 * sum(errors[run]) / sum(tokens):.1f}" for run in (CHOSEN, name))
         if found is not None and found.low is not None and found.high is not None:
-            print(f"{rates}: {100 * found.difference:+.2f} ({100 * found.low:+.2f} to {100 * found.high:+.2f}), p {found.p:.3f}")
+            print(
+                f"{rates}: {100 * found.difference:+.2f} ({100 * found.low:+.2f} to {100 * found.high:+.2f}), p "
+                f"{found.p:.3f}"
+            )
 
 
 if __name__ == "__main__":

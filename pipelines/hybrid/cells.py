@@ -1,13 +1,15 @@
-"""The cells of a table that its results lack, one after another: seed by seed, in each seed cell by cell, each cell on all parts of the corpus.
+"""The cells of a table that its results lack, one after another: seed by seed, in each seed cell by cell, each cell on
+all parts of the corpus.
 
     python pipelines/hybrid/cells.py prompts
     python pipelines/hybrid/cells.py speakers --corpus PATH/speechocean762/train --text tatoeba-en.txt
 
-`prompts` (prompts.toml): five folds; a fold's test part is a fifth of the prompts, an eighth of the others is its dev, and the same words never
-stand in two parts. `speakers` (../ablation/hybrid.toml): the first test's 12 speakers and the 25 of fresh_speakers.py, each with the other
-speakers' speech for training. A row of results/TABLE.jsonl is a student read in one way: hypothesis, words and errors of each utterance.
-Stopped and started again, on this machine or another, it goes on; a cell whose rows are there is not trained again. A search graph is built once
-for all students of a part, which share senones, lexicon and priors.
+`prompts` (prompts.toml): five folds; a fold's test part is a fifth of the prompts, an eighth of the others is its dev,
+and the same words never stand in two parts. `speakers` (../ablation/hybrid.toml): the first test's 12 speakers and the
+25 of fresh_speakers.py, each with the other speakers' speech for training. A row of results/TABLE.jsonl is a student
+read in one way: hypothesis, words and errors of each utterance. Stopped and started again, on this machine or another,
+it goes on; a cell whose rows are there is not trained again. A search graph is built once for all students of a part,
+which share senones, lexicon and priors.
 """
 
 import argparse
@@ -68,7 +70,9 @@ def folds(whole: Manifest) -> dict[str, Manifest]:
 
 def speakers(first: Path, fresh: Path) -> dict[str, Manifest]:
     """The splits of the ablation's first test, and of its fresh speakers."""
-    subprocess.run([sys.executable, str(HERE.parent / "ablation" / "fresh_speakers.py"), str(first), str(fresh)], check=True)
+    subprocess.run(
+        [sys.executable, str(HERE.parent / "ablation" / "fresh_speakers.py"), str(first), str(fresh)], check=True
+    )
     return {"first": read(first), "fresh": read(fresh)}
 
 
@@ -95,7 +99,9 @@ class Reader:
             table = merge(self.recipe.table("evaluate"), self.recipe.table("searches").get(tag, {}))
             settings = build(EvaluateSettings, table, where=tag)
             config, lm = settings.config, settings.lm
-            recogniser = Recogniser(self.work / "runs" / run / "model", search=config.search, lm=str(self.work / str(lm)))
+            recogniser = Recogniser(
+                self.work / "runs" / run / "model", search=config.search, lm=str(self.work / str(lm))
+            )
             frames_V = recogniser.senone_frames()
             prior_V, search = self.graphs.get(str(lm)) or (frames_V, recogniser.search)
             assert prior_V == frames_V
@@ -128,8 +134,12 @@ class Reader:
     def decoded(self, recogniser: Recogniser, config: EvaluateConfig, split: str) -> Decoded:
         """The split as the student hears it."""
         part = read(self.work / "manifest.jsonl").split(split)
-        features = features_on_disk(recogniser, part, str(self.work / config.features_cache) if config.features_cache else "")
-        return decode(recogniser, part, batch_seconds=config.batch_seconds, n_best=0, progress=no_progress, features=features)
+        features = features_on_disk(
+            recogniser, part, str(self.work / config.features_cache) if config.features_cache else ""
+        )
+        return decode(
+            recogniser, part, batch_seconds=config.batch_seconds, n_best=0, progress=no_progress, features=features
+        )
 
 
 def ways(recipe: Recipe) -> list[str]:
@@ -155,14 +165,20 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--runs", nargs="*", help="which, and in which order (default: all, as in the TOML)")
     parser.add_argument(
-        "--scales", choices=("set", "dev"), help="of the search: as set (prompts), or chosen on dev for each student (speakers)"
+        "--scales",
+        choices=("set", "dev"),
+        help="of the search: as set (prompts), or chosen on dev for each student (speakers)",
     )
     parser.add_argument("--set", dest="assignments", nargs="*", default=[], help="settings, as of `hkd run`")
     arguments = parser.parse_args()
     pipeline, work = PIPELINES[arguments.table], arguments.work or Path("runs") / f"hybrid-{arguments.table}"
     on_dev = (arguments.scales or {"prompts": "set", "speakers": "dev"}[arguments.table]) == "dev"
     whole = prepare(arguments.corpus, work / "whole", overwrite=True)
-    parts = folds(whole) if arguments.table == "prompts" else speakers(work / "whole" / "manifest.jsonl", work / "fresh.jsonl")
+    parts = (
+        folds(whole)
+        if arguments.table == "prompts"
+        else speakers(work / "whole" / "manifest.jsonl", work / "fresh.jsonl")
+    )
     shared = merge({"prepare": {"text": arguments.text, "kind": "hkd"}}, parse_overrides(arguments.assignments))
     recipe_of, readers = {}, {}
     for part, manifest in parts.items():
@@ -183,7 +199,9 @@ def main() -> None:
         train(recipe_of[part], work / part, run)
         rows = readers[part].rows(run, on_dev=on_dev)
         with results.open("a", encoding="utf-8") as file:  # at once: no cell is there in part
-            file.write("".join(json.dumps({"part": part, "run": run, **row}, ensure_ascii=False) + "\n" for row in rows))
+            file.write(
+                "".join(json.dumps({"part": part, "run": run, **row}, ensure_ascii=False) + "\n" for row in rows)
+            )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""The table of the results: all parts of the corpus and all finished seeds together, each pair of runs compared on the seeds that both have.
+"""The table of the results: all parts of the corpus and all finished seeds together, each pair of runs compared on the
+seeds that both have.
 
     python pipelines/hybrid/pooled.py prompts
 
@@ -17,13 +18,22 @@ import numpy as np
 from hkd.evaluate.score import bootstrap_interval, paired_bootstrap
 
 HERE = Path(__file__).parent
-AGAINST = ("none", "hard-heads", "interpolation", "interpolation-heavy", "hierarchical", "hierarchical-average", "soft-average")
+AGAINST = (
+    "none",
+    "hard-heads",
+    "interpolation",
+    "interpolation-heavy",
+    "hierarchical",
+    "hierarchical-average",
+    "soft-average",
+)
 BY_SPEAKER = 10
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """A configuration's finished seeds: errors of every utterance by seed, words by utterance, and the block of each."""
+    """A configuration's finished seeds: errors of every utterance by seed, words by utterance, and the block of
+    each."""
 
     errors: Mapping[int, Sequence[int]]
     words: Sequence[int]
@@ -72,7 +82,10 @@ def lines(table: Mapping[str, Cell]) -> Iterator[str]:
         found = bootstrap_interval(errors, words, group_N=cell.blocks)
         interval = f"{100 * found.low:.1f}–{100 * found.high:.1f}" if found is not None else "–"
         compared = [difference(cell, table[other]) if other != name else "–" for other in against]
-        yield f"| {name} | {', '.join(by_seed)} | {100 * sum(errors) / sum(words):.2f} | {interval} | {' | '.join(compared)} |"
+        yield (
+            f"| {name} | {', '.join(by_seed)} | {100 * sum(errors) / sum(words):.2f} | {interval} | "
+            f"{' | '.join(compared)} |"
+        )
 
 
 def difference(a: Cell, b: Cell) -> str:
@@ -83,7 +96,10 @@ def difference(a: Cell, b: Cell) -> str:
     (errors_a, words), (errors_b, _) = a.pooled(seeds), b.pooled(seeds)
     found = paired_bootstrap(errors_a, errors_b, words, group_N=a.blocks)
     relative = 100 * (sum(errors_a) / sum(errors_b) - 1)
-    return f"{100 * (sum(errors_a) - sum(errors_b)) / sum(words):+.2f}, {relative:+.1f} % ({f'{max(found.p, 0.001):.3f}' if found is not None else '–'})"
+    return (
+        f"{100 * (sum(errors_a) - sum(errors_b)) / sum(words):+.2f}, {relative:+.1f} % "
+        f"({f'{max(found.p, 0.001):.3f}' if found is not None else '–'})"
+    )
 
 
 def main(name: str) -> None:

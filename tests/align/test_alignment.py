@@ -77,7 +77,9 @@ def one_word(phones: list[int], pieces: int, letters: list[int]) -> list[list[in
         id="u", words=("w",), word_tier=Tier(unit_U=array(0), start_U1=ends[[0, -1]]),
         tiers={MONOPHONE: Tier(unit_U=np.zeros(len(phones), np.int32), start_U1=ends)},
     )  # fmt: skip
-    placed = word_positions(row, np.zeros(pieces, np.int32), np.arange(pieces, dtype=np.int32), letters_V=np.array(letters))
+    placed = word_positions(
+        row, np.zeros(pieces, np.int32), np.arange(pieces, dtype=np.int32), letters_V=np.array(letters)
+    )
     return np.stack([placed.start_U, placed.stop_U], 1).tolist()
 
 
@@ -93,7 +95,9 @@ def one_word(phones: list[int], pieces: int, letters: list[int]) -> list[list[in
         ([2], [1, 1, 1], [[0, 1], [1, 1], [1, 2]]),  # fewer frames than pieces
     ],
 )
-def test_pieces_share_a_words_phones_by_their_letters(phones: list[int], letters: list[int], wanted: list[list[int]]) -> None:
+def test_pieces_share_a_words_phones_by_their_letters(
+    phones: list[int], letters: list[int], wanted: list[list[int]]
+) -> None:
     assert one_word(phones, len(letters), letters) == wanted
 
 
@@ -118,7 +122,9 @@ def test_round_trip(tmp_path: Path) -> None:
         wanted = random_alignment(rng, id=u.id, spoken=u.text.split())
         found = alignment[u.id]
         assert (found.words, found.num_frames) == (wanted.words, wanted.num_frames)
-        for one, other in zip((found.word_tier, *found.tiers.values()), (wanted.word_tier, *wanted.tiers.values()), strict=True):
+        for one, other in zip(
+            (found.word_tier, *found.tiers.values()), (wanted.word_tier, *wanted.tiers.values()), strict=True
+        ):
             assert np.array_equal(one.unit_U, other.unit_U)
             assert np.array_equal(one.start_U1, other.start_U1)
     assert alignment.inventories == toy_inventories()
@@ -171,7 +177,8 @@ def test_the_digest_covers_units_and_not_times(tmp_path: Path) -> None:
     def write(name: str, change) -> str:
         row = random_alignment(np.random.default_rng(0))
         tiers = {
-            level: Tier(unit_U=change(level, t.unit_U.copy()), start_U1=stretch * t.start_U1) for level, t in row.tiers.items()
+            level: Tier(unit_U=change(level, t.unit_U.copy()), start_U1=stretch * t.start_U1)
+            for level, t in row.tiers.items()
         }
         changed = type(row)(
             id=row.id,

@@ -1,4 +1,5 @@
-"""CTC forced alignment: the path against an exhaustive search, words against where they were put, and a tiny wav2vec 2.0."""
+"""CTC forced alignment: the path against an exhaustive search, words against where they were put, and a tiny wav2vec
+2.0."""
 
 import itertools
 import json
@@ -44,7 +45,9 @@ def test_the_path_is_the_best_of_all_that_spell_the_units(seed: int, frames: int
     state_V[1::2] = units
     assert collapsed(tuple(state_V[found].tolist())) == units
     score = float(logp_TV[np.arange(frames), state_V[found]].sum())
-    assert score == pytest.approx(max(sum(float(logp_TV[t, c]) for t, c in enumerate(path)) for path in paths), abs=1e-4)
+    assert score == pytest.approx(
+        max(sum(float(logp_TV[t, c]) for t, c in enumerate(path)) for path in paths), abs=1e-4
+    )
 
 
 def test_words_take_half_of_the_blanks_beside_them_and_a_tenth_of_a_second_at_most() -> None:
@@ -70,13 +73,17 @@ class Peaks:
 
     def encode(self, spoken):
         unit = [ord(c) - 96 for word in spoken for c in word]
-        return np.array(unit, np.int32), np.repeat(np.arange(len(spoken)), [len(word) for word in spoken]).astype(np.int32)
+        return np.array(unit, np.int32), np.repeat(np.arange(len(spoken)), [len(word) for word in spoken]).astype(
+            np.int32
+        )
 
 
 def peaks(folder: Path, text: str = "a red bird") -> tuple[Manifest, Peaks]:
     samples = 16_000
     write_wav(folder / "a.wav", np.random.default_rng(0).normal(size=samples).astype(np.float32) * 0.1)
-    return Manifest([Utterance(id="a", text=text, audio_filepath=str(folder / "a.wav"))]), Peaks({samples: "a red bird"})
+    return Manifest([Utterance(id="a", text=text, audio_filepath=str(folder / "a.wav"))]), Peaks(
+        {samples: "a red bird"}
+    )
 
 
 def test_words_lie_where_the_model_hears_them_and_phones_share_them(tmp_path: Path) -> None:
@@ -92,7 +99,8 @@ def test_words_lie_where_the_model_hears_them_and_phones_share_them(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("text", "reason"), [("zyx zyx zyx", "not what was spoken"), ("...", "no words"), ("a" * 60, "119 units"), ("", "no words")]
+    ("text", "reason"),
+    [("zyx zyx zyx", "not what was spoken"), ("...", "no words"), ("a" * 60, "119 units"), ("", "no words")],
 )
 def test_what_cannot_have_been_spoken_is_a_reason(tmp_path: Path, text: str, reason: str) -> None:
     whole, model = peaks(tmp_path, text)
@@ -107,8 +115,10 @@ def tiny_wav2vec(folder: Path) -> Path:
 
     torch.manual_seed(0)
     config = transformers.Wav2Vec2Config(
-        vocab_size=32, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, conv_dim=(8, 8),
-        conv_stride=(10, 32), conv_kernel=(20, 40), num_feat_extract_layers=2, num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2,
+        vocab_size=32, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        conv_dim=(8, 8),
+        conv_stride=(10, 32), conv_kernel=(20, 40), num_feat_extract_layers=2, num_conv_pos_embeddings=4,
+        num_conv_pos_embedding_groups=2,
         pad_token_id=0,
     )  # fmt: skip
     transformers.Wav2Vec2ForCTC(config).save_pretrained(folder)

@@ -37,7 +37,9 @@ u2 1 0.00 0.50 AH0_S
 
 
 def corpus() -> Manifest:
-    return Manifest([Utterance(id="u1", text="Hello, well-known!", duration=0.9), Utterance(id="u2", text="A.", duration=0.5)])
+    return Manifest(
+        [Utterance(id="u1", text="Hello, well-known!", duration=0.9), Utterance(id="u2", text="A.", duration=0.5)]
+    )
 
 
 def put(folder: Path, words: str = WORDS, phones: str | None = PHONES) -> tuple[Path, Path | None]:
@@ -54,7 +56,8 @@ def test_words_and_phones(tmp_path: Path) -> None:
     row = found["u1"]
     assert row.words == ("hello", "well", "known")
     assert row.word_tier.unit_U.tolist() == [-1, 0, -1, 1, 2, -1]
-    assert row.word_tier.start_U1.tolist() == [0, 10, 40, 45, 65, 80, 90]  # 4 and 5 letters of six phones: 2.7, so three
+    # 4 and 5 letters of six phones: 2.7, so three
+    assert row.word_tier.start_U1.tolist() == [0, 10, 40, 45, 65, 80, 90]
     symbols = found.inventories[MONOPHONE].symbols
     phones = " ".join(symbols[unit] for unit in row.tiers[MONOPHONE].unit_U)
     assert phones == "SIL HH AH0 L OW1 SIL W EH1 L N OW1 N SIL"
@@ -103,7 +106,8 @@ def times(rows: str, text: str, seconds: float, folder: Path) -> list[int]:
 
 
 def test_times_that_were_rounded_each_for_itself_are_told_from_overlaps(tmp_path: Path) -> None:
-    # 0.104 + 0.296 = 0.400: begin and duration rounded are 0.10 + 0.30; 0.395 + 0.109 → 0.40 + 0.11, and the next at 0.504 → 0.50
+    # 0.104 + 0.296 = 0.400: begin and duration rounded are 0.10 + 0.30; 0.395 + 0.109 → 0.40 + 0.11, the next at
+    # 0.504 → 0.50
     rows = "u 1 0.10 0.30 a\nu 1 0.40 0.11 b\nu 1 0.50 0.20 c\nu 1 0.71 0.29 d\n"
     assert times(rows, "a b c d", 1.0, tmp_path) == [0, 10, 40, 51, 70, 100]
     one_decimal = "u 1 0.1 0.4 a\nu 1 0.4 0.3 b\nu 1 0.8 0.3 c\n"  # 0.1 s either way, at both ends too
@@ -116,7 +120,8 @@ def test_times_that_were_rounded_each_for_itself_are_told_from_overlaps(tmp_path
 
 
 @settings(max_examples=60, deadline=None)
-# The silence before the first word stays short: words that cover less than half of the sound are refused for another reason.
+# The silence before the first word stays short: words that cover less than half of the sound are refused for another
+# reason.
 @given(st.lists(st.integers(60, 500), min_size=2, max_size=12), st.integers(0, 100))
 def test_no_rounding_to_10_ms_drops_an_utterance_or_moves_a_word_by_more(
     tmp_path_factory, lengths: list[int], begin: int
@@ -170,7 +175,11 @@ def test_broken_lines_are_named(tmp_path: Path, line: str, reason: str) -> None:
         (WORDS.replace("0.100 0.300", "0.100 0.01").replace("0.45 0.350", "0.45 0.02"), None, "covers 3%"),
         (WORDS, PHONES.replace("u1 ", "u9 "), "no phones"),
         (WORDS, PHONES.replace("0.40 0.05 SIL", "0.40 0.05 AA_B"), "lies in no word"),
-        (WORDS, "".join(line + "\n" for line in PHONES.splitlines() if "AH0_I" not in line and "0.25" not in line), "gap"),
+        (
+            WORDS,
+            "".join(line + "\n" for line in PHONES.splitlines() if "AH0_I" not in line and "0.25" not in line),
+            "gap",
+        ),
     ],
 )
 def test_what_does_not_fit_is_a_reason(tmp_path: Path, words: str, phones: str | None, reason: str) -> None:
@@ -249,7 +258,8 @@ def test_a_side_that_stands_alone_is_not_given_to_two_channels(tmp_path: Path) -
     whole = Manifest([side("first", "yes", 0), side("second", "yes", 1)])
     report = import_alignment(whole, tmp_path / "a.arrow", CtmSource(words))
     assert report.failed == {
-        "first": f"{words} has the side B of 'rec', but its channel 0 (from 0) is none of them: sides are A, B ... or 1, 2 ..."
+        "first": f"{words} has the side B of 'rec', but its channel 0 (from 0) is none of them: "
+        "sides are A, B ... or 1, 2 ..."
     }
     one_side = "".join(line + "\n" for line in BOTH_PHONES.format("1", "2").splitlines() if line.startswith("rec 1"))
     words, phones = put(tmp_path, BOTH.format("1", "2"), one_side)
@@ -266,9 +276,11 @@ def test_sides_are_never_mixed(tmp_path: Path) -> None:
     report = import_alignment(whole, tmp_path / "a.arrow", CtmSource(words))
     assert report.kept == 1
     assert report.failed == {
-        "mixed": f"{words} has the sides A, B of 'rec', but the manifest names no channel: give it a channel (from 0), or name the CTM's "
+        "mixed": f"{words} has the sides A, B of 'rec', but the manifest names no channel: give it a channel (from 0), "
+        "or name the CTM's "
         "lines by utterance",
-        "third": f"{words} has the sides A, B of 'rec', but its channel 2 (from 0) is none of them: sides are A, B ... or 1, 2 ...",
+        "third": f"{words} has the sides A, B of 'rec', but its channel 2 (from 0) is none of them: "
+        "sides are A, B ... or 1, 2 ...",
     }
     assert report.unused == ("rec, side A", "rec, side B")
 

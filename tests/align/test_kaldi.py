@@ -1,4 +1,5 @@
-"""Kaldi's alignments: files that Kaldi's own code wrote (tests/golden/make_kaldi.py), against what that code says of every frame."""
+"""Kaldi's alignments: files that Kaldi's own code wrote (tests/golden/make_kaldi.py), against what that code says of
+every frame."""
 
 import dataclasses
 import gzip
@@ -29,7 +30,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 def expected() -> dict[str, dict[str, list[int]]]:
-    found: dict[str, dict[str, list[int]]] = json.loads((GOLDEN / "kaldi" / "expected.json").read_text(encoding="utf-8"))
+    found: dict[str, dict[str, list[int]]] = json.loads(
+        (GOLDEN / "kaldi" / "expected.json").read_text(encoding="utf-8")
+    )
     return found
 
 
@@ -155,7 +158,9 @@ def test_phones_without_places_take_their_words_from_a_lexicon_or_a_ctm(folder: 
     )
     sided = manifest.Manifest([dataclasses.replace(u, channel=0) for u in whole])
     import_alignment(sided, tmp_path / "e.arrow", source)
-    assert np.array_equal(Alignment(tmp_path / "e.arrow")[first].word_tier.start_U1, reference[first].word_tier.start_U1)
+    assert np.array_equal(
+        Alignment(tmp_path / "e.arrow")[first].word_tier.start_U1, reference[first].word_tier.start_U1
+    )
 
 
 def test_stress_and_named_silence_are_folded_where_asked(folder: Path, tmp_path: Path) -> None:
@@ -163,7 +168,10 @@ def test_stress_and_named_silence_are_folded_where_asked(folder: Path, tmp_path:
     (folder / "phones.txt").write_text(table)
     config = ImportConfig(stress=False, silence_phones=("QUIET",))
     import_alignment(
-        manifest.read(folder / "manifest.jsonl"), tmp_path / "a.arrow", KaldiSource(folder, config=config), config=config
+        manifest.read(folder / "manifest.jsonl"),
+        tmp_path / "a.arrow",
+        KaldiSource(folder, config=config),
+        config=config,
     )
     found = Alignment(tmp_path / "a.arrow")
     assert {"AH", "QUIET"} <= set(found.inventories[MONOPHONE].symbols)
@@ -197,16 +205,21 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     "empty model": (_cut("final.mdl", lambda d: b""), "acoustic model of Kaldi"),
     "model cut": (_cut("final.mdl", lambda d: d[:900]), "acoustic model of Kaldi"),
     "model of text": (_cut("final.mdl", lambda d: b"hello"), "'hello' where <TransitionModel>"),
-    "tree for model": (_cut("final.mdl", lambda d: (GOLDEN / "kaldi" / "tree").read_bytes()), "acoustic model of Kaldi"),
-    "model for tree": (_cut("tree", lambda d: (GOLDEN / "kaldi" / "final.mdl").read_bytes()), "must be a tree of Kaldi"),
+    "tree for model": (_cut("final.mdl", lambda d: (GOLDEN / "kaldi" / "tree").read_bytes()),
+        "acoustic model of Kaldi"),
+    "model for tree": (_cut("tree", lambda d: (GOLDEN / "kaldi" / "final.mdl").read_bytes()),
+        "must be a tree of Kaldi"),
     "tree cut": (_cut("tree", lambda d: d[:5000]), "must be a tree of Kaldi"),
-    "tree of another model": (_cut("final.mdl", lambda d: (GOLDEN / "kaldi-chain" / "final.mdl").read_bytes()), "belong together"),
-    "tree nested for ever": (_cut("tree", lambda d: b"ContextDependency 1 0 ToPdf " + b"TE 0 1 ( " * 50_000), "nested too deep"),
-    "tree that asks wrongly": (_cut("tree", lambda d: b"ContextDependency 1 0 ToPdf TE 5 1 ( CE 0 ) EndContextDependency "), "place 5"),
+    "tree of another model": (_cut("final.mdl", lambda d: (GOLDEN / "kaldi-chain" / "final.mdl").read_bytes()),
+        "belong together"),
+    "tree nested for ever": (_cut("tree", lambda d: b"ContextDependency 1 0 ToPdf " + b"TE 0 1 ( " * 50_000),
+        "nested too deep"),
+    "tree that asks wrongly": (_cut("tree", lambda d: b"ContextDependency 1 0 ToPdf TE 5 1 ( CE 0 ) EndContextDependency "), "place 5"),  # noqa: E501
     "phones of another model": (_text("phones.txt", "SIL 1\n", ""), "lacks number 1"),
     "phones with three columns": (_text("phones.txt", "SIL 1", "SIL 1 x"), "phones.txt:2"),
     "phones numbered by words": (_text("phones.txt", "SIL 1", "SIL one"), "phones.txt:2"),
-    "subsampling of a word": (lambda f: (f / "frame_subsampling_factor").write_text("many") and None, "number from 1 to 4"),
+    "subsampling of a word": (lambda f: (f / "frame_subsampling_factor").write_text("many") and None,
+        "number from 1 to 4"),
 }  # fmt: skip
 
 
@@ -235,7 +248,8 @@ def test_what_does_not_fit_an_utterance_is_its_reason(folder: Path, tmp_path: Pa
     (folder / "ali.1.gz").unlink()
     lines = [f"{name} {' '.join(map(str, value))}\n" for name, value in changed.items()]
     (folder / "ali.1.ark").write_text("".join(lines))
-    rows = [manifest.Utterance(id=u.id, text=u.text.replace("the", "", 1) if u.id == "utt011" else u.text, duration=u.duration)
+    rows = [manifest.Utterance(id=u.id, text=u.text.replace("the", "", 1) if u.id == "utt011" else u.text,
+        duration=u.duration)
             for u in manifest.read(folder / "manifest.jsonl")]  # fmt: skip
     report = import_alignment(manifest.Manifest(rows), tmp_path / "a.arrow", KaldiSource(folder))
     reasons = [report.failed[name] for name in names[:5]]

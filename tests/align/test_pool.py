@@ -56,7 +56,8 @@ sys.path.insert(0, sys.argv[2])
 from kit.workers import slow_worker
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
-    run_chunks(json.loads((folder / "tasks.json").read_text()), worker=slow_worker, folder=folder / "w", key="k", jobs=2)
+    tasks = json.loads((folder / "tasks.json").read_text())
+    run_chunks(tasks, worker=slow_worker, folder=folder / "w", key="k", jobs=2)
 """
 
 
@@ -64,7 +65,10 @@ def _alive(name: str) -> list[int]:
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            if name in (process / "environ").read_text(errors="replace") and (process / "stat").read_text().split()[2] != "Z":
+            if (
+                name in (process / "environ").read_text(errors="replace")
+                and (process / "stat").read_text().split()[2] != "Z"
+            ):
                 found.append(int(process.name))
         except OSError:
             continue
@@ -92,6 +96,10 @@ def test_killed_it_leaves_no_workers_behind_and_goes_on_where_it_was(tmp_path: P
     subprocess.run(command, env=environment, check=True)
     assert len((tmp_path / "log").read_text().split()) <= 24 + 2 * 3  # at most the chunks in flight were done twice
     results = run_chunks(
-        json.loads((tmp_path / "tasks.json").read_text()), worker=doubling_worker, folder=tmp_path / "w", key="k", jobs=1
+        json.loads((tmp_path / "tasks.json").read_text()),
+        worker=doubling_worker,
+        folder=tmp_path / "w",
+        key="k",
+        jobs=1,
     )
     assert [row["double"] for row in results] == [2 * value for value in range(24)]

@@ -74,12 +74,16 @@ def test_senones_of_text_equal_the_aligned_ones_where_nothing_was_chosen(prepare
 
 
 def test_the_tying_backs_off_as_the_decoder_does(tiny_manifest: Path, tying: StateTying) -> None:
-    """Nonsense words with triphones that the model never saw: the decoder's own states, with its silences in their places."""
+    """Nonsense words with triphones that the model never saw: the decoder's own states, with its silences in their
+    places."""
     rng = np.random.default_rng(5)
-    phones = [phone for phone, filler in zip(tying.definition.phones, tying.definition.filler, strict=True) if not filler]
+    phones = [
+        phone for phone, filler in zip(tying.definition.phones, tying.definition.filler, strict=True) if not filler
+    ]
     aligner = SphinxAligner(SphinxConfig(beam=1e-250, pbeam=1e-250, wbeam=1e-250))
     spoken = {
-        f"w{number}": tuple(rng.choice(phones, size=size).tolist()) for number, size in enumerate((1, 2, 3, 1, 2, 4, 1, 3, 3))
+        f"w{number}": tuple(rng.choice(phones, size=size).tolist())
+        for number, size in enumerate((1, 2, 3, 1, 2, 4, 1, 3, 3))
     }
     for name, pronunciation in spoken.items():
         aligner.decoder.add_word(name, " ".join(pronunciation), True)
@@ -125,7 +129,9 @@ def _broken_corpus(folder: Path, good: Path) -> Manifest:
     return Manifest([keep[0], *broken, keep[1]])
 
 
-def test_what_cannot_be_aligned_is_listed_with_its_reason_and_the_rest_is_kept(tmp_path: Path, tiny_manifest: Path) -> None:
+def test_what_cannot_be_aligned_is_listed_with_its_reason_and_the_rest_is_kept(
+    tmp_path: Path, tiny_manifest: Path
+) -> None:
     whole = _broken_corpus(tmp_path, tiny_manifest)
     report = align_manifest(whole, tmp_path / "a.arrow", config=SphinxConfig(jobs=1))
     assert report.kept == 2
@@ -141,7 +147,10 @@ def test_what_cannot_be_aligned_is_listed_with_its_reason_and_the_rest_is_kept(t
 
 def test_bytes_do_not_depend_on_processes_or_order_of_work(tmp_path: Path, tiny_manifest: Path) -> None:
     whole = Manifest(list(manifest.read(tiny_manifest))[:5])
-    for name, config in {"a": SphinxConfig(jobs=1, chunk_utterances=2), "b": SphinxConfig(jobs=2, chunk_utterances=2)}.items():
+    for name, config in {
+        "a": SphinxConfig(jobs=1, chunk_utterances=2),
+        "b": SphinxConfig(jobs=2, chunk_utterances=2),
+    }.items():
         align_manifest(whole, tmp_path / f"{name}.arrow", config=config)
     assert (tmp_path / "a.arrow").read_bytes() == (tmp_path / "b.arrow").read_bytes()
     backwards = Manifest(reversed(list(whole)))
@@ -195,7 +204,9 @@ def test_settings_that_make_no_sense_are_refused(wrong: dict) -> None:
         SphinxConfig(**wrong)
 
 
-def test_another_model_is_a_folder_with_its_dictionary_and_a_projects_units_follow(tmp_path: Path, prepared: Path) -> None:
+def test_another_model_is_a_folder_with_its_dictionary_and_a_projects_units_follow(
+    tmp_path: Path, prepared: Path
+) -> None:
     two = Manifest(list(manifest.read(prepared / "manifest.jsonl"))[-2:])
     shipped = model_folder() / "en-us"  # the English model as somebody's own: the dictionary lies beside it
     align_manifest(two, tmp_path / "a.arrow", config=SphinxConfig(jobs=1, model=str(shipped)))
@@ -211,7 +222,8 @@ def test_another_model_is_a_folder_with_its_dictionary_and_a_projects_units_foll
 
 
 def test_words_lie_around_their_sound(prepared: Path) -> None:
-    """Silence's model is narrow: a word begins before its sound and ends after it, by as much. Frames of another grid would tilt that."""
+    """Silence's model is narrow: a word begins before its sound and ends after it, by as much. Frames of another grid
+    would tilt that."""
     alignment = Alignment(prepared / "alignment.arrow")
     early_s, late_s = [], []
     for utterance in manifest.read(prepared / "manifest.jsonl"):
@@ -238,4 +250,6 @@ def test_an_utterance_does_not_depend_on_the_one_before(prepared: Path, tmp_path
     alone, aligner = SphinxAligner(config).align(second), SphinxAligner(config)
     aligner.align(noisy)
     found = aligner.align(second)
-    assert {key: found[key] for key in ("word", SENONE, "score")} == {key: alone[key] for key in ("word", SENONE, "score")}
+    assert {key: found[key] for key in ("word", SENONE, "score")} == {
+        key: alone[key] for key in ("word", SENONE, "score")
+    }

@@ -17,14 +17,29 @@ from hkd.manifest import Manifest, Utterance
 from hkd.units.level import MONOPHONE
 
 WORDS = [(0.0, 0.11, ""), (0.11, 0.43, "the"), (0.43, 0.95, "<unk>"), (0.95, 1.02, ""), (1.02, 1.5, "cat's")]
-PHONES = [(0.0, 0.11, ""), (0.11, 0.2, "DH"), (0.2, 0.43, "AH0"), (0.43, 0.95, "spn"), (0.95, 1.02, "sil"), (1.02, 1.2, "K")]
+PHONES = [
+    (0.0, 0.11, ""),
+    (0.11, 0.2, "DH"),
+    (0.2, 0.43, "AH0"),
+    (0.43, 0.95, "spn"),
+    (0.95, 1.02, "sil"),
+    (1.02, 1.2, "K"),
+]
 PHONES += [(1.2, 1.4, "AE1"), (1.4, 1.45, "T"), (1.45, 1.5, "S")]
 END_S = 2.0
 
 
 def mfa_long(tiers: dict[str, list[tuple[float, float, str]]], end_s: float = END_S) -> str:
-    """The long format, letter by letter as MFA 3 writes it: tiers filled with empty intervals to the end of the sound."""
-    lines = ['File type = "ooTextFile"', 'Object class = "TextGrid"', "", "xmin = 0 ", f"xmax = {end_s} ", "tiers? <exists> "]
+    """The long format, letter by letter as MFA 3 writes it: tiers filled with empty intervals to the end of the
+    sound."""
+    lines = [
+        'File type = "ooTextFile"',
+        'Object class = "TextGrid"',
+        "",
+        "xmin = 0 ",
+        f"xmax = {end_s} ",
+        "tiers? <exists> ",
+    ]
     lines += [f"size = {len(tiers)} ", "item []: "]
     for number, (name, rows) in enumerate(tiers.items(), 1):
         rows = rows if rows[-1][1] == end_s else [*rows, (rows[-1][1], end_s, "")]
@@ -94,7 +109,9 @@ labels = st.text(st.characters(blacklist_categories=("Cs", "Cc", "Zs", "Zl", "Zp
 )
 def test_any_tier_survives_the_way_through_praatio(tmp_path_factory: pytest.TempPathFactory, rows, layout: str) -> None:
     edges = np.cumsum([0, *(length for length, _ in rows)]) / 1000
-    intervals = [PraatInterval(float(a), float(b), label) for a, b, (_, label) in zip(edges[:-1], edges[1:], rows, strict=True)]
+    intervals = [
+        PraatInterval(float(a), float(b), label) for a, b, (_, label) in zip(edges[:-1], edges[1:], rows, strict=True)
+    ]
     path = tmp_path_factory.mktemp("tg") / "x.TextGrid"
     grid = praat.Textgrid()
     grid.addTier(praat.IntervalTier("a tier", intervals, 0, float(edges[-1])))
@@ -164,11 +181,17 @@ BROKEN = {
     "infinite": (LONG.replace("xmax = 0.43", "xmax = inf", 1), "inf"),
     "a billion intervals": (LONG.replace("size = 6", "size = 9999999999", 1), "size is 1e"),
     "half an interval": (LONG.replace("size = 6", "size = 5.5", 1), "size is 5.5"),
-    "a tier twice": (mfa_long({"words": WORDS}).replace("size = 1", "size = 2") + LONG.partition("item []:")[2], "stands twice"),
+    "a tier twice": (
+        mfa_long({"words": WORDS}).replace("size = 1", "size = 2") + LONG.partition("item []:")[2],
+        "stands twice",
+    ),
     "only words": (mfa_long({"words": WORDS}), "no tiers `words` and `phones`, but words"),
     "other tiers": (mfa_long({"Mary": WORDS, "John": WORDS}), "but Mary, John"),
     "overlap": (LONG.replace("xmin = 1.2 ", "xmin = 1.1 "), "overlap at 1.10"),
-    "backwards": (LONG.replace("xmax = 1.2 ", "xmax = 0.9 "), "the phone 'K' ends at 0.9 s, before it begins at 1.02 s"),
+    "backwards": (
+        LONG.replace("xmax = 1.2 ", "xmax = 0.9 "),
+        "the phone 'K' ends at 0.9 s, before it begins at 1.02 s",
+    ),
     "no words spoken": (mfa_long({"words": SILENT, "phones": SILENT}), "before the transcript's word 'the'"),
     "another word": (LONG.replace("cat's", "dog"), "'dog' where the transcript has 'cat's'"),
     "a word too few": (LONG.replace("cat's", ""), "'K' at 1.02 s lies in no word"),
@@ -189,7 +212,9 @@ BROKEN = {
 
 
 HARMLESS = {
-    "a silence of no length": LONG.replace("xmin = 1.5 \n            xmax = 2.0 ", "xmin = 2.0 \n            xmax = 2.0 "),
+    "a silence of no length": LONG.replace(
+        "xmin = 1.5 \n            xmax = 2.0 ", "xmin = 2.0 \n            xmax = 2.0 "
+    ),
     "a pause of no length": mfa_long({"words": WORDS, "phones": [*PHONES[:3], (0.43, 0.43, "sp"), *PHONES[3:]]}),
     "a noise of no length": mfa_long({"words": [*WORDS[:3], (0.95, 0.95, "[noise]"), *WORDS[3:]], "phones": PHONES}),
     "noise of floats": LONG.replace("xmax = 0.2 ", "xmax = 0.20000000000000004 ").replace(
@@ -248,7 +273,9 @@ def test_the_rest_is_kept_and_what_was_dropped_is_listed(tmp_path: Path) -> None
     put(tmp_path, LONG)
     put(tmp_path, "hello", "anna/rec2.TextGrid")
     put(tmp_path, LONG, "stranger.TextGrid")
-    two = Manifest([*corpus(), *(Utterance(id=f"utt-{n}", text="x", audio_filepath=f"rec{n}.wav", duration=1.0) for n in (2, 3))])
+    two = Manifest(
+        [*corpus(), *(Utterance(id=f"utt-{n}", text="x", audio_filepath=f"rec{n}.wav", duration=1.0) for n in (2, 3))]
+    )
     report = import_alignment(two, tmp_path / "a.arrow", MfaSource(tmp_path / "tg"))
     assert (report.kept, report.unused, set(report.failed)) == (1, ("stranger.TextGrid",), {"utt-2", "utt-3"})
     assert "not among" in report.failed["utt-3"]

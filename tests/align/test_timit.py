@@ -41,7 +41,11 @@ WRD = """2260 5400 this
 
 def disc(*, upper: bool = True, phn: str = PHN, wrd: str = WRD, speaker: str = "TRAIN/DR1/FCJF0") -> dict[str, bytes]:
     stem = f"TIMIT/{speaker}/SI648"
-    files = {f"{stem}.PHN": phn.encode(), f"{stem}.WRD": wrd.encode(), f"{stem}.TXT": b"0 16160 This suit, Audger: zha.\n"}
+    files = {
+        f"{stem}.PHN": phn.encode(),
+        f"{stem}.WRD": wrd.encode(),
+        f"{stem}.TXT": b"0 16160 This suit, Audger: zha.\n",
+    }
     return files if upper else {name.lower(): data for name, data in files.items()}
 
 

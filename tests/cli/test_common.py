@@ -26,7 +26,9 @@ def test_without_a_terminal_a_line_comes_though_nothing_is_heard(
 @pytest.mark.parametrize("width", [60, 80, 120])
 def test_a_terminal_shows_share_and_times_whatever_its_width(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = io.StringIO()
-    monkeypatch.setattr(common, "console", lambda: Console(file=shown, force_terminal=True, width=width, soft_wrap=True))
+    monkeypatch.setattr(
+        common, "console", lambda: Console(file=shown, force_terminal=True, width=width, soft_wrap=True)
+    )
     facts = {"loss": 7.862, "senone": 5.427, "hard-senone": 5.55, "kd-senone": 2.431, "dev_wer": 93.2}
     with common.progress_bar("train hierarchical") as progress:
         progress(1, 2, **facts)

@@ -28,7 +28,9 @@ def test_settings_are_shown_by_the_name_of_the_command_and_as_the_project_has_th
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "hkd.toml").write_text('[lm.senone]\nunit = "senone"\n[dump.s]\nlm = "lm/senone"\nunit = "senone"\nk = 8\n')
+    (tmp_path / "hkd.toml").write_text(
+        '[lm.senone]\nunit = "senone"\n[dump.s]\nlm = "lm/senone"\nunit = "senone"\nk = 8\n'
+    )
     shown = tomllib.loads(CliRunner().invoke(app, ["config", "show", "lm"]).stdout)
     assert shown["lm"]["senone"]["unit"] == "senone"
     dump = tomllib.loads(CliRunner().invoke(app, ["config", "show", "teacher-dump"]).stdout)["dump"]["s"]

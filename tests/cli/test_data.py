@@ -26,7 +26,11 @@ def hkd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def test_from_a_folder_to_an_aligned_project(hkd, tiny_manifest: Path, tmp_path: Path) -> None:
     code, out, _ = hkd("prepare", str(tiny_manifest), "--json")
     assert code == 0
-    assert {name: row["utterances"] for name, row in json.loads(out)["splits"].items()} == {"train": 6, "dev": 3, "test": 3}
+    assert {name: row["utterances"] for name, row in json.loads(out)["splits"].items()} == {
+        "train": 6,
+        "dev": 3,
+        "test": 3,
+    }
     assert (tmp_path / "hkd.toml").exists()
     assert hkd("prepare", str(tiny_manifest))[0] == 0
     assert hkd("units", "train", "--vocab-size", "60")[0] == 0

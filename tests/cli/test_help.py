@@ -29,7 +29,9 @@ def options() -> str:
     for name, command in commands():
         for parameter in command.params:
             words = (
-                parameter.opts + parameter.secondary_opts if parameter.param_type_name == "option" else [parameter.name.upper()]
+                parameter.opts + parameter.secondary_opts
+                if parameter.param_type_name == "option"
+                else [parameter.name.upper()]
             )
             lines.append(f"{name}: {' '.join(words)}")
     return "\n".join(lines) + "\n"
@@ -45,7 +47,9 @@ def test_every_command_says_what_it_does_with_examples(name: str, command: Any):
 
 
 def test_options_are_the_frozen_ones():
-    assert options() == FROZEN.read_text(), "options changed: say so in CHANGELOG.md and run `python tests/cli/test_help.py`"
+    assert options() == FROZEN.read_text(), (
+        "options changed: say so in CHANGELOG.md and run `python tests/cli/test_help.py`"
+    )
 
 
 TABLES = {  # command → kind of its table, and what that needs
@@ -59,7 +63,9 @@ TABLES = {  # command → kind of its table, and what that needs
 }
 
 
-@pytest.mark.parametrize(("command", "option"), [(command, option) for command, gone in GONE.items() for option in gone])
+@pytest.mark.parametrize(
+    ("command", "option"), [(command, option) for command, gone in GONE.items() for option in gone]
+)
 def test_an_option_that_is_gone_is_refused_in_a_line_that_names_its_setting(command: str, option: str):
     done = CliRunner().invoke(app, [*command.split(), option, "x"])
     [line] = done.stderr.splitlines()

@@ -33,7 +33,17 @@ def run(*arguments: str, code: int = 0) -> str:
 
 def test_info(shards: Path) -> None:
     text = run("info")
-    for word in ("senone", "subword", "tiny", "k = 5", "53 positions", "top-1 hit rate", "perplexity", "entropy", "tail mass"):
+    for word in (
+        "senone",
+        "subword",
+        "tiny",
+        "k = 5",
+        "53 positions",
+        "top-1 hit rate",
+        "perplexity",
+        "entropy",
+        "tail mass",
+    ):
         assert word in text
     facts = json.loads(run("info", "--json"))
     assert facts["subword"]["positions"] == 53
@@ -77,7 +87,8 @@ def test_convert_split_merge_compare_export(shards: Path) -> None:
     Path("ids").write_text("utt-0002\nutt-0004\n")
     run("split", "shards/subword", "a", "--ids", "ids")
     assert json.loads(run("info", "a", "--json"))["a"]["utterances"] == 2
-    for number, data in enumerate((b"\xef\xbb\xbfutt-0002\r\nutt-0004\r\n", b"utt-0002 \n\nutt-0004")):  # of other systems
+    # of other systems
+    for number, data in enumerate((b"\xef\xbb\xbfutt-0002\r\nutt-0004\r\n", b"utt-0002 \n\nutt-0004")):
         Path("ids").write_bytes(data)
         run("split", "shards/subword", f"a{number}", "--ids", "ids")
         assert json.loads(run("info", f"a{number}", "--json"))[f"a{number}"]["utterances"] == 2
@@ -103,9 +114,19 @@ def test_convert_split_merge_compare_export(shards: Path) -> None:
 
 def test_every_command_has_help_with_examples() -> None:
     commands = [command.callback.__name__ for command in app.registered_commands if command.callback is not None]
-    assert {"average", "info", "show", "verify", "convert", "compare", "merge", "split", "export", "push", "pull"} <= set(
-        commands
-    )
+    assert {
+        "average",
+        "info",
+        "show",
+        "verify",
+        "convert",
+        "compare",
+        "merge",
+        "split",
+        "export",
+        "push",
+        "pull",
+    } <= set(commands)
     for command in app.registered_commands:
         assert command.callback is not None
         assert "Examples:" in (command.callback.__doc__ or "")

@@ -17,7 +17,18 @@ from hkd.units.level import SUBWORD
 from hkd.units.sequences import Units, train_units
 from hkd.units.text import text_digest, words
 
-SMALL = ["--steps", "3", "--set", "neural=true", "--set", "sizes.width=8", "--set", "batch_sentences=4", "--set", "held_out=0.2"]
+SMALL = [
+    "--steps",
+    "3",
+    "--set",
+    "neural=true",
+    "--set",
+    "sizes.width=8",
+    "--set",
+    "batch_sentences=4",
+    "--set",
+    "held_out=0.2",
+]
 
 
 @pytest.fixture
@@ -35,7 +46,9 @@ def test_train_then_score(folder):
     trained = run.invoke(app, ["train", "--unit", "subword", "--text", "text.txt", *SMALL], catch_exceptions=False)
     assert trained.exit_code == 0
     assert "2-gram" in trained.stdout  # from hkd.toml
-    assert json.loads((folder / "lm" / "subword" / "config.json").read_text())["identity"]["config"]["loop"]["seed"] == 7
+    assert (
+        json.loads((folder / "lm" / "subword" / "config.json").read_text())["identity"]["config"]["loop"]["seed"] == 7
+    )
     scored = run.invoke(app, ["score", "subword"], catch_exceptions=False)
     assert scored.stdout == trained.stdout
     value = json.loads(run.invoke(app, ["score", "lm/subword", "--json"], catch_exceptions=False).stdout)
@@ -55,7 +68,9 @@ def test_the_ngram_is_told_before_the_neural_lm_is_trained(folder, caplog):
     told = [record.getMessage() for record in caplog.records if record.name.startswith("hkd.labelling.lm")]
     report = json.loads((folder / "lm" / "subword" / "report.json").read_text())
     perplexity = report["figures"]["text"]["ngram"]["perplexity"]
-    assert told[0].startswith(f"the n-gram has perplexity {perplexity:.2f} on the text; the neural LM, which is trained next")
+    assert told[0].startswith(
+        f"the n-gram has perplexity {perplexity:.2f} on the text; the neural LM, which is trained next"
+    )
 
 
 def test_what_is_missing_is_said(folder):
@@ -86,7 +101,9 @@ def test_halves_of_a_text_are_each_labelled_by_the_lm_of_the_other(folder):
 def test_whose_lm_has_read_a_sentence_does_not_hang_on_its_id(folder):
     """The halves are of text; speech with the same words is labelled by the LM that has not read them."""
     lines = tiny_sentences(24, seed=4)
-    (folder / "text.jsonl").write_text("\n".join(json.dumps({"id": f"t{n}", "text": line}) for n, line in enumerate(lines)))
+    (folder / "text.jsonl").write_text(
+        "\n".join(json.dumps({"id": f"t{n}", "text": line}) for n, line in enumerate(lines))
+    )
     options = ["--manifest", "text.jsonl", "--transcripts", "cross-fit", "--name", "halves", *SMALL]
     CliRunner().invoke(app, ["train", "--unit", "subword", *options], catch_exceptions=False)
     speech = [json.dumps({"id": f"s{n}", "text": line.upper()}) for n, line in enumerate(lines)]
@@ -104,7 +121,9 @@ def test_whose_lm_has_read_a_sentence_does_not_hang_on_its_id(folder):
 def test_an_lm_does_not_label_text_that_it_has_learnt_from(folder, caplog):
     lines = tiny_sentences(40, seed=5)
     (folder / "read.txt").write_text("\n".join(lines))
-    (folder / "read.jsonl").write_text("\n".join(json.dumps({"id": f"t{n}", "text": line}) for n, line in enumerate(lines)))
+    (folder / "read.jsonl").write_text(
+        "\n".join(json.dumps({"id": f"t{n}", "text": line}) for n, line in enumerate(lines))
+    )
     CliRunner().invoke(app, ["train", "--unit", "subword", "--text", "read.txt", *SMALL], catch_exceptions=False)
     units = Units(folder / "units")
     teacher = load_unit_lm(folder / "lm" / "subword")

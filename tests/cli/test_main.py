@@ -79,7 +79,9 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(*words: object, cwd: Path | None = None, **environment: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=cwd, env={**os.environ, **environment})
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=120, cwd=cwd, env={**os.environ, **environment}
+    )
 
 
 @pytest.mark.parametrize(
@@ -119,7 +121,11 @@ def test_a_threads_fault_is_one_line(planted: Path):
 
 @pytest.mark.parametrize(
     ("command", "code", "says"),
-    [("leave", 7, ""), ("no-memory", 1, "hkd: the memory ran out."), ("no-disk", 1, "hkd: No space left on device: some/file.")],
+    [
+        ("leave", 7, ""),
+        ("no-memory", 1, "hkd: the memory ran out."),
+        ("no-disk", 1, "hkd: No space left on device: some/file."),
+    ],
 )
 def test_other_ends_keep_their_codes_and_sentences(planted: Path, command: str, code: int, says: str):
     done = run(planted, command)
@@ -146,7 +152,9 @@ def test_a_reader_that_has_gone_and_a_full_disk(prepared: Path):
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(command, cwd=prepared, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (1, "hkd: No space left on device.\n")
-    closed = subprocess.run(["sh", "-c", '"$@" >&-', "sh", *command], cwd=prepared, capture_output=True, text=True, timeout=120)
+    closed = subprocess.run(
+        ["sh", "-c", '"$@" >&-', "sh", *command], cwd=prepared, capture_output=True, text=True, timeout=120
+    )
     assert (closed.returncode, closed.stderr) == (0, "")
 
 

@@ -1,4 +1,5 @@
-"""`hkd run` never removes what it did not write under the same settings, and sees what changed in the files that it reads."""
+"""`hkd run` never removes what it did not write under the same settings, and sees what changed in the files that it
+reads."""
 
 import json
 import shutil
@@ -31,7 +32,9 @@ def run(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    found = {str(path.relative_to(folder)): path.read_bytes() for path in (folder / "work").rglob("*") if path.is_file()}
+    found = {
+        str(path.relative_to(folder)): path.read_bytes() for path in (folder / "work").rglob("*") if path.is_file()
+    }
     return {name: data for name, data in found.items() if name != "work/stages/contents.json"}
 
 
@@ -74,7 +77,8 @@ def louder(folder: Path) -> None:
 
 
 CHANGES = {
-    "settings of units": (edit("pipe.toml", "vocab_size = 60", "vocab_size = 50"), "stage units", "vocab_size: 60, now 50"),
+    "settings of units": (edit("pipe.toml", "vocab_size = 60", "vocab_size = 50"), "stage units",
+        "vocab_size: 60, now 50"),
     "a default written out": (edit("pipe.toml", "order = 2", "order = 3"), "stage words", "order: 2, now 3"),
     "text": (edit("said.txt", "please", "do please"), "said.txt", "stage prepare"),
     "split": (edit("speech/manifest.jsonl", '"train"', '"test"'), "manifest.jsonl", "stage prepare"),
@@ -82,7 +86,8 @@ CHANGES = {
     "recording": (louder, "audio of manifest.jsonl", "stage align"),
     "manifest of the folder": (edit("work/manifest.jsonl", '"train"', '"test"'), "manifest.jsonl", "stage align"),
     "text of the folder": (edit("work/text/said.txt", "please", "do please"), "text/*.txt*", "stage words"),
-    "store's settings": (edit("pipe.toml", 'unit = "monophone"', 'unit = "monophone"\nk = 5'), "stage dump-monophone", "k: not given, now 5"),
+    "store's settings": (edit("pipe.toml", 'unit = "monophone"', 'unit = "monophone"\nk = 5'), "stage dump-monophone",
+        "k: not given, now 5"),
 }  # fmt: skip
 
 

@@ -40,7 +40,9 @@ def test_the_recorded_command_does_not_say_who_did_the_work() -> None:
 def start(folder: Path, *options: str) -> "subprocess.Popen[str]":
     words = [sys.executable, "-m", *DUMP.split(), *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(words, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        words, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 @pytest.mark.slow

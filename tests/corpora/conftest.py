@@ -1,4 +1,5 @@
-"""A loopback server with range requests, small archives of the true layout, and cards with their checksums and counts."""
+"""A loopback server with range requests, small archives of the true layout, and cards with their checksums and
+counts."""
 
 import functools
 import hashlib
@@ -66,7 +67,8 @@ def server(tmp_path: Path) -> Iterator[tuple[str, Path, type[RangeHandler]]]:
 
 @pytest.fixture
 def publish(server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """publish(NAME, {archive: bytes}, parts={...}): the real card of a corpus with the checksums and counts of small archives, and their URL."""
+    """publish(NAME, {archive: bytes}, parts={...}): the real card of a corpus with the checksums and counts of small
+    archives, and their URL."""
     url, served, _ = server
     monkeypatch.setattr(cards, "CARDS", tmp_path / "cards")
 

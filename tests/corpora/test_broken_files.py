@@ -14,7 +14,9 @@ from kit.broken import WAV, only_line, rate, row
 from kit.files import sound, tar_of, write_files
 
 
-def member(name: str, data: bytes = b"", *, kind: bytes = tarfile.REGTYPE, link: str = "", claims: int | None = None) -> bytes:
+def member(
+    name: str, data: bytes = b"", *, kind: bytes = tarfile.REGTYPE, link: str = "", claims: int | None = None
+) -> bytes:
     """A tar archive with one member; `claims`: the size that its header tells of."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w:gz") as tar:
@@ -54,7 +56,9 @@ ARCHIVES: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("name", ARCHIVES)
-def test_archives_that_are_broken_or_evil(hkd, publish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_archives_that_are_broken_or_evil(
+    hkd, publish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     monkeypatch.setattr(cards, "FREE_BYTES", 1 << 20)  # 64 MiB by default: a bomb of that size would make the test slow
     data, says = ARCHIVES[name]
     url = publish("yesno", {"waves_yesno.tar.gz": data}, whole={"utterances": 5})
@@ -64,8 +68,12 @@ def test_archives_that_are_broken_or_evil(hkd, publish, tmp_path: Path, monkeypa
     assert code == 1
     assert {path.name for path in tmp_path.iterdir()} - before <= {"cache"}
     if "unpack" in says:
-        assert [path.name for path in (tmp_path / "cache" / "yesno").iterdir()] == ["waves_yesno.tar.gz"], "whole or not at all"
-    assert not [path for path in tmp_path.rglob("*") if path.is_symlink() or path.name in ("out", "secret") or path.is_fifo()]
+        assert [path.name for path in (tmp_path / "cache" / "yesno").iterdir()] == ["waves_yesno.tar.gz"], (
+            "whole or not at all"
+        )
+    assert not [
+        path for path in tmp_path.rglob("*") if path.is_symlink() or path.name in ("out", "secret") or path.is_fifo()
+    ]
 
 
 def test_servers_that_have_something_else_or_nothing(hkd, publish, server, tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""Broken data of Kaldi, NeMo, lhotse and Hugging Face, through the command line: one clear line and exit code 2, or, where harmless, accepted."""
+"""Broken data of Kaldi, NeMo, lhotse and Hugging Face, through the command line: one clear line and exit code 2, or,
+where harmless, accepted."""
 
 import gzip
 import json
@@ -15,14 +16,22 @@ KALDI = {"in/wav.scp": b"r1 a.wav\nr2 a.wav\n", "in/text": b"r1 A\nr2 B\n", "in/
 def kaldi_cases() -> Iterator[Case]:
     segments = {"text": "u A\n", "segments": "u r1 0 0.5\n"}
     broken: tuple[tuple[str, dict[str, str], str], ...] = (
-        ("a pipe", {"wav.scp": "r1 sph2pipe a.sph |\nr2 a.wav\n"}, "wav.scp: 1 entries are commands, where only paths are read"),
+        (
+            "a pipe",
+            {"wav.scp": "r1 sph2pipe a.sph |\nr2 a.wav\n"},
+            "wav.scp: 1 entries are commands, where only paths are read",
+        ),
         ("an archive", {"wav.scp": "r1 wav.ark:17\nr2 a.wav\n"}, "wav.scp: 1 entries lie in archives"),
         ("no path", {"wav.scp": "r1\nr2 a.wav\n"}, "wav.scp:1: 'r1' must have a path"),
         ("no such path", {"wav.scp": "r1 none.wav\nr2 a.wav\n"}, "text:1: audio file"),
         ("a duplicate", {"text": "r1 A\nr1 B\n"}, "text:2: 'r1' must stand once, but stands at line 1 too"),
         ("text without audio", {"text": "r1 A\nr9 B\n"}, "text: 1 utterances have no audio: line 2: r9"),
         ("nothing", {"text": ""}, "in must list utterances"),
-        ("an unknown speaker", {"utt2spk": "r1 s\n"}, "utt2spk: every utterance must have a speaker, but 'r2' has none"),
+        (
+            "an unknown speaker",
+            {"utt2spk": "r1 s\n"},
+            "utt2spk: every utterance must have a speaker, but 'r2' has none",
+        ),
         (
             "a length that is a word",
             {"reco2dur": "r1 long\n"},
@@ -39,11 +48,23 @@ def kaldi_cases() -> Iterator[Case]:
             "segments:1: a segment must be UTTERANCE RECORDING START END",
         ),
         ("a segment of words", {**segments, "segments": "u r1 now then\n"}, "segments:1: a segment must be UTTERANCE"),
-        ("a segment backwards", {**segments, "segments": "u r1 0.5 0.2\n"}, "segments:1: a segment must start at 0 s or later"),
-        ("a segment before 0", {**segments, "segments": "u r1 -0.5 0.2\n"}, "segments:1: a segment must start at 0 s or later"),
+        (
+            "a segment backwards",
+            {**segments, "segments": "u r1 0.5 0.2\n"},
+            "segments:1: a segment must start at 0 s or later",
+        ),
+        (
+            "a segment before 0",
+            {**segments, "segments": "u r1 -0.5 0.2\n"},
+            "segments:1: a segment must start at 0 s or later",
+        ),
         ("a segment of no length", {**segments, "segments": "u r1 0.5 0.5\n"}, "segments:1: a segment must start"),
         ("a NaN segment", {**segments, "segments": "u r1 nan 0.5\n"}, "segments:1: a segment must start"),
-        ("a segment beyond the end", {**segments, "segments": "u r1 0.5 2\n"}, "text:1: utterance 'u' must lie within its audio"),
+        (
+            "a segment beyond the end",
+            {**segments, "segments": "u r1 0.5 2\n"},
+            "text:1: utterance 'u' must lie within its audio",
+        ),
         (
             "a segment of nothing",
             {**segments, "segments": "u r9 0 1\n"},
@@ -74,16 +95,25 @@ def kaldi_cases() -> Iterator[Case]:
         says=("in/utt2spk: Is a directory",),
     )
     yield Case(
-        name="kaldi: none", arguments=("prepare", "in", "--from", "kaldi"), folders=("in",), says=("must be a Kaldi data folder",)
+        name="kaldi: none",
+        arguments=("prepare", "in", "--from", "kaldi"),
+        folders=("in",),
+        says=("must be a Kaldi data folder",),
     )
     three = {f"in/{name}.wav": WAV for name in "abc"} | {
         "in/wav.scp": b"r1\ta.wav\r\nr2 b.wav\r\nr3  c.wav\r\n",
         "in/text": b"\xef\xbb\xbfr1\tA\r\nr2 B\r\n\r\nr3\r\n",
     }
-    yield Case(name="kaldi: CRLF, tabs, a mark, no words", arguments=arguments, files=three, kept=3, warns="have no words")
+    yield Case(
+        name="kaldi: CRLF, tabs, a mark, no words", arguments=arguments, files=three, kept=3, warns="have no words"
+    )
     overlapping = {**KALDI, "in/text": b"u A\nv B\nw C\n", "in/segments": b"u r1 0 0.5\nv r1 0.4 0.9\nw r2 0.2 -1\n"}
     yield Case(
-        name="kaldi: overlapping segments, one to the end", arguments=arguments, files=overlapping, kept=3, warns="overlap others"
+        name="kaldi: overlapping segments, one to the end",
+        arguments=arguments,
+        files=overlapping,
+        kept=3,
+        warns="overlap others",
     )
 
 
@@ -97,7 +127,11 @@ def nemo_cases() -> Iterator[Case]:
         ("NaN", '{"audio_filepath": "a.wav", "text": "x", "duration": NaN}', "n.json:1: numbers must be finite"),
         ("negative", '{"audio_filepath": "a.wav", "text": "x", "duration": -2}', "n.json:1: duration"),
         ("text a list", '{"audio_filepath": "a.wav", "text": ["x"]}', "n.json:1: field 'text' must be a string"),
-        ("beyond the end", '{"audio_filepath": "a.wav", "text": "x", "duration": 2}', "n.json:1: utterance 'a' must lie within"),
+        (
+            "beyond the end",
+            '{"audio_filepath": "a.wav", "text": "x", "duration": 2}',
+            "n.json:1: utterance 'a' must lie within",
+        ),
         (
             "duplicates",
             '{"audio_filepath": "a.wav", "text": "x"}\n{"audio_filepath": "a.wav", "text": "y"}',
@@ -145,7 +179,11 @@ def lhotse_cases() -> Iterator[Case]:
         ),
         ("recordings alone", [RECORDING], "there is no text"),
         ("no text", [RECORDING, {**SUPERVISION, "text": None}], "all.jsonl:2: supervision 'u' must have a text"),
-        ("a command", [source(type="command", source="rm -rf x"), SUPERVISION], "must be a file, but is a command ('rm -rf x')"),
+        (
+            "a command",
+            [source(type="command", source="rm -rf x"), SUPERVISION],
+            "must be a file, but is a command ('rm -rf x')",
+        ),
         ("a URL", [source(type="url", source="http://x/a.wav"), SUPERVISION], "must be a file, but is a url"),
         ("a file that is missing", [source(source="none.wav"), SUPERVISION], "none.wav: No such file"),
         (
@@ -163,11 +201,19 @@ def lhotse_cases() -> Iterator[Case]:
             [RECORDING, {**SUPERVISION, "start": -1}],
             "all.jsonl:2: offset of utterance 'u' must be finite and not negative",
         ),
-        ("beyond the end", [RECORDING, {**SUPERVISION, "duration": 5}], "all.jsonl:2: utterance 'u' must lie within its audio"),
+        (
+            "beyond the end",
+            [RECORDING, {**SUPERVISION, "duration": 5}],
+            "all.jsonl:2: utterance 'u' must lie within its audio",
+        ),
         ("a start that is a word", [RECORDING, {**SUPERVISION, "start": "now"}], "all.jsonl:2: "),
         ("a duplicate", [RECORDING, SUPERVISION, SUPERVISION], "all.jsonl:3: id must be unique, but 'u' stands at"),
         ("a supervision beyond its cut", [{**CUT, "duration": 0.25}], "must lie within its cut"),
-        ("a cut without a recording", [{key: CUT[key] for key in CUT if key != "recording"}], "must have one recording"),
+        (
+            "a cut without a recording",
+            [{key: CUT[key] for key in CUT if key != "recording"}],
+            "must have one recording",
+        ),
         ("features", [{"type": "fbank", "num_features": 80}], "all.jsonl:1: "),
         ("a cut of another kind", [{**CUT, "type": "Kut"}], "all.jsonl:1: must be an item of lhotse's"),
     ):
@@ -178,7 +224,10 @@ def lhotse_cases() -> Iterator[Case]:
         )  # fmt: skip
     arguments = ("prepare", "c.jsonl.gz", "--folder", "p")
     yield Case(
-        name="lhotse: no gzip", arguments=arguments, files={"c.jsonl.gz": b"{}"}, says=("c.jsonl.gz:1: ", "cannot be unpacked")
+        name="lhotse: no gzip",
+        arguments=arguments,
+        files={"c.jsonl.gz": b"{}"},
+        says=("c.jsonl.gz:1: ", "cannot be unpacked"),
     )
     yield Case(
         name="lhotse: gzip cut off",
@@ -193,7 +242,10 @@ def lhotse_cases() -> Iterator[Case]:
         says=("c.jsonl.gz:1: ",),
     )
     yield Case(
-        name="lhotse: empty", arguments=arguments, files={"c.jsonl.gz": gzip.compress(b"")}, says=("must list utterances",)
+        name="lhotse: empty",
+        arguments=arguments,
+        files={"c.jsonl.gz": gzip.compress(b"")},
+        says=("must list utterances",),
     )
     yield Case(
         name="lhotse: nothing in the folder",

@@ -1,4 +1,5 @@
-"""Broken manifests, tables, folders and arguments, through the command line: one clear line and exit code 2, or, where harmless, accepted."""
+"""Broken manifests, tables, folders and arguments, through the command line: one clear line and exit code 2, or, where
+harmless, accepted."""
 
 import gzip
 from collections.abc import Callable, Iterator
@@ -56,13 +57,31 @@ def own_cases() -> Iterator[Case]:
     for name, data in audio.items():
         yield own(f"audio is {name}", row(audio_filepath="b.wav"), "m.jsonl:2: ", "b.wav", files={"b.wav": data})
     yield own("audio is a folder", row(audio_filepath="b"), "m.jsonl:2: ", "audio file", folders=("b",))
-    yield own("audio is a loop of links", row(audio_filepath="b.wav"), "m.jsonl:2: ", "symbolic links", links={"b.wav": "b.wav"})
+    yield own(
+        "audio is a loop of links",
+        row(audio_filepath="b.wav"),
+        "m.jsonl:2: ",
+        "symbolic links",
+        links={"b.wav": "b.wav"},
+    )
     yield own("only one has a split", row(split=None), "1 of 2 have none")
     start = ("prepare", "m.jsonl", "--folder", "p")
     yield Case(name="own: empty", arguments=start, files={"m.jsonl": b""}, says=("m.jsonl must list utterances",))
-    yield Case(name="own: UTF-16", arguments=start, files={"m.jsonl": GOOD.encode("utf-16")}, says=("m.jsonl:1: ", "UTF-16"))
-    yield Case(name="own: a folder", arguments=(*start, "--from", "hkd"), folders=("m.jsonl",), says=("m.jsonl: Is a directory",))
-    yield Case(name="own: a loop of links", arguments=(*start, "--from", "hkd"), links={"m.jsonl": "m.jsonl"}, says=("m.jsonl",))
+    yield Case(
+        name="own: UTF-16", arguments=start, files={"m.jsonl": GOOD.encode("utf-16")}, says=("m.jsonl:1: ", "UTF-16")
+    )
+    yield Case(
+        name="own: a folder",
+        arguments=(*start, "--from", "hkd"),
+        folders=("m.jsonl",),
+        says=("m.jsonl: Is a directory",),
+    )
+    yield Case(
+        name="own: a loop of links",
+        arguments=(*start, "--from", "hkd"),
+        links={"m.jsonl": "m.jsonl"},
+        says=("m.jsonl",),
+    )
     yield Case(
         name="own: gzip cut off",
         arguments=("prepare", "m.jsonl.gz"),
@@ -116,7 +135,7 @@ def tsv_cases() -> Iterator[Case]:
         )
     yield Case(
         name="tsv: CRLF, a mark, quotes", arguments=("prepare", "t.tsv", "--folder", "p"), kept=3,
-        files={"a.wav": WAV, "t.tsv": f'\ufeff{head}\r\na.wav\t"x\t0\ta\r\n\r\na.wav\ty\t0.5\tb\r\na.wav\tz\t0.7\tc\r\n'.encode()}, warns="overlap others",
+        files={"a.wav": WAV, "t.tsv": f'\ufeff{head}\r\na.wav\t"x\t0\ta\r\n\r\na.wav\ty\t0.5\tb\r\na.wav\tz\t0.7\tc\r\n'.encode()}, warns="overlap others",  # noqa: E501
     )  # fmt: skip
 
 
@@ -130,7 +149,9 @@ def folder_cases() -> Iterator[Case]:
             **more,
         )
 
-    yield Case(name="folder: nothing in it", arguments=("prepare", "in"), folders=("in",), says=("in must hold audio files",))
+    yield Case(
+        name="folder: nothing in it", arguments=("prepare", "in"), folders=("in",), says=("in must hold audio files",)
+    )
     yield case("no text", {"a.wav": WAV, "b.wav": WAV, "b.txt": b"x"}, "1 audio files have no .txt beside them: a.wav")
     yield case("text in UTF-16", {"a.wav": WAV, "a.txt": "x".encode("utf-16")}, "a.txt:1: ", "UTF-16")
     yield case("text in Latin-1", {"a.wav": WAV, "a.txt": b"one\ntw\xf6"}, "a.txt:2: ", "UTF-8")
@@ -149,7 +170,9 @@ def folder_cases() -> Iterator[Case]:
         arguments=("prepare", "in", "--from", "folder"),
         says=("in must be a folder of audio", "not there"),
     )
-    yield Case(name="folder: neither name nor path", arguments=("prepare", "./in"), says=("must be a known name or a path",))
+    yield Case(
+        name="folder: neither name nor path", arguments=("prepare", "./in"), says=("must be a known name or a path",)
+    )
 
 
 def argument_cases() -> Iterator[Case]:
@@ -172,11 +195,27 @@ def argument_cases() -> Iterator[Case]:
         ("a corpus that is large", ("prepare", "librispeech"), "or --download (about 60 GB)"),
         ("text for a manifest", ("prepare", "fortunes", "--from", "folder"), "fortunes must be a folder"),
         ("a column without a name", ("prepare", "in", "--column", "text"), "--column must be WHAT=NAME, but is 'text'"),
-        ("a column of a folder without tables", ("prepare", "timit", "--column", "text=x"), "--column must go with a table"),
-        ("a speaker's pattern that is none", ("prepare", "in", "--speaker", "("), "--speaker must be a regular expression"),
-        ("a speaker's pattern that finds nothing", ("prepare", "in", "--speaker", "^x_"), "finds nothing in 1 of 1, 'a' first"),
+        (
+            "a column of a folder without tables",
+            ("prepare", "timit", "--column", "text=x"),
+            "--column must go with a table",
+        ),
+        (
+            "a speaker's pattern that is none",
+            ("prepare", "in", "--speaker", "("),
+            "--speaker must be a regular expression",
+        ),
+        (
+            "a speaker's pattern that finds nothing",
+            ("prepare", "in", "--speaker", "^x_"),
+            "finds nothing in 1 of 1, 'a' first",
+        ),
         ("several of NeMo's shards", ("prepare", "tar/m__OP_0..7_CL_.json"), "tarred NeMo data cannot be read"),
-        ("export to nowhere", ("manifest", "export", "out", "--to", "espnet", "--manifest", "m.jsonl"), "--to must be one of"),
+        (
+            "export to nowhere",
+            ("manifest", "export", "out", "--to", "espnet", "--manifest", "m.jsonl"),
+            "--to must be one of",
+        ),
         (
             "export without audio",
             ("manifest", "export", "out", "--to", "nemo", "--manifest", "m.jsonl"),

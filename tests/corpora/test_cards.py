@@ -76,7 +76,9 @@ def test_parts_that_are_not_there_count_where_all_are_wanted() -> None:
     whole = Card(name="x", kind="speech", title="", language="en", source="", licence="", parts=parts)
     assert differences(whole, one) == ["part b has 0 utterances instead of 1"]
     assert differences(replace(whole, some_parts=True), one) == []
-    assert differences(replace(whole, parts={}, whole=Expected(utterances=2)), one) == ["corpus x has 1 utterances instead of 2"]
+    assert differences(replace(whole, parts={}, whole=Expected(utterances=2)), one) == [
+        "corpus x has 1 utterances instead of 2"
+    ]
 
 
 DATA = os.urandom(300_000)
@@ -96,7 +98,9 @@ def test_a_download_goes_on_where_it_broke(server, tmp_path: Path) -> None:
         assert not (tmp_path / "x.bin").exists()
     seen: list[tuple[float, float]] = []
     handler.limit_bytes = None
-    cards.download(f"{url}/x.bin", tmp_path / "x.bin", archive(), progress=lambda done, total, **_: seen.append((done, total)))
+    cards.download(
+        f"{url}/x.bin", tmp_path / "x.bin", archive(), progress=lambda done, total, **_: seen.append((done, total))
+    )
     assert (tmp_path / "x.bin").read_bytes() == DATA
     assert handler.asked == ["/x.bin", "/x.bin bytes=100000-", "/x.bin bytes=200000-"]
     assert seen[-1] == (len(DATA), len(DATA))
@@ -133,7 +137,7 @@ case "$*" in
   *download*) for o in "$@"; do case "$o" in Dir::State::Lists=*) [ -e "${{o#*=}}/have" ] && {make} && exit 0;; esac; done
               echo "E: Unable to locate package" >&2; exit 100;;
 esac
-"""
+"""  # noqa: E501
 
 
 def fake_apt(folder: Path, monkeypatch: pytest.MonkeyPatch, make: str) -> Path:

@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 import soundfile
 
-from hkd.corpora.collect import Options, Report, channel_of, collect, find_audio, sort_files, split_named, walk, write_sound
+from hkd.corpora.collect import (
+    Options,
+    Report,
+    channel_of,
+    collect,
+    find_audio,
+    sort_files,
+    split_named,
+    walk,
+    write_sound,
+)
 from hkd.errors import UserError
 from hkd.manifest import Utterance
 from kit.files import sound, write_files
@@ -27,8 +37,15 @@ def test_durations_are_filled_in_and_spans_held_against_the_audio(tmp_path: Path
     assert len(collect([row("a", audio, duration=1.04)], "x", Options())) == 1, (
         "what is off by less than 50 ms is the rounding of somebody's table"
     )
-    for fields in ({"offset": 1.0}, {"offset": 0.6, "duration": 0.5}, {"duration": 1.2}, {"offset": 0.2, "duration": 0.0}):
-        with pytest.raises(UserError, match=r"x: 1 of the utterances have audio that cannot be used: x:1: utterance 'a' must"):
+    for fields in (
+        {"offset": 1.0},
+        {"offset": 0.6, "duration": 0.5},
+        {"duration": 1.2},
+        {"offset": 0.2, "duration": 0.0},
+    ):
+        with pytest.raises(
+            UserError, match=r"x: 1 of the utterances have audio that cannot be used: x:1: utterance 'a' must"
+        ):
             collect([row("a", audio, **fields)], "x", Options())
 
 
@@ -52,7 +69,11 @@ def test_overlaps_and_silence_are_said_but_allowed(tmp_path: Path, caplog: pytes
         collect([row("a", audio, duration=0.5), row("b", audio, offset=0.46, duration=0.5)], "x", Options())
         assert caplog.messages == []
         collect(
-            [row("a", audio, duration=0.5, text=" "), row("b", audio, offset=0.4, duration=0.5), row("c", audio, duration=0.1)],
+            [
+                row("a", audio, duration=0.5, text=" "),
+                row("b", audio, offset=0.4, duration=0.5),
+                row("c", audio, duration=0.1),
+            ],
             "x",
             Options(),
         )
@@ -110,7 +131,12 @@ def test_the_walk_follows_links_reads_a_folder_once_and_leaves_hidden_files_out(
     ):
         (root / name).symlink_to(target)
     report = Report()
-    assert [str(path.relative_to(root)) for path in walk(root, report)] == ["anna/1.wav", "ben/1.wav", "ben/deep/2.wav", "gone"]
+    assert [str(path.relative_to(root)) for path in walk(root, report)] == [
+        "anna/1.wav",
+        "ben/1.wav",
+        "ben/deep/2.wav",
+        "gone",
+    ]
     assert sorted(report.left_out["hidden files or folders"]) == [
         ".DS_Store", ".ipynb_checkpoints/", "__MACOSX/", "anna/._1.wav", "anna/Thumbs.db",
     ]  # fmt: skip
@@ -138,7 +164,8 @@ def test_what_libsndfile_reads_and_what_it_does_not(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "i.opus", np.zeros(1600), 16_000, format="OGG", subtype="OPUS")
     soundfile.write(tmp_path / "j.gsm", np.zeros(1600), 8000, format="WAV")  # WAV under another ending
     write_files(
-        tmp_path, dict.fromkeys(("k.m4a", "l.WebM", "m.wma", "n.mp4", "o.amr", "p.raw", "q.txt", "r.json", "s"), b"\x00" * 99)
+        tmp_path,
+        dict.fromkeys(("k.m4a", "l.WebM", "m.wma", "n.mp4", "o.amr", "p.raw", "q.txt", "r.json", "s"), b"\x00" * 99),
     )
     readable, other = sort_files(walk(tmp_path, Report()))
     assert [path.name for path in readable] == [*formats, "i.opus", "j.gsm"]
@@ -149,7 +176,9 @@ def test_all_names_go_to_a_file_and_those_who_say_so_go_on(tmp_path: Path) -> No
     audio = write_files(tmp_path, {"a.wav": sound(1.0)}) / "a.wav"
     rows = [row("a", audio, 0), *(row(str(n), tmp_path / f"none{n}.wav", n) for n in range(1, 8))]
     report = Report(path=tmp_path / "left-out.tsv")
-    with pytest.raises(UserError, match=r"7 of .*and 4 more\. .*left-out\.tsv lists all; --skip-bad goes on without them\."):
+    with pytest.raises(
+        UserError, match=r"7 of .*and 4 more\. .*left-out\.tsv lists all; --skip-bad goes on without them\."
+    ):
         collect(rows, "x", Options(report=report))
     report.write()
     lines = (tmp_path / "left-out.tsv").read_text().splitlines()
@@ -169,7 +198,13 @@ def test_channels_are_held_against_the_file(tmp_path: Path, caplog: pytest.LogCa
     files = write_files(tmp_path, {"mono.wav": sound(1.0), "call.flac": sound(1.0, channels=2, format="FLAC")})
     mono, call = files / "mono.wav", files / "call.flac"
     report = Report()
-    rows = [row("a", mono, channel=0), row("b", call, channel=1), row("c", call), row("d", mono), row("e", mono, channel=1)]
+    rows = [
+        row("a", mono, channel=0),
+        row("b", call, channel=1),
+        row("c", call),
+        row("d", mono),
+        row("e", mono, channel=1),
+    ]
     whole = collect(rows, "x", Options(report=report, told={"e"}))
     assert [u.channel for u in whole] == [None, 1, None, None, None]
     assert list(report.notes.values()) == [["call.flac"]]
@@ -184,7 +219,8 @@ def test_channels_are_held_against_the_file(tmp_path: Path, caplog: pytest.LogCa
 
 
 @pytest.mark.parametrize(
-    ("value", "first", "channel"), [("A", 0, 0), ("b", 1, 1), ("0", 0, 0), (1, 0, 1), ("1", 1, 0), ("2", 1, 1), (" B ", 1, 1)]
+    ("value", "first", "channel"),
+    [("A", 0, 0), ("b", 1, 1), ("0", 0, 0), (1, 0, 1), ("1", 1, 0), ("2", 1, 1), (" B ", 1, 1)],
 )
 def test_channels_as_tables_write_them(value: object, first: int, channel: int) -> None:
     assert channel_of(value, first=first) == channel

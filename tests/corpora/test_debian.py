@@ -13,8 +13,8 @@ from hkd.errors import HkdError
 
 def test_the_list_of_prompts(tmp_path: Path) -> None:
     text = (
-        "; Core Asterisk Sounds in English\n\nactivated: Activated.\nbeep: [this is a simple beep tone]\nletters/at: at [@]\n"
-        "confbridge-join: <beep ascending>\nsilence/1: (1 second of silence)\ndict: press * or  # now\nvm: Bye.  (simple tone)\n"
+        "; Core Asterisk Sounds in English\n\nactivated: Activated.\nbeep: [this is a simple beep tone]\nletters/at: at [@]\n"  # noqa: E501
+        "confbridge-join: <beep ascending>\nsilence/1: (1 second of silence)\ndict: press * or  # now\nvm: Bye.  (simple tone)\n"  # noqa: E501
         'q: "x: y"\n'
     )
     with gzip.open(tmp_path / "p.gz", "wt") as file:
@@ -81,7 +81,8 @@ def test_cookies_become_sentences() -> None:
     assert paragraphs[1:] == ["A poem goes on over two lines.", "Second paragraph here.", "1 + 1 = 3"]
     found = [sentence for paragraph in paragraphs for sentence in sentences(paragraph)]
     assert found == [
-        "It is a fact.", 'Nobody knows "why.', "Dr No did it!", "A poem goes on over two lines.", "Second paragraph here.",
+        "It is a fact.", 'Nobody knows "why.', "Dr No did it!", "A poem goes on over two lines.",
+        "Second paragraph here.",
     ]  # fmt: skip
 
 

@@ -22,7 +22,8 @@ from kit.files import sound, write_files
 def whole(tmp_path: Path) -> Manifest:
     """Three splits; two utterances are cut from one recording."""
     audio = write_files(
-        tmp_path / "audio", {"r1.wav": sound(2.0), "r2.flac": sound(0.5, format="FLAC"), "r3.wav": sound(0.7, rate_hz=8000)}
+        tmp_path / "audio",
+        {"r1.wav": sound(2.0), "r2.flac": sound(0.5, format="FLAC"), "r3.wav": sound(0.7, rate_hz=8000)},
     )
     rows = (
         ("u2", "r1.wav", 0.25, 0.5, "train"),
@@ -32,7 +33,8 @@ def whole(tmp_path: Path) -> Manifest:
     )
     return Manifest(
         Utterance(
-            id=name, text=f"said in {name}", audio_filepath=str(audio / file), offset=offset, duration=duration, speaker=f"s{name[0]}",
+            id=name, text=f"said in {name}", audio_filepath=str(audio / file), offset=offset, duration=duration,
+            speaker=f"s{name[0]}",
             extra=MappingProxyType({"split": split, "language": "en"}),
         )
         for name, file, offset, duration, split in rows
@@ -51,7 +53,13 @@ def test_what_is_exported_is_read_back(whole: Manifest, tmp_path: Path, to: str)
     assert all(path.is_file() for path in written)
     back = read_corpus(str(tmp_path / "one"), options=Options(audio_to=tmp_path / "out"))
     for u, v in zip(by_id(back), by_id(whole), strict=True):
-        assert (u.id, u.text, u.speaker, u.split, u.audio_filepath) == (v.id, v.text, v.speaker, v.split, v.audio_filepath)
+        assert (u.id, u.text, u.speaker, u.split, u.audio_filepath) == (
+            v.id,
+            v.text,
+            v.speaker,
+            v.split,
+            v.audio_filepath,
+        )
         assert (u.offset, u.duration) == pytest.approx((v.offset, v.duration), abs=1e-9)
     assert back.digest == whole.digest
     again = export(whole, to, tmp_path / "two")
@@ -94,7 +102,13 @@ def test_kaldi_folders_are_those_that_others_read(whole: Manifest, tmp_path: Pat
     """lhotse's importer of Kaldi folders stands in for Kaldi, which no package index has."""
     kaldi = pytest.importorskip("lhotse.kaldi")
     export(whole, "kaldi", tmp_path / "k")
-    assert {path.name for path in (tmp_path / "k" / "dev").iterdir()} == {"wav.scp", "text", "utt2spk", "spk2utt", "reco2dur"}
+    assert {path.name for path in (tmp_path / "k" / "dev").iterdir()} == {
+        "wav.scp",
+        "text",
+        "utt2spk",
+        "spk2utt",
+        "reco2dur",
+    }
     for table in (tmp_path / "k").rglob("*"):
         if table.is_file():
             keys = [line.split()[0] for line in table.read_text().splitlines()]
@@ -116,7 +130,9 @@ def test_channels_go_out_and_come_back(tmp_path: Path, to: str) -> None:
     rows = (("a", 0, 0.0), ("b", 1, 0.25), ("c", None, 0.5))
     if to == "kaldi":  # there every segment has a channel, or the recording has one
         rows = rows[:2]
-    whole = Manifest(Utterance(id=i, text=i, audio_filepath=audio, channel=c, offset=o, duration=0.5) for i, c, o in rows)
+    whole = Manifest(
+        Utterance(id=i, text=i, audio_filepath=audio, channel=c, offset=o, duration=0.5) for i, c, o in rows
+    )
     export(whole, to, tmp_path / "out")
     back = read_corpus(str(tmp_path / "out"), options=Options(audio_to=tmp_path / "x"))
     assert {u.id: (u.channel, u.audio_filepath, u.offset) for u in back} == {i: (c, audio, o) for i, c, o in rows}

@@ -58,7 +58,9 @@ def test_what_is_missing_is_counted_and_listed(tmp_path: Path) -> None:
 def test_tsv(tmp_path: Path) -> None:
     sound(tmp_path / "clips" / "1.wav")
     path = tmp_path / "x.tsv"
-    path.write_bytes(b'\xef\xbb\xbfclient_id\tpath\tsentence\tsplit\toffset\r\nanna\tclips/1.wav\tSay "it"\tdev\t0.05\r\n\r\n')
+    path.write_bytes(
+        b'\xef\xbb\xbfclient_id\tpath\tsentence\tsplit\toffset\r\nanna\tclips/1.wav\tSay "it"\tdev\t0.05\r\n\r\n'
+    )
     (only,) = read_folder(path)
     assert (only.id, only.text, only.speaker, only.split, only.offset) == ("clips/1", 'Say "it"', "anna", "dev", 0.05)
     assert only.duration == pytest.approx(0.15)
@@ -149,7 +151,8 @@ def test_what_a_folder_holds_beside_utterances_is_counted(tmp_path: Path) -> Non
     for name in ("b.m4a", "README.txt", "c.webm", "._a.wav", "._a.txt"):
         (tmp_path / name).write_bytes(b"\0")
     with pytest.raises(
-        UserError, match=r"1 recordings have an ending that libsndfile cannot read .*ffmpeg -i NAME\.m4a NAME\.flac\): b\.m4a\."
+        UserError,
+        match=r"1 recordings have an ending that libsndfile cannot read .*ffmpeg -i NAME\.m4a NAME\.flac\): b\.m4a\.",
     ):
         read_folder(tmp_path)
     options = Options(report=Report(skip_bad=True))
@@ -227,7 +230,9 @@ def test_columns_of_other_names_and_channels(tmp_path: Path) -> None:
     (tmp_path / "t.tsv").write_text(
         "clip\tsaid\tnormalized_text\tchannel\tid\tonset_ms\na.wav\tHi!\thi\tB\tx\t5\na.wav\tYo!\tyo\t0\ty\t6\n"
     )
-    with pytest.raises(UserError, match=r"must name a column 'audio', but has clip, said.* Say which: --column audio=NAME"):
+    with pytest.raises(
+        UserError, match=r"must name a column 'audio', but has clip, said.* Say which: --column audio=NAME"
+    ):
         read_folder(tmp_path / "t.tsv")
     options = Options(columns={"audio": "clip", "text": "SAID"})
     whole = read_folder(tmp_path / "t.tsv", options)

@@ -29,7 +29,10 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 
 
 def made(num: int = 3, *, first: int = 0, **columns: list[object]):
-    rows = [{"audio": {"bytes": sound(0.1 * (1 + n)), "path": "x.wav"}, "sentence": f"Number  {first + n}."} for n in range(num)]
+    rows = [
+        {"audio": {"bytes": sound(0.1 * (1 + n)), "path": "x.wav"}, "sentence": f"Number  {first + n}."}
+        for n in range(num)
+    ]
     whole = datasets.Dataset.from_list(rows).cast_column("audio", datasets.Audio(decode=False))
     for name, values in columns.items():
         whole = whole.add_column(name, values)
@@ -69,7 +72,10 @@ def test_one_split_called_train_is_no_split(tmp_path: Path) -> None:
         assert facts(whole) == [("train-0000000", "Number 0.", None, None)]
         assert dict(whole[0].extra) == {"emotion": "calm"}
     made(1).to_parquet(str(tmp_path / "p" / "data" / "test-00000-of-00001.parquet"))
-    assert [u.split for u in read_corpus(str(tmp_path / "p"), options=Options(audio_to=tmp_path / "out"))] == ["train", "test"]
+    assert [u.split for u in read_corpus(str(tmp_path / "p"), options=Options(audio_to=tmp_path / "out"))] == [
+        "train",
+        "test",
+    ]
 
 
 def test_a_folder_of_audio_with_metadata(tmp_path: Path) -> None:
@@ -109,9 +115,14 @@ def test_what_is_missing_is_named(tmp_path: Path, columns: dict[str, object], sa
         read_corpus(str(tmp_path / "set"), options=Options(audio_to=tmp_path / "out"))
 
 
-@pytest.mark.parametrize(("bytes_", "says"), [(None, "must have audio, but has none"), (b"no sound", "its bytes are none")])
+@pytest.mark.parametrize(
+    ("bytes_", "says"), [(None, "must have audio, but has none"), (b"no sound", "its bytes are none")]
+)
 def test_rows_without_sound_are_named(tmp_path: Path, bytes_: bytes | None, says: str) -> None:
-    rows = [{"audio": {"bytes": sound(), "path": "x.wav"}, "text": "x"}, {"audio": {"bytes": bytes_, "path": None}, "text": "y"}]
+    rows = [
+        {"audio": {"bytes": sound(), "path": "x.wav"}, "text": "x"},
+        {"audio": {"bytes": bytes_, "path": None}, "text": "y"},
+    ]
     datasets.Dataset.from_list(rows).save_to_disk(
         str(tmp_path / "set")
     )  # a plain struct of bytes and path, as parquet without metadata has
@@ -139,7 +150,9 @@ def test_ids_that_repeat_give_way_to_numbers(tmp_path: Path) -> None:
     options = Options(audio_to=tmp_path / "out")
     whole = read_corpus(str(tmp_path / "set"), options=options)
     assert [u.id for u in whole] == ["train-0000000", "train-0000001", "train-0000002", "validation-0000000"]
-    assert [(kind[:26], names) for kind, names in options.report.notes.items()] == [("ids of the data set repeat", ["1", "2"])]
+    assert [(kind[:26], names) for kind, names in options.report.notes.items()] == [
+        ("ids of the data set repeat", ["1", "2"])
+    ]
     made(2, id=[7, 9]).save_to_disk(str(tmp_path / "other"))
     assert [u.id for u in read_corpus(str(tmp_path / "other"), options=options)] == ["7", "9"]
 
@@ -173,7 +186,9 @@ def test_columns_of_text(tmp_path: Path, columns: dict[str, str], given: dict[st
         (([7.0, 9.0], None), [(0.0, 0.1), (0.0, 0.2)], True),
     ],
 )
-def test_columns_of_times(tmp_path: Path, times: tuple[list, list | None], span: list[tuple[float, float]], said: bool) -> None:
+def test_columns_of_times(
+    tmp_path: Path, times: tuple[list, list | None], span: list[tuple[float, float]], said: bool
+) -> None:
     columns = {name: values for name, values in zip(("start_time", "end_time"), times, strict=True) if values}
     made(2, **columns).save_to_disk(str(tmp_path / "set"))
     options = Options(audio_to=tmp_path / "out")
@@ -192,7 +207,9 @@ def test_rows_without_text_and_channels_of_another_kind(tmp_path: Path) -> None:
     datasets.Dataset.from_list(call).save_to_disk(str(tmp_path / "calls"))
     assert [u.channel for u in read_corpus(str(tmp_path / "calls"), options=options)] == [0, 1]
     made(2, channel=[0, 1]).save_to_disk(str(tmp_path / "sides"))
-    assert [u.channel for u in read_corpus(str(tmp_path / "sides"), options=options)] == [None, None], "each side has its file"
+    assert [u.channel for u in read_corpus(str(tmp_path / "sides"), options=options)] == [None, None], (
+        "each side has its file"
+    )
 
 
 def test_rows_that_cannot_be_used_are_left_out_where_that_is_asked_for(tmp_path: Path) -> None:

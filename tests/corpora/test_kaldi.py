@@ -67,7 +67,8 @@ TIMES = (("A-0", "0.0 1.5"), ("A-1", "1.5 3.0"), ("B-0", "0.2 1.6"), ("B-1", "2.
         (lambda name, time: f"{name} call {time} {name[0]}", {}),
         (lambda name, time: f"{name} call-{name[0]} {time}", {"A": "A", "B": "B"}),
         (lambda name, time: f"{name} call-{name[0]} {time}", {"A": "1", "B": "2"}),
-        (lambda name, time: f"{name} call-{name[0]} {time} {int(name[0] == 'B')}", {"A": "B", "B": "A"}),  # segments are nearer
+        # segments are nearer
+        (lambda name, time: f"{name} call-{name[0]} {time} {int(name[0] == 'B')}", {"A": "B", "B": "A"}),
     ],
 )
 def test_the_channel_that_is_asked_for_is_read(tmp_path: Path, segment, side: dict[str, str]) -> None:
@@ -119,7 +120,10 @@ def test_what_has_no_text_is_counted(tmp_path: Path) -> None:
     assert options.report.left_out == {"recordings (wav.scp) without a line in text": ["r2"]}
     options = Options()
     read_kaldi(data(tmp_path / "b", segments="u1 r1 0 0.5\nu2 r1 0.5 1\n", text="u2 A\n", utt2spk=""), options)
-    assert options.report.left_out == {"segments without a line in text": ["u1"], "recordings (wav.scp) without segments": ["r2"]}
+    assert options.report.left_out == {
+        "segments without a line in text": ["u1"],
+        "recordings (wav.scp) without segments": ["r2"],
+    }
     options = Options(report=Report(skip_bad=True))
     folder = data(tmp_path / "c", text="r1 A\nr2 B\nr9 C\n", wav_scp="r1 audio/r1.wav\nr2 sox x |\n")
     assert [u.id for u in read_kaldi(folder, options)] == ["r1"]

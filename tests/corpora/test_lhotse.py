@@ -25,7 +25,8 @@ def read_lhotse(path: Path, options: Options | None = None) -> Manifest:
 
 @pytest.fixture
 def sets(tmp_path: Path):
-    """(recordings, supervisions): two recordings of one second, the first with two supervisions; the second has two channels."""
+    """(recordings, supervisions): two recordings of one second, the first with two supervisions; the second has two
+    channels."""
     audio = write_files(tmp_path / "audio", {"r1.wav": sound(1.0), "r2.wav": sound(1.0, channels=2)})
     recordings = lhotse.RecordingSet.from_recordings(lhotse.Recording.from_file(audio / f"r{n}.wav") for n in (1, 2))
     rows = [("u1", "r1", 0.0, 0.4, 0), ("u2", "r1", 0.5, 0.5, 0), ("u3", "r2", 0.25, 0.5, 1)]
@@ -62,7 +63,8 @@ def test_recordings_with_supervisions(sets, tmp_path: Path) -> None:
     assert {u.split for u in whole} == {"train"}
     assert dict(whole.by_id("u1").extra) == {"snr": 3.5, "recording": "r1", "language": "English", "split": "train"}
     assert (
-        facts(read_lhotse(tmp_path / "m" / "c_supervisions_train.jsonl.gz", options=Options(audio_to=tmp_path / "out"))) == WANTED
+        facts(read_lhotse(tmp_path / "m" / "c_supervisions_train.jsonl.gz", options=Options(audio_to=tmp_path / "out")))
+        == WANTED
     )
     second = read_audio(whole.by_id("u3"))
     assert abs(second).max() == pytest.approx(0.2, rel=0.02), "channel 1 is twice as loud as channel 0"
@@ -180,7 +182,12 @@ def segment(name: str, recording: str, channel: int | list[int], start: float = 
 
 
 def test_the_channel_that_is_asked_for_is_read(call, tmp_path: Path) -> None:
-    many = [segment("A", call.id, [0]), segment("B", call.id, [1]), segment("b", call.id, 1), segment("AB", call.id, [0, 1])]
+    many = [
+        segment("A", call.id, [0]),
+        segment("B", call.id, [1]),
+        segment("b", call.id, 1),
+        segment("AB", call.id, [0, 1]),
+    ]
     cuts = [
         lhotse.MultiCut("multi", 0, 4, [0, 1], recording=call, supervisions=many),
         lhotse.MonoCut("mono", 0, 4, 1, recording=call, supervisions=[segment("B2", call.id, 0)]),
@@ -198,7 +205,9 @@ def test_channels_in_files_of_their_own(call, tmp_path: Path) -> None:
     for name, hz in (("a", 300), ("b", 1500)):
         soundfile.write(tmp_path / f"{name}.flac", 0.3 * np.sin(2 * np.pi * hz * np.arange(32_000) / 8000), 8000)
     row = call.to_dict()
-    row["sources"] = [{"type": "file", "channels": [n], "source": str(tmp_path / f"{name}.flac")} for n, name in enumerate("ab")]
+    row["sources"] = [
+        {"type": "file", "channels": [n], "source": str(tmp_path / f"{name}.flac")} for n, name in enumerate("ab")
+    ]
     lhotse.RecordingSet.from_recordings([lhotse.Recording.from_dict(row)]).to_file(tmp_path / "recordings.jsonl")
     sides = [segment("A", call.id, 0), segment("B", call.id, [1])]
     lhotse.SupervisionSet.from_segments(sides).to_file(tmp_path / "supervisions.jsonl")
@@ -218,7 +227,9 @@ def test_channels_in_shar(call, tmp_path: Path) -> None:
     lhotse.CutSet.from_cuts([cut]).to_shar(tmp_path / "shar", fields={"recording": "flac"}, shard_size=1)
     whole = read_lhotse(tmp_path / "shar", Options(audio_to=tmp_path / "out"))
     assert [round(pitch_hz(u)) for u in whole] == [300, 1500]
-    assert len(list((tmp_path / "out").iterdir())) == 1, "a recording is written once, not once for each of its utterances"
+    assert len(list((tmp_path / "out").iterdir())) == 1, (
+        "a recording is written once, not once for each of its utterances"
+    )
     gc.collect()
 
 
@@ -238,7 +249,9 @@ def test_what_has_no_text_is_counted(sets, tmp_path: Path) -> None:
     cuts.to_file(tmp_path / "cuts.jsonl.gz")
     options = Options()
     assert len(read_lhotse(tmp_path / "cuts.jsonl.gz", options)) == 2
-    assert [(kind, len(names)) for kind, names in options.report.left_out.items()] == [("cuts without a supervision", 1)]
+    assert [(kind, len(names)) for kind, names in options.report.left_out.items()] == [
+        ("cuts without a supervision", 1)
+    ]
     (tmp_path / "m").mkdir()
     recordings.to_file(tmp_path / "m" / "recordings.jsonl")
     supervisions.filter(lambda s: s.recording_id == "r1").to_file(tmp_path / "m" / "supervisions.jsonl")

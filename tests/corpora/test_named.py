@@ -32,7 +32,9 @@ def an4(train_speakers: int = 10) -> dict[str, bytes]:
 
 
 def test_an4_has_splits(publish, tmp_path: Path) -> None:
-    url = publish("an4", {"an4_sphere.tar.gz": tar_of(an4())}, parts={"train": {"utterances": 10}, "test": {"utterances": 2}})
+    url = publish(
+        "an4", {"an4_sphere.tar.gz": tar_of(an4())}, parts={"train": {"utterances": 10}, "test": {"utterances": 2}}
+    )
     whole = corpora.prepare("an4", tmp_path / "p", corpora.Options(cache=tmp_path / "c", base_url=url))
     assert {name: len(whole.split(name)) for name in ("train", "dev", "test")} == {"train": 9, "dev": 1, "test": 2}
     one = whole.by_id("an0-train0-b")
@@ -46,7 +48,10 @@ def test_an4_in_a_folder_and_what_is_wrong_in_it(publish, tmp_path: Path) -> Non
     root = write_files(tmp_path / "data", an4())
     assert len(corpora.prepare("an4", tmp_path / "p", corpora.Options(root=root))) == 12
     transcription = root / "an4" / "etc" / "an4_test.transcription"
-    for line, says in (("no id here", r"transcription:1: a line must be TEXT \(ID\)"), ("A (an9-x-b)", "an4_test.fileids too")):
+    for line, says in (
+        ("no id here", r"transcription:1: a line must be TEXT \(ID\)"),
+        ("A (an9-x-b)", "an4_test.fileids too"),
+    ):
         transcription.write_text(line)
         with pytest.raises(UserError, match=says):
             corpora.prepare("an4", tmp_path / "q", corpora.Options(root=root))
@@ -54,7 +59,7 @@ def test_an4_in_a_folder_and_what_is_wrong_in_it(publish, tmp_path: Path) -> Non
         corpora.prepare("an4", tmp_path / "q", corpora.Options(root=tmp_path / "p"))
 
 
-HEADER = "client_id\tpath\tsentence_id\tsentence\tsentence_domain\tup_votes\tdown_votes\tage\tgender\taccents\tvariant\tlocale\tsegment"
+HEADER = "client_id\tpath\tsentence_id\tsentence\tsentence_domain\tup_votes\tdown_votes\tage\tgender\taccents\tvariant\tlocale\tsegment"  # noqa: E501
 
 
 def release(language: str, *, ending: str = ".mp3") -> dict[str, bytes]:
@@ -96,7 +101,9 @@ def small_librispeech(publish, make_librispeech) -> str:
         f"{part}.tar.gz": make_librispeech(part, n, first=f)
         for part, n, f in (("train-clean-5", 3, 100), ("dev-clean-2", 4, 200))
     }
-    return publish("mini_librispeech", archives, parts={"train-clean-5": {"utterances": 6}, "dev-clean-2": {"utterances": 8}})
+    return publish(
+        "mini_librispeech", archives, parts={"train-clean-5": {"utterances": 6}, "dev-clean-2": {"utterances": 8}}
+    )
 
 
 def test_from_nothing_to_a_manifest_with_splits(small_librispeech: str, tmp_path: Path) -> None:
@@ -138,7 +145,9 @@ LIBRISPEECH_PARTS = ("train-clean-100", "dev-clean", "dev-other", "test-clean", 
 @pytest.fixture
 def large_librispeech(publish, make_librispeech) -> tuple[str, dict[str, bytes]]:
     """A server with five of LibriSpeech's seven archives."""
-    archives = {f"{part}.tar.gz": make_librispeech(part, 1, first=100 * n) for n, part in enumerate(LIBRISPEECH_PARTS, 1)}
+    archives = {
+        f"{part}.tar.gz": make_librispeech(part, 1, first=100 * n) for n, part in enumerate(LIBRISPEECH_PARTS, 1)
+    }
     return publish("librispeech", archives, parts={part: {"utterances": 2} for part in LIBRISPEECH_PARTS}), archives
 
 
@@ -149,7 +158,9 @@ def test_large_corpora_are_fetched_when_told_to_and_by_parts(large_librispeech, 
     ):
         corpora.prepare("librispeech", tmp_path / "p", corpora.Options(cache=tmp_path / "c", base_url=url))
     whole = corpora.prepare(
-        "librispeech", tmp_path / "p", corpora.Options(cache=tmp_path / "c", base_url=url, download=True, parts=LIBRISPEECH_PARTS)
+        "librispeech",
+        tmp_path / "p",
+        corpora.Options(cache=tmp_path / "c", base_url=url, download=True, parts=LIBRISPEECH_PARTS),
     )
     assert {u.split for u in whole} == {"train", "dev", "dev-other", "test", "test-other"}
     assert {u.extra["part"] for u in whole.split("test")} == {"test-clean"}
@@ -160,7 +171,9 @@ def test_large_corpora_are_fetched_when_told_to_and_by_parts(large_librispeech, 
     with pytest.raises(UserError, match=r"part of librispeech must be one of train-clean-100, .* but is 'dev' instead"):
         corpora.prepare("librispeech", tmp_path / "r", corpora.Options(cache=tmp_path / "c", parts=("dev",)))
     with pytest.raises(HkdError, match=r"train-clean-360\.tar\.gz could not be fetched \(404 Not Found\)"):
-        corpora.prepare("librispeech", tmp_path / "r", corpora.Options(cache=tmp_path / "c", base_url=url, download=True))
+        corpora.prepare(
+            "librispeech", tmp_path / "r", corpora.Options(cache=tmp_path / "c", base_url=url, download=True)
+        )
 
 
 def test_a_root_may_hold_folders_or_archives(large_librispeech, tmp_path: Path) -> None:
@@ -178,7 +191,8 @@ def test_a_root_may_hold_folders_or_archives(large_librispeech, tmp_path: Path) 
     packed.mkdir()
     (packed / "test-other.tar.gz").write_bytes(archives["test-other.tar.gz"])
     assert {
-        u.split for u in corpora.prepare("librispeech", tmp_path / "q", corpora.Options(cache=tmp_path / "d", root=packed))
+        u.split
+        for u in corpora.prepare("librispeech", tmp_path / "q", corpora.Options(cache=tmp_path / "d", root=packed))
     } == {"test-other"}
     (packed / "dev-other.tar.gz").write_bytes(b"something else")
     with pytest.raises(HkdError, match="sha256"):
@@ -198,7 +212,9 @@ def ljspeech(num: int = 10) -> dict[str, bytes]:
 def test_ljspeech_has_splits(publish, tmp_path: Path) -> None:
     archive = {"LJSpeech-1.1.tar.bz2": tar_of(ljspeech(), packed="bz2")}
     url = publish("ljspeech", archive, whole={"utterances": 10, "hours": 10 * 0.2 / 3600})
-    whole = corpora.prepare("ljspeech", tmp_path / "p", corpora.Options(cache=tmp_path / "c", base_url=url, download=True))
+    whole = corpora.prepare(
+        "ljspeech", tmp_path / "p", corpora.Options(cache=tmp_path / "c", base_url=url, download=True)
+    )
     assert whole.by_id("LJ001-0003").text == 'Chapter number 3, "see page 3"'
     assert {u.split for u in whole} == {"train", "dev", "test"}
 
@@ -241,12 +257,20 @@ def test_speechocean762_has_splits(publish, tmp_path: Path) -> None:
 def test_speechocean762_as_one_kaldi_folder(publish, tmp_path: Path) -> None:
     publish("speechocean762", {}, parts={"train": {"utterances": 10}, "test": {"utterances": 10}})
     files = {name.split("/", 1)[1].removeprefix("train/"): data for name, data in speechocean().items()}
-    whole = corpora.prepare("speechocean762", tmp_path / "p", corpora.Options(root=write_files(tmp_path / "copy", files)))
+    whole = corpora.prepare(
+        "speechocean762", tmp_path / "p", corpora.Options(root=write_files(tmp_path / "copy", files))
+    )
     assert {u.split for u in whole} == {"train", "dev"}
     assert {u.extra["part"] for u in whole} == {"train"}
 
 
-TIMIT_SPEAKERS = {"TRAIN/DR1/FCJF0": 1, "TRAIN/DR8/MTCS0": 1, "TEST/DR1/FAKS0": 1, "TEST/DR2/MWEW0": 1, "TEST/DR7/MDLR1": 0}
+TIMIT_SPEAKERS = {
+    "TRAIN/DR1/FCJF0": 1,
+    "TRAIN/DR8/MTCS0": 1,
+    "TEST/DR1/FAKS0": 1,
+    "TEST/DR2/MWEW0": 1,
+    "TEST/DR7/MDLR1": 0,
+}
 
 
 def timit(*, upper: bool = True) -> dict[str, bytes]:
@@ -283,7 +307,8 @@ def test_timit_in_either_case(publish, tmp_path: Path, upper: bool, below: str) 
     (next(root.rglob("*[0-9].[Ww][Aa][Vv]")).parent / "SI9.WAV.wav").write_bytes(b"a copy as RIFF is left alone")
     whole = corpora.prepare("timit", tmp_path / "p", corpora.Options(root=root))
     assert [(u.id, u.split, u.speaker) for u in sorted(whole, key=lambda u: u.id)] == [
-        ("FAKS0-SI648", "dev", "FAKS0"), ("FCJF0-SI648", "train", "FCJF0"), ("MTCS0-SI648", "train", "MTCS0"), ("MWEW0-SI648", "test", "MWEW0"),
+        ("FAKS0-SI648", "dev", "FAKS0"), ("FCJF0-SI648", "train", "FCJF0"), ("MTCS0-SI648", "train", "MTCS0"),
+        ("MWEW0-SI648", "test", "MWEW0"),
     ]  # fmt: skip
     assert whole[0].text == "A sailboat may have a bone in her teeth one minute."
     assert check_audio(whole) == {}
@@ -292,7 +317,8 @@ def test_timit_in_either_case(publish, tmp_path: Path, upper: bool, below: str) 
 def test_what_timit_lacks(publish, tmp_path: Path) -> None:
     publish("timit", {})
     with pytest.raises(
-        UserError, match=r"without a form or a licence: get it from https://catalog\.ldc\.upenn\.edu/LDC93S1 and give --root DIR"
+        UserError,
+        match=r"without a form or a licence: get it from https://catalog\.ldc\.upenn\.edu/LDC93S1 and give --root DIR",
     ):
         corpora.prepare("timit", tmp_path / "p", corpora.Options(cache=tmp_path / "c", download=True))
     root = write_files(tmp_path / "ldc", timit())
@@ -341,7 +367,11 @@ def test_a_corpus_from_outside_is_one_entry(tmp_path: Path, monkeypatch: pytest.
         for part in card.parts:
             rows = []
             for path in sorted((options.root / part).glob("*.wav")):
-                fields = {"text": f"number {path.stem}", "audio_filepath": str(path), "speaker": f"s{int(path.stem) % 4}"}
+                fields = {
+                    "text": f"number {path.stem}",
+                    "audio_filepath": str(path),
+                    "speaker": f"s{int(path.stem) % 4}",
+                }
                 rows.append((str(path), Utterance(id=f"{part}{path.stem}", **fields, extra={"part": part})))
             yield part, options.root / part, rows
 

@@ -98,7 +98,9 @@ def test_tarred_data_in_all_its_forms(tmp_path: Path) -> None:
     write_files(tmp_path / "a", {"m.json": jsonl({**row, "shard_id": 0})})
     write_files(tmp_path / "b", {"m.json": jsonl(row), "audio_0.tar": tar_of({"speaker-1.wav": sound()}, packed="")})
     for folder in "ab":
-        with pytest.raises(UserError, match=r"m\.json:1: tarred NeMo data cannot be read\. Give the manifest of the sound files"):
+        with pytest.raises(
+            UserError, match=r"m\.json:1: tarred NeMo data cannot be read\. Give the manifest of the sound files"
+        ):
             read_nemo(tmp_path / folder / "m.json")
     for name in ("sharded/manifest__OP_0..3_CL_.json", "tar/audio_{0..7}.tar"):
         with pytest.raises(UserError, match="tarred NeMo data cannot be read"):
@@ -110,7 +112,8 @@ def test_tarred_data_in_all_its_forms(tmp_path: Path) -> None:
 def test_hidden_manifests_and_another_text(tmp_path: Path) -> None:
     row = {"audio_filepath": "a.wav", "text": "x", "text_pc": "X."}
     write_files(
-        tmp_path, {"a.wav": sound(), "m.json": jsonl(row), "._m.json": b"\0\5\26", ".ipynb_checkpoints/m.json": jsonl(row)}
+        tmp_path,
+        {"a.wav": sound(), "m.json": jsonl(row), "._m.json": b"\0\5\26", ".ipynb_checkpoints/m.json": jsonl(row)},
     )
     options = Options(columns={"text": "text_pc"})
     (only,) = read_nemo(tmp_path, options)

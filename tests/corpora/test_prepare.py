@@ -16,7 +16,8 @@ from kit.files import sound, write_files
 
 def utterances(num: int, *, speakers: int = 0, texts: int = 1000) -> Manifest:
     return Manifest(
-        Utterance(id=str(n), text=f"Text {n % texts}!", speaker=f"s{n % speakers}" if speakers else None) for n in range(num)
+        Utterance(id=str(n), text=f"Text {n % texts}!", speaker=f"s{n % speakers}" if speakers else None)
+        for n in range(num)
     )
 
 
@@ -89,7 +90,8 @@ def test_unknown_names(tmp_path: Path, name: str, says: str) -> None:
 
 def test_all_known_corpora_are_listed() -> None:
     assert {card.name for card in corpora.known_corpora()} == {
-        "an4", "asterisk", "common_voice", "fortunes", "librispeech", "ljspeech", "mini_librispeech", "speechocean762", "timit", "yesno",
+        "an4", "asterisk", "common_voice", "fortunes", "librispeech", "ljspeech", "mini_librispeech", "speechocean762",
+        "timit", "yesno",
     }  # fmt: skip
 
 
@@ -133,7 +135,8 @@ def test_preparing_again_takes_what_has_changed_and_says_so(tmp_path: Path) -> N
     source = write_files(
         tmp_path / "data",
         {
-            "talk.wav": sound(10.0, channels=2), "wav.scp": b"talk talk.wav\n", "text": b"t-0 one\nt-1 two\nt-2 three\n",
+            "talk.wav": sound(10.0, channels=2), "wav.scp": b"talk talk.wav\n",
+            "text": b"t-0 one\nt-1 two\nt-2 three\n",
             "segments": b"t-0 talk 0 2\nt-1 talk 2 4\nt-2 talk 4 6\n",
         },
     )  # fmt: skip
@@ -150,7 +153,12 @@ def test_preparing_again_takes_what_has_changed_and_says_so(tmp_path: Path) -> N
             "offset of 1 utterances was another",
             (0.5, 1.5, None, None),
         ),
-        ("segments", "t-0 talk 0.5 2 1\nt-1 talk 2 4 0\nt-2 talk 4 6 0\n", "channel of 3 utterances", (0.5, 1.5, 1, None)),
+        (
+            "segments",
+            "t-0 talk 0.5 2 1\nt-1 talk 2 4 0\nt-2 talk 4 6 0\n",
+            "channel of 3 utterances",
+            (0.5, 1.5, 1, None),
+        ),
         ("utt2spk", "t-0 anna\nt-1 ben\nt-2 carl\n", "speaker of 3 utterances", (0.5, 1.5, 1, "anna")),
     ]
     for name, table, says, facts in changes:
@@ -219,5 +227,7 @@ def test_speakers_out_of_ids(tmp_path: Path, pattern: str) -> None:
         write_files(tmp_path / "mine", {f"speaker{n}_1.wav": sound(), f"speaker{n}_1.txt": b"yes"})
     whole = corpora.prepare(str(tmp_path / "mine"), tmp_path / "p", speaker=pattern)
     assert [u.speaker for u in whole] == ["speaker0", "speaker1", "speaker2"]
-    with pytest.raises(UserError, match="--speaker must match every id, but 'r0' finds nothing in 2 of 3, 'speaker1_1' first"):
+    with pytest.raises(
+        UserError, match="--speaker must match every id, but 'r0' finds nothing in 2 of 3, 'speaker1_1' first"
+    ):
         corpora.prepare(str(tmp_path / "mine"), tmp_path / "q", speaker="r0")

@@ -26,7 +26,10 @@ def test_collapse_equals_unique_consecutive(path: list[int]) -> None:
     assert collapse(path) == oracle(path)
 
 
-@given(st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=9), min_size=1, max_size=4), st.randoms(use_true_random=False))
+@given(
+    st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=9), min_size=1, max_size=4),
+    st.randoms(use_true_random=False),
+)
 def test_a_batch_decodes_like_its_utterances_whatever_the_padding_holds(paths: list[list[int]], random) -> None:  # type: ignore[no-untyped-def]
     width = max(map(len, paths))
     padded = [p + [random.randrange(5) for _ in range(width - len(p))] for p in paths]
@@ -137,7 +140,11 @@ def test_with_a_language_model_it_is_exact(lm: ArpaLm, seed: int, with_lexicon: 
     fusion = WordFusion(lm, SYMBOLS, weight=0.7, bonus=0.3, lexicon=tree)
     found = beam_search(logp_TV, config=UNBOUNDED, fusion=fusion, n_best=10**6)
     allowed = (
-        {tuple(u for word in row for u in lexicon[word]) for n in range(6) for row in itertools.product(lexicon, repeat=n)}
+        {
+            tuple(u for word in row for u in lexicon[word])
+            for n in range(6)
+            for row in itertools.product(lexicon, repeat=n)
+        }
         if lexicon
         else None
     )
@@ -155,7 +162,11 @@ def test_the_lookahead_changes_no_total(lm: ArpaLm) -> None:
     logp_TV = random_logp(1, 6, len(SYMBOLS) + 1)
 
     def scores(tree_scores: bool) -> dict[tuple[int, ...], float]:
-        tree = prefix_tree(lexicon, lexicon.__getitem__, lm.unigram) if tree_scores else prefix_tree(lexicon, lexicon.__getitem__)
+        tree = (
+            prefix_tree(lexicon, lexicon.__getitem__, lm.unigram)
+            if tree_scores
+            else prefix_tree(lexicon, lexicon.__getitem__)
+        )
         fusion = WordFusion(lm, SYMBOLS, lexicon=tree)
         return {r.units: r.score for r in beam_search(logp_TV, config=UNBOUNDED, fusion=fusion, n_best=99)}
 

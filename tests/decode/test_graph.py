@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from hkd.decode.graph import SILENCE_PROBABILITY, HybridConfig, HybridSearch, build_graph, log_likelihoods, log_priors, open_graph
+from hkd.decode.graph import (
+    SILENCE_PROBABILITY,
+    HybridConfig,
+    HybridSearch,
+    build_graph,
+    log_likelihoods,
+    log_priors,
+    open_graph,
+)
 from hkd.errors import UserError
 from hkd.units.inventory import UnitInventory
 from hkd.units.kaldi import PDF_CLASS, ContextTree, Leaf, Split, Table
@@ -19,14 +27,30 @@ from hkd.units.tying import StateTying, TreeTying, Tying
 
 WORDS = {"red": -0.3, "read": -0.7, "the": -0.5, "ready": -0.9}  # log10; red and read sound alike, and as ready begins
 STOP = -0.6
-PAIRS = {("<s>", "ready"): -0.2, ("the", "red"): -0.1, ("the", "read"): -1.4, ("ready", "the"): -0.33, ("read", "</s>"): -0.37}
+PAIRS = {
+    ("<s>", "ready"): -0.2,
+    ("the", "red"): -0.1,
+    ("the", "read"): -1.4,
+    ("ready", "the"): -0.33,
+    ("read", "</s>"): -0.37,
+}
 BACKOFF = {"<s>": -0.4, "the": -0.6, "ready": -0.2, "read": -0.1}  # of the histories of PAIRS
 
 
 def write_arpa(path: Path, words: dict[str, float], pairs: dict[tuple[str, str], float] | None = None) -> Path:
     single = {"<s>": -99.0, **words, "</s>": STOP}
-    lines = [f"{logp}\t{word}" + (f"\t{BACKOFF[word]}" if pairs and word in BACKOFF else "") for word, logp in single.items()]
-    parts = ["\\data\\", f"ngram 1={len(lines)}", *([f"ngram 2={len(pairs)}"] if pairs else []), "", "\\1-grams:", *lines, ""]
+    lines = [
+        f"{logp}\t{word}" + (f"\t{BACKOFF[word]}" if pairs and word in BACKOFF else "") for word, logp in single.items()
+    ]
+    parts = [
+        "\\data\\",
+        f"ngram 1={len(lines)}",
+        *([f"ngram 2={len(pairs)}"] if pairs else []),
+        "",
+        "\\1-grams:",
+        *lines,
+        "",
+    ]
     if pairs:
         parts += ["\\2-grams:", *(f"{logp}\t{first} {second}" for (first, second), logp in pairs.items()), ""]
     path.write_text("\n".join([*parts, "\\end\\", ""]))
@@ -34,7 +58,8 @@ def write_arpa(path: Path, words: dict[str, float], pairs: dict[tuple[str, str],
 
 
 def logp_of(spoken: Sequence[str], pairs: dict[tuple[str, str], float] | None) -> float:
-    """log10 of a sentence. As in a graph whose back-off takes no input, a pair that is listed may be had by backing off, too."""
+    """log10 of a sentence. As in a graph whose back-off takes no input, a pair that is listed may be had by backing
+    off, too."""
     total = 0.0
     for first, second in itertools.pairwise(["<s>", *spoken, "</s>"]):
         backed_off = (WORDS | {"</s>": STOP})[second] + (BACKOFF.get(first, 0.0) if pairs else 0.0)
@@ -112,8 +137,11 @@ def tree_states(tying: TreeTying, groups: list[list[tuple[str, ...]]], before: b
     return [senone for states in tying.tied(phones) for senone in states]
 
 
-def paths(tying: Tying, most_words: int, pairs: dict[tuple[str, str], float] | None = None) -> list[tuple[str, float, list[int]]]:
-    """(words, log p without sound, states) of all sequences: pronunciations, with silence or not at each place where it may be."""
+def paths(
+    tying: Tying, most_words: int, pairs: dict[tuple[str, str], float] | None = None
+) -> list[tuple[str, float, list[int]]]:
+    """(words, log p without sound, states) of all sequences: pronunciations, with silence or not at each place where it
+    may be."""
     lexicon, found = Lexicon(), []
     for number in range(1, most_words + 1):
         for spoken in itertools.product(WORDS, repeat=number):
@@ -150,14 +178,17 @@ def test_so_it_is_with_a_bigram_that_backs_off(tying: Tying, bigram_search: Hybr
     check_against_all_paths(tying, bigram_search, paths(tying, 2, PAIRS), seed)
 
 
-def check_against_all_paths(tying: Tying, search: HybridSearch, known: list[tuple[str, float, list[int]]], seed: int) -> None:
+def check_against_all_paths(
+    tying: Tying, search: HybridSearch, known: list[tuple[str, float, list[int]]], seed: int
+) -> None:
     generator = torch.Generator().manual_seed(seed)
     frames = 24
     logits_TV = torch.randn(frames, len(tying.inventories[SENONE]), generator=generator)
     text, _, states = known[int(torch.randint(len(known), (), generator=generator))]
     states = [state for state in states for _ in range(max(1, frames // len(states)))][:frames]
     states += states[-1:] * (frames - len(states))
-    logits_TV[torch.arange(frames), torch.tensor(states)] += 3.0  # near one of them, so that the best has two words at most
+    # near one of them, so that the best has two words at most
+    logits_TV[torch.arange(frames), torch.tensor(states)] += 3.0
     logp_TV = logits_TV.log_softmax(-1).numpy().astype(np.float64)
     scores = {}
     for text, logp, states in known:
@@ -213,7 +244,9 @@ def test_a_graph_is_built_once_and_again_where_anything_that_it_is_made_of_diffe
     first, built = open_graph(arpa, tying=tying, lexicon=Lexicon()), build_graph(arpa, tying=tying, lexicon=Lexicon())
     assert (first.words, first.fst.num_states) == (built.words, built.fst.num_states)
     calls: list[Path] = []
-    monkeypatch.setattr("hkd.decode.graph.build_graph", lambda path, **rest: calls.append(path) or build_graph(path, **rest))
+    monkeypatch.setattr(
+        "hkd.decode.graph.build_graph", lambda path, **rest: calls.append(path) or build_graph(path, **rest)
+    )
     again = open_graph(arpa, tying=tying, lexicon=Lexicon())
     assert (again.words, again.fst.num_states) == (built.words, built.fst.num_states)
     assert calls == []

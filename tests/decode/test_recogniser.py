@@ -50,7 +50,9 @@ def test_a_student_aligns_its_pieces(prepared: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     encoder = EncoderConfig(d_model=16, num_layers=1, num_heads=2, ff_factor=2, conv_kernel=3)
     config = StudentConfig(encoder=encoder, num_main_units=len(subwords.inventory) + 1)
-    save_student(tmp_path / "model", Student(config), inventory=subwords.inventory, subword_model=subwords.path.read_bytes())
+    save_student(
+        tmp_path / "model", Student(config), inventory=subwords.inventory, subword_model=subwords.path.read_bytes()
+    )
     assert is_student(tmp_path / "model")
     assert not is_student(tmp_path)
     model = StudentCtc(tmp_path / "model", device="cpu")

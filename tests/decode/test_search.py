@@ -41,17 +41,21 @@ def write_unigram(path: Path, spoken: Sequence[str]) -> str:
 @pytest.fixture(scope="module")
 def arpa(tmp_path_factory: pytest.TempPathFactory) -> str:
     """An LM of the sentences' words."""
-    return write_unigram(tmp_path_factory.mktemp("lm") / "words.arpa", sorted({w for s in SENTENCES for w in s.split()}))
+    return write_unigram(
+        tmp_path_factory.mktemp("lm") / "words.arpa", sorted({w for s in SENTENCES for w in s.split()})
+    )
 
 
-def noisy_logits(subwords: SubwordModel, sentence: str, noise: float, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def noisy_logits(
+    subwords: SubwordModel, sentence: str, noise: float, seed: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits that say a sentence, a piece in every other frame, with noise on top."""
     unit_U, _ = subwords.encode(sentence.split())
     path = [c for unit in unit_U for c in (int(unit) + 1, 0)]
     logits_TV = 6 * torch.nn.functional.one_hot(torch.tensor(path), len(subwords.inventory) + 1).float()
-    return (logits_TV + noise * torch.randn(logits_TV.shape, generator=torch.Generator().manual_seed(seed)))[None], torch.tensor(
-        [len(path)]
-    )
+    return (logits_TV + noise * torch.randn(logits_TV.shape, generator=torch.Generator().manual_seed(seed)))[
+        None
+    ], torch.tensor([len(path)])
 
 
 def test_without_an_lm_a_beam_of_a_clear_output_is_greedy(subwords: SubwordModel) -> None:
@@ -95,14 +99,17 @@ def test_words_that_the_pieces_cannot_spell_never_come_out(
 def test_an_lm_without_a_word_to_spell_is_refused(subwords: SubwordModel, tmp_path: Path) -> None:
     for lexicon in (True, False):
         config = SearchConfig(decoder="beam", lexicon=lexicon)
-        with pytest.raises(UserError, match=r"none of its 2 is one\. In lower case, as .*, 2 of them would do: write the LM so"):
+        with pytest.raises(
+            UserError, match=r"none of its 2 is one\. In lower case, as .*, 2 of them would do: write the LM so"
+        ):
             Search(config, subwords, lm=write_unigram(tmp_path / "upper.arpa", ["HELLO", "WORLD"]))
         with pytest.raises(UserError, match=r"can spell, but none of its 1 is one\. Give one in the language"):
             Search(config, subwords, lm=write_unigram(tmp_path / "other.arpa", ["日本"]))
 
 
 class CountingTeacher:
-    """Says that a piece is likely where it has been said before in the sentence: a left-to-right teacher with an easy rule."""
+    """Says that a piece is likely where it has been said before in the sentence: a left-to-right teacher with an easy
+    rule."""
 
     def __init__(self, inventory: UnitInventory, direction: str = "left") -> None:
         self.inventory, self.level = inventory, inventory.level

@@ -1,4 +1,5 @@
-"""A project as `hkd train` leaves it: synthesised speech, its alignment, label stores, and runs with tiny students, hardly trained."""
+"""A project as `hkd train` leaves it: synthesised speech, its alignment, label stores, and runs with tiny students,
+hardly trained."""
 
 import dataclasses
 import json
@@ -67,7 +68,14 @@ def write_run(project: Project, objective: str, *, seed: int) -> None:
         encoder=SMALL,
         loop=TrainLoopConfig(max_steps=1, warmup_steps=0, seed=seed),
     )
-    train(config, folder, manifest=project.manifest, units=project.units, alignment=project.alignment, labels=project.labels)
+    train(
+        config,
+        folder,
+        manifest=project.manifest,
+        units=project.units,
+        alignment=project.alignment,
+        labels=project.labels,
+    )
     heads = json.loads((folder / "student.json").read_text())["heads"]
     rows = []
     for step in range(10, 401, 10):
@@ -80,13 +88,16 @@ def write_run(project: Project, objective: str, *, seed: int) -> None:
 
 
 def pretend(project: Project, objective: str, *, seed: int, error_rate: float, split: str = "test") -> None:
-    """Write the evaluation of a student that errs now and then: words of the references changed at random, scored and written for real."""
+    """Write the evaluation of a student that errs now and then: words of the references changed at random, scored and
+    written for real."""
     folder = project.folder / "runs" / objective
     random = np.random.default_rng(seed)
     rows = []
     for utterance in read_manifest(project.manifest).split(split):
         spoken = words(utterance.text)
-        said = [str(random.choice(["", "house", "door", "a"])) if random.random() < error_rate else word for word in spoken]
+        said = [
+            str(random.choice(["", "house", "door", "a"])) if random.random() < error_rate else word for word in spoken
+        ]
         text = " ".join(word for word in said if word)
         rows.append(
             Hypothesis(
@@ -128,7 +139,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     for seed, objective in enumerate(OBJECTIVES):
         write_run(project, objective, seed=seed)
     for level in LEVELS:
-        figures = {kind: {"perplexity": ppl, "top1": 0.5} for kind, ppl in (("neural", 4.2), ("ngram", 6.1), ("unigram", 31.0))}
+        figures = {
+            kind: {"perplexity": ppl, "top1": 0.5} for kind, ppl in (("neural", 4.2), ("ngram", 6.1), ("unigram", 31.0))
+        }
         report = {
             "unit": level,
             "direction": "cloze",
@@ -146,7 +159,9 @@ def train_hybrid(project: Project) -> Callable[..., Path]:
     """Trains a run of two steps whose main output is senones, in a folder."""
 
     def run(folder: Path, **settings: Any) -> Path:
-        config = TrainConfig(main="senone", encoder=SMALL, loop=TrainLoopConfig(max_steps=2, warmup_steps=0), **settings)
+        config = TrainConfig(
+            main="senone", encoder=SMALL, loop=TrainLoopConfig(max_steps=2, warmup_steps=0), **settings
+        )
         parts = {"units": project.units, "alignment": project.alignment, "labels": project.labels}
         train(config, folder, manifest=project.manifest, **parts)
         return folder
@@ -157,7 +172,9 @@ def train_hybrid(project: Project) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def hybrid(train_hybrid: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of a few steps whose main output is senones."""
-    return train_hybrid(tmp_path_factory.mktemp("hybrid") / "run", objective="hierarchical", stores=("monophone", "subword"))
+    return train_hybrid(
+        tmp_path_factory.mktemp("hybrid") / "run", objective="hierarchical", stores=("monophone", "subword")
+    )
 
 
 @pytest.fixture(scope="session")
@@ -166,5 +183,7 @@ def unigram(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Path:
     said = sorted({word for utterance in read_manifest(project.manifest) for word in words(utterance.text)})
     lines = [f"-2\t{word}" for word in ("</s>", *said)]
     path = tmp_path_factory.mktemp("unigram") / "words.arpa"
-    path.write_text("\n".join(["\\data\\", f"ngram 1={len(lines) + 1}", "", "\\1-grams:", "-99\t<s>", *lines, "", "\\end\\", ""]))
+    path.write_text(
+        "\n".join(["\\data\\", f"ngram 1={len(lines) + 1}", "", "\\1-grams:", "-99\t<s>", *lines, "", "\\end\\", ""])
+    )
     return path

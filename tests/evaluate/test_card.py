@@ -1,4 +1,5 @@
-"""The model card: its figures are the evaluation's, its examples run and search as the evaluation did, and it says what the student is."""
+"""The model card: its figures are the evaluation's, its examples run and search as the evaluation did, and it says what
+the student is."""
 
 import contextlib
 import io
@@ -104,7 +105,9 @@ def test_beside_an_lm_it_tells_how(project, unigram: Path, tmp_path: Path, monke
     assert "--lm some-hub/words.arpa" in model_card(run)
 
 
-def test_a_hybrid_student_s_card(project, hybrid: Path, unigram: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+def test_a_hybrid_student_s_card(
+    project, hybrid: Path, unigram: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.chdir(unigram.parent)
     run = Path(shutil.copytree(hybrid, tmp_path / "run"))
     search = SearchConfig(hybrid=HybridConfig(acoustic_scale=0.7, prior_scale=0.0))

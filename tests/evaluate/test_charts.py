@@ -79,7 +79,11 @@ def test_a_forest_draws_each_interval_from_low_to_high() -> None:
     tree = ElementTree.fromstring(str(drawing))
     whiskers = [line for line in tree.iter("line") if "whisker" in line.attrib["class"]]
     assert len(whiskers) == 1
-    assert float(whiskers[0].attrib["x1"]) < float(next(tree.iter("circle")).attrib["cx"]) < float(whiskers[0].attrib["x2"])
+    assert (
+        float(whiskers[0].attrib["x1"])
+        < float(next(tree.iter("circle")).attrib["cx"])
+        < float(whiskers[0].attrib["x2"])
+    )
     assert sum("reference" in line.attrib["class"] for line in tree.iter("line")) == 1
 
 

@@ -52,7 +52,9 @@ def test_transcribe_goes_on_after_a_bad_file_and_says_so_in_the_end(folder: Path
     good, last = sorted((folder / "audio").iterdir())[:2]
     (folder / "empty.wav").touch()
     (folder / "text.flac").write_text("no sound")
-    result = runner.invoke(app, ["transcribe", str(good), "empty.wav", "nowhere.wav", "text.flac", str(last), "--run", "none"])
+    result = runner.invoke(
+        app, ["transcribe", str(good), "empty.wav", "nowhere.wav", "text.flac", str(last), "--run", "none"]
+    )
     assert result.exit_code == 1
     assert [line.partition(": ")[0] for line in result.stdout.splitlines()] == [str(good), str(last)]
     lines = [line for line in result.stderr.splitlines() if not line.startswith("No word is recognised in ")]
@@ -96,7 +98,9 @@ def test_a_student_that_says_nothing_is_said_to_say_nothing(folder: Path) -> Non
     sound = str(sorted((folder / "audio").iterdir())[0])
     result = runner.invoke(app, ["transcribe", sound, "--run", "none"])
     assert (result.exit_code, result.stdout) == (0, "\n")
-    assert result.stderr.startswith(f"No word is recognised in {sound}. If that is so of all speech: CTC needs more speech")
+    assert result.stderr.startswith(
+        f"No word is recognised in {sound}. If that is so of all speech: CTC needs more speech"
+    )
     result = runner.invoke(app, ["evaluate", "none"])
     assert result.exit_code == 0, result.output
     assert "Nothing, or almost nothing, is said by none (27 of 27 words are left out)." in result.stdout
@@ -129,7 +133,9 @@ def test_transcribe_searches_as_evaluate_does(folder: Path, unigram: Path) -> No
     assert said(*one, "--set", "search.lexicon=false") == free
 
 
-def test_what_tuning_finds_can_be_given_back(folder: Path, hybrid: Path, unigram: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_tuning_finds_can_be_given_back(
+    folder: Path, hybrid: Path, unigram: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shutil.copytree(hybrid, folder / "runs" / "hybrid")
     monkeypatch.setattr("hkd.evaluate.decoding.CTC_GRID", {"lm_weight": (0.2, 0.7), "word_bonus": (1.5,)})
     monkeypatch.setattr("hkd.evaluate.decoding.HYBRID_GRID", {"acoustic_scale": (0.07, 0.7), "prior_scale": (0.25,)})
@@ -162,7 +168,8 @@ def test_a_hybrid_is_evaluated_and_transcribed_with_the_same_scales(folder: Path
     sound = sorted((folder / "audio").iterdir())[0]
     search = SearchConfig(hybrid=HybridConfig(acoustic_scale=0.7, prior_scale=0.0))
     wanted, usual = (
-        Recogniser(hybrid / "model", search=how, lm=str(unigram)).transcribe(sound)["text"] for how in (search, SearchConfig())
+        Recogniser(hybrid / "model", search=how, lm=str(unigram)).transcribe(sound)["text"]
+        for how in (search, SearchConfig())
     )
     assert said("transcribe", str(sound), "--model", "hybrid", *given) == f"{wanted}\n"
     assert wanted != usual
@@ -187,8 +194,10 @@ def test_what_cannot_be_is_one_line_and_exit_2(folder: Path) -> None:
 
 
 PARTS = {
-    "evaluate": ("model/student.json", "model/model.safetensors", "model/subword.model", "student.json", "final.safetensors", "config.toml"),
-    "report": ("eval-test.json", "eval-test.hyp.jsonl", "eval-test.timing.json", "metrics.jsonl", "timing.jsonl", "student.json"),
+    "evaluate": ("model/student.json", "model/model.safetensors", "model/subword.model", "student.json",
+        "final.safetensors", "config.toml"),
+    "report": ("eval-test.json", "eval-test.hyp.jsonl", "eval-test.timing.json", "metrics.jsonl", "timing.jsonl",
+        "student.json"),
     "report --card card.md": ("identity.json", "coverage.json", "config.toml", "model/student.json"),
 }  # fmt: skip
 
@@ -215,7 +224,8 @@ def test_edited_transcripts_cost_the_heads_figures_alone(folder: Path) -> None:
     assert report["frames"]["main"]["kl"] is None
     assert report["errors"]["wer"]["rate"] > 0
     assert {path.name for path in (folder / "runs" / "hierarchical").glob("eval-test.*")} == {
-        "eval-test.json", "eval-test.hyp.jsonl", "eval-test.errors.txt", "eval-test.timing.json", "eval-test.nbest.jsonl",
+        "eval-test.json", "eval-test.hyp.jsonl", "eval-test.errors.txt", "eval-test.timing.json",
+        "eval-test.nbest.jsonl",
     }  # fmt: skip
 
 

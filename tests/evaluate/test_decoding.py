@@ -59,7 +59,9 @@ def test_lists_are_ranked_distinct_and_headed_by_the_hypothesis(  # type: ignore
 def test_the_one_of_greedy_decoding(project, run: Path) -> None:  # type: ignore[no-untyped-def]
     report = evaluate(run, manifest=project.manifest, config=EvaluateConfig(n_best=1))
     rows = [json.loads(line) for line in n_best_path(run, "test").read_text().splitlines()]
-    assert [option["text"] for row in rows for option in row["hypotheses"]] == [row.hypothesis for row in report.hypotheses]
+    assert [option["text"] for row in rows for option in row["hypotheses"]] == [
+        row.hypothesis for row in report.hypotheses
+    ]
     assert all(option["score"] < 0 for row in rows for option in row["hypotheses"])
 
 
@@ -90,7 +92,8 @@ def test_more_than_the_search_has_is_refused_before_decoding(project, run: Path)
     ):
         evaluate(run, manifest=project.manifest, config=EvaluateConfig(n_best=2))
     with pytest.raises(
-        UserError, match=r"n_best must not exceed the beam of 8, but is 9 instead\. Widen it: --set search\.beam\.beam=18"
+        UserError,
+        match=r"n_best must not exceed the beam of 8, but is 9 instead\. Widen it: --set search\.beam\.beam=18",
     ):
         evaluate(run, manifest=project.manifest, config=replace(BEAM, n_best=9))
     assert not result_paths(run, "test")[0].exists()
@@ -150,9 +153,13 @@ def test_without_a_word_lm_it_says_what_it_needs(hybrid: Path) -> None:
         Recogniser(hybrid / "model").warm_up()
 
 
-def test_n_best_lists_of_a_hybrid_are_refused_before_decoding(project, hybrid: Path, unigram: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_n_best_lists_of_a_hybrid_are_refused_before_decoding(
+    project, hybrid: Path, unigram: Path, tmp_path: Path
+) -> None:  # type: ignore[no-untyped-def]
     run = Path(shutil.copytree(hybrid, tmp_path / "run"))
-    with pytest.raises(UserError, match=r"n_best must be 0 for a hybrid student.* but is 3 instead\. Leave n_best out\."):
+    with pytest.raises(
+        UserError, match=r"n_best must be 0 for a hybrid student.* but is 3 instead\. Leave n_best out\."
+    ):
         evaluate(run, config=EvaluateConfig(n_best=3), manifest=project.manifest, lm=str(unigram), split="dev")
     assert not result_paths(run, "dev")[0].exists()
 

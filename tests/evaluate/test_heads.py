@@ -73,7 +73,9 @@ def test_monophone_heads_equal_the_plain_computation(project, figures) -> None: 
     silences = set(alignment.silences["monophone"])
     right, hard_count, kls, guessed = 0, 0, [], []
     part = read_manifest(project.manifest)
-    whole = Join(part, subwords=SubwordModel(project.units / "subword.model"), alignment=alignment, stores={"monophone": store})
+    whole = Join(
+        part, subwords=SubwordModel(project.units / "subword.model"), alignment=alignment, stores={"monophone": store}
+    )
     table_VH = average_teacher(whole.stores["monophone"], without={u.id for u in part.split("test")})
     assert table_VH is not None
     for utterance in read_manifest(project.manifest).split("test"):
@@ -92,7 +94,9 @@ def test_monophone_heads_equal_the_plain_computation(project, figures) -> None: 
             if segment in spoken:
                 n = spoken.index(segment)
                 logq_H = torch.log_softmax(output.heads["kd-monophone"][0, slot].double(), -1)
-                place = {unit: h for h, unit in enumerate(kept)} if kept is not None else {u: u for u in range(len(logq_H))}
+                place = (
+                    {unit: h for h, unit in enumerate(kept)} if kept is not None else {u: u for u in range(len(logq_H))}
+                )
                 ids = [place[int(u)] for u in topk.ids_NK[n]]
                 logp_K, tail = torch.tensor(topk.logp_NK[n]).double(), float(topk.tail_N[n])
                 rest = torch.log1p(-logq_H[ids].exp().sum())
@@ -134,7 +138,9 @@ def test_without_weights_or_alignment_there_is_nothing(project, tmp_path: Path) 
 
 
 @torch.no_grad()
-def test_a_senone_main_output_is_a_head_with_its_kl_to_the_store_of_interpolation(project, train_hybrid, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_senone_main_output_is_a_head_with_its_kl_to_the_store_of_interpolation(
+    project, train_hybrid, tmp_path: Path
+) -> None:  # type: ignore[no-untyped-def]
     run = train_hybrid(tmp_path / "run", objective="interpolation")
     figures = figures_of(project, run)
     assert list(figures) == [MAIN]
@@ -171,7 +177,9 @@ def test_that_of_none_is_judged_on_the_same_frames(project, train_hybrid, hybrid
     assert frame_inputs(project.runs[0], alignment=project.alignment, labels=project.labels) == {}  # CTC
 
 
-def test_a_senone_head_of_fewer_slots_than_the_main_output_keeps_its_figures(project, train_hybrid, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_senone_head_of_fewer_slots_than_the_main_output_keeps_its_figures(
+    project, train_hybrid, tmp_path: Path
+) -> None:  # type: ignore[no-untyped-def]
     run = train_hybrid(tmp_path / "run", objective="auxiliary", stores=("senone",), slots={"senone": 2})
     figures = figures_of(project, run)
     assert list(figures) == [MAIN, "kd-senone"]
@@ -220,8 +228,16 @@ def test_each_piece_is_asked_about_in_the_frame_that_has_most_of_it(project, sha
         for n, unit in enumerate(unit_U.tolist()):
             frames.add(at := int(occupancy_TU[:, n].argmax()))
             logq_V = logp_TV[at, 1:].log_softmax(-1)
-            logp_K, logq_K, tail = torch.tensor(topk.logp_NK[n]).double(), logq_V[topk.ids_NK[n].tolist()], float(topk.tail_N[n])
-            kls.append(float((logp_K.exp() * (logp_K - logq_K)).sum() + np.exp(tail) * (tail - torch.log1p(-logq_K.exp().sum()))))
+            logp_K, logq_K, tail = (
+                torch.tensor(topk.logp_NK[n]).double(),
+                logq_V[topk.ids_NK[n].tolist()],
+                float(topk.tail_N[n]),
+            )
+            kls.append(
+                float(
+                    (logp_K.exp() * (logp_K - logq_K)).sum() + np.exp(tail) * (tail - torch.log1p(-logq_K.exp().sum()))
+                )
+            )
             right.append(int(logq_V.argmax()) == unit)
             sure.append(float(logq_V.max().exp()))
     assert len(frames) > 10
@@ -250,7 +266,9 @@ def test_what_has_no_path_or_other_labels_is_left_out(project, sharp: Recogniser
     assert piece_figures(sharp, Manifest([crowded]), teacher=store) is None
 
 
-def test_the_teacher_is_that_of_interpolation_else_the_store_called_subword(project, hybrid: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_the_teacher_is_that_of_interpolation_else_the_store_called_subword(
+    project, hybrid: Path, tmp_path: Path
+) -> None:  # type: ignore[no-untyped-def]
     run = Path(shutil.copytree(project.runs[2], tmp_path / "run"))
     labels = Path(shutil.copytree(project.labels, tmp_path / "shards"))
     shutil.copytree(labels / "subword", labels / "other")
@@ -285,9 +303,9 @@ def joined(evaluated: Any) -> JoinedStore:
     manifest = read_manifest(evaluated.manifest)
     store = LabelReader.open(evaluated.labels / "monophone")
     subwords = SubwordModel(evaluated.units / "subword.model")
-    return Join(manifest, subwords=subwords, alignment=Alignment(evaluated.alignment), stores={"monophone": store}).stores[
-        "monophone"
-    ]
+    return Join(
+        manifest, subwords=subwords, alignment=Alignment(evaluated.alignment), stores={"monophone": store}
+    ).stores["monophone"]
 
 
 def test_the_table_is_the_average_of_each_units_rows(joined: JoinedStore) -> None:
@@ -361,7 +379,9 @@ def test_nothing_is_said_of_no_rows() -> None:
         ([0.0], [0], 0.0),
     ],
 )
-def test_calibration_has_ten_bins_that_hold_their_lower_edge(sure: list[float], right: list[int], expected: float) -> None:
+def test_calibration_has_ten_bins_that_hold_their_lower_edge(
+    sure: list[float], right: list[int], expected: float
+) -> None:
     found = calibration_error(calibration_bins(np.array(sure), np.array(right, np.bool_)))
     assert found == pytest.approx(expected)
 

@@ -44,7 +44,8 @@ def test_times_add_up_and_a_torn_line_is_left_out(tmp_path: Path) -> None:
     assert facts == {
         "steps": 20, "audio_hours": 0.2, "wall_hours": 10 / 3600, "rate": 72.0, "waiting": 0.15, "hard": ["senone"],
         "teachers": [
-            {"store": "a", "top1_hit_rate": 0.5, "perplexity": 4.0}, {"store": "b", "top1_hit_rate": None, "perplexity": None},
+            {"store": "a", "top1_hit_rate": 0.5, "perplexity": 4.0},
+            {"store": "b", "top1_hit_rate": None, "perplexity": None},
         ],
     }  # fmt: skip
 
@@ -181,7 +182,8 @@ def test_a_browser_shows_it_without_scrolling_sideways(page: tuple[str, Page], t
     probe.write_text(
         f"<iframe style='border: 0; width: {width}px; height: 900px' srcdoc='{html.escape(page[0])}'></iframe>"
         "<script>onload = () => { const page = document.querySelector('iframe').contentDocument;"
-        " document.title = [page.documentElement.scrollWidth, page.documentElement.clientWidth, page.querySelectorAll('svg').length]; }</script>"
+        " document.title = [page.documentElement.scrollWidth, page.documentElement.clientWidth, "
+        "page.querySelectorAll('svg').length]; }</script>"
     )
     command = [
         CHROMIUM,
@@ -234,9 +236,9 @@ WORDS = st.lists(st.sampled_from(["a", "b<", "c&d"]), max_size=6).map(" ".join)
 def test_marks_count_the_errors_and_escape(reference: str, hypothesis: str) -> None:
     markup, wrong = marked(reference, hypothesis)
     assert (wrong == 0) == (reference == hypothesis)
-    assert "<" not in str(markup).replace("<mark", "").replace("</mark", "").replace("<ins", "").replace("</ins", "").replace(
-        "<del", ""
-    ).replace("</del", "")
+    assert "<" not in str(markup).replace("<mark", "").replace("</mark", "").replace("<ins", "").replace(
+        "</ins", ""
+    ).replace("<del", "").replace("</del", "")
     if wrong == 0:
         assert markup.unescape() == hypothesis
 

@@ -52,7 +52,8 @@ WORDS = st.lists(st.sampled_from(["a", "bb", "ccc"]), max_size=7).map(" ".join)
 
 def rows_of(pairs: list[tuple[str, str]]) -> list[Hypothesis]:
     return [
-        Hypothesis(id=f"u{n}", speaker="xyz"[n % 3], seconds=1.0, reference=a, hypothesis=b) for n, (a, b) in enumerate(pairs)
+        Hypothesis(id=f"u{n}", speaker="xyz"[n % 3], seconds=1.0, reference=a, hypothesis=b)
+        for n, (a, b) in enumerate(pairs)
     ]
 
 

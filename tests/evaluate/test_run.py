@@ -1,4 +1,5 @@
-"""evaluate: from a run's folder to its figures, deterministic, left when it is finished, with or without the heads' data."""
+"""evaluate: from a run's folder to its figures, deterministic, left when it is finished, with or without the heads'
+data."""
 
 import json
 import math
@@ -78,7 +79,9 @@ def test_other_references_or_settings_are_evaluated_anew(project, run: Path) -> 
     edited = run / "manifest.jsonl"
     part = read_manifest(project.manifest).split("test")
     edited.write_text(
-        project.manifest.read_text().replace(part[0].text, "Something else.").replace('"audio/', f'"{project.folder}/audio/')
+        project.manifest.read_text()
+        .replace(part[0].text, "Something else.")
+        .replace('"audio/', f'"{project.folder}/audio/')
     )
     again = evaluate(run, manifest=edited)
     assert again.hypotheses[0].reference == "something else"
@@ -162,7 +165,13 @@ def test_heads_that_do_not_fit_cost_a_warning_and_no_error_rate(  # type: ignore
 
 def test_an_lm_folder_with_other_weights_of_the_same_size_is_another_lm(project, run: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     config = EvaluateConfig(search=SearchConfig(decoder="beam", lm_weight=2.0))
-    arguments = {"manifest": project.manifest, "split": "dev", "config": config, "lm": str(tmp_path / "lm"), "tag": "fusion"}
+    arguments = {
+        "manifest": project.manifest,
+        "split": "dev",
+        "config": config,
+        "lm": str(tmp_path / "lm"),
+        "tag": "fusion",
+    }
     make_teacher_folder(tmp_path / "lm", "gpt2", seed=0)
     sizes = {path.name: path.stat().st_size for path in (tmp_path / "lm").iterdir()}
     first = evaluate(run, **arguments)
@@ -171,7 +180,9 @@ def test_an_lm_folder_with_other_weights_of_the_same_size_is_another_lm(project,
     assert evaluate(run, **arguments).inputs["lm"] != first.inputs["lm"]
 
 
-@pytest.mark.parametrize("change", [{"level": 1.0}, {"num_draws": 1}, {"batch_seconds": 0.0}, {"seed": -1}, {"n_best": -1}])
+@pytest.mark.parametrize(
+    "change", [{"level": 1.0}, {"num_draws": 1}, {"batch_seconds": 0.0}, {"seed": -1}, {"n_best": -1}]
+)
 def test_settings_are_checked(change: dict[str, object]) -> None:
     with pytest.raises(UserError, match=f"`evaluate.{next(iter(change))}` must"):
         EvaluateConfig(**change)  # type: ignore[arg-type]

@@ -26,10 +26,13 @@ from hkd.units.lexicon import Lexicon
 PHONES_39 = frozenset(TIMIT_39)
 
 TIMIT_61 = (  # noqa: SIM905
-    "iy ih eh ey ae aa aw ay ah ao oy ow uh uw ux er ax ix axr ax-h jh ch b d g p t k dx s sh z zh f th v dh m n ng em nx en eng "
+    "iy ih eh ey ae aa aw ay ah ao oy ow uh uw ux er ax ix axr ax-h jh ch b d g p t k dx s sh z zh f th v dh m n ng em "
+    "nx en eng "
     "l r w y hh hv el bcl dcl gcl pcl tcl kcl q pau epi h#"
 ).split()
-CMU_39 = ("AA AE AH AO AW AY B CH D DH EH ER EY F G HH IH IY JH K L M N NG OW OY P R S SH T TH UH UW V W Y Z ZH").split()  # noqa: SIM905
+CMU_39 = (  # noqa: SIM905
+    "AA AE AH AO AW AY B CH D DH EH ER EY F G HH IH IY JH K L M N NG OW OY P R S SH T TH UH UW V W Y Z ZH"
+).split()
 
 
 def test_timits_61_phones_fold_to_exactly_the_39() -> None:
@@ -59,7 +62,9 @@ def write_lexicon(path: Path, *lines: str) -> Lexicon:
 
 
 def test_homophones_have_the_same_phones(tmp_path: Path) -> None:
-    lexicon = write_lexicon(tmp_path / "a.dict", "to T UW1", "two T UW1", "caught K AO1 T", "cot K AA1 T", "cat SIL K AE1 T")
+    lexicon = write_lexicon(
+        tmp_path / "a.dict", "to T UW1", "two T UW1", "caught K AO1 T", "cot K AA1 T", "cat SIL K AE1 T"
+    )
     assert phones_of("to caught", lexicon) == phones_of("two cot", lexicon)
     assert phones_of("cot cat", lexicon) == ["k", "aa", "t", "k", "ae", "t"]
 
@@ -127,7 +132,8 @@ NUM_SIMULATIONS = 300
 def simulate(
     random: np.random.Generator, *, num_speakers: int, per_speaker: int, spread: float
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Binomial errors on 5-15 words an utterance; a speaker's own error rate is Beta around 0.3, utterances are independent given it."""
+    """Binomial errors on 5-15 words an utterance; a speaker's own error rate is Beta around 0.3, utterances are
+    independent given it."""
     rate_G = random.beta(0.3 / spread, 0.7 / spread, size=num_speakers) if spread else np.full(num_speakers, 0.3)
     speaker_N = np.repeat(np.arange(num_speakers), per_speaker)
     tokens_N = random.integers(5, 16, size=len(speaker_N))
@@ -138,8 +144,12 @@ def coverage(*, spread: float, by_speaker: bool, num_speakers: int = 30, per_spe
     random = np.random.default_rng(7)
     hits = 0
     for number in range(NUM_SIMULATIONS):
-        errors_N, tokens_N, speaker_N = simulate(random, num_speakers=num_speakers, per_speaker=per_speaker, spread=spread)
-        interval = bootstrap_interval(errors_N, tokens_N, group_N=speaker_N if by_speaker else None, num_draws=400, seed=number)
+        errors_N, tokens_N, speaker_N = simulate(
+            random, num_speakers=num_speakers, per_speaker=per_speaker, spread=spread
+        )
+        interval = bootstrap_interval(
+            errors_N, tokens_N, group_N=speaker_N if by_speaker else None, num_draws=400, seed=number
+        )
         assert interval is not None
         hits += interval.low <= 0.3 <= interval.high
     return hits / NUM_SIMULATIONS
@@ -170,7 +180,9 @@ def false_alarms_by_speaker(num_speakers: int, per_speaker: int = 20) -> float:
             random.binomial(tokens_N, (1 / (1 + np.exp(-logit_G - random.normal(0, 0.2, num_speakers))))[speaker_N])
             for _ in range(2)
         )
-        comparison = paired_bootstrap(a_N, b_N, tokens_N, group_N=[f"s{s}" for s in speaker_N], num_draws=400, seed=number)
+        comparison = paired_bootstrap(
+            a_N, b_N, tokens_N, group_N=[f"s{s}" for s in speaker_N], num_draws=400, seed=number
+        )
         assert comparison is not None
         alarms += comparison.p < 0.05
     return alarms / NUM_SIMULATIONS
@@ -256,7 +268,10 @@ def test_utterances_bound_segments_and_differences_sum_to_the_difference_of_erro
         return " ".join(w for w in (random.choice([w, w, w, "x", ""]) for w in words) if w)
 
     references = [REFERENCE] * 40
-    a, b = score_words(references, [noisy() for _ in references]), score_words(references, [noisy() for _ in references])
+    a, b = (
+        score_words(references, [noisy() for _ in references]),
+        score_words(references, [noisy() for _ in references]),
+    )
     differences = segment_differences(a, b)
     assert differences.sum() == a.errors_N.sum() - b.errors_N.sum()
     comparison, same = matched_pairs(a, b), matched_pairs(a, a)
@@ -286,7 +301,9 @@ def test_matched_pairs_say_nothing_where_nothing_spreads() -> None:
     references = [REFERENCE] * 9
     a = score_words(references, ["X b c d e f g h i j"] * 2 + references[2:])
     assert matched_pairs(a, score_words(references, references)) is None
-    comparison = matched_pairs(score_words(references, ["X b c d X Y g h i j"] + ["X b c d e f g h i j"] * 2 + references[3:]), a)
+    comparison = matched_pairs(
+        score_words(references, ["X b c d X Y g h i j"] + ["X b c d e f g h i j"] * 2 + references[3:]), a
+    )
     assert comparison is not None
     assert comparison.p > 0.2
 

@@ -36,7 +36,9 @@ def test_both_orders_have_the_same_words_and_the_same_sound(project, tmp_path: P
         assert len(in_order) / SAMPLE_RATE_HZ == pytest.approx(spoken_s + pauses_s, abs=0.01)
         first = np.flatnonzero(tier.unit_U == 0)[0]
         begin, edge = tier.start_U1[first] * 160, round(EDGE_S * SAMPLE_RATE_HZ)
-        np.testing.assert_allclose(in_order[edge + 200 : edge + 300], read_audio(utterance)[begin + 200 : begin + 300], atol=1e-4)
+        np.testing.assert_allclose(
+            in_order[edge + 200 : edge + 300], read_audio(utterance)[begin + 200 : begin + 300], atol=1e-4
+        )
     assert any(words(one.text) != words(other.text) for one, other in zip(spliced, shuffled, strict=True))
     with pytest.raises(UserError, match="two words or more"):
         splice(Manifest([]), alignment, tmp_path, shuffled=True)

@@ -13,17 +13,22 @@ from hkd.evaluate.score import paired_bootstrap
 from hkd.evaluate.table import configuration_of, format_p, objectives_table
 
 
-def report_of(run: str, said: list[str], *, objective: str = "none", speakers: int = 12, seed: int = 0) -> EvaluationReport:
+def report_of(
+    run: str, said: list[str], *, objective: str = "none", speakers: int = 12, seed: int = 0
+) -> EvaluationReport:
     """An evaluation of "one two three four five" by many speakers, made from what was understood."""
     rows = tuple(
-        Hypothesis(id=f"u{n}", speaker=f"s{n % speakers}", seconds=2.0, reference="one two three four five", hypothesis=text)
+        Hypothesis(
+            id=f"u{n}", speaker=f"s{n % speakers}", seconds=2.0, reference="one two three four five", hypothesis=text
+        )
         for n, text in enumerate(said)
     )
     errors = {name: error_rate(score, None, EvaluateConfig(num_draws=100)) for name, score in score_all(rows).items()}
     data = {"utterances": len(rows), "speakers": speakers, "hours": len(rows) / 1800, "words": 5 * len(rows)}
     inputs = {"settings": {"level": 0.95}, "model": "0" * 64, "normalisation": "hkd-words-1"}
     return EvaluationReport(
-        run=run, split="test", objective=objective, seed=seed, data=data, errors=errors, frames={}, parameters=1_000_000,
+        run=run, split="test", objective=objective, seed=seed, data=data, errors=errors, frames={},
+        parameters=1_000_000,
         decoder={"name": "greedy"}, inputs=inputs, rtf=0.01, hypotheses=rows,
     )  # fmt: skip
 
@@ -141,13 +146,21 @@ def test_students_that_say_nothing_are_named_with_the_remedy() -> None:
     of_graph, of_ctc, *others = table.notes()
     assert of_graph.startswith("Nothing, or almost nothing, is said by graph (120 of 120 words are left out).")
     assert "search.hybrid.beam" in of_graph
-    assert "by none (120 of 120 words are left out), best (115 of 120 words are left out). CTC needs more speech" in of_ctc
+    assert (
+        "by none (120 of 120 words are left out), best (115 of 120 words are left out). CTC needs more speech" in of_ctc
+    )
     assert "--set main=senone" in of_ctc
     assert not any("hard-heads" in note or "Nothing" in note for note in others)
 
 
 def test_names() -> None:
-    names = {"none": "none", "best-seed3": "best", "conformer-s12": "conformer-s12", "senones": "senones", "x.seed0": "x"}
+    names = {
+        "none": "none",
+        "best-seed3": "best",
+        "conformer-s12": "conformer-s12",
+        "senones": "senones",
+        "x.seed0": "x",
+    }
     assert {name: configuration_of(name) for name in names} == names
     assert [format_p(p) for p in (0.0002, 0.0123, 0.5)] == ["< 0.001", "0.012", "0.50"]
 
@@ -157,7 +170,10 @@ def test_what_an_lm_at_the_search_still_gains_is_said_beside_the_baselines_gain(
         return dataclasses.replace(report_of(run, said), decoder={"name": "beam", "lm": "words.arpa"}, tag="fusion")
 
     none, fused = report_of("none", [BAD] * 24), searched("none", [GOOD] * 24)  # 40 points
-    best, best_fused = report_of("best", [BAD] * 12 + [GOOD] * 12), searched("best", [BAD] * 6 + [GOOD] * 18)  # 10 points
+    # 10 points
+    best, best_fused = report_of("best", [BAD] * 12 + [GOOD] * 12), searched("best", [BAD] * 6 + [GOOD] * 18)
     [note] = [line for line in objectives_table([none, fused, best, best_fused]).notes() if "still gains" in line]
-    assert note == "Points of WER that the LM of @fusion still gains (share of the baseline): none 40.0, best 10.0 (25 %)."
+    assert (
+        note == "Points of WER that the LM of @fusion still gains (share of the baseline): none 40.0, best 10.0 (25 %)."
+    )
     assert not [line for line in objectives_table([none, best]).notes() if "still gains" in line]

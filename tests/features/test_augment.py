@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 
 from hkd.errors import UserError
-from hkd.features.augment import NO_AUGMENTATION, AugmentConfig, add_noise, change_speed, draw_speed, generator, spec_augment
+from hkd.features.augment import (
+    NO_AUGMENTATION,
+    AugmentConfig,
+    add_noise,
+    change_speed,
+    draw_speed,
+    generator,
+    spec_augment,
+)
 from hkd.timebase import SAMPLE_RATE_HZ, retime, samples_to_frames
 
 

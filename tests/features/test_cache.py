@@ -1,4 +1,5 @@
-"""Features on disk: what is computed is what is read, by anyone, whatever happened to the files; and a change makes new ones."""
+"""Features on disk: what is computed is what is read, by anyone, whatever happened to the files; and a change makes new
+ones."""
 
 import os
 from pathlib import Path
@@ -51,7 +52,9 @@ def test_another_channel_has_files_of_its_own(tmp_path: Path) -> None:
         np.testing.assert_allclose(cache.get("u", 1.0), level, atol=1e-6)
 
 
-def test_whoever_makes_them_in_whatever_order_the_bytes_are_the_same(utterances: list[Utterance], tmp_path: Path) -> None:
+def test_whoever_makes_them_in_whatever_order_the_bytes_are_the_same(
+    utterances: list[Utterance], tmp_path: Path
+) -> None:
     source = FeatureSource(front_end=WAVE)
     for name in ("a", "b"):
         opened(tmp_path / name, utterances).fill(source.compute)
@@ -75,7 +78,9 @@ def test_a_cut_or_lost_file_is_made_anew_and_others_are_left(utterances: list[Ut
     assert cut.read_bytes() == whole
 
 
-def test_other_sound_other_spans_and_other_features_are_other_files(utterances: list[Utterance], tmp_path: Path) -> None:
+def test_other_sound_other_spans_and_other_features_are_other_files(
+    utterances: list[Utterance], tmp_path: Path
+) -> None:
     source = FeatureSource(front_end=WAVE)
     audio = tmp_path / "sound.wav"
     audio.write_bytes(Path(str(utterances[0].audio_filepath)).read_bytes())

@@ -17,7 +17,8 @@ from transformers import Wav2Vec2FeatureExtractor, WhisperFeatureExtractor  # no
 
 
 def kaldi_fbank(wave_S: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Kaldi's compute-fbank-feats (feature-window.cc, mel-computations.cc) in NumPy: dither 0, snip_edges false, 80 bins."""
+    """Kaldi's compute-fbank-feats (feature-window.cc, mel-computations.cc) in NumPy: dither 0, snip_edges false, 80
+    bins."""
     size, shift, padded = 400, 160, 512
     num_frames = (len(wave_S) + shift // 2) // shift
     wave_S = wave_S * 32768

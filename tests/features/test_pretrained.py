@@ -1,4 +1,5 @@
-"""A frozen encoder as a front end: transformers' own values for an utterance alone, and nothing lost when it is saved."""
+"""A frozen encoder as a front end: transformers' own values for an utterance alone, and nothing lost when it is
+saved."""
 
 from pathlib import Path
 

@@ -1,10 +1,12 @@
-"""Makes the golden Kaldi files beside this script, by Kaldi's own code from the package kaldi-hmm-gmm. Needs g++ and the extra `test`.
+"""Makes the golden Kaldi files beside this script, by Kaldi's own code from the package kaldi-hmm-gmm. Needs g++ and
+the extra `test`.
 
     python tests/golden/make_kaldi.py
 
-kaldi/: a triphone GMM of the tiny corpus: phones.txt, tree, final.mdl (its transition model), ali.1.gz and ali.2.gz (Viterbi, reordered),
-manifest.jsonl, lexicon.txt, and expected.json: each frame's pdf and phone and where phones begin, as Kaldi's transition model says.
-kaldi-text/: the same model and the first alignments in Kaldi's text forms. kaldi-chain/: a model with two pdfs a state, and its table.
+kaldi/: a triphone GMM of the tiny corpus: phones.txt, tree, final.mdl (its transition model), ali.1.gz and ali.2.gz
+(Viterbi, reordered), manifest.jsonl, lexicon.txt, and expected.json: each frame's pdf and phone and where phones begin,
+as Kaldi's transition model says. kaldi-text/: the same model and the first alignments in Kaldi's text forms.
+kaldi-chain/: a model with two pdfs a state, and its table.
 
 The package cannot write a transition model in binary, but the library inside it can: a few lines of C++ call it.
 """
@@ -49,7 +51,7 @@ int main(int, char** a) {
   if (tree) { _ZN3khg17ContextDependency4ReadERSib(object, in, false); _ZNK3khg17ContextDependency5WriteERSob(object, out, true); }
   else { _ZN3khg15TransitionModel4ReadERSib(object, in, false); _ZNK3khg15TransitionModel5WriteERSob(object, out, true); }
 }
-"""
+"""  # noqa: E501
 
 
 def to_binary(kind: str, text: str, out: Path) -> None:
@@ -67,7 +69,9 @@ def linear(phones: list[int], states: int, *, chain: bool = False) -> str:
     """A topology entry: states in a row, each with a self-loop."""
     lines = ["<TopologyEntry>", "<ForPhones>", " ".join(map(str, phones)), "</ForPhones>"]
     for state in range(states):
-        classes = f"<ForwardPdfClass> {2 * state} <SelfLoopPdfClass> {2 * state + 1}" if chain else f"<PdfClass> {state}"
+        classes = (
+            f"<ForwardPdfClass> {2 * state} <SelfLoopPdfClass> {2 * state + 1}" if chain else f"<PdfClass> {state}"
+        )
         lines.append(f"<State> {state} {classes} <Transition> {state} 0.5 <Transition> {state + 1} 0.5 </State>")
     return "\n".join([*lines, f"<State> {states} </State>", "</TopologyEntry>"])
 
@@ -99,7 +103,8 @@ def load_tree(binary: Path) -> Any:
 
 
 def viterbi(loglike_TS: Any) -> list[int]:
-    """The best path through states in a row: the state of each frame (kaldi-hmm-gmm's own aligner does not take kaldifst's graphs here)."""
+    """The best path through states in a row: the state of each frame (kaldi-hmm-gmm's own aligner does not take
+    kaldifst's graphs here)."""
     frames, states = loglike_TS.shape
     best, back = np.full(states, -np.inf), np.zeros((frames, states), np.int64)
     best[0] = loglike_TS[0, 0]
@@ -114,7 +119,8 @@ def viterbi(loglike_TS: Any) -> list[int]:
 
 
 def align(feat_TF: Any, phones: list[int], model: Any, context: Any, gmm: Any, classes: dict[int, int]) -> list[int]:
-    """Transition ids of a sequence of phones, reordered as Kaldi has them: the arc that leaves a state stands before its self-loops."""
+    """Transition ids of a sequence of phones, reordered as Kaldi has them: the arc that leaves a state stands before
+    its self-loops."""
     id_of: dict[tuple[int, int, int, bool], int] = {}
     for number in range(1, model.num_transition_ids + 1):
         phone, hmm_state, pdf, _ = model.tuples[model.id2state[number] - 1].__getstate__()
@@ -172,7 +178,8 @@ def main() -> None:
         aligned[utterance.id] = align(feats[utterance.id], said, model, context, gmm, classes)
     write(out, text_out, whole, phones, model, tree, aligned)
     (out / "lexicon.txt").write_text(
-        "".join(f"{word} {' '.join(variant)}\n" for word in spoken for variant in lexicon.variants(word)), encoding="utf-8"
+        "".join(f"{word} {' '.join(variant)}\n" for word in spoken for variant in lexicon.variants(word)),
+        encoding="utf-8",
     )
     chain(chain_out)
 
@@ -214,7 +221,9 @@ def start_gmm(model: Any, feats: dict[str, Any], ours: Alignment, phones: dict[s
     return gmm
 
 
-def write(out: Path, text_out: Path, whole: Any, phones: dict[str, int], model: Any, tree: Any, aligned: dict[str, Any]) -> None:
+def write(
+    out: Path, text_out: Path, whole: Any, phones: dict[str, int], model: Any, tree: Any, aligned: dict[str, Any]
+) -> None:
     """The files, and what Kaldi says of each frame."""
     to_binary("model", str(model), out / "final.mdl")
     (text_out / "final.mdl").write_text(str(model))

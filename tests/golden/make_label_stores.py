@@ -1,4 +1,5 @@
-"""Makes the golden label stores beside this file. Run once a format version; today's readers must read what it wrote for ever.
+"""Makes the golden label stores beside this file. Run once a format version; today's readers must read what it wrote
+for ever.
 
     python tests/golden/make_label_stores.py
 
@@ -31,7 +32,11 @@ def rows_as_json(topk: TopK, word_N: Any) -> dict[str, Any]:
     def exact(values: Any) -> list[str]:
         return [float(value).hex() for value in np.asarray(values).reshape(-1)]
 
-    result: dict[str, Any] = {"unit": topk.ids_NK.reshape(-1).tolist(), "logp": exact(topk.logp_NK), "tail": exact(topk.tail_N)}
+    result: dict[str, Any] = {
+        "unit": topk.ids_NK.reshape(-1).tolist(),
+        "logp": exact(topk.logp_NK),
+        "tail": exact(topk.tail_N),
+    }
     result |= {"gold": topk.gold_N.tolist(), "gold_logp": exact(topk.gold_logp_N), "word": word_N.tolist()}
     result |= {"lse_t": exact(topk.lse_NJ), "tail_t": exact(topk.tail_NJ)}
     if topk.count_NK is not None:

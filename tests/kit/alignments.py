@@ -32,7 +32,8 @@ TOY_SILENCES = {SENONE: tuple(range(NUM_STATES * 2)), MONOPHONE: (0,)}
 def random_alignment(
     rng: np.random.Generator, *, id: str = "utt", spoken: Sequence[str] = ("a", "b", "c"), silence: float = 0.5
 ) -> UtteranceAlignment:
-    """One utterance over `toy_inventories`: each word 1-4 phones, each state 1-4 frames, silence at edges and now and then between."""
+    """One utterance over `toy_inventories`: each word 1-4 phones, each state 1-4 frames, silence at edges and now and
+    then between."""
     word_unit: list[int] = []
     word_len: list[int] = []
     phone_unit: list[int] = []

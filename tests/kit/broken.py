@@ -12,7 +12,8 @@ WAV = sound(1.0)
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """`files` are written, the command runs beside them; `says` must stand in its last line. `kept`: accepted, with so many utterances."""
+    """`files` are written, the command runs beside them; `says` must stand in its last line. `kept`: accepted, with so
+    many utterances."""
 
     name: str
     arguments: tuple[str, ...]
@@ -26,7 +27,8 @@ class Case:
 
 
 def only_line(lines: list[str], says: tuple[str, ...]) -> str:
-    """The one line of stderr, which names the program, is a sentence, is no essay, and says all of `says`. Raises AssertionError."""
+    """The one line of stderr, which names the program, is a sentence, is no essay, and says all of `says`. Raises
+    AssertionError."""
     assert len(lines) == 1, lines
     assert lines[0].startswith("hkd: ")
     assert lines[0].endswith((".", "?", ")"))

@@ -1,4 +1,5 @@
-"""Tiny speech encoders with random weights, saved as transformers folders: every architecture that hkd trains students on."""
+"""Tiny speech encoders with random weights, saved as transformers folders: every architecture that hkd trains students
+on."""
 
 import importlib
 from pathlib import Path

@@ -9,7 +9,9 @@ import numpy as np
 import soundfile
 
 
-def sound(seconds: float = 0.2, *, format: str = "WAV", rate_hz: int = 16_000, channels: int = 1, loudness: float = 0.1) -> bytes:
+def sound(
+    seconds: float = 0.2, *, format: str = "WAV", rate_hz: int = 16_000, channels: int = 1, loudness: float = 0.1
+) -> bytes:
     """An encoded tone; with several channels each has another loudness."""
     wave_S = loudness * np.sin(2 * np.pi * 440 * np.arange(round(seconds * rate_hz)) / rate_hz)
     wave_SC = np.stack([wave_S * (1 + channel) for channel in range(channels)], axis=1)

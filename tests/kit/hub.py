@@ -1,4 +1,5 @@
-"""A Hugging Face Hub of one data set on loopback: the few calls that huggingface_hub makes for pushing and pulling a data set."""
+"""A Hugging Face Hub of one data set on loopback: the few calls that huggingface_hub makes for pushing and pulling a
+data set."""
 
 import base64
 import hashlib
@@ -11,7 +12,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 
 class HubServer:
-    """`files`: what lies on the data set's main branch, which is also its pull request 1. `commits`: how many there were. Use: `with HubServer() as hub`."""
+    """`files`: what lies on the data set's main branch, which is also its pull request 1. `commits`: how many there
+    were. Use: `with HubServer() as hub`."""
 
     def __init__(self, repo: str = "org/name") -> None:
         self.repo, self.files, self.commits = repo, dict[str, bytes](), 0
@@ -30,7 +32,9 @@ class HubServer:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -91,7 +95,9 @@ class _Handler(BaseHTTPRequestHandler):
         path, repo = self._path, self.hub.repo
         if path in (f"/api/datasets/{repo}", f"/api/datasets/{repo}/revision/main"):
             siblings = [{"rfilename": name} for name in self.hub.files]
-            self._json({"id": repo, "sha": self.hub.sha, "private": False, "tags": [], "downloads": 0, "siblings": siblings})
+            self._json(
+                {"id": repo, "sha": self.hub.sha, "private": False, "tags": [], "downloads": 0, "siblings": siblings}
+            )
         elif path.startswith(f"/api/datasets/{repo}/tree/"):
             self._json([self.hub.entry(name) for name in sorted(self.hub.files)])
         elif path.startswith(f"/datasets/{repo}/resolve/"):
@@ -105,7 +111,10 @@ class _Handler(BaseHTTPRequestHandler):
         if name not in self.hub.files:
             self._missing("EntryNotFound")
             return
-        data, headers = self.hub.files[name], {"X-Repo-Commit": self.hub.sha, "ETag": f'"{self.hub.entry(name)["oid"]}"'}
+        data, headers = (
+            self.hub.files[name],
+            {"X-Repo-Commit": self.hub.sha, "ETag": f'"{self.hub.entry(name)["oid"]}"'},
+        )
         wanted = self.headers.get("Range")
         if wanted is None:
             self._bytes(data, 200, headers)
@@ -131,12 +140,16 @@ class _Handler(BaseHTTPRequestHandler):
         elif path == f"/api/datasets/{repo}/preupload/main":
             names = [file["path"] for file in json.loads(body)["files"]]
             modes = {name: "lfs" if _is_lfs(name) else "regular" for name in names}
-            self._json({"files": [{"path": name, "uploadMode": mode, "shouldIgnore": False} for name, mode in modes.items()]})
+            self._json(
+                {"files": [{"path": name, "uploadMode": mode, "shouldIgnore": False} for name, mode in modes.items()]}
+            )
         elif path == f"/datasets/{repo}.git/info/lfs/objects/batch":
             self._json({"transfer": "basic", "objects": [self._upload(item) for item in json.loads(body)["objects"]]})
         elif path == f"/api/datasets/{repo}/commit/main":
             self.hub.commit(body)
-            self._json({"commitUrl": f"{self.hub.endpoint}/datasets/{repo}/commit/{self.hub.sha}", "commitOid": self.hub.sha})
+            self._json(
+                {"commitUrl": f"{self.hub.endpoint}/datasets/{repo}/commit/{self.hub.sha}", "commitOid": self.hub.sha}
+            )
         elif path.startswith(f"/api/datasets/{repo}/paths-info/"):
             names = parse_qs(body.decode()).get("paths", [])
             self._json([self.hub.entry(name) for name in names if name in self.hub.files])
@@ -148,7 +161,11 @@ class _Handler(BaseHTTPRequestHandler):
     def _upload(self, item: dict[str, Any]) -> dict[str, Any]:
         if item["oid"] in self.hub.objects:
             return item
-        return {**item, "authenticated": True, "actions": {"upload": {"href": f"{self.hub.endpoint}/lfs/{item['oid']}"}}}
+        return {
+            **item,
+            "authenticated": True,
+            "actions": {"upload": {"href": f"{self.hub.endpoint}/lfs/{item['oid']}"}},
+        }
 
     def do_PUT(self) -> None:
         data, oid = self._body(), self.path.rpartition("/")[2]

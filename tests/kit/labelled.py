@@ -1,7 +1,7 @@
 """Label stores for a prepared folder from a made-up teacher: right units, right digests, probabilities out of thin air.
 
-The teacher is sure of the gold unit by a random amount and spreads the rest over other units: enough for what trains on labels, and
-made at once. Shape letters: N positions, K kept ids, V units.
+The teacher is sure of the gold unit by a random amount and spreads the rest over other units: enough for what trains on
+labels, and made at once. Shape letters: N positions, K kept ids, V units.
 """
 
 from collections.abc import Iterable, Mapping
@@ -29,10 +29,14 @@ def made_up_topk(gold_N: NDArray[np.int32], *, num_units: int, k: int, seed: int
     random = np.random.default_rng(seed)
     n, k = len(gold_N), min(k, num_units)
     shift_NK = (
-        np.stack([np.sort(random.choice(num_units - 1, k - 1, replace=False)) for _ in range(n)]) + 1 if k > 1 and n else None
+        np.stack([np.sort(random.choice(num_units - 1, k - 1, replace=False)) for _ in range(n)]) + 1
+        if k > 1 and n
+        else None
     )
     ids_NK = (
-        gold_N[:, None] if shift_NK is None else np.concatenate([gold_N[:, None], (gold_N[:, None] + shift_NK) % num_units], 1)
+        gold_N[:, None]
+        if shift_NK is None
+        else np.concatenate([gold_N[:, None], (gold_N[:, None] + shift_NK) % num_units], 1)
     )
     sure_N1 = random.uniform(0.3, 0.9, (n, 1))
     rest_NK = np.sort(random.exponential(size=(n, k)), 1)[:, ::-1]  # the last is the tail's where there is one
@@ -61,7 +65,8 @@ def label_folder(
     inventory: UnitInventory | None = None,
     **spec_changes: Any,
 ) -> dict[str, LabelReader]:
-    """Write a store for each level into folder/shards. inventory: a foreign one for subwords, whose pieces are then whole words.
+    """Write a store for each level into folder/shards. inventory: a foreign one for subwords, whose pieces are then
+    whole words.
 
     Utterances without sound have the units that their words give, the others those of the alignment.
     """
@@ -92,7 +97,10 @@ def label_folder(
                 unit_digest=sequence_digest(unit_U),
                 text_digest=text_digest(said),
             )
-        settings = {"teacher": {"name": "made-up", "kind": "ngram", "direction": "both", "digest": "0" * 64}, **spec_changes}
+        settings = {
+            "teacher": {"name": "made-up", "kind": "ngram", "direction": "both", "digest": "0" * 64},
+            **spec_changes,
+        }
         kept = k if isinstance(k, int) else k[level]
         spec = StoreSpec(name=level, level=level, inventory=symbols, manifest_digest=whole.digest, k=kept, **settings)
         writer = LabelWriter.open(folder / shards / level, spec, rows)

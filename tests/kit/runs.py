@@ -26,7 +26,9 @@ def opened(project: Path, settings: dict[str, Any]) -> Data:
     return open_data(config_of(settings), **inputs(project))
 
 
-def trained(project: Path, folder: Path, settings: dict[str, Any], *, device: str = "cpu", **options: Any) -> TrainReport:
+def trained(
+    project: Path, folder: Path, settings: dict[str, Any], *, device: str = "cpu", **options: Any
+) -> TrainReport:
     """A run. options: of `train`."""
     return train(config_of(settings), folder, **inputs(project), device=device, **options)
 

@@ -49,7 +49,8 @@ def slow_worker(task: Task) -> list[dict[str, Any]]:
 
 
 def sum_of_labels(url: str, ids: list[str], queue: Any, environment: dict[str, str]) -> None:
-    """Put the sum of a store's log-probabilities of these utterances into the queue. environment: of the test, which a fork server may lack."""
+    """Put the sum of a store's log-probabilities of these utterances into the queue. environment: of the test, which a
+    fork server may lack."""
     os.environ.update(environment)
     queue.put(float(LabelReader.open(url).block(ids).topk.logp_NK.sum()))
 

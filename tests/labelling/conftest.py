@@ -13,13 +13,19 @@ torch.set_num_threads(1)
 
 
 def write_manifest(path: Path, count: int, *, seed: int = 0) -> Path:
-    """Utterances of 0 to 9 words in recordings of ten; every seventh says the same; ids are not in the order of time."""
+    """Utterances of 0 to 9 words in recordings of ten; every seventh says the same; ids are not in the order of
+    time."""
     rng = random.Random(seed)
     words = WORDS.split()
     with path.open("w", encoding="utf-8") as file:
         for number in range(count):
             text = "the cat sat" if number % 7 == 0 else " ".join(rng.choices(words, k=rng.randint(0, 9)))
-            row = {"id": f"u{number * 37 % count:04d}", "text": text, "recording": f"r{number // 10}", "offset": float(number)}
+            row = {
+                "id": f"u{number * 37 % count:04d}",
+                "text": text,
+                "recording": f"r{number // 10}",
+                "offset": float(number),
+            }
             file.write(json.dumps({**row, "split": "dev" if number % 10 == 9 else "train"}) + "\n")
     return path
 

@@ -37,7 +37,8 @@ def folder(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     report = train_lm(config, texts=[folder / "text.txt"], units=Units(folder / "units"), folder=folder / "lm" / "c")
     assert (report.unit, report.ngram_order) == (CHARACTER, 5)
     job = DumpJob(
-        manifest=folder / "manifest.jsonl", out=folder / "shards" / CHARACTER, lm=str(folder / "lm" / "c"), unit=CHARACTER,
+        manifest=folder / "manifest.jsonl", out=folder / "shards" / CHARACTER, lm=str(folder / "lm" / "c"),
+        unit=CHARACTER,
         store=DumpConfig(k=4), subwords=folder / "units" / "character.model",
     )  # fmt: skip
     assert execute(job).left_out == {}
@@ -47,7 +48,8 @@ def folder(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def opened(folder: Path) -> Join:
     return Join(
         manifests.read(folder / "manifest.jsonl"), subwords=SubwordModel(folder / "units" / "subword.model"),
-        alignment=Alignment(folder / "alignment.arrow"), stores={CHARACTER: LabelReader.open(folder / "shards" / CHARACTER)},
+        alignment=Alignment(folder / "alignment.arrow"),
+        stores={CHARACTER: LabelReader.open(folder / "shards" / CHARACTER)},
     )  # fmt: skip
 
 
@@ -61,7 +63,9 @@ def test_characters_lie_where_their_word_does(folder: Path) -> None:
         assert spelled == "".join(f"▁{word}" for word in row.words)
         spans = {
             word: (a, b)
-            for word, a, b in zip(row.word_tier.unit_U, row.word_tier.start_U1[:-1], row.word_tier.start_U1[1:], strict=True)
+            for word, a, b in zip(
+                row.word_tier.unit_U, row.word_tier.start_U1[:-1], row.word_tier.start_U1[1:], strict=True
+            )
         }
         word_U = join.spelling(CHARACTER).encode(row.words)[1]
         for word in range(len(row.words)):
@@ -84,11 +88,13 @@ def test_a_student_learns_them_in_heads_of_its_own(folder: Path, tmp_path: Path)
     }  # fmt: skip
     parts = {"alignment": folder / "alignment.arrow", "labels": folder / "shards"}
     train(
-        build(TrainConfig, settings, where="train"), tmp_path / "run", manifest=folder / "manifest.jsonl", units=folder / "units",
+        build(TrainConfig, settings, where="train"), tmp_path / "run", manifest=folder / "manifest.jsonl",
+        units=folder / "units",
         device="cpu", **parts,
     )  # fmt: skip
     figures = frame_figures(
-        tmp_path / "run", manifests.read(folder / "manifest.jsonl"), subword_model=tmp_path / "run" / "model" / "subword.model",
+        tmp_path / "run", manifests.read(folder / "manifest.jsonl"),
+        subword_model=tmp_path / "run" / "model" / "subword.model",
         units=folder / "units", **parts,
     )  # fmt: skip
     assert set(figures) == {"kd-character", "hard-character"}

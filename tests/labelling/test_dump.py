@@ -1,4 +1,5 @@
-"""The dump: what it stores is what the teacher says, and neither interruptions nor the number of processes change a byte."""
+"""The dump: what it stores is what the teacher says, and neither interruptions nor the number of processes change a
+byte."""
 
 import json
 import logging
@@ -40,7 +41,9 @@ def store(texts: Path, teacher: Teacher, tmp_path_factory: pytest.TempPathFactor
 
 def contents(store: Path) -> dict[str, bytes]:
     return {
-        str(p.relative_to(store)): p.read_bytes() for p in sorted(store.rglob("*")) if p.is_file() and p.parent.name != ".locks"
+        str(p.relative_to(store)): p.read_bytes()
+        for p in sorted(store.rglob("*"))
+        if p.is_file() and p.parent.name != ".locks"
     }
 
 
@@ -100,7 +103,9 @@ def test_stopped_and_started_again_it_gives_the_same_bytes(
     assert contents(tmp_path / "subword") == contents(store)
 
 
-def test_ranks_share_the_work_and_give_the_same_bytes(texts: Path, teacher: Teacher, store: Path, tmp_path: Path) -> None:
+def test_ranks_share_the_work_and_give_the_same_bytes(
+    texts: Path, teacher: Teacher, store: Path, tmp_path: Path
+) -> None:
     reports = [dump(texts, tmp_path / "subword", teacher, config=CONFIG, rank=rank, world_size=3) for rank in (2, 0, 1)]
     assert [r.shards_done for r in reports] == [2, 3, 2]
     assert [r.shards_missing for r in reports] == [5, 2, 0]
@@ -170,7 +175,9 @@ def test_causal_teachers_and_contexts_go_through(texts: Path, gpt2: Path, bert: 
 def test_aligned_levels(prepared: Path, tmp_path: Path) -> None:
     teacher = load_teacher("phone-trigram", unit="monophone")
     alignment = Alignment(prepared / "alignment.arrow")
-    report = dump(prepared / "manifest.jsonl", tmp_path / "monophone", teacher, config=DumpConfig(k=8), alignment=alignment)
+    report = dump(
+        prepared / "manifest.jsonl", tmp_path / "monophone", teacher, config=DumpConfig(k=8), alignment=alignment
+    )
     assert report.quality is not None
     assert report.quality["perplexity"] < report.quality["unigram_perplexity"]
     reader = LabelReader.open(tmp_path / "monophone")
@@ -191,7 +198,9 @@ def test_changed_transcripts_are_refused_or_left_out(prepared: Path, tmp_path: P
     changed = tmp_path / "manifest.jsonl"
     utterances = list(manifests.read(prepared / "manifest.jsonl"))
     first = utterances[0]
-    other = manifests.Utterance(id=first.id, text=first.text + " indeed", audio_filepath=first.audio_filepath, extra=first.extra)
+    other = manifests.Utterance(
+        id=first.id, text=first.text + " indeed", audio_filepath=first.audio_filepath, extra=first.extra
+    )
     manifests.write(changed, [other, *utterances[1:]])
     alignment = Alignment(prepared / "alignment.arrow")
     with pytest.raises(UserError, match=f"'{first.id}' cannot be labelled: .*hkd align"):
@@ -206,7 +215,12 @@ class _Odd:
 
     def __init__(self, teacher: Teacher, *, encoding: str = "", scoring: int = -1, shards_at_once: int = 1) -> None:
         self._teacher, self._encoding, self._scoring, self.shards_at_once = teacher, encoding, scoring, shards_at_once
-        self.level, self.inventory, self.info, self.figures = teacher.level, teacher.inventory, teacher.info, teacher.figures
+        self.level, self.inventory, self.info, self.figures = (
+            teacher.level,
+            teacher.inventory,
+            teacher.info,
+            teacher.figures,
+        )
         self.asked = 0
 
     def encode(self, words: Sequence[str]) -> Any:
@@ -222,12 +236,16 @@ class _Odd:
 
 
 @pytest.mark.parametrize("how", ["encoding", "scoring"])
-def test_texts_that_a_teacher_chokes_on_are_named_or_left_out(texts: Path, teacher: Teacher, tmp_path: Path, how: str) -> None:
+def test_texts_that_a_teacher_chokes_on_are_named_or_left_out(
+    texts: Path, teacher: Teacher, tmp_path: Path, how: str
+) -> None:
     unit = int(teacher.encode(["brother"])[0][0])
     odd = _Odd(teacher, encoding="brother") if how == "encoding" else _Odd(teacher, scoring=unit)
     bad = {u.id for u in manifests.read(texts) if "brother" in words(u.text)}
     assert 1 < len(bad) < 20
-    with pytest.raises(HkdError, match=r"utterance 'u\d+' cannot be labelled: (Type|Value)Error: what a .*keep_going=true"):
+    with pytest.raises(
+        HkdError, match=r"utterance 'u\d+' cannot be labelled: (Type|Value)Error: what a .*keep_going=true"
+    ):
         dump(texts, tmp_path / "a", odd, config=CONFIG)
     odd.asked = 0
     report = dump(texts, tmp_path / "b", odd, config=replace(CONFIG, keep_going=True))
@@ -277,18 +295,23 @@ def test_several_shards_at_once_give_the_same_bytes(texts: Path, teacher: Teache
     assert contents(tmp_path / "subword") == contents(store)
 
 
-def test_the_model_counts_its_operations_and_the_report_says_how_to_go_on(texts: Path, teacher: Teacher, tmp_path: Path) -> None:
+def test_the_model_counts_its_operations_and_the_report_says_how_to_go_on(
+    texts: Path, teacher: Teacher, tmp_path: Path
+) -> None:
     before = teacher.flops
     report = dump(texts, tmp_path / "a", teacher, config=CONFIG)
     spoken = [teacher.encode(words(u.text))[0] for u in manifests.read(texts)]
     distinct = {unit_U.tobytes(): unit_U for unit_U in spoken}.values()
-    most = sum(len(u) * (len(u) + 2) for u in distinct) * 2 * 2 * (4 * 16 * 16 + 2 * 16 * 32)  # both layers, without attention
+    # both layers, without attention
+    most = sum(len(u) * (len(u) + 2) for u in distinct) * 2 * 2 * (4 * 16 * 16 + 2 * 16 * 32)
     assert most / 3 < teacher.flops - before < 3 * most
     assert {"positions_per_s", "seconds", "go_on"} <= set(report.to_json())
     assert report.go_on == f"hkd train --labels {tmp_path}/"
 
 
-def test_overwrite_replaces_a_store_and_nothing_else(texts: Path, teacher: Teacher, store: Path, tmp_path: Path) -> None:
+def test_overwrite_replaces_a_store_and_nothing_else(
+    texts: Path, teacher: Teacher, store: Path, tmp_path: Path
+) -> None:
     shutil.copytree(store, tmp_path / "s")
     config = DumpConfig(k=3, utterances_per_shard=50)
     assert dump(texts, tmp_path / "s", teacher, config=config, overwrite=True).shards_done == 2
@@ -316,4 +339,7 @@ def test_the_cost_of_masking_together_is_stored(texts: Path, bert: Path, tmp_pat
     report = dump(texts, tmp_path / "a", teacher, config=CONFIG)
     assert report.quality is not None
     assert report.quality["mask_every_kl_nats"] > 0.001
-    assert json.loads((tmp_path / "a/report.json").read_bytes())["mask_every_kl_nats"] == report.quality["mask_every_kl_nats"]
+    assert (
+        json.loads((tmp_path / "a/report.json").read_bytes())["mask_every_kl_nats"]
+        == report.quality["mask_every_kl_nats"]
+    )

@@ -80,7 +80,9 @@ def digest(line: str) -> bytes:
     ("unit", "direction"), [("subword", "cloze"), ("monophone", "causal"), ("senone", "cloze"), ("senone", "causal")]
 )
 def test_each_level_gives_a_report_and_a_teacher(unit, direction, units, text, tmp_path):
-    report = train_lm(replace(CONFIG, unit=unit, direction=direction), texts=[text], units=units, folder=tmp_path / "lm")
+    report = train_lm(
+        replace(CONFIG, unit=unit, direction=direction), texts=[text], units=units, folder=tmp_path / "lm"
+    )
     table = report.figures["text"]
     assert 1 < table["ngram"]["perplexity"] < table["unigram"]["perplexity"] < len(units.inventory(unit))
     assert report.teacher == ("neural" if table["neural"]["perplexity"] < table["ngram"]["perplexity"] else "ngram")
@@ -110,7 +112,11 @@ def loaded(folder: Path, verdict: str) -> Teacher:
 def test_the_reports_perplexity_is_the_teachers(units, text, tmp_path, manifest):
     """Recomputed from the finished folder, on all transcripts."""
     report = train_lm(
-        replace(CONFIG, max_scored_positions=10**6), texts=[text], units=units, folder=tmp_path / "lm", manifest=manifest
+        replace(CONFIG, max_scored_positions=10**6),
+        texts=[text],
+        units=units,
+        folder=tmp_path / "lm",
+        manifest=manifest,
     )
     assert report.judged_on == "transcripts"
     for kind in ("neural", "ngram"):
@@ -147,11 +153,14 @@ def test_little_text_makes_an_n_gram_alone_and_a_neural_lm_can_be_added(units, t
     assert both.figures["text"]["ngram"] == alone.figures["text"]["ngram"]
     assert both.is_neural
     assert (folder / "ngram.arpa").read_bytes() == before
-    assert train_lm(default, texts=[text], units=units, folder=folder) == both  # what is there is more than was asked for
+    # what is there is more than was asked for
+    assert train_lm(default, texts=[text], units=units, folder=folder) == both
 
 
 @pytest.mark.parametrize("unit", ["subword", "senone"])
-def test_cross_fitting_keeps_an_utterances_text_from_the_lm_that_labels_it(unit, units, manifest, tmp_path, monkeypatch):
+def test_cross_fitting_keeps_an_utterances_text_from_the_lm_that_labels_it(
+    unit, units, manifest, tmp_path, monkeypatch
+):
     seen: list[list[bytes]] = []
     real = lm_module.LmTask
 
@@ -234,13 +243,22 @@ def progress(done, total, **facts):
     calls += 1
     if calls == int(sys.argv[5]):
         os.kill(os.getpid(), signal.SIGKILL)
-t.train_lm(t.CONFIG, texts=[Path(sys.argv[3])], units=t.Units(Path(sys.argv[2])), folder=Path(sys.argv[4]), progress=progress)
+units, texts, folder = t.Units(Path(sys.argv[2])), [Path(sys.argv[3])], Path(sys.argv[4])
+t.train_lm(t.CONFIG, texts=texts, units=units, folder=folder, progress=progress)
 """
 
 
 def test_sigkill(units, text, tmp_path):
     train_lm(CONFIG, texts=[text], units=units, folder=tmp_path / "whole")
-    command = [sys.executable, "-c", SCRIPT, str(Path(__file__).parent), str(units.folder), str(text), str(tmp_path / "cut")]
+    command = [
+        sys.executable,
+        "-c",
+        SCRIPT,
+        str(Path(__file__).parent),
+        str(units.folder),
+        str(text),
+        str(tmp_path / "cut"),
+    ]
     killed = subprocess.run([*command, "9"], env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
     assert killed.returncode == -signal.SIGKILL
     assert not (tmp_path / "cut" / "report.json").exists()

@@ -80,7 +80,9 @@ def test_a_cut_keeps_all_units_and_begins_where_it_may():
 
 
 def test_folds_keep_equal_texts_together_and_are_of_like_size():
-    manifest = Manifest(Utterance(id=f"{n}", text=LINES[n % 50].upper() if n % 2 else LINES[n % 50]) for n in range(120))
+    manifest = Manifest(
+        Utterance(id=f"{n}", text=LINES[n % 50].upper() if n % 2 else LINES[n % 50]) for n in range(120)
+    )
     fold_of = folds_of(manifest, 4)
     assert set(fold_of) == {text_digest(words(line)) for line in LINES[:50]}
     assert max(np.bincount(list(fold_of.values()))) <= 13
@@ -123,7 +125,8 @@ def test_texts_of_other_systems_are_read_right_or_refused(tmp_path):
 
 
 def test_four_times_the_text_takes_no_more_memory(tmp_path, monkeypatch):
-    """Streamed into the cache, read in order and at random, and drawn from: what is kept does not grow with the text."""
+    """Streamed into the cache, read in order and at random, and drawn from: what is kept does not grow with the
+    text."""
 
     letters = str.maketrans("01234567", "abcdefgh")
     monkeypatch.setattr(lm_data, "_READ_AT_ONCE", 64)  # so that both texts fill more than one block
@@ -138,7 +141,9 @@ def test_four_times_the_text_takes_no_more_memory(tmp_path, monkeypatch):
         corpus = Corpus([train, held])
         order = np.random.default_rng(0).permutation(len(corpus)).astype(np.int32)
         assert corpus.counts(200).sum() == corpus.num_units
-        assert all(len(corpus[number]) for start in range(0, lines, 500) for number in order[start : start + 5].tolist())
+        assert all(
+            len(corpus[number]) for start in range(0, lines, 500) for number in order[start : start + 5].tolist()
+        )
         found = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return found

@@ -22,7 +22,16 @@ def test_the_words_are_those_of_the_rule_and_files_may_be_zipped(tmp_path: Path)
         assert train_word_ngram([plain, zipped], tmp_path / name, config=WordNgramConfig(), more=["A dog!"]) == 4
     assert (tmp_path / "one.arpa").read_bytes() == (tmp_path / "two.arpa").read_bytes()
     lm = ArpaLm(tmp_path / "one.arpa")
-    assert {word for word in lm.number_of if word.isalpha()} == {"the", "dog", "sees", "two", "cats", "sleeps", "a", "cat"}
+    assert {word for word in lm.number_of if word.isalpha()} == {
+        "the",
+        "dog",
+        "sees",
+        "two",
+        "cats",
+        "sleeps",
+        "a",
+        "cat",
+    }
     state, _ = lm.extend(lm.start(), "the")
     assert lm.extend(state, "dog")[1] > lm.extend(state, "cats")[1]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "b.txt.gz", "one.arpa", "two.arpa"]
@@ -47,7 +56,9 @@ def test_what_hardly_matters_can_be_pruned(tmp_path: Path) -> None:
 
 
 def test_longer_histories_are_better_on_unseen_sentences(tmp_path: Path) -> None:
-    text, unseen = (write_walk(tmp_path / f"{seed}.txt", sentences=count, seed=seed) for seed, count in ((0, 400), (1, 50)))
+    text, unseen = (
+        write_walk(tmp_path / f"{seed}.txt", sentences=count, seed=seed) for seed, count in ((0, 400), (1, 50))
+    )
     found = []
     for order in (1, 2, 3):
         train_word_ngram([text], tmp_path / "n.arpa", config=WordNgramConfig(order=order))
@@ -56,7 +67,8 @@ def test_longer_histories_are_better_on_unseen_sentences(tmp_path: Path) -> None
 
 
 def write_walk(path: Path, *, sentences: int, seed: int) -> Path:
-    """Sentences of twelve of thirty words; the two words before favour a word over two others, and any other is rare."""
+    """Sentences of twelve of thirty words; the two words before favour a word over two others, and any other is
+    rare."""
     draw = random.Random(seed)
     names = [f"w{chr(97 + number // 26)}{chr(97 + number % 26)}" for number in range(30)]
     lines = []

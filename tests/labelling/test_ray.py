@@ -30,12 +30,18 @@ pytestmark = pytest.mark.timeout(900)  # a cluster starts slowly on a busy machi
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Two nodes with a core each and credentials for a bucket called labels, and this process connected to the first."""
+    """Two nodes with a core each and credentials for a bucket called labels, and this process connected to the
+    first."""
     size = {"num_cpus": 1, "object_store_memory": 80 << 20}
     with pytest.MonkeyPatch.context() as patch, S3Server() as server:
         server.make_bucket("labels")
         cache = {"HKD_CACHE": str(tmp_path_factory.mktemp("cache"))}
-        for name, value in {**server.environment, **cache, "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}.items():
+        for name, value in {
+            **server.environment,
+            **cache,
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "OMP_NUM_THREADS": "1",
+        }.items():
             patch.setenv(name, value)
         cluster = Cluster(initialize_head=True, head_node_args={**size, "include_dashboard": False})
         cluster.add_node(**size)
@@ -69,8 +75,11 @@ def written(store: Path) -> dict[str, tuple[int, int]]:
     return {m.stem: (m.stat().st_ino, m.stat().st_mtime_ns) for m in marks}
 
 
-def stopped_in_a_shard(raylet: psutil.Process, store: Path, *, after: int) -> tuple[psutil.Process, dict[str, tuple[int, int]]]:
-    """A worker below `raylet`, stopped in the middle of a shard, once `after` shards are written; and what is written."""
+def stopped_in_a_shard(
+    raylet: psutil.Process, store: Path, *, after: int
+) -> tuple[psutil.Process, dict[str, tuple[int, int]]]:
+    """A worker below `raylet`, stopped in the middle of a shard, once `after` shards are written; and what is
+    written."""
     give_up = time.monotonic() + 200
     while time.monotonic() < give_up:
         for process in raylet.children(recursive=True) if len(written(store)) >= after else ():
@@ -112,7 +121,15 @@ def test_two_workers_give_the_bytes_of_one_process_with_two_threads(
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
     assert seen == [(n + 1, 7) for n in range(7)]
     assert (one.store, two.store) == (Path("one"), Path("two"))
-    for same in ("positions", "scored_positions", "shards_done", "shards_missing", "quality", "without_units", "left_out"):
+    for same in (
+        "positions",
+        "scored_positions",
+        "shards_done",
+        "shards_missing",
+        "quality",
+        "without_units",
+        "left_out",
+    ):
         assert getattr(two, same) == getattr(one, same)
     assert (two.workers, two.workers_lost) == (2, 0)
     assert two.seconds.keys() == one.seconds.keys()
@@ -156,7 +173,8 @@ def test_a_lost_node_costs_the_shard_that_its_worker_was_at(cluster: Cluster, pr
     stays, goes = (psutil.Process(node.all_processes["raylet"][0].process.pid) for node in nodes)
 
     def lose() -> None:
-        other, _ = stopped_in_a_shard(stays, tmp_path / "two", after=0)  # else it might do all before the node's worker has begun
+        # else it might do all before the node's worker has begun
+        other, _ = stopped_in_a_shard(stays, tmp_path / "two", after=0)
         try:
             stopped_in_a_shard(goes, tmp_path / "two", after=0)
             for process in [goes, *goes.children(recursive=True)]:

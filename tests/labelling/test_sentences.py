@@ -37,12 +37,18 @@ def make(tmp_path: Path) -> Callable[..., Manifest]:
 
 def test_an_id_is_of_the_words_and_stays_where_lines_are_put_in(make: Callable[..., Manifest], tmp_path: Path) -> None:
     before = make("The cat sat.", "Good morning!")
-    assert [u.id for u in before] == [f"text-{text_digest(said).hex()}" for said in (["the", "cat", "sat"], ["good", "morning"])]
+    assert [u.id for u in before] == [
+        f"text-{text_digest(said).hex()}" for said in (["the", "cat", "sat"], ["good", "morning"])
+    ]
     report = Report()
     after = make("", "It rains.", "the cat, sat", "The cat sat.", "Good morning!", report=report)
-    assert {u.id: " ".join(words(u.text)) for u in before}.items() <= {u.id: " ".join(words(u.text)) for u in after}.items()
+    assert {u.id: " ".join(words(u.text)) for u in before}.items() <= {
+        u.id: " ".join(words(u.text)) for u in after
+    }.items()
     assert [u.id for u in after][1:3] == [before[0].id, f"{before[0].id}-2"]
-    assert report.note_lines() == ["1 sentences have the words of an earlier one and are kept, with ids that end in -2, -3 ..."]
+    assert report.note_lines() == [
+        "1 sentences have the words of an earlier one and are kept, with ids that end in -2, -3 ..."
+    ]
     assert [u.audio_filepath for u in after] == [None] * 4
     assert manifests.read(tmp_path / "text.jsonl").digest == after.digest
 
@@ -67,7 +73,9 @@ def test_what_is_left_out_is_counted_and_listed(make: Callable[..., Manifest], t
         make("", "%")
 
 
-def test_a_shuffled_text_has_the_same_words_and_lengths_and_a_part_has_so_many_words(make: Callable[..., Manifest]) -> None:
+def test_a_shuffled_text_has_the_same_words_and_lengths_and_a_part_has_so_many_words(
+    make: Callable[..., Manifest],
+) -> None:
     lines = [" ".join(["the", "cat", "sat", "on", "that", "mat", "and", "slept"][: 2 + n % 7]) for n in range(40)]
     whole = make(*lines)
     shuffled = make(*lines, config=SentencesConfig(shuffle=True))
@@ -115,7 +123,10 @@ def stores(project: Path, lm: str, unit: str) -> tuple[LabelReader, LabelReader]
     }
     shared = {name: value for name, value in shared.items() if not isinstance(value, Path) or value.exists()}
     speech = DumpJob(
-        manifest=project / "manifest.jsonl", out=project / "shards" / unit, alignment=project / "alignment.arrow", **shared
+        manifest=project / "manifest.jsonl",
+        out=project / "shards" / unit,
+        alignment=project / "alignment.arrow",
+        **shared,
     )
     text = DumpJob(manifest=project / "text.jsonl", out=project / "text-shards" / unit, units=units, **shared)
     for job in (speech, text):
@@ -159,7 +170,18 @@ def test_the_command_labels_text_at_every_level_as_speech(project: Path, monkeyp
         return result.stdout
 
     (project / "lm.txt").write_text("\n".join(tiny_sentences(80, seed=9)), encoding="utf-8")
-    small = ["--text", "lm.txt", "--steps", "2", "--set", "sizes.width=8", "--set", "batch_sentences=4", "--set", "held_out=0.2"]
+    small = [
+        "--text",
+        "lm.txt",
+        "--steps",
+        "2",
+        "--set",
+        "sizes.width=8",
+        "--set",
+        "batch_sentences=4",
+        "--set",
+        "held_out=0.2",
+    ]
     units = Units(project / "units")
     for unit in ("subword", "senone"):
         hkd("lm", "train", "--unit", unit, *small, "--set", "ngram_order=2", "--set", "given=outside-position")
@@ -175,7 +197,19 @@ def test_the_command_labels_text_at_every_level_as_speech(project: Path, monkeyp
         assert speech.unit_digest(utterance.id) == text.unit_digest(name)
         assert np.array_equal(speech.block([utterance.id]).topk.logp_NK, text.block([name]).topk.logp_NK)
     refused = run.invoke(
-        app, ["teacher-dump", "--text", "--manifest", "manifest.jsonl", "--lm", "subword", "--unit", "subword", "--out", "x"]
+        app,
+        [
+            "teacher-dump",
+            "--text",
+            "--manifest",
+            "manifest.jsonl",
+            "--lm",
+            "subword",
+            "--unit",
+            "subword",
+            "--out",
+            "x",
+        ],
     )
     assert refused.exit_code == 2
     assert "without sound" in refused.stderr

@@ -25,7 +25,8 @@ def folder(prepared: Path, tmp_path: Path) -> Path:
     there = Alignment(prepared / "alignment.arrow")
     rows = [replace(there[name], tiers={MONOPHONE: there[name].tiers[MONOPHONE]}) for name in there]
     write_alignment(
-        tmp_path / "p" / "alignment.arrow", rows, manifest_digest=there.manifest_digest, failed={}, aligner={"name": "mfa"},
+        tmp_path / "p" / "alignment.arrow", rows, manifest_digest=there.manifest_digest, failed={},
+        aligner={"name": "mfa"},
         inventories={MONOPHONE: there.inventories[MONOPHONE]}, silences={MONOPHONE: there.silences[MONOPHONE]},
     )  # fmt: skip
     phones = there.inventories[MONOPHONE].symbols
@@ -64,7 +65,9 @@ def test_tied_senones_fit_the_phones_and_text_gives_them(folder: Path, tmp_path:
     for name in found:
         row = found[name]
         assert np.array_equal(row.tiers[SENONE].start_U1[::3], row.tiers[MONOPHONE].start_U1)
-        assert np.array_equal(units.tying.phone_of_senone_V[row.tiers[SENONE].unit_U], np.repeat(row.tiers[MONOPHONE].unit_U, 3))
+        assert np.array_equal(
+            units.tying.phone_of_senone_V[row.tiers[SENONE].unit_U], np.repeat(row.tiers[MONOPHONE].unit_U, 3)
+        )
         assert np.abs(row.word_tier.start_U1 - before[name].word_tier.start_U1).max() <= 3
         phones = [units.lexicon.pronounce(word) for word in row.words]
         aligned = aligned_to_units(row, MONOPHONE, found.silences[MONOPHONE])

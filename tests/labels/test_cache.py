@@ -54,7 +54,9 @@ def test_what_is_in_the_cache_is_not_fetched_again(own_cache: Path) -> None:
     reader.block(sorted(rows))
     for shard in range(3):
         Remote(URL).remove(f"data/{shard:05d}.arrow")
-    np.testing.assert_array_equal(LabelReader.open(URL).block(sorted(rows)).topk.ids_NK, reader.block(sorted(rows)).topk.ids_NK)
+    np.testing.assert_array_equal(
+        LabelReader.open(URL).block(sorted(rows)).topk.ids_NK, reader.block(sorted(rows)).topk.ids_NK
+    )
 
 
 def test_a_cached_shard_that_is_damaged_is_fetched_again(own_cache: Path) -> None:
@@ -68,7 +70,9 @@ def test_a_cached_shard_that_is_damaged_is_fetched_again(own_cache: Path) -> Non
     np.testing.assert_array_equal(LabelReader.open(URL).block(sorted(rows)).topk.ids_NK, wanted)
 
 
-def test_a_shard_that_comes_wrong_is_fetched_once_more_then_refused(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shard_that_comes_wrong_is_fetched_once_more_then_refused(
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = random_rows(spec_for(), LENGTHS)
     wanted = write_store(URL, spec_for(), rows).block(sorted(rows)).topk.ids_NK
     empty(own_cache)

@@ -41,7 +41,9 @@ def test_rows_in_any_order_come_back(data: st.DataObject) -> None:
     offset_B1 = np.array([0, 0, cut, cut, n, n], np.int64)
     word_N = rng.integers(-1, 2**31 - 1, n).astype(np.int32)
     planes = encode(spec, [topk], word_N, offset_B1)
-    assert {name: plane.shape for name, plane in planes.items()} == {name: p.shape(n) for name, p in layout(spec).items()}
+    assert {name: plane.shape for name, plane in planes.items()} == {
+        name: p.shape(n) for name, p in layout(spec).items()
+    }
     decoded = decode(spec, planes, offset_B1)
     assert decoded.num_bytes == sum(
         a.nbytes for a in (decoded.unit_NK, decoded.code_NK, decoded.count_NK, decoded.narrow_WN) if a is not None
@@ -65,10 +67,16 @@ def test_what_cannot_be_stored_is_refused() -> None:
             logp_NK[1, 1] = logp
         if unit is not None:
             ids_NK[1, 1] = unit
-        return TopK(ids_NK=ids_NK, logp_NK=logp_NK, tail_N=good.tail_N, gold_N=good.gold_N, gold_logp_N=good.gold_logp_N)
+        return TopK(
+            ids_NK=ids_NK, logp_NK=logp_NK, tail_N=good.tail_N, gold_N=good.gold_N, gold_logp_N=good.gold_logp_N
+        )
 
     encode_rows(spec, changed(logp=1e-6))
-    for bad, sentence in ((changed(logp=0.5), "log-prob"), (changed(logp=np.nan), "log-prob"), (changed(unit=50), "50 units")):
+    for bad, sentence in (
+        (changed(logp=0.5), "log-prob"),
+        (changed(logp=np.nan), "log-prob"),
+        (changed(unit=50), "50 units"),
+    ):
         with pytest.raises(HkdError, match=sentence):
             encode_rows(spec, bad)
     with pytest.raises(HkdError, match="unit ids"):
@@ -88,7 +96,9 @@ def test_grid_is_smaller_than_f16_and_both_than_raw() -> None:
         spec = spec_for(3000, k=32, codec=codec)
         topk = random_topk(spec, 500, np.random.default_rng(0))
         planes = encode(spec, [topk], np.zeros(500, np.int32), np.array([0, 500]))
-        sizes[codec] = sum(len(zstandard.compress(np.ascontiguousarray(plane).tobytes(), 1)) for plane in planes.values()) / 500
+        sizes[codec] = (
+            sum(len(zstandard.compress(np.ascontiguousarray(plane).tobytes(), 1)) for plane in planes.values()) / 500
+        )
     assert sizes["grid"] < sizes["f16"] < 32 * 4
 
 
@@ -102,7 +112,9 @@ def test_rows_in_pieces_give_the_same_planes(selection: str) -> None:
     apart = [topk[a:b] for a, b in pairwise(offset_B1)]
     apart[1] = replace(apart[1], ids_NK=apart[1].ids_NK.copy(), logp_NK=apart[1].logp_NK.copy())
     strided = [replace(part, ids_NK=np.asfortranarray(part.ids_NK)) for part in apart]
-    other = [replace(part, ids_NK=part.ids_NK.astype(np.int64), logp_NK=part.logp_NK.astype(np.float64)) for part in apart]
+    other = [
+        replace(part, ids_NK=part.ids_NK.astype(np.int64), logp_NK=part.logp_NK.astype(np.float64)) for part in apart
+    ]
     for pieces in (apart, strided, other):
         found = encode(spec, pieces, word_N, offset_B1)
         assert all((found[name] == plane).all() for name, plane in wanted.items())
@@ -132,7 +144,9 @@ class Eighths(Codec):
 
 
 @pytest.mark.parametrize("backend", ["arrow", "zarr"])
-def test_a_codec_from_outside_needs_no_change_inside(tmp_path: Path, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_codec_from_outside_needs_no_change_inside(
+    tmp_path: Path, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(CODECS, "eighths", Eighths())
     spec = spec_for(codec="eighths", backend=backend, temperatures=(2.0,))
     rows = random_rows(spec, [3, 0, 200, 12])
@@ -164,7 +178,11 @@ def test_a_codec_from_outside_needs_no_change_inside(tmp_path: Path, backend: st
 def test_the_kernels_do_what_the_codecs_say(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The built-in codecs by NumPy, through the table: the same planes, the same numbers."""
     spec = spec_for(70, k=9, codec=name)
-    topk, word_N, offset_B1 = random_topk(spec, 300, np.random.default_rng(3)), np.zeros(300, np.int32), np.array([0, 300])
+    topk, word_N, offset_B1 = (
+        random_topk(spec, 300, np.random.default_rng(3)),
+        np.zeros(300, np.int32),
+        np.array([0, 300]),
+    )
     topk.logp_NK[::7, -1] = -np.inf
     topk.logp_NK[5, :] = np.float32(-70000)
     planes = encode(spec, [topk], word_N, offset_B1)

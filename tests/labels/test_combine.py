@@ -17,7 +17,9 @@ from hkd.testing.store import files_of, random_rows, spec_for, specs, write_stor
 
 @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
-def test_splitting_and_merging_again_loses_nothing(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+def test_splitting_and_merging_again_loses_nothing(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
     spec = data.draw(specs(num_units=(1, 2, 42, 300)))
     rows = random_rows(spec, data.draw(st.lists(st.sampled_from([0, 1, 2, 9]), min_size=2, max_size=8)))
     folder = tmp_path_factory.mktemp("stores")
@@ -35,7 +37,9 @@ def test_splitting_and_merging_again_loses_nothing(tmp_path_factory: pytest.Temp
         np.testing.assert_array_equal(getattr(left.topk, name), getattr(right.topk, name))
     np.testing.assert_array_equal(left.word_N, right.word_N)
     subset(folder / "whole", folder / "all", rows)
-    data_of = {name: content for name, content in files_of(folder / "all").items() if name.endswith((".arrow", ".json"))}
+    data_of = {
+        name: content for name, content in files_of(folder / "all").items() if name.endswith((".arrow", ".json"))
+    }
     wanted = files_of(folder / "whole")
     for name, content in data_of.items():
         if name.endswith(".arrow"):

@@ -1,4 +1,5 @@
-"""Stores that want to do harm: never a crash, more memory than the file justifies, a path outside the store, or code run.
+"""Stores that want to do harm: never a crash, more memory than the file justifies, a path outside the store, or code
+run.
 
 `HKD_FUZZ=2000` asks for more examples.
 """
@@ -43,7 +44,10 @@ def use(path: Path) -> None:
     """Everything a reader does; only hkd's own errors may come out, and no memory beyond 200 MB."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     said: list[str] = []
-    for action in (lambda: verify(path), lambda: [reader.block(list(reader.ids)) for reader in open_stores(path).values()]):
+    for action in (
+        lambda: verify(path),
+        lambda: [reader.block(list(reader.ids)) for reader in open_stores(path).values()],
+    ):
         try:
             action()
         except HkdError as error:
@@ -189,7 +193,9 @@ def test_lists_that_begin_elsewhere_are_refused(arrow_copy: Path) -> None:
 
 
 @pytest.mark.parametrize("lengths", [[3, 0, 7, 12, 2], [3, 7, 0, 12, 1], [-1, 0, 7, 12, 1], [2**31 - 1] * 5])
-def test_an_index_with_other_lengths_than_the_shards_is_refused(whole: Path, tmp_path: Path, lengths: list[int]) -> None:
+def test_an_index_with_other_lengths_than_the_shards_is_refused(
+    whole: Path, tmp_path: Path, lengths: list[int]
+) -> None:
     """Batches are planned by the index and filled from the shards: where these differ, nothing may be read."""
     shutil.copytree(whole, tmp_path / "s")
     path = tmp_path / "s" / "index.arrow"
@@ -210,7 +216,9 @@ def test_ids_are_never_paths(tmp_path: Path) -> None:
     rows = random_rows(spec, [2, 3])
     evil = "../../../../etc/passwd\x00\n"
     row = next(iter(rows.values()))
-    rows[evil] = type(row)(id=evil, topk=row.topk, word_U=row.word_U, unit_digest=row.unit_digest, text_digest=row.text_digest)
+    rows[evil] = type(row)(
+        id=evil, topk=row.topk, word_U=row.word_U, unit_digest=row.unit_digest, text_digest=row.text_digest
+    )
     (tmp_path / "deep").mkdir()
     before = sorted(tmp_path.rglob("*"))
     reader = write_store(tmp_path / "deep/s", spec, rows)
@@ -255,7 +263,9 @@ def test_a_zip_bomb(tmp_path: Path) -> None:
         archive.writestr("junk", bytes(10_000_000))
     shutil.copy(deflated, path)
     with pytest.raises(HkdError, match="stored, not compressed"):
-        LabelReader.open(tmp_path / "s").block([]) or LabelReader.open(tmp_path / "s").block(list(random_rows(spec, [3, 0, 7])))
+        LabelReader.open(tmp_path / "s").block([]) or LabelReader.open(tmp_path / "s").block(
+            list(random_rows(spec, [3, 0, 7]))
+        )
     huge = json.loads(members["unit.0/zarr.json"])
     huge["shape"] = [10**9, 8]
     huge["chunk_grid"]["configuration"]["chunk_shape"] = [10**9, 8]

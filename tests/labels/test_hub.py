@@ -1,4 +1,5 @@
-"""The Hugging Face Hub, spoken by a server on loopback. In a process of its own: huggingface_hub reads HF_ENDPOINT when it is imported."""
+"""The Hugging Face Hub, spoken by a server on loopback. In a process of its own: huggingface_hub reads HF_ENDPOINT when
+it is imported."""
 
 import json
 import os
@@ -47,7 +48,12 @@ def hub() -> Iterator[HubServer]:
 
 def do(hub: HubServer, tmp_path: Path, actions: list[tuple[str, ...]]) -> list[Any]:
     """What each action returned or raised. Xet is off, which is a protocol of its own; loopback speaks LFS."""
-    settings = {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": "hf_nobody", "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "hf")}
+    settings = {
+        "HF_ENDPOINT": hub.endpoint,
+        "HF_TOKEN": "hf_nobody",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HOME": str(tmp_path / "hf"),
+    }
     command = [sys.executable, "-c", DO, json.dumps([[str(item) for item in action] for action in actions])]
     ran = subprocess.run(command, capture_output=True, env={**os.environ, **settings}, check=False)
     assert ran.returncode == 0, ran.stderr.decode()[-2000:]
@@ -90,7 +96,8 @@ def test_there_and_back_in_one_commit(tmp_path: Path, hub: HubServer) -> None:
 
 
 def test_a_pull_request_and_a_smaller_store_over_a_larger_one(tmp_path: Path, hub: HubServer) -> None:
-    """hf://...@refs/pr/1/FOLDER is a revision and a folder; what the larger store had more is gone, what is somebody else's stays."""
+    """hf://...@refs/pr/1/FOLDER is a revision and a folder; what the larger store had more is gone, what is somebody
+    else's stays."""
     large, small = (spec_for(k=k, utterances_per_shard=1) for k in (5, 3))
     write_store(tmp_path / "large", large, random_rows(large, LENGTHS))
     write_store(tmp_path / "small", small, random_rows(small, LENGTHS[:2]))

@@ -29,7 +29,8 @@ print(json.dumps([positions, spent, grown, imported]))
 
 
 def ask(folder: Path, count: int, row: int) -> tuple[int, float, int, list[str]]:
-    """A store of so many utterances, opened and asked for one: its positions, seconds, kilobytes more, and slow packages imported."""
+    """A store of so many utterances, opened and asked for one: its positions, seconds, kilobytes more, and slow
+    packages imported."""
     spec = spec_for(500, k=4, utterances_per_shard=512, block_positions=4096)
     topk = random_topk(spec, 5, np.random.default_rng(0))
     ids = [f"speaker-{i // 100:05d}-utterance-{i:08d}" for i in range(count)]
@@ -39,13 +40,17 @@ def ask(folder: Path, count: int, row: int) -> tuple[int, float, int, list[str]]
         for name in writer.shard_ids(shard):
             length = int(name[-1]) % 5 + 1
             word_U = np.arange(length, dtype=np.int32)
-            yield UtteranceLabels(id=name, topk=topk[:length], word_U=word_U, unit_digest=bytes(8), text_digest=bytes(8))
+            yield UtteranceLabels(
+                id=name, topk=topk[:length], word_U=word_U, unit_digest=bytes(8), text_digest=bytes(8)
+            )
 
     for shard in writer.pending():
         writer.write_shard(shard, rows(shard))
     writer.finish()
     command = [sys.executable, "-c", ASK, str(folder), ids[row]]
-    positions, seconds, kilobytes, imported = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    positions, seconds, kilobytes, imported = json.loads(
+        subprocess.run(command, capture_output=True, check=True).stdout
+    )
     return positions, seconds, kilobytes, imported
 
 

@@ -1,4 +1,5 @@
-"""A world that fails while a store is written: disks that are full or read-only, writers that race, die, or hang on to locks."""
+"""A world that fails while a store is written: disks that are full or read-only, writers that race, die, or hang on to
+locks."""
 
 import multiprocessing
 import subprocess
@@ -25,7 +26,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of its own with 32 KB; skipped where one cannot be mounted."""
     path = tmp_path / "disk"
     path.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32k", "none", str(path)], capture_output=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=32k", "none", str(path)], capture_output=True, check=False
+    )
     if mounted.returncode:
         pytest.skip(f"mounting needs root: {mounted.stderr.decode().strip()}")
     yield path

@@ -1,4 +1,5 @@
-"""The compiled codec: log-probabilities ⇄ codes, numbers ⇄ bytes, runs → batches; what cannot be right is seen before it is used."""
+"""The compiled codec: log-probabilities ⇄ codes, numbers ⇄ bytes, runs → batches; what cannot be right is seen before
+it is used."""
 
 import os
 import shutil
@@ -58,7 +59,9 @@ def test_f16_gives_exactly_numpys_float16() -> None:
 @pytest.mark.parametrize("step", [1 / 64, 0.1])
 def test_grid_gives_exactly_numpys_rounding(step: float) -> None:
     random = np.random.default_rng(0)
-    value = -np.concatenate([random.exponential(10, 20_000), random.uniform(0, 65534 * step, 20_000)]).astype(np.float32)
+    value = -np.concatenate([random.exponential(10, 20_000), random.uniform(0, 65534 * step, 20_000)]).astype(
+        np.float32
+    )
     value[:1000] = -(np.arange(1000) + 0.5) * step  # ties
     expected = np.rint(value * np.float32(-1 / step)) * np.float32(-step)
     np.testing.assert_array_equal(there_and_back(spec_for(k=5, step=step), value.reshape(-1, 5)).reshape(-1), expected)
@@ -92,7 +95,9 @@ def test_bytes_are_those_of_the_specification(n: int, k: int) -> None:
     assert largest == ids_NK.max(initial=0)
     code_NK = (-logp_NK).astype(np.float16).view(np.uint16).astype(np.int64)
     step_KN = np.diff(code_NK, axis=1, prepend=0).T % 65536
-    changed = TopK(ids_NK=topk.ids_NK, logp_NK=logp_NK, tail_N=topk.tail_N, gold_N=topk.gold_N, gold_logp_N=topk.gold_logp_N)
+    changed = TopK(
+        ids_NK=topk.ids_NK, logp_NK=logp_NK, tail_N=topk.tail_N, gold_N=topk.gold_N, gold_logp_N=topk.gold_logp_N
+    )
     planes = encode(spec, [changed], np.zeros(n, np.int32), np.array([0, n]))
     np.testing.assert_array_equal(planes["code.0"], step_KN & 255)
     np.testing.assert_array_equal(planes["code.1"], step_KN >> 8)
@@ -110,9 +115,10 @@ def test_what_lies_outside_is_seen_before_it_is_used() -> None:
         byte_RN = np.concatenate([two, ranks, units, two, four])
         return bool(kernels.join_narrow(unit_NK, code_NK, byte_RN, offset_B1, kernels.GRID, step, none_C, 5, narrow_WN))
 
-    assert [joined(*pair) for pair in ((0, 5), (2, 0), (3, 0), (2**32 - 1, 0), (0, 6), (0, 2**32 - 1))] == [True, True] + 4 * [
-        False
-    ]
+    assert [joined(*pair) for pair in ((0, 5), (2, 0), (3, 0), (2**32 - 1, 0), (0, 6), (0, 2**32 - 1))] == [
+        True,
+        True,
+    ] + 4 * [False]
     assert [joined(0, 0, np.array([0, *more])) for more in ((3, 2), (4,), (-1, 3), (2**62,))] == [False] * 4
     block_14 = np.array([[*(array.ctypes.data for array in (unit_NK, code_NK, narrow_WN)), 3]])
     ids_MK, logp_MK, narrow_WM = np.empty((4, 2), np.int32), np.empty((4, 2), np.uint32), np.empty((4, 4), np.int32)
@@ -124,7 +130,16 @@ def test_what_lies_outside_is_seen_before_it_is_used() -> None:
     far = 2**62
     assert gathered(0, 3, 1)
     assert gathered(far, far, 0)  # nothing at all
-    for run in ((0, 4, 0), (-1, 1, 0), (2, 1, 0), (0, 3, 2), (0, 1, -1), (far, far + 1, 0), (0, 1, far), (-far, far, 0)):
+    for run in (
+        (0, 4, 0),
+        (-1, 1, 0),
+        (2, 1, 0),
+        (0, 3, 2),
+        (0, 1, -1),
+        (far, far + 1, 0),
+        (0, 1, far),
+        (-far, far, 0),
+    ):
         assert not gathered(*run)
     assert not any(gathered(0, 1, 0, block) for block in (1, -1, far))
 
@@ -142,8 +157,11 @@ def test_they_work_where_the_library_cannot_be_written(tmp_path: Path, writable:
     if not writable:
         (home / "cache").write_text("in the way")
     code = (
-        "import hkd.labels.kernels as k, numpy as n; print(k.split_ids(n.zeros((2, 0), n.int64), 1, n.empty((2, 0, 1), n.uint8)))"
+        "import hkd.labels.kernels as k, numpy as n; print(k.split_ids(n.zeros((2, 0), n.int64), 1, n.empty((2, 0, 1), "
+        "n.uint8)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, cwd=tmp_path
+    )
     assert done.stdout.split() == ["True"]
     assert bool(list((home / "cache").rglob("*.nbi"))) is writable

@@ -192,7 +192,9 @@ def test_processes_share_the_cache(s3: str, own_cache: Path) -> None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["kit.workers"])
     queue = context.Queue()
-    processes = [context.Process(target=sum_of_labels, args=(f"{s3}/s", sorted(rows), queue, dict(os.environ))) for _ in range(2)]
+    processes = [
+        context.Process(target=sum_of_labels, args=(f"{s3}/s", sorted(rows), queue, dict(os.environ))) for _ in range(2)
+    ]
     for process in processes:
         process.start()
     sums = [queue.get(timeout=60) for _ in processes]
@@ -227,7 +229,12 @@ def test_a_far_side_that_vanishes_is_one_sentence_at_once(monkeypatch: pytest.Mo
 @pytest.mark.parametrize("backend", ["arrow", "zarr"])
 @pytest.mark.parametrize("harm", ["lost", "flipped"])
 def test_a_copy_that_is_lost_or_damaged_between_two_reads_is_fetched_again_and_said(
-    far: str, own_cache: Path, backend: str, harm: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    far: str,
+    own_cache: Path,
+    backend: str,
+    harm: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("hkd.labels.store.OPEN_SHARDS", 1)
     spec = spec_for(backend=backend)
@@ -240,5 +247,7 @@ def test_a_copy_that_is_lost_or_damaged_between_two_reads_is_fetched_again_and_s
         path.unlink() if harm == "lost" else path.write_bytes(b"\xff" * path.stat().st_size)
     caplog.clear()
     np.testing.assert_array_equal(reader.block(names[:4]).topk.logp_NK, first)
-    np.testing.assert_array_equal(reader.block(names).topk.gold_N, np.concatenate([rows[name].topk.gold_N for name in names]))
+    np.testing.assert_array_equal(
+        reader.block(names).topk.gold_N, np.concatenate([rows[name].topk.gold_N for name in names])
+    )
     assert "fetched again" in caplog.text

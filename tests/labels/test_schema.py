@@ -20,7 +20,9 @@ def test_the_plan_puts_every_utterance_in_one_shard(n: int, m: int) -> None:
     rows = [row for shard in range(plan.num_shards) for row in plan.rows(shard)]
     assert rows == list(range(n))
     for shard in range(plan.num_shards):
-        assert all(divmod(row, plan.utterances_per_shard) == (shard, place) for place, row in enumerate(plan.rows(shard)))
+        assert all(
+            divmod(row, plan.utterances_per_shard) == (shard, place) for place, row in enumerate(plan.rows(shard))
+        )
         assert len(plan.rows(shard)) > 0
 
 

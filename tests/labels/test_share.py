@@ -60,7 +60,8 @@ LENGTHS = [3, 0, 7, 12, 1, 5]
 def test_only_damaged_shards_are_fetched_again(
     tmp_path: Path, url: str, backend: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A byte is flipped on the way once, or a transfer is cut: the other shards are fetched once, and the store is whole."""
+    """A byte is flipped on the way once, or a transfer is cut: the other shards are fetched once, and the store is
+    whole."""
     spec = spec_for(backend=backend, utterances_per_shard=1)
     write_store(tmp_path / "s", spec, random_rows(spec, LENGTHS))
     push(tmp_path / "s", url)
@@ -80,9 +81,9 @@ def test_only_damaged_shards_are_fetched_again(
     pull(url, tmp_path / "back")
     assert files_of(tmp_path / "back") == files_of(tmp_path / "s")
     suffix = "arrow" if backend == "arrow" else "zarr.zip"
-    assert {name for name, count in fetched.items() if count > 1 and name.startswith("data/") and name.endswith(suffix)} == {
-        f"data/{shard:05d}.{suffix}" for shard in (2, 4)
-    }
+    assert {
+        name for name, count in fetched.items() if count > 1 and name.startswith("data/") and name.endswith(suffix)
+    } == {f"data/{shard:05d}.{suffix}" for shard in (2, 4)}
     assert [message.partition(": ")[2] for message in caplog.messages] == [
         "2 of 6 shards came damaged (2, 4) and are fetched again."
     ]
@@ -113,7 +114,9 @@ def test_shards_that_came_well_are_kept_where_one_stays_damaged(
 
 
 @pytest.mark.parametrize(("before", "after"), [("arrow", "arrow"), ("zarr", "arrow"), ("arrow", "zarr")])
-def test_a_smaller_store_over_a_larger_one_leaves_none_of_its_shards(tmp_path: Path, url: str, before: str, after: str) -> None:
+def test_a_smaller_store_over_a_larger_one_leaves_none_of_its_shards(
+    tmp_path: Path, url: str, before: str, after: str
+) -> None:
     """What is no store's stays, as does a card that somebody wrote."""
     for name, backend, lengths in (("large", before, LENGTHS), ("small", after, LENGTHS[:2])):
         spec = spec_for(backend=backend, utterances_per_shard=1)

@@ -118,7 +118,9 @@ def test_a_missing_index_is_made_in_memory_and_repair_writes_it(tmp_path: Path) 
             (tmp_path / "s/index.arrow").unlink()
         else:
             (tmp_path / "s/index.arrow").write_bytes(damage)
-        np.testing.assert_array_equal(LabelReader.open(tmp_path / "s").block(sorted(rows)).topk.ids_NK, wanted.topk.ids_NK)
+        np.testing.assert_array_equal(
+            LabelReader.open(tmp_path / "s").block(sorted(rows)).topk.ids_NK, wanted.topk.ids_NK
+        )
         problems = verify(tmp_path / "s")
         assert [problem.kind for problem in problems] == ["index"]
         assert repair(tmp_path / "s", problems).dump_again == []
@@ -202,7 +204,9 @@ def test_a_smaller_cache_gives_the_same_rows(tmp_path: Path) -> None:
     order = list(np.random.default_rng(0).permutation(sorted(rows)))
     for _ in range(2):
         for a in range(0, 40, 7):
-            np.testing.assert_array_equal(small.block(order[a : a + 7]).topk.logp_NK, large.block(order[a : a + 7]).topk.logp_NK)
+            np.testing.assert_array_equal(
+                small.block(order[a : a + 7]).topk.logp_NK, large.block(order[a : a + 7]).topk.logp_NK
+            )
     assert large.num_decoded == len(large.runs()) < small.num_decoded
 
 

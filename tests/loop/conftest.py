@@ -26,9 +26,12 @@ def tiny_task() -> Any:
 
 @pytest.fixture
 def start() -> Callable[..., "subprocess.Popen[str]"]:
-    """start(folder, options, *, command=(python,)) -> a process that trains the tiny task and prints each finished step."""
+    """start(folder, options, *, command=(python,)) -> a process that trains the tiny task and prints each finished
+    step."""
 
-    def run(folder: Path, options: dict[str, Any], *, command: tuple[str, ...] = (sys.executable,)) -> "subprocess.Popen[str]":
+    def run(
+        folder: Path, options: dict[str, Any], *, command: tuple[str, ...] = (sys.executable,)
+    ) -> "subprocess.Popen[str]":
         arguments = [*command, str(SCRIPT), str(folder), json.dumps(options)]
         return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 

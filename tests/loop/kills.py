@@ -2,8 +2,8 @@
 
     python kills.py FOLDER NUM_KILLS MIXED(0|1) SEED
 
-Kills with SIGKILL (some with SIGTERM) some steps after where the run went on, at times cuts bytes off the newest checkpoint, goes on with one
-or (MIXED) two processes. Prints the number of kills.
+Kills with SIGKILL (some with SIGTERM) some steps after where the run went on, at times cuts bytes off the newest
+checkpoint, goes on with one or (MIXED) two processes. Prints the number of kills.
 """
 
 import os

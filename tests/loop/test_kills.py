@@ -36,7 +36,9 @@ def test_killed_many_times_it_ends_in_the_same_bytes(tmp_path: Path, tiny_task: 
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(50, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
-def test_killed_many_times_at_mixed_world_sizes_it_ends_in_the_same_weights(tmp_path: Path, tiny_task: Any, kills: int) -> None:
+def test_killed_many_times_at_mixed_world_sizes_it_ends_in_the_same_weights(
+    tmp_path: Path, tiny_task: Any, kills: int
+) -> None:
     undisturbed(tmp_path / "whole", tiny_task, 0.0)
     assert killed(tmp_path / "killed", kills, mixed=True) == kills
     one, other = (safetensors.torch.load_file(tmp_path / name / "final.safetensors") for name in ("whole", "killed"))

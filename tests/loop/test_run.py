@@ -38,7 +38,9 @@ def kill_at(process: "subprocess.Popen[str]", step: int, number: int) -> tuple[i
     return process.returncode, errors
 
 
-def test_killed_at_random_steps_and_started_again_ends_in_the_same_bytes(tmp_path: Path, start: Start, tiny_task: Any) -> None:
+def test_killed_at_random_steps_and_started_again_ends_in_the_same_bytes(
+    tmp_path: Path, start: Start, tiny_task: Any
+) -> None:
     config = {
         "max_steps": 60,
         "save_every": 7,
@@ -95,7 +97,9 @@ def test_two_processes_give_what_one_gives(tmp_path: Path, start: Start, tiny_ta
     fit(tiny_task(), LoopConfig(**config), tmp_path / "one", device="cpu")
     _, errors = process.communicate()
     assert process.returncode == 0, errors
-    one, two = ([json.loads(line) for line in (tmp_path / n / "metrics.jsonl").read_text().splitlines()] for n in ("one", "two"))
+    one, two = (
+        [json.loads(line) for line in (tmp_path / n / "metrics.jsonl").read_text().splitlines()] for n in ("one", "two")
+    )
     assert len(one) == len(two) == 21
     for a, b in zip(one, two, strict=True):
         a.pop("ranks", None), b.pop("ranks", None)
@@ -108,8 +112,16 @@ def test_two_processes_give_what_one_gives(tmp_path: Path, start: Start, tiny_ta
 def test_all_processes_evaluate_and_none_waits_for_another_longer_than_they_allow(
     tmp_path: Path, start: Start, tiny_task: Any, best_by: str
 ) -> None:
-    """An evaluation of 5 s, collectives that end after 3 s: one process alone would keep the other waiting for too long."""
-    config = {"max_steps": 6, "eval_every": 3, "save_every": 3, "average": 2, "best_by": best_by, "patience": 5 if best_by else 0}
+    """An evaluation of 5 s, collectives that end after 3 s: one process alone would keep the other waiting for too
+    long."""
+    config = {
+        "max_steps": 6,
+        "eval_every": 3,
+        "save_every": 3,
+        "average": 2,
+        "best_by": best_by,
+        "patience": 5 if best_by else 0,
+    }
     options = {"config": config, "task": {"evaluation_s": 5.0}, "timeout_s": 3.0}
     process = start(tmp_path / "two", options, command=two_processes())
     fit(tiny_task(), LoopConfig(**config), tmp_path / "one", device="cpu")
@@ -145,7 +157,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_naming_the_utterances(tmp_path:
     ],
 )
 def test_accelerates_environment_changes_nothing_and_is_named(
-    tmp_path: Path, tiny_task: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str, value: str
+    tmp_path: Path,
+    tiny_task: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+    value: str,
 ) -> None:
     fit(tiny_task(dropout=0.2), LoopConfig(max_steps=5, log_every=1), tmp_path / "plain", device="cpu")
     assert not [r for r in caplog.records if "environment" in r.message]
@@ -173,7 +190,9 @@ def test_half_precision_on_a_cpu_is_refused_and_not_left_out(tmp_path: Path, tin
         fit(tiny_task(), LoopConfig(max_steps=2, precision="fp16"), tmp_path / "half", device="cpu")
     fit(tiny_task(), LoopConfig(max_steps=2), tmp_path / "whole", device="cpu")
     fit(tiny_task(), LoopConfig(max_steps=2, precision="bf16"), tmp_path / "bf16", device="cpu")
-    weights = [safetensors.torch.load_file(tmp_path / name / "final.safetensors")["0.weight"] for name in ("whole", "bf16")]
+    weights = [
+        safetensors.torch.load_file(tmp_path / name / "final.safetensors")["0.weight"] for name in ("whole", "bf16")
+    ]
     assert not torch.equal(*weights)
 
 
@@ -213,7 +232,10 @@ def test_the_best_weights_are_kept_and_waiting_for_better_ones_ends(tmp_path: Pa
     [kept] = (tmp_path / "best" / "best").glob("step-*")
     assert kept.name == "step-000008"
     final = safetensors.torch.load_file(tmp_path / "best" / "final.safetensors")
-    assert all(torch.equal(final[name], value) for name, value in safetensors.torch.load_file(kept / "model.safetensors").items())
+    assert all(
+        torch.equal(final[name], value)
+        for name, value in safetensors.torch.load_file(kept / "model.safetensors").items()
+    )
 
 
 @pytest.mark.parametrize("best_by", ["", "norm"])

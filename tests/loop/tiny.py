@@ -1,4 +1,5 @@
-"""A tiny task of two loss terms on random vectors; as a program it trains it: python tiny.py FOLDER OPTIONS_JSON, a line a step."""
+"""A tiny task of two loss terms on random vectors; as a program it trains it: python tiny.py FOLDER OPTIONS_JSON, a
+line a step."""
 
 import json
 import sys
@@ -26,7 +27,9 @@ class Share:
 class TinyTask:
     def __init__(self, dropout=0.0, sleep_s=0.0, bad_step=None, evaluation_s=0.0):
         torch.manual_seed(1)
-        self.model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Dropout(dropout), torch.nn.Linear(8, 3))
+        self.model = torch.nn.Sequential(
+            torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Dropout(dropout), torch.nn.Linear(8, 3)
+        )
         self.sleep_s, self.bad_step, self.evaluation_s = sleep_s, bad_step, evaluation_s
 
     def batches(self, start_step, rank, world_size):

@@ -124,7 +124,9 @@ def test_interpolation_is_the_double_sum(k: int, class_offset: int) -> None:
             rest = [i for i in range(6) if i not in kept.tolist()]
             ce_T = -(dense_NV[n, kept].exp() * logq_BTV[row, :, kept + class_offset]).sum(1)
             if rest:
-                ce_T = ce_T - dense_NV[n, rest].exp().sum() * logq_BTV[row][:, [i + class_offset for i in rest]].logsumexp(1)
+                ce_T = ce_T - dense_NV[n, rest].exp().sum() * logq_BTV[row][
+                    :, [i + class_offset for i in rest]
+                ].logsumexp(1)
             total = total + (gamma_BTU[row, :, unit] * ce_T).sum()
         expected.append(total)
     torch.testing.assert_close(ours_B, torch.stack(expected))
@@ -133,17 +135,21 @@ def test_interpolation_is_the_double_sum(k: int, class_offset: int) -> None:
 
 
 def test_interpolation_with_a_certain_teacher_has_ctcs_own_gradient() -> None:
-    """Where the teacher is the reference itself, frames of units get CTC's gradient times their occupancy: mixing changes no target."""
+    """Where the teacher is the reference itself, frames of units get CTC's gradient times their occupancy: mixing
+    changes no target."""
     logits_BTV, length_B, target_L, target_length_B = (x[:1] if x.ndim != 1 or len(x) == 5 else x[:4] for x in batch())
     z_BTV = logits_BTV.clone().requires_grad_()
     gamma_BTU = ctc_occupancy(z_BTV, length_B, target_L, target_length_B)
     loss_B = ctc_interpolation(
-        z_BTV, gamma_BTU, ids_NK=target_L[:, None] - 1, logp_NK=torch.zeros(4, 1).double(), tail_N=torch.full((4,), float("-inf")).double(),
+        z_BTV, gamma_BTU, ids_NK=target_L[:, None] - 1, logp_NK=torch.zeros(4, 1).double(),
+        tail_N=torch.full((4,), float("-inf")).double(),
         offset_B1=torch.tensor([0, 4]),
     )  # fmt: skip
     (grad_BTV,) = torch.autograd.grad(loss_B.sum(), z_BTV)
     class_TV = torch.zeros(20, 7, dtype=torch.float64).index_add_(1, target_L, gamma_BTU[0])
-    torch.testing.assert_close(grad_BTV[0], torch.softmax(logits_BTV[0], 1) * gamma_BTU[0].sum(1, keepdim=True) - class_TV)
+    torch.testing.assert_close(
+        grad_BTV[0], torch.softmax(logits_BTV[0], 1) * gamma_BTU[0].sum(1, keepdim=True) - class_TV
+    )
 
 
 def test_teacher_side_must_have_no_gradient_and_fit() -> None:
@@ -172,7 +178,12 @@ def test_renormalised_is_the_bucket_without_its_mass() -> None:
     rows = teacher(target_length_B, 6, 2)
     del rows["dense_NV"]
     gamma_BTU = ctc_occupancy(logits_BTV, length_B, target_L, target_length_B)
-    whole = {**rows, "logp_NK": torch.log_softmax(rows["logp_NK"], 1), "tail_N": torch.full_like(rows["tail_N"], float("-inf"))}
+    whole = {
+        **rows,
+        "logp_NK": torch.log_softmax(rows["logp_NK"], 1),
+        "tail_N": torch.full_like(rows["tail_N"], float("-inf")),
+    }
     torch.testing.assert_close(
-        ctc_interpolation(logits_BTV, gamma_BTU, **rows, tail="renormalised"), ctc_interpolation(logits_BTV, gamma_BTU, **whole)
+        ctc_interpolation(logits_BTV, gamma_BTU, **rows, tail="renormalised"),
+        ctc_interpolation(logits_BTV, gamma_BTU, **whole),
     )

@@ -37,7 +37,9 @@ def arguments(topk: TopK, dtype: torch.dtype = torch.float64) -> dict[str, Tenso
 
 def student(m: int, v: int = V, *, seed: int = 1, dtype: torch.dtype = torch.float64, scale: float = 2.0) -> Tensor:
     return (
-        (scale * torch.randn(m, v, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)).to(dtype).requires_grad_()
+        (scale * torch.randn(m, v, generator=torch.Generator().manual_seed(seed), dtype=torch.float64))
+        .to(dtype)
+        .requires_grad_()
     )
 
 
@@ -56,7 +58,10 @@ def test_all_units_kept_is_torchs_dense_kl(temperature: float) -> None:
     z_MV = student(6)
     ours_M = sparse_kl(z_MV, **arguments(topk), temperature=temperature)
     p_MV = torch.log_softmax(logp_MV / temperature, 1)
-    dense_M = F.kl_div(torch.log_softmax(z_MV / temperature, 1), p_MV, reduction="none", log_target=True).sum(1) * temperature**2
+    dense_M = (
+        F.kl_div(torch.log_softmax(z_MV / temperature, 1), p_MV, reduction="none", log_target=True).sum(1)
+        * temperature**2
+    )
     torch.testing.assert_close(ours_M, dense_M, atol=1e-6, rtol=1e-6)
     (ours,) = torch.autograd.grad(ours_M.sum(), z_MV, retain_graph=True)
     (dense,) = torch.autograd.grad(dense_M.sum(), z_MV)
@@ -65,7 +70,9 @@ def test_all_units_kept_is_torchs_dense_kl(temperature: float) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(k=st.integers(1, V - 1), seed=st.integers(0, 10_000), sharp=st.floats(0.1, 12.0))
-def test_bucket_is_the_k_plus_1_outcome_kl_and_its_gradient_on_kept_ids_the_dense_one(k: int, seed: int, sharp: float) -> None:
+def test_bucket_is_the_k_plus_1_outcome_kl_and_its_gradient_on_kept_ids_the_dense_one(
+    k: int, seed: int, sharp: float
+) -> None:
     topk, logp_MV = labels(5, k, seed=seed, sharp=sharp)
     ids_MK = torch.from_numpy(topk.ids_NK).long()
     z_MV = student(5, seed=seed + 1)
@@ -78,18 +85,27 @@ def test_bucket_is_the_k_plus_1_outcome_kl_and_its_gradient_on_kept_ids_the_dens
 
 @pytest.mark.parametrize(
     ("tail", "temperatures"),
-    [(tail, pair) for tail in TAILS for pair in ((1.0, None), (3.0, None), (3.0, 1.0)) if tail != "sampled" or pair[0] == 1.0],
+    [
+        (tail, pair)
+        for tail in TAILS
+        for pair in ((1.0, None), (3.0, None), (3.0, 1.0))
+        if tail != "sampled" or pair[0] == 1.0
+    ],
 )
 def test_gradcheck(tail: str, temperatures: tuple[float, float | None]) -> None:
     t, own = temperatures
     topk, _ = labels(4, 3, temperatures=(t,))
-    extra = {"lse_M": torch.from_numpy(topk.lse_NJ[:, 0]).double(), "tail_T_M": torch.from_numpy(topk.tail_NJ[:, 0]).double()}
+    extra = {
+        "lse_M": torch.from_numpy(topk.lse_NJ[:, 0]).double(),
+        "tail_T_M": torch.from_numpy(topk.tail_NJ[:, 0]).double(),
+    }
     gold_M = torch.from_numpy(topk.gold_N).long()
     count_MK = torch.tensor([[3, 0, 2]] * 4)
 
     def loss(z_MV: Tensor) -> Tensor:
         return sparse_kl(
-            z_MV, **arguments(topk), temperature=t, student_temperature=own, tail=tail, gold_M=gold_M, count_MK=count_MK, **extra
+            z_MV, **arguments(topk), temperature=t, student_temperature=own, tail=tail, gold_M=gold_M,
+            count_MK=count_MK, **extra,
         )  # fmt: skip
 
     assert torch.autograd.gradcheck(loss, (student(4),))
@@ -137,7 +153,8 @@ def test_sampled_is_unbiased() -> None:
     )
     z_MV = student(1, scale=1.0)
     value_M = sparse_kl(
-        z_MV.expand(draws, V), ids_MK=drawn, logp_MK=logp_MV.expand(draws, V).gather(1, drawn), tail_M=torch.zeros(draws).double(),
+        z_MV.expand(draws, V), ids_MK=drawn, logp_MK=logp_MV.expand(draws, V).gather(1, drawn),
+        tail_M=torch.zeros(draws).double(),
         tail="sampled", count_MK=torch.ones_like(drawn),
     )  # fmt: skip
     full = F.kl_div(torch.log_softmax(z_MV, 1), logp_MV, reduction="sum", log_target=True)
@@ -153,7 +170,9 @@ def test_sampled_ignores_padding_ids_that_stand_twice() -> None:
     count_MK = torch.tensor([[4, 1, 1], [2, 2, 2]])
     z_MV = student(2)
     first = torch.autograd.grad(sparse_kl(z_MV, **args, tail="sampled", count_MK=count_MK).sum(), z_MV)[0]
-    second = torch.autograd.grad(sparse_kl(z_MV, **padded, tail="sampled", count_MK=F.pad(count_MK, (0, 2))).sum(), z_MV)[0]
+    second = torch.autograd.grad(
+        sparse_kl(z_MV, **padded, tail="sampled", count_MK=F.pad(count_MK, (0, 2))).sum(), z_MV
+    )[0]
     torch.testing.assert_close(first, second)
 
 
@@ -174,13 +193,15 @@ def test_no_tail_mass_and_certain_teachers_are_ordinary() -> None:
     z_MV = student(2, dtype=torch.float32)
     never = float("-inf")
     loss_M = sparse_kl(
-        z_MV, ids_MK=torch.tensor([[3, 5], [1, 2]]), logp_MK=torch.tensor([[0.0, never], [math.log(0.5)] * 2]), tail_M=torch.tensor([never] * 2)
+        z_MV, ids_MK=torch.tensor([[3, 5], [1, 2]]), logp_MK=torch.tensor([[0.0, never],
+            [math.log(0.5)] * 2]), tail_M=torch.tensor([never] * 2)
     )  # fmt: skip
     logq_MV = torch.log_softmax(z_MV, 1)
     expected_M = torch.stack([-logq_MV[0, 3], -0.5 * (logq_MV[1, 1] + logq_MV[1, 2]) + math.log(0.5)])
     torch.testing.assert_close(loss_M, expected_M)
     torch.testing.assert_close(
-        torch.autograd.grad(loss_M.sum(), z_MV, retain_graph=True)[0], torch.autograd.grad(expected_M.sum(), z_MV)[0], atol=1e-6, rtol=1e-5
+        torch.autograd.grad(loss_M.sum(), z_MV, retain_graph=True)[0], torch.autograd.grad(expected_M.sum(),
+            z_MV)[0], atol=1e-6, rtol=1e-5
     )  # fmt: skip
 
 
@@ -194,7 +215,9 @@ def test_teacher_gets_no_gradient_and_cannot_be_swapped_silently() -> None:
         sparse_kl(z_MV, args["ids_MK"], args["logp_MK"], args["tail_M"])  # type: ignore[misc]
     everything = torch.arange(V).expand(4, V)
     forward_M = sparse_kl(z_MV, **args)
-    swapped_M = sparse_kl(logp_MV, ids_MK=everything, logp_MK=torch.log_softmax(z_MV.detach(), 1), tail_M=args["tail_M"])
+    swapped_M = sparse_kl(
+        logp_MV, ids_MK=everything, logp_MK=torch.log_softmax(z_MV.detach(), 1), tail_M=args["tail_M"]
+    )
     assert bool((forward_M - swapped_M).abs().min() > 1e-3)
 
 
@@ -215,7 +238,8 @@ def test_missing_labels_are_named() -> None:
 
 
 def test_chunks_and_half_precision_change_nothing() -> None:
-    """More rows than a chunk holds, against the same rows one at a time; bfloat16 logits against their float32 values."""
+    """More rows than a chunk holds, against the same rows one at a time; bfloat16 logits against their float32
+    values."""
     v, m = 70_000, 9
     topk, _ = labels(m, 4, v=v)
     args = arguments(topk, torch.float32)

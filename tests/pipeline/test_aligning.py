@@ -99,7 +99,9 @@ def test_timits_units_know_words_that_nobody_said_there(tmp_path: Path) -> None:
     recipe = '[prepare]\ncorpus = "timit"\n[units]\nvocab_size = 40\n[align]\nfrom = "timit"\npath = "ldc"\n'
     (tmp_path / "pipeline.toml").write_text(recipe, encoding="utf-8")
     row = '{"id": "FCJF0-SI1", "text": "a cab", "duration": 0.4, "split": "train"}\n'
-    segments = b"0 1600 h#\n1600 2400 ax\n2400 3200 kcl\n3200 3600 k\n3600 4400 ae\n4400 4800 bcl\n4800 5000 b\n5000 6400 h#\n"
+    segments = (
+        b"0 1600 h#\n1600 2400 ax\n2400 3200 kcl\n3200 3600 k\n3600 4400 ae\n4400 4800 bcl\n4800 5000 b\n5000 6400 h#\n"
+    )
     files = {"ldc/TRAIN/DR1/FCJF0/SI1.PHN": segments, "ldc/TRAIN/DR1/FCJF0/SI1.WRD": b"1600 2400 a\n2400 5000 cab\n"}
     write_files(tmp_path, {**files, "manifest.jsonl": row.encode()})
     loaded = load_recipe(tmp_path, {})
@@ -108,4 +110,11 @@ def test_timits_units_know_words_that_nobody_said_there(tmp_path: Path) -> None:
     run_units(tmp_path, loaded.table("units"), no_progress)
     units = Units(tmp_path / "units")
     symbols = units.inventory(MONOPHONE).symbols
-    assert [symbols[unit] for unit in units.encode(["a", "cab", "law"], MONOPHONE)[0]] == ["ah", "k", "ae", "b", "l", "aa"]
+    assert [symbols[unit] for unit in units.encode(["a", "cab", "law"], MONOPHONE)[0]] == [
+        "ah",
+        "k",
+        "ae",
+        "b",
+        "l",
+        "aa",
+    ]

@@ -1,4 +1,5 @@
-"""The demo's pipeline: its TOML is sound; on synthesised speech it runs to its page; killed again and again it ends the same."""
+"""The demo's pipeline: its TOML is sound; on synthesised speech it runs to its page; killed again and again it ends the
+same."""
 
 import hashlib
 import json
@@ -24,7 +25,8 @@ from hkd.pipeline.recipe import load_recipe, stages_of
 from hkd.toml import to_toml
 from hkd.units.tying import load_tying
 
-PIPELINES = sorted(path for path in shipped("pipelines").glob("*/*.toml") if path.stem != "shared")  # what others start from
+# what others start from
+PIPELINES = sorted(path for path in shipped("pipelines").glob("*/*.toml") if path.stem != "shared")
 SMALL = [
     "units.vocab_size=60",
     "tie={num_senones = 140, min_frames = 5}",
@@ -84,7 +86,8 @@ def command(corpus: Path, work: Path, extra: list[str]) -> list[str]:
 
 
 def run(corpus: Path, work: Path, *extra: str) -> dict:
-    """The demo's pipeline on the tiny corpus, LMs trained on its transcripts by cross-fitting: no text is to be had everywhere."""
+    """The demo's pipeline on the tiny corpus, LMs trained on its transcripts by cross-fitting: no text is to be had
+    everywhere."""
     done = subprocess.run(command(corpus, work, list(extra)), capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -168,7 +171,9 @@ def result_digest(model: Path) -> str:
 
 def test_seeds_and_searches_name_their_stages_and_nonsense_is_refused(tmp_path: Path):
     (tmp_path / "pipeline.toml").write_text(HYBRID)
-    stages = stages_of(load_recipe(tmp_path, parse_overrides(["seeds=[0, 1]", "runs.none={objective = 'none', seeds = [5]}"])))
+    stages = stages_of(
+        load_recipe(tmp_path, parse_overrides(["seeds=[0, 1]", "runs.none={objective = 'none', seeds = [5]}"]))
+    )
     assert {"train-auxiliary-seed0", "evaluate-auxiliary-seed1@narrow", "evaluate-none-seed5"} <= set(stages)
     assert "evaluate-none-seed5@narrow" not in stages
     assert set(stages["evaluate-auxiliary-seed0@narrow"].needs) == {"prepare", "train-auxiliary-seed0", "ngram-unigram"}
@@ -177,7 +182,10 @@ def test_seeds_and_searches_name_their_stages_and_nonsense_is_refused(tmp_path: 
     assert "dump-subword" not in of_senones["evaluate-auxiliary-seed0"].needs
     of_ctc = stages_of(load_recipe(tmp_path, parse_overrides([*labelled, "runs.auxiliary.main=ctc"])))
     assert "dump-subword" in of_ctc["evaluate-auxiliary-seed0"].needs  # what any CTC main output is held against
-    assert "dump-subword" not in (*of_ctc["evaluate-auxiliary-seed0@narrow"].needs, *of_ctc["train-auxiliary-seed0"].needs)
+    assert "dump-subword" not in (
+        *of_ctc["evaluate-auxiliary-seed0@narrow"].needs,
+        *of_ctc["train-auxiliary-seed0"].needs,
+    )
     fused = parse_overrides(["lm.left={unit = 'subword', direction = 'causal'}", "searches.narrow.lm=lm/left"])
     assert "lm-left" in stages_of(load_recipe(tmp_path, fused))["evaluate-auxiliary-seed3@narrow"].needs
     assert stages["ngram-unigram"].settings == {"path": "lm/unigram.arpa", "transcripts": True, "order": 1}
@@ -299,7 +307,17 @@ def test_a_pipeline_trains_on_text_beside_speech(corpus: Path, tmp_path: Path):
     text = tmp_path / "said.txt"
     text.write_text("the number is\nenter the number\nplease enter the channel\nthe channel is\n" * 4)
     work = tmp_path / "work"
-    words = [sys.executable, "-m", "hkd", "run", str(tmp_path), "--work", str(work), "--set", f'prepare.corpus="{corpus}"']
+    words = [
+        sys.executable,
+        "-m",
+        "hkd",
+        "run",
+        str(tmp_path),
+        "--work",
+        str(work),
+        "--set",
+        f'prepare.corpus="{corpus}"',
+    ]
     words += ["--set", "units.vocab_size=60", "--set", f'prepare.text="{text}"']
     done = subprocess.run(words, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
@@ -315,7 +333,17 @@ def test_a_pipeline_trains_on_text_beside_speech(corpus: Path, tmp_path: Path):
 def test_a_hybrid_student_is_searched_with_the_pipelines_own_words(corpus: Path, tmp_path: Path):
     (tmp_path / "pipeline.toml").write_text(HYBRID)
     work = tmp_path / "work"
-    words = [sys.executable, "-m", "hkd", "run", str(tmp_path), "--work", str(work), "--set", f'prepare.corpus="{corpus}"']
+    words = [
+        sys.executable,
+        "-m",
+        "hkd",
+        "run",
+        str(tmp_path),
+        "--work",
+        str(work),
+        "--set",
+        f'prepare.corpus="{corpus}"',
+    ]
     text = tmp_path / "said.txt"
     text.write_text("the number is\nplease enter\n")
     words += ["--set", "units.vocab_size=60", "--set", f'prepare.text="{text}"']

@@ -1,4 +1,5 @@
-"""pipelines/hybrid: the folds keep the same words together and test each utterance once; the table counts whole seeds alone."""
+"""pipelines/hybrid: the folds keep the same words together and test each utterance once; the table counts whole seeds
+alone."""
 
 import importlib.util
 import sys
@@ -41,11 +42,18 @@ def test_each_prompt_is_tested_once_and_the_same_words_stand_on_one_side(numbers
 
 
 def row(part: str, run: str, errors: int) -> dict[str, object]:
-    return {"part": part, "run": run, "search": "trigram", "utterances": {f"{part}-{n}": ["x", 4, errors] for n in range(5)}}
+    return {
+        "part": part,
+        "run": run,
+        "search": "trigram",
+        "utterances": {f"{part}-{n}": ["x", 4, errors] for n in range(5)},
+    }
 
 
 def test_the_table_counts_seeds_that_all_parts_have():
-    rows = [row(part, f"{run}-seed0", errors) for part in "ab" for run, errors in (("none", 2), ("hybrid-hierarchical", 1))]
+    rows = [
+        row(part, f"{run}-seed0", errors) for part in "ab" for run, errors in (("none", 2), ("hybrid-hierarchical", 1))
+    ]
     table = POOLED.cells([*rows, row("a", "none-seed1", 4)], "trigram")
     assert {name: sorted(cell.errors) for name, cell in table.items()} == {"none": [0], "hierarchical": [0]}
     header, _, none, hierarchical = POOLED.lines(table)

@@ -41,7 +41,13 @@ def test_a_changed_setting_is_refused_before_any_work_and_nothing_is_removed(tmp
     before = files(tmp_path)
     with pytest.raises(UserError) as refused:
         run_stages(tmp_path, with_left(to=3), jobs=1, watcher=Record(), command="hkd run here")
-    for words in ["stage left", "setting to: 20, now 3", "(left.txt, both.txt)", ": hkd run here --overwrite", "--work"]:
+    for words in [
+        "stage left",
+        "setting to: 20, now 3",
+        "(left.txt, both.txt)",
+        ": hkd run here --overwrite",
+        "--work",
+    ]:
         assert words in str(refused.value)
     assert "right.txt" not in str(refused.value)
     assert files(tmp_path) == before
@@ -105,7 +111,9 @@ def test_what_no_record_tells_of_is_never_replaced_unasked(tmp_path: Path):
     (tmp_path / "left.txt").write_text("mine")
     with pytest.raises(UserError, match=r"the stage left of this version has not written left\.txt"):
         run_counting(tmp_path)
-    assert files(tmp_path) == {"left.txt": b"mine"} | {n: v for n, v in files(tmp_path).items() if n.startswith("stages")}
+    assert files(tmp_path) == {"left.txt": b"mine"} | {
+        n: v for n, v in files(tmp_path).items() if n.startswith("stages")
+    }
     (tmp_path / "stages").mkdir(exist_ok=True)
     (tmp_path / "stages" / "left.json").write_text('{"digest": "of an older version", "state": "finished"}')
     with pytest.raises(UserError, match="this version has not written"):
@@ -178,7 +186,10 @@ def test_a_fault_of_our_own_in_a_stage_is_one_line_and_keeps_its_trace(tmp_path:
 
 
 def test_killed_again_and_again_it_ends_the_same(tmp_path: Path):
-    program = f"from pathlib import Path; import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r}); from kit.stages import run_counting; run_counting(Path({str(tmp_path)!r}), pause_s=0.02)"
+    program = (
+        f"from pathlib import Path; import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r}); from "
+        f"kit.stages import run_counting; run_counting(Path({str(tmp_path)!r}), pause_s=0.02)"
+    )
     code = f"if __name__ == '__main__':\n    {program}\n"
     script = tmp_path / "job.py"
     script.write_text(code)

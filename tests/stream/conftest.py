@@ -10,7 +10,8 @@ from kit.labelled import label_folder
 
 @pytest.fixture(scope="session")
 def labelled(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The project of the tiny corpus with shards/{senone,monophone,subword}. Read-only: copy it before you write into it."""
+    """The project of the tiny corpus with shards/{senone,monophone,subword}. Read-only: copy it before you write into
+    it."""
     folder = tmp_path_factory.mktemp("labelled") / "project"
     shutil.copytree(prepared, folder)
     label_folder(folder)

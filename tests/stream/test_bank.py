@@ -19,11 +19,13 @@ def row(units: list[int], starts: list[int], words: list[int], word_starts: list
     )
 
 
-ROW = row([9, 8, 1, 2, 3, 9, 1], [0, 4, 10, 13, 14, 22, 25, 33], [-1, 0, -1, 1], [0, 10, 22, 25, 33])  # 8 and 9 are silences
+# 8 and 9 are silences
+ROW = row([9, 8, 1, 2, 3, 9, 1], [0, 4, 10, 13, 14, 22, 25, 33], [-1, 0, -1, 1], [0, 10, 22, 25, 33])
 
 
 def test_segments_are_the_frames_whose_middle_lies_in_the_phone() -> None:
-    """Middles of the encoder frames: 2, 6, 10, 14, 18, 22, 26, 30, 34. Phone 2 (frame 13 alone) has none: it takes the one that covers 13."""
+    """Middles of the encoder frames: 2, 6, 10, 14, 18, 22, 26, 30, 34. Phone 2 (frame 13 alone) has none: it takes the
+    one that covers 13."""
     found = cut(ROW, [8, 9], 9)
     assert found.phone_S.tolist() == [SILENCE, 1, 2, 3, SILENCE, 1]
     assert found.left_S.tolist() == [EDGE, SILENCE, 1, 2, 3, SILENCE]
@@ -45,19 +47,28 @@ def test_pauses_are_counted_before_between_and_after_words() -> None:
 
 
 def bank(
-    phone: list[int], left: list[int], right: list[int], count: list[int], **heads: tuple[int, list[list[int]], list[list[float]]]
+    phone: list[int],
+    left: list[int],
+    right: list[int],
+    count: list[int],
+    **heads: tuple[int, list[list[int]], list[list[float]]],
 ) -> Bank:
     first = np.cumsum([0, *count[:-1]])
     columns = (np.array(column, np.int64) for column in (phone, left, right, first, count))
     return Bank(
         segments=Segments(*columns),
         heads={name: (np.array(ids, np.int32), np.array(p, np.float16)) for name, (_, ids, p) in heads.items()},
-        facts={"heads": {name: units for name, (units, _, _) in heads.items()}, "phones": ["A", "B", "C"], "pauses": [0, 0, 0]},
+        facts={
+            "heads": {name: units for name, (units, _, _) in heads.items()},
+            "phones": ["A", "B", "C"],
+            "pauses": [0, 0, 0],
+        },
     )
 
 
 def test_draws_back_off_from_both_neighbours_to_one_to_none() -> None:
-    """A between B and C is there often enough; between C and C only its right neighbour is; B has no neighbours that fit at all."""
+    """A between B and C is there often enough; between C and C only its right neighbour is; B has no neighbours that
+    fit at all."""
     phone = [0] * (LEAST + 2) + [1, 2]
     left = [1] * LEAST + [0, EDGE] + [0, 1]
     right = [2] * LEAST + [2, 0] + [0, 0]
@@ -86,7 +97,9 @@ def test_round_trip_and_what_is_no_bank(tmp_path: Path) -> None:
     loaded = Bank.load(tmp_path)
     for name, column_S in known.segments._asdict().items():
         assert np.array_equal(getattr(loaded.segments, name), column_S)
-    np.testing.assert_array_equal(loaded.posteriors("senone", np.array([0, 1])), known.posteriors("senone", np.array([0, 1])))
+    np.testing.assert_array_equal(
+        loaded.posteriors("senone", np.array([0, 1])), known.posteriors("senone", np.array([0, 1]))
+    )
     first = (tmp_path / "bank.safetensors").read_bytes()
     known.save(tmp_path)
     assert (tmp_path / "bank.safetensors").read_bytes() == first

@@ -42,11 +42,14 @@ def checked(join: Join) -> None:
     join.check(join.manifest)
 
 
-def rewritten(folder: Path, out: Path, change: Callable[[UtteranceAlignment], UtteranceAlignment], **meta: Any) -> Alignment:
+def rewritten(
+    folder: Path, out: Path, change: Callable[[UtteranceAlignment], UtteranceAlignment], **meta: Any
+) -> Alignment:
     """The folder's alignment with each row changed."""
     old = Alignment(folder / "alignment.arrow")
     options: dict[str, Any] = {
-        "manifest_digest": old.manifest_digest, "inventories": old.inventories, "silences": old.silences, "aligner": old.aligner,
+        "manifest_digest": old.manifest_digest, "inventories": old.inventories, "silences": old.silences,
+        "aligner": old.aligner,
         "failed": old.failed,
     }  # fmt: skip
     write_alignment(out, (change(old[name]) for name in old), **{**options, **meta})
@@ -60,7 +63,8 @@ def test_what_fits_is_accepted(labelled: Path) -> None:
 def test_moved_audio_and_other_splits_are_accepted(labelled: Path) -> None:
     whole = manifests.read(labelled / "manifest.jsonl")
     moved = Manifest(
-        Utterance(id=u.id, text=f" {u.text.upper()}!", audio_filepath="/elsewhere.wav", extra={"split": "train"}) for u in whole
+        Utterance(id=u.id, text=f" {u.text.upper()}!", audio_filepath="/elsewhere.wav", extra={"split": "train"})
+        for u in whole
     )
     checked(opened(labelled, manifest=moved))
 
@@ -87,26 +91,36 @@ def test_an_edited_transcript_is_refused_with_both_digests(labelled: Path) -> No
     whole = manifests.read(labelled / "manifest.jsonl")
     edited = Manifest(replace(u, text=u.text + " indeed") if u.id == "utt004" else u for u in whole)
     before, after = (text_digest(words(m.by_id("utt004").text)).hex() for m in (whole, edited))
-    with pytest.raises(UserError, match=f"'utt004': the transcript .* aligned, digest {before}, but is another, digest {after}"):
+    with pytest.raises(
+        UserError, match=f"'utt004': the transcript .* aligned, digest {before}, but is another, digest {after}"
+    ):
         checked(opened(labelled, manifest=edited))
     stores = {"subword": open_stores(labelled / "shards")["subword"]}
-    with pytest.raises(UserError, match=f"'utt004': .* labelled in store 'subword', digest {before}, .* digest {after}"):
+    with pytest.raises(
+        UserError, match=f"'utt004': .* labelled in store 'subword', digest {before}, .* digest {after}"
+    ):
         checked(opened(labelled, manifest=edited, alignment=None, stores=stores))
 
 
-def test_an_alignment_that_gives_another_unit_sequence_is_refused_with_both_digests(labelled: Path, tmp_path: Path) -> None:
+def test_an_alignment_that_gives_another_unit_sequence_is_refused_with_both_digests(
+    labelled: Path, tmp_path: Path
+) -> None:
     def other(row: UtteranceAlignment) -> UtteranceAlignment:
         tier = row.tiers["monophone"]
         unit_U = tier.unit_U.copy()
         unit_U[2] = (unit_U[2] + 1) % 40
-        return replace(row, tiers={**row.tiers, "monophone": replace(tier, unit_U=unit_U)}) if row.id == "utt002" else row
+        return (
+            replace(row, tiers={**row.tiers, "monophone": replace(tier, unit_U=unit_U)}) if row.id == "utt002" else row
+        )
 
     realigned = rewritten(labelled, tmp_path / "a.arrow", other)
     old, new = (
         sequence_digest(a.positions("utt002", "monophone").unit_U).hex()
         for a in (Alignment(labelled / "alignment.arrow"), realigned)
     )
-    with pytest.raises(UserError, match=f"'utt002': the alignment .* store 'monophone' .* digest {old}, but gives {new}"):
+    with pytest.raises(
+        UserError, match=f"'utt002': the alignment .* store 'monophone' .* digest {old}, but gives {new}"
+    ):
         checked(opened(labelled, alignment=realigned))
 
 
@@ -115,11 +129,15 @@ def test_an_inventory_that_does_not_fit_is_refused_with_both_digests(labelled: P
     symbols = old["senone"].symbols
     swapped = UnitInventory(level="senone", symbols=(symbols[1], symbols[0], *symbols[2:]))
     alignment = rewritten(labelled, tmp_path / "a.arrow", lambda row: row, inventories={**old, "senone": swapped})
-    with pytest.raises(UserError, match=f"'senone' must have .* digest {swapped.digest}, but has {old['senone'].digest}"):
+    with pytest.raises(
+        UserError, match=f"'senone' must have .* digest {swapped.digest}, but has {old['senone'].digest}"
+    ):
         opened(labelled, alignment=alignment)
 
 
-def test_foreign_pieces_serve_an_auxiliary_head_and_are_refused_for_interpolation(labelled: Path, tmp_path: Path) -> None:
+def test_foreign_pieces_serve_an_auxiliary_head_and_are_refused_for_interpolation(
+    labelled: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "project"
     shutil.copytree(labelled, folder)
     foreign = UnitInventory(level="subword", symbols=tuple(f"piece{n}" for n in range(30)))
@@ -148,7 +166,9 @@ def test_an_utterance_that_was_left_out_of_the_dump_has_no_labels(labelled: Path
     checked(join)
     assert [join.stores["monophone"].labels(name) for name in ids] == [False, *(True for _ in others)]
     utterances = [join.manifest.by_id(name) for name in ids]
-    covered = measure(join, utterances, frames=dict.fromkeys(ids, 300), needed={}, hard={}, soft={"monophone": 1}).heads[0]
+    covered = measure(
+        join, utterances, frames=dict.fromkeys(ids, 300), needed={}, hard={}, soft={"monophone": 1}
+    ).heads[0]
     assert (covered.covered, covered.missing) == (len(others), (first.id,))
 
 

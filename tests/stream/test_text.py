@@ -54,7 +54,8 @@ def maker(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> TextMaker
     said = [(u.id, join.words(u.id)) for u in whole]
     return TextMaker(
         utterances=list(whole), join=join, bank=sure_bank(len(phones), phones.symbols, pauses=(0, 0, 0)),
-        heads={"hard-monophone": "monophone"}, sequences={level: encode(units, said, level) for level in ("monophone", "senone")},
+        heads={"hard-monophone": "monophone"},
+        sequences={level: encode(units, said, level) for level in ("monophone", "senone")},
         hard={"senone": 4, "subword": 1, "monophone": 1}, soft={"monophone": 1, "subword": 1},
     )  # fmt: skip
 
@@ -154,7 +155,8 @@ def test_a_sentence_is_said_alike_in_any_company_and_anew_in_each_epoch(maker: T
     assert torch.equal(together.posteriors["hard-monophone"][1, :length], single.posteriors["hard-monophone"][0])
     others = [free([1], epoch=epoch) for epoch in range(5, 9)]
     assert any(
-        isinstance(o, TextBatch) and not torch.equal(o.posteriors["hard-monophone"], single.posteriors["hard-monophone"])
+        isinstance(o, TextBatch)
+        and not torch.equal(o.posteriors["hard-monophone"], single.posteriors["hard-monophone"])
         for o in others
     )
     assert free([]) is None

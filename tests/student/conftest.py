@@ -37,7 +37,9 @@ def make() -> Callable[..., Student]:
     def build(config: StudentConfig, seed: int = 0) -> Student:
         torch.manual_seed(seed)
         student = Student(config)
-        student.set_cmvn(torch.linspace(-2, 2, config.encoder.num_bins), torch.linspace(0.5, 2, config.encoder.num_bins))
+        student.set_cmvn(
+            torch.linspace(-2, 2, config.encoder.num_bins), torch.linspace(0.5, 2, config.encoder.num_bins)
+        )
         return student.eval()
 
     return build

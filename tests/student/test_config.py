@@ -49,9 +49,14 @@ def test_default_taps_are_at_a_third_two_thirds_and_the_top() -> None:
         (lambda: HeadConfig(name="a", level="senone", num_units=3, tap=1, kind="soft"), "kind"),
         (lambda: StudentConfig(num_main_units=1), "num_main_units"),
         (lambda: StudentConfig(num_main_units=5, main="rnnt"), "main"),
-        (lambda: StudentConfig(num_main_units=5, heads=(HeadConfig(name="a", level="senone", num_units=3, tap=99),)), "tap"),
         (
-            lambda: StudentConfig(num_main_units=5, heads=(HeadConfig(name="a", level="senone", num_units=3, tap=1),) * 2),
+            lambda: StudentConfig(num_main_units=5, heads=(HeadConfig(name="a", level="senone", num_units=3, tap=99),)),
+            "tap",
+        ),
+        (
+            lambda: StudentConfig(
+                num_main_units=5, heads=(HeadConfig(name="a", level="senone", num_units=3, tap=1),) * 2
+            ),
             "distinct",
         ),
     ],

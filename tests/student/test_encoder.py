@@ -13,7 +13,9 @@ from hkd.student.encoder import BLOCK, ConformerEncoder, rotary_tables, subsampl
 from hkd.student.model import Student
 from hkd.timebase import num_encoder_frames
 
-SMALL = StudentConfig(encoder=EncoderConfig(d_model=24, num_layers=2, num_heads=2, conv_kernel=5, num_bins=16), num_main_units=12)
+SMALL = StudentConfig(
+    encoder=EncoderConfig(d_model=24, num_layers=2, num_heads=2, conv_kernel=5, num_bins=16), num_main_units=12
+)
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

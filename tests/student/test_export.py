@@ -32,7 +32,12 @@ def test_round_trip_gives_the_trainers_own_outputs(
     first, *rest = config.heads
     student = make(replace(config, heads=(replace(first, condition=conditioned), *rest)))
     save_student(
-        tmp_path / "model", student, inventory=INVENTORY, subword_model=b"sentencepiece", extra={"run": "a"}, heads=heads
+        tmp_path / "model",
+        student,
+        inventory=INVENTORY,
+        subword_model=b"sentencepiece",
+        extra={"run": "a"},
+        heads=heads,
     )
     loaded, meta = load_student(tmp_path / "model")
     x_BTF, length_B = torch.randn(2, 30, 16), torch.tensor([30, 7])

@@ -37,7 +37,9 @@ def test_a_head_teaches_its_layer_and_those_below_alone(make: Callable[..., Stud
     assert all(p.grad is None for p in student.main.parameters())
 
 
-def test_export_is_the_none_student_and_bit_for_bit_the_trainers(make: Callable[..., Student], config: StudentConfig) -> None:
+def test_export_is_the_none_student_and_bit_for_bit_the_trainers(
+    make: Callable[..., Student], config: StudentConfig
+) -> None:
     student, none = make(config), make(replace(config, heads=()))
     exported = export_student(student)
     with torch.no_grad():
@@ -141,7 +143,15 @@ def test_drawing_names_layers_taps_heads_and_what_export_drops(config: StudentCo
     lines = describe(config).splitlines()
     place = {line.split(":")[0].strip(" ├└─"): n for n, line in enumerate(lines)}
     layer = {n: next(i for i, line in enumerate(lines) if line.strip().startswith(f"layer {n}")) for n in (1, 2, 3)}
-    assert layer[1] < place["senone-hard"] < place["senone-aux"] < layer[2] < place["monophone-aux"] < layer[3] < place["main"]
+    assert (
+        layer[1]
+        < place["senone-hard"]
+        < place["senone-aux"]
+        < layer[2]
+        < place["monophone-aux"]
+        < layer[3]
+        < place["main"]
+    )
     assert "30 units × 4 slots of 10 ms" in lines[place["senone-aux"]]
     assert "dropped at export" in lines[place["senone-aux"]]
     assert "dropped at export" not in lines[place["main"]]
@@ -161,7 +171,8 @@ def conditioned(config: StudentConfig, *names: str) -> StudentConfig:
 
 @torch.no_grad()
 def test_conditioning_is_the_formula_by_hand(make: Callable[..., Student], config: StudentConfig) -> None:
-    """Layer by layer: x + W mean(softmax(head(x))) of both heads at layer 1 and the one at layer 2; `alone` loses layer 1's x."""
+    """Layer by layer: x + W mean(softmax(head(x))) of both heads at layer 1 and the one at layer 2; `alone` loses layer
+    1's x."""
     student = make(conditioned(config, "senone-hard", "senone-aux", "monophone-aux"))
     x_BTF, length_B = batch()
     alone_B = torch.tensor([False, True])
@@ -178,7 +189,9 @@ def test_conditioning_is_the_formula_by_hand(make: Callable[..., Student], confi
     own_BTD = torch.stack([seen[0][0], torch.zeros_like(seen[0][1])])
     no_drop, frames_B = (lambda y: y), torch.tensor([10, 5])
     second, _ = encoder.above(own_BTD + sum(p_senone), frames_B, (), no_drop, {2: lambda y: y}, tap=1)
-    torch.testing.assert_close(seen[1], encoder.above(own_BTD + sum(p_senone), frames_B, (2,), no_drop, {}, tap=1)[1][2])
+    torch.testing.assert_close(
+        seen[1], encoder.above(own_BTD + sum(p_senone), frames_B, (2,), no_drop, {}, tap=1)[1][2]
+    )
     assert not torch.allclose(second, seen[2])
     third = seen[1] + student.heads["monophone-aux"](seen[1]).softmax(-1) @ student.condition["monophone-aux"].weight.T
     top_BTD, _ = encoder.above(third, frames_B, (), no_drop, {}, tap=2)
@@ -188,7 +201,9 @@ def test_conditioning_is_the_formula_by_hand(make: Callable[..., Student], confi
 
 
 @torch.no_grad()
-def test_posteriors_are_read_as_the_layers_above_read_them_alone(make: Callable[..., Student], config: StudentConfig) -> None:
+def test_posteriors_are_read_as_the_layers_above_read_them_alone(
+    make: Callable[..., Student], config: StudentConfig
+) -> None:
     student = make(conditioned(config, "senone-hard"))
     x_BTF, length_B = batch()
     heard = student(x_BTF, length_B, alone_B=torch.tensor([True, True]))

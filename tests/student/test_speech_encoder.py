@@ -11,7 +11,14 @@ import torch
 
 from hkd.errors import HkdError, UserError
 from hkd.native import import_torchaudio
-from hkd.student.config import EncoderConfig, HeadConfig, SpeechEncoderConfig, StudentConfig, config_from_json, config_to_json
+from hkd.student.config import (
+    EncoderConfig,
+    HeadConfig,
+    SpeechEncoderConfig,
+    StudentConfig,
+    config_from_json,
+    config_to_json,
+)
 from hkd.student.export import load_student, save_student, write_onnx
 from hkd.student.model import Student, describe
 from hkd.student.speech_encoder import SpeechEncoder, load_pretrained, open_speech_encoder, save_pretrained
@@ -61,7 +68,9 @@ def batch(encoder: SpeechEncoder, waves: list[np.ndarray]) -> tuple[torch.Tensor
         ("wavlm", {"feat_extract_norm": "layer", "do_stable_layer_norm": True}),
     ],
 )
-def test_an_utterances_output_is_the_same_in_any_batch(make: Make, architecture: str, settings: dict[str, object]) -> None:
+def test_an_utterances_output_is_the_same_in_any_batch(
+    make: Make, architecture: str, settings: dict[str, object]
+) -> None:
     encoder, _ = make(architecture, **settings)
     waves = sounds(0.51, 1.9, 0.033)
     taps = (1, 3)
@@ -110,7 +119,9 @@ def test_a_student_trains_its_layers_and_not_what_stands_before_them(make: Make,
     assert {name for name, p in student.named_parameters() if p.grad is not None} == learning
     front = ("conv1.", "conv2.", "embed_positions.") if architecture == "whisper" else ("feature_extractor.",)
     assert {name for name, _ in student.named_parameters()} - learning == {
-        name for name, _ in student.named_parameters() if name.startswith(tuple(f"encoder.model.{part}" for part in front))
+        name
+        for name, _ in student.named_parameters()
+        if name.startswith(tuple(f"encoder.model.{part}" for part in front))
     }
 
 
@@ -130,7 +141,9 @@ def test_an_export_needs_no_folder_and_the_encoder_reloads_with_transformers_alo
     assert meta.features == encoder.config.front_end.to_json()
     x_BTF, length_B = batch(encoder, sounds(0.5, 0.9))
     with torch.no_grad():
-        torch.testing.assert_close(loaded(x_BTF, length_B).logits_BTV, student(x_BTF, length_B).logits_BTV, rtol=0, atol=0)
+        torch.testing.assert_close(
+            loaded(x_BTF, length_B).logits_BTV, student(x_BTF, length_B).logits_BTV, rtol=0, atol=0
+        )
     assert isinstance(student.encoder, SpeechEncoder)
     save_pretrained(student.encoder, tmp_path / "encoder")
     again = SpeechEncoder(open_speech_encoder(EncoderConfig(name=str(tmp_path / "encoder"), dropout=0.0)))
@@ -150,7 +163,12 @@ def test_dropout_and_normalisation_are_what_they_are_said_to_be(make: Make, tmp_
     config = open_speech_encoder(EncoderConfig(name=str(tmp_path / "model"), dropout=0.25))
     assert not config.normalise
     assert config.settings["hidden_dropout"] == config.settings["attention_dropout"] == 0.25
-    assert config.settings["layerdrop"] == config.settings["mask_time_prob"] == config.settings["activation_dropout"] == 0.0
+    assert (
+        config.settings["layerdrop"]
+        == config.settings["mask_time_prob"]
+        == config.settings["activation_dropout"]
+        == 0.0
+    )
 
 
 def test_what_does_not_fit_is_refused_in_one_line(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,7 +183,9 @@ def test_what_does_not_fit_is_refused_in_one_line(make: Make, tmp_path: Path, mo
     (tmp_path / "pickled" / "pytorch_model.bin").touch()
     refused(tmp_path / "pickled", "safetensors")
     bert = transformers.BertModel(
-        transformers.BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=9)
+        transformers.BertConfig(
+            hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=9
+        )
     )
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     bert.save_pretrained(tmp_path / "bert")

@@ -1,4 +1,5 @@
-"""One architecture of each kind: what a teacher says is what the model itself says, alone and beside others, or it is refused at loading."""
+"""One architecture of each kind: what a teacher says is what the model itself says, alone and beside others, or it is
+refused at loading."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -25,32 +26,45 @@ SIZE = {
     "max_position_embeddings": 96,
 }
 LLAMA = {**SIZE, "num_key_value_heads": 2, "max_position_embeddings": 96}
-DECODER = {"d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 48, "max_position_embeddings": 96}
+DECODER = {
+    "d_model": 32,
+    "decoder_layers": 2,
+    "decoder_attention_heads": 4,
+    "decoder_ffn_dim": 48,
+    "max_position_embeddings": 96,
+}
 
 CAUSAL: dict[str, Callable[[dict[str, Any]], Any]] = {
     "mixture of experts": lambda v: transformers.MixtralForCausalLM(
         transformers.MixtralConfig(**v, **LLAMA, num_local_experts=4, num_experts_per_tok=2)
     ),
     "experts that share": lambda v: transformers.Qwen2MoeForCausalLM(
-        transformers.Qwen2MoeConfig(**v, **LLAMA, num_experts=4, moe_intermediate_size=32, shared_expert_intermediate_size=32)
+        transformers.Qwen2MoeConfig(**v, **LLAMA, num_experts=4, moe_intermediate_size=32,
+            shared_expert_intermediate_size=32)
     ),
-    "state space": lambda v: transformers.MambaForCausalLM(transformers.MambaConfig(**v, hidden_size=32, num_hidden_layers=2)),
-    "recurrent": lambda v: transformers.RwkvForCausalLM(transformers.RwkvConfig(**v, hidden_size=32, num_hidden_layers=2)),
+    "state space": lambda v: transformers.MambaForCausalLM(transformers.MambaConfig(**v, hidden_size=32,
+        num_hidden_layers=2)),
+    "recurrent": lambda v: transformers.RwkvForCausalLM(transformers.RwkvConfig(**v, hidden_size=32,
+        num_hidden_layers=2)),
     "decoder of an encoder-decoder": lambda v: transformers.BartForCausalLM(transformers.BartConfig(**v, **DECODER)),
     "a decoder inside": lambda v: transformers.OPTForCausalLM(
         transformers.OPTConfig(
-            **v, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4, word_embed_proj_dim=32, max_position_embeddings=96
+            **v, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4, word_embed_proj_dim=32,
+            max_position_embeddings=96,
         )
     ),
-    "an encoder that decodes": lambda v: transformers.BertLMHeadModel(transformers.BertConfig(**v, **SIZE, is_decoder=True)),
+    "an encoder that decodes": lambda v: transformers.BertLMHeadModel(transformers.BertConfig(**v, **SIZE,
+        is_decoder=True)),
     "either direction, causal": lambda v: transformers.XLMWithLMHeadModel(
         transformers.XLMConfig(**v, emb_dim=32, n_layers=2, n_heads=4, max_position_embeddings=96, causal=True)
     ),
 }  # fmt: skip
 MASKED: dict[str, Callable[[dict[str, Any]], Any]] = {
-    "windows": lambda v: transformers.LongformerForMaskedLM(transformers.LongformerConfig(**v, **SIZE, attention_window=8)),
+    "windows": lambda v: transformers.LongformerForMaskedLM(transformers.LongformerConfig(**v, **SIZE,
+        attention_window=8)),
     "mixes over padding": lambda v: transformers.FNetForMaskedLM(
-        transformers.FNetConfig(**v, hidden_size=32, intermediate_size=48, num_hidden_layers=2, max_position_embeddings=96)
+        transformers.FNetConfig(**v, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+            max_position_embeddings=96)
     ),
     "convolves over padding": lambda v: transformers.ConvBertForMaskedLM(
         transformers.ConvBertConfig(**v, **SIZE, embedding_size=32, head_ratio=1)
@@ -90,7 +104,9 @@ def by_hand(model: Any, tokenizer: Any, unit_U: np.ndarray, *, causal: bool) -> 
     """log p (U, V), a position at a time, alone."""
     rows = []
     for n in range(len(unit_U)):
-        token_L = [tokenizer.bos_token_id, *unit_U[:n].tolist()] if causal else [0, *unit_U.tolist(), tokenizer.sep_token_id]
+        token_L = (
+            [tokenizer.bos_token_id, *unit_U[:n].tolist()] if causal else [0, *unit_U.tolist(), tokenizer.sep_token_id]
+        )
         if not causal:
             token_L[n + 1] = tokenizer.mask_token_id
         logits = model(input_ids=torch.tensor([token_L])).logits[0, -1 if causal else n + 1]
@@ -139,8 +155,12 @@ def test_a_model_that_reads_later_tokens_is_no_causal_teacher(name: str, tmp_pat
 
 
 def test_a_masked_model_that_reads_from_left_to_right_is_refused(tmp_path: Path) -> None:
-    saved(tmp_path / "lm", lambda v: transformers.BertForMaskedLM(transformers.BertConfig(**v, **SIZE, is_decoder=True)))
-    with pytest.raises(UserError, match="must read both sides of a word, but BertForMaskedLM reads from left to right alone"):
+    saved(
+        tmp_path / "lm", lambda v: transformers.BertForMaskedLM(transformers.BertConfig(**v, **SIZE, is_decoder=True))
+    )
+    with pytest.raises(
+        UserError, match="must read both sides of a word, but BertForMaskedLM reads from left to right alone"
+    ):
         load_teacher(str(tmp_path / "lm"), unit="subword", device="cpu")
 
 

@@ -59,9 +59,9 @@ def test_equals_one_prefix_at_a_time_in_float64(teacher_folder: Folder, kind: st
             np.testing.assert_allclose(rows.logp_NK[n], logp_V[rows.ids_NK[n]], atol=1e-4)
             np.testing.assert_allclose(rows.gold_logp_N[n], logp_V[unit], atol=1e-4)
             np.testing.assert_allclose(np.exp(rows.logp_NK[n]).sum() + np.exp(rows.tail_N[n]), 1.0, atol=1e-5)
-            best = np.sort(np.delete(logp_V, [0, *range(len(transformers.AutoTokenizer.from_pretrained(folder)), len(logp_V))]))[
-                ::-1
-            ]
+            best = np.sort(
+                np.delete(logp_V, [0, *range(len(transformers.AutoTokenizer.from_pretrained(folder)), len(logp_V))])
+            )[::-1]
             np.testing.assert_allclose(rows.logp_NK[n][:5], best[:5], atol=1e-4)
             assert 0 not in rows.ids_NK[n]  # <|endoftext|>
 

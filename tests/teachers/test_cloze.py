@@ -97,7 +97,9 @@ def test_outside_phone_gives_mass_only_to_senones_of_the_state():
 def test_batch_mates_change_nothing(direction, senones):
     model, rng = lm(direction, senones), np.random.default_rng(3)
     sentences = [
-        (rng.integers(NUM_UNITS, size=n) if senones is None else senone_sentence(rng.integers(4, size=n), rng)).astype(np.int32)
+        (rng.integers(NUM_UNITS, size=n) if senones is None else senone_sentence(rng.integers(4, size=n), rng)).astype(
+            np.int32
+        )
         for n in (1, 4, 9, 2, 15)
     ]
     for sentence, row in zip(sentences, logp(model, sentences), strict=True):

@@ -1,4 +1,5 @@
-"""GGUF files through transformers: a tiny one against the safetensors it was made from, and Gemma 3 270M against a straight reference."""
+"""GGUF files through transformers: a tiny one against the safetensors it was made from, and Gemma 3 270M against a
+straight reference."""
 
 import os
 from collections.abc import Callable
@@ -15,8 +16,10 @@ from hkd.teachers.transformer import CausalTeacher
 
 Folder = Callable[[str], Path]
 BLOCK = {
-    "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
+    "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }  # fmt: skip
 WHOLE = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
@@ -99,7 +102,9 @@ def test_gemma_gives_what_one_prefix_at_a_time_gives_in_float64() -> None:
     assert isinstance(teacher, CausalTeacher)
     texts = ["the cat sat on the mat", "it's raining again over there", "participants"]
     asked = [
-        Sentence(id=text, unit_U=unit_U, word_U=word_U) for text in texts for unit_U, word_U in [teacher.encode(text.split())]
+        Sentence(id=text, unit_U=unit_U, word_U=word_U)
+        for text in texts
+        for unit_U, word_U in [teacher.encode(text.split())]
     ]
     scored = teacher.score(asked, k=16)
     teacher.model.double()
@@ -111,6 +116,8 @@ def test_gemma_gives_what_one_prefix_at_a_time_gives_in_float64() -> None:
             logp_V = torch.log_softmax(logits.double(), -1).numpy()
             np.testing.assert_allclose(rows.logp_NK[n], logp_V[rows.ids_NK[n]], atol=1e-4)
             np.testing.assert_allclose(rows.gold_logp_N[n], logp_V[unit], atol=1e-4)
-            np.testing.assert_allclose(rows.tail_N[n], np.log(np.delete(np.exp(logp_V), rows.ids_NK[n]).sum()), atol=1e-4)
+            np.testing.assert_allclose(
+                rows.tail_N[n], np.log(np.delete(np.exp(logp_V), rows.ids_NK[n]).sum()), atol=1e-4
+            )
             best = [v for v in np.argsort(-logp_V)[:40].tolist() if v not in special][:15]
             np.testing.assert_allclose(rows.logp_NK[n][:15], logp_V[best], atol=1e-4)

@@ -93,7 +93,11 @@ def test_code_that_lies_beside_a_model_is_never_run(teacher_folder: Folder, tmp_
     (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\nclass Evil: ...\n")
     value = json.loads((folder / file).read_text())
     auto = {"AutoConfig": "evil.Evil", "AutoModelForMaskedLM": "evil.Evil", "AutoTokenizer": ["evil.Evil", "evil.Evil"]}
-    value |= {"auto_map": auto, "model_type": "evil"} if file == "config.json" else {"auto_map": auto, "tokenizer_class": "Evil"}
+    value |= (
+        {"auto_map": auto, "model_type": "evil"}
+        if file == "config.json"
+        else {"auto_map": auto, "tokenizer_class": "Evil"}
+    )
     (folder / file).write_text(json.dumps(value))
     refused = (
         pytest.raises((HkdError, UserError)) if file == "config.json" else nullcontext()
@@ -157,7 +161,9 @@ class Echo:
     info = TeacherInfo(name="echo", kind="echo", direction="both", digest="0")
 
     def encode(self, words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        pairs = [(self.inventory.symbols.index(letter), place) for place, word in enumerate(words) for letter in f"▁{word}"]
+        pairs = [
+            (self.inventory.symbols.index(letter), place) for place, word in enumerate(words) for letter in f"▁{word}"
+        ]
         return np.array([unit for unit, _ in pairs], np.int32), np.array([place for _, place in pairs], np.int32)
 
     def score(self, sentences: Sequence[Sentence], *, k: int, temperatures: Sequence[float] = ()) -> list[TopK]:

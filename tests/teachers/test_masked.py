@@ -52,10 +52,13 @@ def reference(folder: Path, token_W: list[int], masked: list[int], at: int) -> N
 
 
 def check_row(rows: object, n: int, logp_V: NDArray[np.float64], teacher: MaskedTeacher, k: int) -> None:
-    """Row n holds the k likeliest units that are not special (or the gold one), true log-probabilities, and the rest as tail."""
+    """Row n holds the k likeliest units that are not special (or the gold one), true log-probabilities, and the rest as
+    tail."""
     ids, logp, tail, gold = rows.ids_NK[n], rows.logp_NK[n], rows.tail_N[n], rows.gold_N[n]  # type: ignore[attr-defined]
     np.testing.assert_allclose(logp, logp_V[ids], atol=1e-4)
-    special = {v for v, symbol in enumerate(teacher.inventory.symbols) if symbol in SPECIAL or symbol.startswith("<unused")}
+    special = {
+        v for v, symbol in enumerate(teacher.inventory.symbols) if symbol in SPECIAL or symbol.startswith("<unused")
+    }
     assert not special & set(ids.tolist())
     candidates = [v for v in np.argsort(-logp_V, kind="stable").tolist() if v not in special]
     best = logp_V[candidates[:k]]
@@ -121,7 +124,9 @@ def test_context_is_read_and_not_scored(teacher_folder: Folder) -> None:
     left = Sentence(id="l", unit_U=one.unit_U, word_U=one.word_U, after=tuple(two.unit_U.tolist()))
     right = Sentence(id="r", unit_U=two.unit_U, word_U=two.word_U, before=tuple(one.unit_U.tolist()))
     whole = [*one.unit_U.tolist(), *two.unit_U.tolist()]
-    for sentence, rows, first in zip((left, right), teacher.score([left, right], k=5), (0, len(one.unit_U)), strict=True):
+    for sentence, rows, first in zip(
+        (left, right), teacher.score([left, right], k=5), (0, len(one.unit_U)), strict=True
+    ):
         assert len(rows) == len(sentence.unit_U)
         for n in range(len(rows)):
             check_row(rows, n, reference(folder, whole, [first + n], first + n), teacher, 5)
@@ -140,7 +145,13 @@ def test_texts_beyond_the_model_are_scored_in_windows(teacher_folder: Folder) ->
     for n in range(0, size, 7):
         start = min(starts, key=lambda s: abs(n - s - (room - 1) / 2))
         assert n < room // 2 or n >= size - room // 2 or room // 4 <= n - start < room - room // 4
-        check_row(rows, n, reference(folder, sentence.unit_U[start : start + room].tolist(), [n - start], n - start), teacher, 5)
+        check_row(
+            rows,
+            n,
+            reference(folder, sentence.unit_U[start : start + room].tolist(), [n - start], n - start),
+            teacher,
+            5,
+        )
 
 
 def test_the_teacher_is_frozen(teacher_folder: Folder) -> None:
@@ -203,7 +214,11 @@ def test_the_cost_of_masking_together_is_the_dense_kl(teacher_folder: Folder) ->
     folder = teacher_folder("bert")
     teacher = load(folder, mask_every=2)
     asked = sentences(teacher)[:2]
-    kept = [v for v, symbol in enumerate(teacher.inventory.symbols) if symbol not in SPECIAL and not symbol.startswith("<unused")]
+    kept = [
+        v
+        for v, symbol in enumerate(teacher.inventory.symbols)
+        if symbol not in SPECIAL and not symbol.startswith("<unused")
+    ]
     total, count = 0.0, 0
     for s in asked:
         for n in range(len(s.unit_U)):

@@ -1,4 +1,5 @@
-"""n-grams against brute force, against kaldingram's own scorer, and pocketsphinx's phone trigram against pocketsphinx."""
+"""n-grams against brute force, against kaldingram's own scorer, and pocketsphinx's phone trigram against
+pocketsphinx."""
 
 import bz2
 import itertools
@@ -41,7 +42,9 @@ def arpa(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     first = "\n".join(line[0] if request.param == 1 else " ".join(line) for line in random_text(0, 60))
     (folder / "text").write_text(first + "\n")
     command = [sys.executable, "-m", "kaldingram.cli", "train", "--ngram-order", str(request.param)]
-    subprocess.run([*command, "--text", str(folder / "text"), "--lm", str(folder / "lm")], check=True, capture_output=True)
+    subprocess.run(
+        [*command, "--text", str(folder / "text"), "--lm", str(folder / "lm")], check=True, capture_output=True
+    )
     return folder / "lm", request.param
 
 
@@ -79,7 +82,9 @@ def units(words: list[str]) -> np.ndarray:
 def dense(teacher, sentences: list[list[str]]) -> list[np.ndarray]:
     """Probabilities (U, V) of every sentence."""
     out = []
-    rows = teacher.score([Sentence(id=str(i), unit_U=units(s), word_U=units(s)) for i, s in enumerate(sentences)], k=len(SYMBOLS))
+    rows = teacher.score(
+        [Sentence(id=str(i), unit_U=units(s), word_U=units(s)) for i, s in enumerate(sentences)], k=len(SYMBOLS)
+    )
     for topk in rows:
         p = np.zeros((len(topk), len(SYMBOLS)))
         np.put_along_axis(p, topk.ids_NK.astype(np.int64), np.exp(topk.logp_NK.astype(np.float64)), axis=1)
@@ -145,15 +150,20 @@ def test_a_unit_that_the_text_lacks_is_possible(arpa):
     assert row.gold_logp_N[1] < row.logp_NK[1].max()
 
 
-@pytest.mark.parametrize("text", ["", "\\data\\\nngram 1=1\n\n\\1-grams:\n-1.0\ta\n", "\\data\\\n\\1-grams:\nx\ta\n\\end\\\n"])
+@pytest.mark.parametrize(
+    "text", ["", "\\data\\\nngram 1=1\n\n\\1-grams:\n-1.0\ta\n", "\\data\\\n\\1-grams:\nx\ta\n\\end\\\n"]
+)
 def test_what_is_no_arpa_is_refused(tmp_path, text):
     (tmp_path / "lm").write_text(text)
     with pytest.raises(UserError, match="ARPA"):
         load_ngram(tmp_path / "lm", inventory=INVENTORY)
 
 
-def write_lm(path: Path, symbols: list[str], *, start: str = "-99", stop: str | None = "-1.0", value: float = -0.5) -> Path:
-    """A bigram over some symbols, with their unigrams equally likely and each symbol likely after the one before it in the list."""
+def write_lm(
+    path: Path, symbols: list[str], *, start: str = "-99", stop: str | None = "-1.0", value: float = -0.5
+) -> Path:
+    """A bigram over some symbols, with their unigrams equally likely and each symbol likely after the one before it in
+    the list."""
     marks = [f"{start}\t<s>\t-0.3", *([] if stop is None else [f"{stop}\t</s>"])]
     unigrams = [f"{-math.log10(len(symbols)):.6f}\t{symbol}\t-0.4" for symbol in symbols]
     pairs = [f"{value}\t{a} {b}" for a, b in itertools.pairwise(symbols)]
@@ -174,13 +184,21 @@ PIECES = UnitInventory(level="subword", symbols=("<unk>", "▁the", "▁cat", "�
         (PHONE_INVENTORY, [p.lower() for p in SPOKEN], "upper and lower case"),
         (PHONE_INVENTORY, [p + "0" * (p[0] == "A") for p in SPOKEN], "stress digits"),
         (PHONE_INVENTORY, [f"{p}_{place}" for p in SPOKEN for place in "BIES"], "place suffixes"),
-        (PHONE_INVENTORY, [f"{p}1_B" if p[0] == "A" else f"{p}_E" for p in SPOKEN], "stress digits .* and place suffixes"),
+        (
+            PHONE_INVENTORY,
+            [f"{p}1_B" if p[0] == "A" else f"{p}_E" for p in SPOKEN],
+            "stress digits .* and place suffixes",
+        ),
         (PHONE_INVENTORY, [p.lower() + "2" * (p[0] == "A") for p in SPOKEN], "upper and lower case and stress digits"),
         (PIECES, ["THE", "CAT", "A", "ON", "IN", "TO", "DOG"], "case and marks of word pieces"),
         (PIECES, ["the", "cat", "a", "on", "in", "to", "s", "dog"], "marks of word pieces"),
         (PIECES, ["the", "cat", "a", "##t", "##s", "##ing", "on"], "marks of word pieces"),
         (UnitInventory(level="word", symbols=("café", "éa", "x")), ["cafe\u0301", "e\u0301a"], "composed form"),
-        (UnitInventory(level="monophone", symbols=tuple(f"{p}{n}" for p in ("AA", "AE") for n in "012")), ["AA", "AE"], "stress"),
+        (
+            UnitInventory(level="monophone", symbols=tuple(f"{p}{n}" for p in ("AA", "AE") for n in "012")),
+            ["AA", "AE"],
+            "stress",
+        ),
         (PHONE_INVENTORY, ["hello", "world"], "Give the ARPA file of this level"),
         (PIECES, [*"tsxyz", "ing", "dog", "cat", "mouse", "tree"], None),
     ],
@@ -235,7 +253,9 @@ def test_a_teacher_by_any_files_name(tmp_path, name):
     np.testing.assert_array_equal(*(dense(teacher, [["a", "b", "e"]])[0] for teacher in teachers))
 
 
-SENONES = SenoneMap(phone_of_V=np.array([0, 0, 0, 0, 1, 1, 1, 2, 2, 2]), state_of_V=np.array([0, 0, 1, 2, 0, 1, 2, 0, 1, 2]))
+SENONES = SenoneMap(
+    phone_of_V=np.array([0, 0, 0, 0, 1, 1, 1, 2, 2, 2]), state_of_V=np.array([0, 0, 1, 2, 0, 1, 2, 0, 1, 2])
+)
 
 
 def test_folding_sums_to_one_and_follows_its_formula():

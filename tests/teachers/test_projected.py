@@ -37,18 +37,26 @@ def units(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def gpt2() -> CausalTeacher:
     """A causal LM of ten tokens."""
-    tokenizer = library.Tokenizer(library.models.Unigram([(token, -float(len(token) < 3)) for token in TOKENS], unk_id=0))
+    tokenizer = library.Tokenizer(
+        library.models.Unigram([(token, -float(len(token) < 3)) for token in TOKENS], unk_id=0)
+    )
     tokenizer.pre_tokenizer = library.pre_tokenizers.Metaspace(prepend_scheme="never")
     tokenizer.decoder = library.decoders.Metaspace(prepend_scheme="never")
-    made = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", bos_token="</s>", unk_token="</s>")
+    made = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="</s>", bos_token="</s>", unk_token="</s>"
+    )
     shape = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64}
     torch.manual_seed(0)
-    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=len(TOKENS), **shape, bos_token_id=0, eos_token_id=0))
+    model = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(vocab_size=len(TOKENS), **shape, bos_token_id=0, eos_token_id=0)
+    )
     for parameter in model.parameters():
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.3)
     where = torch.device("cpu")
-    return CausalTeacher(model, made, name="tiny", options=TeacherOptions(case="lower"), device=where, dtype=torch.float32)
+    return CausalTeacher(
+        model, made, name="tiny", options=TeacherOptions(case="lower"), device=where, dtype=torch.float32
+    )
 
 
 def load(folder: Path, units: Path, **options: object) -> ProjectedTeacher:
@@ -79,7 +87,8 @@ def continuations(model: torch.nn.Module, prefix: list[int]) -> Iterator[tuple[t
 def bounds(
     model: torch.nn.Module, subwords: SubwordModel, tokens: Sequence[int], known: str, history: tuple[int, ...]
 ) -> tuple[NDArray[np.float64], float, float]:
-    """Σ p of the continuations that certainly have piece s after the history, of those that certainly lack the history, of the others."""
+    """Σ p of the continuations that certainly have piece s after the history, of those that certainly lack the history,
+    of the others."""
     placed_S, excluded, unsure = np.zeros(len(subwords.inventory)), 0.0, 0.0
     said = "".join(TOKENS[token] for token in tokens).replace("▁", " ")
     rest = known[len(said.strip()) :]
@@ -102,7 +111,9 @@ def bounds(
 
 
 @pytest.mark.parametrize("look_ahead", [0, 20])
-def test_a_causal_lm_lies_within_the_bounds_of_all_its_continuations(gpt2: CausalTeacher, units: Path, look_ahead: int) -> None:
+def test_a_causal_lm_lies_within_the_bounds_of_all_its_continuations(
+    gpt2: CausalTeacher, units: Path, look_ahead: int
+) -> None:
     subwords = SubwordModel(units / "subword.model")
     teacher, model = ProjectedTeacher(gpt2, subwords, look_ahead=look_ahead), gpt2.model
     asked = sentence(teacher, "abba ab'a b")
@@ -136,7 +147,10 @@ def test_a_masked_lm_gives_what_its_one_token_words_give(teacher_folder: Callabl
     train_subwords([WORDS] * 3, vocab_size=60, folder=tmp_path)
     teacher = load(folder, tmp_path, look_ahead=0)
     subwords = SubwordModel(tmp_path / "subword.model")
-    model, tokenizer = transformers.AutoModelForMaskedLM.from_pretrained(folder).double().eval(), teacher._inner._tokenizer
+    model, tokenizer = (
+        transformers.AutoModelForMaskedLM.from_pretrained(folder).double().eval(),
+        teacher._inner._tokenizer,
+    )
     said = ["the", "cat", "sat", "and"]
     read = tokenizer(" ".join(said))["input_ids"]
     assert len(read) == 6
@@ -153,7 +167,11 @@ def test_a_masked_lm_gives_what_its_one_token_words_give(teacher_folder: Callabl
         before = said[w - 1] if w else ""
         for place in range(len(pieces[w])):
             history = (*(pieces[w - 1] if w else ()), *pieces[w][:place])
-            rest = "".join(subwords.inventory.symbols[piece] for piece in history).replace("▁", " ").lstrip()[len(before) :]
+            rest = (
+                "".join(subwords.inventory.symbols[piece] for piece in history)
+                .replace("▁", " ")
+                .lstrip()[len(before) :]
+            )
             p_S, left_open = np.zeros(len(subwords.inventory)), 0.0
             for v in range(len(p_V)):
                 symbol = plain.id_to_token(v)

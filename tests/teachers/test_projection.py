@@ -1,4 +1,5 @@
-"""What is sure of a word's pieces, against all continuations; where tokens go, against all continuations of a tiny language model."""
+"""What is sure of a word's pieces, against all continuations; where tokens go, against all continuations of a tiny
+language model."""
 
 import itertools
 from collections.abc import Callable
@@ -45,7 +46,8 @@ def test_what_is_sure_of_an_open_word_is_what_all_continuations_share(subwords: 
                 len(pieces)
                 if shared is None
                 else next(
-                    (n for n, (a, b) in enumerate(zip(shared, pieces, strict=False)) if a != b), min(len(shared), len(pieces))
+                    (n for n, (a, b) in enumerate(zip(shared, pieces, strict=False)) if a != b),
+                    min(len(shared), len(pieces)),
                 )
             )
             shared = pieces[:same] if shared is None else shared[:same]

@@ -58,7 +58,10 @@ def test_case_rules(teacher_folder: Folder) -> None:
     text = "".join(cased.inventory.symbols[unit] for unit in cased.encode(words)[0]).replace("Ġ", " ")
     assert text == "And I say I'm here"
     upper = load(teacher_folder("roberta"), case="upper")
-    assert "".join(upper.inventory.symbols[unit] for unit in upper.encode(words)[0]).replace("Ġ", " ") == "AND I SAY I'M HERE"
+    assert (
+        "".join(upper.inventory.symbols[unit] for unit in upper.encode(words)[0]).replace("Ġ", " ")
+        == "AND I SAY I'M HERE"
+    )
     assert upper.info.digest != cased.info.digest
 
 

@@ -77,7 +77,9 @@ def test_rows_come_in_order_and_do_not_depend_on_the_call(monkeypatch):
         assert row.lse_NJ.shape == (len(row), 2)
         np.testing.assert_array_equal(row.gold_N, sentence.unit_U)
         np.testing.assert_allclose(row.gold_logp_N, other.gold_logp_N, atol=1e-5)
-        np.testing.assert_allclose(row.lse_NJ, teacher.score([sentence], k=3, temperatures=(2.0, 3.0))[0].lse_NJ, atol=1e-5)
+        np.testing.assert_allclose(
+            row.lse_NJ, teacher.score([sentence], k=3, temperatures=(2.0, 3.0))[0].lse_NJ, atol=1e-5
+        )
 
 
 def test_each_text_is_answered_by_its_fold():

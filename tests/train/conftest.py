@@ -38,8 +38,8 @@ labels = settings.pop("labels", project / "shards")
 def progress(done, total, **facts):
     print(int(done), flush=True)
 try:
-    train(build(TrainConfig, settings, where="train"), folder, manifest=project / "manifest.jsonl", units=project / "units",
-          alignment=project / "alignment.arrow", labels=labels, progress=progress,
+    train(build(TrainConfig, settings, where="train"), folder, manifest=project / "manifest.jsonl",
+          units=project / "units", alignment=project / "alignment.arrow", labels=labels, progress=progress,
           device="cpu" if torch.cuda.is_available() else "auto")
 except HkdError as error:
     print(error, file=sys.stderr)
@@ -51,7 +51,8 @@ if torch.distributed.is_initialized():
 
 @pytest.fixture(scope="session")
 def labelled(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The project of the tiny corpus with shards/{senone,monophone,subword}. Read-only: copy it before you write into it."""
+    """The project of the tiny corpus with shards/{senone,monophone,subword}. Read-only: copy it before you write into
+    it."""
     folder = tmp_path_factory.mktemp("labelled") / "project"
     shutil.copytree(prepared, folder)
     label_folder(folder)
@@ -68,7 +69,9 @@ def texted(labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with text.jsonl (30 sentences of the words that are said), text-shards/ and bank/. Read-only."""
     folder = tmp_path_factory.mktemp("texted") / "project"
     shutil.copytree(labelled, folder)
-    said = [word for utterance in manifests.read(folder / "manifest.jsonl").split("train") for word in words(utterance.text)]
+    said = [
+        word for utterance in manifests.read(folder / "manifest.jsonl").split("train") for word in words(utterance.text)
+    ]
     said = [word for word in said if word != "our"]  # the lexicon says it first with a phone that the speech lacks
     order = np.random.default_rng(0)
     sentences = [Utterance(id=f"text{n:02d}", text=" ".join(order.choice(said, 2 + n % 6))) for n in range(30)]
@@ -94,7 +97,8 @@ def tiny() -> dict[str, Any]:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Callable[..., "subprocess.Popen[str]"]:
-    """start(project, run_folder, settings, *, command=(python,)) -> a process that trains and prints each finished step.
+    """start(project, run_folder, settings, *, command=(python,)) -> a process that trains and prints each finished
+    step.
 
     "labels" of the settings: where the label stores lie, if not in the project."""
     script = tmp_path / "train_tiny.py"

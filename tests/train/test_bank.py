@@ -24,7 +24,9 @@ SETTINGS = {"condition": ["senone", "monophone"], "taps": {"monophone": 1}, "slo
 
 
 def made(project: Path, folder: Path, settings: dict[str, Any], **bank: Any) -> BankReport:
-    return make_bank(config_of(settings), folder, bank=BankConfig(**{"folds": 2, **bank}), device="cpu", **inputs(project))
+    return make_bank(
+        config_of(settings), folder, bank=BankConfig(**{"folds": 2, **bank}), device="cpu", **inputs(project)
+    )
 
 
 @pytest.fixture
@@ -32,7 +34,9 @@ def settings(tiny: dict[str, Any]) -> dict[str, Any]:
     return merge(merge(tiny, SETTINGS), {"loop": {"max_steps": 3, "save_every": 1}})
 
 
-def test_it_holds_what_students_of_other_speakers_hear(labelled: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
+def test_it_holds_what_students_of_other_speakers_hear(
+    labelled: Path, tmp_path: Path, settings: dict[str, Any]
+) -> None:
     report = made(labelled, tmp_path, settings, k=5)
     bank = Bank.load(tmp_path)
     data = opened(labelled, {**settings, "objective": "none"})

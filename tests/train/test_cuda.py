@@ -32,7 +32,8 @@ def test_the_likeliest_units_and_the_loss_are_those_of_the_cpu() -> None:
     for device in DEVICES:
         logits_NV = student_NV.to(device, copy=True).requires_grad_()
         labels = {
-            "ids_MK": torch.from_numpy(rows[0].ids_NK).long(), "logp_MK": torch.from_numpy(rows[0].logp_NK), "tail_M": torch.from_numpy(rows[0].tail_N),
+            "ids_MK": torch.from_numpy(rows[0].ids_NK).long(), "logp_MK": torch.from_numpy(rows[0].logp_NK),
+            "tail_M": torch.from_numpy(rows[0].tail_N),
         }  # fmt: skip
         loss = sparse_kl(logits_NV, **{name: value.to(device) for name, value in labels.items()})
         loss.sum().backward()  # type: ignore[no-untyped-call]

@@ -44,7 +44,11 @@ def opened(folder: Path, **settings: Any) -> Any:
         ({"objective": "auxiliary", "levels": ("senone",)}, ("senone",), ()),
         ({"objective": "auxiliary", "stores": ("senone",), "hard_heads": True}, ("senone",), ("senone",)),
         ({"objective": "hierarchical"}, ("senone", "monophone", "subword"), ("senone", "monophone", "subword")),
-        ({"objective": "hierarchical", "levels": ("subword", "senone"), "hard_heads": False}, ("senone", "subword"), ()),
+        (
+            {"objective": "hierarchical", "levels": ("subword", "senone"), "hard_heads": False},
+            ("senone", "subword"),
+            (),
+        ),
     ],
 )
 def test_each_objective_takes_what_it_is_defined_by(
@@ -66,7 +70,9 @@ def test_each_objective_takes_what_it_is_defined_by(
         ({"objective": "none", "main": "senone"}, {}, False, "needs an alignment"),
     ],
 )
-def test_what_cannot_be_had_is_refused(settings: dict[str, Any], stores: dict[str, str], aligned: bool, message: str) -> None:
+def test_what_cannot_be_had_is_refused(
+    settings: dict[str, Any], stores: dict[str, str], aligned: bool, message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         needs_of(TrainConfig(**settings), stores, aligned=aligned)
 
@@ -75,7 +81,8 @@ def test_heads_sit_at_their_taps_and_terms_follow_the_main_one(labelled: Path, t
     small = {"num_layers": 6, "d_model": 16, "num_heads": 2}
     copied = shutil.copytree(labelled, tmp_path / "project")
     (copied / "shards" / "monophone").rename(copied / "shards" / "phones")
-    of_store = opened(copied, encoder=small, taps={"monophone": 5, "phones": 6})  # a store's own layer goes before its level's
+    # a store's own layer goes before its level's
+    of_store = opened(copied, encoder=small, taps={"monophone": 5, "phones": 6})
     assert {head.name: head.tap for head in of_store.plan.student.heads if head.level == "monophone"} == {
         "hard-monophone": 5,
         "kd-phones": 6,
@@ -84,8 +91,10 @@ def test_heads_sit_at_their_taps_and_terms_follow_the_main_one(labelled: Path, t
     heads = {head.name: (head.tap, head.slots, head.num_units) for head in data.plan.student.heads}
     units = {name: store.num_units for name, store in data.join.stores.items()}
     assert heads == {
-        "hard-senone": (2, 4, 5126), "hard-monophone": (5, 1, 42), "hard-subword": (6, 1, len(data.join.subwords.inventory)),
-        "kd-senone": (2, 4, units["senone"]), "kd-monophone": (5, 1, units["monophone"]), "kd-subword": (6, 1, units["subword"]),
+        "hard-senone": (2, 4, 5126), "hard-monophone": (5, 1, 42),
+        "hard-subword": (6, 1, len(data.join.subwords.inventory)),
+        "kd-senone": (2, 4, units["senone"]), "kd-monophone": (5, 1, units["monophone"]),
+        "kd-subword": (6, 1, units["subword"]),
     }  # fmt: skip
     assert [term.name for term in data.plan.terms] == ["ctc", *heads]
 
@@ -119,8 +128,14 @@ def test_condition_adds_hard_heads_and_takes_those_of_label_stores_by_name(label
     assert [term.name for term in plan.terms][1:] == ["hard-monophone"]
     settings = {"objective": "hierarchical", "hard_heads": False, "stores": ["senone", "subword"]}
     heads = opened(labelled, main=main, condition=["senone", "kd-senone"], **settings).plan.student.heads
-    assert {head.name: head.condition for head in heads} == {"hard-senone": True, "kd-senone": True, "kd-subword": False}
-    with pytest.raises(UserError, match=r"`condition` must name levels or heads \(.*kd-senone.*\), but 'kd-x' is none of them"):
+    assert {head.name: head.condition for head in heads} == {
+        "hard-senone": True,
+        "kd-senone": True,
+        "kd-subword": False,
+    }
+    with pytest.raises(
+        UserError, match=r"`condition` must name levels or heads \(.*kd-senone.*\), but 'kd-x' is none of them"
+    ):
         opened(labelled, main=main, condition=["kd-x"], **settings)
     if main == "senone":
         with pytest.raises(UserError, match=r"`slots\.senone` must be 4 where `main` is senone"):
@@ -160,12 +175,16 @@ def test_where_targets_are_for_one_softmax_the_student_is_at_temperature_one(
         return plan_student(config, data.needs, data.join)
 
     for wrong in ({"student_temperature": 3.0}, {"temperature": 3.0}, {"temperature": 3.0, "student_temperature": 2.0}):
-        with pytest.raises(UserError, match=r"`kd\.student_temperature` must be 1 with .* Take --set kd\.student_temperature=1"):
+        with pytest.raises(
+            UserError, match=r"`kd\.student_temperature` must be 1 with .* Take --set kd\.student_temperature=1"
+        ):
             made(**wrong)
     for tail in ("gold-residual", "sampled"):
         with pytest.raises(UserError, match=r"`kd\.tail` must be ghost or renormalised"):
             made(tail=tail)
-    with pytest.raises(UserError, match=r"`kd\.temperature` must be one that label store '\w+' holds \(1, 3\), but is 2"):
+    with pytest.raises(
+        UserError, match=r"`kd\.temperature` must be one that label store '\w+' holds \(1, 3\), but is 2"
+    ):
         made(temperature=2.0, student_temperature=1.0)
     terms = made(temperature=3.0, student_temperature=1.0).terms
     [term] = [term for term in terms if getattr(term, "store", None)]
@@ -178,7 +197,9 @@ def test_interpolation_teaches_every_frame(labelled: Path, main: str, where: str
         opened(labelled, objective="interpolation", main=main, kd={"where": where})
 
 
-@pytest.mark.parametrize("settings", [{"objective": "interpolation"}, {"objective": "auxiliary", "kd": {"where": "ctc"}}])
+@pytest.mark.parametrize(
+    "settings", [{"objective": "interpolation"}, {"objective": "auxiliary", "kd": {"where": "ctc"}}]
+)
 def test_draws_are_refused_where_the_distribution_itself_is_wanted(
     labelled: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
 ) -> None:
@@ -257,7 +278,9 @@ def test_interpolation_asks_nothing_of_levels_that_it_does_not_read() -> None:
         ({"encoder": {"name": "facebook/wav2vec2-base"}}, 0.3, False),
     ],
 )
-def test_little_speech_for_ctc_from_scratch_is_said_with_what_to_take(settings: dict[str, Any], hours: float, said: bool) -> None:
+def test_little_speech_for_ctc_from_scratch_is_said_with_what_to_take(
+    settings: dict[str, Any], hours: float, said: bool
+) -> None:
     lines = too_little(config_of(settings), hours)
     assert [("main=senone" in line, "encoder.upstream" in line) for line in lines] == [(True, True)] * said
 
@@ -289,9 +312,14 @@ def test_an_objective_registered_from_outside_trains(
             heads=lambda given: [*objectives.auxiliary_heads(given), (None, Entropy())],
         )
     )
-    settings = merge(tiny, {"objective": "sure-and-taught", "levels": ["monophone"], "loop": {"max_steps": 3, "log_every": 1}})
+    settings = merge(
+        tiny, {"objective": "sure-and-taught", "levels": ["monophone"], "loop": {"max_steps": 3, "log_every": 1}}
+    )
     report = runs.trained(labelled, tmp_path / "run", settings)
     assert {"ctc", "kd-monophone", "entropy"} <= report.metrics.keys()
     assert report.metrics["entropy"] < 0
     extra = load_student(tmp_path / "run" / "model")[1].extra
-    assert (extra["objective"], extra["objective_help"]) == ("sure-and-taught", "a penalty of certainty beside one taught layer")
+    assert (extra["objective"], extra["objective_help"]) == (
+        "sure-and-taught",
+        "a penalty of certainty beside one taught layer",
+    )

@@ -34,7 +34,8 @@ def test_interpolation_trains_on_a_projected_store(prepared: Path, tiny: dict[st
         open_data(config_of({**settings, "kd": {"tail": "ghost"}}), **{**given, "alignment": None})
     own_pieces = load_teacher(str(folder), unit="subword", device="cpu")
     dump(prepared / "manifest.jsonl", tmp_path / "shards" / "gpt2", own_pieces, config=DumpConfig(k=8))
-    for objective, chosen in {"interpolation": "subword", "auxiliary": "gpt2", "hierarchical": "gpt2"}.items():  # each its kind
+    # each its kind
+    for objective, chosen in {"interpolation": "subword", "auxiliary": "gpt2", "hierarchical": "gpt2"}.items():
         data = open_data(config_of({**settings, "objective": objective}), **given)
         assert data.needs.stores == (chosen,)
         tails = {term.kd.tail for term in data.plan.terms if term.store}

@@ -28,11 +28,15 @@ def test_stores_at_a_url_are_those_of_the_folder(
         push(folder, f"memory://labels/{folder.name}")
     config, given = config_of(tiny), inputs(labelled)
     try:
-        here, there = (open_data(config, **{**given, "labels": place}) for place in (labelled / "shards", "memory://labels"))
+        here, there = (
+            open_data(config, **{**given, "labels": place}) for place in (labelled / "shards", "memory://labels")
+        )
         assert there.identity == here.identity
         name = here.train[0].id
         for level, store in here.join.stores.items():
-            assert (there.join.stores[level].reader.block([name]).topk.ids_NK == store.reader.block([name]).topk.ids_NK).all()
+            assert (
+                there.join.stores[level].reader.block([name]).topk.ids_NK == store.reader.block([name]).topk.ids_NK
+            ).all()
     finally:
         fsspec.filesystem("memory").rm("/", recursive=True)
 
@@ -44,7 +48,8 @@ def test_two_ranks_train_from_s3_through_a_cache_that_is_smaller_than_the_stores
     start: Callable[..., "subprocess.Popen[str]"],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Stopped after a third, its cached shards damaged, and run again: it says so, and ends in the weights of local stores."""
+    """Stopped after a third, its cached shards damaged, and run again: it says so, and ends in the weights of local
+    stores."""
     project = shutil.copytree(labelled, tmp_path / "project")
     shutil.rmtree(project / "shards")
     label_folder(project, utterances_per_shard=2)
@@ -78,7 +83,8 @@ def test_two_ranks_train_from_s3_through_a_cache_that_is_smaller_than_the_stores
         assert 0 < sum(path.stat().st_size for path in kept) <= max(sizes) * 4
         for path in kept:
             path.write_bytes(b"x" * path.stat().st_size)
-        monkeypatch.setenv("HKD_CACHE_BYTES", str(sum(sizes)))  # so that none of them makes room for others before it is read
+        # so that none of them makes room for others before it is read
+        monkeypatch.setenv("HKD_CACHE_BYTES", str(sum(sizes)))
         assert "is damaged. It is fetched again" in trained(tmp_path / "there", far)
     for name in ("final.safetensors", "metrics.jsonl"):
         assert (tmp_path / "there" / name).read_bytes() == (tmp_path / "here" / name).read_bytes(), name

@@ -1,4 +1,5 @@
-"""A run: every objective trains, killed and started again it ends in the same bytes, and the export is what was trained."""
+"""A run: every objective trains, killed and started again it ends in the same bytes, and the export is what was
+trained."""
 
 import re
 import shutil
@@ -72,7 +73,9 @@ def test_every_objective_trains_and_its_loss_falls(
     changes = {"loop": {"max_steps": 10, "log_every": 1, "eval_every": 0, "learning_rate": 3e-3}, "shares_every": 0}
     report = trained(labelled, tmp_path / "run", merge(merge(tiny, changes), settings))
     first, last = (
-        [row["ctc" if settings.get("main") != "senone" else "senone"] for row in rows(tmp_path / "run") if "lr" in row][i]
+        [row["ctc" if settings.get("main") != "senone" else "senone"] for row in rows(tmp_path / "run") if "lr" in row][
+            i
+        ]
         for i in (0, -1)
     )
     assert last < first
@@ -134,8 +137,14 @@ def test_the_export_gives_the_trainers_own_outputs(labelled: Path, tmp_path: Pat
 def test_a_conditioned_student_trains_and_exports_its_own_outputs(
     labelled: Path, tmp_path: Path, tiny: dict[str, Any], start: Start
 ) -> None:
-    """`none`, self-conditioned: hard heads at the named levels, kept at export; the upper layers at times read posteriors alone."""
-    changes = {"objective": "none", "condition": ["senone", "monophone"], "condition_alone": 0.5, "taps": {"monophone": 1}}
+    """`none`, self-conditioned: hard heads at the named levels, kept at export; the upper layers at times read
+    posteriors alone."""
+    changes = {
+        "objective": "none",
+        "condition": ["senone", "monophone"],
+        "condition_alone": 0.5,
+        "taps": {"monophone": 1},
+    }
     settings = merge(tiny, {**changes, "loop": {"max_steps": 4, "log_every": 1}})
     report = trained(labelled, tmp_path / "run", settings)
     assert set(report.metrics) >= {"ctc", "hard-senone", "hard-monophone"}
@@ -146,7 +155,8 @@ def test_a_conditioned_student_trains_and_exports_its_own_outputs(
     assert list(exported.heads) == ["hard-senone", "hard-monophone"]
     assert report.parameters == exported.num_parameters()
     trained(labelled, tmp_path / "parts", merge(settings, {"loop": {"accumulate": 3}}))
-    for a, b in zip(rows(tmp_path / "run")[1:], rows(tmp_path / "parts")[1:], strict=True):  # the first row: shares of gradient
+    # the first row: shares of gradient
+    for a, b in zip(rows(tmp_path / "run")[1:], rows(tmp_path / "parts")[1:], strict=True):
         assert a == pytest.approx(b, rel=2e-4)
 
 
@@ -171,7 +181,8 @@ def test_too_little_coverage_is_refused_with_the_missing_ids_and_enough_is_taken
     label_folder(project, levels=["subword"], ids=ids)
     settings = merge(tiny, {"loop": {"max_steps": 2}})
     with pytest.raises(
-        UserError, match=r"'labels subword' has labels for 5 of 6 utterances, .* \(missing: utt004\).* --min-coverage 0\.8333"
+        UserError,
+        match=r"'labels subword' has labels for 5 of 6 utterances, .* \(missing: utt004\).* --min-coverage 0\.8333",
     ):
         trained(project, tmp_path / "run", settings)
     assert not (tmp_path / "run" / "config.toml").exists()
@@ -188,7 +199,9 @@ def test_the_drawing_shows_taps_coverage_and_positions_without_a_slot(labelled: 
     assert re.search(r"[1-9]\d* \(\d+\.\d%\) are too short for a slot and left out", text)
 
 
-def test_the_gradients_shares_are_measured_before_step_one(labelled: Path, tmp_path: Path, tiny: dict[str, Any]) -> None:
+def test_the_gradients_shares_are_measured_before_step_one(
+    labelled: Path, tmp_path: Path, tiny: dict[str, Any]
+) -> None:
     trained(labelled, tmp_path / "run", merge(tiny, {"loop": {"max_steps": 1}}))
     first = rows(tmp_path / "run")[0]
     assert first["step"] == 0
@@ -233,6 +246,7 @@ def test_features_on_disk_give_the_same_run(labelled: Path, tmp_path: Path, tiny
     for name in ("final.safetensors", "metrics.jsonl", "model/student.json"):
         expected = (tmp_path / "plain" / "run" / name).read_bytes()
         assert all((tmp_path / other / "run" / name).read_bytes() == expected for other in ("cached", "again")), name
-    assert trained(labelled, tmp_path / "cached" / "run", settings).was_done  # where features come from is no part of a run
+    # where features come from is no part of a run
+    assert trained(labelled, tmp_path / "cached" / "run", settings).was_done
     with pytest.raises(UserError, match="features_cache"):
         config_of({**cached, "augment": {"noise_probability": 0.5}})

@@ -28,7 +28,8 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder  # noqa:
 
 
 def with_transformers_alone(folder: Path, wave_S: NDArray[np.float32]) -> torch.Tensor:
-    """logits_BTV of an export, read without hkd: the encoder, the main output's matrix, two frames of 20 ms side by side."""
+    """logits_BTV of an export, read without hkd: the encoder, the main output's matrix, two frames of 20 ms side by
+    side."""
     kind = transformers.AutoConfig.from_pretrained(folder / "encoder").model_type
     extract = transformers.AutoFeatureExtractor.from_pretrained(folder / "encoder")
     head = load_file(folder / "model.safetensors")
@@ -55,7 +56,8 @@ def test_stopped_and_resumed_it_ends_in_the_same_bytes_and_recognises(
     encoder = tiny_encoder(tmp_path / "encoder", architecture, **given)
     changes = {"max_steps": 4, "warmup_steps": 1, "log_every": 1, "save_every": 2, "eval_every": 4}
     settings = {
-        **merge(tiny, {"loop": changes}), "encoder": {"name": str(encoder)}, "objective": "hierarchical", "stride": {"senone": 3},
+        **merge(tiny, {"loop": changes}), "encoder": {"name": str(encoder)}, "objective": "hierarchical",
+        "stride": {"senone": 3},
         "augment": {"speeds": [0.9, 1.0], "noise_probability": 0.5},
     }  # fmt: skip
 
@@ -86,7 +88,9 @@ def test_stopped_and_resumed_it_ends_in_the_same_bytes_and_recognises(
     torch.testing.assert_close(with_transformers_alone(tmp_path / "out", wave_S), expected, rtol=1e-3, atol=1e-3)
 
 
-def test_show_draws_the_encoder_and_other_weights_are_another_run(labelled: Path, tmp_path: Path, tiny: dict[str, Any]) -> None:
+def test_show_draws_the_encoder_and_other_weights_are_another_run(
+    labelled: Path, tmp_path: Path, tiny: dict[str, Any]
+) -> None:
     encoder = tiny_encoder(tmp_path / "encoder", "hubert")
     config = config_of({**tiny, "encoder": {"name": str(encoder)}})
     data = open_data(config, **inputs(labelled))
@@ -120,11 +124,14 @@ def test_an_encoder_that_is_not_there_is_one_sentence(labelled: Path, tiny: dict
 def test_settings_that_came_later_leave_the_identity_of_earlier_runs(labelled: Path, tiny: dict[str, Any]) -> None:
     table = open_data(config_of(tiny), **inputs(labelled)).identity["train"]
     assert list(table["encoder"]) == [
-        "preset", "d_model", "num_layers", "num_heads", "ff_factor", "conv_kernel", "dropout", "num_bins", "front", "front_channels",
+        "preset", "d_model", "num_layers", "num_heads", "ff_factor", "conv_kernel", "dropout", "num_bins", "front",
+        "front_channels",
     ]  # fmt: skip
     assert list(table) == [
-        "objective", "levels", "stores", "hard_heads", "main", "encoder", "taps", "slots", "stride", "alpha", "alphas", "lam", "lams",
-        "kd", "kds", "interpolation_weight", "label_smoothing", "heads_warmup_steps", "lam_end", "train_split", "dev_split",
+        "objective", "levels", "stores", "hard_heads", "main", "encoder", "taps", "slots", "stride", "alpha", "alphas",
+        "lam", "lams",
+        "kd", "kds", "interpolation_weight", "label_smoothing", "heads_warmup_steps", "lam_end", "train_split",
+        "dev_split",
         "batch_seconds", "max_utterance_seconds", "epochs", "min_coverage", "shares_every", "augment",
     ]  # fmt: skip
 
@@ -169,6 +176,8 @@ def test_a_student_on_a_frozen_upstream_takes_it_along(labelled: Path, tmp_path:
         with torch.no_grad():
             torch.testing.assert_close(logits_BTV, student(x_TF[None], torch.tensor([len(x_TF)])).logits_BTV)
     whole = inputs(labelled)
-    figures = evaluate(moved, split="train", manifest=whole["manifest"], alignment=whole["alignment"], labels=whole["labels"])
+    figures = evaluate(
+        moved, split="train", manifest=whole["manifest"], alignment=whole["alignment"], labels=whole["labels"]
+    )
     assert {"hard-senone", "kd-subword"} <= figures.frames.keys()
     assert figures.parameters == report.parameters

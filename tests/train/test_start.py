@@ -28,7 +28,9 @@ def test_mean_and_deviation_are_of_all_speakers_in_turn(monkeypatch: pytest.Monk
     assert run.sample_of_speakers(nobody, {utterance.id: 100 for utterance in nobody}) == nobody[:5]
 
 
-def test_what_a_run_began_with_is_checked_once_and_what_changed_is_checked_again(labelled: Path, tmp_path: Path) -> None:
+def test_what_a_run_began_with_is_checked_once_and_what_changed_is_checked_again(
+    labelled: Path, tmp_path: Path
+) -> None:
     project = shutil.copytree(labelled, tmp_path / "project")
     config = config_of(merge(TINY, {"objective": "hierarchical", "loop": {"max_steps": 2}}))
     given, folder = inputs(project), tmp_path / "run"

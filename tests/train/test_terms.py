@@ -85,7 +85,9 @@ def test_temperatures_soften_the_teacher_and_scale_the_loss_where_both_are_soft(
     soft = batch.soft["x"]
     softened_NV = torch.log_softmax(logp_NV / 2, -1)
     own = student_temperature or 2.0
-    expected = factor * ghost_kl(softened_NV[soft.position_M], output.heads[HEAD] / own, soft.ids_NK[soft.position_M]).sum()
+    expected = (
+        factor * ghost_kl(softened_NV[soft.position_M], output.heads[HEAD] / own, soft.ids_NK[soft.position_M]).sum()
+    )
     assert float(term.loss(batch, output)) == pytest.approx(float(expected), rel=1e-5)
 
 
@@ -93,7 +95,9 @@ def test_a_hard_head_is_cross_entropy(example: Any) -> None:
     batch, output, _ = example
     logits_MV = torch.randn(B * T, V, dtype=torch.float64)
     term = HardTerm(name="h", head="h", level="senone", label_smoothing=0.1)
-    expected = torch.nn.functional.cross_entropy(logits_MV, batch.hard["senone"].unit_M, label_smoothing=0.1, reduction="sum")
+    expected = torch.nn.functional.cross_entropy(
+        logits_MV, batch.hard["senone"].unit_M, label_smoothing=0.1, reduction="sum"
+    )
     assert float(term.loss(batch, replace(output, heads={"h": logits_MV}))) == pytest.approx(float(expected))
 
 
@@ -109,7 +113,11 @@ def without_labels(batch: Batch, utterance: int) -> Batch:
         batch,
         soft={
             "x": replace(
-                soft, **rows, offset_B1=offset_B1, slot_M=soft.slot_M[kept_M], position_M=number_N[soft.position_M[kept_M]]
+                soft,
+                **rows,
+                offset_B1=offset_B1,
+                slot_M=soft.slot_M[kept_M],
+                position_M=number_N[soft.position_M[kept_M]],
             )
         },
     )
@@ -143,8 +151,11 @@ def test_the_hybrids_interpolation_is_cross_entropy_against_mixed_targets(
     assert float(term.loss(batch, output)) == pytest.approx(float(expected), rel=1e-5)
 
 
-def occupied(logits_BTV: Tensor, gamma_BTU: Tensor, softened_NV: Tensor, ids_NK: Tensor, offset: int, tail: str) -> Tensor:
-    """Σ_t Σ_u γ · CE(p_u, q_t) of each utterance, one frame and one position after the other, from the teacher's dense softmax."""
+def occupied(
+    logits_BTV: Tensor, gamma_BTU: Tensor, softened_NV: Tensor, ids_NK: Tensor, offset: int, tail: str
+) -> Tensor:
+    """Σ_t Σ_u γ · CE(p_u, q_t) of each utterance, one frame and one position after the other, from the teacher's dense
+    softmax."""
     loss_B = torch.zeros(B, dtype=torch.float64)
     for b in range(B):
         q_TV = torch.softmax(logits_BTV[b], -1)
@@ -163,7 +174,9 @@ def occupied(logits_BTV: Tensor, gamma_BTU: Tensor, softened_NV: Tensor, ids_NK:
 @pytest.mark.parametrize("tail", ["ghost", "renormalised"])
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 @pytest.mark.parametrize("labelled", [(True, True), (True, False), (False, True), (False, False)])
-def test_ctc_interpolation_is_the_dense_formula(example: Any, tail: str, temperature: float, labelled: tuple[bool, bool]) -> None:
+def test_ctc_interpolation_is_the_dense_formula(
+    example: Any, tail: str, temperature: float, labelled: tuple[bool, bool]
+) -> None:
     """(1 − w) CTC + w Σ γ CE(p at T, q at 1) of an utterance with labels, and the whole CTC loss of one without."""
     from hkd.losses import ctc_occupancy
 
@@ -176,14 +189,17 @@ def test_ctc_interpolation_is_the_dense_formula(example: Any, tail: str, tempera
     softened_NV = torch.log_softmax(logp_NV / temperature, -1)
     teacher_B = occupied(output.logits_BTV, gamma_BTU, softened_NV, batch.soft["x"].ids_NK, 1, tail)
     expected = sum(
-        0.7 * float(plain_B[b]) + 0.3 * float(teacher_B[b]) if has else float(plain_B[b]) for b, has in enumerate(labelled)
+        0.7 * float(plain_B[b]) + 0.3 * float(teacher_B[b]) if has else float(plain_B[b])
+        for b, has in enumerate(labelled)
     )
     for b, has in enumerate(labelled):
         if not has and batch.soft["x"].offset_B1[-1] == B * U:
             batch = without_labels(batch, b)
         elif not has:
             empty = {f: getattr(batch.soft["x"], f)[:0] for f in ("ids_NK", "logp_NK", "tail_N", "lse_NJ", "tail_NJ")}
-            batch = replace(batch, soft={"x": replace(batch.soft["x"], **empty, offset_B1=torch.zeros(3, dtype=torch.int64))})
+            batch = replace(
+                batch, soft={"x": replace(batch.soft["x"], **empty, offset_B1=torch.zeros(3, dtype=torch.int64))}
+            )
     column = 0 if temperature != 1 and tail == "ghost" else None
     kd = KdConfig(temperature=temperature, student_temperature=1.0, tail=tail)
     term = CtcTerm(store="x", weight=0.3, kd=kd, column=column)

@@ -1,4 +1,5 @@
-"""A run with text: terms of its own, the same weights however it is cut and however often it is killed, and what it refuses."""
+"""A run with text: terms of its own, the same weights however it is cut and however often it is killed, and what it
+refuses."""
 
 import json
 import random
@@ -39,9 +40,11 @@ def one_thread() -> None:
         ({"objective": "hard-heads", "text": {"labels": ""}}, {"ctc", "hard-subword"}),
         ({"objective": "interpolation"}, {"ctc"}),
         pytest.param(
-            {"objective": "none", "main": "senone", "condition": ["senone"], "text": {"labels": ""}}, {"senone"}, marks=pytest.mark.slow
+            {"objective": "none", "main": "senone", "condition": ["senone"],
+                "text": {"labels": ""}}, {"senone"}, marks=pytest.mark.slow
         ),
-        ({"objective": "hierarchical", "hard_heads": False, "taps": {"monophone": 2}, "condition": ["senone"]}, {"ctc", "kd-monophone", "kd-subword"}),
+        ({"objective": "hierarchical", "hard_heads": False, "taps": {"monophone": 2}, "condition": ["senone"]},
+            {"ctc", "kd-monophone", "kd-subword"}),
         ({"objective": "hierarchical", "hard_heads": False, "text": {"posteriors": "clean"}}, {"ctc", "kd-subword"}),
     ],
 )  # fmt: skip
@@ -49,7 +52,8 @@ def test_each_objective_teaches_on_text_what_lies_above_the_tap(
     texted: Path, text_settings: dict[str, Any], tmp_path: Path, settings: dict[str, Any], terms: set[str]
 ) -> None:
     asked = merge(
-        merge(text_settings, {"loop": {"max_steps": 10, "log_every": 1, "eval_every": 0, "learning_rate": 3e-3}}), settings
+        merge(text_settings, {"loop": {"max_steps": 10, "log_every": 1, "eval_every": 0, "learning_rate": 3e-3}}),
+        settings,
     )
     if settings.get("main") == "senone" or asked["condition"] == ["senone"]:  # a bank of that student
         config = config_of(merge(asked, {"loop": {"max_steps": 1}}))
@@ -67,7 +71,9 @@ def test_each_objective_teaches_on_text_what_lies_above_the_tap(
     )  # the posteriors of one step say nothing
 
 
-def test_the_loss_is_that_of_the_posteriors_and_each_term_has_its_count(texted: Path, text_settings: dict[str, Any]) -> None:
+def test_the_loss_is_that_of_the_posteriors_and_each_term_has_its_count(
+    texted: Path, text_settings: dict[str, Any]
+) -> None:
     data = opened(texted, merge(text_settings, {"text": {"weight": 0.5}}))
     task = make_task(data, BatchPlan([data.frames[u.id] for u in data.train], batch_frames=700, seed=0), max_steps=12)
     task.student.eval()  # without dropout
@@ -83,18 +89,27 @@ def test_the_loss_is_that_of_the_posteriors_and_each_term_has_its_count(texted: 
     output = task.student.read(batch.text.posteriors, batch.text.length_B // 4)
     targets = torch.split(batch.text.target_L, batch.text.target_length_B.tolist())
     expected = [
-        torch.nn.functional.ctc_loss(logits_TV[:length].log_softmax(-1), target, length[None], torch.tensor([len(target)]), reduction="sum")
+        torch.nn.functional.ctc_loss(logits_TV[:length].log_softmax(-1), target, length[None],
+            torch.tensor([len(target)]), reduction="sum")
         for logits_TV, length, target in zip(output.logits_BTV, output.length_B, targets, strict=True)
         if length >= len(target) + int((target[1:] == target[:-1]).sum())
     ]  # fmt: skip
     torch.testing.assert_close(losses["text-ctc"], torch.stack(expected).sum(), rtol=1e-4, atol=1e-3)
     weights = task.weights(0)
-    assert (weights["ctc"], weights["text-ctc"], weights["kd-subword"], weights["text-kd-subword"]) == (1.0, 0.5, 0.3, 0.15)
+    assert (weights["ctc"], weights["text-ctc"], weights["kd-subword"], weights["text-kd-subword"]) == (
+        1.0,
+        0.5,
+        0.3,
+        0.15,
+    )
     assert set(counts) == set(losses) == set(weights)
 
 
-@pytest.mark.parametrize("accumulate", [3, 50])  # 50: more shares than utterances, so that some are empty, or text alone
-def test_cut_into_shares_it_gives_the_same(texted: Path, text_settings: dict[str, Any], tmp_path: Path, accumulate: int) -> None:
+# 50: more shares than utterances, so that some are empty, or text alone
+@pytest.mark.parametrize("accumulate", [3, 50])
+def test_cut_into_shares_it_gives_the_same(
+    texted: Path, text_settings: dict[str, Any], tmp_path: Path, accumulate: int
+) -> None:
     settings = merge(text_settings, {"shares_every": 0, "loop": {"max_steps": 4, "log_every": 1}})
     trained(texted, tmp_path / "one", settings)
     trained(texted, tmp_path / "many", merge(settings, {"loop": {"accumulate": accumulate}}))
@@ -105,7 +120,9 @@ def test_cut_into_shares_it_gives_the_same(texted: Path, text_settings: dict[str
 def test_workers_make_the_same_and_the_last_epochs_are_speech_alone(
     texted: Path, text_settings: dict[str, Any], tmp_path: Path
 ) -> None:
-    settings = merge(text_settings, {"epochs": 3, "text": {"speech_last": 1}, "loop": {"log_every": 1, "eval_every": 0}})
+    settings = merge(
+        text_settings, {"epochs": 3, "text": {"speech_last": 1}, "loop": {"log_every": 1, "eval_every": 0}}
+    )
     trained(texted, tmp_path / "a" / "run", settings)
     trained(texted, tmp_path / "b" / "run", {**settings, "workers": 1})
     for name in ("final.safetensors", "metrics.jsonl"):
@@ -178,11 +195,15 @@ def test_text_that_cannot_be_said_or_is_not_what_was_labelled_is_refused(
 
     with pytest.raises(UserError, match="sentence 'a' must have words"):
         opened(texted, with_text(id="a", text="..."))
-    with pytest.raises(UserError, match=r"1 of 1 sentences of .*: 'a' \(ZH in measure\)\. Add speech that has these phones"):
+    with pytest.raises(
+        UserError, match=r"1 of 1 sentences of .*: 'a' \(ZH in measure\)\. Add speech that has these phones"
+    ):
         opened(texted, with_text(id="a", text="measure pleasure"))
     with pytest.raises(UserError, match="utterance 'text00': the transcript must be the one that was labelled"):
         opened(texted, with_text(id="text00", text="the the the"))
-    with pytest.raises(UserError, match=r"`min_coverage` must be reached by the text's label store 'subword', but 1 of 1"):
+    with pytest.raises(
+        UserError, match=r"`min_coverage` must be reached by the text's label store 'subword', but 1 of 1"
+    ):
         opened(texted, {**with_text(id="a", text="the the"), "min_coverage": 1.0})
 
 
@@ -190,7 +211,9 @@ def test_a_sentence_with_a_phone_that_the_speech_lacks_is_left_out_and_named(
     texted: Path, text_settings: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "text.jsonl").write_text(
-        "".join(json.dumps({"id": name, "text": text}) + "\n" for name, text in [("a", "the measure"), ("b", "the the")])
+        "".join(
+            json.dumps({"id": name, "text": text}) + "\n" for name, text in [("a", "the measure"), ("b", "the the")]
+        )
     )
     settings = merge(text_settings, {"text": {"path": str(tmp_path / "text.jsonl"), "labels": ""}, "objective": "none"})
     data = opened(texted, settings)

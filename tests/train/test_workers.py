@@ -1,4 +1,5 @@
-"""Worker processes change nothing: forked or spawned they give the same run, and their errors are those of no workers."""
+"""Worker processes change nothing: forked or spawned they give the same run, and their errors are those of no
+workers."""
 
 import os
 import pickle
@@ -18,7 +19,10 @@ from hkd.features.cache import portable, raised
 from hkd.labels.format import DamagedShardError
 from hkd.toml import to_toml
 
-SCRIPT = "import multiprocessing, sys; multiprocessing.set_start_method(sys.argv.pop(1)); from hkd.cli.main import main; main()"
+SCRIPT = (
+    "import multiprocessing, sys; multiprocessing.set_start_method(sys.argv.pop(1)); from hkd.cli.main import main; "
+    "main()"
+)
 
 
 def hkd_train(project: Path, run: str, *options: str, method: str = "fork") -> "subprocess.CompletedProcess[str]":
@@ -37,7 +41,8 @@ def project(labelled: Path, tmp_path: Path, tiny: dict[str, Any]) -> Path:
 
 
 def test_spawned_workers_train_the_same_weights(project: Path) -> None:
-    """Where processes are spawned (macOS, Windows), all that makes batches is pickled: utterances, alignment, stores, features on disk."""
+    """Where processes are spawned (macOS, Windows), all that makes batches is pickled: utterances, alignment, stores,
+    features on disk."""
     for name, workers, method in (("none", 0, "fork"), ("one", 1, "spawn"), ("kept", 2, "spawn")):
         cache = ["--set", "features_cache=features"] if name == "kept" else []
         done = hkd_train(project, name, "--set", f"workers={workers}", *cache, method=method)
@@ -54,7 +59,9 @@ def test_a_damaged_shard_is_one_line_with_and_without_workers(project: Path, met
     shard.write_bytes(bytes(data))
     lines = []
     for workers in (0, 2):
-        done = hkd_train(project, f"w{workers}", "--objective", "interpolation", "--set", f"workers={workers}", method=method)
+        done = hkd_train(
+            project, f"w{workers}", "--objective", "interpolation", "--set", f"workers={workers}", method=method
+        )
         assert done.returncode == 1
         assert "Traceback" not in done.stderr
         lines.append(done.stderr.strip().splitlines()[-1])

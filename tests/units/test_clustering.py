@@ -19,7 +19,8 @@ def sums(x_TF: np.ndarray) -> np.ndarray:
 
 
 def made_up(seed: int = 0, frames: int = 40) -> Statistics:
-    """Phones alike in two groups; the last state hears whether a vowel follows, the first whether silence stands before."""
+    """Phones alike in two groups; the last state hears whether a vowel follows, the first whether silence stands
+    before."""
     rng = np.random.default_rng(seed)
     rows = []
     for phone in (*VOWELS, *CONSONANTS):
@@ -51,9 +52,15 @@ print(json.dumps([objective(rows) for rows in json.load(sys.stdin)]))
 def test_likelihoods_are_kaldis() -> None:
     """Theirs in a process of its own: kaldifst, which other tests import, and this package hang beside each other."""
     random = np.random.default_rng(0)
-    cases = [random.normal(size=(frames, 3)) * 10.0 ** random.uniform(-1, 1) for frames in (2, 3, 5, 9, 17, 50) for _ in range(3)]
+    cases = [
+        random.normal(size=(frames, 3)) * 10.0 ** random.uniform(-1, 1)
+        for frames in (2, 3, 5, 9, 17, 50)
+        for _ in range(3)
+    ]
     told = json.dumps([x_TF.tolist() for x_TF in cases])
-    done = subprocess.run([sys.executable, "-c", THEIRS], input=told, capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", THEIRS], input=told, capture_output=True, text=True, check=True, timeout=120
+    )
     for x_TF, theirs in zip(cases, json.loads(done.stdout), strict=True):
         ours = log_likelihood(sums(x_TF), FLOOR_F)
         assert float(ours) == pytest.approx(theirs, rel=1e-4, abs=1e-3)

@@ -86,7 +86,8 @@ def test_stress_is_kept_or_folded_and_predicted_where_it_is_kept(tmp_path: Path)
     assert kept.variants("hello") == [("HH", "AH0", "L", "OW1"), ("HH", "EH0", "L", "OW1")]
     assert folded.pronounce("hello") == ("HH", "AH", "L", "OW")
     assert any(phone[-1].isdigit() for phone in kept.pronounce("blorgify"))
-    assert folded.pronounce("window") == Lexicon().pronounce("window")  # what the dictionary lacks, the CMU one may have
+    # what the dictionary lacks, the CMU one may have
+    assert folded.pronounce("window") == Lexicon().pronounce("window")
     assert Lexicon(tmp_path / "a.dict", within=("HH", "AH0", "L", "OW1")).pronounce("window") == ()
 
 
@@ -132,7 +133,10 @@ def test_comments_of_cmudict_are_no_phones(tmp_path: Path) -> None:
 
 
 def test_words_are_normalised_as_transcripts_are(tmp_path: Path) -> None:
-    text = "\ufeffHELLO\tHH AH0 L OW1\r\nHELLO(2)\tHH EH0 L OW1\r\nDON\u2019T\tD OW1 N T\r\nCAFE\u0301 K AE0 F EY1\r\nNew York\tN UW1 Y AO1 R K\r\n"
+    text = (
+        "\ufeffHELLO\tHH AH0 L OW1\r\nHELLO(2)\tHH EH0 L OW1\r\nDON\u2019T\tD OW1 N T\r\nCAFE\u0301 K AE0 F EY1\r\nNew "
+        "York\tN UW1 Y AO1 R K\r\n"
+    )
     (tmp_path / "a.dict").write_bytes((text + "<UNK>\tSPN\r\n!SIL SIL\r\nhello\tHH AH0 L OW1\r\n२१ IY1\r\n").encode())
     found = Lexicon(tmp_path / "a.dict")
     assert found.variants("hello") == [("HH", "AH0", "L", "OW1"), ("HH", "EH0", "L", "OW1")]
@@ -182,5 +186,10 @@ def test_it_has_learnt_english() -> None:
 
 
 def test_neither_the_package_nor_nltk_is_imported() -> None:
-    code = "import sys; from hkd.units.lexicon import predict_phones; predict_phones('cat'); print([m for m in ('nltk', 'g2p_en', 'torch') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    code = (
+        "import sys; from hkd.units.lexicon import predict_phones; predict_phones('cat'); print([m for m in ('nltk', "
+        "'g2p_en', 'torch') if m in sys.modules])"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )

@@ -109,7 +109,10 @@ def test_what_nobody_sees_never_separates(text: str, expected: str) -> None:
         ("it 's not what i 'm used to , they 'll say i 'd 've", "it's not what i'm used to they'll say i'd've"),
         ("don 't i do n't ca n't", "don't i don't can't"),
         ("%um she said %hesitation %NOISE", "um she said"),
-        ("[laughter-yeah] [noise-so] [vocalized-noise] tho[ught]- -[th]at [isn't/isnit] them_1", "yeah so tho at isn't them"),
+        (
+            "[laughter-yeah] [noise-so] [vocalized-noise] tho[ught]- -[th]at [isn't/isnit] them_1",
+            "yeah so tho at isn't them",
+        ),
         ("(( i think )) so (( )) (really)", "i think so really"),
         ("(laughter) (Applause) (soft music) (inaudible) (clears throat)", ""),
         ("++um++ ++GARBAGE++ *laughs* *word* +noise+ !SIL @reject@ #noise#", "word"),
@@ -130,7 +133,10 @@ def test_markup_of_the_field_is_no_speech(text: str, expected: str) -> None:
     ("text", "expected"),
     [
         ("x™ brand℠ ™", "x brand"),
-        ("1½ cups, ½ cup, ⅔ ¾ 2 ⅜", "one and one half cups one half cup two thirds three quarters two and three eighths"),
+        (
+            "1½ cups, ½ cup, ⅔ ¾ 2 ⅜",
+            "one and one half cups one half cup two thirds three quarters two and three eighths",
+        ),
         ("x² m³ CO₂ word¹", "x squared m cubed co two word one"),
         ("20℃ 5㎏ №5 a①", "twenty degrees celsius five kg number five a one"),
         ("naïve🄰 ©x ®y", "naïve a x y"),
@@ -163,7 +169,9 @@ def rule_1(text: str) -> list[str]:
     return [word for token in tokens for word in (_spell(token).split() if _NUMBER.fullmatch(token) else [token])]
 
 
-_PLAIN_WORDS = st.from_regex(r"[A-Za-z0-9]{1,6}('[a-z]{1,2}|-[a-z]+|%| &|\.5|,000|th|[.,!?;:/$\"^|]){0,2}", fullmatch=True)
+_PLAIN_WORDS = st.from_regex(
+    r"[A-Za-z0-9]{1,6}('[a-z]{1,2}|-[a-z]+|%| &|\.5|,000|th|[.,!?;:/$\"^|]){0,2}", fullmatch=True
+)
 
 
 @given(st.lists(_PLAIN_WORDS).map(" ".join))
@@ -213,7 +221,7 @@ def test_lines_without_words_are_left_out() -> None:
 
 def test_a_table_of_hkd_toml_changes_the_rule_and_its_name(tmp_path) -> None:
     (tmp_path / "hkd.toml").write_text(
-        """[normalisation]\nmarkup = ['\\$\\w+', '=[^=]*=']\nspeech = ['\\[M.*\\]']\nnumbers = "kept"\nunspaced = "characters"\n""",
+        """[normalisation]\nmarkup = ['\\$\\w+', '=[^=]*=']\nspeech = ['\\[M.*\\]']\nnumbers = "kept"\nunspaced = "characters"\n""",  # noqa: E501
         encoding="utf-8",
     )
     assert (spoken("$um 12 [Mary]"), normalisation()) == ("um twelve", NORMALISATION)

@@ -73,7 +73,11 @@ def test_counts_of_the_english_model(definition: ModelDefinition) -> None:
     assert len(definition.phones) == 42
     assert definition.num_senones == 5126
     assert definition.phones[definition.silence] == "SIL"
-    assert [p for p, filler in zip(definition.phones, definition.filler, strict=True) if filler] == ["+NSN+", "+SPN+", "SIL"]
+    assert [p for p, filler in zip(definition.phones, definition.filler, strict=True) if filler] == [
+        "+NSN+",
+        "+SPN+",
+        "SIL",
+    ]
     assert definition.senones_PS.shape[1] == 3
     assert np.array_equal(np.unique(definition.senones_PS), np.arange(5126))
     assert np.array_equal(definition.senones_PS[:42], np.arange(126).reshape(42, 3))
@@ -82,7 +86,9 @@ def test_counts_of_the_english_model(definition: ModelDefinition) -> None:
 def test_fillers_as_neighbours_count_as_silence(definition: ModelDefinition) -> None:
     base, right = definition.phones.index("AA"), definition.phones.index("T")
     noise = definition.phones.index("+NSN+")
-    assert definition.exact(base, noise, right, WORD_BEGIN) == definition.exact(base, definition.silence, right, WORD_BEGIN)
+    assert definition.exact(base, noise, right, WORD_BEGIN) == definition.exact(
+        base, definition.silence, right, WORD_BEGIN
+    )
 
 
 def toy() -> ModelDefinition:
