@@ -1,6 +1,8 @@
 """Fixtures that all tests share: the tiny corpus, and a whole project made from it, each once a session. Treat both as
 read-only."""
 
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,16 @@ import torch
 from hkd.testing.corpus import prepare_folder, tiny_corpus
 
 torch.set_num_threads(1)  # tensors of tests are tiny: a second thread only waits
+
+
+@pytest.fixture(autouse=True)
+def log_levels() -> Iterator[None]:
+    """Commands set levels of loggers, for a process that ends with them: each test begins with the library's."""
+    loggers = [logging.getLogger(name) for name in ("hkd", "hkd.align.fit")]
+    before = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, before, strict=True):
+        logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")
