@@ -19,8 +19,7 @@ SHIFT_MS, WINDOW, STRIDE = 20.0, 400, 320  # of wav2vec 2.0's convolutions, in s
 
 
 class TaughtForCTC(Wav2Vec2ForCTC):
-    """CTC over characters, and a head on layer `tap` that an LM teaches; drop the head and it is a plain
-    Wav2Vec2ForCTC."""
+    """CTC over characters, and a head on layer `tap` that an LM teaches; without it a plain Wav2Vec2ForCTC."""
 
     def __init__(self, config: Wav2Vec2Config) -> None:
         super().__init__(config)
@@ -44,11 +43,8 @@ def main(folder: str, store: str, out: str, steps: int = 4) -> list[float]:
         waves = [torch.as_tensor(e["wave"]) for e in examples]
         mask = [torch.ones(len(w)).long() for w in waves]
         labels = padded([torch.tensor(e["labels"]) for e in examples], batch_first=True, padding_value=-100)
-        return {
-            "input_values": padded(waves, batch_first=True),
-            "attention_mask": padded(mask, batch_first=True),
-            "labels": labels,
-        }
+        inputs = {"input_values": padded(waves, batch_first=True), "attention_mask": padded(mask, batch_first=True)}
+        return {**inputs, "labels": labels}
 
     def frames(batch: dict) -> list[int]:
         return ((batch["attention_mask"].sum(1) - WINDOW) // STRIDE + 1).tolist()
@@ -61,21 +57,15 @@ def main(folder: str, store: str, out: str, steps: int = 4) -> list[float]:
         batch["teacher"] = batch.pop("hkd")[store]
         return batch
 
-    small = {
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "intermediate_size": 64,
-        "conv_dim": (32,) * 7,
-    }
+    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     config = Wav2Vec2Config(
-        vocab_size=len(letters) + 1, mask_time_prob=0.0, ctc_loss_reduction="mean", ctc_zero_infinity=True, **small
-    )
+        vocab_size=len(letters) + 1, mask_time_prob=0.0, ctc_loss_reduction="mean", ctc_zero_infinity=True,
+        conv_dim=(32,) * 7, **small,
+    )  # fmt: skip
     config.teacher_units, config.tap = len(project.stores[store].spec.inventory), 1
     arguments = TrainingArguments(
         output_dir=out, max_steps=steps, per_device_train_batch_size=2, learning_rate=1e-3, logging_steps=1,
-        report_to=[], save_strategy="no",
-        remove_unused_columns=False, use_cpu=not torch.cuda.is_available(), seed=0,
+        report_to=[], save_strategy="no", remove_unused_columns=False, use_cpu=not torch.cuda.is_available(), seed=0,
     )  # fmt: skip
     trainer = Trainer(TaughtForCTC(config), arguments, train_dataset=data, data_collator=collate)
     trainer.train()

@@ -32,10 +32,8 @@ class Speech(Dataset):
 
 def pad(examples: list[dict]) -> dict:
     waves = [e["wave"] for e in examples]
-    return {
-        "wave_BS": nn.utils.rnn.pad_sequence(waves, batch_first=True),
-        "length_B": torch.tensor([len(w) for w in waves]),
-    }
+    wave_BS = nn.utils.rnn.pad_sequence(waves, batch_first=True)
+    return {"wave_BS": wave_BS, "length_B": torch.tensor([len(w) for w in waves])}
 
 
 def frames(batch: dict) -> list[int]:
@@ -48,13 +46,8 @@ class Encoder(nn.Module):
     def __init__(self, num_units: int, width: int = 64) -> None:
         super().__init__()
         self.front = nn.Conv1d(1, width, kernel_size=HOP, stride=HOP)
-        self.body = nn.Sequential(
-            nn.ReLU(),
-            nn.Conv1d(width, width, 5, padding=2),
-            nn.ReLU(),
-            nn.Conv1d(width, width, 5, padding=2),
-            nn.ReLU(),
-        )
+        layers = [nn.Conv1d(width, width, 5, padding=2) for _ in range(2)]
+        self.body = nn.Sequential(nn.ReLU(), layers[0], nn.ReLU(), layers[1], nn.ReLU())
         self.head = nn.Linear(width, num_units)
 
     def forward(self, wave_BS: torch.Tensor) -> torch.Tensor:

@@ -217,8 +217,9 @@ def main() -> None:
     """The entry point of the command `hkd`."""
     _use_utf8_files()
     _prepare_streams()
-    # before torch: threads that wait must not take the cores of others
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        # before torch: its threads wait for a moment, then give their core to others (300,000 turns by default)
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     signal.signal(signal.SIGTERM, _terminated)
     threading.excepthook = _thread_failed
     try:

@@ -208,3 +208,15 @@ def test_texts_of_other_systems_are_read_right_or_refused_in_a_line(tmp_path: Pa
     else:
         assert (done.returncode, done.stderr.count("\n")) == (2, 1)
         assert "must be UTF-8" in done.stderr or "must be text in UTF-8" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "tries"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)]
+)
+def test_threads_that_wait_sleep_soon_unless_the_user_says_how(given: dict[str, str], tries: str | None) -> None:
+    """On two idle cores as fast as the default, beside other jobs 2.8 times as fast (docs/decisions.md)."""
+    code = "import hkd.cli.main as m, os; m.app = lambda: print(os.environ.get('GOMP_SPINCOUNT')); m.main()"
+    plain = {key: value for key, value in os.environ.items() if key not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env={**plain, **given}, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == str(tries)
