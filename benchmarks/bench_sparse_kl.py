@@ -1,14 +1,16 @@
 """The sparse KL against building dense targets: time and peak memory of one head's loss, forward and backward.
 
-    python benchmarks/bench_sparse_kl.py [--frames 4000] [--units 30522] [--k 16] [--rounds 5] [--threads 1] [--device
-    cpu]
+    python benchmarks/bench_sparse_kl.py [--frames 4000] [--units 30522] [--k 16] [--rounds 5] [--threads 1]
+        [--device cpu]
 
     softmax        log-softmax and its backward pass: what no loss can do without (torch's, or hkd's in chunks:
-    whichever is cheaper) sparse         hkd.losses.sparse_kl, the tail as one outcome
+                   whichever is cheaper)
+    sparse         hkd.losses.sparse_kl, the tail as one outcome
     renormalised   the same without a tail
     dense          targets p / Σ p in a V-wide tensor, −Σ p log q: what distill-bert (Futami 2020) does with BERT's
-    top-k dense + tail   the tail's mass spread over the other units, KL against a V-wide teacher: what SpeechBrain's
-    recipe has on disk
+                   top-k
+    dense + tail   the tail's mass spread over the other units, KL against a V-wide teacher: what SpeechBrain's recipe
+                   has on disk
 
 Time is the process's own, one process, the methods take turns. Memory is the peak of a fresh process a method, beyond
 the logits and their gradient.

@@ -7,8 +7,8 @@ on everything else:
 
     L = − Σ_{v∈K} p_v log q_v − p_tail log q_tail,     q_tail = Σ_{v∉K} q_v
     ∂L/∂z_v = (P q_v − p_v) / τ                                              kept ids: the dense gradient
-    ∂L/∂z_v = (P q_tail − p_tail) · exp(z_v/τ − lse_out) / τ                 all others; lse_out = log Σ_{v∉K}
-    exp(z_v/τ)
+    ∂L/∂z_v = (P q_tail − p_tail) · exp(z_v/τ − lse_out) / τ                 all others
+    lse_out = log Σ_{v∉K} exp(z_v/τ)
 
 - log q_tail = lse_out − lse comes from summing the others, not from 1 − Q, so it is exact where Q is 1 to the last bit.
 - Forward and backward walk over the rows in chunks: beyond the logits and their gradient, memory is O(M · K).
@@ -210,7 +210,6 @@ def sparse_kl(
     tail: str = "ghost",
     gold_M: Tensor | None = None,
     count_MK: Tensor | None = None,
-    less_entropy: bool = True,
 ) -> Tensor:
     """loss_M: KL(teacher ‖ student) of each row, in nats; differentiable in the student's logits alone.
 
@@ -222,11 +221,39 @@ def sparse_kl(
       renormalised   p_v / Σ_{K} p on K, nothing elsewhere (biased; arXiv 2503.16870)
       gold-residual  p_tail is added to the gold unit; a row whose gold unit is not in K (or is −1) keeps the bucket
       sampled        target count_v / Σ count on the drawn ids (count 0 pads); value Σ c_v/N log(p_v/q_v), an unbiased
-      estimate of the
-                     full KL, and so is its gradient
-    less_entropy: False leaves the teacher's own entropy in, which has no gradient (`sparse_cross_entropy`).
+                     estimate of the full KL, and so is its gradient
     Raises ValueError for labels that require a gradient, missing lse_M, gold_M or count_MK, and shapes that do not fit.
     """
+    cross_M, entropy_M = _cross_and_entropy(
+        logits_MV, ids_MK=ids_MK, logp_MK=logp_MK, tail_M=tail_M, temperature=temperature, lse_M=lse_M,
+        tail_T_M=tail_T_M, student_temperature=student_temperature, tail=tail, gold_M=gold_M, count_MK=count_MK,
+    )  # fmt: skip
+    return cross_M - entropy_M
+
+
+def sparse_cross_entropy(
+    logits_MV: Tensor, *, ids_MK: Tensor, logp_MK: Tensor, tail_M: Tensor, **options: Any
+) -> Tensor:
+    """loss_M: sparse_kl plus the teacher's entropy, so that w · this + (1 − w) · hard_cross_entropy is cross-entropy
+    against the mixture."""
+    return _cross_and_entropy(logits_MV, ids_MK=ids_MK, logp_MK=logp_MK, tail_M=tail_M, **options)[0]
+
+
+def _cross_and_entropy(
+    logits_MV: Tensor,
+    *,
+    ids_MK: Tensor,
+    logp_MK: Tensor,
+    tail_M: Tensor,
+    temperature: float = 1.0,
+    lse_M: Tensor | None = None,
+    tail_T_M: Tensor | None = None,
+    student_temperature: float | None = None,
+    tail: str = "ghost",
+    gold_M: Tensor | None = None,
+    count_MK: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(cross_M, entropy_M): −Σ p log q and −Σ p log p of each row, both times T² where `sparse_kl` is."""
     teacher = {"logp_MK": logp_MK, "tail_M": tail_M, "lse_M": lse_M, "tail_T_M": tail_T_M, "count_MK": count_MK}
     _check(logits_MV, ids_MK, tail, temperature, teacher)
     own = temperature if student_temperature is None else student_temperature
@@ -243,20 +270,10 @@ def sparse_kl(
         tail_p_M = None  # K = V: nothing lies outside
     factor = temperature**2 if own == temperature else 1.0
     loss_M: Tensor = _SparseCrossEntropy.apply(logits_MV, ids_MK, p_MK, tail_p_M, 1.0 / own, 0.0)  # type: ignore[no-untyped-call]
-    if not less_entropy:
-        return loss_M * factor
     entropy_M = -torch.where(p_MK > 0, p_MK * logp_MK, 0.0).sum(dim=1)
     if tail_p_M is not None:
         entropy_M = entropy_M - torch.where(tail_p_M > 0, tail_p_M * tail_M, 0.0)
-    return loss_M * factor - entropy_M * factor
-
-
-def sparse_cross_entropy(
-    logits_MV: Tensor, *, ids_MK: Tensor, logp_MK: Tensor, tail_M: Tensor, **options: Any
-) -> Tensor:
-    """loss_M: sparse_kl plus the teacher's entropy, so that w · this + (1 − w) · hard_cross_entropy is cross-entropy
-    against the mixture."""
-    return sparse_kl(logits_MV, ids_MK=ids_MK, logp_MK=logp_MK, tail_M=tail_M, less_entropy=False, **options)
+    return loss_M * factor, entropy_M * factor
 
 
 def hard_cross_entropy(logits_MV: Tensor, unit_M: Tensor, *, label_smoothing: float = 0.0) -> Tensor:

@@ -4,15 +4,20 @@
     base = "FILE"             a pipeline beside it whose tables come first; what this one says wins, key by key
     seeds = [0, 1, 2]         every run once a seed, NAME-seed0 ...; a run's own `seeds` win
     [prepare] [units] [align] corpus → manifest → inventories → alignment; [align] from = "kaldi" and path = "..." take
-    another tool's [tie]                     senones of our own instead of the aligner's (settings of `hkd units tie`)
+                              another tool's
+    [tie]                     senones of our own instead of the aligner's (settings of `hkd units tie`)
     [words]                   a word n-gram for search, lm/words.arpa (settings of `hkd lm words`)
     [ngrams.NAME]             another one, lm/NAME.arpa: what differs from [words]
-    [sentences.NAME]          text without sound, sentences/NAME.jsonl, of the text of [prepare] (settings of
-    `hkd prepare --text`) [lm.NAME]                 a unit LM (settings of `hkd lm train`); sentences = "NAME": it
-    learns from these, cross-fitted [dump.NAME]               a label store (settings of `hkd teacher-dump`): lm =
-    "lm/NAME" waits for that LM; sentences = "NAME": of these too [averages.NAME]           another one: of = "NAME" of
-    a dump, each distribution replaced by its unit's average over `split`. A run names it [train]                   what
-    all runs share [bank]                    a posterior bank, for runs with text (settings of `hkd bank`)
+    [sentences.NAME]          text without sound, sentences/NAME.jsonl, of the text of [prepare] (settings of `hkd
+                              prepare --text`)
+    [lm.NAME]                 a unit LM (settings of `hkd lm train`); sentences = "NAME": it learns from these,
+                              cross-fitted
+    [dump.NAME]               a label store (settings of `hkd teacher-dump`): lm = "lm/NAME" waits for that LM;
+                              sentences = "NAME": of these too
+    [averages.NAME]           another one: of = "NAME" of a dump, each distribution replaced by its unit's average over
+                              `split`. A run names it
+    [train]                   what all runs share
+    [bank]                    a posterior bank, for runs with text (settings of `hkd bank`)
     [runs.NAME]               a run: what differs from [train]; with text.share, text.path = "sentences/NAME.jsonl"
     [evaluate]                how all runs are scored on [report].split; lm = "lm/words.arpa" beside a hybrid student
     [searches.TAG]            another way to decode: runs = [...] and settings of [evaluate]; its rows are RUN@TAG

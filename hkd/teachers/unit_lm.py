@@ -4,12 +4,14 @@
       config.json          format version ("hkd_lm"), level, direction, given, sizes, folds, what it was trained on
       inventory.json       its units
       report.json          perplexities and the verdict: `neural` or `ngram` is the teacher; written last, so it marks a
-      finished LM model.safetensors    the LM
+                           finished LM
+      model.safetensors    the LM
       ngram.arpa           the n-gram that it is held against (words are unit ids; over phones with given
-      `outside-phone`) senones.safetensors  given `outside-phone`: each senone's phone and state, counts of senones in
-      context read.npy             which sentences of the text it has learnt from (`TextRead`)
+                           `outside-phone`)
+      senones.safetensors  given `outside-phone`: each senone's phone and state, counts of senones in context
+      read.npy             which sentences of the text it has learnt from (`TextRead`)
       folds.json, fold-0/ …  cross-fitted: the fold of each transcript, by the digest of its words, and the last three
-      files a fold
+                             files a fold
 
 A transcript is labelled by the LM of its fold, which has not seen it; one that no fold has, by that of fold 0.
 """

@@ -1,8 +1,7 @@
 """train: stage two. Manifest, alignment, units and label stores → a run's folder with the exported student.
 
 runs/NAME/   config.toml  coverage.json  cmvn.json  student.json  identity.json  metrics.jsonl  timing.jsonl
-checkpoints/
-             final.safetensors (heads too)  done.json  model/ (exported)
+             checkpoints/  final.safetensors (heads too)  done.json  model/ (exported)
 
 Shape letters: B utterances, T frames, V classes.
 """

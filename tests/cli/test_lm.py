@@ -17,18 +17,9 @@ from hkd.units.level import SUBWORD
 from hkd.units.sequences import Units, train_units
 from hkd.units.text import text_digest, words
 
-SMALL = [
-    "--steps",
-    "3",
-    "--set",
-    "neural=true",
-    "--set",
-    "sizes.width=8",
-    "--set",
-    "batch_sentences=4",
-    "--set",
-    "held_out=0.2",
-]
+SMALL = (  # noqa: SIM905
+    "--steps 3 --set neural=true --set sizes.width=8 --set batch_sentences=4 --set held_out=0.2"
+).split()
 
 
 @pytest.fixture

@@ -302,25 +302,21 @@ def test_runs_with_text_wait_for_sentences_their_labels_and_the_bank(tmp_path: P
             stages_of(load_recipe(tmp_path, parse_overrides([assignment])))
 
 
+def run_pipeline(folder: Path, work: Path, corpus: Path, text: Path) -> None:
+    """`hkd run`, as a person runs it, on a small vocabulary."""
+    settings = ["units.vocab_size=60", f'prepare.corpus="{corpus}"', f'prepare.text="{text}"']
+    command = [sys.executable, "-m", "hkd", "run", str(folder), "--work", str(work)]
+    command += [word for setting in settings for word in ("--set", setting)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_pipeline_trains_on_text_beside_speech(corpus: Path, tmp_path: Path):
     (tmp_path / "pipeline.toml").write_text(TEXT)
     text = tmp_path / "said.txt"
     text.write_text("the number is\nenter the number\nplease enter the channel\nthe channel is\n" * 4)
     work = tmp_path / "work"
-    words = [
-        sys.executable,
-        "-m",
-        "hkd",
-        "run",
-        str(tmp_path),
-        "--work",
-        str(work),
-        "--set",
-        f'prepare.corpus="{corpus}"',
-    ]
-    words += ["--set", "units.vocab_size=60", "--set", f'prepare.text="{text}"']
-    done = subprocess.run(words, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stderr
+    run_pipeline(tmp_path, work, corpus, text)
     real, shuffled = (manifests.read(work / "sentences" / f"{name}.jsonl") for name in ("real", "shuffled"))
     assert sorted(" ".join(u.text for u in real).split()) == sorted(" ".join(u.text for u in shuffled).split())
     assert [len(u.text.split()) for u in real] == [len(u.text.split()) for u in shuffled]
@@ -333,22 +329,9 @@ def test_a_pipeline_trains_on_text_beside_speech(corpus: Path, tmp_path: Path):
 def test_a_hybrid_student_is_searched_with_the_pipelines_own_words(corpus: Path, tmp_path: Path):
     (tmp_path / "pipeline.toml").write_text(HYBRID)
     work = tmp_path / "work"
-    words = [
-        sys.executable,
-        "-m",
-        "hkd",
-        "run",
-        str(tmp_path),
-        "--work",
-        str(work),
-        "--set",
-        f'prepare.corpus="{corpus}"',
-    ]
     text = tmp_path / "said.txt"
     text.write_text("the number is\nplease enter\n")
-    words += ["--set", "units.vocab_size=60", "--set", f'prepare.text="{text}"']
-    done = subprocess.run(words, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stderr
+    run_pipeline(tmp_path, work, corpus, text)
     assert (work / "text" / "said.txt").read_text() == text.read_text()
     run = work / "runs" / "auxiliary-seed3"
     result = json.loads((run / "eval-test.json").read_text())
