@@ -37,7 +37,7 @@ from hkd.align.alignment import Alignment, UtteranceAlignment  # noqa: E402
 from hkd.align.sphinx import SphinxAligner, SphinxConfig, align_manifest  # noqa: E402
 from hkd.manifest import Manifest, Utterance, read  # noqa: E402
 from hkd.timebase import FRAME_SHIFT_S  # noqa: E402
-from hkd.units.level import MONOPHONE  # noqa: E402
+from hkd.units.inventory import MONOPHONE  # noqa: E402
 from hkd.units.lexicon import Lexicon  # noqa: E402
 
 CORPUS_VARIABLE, DEMO = "HKD_CORPUS", "asterisk"

@@ -21,9 +21,8 @@ import torch
 from common import bar, clock_of, machine, parser, save
 
 from hkd.teachers.base import Sentence, TeacherInfo
-from hkd.teachers.cloze import UnitLmSizes, make_unit_lm
+from hkd.teachers.cloze import SenoneMap, UnitLmSizes, make_unit_lm
 from hkd.teachers.unit_lm import UnitLmTeacher
-from hkd.teachers.unit_lm_senones import SenoneMap
 from hkd.testing.teachers import transformers
 from hkd.topk import select_topk
 from hkd.units.tying import StateTying

@@ -174,11 +174,10 @@ def main() -> None:
     if not CUDA and not options.on_cpu:
         print(
             f"SKIPPED: torch sees no CUDA GPU here. There, this dumps {options.transcripts:,} transcripts with "
-            f"{options.shape} in bf16 and measures model "
-            f"FLOP utilisation, writing included (at least 45 %), and the GPU's idle share (at most 5 %); trains the "
-            f"presets {options.presets} in bf16 without "
-            "labels, with hard heads and with labels, and with batches of text, and measures audio seconds a second "
-            "and idle share (at most 20 %)."
+            f"{options.shape} in bf16 and measures model FLOP utilisation, writing included (at least 45 %), and the "
+            f"GPU's idle share (at most 5 %); trains the presets {options.presets} in bf16 without labels, with hard "
+            "heads and with labels, and with batches of text, and measures audio seconds a second and idle share (at "
+            "most 20 %)."
         )
         return
     asked = {name: str(value) for name, value in vars(options).items()}

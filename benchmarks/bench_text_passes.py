@@ -42,7 +42,7 @@ from hkd.stream.loader import BatchMaker
 from hkd.teachers.load import load_teacher
 from hkd.teachers.ngram import NGramTeacher
 from hkd.train.run import load_run
-from hkd.units.level import SPELLED, SUBWORD
+from hkd.units.inventory import SPELLED, SUBWORD
 from hkd.units.sequences import Units
 from hkd.units.text import words
 

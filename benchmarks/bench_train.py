@@ -30,7 +30,7 @@ from common import RESULTS, bar, clock_of, machine, parser, save
 
 from hkd.config import build, merge
 from hkd.stream.loader import BatchPlan
-from hkd.testing.corpus import prepare_folder, tiny_corpus
+from hkd.testing.teachers import prepare_folder, tiny_corpus
 from hkd.train.config import TrainConfig
 from hkd.train.data import Data, open_data
 from hkd.train.run import StudentTask, make_task
@@ -200,8 +200,7 @@ def main() -> None:
         for name, row in rows.items():
             print(
                 f"  {name:<22} {row['steps_per_s']:8.3f} steps/s {row['audio_s_per_s']:9.1f} audio s/s   loading "
-                f"{row['loading_share']:.1%}, "
-                f"reading labels {row['reading_share']:.2%}"
+                f"{row['loading_share']:.1%}, reading labels {row['reading_share']:.2%}"
             )
         labels = rows["labels"]
         ratio, plain = (labels["steps_per_s"] / rows[name]["steps_per_s"] for name in (SAME, "hard heads"))

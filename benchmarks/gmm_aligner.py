@@ -22,9 +22,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hkd.audio import read_audio
+from hkd.audio import import_torchaudio, read_audio
 from hkd.manifest import Utterance
-from hkd.native import import_torchaudio
 from hkd.timebase import SAMPLE_RATE_HZ, samples_to_frames
 from hkd.units.lexicon import Lexicon
 from hkd.units.text import words

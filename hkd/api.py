@@ -33,8 +33,8 @@ from hkd.labels.writer import LabelWriter
 from hkd.manifest import Manifest
 from hkd.stream.join import Join, JoinedStore, covering
 from hkd.timebase import FRAME_SHIFT_S, retime
-from hkd.units.level import SPELLED
-from hkd.units.subword import SubwordModel
+from hkd.units.inventory import SPELLED
+from hkd.units.sequences import SubwordModel
 from hkd.units.text import normalisation, text_digest, words
 
 if TYPE_CHECKING:
@@ -312,8 +312,7 @@ def write_labels(
         if logits_UV.shape != (len(unit_U), len(inventory)):
             raise UserError(
                 f"the logits of utterance '{utterance_id}' must have the shape {(len(unit_U), len(inventory))}, but "
-                f"have "
-                f"{tuple(logits_UV.shape)} instead."
+                f"have {tuple(logits_UV.shape)} instead."
             )
         gold_U = torch.from_numpy(unit_U.astype(np.int64))
         topk = select_topk(logits_UV.float(), gold_U, k=k, temperatures=spec.temperatures)

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from hkd.errors import UserError
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 START, STOP, UNKNOWN = "<s>", "</s>", "<unk>"
 ZERO = -99.0  # log10 of a probability of 0
@@ -273,7 +273,7 @@ class _Reader:
                 )
             if n <= len(self.lines) and count != (found := self.lines[n - 1]):
                 said = "%s: the header says %d %d-grams, but there are %d; those that are there are used."
-                log.warning(said, self.path, count, n, found)
+                logger.warning(said, self.path, count, n, found)
         orders, twice = [], 0
         for n, (ids, values) in enumerate(zip(self.ids, self.values, strict=True), 1):
             value_M2 = np.asarray(values).reshape(-1, 2)
@@ -282,7 +282,7 @@ class _Reader:
             twice += len(grams.logp_M) - len(once)
             orders.append(grams.take(once))
         if twice:
-            log.warning(
+            logger.warning(
                 "%s: %d n-grams are written more than once; the likeliest line of each is used.", self.path, twice
             )
         while len(orders) > 1 and not len(orders[-1].logp_M):

@@ -10,10 +10,14 @@
   falls back to decoding from the start.
 - Whatever a decoder raises becomes one sentence that names the file and a remedy.
 - `check_audio` looks at every utterance and says what is wrong with which; it never stops half-way.
+- `import_torchaudio` is for machines on which torchaudio's native part cannot be loaded: its wheel is linked against
+  CUDA, so that beside a CPU build of torch its import ends in OSError, and with it that of transformers. torchaudio
+  itself knows a state without its extension, and is put into that state.
 
 Shape letters: S samples, C channels.
 """
 
+import importlib
 import os
 import re
 import stat
@@ -24,6 +28,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,9 +36,8 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from hkd.errors import HkdError, UserError
+from hkd.errors import HkdError, Progress, UserError, no_progress
 from hkd.files import write_bytes
-from hkd.progress import Progress, no_progress
 from hkd.remote import local_copy, location
 from hkd.timebase import SAMPLE_RATE_HZ, seconds_to_samples
 
@@ -353,3 +357,31 @@ def write_wav(path: Path, wave_S: NDArray[np.float32], *, sample_rate_hz: int = 
     data = BytesIO()
     soundfile.write(data, to_int16(wave_S), sample_rate_hz, format=path.suffix[1:].upper(), subtype="PCM_16")
     write_bytes(path, data.getvalue())
+
+
+def import_torchaudio() -> ModuleType | None:
+    """torchaudio, with its native part where that loads; None where the package is not installed. Call it before
+    transformers."""
+    try:
+        return importlib.import_module("torchaudio")
+    except ModuleNotFoundError:
+        return None
+    except OSError:
+        for name in [name for name in sys.modules if name.split(".")[0] == "torchaudio"]:
+            del sys.modules[name]
+        sys.modules["torchaudio._extension"] = _absent_extension()
+        return importlib.import_module("torchaudio")
+
+
+def _absent_extension() -> ModuleType:
+    def no_native_part(function: Any) -> Any:
+        def fail(*_: Any, **__: Any) -> Any:
+            raise RuntimeError(f"{function.__name__} needs torchaudio's native part, which cannot be loaded here.")
+
+        return fail
+
+    module: Any = ModuleType("torchaudio._extension")
+    module.__path__ = []
+    module._IS_TORCHAUDIO_EXT_AVAILABLE = module._IS_ALIGN_AVAILABLE = False
+    module.fail_if_no_align = no_native_part
+    return module  # type: ignore[no-any-return]

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hkd.errors import UserError, check_setting, did_you_mean
-from hkd.toml import assignment
+from hkd.files import assignment
 from hkd.units.text import WordsConfig, use
 
 PROJECT_FILE = "hkd.toml"

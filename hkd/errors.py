@@ -1,4 +1,4 @@
-"""The exceptions that reach the user, and the exit codes they end in.
+"""What the library says to whoever called it: the exceptions that reach the user, and how far long work has come.
 
 One line each: "`NAME` must RULE, but is VALUE instead. REMEDY." The command line prints the line and nothing else.
 """
@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Collection, Iterable
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 
 class HkdError(Exception):
@@ -102,3 +102,25 @@ def check_settings(config: object, names: str, rule: str, holds: Callable[[Any],
 def check_choice(name: str, value: str, known: Collection[str]) -> None:
     """Raises UserError where a setting is none of the words that are known."""
     check_setting(name, f"'{value}'", f"be one of {', '.join(known)}", value in known)
+
+
+class Progress(Protocol):
+    """Called with what is done, what there is in all (same unit), and short facts to show beside (loss=1.2, kept="98
+    %")."""
+
+    def __call__(self, done: float, total: float, **facts: float | str) -> None: ...
+
+
+def no_progress(done: float, total: float, **facts: float | str) -> None:
+    """Says nothing."""
+
+
+def one_line(error: BaseException, most: int = 200) -> str:
+    """All that an exception says, in one line; what it is, where it says nothing."""
+    return " ".join(str(error).split())[:most] or type(error).__name__
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception of another library says, in one line without a full stop."""
+    said = str(error).strip().splitlines()
+    return said[0].strip().rstrip(".:")[:300] if said else type(error).__name__

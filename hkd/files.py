@@ -1,16 +1,29 @@
-"""Local files that appear whole or not at all, and digests."""
+"""This machine: files whole or not at all, their digests, text by the line, TOML; its cores.
 
+Text is read strictly: UTF-8 with or without a byte order mark, LF or CRLF, lines of bounded length, no NUL bytes. What
+is broken is an error that names file and line; nothing is skipped or replaced in silence, and memory stays constant.
+"""
+
+import gzip
 import hashlib
 import json
 import os
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO, cast
 
 from filelock import FileLock, Timeout
+
+from hkd.errors import UserError
+
+
+def num_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def temporary(path: Path) -> Path:
@@ -156,3 +169,99 @@ def shipped(name: str) -> Path:
     """A folder that lies beside `hkd/` in a checkout and inside it once installed: pipelines, data_manifests."""
     here = Path(__file__).parent
     return here / name if (here / name).is_dir() else here.parent / name
+
+
+MAX_LINE_BYTES = 1 << 20
+_UTF8_MARK = b"\xef\xbb\xbf"
+_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+
+
+def numbered_lines(path: Path, what: str = "a text file", *, remedy: str = "") -> Iterator[tuple[int, str]]:
+    """Stream a file's lines, without their ends, numbered from 1; a name that ends in .gz is unpacked. Raises
+    UserError.
+
+    `what` names the file in errors ("a manifest"), `remedy` is the sentence for a file that cannot be opened.
+    """
+    number = 0
+    try:
+        with path.open("rb") as plain:
+            file = cast("IO[bytes]", gzip.GzipFile(fileobj=plain)) if path.suffix == ".gz" else plain
+            for number, raw in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), 1):
+                yield number, _decode(raw.removeprefix(_UTF8_MARK) if number == 1 else raw, what, f"{path}:{number}")
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(
+            f"{path}:{number + 1}: {what} must be whole, but cannot be unpacked ({error}). Copy it anew."
+        ) from None
+    except ValueError as error:  # a name with a NUL byte
+        raise UserError(f"{what} must be a readable file, but {str(path)!r}: {error}. {remedy}".rstrip()) from None
+    except OSError as error:
+        raise UserError(f"{what} must be a readable file, but {path}: {error.strerror}. {remedy}".rstrip()) from None
+
+
+def filled_lines(path: Path, what: str = "a text file") -> Iterator[tuple[str, str]]:
+    """The lines that are not blank, each with its place, FILE:LINE. Raises as `numbered_lines`."""
+    return ((f"{path}:{number}", line) for number, line in numbered_lines(path, what) if line.strip())
+
+
+@contextmanager
+def placed(place: str) -> Iterator[None]:
+    """Put the place before what a UserError says."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from None
+
+
+def _decode(raw: bytes, what: str, place: str) -> str:
+    if raw.startswith(_UTF16_MARKS):
+        raise UserError(f"{place}: {what} must be UTF-8, but is UTF-16. Re-encode the file.")
+    if b"\0" in raw:
+        raise UserError(
+            f"{place}: {what} must be text in UTF-8, but this line holds a NUL byte. Is it another kind of file?"
+        )
+    if len(raw) > MAX_LINE_BYTES:
+        raise UserError(f"{place}: {what} must have lines shorter than {MAX_LINE_BYTES} bytes, but this one is longer.")
+    try:
+        return raw.decode().rstrip("\r\n")
+    except UnicodeDecodeError:
+        raise UserError(f"{place}: {what} must be UTF-8, but this line is not. Re-encode the file.") from None
+
+
+def to_toml(table: Mapping[str, Any], prefix: str = "") -> str:
+    """A table as TOML text: values first, then sub-tables, in the given order; None is left out."""
+    lines = []
+    for key, value in table.items():
+        if not isinstance(value, Mapping) and value is not None:
+            lines.append(assignment(key, value))
+    text = "\n".join(lines) + ("\n" if lines else "")
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            name = f"{prefix}{_key(key)}"
+            body = to_toml(value, f"{name}.")
+            head = f"[{name}]\n" if not value or any(not isinstance(v, Mapping) for v in value.values()) else ""
+            text += ("\n" if text and head else "") + head + body
+    return text
+
+
+def assignment(key: str, value: Any) -> str:
+    """A line "key = value"; a table is written inline."""
+    return f"{_key(key)} = {_value(value)}"
+
+
+def _key(name: str) -> str:
+    return name if name.replace("_", "").replace("-", "").isalnum() and name.isascii() else _quote(name)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_value, value)) + "]"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(assignment(key, part) for key, part in value.items()) + "}"
+    if isinstance(value, bool) or value is None:
+        return str(value).lower()
+    return _quote(value) if isinstance(value, str) else repr(value)
+
+
+def _quote(text: str) -> str:
+    """A TOML basic string: JSON's escapes, and DEL's, which JSON leaves as it is."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

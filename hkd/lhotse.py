@@ -52,9 +52,8 @@ class WithLabels(torch.utils.data.Dataset[dict[str, Any]]):
         if len(cut.supervisions) != 1 or abs(cut.supervisions[0].start) > _LATE_S:
             raise UserError(
                 f"cut '{cut.id}' must hold one utterance from its beginning on, but has {len(cut.supervisions)} "
-                f"supervisions, "
-                f"the first from {cut.supervisions[0].start if cut.supervisions else 0:g} s on. Take "
-                f"cuts.trim_to_supervisions()."
+                f"supervisions, the first from {cut.supervisions[0].start if cut.supervisions else 0:g} s on. Take "
+                "cuts.trim_to_supervisions()."
             )
         ids: Any = self._project.manifest
         names = (cut.supervisions[0].id, cut.id)

@@ -19,9 +19,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from hkd import lines
 from hkd.errors import UserError, did_you_mean
 from hkd.files import atomic_write, digest_of
+from hkd.files import numbered_lines as text_lines
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -192,7 +192,7 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, Utterance]]:
     """Stream a manifest with line numbers. Raises UserError with file and line number at the first broken line;
     constant memory."""
     folder = str(path.parent.absolute())
-    for number, line in lines.numbered_lines(path, "a manifest", remedy="Run `hkd prepare` first."):
+    for number, line in text_lines(path, "a manifest", remedy="Run `hkd prepare` first."):
         if line and not line.isspace():
             try:
                 yield number, parse_line(line, folder)

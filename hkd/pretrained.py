@@ -16,10 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hkd.errors import HkdError, UserError, check_choice
-from hkd.lines import first_line
-from hkd.lines import one_line as said_in_one_line
-from hkd.native import import_torchaudio
+from hkd.audio import import_torchaudio
+from hkd.errors import HkdError, UserError, check_choice, first_line
+from hkd.errors import one_line as said_in_one_line
 
 if TYPE_CHECKING:
     import torch
@@ -113,8 +112,7 @@ def check_folder(folder: Path, *, what: str) -> None:
     if not (folder / "config.json").is_file():
         raise UserError(
             f"{what} must be a folder with config.json and model.safetensors, but {folder} has no config.json. Save "
-            f"the model with "
-            "save_pretrained(FOLDER), and name that folder."
+            "the model with save_pretrained(FOLDER), and name that folder."
         )
     for path in sorted(folder.glob("*.json")):
         _check_file(path)
@@ -171,8 +169,7 @@ def one_line(name: str, *, what: str) -> Iterator[None]:
         if "untagged enum" in said or "did not match any variant" in said:
             raise HkdError(
                 f"the tokenizer of {name} must be readable by this version of the package tokenizers, but is not: a "
-                f"newer one wrote it "
-                f"({said[:100]}). Run: pip install --upgrade tokenizers transformers"
+                f"newer one wrote it ({said[:100]}). Run: pip install --upgrade tokenizers transformers"
             ) from None
         raise HkdError(
             f"{what} {name} must be loadable by transformers from safetensors, but is not: {said}. Fetch its files "
@@ -214,15 +211,13 @@ def load_model(
     for key, saved, wanted in sorted(found["mismatched_keys"]):
         raise HkdError(
             f"{what} {source} must have weights of the shapes that its config.json says, but {key} is {tuple(saved)} "
-            f"and not {tuple(wanted)}. "
-            "Fetch config.json and the weights again, from one place."
+            f"and not {tuple(wanted)}. Fetch config.json and the weights again, from one place."
         )
     if lost:
         more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
         raise HkdError(
             f"{what} {source} must hold all weights of {type(model).__name__}, but lacks {', '.join(lost[:3])}{more}: "
-            f"they would be random. "
-            f"{remedy}"
+            f"they would be random. {remedy}"
         )
     return model.eval()
 

@@ -18,9 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hkd.errors import HkdError, MissingPackageError, UserError
+from hkd.errors import HkdError, MissingPackageError, UserError, first_line, one_line
 from hkd.files import digest_of, lock, temporary
-from hkd.lines import first_line, one_line
 
 WORKERS = 16  # requests at once
 EXTRAS = {"s3": ("s3fs", "s3"), "s3a": ("s3fs", "s3")}

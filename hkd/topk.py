@@ -48,7 +48,7 @@ def _select_in_rows(
 ) -> TopK:
     """`select_topk` row by row in compiled code, for CPU: one pass over the vocabulary where torch's operations need
     several."""
-    from hkd.topk_rows import number_of_groups, select_rows
+    from hkd.compiled import number_of_groups, select_rows
 
     n, v = logits_NV.shape
     if n and int(gold_N.max()) >= v:

@@ -11,8 +11,8 @@ from typing import Any
 from torch.utils.data import default_collate
 
 from hkd.api import Project
+from hkd.audio import import_torchaudio
 from hkd.errors import UserError
-from hkd.native import import_torchaudio
 
 import_torchaudio()
 

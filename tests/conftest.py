@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hkd.testing.corpus import prepare_folder, tiny_corpus
+from hkd.testing.teachers import prepare_folder, tiny_corpus
 
 torch.set_num_threads(1)  # tensors of tests are tiny: a second thread only waits
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from hkd import config
 from hkd.errors import UserError
-from hkd.toml import to_toml
+from hkd.files import to_toml
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

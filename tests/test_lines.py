@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hkd.errors import UserError
-from hkd.lines import MAX_LINE_BYTES, numbered_lines
+from hkd.files import MAX_LINE_BYTES, numbered_lines
 
 
 @pytest.mark.parametrize(

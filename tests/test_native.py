@@ -12,7 +12,7 @@ def run(code: str) -> str:
 
 USE = """
 import torch
-from hkd.native import import_torchaudio
+from hkd.audio import import_torchaudio
 kaldi = import_torchaudio().compliance.kaldi
 import torchaudio._extension
 rows = kaldi.fbank(torch.randn(1, 1600), num_mel_bins=80, snip_edges=False)

@@ -25,8 +25,7 @@ from numpy.typing import NDArray
 
 from hkd.errors import UserError
 from hkd.files import atomic_write, digest_of
-from hkd.units.inventory import UnitInventory
-from hkd.units.level import MONOPHONE
+from hkd.units.inventory import MONOPHONE, UnitInventory
 from hkd.units.text import text_digest
 
 METADATA_KEY = b"hkd_alignment"

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from hkd.align.files import Interval, Pronounce, words_alone
 from hkd.align.fit import FailureError, Foreign, Reading, Source
 from hkd.audio import read_audio
+from hkd.errors import first_line
 from hkd.files import digest_of, digest_of_file
-from hkd.lines import first_line
 from hkd.manifest import Manifest, Utterance
 from hkd.pretrained import choose_device, load_config, load_model, load_tokenizer, one_line, transformers_package
 from hkd.timebase import SAMPLE_RATE_HZ
@@ -140,8 +140,7 @@ class CtcSource(Source):
         if score < self._min_score:
             raise FailureError(
                 f"its transcript is probably not what was spoken: the mean log-probability a frame is {score:.1f}, "
-                f"below "
-                f"{self._min_score:g} (min_score)"
+                f"below {self._min_score:g} (min_score)"
             )
         frame_s = len(wave_S) / SAMPLE_RATE_HZ / len(path_T)
         times = word_times(path_T, word_U, frame_s=frame_s)

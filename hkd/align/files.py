@@ -43,8 +43,7 @@ from hkd.align.fit import (
 )
 from hkd.corpora.collect import Report, channel_of, walk
 from hkd.errors import UserError
-from hkd.files import digest_of, digest_of_file
-from hkd.lines import filled_lines
+from hkd.files import digest_of, digest_of_file, filled_lines
 from hkd.manifest import Manifest, Utterance
 from hkd.timebase import SAMPLE_RATE_HZ
 from hkd.units.lexicon import Lexicon, is_silence_name, is_silent_word, split_position

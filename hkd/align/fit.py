@@ -38,10 +38,9 @@ from hkd.align.alignment import (
 )
 from hkd.artefact import check_same, differences
 from hkd.audio import probe
-from hkd.errors import HkdError, UserError
+from hkd.errors import HkdError, Progress, UserError, no_progress
 from hkd.files import digest_of_json
 from hkd.manifest import Manifest, Utterance
-from hkd.progress import Progress, no_progress
 from hkd.timebase import (
     FRAME_SHIFT_S,
     HOP_SAMPLES,
@@ -50,8 +49,7 @@ from hkd.timebase import (
     samples_to_frames,
     seconds_to_samples,
 )
-from hkd.units.inventory import UnitInventory
-from hkd.units.level import MONOPHONE, SENONE
+from hkd.units.inventory import MONOPHONE, SENONE, UnitInventory
 from hkd.units.lexicon import is_silence_name, phone_inventory, without_stress
 from hkd.units.text import normalisation, words
 
@@ -491,8 +489,7 @@ def _unheard(rows: Iterable[UtteranceAlignment], silent_ids: Sequence[int]) -> t
     some = ", ".join(f"'{word}'" for word, _ in words.most_common(10))
     return (
         f"{words.total()} words ({len(words)} different) of {utterances} utterances have no phones, since the tool "
-        f"knew them as unknown or "
-        f"noise: {some}{' ...' if len(words) > 10 else ''}",
+        f"knew them as unknown or noise: {some}{' ...' if len(words) > 10 else ''}",
     )
 
 

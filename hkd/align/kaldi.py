@@ -21,8 +21,8 @@ from hkd.errors import UserError
 from hkd.files import digest_of, digest_of_file
 from hkd.manifest import Manifest, Utterance
 from hkd.timebase import HOP_SAMPLES, SAMPLE_RATE_HZ, foreign_boundaries
+from hkd.units.inventory import SENONE
 from hkd.units.kaldi import TransitionModel, read_integer_vectors, read_symbols, read_transitions, read_tree
-from hkd.units.level import SENONE
 from hkd.units.lexicon import Lexicon, is_silence_name, is_silent_word, split_position
 from hkd.units.text import words
 from hkd.units.tying import TreeTying
@@ -100,8 +100,7 @@ class KaldiSource(Source):
         if not self._says_places and word_ctm is None and lexicon is None:
             raise UserError(
                 "the phones must say their place in the word (AH_B), but do not. Give the words' times (--set "
-                "words=CTM) or the lexicon "
-                "(--lexicon)."
+                "words=CTM) or the lexicon (--lexicon)."
             )
         self._symbol_of = {number: phone for phone, number in tying.phones.items()}
 
@@ -138,8 +137,7 @@ class KaldiSource(Source):
         if abs(len(id_T) * shift - num_samples) > _TOLERANCE_S * SAMPLE_RATE_HZ + shift:
             raise FailureError(
                 f"it has {len(id_T)} frames of {shift / 16:g} ms, but the sound {num_samples / SAMPLE_RATE_HZ:.2f} s: "
-                f"is the frames' "
-                "subsampling another (--set subsampling=3)?"
+                "is the frames' subsampling another (--set subsampling=3)?"
             )
         bound_T1 = foreign_boundaries(len(id_T), num_samples, shift_samples=shift, window_samples=WINDOW_SAMPLES)
         symbols = [self._symbol_of[int(phone)] for phone in model.phone_I[id_T[start_P]]]

@@ -34,12 +34,11 @@ import numpy as np
 from hkd.align.alignment import Tier, UtteranceAlignment, at_least_one_apart, write_alignment
 from hkd.align.fit import AlignReport, FailureError, about, check_any, finished, warn
 from hkd.audio import read_audio, to_int16
-from hkd.errors import HkdError, UserError
-from hkd.files import digest_of_file, digest_of_json, write_json
+from hkd.errors import HkdError, Progress, UserError, no_progress
+from hkd.files import digest_of_file, digest_of_json, num_cores, write_json
 from hkd.manifest import Manifest, Utterance
-from hkd.progress import Progress, no_progress
 from hkd.timebase import HOP_SAMPLES, SAMPLE_RATE_HZ, samples_to_boundaries, samples_to_frames
-from hkd.units.level import MONOPHONE, SENONE
+from hkd.units.inventory import MONOPHONE, SENONE
 from hkd.units.lexicon import Lexicon
 from hkd.units.text import normalisation, words
 from hkd.units.tying import StateTying
@@ -59,7 +58,7 @@ def run_chunks(
 
     key: whatever else the rows depend on.
     """
-    jobs = jobs or _cores()
+    jobs = jobs or num_cores()
     paths = [folder / f"{digest_of_json([key, task])}.json" for task in tasks]
     folder.mkdir(parents=True, exist_ok=True)
     total = sum(len(task["utterances"]) for task in tasks)
@@ -80,11 +79,6 @@ def run_chunks(
             finish(path, _run_isolated(task, worker))
         pending = [(path, task) for path, task in pending if not path.exists()]
     return [row for path in paths for row in json.loads(path.read_text(encoding="utf-8"))]
-
-
-def _cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _run_pool(
@@ -224,8 +218,7 @@ class SphinxAligner:
         if mean_score < self.config.min_score:
             raise FailureError(
                 f"its transcript is probably not what was spoken: the mean log-likelihood a frame is {mean_score:.1f}, "
-                f"below "
-                f"{self.config.min_score:g} (min_score)"
+                f"below {self.config.min_score:g} (min_score)"
             )
         seconds = len(wave_S) / SAMPLE_RATE_HZ
         return {"words": spoken, **tiers, "score": round(mean_score, 2), "seconds": seconds, "guessed": guessed}

@@ -22,7 +22,7 @@ from rich.progress import (
 from typer import Option
 
 from hkd.config import Project, merge, parse_overrides
-from hkd.progress import Progress as ProgressCallback
+from hkd.errors import Progress as ProgressCallback
 
 Json = Annotated[bool, Option("--json", help="The result as JSON on stdout.")]
 Overwrite = Annotated[bool, Option("--overwrite", help="Replace what is there and was made of something else.")]

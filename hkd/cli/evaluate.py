@@ -92,7 +92,7 @@ def evaluate(
             return stages.evaluate(here, folder, table, split=split, tag=tag, splice=splice, progress=progress)
 
     if shuffle_gap:
-        from hkd.evaluate.splice import SHUFFLED, SPLICED
+        from hkd.evaluate.decoding import SHUFFLED, SPLICED
 
         _shuffle_gap({f: [evaluated(f, order) for order in (SPLICED, SHUFFLED)] for f in folders}, as_json)
         return
@@ -103,7 +103,7 @@ def evaluate(
 
 def _shuffle_gap(found: "dict[Path, list[EvaluationReport]]", as_json: bool) -> None:
     """Print how many points more of the words are wrong in another order."""
-    from hkd.evaluate.splice import SHUFFLED, SPLICED
+    from hkd.evaluate.decoding import SHUFFLED, SPLICED
 
     rows = {
         folder.name: {report.inputs["splice"]["order"]: report.errors["wer"].rate for report in pair}

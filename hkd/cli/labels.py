@@ -86,9 +86,9 @@ def verify(
         hkd labels verify
         hkd labels verify shards/subword --repair --dry-run
     """
+    from hkd.labels.share import repair as repair_store
+    from hkd.labels.share import verify as verify_store
     from hkd.labels.store import store_folders
-    from hkd.labels.verify import repair as repair_store
-    from hkd.labels.verify import verify as verify_store
 
     result: dict[str, Any] = {}
     bad = False
@@ -159,7 +159,7 @@ def compare(
     """
     from hkd.labels.folder import store_folder
     from hkd.labels.ops import compare as compare_stores
-    from hkd.units.level import MONOPHONE, SENONE
+    from hkd.units.inventory import MONOPHONE, SENONE
     from hkd.units.sequences import Units
 
     folds = [store_folder(store).load_spec().level for store in (a, b)] == [SENONE, MONOPHONE]
@@ -229,9 +229,9 @@ def split(
         hkd labels split shards/subword shards-dev/subword --split dev
         hkd labels split shards/subword part/subword --ids ids.txt
     """
+    from hkd.files import numbered_lines
     from hkd.labels.ops import subset
     from hkd.labels.store import LabelReader
-    from hkd.lines import numbered_lines
 
     if (ids is None) == (part is None):
         raise UserError("`hkd labels split` must get --ids or --split, and not both.")

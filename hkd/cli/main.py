@@ -21,7 +21,7 @@ from typer import Option
 from typer.core import TyperGroup
 
 from hkd import __version__
-from hkd.cli import align, corpora, data, evaluate, labels, lm, run, teacher, train
+from hkd.cli import corpora, evaluate, labels, run, teacher, train
 from hkd.cli.common import say
 from hkd.errors import InternalError, UserError, explained
 
@@ -152,10 +152,10 @@ def options(
 app.command("demo", rich_help_panel=START)(run.demo)
 app.command("run", rich_help_panel=START)(run.run)
 app.command("prepare", rich_help_panel=START)(corpora.prepare)
-app.command("align", rich_help_panel=START)(align.align)
-app.add_typer(data.units_app, name="units", rich_help_panel=START)
+app.command("align", rich_help_panel=START)(teacher.align)
+app.add_typer(corpora.units_app, name="units", rich_help_panel=START)
 app.add_typer(corpora.manifest_app, name="manifest", rich_help_panel=START)
-app.add_typer(lm.app, name="lm", rich_help_panel=ONE)
+app.add_typer(teacher.lm_app, name="lm", rich_help_panel=ONE)
 app.command("teacher-dump", rich_help_panel=ONE)(teacher.teacher_dump)
 app.add_typer(labels.app, name="labels", rich_help_panel=ONE)
 app.command("bank", rich_help_panel=TWO)(train.bank)

@@ -10,8 +10,7 @@ from typer import Argument, Option
 
 from hkd.cli.common import Json, Overwrite, Set, bars, emit, project, say
 from hkd.config import merge, parse_overrides
-from hkd.files import shipped
-from hkd.toml import assignment
+from hkd.files import assignment, shipped
 
 config_app = typer.Typer(
     no_args_is_help=True, help="Print the settings that a folder's hkd.toml and the defaults give."

@@ -7,9 +7,18 @@
 from hkd.corpora import named  # noqa: F401  (it registers hkd's own corpora)
 from hkd.corpora.cards import Card, known_corpora, register
 from hkd.corpora.collect import Options, Report
-from hkd.corpora.export import FORMATS, export
 from hkd.corpora.importers import COLUMNS, KINDS
-from hkd.corpora.prepare import GROUPS, kind_of, prepare, prepare_text, read_corpus, split, text_corpora
+from hkd.corpora.prepare import (
+    FORMATS,
+    GROUPS,
+    export,
+    kind_of,
+    prepare,
+    prepare_text,
+    read_corpus,
+    split,
+    text_corpora,
+)
 
 __all__ = [
     "COLUMNS", "FORMATS", "GROUPS", "KINDS", "Card", "Options", "Report", "export", "kind_of", "known_corpora",

@@ -27,11 +27,9 @@ from pathlib import Path
 from typing import Any
 
 from hkd.corpora.collect import Options, Row, collect, is_hidden
-from hkd.errors import HkdError, UserError
+from hkd.errors import HkdError, Progress, UserError, first_line, no_progress
 from hkd.files import shipped
-from hkd.lines import first_line
 from hkd.manifest import Manifest, Utterance, assign_splits
-from hkd.progress import Progress, no_progress
 
 logger = logging.getLogger(__name__)
 

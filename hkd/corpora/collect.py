@@ -21,10 +21,9 @@ from typing import Any
 import soundfile
 
 from hkd.audio import DURATION_TOLERANCE_S, AudioInfo, probe
-from hkd.errors import UserError
+from hkd.errors import Progress, UserError, no_progress
 from hkd.files import write_bytes
 from hkd.manifest import KNOWN_FIELDS, Manifest, Utterance
-from hkd.progress import Progress, no_progress
 from hkd.remote import default_cache
 
 logger = logging.getLogger(__name__)
@@ -366,8 +365,7 @@ def _measured(u: Utterance, header: AudioInfo | str | None, is_told: bool) -> Ut
     if u.channel is not None and u.channel >= header.channels:
         return (
             f"audio file {u.audio_filepath} must have channel {u.channel}, but has {header.channels} channels, the "
-            f"first of which is 0 "
-            f"(utterance '{u.id}')"
+            f"first of which is 0 (utterance '{u.id}')"
         )
     left = header.duration_s - u.offset
     if left <= 0 or (u.duration is not None and u.duration > left + DURATION_TOLERANCE_S):

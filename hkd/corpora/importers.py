@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hkd import lines, manifest
+from hkd import manifest
 from hkd.audio import probe
 from hkd.corpora import lhotse
 from hkd.corpora.collect import (
@@ -38,8 +38,8 @@ from hkd.corpora.collect import (
     walk,
     write_sound,
 )
-from hkd.errors import HkdError, UserError
-from hkd.lines import filled_lines, placed
+from hkd.errors import HkdError, UserError, first_line
+from hkd.files import filled_lines, numbered_lines, placed
 from hkd.manifest import NUMBER, STRING, Manifest, Utterance, check_field, parse_json
 
 COLUMNS: Mapping[str, tuple[str, ...]] = {  # the first that is there is taken
@@ -134,7 +134,7 @@ def _seconds(path: str) -> float | None:
 
 def read_text(path: Path) -> str:
     """A transcript's text, lines joined. Raises UserError where it is not UTF-8."""
-    return " ".join(" ".join(line for _, line in lines.numbered_lines(path, "a transcript")).split())
+    return " ".join(" ".join(line for _, line in numbered_lines(path, "a transcript")).split())
 
 
 def read_folder(folder: Path, options: Options) -> Iterator[Row]:
@@ -218,7 +218,7 @@ def _splits_and_speakers(parents: list[tuple[str, ...]], report: Report) -> list
 def tsv_rows(path: Path, options: Options, *, audio: Path | None = None, split: str | None = None) -> Iterator[Row]:
     """The rows of a table; `audio`: the folder that its paths are relative to, `split`: the one that all its rows are
     of."""
-    rows = lines.numbered_lines(path, "a table")
+    rows = numbered_lines(path, "a table")
     header = [cell.strip() for cell in next(rows, (1, ""))[1].split("\t")]
     column = columns_of(header, f"{path}:1: the header", options, needed=("audio", "text"))
     place_of = {what: header.index(name) for what, name in column.items()}
@@ -337,7 +337,7 @@ def _table(path: Path, *, optional: bool = False) -> Table:
     table: Table = {}
     if optional and not path.exists():
         return table
-    for number, line in lines.numbered_lines(path, "a Kaldi table"):
+    for number, line in numbered_lines(path, "a Kaldi table"):
         parts = line.split(maxsplit=1)
         if parts:
             if parts[0] in table:
@@ -492,7 +492,7 @@ def read_hf(source: str, options: Options) -> Iterator[Row]:
     except HkdError:
         raise
     except (ConnectionError, TimeoutError) as error:
-        reason = lines.first_line(error)
+        reason = first_line(error)
         raise HkdError(f"data set {source} could not be reached ({reason}). Try again, or give a folder.") from None
     except (
         datasets.exceptions.DatasetsError,
@@ -505,7 +505,7 @@ def read_hf(source: str, options: Options) -> Iterator[Row]:
     ) as error:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise
-        reason = lines.first_line(error)
+        reason = first_line(error)
         raise UserError(f"data set {source} must be one that `datasets` can read, but it says: {reason}.") from None
     repeated = [name for name, count in Counter(u.id for (_, u), _ in rows).items() if count > 1]
     if repeated:

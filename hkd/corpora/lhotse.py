@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from hkd.corpora.collect import Options, Row, find_audio, plain_fields, split_named, walk, write_sound
-from hkd.errors import MissingPackageError, UserError
-from hkd.lines import filled_lines, first_line, placed
+from hkd.errors import MissingPackageError, UserError, first_line
+from hkd.files import filled_lines, placed
 from hkd.manifest import Utterance, parse_json
 
 ENDINGS = (".jsonl.gz", ".jsonl")
@@ -143,8 +143,7 @@ def _of_cut(cut: Any, file: _File) -> Iterator[Utterance]:
         if supervision.start < -_TOLERANCE_S or supervision.end > cut.duration + _TOLERANCE_S:
             raise UserError(
                 f"supervision '{supervision.id}' must lie within its cut, but is {supervision.start:g} to "
-                f"{supervision.end:g} s of "
-                f"{cut.duration:g} s. Trim the cuts to their supervisions first."
+                f"{supervision.end:g} s of {cut.duration:g} s. Trim the cuts to their supervisions first."
             )
         channel = supervision.channel
         if isinstance(cut.channel, int):

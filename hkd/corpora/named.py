@@ -28,7 +28,7 @@ from hkd.corpora.cards import (
 from hkd.corpora.collect import Options, Report, Row, walk
 from hkd.corpora.importers import kaldi_folders, kaldi_rows, read_text, tsv_rows
 from hkd.errors import HkdError, MissingPackageError, UserError
-from hkd.lines import filled_lines, numbered_lines
+from hkd.files import filled_lines, numbered_lines
 from hkd.manifest import Utterance
 
 logger = logging.getLogger(__name__)

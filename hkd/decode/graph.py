@@ -40,12 +40,11 @@ from hkd.decode.lm import read_word_ngram, usable_words
 from hkd.errors import UserError, check_setting
 from hkd.files import digest_of, digest_of_file, write_json
 from hkd.remote import cached
-from hkd.units.inventory import UnitInventory
-from hkd.units.level import SENONE
+from hkd.units.inventory import SENONE, UnitInventory
 from hkd.units.lexicon import Lexicon
 from hkd.units.tying import Tying
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 FORMAT = 1  # of graphs in the cache: another where they are built in another way
 EPSILON, BACKOFF = "<eps>", "#0"
@@ -105,8 +104,7 @@ def build_graph(arpa: Path, *, tying: Tying, lexicon: Lexicon) -> Graph:
     if (tying.width, tying.central) not in ((1, 0), (3, 1)):
         raise UserError(
             f"the senones' tree must see one phone or three to be searched here, but sees {tying.width}. Write the "
-            f"student's likelihoods for "
-            "Kaldi: `hkd likelihoods`."
+            "student's likelihoods for Kaldi: `hkd likelihoods`."
         )
     if tying.silence is None:
         raise UserError("the acoustic model must have a phone of silence to be searched, but has none.")
@@ -282,16 +280,14 @@ class HybridSearch:
         known = tying.inventories.get(SENONE)
         if known is None or inventory.digest != known.digest:
             raise UserError(
-                f"a hybrid student must have the senones of the acoustic model beside it (pocketsphinx's English one "
-                f"where there is none), digest "
-                f"{known.digest[:12] if known else 'none'}, "
-                f"to be searched here, but has {inventory.digest[:12]} instead. Write its likelihoods for Kaldi: `hkd "
-                f"likelihoods`."
+                "a hybrid student must have the senones of the acoustic model beside it (pocketsphinx's English one "
+                f"where there is none), digest {known.digest[:12] if known else 'none'}, to be searched here, but has "
+                f"{inventory.digest[:12]} instead. Write its likelihoods for Kaldi: `hkd likelihoods`."
             )
         self.config, self._log_prior_V = config, log_prior_V
         self.graph: Graph = open_graph(arpa, tying=tying, lexicon=lexicon)
         if self.graph.note:
-            log.warning("%s %s", arpa, self.graph.note)
+            logger.warning("%s %s", arpa, self.graph.note)
         self.symbols = self.graph.words
         self._kaldifst, self._decoder = kaldi_module("kaldifst"), kaldi_module("kaldi_decoder")
 

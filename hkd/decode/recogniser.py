@@ -21,9 +21,8 @@ from numpy.typing import NDArray
 
 from hkd.audio import read_audio
 from hkd.corpora.collect import UNREADABLE, Report, sort_files, walk
-from hkd.decode.ctc import BLANK
+from hkd.decode.ctc import BLANK, Search, SearchConfig
 from hkd.decode.graph import HybridSearch, log_priors
-from hkd.decode.search import Search, SearchConfig
 from hkd.errors import UserError
 from hkd.features.cache import Features
 from hkd.features.fbank import FrontEnd
@@ -32,8 +31,8 @@ from hkd.manifest import Utterance
 from hkd.pretrained import choose_device
 from hkd.student.export import CARD, SENONE_FRAMES, load_student
 from hkd.timebase import HOP_SAMPLES, SAMPLE_RATE_HZ
-from hkd.units.level import SENONE
-from hkd.units.subword import SubwordModel
+from hkd.units.inventory import SENONE
+from hkd.units.sequences import SubwordModel
 from hkd.units.tying import load_lexicon, load_tying
 
 Wave_S = NDArray[np.float32]
@@ -65,7 +64,7 @@ class Recogniser:
     def __init__(
         self, folder: str | Path, *, device: str = "auto", search: SearchConfig | None = None, lm: str | None = None
     ) -> None:
-        """folder: an exported student, or a run with one in `model/`. lm: see `hkd.decode.search.Search`; for a hybrid
+        """folder: an exported student, or a run with one in `model/`. lm: see `hkd.decode.ctc.Search`; for a hybrid
         student a word n-gram.
 
         Raises UserError where the folder holds no exported student.

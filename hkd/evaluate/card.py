@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hkd.artefact import flatten
-from hkd.decode.search import SearchConfig
+from hkd.decode.ctc import SearchConfig
 from hkd.errors import UserError
 from hkd.evaluate.result import METRICS, EvaluationReport, read_json, read_result
 from hkd.evaluate.table import MIN_SPEAKERS
@@ -21,7 +21,7 @@ from hkd.files import write_bytes
 from hkd.student.config import SpeechEncoderConfig
 from hkd.student.export import StudentMeta, load_student
 from hkd.student.model import Student
-from hkd.units.level import SENONE
+from hkd.units.inventory import SENONE
 
 SPLITS = ("dev", "test")
 
@@ -125,7 +125,7 @@ def _python(lm: str | None, settings: Sequence[str]) -> str:
     imports = ["from hkd.decode.recogniser import Recogniser"]
     lines, arguments = [], '"FOLDER"' + (f", lm={json.dumps(lm)}" if lm else "")
     if settings:
-        imports += ["from hkd.config import build, parse_overrides", "from hkd.decode.search import SearchConfig"]
+        imports += ["from hkd.config import build, parse_overrides", "from hkd.decode.ctc import SearchConfig"]
         lines = [f'search = build(SearchConfig, parse_overrides({json.dumps(settings)}), where="search")']
         arguments += ", search=search"
     lines.append(f'print(Recogniser({arguments}).transcribe("FILE.wav")["text"])')

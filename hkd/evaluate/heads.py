@@ -33,7 +33,7 @@ from torch import Tensor
 
 from hkd.align.alignment import Alignment, sequence_digest
 from hkd.decode.recogniser import Recogniser
-from hkd.errors import HkdError, UserError
+from hkd.errors import HkdError, Progress, UserError, no_progress
 from hkd.evaluate.decoding import batches, rows_by_seconds
 from hkd.evaluate.result import read_json
 from hkd.features.cache import FeatureSource
@@ -44,17 +44,16 @@ from hkd.labels.store import LabelReader, digest_of_store, store_folders
 from hkd.loop.checkpoint import FINAL, load_final
 from hkd.losses import ctc_feasible, ctc_occupancy, sparse_kl
 from hkd.manifest import Manifest
-from hkd.progress import Progress, no_progress
 from hkd.stream.join import Join, JoinedStore
 from hkd.stream.loader import Batch, BatchMaker
 from hkd.student.config import config_from_json, default_slots
 from hkd.student.export import placed
 from hkd.student.model import Student, StudentOutput
-from hkd.units.level import SENONE, SUBWORD
-from hkd.units.subword import SubwordModel
+from hkd.units.inventory import SENONE, SUBWORD
+from hkd.units.sequences import SubwordModel
 from hkd.units.text import words
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 MAIN = "main"  # no head of training is called so
 MOST_UTTERANCES = 5000  # that a teacher is averaged over
@@ -273,7 +272,7 @@ def _stores_of(heads: Mapping[str, Mapping[str, Any]], labels: Path | None) -> d
         try:
             reader = LabelReader.open(folders[name])
         except HkdError as error:
-            log.warning("label store '%s' is left out: %s", name, error)
+            logger.warning("label store '%s' is left out: %s", name, error)
             continue
         if reader.spec.inventory.digest == wanted[name].get("inventory"):
             found[name] = reader

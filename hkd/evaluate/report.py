@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from hkd import __version__
 from hkd.align.alignment import Alignment
 from hkd.audio import read_audio, to_int16
-from hkd.errors import HkdError, UserError
+from hkd.errors import HkdError, Progress, UserError, no_progress
 from hkd.evaluate.charts import NUM_COLOURS, Segment, forest, json_lines, line_chart, panels, read_curves, timeline
 from hkd.evaluate.result import NOTHING, EvaluationReport, by_speaker, confusions, read_json, read_result, tags_of
 from hkd.evaluate.score import score_words
@@ -30,9 +30,8 @@ from hkd.labels.card import describe, show
 from hkd.labels.store import LabelReader, store_folders
 from hkd.manifest import Manifest, Utterance
 from hkd.manifest import read as read_manifest
-from hkd.progress import Progress, no_progress
 from hkd.timebase import FRAME_SHIFT_S, SAMPLE_RATE_HZ
-from hkd.units.level import UNIT_LEVELS
+from hkd.units.inventory import UNIT_LEVELS
 
 MAX_AUDIO_S = 12.0  # longer sound is not embedded
 NUM_CANDIDATES = 5

@@ -105,8 +105,7 @@ class EvaluationReport:
 SILENT = 0.9  # share of words left out from which a student is called silent
 CTC_REMEDY = (
     "CTC needs more speech or more steps than it had: train longer, with senones as the main output (--set "
-    "main=senone, searched with a "
-    "word LM), or on a frozen encoder (--set encoder.upstream=openai/whisper-base)."
+    "main=senone, searched with a word LM), or on a frozen encoder (--set encoder.upstream=openai/whisper-base)."
 )
 GRAPH_REMEDY = "No path reached a word's end: train longer, or widen the search (--set search.hybrid.beam=20)."
 

@@ -18,10 +18,11 @@ import torch
 
 from hkd.align.alignment import Alignment
 from hkd.artefact import differences
+from hkd.decode.ctc import SearchConfig
 from hkd.decode.recogniser import Recogniser
-from hkd.decode.search import SearchConfig
-from hkd.errors import HkdError, UserError
-from hkd.evaluate.decoding import EvaluateConfig, check_n_best, decode, features_on_disk
+from hkd.errors import HkdError, Progress, UserError, no_progress
+from hkd.evaluate.decoding import SHUFFLED, EvaluateConfig, check_n_best, decode, features_on_disk
+from hkd.evaluate.decoding import splice as spliced
 from hkd.evaluate.heads import MAIN, frame_figures, frame_inputs, piece_figures, piece_inputs, piece_teacher
 from hkd.evaluate.result import (
     ErrorRate,
@@ -35,17 +36,14 @@ from hkd.evaluate.result import (
     write_result,
 )
 from hkd.evaluate.score import Scores, bootstrap_interval
-from hkd.evaluate.splice import SHUFFLED
-from hkd.evaluate.splice import splice as spliced
 from hkd.files import digest_of, digest_of_file
 from hkd.manifest import Manifest
 from hkd.manifest import read as read_manifest
-from hkd.progress import Progress, no_progress
-from hkd.units.subword import MODEL_FILE
+from hkd.units.sequences import MODEL_FILE
 from hkd.units.text import normalisation
 from hkd.units.tying import LEXICON_FILE, load_lexicon
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 NOT_IN_FIGURES = ("device", "batch_seconds", "n_best", "features_cache")  # settings that change no error rate
 
@@ -101,7 +99,7 @@ def evaluate(
     if spoken_by is not None:
         inputs["lexicon"] = digest_of_file(spoken_by / LEXICON_FILE)
     if (finished := _finished(run_folder, name, tag, inputs)) is not None:
-        log.info("%s on %s is evaluated already", run_folder.name, name)
+        logger.info("%s on %s is evaluated already", run_folder.name, name)
         return finished
     recogniser = Recogniser(model_folder, device=config.device, search=config.search, lm=lm)
     check_n_best(config.n_best, config.search, is_hybrid=recogniser.is_hybrid)
@@ -111,7 +109,7 @@ def evaluate(
         if cut_at is not None:
             part, lost = spliced(part, cut_at, Path(folder), shuffled=splice == SHUFFLED)
             if lost:
-                log.warning(
+                logger.warning(
                     "%d utterances are not aligned or have one word, and are left out (%s ...)", len(lost), lost[0]
                 )
         decoded = decode(recogniser, part, n_best=config.n_best, progress=progress, **read)
@@ -124,7 +122,7 @@ def evaluate(
         try:
             figures |= frame_figures(run_folder, part, device=recogniser.device, progress=progress, **read)
         except HkdError as error:  # the error rates do not depend on them
-            log.warning("%s: the figures of its heads are left out: %s", run_folder.name, error)
+            logger.warning("%s: the figures of its heads are left out: %s", run_folder.name, error)
     lexicon = load_lexicon(spoken_by) if spoken_by is not None else english()
     rows = tuple(with_phones(row, lexicon) for row in decoded.rows)
     scores = score_all(rows)

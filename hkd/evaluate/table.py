@@ -310,8 +310,7 @@ def _check_same(reports: Sequence[EvaluationReport]) -> None:
         if found != heard[0]:
             raise UserError(
                 f"runs in one table must be evaluated on the same utterances, but those of {report.name} and "
-                f"{reports[0].name} "
-                "differ. Run `hkd evaluate` for all of them."
+                f"{reports[0].name} differ. Run `hkd evaluate` for all of them."
             )
 
 

@@ -32,12 +32,11 @@ from torch.utils.data import DataLoader
 
 from hkd.audio import read_audio, stamp
 from hkd.errors import HkdError, UserError
-from hkd.features.augment import change_speed
-from hkd.features.fbank import FrontEnd
+from hkd.features.fbank import FrontEnd, change_speed
 from hkd.files import atomic_write, digest_of_json
 from hkd.manifest import Utterance
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 FORMAT, VERSION = "hkd-features", 1
@@ -108,7 +107,7 @@ class FeatureCache:
         if not todo:
             return 0
         folder = todo[0].path.parent
-        log.info(
+        logger.info(
             "making features of %d utterances in %s", sum(len({u.id for u, _ in shard.rows}) for shard in todo), folder
         )
         folder.mkdir(parents=True, exist_ok=True)
@@ -117,7 +116,7 @@ class FeatureCache:
         made: DataLoader[Any] = DataLoader(shards, batch_size=None, collate_fn=make, num_workers=workers)
         for _ in raised(made):
             pass
-        log.info("features: %.2f GB in %s", sum(s.path.stat().st_size for s in self._shards) / 1e9, folder)
+        logger.info("features: %.2f GB in %s", sum(s.path.stat().st_size for s in self._shards) / 1e9, folder)
         return len(todo)
 
 
@@ -239,8 +238,7 @@ def raised(items: Iterable[T]) -> Iterator[T]:
                 raise
             raise HkdError(
                 f"a worker process ended ({str(error).splitlines()[0][:200]}). It may have had too little memory "
-                f"(shared memory in a "
-                "container): take fewer `workers`, or 0."
+                "(shared memory in a container): take fewer `workers`, or 0."
             ) from None
         if isinstance(item, Exception):
             raise item

@@ -68,8 +68,7 @@ def _from_hub(name: str, setting: str) -> Path:
     except Exception as error:  # gated, offline, a full disk: each has its own class
         raise HkdError(
             f"the encoder {name} is not in the local cache and cannot be had from the hub ({type(error).__name__}). "
-            f"Give a local copy: "
-            f"{setting} = FOLDER, a folder with config.json and model.safetensors."
+            f"Give a local copy: {setting} = FOLDER, a folder with config.json and model.safetensors."
         ) from None
 
 
@@ -133,8 +132,7 @@ def check_length(num_rows: int, limit: int | None) -> None:
     if limit is not None and num_rows > limit:
         raise UserError(
             f"an utterance must be at most {limit / 100:g} s long for this encoder, but one is {num_rows / 100:g} s. "
-            f"Cut it, or leave it out "
-            "(in training: max_utterance_seconds)."
+            "Cut it, or leave it out (in training: max_utterance_seconds)."
         )
 
 

@@ -27,10 +27,9 @@ from hkd.align.alignment import Alignment, aligned_to_units
 from hkd.errors import UserError
 from hkd.files import digest_of
 from hkd.teachers.base import Sentence, Teacher
-from hkd.units.inventory import UnitInventory
-from hkd.units.level import SPELLED
+from hkd.units.inventory import SPELLED, UnitInventory
+from hkd.units.sequences import SubwordModel
 from hkd.units.sequences import Units as ProjectUnits
-from hkd.units.subword import SubwordModel
 from hkd.units.text import text_digest, words
 
 Units = tuple[NDArray[np.int32], NDArray[np.int32]]

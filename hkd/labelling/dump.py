@@ -26,23 +26,20 @@ from numpy.typing import NDArray
 
 from hkd import __version__
 from hkd.align.alignment import Alignment, sequence_digest
-from hkd.errors import HkdError, UserError, check_choice, check_setting
+from hkd.errors import HkdError, Progress, UserError, check_choice, check_setting, no_progress
 from hkd.labelling.context import ContextRule, Transcripts, UnitSource, unit_source
 from hkd.labels.card import calibration_error, figures, quality_sums
 from hkd.labels.format import LEFT_OUT, StoreSpec, UtteranceLabels
 from hkd.labels.store import LabelReader
 from hkd.labels.writer import LabelWriter
-from hkd.progress import Progress, no_progress
 from hkd.sparse import TopK
 from hkd.teachers.base import Sentence, Teacher
 from hkd.teachers.load import TeacherOptions, load_teacher
-from hkd.units.inventory import UnitInventory
-from hkd.units.level import SPELLED
-from hkd.units.sequences import Units
-from hkd.units.subword import SubwordModel
+from hkd.units.inventory import SPELLED, UnitInventory
+from hkd.units.sequences import SubwordModel, Units
 from hkd.units.text import normalisation, text_digest
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 PHASES = ("read", "score", "wait", "write", "total")
 
@@ -319,7 +316,9 @@ class DumpRun:
                 "the alignment must hold utterances of the manifest, but holds none of them. Run `hkd align` again."
             )
         if len(labelled) < len(ids):
-            log.warning("%d of %d utterances have no alignment and get no labels.", len(ids) - len(labelled), len(ids))
+            logger.warning(
+                "%d of %d utterances have no alignment and get no labels.", len(ids) - len(labelled), len(ids)
+            )
         _refuse_learnt(teacher, transcripts, labelled, is_text=self._is_text)
         spec = store_spec(teacher, config, transcripts.digest, alignment, command=inputs.get("command", ""))
         self._writer = LabelWriter.open(out, spec, labelled, overwrite=overwrite)
@@ -377,7 +376,7 @@ class DumpRun:
         quality = {**figures(sums), **stored}
         mine, unigram = quality["perplexity"], quality["unigram_perplexity"]
         if mine is not None and unigram is not None and mine > unigram:
-            log.warning(
+            logger.warning(
                 "TEACHER WORSE THAN UNIGRAMS: %s has perplexity %.1f on these transcripts, their unigram LM %.1f. Its "
                 "labels teach nothing.",
                 teacher.info.name, mine, unigram,
@@ -407,7 +406,7 @@ class DumpRun:
             catch_up(0)
         work.seconds["total"] = time.monotonic() - started
         if said := getattr(self._teacher, "words_unknown", str)():
-            log.warning(said)
+            logger.warning(said)
         return work
 
     def _write(self, shard: int, rows: list[UtteranceLabels]) -> float:
@@ -453,7 +452,7 @@ def _refuse_learnt(teacher: Teacher, transcripts: Transcripts, ids: Sequence[str
             "Train it on folds of them: `hkd lm train --manifest TEXT.jsonl --transcripts cross-fit`, without --text."
         )
     if share:
-        log.warning(
+        logger.warning(
             "%s has learnt from %.1f %% of what it labels: there it repeats the words, and teaches little.",
             teacher.info.name,
             100 * share,

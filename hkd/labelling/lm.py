@@ -21,15 +21,14 @@ import numpy as np
 
 from hkd.align.alignment import Alignment
 from hkd.artefact import check_same, differences
-from hkd.errors import UserError, check_choice, check_setting
+from hkd.errors import Progress, UserError, check_choice, check_setting, no_progress
 from hkd.files import digest_of_file, digest_of_json, write_bytes, write_json
 from hkd.labelling.lm_data import Corpus, Encoder, LmTask, Sentences, Sequence_U, TokenCache, cache_text, folds_of
 from hkd.labelling.ngram import NGRAM_UNITS, Figures, figures, sample, summed, train_ngram, unigram, unigram_figures
 from hkd.loop import LoopConfig, fit
 from hkd.manifest import Manifest
-from hkd.progress import Progress, no_progress
 from hkd.teachers.base import GIVEN
-from hkd.teachers.cloze import DIRECTIONS, UnitLmSizes, make_unit_lm
+from hkd.teachers.cloze import DIRECTIONS, SenoneCounts, SenoneMap, UnitLmSizes, make_unit_lm
 from hkd.teachers.unit_lm import (
     CONFIG,
     FOLDS,
@@ -43,12 +42,11 @@ from hkd.teachers.unit_lm import (
     load_part,
     read_json,
 )
-from hkd.teachers.unit_lm_senones import SenoneCounts, SenoneMap
-from hkd.units.level import SENONE, SPELLED, SUBWORD, UNIT_LEVELS
+from hkd.units.inventory import SENONE, SPELLED, SUBWORD, UNIT_LEVELS
 from hkd.units.sequences import Units
 from hkd.units.text import normalisation, text_digest, words
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 NEURAL_UNITS = 20_000_000  # with less, minutes of training did not beat the n-gram at any level (docs/log.md)
 _NAMES = {"neural": "neural LM", "ngram": "n-gram", "unigram": "unigram"}
 _CONDITION = {
@@ -330,7 +328,7 @@ class _Training:
         is_neural = enough if self.config.neural is None else self.config.neural
         for name, row in ngram.items():
             rest = "; the neural LM, which is trained next, has to beat it" if is_neural else ""
-            log.info("the n-gram has perplexity %.2f on the %s%s", row["perplexity"], name, rest)
+            logger.info("the n-gram has perplexity %.2f on the %s%s", row["perplexity"], name, rest)
         measured = {"ngram": ngram}
         if is_neural:
             for number, fold in enumerate(folds):

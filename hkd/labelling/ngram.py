@@ -26,12 +26,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hkd.errors import HkdError, UserError, check_setting
+from hkd.errors import HkdError, Progress, UserError, check_setting, no_progress
 from hkd.files import temporary
 from hkd.labelling.lm_data import Sentences, read_lines
-from hkd.progress import Progress, no_progress
 from hkd.teachers.base import Sentence, Teacher
-from hkd.teachers.unit_lm_senones import SenoneMap
+from hkd.teachers.cloze import SenoneMap
 from hkd.units.text import normalised_lines
 
 WORDS = "words.arpa"  # its name in the folder of the LMs

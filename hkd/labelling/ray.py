@@ -26,12 +26,11 @@ from typing import Any, cast
 import torch
 
 from hkd import __version__
-from hkd.errors import HkdError, MissingPackageError, UserError, check_setting
+from hkd.errors import HkdError, MissingPackageError, Progress, UserError, check_setting, no_progress, one_line
+from hkd.files import num_cores
 from hkd.labelling.dump import DumpJob, DumpReport, DumpRun, Work
-from hkd.lines import one_line
-from hkd.progress import Progress, no_progress
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 MOST_DEATHS = 3  # of workers at one shard
 POLL_S = 1.0
@@ -134,7 +133,7 @@ def ray_dump(
             return cast(DumpReport, report)
         finally:
             crew.stop()
-            log.info("Ray says: %s", account.getvalue())
+            logger.info("Ray says: %s", account.getvalue())
 
 
 @contextmanager
@@ -145,8 +144,7 @@ def _cluster(ray: Any, address: str) -> Iterator[None]:
         return
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == LOCAL:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        options |= {"include_dashboard": False, "num_cpus": cores, "object_store_memory": OBJECT_STORE_BYTES}
+        options |= {"include_dashboard": False, "num_cpus": num_cores(), "object_store_memory": OBJECT_STORE_BYTES}
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=address, **options)
@@ -244,7 +242,9 @@ class _Crew:
                     yield value
             if time.monotonic() > self._notice_at:
                 self._notice_at = float("inf")
-                log.warning("Still no worker: each needs %s; free is %s.", self.share, self._ray.available_resources())
+                logger.warning(
+                    "Still no worker: each needs %s; free is %s.", self.share, self._ray.available_resources()
+                )
 
     def _ask(self, worker: Any, call: Call) -> None:
         self._flying[getattr(worker, call[0]).remote(*call[1:])] = worker, call
@@ -258,10 +258,9 @@ class _Crew:
         if self._deaths[call[:2]] >= MOST_DEATHS:
             raise HkdError(
                 f"{what} must not end its worker, but has ended {MOST_DEATHS}: {reason} Give each more memory (fewer "
-                f"--workers), "
-                "then run the same command again."
+                "--workers), then run the same command again."
             )
-        log.warning("A worker ended at %s, which another one does again: %s", what, reason)
+        logger.warning("A worker ended at %s, which another one does again: %s", what, reason)
 
     def _repeat(self, said: Iterable[Said]) -> None:
         """Log a worker's warnings; what several say of the whole manifest, once."""

@@ -6,7 +6,6 @@ a plane, a Zstandard frame of its bytes.
 """
 
 import json
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -20,6 +19,8 @@ import pyarrow as pa
 import zstandard
 from numpy.typing import NDArray
 
+from hkd.errors import one_line
+from hkd.files import num_cores
 from hkd.labels.codec import block_cuts, layout
 from hkd.labels.format import (
     META_KEY,
@@ -32,9 +33,8 @@ from hkd.labels.format import (
     shard_meta,
 )
 from hkd.labels.kernels import entropy
-from hkd.lines import one_line
 
-THREADS = min(4, 1 + (os.cpu_count() or 1))  # that make and pack blocks: one waits for Python's lock now and then
+THREADS = min(4, 1 + num_cores())  # that make and pack blocks: one waits for Python's lock now and then
 AHEAD = 1  # blocks that wait for a thread
 # Byte planes have skewed bytes and hardly any repeats: a match finder that looks for long repeats alone is faster and
 # packs better.

@@ -14,7 +14,7 @@ from hkd.labels.folder import store_folder
 from hkd.labels.format import LabelBlock, StoreSpec
 from hkd.sparse import TopK
 from hkd.timebase import FRAME_SHIFT_S
-from hkd.units.subword import letters_per_unit
+from hkd.units.sequences import letters_per_unit
 
 if TYPE_CHECKING:
     from hkd.labels.store import LabelReader

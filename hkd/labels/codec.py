@@ -177,8 +177,7 @@ def _check_rows(spec: StoreSpec, parts: Sequence[TopK]) -> None:
     }:
         raise HkdError(
             f"a row of this store must have k = {spec.width}, {len(spec.temperatures)} temperatures and the selection "
-            f"{spec.selection}, "
-            f"but has k = {k}, {j} temperatures and {'counts' if counted else 'no counts'} instead."
+            f"{spec.selection}, but has k = {k}, {j} temperatures and {'counts' if counted else 'no counts'} instead."
         )
 
 

@@ -18,10 +18,9 @@ from typing import Any
 import pyarrow as pa
 
 from hkd.errors import HkdError, UserError
-from hkd.files import digest_of_file, lock, write_in_order
+from hkd.files import digest_of_file, lock, placed, write_in_order
 from hkd.labels import format as files
 from hkd.labels.format import DamagedShardError, ShardFile, StoreSpec, backend_of, check_format, parse_index, parse_mark
-from hkd.lines import placed
 from hkd.remote import Remote, TooLargeError, cached, location
 from hkd.units.inventory import UnitInventory
 
@@ -267,8 +266,7 @@ class RemoteStoreFolder(Remote, StoreFolder):
                 self._said = True
                 logger.warning(
                     "%s/%s is not in the cache any more and is fetched again, as others may be. Where the cache is too "
-                    "small for the "
-                    "stores, give HKD_CACHE_BYTES.",
+                    "small for the stores, give HKD_CACHE_BYTES.",
                     self.path,
                     name,
                 )

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from hkd.artefact import brief, differences
-from hkd.errors import UserError
+from hkd.errors import Progress, UserError, no_progress
 from hkd.files import atomic_write, digest_of
 from hkd.labels.card import figures, quality_of
 from hkd.labels.card import merge as merge_sums
@@ -29,10 +29,9 @@ from hkd.labels.codec import layout
 from hkd.labels.format import StoreSpec, UtteranceLabels
 from hkd.labels.store import LabelReader
 from hkd.labels.writer import LabelWriter
-from hkd.progress import Progress, no_progress
 from hkd.remote import location
 from hkd.sparse import NO_GOLD, TopK
-from hkd.units.level import MONOPHONE, SENONE
+from hkd.units.inventory import MONOPHONE, SENONE
 from hkd.units.tying import Tying, split_senones
 
 MAY_DIFFER = (

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
 from zarr.storage import MemoryStore, ZipStore
 
+from hkd.errors import one_line
 from hkd.labels.codec import join, layout
 from hkd.labels.format import (
     META_KEY,
@@ -33,7 +34,6 @@ from hkd.labels.format import (
     check_size,
     shard_meta,
 )
-from hkd.lines import one_line
 
 CHUNK_BYTES = 1 << 20
 ZSTD_LEVEL = 1

@@ -21,12 +21,19 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
 from hkd.artefact import flatten
-from hkd.errors import HkdError, MissingPackageError, UserError, check_choice, check_settings
+from hkd.errors import HkdError, MissingPackageError, Progress, UserError, check_choice, check_settings, no_progress
 from hkd.files import write_bytes, write_json
 from hkd.loop import checkpoint
-from hkd.loop.checkpoint import load_final, load_model_tensors, model_tensors
-from hkd.loop.record import Metrics, claim, finished, locked, stop_signals
-from hkd.progress import Progress, no_progress
+from hkd.loop.checkpoint import (
+    Metrics,
+    claim,
+    finished,
+    load_final,
+    load_model_tensors,
+    locked,
+    model_tensors,
+    stop_signals,
+)
 
 if TYPE_CHECKING:
     from accelerate import Accelerator  # type: ignore[import-untyped]
@@ -120,7 +127,7 @@ class Task(Protocol):
 # Device, precision and processes, by accelerate.
 
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 ENGINES = {  # variables that hand training over to another engine → what it is
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
@@ -145,15 +152,14 @@ def no_settings_from_the_environment() -> Iterator[None]:
         if given.get(name, "").lower() not in _NOTHING:
             raise UserError(
                 f"{name} must not be set, but is {given[name]} instead: hkd trains without {engine}. Take it out, and "
-                f"start processes "
-                "with torchrun."
+                "start processes with torchrun."
             )
     if aside := [f"{name}={value}" for name, value in sorted(given.items()) if value.lower() not in _NOTHING]:
         line = (
             "accelerate's environment variables are not read: %s. Settings are --device, loop.precision and "
             "loop.accumulate."
         )
-        log.warning(line, ", ".join(aside))
+        logger.warning(line, ", ".join(aside))
     for name in given:
         del os.environ[name]
     try:
@@ -227,7 +233,7 @@ def fit(
     """
     whole = identity_of(config, identity)
     if (metrics := finished(folder, whole)) is not None:
-        log.info("%s is done", folder)
+        logger.info("%s is done", folder)
         load_final(task.model, folder)
         return metrics
     if config.warmup_steps > config.max_steps:
@@ -236,7 +242,7 @@ def fit(
             "`max_steps`."
         )
         reached = learning_rate(config, config.max_steps - 1)
-        log.warning(what, config.warmup_steps, config.max_steps, reached, config.learning_rate)
+        logger.warning(what, config.warmup_steps, config.max_steps, reached, config.learning_rate)
     with no_settings_from_the_environment():
         accelerator = make_accelerator(config.precision, device, tensorboard=folder if tensorboard else None)
         is_main = accelerator.is_main_process
@@ -369,8 +375,7 @@ class _Run:
         except torch.OutOfMemoryError:
             raise HkdError(
                 f"the device ran out of memory at step {self.step}. Raise `loop.accumulate` (now "
-                f"{self.config.accumulate}: the same batch in "
-                "more parts), or lower the batch's size (`batch_seconds`)."
+                f"{self.config.accumulate}: the same batch in more parts), or lower the batch's size (`batch_seconds`)."
             ) from None
 
     def _reduce(self, sums: Tensor) -> Tensor:
@@ -411,7 +416,7 @@ class _Run:
         found = {term: norm / whole for term, norm in norms.items()}
         self._write({"step": self.step, "gradient_norm": norms, "gradient_share": found})
         said = ", ".join(f"{term} {share:.1%}" for term, share in found.items())
-        log.info("step %d of %d: shares of the gradient: %s", self.step, self.config.max_steps, said)
+        logger.info("step %d of %d: shares of the gradient: %s", self.step, self.config.max_steps, said)
 
     def _write(self, row: Mapping[str, Any]) -> None:
         self.metrics.write(row)
@@ -506,7 +511,7 @@ class _Run:
             self.latest, self.ended = dict(found.state["latest"]), bool(found.state["ended"])
             if self.accelerator.scaler is not None:
                 self.accelerator.scaler.load_state_dict(found.state["scaler"])
-            log.info("going on from step %d", self.step)
+            logger.info("going on from step %d", self.step)
         self.accelerator.wait_for_everyone()
         self.metrics.cut(0 if found is None else int(found.state["metrics_bytes"]))
         if self.best is not None and found is not None:

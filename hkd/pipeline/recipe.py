@@ -36,15 +36,14 @@ from hkd.config import PROJECT_FILE, build, merge, read_toml
 from hkd.errors import UserError, check_choice
 from hkd.evaluate.result import result_paths
 from hkd.evaluate.table import configuration_of
-from hkd.files import write_bytes
+from hkd.files import to_toml, write_bytes
 from hkd.labelling.ngram import WORDS
 from hkd.pipeline import stages as actions
 from hkd.pipeline.runner import AUDIO, Stage, linked
 from hkd.pipeline.settings import WHO_LABELS, ReportSettings, aligner_of, checked, show_table
-from hkd.toml import to_toml
 from hkd.train.config import TrainConfig
 from hkd.train.objectives import objective_of
-from hkd.units.level import SENONE, SUBWORD
+from hkd.units.inventory import SENONE, SUBWORD
 from hkd.units.tying import MADE_FROM_FILE
 
 SINGLE = ("prepare", "normalisation", "units", "align", "tie", "words", "bank", "train", "evaluate", "report")

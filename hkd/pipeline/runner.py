@@ -27,9 +27,8 @@ from typing import Any, Protocol
 
 from hkd import manifest
 from hkd.artefact import Contents, brief, differences
-from hkd.errors import HkdError, InternalError, UserError, explained
-from hkd.files import digest_of, lock, write_json
-from hkd.progress import Progress
+from hkd.errors import HkdError, InternalError, Progress, UserError, explained
+from hkd.files import digest_of, lock, num_cores, write_json
 
 WATCH_INTERVAL_S = 0.2
 POLL_INTERVAL_S = 0.1
@@ -179,7 +178,7 @@ def run_stages(
     check_stages(folder, stages, overwrite=overwrite, command=command)
     schedule = _Schedule(folder, stages)
     ran, skipped = [], []
-    context, threads = multiprocessing.get_context("spawn"), max(1, (os.cpu_count() or 1) // jobs)
+    context, threads = multiprocessing.get_context("spawn"), max(1, num_cores() // jobs)
     queue: Any = context.Queue()
     stop: Any = context.Event()
     pool: ProcessPoolExecutor | None = None
@@ -212,8 +211,7 @@ def run_stages(
                     under_way = ", ".join([name, *schedule.running.values()])
                     raise HkdError(
                         f"a process that ran a stage ({under_way}) was killed: is there memory enough? Run the same "
-                        f"command again, or with "
-                        "--jobs 1."
+                        "command again, or with --jobs 1."
                     ) from None
                 write_json(
                     _record_path(folder, name), {**_record(folder, name), "state": "finished", "summary": summary}

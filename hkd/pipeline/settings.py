@@ -11,8 +11,8 @@ from hkd.errors import UserError, check_choice, check_setting
 from hkd.evaluate.decoding import EvaluateConfig
 from hkd.labelling.dump import DumpConfig, check_executor
 from hkd.labelling.lm import LmConfig
+from hkd.labelling.lm_data import SentencesConfig
 from hkd.labelling.ngram import WordNgramConfig
-from hkd.labelling.sentences import SentencesConfig
 from hkd.labelling.tie import TieConfig
 from hkd.teachers.load import TeacherOptions
 from hkd.train.bank import BankConfig

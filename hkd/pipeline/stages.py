@@ -21,19 +21,18 @@ from hkd.align.kaldi import KaldiSource, read_model
 from hkd.align.sphinx import align_manifest, model_parts
 from hkd.config import Project, build
 from hkd.decode.recogniser import StudentCtc, is_student
-from hkd.errors import UserError
+from hkd.errors import Progress, UserError, no_progress
 from hkd.evaluate.decoding import EvaluateConfig
 from hkd.evaluate.result import EvaluationReport
 from hkd.evaluate.table import Table
-from hkd.files import write_bytes
+from hkd.files import numbered_lines, write_bytes
 from hkd.labelling.dump import DumpJob, DumpReport, execute
 from hkd.labelling.lm import LmReport, train_lm
+from hkd.labelling.lm_data import SentencesConfig, prepare_sentences
 from hkd.labelling.ngram import WordNgramConfig, train_word_ngram
-from hkd.labelling.sentences import SentencesConfig, prepare_sentences
 from hkd.labelling.tie import TieConfig, TieReport
 from hkd.labelling.tie import tie as tie_states
 from hkd.labels.ops import average
-from hkd.lines import numbered_lines
 from hkd.manifest import Manifest, read
 from hkd.pipeline.settings import (
     WHO_LABELS,
@@ -49,16 +48,13 @@ from hkd.pipeline.settings import (
     ToolConfig,
     aligner_of,
 )
-from hkd.progress import Progress, no_progress
 from hkd.train.bank import BankConfig, BankReport, make_bank
 from hkd.train.config import TrainConfig
 from hkd.train.run import TrainReport
 from hkd.train.run import train as train_student
-from hkd.units.inventory import UnitInventory
-from hkd.units.level import MONOPHONE, SPELLED
+from hkd.units.inventory import MONOPHONE, SPELLED, UnitInventory
 from hkd.units.lexicon import Lexicon
-from hkd.units.sequences import Units, UnitsConfig, inventory_path, train_units
-from hkd.units.subword import model_file
+from hkd.units.sequences import Units, UnitsConfig, inventory_path, model_file, train_units
 from hkd.units.tying import PhoneTying, Tying, adopt
 
 logger = logging.getLogger(__name__)

@@ -24,9 +24,8 @@ from hkd.labels.format import LEFT_OUT
 from hkd.labels.store import LabelReader
 from hkd.manifest import Manifest, Utterance
 from hkd.timebase import SUBSAMPLING, num_encoder_frames, retime, slot_middles
-from hkd.units.inventory import UnitInventory
-from hkd.units.level import SPELLED, SUBWORD
-from hkd.units.subword import SubwordModel, letters_per_unit, model_file
+from hkd.units.inventory import SPELLED, SUBWORD, UnitInventory
+from hkd.units.sequences import SubwordModel, letters_per_unit, model_file
 from hkd.units.text import text_digest, words
 
 KEPT_UTTERANCES = 100_000
@@ -131,8 +130,7 @@ class Join:
             )
             raise UserError(
                 f"label store '{name}' must have {whose}, digest {inventory.digest}, but has {spec.inventory.digest} "
-                f"instead. "
-                f"{remedy} labels in these units."
+                f"instead. {remedy} labels in these units."
             )
         num_all = len(spec.inventory)
         kept = reader.kept_ids() if trim and not same_units else np.arange(num_all)
@@ -216,8 +214,7 @@ class Join:
                 if num_frames is not None and abs(int(aligned.frames_N[row]) - num_frames[name]) > 5:
                     raise UserError(
                         f"utterance '{name}': the alignment must cover its {num_frames[name]} frames, but covers "
-                        f"{aligned.frames_N[row]}. "
-                        "Run `hkd align` again."
+                        f"{aligned.frames_N[row]}. Run `hkd align` again."
                     )
             if SUBWORD in self._spellings:
                 target_U = self.subwords.encode(said)[0]
@@ -243,16 +240,14 @@ class Join:
             source = f"{store.level} model" if store.level in SPELLED else "alignment"
             raise UserError(
                 f"utterance '{name}': the {source} must give the {store.level} sequence that label store "
-                f"'{store.name}' was made "
-                f"for, digest {there.hex()}, but gives {here.hex()} instead. {again}"
+                f"'{store.name}' was made for, digest {there.hex()}, but gives {here.hex()} instead. {again}"
             )
 
 
 def _refuse_text(utterance_id: str, what: str, there: bytes, here: bytes, remedy: str) -> None:
     raise UserError(
         f"utterance '{utterance_id}': the transcript must be the one that was {what}, digest {there.hex()}, but is "
-        f"another, "
-        f"digest {here.hex()}. {remedy}"
+        f"another, digest {here.hex()}. {remedy}"
     )
 
 

@@ -29,8 +29,8 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from hkd.align.alignment import Positions
 from hkd.errors import UserError
-from hkd.features.augment import NO_AUGMENTATION, AugmentConfig, add_noise, draw_speed, generator, spec_augment
 from hkd.features.cache import FeatureSource, portable, raised
+from hkd.features.fbank import NO_AUGMENTATION, AugmentConfig, add_noise, draw_speed, generator, spec_augment
 from hkd.labels.store import CACHE_BYTES, LabelReader
 from hkd.manifest import Utterance
 from hkd.stream.join import Join, JoinedStore, place

@@ -14,7 +14,7 @@ from hkd.errors import UserError, check_choice, check_setting, did_you_mean
 from hkd.features.fbank import FrontEnd
 from hkd.features.pretrained import WHISPER, Upstream
 from hkd.timebase import HOP_SAMPLES, SUBSAMPLING
-from hkd.units.level import MONOPHONE, SENONE, SUBWORD
+from hkd.units.inventory import MONOPHONE, SENONE, SUBWORD
 
 NUM_BINS = 80
 _SIZES = ("d_model", "num_layers", "num_heads", "ff_factor", "conv_kernel")
@@ -192,8 +192,7 @@ class StudentConfig:
             if head.condition and head.tap == top:
                 raise UserError(
                     f"head '{head.name}' must condition layers above its own, but reads the top one, {top}. Take a "
-                    f"lower layer: "
-                    f"--set taps.{head.level}={max(1, top - 1)}."
+                    f"lower layer: --set taps.{head.level}={max(1, top - 1)}."
                 )
             if head.condition and isinstance(self.encoder, SpeechEncoderConfig):
                 raise UserError(

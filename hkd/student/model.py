@@ -18,8 +18,7 @@ from torch import Tensor, nn
 
 from hkd.errors import UserError
 from hkd.student.config import EncoderConfig, SpeechEncoderConfig, StudentConfig
-from hkd.student.encoder import Condition, ConformerEncoder
-from hkd.student.speech_encoder import SpeechEncoder
+from hkd.student.encoder import Condition, ConformerEncoder, SpeechEncoder
 
 MIN_STD = 1e-5
 

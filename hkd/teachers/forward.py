@@ -38,7 +38,7 @@ from hkd.sparse import TopK
 from hkd.teachers.load import TeacherOptions
 from hkd.teachers.packed import PackedEncoder, on_device
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Tokens = NDArray[np.int64]
@@ -255,10 +255,10 @@ class RowScorer:
                 hidden = [self._hidden(batch) for batch in self._batches(rows)]
                 with torch.inference_mode():
                     if self._own.agree(self._head(torch.cat(hidden)), own_MV):
-                        log.debug("%s is asked by %s", name, way)
+                        logger.debug("%s is asked by %s", name, way)
                         return way
             except Exception as error:  # whatever a model makes of a call that it was not written for
-                log.debug("%s cannot be asked by %s: %s: %s", name, way, type(error).__name__, error)
+                logger.debug("%s cannot be asked by %s: %s: %s", name, way, type(error).__name__, error)
         raise HkdError(
             f"LM {name} must give logits for each token of a text, but {type(self._model).__name__} does not. Take "
             f"another LM."
@@ -343,7 +343,7 @@ class RowScorer:
         def shrink(a: int, b: int) -> None:
             if b - a == 1:
                 raise HkdError(f"the logits of one position must fit into the memory of {self._device}, but do not.")
-            log.warning("Out of memory with the logits of %d positions: they are halved.", b - a)
+            logger.warning("Out of memory with the logits of %d positions: they are halved.", b - a)
 
         return [part for a, b in itertools.pairwise(ends) for part in self._within_memory(run, a, b, shrink)]
 
@@ -358,7 +358,7 @@ class RowScorer:
             if b - a == 1:
                 raise HkdError(f"one row of {tokens} tokens must fit into the memory of {self._device}, but does not.")
             self.budget = max(1, min(self.budget, tokens // 2))
-            log.warning(
+            logger.warning(
                 "Out of memory with %d rows of %d tokens: the token budget is now %d.", b - a, tokens, self.budget
             )
 

@@ -344,9 +344,8 @@ def _check_class(config: Any, loaded: str, name: str) -> None:
         if class_name.lower() != loaded.lower() and not pretraining:
             raise UserError(
                 f"lm must be of a class of transformers, but {name} is of {class_name}, and {loaded} would read its "
-                f"weights otherwise. "
-                "hkd runs no code that comes with a model. If the two are the same, say so by architectures in its "
-                "config.json."
+                "weights otherwise. hkd runs no code that comes with a model. If the two are the same, say so by "
+                "architectures in its config.json."
             )
 
 

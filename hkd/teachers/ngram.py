@@ -34,11 +34,11 @@ from hkd.errors import UserError, check_choice
 from hkd.files import digest_of, digest_of_file
 from hkd.sparse import TopK
 from hkd.teachers.base import GIVEN, Sentence, Teacher, TeacherInfo, cut_rows
-from hkd.teachers.unit_lm_senones import IMPOSSIBLE, SenoneCounts, neighbours, pairs
+from hkd.teachers.cloze import IMPOSSIBLE, SenoneCounts, neighbours, pairs
 from hkd.topk import select_topk
 from hkd.units.inventory import UnitInventory
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -254,12 +254,12 @@ def ngram_over(arpa: Arpa, *, symbols: Sequence[str], silence: int | None = None
         logp_M, bow_M = (values[kept_M] * math.log(10) for values in (order.logp_M, order.bow_M))
         grams.append(Grams(ids_Mn=ids_Mn[kept_M], logp_M=logp_M, bow_M=bow_M))
     if lacking and report:
-        log.warning(
+        logger.warning(
             "%s lacks %d of the level's %d units (%s%s); each gets half the probability of its rarest one.",
             arpa.path, len(lacking), num_units, ", ".join(lacking[:3]), " ..." if len(lacking) > 3 else "",
         )  # fmt: skip
     if strange:
-        log.warning(
+        logger.warning(
             "%s: %d n-grams with symbols that are no units of the level (%s%s) are left out.",
             arpa.path, left_out, ", ".join(strange[:3]), " ..." if len(strange) > 3 else "",
         )  # fmt: skip

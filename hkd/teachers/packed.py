@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 Places = NDArray[np.int64]
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}  # of a hidden value, against the largest one
@@ -85,7 +85,7 @@ class PackedEncoder:
                 given[masked_places] = mask_id
                 expected.append(body(input_ids=on_device(given[None], encoder._device))[0][0, places])
         except (AttributeError, TypeError, IndexError, RuntimeError) as error:
-            log.debug("No packed encoder for %s: %s", type(body).__name__, error)
+            logger.debug("No packed encoder for %s: %s", type(body).__name__, error)
             return None
         wanted_MD = torch.cat(expected).float()
         gap = float((got_MD.float() - wanted_MD).abs().max() / wanted_MD.abs().max())

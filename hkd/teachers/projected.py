@@ -36,7 +36,7 @@ from hkd.teachers.projection import Pieces, StudentPieces, TokenMap
 from hkd.teachers.transformer import MaskedTeacher, TransformerTeacher
 from hkd.topk import select_topk
 from hkd.units.inventory import UnitInventory
-from hkd.units.subword import INVENTORY_FILE, MODEL_FILE, SubwordModel
+from hkd.units.sequences import INVENTORY_FILE, MODEL_FILE, SubwordModel
 from hkd.units.text import words
 
 ROUNDS = 2  # how many tokens further is looked

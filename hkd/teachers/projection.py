@@ -38,7 +38,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hkd.units.subword import SubwordModel
+from hkd.units.sequences import SubwordModel
 from hkd.units.text import words
 
 Pieces = tuple[int, ...]

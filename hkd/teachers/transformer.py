@@ -23,18 +23,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hkd.errors import HkdError, UserError, check_choice, check_setting
+from hkd.errors import HkdError, UserError, check_choice, check_setting, first_line
 from hkd.files import digest_of, digest_of_json
-from hkd.lines import first_line
 from hkd.sparse import NO_GOLD, TopK
 from hkd.teachers.base import NO_WORD, Sentence, Teacher, TeacherInfo, cut_rows
 from hkd.teachers.forward import Choose, OwnForward, Row, RowScorer, Tokens, trial_texts
 from hkd.teachers.load import TeacherOptions
 from hkd.topk import select_sample, select_topk
-from hkd.units.inventory import UnitInventory
-from hkd.units.level import SUBWORD
+from hkd.units.inventory import SUBWORD, UnitInventory
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 SELECTIONS = ("topk", "sample")
 
@@ -137,8 +135,7 @@ class TransformerTeacher(Teacher):
             has = f"{len(ordinary)} tokens with ids up to {ordinary[-1]}" if len(ordinary) else "no tokens"
             raise HkdError(
                 f"LM {self._name} must have an embedding for each token of its tokenizer, but it has {rows} embeddings "
-                f"and its tokenizer {has}. "
-                "Fetch the tokenizer and the weights again, from one place."
+                f"and its tokenizer {has}. Fetch the tokenizer and the weights again, from one place."
             )
         prefix, suffix = self._around_texts(ordinary)
         ids = (getattr(config, key, None) for key in ("pad_token_id", "bos_token_id", "eos_token_id"))
@@ -196,8 +193,7 @@ class TransformerTeacher(Teacher):
             if getattr(self.model.config, "is_decoder", None) is False:
                 remedy = (
                     "Set is_decoder to true in its config.json if it was trained from left to right; if it was trained "
-                    "with masks, "
-                    "name its class for masked LMs as architectures."
+                    "with masks, name its class for masked LMs as architectures."
                 )
             raise UserError(
                 f"LM {self._name} must read from left to right, but {of} reads later tokens, or how many follow. "
@@ -237,7 +233,7 @@ class TransformerTeacher(Teacher):
             case = "lower"
         else:
             return "sentence"
-        log.warning(
+        logger.warning(
             "LM %s: words are written in %s case, as its tokenizer's pieces are; --case says otherwise.",
             self._name,
             case,
@@ -328,8 +324,7 @@ class TransformerTeacher(Teacher):
             return ""
         return (
             f"LM {self._name}: its tokenizer does not know {self._num_unknown} of {self._num_words} words, written in "
-            f"{self._case} case. "
-            "Should that be most of them, try another case (--case lower, sentence or upper)."
+            f"{self._case} case. Should that be most of them, try another case (--case lower, sentence or upper)."
         )
 
     # ---- scoring ----
@@ -484,8 +479,7 @@ class CausalTeacher(TransformerTeacher):
                 return [token], []
         raise HkdError(
             f"LM {self._name} must have a start or an end token, but its tokenizer has neither. Give it one: set "
-            f"bos_token in its "
-            "tokenizer_config.json."
+            "bos_token in its tokenizer_config.json."
         )
 
     def _rows(self, token_W: Tokens, at_S: Tokens, to_S: Tokens) -> Iterator[Row]:

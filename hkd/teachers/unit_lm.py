@@ -32,9 +32,8 @@ from hkd.errors import UserError
 from hkd.files import digest_of, digest_of_file
 from hkd.sparse import TopK
 from hkd.teachers.base import Sentence, Teacher, TeacherInfo, cut_rows
-from hkd.teachers.cloze import UnitLm, UnitLmSizes, collate
+from hkd.teachers.cloze import SenoneCounts, UnitLm, UnitLmSizes, collate
 from hkd.teachers.ngram import load_ngram
-from hkd.teachers.unit_lm_senones import SenoneCounts
 from hkd.topk import select_topk
 from hkd.units.inventory import UnitInventory
 

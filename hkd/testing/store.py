@@ -20,8 +20,8 @@ from hkd.errors import HkdError, UserError
 from hkd.labels import format as files
 from hkd.labels.format import StoreSpec, UtteranceLabels
 from hkd.labels.ops import convert
+from hkd.labels.share import verify
 from hkd.labels.store import LabelReader
-from hkd.labels.verify import verify
 from hkd.labels.writer import LabelWriter
 from hkd.sparse import TopK
 from hkd.units.inventory import UnitInventory

@@ -5,7 +5,7 @@
   output, and the heads that condition that layer.
 - Its posteriors of the fold's utterances, at speed 1 and without augmentation, go into the bank.
 
-    FOLDER/   fold-0/ ...  the fold students' runs      bank.safetensors   see `hkd.stream.bank`
+    FOLDER/   fold-0/ ...  the fold students' runs      bank.safetensors   see `hkd.stream.text`
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,21 +17,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hkd.errors import UserError
-from hkd.features.augment import NO_AUGMENTATION
+from hkd.errors import Progress, UserError, no_progress
+from hkd.features.fbank import NO_AUGMENTATION
 from hkd.files import digest_of
 from hkd.loop import fit
 from hkd.manifest import Utterance
-from hkd.progress import Progress, no_progress
-from hkd.stream.bank import FILE, Bank, Segments, cut, pauses
 from hkd.stream.loader import BatchPlan
+from hkd.stream.text import FILE, Bank, Segments, cut, pauses
 from hkd.student.model import posteriors_of
 from hkd.timebase import num_encoder_frames
 from hkd.train.config import TextConfig, TrainConfig
 from hkd.train.data import Data, open_data
 from hkd.train.run import StudentTask, in_order, make_task
 from hkd.train.text import check_same, heard_by, low_part
-from hkd.units.level import MONOPHONE
+from hkd.units.inventory import MONOPHONE
 
 Found = dict[str, dict[str, NDArray[Any]]]  # utterance → HEAD/ids and HEAD/p, a row an encoder frame
 

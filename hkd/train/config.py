@@ -10,12 +10,12 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from hkd.errors import UserError, check_choice, check_setting, check_settings
-from hkd.features.augment import AugmentConfig
+from hkd.features.fbank import AugmentConfig
 from hkd.loop import LoopConfig
 from hkd.losses import TAILS
 from hkd.stream.text import POSTERIORS
 from hkd.student.config import EncoderConfig
-from hkd.units.level import MONOPHONE, SENONE
+from hkd.units.inventory import MONOPHONE, SENONE
 
 WHERE = ("frames", "segments", "ctc")
 MAINS = ("ctc", "senone")

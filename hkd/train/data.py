@@ -14,7 +14,7 @@ from hkd.errors import UserError
 from hkd.features.pretrained import Upstream, local_encoder
 from hkd.files import digest_of, digest_of_file
 from hkd.labels.store import CACHE_BYTES, LabelReader, digest_of_store, store_folders
-from hkd.loop.record import begun_with
+from hkd.loop.checkpoint import begun_with
 from hkd.manifest import Manifest, Utterance
 from hkd.stream.join import Coverage, Join, measure
 from hkd.student.config import GONE
@@ -23,11 +23,11 @@ from hkd.timebase import SAMPLE_RATE_HZ, samples_to_frames, seconds_to_samples
 from hkd.train.config import TrainConfig
 from hkd.train.objectives import Needs, Plan, is_projected, needs_of, objective_of, plan_student
 from hkd.train.text import Text, heard_by, open_text, text_readers
-from hkd.units.level import LEVELS, SENONE, SPELLED, SUBWORD
-from hkd.units.subword import MODEL_FILE, SubwordModel
+from hkd.units.inventory import LEVELS, SENONE, SPELLED, SUBWORD
+from hkd.units.sequences import MODEL_FILE, SubwordModel
 from hkd.units.text import normalisation
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 COVERAGE = "coverage.json"
 # loop: has its own place; the others change the speed alone
@@ -74,8 +74,7 @@ def open_data(
         if aligned is not None and level not in SPELLED and level not in aligned.inventories:
             raise UserError(
                 f"level {level} must be aligned, but {aligned.path} has {', '.join(aligned.inventories) or 'words'} "
-                f"alone. Name other levels "
-                "(--set levels='[...]'), or tie senones: `hkd units tie`."
+                "alone. Name other levels (--set levels='[...]'), or tie senones: `hkd units tie`."
             )
     stores = {name: readers[name] for name in needs.stores}
     beside = text_readers(config, stores)
@@ -167,7 +166,7 @@ def _stores(config: TrainConfig, labels: Path | str | None, subwords: SubwordMod
         unfit = {name for name, reader in readers.items() if _is_unfit(config, reader, subwords)}
         fit = {reader.spec.level for name, reader in readers.items() if name not in unfit}
         for name in sorted(name for name in unfit if readers[name].spec.level in fit):
-            log.info(
+            logger.info(
                 "label store %s is left out: another of its level is made for objective %s", name, config.objective
             )
             del readers[name]

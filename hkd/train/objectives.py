@@ -32,10 +32,10 @@ from hkd.student.config import (
     default_slots,
     default_tap,
 )
+from hkd.student.encoder import open_speech_encoder
 from hkd.student.model import StudentOutput
-from hkd.student.speech_encoder import open_speech_encoder
 from hkd.train.config import KdConfig, TrainConfig
-from hkd.units.level import LEVELS, SENONE, SUBWORD, UNIT_LEVELS
+from hkd.units.inventory import LEVELS, SENONE, SUBWORD, UNIT_LEVELS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -423,8 +423,7 @@ def _column(given: "Given", store: str) -> int | None:
         known = ", ".join(f"{t:g}" for t in (1.0, *spec.temperatures))
         raise UserError(
             f"`kd.temperature` must be one that label store '{store}' holds ({known}), but is {kd.temperature:g} "
-            f"instead. "
-            f"Dump again with --set temperatures=[{kd.temperature:g}]."
+            f"instead. Dump again with --set temperatures=[{kd.temperature:g}]."
         )
     return spec.temperatures.index(kd.temperature)
 
@@ -443,8 +442,7 @@ def _mixed(given: "Given", store: str, what: str) -> int | None:
     if own != 1:
         raise UserError(
             f"`kd.student_temperature` must be 1 with {what} (its targets are for the student's one softmax), but is "
-            f"{own:g} for "
-            f"label store '{store}' instead. Take --set kd.student_temperature=1."
+            f"{own:g} for label store '{store}' instead. Take --set kd.student_temperature=1."
         )
     return _column(given, store)
 
@@ -454,8 +452,7 @@ def _check_tail(given: "Given", store: str) -> None:
     if given.kd(store).tail == "ghost" and is_projected(given.join.stores[store].reader):
         raise UserError(
             f"`kd.tail` must be renormalised for label store '{store}', whose tail holds what its projection could not "
-            f"place and may belong to "
-            "the kept units, but is ghost instead. Take --set kd.tail=renormalised."
+            "place and may belong to the kept units, but is ghost instead. Take --set kd.tail=renormalised."
         )
 
 

@@ -21,33 +21,29 @@ from torch import Tensor
 
 from hkd.align.alignment import Alignment
 from hkd.decode.ctc import greedy_ctc
-from hkd.errors import UserError
-from hkd.features.augment import NO_AUGMENTATION
+from hkd.errors import Progress, UserError, no_progress
 from hkd.features.cache import FeatureCache, FeatureSource, Wanted, mean_and_std
-from hkd.files import digest_of_json, write_bytes, write_json
+from hkd.features.fbank import NO_AUGMENTATION
+from hkd.files import digest_of_json, to_toml, write_bytes, write_json
 from hkd.loop import LoopConfig, fit, is_main_process
-from hkd.loop.checkpoint import load_final
-from hkd.loop.record import begun_with, claim, finished, steps_done
+from hkd.loop.checkpoint import begun_with, claim, finished, load_final, steps_done
 from hkd.loop.run import identity_of
 from hkd.manifest import Utterance
-from hkd.progress import Progress, no_progress
 from hkd.stream.join import require
 from hkd.stream.loader import Batch, BatchMaker, BatchPlan, Shares, batches, runs_of
 from hkd.stream.text import SpeechAndText, TextBatch
 from hkd.student.config import PRESETS, config_from_json, config_to_json
-from hkd.student.encoder import subsampled
+from hkd.student.encoder import SpeechEncoder, load_pretrained, save_pretrained, subsampled
 from hkd.student.export import ONNX, SENONE_FRAMES, load_student, placed, save_student, write_onnx
 from hkd.student.model import Student
-from hkd.student.speech_encoder import SpeechEncoder, load_pretrained, save_pretrained
-from hkd.toml import to_toml
 from hkd.train.config import TrainConfig
 from hkd.train.data import COVERAGE, Data, coverage_of, open_data
 from hkd.train.objectives import Term, describe_heads, objective_of
 from hkd.train.text import PREFIX, Text
-from hkd.units.level import SENONE
+from hkd.units.inventory import SENONE
 from hkd.units.tying import acoustic_files
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 ENCODER = "encoder"
 CMVN_SECONDS = 10_800.0  # of sound that mean and deviation are taken of
@@ -248,16 +244,16 @@ def _train(
         require(found, data.config.min_coverage)
         weights = {term.name: _weight(data.config, data, term.name) for term in data.plan.terms}
         for line in (*found.text().splitlines(), *data.plan.legend(weights)):
-            log.info("%s", line)
+            logger.info("%s", line)
         coverage = found.to_json()
     hours = sum(data.frames[utterance.id] for utterance in data.train) / 360_000
     for line in [*contradictions(data.config, loop.max_steps), *too_little(data.config, hours)]:
-        log.warning("%s", line)
+        logger.warning("%s", line)
     if data.left_out:
         long = (
             "%d utterances are longer than max_utterance_seconds, or than the encoder can read, and left out (%s ...)"
         )
-        log.warning(long, len(data.left_out), data.left_out[0])
+        logger.warning(long, len(data.left_out), data.left_out[0])
     task = make_task(data, plan, max_steps=loop.max_steps, run=folder)
     if is_main_process():
         claim(folder, whole)

@@ -14,14 +14,13 @@ from hkd.errors import UserError
 from hkd.files import digest_of
 from hkd.labels.store import CACHE_BYTES, LabelReader, digest_of_store, store_folders
 from hkd.manifest import Manifest
-from hkd.stream.bank import Bank
 from hkd.stream.join import Join
 from hkd.stream.loader import BatchPlan, Shares, runs_of
-from hkd.stream.text import TextMaker, TextShares, encode
+from hkd.stream.text import Bank, TextMaker, TextShares, encode
 from hkd.student.config import EncoderConfig, config_to_json
 from hkd.train.config import TrainConfig
 from hkd.train.objectives import Plan, Term
-from hkd.units.level import MONOPHONE, SENONE, SPELLED
+from hkd.units.inventory import MONOPHONE, SENONE, SPELLED
 from hkd.units.sequences import Units
 from hkd.units.text import words
 
@@ -61,8 +60,7 @@ def text_readers(config: TrainConfig, stores: Mapping[str, LabelReader]) -> dict
         if name not in known:
             raise UserError(
                 f"`text.labels` must have a label store '{name}', but {config.text.labels} has "
-                f"{', '.join(known) or 'none'}. Run `hkd teacher-dump` "
-                "on the text, or leave `text.labels` out."
+                f"{', '.join(known) or 'none'}. Run `hkd teacher-dump` on the text, or leave `text.labels` out."
             )
         readers[name] = LabelReader.open(known[name], cache_bytes=CACHE_BYTES // config.num_loaders)
         there, here = readers[name].spec.inventory.digest, reader.spec.inventory.digest

@@ -1,4 +1,4 @@
-"""A unit inventory: the ordered symbols of a level. A unit's id is its place in the order."""
+"""The levels of the hierarchy, and a level's inventory: its ordered symbols. A unit's id is its place in the order."""
 
 import json
 from dataclasses import dataclass
@@ -8,6 +8,15 @@ from typing import Any
 
 from hkd.errors import UserError
 from hkd.files import digest_of, write_json
+
+SENONE = "senone"  # tied states of context-dependent phones
+MONOPHONE = "monophone"
+CHARACTER = "character"
+SUBWORD = "subword"
+
+LEVELS = (SENONE, MONOPHONE, SUBWORD)  # the hierarchy, unless more is asked for
+SPELLED = (CHARACTER, SUBWORD)  # what words are spelled in: without pronunciations, placed on frames by letters
+UNIT_LEVELS = (SENONE, MONOPHONE, CHARACTER, SUBWORD)  # all that words can be turned into
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkd.errors import UserError
-from hkd.lines import filled_lines
+from hkd.files import filled_lines
 
 BINARY_MARK = b"\0B"
 _MAX_TOKEN = 200

@@ -22,10 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkd.errors import UserError
-from hkd.files import digest_of, digest_of_file
-from hkd.lines import numbered_lines
-from hkd.units.inventory import UnitInventory
-from hkd.units.level import MONOPHONE
+from hkd.files import digest_of, digest_of_file, numbered_lines
+from hkd.units.inventory import MONOPHONE, UnitInventory
 from hkd.units.text import words
 
 _NO_SPEECH = "sil sp spn nsn lau noise vocnoise oov gbg gar bth brth unk [sil] +nsn+ +spn+ eps"  # of any case

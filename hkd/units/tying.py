@@ -34,9 +34,8 @@ from numpy.typing import NDArray
 
 from hkd.errors import UserError
 from hkd.files import digest_of, digest_of_file, digest_of_json, write_bytes, write_json
-from hkd.units.inventory import UnitInventory
+from hkd.units.inventory import MONOPHONE, SENONE, UnitInventory
 from hkd.units.kaldi import ContextTree, parse_tree
-from hkd.units.level import MONOPHONE, SENONE
 from hkd.units.lexicon import Lexicon, folded, model_folder, phone_inventory, split_position
 
 Pronunciations = Sequence[Sequence[str]]
@@ -339,8 +338,7 @@ class TreeTying(Tying):
         if self.tree.num_senones > num_owned:
             raise UserError(
                 f"tree and acoustic model must belong together, but have {self.tree.num_senones} and {num_owned} "
-                f"senones. Give those of one "
-                "model."
+                "senones. Give those of one model."
             )
         if missing := [number for number in self.phones.values() if number not in self.places]:
             raise UserError(f"every phone must have states in the acoustic model, but phone {missing[0]} has none.")
@@ -469,8 +467,7 @@ def adopt(
         if path.exists() and not overwrite and UnitInventory.load(path).digest != inventory.digest:
             raise UserError(
                 f"{path} must not be replaced, but is of another acoustic model. Use --overwrite: label stores and LMs "
-                f"of its units are of "
-                "no use then."
+                "of its units are of no use then."
             )
     lines = [f"{word} {' '.join(phones)}\n" for word in sorted(pronunciations) for phones in pronunciations[word]]
     write_bytes(folder / LEXICON_FILE, "".join(lines).encode())

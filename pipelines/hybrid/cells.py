@@ -29,13 +29,13 @@ from hkd.corpora import prepare
 from hkd.corpora.prepare import GROUPS
 from hkd.decode.graph import HybridConfig, HybridSearch
 from hkd.decode.recogniser import Recogniser
+from hkd.errors import no_progress
 from hkd.evaluate.decoding import Decoded, EvaluateConfig, decode, features_on_disk
 from hkd.evaluate.score import score_words
 from hkd.manifest import Manifest, assign_splits, read, write
 from hkd.pipeline.recipe import Recipe, load_recipe, stages_of, write_project
 from hkd.pipeline.runner import Stage, Watcher, run_stages
 from hkd.pipeline.settings import EvaluateSettings
-from hkd.progress import no_progress
 
 HERE = Path(__file__).parent
 PIPELINES = {"prompts": HERE / "prompts.toml", "speakers": HERE.parent / "ablation" / "hybrid.toml"}

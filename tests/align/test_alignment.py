@@ -20,7 +20,7 @@ from hkd.align.alignment import (
 from hkd.errors import UserError
 from hkd.files import digest_of
 from hkd.manifest import Manifest, Utterance
-from hkd.units.level import MONOPHONE, SENONE
+from hkd.units.inventory import MONOPHONE, SENONE
 from kit.alignments import TOY_SILENCES, random_alignment, toy_inventories, write_random_alignment
 
 seeds = st.integers(0, 2**32 - 1)

@@ -15,11 +15,10 @@ from hkd.align.alignment import Alignment, pronunciations
 from hkd.align.ctc import CtcSource, TransformersCtc, best_path, word_times
 from hkd.align.files import pronounce_by
 from hkd.align.fit import FailureError, import_alignment
-from hkd.audio import write_wav
+from hkd.audio import import_torchaudio, write_wav
 from hkd.errors import HkdError, UserError
 from hkd.manifest import Manifest, Utterance
-from hkd.native import import_torchaudio
-from hkd.units.level import MONOPHONE
+from hkd.units.inventory import MONOPHONE
 from hkd.units.lexicon import Lexicon
 
 import_torchaudio()

@@ -13,7 +13,7 @@ from hkd.align.files import CtmSource, read_ctm
 from hkd.align.fit import import_alignment
 from hkd.errors import HkdError, UserError
 from hkd.manifest import Manifest, Utterance
-from hkd.units.level import MONOPHONE
+from hkd.units.inventory import MONOPHONE
 
 WORDS = """;; by Kaldi's steps/get_train_ctm.sh
 u1 1 0.100 0.300 HELLO 1.00
@@ -277,8 +277,7 @@ def test_sides_are_never_mixed(tmp_path: Path) -> None:
     assert report.kept == 1
     assert report.failed == {
         "mixed": f"{words} has the sides A, B of 'rec', but the manifest names no channel: give it a channel (from 0), "
-        "or name the CTM's "
-        "lines by utterance",
+        "or name the CTM's lines by utterance",
         "third": f"{words} has the sides A, B of 'rec', but its channel 2 (from 0) is none of them: "
         "sides are A, B ... or 1, 2 ...",
     }

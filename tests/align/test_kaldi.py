@@ -16,8 +16,8 @@ from hkd.align.alignment import Alignment, aligned_to_units
 from hkd.align.fit import ImportConfig, import_alignment
 from hkd.align.kaldi import KaldiSource, read_model
 from hkd.errors import HkdError, UserError
+from hkd.units.inventory import MONOPHONE, SENONE
 from hkd.units.kaldi import read_integer_vectors
-from hkd.units.level import MONOPHONE, SENONE
 from hkd.units.lexicon import Lexicon, split_position
 
 GOLDEN = Path(__file__).parent.parent / "golden"

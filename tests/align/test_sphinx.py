@@ -12,9 +12,9 @@ from hkd.align.sphinx import SphinxAligner, SphinxConfig, align_manifest, model_
 from hkd.audio import probe, read_audio, to_int16, write_wav
 from hkd.errors import HkdError, UserError
 from hkd.manifest import Manifest, Utterance
-from hkd.testing.corpus import synthesise
+from hkd.testing.teachers import synthesise
 from hkd.timebase import samples_to_frames
-from hkd.units.level import MONOPHONE, SENONE
+from hkd.units.inventory import MONOPHONE, SENONE
 from hkd.units.lexicon import Lexicon, model_folder
 from hkd.units.sequences import Units
 from hkd.units.text import words

@@ -14,7 +14,7 @@ from hkd.align.files import MfaSource, read_textgrid
 from hkd.align.fit import ImportConfig, import_alignment
 from hkd.errors import HkdError, UserError
 from hkd.manifest import Manifest, Utterance
-from hkd.units.level import MONOPHONE
+from hkd.units.inventory import MONOPHONE
 
 WORDS = [(0.0, 0.11, ""), (0.11, 0.43, "the"), (0.43, 0.95, "<unk>"), (0.95, 1.02, ""), (1.02, 1.5, "cat's")]
 PHONES = [

@@ -10,7 +10,7 @@ from hkd.align.files import FOLD_61, PHONES_39, TimitSource, folded_dictionary
 from hkd.align.fit import import_alignment
 from hkd.errors import HkdError, UserError
 from hkd.manifest import Manifest, Utterance
-from hkd.units.level import MONOPHONE
+from hkd.units.inventory import MONOPHONE
 from hkd.units.lexicon import Lexicon
 from kit.files import write_files
 

@@ -104,7 +104,7 @@ def test_elsewhere_one_line_says_what_to_do(tmp_path: Path, words: list[str], co
 
 
 def test_ctrl_c_ends_in_130_and_says_how_to_go_on(tmp_path: Path):
-    program = "from hkd.cli import main, data\nimport typer\n"
+    program = "from hkd.cli import main, corpora\nimport typer\n"
     program += "def stop() -> None:\n    raise KeyboardInterrupt\n"
     program += "main.app.command('stop')(stop)\nmain.app(['stop'])\n"
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60)

@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 
 from hkd.cli.main import app
 from hkd.corpora import cards
+from hkd.files import to_toml
 from hkd.manifest import read
-from hkd.toml import to_toml
 from kit.broken import Case, only_line
 from kit.files import tar_of, write_files
 

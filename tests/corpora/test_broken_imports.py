@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from hkd.lines import MAX_LINE_BYTES
+from hkd.files import MAX_LINE_BYTES
 from kit.broken import WAV, Case, check_table
 
 KALDI = {"in/wav.scp": b"r1 a.wav\nr2 a.wav\n", "in/text": b"r1 A\nr2 B\n", "in/a.wav": WAV}

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hkd.lines import MAX_LINE_BYTES
+from hkd.files import MAX_LINE_BYTES
 from kit.broken import WAV, Case, check_table, rate, row
 from kit.files import sound
 

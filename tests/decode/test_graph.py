@@ -19,9 +19,8 @@ from hkd.decode.graph import (
     open_graph,
 )
 from hkd.errors import UserError
-from hkd.units.inventory import UnitInventory
+from hkd.units.inventory import SENONE, UnitInventory
 from hkd.units.kaldi import PDF_CLASS, ContextTree, Leaf, Split, Table
-from hkd.units.level import SENONE
 from hkd.units.lexicon import Lexicon
 from hkd.units.tying import StateTying, TreeTying, Tying
 

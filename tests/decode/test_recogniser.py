@@ -19,7 +19,7 @@ from hkd.pretrained import choose_device
 from hkd.student.config import EncoderConfig, StudentConfig
 from hkd.student.export import save_student
 from hkd.student.model import Student
-from hkd.units.level import SUBWORD
+from hkd.units.inventory import SUBWORD
 from hkd.units.sequences import Units
 
 

@@ -8,16 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from hkd.decode.ctc import BeamConfig, greedy_ctc
+from hkd.decode.ctc import BeamConfig, Search, SearchConfig, greedy_ctc
 from hkd.decode.lm import ArpaLm, TeacherLm
-from hkd.decode.search import Search, SearchConfig
 from hkd.errors import UserError
 from hkd.sparse import TopK
 from hkd.teachers.base import TeacherInfo
-from hkd.testing.corpus import tiny_sentences
+from hkd.testing.teachers import tiny_sentences
 from hkd.topk import select_topk
 from hkd.units.inventory import UnitInventory
-from hkd.units.subword import SubwordModel, train_subwords
+from hkd.units.sequences import SubwordModel, train_subwords
 from hkd.units.text import words
 
 SENTENCES = [" ".join(words(s)) for s in tiny_sentences(40)]

@@ -21,7 +21,7 @@ from hkd.evaluate.run import evaluate
 from hkd.files import write_bytes, write_json
 from hkd.manifest import read as read_manifest
 from hkd.student.config import EncoderConfig
-from hkd.testing.corpus import prepare_folder, tiny_corpus
+from hkd.testing.teachers import prepare_folder, tiny_corpus
 from hkd.train.config import TrainConfig, TrainLoopConfig
 from hkd.train.run import train
 from hkd.units.text import words

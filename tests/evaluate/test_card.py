@@ -12,9 +12,9 @@ import pytest
 from typer.testing import CliRunner
 
 from hkd.cli.main import app
+from hkd.decode.ctc import SearchConfig
 from hkd.decode.graph import HybridConfig
 from hkd.decode.recogniser import Recogniser
-from hkd.decode.search import SearchConfig
 from hkd.errors import UserError
 from hkd.evaluate.card import model_card, write_card
 from hkd.evaluate.decoding import EvaluateConfig

@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 
 from hkd.cli.evaluate import model_folder, run_folders
 from hkd.cli.main import app
+from hkd.decode.ctc import SearchConfig
 from hkd.decode.graph import HybridConfig
 from hkd.decode.recogniser import Recogniser
-from hkd.decode.search import SearchConfig
 from hkd.errors import UserError
 from hkd.student.export import load_student, save_student
 

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 
 from hkd.align.alignment import Alignment
-from hkd.decode.ctc import BeamConfig
+from hkd.decode.ctc import BeamConfig, SearchConfig
 from hkd.decode.graph import HybridConfig
 from hkd.decode.recogniser import Recogniser
-from hkd.decode.search import SearchConfig
 from hkd.errors import UserError
 from hkd.evaluate.decoding import ARK, SCP, EvaluateConfig, tune, write_likelihoods
 from hkd.evaluate.result import n_best_path, read_result, result_paths

@@ -37,7 +37,7 @@ from hkd.stream.join import Join, JoinedStore
 from hkd.student.config import config_from_json
 from hkd.student.model import Student
 from hkd.topk import select_topk
-from hkd.units.subword import SubwordModel
+from hkd.units.sequences import SubwordModel
 from hkd.units.text import words
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hkd.decode.search import SearchConfig
+from hkd.decode.ctc import SearchConfig
 from hkd.errors import UserError
 from hkd.evaluate.decoding import EvaluateConfig
 from hkd.evaluate.heads import MAIN

@@ -27,8 +27,7 @@ PHONES_39 = frozenset(TIMIT_39)
 
 TIMIT_61 = (  # noqa: SIM905
     "iy ih eh ey ae aa aw ay ah ao oy ow uh uw ux er ax ix axr ax-h jh ch b d g p t k dx s sh z zh f th v dh m n ng em "
-    "nx en eng "
-    "l r w y hh hv el bcl dcl gcl pcl tcl kcl q pau epi h#"
+    "nx en eng l r w y hh hv el bcl dcl gcl pcl tcl kcl q pau epi h#"
 ).split()
 CMU_39 = (  # noqa: SIM905
     "AA AE AH AO AW AY B CH D DH EH ER EY F G HH IH IY JH K L M N NG OW OY P R S SH T TH UH UW V W Y Z ZH"

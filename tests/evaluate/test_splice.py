@@ -12,7 +12,7 @@ from hkd.align.alignment import Alignment
 from hkd.audio import read_audio
 from hkd.cli.main import app
 from hkd.errors import UserError
-from hkd.evaluate.splice import EDGE_S, PAUSE_S, splice
+from hkd.evaluate.decoding import EDGE_S, PAUSE_S, splice
 from hkd.manifest import Manifest, read
 from hkd.timebase import SAMPLE_RATE_HZ
 from hkd.units.text import words

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hkd.errors import UserError
-from hkd.features.augment import (
+from hkd.features.fbank import (
     NO_AUGMENTATION,
     AugmentConfig,
     add_noise,

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from hkd.audio import import_torchaudio
 from hkd.errors import UserError
 from hkd.features.fbank import FrontEnd, log_mel
-from hkd.native import import_torchaudio
 from hkd.timebase import samples_to_frames
 
 import_torchaudio()

@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from hkd.audio import import_torchaudio
 from hkd.errors import UserError
 from hkd.features.fbank import FrontEnd
 from hkd.features.pretrained import Upstream
-from hkd.native import import_torchaudio
 from kit.encoders import tiny_encoder
 
 import_torchaudio()

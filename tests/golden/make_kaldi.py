@@ -26,11 +26,10 @@ import torch
 
 from hkd import manifest
 from hkd.align.alignment import Alignment, aligned_to_units
-from hkd.audio import read_audio
-from hkd.native import import_torchaudio
-from hkd.testing.corpus import prepare_folder, tiny_corpus
+from hkd.audio import import_torchaudio, read_audio
+from hkd.testing.teachers import prepare_folder, tiny_corpus
+from hkd.units.inventory import MONOPHONE
 from hkd.units.kaldi import ContextTree, Leaf, Node, Split, Table
-from hkd.units.level import MONOPHONE
 from hkd.units.lexicon import Lexicon, split_position
 from hkd.units.text import words
 

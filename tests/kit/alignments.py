@@ -8,8 +8,7 @@ from numpy.typing import NDArray
 
 from hkd.align.alignment import Alignment, Tier, UtteranceAlignment, write_alignment
 from hkd.manifest import Manifest
-from hkd.units.inventory import UnitInventory
-from hkd.units.level import MONOPHONE, SENONE
+from hkd.units.inventory import MONOPHONE, SENONE, UnitInventory
 from hkd.units.text import words
 
 NUM_STATES = 3

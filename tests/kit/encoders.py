@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from hkd.native import import_torchaudio
+from hkd.audio import import_torchaudio
 
 CONVOLUTIONAL: dict[str, Any] = {
     "hidden_size": 16,

@@ -18,8 +18,7 @@ from hkd.labels.format import StoreSpec, UtteranceLabels
 from hkd.labels.store import LabelReader
 from hkd.labels.writer import LabelWriter
 from hkd.sparse import TopK
-from hkd.units.inventory import UnitInventory
-from hkd.units.level import LEVELS, SUBWORD
+from hkd.units.inventory import LEVELS, SUBWORD, UnitInventory
 from hkd.units.sequences import Units
 from hkd.units.text import text_digest, words
 

@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hkd.errors import UserError
+from hkd.errors import Progress, UserError
 from hkd.files import write_bytes
 from hkd.pipeline.runner import PipelineReport, Stage, linked, run_stages
-from hkd.progress import Progress
 
 
 def count(folder: Path, settings: Mapping[str, Any], progress: Progress) -> str:

@@ -16,12 +16,11 @@ from hkd.labelling.lm import LmConfig, LmLoopConfig, train_lm
 from hkd.labels.store import LabelReader
 from hkd.stream.join import Join
 from hkd.teachers.cloze import UnitLmSizes
-from hkd.testing.corpus import tiny_sentences
+from hkd.testing.teachers import tiny_sentences
 from hkd.train.config import TrainConfig
 from hkd.train.run import train
-from hkd.units.level import CHARACTER
-from hkd.units.sequences import Units
-from hkd.units.subword import SubwordModel
+from hkd.units.inventory import CHARACTER
+from hkd.units.sequences import SubwordModel, Units
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from hkd.manifest import Manifest, Utterance
 from hkd.teachers.base import Sentence, Teacher
 from hkd.teachers.cloze import UnitLmSizes
 from hkd.teachers.unit_lm import CrossFitTeacher, load_unit_lm
-from hkd.testing.corpus import tiny_sentences
+from hkd.testing.teachers import tiny_sentences
 from hkd.units.sequences import Units, train_units
 from hkd.units.text import text_digest, words
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from hkd.labelling.ngram import figures, sample, summed, train_ngram, unigram, unigram_figures
+from hkd.teachers.cloze import SenoneMap
 from hkd.teachers.ngram import load_ngram
-from hkd.teachers.unit_lm_senones import SenoneMap
 from hkd.units.inventory import UnitInventory
 
 SENONES = SenoneMap(phone_of_V=np.array([0, 0, 1, 1]), state_of_V=np.array([0, 1, 0, 1]))

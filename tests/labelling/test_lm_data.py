@@ -12,7 +12,7 @@ from hkd.labelling import lm_data
 from hkd.labelling.lm_data import Corpus, TokenCache, cache_text, cut, folds_of, is_held_out, read_lines
 from hkd.manifest import Manifest, Utterance
 from hkd.teachers import unit_lm
-from hkd.testing.corpus import tiny_sentences
+from hkd.testing.teachers import tiny_sentences
 from hkd.units.text import text_digest, words
 
 LINES = tiny_sentences(300)

@@ -15,10 +15,10 @@ from hkd.cli.main import app
 from hkd.corpora import Report
 from hkd.errors import UserError
 from hkd.labelling.dump import DumpConfig, DumpJob, execute
-from hkd.labelling.sentences import SentencesConfig, prepare_sentences
+from hkd.labelling.lm_data import SentencesConfig, prepare_sentences
 from hkd.labels.store import LabelReader
 from hkd.manifest import Manifest, Utterance
-from hkd.testing.corpus import tiny_sentences
+from hkd.testing.teachers import tiny_sentences
 from hkd.units.sequences import Units
 from hkd.units.text import text_digest, words
 

@@ -13,7 +13,7 @@ from hkd.errors import UserError
 from hkd.labelling.tie import TieConfig, tie
 from hkd.train.config import TrainConfig
 from hkd.train.data import open_data
-from hkd.units.level import CHARACTER, MONOPHONE, SENONE, SUBWORD
+from hkd.units.inventory import CHARACTER, MONOPHONE, SENONE, SUBWORD
 from hkd.units.sequences import Units
 from hkd.units.tying import PhoneTying, adopt
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hkd.errors import UserError
 from hkd.labels.format import UtteranceLabels
 from hkd.labels.ops import average, average_rows, summed
+from hkd.labels.share import verify
 from hkd.labels.store import LabelReader
-from hkd.labels.verify import verify
 from hkd.sparse import TopK
 from hkd.testing.store import random_rows, spec_for, write_store
 

@@ -14,8 +14,8 @@ from hkd.errors import HkdError, UserError
 from hkd.labels.codec import decode, encode, gather, layout
 from hkd.labels.format import CODECS, Codec, StoreSpec
 from hkd.labels.ops import convert
+from hkd.labels.share import verify
 from hkd.labels.store import LabelReader
-from hkd.labels.verify import verify
 from hkd.sparse import TopK
 from hkd.testing.store import files_of, logps, random_rows, random_topk, same_rows, spec_for, specs, write_store
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from hkd.errors import UserError
 from hkd.labels.ops import export_parquet, merge, subset
+from hkd.labels.share import verify
 from hkd.labels.store import LabelReader
-from hkd.labels.verify import verify
 from hkd.testing.store import files_of, random_rows, spec_for, specs, write_store
 
 

@@ -11,7 +11,7 @@ from hkd.labels.ops import compare, folded, kl
 from hkd.labels.store import LabelReader
 from hkd.sparse import TopK
 from hkd.testing.store import inventory, random_rows, random_topk, spec_for, write_store
-from hkd.units.level import MONOPHONE, SENONE
+from hkd.units.inventory import MONOPHONE, SENONE
 from hkd.units.tying import StateTying
 from kit.labelled import label_folder
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hkd.labels.share import verify
 from hkd.labels.store import LabelReader
-from hkd.labels.verify import verify
 from hkd.testing.store import random_rows, same_rows, spec_for, write_store
 
 ROOT = Path(__file__).parents[2]

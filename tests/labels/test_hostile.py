@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 
 from hkd.errors import HkdError
 from hkd.labels import format as files
+from hkd.labels.share import repair, verify
 from hkd.labels.store import LabelReader, open_stores
-from hkd.labels.verify import repair, verify
 from hkd.testing.store import random_rows, spec_for, write_store
 
 EXAMPLES = int(os.environ.get("HKD_FUZZ", "40"))

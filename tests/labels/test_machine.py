@@ -12,8 +12,8 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 
 from hkd.errors import HkdError
 from hkd.labels import format as files
+from hkd.labels.share import repair, verify
 from hkd.labels.store import LabelReader
-from hkd.labels.verify import repair, verify
 from hkd.labels.writer import LabelWriter
 from hkd.testing.store import random_rows, same_rows, spec_for
 

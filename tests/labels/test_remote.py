@@ -14,8 +14,8 @@ from s3fs import S3FileSystem
 
 from hkd.errors import HkdError, UserError
 from hkd.labels.ops import compare, convert, merge, subset
+from hkd.labels.share import repair, verify
 from hkd.labels.store import LabelReader, open_stores, store_folders
-from hkd.labels.verify import repair, verify
 from hkd.labels.writer import LabelWriter
 from hkd.remote import Remote
 from hkd.testing.store import files_of, random_rows, spec_for, write_store

@@ -16,8 +16,8 @@ import torch
 from hkd.errors import HkdError, UserError
 from hkd.labels import format as files
 from hkd.labels.card import figures, merge, quality_of
+from hkd.labels.share import repair, verify
 from hkd.labels.store import LabelReader, open_stores, store_folders
-from hkd.labels.verify import repair, verify
 from hkd.labels.writer import LabelWriter
 from hkd.sparse import TopK
 from hkd.testing.store import files_of, inventory, random_rows, random_topk, spec_for, write_store

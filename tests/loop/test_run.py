@@ -16,7 +16,7 @@ import torch
 
 from hkd.errors import HkdError, UserError
 from hkd.loop import LoopConfig, fit, learning_rate
-from hkd.loop.record import steps_done
+from hkd.loop.checkpoint import steps_done
 from hkd.loop.run import ENGINES
 from kit.workers import two_processes
 

@@ -7,12 +7,11 @@ import pytest
 
 from hkd.align.alignment import Alignment
 from hkd.align.sphinx import SphinxConfig
-from hkd.errors import UserError
+from hkd.errors import UserError, no_progress
 from hkd.pipeline.recipe import load_recipe, merged_settings, stages_of, write_project
 from hkd.pipeline.settings import TOOLS, WHO_LABELS, Aligner, ToolConfig, aligner_of
 from hkd.pipeline.stages import run_align, run_units
-from hkd.progress import no_progress
-from hkd.units.level import MONOPHONE, SENONE
+from hkd.units.inventory import MONOPHONE, SENONE
 from hkd.units.sequences import Units
 from kit.files import write_files
 

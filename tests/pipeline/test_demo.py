@@ -18,11 +18,10 @@ from hkd import manifest as manifests
 from hkd.cli.run import heard
 from hkd.config import parse_overrides, read_toml
 from hkd.errors import UserError
-from hkd.files import shipped
+from hkd.files import shipped, to_toml
 from hkd.labels.folder import store_folder
 from hkd.labels.store import LabelReader
 from hkd.pipeline.recipe import load_recipe, stages_of
-from hkd.toml import to_toml
 from hkd.units.tying import load_tying
 
 # what others start from

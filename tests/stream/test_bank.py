@@ -7,7 +7,7 @@ import pytest
 
 from hkd.align.alignment import Tier, UtteranceAlignment
 from hkd.errors import UserError
-from hkd.stream.bank import EDGE, LEAST, SILENCE, Bank, Segments, cut, pauses
+from hkd.stream.text import EDGE, LEAST, SILENCE, Bank, Segments, cut, pauses
 
 
 def row(units: list[int], starts: list[int], words: list[int], word_starts: list[int]) -> UtteranceAlignment:

@@ -22,7 +22,7 @@ from hkd.manifest import Manifest, Utterance
 from hkd.stream.join import Join, measure, place
 from hkd.timebase import num_encoder_frames, retime
 from hkd.units.inventory import UnitInventory
-from hkd.units.subword import SubwordModel
+from hkd.units.sequences import SubwordModel
 from hkd.units.text import text_digest, words
 from kit.labelled import label_folder
 

@@ -9,13 +9,13 @@ import torch
 
 from hkd import manifest as manifests
 from hkd.align.alignment import Alignment
-from hkd.features.augment import AugmentConfig, draw_speed, generator
 from hkd.features.cache import FeatureSource
+from hkd.features.fbank import AugmentConfig, draw_speed, generator
 from hkd.labels.store import open_stores
 from hkd.stream.join import Join
 from hkd.stream.loader import Batch, BatchMaker, BatchPlan, Shares, batches
 from hkd.timebase import num_encoder_frames, retime
-from hkd.units.subword import SubwordModel
+from hkd.units.sequences import SubwordModel
 
 
 @pytest.fixture(scope="module")

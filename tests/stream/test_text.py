@@ -11,11 +11,10 @@ from hkd import manifest as manifests
 from hkd.align.alignment import Alignment
 from hkd.labels.store import open_stores
 from hkd.manifest import Manifest, Utterance
-from hkd.stream.bank import EDGE, SILENCE, Bank, Segments
 from hkd.stream.join import Join
 from hkd.stream.loader import BatchPlan, Shares
-from hkd.stream.text import SpeechAndText, TextBatch, TextMaker, TextShares, encode
-from hkd.units.level import SUBWORD
+from hkd.stream.text import EDGE, SILENCE, Bank, Segments, SpeechAndText, TextBatch, TextMaker, TextShares, encode
+from hkd.units.inventory import SUBWORD
 from hkd.units.sequences import Units
 from kit.labelled import label_folder
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from hkd.audio import import_torchaudio
 from hkd.errors import HkdError, UserError
-from hkd.native import import_torchaudio
 from hkd.student.config import (
     EncoderConfig,
     HeadConfig,
@@ -19,9 +19,9 @@ from hkd.student.config import (
     config_from_json,
     config_to_json,
 )
+from hkd.student.encoder import SpeechEncoder, load_pretrained, open_speech_encoder, save_pretrained
 from hkd.student.export import load_student, save_student, write_onnx
 from hkd.student.model import Student, describe
-from hkd.student.speech_encoder import SpeechEncoder, load_pretrained, open_speech_encoder, save_pretrained
 from hkd.units.inventory import UnitInventory
 from kit.encoders import tiny_encoder
 

@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from hkd.errors import UserError
-from hkd.teachers.cloze import UnitLmSizes, collate, make_unit_lm
-from hkd.teachers.unit_lm_senones import SenoneMap
+from hkd.teachers.cloze import SenoneMap, UnitLmSizes, collate, make_unit_lm
 
 SIZES = UnitLmSizes(width=16, num_layers=2, dropout=0.3)
 NUM_UNITS = 9

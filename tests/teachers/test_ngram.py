@@ -14,9 +14,9 @@ import pytest
 from hkd.arpa import read_arpa
 from hkd.errors import UserError
 from hkd.teachers.base import Sentence
+from hkd.teachers.cloze import SenoneCounts, SenoneMap, neighbours
 from hkd.teachers.load import load_teacher
 from hkd.teachers.ngram import load_ngram, ngram_over, phone_trigram
-from hkd.teachers.unit_lm_senones import SenoneCounts, SenoneMap, neighbours
 from hkd.units.inventory import UnitInventory
 
 SYMBOLS = ("a", "b", "c", "d", "e")

@@ -18,7 +18,7 @@ from hkd.teachers.projected import ProjectedTeacher
 from hkd.teachers.transformer import CausalTeacher
 from hkd.testing.teachers import WORDS, library
 from hkd.units.inventory import UnitInventory
-from hkd.units.subword import SubwordModel, train_subwords
+from hkd.units.sequences import SubwordModel, train_subwords
 from hkd.units.text import words
 
 TEXTS = ["ab abba baab aab bab abab b a aa babba", "abba ab'a bab b ba aba", "aab bb bba a'b a'ba"]

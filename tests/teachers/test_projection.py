@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hkd.teachers.projection import StudentPieces, TokenMap, spoken, token_texts
-from hkd.units.subword import SubwordModel, train_subwords
+from hkd.units.sequences import SubwordModel, train_subwords
 from hkd.units.text import words
 
 LETTERS = "ab'"

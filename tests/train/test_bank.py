@@ -15,9 +15,10 @@ from hkd.errors import UserError
 from hkd.features.cache import FeatureSource
 from hkd.loop.checkpoint import load_model_tensors
 from hkd.manifest import Utterance
-from hkd.stream.bank import Bank, cut
+from hkd.stream.text import Bank, cut
 from hkd.student.model import Student
-from hkd.train.bank import BankConfig, BankReport, deal, low_part, make_bank
+from hkd.train.bank import BankConfig, BankReport, deal, make_bank
+from hkd.train.text import low_part
 from kit.runs import config_of, inputs, opened
 
 SETTINGS = {"condition": ["senone", "monophone"], "taps": {"monophone": 1}, "slots": {"senone": 2}}

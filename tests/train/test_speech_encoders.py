@@ -10,13 +10,12 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from hkd import manifest as manifests
-from hkd.audio import read_audio
+from hkd.audio import import_torchaudio, read_audio
 from hkd.config import merge
 from hkd.decode.recogniser import Recogniser
 from hkd.errors import UserError
 from hkd.evaluate.run import evaluate
-from hkd.native import import_torchaudio
-from hkd.student.speech_encoder import SpeechEncoder
+from hkd.student.encoder import SpeechEncoder
 from hkd.train.data import open_data, show_data
 from hkd.train.run import export_run, load_run
 from kit.encoders import tiny_encoder

@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from hkd.errors import HkdError, MissingPackageError, UserError
 from hkd.features.cache import portable, raised
+from hkd.files import to_toml
 from hkd.labels.format import DamagedShardError
-from hkd.toml import to_toml
 
 SCRIPT = (
     "import multiprocessing, sys; multiprocessing.set_start_method(sys.argv.pop(1)); from hkd.cli.main import main; "

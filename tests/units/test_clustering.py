@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from hkd.units.clustering import Statistics, grow_tree, log_likelihood, phone_questions
+from hkd.labelling.tie import Statistics, grow_tree, log_likelihood, phone_questions
 from hkd.units.kaldi import parse_tree
 
 VOWELS, CONSONANTS, SILENCE = (2, 3, 4), (5, 6, 7, 8), 1

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from hkd.errors import UserError
-from hkd.testing.corpus import tiny_sentences
-from hkd.units.inventory import UnitInventory
-from hkd.units.level import CHARACTER, MONOPHONE, SENONE, SUBWORD, UNIT_LEVELS
+from hkd.testing.teachers import tiny_sentences
+from hkd.units.inventory import CHARACTER, MONOPHONE, SENONE, SUBWORD, UNIT_LEVELS, UnitInventory
 from hkd.units.sequences import Units, UnitsConfig, train_units
 
 TEXTS = tiny_sentences(40)

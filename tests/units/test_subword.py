@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hkd.errors import UserError
-from hkd.testing.corpus import tiny_sentences
+from hkd.testing.teachers import tiny_sentences
 from hkd.units.inventory import UnitInventory
-from hkd.units.subword import SubwordModel, letters_per_unit, train_subwords
+from hkd.units.sequences import SubwordModel, letters_per_unit, train_subwords
 
 TEXTS = tiny_sentences(60)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from hkd.errors import UserError
-from hkd.units.level import MONOPHONE, SENONE
+from hkd.units.inventory import MONOPHONE, SENONE
 from hkd.units.lexicon import model_folder
 from hkd.units.tying import WORD_BEGIN, WORD_END, WORD_INTERNAL, WORD_SINGLE, ModelDefinition, StateTying, read_mdef
 
