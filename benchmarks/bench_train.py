@@ -32,7 +32,7 @@ from hkd.config import build, merge
 from hkd.stream.loader import BatchPlan
 from hkd.testing.teachers import prepare_folder, tiny_corpus
 from hkd.train.config import TrainConfig
-from hkd.train.data import Data, open_data
+from hkd.train.data import TrainingData, open_data
 from hkd.train.run import StudentTask, make_task
 from hkd.units.inventory import UnitInventory
 
@@ -83,7 +83,7 @@ class Timer:
         return timed
 
 
-def opened(project: Path, settings: dict[str, Any]) -> Data:
+def opened(project: Path, settings: dict[str, Any]) -> TrainingData:
     """The inputs of a run."""
     return open_data(
         build(TrainConfig, settings, where="bench"), manifest=project / "manifest.jsonl", units=project / "units",
@@ -91,7 +91,7 @@ def opened(project: Path, settings: dict[str, Any]) -> Data:
     )  # fmt: skip
 
 
-def as_wide(data: Data, other: Data) -> Data:
+def as_wide(data: TrainingData, other: TrainingData) -> TrainingData:
     """The same with heads as wide as the other's at their levels, where those are wider."""
     width = {head.level: head.num_units for head in other.plan.student.heads}
     heads = tuple(replace(head, num_units=max(head.num_units, width[head.level])) for head in data.plan.student.heads)
@@ -101,7 +101,7 @@ def as_wide(data: Data, other: Data) -> Data:
 class Variant:
     """One student in training."""
 
-    def __init__(self, data: Data, device: torch.device, precision: str, clock: Callable[[], float]) -> None:
+    def __init__(self, data: TrainingData, device: torch.device, precision: str, clock: Callable[[], float]) -> None:
         config = data.config
         frames = [data.frames[u.id] for u in data.train]
         self.plan = BatchPlan(frames, batch_frames=config.batch_seconds * 100, seed=0)

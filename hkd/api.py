@@ -25,7 +25,7 @@ from hkd import __version__
 from hkd import manifest as manifests
 from hkd.align.alignment import Alignment, aligned_to_units, sequence_digest
 from hkd.audio import read_audio as read_audio
-from hkd.config import Project as Settings
+from hkd.config import ProjectSettings as Settings
 from hkd.errors import UserError
 from hkd.labels.format import LabelBlock, StoreSpec, UtteranceLabels
 from hkd.labels.store import LabelReader, store_folders

@@ -216,12 +216,12 @@ class _Part:
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
 
-    def __get__(self, project: "Project", owner: type) -> Path:
+    def __get__(self, project: "ProjectSettings", owner: type) -> Path:
         return project.path(self._name)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Project:
+class ProjectSettings:
     """A working folder: where its parts lie, and the tables of its `hkd.toml`."""
 
     folder: Path
@@ -235,7 +235,7 @@ class Project:
     runs = _Part()  # the folder of the training runs
 
     @classmethod
-    def load(cls, folder: Path) -> "Project":
+    def load(cls, folder: Path) -> "ProjectSettings":
         """Read `folder`/hkd.toml where there is one, and take its table [normalisation] for the words of all texts from
         now on.
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkd.align.files import Interval, Pronounce, words_alone
-from hkd.align.fit import FailureError, Foreign, Reading, Source
+from hkd.align.fit import AlignmentLoader, FailureError, Source, ToolAlignment
 from hkd.audio import read_audio
 from hkd.errors import first_line
 from hkd.files import digest_of, digest_of_file
@@ -119,7 +119,7 @@ class CtcSource(Source):
         phones = None if self._pronounce is None else "lexicon"
         return {"name": "ctc", "model": self._model.identity, "phones": phones, "min_score": self._min_score}
 
-    def read(self, manifest: Manifest) -> Iterator[tuple[str, Reading]]:
+    def read(self, manifest: Manifest) -> Iterator[tuple[str, AlignmentLoader]]:
         """In the manifest's order."""
         yield from ((utterance.id, partial(self._utterance, utterance)) for utterance in manifest)
         if left_out := self._model.left_out:
@@ -128,7 +128,7 @@ class CtcSource(Source):
                 f"the model has no unit for {len(left_out)} letters, which words are aligned without: {letters}",
             )
 
-    def _utterance(self, utterance: Utterance) -> Foreign:
+    def _utterance(self, utterance: Utterance) -> ToolAlignment:
         spoken = words(utterance.text)
         if not spoken:
             raise FailureError("the transcript has no words")

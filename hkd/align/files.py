@@ -33,10 +33,10 @@ from hkd.align.fit import (
     NO_UTTERANCE,
     NOISE,
     UNKNOWN_WORDS,
+    AlignmentLoader,
     FailureError,
-    Foreign,
-    Reading,
     Source,
+    ToolAlignment,
     pieces,
     refused,
     samples_of,
@@ -181,7 +181,7 @@ class MfaSource(Source):
         parts = [part for path in self._paths for part in (str(path.relative_to(self._root)), digest_of_file(path))]
         return {"name": "mfa", "files": digest_of(parts), "phones": self.phones and digest_of(self.phones)}
 
-    def read(self, manifest: Manifest) -> Iterator[tuple[str, Reading]]:
+    def read(self, manifest: Manifest) -> Iterator[tuple[str, AlignmentLoader]]:
         """File by file the utterances that it holds."""
         of_path, ambiguous = _match(self._paths, self._root, manifest)
         yield from ambiguous
@@ -199,7 +199,7 @@ class MfaSource(Source):
                 yield utterance.id, partial(_from_grid, grid, utterance, cut=len(mine) > 1 or utterance.offset > 0)
 
 
-def _from_grid(grid: TextGrid, utterance: Utterance, *, cut: bool) -> Foreign:
+def _from_grid(grid: TextGrid, utterance: Utterance, *, cut: bool) -> ToolAlignment:
     spoken, phones = _tiers(grid, utterance)
     start, stop = 0.0, float("inf")
     if cut:
@@ -209,7 +209,7 @@ def _from_grid(grid: TextGrid, utterance: Utterance, *, cut: bool) -> Foreign:
 
 def _match(
     paths: Sequence[Path], root: Path, manifest: Manifest
-) -> tuple[dict[Path, list[Utterance]], list[tuple[str, Reading]]]:
+) -> tuple[dict[Path, list[Utterance]], list[tuple[str, AlignmentLoader]]]:
     """Which utterances each file holds: by id, else by the audio file's name, with as many of its folders as tell files
     apart."""
     by_stem: dict[str, list[Path]] = defaultdict(list)
@@ -406,7 +406,7 @@ class CtmSource(Source):
         )
         return {"name": "ctm", "files": digest_of_file(self._words), "phones": phones, "grid": "of the file"}
 
-    def read(self, manifest: Manifest) -> Iterator[tuple[str, Reading]]:
+    def read(self, manifest: Manifest) -> Iterator[tuple[str, AlignmentLoader]]:
         """The manifest's utterances that the files have, then what else they have."""
         spoken, phones = read_ctm(self._words), Ctm() if self._phones is None else read_ctm(self._phones)
         grid_s, first = max(spoken.grid_s, phones.grid_s), min(spoken.first, phones.first)
@@ -432,7 +432,7 @@ class CtmSource(Source):
 
     def _utterance(
         self, utterance: Utterance, spoken: Sequence[Interval], phones: Sequence[Interval], *, cut: bool, grid_s: float
-    ) -> Foreign:
+    ) -> ToolAlignment:
         offset = utterance.offset if cut else 0.0
         if cut:
             stop = offset + samples_of(utterance) / SAMPLE_RATE_HZ
@@ -448,7 +448,7 @@ class CtmSource(Source):
 
 def words_alone(
     spoken: Sequence[Interval], pronounce: Pronounce | None, *, offset_s: float = 0.0, grid_s: float | None = None
-) -> Foreign:
+) -> ToolAlignment:
     """Words with their times → pieces: words, or their phones, each with an equal share of the word's sound. Raises
     FailureError."""
     said = [row for row in lasting(spoken, "word") if not is_silent_word(row.label)]
@@ -510,12 +510,12 @@ class TimitSource(Source):
             "files": digest_of(part for path in files for part in (path.name, digest_of_file(path))),
         }
 
-    def read(self, manifest: Manifest) -> Iterator[tuple[str, Reading]]:
+    def read(self, manifest: Manifest) -> Iterator[tuple[str, AlignmentLoader]]:
         """Sentence by sentence."""
         return ((name, partial(_sentence, path)) for name, path in self._paths.items())
 
 
-def _sentence(path: Path) -> Foreign:
+def _sentence(path: Path) -> ToolAlignment:
     phones = [row._replace(label=_fold(row.label, path)) for row in read_segments(path)]
     return pieces(*phones_in_words(read_segments(_words_of(path)), phones))
 

@@ -142,7 +142,7 @@ class ImportConfig:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Foreign:
+class ToolAlignment:
     """An utterance as a tool aligned it. word_P: index into `tokens`, −1 for silence and noise; phone_P: symbols, or
     None for words alone."""
 
@@ -176,7 +176,7 @@ def pieces(
     *,
     offset_s: float = 0.0,
     grid_s: float | None = None,
-) -> Foreign:
+) -> ToolAlignment:
     """(start, stop, word, phone) in seconds → Foreign. grid_s: what times are rounded to. Raises FailureError for times
     that are no numbers."""
     times = np.array([row[:2] for row in segments], np.float64).reshape(-1, 2) - offset_s
@@ -184,7 +184,7 @@ def pieces(
         raise FailureError("a segment's time is not a finite number of seconds")
     sample_P2 = np.floor(times * SAMPLE_RATE_HZ + 0.5).astype(np.int64)
     has_phones = bool(segments) and segments[0][3] is not None
-    return Foreign(
+    return ToolAlignment(
         tokens=tuple(tokens), start_P=sample_P2[:, 0], stop_P=sample_P2[:, 1],
         word_P=np.array([row[2] for row in segments], np.int64),
         phone_P=tuple(str(row[3]) for row in segments) if has_phones else None,
@@ -193,7 +193,12 @@ def pieces(
 
 
 def fit(
-    foreign: Foreign, utterance: Utterance, *, silence: Silence, config: ImportConfig, id_of: defaultdict[str, int]
+    foreign: ToolAlignment,
+    utterance: Utterance,
+    *,
+    silence: Silence,
+    config: ImportConfig,
+    id_of: defaultdict[str, int],
 ) -> UtteranceAlignment:
     """One utterance on the grid. id_of: numbers phones as they first occur. Raises FailureError with the reason where
     it is refused."""
@@ -227,7 +232,7 @@ def _at(sample: int | np.int64) -> str:
     return f"{sample / SAMPLE_RATE_HZ:.2f} s"
 
 
-def _check(foreign: Foreign, num_samples: int, silence: Silence, config: ImportConfig) -> None:
+def _check(foreign: ToolAlignment, num_samples: int, silence: Silence, config: ImportConfig) -> None:
     """Order, overlap, end, coverage, durations."""
     start_P, stop_P = foreign.start_P, foreign.stop_P
     for at in np.flatnonzero(stop_P <= start_P):
@@ -293,7 +298,7 @@ def _pairs(tokens: Sequence[str], spoken: Sequence[str]) -> list[tuple[list[int]
     return groups
 
 
-def _in_words(foreign: Foreign, spoken: Sequence[str]) -> Foreign:
+def _in_words(foreign: ToolAlignment, spoken: Sequence[str]) -> ToolAlignment:
     """word_P as indices into the transcript's words."""
     word_P = np.full(len(foreign.word_P), -1, np.int64)
     split: dict[int, list[int]] = {}  # pieces that are several words
@@ -318,7 +323,7 @@ def _in_words(foreign: Foreign, spoken: Sequence[str]) -> Foreign:
     return _split(found, split, spoken) if split else found
 
 
-def _split(foreign: Foreign, split: Mapping[int, list[int]], spoken: Sequence[str]) -> Foreign:
+def _split(foreign: ToolAlignment, split: Mapping[int, list[int]], spoken: Sequence[str]) -> ToolAlignment:
     """Pieces that are several words of the transcript, cut in proportion to the words' letters."""
     rows: list[tuple[int, int, int]] = []
     for at, (first, last, own) in enumerate(zip(foreign.start_P, foreign.stop_P, foreign.word_P.tolist(), strict=True)):
@@ -330,7 +335,7 @@ def _split(foreign: Foreign, split: Mapping[int, list[int]], spoken: Sequence[st
     return replace(foreign, start_P=start_P, stop_P=stop_P, word_P=word_P)
 
 
-def _close(foreign: Foreign, num_samples: int, silence: Silence) -> Foreign:
+def _close(foreign: ToolAlignment, num_samples: int, silence: Silence) -> ToolAlignment:
     """Silence in the gaps; the first piece begins at 0 and the last ends with the sound. Raises FailureError for a gap
     within a word.
 
@@ -361,7 +366,7 @@ def _close(foreign: Foreign, num_samples: int, silence: Silence) -> Foreign:
         rows.append((-1, end))
     piece, begin_P = np.array(rows, np.int64).T
     is_new, old = piece < 0, np.maximum(piece, 0)
-    return Foreign(
+    return ToolAlignment(
         tokens=foreign.tokens, start_P=begin_P, stop_P=np.append(begin_P[1:], num_samples),
         word_P=np.where(is_new, -1, foreign.word_P[old]),
         phone_P=None
@@ -372,7 +377,7 @@ def _close(foreign: Foreign, num_samples: int, silence: Silence) -> Foreign:
     )  # fmt: skip
 
 
-def _on_grid(foreign: Foreign, num_samples: int) -> NDArray[np.int64]:
+def _on_grid(foreign: ToolAlignment, num_samples: int) -> NDArray[np.int64]:
     """Frame boundaries of contiguous pieces, P + 1; each piece gets a frame at least. Raises FailureError where there
     are too few."""
     num_frames = samples_to_frames(num_samples)
@@ -387,7 +392,9 @@ def _on_grid(foreign: Foreign, num_samples: int) -> NDArray[np.int64]:
 
 
 ALGORITHM = 1  # raised whenever the same files would give another alignment
-Reading = Callable[[], Foreign]  # of an utterance. Raises FailureError, or HkdError where its own files cannot be read
+AlignmentLoader = Callable[
+    [], ToolAlignment
+]  # of an utterance. Raises FailureError, or HkdError where its own files cannot be read
 
 
 class Source(ABC):
@@ -403,14 +410,14 @@ class Source(ABC):
         """What the result depends on besides the manifest: the tool's name, digests of what is read, settings."""
 
     @abstractmethod
-    def read(self, manifest: Manifest) -> Iterator[tuple[str, Reading]]:
+    def read(self, manifest: Manifest) -> Iterator[tuple[str, AlignmentLoader]]:
         """Utterances by their ids, in any order; ids that the manifest does not have too, each once."""
 
 
-def refused(error: str | HkdError) -> Reading:
+def refused(error: str | HkdError) -> AlignmentLoader:
     """The reading of an utterance that has no alignment."""
 
-    def fail() -> Foreign:
+    def fail() -> ToolAlignment:
         raise FailureError(str(error))
 
     return fail

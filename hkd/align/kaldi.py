@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkd.align.files import Ctm, lasting, read_ctm, words_at
-from hkd.align.fit import NO_UTTERANCE, FailureError, Foreign, ImportConfig, Reading, Source, samples_of
+from hkd.align.fit import NO_UTTERANCE, AlignmentLoader, FailureError, ImportConfig, Source, ToolAlignment, samples_of
 from hkd.errors import UserError
 from hkd.files import digest_of, digest_of_file
 from hkd.manifest import Manifest, Utterance
@@ -113,7 +113,7 @@ class KaldiSource(Source):
         model = digest_of([self.tying.senone_inventory.digest, self.tying.tree.to_text(), *(self.phones or ())])
         return {"name": "kaldi", "files": files, "model": model, "words_by": more, "subsampling": self._subsampling}
 
-    def read(self, manifest: Manifest) -> Iterator[tuple[str, Reading]]:
+    def read(self, manifest: Manifest) -> Iterator[tuple[str, AlignmentLoader]]:
         """In the archives' order. Raises UserError where an archive is broken or an id stands twice."""
         spoken = read_ctm(self._word_ctm) if self._word_ctm is not None else Ctm()
         by_id = {utterance.id: utterance for utterance in manifest}
@@ -127,7 +127,7 @@ class KaldiSource(Source):
                 seen[name] = path
                 yield name, partial(self._utterance, id_T, by_id[name], spoken) if name in by_id else NO_UTTERANCE
 
-    def _utterance(self, id_T: NDArray[np.int32], utterance: Utterance, spoken: Ctm) -> Foreign:
+    def _utterance(self, id_T: NDArray[np.int32], utterance: Utterance, spoken: Ctm) -> ToolAlignment:
         num_samples, name = samples_of(utterance), utterance.id
         model, shift = self._transitions, self._subsampling * HOP_SAMPLES
         try:
@@ -141,7 +141,7 @@ class KaldiSource(Source):
             )
         bound_T1 = foreign_boundaries(len(id_T), num_samples, shift_samples=shift, window_samples=WINDOW_SAMPLES)
         symbols = [self._symbol_of[int(phone)] for phone in model.phone_I[id_T[start_P]]]
-        foreign = Foreign(
+        foreign = ToolAlignment(
             tokens=(), start_P=bound_T1[start_P], stop_P=bound_T1[np.append(start_P[1:], len(id_T))],
             word_P=np.full(len(start_P), -1, np.int64), phone_P=tuple(split_position(symbol)[0] for symbol in symbols),
             begins_P=begins_P, senone_P=model.senone_I[id_T[start_P]].astype(np.int64),

@@ -21,7 +21,7 @@ from rich.progress import (
 )
 from typer import Option
 
-from hkd.config import Project, merge, parse_overrides
+from hkd.config import ProjectSettings, merge, parse_overrides
 from hkd.errors import Progress as ProgressCallback
 
 Json = Annotated[bool, Option("--json", help="The result as JSON on stdout.")]
@@ -58,9 +58,9 @@ def emit(value: Any, as_json: bool, render: Callable[[Any], str]) -> None:
     sys.stdout.flush()
 
 
-def project() -> Project:
+def project() -> ProjectSettings:
     """The project of the working directory."""
-    return Project.load(Path())
+    return ProjectSettings.load(Path())
 
 
 def given(**options: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import typer
 from typer import Argument, Option
 
 from hkd.cli.common import Json, Overwrite, Set, emit, given, progress_bar, project, say, with_options
-from hkd.config import PATHS, PROJECT_FILE, Project, build
+from hkd.config import PATHS, PROJECT_FILE, ProjectSettings, build
 from hkd.errors import UserError, check_choice
 from hkd.files import to_toml, write_bytes
 
@@ -70,7 +70,7 @@ def _prepare_text(
     from hkd import corpora
     from hkd.pipeline import stages
 
-    here = Project.load(folder)
+    here = ProjectSettings.load(folder)
     report, path = corpora.Report(), out or here.path("sentences")
     with progress_bar(f"prepare {path.name}") as progress:
         whole = stages.sentences(
@@ -172,7 +172,7 @@ def prepare(
             json_,
             lambda value: f"{value['text']}: {value['sentences']} sentences",
         )
-    here = Project.load(folder)
+    here = ProjectSettings.load(folder)
     kind = corpora.kind_of(corpus, from_)
     report = corpora.Report(skip_bad=skip_bad)
     with progress_bar(f"prepare {Path(corpus).name}") as progress:

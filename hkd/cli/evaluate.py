@@ -9,7 +9,7 @@ import typer
 from typer import Argument, Option
 
 from hkd.cli.common import Device, Json, Set, emit, given, progress_bar, project, say, with_options
-from hkd.config import Project
+from hkd.config import ProjectSettings
 from hkd.errors import HkdError, UserError, did_you_mean
 from hkd.files import write_bytes
 
@@ -122,7 +122,7 @@ def _shuffle_gap(found: "dict[Path, list[EvaluationReport]]", as_json: bool) -> 
     emit(rows, as_json, render)
 
 
-def _tune(here: Project, folders: list[Path], table: dict[str, Any], split: str, as_json: bool) -> None:
+def _tune(here: ProjectSettings, folders: list[Path], table: dict[str, Any], split: str, as_json: bool) -> None:
     """Print the tries of each run, and the best one's values as options."""
     from hkd.evaluate.decoding import as_settings
     from hkd.evaluate.decoding import tune as tune_run

@@ -14,7 +14,7 @@ import typer
 from typer import Argument, Option
 
 from hkd.cli.common import Device, Json, Overwrite, Set, emit, given, progress_bar, project, say, with_options
-from hkd.config import Project
+from hkd.config import ProjectSettings
 from hkd.errors import HkdError, UserError
 from hkd.remote import location
 from hkd.teachers.load import KINDS, check_source
@@ -88,7 +88,7 @@ def teacher_dump(
         )
 
 
-def _lm_wanted(here: Project, unit: str) -> str:
+def _lm_wanted(here: ProjectSettings, unit: str) -> str:
     trained = (
         sorted(path.name for path in here.lm.iterdir() if (path / "config.json").is_file()) if here.lm.is_dir() else []
     )

@@ -77,26 +77,26 @@ class WordLm(Protocol):
 
 
 @dataclass(slots=True)
-class Node:
+class PrefixNode:
     """A node of the prefix tree of pieces. `ahead`: the best unigram log-probability of the words below."""
 
-    children: dict[int, "Node"] = field(default_factory=dict)
+    children: dict[int, "PrefixNode"] = field(default_factory=dict)
     word: str | None = None
     ahead: float = float("-inf")
 
 
 def prefix_tree(
     words: Iterable[str], encode: Callable[[str], Sequence[int]], unigram: Callable[[str], float] = lambda _: 0.0
-) -> Node:
+) -> PrefixNode:
     """The tree of the words' pieces; words without pieces are left out."""
-    root = Node()
+    root = PrefixNode()
     for word in words:
         pieces = encode(word)
         if not len(pieces):
             continue
         path = [root]
         for piece in pieces:
-            path.append(path[-1].children.setdefault(int(piece), Node()))
+            path.append(path[-1].children.setdefault(int(piece), PrefixNode()))
         path[-1].word, logp = word, unigram(word)
         for node in path:
             node.ahead = max(node.ahead, logp)
@@ -109,7 +109,7 @@ class _State:
     for it."""
 
     lm: Any
-    node: Node | None
+    node: PrefixNode | None
     text: str
     ahead: float
 
@@ -124,7 +124,7 @@ class WordFusion:
         *,
         weight: float = 0.5,
         bonus: float = 0.0,
-        lexicon: Node | None = None,
+        lexicon: PrefixNode | None = None,
     ) -> None:
         self._lm, self._symbols, self._weight, self._bonus, self._lexicon = lm, tuple(symbols), weight, bonus, lexicon
 
@@ -370,7 +370,7 @@ class Search:
             )
         self.config, self.lm_parameters, self._subwords = config, 0, subwords
         self._words: WordLm | None = None
-        self._lexicon: Node | None = None
+        self._lexicon: PrefixNode | None = None
         self.symbols: Sequence[str] = subwords.inventory.symbols
         if lm is not None:
             self._words = self._load(lm, subwords, device)

@@ -40,7 +40,7 @@ _SMOOTH_FRAMES = 20  # of 10 ms, over which the sound's energy is averaged befor
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Seconds:
+class DecodingTimes:
     """Where the time went: processor time of all threads on a CPU, which other programs hardly change; the wall clock's
     on a GPU."""
 
@@ -53,9 +53,9 @@ class Seconds:
         """All of it."""
         return self.features + self.network + self.search
 
-    def __add__(self, other: "Seconds") -> "Seconds":
+    def __add__(self, other: "DecodingTimes") -> "DecodingTimes":
         sums = {field.name: getattr(self, field.name) + getattr(other, field.name) for field in fields(self)}
-        return Seconds(**sums)
+        return DecodingTimes(**sums)
 
 
 class Recogniser:
@@ -128,7 +128,7 @@ class Recogniser:
     @torch.no_grad()
     def logits(
         self, waves: Sequence[Wave_S], features: Sequence[Features] | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor, Seconds]:
+    ) -> tuple[torch.Tensor, torch.Tensor, DecodingTimes]:
         """logits_BTV of the main output, valid frames of each, and the time. Waves: mono, 16 kHz, at least one frame
         each.
 
@@ -143,7 +143,7 @@ class Recogniser:
         output = self.student(x_BTF.to(self.device), length_B.to(self.device))
         logits_BTV = output.logits_BTV.float().cpu()  # waits for the device, so the time is the network's
         network_s = self.clock() - begin_s - features_s
-        return logits_BTV, output.length_B.cpu(), Seconds(features=features_s, network=network_s)
+        return logits_BTV, output.length_B.cpu(), DecodingTimes(features=features_s, network=network_s)
 
     def warm_up(self) -> None:
         """Run once on silence, so that the first batch's time is not that of loading code."""

@@ -20,7 +20,7 @@ from hkd.evaluate.table import MIN_SPEAKERS
 from hkd.files import write_bytes
 from hkd.student.config import SpeechEncoderConfig
 from hkd.student.export import StudentMeta, load_student
-from hkd.student.model import Student
+from hkd.student.model import StudentModel
 from hkd.units.inventory import SENONE
 
 SPLITS = ("dev", "test")
@@ -97,7 +97,7 @@ def _encoder(meta: StudentMeta) -> str:
     return f"Conformer, {layers}, {encoder.num_heads} attention heads{below}"
 
 
-def _parameters(student: Student) -> str:
+def _parameters(student: StudentModel) -> str:
     trained, frozen = student.num_parameters(), student.config.encoder.front_end.num_parameters
     below = f", {frozen:,} of them frozen" if frozen else ""
     return f"{trained + frozen:,}{below}; the layers that only taught it are left out"

@@ -24,9 +24,9 @@ from hkd.align.alignment import Alignment, UtteranceAlignment
 from hkd.audio import read_audio, write_wav
 from hkd.decode.ctc import Search, SearchConfig
 from hkd.decode.graph import HybridConfig, HybridSearch, kaldi_module, log_likelihoods, log_priors
-from hkd.decode.recogniser import Recogniser, Seconds, Wave_S
+from hkd.decode.recogniser import DecodingTimes, Recogniser, Wave_S
 from hkd.errors import Progress, UserError, check_setting, check_settings, no_progress
-from hkd.evaluate.result import Hypothesis, Option
+from hkd.evaluate.result import Hypothesis, RankedHypothesis
 from hkd.evaluate.score import NUM_DRAWS, score_words
 from hkd.features.cache import FeatureCache, Features, FeatureSource, Wanted
 from hkd.features.fbank import generator
@@ -67,13 +67,13 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Decoded:
+class DecodedSplit:
     """The utterances in the split's order, the n best of each (empty where none were asked for), and the time it
     took."""
 
     rows: list[Hypothesis]
-    n_best: list[list[Option]]
-    seconds: Seconds
+    n_best: list[list[RankedHypothesis]]
+    seconds: DecodingTimes
 
 
 def check_n_best(n_best: int, search: SearchConfig, *, is_hybrid: bool) -> None:
@@ -117,13 +117,13 @@ def decode(
     n_best: int,
     progress: Progress,
     features: FeatureSource | None = None,
-) -> Decoded:
+) -> DecodedSplit:
     """Transcribe the split. features: where they are on disk; their time is then measured on every eighth utterance.
 
     Raises UserError where an utterance's sound cannot be read.
     """
-    found: dict[int, tuple[Hypothesis, list[Option]]] = {}
-    seconds, timed_s, timed_samples, samples = Seconds(), 0.0, 0, 0
+    found: dict[int, tuple[Hypothesis, list[RankedHypothesis]]] = {}
+    seconds, timed_s, timed_samples, samples = DecodingTimes(), 0.0, 0, 0
     recogniser.warm_up()
     for rows, waves, given in batches(part, batch_seconds, features):
         if given is not None:
@@ -135,7 +135,7 @@ def decode(
         logits_BTV, length_B, spent = recogniser.logits(waves, given)
         begin_s = recogniser.clock()
         options = _n_best(recogniser.search, logits_BTV, length_B, n_best)
-        seconds += spent + Seconds(search=recogniser.clock() - begin_s)
+        seconds += spent + DecodingTimes(search=recogniser.clock() - begin_s)
         for row, wave_S, best in zip(rows, waves, options, strict=True):
             samples += len(wave_S)
             hypothesis = Hypothesis(
@@ -145,10 +145,10 @@ def decode(
             found[row] = hypothesis, best
         progress(len(found), len(part))
     if timed_samples:
-        seconds += Seconds(features=timed_s * samples / timed_samples)
+        seconds += DecodingTimes(features=timed_s * samples / timed_samples)
     ordered = [found[row] for row in range(len(part))]
     lists = [options for _, options in ordered] if n_best else []
-    return Decoded(rows=[hypothesis for hypothesis, _ in ordered], n_best=lists, seconds=seconds)
+    return DecodedSplit(rows=[hypothesis for hypothesis, _ in ordered], n_best=lists, seconds=seconds)
 
 
 def logits_of(
@@ -174,12 +174,13 @@ def features_on_disk(recogniser: Recogniser, part: Manifest, folder: str) -> Fea
 
 def _n_best(
     search: Search | HybridSearch, logits_BTV: torch.Tensor, length_B: torch.Tensor, n_best: int
-) -> list[list[Option]]:
+) -> list[list[RankedHypothesis]]:
     """The n best of each utterance, distinct in words, best first (fewer where the beam has fewer); with n = 0 the
     best, without a score."""
     if not n_best or isinstance(search, HybridSearch):
         return [
-            [Option(text=" ".join(words(search.text(ids))), score=0.0)] for ids in search.best(logits_BTV, length_B)
+            [RankedHypothesis(text=" ".join(words(search.text(ids))), score=0.0)]
+            for ids in search.best(logits_BTV, length_B)
         ]
     if search.config.decoder == "greedy":
         logp_BT = torch.log_softmax(logits_BTV, -1).amax(-1)
@@ -193,12 +194,12 @@ def _n_best(
         score_of: dict[str, float] = {}  # each sequence of words once, with the score of its likeliest pieces
         for units, score in beam:
             score_of.setdefault(" ".join(words(search.text(units))), round(score, 4))
-        lists.append([Option(text=text, score=score) for text, score in score_of.items()][:n_best])
+        lists.append([RankedHypothesis(text=text, score=score) for text, score in score_of.items()][:n_best])
     return lists
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Try:
+class Trial:
     """Values by name and the word error rate that they gave."""
 
     values: dict[str, float]
@@ -221,7 +222,7 @@ def tune(
     grid: Mapping[str, Sequence[float]] | None = None,
     config: EvaluateConfig | None = None,
     progress: Progress = no_progress,
-) -> list[Try]:
+) -> list[Trial]:
     """Choose on dev how a search is weighed: all tries, best first (ties: the smaller values). Writes nothing.
 
     The network runs once, the search once for each point of the grid. grid: name → values; by default that of the
@@ -246,12 +247,12 @@ def tune(
         logits_of(recogniser, part, config.batch_seconds, features_on_disk(recogniser, part, config.features_cache))
     )
     points = [dict(zip(chosen, values, strict=True)) for values in product(*chosen.values())]
-    tries: list[Try] = []
+    tries: list[Trial] = []
     for values in points:
         search.config = replace(search.config, **values)
         found = [search.best(logits[row][None], torch.tensor([len(logits[row])]))[0] for row in range(len(part))]
         said = [" ".join(words(search.text(units))) for units in found]
-        tries.append(Try(values=values, wer=score_words(references, said).rate))
+        tries.append(Trial(values=values, wer=score_words(references, said).rate))
         progress(len(tries), len(points), wer=100 * min(t.wer for t in tries))
     return sorted(tries, key=lambda t: (t.wer, tuple(t.values.values())))
 

@@ -48,7 +48,7 @@ from hkd.stream.join import Join, JoinedStore
 from hkd.stream.loader import Batch, BatchMaker
 from hkd.student.config import config_from_json, default_slots
 from hkd.student.export import placed
-from hkd.student.model import Student, StudentOutput
+from hkd.student.model import StudentModel, StudentOutput
 from hkd.units.inventory import SENONE, SUBWORD
 from hkd.units.sequences import SubwordModel
 from hkd.units.text import words
@@ -60,7 +60,7 @@ MOST_UTTERANCES = 5000  # that a teacher is averaged over
 
 
 @dataclass(frozen=True, kw_only=True)
-class Head:
+class EvaluatedHead:
     """A head and how the units of its level become its own. `unit_V`: −1 for units that it is not asked about; None:
     foreign pieces."""
 
@@ -132,7 +132,7 @@ def frame_figures(
     if not trained or alignment is None or subword_model is None:
         return {}
     config = config_from_json(read_json(run_folder / "student.json")["config"])
-    student = Student(placed(config, run_folder / "model"))
+    student = StudentModel(placed(config, run_folder / "model"))
     load_final(student, run_folder)
     student.to(device).eval()
     subwords = SubwordModel(subword_model)
@@ -279,7 +279,7 @@ def _stores_of(heads: Mapping[str, Mapping[str, Any]], labels: Path | None) -> d
     return dict(sorted(found.items()))
 
 
-def _heads_of(rows: Mapping[str, Mapping[str, Any]], join: Join, part: Manifest) -> list[Head]:
+def _heads_of(rows: Mapping[str, Mapping[str, Any]], join: Join, part: Manifest) -> list[EvaluatedHead]:
     """The heads that can be judged on this part; those with a teacher and a hard head in the level's own units have a
     table."""
     heads = [_head(name, row, join) for name, row in rows.items()]
@@ -300,7 +300,7 @@ def _heads_of(rows: Mapping[str, Mapping[str, Any]], join: Join, part: Manifest)
     return heads
 
 
-def _head(name: str, row: Mapping[str, Any], join: Join) -> Head:
+def _head(name: str, row: Mapping[str, Any], join: Join) -> EvaluatedHead:
     """A head of student.json; without `unit_V` and `store` where it can be compared with nothing."""
     level, kept = str(row["level"]), row.get("units")
     own, joined = join.inventory(level), join.stores.get(row.get("store") or "")
@@ -315,7 +315,7 @@ def _head(name: str, row: Mapping[str, Any], join: Join) -> Head:
             unit_V[kept] = np.arange(len(kept))
         if row["kind"] != "hard" and join.alignment is not None:
             unit_V[list(join.alignment.silences.get(level, ()))] = -1
-    return Head(
+    return EvaluatedHead(
         name=name, level=level, slots=int(row["slots"]), store=None if joined is None else joined.name, unit_V=unit_V
     )
 
@@ -348,7 +348,7 @@ def guess(hard_logits_MV: Tensor, table_VH: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _add(student: Student, batch: Batch, heads: list[Head], sums: dict[str, Sums]) -> None:
+def _add(student: StudentModel, batch: Batch, heads: list[EvaluatedHead], sums: dict[str, Sums]) -> None:
     slots = {head.name: _slots_of(head, batch) for head in heads}
     output: StudentOutput = student(
         batch.x_BTF, batch.length_B, slots={name: slot_M for name, (slot_M, _, _) in slots.items()}
@@ -381,7 +381,7 @@ def _kl(logits_MH: Tensor, ids_MK: Tensor, logp_MK: Tensor, tail_M: Tensor) -> t
     return float(kl_M.double().sum()), len(kl_M)
 
 
-def _slots_of(head: Head, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+def _slots_of(head: EvaluatedHead, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """(slot_M, unit_M, soft_M): all slots with any label, the head's reference unit there or −1, and where among them
     the teacher's are."""
     soft = batch.soft[head.store] if head.store is not None else None

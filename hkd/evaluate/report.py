@@ -24,7 +24,7 @@ from hkd.errors import HkdError, Progress, UserError, no_progress
 from hkd.evaluate.charts import NUM_COLOURS, Segment, forest, json_lines, line_chart, panels, read_curves, timeline
 from hkd.evaluate.result import NOTHING, EvaluationReport, by_speaker, confusions, read_json, read_result, tags_of
 from hkd.evaluate.score import score_words
-from hkd.evaluate.table import Table, objectives_table
+from hkd.evaluate.table import ObjectivesTable, objectives_table
 from hkd.files import write_bytes
 from hkd.labels.card import describe, show
 from hkd.labels.store import LabelReader, store_folders
@@ -52,7 +52,7 @@ def write_report(
     title: str = "",
     num_examples: int = 3,
     progress: Progress = no_progress,
-) -> Table:
+) -> ObjectivesTable:
     """Write the page; returns the table it holds. A run is called as its folder.
 
     baselines: see `hkd.evaluate.table.objectives_table`. manifest, alignment, labels (folder of stores), lm (folder of
@@ -192,7 +192,7 @@ def _train_facts(manifest: Manifest | None) -> dict[str, Any] | None:
     return {"utterances": len(part), "hours": sum(u.duration or 0.0 for u in part) / 3600, "speakers": len(speakers)}
 
 
-def _forest(table: Table, colours: Mapping[str, int]) -> Markup:
+def _forest(table: ObjectivesTable, colours: Mapping[str, int]) -> Markup:
     rows = []
     for row in table.rows:
         cell = row.cells["wer"]

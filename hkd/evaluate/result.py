@@ -23,7 +23,15 @@ import jiwer
 import numpy as np
 
 from hkd.errors import UserError
-from hkd.evaluate.score import Interval, Scores, block_sums, phones_of, score_characters, score_tokens, score_words
+from hkd.evaluate.score import (
+    ConfidenceInterval,
+    Scores,
+    block_sums,
+    phones_of,
+    score_characters,
+    score_tokens,
+    score_words,
+)
 from hkd.files import atomic_write, write_bytes, write_json
 from hkd.units.lexicon import Lexicon
 
@@ -42,8 +50,8 @@ class ErrorRate:
     substitutions: int
     insertions: int
     deletions: int
-    by_utterance: Interval | None = None
-    by_speaker: Interval | None = None
+    by_utterance: ConfidenceInterval | None = None
+    by_speaker: ConfidenceInterval | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -65,7 +73,7 @@ class Hypothesis:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Option:
+class RankedHypothesis:
     """One of an utterance's n best: normalised words, and the natural log-probability (acoustic and LM scores
     together)."""
 
@@ -156,7 +164,7 @@ def tags_of(run_folder: Path, split: str) -> list[str]:
 
 
 def _rate(value: Mapping[str, Any]) -> ErrorRate:
-    intervals = {name: value[name] and Interval(**value[name]) for name in ("by_utterance", "by_speaker")}
+    intervals = {name: value[name] and ConfidenceInterval(**value[name]) for name in ("by_utterance", "by_speaker")}
     return ErrorRate(**{**value, **intervals, "rate": math.nan if value["rate"] is None else value["rate"]})
 
 
@@ -194,7 +202,7 @@ def write_result(
     report: EvaluationReport,
     scores: Mapping[str, Scores],
     *,
-    n_best: Sequence[Sequence[Option]],
+    n_best: Sequence[Sequence[RankedHypothesis]],
     timing: Mapping[str, Any],
 ) -> None:
     """Write an evaluation's files, the figures last: they are the mark of completeness. Without n-best lists an older

@@ -128,7 +128,7 @@ def score_characters(references: Sequence[str], hypotheses: Sequence[str]) -> Sc
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Interval:
+class ConfidenceInterval:
     """A confidence interval: `low` and `high` at `level` (0.95), over `blocks` blocks."""
 
     low: float
@@ -193,11 +193,11 @@ def bootstrap_interval(
     level: float = 0.95,
     num_draws: int = NUM_DRAWS,
     seed: int = 0,
-) -> Interval | None:
+) -> ConfidenceInterval | None:
     """Expanded percentile interval of Σ errors / Σ tokens; None where there are fewer than two blocks, or no tokens."""
     errors_G, tokens_G = block_sums(errors_N, group_N), block_sums(tokens_N, group_N)
     drawn = _drawn_rates(errors_G, tokens_G, level=level, num_draws=num_draws, seed=seed)
-    return drawn and Interval(low=drawn[1], high=drawn[2], level=level, blocks=len(errors_G))
+    return drawn and ConfidenceInterval(low=drawn[1], high=drawn[2], level=level, blocks=len(errors_G))
 
 
 def paired_bootstrap(

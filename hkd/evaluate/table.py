@@ -20,8 +20,8 @@ from hkd.errors import UserError, did_you_mean
 from hkd.evaluate.result import METRICS, EvaluationReport, score_all, silence_notes
 from hkd.evaluate.score import (
     Comparison,
+    ConfidenceInterval,
     Counts_N,
-    Interval,
     Scores,
     bootstrap_interval,
     matched_pairs,
@@ -64,7 +64,7 @@ class Cell:
     """A rate over all seeds, its interval, and the rate of each seed."""
 
     rate: float
-    interval: Interval | None
+    interval: ConfidenceInterval | None
     by_seed: tuple[float, ...]
 
     def texts(self) -> tuple[str, str]:
@@ -74,7 +74,7 @@ class Cell:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Row:
+class TableRow:
     """One configuration."""
 
     name: str
@@ -88,10 +88,10 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Table:
+class ObjectivesTable:
     """All rows, and what they are rows of."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
     split: str
     blocks: str  # speaker | utterance
     level: float
@@ -129,7 +129,7 @@ class Table:
             )
         return found
 
-    def comparison(self, row: Row) -> Comparison | None:
+    def comparison(self, row: TableRow) -> Comparison | None:
         """The row against the first baseline."""
         return (
             row.against.get(base_of(row.name, self.baseline, [other.name for other in self.rows]))
@@ -208,7 +208,7 @@ def base_of(row: str, baseline: str, names: Collection[str]) -> str:
     return alike if alike in names and alike != row else baseline
 
 
-def objectives_table(reports: Sequence[EvaluationReport], *, baselines: Sequence[str] = ()) -> Table:
+def objectives_table(reports: Sequence[EvaluationReport], *, baselines: Sequence[str] = ()) -> ObjectivesTable:
     """The table of evaluations of one split.
 
     baselines: the configurations, else objectives, that the others are tested against (see `base_of`); by default
@@ -238,7 +238,7 @@ def objectives_table(reports: Sequence[EvaluationReport], *, baselines: Sequence
     for name, group in groups.items():
         others = [other for base in bases if (other := base_of(name, base, groups)) != name]
         rows.append(_row(name, group, scores[name], {other: scores[other] for other in others}, draws))
-    return Table(
+    return ObjectivesTable(
         rows=tuple(rows), split=first.split, blocks="speaker" if by_speaker else "utterance", level=level,
         baselines=tuple(bases),
         data=dict(first.data),
@@ -248,7 +248,7 @@ def objectives_table(reports: Sequence[EvaluationReport], *, baselines: Sequence
 
 
 def _fusion_left(
-    rows: Sequence[Row], groups: Mapping[str, Sequence[EvaluationReport]], bases: Sequence[str]
+    rows: Sequence[TableRow], groups: Mapping[str, Sequence[EvaluationReport]], bases: Sequence[str]
 ) -> Iterator[str]:
     """For each way to decode with an LM: the points that it gains on each row, and the share of what it gains on the
     first baseline.
@@ -325,7 +325,7 @@ def _row(
     scores: Sequence[Mapping[str, Scores]],
     bases: Mapping[str, Sequence[Mapping[str, Scores]]],
     draws: Mapping[str, Any],
-) -> Row:
+) -> TableRow:
     cells = {}
     for metric in METRICS:
         errors_N, tokens_N = _pooled(scores, metric)
@@ -343,7 +343,7 @@ def _row(
         if len(scores) == len(base) == 1 and (matched := matched_pairs(scores[0]["wer"], base[0]["wer"])):
             segments[other] = matched
     timed = [report.rtf for report in group if report.rtf is not None]
-    return Row(
+    return TableRow(
         name=name,
         runs=tuple(report.name for report in group),
         cells=cells,

@@ -45,7 +45,7 @@ PHASES = ("read", "score", "wait", "write", "total")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
+class WorkDone:
     """What labelling some shards came to; the parts of several workers add up."""
 
     shards_done: int = 0
@@ -54,8 +54,8 @@ class Work:
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))  # total: by the clock
     left_out: dict[str, str] = field(default_factory=dict)  # id → why
 
-    def __add__(self, other: "Work") -> "Work":
-        return Work(
+    def __add__(self, other: "WorkDone") -> "WorkDone":
+        return WorkDone(
             shards_done=self.shards_done + other.shards_done,
             positions=self.positions + other.positions,
             scored_positions=self.scored_positions + other.scored_positions,
@@ -65,7 +65,7 @@ class Work:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DumpReport(Work):
+class DumpReport(WorkDone):
     """What a dump did. The work is that of this run; the quality is that of the whole store, and None while shards are
     missing."""
 
@@ -179,7 +179,7 @@ class ShardLabeller:
         self._by_text = teacher.info.trained_on_transcripts == "cross-fitted"
         self._reading = threading.Lock()
 
-    def label(self, ids: Sequence[str]) -> tuple[list[UtteranceLabels], Work]:
+    def label(self, ids: Sequence[str]) -> tuple[list[UtteranceLabels], WorkDone]:
         """The labels of some utterances, and the work that it was; transcripts that repeat (in the same context) are
         scored once.
 
@@ -213,7 +213,7 @@ class ShardLabeller:
             rows.append(
                 UtteranceLabels(id=name, topk=topk, word_U=sentence.word_U, unit_digest=digest, text_digest=text)
             )
-        work = Work(
+        work = WorkDone(
             shards_done=1,
             positions=sum(len(row.topk) for row in rows),
             scored_positions=sum(len(topk) for topk in answers.values() if isinstance(topk, TopK)),
@@ -333,7 +333,7 @@ class DumpRun:
         """The shards that nobody has written yet."""
         return self._writer.pending()
 
-    def report(self, work: Work, *, workers: int = 1, workers_lost: int = 0) -> DumpReport:
+    def report(self, work: WorkDone, *, workers: int = 1, workers_lost: int = 0) -> DumpReport:
         """The figures of all that this run did, `work`; a store that is complete is closed first."""
         missing, spec = len(self.pending()), self._writer.spec
         return DumpReport(
@@ -383,9 +383,9 @@ class DumpRun:
             )  # fmt: skip
         return quality
 
-    def shards(self, shards: Sequence[int], progress: Progress = no_progress) -> Work:
+    def shards(self, shards: Sequence[int], progress: Progress = no_progress) -> WorkDone:
         """Label the shards in order."""
-        work = Work()
+        work = WorkDone()
         started = time.monotonic()
         # leaving it, whatever happened, waits until all that was handed over is written
         with ThreadPoolExecutor(1) as thread:
@@ -416,14 +416,14 @@ class DumpRun:
         self._writer.write_shard(shard, rows, quality={key: float(np.float64(value)) for key, value in sums.items()})
         return time.monotonic() - started
 
-    def _labelled(self, shards: Sequence[int]) -> Iterator[tuple[int, tuple[list[UtteranceLabels], Work]]]:
+    def _labelled(self, shards: Sequence[int]) -> Iterator[tuple[int, tuple[list[UtteranceLabels], WorkDone]]]:
         """The shards in order, one after the other, or as many at once as the teacher's device has use for."""
         at_once = int(getattr(self._teacher, "shards_at_once", 1))
         if at_once == 1:
             yield from ((shard, self._labeller.label(self._writer.shard_ids(shard))) for shard in shards)
             return
         with ThreadPoolExecutor(at_once) as pool:
-            waiting: deque[tuple[int, Future[tuple[list[UtteranceLabels], Work]]]] = deque()
+            waiting: deque[tuple[int, Future[tuple[list[UtteranceLabels], WorkDone]]]] = deque()
             try:
                 for shard in shards:
                     waiting.append((shard, pool.submit(self._labeller.label, self._writer.shard_ids(shard))))

@@ -23,7 +23,16 @@ from hkd.align.alignment import Alignment
 from hkd.artefact import check_same, differences
 from hkd.errors import Progress, UserError, check_choice, check_setting, no_progress
 from hkd.files import digest_of_file, digest_of_json, write_bytes, write_json
-from hkd.labelling.lm_data import Corpus, Encoder, LmTask, Sentences, Sequence_U, TokenCache, cache_text, folds_of
+from hkd.labelling.lm_data import (
+    ConcatSentences,
+    Encoder,
+    LmTask,
+    Sentences,
+    Sequence_U,
+    TokenCache,
+    cache_text,
+    folds_of,
+)
 from hkd.labelling.ngram import NGRAM_UNITS, Figures, figures, sample, summed, train_ngram, unigram, unigram_figures
 from hkd.loop import LoopConfig, fit
 from hkd.manifest import Manifest
@@ -283,7 +292,7 @@ class _Fold:
 
     folder: Path
     work: Path
-    corpus: Corpus
+    corpus: ConcatSentences
     judged: dict[str, Sentences]
 
 
@@ -390,7 +399,7 @@ class _Training:
         if self.config.transcripts == "none":
             if spoken:
                 judged["transcripts"] = [piece for pieces in spoken.values() for piece in pieces]
-            return [_Fold(folder=self.folder, work=work / "fold-0", corpus=Corpus([train]), judged=judged)]
+            return [_Fold(folder=self.folder, work=work / "fold-0", corpus=ConcatSentences([train]), judged=judged)]
         assert manifest is not None
         by_text = folds_of(manifest, self.config.folds)
         write_json(self.folder / FOLDS, {text.hex(): fold for text, fold in by_text.items()})
@@ -402,7 +411,7 @@ class _Training:
             part = {"transcripts": own, **({"text": judged["text"]} if judged["text"] else {})}
             name = f"fold-{number}"
             folds.append(
-                _Fold(folder=self.folder / name, work=work / name, corpus=Corpus([train, others]), judged=part)
+                _Fold(folder=self.folder / name, work=work / name, corpus=ConcatSentences([train, others]), judged=part)
             )
         return folds
 

@@ -219,7 +219,7 @@ def folds_of(manifest: Manifest, folds: int) -> dict[bytes, int]:
 Sentences = TokenCache | Sequence[Sequence_U]
 
 
-class Corpus:
+class ConcatSentences:
     """Several collections of sequences as one."""
 
     def __init__(self, parts: Iterable[Sentences]) -> None:
@@ -264,7 +264,7 @@ _POOL = 64  # batches sorted together
 class BatchOrder:
     """Step → numbers of the sentences."""
 
-    def __init__(self, corpus: Corpus, *, batch_sentences: int, seed: int) -> None:
+    def __init__(self, corpus: ConcatSentences, *, batch_sentences: int, seed: int) -> None:
         self._corpus, self._size, self._seed = corpus, batch_sentences, seed
         self.steps_per_epoch = -(-len(corpus) // batch_sentences)
         self._order, self._batches = lru_cache(1)(self._make_order), lru_cache(1)(self._make_batches)
@@ -290,7 +290,7 @@ class BatchOrder:
 class LmTask:
     """Fits the loop's Task: one loss term, `nll`, divided by positions."""
 
-    def __init__(self, model: UnitLm, corpus: Corpus, *, batch_sentences: int, seed: int) -> None:
+    def __init__(self, model: UnitLm, corpus: ConcatSentences, *, batch_sentences: int, seed: int) -> None:
         self._model, self._corpus = model, corpus
         self._order = BatchOrder(corpus, batch_sentences=batch_sentences, seed=seed)
 

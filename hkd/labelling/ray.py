@@ -28,7 +28,7 @@ import torch
 from hkd import __version__
 from hkd.errors import HkdError, MissingPackageError, Progress, UserError, check_setting, no_progress, one_line
 from hkd.files import num_cores
-from hkd.labelling.dump import DumpJob, DumpReport, DumpRun, Work
+from hkd.labelling.dump import DumpJob, DumpReport, DumpRun, WorkDone
 
 logger = logging.getLogger(__name__)
 
@@ -91,12 +91,12 @@ class Worker:
         return self._run.pending()
 
     @_heard
-    def label(self, shard: int) -> Work:
+    def label(self, shard: int) -> WorkDone:
         """Write a shard."""
         return self._run.shards([shard])
 
     @_heard
-    def report(self, work: Work, workers: int, workers_lost: int) -> DumpReport:
+    def report(self, work: WorkDone, workers: int, workers_lost: int) -> DumpReport:
         """Close the store; `work` is that of all workers."""
         return self._run.report(work, workers=workers, workers_lost=workers_lost)
 
@@ -124,7 +124,7 @@ def ray_dump(
         crew = _Crew(ray, job, share_of(nodes, job.device, workers), overwrite=overwrite)
         try:
             [pending] = crew.answers([("pending",)])
-            started, work = time.monotonic(), Work()
+            started, work = time.monotonic(), WorkDone()
             for part in crew.answers([("label", shard) for shard in pending]):
                 work += part
                 progress(work.shards_done, len(pending), positions_per_s=work.positions / (time.monotonic() - started))
@@ -161,7 +161,7 @@ def _cluster(ray: Any, address: str) -> Iterator[None]:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Share:
+class WorkerResources:
     """How many workers there are to be, and what each takes of the cluster."""
 
     workers: int
@@ -170,7 +170,7 @@ class Share:
     num_gpus: int
 
 
-def share_of(nodes: Sequence[dict[str, Any]], device: str, workers: int) -> Share:
+def share_of(nodes: Sequence[dict[str, Any]], device: str, workers: int) -> WorkerResources:
     """What each worker gets: a GPU where there are any and `device` lets it, else as many cores as leave room for all
     workers.
 
@@ -181,16 +181,18 @@ def share_of(nodes: Sequence[dict[str, Any]], device: str, workers: int) -> Shar
     cpus = [int(node.get("CPU", 0)) for node in resources]
     gpus = sum(int(node.get("GPU", 0)) for node in resources)
     if device == "cuda" or (device == "auto" and gpus):
-        return Share(workers=workers or max(1, gpus), threads=max(1, sum(cpus) // max(1, gpus)), num_cpus=1, num_gpus=1)
+        return WorkerResources(
+            workers=workers or max(1, gpus), threads=max(1, sum(cpus) // max(1, gpus)), num_cpus=1, num_gpus=1
+        )
     workers = workers or max(1, sum(count > 0 for count in cpus))
     threads = next((t for t in range(max(cpus, default=1), 1, -1) if sum(count // t for count in cpus) >= workers), 1)
-    return Share(workers=workers, threads=threads, num_cpus=threads, num_gpus=0)
+    return WorkerResources(workers=workers, threads=threads, num_cpus=threads, num_gpus=0)
 
 
 class _Crew:
     """The workers and what each does; another one does again what a worker was at when it died."""
 
-    def __init__(self, ray: Any, job: DumpJob, share: Share, *, overwrite: bool) -> None:
+    def __init__(self, ray: Any, job: DumpJob, share: WorkerResources, *, overwrite: bool) -> None:
         self.share, self.lost = share, 0
         self._ray, self._job, self._overwrite = ray, job, overwrite
         self._actor = ray.remote(num_cpus=share.num_cpus, num_gpus=share.num_gpus, max_restarts=0, max_task_retries=0)(

@@ -36,7 +36,7 @@ from hkd.files import digest_of
 from hkd.manifest import Manifest
 from hkd.timebase import FRAME_SHIFT_S
 from hkd.units.inventory import MONOPHONE, SENONE
-from hkd.units.kaldi import PDF_CLASS, ContextTree, Leaf, Node, Split, Table
+from hkd.units.kaldi import PDF_CLASS, ConstantMap, ContextTree, Node, SplitMap, TableMap
 from hkd.units.tying import TreeTying, adopt
 
 LEFT, CENTRE, RIGHT = 0, 1, 2  # places of a window of three phones
@@ -143,10 +143,10 @@ def grow_tree(
     owner: dict[int, tuple[int, int]] = {}
     tables: list[Node | None] = [None] * (max(states) + 1)
     for phone, number in states.items():
-        tables[phone] = Table(
+        tables[phone] = TableMap(
             PDF_CLASS, tuple(_node(roots[phone, state], (phone, state), owner) for state in range(number))
         )
-    return ContextTree(width=3, central=CENTRE, root=Table(CENTRE, tuple(tables))), owner
+    return ContextTree(width=3, central=CENTRE, root=TableMap(CENTRE, tuple(tables))), owner
 
 
 def _best_question(
@@ -177,9 +177,9 @@ def _node(leaf: _Growing, of: tuple[int, int], owner: dict[int, tuple[int, int]]
     if not leaf.children:
         senone = len(owner)
         owner[senone] = of
-        return Leaf(senone)
+        return ConstantMap(senone)
     yes, no = (_node(child, of, owner) for child in leaf.children)
-    return Split(leaf.place, leaf.question, yes, no)
+    return SplitMap(leaf.place, leaf.question, yes, no)
 
 
 NUM_STATES = 3

@@ -193,7 +193,7 @@ def _check_ids(spec: StoreSpec, id_N: NDArray[Any], *, least: int = 0) -> None:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Decoded:
+class DecodedBlock:
     """A block in the reader's cache: positions first, log-probabilities as 16-bit codes, which take half the memory."""
 
     unit_NK: NDArray[Any]  # uint16 or uint32
@@ -215,7 +215,7 @@ def decoded_bytes(spec: StoreSpec) -> int:
     return spec.width * wide + 4 * (4 + 2 * len(spec.temperatures))
 
 
-def decode(spec: StoreSpec, planes: Planes, offset_B1: NDArray[np.int64]) -> Decoded:
+def decode(spec: StoreSpec, planes: Planes, offset_B1: NDArray[np.int64]) -> DecodedBlock:
     """Planes → a decoded block. Raises HkdError where a number cannot be right."""
     n, j = int(offset_B1[-1]), len(spec.temperatures)
     if any(planes[name].shape != plane.shape(n) for name, plane in layout(spec).items()):
@@ -232,10 +232,10 @@ def decode(spec: StoreSpec, planes: Planes, offset_B1: NDArray[np.int64]) -> Dec
             _from_bytes(planes[name], dtype) for name, dtype in (("lse_t", "<f4"), ("tail_t", "<f2"))
         )
     size = n * decoded_bytes(spec)
-    return Decoded(unit_NK=unit_NK, code_NK=code_NK, count_NK=count_NK, narrow_WN=narrow_WN, num_bytes=size)
+    return DecodedBlock(unit_NK=unit_NK, code_NK=code_NK, count_NK=count_NK, narrow_WN=narrow_WN, num_bytes=size)
 
 
-def decode_block(spec: StoreSpec, file: ShardFile, block: int) -> Decoded:
+def decode_block(spec: StoreSpec, file: ShardFile, block: int) -> DecodedBlock:
     """A block of a shard. Raises DamagedShardError, and as `decode`."""
     length_B = file.utterances.length_B[file.cuts[block] : file.cuts[block + 1]]
     return decode(spec, file.planes(block), np.concatenate([[0], np.cumsum(length_B)]))
@@ -277,7 +277,7 @@ def _refuse_block(reason: str) -> NoReturn:
 
 
 def gather(
-    spec: StoreSpec, blocks: Sequence[Decoded], run_B4: NDArray[np.int64], n: int
+    spec: StoreSpec, blocks: Sequence[DecodedBlock], run_B4: NDArray[np.int64], n: int
 ) -> tuple[TopK, NDArray[np.int32]]:
     """Runs of n positions in all → (TopK, word_N), each number written once.
 

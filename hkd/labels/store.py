@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from hkd.errors import HkdError, UserError, did_you_mean
 from hkd.files import digest_of
 from hkd.labels import format as files
-from hkd.labels.codec import Decoded, block_cuts, decode_block, decoded_bytes, gather
+from hkd.labels.codec import DecodedBlock, block_cuts, decode_block, decoded_bytes, gather
 from hkd.labels.folder import StoreFolder, store_folder
 from hkd.labels.format import (
     DIGEST_BYTES,
@@ -83,7 +83,7 @@ class LabelReader:
         self._located: set[int] = set()
         self._run_U4 = np.zeros((len(self.ids), 4), np.int64)
         self._digest_2U8 = np.zeros((2, len(self.ids), DIGEST_BYTES), np.uint8)
-        self._blocks: OrderedDict[int, Decoded] = OrderedDict()  # by the row that it begins with
+        self._blocks: OrderedDict[int, DecodedBlock] = OrderedDict()  # by the row that it begins with
         self._held_bytes = 0
         self.num_decoded = 0  # blocks decoded so far
 
@@ -195,7 +195,7 @@ class LabelReader:
             file.utterances.text_digest_B8,
         )
 
-    def _decode(self, key: int) -> Decoded:
+    def _decode(self, key: int) -> DecodedBlock:
         """The block that begins with this row."""
         number, place = divmod(key, self.spec.utterances_per_shard)
         file = self._shards.get(number) or self._shard(number)
@@ -214,7 +214,7 @@ class LabelReader:
             self.num_decoded += 1
         return decoded
 
-    def _keep(self, used: dict[int, Decoded]) -> None:
+    def _keep(self, used: dict[int, DecodedBlock]) -> None:
         with self._lock:
             for key, decoded in used.items():
                 if key in self._blocks:

@@ -180,7 +180,7 @@ def _whole(paths: Iterable[Path]) -> list[Checkpoint]:
 
 
 @dataclass
-class Best:
+class BestCheckpoints:
     """The `keep` best evaluations, as (figure, step), best first: the lower is better, the earlier of equals."""
 
     folder: Path

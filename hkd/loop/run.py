@@ -282,7 +282,7 @@ class _Run:
         self.rate: dict[str, float] = {}  # for the progress bar alone: figures must not depend on the machine
         self.pending: tuple[int, list[str], Tensor] | None = None  # the last step's finiteness, read a step later
         self.seconds, self.wait_s, self.clock_s = 0.0, 0.0, time.perf_counter()
-        best = checkpoint.Best(folder=folder / "best", by=config.best_by, keep=max(1, config.average))
+        best = checkpoint.BestCheckpoints(folder=folder / "best", by=config.best_by, keep=max(1, config.average))
         self.best = best if config.best_by else None
         self.step, self.ended = 0, False  # ended: before max_steps, for want of better figures
 

@@ -19,12 +19,12 @@ from hkd.align.files import CtmSource, MfaSource, TimitSource, folded_dictionary
 from hkd.align.fit import AlignReport, Source, import_alignment
 from hkd.align.kaldi import KaldiSource, read_model
 from hkd.align.sphinx import align_manifest, model_parts
-from hkd.config import Project, build
+from hkd.config import ProjectSettings, build
 from hkd.decode.recogniser import StudentCtc, is_student
 from hkd.errors import Progress, UserError, no_progress
 from hkd.evaluate.decoding import EvaluateConfig
 from hkd.evaluate.result import EvaluationReport
-from hkd.evaluate.table import Table
+from hkd.evaluate.table import ObjectivesTable
 from hkd.files import numbered_lines, write_bytes
 from hkd.labelling.dump import DumpJob, DumpReport, execute
 from hkd.labelling.lm import LmReport, train_lm
@@ -60,7 +60,7 @@ from hkd.units.tying import PhoneTying, Tying, adopt
 logger = logging.getLogger(__name__)
 
 
-class How(TypedDict, total=False):
+class StageOptions(TypedDict, total=False):
     """What most stages take besides: whether they may replace what lies there, and what is called as they go on."""
 
     overwrite: bool
@@ -71,12 +71,12 @@ def _if_there(path: Path) -> Path | None:
     return path if path.exists() else None
 
 
-def _at(here: Project, name: str) -> str:
+def _at(here: ProjectSettings, name: str) -> str:
     """The path that a setting says, which begins at the project's folder; a URL, and nothing, as they are."""
     return name if not name or "://" in name or here.folder == Path() else str(here.folder / name)
 
 
-def _within(here: Project, name: str) -> str:
+def _within(here: ProjectSettings, name: str) -> str:
     """What a setting names: a file or folder of the project where it is there, else the name itself (of the hub,
     say)."""
     return _at(here, name) if Path(_at(here, name)).exists() else name
@@ -102,7 +102,7 @@ def prepare(
 
 
 def units(
-    here: Project, settings: Settings, *, split: str = "train", overwrite: bool = False
+    here: ProjectSettings, settings: Settings, *, split: str = "train", overwrite: bool = False
 ) -> dict[str, UnitInventory]:
     """A split's transcripts → units/, beside the senones and monophones of the acoustic model that is there."""
     config = build(UnitsConfig, settings, where="[units]")
@@ -114,7 +114,12 @@ def units(
 
 
 def align(
-    here: Project, aligner: Aligner, *, manifest: Path | None = None, out: Path | None = None, **how: Unpack[How]
+    here: ProjectSettings,
+    aligner: Aligner,
+    *,
+    manifest: Path | None = None,
+    out: Path | None = None,
+    **how: Unpack[StageOptions],
 ) -> AlignReport:
     """Sound and transcripts, or what another tool wrote, → the alignment. Raises as the tool's own function."""
     whole = read(manifest or here.require("manifest", "hkd prepare"))
@@ -155,7 +160,7 @@ def source_of(tool: str, config: ToolConfig, folder: Path) -> Source:
     return CtcSource(ctc, pronounce=pronounce_by(dictionary or Lexicon()), min_score=config.min_score)
 
 
-def adopt_units(here: Project, aligner: Aligner, *, overwrite: bool = False) -> None:
+def adopt_units(here: ProjectSettings, aligner: Aligner, *, overwrite: bool = False) -> None:
     """Make the alignment's acoustic model and pronunciations those of units/; the English model's are known anyway.
 
     Raises UserError where the folder has inventories of another acoustic model, unless `overwrite`.
@@ -184,7 +189,7 @@ def adopt_units(here: Project, aligner: Aligner, *, overwrite: bool = False) -> 
     adopt(here.units, tying, said, overwrite=overwrite)
 
 
-def tie(here: Project, settings: Settings, **how: Unpack[How]) -> TieReport:
+def tie(here: ProjectSettings, settings: Settings, **how: Unpack[StageOptions]) -> TieReport:
     """An alignment's phones → senones of our own, in the alignment and in units/."""
     config, alignment = build(TieConfig, settings, where="[tie]"), here.require("alignment", "hkd align")
     whole = read(here.require("manifest", "hkd prepare"))
@@ -192,13 +197,13 @@ def tie(here: Project, settings: Settings, **how: Unpack[How]) -> TieReport:
 
 
 def sentences(
-    here: Project,
+    here: ProjectSettings,
     out: Path,
     settings: Settings,
     *,
     texts: Sequence[Path] = (),
     report: corpora.Report | None = None,
-    **how: Unpack[How],
+    **how: Unpack[StageOptions],
 ) -> Manifest:
     """Text → a manifest of sentences without sound. texts: default text/*.txt. report: counts what is left out."""
     return prepare_sentences(
@@ -209,9 +214,9 @@ def sentences(
 
 
 def lm(
-    here: Project, name: str, settings: Settings, *, texts: Sequence[Path] = (), manifest: Path | None = None,
+    here: ProjectSettings, name: str, settings: Settings, *, texts: Sequence[Path] = (), manifest: Path | None = None,
     device: str = "auto",
-    **how: Unpack[How],
+    **how: Unpack[StageOptions],
 ) -> LmReport:  # fmt: skip
     """Text → lm/NAME. manifest: another than the project's, of text, whose sentences may lie in text/ too."""
     table = build(LmSettings, settings, where=f"[lm.{name}]")
@@ -230,7 +235,12 @@ def lm(
 
 
 def words(
-    here: Project, out: Path, settings: Settings, *, texts: Sequence[Path] = (), progress: Progress = no_progress
+    here: ProjectSettings,
+    out: Path,
+    settings: Settings,
+    *,
+    texts: Sequence[Path] = (),
+    progress: Progress = no_progress,
 ) -> int:
     """Text → a word n-gram; the number of its sentences."""
     config = build(WordNgramConfig, settings, where="[words]")
@@ -239,9 +249,9 @@ def words(
 
 
 def dump(
-    here: Project, settings: Settings, *, name: str = "", out: Path | str | None = None, manifest: Path | None = None,
-    alignment: Path | None = None, is_text: bool = False, rank: int = 0, world_size: int = 1, command: str,
-    **how: Unpack[How],
+    here: ProjectSettings, settings: Settings, *, name: str = "", out: Path | str | None = None,
+    manifest: Path | None = None, alignment: Path | None = None, is_text: bool = False, rank: int = 0,
+    world_size: int = 1, command: str, **how: Unpack[StageOptions],
 ) -> DumpReport:  # fmt: skip
     """Teacher + transcripts → shards/NAME. is_text: of text without sound, into text-shards/NAME. command: what the
     store's card shows."""
@@ -271,7 +281,7 @@ def dump(
     return execute(job, **who, rank=rank, world_size=world_size, **how)
 
 
-def train_config(here: Project, settings: Settings, where: str) -> TrainConfig:
+def train_config(here: ProjectSettings, settings: Settings, where: str) -> TrainConfig:
     """Settings of [train]."""
     config = build(TrainConfig, settings, where=where)
     path, labels, bank = (_at(here, name) for name in (config.text.path, config.text.labels, config.text.bank))
@@ -279,7 +289,7 @@ def train_config(here: Project, settings: Settings, where: str) -> TrainConfig:
     return replace(config, text=text, features_cache=_at(here, config.features_cache))
 
 
-def train_inputs(here: Project, labels: Path | str | None = None) -> dict[str, Any]:
+def train_inputs(here: ProjectSettings, labels: Path | str | None = None) -> dict[str, Any]:
     """What training reads, by the names of the arguments of `hkd.train.run.train`."""
     return {
         "manifest": here.require("manifest", "hkd prepare"),
@@ -290,7 +300,7 @@ def train_inputs(here: Project, labels: Path | str | None = None) -> dict[str, A
 
 
 def bank(
-    here: Project, out: Path, config: BankConfig, settings: Settings, *, labels: Path | str | None = None,
+    here: ProjectSettings, out: Path, config: BankConfig, settings: Settings, *, labels: Path | str | None = None,
     device: str = "auto",
     progress: Progress = no_progress,
 ) -> BankReport:  # fmt: skip
@@ -300,7 +310,7 @@ def bank(
 
 
 def train(
-    here: Project, name: str, settings: Settings, *, labels: Path | str | None = None, device: str = "auto",
+    here: ProjectSettings, name: str, settings: Settings, *, labels: Path | str | None = None, device: str = "auto",
     tensorboard: bool = False,
     progress: Progress = no_progress,
 ) -> TrainReport:  # fmt: skip
@@ -309,7 +319,7 @@ def train(
     return train_student(config, here.runs / name, device=device, tensorboard=tensorboard, progress=progress, **inputs)
 
 
-def evaluate_config(here: Project, settings: Settings) -> tuple[EvaluateConfig, str | None]:
+def evaluate_config(here: ProjectSettings, settings: Settings) -> tuple[EvaluateConfig, str | None]:
     """How to decode and score, and the LM beside the search."""
     table = build(EvaluateSettings, settings, where="[evaluate]")
     config = replace(table.config, features_cache=_at(here, table.config.features_cache))
@@ -317,7 +327,7 @@ def evaluate_config(here: Project, settings: Settings) -> tuple[EvaluateConfig, 
 
 
 def evaluate(
-    here: Project,
+    here: ProjectSettings,
     run: Path,
     settings: Settings,
     *,
@@ -338,14 +348,14 @@ def evaluate(
 
 
 def report(
-    here: Project,
+    here: ProjectSettings,
     runs: Sequence[Path],
     page: Path,
     config: ReportSettings,
     *,
     title: str = "",
     progress: Progress = no_progress,
-) -> Table:
+) -> ObjectivesTable:
     """Runs → a page."""
     from hkd.evaluate.report import write_report
 
@@ -365,13 +375,13 @@ def _stage(work: Callable[..., str]) -> Callable[[Path, Settings, Progress], str
 
     @wraps(work)
     def action(folder: Path, settings: Settings, progress: Progress) -> str:
-        return work(Project.load(folder), progress, **settings)
+        return work(ProjectSettings.load(folder), progress, **settings)
 
     return action
 
 
 @_stage
-def run_prepare(here: Project, progress: Progress, /, **table: Any) -> str:
+def run_prepare(here: ProjectSettings, progress: Progress, /, **table: Any) -> str:
     """Corpus → manifest.jsonl, and text/NAME.txt."""
     config, told = build(PrepareSettings, table, where="[prepare]"), corpora.Report()
     whole = prepare(here.folder, config, report=told, overwrite=True, progress=progress)
@@ -399,7 +409,7 @@ def _prepare_text(text: str, out: Path, progress: Progress) -> int:
 
 @_stage
 def run_units(
-    here: Project, progress: Progress, /, *, is_tied: bool = False, normalisation: Any = None, **table: Any
+    here: ProjectSettings, progress: Progress, /, *, is_tied: bool = False, normalisation: Any = None, **table: Any
 ) -> str:
     """[units], with the aligner's acoustic model where it is not the English one, unless tying has put it there."""
     aligner = aligner_of(here.table("align"), "[align]")
@@ -410,7 +420,7 @@ def run_units(
 
 
 @_stage
-def run_align(here: Project, progress: Progress, /, *, normalisation: Any = None, **table: Any) -> str:
+def run_align(here: ProjectSettings, progress: Progress, /, *, normalisation: Any = None, **table: Any) -> str:
     """[align], and [tie] where it is there."""
     tying = table.pop("tie", None)
     done = align(here, aligner_of(table, "[align]"), overwrite=True, progress=progress)
@@ -423,7 +433,7 @@ def run_align(here: Project, progress: Progress, /, *, normalisation: Any = None
 
 
 @_stage
-def run_lm(here: Project, progress: Progress, /, *, name: str, **table: Any) -> str:
+def run_lm(here: ProjectSettings, progress: Progress, /, *, name: str, **table: Any) -> str:
     """[lm.NAME]."""
     done = lm(here, name, table, progress=progress)
     judged = done.figures[done.judged_on]
@@ -433,7 +443,9 @@ def run_lm(here: Project, progress: Progress, /, *, name: str, **table: Any) -> 
 
 
 @_stage
-def run_words(here: Project, progress: Progress, /, *, path: str, normalisation: Any = None, **table: Any) -> str:
+def run_words(
+    here: ProjectSettings, progress: Progress, /, *, path: str, normalisation: Any = None, **table: Any
+) -> str:
     """[words] or [ngrams.NAME]."""
     return f"an n-gram of {words(here, here.folder / path, table, progress=progress):,} sentences"
 
@@ -444,14 +456,14 @@ def sentences_output(name: str) -> str:
 
 
 @_stage
-def run_sentences(here: Project, progress: Progress, /, *, name: str, **table: Any) -> str:
+def run_sentences(here: ProjectSettings, progress: Progress, /, *, name: str, **table: Any) -> str:
     """[sentences.NAME]."""
     whole = sentences(here, here.folder / sentences_output(name), table, overwrite=True, progress=progress)
     return f"{len(whole):,} sentences"
 
 
 @_stage
-def run_bank(here: Project, progress: Progress, /, **table: Any) -> str:
+def run_bank(here: ProjectSettings, progress: Progress, /, **table: Any) -> str:
     """[bank]."""
     config = build(BankSettings, table, where="[bank]")
     done = bank(here, here.folder / "bank", config, config.train, progress=progress)
@@ -461,7 +473,7 @@ def run_bank(here: Project, progress: Progress, /, **table: Any) -> str:
 
 
 @_stage
-def run_dump(here: Project, progress: Progress, /, *, name: str, is_text: bool = False, **table: Any) -> str:
+def run_dump(here: ProjectSettings, progress: Progress, /, *, name: str, is_text: bool = False, **table: Any) -> str:
     """[dump.NAME]; the executor's settings stand in hkd.toml alone. is_text: of its sentences."""
     who = {key: value for key, value in here.table(f"dump.{name}").items() if key in WHO_LABELS}
     command = f"hkd run (stage dump-{name})"
@@ -470,7 +482,7 @@ def run_dump(here: Project, progress: Progress, /, *, name: str, is_text: bool =
 
 
 @_stage
-def run_average(here: Project, progress: Progress, /, *, name: str, **table: Any) -> str:
+def run_average(here: ProjectSettings, progress: Progress, /, *, name: str, **table: Any) -> str:
     """[averages.NAME]: the control of a teacher without context."""
     config = build(AverageSettings, table, where=f"[averages.{name}]")
     over, command = [u.id for u in read(here.manifest).split(config.split)], f"hkd run (stage average-{name})"
@@ -482,14 +494,16 @@ def run_average(here: Project, progress: Progress, /, *, name: str, **table: Any
 
 
 @_stage
-def run_train(here: Project, progress: Progress, /, *, name: str, **table: Any) -> str:
+def run_train(here: ProjectSettings, progress: Progress, /, *, name: str, **table: Any) -> str:
     """[runs.NAME]."""
     done = train(here, name, table, progress=progress)
     return f"{done.steps} steps, {done.parameters:,} parameters exported"
 
 
 @_stage
-def run_evaluate(here: Project, progress: Progress, /, *, name: str, split: str, tag: str = "", **table: Any) -> str:
+def run_evaluate(
+    here: ProjectSettings, progress: Progress, /, *, name: str, split: str, tag: str = "", **table: Any
+) -> str:
     """[evaluate] or [searches.TAG], of a run."""
     from hkd.evaluate.report import percent
 
@@ -498,7 +512,9 @@ def run_evaluate(here: Project, progress: Progress, /, *, name: str, split: str,
 
 
 @_stage
-def run_report(here: Project, progress: Progress, /, *, runs: list[str], title: str, page: str, **table: Any) -> str:
+def run_report(
+    here: ProjectSettings, progress: Progress, /, *, runs: list[str], title: str, page: str, **table: Any
+) -> str:
     """[report]: all runs → a page, and its tables as Markdown and as text."""
     config, path = build(ReportSettings, table, where="[report]"), here.folder / page
     found = report(here, [here.runs / name for name in runs], path, config, title=title, progress=progress)

@@ -126,7 +126,7 @@ class BatchPlan:
         return section_U
 
 
-class Moves:
+class ToDeviceMixin:
     """A dataclass of tensors (and of such dataclasses, and dictionaries of both) that goes to a device."""
 
     __slots__ = ()
@@ -143,13 +143,13 @@ class Moves:
 def _each(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, Tensor):
         return change(value)
-    if isinstance(value, Moves):
+    if isinstance(value, ToDeviceMixin):
         return type(value)(**{f.name: _each(getattr(value, f.name), change) for f in fields(value)})  # type: ignore[arg-type]
     return {key: _each(part, change) for key, part in value.items()} if isinstance(value, dict) else value
 
 
 @dataclass(frozen=True, kw_only=True)
-class HardLabels(Moves):
+class HardLabels(ToDeviceMixin):
     """Reference labels. slot_M: flat index b · S + s into a head's (B, S) slots; unit_M: unit ids."""
 
     slot_M: Tensor
@@ -157,7 +157,7 @@ class HardLabels(Moves):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SoftLabels(Moves):
+class SoftLabels(ToDeviceMixin):
     """A teacher's labels of the batch's positions, and which slot carries which. Ids are those of the head
     (trimmed)."""
 
@@ -174,7 +174,7 @@ class SoftLabels(Moves):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Batch(Moves):
+class Batch(ToDeviceMixin):
     """One share of a step's global batch."""
 
     ids: tuple[str, ...]

@@ -45,7 +45,7 @@ from hkd.features.fbank import generator
 from hkd.files import digest_of_file, write_bytes
 from hkd.manifest import Utterance
 from hkd.stream.join import Join
-from hkd.stream.loader import Batch, Moves, View, hard_labels, soft_labels, targets
+from hkd.stream.loader import Batch, ToDeviceMixin, View, hard_labels, soft_labels, targets
 from hkd.timebase import FRAME_SHIFT_S, SUBSAMPLING
 from hkd.units.inventory import MONOPHONE, SPELLED
 from hkd.units.sequences import Units
@@ -200,7 +200,7 @@ class TextBatch(Batch):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpeechAndText(Moves):
+class SpeechAndText(ToDeviceMixin):
     """A share of a step: of its speech and of its text; either may be empty."""
 
     speech: Batch | None
@@ -263,7 +263,7 @@ def encode(units: Units, said: Iterable[tuple[str, Sequence[str]]], level: str) 
     )
 
 
-class Said(NamedTuple):
+class SpokenSentence(NamedTuple):
     """A sentence as it is said in an epoch: phones and pauses in order."""
 
     source_P: Ids  # place among the sentence's phones; −1 for a pause
@@ -273,7 +273,7 @@ class Said(NamedTuple):
     frame_T: Ids  # frames of the bank
 
 
-class Placed(NamedTuple):
+class PlacedUnits(NamedTuple):
     """A level's units on the frames of a sentence."""
 
     positions: Positions
@@ -350,7 +350,7 @@ class TextMaker:
             posteriors={name: self._heard(name, said, placed.get(level, [])) for name, level in self.heads.items()},
         )
 
-    def _say(self, row: int, epoch: int) -> Said:
+    def _say(self, row: int, epoch: int) -> SpokenSentence:
         random = generator(self.seed, epoch, f"text {self.utterances[row].id}")
         phone_U, word_U = self.sequences[MONOPHONE].row(row)
         before, between, after = self.bank.facts["pauses"]
@@ -375,9 +375,9 @@ class TextMaker:
         masked_P = (random.random(len(source_P)) < self.masked) & (source_P >= 0)
         segment_P = self.bank.draw(np.where(source_P >= 0, phone_U[source_P], SILENCE).tolist(), random)
         bound_P1 = SUBSAMPLING * np.cumsum([0, *self.bank.segments.count_S[segment_P]])
-        return Said(source_P, np.array(word, np.int64), masked_P, bound_P1, self.bank.frames(segment_P))
+        return SpokenSentence(source_P, np.array(word, np.int64), masked_P, bound_P1, self.bank.frames(segment_P))
 
-    def _place(self, row: int, said: Said, level: str) -> Placed:
+    def _place(self, row: int, said: SpokenSentence, level: str) -> PlacedUnits:
         """A phone's units (its states, at the level of senones) share its frames evenly; a pause is one silent unit."""
         assert self.join.alignment is not None
         unit_V, word_V = self.sequences[level].row(row)
@@ -397,9 +397,9 @@ class TextMaker:
             start_U=(start_Q + length_Q * place_Q // count_P[of_Q]).astype(np.int32),
             stop_U=(start_Q + length_Q * (place_Q + 1) // count_P[of_Q]).astype(np.int32),
         )
-        return Placed(positions, said.word_P[of_Q], said.masked_P[of_Q])
+        return PlacedUnits(positions, said.word_P[of_Q], said.masked_P[of_Q])
 
-    def _spoken(self, utterance: Utterance, said: Said, phones: Placed) -> UtteranceAlignment:
+    def _spoken(self, utterance: Utterance, said: SpokenSentence, phones: PlacedUnits) -> UtteranceAlignment:
         """The sentence as an aligned utterance: words and phones."""
         begins_P = np.append(True, said.word_P[1:] != said.word_P[:-1])
         word_tier = Tier(
@@ -411,7 +411,7 @@ class TextMaker:
             id=utterance.id, words=self.join.words(utterance.id), word_tier=word_tier, tiers={MONOPHONE: tier}
         )
 
-    def _heard(self, head: str, said: Sequence[Said], placed: Sequence[Placed]) -> Tensor:
+    def _heard(self, head: str, said: Sequence[SpokenSentence], placed: Sequence[PlacedUnits]) -> Tensor:
         """p_BTV of a head, zeros past the end."""
         num_units = self.bank.num_units(head)
         p_BTV = np.zeros((len(said), max(len(s.frame_T) for s in said), num_units), np.float32)
@@ -438,7 +438,7 @@ def _shares(word_U: NDArray[np.int32], word_V: NDArray[np.int32]) -> Ids:
     return first_U1
 
 
-def _labelled(placed: Placed, *, only_masked: bool) -> Positions:
+def _labelled(placed: PlacedUnits, *, only_masked: bool) -> Positions:
     """The positions that a store labels; where only masked ones are to be read, the others have no frames."""
     keep_Q = placed.word_Q >= 0
     unit_U, start_U, stop_U = (getattr(placed.positions, name)[keep_Q] for name in ("unit_U", "start_U", "stop_U"))

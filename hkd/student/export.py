@@ -31,7 +31,7 @@ from hkd.errors import UserError
 from hkd.features.pretrained import UPSTREAM_FILES
 from hkd.files import digest_of_file, write_bytes, write_json
 from hkd.student.config import EncoderConfig, SpeechEncoderConfig, StudentConfig, config_from_json, config_to_json
-from hkd.student.model import Student, export_student
+from hkd.student.model import StudentModel, export_student
 from hkd.units.inventory import UnitInventory
 from hkd.units.tying import ACOUSTIC_FILES
 
@@ -58,7 +58,7 @@ class StudentMeta:
 
 def save_student(
     folder: Path,
-    student: Student,
+    student: StudentModel,
     *,
     inventory: UnitInventory,
     subword_model: bytes | None = None,
@@ -123,7 +123,7 @@ def _read_card(folder: Path) -> dict[str, Any]:
     return card
 
 
-def load_student(folder: str | Path, *, device: str | torch.device = "cpu") -> tuple[Student, StudentMeta]:
+def load_student(folder: str | Path, *, device: str | torch.device = "cpu") -> tuple[StudentModel, StudentMeta]:
     """Student in eval mode on `device`, and its card. Raises UserError where the folder is no student or its files do
     not match."""
     folder = Path(folder)
@@ -145,7 +145,7 @@ def load_student(folder: str | Path, *, device: str | torch.device = "cpu") -> t
             raise UserError(
                 f"{folder / name} must have the SHA-256 {digest}, but is {found} instead. Export the student again."
             )
-    student = Student(config)
+    student = StudentModel(config)
     try:
         student.load_state_dict(load((folder / WEIGHTS).read_bytes()))
     except RuntimeError as error:
@@ -163,7 +163,7 @@ EXAMPLE_FRAMES = (203, 150)
 class _MainOutput(nn.Module):
     """The student as a function of tensors alone."""
 
-    def __init__(self, student: Student) -> None:
+    def __init__(self, student: StudentModel) -> None:
         super().__init__()
         self.student = student
 
@@ -172,7 +172,7 @@ class _MainOutput(nn.Module):
         return output.logits_BTV, output.length_B
 
 
-def write_onnx(student: Student, path: Path) -> None:
+def write_onnx(student: StudentModel, path: Path) -> None:
     """Write the student without its heads. Raises UserError where the packages are missing, or for an encoder of
     transformers.
 

@@ -34,7 +34,7 @@ class StudentOutput:
     heads: dict[str, Tensor] = field(default_factory=dict)
 
 
-class Student(nn.Module):
+class StudentModel(nn.Module):
     """Encoder, main output, heads."""
 
     mean_F: Tensor
@@ -168,9 +168,9 @@ class Student(nn.Module):
         return self.num_parameters() - sum(_count(head) for head in dropped)
 
 
-def export_student(student: Student) -> Student:
+def export_student(student: StudentModel) -> StudentModel:
     """What inference runs: a copy in eval mode, on the same device, whose only heads are those that condition."""
-    kept = Student(replace(student.config, heads=tuple(head for head in student.config.heads if head.condition)))
+    kept = StudentModel(replace(student.config, heads=tuple(head for head in student.config.heads if head.condition)))
     state = student.state_dict()
     kept.load_state_dict({name: state[name] for name in kept.state_dict()})
     return kept.to(student.mean_F.device).eval()
@@ -228,7 +228,7 @@ def _units(num_units: int, slots: int) -> str:
     return f"{num_units:,} units" + (f" × {slots} slots of {40 // slots} ms" if slots > 1 else "")
 
 
-def _below(e: EncoderConfig | SpeechEncoderConfig, student: Student) -> list[str]:
+def _below(e: EncoderConfig | SpeechEncoderConfig, student: StudentModel) -> list[str]:
     """The encoder's name, its features, and what stands in front of its layers."""
     if isinstance(e, SpeechEncoderConfig):
         name = f"{e.name} ({e.architecture}), {e.num_layers} layers × {e.d_model}"
@@ -251,7 +251,7 @@ def _below(e: EncoderConfig | SpeechEncoderConfig, student: Student) -> list[str
 def describe(config: StudentConfig) -> str:
     """The drawing, bottom to top as the signal flows; built without allocating weights."""
     with torch.device("meta"):
-        student = Student(config)
+        student = StudentModel(config)
     e, layer_size = config.encoder, _short(_count(student.encoder.layers[0]))
     lines = _below(e, student)
     for number in range(1, e.num_layers + 1):

@@ -60,7 +60,7 @@ _AGREEING_ELSE = 5e-2, 0.75  # rounding to bfloat16 sends some tokens to other e
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class TokenRow:
     """One pass of one window through the body: its tokens, which of them are masked, and which are scored for whom.
 
     Copies of one window share the array `token_L`.
@@ -79,7 +79,7 @@ def _matrix_weights(modules: Iterable[Any]) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class ForwardMode:
     """How rows are scored: `packed`: by `PackedEncoder`; `gathered`: the head reads the scored places alone; `rows`:
     what shares a batch."""
 
@@ -89,8 +89,12 @@ class Way:
 
 
 WAYS = (
-    Way(packed=True),
-    *(Way(gathered=gathered, rows=rows) for gathered in (True, False) for rows in ("padded", "equal", "single")),
+    ForwardMode(packed=True),
+    *(
+        ForwardMode(gathered=gathered, rows=rows)
+        for gathered in (True, False)
+        for rows in ("padded", "equal", "single")
+    ),
 )
 
 
@@ -234,7 +238,7 @@ class RowScorer:
         outside = [module for module in model.modules() if module not in in_body]
         self._weights = _matrix_weights(in_body), _matrix_weights(outside)
 
-    def _proven_way(self, name: str, texts: Sequence[Tokens]) -> Way:
+    def _proven_way(self, name: str, texts: Sequence[Tokens]) -> ForwardMode:
         """The first of `WAYS` that gives what the model gives for one text at a time, inside the texts and at their
         ends."""
         none, rows, own = np.zeros(0, np.int64), [], []
@@ -244,7 +248,7 @@ class RowScorer:
             given_L = text_L.copy()
             given_L[masked] = self._mask_id
             own.append(self._own(given_L)[places])
-            rows.append(Row(text_L, masked, places, none, none))
+            rows.append(TokenRow(text_L, masked, places, none, none))
         own_MV = torch.cat(own)
         self._vocabulary = int(own_MV.shape[-1])
         for way in WAYS:
@@ -266,7 +270,7 @@ class RowScorer:
 
     # ---- batches ----
 
-    def score(self, rows: Sequence[Row], choose: Choose) -> tuple[TopK, Tokens]:
+    def score(self, rows: Sequence[TokenRow], choose: Choose) -> tuple[TopK, Tokens]:
         """What `choose` makes of the logits of all scored places, and the result row of each."""
         falling = sorted(rows, key=lambda row: -len(row.token_L))
         with self._counting:
@@ -277,7 +281,7 @@ class RowScorer:
             parts = [part for unit in units for part in unit]
         return TopK.concatenate(parts), np.concatenate([row.to for row in falling])
 
-    def _flops(self, rows: Sequence[Row]) -> float:
+    def _flops(self, rows: Sequence[TokenRow]) -> float:
         body, head = self._weights
         of_head = 2.0 * head * sum(len(row.at) for row in rows)
         if self._packed is not None:
@@ -288,10 +292,10 @@ class RowScorer:
         scores = float((length_R**2).sum()) / (2 if self._causal else 1)
         return of_head + 2.0 * body * float(length_R.sum()) + 4.0 * width * scores
 
-    def _units(self, rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
+    def _units(self, rows: Sequence[TokenRow]) -> Iterator[Sequence[TokenRow]]:
         """The work of one thread: one batch, or some while they are cheap and have few scored places for a call of the
         head."""
-        waiting: list[Row] = []
+        waiting: list[TokenRow] = []
         for batch in self._batches(rows):
             waiting += batch
             if sum(len(row.at) for row in waiting) >= _HEAD_ROWS or self._flops(waiting) >= _UNIT_FLOPS:
@@ -300,7 +304,7 @@ class RowScorer:
         if waiting:
             yield waiting
 
-    def _batches(self, rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
+    def _batches(self, rows: Sequence[TokenRow]) -> Iterator[Sequence[TokenRow]]:
         """Neighbours in the order given (by falling length), as many as the token budget holds with padding, at least
         one."""
         start = tokens = 0
@@ -329,7 +333,7 @@ class RowScorer:
             torch.cuda.set_stream(stream)
 
     @torch.inference_mode()
-    def _score_unit(self, unit: Sequence[Row], choose: Choose) -> list[TopK]:
+    def _score_unit(self, unit: Sequence[TokenRow], choose: Choose) -> list[TopK]:
         """The rows of a unit, its batches one after the other and their scored places together."""
         hidden_MD = torch.cat([part for batch in self._batches(unit) for part in self._bodies(batch)])
         gold_M, to_M = (np.concatenate(column) for column in zip(*((row.gold, row.to) for row in unit), strict=True))
@@ -349,7 +353,7 @@ class RowScorer:
 
     # ---- memory ----
 
-    def _bodies(self, batch: Sequence[Row]) -> list[torch.Tensor]:
+    def _bodies(self, batch: Sequence[TokenRow]) -> list[torch.Tensor]:
         """The body's output at the scored places; out of memory halves the batch, and the token budget from there
         on."""
 
@@ -383,7 +387,7 @@ class RowScorer:
 
     # ---- body and head ----
 
-    def _hidden(self, batch: Sequence[Row]) -> torch.Tensor:
+    def _hidden(self, batch: Sequence[TokenRow]) -> torch.Tensor:
         """The body's output (M, D) at the scored places of all rows, in order; the logits (M, V) where the head reads
         whole rows."""
         if self.way.packed and self._packed is not None:

@@ -91,7 +91,7 @@ class TeacherOptions:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Asked:
+class TeacherRequest:
     """What a kind is asked to load."""
 
     name: str
@@ -107,7 +107,7 @@ class TeacherKind:
 
     help: str  # what `--lm` may be
     knows: Callable[[str], bool]  # whether a name is one of this kind
-    load: Callable[[Asked], "Teacher"]
+    load: Callable[[TeacherRequest], "Teacher"]
     check: Callable[[str], object] = lambda _: None  # raises UserError or HkdError at once where the name cannot be had
     takes_options: bool = False  # whether TeacherOptions mean something to it
 
@@ -147,13 +147,15 @@ def load_teacher(
                 f"{option} must be left out for {name}, which is no masked or causal LM of transformers, but is "
                 f"{value}."
             )
-    teacher = kind.load(Asked(name=name, device=device, precision=precision, options=options, inventory=inventory))
+    teacher = kind.load(
+        TeacherRequest(name=name, device=device, precision=precision, options=options, inventory=inventory)
+    )
     if teacher.level != unit:
         raise UserError(f"unit must be {teacher.level}, which is what the LM {name} knows, but is {unit} instead.")
     return teacher
 
 
-def _phone_trigram(_: Asked) -> "Teacher":
+def _phone_trigram(_: TeacherRequest) -> "Teacher":
     from hkd.teachers.ngram import phone_trigram
 
     return phone_trigram()
@@ -164,7 +166,7 @@ def _check_arpa(name: str) -> None:
         raise UserError(f"lm must be a file that exists, but {name} is not there.")
 
 
-def _load_arpa(asked: Asked) -> "Teacher":
+def _load_arpa(asked: TeacherRequest) -> "Teacher":
     from hkd.teachers.ngram import load_ngram
 
     if asked.inventory is None:
@@ -182,7 +184,7 @@ def is_unit_lm(name: str) -> bool:
         return False
 
 
-def _load_unit_lm(asked: Asked) -> "Teacher":
+def _load_unit_lm(asked: TeacherRequest) -> "Teacher":
     from hkd.teachers.unit_lm import load_unit_lm
 
     return load_unit_lm(Path(asked.name).expanduser(), device=str(choose_device(asked.device)))
@@ -262,7 +264,7 @@ def choose_precision(precision: str, device: "torch.device") -> "torch.dtype":
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
-def _load_transformer(asked: Asked) -> "Teacher":
+def _load_transformer(asked: TeacherRequest) -> "Teacher":
     """A masked or causal LM of transformers, told apart by its config; its direction is then proven by a trial."""
     where = choose_device(asked.device)
     dtype = choose_precision(asked.precision, where)

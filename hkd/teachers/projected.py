@@ -31,7 +31,7 @@ from hkd.errors import UserError, check_setting
 from hkd.files import digest_of, digest_of_file
 from hkd.sparse import NO_GOLD, TopK
 from hkd.teachers.base import Sentence, Teacher
-from hkd.teachers.forward import Row, Tokens
+from hkd.teachers.forward import TokenRow, Tokens
 from hkd.teachers.projection import Pieces, StudentPieces, TokenMap
 from hkd.teachers.transformer import MaskedTeacher, TransformerTeacher
 from hkd.topk import select_topk
@@ -48,7 +48,7 @@ _NOTHING = -30.0  # log-probability of a piece with no mass: finite, and within 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
+class TeacherInput:
     """A sentence as the teacher reads it."""
 
     token_W: Tokens
@@ -76,7 +76,7 @@ def _split(units: Sequence[int], symbols: Sequence[str]) -> list[Pieces]:
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
-class Question:
+class PieceQuery:
     """Which piece comes after `history`, where the teacher has read `said`."""
 
     to: int  # the teacher's state: a scored place
@@ -85,13 +85,13 @@ class Question:
     slots: int  # tokens that the word still has, the next one included; 0: it is not known
     following: int | None  # the piece after that word, where it is known
     reference: int = -1  # the transcript's next token; −1: none
-    then: "Question | None" = None  # asked behind the reference token, where that leaves the piece open
+    then: "PieceQuery | None" = None  # asked behind the reference token, where that leaves the piece open
     state: Any = None  # the row and the place in it
     placed_S: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     open: float = 1.0
     reference_p: float = 0.0
     candidates: list[tuple[float, int]] = field(default_factory=list)  # open tokens by falling probability
-    behind: list[tuple[float, "Question"]] = field(default_factory=list)
+    behind: list[tuple[float, "PieceQuery"]] = field(default_factory=list)
 
     def fill(self, tokens: TokenMap, p_V: NDArray[np.float64], *, keep: int) -> None:
         """Take the teacher's distribution at the state: what is placed, what is open, and the `keep` likeliest open
@@ -116,11 +116,11 @@ class Question:
             best_N = open_N[np.argsort(-p_V[open_N], kind="stable")][:keep]
             self.candidates = [(float(p_V[token]), token) for token in best_N.tolist()]
 
-    def open_tokens(self, most: int) -> list[tuple["Question", float, int]]:
+    def open_tokens(self, most: int) -> list[tuple["PieceQuery", float, int]]:
         """The open tokens of the whole tree that weigh most: (where, p there, token)."""
-        found: list[tuple[float, Question, float, int]] = []
+        found: list[tuple[float, PieceQuery, float, int]] = []
 
-        def collect(question: Question, weight: float) -> None:
+        def collect(question: PieceQuery, weight: float) -> None:
             found.extend((weight * p, question, p, token) for p, token in question.candidates)
             if question.then is not None:
                 collect(question.then, weight * question.reference_p)
@@ -132,11 +132,11 @@ class Question:
         least = _LEAST * (self.placed_S.sum() + self.open + self.reference_p)
         return [(question, p, token) for weight, question, p, token in found[:most] if weight >= least]
 
-    def ask_behind(self, p: float, token: int, *, to: int, said: str) -> "Question":
+    def ask_behind(self, p: float, token: int, *, to: int, said: str) -> "PieceQuery":
         """A question behind an open token, which answers for its mass."""
         self.candidates.remove((p, token))
         self.open -= p
-        further = Question(
+        further = PieceQuery(
             to=to, said=said, history=self.history, slots=max(0, self.slots - 1), following=self.following
         )
         self.behind.append((p, further))
@@ -208,8 +208,8 @@ class ProjectedTeacher(Teacher):
 
     def distributions(self, sentences: Sequence[Sentence]) -> list[NDArray[np.float64]]:
         """Per sentence (U, S + 1): the placed probabilities of all pieces, and what is unplaced."""
-        rows: list[Row] = []
-        asked: list[list[Question | None]] = []
+        rows: list[TokenRow] = []
+        asked: list[list[PieceQuery | None]] = []
         first = 0
         for sentence in sentences:
             read = self._read(sentence)
@@ -221,7 +221,7 @@ class ProjectedTeacher(Teacher):
         self._ask([q for questions in asked for q in questions if q is not None], rows)
         return [np.reshape([*map(self._row, questions)], (-1, self.num_candidates + 1)) for questions in asked]
 
-    def _row(self, question: Question | None) -> NDArray[np.float64]:
+    def _row(self, question: PieceQuery | None) -> NDArray[np.float64]:
         row = np.zeros(self.num_candidates + 1)
         row[-1] = 1.0  # all unplaced
         if question is not None:
@@ -232,7 +232,7 @@ class ProjectedTeacher(Teacher):
 
     # ---- reading ----
 
-    def _read(self, sentence: Sentence) -> Reading:
+    def _read(self, sentence: Sentence) -> TeacherInput:
         """The sentence's words in the teacher's tokens."""
         count, unknown = int(sentence.word_U.max(initial=-1)) + 1, self._subwords.unknown
         pieces = [tuple(sentence.unit_U[sentence.word_U == word].tolist()) for word in range(count)]
@@ -245,7 +245,7 @@ class ProjectedTeacher(Teacher):
             None if unknown in mine else self._grown(word, token_T[a:b].tolist())
             for word, mine, (a, b) in zip(own, pieces, pairwise(begin), strict=True)
         ]
-        return Reading(
+        return TeacherInput(
             token_W=np.concatenate([left_W, token_T, right_W]).astype(np.int64),
             first=len(left_W),
             word_T=word_T.tolist(),
@@ -271,9 +271,9 @@ class ProjectedTeacher(Teacher):
 
     # ---- questions ----
 
-    def _questions(self, read: Reading, first: int) -> list[Question | None]:
+    def _questions(self, read: TeacherInput, first: int) -> list[PieceQuery | None]:
         """A question for each position; None where it cannot be told what the teacher has read there."""
-        out: list[Question | None] = []
+        out: list[PieceQuery | None] = []
         # the word before, and its pieces, where they are known
         previous: tuple[str, Pieces] | None = read.before or ("", ())
         for mine, grown, begin in zip(read.pieces, read.texts, read.begin[:-1], strict=True):
@@ -289,7 +289,7 @@ class ProjectedTeacher(Teacher):
             previous = (grown[-1], mine) if grown else None
         return out
 
-    def _chain(self, read: Reading, token: int, said: str, history: Pieces, first: int) -> Question | None:
+    def _chain(self, read: TeacherInput, token: int, said: str, history: Pieces, first: int) -> PieceQuery | None:
         """The question before the sentence's token number `token`, and those after the reference tokens that leave it
         open."""
         last = len(read.word_T)
@@ -301,7 +301,7 @@ class ProjectedTeacher(Teacher):
             word = read.word_T[token]
             slots = read.begin[word + 1] - token
             following = read.pieces[word + 1][0] if word + 1 < len(read.pieces) else read.after
-        question = Question(
+        question = PieceQuery(
             to=first + token, said=said, history=history, slots=slots, following=following, reference=reference
         )
         text = self._map.texts[reference] if reference >= 0 else None
@@ -313,7 +313,7 @@ class ProjectedTeacher(Teacher):
 
     # ---- the model ----
 
-    def _rows(self, read: Reading, first: int, states: int) -> Iterator[Row]:
+    def _rows(self, read: TeacherInput, first: int, states: int) -> Iterator[TokenRow]:
         at_S, to_S = np.arange(states) + read.first, np.arange(states) + first
         if not self._masked:
             # what follows the last token is asked for, too
@@ -326,12 +326,12 @@ class ProjectedTeacher(Teacher):
             end = min(int(row.at[0]) + rest, len(row.token_L) - len(self._inner._end))
             yield replace(row, masked=np.arange(int(row.at[0]), end))
 
-    def _ask(self, roots: Sequence[Question], rows: Sequence[Row]) -> None:
+    def _ask(self, roots: Sequence[PieceQuery], rows: Sequence[TokenRow]) -> None:
         """Answer the questions and their chains from the rows' distributions; then, round by round, one token
         further."""
-        asked: dict[int, list[Question]] = {}
+        asked: dict[int, list[PieceQuery]] = {}
         for root in roots:
-            question: Question | None = root
+            question: PieceQuery | None = root
             while question is not None:
                 asked.setdefault(question.to, []).append(question)
                 question = question.then
@@ -353,16 +353,16 @@ class ProjectedTeacher(Teacher):
             where = beyond
         self._look(asked, where)
 
-    def _one_further(self, row: Row, at: int, token: int, to: int) -> tuple[Row, int]:
+    def _one_further(self, row: TokenRow, at: int, token: int, to: int) -> tuple[TokenRow, int]:
         """The pass that has one more token at a state of a row, and the state after it."""
         one, none = np.array([to], np.int64), np.full(1, NO_GOLD, np.int64)
         if not self._masked:
-            return Row(np.append(row.token_L[: at + 1], token), row.masked, np.array([at + 1]), none, one), at + 1
+            return TokenRow(np.append(row.token_L[: at + 1], token), row.masked, np.array([at + 1]), none, one), at + 1
         token_L = row.token_L.copy()
         token_L[at] = token
-        return Row(token_L, row.masked[1:], np.array([at + 1]), none, one), at + 1
+        return TokenRow(token_L, row.masked[1:], np.array([at + 1]), none, one), at + 1
 
-    def _look(self, asked: Mapping[int, Sequence[Question]], where: Mapping[int, tuple[Row, int]]) -> None:
+    def _look(self, asked: Mapping[int, Sequence[PieceQuery]], where: Mapping[int, tuple[TokenRow, int]]) -> None:
 
         def choose(logits_MV: torch.Tensor, gold_M: Tokens, to_M: Tokens) -> TopK:
             for logits_V, to in zip(logits_MV, to_M.tolist(), strict=True):

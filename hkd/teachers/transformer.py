@@ -27,7 +27,7 @@ from hkd.errors import HkdError, UserError, check_choice, check_setting, first_l
 from hkd.files import digest_of, digest_of_json
 from hkd.sparse import NO_GOLD, TopK
 from hkd.teachers.base import NO_WORD, Sentence, Teacher, TeacherInfo, cut_rows
-from hkd.teachers.forward import Choose, OwnForward, Row, RowScorer, Tokens, trial_texts
+from hkd.teachers.forward import Choose, OwnForward, RowScorer, TokenRow, Tokens, trial_texts
 from hkd.teachers.load import TeacherOptions
 from hkd.topk import select_sample, select_topk
 from hkd.units.inventory import SUBWORD, UnitInventory
@@ -330,7 +330,7 @@ class TransformerTeacher(Teacher):
     # ---- scoring ----
 
     @abstractmethod
-    def _rows(self, token_W: Tokens, at_S: Tokens, to_S: Tokens) -> Iterator[Row]:
+    def _rows(self, token_W: Tokens, at_S: Tokens, to_S: Tokens) -> Iterator[TokenRow]:
         """The passes that score some places of a text; place at_S[s] goes to row to_S[s] of the result."""
 
     def _gold(self, unit_U: Tokens) -> Tokens:
@@ -427,7 +427,7 @@ class MaskedTeacher(TransformerTeacher):
             )
         return prefix, [*(self._pieces(self._options.final_mark) if self._options.final_mark else ()), *suffix]
 
-    def _rows(self, token_W: Tokens, at_S: Tokens, to_S: Tokens) -> Iterator[Row]:
+    def _rows(self, token_W: Tokens, at_S: Tokens, to_S: Tokens) -> Iterator[TokenRow]:
         """Exact: a row a position. `mask_every` m: row r masks the places n ≡ r (mod m) of the window and scores those
         that are asked for."""
         first, every = len(self._begin), self._options.mask_every
@@ -438,12 +438,12 @@ class MaskedTeacher(TransformerTeacher):
             if not every:
                 for n in range(len(at_M)):
                     one = slice(n, n + 1)
-                    yield Row(token_L, at_M[one], at_M[one], gold_M[one], to_M[one])
+                    yield TokenRow(token_L, at_M[one], at_M[one], gold_M[one], to_M[one])
                 continue
             for part in range(every):
                 mine = (at_M - first) % every == part
                 if mine.any():
-                    yield Row(
+                    yield TokenRow(
                         token_L, np.arange(part, len(window_W), every) + first, at_M[mine], gold_M[mine], to_M[mine]
                     )
 
@@ -482,7 +482,7 @@ class CausalTeacher(TransformerTeacher):
             "bos_token in its tokenizer_config.json."
         )
 
-    def _rows(self, token_W: Tokens, at_S: Tokens, to_S: Tokens) -> Iterator[Row]:
+    def _rows(self, token_W: Tokens, at_S: Tokens, to_S: Tokens) -> Iterator[TokenRow]:
         """A row a window; position n is scored by the output one place to its left, the first one by that of the start
         token."""
         none = np.zeros(0, np.int64)
@@ -490,4 +490,4 @@ class CausalTeacher(TransformerTeacher):
         for window_W, at_M, to_M in self._windows(read_W, at_S, to_S, aim=0.75):
             token_L = np.concatenate([self._begin, window_W])
             at_M = at_M + len(self._begin)
-            yield Row(token_L[: int(at_M.max())], none, at_M - 1, self._gold(token_L[at_M]), to_M)
+            yield TokenRow(token_L[: int(at_M.max())], none, at_M - 1, self._gold(token_L[at_M]), to_M)

@@ -27,7 +27,7 @@ from hkd.stream.text import FILE, Bank, Segments, cut, pauses
 from hkd.student.model import posteriors_of
 from hkd.timebase import num_encoder_frames
 from hkd.train.config import TextConfig, TrainConfig
-from hkd.train.data import Data, open_data
+from hkd.train.data import TrainingData, open_data
 from hkd.train.run import StudentTask, in_order, make_task
 from hkd.train.text import check_same, heard_by, low_part
 from hkd.units.inventory import MONOPHONE
@@ -97,7 +97,7 @@ def make_bank(
 
 
 def _make(
-    data: Data, folder: Path, bank: BankConfig, identity: Mapping[str, Any], *, device: str, progress: Progress
+    data: TrainingData, folder: Path, bank: BankConfig, identity: Mapping[str, Any], *, device: str, progress: Progress
 ) -> None:
     """Train the student of each fold, take its posteriors of the fold, and write the bank. data: its plan is the low
     part."""
@@ -136,7 +136,7 @@ def deal(utterances: Sequence[Utterance], folds: int) -> dict[str, int]:
     return {utterance.id: fold_of[utterance.speaker or utterance.recording] for utterance in utterances}
 
 
-def _task(data: Data, part: list[Utterance]) -> StudentTask:
+def _task(data: TrainingData, part: list[Utterance]) -> StudentTask:
     """The run of a fold: features and their mean are those of the whole, so that they are computed once."""
     config = data.config
     frames = [data.frames[utterance.id] for utterance in part]
@@ -169,7 +169,7 @@ def _listen(task: StudentTask, part: list[Utterance], k: int, found: Found, righ
                 right[head.name][1] += len(hits_M)
 
 
-def _write(folder: Path, data: Data, found: Found, facts: Mapping[str, Any]) -> None:
+def _write(folder: Path, data: TrainingData, found: Found, facts: Mapping[str, Any]) -> None:
     alignment = data.join.alignment
     assert alignment is not None
     names, rows, columns, start = sorted(found), [], [], 0

@@ -21,8 +21,8 @@ from hkd.student.config import GONE
 from hkd.student.model import describe
 from hkd.timebase import SAMPLE_RATE_HZ, samples_to_frames, seconds_to_samples
 from hkd.train.config import TrainConfig
-from hkd.train.objectives import Needs, Plan, is_projected, needs_of, objective_of, plan_student
-from hkd.train.text import Text, heard_by, open_text, text_readers
+from hkd.train.objectives import DataNeeds, StudentPlan, is_projected, needs_of, objective_of, plan_student
+from hkd.train.text import TrainingText, heard_by, open_text, text_readers
 from hkd.units.inventory import LEVELS, SENONE, SPELLED, SUBWORD
 from hkd.units.sequences import MODEL_FILE, SubwordModel
 from hkd.units.text import normalisation
@@ -35,20 +35,20 @@ NO_IDENTITY = ("loop", "workers", "features_mb", "features_cache")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Data:
+class TrainingData:
     """The inputs of a run, opened and held against each other."""
 
     config: TrainConfig
-    needs: Needs
+    needs: DataNeeds
     join: Join
     train: list[Utterance]
     dev: list[Utterance]
     frames: dict[str, int]  # utterance → 10 ms frames at speed 1
     left_out: tuple[str, ...]  # too long
-    plan: Plan
+    plan: StudentPlan
     identity: dict[str, Any]
     needed: dict[str, int] | None  # utterance → encoder frames that CTC needs; None: the inputs were checked before
-    text: Text | None = None
+    text: TrainingText | None = None
 
 
 def open_data(
@@ -59,7 +59,7 @@ def open_data(
     units: Path,
     labels: Path | str | None,
     run: Path | None = None,
-) -> Data:
+) -> TrainingData:
     """Open the inputs and check that they fit together. Raises UserError in one line where they do not.
 
     run: the folder of a run; what it began with is not checked again.
@@ -109,7 +109,7 @@ def open_data(
     is_timed = all(u.duration is not None for u in (*train, *dev))  # else only the sound tells how long it is
     begun = begun_with(run) if run is not None and (run / COVERAGE).exists() else {}
     is_checked = is_timed and begun.get("data") == json.loads(json.dumps(found))
-    return Data(
+    return TrainingData(
         config=config, needs=needs, join=join, train=train, dev=dev, frames=frames, left_out=left_out, plan=plan,
         text=text,
         identity={"train": _identity_of(config), "data": found},
@@ -117,7 +117,7 @@ def open_data(
     )  # fmt: skip
 
 
-def _longest(config: TrainConfig, plan: Plan) -> tuple[float, float]:
+def _longest(config: TrainConfig, plan: StudentPlan) -> tuple[float, float]:
     """10 ms frames of the longest utterance to train on (by the settings, and as the encoder can read at any speed) and
     to evaluate."""
     readable = plan.student.encoder.max_frames or float("inf")
@@ -210,7 +210,7 @@ def _num_frames(utterance: Utterance) -> int:
     return samples_to_frames(samples * SAMPLE_RATE_HZ // info.sample_rate_hz)
 
 
-def coverage_of(data: Data) -> Coverage:
+def coverage_of(data: TrainingData) -> Coverage:
     """How much of the training utterances each head has labels for."""
     assert data.needed is not None
     return measure(
@@ -218,6 +218,6 @@ def coverage_of(data: Data) -> Coverage:
     )
 
 
-def show_data(data: Data) -> str:
+def show_data(data: TrainingData) -> str:
     """The student's drawing and the coverage."""
     return f"{describe(data.plan.student)}\n{coverage_of(data).text()}"

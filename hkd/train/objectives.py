@@ -213,7 +213,7 @@ class CtcKdTerm(Term):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Needs:
+class DataNeeds:
     """What a run takes from the data: label stores, levels of hard heads, and stores that must be in the student's
     units."""
 
@@ -227,7 +227,7 @@ class Needs:
         return bool(self.hard) or any(name not in self.same_units for name in self.stores)
 
 
-def needs_of(config: TrainConfig, stores: Mapping[str, str], *, aligned: bool) -> Needs:
+def needs_of(config: TrainConfig, stores: Mapping[str, str], *, aligned: bool) -> DataNeeds:
     """stores: name → level, all that are there. Raises UserError where the objective cannot be had from them, or it is
     not clear which."""
     objective = objective_of(config)
@@ -242,7 +242,7 @@ def needs_of(config: TrainConfig, stores: Mapping[str, str], *, aligned: bool) -
     own_units = tuple(
         name for name in chosen if objective.teaches_main or config.kds.get(name, config.kd).where == "ctc"
     )
-    needs = Needs(stores=chosen, hard=hard, same_units=own_units)
+    needs = DataNeeds(stores=chosen, hard=hard, same_units=own_units)
     if (needs.alignment or config.main == SENONE) and not aligned:
         raise UserError(f"objective {objective.name} needs an alignment, but there is none. Run `hkd align` first.")
     return needs
@@ -296,7 +296,7 @@ def slots_of(config: TrainConfig, level: str) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class StudentPlan:
     """The student to build, the terms of its loss, and what batches must carry (level or store → slots)."""
 
     student: StudentConfig
@@ -349,7 +349,7 @@ def encoder_of(config: TrainConfig) -> EncoderConfig | SpeechEncoderConfig:
     return open_speech_encoder(encoder) if encoder.name else encoder
 
 
-def plan_student(config: TrainConfig, needs: Needs, join: Join) -> Plan:
+def plan_student(config: TrainConfig, needs: DataNeeds, join: Join) -> StudentPlan:
     """Heads and terms. Raises UserError where a temperature has not been dumped, or a head's settings do not fit."""
     known = {*UNIT_LEVELS, *(join.alignment.inventories if join.alignment is not None else ())}
     for name in ("taps", "slots", "stride", "alphas"):
@@ -368,7 +368,7 @@ def plan_student(config: TrainConfig, needs: Needs, join: Join) -> Plan:
             f"`slots.senone` must be {usual} where `main` is senone, with a hard head at that level. Take it out."
         )
     encoder, objective = encoder_of(config), objective_of(config)
-    given = Given(config=config, stores=needs.stores, join=join, num_layers=encoder.num_layers)
+    given = ObjectiveInputs(config=config, stores=needs.stores, join=join, num_layers=encoder.num_layers)
     hard = {level: slots_of(config, level) for level in needs.hard}
     taught = (*(_hard_head(given, level) for level in hard), *objective.heads(given))
     if hybrid:
@@ -376,7 +376,9 @@ def plan_student(config: TrainConfig, needs: Needs, join: Join) -> Plan:
     heads = _conditioned(config, tuple(head for head, _ in taught if head is not None))
     num_main = num_units_of(join, SENONE) if hybrid else len(join.subwords.inventory) + 1
     student = StudentConfig(encoder=encoder, num_main_units=num_main, main=config.main, heads=heads)
-    return Plan(student=student, main=objective.main(given), plain_main=plain_main(given), taught=taught, hard=hard)
+    return StudentPlan(
+        student=student, main=objective.main(given), plain_main=plain_main(given), taught=taught, hard=hard
+    )
 
 
 def _conditioned(config: TrainConfig, heads: tuple[HeadConfig, ...]) -> tuple[HeadConfig, ...]:
@@ -388,12 +390,12 @@ def _conditioned(config: TrainConfig, heads: tuple[HeadConfig, ...]) -> tuple[He
     return tuple(replace(head, condition=head.name in chosen) for head in heads)
 
 
-def _hard_head(given: "Given", level: str) -> Taught:
+def _hard_head(given: "ObjectiveInputs", level: str) -> Taught:
     head = given.head(f"hard-{level}", level, "hard", num_units_of(given.join, level))
     return head, HardTerm(name=head.name, head=head.name, level=level, label_smoothing=given.config.label_smoothing)
 
 
-def _auxiliary(given: "Given", store: str) -> Taught:
+def _auxiliary(given: "ObjectiveInputs", store: str) -> Taught:
     kd, joined = given.kd(store), given.join.stores[store]
     head = given.head(f"kd-{store}", joined.level, "aux", joined.num_units)
     if kd.where == "ctc":
@@ -411,7 +413,7 @@ def _auxiliary(given: "Given", store: str) -> Taught:
     return head, KdTerm(name=head.name, head=head.name, store=store, kd=kd, column=column, num_slots=head.slots)
 
 
-def _column(given: "Given", store: str) -> int | None:
+def _column(given: "ObjectiveInputs", store: str) -> int | None:
     """Where a store's rows hold the normaliser of the teacher's temperature; None where none is needed.
 
     Raises UserError for a temperature that the store does not hold.
@@ -428,7 +430,7 @@ def _column(given: "Given", store: str) -> int | None:
     return spec.temperatures.index(kd.temperature)
 
 
-def _mixed(given: "Given", store: str, what: str) -> int | None:
+def _mixed(given: "ObjectiveInputs", store: str, what: str) -> int | None:
     """_column, for losses that hold the teacher's distribution against the student's softmax at temperature 1."""
     kd, selection = given.kd(store), given.join.stores[store].reader.spec.selection
     if selection != "topk":
@@ -447,7 +449,7 @@ def _mixed(given: "Given", store: str, what: str) -> int | None:
     return _column(given, store)
 
 
-def _check_tail(given: "Given", store: str) -> None:
+def _check_tail(given: "ObjectiveInputs", store: str) -> None:
     """Raises UserError where the tail is to be one outcome, but holds mass that was not placed on any unit."""
     if given.kd(store).tail == "ghost" and is_projected(given.join.stores[store].reader):
         raise UserError(
@@ -494,7 +496,7 @@ def describe_heads(join: Join, student: StudentConfig) -> dict[str, dict[str, ob
 
 
 @dataclass(frozen=True, kw_only=True)
-class Given:
+class ObjectiveInputs:
     """What an objective makes its terms and heads of."""
 
     config: TrainConfig
@@ -519,12 +521,12 @@ class Given:
         return HeadConfig(name=name, level=level, kind=kind, num_units=num_units, tap=tap, slots=slots)
 
 
-def plain_main(given: Given) -> Term:
+def plain_main(given: ObjectiveInputs) -> Term:
     """The main output against the reference."""
     return HybridTerm() if given.config.main == SENONE else CtcTerm()
 
 
-def mixed_main(given: Given) -> Term:
+def mixed_main(given: ObjectiveInputs) -> Term:
     """The main output against the reference mixed with the teacher's labels."""
     [store], hybrid = given.stores, given.config.main == SENONE
     kd, where = given.kd(store), ("frames",) if hybrid else ("frames", "ctc")
@@ -535,7 +537,7 @@ def mixed_main(given: Given) -> Term:
     return kind(store=store, weight=given.config.interpolation_weight, kd=kd, column=column)
 
 
-def auxiliary_heads(given: Given) -> list[Taught]:
+def auxiliary_heads(given: ObjectiveInputs) -> list[Taught]:
     """A head for each label store."""
     return [_auxiliary(given, store) for store in given.stores]
 
@@ -548,8 +550,8 @@ class Objective:
     name: str
     help: str  # one line, for people
     stores: str = "none"  # none | one | many: label stores that it reads
-    main: Callable[[Given], Term] = plain_main
-    heads: Callable[[Given], list[Taught]] = lambda given: []
+    main: Callable[[ObjectiveInputs], Term] = plain_main
+    heads: Callable[[ObjectiveInputs], list[Taught]] = lambda given: []
     teaches_main: bool = False  # its label store is over the main output's own units
     hard_heads: bool = False  # without `hard_heads`, which an objective without label stores does not read
 

@@ -35,11 +35,11 @@ from hkd.stream.text import SpeechAndText, TextBatch
 from hkd.student.config import PRESETS, config_from_json, config_to_json
 from hkd.student.encoder import SpeechEncoder, load_pretrained, save_pretrained, subsampled
 from hkd.student.export import ONNX, SENONE_FRAMES, load_student, placed, save_student, write_onnx
-from hkd.student.model import Student
+from hkd.student.model import StudentModel
 from hkd.train.config import TrainConfig
-from hkd.train.data import COVERAGE, Data, coverage_of, open_data
+from hkd.train.data import COVERAGE, TrainingData, coverage_of, open_data
 from hkd.train.objectives import Term, describe_heads, objective_of
-from hkd.train.text import PREFIX, Text
+from hkd.train.text import PREFIX, TrainingText
 from hkd.units.inventory import SENONE
 from hkd.units.tying import acoustic_files
 
@@ -56,14 +56,14 @@ class StudentTask:
     """What `hkd.loop.fit` asks for."""
 
     config: TrainConfig
-    student: Student
+    student: StudentModel
     terms: Sequence[Term]
     base_weights: Mapping[str, float]  # α, λ or 1
     maker: BatchMaker
     plan: BatchPlan
     dev: BatchMaker | None
     max_steps: int
-    text: Text | None = None
+    text: TrainingText | None = None
 
     @property
     def model(self) -> torch.nn.Module:
@@ -232,7 +232,14 @@ def _read(path: Path) -> Any:
 
 
 def _train(
-    data: Data, plan: BatchPlan, loop: LoopConfig, folder: Path, whole: Mapping[str, Any], *, device: str, **more: Any
+    data: TrainingData,
+    plan: BatchPlan,
+    loop: LoopConfig,
+    folder: Path,
+    whole: Mapping[str, Any],
+    *,
+    device: str,
+    **more: Any,
 ) -> dict[str, float]:
     """Train and export; the last losses and the dev figures. more: of `fit`."""
     if begun_with(folder):
@@ -296,7 +303,7 @@ def too_little(config: TrainConfig, hours: float) -> list[str]:
     ]
 
 
-def make_task(data: Data, plan: BatchPlan, *, max_steps: int, run: Path | None = None) -> StudentTask:
+def make_task(data: TrainingData, plan: BatchPlan, *, max_steps: int, run: Path | None = None) -> StudentTask:
     """The student with its features' mean and deviation, and what feeds it. Weights are a function of the seed alone.
 
     run: the folder that mean and deviation are kept in, and taken from where the run goes on.
@@ -309,7 +316,7 @@ def make_task(data: Data, plan: BatchPlan, *, max_steps: int, run: Path | None =
     if front_end.kind != "wave":
         mean_F, std_F = _mean_and_std(data, features, None if run is None else run / CMVN)
     torch.manual_seed(config.loop.seed)
-    student = Student(data.plan.student)
+    student = StudentModel(data.plan.student)
     if isinstance(student.encoder, SpeechEncoder):
         load_pretrained(student.encoder)
     else:
@@ -332,7 +339,7 @@ def make_task(data: Data, plan: BatchPlan, *, max_steps: int, run: Path | None =
     )  # fmt: skip
 
 
-def _mean_and_std(data: Data, features: FeatureSource, kept: Path | None) -> tuple[Tensor, Tensor]:
+def _mean_and_std(data: TrainingData, features: FeatureSource, kept: Path | None) -> tuple[Tensor, Tensor]:
     """(mean_F, std_F) of a sample of the training features, in which every speaker has a part. Kept with the run."""
     if kept is not None and data.needed is None and kept.exists():
         return tuple(torch.tensor(values) for values in json.loads(kept.read_text()))  # type: ignore[return-value]
@@ -357,7 +364,7 @@ def sample_of_speakers(utterances: Sequence[Utterance], frames: Mapping[str, int
     return sample
 
 
-def _features(data: Data) -> FeatureSource:
+def _features(data: TrainingData) -> FeatureSource:
     """From memory, and from disk where that is asked for; the disk is filled first, by all processes of the run."""
     config, front_end = data.config, data.plan.student.encoder.front_end
     max_bytes = (config.features_mb << 20) // config.num_loaders
@@ -370,7 +377,7 @@ def _features(data: Data) -> FeatureSource:
     return FeatureSource(front_end=front_end, max_bytes=max_bytes, cache=cache)
 
 
-def _weight(config: TrainConfig, data: Data, term: str) -> float:
+def _weight(config: TrainConfig, data: TrainingData, term: str) -> float:
     if term.startswith("hard-"):
         return config.alphas.get(term.removeprefix("hard-"), config.alpha)
     if term.startswith("kd-"):
@@ -379,7 +386,7 @@ def _weight(config: TrainConfig, data: Data, term: str) -> float:
     return 1.0
 
 
-def _write_settings(folder: Path, data: Data, student: Student, coverage: dict[str, Any]) -> None:
+def _write_settings(folder: Path, data: TrainingData, student: StudentModel, coverage: dict[str, Any]) -> None:
     write_bytes(folder / "config.toml", to_toml(asdict(data.config)).encode())
     if not isinstance(student.encoder, SpeechEncoder):
         write_json(folder / CMVN, [student.mean_F.tolist(), student.std_F.tolist()])
@@ -390,7 +397,7 @@ def _write_settings(folder: Path, data: Data, student: Student, coverage: dict[s
     write_json(folder / "student.json", described)
 
 
-def export(folder: Path, data: Data, student: Student, digest: str) -> None:
+def export(folder: Path, data: TrainingData, student: StudentModel, digest: str) -> None:
     """Write folder/model: the student without heads, its subword model, and where it is from."""
     subword_model, acoustic, inventory = None, None, data.join.subwords.inventory
     if data.config.main == "ctc":
@@ -426,12 +433,12 @@ def _frames_of_senones(alignment: Alignment, utterances: Sequence[Utterance]) ->
     return [int(frames) for frames in frames_V]
 
 
-def load_run(folder: Path) -> Student:
+def load_run(folder: Path) -> StudentModel:
     """The student of a finished run with all its heads, in eval mode. Raises UserError where the run is not done."""
     path = folder / "student.json"
     if not path.exists():
         raise UserError(f"a run must be done, but {folder} has no {path.name}. Run `hkd train` first.")
-    student = Student(placed(config_from_json(_read(path)["config"]), folder / "model"))
+    student = StudentModel(placed(config_from_json(_read(path)["config"]), folder / "model"))
     load_final(student, folder)
     return student.eval()
 

@@ -19,7 +19,7 @@ from hkd.stream.loader import BatchPlan, Shares, runs_of
 from hkd.stream.text import Bank, TextMaker, TextShares, encode
 from hkd.student.config import EncoderConfig, config_to_json
 from hkd.train.config import TrainConfig
-from hkd.train.objectives import Plan, Term
+from hkd.train.objectives import StudentPlan, Term
 from hkd.units.inventory import MONOPHONE, SENONE, SPELLED
 from hkd.units.sequences import Units
 from hkd.units.text import words
@@ -29,7 +29,7 @@ PREFIX = "text-"  # of the terms that are taught on text
 
 
 @dataclass(frozen=True, kw_only=True)
-class Text:
+class TrainingText:
     """Opened: what makes batches, the terms by name, and what the weights depend on."""
 
     maker: TextMaker
@@ -74,13 +74,13 @@ def text_readers(config: TrainConfig, stores: Mapping[str, LabelReader]) -> dict
 
 def open_text(
     config: TrainConfig,
-    plan: Plan,
+    plan: StudentPlan,
     join: Join,
     *,
     units: Path,
     readers: Mapping[str, LabelReader],
     heard: Mapping[str, Any],
-) -> Text:
+) -> TrainingText:
     """Open the sentences and the bank, and check that they fit the run: UserError where they do not.
 
     readers: from `text_readers`; heard: `heard_by` of the run.
@@ -130,7 +130,7 @@ def open_text(
         "stores": {name: digest_of_store(readers[name]) for name in soft},
         "bank": bank.facts["digest"],
     }
-    return Text(maker=maker, terms=terms, identity=identity)
+    return TrainingText(maker=maker, terms=terms, identity=identity)
 
 
 def _heard(whole: Manifest, bank: Bank, units: Units, path: str) -> Manifest:
@@ -170,7 +170,7 @@ def _require(join: Join, min_coverage: float) -> None:
 # The low part of a student: what hears.
 
 
-def low_part(plan: Plan) -> Plan:
+def low_part(plan: StudentPlan) -> StudentPlan:
     """The layers up to the lowest one that is conditioned, with the main output and the heads that condition it on
     top."""
     chosen = [head for head in plan.student.heads if head.condition]
@@ -185,7 +185,7 @@ def low_part(plan: Plan) -> Plan:
     names, levels = {head.name for head in heads}, {head.level for head in heads if head.kind == "hard"}
     taught = tuple((head, term) for head, term in plan.taught if head is not None and head.name in names)
     levels |= {SENONE} if plan.student.main == SENONE else set()
-    return Plan(
+    return StudentPlan(
         student=replace(plan.student, encoder=replace(encoder, num_layers=tap), heads=heads),
         main=plan.plain_main,
         plain_main=plan.plain_main,
@@ -194,7 +194,7 @@ def low_part(plan: Plan) -> Plan:
     )
 
 
-def heard_by(plan: Plan, data: Mapping[str, Any]) -> dict[str, Any]:
+def heard_by(plan: StudentPlan, data: Mapping[str, Any]) -> dict[str, Any]:
     """What a bank's posteriors depend on: the student's low part, and the speech. data: a run's identity of its
     data."""
     inputs = {name: value for name, value in data.items() if name not in ("dev", "spans", "stores")}

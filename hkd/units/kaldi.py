@@ -161,14 +161,14 @@ _MAX_TABLE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Leaf:
+class ConstantMap:
     """CE: the answer."""
 
     senone: int
 
 
 @dataclass(frozen=True, slots=True)
-class Split:
+class SplitMap:
     """SE: `yes` where the value of `key` is in `values`, else `no`."""
 
     key: int
@@ -178,14 +178,14 @@ class Split:
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class TableMap:
     """TE: the child of the value of `key`; None where there is none."""
 
     key: int
     children: tuple["Node | None", ...]
 
 
-Node = Leaf | Split | Table
+Node = ConstantMap | SplitMap | TableMap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,11 +199,11 @@ class ContextTree:
     def senone(self, window: Sequence[int], pdf_class: int) -> int | None:
         """The senone of a state's class of the window's central phone; None where the tree has no answer."""
         node: Node | None = self.root
-        while not isinstance(node, Leaf):
+        while not isinstance(node, ConstantMap):
             if node is None:
                 return None
             value = pdf_class if node.key == PDF_CLASS else window[node.key]
-            if isinstance(node, Split):
+            if isinstance(node, SplitMap):
                 node = node.yes if value in node.values else node.no
             else:
                 node = node.children[value] if 0 <= value < len(node.children) else None
@@ -220,19 +220,19 @@ class ContextTree:
 
 
 def _answers(node: Node | None) -> Iterator[int]:
-    if isinstance(node, Leaf):
+    if isinstance(node, ConstantMap):
         yield node.senone
     elif node is not None:
-        for child in (node.yes, node.no) if isinstance(node, Split) else node.children:
+        for child in (node.yes, node.no) if isinstance(node, SplitMap) else node.children:
             yield from _answers(child)
 
 
 def _text(node: Node | None) -> str:
     if node is None:
         return "NULL "
-    if isinstance(node, Leaf):
+    if isinstance(node, ConstantMap):
         return f"CE {node.senone} "
-    if isinstance(node, Split):
+    if isinstance(node, SplitMap):
         values = " ".join(map(str, sorted(node.values)))
         return f"SE {node.key} [ {values} ]\n{{ {_text(node.yes)}{_text(node.no)}}} \n"
     return f"TE {node.key} {len(node.children)} ( {''.join(map(_text, node.children))}) \n"
@@ -264,7 +264,7 @@ def _node(stream: KaldiStream, width: int) -> Node | None:
         senone = stream.integer()
         if senone < 0:
             raise ValueError(f"it answers {senone}")
-        return Leaf(senone)
+        return ConstantMap(senone)
     key = stream.integer()
     if not -1 <= key < width:
         raise ValueError(f"it asks for place {key} of a window of {width} phones")
@@ -275,14 +275,14 @@ def _node(stream: KaldiStream, width: int) -> Node | None:
         stream.expect("}")
         if yes is None or no is None:
             raise ValueError("a question has no answer")
-        return Split(key, values, yes, no)
+        return SplitMap(key, values, yes, no)
     size = stream.integer()
     if not 0 <= size <= _MAX_TABLE:
         raise ValueError(f"it has a table of {size}")
     stream.expect("(")
     children = tuple(_node(stream, width) for _ in range(size))
     stream.expect(")")
-    return Table(key, children)
+    return TableMap(key, children)
 
 
 def read_tree(path: Path) -> ContextTree:

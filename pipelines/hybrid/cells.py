@@ -30,7 +30,7 @@ from hkd.corpora.prepare import GROUPS
 from hkd.decode.graph import HybridConfig, HybridSearch
 from hkd.decode.recogniser import Recogniser
 from hkd.errors import no_progress
-from hkd.evaluate.decoding import Decoded, EvaluateConfig, decode, features_on_disk
+from hkd.evaluate.decoding import DecodedSplit, EvaluateConfig, decode, features_on_disk
 from hkd.evaluate.score import score_words
 from hkd.manifest import Manifest, assign_splits, read, write
 from hkd.pipeline.recipe import Recipe, load_recipe, stages_of, write_project
@@ -131,7 +131,7 @@ class Reader:
         acoustic, prior = min(product(ACOUSTIC, PRIOR), key=wrong)
         return replace(config.search.hybrid, acoustic_scale=acoustic, prior_scale=prior)
 
-    def decoded(self, recogniser: Recogniser, config: EvaluateConfig, split: str) -> Decoded:
+    def decoded(self, recogniser: Recogniser, config: EvaluateConfig, split: str) -> DecodedSplit:
         """The split as the student hears it."""
         part = read(self.work / "manifest.jsonl").split(split)
         features = features_on_disk(

@@ -20,7 +20,7 @@ from hkd.decode.graph import (
 )
 from hkd.errors import UserError
 from hkd.units.inventory import SENONE, UnitInventory
-from hkd.units.kaldi import PDF_CLASS, ContextTree, Leaf, Split, Table
+from hkd.units.kaldi import PDF_CLASS, ConstantMap, ContextTree, SplitMap, TableMap
 from hkd.units.lexicon import Lexicon
 from hkd.units.tying import StateTying, TreeTying, Tying
 
@@ -72,17 +72,17 @@ def tree_tying(seed: int = 0) -> TreeTying:
     phones = {symbol: number for number, symbol in enumerate(symbols, 1)}
     generator, owner, tables = np.random.default_rng(seed), {}, [None]
 
-    def leaf(phone: int, state: int) -> Leaf:
+    def leaf(phone: int, state: int) -> ConstantMap:
         owner[len(owner)] = phone, state
-        return Leaf(len(owner) - 1)
+        return ConstantMap(len(owner) - 1)
 
     for phone in phones.values():
         states = []
         for state in range(3):
             asked = frozenset(np.flatnonzero(generator.random(len(phones) + 1) < 0.5).tolist())
-            states.append(Split(2 * int(generator.integers(2)), asked, leaf(phone, state), leaf(phone, state)))
-        tables.append(Table(PDF_CLASS, tuple(states)))
-    tree = ContextTree(width=3, central=1, root=Table(1, tuple(tables)))
+            states.append(SplitMap(2 * int(generator.integers(2)), asked, leaf(phone, state), leaf(phone, state)))
+        tables.append(TableMap(PDF_CLASS, tuple(states)))
+    tree = ContextTree(width=3, central=1, root=TableMap(1, tuple(tables)))
     return TreeTying(phones=phones, tree=tree, places=dict.fromkeys(phones.values(), (0, 1, 2)), owner=owner)
 
 

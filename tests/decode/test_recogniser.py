@@ -18,7 +18,7 @@ from hkd.manifest import Manifest
 from hkd.pretrained import choose_device
 from hkd.student.config import EncoderConfig, StudentConfig
 from hkd.student.export import save_student
-from hkd.student.model import Student
+from hkd.student.model import StudentModel
 from hkd.units.inventory import SUBWORD
 from hkd.units.sequences import Units
 
@@ -51,7 +51,7 @@ def test_a_student_aligns_its_pieces(prepared: Path, tmp_path: Path) -> None:
     encoder = EncoderConfig(d_model=16, num_layers=1, num_heads=2, ff_factor=2, conv_kernel=3)
     config = StudentConfig(encoder=encoder, num_main_units=len(subwords.inventory) + 1)
     save_student(
-        tmp_path / "model", Student(config), inventory=subwords.inventory, subword_model=subwords.path.read_bytes()
+        tmp_path / "model", StudentModel(config), inventory=subwords.inventory, subword_model=subwords.path.read_bytes()
     )
     assert is_student(tmp_path / "model")
     assert not is_student(tmp_path)

@@ -35,7 +35,7 @@ from hkd.manifest import Manifest
 from hkd.manifest import read as read_manifest
 from hkd.stream.join import Join, JoinedStore
 from hkd.student.config import config_from_json
-from hkd.student.model import Student
+from hkd.student.model import StudentModel
 from hkd.topk import select_topk
 from hkd.units.sequences import SubwordModel
 from hkd.units.text import words
@@ -66,7 +66,7 @@ def test_every_head_has_its_figures(project, figures) -> None:  # type: ignore[n
 def test_monophone_heads_equal_the_plain_computation(project, figures) -> None:  # type: ignore[no-untyped-def]
     run = project.runs[-1]
     card = json.loads((run / "student.json").read_text())
-    student = Student(config_from_json(card["config"])).eval()
+    student = StudentModel(config_from_json(card["config"])).eval()
     load_model_tensors(student, load((run / "final.safetensors").read_bytes()))
     alignment, store = Alignment(project.alignment), LabelReader.open(project.labels / "monophone")
     kept = card["heads"]["kd-monophone"]["units"]

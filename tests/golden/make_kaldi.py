@@ -29,7 +29,7 @@ from hkd.align.alignment import Alignment, aligned_to_units
 from hkd.audio import import_torchaudio, read_audio
 from hkd.testing.teachers import prepare_folder, tiny_corpus
 from hkd.units.inventory import MONOPHONE
-from hkd.units.kaldi import ContextTree, Leaf, Node, Split, Table
+from hkd.units.kaldi import ConstantMap, ContextTree, Node, SplitMap, TableMap
 from hkd.units.lexicon import Lexicon, split_position
 from hkd.units.text import words
 
@@ -79,18 +79,25 @@ def tree_of(phones: dict[str, int], classes: dict[int, int]) -> ContextTree:
     """Per phone without its place in the word (shared) and state: does a vowel stand left, does one stand right?"""
     vowels = frozenset(number for phone, number in phones.items() if split_position(phone)[0] in VOWELS)
     pdf = iter(range(10**6))
-    root: Node = Leaf(next(pdf))  # of a phone that there is not
+    root: Node = ConstantMap(next(pdf))  # of a phone that there is not
     for base in sorted({split_position(phone)[0] for phone in phones}):
         mine = {number for phone, number in phones.items() if split_position(phone)[0] == base}
         states: list[Node] = []
         for state in range(classes[min(mine)]):
             if base == "SIL":
-                states.append(Leaf(next(pdf)))
+                states.append(ConstantMap(next(pdf)))
             elif state == 1:
-                states.append(Split(0, vowels, Split(2, vowels, Leaf(next(pdf)), Leaf(next(pdf))), Leaf(next(pdf))))
+                states.append(
+                    SplitMap(
+                        0,
+                        vowels,
+                        SplitMap(2, vowels, ConstantMap(next(pdf)), ConstantMap(next(pdf))),
+                        ConstantMap(next(pdf)),
+                    )
+                )
             else:
-                states.append(Split(2 if state else 0, vowels, Leaf(next(pdf)), Leaf(next(pdf))))
-        root = Split(1, frozenset(mine), Table(-1, tuple(states)), root)
+                states.append(SplitMap(2 if state else 0, vowels, ConstantMap(next(pdf)), ConstantMap(next(pdf))))
+        root = SplitMap(1, frozenset(mine), TableMap(-1, tuple(states)), root)
     return ContextTree(width=3, central=1, root=root)
 
 

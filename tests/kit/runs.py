@@ -6,7 +6,7 @@ from typing import Any
 
 from hkd.config import build
 from hkd.train.config import TrainConfig
-from hkd.train.data import Data, open_data
+from hkd.train.data import TrainingData, open_data
 from hkd.train.run import TrainReport, train
 
 
@@ -21,7 +21,7 @@ def inputs(project: Path) -> dict[str, Any]:
     return {name: project / path for name, path in paths.items()}
 
 
-def opened(project: Path, settings: dict[str, Any]) -> Data:
+def opened(project: Path, settings: dict[str, Any]) -> TrainingData:
     """The inputs of a run."""
     return open_data(config_of(settings), **inputs(project))
 

@@ -9,7 +9,7 @@ import pytest
 
 from hkd.errors import UserError
 from hkd.labelling import lm_data
-from hkd.labelling.lm_data import Corpus, TokenCache, cache_text, cut, folds_of, is_held_out, read_lines
+from hkd.labelling.lm_data import ConcatSentences, TokenCache, cache_text, cut, folds_of, is_held_out, read_lines
 from hkd.manifest import Manifest, Utterance
 from hkd.teachers import unit_lm
 from hkd.testing.teachers import tiny_sentences
@@ -63,7 +63,7 @@ def test_a_cache_that_is_there_is_taken_and_half_a_one_is_made_anew(tmp_path):
 
 def test_an_empty_cache_reads(tmp_path):
     train, held = cached(tmp_path / "cache", [])
-    assert len(train) == len(held) == len(Corpus([train, held])) == 0
+    assert len(train) == len(held) == len(ConcatSentences([train, held])) == 0
     assert list(TokenCache(tmp_path / "cache" / "text-train")) == []
 
 
@@ -93,7 +93,7 @@ def test_folds_keep_equal_texts_together_and_are_of_like_size():
 
 def test_a_corpus_is_its_parts_in_order():
     parts = [[np.array([i], np.int32) for i in range(n)] for n in (3, 0, 2)]
-    corpus = Corpus(parts)
+    corpus = ConcatSentences(parts)
     assert [int(u[0]) for u in corpus] == [int(corpus[i][0]) for i in range(5)] == [0, 1, 2, 0, 1]
     assert corpus.num_units == len(corpus) == 5
 
@@ -138,7 +138,7 @@ def test_four_times_the_text_takes_no_more_memory(tmp_path, monkeypatch):
             file.writelines(f"{LINES[n % 300]} {format(n, 'o').translate(letters)}\n" for n in range(lines))
         tracemalloc.start()
         train, held = cached(tmp_path / str(lines), [path])
-        corpus = Corpus([train, held])
+        corpus = ConcatSentences([train, held])
         order = np.random.default_rng(0).permutation(len(corpus)).astype(np.int32)
         assert corpus.counts(200).sum() == corpus.num_units
         assert all(
@@ -160,6 +160,6 @@ def test_a_line_without_end_is_refused(tmp_path):
 
 
 def test_an_n_gram_gets_an_even_part_of_a_large_corpus():
-    corpus = Corpus([[np.full(10, number, np.int32) for number in range(100)]])
+    corpus = ConcatSentences([[np.full(10, number, np.int32) for number in range(100)]])
     assert list(corpus.part(1000)) == list(corpus)
     assert [int(unit_U[0]) for unit_U in corpus.part(300)] == list(range(0, 100, 4))

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from hkd.labelling.lm_data import BatchOrder, Corpus, LmTask
+from hkd.labelling.lm_data import BatchOrder, ConcatSentences, LmTask
 from hkd.teachers.cloze import UnitLmSizes, make_unit_lm
 
 
 def corpus(num):
     rng = np.random.default_rng(0)
-    return Corpus([[np.full(rng.integers(1, 30), i, np.int32) for i in range(num)]])
+    return ConcatSentences([[np.full(rng.integers(1, 30), i, np.int32) for i in range(num)]])
 
 
 @pytest.mark.parametrize(("num", "size"), [(1, 4), (7, 3), (1000, 8)])

@@ -18,7 +18,7 @@ from s3fs import S3FileSystem
 
 from hkd.errors import UserError
 from hkd.labelling.dump import DumpConfig, DumpJob, DumpReport, execute
-from hkd.labelling.ray import Share, share_of
+from hkd.labelling.ray import WorkerResources, share_of
 from kit.s3 import S3Server
 
 BERT = DumpConfig(k=5, temperatures=(2.0,), codec="f16", utterances_per_shard=16)
@@ -207,16 +207,21 @@ def node(cpus: int, gpus: int = 0, *, alive: bool = True) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("nodes", "device", "workers", "share"),
     [
-        ([node(8)], "auto", 0, Share(workers=1, threads=8, num_cpus=8, num_gpus=0)),
-        ([node(8), node(4), node(64, alive=False)], "auto", 0, Share(workers=2, threads=4, num_cpus=4, num_gpus=0)),
-        ([node(3), node(3)], "auto", 2, Share(workers=2, threads=3, num_cpus=3, num_gpus=0)),
-        ([node(2)], "auto", 5, Share(workers=5, threads=1, num_cpus=1, num_gpus=0)),
-        ([node(0), node(16, 4), node(16, 4)], "auto", 0, Share(workers=8, threads=4, num_cpus=1, num_gpus=1)),
-        ([node(16, 4)], "cpu", 2, Share(workers=2, threads=8, num_cpus=8, num_gpus=0)),
-        ([node(16)], "cuda", 0, Share(workers=1, threads=16, num_cpus=1, num_gpus=1)),
+        ([node(8)], "auto", 0, WorkerResources(workers=1, threads=8, num_cpus=8, num_gpus=0)),
+        (
+            [node(8), node(4), node(64, alive=False)],
+            "auto",
+            0,
+            WorkerResources(workers=2, threads=4, num_cpus=4, num_gpus=0),
+        ),
+        ([node(3), node(3)], "auto", 2, WorkerResources(workers=2, threads=3, num_cpus=3, num_gpus=0)),
+        ([node(2)], "auto", 5, WorkerResources(workers=5, threads=1, num_cpus=1, num_gpus=0)),
+        ([node(0), node(16, 4), node(16, 4)], "auto", 0, WorkerResources(workers=8, threads=4, num_cpus=1, num_gpus=1)),
+        ([node(16, 4)], "cpu", 2, WorkerResources(workers=2, threads=8, num_cpus=8, num_gpus=0)),
+        ([node(16)], "cuda", 0, WorkerResources(workers=1, threads=16, num_cpus=1, num_gpus=1)),
     ],
 )
-def test_shares(nodes: list[dict[str, Any]], device: str, workers: int, share: Share) -> None:
+def test_shares(nodes: list[dict[str, Any]], device: str, workers: int, share: WorkerResources) -> None:
     assert share_of(nodes, device, workers) == share
 
 

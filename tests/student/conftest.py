@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hkd.student.config import EncoderConfig, HeadConfig, StudentConfig
-from hkd.student.model import Student
+from hkd.student.model import StudentModel
 
 ENCODER = EncoderConfig(d_model=24, num_layers=3, num_heads=2, conv_kernel=5, num_bins=16)
 HEADS = (
@@ -31,12 +31,12 @@ def config() -> StudentConfig:
 
 
 @pytest.fixture
-def make() -> Callable[..., Student]:
+def make() -> Callable[..., StudentModel]:
     """Builds a seeded student in eval mode with a mean and deviation that are not the trivial ones."""
 
-    def build(config: StudentConfig, seed: int = 0) -> Student:
+    def build(config: StudentConfig, seed: int = 0) -> StudentModel:
         torch.manual_seed(seed)
-        student = Student(config)
+        student = StudentModel(config)
         student.set_cmvn(
             torch.linspace(-2, 2, config.encoder.num_bins), torch.linspace(0.5, 2, config.encoder.num_bins)
         )

@@ -9,13 +9,13 @@ import torch
 
 from hkd.errors import UserError
 from hkd.student.config import EncoderConfig, HeadConfig, StudentConfig, config_from_json, default_slots, default_tap
-from hkd.student.model import Student
+from hkd.student.model import StudentModel
 
 
 @pytest.mark.parametrize(("preset", "millions"), [("xs", 2), ("s", 10), ("m", 30)])
 def test_presets_have_the_size_that_they_promise(preset: str, millions: float) -> None:
     with torch.device("meta"):
-        student = Student(StudentConfig(encoder=EncoderConfig(preset=preset), num_main_units=501))
+        student = StudentModel(StudentConfig(encoder=EncoderConfig(preset=preset), num_main_units=501))
     assert student.num_parameters() == pytest.approx(millions * 1e6, rel=0.1)
 
 

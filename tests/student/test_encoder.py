@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hkd.student.config import EncoderConfig, StudentConfig
 from hkd.student.encoder import BLOCK, ConformerEncoder, rotary_tables, subsampled, utterance_dropout
-from hkd.student.model import Student
+from hkd.student.model import StudentModel
 from hkd.timebase import num_encoder_frames
 
 SMALL = StudentConfig(
@@ -21,7 +21,7 @@ SMALL = StudentConfig(
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lengths=st.lists(st.integers(1, 70), min_size=1, max_size=5), seed=st.integers(0, 1000))
 def test_companions_and_padding_change_neither_output_nor_gradient(
-    make: Callable[..., Student], lengths: list[int], seed: int
+    make: Callable[..., StudentModel], lengths: list[int], seed: int
 ) -> None:
     student = make(SMALL, seed).double()
     rng = torch.Generator().manual_seed(seed)
@@ -50,7 +50,7 @@ def test_companions_and_padding_change_neither_output_nor_gradient(
     torch.testing.assert_close(in_batch[1:], ours[1:], atol=1e-8, rtol=1e-7)
 
 
-def test_padding_may_hold_anything(make: Callable[..., Student]) -> None:
+def test_padding_may_hold_anything(make: Callable[..., StudentModel]) -> None:
     student = make(SMALL)
     x_BTF = torch.randn(2, 30, 16)
     length_B = torch.tensor([30, 11])
@@ -59,7 +59,7 @@ def test_padding_may_hold_anything(make: Callable[..., Student]) -> None:
     torch.testing.assert_close(student(x_BTF, length_B).logits_BTV[1, :3], clean[1, :3], atol=0, rtol=0)
 
 
-def test_output_depends_on_every_frame(make: Callable[..., Student]) -> None:
+def test_output_depends_on_every_frame(make: Callable[..., StudentModel]) -> None:
     """No frame is lost at the end, whatever the remainder of the length by four."""
     student = make(SMALL)
     for frames in (1, 2, 3, 4, 5, 40):

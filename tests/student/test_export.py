@@ -13,21 +13,21 @@ import torch
 from hkd.errors import UserError
 from hkd.student.config import EncoderConfig, HeadConfig, StudentConfig
 from hkd.student.export import load_student, save_student, write_onnx
-from hkd.student.model import Student
+from hkd.student.model import StudentModel
 from hkd.units.inventory import UnitInventory
 
 INVENTORY = UnitInventory(level="subword", symbols=tuple("abcdefghijk"))
 
 
 @pytest.fixture
-def student(make: Callable[..., Student], config: StudentConfig) -> Student:
+def student(make: Callable[..., StudentModel], config: StudentConfig) -> StudentModel:
     return make(config)
 
 
 @pytest.mark.parametrize("conditioned", [False, True])
 @pytest.mark.parametrize("heads", [False, True])
 def test_round_trip_gives_the_trainers_own_outputs(
-    make: Callable[..., Student], config: StudentConfig, tmp_path: Path, heads: bool, conditioned: bool
+    make: Callable[..., StudentModel], config: StudentConfig, tmp_path: Path, heads: bool, conditioned: bool
 ) -> None:
     first, *rest = config.heads
     student = make(replace(config, heads=(replace(first, condition=conditioned), *rest)))
@@ -53,21 +53,21 @@ def test_round_trip_gives_the_trainers_own_outputs(
     assert meta.subword_model.read_bytes() == b"sentencepiece"
 
 
-def test_bytes_are_a_function_of_what_is_saved(student: Student, tmp_path: Path) -> None:
+def test_bytes_are_a_function_of_what_is_saved(student: StudentModel, tmp_path: Path) -> None:
     for name in "ab":
         save_student(tmp_path / name, student, inventory=INVENTORY)
     for file in (tmp_path / "a").iterdir():
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
 
 
-def test_saving_again_without_subwords_leaves_none_behind(student: Student, tmp_path: Path) -> None:
+def test_saving_again_without_subwords_leaves_none_behind(student: StudentModel, tmp_path: Path) -> None:
     save_student(tmp_path, student, inventory=INVENTORY, subword_model=b"x")
     save_student(tmp_path, student, inventory=INVENTORY)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.safetensors", "student.json"]
     assert load_student(tmp_path)[1].subword_model is None
 
 
-def test_what_does_not_fit_is_refused(student: Student, tmp_path: Path) -> None:
+def test_what_does_not_fit_is_refused(student: StudentModel, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="11 units"):
         save_student(tmp_path, student, inventory=UnitInventory(level="subword", symbols=("a",)))
     with pytest.raises(UserError, match="hkd train"):
@@ -98,7 +98,7 @@ def test_what_does_not_fit_is_refused(student: Student, tmp_path: Path) -> None:
         load_student(tmp_path)
 
 
-def test_a_folder_that_was_being_written_is_no_student(student: Student, tmp_path: Path) -> None:
+def test_a_folder_that_was_being_written_is_no_student(student: StudentModel, tmp_path: Path) -> None:
     """The card is the mark: it goes first and comes last."""
     save_student(tmp_path, student, inventory=INVENTORY)
     (tmp_path / "student.json").unlink()
@@ -120,7 +120,7 @@ def test_it_gives_the_students_outputs(tmp_path: Path, main: str, conditioned: b
     torch.manual_seed(0)
     head = HeadConfig(name="kd-x", level="monophone", num_units=5, tap=1, slots=4, condition=conditioned)
     config = StudentConfig(encoder=EncoderConfig(**SMALL), num_main_units=11, main=main, heads=(head,))
-    student = Student(config).eval()
+    student = StudentModel(config).eval()
     write_onnx(student, tmp_path / "model.onnx")
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
     for lengths in ([1], [7], [333, 17, 64], [2, 5]):

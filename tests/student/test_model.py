@@ -9,14 +9,14 @@ import torch
 from hkd.errors import UserError
 from hkd.losses import ctc_loss
 from hkd.student.config import HeadConfig, StudentConfig
-from hkd.student.model import Head, Student, describe, export_student
+from hkd.student.model import Head, StudentModel, describe, export_student
 
 
 def batch() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(2, 37, 16, generator=torch.Generator().manual_seed(3)), torch.tensor([37, 18])
 
 
-def test_heads_give_one_distribution_a_slot(make: Callable[..., Student], config: StudentConfig) -> None:
+def test_heads_give_one_distribution_a_slot(make: Callable[..., StudentModel], config: StudentConfig) -> None:
     output = make(config)(*batch())
     assert output.logits_BTV.shape == (2, 10, 12)
     assert {name: tuple(x.shape) for name, x in output.heads.items()} == {
@@ -28,7 +28,9 @@ def test_heads_give_one_distribution_a_slot(make: Callable[..., Student], config
     torch.testing.assert_close(chosen["senone-hard"], output.heads["senone-hard"])
 
 
-def test_a_head_teaches_its_layer_and_those_below_alone(make: Callable[..., Student], config: StudentConfig) -> None:
+def test_a_head_teaches_its_layer_and_those_below_alone(
+    make: Callable[..., StudentModel], config: StudentConfig
+) -> None:
     student = make(config)
     student(*batch()).heads["senone-aux"].sin().sum().backward()
     for number, layer in enumerate(student.encoder.layers, start=1):
@@ -38,7 +40,7 @@ def test_a_head_teaches_its_layer_and_those_below_alone(make: Callable[..., Stud
 
 
 def test_export_is_the_none_student_and_bit_for_bit_the_trainers(
-    make: Callable[..., Student], config: StudentConfig
+    make: Callable[..., StudentModel], config: StudentConfig
 ) -> None:
     student, none = make(config), make(replace(config, heads=()))
     exported = export_student(student)
@@ -51,12 +53,14 @@ def test_export_is_the_none_student_and_bit_for_bit_the_trainers(
     assert bool(next(student.parameters()).any())  # a copy
 
 
-def test_one_seed_gives_one_beginning_whatever_the_heads(make: Callable[..., Student], config: StudentConfig) -> None:
+def test_one_seed_gives_one_beginning_whatever_the_heads(
+    make: Callable[..., StudentModel], config: StudentConfig
+) -> None:
     with_heads, without = make(config).state_dict(), make(replace(config, heads=())).state_dict()
     assert all(torch.equal(with_heads[name], value) for name, value in without.items())
 
 
-def test_heads_do_not_disturb_dropout(make: Callable[..., Student], config: StudentConfig) -> None:
+def test_heads_do_not_disturb_dropout(make: Callable[..., StudentModel], config: StudentConfig) -> None:
     outputs = []
     for heads in (config.heads, ()):
         student = make(replace(config, heads=heads)).train()
@@ -65,7 +69,7 @@ def test_heads_do_not_disturb_dropout(make: Callable[..., Student], config: Stud
     assert torch.equal(*outputs)
 
 
-def test_features_are_normalised_inside(make: Callable[..., Student], config: StudentConfig) -> None:
+def test_features_are_normalised_inside(make: Callable[..., StudentModel], config: StudentConfig) -> None:
     student = make(config)
     x_BTF, length_B = batch()
     mean_F, std_F = student.mean_F.clone(), student.std_F.clone()
@@ -80,13 +84,13 @@ def test_features_are_normalised_inside(make: Callable[..., Student], config: St
         student.set_cmvn(torch.zeros(16), torch.full((16,), float("nan")))
 
 
-def test_senone_main_output_has_slots(make: Callable[..., Student], config: StudentConfig) -> None:
+def test_senone_main_output_has_slots(make: Callable[..., StudentModel], config: StudentConfig) -> None:
     output = make(replace(config, main="senone", num_main_units=30))(*batch())
     assert output.logits_BTV.shape == (2, 40, 30)
     assert output.length_B.tolist() == [40, 20]
 
 
-def test_learns(make: Callable[..., Student], config: StudentConfig) -> None:
+def test_learns(make: Callable[..., StudentModel], config: StudentConfig) -> None:
     """A few steps of CTC on one batch lower the loss a lot: gradients reach everything."""
     student = make(config).train()
     optimizer = torch.optim.Adam(student.parameters(), lr=3e-3)
@@ -102,7 +106,7 @@ def test_learns(make: Callable[..., Student], config: StudentConfig) -> None:
     assert losses[-1] < 0.3 * losses[0]
 
 
-def test_bfloat16_autocast_gives_nearly_the_same(make: Callable[..., Student], config: StudentConfig) -> None:
+def test_bfloat16_autocast_gives_nearly_the_same(make: Callable[..., StudentModel], config: StudentConfig) -> None:
     student = make(config)
     full = student(*batch()).logits_BTV
     with torch.autocast("cpu", torch.bfloat16):
@@ -170,7 +174,7 @@ def conditioned(config: StudentConfig, *names: str) -> StudentConfig:
 
 
 @torch.no_grad()
-def test_conditioning_is_the_formula_by_hand(make: Callable[..., Student], config: StudentConfig) -> None:
+def test_conditioning_is_the_formula_by_hand(make: Callable[..., StudentModel], config: StudentConfig) -> None:
     """Layer by layer: x + W mean(softmax(head(x))) of both heads at layer 1 and the one at layer 2; `alone` loses layer
     1's x."""
     student = make(conditioned(config, "senone-hard", "senone-aux", "monophone-aux"))
@@ -202,7 +206,7 @@ def test_conditioning_is_the_formula_by_hand(make: Callable[..., Student], confi
 
 @torch.no_grad()
 def test_posteriors_are_read_as_the_layers_above_read_them_alone(
-    make: Callable[..., Student], config: StudentConfig
+    make: Callable[..., StudentModel], config: StudentConfig
 ) -> None:
     student = make(conditioned(config, "senone-hard"))
     x_BTF, length_B = batch()
@@ -216,7 +220,7 @@ def test_posteriors_are_read_as_the_layers_above_read_them_alone(
 
 
 def test_alone_the_loss_reaches_the_lower_layers_through_the_posteriors(
-    make: Callable[..., Student], config: StudentConfig
+    make: Callable[..., StudentModel], config: StudentConfig
 ) -> None:
     student = make(conditioned(config, "senone-hard"))
     student(*batch(), alone_B=torch.tensor([True, True])).logits_BTV.sin().sum().backward()
@@ -225,7 +229,7 @@ def test_alone_the_loss_reaches_the_lower_layers_through_the_posteriors(
 
 
 def test_export_keeps_the_head_that_conditions_and_the_drawing_says_so(
-    make: Callable[..., Student], config: StudentConfig
+    make: Callable[..., StudentModel], config: StudentConfig
 ) -> None:
     config = conditioned(config, "senone-hard")
     student = make(config)

@@ -21,7 +21,7 @@ from hkd.student.config import (
 )
 from hkd.student.encoder import SpeechEncoder, load_pretrained, open_speech_encoder, save_pretrained
 from hkd.student.export import load_student, save_student, write_onnx
-from hkd.student.model import Student, describe
+from hkd.student.model import StudentModel, describe
 from hkd.units.inventory import UnitInventory
 from kit.encoders import tiny_encoder
 
@@ -109,7 +109,7 @@ def test_the_output_is_what_transformers_gives_for_the_utterance_alone(make: Mak
 def test_a_student_trains_its_layers_and_not_what_stands_before_them(make: Make, architecture: str) -> None:
     encoder, _ = make(architecture)
     heads = (HeadConfig(name="senone", level="senone", num_units=30, tap=1, slots=4),)
-    student = Student(StudentConfig(encoder=encoder.config, num_main_units=12, heads=heads)).train()
+    student = StudentModel(StudentConfig(encoder=encoder.config, num_main_units=12, heads=heads)).train()
     x_BTF, length_B = batch(encoder, sounds(0.5, 0.9))
     output = student(x_BTF, length_B)
     assert output.logits_BTV.shape == (2, 23, 12)
@@ -132,7 +132,7 @@ def test_an_export_needs_no_folder_and_the_encoder_reloads_with_transformers_alo
     encoder, _ = make(architecture)
     config = StudentConfig(encoder=encoder.config, num_main_units=12)
     assert config_from_json(json.loads(json.dumps(config_to_json(config)))) == config
-    student = Student(config).eval()
+    student = StudentModel(config).eval()
     with torch.no_grad():
         for p in student.parameters():
             p.add_(0.01)  # as if it had been trained

@@ -12,7 +12,7 @@ import transformers
 
 from hkd.errors import UserError
 from hkd.teachers.base import Sentence
-from hkd.teachers.forward import Way
+from hkd.teachers.forward import ForwardMode
 from hkd.teachers.load import load_teacher
 from hkd.teachers.transformer import TransformerTeacher
 from hkd.testing.teachers import WORDS, byte_bpe
@@ -135,7 +135,7 @@ def test_a_teacher_says_what_the_model_itself_says(kind: str, tmp_path: Path) ->
 def test_bodies_that_read_padding_are_found(kind: str, rows: str, tmp_path: Path) -> None:
     saved(tmp_path / "lm", MASKED[kind])
     teacher: Any = load_teacher(str(tmp_path / "lm"), unit="subword", device="cpu")
-    assert teacher._scorer.way == Way(rows=rows)
+    assert teacher._scorer.way == ForwardMode(rows=rows)
 
 
 BOTH_WAYS: dict[str, Callable[[dict[str, Any]], Any]] = {

@@ -21,9 +21,9 @@ from hkd.teachers.base import Sentence, TeacherInfo
 from hkd.teachers.load import (
     ALIASES,
     KINDS,
-    Asked,
     TeacherKind,
     TeacherOptions,
+    TeacherRequest,
     check_source,
     kind_of,
     load_teacher,
@@ -172,9 +172,9 @@ class Echo:
 
 
 def test_a_kind_of_ones_own_labels_sentences(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    asked: list[Asked] = []
+    asked: list[TeacherRequest] = []
 
-    def load(what: Asked) -> Echo:
+    def load(what: TeacherRequest) -> Echo:
         asked.append(what)
         return Echo()
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from hkd.errors import HkdError
 from hkd.teachers.base import Sentence
-from hkd.teachers.forward import Row
+from hkd.teachers.forward import TokenRow
 from hkd.teachers.load import TeacherOptions, load_teacher
 from hkd.teachers.transformer import MaskedTeacher
 from hkd.testing.teachers import MASKED
@@ -192,7 +192,7 @@ def test_out_of_memory_halves_the_budget_and_goes_on(
     expected = teacher.score(asked, k=3)
     whole = teacher._scorer._hidden
 
-    def small(batch: Sequence[Row]) -> torch.Tensor:
+    def small(batch: Sequence[TokenRow]) -> torch.Tensor:
         if len(batch) > 3:
             raise torch.OutOfMemoryError("out of memory")
         return whole(batch)
@@ -202,7 +202,7 @@ def test_out_of_memory_halves_the_budget_and_goes_on(
         np.testing.assert_allclose(a.logp_NK, b.logp_NK, atol=2e-5)
     assert "token budget is now" in caplog.text
 
-    def none(batch: Sequence[Row]) -> torch.Tensor:
+    def none(batch: Sequence[TokenRow]) -> torch.Tensor:
         raise torch.OutOfMemoryError("out of memory")
 
     monkeypatch.setattr(teacher._scorer, "_hidden", none)

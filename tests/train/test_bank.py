@@ -16,7 +16,7 @@ from hkd.features.cache import FeatureSource
 from hkd.loop.checkpoint import load_model_tensors
 from hkd.manifest import Utterance
 from hkd.stream.text import Bank, cut
-from hkd.student.model import Student
+from hkd.student.model import StudentModel
 from hkd.train.bank import BankConfig, BankReport, deal, make_bank
 from hkd.train.text import low_part
 from kit.runs import config_of, inputs, opened
@@ -48,7 +48,7 @@ def test_it_holds_what_students_of_other_speakers_hear(
     alignment = data.join.alignment
     assert alignment is not None
     for utterance in sorted(data.train, key=lambda u: u.id):
-        student = Student(low)
+        student = StudentModel(low)
         load_model_tensors(student, load_file(tmp_path / f"fold-{fold_of[utterance.id]}" / "final.safetensors"))
         x_TF = torch.from_numpy(np.array(FeatureSource()(utterance)))
         with torch.no_grad():

@@ -17,7 +17,7 @@ from hkd.config import merge, read_toml, to_table
 from hkd.errors import UserError
 from hkd.features.fbank import log_mel
 from hkd.student.export import load_student
-from hkd.train.data import Data, show_data
+from hkd.train.data import TrainingData, show_data
 from hkd.train.run import export_run, load_run
 from kit.labelled import label_folder
 from kit.runs import config_of, opened, rows, trained
@@ -219,7 +219,7 @@ def test_settings_go_to_toml_and_back(tiny: dict[str, Any]) -> None:
 
 
 def test_a_share_of_the_utterances_is_part_of_a_larger_one(labelled: Path, tiny: dict[str, Any]) -> None:
-    def with_share(share: float) -> Data:
+    def with_share(share: float) -> TrainingData:
         return opened(labelled, {**tiny, "train_share": share})
 
     whole, half, few = map(with_share, (1.0, 0.5, 0.3))

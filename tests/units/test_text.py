@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from hkd.config import Project
+from hkd.config import ProjectSettings
 from hkd.errors import UserError
 from hkd.units.text import NORMALISATION, WordsConfig, normalisation, normalised_lines, text_notes, use, words
 
@@ -225,13 +225,13 @@ def test_a_table_of_hkd_toml_changes_the_rule_and_its_name(tmp_path) -> None:
         encoding="utf-8",
     )
     assert (spoken("$um 12 [Mary]"), normalisation()) == ("um twelve", NORMALISATION)
-    Project.load(tmp_path)
+    ProjectSettings.load(tmp_path)
     assert spoken("a $um b =cough here= 12 & [Mary] [noise] ข้าว 好") == "a b 12 mary ข้ า ว 好"
     assert re.fullmatch(rf"{NORMALISATION}\+[0-9a-f]{{8}}", normalisation())
     code = "from hkd.units.text import *; print(words('a $um b'), normalisation())"
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
     assert child.stdout.split() == ["['a',", "'b']", normalisation()]
-    Project.load(tmp_path / "other")
+    ProjectSettings.load(tmp_path / "other")
     assert normalisation() == NORMALISATION
 
 
