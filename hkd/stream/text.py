@@ -144,6 +144,10 @@ class Bank:
         return int(self.facts["heads"][head])
 
     @cached_property
+    def _phones(self) -> set[int]:
+        return set(self.segments.phone_S.tolist())
+
+    @cached_property
     def _known(self) -> dict[tuple[int, int | None, int | None], Ids]:
         """(phone, left, right) → its segments; None for any neighbour."""
         found: dict[tuple[int, int | None, int | None], list[int]] = {}
@@ -155,7 +159,7 @@ class Bank:
 
     def lacking(self, phone_P: NDArray[np.int32]) -> list[str]:
         """The phones that were never heard, by their symbols."""
-        return [self.facts["phones"][phone] for phone in np.setdiff1d(phone_P, self.segments.phone_S).tolist()]
+        return [self.facts["phones"][phone] for phone in sorted({*phone_P.tolist()} - self._phones)]
 
     def draw(self, phone_P: Sequence[int], random: np.random.Generator) -> Ids:
         """A segment for each phone (or SILENCE) of an utterance."""
