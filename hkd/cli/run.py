@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -78,6 +79,10 @@ def heard(work: Path, split: str = "test") -> list[str]:
 def run(
     pipeline: Annotated[Path, Argument(help="A pipeline's folder (with pipeline.toml) or its TOML file.")],
     work: Work = None,
+    only: Annotated[
+        list[str] | None,
+        Option("--only", metavar="STAGE", help="Only this stage (or pattern) and what it needs; may be repeated."),
+    ] = None,
     assignments: Set = None,
     jobs: Jobs = None,
     overwrite: Overwrite = False,
@@ -89,10 +94,12 @@ def run(
 
         hkd run pipelines/demo
         hkd run pipelines/demo --work runs/short --set train.loop.max_steps=100
+        hkd run pipelines/demo --only 'dump-*' --only evaluate-none
     """
     folder = work or Path("runs") / (pipeline.name if pipeline.is_dir() else pipeline.stem)
-    command = shlex.join(["hkd", "run", str(pipeline), "--work", str(folder), *_again(assignments)])
-    _run(pipeline, folder, assignments or [], jobs, as_json, overwrite=overwrite, command=command)
+    chosen = [word for name in only or [] for word in ("--only", name)]
+    command = shlex.join(["hkd", "run", str(pipeline), "--work", str(folder), *chosen, *_again(assignments)])
+    _run(pipeline, folder, assignments or [], jobs, as_json, overwrite=overwrite, command=command, only=only or [])
 
 
 @config_app.command("show")
@@ -129,12 +136,13 @@ def _run(
     *,
     overwrite: bool,
     command: str,
+    only: Sequence[str] = (),
 ) -> None:
     from hkd.pipeline.recipe import load_recipe, stages_of, write_project
-    from hkd.pipeline.runner import check_stages, run_stages
+    from hkd.pipeline.runner import check_stages, needed, run_stages
 
     recipe = load_recipe(pipeline, parse_overrides(assignments))
-    stages = stages_of(recipe)
+    stages = needed(stages_of(recipe), only or ["*"])
     check_stages(work, stages, overwrite=overwrite, command=command)
     write_project(recipe, work)
     say(f"{recipe.title} → {work}")

@@ -27,7 +27,7 @@ from typing import Any, Protocol
 
 from hkd import manifest
 from hkd.artefact import Contents, brief, differences
-from hkd.errors import HkdError, InternalError, Progress, UserError, explained
+from hkd.errors import HkdError, InternalError, Progress, UserError, did_you_mean, explained
 from hkd.files import digest_of, lock, num_cores, write_json
 
 WATCH_INTERVAL_S = 0.2
@@ -58,6 +58,22 @@ def linked(stages: Iterable[Stage]) -> dict[str, Stage]:
         needs = [name for name, other in found.items() if any(_meet(i, o) for i in stage.inputs for o in other.outputs)]
         found[stage.name] = replace(stage, needs=tuple(needs))
     return found
+
+
+def needed(stages: Mapping[str, Stage], only: Iterable[str]) -> dict[str, Stage]:
+    """The stages of these names, or patterns of names, and all that they need. Raises UserError for a pattern without a
+    stage."""
+    names: set[str] = set()
+    for pattern in only:
+        matching = [name for name in stages if fnmatch(name, pattern)]
+        if not matching:
+            hint = did_you_mean(pattern, stages) or f" There are {', '.join(stages)}."
+            raise UserError(f"--only must name a stage, but '{pattern}' names none.{hint}")
+        names.update(matching)
+    for name in reversed(list(stages)):  # a stage comes after what it needs
+        if name in names:
+            names.update(stages[name].needs)
+    return {name: stage for name, stage in stages.items() if name in names}
 
 
 def _meet(read: str, written: str) -> bool:

@@ -17,7 +17,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
@@ -34,7 +34,7 @@ from hkd.evaluate.decoding import DecodedSplit, EvaluateConfig, decode, features
 from hkd.evaluate.score import score_words
 from hkd.manifest import Manifest, assign_splits, read, write
 from hkd.pipeline.recipe import Recipe, load_recipe, stages_of, write_project
-from hkd.pipeline.runner import Stage, Watcher, run_stages
+from hkd.pipeline.runner import Watcher, needed, run_stages
 from hkd.pipeline.settings import EvaluateSettings
 
 HERE = Path(__file__).parent
@@ -74,15 +74,6 @@ def speakers(first: Path, fresh: Path) -> dict[str, Manifest]:
         [sys.executable, str(HERE.parent / "ablation" / "fresh_speakers.py"), str(first), str(fresh)], check=True
     )
     return {"first": read(first), "fresh": read(fresh)}
-
-
-def needed(stages: Mapping[str, Stage], wanted: Sequence[str]) -> dict[str, Stage]:
-    """The wanted stages and all that they need, in their order."""
-    names = set(wanted)
-    for name in reversed(list(stages)):  # a stage stands after what it needs
-        if name in names:
-            names.update(stages[name].needs)
-    return {name: stage for name, stage in stages.items() if name in names}
 
 
 class Reader:

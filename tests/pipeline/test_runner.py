@@ -13,7 +13,7 @@ import pytest
 import hkd
 from hkd.artefact import Contents
 from hkd.errors import HkdError, InternalError, UserError
-from hkd.pipeline.runner import Stage, run_stages
+from hkd.pipeline.runner import Stage, linked, needed, run_stages
 from kit.stages import Record, break_down, count, counting_stages, die, fail, run_counting
 
 EXPECTED = "".join(f"{n}\n" for n in range(20))
@@ -150,6 +150,20 @@ def test_a_missing_output_is_made_again(tmp_path: Path):
     run_counting(tmp_path)
     (tmp_path / "right.txt").unlink()
     assert run_counting(tmp_path).ran == ("right",)
+
+
+def test_only_some_stages_are_run_with_what_they_need():
+    made = linked(
+        Stage(name=name, settings={}, outputs=(name,), action=count, inputs=inputs)
+        for name, inputs in (("text", ()), ("lm", ("text",)), ("other", ("text",)), ("dump-a", ("lm",)), ("end", ()))
+    )
+    assert list(needed(made, ["dump-a"])) == ["text", "lm", "dump-a"]
+    assert list(needed(made, ["dump-*", "end"])) == ["text", "lm", "dump-a", "end"]
+    assert list(needed(made, ["*"])) == list(made)
+    with pytest.raises(UserError, match=r"'dump-b' names none. Did you mean 'dump-a'"):
+        needed(made, ["dump-b"])
+    with pytest.raises(UserError, match="There are text, lm, other, dump-a, end"):
+        needed(made, ["zzz"])
 
 
 def test_an_error_names_its_stage_and_keeps_its_exit_code(tmp_path: Path):

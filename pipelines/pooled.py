@@ -1,13 +1,16 @@
-"""The table of the results: all parts of the corpus and all finished seeds together, each pair of runs compared on the
-seeds that both have.
+"""The table of results that were collected in a file: all parts of the corpus and all finished seeds together, each
+pair of runs compared on the seeds that both have.
 
-    python pipelines/hybrid/pooled.py prompts
+    python pipelines/pooled.py pipelines/hybrid/results/prompts.jsonl none hard-heads interpolation hierarchical
+    python pipelines/pooled.py pipelines/text/results/test.jsonl --add runs/text self-conditioned text-ctc
 
+A line of the file is a student read in one way: hypothesis, words and errors of each utterance. `--add` puts the
+evaluations of a work folder of `hkd run` there which the file lacks, so that seeds of several machines come together.
 Intervals and p: bootstrap by speaker where there are ten or more, else by utterance; p is two-sided and paired.
 """
 
+import argparse
 import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from hkd.evaluate.result import read_result, score_all, tags_of
 from hkd.evaluate.score import bootstrap_interval, paired_bootstrap
 
-HERE = Path(__file__).parent
-AGAINST = (
-    "none",
-    "hard-heads",
-    "interpolation",
-    "interpolation-heavy",
-    "hierarchical",
-    "hierarchical-average",
-    "soft-average",
-)
 BY_SPEAKER = 10
 
 
@@ -71,9 +65,9 @@ def cells(rows: Sequence[Mapping[str, Any]], search: str) -> dict[str, Cell]:
     return table
 
 
-def lines(table: Mapping[str, Cell]) -> Iterator[str]:
-    """A Markdown row a configuration: WER, interval, and the difference to each of AGAINST."""
-    against = [name for name in AGAINST if name in table]
+def lines(table: Mapping[str, Cell], against: Sequence[str]) -> Iterator[str]:
+    """A Markdown row a configuration: WER, interval, and the difference to each of `against`."""
+    against = [name for name in against if name in table]
     yield f"| run | seeds: WER % | WER % | 95 % interval | {' | '.join(f'against {name} (p)' for name in against)} |"
     yield f"| :-- | :-- | --: | --: | {' | '.join('--:' for _ in against)} |"
     for name, cell in table.items():
@@ -102,16 +96,46 @@ def difference(a: Cell, b: Cell) -> str:
     )
 
 
-def main(name: str) -> None:
+def collected(work: Path, split: str) -> Iterator[dict[str, Any]]:
+    """The evaluations of a split in a work folder, as rows of the file."""
+    for run in sorted((work / "runs").iterdir()):
+        plain = [""] if (run / f"eval-{split}.json").exists() else []
+        for tag in [*plain, *tags_of(run, split)]:
+            report = read_result(run, split, tag)
+            scores = score_all(report.hypotheses)
+            counts = zip(scores["wer"].tokens_N.tolist(), scores["wer"].errors_N.tolist(), strict=True)
+            rows = list(zip(report.hypotheses, counts, strict=True))
+            yield {
+                "part": split, "run": run.name, "search": tag or report.decoder["name"],
+                "per": round(100 * scores["per"].rate, 2),
+                "utterances": {u.id: [u.hypothesis, *count] for u, count in rows},
+                "speakers": {u.id: u.speaker for u, _ in rows if u.speaker is not None},
+            }  # fmt: skip
+
+
+def main() -> None:
     """Print a table a way of search."""
-    rows = [json.loads(line) for line in (HERE / "results" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("file", type=Path, help="the results")
+    parser.add_argument("against", nargs="*", help="configurations that the others are compared with")
+    parser.add_argument("--add", type=Path, metavar="WORK", help="a work folder whose evaluations the file may lack")
+    parser.add_argument("--split", default="test", help="of --add (default: test)")
+    arguments = parser.parse_args()
+    rows = [json.loads(line) for line in arguments.file.open(encoding="utf-8")] if arguments.file.exists() else []
+    if arguments.add is not None:
+        done = {(row["part"], row["run"], row["search"]) for row in rows}
+        found = collected(arguments.add, arguments.split)
+        new = [row for row in found if (row["part"], row["run"], row["search"]) not in done]
+        with arguments.file.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in new)
+        rows += new
     for search in dict.fromkeys(row["search"] for row in rows):
         table = cells(rows, search)
         if table:
             counted = next(iter(table.values()))
             print(f"Search with the {search}: {len(counted.words)} utterances, {sum(counted.words):,} words.\n")
-            print("\n".join(lines(table)), end="\n\n")
+            print("\n".join(lines(table, arguments.against)), end="\n\n")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main()
