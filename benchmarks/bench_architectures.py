@@ -238,7 +238,7 @@ def main() -> None:
             said = row.get("gap", row.get("why", ""))
             name = f"{kind:7} {model_type:26} {row.get('architecture', ''):34}"
             print(f"{name} {row['result']:10} {said} {row.get('way', '')}", flush=True)
-    if only or given.kind:  # those rows anew, the others as they were
+    if only or given.kind:  # those rows again, the others as they were
         before = json.loads(OUT.read_text(encoding="utf-8"))["rows"] if OUT.is_file() else []
         now = {(row["kind"], row["model_type"]): row for row in rows}
         rows = [now.pop((row["kind"], row["model_type"]), row) for row in before] + list(now.values())

@@ -248,7 +248,7 @@ class ProjectSettings:
         tables = read_toml(path)
         for key, value in tables.items():
             if not isinstance(value, Mapping):
-                raise UserError(f"{path}: '{key}' must stand in a table. Paths stand in [paths].")
+                raise UserError(f"{path}: '{key}' must be in a table. Paths belong in [paths].")
         for key in tables.get("paths", {}):
             if key not in PATHS:
                 raise UserError(f"{path}: '{key}' is no path of a project.{did_you_mean(key, PATHS, cutoff=0.0)}")

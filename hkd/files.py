@@ -190,7 +190,7 @@ def numbered_lines(path: Path, what: str = "a text file", *, remedy: str = "") -
                 yield number, _decode(raw.removeprefix(_UTF8_MARK) if number == 1 else raw, what, f"{path}:{number}")
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(
-            f"{path}:{number + 1}: {what} must be whole, but cannot be unpacked ({error}). Copy it anew."
+            f"{path}:{number + 1}: {what} must be whole, but cannot be unpacked ({error}). Copy it again."
         ) from None
     except ValueError as error:  # a name with a NUL byte
         raise UserError(f"{what} must be a readable file, but {str(path)!r}: {error}. {remedy}".rstrip()) from None

@@ -137,7 +137,7 @@ def an4(card: Card, options: Options) -> Iterator[Part]:
                 raise UserError(f"{place}: a line must be TEXT (ID), but is '{line[:60]}' instead.")
             name = match["id"].strip()
             if name not in path_of:
-                raise UserError(f"{place}: '{name}' must stand in {listed.name} too, but does not.")
+                raise UserError(f"{place}: '{name}' must be in {listed.name} too, but does not.")
             stem = folder / "wav" / path_of[name]
             named = [stem.with_name(stem.name + ending) for ending in (".sph", ".wav", ".flac")]
             audio = str(next((path for path in named if path.exists()), named[0]).absolute())

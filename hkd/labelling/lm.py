@@ -167,7 +167,7 @@ class LmReport:
         try:
             return cls(**{f.name: value[f.name] for f in fields(cls)})
         except KeyError as error:
-            raise UserError(f"{path} must be the report of a unit LM, but lacks {error}. Train the LM anew.") from None
+            raise UserError(f"{path} must be the report of a unit LM, but lacks {error}. Train the LM again.") from None
 
 
 def render(value: dict[str, Any]) -> str:

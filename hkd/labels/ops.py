@@ -136,7 +136,7 @@ def merge(
         for name in reader.ids:
             if name in of:
                 raise UserError(
-                    f"utterance '{name}' must stand in one of the stores, but is in {of[name].path} and {reader.path}."
+                    f"utterance '{name}' must be in one of the stores, but is in {of[name].path} and {reader.path}."
                 )
             of[name] = reader
 

@@ -6,7 +6,7 @@ labels.
 - An epoch is a permutation: every utterance once. It is sorted by length, jittered so that neighbours change from epoch
   to epoch, cut into batches of about equal total length, and the batches are shuffled. Little is padded, and every
   epoch has the same number of batches, so that the epoch of a step is a division and resuming is a cursor.
-- Where label stores are larger than their readers' caches, an epoch goes through sections of them, drawn anew: lengths
+- Where label stores are larger than their readers' caches, an epoch goes through sections of them, drawn again: lengths
   are sorted and batches shuffled inside a section, so that each block of labels is decoded once an epoch. A section's
   last batch shares its utterances with the next one, which is sorted the other way round.
 

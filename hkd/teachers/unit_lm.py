@@ -157,11 +157,11 @@ def read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: {error.strerror}. Run `hkd lm train` first, to its end.") from None
     except ValueError:
         raise UserError(
-            f"{path} must be JSON, but is not. Train the LM anew with `hkd lm train --overwrite`."
+            f"{path} must be JSON, but is not. Train the LM again with `hkd lm train --overwrite`."
         ) from None
     if not isinstance(value, dict):
         raise UserError(
-            f"{path} must hold a JSON object, but does not. Train the LM anew with `hkd lm train --overwrite`."
+            f"{path} must hold a JSON object, but does not. Train the LM again with `hkd lm train --overwrite`."
         )
     return value
 
@@ -222,7 +222,7 @@ def load_part(
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         first = str(error).splitlines()[0]
         raise UserError(
-            f"{part / MODEL} must hold this LM's weights, but cannot be read ({first}). Train it anew."
+            f"{part / MODEL} must hold this LM's weights, but cannot be read ({first}). Train it again."
         ) from None
     info = TeacherInfo(
         name=name,

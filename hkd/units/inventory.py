@@ -74,6 +74,6 @@ class UnitInventory:
             raise UserError(f"{path} must be a unit inventory, but cannot be read as one ({error}).") from None
         if value.get("digest") != inventory.digest:
             raise UserError(
-                f"{path}: the digest must be {inventory.digest}, but is {value.get('digest')} instead. Make it anew."
+                f"{path}: the digest must be {inventory.digest}, but is {value.get('digest')} instead. Make it again."
             )
         return inventory

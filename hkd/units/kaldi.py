@@ -108,7 +108,7 @@ def read_bytes(path: Path) -> bytes:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             return file.read()
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"{path} must be whole, but cannot be unpacked ({error}). Copy it anew.") from None
+        raise UserError(f"{path} must be whole, but cannot be unpacked ({error}). Copy it again.") from None
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}.") from None
 
@@ -131,7 +131,7 @@ def read_integer_vectors(path: Path) -> Iterator[tuple[str, NDArray[np.int32]]]:
             if number < 0:
                 raise UserError(f"{path} must be an archive of integer vectors, but '{name}' is something else.")
             if start + 5 * number > len(data):
-                raise UserError(f"{path} must be whole, but ends within '{name}'. Copy it anew.")
+                raise UserError(f"{path} must be whole, but ends within '{name}'. Copy it again.")
             yield name, np.frombuffer(data, _INT32, number, start)["value"].astype(np.int32)
             at = start + 5 * number
         else:

@@ -214,7 +214,7 @@ class Units:
             path = inventory_path(self.folder, inventory.level)
             if path.exists() and UnitInventory.load(path).digest != inventory.digest:
                 raise UserError(
-                    f"{path} must be the project's acoustic model's inventory, but its digest differs. Make it anew."
+                    f"{path} must be the project's acoustic model's inventory, but its digest differs. Make it again."
                 )
         return tying
 

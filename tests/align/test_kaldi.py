@@ -201,7 +201,7 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     "archive of matrices": (_cut("ali.1.gz", lambda d: gzip.compress(b"utt000 \0BFM \4\1\0\0\0")), "something else"),
     "archive of words": (_cut("ali.1.gz", lambda d: gzip.compress(b"utt000 hello there\n")), "something else"),
     "archive of noise": (_cut("ali.1.gz", lambda d: gzip.compress(bytes(range(256)))), "no key"),
-    "id twice": (lambda f: shutil.copy(f / "ali.1.gz", f / "ali.3.gz") and None, "stands in"),
+    "id twice": (lambda f: shutil.copy(f / "ali.1.gz", f / "ali.3.gz") and None, "is in"),
     "empty model": (_cut("final.mdl", lambda d: b""), "acoustic model of Kaldi"),
     "model cut": (_cut("final.mdl", lambda d: d[:900]), "acoustic model of Kaldi"),
     "model of text": (_cut("final.mdl", lambda d: b"hello"), "'hello' where <TransitionModel>"),

@@ -14,7 +14,7 @@ from hkd.cli.main import GONE, app
 from hkd.config import merge, parse_overrides
 from hkd.pipeline.settings import checked
 
-FROZEN = Path(__file__).with_name("options.txt")  # written anew by: python tests/cli/test_help.py
+FROZEN = Path(__file__).with_name("options.txt")  # written again by: python tests/cli/test_help.py
 
 
 def commands(command: Any = None, name: str = "hkd") -> Iterator[tuple[str, Any]]:

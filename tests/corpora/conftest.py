@@ -125,7 +125,7 @@ def hkd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[
     """Run a command in a folder of its own: exit code, stdout, and the lines of stderr that tell of no progress."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HKD_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("typer.testing._get_command", lambda _: COMMAND)  # building it anew took two thirds of the time
+    monkeypatch.setattr("typer.testing._get_command", lambda _: COMMAND)  # building it took two thirds of the time
 
     def run(*arguments: str) -> tuple[int, str, list[str]]:
         result = CliRunner().invoke(app, list(arguments))

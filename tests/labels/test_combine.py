@@ -51,7 +51,7 @@ def test_what_does_not_belong_together_is_refused(tmp_path: Path) -> None:
     names = sorted(rows)
     write_store(tmp_path / "a", spec_for(), {name: rows[name] for name in names[:2]})
     write_store(tmp_path / "b", spec_for(), {name: rows[name] for name in names[1:]})
-    with pytest.raises(UserError, match=f"'{names[1]}' must stand in one"):
+    with pytest.raises(UserError, match=f"'{names[1]}' must be in one"):
         merge([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
     other = spec_for(teacher={"name": "other"})
     write_store(tmp_path / "c", other, {name: rows[name] for name in names[2:]})
