@@ -105,7 +105,7 @@ def _label(folder: Path, level: str, units: Any, aligned: Any, text_of: dict[str
     """A store of made-up labels: the gold unit and the three after it."""
     from hkd.align.alignment import sequence_digest
     from hkd.labels.format import StoreSpec, UtteranceLabels
-    from hkd.labels.writer import LabelWriter
+    from hkd.labels.store import LabelWriter
     from hkd.sparse import TopK
     from hkd.units.text import normalisation, text_digest, words
 

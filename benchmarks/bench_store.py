@@ -176,7 +176,7 @@ def errors(read: Reader, rows: Labels) -> dict[str, Any]:
 def million_write(folder: Path, count: int) -> dict[str, Any]:
     """A store of many short utterances."""
     from hkd.labels.format import StoreSpec
-    from hkd.labels.writer import LabelWriter
+    from hkd.labels.store import LabelWriter
     from hkd.units.inventory import UnitInventory
 
     random = np.random.default_rng(0)

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from hkd.align.alignment import Alignment
 from hkd.evaluate.decoding import rows_by_seconds
-from hkd.evaluate.result import read_json
+from hkd.evaluate.score import read_json
 from hkd.features.cache import FeatureSource
 from hkd.labelling.lm import LmConfig, LmLoopConfig, train_lm
 from hkd.labelling.lm_data import Encoder

@@ -97,8 +97,7 @@ def hkd(codec: str, backend: str = "arrow") -> Callable[[Path], System]:
         import torch
 
         from hkd.labels.format import StoreSpec
-        from hkd.labels.store import LabelReader
-        from hkd.labels.writer import LabelWriter
+        from hkd.labels.store import LabelReader, LabelWriter
         from hkd.units.inventory import UnitInventory
 
         torch.set_num_threads(1)

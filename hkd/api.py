@@ -28,8 +28,7 @@ from hkd.audio import read_audio as read_audio
 from hkd.config import ProjectSettings as Settings
 from hkd.errors import UserError
 from hkd.labels.format import LabelBlock, StoreSpec, UtteranceLabels
-from hkd.labels.store import LabelReader, store_folders
-from hkd.labels.writer import LabelWriter
+from hkd.labels.store import LabelReader, LabelWriter, store_folders
 from hkd.manifest import Manifest
 from hkd.stream.join import Join, JoinedStore, covering
 from hkd.timebase import FRAME_SHIFT_S, retime

@@ -18,8 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from hkd.evaluate.result import read_result, score_all, tags_of
-from hkd.evaluate.score import bootstrap_interval, paired_bootstrap
+from hkd.evaluate.score import bootstrap_interval, paired_bootstrap, read_result, score_all, tags_of
 
 BY_SPEAKER = 10
 

@@ -36,10 +36,9 @@ from hkd.align.alignment import (
     at_least_one_apart,
     write_alignment,
 )
-from hkd.artefact import check_same, differences
 from hkd.audio import probe
 from hkd.errors import HkdError, Progress, UserError, no_progress
-from hkd.files import digest_of_json
+from hkd.files import check_same, differences, digest_of_json
 from hkd.manifest import Manifest, Utterance
 from hkd.timebase import (
     FRAME_SHIFT_S,

@@ -121,9 +121,7 @@ class KaldiSource(Source):
         for path in self._paths:
             for name, id_T in read_integer_vectors(path):
                 if name in seen:
-                    raise UserError(
-                        f"an utterance must be aligned once, but '{name}' is in {seen[name]} and {path}."
-                    )
+                    raise UserError(f"an utterance must be aligned once, but '{name}' is in {seen[name]} and {path}.")
                 seen[name] = path
                 yield name, partial(self._utterance, id_T, by_id[name], spoken) if name in by_id else NO_UTTERANCE
 

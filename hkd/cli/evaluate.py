@@ -14,7 +14,7 @@ from hkd.errors import HkdError, UserError, did_you_mean
 from hkd.files import write_bytes
 
 if TYPE_CHECKING:
-    from hkd.evaluate.result import EvaluationReport
+    from hkd.evaluate.score import EvaluationReport
 
 RUNS_HELP = "Runs: names below the runs folder, or folders. Default: all that are trained."
 LM_HELP = (
@@ -203,7 +203,7 @@ def transcribe(
     """
     from hkd.corpora.collect import Report
     from hkd.decode.recogniser import Recogniser, sound_files
-    from hkd.evaluate.result import CTC_REMEDY, GRAPH_REMEDY
+    from hkd.evaluate.score import CTC_REMEDY, GRAPH_REMEDY
     from hkd.pipeline import stages
 
     here = project()
@@ -277,7 +277,7 @@ def report(
     here = project()
     folders = run_folders([*(runs or ()), *(named or ())], here.runs)
     if card is not None:
-        from hkd.evaluate.card import write_card
+        from hkd.evaluate.report import write_card
 
         if len(folders) != 1:
             raise UserError(f"--card must be of one run, but {len(folders)} are given. Name one.")

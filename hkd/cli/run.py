@@ -58,7 +58,7 @@ NEXT = (
 
 def heard(work: Path, split: str = "test") -> list[str]:
     """What the best student of a finished pipeline writes of two utterances, beside what was said."""
-    from hkd.evaluate.result import result_paths
+    from hkd.evaluate.score import result_paths
 
     paths = {run.name: result_paths(run, split) for run in (work / "runs").iterdir()}
     figures = {

@@ -141,7 +141,7 @@ def export(
         hkd export hierarchical --out student/ --onnx
         hkd export runs/hierarchical --out with-heads/ --heads
     """
-    from hkd.evaluate.card import write_card
+    from hkd.evaluate.report import write_card
     from hkd.train.run import ENCODER, export_run
 
     here = project()

@@ -26,8 +26,7 @@ from hkd.decode.ctc import Search, SearchConfig
 from hkd.decode.graph import HybridConfig, HybridSearch, kaldi_module, log_likelihoods, log_priors
 from hkd.decode.recogniser import DecodingTimes, Recogniser, Wave_S
 from hkd.errors import Progress, UserError, check_setting, check_settings, no_progress
-from hkd.evaluate.result import Hypothesis, RankedHypothesis
-from hkd.evaluate.score import NUM_DRAWS, score_words
+from hkd.evaluate.score import NUM_DRAWS, Hypothesis, RankedHypothesis, score_words
 from hkd.features.cache import FeatureCache, Features, FeatureSource, Wanted
 from hkd.features.fbank import generator
 from hkd.files import write_bytes

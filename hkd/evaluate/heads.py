@@ -35,7 +35,7 @@ from hkd.align.alignment import Alignment, sequence_digest
 from hkd.decode.recogniser import Recogniser
 from hkd.errors import HkdError, Progress, UserError, no_progress
 from hkd.evaluate.decoding import batches, rows_by_seconds
-from hkd.evaluate.result import read_json
+from hkd.evaluate.score import read_json
 from hkd.features.cache import FeatureSource
 from hkd.files import digest_of_file
 from hkd.labels.card import calibration_bins, calibration_error

@@ -17,16 +17,17 @@ from typing import Any
 import torch
 
 from hkd.align.alignment import Alignment
-from hkd.artefact import differences
 from hkd.decode.ctc import SearchConfig
 from hkd.decode.recogniser import Recogniser
 from hkd.errors import HkdError, Progress, UserError, no_progress
 from hkd.evaluate.decoding import SHUFFLED, EvaluateConfig, check_n_best, decode, features_on_disk
 from hkd.evaluate.decoding import splice as spliced
 from hkd.evaluate.heads import MAIN, frame_figures, frame_inputs, piece_figures, piece_inputs, piece_teacher
-from hkd.evaluate.result import (
+from hkd.evaluate.score import (
     ErrorRate,
     EvaluationReport,
+    Scores,
+    bootstrap_interval,
     english,
     n_best_path,
     read_result,
@@ -35,8 +36,7 @@ from hkd.evaluate.result import (
     with_phones,
     write_result,
 )
-from hkd.evaluate.score import Scores, bootstrap_interval
-from hkd.files import digest_of, digest_of_file
+from hkd.files import differences, digest_of, digest_of_file
 from hkd.manifest import Manifest
 from hkd.manifest import read as read_manifest
 from hkd.units.sequences import MODEL_FILE

@@ -17,15 +17,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkd.errors import UserError, did_you_mean
-from hkd.evaluate.result import METRICS, EvaluationReport, score_all, silence_notes
 from hkd.evaluate.score import (
+    METRICS,
     Comparison,
     ConfidenceInterval,
     Counts_N,
+    EvaluationReport,
     Scores,
     bootstrap_interval,
     matched_pairs,
     paired_bootstrap,
+    score_all,
+    silence_notes,
 )
 
 MIN_SPEAKERS = 10

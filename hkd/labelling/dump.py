@@ -30,8 +30,7 @@ from hkd.errors import HkdError, Progress, UserError, check_choice, check_settin
 from hkd.labelling.context import ContextRule, Transcripts, UnitSource, unit_source
 from hkd.labels.card import calibration_error, figures, quality_sums
 from hkd.labels.format import LEFT_OUT, StoreSpec, UtteranceLabels
-from hkd.labels.store import LabelReader
-from hkd.labels.writer import LabelWriter
+from hkd.labels.store import LabelReader, LabelWriter
 from hkd.sparse import TopK
 from hkd.teachers.base import Sentence, Teacher
 from hkd.teachers.load import TeacherOptions, load_teacher

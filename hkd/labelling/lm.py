@@ -20,9 +20,8 @@ from typing import Any
 import numpy as np
 
 from hkd.align.alignment import Alignment
-from hkd.artefact import check_same, differences
 from hkd.errors import Progress, UserError, check_choice, check_setting, no_progress
-from hkd.files import digest_of_file, digest_of_json, write_bytes, write_json
+from hkd.files import check_same, differences, digest_of_file, digest_of_json, write_bytes, write_json
 from hkd.labelling.lm_data import (
     ConcatSentences,
     Encoder,

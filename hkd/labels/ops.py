@@ -20,15 +20,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from hkd.artefact import brief, differences
 from hkd.errors import Progress, UserError, no_progress
-from hkd.files import atomic_write, digest_of
+from hkd.files import atomic_write, brief, differences, digest_of
 from hkd.labels.card import figures, quality_of
 from hkd.labels.card import merge as merge_sums
 from hkd.labels.codec import layout
 from hkd.labels.format import StoreSpec, UtteranceLabels
-from hkd.labels.store import LabelReader
-from hkd.labels.writer import LabelWriter
+from hkd.labels.store import LabelReader, LabelWriter
 from hkd.remote import location
 from hkd.sparse import NO_GOLD, TopK
 from hkd.units.inventory import MONOPHONE, SENONE

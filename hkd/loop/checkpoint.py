@@ -28,9 +28,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from hkd.artefact import check_same
 from hkd.errors import HkdError, UserError
-from hkd.files import digest_of_json, lock, sync, write_bytes, write_json
+from hkd.files import check_same, digest_of_json, lock, sync, write_bytes, write_json
 
 logger = logging.getLogger(__name__)
 

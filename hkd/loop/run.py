@@ -20,9 +20,8 @@ import torch
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
-from hkd.artefact import flatten
 from hkd.errors import HkdError, MissingPackageError, Progress, UserError, check_choice, check_settings, no_progress
-from hkd.files import write_bytes, write_json
+from hkd.files import flatten, write_bytes, write_json
 from hkd.loop import checkpoint
 from hkd.loop.checkpoint import (
     Metrics,

@@ -34,7 +34,7 @@ from typing import Any
 
 from hkd.config import PROJECT_FILE, build, merge, read_toml
 from hkd.errors import UserError, check_choice
-from hkd.evaluate.result import result_paths
+from hkd.evaluate.score import result_paths
 from hkd.evaluate.table import configuration_of
 from hkd.files import to_toml, write_bytes
 from hkd.labelling.ngram import WORDS

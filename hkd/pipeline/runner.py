@@ -26,9 +26,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from hkd import manifest
-from hkd.artefact import Contents, brief, differences
 from hkd.errors import HkdError, InternalError, Progress, UserError, did_you_mean, explained
-from hkd.files import digest_of, lock, num_cores, write_json
+from hkd.files import Contents, brief, differences, digest_of, lock, num_cores, write_json
 
 WATCH_INTERVAL_S = 0.2
 POLL_INTERVAL_S = 0.1

@@ -23,7 +23,7 @@ from hkd.config import ProjectSettings, build
 from hkd.decode.recogniser import StudentCtc, is_student
 from hkd.errors import Progress, UserError, no_progress
 from hkd.evaluate.decoding import EvaluateConfig
-from hkd.evaluate.result import EvaluationReport
+from hkd.evaluate.score import EvaluationReport
 from hkd.evaluate.table import ObjectivesTable
 from hkd.files import numbered_lines, write_bytes
 from hkd.labelling.dump import DumpJob, DumpReport, execute

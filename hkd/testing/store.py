@@ -21,8 +21,7 @@ from hkd.labels import format as files
 from hkd.labels.format import StoreSpec, UtteranceLabels
 from hkd.labels.ops import convert
 from hkd.labels.share import verify
-from hkd.labels.store import LabelReader
-from hkd.labels.writer import LabelWriter
+from hkd.labels.store import LabelReader, LabelWriter
 from hkd.sparse import TopK
 from hkd.units.inventory import UnitInventory
 

@@ -27,9 +27,8 @@ from hkd.stream.text import FILE, Bank, Segments, cut, pauses
 from hkd.student.model import posteriors_of
 from hkd.timebase import num_encoder_frames
 from hkd.train.config import TextConfig, TrainConfig
-from hkd.train.data import TrainingData, open_data
+from hkd.train.data import TrainingData, check_bank, heard_by, low_part, open_data
 from hkd.train.run import StudentTask, in_order, make_task
-from hkd.train.text import check_same, heard_by, low_part
 from hkd.units.inventory import MONOPHONE
 
 Found = dict[str, dict[str, NDArray[Any]]]  # utterance → HEAD/ids and HEAD/p, a row an encoder frame
@@ -87,7 +86,7 @@ def make_bank(
     heard, loop = heard_by(data.plan, data.identity["data"]), asdict(config.loop)
     identity = {**heard, "train": data.identity["train"], "loop": loop, "folds": bank.folds, "k": bank.k}
     if (folder / FILE).exists():
-        check_same(folder, Bank.load(folder), identity)
+        check_bank(folder, Bank.load(folder), identity)
     else:
         _make(replace(data, plan=low), folder, bank, identity, device=device, progress=progress)
     made = Bank.load(folder)

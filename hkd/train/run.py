@@ -37,9 +37,8 @@ from hkd.student.encoder import SpeechEncoder, load_pretrained, save_pretrained,
 from hkd.student.export import ONNX, SENONE_FRAMES, load_student, placed, save_student, write_onnx
 from hkd.student.model import StudentModel
 from hkd.train.config import TrainConfig
-from hkd.train.data import COVERAGE, TrainingData, coverage_of, open_data
+from hkd.train.data import COVERAGE, PREFIX, TrainingData, TrainingText, coverage_of, open_data
 from hkd.train.objectives import Term, describe_heads, objective_of
-from hkd.train.text import PREFIX, TrainingText
 from hkd.units.inventory import SENONE
 from hkd.units.tying import acoustic_files
 

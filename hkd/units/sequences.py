@@ -21,9 +21,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from hkd.artefact import check_same
 from hkd.errors import UserError
-from hkd.files import digest_of, write_bytes, write_json
+from hkd.files import check_same, digest_of, write_bytes, write_json
 from hkd.units.inventory import CHARACTER, SENONE, SPELLED, SUBWORD, UNIT_LEVELS, UnitInventory
 from hkd.units.lexicon import Lexicon
 from hkd.units.text import normalisation, normalised_lines

@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from hkd.evaluate.decoding import EvaluateConfig
-from hkd.evaluate.result import Hypothesis, read_result, score_all, write_result
 from hkd.evaluate.run import error_rate as error_rate_of
 from hkd.evaluate.run import evaluate
+from hkd.evaluate.score import Hypothesis, read_result, score_all, write_result
 from hkd.files import write_bytes, write_json
 from hkd.manifest import read as read_manifest
 from hkd.student.config import EncoderConfig

@@ -16,10 +16,10 @@ from hkd.decode.ctc import SearchConfig
 from hkd.decode.graph import HybridConfig
 from hkd.decode.recogniser import Recogniser
 from hkd.errors import UserError
-from hkd.evaluate.card import model_card, write_card
 from hkd.evaluate.decoding import EvaluateConfig
-from hkd.evaluate.result import read_result
+from hkd.evaluate.report import model_card, write_card
 from hkd.evaluate.run import evaluate
+from hkd.evaluate.score import read_result
 from hkd.manifest import read as read_manifest
 from hkd.student.export import load_student
 

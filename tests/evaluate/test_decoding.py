@@ -15,8 +15,8 @@ from hkd.decode.graph import HybridConfig
 from hkd.decode.recogniser import Recogniser
 from hkd.errors import UserError
 from hkd.evaluate.decoding import ARK, SCP, EvaluateConfig, tune, write_likelihoods
-from hkd.evaluate.result import n_best_path, read_result, result_paths
 from hkd.evaluate.run import evaluate
+from hkd.evaluate.score import n_best_path, read_result, result_paths
 from hkd.manifest import read as read_manifest
 from hkd.manifest import write as write_manifest
 from hkd.testing.teachers import make_teacher_folder

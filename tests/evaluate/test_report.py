@@ -21,7 +21,7 @@ from hkd.audio import read_audio
 from hkd.errors import UserError
 from hkd.evaluate.charts import CHART_WIDTH
 from hkd.evaluate.report import examples, figure, flac_address, marked, minutes, percent, training_facts, write_report
-from hkd.evaluate.result import read_result
+from hkd.evaluate.score import read_result
 from hkd.labels.card import describe
 from hkd.labels.store import open_stores
 from hkd.manifest import read as read_manifest

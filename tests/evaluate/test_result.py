@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hkd.errors import UserError
-from hkd.evaluate.result import (
+from hkd.evaluate.score import (
     METRICS,
     NOTHING,
     Hypothesis,
@@ -18,8 +18,8 @@ from hkd.evaluate.result import (
     read_result,
     result_paths,
     score_all,
+    score_words,
 )
-from hkd.evaluate.score import score_words
 
 
 def test_the_figures_follow_from_the_hypotheses_alone(evaluated) -> None:  # type: ignore[no-untyped-def]

@@ -15,8 +15,8 @@ from hkd.errors import UserError
 from hkd.evaluate.decoding import EvaluateConfig
 from hkd.evaluate.heads import MAIN
 from hkd.evaluate.report import write_report
-from hkd.evaluate.result import read_result, result_paths, score_all, tags_of
 from hkd.evaluate.run import evaluate
+from hkd.evaluate.score import read_result, result_paths, score_all, tags_of
 from hkd.manifest import Utterance
 from hkd.manifest import read as read_manifest
 from hkd.manifest import write as write_manifest

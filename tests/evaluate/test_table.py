@@ -7,9 +7,8 @@ import pytest
 
 from hkd.errors import UserError
 from hkd.evaluate.decoding import EvaluateConfig
-from hkd.evaluate.result import EvaluationReport, Hypothesis, read_result, score_all
 from hkd.evaluate.run import error_rate
-from hkd.evaluate.score import paired_bootstrap
+from hkd.evaluate.score import EvaluationReport, Hypothesis, paired_bootstrap, read_result, score_all
 from hkd.evaluate.table import configuration_of, format_p, objectives_table
 
 

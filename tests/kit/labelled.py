@@ -15,8 +15,7 @@ from hkd import manifest as manifests
 from hkd.align.alignment import Alignment, sequence_digest
 from hkd.files import digest_of
 from hkd.labels.format import StoreSpec, UtteranceLabels
-from hkd.labels.store import LabelReader
-from hkd.labels.writer import LabelWriter
+from hkd.labels.store import LabelReader, LabelWriter
 from hkd.sparse import TopK
 from hkd.units.inventory import LEVELS, SUBWORD, UnitInventory
 from hkd.units.sequences import Units

@@ -11,8 +11,7 @@ from typing import Any
 
 from hkd.files import lock
 from hkd.labels.format import StoreSpec, UtteranceLabels
-from hkd.labels.store import LabelReader
-from hkd.labels.writer import LabelWriter
+from hkd.labels.store import LabelReader, LabelWriter
 from hkd.testing.store import random_rows, spec_for
 
 Task = dict[str, Any]

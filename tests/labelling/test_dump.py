@@ -17,8 +17,7 @@ from hkd.align.alignment import Alignment, sequence_digest
 from hkd.errors import HkdError, UserError
 from hkd.labelling import dump as module
 from hkd.labelling.dump import DumpConfig, dump
-from hkd.labels.store import LabelReader
-from hkd.labels.writer import LabelWriter
+from hkd.labels.store import LabelReader, LabelWriter
 from hkd.sparse import TopK
 from hkd.teachers.base import Sentence, Teacher
 from hkd.teachers.load import TeacherOptions, load_teacher

@@ -11,8 +11,7 @@ import pytest
 
 from hkd.errors import HkdError, UserError
 from hkd.labels import folder
-from hkd.labels.store import LabelReader, store_folders
-from hkd.labels.writer import LabelWriter
+from hkd.labels.store import LabelReader, LabelWriter, store_folders
 from hkd.remote import Remote, bound_bytes
 from hkd.testing.store import random_rows, spec_for, write_store
 

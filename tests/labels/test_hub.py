@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 from hkd.errors import UserError
-from hkd.labels.store import store_name
-from hkd.labels.writer import LabelWriter
+from hkd.labels.store import LabelWriter, store_name
 from hkd.remote import hub_parts
 from hkd.testing.store import files_of, random_rows, spec_for, write_store
 from kit.hub import HubServer

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from hkd.labels.format import UtteranceLabels
-from hkd.labels.writer import LabelWriter
+from hkd.labels.store import LabelWriter
 from hkd.testing.store import random_topk, spec_for
 
 ASK = """

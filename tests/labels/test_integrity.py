@@ -13,8 +13,7 @@ from hkd.errors import HkdError, UserError
 from hkd.files import lock
 from hkd.labels.format import UtteranceLabels
 from hkd.labels.share import verify
-from hkd.labels.store import LabelReader
-from hkd.labels.writer import LabelWriter
+from hkd.labels.store import LabelReader, LabelWriter
 from hkd.testing.store import files_of, random_rows, spec_for, write_store
 from kit.workers import die_holding_lock
 

@@ -13,8 +13,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 from hkd.errors import HkdError
 from hkd.labels import format as files
 from hkd.labels.share import repair, verify
-from hkd.labels.store import LabelReader
-from hkd.labels.writer import LabelWriter
+from hkd.labels.store import LabelReader, LabelWriter
 from hkd.testing.store import random_rows, same_rows, spec_for
 
 BACKENDS: Sequence[str] = ("arrow", "zarr")

@@ -15,8 +15,7 @@ from s3fs import S3FileSystem
 from hkd.errors import HkdError, UserError
 from hkd.labels.ops import compare, convert, merge, subset
 from hkd.labels.share import repair, verify
-from hkd.labels.store import LabelReader, open_stores, store_folders
-from hkd.labels.writer import LabelWriter
+from hkd.labels.store import LabelReader, LabelWriter, open_stores, store_folders
 from hkd.remote import Remote
 from hkd.testing.store import files_of, random_rows, spec_for, write_store
 from kit.s3 import S3Server

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hkd.artefact import differences
 from hkd.errors import UserError
+from hkd.files import differences
 from hkd.labels.format import StoreSpec, sorted_ids
 from hkd.testing.store import inventory, spec_for, specs
 

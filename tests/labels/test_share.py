@@ -9,7 +9,7 @@ import pytest
 
 from hkd.errors import HkdError, UserError
 from hkd.labels.share import pull, push
-from hkd.labels.writer import LabelWriter
+from hkd.labels.store import LabelWriter
 from hkd.remote import Remote
 from hkd.testing.store import files_of, random_rows, spec_for, write_store
 

@@ -17,8 +17,7 @@ from hkd.errors import HkdError, UserError
 from hkd.labels import format as files
 from hkd.labels.card import figures, merge, quality_of
 from hkd.labels.share import repair, verify
-from hkd.labels.store import LabelReader, open_stores, store_folders
-from hkd.labels.writer import LabelWriter
+from hkd.labels.store import LabelReader, LabelWriter, open_stores, store_folders
 from hkd.sparse import TopK
 from hkd.testing.store import files_of, inventory, random_rows, random_topk, spec_for, write_store
 from hkd.topk import select_topk

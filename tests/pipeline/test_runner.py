@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import hkd
-from hkd.artefact import Contents
 from hkd.errors import HkdError, InternalError, UserError
+from hkd.files import Contents
 from hkd.pipeline.runner import Stage, linked, needed, run_stages
 from kit.stages import Record, break_down, count, counting_stages, die, fail, run_counting
 

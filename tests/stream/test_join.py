@@ -16,8 +16,7 @@ from hkd.align.alignment import Alignment, Positions, Tier, UtteranceAlignment, 
 from hkd.errors import UserError
 from hkd.labels.format import LEFT_OUT
 from hkd.labels.ops import utterances_of
-from hkd.labels.store import open_stores
-from hkd.labels.writer import LabelWriter
+from hkd.labels.store import LabelWriter, open_stores
 from hkd.manifest import Manifest, Utterance
 from hkd.stream.join import Join, measure, place
 from hkd.timebase import num_encoder_frames, retime

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from hkd.teachers.projection import StudentPieces, TokenMap, spoken, token_texts
+from hkd.teachers.projected import StudentPieces, TokenMap, spoken, token_texts
 from hkd.units.sequences import SubwordModel, train_subwords
 from hkd.units.text import words
 

@@ -18,7 +18,7 @@ from hkd.manifest import Utterance
 from hkd.stream.text import Bank, cut
 from hkd.student.model import StudentModel
 from hkd.train.bank import BankConfig, BankReport, deal, make_bank
-from hkd.train.text import low_part
+from hkd.train.data import low_part
 from kit.runs import config_of, inputs, opened
 
 SETTINGS = {"condition": ["senone", "monophone"], "taps": {"monophone": 1}, "slots": {"senone": 2}}
