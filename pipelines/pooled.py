@@ -119,7 +119,7 @@ def main() -> None:
     parser.add_argument("against", nargs="*", help="configurations that the others are compared with")
     parser.add_argument("--add", type=Path, metavar="WORK", help="a work folder whose evaluations the file may lack")
     parser.add_argument("--split", default="test", help="of --add (default: test)")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     rows = [json.loads(line) for line in arguments.file.open(encoding="utf-8")] if arguments.file.exists() else []
     if arguments.add is not None:
         done = {(row["part"], row["run"], row["search"]) for row in rows}
