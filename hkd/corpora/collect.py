@@ -12,9 +12,12 @@ import logging
 import math
 import os
 import re
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -223,16 +226,42 @@ def find_audio(name: str, folder: Path) -> str:
     """A path as data files give it → an absolute one: relative to the file's folder, to one of the three above, or to
     the working directory.
 
-    Kaldi's and lhotse's paths are relative to where their recipe ran. Nothing found: relative to the folder, for the
-    error to name.
+    Kaldi's and lhotse's paths are relative to where their recipe ran. Where there is no such file, one whose name is
+    written otherwise is taken: with other separators (Windows), accents (macOS) or case, if only one is like that.
+    Nothing found: relative to the folder, for the error to name.
     """
     if "://" in name:
         return name
     bases = (folder.absolute(), *folder.absolute().parents[:_PARENTS], Path.cwd())
-    for base in bases:
-        if os.path.exists(base / name):  # noqa: PTH110 - it raises nothing for a name that is too long or has a NUL byte
-            return os.path.normpath(base / name)
+    spelled = [base / written for written in dict.fromkeys((name, name.replace("\\", "/"))) for base in bases]
+    for find in (_there, _there_by_another_spelling):
+        if found := next(filter(None, map(find, spelled)), None):
+            return os.path.normpath(found)
     return os.path.normpath(bases[0] / name)
+
+
+def _there(path: Path) -> Path | None:
+    return path if os.path.exists(path) else None  # noqa: PTH110 - it raises nothing for a name too long or with a NUL
+
+
+def _there_by_another_spelling(path: Path) -> Path | None:
+    if _there(path):
+        return path
+    folder = _there_by_another_spelling(path.parent) if path.name else None
+    name = _names_in(folder, folder.stat().st_mtime_ns).get(_plain(path.name)) if folder and folder.is_dir() else None
+    return folder / name if folder and name else None
+
+
+@lru_cache(maxsize=256)
+def _names_in(folder: Path, _time: int) -> dict[str, str]:
+    """Each name without case, its accents composed → the name as it is; of several that become one, none."""
+    names = [entry.name for entry in os.scandir(folder)]
+    often = Counter(map(_plain, names))
+    return {_plain(name): name for name in names if often[_plain(name)] == 1}
+
+
+def _plain(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def plain_fields(fields: Mapping[str, Any]) -> dict[str, str | int | float | bool]:

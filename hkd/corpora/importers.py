@@ -8,6 +8,7 @@ manifests of hkd's.
 - The manifest's `channel` is the channel that the data asks for. Nothing is cut out of files for it.
 """
 
+import csv
 import errno
 import math
 import os
@@ -16,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +49,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {  # the first that is there is taken
         "wav_filename"),
     "text": ("text", "sentence", "transcript", "transcription", "normalized_text", "text_normalized",
         "normalized_transcription",
-             "normalized_transcript", "raw_transcription", "raw_text", "text_original", "original_text"),
+             "normalized_transcript", "raw_transcription", "raw_text", "text_original", "original_text", "wrd"),
     "id": ("id", "utt_id", "utterance_id", "segment_id", "utterance"),
     "speaker": ("speaker", "speaker_id", "client_id", "spk_id"),
     "split": ("split",),
@@ -56,6 +58,9 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {  # the first that is there is taken
     "duration": ("duration",),
     "end": ("end", "end_time", "stop", "stop_time"),
 }  # fmt: skip
+TEXTS = (".lab", ".txt")  # the later wins
+TABLES = (".tsv", ".csv")
+ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
 _TIMES = ("offset", "duration", "end")
 _LIKE_TIMES = re.compile(r"(^|_)(start|begin|onset|end|stop|offset)(_|$)")
 _SAME_S = 0.05  # a clip as long as its start and end say, but for rounding, was cut there already
@@ -138,22 +143,21 @@ def read_text(path: Path) -> str:
 
 
 def read_folder(folder: Path, options: Options) -> Iterator[Row]:
-    """Audio files with a .txt of the same name beside each, or with tables (.tsv): one for all, or one for each split.
-    A table itself, too.
+    """Audio files with a text (.txt, .lab) of the same name beside each, or below another folder; or with tables (.tsv,
+    .csv): one for all, or one for each split. A table itself, too.
 
     Ids are paths below the folder without their ending. Folders called train, dev, test and the like are splits; the
-    folder below them is the speaker where there are several. Raises UserError that lists audio without text.
+    first other level with several folders tells the speakers. Raises UserError that lists audio without text.
     """
     if not folder.is_dir():
-        yield from tsv_rows(folder, options)
+        yield from table_rows(folder, options)
         return
     report = options.report
     files = walk(folder, report)
     audio, unreadable = sort_files(files)
-    texts = {path.with_suffix(""): path for path in files if path.suffix.lower() == ".txt"}
-    beside = {path: texts.get(path.with_suffix(""), path.with_suffix(".txt")) for path in (*audio, *unreadable)}
-    text_of = {path: text for path, text in beside.items() if text.exists()}
-    spoken = {path.with_suffix("") for path in beside}
+    written = [path for path in files if path.suffix.lower() in TEXTS and path.exists()]
+    texts = {path.with_suffix(""): path for ending in TEXTS for path in written if path.suffix.lower() == ending}
+    text_of = {path: texts[path.with_suffix("")] for path in (*audio, *unreadable) if path.with_suffix("") in texts}
 
     def names(paths: Iterable[Path]) -> list[str]:
         return [str(path.relative_to(folder)) for path in paths]
@@ -162,7 +166,7 @@ def read_folder(folder: Path, options: Options) -> Iterator[Row]:
         return [path for path in paths if (path in text_of) == wanted]
 
     silent = with_text(audio, False)
-    tables = [path for path in files if path.parent == folder and path.suffix.lower() == ".tsv"]
+    tables = [path for path in files if path.parent == folder and path.suffix.lower() in TABLES]
     if (
         audio
         and tables
@@ -170,25 +174,57 @@ def read_folder(folder: Path, options: Options) -> Iterator[Row]:
         and (len(tables) == 1 or all(split_named(path.stem) for path in tables))
     ):
         split_of = {path: split_named(path.stem) if len(tables) > 1 else None for path in tables}
-        found = [row for path in tables for row in tsv_rows(path, options, split=split_of[path])]
+        found = [row for path in tables for row in table_rows(path, options, split=split_of[path])]
         _leave_out_unnamed(files, found, folder, report)
         yield from found
         return
+    if audio and len(silent) == len(audio):
+        text_of = _in_another_folder(folder, [*audio, *unreadable], list(texts.values()))
+        silent = with_text(audio, False)
+        report.note("texts lie below another folder than the audio", names(text_of.values()))
     report.bad(folder, UNREADABLE, names(with_text(unreadable, True)))
     report.leave_out(f"{UNREADABLE}; no text beside them", names(with_text(unreadable, False)))
     if not audio:
         ending = f" that libsndfile reads, but {len(unreadable)} other recordings" if unreadable else ""
         raise UserError(f"{folder} must hold audio files with a .txt beside each, but holds no audio{ending}.")
     report.bad(folder, "audio files have no .txt beside them", names(silent))
-    report.leave_out("text files without audio", names(path for key, path in texts.items() if key not in spoken))
+    used = set(text_of.values())
+    others = [path for path in written if path not in used]
+    doubled = [path for path in others if texts[path.with_suffix("")] in used]
+    report.leave_out("text files whose recording has a .txt, too, which is taken", names(doubled))
+    report.leave_out("text files without audio", names(path for path in others if path not in doubled))
     audio = with_text(audio, True)
     homes = _splits_and_speakers([path.relative_to(folder).parts[:-1] for path in audio], report)
     for path, (split, speaker) in zip(audio, homes, strict=True):
         utterance = Utterance(
-            id=path.relative_to(folder).with_suffix("").as_posix(), text=read_text(text_of[path]), speaker=speaker,
+            id=path.relative_to(folder).with_suffix("").as_posix(), text=_transcript(text_of[path]), speaker=speaker,
             audio_filepath=str(path.absolute()), extra={"split": split} if split else {},
         )  # fmt: skip
         yield str(path), utterance
+
+
+def _transcript(path: Path) -> str:
+    text = read_text(path)
+    if path.suffix.lower() == ".lab" and re.match(r"\d+\s+\d+\s+\S", text):
+        raise UserError(f"{path} must be a transcript, but holds labels with times (HTK). Write the words alone.")
+    return text
+
+
+def _in_another_folder(folder: Path, audio: Sequence[Path], texts: Sequence[Path]) -> dict[Path, Path]:
+    """The text of each recording where all recordings lie below one folder and all texts below another (wav/anna/1.wav,
+    txt/anna/1.txt; anna/wav/1.wav, anna/txt/1.txt); of several such folders the one with most texts."""
+    parts = {path: path.relative_to(folder).with_suffix("").parts for path in (*audio, *texts)}
+    found: list[dict[Path, Path]] = []
+    for level in range(min(len(parts[path]) for path in audio) - 1):
+        if len({parts[path][level] for path in audio}) == 1:
+            below: dict[str, dict[tuple[str, ...], Path]] = {}
+            for path in texts:
+                if len(parts[path]) > level + 1:
+                    below.setdefault(parts[path][level], {})[parts[path][:level] + parts[path][level + 1 :]] = path
+            rest = {path: parts[path][:level] + parts[path][level + 1 :] for path in audio}
+            found += [{path: known[rest[path]] for path in audio if rest[path] in known} for known in below.values()]
+    found = sorted(filter(None, found), key=len)
+    return found[-1] if len(found) == 1 or (found and len(found[-2]) < len(found[-1])) else {}
 
 
 def _splits_and_speakers(parents: list[tuple[str, ...]], report: Report) -> list[tuple[str | None, str | None]]:
@@ -211,36 +247,88 @@ def _splits_and_speakers(parents: list[tuple[str, ...]], report: Report) -> list
         rest = [folders[:above] + folders[level + 1 :] for folders in parents]
     if set(splits) == {"train"}:
         splits = [None] * len(parents)
+    level = next((n for n in range(min(map(len, rest))) if len({folders[n] for folders in rest}) > 1), 0)
     several = len(set(rest)) > 1
-    return [(split, folders[0] if several and folders else None) for split, folders in zip(splits, rest, strict=True)]
+    return [
+        (split, folders[level] if several and folders else None) for split, folders in zip(splits, rest, strict=True)
+    ]
 
 
-def tsv_rows(path: Path, options: Options, *, audio: Path | None = None, split: str | None = None) -> Iterator[Row]:
+def table_rows(path: Path, options: Options, *, audio: Path | None = None, split: str | None = None) -> Iterator[Row]:
     """The rows of a table; `audio`: the folder that its paths are relative to, `split`: the one that all its rows are
     of."""
-    rows = numbered_lines(path, "a table")
-    header = [cell.strip() for cell in next(rows, (1, ""))[1].split("\t")]
+    if _is_piped(path):
+        yield from piped_rows(path, audio or path.parent / "wavs", split=split)
+        return
+    rows = _cells(path)
+    header = [cell.strip() for cell in next(rows, (1, []))[1]]
     column = columns_of(header, f"{path}:1: the header", options, needed=("audio", "text"))
     place_of = {what: header.index(name) for what, name in column.items()}
     width = max(place_of.values()) + 1
-    for number, line in rows:
-        if line.strip():
-            with placed(f"{path}:{number}"):
-                row = line.split("\t")
-                if len(row) < width:
-                    raise UserError(f"a row must have {width} columns or more, but has {len(row)}.")
-                cell = {what: row[place].strip() for what, place in place_of.items()}
-                utterance = _tsv_row(cell, column, audio or path.parent, split, options.report)
-            yield f"{path}:{number}", utterance
+    for number, row in rows:
+        with placed(f"{path}:{number}"):
+            if len(row) < width:
+                raise UserError(f"a row must have {width} columns or more, but has {len(row)}.")
+            cell = {what: row[place].strip() for what, place in place_of.items()}
+            utterance = _table_row(cell, column, audio or path.parent, split, options.report)
+        yield f"{path}:{number}", utterance
 
 
-def _tsv_row(
+def _cells(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """A table's rows that are not blank, by the number of their first line. Tabs divide the cells of a .tsv. A .csv has
+    quotes (RFC 4180), and is divided by what its first line has most of: commas, semicolons, tabs, bars."""
+    lines = numbered_lines(path, "a table")
+    if path.suffix.lower() != ".csv":
+        yield from ((number, line.split("\t")) for number, line in lines if line.strip())
+        return
+    begin, first = next(lines, (1, ""))
+    delimiter = max(",;\t|", key=first.count)
+    if said := re.fullmatch("sep=(.)", first.strip()):  # Excel's own
+        delimiter, (begin, first) = said[1], next(lines, (2, ""))
+    reader = csv.reader(
+        (f"{line}\n" for line in chain([first], (line for _, line in lines))), delimiter=delimiter, strict=True
+    )
+    while True:
+        number = reader.line_num + begin
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            raise UserError(f"{path}:{number}: a row must be CSV, but is not ({error}).") from None
+        if row is None:
+            return
+        if any(cell.strip() for cell in row):
+            yield number, row
+
+
+def _is_piped(path: Path) -> bool:
+    """Whether a table has no header, but rows as LJSpeech has them."""
+    name, bar, _ = next(filled_lines(path, "a table"), ("", ""))[1].partition("|")
+    return bool(bar) and path.suffix.lower() == ".csv" and (path.parent / "wavs" / f"{name}.wav").exists()
+
+
+def piped_rows(path: Path, audio: Path, *, speaker: str | None = None, split: str | None = None) -> Iterator[Row]:
+    """The rows of LJSpeech's table: ID|TEXT|NORMALISED TEXT, which is taken; the sound of each is ID.wav."""
+    for place, line in filled_lines(path, "a table"):
+        cells = line.split("|")
+        if len(cells) < 2 or not cells[0].strip():
+            raise UserError(f"{place}: a row must be ID|TEXT|NORMALISED TEXT, but is '{line[:60]}' instead.")
+        name, text = cells[0].strip(), cells[2 if len(cells) > 2 else 1].strip()
+        yield place, Utterance(
+            id=name, text=text, audio_filepath=str((audio / f"{name}.wav").absolute()), speaker=speaker,
+            extra={"split": split} if split else {},
+        )  # fmt: skip
+
+
+def _table_row(
     cell: Mapping[str, str], column: Mapping[str, str], audio: Path, split: str | None, report: Report
 ) -> Utterance:
     if not cell["audio"]:
         raise UserError("a row must name its audio file, but does not.")
-    name, split = Path(cell["audio"]), split or split_called(cell.get("split", ""))
-    sound = str((audio / name).absolute())
+    sound, split = find_audio(cell["audio"], audio), split or split_called(cell.get("split", ""))
+    name = Path(cell["audio"])
+    if name.name != Path(sound).name:
+        name = Path(cell["audio"].replace("\\", "/"))
+        report.note("audio files have names that the table writes otherwise (\\, accents, case)", [cell["audio"]])
     return Utterance(
         id=cell.get("id") or name.with_suffix("").as_posix(), text=cell["text"], audio_filepath=sound,
         speaker=cell.get("speaker") or None, channel=channel_of(cell["channel"]) if cell.get("channel") else None,
@@ -644,7 +732,7 @@ def read_own(path: Path, options: Options) -> Iterator[Row]:
 
 
 KINDS = {
-    "folder": Kind("a folder of audio with .txt or one .tsv", read_folder),
+    "folder": Kind("a folder of audio with texts (.txt, .lab) or a table (.tsv, .csv)", read_folder),
     "kaldi": Kind("a Kaldi data folder", read_kaldi),
     "nemo": Kind("a NeMo manifest", read_nemo),
     "lhotse": Kind("manifests of lhotse's", lhotse.read_lhotse),
@@ -673,23 +761,22 @@ def guess_kind(path: Path) -> str:
             f"{path} could be {' or '.join(KINDS[kind].title for kind in kinds)}. Say which: --from {'|'.join(kinds)}."
         )
     if not kinds and not path.is_dir():
-        raise UserError(f"{path} must be a folder, a .tsv or a .jsonl, or what --from names, but is none of them.")
+        remedy = " Unpack it first." if path.suffix.lower() in ARCHIVES else ""
+        raise UserError(
+            f"{path} must be a folder, a table (.tsv, .csv) or a .jsonl, or what --from names, but is none of them."
+            f"{remedy}"
+        )
     return kinds[0] if kinds else "folder"
 
 
 def _folder_clues(folder: Path) -> Iterator[str]:
     if kaldi_folders(folder):
         yield "kaldi"
-    arrow = (
-        *_SAVED,
-        "*.parquet",
-        "data/*.parquet",
-        "metadata.csv",
-        "metadata.jsonl",
-        "*/metadata.csv",
-        "*/metadata.jsonl",
-    )
-    if any(not is_hidden(found.name) for name in arrow for found in folder.glob(name)):
+    arrow = (*_SAVED, "*.parquet", "data/*.parquet")
+    tables = [folder.glob(name) for name in ("metadata.csv", "metadata.jsonl", "*/metadata.csv", "*/metadata.jsonl")]
+    if any(not is_hidden(found.name) for name in arrow for found in folder.glob(name)) or any(
+        "file_name" in next(filled_lines(table), ("", ""))[1] for table in chain.from_iterable(tables)
+    ):
         yield "hf"
     elif any(_peek(path) in ("nemo", "hkd") for path in nemo_files(folder, Report())):
         yield "nemo"
@@ -699,9 +786,9 @@ def _folder_clues(folder: Path) -> Iterator[str]:
 
 
 def _file_clues(path: Path) -> Iterator[str]:
-    by_ending = {".tsv": "folder", ".parquet": "hf", ".json": "nemo"}
-    if path.suffix in by_ending:
-        yield by_ending[path.suffix]
+    by_ending = {".tsv": "folder", ".csv": "folder", ".parquet": "hf", ".json": "nemo"}
+    if path.suffix.lower() in by_ending:
+        yield by_ending[path.suffix.lower()]
     elif path.name.endswith(lhotse.ENDINGS):
         yield _peek(path) or ("lhotse" if path.suffix == ".gz" else "hkd")
 

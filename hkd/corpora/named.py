@@ -26,7 +26,7 @@ from hkd.corpora.cards import (
     verify,
 )
 from hkd.corpora.collect import Options, Report, Row, walk
-from hkd.corpora.importers import kaldi_folders, kaldi_rows, read_text, tsv_rows
+from hkd.corpora.importers import kaldi_folders, kaldi_rows, piped_rows, read_text, table_rows
 from hkd.errors import HkdError, MissingPackageError, UserError
 from hkd.files import filled_lines, numbered_lines
 from hkd.manifest import Utterance
@@ -95,7 +95,7 @@ def common_voice(card: Card, options: Options) -> Iterator[Part]:
         )
     rows = []
     for split in ("train", "dev", "test"):
-        for place, u in tsv_rows(folder / f"{split}.tsv", options, audio=folder / "clips", split=split):
+        for place, u in table_rows(folder / f"{split}.tsv", options, audio=folder / "clips", split=split):
             has_ending = Path(u.audio_filepath or "").suffix  # not before 2019-12
             rows.append((place, u if has_ending else replace(u, audio_filepath=f"{u.audio_filepath}.mp3")))
     yield "", folder, rows
@@ -106,15 +106,7 @@ def ljspeech(card: Card, options: Options) -> Iterator[Part]:
     """metadata.csv (id|text|normalised text, which is taken) and wavs/ID.wav. One speaker, so splits are made by
     text."""
     folder = corpus_folder(card, options, "metadata.csv")
-    rows = []
-    for place, line in filled_lines(folder / "metadata.csv", "a table"):
-        cells = line.split("|")
-        if len(cells) < 2 or not cells[0].strip():
-            raise UserError(f"{place}: a row must be ID|TEXT|NORMALISED TEXT, but is '{line[:60]}' instead.")
-        name, text = cells[0].strip(), cells[2 if len(cells) > 2 else 1].strip()
-        path = str((folder / "wavs" / f"{name}.wav").absolute())
-        rows.append((place, Utterance(id=name, text=text, audio_filepath=path, speaker="lj")))
-    yield "", folder, rows
+    yield "", folder, list(piped_rows(folder / "metadata.csv", folder / "wavs", speaker="lj"))
 
 
 _AN4_LINE = re.compile(r"^(?:<s>)?(?P<text>.*?)(?:</s>)?\s*\((?P<id>[^()]+)\)$")

@@ -155,7 +155,7 @@ def folder_cases() -> Iterator[Case]:
     yield case("no text", {"a.wav": WAV, "b.wav": WAV, "b.txt": b"x"}, "1 audio files have no .txt beside them: a.wav")
     yield case("text in UTF-16", {"a.wav": WAV, "a.txt": "x".encode("utf-16")}, "a.txt:1: ", "UTF-16")
     yield case("text in Latin-1", {"a.wav": WAV, "a.txt": b"one\ntw\xf6"}, "a.txt:2: ", "UTF-8")
-    yield case("text is a folder", {"a.wav": WAV}, "a.txt: Is a directory", folders=("in/a.txt",))
+    yield case("text is a folder", {"a.wav": WAV}, "no .txt beside them: a.wav", folders=("in/a.txt",))
     yield case("text is a loop", {"a.wav": WAV}, "no .txt beside them: a.wav", links={"in/a.txt": "a.txt"})
     yield case("empty audio", {"a.wav": b"", "a.txt": b"x"}, "a.wav must hold sound, but is empty")
     yield case("a table of other columns", {"a.wav": WAV, "x.tsv": b"a\tb\n"}, "x.tsv:1: the header")
@@ -181,7 +181,7 @@ def argument_cases() -> Iterator[Case]:
         ("no corpus", ("prepare",), "CORPUS must be given"),
         ("a corpus that is nearly known", ("prepare", "librispeach"), "Did you mean 'librispeech'?"),
         ("a kind that is unknown", ("prepare", "in", "--from", "espnet"), "--from must be one of"),
-        ("a file of no kind", ("prepare", "x.xml"), "x.xml must be a folder, a .tsv or a .jsonl"),
+        ("a file of no kind", ("prepare", "x.xml"), "x.xml must be a folder, a table (.tsv, .csv) or a .jsonl"),
         ("a root for a path", ("prepare", "in", "--root", "."), "--root must go with the name of a corpus"),
         ("a part of a path", ("prepare", "in", "--part", "x"), "--part must go with a corpus that has parts"),
         ("a part that is unknown", ("prepare", "librispeech", "--part", "train"), "part of librispeech must be one of"),

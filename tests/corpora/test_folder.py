@@ -1,5 +1,6 @@
 """One's own recordings: folder, TSV, manifest; and what is wrong with them."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from hkd.corpora import read_corpus
 from hkd.corpora.collect import Options, Report
 from hkd.errors import UserError
 from hkd.manifest import Manifest, Utterance
+from hkd.units.text import words
 from kit import files
 
 
@@ -94,7 +96,7 @@ def test_a_manifest_made_elsewhere(tmp_path: Path) -> None:
     )
     assert [(u.duration, u.speaker) for u in read_corpus(str(tmp_path / "m.jsonl"))] == [(0.2, "s")]
     (tmp_path / "m.xml").touch()
-    with pytest.raises(UserError, match=r"a folder, a \.tsv or a \.jsonl"):
+    with pytest.raises(UserError, match=r"a folder, a table \(\.tsv, \.csv\) or a \.jsonl"):
         read_corpus(str(tmp_path / "m.xml"))
 
 
@@ -242,3 +244,101 @@ def test_columns_of_other_names_and_channels(tmp_path: Path) -> None:
         read_folder(tmp_path / "t.tsv", Options(columns={"text": "word"}))
     with pytest.raises(UserError, match="--column must name one of audio, text, id"):
         read_folder(tmp_path / "t.tsv", Options(columns={"words": "said"}))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'\xef\xbb\xbfpath,sentence,speaker\r\nclips/1.wav,"Say ""it"", now",anna\r\n\r\n',
+        b'sep=;\npath;sentence;speaker\nclips/1.wav;Say "it", now;anna\n'.replace(b'"', b""),
+        b"path|speaker|sentence\nclips/1.wav|anna|Say it, now\n",
+        b'path\tspeaker\tsentence\nclips\\1.wav\tanna\t"Say\nit, now"\n',
+    ],
+    ids=["commas and quotes", "Excel with semicolons", "bars", "tabs, a cell of two lines, a path of Windows"],
+)
+def test_csv(tmp_path: Path, content: bytes) -> None:
+    sound(tmp_path / "clips" / "1.wav")
+    (tmp_path / "t.csv").write_bytes(content)
+    for path in (tmp_path, tmp_path / "t.csv"):
+        (only,) = read_corpus(str(path))
+        assert (only.id, words(only.text), only.speaker) == ("clips/1", ["say", "it", "now"], "anna")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ('path,text\nx.wav,one\n\nx.wav,"two\n', "t.csv:4: a row must be CSV, but is not (unexpected end of data)"),
+        ('path,text\nx.wav,"a" b\n', "t.csv:2: a row must be CSV"),
+        ('path,text\nx.wav,"a\nb"\nx.wav\n', "t.csv:4: a row must have 2 columns or more, but has 1"),
+        ("path,text\nx.wav,caf\xe9\n", "t.csv:2: a table must be UTF-8"),
+        ("x.wav,hello\n", "t.csv:1: the header must name a column 'audio'"),
+    ],
+)
+def test_a_broken_csv_is_named_by_its_line(tmp_path: Path, content: str, says: str) -> None:
+    sound(tmp_path / "x.wav")
+    (tmp_path / "t.csv").write_bytes(content.encode("latin-1"))
+    with pytest.raises(UserError, match=re.escape(says)):
+        read_folder(tmp_path / "t.csv")
+
+
+def test_rows_without_a_header_as_ljspeech_has_them(tmp_path: Path) -> None:
+    for name in "ab":
+        sound(tmp_path / "wavs" / f"{name}.wav")
+    (tmp_path / "metadata.csv").write_text('a|"Chapter" 2|Chapter two\nb|Hi, you\n')
+    assert [(u.id, u.text) for u in read_corpus(str(tmp_path))] == [("a", "Chapter two"), ("b", "Hi, you")]
+
+
+def test_names_that_a_table_writes_otherwise(tmp_path: Path) -> None:
+    for name in ("cafe\u0301.wav", "LOUD.WAV", "one/x.wav", "Twice.wav", "twice.wav"):
+        sound(tmp_path / "Clips" / name)
+    said = {"clips/caf\u00e9.wav": "accents", "Clips/loud.wav": "case", "Clips\\one\\x.wav": "separators"}
+    (tmp_path / "t.tsv").write_text("path\ttext\n" + "".join(f"{name}\t{text}\n" for name, text in said.items()))
+    options = Options()
+    found = {u.text: Path(u.audio_filepath or "") for u in read_folder(tmp_path / "t.tsv", options)}
+    clips = tmp_path / "Clips"
+    expected = {"accents": clips / "cafe\u0301.wav", "case": clips / "LOUD.WAV", "separators": clips / "one/x.wav"}
+    assert found == expected
+    assert any("writes otherwise" in line for line in options.report.note_lines())
+    (tmp_path / "t.tsv").write_text("path\ttext\nClips/TWICE.wav\twhich?\n")
+    with pytest.raises(UserError, match=r"Clips/TWICE\.wav"):
+        read_folder(tmp_path / "t.tsv")
+
+
+@pytest.mark.parametrize(
+    ("audio", "text"), [("wav48/{}/{}.wav", "txt/{}/{}.txt"), ("{}/wav/{}.wav", "{}/transcript/{}.txt")]
+)
+def test_texts_below_another_folder(tmp_path: Path, audio: str, text: str) -> None:
+    for speaker in ("p1", "p2"):
+        for name in "ab":
+            sound(tmp_path / audio.format(speaker, name))
+            path = tmp_path / text.format(speaker, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"{speaker} {name}")
+    options = Options()
+    found = [(u.text, u.speaker) for u in read_folder(tmp_path, options)]
+    assert sorted(found) == [("p1 a", "p1"), ("p1 b", "p1"), ("p2 a", "p2"), ("p2 b", "p2")]
+    assert any("texts lie below another folder" in line for line in options.report.note_lines())
+    (tmp_path / text.format("p1", "a")).unlink()
+    with pytest.raises(UserError, match=r"1 audio files have no \.txt beside them"):
+        read_folder(tmp_path)
+
+
+def test_a_text_of_another_speaker_is_not_taken(tmp_path: Path) -> None:
+    for name in ("anna/1", "ben/2"):
+        sound(tmp_path / f"{name}.wav")
+    for name in ("anna/2", "ben/1"):
+        (tmp_path / f"{name}.txt").write_text("of another")
+    with pytest.raises(UserError, match=r"2 audio files have no \.txt beside them"):
+        read_folder(tmp_path)
+
+
+def test_lab_files_are_transcripts_unless_they_hold_times(tmp_path: Path) -> None:
+    sound(tmp_path / "a.wav").with_suffix(".lab").write_text("hello there")
+    sound(tmp_path / "b.wav").with_suffix(".lab").write_text("not this")
+    (tmp_path / "b.txt").write_text("but this")
+    options = Options()
+    assert [u.text for u in read_folder(tmp_path, options)] == ["hello there", "but this"]
+    assert options.report.left_out == {"text files whose recording has a .txt, too, which is taken": ["b.lab"]}
+    (tmp_path / "a.lab").write_text("0 1200000 hh\n1200000 3400000 ah\n")
+    with pytest.raises(UserError, match=r"a\.lab must be a transcript, but holds labels with times"):
+        read_folder(tmp_path)
