@@ -370,8 +370,13 @@ def _evaluate_stages(recipe: Recipe) -> Iterator[Stage]:
         if lm == OWN_WORDS and lm not in recipe.ngrams:
             raise UserError(f"{where}: lm is {OWN_WORDS}, which the table [words] makes, but there is none.")
         for run in chosen:
+            is_ctc = recipe.run(run).get("main") != SENONE
+            if lm and is_ctc and table.get("search", {}).get("decoder") != "beam":
+                raise UserError(
+                    f'{where}: search.decoder must be "beam" where {run}, a CTC student, is read with an LM.'
+                )
             # The store that a CTC main output is held against, whoever taught it
-            is_held = not tag and SUBWORD in recipe.stores and recipe.run(run).get("main") != SENONE
+            is_held = not tag and SUBWORD in recipe.stores and is_ctc
             stores = (f"shards/{SUBWORD}",) if is_held else ()
             yield Stage(
                 name=f"evaluate-{run}" + (f"@{tag}" if tag else ""),

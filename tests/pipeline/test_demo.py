@@ -179,7 +179,8 @@ def test_seeds_and_searches_name_their_stages_and_nonsense_is_refused(tmp_path: 
     labelled = ["seeds=[0]", "dump.subword={lm = 'gpt2', unit = 'subword'}"]
     of_senones = stages_of(load_recipe(tmp_path, parse_overrides(labelled)))
     assert "dump-subword" not in of_senones["evaluate-auxiliary-seed0"].needs
-    of_ctc = stages_of(load_recipe(tmp_path, parse_overrides([*labelled, "runs.auxiliary.main=ctc"])))
+    ctc = [*labelled, "runs.auxiliary.main=ctc", "evaluate.search.decoder=beam"]
+    of_ctc = stages_of(load_recipe(tmp_path, parse_overrides(ctc)))
     assert "dump-subword" in of_ctc["evaluate-auxiliary-seed0"].needs  # what any CTC main output is held against
     assert "dump-subword" not in (
         *of_ctc["evaluate-auxiliary-seed0@narrow"].needs,
@@ -205,6 +206,7 @@ def test_seeds_and_searches_name_their_stages_and_nonsense_is_refused(tmp_path: 
         ("runs.auxiliary.loop.seed=1", "has both"),
         ("searches.narrow.runs=['nobody']", "nobody"),
         ("searches.narrow.beam=3", "beam"),
+        ("runs.auxiliary.main=ctc", 'search.decoder must be "beam" where auxiliary'),
         ("ngrams.words.order=2", "Take another name"),
         ("ngrams.other.orders=2", "orders"),
         ("averages.mean.k=2", "of must be given"),
