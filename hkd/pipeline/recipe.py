@@ -375,6 +375,11 @@ def _evaluate_stages(recipe: Recipe) -> Iterator[Stage]:
                 raise UserError(
                     f'{where}: search.decoder must be "beam" where {run}, a CTC student, is read with an LM.'
                 )
+            if not lm and not is_ctc:
+                raise UserError(
+                    f"{where}: lm must be given, as the senones of {run} become words by a word n-gram (of [words]: "
+                    f"{OWN_WORDS})."
+                )
             # The store that a CTC main output is held against, whoever taught it
             is_held = not tag and SUBWORD in recipe.stores and is_ctc
             stores = (f"shards/{SUBWORD}",) if is_held else ()

@@ -207,6 +207,7 @@ def test_seeds_and_searches_name_their_stages_and_nonsense_is_refused(tmp_path: 
         ("searches.narrow.runs=['nobody']", "nobody"),
         ("searches.narrow.beam=3", "beam"),
         ("runs.auxiliary.main=ctc", 'search.decoder must be "beam" where auxiliary'),
+        ("evaluate.lm=''", "lm must be given, as the senones of auxiliary"),
         ("ngrams.words.order=2", "Take another name"),
         ("ngrams.other.orders=2", "orders"),
         ("averages.mean.k=2", "of must be given"),
