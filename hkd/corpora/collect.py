@@ -222,21 +222,24 @@ def walk(folder: Path, report: Report, *, depth: int | None = None) -> list[Path
     return sorted(files)
 
 
-def find_audio(name: str, folder: Path) -> str:
+def find_audio(name: str, folder: Path, report: Report | None = None) -> str:
     """A path as data files give it → an absolute one: relative to the file's folder, to one of the three above, or to
     the working directory.
 
     Kaldi's and lhotse's paths are relative to where their recipe ran. Where there is no such file, one whose name is
-    written otherwise is taken: with other separators (Windows), accents (macOS) or case, if only one is like that.
-    Nothing found: relative to the folder, for the error to name.
+    written otherwise is taken, and noted: with other separators (Windows), accents (macOS) or case, if only one is like
+    that. Nothing found: relative to the folder, for the error to name.
     """
     if "://" in name:
         return name
     bases = (folder.absolute(), *folder.absolute().parents[:_PARENTS], Path.cwd())
     spelled = [base / written for written in dict.fromkeys((name, name.replace("\\", "/"))) for base in bases]
-    for find in (_there, _there_by_another_spelling):
-        if found := next(filter(None, map(find, spelled)), None):
-            return os.path.normpath(found)
+    if found := next(filter(None, map(_there, spelled[: len(bases)])), None):
+        return os.path.normpath(found)
+    if found := next(filter(None, map(_there_by_another_spelling, spelled)), None):
+        if report is not None:
+            report.note("audio files are found under names that are written otherwise (\\, accents, case)", [name])
+        return os.path.normpath(found)
     return os.path.normpath(bases[0] / name)
 
 

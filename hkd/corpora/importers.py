@@ -324,13 +324,11 @@ def _table_row(
 ) -> Utterance:
     if not cell["audio"]:
         raise UserError("a row must name its audio file, but does not.")
-    sound, split = find_audio(cell["audio"], audio), split or split_called(cell.get("split", ""))
-    name = Path(cell["audio"])
-    if name.name != Path(sound).name:
-        name = Path(cell["audio"].replace("\\", "/"))
-        report.note("audio files have names that the table writes otherwise (\\, accents, case)", [cell["audio"]])
+    name, split = cell["audio"], split or split_called(cell.get("split", ""))
+    sound = find_audio(name, audio, report)
+    stem = Path(name if Path(name).name == Path(sound).name else name.replace("\\", "/")).with_suffix("").as_posix()
     return Utterance(
-        id=cell.get("id") or name.with_suffix("").as_posix(), text=cell["text"], audio_filepath=sound,
+        id=cell.get("id") or stem, text=cell["text"], audio_filepath=sound,
         speaker=cell.get("speaker") or None, channel=channel_of(cell["channel"]) if cell.get("channel") else None,
         extra={"split": split} if split else {}, **span_of(cell, column, lambda: _seconds(sound), report),
     )  # fmt: skip
@@ -412,7 +410,8 @@ def kaldi_rows(folder: Path, options: Options, *, extra: Mapping[str, str]) -> I
             options.told.add(name)
         length = None if is_cut else lengths.get(recording)
         utterance = Utterance(
-            id=name, text=" ".join(text[name][1].split()), audio_filepath=find_audio(path, folder), offset=start,
+            id=name, text=" ".join(text[name][1].split()), offset=start,
+            audio_filepath=find_audio(path, folder, options.report),
             duration=length if stop is None else stop - start, channel=channel,
             speaker=speaker[name][1] if speaker else None,
             extra={**extra, "recording": recording} if is_cut else extra,
@@ -520,7 +519,8 @@ def _nemo_rows(path: Path, options: Options) -> Iterator[tuple[str, dict[str, An
             there = isinstance(sound, str) and Path(find_audio(sound, path.parent)).exists()
             if not there and ("shard_id" in row or (has_tars and isinstance(sound, str))):
                 raise UserError(_TARRED)
-            row["audio_filepath"] = find_audio(check_field(row, "audio_filepath", STRING, needed=True), path.parent)
+            sound = check_field(row, "audio_filepath", STRING, needed=True)
+            row["audio_filepath"] = find_audio(sound, path.parent, options.report)
             check_field(row, "text", STRING, needed=True, called=text)
             row |= {name: check_field(row, name, NUMBER) for name in ("offset", "duration")}
         yield place, row if told is None else {**row, "split": row.get("split") or told}

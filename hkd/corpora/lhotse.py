@@ -203,7 +203,7 @@ def _audio(recording: Any, channel: int | list[int], file: _File) -> tuple[str, 
     if source.type == "memory":
         path = str(write_sound(source.source, file.options.audio_to, name))
     else:
-        path = find_audio(str(source.source), file.folder)
+        path = find_audio(str(source.source), file.folder, file.options.report)
     return path, source.channels.index(wanted[0]) if len(source.channels) > 1 and len(wanted) == 1 else None
 
 
