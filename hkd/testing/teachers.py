@@ -9,6 +9,7 @@ import importlib
 import itertools
 import json
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -46,11 +47,7 @@ def tiny_sentences(num: int, *, seed: int = 0) -> list[str]:
 
 def synthesise(sentences: Sequence[str], *, speeds: Sequence[float] | None = None) -> list[NDArray[np.float32]]:
     """Speech of each sentence, wave_S at 16 kHz; deterministic."""
-    try:
-        from hibari import Hibari
-    except ImportError:
-        raise MissingPackageError("hibari-tts", "test", "Synthesising test speech") from None
-    voice = Hibari(threads=1)
+    voice = _hibari()
     waves = []
     for sentence, speed in zip(sentences, speeds or [1.0] * len(sentences), strict=True):
         wave_S = np.asarray(voice(sentence, seed=0, speed=speed), np.float32)
@@ -58,6 +55,15 @@ def synthesise(sentences: Sequence[str], *, speeds: Sequence[float] | None = Non
         wave_S = soxr.resample(np.concatenate([pause_S, wave_S, pause_S]), _TTS_RATE_HZ, SAMPLE_RATE_HZ)
         waves.append((0.5 * wave_S / max(1e-6, float(np.abs(wave_S).max()))).astype(np.float32))
     return waves
+
+
+@cache
+def _hibari() -> Any:
+    try:
+        from hibari import Hibari
+    except ImportError:
+        raise MissingPackageError("hibari-tts", "test", "Synthesising test speech") from None
+    return Hibari(threads=1)
 
 
 def tiny_corpus(folder: Path, *, num_utterances: int = 12, seed: int = 0) -> Path:
