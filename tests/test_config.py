@@ -82,7 +82,7 @@ def test_overrides():
 
 def test_project_paths_and_tables(tmp_path: Path):
     (tmp_path / "hkd.toml").write_text('[paths]\nlabels = "elsewhere"\n[train.inner]\nrate = 2\n')
-    project = config.Project.load(tmp_path)
+    project = config.ProjectSettings.load(tmp_path)
     assert project.labels == tmp_path / "elsewhere"
     assert project.manifest == tmp_path / "manifest.jsonl"
     assert config.build(Outer, project.table("train"), where="train") == Outer(inner=Inner(rate=2.0))
@@ -90,7 +90,7 @@ def test_project_paths_and_tables(tmp_path: Path):
         project.require("manifest", "hkd prepare FOLDER")
     (tmp_path / "hkd.toml").write_text('[paths]\nlables = "x"\n')
     with pytest.raises(UserError, match="'labels'"):
-        config.Project.load(tmp_path)
+        config.ProjectSettings.load(tmp_path)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
