@@ -2,11 +2,15 @@
 pair of runs compared on the seeds that both have.
 
     python pipelines/pooled.py pipelines/hybrid/results/prompts.jsonl none hard-heads interpolation hierarchical
-    python pipelines/pooled.py pipelines/text/results/test.jsonl --add runs/text self-conditioned text-ctc
+    python pipelines/pooled.py pipelines/ablation/results/speakers.jsonl none hard-heads interpolation-heavy
+    python pipelines/pooled.py pipelines/text/results/fresh.jsonl --add runs/text --part fresh self-conditioned text-ctc
+    python pipelines/pooled.py pipelines/text/results/fresh.jsonl --beside pipelines/ablation/results/speakers.jsonl \\
+        --part fresh none hard-heads
 
 A line of the file is a student read in one way: hypothesis, words and errors of each utterance. `--add` puts the
-evaluations of a work folder of `hkd run` there which the file lacks, so that seeds of several machines come together.
-Intervals and p: bootstrap by speaker where there are ten or more, else by utterance; p is two-sided and paired.
+evaluations of a work folder of `hkd run` there which the file lacks, so that seeds of several machines come together;
+`--beside` reads a second file for comparisons. With `--part` one part of the corpus counts, else a seed counts where it
+has all. Intervals and p: bootstrap by speaker where there are ten or more, else by utterance; p: two-sided, paired.
 """
 
 import argparse
@@ -43,13 +47,13 @@ def cells(rows: Sequence[Mapping[str, Any]], search: str) -> dict[str, Cell]:
     found: dict[str, dict[int, dict[str, tuple[int, int]]]] = {}
     have: dict[tuple[str, int], set[object]] = {}
     speakers: dict[str, str] = {}
-    for row in rows:
+    for row in rows:  # one of a part's rows is enough to tell its speakers
+        speakers |= row.get("speakers", {})
         if row["search"] == search:
             name, _, seed = str(row["run"]).removeprefix("hybrid-").rpartition("-seed")
             have.setdefault((name, int(seed)), set()).add(row["part"])
             counts = {u: (words, errors) for u, (_, words, errors) in row["utterances"].items()}
             found.setdefault(name, {}).setdefault(int(seed), {}).update(counts)
-            speakers |= row.get("speakers", {})
     blocks = len(set(speakers.values())) >= BY_SPEAKER
     table = {}
     for name, by_seed in found.items():
@@ -95,7 +99,7 @@ def difference(a: Cell, b: Cell) -> str:
     )
 
 
-def collected(work: Path, split: str) -> Iterator[dict[str, Any]]:
+def collected(work: Path, split: str, part: str) -> Iterator[dict[str, Any]]:
     """The evaluations of a split in a work folder, as rows of the file."""
     for run in sorted((work / "runs").iterdir()):
         plain = [""] if (run / f"eval-{split}.json").exists() else []
@@ -105,7 +109,7 @@ def collected(work: Path, split: str) -> Iterator[dict[str, Any]]:
             counts = zip(scores["wer"].tokens_N.tolist(), scores["wer"].errors_N.tolist(), strict=True)
             rows = list(zip(report.hypotheses, counts, strict=True))
             yield {
-                "part": split, "run": run.name, "search": tag or report.decoder["name"],
+                "part": part, "run": run.name, "search": tag or report.decoder["name"],
                 "per": round(100 * scores["per"].rate, 2),
                 "utterances": {u.id: [u.hypothesis, *count] for u, count in rows},
                 "speakers": {u.id: u.speaker for u, _ in rows if u.speaker is not None},
@@ -119,15 +123,20 @@ def main() -> None:
     parser.add_argument("against", nargs="*", help="configurations that the others are compared with")
     parser.add_argument("--add", type=Path, metavar="WORK", help="a work folder whose evaluations the file may lack")
     parser.add_argument("--split", default="test", help="of --add (default: test)")
+    parser.add_argument("--part", help="only this part of the corpus; what --add calls the split (default: as it is)")
+    parser.add_argument("--beside", type=Path, metavar="FILE", help="more results, to compare with")
     arguments = parser.parse_intermixed_args()
     rows = [json.loads(line) for line in arguments.file.open(encoding="utf-8")] if arguments.file.exists() else []
     if arguments.add is not None:
         done = {(row["part"], row["run"], row["search"]) for row in rows}
-        found = collected(arguments.add, arguments.split)
+        found = collected(arguments.add, arguments.split, arguments.part or arguments.split)
         new = [row for row in found if (row["part"], row["run"], row["search"]) not in done]
         with arguments.file.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in new)
         rows += new
+    if arguments.beside is not None:
+        rows += map(json.loads, arguments.beside.open(encoding="utf-8"))
+    rows = [row for row in rows if arguments.part in (None, row["part"])]
     for search in dict.fromkeys(row["search"] for row in rows):
         table = cells(rows, search)
         if table:
