@@ -272,6 +272,7 @@ def test_csv(tmp_path: Path, content: bytes) -> None:
         ('path,text\nx.wav,"a\nb"\nx.wav\n', "t.csv:4: a row must have 2 columns or more, but has 1"),
         ("path,text\nx.wav,caf\xe9\n", "t.csv:2: a table must be UTF-8"),
         ("x.wav,hello\n", "t.csv:1: the header must name a column 'audio'"),
+        (f"{'long' * 100}|hello\n", "t.csv:1: the header must name a column 'audio'"),
     ],
 )
 def test_a_broken_csv_is_named_by_its_line(tmp_path: Path, content: str, says: str) -> None:
