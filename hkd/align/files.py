@@ -1,11 +1,12 @@
 """Other tools' files of times: Praat's TextGrids as the Montreal Forced Aligner (2 and 3) writes them, CTM files, and
 TIMIT's segments.
 
-- TextGrid: interval tiers `words` and `phones`, once a speaker; long and short text format, UTF-8 or UTF-16. Both
-  formats have the same values in the same order, so reading skips all but numbers, quoted strings and flags. The values
-  decide where a tier ends, not the counts in the file. A file belongs to an utterance by its id, else by the audio
-  file's name, else by folder and name. A recording that the manifest cuts into utterances is cut by its times. (praatio
-  refuses empty intervals and ends that differ by 1e-16, and reads a truncated tier in silence.)
+- TextGrid: interval tiers `words` and `phones`, once a speaker, or as WebMAUS and SPPAS name them; long and short text
+  format, UTF-8 or UTF-16. Both formats have the same values in the same order, so reading skips all but numbers, quoted
+  strings and flags. The values decide where a tier ends, not the counts in the file. A file belongs to an utterance by
+  its id, else by the audio file's name, else by folder and name. A recording that the manifest cuts into utterances is
+  cut by its times. (praatio refuses empty intervals and ends that differ by 1e-16, and reads a truncated tier in
+  silence.)
 - CTM: a word or a phone a line, `id channel begin duration symbol [confidence ...]`, in any order, as Kaldi and NIST's
   tools write them. Words have the phones of a second file, else equal shares of the word for a lexicon's phones
   (coarse), else none. The first column is an utterance's id, or a recording's. The second is the side: A, B ..., or
@@ -233,17 +234,20 @@ def _match(
     return found, ambiguous
 
 
+_WORD_TIERS, _PHONE_TIERS = ("words", "word", "ort-mau", "tokensalign"), ("phones", "phone", "mau", "phonalign")
+
+
 def _tiers(grid: TextGrid, utterance: Utterance) -> tuple[tuple[Interval, ...], tuple[Interval, ...]]:
     """The tiers of words and phones: the only ones, or those of the utterance's speaker."""
-    pairs = {}
+    named: dict[str, list[tuple[str, tuple[Interval, ...]]]] = defaultdict(list)
     for name, tier in grid.items():
         speaker, _, kind = name.rpartition(" - ")
-        if kind.strip().lower() in ("words", "word"):
-            same = (
-                n for n in grid if n.rpartition(" - ")[0] == speaker and n.lower().strip().endswith(("phones", "phone"))
-            )
-            if (phones := next(same, None)) is not None:
-                pairs[speaker] = (tier, grid[phones])
+        named[speaker].append((kind.strip().lower(), tier))
+    pairs = {}
+    for speaker, tiers in named.items():
+        spoken, phones = ([tier for kind, tier in tiers if kind in kinds] for kinds in (_WORD_TIERS, _PHONE_TIERS))
+        if spoken and phones:
+            pairs[speaker] = (spoken[0], phones[0])
     if not pairs:
         raise FailureError(f"its TextGrid has no tiers `words` and `phones`, but {', '.join(grid) or 'none'}")
     if len(pairs) == 1:

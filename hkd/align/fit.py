@@ -97,7 +97,7 @@ def check_any(kept: Sized, failed: Mapping[str, str], manifest: Manifest) -> Non
     """Raise HkdError where nothing was kept of a manifest."""
     if not len(kept):
         name, reason = next(iter(failed.items()), ("none", "the manifest is empty"))
-        raise HkdError(f"none of {len(manifest)} utterances could be aligned, '{name}' for one: {reason}.")
+        raise HkdError(f"none of {len(manifest)} utterances could be aligned, '{name}' for one: {reason.rstrip('.')}.")
 
 
 def warn(report: AlignReport) -> AlignReport:
@@ -256,7 +256,10 @@ def _check(foreign: ToolAlignment, num_samples: int, silence: Silence, config: I
             f"phone '{foreign.phone_P[at]}' lasts {_at(length_P[at])}, longer than {config.max_phone_s:g} s"
         )
     for at in np.flatnonzero(speech_P & (foreign.word_P < 0)):
-        raise FailureError(f"phone '{foreign.phone_P[at]}' at {_at(start_P[at])} lies in no word")
+        phone = foreign.phone_P[at]
+        raise FailureError(
+            f"phone '{phone}' at {_at(start_P[at])} lies in no word: if it is no speech, say so (--set silence={phone})"
+        )
 
 
 def _letters(text: str) -> str:
@@ -390,7 +393,7 @@ def _on_grid(foreign: ToolAlignment, num_samples: int) -> NDArray[np.int64]:
     return bound_P1
 
 
-ALGORITHM = 1  # raised whenever the same files would give another alignment
+ALGORITHM = 2  # raised whenever the same files would give another alignment
 AlignmentLoader = Callable[
     [], ToolAlignment
 ]  # of an utterance. Raises FailureError, or HkdError where its own files cannot be read

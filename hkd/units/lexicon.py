@@ -26,16 +26,18 @@ from hkd.files import digest_of, digest_of_file, numbered_lines
 from hkd.units.inventory import MONOPHONE, UnitInventory
 from hkd.units.text import words
 
-_NO_SPEECH = "sil sp spn nsn lau noise vocnoise oov gbg gar bth brth unk [sil] +nsn+ +spn+ eps"  # of any case
-_SILENCES = frozenset(_NO_SPEECH.split())
-_SILENT_WORDS = frozenset(("", "<eps>", "<sil>", "<s>", "</s>", "!sil", "sil", "sp"))
+# of any case; h# and pau are TIMIT's and Festival's, _ is MBROLA's, # Praat's and SPPAS', iver and vocnoise Buckeye's
+_NO_SPEECH = "sil silb sile sp spn nsn lau laugh noise vocnoise oov gbg gar bth brth unk eps pau pause h# # _ iver"
+_SILENCES = frozenset(("", *_NO_SPEECH.split()))
+_NOISE = re.compile(r"<.+>|\[.+\]|\{.+\}|\+.+\+|!(?i:sil|null|enter|exit)")  # ! and { alone are phones
+_SILENT_WORDS = frozenset(("", "<eps>", "<sil>", "<s>", "</s>", "!sil", "sil", "sp", "h#"))
 _POSITION = re.compile(r"^(.+)_([BIES])$")
 _STRESSED = re.compile(r"^([A-Z]{2})[012]$")  # ARPAbet's vowels
 
 
 def is_silence_name(phone: str) -> bool:
-    """Whether a phone is silence or noise by its name (SIL, sp, spn, +NSN+, the empty string ...)."""
-    return not phone or phone.lower().strip("<>") in _SILENCES
+    """Whether a phone is silence or noise by its name (SIL, sp, spn, +NSN+, <p:>, [noise], the empty string ...)."""
+    return phone.lower() in _SILENCES or bool(_NOISE.fullmatch(phone))
 
 
 def is_silent_word(word: str) -> bool:

@@ -129,6 +129,34 @@ def test_several_speakers_have_tiers_of_their_own(tmp_path: Path) -> None:
         aligned(tmp_path, corpus(speaker="carla"))
 
 
+@pytest.mark.parametrize("names", [("ORT-MAU", "MAU"), ("TokensAlign", "PhonAlign"), ("Word", "Phone")])
+def test_tiers_may_have_the_names_of_other_tools_and_stand_in_any_order(tmp_path: Path, names: tuple[str, str]) -> None:
+    put(tmp_path, mfa_long({names[1]: PHONES, "KAN-MAU": WORDS, names[0]: WORDS}))
+    check(aligned(tmp_path, corpus()))
+
+
+@pytest.mark.parametrize("name", ["<p:>", "<nib>", "[noise]", "{BR}", "+BREATH+", "!SIL", "#", "_", "h#", "sp", "NSN"])
+@pytest.mark.parametrize("is_said", [True, False])
+def test_what_is_silence_by_its_name_is_no_position(tmp_path: Path, name: str, is_said: bool) -> None:
+    """Tools write it in the tier of words too, or leave that empty."""
+    word = name if is_said and name != "NSN" else ""
+    words = [(a, b, label or word) for a, b, label in WORDS]
+    phones = [(a, b, name if label in ("", "sil") else label) for a, b, label in PHONES]
+    put(tmp_path, mfa_long({"words": words, "phones": phones}))
+    found = aligned(tmp_path, corpus())
+    symbols = found.inventories[MONOPHONE].symbols
+    assert found["utt-1"].word_tier.unit_U.tolist() == [-1, 0, 1, -1, 2, -1]
+    assert name in [symbols[unit] for unit in found.silences[MONOPHONE]]
+    assert [symbols[unit] for unit in found.positions("utt-1", MONOPHONE).unit_U] == ["DH", "AH0", "K", "AE1", "T", "S"]
+
+
+def test_a_pause_of_another_name_is_named_with_what_to_do(tmp_path: Path) -> None:
+    put(tmp_path, LONG.replace('"sil"', '"xx"'))
+    with pytest.raises(HkdError, match=r"phone 'xx' at 0\.95 s lies in no word: .* \(--set silence=xx\)\.$"):
+        aligned(tmp_path, corpus())
+    assert len(aligned(tmp_path, corpus(), config=ImportConfig(silence_phones=("xx",)))) == 1
+
+
 def test_files_are_found_by_id_then_by_the_sound_files_name_and_folder(tmp_path: Path) -> None:
     text = mfa_long({"words": WORDS, "phones": PHONES})
     put(tmp_path, text.replace("<unk>", "slow"), "ben/rec1.TextGrid")

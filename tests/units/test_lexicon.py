@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hkd.errors import UserError
-from hkd.units.lexicon import Lexicon, coverage, lexicon_report, predict_phones
+from hkd.units.lexicon import Lexicon, coverage, is_silence_name, lexicon_report, predict_phones
 from hkd.units.tying import StateTying
 
 
@@ -163,6 +163,11 @@ def test_words_are_normalised_as_transcripts_are(tmp_path: Path) -> None:
 def test_columns_between_word_and_phones(tmp_path: Path, lines: str, word: str, phones: str) -> None:
     (tmp_path / "a.dict").write_text(lines, encoding="utf-8")
     assert Lexicon(tmp_path / "a.dict").variants(word) == [tuple(phones.split())]
+
+
+@pytest.mark.parametrize("phone", ["!", "!x", "{", "{:", "<", "+", "q", "N", "@", "ʔ"])
+def test_signs_that_are_phones_in_xsampa_and_ipa_are_no_silence(phone: str) -> None:
+    assert not is_silence_name(phone)
 
 
 def test_coverage_counts_and_names(tmp_path: Path) -> None:
