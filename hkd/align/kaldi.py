@@ -23,7 +23,7 @@ from hkd.manifest import Manifest, Utterance
 from hkd.timebase import HOP_SAMPLES, SAMPLE_RATE_HZ, foreign_boundaries
 from hkd.units.inventory import SENONE
 from hkd.units.kaldi import TransitionModel, read_integer_vectors, read_symbols, read_transitions, read_tree
-from hkd.units.lexicon import Lexicon, is_silence_name, is_silent_word, split_position
+from hkd.units.lexicon import Lexicon, is_silent_word, split_position
 from hkd.units.text import words
 from hkd.units.tying import TreeTying
 
@@ -146,7 +146,8 @@ class KaldiSource(Source):
         )  # fmt: skip
         phone_of_P = np.cumsum(begins_P) - 1
         phones = [symbol for symbol, begins in zip(symbols, begins_P, strict=True) if begins]
-        tokens = [token for token in utterance.text.split() if words(token)]
+        every = [token if words(token) else "" for token in utterance.text.split()]  # "" is a tag, <noise> say
+        tokens = [token for token in every if token]
         if name in spoken:
             rows = spoken.rows(name, utterance.channel)
             said = [row for row in lasting(rows, "word") if not is_silent_word(row.label)]
@@ -154,9 +155,16 @@ class KaldiSource(Source):
             # that of a phone's first piece
             tokens, word_Q = [row.label for row in said], words_at(said, middle_P)[begins_P]
         elif self._says_places:
-            word_Q = _by_place(phones, len(tokens))
+            word_Q = _by_place(phones)
+            num_words = int(word_Q.max(initial=-1)) + 1
+            if num_words == len(every):  # tags were aligned too
+                tokens = every
+            elif num_words != len(tokens):
+                raise FailureError(f"the alignment has {num_words} words, the transcript {len(tokens)}")
         elif self._lexicon is not None:
-            word_Q = _by_lexicon(phones, tokens, self._lexicon)
+            folded = [self.tying.symbol_of[number] for number in model.phone_I[id_T[start_P[begins_P]]].tolist()]
+            silent = {self.tying.monophone_inventory.symbols[number] for number in self.tying.quiet_phones}
+            word_Q = _by_lexicon(folded, tokens, self._lexicon, silent)
         else:
             raise FailureError("the CTM has no words of it")
         return replace(foreign, tokens=tuple(tokens), word_P=word_Q[phone_of_P])
@@ -173,9 +181,8 @@ def _subsampling(folder: Path) -> int:
     return int(text)
 
 
-def _by_place(phones: Sequence[str], num_words: int) -> NDArray[np.int64]:
-    """The word of each phone, by the places that they say. Raises FailureError where the count is another than the
-    transcript's."""
+def _by_place(phones: Sequence[str]) -> NDArray[np.int64]:
+    """The word of each phone, by the places that they say. Raises FailureError where these make no words."""
     word, inside, word_Q = -1, False, []
     for phone in phones:
         place = split_position(phone)[1]
@@ -184,12 +191,10 @@ def _by_place(phones: Sequence[str], num_words: int) -> NDArray[np.int64]:
             raise FailureError(f"the phones' places in words do not follow each other at '{phone}'")
         inside = place in ("B", "I")
         word_Q.append(word if place else -1)
-    if word + 1 != num_words:
-        raise FailureError(f"the alignment has {word + 1} words, the transcript {num_words}")
     return np.array(word_Q, np.int64)
 
 
-def _by_lexicon(phones: Sequence[str], tokens: Sequence[str], lexicon: Lexicon) -> NDArray[np.int64]:
+def _by_lexicon(phones: Sequence[str], tokens: Sequence[str], lexicon: Lexicon, silent: set[str]) -> NDArray[np.int64]:
     """The word of each phone: the tokens' pronunciations in order, silence between them. Raises FailureError where none
     fits."""
     # by words so far: phones used → (phones before, where the word begins)
@@ -205,13 +210,13 @@ def _by_lexicon(phones: Sequence[str], tokens: Sequence[str], lexicon: Lexicon) 
                 for variant in variants:
                     if tuple(phones[begin : begin + len(variant)]) == variant:
                         here.setdefault(begin + len(variant), (before, begin))
-                if begin >= len(phones) or not is_silence_name(phones[begin]):
+                if begin >= len(phones) or phones[begin] not in silent:
                     break
                 begin += 1
         if not here:
             raise FailureError(f"no pronunciation of '{token}' is what was aligned")
         reached.append(here)
-    ends = [end for end in reached[-1] if all(is_silence_name(phone) for phone in phones[end:])]
+    ends = [end for end in reached[-1] if silent.issuperset(phones[end:])]
     if not ends:
         raise FailureError("the alignment has phones after the transcript's last word")
     word_Q = np.full(len(phones), -1, np.int64)

@@ -103,10 +103,10 @@ class KaldiStream:
 
 
 def read_bytes(path: Path) -> bytes:
-    """A whole file, unpacked where its name ends in .gz. Raises UserError where it cannot be."""
+    """A whole file, unpacked where it is gzip. Raises UserError where it cannot be."""
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            return file.read()
+        data = path.read_bytes()
+        return gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"{path} must be whole, but cannot be unpacked ({error}). Copy it again.") from None
     except OSError as error:
@@ -319,7 +319,8 @@ class TransitionModel:
     owner: dict[int, tuple[int, int]]  # senone → (phone, place in the phone), the first of those that share it
 
     def places(self, phone: int) -> list[int]:
-        """The classes that a pass through a phone's HMM meets, in order: what text gives."""
+        """The classes that a pass through a phone's HMM meets, in order: what text gives. Kaldi's silence, which may go
+        back and skip, is passed state by state."""
         states, at, found = self.topology[phone], 0, []
         seen: set[int] = set()
         while states[at].enter >= 0 and at not in seen:
@@ -327,7 +328,7 @@ class TransitionModel:
             found.append(states[at].enter)
             if states[at].stay != states[at].enter:
                 found.append(states[at].stay)
-            at = next((to for to in states[at].arcs if to != at), len(states) - 1)
+            at = min((to for to in states[at].arcs if to not in seen), default=len(states) - 1)
         return found
 
     def pieces(self, id_T: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:

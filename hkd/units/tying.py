@@ -345,7 +345,8 @@ class TreeTying(Tying):
         inventory, self.quiet_phones = phone_inventory(dict.fromkeys(self.symbol_of.values()), self.silence_phones)
         self.width, self.central, self.monophone_inventory = self.tree.width, self.tree.central, inventory
         self.phone_of = {label: inventory.id_of[symbol] for label, symbol in self.symbol_of.items()}
-        self.silence = None if inventory.silence is None else self._label(inventory.symbols[inventory.silence], "")
+        silent = [label for label, phone in self.phone_of.items() if phone == inventory.silence]
+        self.silence = silent[0] if silent else None  # SIL, before SIL_B and so on
 
     @cached_property
     def symbol_of(self) -> dict[int, str]:
