@@ -2,8 +2,10 @@
 
 - Form: Unicode NFKC, lower case. Curly apostrophes become straight ones. A word is a run of letters, digits and the
   marks that combine with them, of any script. Apostrophes stay inside words, as do the Catalan middle dot, gershayim
-  and geresh, and Armenian marks (UAX 29). Every other character separates words. Characters that nobody sees (soft
-  hyphen, joiners, byte order and direction marks) are removed.
+  and geresh. Every other character separates words. Characters that nobody sees (soft hyphen, joiners, byte order and
+  direction marks) are removed, and so is what stands inside words and spells nothing: the Armenian signs of question,
+  exclamation and stress, and what makes words longer (tatweel). The dotted capital İ becomes i. Thai and Lao am, which
+  NFKC takes apart, is one letter.
 - Signs of compatibility never join a word: ™ is dropped, ½ ² ³ ℃ ℉ № are spoken, others (㎏, ①) are tokens of their
   own.
 - Numbers as whole tokens are spelled out in English (12, 2nd, 3.5), `&` and `%` are spoken, but not in a text that is
@@ -41,7 +43,9 @@ _PASSED_ON = "HKD_NORMALISATION"  # the environment of this process's own childr
 _APOSTROPHES = str.maketrans(
     {**dict.fromkeys("’‘ʼ＇`´", "'"), **dict(zip("＜＞［］｛｝（）％＊＋", "<>[]{}()%*+", strict=True))}
 )
-_NUMBER = re.compile(r"(?<![\w.,])[0-9](?:[0-9,]*[0-9])?(?:\.[0-9]+)?(?:st|nd|rd|th)?(?![\w]|[.,][0-9])")
+_NUMBER = re.compile(  # commas are read between thousands (or lakhs), not in 1,2,3
+    r"(?<![\w.,])(?:[0-9]{1,3}(?:,[0-9]{2,3})*,[0-9]{3}|[0-9]+)(?:\.[0-9]+)?(?:st|nd|rd|th)?(?![\w]|[.,][0-9])"
+)
 _FRACTION = re.compile(r"(?<!\d)(\d{1,4})⁄(\d{1,4})(?!\d)")
 _WHOLE = re.compile(r"(?<![\d⁄.,])\d+\s*\Z")
 _DIGIT = re.compile("[0-9]")
@@ -61,7 +65,7 @@ _LETTER = r"[\p{L}\p{N}\u104c-\u104f]"
 _CHARACTER = rf"(?={_LETTER})[\p{{scx=Han}}\p{{scx=Hiragana}}\p{{scx=Katakana}}\p{{scx=Bopomofo}}]"
 _UNSPACED = r"\p{lb=SA}"  # Thai, Lao, Khmer, Myanmar and their neighbours
 _JOINED = (  # a letter with its marks, or a sign between two letters
-    rf"{_LETTER}[\p{{M}}\u055b\u055c\u055e\u055f\u05f3]*+|(?<={_LETTER}[\p{{M}}\u05f3]*)['\u055a](?={_LETTER})"
+    rf"{_LETTER}[\p{{M}}\u05f3]*+|(?<={_LETTER}[\p{{M}}\u05f3]*)['\u055a](?={_LETTER})"
     r"|(?<=\p{Latin}\p{M}*)·(?=\p{Latin})|(?<=[א-ײ]\p{M}*)״(?=[א-ײ])"
 )
 _STRETCHES = regex.compile(rf"(?:{_JOINED})++")
@@ -70,7 +74,13 @@ _APART = rf"(?=['\u055a])(?:(?<={_CHARACTER}\p{{M}}*)|.(?={_CHARACTER}))"
 _WORDS = regex.compile(rf"{_CHARACTER}\p{{M}}*+|(?:(?!{_CHARACTER})(?!{_APART})(?:{_JOINED}))++")
 _CLUSTERS = regex.compile(rf"(?={_UNSPACED})\X|(?:(?!{_UNSPACED}).)++")
 _ANY_CHARACTER, _ANY_UNSPACED = regex.compile(_CHARACTER), regex.compile(_UNSPACED)
-_INVISIBLE = regex.compile(r"[\p{Cf}\p{Default_Ignorable_Code_Point}\u20dd-\u20e4\u2027]")
+# of no sound: invisible, Armenian intonation, tatweel and its like in N'Ko and Mongolian
+_INVISIBLE = regex.compile(
+    r"[\p{Cf}\p{Default_Ignorable_Code_Point}\u20dd-\u20e4\u2027\u055b\u055c\u055e\u055f\u0640\u07fa\u180a]"
+)
+_AM = re.compile("\u0e4d([\u0e48-\u0e4b]?)(\u0e32)|\u0ecd([\u0ec8-\u0ecb]?)\u0eb2")
+_DOTLESS = re.compile("[ıİ]")
+_DOTTED_I = re.compile("i\u0307+")  # what Python makes of İ in lower case
 _SEPARATED = regex.compile(rf"(?<={_UNSPACED})\u200b(?={_UNSPACED})")
 _CHILLU = regex.compile("([ണനരലളക])\u0d4d\u200d")  # the old spelling of Malayalam's chillu letters needs its joiner
 _CHILLUS = dict(zip("ണനരലളക", "ൺൻർൽൾൿ", strict=True))
@@ -126,6 +136,7 @@ class WordsConfig:
     speech: tuple[str, ...] = ()  # what the rule takes for markup, but was said: a whole `[Tag]`, its brackets included
     numbers: Literal["english", "kept"] = "english"  # spelled out in English as are & % ½ ², or left as digits
     unspaced: Literal["mixed", "characters", "stretches"] = "mixed"  # mixed: Han and kana by character
+    case: Literal["turkic"] | None = None  # turkic: the small letter of I is ı, as in Turkish and Azerbaijani
 
     def __post_init__(self) -> None:
         for name, pattern in [("markup", pattern) for pattern in self.markup] + [
@@ -167,7 +178,10 @@ def use(config: WordsConfig) -> None:
 def normalisation() -> str:
     """The name of the rule that is in use: `hkd-words-2`, with a digest of the table [normalisation] where that changes
     it."""
-    return NORMALISATION if _config == WordsConfig() else f"{NORMALISATION}+{digest_of_json(asdict(_config))[:8]}"
+    if _config == WordsConfig():
+        return NORMALISATION
+    given = {name: value for name, value in asdict(_config).items() if value is not None}
+    return f"{NORMALISATION}+{digest_of_json(given)[:8]}"
 
 
 @cache
@@ -252,7 +266,7 @@ def _visible(text: str) -> str:
 def words(text: str, left_out: Counter[str] | None = None) -> list[str]:
     """The words of a text by the rule in use (see the module). What is left out as markup is counted in `left_out`, by
     kind."""
-    if text.isascii() and not _RARE.search(text) and not _config.markup:
+    if text.isascii() and not _RARE.search(text) and not _config.markup and not _config.case:
         return _WORD.findall(text.lower())
     if "&" in text and ";" in text:
         text = html.unescape(text)
@@ -271,9 +285,12 @@ def words(text: str, left_out: Counter[str] | None = None) -> list[str]:
             text = _SIGN.sub(lambda match: _read_sign(match, english), text)
             text = _QUOTED.sub(lambda match: "״" if match[1] else "׳", text)
         text = _visible(unicodedata.normalize("NFKC", text).translate(_APOSTROPHES))
+    if _config.case:
+        text = text.replace("I", "ı")
     text = text.lower()
     if not ascii_:
-        text = unicodedata.normalize("NFKC", text)
+        text = unicodedata.normalize("NFKC", _DOTTED_I.sub("i", text))
+        text = _AM.sub(lambda match: f"{match[1]}\u0e33" if match[2] else f"{match[3]}\u0eb3", text)
     if english:
         for symbol, spoken in _SPOKEN.items():
             text = text.replace(symbol, spoken)
@@ -336,12 +353,22 @@ def _framed(word: str) -> bytes:
     return len(data).to_bytes(8, "little") + data
 
 
+def _is_misread(text: str) -> bool:
+    """Whether a text is UTF-8 that a program took for Windows-1252 or Latin-1 (cafÃ©, donâ€™t), or has lost letters."""
+    try:
+        return (
+            "\ufffd" in text or bytes(ord(c) if ord(c) < 256 else c.encode("cp1252")[0] for c in text).decode() != text
+        )
+    except UnicodeError:
+        return False
+
+
 def text_notes(texts: Iterable[str]) -> list[str]:
     """What the rule does to transcripts that a person should know, a sentence each: markup left out, numbers, scripts
     without spaces."""
     left_out: Counter[str] = Counter()
     found: Counter[str] = Counter()
-    silent = example = ""
+    silent = example = misread = ""
     for text in texts:
         spoken = words(text, left_out)
         if not spoken and text.strip():
@@ -352,6 +379,10 @@ def text_notes(texts: Iterable[str]) -> list[str]:
             found["kept" if kept else "spelled"] += 1
             example = example or (text if kept else "")
         if not text.isascii():
+            if _is_misread(text):
+                found["misread"] += 1
+                misread = misread or text
+            found["dotless"] += bool(_DOTLESS.search(text))
             found["characters"] += sum(bool(_ANY_CHARACTER.match(word)) for word in spoken)
             found["stretches"] += sum(bool(_ANY_UNSPACED.match(word)) for word in spoken)
     notes = []
@@ -364,6 +395,14 @@ def text_notes(texts: Iterable[str]) -> list[str]:
         )
     if found["silent"]:
         notes.append(f"{found['silent']} transcripts have no words, the first is {silent[:60]!r}.")
+    if found["misread"]:
+        broken = f"{found['misread']} transcripts have characters that a program broke, the first is {misread[:60]!r}."
+        notes.append(f"{broken} Write them again as UTF-8.")
+    if found["dotless"] and not _config.case:
+        notes.append(
+            f"{found['dotless']} transcripts have ı or İ, and I becomes i. "
+            'Where I is the capital of ı, as in Turkish, say [normalisation] case = "turkic".'
+        )
     if found["spelled"] and _config.numbers == "english":
         spelled = f"Numbers of {found['spelled']} transcripts are spelled out in English"
         notes.append(f'{spelled}; [normalisation] numbers = "kept" leaves them.')

@@ -35,6 +35,11 @@ def spoken(text: str) -> str:
         ("1,234 & 50% of 3.5", "one thousand two hundred thirty four and fifty percent of three point five"),
         ("mp3 and 192.168.0.1", "mp3 and one hundred ninety two one hundred sixty eight zero one"),
         ("ﬁne ＡＢＣ e\u0301t\u00e9", "fine abc \u00e9t\u00e9"),
+        (
+            "press 1,2 or 3,5; 1,00,000 in 2019,2020",
+            "press one two or three five one hundred thousand in two thousand nineteen two thousand twenty",
+        ),
+        ("İyi I\u0307yi iyi i\u0307yi", "iyi iyi iyi iyi"),
         ("snake_case\ttab\nnew", "snake case tab new"),
         ("-- ... !?", ""),
         ("1" * 40, "1" * 40),
@@ -66,7 +71,6 @@ def test_the_rule(text: str, expected: str) -> None:
         "မြန်မာ စကား",
         "col·lecció paral·lel",
         "צה״ל ד״ר ג׳ירפה",
-        "ի՞նչ հա՛ այո՛",
         "한국어 말하기",
         "chào các bạn",
         "үйдө ұлттық",
@@ -91,6 +95,9 @@ def test_words_of_every_script_keep_their_marks(sentence: str) -> None:
         ("ភាសា\u200bខ្មែរ ภาษา\u200bไทย", "ភាសា ខ្មែរ ภาษา ไทย"),
         ("I ❤\ufe0f you 1\ufe0f\u20e3", "i you one"),
         ("\u200b \ufeff", ""),
+        ("Ի՞նչ հա՛ այո՜ ինչ", "ինչ հա այո ինչ"),
+        ("العـــربية العربية", "العربية العربية"),
+        ("น\u0e49\u0e4d\u0e32 น\u0e4d\u0e49\u0e32 ນ\u0ec9\u0ecd\u0eb2", "น้ำ น้ำ ນ້ຳ"),
     ],
 )
 def test_what_nobody_sees_never_separates(text: str, expected: str) -> None:
@@ -233,6 +240,27 @@ def test_a_table_of_hkd_toml_changes_the_rule_and_its_name(tmp_path) -> None:
     assert child.stdout.split() == ["['a',", "'b']", normalisation()]
     ProjectSettings.load(tmp_path / "other")
     assert normalisation() == NORMALISATION
+
+
+def test_turkic_capitals() -> None:
+    before = WordsConfig(numbers="kept")
+    use(before)
+    name = normalisation()
+    assert spoken("ISPARTA İstanbul IĞDIR") == "isparta istanbul iğdir"
+    use(WordsConfig(case="turkic", numbers="kept"))
+    assert spoken("ISPARTA İstanbul IĞDIR") == "ısparta istanbul ığdır"
+    assert spoken("IRAK") == "ırak"
+    assert normalisation() != name
+    assert name == f"{NORMALISATION}+5f99a1cb", "what was made before there was this setting stays usable"
+    assert not text_notes(["ısı"])
+    use(WordsConfig())
+    assert text_notes(["ısı", "İyi"])[0].startswith("2 transcripts have ı or İ, and I becomes i. ")
+
+
+@pytest.mark.parametrize("text", ["cafÃ©", "donâ€™t", "â€œyesâ€\x9d", "caf\ufffd"])
+def test_letters_that_a_program_broke_are_said(text: str) -> None:
+    assert text_notes(["fine", text])[0].startswith("1 transcripts have characters that a program broke, the first is")
+    assert text_notes(["Grüße", "IRMÃ e mãe", "“café” – naïve"]) == []
 
 
 @pytest.mark.parametrize(("name", "pattern"), [("markup", "["), ("speech", "("), ("markup", "a*")])
