@@ -44,6 +44,15 @@ def location(text: str) -> Path | str:
     return text if "://" in text else Path(text)
 
 
+def same_place(one: Path | str, other: Path | str) -> bool:
+    """Whether two paths or URLs are one place; links are followed."""
+    here, there = (
+        where.resolve() if isinstance(where := location(str(place)), Path) else where.rstrip("/")
+        for place in (one, other)
+    )
+    return here == there
+
+
 def hub_parts(url: str) -> tuple[str, str | None, str]:
     """hf://datasets/ORG/NAME[@REVISION][/FOLDER] → ("ORG/NAME", revision, folder). Raises UserError."""
     from huggingface_hub import parse_hf_uri

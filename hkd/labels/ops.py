@@ -27,7 +27,7 @@ from hkd.labels.card import merge as merge_sums
 from hkd.labels.codec import layout
 from hkd.labels.format import StoreSpec, UtteranceLabels
 from hkd.labels.store import LabelReader, LabelWriter
-from hkd.remote import location
+from hkd.remote import same_place
 from hkd.sparse import NO_GOLD, TopK
 from hkd.units.inventory import MONOPHONE, SENONE
 from hkd.units.tying import Tying, split_senones
@@ -58,6 +58,16 @@ def utterances_of(reader: LabelReader, ids: Sequence[str]) -> Iterator[Utterance
         )
 
 
+def _writer(
+    out: Path | str, spec: StoreSpec, ids: Iterable[str], sources: Iterable[LabelReader], *, overwrite: bool
+) -> LabelWriter:
+    """A writer of a store made from others. Raises UserError where `out` is one of them, which `overwrite` would
+    remove."""
+    if any(same_place(out, source.path) for source in sources):
+        raise UserError(f"OUT must be another folder than the store, but is {out} instead.")
+    return LabelWriter.open(out, spec, ids, overwrite=overwrite)
+
+
 def _claimed(writer: LabelWriter, progress: Progress) -> Iterator[int]:
     """The pending shards, one after another, but those that another process claims."""
     pending = writer.pending()
@@ -85,8 +95,6 @@ def convert(
     """
     reader = LabelReader.open(source)
     old = reader.spec
-    if _absolute(out) == _absolute(source):
-        raise UserError(f"OUT must be another folder than the store, but is {out} instead.")
     spec = replace(old, backend=backend or old.backend, codec=codec or old.codec)
     if old.codec != "f16" and spec.codec == "f16":
         raise UserError(
@@ -94,7 +102,7 @@ def convert(
             f"taken back. Dump again."
         )
     same_planes = layout(spec) == layout(old) and spec.codec == old.codec
-    writer = LabelWriter.open(out, spec, reader.ids, overwrite=overwrite)
+    writer = _writer(out, spec, reader.ids, [reader], overwrite=overwrite)
     for shard in _claimed(writer, progress):
         quality = (reader.folder.mark(old, shard) or {}).get("quality", {})
         if same_planes:
@@ -105,11 +113,6 @@ def convert(
             writer.write_shard(shard, utterances_of(reader, writer.shard_ids(shard)), quality=quality)
     writer.finish(report=reader.folder.report() or None)
     return writer.spec
-
-
-def _absolute(place: Path | str) -> Path | str:
-    where = location(str(place))
-    return where.absolute() if isinstance(where, Path) else where.rstrip("/")
 
 
 def merge(
@@ -149,7 +152,7 @@ def merge(
         extra={**first.extra, "merged_from": sorted(reader.spec.digest for reader in readers)},
     )
 
-    writer = LabelWriter.open(out, spec, of, overwrite=overwrite)
+    writer = _writer(out, spec, of, readers, overwrite=overwrite)
     for shard in _claimed(writer, progress):
         ids = writer.shard_ids(shard)
         parts = ((reader, [name for name in ids if of[name] is reader]) for reader in readers)
@@ -172,7 +175,7 @@ def subset(
     for name in wanted:
         reader.row(name)
 
-    writer = LabelWriter.open(out, reader.spec, wanted, overwrite=overwrite)
+    writer = _writer(out, reader.spec, wanted, [reader], overwrite=overwrite)
     for shard in _claimed(writer, progress):
         writer.write_shard(shard, utterances_of(reader, writer.shard_ids(shard)))
     writer.finish()
@@ -269,7 +272,7 @@ def average(
     )
     row_W = average_rows(sum_VW, k=spec.width, temperatures=spec.temperatures)
 
-    writer = LabelWriter.open(out, spec, reader.ids, overwrite=overwrite)
+    writer = _writer(out, spec, reader.ids, [reader], overwrite=overwrite)
     for shard in _claimed(writer, progress):
         rows = utterances_of(reader, writer.shard_ids(shard))
         writer.write_shard(shard, [replace(row, topk=row_W[row.topk.gold_N.astype(np.int64)]) for row in rows])

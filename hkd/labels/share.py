@@ -27,7 +27,7 @@ from hkd.labels.codec import decode_block
 from hkd.labels.folder import MAX_INDEX_BYTES, MAX_MARK_BYTES, MAX_ROW_BYTES, LostShardError, StoreFolder, store_folder
 from hkd.labels.format import StoreSpec, index_bytes, parse_mark
 from hkd.labels.store import index_table, shard_tables
-from hkd.remote import HUB, Remote, hub_parts, location
+from hkd.remote import HUB, Remote, hub_parts, location, same_place
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -181,6 +181,8 @@ def push(store: Path | str, url: str, *, overwrite: bool = False, progress: Prog
     root = location(str(store))
     if isinstance(root, str):
         raise UserError(f"STORE must lie on this machine to be pushed, but lies at {root}. `hkd labels pull` it first.")
+    if same_place(root, url):
+        raise UserError(f"URL must be another place than the store, but is {url} instead.")
     spec, problems = StoreFolder(root).load_spec(), verify(root, deep=False)
     if problems:
         raise HkdError(

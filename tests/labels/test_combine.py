@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hkd.errors import UserError
-from hkd.labels.ops import export_parquet, merge, subset
-from hkd.labels.share import verify
+from hkd.labels.ops import average, convert, export_parquet, merge, subset
+from hkd.labels.share import push, verify
 from hkd.labels.store import LabelReader
 from hkd.testing.store import files_of, random_rows, spec_for, specs, write_store
 
@@ -80,3 +80,25 @@ def test_parquet_holds_every_number(tmp_path: Path, selection: str) -> None:
         np.testing.assert_array_equal(np.array(row["unit"], np.int32), topk.gold_N)
         if topk.count_NK is not None:
             np.testing.assert_array_equal(np.array(row["count"], np.uint16).reshape(-1, 8), topk.count_NK)
+
+
+@pytest.mark.parametrize("how", ["itself", "a link"])
+def test_no_store_is_made_over_one_that_it_is_made_of(tmp_path: Path, how: str) -> None:
+    rows = random_rows(spec_for(), [3, 2, 7, 1, 5])
+    first, second = ({name: rows[name] for name in names} for names in (sorted(rows)[:3], sorted(rows)[3:]))
+    write_store(tmp_path / "a", spec_for(), first)
+    write_store(tmp_path / "b", spec_for(), second)
+    source = out = tmp_path / "a"
+    if how == "a link":
+        (out := tmp_path / "link").symlink_to(source)
+    there = files_of(source)
+    for make in (
+        lambda: convert(source, out, backend="zarr", overwrite=True),
+        lambda: merge([tmp_path / "b", source], out, overwrite=True),
+        lambda: subset(source, out, sorted(first)[:1], overwrite=True),
+        lambda: average(source, out, overwrite=True),
+        lambda: push(source, f"file://{out}", overwrite=True),
+    ):
+        with pytest.raises(UserError, match="must be another"):
+            make()
+        assert files_of(source) == there
