@@ -32,6 +32,7 @@ All draws are a function of the seed. Shape letters: N utterances, G blocks, R d
 
 import json
 import math
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -179,7 +180,7 @@ def _drawn_rates(
     """Σ errors / Σ tokens of every draw that has tokens (R), and the ends of their interval; None below two blocks or
     without tokens."""
     from scipy.special import ndtr, stdtrit
-    from scipy.stats import bootstrap
+    from scipy.stats import DegenerateDataWarning, bootstrap
 
     num_blocks = len(errors_G)
     if num_blocks < 2 or tokens_G.sum() == 0:
@@ -189,10 +190,11 @@ def _drawn_rates(
         errors, tokens = errors.sum(axis), tokens.sum(axis)
         return np.divide(errors, tokens, out=np.full_like(errors, np.nan), where=tokens > 0)
 
-    drawn = bootstrap(
-        (errors_G, tokens_G), rate, paired=True, vectorized=True, n_resamples=num_draws, method="percentile",
-        batch=max(1, _DRAWN_AT_ONCE // num_blocks), rng=np.random.default_rng(seed),
-    )  # fmt: skip
+    with warnings.catch_warnings(action="ignore", category=DegenerateDataWarning):  # of draws without tokens
+        drawn = bootstrap(
+            (errors_G, tokens_G), rate, paired=True, vectorized=True, n_resamples=num_draws, method="percentile",
+            batch=max(1, _DRAWN_AT_ONCE // num_blocks), rng=np.random.default_rng(seed),
+        )  # fmt: skip
     rate_R: NDArray[np.float64] = drawn.bootstrap_distribution
     rate_R = rate_R[np.isfinite(rate_R)]
     # expanded percentiles

@@ -229,6 +229,9 @@ def test_the_seed_alone_decides_and_one_block_has_no_interval() -> None:
     first = bootstrap_interval([1, 2, 0, 4], [5, 5, 5, 5], seed=1, num_draws=500)
     assert first == bootstrap_interval([1, 2, 0, 4], [5, 5, 5, 5], seed=1, num_draws=500)
     assert bootstrap_interval([1, 2], [5, 5], group_N=["s", "s"]) is None
+    empty = bootstrap_interval([1, 0, 0], [4, 0, 0], num_draws=500)  # most draws have no token, and say nothing
+    assert empty is not None
+    assert (empty.low, empty.high) == (0.25, 0.25)
     assert paired_bootstrap([1], [2], [5]) is None
 
 
