@@ -33,6 +33,9 @@ PATHS = {
     "sentence_labels": "text-shards",
     "runs": "runs",
 }
+SINGLE = ("prepare", "normalisation", "units", "align", "tie", "words", "bank", "train", "evaluate", "report")
+SEVERAL = ("ngrams", "sentences", "lm", "dump", "averages", "runs", "searches")  # tables of tables, each with a name
+TABLES = (*SINGLE, *SEVERAL)
 
 T = TypeVar("T")
 # metadata of a field that is a config whose settings stand in the table itself, beside the others
@@ -47,6 +50,19 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: {error.strerror}. Give an existing TOML file.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} must be TOML, but is not: {error}.") from None
+
+
+def check_tables(tables: Mapping[str, Any], path: Path) -> None:
+    """Raises UserError for a table that is none of hkd's, and for a value where a table must be."""
+    for name, table in tables.items():
+        if name not in TABLES:
+            raise UserError(
+                f"{path}: [{name}] is no table of hkd.{did_you_mean(name, TABLES)} There are {', '.join(TABLES)}."
+            )
+        inner = table if name in SEVERAL and isinstance(table, Mapping) else {}
+        for called, value in {name: table, **{f"{name}.{part}": value for part, value in inner.items()}}.items():
+            if not isinstance(value, Mapping):
+                raise UserError(f"{path}: [{called}] must be a table, but is {value!r} instead.")
 
 
 def parse_overrides(assignments: Iterable[str], own: str = "") -> dict[str, Any]:
@@ -239,7 +255,7 @@ class ProjectSettings:
         """Read `folder`/hkd.toml where there is one, and take its table [normalisation] for the words of all texts from
         now on.
 
-        Raises UserError for an unknown path or broken TOML.
+        Raises UserError for an unknown table or path, or broken TOML.
         """
         path = folder / PROJECT_FILE
         use(WordsConfig())
@@ -252,6 +268,7 @@ class ProjectSettings:
         for key in tables.get("paths", {}):
             if key not in PATHS:
                 raise UserError(f"{path}: '{key}' is no path of a project.{did_you_mean(key, PATHS, cutoff=0.0)}")
+        check_tables({name: table for name, table in tables.items() if name != "paths"}, path)
         project = cls(folder=folder, tables=tables)
         use(build(WordsConfig, project.table("normalisation"), where="normalisation"))
         return project

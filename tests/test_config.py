@@ -88,9 +88,14 @@ def test_project_paths_and_tables(tmp_path: Path):
     assert config.build(Outer, project.table("train"), where="train") == Outer(inner=Inner(rate=2.0))
     with pytest.raises(UserError, match="hkd prepare"):
         project.require("manifest", "hkd prepare FOLDER")
-    (tmp_path / "hkd.toml").write_text('[paths]\nlables = "x"\n')
-    with pytest.raises(UserError, match="'labels'"):
-        config.ProjectSettings.load(tmp_path)
+    for text, words in [
+        ('[paths]\nlables = "x"\n', "'labels'"),
+        ("[trian]\nlam = 1\n", r"hkd.toml: \[trian\] is no table of hkd. Did you mean 'train'?"),
+        ("[runs]\nhierarchical = 3\n", r"\[runs.hierarchical\] must be a table, but is 3"),
+    ]:
+        (tmp_path / "hkd.toml").write_text(text)
+        with pytest.raises(UserError, match=words):
+            config.ProjectSettings.load(tmp_path)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -32,23 +32,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hkd.config import PROJECT_FILE, build, merge, read_toml
-from hkd.errors import UserError, check_choice
+from hkd.config import PROJECT_FILE, SEVERAL, SINGLE, TABLES, build, check_tables, merge, read_toml
+from hkd.errors import UserError, check_choice, check_setting
 from hkd.evaluate.score import result_paths
 from hkd.evaluate.table import configuration_of
-from hkd.files import to_toml, write_bytes
+from hkd.files import placed, to_toml, write_bytes
 from hkd.labelling.ngram import WORDS
 from hkd.pipeline import stages as actions
 from hkd.pipeline.runner import AUDIO, Stage, linked
 from hkd.pipeline.settings import WHO_LABELS, ReportSettings, aligner_of, checked, show_table
 from hkd.train.config import TrainConfig
-from hkd.train.objectives import objective_of
+from hkd.train.objectives import needs_of, objective_of
 from hkd.units.inventory import SENONE, SUBWORD
 from hkd.units.tying import MADE_FROM_FILE
 
-SINGLE = ("prepare", "normalisation", "units", "align", "tie", "words", "bank", "train", "evaluate", "report")
-SEVERAL = ("ngrams", "sentences", "lm", "dump", "averages", "runs", "searches")
-TABLES = (*SINGLE, *SEVERAL)
 SHARED = {"runs": "train", "ngrams": "words"}  # the single table whose settings those of several start from
 KINDS = {**SHARED, "searches": "evaluate"}  # whose settings a table has
 OWN_WORDS = f"lm/{WORDS}"
@@ -118,13 +115,12 @@ def load_recipe(path: Path, overrides: Mapping[str, Any]) -> Recipe:
     file = path / "pipeline.toml" if path.is_dir() else path
     tables = merge(_with_base(file), overrides)
     title, jobs, seeds = tables.pop("title", path.name), tables.pop("jobs", 1), tables.pop("seeds", [])
-    for name in tables:
-        if name not in TABLES:
-            raise UserError(f"{file}: [{name}] is no table of a pipeline. Use one of {', '.join(TABLES)}.")
+    check_setting(f"{file}: jobs", repr(jobs), "be a whole number of at least 1", type(jobs) is int and jobs >= 1)
+    check_tables(tables, file)
     if "runs" in tables:
         tables["runs"] = _with_seeds(tables["runs"], seeds, file)
     merged_settings(tables)  # which checks them
-    return Recipe(name=file.stem, title=str(title), jobs=int(jobs), tables=tables)
+    return Recipe(name=file.stem, title=str(title), jobs=jobs, tables=tables)
 
 
 def _with_base(file: Path) -> dict[str, Any]:
@@ -325,12 +321,15 @@ def _train_stages(recipe: Recipe) -> Iterator[Stage]:
     """Label stores → students."""
     for name in recipe.table("runs"):
         settings, where = recipe.run(name), f"[runs.{name}]"
-        stores = _stores_of(recipe, build(TrainConfig, settings, where=where))
+        config = build(TrainConfig, settings, where=where)
+        stores = _stores_of(recipe, config)
         lost = [store for store in stores if store not in recipe.stores]
         if lost:
             raise UserError(
                 f"{where}: stores must be tables [dump.NAME] or [averages.NAME], but {', '.join(lost)} is none."
             )
+        with placed(where):
+            _check_levels(recipe, config, stores)
         text = _text_of(recipe, settings, stores, where)
         encoder = str(settings.get("encoder", {}).get("name") or "")  # a pretrained one, where it is a folder
         yield Stage(
@@ -349,6 +348,15 @@ def _stores_of(recipe: Recipe, config: TrainConfig) -> list[str]:
     if config.stores:
         return list(config.stores)
     return [name for name, table in recipe.table("dump").items() if not config.levels or table["unit"] in config.levels]
+
+
+def _check_levels(recipe: Recipe, config: TrainConfig, stores: Sequence[str]) -> None:
+    """Raises UserError where the objective cannot be had from stores of these levels. Which of two stores of a level
+    fits, training alone knows, where none is named."""
+    dumps, averages = recipe.table("dump"), recipe.table("averages")
+    chosen = stores if config.stores else {dumps[name]["unit"]: name for name in stores}.values()
+    of = {name: averages[name]["of"] if name in averages else name for name in chosen}
+    needs_of(config, {name: dumps[source]["unit"] for name, source in of.items()}, aligned=True)
 
 
 def _text_of(recipe: Recipe, settings: Mapping[str, Any], stores: Sequence[str], where: str) -> Sequence[str]:
@@ -410,11 +418,15 @@ def _searches(recipe: Recipe, runs: Sequence[str]) -> Iterator[tuple[str, Mappin
 def _report_stage(recipe: Recipe, scored: Sequence[Stage]) -> Stage:
     """Figures → the page."""
     page, results = recipe.report, (output for stage in scored for output in stage.outputs)
+    runs = list(recipe.table("runs"))
+    known = [*map(configuration_of, runs), *(str(recipe.run(run).get("objective", "")) for run in runs)]
+    for name in recipe.table("report").get("baselines", ()):
+        check_choice("[report].baselines", name.partition("@")[0], dict.fromkeys(known))
     return Stage(
         name=page,
         action=actions.run_report,
         settings={
-            "runs": list(recipe.table("runs")),
+            "runs": runs,
             "title": recipe.title,
             "page": f"{page}.html",
             **recipe.table("report"),

@@ -17,6 +17,7 @@ from hkd.labelling.tie import TieConfig
 from hkd.teachers.load import TeacherOptions
 from hkd.train.bank import BankConfig
 from hkd.train.config import TrainConfig
+from hkd.units.inventory import UNIT_LEVELS
 from hkd.units.sequences import UnitsConfig
 from hkd.units.text import WordsConfig
 
@@ -120,6 +121,7 @@ class DumpSettings:
     store: DumpConfig = field(default_factory=DumpConfig, metadata=BESIDE)
 
     def __post_init__(self) -> None:
+        check_choice("`unit`", self.unit, UNIT_LEVELS)
         check_executor(self.executor, ray_address=self.ray_address, workers=self.workers)
 
 

@@ -51,6 +51,14 @@ def test_what_does_not_fit_is_refused_before_any_work(tmp_path: Path):
         ("train.objektive=3", "objective"),
         ("dump.senone.lm=lm/phone", "lm.phone"),
         ("shape.x=1", "shape"),
+        ("prepare=3", r"\[prepare\] must be a table, but is 3"),
+        ("runs.none=3", r"\[runs.none\] must be a table, but is 3"),
+        ("jobs=two", "jobs must be a whole number of at least 1, but is 'two'"),
+        ("jobs=0", "jobs must be a whole number of at least 1, but is 0"),
+        ("dump.senone.unit=senones", "`unit` must be one of"),
+        ("runs.none={objective = 'hard-heads', levels = ['phones']}", r"\[runs.none\]: `levels` must be one of"),
+        ("runs.hierarchical.levels=['character']", r"\[runs.hierarchical\]: `levels` must have label stores"),
+        ("report.baselines=['nothing']", r"\[report\].baselines must be one of none, "),
     ]:
         with pytest.raises(UserError, match=words):
             stages_of(load_recipe(shipped("pipelines") / "demo", parse_overrides([assignment])))
