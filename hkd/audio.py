@@ -23,7 +23,8 @@ import re
 import stat
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BytesIO
@@ -37,7 +38,7 @@ import soxr
 from numpy.typing import NDArray
 
 from hkd.errors import HkdError, Progress, UserError, no_progress
-from hkd.files import write_bytes
+from hkd.files import digest_of, digest_of_file, write_bytes
 from hkd.remote import local_copy, location
 from hkd.timebase import SAMPLE_RATE_HZ, seconds_to_samples
 
@@ -270,6 +271,24 @@ def stamp(path: str) -> list[Any]:
     except OSError as error:
         raise UserError(f"audio file {path}: {error.strerror}.") from None
     return [path, status.st_size, status.st_mtime_ns]
+
+
+def digest_of_sound(utterances: "Iterable[Utterance]") -> str | None:
+    """Of the bytes of their files, wherever they lie; of a URL, whose file never changes, the URL. None where a file
+    cannot be read."""
+    places = map(location, dict.fromkeys(str(u.audio_filepath) for u in utterances))
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            return digest_of(pool.map(lambda place: place if isinstance(place, str) else digest_of_file(place), places))
+    except OSError:
+        return None
+
+
+def newer_sound(utterances: "Iterable[Utterance]", made: Path) -> list[str]:
+    """Their files on this machine that were changed after the file `made` was, sorted."""
+    places = map(location, {u.audio_filepath for u in utterances if u.audio_filepath})
+    here, limit_ns = [place for place in places if isinstance(place, Path) and place.exists()], made.stat().st_mtime_ns
+    return sorted(str(place) for place in here if place.stat().st_mtime_ns > limit_ns)
 
 
 def read_audio(utterance: "Utterance", *, sample_rate_hz: int = SAMPLE_RATE_HZ) -> NDArray[np.float32]:

@@ -64,6 +64,11 @@ class Utterance:
         return None if split is None else str(split)
 
     @property
+    def span(self) -> str:
+        """What is read of its file, as digests hold it: offset, duration and, where one is named, the channel."""
+        return f"{self.offset}:{self.duration}" + ("" if self.channel is None else f":{self.channel}")
+
+    @property
     def recording(self) -> str:
         """Which recording it was cut from: the extra field `recording`, else the audio file."""
         return str(self.extra.get("recording") or self.audio_filepath or self.id)

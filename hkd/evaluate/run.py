@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from hkd.align.alignment import Alignment
+from hkd.audio import digest_of_sound
 from hkd.decode.ctc import SearchConfig
 from hkd.decode.recogniser import Recogniser
 from hkd.errors import HkdError, Progress, UserError, no_progress
@@ -96,6 +97,8 @@ def evaluate(
             )
         cut_at = Alignment(alignment)
         inputs["splice"] = {"order": splice, "alignment": cut_at.digest}
+    if (sound := digest_of_sound(part)) is not None:
+        inputs["sound"] = sound
     if spoken_by is not None:
         inputs["lexicon"] = digest_of_file(spoken_by / LEXICON_FILE)
     if (finished := _finished(run_folder, name, tag, inputs)) is not None:
@@ -176,7 +179,7 @@ def _inputs(run_folder: Path, part: Manifest, config: EvaluateConfig) -> dict[st
         **({"n_best": config.n_best} if config.n_best else {}),
         "model": digest_of_file(run_folder / "model" / "student.json"),
         "references": part.digest,
-        "utterances": digest_of(f"{u.offset}:{u.duration}:{u.speaker}" for u in part),
+        "utterances": digest_of(f"{u.span}:{u.speaker}" for u in part),
         "normalisation": normalisation(),
         "settings": {name: value for name, value in asdict(config).items() if name not in NOT_IN_FIGURES},
     }
@@ -207,7 +210,8 @@ def _lm_digest(lm: str | None) -> str | None:
 
 
 def _finished(run_folder: Path, split: str, tag: str, inputs: Mapping[str, Any]) -> EvaluationReport | None:
-    """The evaluation that was made from the same inputs; n-best lists that nobody asks for now may lie beside."""
+    """The evaluation that was made from the same inputs; n-best lists that nobody asks for now may lie beside, and its
+    sound may be gone."""
     wanted = (
         *result_paths(run_folder, split, tag),
         *([n_best_path(run_folder, split, tag)] if "n_best" in inputs else []),
@@ -218,5 +222,5 @@ def _finished(run_folder: Path, split: str, tag: str, inputs: Mapping[str, Any])
         report = read_result(run_folder, split, tag)
     except UserError:
         return None
-    known = {name: value for name, value in report.inputs.items() if name != "n_best" or name in inputs}
+    known = {name: value for name, value in report.inputs.items() if name not in ("n_best", "sound") or name in inputs}
     return None if differences(known, inputs) else report

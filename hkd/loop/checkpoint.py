@@ -16,7 +16,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -178,6 +178,13 @@ def _whole(paths: Iterable[Path]) -> list[Checkpoint]:
     return [found for path in paths if isinstance(found := _read(path), Checkpoint)]
 
 
+def check_figure(best_by: str, figures: Collection[str]) -> None:
+    """Raises UserError where `best_by` is none of the evaluation's figures."""
+    if best_by not in figures:
+        known = ", ".join(figures) or "there is none: is there a dev split?"
+        raise UserError(f"`best_by` must be a figure of the evaluation ({known}), but is '{best_by}' instead.")
+
+
 @dataclass
 class BestCheckpoints:
     """The `keep` best evaluations, as (figure, step), best first: the lower is better, the earlier of equals."""
@@ -191,10 +198,7 @@ class BestCheckpoints:
     def note(self, figures: Mapping[str, float], step: int) -> bool:
         """Take an evaluation in; whether its weights are among the best. Raises UserError where the figure is not
         there."""
-        if self.by not in figures:
-            raise UserError(
-                f"`best_by` must be a figure of the evaluation ({', '.join(figures)}), but is '{self.by}' instead."
-            )
+        check_figure(self.by, figures)
         value = figures[self.by]
         value = math.inf if math.isnan(value) else value
         rows = sorted([*self.rows, (value, step)])

@@ -469,10 +469,10 @@ class _Run:
         if figures := self._figures():
             self.latest |= figures
             self._write({"step": self.step, **figures})
-            if self.best is not None:
-                if self.best.note(figures, self.step) and self.accelerator.is_main_process:
-                    self.best.save(self.step, model_tensors(self.model))
-                self.ended = bool(self.config.patience) and self.best.waited >= self.config.patience
+        if self.best is not None:
+            if self.best.note(figures, self.step) and self.accelerator.is_main_process:
+                self.best.save(self.step, model_tensors(self.model))
+            self.ended = bool(self.config.patience) and self.best.waited >= self.config.patience
 
     def _save(self) -> None:
         self._check_pending()

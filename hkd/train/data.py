@@ -279,7 +279,7 @@ def open_data(
     found: dict[str, Any] = {
         "train": Manifest(train).digest,
         "dev": Manifest(dev).digest,
-        "spans": digest_of(f"{u.offset}:{u.duration}" for u in (*train, *dev)),
+        "spans": digest_of(u.span for u in (*train, *dev)),
         "words": normalisation(),
         "subwords": subwords.inventory.digest,
         "alignment": None if aligned is None or alignment is None else digest_of_file(alignment),
@@ -343,13 +343,11 @@ def _stores(config: TrainConfig, labels: Path | str | None, subwords: SubwordMod
             f"objective {config.objective} needs label stores, but {labels} is not there. Run `hkd teacher-dump` first."
         )
     known = store_folders(labels)
-    for table, names in (("lams", {*known, *LEVELS}), ("kds", {*known})):
-        for name in sorted(getattr(config, table).keys() - names):
+    for table, names in (("lams", {*known, *LEVELS}), ("kds", {*known}), ("stores", {*known})):
+        for name in sorted(set(getattr(config, table)) - names):
             raise UserError(f"`{table}` must name label stores ({', '.join(known)}), but '{name}' is none of them.")
     cache_bytes = CACHE_BYTES // config.num_loaders
-    readers = {
-        name: LabelReader.open(known[name], cache_bytes=cache_bytes) for name in config.stores or known if name in known
-    }
+    readers = {name: LabelReader.open(known[name], cache_bytes=cache_bytes) for name in config.stores or known}
     if not config.stores:
         unfit = {name for name, reader in readers.items() if _is_unfit(config, reader, subwords)}
         fit = {reader.spec.level for name, reader in readers.items() if name not in unfit}

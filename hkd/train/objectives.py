@@ -237,6 +237,8 @@ def needs_of(config: TrainConfig, stores: Mapping[str, str], *, aligned: bool) -
         hard_heads = objective.hard_heads
     if hard_heads:
         taught = set() if objective.teaches_main else {stores[name] for name in chosen}
+        for level in () if taught else config.levels:
+            check_choice("`levels`", level, UNIT_LEVELS)
         wanted |= taught or set(config.levels) or set(LEVELS)
     hard = tuple(level for level in UNIT_LEVELS if level in wanted)
     own_units = tuple(

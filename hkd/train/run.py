@@ -20,13 +20,14 @@ import torch
 from torch import Tensor
 
 from hkd.align.alignment import Alignment
+from hkd.audio import newer_sound
 from hkd.decode.ctc import greedy_ctc
 from hkd.errors import Progress, UserError, no_progress
 from hkd.features.cache import FeatureCache, FeatureSource, Wanted, mean_and_std
 from hkd.features.fbank import NO_AUGMENTATION
 from hkd.files import digest_of_json, to_toml, write_bytes, write_json
 from hkd.loop import LoopConfig, fit, is_main_process
-from hkd.loop.checkpoint import begun_with, claim, finished, load_final, steps_done
+from hkd.loop.checkpoint import IDENTITY, begun_with, check_figure, claim, finished, load_final, steps_done
 from hkd.loop.run import identity_of
 from hkd.manifest import Utterance
 from hkd.stream.join import require
@@ -112,12 +113,18 @@ class StudentTask:
         kinds = {name: name.removeprefix(PREFIX).partition("-")[0] for name in self.base_weights}
         return {name: weight * factor.get(kinds[name], 1.0) for name, weight in self.base_weights.items()}
 
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """The names of what `evaluate` can give."""
+        names = (*(term.name for term in self.terms), *(["wer"] if self.config.main == "ctc" else []))
+        return tuple(f"dev_{name}" for name in names) if self.dev else ()
+
     def evaluate(self, rank: int, world_size: int) -> dict[str, tuple[float, float]]:
         """Losses and, for a CTC output, the word error rate (greedy, in per cent) on this share of the dev split's
         batches."""
         if self.dev is None:
             return {}
-        totals = {f"dev_{name}": np.zeros(2) for name in (*(term.name for term in self.terms), "wer")}
+        totals = {name: np.zeros(2) for name in self.figures}
         for batch in in_order(self.dev, self.config.batch_seconds, rank, world_size):
             moved = batch.to(self.student.mean_F.device)
             output = self.student(moved.x_BTF, moved.length_B, slots=_slots(self.terms, moved))
@@ -217,6 +224,7 @@ def train(
     loop = replace(config.loop, max_steps=max_steps, shares_every=config.shares_every if has_terms else 0)
     whole = identity_of(loop, data.identity)
     done = finished(folder, whole)
+    _note_newer_sound(data, folder / IDENTITY)
     was_done = done is not None and (folder / "model" / "student.json").exists()
     if done is None or not was_done:
         done = _train(data, plan, loop, folder, whole, device=device, tensorboard=tensorboard, progress=progress)
@@ -224,6 +232,16 @@ def train(
         folder=folder, steps=steps_done(folder), metrics=done, was_done=was_done, coverage=_read(folder / COVERAGE),
         parameters=_read(folder / "student.json")["parameters"],
     )  # fmt: skip
+
+
+def _note_newer_sound(data: TrainingData, begun: Path) -> None:
+    """Say that sound was changed since the run began, or since it was aligned: by its content alone it is not known."""
+    made = begun if begun.exists() else None if data.join.alignment is None else data.join.alignment.path
+    if made is not None and is_main_process() and (newer := newer_sound((*data.train, *data.dev), made)):
+        logger.warning(
+            "%d sound files are newer than %s (%s ...). Where they were copied, all is well. Where they hold other "
+            "speech now, run `hkd align` again and train with --overwrite.", len(newer), made, newer[0],
+        )  # fmt: skip
 
 
 def _read(path: Path) -> Any:
@@ -255,12 +273,16 @@ def _train(
     hours = sum(data.frames[utterance.id] for utterance in data.train) / 360_000
     for line in [*contradictions(data.config, loop.max_steps), *too_little(data.config, hours)]:
         logger.warning("%s", line)
+    if not data.dev:
+        logger.warning("no sound is in the split '%s': nothing is evaluated during training.", data.config.dev_split)
     if data.left_out:
         long = (
             "%d utterances are longer than max_utterance_seconds, or than the encoder can read, and left out (%s ...)"
         )
         logger.warning(long, len(data.left_out), data.left_out[0])
     task = make_task(data, plan, max_steps=loop.max_steps, run=folder)
+    if loop.best_by:
+        check_figure(loop.best_by, task.figures)
     if is_main_process():
         claim(folder, whole)
         _write_settings(folder, data, task.student, coverage)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import soundfile
 
 from hkd.decode.ctc import SearchConfig
 from hkd.errors import UserError
@@ -86,6 +87,25 @@ def test_other_references_or_settings_are_evaluated_anew(project, run: Path) -> 
     again = evaluate(run, manifest=edited)
     assert again.hypotheses[0].reference == "something else"
     assert again.data["words"] != first.data["words"]
+
+
+def test_sound_recorded_again_is_evaluated_again_and_sound_that_is_gone_changes_nothing(
+    project,
+    run: Path,
+    tmp_path: Path,  # type: ignore[no-untyped-def]
+) -> None:
+    folder = Path(shutil.copytree(project.folder, tmp_path / "copy"))
+    manifest = folder / "manifest.jsonl"
+    assert evaluate(run, manifest=manifest).inputs == evaluate(run, manifest=project.manifest).inputs
+    before = result_paths(run, "test")[0].stat().st_mtime_ns
+    path = Path(str(read_manifest(manifest).split("test")[0].audio_filepath))
+    wave_S, rate = soundfile.read(path)
+    soundfile.write(path, -wave_S, rate)
+    again = evaluate(run, manifest=manifest)
+    assert (after := result_paths(run, "test")[0].stat().st_mtime_ns) != before
+    path.unlink()
+    assert evaluate(run, manifest=manifest).to_json() == again.to_json()
+    assert result_paths(run, "test")[0].stat().st_mtime_ns == after
 
 
 def test_references_are_the_normalised_transcripts_and_figures_name_their_parts(project, run: Path) -> None:  # type: ignore[no-untyped-def]

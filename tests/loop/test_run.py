@@ -238,6 +238,13 @@ def test_the_best_weights_are_kept_and_waiting_for_better_ones_ends(tmp_path: Pa
     )
 
 
+def test_the_best_of_no_evaluation_is_refused(tmp_path: Path, tiny_task: Any) -> None:
+    task = tiny_task()
+    task.evaluate = lambda rank, world_size: {}
+    with pytest.raises(UserError, match=r"`best_by` must be a figure of the evaluation \(there is none.*'norm'"):
+        fit(task, LoopConfig(max_steps=4, eval_every=2, best_by="norm"), tmp_path, device="cpu")
+
+
 @pytest.mark.parametrize("best_by", ["", "norm"])
 def test_the_final_weights_are_the_mean_of_the_chosen_ones(tmp_path: Path, tiny_task: Any, best_by: str) -> None:
     task = tiny_task()

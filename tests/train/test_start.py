@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from hkd.manifest import Utterance
 from hkd.train import run
 from hkd.train.config import TrainConfig
 from hkd.train.data import open_data
-from kit.runs import config_of, inputs, opened
+from kit.runs import config_of, inputs, opened, trained
 
 from .conftest import TINY
 
@@ -46,6 +47,50 @@ def test_what_a_run_began_with_is_checked_once_and_what_changed_is_checked_again
     untimed = [replace(u, duration=None) for u in utterances]  # how long the sound is, its file alone tells
     manifests.write(project / "untimed.jsonl", untimed)
     assert open_data(config, run=folder, **{**given, "manifest": project / "untimed.jsonl"}).needed
+
+
+def test_another_channel_of_the_same_files_is_other_data(labelled: Path, tmp_path: Path) -> None:
+    project = shutil.copytree(labelled, tmp_path / "project")
+    settings = merge(TINY, {"objective": "none"})
+    mixed = opened(project, settings).identity
+    found = []
+    for channel in (0, 1):
+        utterances = [replace(u, channel=channel) for u in manifests.read(labelled / "manifest.jsonl")]
+        manifests.write(project / "manifest.jsonl", utterances)
+        found.append(opened(project, settings).identity["data"]["spans"])
+    assert len({mixed["data"]["spans"], *found}) == 3
+
+
+def test_sound_that_is_newer_than_the_run_is_named(
+    labelled: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    project = shutil.copytree(labelled, tmp_path / "project")
+    config, given = config_of(merge(TINY, {"objective": "none", "loop": {"max_steps": 1}})), inputs(project)
+    for _ in range(2):
+        run.train(config, tmp_path / "run", device="cpu", **given)
+    assert "newer" not in caplog.text
+    first = manifests.read(given["manifest"]).split("train")[0]
+    Path(str(first.audio_filepath)).touch()
+    run.train(config, tmp_path / "run", device="cpu", **given)
+    [said] = [record.message for record in caplog.records if "newer" in record.message]
+    assert said.startswith(f"1 sound files are newer than {tmp_path / 'run' / 'identity.json'} ({first.audio_filepath}")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"loop": {"best_by": "dev_wre"}}, "`best_by` must be a figure of the evaluation .*dev_wer.*'dev_wre'"),
+        ({"dev_split": "nosuch", "loop": {"best_by": "dev_wer"}}, "there is none.*'dev_wer' instead"),
+        ({"objective": "hard-heads", "levels": ["phones"]}, "`levels` must be one of senone, .*'phones' instead"),
+        ({"stores": ["phones"]}, r"`stores` must name label stores \(monophone, senone, subword\), but 'phones'"),
+    ],
+)
+def test_names_that_are_none_are_refused_before_the_run_begins(
+    labelled: Path, tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        trained(labelled, tmp_path / "run", merge(TINY, settings))
+    assert not (tmp_path / "run").exists()
 
 
 def test_steps_and_batches_follow_the_amount_of_speech(labelled: Path, caplog: pytest.LogCaptureFixture) -> None:
