@@ -124,7 +124,7 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return value
-    if origin is types.UnionType:
+    if origin in (types.UnionType, typing.Union):
         [option] = [a for a in args if a is not type(None)]
         return None if value is None else _convert(value, option, where)
     is_config = dataclasses.is_dataclass(hint)

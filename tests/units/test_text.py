@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from hkd.config import ProjectSettings
+from hkd.config import ProjectSettings, build
 from hkd.errors import UserError
 from hkd.units.text import NORMALISATION, WordsConfig, normalisation, normalised_lines, text_notes, use, words
 
@@ -253,6 +253,8 @@ def test_turkic_capitals() -> None:
     assert normalisation() != name
     assert name == f"{NORMALISATION}+5f99a1cb", "what was made before there was this setting stays usable"
     assert not text_notes(["ısı"])
+    with pytest.raises(UserError, match=r"normalisation\.case must be one of turkic, but is 'x' instead"):
+        build(WordsConfig, {"case": "x"}, where="normalisation")
     use(WordsConfig())
     assert text_notes(["ısı", "İyi"])[0].startswith("2 transcripts have ı or İ, and I becomes i. ")
 
