@@ -266,19 +266,19 @@ class Lexicon:
         return guess if self._within is None or self._within.issuperset(guess) else ()
 
     def _guess(self, word: str) -> tuple[str, ...]:
+        if self._predicts == "nothing":  # not by another word either: má is not ma
+            return ()
         plain = "".join(c for c in unicodedata.normalize("NFD", word) if not unicodedata.combining(c))
         if plain != word and plain in self._variants:
             return self._variants[plain][0]
         stem, apostrophe, ending = plain.rpartition("'")
-        if apostrophe and ending in ("s", "") and self._predicts != "nothing":
+        if apostrophe and ending in ("s", ""):
             phones = self.pronounce(stem)
             if not phones or not ending:
                 return phones
             if phones[-1] in _SIBILANTS:
                 return (*phones, "IH0" if self._predicts == "stressed" else "IH", "Z")
             return (*phones, "S" if phones[-1] in _VOICELESS else "Z")
-        if self._predicts == "nothing":
-            return ()
         if self._is_own and self._predicts == "plain" and word in self._english:
             return self._english.pronounce(word)
         letters = plain.replace("'", "")

@@ -80,6 +80,13 @@ def test_mfa_dictionaries_have_probabilities_and_no_english_guesses(tmp_path: Pa
     assert set(found.phones) == {"ð", "ə", "iː", "kʰ", "æ", "t", "s", "spn"}
 
 
+def test_accents_are_letters_where_the_phones_are_not_english(tmp_path: Path) -> None:
+    (tmp_path / "vi.dict").write_text("ma m a˧\nकलम k ə l ə m\n", encoding="utf-8")
+    found = Lexicon(tmp_path / "vi.dict")
+    assert found.pronounce("ma") == ("m", "a˧")
+    assert found.unknown(["má", "क़लम"]) == ["má", "क़लम"], "another word's phones are no pronunciation"
+
+
 def test_stress_is_kept_or_folded_and_predicted_where_it_is_kept(tmp_path: Path) -> None:
     (tmp_path / "a.dict").write_text("hello HH AH0 L OW1\nhello(2) HH EH0 L OW1\n;;; a comment\n", encoding="utf-8")
     kept, folded = Lexicon(tmp_path / "a.dict"), Lexicon(tmp_path / "a.dict", stress=False)
