@@ -45,6 +45,7 @@ from hkd.timebase import SAMPLE_RATE_HZ, seconds_to_samples
 if TYPE_CHECKING:
     from hkd.manifest import Utterance
 
+_MAX_PEAK = 32.0  # of floats; 30 dB above full scale nobody records
 SILENCE_PEAK = 1e-4  # -80 dB of full scale: below it, a whole utterance is said to be silent
 DURATION_TOLERANCE_S = 0.05
 # subtypes with so many bytes a sample: the file's size tells the length
@@ -94,7 +95,7 @@ def probe(path: Path | str) -> AudioInfo:
         missing_s = _cut_off_s(file, path) if linear else 0.0
         if file.subtype in ("FLOAT", "DOUBLE"):
             for block_SC in _blocks(file, promised):
-                _refuse_non_finite(block_SC, path)
+                _check_range(block_SC, path)
     num_samples = promised
     if not linear or kind == "FLAC":
         ends_there = kind in _COMPRESSED and _ends_there(path)
@@ -112,8 +113,11 @@ def _opened(path: Path, *, piped: bool = False) -> Iterator[soundfile.SoundFile]
     """A file's decoder. Whatever goes wrong, here or in decoding, becomes a UserError. piped: as a stream, so that the
     header's length is ignored."""
     try:
-        if "\0" in str(path):
-            raise UserError(f"audio file {str(path)!r} cannot be opened (its name holds a null byte).")
+        name = str(path)
+        if "\0" in name or name != name.encode(errors="replace").decode():
+            raise UserError(
+                f"audio file {name!r} must have a name in UTF-8 without null bytes, but has not. Rename it."
+            )
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
             kind = "folder" if stat.S_ISDIR(status.st_mode) else "pipe or device"
@@ -137,7 +141,12 @@ def _opened(path: Path, *, piped: bool = False) -> Iterator[soundfile.SoundFile]
 
 def _remedy(path: Path) -> str:
     with path.open("rb") as file:
-        is_sphere = file.read(7) == b"NIST_1A"
+        begin = file.read(64).lstrip()
+    if begin.startswith(b"version https://git-lfs"):
+        return "It is a pointer of Git LFS: run git lfs pull."
+    if begin.startswith(b"<"):
+        return "It is a web page: fetch the sound again."
+    is_sphere = begin.startswith(b"NIST_1A")
     command = f"sph2pipe -f wav {path.name}" if is_sphere else f"ffmpeg -i {path.name} -ar 16000"
     return (
         f"Copy it again if it is cut off, or convert it: {command} "
@@ -256,9 +265,15 @@ def _cut(path: Path, start: int, wanted: int) -> NDArray[np.float32]:
     return wave_SC
 
 
-def _refuse_non_finite(wave_SC: NDArray[np.float32], path: Path) -> None:
+def _check_range(wave_SC: NDArray[np.float32], path: Path) -> None:
     if not np.isfinite(wave_SC).all():
         raise UserError(f"audio file {path} must hold finite samples, but some are NaN or infinite. Make it again.")
+    peak = float(np.abs(wave_SC).max(initial=0.0))
+    if peak > _MAX_PEAK:
+        raise UserError(
+            f"audio file {path} must hold samples between -1 and 1, but one is {peak:g}. Write it again, divided by "
+            f"32768 if these are integers of 16 bits."
+        )
 
 
 def stamp(path: str) -> list[Any]:
@@ -314,7 +329,7 @@ def read_audio(utterance: "Utterance", *, sample_rate_hz: int = SAMPLE_RATE_HZ) 
         raise UserError(
             f"audio file {path} must reach to {wanted_s:.3f} s, but ends at {end_s:.3f} s: is it truncated?"
         )
-    _refuse_non_finite(wave_SC, path)
+    _check_range(wave_SC, path)
     wave_S = _one_channel(wave_SC, utterance.channel, path)
     if rate != sample_rate_hz:
         wave_S = soxr.resample(wave_S, rate, sample_rate_hz, quality="HQ")

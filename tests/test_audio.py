@@ -149,6 +149,12 @@ def encoded(kind: str, subtype: str | None = None, *, num: int = 32_000, **more)
     return data.getvalue()
 
 
+def encoded_floats(peak: float) -> bytes:
+    out = io.BytesIO()
+    soundfile.write(out, tone(1.0) * 2 * peak, 16_000, format="WAV", subtype="FLOAT")
+    return out.getvalue()
+
+
 def put(data: bytes, at: int, layout: str, value: int) -> bytes:
     changed = bytearray(data)
     struct.pack_into(layout, changed, at, value)
@@ -191,6 +197,9 @@ REFUSED = {
     "header alone": (WAV[:44], "has no samples"),
     "caf unknown": (put(encoded("CAF"), encoded("CAF").index(b"data") + 4, ">q", -1), "malformed"),
     "shorten": (SPHERE.replace(b"-s3 pcm", b"-s26 pcm,embedded-shorten-v2.00"), "sph2pipe -f wav"),
+    "integers as floats": (encoded_floats(9000.0), "must hold samples between -1 and 1, but one is 9000"),
+    "a pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "run git lfs pull"),
+    "a page": (b"<!DOCTYPE html>", "is a web page"),
     "NaN": (encoded("WAV", "FLOAT")[:-4] + struct.pack("<f", math.nan), "must hold finite samples"),
     "infinite": (encoded("AU", "DOUBLE")[:-8] + struct.pack(">d", math.inf), "must hold finite samples"),
 }
