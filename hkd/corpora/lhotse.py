@@ -6,7 +6,8 @@ lhotse's recipes.
 - The channel is a MonoCut's, as lhotse reads it; else the supervision's. A supervision of all channels is read as their
   mean.
 - Sound in Shar's tar files is written out as it is. What else hkd does not do to sound is refused, not skipped: speed
-  and other transforms, mixed or padded cuts, commands. Cuts without a supervision are left out and counted.
+  and other transforms, mixed or padded cuts, commands. Cuts without a supervision and supervisions
+  without a text are left out and counted.
 """
 
 import difflib
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hkd.corpora.collect import Options, Row, find_audio, plain_fields, split_named, walk, write_sound
+from hkd.corpora.collect import Options, Report, Row, find_audio, plain_fields, split_named, walk, write_sound
 from hkd.errors import MissingPackageError, UserError, first_line
 from hkd.files import filled_lines, placed
 from hkd.manifest import Utterance, parse_json
@@ -72,7 +73,8 @@ def read_lhotse(path: Path, options: Options) -> Iterator[Row]:
     spoken = {supervision.recording_id for _, supervision, _ in supervisions}
     report.leave_out("recordings without a supervision", [name for name in recordings if name not in spoken])
     for place, supervision, file in supervisions:
-        yield _of_supervision(place, supervision, recordings, file)
+        if _has_text(supervision, report):
+            yield _of_supervision(place, supervision, recordings, file)
 
 
 def _need_lhotse() -> None:
@@ -123,6 +125,12 @@ def _shar(path: Path) -> Items:
         raise UserError(f"{path}: cut {number + 1}: lhotse cannot read it ({_said(error)}).") from None
 
 
+def _has_text(supervision: Any, report: Report) -> bool:
+    if supervision.text is None:
+        report.leave_out("supervisions without a text", [str(supervision.id)])
+    return supervision.text is not None
+
+
 def _of_supervision(place: str, supervision: Any, recordings: dict[str, Any], file: _File) -> Row:
     with placed(place):
         recording = recordings.get(supervision.recording_id)
@@ -140,6 +148,8 @@ def _of_cut(cut: Any, file: _File) -> Iterator[Utterance]:
     if not cut.supervisions:
         report.leave_out("cuts without a supervision", [str(cut.id)])
     for supervision in cut.supervisions:
+        if not _has_text(supervision, report):
+            continue
         if supervision.start < -_TOLERANCE_S or supervision.end > cut.duration + _TOLERANCE_S:
             raise UserError(
                 f"supervision '{supervision.id}' must lie within its cut, but is {supervision.start:g} to "
@@ -156,8 +166,6 @@ def _of_cut(cut: Any, file: _File) -> Iterator[Utterance]:
 
 def _utterance(supervision: Any, recording: Any, start: float, file: _File, channel: int | list[int]) -> Utterance:
     """A supervision that starts `start` seconds into its recording, of one or several of the recording's channels."""
-    if supervision.text is None:
-        raise UserError(f"supervision '{supervision.id}' must have a text, but has none.")
     audio, column = _audio(recording, channel, file)
     extra = {**plain_fields(supervision.custom or {}), "recording": recording.id}
     if supervision.language:
@@ -228,4 +236,5 @@ def recipe_rows(name: str, root: Path, options: Options) -> Iterator[Row]:
         file = _File(root, split_named(part) or part or None, options)
         recordings = {recording.id: recording for recording in sets["recordings"]}
         for number, supervision in enumerate(sets.get("supervisions", ()), 1):
-            yield _of_supervision(f"{root}: {part} supervision {number}", supervision, recordings, file)
+            if _has_text(supervision, options.report):
+                yield _of_supervision(f"{root}: {part} supervision {number}", supervision, recordings, file)
