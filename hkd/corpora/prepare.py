@@ -15,6 +15,7 @@ import gzip
 import json
 import logging
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -39,7 +40,8 @@ LEFT_OUT = "left-out.tsv"
 
 
 def _same_words(utterance: Utterance) -> str:
-    letters = "".join(c if c.isalnum() or c == "'" else " " for c in utterance.text.casefold())
+    text = unicodedata.normalize("NFC", utterance.text.casefold()).replace("’", "'")
+    letters = "".join(c if c.isalnum() or c == "'" or unicodedata.category(c)[0] == "M" else " " for c in text)
     return " ".join(letters.split())
 
 
