@@ -49,8 +49,8 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {  # the first that is there is taken
         "wav_filename"),
     "text": ("text", "sentence", "transcript", "transcription", "normalized_text", "text_normalized",
         "normalized_transcription",
-             "normalized_transcript", "raw_transcription", "raw_text", "text_original", "original_text", "wrd"),
-    "id": ("id", "utt_id", "utterance_id", "segment_id", "utterance"),
+             "normalized_transcript", "raw_transcription", "raw_text", "text_original", "original_text", "wrd", "txt"),
+    "id": ("id", "utt_id", "utterance_id", "segment_id", "utterance", "__key__"),
     "speaker": ("speaker", "speaker_id", "client_id", "spk_id"),
     "split": ("split",),
     "channel": ("channel",),
@@ -63,6 +63,9 @@ TABLES = (".tsv", ".csv")
 ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
 _TIMES = ("offset", "duration", "end")
 _LIKE_TIMES = re.compile(r"(^|_)(start|begin|onset|end|stop|offset)(_|$)")
+# subtitles and Whisper's output; labels of Audacity and ELAN; TIMIT's sentences
+_TIMED = re.compile(r"\d --> \d|^\d+[.,]\d{3,}\s+\d+[.,]\d{3,}(\s|$)|^\d+:\d\d:\d\d[.,]\d+\s+\d|^0 \d{4,} \D")
+_GIVE = "give a table with the columns audio and text, or say what it is: --from, or a name of hkd prepare --list"
 _SAME_S = 0.05  # a clip as long as its start and end say, but for rounding, was cut there already
 
 
@@ -81,6 +84,9 @@ def columns_of(
         if name.lower() not in known:
             raise UserError(f"{where} must have the column '{name}' that --column names, but has {', '.join(known)}.")
         column[what] = known[name.lower()]
+    for name in column.values():
+        if [other.strip().lower() for other in names].count(name.strip().lower()) > 1:
+            raise UserError(f"{where} must name each column once, but has '{name}' twice. Rename one.")
     for what in needed:
         if what not in column:
             have = ", ".join(filter(None, known)) or "none"
@@ -187,17 +193,31 @@ def read_folder(folder: Path, options: Options) -> Iterator[Row]:
     if not audio:
         ending = f" that libsndfile reads, but {len(unreadable)} other recordings" if unreadable else ""
         raise UserError(f"{folder} must hold audio files with a .txt beside each, but holds no audio{ending}.")
-    report.bad(folder, "audio files have no .txt beside them", names(silent))
+    kind, sounds = "audio files have no .txt beside them", {*audio, *unreadable}
+    if len(silent) == len(audio) and (perhaps := names(p for p in files if p not in sounds and p.exists())):
+        more = f" and {len(perhaps) - 3} more" if len(perhaps) > 3 else ""
+        kind += f" ({', '.join(perhaps[:3])}{more} may have the texts: {_GIVE})"
+    report.bad(folder, kind, names(silent))
     used = set(text_of.values())
     others = [path for path in written if path not in used]
     doubled = [path for path in others if texts[path.with_suffix("")] in used]
     report.leave_out("text files whose recording has a .txt, too, which is taken", names(doubled))
     report.leave_out("text files without audio", names(path for path in others if path not in doubled))
-    audio = with_text(audio, True)
+    spoken: dict[Path, str] = {}
+    broken: list[str] = []
+    for path in with_text(audio, True):
+        try:
+            spoken[path] = _transcript(text_of[path])
+        except UserError as error:
+            broken.append(str(error))
+    report.bad(folder, "transcripts cannot be read", broken)
+    if not spoken:
+        return
+    audio = list(spoken)
     homes = _splits_and_speakers([path.relative_to(folder).parts[:-1] for path in audio], report)
     for path, (split, speaker) in zip(audio, homes, strict=True):
         utterance = Utterance(
-            id=path.relative_to(folder).with_suffix("").as_posix(), text=_transcript(text_of[path]), speaker=speaker,
+            id=path.relative_to(folder).with_suffix("").as_posix(), text=spoken[path], speaker=speaker,
             audio_filepath=str(path.absolute()), extra={"split": split} if split else {},
         )  # fmt: skip
         yield str(path), utterance
@@ -205,8 +225,11 @@ def read_folder(folder: Path, options: Options) -> Iterator[Row]:
 
 def _transcript(path: Path) -> str:
     text = read_text(path)
-    if path.suffix.lower() == ".lab" and re.match(r"\d+\s+\d+\s+\S", text):
-        raise UserError(f"{path} must be a transcript, but holds labels with times (HTK). Write the words alone.")
+    if _TIMED.search(text) or (path.suffix.lower() == ".lab" and re.match(r"\d+\s+\d+\s+\S", text)):
+        raise UserError(
+            f"{path} must be a transcript, but holds labels with times (subtitles, HTK). Write the words alone, "
+            f"or a table with the columns audio, text, start and end."
+        )
     return text
 
 
@@ -269,6 +292,11 @@ def table_rows(path: Path, options: Options, *, audio: Path | None = None, split
         with placed(f"{path}:{number}"):
             if len(row) < width:
                 raise UserError(f"a row must have {width} columns or more, but has {len(row)}.")
+            if any(cell.strip() for cell in row[len(header) :]):
+                raise UserError(
+                    f"a row must have {len(header)} columns as the header has, but has {len(row)}. Put a cell that "
+                    f"holds what divides cells in quotes, in a .csv."
+                )
             cell = {what: row[place].strip() for what, place in place_of.items()}
             utterance = _table_row(cell, column, audio or path.parent, split, options.report)
         yield f"{path}:{number}", utterance
@@ -313,7 +341,7 @@ def piped_rows(path: Path, audio: Path, *, speaker: str | None = None, split: st
     """The rows of LJSpeech's table: ID|TEXT|NORMALISED TEXT, which is taken; the sound of each is ID.wav."""
     for place, line in filled_lines(path, "a table"):
         cells = line.split("|")
-        if len(cells) < 2 or not cells[0].strip():
+        if not 2 <= len(cells) <= 3 or not cells[0].strip():
             raise UserError(f"{place}: a row must be ID|TEXT|NORMALISED TEXT, but is '{line[:60]}' instead.")
         name, text = cells[0].strip(), cells[2 if len(cells) > 2 else 1].strip()
         yield place, Utterance(
@@ -401,7 +429,7 @@ def kaldi_rows(folder: Path, options: Options, *, extra: Mapping[str, str]) -> I
         number, path = audio[recording]
         if not path:
             raise UserError(f"{folder / 'wav.scp'}:{number}: '{name}' must have a path, but has none.")
-        if speaker and name not in speaker:
+        if speaker and not speaker.get(name, (0, ""))[1]:
             raise UserError(
                 f"{folder / 'utt2spk'}: every utterance must have a speaker, but '{name}' has none. Add it, or remove "
                 f"the file."
@@ -644,14 +672,15 @@ def _hf_rows(rows: Any, source: str, name: str, split: str | None, options: Opti
         key
         for key, feature in features.items()
         if isinstance(feature, datasets.Audio) or (isinstance(feature, Mapping) and {"bytes", "path"} <= set(feature))
-    ]
+    ] or [key for key, feature in features.items() if getattr(feature, "dtype", "") in ("binary", "large_binary")]
+    batch_rows = 1 if "__key__" in features else _BATCH_ROWS  # rows of WebDataset have columns in different orders
     column = columns_of(list(features), f"data set {source}", options, needed=("text",), audio=next(iter(sounds), None))
     if not sounds and "audio" not in options.columns:
         raise UserError(f"data set {source} must have a column of audio, but has {', '.join(features) or 'none'}.")
     total = getattr(rows, "num_rows", 0)
     number = 0
     problems: list[str] = []
-    for batch in rows.with_format("arrow").iter(batch_size=_BATCH_ROWS):
+    for batch in rows.with_format("arrow").iter(batch_size=batch_rows):
         for row in batch.to_pylist():
             place, called = f"{source}: {name or 'row'} {number}", f"{name or 'row'}-{number:07d}"
             number += 1
@@ -674,8 +703,8 @@ def _hf_utterance(
     sound, text, name = cell["audio"], cell["text"], called if cell.get("id") is None else str(cell["id"])
     if not isinstance(text, str):
         raise UserError(f"'{name}' must have a text, but has {text!r:.60} instead.")
-    if isinstance(sound, str):
-        sound = {"bytes": None, "path": sound}
+    if isinstance(sound, str | bytes):
+        sound = {"bytes": None, "path": sound} if isinstance(sound, str) else {"bytes": sound, "path": None}
     if not sound or (sound["bytes"] is None and not sound["path"]):
         raise UserError(f"'{name}' must have audio, but has none.")
     path = str(_hf_file(sound, name, options.audio_to, place))

@@ -27,6 +27,7 @@ def kaldi_cases() -> Iterator[Case]:
         ("a duplicate", {"text": "r1 A\nr1 B\n"}, "text:2: 'r1' must stand once, but stands at line 1 too"),
         ("text without audio", {"text": "r1 A\nr9 B\n"}, "text: 1 utterances have no audio: line 2: r9"),
         ("nothing", {"text": ""}, "in must list utterances"),
+        ("a speaker without a name", {"utt2spk": "r1 s\nr2\n"}, "utt2spk: every utterance must have a speaker"),
         (
             "an unknown speaker",
             {"utt2spk": "r1 s\n"},
@@ -178,7 +179,7 @@ def lhotse_cases() -> Iterator[Case]:
             "all.jsonl:2: supervision 'u' is cut from 's'",
         ),
         ("recordings alone", [RECORDING], "there is no text"),
-        ("no text", [RECORDING, {**SUPERVISION, "text": None}], "all.jsonl:2: supervision 'u' must have a text"),
+        ("no text", [RECORDING, {**SUPERVISION, "text": None}], "in must list utterances, but lists none"),
         (
             "a command",
             [source(type="command", source="rm -rf x"), SUPERVISION],

@@ -271,6 +271,8 @@ def test_csv(tmp_path: Path, content: bytes) -> None:
         ('path,text\nx.wav,"a" b\n', "t.csv:2: a row must be CSV"),
         ('path,text\nx.wav,"a\nb"\nx.wav\n', "t.csv:4: a row must have 2 columns or more, but has 1"),
         ("path,text\nx.wav,caf\xe9\n", "t.csv:2: a table must be UTF-8"),
+        ("path,text\nx.wav,Hello, there\n", "t.csv:2: a row must have 2 columns as the header has, but has 3"),
+        ("path,text,Path\nx.wav,a,b\n", "t.csv:1: the header must name each column once, but has 'Path' twice"),
         ("x.wav,hello\n", "t.csv:1: the header must name a column 'audio'"),
         (f"{'long' * 100}|hello\n", "t.csv:1: the header must name a column 'audio'"),
     ],
@@ -287,6 +289,38 @@ def test_rows_without_a_header_as_ljspeech_has_them(tmp_path: Path) -> None:
         sound(tmp_path / "wavs" / f"{name}.wav")
     (tmp_path / "metadata.csv").write_text('a|"Chapter" 2|Chapter two\nb|Hi, you\n')
     assert [(u.id, u.text) for u in read_corpus(str(tmp_path))] == [("a", "Chapter two"), ("b", "Hi, you")]
+    (tmp_path / "metadata.csv").write_text("a|one|two|three\n")
+    with pytest.raises(UserError, match=r"metadata\.csv:1: a row must be ID\|TEXT\|NORMALISED TEXT"):
+        read_corpus(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "0.500000\t2.000000\thello there\n3.000000\t5.000000\thow are you\n",
+        "1\n00:00:00,500 --> 00:00:02,000\nHello\n",
+        "[00:00.000 --> 00:02.000]  Hello\n",
+        "00:00:01.250\t00:00:02.000\thello\n",
+        "0 46797 She had your dark suit\n",
+    ],
+    ids=["Audacity", "SRT", "Whisper", "ELAN", "TIMIT"],
+)
+def test_times_are_no_words(tmp_path: Path, text: str) -> None:
+    for name, said in {"a": text, "b": "3.5 4 times --> 2", "c": "0 1 2", "d": "caf\xe9"}.items():
+        sound(tmp_path / f"{name}.wav").with_suffix(".txt").write_bytes(said.encode("latin-1"))
+    with pytest.raises(
+        UserError, match=r"2 transcripts cannot be read: .*a\.txt must be a .* holds labels with times.*d\.txt:1: a"
+    ):
+        read_folder(tmp_path)
+    assert [u.id for u in read_folder(tmp_path, Options(report=Report(skip_bad=True)))] == ["b", "c"]
+
+
+def test_files_that_may_have_the_texts_are_named(tmp_path: Path) -> None:
+    sound(tmp_path / "clips" / "a.wav")
+    for name in ("other.tsv", "validated.tsv"):
+        (tmp_path / name).write_text("path\tsentence\na.wav\tx\n")
+    with pytest.raises(UserError, match=r"beside them \(other\.tsv, validated\.tsv may have the texts: give a table"):
+        read_folder(tmp_path)
 
 
 def test_names_that_a_table_writes_otherwise(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from hkd.audio import read_audio
 from hkd.corpora import read_corpus
 from hkd.corpora.collect import Options, Report
 from hkd.errors import HkdError, UserError
-from kit.files import sound, write_files
+from kit.files import sound, tar_of, write_files
 
 datasets = pytest.importorskip("datasets")
 
@@ -218,3 +218,14 @@ def test_rows_that_cannot_be_used_are_left_out_where_that_is_asked_for(tmp_path:
     options = Options(audio_to=tmp_path / "out", report=Report(skip_bad=True))
     assert [u.id for u in read_corpus(str(tmp_path / "set"), options=options)] == ["row-0000000", "row-0000003"]
     assert [len(names) for names in options.report.left_out.values()] == [2]
+
+
+def test_shards_of_webdataset_and_columns_of_bytes(tmp_path: Path) -> None:
+    members = {f"{n}.{ending}": data for n in range(3) for ending, data in (("wav", sound()), ("txt", b"said %d" % n))}
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "train-000.tar").write_bytes(tar_of(members, packed=""))
+    whole = read_corpus(str(tmp_path / "shards"), kind="hf", options=Options(audio_to=tmp_path / "out"))
+    assert [(u.id, u.text) for u in whole] == [(str(n), f"said {n}") for n in range(3)]
+    datasets.Dataset.from_dict({"text": ["x"], "audio": [sound()]}).to_parquet(str(tmp_path / "x.parquet"))
+    (only,) = read_corpus(str(tmp_path / "x.parquet"), options=Options(audio_to=tmp_path / "out"))
+    assert (only.text, only.duration) == ("x", pytest.approx(0.2))
