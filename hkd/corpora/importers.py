@@ -203,6 +203,7 @@ def read_folder(folder: Path, options: Options) -> Iterator[Row]:
     doubled = [path for path in others if texts[path.with_suffix("")] in used]
     report.leave_out("text files whose recording has a .txt, too, which is taken", names(doubled))
     report.leave_out("text files without audio", names(path for path in others if path not in doubled))
+    report.leave_out("tables are not read where recordings have a .txt (give the table itself)", names(tables))
     spoken: dict[Path, str] = {}
     broken: list[str] = []
     for path in with_text(audio, True):

@@ -358,6 +358,14 @@ def test_texts_below_another_folder(tmp_path: Path, audio: str, text: str) -> No
         read_folder(tmp_path)
 
 
+def test_a_table_beside_texts_is_said_to_be_left_out(tmp_path: Path) -> None:
+    spoken(tmp_path, "a")
+    (tmp_path / "metadata.csv").write_text("path,text,speaker\na.wav,said,anna\n")
+    options = Options()
+    assert [u.text for u in read_folder(tmp_path, options)] == ["said in a"]
+    assert list(options.report.left_out.values()) == [["metadata.csv"]]
+
+
 def test_a_text_of_another_speaker_is_not_taken(tmp_path: Path) -> None:
     for name in ("anna/1", "ben/2"):
         sound(tmp_path / f"{name}.wav")
