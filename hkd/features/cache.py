@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from hkd.audio import read_audio, stamp
-from hkd.errors import HkdError, UserError
+from hkd.errors import HkdError, Progress, UserError, no_progress
 from hkd.features.fbank import FrontEnd, change_speed
 from hkd.files import atomic_write, digest_of_json
 from hkd.manifest import Utterance
@@ -99,7 +99,7 @@ class FeatureCache:
         values: Features = np.frombuffer(self._tables[number]["x"][row].as_buffer(), np.float32)
         return values.reshape(-1, self._num_bins)
 
-    def fill(self, compute: Compute, *, workers: int = 0) -> int:
+    def fill(self, compute: Compute, *, workers: int = 0, progress: Progress = no_progress) -> int:
         """Make the files that are not there, in `workers` processes (0: this one); gives how many were missing. Raises
         UserError for sound that cannot be read, HkdError where the disk is full."""
         todo = [shard for shard in self._shards if _read(shard) is None]
@@ -114,8 +114,8 @@ class FeatureCache:
         make = partial(_make, compute)
         shards: Any = todo  # a list is a data set
         made: DataLoader[Any] = DataLoader(shards, batch_size=None, collate_fn=make, num_workers=workers)
-        for _ in raised(made):
-            pass
+        for number, _ in enumerate(raised(made)):
+            progress(number + 1, len(todo), making="features")
         logger.info("features: %.2f GB in %s", sum(s.path.stat().st_size for s in self._shards) / 1e9, folder)
         return len(todo)
 

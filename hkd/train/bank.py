@@ -104,10 +104,13 @@ def _make(
     found: Found = {}
     right = {head.name: [0, 0] for head in data.plan.student.heads}
     for fold in range(bank.folds):
-        task = _task(data, [u for u in data.train if fold_of[u.id] != fold])
+
+        def so_far(done: float, total: float, fold: int = fold, **facts: float | str) -> None:
+            progress(fold + done / total, bank.folds, **facts)
+
+        task = _task(data, [u for u in data.train if fold_of[u.id] != fold], so_far)
         loop = replace(data.config.loop, max_steps=task.max_steps, shares_every=0, eval_every=0, best_by="", patience=0)
-        progress(fold, bank.folds)
-        fit(task, loop, folder / f"fold-{fold}", identity={**identity, "fold": fold}, device=device)
+        fit(task, loop, folder / f"fold-{fold}", identity={**identity, "fold": fold}, device=device, progress=so_far)
         _listen(
             task, [u for u in data.train if fold_of[u.id] == fold and data.join.aligned(u.id)], bank.k, found, right
         )
@@ -135,12 +138,12 @@ def deal(utterances: Sequence[Utterance], folds: int) -> dict[str, int]:
     return {utterance.id: fold_of[utterance.speaker or utterance.recording] for utterance in utterances}
 
 
-def _task(data: TrainingData, part: list[Utterance]) -> StudentTask:
+def _task(data: TrainingData, part: list[Utterance], progress: Progress) -> StudentTask:
     """The run of a fold: features and their mean are those of the whole, so that they are computed once."""
     config = data.config
     frames = [data.frames[utterance.id] for utterance in part]
     plan = BatchPlan(frames, batch_frames=config.batch_seconds * 100, seed=config.loop.seed)
-    task = make_task(data, plan, max_steps=config.max_steps(plan.batches_per_epoch))
+    task = make_task(data, plan, max_steps=config.max_steps(plan.batches_per_epoch), progress=progress)
     return replace(task, maker=replace(task.maker, utterances=part), dev=None)
 
 

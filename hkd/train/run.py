@@ -256,6 +256,7 @@ def _train(
     whole: Mapping[str, Any],
     *,
     device: str,
+    progress: Progress,
     **more: Any,
 ) -> dict[str, float]:
     """Train and export; the last losses and the dev figures. more: of `fit`."""
@@ -280,13 +281,13 @@ def _train(
             "%d utterances are longer than max_utterance_seconds, or than the encoder can read, and left out (%s ...)"
         )
         logger.warning(long, len(data.left_out), data.left_out[0])
-    task = make_task(data, plan, max_steps=loop.max_steps, run=folder)
+    task = make_task(data, plan, max_steps=loop.max_steps, run=folder, progress=progress)
     if loop.best_by:
         check_figure(loop.best_by, task.figures)
     if is_main_process():
         claim(folder, whole)
         _write_settings(folder, data, task.student, coverage)
-    metrics = fit(task, loop, folder, identity=data.identity, device=device, **more)
+    metrics = fit(task, loop, folder, identity=data.identity, device=device, progress=progress, **more)
     if is_main_process():
         export(folder, data, task.student, digest_of_json(whole))
     return metrics
@@ -324,13 +325,15 @@ def too_little(config: TrainConfig, hours: float) -> list[str]:
     ]
 
 
-def make_task(data: TrainingData, plan: BatchPlan, *, max_steps: int, run: Path | None = None) -> StudentTask:
+def make_task(
+    data: TrainingData, plan: BatchPlan, *, max_steps: int, run: Path | None = None, progress: Progress = no_progress
+) -> StudentTask:
     """The student with its features' mean and deviation, and what feeds it. Weights are a function of the seed alone.
 
     run: the folder that mean and deviation are kept in, and taken from where the run goes on.
     """
     config, front_end = data.config, data.plan.student.encoder.front_end
-    features = _features(data)
+    features = _features(data, progress)
     augment, mean_F = config.augment, torch.zeros(front_end.num_bins)
     if front_end.kind in ("wave", "upstream"):
         augment = replace(augment, freq_masks=0)  # a row's values are no bins
@@ -385,7 +388,7 @@ def sample_of_speakers(utterances: Sequence[Utterance], frames: Mapping[str, int
     return sample
 
 
-def _features(data: TrainingData) -> FeatureSource:
+def _features(data: TrainingData, progress: Progress) -> FeatureSource:
     """From memory, and from disk where that is asked for; the disk is filled first, by all processes of the run."""
     config, front_end = data.config, data.plan.student.encoder.front_end
     max_bytes = (config.features_mb << 20) // config.num_loaders
@@ -394,7 +397,7 @@ def _features(data: TrainingData) -> FeatureSource:
     speeds = tuple(dict.fromkeys(config.augment.speeds or (1.0,)))
     wanted: list[Wanted] = [[(u, speeds) for u in data.train], [(u, (1.0,)) for u in data.dev]]
     cache = FeatureCache(Path(config.features_cache), front_end=front_end, wanted=wanted)
-    cache.fill(FeatureSource(front_end=front_end, max_bytes=0).compute, workers=config.workers)
+    cache.fill(FeatureSource(front_end=front_end, max_bytes=0).compute, workers=config.workers, progress=progress)
     return FeatureSource(front_end=front_end, max_bytes=max_bytes, cache=cache)
 
 

@@ -32,7 +32,9 @@ def opened(folder: Path, utterances: list[Utterance], front_end: FrontEnd = WAVE
 def test_what_is_read_is_what_is_computed(utterances: list[Utterance], tmp_path: Path, workers: int) -> None:
     source = FeatureSource(front_end=WAVE)
     cache = opened(tmp_path, utterances)
-    assert cache.fill(source.compute, workers=workers) == 3
+    said: list[tuple[float, float]] = []
+    assert cache.fill(source.compute, workers=workers, progress=lambda done, all, **_: said.append((done, all))) == 3
+    assert said == [(1, 3), (2, 3), (3, 3)]
     assert cache.fill(source.compute) == 0
     reading = FeatureSource(front_end=WAVE, cache=cache)
     for utterance in utterances:

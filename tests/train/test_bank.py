@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from hkd.config import merge
-from hkd.errors import UserError
+from hkd.errors import Progress, UserError, no_progress
 from hkd.features.cache import FeatureSource
 from hkd.loop.checkpoint import load_model_tensors
 from hkd.manifest import Utterance
@@ -24,10 +24,11 @@ from kit.runs import config_of, inputs, opened
 SETTINGS = {"condition": ["senone", "monophone"], "taps": {"monophone": 1}, "slots": {"senone": 2}}
 
 
-def made(project: Path, folder: Path, settings: dict[str, Any], **bank: Any) -> BankReport:
-    return make_bank(
-        config_of(settings), folder, bank=BankConfig(**{"folds": 2, **bank}), device="cpu", **inputs(project)
-    )
+def made(
+    project: Path, folder: Path, settings: dict[str, Any], progress: Progress = no_progress, **bank: Any
+) -> BankReport:
+    config, options = config_of(settings), BankConfig(**{"folds": 2, **bank})
+    return make_bank(config, folder, bank=options, device="cpu", progress=progress, **inputs(project))
 
 
 @pytest.fixture
@@ -70,7 +71,11 @@ def test_it_holds_what_students_of_other_speakers_hear(
 def test_stopped_it_goes_on_to_the_same_bytes_and_refuses_other_inputs(
     labelled: Path, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
-    made(labelled, tmp_path / "a", settings)
+    said: list[float] = []
+    made(labelled, tmp_path / "a", settings, progress=lambda done, folds, **_: said.append(done / folds))
+    assert said == sorted(said)
+    assert len(set(said)) > 3
+    assert said[-1] == 1
     shutil.copytree(tmp_path / "a" / "fold-0", tmp_path / "b" / "fold-0")
     (tmp_path / "b" / "fold-0" / "done.json").unlink()  # as where it was killed after a step
     made(labelled, tmp_path / "b", settings)
