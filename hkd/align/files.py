@@ -42,7 +42,7 @@ from hkd.align.fit import (
     refused,
     samples_of,
 )
-from hkd.corpora.collect import Report, channel_of, walk
+from hkd.corpora.collect import Report, channel_of, plain_name, walk
 from hkd.errors import UserError
 from hkd.files import digest_of, digest_of_file, filled_lines
 from hkd.manifest import Manifest, Utterance
@@ -171,7 +171,8 @@ class MfaSource(Source):
             raise UserError(f"{path} must be a folder of TextGrids or one, but is not there.")
         if not self._paths:
             raise UserError(
-                f"{path} must hold TextGrids (*.TextGrid), but holds none. Give the output folder of `mfa align`."
+                f"{path} must hold TextGrids (*.TextGrid), but holds none. Give the output folder of `mfa align "
+                f"--output_format long_textgrid`."
             )
         self._root = path if path.is_dir() else path.parent
         self.phones = None if dictionary is None else tuple(dict.fromkeys(dictionary))
@@ -184,7 +185,10 @@ class MfaSource(Source):
 
     def read(self, manifest: Manifest) -> Iterator[tuple[str, AlignmentLoader]]:
         """File by file the utterances that it holds."""
-        of_path, ambiguous = _match(self._paths, self._root, manifest)
+        of_path, ambiguous, respelled = _match(self._paths, self._root, manifest)
+        if respelled:
+            what = f"{len(respelled)} TextGrids have names that are written otherwise (accents, case)"
+            self.notes = (f"{what}, the first is {respelled[0]}",)
         yield from ambiguous
         for path in self._paths:
             mine = of_path.get(path, [])
@@ -210,28 +214,34 @@ def _from_grid(grid: TextGrid, utterance: Utterance, *, cut: bool) -> ToolAlignm
 
 def _match(
     paths: Sequence[Path], root: Path, manifest: Manifest
-) -> tuple[dict[Path, list[Utterance]], list[tuple[str, AlignmentLoader]]]:
+) -> tuple[dict[Path, list[Utterance]], list[tuple[str, AlignmentLoader]], list[str]]:
     """Which utterances each file holds: by id, else by the audio file's name, with as many of its folders as tell files
-    apart."""
+    apart; else by either in other case, or with accents written otherwise (macOS). And the names of the latter."""
     by_stem: dict[str, list[Path]] = defaultdict(list)
+    by_plain: dict[str, list[Path]] = defaultdict(list)
     for path in paths:
         by_stem[path.stem].append(path)
+        by_plain[plain_name(path.stem)].append(path)
     found: dict[Path, list[Utterance]] = defaultdict(list)
-    ambiguous = []
+    ambiguous, respelled = [], []
     for utterance in manifest:
         audio = Path(utterance.audio_filepath or utterance.id)
-        candidates = by_stem.get(utterance.id if utterance.id in by_stem else audio.stem, [])
+        names = (utterance.id, audio.stem)
+        exact = next(filter(None, map(by_stem.get, names)), None)
+        candidates = exact or next(filter(None, map(by_plain.get, map(plain_name, names))), [])
         if len(candidates) > 1:
-            upwards = [reversed(path.relative_to(root).parent.parts) for path in candidates]
-            pairs = [zip(parts, reversed(audio.parent.parts), strict=False) for parts in upwards]
+            upwards = [[*map(plain_name, reversed(path.relative_to(root).parent.parts))] for path in candidates]
+            pairs = [zip(parts, map(plain_name, reversed(audio.parent.parts)), strict=False) for parts in upwards]
             shared = [len(list(takewhile(lambda pair: pair[0] == pair[1], each))) for each in pairs]
             candidates = [path for path, number in zip(candidates, shared, strict=True) if number == max(shared)]
         if len(candidates) == 1:
             found[candidates[0]].append(utterance)
+            if not exact:
+                respelled.append(str(candidates[0].relative_to(root)))
         elif candidates:
-            names = ", ".join(str(path.relative_to(root)) for path in candidates[:2])
-            ambiguous.append((utterance.id, refused(f"{len(candidates)} TextGrids have its name: {names}")))
-    return found, ambiguous
+            some = ", ".join(str(path.relative_to(root)) for path in candidates[:2])
+            ambiguous.append((utterance.id, refused(f"{len(candidates)} TextGrids have its name: {some}")))
+    return found, ambiguous, respelled
 
 
 _WORD_TIERS, _PHONE_TIERS = ("words", "word", "ort-mau", "tokensalign"), ("phones", "phone", "mau", "phonalign")
@@ -395,7 +405,8 @@ class CtmSource(Source):
         """pronounce: a word's phones, for words alone; () where a word has none."""
         for path in (word_ctm, phones):
             if path is not None and not path.is_file():
-                raise UserError(f"{path} must be a CTM file, but is {'a folder' if path.is_dir() else 'not there'}.")
+                found = "a folder. Join its files: cat FOLDER/*.ctm" if path.is_dir() else "not there"
+                raise UserError(f"{path} must be a CTM file, but is {found}.")
         self._words, self._phones, self._pronounce = word_ctm, phones, pronounce
 
     @property

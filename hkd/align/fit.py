@@ -17,6 +17,7 @@ Shape letters: P pieces, M pieces of a word.
 
 import logging
 import re
+import unicodedata
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
@@ -137,6 +138,7 @@ class ImportConfig:
 
     def fold(self, phone: str) -> str:
         """A tool's phone → the inventory's."""
+        phone = unicodedata.normalize("NFC", phone)
         return phone if self.stress else without_stress(phone)
 
 

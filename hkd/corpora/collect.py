@@ -251,19 +251,22 @@ def _there_by_another_spelling(path: Path) -> Path | None:
     if _there(path):
         return path
     folder = _there_by_another_spelling(path.parent) if path.name else None
-    name = _names_in(folder, folder.stat().st_mtime_ns).get(_plain(path.name)) if folder and folder.is_dir() else None
-    return folder / name if folder and name else None
+    if folder is None or not folder.is_dir():
+        return None
+    name = _names_in(folder, folder.stat().st_mtime_ns).get(plain_name(path.name))
+    return folder / name if name else None
 
 
 @lru_cache(maxsize=256)
 def _names_in(folder: Path, _time: int) -> dict[str, str]:
     """Each name without case, its accents composed → the name as it is; of several that become one, none."""
     names = [entry.name for entry in os.scandir(folder)]
-    often = Counter(map(_plain, names))
-    return {_plain(name): name for name in names if often[_plain(name)] == 1}
+    often = Counter(map(plain_name, names))
+    return {plain_name(name): name for name in names if often[plain_name(name)] == 1}
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
+    """A name without case, its accents composed."""
     return unicodedata.normalize("NFC", name).casefold()
 
 

@@ -58,8 +58,8 @@ def without_stress(phone: str) -> str:
 
 @cache
 def folded(phone: str, *, stress: bool) -> str:
-    """A phone without its place in the word, and unless `stress` without its stress mark."""
-    base = split_position(phone)[0]
+    """A phone in Unicode NFC without its place in the word, and unless `stress` without its stress mark."""
+    base = split_position(unicodedata.normalize("NFC", phone))[0]
     return base if stress else without_stress(base)
 
 
@@ -128,9 +128,11 @@ FILLERS = frozenset(("SIL", "SPN", "NSN", "+NSN+", "+SPN+"))
 _DECIMAL = re.compile(r"(?:\d*\.\d+|\d+\.)(?:[eE][-+]?\d+)?|\d+[eE]-\d+")
 # of lines with probabilities: elsewhere 0 and 1 may be phones of X-SAMPA
 _NUMBER = re.compile(rf"[01]|{_DECIMAL.pattern}")
+_NEGATIVE = re.compile(rf"-(?:\d+|{_DECIMAL.pattern})")  # a logarithm
 _VARIANT = re.compile(r"(?<=.)\([^()\s]*\)$")  # WORD(2)
 _MFA_NUMBERS = 4  # pronunciation, silence after, correction for silence before, and for none
 _NAMED = 5
+_READING = "2"  # raised whenever the same dictionary would be read otherwise
 _VOICELESS = {"P", "T", "K", "F", "TH"}
 
 
@@ -165,8 +167,8 @@ class Lexicon:
 
     def __init__(self, path: Path | None = None, *, stress: bool = True, within: Collection[str] | None = None) -> None:
         """path: `word phones`, a line each. Words are normalised as transcripts are. Comments (`;;;`, `#`), columns of
-        probabilities (MFA, Kaldi's `lexiconp.txt`) and HTK's output symbols are known. stress: keep AH0, AH1; within:
-        words that would need other phones than these have no pronunciation."""
+        probabilities (MFA, Kaldi's `lexiconp.txt`), HTK's output symbols and its pauses at words' ends are known.
+        stress: keep AH0, AH1; within: words that would need other phones than these have no pronunciation."""
         self.path = path or model_folder() / "cmudict-en-us.dict"
         self._stress, self._within = stress, None if within is None else frozenset(within)
         self._is_own = path is not None
@@ -175,7 +177,7 @@ class Lexicon:
     @cached_property
     def digest(self) -> str:
         """Of all that its pronunciations depend on, predicted ones included."""
-        parts = [digest_of_file(self.path), str(self._stress), str(self._is_own), version("g2p_en")]
+        parts = [_READING, digest_of_file(self.path), str(self._stress), str(self._is_own), version("g2p_en")]
         return digest_of([*parts, str(self._within is None), *sorted(self._within or ())])
 
     @cached_property
@@ -194,6 +196,11 @@ class Lexicon:
                 rule = "a line of a dictionary must be `word phones`, but this one has no phones."
                 raise UserError(f"{self.path}:{number}: {rule}")
             phones = tuple(folded(phone, stress=self._stress) for phone in columns[numbers:])
+            if negative := next((phone for phone in phones if _NEGATIVE.fullmatch(phone)), None):
+                rule = f"a phone of a dictionary must be a symbol, but is the number {negative} instead."
+                raise UserError(f"{self.path}:{number}: {rule} Write probabilities from 0 to 1, or none.")
+            while len(phones) > 1 and is_silence_name(phones[-1]):  # HTK's dictionaries end words in sp or sil
+                phones = phones[:-1]
             rows.append((name, phones, float(columns[0]) if numbers else None))
         return rows
 

@@ -1,5 +1,6 @@
 """TextGrids: every text layout that Praat has, as MFA 3 writes them; praatio as the independent writer and reader."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from hkd.align.fit import ImportConfig, import_alignment
 from hkd.errors import HkdError, UserError
 from hkd.manifest import Manifest, Utterance
 from hkd.units.inventory import MONOPHONE
+from hkd.units.lexicon import Lexicon
 
 WORDS = [(0.0, 0.11, ""), (0.11, 0.43, "the"), (0.43, 0.95, "<unk>"), (0.95, 1.02, ""), (1.02, 1.5, "cat's")]
 PHONES = [
@@ -164,6 +166,30 @@ def test_files_are_found_by_id_then_by_the_sound_files_name_and_folder(tmp_path:
     check(aligned(tmp_path, corpus()))
     put(tmp_path, text, "carla/utt-1.TextGrid")
     check(aligned(tmp_path, corpus()))
+
+
+@pytest.mark.parametrize("name", ["mu\u0308ller/re\u0301c1.TextGrid", "Müller/RÉC1.TextGrid"])
+def test_names_with_other_accents_or_case_are_found_and_noted(tmp_path: Path, name: str) -> None:
+    put(tmp_path, LONG, name)
+    put(tmp_path, LONG.replace("the", "a"), "carla/réc2.TextGrid")
+    put(tmp_path, LONG.replace("the", "a"), f"carla/{Path(name).name}")
+    (one,) = corpus()
+    many = Manifest([dataclasses.replace(one, audio_filepath="/data/m\u00fcller/r\u00e9c1.wav")])
+    check(aligned(tmp_path, many))
+    notes = import_alignment(many, tmp_path / "b.arrow", MfaSource(tmp_path / "tg")).notes
+    assert notes[0] == f"1 TextGrids have names that are written otherwise (accents, case), the first is {name}"
+    put(tmp_path, LONG, "m\u00fcller/r\u00e9c1.TextGrid")  # as it is written comes first
+    assert "written otherwise" not in str(
+        import_alignment(many, tmp_path / "c.arrow", MfaSource(tmp_path / "tg")).notes
+    )
+
+
+def test_phones_are_one_whatever_form_their_accents_have(tmp_path: Path) -> None:
+    put(tmp_path, LONG.replace('"AE1"', '"a\u0303"'))
+    (tmp_path / "a.dict").write_text("the DH AH0\ncat's K \u00e3 T S\n", encoding="utf-8")
+    source = MfaSource(tmp_path / "tg", dictionary=("sil", "spn", *Lexicon(tmp_path / "a.dict").phones))
+    import_alignment(corpus(), tmp_path / "a.arrow", source)
+    assert Alignment(tmp_path / "a.arrow").inventories[MONOPHONE].symbols == source.phones
 
 
 def test_a_recording_is_cut_by_the_manifests_times(tmp_path: Path) -> None:

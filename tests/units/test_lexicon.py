@@ -111,6 +111,12 @@ def test_lines_without_phones_are_named(tmp_path: Path) -> None:
         Lexicon(tmp_path / "a.dict").pronounce("hello")
 
 
+def test_logarithms_are_no_phones(tmp_path: Path) -> None:
+    (tmp_path / "a.dict").write_text("hello HH AH L OW\nworld -0.5 W ER L D\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"a\.dict:2: .* is the number -0\.5 instead\. Write probabilities from 0 to 1"):
+        Lexicon(tmp_path / "a.dict").pronounce("hello")
+
+
 def test_the_report_says_what_is_listed_predicted_and_unknown(lexicon: Lexicon) -> None:
     report = lexicon_report(lexicon, ["Hello, zorblat!", "hello mp3 mp3", "the the"])
     assert (report.words, report.running_words, report.listed, report.unknown_texts) == (4, 7, 2, 1)
@@ -165,6 +171,8 @@ def test_words_are_normalised_as_transcripts_are(tmp_path: Path) -> None:
         ("öl 1 l\nrest 0 r E s t\n", "öl", "1 l"),  # X-SAMPA, without probabilities
         ("HELLO [HELLO] hh ah l ow\n", "hello", "hh ah l ow"),  # HTK
         ("<sil> [sil]\ncat k æ t #1\n", "cat", "k æ t"),  # Kaldi's disambiguation
+        ("SENT-END [] sil\nCAT k ae t sp\n", "cat", "k ae t"),  # HTK's pauses
+        ("na n a\u0303\n", "na", "n \u00e3"),
     ],
 )
 def test_columns_between_word_and_phones(tmp_path: Path, lines: str, word: str, phones: str) -> None:
