@@ -9,6 +9,7 @@
 import base64
 import io
 import json
+import logging
 import math
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -50,6 +51,7 @@ from hkd.student.model import StudentModel
 from hkd.timebase import FRAME_SHIFT_S, SAMPLE_RATE_HZ
 from hkd.units.inventory import SENONE, UNIT_LEVELS
 
+logger = logging.getLogger(__name__)
 MAX_AUDIO_S = 12.0  # longer sound is not embedded
 NUM_CANDIDATES = 5
 MAX_PANELS = 12
@@ -133,8 +135,10 @@ def _open_stores(labels: Path | None) -> dict[str, LabelReader]:
     found = []
     with suppress(UserError):  # there is none
         for name, folder in store_folders(labels).items() if labels is not None else ():
-            with suppress(HkdError):
+            try:
                 found.append((name, LabelReader.open(folder)))
+            except HkdError as error:
+                logger.warning("label store %s is left out of the page: %s", name, error)
     return dict(sorted(found, key=lambda row: (level_rank(row[1].spec.level), row[1].spec.name)))
 
 
@@ -184,6 +188,7 @@ def _store_facts(store: LabelReader, lms: Sequence[Mapping[str, Any]]) -> dict[s
     """The facts of `hkd labels info`, and the perplexity on the transcripts of the n-gram that the store's LM was
     compared with."""
     facts = describe(store.path)
+    facts["teacher"] = {**dict.fromkeys(("name", "kind", "given"), "?"), **facts["teacher"]}
     wanted = (facts["teacher"].get("name"), facts["level"], "transcripts")
     own = [m["figures"]["ngram"]["perplexity"] for m in lms if (m["name"], m["level"], m["judged_on"]) == wanted]
     return {**facts, "ngram_perplexity": own[0] if own else None}

@@ -168,6 +168,15 @@ class StoreFolder:
         marks = {n: parse_mark(data.get(files.mark_name(n), b""), digest, n) for n in shards}
         return {shard: mark for shard, mark in marks.items() if mark is not None}
 
+    def lost(self, spec: StoreSpec) -> list[int]:
+        """The shards without a mark, or whose file has not as many bytes as that says: by name and size alone."""
+
+        def has(shard: int) -> bool:
+            mark = self.mark(spec, shard)
+            return mark is not None and self.size(files.shard_name(spec, shard)) == mark["bytes"]
+
+        return [shard for shard in range(spec.num_shards) if not has(shard)]
+
     def is_done(self, spec: StoreSpec, shard: int) -> bool:
         """Whether a shard has its mark and its file now."""
         data = self.read(files.mark_name(shard), limit=MAX_MARK_BYTES) or b""
@@ -237,6 +246,10 @@ class RemoteStoreFolder(Remote, StoreFolder):
 
     def mark_bytes(self, shard: int) -> bytes | None:
         return self._seen.get(files.mark_name(shard))
+
+    def lost(self, spec: StoreSpec) -> list[int]:
+        """The shards without a mark; whether a file is whole is seen when it is fetched."""
+        return [shard for shard in range(spec.num_shards) if self.mark(spec, shard) is None]
 
     def index(self, spec: StoreSpec) -> pa.Table | None:
         data = self.read(files.INDEX, limit=MAX_INDEX_BYTES + MAX_ROW_BYTES * spec.num_utterances)

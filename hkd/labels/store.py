@@ -113,7 +113,10 @@ class LabelReader:
         A missing or stale index is made in memory. Raises UserError where there is no store or one of a newer format,
         HkdError where it is damaged or not complete.
         """
-        return cls(store_folder(path), cache_bytes=cache_bytes)
+        reader = cls(store_folder(path), cache_bytes=cache_bytes)
+        if lost := reader.folder.lost(reader.spec):
+            raise _incomplete(reader.folder, reader.spec, lost[0])
+        return reader
 
     @property
     def path(self) -> Path | str:
@@ -300,14 +303,18 @@ def _cut(digest_B8: NDArray[np.uint8]) -> tuple[bytes, ...]:
 # The index, made from the shards --------------------------------------------------------------------------------------
 
 
+def _incomplete(folder: StoreFolder, spec: StoreSpec, shard: int) -> HkdError:
+    return HkdError(
+        f"label store {folder.path} is not complete: shard {shard} of {spec.num_shards} is missing or damaged. Copy it "
+        "again, or run the command that writes it again (`hkd labels verify` lists what is wrong)."
+    )
+
+
 def shard_tables(folder: StoreFolder, spec: StoreSpec) -> Iterator[pa.Table]:
     """The index, shard by shard, made from the shards. Raises HkdError for one that is missing, damaged or foreign."""
     for shard in range(spec.num_shards):
         if folder.mark(spec, shard) is None:
-            raise HkdError(
-                f"label store {folder.path} is not complete: shard {shard} of {spec.num_shards} is missing. "
-                "Run the command that writes it again (`hkd labels verify` lists what is missing)."
-            )
+            raise _incomplete(folder, spec, shard)
         table = rows_of(shard, folder.open_shard(spec, shard).utterances)
         if table.num_rows != len(spec.rows(shard)):
             raise HkdError(

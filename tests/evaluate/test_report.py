@@ -25,6 +25,7 @@ from hkd.evaluate.score import read_result
 from hkd.labels.card import describe
 from hkd.labels.store import open_stores
 from hkd.manifest import read as read_manifest
+from hkd.testing.store import random_rows, spec_for, write_store
 
 HEADS = {
     "hard-senone": {"level": "senone", "kind": "hard", "store": None},
@@ -222,6 +223,23 @@ def test_without_the_optional_parts_their_sections_are_left_out(evaluated, tmp_p
     assert [row.name for row in table.rows] == ["none"]
     with pytest.raises(UserError, match="Run `hkd evaluate none --split dev` first"):
         write_report(evaluated.runs[:1], out, split="dev")
+
+
+def test_a_store_of_anybodys_teacher_is_shown_and_one_that_is_cut_short_is_named(
+    evaluated,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,  # type: ignore[no-untyped-def]
+) -> None:
+    spec = spec_for(teacher={"name": "mine"})  # docs/label-store.md demands no key of a teacher
+    for name in ("mine", "cut"):
+        write_store(tmp_path / "shards" / name, spec, random_rows(spec, [3, 2]))
+    [shard] = (tmp_path / "shards" / "cut" / "data").glob("*.arrow")
+    shard.write_bytes(shard.read_bytes()[:-1])
+    write_report(evaluated.runs, tmp_path / "report.html", manifest=evaluated.manifest, labels=tmp_path / "shards")
+    assert "mine <small>?, given ?</small>" in (tmp_path / "report.html").read_text()
+    [said] = [record.message for record in caplog.records]
+    assert said.startswith("label store cut is left out of the page: ")
+    assert "shard 0 of 1 is missing or damaged" in said
 
 
 def test_figures_for_people() -> None:

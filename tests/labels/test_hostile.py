@@ -21,6 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hkd.errors import HkdError
+from hkd.files import digest_of_file
 from hkd.labels import format as files
 from hkd.labels.share import repair, verify
 from hkd.labels.store import LabelReader, open_stores
@@ -123,6 +124,9 @@ def rewrite_arrow(path: Path, edit: Callable[[dict[str, Any]], None]) -> None:
     edit(rows)
     with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_batch(pa.record_batch(rows, schema=table.schema))
+    mark = path / "data/00000.json"
+    vouching = json.loads(mark.read_text()) | {"bytes": file.stat().st_size, "sha256": digest_of_file(file)}
+    mark.write_text(json.dumps(vouching))
 
 
 @pytest.fixture

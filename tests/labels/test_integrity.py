@@ -138,3 +138,16 @@ def test_the_lock_of_a_dead_process_is_free(tmp_path: Path) -> None:
     process.join()
     with lock(tmp_path / "a.lock", wait=False) as mine:
         assert mine
+
+
+@pytest.mark.parametrize("harm", ["no shard", "no mark", "cut"])
+def test_a_copy_without_a_shard_is_refused_when_it_is_opened(tmp_path: Path, harm: str) -> None:
+    spec = spec_for(utterances_per_shard=2)
+    write_store(tmp_path / "s", spec, random_rows(spec, LENGTHS))
+    shard, mark = tmp_path / "s" / "data" / "00004.arrow", tmp_path / "s" / "data" / "00004.json"
+    if harm == "cut":
+        shard.write_bytes(shard.read_bytes()[:-1])
+    else:
+        (shard if harm == "no shard" else mark).unlink()
+    with pytest.raises(HkdError, match="is not complete: shard 4 of 5 is missing or damaged"):
+        LabelReader.open(tmp_path / "s")
