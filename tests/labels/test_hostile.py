@@ -117,7 +117,7 @@ def change(path: Path, edit: Callable[[dict[str, Any]], None]) -> None:
 
 def vouch(shard: Path) -> None:
     """Write the mark of a shard that was changed, as whoever means harm would."""
-    mark = shard.with_suffix(".json")
+    mark = shard.with_name(f"{shard.name[:5]}.json")
     facts = json.loads(mark.read_text()) | {"bytes": shard.stat().st_size, "sha256": digest_of_file(shard)}
     mark.write_text(json.dumps(facts))
 
