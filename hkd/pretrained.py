@@ -23,6 +23,8 @@ from hkd.errors import one_line as said_in_one_line
 if TYPE_CHECKING:
     import torch
 
+logger = logging.getLogger(__name__)
+
 DEVICES = ("auto", "cpu", "cuda", "mps")
 _LFS = b"version https://git-lfs"
 _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "tf_model.h5", "flax_model.msgpack")
@@ -34,14 +36,14 @@ def transformers_package() -> Iterator[Any]:
     import_torchaudio()
     transformers: Any = importlib.import_module("transformers")
 
-    logger = logging.getLogger("transformers")
-    before, bars = logger.level, transformers.utils.logging.is_progress_bar_enabled()
-    logger.setLevel(logging.ERROR)
+    theirs = logging.getLogger("transformers")
+    before, bars = theirs.level, transformers.utils.logging.is_progress_bar_enabled()
+    theirs.setLevel(logging.ERROR)
     transformers.utils.logging.disable_progress_bar()
     try:
         yield transformers
     finally:
-        logger.setLevel(before)
+        theirs.setLevel(before)
         if bars:
             transformers.utils.logging.enable_progress_bar()
 
@@ -219,7 +221,29 @@ def load_model(
             f"{what} {source} must hold all weights of {type(model).__name__}, but lacks {', '.join(lost[:3])}{more}: "
             f"they would be random. {remedy}"
         )
+    modules = dict(model.named_modules())
+    left = [key for key in sorted(map(str, found["unexpected_keys"])) if _changes_model(key, modules)]
+    if left:
+        more = f" and {len(left) - 3} more" if len(left) > 3 else ""
+        raise HkdError(
+            f"{what} {source} must hold the weights that its config.json says, but {type(model).__name__} would leave "
+            f"out {', '.join(left[:3])}{more}. Fetch config.json and the weights again, from one place; save a "
+            "quantised or adapted model as a plain one first."
+        )
     return model.eval()
+
+
+def _changes_model(key: str, modules: dict[str, Any]) -> bool:
+    """Whether a weight that a model has no place for is of a part that it has: one more layer, a scale, a bias, an
+    adapter. Those of other heads, poolers and old buffers are not."""
+    names = key.split(".")
+    for end in range(len(names) - 1, 0, -1):
+        module = modules.get(".".join(names[:end]))
+        if module is not None:
+            is_list, has_weights = type(module).__name__ == "ModuleList", any(True for _ in module.parameters(False))
+            in_layer = any(name.isdigit() for name in names[:end])
+            return is_list or has_weights or (in_layer and names[-1] == "weight")
+    return False
 
 
 def load_tokenizer(source: str | Path, *, what: str, **given: Any) -> Any:
@@ -233,4 +257,29 @@ def load_tokenizer(source: str | Path, *, what: str, **given: Any) -> Any:
                 f"{what} {source} must have its tokenizer beside it, but has none. Save it there, "
                 "with AutoTokenizer.from_pretrained(ORIGINAL).save_pretrained(FOLDER)."
             )
+        own = transformers.utils.cached_file(
+            source, "tokenizer.json", local_files_only=True, _raise_exceptions_for_missing_entries=False
+        )
+        if own and getattr(tokenizer, "is_fast", False):
+            _compare_reading(tokenizer, own, f"{what} {source}")
     return tokenizer
+
+
+def _compare_reading(tokenizer: Any, own: str, name: str) -> None:
+    """Warn where the class of a tokenizer, which transformers builds with rules of its own, reads words otherwise than
+    its tokenizer.json says."""
+    raw: Any = importlib.import_module("tokenizers").Tokenizer.from_file(own)
+    ordinary = sorted({*raw.get_vocab().values()} - {i for i, t in raw.get_added_tokens_decoder().items() if t.special})
+    texts = raw.decode_batch([[i] for i in ordinary[:: max(1, len(ordinary) // 500)]])
+    text = " ".join(word for text in texts if "\ufffd" not in text for word in text.split())
+    said, read = (coder.encode(text, add_special_tokens=False) for coder in (raw, tokenizer.backend_tokenizer))
+    if said.ids != read.ids:
+        at = next((n for n, (a, b) in enumerate(zip(said.ids, read.ids, strict=False)) if a != b), 0)
+        logger.warning(
+            "%s: transformers' %s reads words otherwise than its tokenizer.json says (%s, not %s). If tokenizer.json "
+            'is right, write "tokenizer_class": "PreTrainedTokenizerFast" into its tokenizer_config.json.',
+            name,
+            type(tokenizer).__name__,
+            " ".join(read.tokens[at : at + 4]),
+            " ".join(said.tokens[at : at + 4]),
+        )

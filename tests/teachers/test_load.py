@@ -120,6 +120,73 @@ def test_a_model_without_its_head_is_refused(teacher_folder: Folder, tmp_path: P
         load_teacher(str(folder), unit="subword")
 
 
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("model.layers.0.self_attn.q_proj.weight_scale_inv", {}),
+        ("model.layers.0.self_attn.q_proj.bias", {}),
+        ("model.layers.0.self_attn.q_proj.lora_A.default.weight", {}),
+        ("model.layers.0.self_attn.q_norm.weight", {}),
+        ("lm_head.bias", {}),
+        ("model.layers.1.mlp.up_proj.weight", {"num_hidden_layers": 1}),
+    ],
+)
+def test_weights_of_the_model_that_would_be_left_out_are_refused(
+    name: str, config: dict[str, int], teacher_folder: Folder, tmp_path: Path
+) -> None:
+    folder = with_weights(teacher_folder("llama"), tmp_path / "lm", {name: torch.ones(1)})
+    said = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(said | config))
+    with pytest.raises(HkdError, match=rf"would leave out .*{name.split('.')[-1]}"):
+        load_teacher(str(folder), unit="subword")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("bert", "bert.pooler.dense.weight"),
+        ("bert", "cls.seq_relationship.weight"),
+        ("llama", "model.layers.0.self_attn.rotary_emb.inv_freq"),
+        ("gpt2", "transformer.h.0.attn.masked_bias"),
+        ("llama", "score.weight"),
+    ],
+)
+def test_other_heads_and_old_buffers_do_no_harm(kind: str, name: str, teacher_folder: Folder, tmp_path: Path) -> None:
+    folder = with_weights(teacher_folder(kind), tmp_path / "lm", {name: torch.ones(1)})
+    whole = load_teacher(str(teacher_folder(kind)), unit="subword")
+    assert load_teacher(str(folder), unit="subword").info.digest == whole.info.digest
+
+
+def with_weights(source: Path, folder: Path, further: dict[str, torch.Tensor]) -> Path:
+    """A copy of a model's folder that holds further weights."""
+    import safetensors.torch
+
+    shutil.copytree(source, folder)
+    path = folder / "model.safetensors"
+    safetensors.torch.save_file(further | safetensors.torch.load_file(path), path, metadata={"format": "pt"})
+    return folder
+
+
+def test_a_class_that_changes_what_tokenizer_json_says_is_named(
+    teacher_folder: Folder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    load_teacher(str(teacher_folder("bert")), unit="subword")
+    assert not caplog.records
+    shutil.copytree(teacher_folder("bert"), tmp_path / "lm")
+    said = json.loads((tmp_path / "lm" / "tokenizer.json").read_text())
+    said["normalizer"]["lowercase"] = False
+    said["model"]["vocab"] |= {"The": len(said["model"]["vocab"])}
+    (tmp_path / "lm" / "tokenizer.json").write_text(json.dumps(said))
+    load_teacher(str(tmp_path / "lm"), unit="subword")
+    assert "BertTokenizer reads words otherwise than its tokenizer.json says (the" in caplog.text
+    path = tmp_path / "lm" / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}))
+    caplog.clear()
+    teacher = load_teacher(str(tmp_path / "lm"), unit="subword")
+    assert "otherwise" not in caplog.text
+    assert teacher.inventory.symbols[teacher.encode(["The"])[0][0]] == "The"
+
+
 def test_other_architectures_are_refused(teacher_folder: Folder, tmp_path: Path) -> None:
     folder = tmp_path / "classifier"
     shutil.copytree(teacher_folder("electra"), folder)
