@@ -394,6 +394,7 @@ class ProjectedTeacher(Teacher):
             )
         self.num_candidates = len(subwords.inventory)
         self._inner, self._subwords, self._ahead = inner, subwords, look_ahead
+        inner.spaced = True  # here a word ends at a space
         self._masked = isinstance(inner, MaskedTeacher)
         self._student = StudentPieces(subwords)
         self._map = TokenMap.of(inner._tokenizer, len(inner.inventory), self._student)

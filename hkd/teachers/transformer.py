@@ -1,10 +1,10 @@
 """Masked and causal language models of transformers as teachers: text → pieces, and windows of them as rows for the
 model (forward.py).
 
-- A teacher's pieces are its tokenizer's, for the bare words of the transcript joined by spaces; the case rule is found
-  from the tokenizer and recorded. A piece belongs to the word where it begins. No space stands before the first word,
-  as in the texts that the LM has read (Gemma 3 270M: perplexity a word 180 without, 399 with), unless other utterances
-  may stand there (`context`).
+- A teacher's pieces are its tokenizer's, for the bare words of the transcript joined by spaces (none between Chinese or
+  Japanese characters); the case rule is found from the tokenizer and recorded. A piece belongs to the word where it
+  begins. No space stands before the first word, as in the texts that the LM has read (Gemma 3 270M: perplexity a word
+  180 without, 399 with), unless other utterances may stand there (`context`).
 - The kept log-probabilities are those of the full softmax; special tokens are never kept, their mass belongs to the
   tail.
 
@@ -31,6 +31,7 @@ from hkd.teachers.forward import Choose, OwnForward, RowScorer, TokenRow, Tokens
 from hkd.teachers.load import TeacherOptions
 from hkd.topk import select_sample, select_topk
 from hkd.units.inventory import SUBWORD, UnitInventory
+from hkd.units.text import is_spaced
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +63,7 @@ class TransformerTeacher(Teacher):
 
     kind: str
     direction: str
+    spaced = False  # whether a space stands between all words, those of Chinese and Japanese characters, too
 
     def __init__(
         self,
@@ -156,9 +158,8 @@ class TransformerTeacher(Teacher):
                 f"logits and its tokenizer "
                 f"ids up to {ordinary[-1]}. Fetch the tokenizer and the weights again, from one place."
             )
-        exclude_V = torch.zeros(self._vocabulary, dtype=torch.bool)
-        exclude_V[[i for i in self._special if i < self._vocabulary]] = True
-        exclude_V[len(tokenizer) :] = True
+        exclude_V = torch.ones(self._vocabulary, dtype=torch.bool)  # ids of no token, too
+        exclude_V[[i for i in tokenizer.get_vocab().values() if i not in self._special and i < len(exclude_V)]] = False
         self._exclude_V = exclude_V.to(self.device)
         self._begin, self._end = (np.array(tokens, np.int64) for tokens in self._around(prefix, suffix))
         return ordinary
@@ -249,12 +250,9 @@ class TransformerTeacher(Teacher):
         return pieces
 
     def _symbols(self) -> tuple[str, ...]:
-        tokens: list[str | None] = self._tokenizer.convert_ids_to_tokens(
-            list(range(min(self._vocabulary, len(self._tokenizer))))
-        )
-        tokens += [None] * (self._vocabulary - len(tokens))
+        own = {number: token for token, number in self._tokenizer.get_vocab().items()}
         symbols: dict[str, int] = {}  # each once
-        for number, token in enumerate(tokens):
+        for number, token in enumerate(map(own.get, range(self._vocabulary))):
             symbols[f"<unused {number}>" if token is None or token in symbols else token] = number
         return tuple(symbols)
 
@@ -281,41 +279,44 @@ class TransformerTeacher(Teacher):
         if self._case != "sentence":
             return list(words)
         return [
-            word[:1].upper() + word[1:] if place == 0 or word in _PRONOUN_I else word
+            word[:1].title() + word[1:] if place == 0 or word in _PRONOUN_I else word
             for place, word in enumerate(words)
         ]
 
     def encode(self, words: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Words → (unit_U, word_U): the tokenizer's pieces of the bare text, each with the word in which it begins."""
         written = [unicodedata.normalize("NFC", word) for word in self._written(words)]
-        text = (" " if self._leading_space and written else "") + " ".join(written)
-        coded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        word_at = np.full(len(text) + 1, NO_WORD, np.int32)  # a space belongs to the word after it
-        start = 1 if self._leading_space else 0
+        text, spans, last = "", [], ""
+        word_at = np.full(sum(map(len, written)) + len(written) + 1, NO_WORD, np.int32)
         for number, word in enumerate(written):
-            word_at[max(0, start - 1) : start + len(word)] = number
-            start += len(word) + 1
+            begin = len(text)  # a space belongs to the word after it
+            if number or self._leading_space:
+                text += " " * (self.spaced or is_spaced(last, word))
+            text += word
+            spans.append((len(text) - len(word), len(text)))
+            word_at[begin : len(text)] = number
+            last = word
+        coded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         offsets: list[tuple[int, int]] = coded["offset_mapping"]
         word_U = np.array([word_at[a] for a, _ in offsets], np.int32).reshape(-1)
         unit_U = np.array(coded["input_ids"], np.int32).reshape(-1)
-        self._count_unknown(written, unit_U, word_U, offsets)
+        self._count_unknown(spans, unit_U, word_U, offsets)
         return unit_U, word_U
 
     def _count_unknown(
         self,
-        written: Sequence[str],
+        spans: Sequence[tuple[int, int]],
         unit_U: NDArray[np.int32],
         word_U: NDArray[np.int32],
         offsets: Sequence[tuple[int, int]],
     ) -> None:
         """Count words that the tokenizer does not know: those with the unknown token among their pieces, or with
-        letters in none."""
-        spelled = np.zeros(len(written) + 1, np.int64)
-        np.add.at(spelled, word_U, [b - a for a, b in offsets])
+        letters in none (a piece may reach over several words)."""
+        read = {place for a, b in offsets for place in range(a, b)}
         unk = self._tokenizer.unk_token_id
         unknown = set() if unk is None else {*word_U[unit_U == unk].tolist()}
-        unknown |= {number for number, word in enumerate(written) if spelled[number] < len(word)}
-        self._num_words += len(written)
+        unknown |= {number for number, span in enumerate(spans) if not read.issuperset(range(*span))}
+        self._num_words += len(spans)
         self._num_unknown += len(unknown - {NO_WORD})
 
     def words_unknown(self) -> str:
@@ -425,7 +426,9 @@ class MaskedTeacher(TransformerTeacher):
                 f"LM {self._name} must have a mask token, but its tokenizer has {has}. Fetch the tokenizer that it was "
                 f"trained with."
             )
-        return prefix, [*(self._pieces(self._options.final_mark) if self._options.final_mark else ()), *suffix]
+        word, marked = self._pieces("a"), self._pieces(f"a{self._options.final_mark}")
+        is_apart = marked[: len(word)] == word  # no space stands before the mark
+        return prefix, [*(marked[len(word) :] if is_apart else self._pieces(self._options.final_mark)), *suffix]
 
     def _rows(self, token_W: Tokens, at_S: Tokens, to_S: Tokens) -> Iterator[TokenRow]:
         """Exact: a row a position. `mask_every` m: row r masks the places n ≡ r (mod m) of the window and scores those

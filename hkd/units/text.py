@@ -340,6 +340,11 @@ def normalised_lines(texts: Iterable[str]) -> Iterator[str]:
             yield line
 
 
+def is_spaced(left: str, right: str) -> bool:
+    """Whether a space stands between two words in writing: not between Chinese or Japanese characters."""
+    return right[:1] < "\u2e80" or not (_ANY_CHARACTER.match(left[-1:]) and _ANY_CHARACTER.match(right))
+
+
 def text_digest(spoken: Iterable[str]) -> bytes:
     """The first 8 bytes of the SHA-256 of an utterance's normalised words: what a label store in any pieces is held
     against."""
