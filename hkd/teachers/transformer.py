@@ -426,9 +426,9 @@ class MaskedTeacher(TransformerTeacher):
                 f"LM {self._name} must have a mask token, but its tokenizer has {has}. Fetch the tokenizer that it was "
                 f"trained with."
             )
-        word, marked = self._pieces("a"), self._pieces(f"a{self._options.final_mark}")
-        is_apart = marked[: len(word)] == word  # no space stands before the mark
-        return prefix, [*(marked[len(word) :] if is_apart else self._pieces(self._options.final_mark)), *suffix]
+        mark = self._options.final_mark
+        own = self._tokenizer.get_vocab().get(mark)  # written alone, some tokenizers put a space before it
+        return prefix, [*(self._pieces(mark) if own is None else [own]), *suffix]
 
     def _rows(self, token_W: Tokens, at_S: Tokens, to_S: Tokens) -> Iterator[TokenRow]:
         """Exact: a row a position. `mask_every` m: row r masks the places n ≡ r (mod m) of the window and scores those
