@@ -10,6 +10,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -104,10 +105,7 @@ def _make(
     found: Found = {}
     right = {head.name: [0, 0] for head in data.plan.student.heads}
     for fold in range(bank.folds):
-
-        def so_far(done: float, total: float, fold: int = fold, **facts: float | str) -> None:
-            progress(fold + done / total, bank.folds, **facts)
-
+        so_far = partial(_in_fold, progress, fold, bank.folds)
         task = _task(data, [u for u in data.train if fold_of[u.id] != fold], so_far)
         loop = replace(data.config.loop, max_steps=task.max_steps, shares_every=0, eval_every=0, best_by="", patience=0)
         fit(task, loop, folder / f"fold-{fold}", identity={**identity, "fold": fold}, device=device, progress=so_far)
@@ -117,6 +115,10 @@ def _make(
     facts = {"made_from": identity, "right": {name: hits / max(1, num) for name, (hits, num) in right.items()}}
     _write(folder, data, found, facts)
     progress(bank.folds, bank.folds)
+
+
+def _in_fold(progress: Progress, fold: int, folds: int, done: float, total: float, **facts: float | str) -> None:
+    progress(fold + done / total, folds, **facts)
 
 
 def deal(utterances: Sequence[Utterance], folds: int) -> dict[str, int]:
