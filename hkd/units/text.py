@@ -1,4 +1,4 @@
-"""Transcript → words, by the rule `hkd-words-2`. Its name is part of every artefact that depends on it.
+"""Transcript → words, by the rule `hkd-words-3`. Its name is part of every artefact that depends on it.
 
 - Form: Unicode NFKC, lower case. Curly apostrophes become straight ones. A word is a run of letters, digits and the
   marks that combine with them, of any script. Apostrophes stay inside words, as do the Catalan middle dot, gershayim
@@ -37,7 +37,7 @@ import regex
 from hkd.errors import UserError
 from hkd.files import digest_of_json
 
-NORMALISATION = "hkd-words-2"
+NORMALISATION = "hkd-words-3"
 _PASSED_ON = "HKD_NORMALISATION"  # the environment of this process's own children: the table [normalisation], as JSON
 
 _APOSTROPHES = str.maketrans(
@@ -176,7 +176,7 @@ def use(config: WordsConfig) -> None:
 
 
 def normalisation() -> str:
-    """The name of the rule that is in use: `hkd-words-2`, with a digest of the table [normalisation] where that changes
+    """The name of the rule that is in use: `hkd-words-3`, with a digest of the table [normalisation] where that changes
     it."""
     if _config == WordsConfig():
         return NORMALISATION

@@ -1,4 +1,4 @@
-"""Transcript → words: the rule hkd-words-2, pinned."""
+"""Transcript → words: the rule hkd-words-3, pinned."""
 
 import os
 import re
