@@ -38,11 +38,11 @@ def test_build_fills_nested_tables_and_widens_integers_to_floats():
     [
         ({"nmae": 1}, ["'nmae'", "'name'"]),
         ({"inner": {"rates": 1}}, ["t.inner", "'rate'"]),
-        ({"name": 3}, ["t.name", "str"]),
-        ({"flag": 1}, ["t.flag", "bool"]),
+        ({"name": 3}, ["t.name", "a text"]),
+        ({"flag": 1}, ["t.flag", "true or false"]),
         ({"mode": "c"}, ["t.mode", "a, b"]),
         ({"inner": 3}, ["t.inner", "table"]),
-        ({"limit": True}, ["t.limit", "int"]),
+        ({"limit": True}, ["t.limit", "a whole number"]),
     ],
 )
 def test_what_does_not_fit_is_named(table, words):
@@ -111,6 +111,7 @@ class Fixed:
     ("table", "where"),
     [
         ({"pair": [1.0]}, r"t\.pair must be a list of 2 values, but has 1"),
+        ({"nested": [[1.5, 2]]}, r"t\.nested\[0\]\[0\] must be a whole number, but is 1\.5 instead"),
         ({"pair": []}, r"t\.pair must be a list of 2 values, but has 0"),
         ({"pair": [1, 2, 3]}, r"t\.pair must be a list of 2 values, but has 3"),
         ({"mixed": ["a", 1]}, r"t\.mixed must be a list of 3 values"),

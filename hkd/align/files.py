@@ -153,7 +153,7 @@ def _parse(text: str, path: Path) -> TextGrid:
             raise ValueError(
                 f"tier '{name}' should have {size} intervals to {end:g} s, but has {len(rows)}: is it truncated?"
             )
-        if name in tiers:
+        if name in tiers and name.rpartition(" - ")[2].strip().lower() in (*_WORD_TIERS, *_PHONE_TIERS):
             raise ValueError(f"tier '{name}' stands twice")
         tiers[name] = tuple(rows)
     return tiers

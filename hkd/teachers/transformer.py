@@ -264,13 +264,11 @@ class TransformerTeacher(Teacher):
         if length <= 0:  # relative positions only
             length = 512
         for name, module in self.model.named_modules():
-            weight = getattr(module, "weight", None)
-            if "position" in name.rpartition(".")[2] and isinstance(weight, torch.Tensor) and weight.dim() == 2:
+            if "position" in name.rpartition(".")[2] and isinstance(module, torch.nn.Embedding):
                 # RoBERTa and its kin count positions from the padding id on; OPT and BART from an offset
                 padding, offset = getattr(module, "padding_idx", None), getattr(module, "offset", 0)
                 first = offset if isinstance(offset, int) and offset else 0 if padding is None else padding + 1
-                if first:
-                    length = min(length, int(weight.shape[0]) - first)
+                length = min(length, module.num_embeddings - first)
         return int(min(length, self._tokenizer.model_max_length, 8192))
 
     def _written(self, words: Sequence[str]) -> list[str]:

@@ -29,7 +29,7 @@ from hkd.units.text import words
 # of any case; h# and pau are TIMIT's and Festival's, _ is MBROLA's, # Praat's and SPPAS', iver and vocnoise Buckeye's
 _NO_SPEECH = "sil silb sile sp spn nsn lau laugh noise vocnoise oov gbg gar bth brth unk eps pau pause h# # _ iver"
 _SILENCES = frozenset(("", *_NO_SPEECH.split()))
-_NOISE = re.compile(r"<.+>|\[.+\]|\{.+\}|\+.+\+|!(?i:sil|null|enter|exit)")  # ! and { alone are phones
+_NOISE = re.compile(r"<.+>|\[.+\]|\{.+\}|\(.+\)|\+.+\+|\.{2,}|…|!(?i:sil|null|enter|exit)")  # ! and { alone are phones
 _SILENT_WORDS = frozenset(("", "<eps>", "<sil>", "<s>", "</s>", "!sil", "sil", "sp", "h#"))
 _POSITION = re.compile(r"^(.+)_([BIES])$")
 _STRESSED = re.compile(r"^([A-Z]{2})[012]$")  # ARPAbet's vowels
@@ -151,8 +151,12 @@ def _columns(line: str) -> tuple[str, list[str]]:
     name, *rest = line.split("\t", 1) if "\t" in line.strip() else line.split(maxsplit=1) or [""]
     columns = " ".join(rest).split()
     end = next((at for at, column in enumerate(columns) if column[0] == "#" or column == ";;;"), len(columns))
-    has_output = end > 1 and columns[0].startswith("[") and columns[0].endswith("]")  # HTK's output symbol
-    return _VARIANT.sub("", name.strip()), columns[has_output:end]
+    kept = [
+        column  # without HTK's output symbol, which may stand after a probability
+        for at, column in enumerate(columns[:end])
+        if not (at + 1 < end and column[0] == "[" and column[-1] == "]" and all(map(_NUMBER.fullmatch, columns[:at])))
+    ]
+    return _VARIANT.sub("", name.strip()), kept
 
 
 def _word_of(name: str) -> str:
@@ -184,13 +188,14 @@ class Lexicon:
     def _rows(self) -> list[tuple[str, tuple[str, ...], float | None]]:
         """(word as it is written, phones, probability) of each line."""
         lines = [(number, *_columns(line)) for number, line in numbered_lines(self.path, "a dictionary")]
-        weighted = any(columns and _DECIMAL.fullmatch(columns[0]) for _, _, columns in lines)
+        first = [columns[0] for _, name, columns in lines if name and columns]
+        most = _MFA_NUMBERS if any(map(_DECIMAL.fullmatch, first)) else int(set(first) == {"1"})
         rows = []
         for number, name, columns in lines:
             if not name:
                 continue
             numbers = 0
-            while weighted and numbers < min(len(columns), _MFA_NUMBERS) and _NUMBER.fullmatch(columns[numbers]):
+            while numbers < min(len(columns), most) and _NUMBER.fullmatch(columns[numbers]):
                 numbers += 1
             if numbers == len(columns):
                 rule = "a line of a dictionary must be `word phones`, but this one has no phones."

@@ -278,6 +278,9 @@ HARMLESS = {
     "a count of none": LONG.replace("size = 10 ", "size = 0 "),
     "a count that is too large": LONG.replace("size = 10 ", "size = 99 "),
     "tiers that are not counted": LONG.replace("size = 2 ", "size = 1 "),
+    "another tier twice": mfa_long({"notes": WORDS, "words": WORDS, "phones": PHONES, "NOTES": WORDS}).replace(
+        "NOTES", "notes"
+    ),
     "CRLF": LONG.replace("\n", "\r\n"),
     "tabs, no blanks at equals signs": LONG.replace("    ", "\t").replace(" = ", "="),
     "exponents": LONG.replace("xmin = 0.11 ", "xmin = 1.1e-1 "),

@@ -129,6 +129,20 @@ def test_a_teacher_says_what_the_model_itself_says(kind: str, tmp_path: Path) ->
         np.testing.assert_allclose(np.take_along_axis(own_UV, rows.ids_NK.astype(np.int64), 1), rows.logp_NK, atol=1e-4)
 
 
+def test_texts_beyond_the_table_of_positions_are_read_in_windows(tmp_path: Path) -> None:
+    small = {**DECODER, "max_target_positions": 24}  # Whisper's config has no max_position_embeddings
+    del small["max_position_embeddings"]
+    make = lambda v: transformers.WhisperForCausalLM(transformers.WhisperConfig(**v, **small))  # noqa: E731
+    model, tokenizer = saved(tmp_path / "lm", make)
+    teacher = load_teacher(str(tmp_path / "lm"), unit="subword", device="cpu")
+    unit_U, word_U = teacher.encode((WORDS + " ").split() * 4)
+    assert len(unit_U) > 48
+    [rows] = teacher.score([Sentence(id="long", unit_U=unit_U, word_U=word_U)], k=len(teacher.inventory))
+    own_UV = by_hand(model, tokenizer, unit_U[:12], causal=True)
+    first = np.take_along_axis(own_UV, rows.ids_NK[:12].astype(np.int64), 1)
+    np.testing.assert_allclose(first, rows.logp_NK[:12], atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("kind", "rows"), [("mixes over padding", "equal"), ("convolves over padding", "equal"), ("windows", "padded")]
 )

@@ -170,6 +170,8 @@ def test_words_are_normalised_as_transcripts_are(tmp_path: Path) -> None:
         ("cat 1.0 0.00 0.00 0.00 1 t\n", "cat", "1 t"),  # never more than four
         ("öl 1 l\nrest 0 r E s t\n", "öl", "1 l"),  # X-SAMPA, without probabilities
         ("HELLO [HELLO] hh ah l ow\n", "hello", "hh ah l ow"),  # HTK
+        ("HELLO 0.5 [HELLO] hh ah l ow\n", "hello", "hh ah l ow"),
+        ("cat 1 k æ t\nöl 1 1 l\n", "öl", "1 l"),  # all pronunciations as likely: Kaldi's lexiconp.txt
         ("<sil> [sil]\ncat k æ t #1\n", "cat", "k æ t"),  # Kaldi's disambiguation
         ("SENT-END [] sil\nCAT k ae t sp\n", "cat", "k ae t"),  # HTK's pauses
         ("na n a\u0303\n", "na", "n \u00e3"),
@@ -178,6 +180,11 @@ def test_words_are_normalised_as_transcripts_are(tmp_path: Path) -> None:
 def test_columns_between_word_and_phones(tmp_path: Path, lines: str, word: str, phones: str) -> None:
     (tmp_path / "a.dict").write_text(lines, encoding="utf-8")
     assert Lexicon(tmp_path / "a.dict").variants(word) == [tuple(phones.split())]
+
+
+@pytest.mark.parametrize("phone", ["...", "(...)", "(pause)", "[noise]", "<p:>", "h#", "+NSN+", "{SL}", "!SIL", ""])
+def test_pauses_and_noise_have_many_names(phone: str) -> None:
+    assert is_silence_name(phone)
 
 
 @pytest.mark.parametrize("phone", ["!", "!x", "{", "{:", "<", "+", "q", "N", "@", "ʔ"])
