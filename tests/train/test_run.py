@@ -104,7 +104,7 @@ def test_two_processes_give_what_one_gives(labelled: Path, tmp_path: Path, tiny:
     for a, b in zip(one, two, strict=True):
         assert a == pytest.approx(b, rel=2e-4)
     weights = [safetensors.torch.load_file(tmp_path / name / "final.safetensors") for name in ("one", "two")]
-    torch.testing.assert_close(weights[0], weights[1], rtol=2e-3, atol=2e-5)
+    torch.testing.assert_close(weights[0], weights[1], rtol=2e-3, atol=1e-4)  # Adam divides gradients by their size
 
 
 @pytest.mark.parametrize("accumulate", [3, 50])  # 50: more shares than utterances, so that some are empty
