@@ -45,6 +45,7 @@ from hkd.timebase import SAMPLE_RATE_HZ, seconds_to_samples
 if TYPE_CHECKING:
     from hkd.manifest import Utterance
 
+GIT_LFS = b"version https://git-lfs"  # what a pointer file begins with
 _MAX_PEAK = 32.0  # of floats; 30 dB above full scale nobody records
 SILENCE_PEAK = 1e-4  # -80 dB of full scale: below it, a whole utterance is said to be silent
 DURATION_TOLERANCE_S = 0.05
@@ -142,7 +143,7 @@ def _opened(path: Path, *, piped: bool = False) -> Iterator[soundfile.SoundFile]
 def _remedy(path: Path) -> str:
     with path.open("rb") as file:
         begin = file.read(64).lstrip()
-    if begin.startswith(b"version https://git-lfs"):
+    if begin.startswith(GIT_LFS):
         return "It is a pointer of Git LFS: run git lfs pull."
     if begin.startswith(b"<"):
         return "It is a web page: fetch the sound again."
@@ -302,8 +303,12 @@ def digest_of_sound(utterances: "Iterable[Utterance]") -> str | None:
 def newer_sound(utterances: "Iterable[Utterance]", made: Path) -> list[str]:
     """Their files on this machine that were changed after the file `made` was, sorted."""
     places = map(location, {u.audio_filepath for u in utterances if u.audio_filepath})
-    here, limit_ns = [place for place in places if isinstance(place, Path) and place.exists()], made.stat().st_mtime_ns
-    return sorted(str(place) for place in here if place.stat().st_mtime_ns > limit_ns)
+    limit_ns, newer = made.stat().st_mtime_ns, []
+    for place in places:
+        with suppress(OSError):  # where it is gone, reading says so
+            if isinstance(place, Path) and place.stat().st_mtime_ns > limit_ns:
+                newer.append(str(place))
+    return sorted(newer)
 
 
 def read_audio(utterance: "Utterance", *, sample_rate_hz: int = SAMPLE_RATE_HZ) -> NDArray[np.float32]:

@@ -36,7 +36,7 @@ PATHS = {
 SINGLE = ("prepare", "normalisation", "units", "align", "tie", "words", "bank", "train", "evaluate", "report")
 SEVERAL = ("ngrams", "sentences", "lm", "dump", "averages", "runs", "searches")  # tables of tables, each with a name
 TABLES = (*SINGLE, *SEVERAL)
-KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}  # for people
+_TYPES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}  # for people
 
 T = TypeVar("T")
 # metadata of a field that is a config whose settings stand in the table itself, beside the others
@@ -157,7 +157,7 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
     if hint is float and isinstance(value, float):
         check_setting(where, value, "be a finite number", math.isfinite(value))
     if isinstance(hint, type) and (not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool)):
-        raise UserError(f"{where} must be {KINDS.get(hint, hint.__name__)}, but is {value!r} instead.")
+        raise UserError(f"{where} must be {_TYPES.get(hint, hint.__name__)}, but is {value!r} instead.")
     return value
 
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hkd.audio import import_torchaudio
+from hkd.audio import GIT_LFS, import_torchaudio
 from hkd.errors import HkdError, UserError, check_choice, first_line
 from hkd.errors import one_line as said_in_one_line
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
-_LFS = b"version https://git-lfs"
 _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "tf_model.h5", "flax_model.msgpack")
 
 
@@ -75,10 +74,10 @@ def local_folder(name: str, *, what: str, known: str = "a folder or a hub name")
 def _check_file(path: Path) -> None:
     """Raises HkdError for a pointer of git-lfs in place of a file, and for an empty file."""
     with path.open("rb") as file:
-        start = file.read(len(_LFS))
+        start = file.read(len(GIT_LFS))
     if not start:
         raise HkdError(f"{path} must hold a model's files, but is empty. Fetch it again.")
-    if start == _LFS:
+    if start == GIT_LFS:
         raise HkdError(f"{path} is a pointer of git-lfs, not the file itself. Run `git lfs pull` in its folder.")
 
 

@@ -6,8 +6,8 @@ lhotse's recipes.
 - The channel is a MonoCut's, as lhotse reads it; else the supervision's. A supervision of all channels is read as their
   mean.
 - Sound in Shar's tar files is written out as it is. What else hkd does not do to sound is refused, not skipped: speed
-  and other transforms, mixed or padded cuts, commands. Cuts without a supervision and supervisions
-  without a text are left out and counted.
+  and other transforms, mixed or padded cuts, commands. Cuts without a supervision and supervisions without a text are
+  left out and counted.
 """
 
 import difflib
