@@ -130,10 +130,13 @@ def _refuse_constant(name: str) -> None:
     raise UserError(f"numbers must be finite, but one is {name} instead.")
 
 
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)  # json.loads would make one for each line
+
+
 def parse_json(line: str) -> dict[str, Any]:
     """One JSON object, only with what can be written again: finite numbers, and text that is Unicode."""
     try:
-        row = json.loads(line, parse_constant=_refuse_constant)
+        row = _DECODER.decode(line)
     except json.JSONDecodeError as error:
         raise UserError(
             f"a line must be one JSON object, but is no JSON ({error.msg} at column {error.colno})."

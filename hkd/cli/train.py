@@ -60,6 +60,8 @@ def train(
     common = here.table("train")
     over = with_options({}, assignments, "train", objective=objective, min_coverage=min_coverage)
     name = run or str(merge(common, over).get("objective", TrainConfig().objective))
+    if Path(name).is_absolute() or ".." in Path(name).parts or not Path(name).name:
+        raise UserError(f"--run must be a name below {here.runs}, but is '{name}' instead. Take another name.")
     table = merge(merge(common, here.table(f"runs.{name}")), over)
     place = location(labels) if labels else None
     config, inputs = (

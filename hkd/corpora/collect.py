@@ -14,12 +14,12 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import soundfile
 
@@ -31,6 +31,7 @@ from hkd.remote import default_cache
 
 logger = logging.getLogger(__name__)
 
+T, U = TypeVar("T"), TypeVar("U")
 Row = tuple[str, Utterance]  # where it was read (FILE:LINE, for errors), and the utterance
 _CALLED = {"train": "train training", "dev": "dev valid validation val devel", "test": "test testing eval evaluation"}
 _SPLITS = {name: split for split, names in _CALLED.items() for name in names.split()}
@@ -60,13 +61,14 @@ class Report:
     """What was left out and what was decided while a corpus was read: kind → names.
 
     `skip_bad`: go on without what cannot be used, instead of refusing the corpus. `path`: the file that all names are
-    written to.
+    written to. `bad_rows`: what is wrong with rows that were read (`usable`); `collect` refuses them all at once.
     """
 
     skip_bad: bool = False
     path: Path | None = None
     left_out: dict[str, list[str]] = field(default_factory=dict)
     notes: dict[str, list[str]] = field(default_factory=dict)
+    bad_rows: list[str] = field(default_factory=list)
     num_bad: int = 0
     outcome: str = ""
 
@@ -89,6 +91,16 @@ class Report:
         if listed and not self.skip_bad:
             remedy = f" {self.path} lists all; --skip-bad goes on without them." if self.path else ""
             raise UserError(f"{where}: {len(listed)} {kind}: {_first(listed, '; ')}.{remedy}")
+
+    def usable(self, rows: Iterable[tuple[str, T]], read: Callable[[T], U]) -> Iterator[tuple[str, U]]:
+        """What `read` makes of each row, with its place. A row that it refuses (UserError) goes to `bad_rows`."""
+        for place, row in rows:
+            try:
+                made = read(row)
+            except UserError as error:
+                self.bad_rows.append(f"{place}: {error}")
+            else:
+                yield place, made
 
     def lines(self) -> list[str]:
         """One line for each kind that was left out."""
@@ -330,10 +342,11 @@ def write_sound(data: bytes, folder: Path, what: str) -> Path:
 def collect(found: Iterable[Row], where: Path | str, options: Options) -> Manifest:
     """The manifest of what was found in `where`; durations that are not given are filled in from the audio.
 
-    Raises UserError for no utterances, for a duplicate id (with both places), and one that counts and lists unusable
-    audio.
+    Raises UserError for no utterances, for a duplicate id (with both places), and one that counts and lists rows or
+    audio that cannot be used.
     """
     given = list(found)
+    options.report.bad(where, "rows cannot be used", options.report.bad_rows)
     if not given:
         raise UserError(f"{where} must list utterances, but lists none.")
     place_of: dict[str, str] = {}

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -282,25 +283,26 @@ def table_rows(path: Path, options: Options, *, audio: Path | None = None, split
     """The rows of a table; `audio`: the folder that its paths are relative to, `split`: the one that all its rows are
     of."""
     if _is_piped(path):
-        yield from piped_rows(path, audio or path.parent / "wavs", split=split)
+        yield from piped_rows(path, audio or path.parent / "wavs", options.report, split=split)
         return
     rows = _cells(path)
     header = [cell.strip() for cell in next(rows, (1, []))[1]]
     column = columns_of(header, f"{path}:1: the header", options, needed=("audio", "text"))
     place_of = {what: header.index(name) for what, name in column.items()}
     width = max(place_of.values()) + 1
-    for number, row in rows:
-        with placed(f"{path}:{number}"):
-            if len(row) < width:
-                raise UserError(f"a row must have {width} columns or more, but has {len(row)}.")
-            if any(cell.strip() for cell in row[len(header) :]):
-                raise UserError(
-                    f"a row must have {len(header)} columns as the header has, but has {len(row)}. Put a cell that "
-                    f"holds what divides cells in quotes, in a .csv."
-                )
-            cell = {what: row[place].strip() for what, place in place_of.items()}
-            utterance = _table_row(cell, column, audio or path.parent, split, options.report)
-        yield f"{path}:{number}", utterance
+
+    def read(row: list[str]) -> Utterance:
+        if len(row) < width:
+            raise UserError(f"a row must have {width} columns or more, but has {len(row)}.")
+        if any(cell.strip() for cell in row[len(header) :]):
+            raise UserError(
+                f"a row must have {len(header)} columns as the header has, but has {len(row)}. Put a cell that "
+                f"holds what divides cells in quotes, in a .csv."
+            )
+        cell = {what: row[place].strip() for what, place in place_of.items()}
+        return _table_row(cell, column, audio or path.parent, split, options.report)
+
+    yield from options.report.usable(((f"{path}:{number}", row) for number, row in rows), read)
 
 
 def _cells(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -338,17 +340,22 @@ def _is_piped(path: Path) -> bool:
     return bool(bar) and os.path.exists(sound)  # noqa: PTH110 - it raises nothing for a name that is too long
 
 
-def piped_rows(path: Path, audio: Path, *, speaker: str | None = None, split: str | None = None) -> Iterator[Row]:
+def piped_rows(
+    path: Path, audio: Path, report: Report, *, speaker: str | None = None, split: str | None = None
+) -> Iterator[Row]:
     """The rows of LJSpeech's table: ID|TEXT|NORMALISED TEXT, which is taken; the sound of each is ID.wav."""
-    for place, line in filled_lines(path, "a table"):
+
+    def read(line: str) -> Utterance:
         cells = line.split("|")
         if not 2 <= len(cells) <= 3 or not cells[0].strip():
-            raise UserError(f"{place}: a row must be ID|TEXT|NORMALISED TEXT, but is '{line[:60]}' instead.")
+            raise UserError(f"a row must be ID|TEXT|NORMALISED TEXT, but is '{line[:60]}' instead.")
         name, text = cells[0].strip(), cells[2 if len(cells) > 2 else 1].strip()
-        yield place, Utterance(
+        return Utterance(
             id=name, text=text, audio_filepath=str((audio / f"{name}.wav").absolute()), speaker=speaker,
             extra={"split": split} if split else {},
         )  # fmt: skip
+
+    return report.usable(filled_lines(path, "a table"), read)
 
 
 def _table_row(
@@ -417,19 +424,21 @@ def kaldi_rows(folder: Path, options: Options, *, extra: Mapping[str, str]) -> I
     )
     lengths = {name: _length(folder / "reco2dur", *entry) for name, entry in duration.items()}
     is_cut = (folder / "segments").exists()
+    listed = _table(folder / "segments") if is_cut else audio
     whole: dict[str, Segment] = {name: (name, 0.0, None, None) for name in audio}
-    segments = _segments(folder / "segments", audio, report) if is_cut else whole
-    missing = [f"line {number}: {name}" for name, (number, _) in text.items() if name not in segments]
+    segments = _segments(folder / "segments", listed, audio, report) if is_cut else whole
+    missing = [f"line {number}: {name}" for name, (number, _) in text.items() if name not in listed]
     report.bad(folder / "text", "utterances have no audio", missing)
     kind = "segments without a line in text" if is_cut else "recordings (wav.scp) without a line in text"
-    report.leave_out(kind, [name for name in segments if name not in text])
+    report.leave_out(kind, [name for name in listed if name not in text])
     used = {recording for recording, *_ in segments.values()}
     report.leave_out("recordings (wav.scp) without segments", [name for name in audio if name not in used])
-    for name in sorted(set(text) & set(segments)):
+
+    def read(name: str) -> Utterance:
         recording, start, stop, channel = segments[name]
         number, path = audio[recording]
         if not path:
-            raise UserError(f"{folder / 'wav.scp'}:{number}: '{name}' must have a path, but has none.")
+            raise UserError(f"{folder / 'wav.scp'}:{number}: '{recording}' must have a path, but has none.")
         if speaker and not speaker.get(name, (0, ""))[1]:
             raise UserError(
                 f"{folder / 'utt2spk'}: every utterance must have a speaker, but '{name}' has none. Add it, or remove "
@@ -441,14 +450,16 @@ def kaldi_rows(folder: Path, options: Options, *, extra: Mapping[str, str]) -> I
                 channel = channel_of(line.split()[-1] if line else "", first=1)
             options.told.add(name)
         length = None if is_cut else lengths.get(recording)
-        utterance = Utterance(
+        return Utterance(
             id=name, text=" ".join(text[name][1].split()), offset=start,
             audio_filepath=find_audio(path, folder, options.report),
             duration=length if stop is None else stop - start, channel=channel,
             speaker=speaker[name][1] if speaker else None,
             extra={**extra, "recording": recording} if is_cut else extra,
         )  # fmt: skip
-        yield f"{folder / 'text'}:{text[name][0]}", utterance
+
+    names = sorted(set(text) & set(segments))
+    yield from report.usable(((f"{folder / 'text'}:{text[name][0]}", name) for name in names), read)
 
 
 def _table(path: Path, *, optional: bool = False) -> Table:
@@ -467,31 +478,29 @@ def _table(path: Path, *, optional: bool = False) -> Table:
     return table
 
 
-def _segments(path: Path, audio: Table, report: Report) -> dict[str, Segment]:
-    """Utterance → recording, start, end (Kaldi's -1: to the end of the recording) and channel. Raises UserError with
-    file and line."""
-    segments: dict[str, Segment] = {}
-    for name, (number, line) in _table(path).items():
-        with placed(f"{path}:{number}"):
-            recording, *cells = line.split() or [""]
-            try:
-                start, stop = map(float, cells[:2])
-            except ValueError:
-                raise UserError(
-                    f"a segment must be UTTERANCE RECORDING START END, but is '{name} {line[:60]}' instead."
-                ) from None
-            if recording not in audio:
-                if report.num_bad:  # the recording was left out
-                    continue
-                raise UserError(f"'{name}' is cut from '{recording}', which is not in wav.scp.")
-            to_the_end = stop == -1
-            if not (math.isfinite(start) and start >= 0 and (to_the_end or (math.isfinite(stop) and stop > start))):
-                raise UserError(
-                    f"a segment must start at 0 s or later and end after that, but is {start:g} to {stop:g} s."
-                )
-            channel = channel_of(cells[2]) if len(cells) > 2 else None
-            segments[name] = (recording, start, None if to_the_end else stop, channel)
-    return segments
+def _segments(path: Path, listed: Table, audio: Table, report: Report) -> dict[str, Segment]:
+    """Utterance → recording, start, end (Kaldi's -1: to the end of the recording) and channel."""
+
+    def read(entry: tuple[str, str]) -> tuple[str, Segment]:
+        name, line = entry
+        recording, *cells = line.split() or [""]
+        try:
+            start, stop = map(float, cells[:2])
+        except ValueError:
+            raise UserError(
+                f"a segment must be UTTERANCE RECORDING START END, but is '{name} {line[:60]}' instead."
+            ) from None
+        if recording not in audio:
+            left_out = ", or was left out" if report.num_bad else ""
+            raise UserError(f"'{name}' is cut from '{recording}', which is not in wav.scp{left_out}.")
+        to_the_end = stop == -1
+        if not (math.isfinite(start) and start >= 0 and (to_the_end or (math.isfinite(stop) and stop > start))):
+            raise UserError(f"a segment must start at 0 s or later and end after that, but is {start:g} to {stop:g} s.")
+        channel = channel_of(cells[2]) if len(cells) > 2 else None
+        return name, (recording, start, None if to_the_end else stop, channel)
+
+    rows = ((f"{path}:{number}", (name, line)) for name, (number, line) in listed.items())
+    return dict(found for _, found in report.usable(rows, read))
 
 
 def _length(path: Path, number: int, value: str) -> float:
@@ -532,30 +541,29 @@ def read_nemo(path: Path, options: Options) -> Iterator[Row]:
         raise UserError(f"{path} must hold NeMo manifests (.json or .jsonl), but holds none.")
     rows = [row for file in files for row in _nemo_rows(file, options)]
     shared = os.path.commonpath([str(Path(row["audio_filepath"]).parent) for _, row in rows]) if rows else ""
-    for place, row in rows:
-        with placed(place):
-            utterance = _nemo_utterance(row, shared)
-        yield place, utterance
+    yield from options.report.usable(rows, lambda row: _nemo_utterance(row, shared))
 
 
 def _nemo_rows(path: Path, options: Options) -> Iterator[tuple[str, dict[str, Any]]]:
     told = split_named(path.stem)
     text = options.columns.get("text", "text")
     has_tars = next(path.parent.glob("audio_*.tar"), None) is not None
-    for place, line in filled_lines(path, "a NeMo manifest"):
-        with placed(place):
-            row = parse_json(line)
-            if text != "text":
-                row["text"] = row.pop(text, None)
-            sound = row.get("audio_filepath")
-            there = isinstance(sound, str) and Path(find_audio(sound, path.parent)).exists()
-            if not there and ("shard_id" in row or (has_tars and isinstance(sound, str))):
-                raise UserError(_TARRED)
-            sound = check_field(row, "audio_filepath", STRING, needed=True)
-            row["audio_filepath"] = find_audio(sound, path.parent, options.report)
-            check_field(row, "text", STRING, needed=True, called=text)
-            row |= {name: check_field(row, name, NUMBER) for name in ("offset", "duration")}
-        yield place, row if told is None else {**row, "split": row.get("split") or told}
+
+    def read(line: str) -> dict[str, Any]:
+        row = parse_json(line)
+        if text != "text":
+            row["text"] = row.pop(text, None)
+        sound = row.get("audio_filepath")
+        there = isinstance(sound, str) and Path(find_audio(sound, path.parent)).exists()
+        if not there and ("shard_id" in row or (has_tars and isinstance(sound, str))):
+            raise UserError(_TARRED)
+        sound = check_field(row, "audio_filepath", STRING, needed=True)
+        row["audio_filepath"] = find_audio(sound, path.parent, options.report)
+        check_field(row, "text", STRING, needed=True, called=text)
+        row |= {name: check_field(row, name, NUMBER) for name in ("offset", "duration")}
+        return row if told is None else {**row, "split": row.get("split") or told}
+
+    return options.report.usable(filled_lines(path, "a NeMo manifest"), read)
 
 
 def _nemo_channel(row: Mapping[str, Any]) -> int | None:
@@ -678,9 +686,9 @@ def _hf_rows(rows: Any, source: str, name: str, split: str | None, options: Opti
     column = columns_of(list(features), f"data set {source}", options, needed=("text",), audio=next(iter(sounds), None))
     if not sounds and "audio" not in options.columns:
         raise UserError(f"data set {source} must have a column of audio, but has {', '.join(features) or 'none'}.")
+    folder = Path(source) if Path(source).is_dir() else Path(source).parent
     total = getattr(rows, "num_rows", 0)
     number = 0
-    problems: list[str] = []
     for batch in rows.with_format("arrow").iter(batch_size=batch_rows):
         for row in batch.to_pylist():
             place, called = f"{source}: {name or 'row'} {number}", f"{name or 'row'}-{number:07d}"
@@ -688,18 +696,25 @@ def _hf_rows(rows: Any, source: str, name: str, split: str | None, options: Opti
             if row[column["text"]] is None:
                 report.leave_out("rows without a text", [place])
                 continue
-            try:
-                yield (place, _hf_utterance(row, column, place, called, split, options)), called
-            except UserError as error:
-                problems.append(f"{error}" if str(error).startswith(place) else f"{place}: {error}")
+            read = partial(
+                _hf_utterance, column=column, place=place, called=called, split=split, folder=folder, options=options
+            )
+            for found in report.usable([(place, row)], read):
+                yield found, called
         if total:
             options.progress(number, total)
-    report.bad(source, "rows cannot be used", problems)
 
 
 def _hf_utterance(
-    row: dict[str, Any], column: Mapping[str, str], place: str, called: str, split: str | None, options: Options
+    row: dict[str, Any],
+    column: Mapping[str, str],
+    place: str,
+    called: str,
+    split: str | None,
+    folder: Path,
+    options: Options,
 ) -> Utterance:
+    """`folder`: what paths are relative to; `called`: the name of a row without an id."""
     cell = {what: row[name] for what, name in column.items()}
     sound, text, name = cell["audio"], cell["text"], called if cell.get("id") is None else str(cell["id"])
     if not isinstance(text, str):
@@ -708,7 +723,7 @@ def _hf_utterance(
         sound = {"bytes": None, "path": sound} if isinstance(sound, str) else {"bytes": sound, "path": None}
     if not sound or (sound["bytes"] is None and not sound["path"]):
         raise UserError(f"'{name}' must have audio, but has none.")
-    path = str(_hf_file(sound, name, options.audio_to, place))
+    path = str(_hf_file(sound, name, folder, options))
     seconds = _seconds(path)
     try:
         span = span_of(cell, column, lambda: seconds, options.report) if {"offset", "end"} & set(column) else {}
@@ -736,16 +751,16 @@ def _hf_utterance(
     )  # fmt: skip
 
 
-def _hf_file(sound: dict[str, Any], name: str, audio_to: Path, place: str) -> Path:
+def _hf_file(sound: dict[str, Any], name: str, folder: Path, options: Options) -> Path:
     data, path = sound["bytes"], sound["path"]
     if data is None and "://" not in path:
-        return Path(path).absolute()
+        return Path(find_audio(path, folder, options.report))
     if data is None:
         import fsspec
 
         with fsspec.open(path, "rb") as file:
             data = file.read()
-    return write_sound(data, audio_to, f"{place}: utterance '{name}'")
+    return write_sound(data, options.audio_to, f"utterance '{name}'")
 
 
 # --- which kind of data a path is -------------------------------------------------------------------------------------
@@ -761,7 +776,9 @@ class Kind:
 
 def read_own(path: Path, options: Options) -> Iterator[Row]:
     """A manifest of hkd's."""
-    return ((f"{path}:{number}", utterance) for number, utterance in manifest.numbered_lines(path))
+    return options.report.usable(
+        filled_lines(path, "a manifest"), lambda line: manifest.parse_line(line, path.parent.absolute())
+    )
 
 
 KINDS = {

@@ -14,12 +14,13 @@ import difflib
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hkd.corpora.collect import Options, Report, Row, find_audio, plain_fields, split_named, walk, write_sound
 from hkd.errors import MissingPackageError, UserError, first_line
-from hkd.files import filled_lines, placed
+from hkd.files import filled_lines
 from hkd.manifest import Utterance, parse_json
 
 ENDINGS = (".jsonl.gz", ".jsonl")
@@ -50,14 +51,15 @@ def read_lhotse(path: Path, options: Options) -> Iterator[Row]:
         files = [file for file in files if "cuts" in file.name] or files
         if not files:
             raise UserError(f"{path} must hold lhotse's manifests (.jsonl.gz), but holds none.")
-        sources = [(_items(file), _File(file.parent, split_named(file.name), options)) for file in files]
+        sources = [(_items(file, report), _File(file.parent, split_named(file.name), options)) for file in files]
     recordings: dict[str, Any] = {}
     supervisions: list[tuple[str, Any, _File]] = []
     for items, file in sources:
         for place, item in items:
             if hasattr(item, "supervisions"):
-                with placed(place):
-                    yield from [(place, utterance) for utterance in _of_cut(item, file)]
+                yield from report.usable(
+                    ((place, supervision) for supervision in _of_cut(item, report)), partial(_in_cut, item, file)
+                )
             elif hasattr(item, "sources"):
                 recordings[item.id] = item
             elif hasattr(item, "recording_id"):
@@ -67,14 +69,13 @@ def read_lhotse(path: Path, options: Options) -> Iterator[Row]:
                     f"{place}: must be a recording, a supervision or a cut, but is a {type(item).__name__} instead."
                 )
     if path.is_file() and supervisions:
-        recordings = {item.id: item for _, item in _items(_recordings_of(path))}
+        recordings = {item.id: item for _, item in _items(_recordings_of(path), report)}
     if recordings and not supervisions:
         raise UserError(f"{path} must hold supervisions too, but holds recordings alone: there is no text.")
     spoken = {supervision.recording_id for _, supervision, _ in supervisions}
     report.leave_out("recordings without a supervision", [name for name in recordings if name not in spoken])
-    for place, supervision, file in supervisions:
-        if _has_text(supervision, report):
-            yield _of_supervision(place, supervision, recordings, file)
+    rows = ((place, (supervision, file)) for place, supervision, file in supervisions if _has_text(supervision, report))
+    yield from report.usable(rows, partial(_of_recording, recordings))
 
 
 def _need_lhotse() -> None:
@@ -100,18 +101,18 @@ def _said(error: Exception) -> str:
     return f"{type(error).__name__}: {first_line(error)}"
 
 
-def _items(path: Path) -> Items:
-    """A manifest's items. Raises UserError with file and line."""
+def _items(path: Path, report: Report) -> Items:
+    """A manifest's items."""
     from lhotse.serialization import deserialize_item
 
-    for place, line in filled_lines(path, "a lhotse manifest"):
-        with placed(place):
-            row = parse_json(line)
-            try:
-                item = deserialize_item(row)
-            except Exception as error:
-                raise UserError(f"must be an item of lhotse's, but is not ({_said(error)}).") from None
-        yield place, item
+    def read(line: str) -> Any:
+        row = parse_json(line)
+        try:
+            return deserialize_item(row)
+        except Exception as error:
+            raise UserError(f"must be an item of lhotse's, but is not ({_said(error)}).") from None
+
+    return report.usable(filled_lines(path, "a lhotse manifest"), read)
 
 
 def _shar(path: Path) -> Items:
@@ -131,37 +132,38 @@ def _has_text(supervision: Any, report: Report) -> bool:
     return supervision.text is not None
 
 
-def _of_supervision(place: str, supervision: Any, recordings: dict[str, Any], file: _File) -> Row:
-    with placed(place):
-        recording = recordings.get(supervision.recording_id)
-        if recording is None:
-            raise UserError(
-                f"supervision '{supervision.id}' is cut from '{supervision.recording_id}', which is no known recording."
-            )
-        return place, _utterance(supervision, recording, supervision.start, file, supervision.channel)
+def _of_recording(recordings: dict[str, Any], found: tuple[Any, _File]) -> Utterance:
+    supervision, file = found
+    recording = recordings.get(supervision.recording_id)
+    if recording is None:
+        raise UserError(
+            f"supervision '{supervision.id}' is cut from '{supervision.recording_id}', which is no known recording."
+        )
+    return _utterance(supervision, recording, supervision.start, file, supervision.channel)
 
 
-def _of_cut(cut: Any, file: _File) -> Iterator[Utterance]:
-    if getattr(cut, "recording", None) is None:
-        raise UserError(f"cut '{cut.id}' must have one recording, but is a {type(cut).__name__} without. {_REMEDY}")
-    report = file.options.report
+def _of_cut(cut: Any, report: Report) -> list[Any]:
+    """A cut's supervisions with a text."""
     if not cut.supervisions:
         report.leave_out("cuts without a supervision", [str(cut.id)])
-    for supervision in cut.supervisions:
-        if not _has_text(supervision, report):
-            continue
-        if supervision.start < -_TOLERANCE_S or supervision.end > cut.duration + _TOLERANCE_S:
-            raise UserError(
-                f"supervision '{supervision.id}' must lie within its cut, but is {supervision.start:g} to "
-                f"{supervision.end:g} s of {cut.duration:g} s. Trim the cuts to their supervisions first."
-            )
-        channel = supervision.channel
-        if isinstance(cut.channel, int):
-            if channel not in (cut.channel, [cut.channel]):
-                kind = "supervisions name another channel than their MonoCut, whose channel is read"
-                report.note(kind, [f"{supervision.id}: {channel}, cut: {cut.channel}"])
-            channel = cut.channel
-        yield _utterance(supervision, cut.recording, cut.start + max(0.0, supervision.start), file, channel)
+    return [supervision for supervision in cut.supervisions if _has_text(supervision, report)]
+
+
+def _in_cut(cut: Any, file: _File, supervision: Any) -> Utterance:
+    if getattr(cut, "recording", None) is None:
+        raise UserError(f"cut '{cut.id}' must have one recording, but is a {type(cut).__name__} without. {_REMEDY}")
+    if supervision.start < -_TOLERANCE_S or supervision.end > cut.duration + _TOLERANCE_S:
+        raise UserError(
+            f"supervision '{supervision.id}' must lie within its cut, but is {supervision.start:g} to "
+            f"{supervision.end:g} s of {cut.duration:g} s. Trim the cuts to their supervisions first."
+        )
+    channel = supervision.channel
+    if isinstance(cut.channel, int):
+        if channel not in (cut.channel, [cut.channel]):
+            kind = "supervisions name another channel than their MonoCut, whose channel is read"
+            file.options.report.note(kind, [f"{supervision.id}: {channel}, cut: {cut.channel}"])
+        channel = cut.channel
+    return _utterance(supervision, cut.recording, cut.start + max(0.0, supervision.start), file, channel)
 
 
 def _utterance(supervision: Any, recording: Any, start: float, file: _File, channel: int | list[int]) -> Utterance:
@@ -235,6 +237,9 @@ def recipe_rows(name: str, root: Path, options: Options) -> Iterator[Row]:
     for part, sets in ({"": parts} if "supervisions" in parts else parts).items():
         file = _File(root, split_named(part) or part or None, options)
         recordings = {recording.id: recording for recording in sets["recordings"]}
-        for number, supervision in enumerate(sets.get("supervisions", ()), 1):
-            if _has_text(supervision, options.report):
-                yield _of_supervision(f"{root}: {part} supervision {number}", supervision, recordings, file)
+        rows = (
+            (f"{root}: {part} supervision {number}", (supervision, file))
+            for number, supervision in enumerate(sets.get("supervisions", ()), 1)
+            if _has_text(supervision, options.report)
+        )
+        yield from options.report.usable(rows, partial(_of_recording, recordings))

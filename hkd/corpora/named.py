@@ -106,7 +106,7 @@ def ljspeech(card: Card, options: Options) -> Iterator[Part]:
     """metadata.csv (id|text|normalised text, which is taken) and wavs/ID.wav. One speaker, so splits are made by
     text."""
     folder = corpus_folder(card, options, "metadata.csv")
-    yield "", folder, list(piped_rows(folder / "metadata.csv", folder / "wavs", speaker="lj"))
+    yield "", folder, list(piped_rows(folder / "metadata.csv", folder / "wavs", options.report, speaker="lj"))
 
 
 _AN4_LINE = re.compile(r"^(?:<s>)?(?P<text>.*?)(?:</s>)?\s*\((?P<id>[^()]+)\)$")

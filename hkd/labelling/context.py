@@ -1,7 +1,7 @@
 """What is labelled: the transcripts of a manifest, each utterance's units, and the context that the setting
 `teacher.context` gives it.
 
-- The manifest is held as an Arrow table: a million utterances are planned within 1 GB.
+- The texts of a manifest lie in a temporary file without a name: a million utterances are planned within 1 GB.
 - Aligned levels take their unit sequence from the alignment, those of text without sound from lexicon and tying;
   subwords come from the teacher's own pieces or from our SentencePiece model.
 - With context, a recording's utterances in order of time are cut into runs of at most half a window (one utterance at
@@ -10,16 +10,19 @@
   alone, so neither shards nor processes change it.
 """
 
+import os
+import sys
+from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from itertools import islice, pairwise
+from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryFile
+from weakref import finalize
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from hkd import manifest
@@ -35,58 +38,50 @@ from hkd.units.text import text_digest, words
 Units = tuple[NDArray[np.int32], NDArray[np.int32]]
 
 
-_SCHEMA = pa.schema(
-    [("id", pa.large_string()), ("text", pa.large_string()), ("recording", pa.large_string()), ("offset", pa.float64()),
-     ("split", pa.large_string()), ("has_sound", pa.bool_())]
-)  # fmt: skip
-_ROWS_AT_ONCE = 1 << 14
-
-
-def _table(path: Path) -> pa.Table:
-    """What labelling needs of a manifest. Raises UserError with file and line for a broken line."""
-    rows = (
-        (u.id, u.text, u.recording, u.offset, u.split, u.audio_filepath is not None) for u in manifest.read_lines(path)
-    )
-    batches = []
-    while part := list(islice(rows, _ROWS_AT_ONCE)):
-        columns = zip(*part, strict=True)
-        batches.append(
-            pa.record_batch(
-                [pa.array(c, field.type) for c, field in zip(columns, _SCHEMA, strict=True)], schema=_SCHEMA
-            )
-        )
-    return pa.Table.from_batches(batches, schema=_SCHEMA)
-
-
 class Transcripts:
-    """A manifest as an Arrow table, by sorted ids. Raises UserError with file and line for a broken line, and for a
-    double id."""
+    """A manifest's texts by sorted ids. Raises UserError with file and line for a broken line, and for a double id."""
 
     def __init__(self, path: Path, *, split: str | None = None) -> None:
-        table = _table(path)
-        if not table.num_rows:
+        ids: list[str] = []
+        splits: list[str | None] = []
+        recordings, offsets, begin = array("q"), array("d"), array("q", [0])
+        self.has_sound = False
+        self._texts = TemporaryFile()  # noqa: SIM115 - it goes with this object
+        finalize(self, self._texts.close)
+        for u in manifest.read_lines(path):
+            ids.append(u.id)
+            splits.append(None if u.split is None else sys.intern(u.split))
+            recordings.append(hash(u.recording))
+            offsets.append(u.offset)
+            begin.append(begin[-1] + self._texts.write(u.text.encode()))
+            self.has_sound |= u.audio_filepath is not None
+        self._texts.flush()
+        if not ids:
             raise UserError(f"{path} is empty.")
-        table = table.take(pc.sort_indices(table["id"]))
-        self.all_ids: list[str] = table["id"].to_pylist()  # of all splits
+        self._begin = begin
+        self._row_N = np.array(sorted(range(len(ids)), key=ids.__getitem__))  # in the manifest, by sorted id
+        self.all_ids = [ids[row] for row in self._row_N]  # of all splits
         for left, right in pairwise(self.all_ids):
             if left == right:
                 raise UserError(
                     f"{path}: id must be unique, but '{left}' stands twice. Give each utterance its own id."
                 )
-        self._text = table["text"]
-        self.has_sound = bool(pc.any(table["has_sound"]).as_py())
-        wanted = pc.equal(table["split"], split) if split is not None else None
-        self._wanted = np.ones(len(table), bool) if wanted is None else wanted.fill_null(False).to_numpy()
+        self._wanted = np.array([split is None or splits[row] == split for row in self._row_N])
         if not self._wanted.any():
-            splits = sorted({name or "(none)" for name in pc.unique(table["split"]).to_pylist()})
-            raise UserError(f"split must be one of {', '.join(splits)}, but is '{split}' instead.")
-        recording = table["recording"].combine_chunks().dictionary_encode().indices.to_numpy()
+            known = sorted({name or "(none)" for name in splits})
+            raise UserError(f"split must be one of {', '.join(known)}, but is '{split}' instead.")
+        recording_N, offset_N = np.array(recordings)[self._row_N], np.array(offsets)[self._row_N]
         # by recording and time
-        self._spoken = np.lexsort((np.arange(len(table)), table["offset"].to_numpy(), recording))
-        self._spoken_at = np.empty(len(table), np.int64)
-        self._spoken_at[self._spoken] = np.arange(len(table))
-        changes = np.flatnonzero(np.diff(recording[self._spoken])) + 1
-        self._recording_starts = np.concatenate([[0], changes, [len(table)]]).astype(np.int64)
+        self._spoken = np.lexsort((np.arange(len(ids)), offset_N, recording_N))
+        self._spoken_at = np.empty(len(ids), np.int64)
+        self._spoken_at[self._spoken] = np.arange(len(ids))
+        changes = np.flatnonzero(np.diff(recording_N[self._spoken])) + 1
+        self._recording_starts = np.concatenate([[0], changes, [len(ids)]]).astype(np.int64)
+
+    def _text(self, row: int) -> str:
+        """The text of the row-th of the sorted ids."""
+        at = int(self._row_N[row])
+        return os.pread(self._texts.fileno(), self._begin[at + 1] - self._begin[at], self._begin[at]).decode()
 
     @property
     def ids(self) -> list[str]:
@@ -96,8 +91,7 @@ class Transcripts:
     @property
     def digest(self) -> str:
         """That of `Manifest`: SHA-256 over the (id, text) pairs by id, of all splits."""
-        texts = (text for chunk in self._text.chunks for text in chunk.to_pylist())
-        return digest_of(part for pair in zip(self.all_ids, texts, strict=True) for part in pair)
+        return digest_of(part for row, name in enumerate(self.all_ids) for part in (name, self._text(row)))
 
     def row(self, utterance_id: str) -> int:
         """The place of an id among all sorted ids. Raises KeyError."""
@@ -108,7 +102,7 @@ class Transcripts:
 
     def words(self, ids: Sequence[str]) -> list[list[str]]:
         """The normalised words of some utterances."""
-        return [words(self._text[self.row(name)].as_py()) for name in ids]
+        return [words(self._text(self.row(name))) for name in ids]
 
     def recording(self, row: int) -> tuple[NDArray[np.int64], int]:
         """The rows of an utterance's recording in the order of time, and the utterance's place there."""

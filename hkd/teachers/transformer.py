@@ -182,8 +182,14 @@ class TransformerTeacher(Teacher):
         return [], []
 
     def _prove_direction(self, ordinary: Tokens) -> None:
-        """Raises UserError for a model that does not read in this teacher's direction, or that answers by chance."""
+        """Raises UserError for a model that does not read in this teacher's direction, answers by chance, or gives no
+        numbers."""
         text_L, of = trial_texts(ordinary, 16)[0], type(self.model).__name__
+        if not bool(self._own(text_L).isfinite().any(-1).all()):
+            raise UserError(
+                f"LM {self._name} must give numbers as logits, but {of} gives none. Its weights may be broken; "
+                "fetch them again. In a narrower type numbers can overflow: --precision fp32."
+            )
         if not self._own.agree(self._own(text_L), self._own(text_L)):
             raise UserError(
                 f"LM {self._name} must say the same of a text each time, but {of} does not. Take another LM."

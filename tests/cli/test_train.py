@@ -74,6 +74,16 @@ def test_overwrite_removes_nothing_but_a_run(project: Path) -> None:
     assert (project / "runs" / "mine" / "notes.txt").read_text() == "mine"
 
 
+@pytest.mark.parametrize("name", ["../elsewhere", "/tmp/elsewhere", "a/../../b", ".", ""])
+def test_a_run_stays_below_the_folder_of_runs(project: Path, name: str) -> None:
+    done = CliRunner().invoke(app, ["train", "--run", name, "--objective", "none", "--overwrite"])
+    if not name:  # is no name: the objective's
+        assert (project / "runs" / "none").is_dir()
+        return
+    assert done.exit_code == 2
+    assert f"--run must be a name below runs, but is '{name}' instead" in " ".join(done.stderr.split())
+
+
 def test_show_draws_and_trains_nothing(project: Path) -> None:
     result = CliRunner().invoke(app, ["train", "--show", "--objective", "hard-heads"])
     assert result.exit_code == 0

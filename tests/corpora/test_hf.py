@@ -229,3 +229,11 @@ def test_shards_of_webdataset_and_columns_of_bytes(tmp_path: Path) -> None:
     datasets.Dataset.from_dict({"text": ["x"], "audio": [sound()]}).to_parquet(str(tmp_path / "x.parquet"))
     (only,) = read_corpus(str(tmp_path / "x.parquet"), options=Options(audio_to=tmp_path / "out"))
     assert (only.text, only.duration) == ("x", pytest.approx(0.2))
+
+
+def test_paths_in_parquet_are_relative_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_files(tmp_path / "set", {"wav/a.wav": sound()})
+    datasets.Dataset.from_dict({"text": ["x"], "audio": ["wav/a.wav"]}).to_parquet(str(tmp_path / "set" / "x.parquet"))
+    monkeypatch.chdir(tmp_path)
+    (only,) = read_corpus("set/x.parquet", options=Options(columns={"audio": "audio"}))
+    assert only.audio_filepath == str(tmp_path / "set" / "wav" / "a.wav")

@@ -168,6 +168,18 @@ def test_a_model_that_reads_later_tokens_is_no_causal_teacher(name: str, tmp_pat
         load_teacher(str(tmp_path / "lm"), unit="subword", device="cpu")
 
 
+def test_weights_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    def broken(v: dict[str, Any]) -> Any:
+        model = transformers.BertForMaskedLM(transformers.BertConfig(**v, **SIZE))
+        with torch.no_grad():
+            model.bert.encoder.layer[0].output.dense.bias[0] = float("nan")
+        return model
+
+    saved(tmp_path / "lm", broken)
+    with pytest.raises(UserError, match="must give numbers as logits, but BertForMaskedLM gives none"):
+        load_teacher(str(tmp_path / "lm"), unit="subword", device="cpu")
+
+
 def test_a_masked_model_that_reads_from_left_to_right_is_refused(tmp_path: Path) -> None:
     saved(
         tmp_path / "lm", lambda v: transformers.BertForMaskedLM(transformers.BertConfig(**v, **SIZE, is_decoder=True))
