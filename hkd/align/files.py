@@ -424,6 +424,12 @@ class CtmSource(Source):
     def read(self, manifest: Manifest) -> Iterator[tuple[str, AlignmentLoader]]:
         """The manifest's utterances that the files have, then what else they have."""
         spoken, phones = read_ctm(self._words), Ctm() if self._phones is None else read_ctm(self._phones)
+        names = {row.label for sides in phones.values() for rows in sides.values() for row in rows}
+        if names and all(map(str.isdecimal, names)):
+            raise UserError(
+                f"{self._phones} must name its phones, but has numbers alone, as Kaldi writes them. Put the names in: "
+                f"utils/int2sym.pl -f 5 LANG/phones.txt {self._phones} > named.ctm"
+            )
         grid_s, first = max(spoken.grid_s, phones.grid_s), min(spoken.first, phones.first)
         named = ((u, u.id if u.id in spoken else Path(u.audio_filepath or "").stem) for u in manifest)
         listed = [(utterance, name) for utterance, name in named if name in spoken]

@@ -189,6 +189,14 @@ def test_what_does_not_fit_is_a_reason(tmp_path: Path, words: str, phones: str |
     assert report.kept == 1
 
 
+def test_phones_by_number_are_refused(tmp_path: Path) -> None:
+    numbers = {name: str(n) for n, name in enumerate({line.split()[4] for line in PHONES.splitlines()}, 1)}
+    rows = [line.split() for line in PHONES.splitlines()]
+    words, phones = put(tmp_path, WORDS, "".join(" ".join([*row[:4], numbers[row[4]]]) + "\n" for row in rows))
+    with pytest.raises(UserError, match=r"must name its phones, but has numbers alone.* utils/int2sym\.pl -f 5"):
+        import_alignment(corpus(), tmp_path / "a.arrow", CtmSource(words, phones=phones))
+
+
 def test_nothing_that_fits_is_an_error(tmp_path: Path) -> None:
     words, _ = put(tmp_path, "x 1 0 1 hello\n")
     with pytest.raises(HkdError, match="none of 2 utterances"):
