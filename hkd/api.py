@@ -11,6 +11,7 @@ frozen by a test.
 Shape letters: B utterances, U positions of an utterance, M labelled frames, K kept ids, V units.
 """
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from hkd import manifest as manifests
 from hkd.align.alignment import Alignment, aligned_to_units, sequence_digest
 from hkd.audio import read_audio as read_audio
 from hkd.config import ProjectSettings as Settings
-from hkd.errors import UserError
+from hkd.errors import UserError, check_setting
 from hkd.labels.format import LabelBlock, StoreSpec, UtteranceLabels
 from hkd.labels.store import LabelReader, LabelWriter, store_folders
 from hkd.manifest import Manifest
@@ -41,7 +42,12 @@ if TYPE_CHECKING:
 
     from hkd.decode.recogniser import Recogniser
 
+logger = logging.getLogger(__name__)
+
 StrPath = str | os.PathLike[str]
+# Frames of an encoder against the sound: how much longer they may be (padding of convolutions), and the share of it
+# below which they are taken for frames of another shift.
+_LONGER, _MORE_FRAMES, _SHORTER = 0.02, 3, 0.7
 
 
 def open_labels(path: StrPath, *, cache_bytes: int | None = None) -> LabelReader:
@@ -122,11 +128,17 @@ class Project:
         Raises UserError where a store does not fit the alignment's or the subword model's inventory.
         """
         given = [stores] if isinstance(stores, str | os.PathLike) else stores
-        paths = (
-            given
+        named = (
+            list(given.items())
             if isinstance(given, Mapping)
-            else {os.fspath(path).rstrip("/").rpartition("/")[2]: path for path in given}
+            else [(os.fspath(path).rstrip("/").rpartition("/")[2], path) for path in given]
         )
+        paths = dict(named)
+        if len(paths) < len(named):
+            raise UserError(
+                f"stores must have names of their own, but two of {', '.join(name for name, _ in named)} are one. Give "
+                f"names: {{'NAME': PATH, ...}}."
+            )
         self.manifest = manifest if isinstance(manifest, Manifest) else manifests.read(Path(manifest))
         self._arguments: dict[str, Any] = {
             "manifest": self.manifest,
@@ -143,6 +155,7 @@ class Project:
             trim=False,
         )
         self._checked: set[str] = set()
+        self._warned = False
 
     def __reduce__(self) -> Any:
         return partial(Project, **self._arguments), ()
@@ -203,8 +216,8 @@ class Project:
         store holds.
 
         Utterances without labels give no rows (see `has_labels`), so a batch may have none: divide a sum of losses by
-        max(1, rows). Raises UserError for ids that are not in the manifest, and where transcript or units are not those
-        of the store.
+        max(1, rows). Raises UserError for ids that are not in the manifest, where transcript or units are not those of
+        the store, and for frames that go on after the sound (padding, or another shift).
         """
         import torch
 
@@ -212,6 +225,12 @@ class Project:
         for name in ids:
             self.manifest.by_id(name)
         speeds = [speed] * len(ids) if isinstance(speed, int | float) else list(speed)
+        frames_B = [int(count) for count in num_frames]
+        for what, given in (("num_frames", frames_B), ("speed", speeds)):
+            if len(given) != len(ids):
+                raise UserError(f"{what} must have a number for each of the {len(ids)} ids, but has {len(given)}.")
+        check_setting("frame_shift_ms", frame_shift_ms, "be above 0", frame_shift_ms > 0)
+        check_setting("speed", min(speeds, default=1.0), "be above 0", min(speeds, default=1.0) > 0)
         first_ms = frame_shift_ms / 2 if first_frame_ms is None else first_frame_ms
         labelled = [b for b, name in enumerate(ids) if self.has_labels(store, name)]
         block = self.labels(store, [ids[b] for b in labelled])
@@ -220,7 +239,8 @@ class Project:
             found = self._join.positions(ids[b], store)
             assert self._join.alignment is not None
             last = int(retime(np.array(self._join.alignment[ids[b]].num_frames), speeds[b])) - 1
-            middle_ms_T = first_ms + np.arange(int(num_frames[b])) * frame_shift_ms
+            self._check_frames(ids[b], frames_B[b], frame_shift_ms, (last + 1) * FRAME_SHIFT_S)
+            middle_ms_T = first_ms + np.arange(frames_B[b]) * frame_shift_ms
             middle_T = np.minimum(middle_ms_T // (1000 * FRAME_SHIFT_S), last).astype(np.int64)
             frame_M, position_M = covering(found, middle_T, speed=speeds[b])
             batches.append(np.full(len(frame_M), b))
@@ -234,6 +254,18 @@ class Project:
             gold_M=torch.from_numpy(block.topk.gold_N[row_M].astype(np.int64)),
             teacher=_teacher(block, row_M, self.stores[store], temperature),
         )
+
+    def _check_frames(self, name: str, frames: int, shift_ms: float, seconds: float) -> None:
+        """Raises UserError for frames that go on after the sound; warns, once, where they end well before it."""
+        said = f"{frames} frames of {shift_ms:g} ms, but the sound of '{name}' is {seconds:.2f} s long."
+        if frames * shift_ms > 1000 * seconds * (1 + _LONGER) + _MORE_FRAMES * shift_ms:
+            raise UserError(
+                f"frames must end with the sound: {said} Is {shift_ms:g} ms your encoder's shift, and is padding left "
+                f"out of num_frames?"
+            )
+        if frames * shift_ms < 1000 * seconds * _SHORTER and not self._warned:
+            self._warned = True
+            logger.warning("Frames end before the sound: %s Is that your encoder's shift?", said)
 
     def labels(self, store: str, ids: Sequence[str]) -> LabelBlock:
         """The labels of a batch by position, checked against the transcripts. Raises UserError for an utterance without
@@ -270,9 +302,10 @@ def write_labels(
     """Write a label store from your own teacher, shard by shard; called again after an interruption, it goes on.
 
     level: senone, monophone (the alignment's units) or subword, character (your pieces). score(id, unit_U) → logits_UV,
-    unnormalised, a row for each position; a tensor or an array. teacher: its name, by which an interrupted store is
-    gone on with: give other weights another name. ids: by default all utterances of the manifest that have units at the
-    level. Raises UserError for logits of another shape, or where another store lies at `path`.
+    unnormalised, a row for each position; a tensor or an array (−inf: impossible). teacher: its name, by which an
+    interrupted store is gone on with: give other weights another name. ids: by default all utterances of the manifest
+    that have units at the level. Raises UserError for logits of another shape or that are no numbers, or where another
+    store lies at `path`.
     """
     import torch
 
@@ -312,6 +345,11 @@ def write_labels(
             raise UserError(
                 f"the logits of utterance '{utterance_id}' must have the shape {(len(unit_U), len(inventory))}, but "
                 f"have {tuple(logits_UV.shape)} instead."
+            )
+        if not bool((logits_UV < float("inf")).all() and logits_UV.isfinite().any(-1).all()):
+            raise UserError(
+                f"the logits of utterance '{utterance_id}' must be numbers, of which each row has a finite one, but "
+                f"some are NaN or +inf."
             )
         gold_U = torch.from_numpy(unit_U.astype(np.int64))
         topk = select_topk(logits_UV.float(), gold_U, k=k, temperatures=spec.temperatures)

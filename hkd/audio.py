@@ -96,7 +96,7 @@ def probe(path: Path | str) -> AudioInfo:
         missing_s = _cut_off_s(file, path) if linear else 0.0
         if file.subtype in ("FLOAT", "DOUBLE"):
             for block_SC in _blocks(file, promised):
-                _check_range(block_SC, path)
+                check_range(block_SC, f"audio file {path}")
     num_samples = promised
     if not linear or kind == "FLAC":
         ends_there = kind in _COMPRESSED and _ends_there(path)
@@ -266,13 +266,14 @@ def _cut(path: Path, start: int, wanted: int) -> NDArray[np.float32]:
     return wave_SC
 
 
-def _check_range(wave_SC: NDArray[np.float32], path: Path) -> None:
+def check_range(wave_SC: NDArray[np.float32], what: str) -> None:
+    """Raises UserError for samples that are NaN or infinite, or lie far from −1 to 1."""
     if not np.isfinite(wave_SC).all():
-        raise UserError(f"audio file {path} must hold finite samples, but some are NaN or infinite. Make it again.")
+        raise UserError(f"{what} must hold finite samples, but some are NaN or infinite. Make it again.")
     peak = float(np.abs(wave_SC).max(initial=0.0))
     if peak > _MAX_PEAK:
         raise UserError(
-            f"audio file {path} must hold samples between -1 and 1, but one is {peak:g}. Write it again, divided by "
+            f"{what} must hold samples between -1 and 1, but one is {peak:g}. Write it again, divided by "
             f"32768 if these are integers of 16 bits."
         )
 
@@ -334,7 +335,7 @@ def read_audio(utterance: "Utterance", *, sample_rate_hz: int = SAMPLE_RATE_HZ) 
         raise UserError(
             f"audio file {path} must reach to {wanted_s:.3f} s, but ends at {end_s:.3f} s: is it truncated?"
         )
-    _check_range(wave_SC, path)
+    check_range(wave_SC, f"audio file {path}")
     wave_S = _one_channel(wave_SC, utterance.channel, path)
     if rate != sample_rate_hz:
         wave_S = soxr.resample(wave_S, rate, sample_rate_hz, quality="HQ")

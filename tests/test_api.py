@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -164,6 +165,37 @@ def test_what_is_not_there_is_named(project: hkd.Project):
         project.frame_labels("senone", aligned_ids(project)[:1], num_frames=[9], temperature=3.0)
 
 
+def test_frames_of_another_shift_are_not_taken_for_the_encoders(labelled: Path, caplog: pytest.LogCaptureFixture):
+    project = hkd.open_project(labelled)
+    ids = aligned_ids(project)[:2]
+    frames = [int(project.manifest.by_id(name).duration * 50) for name in ids]  # 20 ms
+    project.frame_labels("monophone", ids, num_frames=[n + 2 for n in frames], frame_shift_ms=20)
+    for given, shift_ms in ((frames, 40.0), ([1500, 1500], 20.0)):  # the default's shift; padding to 30 s
+        with pytest.raises(UserError, match=rf"frames must end with the sound: {given[0]} frames of {shift_ms:g} ms"):
+            project.frame_labels("monophone", ids, num_frames=given, frame_shift_ms=shift_ms)
+    assert not caplog.records
+    for _ in range(2):
+        project.frame_labels("monophone", ids, num_frames=frames, frame_shift_ms=10)
+    assert [record.getMessage()[:28] for record in caplog.records] == ["Frames end before the sound:"]
+    with pytest.raises(UserError, match="num_frames must have a number for each of the 2 ids, but has 1"):
+        project.frame_labels("monophone", ids, num_frames=frames[:1], frame_shift_ms=20)
+    with pytest.raises(UserError, match="speed must have a number for each of the 2 ids, but has 3"):
+        project.frame_labels("monophone", ids, num_frames=frames, frame_shift_ms=20, speed=[1, 1, 1])
+    for wrong in ({"frame_shift_ms": 0.0}, {"frame_shift_ms": float("nan")}, {"speed": 0.0}):
+        with pytest.raises(UserError, match="must be above 0"):
+            project.frame_labels("monophone", ids, num_frames=frames, **wrong)
+
+
+def test_two_stores_of_one_name_are_refused(labelled: Path, tmp_path: Path):
+    other = shutil.copytree(labelled / "shards" / "monophone", tmp_path / "monophone")
+    with pytest.raises(UserError, match="stores must have names of their own, but two of monophone, monophone are one"):
+        hkd.Project(
+            manifest=labelled / "manifest.jsonl",
+            alignment=labelled / "alignment.arrow",
+            stores=[labelled / "shards" / "monophone", other],
+        )
+
+
 def test_foreign_pieces_need_no_model(labelled: Path, tmp_path: Path):
     from hkd.units.inventory import UnitInventory
 
@@ -239,6 +271,14 @@ def test_a_store_of_your_own_teacher(labelled: Path, tmp_path: Path, level: str)
         hkd.write_labels(
             tmp_path / "wrong", project, level, lambda _, unit_U: np.zeros((len(unit_U), 3)), teacher="wrong", ids=ids
         )
+
+    def with_one(value: float, name: str, unit_U: np.ndarray) -> torch.Tensor:
+        return score(name, unit_U).index_fill(1, torch.tensor([0]), value)
+
+    for broken in (torch.nan, torch.inf):
+        with pytest.raises(UserError, match=f"logits of utterance '{min(ids)}' must be numbers"):
+            hkd.write_labels(tmp_path / "b", project, level, partial(with_one, broken), teacher="broken", ids=ids)
+    hkd.write_labels(tmp_path / "f", project, level, partial(with_one, -torch.inf), teacher="fine", ids=ids[:2])
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hkd.audio import read_audio
+from hkd.audio import check_range, read_audio
 from hkd.corpora.collect import UNREADABLE, Report, sort_files, walk
 from hkd.decode.ctc import BLANK, Search, SearchConfig
 from hkd.decode.graph import HybridSearch, log_priors
@@ -164,7 +164,13 @@ class Recogniser:
         if not isinstance(sound, np.ndarray):
             name = str(sound)
             wave_S = read_audio(Utterance(id=Path(name).name, text="", audio_filepath=name))
+        elif sound.ndim != 1 or not np.issubdtype(sound.dtype, np.floating):
+            raise UserError(
+                f"a wave must be one channel of floats between -1 and 1 (16 kHz), but has the shape {sound.shape} and "
+                f"the type {sound.dtype}. Take the mean of channels; divide integers of 16 bits by 32768."
+            )
         wave_S = np.asarray(wave_S, np.float32)
+        check_range(wave_S, name or "a wave")
         pieces: list[dict[str, Any]] = []
         start = 0
         for piece_S in cut_at_quiet(wave_S):

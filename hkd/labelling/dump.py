@@ -239,7 +239,7 @@ class ShardLabeller:
     def _scored(self, sentences: Sequence[Sentence]) -> list[TopK | Exception]:
         """Each sentence's rows, or why there are none: what fails together is halved, so that few are scored again."""
         try:
-            return list(self._teacher.score(sentences, **self._asked))
+            return [_numbers(rows) for rows in self._teacher.score(sentences, **self._asked)]
         except Exception as error:  # whatever a model makes of an odd text
             if len(sentences) == 1:
                 return [error]
@@ -255,6 +255,12 @@ class ShardLabeller:
         raise kind(
             f"utterance '{name}' cannot be labelled: {why} Or leave such utterances out: --set keep_going=true."
         ) from problem
+
+
+def _numbers(rows: TopK) -> TopK | Exception:
+    if not np.isnan(rows.logp_NK).any() and not np.isnan(rows.tail_N).any():
+        return rows
+    return HkdError("the teacher gives no numbers (NaN) for it. In bf16 numbers can overflow: --set precision=fp32.")
 
 
 def _empty(name: str) -> Sentence:

@@ -188,7 +188,7 @@ class TransformerTeacher(Teacher):
         if not bool(self._own(text_L).isfinite().any(-1).all()):
             raise UserError(
                 f"LM {self._name} must give numbers as logits, but {of} gives none. Its weights may be broken; "
-                "fetch them again. In a narrower type numbers can overflow: --precision fp32."
+                "fetch them again. In bf16 numbers can overflow: --set precision=fp32."
             )
         if not self._own.agree(self._own(text_L), self._own(text_L)):
             raise UserError(

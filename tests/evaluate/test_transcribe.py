@@ -59,3 +59,11 @@ def test_what_is_no_sound_is_refused(recogniser: Recogniser, tmp_path: Path) -> 
         recogniser.transcribe(path)
     with pytest.raises(UserError, match="No such file"):
         recogniser.transcribe(tmp_path / "missing.wav")
+    wave_S = 0.1 * np.random.default_rng(0).normal(size=16_000)
+    for wave in (np.stack([wave_S, wave_S]), (wave_S * 32768).astype(np.int16)):
+        with pytest.raises(UserError, match="a wave must be one channel of floats between -1 and 1"):
+            recogniser.transcribe(wave)
+    with pytest.raises(UserError, match="a wave must hold samples between -1 and 1, but one is"):
+        recogniser.transcribe(wave_S * 32768)
+    with pytest.raises(UserError, match="a wave must hold finite samples"):
+        recogniser.transcribe(np.where(wave_S > 0.2, np.nan, wave_S))

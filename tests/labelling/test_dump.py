@@ -260,6 +260,22 @@ def test_texts_that_a_teacher_chokes_on_are_named_or_left_out(
             np.testing.assert_allclose(rows.logp_NK, expected.logp_NK, atol=0.01)
 
 
+def test_an_utterance_without_numbers_is_named_or_left_out(texts: Path, teacher: Teacher, tmp_path: Path) -> None:
+    class Overflows(_Odd):
+        def score(self, sentences: Sequence[Sentence], **asked: Any) -> list[TopK]:
+            found = self._teacher.score(sentences, **asked)
+            for sentence, rows in zip(sentences, found, strict=True):
+                if unit in sentence.unit_U:
+                    rows.logp_NK[-1] = np.nan
+            return found
+
+    unit = int(teacher.encode(["brother"])[0][0])
+    with pytest.raises(HkdError, match=r"utterance 'u\d+' cannot be labelled: the teacher gives no numbers \(NaN\)"):
+        dump(texts, tmp_path / "a", Overflows(teacher), config=CONFIG)
+    report = dump(texts, tmp_path / "b", Overflows(teacher), config=replace(CONFIG, keep_going=True))
+    assert set(report.left_out) == {u.id for u in manifests.read(texts) if "brother" in words(u.text)}
+
+
 def test_an_error_of_every_utterance_is_none_of_theirs(texts: Path, teacher: Teacher, tmp_path: Path) -> None:
     class Broken(_Odd):
         def score(self, sentences: Sequence[Sentence], **asked: Any) -> list[TopK]:
