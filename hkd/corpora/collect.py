@@ -31,7 +31,8 @@ from hkd.remote import default_cache
 
 logger = logging.getLogger(__name__)
 
-T, U = TypeVar("T"), TypeVar("U")
+T = TypeVar("T")
+U = TypeVar("U")
 Row = tuple[str, Utterance]  # where it was read (FILE:LINE, for errors), and the utterance
 _CALLED = {"train": "train training", "dev": "dev valid validation val devel", "test": "test testing eval evaluation"}
 _SPLITS = {name: split for split, names in _CALLED.items() for name in names.split()}
