@@ -257,15 +257,18 @@ class Project:
 
     def _check_frames(self, name: str, frames: int, shift_ms: float, seconds: float) -> None:
         """Raises UserError for frames that go on after the sound; warns, once, where they end well before it."""
+        ends_ms, sound_ms = frames * shift_ms, 1000 * seconds
+        too_long = ends_ms > sound_ms * (1 + _LONGER) + _MORE_FRAMES * shift_ms
+        if not too_long and (ends_ms >= sound_ms * _SHORTER or self._warned):
+            return
         said = f"{frames} frames of {shift_ms:g} ms, but the sound of '{name}' is {seconds:.2f} s long."
-        if frames * shift_ms > 1000 * seconds * (1 + _LONGER) + _MORE_FRAMES * shift_ms:
+        if too_long:
             raise UserError(
                 f"frames must end with the sound: {said} Is {shift_ms:g} ms your encoder's shift, and is padding left "
                 f"out of num_frames?"
             )
-        if frames * shift_ms < 1000 * seconds * _SHORTER and not self._warned:
-            self._warned = True
-            logger.warning("Frames end before the sound: %s Is that your encoder's shift?", said)
+        self._warned = True
+        logger.warning("Frames end before the sound: %s Is that your encoder's shift?", said)
 
     def labels(self, store: str, ids: Sequence[str]) -> LabelBlock:
         """The labels of a batch by position, checked against the transcripts. Raises UserError for an utterance without

@@ -160,17 +160,17 @@ class Recogniser:
 
         Raises UserError for what is no sound.
         """
-        name, wave_S = "", sound
+        name = "" if isinstance(sound, np.ndarray) else str(sound)
         if not isinstance(sound, np.ndarray):
-            name = str(sound)
             wave_S = read_audio(Utterance(id=Path(name).name, text="", audio_filepath=name))
-        elif sound.ndim != 1 or not np.issubdtype(sound.dtype, np.floating):
+        elif sound.ndim == 1 and np.issubdtype(sound.dtype, np.floating):
+            wave_S = np.asarray(sound, np.float32)
+            check_range(wave_S, "a wave")
+        else:
             raise UserError(
                 f"a wave must be one channel of floats between -1 and 1 (16 kHz), but has the shape {sound.shape} and "
                 f"the type {sound.dtype}. Take the mean of channels; divide integers of 16 bits by 32768."
             )
-        wave_S = np.asarray(wave_S, np.float32)
-        check_range(wave_S, name or "a wave")
         pieces: list[dict[str, Any]] = []
         start = 0
         for piece_S in cut_at_quiet(wave_S):

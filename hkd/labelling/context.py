@@ -44,7 +44,8 @@ class Transcripts:
     def __init__(self, path: Path, *, split: str | None = None) -> None:
         ids: list[str] = []
         splits: list[str | None] = []
-        recordings, offsets, begin = array("q"), array("d"), array("q", [0])
+        recordings, offsets = array("q"), array("d")
+        self._begin = array("q", [0])  # of each text in the file
         self.has_sound = False
         self._texts = TemporaryFile()  # noqa: SIM115 - it goes with this object
         finalize(self, self._texts.close)
@@ -53,20 +54,20 @@ class Transcripts:
             splits.append(None if u.split is None else sys.intern(u.split))
             recordings.append(hash(u.recording))
             offsets.append(u.offset)
-            begin.append(begin[-1] + self._texts.write(u.text.encode()))
+            self._begin.append(self._begin[-1] + self._texts.write(u.text.encode()))
             self.has_sound |= u.audio_filepath is not None
         self._texts.flush()
         if not ids:
             raise UserError(f"{path} is empty.")
-        self._begin = begin
-        self._row_N = np.array(sorted(range(len(ids)), key=ids.__getitem__))  # in the manifest, by sorted id
-        self.all_ids = [ids[row] for row in self._row_N]  # of all splits
+        order = sorted(range(len(ids)), key=ids.__getitem__)
+        self._row_N = np.array(order)  # in the manifest, by sorted id
+        self.all_ids = [ids[row] for row in order]  # of all splits
         for left, right in pairwise(self.all_ids):
             if left == right:
                 raise UserError(
                     f"{path}: id must be unique, but '{left}' stands twice. Give each utterance its own id."
                 )
-        self._wanted = np.array([split is None or splits[row] == split for row in self._row_N])
+        self._wanted = np.array([split is None or splits[row] == split for row in order])
         if not self._wanted.any():
             known = sorted({name or "(none)" for name in splits})
             raise UserError(f"split must be one of {', '.join(known)}, but is '{split}' instead.")

@@ -258,6 +258,7 @@ class ShardLabeller:
 
 
 def _numbers(rows: TopK) -> TopK | Exception:
+    """A sentence's rows, or the error of rows with NaN."""
     if not np.isnan(rows.logp_NK).any() and not np.isnan(rows.tail_N).any():
         return rows
     return HkdError("the teacher gives no numbers (NaN) for it. In bf16 numbers can overflow: --set precision=fp32.")

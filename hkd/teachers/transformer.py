@@ -185,12 +185,13 @@ class TransformerTeacher(Teacher):
         """Raises UserError for a model that does not read in this teacher's direction, answers by chance, or gives no
         numbers."""
         text_L, of = trial_texts(ordinary, 16)[0], type(self.model).__name__
-        if not bool(self._own(text_L).isfinite().any(-1).all()):
+        logits_LV = self._own(text_L)
+        if not bool(logits_LV.isfinite().any(-1).all()):
             raise UserError(
                 f"LM {self._name} must give numbers as logits, but {of} gives none. Its weights may be broken; "
                 "fetch them again. In bf16 numbers can overflow: --set precision=fp32."
             )
-        if not self._own.agree(self._own(text_L), self._own(text_L)):
+        if not self._own.agree(self._own(text_L), logits_LV):
             raise UserError(
                 f"LM {self._name} must say the same of a text each time, but {of} does not. Take another LM."
             )
