@@ -184,16 +184,20 @@ def parse_line(line: str, folder: str | Path) -> Utterance:
     """One JSONL line → utterance. Raises UserError (without file and line: `read` adds them)."""
     row = parse_json(line)
     known: dict[str, Any] = {}
-    for name, kind in _FIELDS.items():
-        value = row.get(name)
-        if type(value) is not kind[0][0]:
-            value = check_field(row, name, kind, needed=name in ("id", "text"))
-        if value is not None:
-            known[name] = value
+    extra: dict[str, Any] = {}
+    for name, value in row.items():
+        kind = _FIELDS.get(name)
+        if kind is None:
+            extra[name] = value
+        elif value is not None:
+            known[name] = value if type(value) is kind[0][0] else check_field(row, name, kind)
+    for name in ("id", "text"):
+        if name not in known:
+            check_field(row, name, STRING, needed=True)
     if "://" not in known.get("audio_filepath", "://"):
         # this is done for every utterance, and a Path costs six times as much
         known["audio_filepath"] = os.path.normpath(os.path.join(folder, known["audio_filepath"]))  # noqa: PTH118
-    return Utterance(**known, extra={name: value for name, value in row.items() if name not in _FIELDS})
+    return Utterance(**known, extra=MappingProxyType(extra))
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, Utterance]]:

@@ -51,7 +51,8 @@ class Transcripts:
         finalize(self, self._texts.close)
         for u in manifest.read_lines(path):
             ids.append(u.id)
-            splits.append(None if u.split is None else sys.intern(u.split))
+            name = u.split
+            splits.append(name and sys.intern(name))
             recordings.append(hash(u.recording))
             offsets.append(u.offset)
             self._begin.append(self._begin[-1] + self._texts.write(u.text.encode()))
