@@ -1,10 +1,8 @@
-"""Data that people have: folders with text beside audio, tables, Kaldi folders, NeMo manifests, Hugging Face data sets,
-manifests of hkd's.
+"""Data that people have: folders with text beside audio, tables, Kaldi folders, NeMo manifests, Hugging Face data sets.
 
 - Every reader takes a path (`hf` also a name on the hub) and `Options`, and gives utterances with the places where it
   read them. `read_path` makes the manifest. The reader of lhotse's data is in `hkd.corpora.lhotse`.
-- What a reader leaves out goes to the report: audio without text, text without audio, hidden files, sound that
-  libsndfile cannot read.
+- What a reader leaves out goes to the report: audio without text, text without audio, hidden files, unreadable sound.
 - The manifest's `channel` is the channel that the data asks for. Nothing is cut out of files for it.
 """
 
@@ -41,7 +39,7 @@ from hkd.corpora.collect import (
     walk,
     write_sound,
 )
-from hkd.errors import HkdError, UserError, first_line
+from hkd.errors import HkdError, UserError, check_choice, first_line
 from hkd.files import filled_lines, numbered_lines, placed
 from hkd.manifest import NUMBER, STRING, Manifest, Utterance, check_field, parse_json
 
@@ -73,8 +71,7 @@ _SAME_S = 0.05  # a clip as long as its start and end say, but for rounding, was
 def columns_of(
     names: Sequence[str], where: str, options: Options, *, needed: Sequence[str], audio: str | None = None
 ) -> dict[str, str]:
-    """What → which of a table's columns has it, by well-known names or as `options.columns` says. Raises UserError
-    where one is missing."""
+    """What → the column that has it, by known names or `options.columns`. Raises UserError where one is missing."""
     known = {name.strip().lower(): name for name in names}
     column = {what: known[name] for what, candidates in COLUMNS.items() for name in candidates[::-1] if name in known}
     if audio is not None:
@@ -103,11 +100,9 @@ def columns_of(
 def span_of(
     cell: Mapping[str, Any], column: Mapping[str, str], seconds_of: Callable[[], float | None], report: Report
 ) -> dict[str, float]:
-    """`offset` and `duration` as a row's cells tell them; nothing where the audio is a clip that was cut at these times
-    already.
+    """`offset` and `duration` as a row's cells tell them; nothing where the audio is a clip cut at these times already.
 
-    `seconds_of`: how long the audio is; None where it cannot be read. Raises UserError for what is no number of
-    seconds.
+    `seconds_of`: how long the audio is; None where it cannot be read. Raises UserError for what is no time in seconds.
     """
     time: dict[str, float] = {}
     for what in _TIMES:
@@ -117,9 +112,7 @@ def span_of(
         try:
             time[what] = float(value)
         except (TypeError, ValueError):
-            raise UserError(
-                f"{column[what]} must be a number of seconds, but is '{str(value)[:60]}' instead."
-            ) from None
+            raise UserError(f"{column[what]} must be a number of seconds, but is '{value!s:.60}' instead.") from None
     if "end" in time:
         start, stop = time.get("offset", 0.0), time.pop("end")
         if not stop > start:
@@ -253,8 +246,7 @@ def _in_another_folder(folder: Path, audio: Sequence[Path], texts: Sequence[Path
 
 
 def _splits_and_speakers(parents: list[tuple[str, ...]], report: Report) -> list[tuple[str | None, str | None]]:
-    """(split, speaker) of files by the folders that they lie in: the first level whose folders all tell of a split
-    gives the splits."""
+    """(split, speaker) of files by their folders: splits are the first level whose folders all tell of one."""
     level = None
     for depth in range(min(map(len, parents))):
         names = {folders[depth] for folders in parents}
@@ -274,14 +266,12 @@ def _splits_and_speakers(parents: list[tuple[str, ...]], report: Report) -> list
         splits = [None] * len(parents)
     level = next((n for n in range(min(map(len, rest))) if len({folders[n] for folders in rest}) > 1), 0)
     several = len(set(rest)) > 1
-    return [
-        (split, folders[level] if several and folders else None) for split, folders in zip(splits, rest, strict=True)
-    ]
+    speakers = [folders[level] if several and folders else None for folders in rest]
+    return list(zip(splits, speakers, strict=True))
 
 
 def table_rows(path: Path, options: Options, *, audio: Path | None = None, split: str | None = None) -> Iterator[Row]:
-    """The rows of a table; `audio`: the folder that its paths are relative to, `split`: the one that all its rows are
-    of."""
+    """The rows of a table. `audio`: the folder that its paths are relative to; `split`: that of all its rows."""
     if _is_piped(path):
         yield from piped_rows(path, audio or path.parent / "wavs", options.report, split=split)
         return
@@ -297,7 +287,7 @@ def table_rows(path: Path, options: Options, *, audio: Path | None = None, split
         if any(cell.strip() for cell in row[len(header) :]):
             raise UserError(
                 f"a row must have {len(header)} columns as the header has, but has {len(row)}. Put a cell that "
-                f"holds what divides cells in quotes, in a .csv."
+                "holds what divides cells in quotes, in a .csv."
             )
         cell = {what: row[place].strip() for what, place in place_of.items()}
         return _table_row(cell, column, audio or path.parent, split, options.report)
@@ -316,9 +306,8 @@ def _cells(path: Path) -> Iterator[tuple[int, list[str]]]:
     delimiter = max(",;\t|", key=first.count)
     if said := re.fullmatch("sep=(.)", first.strip()):  # Excel's own
         delimiter, (begin, first) = said[1], next(lines, (2, ""))
-    reader = csv.reader(
-        (f"{line}\n" for line in chain([first], (line for _, line in lines))), delimiter=delimiter, strict=True
-    )
+    rows = chain([first], (line for _, line in lines))
+    reader = csv.reader((f"{line}\n" for line in rows), delimiter=delimiter, strict=True)
     while True:
         number = reader.line_num + begin
         try:
@@ -402,26 +391,22 @@ def read_kaldi(folder: Path, options: Options) -> Iterator[Row]:
     """
     parts = kaldi_folders(folder)
     if not parts:
-        raise UserError(
-            f"{folder} must be a Kaldi data folder or hold such, but there is no wav.scp in it nor right below it."
-        )
+        raise UserError(f"{folder} must be a Kaldi data folder or hold such, but has no wav.scp in it nor right below.")
     for part in parts:
         extra = {} if part == folder else {"split": split_named(part.name) or part.name, "part": part.name}
         yield from kaldi_rows(part, options, extra=extra)
 
 
 def kaldi_rows(folder: Path, options: Options, *, extra: Mapping[str, str]) -> Iterator[Row]:
-    """The utterances of one data folder, with their places in `text`. Ids whose channel reco2file_and_channel tells are
-    added to `told`."""
+    """The utterances of one data folder, with their places in `text`. Ids of reco2file_and_channel go to `told`."""
     report = options.report
     audio, text = _table(folder / "wav.scp"), _table(folder / "text")
     for kind, pattern in _REFUSED.items():
         refused = {name: number for name, (number, path) in audio.items() if re.search(pattern, path)}
         report.bad(folder / "wav.scp", kind, [f"line {number}: {name}" for name, number in refused.items()])
         audio = {name: entry for name, entry in audio.items() if name not in refused}
-    speaker, side, duration = (
-        _table(folder / name, optional=True) for name in ("utt2spk", "reco2file_and_channel", "reco2dur")
-    )
+    names = ("utt2spk", "reco2file_and_channel", "reco2dur")
+    speaker, side, duration = (_table(folder / name, optional=True) for name in names)
     lengths = {name: _length(folder / "reco2dur", *entry) for name, entry in duration.items()}
     is_cut = (folder / "segments").exists()
     listed = _table(folder / "segments") if is_cut else audio
@@ -458,8 +443,8 @@ def kaldi_rows(folder: Path, options: Options, *, extra: Mapping[str, str]) -> I
             extra={**extra, "recording": recording} if is_cut else extra,
         )  # fmt: skip
 
-    names = sorted(set(text) & set(segments))
-    yield from report.usable(((f"{folder / 'text'}:{text[name][0]}", name) for name in names), read)
+    ids = sorted(set(text) & set(segments))
+    yield from report.usable(((f"{folder / 'text'}:{text[name][0]}", name) for name in ids), read)
 
 
 def _table(path: Path, *, optional: bool = False) -> Table:
@@ -471,9 +456,8 @@ def _table(path: Path, *, optional: bool = False) -> Table:
         parts = line.split(maxsplit=1)
         if parts:
             if parts[0] in table:
-                raise UserError(
-                    f"{path}:{number}: '{parts[0]}' must stand once, but stands at line {table[parts[0]][0]} too."
-                )
+                before = table[parts[0]][0]
+                raise UserError(f"{path}:{number}: '{parts[0]}' must stand once, but stands at line {before} too.")
             table[parts[0]] = (number, parts[1].strip() if len(parts) > 1 else "")
     return table
 
@@ -487,9 +471,8 @@ def _segments(path: Path, listed: Table, audio: Table, report: Report) -> dict[s
         try:
             start, stop = map(float, cells[:2])
         except ValueError:
-            raise UserError(
-                f"a segment must be UTTERANCE RECORDING START END, but is '{name} {line[:60]}' instead."
-            ) from None
+            found = f"{name} {line[:60]}"
+            raise UserError(f"a segment must be UTTERANCE RECORDING START END, but is '{found}' instead.") from None
         if recording not in audio:
             left_out = ", or was left out" if report.num_bad else ""
             raise UserError(f"'{name}' is cut from '{recording}', which is not in wav.scp{left_out}.")
@@ -505,14 +488,13 @@ def _segments(path: Path, listed: Table, audio: Table, report: Report) -> dict[s
 
 def _length(path: Path, number: int, value: str) -> float:
     """Seconds of a recording. Raises UserError with file and line."""
+    rule = f"{path}:{number}: a duration must be"
     try:
         length = float(value)
     except ValueError:
-        raise UserError(
-            f"{path}:{number}: a duration must be a number of seconds, but is '{value[:60]}' instead."
-        ) from None
+        raise UserError(f"{rule} a number of seconds, but is '{value[:60]}' instead.") from None
     if not (math.isfinite(length) and length > 0):
-        raise UserError(f"{path}:{number}: a duration must be finite and above 0, but is {value} instead.")
+        raise UserError(f"{rule} finite and above 0, but is {value} instead.")
     return length
 
 
@@ -529,8 +511,7 @@ def nemo_files(folder: Path, report: Report) -> list[Path]:
 
 
 def read_nemo(path: Path, options: Options) -> Iterator[Row]:
-    """NeMo's JSONL: audio_filepath, text, perhaps duration, offset, speaker, channel or channel_selector; a file, or
-    all of a folder.
+    """NeMo's JSONL (audio_filepath, text, perhaps duration, offset, speaker, channel, channel_selector), or a folder's.
 
     A file whose name has a word like train, dev, valid or test gives its utterances that split. NeMo has no ids: an
     `id` is taken where there is one; else it is the audio's path without its ending below the folder that all files
@@ -573,9 +554,7 @@ def _nemo_channel(row: Mapping[str, Any]) -> int | None:
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     if isinstance(value, list):
-        raise UserError(
-            f"channel must be one channel, but is {str(value)[:60]} instead. Leave it out to read the mean of all."
-        )
+        raise UserError(f"channel must be one channel, but is {value!s:.60}. Leave it out to read the mean of all.")
     return None if value in (None, "average") else channel_of(value)
 
 
@@ -602,8 +581,7 @@ _SAVED = ("dataset_dict.json", "state.json")  # of save_to_disk
 
 
 def read_hf(source: str, options: Options) -> Iterator[Row]:
-    """All splits of a data set: a folder of save_to_disk, of parquet or of audio with metadata, a .parquet, or NAME or
-    NAME:CONFIG on the hub.
+    """A data set: a folder of save_to_disk, of parquet or of audio with metadata, a .parquet, NAME[:CONFIG] of the hub.
 
     Rows are read as Arrow: sound inside the data set is written out as it is, not decoded; files on disk stay where
     they are. Rows without an id, or whose ids repeat, are called SPLIT-NUMBER. `validation` becomes `dev`. A data set
@@ -619,9 +597,6 @@ def read_hf(source: str, options: Options) -> Iterator[Row]:
             rows += _hf_rows(part, source, name, None if alone else split_named(name) or name, options)
     except HkdError:
         raise
-    except (ConnectionError, TimeoutError) as error:
-        reason = first_line(error)
-        raise HkdError(f"data set {source} could not be reached ({reason}). Try again, or give a folder.") from None
     except (
         datasets.exceptions.DatasetsError,
         OSError,
@@ -630,10 +605,12 @@ def read_hf(source: str, options: Options) -> Iterator[Row]:
         KeyError,
         TypeError,
         ImportError,
-    ) as error:
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+    ) as e:
+        reason = first_line(e)
+        if isinstance(e, ConnectionError | TimeoutError):
+            raise HkdError(f"data set {source} could not be reached ({reason}). Try again, or give a folder.") from None
+        if isinstance(e, OSError) and e.errno == errno.ENOSPC:
             raise
-        reason = first_line(error)
         raise UserError(f"data set {source} must be one that `datasets` can read, but it says: {reason}.") from None
     repeated = [name for name, count in Counter(u.id for (_, u), _ in rows).items() if count > 1]
     if repeated:
@@ -664,10 +641,9 @@ def _open(source: str) -> Mapping[str, Any]:
         opened = datasets.load_from_disk(source)
     elif path.suffix == ".parquet":
         opened = datasets.load_dataset("parquet", data_files=source, streaming=True)
-    elif path.exists():
-        opened = datasets.load_dataset(source, streaming=True)
     else:
-        opened = datasets.load_dataset(name, config or None, streaming=True)
+        wanted = (source,) if path.exists() else (name, config or None)
+        opened = datasets.load_dataset(*wanted, streaming=True)
     return opened if isinstance(opened, Mapping) else {"": opened}
 
 
@@ -706,14 +682,9 @@ def _hf_rows(rows: Any, source: str, name: str, split: str | None, options: Opti
 
 
 def _hf_utterance(
-    row: dict[str, Any],
-    column: Mapping[str, str],
-    place: str,
-    called: str,
-    split: str | None,
+    row: dict[str, Any], *, column: Mapping[str, str], place: str, called: str, split: str | None, options: Options,
     folder: Path,
-    options: Options,
-) -> Utterance:
+) -> Utterance:  # fmt: skip
     """`folder`: what paths are relative to; `called`: the name of a row without an id."""
     cell = {what: row[name] for what, name in column.items()}
     sound, text, name = cell["audio"], cell["text"], called if cell.get("id") is None else str(cell["id"])
@@ -729,9 +700,8 @@ def _hf_utterance(
         span = span_of(cell, column, lambda: seconds, options.report) if {"offset", "end"} & set(column) else {}
         if seconds is not None and span.get("offset", 0.0) + span.get("duration", _SAME_S) > seconds + _SAME_S:
             span = {}
-            options.report.note(
-                "times that lie beyond the audio of their row are not taken: the audio is read whole", [name]
-            )
+            kind = "times that lie beyond the audio of their row are not taken: the audio is read whole"
+            options.report.note(kind, [name])
     except UserError:
         span = {}
         options.report.leave_out("rows whose start and end are no times are read whole", [place])
@@ -776,9 +746,8 @@ class Kind:
 
 def read_own(path: Path, options: Options) -> Iterator[Row]:
     """A manifest of hkd's."""
-    return options.report.usable(
-        filled_lines(path, "a manifest"), lambda line: manifest.parse_line(line, path.parent.absolute())
-    )
+    folder = path.parent.absolute()
+    return options.report.usable(filled_lines(path, "a manifest"), lambda line: manifest.parse_line(line, folder))
 
 
 KINDS = {
@@ -793,8 +762,7 @@ KINDS = {
 
 def read_path(source: str, kind: str, options: Options) -> Manifest:
     """The utterances of a path (or, for `hf`, a name) of that kind. Raises UserError, HkdError."""
-    if kind not in KINDS:
-        raise UserError(f"--from must be one of {', '.join(KINDS)}, but is '{kind}' instead.")
+    check_choice("--from", kind, KINDS)
     where = source if kind == "hf" else Path(source)
     if isinstance(where, Path) and not where.exists():
         if NEMO_PATTERN.search(source):
@@ -807,9 +775,8 @@ def guess_kind(path: Path) -> str:
     """Which kind of data a path is. Raises UserError where it could be several, or none."""
     kinds = sorted(set(_folder_clues(path) if path.is_dir() else _file_clues(path)))
     if len(kinds) > 1:
-        raise UserError(
-            f"{path} could be {' or '.join(KINDS[kind].title for kind in kinds)}. Say which: --from {'|'.join(kinds)}."
-        )
+        titles = " or ".join(KINDS[kind].title for kind in kinds)
+        raise UserError(f"{path} could be {titles}. Say which: --from {'|'.join(kinds)}.")
     if not kinds and not path.is_dir():
         remedy = " Unpack it first." if path.suffix.lower() in ARCHIVES else ""
         raise UserError(
