@@ -1,14 +1,10 @@
 """The registry of corpora that are known by name, their cards, and how a corpus' archives are fetched and unpacked.
 
-- A corpus is one entry: a card (source, licence, checksums, what the manifest must hold) and a reader, put there by
-  `register`.
-- hkd's own cards are TOML files (`data_manifests/` in the repository). A checksum is there only with the source that
-  publishes it.
-- Archives come from a folder that the user names, the cache or a server; those of up to `AUTO_GB` are fetched without
-  being asked for.
+- A corpus is a card (source, licence, checksums, what the manifest must hold) and a reader, put there by `register`.
+- hkd's own cards are TOML files (`data_manifests/` in the repository). A checksum stands only with its source.
+- Archives come from a folder that the user names, the cache or a server; up to `AUTO_GB` are fetched without asking.
 - A download continues where a broken one stopped, is checked against its card, and gets its name only then.
-- Unpacking writes below its folder or not at all: no absolute paths, no `..`, no links out, no devices, a bound on the
-  size.
+- Unpacking writes below its folder or not at all: no absolute paths, no `..`, no links, no devices, a bound on size.
 """
 
 import hashlib
@@ -27,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from hkd.corpora.collect import Options, Row, collect, is_hidden
-from hkd.errors import HkdError, Progress, UserError, first_line, no_progress
+from hkd.errors import HkdError, Progress, UserError, check_choice, first_line, no_progress
 from hkd.files import shipped
 from hkd.manifest import Manifest, Utterance, assign_splits
 
@@ -100,11 +96,8 @@ def parse_card(table: Mapping[str, Any]) -> Card:
 
 def chosen_parts(card: Card, options: Options, known: Collection[str]) -> list[str]:
     """The parts that are asked for, in the corpus' order; all where none is. Raises UserError for unknown ones."""
-    unknown = [part for part in options.parts if part not in known]
-    if unknown:
-        raise UserError(
-            f"part of {card.name} must be one of {', '.join(known) or '(it has none)'}, but is '{unknown[0]}' instead."
-        )
+    for part in options.parts:
+        check_choice(f"part of {card.name}", part, known or ["(it has none)"])
     return [part for part in known if part in options.parts or not options.parts]
 
 
@@ -116,8 +109,7 @@ Splits = Mapping[str, str | Mapping[str, float]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Corpus:
-    """An entry of the registry. `splits`: of a part its split, or the shares of several splits, dealt out by
-    speaker."""
+    """An entry of the registry. `splits`: of a part its split, or the shares of several, dealt out by speaker."""
 
     given: Card | str
     read: Reader
@@ -149,9 +141,8 @@ CORPORA: dict[str, Corpus] = {}
 def register(card: Card | str, *, splits: Splits | None = None, is_text: bool = False) -> Callable[[Reader], Reader]:
     """Make a corpus known by its card's name, or by that of one of hkd's own cards: a decorator of its reader.
 
-    The reader of speech gives (part, folder, rows), that of text alone (`is_text`) gives sentences. `splits`: of a part
-    its split, or the shares of several; rows of other parts keep the extra field `split`, and where no row has one
-    `prepare` makes the splits.
+    The reader of speech gives (part, folder, rows), that of text alone (`is_text`) gives sentences. `splits`: see
+    `Corpus`; rows of other parts keep the extra field `split`, and where no row has one `prepare` makes the splits.
     """
 
     def keep(read: Reader) -> Reader:
@@ -176,13 +167,13 @@ def differences(card: Card, utterances: Iterable[Utterance]) -> list[str]:
             counts[key] += 1
             hours[key] += (utterance.duration or 0.0) / 3600
     expectations = {("split", name): expected for name, expected in card.splits.items()}
-    expectations |= {
-        ("part", name): e for name, e in card.parts.items() if not card.some_parts or ("part", name) in counts
-    }
+    expectations |= {("part", name): expected for name, expected in card.parts.items()}
     if card.whole is not None:
         expectations["corpus", card.name] = card.whole
     found = []
     for key, expected in expectations.items():
+        if key[0] == "part" and card.some_parts and key not in counts:
+            continue
         what = " ".join(key)
         if expected.utterances is not None and counts[key] != expected.utterances:
             found.append(f"{what} has {counts[key]} utterances instead of {expected.utterances}")
@@ -196,7 +187,7 @@ def check(card: Card, utterances: Iterable[Utterance]) -> None:
     if found := differences(card, utterances):
         raise HkdError(
             f"corpus {card.name} must be as its card says, but {'; '.join(found)}. Fetch it again, or say --from to "
-            f"take it as it is."
+            "take it as it is."
         )
 
 
@@ -220,15 +211,11 @@ def download(url: str, path: Path, archive: Archive, *, progress: Progress = no_
     part = path.with_name(path.name + ".part")
     try:
         _fetch(url, part, progress)
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        reason = (
-            f"{error.code} {error.reason}"
-            if isinstance(error, urllib.error.HTTPError)
-            else getattr(error, "reason", error)
-        )
+    except (OSError, ValueError) as error:  # urllib's errors are OSErrors
+        code = f"{error.code} " if isinstance(error, urllib.error.HTTPError) else ""
         raise HkdError(
-            f"{url} could not be fetched ({reason}). Try again, it goes on where it was; or fetch it yourself and give "
-            f"--root DIR."
+            f"{url} could not be fetched ({code}{getattr(error, 'reason', error)}). Try again, it goes on where it "
+            "was; or fetch it yourself and give --root DIR."
         ) from None
     verify(part, archive)
     part.replace(path)
@@ -273,10 +260,8 @@ def unpack(archive: Path, folder: Path) -> Path:
                 for number, member in enumerate(tar, 1):
                     size += member.size
                     if size > limit or number > MAX_MEMBERS:
-                        raise HkdError(
-                            f"{archive} must not unpack to more than {limit} bytes or {MAX_MEMBERS} files, but does. "
-                            f"Is it the right one?"
-                        )
+                        most = f"{limit} bytes or {MAX_MEMBERS} files"
+                        raise HkdError(f"{archive} must not unpack to more than {most}, but does. Is it the right one?")
                     if member.issym() or member.islnk():
                         raise tarfile.ReadError(f"'{member.name}' is a link")
                     tar.extract(member, work, filter="data")
@@ -290,16 +275,14 @@ def unpack(archive: Path, folder: Path) -> Path:
 
 
 def _read_to_the_end(tar: tarfile.TarFile) -> None:
-    """Raise ReadError where members are left: tarfile takes a damaged header for the end, and reads no checksum that
-    follows it."""
+    """Raise ReadError where members are left: tarfile takes a damaged header for the end, and checks nothing more."""
     while block := tar.fileobj.read(BLOCK_BYTES) if tar.fileobj else b"":
         if block.strip(b"\0"):
             raise tarfile.ReadError("a header in its middle is damaged")
 
 
 def archive_folder(card: Card, archive: Archive, options: Options) -> Path:
-    """An archive's files, unpacked in the cache: from `root`, from the cache, or from the server. Raises UserError,
-    HkdError.
+    """An archive's files, unpacked in the cache: from `root`, the cache, or the server. Raises UserError, HkdError.
 
     What was fetched is removed once it is unpacked; archives in `root` stay.
     """
@@ -307,9 +290,9 @@ def archive_folder(card: Card, archive: Archive, options: Options) -> Path:
     folder, packed = home / archive.file.split(".tar")[0], home / archive.file
     if folder.is_dir():
         return folder
-    if options.root is not None and (options.root / archive.file).is_file():
-        verify(options.root / archive.file, archive, remove=False)
-        return unpack(options.root / archive.file, folder)
+    if options.root is not None and (own := options.root / archive.file).is_file():
+        verify(own, archive, remove=False)
+        return unpack(own, folder)
     if packed.is_file():
         verify(packed, archive)
     else:
@@ -335,30 +318,24 @@ def _by_hand(card: Card) -> str:
 
 
 def corpus_folder(card: Card, options: Options, marker: str) -> Path:
-    """The folder in which `marker` (a path, wildcards allowed) lies: below `root`, or in the only archive. Raises
-    UserError, HkdError."""
+    """The folder, below `root` or in the only archive, in which `marker` (a path, wildcards allowed) lies."""
     if options.root is not None:
         if (found := find_below(options.root, marker)) is not None:
             return found
         if not any((options.root / archive.file).is_file() for archive in card.archives):
-            raise UserError(
-                f"{options.root} must be the folder of {card.name}, but there is no {marker} in it nor in the folders "
-                f"below it."
-            )
+            where = "in it nor in the folders below it"
+            raise UserError(f"{options.root} must be the folder of {card.name}, but there is no {marker} {where}.")
     if not card.archives:
         raise UserError(f"corpus {card.name} {_by_hand(card)}")
     folder = archive_folder(card, card.archives[0], options)
-    found = find_below(folder, marker)
-    if found is None:
-        raise HkdError(
-            f"{folder} must be the folder of {card.name}, but there is no {marker} in it. Delete it and try again."
-        )
+    if (found := find_below(folder, marker)) is None:
+        wanted = f"the folder of {card.name}, but there is no {marker} in it"
+        raise HkdError(f"{folder} must be {wanted}. Delete it and try again.")
     return found
 
 
 def find_below(folder: Path, marker: str) -> Path | None:
-    """The first folder, by depth and name, at most three levels down, in which `marker` lies. Links are not
-    followed."""
+    """The first folder, by depth and name, within three levels, in which `marker` lies. Links are not followed."""
     if not folder.is_dir():
         raise UserError(f"--root must be a folder, but {folder} is none.")
     level = [folder]
@@ -366,8 +343,6 @@ def find_below(folder: Path, marker: str) -> Path | None:
         for candidate in level:
             if next(candidate.glob(marker), None) is not None:
                 return candidate
-        below = [
-            path for parent in level for path in sorted(parent.iterdir()) if path.is_dir() and not path.is_symlink()
-        ]
-        level = [path for path in below if not is_hidden(path.name)]
+        below = [path for parent in level for path in sorted(parent.iterdir()) if not is_hidden(path.name)]
+        level = [path for path in below if path.is_dir() and not path.is_symlink()]
     return None

@@ -1,9 +1,7 @@
 """What every reader shares: how folders are walked, what is reported as left out, and how utterances become a manifest.
 
-- `Report` counts what a reader leaves out and what it decides, by kind, with all names.
-- `walk` lists the files of a folder: it follows links and leaves hidden files out.
-- `collect` reads every audio file's header once, by threads: audio that is missing, empty, broken, too short or lacks
-  the channel that is asked for is counted and listed when the manifest is made, not met in training.
+`collect` reads every audio file's header once, by threads: audio that is missing, empty, broken, too short or lacks
+the channel that is asked for is counted and listed when the manifest is made, not met in training.
 """
 
 import hashlib
@@ -51,9 +49,7 @@ _OTHER_ENDINGS = """
 mp4 mpc mpeg mpg oma ogv
 ogx pcm qt ra raw rm shn spx tta ul ulaw vox weba webm wma wmv wv wv1 wv2"""
 _OTHER_SOUND = frozenset(f".{name}" for name in _OTHER_ENDINGS.split())
-_HIDDEN = frozenset(
-    {"__MACOSX", "Thumbs.db", "desktop.ini", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
-)
+_HIDDEN = {"__MACOSX", "Thumbs.db", "desktop.ini", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
 UNREADABLE = "recordings have an ending that libsndfile cannot read (convert each: ffmpeg -i NAME.m4a NAME.flac)"
 
 
@@ -61,8 +57,8 @@ UNREADABLE = "recordings have an ending that libsndfile cannot read (convert eac
 class Report:
     """What was left out and what was decided while a corpus was read: kind → names.
 
-    `skip_bad`: go on without what cannot be used, instead of refusing the corpus. `path`: the file that all names are
-    written to. `bad_rows`: what is wrong with rows that were read (`usable`); `collect` refuses them all at once.
+    `skip_bad`: go on without what cannot be used, instead of refusing the corpus. `path`: the file for all names.
+    `bad_rows`: what is wrong with rows that were read (`usable`); `collect` refuses them all at once.
     """
 
     skip_bad: bool = False
@@ -84,8 +80,7 @@ class Report:
             self.notes.setdefault(kind, []).append(name)
 
     def bad(self, where: Path | str, kind: str, problems: Iterable[str]) -> None:
-        """Raise UserError with a count and the first few problems, if there are any; leave them out under
-        `skip_bad`."""
+        """Raise UserError with a count and the first problems, if there are any; under `skip_bad` leave them out."""
         listed = list(problems)
         self.leave_out(kind, listed)
         self.num_bad += len(listed)
@@ -114,45 +109,37 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """Kinds with counts and first names, for machines."""
+        all_names = self.left_out.items()
         return {
-            "left_out": [
-                {"kind": kind, "count": len(names), "first": names[:_SHOWN]} for kind, names in self.left_out.items()
-            ],
+            "left_out": [{"kind": kind, "count": len(names), "first": names[:_SHOWN]} for kind, names in all_names],
             "notes": self.note_lines(),
             "report": str(self.path) if self.path and self.left_out else None,
             "outcome": self.outcome or "written",
         }
 
     def write(self) -> None:
-        """Write all names to `path`, a line each: kind, tab, name. Where nothing was left out, remove what an earlier
-        call wrote."""
-        if self.path is None:
-            return
-        if not self.left_out:
-            self.path.unlink(missing_ok=True)
-            return
+        """Write all names to `path`, a line each: kind, tab, name. With nothing left out, remove an earlier file."""
         rows = [f"{kind}\t{' '.join(name.split())}\n" for kind, names in self.left_out.items() for name in names]
-        write_bytes(self.path, "".join(["left out\tname\n", *rows]).encode(errors="replace"))
+        if self.path is not None and rows:
+            write_bytes(self.path, "".join(["left out\tname\n", *rows]).encode(errors="replace"))
+        elif self.path is not None:
+            self.path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options:
-    """How a corpus is read, and where its files are looked for.
-
-    `root`: the folder of a known corpus, or that of its archives; `parts`: which of the publisher's, empty for all.
-    `audio_to`: where sound goes that lies inside other files; `columns`: what → the column that has it. `told`: ids
-    whose channel counts only where the file has several: a table says it of sides that may have files of their own.
-    """
+    """How a corpus is read, and where its files are looked for."""
 
     cache: Path = field(default_factory=default_cache)
-    root: Path | None = None
+    root: Path | None = None  # the folder of a known corpus, or that of its archives
     base_url: str | None = None
     download: bool = False
-    parts: tuple[str, ...] = ()
-    audio_to: Path = Path("audio")
-    columns: Mapping[str, str] = field(default_factory=dict)
+    parts: tuple[str, ...] = ()  # which of the publisher's; empty for all
+    audio_to: Path = Path("audio")  # where sound goes that lies inside other files
+    columns: Mapping[str, str] = field(default_factory=dict)  # what → the column that has it
     report: Report = field(default_factory=Report)
     progress: Progress = no_progress
+    # ids whose channel counts only where the file has several: a table says it of sides that may have own files
     told: set[str] = field(default_factory=set)
 
 
@@ -167,8 +154,7 @@ def _short(line: str) -> str:
 
 
 def sort_files(files: Iterable[Path]) -> tuple[list[Path], list[Path]]:
-    """Of some files those with sound: what libsndfile reads, and what it does not although its ending says that it is
-    sound."""
+    """Of some files those with sound: what libsndfile reads, and what it does not though its ending says sound."""
     readable, other = [], []
     for path in files:
         ending = path.suffix.lower()
@@ -188,8 +174,7 @@ def _opens(path: Path) -> bool:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether systems and editors hide a file or folder of that name: .x, ._x (macOS), .ipynb_checkpoints, __MACOSX,
-    Thumbs.db ..."""
+    """Whether systems and editors hide a file or folder of that name: .x, ._x (macOS), __MACOSX, Thumbs.db ..."""
     return name.startswith(".") or name in _HIDDEN
 
 
@@ -207,17 +192,15 @@ def walk(folder: Path, report: Report, *, depth: int | None = None) -> list[Path
     def enter(here: Path, level: int) -> None:
         real = Path(os.path.realpath(here))
         if real in seen or (real != root and root.is_relative_to(real)):
-            report.note(
-                "linked folders that were read under another name, or lie above", [str(here.relative_to(folder))]
-            )
+            name = str(here.relative_to(folder))
+            report.note("linked folders that were read under another name, or lie above", [name])
             return
         seen.add(real)
         try:
             entries = sorted(os.scandir(here), key=lambda entry: entry.name)
         except OSError as error:
-            raise UserError(
-                f"{here} must be a folder that can be read, but cannot be opened ({error.strerror})."
-            ) from None
+            why = error.strerror
+            raise UserError(f"{here} must be a folder that can be read, but cannot be opened ({why}).") from None
         for entry in entries:
             path = here / entry.name
             if is_hidden(entry.name):
@@ -236,8 +219,7 @@ def walk(folder: Path, report: Report, *, depth: int | None = None) -> list[Path
 
 
 def find_audio(name: str, folder: Path, report: Report | None = None) -> str:
-    """A path as data files give it → an absolute one: relative to the file's folder, to one of the three above, or to
-    the working directory.
+    """A path in data files → an absolute one, from the file's folder, one of the three above, or the working directory.
 
     Kaldi's and lhotse's paths are relative to where their recipe ran. Where there is no such file, one whose name is
     written otherwise is taken, and noted: with other separators (Windows), accents (macOS) or case, if only one is like
@@ -285,30 +267,26 @@ def plain_name(name: str) -> str:
 
 def plain_fields(fields: Mapping[str, Any]) -> dict[str, str | int | float | bool]:
     """What a manifest can keep of another tool's fields beside its own: text, finite numbers, yes or no."""
-    plain = {
-        key: value for key, value in fields.items() if isinstance(value, str | int | float) and key not in KNOWN_FIELDS
-    }
-    return {key: value for key, value in plain.items() if isinstance(value, str | int) or math.isfinite(value)}
+    others = {key: value for key, value in fields.items() if key not in KNOWN_FIELDS}
+    finite = {key: value for key, value in others.items() if not isinstance(value, float) or math.isfinite(value)}
+    return {key: value for key, value in finite.items() if isinstance(value, str | int | float)}
 
 
 def split_named(name: str) -> str | None:
-    """The split that a file's or a part's name tells of, by one of its words; None where it tells of none or of
-    several."""
+    """The split that a name of a file or part tells of by one of its words; None where it tells of none or several."""
     told = {_SPLITS[word] for word in re.split(r"[^a-z]+", name.lower()) if word in _SPLITS}
     return told.pop() if len(told) == 1 else None
 
 
 def split_called(value: str) -> str:
-    """The split that a table's cell says: train, dev and test under their other names (valid, eval ...), else the cell
-    itself."""
+    """The split that a table's cell says: train, dev or test under its other names (valid, eval ...), else the cell."""
     return _SPLITS.get(value.strip().lower(), value)
 
 
 def channel_of(value: object, *, first: int = 0) -> int:
     """A channel as tables write it → its number from 0: A, B, C ... or a whole number, the first of which is `first`.
 
-    Kaldi's segments count from 0, its reco2file_and_channel and NIST's CTM and STM from 1. Raises UserError for
-    anything else.
+    Kaldi's segments count from 0, its reco2file_and_channel and NIST's CTM and STM from 1. Raises UserError.
     """
     text = str(value).strip()
     if re.fullmatch(r"[A-Ha-h]", text):
@@ -316,7 +294,7 @@ def channel_of(value: object, *, first: int = 0) -> int:
     if not isinstance(value, bool) and re.fullmatch(r"\d{1,4}", text) and int(text) >= first:
         return int(text) - first
     raise UserError(
-        f"channel must be A, B ... or a whole number, the first being {first}, but is '{text[:60]}' instead."
+        f"channel must be A, B ... or a whole number, the first being {first}, but is '{text:.60}' instead."
     )
 
 
@@ -326,10 +304,8 @@ _SOUND_ENDINGS = {"WAV": ".wav", "WAVEX": ".wav", "RF64": ".wav", "FLAC": ".flac
 
 
 def write_sound(data: bytes, folder: Path, what: str) -> Path:
-    """Write encoded sound below `folder` as it is, under a name by its digest: other sound never gets the name of what
-    lies there already, and the same sound is written once. Raises UserError, which begins with `what`, where the bytes
-    are no sound.
-    """
+    """Write encoded sound below `folder` as it is, once, under a name by its digest, so that other sound never gets the
+    name of what lies there. Raises UserError, which begins with `what`, where the bytes are no sound."""
     try:
         ending = _SOUND_ENDINGS.get(soundfile.info(io.BytesIO(data)).format, ".audio")
     except (soundfile.LibsndfileError, TypeError):
@@ -343,8 +319,7 @@ def write_sound(data: bytes, folder: Path, what: str) -> Path:
 def collect(found: Iterable[Row], where: Path | str, options: Options) -> Manifest:
     """The manifest of what was found in `where`; durations that are not given are filled in from the audio.
 
-    Raises UserError for no utterances, for a duplicate id (with both places), and one that counts and lists rows or
-    audio that cannot be used.
+    Raises UserError for no utterances, a duplicate id (with both places), and one that lists unusable rows and audio.
     """
     given = list(found)
     options.report.bad(where, "rows cannot be used", options.report.bad_rows)
@@ -353,10 +328,8 @@ def collect(found: Iterable[Row], where: Path | str, options: Options) -> Manife
     place_of: dict[str, str] = {}
     for place, u in given:
         if u.id in place_of:
-            raise UserError(
-                f"{place}: id must be unique, but '{u.id}' stands at {place_of[u.id]} too. Give each utterance its own "
-                f"id."
-            )
+            both = f"'{u.id}' stands at {place_of[u.id]} too"
+            raise UserError(f"{place}: id must be unique, but {both}. Give each utterance its own id.")
         place_of[u.id] = place
     paths = [u.audio_filepath for _, u in given if u.audio_filepath and "://" not in u.audio_filepath]
     headers = _headers(paths, options.progress)
@@ -418,11 +391,8 @@ def _measured(u: Utterance, header: AudioInfo | str | None, is_told: bool) -> Ut
         )
     left = header.duration_s - u.offset
     if left <= 0 or (u.duration is not None and u.duration > left + DURATION_TOLERANCE_S):
-        stop = u.offset + (u.duration or 0.0)
-        return (
-            f"utterance '{u.id}' must lie within its audio, but ends at {stop:.3f} s and {u.audio_filepath} at "
-            f"{header.duration_s:.3f} s"
-        )
+        ends = f"ends at {u.offset + (u.duration or 0.0):.3f} s and {u.audio_filepath} at {header.duration_s:.3f} s"
+        return f"utterance '{u.id}' must lie within its audio, but {ends}"
     return u if u.duration is not None else replace(u, duration=left)
 
 

@@ -167,12 +167,8 @@ def read_folder(folder: Path, options: Options) -> Iterator[Row]:
 
     silent = with_text(audio, False)
     tables = [path for path in files if path.parent == folder and path.suffix.lower() in TABLES]
-    if (
-        audio
-        and tables
-        and len(silent) == len(audio)
-        and (len(tables) == 1 or all(split_named(path.stem) for path in tables))
-    ):
+    are_splits = all(split_named(path.stem) for path in tables)
+    if audio and tables and len(silent) == len(audio) and (len(tables) == 1 or are_splits):
         split_of = {path: split_named(path.stem) if len(tables) > 1 else None for path in tables}
         found = [row for path in tables for row in table_rows(path, options, split=split_of[path])]
         _leave_out_unnamed(files, found, folder, report)

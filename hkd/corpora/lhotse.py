@@ -1,13 +1,9 @@
-"""lhotse's manifests: a CutSet, a RecordingSet with its SupervisionSet, a folder of either, or a Shar folder; and
-lhotse's recipes.
+"""lhotse's manifests: a CutSet, a RecordingSet with its SupervisionSet, a folder of either, or of Shar; its recipes.
 
-- An utterance is a supervision; its id is the supervision's. Names of files and parts that tell of train, dev or test
-  give the split.
-- The channel is a MonoCut's, as lhotse reads it; else the supervision's. A supervision of all channels is read as their
-  mean.
+- An utterance is a supervision, by its id. Names of files and parts that tell of train, dev or test give the split.
+- The channel is a MonoCut's, as lhotse reads it; else the supervision's. All channels together are read as their mean.
 - Sound in Shar's tar files is written out as it is. What else hkd does not do to sound is refused, not skipped: speed
-  and other transforms, mixed or padded cuts, commands. Cuts without a supervision and supervisions without a text are
-  left out and counted.
+  and other transforms, mixed or padded cuts, commands. Cuts and supervisions without a text are left out and counted.
 """
 
 import difflib
@@ -42,9 +38,8 @@ def read_lhotse(path: Path, options: Options) -> Iterator[Row]:
     """Manifests of one file or folder. Raises UserError with file and line, MissingPackageError without lhotse."""
     _need_lhotse()
     report = options.report
-    if path.is_dir() and all(
-        next(path.glob(pattern), None) is not None for pattern in ("cuts.*.jsonl*", "recording.*.tar")
-    ):
+    shar = ("cuts.*.jsonl*", "recording.*.tar")
+    if path.is_dir() and all(next(path.glob(pattern), None) is not None for pattern in shar):
         sources = [(_shar(path), _File(path, split_named(path.name), options))]
     else:
         files = [p for p in walk(path, report, depth=1) if p.name.endswith(ENDINGS)] if path.is_dir() else [path]
@@ -57,25 +52,23 @@ def read_lhotse(path: Path, options: Options) -> Iterator[Row]:
     for items, file in sources:
         for place, item in items:
             if hasattr(item, "supervisions"):
-                yield from report.usable(
-                    ((place, supervision) for supervision in _of_cut(item, report)), partial(_in_cut, item, file)
-                )
+                rows = [(place, supervision) for supervision in _of_cut(item, report)]
+                yield from report.usable(rows, partial(_in_cut, item, file))
             elif hasattr(item, "sources"):
                 recordings[item.id] = item
             elif hasattr(item, "recording_id"):
                 supervisions.append((place, item, file))
             else:
-                raise UserError(
-                    f"{place}: must be a recording, a supervision or a cut, but is a {type(item).__name__} instead."
-                )
+                kind = type(item).__name__
+                raise UserError(f"{place}: must be a recording, a supervision or a cut, but is a {kind} instead.")
     if path.is_file() and supervisions:
         recordings = {item.id: item for _, item in _items(_recordings_of(path), report)}
     if recordings and not supervisions:
         raise UserError(f"{path} must hold supervisions too, but holds recordings alone: there is no text.")
     spoken = {supervision.recording_id for _, supervision, _ in supervisions}
     report.leave_out("recordings without a supervision", [name for name in recordings if name not in spoken])
-    rows = ((place, (supervision, file)) for place, supervision, file in supervisions if _has_text(supervision, report))
-    yield from report.usable(rows, partial(_of_recording, recordings))
+    found = ((place, (item, file)) for place, item, file in supervisions if _has_text(item, report))
+    yield from report.usable(found, partial(_of_recording, recordings))
 
 
 def _need_lhotse() -> None:
@@ -89,10 +82,8 @@ def _recordings_of(path: Path) -> Path:
     """The file of recordings that belongs to a file of supervisions, by lhotse's names."""
     file = path.with_name(path.name.replace("supervisions", "recordings"))
     if file == path or not file.exists():
-        raise UserError(
-            f"{path} holds supervisions, whose recordings must lie beside it in {file.name}, but do not. Give the "
-            f"folder of both."
-        )
+        wanted = f"whose recordings must lie beside it in {file.name}"
+        raise UserError(f"{path} holds supervisions, {wanted}, but do not. Give the folder of both.")
     return file
 
 
@@ -136,9 +127,8 @@ def _of_recording(recordings: dict[str, Any], found: tuple[Any, _File]) -> Utter
     supervision, file = found
     recording = recordings.get(supervision.recording_id)
     if recording is None:
-        raise UserError(
-            f"supervision '{supervision.id}' is cut from '{supervision.recording_id}', which is no known recording."
-        )
+        whole = supervision.recording_id
+        raise UserError(f"supervision '{supervision.id}' is cut from '{whole}', which is no known recording.")
     return _utterance(supervision, recording, supervision.start, file, supervision.channel)
 
 
@@ -186,8 +176,7 @@ def _utterance(supervision: Any, recording: Any, start: float, file: _File, chan
 
 
 def _audio(recording: Any, channel: int | list[int], file: _File) -> tuple[str, int | None]:
-    """The file that has a channel of a recording, and which of the file's channels it is; None for the only one or the
-    mean of all.
+    """The file of a recording's channel, and which of its channels that is; None for the only one or the mean of all.
 
     Raises UserError for what hkd does not do to sound, and for a channel that the recording lacks.
     """
@@ -201,10 +190,8 @@ def _audio(recording: Any, channel: int | list[int], file: _File) -> tuple[str, 
     if missing:
         raise UserError(f"{name} must have channel {missing[0]}, but has {', '.join(map(str, known))}.")
     if len(sources) != 1 or (len(wanted) > 1 and set(wanted) != set(sources[0].channels)):
-        raise UserError(
-            f"{name} must be read in one channel or in all of one file, but channels {wanted} of {known} are asked "
-            f"for. {_REMEDY}"
-        )
+        asked = f"channels {wanted} of {known} are asked for"
+        raise UserError(f"{name} must be read in one channel or in all of one file, but {asked}. {_REMEDY}")
     source = sources[0]
     if recording.transforms:
         raise UserError(f"{name} must be as it was recorded, but is to be transformed. {_REMEDY}")
@@ -224,10 +211,8 @@ def recipe_rows(name: str, root: Path, options: Options) -> Iterator[Row]:
 
     recipes = [found.removeprefix("prepare_") for found in dir(lhotse.recipes) if found.startswith("prepare_")]
     if name not in recipes:
-        near = difflib.get_close_matches(name, recipes, n=3, cutoff=0.5)
-        raise UserError(
-            f"{name} must be a path or a recipe of lhotse's, but is neither. Near: {', '.join(near) or 'none'}."
-        )
+        near = ", ".join(difflib.get_close_matches(name, recipes, n=3, cutoff=0.5)) or "none"
+        raise UserError(f"{name} must be a path or a recipe of lhotse's, but is neither. Near: {near}.")
     prepare = getattr(lhotse.recipes, f"prepare_{name}")
     first = next(iter(inspect.signature(prepare).parameters))
     try:
