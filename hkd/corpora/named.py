@@ -64,34 +64,28 @@ def librispeech(card: Card, options: Options) -> Iterator[Part]:
     """
     archives = {archive.file.removesuffix(".tar.gz"): archive for archive in card.archives}
     folders: dict[str, Path] = {}
+    is_needed = bool(options.parts) or not card.some_parts
     for part in chosen_parts(card, options, archives):
         above = find_below(options.root, part) if options.root is not None else None
         if above is not None:
             folders[part] = above / part
-        elif (
-            options.root is None
-            or options.parts
-            or not card.some_parts
-            or (options.root / archives[part].file).is_file()
-        ):
+        elif options.root is None or is_needed or (options.root / archives[part].file).is_file():
             folders[part] = archive_folder(card, archives[part], options)
     if not folders:
-        raise UserError(
-            f"{options.root} must hold parts of {card.name} ({', '.join(archives)}), but holds none of them."
-        )
+        known = ", ".join(archives)
+        raise UserError(f"{options.root} must hold parts of {card.name} ({known}), but holds none of them.")
     return ((part, folder, _librispeech_part(folder, part, options.report)) for part, folder in folders.items())
 
 
 @register("common_voice")
 def common_voice(card: Card, options: Options) -> Iterator[Part]:
-    """A release's folder LANGUAGE/ with train.tsv, dev.tsv, test.tsv and clips/*.mp3. Raises UserError where there are
-    several languages."""
+    """A release's folder LANGUAGE/: {train,dev,test}.tsv, clips/*.mp3. Raises UserError for several languages."""
     folder = corpus_folder(card, options, "train.tsv")
     others = sorted(path.parent.name for path in folder.parent.glob("*/train.tsv"))
     if options.root is not None and folder != options.root and len(others) > 1:
+        above = folder.parent
         raise UserError(
-            f"--root must be one language's folder, but {folder.parent} has {', '.join(others)}. Give "
-            f"{folder.parent}/LANGUAGE."
+            f"--root must be one language's folder, but {above} has {', '.join(others)}. Give {above}/LANGUAGE."
         )
     rows = []
     for split in ("train", "dev", "test"):
@@ -103,8 +97,7 @@ def common_voice(card: Card, options: Options) -> Iterator[Part]:
 
 @register("ljspeech")
 def ljspeech(card: Card, options: Options) -> Iterator[Part]:
-    """metadata.csv (id|text|normalised text, which is taken) and wavs/ID.wav. One speaker, so splits are made by
-    text."""
+    """metadata.csv (id|text|normalised text, which is taken) and wavs/ID.wav. Splits are by text: one speaker."""
     folder = corpus_folder(card, options, "metadata.csv")
     yield "", folder, list(piped_rows(folder / "metadata.csv", folder / "wavs", options.report, speaker="lj"))
 
@@ -114,10 +107,9 @@ _AN4_LINE = re.compile(r"^(?:<s>)?(?P<text>.*?)(?:</s>)?\s*\((?P<id>[^()]+)\)$")
 
 @register("an4", splits={"train": {"train": 0.9, "dev": 0.1}, "test": "test"})
 def an4(card: Card, options: Options) -> Iterator[Part]:
-    """AN4 (CMU, 1991): etc/an4_{train,test}.{fileids,transcription} and wav/PART/SPEAKER/ID.sph; `dev` is a tenth of
-    the training speakers.
+    """AN4 (CMU, 1991): etc/an4_{train,test}.{fileids,transcription}, wav/PART/SPEAKER/ID.sph.
 
-    Raises UserError where a line is no transcription or a file list says otherwise.
+    `dev` is a tenth of the training speakers. Raises UserError where a line is no transcription or in no file list.
     """
     folder = corpus_folder(card, options, "etc/an4_train.fileids")
     for part in ("train", "test"):
@@ -133,19 +125,16 @@ def an4(card: Card, options: Options) -> Iterator[Part]:
             stem = folder / "wav" / path_of[name]
             named = [stem.with_name(stem.name + ending) for ending in (".sph", ".wav", ".flac")]
             audio = str(next((path for path in named if path.exists()), named[0]).absolute())
-            text, extra = " ".join(match["text"].split()), {"part": part}
-            rows.append(
-                (place, Utterance(id=name, text=text, audio_filepath=audio, speaker=stem.parent.name, extra=extra))
-            )
+            text, speaker, extra = " ".join(match["text"].split()), stem.parent.name, {"part": part}
+            rows.append((place, Utterance(id=name, text=text, audio_filepath=audio, speaker=speaker, extra=extra)))
         yield part, folder, rows
 
 
 @register("speechocean762", splits={"train": {"train": 0.88, "dev": 0.12}, "test": "test"})
 def speechocean762(card: Card, options: Options) -> Iterator[Part]:
-    """{train,test}/{wav.scp,text,utt2spk}, Kaldi folders whose paths start at the corpus' folder; `dev` are 15 of the
-    125 training speakers.
+    """{train,test}/{wav.scp,text,utt2spk}, Kaldi folders whose paths start at the corpus' folder.
 
-    The training part alone where `root` is a Kaldi folder itself.
+    `dev` are 15 of the 125 training speakers. The training part alone where `root` is a Kaldi folder itself.
     """
     if options.root is not None and kaldi_folders(options.root) == [options.root]:
         folders = {"train": options.root}
@@ -165,9 +154,8 @@ mbns0 mbwm0 mcsh0
 mdlf0 mdls0 mdvc0 mers0 mgjf0 mglb0 mgwt0 mjar0 mjfc0 mjsw0 mmdb1 mmdm2 mmjr0 mmwh0 mpdf0 mrcs0 mreb0 mrjm4 mrjr0 mroa0
 mrtk0 mrws1 mtaa0
 mtdt0 mteb0 mthc0 mwjg0"""
-TIMIT_SPLITS = dict.fromkeys(_CORE_TEST.split(), "test") | dict.fromkeys(
-    _DEV.split(), "dev"
-)  # of speakers of TEST; others are left out
+# of speakers of TEST; others are left out
+TIMIT_SPLITS = dict.fromkeys(_CORE_TEST.split(), "test") | dict.fromkeys(_DEV.split(), "dev")
 
 
 @register("timit")
@@ -191,9 +179,8 @@ def timit(card: Card, options: Options) -> Iterator[Part]:
         transcript = path.with_suffix(".TXT" if path.suffix.isupper() else ".txt")
         words = read_text(transcript).split()
         if len(words) < 3 or not (words[0].isdigit() and words[1].isdigit()):
-            raise UserError(
-                f"{transcript}:1: a transcript must be START END TEXT, but is '{' '.join(words)[:60]}' instead."
-            )
+            found = " ".join(words)
+            raise UserError(f"{transcript}:1: a transcript must be START END TEXT, but is '{found:.60}' instead.")
         utterance = Utterance(
             id=f"{speaker}-{path.stem}".upper(), text=" ".join(words[2:]), audio_filepath=str(path.absolute()),
             speaker=speaker.upper(), extra={"split": split, "part": part, "dialect": dialect},
@@ -204,8 +191,7 @@ def timit(card: Card, options: Options) -> Iterator[Part]:
 
 @register("yesno")
 def yesno(card: Card, options: Options) -> Iterator[Part]:
-    """Recordings of eight words each, yes or no in Hebrew, which the file's name tells. One speaker, so splits are made
-    by text.
+    """Recordings of eight words, yes or no in Hebrew, which the file's name tells. Splits are by text: one speaker.
 
     Raises UserError for a file whose name is not eight zeros or ones.
     """
@@ -215,13 +201,9 @@ def yesno(card: Card, options: Options) -> Iterator[Part]:
         if path.suffix != ".wav":
             continue
         if not re.fullmatch(r"[01](_[01]){7}", path.stem):
-            raise UserError(
-                f"{path}: a name must be eight zeros or ones with _ between them, but is '{path.stem}' instead."
-            )
-        text = " ".join("YES" if digit == "1" else "NO" for digit in path.stem.split("_"))
-        rows.append(
-            (str(path), Utterance(id=path.stem, text=text, audio_filepath=str(path.absolute()), speaker="yesno"))
-        )
+            raise UserError(f"{path}: a name must be eight zeros or ones with _ between them, but is '{path.stem}'.")
+        text, audio = " ".join("YES" if digit == "1" else "NO" for digit in path.stem.split("_")), str(path.absolute())
+        rows.append((str(path), Utterance(id=path.stem, text=text, audio_filepath=audio, speaker="yesno")))
     yield "", folder, rows
 
 
@@ -235,14 +217,11 @@ _ATTRIBUTION = re.compile(r"^\s*--")
 _END = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]?[A-Z])")
 _MIN_LETTER_SHARE = 0.7
 _MIN_WORDS = 2
-_USE_A_FOLDER = (
-    "Give a folder of your own instead: hkd prepare FOLDER (audio files, a .txt of the same name beside each)."
-)
+_USE_A_FOLDER = "Give a folder of your own: hkd prepare FOLDER (audio files, a .txt of the same name beside each)."
 
 
 def debian_packages(names: Sequence[str], archives: Sequence[Archive], cache: Path) -> Path:
-    """The packages' files, unpacked in a folder below `cache`; at once where they are there. Raises HkdError with no
-    apt or no network.
+    """The packages' files, unpacked in a folder below `cache` (once). Raises HkdError with no apt or no network.
 
     Nothing needs root: `apt-get download` takes a package into a folder, `dpkg-deb -x` unpacks it there.
     """
@@ -250,9 +229,8 @@ def debian_packages(names: Sequence[str], archives: Sequence[Archive], cache: Pa
     if folder.is_dir():
         return folder
     if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
-        raise HkdError(
-            f"the Debian packages {' and '.join(names)} need apt, which this machine has not. {_USE_A_FOLDER}"
-        )
+        wanted = " and ".join(names)
+        raise HkdError(f"the Debian packages {wanted} need apt, which this machine has not. {_USE_A_FOLDER}")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".unpack-", dir=folder.parent) as temporary:
         work = Path(temporary)
@@ -287,10 +265,8 @@ def _apt_download(names: Sequence[str], work: Path, cache: Path) -> None:
 
 def _run(command: Sequence[str], folder: Path) -> str | None:
     """Run a program in a folder; None, or what it said first where it failed."""
-    environment = {**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
-    done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, errors="replace", check=False
-    )
+    env = {**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode == 0:
         return None
     said = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip().startswith("E:")]
@@ -298,10 +274,8 @@ def _run(command: Sequence[str], folder: Path) -> str | None:
 
 
 def read_prompts(path: Path) -> dict[str, str]:
-    """Prompt name → what is said, from core-sounds-en.txt.gz; prompts without speech are left out.
-
-    Text in [], () or <> is about the sound; the keys * and # are read as star and pound.
-    """
+    """Prompt name → what is said, from core-sounds-en.txt.gz, where anything is. Text in [], () or <> is about the
+    sound; the keys * and # are read as star and pound."""
     prompts: dict[str, str] = {}
     for _, line in numbered_lines(path):
         name, colon, said = line.partition(":")
@@ -328,23 +302,21 @@ def decode_g722(path: Path) -> NDArray[np.float32]:
 
 @register("asterisk")
 def asterisk(card: Card, options: Options) -> Iterator[Part]:
-    """Asterisk's English prompts with speech: 24 minutes of one speaker, G.722 without a header, which become FLAC in
-    the cache's `asterisk`.
+    """Asterisk's English prompts: 24 minutes of one speaker; their G.722 becomes FLAC in the cache's `asterisk`.
 
     Of `options` only the cache is used: apt knows its servers.
     """
     files = debian_packages(card.packages, card.archives, options.cache)
-    prompts = {
-        name: said for name, said in read_prompts(files / _TEXTS).items() if (files / _VOICE / f"{name}.g722").exists()
-    }
+    said_of, voice = read_prompts(files / _TEXTS), files / _VOICE
+    names = sorted(name for name in said_of if (voice / f"{name}.g722").exists())
     folder = options.cache.absolute() / "asterisk"
     rows = []
-    for number, (name, said) in enumerate(sorted(prompts.items()), 1):
+    for number, name in enumerate(names, 1):
         path = folder / f"{name}.flac"
         if not path.exists():
-            write_wav(path, decode_g722(files / _VOICE / f"{name}.g722"))
-        rows.append((str(path), Utterance(id=name, text=said, audio_filepath=str(path), speaker=SPEAKER)))
-        options.progress(number, len(prompts))
+            write_wav(path, decode_g722(voice / f"{name}.g722"))
+        rows.append((str(path), Utterance(id=name, text=said_of[name], audio_filepath=str(path), speaker=SPEAKER)))
+        options.progress(number, len(names))
     yield "", folder, rows
 
 
@@ -372,9 +344,8 @@ def fortune_paragraphs(text: str) -> Iterator[str]:
 def fortunes(card: Card, options: Options) -> Iterator[str]:
     """The sentences of all fortune files, each once; attributions, tables and ASCII art are left out."""
     folder = debian_packages(card.packages, card.archives, options.cache) / _FORTUNES
-    files = sorted(
-        path for path in folder.iterdir() if not path.suffix and path.name not in _LEFT_OUT and path.is_file()
-    )
+    names = (path for path in folder.iterdir() if not path.suffix and path.name not in _LEFT_OUT)
+    files = sorted(path for path in names if path.is_file())
     seen: set[str] = set()
     for number, path in enumerate(files, 1):
         for paragraph in fortune_paragraphs(path.read_text(encoding="utf-8", errors="replace")):

@@ -5,9 +5,8 @@
 - Splits are those that the corpus has; else they are made (`split`), so that the same voices or words never stand in
   two splits where that can be had. The rule depends on nothing but names and texts.
 - Preparing again takes what has changed and says so; other utterances or texts are refused.
-- `export` writes NeMo's JSONL, lhotse's recordings, supervisions and cuts, or Kaldi's data folders; one set of files a
-  split. Paths are absolute. The same manifest gives the same bytes. What a format has no place for stays out: Kaldi has
-  no extra fields; NeMo and lhotse carry them all.
+- `export` writes one set of files a split. Paths are absolute. The same manifest gives the same bytes. What a format
+  has no place for stays out: Kaldi has no extra fields; NeMo and lhotse carry them all.
 """
 
 import difflib
@@ -28,7 +27,7 @@ from hkd.corpora.cards import CORPORA, check
 from hkd.corpora.collect import Options, Report, collect
 from hkd.corpora.importers import NEMO_PATTERN, guess_kind, read_path
 from hkd.corpora.lhotse import recipe_rows
-from hkd.errors import HkdError, MissingPackageError, Progress, UserError, no_progress
+from hkd.errors import HkdError, MissingPackageError, Progress, UserError, check_choice, no_progress
 from hkd.files import atomic_write, write_bytes
 from hkd.manifest import Manifest, Utterance, assign_splits
 
@@ -59,20 +58,16 @@ GROUPS: Mapping[str, Callable[[Utterance], str]] = {
 
 
 def split(whole: Manifest, report: Report | None = None) -> tuple[Manifest, str]:
-    """A manifest with splits, and by which rule it got them: as given; else by the first of these that has enough
-    groups.
+    """A manifest with splits, and by which rule: as given; else by the first of these that has enough groups.
 
-    Ten speakers, ten texts, three speakers, three texts, three recordings, three utterances. With fewer utterances all
-    are `train`. train, dev and test get 80, 10 and 10 % of the groups. What is worse than ten of either is noted in the
-    report.
+    Ten speakers, ten texts, three speakers, three texts, three recordings, three utterances; with fewer all are
+    `train`. The splits get 80, 10 and 10 % of the groups. What is worse than ten of either is noted in the report.
     """
     report = report or Report()
     if any(u.split for u in whole):
-        missing = sum(u.split is None for u in whole)
-        if missing:
-            raise UserError(
-                f"either all utterances or none must have a split, but {missing} of {len(whole)} have none."
-            )
+        if missing := sum(u.split is None for u in whole):
+            which = f"{missing} of {len(whole)}"
+            raise UserError(f"either all utterances or none must have a split, but {which} have none.")
         return whole, "as given"
     speakers, texts = {u.speaker or "" for u in whole}, {_same_words(u) for u in whole}
     if "" in speakers:
@@ -103,8 +98,7 @@ def split(whole: Manifest, report: Report | None = None) -> tuple[Manifest, str]
 
 
 def kind_of(name_or_path: str, kind: str | None = None) -> str | None:
-    """The kind of data that a name or path is read as; None for a corpus that is known by name. Raises UserError where
-    it is neither."""
+    """The kind of data that a name or path is read as; None for a corpus known by name. Raises UserError for others."""
     path = Path(name_or_path).expanduser()
     is_text = name_or_path in text_corpora()
     if kind is not None or (name_or_path in CORPORA and not is_text):
@@ -126,14 +120,11 @@ def read_corpus(name_or_path: str, *, kind: str | None = None, options: Options 
     options = options or Options()
     kind = kind_of(name_or_path, kind)
     if options.parts and not (kind is None and CORPORA[name_or_path].card.some_parts):
-        raise UserError(
-            f"--part must go with a corpus that has parts to choose from, but {name_or_path} has none. Leave it out."
-        )
+        rule = "go with a corpus that has parts to choose from"
+        raise UserError(f"--part must {rule}, but {name_or_path} has none. Leave it out.")
     if options.columns and kind not in ("folder", "hf", "nemo"):
-        raise UserError(
-            f"--column must go with a table (folder, hf, nemo), but {name_or_path} is read as {kind or 'itself'}. "
-            f"Leave it out."
-        )
+        what = f"{name_or_path} is read as {kind or 'itself'}"
+        raise UserError(f"--column must go with a table (folder, hf, nemo), but {what}. Leave it out.")
     if kind is None:
         return CORPORA[name_or_path].manifest(options)
     path = Path(name_or_path).expanduser()
@@ -153,8 +144,7 @@ def prepare(
     speaker: str | None = None,
     overwrite: bool = False,
 ) -> Manifest:
-    """Make `folder`/manifest.jsonl from a corpus, with splits, checked against its card. The same call again changes
-    nothing.
+    """Make `folder`/manifest.jsonl from a corpus, with splits, checked against its card. Once more changes nothing.
 
     `kind`: see `read_corpus`. `speaker`: a pattern whose first match in an id (or its first group) is the speaker. The
     report counts what is left out; `left-out.tsv` beside the manifest lists it all. Raises UserError where a manifest
@@ -194,10 +184,8 @@ def _with_speakers(whole: Manifest, pattern: str) -> Manifest:
         raise UserError(f"--speaker must be a regular expression, but '{pattern}' is none ({error}).") from None
     name_of = {name: (match[1] if match.re.groups else match[0]) for name, match in found.items() if match}
     if without := [u.id for u in whole if not name_of.get(u.id)]:
-        raise UserError(
-            f"--speaker must match every id, but '{pattern}' finds nothing in {len(without)} of {len(whole)}, "
-            f"'{without[0]}' first."
-        )
+        where = f"{len(without)} of {len(whole)}, '{without[0]}' first"
+        raise UserError(f"--speaker must match every id, but '{pattern}' finds nothing in {where}.")
     return Manifest(replace(u, speaker=name_of[u.id]) for u in whole)
 
 
@@ -212,10 +200,9 @@ def _facts(u: Utterance) -> dict[str, object]:
 
 
 def _updated(path: Path, whole: Manifest, rule: str, report: Report) -> Manifest:
-    """The manifest that follows the one at `path`: with the new facts, with the splits that stand there. Says what has
-    changed.
+    """The manifest that follows the one at `path`: with the new facts, and the splits that stand there.
 
-    Raises UserError where ids or texts are others.
+    The report says what has changed. Raises UserError where ids or texts are others.
     """
     before = manifest.read(path)
     if before.digest != whole.digest:
@@ -241,10 +228,8 @@ def _updated(path: Path, whole: Manifest, rule: str, report: Report) -> Manifest
         after.append(u)
     for name, examples in changed.items():
         report.note(f"{name} of {len(examples)} utterances was another and is replaced, for example {examples[0]}")
-    if (
-        changed.keys() & {"offset", "duration", "channel", "audio_filepath"}
-        and (path.parent / "alignment.arrow").exists()
-    ):
+    of_sound = {"offset", "duration", "channel", "audio_filepath"}
+    if changed.keys() & of_sound and (path.parent / "alignment.arrow").exists():
         report.note("the alignment was made of the sound as it was: run hkd align --overwrite if the sound has changed")
     if kept:
         by = "the corpus has" if rule == "as given" else f"splits {rule} give"
@@ -260,8 +245,7 @@ def text_corpora() -> list[str]:
 
 def prepare_text(name: str, out: Path, *, progress: Progress = no_progress) -> int:
     """Write a text-only corpus to `out`, a sentence a line; their number. Raises UserError for unknown names."""
-    if name not in text_corpora():
-        raise UserError(f"text corpus must be one of {', '.join(text_corpora())}, but is '{name}' instead.")
+    check_choice("text corpus", name, text_corpora())
     corpus, number = CORPORA[name], 0
     with atomic_write(out) as file:
         for sentence in corpus.read(corpus.card, Options(progress=progress)):
@@ -274,15 +258,11 @@ _WHOLE_TOLERANCE_S = 1e-3
 
 
 def export(whole: Manifest, to: str, folder: Path, *, progress: Progress = no_progress) -> list[Path]:
-    """Write a manifest in another format below `folder`; the paths that were written. Raises UserError,
-    MissingPackageError."""
-    if to not in FORMATS:
-        raise UserError(f"--to must be one of {', '.join(FORMATS)}, but is '{to}' instead.")
-    silent = [u.id for u in whole if u.audio_filepath is None]
-    if silent:
-        raise UserError(
-            f"utterances must have audio to be exported, but {len(silent)} have none, '{silent[0]}' among them."
-        )
+    """Write a manifest in another format below `folder`; the paths written. Raises UserError, MissingPackageError."""
+    check_choice("--to", to, FORMATS)
+    if silent := [u.id for u in whole if u.audio_filepath is None]:
+        which = f"{len(silent)} have none, '{silent[0]}' among them"
+        raise UserError(f"utterances must have audio to be exported, but {which}.")
     splits: dict[str, list[Utterance]] = defaultdict(list)
     for u in whole:
         splits[u.split or ""].append(u)
@@ -333,8 +313,7 @@ def _recording_names(utterances: list[Utterance]) -> dict[str, str]:
 
 
 def lhotse(split: str, utterances: list[Utterance]) -> dict[str, bytes]:
-    """hkd_{recordings,supervisions,cuts}_SPLIT.jsonl.gz; a cut is an utterance: a MonoCut of its channel, or a MultiCut
-    of all."""
+    """hkd_{recordings,supervisions,cuts}_SPLIT.jsonl.gz; a cut is an utterance: MonoCut, or MultiCut of all."""
     try:
         from lhotse import CutSet, MonoCut, MultiCut, Recording, RecordingSet, SupervisionSegment, SupervisionSet
         from lhotse.audio import AudioSource
@@ -361,27 +340,21 @@ def lhotse(split: str, utterances: list[Utterance]) -> dict[str, bytes]:
             custom={key: value for key, value in u.extra.items() if key != "language"} or None,
         )  # fmt: skip
         supervisions.append(supervision)
-        moved = [supervision.with_offset(-u.offset)]
+        span = {"start": u.offset, "duration": duration, "channel": channel, "recording": recording}
         kind = MonoCut if len(channels) == 1 else MultiCut
-        cuts.append(
-            kind(id=u.id, start=u.offset, duration=duration, channel=channel, supervisions=moved, recording=recording)
-        )
+        cuts.append(kind(id=u.id, supervisions=[supervision.with_offset(-u.offset)], **span))
     tail = f"_{split}.jsonl.gz" if split else ".jsonl.gz"
     sets = {
         "recordings": RecordingSet.from_recordings(recordings.values()),
         "supervisions": SupervisionSet.from_segments(supervisions),
         "cuts": CutSet.from_cuts(cuts),
     }
-    return {
-        f"hkd_{name}{tail}": gzip.compress(_jsonl(items.to_dicts()), mtime=0)
-        for name, items in sets.items()
-        if len(items)
-    }
+    filled = {name: items.to_dicts() for name, items in sets.items() if len(items)}
+    return {f"hkd_{name}{tail}": gzip.compress(_jsonl(rows), mtime=0) for name, rows in filled.items()}
 
 
 def kaldi(split: str, utterances: list[Utterance]) -> dict[str, bytes]:
-    """SPLIT/{wav.scp,text,utt2spk,spk2utt,reco2dur} and, where utterances are parts of files, segments; sorted as Kaldi
-    wants them.
+    """SPLIT/{wav.scp,text,utt2spk,spk2utt,reco2dur} and, for utterances that are parts of files, segments; sorted.
 
     Raises UserError for ids, speakers or paths with blanks, which Kaldi's tables cannot hold.
     """
@@ -417,8 +390,5 @@ def _table(rows: Mapping[str, str]) -> bytes:
     return "".join(f"{key} {rows[key]}".rstrip() + "\n" for key in sorted(rows, key=str.encode)).encode()
 
 
-FORMATS: Mapping[str, Callable[[str, list[Utterance]], dict[str, bytes]]] = {
-    "nemo": nemo,
-    "lhotse": lhotse,
-    "kaldi": kaldi,
-}
+Writer = Callable[[str, list[Utterance]], dict[str, bytes]]  # of a split: file name → bytes
+FORMATS: Mapping[str, Writer] = {"nemo": nemo, "lhotse": lhotse, "kaldi": kaldi}
