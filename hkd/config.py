@@ -281,7 +281,8 @@ class ProjectSettings:
     @property
     def texts(self) -> list[Path]:
         """Text to train LMs on: all that lies in the folder `text`, plain or gzipped, a sentence a line."""
-        return sorted(path for path in (self.folder / "text").glob("*.txt*") if path.is_file())
+        found = (self.folder / "text").glob("[!.]*")  # no editor's copies: a.txt~, a.txt.bak, .a.txt.swp
+        return sorted(path for path in found if path.name.endswith((".txt", ".txt.gz")) and path.is_file())
 
     def require(self, name: str, command: str) -> Path:
         """The path of a part that must exist. Raises UserError that says which command makes it."""

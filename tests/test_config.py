@@ -80,6 +80,13 @@ def test_overrides():
         config.parse_overrides(["nothing"])
 
 
+def test_the_texts_of_a_project_are_no_copies_that_an_editor_or_macos_left(tmp_path: Path):
+    (tmp_path / "text").mkdir()
+    for name in ("a.txt", "b.txt.gz", "a.txt~", "a.txt.bak", ".a.txt.swp", "._a.txt", "notes.md"):
+        (tmp_path / "text" / name).write_text("one\n")
+    assert [path.name for path in config.ProjectSettings.load(tmp_path).texts] == ["a.txt", "b.txt.gz"]
+
+
 def test_project_paths_and_tables(tmp_path: Path):
     (tmp_path / "hkd.toml").write_text('[paths]\nlabels = "elsewhere"\n[train.inner]\nrate = 2\n')
     project = config.ProjectSettings.load(tmp_path)

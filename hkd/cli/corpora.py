@@ -69,6 +69,7 @@ def _prepare_text(
 ) -> None:
     from hkd import corpora
     from hkd.pipeline import stages
+    from hkd.units.text import text_notes
 
     here = ProjectSettings.load(folder)
     report, path = corpora.Report(), out or here.path("sentences")
@@ -78,8 +79,8 @@ def _prepare_text(
         )
     value = {"manifest": str(path), "sentences": len(whole), **report.to_json()}
     emit(value, json_, lambda value: f"{value['manifest']}: {value['sentences']} sentences, {value['outcome']}")
-    for line in report.note_lines():
-        say(f"Note: {line}.")
+    for note in (*(f"{line}." for line in report.note_lines()), *text_notes(u.text for u in whole)):
+        say(f"Note: {note}")
     say(
         f"Next: hkd lm train --unit subword --manifest {path} --transcripts cross-fit --name text, then hkd "
         f"teacher-dump --text"
@@ -368,14 +369,13 @@ def lexicon(
         hkd units lexicon
         hkd units lexicon --text corpus.txt.gz --json
     """
-    from hkd.files import numbered_lines
+    from hkd.labelling.lm_data import read_lines as lines_of
     from hkd.manifest import read_lines
     from hkd.units.lexicon import Lexicon, lexicon_report
     from hkd.units.tying import load_lexicon
 
     here = project()
-    lines = (line for path in text or () for _, line in numbered_lines(path, "a text"))
-    texts = lines if text else (u.text for u in read_lines(here.require("manifest", "hkd prepare")))
+    texts = lines_of(text) if text else (u.text for u in read_lines(here.require("manifest", "hkd prepare")))
     report = lexicon_report(Lexicon(dictionary) if dictionary is not None else load_lexicon(here.units), texts)
 
     def render(value: dict[str, Any]) -> str:

@@ -19,6 +19,7 @@ Shape letters: U units of a sentence.
 import json
 import logging
 import os
+import re
 import shutil
 import weakref
 from collections import Counter
@@ -26,7 +27,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from itertools import count, islice, pairwise
+from itertools import chain, count, islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from torch import Tensor, nn
 from hkd import manifest as manifests
 from hkd.align.alignment import Alignment
 from hkd.corpora import Report
+from hkd.corpora.importers import COLUMNS
 from hkd.errors import HkdError, Progress, UserError, check_setting, no_progress
 from hkd.files import digest_of, numbered_lines, write_json
 from hkd.manifest import Manifest, Utterance
@@ -50,6 +52,8 @@ logger = logging.getLogger(__name__)
 Sequence_U = NDArray[np.int32]
 UNITS, OFFSETS = "units.i32", "offset.i64"
 _READ_AT_ONCE = 4096  # sentences
+_HEAD = 100  # lines that are looked at
+_ID = re.compile(r"(?=\S*\d)(?=\S*[^\s\d])\S{4,}")  # utt-1, BAC009S0002W0122, 1034-121119-0000, (spk1-utt1)
 _UNPACKED = 3  # about as many times larger than its .gz is a text
 
 
@@ -59,11 +63,47 @@ def read_lines(paths: Sequence[Path], *, progress: Progress = no_progress) -> It
     total = sum(path.stat().st_size * (_UNPACKED if path.suffix == ".gz" else 1) for path in paths if path.exists())
     done = 0
     for path in paths:
-        for number, line in numbered_lines(path, "text", remedy="Give a text file, one sentence a line."):
+        for number, line in sentence_lines(path):
             yield line
             done += len(line)
             if number % 1000 == 0:
                 progress(min(done, total), total)
+
+
+def sentence_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The numbered lines of a text, plain or .gz. Raises UserError where it is missing or broken, or where its first
+    lines hold other things beside the sentences, which would be read as words."""
+    lines = numbered_lines(path, "text", remedy="Give a text file, one sentence a line.")
+    head = list(islice(lines, _HEAD))
+    if found := _beside_sentences([line.strip() for _, line in head if line.strip()]):
+        raise UserError(
+            f"{path} must be text, one sentence a line and nothing else, but looks like {found[0]}. Write the "
+            f"sentences alone: {found[1]}"
+        )
+    yield from chain(head, lines)
+
+
+def _beside_sentences(lines: Sequence[str]) -> tuple[str, str] | None:
+    """What a text is, if no plain one, and a command that makes one of it."""
+    if not lines:
+        return None
+    columns = [cell.strip(' "').lower() for cell in re.split("[,;\t|]", lines[0])]
+    first, last = ([line.split()[place] for line in lines] for place in (0, -1))
+    if lines[0] in ("[", "{") or all(line[0] + line[-1] == "{}" for line in lines):
+        return "JSON", "jq -r .text FILE"
+    if any(re.search(r"\d --> \d", line) for line in lines):
+        return "subtitles with times", "grep -v -e '-->' -e '^[0-9]*$' FILE"
+    if any("\r" in line for line in lines):
+        return "text whose lines end in CR alone, as on old Macs", r"tr '\r' '\n' < FILE"
+    if len({line.count("\t") for line in lines} - {0}) == 1 and all("\t" in line for line in lines):
+        return "a table, with tabs between its columns", "cut -f2 FILE"
+    if len(columns) > 1 and not {*columns}.isdisjoint(COLUMNS["text"]):
+        return f"a table with the columns {', '.join(columns[:5])}", "its column of text, without this first line"
+    for names, place in ((first, "before"), (last, "behind")):
+        if len(names) == len({*names}) > 1 and all(map(_ID.fullmatch, names)):
+            command = "cut -d' ' -f2- FILE" if place == "before" else "sed 's/ *[^ ]*$//' FILE"
+            return f"transcripts with an id {place} each ({names[0]})", command
+    return None
 
 
 def is_held_out(line: str, share: float) -> bool:
@@ -367,7 +407,7 @@ def prepare_sentences(
 
     kept: list[tuple[str, tuple[str, ...]]] = []
     for done, path in enumerate(texts):
-        for number, line in numbered_lines(path, "text", remedy="Give a text file, one sentence a line."):
+        for number, line in sentence_lines(path):
             said = words_of_line(line)
             why, named = left_out(line, said)
             if why:

@@ -25,10 +25,10 @@ from hkd.errors import Progress, UserError, no_progress
 from hkd.evaluate.decoding import EvaluateConfig
 from hkd.evaluate.score import EvaluationReport
 from hkd.evaluate.table import ObjectivesTable
-from hkd.files import numbered_lines, write_bytes
+from hkd.files import write_bytes
 from hkd.labelling.dump import DumpJob, DumpReport, execute
 from hkd.labelling.lm import LmReport, train_lm
-from hkd.labelling.lm_data import SentencesConfig, prepare_sentences
+from hkd.labelling.lm_data import SentencesConfig, prepare_sentences, read_lines
 from hkd.labelling.ngram import WordNgramConfig, train_word_ngram
 from hkd.labelling.tie import TieConfig, TieReport
 from hkd.labelling.tie import tie as tie_states
@@ -402,7 +402,7 @@ def _prepare_text(text: str, out: Path, progress: Progress) -> int:
     """Write the sentences; their number. Raises UserError where the file is not there."""
     if not text.endswith((".txt", ".gz")):
         return corpora.prepare_text(text, out, progress=progress)
-    lines = [line for _, line in numbered_lines(Path(text), "text")]
+    lines = list(read_lines([Path(text)]))
     write_bytes(out, "".join(f"{line}\n" for line in lines).encode())
     return len(lines)
 

@@ -124,6 +124,34 @@ def test_texts_of_other_systems_are_read_right_or_refused(tmp_path):
             list(read_lines([tmp_path / name]))
 
 
+@pytest.mark.parametrize(
+    ("lines", "what"),
+    [
+        (['{"text": "the cat sat"}', '{"text": "a dog"}'], "JSON"),
+        (["{", '  "text": "the cat sat"', "}"], "JSON"),
+        (["1", "00:00:01,000 --> 00:00:02,000", "the cat sat"], "subtitles"),
+        (["1\tThe cat sat.", "2\tA dog."], "a table"),
+        (["text,lang", '"The cat, a dog",en'], "the columns text, lang"),
+        (["1034-121119-0000 THE CAT SAT", "", "1034-121119-0001 A DOG"], "an id before each .1034-121119-0000"),
+        (["BAC009S0002W0122 而 对", "BAC009S0002W0123 也 成为"], "an id before each"),
+        (["the cat sat (spk1-utt1)", "a dog (spk1-utt2)"], "an id behind each"),
+        (["the cat sat\ra dog\r"], "CR alone"),
+    ],
+)
+def test_what_is_more_than_sentences_is_refused(tmp_path, lines, what):
+    (tmp_path / "a.txt").write_text("\n".join(lines) + "\n")
+    with pytest.raises(UserError, match=rf"a\.txt must be text, one sentence a line .* looks like .*{what}"):
+        list(read_lines([tmp_path / "a.txt"]))
+
+
+def test_sentences_with_numbers_names_and_tabs_are_text(tmp_path):
+    lines = ["2 cats sat", "text, he said", "", "3 dogs\tran", "B-52s at 10:30 in COVID-19", "", "1,000 birds {sic}"]
+    (tmp_path / "a.txt").write_text("\n".join(lines) + "\n")
+    assert list(read_lines([tmp_path / "a.txt"])) == lines
+    (tmp_path / "b.txt").write_text("\n")
+    assert list(read_lines([tmp_path / "b.txt"])) == [""]
+
+
 def test_four_times_the_text_takes_no_more_memory(tmp_path, monkeypatch):
     """Streamed into the cache, read in order and at random, and drawn from: what is kept does not grow with the
     text."""
