@@ -224,7 +224,8 @@ class Project:
         self._store(store)
         for name in ids:
             self.manifest.by_id(name)
-        speeds = [speed] * len(ids) if isinstance(speed, int | float) else list(speed)
+        one: Any = speed  # or a number for each, also in an array or a tensor
+        speeds = [float(one)] * len(ids) if np.ndim(one) == 0 else [float(value) for value in one]
         frames_B = [int(count) for count in num_frames]
         for what, given in (("num_frames", frames_B), ("speed", speeds)):
             if len(given) != len(ids):
@@ -387,6 +388,7 @@ class Student:
 
         return cls(Recogniser(Path(folder), device=device, lm=None if lm is None else os.fspath(lm)))
 
-    def transcribe(self, sound: StrPath | NDArray[np.float32]) -> str:
+    def transcribe(self, sound: "StrPath | NDArray[np.float32] | torch.Tensor") -> str:
         """The text of a file, or of a wave: mono, 16 kHz, float32. Long sound is cut at quiet places."""
-        return str(self._recogniser.transcribe(sound if isinstance(sound, np.ndarray) else os.fspath(sound))["text"])
+        given = os.fspath(sound) if isinstance(sound, str | os.PathLike) else np.asarray(sound)
+        return str(self._recogniser.transcribe(given)["text"])

@@ -86,6 +86,9 @@ def test_a_frame_has_the_label_that_is_spoken_in_its_middle(
     labels = project.frame_labels(
         store, ids, num_frames=[int(s * 1000 / shift_ms) for s in seconds], frame_shift_ms=shift_ms, speed=speed
     )
+    frames, speeds = torch.tensor([int(s * 1000 / shift_ms) for s in seconds]), torch.full((3,), speed).double()
+    again = project.frame_labels(store, ids, num_frames=frames, frame_shift_ms=shift_ms, speed=speeds)
+    assert torch.equal(again.gold_M, labels.gold_M)
     assert len(labels.frame_M) > 5
     for b, name in enumerate(ids):
         timed = project.positions(name, store)

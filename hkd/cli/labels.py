@@ -238,8 +238,10 @@ def split(
     if ids is not None:
         wanted = [line.strip() for _, line in numbered_lines(ids, "a list of ids") if line.strip()]
     else:
-        reader = LabelReader.open(store)
-        wanted = [name for name in _ids_of(part or "") if name in reader]
+        reader, asked = LabelReader.open(store), _ids_of(part or "")
+        wanted = [name for name in asked if name in reader]
+        if lost := len(asked) - len(wanted):
+            say(f"{lost} of {len(asked)} utterances of {part} are not in {store}.")
     with progress_bar("split") as progress:
         spec = subset(store, out, wanted, overwrite=overwrite, progress=progress)
     say(f"wrote {out}: {spec.num_utterances} utterances")

@@ -163,7 +163,7 @@ class Recogniser:
         name = "" if isinstance(sound, np.ndarray) else str(sound)
         if not isinstance(sound, np.ndarray):
             wave_S = read_audio(Utterance(id=Path(name).name, text="", audio_filepath=name))
-        elif sound.ndim == 1 and np.issubdtype(sound.dtype, np.floating):
+        elif sound.ndim == 1 and sound.size and np.issubdtype(sound.dtype, np.floating):
             wave_S = np.asarray(sound, np.float32)
             check_range(wave_S, "a wave")
         else:

@@ -90,7 +90,7 @@ class DumpReport(WorkDone):
         """The command that comes next; empty while shards are missing, and for text."""
         if self.shards_missing or self.is_text:
             return ""
-        return f"hkd train --labels {shlex.quote(str(self.store).rpartition('/')[0] + '/')}"
+        return f"hkd train --labels {shlex.quote((str(self.store).rpartition('/')[0] or '.') + '/')}"
 
     def to_json(self) -> dict[str, Any]:
         """For `--json`."""

@@ -169,9 +169,11 @@ def subset(
     overwrite: bool = False,
     progress: Progress = no_progress,
 ) -> StoreSpec:
-    """A store of some of its utterances. Raises UserError for one that is not in it."""
+    """A store of some of its utterances. Raises UserError for one that is not in it, and for none."""
     reader = LabelReader.open(source)
     wanted = list(ids)
+    if not wanted:
+        raise UserError(f"the part of {source} must have utterances, but none of those asked for is in it.")
     for name in wanted:
         reader.row(name)
 

@@ -98,7 +98,11 @@ def test_convert_split_merge_compare_export(shards: Path) -> None:
             run("split", "shards/subword", "refused", "--ids", "ids")
     lines = [{"id": name, "text": "x", "split": "dev"} for name in ("utt-0001", "utt-0003", "other")]
     Path("manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    run("split", "shards/subword", "b", "--split", "dev")
+    done = CliRunner().invoke(app, ["split", "shards/subword", "b", "--split", "dev"])
+    assert (done.exit_code, "1 of 3 utterances of dev are not in shards/subword." in done.stderr) == (0, True)
+    Path("ids").write_text("\n")
+    with pytest.raises(UserError, match="none of those asked for is in it"):
+        run("split", "shards/subword", "empty", "--ids", "ids")
     run("merge", "a", "b", "--out", "c")
     assert json.loads(run("info", "c", "--json"))["c"]["utterances"] == 4
     run("export", "c", "--parquet", "c.parquet")

@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 
+from hkd.api import Student
 from hkd.audio import read_audio
 from hkd.decode.recogniser import Recogniser
 from hkd.errors import UserError
@@ -52,6 +54,11 @@ def test_long_sound_is_cut_into_pieces_that_follow_each_other(recogniser: Recogn
     assert all(a["stop_s"] == b["start_s"] for a, b in pairwise(pieces))
 
 
+def test_a_tensor_is_a_wave(recogniser: Recogniser) -> None:
+    wave_S = 0.1 * np.random.default_rng(0).normal(size=16_000).astype(np.float32)
+    assert Student(recogniser).transcribe(torch.from_numpy(wave_S)) == Student(recogniser).transcribe(wave_S)
+
+
 def test_what_is_no_sound_is_refused(recogniser: Recogniser, tmp_path: Path) -> None:
     path = tmp_path / "text.wav"
     path.write_text("no sound")
@@ -60,7 +67,7 @@ def test_what_is_no_sound_is_refused(recogniser: Recogniser, tmp_path: Path) -> 
     with pytest.raises(UserError, match="No such file"):
         recogniser.transcribe(tmp_path / "missing.wav")
     wave_S = 0.1 * np.random.default_rng(0).normal(size=16_000)
-    for wave in (np.stack([wave_S, wave_S]), (wave_S * 32768).astype(np.int16)):
+    for wave in (np.stack([wave_S, wave_S]), (wave_S * 32768).astype(np.int16), wave_S[:0]):
         with pytest.raises(UserError, match="a wave must be one channel of floats between -1 and 1"):
             recogniser.transcribe(wave)
     with pytest.raises(UserError, match="a wave must hold samples between -1 and 1, but one is"):

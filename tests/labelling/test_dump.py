@@ -322,6 +322,7 @@ def test_the_model_counts_its_operations_and_the_report_says_how_to_go_on(
     assert most / 3 < teacher.flops - before < 3 * most
     assert {"positions_per_s", "seconds", "go_on"} <= set(report.to_json())
     assert report.go_on == f"hkd train --labels {tmp_path}/"
+    assert replace(report, store=Path("here")).go_on == "hkd train --labels ./"
 
 
 def test_overwrite_replaces_a_store_and_nothing_else(
