@@ -21,32 +21,16 @@ from numpy.typing import NDArray
 
 from hkd.errors import one_line
 from hkd.files import num_cores
+from hkd.labels import format as files
 from hkd.labels.codec import block_cuts, layout
-from hkd.labels.format import (
-    META_KEY,
-    DamagedShardError,
-    Planes,
-    StoreSpec,
-    Utterances,
-    check_meta,
-    check_size,
-    shard_meta,
-)
+from hkd.labels.format import META_KEY, DamagedShardError, Planes, StoreSpec, Utterances
 from hkd.labels.kernels import entropy
 
 THREADS = min(4, 1 + num_cores())  # that make and pack blocks: one waits for Python's lock now and then
 AHEAD = 1  # blocks that wait for a thread
 # Byte planes have skewed bytes and hardly any repeats: a match finder that looks for long repeats alone is faster and
-# packs better.
-# A window of 32 KiB makes blocks of 32 KiB, with a code table each: it fits the few ranks that lie in one.
-ZSTD = {
-    "window_log": 15,
-    "chain_log": 6,
-    "hash_log": 6,
-    "search_log": 1,
-    "min_match": 7,
-    "strategy": zstandard.STRATEGY_FAST,
-}
+# packs better. A window of 32 KiB makes blocks of 32 KiB, with a code table each: it fits the few ranks in one.
+ZSTD = {"window_log": 15, "chain_log": 6, "hash_log": 6, "search_log": 1, "min_match": 7}
 NOISE_SAMPLE, NOISE_BITS = 4096, 7.8  # zstd, too, gives up above 7.9 bits a byte, but has tried by then
 BLOCK_OVERHEAD = 1 << 16  # bytes that a block needs beside its planes and utterances, at most
 
@@ -55,10 +39,9 @@ class _OfThread(threading.local):
     """What zstd works with, which no two threads may share."""
 
     def __init__(self) -> None:
+        make, fast = zstandard.ZstdCompressionParameters, zstandard.STRATEGY_FAST
         self.usual, self.hasty = (  # with a target length, literals are not compressed
-            zstandard.ZstdCompressor(
-                compression_params=zstandard.ZstdCompressionParameters(target_length=length, **ZSTD)
-            )
+            zstandard.ZstdCompressor(compression_params=make(target_length=length, strategy=fast, **ZSTD))
             for length in (0, 64)
         )
         self.decompressor = zstandard.ZstdDecompressor()
@@ -68,14 +51,10 @@ _zstd = _OfThread()
 
 
 def _schema(spec: StoreSpec, shard: int) -> pa.Schema:
-    fields = [
-        ("id", pa.list_(pa.string())),
-        ("num_positions", pa.list_(pa.int32())),
-        ("unit_digest", pa.binary()),
-        ("text_digest", pa.binary()),
-        *((name, pa.large_binary()) for name in layout(spec)),
-    ]
-    return pa.schema(fields, metadata={META_KEY: json.dumps(shard_meta(spec, shard))})
+    utterances = [("id", pa.list_(pa.string())), ("num_positions", pa.list_(pa.int32()))]
+    utterances += [(name, pa.binary()) for name in ("unit_digest", "text_digest")]
+    planes = [(name, pa.large_binary()) for name in layout(spec)]
+    return pa.schema([*utterances, *planes], metadata={META_KEY: json.dumps(files.shard_meta(spec, shard))})
 
 
 def _pack(spec: StoreSpec, block: Callable[[], Planes]) -> list[Any]:
@@ -134,7 +113,7 @@ class ArrowShard:
         try:
             self._file = pa.ipc.open_file(pa.memory_map(str(path)))
             meta = json.loads((self._file.schema.metadata or {}).get(META_KEY.encode(), b"null"))
-            check_meta(path, meta, spec, shard)
+            files.check_meta(path, meta, spec, shard)
             if not self._file.schema.equals(_schema(spec, shard)):
                 raise DamagedShardError(path, "its columns are not those of the store")
             self._batches = [self._file.get_batch(i) for i in range(self._file.num_record_batches)]
@@ -151,13 +130,8 @@ class ArrowShard:
         id_array, length_array = ids.flatten(), lengths.flatten()
         length_B = np.from_dlpack(length_array).astype(np.int64)
         self.cuts = ids.offsets.to_pylist()
-        if (
-            self.cuts[:1] not in ([], [0])
-            or not ids.offsets.equals(lengths.offsets)
-            or id_array.null_count
-            or length_array.null_count
-            or (length_B < 0).any()
-        ):
+        same_cuts = self.cuts[:1] in ([], [0]) and ids.offsets.equals(lengths.offsets)
+        if not same_cuts or id_array.null_count or length_array.null_count or (length_B < 0).any():
             raise DamagedShardError(self._path, "its lengths do not fit its ids")
         digests = [b"".join(table[name].to_pylist()) for name in ("unit_digest", "text_digest")]
         if any(len(data) != 8 * len(length_B) for data in digests):
@@ -174,12 +148,11 @@ class ArrowShard:
         try:
             for name, frame, size in zip(planes, frames, sizes, strict=True):
                 self._check_size(name, size, zstandard.frame_content_size(frame), "claims")
-                check_size(self._path, size, frame.size)
+                files.check_size(self._path, size, frame.size)
             parts = np.split(np.empty(sum(sizes), np.uint8), np.cumsum(sizes)[:-1])
             for name, frame, part in zip(planes, frames, parts, strict=True):
-                self._check_size(
-                    name, part.size, _zstd.decompressor.stream_reader(frame).readinto(part) if part.size else 0, "has"
-                )
+                found = _zstd.decompressor.stream_reader(frame).readinto(part) if part.size else 0
+                self._check_size(name, part.size, found, "has")
         except (zstandard.ZstdError, MemoryError) as error:
             raise DamagedShardError(self._path, one_line(error)) from None
         return {name: part.reshape(plane.shape(n)) for (name, plane), part in zip(planes.items(), parts, strict=True)}

@@ -1,5 +1,4 @@
-"""What people read of a store: quality figures, the card (README.md, also a data-set card for the Hub), one utterance's
-labels."""
+"""What people read of a store: quality figures, the card (README.md, also the Hub's), one utterance's labels."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,8 +26,8 @@ NOTHING = -1e4  # a log-probability whose exponential is 0
 def quality_of(topk: TopK) -> dict[str, float]:
     """Sums over the positions that have a gold unit; over all positions for tail mass and entropy (in nats).
 
-    The entropy counts the mass outside the kept ids as one more unit, so it is a lower bound. A gold unit in the last
-    place of a row may have been put there, so it is no top-k hit (except where K = V).
+    The entropy is a lower bound: the mass outside the kept ids counts as one more unit. A gold unit in a row's last
+    place may have been put there, so it is no top-k hit (except where K = V).
     """
     has_N = topk.gold_N >= 0
     hit_NK = topk.ids_NK == topk.gold_N[:, None]  # never where there is no gold unit: it is −1 there
@@ -57,10 +56,7 @@ def _entropy(logp_NK: NDArray[np.floating[Any]]) -> float:
 
 def calibration_bins(confidence_N: NDArray[np.floating[Any]], correct_N: NDArray[np.bool_]) -> dict[str, float]:
     """The sums that `calibration_error` needs: by row the probability of its likeliest unit, and whether that is the
-    right one.
-
-    Of n bins, bin i holds [i / n, (i + 1) / n); 1 belongs to the last.
-    """
+    right one. Of n bins, bin i holds [i / n, (i + 1) / n); 1 belongs to the last."""
     bin_N = np.minimum((confidence_N * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)
     sums: dict[str, float] = {}
     for number in range(CALIBRATION_BINS):
@@ -97,8 +93,7 @@ def merge(parts: Iterable[Mapping[str, float | None]]) -> dict[str, float | None
 
 
 def figures(sums: Mapping[str, float | None]) -> dict[str, float | None]:
-    """What people read: perplexity, top-1 and top-k hit rate, mean tail mass, mean entropy. None for a figure that is
-    not known."""
+    """What people read: perplexity, hit rates of top 1 and top k, mean tail mass, mean entropy. None: not known."""
 
     def mean(key: str, over: str) -> float | None:
         value, count = sums.get(key), sums.get(over)
@@ -155,8 +150,7 @@ def number(value: Any, form: str = ".3f", scale: float = 1.0, unit: str = "") ->
 
 
 def rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
-    """The facts as lines for people. The perplexity is two-sided (pseudo-perplexity) where the teacher reads both
-    directions."""
+    """The facts as lines for people; a pseudo-perplexity, two-sided, where the teacher reads both directions."""
     teacher = facts["teacher"]
     both = teacher.get("direction") == "both"
     name = "pseudo-perplexity" if both else "perplexity"
@@ -261,14 +255,11 @@ def show(
     reader: "LabelReader", utterance_id: str, *, top: int = 5, alignment: Alignment | None = None
 ) -> list[dict[str, Any]]:
     """A dictionary a position: start_s and end_s (None: not known), word, unit, p (of the unit), candidates, tail (the
-    mass outside).
-
-    Raises UserError where the utterance is not in the store.
-    """
+    mass outside). Raises UserError where the utterance is not in the store."""
     block = reader.block([utterance_id])
     topk, symbols = block.topk, reader.spec.inventory.symbols
     frames = times(block, reader, alignment, utterance_id)
-    result: list[dict[str, Any]] = []
+    result = []
     for n in range(len(topk)):
         gold = int(topk.gold_N[n])
         order = np.argsort(-topk.logp_NK[n], kind="stable")[:top]
@@ -276,19 +267,13 @@ def show(
         start_s, end_s = (
             None if span[0] == span[1] or frame is None else round(frame * FRAME_SHIFT_S, 3) for frame in span
         )
-        result.append(
-            {
-                "start_s": start_s,
-                "end_s": end_s,
-                "word": int(block.word_N[n]),
-                "unit": symbols[gold] if gold >= 0 else None,
-                "p": float(np.exp(topk.gold_logp_N[n])) if gold >= 0 else None,
-                "candidates": [
-                    {"unit": symbols[topk.ids_NK[n, r]], "p": float(np.exp(topk.logp_NK[n, r]))} for r in order
-                ],
-                "tail": float(np.exp(topk.tail_N[n])),
-            }
-        )
+        row: dict[str, Any] = {"start_s": start_s, "end_s": end_s, "word": int(block.word_N[n])}
+        row["unit"] = symbols[gold] if gold >= 0 else None
+        row["p"] = float(np.exp(topk.gold_logp_N[n])) if gold >= 0 else None
+        kept = [(symbols[topk.ids_NK[n, r]], float(np.exp(topk.logp_NK[n, r]))) for r in order]
+        row["candidates"] = [{"unit": unit, "p": p} for unit, p in kept]
+        row["tail"] = float(np.exp(topk.tail_N[n]))
+        result.append(row)
     return result
 
 

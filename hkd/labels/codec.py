@@ -1,11 +1,9 @@
 """How top-k rows become bytes and come back: the codecs `f16` and `grid`, and the cutting of shards into blocks.
 
-- Both turn a log-probability into a 16-bit code that does not fall with −log p. `f16`: the bits of −log p as a float16.
-  `grid`: −log p in steps of `step` nats, rounded half to even; 65535 is −∞.
-- Codes are stored as differences in rank modulo 2^16: rows fall, so the differences are small and compress well.
+- Both turn a log-probability into a 16-bit code that does not fall with −log p (`Half` and `Grid` of format.py). Codes
+  are stored as differences in rank modulo 2^16: rows fall, so the differences are small and compress well.
 - Every value is cut into byte planes, low byte first. Codes are stored rank-major (all positions' first rank, then all
-  second ranks ...), since a rank's differences are alike. Unit ids are not alike: they are stored position-major, which
-  saves transposing.
+  second ranks ...), since a rank's differences are alike; unit ids, which are not, position-major: no transposing.
 - The gold unit is stored as its rank among the kept ids where its log-probability is that id's, bit for bit. Else the
   rank is 0, and two planes of their own, zero otherwise, hold the unit's id + 1 and its float16 log-probability.
 - Tails are float16 logarithms (so −∞ survives), the temperatures' log-sum-exps float32.
@@ -45,7 +43,6 @@ class Plane(NamedTuple):
         return (num_positions, self.rows) if self.axis == 0 else (self.rows, num_positions)
 
     def num_bytes(self, num_positions: int) -> int:
-        """Bytes for so many positions."""
         return self.rows * num_positions
 
 
@@ -80,41 +77,34 @@ def _code_numbers(spec: StoreSpec) -> tuple[int, np.float32, NDArray[np.float32]
 def _at_most_0(name: str, logp: NDArray[np.float32]) -> NDArray[np.float32]:
     """Log-probabilities, without what rounding put above 0. Raises HkdError where one is none."""
     if not (logp <= kernels.ABOVE_0).all():
-        largest = float(logp.max())  # NaN where there is one
-        raise HkdError(
-            f"`{name}` must hold log-probabilities (at most 0, no NaN), but its largest is {largest} instead."
-        )
+        largest, rule = float(logp.max()), "must hold log-probabilities (at most 0, no NaN)"  # NaN where there is one
+        raise HkdError(f"`{name}` {rule}, but its largest is {largest} instead.")
     return np.minimum(logp, 0)
 
 
 def _split_by_codec(spec: StoreSpec, logp_NK: NDArray[np.float32], out_AKN: NDArray[np.uint8]) -> None:
-    """As `kernels.split_codes`, for a codec that the kernels do not know. Raises HkdError for what is no
-    log-probability."""
+    """As `kernels.split_codes`, for a codec that the kernels do not know. Raises HkdError for no log-probability."""
     code_NK = CODECS[spec.codec].codes(_at_most_0("logp", logp_NK), spec.step).astype(np.uint16)
     step_KN = np.diff(code_NK, axis=1, prepend=np.zeros((len(code_NK), 1), np.uint16)).T
     out_AKN[0, :, : len(code_NK)], out_AKN[1, :, : len(code_NK)] = step_KN & 0xFF, step_KN >> 8
 
 
 def _halves(name: str, logp: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """Log-probabilities → the bits of float16; finite ones stay finite, −0 becomes 0. Raises HkdError where one is
-    none."""
+    """Log-probabilities → the bits of float16; finite ones stay so, −0 becomes 0. Raises HkdError where one is none."""
     bits = CODECS["f16"].codes(_at_most_0(name, logp), 0)
     return np.where(bits > 0, bits | 0x8000, 0).astype(np.uint16)
 
 
 def _bytes_of(value_RN: NDArray[Any]) -> NDArray[np.uint8]:
     """(R, N) of b-byte numbers → (b · R, N) bytes, low byte first."""
-    rows, n = value_RN.shape
-    size = value_RN.dtype.itemsize
+    (rows, n), size = value_RN.shape, value_RN.dtype.itemsize
     byte_RNA = np.ascontiguousarray(value_RN, value_RN.dtype.newbyteorder("<")).view(np.uint8).reshape(rows, n, size)
     return np.ascontiguousarray(byte_RNA.transpose(2, 0, 1)).reshape(size * rows, n)
 
 
 def encode(spec: StoreSpec, parts: Sequence[TopK], word_N: NDArray[np.int32], offset_B1: NDArray[np.int64]) -> Planes:
-    """The rows of whole utterances → planes. The wide columns are read where they lie.
-
-    parts: one or more, which hold the rows in order. Raises HkdError for rows that the store cannot hold.
-    """
+    """The rows of whole utterances → planes. The wide columns are read where they lie. parts: one or more, which hold
+    the rows in order. Raises HkdError for rows that the store cannot hold."""
     _check_rows(spec, parts)
     n, k, offset_B1 = len(word_N), spec.width, np.asarray(offset_B1, np.int64)
     row_2N, _held = _rows(spec, parts, n)
@@ -152,8 +142,7 @@ def _column(parts: Sequence[TopK], name: str, dtype: Any) -> NDArray[Any]:
 
 
 def _rows(spec: StoreSpec, parts: Sequence[TopK], n: int) -> tuple[NDArray[np.int64], Sequence[TopK]]:
-    """The addresses of each position's ids and log-probabilities, at least a tile's; and the rows to keep alive
-    meanwhile."""
+    """The addresses of each position's ids and log-probabilities, at least a tile's; and the rows to keep alive."""
     place_P3, row_2N = np.empty((len(parts), 3), np.int64), np.zeros((2, max(n, TILE)), np.int64)
     try:
         for p, part in enumerate(parts):
@@ -171,10 +160,8 @@ def _rows(spec: StoreSpec, parts: Sequence[TopK], n: int) -> tuple[NDArray[np.in
 
 def _check_rows(spec: StoreSpec, parts: Sequence[TopK]) -> None:
     """Raises HkdError where rows are not of the store's shape."""
-    wanted = spec.width, len(spec.temperatures), spec.selection == "sample"
-    for k, j, counted in {(part.ids_NK.shape[1], part.lse_NJ.shape[1], part.count_NK is not None) for part in parts} - {
-        wanted
-    }:
+    shapes = {(part.ids_NK.shape[1], part.lse_NJ.shape[1], part.count_NK is not None) for part in parts}
+    for k, j, counted in shapes - {(spec.width, len(spec.temperatures), spec.selection == "sample")}:
         raise HkdError(
             f"a row of this store must have k = {spec.width}, {len(spec.temperatures)} temperatures and the selection "
             f"{spec.selection}, but has k = {k}, {j} temperatures and {'counts' if counted else 'no counts'} instead."
@@ -182,11 +169,9 @@ def _check_rows(spec: StoreSpec, parts: Sequence[TopK]) -> None:
 
 
 def _check_ids(spec: StoreSpec, id_N: NDArray[Any], *, least: int = 0) -> None:
-    v = len(spec.inventory)
+    v, remedy = len(spec.inventory), "Check the teacher's inventory."
     if id_N.size and not least <= int(id_N.min()) <= int(id_N.max()) < v:
-        raise HkdError(
-            f"unit ids must lie in an inventory of {v} units, but some do not. Check the teacher's inventory."
-        )
+        raise HkdError(f"unit ids must lie in an inventory of {v} units, but some do not. {remedy}")
 
 
 # Bytes → rows ---------------------------------------------------------------------------------------------------------
@@ -201,8 +186,7 @@ class DecodedBlock:
     count_NK: NDArray[np.uint16] | None
     narrow_WN: NDArray[np.int32]  # 32 bits each: gold, gold_logp, tail, word, lse_t, tail_t
     num_bytes: int  # in memory
-    # addresses of units, codes and narrow columns, and the number of positions
-    place_4: tuple[int, ...] = field(init=False)
+    place_4: tuple[int, ...] = field(init=False)  # addresses of units, codes, narrow columns; number of positions
 
     def __post_init__(self) -> None:
         lie = (array.ctypes.data for array in (self.unit_NK, self.code_NK, self.narrow_WN))
@@ -228,9 +212,7 @@ def decode(spec: StoreSpec, planes: Planes, offset_B1: NDArray[np.int64]) -> Dec
     if not kernels.join_narrow(unit_NK, code_NK, byte_RN, np.asarray(offset_B1, np.int64), *numbers, narrow_WN):
         _refuse_block("a gold unit's rank lies beyond the kept ids, or the unit beyond the inventory")
     if j:
-        real_WN[4 : 4 + j], real_WN[4 + j :] = (
-            _from_bytes(planes[name], dtype) for name, dtype in (("lse_t", "<f4"), ("tail_t", "<f2"))
-        )
+        real_WN[4 : 4 + j], real_WN[4 + j :] = _from_bytes(planes["lse_t"], "<f4"), _from_bytes(planes["tail_t"], "<f2")
     size = n * decoded_bytes(spec)
     return DecodedBlock(unit_NK=unit_NK, code_NK=code_NK, count_NK=count_NK, narrow_WN=narrow_WN, num_bytes=size)
 
@@ -279,21 +261,14 @@ def _refuse_block(reason: str) -> NoReturn:
 def gather(
     spec: StoreSpec, blocks: Sequence[DecodedBlock], run_B4: NDArray[np.int64], n: int
 ) -> tuple[TopK, NDArray[np.int32]]:
-    """Runs of n positions in all → (TopK, word_N), each number written once.
-
-    run_B4: the block's index in `blocks`, the first position there, the end, and where the run begins in the result.
-    Raises HkdError for a run that lies outside its block.
-    """
+    """Runs of n positions in all → (TopK, word_N). run_B4: the block's index in `blocks`, first position there, end,
+    place in the result. Raises HkdError for a run that lies outside its block."""
     k, j = spec.width, len(spec.temperatures)
-    ids_NK, logp_NK, narrow_WN = (
-        np.empty((n, k), np.int32),
-        np.empty((n, k), np.float32),
-        np.empty((4 + 2 * j, n), np.int32),
-    )
+    ids_NK, logp_NK = np.empty((n, k), np.int32), np.empty((n, k), np.float32)
+    narrow_WN = np.empty((4 + 2 * j, n), np.int32)
     block_P4 = np.array([block.place_4 for block in blocks], np.int64).reshape(-1, 4)
-    if not kernels.gather(
-        block_P4, run_B4, spec.id_bytes, *_code_numbers(spec), ids_NK, logp_NK.view(np.uint32), narrow_WN
-    ):
+    out = ids_NK, logp_NK.view(np.uint32), narrow_WN
+    if not kernels.gather(block_P4, run_B4, spec.id_bytes, *_code_numbers(spec), *out):
         _refuse_block("an utterance lies outside its block")
     count_NK = None
     if spec.selection == "sample":
@@ -338,7 +313,6 @@ def recut(spec: StoreSpec, utterances: Utterances, parts: list[Planes]) -> list[
 
 
 def join(spec: StoreSpec, parts: list[Planes]) -> Planes:
-    """Blocks → one."""
     if len(parts) == 1:
         return parts[0]
     return {name: np.concatenate([part[name] for part in parts], axis=p.axis) for name, p in layout(spec).items()}

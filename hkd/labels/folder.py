@@ -2,9 +2,8 @@
 
 - Files appear whole. Only a folder of this machine has locks, so two writers at one URL may compute the same shard.
   Each reads the shard again after writing its mark, so that the mark is for the bytes that are there in the end.
-- A store at a URL is read as it was when it was opened: its marks are kept. A shard is fetched into the cache when it
-  is first needed and checked against the SHA-256 of its mark. So a store that is written again at its URL does not mix
-  with the old one.
+- A store at a URL is read as it was when it was opened: its marks are kept, and each shard, when it is first fetched
+  into the cache, is held against the SHA-256 of its mark. So a store that is written again does not mix with the old.
 """
 
 import contextlib
@@ -53,10 +52,8 @@ class StoreFolder:
         try:
             yield
         except OSError as error:
-            raise HkdError(
-                f"label store {self.path} cannot be written ({error.strerror or error}). "
-                "Mend that, then run the same command again."
-            ) from None
+            why, remedy = error.strerror or error, "Mend that, then run the same command again."
+            raise HkdError(f"label store {self.path} cannot be written ({why}). {remedy}") from None
 
     def read(self, name: str, *, limit: int | None = None) -> bytes | None:
         """A file's bytes, `limit` of them at most; None where it is not there."""
@@ -127,17 +124,15 @@ class StoreFolder:
     def _json(self, name: str) -> Any:
         data = self._content(name)
         if data is None:
-            raise UserError(
-                f"{self.path} must be a label store, but {name} is missing. Give the folder or URL of a label store."
-            )
+            remedy = "Give the folder or URL of a label store."
+            raise UserError(f"{self.path} must be a label store, but {name} is missing. {remedy}")
         if len(data) > files.MAX_JSON_BYTES:
             raise HkdError(f"{self.path}/{name} must have at most {files.MAX_JSON_BYTES} bytes, but has more.")
         try:
             return json.loads(data)
         except (ValueError, RecursionError) as error:
-            raise HkdError(
-                f"{self.path}/{name} must be JSON, but is not ({str(error)[:100]}). Restore it from a copy."
-            ) from None
+            why = str(error)[:100]
+            raise HkdError(f"{self.path}/{name} must be JSON, but is not ({why}). Restore it from a copy.") from None
 
     def load_json(self) -> dict[str, Any]:
         """The value of store.json, of a format that this hkd reads. Raises UserError or HkdError."""
@@ -153,7 +148,6 @@ class StoreFolder:
             return StoreSpec.from_json(value, UnitInventory.from_json(symbols, Path(files.INVENTORY)))
 
     def mark_bytes(self, shard: int) -> bytes | None:
-        """A mark as it lies there."""
         return self.read(files.mark_name(shard), limit=MAX_MARK_BYTES)
 
     def mark(self, spec: StoreSpec, shard: int) -> dict[str, Any] | None:
@@ -171,11 +165,8 @@ class StoreFolder:
     def lost(self, spec: StoreSpec) -> list[int]:
         """The shards without a mark, or whose file has not as many bytes as that says: by name and size alone."""
 
-        def has(shard: int) -> bool:
-            mark = self.mark(spec, shard)
-            return mark is not None and self.size(files.shard_name(spec, shard)) == mark["bytes"]
-
-        return [shard for shard in range(spec.num_shards) if not has(shard)]
+        marks = ((shard, self.mark(spec, shard)) for shard in range(spec.num_shards))
+        return [n for n, mark in marks if mark is None or self.size(files.shard_name(spec, n)) != mark["bytes"]]
 
     def is_done(self, spec: StoreSpec, shard: int) -> bool:
         """Whether a shard has its mark and its file now."""
@@ -198,11 +189,8 @@ class StoreFolder:
             return None
 
     def shard_file(self, spec: StoreSpec, shard: int, *, fresh: bool = False) -> Path:
-        """A shard's file on this machine; of a URL it is fetched, with `fresh` even where it is in the cache.
-
-        Raises LostShardError where it is not there any more or not what its mark says, HkdError where it cannot be
-        fetched.
-        """
+        """A shard's file on this machine; of a URL it is fetched, with `fresh` even where it is in the cache. Raises
+        LostShardError where it is not there any more or not what its mark says, HkdError where it cannot be fetched."""
         return self._root / files.shard_name(spec, shard)
 
     def open_shard(self, spec: StoreSpec, shard: int, *, fresh: bool = False) -> ShardFile:
@@ -211,8 +199,7 @@ class StoreFolder:
 
 
 class RemoteStoreFolder(Remote, StoreFolder):
-    """A folder at a URL. `mark` and `load_spec` give what was there at their first call; everything else is read as it
-    is now."""
+    """A folder at a URL. `mark` and `load_spec` give what was there at their first call; all else is read as it is."""
 
     def __init__(self, url: str) -> None:
         Remote.__init__(self, url)
@@ -277,28 +264,21 @@ class RemoteStoreFolder(Remote, StoreFolder):
         def fetch(part: Path) -> None:
             if shard in self._had and not fresh and not self._said:
                 self._said = True
-                logger.warning(
-                    "%s/%s is not in the cache any more and is fetched again, as others may be. Where the cache is too "
-                    "small for the stores, give HKD_CACHE_BYTES.",
-                    self.path,
-                    name,
-                )
+                remedy = "Where the cache is too small for the stores, give HKD_CACHE_BYTES."
+                said = "%s/%s is not in the cache any more and is fetched again, as others may be. %s"
+                logger.warning(said, self.path, name, remedy)
             for _ in range(2):
                 try:
                     self.fetch(name, part, limit=mark["bytes"])
                 except FileNotFoundError:
-                    raise LostShardError(
-                        "missing", f"{self.path}/{name} is missing, though its mark is there."
-                    ) from None
+                    sentence = f"{self.path}/{name} is missing, though its mark is there."
+                    raise LostShardError("missing", sentence) from None
                 except TooLargeError:
                     continue
                 if fits(part):
                     return
-            raise LostShardError(
-                "flipped",
-                f"{self.path}/{name} must have the SHA-256 {mark['sha256']}, but came with another, twice. "
-                "Run `hkd labels verify` on it.",
-            )
+            rule = f"{self.path}/{name} must have the SHA-256 {mark['sha256']}"
+            raise LostShardError("flipped", f"{rule}, but came with another, twice. Run `hkd labels verify` on it.")
 
         path = cached(SHARDS, mark["sha256"] + files.SUFFIXES[spec.backend], fetch, is_whole=is_whole, fresh=fresh)
         self._had.add(shard)
@@ -315,13 +295,11 @@ class RemoteStoreFolder(Remote, StoreFolder):
 
 
 def keep_shard(data: Data, sha256: str, suffix: str) -> None:
-    """Put a shard that was just written at a URL into the cache, for the next reader on this machine. Failing is
-    harmless."""
+    """Put a shard that was just written at a URL into the cache, for this machine's readers. Failing is harmless."""
     with contextlib.suppress(OSError, HkdError):
         cached(SHARDS, sha256 + suffix, lambda part: part.write_bytes(data))
 
 
 def store_folder(place: Path | str) -> StoreFolder:
-    """The folder that a path or a URL names."""
     where = location(place) if isinstance(place, str) else place
     return RemoteStoreFolder(where) if isinstance(where, str) else StoreFolder(where)

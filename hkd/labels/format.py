@@ -1,8 +1,7 @@
 """What a label store is: `store.json`, its files, the plan that says which utterance lies in which shard, its rows and
 its index.
 
-- The format's version is MAJOR.MINOR. A newer minor version is read (unknown keys are kept as they are); a newer major
-  one is refused. docs/label-store.md specifies every byte.
+- docs/label-store.md specifies every byte. A newer minor version is read (unknown keys are kept), a major one refused.
 - The plan is a pure function of the sorted ids: shard n holds the run [n·m, (n+1)·m) of them, m = utterances_per_shard.
 - A store is resumed where the *identity* is the same: all of the spec but hkd's version and the command.
 - Nothing in a file is trusted: sizes, lengths and digests are checked first.
@@ -44,11 +43,8 @@ def _refuse(name: str, rule: str, value: object) -> UserError:
 
 
 class Codec:
-    """How a store keeps log-probabilities: as 16-bit codes, whose differences in rank are compressed. A new one:
-    `CODECS["name"] = MyCodec()`.
-
-    `mode`: the number of the codec in the kernels; None: the kernels look values up in a table.
-    """
+    """How a store keeps log-probabilities: as 16-bit codes. A new one: `CODECS["name"] = MyCodec()`. `mode`: the
+    codec's number in the kernels; None: the kernels look values up in a table."""
 
     mode: int | None = None
     has_step = False  # whether it depends on the spec's `step`
@@ -105,11 +101,8 @@ CODECS: dict[str, Codec] = {"grid": Grid(), "f16": Half()}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoreSpec:
-    """The content of `store.json`. Raises UserError for a value that is not allowed.
-
-    `teacher` is TeacherInfo as a dictionary. `k` is the number of ids asked for; a row holds `width` = min(k, V).
-    `num_utterances` and `ids_digest` are filled in by the writer.
-    """
+    """The content of `store.json`. Raises UserError for a value that is not allowed. `teacher`: TeacherInfo as a
+    dictionary. `k`: the ids asked for, of which a row holds `width`. `num_utterances`, `ids_digest`: the writer's."""
 
     name: str
     level: str
@@ -179,37 +172,21 @@ class StoreSpec:
         return CODECS[self.codec].error_bound(self.step)
 
     def with_ids(self, sorted_ids: Sequence[str]) -> "StoreSpec":
-        """The spec for these utterances."""
         return replace(self, num_utterances=len(sorted_ids), ids_digest=digest_of(sorted_ids))
 
     def to_json(self) -> dict[str, Any]:
         """The value of `store.json`; the inventory's symbols lie beside it in inventory.json."""
-        plain = {
-            f.name: getattr(self, f.name)
-            for f in fields(self)
-            if f.name not in ("format", "extra", "inventory", "step")
-        }
-        value: dict[str, Any] = {
-            "format": self.format,
-            "kind": "hkd label store",
-            **plain,
-            "temperatures": [*self.temperatures],
-        }
-        value["inventory"] = {
-            "digest": self.inventory.digest,
-            "size": len(self.inventory),
-            "silence": self.inventory.silence,
-            "file": "inventory.json",
-        }
-        value["codec"] = {"name": self.codec, "error_bound": self.error_bound}
-        if CODECS[self.codec].has_step:
-            value["codec"]["step"] = self.step
+        others = ("format", "extra", "inventory", "step")
+        value = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in others}
+        value = {"format": self.format, "kind": "hkd label store", **value, "temperatures": [*self.temperatures]}
+        units, step = self.inventory, {"step": self.step} if CODECS[self.codec].has_step else {}
+        value["inventory"] = {"digest": units.digest, "size": len(units), "silence": units.silence, "file": INVENTORY}
+        value["codec"] = {"name": self.codec, "error_bound": self.error_bound, **step}
         return {**value, **self.extra}
 
     def identity(self) -> dict[str, Any]:
         """What must be equal for a store to be resumed."""
-        # tuples are lists, as when read back
-        return identity_of(json.loads(json.dumps(self.to_json(), ensure_ascii=False)))
+        return identity_of(json.loads(json.dumps(self.to_json(), ensure_ascii=False)))  # tuples as when read back
 
     @property
     def digest(self) -> str:
@@ -222,22 +199,12 @@ class StoreSpec:
         check_format(value)
         known = {f.name for f in fields(cls)} - {"extra", "inventory", "step"}
         try:
-            wanted, codec = value["inventory"]["digest"], value["codec"]
-            if wanted != inventory.digest:
-                raise UserError(
-                    f"the inventory's digest must be {wanted}, but is {inventory.digest} instead. Restore "
-                    f"inventory.json."
-                )
-            for key in [
-                "name",
-                "level",
-                "manifest_digest",
-                "normalisation",
-                "context",
-                "ids_digest",
-                "hkd_version",
-                "command",
-            ]:
+            wanted, found, codec = value["inventory"]["digest"], inventory.digest, value["codec"]
+            if wanted != found:
+                rule = f"the inventory's digest must be {wanted}"
+                raise UserError(f"{rule}, but is {found} instead. Restore inventory.json.")
+            texts = ("name", "level", "manifest_digest", "normalisation", "context", "ids_digest", "hkd_version")
+            for key in (*texts, "command"):
                 if not isinstance(value[key], str):
                     raise _refuse(key, "be a text", value[key])
             if not isinstance(value["teacher"], dict):
@@ -255,14 +222,11 @@ def check_format(value: Any) -> None:
     """Raises UserError unless the value is a store.json of a major version that this hkd reads."""
     version = value.get("format") if isinstance(value, dict) else None
     if not isinstance(version, str) or value.get("kind") != "hkd label store":
-        raise UserError(
-            "store.json must describe a label store, but has no format of one. Give the folder of a label store."
-        )
-    major = version.partition(".")[0]
-    if major != str(MAJOR):
-        raise UserError(
-            f"the format of a label store must be {MAJOR}.x, but is {version[:20]} instead. Install a newer hkd."
-        )
+        remedy = "Give the folder of a label store."
+        raise UserError(f"store.json must describe a label store, but has no format of one. {remedy}")
+    if version.partition(".")[0] != str(MAJOR):
+        found = version[:20]
+        raise UserError(f"the format of a label store must be {MAJOR}.x, but is {found} instead. Install a newer hkd.")
 
 
 def identity_of(value: Mapping[str, Any]) -> dict[str, Any]:
@@ -277,9 +241,8 @@ def sorted_ids(ids: Iterable[str]) -> list[str]:
         raise UserError("an utterance's id must be a non-empty text, but is '' instead. Give every utterance an id.")
     for left, right in itertools.pairwise(result):
         if left == right:
-            raise UserError(
-                f"an utterance's id must be unique in a store, but '{left}' stands twice. Give each its own id."
-            )
+            rule = "an utterance's id must be unique in a store"
+            raise UserError(f"{rule}, but '{left}' stands twice. Give each its own id.")
     return result
 
 
@@ -291,12 +254,10 @@ MAX_JSON_BYTES = 1 << 28
 
 
 def shard_name(spec: StoreSpec, shard: int) -> str:
-    """The name of shard number `shard` in a store's folder."""
     return f"{DATA}/{shard:05d}{SUFFIXES[spec.backend]}"
 
 
 def mark_name(shard: int) -> str:
-    """The name of its mark."""
     return f"{DATA}/{shard:05d}.json"
 
 
@@ -311,16 +272,9 @@ def parse_mark(data: bytes, store: str, shard: int) -> dict[str, Any] | None:
         value = json.loads(data)
     except (ValueError, RecursionError):
         return None
-    keys = {
-        "shard": int,
-        "store": str,
-        "utterances": int,
-        "positions": int,
-        "bytes": int,
-        "sha256": str,
-        "quality": dict,
-    }
-    if not isinstance(value, dict) or not all(isinstance(value.get(key), kind) for key, kind in keys.items()):
+    numbers, texts = ("shard", "utterances", "positions", "bytes"), ("store", "sha256")
+    kinds = {**dict.fromkeys(numbers, int), **dict.fromkeys(texts, str), "quality": dict}
+    if not isinstance(value, dict) or not all(isinstance(value.get(key), kind) for key, kind in kinds.items()):
         return None
     ours = value["store"] == store and value["shard"] == shard and re.fullmatch("[0-9a-f]{64}", value["sha256"])
     return value if ours else None
@@ -329,14 +283,12 @@ def parse_mark(data: bytes, store: str, shard: int) -> dict[str, Any] | None:
 # Rows and shards ------------------------------------------------------------------------------------------------------
 
 DIGEST_BYTES = 8
-# unit digest of an utterance that could not be labelled (keep_going); it has no positions
-LEFT_OUT = bytes(DIGEST_BYTES)
+LEFT_OUT = bytes(DIGEST_BYTES)  # unit digest of an utterance that could not be labelled; it has no positions
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UtteranceLabels:
-    """The labels of one utterance. `word_U`: the word of each position, −1 for none. Digests: 8 bytes of SHA-256
-    each."""
+    """The labels of one utterance. `word_U`: the word of each position, −1: none. Digests: 8 bytes of SHA-256 each."""
 
     id: str
     topk: TopK
@@ -347,10 +299,9 @@ class UtteranceLabels:
     def __post_init__(self) -> None:
         if self.word_U.shape != (len(self.topk),):
             raise ValueError(f"word_U must have the shape ({len(self.topk)},), but has {self.word_U.shape} instead")
-        if {len(self.unit_digest), len(self.text_digest)} != {DIGEST_BYTES}:
-            raise ValueError(
-                f"digests must have {DIGEST_BYTES} bytes, but have {len(self.unit_digest)} and {len(self.text_digest)}"
-            )
+        sizes = len(self.unit_digest), len(self.text_digest)
+        if {*sizes} != {DIGEST_BYTES}:
+            raise ValueError(f"digests must have {DIGEST_BYTES} bytes, but have {sizes[0]} and {sizes[1]}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -367,7 +318,6 @@ class LabelBlock:
         return len(self.offset_B1) - 1
 
     def utterance(self, b: int) -> TopK:
-        """The rows of utterance number b."""
         return self.topk[int(self.offset_B1[b]) : int(self.offset_B1[b + 1])]
 
 
@@ -415,10 +365,8 @@ class Backend(Protocol):
     def encode_shard(
         self, spec: StoreSpec, shard: int, utterances: Utterances, blocks: Iterable[Callable[[], Planes]]
     ) -> memoryview:
-        """A whole shard's bytes; the same content gives the same bytes.
-
-        `blocks` make the planes, cut as `block_cuts` says; each is called once, several may be at the same time.
-        """
+        """A whole shard's bytes; the same content gives the same bytes. `blocks` make the planes, cut as `block_cuts`
+        says; each is called once, several may be at the same time."""
 
     def open_shard(self, path: Path, spec: StoreSpec, shard: int) -> ShardFile:
         """Open a shard. Raises DamagedShardError where it is none of this store."""
@@ -442,7 +390,6 @@ def check_size(path: Path, num_bytes: int, stored_bytes: int) -> None:
 
 
 def backend_of(spec: StoreSpec) -> Backend:
-    """The backend that a spec names."""
     module: Backend = importlib.import_module(f"hkd.labels.{spec.backend}")
     return module
 
@@ -475,7 +422,6 @@ def rows_of(shard: int, utterances: Utterances) -> pa.Table:
 
 
 def index_bytes(table: pa.Table) -> memoryview:
-    """The bytes of index.arrow."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)

@@ -34,11 +34,8 @@ OUT_U2_2, OUT_U4_2, OUT_I4_2, OUT_I8_2 = (array_type(dtype, 2, readonly=False) f
 
 @numba.njit
 def _to_half(logp: Any) -> Any:
-    """float32 → the bits of its absolute value as a half, rounded half to even; what is finite stays so (at most
-    65504).
-
-    As in F. Giesen, "float->half variants": adding 0.5 makes the processor round what becomes a subnormal half.
-    """
+    """float32 → the bits of its absolute value as a half, rounded half to even; finite values stay so (at most 65504).
+    F. Giesen, "float->half variants": adding 0.5 makes the processor round what becomes a subnormal half."""
     bits = np.float32(logp).view(np.uint32) & 0x7FFFFFFF
     small = np.float32(np.uint32(bits).view(np.float32) + np.float32(0.5)).view(np.uint32) - 0x3F000000
     large = (bits - 0x37FFF001 + ((bits >> 13) & 1)) >> 13
@@ -60,8 +57,7 @@ def note_place(ids_NK: Any, logp_NK: Any, place_P3: Any, p: int) -> None:
 
 @kernel(types.boolean(I8_2, i8, i8, OUT_I8_2))
 def row_places(place_P3: Any, n: int, k: int, row_2N: Any) -> bool:
-    """The addresses of the ids and log-probabilities of n positions, then the first one's again. False where there are
-    not n."""
+    """Addresses of the ids and log-probabilities of n positions, then the first one's again. False where not n."""
     i = 0
     for p in range(len(place_P3)):
         if not 0 <= place_P3[p, 2] <= n - i:
@@ -93,9 +89,7 @@ def split_ids(row_2N: Any, num_units: int, out_ANK: Any) -> bool:
 @kernel(types.boolean(I8_2, i8, f4, f4, OUT_U1_3))
 def split_codes(row_2N: Any, mode: int, lowest: float, per_nat: float, out_AKN: Any) -> bool:
     """Log-probabilities → the two bytes of their codes' differences in rank. False where one is none: above 0, or NaN.
-
-    At least TILE positions. GRID: codes are log-probabilities, `lowest` at least, times `per_nat`.
-    """
+    At least TILE positions. GRID: codes are log-probabilities, `lowest` at least, times `per_nat`."""
     _, k, n = out_AKN.shape
     wrong, code_K, pair_P = False, np.zeros(k, np.uint16), np.zeros(TILE, np.uint32)
     step_PQ = np.zeros((TILE, (k + 1) // 2), np.uint32)  # a pair of ranks at a time
@@ -144,11 +138,8 @@ def _put(value_N: Any, out_AN: Any) -> None:
 def split_narrow(
     row_2N: Any, k: int, gold_N: Any, gold_logp_N: Any, tail_N: Any, word_N: Any, offset_B1: Any, out_RN: Any
 ) -> bool:
-    """Gold units, their log-probabilities, tails and words → their 16 bytes, a row each, in the order of NARROW.
-
-    False where a gold unit's log-probability or a tail is none (above 0, or NaN), or where the utterances are not those
-    of N positions.
-    """
+    """Gold units, their log-probabilities, tails and words → their 16 bytes, a row each, in the order of NARROW. False
+    for a log-probability above 0 or NaN, or utterances that are not those of N positions."""
     n = len(gold_N)
     if offset_B1[0] != 0 or offset_B1[-1] != n:
         return False
@@ -221,8 +212,7 @@ def _logp_bits(code: Any, mode: Any, step: Any, value_C: Any) -> Any:
 
 @kernel(types.uint32(U1_2, U1_2, i8, OUT_U2_2), types.uint32(U1_2, U1_2, i8, OUT_U4_2))
 def join_ids(low_NK: Any, high_NK: Any, shift: int, out_NK: Any) -> Any:
-    """Put two bytes of unit ids into their place: the lowest ones (shift 0), else `shift` bits up. Returns the largest
-    id so far."""
+    """Put two bytes of unit ids in place: the lowest (shift 0), else `shift` bits up. Returns the largest id so far."""
     low_U, high_U, out_U = low_NK.reshape(-1), high_NK.reshape(-1), out_NK.reshape(-1)
     largest = out_U.dtype.type(0)
     if shift == 0:
@@ -304,10 +294,8 @@ def join_narrow(
     num_units: int,
     out_WN: Any,
 ) -> bool:
-    """The inverse of `split_narrow` → the first four columns. value_C: of mode TABLE, for all 65,536 codes.
-
-    False where a rank lies beyond K, a unit beyond the inventory, or an utterance beyond the block.
-    """
+    """The inverse of `split_narrow` → the first four columns. value_C: of mode TABLE, for all 65,536 codes. False where
+    a rank lies beyond K, a unit beyond the inventory, or an utterance beyond the block."""
     n, k = unit_NK.shape
     gold_N, logp_N, tail_N, word_N = out_WN[0], out_WN[1], out_WN[2], out_WN[3]
     rank_N, number_N, most, last = _numbers(byte_RN[2:6]), _numbers(byte_RN[6:10]), np.uint32(k), np.uint32(num_units)
@@ -352,12 +340,8 @@ def gather(
     logp_MK: Any,
     narrow_WM: Any,
 ) -> bool:
-    """Copy runs of blocks' positions (block, first, end, place in the batch) to M positions, widened. False where one
-    lies outside.
-
-    block_P4: the addresses of a block's units, codes and narrow columns, and how many positions it has. logp_MK: the
-    bits of float32.
-    """
+    """Copy runs of blocks' positions (block, first, end, place in the batch) to M positions, widened. False for a run
+    that lies outside. block_P4: `DecodedBlock.place_4` of each block. logp_MK: the bits of float32."""
     m, k = ids_MK.shape
     for b in range(len(run_B4)):
         p, start, stop, place = run_B4[b, 0], run_B4[b, 1], run_B4[b, 2], run_B4[b, 3]
@@ -366,10 +350,8 @@ def gather(
         if not (0 <= p < len(block_P4) and 0 <= start < stop <= block_P4[p, 3] and 0 <= place <= m - (stop - start)):
             return False
         count, n = (stop - start) * k, block_P4[p, 3]
-        ids_U, logp_U = (
-            ids_MK[place : place + stop - start].reshape(-1),
-            logp_MK[place : place + stop - start].reshape(-1),
-        )
+        ids_U = ids_MK[place : place + stop - start].reshape(-1)
+        logp_U = logp_MK[place : place + stop - start].reshape(-1)
         if id_bytes == 2:
             _copy(array_at(block_P4[p, 0] + 2 * start * k, count, np.uint16), ids_U)
         else:
@@ -385,8 +367,6 @@ def gather(
             for i in range(len(logp_U)):
                 logp_U[i] = _logp_bits(code_U[i], TABLE, step, value_C)
         for w in range(len(narrow_WM)):
-            _copy(
-                array_at(block_P4[p, 2] + 4 * (w * n + start), stop - start, np.int32),
-                narrow_WM[w, place : place + stop - start],
-            )
+            column_U = array_at(block_P4[p, 2] + 4 * (w * n + start), stop - start, np.int32)
+            _copy(column_U, narrow_WM[w, place : place + stop - start])
     return True

@@ -3,14 +3,14 @@
 - Encoding again loses nothing: a codec's own values are its fixed points.
 - An average store is a control: every distribution is the teacher's average for that unit, as from a teacher that reads
   no context. A student that learns as much from it as from the teacher itself has learnt no context.
-- Comparing spreads a store's tail mass evenly over the units that it did not keep; what lies outside A's ids is
-  compared as one lump. So the divergences are estimates where K < V, and exact (but for the codec) where K = V.
+- Comparing spreads a store's tail mass evenly over the units that it did not keep, and compares what lies outside A's
+  ids as one lump: an estimate where K < V.
 
 Shape letters: N positions, K kept ids, V units, W = V + 1 (the last column is the tail).
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,14 +33,9 @@ from hkd.units.inventory import MONOPHONE, SENONE
 from hkd.units.tying import Tying, split_senones
 
 MAY_DIFFER = (
-    "name",
-    "manifest_digest",
-    "alignment_digest",
-    "num_utterances",
-    "ids_digest",
-    "utterances_per_shard",
+    "name", "manifest_digest", "alignment_digest", "num_utterances", "ids_digest", "utterances_per_shard",
     "merged_from",
-)
+)  # fmt: skip
 EXPORT_UTTERANCES = 256
 
 
@@ -58,24 +53,30 @@ def utterances_of(reader: LabelReader, ids: Sequence[str]) -> Iterator[Utterance
         )
 
 
-def _writer(
-    out: Path | str, spec: StoreSpec, ids: Iterable[str], sources: Iterable[LabelReader], *, overwrite: bool
-) -> LabelWriter:
-    """A writer of a store made from others. Raises UserError where `out` is one of them, which `overwrite` would
-    remove."""
+def _write(
+    out: Path | str,
+    spec: StoreSpec,
+    sources: Sequence[LabelReader],
+    ids: Iterable[str],
+    write: Callable[[LabelWriter, int], None],
+    *,
+    overwrite: bool,
+    progress: Progress,
+    report: Mapping[str, Any] | None = None,
+) -> StoreSpec:
+    """Write a store made from others, by `write` of each pending shard but those that another process claims. Raises
+    UserError where `out` is one of the others, which `overwrite` would remove."""
     if any(same_place(out, source.path) for source in sources):
         raise UserError(f"OUT must be another folder than the store, but is {out} instead.")
-    return LabelWriter.open(out, spec, ids, overwrite=overwrite)
-
-
-def _claimed(writer: LabelWriter, progress: Progress) -> Iterator[int]:
-    """The pending shards, one after another, but those that another process claims."""
+    writer = LabelWriter.open(out, spec, ids, overwrite=overwrite)
     pending = writer.pending()
     for done, shard in enumerate(pending, 1):
         with writer.claim(shard) as mine:
             if mine:
-                yield shard
+                write(writer, shard)
         progress(done, len(pending))
+    writer.finish(report=report)
+    return writer.spec
 
 
 def convert(
@@ -87,23 +88,20 @@ def convert(
     overwrite: bool = False,
     progress: Progress = no_progress,
 ) -> StoreSpec:
-    """Write the store again with another backend or codec; what is not given stays.
+    """Write the store again with another backend or codec; what is not given stays. Resumable like any writer.
 
-    Where only the backend changes, the stored planes are copied, so that the labels are bit-identical and the way back
-    gives the same files. Resumable like any writer. Raises UserError where source and out are one folder, or where grid
-    labels are to become f16 (which would look exact, but is not).
+    Where only the backend changes, the stored planes are copied, so the way back gives the same files. Raises UserError
+    for `out` as the source, and for grid labels that are to become f16 (which would look exact, but is not).
     """
     reader = LabelReader.open(source)
     old = reader.spec
     spec = replace(old, backend=backend or old.backend, codec=codec or old.codec)
     if old.codec != "f16" and spec.codec == "f16":
-        raise UserError(
-            f"`codec` must stay {old.codec} for a store in {old.codec}, but is f16 instead: the rounding cannot be "
-            f"taken back. Dump again."
-        )
+        rule = f"`codec` must stay {old.codec} for a store in {old.codec}, but is f16 instead"
+        raise UserError(f"{rule}: the rounding cannot be taken back. Dump again.")
     same_planes = layout(spec) == layout(old) and spec.codec == old.codec
-    writer = _writer(out, spec, reader.ids, [reader], overwrite=overwrite)
-    for shard in _claimed(writer, progress):
+
+    def write(writer: LabelWriter, shard: int) -> None:
         quality = (reader.folder.mark(old, shard) or {}).get("quality", {})
         if same_planes:
             file = reader.folder.open_shard(old, shard)
@@ -111,17 +109,16 @@ def convert(
             writer.copy_shard(shard, file.utterances, blocks, quality)
         else:
             writer.write_shard(shard, utterances_of(reader, writer.shard_ids(shard)), quality=quality)
-    writer.finish(report=reader.folder.report() or None)
-    return writer.spec
+
+    report = reader.folder.report() or None
+    return _write(out, spec, [reader], reader.ids, write, overwrite=overwrite, progress=progress, report=report)
 
 
 def merge(
     sources: Sequence[Path | str], out: Path | str, *, overwrite: bool = False, progress: Progress = no_progress
 ) -> StoreSpec:
-    """Stores of different utterances by the same teacher with the same settings → one.
-
-    Raises UserError where settings differ (naming which), or where an utterance stands in two of them.
-    """
+    """Stores of different utterances by the same teacher with the same settings → one. Raises UserError where settings
+    differ (naming which), or where an utterance stands in two of them."""
     if len(sources) < 2:
         raise UserError(f"merging needs at least two stores, but got {len(sources)}. Name all of them.")
     readers = [LabelReader.open(path) for path in sources]
@@ -130,15 +127,12 @@ def merge(
     for reader in readers:
         for key, left, right in differences(first.identity(), reader.spec.identity()):
             if key.partition(".")[0] not in MAY_DIFFER:
-                raise UserError(
-                    f"stores to merge must agree in `{key}`, but it is {brief(left)} in {sources[0]} and "
-                    f"{brief(right)} in {reader.path}."
-                )
+                found = f"{brief(left)} in {sources[0]} and {brief(right)} in {reader.path}"
+                raise UserError(f"stores to merge must agree in `{key}`, but it is {found}.")
         for name in reader.ids:
             if name in of:
-                raise UserError(
-                    f"utterance '{name}' must be in one of the stores, but is in {of[name].path} and {reader.path}."
-                )
+                found = f"{of[name].path} and {reader.path}"
+                raise UserError(f"utterance '{name}' must be in one of the stores, but is in {found}.")
             of[name] = reader
 
     def joined(digests: Iterable[str]) -> str:
@@ -152,13 +146,12 @@ def merge(
         extra={**first.extra, "merged_from": sorted(reader.spec.digest for reader in readers)},
     )
 
-    writer = _writer(out, spec, of, readers, overwrite=overwrite)
-    for shard in _claimed(writer, progress):
+    def write(writer: LabelWriter, shard: int) -> None:
         ids = writer.shard_ids(shard)
         parts = ((reader, [name for name in ids if of[name] is reader]) for reader in readers)
         writer.write_shard(shard, [row for reader, mine in parts for row in utterances_of(reader, mine)])
-    writer.finish()
-    return writer.spec
+
+    return _write(out, spec, readers, of, write, overwrite=overwrite, progress=progress)
 
 
 def subset(
@@ -177,11 +170,10 @@ def subset(
     for name in wanted:
         reader.row(name)
 
-    writer = _writer(out, reader.spec, wanted, [reader], overwrite=overwrite)
-    for shard in _claimed(writer, progress):
+    def write(writer: LabelWriter, shard: int) -> None:
         writer.write_shard(shard, utterances_of(reader, writer.shard_ids(shard)))
-    writer.finish()
-    return writer.spec
+
+    return _write(out, reader.spec, [reader], wanted, write, overwrite=overwrite, progress=progress)
 
 
 # Averages -------------------------------------------------------------------------------------------------------------
@@ -197,8 +189,7 @@ def can_average(spec: StoreSpec) -> bool:
 
 
 def summed(reader: LabelReader, ids: Sequence[str]) -> NDArray[np.float64]:
-    """sum_VW: Σ of the teacher's probabilities over these utterances' positions of reference unit v; a position adds 1
-    to its row."""
+    """sum_VW: Σ of the probabilities over utterances' positions of reference unit v; a position adds 1 to its row."""
     num_units = len(reader.spec.inventory)
     width = num_units + 1
     sum_VW = np.zeros(num_units * width)
@@ -213,10 +204,8 @@ def summed(reader: LabelReader, ids: Sequence[str]) -> NDArray[np.float64]:
 
 
 def average_rows(sum_VW: NDArray[np.float64], *, k: int, temperatures: Sequence[float]) -> TopK:
-    """W rows: each unit's average, then the average of all, for a position without a reference unit.
-
-    A unit that was never seen has the average of all plus one position of itself.
-    """
+    """W rows: each unit's average, then the average of all, for a position without a reference unit. A unit that was
+    never seen has the average of all plus one position of itself."""
     import torch
 
     from hkd.topk import select_topk
@@ -243,27 +232,23 @@ def average(
     overwrite: bool = False,
     progress: Progress = no_progress,
 ) -> StoreSpec:
-    """Write the store again with each position's distribution replaced by the average of its reference unit's, over the
-    utterances `over` (those of them that the store has; default: all). k: ids a row; default: the store's, though
-    averages are broader. Extra temperatures are those of the average, not averages over tempered distributions.
+    """Write the store again with each position's distribution replaced by the average of its reference unit's.
 
-    Raises UserError where the store holds draws, its inventory is too large for a table, or none of `over` is in it.
+    over: the utterances that count, of those that the store has (default: all). k: ids a row; default: the store's,
+    though averages are broader. Extra temperatures are those of the average, not averages over tempered distributions.
+    Raises UserError for draws, an inventory too large for a table, or none of `over` in the store.
     """
     reader = LabelReader.open(source)
     old = reader.spec
     if not can_average(old):
         what = f"{len(old.inventory):,} units" if old.selection == "topk" else "draws"
-        raise UserError(
-            f"a store to average must hold probabilities of at most {int(MOST_CELLS**0.5) - 1:,} units, but {source} "
-            f"has {what}."
-        )
+        rule = f"a store to average must hold probabilities of at most {int(MOST_CELLS**0.5) - 1:,} units"
+        raise UserError(f"{rule}, but {source} has {what}.")
     ids = list(reader.ids if over is None else (name for name in over if name in reader))
     sum_VW = summed(reader, ids)
     if not sum_VW.any():
-        raise UserError(
-            f"the utterances to average over must be in {source} with labels, but none is. Name others, or another "
-            f"split."
-        )
+        remedy = "Name others, or another split."
+        raise UserError(f"the utterances to average over must be in {source} with labels, but none is. {remedy}")
     teacher = {**old.teacher, "name": f"averages of {old.teacher.get('name', '?')}", "given": GIVEN}
     spec = replace(
         old,
@@ -274,12 +259,11 @@ def average(
     )
     row_W = average_rows(sum_VW, k=spec.width, temperatures=spec.temperatures)
 
-    writer = _writer(out, spec, reader.ids, [reader], overwrite=overwrite)
-    for shard in _claimed(writer, progress):
+    def write(writer: LabelWriter, shard: int) -> None:
         rows = utterances_of(reader, writer.shard_ids(shard))
         writer.write_shard(shard, [replace(row, topk=row_W[row.topk.gold_N.astype(np.int64)]) for row in rows])
-    writer.finish()
-    return writer.spec
+
+    return _write(out, spec, [reader], reader.ids, write, overwrite=overwrite, progress=progress)
 
 
 # A table --------------------------------------------------------------------------------------------------------------
@@ -301,12 +285,8 @@ def _columns(reader: LabelReader, names: Sequence[str], times: Times | None) -> 
         return pa.ListArray.from_arrays(offset, pa.ListArray.from_arrays(ends, pa.array(values_NK.reshape(-1))))
 
     columns = {"id": pa.array(names, pa.string()), "unit": flat(topk.gold_N), "unit_logp": flat(topk.gold_logp_N)}
-    columns |= {
-        "word": flat(block.word_N),
-        "ids": nested(topk.ids_NK),
-        "logp": nested(topk.logp_NK),
-        "tail": flat(topk.tail_N),
-    }
+    columns |= {"word": flat(block.word_N), "ids": nested(topk.ids_NK)}
+    columns |= {"logp": nested(topk.logp_NK), "tail": flat(topk.tail_N)}
     if times is not None:
         found = [times(name) or (None, None) for name in names]
         for i, name in enumerate(("start_s", "stop_s")):
@@ -322,16 +302,11 @@ def _columns(reader: LabelReader, names: Sequence[str], times: Times | None) -> 
 def export_parquet(
     source: Path | str, out: Path, *, times: Times | None = None, progress: Progress = no_progress
 ) -> int:
-    """Write a store as one Parquet file, decoded, for tools that know no hkd. Returns the number of utterances.
-
-    times: id → when each position begins and ends, in seconds from the utterance's start; None for an utterance that is
-    not aligned.
-    """
+    """Write a store as one Parquet file, decoded; returns the number of utterances. times: id → when each position
+    begins and ends, in seconds from the utterance's start; None: not aligned."""
     reader = LabelReader.open(source)
-    with (
-        atomic_write(out) as file,
-        pq.ParquetWriter(file, _columns(reader, [], times).schema, compression="zstd") as writer,
-    ):
+    schema = _columns(reader, [], times).schema
+    with atomic_write(out) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
         for first in range(0, len(reader), EXPORT_UTTERANCES):
             names = list(reader.ids[first : first + EXPORT_UTTERANCES])
             writer.write_batch(_columns(reader, names, times))
@@ -369,15 +344,12 @@ def kl(a: TopK, b: TopK, num_units: int) -> NDArray[np.float64]:
 
 
 def folded(topk: TopK, phone_of_V: NDArray[np.int32], num_phones: int) -> TopK:
-    """Senone rows → rows of all phones: the kept senones' mass by phone; the tail is spread evenly over the phones of
-    which none is kept."""
+    """Senone rows → rows of all phones: kept senones' mass by phone; the tail evenly over phones of which none is."""
     n = len(topk)
     p_NQ = np.zeros((n, num_phones))
     np.add.at(p_NQ, (np.arange(n)[:, None], phone_of_V[topk.ids_NK]), np.exp(topk.logp_NK.astype(np.float64)))
-    not_kept_NQ = p_NQ == 0
-    p_NQ += (
-        not_kept_NQ * np.exp(topk.tail_N.astype(np.float64))[:, None] / np.maximum(1, not_kept_NQ.sum(1, keepdims=True))
-    )
+    not_kept_NQ, tail_N1 = p_NQ == 0, np.exp(topk.tail_N.astype(np.float64))[:, None]
+    p_NQ += not_kept_NQ * tail_N1 / np.maximum(1, not_kept_NQ.sum(1, keepdims=True))
     with np.errstate(divide="ignore"):
         logp_NQ = np.log(p_NQ / p_NQ.sum(1, keepdims=True))
     order_NQ = np.argsort(-logp_NQ, 1, kind="stable")
@@ -423,10 +395,9 @@ def compare(
 ) -> dict[str, Any]:
     """Figures of two stores on the utterances that both hold with the same unit sequence.
 
-    `tying`: A holds senones of it and B its phones: A's rows are folded to phones, and B's are repeated for each state.
-    A senone teacher may know other context than a phone teacher, so the two need not be equal; labels of other units,
-    or shifted ones, show as agreement near chance. Raises UserError where their inventories differ, one holds draws, or
-    they share no utterance.
+    `tying`: A holds senones of it and B its phones: A's rows are folded to phones, B's are repeated for each state. The
+    two need not be equal, but labels of other units, or shifted ones, show as agreement near chance. Raises UserError
+    for other inventories, draws, or no utterance that both have.
     """
     a, b = LabelReader.open(path_a), LabelReader.open(path_b)
     found = [reader.spec.inventory.digest for reader in (a, b)]
@@ -448,9 +419,8 @@ def compare(
             of_b.append(quality_of(right))
         progress(min(first + BATCH_UTTERANCES, len(same)), len(same))
     if not utterances:
-        raise UserError(
-            f"stores to compare must share utterances with the same units, but {path_a} and {path_b} share none."
-        )
+        rule = "stores to compare must share utterances with the same units"
+        raise UserError(f"{rule}, but {path_a} and {path_b} share none.")
     positions = int(sums.pop("positions"))
     return {
         "utterances": utterances,

@@ -1,12 +1,10 @@
 """Checking whole stores, and copying them to and from URLs (s3://, memory://, file:// ..., and the Hugging Face Hub:
 hf://datasets/ORG/NAME).
 
-- `verify` says what is missing, damaged, foreign or torn; `repair` mends what needs no teacher.
 - Only names that the plan gives are copied; nothing in a remote store can name another path.
 - `push` writes store.json last, so that half a copy is no store. Files that are there already are not sent again. To
   the Hub it is one commit, through huggingface_hub, with HF_TOKEN and HF_ENDPOINT from the environment.
-- `pull` fetches into a folder beside the destination, checks every shard's SHA-256, fetches damaged ones a second time,
-  and renames the folder when all is well.
+- `pull` fetches into a folder beside the destination, and renames it when all is well; damaged shards come twice.
 """
 
 import json
@@ -29,6 +27,8 @@ from hkd.labels.format import StoreSpec, index_bytes, parse_mark
 from hkd.labels.store import index_table, shard_tables
 from hkd.remote import HUB, Remote, hub_parts, location, same_place
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Problem:
@@ -41,18 +41,15 @@ class Problem:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Repair:
-    """What `repair` did, and the shards that must be dumped again (their marks are gone, so that the dump's resume
-    writes them)."""
+    """What `repair` did, and the shards that must be dumped again (their marks are gone, so a resumed dump does)."""
 
     done: list[str] = field(default_factory=list)
     dump_again: list[int] = field(default_factory=list)
 
 
 def verify(path: Path | str, *, deep: bool = True, progress: Progress = no_progress) -> list[Problem]:
-    """All problems of a store; none where it is as it was written. `deep` also decodes every block.
-
-    Raises UserError or HkdError where store.json or the inventory cannot be read.
-    """
+    """All problems of a store; none where it is as it was written. `deep` also decodes every block. Raises UserError or
+    HkdError where store.json or the inventory cannot be read."""
     folder = store_folder(path)
     spec = folder.load_spec()
     plan = f"is not in the plan of {spec.num_shards} shards"
@@ -67,8 +64,7 @@ def verify(path: Path | str, *, deep: bool = True, progress: Progress = no_progr
 
 
 def _strangers(folder: StoreFolder, spec: StoreSpec) -> list[str]:
-    numbers = range(spec.num_shards)
-    planned = {*(files.shard_name(spec, number) for number in numbers), *map(files.mark_name, numbers)}
+    planned = {*chain.from_iterable(_pairs(spec))}
     names = (f"{files.DATA}/{name}" for name in folder.names(files.DATA))
     return [name for name in names if name not in planned and not name.endswith(".tmp")]
 
@@ -100,10 +96,8 @@ def _fault_of(folder: StoreFolder, spec: StoreSpec, shard: int, deep: bool) -> t
         file = folder.open_shard(spec, shard)
         counts = len(file.utterances.length_B), int(file.utterances.length_B.sum())
         if counts != (mark["utterances"], mark["positions"]) or counts[0] != len(spec.rows(shard)):
-            return (
-                "damaged",
-                f"it holds {counts[0]} utterances with {counts[1]} positions, its mark or the plan says otherwise",
-            )
+            found = f"it holds {counts[0]} utterances with {counts[1]} positions"
+            return "damaged", f"{found}, its mark or the plan says otherwise"
         for block in range(len(file.cuts) - 1 if deep else 0):
             decode_block(spec, file, block)
     except HkdError as error:
@@ -128,9 +122,7 @@ def _fault_of_index(folder: StoreFolder, spec: StoreSpec) -> tuple[str, str] | N
 
 def repair(path: Path | str, problems: list[Problem], *, dry_run: bool = False) -> Repair:
     """Remove foreign files, and broken shards with their marks; write the index again where all shards are there.
-
-    `path`: a folder, or a URL. `dry_run`: only say what would be done.
-    """
+    `path`: a folder, or a URL. `dry_run`: only say what would be done."""
     folder = store_folder(path)
     spec = folder.load_spec()
     result = Repair()
@@ -158,8 +150,6 @@ def repair(path: Path | str, problems: list[Problem], *, dry_run: bool = False) 
     return result
 
 
-logger = logging.getLogger(__name__)
-
 OPTIONAL = (files.INDEX, files.REPORT, files.CARD)
 
 
@@ -174,10 +164,8 @@ def _stale(there: Iterable[str], names: Collection[str]) -> list[str]:
 
 
 def push(store: Path | str, url: str, *, overwrite: bool = False, progress: Progress = no_progress) -> int:
-    """Copy a complete, verified store to a URL; returns the bytes sent.
-
-    Raises UserError where another store lies there, HkdError where the store has problems or the remote fails.
-    """
+    """Copy a complete, verified store to a URL; returns the bytes sent. Raises UserError where another store lies
+    there, HkdError where the store has problems or the remote fails."""
     root = location(str(store))
     if isinstance(root, str):
         raise UserError(f"STORE must lie on this machine to be pushed, but lies at {root}. `hkd labels pull` it first.")
@@ -185,9 +173,8 @@ def push(store: Path | str, url: str, *, overwrite: bool = False, progress: Prog
         raise UserError(f"URL must be another place than the store, but is {url} instead.")
     spec, problems = StoreFolder(root).load_spec(), verify(root, deep=False)
     if problems:
-        raise HkdError(
-            f"label store {root} must be whole to be pushed, but: {problems[0].text}. Run `hkd labels verify`."
-        )
+        fault = problems[0].text
+        raise HkdError(f"label store {root} must be whole to be pushed, but: {fault}. Run `hkd labels verify`.")
     remote = Remote(url)
     there = remote.read(files.SPEC)
     if there is not None and there != (root / files.SPEC).read_bytes() and not overwrite:
@@ -219,10 +206,8 @@ def push(store: Path | str, url: str, *, overwrite: bool = False, progress: Prog
 
 def pull(url: str, out: Path | str, *, progress: Progress = no_progress) -> StoreSpec:
     """Fetch a store from a URL into a new folder, and check it. A pull that was interrupted goes on where it was.
-
-    Raises UserError where `out` is there already or the URL holds no store, HkdError where the remote fails or its
-    store has problems.
-    """
+    Raises UserError where `out` is there already or the URL holds no store, HkdError for a remote or store that is
+    broken."""
     target = Path(out)
     if target.exists():
         raise UserError(f"OUT must not be there yet, but {target} is. Remove it, or give another folder.")
@@ -236,28 +221,23 @@ def pull(url: str, out: Path | str, *, progress: Progress = no_progress) -> Stor
         broken = sorted({problem.shard for problem in problems if problem.shard is not None})
         if broken:
             named = ", ".join(map(str, broken[:5])) + (" ..." if len(broken) > 5 else "")
-            logger.warning(
-                "%s: %d of %d shards came damaged (%s) and are fetched again.", url, len(broken), spec.num_shards, named
-            )
+            said = "%s: %d of %d shards came damaged (%s) and are fetched again."
+            logger.warning(said, url, len(broken), spec.num_shards, named)
             repair(part, problems)
             _fetch_all(remote, part, progress)
             problems = verify(part)
         repaired = repair(part, problems) if problems else Repair()
         if repaired.dump_again:
             good = spec.num_shards - len(repaired.dump_again)
-            raise HkdError(
-                f"{url} holds a store with problems: {problems[0].text}. The same command keeps the {good} shards that "
-                "came well and fetches the others."
-            )
+            remedy = f"The same command keeps the {good} shards that came well and fetches the others."
+            raise HkdError(f"{url} holds a store with problems: {problems[0].text}. {remedy}")
         if any(problem.kind == "damaged" for problem in problems):
             shutil.rmtree(part)
             raise HkdError(f"{url} holds a store with problems: {problems[0].text}. Nothing was written.")
         part.rename(target)
     except OSError as error:
-        raise HkdError(
-            f"{target} cannot be written ({error.strerror or error}). Run the same command again: it goes on where it "
-            f"was."
-        ) from None
+        why, remedy = error.strerror or error, "Run the same command again: it goes on where it was."
+        raise HkdError(f"{target} cannot be written ({why}). {remedy}") from None
     return spec
 
 
@@ -274,9 +254,8 @@ def _fetch_all(remote: Remote, part: Path, progress: Progress) -> StoreSpec:
         _fetch(remote, part, mark, MAX_MARK_BYTES)
         found = parse_mark((part / mark).read_bytes(), spec.digest, done - 1)
         if found is None:
-            raise HkdError(
-                f"{remote}/{mark} must be the mark of a shard of this store, but is not. Run `hkd labels verify` on it."
-            )
+            rule = f"{remote}/{mark} must be the mark of a shard of this store"
+            raise HkdError(f"{rule}, but is not. Run `hkd labels verify` on it.")
         if not (part / shard).is_file() or (part / shard).stat().st_size != found["bytes"]:
             _fetch(remote, part, shard, found["bytes"])
         progress(done, len(pairs))
@@ -298,8 +277,7 @@ def _fetch(remote: Remote, part: Path, name: str, limit: int) -> None:
 
 @contextmanager
 def _reach(url: str, verb: str) -> Iterator[None]:
-    """Whatever huggingface_hub and its HTTP client raise → one sentence. Its progress bars are off meanwhile: hkd's own
-    are drawn."""
+    """What huggingface_hub and its HTTP client raise → one sentence. Its progress bars are off: hkd's own are drawn."""
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     drew = not are_progress_bars_disabled()
@@ -307,17 +285,15 @@ def _reach(url: str, verb: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise HkdError(
-            f"{url} cannot be {verb} ({one_line(error)}). Is HF_TOKEN set? Run the same command again."
-        ) from None
+        remedy = "Is HF_TOKEN set? Run the same command again."
+        raise HkdError(f"{url} cannot be {verb} ({one_line(error)}). {remedy}") from None
     finally:
         if drew:
             enable_progress_bars()
 
 
 def _push_to_hub(root: Path, url: str, names: Sequence[str]) -> int:
-    """Put these files of a store there in one commit, which removes another store's; returns the bytes of those that
-    differ."""
+    """Put these files there in one commit, which removes another store's; returns the bytes of those that differ."""
     from huggingface_hub import HfApi, RepoFile
 
     repo, revision, folder = hub_parts(url)
@@ -347,21 +323,15 @@ def _push_to_hub(root: Path, url: str, names: Sequence[str]) -> int:
 
 
 def _pull_from_hub(url: str, target: Path, names: Sequence[str]) -> None:
-    """Fetch those of these files that exist into a folder. Files that are there already and the same are not fetched
-    again."""
+    """Fetch those of these files that exist into a folder, but for those that are there already and the same."""
     from huggingface_hub import snapshot_download
 
     repo, revision, folder = hub_parts(url)
     prefix = f"{folder}/" if folder else ""
     whole = target if not folder else target.with_name(f"{target.name}.hub")
+    wanted = [prefix + name for name in names]
     with _reach(url, "read"):
-        snapshot_download(
-            repo,
-            repo_type="dataset",
-            revision=revision,
-            allow_patterns=[prefix + name for name in names],
-            local_dir=whole,
-        )
+        snapshot_download(repo, repo_type="dataset", revision=revision, allow_patterns=wanted, local_dir=whole)
     if folder:
         for name in names:
             if (whole / prefix / name).is_file():

@@ -5,12 +5,10 @@
 - A shard's blocks are decoded whole and kept in a cache of bounded size, in 16-bit codes; a batch is gathered from
   there. An epoch whose order goes block by block (`runs`) decodes each block once, whatever the cache.
 - Several threads may use one reader. A pickled reader opens its store again in the other process.
-- `LabelWriter` writes shard by shard, in any order, by any number of processes that share the plan.
+- `LabelWriter` writes shard by shard, in any order, by any number of processes that share the plan. The same rows give
+  the same bytes. The writer holds the shard's lock (a file in .locks/), so a file never gets another writer's mark.
 - A shard is published by temp file + fsync + rename, then its mark: JSON with size and SHA-256. A writer that is killed
   loses at most the shards that it was writing; `pending` lists those that are not done.
-- A writer holds the lock of the shard that it writes (a file in .locks/), so that a file never gets another writer's
-  mark.
-- The same rows give the same bytes.
 """
 
 import contextlib
@@ -40,23 +38,7 @@ from hkd.labels import format as files
 from hkd.labels.card import card, facts, merge, quality_of
 from hkd.labels.codec import DecodedBlock, block_cuts, decode_block, decoded_bytes, encode, gather, recut
 from hkd.labels.folder import StoreFolder, keep_shard, store_folder
-from hkd.labels.format import (
-    DIGEST_BYTES,
-    INDEX_KEY,
-    INDEX_SCHEMA,
-    DamagedShardError,
-    LabelBlock,
-    Planes,
-    ShardFile,
-    StoreSpec,
-    UtteranceLabels,
-    Utterances,
-    backend_of,
-    identity_of,
-    index_bytes,
-    rows_of,
-    sorted_ids,
-)
+from hkd.labels.format import DamagedShardError, LabelBlock, Planes, ShardFile, StoreSpec, UtteranceLabels, Utterances
 from hkd.remote import HUB, cached, hub_parts
 from hkd.sparse import TopK
 
@@ -89,30 +71,25 @@ class LabelReader:
     def __init__(self, folder: StoreFolder, *, cache_bytes: int = CACHE_BYTES) -> None:
         self.folder, self.spec, self._cache_bytes = folder, folder.load_spec(), cache_bytes
         index = folder.index(self.spec)
-        index = index_table(folder, self.spec) if index is None else index
-        self._index = index
-        self.ids: Sequence[str] = _Ids(index["id"])  # sorted
+        self._index = index_table(folder, self.spec) if index is None else index
+        self.ids: Sequence[str] = _Ids(self._index["id"])  # sorted
         self._row_of: dict[str, int] | None = None
         self._lookups = 0
         self._lock = threading.Lock()
         self._shards: OrderedDict[int, ShardFile] = OrderedDict()
-        # Of each utterance: the row that its block begins with, its first position there, and the end (then a place for
-        # `block`); digests
-        # of its units and its text. Filled in as shards are opened; memory that was not written to yet costs nothing.
+        # Of each utterance: the row that its block begins with, its first position there, the end, a place for `block`;
+        # digests of its units and its text. Filled in as shards are opened: memory not written to yet costs nothing.
         self._located: set[int] = set()
         self._run_U4 = np.zeros((len(self.ids), 4), np.int64)
-        self._digest_2U8 = np.zeros((2, len(self.ids), DIGEST_BYTES), np.uint8)
+        self._digest_2U8 = np.zeros((2, len(self.ids), files.DIGEST_BYTES), np.uint8)
         self._blocks: OrderedDict[int, DecodedBlock] = OrderedDict()  # by the row that it begins with
         self._held_bytes = 0
         self.num_decoded = 0  # blocks decoded so far
 
     @classmethod
     def open(cls, path: Path | str, *, cache_bytes: int = CACHE_BYTES) -> "LabelReader":
-        """Open a complete store: a folder, or a URL, whose shards are fetched into the cache as they are needed.
-
-        A missing or stale index is made in memory. Raises UserError where there is no store or one of a newer format,
-        HkdError where it is damaged or not complete.
-        """
+        """Open a complete store: a folder, or a URL, whose shards are fetched into the cache as they are needed. Raises
+        UserError where there is no store or one of a newer format, HkdError where it is damaged or not complete."""
         reader = cls(store_folder(path), cache_bytes=cache_bytes)
         if lost := reader.folder.lost(reader.spec):
             raise _incomplete(reader.folder, reader.spec, lost[0])
@@ -145,9 +122,8 @@ class LabelReader:
         """Its place among the sorted ids. Raises UserError where it is not in the store."""
         row = self._find(utterance_id)
         if row is None:
-            raise UserError(
-                f"utterance '{utterance_id}' is not in label store {self.path}.{did_you_mean(utterance_id, self.ids)}"
-            )
+            hint = did_you_mean(utterance_id, self.ids)
+            raise UserError(f"utterance '{utterance_id}' is not in label store {self.path}.{hint}")
         return row
 
     def _rows(self, ids: Sequence[str]) -> NDArray[np.int64]:
@@ -179,8 +155,7 @@ class LabelReader:
         return int(self.length_B.sum(dtype=np.int64)) * decoded_bytes(self.spec)
 
     def runs(self) -> list[list[str]]:
-        """The ids that share a decoded block, run by run: shuffle the runs, then within a few of them, and each is
-        decoded once."""
+        """The ids that share a decoded block, run by run: an order that shuffles within few runs decodes each once."""
         result: list[list[str]] = []
         for shard in range(self.spec.num_shards):
             rows = self.spec.rows(shard)
@@ -195,9 +170,8 @@ class LabelReader:
         ids = self._index["id"].slice(rows.start, len(rows)).combine_chunks()
         same = file.utterances.id_array.cast(ids.type).equals(ids)
         if not same or not np.array_equal(file.utterances.length_B, self.length_B[rows.start : rows.stop]):
-            raise DamagedShardError(
-                f"{self.path}/{files.shard_name(self.spec, number)}", "its utterances are not those of the index"
-            )
+            name = f"{self.path}/{files.shard_name(self.spec, number)}"
+            raise DamagedShardError(name, "its utterances are not those of the index")
         self._locate(file, rows)
         with self._lock:
             self._located.add(number)
@@ -212,10 +186,7 @@ class LabelReader:
         first_B, stop_B = offset_B1[:-1] - offset_B1[block_B], offset_B1[1:] - offset_B1[block_B]
         key_B = np.where(stop_B > first_B, rows.start + block_B, NO_BLOCK)
         self._run_U4[here, :3] = np.stack([key_B, first_B, stop_B], axis=1)
-        self._digest_2U8[0, here], self._digest_2U8[1, here] = (
-            file.utterances.unit_digest_B8,
-            file.utterances.text_digest_B8,
-        )
+        self._digest_2U8[:, here] = file.utterances.unit_digest_B8, file.utterances.text_digest_B8
 
     def _decode(self, key: int) -> DecodedBlock:
         """The block that begins with this row."""
@@ -227,9 +198,8 @@ class LabelReader:
         except DamagedShardError:
             if isinstance(self.path, Path):
                 raise
-            logger.warning(
-                "%s: shard %d cannot be read from the cache any more and is fetched again.", self.path, number
-            )
+            said = "%s: shard %d cannot be read from the cache any more and is fetched again."
+            logger.warning(said, self.path, number)
             self.folder.shard_file(self.spec, number, fresh=True)
             decoded = decode_block(self.spec, self._shard(number), block)
         with self._lock:
@@ -248,8 +218,7 @@ class LabelReader:
                 self._held_bytes -= self._blocks.popitem(last=False)[1].num_bytes
 
     def block(self, ids: Sequence[str]) -> LabelBlock:
-        """The labels of these utterances, in this order. Raises UserError for one that is not in the store, HkdError
-        for damage."""
+        """The labels of these utterances, in this order. Raises UserError for one that is absent, HkdError: damage."""
         row_B = self._rows(ids)
         if len(self._located) < self.spec.num_shards:
             for number in set((row_B // self.spec.utterances_per_shard).tolist()) - self._located:
@@ -272,8 +241,7 @@ class LabelReader:
         )
 
     def kept_ids(self) -> NDArray[np.int64]:
-        """The unit ids that any row keeps, and gold units, sorted. The whole store is read for it, once on this
-        machine."""
+        """The unit ids that any row keeps, and gold units, sorted. The whole store is read, once on this machine."""
 
         def fetch(part: Path) -> None:
             with part.open("xb") as file:
@@ -297,7 +265,7 @@ class LabelReader:
 
 
 def _cut(digest_B8: NDArray[np.uint8]) -> tuple[bytes, ...]:
-    return struct.unpack(f"{DIGEST_BYTES}s" * len(digest_B8), digest_B8.data)
+    return struct.unpack(f"{files.DIGEST_BYTES}s" * len(digest_B8), digest_B8.data)
 
 
 # The index, made from the shards --------------------------------------------------------------------------------------
@@ -315,19 +283,16 @@ def shard_tables(folder: StoreFolder, spec: StoreSpec) -> Iterator[pa.Table]:
     for shard in range(spec.num_shards):
         if folder.mark(spec, shard) is None:
             raise _incomplete(folder, spec, shard)
-        table = rows_of(shard, folder.open_shard(spec, shard).utterances)
-        if table.num_rows != len(spec.rows(shard)):
-            raise HkdError(
-                f"shard {shard} of {folder.path} must hold {len(spec.rows(shard))} utterances, but holds "
-                f"{table.num_rows} instead."
-            )
+        table, wanted = files.rows_of(shard, folder.open_shard(spec, shard).utterances), len(spec.rows(shard))
+        if (found := table.num_rows) != wanted:
+            raise HkdError(f"shard {shard} of {folder.path} must hold {wanted} utterances, but holds {found} instead.")
         yield table
 
 
 def index_table(folder: StoreFolder, spec: StoreSpec) -> pa.Table:
     """The index, made from the shards. Raises HkdError for a shard that is missing, damaged or foreign."""
-    table = pa.concat_tables([INDEX_SCHEMA.empty_table(), *shard_tables(folder, spec)]).combine_chunks()
-    return table.replace_schema_metadata({INDEX_KEY: json.dumps({"store": spec.digest})})
+    table = pa.concat_tables([files.INDEX_SCHEMA.empty_table(), *shard_tables(folder, spec)]).combine_chunks()
+    return table.replace_schema_metadata({files.INDEX_KEY: json.dumps({"store": spec.digest})})
 
 
 # All stores of a folder -----------------------------------------------------------------------------------------------
@@ -335,21 +300,15 @@ def index_table(folder: StoreFolder, spec: StoreSpec) -> pa.Table:
 
 def store_folders(folder: Path | str) -> dict[str, Path | str]:
     """The stores in a folder or at a URL, by their folder's name: the folder itself, where it is a store, else those
-    right below it.
-
-    Raises UserError where there is none.
-    """
+    right below it. Raises UserError where there is none."""
     here = store_folder(folder)
     place: Path | str = here.path
-    found: dict[str, Path | str]
     if here.size(files.SPEC) is not None:
-        found = {store_name(place): place}
-    else:
-        names = [name for name in here.names() if here.size(f"{name}/{files.SPEC}") is not None]
-        found = {name: place / name if isinstance(place, Path) else f"{place}/{name}" for name in names}
-    if not found:
+        return {store_name(place): place}
+    names = [name for name in here.names() if here.size(f"{name}/{files.SPEC}") is not None]
+    if not names:
         raise UserError(f"{place} must be a label store or hold some, but does not. Run `hkd teacher-dump` first.")
-    return found
+    return {name: place / name if isinstance(place, Path) else f"{place}/{name}" for name in names}
 
 
 def store_name(place: Path | str) -> str:
@@ -361,17 +320,15 @@ def store_name(place: Path | str) -> str:
 
 
 def open_stores(folder: Path | str) -> dict[str, LabelReader]:
-    """Open the stores in a folder or at a URL, by name. Raises UserError where there is none, HkdError for one that is
-    not complete."""
+    """Open the stores in a folder or at a URL, by name. Raises UserError for none, HkdError for an incomplete one."""
     return {name: LabelReader.open(path) for name, path in store_folders(folder).items()}
 
 
 def digest_of_store(reader: LabelReader) -> str:
     """Of the spec and of every shard's mark (which holds its SHA-256)."""
-    named = [(files.SPEC, reader.folder.read(files.SPEC))]
-    named += [
-        (files.mark_name(n).rpartition("/")[2], reader.folder.mark_bytes(n)) for n in range(reader.spec.num_shards)
-    ]
+    folder, numbers = reader.folder, range(reader.spec.num_shards)
+    marks = [(files.mark_name(n).rpartition("/")[2], folder.mark_bytes(n)) for n in numbers]
+    named = [(files.SPEC, folder.read(files.SPEC)), *marks]
     return digest_of(part for name, data in named if data is not None for part in (name, data))
 
 
@@ -388,30 +345,25 @@ class LabelWriter:
 
     @classmethod
     def open(cls, path: Path | str, spec: StoreSpec, ids: Iterable[str], *, overwrite: bool = False) -> "LabelWriter":
-        """Begin a store for these utterances in a folder or at a URL, or go on with one that was begun with the same
-        spec and ids.
+        """Begin a store for these utterances in a folder or at a URL, or go on with one of the same spec and ids.
 
         `overwrite` removes a store that is there, after checking that it is one. Raises UserError where the folder
         holds something else, or a store of another identity.
         """
         folder = store_folder(path)
         if str(folder.path).startswith(HUB):
-            raise UserError(
-                f"a store must not be written at {folder.path} shard by shard. Write it to a folder, then `hkd labels "
-                f"push` it."
-            )
-        ordered = sorted_ids(ids)
+            remedy = "Write it to a folder, then `hkd labels push` it."
+            raise UserError(f"a store must not be written at {folder.path} shard by shard. {remedy}")
+        ordered = files.sorted_ids(ids)
         spec = spec.with_ids(ordered)
         _check_folder(folder)
         with folder.lock("store", wait=True):
             if overwrite:
                 _remove_store(store_folder(path))
             if not folder.create(files.SPEC, json_bytes(spec.to_json())):
-                there, rule = (
-                    folder.load_json(),
-                    f"label store {folder.path} must have been written with the same settings",
-                )
-                check_same(rule, identity_of(there), spec.identity(), "Give another folder, or --overwrite.")
+                rule = f"label store {folder.path} must have been written with the same settings"
+                there, remedy = folder.load_json(), "Give another folder, or --overwrite."
+                check_same(rule, files.identity_of(there), spec.identity(), remedy)
                 spec = StoreSpec.from_json(there, spec.inventory)
             folder.create(files.INVENTORY, json_bytes(spec.inventory.to_json()))
         return cls(folder, spec, ordered)
@@ -428,10 +380,8 @@ class LabelWriter:
 
     @contextmanager
     def claim(self, shard: int) -> Iterator[bool]:
-        """Hold a shard while computing it: False where another writer holds it, or where it is done.
-
-        Several processes share a plan by claiming each pending shard in turn.
-        """
+        """Hold a shard while computing it: False where another writer holds it, or where it is done. Several processes
+        share a plan by claiming each pending shard in turn."""
         with self.folder.lock(f"{shard:05d}", wait=False) as mine:
             if not mine or self.folder.is_done(self.spec, shard):
                 yield False
@@ -443,11 +393,8 @@ class LabelWriter:
                 self._claimed.discard(shard)
 
     def write_shard(self, shard: int, rows: Iterable[UtteranceLabels], *, quality: Sums | None = None) -> None:
-        """Publish a shard: exactly the utterances of `shard_ids`, in any order. A shard that is done is left as it is.
-
-        `quality`: sums over the shard (None: computed here, see card.quality_of). Raises HkdError for rows that do not
-        belong.
-        """
+        """Publish a shard, unless it is done: exactly the utterances of `shard_ids`, in any order. `quality`: sums over
+        the shard (None: computed, see card.quality_of). Raises HkdError for rows of other ids."""
         ordered = sorted(rows, key=lambda row: row.id)
         self._check_rows(shard, [row.id for row in ordered])
         utterances = Utterances(
@@ -483,8 +430,7 @@ class LabelWriter:
             raise HkdError(f"shard {shard} must hold exactly its {len(wanted)} utterances, but '{odd[0]}' {where}.")
 
     def _publish(self, shard: int, utterances: Utterances, blocks: list[Callable[[], Planes]], quality: Sums) -> None:
-        """Write the file, then its mark, unless the shard is done. At a URL, read it again: another writer may have
-        replaced it."""
+        """Write the file, then its mark, unless the shard is done. At a URL, read it again: another may replace it."""
         folder, name, name_of_mark = self.folder, files.shard_name(self.spec, shard), files.mark_name(shard)
         known = {key: value if value is not None and math.isfinite(value) else None for key, value in quality.items()}
         counts = {"utterances": len(utterances.length_B), "positions": int(utterances.length_B.sum())}
@@ -496,7 +442,7 @@ class LabelWriter:
         with contextlib.nullcontext() if shard in self._claimed else folder.lock(f"{shard:05d}", wait=True):
             if folder.is_done(self.spec, shard):
                 return
-            data: bytes | memoryview = backend_of(self.spec).encode_shard(self.spec, shard, utterances, blocks)
+            data: bytes | memoryview = files.backend_of(self.spec).encode_shard(self.spec, shard, utterances, blocks)
             with ThreadPoolExecutor(1) as pool:  # the digest, while the file is written
                 sha256 = pool.submit(_sha256, data)
                 folder.publish([(name, data), (name_of_mark, lambda: mark(data, sha256.result()))])
@@ -508,21 +454,18 @@ class LabelWriter:
             keep_shard(data, _sha256(data), files.SUFFIXES[self.spec.backend])
 
     def finish(self, *, report: Mapping[str, Any] | None = None) -> None:
-        """Write the index, the card and `report` (free figures, such as the n-gram's perplexity). Raises HkdError where
-        shards are missing."""
+        """Write the index, the card and `report` (free figures). Raises HkdError where shards are missing."""
         marks = self.folder.done(self.spec)
         if pending := [shard for shard in range(self.spec.num_shards) if shard not in marks]:
-            raise HkdError(
-                f"label store {self.folder.path} is not complete: {len(pending)} shards are missing, first "
-                f"{pending[0]}."
-            )
+            what = f"{len(pending)} shards are missing, first {pending[0]}"
+            raise HkdError(f"label store {self.folder.path} is not complete: {what}.")
         with self.folder.lock("store", wait=True):
             self.folder.sweep()
             now = store_folder(self.folder.path)
             now.load_spec()
             named: list[tuple[str, bytes | memoryview]] = []
             if now.index(self.spec) is None:
-                named.append((files.INDEX, index_bytes(index_table(now, self.spec))))
+                named.append((files.INDEX, files.index_bytes(index_table(now, self.spec))))
             if report is not None:
                 named.append((files.REPORT, json_bytes(dict(report))))
             text = card(self.spec, facts(self.spec, [*marks.values()], report or now.report()))
@@ -539,12 +482,10 @@ def _sha256(data: bytes | memoryview) -> str:
 
 def _check_folder(folder: StoreFolder) -> None:
     names = folder.names()
-    if files.SPEC not in names:
-        others = [name for name in names if name not in (files.INVENTORY, files.LOCKS) and not name.endswith(".tmp")]
-        if others:
-            raise UserError(
-                f"{folder.path} must be empty or a label store, but holds '{others[0]}'. Give another folder."
-            )
+    others = [name for name in names if name not in (files.INVENTORY, files.LOCKS) and not name.endswith(".tmp")]
+    if others and files.SPEC not in names:
+        what = f"{folder.path} must be empty or a label store"
+        raise UserError(f"{what}, but holds '{others[0]}'. Give another folder.")
 
 
 def _remove_store(folder: StoreFolder) -> None:

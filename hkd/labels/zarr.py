@@ -1,8 +1,7 @@
 """Shards as Zarr v3 groups, each in one zip file (stored, not deflated): an array a plane, an array a property of the
 utterances.
 
-- The group is made in memory and zipped here, with fixed dates and sorted names: zarr's own ZipStore writes the time of
-  day.
+- The group is made in memory and zipped here, with fixed dates and sorted names: zarr's ZipStore writes the time.
 - Arrays are read whole: slicing zarr per utterance is fifty times slower than cutting in memory.
 """
 
@@ -23,17 +22,9 @@ from zarr.codecs import ZstdCodec
 from zarr.storage import MemoryStore, ZipStore
 
 from hkd.errors import one_line
+from hkd.labels import format as files
 from hkd.labels.codec import join, layout
-from hkd.labels.format import (
-    META_KEY,
-    DamagedShardError,
-    Planes,
-    StoreSpec,
-    Utterances,
-    check_meta,
-    check_size,
-    shard_meta,
-)
+from hkd.labels.format import META_KEY, DamagedShardError, Planes, StoreSpec, Utterances
 
 CHUNK_BYTES = 1 << 20
 ZSTD_LEVEL = 1
@@ -50,12 +41,10 @@ def _chunks(array: NDArray[Any], axis: int) -> tuple[int, ...]:
 def encode_shard(
     spec: StoreSpec, shard: int, utterances: Utterances, blocks: Iterable[Callable[[], Planes]]
 ) -> memoryview:
-    """See `format.Backend`."""
     planes = join(spec, [block() for block in blocks])
     memory: dict[str, Any] = {}
-    group = zarr.open_group(
-        MemoryStore(memory), mode="w", zarr_format=3, attributes={META_KEY: shard_meta(spec, shard)}
-    )
+    attributes: dict[str, Any] = {META_KEY: files.shard_meta(spec, shard)}
+    group = zarr.open_group(MemoryStore(memory), mode="w", zarr_format=3, attributes=attributes)
     names = [name.encode() for name in utterances.id_array.to_pylist()]
     arrays: dict[str, tuple[NDArray[Any], int]] = {
         "id_utf8": (np.frombuffer(b"".join(names), np.uint8), 0),
@@ -65,16 +54,9 @@ def encode_shard(
         "text_digest": (utterances.text_digest_B8, 0),
     }
     arrays |= {name: (planes[name], plane.axis) for name, plane in layout(spec).items()}
-    compressors = [ZstdCodec(level=ZSTD_LEVEL)]
     for name, (array, axis) in arrays.items():
-        made = group.create_array(
-            name,
-            shape=array.shape,
-            dtype=array.dtype,
-            chunks=_chunks(array, axis),
-            compressors=compressors,
-            fill_value=0,
-        )
+        kind: dict[str, Any] = {"shape": array.shape, "dtype": array.dtype, "chunks": _chunks(array, axis)}
+        made = group.create_array(name, **kind, compressors=[ZstdCodec(level=ZSTD_LEVEL)], fill_value=0)
         if array.size:
             made[...] = array
     file = io.BytesIO()
@@ -108,7 +90,7 @@ class ZarrShard:
                 if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
                     raise DamagedShardError(path, "its zip members must be stored, not compressed")
             meta = self._read(list(_UTTERANCE_ARRAYS), {})
-            check_meta(path, meta.pop(META_KEY), spec, shard)
+            files.check_meta(path, meta.pop(META_KEY), spec, shard)
             self.utterances = self._utterances(meta)
         self.cuts = [0, len(self.utterances.length_B)] if len(self.utterances.length_B) else [0]
 
@@ -122,11 +104,10 @@ class ZarrShard:
                 if not isinstance(array, zarr.Array) or np.dtype(array.dtype) != np.dtype(dtype):
                     raise DamagedShardError(self._path, f"{name} is no array of {dtype}")
                 if name in shapes and array.shape != shapes[name]:
-                    raise DamagedShardError(
-                        self._path, f"{name} must have the shape {shapes[name]}, but has {array.shape}"
-                    )
+                    why = f"{name} must have the shape {shapes[name]}, but has {array.shape}"
+                    raise DamagedShardError(self._path, why)
                 for extent in (array.shape, array.chunks):  # a chunk is allocated whole
-                    check_size(self._path, math.prod(extent) * array.dtype.itemsize, self._stored_bytes)
+                    files.check_size(self._path, math.prod(extent) * array.dtype.itemsize, self._stored_bytes)
                 result[name] = np.asarray(array[...])
             return result
         finally:
@@ -141,12 +122,8 @@ class ZarrShard:
         if starts[-1] != len(data) or any(a > b for a, b in itertools.pairwise(starts)) or bool((length < 0).any()):
             raise DamagedShardError(self._path, "its lengths do not fit its ids")
         ids = [data[a:b].decode() for a, b in itertools.pairwise(starts)]
-        return Utterances(
-            id_array=pa.array(ids, pa.string()),
-            length_B=length.astype(np.int64),
-            unit_digest_B8=meta["unit_digest"],
-            text_digest_B8=meta["text_digest"],
-        )
+        found = pa.array(ids, pa.string()), length.astype(np.int64)
+        return Utterances(id_array=found[0], length_B=found[1], unit_digest_B8=digests[0], text_digest_B8=digests[1])
 
     def planes(self, block: int) -> Planes:
         """All planes of the shard. Raises DamagedShardError."""

@@ -25,6 +25,8 @@ from hkd.labels.store import LabelReader, LabelWriter
 from hkd.sparse import TopK
 from hkd.units.inventory import UnitInventory
 
+Rows = dict[str, UtteranceLabels]
+
 
 def inventory(num_units: int, level: str = "subword") -> UnitInventory:
     """Units named u0, u1, ..."""
@@ -47,8 +49,7 @@ def spec_for(num_units: int = 50, **changes: Any) -> StoreSpec:
 
 
 def random_topk(spec: StoreSpec, num_positions: int, rng: np.random.Generator, *, gold_share: float = 0.9) -> TopK:
-    """Rows as a teacher would give them: falling, true log-probabilities, exact tails; a few positions without a gold
-    unit."""
+    """Rows as a teacher would give them: falling, true log-probabilities, exact tails; a few without a gold unit."""
     v, k, n = len(spec.inventory), spec.width, num_positions
     sharpness = rng.uniform(0.1, 6, (n, 1))
     logits = rng.standard_normal((n, v)) * sharpness
@@ -86,7 +87,6 @@ def random_topk(spec: StoreSpec, num_positions: int, rng: np.random.Generator, *
 
 
 def random_utterance(spec: StoreSpec, name: str, num_positions: int, rng: np.random.Generator) -> UtteranceLabels:
-    """One utterance's labels."""
     return UtteranceLabels(
         id=name,
         topk=random_topk(spec, num_positions, rng),
@@ -96,14 +96,14 @@ def random_utterance(spec: StoreSpec, name: str, num_positions: int, rng: np.ran
     )
 
 
-def random_rows(spec: StoreSpec, lengths: Sequence[int], seed: int = 0) -> dict[str, UtteranceLabels]:
+def random_rows(spec: StoreSpec, lengths: Sequence[int], seed: int = 0) -> Rows:
     """Utterances of these lengths; ids with spaces, slashes and other letters among them."""
     rng = np.random.default_rng(seed)
     names = [f"utt/{i:04d} ü../" if i % 5 == 0 else f"utt-{i:04d}" for i in range(len(lengths))]
     return {name: random_utterance(spec, name, length, rng) for name, length in zip(names, lengths, strict=True)}
 
 
-def write_store(path: Path | str, spec: StoreSpec, rows: dict[str, UtteranceLabels]) -> LabelReader:
+def write_store(path: Path | str, spec: StoreSpec, rows: Rows) -> LabelReader:
     """Write all shards, finish, and open."""
     writer = LabelWriter.open(path, spec, rows)
     for shard in writer.pending():
@@ -118,8 +118,7 @@ def files_of(path: Path) -> dict[str, bytes]:
 
 
 def same_rows(found: TopK, wanted: TopK, spec: StoreSpec) -> None:
-    """Asserts that rows came back as the codec promises: ids, gold and counts exactly, numbers within the error bound,
-    −∞ kept."""
+    """Asserts that ids, gold and counts came back exactly, numbers within the codec's error bound, −∞ as such."""
     bound = spec.error_bound
     np.testing.assert_array_equal(found.ids_NK, wanted.ids_NK)
     np.testing.assert_array_equal(found.gold_N, wanted.gold_N)
@@ -185,17 +184,21 @@ class LabelStoreContract:
         for b, name in enumerate(order):
             same_rows(block.utterance(b), rows[name].topk, spec)
             np.testing.assert_array_equal(block.word_N[block.offset_B1[b] : block.offset_B1[b + 1]], rows[name].word_U)
-            assert (block.unit_digest_B[b], block.text_digest_B[b]) == (rows[name].unit_digest, rows[name].text_digest)
-            assert (reader.unit_digest(name), reader.text_digest(name)) == (
-                rows[name].unit_digest,
-                rows[name].text_digest,
-            )
+            digests = rows[name].unit_digest, rows[name].text_digest
+            assert (block.unit_digest_B[b], block.text_digest_B[b]) == digests
+            assert (reader.unit_digest(name), reader.text_digest(name)) == digests
         assert verify(path) == []
         kept = {int(i) for row in rows.values() for i in row.topk.gold_N if i >= 0}
         for row in rows.values():
             mask = slice(None) if row.topk.count_NK is None else row.topk.count_NK > 0
             kept |= set(row.topk.ids_NK[mask].reshape(-1).tolist())
         assert reader.kept_ids().tolist() == sorted(kept)
+
+    def _store(self, path: Path, lengths: Sequence[int], **changes: Any) -> tuple[Rows, LabelReader]:
+        """Utterances of these lengths, and the store of them that was written at the path."""
+        spec = spec_for(backend=self.backend, **changes)
+        rows = random_rows(spec, lengths)
+        return rows, write_store(path, spec, rows)
 
     def test_who_writes_and_in_which_order_changes_no_byte(self, tmp_path: Path) -> None:
         spec = spec_for(backend=self.backend)
@@ -215,23 +218,17 @@ class LabelStoreContract:
         assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
 
     def test_reading_again_after_pickling(self, tmp_path: Path) -> None:
-        spec = spec_for(backend=self.backend)
-        rows = random_rows(spec, [3, 4])
-        reader = write_store(tmp_path / "s", spec, rows)
+        _, reader = self._store(tmp_path / "s", [3, 4])
         again: LabelReader = pickle.loads(pickle.dumps(reader))
         np.testing.assert_array_equal(again.block(reader.ids).topk.logp_NK, reader.block(reader.ids).topk.logp_NK)
 
     def test_one_long_utterance(self, tmp_path: Path) -> None:
-        spec = spec_for(4, k=2, backend=self.backend)
-        rows = random_rows(spec, [100_000, 1])
-        reader = write_store(tmp_path / "s", spec, rows)
+        rows, reader = self._store(tmp_path / "s", [100_000, 1], num_units=4, k=2)
         for name, row in rows.items():
-            same_rows(reader.block([name]).topk, row.topk, spec)
+            same_rows(reader.block([name]).topk, row.topk, reader.spec)
 
     def test_a_block_is_decoded_once_when_the_order_goes_by_runs(self, tmp_path: Path) -> None:
-        spec = spec_for(backend=self.backend)
-        rows = random_rows(spec, [5] * 40)
-        write_store(tmp_path / "s", spec, rows)
+        rows, _ = self._store(tmp_path / "s", [5] * 40)
         reader = LabelReader.open(tmp_path / "s", cache_bytes=1)
         runs = reader.runs()
         assert [name for run in runs for name in run] == sorted(rows)
@@ -242,9 +239,7 @@ class LabelStoreContract:
 
     @pytest.mark.parametrize("other", ["arrow", "zarr"])
     def test_conversion_there_and_back_gives_the_same_files(self, tmp_path: Path, other: str) -> None:
-        spec = spec_for(backend=self.backend, temperatures=(2.0,))
-        rows = random_rows(spec, [3, 0, 7, 12, 1])
-        reader = write_store(tmp_path / "a", spec, rows)
+        _, reader = self._store(tmp_path / "a", [3, 0, 7, 12, 1], temperatures=(2.0,))
         convert(tmp_path / "a", tmp_path / "b", backend=other)
         convert(tmp_path / "b", tmp_path / "c", backend=self.backend)
         assert files_of(tmp_path / "a") == files_of(tmp_path / "c")
@@ -252,10 +247,8 @@ class LabelStoreContract:
         np.testing.assert_array_equal(there.topk.logp_NK, here.topk.logp_NK)
 
     def test_damage_is_found(self, tmp_path: Path) -> None:
-        spec = spec_for(backend=self.backend)
-        rows = random_rows(spec, [3, 2, 7, 12, 1, 4])
-        write_store(tmp_path / "s", spec, rows)
-        write_store(tmp_path / "other", spec_for(backend=self.backend, k=7), random_rows(spec_for(k=7), [3] * 6))
+        spec = self._store(tmp_path / "s", [3, 2, 7, 12, 1, 4])[1].spec
+        self._store(tmp_path / "other", [3] * 6, k=7)
         shards = [(tmp_path / "s" / files.shard_name(spec, n)) for n in (0, 1)]
         marks = [(tmp_path / "s" / files.mark_name(n)) for n in (0, 1)]
         whole = {file: file.read_bytes() for file in [*shards, *marks]}
@@ -289,10 +282,8 @@ class LabelStoreContract:
         assert kinds() == []
 
     def test_a_damaged_shard_is_an_error_when_read(self, tmp_path: Path) -> None:
-        spec = spec_for(backend=self.backend)
-        rows = random_rows(spec, [3, 2, 7])
-        write_store(tmp_path / "s", spec, rows)
-        path = tmp_path / "s" / files.shard_name(spec, 0)
+        rows, reader = self._store(tmp_path / "s", [3, 2, 7])
+        path = tmp_path / "s" / files.shard_name(reader.spec, 0)
         path.write_bytes(path.read_bytes()[:-100])
         with pytest.raises(HkdError, match="damaged"):
             LabelReader.open(tmp_path / "s").block(sorted(rows))
