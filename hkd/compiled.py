@@ -83,8 +83,7 @@ def _unit(key: Any) -> Any:
 
 @_part()
 def _exp(x: Any) -> Any:
-    """exp(x) of a float32 that is at most 0, to 1e-7; about 1e-38 below −87. Cephes' expf, without branches so that it
-    runs on vectors."""
+    """exp(x) of a float32 that is at most 0, to 1e-7; about 1e-38 below −87. Cephes' expf, without branches."""
     x = np.float32(-87.0) if x < np.float32(-87.0) else x
     n = np.int32(x * np.float32(1.44269504088896341) - np.float32(0.5))
     r = (x - np.float32(n) * np.float32(0.693359375)) - np.float32(n) * np.float32(-2.12194440e-4)
@@ -122,8 +121,7 @@ def _largest(order_V: Any, best_G: Any) -> None:
 
 @_part()
 def _bound(best_G: Any, k: Any) -> Any:
-    """A value that at least k groups reach, and seldom more than 1.5 k, found by halving; with fewer than k groups, one
-    that all reach."""
+    """A value that at least k groups reach (all, of fewer groups), and seldom more than 1.5 k, found by halving."""
     low = high = np.int64(_NONE) + 1
     for g in range(len(best_G)):
         high = max(high, np.int64(best_G[g]) + 1)
@@ -149,9 +147,8 @@ def _candidates(order_V: Any, best_G: Any, bound: Any, key_C: Any) -> None:
         if best_G[g] >= bound:
             for v in range(g, len(order_V), len(best_G)):
                 if order_V[v] >= bound:
-                    key_C[count] = (
-                        np.uint64(np.int64(_MAGNITUDE) - np.int64(order_V[v])) << np.uint64(32)
-                    ) | np.uint64(v)
+                    below = np.uint64(np.int64(_MAGNITUDE) - np.int64(order_V[v]))
+                    key_C[count] = (below << np.uint64(32)) | np.uint64(v)
                     count += 1
     key_C[:count].sort()
 
@@ -200,32 +197,18 @@ def _log_masses(rest_V: Any, kept_K: Any, top: Any, inverse: Any) -> Any:
 
 
 _i4, _f4, _f8 = types.int32, types.float32, types.float64
+_GIVEN = _i4[:, ::1], _i4[::1], _i4[::1], _f8[::1], types.int64
+_FILLED_IN = _i4[:, ::1], _f4[:, ::1], _f4[::1], _f8[:, ::1], _f8[:, ::1]
 
 
-@kernel(
-    types.void(
-        _i4[:, ::1],
-        _i4[::1],
-        _i4[::1],
-        _f8[::1],
-        types.int64,
-        _i4[:, ::1],
-        _f4[:, ::1],
-        _f4[::1],
-        _f8[:, ::1],
-        _f8[:, ::1],
-    ),
-    error_model="numpy",
-)
+@kernel(types.void(*_GIVEN, *_FILLED_IN), error_model="numpy")
 def select_rows(
     bits_NV: Any, gold_N: Any, excluded_E: Any, inverse_T: Any, groups: Any,
     ids_NK: Any, logp_NK: Any, gold_logp_N: Any, mass_NT: Any, tail_NT: Any,
 ) -> None:  # fmt: skip
-    """Fill in, for each row of float32 scores (their bits): the K ids and their log-probabilities, those of gold (−1:
-    none), and at each temperature log Σ_v exp((score_v − best) / T) and the log share of what is not kept in it.
-
-    Nothing is checked here: gold and excluded units must exist, and at least K units must not be excluded.
-    """
+    """For each row of float32 scores (their bits) fill in the K ids, their log-probabilities, gold's (−1: none), and at
+    each temperature log Σ_v exp((score_v − best) / T) and the log share of what is not kept in it. Unchecked: gold and
+    excluded units must exist, and at least K units must not be excluded."""
     size, k = bits_NV.shape[1], ids_NK.shape[1]
     order_V, best_G = np.empty(size, np.int32), np.empty(groups, np.int32)
     key_C, kept_K = np.empty(size, np.uint64), np.empty(k, np.int32)
@@ -246,9 +229,8 @@ def select_rows(
         for t in range(len(inverse_T)):
             mass_NT[n, t], tail_NT[n, t] = _log_masses(order_V, kept_K, top, inverse_T[t])
         lse = np.float64(top) + mass_NT[n, 0]
-        gold_logp_N[n] = (
-            np.float32(np.float64(_score(_order(bits_V[gold]))) - lse) if gold >= 0 else np.float32(-np.inf)
-        )
+        gold_logp = np.float64(_score(_order(bits_V[gold]))) - lse if gold >= 0 else -np.inf
+        gold_logp_N[n] = np.float32(gold_logp)
         for place in range(k):
             logp_NK[n, place] = np.float32(np.float64(_score(kept_K[place])) - lse)
         _ties_by_id(ids_NK[n], logp_NK[n])

@@ -62,9 +62,7 @@ def _lse_in_place(z_CV: Tensor) -> Tensor:
 
 class _SparseCrossEntropy(torch.autograd.Function):
     """Cross-entropy of the module's docstring; `uniform` adds uniform / V to every unit's target (label smoothing).
-
-    tail_p_M None: nothing lies outside (plain), and ids may stand twice in a row; otherwise ids must be distinct.
-    """
+    tail_p_M None: nothing lies outside (plain), and ids may stand twice in a row; otherwise ids must be distinct."""
 
     @staticmethod
     def forward(
@@ -146,10 +144,8 @@ def teacher_at(
     if logp_MK.shape[1] >= num_units or tail == "renormalised":  # nothing outside, or nothing outside counts
         return scaled_MK - torch.logsumexp(scaled_MK, dim=1, keepdim=True), torch.full_like(tail_M, NEVER)
     if lse_M is None or tail_T_M is None:
-        raise ValueError(
-            f"lse_M and tail_T_M must be given at temperature {temperature}, but are not. Dump labels with that "
-            f"temperature."
-        )
+        rule = f"lse_M and tail_T_M must be given at temperature {temperature}"
+        raise ValueError(f"{rule}, but are not. Dump labels with that temperature.")
     return scaled_MK - lse_M[:, None], tail_T_M
 
 
@@ -162,9 +158,8 @@ def _targets(
         return logp_MK.exp(), None, logp_MK, tail_M
     if tail == "sampled":
         if count_MK is None:
-            raise ValueError(
-                "count_MK must be given for tail 'sampled', but is not. Dump labels with the selection 'sample'."
-            )
+            remedy = "Dump labels with the selection 'sample'."
+            raise ValueError(f"count_MK must be given for tail 'sampled', but is not. {remedy}")
         weight_MK = count_MK.to(logp_MK.dtype)
         return weight_MK / weight_MK.sum(dim=1, keepdim=True).clamp_min(1), None, logp_MK, tail_M
     if tail == "gold-residual":
@@ -180,19 +175,15 @@ def _check(logits_MV: Tensor, ids_MK: Tensor, tail: str, temperature: float, tea
     if tail not in TAILS:
         raise ValueError(f"tail must be one of {', '.join(TAILS)}, but is '{tail}' instead.")
     if tail == "sampled" and temperature != 1.0:
-        raise ValueError(
-            f"temperature must be 1 for tail 'sampled' (the draws are from that), but is {temperature} instead."
-        )
+        rule = "temperature must be 1 for tail 'sampled' (the draws are from that)"
+        raise ValueError(f"{rule}, but is {temperature} instead.")
     if logits_MV.ndim != 2 or ids_MK.ndim != 2 or len(logits_MV) != len(ids_MK):
-        raise ValueError(
-            f"ids_MK must have a row for each of {len(logits_MV)} rows of logits, but is {tuple(ids_MK.shape)} instead."
-        )
+        rule = f"ids_MK must have a row for each of {len(logits_MV)} rows of logits"
+        raise ValueError(f"{rule}, but is {tuple(ids_MK.shape)} instead.")
     for name, value in teacher.items():
         if value is not None and value.requires_grad:
-            raise ValueError(
-                f"{name} must be a teacher's label, without a gradient, but requires one instead. Are teacher and "
-                f"student swapped?"
-            )
+            rule = f"{name} must be a teacher's label, without a gradient"
+            raise ValueError(f"{rule}, but requires one instead. Are teacher and student swapped?")
         if value is not None and len(value) != len(logits_MV):
             raise ValueError(f"{name} must have {len(logits_MV)} rows, but has {len(value)} instead.")
 
@@ -262,10 +253,8 @@ def _cross_and_entropy(
     wide = torch.promote_types(logits_MV.dtype, torch.float32)
     num_units = logits_MV.shape[1]
     logp_MK, tail_M = teacher_at(logp_MK.to(wide), tail_M.to(wide), temperature, lse_M, tail_T_M, num_units, tail)
-    ids_MK = ids_MK.long()
-    p_MK, tail_p_M, logp_MK, tail_M = _targets(
-        logp_MK, tail_M.to(wide), ids_MK, tail=tail, gold_M=gold_M, count_MK=count_MK
-    )
+    ids_MK, given = ids_MK.long(), {"gold_M": gold_M, "count_MK": count_MK}
+    p_MK, tail_p_M, logp_MK, tail_M = _targets(logp_MK, tail_M.to(wide), ids_MK, tail=tail, **given)
     if ids_MK.shape[1] >= num_units:
         tail_p_M = None  # K = V: nothing lies outside
     factor = temperature**2 if own == temperature else 1.0
@@ -277,8 +266,7 @@ def _cross_and_entropy(
 
 
 def hard_cross_entropy(logits_MV: Tensor, unit_M: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
-    """loss_M against reference units: targets (1 − ε) at the unit and ε / V everywhere, as torch's cross_entropy; in
-    chunks."""
+    """loss_M against reference units: targets 1 − ε at the unit, ε / V everywhere, as torch's cross_entropy."""
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing must be at least 0 and below 1, but is {label_smoothing} instead.")
     wide = torch.promote_types(logits_MV.dtype, torch.float32)
@@ -308,17 +296,14 @@ def ctc_feasible(length_B: Tensor, target_L: Tensor, target_length_B: Tensor) ->
 
 
 def ctc_loss(logits_BTV: Tensor, length_B: Tensor, target_L: Tensor, target_length_B: Tensor) -> Tensor:
-    """loss_B: −log p(target) of each utterance, in nats; 0 with no gradient where no path exists (see ctc_feasible to
-    count these)."""
-    logp_TBV = torch.log_softmax(logits_BTV.to(torch.promote_types(logits_BTV.dtype, torch.float32)), dim=-1).transpose(
-        0, 1
-    )
+    """loss_B: −log p(target) of each utterance, in nats; 0 without gradient where no path exists (see ctc_feasible)."""
+    wide = torch.promote_types(logits_BTV.dtype, torch.float32)
+    logp_TBV = torch.log_softmax(logits_BTV.to(wide), dim=-1).transpose(0, 1)
     return F.ctc_loss(logp_TBV, target_L, length_B, target_length_B, blank=0, reduction="none", zero_infinity=True)
 
 
 def _forward_scores(emit_TBS: Tensor, skip_BS: Tensor) -> Tensor:
-    """alpha_TBS: log mass of all paths from the start to state s at frame t, both included (Graves 2006, equations 6
-    and 7)."""
+    """alpha_TBS: log mass of the paths from the start to state s at frame t, both included (Graves 2006, eq. 6, 7)."""
     t, b, s = emit_TBS.shape
     alpha = emit_TBS.new_full((t, b, s + 2), NEVER)  # two states that nobody is in, before the first
     alpha[0, :, 2 : 2 + min(2, s)] = emit_TBS[0, :, : min(2, s)]
@@ -331,8 +316,7 @@ def _forward_scores(emit_TBS: Tensor, skip_BS: Tensor) -> Tensor:
 
 @torch.no_grad()
 def ctc_occupancy(logits_BTV: Tensor, length_B: Tensor, target_L: Tensor, target_length_B: Tensor) -> Tensor:
-    """gamma_BTU: the probability, given the target, that frame t is spent in unit u; the rest of a frame's 1 is
-    blank's.
+    """gamma_BTU: the probability, given the target, that frame t is in unit u; the rest of a frame's 1 is blank's.
 
     By forward-backward in log space and float64; both directions run as one batch, the backward one over the mirrored
     problem. 0 past an utterance's end, past its units, and where no path exists. No gradient flows through it.
@@ -360,9 +344,8 @@ def ctc_occupancy(logits_BTV: Tensor, length_B: Tensor, target_L: Tensor, target
     inside_BTS = torch.arange(2 * u + 1, device=device)[None, None, :] <= 2 * target_length_B[:, None, None]
     score_BTS = torch.where(inside_BTS, alpha_BTS + beta_BTS - emit_BTS, NEVER)
     total_BT1 = torch.logsumexp(score_BTS, dim=2, keepdim=True)
-    gamma_BTS = torch.where(
-        torch.isfinite(total_BT1), (score_BTS - torch.where(torch.isfinite(total_BT1), total_BT1, 0.0)).exp(), 0.0
-    )
+    possible_BT1 = torch.isfinite(total_BT1)
+    gamma_BTS = torch.where(possible_BT1, (score_BTS - torch.where(possible_BT1, total_BT1, 0.0)).exp(), 0.0)
     gamma_BTU = gamma_BTS[:, :, 1::2] * valid_BU[:, None, :]
     gamma_BTU = gamma_BTU * (torch.arange(t, device=device) < length_B[:, None])[:, :, None]
     return gamma_BTU.to(torch.promote_types(logits_BTV.dtype, torch.float32))

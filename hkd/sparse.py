@@ -54,24 +54,19 @@ class TopK:
     def __getitem__(self, rows: slice | NDArray[np.int64]) -> "TopK":
         """The rows of a slice or an index array, as views where NumPy gives views."""
         columns: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        picked: dict[str, Any] = {name: None if c is None else c[rows] for name, c in columns.items()}
-        return TopK(**picked)
+        columns = {name: None if column is None else column[rows] for name, column in columns.items()}
+        return TopK(**columns)
 
     def to_torch(self, device: Any = "cpu", *, column: int | None = None) -> dict[str, Any]:
-        """The keyword arguments that `hkd.losses.sparse_kl` takes beside the logits.
-
-        column: the extra temperature whose `lse_M` and `tail_T_M` are wanted, by its index. Only draws have `count_MK`.
-        """
+        """The keyword arguments that `hkd.losses.sparse_kl` takes beside the logits. column: the extra temperature
+        whose `lse_M` and `tail_T_M` are wanted, by its index. Only draws have `count_MK`."""
         import torch
 
         def tensor(values: Any) -> Any:
             return torch.from_numpy(np.ascontiguousarray(values)).to(device)
 
-        found = {
-            "ids_MK": tensor(self.ids_NK.astype(np.int64)),
-            "logp_MK": tensor(self.logp_NK),
-            "tail_M": tensor(self.tail_N),
-        }
+        ids_MK = tensor(self.ids_NK.astype(np.int64))
+        found = {"ids_MK": ids_MK, "logp_MK": tensor(self.logp_NK), "tail_M": tensor(self.tail_N)}
         if column is not None:
             found |= {"lse_M": tensor(self.lse_NJ[:, column]), "tail_T_M": tensor(self.tail_NJ[:, column])}
         if self.count_NK is not None:
@@ -80,17 +75,15 @@ class TopK:
 
     @classmethod
     def concatenate(cls, parts: Sequence["TopK"]) -> "TopK":
-        """All rows of all parts in order; the parts must agree on K and on the temperatures. Raises ValueError when
-        empty."""
+        """All rows in order, of parts that agree on K and on the temperatures. Raises ValueError when empty."""
         if not parts:
             raise ValueError("parts must not be empty")
-        columns: dict[str, list[Any]] = {f.name: [getattr(p, f.name) for p in parts] for f in fields(cls)}
-        joined: dict[str, Any] = {name: None if c[0] is None else np.concatenate(c) for name, c in columns.items()}
-        return cls(**joined)
+        columns: dict[str, Any] = {f.name: [getattr(part, f.name) for part in parts] for f in fields(cls)}
+        columns = {name: None if column[0] is None else np.concatenate(column) for name, column in columns.items()}
+        return cls(**columns)
 
     @classmethod
     def empty(cls, k: int, num_temperatures: int = 0) -> "TopK":
-        """No positions."""
         flat, wide = np.zeros(0, np.float32), np.zeros((0, k), np.float32)
         extra = np.zeros((0, num_temperatures), np.float32)
         return cls(

@@ -10,9 +10,7 @@ import torch
 from hkd.sparse import NO_GOLD, TopK
 
 WORTH_THREADS = 1 << 22  # logits; for fewer, one thread is faster
-_CHUNK_BYTES = (
-    2 << 20
-)  # on CPU, rows are drawn from in pieces that stay in the cache: ten times as fast as all at once at V = 30 k
+_CHUNK_BYTES = 2 << 20  # on CPU, rows are drawn from in pieces that stay in the cache: ten times as fast at V = 30 k
 
 
 @torch.no_grad()
@@ -46,8 +44,7 @@ def select_topk(
 def _select_in_rows(
     logits_NV: torch.Tensor, gold_N: torch.Tensor, k: int, temperatures: Sequence[float], exclude_V: torch.Tensor | None
 ) -> TopK:
-    """`select_topk` row by row in compiled code, for CPU: one pass over the vocabulary where torch's operations need
-    several."""
+    """`select_topk` row by row in compiled code, for CPU: one pass over the vocabulary; torch needs several."""
     from hkd.compiled import number_of_groups, select_rows
 
     n, v = logits_NV.shape
@@ -116,8 +113,7 @@ def _select_in_tensors(
 
 
 def _largest(score_NV: torch.Tensor, k: int, exclude_V: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """The ids of the k largest scores of each row that are not excluded, in any order, and the row's largest score of
-    all (N, 1).
+    """The ids of the k largest scores of each row that are not excluded, in any order; the row's largest of all (N, 1).
 
     In large rows the k largest lie in the k groups with the largest maxima, so only those groups are searched. Groups
     of √(V / k) units make both searches equally small. Group g of G holds the ids g, g + G, g + 2 G …
@@ -189,8 +185,7 @@ def select_sample(
     temperatures: Sequence[float] = (),
     exclude_V: torch.Tensor | None = None,
 ) -> TopK:
-    """K draws from each row's distribution, with replacement, as distinct units with counts (random-sampling KD, arXiv
-    2503.16870, sec. 4).
+    """K draws from each row's distribution, with replacement, as distinct units with counts (arXiv 2503.16870, sec. 4).
 
     uniform_NK: numbers in [0, 1), turned into units by the inverse of the cumulative distribution; they alone decide
     the draws. Units in `exclude_V` are never drawn (the rest is drawn in proportion), but logp and tail are the true
@@ -208,9 +203,8 @@ def select_sample(
             p_NV = p_NV.masked_fill(exclude_V.to(p_NV.device), 0.0)
         sum_NV = p_NV.cumsum(-1)
         uniform_MK = uniform_NK[a : a + rows].to(sum_NV)
-        ids_NK = (
-            torch.searchsorted(sum_NV, uniform_MK * sum_NV[:, -1:], right=True).clamp(max=v - 1).sort(dim=-1).values
-        )
+        drawn_NK = torch.searchsorted(sum_NV, uniform_MK * sum_NV[:, -1:], right=True)
+        ids_NK = drawn_NK.clamp(max=v - 1).sort(dim=-1).values
         first_NK = torch.ones_like(ids_NK, dtype=torch.bool)
         first_NK[:, 1:] = ids_NK[:, 1:] != ids_NK[:, :-1]
         run_NK = first_NK.cumsum(-1) - 1
