@@ -1,5 +1,4 @@
-"""The Python API: labels for other people's trainers. `import hkd` offers these names; they are listed, documented, and
-frozen by a test.
+"""The Python API: labels for other people's trainers. `import hkd` offers these names, which a test freezes.
 
 - `open_labels` reads a store. `Project` says which label lies on which frame of *your* encoder. `write_labels` makes a
   store from your own teacher's logits. `Student` transcribes.
@@ -29,7 +28,7 @@ from hkd.audio import read_audio as read_audio
 from hkd.config import ProjectSettings as Settings
 from hkd.errors import UserError, check_setting
 from hkd.labels.format import LabelBlock, StoreSpec, UtteranceLabels
-from hkd.labels.store import LabelReader, LabelWriter, store_folders
+from hkd.labels.store import CACHE_BYTES, LabelReader, LabelWriter, store_folders
 from hkd.manifest import Manifest
 from hkd.stream.join import Join, JoinedStore, covering
 from hkd.timebase import FRAME_SHIFT_S, retime
@@ -55,8 +54,7 @@ def open_labels(path: StrPath, *, cache_bytes: int | None = None) -> LabelReader
 
     cache_bytes: how much memory decoded blocks may take (default 256 MiB). Raises UserError where there is no store.
     """
-    options = {} if cache_bytes is None else {"cache_bytes": cache_bytes}
-    return LabelReader.open(os.fspath(path), **options)
+    return LabelReader.open(os.fspath(path), cache_bytes=CACHE_BYTES if cache_bytes is None else cache_bytes)
 
 
 def open_project(folder: StrPath) -> "Project":
@@ -86,8 +84,7 @@ class TimedUnits:
 class FrameLabels:
     """A teacher's labels on the frames of a batch: row m belongs to frame `frame_M[m]` of utterance `batch_M[m]`.
 
-    `teacher`: what `hkd.losses.sparse_kl` takes beside the logits. `gold_M`: the reference unit of each row, −1 for
-    none.
+    `teacher`: what `hkd.losses.sparse_kl` takes beside the logits. `gold_M`: each row's reference unit, −1 for none.
     """
 
     batch_M: "torch.Tensor"
@@ -104,15 +101,13 @@ class FrameLabels:
         return self._each(lambda tensor: tensor.pin_memory())
 
     def _each(self, change: "Callable[[torch.Tensor], torch.Tensor]") -> "FrameLabels":
+        batch_M, frame_M, gold_M = map(change, (self.batch_M, self.frame_M, self.gold_M))
         teacher = {name: change(tensor) for name, tensor in self.teacher.items()}
-        return FrameLabels(
-            batch_M=change(self.batch_M), frame_M=change(self.frame_M), gold_M=change(self.gold_M), teacher=teacher
-        )
+        return FrameLabels(batch_M=batch_M, frame_M=frame_M, gold_M=gold_M, teacher=teacher)
 
 
 class Project:
-    """A manifest with its alignment and label stores: which label lies where. Pickles; each process opens the files
-    itself."""
+    """A manifest with its alignment and label stores: which label lies where. Each process opens the files itself."""
 
     def __init__(
         self,
@@ -122,23 +117,19 @@ class Project:
         stores: Mapping[str, StrPath] | Iterable[StrPath] | StrPath = (),
         subwords: StrPath | None = None,
     ) -> None:
-        """stores: by name, or paths (each is then named after its folder). subwords: the SentencePiece model of your
-        own pieces.
+        """stores: by name, or paths (each is then named after its folder). subwords: your own SentencePiece model.
 
         Raises UserError where a store does not fit the alignment's or the subword model's inventory.
         """
         given = [stores] if isinstance(stores, str | os.PathLike) else stores
-        named = (
-            list(given.items())
-            if isinstance(given, Mapping)
-            else [(os.fspath(path).rstrip("/").rpartition("/")[2], path) for path in given]
-        )
-        paths = dict(named)
+        if isinstance(given, Mapping):
+            named = list(given.items())
+        else:
+            named = [(os.fspath(path).rstrip("/").rpartition("/")[2], path) for path in given]
+        paths, names = dict(named), ", ".join(name for name, _ in named)
         if len(paths) < len(named):
-            raise UserError(
-                f"stores must have names of their own, but two of {', '.join(name for name, _ in named)} are one. Give "
-                f"names: {{'NAME': PATH, ...}}."
-            )
+            remedy = "Give names: {'NAME': PATH, ...}."
+            raise UserError(f"stores must have names of their own, but two of {names} are one. {remedy}")
         self.manifest = manifest if isinstance(manifest, Manifest) else manifests.read(Path(manifest))
         self._arguments: dict[str, Any] = {
             "manifest": self.manifest,
@@ -170,11 +161,10 @@ class Project:
         return self._store(store).labels(utterance_id) and self._join.aligned(utterance_id)
 
     def _store(self, name: str) -> JoinedStore:
-        if name not in self._join.stores:
-            raise UserError(
-                f"store must be one of {', '.join(self._join.stores) or '(none)'}, but is '{name}' instead."
-            )
-        return self._join.stores[name]
+        stores = self._join.stores
+        if name not in stores:
+            raise UserError(f"store must be one of {', '.join(stores) or '(none)'}, but is '{name}' instead.")
+        return stores[name]
 
     def positions(self, utterance_id: str, name: str) -> TimedUnits:
         """The units that a store labels, with their times; or, for a level (`monophone`), the alignment's own units.
@@ -192,9 +182,7 @@ class Project:
         else:
             raise UserError(f"name must be a store or an aligned level, but is '{name}' instead.")
         symbols = tuple(inventory.symbols[unit] for unit in found.unit_U)
-        start_s_U, stop_s_U = (
-            np.asarray(frame_U, np.float64) * FRAME_SHIFT_S for frame_U in (found.start_U, found.stop_U)
-        )
+        start_s_U, stop_s_U = (np.asarray(at_U, np.float64) * FRAME_SHIFT_S for at_U in (found.start_U, found.stop_U))
         return TimedUnits(unit_U=found.unit_U, start_s_U=start_s_U, stop_s_U=stop_s_U, symbols=symbols)
 
     def frame_labels(
@@ -264,16 +252,13 @@ class Project:
             return
         said = f"{frames} frames of {shift_ms:g} ms, but the sound of '{name}' is {seconds:.2f} s long."
         if too_long:
-            raise UserError(
-                f"frames must end with the sound: {said} Is {shift_ms:g} ms your encoder's shift, and is padding left "
-                f"out of num_frames?"
-            )
+            question = f"Is {shift_ms:g} ms your encoder's shift, and is padding left out of num_frames?"
+            raise UserError(f"frames must end with the sound: {said} {question}")
         self._warned = True
         logger.warning("Frames end before the sound: %s Is that your encoder's shift?", said)
 
     def labels(self, store: str, ids: Sequence[str]) -> LabelBlock:
-        """The labels of a batch by position, checked against the transcripts. Raises UserError for an utterance without
-        labels."""
+        """A batch's labels by position, checked against the transcripts. Raises UserError where there are none."""
         self._store(store)
         for name in ids:
             self._check(name)
@@ -319,9 +304,8 @@ def write_labels(
     inventory = join.inventory(level)
     if inventory is None:
         raise UserError(f"level must be an aligned level, or subword with a model of yours, but is '{level}' instead.")
-    chosen = (
-        list(ids) if ids is not None else [u.id for u in project.manifest if level in SPELLED or join.aligned(u.id)]
-    )
+    labelled_ids = (u.id for u in project.manifest if level in SPELLED or join.aligned(u.id))
+    chosen = list(labelled_ids if ids is None else ids)
     spec = StoreSpec(
         name=Path(os.fspath(path)).name,
         level=level,
@@ -344,26 +328,16 @@ def write_labels(
         else:
             assert join.alignment is not None
             unit_U, word_U = aligned_to_units(join.alignment[utterance_id], level, join.alignment.silences[level])
-        logits_UV = torch.as_tensor(score(utterance_id, unit_U))
-        if logits_UV.shape != (len(unit_U), len(inventory)):
-            raise UserError(
-                f"the logits of utterance '{utterance_id}' must have the shape {(len(unit_U), len(inventory))}, but "
-                f"have {tuple(logits_UV.shape)} instead."
-            )
+        logits_UV, what = torch.as_tensor(score(utterance_id, unit_U)), f"the logits of utterance '{utterance_id}' must"
+        wanted, found = (len(unit_U), len(inventory)), tuple(logits_UV.shape)
+        if found != wanted:
+            raise UserError(f"{what} have the shape {wanted}, but have {found} instead.")
         if not bool((logits_UV < float("inf")).all() and logits_UV.isfinite().any(-1).all()):
-            raise UserError(
-                f"the logits of utterance '{utterance_id}' must be numbers, of which each row has a finite one, but "
-                f"some are NaN or +inf."
-            )
+            raise UserError(f"{what} be numbers, of which each row has a finite one, but some are NaN or +inf.")
         gold_U = torch.from_numpy(unit_U.astype(np.int64))
         topk = select_topk(logits_UV.float(), gold_U, k=k, temperatures=spec.temperatures)
-        return UtteranceLabels(
-            id=utterance_id,
-            topk=topk,
-            word_U=word_U,
-            unit_digest=sequence_digest(unit_U),
-            text_digest=text_digest(said),
-        )
+        unit, text = sequence_digest(unit_U), text_digest(said)
+        return UtteranceLabels(id=utterance_id, topk=topk, word_U=word_U, unit_digest=unit, text_digest=text)
 
     for shard in writer.pending():
         writer.write_shard(shard, [labelled(name) for name in writer.shard_ids(shard)])
@@ -379,8 +353,7 @@ class Student:
 
     @classmethod
     def from_pretrained(cls, folder: StrPath, *, device: str = "auto", lm: StrPath | None = None) -> "Student":
-        """Load the folder that `hkd export` wrote. lm: a word n-gram (ARPA), which a student with senones as its output
-        needs.
+        """Load the folder that `hkd export` wrote. lm: a word n-gram (ARPA), which a student of senones needs.
 
         Raises UserError where the folder holds no student.
         """

@@ -16,8 +16,7 @@ _LATE_S = 0.005  # half a frame
 
 
 def speed_of(cut_id: str) -> tuple[str, float]:
-    """A cut's id → the id before lhotse's perturbation, and the speed: `a_sp0.9` → (`a`, 0.9). Speed and tempo change
-    times; the rest does not."""
+    """A cut's id → the id before lhotse's perturbation, and the speed (also of tempo): `a_sp0.9` → (`a`, 0.9)."""
     changes = _CHANGES.search(cut_id)
     if changes is None:
         return cut_id, 1.0
@@ -47,8 +46,7 @@ class WithLabels(torch.utils.data.Dataset[dict[str, Any]]):
         return batch
 
     def _utterance(self, cut: Any) -> tuple[str, float]:
-        """(id in the manifest, speed) of a cut. Raises UserError for a cut that is no single, whole utterance, or one
-        that is not known."""
+        """(id in the manifest, speed) of a cut. Raises UserError for one that is no single, whole, known utterance."""
         if len(cut.supervisions) != 1 or abs(cut.supervisions[0].start) > _LATE_S:
             raise UserError(
                 f"cut '{cut.id}' must hold one utterance from its beginning on, but has {len(cut.supervisions)} "

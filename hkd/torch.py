@@ -34,10 +34,7 @@ class Collator:
         speed_key: str | None = None,
     ) -> None:
         """num_frames(batch) → valid output frames of your encoder, B numbers. id_key: where an example has its id;
-        speed_key: its speed.
-
-        frame_shift_ms, first_frame_ms, temperature: as in `Project.frame_labels`.
-        """
+        speed_key: its speed. frame_shift_ms, first_frame_ms, temperature: as in `Project.frame_labels`."""
         self._project, self._stores, self._num_frames, self._collate = project, tuple(stores), num_frames, collate
         times = {"frame_shift_ms": frame_shift_ms, "first_frame_ms": first_frame_ms}
         self._options: dict[str, Any] = {**times, "temperature": temperature}
@@ -46,9 +43,8 @@ class Collator:
     def __call__(self, examples: list[Mapping[str, Any]]) -> dict[str, Any]:
         """Examples → batch. Raises UserError for an example without an id."""
         if missing := [number for number, example in enumerate(examples) if self._id_key not in example]:
-            raise UserError(
-                f"every example must have the key '{self._id_key}', but number {missing[0]} of the batch has none."
-            )
+            rule = f"every example must have the key '{self._id_key}'"
+            raise UserError(f"{rule}, but number {missing[0]} of the batch has none.")
         batch = self._collate(list(examples))
         ids = [str(example[self._id_key]) for example in examples]
         speed = 1.0 if self._speed_key is None else [float(example[self._speed_key]) for example in examples]

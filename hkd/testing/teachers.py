@@ -67,8 +67,7 @@ def _hibari() -> Any:
 
 
 def tiny_corpus(folder: Path, *, num_utterances: int = 12, seed: int = 0) -> Path:
-    """Write audio/ and manifest.jsonl (field `split` by speaker: half train, a quarter dev, a quarter test); the
-    manifest's path."""
+    """Write audio/ and manifest.jsonl (`split` by speaker: half train, a quarter dev, a quarter test); its path."""
     sentences = tiny_sentences(num_utterances, seed=seed)
     speakers = [list(SPEEDS)[number % len(SPEEDS)] for number in range(num_utterances)]
     waves = synthesise(sentences, speeds=[SPEEDS[speaker] for speaker in speakers])
@@ -77,18 +76,14 @@ def tiny_corpus(folder: Path, *, num_utterances: int = 12, seed: int = 0) -> Pat
         path = folder.absolute() / "audio" / f"utt{number:03d}.wav"
         write_wav(path, wave_S)
         seconds, extra = len(wave_S) / SAMPLE_RATE_HZ, MappingProxyType({"split": SPLIT_OF[speaker]})
-        utterances.append(
-            Utterance(
-                id=path.stem, text=sentence, audio_filepath=str(path), duration=seconds, speaker=speaker, extra=extra
-            )
-        )
+        own: dict[str, Any] = {"id": path.stem, "text": sentence, "audio_filepath": str(path), "speaker": speaker}
+        utterances.append(Utterance(**own, duration=seconds, extra=extra))
     manifest.write(folder / "manifest.jsonl", utterances)
     return folder / "manifest.jsonl"
 
 
 def prepare_folder(folder: Path, *, vocab_size: int = 60, jobs: int = 1) -> AlignReport:
-    """Make a whole project of a folder with a manifest.jsonl: hkd.toml, units/ (trained on the train split),
-    alignment.arrow."""
+    """Make a project of a folder with a manifest.jsonl: hkd.toml, units/ (of the train split), alignment.arrow."""
     whole = manifest.read(folder / "manifest.jsonl")
     write_bytes(folder / "hkd.toml", b'[prepare]\ncorpus = "tiny"\n')
     train_units([u.text for u in whole.split("train")], folder / "units", vocab_size=vocab_size)
@@ -109,8 +104,7 @@ CAUSAL = ("gpt2", "llama", "qwen2", "qwen3", "gemma2", "gemma3", "mistral")
 
 
 def wordpiece(texts: Iterable[str], *, size: int = VOCABULARY) -> Any:
-    """An uncased WordPiece tokenizer as BERT's: letters and the most frequent words (the library's trainer breaks ties
-    by chance)."""
+    """An uncased WordPiece tokenizer as BERT's: letters and frequent words (the library's trainer ties by chance)."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     words = [word for text in texts for word in text.lower().replace("'", " ' ").split()]
     letters = sorted({letter for word in words for letter in word})
@@ -123,9 +117,8 @@ def byte_bpe(texts: Iterable[str], *, size: int = VOCABULARY + 256, masked: bool
     """A cased byte-level BPE tokenizer: RoBERTa's (masked), GPT-2's, or Qwen's, which has no token to start with."""
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"] if masked else ["<|endoftext|>"]
     alphabet = library.pre_tokenizers.ByteLevel.alphabet()
-    trainer = library.trainers.BpeTrainer(
-        vocab_size=size, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-    )
+    own = {"vocab_size": size, "special_tokens": special, "initial_alphabet": alphabet}
+    trainer = library.trainers.BpeTrainer(**own, show_progress=False)
     bpe = library.Tokenizer(library.models.BPE())
     bpe.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.train_from_iterator(texts, trainer)
@@ -141,8 +134,7 @@ def byte_bpe(texts: Iterable[str], *, size: int = VOCABULARY + 256, masked: bool
 def tiny_config(
     kind: str, tokenizer: Any, *, positions: int = 64, width: int = 16, layers: int = 2, heads: int = 2
 ) -> Any:
-    """The architecture's own config, tiny; the vocabulary is 3 larger than the tokenizer's, as padded checkpoints have
-    it."""
+    """The architecture's own config, tiny; its vocabulary is padded: 3 larger than the tokenizer's."""
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
     given = {"vocab_size": len(tokenizer) + 3} | {name: value for name, value in ids.items() if value is not None}
     if kind == "gpt2":
@@ -176,8 +168,7 @@ def tiny_config(
 def make_teacher_folder(
     folder: Path, kind: str, *, seed: int = 0, texts: Iterable[str] | None = None, **shape: int
 ) -> Path:
-    """Save a tiny random model of `kind` (in MASKED or CAUSAL) with its tokenizer; its weights are large, so that it
-    has clear preferences."""
+    """Save a tiny random model of a `kind` in MASKED or CAUSAL and its tokenizer; large weights: clear preferences."""
     texts = [WORDS, WORDS.capitalize(), " ".join(WORDS.split()[::-1])] if texts is None else list(texts)
     if kind in ("bert", "electra", "distilbert"):
         tokenizer = wordpiece(texts)
