@@ -38,6 +38,8 @@ _SHOWN = 3
 _LONGEST = 400
 _THREADS = 8
 _PARENTS = 3
+_ROUNDED_S = 0.1  # of durations with one decimal
+_NOBODY = ("n/a", "nan", "none", "null", "<na>", "unknown")  # GigaSpeech's, pandas', VoxPopuli's speaker of no name
 _ENDINGS = {  # of the formats that libsndfile may have been built with
     "AIFF": "aif aiff aifc", "AU": "au snd", "AVR": "avr", "CAF": "caf", "FLAC": "flac", "IRCAM": "sf", "MP3": "mp3",
     "NIST": "sph nist",
@@ -321,7 +323,7 @@ def collect(found: Iterable[Row], where: Path | str, options: Options) -> Manife
 
     Raises UserError for no utterances, a duplicate id (with both places), and one that lists unusable rows and audio.
     """
-    given = list(found)
+    given = [(place, _of_somebody(u)) for place, u in found]
     options.report.bad(where, "rows cannot be used", options.report.bad_rows)
     if not given:
         raise UserError(f"{where} must list utterances, but lists none.")
@@ -332,8 +334,8 @@ def collect(found: Iterable[Row], where: Path | str, options: Options) -> Manife
             raise UserError(f"{place}: id must be unique, but {both}. Give each utterance its own id.")
         place_of[u.id] = place
     paths = [u.audio_filepath for _, u in given if u.audio_filepath and "://" not in u.audio_filepath]
-    headers = _headers(paths, options.progress)
-    done, problems, mixed = [], [], {}
+    headers, often = _headers(paths, options.progress), Counter(paths)
+    done, problems, mixed, short = [], [], {}, []
     for place, u in given:
         header = headers.get(u.audio_filepath or "")
         measured = _measured(u, header, u.id in options.told)
@@ -341,14 +343,24 @@ def collect(found: Iterable[Row], where: Path | str, options: Options) -> Manife
             problems.append(f"{place}: {measured}")
         else:
             done.append(measured)
+            path = str(u.audio_filepath)
             if isinstance(header, AudioInfo) and header.channels > 1 and measured.channel is None:
-                mixed[str(u.audio_filepath)] = Path(str(u.audio_filepath)).name
+                mixed[path] = Path(path).name
+            length = header.duration_s if isinstance(header, AudioInfo) else 0.0
+            if u.offset == 0 and u.duration is not None and u.duration < length - _ROUNDED_S and often[path] == 1:
+                short.append(f"{u.id}: {u.duration:g} of {length:g} s")
     options.report.bad(where, "of the utterances have audio that cannot be used", problems)
     options.report.note("files with several channels, of which none was asked for: their mean is read", mixed.values())
+    kind = "recordings are read to the duration that is given, and are longer (leave it out to read all)"
+    options.report.note(kind, short)
     if not done:
         raise UserError(f"{where} must list utterances with audio that can be used, but lists none.")
     _mention(done, where)
     return Manifest(done)
+
+
+def _of_somebody(u: Utterance) -> Utterance:
+    return replace(u, speaker=None) if (u.speaker or "").strip().lower() in _NOBODY else u
 
 
 def _headers(paths: Sequence[str], progress: Progress) -> dict[str, AudioInfo | str]:

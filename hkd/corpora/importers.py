@@ -328,7 +328,13 @@ def _is_piped(path: Path) -> bool:
 def piped_rows(
     path: Path, audio: Path, report: Report, *, speaker: str | None = None, split: str | None = None
 ) -> Iterator[Row]:
-    """The rows of LJSpeech's table: ID|TEXT|NORMALISED TEXT, which is taken; the sound of each is ID.wav."""
+    """The rows of LJSpeech's table: ID|TEXT|NORMALISED TEXT, which is taken; the sound of each is ID.wav. Second cells
+    of one word that repeat, beside texts of several, are speakers, as Piper has them (ID|SPEAKER|TEXT)."""
+    pairs = [cells[1:] for _, line in filled_lines(path, "a table") if len(cells := line.split("|")) == 3]
+    names = {name.strip() for name, _ in pairs}
+    spoken = [text for _, text in pairs if len(text.split()) > 1]
+    by_cell = speaker is None and 2 * max(len(names), len(pairs) - len(spoken)) < len(pairs)
+    by_cell = by_cell and not any(len(name.split()) > 1 for name in names)
 
     def read(line: str) -> Utterance:
         cells = line.split("|")
@@ -336,10 +342,13 @@ def piped_rows(
             raise UserError(f"a row must be ID|TEXT|NORMALISED TEXT, but is '{line[:60]}' instead.")
         name, text = cells[0].strip(), cells[2 if len(cells) > 2 else 1].strip()
         return Utterance(
-            id=name, text=text, audio_filepath=str((audio / f"{name}.wav").absolute()), speaker=speaker,
+            id=name, text=text, audio_filepath=str((audio / f"{name}.wav").absolute()),
+            speaker=cells[1].strip() or None if by_cell and len(cells) == 3 else speaker,
             extra={"split": split} if split else {},
         )  # fmt: skip
 
+    if by_cell:
+        report.note("the second cells of rows are their speakers, as they are one word and repeat", sorted(names))
     return report.usable(filled_lines(path, "a table"), read)
 
 

@@ -132,6 +132,7 @@ _NEGATIVE = re.compile(rf"-(?:\d+|{_DECIMAL.pattern})")  # a logarithm
 _VARIANT = re.compile(r"(?<=.)\([^()\s]*\)$")  # WORD(2)
 _MFA_NUMBERS = 4  # pronunciation, silence after, correction for silence before, and for none
 _NAMED = 5
+_LONG, _FEW = 3, 20  # words of more letters have several phones; so many that have not are no chance
 _READING = "2"  # raised whenever the same dictionary would be read otherwise
 _VOICELESS = {"P", "T", "K", "F", "TH"}
 
@@ -148,7 +149,10 @@ def _columns(line: str) -> tuple[str, list[str]]:
     for a comment."""
     if line.startswith((";;;", "#")):
         return "", []
-    name, *rest = line.split("\t", 1) if "\t" in line.strip() else line.split(maxsplit=1) or [""]
+    name, *rest = line.strip().split("\t", 1) if "\t" in line.strip() else line.split(maxsplit=1) or [""]
+    before, _, last = name.rpartition(" ")
+    if before and _DECIMAL.fullmatch(last):  # `word 1.0<tab>phones`, as Kaldi's prepare_lang.sh writes lexiconp.txt
+        name, rest = before, [last, *rest]
     columns = " ".join(rest).split()
     end = next((at for at, column in enumerate(columns) if column[0] == "#" or column == ";;;"), len(columns))
     kept = [
@@ -207,6 +211,14 @@ class Lexicon:
             while len(phones) > 1 and is_silence_name(phones[-1]):  # HTK's dictionaries end words in sp or sil
                 phones = phones[:-1]
             rows.append((name, phones, float(columns[0]) if numbers else None))
+        long = [(name, phones) for name, phones, _ in rows if len(name) > _LONG and not is_silence_name(phones[0])]
+        odd = [" ".join((name, *phones)) for name, phones in long if len(phones) == 1 or phones[0] == name]
+        if len(odd) >= _FEW and 2 * len(odd) > len(long):
+            rule = f"must be `word phones` with a blank after each phone, but has {len(odd)} lines like '{odd[0][:60]}'"
+            raise UserError(
+                f"dictionary {self.path} {rule}. Put the blanks in (as in `f oʊ n`), or give lexicon.txt in place of "
+                f"Kaldi's align_lexicon.txt."
+            )
         return rows
 
     @cached_property

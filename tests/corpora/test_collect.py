@@ -49,6 +49,23 @@ def test_durations_are_filled_in_and_spans_held_against_the_audio(tmp_path: Path
             collect([row("a", audio, **fields)], "x", Options())
 
 
+def test_what_a_short_duration_leaves_unread_is_said(tmp_path: Path) -> None:
+    files = write_files(tmp_path, {f"{name}.wav": sound(1.0) for name in "abcd"})
+    rows = [row("a", files / "a.wav", duration=0.8), row("b", files / "b.wav", duration=0.95)]
+    rows += [row("c1", files / "c.wav", duration=0.4), row("c2", files / "c.wav", offset=0.5, duration=0.4)]
+    report = Report()
+    assert collect([*rows, row("d", files / "d.wav")], "x", Options(report=report))[0].duration == 0.8
+    kind = "recordings are read to the duration that is given, and are longer (leave it out to read all)"
+    assert report.notes == {kind: ["a: 0.8 of 1 s"]}
+
+
+@pytest.mark.parametrize("name", ["N/A", "nan", "None", "unknown"])
+def test_a_speaker_of_no_name_is_none(tmp_path: Path, name: str) -> None:
+    audio = write_files(tmp_path, {"a.wav": sound(1.0)}) / "a.wav"
+    rows = [row("a", audio, duration=0.5, speaker=name), row("b", audio, offset=0.5, speaker="Nan Ann")]
+    assert [u.speaker for u in collect(rows, "x", Options())] == [None, "Nan Ann"]
+
+
 def test_problems_are_counted_and_the_first_listed(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"5 of .* cannot be used: x:0: .*none0\.wav: No such file.*; x:1: .*; x:2: .* and 2 more\.$"

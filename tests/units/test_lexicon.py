@@ -171,6 +171,7 @@ def test_words_are_normalised_as_transcripts_are(tmp_path: Path) -> None:
         ("öl 1 l\nrest 0 r E s t\n", "öl", "1 l"),  # X-SAMPA, without probabilities
         ("HELLO [HELLO] hh ah l ow\n", "hello", "hh ah l ow"),  # HTK
         ("HELLO 0.5 [HELLO] hh ah l ow\n", "hello", "hh ah l ow"),
+        ("cat 1.0\tk æ t\n", "cat", "k æ t"),  # as Kaldi's prepare_lang.sh makes lexiconp.txt of a lexicon with blanks
         ("cat 1 k æ t\nöl 1 1 l\n", "öl", "1 l"),  # all pronunciations as likely: Kaldi's lexiconp.txt
         ("<sil> [sil]\ncat k æ t #1\n", "cat", "k æ t"),  # Kaldi's disambiguation
         ("SENT-END [] sil\nCAT k ae t sp\n", "cat", "k ae t"),  # HTK's pauses
@@ -180,6 +181,14 @@ def test_words_are_normalised_as_transcripts_are(tmp_path: Path) -> None:
 def test_columns_between_word_and_phones(tmp_path: Path, lines: str, word: str, phones: str) -> None:
     (tmp_path / "a.dict").write_text(lines, encoding="utf-8")
     assert Lexicon(tmp_path / "a.dict").variants(word) == [tuple(phones.split())]
+
+
+@pytest.mark.parametrize("phones", ["/kæt{}/", "kæt{}", "word{} K AE T"])  # ipa-dict, align_lexicon.txt
+def test_a_whole_word_is_no_phone(tmp_path: Path, phones: str) -> None:
+    lines = [f"word{letter}\t{phones.replace('{}', letter)}\n" for letter in "abcdefghijklmnopqrstuvwxyz"]
+    (tmp_path / "a.dict").write_text("".join(lines), encoding="utf-8")
+    with pytest.raises(UserError, match=r"with a blank after each phone, but has 26 lines like 'worda .*Put"):
+        Lexicon(tmp_path / "a.dict").variants("worda")
 
 
 @pytest.mark.parametrize("phone", ["...", "(...)", "(pause)", "[noise]", "<p:>", "h#", "+NSN+", "{SL}", "!SIL", ""])
