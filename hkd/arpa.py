@@ -1,8 +1,7 @@
 """n-gram language models in ARPA files: the one reader, for teachers, for search graphs and beside beam search.
 
 - Plain text or packed (gzip, bzip2, xz), found by the first bytes, so that a file may have any name.
-- Columns are separated by any blanks. A missing back-off weight is log 1. A log-probability of -inf is read as -99,
-  SRILM's zero.
+- Blanks separate columns. A missing back-off weight is log 1. A log-probability of -inf is read as SRILM's zero, -99.
 - `<S>`, `<UNK>` and so on are read as `<s>`, `</s>` and `<unk>`. An n-gram written more than once counts as its
   likeliest line, and is reported.
 - A file that is cut off, damaged or no ARPA file is refused in one line; a broken line is refused with its number.
@@ -52,8 +51,7 @@ _COUNT = re.compile(rb"ngram\s+(\d+)\s*=\s*(\d+)")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Grams:
-    """All n-grams of one order: the ids of their symbols, log-probabilities and back-off weights (0 where none is
-    written)."""
+    """All n-grams of one order: ids of their symbols, log-probabilities and back-off weights (0 for none)."""
 
     ids_Mn: NDArray[np.int64]
     logp_M: NDArray[np.float64]
@@ -102,9 +100,8 @@ def write_arpa(path: Path, arpa: Arpa, *, only: Sequence[str]) -> None:
         for n, grams in enumerate(orders, 1):
             file.write(f"\n\\{n}-grams:\n")
             for ids, logp, bow in zip(grams.ids_Mn.tolist(), grams.logp_M.tolist(), grams.bow_M.tolist(), strict=True):
-                file.write(
-                    f"{logp}\t{' '.join(arpa.symbols[i] for i in ids)}{f'{chr(9)}{bow}' if n < len(orders) else ''}\n"
-                )
+                symbols = " ".join(arpa.symbols[i] for i in ids)
+                file.write(f"{logp}\t{symbols}\t{bow}\n" if n < len(orders) else f"{logp}\t{symbols}\n")
         file.write("\n\\end\\\n")
 
 
@@ -129,13 +126,10 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
                 raise refused
     except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
         if isinstance(error, OSError) and not (packed and error.errno is None):
-            raise UserError(
-                f"n-gram file {path} cannot be read ({error.strerror or error}). Give an ARPA file."
-            ) from None
-        said = str(error).rstrip(".")
-        raise UserError(
-            f"{path} must be a whole {packed} file, but is cut off or damaged ({said}). Fetch it again."
-        ) from None
+            why = error.strerror or error
+            raise UserError(f"n-gram file {path} cannot be read ({why}). Give an ARPA file.") from None
+        why = f"is cut off or damaged ({str(error).rstrip('.')})"
+        raise UserError(f"{path} must be a whole {packed} file, but {why}. Fetch it again.") from None
 
 
 class _Reader:
@@ -171,35 +165,27 @@ class _Reader:
         if not self.lines:
             raise UserError(f"{self.path} must be an ARPA file, but has no \\1-grams: section. Give an ARPA file.")
         if not ended:
-            raise UserError(
-                f"{self.path} must be a whole ARPA file, but ends after line {self.number} without \\end\\. It is cut "
-                f"off: fetch it again."
-            )
+            why = f"ends after line {self.number} without \\end\\"
+            raise UserError(f"{self.path} must be a whole ARPA file, but {why}. It is cut off: fetch it again.")
 
     def _first(self, line: bytes) -> bytes:
+        rule = f"{self.path} must be an ARPA file"
         for magic, kind in _BINARY.items():
             if line.startswith(magic):
-                raise UserError(
-                    f"{self.path} must be an ARPA file, but is {kind}. Give the ARPA file that it was made from."
-                )
+                raise UserError(f"{rule}, but is {kind}. Give the ARPA file that it was made from.")
         if line.startswith(b"iARPA"):
-            raise UserError(
-                f"{self.path} must be an ARPA file, but is IRSTLM's iARPA. Write it as ARPA: compile-lm --text=yes."
-            )
+            raise UserError(f"{rule}, but is IRSTLM's iARPA. Write it as ARPA: compile-lm --text=yes.")
         if line.startswith((b"\xff\xfe", b"\xfe\xff")):
             raise UserError(f"{self.path} must be UTF-8, but is UTF-16. Re-encode it: iconv -f UTF-16 -t UTF-8.")
         if b"\0" in line:
-            raise UserError(
-                f"{self.path} must be an ARPA file, but is a binary file or an archive. Give the ARPA file."
-            )
+            raise UserError(f"{rule}, but is a binary file or an archive. Give the ARPA file.")
         return line.removeprefix(b"\xef\xbb\xbf")
 
     def _begin(self, order: int) -> int:
-        if order != len(self.lines) + 1:
-            raise self._refuse(
-                f"the section after the {len(self.lines)}-grams must be \\{len(self.lines) + 1}-grams:, but is "
-                f"\\{order}-grams:"
-            )
+        before = len(self.lines)
+        if order != before + 1:
+            wanted = f"\\{before + 1}-grams:"
+            raise self._refuse(f"the section after the {before}-grams must be {wanted}, but is \\{order}-grams:")
         self.lines.append(0)
         self.ids.append(array("q"))
         self.values.append(array("d"))
@@ -213,9 +199,8 @@ class _Reader:
             )
         logp = self._value(fields[0])
         if logp > 0:
-            raise self._refuse(
-                f"the logarithm of a probability must be 0 or less, but is {fields[0].decode(errors='replace')}"
-            )
+            said = fields[0].decode(errors="replace")
+            raise self._refuse(f"the logarithm of a probability must be 0 or less, but is {said}")
         bow = self._value(fields[order + 1]) if len(fields) > order + 1 else 0.0
         if bow == np.inf:
             raise self._refuse("a back-off weight must be finite, but is inf")
@@ -229,9 +214,8 @@ class _Reader:
         except ValueError:
             value = np.nan
         if value != value or b"_" in field:
-            raise self._refuse(
-                f"a logarithm in an ARPA file must be a number, but is {field[:40].decode(errors='replace')}"
-            )
+            said = field[:40].decode(errors="replace")
+            raise self._refuse(f"a logarithm in an ARPA file must be a number, but is {said}")
         return value
 
     def _id(self, symbol: bytes, order: int) -> int:
@@ -241,9 +225,8 @@ class _Reader:
         try:
             text = symbol.decode()
         except UnicodeDecodeError:
-            raise self._refuse(
-                "an ARPA file must be UTF-8, but this line is not", "Re-encode it: iconv -t UTF-8."
-            ) from None
+            remedy = "Re-encode it: iconv -t UTF-8."
+            raise self._refuse("an ARPA file must be UTF-8, but this line is not", remedy) from None
         mark = _MARKS.get(symbol.lower())
         if mark is None and order > 1:
             raise self._refuse(f"the symbols of an n-gram must be among the 1-grams, but {text} is not")
@@ -262,15 +245,12 @@ class _Reader:
 
     def finish(self) -> Arpa:
         if not self.lines[0]:
-            raise UserError(
-                f"{self.path} must hold n-grams, but its \\1-grams: section is empty. Give another ARPA file."
-            )
+            why = "its \\1-grams: section is empty"
+            raise UserError(f"{self.path} must hold n-grams, but {why}. Give another ARPA file.")
         for n, count in self.counts.items():
             if n > len(self.lines) and count:
-                raise UserError(
-                    f"{self.path} must have the {count} {n}-grams of its header, but has no \\{n}-grams: section. "
-                    f"Fetch it again."
-                )
+                rule, why = f"must have the {count} {n}-grams of its header", f"has no \\{n}-grams: section"
+                raise UserError(f"{self.path} {rule}, but {why}. Fetch it again.")
             if n <= len(self.lines) and count != (found := self.lines[n - 1]):
                 said = "%s: the header says %d %d-grams, but there are %d; those that are there are used."
                 logger.warning(said, self.path, count, n, found)
@@ -282,9 +262,8 @@ class _Reader:
             twice += len(grams.logp_M) - len(once)
             orders.append(grams.take(once))
         if twice:
-            logger.warning(
-                "%s: %d n-grams are written more than once; the likeliest line of each is used.", self.path, twice
-            )
+            said = "%s: %d n-grams are written more than once; the likeliest line of each is used."
+            logger.warning(said, self.path, twice)
         while len(orders) > 1 and not len(orders[-1].logp_M):
             orders.pop()
         return Arpa(path=self.path, symbols=tuple(self.symbols), orders=tuple(orders))

@@ -2,14 +2,12 @@
 
 - An utterance's `channel` is read, from 0; where it has none, channels are mixed down to their mean. Other sample rates
   are resampled with soxr ("HQ").
-- An utterance's `offset` and `duration` become samples *of the file's own rate* by the one rule of `hkd.timebase`; what
-  is cut is resampled.
+- `offset` and `duration` become samples *of the file's own rate* by the one rule of `hkd.timebase`, before resampling.
 - A file at a URL (s3://, https:// and whatever else fsspec knows) is read through a copy on this machine.
 - Headers may lie about the length (streams, broken recorders). `probe` reads the header alone where that is sure to be
   right, looks at the last sample where a codec hides the length, and decodes the file where neither tells. Reading
   falls back to decoding from the start.
 - Whatever a decoder raises becomes one sentence that names the file and a remedy.
-- `check_audio` looks at every utterance and says what is wrong with which; it never stops half-way.
 - `import_torchaudio` is for machines on which torchaudio's native part cannot be loaded: its wheel is linked against
   CUDA, so that beside a CPU build of torch its import ends in OSError, and with it that of transformers. torchaudio
   itself knows a state without its extension, and is put into that state.
@@ -65,8 +63,7 @@ _UNKNOWN_BYTES = 0x7FFF0000  # sizes from here on stand for "not known" in the h
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AudioInfo:
-    """The sound of a file: `num_samples` are there, at its own rate; `missing_s` seconds more stand in its header (it
-    is cut off)."""
+    """The sound of a file: `num_samples` are there, at its own rate; `missing_s` seconds more stand in its header."""
 
     sample_rate_hz: int
     num_samples: int
@@ -80,15 +77,13 @@ class AudioInfo:
 
 
 def local_file(path: str) -> Path:
-    """An audio file on this machine: itself, or the copy of what lies at a URL. Raises UserError, HkdError where that
-    cannot be had."""
+    """An audio file on this machine: itself, or the copy of what lies at a URL. Raises UserError, HkdError."""
     place = location(path)
     return local_copy(place) if isinstance(place, str) else place
 
 
 def probe(path: Path | str) -> AudioInfo:
-    """Rate, true length and channels. Raises UserError where the file is missing, empty, damaged, no audio, or has
-    samples that are NaN."""
+    """Rate, true length and channels. Raises UserError for a file that is missing, empty, damaged, no audio, or NaN."""
     path = local_file(str(path))
     with _opened(path) as file:
         rate, channels, promised = file.samplerate, file.channels, file.frames
@@ -111,33 +106,28 @@ def probe(path: Path | str) -> AudioInfo:
 
 @contextmanager
 def _opened(path: Path, *, piped: bool = False) -> Iterator[soundfile.SoundFile]:
-    """A file's decoder. Whatever goes wrong, here or in decoding, becomes a UserError. piped: as a stream, so that the
+    """A file's decoder. Whatever goes wrong, here or in decoding, becomes a UserError. piped: as a stream, whose
     header's length is ignored."""
+    what = f"audio file {path}"
     try:
         name = str(path)
         if "\0" in name or name != name.encode(errors="replace").decode():
-            raise UserError(
-                f"audio file {name!r} must have a name in UTF-8 without null bytes, but has not. Rename it."
-            )
+            raise UserError(f"audio file {name!r} must have a name in UTF-8 without null bytes. Rename it.")
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
             kind = "folder" if stat.S_ISDIR(status.st_mode) else "pipe or device"
-            raise UserError(
-                f"audio file {path} must be a regular file, but is a {kind}. Write the sound to a file first."
-            )
+            raise UserError(f"{what} must be a regular file, but is a {kind}. Write the sound to a file first.")
         if status.st_size == 0:
-            raise UserError(f"audio file {path} must hold sound, but is empty.")
+            raise UserError(f"{what} must hold sound, but is empty.")
         with soundfile.SoundFile(_pipe(path)) if piped else _unsized(path, soundfile.SoundFile(path)) as file:
             yield file
     except HkdError:
         raise
     except OSError as error:
-        raise UserError(f"audio file {path}: {error.strerror or error}.") from None
+        raise UserError(f"{what}: {error.strerror or error}.") from None
     except Exception as error:  # decoders fail in ways of their own
-        why = str(getattr(error, "error_string", "") or error).strip().rstrip(".")
-        raise UserError(
-            f"audio file {path} must be WAV, FLAC, Opus, MP3 or the like, but cannot be read ({why}). {_remedy(path)}"
-        ) from None
+        why = f"cannot be read ({str(getattr(error, 'error_string', '') or error).strip().rstrip('.')})"
+        raise UserError(f"{what} must be WAV, FLAC, Opus, MP3 or the like, but {why}. {_remedy(path)}") from None
 
 
 def _remedy(path: Path) -> str:
@@ -149,10 +139,8 @@ def _remedy(path: Path) -> str:
         return "It is a web page: fetch the sound again."
     is_sphere = begin.startswith(b"NIST_1A")
     command = f"sph2pipe -f wav {path.name}" if is_sphere else f"ffmpeg -i {path.name} -ar 16000"
-    return (
-        f"Copy it again if it is cut off, or convert it: {command} "
-        f"{path.stem}{'-16k' if path.suffix == '.wav' else ''}.wav"
-    )
+    out = f"{path.stem}{'-16k' if path.suffix == '.wav' else ''}.wav"
+    return f"Copy it again if it is cut off, or convert it: {command} {out}"
 
 
 def _pipe(path: Path) -> int:
@@ -168,8 +156,7 @@ def _pipe(path: Path) -> int:
 
 
 def _unsized(path: Path, file: soundfile.SoundFile) -> soundfile.SoundFile:
-    """The file; a WAV whose data chunk says 0 bytes, as recorders that were killed leave it, with all that follows as
-    its sound."""
+    """The file; a WAV whose data chunk says 0 bytes, as killed recorders leave it, with all that follows as sound."""
     if file.frames or file.format not in ("WAV", "WAVEX") or not _LINEAR.match(file.subtype):
         return file
     data, at = path.read_bytes(), 12
@@ -189,8 +176,7 @@ def _cut_off_s(file: soundfile.SoundFile, path: Path) -> float:
 
 
 def _ends_there(path: Path) -> bool:
-    """Whether the last sample of the header's length can be read, and lies at the file's end. Raises UserError where
-    more than that follows."""
+    """Whether the last sample by the header can be read, and lies at the file's end. Raises UserError for more."""
     number = os.open(path, os.O_RDONLY)
     try:
         with soundfile.SoundFile(number, closefd=False) as file:
@@ -260,10 +246,7 @@ def _cut(path: Path, start: int, wanted: int) -> NDArray[np.float32]:
             found = []
     if sum(map(len, found)) < start + wanted - begin:
         begin, found = 0, _decoded(path, start + wanted)
-    wave_SC: NDArray[np.float32] = (
-        np.concatenate(found)[start - begin :] if found else np.zeros((0, channels), np.float32)
-    )
-    return wave_SC
+    return np.concatenate([np.zeros((0, channels), np.float32), *found])[start - begin :]
 
 
 def check_range(wave_SC: NDArray[np.float32], what: str) -> None:
@@ -272,15 +255,12 @@ def check_range(wave_SC: NDArray[np.float32], what: str) -> None:
         raise UserError(f"{what} must hold finite samples, but some are NaN or infinite. Make it again.")
     peak = float(np.abs(wave_SC).max(initial=0.0))
     if peak > _MAX_PEAK:
-        raise UserError(
-            f"{what} must hold samples between -1 and 1, but one is {peak:g}. Write it again, divided by "
-            f"32768 if these are integers of 16 bits."
-        )
+        remedy = "Write it again, divided by 32768 if these are integers of 16 bits."
+        raise UserError(f"{what} must hold samples between -1 and 1, but one is {peak:g}. {remedy}")
 
 
 def stamp(path: str) -> list[Any]:
-    """What changes when the file does: path, size, time of change in ns; the URL alone. Raises UserError where it is
-    missing."""
+    """What changes when the file does: path, size, time of change in ns; of a URL that alone. Raises UserError."""
     if isinstance(location(path), str):
         return [path]
     try:
@@ -291,8 +271,7 @@ def stamp(path: str) -> list[Any]:
 
 
 def digest_of_sound(utterances: "Iterable[Utterance]") -> str | None:
-    """Of the bytes of their files, wherever they lie; of a URL, whose file never changes, the URL. None where a file
-    cannot be read."""
+    """Of the bytes of their files; of a URL, whose file never changes, the URL. None where a file cannot be read."""
     places = map(location, dict.fromkeys(str(u.audio_filepath) for u in utterances))
     try:
         with ThreadPoolExecutor(8) as pool:
@@ -320,22 +299,19 @@ def read_audio(utterance: "Utterance", *, sample_rate_hz: int = SAMPLE_RATE_HZ) 
     if utterance.audio_filepath is None:
         raise UserError(f"utterance '{utterance.id}' has no audio. Give its manifest line an audio_filepath.")
     path = local_file(utterance.audio_filepath)
+    what, length_s = f"audio file {path}", utterance.duration
     with _opened(path) as file:
         rate = file.samplerate
     start = seconds_to_samples(utterance.offset, rate)
-    wanted = (
-        probe(path).num_samples - start if utterance.duration is None else seconds_to_samples(utterance.duration, rate)
-    )
+    wanted = probe(path).num_samples - start if length_s is None else seconds_to_samples(length_s, rate)
     wave_SC = _cut(path, start, wanted) if start >= 0 and wanted > 0 else np.zeros((0, 1), np.float32)
     if not len(wave_SC):
         end_s = probe(path).duration_s
-        raise UserError(f"audio file {path} must reach beyond {utterance.offset:g} s, but ends at {end_s:.3f} s.")
+        raise UserError(f"{what} must reach beyond {utterance.offset:g} s, but ends at {end_s:.3f} s.")
     if len(wave_SC) < wanted - seconds_to_samples(DURATION_TOLERANCE_S, rate):
         wanted_s, end_s = (start + wanted) / rate, (start + len(wave_SC)) / rate
-        raise UserError(
-            f"audio file {path} must reach to {wanted_s:.3f} s, but ends at {end_s:.3f} s: is it truncated?"
-        )
-    check_range(wave_SC, f"audio file {path}")
+        raise UserError(f"{what} must reach to {wanted_s:.3f} s, but ends at {end_s:.3f} s: is it truncated?")
+    check_range(wave_SC, what)
     wave_S = _one_channel(wave_SC, utterance.channel, path)
     if rate != sample_rate_hz:
         wave_S = soxr.resample(wave_S, rate, sample_rate_hz, quality="HQ")
@@ -343,14 +319,12 @@ def read_audio(utterance: "Utterance", *, sample_rate_hz: int = SAMPLE_RATE_HZ) 
 
 
 def _one_channel(wave_SC: NDArray[np.float32], channel: int | None, path: Path) -> NDArray[np.float32]:
-    """The channel that is asked for; the mean of all where none is. Raises UserError where the file has no such
-    channel."""
+    """The channel that is asked for; the mean of all where none is. Raises UserError for one that the file has not."""
     num_channels = wave_SC.shape[1]
     if channel is not None:
         if channel >= num_channels:
-            raise UserError(
-                f"audio file {path} must have a channel {channel} (the first is 0), but has {num_channels}."
-            )
+            wanted = f"a channel {channel} (the first is 0)"
+            raise UserError(f"audio file {path} must have {wanted}, but has {num_channels}.")
         return wave_SC[:, channel]
     return wave_SC.mean(axis=1, dtype=np.float32) if num_channels > 1 else wave_SC[:, 0]
 
@@ -363,18 +337,16 @@ def to_int16(wave_S: NDArray[np.float32]) -> NDArray[np.int16]:
 
 def check_utterance(utterance: "Utterance") -> str | None:
     """What is wrong with an utterance's audio, in one sentence; None where all is well. Raises nothing."""
+    what = f"audio file {utterance.audio_filepath}"
     try:
         wave_S = read_audio(utterance)
     except HkdError as error:
         return str(error)
     except Exception as error:  # a decoder may fail in ways of its own; the run goes on and names the line
-        return f"audio file {utterance.audio_filepath} cannot be read ({type(error).__name__}: {error})."
+        return f"{what} cannot be read ({type(error).__name__}: {error})."
     peak = float(np.abs(wave_S).max())
     if peak < SILENCE_PEAK:
-        return (
-            f"audio file {utterance.audio_filepath} must not be silent, but its highest sample is {peak:.2g} of full "
-            "scale."
-        )
+        return f"{what} must not be silent, but its highest sample is {peak:.2g} of full scale."
     seconds = len(wave_S) / SAMPLE_RATE_HZ
     if utterance.duration is not None and abs(seconds - utterance.duration) > DURATION_TOLERANCE_S:
         return f"duration must be that of the audio, {seconds:.3f} s, but the manifest says {utterance.duration:.3f} s."
@@ -382,8 +354,7 @@ def check_utterance(utterance: "Utterance") -> str | None:
 
 
 def check_audio(utterances: Sequence["Utterance"], *, progress: Progress = no_progress) -> dict[int, str]:
-    """Read every utterance's audio: place from 0 → what is missing, empty, truncated, silent or of another duration
-    than declared."""
+    """Read every utterance's audio: place from 0 → what is missing, empty, truncated, silent or of another duration."""
     problems: dict[int, str] = {}
     for place, utterance in enumerate(utterances):
         if (reason := check_utterance(utterance)) is not None:
@@ -400,8 +371,7 @@ def write_wav(path: Path, wave_S: NDArray[np.float32], *, sample_rate_hz: int = 
 
 
 def import_torchaudio() -> ModuleType | None:
-    """torchaudio, with its native part where that loads; None where the package is not installed. Call it before
-    transformers."""
+    """torchaudio, with its native part where that loads; None if not installed. Call it before transformers."""
     try:
         return importlib.import_module("torchaudio")
     except ModuleNotFoundError:

@@ -1,8 +1,7 @@
 """Settings: TOML ⇄ the components' config dataclasses.
 
 - Each component owns a frozen dataclass; this module only fills them, says where a key is unknown, and prints them.
-- `hkd.toml` in the working directory holds what differs from the defaults, one table a component; `[paths]` says where
-  parts lie.
+- `hkd.toml` in the working directory holds what differs from the defaults, a table a component; `[paths]` says where.
 - `a.b=c` on the command line wins over the file; c is a TOML value, or a bare word taken as a string.
 """
 
@@ -57,9 +56,8 @@ def check_tables(tables: Mapping[str, Any], path: Path) -> None:
     """Raises UserError for a table that is none of hkd's, and for a value where a table must be."""
     for name, table in tables.items():
         if name not in TABLES:
-            raise UserError(
-                f"{path}: [{name}] is no table of hkd.{did_you_mean(name, TABLES)} There are {', '.join(TABLES)}."
-            )
+            known = f"{did_you_mean(name, TABLES)} There are {', '.join(TABLES)}."
+            raise UserError(f"{path}: [{name}] is no table of hkd.{known}")
         inner = table if name in SEVERAL and isinstance(table, Mapping) else {}
         for called, value in {name: table, **{f"{name}.{part}": value for part, value in inner.items()}}.items():
             if not isinstance(value, Mapping):
@@ -100,8 +98,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def build(cls: type[T], table: Mapping[str, Any], *, where: str) -> T:
-    """A config dataclass from a table. Raises UserError for an unknown key (naming the nearest one) or a value of the
-    wrong type."""
+    """A config dataclass from a table. Raises UserError for an unknown key (naming the nearest) or a wrong type."""
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
     for name in [name for name, f in fields.items() if f.metadata == BESIDE]:
@@ -114,9 +111,8 @@ def build(cls: type[T], table: Mapping[str, Any], *, where: str) -> T:
     no_default = dataclasses.MISSING
     missing = [name for name, f in fields.items() if f.default is f.default_factory is no_default and name not in table]
     if missing:
-        raise UserError(
-            f"{where}: {' and '.join(missing)} must be given, but {'is' if len(missing) == 1 else 'are'} missing."
-        )
+        are = "is" if len(missing) == 1 else "are"
+        raise UserError(f"{where}: {' and '.join(missing)} must be given, but {are} missing.")
     return cls(**{key: _convert(value, hints[key], f"{where}.{key}") for key, value in table.items()})
 
 
@@ -144,9 +140,7 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
             raise UserError(f"{where} must be a list, but is {value!r} instead.")
         any_length = args[1:] == (Ellipsis,)
         if not any_length and len(value) != len(args):
-            raise UserError(
-                f"{where} must be a list of {len(args)} values, but has {len(value)} instead: {list(value)}."
-            )
+            raise UserError(f"{where} must be a list of {len(args)} values, but has {len(value)}: {list(value)}.")
         kinds = [args[0]] * len(value) if any_length else list(args)
         return tuple(_convert(v, kind, f"{where}[{i}]") for i, (v, kind) in enumerate(zip(value, kinds, strict=True)))
     if origin is typing.Literal:
@@ -178,8 +172,7 @@ def to_table(config: Any) -> Any:
 
 
 def explanations(cls: type) -> dict[str, str]:
-    """Setting → the comment behind it in the source of a config dataclass, its base classes included; "" where there is
-    none."""
+    """Setting → the comment behind it in the source of a config dataclass and of its base classes; "" for none."""
     found: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         if dataclasses.is_dataclass(base):
@@ -191,10 +184,9 @@ def explanations(cls: type) -> dict[str, str]:
 def show_settings(
     name: str, cls: type, table: Mapping[str, Any] | None = None, *, note: str = "", first: Sequence[str] = ()
 ) -> Iterator[str]:
-    """Lines of TOML: the table `name` with each setting of the dataclass `cls`, its value and its explanation.
+    """Lines of TOML: the table `name`, the lines `first`, each setting of the dataclass `cls` with its explanation.
 
-    table: the values, as `to_table` gives them; None: the defaults. A setting without a value is a comment. first:
-    lines that come first.
+    table: the values, as `to_table` gives them; None: the defaults. A setting without a value is a comment.
     """
     yield f"[{name}]" + (f"  # {note}" if note else "")
     yield from first
@@ -253,8 +245,7 @@ class ProjectSettings:
 
     @classmethod
     def load(cls, folder: Path) -> "ProjectSettings":
-        """Read `folder`/hkd.toml where there is one, and take its table [normalisation] for the words of all texts from
-        now on.
+        """Read `folder`/hkd.toml where there is one. Its table [normalisation] rules all words from now on.
 
         Raises UserError for an unknown table or path, or broken TOML.
         """
@@ -288,9 +279,8 @@ class ProjectSettings:
         """The path of a part that must exist. Raises UserError that says which command makes it."""
         path = self.path(name)
         if not path.exists():
-            raise UserError(
-                f"{name} must be at {path}, but is not there. Run `{command}` first, or start with `hkd prepare`."
-            )
+            remedy = f"Run `{command}` first, or start with `hkd prepare`."
+            raise UserError(f"{name} must be at {path}, but is not there. {remedy}")
         return path
 
     def table(self, name: str) -> dict[str, Any]:

@@ -29,9 +29,8 @@ class MissingPackageError(HkdError):
     """An optional package is absent."""
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(
-            f"{purpose} needs the package {package}, which is not installed. Run: pip install 'hkd[{extra}]'"
-        )
+        remedy = f"Run: pip install 'hkd[{extra}]'"
+        super().__init__(f"{purpose} needs the package {package}, which is not installed. {remedy}")
 
 
 class InternalError(HkdError):
@@ -67,22 +66,18 @@ def explained(error: BaseException) -> HkdError:
     if isinstance(error, HkdError):
         return error
     if isinstance(error, MemoryError):
-        return HkdError(
-            "the memory ran out. Lower batch_seconds (training) or the token budget (labelling), or close other "
-            "programs."
-        )
+        remedy = "Lower batch_seconds (training) or the token budget (labelling), or close other programs."
+        return HkdError(f"the memory ran out. {remedy}")
     if isinstance(error, OSError) and error.strerror:
         return HkdError(f"{error.strerror}{f': {error.filename}' if error.filename else ''}.")
     return internal_error(error)
 
 
 def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
-    """ " Did you mean 'NAME'?" with the known name that is likeliest meant: one that contains `name`, else a similar
-    one; or nothing."""
+    """ " Did you mean 'NAME'?" of the known name likeliest meant: one that contains `name`, or a similar one; or ""."""
     names = list(islice(known, 100_000))
-    near = [other for other in names if name and name in other][:1] or difflib.get_close_matches(
-        name, names[:5000], n=1, cutoff=cutoff
-    )
+    near = [other for other in names if name and name in other][:1]
+    near = near or difflib.get_close_matches(name, names[:5000], n=1, cutoff=cutoff)
     return f" Did you mean '{near[0]}'?" if near else ""
 
 
@@ -105,8 +100,7 @@ def check_choice(name: str, value: str, known: Collection[str]) -> None:
 
 
 class Progress(Protocol):
-    """Called with what is done, what there is in all (same unit), and short facts to show beside (loss=1.2, kept="98
-    %")."""
+    """Called with what is done, what there is in all (same unit), and short facts to show beside (loss=1.2)."""
 
     def __call__(self, done: float, total: float, **facts: float | str) -> None: ...
 

@@ -1,5 +1,4 @@
-"""This machine: files whole or not at all, their digests, text by the line, TOML; cores. And: is an existing artefact
-what was asked for?
+"""Files whole or not at all, their digests, text by the line, TOML; cores. Is an artefact what was asked for?
 
 Text is read strictly: UTF-8 with or without a byte order mark, LF or CRLF, lines of bounded length, no NUL bytes. What
 is broken is an error that names file and line; nothing is skipped or replaced in silence, and memory stays constant.
@@ -28,8 +27,7 @@ def num_cores() -> int:
 
 
 def temporary(path: Path) -> Path:
-    """A name beside `path` that no other thread or process uses. Open it with "xb": the file gets the permissions of
-    any new file."""
+    """A name beside `path` that no other thread or process uses. Open it with "xb", for a new file's permissions."""
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
 
 
@@ -131,8 +129,7 @@ def _json(value: Any, **layout: Any) -> str:
 
 
 def _indented_json(item: Any) -> str:
-    """As json.dumps with an indent of 2 writes it one level down. Lists of texts go through its C encoder, which is
-    faster."""
+    """As json.dumps with an indent of 2 writes it one level down. Lists of texts go through its faster C encoder."""
     if isinstance(item, list) and item and all(isinstance(text, str) for text in item):
         return "[\n    " + _json(item, separators=(",\n    ", ": "))[1:-1] + "\n  ]"
     return _json(item, indent=2).replace("\n", "\n  ")
@@ -155,9 +152,8 @@ def digest_of(parts: Iterable[str | bytes | memoryview]) -> str:
 
 def digest_of_json(value: Any) -> str:
     """SHA-256, in hex, of a JSON value in canonical form (sorted keys, no spaces)."""
-    return hashlib.sha256(
-        json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
-    ).hexdigest()
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def digest_of_file(path: Path) -> str:
@@ -178,25 +174,23 @@ _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 
 def numbered_lines(path: Path, what: str = "a text file", *, remedy: str = "") -> Iterator[tuple[int, str]]:
-    """Stream a file's lines, without their ends, numbered from 1; a name that ends in .gz is unpacked. Raises
-    UserError.
+    """Stream a file's lines, without their ends, numbered from 1; a name in .gz is unpacked. Raises UserError.
 
     `what` names the file in errors ("a manifest"), `remedy` is the sentence for a file that cannot be opened.
     """
-    number = 0
+    number, rule = 0, f"{what} must be a readable file"
     try:
         with path.open("rb") as plain:
             file = cast("IO[bytes]", gzip.GzipFile(fileobj=plain)) if path.suffix == ".gz" else plain
             for number, raw in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), 1):
                 yield number, _decode(raw.removeprefix(_UTF8_MARK) if number == 1 else raw, what, f"{path}:{number}")
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise UserError(
-            f"{path}:{number + 1}: {what} must be whole, but cannot be unpacked ({error}). Copy it again."
-        ) from None
+        why = f"cannot be unpacked ({error})"
+        raise UserError(f"{path}:{number + 1}: {what} must be whole, but {why}. Copy it again.") from None
     except ValueError as error:  # a name with a NUL byte
-        raise UserError(f"{what} must be a readable file, but {str(path)!r}: {error}. {remedy}".rstrip()) from None
+        raise UserError(f"{rule}, but {str(path)!r}: {error}. {remedy}".rstrip()) from None
     except OSError as error:
-        raise UserError(f"{what} must be a readable file, but {path}: {error.strerror}. {remedy}".rstrip()) from None
+        raise UserError(f"{rule}, but {path}: {error.strerror}. {remedy}".rstrip()) from None
 
 
 def filled_lines(path: Path, what: str = "a text file") -> Iterator[tuple[str, str]]:
@@ -217,9 +211,8 @@ def _decode(raw: bytes, what: str, place: str) -> str:
     if raw.startswith(_UTF16_MARKS):
         raise UserError(f"{place}: {what} must be UTF-8, but is UTF-16. Re-encode the file.")
     if b"\0" in raw:
-        raise UserError(
-            f"{place}: {what} must be text in UTF-8, but this line holds a NUL byte. Is it another kind of file?"
-        )
+        remedy = "Is it another kind of file?"
+        raise UserError(f"{place}: {what} must be text in UTF-8, but this line holds a NUL byte. {remedy}")
     if len(raw) > MAX_LINE_BYTES:
         raise UserError(f"{place}: {what} must have lines shorter than {MAX_LINE_BYTES} bytes, but this one is longer.")
     try:
@@ -230,17 +223,14 @@ def _decode(raw: bytes, what: str, place: str) -> str:
 
 def to_toml(table: Mapping[str, Any], prefix: str = "") -> str:
     """A table as TOML text: values first, then sub-tables, in the given order; None is left out."""
-    lines = []
-    for key, value in table.items():
-        if not isinstance(value, Mapping) and value is not None:
-            lines.append(assignment(key, value))
-    text = "\n".join(lines) + ("\n" if lines else "")
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            name = f"{prefix}{_key(key)}"
-            body = to_toml(value, f"{name}.")
-            head = f"[{name}]\n" if not value or any(not isinstance(v, Mapping) for v in value.values()) else ""
-            text += ("\n" if text and head else "") + head + body
+    inner = {key: value for key, value in table.items() if isinstance(value, Mapping)}
+    values = {key: value for key, value in table.items() if key not in inner and value is not None}
+    text = "".join(f"{assignment(key, value)}\n" for key, value in values.items())
+    for key, value in inner.items():
+        name = f"{prefix}{_key(key)}"
+        body = to_toml(value, f"{name}.")
+        head = f"[{name}]\n" if not value or any(not isinstance(v, Mapping) for v in value.values()) else ""
+        text += ("\n" if text and head else "") + head + body
     return text
 
 
@@ -279,21 +269,16 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def differences(there: Mapping[str, Any], asked: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """(name, value there, value asked for) of the leaves that differ, None where a side lacks one. Values are compared
-    as JSON."""
+    """(name, value there, value asked for) of the leaves that differ as JSON, None where a side lacks one."""
     was, now = (flatten(json.loads(json.dumps(side))) for side in (there, asked))
     return [(name, was.get(name), now.get(name)) for name in {**was, **now} if was.get(name) != now.get(name)]
 
 
 def brief(value: Any) -> str:
     """A value of a description as a message shows it."""
-    text = (
-        "not given"
-        if value is None
-        else value
-        if value and isinstance(value, str)
-        else json.dumps(value, ensure_ascii=False)
-    )
+    text = value if value and isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    if value is None:
+        return "not given"
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
@@ -317,8 +302,7 @@ class Contents:
             self._known = json.loads(path.read_text(encoding="utf-8"))
 
     def digest(self, path: Path, *, without: Path | None = None) -> str | None:
-        """Digest of a file, or of a folder's names and files (links are followed, hidden and temporary files left out);
-        None if absent."""
+        """Digest of a file, or of a folder's names and files (links followed, hidden and temporary left out)."""
         if path.is_dir():
             files = sorted(_files(path, without and without.absolute()))
             names = [str(file.relative_to(path)) for file in files]
@@ -333,9 +317,8 @@ class Contents:
     def save(self) -> None:
         """Write the JSON file where something changed."""
         if self._is_changed:
-            write_bytes(
-                self._path, json.dumps(self._known, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
-            )
+            text = json.dumps(self._known, ensure_ascii=False, separators=(",", ":"))
+            write_bytes(self._path, text.encode(errors="replace"))
             self._is_changed = False
 
     def _of_file(self, path: Path) -> str:

@@ -4,8 +4,7 @@
   absolute, or a URL; `offset` and `duration` are seconds; `channel` is the channel of the file that is read, from 0
   (without it: the mean of all). Free extra fields are kept (`split` and `recording` are the ones that hkd reads).
 - A broken line is an error that names file and line; nothing is skipped in silence.
-- The digest covers the (id, text) pairs in order of the ids: moved audio, other splits and extra fields do not change
-  it.
+- The digest covers the (id, text) pairs in order of the ids, not where audio lies, splits and extra fields.
 """
 
 import json
@@ -19,15 +18,16 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from hkd.errors import UserError, did_you_mean
+from hkd.errors import UserError, check_choice, did_you_mean
 from hkd.files import atomic_write, digest_of
 from hkd.files import numbered_lines as text_lines
+
+_OWN_ID = "Give each utterance its own id."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Utterance:
-    """One utterance. `audio_filepath` is as read, already resolved against the manifest's folder; None for text
-    alone."""
+    """One utterance. `audio_filepath` is already resolved against the manifest's folder; None for text alone."""
 
     id: str
     text: str
@@ -46,9 +46,7 @@ class Utterance:
         for name in ("offset", "duration"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= 0):
-                raise UserError(
-                    f"{name} of utterance '{self.id}' must be finite and not negative, but is {value} instead."
-                )
+                raise UserError(f"{name} of utterance '{self.id}' must be finite and not negative, but is {value}.")
         if self.channel is not None and self.channel < 0:
             raise UserError(f"channel of utterance '{self.id}' must be 0 or above, but is {self.channel} instead.")
 
@@ -82,9 +80,7 @@ class Manifest(Sequence[Utterance]):
         self._row_of = {u.id: row for row, u in enumerate(self._utterances)}
         if len(self._row_of) != len(self._utterances):
             twice = Counter(u.id for u in self._utterances).most_common(1)[0][0]
-            raise UserError(
-                f"id must be unique in a manifest, but '{twice}' stands twice. Give each utterance its own id."
-            )
+            raise UserError(f"id must be unique in a manifest, but '{twice}' stands twice. {_OWN_ID}")
 
     def __getitem__(self, row: Any) -> Any:
         return self._utterances[row]
@@ -101,9 +97,8 @@ class Manifest(Sequence[Utterance]):
     def by_id(self, utterance_id: str) -> Utterance:
         """The utterance of that id. Raises UserError where there is none."""
         if utterance_id not in self._row_of:
-            raise UserError(
-                f"utterance '{utterance_id}' is not in the manifest.{did_you_mean(utterance_id, self._row_of)}"
-            )
+            hint = did_you_mean(utterance_id, self._row_of)
+            raise UserError(f"utterance '{utterance_id}' is not in the manifest.{hint}")
         return self._utterances[self._row_of[utterance_id]]
 
     def where(self, keep: Callable[[Utterance], bool]) -> "Manifest":
@@ -116,8 +111,7 @@ class Manifest(Sequence[Utterance]):
             return self
         part = self.where(lambda u: u.split == name)
         if not part:
-            known = sorted({u.split or "(none)" for u in self._utterances})
-            raise UserError(f"split must be one of {', '.join(known)}, but is '{name}' instead.")
+            check_choice("split", name, sorted({u.split or "(none)" for u in self._utterances}))
         return part
 
     @property
@@ -135,17 +129,16 @@ _DECODER = json.JSONDecoder(parse_constant=_refuse_constant)  # json.loads would
 
 def parse_json(line: str) -> dict[str, Any]:
     """One JSON object, only with what can be written again: finite numbers, and text that is Unicode."""
+    rule = "a line must be one JSON object"
     try:
         row = _DECODER.decode(line)
     except json.JSONDecodeError as error:
-        raise UserError(
-            f"a line must be one JSON object, but is no JSON ({error.msg} at column {error.colno})."
-        ) from None
+        raise UserError(f"{rule}, but is no JSON ({error.msg} at column {error.colno}).") from None
     except (RecursionError, ValueError) as error:
         why = "nested too deep" if isinstance(error, RecursionError) else "a number is too long"
-        raise UserError(f"a line must be one JSON object, but is no JSON that can be read ({why}).") from None
+        raise UserError(f"{rule}, but is no JSON that can be read ({why}).") from None
     if not isinstance(row, dict):
-        raise UserError(f"a line must be one JSON object, but is a {type(row).__name__} instead.")
+        raise UserError(f"{rule}, but is a {type(row).__name__} instead.")
     if "\\u" in line:
         try:
             json.dumps(row, ensure_ascii=False).encode()
@@ -164,10 +157,9 @@ KNOWN_FIELDS = tuple(_FIELDS)
 
 
 def check_field(row: Mapping[str, Any], name: str, kind: Kind, *, needed: bool = False, called: str = "") -> Any:
-    """A row's field or None; any number as a float. Raises UserError where it is missing although needed, or of another
-    kind.
+    """A row's field or None; any number as a float. `called`: its name in the file.
 
-    `called`: its name in the file.
+    Raises UserError where it is missing although needed, or of another kind.
     """
     value = row.get(name)
     if value is None and needed:
@@ -201,8 +193,7 @@ def parse_line(line: str, folder: str | Path) -> Utterance:
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, Utterance]]:
-    """Stream a manifest with line numbers. Raises UserError with file and line number at the first broken line;
-    constant memory."""
+    """Stream a manifest with line numbers. Raises UserError with file and line number at the first broken line."""
     folder = str(path.parent.absolute())
     for number, line in text_lines(path, "a manifest", remedy="Run `hkd prepare` first."):
         if line and not line.isspace():
@@ -222,10 +213,7 @@ def read(path: Path) -> Manifest:
     utterances: dict[str, Utterance] = {}
     for number, utterance in numbered_lines(path):
         if utterance.id in utterances:
-            raise UserError(
-                f"{path}:{number}: id must be unique, but '{utterance.id}' stands twice. Give each utterance its own "
-                f"id."
-            )
+            raise UserError(f"{path}:{number}: id must be unique, but '{utterance.id}' stands twice. {_OWN_ID}")
         utterances[utterance.id] = utterance
     return Manifest(utterances.values())
 
@@ -252,9 +240,8 @@ def assign_splits(manifest: Manifest, shares: Mapping[str, float], *, by: Callab
     """
     groups = sorted({by(u) for u in manifest}, key=lambda name: digest_of([name]))
     if len(groups) < len(shares):
-        raise UserError(
-            f"splitting needs at least {len(shares)} groups, but there are {len(groups)}. Split by another field."
-        )
+        least = f"at least {len(shares)} groups"
+        raise UserError(f"splitting needs {least}, but there are {len(groups)}. Split by another field.")
     total = sum(shares.values())
     split_of: dict[str, str] = {}
     start, cumulated = 0, 0.0

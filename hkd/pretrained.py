@@ -1,8 +1,6 @@
-"""Pretrained models of transformers, all loaded in one way: teachers, LMs beside a search, speech encoders, upstreams
-and CTC aligners.
+"""Pretrained models of transformers, all loaded in one way: teachers, LMs beside a search, encoders, CTC aligners.
 
-- Weights come from safetensors (or from one GGUF file); pickles are never read, and code that comes with a model is
-  never run.
+- Weights come from safetensors (or one GGUF file); pickles are never read, and a model's own code is never run.
 - A folder is checked before transformers reads it, and what transformers says afterwards is held against the model: a
   model with a weight that the files lack has a random one there, and is refused.
 - Whatever goes wrong is one line with the remedy.
@@ -11,7 +9,7 @@ and CTC aligners.
 import importlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,24 +82,21 @@ def _check_file(path: Path) -> None:
 def _check_weights(path: Path) -> None:
     """Raises HkdError for a safetensors file that is a pointer of git-lfs, or not whole."""
     _check_file(path)
-    size = path.stat().st_size
+    size, rule = path.stat().st_size, f"{path} must be a whole safetensors file"
     try:
         with path.open("rb") as file:
             header = int.from_bytes(file.read(8), "little")
             entries: dict[str, Any] = json.loads(file.read(header if header < size else 0))
         ends = [int(entry["data_offsets"][1]) for name, entry in entries.items() if name != "__metadata__"]
     except (ValueError, AttributeError, LookupError, TypeError):
-        raise HkdError(
-            f"{path} must be a whole safetensors file, but has {size} bytes that are not one. Fetch it again."
-        ) from None
+        raise HkdError(f"{rule}, but has {size} bytes that are not one. Fetch it again.") from None
     whole = 8 + header + max(ends, default=0)
     if size != whole:
-        raise HkdError(f"{path} must be a whole safetensors file, but has {size} of {whole} bytes. Fetch it again.")
+        raise HkdError(f"{rule}, but has {size} of {whole} bytes. Fetch it again.")
 
 
 def check_folder(folder: Path, *, what: str) -> None:
-    """Raises UserError or HkdError for a folder that transformers cannot load whole, or that needs more than
-    safetensors.
+    """Raises UserError or HkdError for a folder that transformers cannot load whole, and from safetensors alone.
 
     `what` says whose model it is: "LM", "encoder.name" ...
     """
@@ -122,12 +117,10 @@ def check_folder(folder: Path, *, what: str) -> None:
         pickled = [path.name for pattern in _PICKLES for path in sorted(folder.glob(pattern))]
         has = f"{pickled[0]}, a pickle, which hkd never reads" if pickled else "no weights"
         kind = (_read_json(folder / "config.json").get("architectures") or ["AutoModel"])[0]
+        code = f"transformers.{kind}.from_pretrained('{folder}').save_pretrained('{folder.name}-safetensors')"
         raise UserError(
             f"{what} must have its weights as safetensors, but {folder} has {has}. If you trust them, convert them: "
-            f"python -c "
-            f'"import transformers; '
-            f"transformers.{kind}.from_pretrained('{folder}').save_pretrained('{folder.name}-safetensors')\", "
-            "and copy the tokenizer's and preprocessor's files there."
+            f"python -c \"import transformers; {code}\", and copy the tokenizer's and preprocessor's files there."
         )
     for path in weights:
         _check_weights(path)
@@ -136,10 +129,8 @@ def check_folder(folder: Path, *, what: str) -> None:
         named = set(_read_json(index).get("weight_map", {}).values())
         lost = sorted(name for name in named if not (folder / str(name)).is_file())
         if lost:
-            raise HkdError(
-                f"{folder} must hold all {len(named)} files of its weights, but lacks {', '.join(lost[:3])}. Fetch it "
-                f"again."
-            )
+            wanted = f"all {len(named)} files of its weights"
+            raise HkdError(f"{folder} must hold {wanted}, but lacks {', '.join(lost[:3])}. Fetch it again.")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -162,25 +153,22 @@ def one_line(name: str, *, what: str) -> Iterator[None]:
     except ImportError as error:
         raise HkdError(f"{what} {name} needs a package that is not installed: {first_line(error)}.") from None
     except Exception as error:
+        model = f"{what} {name}"
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-            raise HkdError(
-                f"{what} {name} must fit into memory, but does not. Take a smaller one, or another machine."
-            ) from None
+            remedy = "Take a smaller one, or another machine."
+            raise HkdError(f"{model} must fit into memory, but does not. {remedy}") from None
         said = said_in_one_line(error, 300).rstrip(".")
         if "untagged enum" in said or "did not match any variant" in said:
             raise HkdError(
                 f"the tokenizer of {name} must be readable by this version of the package tokenizers, but is not: a "
                 f"newer one wrote it ({said[:100]}). Run: pip install --upgrade tokenizers transformers"
             ) from None
-        raise HkdError(
-            f"{what} {name} must be loadable by transformers from safetensors, but is not: {said}. Fetch its files "
-            f"again."
-        ) from None
+        rule = "must be loadable by transformers from safetensors"
+        raise HkdError(f"{model} {rule}, but is not: {said}. Fetch its files again.") from None
 
 
 def load_config(source: str | Path, *, what: str, **given: Any) -> Any:
-    """transformers' configuration of a model: a folder, or a hub name. Raises UserError or HkdError where it is none
-    that can be loaded."""
+    """transformers' configuration of a model: a folder, or a hub name. Raises UserError or HkdError for no such."""
     if Path(source).is_dir() and "gguf_file" not in given:
         check_folder(Path(source), what=what)
     with transformers_package() as transformers, one_line(str(source), what=what):
@@ -188,14 +176,9 @@ def load_config(source: str | Path, *, what: str, **given: Any) -> Any:
 
 
 def load_model(
-    source: str | Path,
-    kind: Any,
-    *,
-    what: str,
-    part: str = "",
-    remedy: str = "Take a checkpoint that has them.",
+    source: str | Path, kind: Any, *, what: str, part: str = "", remedy: str = "Take a checkpoint that has them.",
     **given: Any,
-) -> Any:
+) -> Any:  # fmt: skip
     """A model with all of its weights, in evaluation mode. `kind` is a class of transformers, or a name of one.
 
     `part`: the beginning of the names of the weights that must be there; by default all. Raises UserError or HkdError.
@@ -209,27 +192,25 @@ def load_model(
             source, output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False, **extra, **given
         )
     lost = [str(key) for key in sorted(found["missing_keys"]) if str(key).startswith(part)]
+    name, again = f"{what} {source}", "Fetch config.json and the weights again, from one place"
     for key, saved, wanted in sorted(found["mismatched_keys"]):
-        raise HkdError(
-            f"{what} {source} must have weights of the shapes that its config.json says, but {key} is {tuple(saved)} "
-            f"and not {tuple(wanted)}. Fetch config.json and the weights again, from one place."
-        )
+        shapes = f"{key} is {tuple(saved)} and not {tuple(wanted)}"
+        raise HkdError(f"{name} must have weights of the shapes that its config.json says, but {shapes}. {again}.")
     if lost:
-        more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
-        raise HkdError(
-            f"{what} {source} must hold all weights of {type(model).__name__}, but lacks {', '.join(lost[:3])}{more}: "
-            f"they would be random. {remedy}"
-        )
+        whole, some = type(model).__name__, _some(lost)
+        raise HkdError(f"{name} must hold all weights of {whole}, but lacks {some}: they would be random. {remedy}")
     modules = dict(model.named_modules())
     left = [key for key in sorted(map(str, found["unexpected_keys"])) if _changes_model(key, modules)]
     if left:
-        more = f" and {len(left) - 3} more" if len(left) > 3 else ""
         raise HkdError(
-            f"{what} {source} must hold the weights that its config.json says, but {type(model).__name__} would leave "
-            f"out {', '.join(left[:3])}{more}. Fetch config.json and the weights again, from one place; save a "
-            "quantised or adapted model as a plain one first."
+            f"{name} must hold the weights that its config.json says, but {type(model).__name__} would leave out "
+            f"{_some(left)}. {again}; save a quantised or adapted model as a plain one first."
         )
     return model.eval()
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _changes_model(key: str, modules: dict[str, Any]) -> bool:
@@ -246,8 +227,7 @@ def _changes_model(key: str, modules: dict[str, Any]) -> bool:
 
 
 def load_tokenizer(source: str | Path, *, what: str, **given: Any) -> Any:
-    """The tokenizer of a model. Raises HkdError where there is none, or an empty one, which transformers makes in
-    silence."""
+    """The tokenizer of a model. Raises HkdError for none, or an empty one, as transformers makes silently."""
     with transformers_package() as transformers, one_line(str(source), what=what):
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False, **given)
         special = set(tokenizer.all_special_tokens)
@@ -256,17 +236,15 @@ def load_tokenizer(source: str | Path, *, what: str, **given: Any) -> Any:
                 f"{what} {source} must have its tokenizer beside it, but has none. Save it there, "
                 "with AutoTokenizer.from_pretrained(ORIGINAL).save_pretrained(FOLDER)."
             )
-        own = transformers.utils.cached_file(
-            source, "tokenizer.json", local_files_only=True, _raise_exceptions_for_missing_entries=False
-        )
+        quiet = {"local_files_only": True, "_raise_exceptions_for_missing_entries": False}
+        own = transformers.utils.cached_file(source, "tokenizer.json", **quiet)
         if own and getattr(tokenizer, "is_fast", False):
             _compare_reading(tokenizer, own, f"{what} {source}")
     return tokenizer
 
 
 def _compare_reading(tokenizer: Any, own: str, name: str) -> None:
-    """Warn where the class of a tokenizer, which transformers builds with rules of its own, reads words otherwise than
-    its tokenizer.json says."""
+    """Warn where a tokenizer's class, with rules of its own, reads words otherwise than its tokenizer.json says."""
     raw: Any = importlib.import_module("tokenizers").Tokenizer.from_file(own)
     ordinary = sorted({*raw.get_vocab().values()} - {i for i, t in raw.get_added_tokens_decoder().items() if t.special})
     texts = raw.decode_batch([[i] for i in ordinary[:: max(1, len(ordinary) // 500)]])
@@ -277,8 +255,5 @@ def _compare_reading(tokenizer: Any, own: str, name: str) -> None:
         logger.warning(
             "%s: transformers' %s reads words otherwise than its tokenizer.json says (%s, not %s). If tokenizer.json "
             'is right, write "tokenizer_class": "PreTrainedTokenizerFast" into its tokenizer_config.json.',
-            name,
-            type(tokenizer).__name__,
-            " ".join(read.tokens[at : at + 4]),
-            " ".join(said.tokens[at : at + 4]),
-        )
+            name, type(tokenizer).__name__, " ".join(read.tokens[at : at + 4]), " ".join(said.tokens[at : at + 4]),
+        )  # fmt: skip

@@ -1,11 +1,9 @@
 """A folder on any file system that fsspec knows (s3://, gs://, https://, memory://, hf://datasets/ORG/NAME ...).
 
-- Credentials and endpoints come from the environment and fsspec's own configuration (AWS_*, AWS_ENDPOINT_URL, HF_TOKEN
-  ...).
+- Credentials and endpoints come from the environment and fsspec's own configuration (AWS_*, HF_TOKEN ...).
 - Every failure of the far side is one sentence: an HkdError, whatever its package raised.
 - Audio is copied to this machine once (`local_copy`) and never updated: a file that changes needs another name.
-- An object appears whole or not at all: that is what object stores promise. `create` is exclusive where the file system
-  can do that.
+- An object appears whole or not at all, as object stores promise. `create` is exclusive where the file system can.
 """
 
 import contextlib
@@ -46,10 +44,8 @@ def location(text: str) -> Path | str:
 
 def same_place(one: Path | str, other: Path | str) -> bool:
     """Whether two paths or URLs are one place; links are followed."""
-    here, there = (
-        where.resolve() if isinstance(where := location(str(place)), Path) else where.rstrip("/")
-        for place in (one, other)
-    )
+    places = (location(str(place)) for place in (one, other))
+    here, there = (place.resolve() if isinstance(place, Path) else place.rstrip("/") for place in places)
     return here == there
 
 
@@ -57,14 +53,13 @@ def hub_parts(url: str) -> tuple[str, str | None, str]:
     """hf://datasets/ORG/NAME[@REVISION][/FOLDER] → ("ORG/NAME", revision, folder). Raises UserError."""
     from huggingface_hub import parse_hf_uri
 
+    wrong = f"URL must be like hf://datasets/ORG/NAME, but is '{url}' instead"
     try:
         found = parse_hf_uri(url)
     except ValueError as error:
-        raise UserError(
-            f"URL must be like hf://datasets/ORG/NAME, but is '{url}' instead ({first_line(error)})."
-        ) from None
+        raise UserError(f"{wrong} ({first_line(error)}).") from None
     if found.type != "dataset":
-        raise UserError(f"URL must be like hf://datasets/ORG/NAME, but is '{url}' instead.")
+        raise UserError(f"{wrong}.")
     return found.id, found.revision, found.path_in_repo.strip("/")
 
 
@@ -81,19 +76,15 @@ class Remote:
         """The file system and the path on it. Asked for at each call, since connections do not survive a fork."""
         import fsspec
 
-        protocol = self.url.partition("://")[0]
+        protocol, rule = self.url.partition("://")[0], "URL must name a file system"
         try:
             system, path = fsspec.core.url_to_fs(self.url)
         except ImportError as error:
             if protocol in EXTRAS:
                 raise MissingPackageError(*EXTRAS[protocol], f"{protocol}://") from None
-            raise UserError(
-                f"URL must name a file system whose package is installed, but {self.url}: {error}."
-            ) from None
+            raise UserError(f"{rule} whose package is installed, but {self.url}: {error}.") from None
         except ValueError as error:
-            raise UserError(
-                f"URL must name a file system that fsspec knows, but {self.url} does not ({error})."
-            ) from None
+            raise UserError(f"{rule} that fsspec knows, but {self.url} does not ({error}).") from None
         return system, path.rstrip("/")
 
     def __str__(self) -> str:
@@ -102,8 +93,7 @@ class Remote:
     @contextmanager
     def _reach(self, name: str, verb: str) -> Iterator[tuple[Any, str]]:
         """The file system and a file's path. Exceptions raised inside become a sentence, except FileNotFoundError,
-        FileExistsError, and the OSError of a fetch for which this machine has no room.
-        """
+        FileExistsError, and the OSError of a fetch for which this machine has no room."""
         system, path = self._system()
         try:
             yield system, f"{path}/{name}" if name else path
@@ -112,10 +102,8 @@ class Remote:
         except Exception as error:  # every file system has its own
             if verb == "read" and isinstance(error, OSError) and error.errno in NO_ROOM:
                 raise  # on this machine
-            place = f"{self.url}/{name}".rstrip("/")
-            raise HkdError(
-                f"{place} cannot be {verb} ({one_line(error)}). Mend that, then run the same command again."
-            ) from None
+            place, remedy = f"{self.url}/{name}".rstrip("/"), "Mend that, then run the same command again."
+            raise HkdError(f"{place} cannot be {verb} ({one_line(error)}). {remedy}") from None
 
     def read(self, name: str, *, limit: int | None = None) -> bytes | None:
         """A file's bytes, `limit` of them at most; None where it is not there."""
@@ -143,10 +131,8 @@ class Remote:
 
     def names(self, folder: str = "") -> list[str]:
         """What lies right in a folder, sorted; nothing where there is no such folder."""
-        with (
-            contextlib.suppress(FileNotFoundError, NotADirectoryError),
-            self._reach(folder, "listed") as (system, path),
-        ):
+        absent = (FileNotFoundError, NotADirectoryError)
+        with contextlib.suppress(*absent), self._reach(folder, "listed") as (system, path):
             system.invalidate_cache()
             found = system.ls(path, detail=False)
             items = {str(item).strip("/") for item in found} - {path.strip("/")}  # some list the folder itself
@@ -173,8 +159,7 @@ class Remote:
         self._put(name, lambda system, path: system.pipe_file(path, bytes(data)))
 
     def create(self, name: str, data: bytes | memoryview) -> bool:
-        """Write a file that is not there yet; False where it is. Of two writers at once one wins, where the file system
-        can do that."""
+        """Write a file that is not there yet; False where it is. Of two writers at once one wins (see the module)."""
         try:
             self._put(name, lambda system, path: system.pipe_file(path, bytes(data), mode="create"))
             return True
@@ -221,14 +206,9 @@ def bound_bytes() -> int:
 
 
 def cached(
-    folder: str,
-    name: str,
-    fetch: Callable[[Path], object],
-    *,
-    is_whole: Callable[[Path], bool] = lambda _: True,
-    fresh: bool = False,
-    in_use_s: float = 0.0,
-) -> Path:
+    folder: str, name: str, fetch: Callable[[Path], object], *, is_whole: Callable[[Path], bool] = lambda _: True,
+    fresh: bool = False, in_use_s: float = 0.0,
+) -> Path:  # fmt: skip
     """The file `name` in a folder of the cache. `fetch` writes it where it is not there or not whole (or with `fresh`).
 
     Over its bound the folder drops what was used longest ago, but nothing that was used in the last `in_use_s` seconds.
@@ -252,10 +232,8 @@ def cached(
         _use(path)
         _shrink(root, bound_bytes(), keep=path, in_use_s=in_use_s)
     except OSError as error:
-        raise HkdError(
-            f"the cache {root} cannot be used ({error.strerror or error}). Mend that, or name another folder in "
-            f"HKD_CACHE."
-        ) from None
+        remedy = "Mend that, or name another folder in HKD_CACHE."
+        raise HkdError(f"the cache {root} cannot be used ({error.strerror or error}). {remedy}") from None
     return path
 
 
@@ -291,8 +269,7 @@ def local_copy(url: str) -> Path:
 
 
 def _shrink(folder: Path, bound: int, *, keep: Path, in_use_s: float) -> None:
-    """Remove the files that were used longest ago until the rest is within the bound, and what killed processes
-    left."""
+    """Remove what was used longest ago until the rest is within the bound, and what killed processes left."""
     global _fetched_bytes
     _fetched_bytes += keep.stat().st_size
     # looking through a large cache for each small file would take too long

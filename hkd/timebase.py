@@ -3,8 +3,7 @@
 - Seconds become samples by rounding half up, once, where a time enters hkd; from there on all is integers.
 - Frames are 10 ms. An encoder frame covers `SUBSAMPLING` frames; a head with `slots` slots an encoder frame covers
   SUBSAMPLING / slots frames a slot, and a slot takes the label of its middle frame.
-- An encoder of another frame rate has a whole number of its frames in an encoder frame; sound is padded until they come
-  out even.
+- An encoder of another frame rate has a whole number of frames in an encoder frame; sound is padded to come out even.
 - Other tools' times become samples, and a boundary in samples the frame boundary nearest to it.
 """
 
@@ -40,9 +39,8 @@ def foreign_boundaries(
     """Where the T frames of another front end begin and end, T + 1 times in samples.
 
     Kaldi's kind of framing: with `snip_edges` frame t is a window that begins at t · shift, one every 10 ms, and its
-    sound is said to lie around the window's middle; without, frame t is centred in [t, t + 1) · shift. Which of the two
-    it was is told by T. A front end that is subsampled (shift of 20, 30 or 40 ms) has frames that begin as those of 10
-    ms do.
+    sound is said to lie around the window's middle; without, frame t is centred in [t, t + 1) · shift. T tells which of
+    the two it was. Frames of a front end that is subsampled (20, 30 or 40 ms) begin as those of 10 ms do.
     """
     ratio = max(1, shift_samples // HOP_SAMPLES)
     snipped = -(-max(0, 1 + (num_samples - window_samples) // HOP_SAMPLES) // ratio)
@@ -53,8 +51,7 @@ def foreign_boundaries(
 
 
 def retime(boundary: NDArray[np.int64], speed: float) -> NDArray[np.int64]:
-    """Frame boundaries after playing `speed` times as fast: floor(f / speed + 1/2). Monotone, so segments stay
-    contiguous."""
+    """Frame boundaries of sound `speed` times as fast: floor(f / speed + 1/2). Monotone (segments stay contiguous)."""
     return np.floor(np.asarray(boundary, np.float64) / speed + 0.5).astype(np.int64)
 
 
@@ -69,8 +66,7 @@ def covering_samples(num_frames: int, *, shift_samples: int, window_samples: int
 
 
 def slot_middles(num_frames: int, slots: int) -> NDArray[np.int64]:
-    """The 10 ms frame in the middle of every slot, for num_encoder_frames(num_frames) · slots slots; may lie past the
-    end.
+    """The 10 ms frame in the middle of each of the num_encoder_frames(num_frames) · slots slots; may lie past the end.
 
     Raises ValueError where `slots` does not divide SUBSAMPLING.
     """
