@@ -81,6 +81,9 @@ def read_textgrid(path: Path) -> TextGrid:
         return _parse(data.decode("utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"), path)
     except OSError as error:
         raise UserError(f"TextGrid {path}: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        rule = f"{path} must be a TextGrid in UTF-8 or UTF-16, but is neither, or cut off"
+        raise UserError(f"{rule}. Save it again as UTF-8 (Praat: Text writing preferences).") from None
     except (ValueError, IndexError) as error:
         raise UserError(f"{path} must be a TextGrid in Praat's text format, but is not ({error}).") from None
 

@@ -94,11 +94,13 @@ def finished(out: Path, manifest: Manifest, aligner: Mapping[str, Any], *, overw
     return AlignReport(kept=len(there), failed=there.failed, **kept)
 
 
-def check_any(kept: Sized, failed: Mapping[str, str], manifest: Manifest) -> None:
-    """Raise HkdError where nothing was kept of a manifest."""
+def check_any(kept: Sized, failed: Mapping[str, str], manifest: Manifest, unused: Sequence[str] = ()) -> None:
+    """Raise HkdError where nothing was kept of a manifest. unused: the names of what was aligned and is not in it."""
     if not len(kept):
         name, reason = next(iter(failed.items()), ("none", "the manifest is empty"))
-        raise HkdError(f"none of {len(manifest)} utterances could be aligned, '{name}' for one: {reason.rstrip('.')}.")
+        more = f" What was aligned has names such as '{unused[0]}'." if unused else ""
+        reason = reason.rstrip(".")
+        raise HkdError(f"none of {len(manifest)} utterances could be aligned, '{name}' for one: {reason}.{more}")
 
 
 def warn(report: AlignReport) -> AlignReport:
@@ -470,7 +472,7 @@ def import_alignment(
     phone = next((phone for phone in quiet if phone.lower().startswith("sil")), quiet[0] if quiet else SILENCE_PHONE)
     silence = Silence(names=names, phone=phone, senone=0 if source.senones is None else source.senones[0].silence or 0)
     rows, failed, unused, table = _collect(manifest, source, silence, config, progress)
-    check_any(rows, failed, manifest)
+    check_any(rows, failed, manifest, unused)
     inventories, silences, phone_id_V = _inventories(source, table, config)
     report = AlignReport(
         kept=len(rows), failed=failed, unused=tuple(unused),

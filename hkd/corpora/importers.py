@@ -61,7 +61,7 @@ TEXTS = (".lab", ".txt")  # the later wins
 TABLES = (".tsv", ".csv")
 ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
 _TIMES = ("offset", "duration", "end")
-_LIKE_TIMES = re.compile(r"(^|_)(start|begin|onset|end|stop|offset)(_|$)")
+_LIKE_TIMES = re.compile(r"(^|_)(start|begin|onset|end|stop|offset)(_|$)|^(from|to|[tx]min|[tx]max)$")
 # subtitles and Whisper's output; labels of Audacity and ELAN; TIMIT's sentences
 _TIMED = re.compile(r"\d --> \d|^\d+[.,]\d{3,}\s+\d+[.,]\d{3,}(\s|$)|^\d+:\d\d:\d\d[.,]\d+\s+\d|^0 \d{4,} \D")
 _GIVE = "give a table with the columns audio and text, or say what it is: --from, or a name of hkd prepare --list"
@@ -360,11 +360,18 @@ def _table_row(
     name, split = cell["audio"], split or split_called(cell.get("split", ""))
     sound = find_audio(name, audio, report)
     stem = Path(name if Path(name).name == Path(sound).name else name.replace("\\", "/")).with_suffix("").as_posix()
+    channel = channel_of(cell["channel"]) if cell.get("channel") else None
+    span = span_of(cell, column, lambda: _seconds(sound), report)
     return Utterance(
-        id=cell.get("id") or stem, text=cell["text"], audio_filepath=sound,
-        speaker=cell.get("speaker") or None, channel=channel_of(cell["channel"]) if cell.get("channel") else None,
-        extra={"split": split} if split else {}, **span_of(cell, column, lambda: _seconds(sound), report),
+        id=cell.get("id") or _part(stem, span.get("offset", 0.0), channel), text=cell["text"], audio_filepath=sound,
+        speaker=cell.get("speaker") or None, channel=channel, extra={"split": split} if split else {}, **span,
     )  # fmt: skip
+
+
+def _part(recording: str, offset: float, channel: int | None) -> str:
+    """What a part of a recording is called that has no id: also by its milliseconds and its channel, if not the
+    first."""
+    return f"{recording}{f'-{offset * 1000:07.0f}' if offset else ''}{f'-channel{channel}' if channel else ''}"
 
 
 # --- Kaldi ------------------------------------------------------------------------------------------------------------
@@ -571,7 +578,7 @@ def _nemo_utterance(row: dict[str, Any], shared: str) -> Utterance:
     path, offset, channel, name = row["audio_filepath"], row["offset"] or 0.0, _nemo_channel(row), row.get("id")
     if name is None:
         below = Path(os.path.relpath(path, shared) if "://" not in path else path).with_suffix("").as_posix()
-        name = f"{below}{f'-{round(offset * 1000):07d}' if offset else ''}{f'-channel{channel}' if channel else ''}"
+        name = _part(below, offset, channel)
     return Utterance(
         id=str(name), text=" ".join(row["text"].split()), audio_filepath=path, offset=offset, duration=row["duration"],
         channel=channel,

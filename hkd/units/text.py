@@ -384,6 +384,7 @@ def text_notes(texts: Iterable[str]) -> list[str]:
             found["kept" if kept else "spelled"] += 1
             example = example or (text if kept else "")
         if not text.isascii():
+            found["pieces"] += "▁" in text
             if _is_misread(text):
                 found["misread"] += 1
                 misread = misread or text
@@ -400,6 +401,11 @@ def text_notes(texts: Iterable[str]) -> list[str]:
         )
     if found["silent"]:
         notes.append(f"{found['silent']} transcripts have no words, the first is {silent[:60]!r}.")
+    if found["pieces"]:
+        notes.append(
+            f"{found['pieces']} transcripts are of SentencePiece's pieces (▁), each of which is a word here. "
+            "Put them together: spm_decode."
+        )
     if found["misread"]:
         broken = f"{found['misread']} transcripts have characters that a program broke, the first is {misread[:60]!r}."
         notes.append(f"{broken} Write them again as UTF-8.")

@@ -224,7 +224,7 @@ BROKEN = {
     "empty": (b"", "truncated"),
     "no TextGrid": ("hello", "must be a TextGrid"),
     "binary": (b"ooBinaryFile\x08TextGrid\x00", "binary format"),
-    "not UTF-8": (LONG.replace("cat's", "caté").encode("latin-1"), "utf-8"),
+    "not UTF-8": (LONG.replace("cat's", "caté").encode("latin-1"), "Save it again as UTF-8"),
     "truncated UTF-16": (LONG.encode("utf-16")[:901], "must be a TextGrid"),
     "truncated in a tier": (LONG[: len(LONG) // 2], "truncated"),
     "truncated in a label": (LONG[: LONG.index('"cat') + 3], "truncated"),

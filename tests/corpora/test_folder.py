@@ -64,7 +64,13 @@ def test_tsv(tmp_path: Path) -> None:
         b'\xef\xbb\xbfclient_id\tpath\tsentence\tsplit\toffset\r\nanna\tclips/1.wav\tSay "it"\tdev\t0.05\r\n\r\n'
     )
     (only,) = read_folder(path)
-    assert (only.id, only.text, only.speaker, only.split, only.offset) == ("clips/1", 'Say "it"', "anna", "dev", 0.05)
+    assert (only.id, only.text, only.speaker, only.split, only.offset) == (
+        "clips/1-0000050",
+        'Say "it"',
+        "anna",
+        "dev",
+        0.05,
+    )
     assert only.duration == pytest.approx(0.15)
     assert Path(only.audio_filepath or "") == tmp_path / "clips" / "1.wav"
 
@@ -210,6 +216,16 @@ def test_times_in_tables(tmp_path: Path, header: str, row: str, offset: float, d
     (only,) = read_folder(tmp_path / "t.tsv", options)
     assert (only.offset, only.duration) == (offset, pytest.approx(duration))
     assert any("cut already" in kind for kind in options.report.notes) == (row == "7.5\t9.5")
+
+
+def test_parts_of_a_recording_need_no_ids(tmp_path: Path) -> None:
+    sound(tmp_path / "wav" / "talk.wav", 2.0)
+    (tmp_path / "t.csv").write_text("path,start,end,text\nwav/talk.wav,0,1,hi\nwav/talk.wav,1.25,2,you\n")
+    assert [u.id for u in read_folder(tmp_path / "t.csv")] == ["wav/talk", "wav/talk-0001250"]
+    (tmp_path / "t.csv").write_text("path,from,to,text\nwav/talk.wav,0,1,hi\n")
+    options = Options()
+    assert len(read_folder(tmp_path / "t.csv", options)) == 1
+    assert options.report.left_out == {"columns that may hold times are not read": ["from", "to"]}
 
 
 @pytest.mark.parametrize(

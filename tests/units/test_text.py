@@ -259,6 +259,10 @@ def test_turkic_capitals() -> None:
     assert text_notes(["ısı", "İyi"])[0].startswith("2 transcripts have ı or İ, and I becomes i. ")
 
 
+def test_pieces_in_place_of_words_are_said() -> None:
+    assert text_notes(["hello you", "▁hel lo ▁you"])[0].startswith("1 transcripts are of SentencePiece's pieces")
+
+
 @pytest.mark.parametrize("text", ["cafÃ©", "donâ€™t", "â€œyesâ€\x9d", "caf\ufffd"])
 def test_letters_that_a_program_broke_are_said(text: str) -> None:
     assert text_notes(["fine", text])[0].startswith("1 transcripts have characters that a program broke, the first is")
