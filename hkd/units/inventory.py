@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from hkd.errors import UserError
+from hkd.errors import UserError, check_setting
 from hkd.files import digest_of, write_json
 
 SENONE = "senone"  # tied states of context-dependent phones
@@ -66,14 +66,11 @@ class UnitInventory:
 
     @classmethod
     def from_json(cls, value: Any, path: Path) -> "UnitInventory":
-        """What `to_json` gave. Raises UserError, which names `path`, where it is broken or does not match its own
-        digest."""
+        """What `to_json` gave. Raises UserError, which names `path`, where it is broken or its digest differs."""
         try:
             inventory = cls(level=str(value["level"]), symbols=tuple(value["symbols"]), silence=value.get("silence"))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path} must be a unit inventory, but cannot be read as one ({error}).") from None
-        if value.get("digest") != inventory.digest:
-            raise UserError(
-                f"{path}: the digest must be {inventory.digest}, but is {value.get('digest')} instead. Make it again."
-            )
+        said, own = value.get("digest"), inventory.digest
+        check_setting(f"{path}: the digest", said, f"be {own}", said == own, "Make it again.")
         return inventory

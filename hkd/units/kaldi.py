@@ -1,10 +1,8 @@
-"""Kaldi's files in pure Python: tokens and numbers, the decision tree that ties states, and the transition model of
-`final.mdl`.
+"""Kaldi's files in pure Python: tokens and numbers, the tree that ties states, the transition model of `final.mdl`.
 
 - A binary stream begins with NUL and B; then a token ends with a space, a number is preceded by a byte that gives its
   size (negative for unsigned), a vector of integers by that byte and its length. A text stream is words with white
-  space between. kaldi-native-io is not used here: it unpacks .gz through a shell and only warns where an archive is cut
-  short.
+  space between. (kaldi-native-io unpacks .gz through a shell, and only warns where an archive is cut short.)
 - The tree (`ContextDependency`) asks for values of a phone's window: key 0 … N−1 are the phones around it (P is its own
   place), key −1 its state's class. CE answers, SE asks whether a value is among a set, TE goes where the value says. 0
   is beyond the utterance's ends.
@@ -114,35 +112,30 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_integer_vectors(path: Path) -> Iterator[tuple[str, NDArray[np.int32]]]:
-    """An archive of integer vectors (`ali.1.gz`, an ark, in binary or text): (key, value_T) in its order. Raises
-    UserError."""
-    data = read_bytes(path)
+    """An archive of integer vectors (`ali.1.gz`, an ark, binary or text): (key, value_T) in order. Raises UserError."""
+    data, rule = read_bytes(path), f"{path} must be an archive of integer vectors, but"
     at = 0
     while at < len(data):
         line_end = data.find(b"\n", at)
         space = data.find(b" ", at, at + _MAX_TOKEN + 1)
         name = data[at:space].decode("utf-8", "replace") if space > 0 else ""
         if not name or not name.isprintable():
-            raise UserError(f"{path} must be an archive of integer vectors, but has no key at byte {at}.")
+            raise UserError(f"{rule} has no key at byte {at}.")
         if data[space + 1 : space + 3] == BINARY_MARK:
-            head = data[space + 3 : space + 8]
+            head, start = data[space + 3 : space + 8], space + 8
             number = int.from_bytes(head[1:], "little", signed=True) if len(head) == 5 and head[0] == 4 else -1
-            start = space + 8
             if number < 0:
-                raise UserError(f"{path} must be an archive of integer vectors, but '{name}' is something else.")
-            if start + 5 * number > len(data):
+                raise UserError(f"{rule} '{name}' is something else.")
+            at = start + 5 * number
+            if at > len(data):
                 raise UserError(f"{path} must be whole, but ends within '{name}'. Copy it again.")
             yield name, np.frombuffer(data, _INT32, number, start)["value"].astype(np.int32)
-            at = start + 5 * number
         else:
-            line = data[space + 1 : line_end if line_end >= 0 else len(data)]
-            try:
-                yield name, np.array(line.split(), np.int64).astype(np.int32)
-            except (ValueError, OverflowError):
-                raise UserError(
-                    f"{path} must be an archive of integer vectors, but '{name}' is something else."
-                ) from None
             at = line_end + 1 if line_end >= 0 else len(data)
+            try:
+                yield name, np.array(data[space + 1 : at].split(), np.int64).astype(np.int32)
+            except (ValueError, OverflowError):
+                raise UserError(f"{rule} '{name}' is something else.") from None
 
 
 def read_symbols(path: Path) -> dict[str, int]:
@@ -319,8 +312,7 @@ class TransitionModel:
     owner: dict[int, tuple[int, int]]  # senone → (phone, place in the phone), the first of those that share it
 
     def places(self, phone: int) -> list[int]:
-        """The classes that a pass through a phone's HMM meets, in order: what text gives. Kaldi's silence, which may go
-        back and skip, is passed state by state."""
+        """The classes that a pass through a phone's HMM meets, in order. Kaldi's silence is passed state by state."""
         states, at, found = self.topology[phone], 0, []
         seen: set[int] = set()
         while states[at].enter >= 0 and at not in seen:
@@ -332,16 +324,14 @@ class TransitionModel:
         return found
 
     def pieces(self, id_T: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """An alignment → (start_P: where pieces begin, begins_P: whether a phone does). Raises ValueError where it is
-        none of this model's."""
+        """An alignment → (start_P of pieces, begins_P: whether a phone does). Raises ValueError for another model's."""
         if not len(id_T):
             raise ValueError("it is empty")
         if int(id_T.min()) < 1 or int(id_T.max()) >= len(self.phone_I):
             raise ValueError(f"it has the transition id {int(id_T.max())}, but the model {len(self.phone_I) - 1}")
         stays_T, ends_T, senone_T = self.stays_I[id_T], self.ends_I[id_T], self.senone_I[id_T]
-        same_T = (self.phone_I[id_T][1:] == self.phone_I[id_T][:-1]) & (
-            self.state_I[id_T][1:] == self.state_I[id_T][:-1]
-        )
+        phone_T, state_T = self.phone_I[id_T], self.state_I[id_T]
+        same_T = (phone_T[1:] == phone_T[:-1]) & (state_T[1:] == state_T[:-1])
         turn = np.flatnonzero(same_T & (stays_T[1:] != stays_T[:-1]))
         reordered = bool(turn.size) and not bool(stays_T[turn[0]])
         visit_T = ~stays_T if reordered else np.concatenate([[True], ~stays_T[:-1]])
@@ -352,11 +342,11 @@ class TransitionModel:
         np.logical_or.at(ends_V, visit_of_T, ends_T)
         if not ends_V[-1]:
             raise ValueError("it ends within a phone")
-        key_T = self.phone_I[id_T].astype(np.int64) * 4096 + self.state_I[id_T]
+        key_T = phone_T.astype(np.int64) * 4096 + state_T
         if (key_T != key_T[start_V][visit_of_T]).any():
             raise ValueError("a state's self-loops stand elsewhere than its other arcs: is the model another?")
         first_V = np.concatenate([[True], ends_V[:-1]])
-        phone_V = self.phone_I[id_T[start_V]]
+        phone_V = phone_T[start_V]
         if (phone_V != phone_V[np.flatnonzero(first_V)][np.cumsum(first_V) - 1]).any():
             raise ValueError("the phone changes before its last state: is the model another?")
         piece_T = visit_T | np.concatenate([[False], senone_T[1:] != senone_T[:-1]])
@@ -366,8 +356,7 @@ class TransitionModel:
 
 
 def read_transitions(path: Path) -> TransitionModel:
-    """Read the transition model of `final.mdl` (or of a file that holds nothing else). Raises UserError where it is
-    none."""
+    """Read the transition model of `final.mdl` (or of a file of nothing else). Raises UserError where it is none."""
     data = read_bytes(path)
     try:
         return _parse(data[: data.find(_END) + len(_END)] if _END in data else data)

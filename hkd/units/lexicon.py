@@ -1,10 +1,8 @@
-"""Words → phones: a dictionary (by default the CMU dictionary that pocketsphinx carries), rules for endings, then
-grapheme to phoneme.
+"""Words → phones: a dictionary (by default CMU's, which pocketsphinx carries), rules for endings, grapheme to phoneme.
 
 - Rules and prediction are English: a dictionary in other phones than ARPAbet's has what it lists.
 - Prediction is the encoder-decoder network of the package g2p-en: a GRU over letters and a greedy GRU over phones (Cho
-  et al. 2014, arXiv 1406.1078, eq. 5-8). The package itself is never imported: it looks for NLTK data on the network as
-  soon as it is. Its weights, one NumPy file, are all that prediction needs.
+  et al. 2014, arXiv 1406.1078, eq. 5-8). Its weights are read alone: imported, the package looks for data on the net.
 - Other tools' names of phones: which are silence or noise, what marks the place in the word, what marks stress.
 """
 
@@ -15,6 +13,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
 from importlib.metadata import distribution, version
+from itertools import takewhile
 from pathlib import Path
 from typing import Literal
 
@@ -64,8 +63,7 @@ def folded(phone: str, *, stress: bool) -> str:
 
 
 def phone_inventory(symbols: Iterable[str], silences: Iterable[str] = ()) -> tuple[UnitInventory, tuple[int, ...]]:
-    """Phones in order, and the ids of silence and noise: known by their names, or given. The inventory's silence is SIL
-    where there is one."""
+    """Phones in order, and the ids of silence and noise (by name, or given). Its silence is SIL where there is one."""
     phones, given = tuple(symbols), set(silences)
     quiet = tuple(number for number, phone in enumerate(phones) if is_silence_name(phone) or phone in given)
     main = next((number for number in quiet if phones[number].lower().startswith("sil")), quiet[0] if quiet else None)
@@ -145,8 +143,7 @@ def model_folder() -> Path:
 
 
 def _columns(line: str) -> tuple[str, list[str]]:
-    """A line without its comment → the word as written, without the number of its variant, and what follows; ("", [])
-    for a comment."""
+    """A line → the word as written, without the number of its variant, and what follows; ("", []) for a comment."""
     if line.startswith((";;;", "#")):
         return "", []
     name, *rest = line.strip().split("\t", 1) if "\t" in line.strip() else line.split(maxsplit=1) or [""]
@@ -170,8 +167,7 @@ def _word_of(name: str) -> str:
 
 
 class Lexicon:
-    """Pronunciations, by default those of the dictionary that pocketsphinx carries (39 phones of ARPAbet, without
-    stress)."""
+    """Pronunciations, by default of the dictionary that pocketsphinx carries (39 phones of ARPAbet, without stress)."""
 
     def __init__(self, path: Path | None = None, *, stress: bool = True, within: Collection[str] | None = None) -> None:
         """path: `word phones`, a line each. Words are normalised as transcripts are. Comments (`;;;`, `#`), columns of
@@ -198,9 +194,7 @@ class Lexicon:
         for number, name, columns in lines:
             if not name:
                 continue
-            numbers = 0
-            while numbers < min(len(columns), most) and _NUMBER.fullmatch(columns[numbers]):
-                numbers += 1
+            numbers = len(list(takewhile(_NUMBER.fullmatch, columns[:most])))
             if numbers == len(columns):
                 rule = "a line of a dictionary must be `word phones`, but this one has no phones."
                 raise UserError(f"{self.path}:{number}: {rule}")
@@ -223,8 +217,7 @@ class Lexicon:
 
     @cached_property
     def _variants(self) -> dict[str, list[tuple[str, ...]]]:
-        """What is written as transcripts are comes before what only becomes their words; of a word with probabilities
-        the likeliest first."""
+        """Words as transcripts have them come before what only becomes one; of one with probabilities the likeliest."""
         word_of = {name: _word_of(name) if self._is_own else name for name, _, _ in self._rows}
         found: dict[str, list[tuple[str, ...]]] = {}
         weight: dict[tuple[str, tuple[str, ...]], float] = {}
@@ -241,8 +234,7 @@ class Lexicon:
 
     @cached_property
     def no_words(self) -> list[str]:
-        """The entries that are no single word of a transcript: fillers (`<unk>`, `!SIL`), and what is several words
-        (`new york`, `a.m.`)."""
+        """Entries that are no single word of a transcript: fillers (`<unk>`, `!SIL`), several (`new york`, `a.m.`)."""
         names = dict.fromkeys(name for name, _, _ in self._rows) if self._is_own else ()
         return [name for name in names if not _word_of(name)]
 
@@ -306,7 +298,7 @@ class Lexicon:
         if self._is_own and self._predicts == "plain" and word in self._english:
             return self._english.pronounce(word)
         letters = plain.replace("'", "")
-        if not letters or not all("a" <= c <= "z" for c in letters) or len(letters) == 1:
+        if len(letters) < 2 or not all("a" <= c <= "z" for c in letters):
             return ()
         if not _VOWEL_LETTERS.intersection(letters):  # pbx, mgcp: read letter by letter
             return tuple(phone for letter in letters for phone in self.pronounce(letter))
@@ -347,8 +339,7 @@ def lexicon_report(lexicon: Lexicon, texts: Iterable[str]) -> LexiconReport:
 
 
 def coverage(lexicon: Lexicon, texts: Iterable[str]) -> str:
-    """How many of the texts' words the lexicon lists, in a sentence; the most frequent others, and entries that are no
-    words, are named."""
+    """How many of the texts' words the lexicon lists, in a sentence that names frequent others, and what is no word."""
     counts = Counter(word for text in texts for word in words(text))
     other = [word for word, _ in counts.most_common() if word not in lexicon]
     running = counts.total() - sum(counts[word] for word in other)

@@ -21,24 +21,28 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from hkd.errors import UserError
-from hkd.files import check_same, digest_of, write_bytes, write_json
+from hkd.errors import UserError, check_choice, check_setting
+from hkd.files import MAX_LINE_BYTES, check_same, digest_of, write_bytes, write_json
 from hkd.units.inventory import CHARACTER, SENONE, SPELLED, SUBWORD, UNIT_LEVELS, UnitInventory
 from hkd.units.lexicon import Lexicon
 from hkd.units.text import normalisation, normalised_lines
-from hkd.units.tying import MADE_FROM_FILE, Sequences, Tying, acoustic_digest, load_lexicon, load_tying
+from hkd.units.tying import MADE_FROM_FILE, Sequences, Tying, acoustic_digest, by_word, load_lexicon, load_tying
 
 MODEL_FILE = "subword.model"
 INVENTORY_FILE = "subword.json"
 Kind = Literal["unigram", "bpe", "char"]
-_MAX_LINE_BYTES = 1 << 20
-_WORD_MARK = "▁"
+WORD_MARK = "▁"
 _ENGLISH = frozenset("abcdefghijklmnopqrstuvwxyz'")
 
 
 def model_file(level: str) -> str:
     """What the model of a spelled level is called in a units folder."""
     return f"{level}.model"
+
+
+def inventory_path(folder: Path, level: str) -> Path:
+    """Where a level's inventory lies in a units folder."""
+    return folder / f"{level}.json"
 
 
 def train_subwords(
@@ -56,8 +60,7 @@ def train_subwords(
     letters: units besides those of the texts. kind: char gives the alphabet, whatever `vocab_size`. Raises UserError
     where there is no text, or `vocab_size` is smaller than the alphabet.
     """
-    if kind not in get_args(Kind):
-        raise UserError(f"kind must be unigram, bpe or char, but is '{kind}' instead.")
+    check_setting("kind", f"'{kind}'", "be unigram, bpe or char", kind in get_args(Kind))
     import sentencepiece
 
     lines = sorted(normalised_lines(texts))
@@ -68,26 +71,23 @@ def train_subwords(
         spelled |= _ENGLISH  # so that every English word can be spelled, though a small text may lack a letter
     alphabet = len(spelled) + 2  # and the word mark and <unk>
     vocab_size = alphabet if kind == "char" else vocab_size
-    if vocab_size < alphabet:
-        raise UserError(
-            f"vocab_size must be at least {alphabet} (the characters that occur), but is {vocab_size} instead."
-        )
+    rule = f"be at least {alphabet} (the characters that occur)"
+    check_setting("vocab_size", vocab_size, rule, vocab_size >= alphabet)
     file = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(lines), model_writer=file, vocab_size=vocab_size, hard_vocab_limit=False,
             num_threads=1, model_type=kind,
-            max_sentence_length=_MAX_LINE_BYTES, unk_id=0, bos_id=-1, eos_id=-1, pad_id=-1, minloglevel=2,
+            max_sentence_length=MAX_LINE_BYTES, unk_id=0, bos_id=-1, eos_id=-1, pad_id=-1, minloglevel=2,
             character_coverage=1.0,
             normalization_rule_name="identity", required_chars="".join(sorted(spelled)),
         )  # fmt: skip
     except RuntimeError as error:
-        raise UserError(
-            f"vocab_size {vocab_size} cannot be trained on this text ({error}). Choose a smaller one."
-        ) from None
+        why = f"cannot be trained on this text ({error})"
+        raise UserError(f"vocab_size {vocab_size} {why}. Choose a smaller one.") from None
     write_bytes(folder / model_file(level), file.getvalue())
     inventory = SubwordModel(folder / model_file(level), level=level).inventory
-    inventory.save(folder / f"{level}.json")
+    inventory.save(inventory_path(folder, level))
     return inventory
 
 
@@ -123,17 +123,14 @@ class SubwordModel:
     def _encode(self, word: str) -> tuple[int, ...]:
         return tuple(self._model.encode(word, out_type=int))
 
-    def encode(self, words: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    def encode(self, words: Sequence[str]) -> Sequences:
         """Normalised words → (unit_U, word_U): pieces, and the word of each."""
-        pieces = [self._encode_word(word) for word in words]
-        unit = [piece for word in pieces for piece in word]
-        word_of = [number for number, word in enumerate(pieces) for _ in word]
-        return np.array(unit, np.int32), np.array(word_of, np.int32)
+        return by_word([self._encode_word(word) for word in words])
 
     def decode(self, ids: Iterable[int]) -> str:
         """Piece ids, in any order and number that a recogniser may give → words with one space between."""
         text = "".join(self.inventory.symbols[number] for number in ids)
-        return " ".join(text.replace(_WORD_MARK, " ").split())
+        return " ".join(text.replace(WORD_MARK, " ").split())
 
 
 _MARKS = re.compile(r"^(?:▁|##)+|(?:</w>|@@)$")
@@ -143,8 +140,7 @@ _SPECIAL = re.compile(r"<[^>]*>|\[[A-Z]+\d*\]")
 
 @lru_cache(maxsize=16)
 def letters_per_unit(symbols: tuple[str, ...]) -> NDArray[np.int64]:
-    """letter_V: letters and digits of each symbol, marks left out. An inventory with pieces that begin in Ġ is read as
-    byte-level."""
+    """letter_V: letters and digits of each symbol, marks left out. With pieces that begin in Ġ it is read as bytes."""
     byte_of = _byte_of() if any(symbol.startswith("Ġ") for symbol in symbols) else None
     return np.array([_letters(symbol, byte_of) for symbol in symbols], np.int64)
 
@@ -169,16 +165,10 @@ def _begins_letter(byte: int) -> int:
 
 
 def _byte_of() -> dict[str, int]:
-    """The printable character that byte-level tokenizers write for a byte → the byte: printable Latin-1 as it is, the
-    rest from U+0100 on."""
+    """The character that byte-level tokenizers write for a byte → the byte: Latin-1 as it is, others from U+0100 on."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(0x100 + place): byte for place, byte in enumerate(others)}
-
-
-def inventory_path(folder: Path, level: str) -> Path:
-    """Where a level's inventory lies in a units folder."""
-    return folder / f"{level}.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -189,8 +179,7 @@ class UnitsConfig:
     kind: Kind = "unigram"  # unigram | bpe | char; char: the student's own subwords are characters
 
     def __post_init__(self) -> None:
-        if self.vocab_size < 2:
-            raise UserError(f"vocab_size must be 2 or more, but is {self.vocab_size} instead. Try 500.")
+        check_setting("vocab_size", self.vocab_size, "be 2 or more", self.vocab_size >= 2, "Try 500.")
 
 
 class Units:
@@ -212,9 +201,8 @@ class Units:
         for inventory in tying.inventories.values():
             path = inventory_path(self.folder, inventory.level)
             if path.exists() and UnitInventory.load(path).digest != inventory.digest:
-                raise UserError(
-                    f"{path} must be the project's acoustic model's inventory, but its digest differs. Make it again."
-                )
+                rule = f"{path} must be the project's acoustic model's inventory"
+                raise UserError(f"{rule}, but its digest differs. Make it again.")
         return tying
 
     @property
@@ -233,12 +221,10 @@ class Units:
         return UnitInventory.load(inventory_path(self.folder, level))
 
     def encode(self, words: Sequence[str], level: str) -> Sequences:
-        """Normalised words → (unit_U, word_U). Raises UserError for unknown levels, and at phone levels for words
-        without pronunciation."""
+        """Normalised words → (unit_U, word_U). Raises UserError for unknown levels, and for words without phones."""
         if level in SPELLED:
             return self.spelling(level).encode(words)
-        if level not in UNIT_LEVELS:
-            raise UserError(f"level must be one of {', '.join(UNIT_LEVELS)}, but is '{level}' instead.")
+        check_choice("level", level, UNIT_LEVELS)
         phones = [self.lexicon.pronounce(word) for word in words]
         if not all(phones):
             raise UserError(f"every word must have a pronunciation, but {self.lexicon.unknown(words)} have none.")
@@ -255,11 +241,9 @@ def train_units(
     overwrite: bool = False,
 ) -> dict[str, UnitInventory]:
     """Write a units folder: subwords and characters of `texts`, senones and monophones of the project's acoustic model.
-    Deterministic.
 
     Letters and marks (not of ASCII) that only `other_splits` have are units too, so that every transcript can be
-    spelled. A folder that was made from the same texts with the same settings is left. Raises UserError where it was
-    not, unless `overwrite`.
+    spelled. A folder of the same texts and settings is left; of others it raises UserError, unless `overwrite`.
     """
     lines = sorted(normalised_lines(texts))
     seen = set().union(*lines)

@@ -40,7 +40,7 @@ from hkd.files import digest_of_json
 NORMALISATION = "hkd-words-3"
 _PASSED_ON = "HKD_NORMALISATION"  # the environment of this process's own children: the table [normalisation], as JSON
 
-_APOSTROPHES = str.maketrans(
+APOSTROPHES = str.maketrans(
     {**dict.fromkeys("’‘ʼ＇`´", "'"), **dict(zip("＜＞［］｛｝（）％＊＋", "<>[]{}()%*+", strict=True))}
 )
 _NUMBER = re.compile(  # commas are read between thousands (or lakhs), not in 1,2,3
@@ -57,7 +57,7 @@ _SIGNS = {
 _LARGEST_DIGITS = 15  # longer digit strings are no numbers that anybody speaks
 
 # Words. The first pattern serves ASCII and plain Latin, Greek and Cyrillic text, at the speed of `re`.
-_WORD = re.compile(r"[^\W_](?:[^\W_]|[\u0300-\u036f]|'(?=[^\W_]))*")
+PLAIN_WORD = re.compile(r"[^\W_](?:[^\W_]|[\u0300-\u036f]|'(?=[^\W_]))*")
 _PLAIN = re.compile(
     "[\x00-\x7f\xa1\xab\xbb\xbf-\u013e\u0141-\u0148\u014a-\u024f\u0388-\u03ff\u0400-\u0482\u2010-\u2026\u2030\u20ac]*+"
 )
@@ -129,8 +129,7 @@ _KINDS_SHOWN = 8
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WordsConfig:
-    """The table [normalisation] of hkd.toml: what other corpora write in their transcripts. Patterns are Python's
-    regular expressions."""
+    """The table [normalisation] of hkd.toml: what other corpora write. Patterns are Python's regular expressions."""
 
     markup: tuple[str, ...] = ()  # what is no speech besides what the rule knows, in upper or lower case
     speech: tuple[str, ...] = ()  # what the rule takes for markup, but was said: a whole `[Tag]`, its brackets included
@@ -139,27 +138,21 @@ class WordsConfig:
     case: Literal["turkic"] | None = None  # turkic: the small letter of I is ı, as in Turkish and Azerbaijani
 
     def __post_init__(self) -> None:
-        for name, pattern in [("markup", pattern) for pattern in self.markup] + [
-            ("speech", pattern) for pattern in self.speech
-        ]:
+        for name, pattern in [(table, own) for table in ("markup", "speech") for own in getattr(self, table)]:
             try:
                 empty = re.compile(pattern).match("")
             except re.error as error:
                 why = f"'{pattern}' is none ({error}). Write \\[ for a bracket."
                 raise UserError(f"normalisation.{name} must hold regular expressions, but {why}") from None
             if empty:
-                raise UserError(
-                    f"normalisation.{name} must hold patterns of at least one character, but '{pattern}' matches "
-                    f"nothing too."
-                )
+                rule = f"normalisation.{name} must hold patterns of at least one character"
+                raise UserError(f"{rule}, but '{pattern}' matches nothing too.")
 
 
 def _passed_on() -> WordsConfig:
     given: dict[str, Any] = json.loads(os.environ.get(_PASSED_ON) or "{}")
-    settings: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in given.items()
-    }
-    return WordsConfig(**settings)
+    given |= {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
+    return WordsConfig(**given)
 
 
 _config = _passed_on()
@@ -176,8 +169,7 @@ def use(config: WordsConfig) -> None:
 
 
 def normalisation() -> str:
-    """The name of the rule that is in use: `hkd-words-3`, with a digest of the table [normalisation] where that changes
-    it."""
+    """The name of the rule in use: `hkd-words-3`, with a digest of the table [normalisation] where that changes it."""
     if _config == WordsConfig():
         return NORMALISATION
     given = {name: value for name, value in asdict(_config).items() if value is not None}
@@ -193,8 +185,7 @@ def _inflect() -> Any:
 
 @lru_cache(maxsize=1 << 16)
 def _spell(number: str) -> str:
-    """One number, as digits with an optional fraction or ordinal ending → its words; unchanged where too long to be
-    spoken."""
+    """A number, as digits with an optional fraction or ordinal ending → its words; unchanged where it is too long."""
     if sum(c.isdigit() for c in number) > _LARGEST_DIGITS:
         return number
     return str(_inflect().number_to_words(number.replace(",", ""), andword="")).replace(",", " ").replace("-", " ")
@@ -203,14 +194,10 @@ def _spell(number: str) -> str:
 def _spell_fraction(match: re.Match[str]) -> str:
     """1⁄2 → one half; after a number: and one half."""
     above, below = int(match[1]), int(match[2])
-    part = {2: "half", 4: "quarter"}.get(below) or _spell(f"{below}{_ending(below)}")
+    part = {2: "half", 4: "quarter"}.get(below) or _spell(_inflect().ordinal(below))
     many = "halves" if below == 2 else f"{part}s"
     joined = " and " if _WHOLE.search(match.string[max(0, match.start() - 20) : match.start()]) else " "
     return f"{joined}{_spell(str(above))} {part if above == 1 else many} "
-
-
-def _ending(number: int) -> str:
-    return "th" if number // 10 % 10 == 1 else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
 
 
 @lru_cache(maxsize=64)
@@ -255,8 +242,7 @@ def _read_sign(match: Any, english: bool) -> str:
 
 
 def _visible(text: str) -> str:
-    """The text without characters that nobody sees; U+200B between letters of Thai, Khmer ... is the space that it
-    stands for."""
+    """The text without characters that nobody sees; U+200B between letters of Thai, Khmer ... becomes a space."""
     if _INVISIBLE.search(text):
         text = _SEPARATED.sub(" ", _CHILLU.sub(lambda match: _CHILLUS[match[1]], text))
         text = _INVISIBLE.sub("", text)
@@ -264,13 +250,12 @@ def _visible(text: str) -> str:
 
 
 def words(text: str, left_out: Counter[str] | None = None) -> list[str]:
-    """The words of a text by the rule in use (see the module). What is left out as markup is counted in `left_out`, by
-    kind."""
+    """The words of a text by the rule in use (see the module). left_out: counts what is left out as markup, by kind."""
     if text.isascii() and not _RARE.search(text) and not _config.markup and not _config.case:
-        return _WORD.findall(text.lower())
+        return PLAIN_WORD.findall(text.lower())
     if "&" in text and ";" in text:
         text = html.unescape(text)
-    text = text.translate(_APOSTROPHES) if not text.isascii() else text.replace("`", "'")
+    text = text.translate(APOSTROPHES) if not text.isascii() else text.replace("`", "'")
     ascii_ = text.isascii()
     plain = ascii_ or bool(_PLAIN.fullmatch(text))
     if not plain:
@@ -284,7 +269,7 @@ def words(text: str, left_out: Counter[str] | None = None) -> list[str]:
         if not plain:
             text = _SIGN.sub(lambda match: _read_sign(match, english), text)
             text = _QUOTED.sub(lambda match: "״" if match[1] else "׳", text)
-        text = _visible(unicodedata.normalize("NFKC", text).translate(_APOSTROPHES))
+        text = _visible(unicodedata.normalize("NFKC", text).translate(APOSTROPHES))
     if _config.case:
         text = text.replace("I", "ı")
     text = text.lower()
@@ -314,7 +299,7 @@ def words(text: str, left_out: Counter[str] | None = None) -> list[str]:
 def _tokens(text: str, plain: bool) -> list[str]:
     """The words of a text in its normal form."""
     if plain:
-        tokens = _WORD.findall(text)
+        tokens = PLAIN_WORD.findall(text)
     else:
         tokens = (_STRETCHES if _config.unspaced == "stretches" else _WORDS).findall(text)
         if _config.unspaced == "characters" and _ANY_UNSPACED.search(text):
@@ -346,8 +331,7 @@ def is_spaced(left: str, right: str) -> bool:
 
 
 def text_digest(spoken: Iterable[str]) -> bytes:
-    """The first 8 bytes of the SHA-256 of an utterance's normalised words: what a label store in any pieces is held
-    against."""
+    """The first 8 bytes of the SHA-256 of an utterance's words: what a label store in any pieces is held against."""
     return hashlib.sha256(b"".join(map(_framed, spoken))).digest()[:8]
 
 
@@ -369,10 +353,8 @@ def _is_misread(text: str) -> bool:
 
 
 def text_notes(texts: Iterable[str]) -> list[str]:
-    """What the rule does to transcripts that a person should know, a sentence each: markup left out, numbers, scripts
-    without spaces."""
-    left_out: Counter[str] = Counter()
-    found: Counter[str] = Counter()
+    """What the rule does to transcripts that a person should know (markup, numbers, scripts ...), a sentence each."""
+    left_out, found = Counter[str](), Counter[str]()
     silent = example = misread = ""
     for text in texts:
         spoken = words(text, left_out)

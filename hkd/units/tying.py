@@ -1,16 +1,9 @@
-"""State tying: which senones a word sequence has, by an acoustic model's own rules, and the inventories of its phones
-and senones.
+"""State tying: the senones of a word sequence by an acoustic model's own rules; inventories of its phones and senones.
 
-- `StateTying`: pocketsphinx's model definition (`mdef`). A phone in context (both neighbours, position in the word) has
-  three tied states.
-- `TreeTying`: a decision tree, of Kaldi or of `hkd units tie`. The model's phones may carry their place in the word
-  (AH1_B) and stress.
-- `PhoneTying`: phones alone (MFA, CTM, CTC).
 - Text has silence at the utterance's edges only. Neighbours reach across words.
 - Symbols are readable: `AA-0-1234` is senone 1234, state 0 of AA. Ids are the model's own.
 
-A project has pocketsphinx's English model, unless its units folder says otherwise; `hkd align --from ...` and
-`hkd units tie` write:
+A project has pocketsphinx's English model, unless `hkd align --from ...` or `hkd units tie` wrote:
 
     units/acoustic.json     the tying of another acoustic model, or a phone set alone
     units/acoustic.mdef     pocketsphinx's model definition, where the model is not the English one that it carries
@@ -41,13 +34,8 @@ from hkd.units.lexicon import Lexicon, folded, model_folder, phone_inventory, sp
 Pronunciations = Sequence[Sequence[str]]
 Sequences = tuple[NDArray[np.int32], NDArray[np.int32]]
 FORMAT = 1
-ACOUSTIC_FILE, LEXICON_FILE, MDEF_FILE, MADE_FROM_FILE = (
-    "acoustic.json",
-    "lexicon.dict",
-    "acoustic.mdef",
-    "made-from.json",
-)
-ACOUSTIC_FILES = (ACOUSTIC_FILE, MDEF_FILE, LEXICON_FILE)
+ACOUSTIC_FILE, MDEF_FILE, LEXICON_FILE = ACOUSTIC_FILES = ("acoustic.json", "acoustic.mdef", "lexicon.dict")
+MADE_FROM_FILE = "made-from.json"
 WORD_INTERNAL, WORD_BEGIN, WORD_END, WORD_SINGLE = range(4)
 NUM_WORD_POSITIONS = 4
 _COUNTS = 10
@@ -57,8 +45,7 @@ _PHONE = np.dtype([("ssid", "<i4"), ("tmat", "<i4"), ("wpos", "u1"), ("ctx", "u1
 
 @dataclass(frozen=True, kw_only=True)
 class ModelDefinition:
-    """Phones in context and their tied states. Context-independent phones come first; their id is their place in
-    `phones`."""
+    """Phones in context and their tied states. Phones without context come first; `phones` has them by id."""
 
     phones: tuple[str, ...]
     silence: int
@@ -73,8 +60,7 @@ class ModelDefinition:
         return self.triphones.get((base, left, right, position))
 
     def nearest(self, base: int, left: int, right: int, position: int) -> int:
-        """As pocketsphinx backs off: other word positions (lowest first); silence beyond a word's edge; the phone
-        without context."""
+        """As pocketsphinx backs off: other word positions, lowest first; silence beyond a word's edge; no context."""
         outer_left = self.silence if position in (WORD_BEGIN, WORD_SINGLE) else left
         outer_right = self.silence if position in (WORD_END, WORD_SINGLE) else right
         order = sorted(range(NUM_WORD_POSITIONS), key=lambda tried: tried != position)
@@ -83,22 +69,19 @@ class ModelDefinition:
 
 
 def read_mdef(path: Path) -> ModelDefinition:
-    """Read pocketsphinx's binary model definition. Raises UserError where the file is none, truncated, or of another
-    layout.
+    """Read pocketsphinx's binary model definition, 2 MB. Raises UserError where the file is none, or truncated.
 
-    The layout (all little-endian here, the magic tells the byte order): "BMDF", version, length of a format description
-    and that text; ten 32-bit counts; the phones' names, NUL-terminated, padded to four bytes; a tree of contexts (8
-    bytes a node); the phones (12 bytes each: state sequence, transition matrix, word position and contexts); the state
-    sequences, 16 bits a state. It is about 2 MB and read whole.
+    The layout, all little-endian: "BMDF", version, length of a format description and that text; ten 32-bit counts; the
+    phones' names, NUL-terminated, padded to four bytes; a tree of contexts (8 bytes a node); the phones (12 bytes each:
+    state sequence, transition matrix, word position and contexts); the state sequences, 16 bits a state.
     """
     try:
         return _parse(path.read_bytes())
     except OSError as error:
         raise UserError(f"model definition {path}: {error.strerror}.") from None
     except (struct.error, ValueError, IndexError) as error:
-        raise UserError(
-            f"{path} must be a binary pocketsphinx model definition (mdef), but is not ({error})."
-        ) from None
+        rule = f"{path} must be a binary pocketsphinx model definition (mdef)"
+        raise UserError(f"{rule}, but is not ({error}).") from None
 
 
 def _parse(data: bytes) -> ModelDefinition:
@@ -107,18 +90,7 @@ def _parse(data: bytes) -> ModelDefinition:
     _version, text_length = struct.unpack_from("<ii", data, 4)
     at = 12 + text_length
     counts = struct.unpack_from(f"<{_COUNTS}i", data, at)
-    (
-        num_ci,
-        num_phones,
-        num_states,
-        _num_ci_senones,
-        num_senones,
-        _tmat,
-        num_sequences,
-        num_context,
-        num_nodes,
-        silence,
-    ) = counts
+    num_ci, num_phones, num_states, _, num_senones, _, num_sequences, num_context, num_nodes, silence = counts
     if min(counts) < 0 or num_context != 3 or not 1 <= num_states <= 16 or not num_ci <= num_phones:
         raise ValueError(f"its counts {counts} make no sense")
     first = at = at + 4 * _COUNTS
@@ -146,20 +118,24 @@ def _parse(data: bytes) -> ModelDefinition:
 def split_senones(
     senone_U: NDArray[Any], phone_of_V: NDArray[Any], state_of_V: NDArray[Any]
 ) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[Any]]:
-    """Senones → (phone_P, place_U: the phone that each belongs to, state_U). A phone begins where it changes or the
-    state does not rise."""
+    """Senones → (phone_P, place_U: the phone of each, state_U). A new phone: it changes, or the state does not rise."""
     phone_U, state_U = phone_of_V[senone_U], state_of_V[senone_U]
     begins_U = np.ones(len(phone_U), np.bool_)
     begins_U[1:] = (phone_U[1:] != phone_U[:-1]) | (state_U[1:] <= state_U[:-1])
     return phone_U[begins_U], np.cumsum(begins_U) - 1, state_U
 
 
+def by_word(units: Sequence[Sequence[int]]) -> Sequences:
+    """The units of each word → (unit_U, word_U)."""
+    word = [number for number, own in enumerate(units) for _ in own]
+    return np.array([unit for own in units for unit in own], np.int32), np.array(word, np.int32)
+
+
 class Tying(ABC):
     """Pronunciations → phones and senones, and the inventories of these.
 
-    A label is a phone as the model numbers it, from 1, often with its place in the word; 0 lies beyond the ends of an
-    utterance. The senones of a phone's states depend on a window of `width` labels, in which it stands at place
-    `central`.
+    A label is a phone as the model numbers it, from 1, often with its place in the word; 0 lies beyond an utterance's
+    ends. A phone's senones depend on a window of `width` labels, in which it stands at place `central`.
     """
 
     width, central = 3, 1
@@ -171,8 +147,7 @@ class Tying(ABC):
 
     @property
     def _owner_V2(self) -> NDArray[np.int32]:
-        """Of each senone its phone and its state; of senones that several share, the first. Raises UserError where
-        there are none."""
+        """Of each senone its phone and state, the first of those that share it. Raises UserError where it has none."""
         raise UserError(_NO_SENONES)
 
     def states(self, window: tuple[int, ...]) -> tuple[int, ...]:
@@ -181,8 +156,7 @@ class Tying(ABC):
 
     @abstractmethod
     def _label(self, phone: str, place: str) -> int:
-        """The label of a phone at a place in the word: begin, inside, end, single. Raises KeyError where there is
-        none."""
+        """The label of a phone at a place in the word: B, I, E, S (alone). Raises KeyError where there is none."""
 
     @property
     def digest(self) -> str:
@@ -216,9 +190,8 @@ class Tying(ABC):
     def senone_inventory(self) -> UnitInventory:
         """All senones; `silence` is the first state of silence."""
         names, main = self.monophone_inventory.symbols, self.monophone_inventory.silence
-        symbols = tuple(
-            f"{names[phone]}-{state}-{number}" for number, (phone, state) in enumerate(self._owner_V2.tolist())
-        )
+        owners = enumerate(self._owner_V2.tolist())
+        symbols = tuple(f"{names[phone]}-{state}-{number}" for number, (phone, state) in owners)
         silent = [] if main is None else np.flatnonzero((self._owner_V2 == (main, 0)).all(1)).tolist()
         quiet = silent or list(self.silences[SENONE])
         return UnitInventory(level=SENONE, symbols=symbols, silence=quiet[0] if quiet else None)
@@ -252,41 +225,31 @@ class Tying(ABC):
         return [self._states(tuple(padded[at : at + self.width])) for at in range(len(labels))]
 
     def senones(self, pronunciations: Pronunciations) -> Sequences:
-        """Phones of each word → (unit_U, word_U): senones, silence before the first word and after the last. Raises as
-        `labels`."""
+        """Phones of each word → (unit_U, word_U): senones, the edges being silence. Raises as `labels`."""
         labels = [self.labels(phones) for phones in pronunciations]
         edge = [] if self.silence is None or not labels else [self.silence]
-        flat = [*edge, *chain.from_iterable(labels), *edge]
-        states = self.tied(flat)[len(edge) : len(flat) - len(edge)]
-        word_of = [number for number, word in enumerate(labels) for _ in word]
-        word = [number for number, tied in zip(word_of, states, strict=True) for _ in tied]
-        return np.array([senone for tied in states for senone in tied], np.int32), np.array(word, np.int32)
+        states = iter(self.tied([*edge, *chain.from_iterable(labels), *edge])[len(edge) :])
+        return by_word([[senone for _ in own for senone in next(states)] for own in labels])
 
     def monophones(self, pronunciations: Pronunciations) -> Sequences:
-        """Phones of each word → (unit_U, word_U): monophone ids and the word of each. Raises as `labels`."""
-        labels = [self.labels(phones) for phones in pronunciations]
-        word = [number for number, own in enumerate(labels) for _ in own]
-        return np.array([self.phone_of[label] for own in labels for label in own], np.int32), np.array(word, np.int32)
+        """Phones of each word → (unit_U, word_U): monophone ids. Raises as `labels`."""
+        return by_word([[self.phone_of[label] for label in self.labels(phones)] for phones in pronunciations])
 
 
 class StateTying(Tying):
-    """The tying of pocketsphinx's models; by default of its English one (42 phones, 5,126 senones).
-
-    Labels are phone and place in the word as one number; silence lies beyond the ends.
-    """
+    """The tying of pocketsphinx's models, by default of its English one (42 phones, 5,126 senones): three states
+    a phone in its context. Labels are phone and place in the word as one number; silence lies beyond the ends."""
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path or model_folder() / "en-us" / "mdef"
         self.definition = read_mdef(self.path)
-        self.phone_id = {phone: number for number, phone in enumerate(self.definition.phones)}
-        self.monophone_inventory = UnitInventory(
-            level=MONOPHONE, symbols=self.definition.phones, silence=self.definition.silence
-        )
+        phones, silence = self.definition.phones, self.definition.silence
+        self.phone_id = {phone: number for number, phone in enumerate(phones)}
+        self.monophone_inventory = UnitInventory(level=MONOPHONE, symbols=phones, silence=silence)
         self.quiet_phones = tuple(number for number, filler in enumerate(self.definition.filler) if filler)
-        self.phone_of = {
-            1 + place: place // NUM_WORD_POSITIONS for place in range(NUM_WORD_POSITIONS * len(self.phone_id))
-        }
-        self.silence = self._label(self.definition.phones[self.definition.silence], "S")
+        num_labels = NUM_WORD_POSITIONS * len(self.phone_id)
+        self.phone_of = {1 + place: place // NUM_WORD_POSITIONS for place in range(num_labels)}
+        self.silence = self._label(phones[silence], "S")
 
     def to_json(self) -> dict[str, Any]:
         """What says that a project's units are of a model definition that lies beside."""
@@ -322,8 +285,8 @@ class StateTying(Tying):
 
 @dataclass(kw_only=True, eq=False)
 class TreeTying(Tying):
-    """The tying of a decision tree. Labels are the model's own phones. Raises UserError where tree, phones and states
-    do not belong together."""
+    """The tying of a decision tree, of Kaldi or `hkd units tie`; labels are the model's phones, which may have place
+    and stress (AH1_B). Raises UserError where its parts do not belong together."""
 
     phones: Mapping[str, int]  # the model's, with places in the word; 0 is none
     tree: ContextTree
@@ -363,14 +326,12 @@ class TreeTying(Tying):
 
     @cached_property
     def _by_place(self) -> dict[tuple[str, str], int]:
-        """(folded phone, place in the word) → the model's phone; where stress is folded, several phones fall together:
-        the first counts."""
+        """(folded phone, place in the word) → the model's phone, the first where several fall together."""
         ordered = sorted(self.phones.items(), key=lambda item: -item[1])
         return {(folded(phone, stress=self.stress), split_position(phone)[1]): number for phone, number in ordered}
 
     def _label(self, phone: str, place: str) -> int:
-        """As the model has it, with stress where a lexicon gives it; else by the folded phone, with its place or
-        without."""
+        """As the model has it, with stress where a lexicon gives it; else by the folded phone, with place or not."""
         found = self.phones.get(f"{phone}_{place}") or self.phones.get(phone)
         found = found or self._by_place.get((phone, place)) or self._by_place.get((phone, ""))
         if not found:
@@ -385,7 +346,6 @@ class TreeTying(Tying):
         return tuple(int(senone) for senone in found if senone is not None)
 
     def to_json(self) -> dict[str, Any]:
-        """What `load` reads."""
         return {
             "format": FORMAT, "name": self.name, "stress": self.stress, "silence_phones": list(self.silence_phones),
             "phones": [[phone, number, list(self.places[number])] for phone, number in self.phones.items()],
@@ -408,7 +368,7 @@ class TreeTying(Tying):
 
 
 class PhoneTying(Tying):
-    """A phone set without senones."""
+    """A phone set without senones (MFA, CTM, CTC)."""
 
     has_senones = False
 
@@ -420,7 +380,6 @@ class PhoneTying(Tying):
         return self.monophone_inventory.id_of[phone] + 1
 
     def to_json(self) -> dict[str, Any]:
-        """What `load_tying` reads."""
         symbols = self.monophone_inventory.symbols
         quiet = [symbols[number] for number in self.quiet_phones]
         return {"format": FORMAT, "name": "phones", "phones": list(symbols), "silence_phones": quiet}
@@ -451,8 +410,7 @@ def load_lexicon(folder: Path) -> Lexicon:
 
 
 def acoustic_files(folder: Path) -> dict[str, bytes]:
-    """The files of a folder that say whose phones and senones these are, by name; none where they are
-    pocketsphinx's."""
+    """The files of a folder that say whose phones and senones these are, by name; none: they are pocketsphinx's."""
     return {name: (folder / name).read_bytes() for name in ACOUSTIC_FILES if (folder / name).exists()}
 
 
