@@ -34,20 +34,14 @@ _BATCH_ROWS = 1024  # utterances in a batch of the file
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tier:
-    """Segments of one level: unit ids and the frame where each begins; segment i ends where i + 1 begins.
-
-    Raises ValueError where the segments do not run from frame 0 to the end without gaps or empty ones.
-    """
+    """Segments of one level, from frame 0 to the end, without gaps or empty ones: else it raises ValueError."""
 
     unit_U: NDArray[np.int32]
     start_U1: NDArray[np.int32]  # U + 1 boundaries; the last is the number of frames
 
     def __post_init__(self) -> None:
-        if (
-            len(self.start_U1) != len(self.unit_U) + 1
-            or self.start_U1[0] != 0
-            or bool((np.diff(self.start_U1) <= 0).any())
-        ):
+        is_framed = len(self.start_U1) == len(self.unit_U) + 1 and self.start_U1[0] == 0
+        if not is_framed or bool((np.diff(self.start_U1) <= 0).any()):
             raise ValueError("the segments of a tier must run from frame 0 to the end, without gaps or empty segments")
 
     @property
@@ -96,14 +90,14 @@ def word_positions(
     """Frames for pieces of words: a word's frames are split along its phones, in proportion to the pieces' letters.
 
     word_of_U: for each piece the index of its word (−1: no frames; start = stop); pieces of one word are neighbours.
-    letters_V: letters of each unit (`hkd.units.subword`); None: all pieces alike. A piece with L of its word's L_w
+    letters_V: letters of each unit (`letters_per_unit`); None: all pieces alike. A piece with L of its word's L_w
     letters up to its end reaches to phone floor(P · L / L_w + 1/2) of P. Every piece with letters gets a phone, or a
     frame where there are fewer phones; ▁ alone gets one frame.
     """
     tier = utterance.word_tier
     spans = zip(tier.start_U1[:-1].tolist(), tier.start_U1[1:].tolist(), strict=True)
     word_start = dict(zip(tier.unit_U.tolist(), spans, strict=True))
-    phones = utterance.tiers.get("monophone", tier).start_U1.tolist()
+    phones = utterance.tiers.get(MONOPHONE, tier).start_U1.tolist()
     num = len(word_of_U)
     letters = [1] * num if letters_V is None else letters_V[unit_U].tolist()
     start_U, stop_U = np.zeros(num, np.int32), np.zeros(num, np.int32)
@@ -120,8 +114,7 @@ def word_positions(
 
 
 def _share(cuts: Sequence[int], letters: Sequence[int]) -> list[int]:
-    """Phone boundaries of a word (P + 1) and its pieces' letters → frame boundaries, one more than pieces. Plain
-    integers: words are short."""
+    """Phone boundaries of a word (P + 1) and its pieces' letters → frame boundaries, one more than pieces."""
     if not any(letters):
         letters = [1] * len(letters)
     weights = [number for number in letters if number]
@@ -137,16 +130,14 @@ def _share(cuts: Sequence[int], letters: Sequence[int]) -> list[int]:
 
 
 def _apart(rising: Sequence[int], *, scale: int) -> list[int]:
-    """Weights from 0 up → places from 0 to `scale` in proportion, rounded half up, one apart at least where there is
-    room."""
+    """Weights from 0 up → places from 0 to `scale` in proportion, rounded half up, apart where there is room."""
     total = rising[-1]
     places = [(2 * scale * value + total) // (2 * total) for value in rising]
     return at_least_one_apart(places, scale) if scale >= len(places) - 1 else places
 
 
 def at_least_one_apart(rising: Sequence[int], last: int) -> list[int]:
-    """The numbers from 0 to `last` that rise by one at least and lie nearest to ascending ones. There must be room: as
-    many at most."""
+    """The numbers from 0 to `last`, where there must be room, that rise by one at least, nearest to ascending ones."""
     place, found = -1, []
     for most, bound in enumerate(rising, last - len(rising) + 1):
         place = min(max(bound, place + 1), most)
@@ -224,10 +215,8 @@ class Alignment:
     def _place(self, utterance_id: str) -> tuple[int, int]:
         """The batch of an utterance, and its row there."""
         if utterance_id not in self._row_of:
-            raise UserError(
-                f"utterance '{utterance_id}' has no alignment "
-                f"({self.failed.get(utterance_id, 'not in the alignment')})."
-            )
+            why = self.failed.get(utterance_id, "not in the alignment")
+            raise UserError(f"utterance '{utterance_id}' has no alignment ({why}).")
         row = self._row_of[utterance_id]
         batch = bisect_right(self._first_row, row) - 1
         return batch, row - self._first_row[batch]
@@ -235,11 +224,9 @@ class Alignment:
     def _arrays(self, batch: int, tier: str) -> tuple[NDArray[np.int32], ...]:
         """A tier of a batch of R rows: offsets_R1 and values of the units, offsets_R1 and values of the starts."""
         if (batch, tier) not in self._columns:
-            column = self._batches[batch][tier]
-            lists = (column.field("unit"), column.field("start"))
-            self._columns[batch, tier] = tuple(
-                part.to_numpy() for each in lists for part in (each.offsets, each.values)
-            )
+            lists = map(self._batches[batch][tier].field, ("unit", "start"))
+            parts = (part for each in lists for part in (each.offsets, each.values))
+            self._columns[batch, tier] = tuple(part.to_numpy() for part in parts)
         return self._columns[batch, tier]
 
     def _tier(self, batch: int, row: int, name: str) -> Tier:
@@ -249,8 +236,7 @@ class Alignment:
         )
 
     def unit_sequences(self, level: str) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-        """All unit sequences of a level without silence, in the order of the ids: offset_N1 and the units; row n has
-        [offset[n], offset[n + 1])."""
+        """offset_N1, and the units of all ids in order, silence left out; row n has [offset[n], offset[n + 1])."""
         silence_ids = np.array(self.silences[level], np.int32)
         arrays = [self._arrays(batch, level)[:2] for batch in range(len(self._batches))]
         num_units = sum(int(at_R1[-1] - at_R1[0]) for at_R1, _ in arrays)
@@ -294,8 +280,7 @@ class Alignment:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all unit sequences (not of their times) and of the inventories: a label store at an aligned level
-        is of this digest."""
+        """SHA-256 of unit sequences, not of times, and inventories: a label store at an aligned level is of it."""
         levels = sorted(self.inventories)
         parts: list[str | bytes] = [part for level in levels for part in (level, self.inventories[level].digest)]
         sequences = [self.unit_sequences(level) for level in levels]
@@ -327,12 +312,8 @@ def write_alignment(
         "manifest_digest": manifest_digest, "aligner": dict(aligner), "failed": dict(failed),
         "silences": {level: list(ids) for level, ids in silences.items()}, "inventories": listed,
     }  # fmt: skip
-    fields = [
-        ("id", pa.string()),
-        ("words", pa.list_(pa.string())),
-        ("word", _TIER),
-        *((level, _TIER) for level in inventories),
-    ]
+    columns_of_tiers = [(name, _TIER) for name in ("word", *inventories)]
+    fields = [("id", pa.string()), ("words", pa.list_(pa.string())), *columns_of_tiers]
     schema = pa.schema(fields, metadata={METADATA_KEY: json.dumps(meta, ensure_ascii=False).encode()})
 
     left = iter(rows)
@@ -340,10 +321,7 @@ def write_alignment(
         while batch := list(islice(left, _BATCH_ROWS)):
             tiers = {"word": [row.word_tier for row in batch]}
             tiers |= {level: [row.tiers[level] for row in batch] for level in inventories}
-            columns: dict[str, list[Any]] = {
-                "id": [row.id for row in batch],
-                "words": [list(row.words) for row in batch],
-            }
+            columns: dict[str, Any] = {"id": [row.id for row in batch], "words": [list(row.words) for row in batch]}
             for name, column in tiers.items():
                 columns[name] = [{"unit": tier.unit_U, "start": tier.start_U1} for tier in column]
             writer.write_batch(pa.record_batch(columns, schema=schema))
@@ -352,18 +330,14 @@ def write_alignment(
 def aligned_to_units(
     utterance: UtteranceAlignment, level: str, silence_ids: Iterable[int]
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """(unit_U, word_U) of an aligned level, silence left out, one position a segment; word −1: it begins in silence.
-
-    Raises KeyError for a level that is not aligned.
-    """
+    """(unit_U, word_U) of an aligned level (else KeyError), without silence, a position a segment; word −1: silence."""
     found, word_tier = positions(utterance.tiers[level], silence_ids), utterance.word_tier
     segment_U = np.searchsorted(word_tier.start_U1, found.start_U, side="right") - 1
     return found.unit_U, word_tier.unit_U[segment_U].astype(np.int32)
 
 
 def pronunciations(alignment: Alignment) -> dict[str, list[tuple[str, ...]]]:
-    """How each word was said, the usual way first: a lexicon of what was aligned. Words that were noise alone are left
-    out."""
+    """How each word was said, the usual way first: a lexicon of what was aligned, without words of noise alone."""
     counts: dict[str, Counter[tuple[str, ...]]] = {}
     symbols = alignment.inventories[MONOPHONE].symbols
     for name in alignment:

@@ -1,5 +1,4 @@
-"""Forced alignment by a CTC model's best path: words, and pieces within them (Graves et al. 2006, section 3; Viterbi
-instead of the sum).
+"""Forced alignment by a CTC model's best path: words, and pieces in them (Graves et al. 2006, sec. 3, but Viterbi).
 
 - Any model that gives p(unit or blank | frame) over the sound: a checkpoint of transformers (wav2vec 2.0, HuBERT, WavLM
   ...), an exported student.
@@ -58,11 +57,8 @@ def _classes(unit_U: NDArray[np.int32], blank: int) -> NDArray[np.int64]:
 
 
 def best_path(logp_TV: Floats, unit_U: NDArray[np.int32], *, blank: int) -> NDArray[np.int64]:
-    """The likeliest path through blank, u_1, blank, …, u_U, blank: per frame the state, 2u + 1 for unit u. Raises
-    FailureError where none fits.
-
-    Ties stay in the earlier state. Cost O(T · U) time and T · U bytes.
-    """
+    """The likeliest path through blank, u_1, blank, …, u_U, blank: per frame the state, 2u + 1 for unit u. Ties stay in
+    the earlier state. O(T · U) time, T · U bytes. Raises FailureError where none fits."""
     state_V = _classes(unit_U, blank)
     frames, states = len(logp_TV), len(state_V)
     repeated = int((unit_U[1:] == unit_U[:-1]).sum())
@@ -88,8 +84,7 @@ def best_path(logp_TV: Floats, unit_U: NDArray[np.int32], *, blank: int) -> NDAr
 
 
 def word_times(path_T: NDArray[np.int64], word_U: NDArray[np.int32], *, frame_s: float) -> list[tuple[float, float]]:
-    """(begin, end) in seconds of each word: the frames from its first unit to its last, and half of the blanks on
-    either side."""
+    """(begin, end) in seconds of each word: from its first unit to its last, and half of the blanks on either side."""
     frame_T = np.flatnonzero(path_T % 2)
     word_T = word_U[path_T[frame_T] // 2]
     num = int(word_U.max()) + 1
@@ -105,8 +100,7 @@ class CtcSource(Source):
     """The manifest's sound and transcripts, aligned by a model."""
 
     def __init__(self, model: CtcModel, *, pronounce: Pronounce | None = None, min_score: float | None = None) -> None:
-        """pronounce: a word's phones, which share its time evenly; without it there is a word tier alone. min_score: by
-        default MIN_SCORE."""
+        """pronounce: a word's phones, which share its time evenly; None: words alone. min_score: None: MIN_SCORE."""
         self._model, self._pronounce = model, pronounce
         self._min_score = MIN_SCORE if min_score is None else min_score
         self.notes = ("words are placed by a CTC model: boundaries are coarse",)
@@ -115,18 +109,15 @@ class CtcSource(Source):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Name, the model, whether there are phones, and what is accepted."""
         phones = None if self._pronounce is None else "lexicon"
         return {"name": "ctc", "model": self._model.identity, "phones": phones, "min_score": self._min_score}
 
     def read(self, manifest: Manifest) -> Iterator[tuple[str, AlignmentLoader]]:
-        """In the manifest's order."""
         yield from ((utterance.id, partial(self._utterance, utterance)) for utterance in manifest)
         if left_out := self._model.left_out:
             letters = ", ".join(f"'{letter}' ('{word}')" for letter, word in sorted(left_out.items())[:10])
-            self.notes += (
-                f"the model has no unit for {len(left_out)} letters, which words are aligned without: {letters}",
-            )
+            lacking = f"the model has no unit for {len(left_out)} letters, which words are aligned without"
+            self.notes += (f"{lacking}: {letters}",)
 
     def _utterance(self, utterance: Utterance) -> ToolAlignment:
         spoken = words(utterance.text)
@@ -149,8 +140,7 @@ class CtcSource(Source):
 
 
 class TransformersCtc:
-    """A CTC checkpoint of transformers that takes waves: its safetensors and its tokenizer's letters, no code of its
-    own."""
+    """A CTC checkpoint of transformers that takes waves: its safetensors and its tokenizer's letters, no code."""
 
     def __init__(self, source: str, *, device: str = "cpu") -> None:
         """source: a folder or a name on the hub. Raises UserError where it is no such checkpoint."""
@@ -182,9 +172,8 @@ class TransformersCtc:
             with self._torch.no_grad():
                 logits_BTV = self._model(**{name: value.to(self._model.device) for name, value in given.items()}).logits
         except (RuntimeError, ValueError) as error:
-            raise FailureError(
-                f"the model cannot read {len(wave_S) / SAMPLE_RATE_HZ:.3f} s of sound: {first_line(error)}"
-            ) from None
+            seconds = len(wave_S) / SAMPLE_RATE_HZ
+            raise FailureError(f"the model cannot read {seconds:.3f} s of sound: {first_line(error)}") from None
         logp_TV: Floats = logits_BTV[0].float().log_softmax(-1).cpu().numpy()
         return logp_TV
 

@@ -1,12 +1,10 @@
-"""Other tools' files of times: Praat's TextGrids as the Montreal Forced Aligner (2 and 3) writes them, CTM files, and
-TIMIT's segments.
+"""Other tools' files of times: TextGrids as the Montreal Forced Aligner (2, 3) writes them, CTM, and TIMIT's segments.
 
 - TextGrid: interval tiers `words` and `phones`, once a speaker, or as WebMAUS and SPPAS name them; long and short text
-  format, UTF-8 or UTF-16. Both formats have the same values in the same order, so reading skips all but numbers, quoted
-  strings and flags. The values decide where a tier ends, not the counts in the file. A file belongs to an utterance by
-  its id, else by the audio file's name, else by folder and name. A recording that the manifest cuts into utterances is
-  cut by its times. (praatio refuses empty intervals and ends that differ by 1e-16, and reads a truncated tier in
-  silence.)
+  format, UTF-8 or UTF-16. Both have the same values in the same order, so reading skips all but numbers, quoted strings
+  and flags; values decide where a tier ends, not the counts in the file. A file belongs to an utterance by its id, else
+  by the audio file's name, else by folder and name. A recording that the manifest cuts into utterances is cut by its
+  times. (praatio refuses empty intervals and ends that differ by 1e-16, and reads a truncated tier in silence.)
 - CTM: a word or a phone a line, `id channel begin duration symbol [confidence ...]`, in any order, as Kaldi and NIST's
   tools write them. Words have the phones of a second file, else equal shares of the word for a lexicon's phones
   (coarse), else none. The first column is an utterance's id, or a recording's. The second is the side: A, B ..., or
@@ -43,7 +41,7 @@ from hkd.align.fit import (
     samples_of,
 )
 from hkd.corpora.collect import Report, channel_of, plain_name, walk
-from hkd.errors import UserError
+from hkd.errors import UserError, check_setting
 from hkd.files import digest_of, digest_of_file, filled_lines
 from hkd.manifest import Manifest, Utterance
 from hkd.timebase import SAMPLE_RATE_HZ
@@ -89,8 +87,7 @@ def read_textgrid(path: Path) -> TextGrid:
 
 
 class _Values:
-    """The values of a TextGrid in order: texts, flags, numbers. Raises ValueError where one is missing or of another
-    kind."""
+    """A TextGrid's values in order: texts, flags, numbers. Raises ValueError for none, or one of another kind."""
 
     def __init__(self, text: str) -> None:
         self._found = _VALUE.finditer(text)
@@ -128,8 +125,7 @@ class _Values:
 
 
 def _parse(text: str, path: Path) -> TextGrid:
-    """All tiers, whatever the file says of their number; a tier that ends before its time with fewer intervals than
-    said is truncated."""
+    """All tiers, however many the file says; one that ends early with fewer intervals than it says is truncated."""
     values = _Values(text)
     kind, of = values.take(_TEXT, "the file's type"), values.take(_TEXT, "the object's class")
     if not kind.startswith("ooTextFile") or of != "TextGrid":
@@ -153,9 +149,8 @@ def _parse(text: str, path: Path) -> TextGrid:
         if kind == "TextTier":
             continue
         if len(rows) < size and (not rows or rows[-1].stop < end - _END_S):
-            raise ValueError(
-                f"tier '{name}' should have {size} intervals to {end:g} s, but has {len(rows)}: is it truncated?"
-            )
+            rule = f"tier '{name}' should have {size} intervals to {end:g} s"
+            raise ValueError(f"{rule}, but has {len(rows)}: is it truncated?")
         if name in tiers and name.rpartition(" - ")[2].strip().lower() in (*_WORD_TIERS, *_PHONE_TIERS):
             raise ValueError(f"tier '{name}' stands twice")
         tiers[name] = tuple(rows)
@@ -166,28 +161,23 @@ class MfaSource(Source):
     """A folder of TextGrids, or one."""
 
     def __init__(self, path: Path, *, dictionary: Sequence[str] | None = None) -> None:
-        """dictionary: all phones that the tool's dictionary has, for an inventory that does not depend on the
-        corpus."""
+        """dictionary: all phones of the tool's dictionary, for an inventory that does not depend on the corpus."""
         found = walk(path, Report()) if path.is_dir() else [path]
         self._paths = [file for file in found if file.suffix.lower() == ".textgrid" or file == path]
         if not path.exists():
             raise UserError(f"{path} must be a folder of TextGrids or one, but is not there.")
         if not self._paths:
-            raise UserError(
-                f"{path} must hold TextGrids (*.TextGrid), but holds none. Give the output folder of `mfa align "
-                f"--output_format long_textgrid`."
-            )
+            remedy = "Give the output folder of `mfa align --output_format long_textgrid`."
+            raise UserError(f"{path} must hold TextGrids (*.TextGrid), but holds none. {remedy}")
         self._root = path if path.is_dir() else path.parent
         self.phones = None if dictionary is None else tuple(dict.fromkeys(dictionary))
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Name, and a digest of all files."""
         parts = [part for path in self._paths for part in (str(path.relative_to(self._root)), digest_of_file(path))]
         return {"name": "mfa", "files": digest_of(parts), "phones": self.phones and digest_of(self.phones)}
 
     def read(self, manifest: Manifest) -> Iterator[tuple[str, AlignmentLoader]]:
-        """File by file the utterances that it holds."""
         of_path, ambiguous, respelled = _match(self._paths, self._root, manifest)
         if respelled:
             what = f"{len(respelled)} TextGrids have names that are written otherwise (accents, case)"
@@ -287,9 +277,8 @@ def lasting(tier: Sequence[Interval], what: str) -> list[Interval]:
         if round((row.stop - row.start) * SAMPLE_RATE_HZ) > 0:
             found.append(row)
         elif row.stop < row.start - 1 / SAMPLE_RATE_HZ:
-            raise FailureError(
-                f"{row.place}: the {what} '{label}' ends at {row.stop:g} s, before it begins at {row.start:g} s"
-            )
+            ends = f"the {what} '{label}' ends at {row.stop:g} s"
+            raise FailureError(f"{row.place}: {ends}, before it begins at {row.start:g} s")
         elif label.lower() in UNKNOWN_WORDS or not (
             is_silent_word(label) or is_silence_name(label) or NOISE.fullmatch(label)
         ):
@@ -300,8 +289,7 @@ def lasting(tier: Sequence[Interval], what: str) -> list[Interval]:
 def phones_in_words(
     spoken: Sequence[Interval], phones: Sequence[Interval]
 ) -> tuple[list[tuple[float, float, int, str]], list[str]]:
-    """Phones, each with the word that its middle lies in; and the words. Raises FailureError for a word or phone of no
-    length."""
+    """Phones, each with the word that its middle lies in; the words. Raises FailureError where one has no length."""
     said = [row for row in lasting(spoken, "word") if not is_silent_word(row.label.strip())]
     sounding = lasting(phones, "phone")
     word_P = words_at(said, np.array([(phone.start + phone.stop) / 2 for phone in sounding])).tolist()
@@ -322,44 +310,33 @@ def words_at(said: Sequence[Interval], time_P: NDArray[np.float64]) -> NDArray[n
     return np.where((place_P >= 0) & (time_P < stop_W[place_P]), place_P, -1)
 
 
-COLUMNS = 5
 Pronounce = Callable[[str], Sequence[str]]
 
 
 class Ctm(dict[str, dict[str, list[Interval]]]):
-    """Intervals of each id and side, by their begin; sides as written, in upper case.
-
-    grid_s: what the file's times are rounded to, 10 ms at least. first: the lowest side that is a number. used: (id,
-    side) that were read.
-    """
+    """Intervals of each id and side, by their begin; sides as written, in upper case."""
 
     path = Path()
-    grid_s = 0.01
-    first = 1
+    grid_s = 0.01  # what the file's times are rounded to, 10 ms at least
+    first = 1  # the lowest side that is a number
 
     def __init__(self) -> None:
         super().__init__()
-        self.used: set[tuple[str, str]] = set()
+        self.used: set[tuple[str, str]] = set()  # (id, side) that were read
 
     def rows(self, name: str, channel: int | None, *, strict: bool = False, first: int | None = None) -> list[Interval]:
-        """The intervals of an id's sides that are the channel (from 0).
-
-        strict: whether an only side must be the channel too. first: instead of the file's own. Raises FailureError
-        where no side is the channel, or there are several and channel is None.
-        """
+        """The intervals of an id's sides that are the channel (from 0). Raises FailureError where none is, or several
+        sides might be. strict: whether an only side must be the channel too. first: instead of the file's own."""
         written = sides = sorted(self.get(name, {}))
         if len(written) > 1 or (written and strict and channel is not None):
             has = f"{self.path} has the side{'s' * (len(written) > 1)} {', '.join(written)} of '{name}'"
             if channel is None:
-                raise FailureError(
-                    f"{has}, but the manifest names no channel: give it a channel (from 0), or name the CTM's lines by "
-                    f"utterance"
-                )
+                remedy = "give it a channel (from 0), or name the CTM's lines by utterance"
+                raise FailureError(f"{has}, but the manifest names no channel: {remedy}")
             sides = [side for side in written if _channel(side, self.first if first is None else first) == channel]
             if not sides:
-                raise FailureError(
-                    f"{has}, but its channel {channel} (from 0) is none of them: sides are A, B ... or 1, 2 ..."
-                )
+                known = "sides are A, B ... or 1, 2 ..."
+                raise FailureError(f"{has}, but its channel {channel} (from 0) is none of them: {known}")
         self.used |= {(name, side) for side in sides}
         rows = [self[name][side] for side in sides]
         return rows[0] if len(rows) == 1 else sorted(chain(*rows))
@@ -381,16 +358,15 @@ def read_ctm(path: Path) -> Ctm:
             continue
         columns = line.split()
         try:
-            if len(columns) < COLUMNS:
+            if len(columns) < 5:
                 raise ValueError(f"has {len(columns)} columns")
             start, duration = float(columns[2]), float(columns[3])
             if not (-1e7 < start < 1e7 and 0 <= duration < 1e7):
                 raise ValueError(f"begins at {columns[2]} and lasts {columns[3]}")
         except ValueError as error:
             why = re.sub("could not convert string to float: (.*)", r"has no number (\1)", str(error))
-            raise UserError(
-                f"{place}: a line of a CTM file must be `id channel begin duration symbol`, but this one {why}."
-            ) from None
+            rule = "a line of a CTM file must be `id channel begin duration symbol`"
+            raise UserError(f"{place}: {rule}, but this one {why}.") from None
         decimals = max(decimals, *(len(column.partition(".")[2]) for column in columns[2:4]))
         row = Interval(start, start + duration, columns[4], place)
         found.setdefault(columns[0], {}).setdefault(columns[1].upper(), []).append(row)
@@ -414,18 +390,11 @@ class CtmSource(Source):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Name, and digests of the files."""
-        phones = (
-            digest_of_file(self._phones)
-            if self._phones is not None
-            else "lexicon"
-            if self._pronounce is not None
-            else None
-        )
+        phones = None if self._pronounce is None else "lexicon"
+        phones = phones if self._phones is None else digest_of_file(self._phones)
         return {"name": "ctm", "files": digest_of_file(self._words), "phones": phones, "grid": "of the file"}
 
     def read(self, manifest: Manifest) -> Iterator[tuple[str, AlignmentLoader]]:
-        """The manifest's utterances that the files have, then what else they have."""
         spoken, phones = read_ctm(self._words), Ctm() if self._phones is None else read_ctm(self._phones)
         names = {row.label for sides in phones.values() for rows in sides.values() for row in rows}
         if names and all(map(str.isdecimal, names)):
@@ -436,10 +405,9 @@ class CtmSource(Source):
         grid_s, first = max(spoken.grid_s, phones.grid_s), min(spoken.first, phones.first)
         named = ((u, u.id if u.id in spoken else Path(u.audio_filepath or "").stem) for u in manifest)
         listed = [(utterance, name) for utterance, name in named if name in spoken]
-        channels: dict[str, set[int]] = {name: set() for _, name in listed}
+        channels: dict[str, set[int | None]] = {name: set() for _, name in listed}
         for utterance, name in listed:
-            if utterance.channel is not None:
-                channels[name].add(utterance.channel)
+            channels[name] |= {utterance.channel} - {None}
         for utterance, name in listed:
             strict = max(len(spoken[name]), len(phones.get(name, ())), len(channels[name])) > 1
             try:
@@ -473,8 +441,7 @@ class CtmSource(Source):
 def words_alone(
     spoken: Sequence[Interval], pronounce: Pronounce | None, *, offset_s: float = 0.0, grid_s: float | None = None
 ) -> ToolAlignment:
-    """Words with their times → pieces: words, or their phones, each with an equal share of the word's sound. Raises
-    FailureError."""
+    """Words with their times → pieces: words, or phones that share a word's sound evenly. Raises FailureError."""
     said = [row for row in lasting(spoken, "word") if not is_silent_word(row.label)]
     rows: list[tuple[float, float, int, str | None]] = []
     for number, row in enumerate(said):
@@ -507,9 +474,8 @@ _FOLDED = {
     "uw": "ux", SILENCE: "pcl tcl kcl bcl dcl gcl h# pau epi q",
 }  # fmt: skip
 PHONES_39 = (SILENCE, *_KEPT.split())
-FOLD_61 = {phone: phone for phone in _KEPT.split()} | {
-    old: new for new, olds in _FOLDED.items() for old in olds.split()
-}
+FOLD_61 = {phone: phone for phone in PHONES_39 if phone != SILENCE}
+FOLD_61 |= {old: new for new, olds in _FOLDED.items() for old in olds.split()}
 
 
 class TimitSource(Source):
@@ -521,37 +487,29 @@ class TimitSource(Source):
         found = (path for path in sorted(root.rglob("*")) if path.suffix.upper() == ".PHN")
         self._paths = {f"{path.parent.name}-{path.stem}".upper(): path for path in found}
         if not self._paths:
-            raise UserError(
-                f"{root} must hold TIMIT's segments (*.PHN), but holds none. Give the folder of the corpus."
-            )
+            rule = f"{root} must hold TIMIT's segments (*.PHN)"
+            raise UserError(f"{rule}, but holds none. Give the folder of the corpus.")
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Name, and a digest of all files."""
         files = [file for path in self._paths.values() for file in (path, _words_of(path)) if file.exists()]
-        return {
-            "name": "timit",
-            "files": digest_of(part for path in files for part in (path.name, digest_of_file(path))),
-        }
+        parts = (part for path in files for part in (path.name, digest_of_file(path)))
+        return {"name": "timit", "files": digest_of(parts)}
 
     def read(self, manifest: Manifest) -> Iterator[tuple[str, AlignmentLoader]]:
-        """Sentence by sentence."""
         return ((name, partial(_sentence, path)) for name, path in self._paths.items())
 
 
 def _sentence(path: Path) -> ToolAlignment:
-    phones = [row._replace(label=_fold(row.label, path)) for row in read_segments(path)]
-    return pieces(*phones_in_words(read_segments(_words_of(path)), phones))
+    phones = read_segments(path)
+    for row in phones:
+        check_setting(f"{path}: a phone", f"'{row.label[:20]}'", "be one of TIMIT's 61", row.label in FOLD_61)
+    folded = [row._replace(label=FOLD_61[row.label]) for row in phones]
+    return pieces(*phones_in_words(read_segments(_words_of(path)), folded))
 
 
 def _words_of(path: Path) -> Path:
     return path.with_suffix(".WRD" if path.suffix.isupper() else ".wrd")
-
-
-def _fold(phone: str, path: Path) -> str:
-    if phone not in FOLD_61:
-        raise UserError(f"{path}: a phone must be one of TIMIT's 61, but is '{phone[:20]}' instead.")
-    return FOLD_61[phone]
 
 
 def read_segments(path: Path) -> list[Interval]:
@@ -567,8 +525,7 @@ def read_segments(path: Path) -> list[Interval]:
 
 
 def folded_dictionary(lexicon: Lexicon) -> dict[str, list[tuple[str, ...]]]:
-    """A dictionary of ARPAbet without stress in TIMIT's 39 phones (AO is aa, ZH is sh), for words that nobody said in
-    it."""
+    """A dictionary of ARPAbet without stress in TIMIT's 39 phones (AO is aa, ZH is sh), for words unsaid in it."""
     return {
         word: list(dict.fromkeys(tuple(FOLD_61[phone.lower()] for phone in phones) for phones in rows))
         for word, rows in lexicon.entries(within={phone.upper() for phone in FOLD_61}).items()

@@ -1,5 +1,4 @@
-"""What aligners have in common: another tool's alignment of an utterance → a row of the artefact, checked, on the 10 ms
-grid, in the transcript's own words; and the report of a run.
+"""What aligners share: a tool's alignment → a row of the artefact, checked, in frames and the transcript's own words.
 
 - A `Source` reads one tool's files. It gives pieces: the finest stretches of sound that the tool knows (states, else
   phones, else words), each with its word and phone. Times are samples at 16 kHz from the utterance's start; all
@@ -58,13 +57,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AlignReport:
-    """What came out. `failed`: id → reason; `seconds_of_audio`: of the kept utterances; `real_time_factor`: processor
-    time a second of audio."""
+    """What came out."""
 
     kept: int
-    failed: dict[str, str] = field(default_factory=dict)
-    seconds_of_audio: float = 0.0
-    real_time_factor: float = 0.0
+    failed: dict[str, str] = field(default_factory=dict)  # id → reason
+    seconds_of_audio: float = 0.0  # of the kept utterances
+    real_time_factor: float = 0.0  # processor time a second of audio
     predicted_words: dict[str, str] = field(default_factory=dict)  # in no dictionary → their phones
     unused: tuple[str, ...] = ()  # what another tool aligned and the manifest does not have
     notes: tuple[str, ...] = ()  # sentences for people: what was coarse, what was moved
@@ -79,8 +77,7 @@ def about(report: AlignReport, names: Sequence[str] = ABOUT) -> dict[str, Any]:
 
 
 def finished(out: Path, manifest: Manifest, aligner: Mapping[str, Any], *, overwrite: bool) -> AlignReport | None:
-    """The report of a finished alignment with these settings; None where `out` may be (re)written. Raises UserError
-    where it may not."""
+    """The report of a finished alignment with these settings; None where `out` may be (re)written, else UserError."""
     if not out.exists():
         return None
     there = Alignment(out)
@@ -133,10 +130,8 @@ class ImportConfig:
 
     def __post_init__(self) -> None:
         if not self.max_phone_s > 0 or not 0 <= self.min_coverage <= 1:
-            raise UserError(
-                f"max_phone_s must be positive and min_coverage between 0 and 1, but are {self.max_phone_s}, "
-                f"{self.min_coverage}."
-            )
+            are = f"{self.max_phone_s}, {self.min_coverage}"
+            raise UserError(f"max_phone_s must be positive and min_coverage between 0 and 1, but are {are}.")
 
     def fold(self, phone: str) -> str:
         """A tool's phone → the inventory's."""
@@ -146,19 +141,16 @@ class ImportConfig:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ToolAlignment:
-    """An utterance as a tool aligned it. word_P: index into `tokens`, −1 for silence and noise; phone_P: symbols, or
-    None for words alone."""
+    """An utterance as a tool aligned it."""
 
     tokens: tuple[str, ...]
     start_P: NDArray[np.int64]  # samples
     stop_P: NDArray[np.int64]
-    word_P: NDArray[np.int64]
-    phone_P: tuple[str, ...] | None = None
-    # a new phone; read where there are senones
-    begins_P: NDArray[np.bool_] = field(default_factory=lambda: np.ones(0, np.bool_))
+    word_P: NDArray[np.int64]  # index into `tokens`, −1 for silence and noise
+    phone_P: tuple[str, ...] | None = None  # symbols; None for words alone
+    begins_P: NDArray[np.bool_] = field(default_factory=lambda: np.ones(0, np.bool_))  # a new phone; for senones
     senone_P: NDArray[np.int64] | None = None
-    # what the tool's times may be wrong by, in samples: overlaps up to it and gaps below it are none
-    slack: int = _SLACK_SAMPLES
+    slack: int = _SLACK_SAMPLES  # how wrong the tool's times may be, in samples: overlaps and smaller gaps are none
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -180,8 +172,7 @@ def pieces(
     offset_s: float = 0.0,
     grid_s: float | None = None,
 ) -> ToolAlignment:
-    """(start, stop, word, phone) in seconds → Foreign. grid_s: what times are rounded to. Raises FailureError for times
-    that are no numbers."""
+    """(start, stop, word, phone) in seconds (rounded to grid_s) → a tool's alignment. Raises FailureError for NaN."""
     times = np.array([row[:2] for row in segments], np.float64).reshape(-1, 2) - offset_s
     if not np.isfinite(times).all() or (np.abs(times) > 1e7).any():
         raise FailureError("a segment's time is not a finite number of seconds")
@@ -203,8 +194,7 @@ def fit(
     config: ImportConfig,
     id_of: defaultdict[str, int],
 ) -> UtteranceAlignment:
-    """One utterance on the grid. id_of: numbers phones as they first occur. Raises FailureError with the reason where
-    it is refused."""
+    """One utterance on the grid. id_of: numbers phones as they occur. Raises FailureError where it is refused."""
     spoken, num_samples = words(utterance.text), samples_of(utterance)
     if not spoken:
         raise FailureError("the transcript has no words")
@@ -244,10 +234,8 @@ def _check(foreign: ToolAlignment, num_samples: int, silence: Silence, config: I
         raise FailureError(f"segments overlap at {_at(start_P[at + 1])}")
     edge = max(_EDGE_FRAMES * HOP_SAMPLES, foreign.slack)
     if start_P[0] < -edge or stop_P[-1] > num_samples + edge:
-        raise FailureError(
-            f"the alignment runs from {_at(start_P[0])} to {_at(stop_P[-1])}, but the sound from 0 to "
-            f"{_at(num_samples)}"
-        )
+        sound = f"the sound from 0 to {_at(num_samples)}"
+        raise FailureError(f"the alignment runs from {_at(start_P[0])} to {_at(stop_P[-1])}, but {sound}")
     covered = (stop_P - start_P).sum() / max(1, num_samples)
     if covered < config.min_coverage:
         raise FailureError(f"the alignment covers {covered:.0%} of {_at(num_samples)}: is it of another recording?")
@@ -256,9 +244,8 @@ def _check(foreign: ToolAlignment, num_samples: int, silence: Silence, config: I
     speech_P = np.array([phone not in silence for phone in foreign.phone_P])
     length_P = stop_P - start_P
     for at in np.flatnonzero(speech_P & (length_P > config.max_phone_s * SAMPLE_RATE_HZ)):
-        raise FailureError(
-            f"phone '{foreign.phone_P[at]}' lasts {_at(length_P[at])}, longer than {config.max_phone_s:g} s"
-        )
+        lasts = f"phone '{foreign.phone_P[at]}' lasts {_at(length_P[at])}"
+        raise FailureError(f"{lasts}, longer than {config.max_phone_s:g} s")
     for at in np.flatnonzero(speech_P & (foreign.word_P < 0)):
         phone = foreign.phone_P[at]
         raise FailureError(
@@ -271,8 +258,7 @@ def _letters(text: str) -> str:
 
 
 def _pairs(tokens: Sequence[str], spoken: Sequence[str]) -> list[tuple[list[int], list[int]]]:
-    """The tool's tokens against the transcript's words: groups of equal letters. Raises FailureError at the first
-    difference."""
+    """The tool's tokens against the transcript's words: groups of equal letters; FailureError where they differ."""
     letters = [word.replace("'", "") for word in spoken]
     groups: list[tuple[list[int], list[int]]] = []
     at = number = 0  # the next word, the next token
@@ -342,8 +328,7 @@ def _split(foreign: ToolAlignment, split: Mapping[int, list[int]], spoken: Seque
 
 
 def _close(foreign: ToolAlignment, num_samples: int, silence: Silence) -> ToolAlignment:
-    """Silence in the gaps; the first piece begins at 0 and the last ends with the sound. Raises FailureError for a gap
-    within a word.
+    """Silence in the gaps, from 0 to the sound's end. Raises FailureError for a gap within a word.
 
     A gap goes to the silence that the tool has before or after it; between two words it becomes a silence of its own.
     Within a word, and where it is no longer than the tool's rounding, the piece before takes it.
@@ -384,8 +369,7 @@ def _close(foreign: ToolAlignment, num_samples: int, silence: Silence) -> ToolAl
 
 
 def _on_grid(foreign: ToolAlignment, num_samples: int) -> NDArray[np.int64]:
-    """Frame boundaries of contiguous pieces, P + 1; each piece gets a frame at least. Raises FailureError where there
-    are too few."""
+    """Frame boundaries of contiguous pieces, P + 1, a frame a piece at least; FailureError where there are too few."""
     num_frames = samples_to_frames(num_samples)
     wanted_P1 = samples_to_boundaries(np.concatenate([foreign.start_P, foreign.stop_P[-1:]]))
     wanted_P1[0], wanted_P1[-1] = 0, num_frames
@@ -398,9 +382,8 @@ def _on_grid(foreign: ToolAlignment, num_samples: int) -> NDArray[np.int64]:
 
 
 ALGORITHM = 2  # raised whenever the same files would give another alignment
-AlignmentLoader = Callable[
-    [], ToolAlignment
-]  # of an utterance. Raises FailureError, or HkdError where its own files cannot be read
+# of an utterance. Raises FailureError, or HkdError where its own files cannot be read
+AlignmentLoader = Callable[[], ToolAlignment]
 
 
 class Source(ABC):
@@ -433,8 +416,7 @@ NO_UTTERANCE = refused("no utterance")
 
 
 def samples_of(utterance: Utterance) -> int:
-    """How long an utterance's sound is, in samples at 16 kHz: the manifest's word, else the file's header. Raises
-    FailureError, UserError."""
+    """An utterance's samples at 16 kHz: the manifest's word, else the file's header. Raises FailureError, UserError."""
     if utterance.duration is not None:
         return seconds_to_samples(utterance.duration)
     if utterance.audio_filepath is None:
@@ -451,20 +433,17 @@ def import_alignment(
     overwrite: bool = False,
     progress: Progress = no_progress,
 ) -> AlignReport:
-    """Write `out` (an `Alignment`) from what a source has of the manifest's utterances; the rest is listed in it and in
-    the report with reasons.
+    """Write `out` (an `Alignment`) from what a source has; it and the report list the other utterances with reasons.
 
     Raises UserError where `out` is of something else, unless `overwrite`, or the source cannot be read, and HkdError
     where nothing fits.
     """
     config = config or ImportConfig()
-    aligner = {
-        **source.identity,
-        "algorithm": ALGORITHM,
-        "words": normalisation(),
-        "spans": _spans(manifest),
-        "config": {**asdict(config), "silence_phones": sorted(config.silence_phones)},
-    }
+    # besides the text these decide how a recording's alignment is cut
+    cuts = ([u.id, u.speaker, u.offset, u.duration, u.channel] for u in manifest)
+    spans = digest_of_json([row[:-1] if row[-1] is None else row for row in cuts])
+    aligner = source.identity | {"algorithm": ALGORITHM, "words": normalisation(), "spans": spans}
+    aligner["config"] = {**asdict(config), "silence_phones": sorted(config.silence_phones)}
     if (done := finished(out, manifest, aligner, overwrite=overwrite)) is not None:
         return done
     names = frozenset(config.silence_phones)
@@ -487,8 +466,7 @@ def import_alignment(
 
 
 def _unheard(rows: Iterable[UtteranceAlignment], silent_ids: Sequence[int]) -> tuple[str, ...]:
-    """A note on words that have no phone of their own, since the tool knew them as `<unk>` or noise: they are frames of
-    silence at that level."""
+    """A note on words without phones, since the tool knew them as `<unk>` or noise: there they are silence."""
     words: Counter[str] = Counter()
     utterances = 0
     for row in rows:
@@ -504,12 +482,6 @@ def _unheard(rows: Iterable[UtteranceAlignment], silent_ids: Sequence[int]) -> t
         f"{words.total()} words ({len(words)} different) of {utterances} utterances have no phones, since the tool "
         f"knew them as unknown or noise: {some}{' ...' if len(words) > 10 else ''}",
     )
-
-
-def _spans(manifest: Manifest) -> str:
-    """Digest of what of each utterance, besides its text, decides how a recording's alignment is cut."""
-    rows = ([u.id, u.speaker, u.offset, u.duration, u.channel] for u in manifest)
-    return digest_of_json([row[:-1] if row[-1] is None else row for row in rows])
 
 
 def _collect(

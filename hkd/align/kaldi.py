@@ -35,30 +35,22 @@ _TOLERANCE_S = 0.1
 def read_model(
     folder: Path, *, lang: Path | None = None, config: ImportConfig | None = None
 ) -> tuple[TransitionModel, TreeTying]:
-    """Read final.mdl, tree and phones.txt (of the folder or of `lang`). Raises UserError where one is missing, broken
-    or of another model."""
+    """Read final.mdl, tree and phones.txt (or `lang`'s). Raises UserError where one is missing, broken or foreign."""
     config = config or ImportConfig()
-    found = next(
-        (path for path in (folder / "phones.txt", *([lang / "phones.txt"] if lang else [])) if path.exists()), None
-    )
+    found = next(filter(Path.exists, [place / "phones.txt" for place in (folder, lang) if place]), None)
     if found is None:
-        raise UserError(
-            f"{folder} must hold phones.txt, but does not. Give the lang folder that the model was made with: --set "
-            f"lang=FOLDER."
-        )
+        remedy = "Give the lang folder that the model was made with: --set lang=FOLDER."
+        raise UserError(f"{folder} must hold phones.txt, but does not. {remedy}")
     for name in ("final.mdl", "tree"):
         if not (folder / name).exists():
-            raise UserError(
-                f"{folder} must hold {name}, but does not. Give the folder of the alignment's model: --set "
-                f"model=FOLDER."
-            )
+            remedy = "Give the folder of the alignment's model: --set model=FOLDER."
+            raise UserError(f"{folder} must hold {name}, but does not. {remedy}")
     transitions, tree = read_transitions(folder / "final.mdl"), read_tree(folder / "tree")
     symbols = read_symbols(found)
     phones = {phone: number for phone, number in symbols.items() if number > 0 and not phone.startswith("#")}
     if foreign := sorted(set(transitions.topology) - set(phones.values())):
-        raise UserError(
-            f"{found} must have the model's phones, but lacks number {foreign[0]}. Give that of the same model."
-        )
+        remedy = "Give that of the same model."
+        raise UserError(f"{found} must have the model's phones, but lacks number {foreign[0]}. {remedy}")
     phones = {phone: number for phone, number in phones.items() if number in transitions.topology}
     tying = TreeTying(
         phones=phones, tree=tree, places={number: tuple(transitions.places(number)) for number in phones.values()},
@@ -81,16 +73,13 @@ class KaldiSource(Source):
         subsampling: int | None = None,
         config: ImportConfig | None = None,
     ) -> None:
-        """model: where final.mdl and tree lie, if not beside the alignments; word_ctm, lexicon: for phones without
-        places in the word."""
+        """model: where final.mdl and tree lie, if not here; word_ctm, lexicon: for phones without places in words."""
         folder = path if path.is_dir() else path.parent
         found = sorted(p for pattern in ("ali.*.gz", "ali.*.ark", "ali.ark", "ali.gz") for p in path.glob(pattern))
         self._paths = list(dict.fromkeys(found)) if path.is_dir() else [path]
         if not self._paths or not path.exists():
-            raise UserError(
-                f"{path} must hold alignments (ali.1.gz, ...), but holds none. Give the folder of Kaldi's align_si.sh, "
-                f"say."
-            )
+            remedy = "Give the folder of Kaldi's align_si.sh, say."
+            raise UserError(f"{path} must hold alignments (ali.1.gz, ...), but holds none. {remedy}")
         self._transitions, self.tying = read_model(model or folder, lang=lang, config=config)
         self._word_ctm, self._lexicon = word_ctm, lexicon
         self._subsampling = subsampling or _subsampling(model or folder)
@@ -106,7 +95,6 @@ class KaldiSource(Source):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Name, digests of alignments and model, frame subsampling."""
         files = digest_of(part for path in self._paths for part in (path.name, digest_of_file(path)))
         lexicon = None if self._lexicon is None else self._lexicon.path
         more = [digest_of_file(path) for path in (self._word_ctm, lexicon) if path is not None]
@@ -195,14 +183,12 @@ def _by_place(phones: Sequence[str]) -> NDArray[np.int64]:
 
 
 def _by_lexicon(phones: Sequence[str], tokens: Sequence[str], lexicon: Lexicon, silent: set[str]) -> NDArray[np.int64]:
-    """The word of each phone: the tokens' pronunciations in order, silence between them. Raises FailureError where none
-    fits."""
+    """The word of each phone: the tokens' pronunciations, silence between them. Raises FailureError where none fits."""
     # by words so far: phones used → (phones before, where the word begins)
     reached: list[dict[int, tuple[int, int]]] = [{0: (0, 0)}]
     for token in tokens:
-        variants = (
-            lexicon.variants(token) or lexicon.variants(token.lower()) or lexicon.variants(" ".join(words(token)))
-        )
+        written = (token, token.lower(), " ".join(words(token)))
+        variants = next(filter(None, map(lexicon.variants, written)), [])
         here: dict[int, tuple[int, int]] = {}
         for before in reached[-1]:
             begin = before

@@ -34,7 +34,7 @@ import numpy as np
 from hkd.align.alignment import Tier, UtteranceAlignment, at_least_one_apart, write_alignment
 from hkd.align.fit import AlignReport, FailureError, about, check_any, finished, warn
 from hkd.audio import read_audio, to_int16
-from hkd.errors import HkdError, Progress, UserError, no_progress
+from hkd.errors import HkdError, Progress, UserError, check_setting, no_progress
 from hkd.files import digest_of_file, digest_of_json, num_cores, write_json
 from hkd.manifest import Manifest, Utterance
 from hkd.timebase import HOP_SAMPLES, SAMPLE_RATE_HZ, samples_to_boundaries, samples_to_frames
@@ -54,10 +54,7 @@ def run_chunks(
     tasks: Sequence[Task], *, worker: Worker, folder: Path, key: str, jobs: int = 0, progress: Progress = no_progress
 ) -> list[Row]:
     """Run `worker` over all tasks in `jobs` processes (0: one a core); all rows in order. Finished chunks stay in
-    `folder`.
-
-    key: whatever else the rows depend on.
-    """
+    `folder`. key: whatever else the rows depend on."""
     jobs = jobs or num_cores()
     paths = [folder / f"{digest_of_json([key, task])}.json" for task in tasks]
     folder.mkdir(parents=True, exist_ok=True)
@@ -117,8 +114,7 @@ def _run_isolated(task: Task, worker: Worker) -> list[Row]:
 
 
 def _begin_worker() -> None:
-    """Leave Ctrl-C to the parent, and end when it ends: a pool's workers would otherwise wait for ever for one that was
-    killed."""
+    """Leave Ctrl-C to the parent, and end when it ends: a pool's workers would wait for ever for a killed one."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 
@@ -135,8 +131,7 @@ ALGORITHM = 3  # raised whenever the same input would give another alignment
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SphinxConfig:
-    """How pocketsphinx searches. Narrower beams lose utterances; `bestpath` stays off, since it loses a third of short
-    ones."""
+    """How pocketsphinx searches. Narrower beams lose utterances; `bestpath`, which is off, a third of short ones."""
 
     jobs: int = 0  # processes; 0: one a core
     model: str | None = None  # an acoustic model's folder (mdef, means ...), with its dictionary in it or beside it
@@ -147,22 +142,18 @@ class SphinxConfig:
     chunk_utterances: int = 32  # resumed after a kill by whole chunks
 
     def __post_init__(self) -> None:
-        for name in ("beam", "pbeam", "wbeam"):
-            if not 0 < getattr(self, name) < 1:
-                raise UserError(f"{name} must lie between 0 and 1, but is {getattr(self, name)} instead. Try 1e-80.")
+        for name, beam in (("beam", self.beam), ("pbeam", self.pbeam), ("wbeam", self.wbeam)):
+            check_setting(name, beam, "lie between 0 and 1", 0 < beam < 1, "Try 1e-80.")
         if self.jobs < 0 or self.chunk_utterances < 1:
             raise UserError(
                 f"jobs must be 0 or more and chunk_utterances 1 or more, but are {self.jobs}, {self.chunk_utterances}."
             )
-        if not math.isfinite(self.min_score):
-            raise UserError(
-                f"min_score must be finite, but is {self.min_score} instead. Use a very low number to keep all."
-            )
+        is_finite, remedy = math.isfinite(self.min_score), "Use a very low number to keep all."
+        check_setting("min_score", self.min_score, "be finite", is_finite, remedy)
 
 
 def model_parts(model: str | None) -> tuple[Lexicon, StateTying]:
-    """Dictionary and tying of an acoustic model's folder, of the English one for None. Raises UserError where it holds
-    none."""
+    """Dictionary and tying of an acoustic model's folder (None: the English one). Raises UserError without one."""
     if model is None:
         return Lexicon(), StateTying()
     folder = Path(model)
@@ -189,8 +180,7 @@ class SphinxAligner:
         )  # fmt: skip
 
     def align(self, utterance: Utterance) -> dict[str, Any]:
-        """One utterance → {"id", "words", "word", "monophone", "senone", "score", "seconds", "guessed", "cpu_s"}, or
-        {"id", "reason"}."""
+        """Utterance → {"id", "words", tiers by name, "score", "seconds", "guessed", "cpu_s"} or {"id", "reason"}."""
         started = time.process_time()
         try:
             return {"id": utterance.id, **self._align(utterance), "cpu_s": time.process_time() - started}
@@ -232,8 +222,7 @@ class SphinxAligner:
             raise FailureError(f"the decoder failed ({error})") from None
 
     def _add_words(self, spoken: Sequence[str]) -> dict[str, str]:
-        """Teach the decoder the words that it does not know; what was predicted for each. Raises FailureError where
-        nothing can be."""
+        """Teach the decoder the words that it does not know; gives their phones, or raises FailureError."""
         without = self.lexicon.unknown(spoken)
         if without:
             raise FailureError(f"no pronunciation for {', '.join(without)}")
@@ -287,18 +276,10 @@ class SphinxAligner:
 
 
 def align_chunk(task: dict[str, Any]) -> list[dict[str, Any]]:
-    """Align the utterances of a task, {"config", "utterances"}: what the pool's workers run.
-
-    A decoder remembers the words that it was taught, so each chunk has a decoder of its own; loading one takes half a
-    second.
-    """
+    """Align the utterances of a task, {"config", "utterances"}: what the pool's workers run. A decoder remembers what
+    words it was taught, so each chunk has one of its own, which takes half a second to load."""
     aligner = SphinxAligner(SphinxConfig(**task["config"]))
     return [aligner.align(Utterance(**fields)) for fields in task["utterances"]]
-
-
-def _fields(utterance: Utterance) -> dict[str, Any]:
-    names = ("id", "text", "audio_filepath", "offset", "duration", "channel")
-    return {name: getattr(utterance, name) for name in names}
 
 
 def align_manifest(
@@ -309,8 +290,7 @@ def align_manifest(
     overwrite: bool = False,
     progress: Progress = no_progress,
 ) -> AlignReport:
-    """Align all utterances of a manifest and write `out` (an `Alignment`); those that fail are listed in it and in the
-    report with reasons.
+    """Align a manifest's utterances and write `out` (an `Alignment`); it and the report list what fails, with reasons.
 
     Finished chunks are kept beside `out` until it is written, so a killed run resumes. A finished alignment with the
     same settings is left. Raises UserError where `out` is of something else, unless `overwrite`, and HkdError where not
@@ -326,8 +306,10 @@ def align_manifest(
     if (done := finished(out, manifest, aligner, overwrite=overwrite)) is not None:
         return done
     size = config.chunk_utterances
-    chunks = [list(map(_fields, manifest[at : at + size])) for at in range(0, len(manifest), size)]
-    tasks: list[dict[str, Any]] = [{"config": settings, "utterances": chunk} for chunk in chunks]
+    names = ("id", "text", "audio_filepath", "offset", "duration", "channel")
+    items = [{name: getattr(utterance, name) for name in names} for utterance in manifest]
+    chunks = [items[at : at + size] for at in range(0, len(items), size)]
+    tasks: list[Task] = [{"config": settings, "utterances": chunk} for chunk in chunks]
     work = out.parent / f".{out.name}.work"
     rows = run_chunks(
         tasks, worker=align_chunk, folder=work, key=digest_of_json(aligner), jobs=config.jobs, progress=progress
