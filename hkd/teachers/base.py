@@ -1,5 +1,4 @@
-"""What a teacher is: something that says, for every position of an utterance, how likely each unit of its inventory is
-there.
+"""What a teacher is: what says, for every position of an utterance, how likely each unit of its inventory is there.
 
 Labelling knows no more of a language model than this file. Shape letters: U positions of an utterance.
 """
@@ -48,11 +47,8 @@ class Sentence:
 
 
 class Teacher(ABC):
-    """A language model over one inventory.
-
-    It may also have `measured(sentences) -> {name: value}`: figures of a sample of what it labels, for the store's
-    card.
-    """
+    """A language model over one inventory. It may also have `measured(sentences) -> {name: value}`: figures of a sample
+    of what it labels, for the store's card."""
 
     def __init__(self, *, inventory: UnitInventory, info: TeacherInfo) -> None:
         """inventory: all units that get mass, of its level; position in the order = id."""

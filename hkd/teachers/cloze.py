@@ -97,8 +97,7 @@ class SenoneCounts:
         return cls(senones, lrs_M3=lrs_M3, count_M=counts, prior=prior)
 
     def fold(self, phone_logp_NQ: Floats, left_N: Ints, right_N: Ints) -> Floats:
-        """log p(senone | phones outside), (N, V), from log P(phone | phones outside) and the phones beside; one per
-        state's number."""
+        """log p(senone | phones outside), (N, V), one a state's number, from log P(phone | phones outside)."""
         key_N = left_N * self._radix + right_N
         row, entry = pairs(self._key_M, key_N)
         unit, weight = self._lrs_M3[entry, 2], self._count_M[entry]
@@ -126,9 +125,8 @@ class SenoneCounts:
         """Read what `save` wrote. Raises UserError where it is missing or no such file."""
         try:
             t = load_file(path)
-            senones = SenoneMap(
-                phone_of_V=t["phone_of_unit"].astype(np.int64), state_of_V=t["state_of_unit"].astype(np.int64)
-            )
+            phone_of_V, state_of_V = (t[name].astype(np.int64) for name in ("phone_of_unit", "state_of_unit"))
+            senones = SenoneMap(phone_of_V=phone_of_V, state_of_V=state_of_V)
             return cls(senones, lrs_M3=t["lrs"].astype(np.int64), count_M=t["count"].astype(np.float64))
         except (OSError, KeyError, ValueError, SafetensorError) as error:
             raise UserError(f"{path} must hold counts of senones in context, but cannot be read ({error}).") from None

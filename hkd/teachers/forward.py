@@ -1,5 +1,4 @@
-"""Rows of tokens through a transformers model: batches, the body, the head on scored places alone, and what of it is
-kept.
+"""Rows of tokens through a transformers model: batches, the body, the head on scored places, and what of it is kept.
 
 - Rows run by falling length, at most `budget` tokens at once. BERT and its kin run packed (`PackedEncoder`); others on
   padded rows of like length, with a mask only where lengths differ, and none for causal models, which never look at
@@ -19,13 +18,13 @@ Shape letters: R rows of a batch (copies of windows), L tokens of a row, M score
 
 import copy
 import inspect
-import itertools
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise, product
 from typing import Any, TypeVar
 
 import numpy as np
@@ -61,12 +60,9 @@ _AGREEING_ELSE = 5e-2, 0.75  # rounding to bfloat16 sends some tokens to other e
 
 @dataclass(frozen=True, slots=True)
 class TokenRow:
-    """One pass of one window through the body: its tokens, which of them are masked, and which are scored for whom.
+    """One pass of one window through the body: its tokens, which of them are masked, and which are scored for whom."""
 
-    Copies of one window share the array `token_L`.
-    """
-
-    token_L: Tokens
+    token_L: Tokens  # one array for all copies of a window
     masked: Tokens  # places in token_L that are masked
     at: Tokens  # places in token_L whose output is scored
     gold: Tokens  # the unit at each scored position
@@ -80,22 +76,15 @@ def _matrix_weights(modules: Iterable[Any]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class ForwardMode:
-    """How rows are scored: `packed`: by `PackedEncoder`; `gathered`: the head reads the scored places alone; `rows`:
-    what shares a batch."""
+    """How rows are scored."""
 
-    packed: bool = False
-    gathered: bool = True
-    rows: str = "padded"  # padded | equal (rows of one length) | single (a row at a time)
+    packed: bool = False  # by `PackedEncoder`
+    gathered: bool = True  # the head reads the scored places alone
+    rows: str = "padded"  # what shares a batch: padded | equal (rows of one length) | single (a row at a time)
 
 
-WAYS = (
-    ForwardMode(packed=True),
-    *(
-        ForwardMode(gathered=gathered, rows=rows)
-        for gathered in (True, False)
-        for rows in ("padded", "equal", "single")
-    ),
-)
+_UNPACKED = product((True, False), ("padded", "equal", "single"))
+WAYS = (ForwardMode(packed=True), *(ForwardMode(gathered=gathered, rows=rows) for gathered, rows in _UNPACKED))
 
 
 class OwnForward:
@@ -187,9 +176,8 @@ def find_body(own: OwnForward, token_L: Tokens) -> tuple[Any, Any]:
     finally:
         for handle in handles:
             handle.remove()
-    return next(
-        (found for found in seen if "input_ids" in inspect.signature(type(found[0]).forward).parameters), (None, None)
-    )
+    taking_ids = (found for found in seen if "input_ids" in inspect.signature(type(found[0]).forward).parameters)
+    return next(taking_ids, (None, None))
 
 
 class RowScorer:
@@ -212,11 +200,9 @@ class RowScorer:
         self.flops = 0.0
         texts = trial_texts(ordinary, length)
         self._body, self._output = find_body(self._own, texts[-1])
-        of_width = (
-            _TOKENS_CPU
-            if self._body is None
-            else min(_TOKENS_CPU, _VALUES_CPU // int(_hidden_of(self._output).shape[-1]))
-        )
+        of_width = _TOKENS_CPU
+        if self._body is not None:
+            of_width = min(_TOKENS_CPU, _VALUES_CPU // int(_hidden_of(self._output).shape[-1]))
         self.budget = options.token_budget or (_TOKENS_CUDA if self._kind == "cuda" else of_width)
         self._packed = None
         if not own.causal and mask_id is not None and self._body is model.base_model:
@@ -239,8 +225,7 @@ class RowScorer:
         self._weights = _matrix_weights(in_body), _matrix_weights(outside)
 
     def _proven_way(self, name: str, texts: Sequence[Tokens]) -> ForwardMode:
-        """The first of `WAYS` that gives what the model gives for one text at a time, inside the texts and at their
-        ends."""
+        """The first of `WAYS` that gives what the model gives for a text at a time, in the texts and at their ends."""
         none, rows, own = np.zeros(0, np.int64), [], []
         for text_L in texts:
             places = np.unique([1 % len(text_L), len(text_L) // 2, max(0, len(text_L) - 2), len(text_L) - 1])
@@ -263,10 +248,8 @@ class RowScorer:
                         return way
             except Exception as error:  # whatever a model makes of a call that it was not written for
                 logger.debug("%s cannot be asked by %s: %s: %s", name, way, type(error).__name__, error)
-        raise HkdError(
-            f"LM {name} must give logits for each token of a text, but {type(self._model).__name__} does not. Take "
-            f"another LM."
-        )
+        kind = type(self._model).__name__
+        raise HkdError(f"LM {name} must give logits for each token of a text, but {kind} does not. Take another LM.")
 
     # ---- batches ----
 
@@ -293,8 +276,7 @@ class RowScorer:
         return of_head + 2.0 * body * float(length_R.sum()) + 4.0 * width * scores
 
     def _units(self, rows: Sequence[TokenRow]) -> Iterator[Sequence[TokenRow]]:
-        """The work of one thread: one batch, or some while they are cheap and have few scored places for a call of the
-        head."""
+        """The work of one thread: one batch, or some while they are cheap and have few scored places for the head."""
         waiting: list[TokenRow] = []
         for batch in self._batches(rows):
             waiting += batch
@@ -305,8 +287,7 @@ class RowScorer:
             yield waiting
 
     def _batches(self, rows: Sequence[TokenRow]) -> Iterator[Sequence[TokenRow]]:
-        """Neighbours in the order given (by falling length), as many as the token budget holds with padding, at least
-        one."""
+        """Neighbours in the order given, by falling length: one, or as many as the token budget holds with padding."""
         start = tokens = 0
         for end, row in enumerate(rows):
             longest = len(rows[start].token_L)
@@ -349,13 +330,12 @@ class RowScorer:
                 raise HkdError(f"the logits of one position must fit into the memory of {self._device}, but do not.")
             logger.warning("Out of memory with the logits of %d positions: they are halved.", b - a)
 
-        return [part for a, b in itertools.pairwise(ends) for part in self._within_memory(run, a, b, shrink)]
+        return [part for a, b in pairwise(ends) for part in self._within_memory(run, a, b, shrink)]
 
     # ---- memory ----
 
     def _bodies(self, batch: Sequence[TokenRow]) -> list[torch.Tensor]:
-        """The body's output at the scored places; out of memory halves the batch, and the token budget from there
-        on."""
+        """The body's output at the scored places; out of memory halves the batch, and from there on the budget."""
 
         def shrink(a: int, b: int) -> None:
             tokens = sum(len(row.token_L) for row in batch[a:b])
@@ -371,8 +351,7 @@ class RowScorer:
     def _within_memory(
         self, run: Callable[[int, int], T], start: int, stop: int, shrink: Callable[[int, int], None]
     ) -> list[T]:
-        """`run(start, stop)`, in halves where memory does not suffice; `shrink(start, stop)` says so, or raises
-        HkdError."""
+        """`run(start, stop)`, in halves where memory does not suffice: `shrink(start, stop)` says so, or raises."""
         try:
             return [run(start, stop)]
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
@@ -388,12 +367,9 @@ class RowScorer:
     # ---- body and head ----
 
     def _hidden(self, batch: Sequence[TokenRow]) -> torch.Tensor:
-        """The body's output (M, D) at the scored places of all rows, in order; the logits (M, V) where the head reads
-        whole rows."""
+        """The body's output (M, D) at the scored places, in order; logits (M, V) where the head reads whole rows."""
         if self.way.packed and self._packed is not None:
-            return self._packed(
-                [row.token_L for row in batch], [row.masked for row in batch], [row.at for row in batch]
-            )
+            return self._packed(*zip(*((row.token_L, row.masked, row.at) for row in batch), strict=True))
         length_R = np.array([len(row.token_L) for row in batch])
         longest = int(length_R.max())
         token_RL = np.full((len(batch), longest), self._pad_id, np.int64)
@@ -414,11 +390,10 @@ class RowScorer:
         """Logits (M, V) of the model's own head for rows of its body's output."""
         if not self.way.gathered:
             return hidden_MD
+        token_RL = torch.zeros((1, 1), dtype=torch.long, device=self._device)
         self._given.output = _exchange(self._output, hidden_MD[None])
         try:
-            logits: torch.Tensor = self._model(
-                input_ids=torch.zeros((1, 1), dtype=torch.long, device=self._device)
-            ).logits
+            logits: torch.Tensor = self._model(input_ids=token_RL).logits
         finally:
             self._given.output = None
         return logits[0]

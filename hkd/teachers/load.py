@@ -134,24 +134,19 @@ def load_teacher(
     options: TeacherOptions | None = None,
     inventory: UnitInventory | None = None,
 ) -> "Teacher":
-    """The teacher called `name` for the level `unit`; `inventory`: the units of an n-gram file.
-
-    Raises UserError where it cannot teach that level, HkdError where it cannot be had.
-    """
+    """The teacher called `name` for the level `unit`; `inventory`: the units of an n-gram file. Raises UserError where
+    it cannot teach that level, HkdError where it cannot be had."""
     kind, plain = kind_of(name), TeacherOptions()
     options = options or plain
     kind.check(name)
     for option in () if kind.takes_options else ("project", *options.that_change_labels()):
         if (value := getattr(options, option)) != getattr(plain, option):
-            raise UserError(
-                f"{option} must be left out for {name}, which is no masked or causal LM of transformers, but is "
-                f"{value}."
-            )
-    teacher = kind.load(
-        TeacherRequest(name=name, device=device, precision=precision, options=options, inventory=inventory)
-    )
-    if teacher.level != unit:
-        raise UserError(f"unit must be {teacher.level}, which is what the LM {name} knows, but is {unit} instead.")
+            rule = f"{option} must be left out for {name}, which is no masked or causal LM of transformers"
+            raise UserError(f"{rule}, but is {value}.")
+    asked = TeacherRequest(name=name, device=device, precision=precision, options=options, inventory=inventory)
+    teacher = kind.load(asked)
+    rule = f"be {teacher.level}, which is what the LM {name} knows"
+    check_setting("unit", unit, rule, teacher.level == unit)
     return teacher
 
 
@@ -170,9 +165,8 @@ def _load_arpa(asked: TeacherRequest) -> "Teacher":
     from hkd.teachers.ngram import load_ngram
 
     if asked.inventory is None:
-        raise UserError(
-            f"lm {asked.name} needs the inventory of its units, but there is none. Run `hkd units train` first."
-        )
+        need = f"lm {asked.name} needs the inventory of its units, but there is none"
+        raise UserError(f"{need}. Run `hkd units train` first.")
     return load_ngram(Path(asked.name).expanduser(), inventory=asked.inventory)
 
 
@@ -199,10 +193,8 @@ def resolve(name: str) -> str:
 
 
 def _located(name: str) -> tuple[str, dict[str, Any]]:
-    """What transformers loads, and how: a folder, or the hub's files in the cache or from the network.
-
-    Raises UserError or HkdError at once where none can be had.
-    """
+    """What transformers loads, and how: a folder, or the hub's files in the cache or from the network. Raises UserError
+    or HkdError at once where none can be had."""
     source = resolve(name)
     folder = local_folder(name, what="lm", known="a folder, a hub name or an alias") or local_folder(source, what="lm")
     if folder is None:
@@ -215,9 +207,8 @@ def _located(name: str) -> tuple[str, dict[str, Any]]:
         check_folder(folder, what="LM")
         return str(folder), {"local_files_only": True}
     if len(gguf) > 1:
-        raise UserError(
-            f"lm must be a folder with one GGUF file, but {folder} holds {', '.join(gguf)}. Keep one of them there."
-        )
+        held = f"{folder} holds {', '.join(gguf)}"
+        raise UserError(f"lm must be a folder with one GGUF file, but {held}. Keep one of them there.")
     return str(folder), {"local_files_only": True, "gguf_file": gguf[0]}
 
 
@@ -244,9 +235,8 @@ def _probe_hub(source: str) -> None:
             f"LM {source} needs its licence accepted on the hub and `hf auth login`; or give a folder: --lm FOLDER."
         ) from None
     except (RepositoryNotFoundError, HFValidationError):
-        raise UserError(
-            f"lm must be an alias ({aliases}, ...), a hub name or a folder, but the hub has no {source}."
-        ) from None
+        known = f"an alias ({aliases}, ...), a hub name or a folder"
+        raise UserError(f"lm must be {known}, but the hub has no {source}.") from None
     except Exception as error:
         raise HkdError(
             f"LM {source} is not in the local cache and the hub cannot be reached ({type(error).__name__}). "
@@ -298,8 +288,7 @@ def _load_transformer(asked: TeacherRequest) -> "Teacher":
 
 
 def _prepare_gguf() -> None:
-    """Raises HkdError where the package gguf is missing; transformers reads GGUF files with it, behind a progress bar
-    of its own."""
+    """Raises HkdError where the package gguf is missing, with which transformers reads, behind a progress bar."""
     try:
         importlib.import_module("gguf")
     except ImportError:
@@ -309,19 +298,12 @@ def _prepare_gguf() -> None:
 
 
 def _kind(config: Any, name: str) -> str:
-    """masked or causal, by the architecture that the config names, else by its model type.
-
-    Raises UserError for what is neither."""
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-    )
+    """masked or causal, by the architecture that the config names, else its model type. Raises UserError for others."""
+    from transformers.models.auto import modeling_auto
 
     named = list(config.architectures or ())
-    masked, causal = (
-        mapping.get(config.model_type)
-        for mapping in (MODEL_FOR_MASKED_LM_MAPPING_NAMES, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
-    )
+    masked = modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES.get(config.model_type)
+    causal = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
     if "ElectraForPreTraining" in named:
         raise UserError(f"lm must be a language model, but {name} is ELECTRA's discriminator. Take its generator.")
     if masked == causal and masked is not None:  # XLM, FlauBERT: one class for both
@@ -331,14 +313,12 @@ def _kind(config: Any, name: str) -> str:
         return "masked"
     if causal is not None:
         return "causal"
-    raise UserError(
-        f"lm must be a masked or causal language model, but {name} is {', '.join(named) or config.model_type}."
-    )
+    found = ", ".join(named) or config.model_type
+    raise UserError(f"lm must be a masked or causal language model, but {name} is {found}.")
 
 
 def _check_class(config: Any, loaded: str, name: str) -> None:
-    """Raises UserError where the class that the weights were saved from is another one than the class that reads
-    them."""
+    """Raises UserError where the class that the weights were saved from is not the class that reads them."""
     auto_map, keys = getattr(config, "auto_map", None) or {}, ("AutoModelForCausalLM", "AutoModelForMaskedLM")
     own = [str(auto_map[key]).rpartition(".")[2] for key in keys if key in auto_map]
     for class_name in [*(config.architectures or ())[:1], *own]:

@@ -30,13 +30,15 @@ import torch
 from numpy.typing import NDArray
 
 from hkd.arpa import START, STOP, ZERO, Arpa, Grams, read_arpa
-from hkd.errors import UserError, check_choice
+from hkd.errors import UserError, check_choice, check_setting
 from hkd.files import digest_of, digest_of_file
 from hkd.sparse import TopK
 from hkd.teachers.base import GIVEN, Sentence, Teacher, TeacherInfo, cut_rows
 from hkd.teachers.cloze import IMPOSSIBLE, SenoneCounts, neighbours, pairs
 from hkd.topk import select_topk
 from hkd.units.inventory import UnitInventory
+from hkd.units.lexicon import model_folder
+from hkd.units.tying import StateTying
 
 logger = logging.getLogger(__name__)
 
@@ -54,11 +56,8 @@ class NGram:
         self.bos, self.eos, self.nothing = num_units, num_units + 1, num_units + 2
         self.order = len(orders)
         self._radix = num_units + 3
-        if self.order * math.log2(self._radix) >= 63:
-            raise UserError(
-                f"the n-gram's order must fit {num_units} units into 64-bit keys, but is {self.order} instead. Use a "
-                f"lower order."
-            )
+        rule, fits = f"fit {num_units} units into 64-bit keys", self.order * math.log2(self._radix) < 63
+        check_setting("the n-gram's order", self.order, rule, fits, "Use a lower order.")
         self._orders = list(orders)
         self._indices: dict[tuple[int, int], tuple[Ints, Ints]] = {}
         logp = np.full(self._radix, -np.inf)
@@ -75,8 +74,7 @@ class NGram:
         return key
 
     def _index(self, order: int, open_place: int) -> tuple[Ints, Ints]:
-        """Sorted keys of the n-grams of an order without the open place (−1: no place is open), and which n-gram each
-        belongs to."""
+        """Sorted keys of an order's n-grams without the open place (−1: none is), and which n-gram each belongs to."""
         if (order, open_place) not in self._indices:
             ids = self._orders[order - 1].ids_Mn
             key = self._pack(ids if open_place < 0 else np.delete(ids, open_place, axis=1))
@@ -151,8 +149,7 @@ class NGram:
 
 
 class NGramTeacher(Teacher):
-    """An n-gram as a teacher. `allowed_V`: the units that may be candidates (no silence, no noise: those get e^-30 of
-    the likeliest); all where None."""
+    """An n-gram as a teacher. `allowed_V`: which units are candidates (others, as silence, get e^-30); None: all."""
 
     def __init__(
         self,
@@ -198,10 +195,8 @@ class NGramTeacher(Teacher):
         return out
 
     def score(self, sentences: Sequence[Sentence], *, k: int, temperatures: Sequence[float] = ()) -> list[TopK]:
-        """Per sentence the top-k rows of all its positions, in order."""
-        gold_N = torch.from_numpy(
-            np.concatenate([np.zeros(0, np.int64), *(s.unit_U.astype(np.int64) for s in sentences)])
-        )
+        units = np.concatenate([np.zeros(0, np.int64), *(s.unit_U for s in sentences)])
+        gold_N = torch.from_numpy(units.astype(np.int64))
         if not len(gold_N):
             return [TopK.empty(min(k, len(self.inventory)), len(temperatures)) for _ in sentences]
         chunks = zip(self.logits([s.unit_U for s in sentences]), torch.split(gold_N, self._at_once), strict=True)
@@ -242,10 +237,8 @@ def ngram_over(arpa: Arpa, *, symbols: Sequence[str], silence: int | None = None
         remedy = "Give the ARPA file of this level"
         if how:
             remedy = f"{spelt} more would fit if {how} were the same: rewrite the file's symbols so"
-        raise UserError(
-            f"{arpa.path} must hold n-grams of the inventory's {num_units} units, but has {len(known)} of them "
-            f"({named}). {remedy}."
-        )
+        rule = f"{arpa.path} must hold n-grams of the inventory's {num_units} units"
+        raise UserError(f"{rule}, but has {len(known)} of them ({named}). {remedy}.")
     grams, left_out = [], 0
     for order in arpa.orders:
         ids_Mn = id_V[order.ids_Mn]
@@ -272,8 +265,7 @@ def _is_mark(symbol: str) -> bool:
 
 
 def _spelt_otherwise(lacking: Sequence[str], strange: Sequence[str]) -> tuple[int, str]:
-    """How many of the units that a file lacks are among its other symbols in another spelling, and in what they
-    differ."""
+    """How many of the units that a file lacks are among its other symbols in another spelling, and how they differ."""
     best, how = 0, ""
     for count in range(1, len(_SPELLINGS) + 1):
         for chosen in combinations(_SPELLINGS.items(), count):
@@ -302,17 +294,16 @@ def load_ngram(
 ) -> NGramTeacher:
     """An ARPA file as a teacher of the inventory's level.
 
-    `tokens`: the file's words are the inventory's symbols (`symbol`) or their ids in decimal (`id`, what `hkd lm train`
-    writes). For given `outside-phone` the file is over phones and `counts_path` holds the senones' counts. Raises
-    UserError where these do not fit.
+    `tokens`: the file's words are the inventory's symbols (`symbol`) or ids (`id`, what `hkd lm train` writes). Given
+    `outside-phone` it is over phones and `counts_path` has the senones' counts. Raises UserError where they do not fit.
     """
     check_choice("`given`", given, GIVEN)
     counts, silence, units = None, inventory.silence, len(inventory)
     digests = [digest_of_file(path), inventory.digest, given, tokens]
     if counts_path is not None:
         counts = SenoneCounts.load(counts_path)
-        if (senones := len(counts.senones.phone_of_V)) != len(inventory):
-            raise UserError(f"{counts_path} must be of {len(inventory)} senones, but is of {senones} instead.")
+        senones = len(counts.senones.phone_of_V)
+        check_setting(str(counts_path), f"of {senones}", f"be of {units} senones", senones == units)
         silence, units = None, counts.senones.num_phones
         digests.append(digest_of_file(counts_path))
     written = inventory.symbols if tokens == "symbol" and counts is None else tuple(map(str, range(units)))
@@ -343,20 +334,16 @@ def phone_trigram() -> NGramTeacher:
     """
     import pocketsphinx
 
-    from hkd.units.tying import StateTying
-
-    inventory = StateTying().monophone_inventory
-    path = Path(pocketsphinx.get_model_path()) / "en-us" / "en-us-phone.lm.bin"
+    inventory, path = StateTying().monophone_inventory, model_folder() / "en-us-phone.lm.bin"
     model = pocketsphinx.NGramModel.readfile(str(path))
     base, impossible = np.log(1.0001), -200.0  # of pocketsphinx's integer logarithms; it gives unknown symbols 1e-99
     num, symbols = len(inventory), [*inventory.symbols, "<s>", "</s>"]
-    logp_VV1 = (
-        np.array([[[model.prob([w, b, a]) for w in symbols] for b in symbols] for a in symbols[: num + 1]]) * base
-    )
+    triples = [[[model.prob([w, b, a]) for w in symbols] for b in symbols] for a in symbols[: num + 1]]
     pair_VV = np.array([[model.prob([w, b]) for w in symbols] for b in symbols[: num + 1]]) * base
     single_V = np.array([model.prob([w]) for w in symbols]) * base
     allowed_V = single_V[:num] > impossible
     allowed_V[inventory.silence] = False
+    logp_VV1 = np.array(triples) * base
     ngram = NGram([_explicit(table, impossible) for table in (single_V, pair_VV, logp_VV1)], num_units=num)
     given = "outside-position"
     info = _info("phone-trigram", [digest_of_file(path), inventory.digest, given], given, 3)

@@ -45,16 +45,11 @@ class PackedEncoder:
     """Hidden values (M, D) of scored places; the model's own modules do the work."""
 
     def __init__(self, body: Any, *, mask_id: int, length: int) -> None:
-        """`length`: tokens of the longest row. Raises AttributeError and the like for a body that is not built like
-        BERT's."""
+        """`length`: tokens of the longest row. Raises AttributeError and the like for a body unlike BERT's."""
         self._body, self._layers = body, list(body.encoder.layer)
         self._rest: Callable[[Any, torch.Tensor, torch.Tensor], torch.Tensor] = _rest_of_layer
-        config = body.config
-        if (
-            len(self._layers) < 2
-            or getattr(config, "is_decoder", False)
-            or getattr(config, "chunk_size_feed_forward", 0)
-        ):
+        is_other = getattr(body.config, "is_decoder", False) or getattr(body.config, "chunk_size_feed_forward", 0)
+        if len(self._layers) < 2 or is_other:
             raise AttributeError("not an encoder of several layers")
         own = [layer.attention.self for layer in self._layers]
         self._heads, self._width = own[0].num_attention_heads, own[0].query.weight.shape[0]
@@ -74,10 +69,8 @@ class PackedEncoder:
             encoder = cls(body, mask_id=mask_id, length=length)
             token_L = np.resize(np.arange(7, dtype=np.int64) * 13 % body.config.vocab_size, min(9, length))
             rows = [token_L, token_L, token_L[:-3]]
-            masked, at = (
-                [np.array([1]), np.array([2, 4]), np.array([3])],
-                [np.array([1]), np.array([0, 2]), np.array([5])],
-            )
+            masked = [np.array([1]), np.array([2, 4]), np.array([3])]
+            at = [np.array([1]), np.array([0, 2]), np.array([5])]
             got_MD = encoder(rows, masked, at)
             expected = []
             for row_L, masked_places, places in zip(rows, masked, at, strict=True):
@@ -92,13 +85,11 @@ class PackedEncoder:
         return encoder if gap <= _TOLERANCE.get(got_MD.dtype, 0.0) else None
 
     def flops(self, tokens: Sequence[Places], at: Sequence[Places]) -> float:
-        """Floating-point operations of the matrix products for some rows: 2 a weight and token, and those of
-        attention."""
+        """Floating-point operations of the matrix products for some rows: 2 a weight and token, and attention's."""
         length_R, asked_R = (np.array([len(places) for places in column], np.float64) for column in (tokens, at))
         square = self._width**2
-        layer = sum(
-            module.weight.numel() for module in self._layers[0].modules() if isinstance(module, torch.nn.Linear)
-        )
+        linear = [module for module in self._layers[0].modules() if isinstance(module, torch.nn.Linear)]
+        layer = sum(module.weight.numel() for module in linear)
         full = len(self._layers) - 1
         # without the three matrices of the first layer, with the two of the last
         all_tokens = float(length_R.sum()) * (full * layer - 3 * square + 2 * square)
@@ -115,10 +106,8 @@ class PackedEncoder:
         return embedded if project is None else project(embedded)
 
     def __call__(self, tokens: Sequence[Places], masked: Sequence[Places], at: Sequence[Places]) -> torch.Tensor:
-        """Tokens of each row, its masked places and its scored places → hidden values of all scored places in order.
-
-        Rows of equal length should follow each other; rows that are one object are one text.
-        """
+        """Tokens of each row, its masked and its scored places → hidden values of all scored places in order. Rows of
+        equal length should follow each other; rows that are one object are one text."""
         length_R = np.array([len(token_L) for token_L in tokens])
         start_R = np.cumsum(length_R) - length_R
         groups = [(length, sum(1 for _ in same)) for length, same in itertools.groupby(length_R.tolist())]

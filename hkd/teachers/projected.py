@@ -11,9 +11,8 @@ the text X·t, and with it stands one of these:
     p̂(s | H, X) = Σ_{t placed at s} p(t | X) / Σ_{t not excluded} p(t | X),    unplaced = 1 − Σ_s p̂(s | H, X)
 
 So p̂(s) ≤ p(s) ≤ p̂(s) + unplaced, where p(s) is the teacher's own distribution over texts, given its tokens so far,
-that one token spells the rest, and H: nothing is invented. (Without the condition on the rest its spellings by other
-tokens would count, too, one letter at a time say: all but impossible in a trained LM, but each would need a pass, and
-what is left of them would drown an unlikely word.)
+that one token spells the rest, and H: nothing is invented. (Spellings of the rest by several tokens are all but
+impossible in a trained LM, but each would need a pass, and what is left of them would drown an unlikely word.)
 
 Which pieces every continuation has: a word that is complete has the pieces that the student's model gives it. For a
 word that may go on, the unigram model's best path (Viterbi; Kudo 2018, sec. 3.2) over any continuation either has a
@@ -64,26 +63,25 @@ from hkd.teachers.forward import TokenRow, Tokens
 from hkd.teachers.transformer import MaskedTeacher, TransformerTeacher
 from hkd.topk import select_topk
 from hkd.units.inventory import UnitInventory
-from hkd.units.sequences import INVENTORY_FILE, MODEL_FILE, SubwordModel
-from hkd.units.text import words
+from hkd.units.sequences import INVENTORY_FILE, MODEL_FILE, WORD_MARK, SubwordModel
+from hkd.units.text import APOSTROPHES, PLAIN_WORD, words
 
 Pieces = tuple[int, ...]
 
-_MARK = "▁"
-_APOSTROPHES = str.maketrans(dict.fromkeys("’‘ʼ＇`´", "'"))
-_WORD = re.compile(r"[^\W_](?:[^\W_]|[\u0300-\u036f]|'(?=[^\W_]))*")
+ROUNDS = 2  # how many tokens further is looked
 _UNKNOWN = re.compile("[&%\ufffd]")
 _COMBINING = frozenset(map(chr, range(0x300, 0x370)))
 _LAST = "\U0010ffff"
 _TABLES_KEPT = 128
 _LOOKED_AT = 128  # tokens that go on with a word, at a state; less likely ones are open
 _WORDS_KEPT = 1 << 18
+_LEAST = 1e-3  # share of what is not excluded, for an open token to be asked behind
+_NOTHING = -30.0  # log-probability of a piece with no mass: finite, and within a codec's range
 
 
 def spoken(text: str) -> str | None:
-    """Letters, apostrophes and spaces, as `hkd.units.text` reads plain text; None where that needs more than the text
-    itself."""
-    text = unicodedata.normalize("NFKC", text.translate(_APOSTROPHES)).translate(_APOSTROPHES).lower()
+    """Letters, apostrophes and spaces, as `hkd.units.text` reads plain text; None where the text alone does not say."""
+    text = unicodedata.normalize("NFKC", text.translate(APOSTROPHES)).translate(APOSTROPHES).lower()
     if _UNKNOWN.search(text) or any(c.isalnum() and not c.isalpha() for c in text) or text[:1] in _COMBINING:
         return None
     said = "".join(c if c.isalpha() or c == "'" or c in _COMBINING else " " for c in text)
@@ -92,8 +90,7 @@ def spoken(text: str) -> str | None:
 
 
 def token_texts(tokenizer: Any, size: int) -> list[str | None]:
-    """The spoken text that each token adds after a letter (a leading space: it begins a word); None where it cannot be
-    told."""
+    """The spoken text that each token adds after a letter (a leading space: it begins a word); None: unknown."""
     decode = tokenizer.backend_tokenizer.decode_batch
     anchor = tokenizer("a", add_special_tokens=False)["input_ids"][-1]
     start: str = decode([[anchor]], skip_special_tokens=False)[0]
@@ -121,7 +118,7 @@ class StudentPieces:
 
     def text(self, pieces: Sequence[int]) -> str:
         """The pieces' text, a space before each word."""
-        return "".join(self.symbols[piece] for piece in pieces).replace(_MARK, " ")
+        return "".join(self.symbols[piece] for piece in pieces).replace(WORD_MARK, " ")
 
     def _open(self, word: str) -> Pieces:
         """The pieces with which every word begins that begins with `word`; an apostrophe at its end may also go."""
@@ -131,7 +128,7 @@ class StudentPieces:
         sure = len(whole)
         if word.endswith("'"):
             sure = _common(whole, self.closed(word[:-1]))
-        marked = _MARK + word
+        marked = WORD_MARK + word
         for start in range(len(marked)):
             before = self._path(marked[:start])
             if before is None or (common := _common(before, whole)) >= sure:
@@ -144,21 +141,20 @@ class StudentPieces:
 
     def _path(self, marked: str) -> Pieces | None:
         """The best path to the end of a word's beginning, the mark included."""
-        if marked in ("", _MARK):
-            return () if not marked else (self.symbols.index(_MARK),) if _MARK in self.symbols else None
-        return self.closed(marked[1:])
+        if marked == WORD_MARK:
+            return (self.symbols.index(WORD_MARK),) if WORD_MARK in self.symbols else None
+        return self.closed(marked[1:]) if marked else ()
 
     def _sequence(self, text: str, closed: bool) -> Pieces:
-        """The sure pieces of a text of words; the last one may go on unless `closed` or a separator stands behind
-        it."""
-        found = [match.span() for match in _WORD.finditer(text)]
+        """The sure pieces of a text of words; the last may go on unless `closed` or a separator stands behind it."""
+        found = [match.span() for match in PLAIN_WORD.finditer(text)]
         if not found:
             return ()
-        pieces = [piece for a, b in found[:-1] for piece in self.closed(text[a:b])]
-        (a, b), rest = found[-1], text[found[-1][1] :]
-        if not closed and rest in ("", "'"):
-            return (*pieces, *self.open(text[a:]))
-        return (*pieces, *self.closed(text[a:b]))
+        *before, (start, end) = found
+        pieces = [piece for a, b in before for piece in self.closed(text[a:b])]
+        if not closed and text[end:] in ("", "'"):
+            return (*pieces, *self.open(text[start:]))
+        return (*pieces, *self.closed(text[start:end]))
 
 
 def _common(left: Pieces, right: Pieces) -> int:
@@ -169,8 +165,7 @@ def _common(left: Pieces, right: Pieces) -> int:
 
 
 class TokenMap:
-    """Where each token puts its probability: a piece (its id), or `open`, or `excluded`, or `complete`: the known
-    pieces and no more."""
+    """Where each token puts its probability: a piece (its id), `open`, `excluded`, or `complete`: the known pieces."""
 
     def __init__(self, texts: Sequence[str | None], student: StudentPieces, *, glue: bool, end: int | None) -> None:
         """`glue`: an apostrophe joins what stands beside it; `end`: the token after which nothing comes."""
@@ -180,17 +175,16 @@ class TokenMap:
             self.may_go_on_V[end] = False
         size = len(student.symbols)
         self.open, self.excluded, self.complete = size, size + 1, size + 2
-        self._begins, self._goes_on, self._all = (
-            self._sorted(wanted) for wanted in (lambda text: text[0] == " ", lambda text: text[0] != " ", bool)
-        )
+        self._all = self._sorted(bool)
+        self._begins = self._sorted(lambda text: text[0] == " ")
+        self._goes_on = self._sorted(lambda text: text[0] != " ")
         self._unknown_N = np.array([v for v, text in enumerate(texts) if not text], np.int64)
         self._beginning = lru_cache(_TABLES_KEPT)(self._make_beginning)
         self.bin = lru_cache(_WORDS_KEPT)(self._make_bin)
 
     @classmethod
     def of(cls, tokenizer: Any, size: int, student: StudentPieces) -> "TokenMap":
-        """Of a tokenizer. Where it writes "it's" as it ' s and keeps no trace of the missing spaces (as BERT's),
-        apostrophes glue."""
+        """Of a tokenizer. Where it writes "it's" as it ' s without a trace of that (as BERT's), apostrophes glue."""
         texts = token_texts(tokenizer, size)
         end = tokenizer.eos_token_id
         if end is not None:
@@ -220,11 +214,10 @@ class TokenMap:
             return self.open
         if len(pieces) == len(history):
             return self.complete
-        return self.open if self.student.symbols[history[len(pieces)]][0] == _MARK else self.excluded
+        return self.open if self.student.symbols[history[len(pieces)]][0] == WORD_MARK else self.excluded
 
     def _make_beginning(self, history: Pieces, everything: bool, closed: bool) -> NDArray[np.int32]:
-        """Bins (V,) of the tokens that begin a word (or of all, as if they did), of whose pieces `history` is known;
-        others: excluded."""
+        """Bins (V,) of tokens that begin a word (or of all, as if they did), else excluded; `history`: its pieces."""
         texts, token_N = self._all if everything else self._begins
         bin_V = np.full(len(self.texts), self.excluded, np.int32)
         begun = self.student.text(history).strip(" ")
@@ -236,11 +229,8 @@ class TokenMap:
     def bins(
         self, p_V: NDArray[np.float64], said: str, history: Pieces, *, closed: bool, following: int | None
     ) -> NDArray[np.int32]:
-        """The bin of every token (V,) after the text `said`: a piece, `open` or `excluded`.
-
-        `following`: the piece after a complete word, where it is known. Of the tokens that go on with a word only the
-        likeliest are looked at.
-        """
+        """The bin of every token (V,) after the text `said`: a piece, `open` or `excluded`; of those that go on with a
+        word only the likeliest are looked at. `following`: the piece after a complete word, where it is known."""
         bin_V = np.full(len(self.texts), self.excluded, np.int32)
         done = self.student.sequence(said, True)
         known, read = self.student.text(history).lstrip(" "), " ".join(said.split())
@@ -268,14 +258,6 @@ class TokenMap:
         return bin_V
 
 
-ROUNDS = 2  # how many tokens further is looked
-_LEAST = 1e-3  # share of what is not excluded, for an open token to be asked behind
-_NOTHING = -30.0  # log-probability of a piece with no mass: finite, and within a codec's range
-
-
-# A sentence in the teacher's tokens -----------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, kw_only=True)
 class TeacherInput:
     """A sentence as the teacher reads it."""
@@ -294,19 +276,16 @@ def _split(units: Sequence[int], symbols: Sequence[str]) -> list[Pieces]:
     """Pieces by words; what stands before the first word's beginning is left out."""
     out: list[list[int]] = []
     for unit in units:
-        if symbols[unit].startswith("▁"):
+        if symbols[unit].startswith(WORD_MARK):
             out.append([unit])
         elif out:
             out[-1].append(unit)
     return [tuple(word) for word in out]
 
 
-# What a token leaves open is asked again behind it --------------------------------------------------------------------
-
-
 @dataclass(kw_only=True, slots=True, eq=False)
 class PieceQuery:
-    """Which piece comes after `history`, where the teacher has read `said`."""
+    """Which piece comes after `history`, where the teacher has read `said`; what is open is asked again behind it."""
 
     to: int  # the teacher's state: a scored place
     said: str
@@ -323,8 +302,7 @@ class PieceQuery:
     behind: list[tuple[float, "PieceQuery"]] = field(default_factory=list)
 
     def fill(self, tokens: TokenMap, p_V: NDArray[np.float64], *, keep: int) -> None:
-        """Take the teacher's distribution at the state: what is placed, what is open, and the `keep` likeliest open
-        tokens."""
+        """Take the teacher's distribution at the state: what is placed, what open, the `keep` likeliest open tokens."""
         closed = self.slots == 1
         bin_V = tokens.bins(p_V, self.said, self.history, closed=closed, following=self.following)
         if self.reference >= 0 and (text := tokens.texts[self.reference]):
@@ -381,9 +359,6 @@ class PieceQuery:
         return placed_S, left_open
 
 
-# The teacher ----------------------------------------------------------------------------------------------------------
-
-
 class ProjectedTeacher(Teacher):
     """`inner`, asked about the pieces of `subwords`."""
 
@@ -415,8 +390,7 @@ class ProjectedTeacher(Teacher):
     def score(
         self, sentences: Sequence[Sentence], *, k: int, temperatures: Sequence[float] = (), selection: str = "topk"
     ) -> list[TopK]:
-        """Per sentence the rows of all its positions; the tail holds what is unplaced, the gold unit is −1 where no
-        mass is placed on it."""
+        """Per sentence the rows of its positions; the tail holds what is unplaced; a gold unit without mass is −1."""
         check_setting("k", k, "be at least 1", k >= 1)
         check_setting("selection", f"'{selection}'", "be topk where a teacher is projected", selection == "topk")
         size = self.num_candidates
@@ -520,8 +494,7 @@ class ProjectedTeacher(Teacher):
         return out
 
     def _chain(self, read: TeacherInput, token: int, said: str, history: Pieces, first: int) -> PieceQuery | None:
-        """The question before the sentence's token number `token`, and those after the reference tokens that leave it
-        open."""
+        """The question before the sentence's token `token`, and those after the reference tokens that leave it open."""
         last = len(read.word_T)
         if self._masked and token >= last:
             return None
@@ -557,8 +530,7 @@ class ProjectedTeacher(Teacher):
             yield replace(row, masked=np.arange(int(row.at[0]), end))
 
     def _ask(self, roots: Sequence[PieceQuery], rows: Sequence[TokenRow]) -> None:
-        """Answer the questions and their chains from the rows' distributions; then, round by round, one token
-        further."""
+        """Answer the questions and their chains from the rows' distributions, then round by round one token further."""
         asked: dict[int, list[PieceQuery]] = {}
         for root in roots:
             question: PieceQuery | None = root
@@ -593,7 +565,6 @@ class ProjectedTeacher(Teacher):
         return TokenRow(token_L, row.masked[1:], np.array([at + 1]), none, one), at + 1
 
     def _look(self, asked: Mapping[int, Sequence[PieceQuery]], where: Mapping[int, tuple[TokenRow, int]]) -> None:
-
         def choose(logits_MV: torch.Tensor, gold_M: Tokens, to_M: Tokens) -> TopK:
             for logits_V, to in zip(logits_MV, to_M.tolist(), strict=True):
                 if to in asked:
@@ -608,13 +579,11 @@ class ProjectedTeacher(Teacher):
 
 
 def student_subwords(path: Path) -> SubwordModel:
-    """The student's subwords by their inventory, their model, or the folder of both. Raises UserError where the two do
-    not fit."""
+    """The student's subwords by their inventory, model, or folder of both. Raises UserError where these do not fit."""
     folder = path if path.is_dir() else path.parent
     model = SubwordModel(path if path.suffix == ".model" else folder / MODEL_FILE)
     inventory = path if path.suffix == ".json" else folder / INVENTORY_FILE
     if inventory.is_file() and UnitInventory.load(inventory).digest != model.inventory.digest:
-        raise UserError(
-            f"{model.path} must have the pieces of {inventory}, but has others. Run `hkd units train` again."
-        )
+        rule = f"{model.path} must have the pieces of {inventory}"
+        raise UserError(f"{rule}, but has others. Run `hkd units train` again.")
     return model

@@ -1,5 +1,4 @@
-"""Masked and causal language models of transformers as teachers: text → pieces, and windows of them as rows for the
-model (forward.py).
+"""Masked and causal LMs of transformers as teachers: text → pieces, and windows of them as rows (see forward.py).
 
 - A teacher's pieces are its tokenizer's, for the bare words of the transcript joined by spaces (none between Chinese or
   Japanese characters); the case rule is found from the tokenizer and recorded. A piece belongs to the word where it
@@ -76,9 +75,8 @@ class TransformerTeacher(Teacher):
         dtype: torch.dtype,
     ) -> None:
         if not tokenizer.is_fast:
-            raise HkdError(
-                f"teacher {name} must have a tokenizer of the tokenizers library (tokenizer.json), but has none."
-            )
+            rule = f"teacher {name} must have a tokenizer of the tokenizers library (tokenizer.json)"
+            raise HkdError(f"{rule}, but has none.")
         weights = digest_of_model(model)
         self.model: Any = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
         self._name, self._tokenizer, self._options, self.device, self.dtype = name, tokenizer, options, device, dtype
@@ -91,11 +89,8 @@ class TransformerTeacher(Teacher):
         self.room = max(1, room)  # tokens of text in a window, special ones left out
         self.num_candidates = int((~self._exclude_V).sum())  # units that may be kept: all but the special ones
         rules = {"case": self._case, "leading_space": self._leading_space, "final_mark": options.final_mark}
-        recorded = {
-            **options.that_change_labels(),
-            **rules,
-            "precision": {torch.float32: "fp32", torch.bfloat16: "bf16"}[dtype],
-        }
+        precision = {torch.float32: "fp32", torch.bfloat16: "bf16"}[dtype]
+        recorded = {**options.that_change_labels(), **rules, "precision": precision}
         pieces = digest_of_json(tokenizer.backend_tokenizer.to_str())
         info = TeacherInfo(
             name=name,
@@ -121,23 +116,21 @@ class TransformerTeacher(Teacher):
     # ---- text ----
 
     def _find_special_tokens(self) -> Tokens:
-        """Find the special tokens; gives the ids of all others. Raises HkdError where tokenizer and model do not
-        fit."""
+        """Find the special tokens; gives the ids of others. Raises HkdError where tokenizer and model do not fit."""
         tokenizer, config = self._tokenizer, self.model.config.get_text_config()
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.backend_tokenizer.no_padding()
         added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         self._special = {i for i in {*tokenizer.all_special_ids, *added} if i is not None}
         ordinary = np.array(sorted({*tokenizer.get_vocab().values()} - self._special), np.int64)
-        embedded = self.model.get_input_embeddings()
-        rows = self._num_embeddings = (
-            int(embedded.weight.shape[0]) if hasattr(embedded, "weight") else int(config.vocab_size)
-        )
+        weight = getattr(self.model.get_input_embeddings(), "weight", None)
+        rows = self._num_embeddings = int(config.vocab_size if weight is None else weight.shape[0])
+        remedy = "Fetch the tokenizer and the weights again, from one place."
         if not len(ordinary) or int(ordinary[-1]) >= rows:
             has = f"{len(ordinary)} tokens with ids up to {ordinary[-1]}" if len(ordinary) else "no tokens"
             raise HkdError(
                 f"LM {self._name} must have an embedding for each token of its tokenizer, but it has {rows} embeddings "
-                f"and its tokenizer {has}. Fetch the tokenizer and the weights again, from one place."
+                f"and its tokenizer {has}. {remedy}"
             )
         prefix, suffix = self._around_texts(ordinary)
         ids = (getattr(config, key, None) for key in ("pad_token_id", "bos_token_id", "eos_token_id"))
@@ -155,8 +148,7 @@ class TransformerTeacher(Teacher):
         if int(ordinary[-1]) >= self._vocabulary:
             raise HkdError(
                 f"LM {self._name} must give a logit for each token of its tokenizer, but it has {self._vocabulary} "
-                f"logits and its tokenizer "
-                f"ids up to {ordinary[-1]}. Fetch the tokenizer and the weights again, from one place."
+                f"logits and its tokenizer ids up to {ordinary[-1]}. {remedy}"
             )
         exclude_V = torch.ones(self._vocabulary, dtype=torch.bool)  # ids of no token, too
         exclude_V[[i for i in tokenizer.get_vocab().values() if i not in self._special and i < len(exclude_V)]] = False
@@ -182,8 +174,7 @@ class TransformerTeacher(Teacher):
         return [], []
 
     def _prove_direction(self, ordinary: Tokens) -> None:
-        """Raises UserError for a model that does not read in this teacher's direction, answers by chance, or gives no
-        numbers."""
+        """Raises UserError for a model that reads in another direction, answers by chance, or gives no numbers."""
         text_L, of = trial_texts(ordinary, 16)[0], type(self.model).__name__
         logits_LV = self._own(text_L)
         if not bool(logits_LV.isfinite().any(-1).all()):
@@ -203,10 +194,8 @@ class TransformerTeacher(Teacher):
                     "Set is_decoder to true in its config.json if it was trained from left to right; if it was trained "
                     "with masks, name its class for masked LMs as architectures."
                 )
-            raise UserError(
-                f"LM {self._name} must read from left to right, but {of} reads later tokens, or how many follow. "
-                f"{remedy}"
-            )
+            found = f"{of} reads later tokens, or how many follow"
+            raise UserError(f"LM {self._name} must read from left to right, but {found}. {remedy}")
         if not ahead and self.direction == "both":
             raise UserError(
                 f"LM {self._name} must read both sides of a word, but {of} reads from left to right alone. "
@@ -222,13 +211,10 @@ class TransformerTeacher(Teacher):
         self._leading_space = self._options.context > 0 and first != spaced and len(first) == len(spaced)
 
     def _case_of_pieces(self, ordinary: Tokens) -> str:
-        """The case in which a cased tokenizer knows words: sentence where it knows both, upper or lower where that is
-        all it knows."""
+        """The case in which a cased tokenizer knows words: sentence where it knows both, else upper or lower."""
         sample = ordinary[:: -(-len(ordinary) // 20_000)].tolist()
-        texts = [
-            "".join(filter(str.isalpha, text))
-            for text in self._tokenizer.backend_tokenizer.decode_batch([[i] for i in sample])
-        ]
+        decoded = self._tokenizer.backend_tokenizer.decode_batch([[i] for i in sample])
+        texts = ["".join(filter(str.isalpha, text)) for text in decoded]
         long = [text for text in texts if len(text) > 1 and text.lower() != text.upper()]
         upper, lower = sum(map(str.isupper, long)), sum(map(str.islower, long))
         letters = sorted({letter.lower() for text in texts for letter in text if letter.lower() != letter.upper()})
@@ -241,11 +227,8 @@ class TransformerTeacher(Teacher):
             case = "lower"
         else:
             return "sentence"
-        logger.warning(
-            "LM %s: words are written in %s case, as its tokenizer's pieces are; --case says otherwise.",
-            self._name,
-            case,
-        )
+        said = "LM %s: words are written in %s case, as its tokenizer's pieces are; --case says otherwise."
+        logger.warning(said, self._name, case)
         return case
 
     def _knows(self, text: str) -> bool:
@@ -264,8 +247,7 @@ class TransformerTeacher(Teacher):
         return tuple(symbols)
 
     def _model_length(self) -> int:
-        """Tokens that the model takes at once, special ones included: as its config says, and its tables of positions
-        have room."""
+        """Tokens that the model takes at once, special ones included, by its config and its tables of positions."""
         config = self.model.config.get_text_config()
         length = int(getattr(config, "max_position_embeddings", 0) or getattr(config, "n_positions", 0) or 512)
         if length <= 0:  # relative positions only
@@ -305,24 +287,14 @@ class TransformerTeacher(Teacher):
         offsets: list[tuple[int, int]] = coded["offset_mapping"]
         word_U = np.array([word_at[a] for a, _ in offsets], np.int32).reshape(-1)
         unit_U = np.array(coded["input_ids"], np.int32).reshape(-1)
-        self._count_unknown(spans, unit_U, word_U, offsets)
-        return unit_U, word_U
-
-    def _count_unknown(
-        self,
-        spans: Sequence[tuple[int, int]],
-        unit_U: NDArray[np.int32],
-        word_U: NDArray[np.int32],
-        offsets: Sequence[tuple[int, int]],
-    ) -> None:
-        """Count words that the tokenizer does not know: those with the unknown token among their pieces, or with
-        letters in none (a piece may reach over several words)."""
+        # not known are words with the unknown token, or with letters in no piece (one may reach over several words)
         read = {place for a, b in offsets for place in range(a, b)}
         unk = self._tokenizer.unk_token_id
         unknown = set() if unk is None else {*word_U[unit_U == unk].tolist()}
         unknown |= {number for number, span in enumerate(spans) if not read.issuperset(range(*span))}
         self._num_words += len(spans)
         self._num_unknown += len(unknown - {NO_WORD})
+        return unit_U, word_U
 
     def words_unknown(self) -> str:
         """A sentence on the words so far that the tokenizer does not know; nothing where it knows all."""
@@ -364,15 +336,12 @@ class TransformerTeacher(Teacher):
                 yield token_W[start : start + room], at_S[mine] - start, to_S[mine]
 
     def _texts(self, sentences: Sequence[Sentence]) -> Iterator[tuple[Tokens, Tokens, Tokens]]:
-        """Sentences that share one text (before + units + after) together: (tokens, places of scored positions, result
-        rows)."""
+        """Sentences of one text (before, units, after) together: (tokens, places of scored positions, result rows)."""
         together: dict[bytes, list[tuple[Tokens, Tokens]]] = {}
         first = 0
         for s in sentences:
             size = len(s.unit_U)
-            whole = np.concatenate([np.array(s.before, np.int64), s.unit_U, np.array(s.after, np.int64)]).astype(
-                np.int64
-            )
+            whole = np.array([*s.before, *s.unit_U.tolist(), *s.after], np.int64)
             if size:
                 places = np.arange(size)
                 together.setdefault(whole.tobytes(), []).append((places + len(s.before), places + first))
@@ -385,16 +354,13 @@ class TransformerTeacher(Teacher):
     def score(
         self, sentences: Sequence[Sentence], *, k: int, temperatures: Sequence[float] = (), selection: str = "topk"
     ) -> list[TopK]:
-        """Per sentence the rows of all its positions: the top k, or k draws (selection "sample", decided by the texts
-        alone)."""
+        """Per sentence the rows of all positions: the top k, or k draws ("sample", a function of the texts alone)."""
         check_setting("k", k, "be at least 1", k >= 1)
         rows = [row for text in self._texts(sentences) for row in self._rows(*text)]
         choose = self._selection(sentences, selection, k, temperatures=temperatures, exclude_V=self._exclude_V)
         if not rows:
-            return [
-                choose(torch.zeros((0, self._vocabulary)), np.zeros(0, np.int64), np.zeros(0, np.int64))
-                for _ in sentences
-            ]
+            none = np.zeros(0, np.int64)
+            return [choose(torch.zeros((0, self._vocabulary)), none, none) for _ in sentences]
         scored, to = self._scorer.score(rows, choose)
         return cut_rows(scored[np.argsort(to)], sentences)
 
@@ -427,17 +393,14 @@ class MaskedTeacher(TransformerTeacher):
         mask = self._tokenizer.mask_token_id
         if mask is None or mask >= self._num_embeddings:
             has = "none" if mask is None else f"one without an embedding (id {mask})"
-            raise HkdError(
-                f"LM {self._name} must have a mask token, but its tokenizer has {has}. Fetch the tokenizer that it was "
-                f"trained with."
-            )
+            remedy = "Fetch the tokenizer that it was trained with."
+            raise HkdError(f"LM {self._name} must have a mask token, but its tokenizer has {has}. {remedy}")
         mark = self._options.final_mark
         own = self._tokenizer.get_vocab().get(mark)  # written alone, some tokenizers put a space before it
         return prefix, [*(self._pieces(mark) if own is None else [own]), *suffix]
 
     def _rows(self, token_W: Tokens, at_S: Tokens, to_S: Tokens) -> Iterator[TokenRow]:
-        """Exact: a row a position. `mask_every` m: row r masks the places n ≡ r (mod m) of the window and scores those
-        that are asked for."""
+        """Exact: a row a position. `mask_every` m: row r masks the places n ≡ r (mod m), and scores those asked for."""
         first, every = len(self._begin), self._options.mask_every
         for window_W, at_M, to_M in self._windows(token_W, at_S, to_S, aim=0.5):
             token_L = np.concatenate([self._begin, window_W, self._end])
@@ -451,13 +414,11 @@ class MaskedTeacher(TransformerTeacher):
             for part in range(every):
                 mine = (at_M - first) % every == part
                 if mine.any():
-                    yield TokenRow(
-                        token_L, np.arange(part, len(window_W), every) + first, at_M[mine], gold_M[mine], to_M[mine]
-                    )
+                    masked = np.arange(part, len(window_W), every) + first
+                    yield TokenRow(token_L, masked, at_M[mine], gold_M[mine], to_M[mine])
 
     def measured(self, sentences: Sequence[Sentence]) -> dict[str, float]:
-        """With `mask_every` the mean KL(exact rule ‖ `mask_every`) a position, nats, over all candidates and one rest:
-        what masking together costs."""
+        """What `mask_every` costs: the mean KL(exact rule ‖ `mask_every`) a position in nats, with one rest."""
         if not self._options.mask_every:
             return {}
         exact = copy.copy(self)
@@ -478,8 +439,7 @@ class CausalTeacher(TransformerTeacher):
     direction = "left"
 
     def _around(self, prefix: list[int], suffix: list[int]) -> tuple[list[int], list[int]]:
-        """Before a text the tokenizer's own prefix, else the start token, else the end token (as in GPT-2's
-        training)."""
+        """Before a text the tokenizer's own prefix, else the start token, else the end token (as GPT-2 was trained)."""
         if prefix:
             return prefix, []
         for token in (self._tokenizer.bos_token_id, self._tokenizer.eos_token_id):
@@ -491,8 +451,7 @@ class CausalTeacher(TransformerTeacher):
         )
 
     def _rows(self, token_W: Tokens, at_S: Tokens, to_S: Tokens) -> Iterator[TokenRow]:
-        """A row a window; position n is scored by the output one place to its left, the first one by that of the start
-        token."""
+        """A row a window; a position is scored by the output one place to its left, the first by the start token's."""
         none = np.zeros(0, np.int64)
         read_W = token_W[: int(at_S.max()) + 1]  # what follows the last scored position is not needed
         for window_W, at_M, to_M in self._windows(read_W, at_S, to_S, aim=0.75):

@@ -28,7 +28,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from hkd.errors import UserError
+from hkd.errors import UserError, check_setting
 from hkd.files import digest_of, digest_of_file
 from hkd.sparse import TopK
 from hkd.teachers.base import Sentence, Teacher, TeacherInfo, cut_rows
@@ -43,6 +43,7 @@ MODEL, NGRAM, SENONES, TEXT_READ = "model.safetensors", "ngram.arpa", "senones.s
 MAX_KEPT = 200_000  # sentences of a TextRead
 _INPUTS = 8192  # tower inputs a pass, padding included
 _CELLS = 8_000_000  # logits a pass
+_AGAIN = "Train the LM again with `hkd lm train --overwrite`."
 _FIGURES = {"neural": "neural_lm", "ngram": "n-gram"}
 
 
@@ -70,7 +71,6 @@ class UnitLmTeacher(Teacher):
 
     @torch.inference_mode()
     def score(self, sentences: Sequence[Sentence], *, k: int, temperatures: Sequence[float] = ()) -> list[TopK]:
-        """Per sentence the top-k rows of all its positions, in order."""
         rows = [TopK.empty(min(k, len(self.inventory)), len(temperatures))] * len(sentences)
         for numbers in self._passes(sentences):
             batch = collate([sentences[n].unit_U for n in numbers], senones=self._model.senones).to(self._device)
@@ -82,10 +82,7 @@ class UnitLmTeacher(Teacher):
 
 class TextRead:
     """Which sentences an LM has learnt from, by the digest of their words. Of many, those whose digest is a multiple of
-    `every`.
-
-    The file: `every`, then the digests (uint64, sorted).
-    """
+    `every`. The file: `every`, then the digests (uint64, sorted)."""
 
     def __init__(self, every: int = 1, seen: Iterable[int] = ()) -> None:
         self.every, self._seen = every, set(seen)
@@ -128,9 +125,8 @@ class CrossFitTeacher(Teacher):
         """fold_of: `text_digest` of a transcript → the fold that has not seen it."""
         self._teachers, self._fold_of = teachers, fold_of
         first = teachers[0].info
-        digest = digest_of(
-            [*(t.info.digest for t in teachers), *(text + bytes([fold]) for text, fold in sorted(fold_of.items()))]
-        )
+        texts = (text + bytes([fold]) for text, fold in sorted(fold_of.items()))
+        digest = digest_of([*(teacher.info.digest for teacher in teachers), *texts])
         options = {**first.options, "folds": len(teachers), "unknown_texts": "fold 0"}
         info = replace(first, digest=digest, options=options, trained_on_transcripts="cross-fitted")
         super().__init__(inventory=teachers[0].inventory, info=info)
@@ -156,26 +152,18 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}. Run `hkd lm train` first, to its end.") from None
     except ValueError:
-        raise UserError(
-            f"{path} must be JSON, but is not. Train the LM again with `hkd lm train --overwrite`."
-        ) from None
+        raise UserError(f"{path} must be JSON, but is not. {_AGAIN}") from None
     if not isinstance(value, dict):
-        raise UserError(
-            f"{path} must hold a JSON object, but does not. Train the LM again with `hkd lm train --overwrite`."
-        )
+        raise UserError(f"{path} must hold a JSON object, but does not. {_AGAIN}")
     return value
 
 
 def load_unit_lm(folder: Path, *, device: str = "cpu") -> Teacher:
-    """The teacher of a folder that `hkd lm train` made, by its report's verdict.
-
-    Raises UserError where the folder is none, not finished, or of a newer format.
-    """
+    """The teacher of a folder that `hkd lm train` made, by its report's verdict. Raises UserError where the folder is
+    none, not finished, or of a newer format."""
     config = read_json(folder / CONFIG)
-    if config.get("hkd_lm") != FORMAT:
-        raise UserError(
-            f"{folder} must be a unit LM of format {FORMAT}, but is of {config.get('hkd_lm')} instead. Update hkd."
-        )
+    made, rule = config.get("hkd_lm"), f"be a unit LM of format {FORMAT}"
+    check_setting(str(folder), f"of {made}", rule, made == FORMAT, "Update hkd.")
     report = read_json(folder / REPORT)
     inventory = UnitInventory.load(folder / INVENTORY)
     given: dict[str, Any] = {"config": config, "inventory": inventory, "name": folder.name, "device": device}
@@ -185,23 +173,18 @@ def load_unit_lm(folder: Path, *, device: str = "cpu") -> Teacher:
     else:
         parts = [load_part(folder / f"fold-{fold}", kind, **given) for fold in range(int(config["folds"]))]
         if config["identity"].get("folds_by") != "text":
-            raise UserError(
-                f"{folder} was made by an earlier hkd, whose folds are of utterances, not of texts. Run `hkd lm train "
-                f"--overwrite`."
-            )
-        teacher = CrossFitTeacher(
-            parts, {bytes.fromhex(text): int(fold) for text, fold in read_json(folder / FOLDS).items()}
-        )
+            why = f"{folder} was made by an earlier hkd, whose folds are of utterances, not of texts"
+            raise UserError(f"{why}. Run `hkd lm train --overwrite`.")
+        fold_of = {bytes.fromhex(text): int(fold) for text, fold in read_json(folder / FOLDS).items()}
+        teacher = CrossFitTeacher(parts, fold_of)
     read = TextRead.load(folder / TEXT_READ)
     teacher.has_read = None if read is None else read.share
     if "figures" in report:  # what `hkd lm train` measured, like against like
         judged = report["figures"][report["judged_on"]]
-        figures = {
-            f"{name}_perplexity": round(judged[kind]["perplexity"], 2)
-            for kind, name in _FIGURES.items()
-            if kind in judged
-        }
-        teacher.figures = {"judged_on": f"unseen {report['judged_on']}", **figures}
+        teacher.figures = {"judged_on": f"unseen {report['judged_on']}"}
+        for lm, called in _FIGURES.items():
+            if lm in judged:
+                teacher.figures[f"{called}_perplexity"] = round(judged[lm]["perplexity"], 2)
     return teacher
 
 
@@ -220,10 +203,8 @@ def load_part(
     try:
         model.load_state_dict(load_file(part / MODEL))
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        first = str(error).splitlines()[0]
-        raise UserError(
-            f"{part / MODEL} must hold this LM's weights, but cannot be read ({first}). Train it again."
-        ) from None
+        why = f"cannot be read ({str(error).splitlines()[0]})"
+        raise UserError(f"{part / MODEL} must hold this LM's weights, but {why}. Train it again.") from None
     info = TeacherInfo(
         name=name,
         kind=direction,
