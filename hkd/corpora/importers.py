@@ -182,7 +182,9 @@ def read_folder(folder: Path, options: Options) -> Iterator[Row]:
     report.leave_out(f"{UNREADABLE}; no text beside them", names(with_text(unreadable, False)))
     if not audio:
         ending = f" that libsndfile reads, but {len(unreadable)} other recordings" if unreadable else ""
-        raise UserError(f"{folder} must hold audio files with a .txt beside each, but holds no audio{ending}.")
+        packed = next((path.name for path in files if path.suffix.lower() in ARCHIVES), None)
+        remedy = f" Unpack {packed} first, or say --from hf where it is of WebDataset." if packed else ""
+        raise UserError(f"{folder} must hold audio files with a .txt beside each, but holds no audio{ending}.{remedy}")
     kind, sounds = "audio files have no .txt beside them", {*audio, *unreadable}
     if len(silent) == len(audio) and (perhaps := names(p for p in files if p not in sounds and p.exists())):
         more = f" and {len(perhaps) - 3} more" if len(perhaps) > 3 else ""
@@ -664,7 +666,9 @@ def _hf_rows(rows: Any, source: str, name: str, split: str | None, options: Opti
     import datasets
 
     report = options.report
-    features = rows.features or {}
+    features = dict(rows.features or {})
+    inner = features.pop("json") if "__key__" in features and isinstance(features.get("json"), Mapping) else {}
+    features = {**inner, **features}  # what WebDataset has of an utterance in its .json are columns, too
     sounds = [
         key
         for key, feature in features.items()
@@ -679,6 +683,7 @@ def _hf_rows(rows: Any, source: str, name: str, split: str | None, options: Opti
     number = 0
     for batch in rows.with_format("arrow").iter(batch_size=batch_rows):
         for row in batch.to_pylist():
+            row = {**(row.pop("json") or {}), **row} if inner else row
             place, called = f"{source}: {name or 'row'} {number}", f"{name or 'row'}-{number:07d}"
             number += 1
             if row[column["text"]] is None:

@@ -2,6 +2,7 @@
 
 import csv
 import gc
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -229,6 +230,21 @@ def test_shards_of_webdataset_and_columns_of_bytes(tmp_path: Path) -> None:
     datasets.Dataset.from_dict({"text": ["x"], "audio": [sound()]}).to_parquet(str(tmp_path / "x.parquet"))
     (only,) = read_corpus(str(tmp_path / "x.parquet"), options=Options(audio_to=tmp_path / "out"))
     assert (only.text, only.duration) == ("x", pytest.approx(0.2))
+
+
+def test_a_json_beside_the_sound_in_webdatasets_shards(tmp_path: Path) -> None:
+    said = [{"id": f"de-{n}", "text": f"said {n}", "speaker": "anna", "duration": 0.2} for n in range(2)] + [
+        {"id": "de-2", "text": None, "speaker": "ben", "duration": 0.2}
+    ]
+    members = {f"{n}.wav": sound() for n in range(3)}
+    members |= {f"{n}.json": json.dumps(row).encode() for n, row in enumerate(said)}
+    (tmp_path / "train-000.tar").write_bytes(tar_of(dict(sorted(members.items())), packed=""))
+    with pytest.raises(UserError, match=r"holds no audio\. Unpack train-000\.tar first, or say --from hf"):
+        read_corpus(str(tmp_path))
+    options = Options(audio_to=tmp_path / "out")
+    whole = read_corpus(str(tmp_path), kind="hf", options=options)
+    assert [(u.id, u.text, u.speaker) for u in whole] == [("de-0", "said 0", "anna"), ("de-1", "said 1", "anna")]
+    assert [len(names) for names in options.report.left_out.values()] == [1]
 
 
 def test_paths_in_parquet_are_relative_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
