@@ -4,35 +4,16 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
+from rich import progress as rich
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TaskID,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from typer import Option
 
 from hkd.config import ProjectSettings, merge, parse_overrides
-from hkd.errors import Progress as ProgressCallback
-
-Json = Annotated[bool, Option("--json", help="The result as JSON on stdout.")]
-Overwrite = Annotated[bool, Option("--overwrite", help="Replace what is there and was made of something else.")]
-Device = Annotated[str | None, Option(help="auto, cpu or cuda. [auto]")]
-Set = Annotated[
-    list[str] | None,
-    Option(
-        "--set", metavar="A.B=C", help="Any other setting; `hkd config show COMMAND` explains them. May be repeated."
-    ),
-]
+from hkd.errors import Progress
 
 QUIET_INTERVAL_S = 10.0
 FACTS_WIDTH = 60  # characters, where the terminal has room for them
@@ -68,17 +49,13 @@ def given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def with_options(
-    table: Mapping[str, Any], assignments: Sequence[str] | None, own: str, **options: Any
-) -> dict[str, Any]:
-    """A table of hkd.toml, over it `--set` (where the table's name `own` may stand before), over that the options that
-    were given."""
+def with_options(table: Mapping[str, Any], assignments: list[str] | None, own: str, **options: Any) -> dict[str, Any]:
+    """A table of hkd.toml, over it `--set` (where the table's name `own` may stand before), over that given options."""
     return merge(merge(table, parse_overrides(assignments or (), own)), given(**options))
 
 
 def show_facts(facts: Mapping[str, float | str], width: int = FACTS_WIDTH) -> str:
-    """Progress facts in a line, loss and error rates first; numbers with four significant digits; what does not fit in
-    `width` is left out."""
+    """Progress facts in a line, loss and error rates first, numbers in four digits; what does not fit is left out."""
     shown = ""
     for name, value in sorted(facts.items(), key=lambda fact: not fact[0].endswith("wer") and fact[0] != "loss"):
         fact = f"{name}={value if isinstance(value, str) else format(value, '.4g')}"
@@ -88,12 +65,11 @@ def show_facts(facts: Mapping[str, float | str], width: int = FACTS_WIDTH) -> st
 
 
 class Bars:
-    """Work under way: on a terminal a bar each, with share, time gone and time to go; elsewhere a line every ten
-    seconds, on stderr."""
+    """Work under way, on stderr: on a terminal a bar each, with share and times; elsewhere a line every ten seconds."""
 
-    def __init__(self, bars: Progress | None, *, facts_width: int = FACTS_WIDTH) -> None:
+    def __init__(self, bars: rich.Progress | None, *, facts_width: int = FACTS_WIDTH) -> None:
         self._bars, self._facts_width = bars, facts_width
-        self._tasks: dict[str, TaskID] = {}
+        self._tasks: dict[str, rich.TaskID] = {}
         self._began: dict[str, float] = {}
         self._said: dict[str, float] = {}
         self._last: dict[str, tuple[float, float, Mapping[str, float | str]]] = {}  # of what is under way
@@ -170,18 +146,15 @@ def bars() -> Iterator[Bars]:
         return
     room = terminal.width - NAME_WIDTH - BESIDE_BAR
     width = BAR_WIDTH if room >= BAR_WIDTH + FACTS_WIDTH // 2 else SHORT_BAR_WIDTH
-    columns = (
-        TextColumn(f"{{task.description:<{NAME_WIDTH}}}"),
-        BarColumn(bar_width=width),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[facts]}"), console=terminal) as shown:
+    name, facts = rich.TextColumn(f"{{task.description:<{NAME_WIDTH}}}"), rich.TextColumn("{task.fields[facts]}")
+    times = rich.TimeElapsedColumn(), rich.TimeRemainingColumn()
+    columns = (name, rich.BarColumn(bar_width=width), rich.TaskProgressColumn(), *times, facts)
+    with rich.Progress(*columns, console=terminal) as shown:
         yield Bars(shown, facts_width=min(FACTS_WIDTH, room - width))
 
 
 @contextmanager
-def progress_bar(title: str) -> Iterator[ProgressCallback]:
+def progress_bar(title: str) -> Iterator[Progress]:
     """The bar of a command that does one thing."""
     with bars() as shown:
         shown.begin(title)

@@ -9,14 +9,14 @@ from typing import Annotated, Any
 import typer
 from typer import Argument, Option
 
-from hkd.cli.common import Json, Overwrite, Set, emit, given, progress_bar, project, say, with_options
+from hkd.cli.common import emit, given, progress_bar, project, say, with_options
+from hkd.cli.options import File, Files, Json, Overwrite, Set, Text, Texts
 from hkd.config import PATHS, PROJECT_FILE, ProjectSettings, build
 from hkd.errors import UserError, check_choice
 from hkd.files import to_toml, write_bytes
 
-manifest_app = typer.Typer(
-    no_args_is_help=True, help="The manifest: check its audio, split it, write it for other tools."
-)
+_MANIFEST_HELP = "The manifest: check its audio, split it, write it for other tools."
+manifest_app = typer.Typer(no_args_is_help=True, help=_MANIFEST_HELP)
 
 
 def _splits(utterances: Any) -> dict[str, dict[str, float]]:
@@ -27,9 +27,9 @@ def _splits(utterances: Any) -> dict[str, dict[str, float]]:
         row["utterances"] += 1
         row["hours"] += (u.duration or 0.0) / 3600
         row["speakers"] |= {u.speaker} - {None}
-    return {
-        name: {**row, "hours": round(row["hours"], 4), "speakers": len(row["speakers"])} for name, row in found.items()
-    }
+    for row in found.values():
+        row |= {"hours": round(row["hours"], 4), "speakers": len(row["speakers"])}
+    return found
 
 
 def _render_splits(value: dict[str, Any]) -> str:
@@ -50,18 +50,14 @@ def _columns(given: list[str]) -> dict[str, str]:
 def _list_corpora(as_json: bool) -> None:
     from hkd.corpora import known_corpora
 
-    rows = [
-        {"name": c.name, "kind": c.kind, "title": c.title, "licence": c.licence, "source": c.source}
-        for c in known_corpora()
-    ]
+    names = ("name", "kind", "title", "licence", "source")
+    rows = [{name: getattr(card, name) for name in names} for card in known_corpora()]
 
-    def render(value: list[dict[str, str]]) -> str:
-        return "\n".join(
-            f"{row['name']:<18}{row['kind']:<8}{row['title']} ({row['licence'].split(';')[0].split(' (')[0]})"
-            for row in value
-        )
+    def line(row: dict[str, str]) -> str:
+        licence = row["licence"].split(";")[0].split(" (")[0]
+        return f"{row['name']:<18}{row['kind']:<8}{row['title']} ({licence})"
 
-    emit(rows, as_json, render)
+    emit(rows, as_json, lambda rows: "\n".join(map(line, rows)))
 
 
 def _prepare_text(
@@ -73,47 +69,28 @@ def _prepare_text(
 
     here = ProjectSettings.load(folder)
     report, path = corpora.Report(), out or here.path("sentences")
-    with progress_bar(f"prepare {path.name}") as progress:
-        whole = stages.sentences(
-            here, path, settings, texts=texts, report=report, overwrite=overwrite, progress=progress
-        )
+    with progress_bar(f"prepare {path.name}") as bar:
+        whole = stages.sentences(here, path, settings, texts=texts, report=report, overwrite=overwrite, progress=bar)
     value = {"manifest": str(path), "sentences": len(whole), **report.to_json()}
     emit(value, json_, lambda value: f"{value['manifest']}: {value['sentences']} sentences, {value['outcome']}")
     for note in (*(f"{line}." for line in report.note_lines()), *text_notes(u.text for u in whole)):
         say(f"Note: {note}")
-    say(
-        f"Next: hkd lm train --unit subword --manifest {path} --transcripts cross-fit --name text, then hkd "
-        f"teacher-dump --text"
-    )
+    command = f"hkd lm train --unit subword --manifest {path} --transcripts cross-fit --name text"
+    say(f"Next: {command}, then hkd teacher-dump --text")
 
 
 def prepare(
-    corpus: Annotated[
-        str | None, Argument(help="A known corpus (--list), a path, or a name that --from knows.")
-    ] = None,
+    corpus: Annotated[Text, Argument(help="A known corpus (--list), a path, or a name that --from knows.")] = None,
     folder: Annotated[Path, Option(help="The project's folder.")] = Path(),
-    from_: Annotated[
-        str | None, Option("--from", help="folder, kaldi, nemo, lhotse, hf or hkd; by default guessed.")
-    ] = None,
-    root: Annotated[
-        Path | None, Option(help="The folder where the known corpus, or its archives, lie already.")
-    ] = None,
+    from_: Annotated[Text, Option("--from", help="folder, kaldi, nemo, lhotse, hf or hkd; by default guessed.")] = None,
+    root: Annotated[File, Option(help="The folder where the known corpus, or its archives, lie already.")] = None,
     download: Annotated[bool, Option("--download", help="Fetch archives of more than 1 GB too.")] = False,
-    part: Annotated[list[str] | None, Option(help="Only this part of the corpus; may be repeated.")] = None,
-    column: Annotated[
-        list[str] | None, Option(metavar="WHAT=NAME", help="The column with the text, audio, id ...; may be repeated.")
-    ] = None,
-    speaker: Annotated[
-        str | None, Option(metavar="PATTERN", help="Finds the speaker in an id, such as '^[^_]+'.")
-    ] = None,
-    text: Annotated[
-        list[Path] | None,
-        Option("--text", help="Instead of a corpus: sentences without sound, a line each; may be repeated."),
-    ] = None,
-    out: Annotated[Path | None, Option(help="With --text: the manifest; default text.jsonl in the project.")] = None,
-    skip_bad: Annotated[
-        bool, Option("--skip-bad", help="Leave out what cannot be used; left-out.tsv lists it.")
-    ] = False,
+    part: Annotated[Texts, Option(help="Only this part of the corpus; may be repeated.")] = None,
+    column: Annotated[Texts, Option(metavar="WHAT=NAME", help="Which column has text, audio, id; repeatable.")] = None,
+    speaker: Annotated[Text, Option(metavar="PATTERN", help="Finds the speaker in an id, such as '^[^_]+'.")] = None,
+    text: Annotated[Files, Option("--text", help="Instead of a corpus: lines of text; may be repeated.")] = None,
+    out: Annotated[File, Option(help="With --text: the manifest; default text.jsonl in the project.")] = None,
+    skip_bad: Annotated[bool, Option("--skip-bad", help="Leave out what is unusable; left-out.tsv lists it.")] = False,
     list_: Annotated[bool, Option("--list", help="List the known corpora and stop.")] = False,
     assignments: Set = None,
     overwrite: Overwrite = False,
@@ -147,9 +124,8 @@ def prepare(
         return _list_corpora(json_)
     if text:
         if corpus is not None:
-            raise UserError(
-                f"CORPUS must be left out with --text, but is '{corpus}'. Prepare the corpus first, then the text."
-            )
+            remedy = "Prepare the corpus first, then the text."
+            raise UserError(f"CORPUS must be left out with --text, but is '{corpus}'. {remedy}")
         of_text = with_options({}, assignments, "sentences")
         return _prepare_text(text, out, of_text, folder, overwrite=overwrite, json_=json_)
     table = with_options(
@@ -161,25 +137,19 @@ def prepare(
     if out is not None:
         raise UserError("--out must go with --text, but there is none. Leave it out.")
     if corpus is None:
-        raise UserError(
-            "CORPUS must be given, but is missing. `hkd prepare --list` says which are known; a folder does too."
-        )
+        known = "`hkd prepare --list` says which are known; a folder does too."
+        raise UserError(f"CORPUS must be given, but is missing. {known}")
     if corpus in corpora.text_corpora() and from_ is None and not Path(corpus).exists():
         out = folder / "text" / f"{corpus}.txt"
         with progress_bar(f"prepare {corpus}") as progress:
             number = corpora.prepare_text(corpus, out, progress=progress)
-        return emit(
-            {"text": str(out), "sentences": number},
-            json_,
-            lambda value: f"{value['text']}: {value['sentences']} sentences",
-        )
+        return emit({"text": str(out), "sentences": number}, json_, lambda _: f"{out}: {number} sentences")
     here = ProjectSettings.load(folder)
     kind = corpora.kind_of(corpus, from_)
     report = corpora.Report(skip_bad=skip_bad)
+    config = replace(config, kind=kind or "")
     with progress_bar(f"prepare {Path(corpus).name}") as progress:
-        whole = stages.prepare(
-            folder, replace(config, kind=kind or ""), report=report, overwrite=overwrite, progress=progress
-        )
+        whole = stages.prepare(folder, config, report=report, overwrite=overwrite, progress=progress)
     settings = folder / PROJECT_FILE
     if not settings.exists():
         write_bytes(settings, to_toml({"prepare": {"corpus": corpus}}).encode())
@@ -199,7 +169,7 @@ def prepare(
 
 @manifest_app.command()
 def check(
-    manifest: Annotated[Path | None, Argument(help="The manifest; by default the project's.")] = None,
+    manifest: Annotated[File, Argument(help="The manifest; by default the project's.")] = None,
     json_: Json = False,
 ) -> None:
     """Read all audio and list what is missing, empty, truncated, silent or wrongly declared; exit 1 if anything is.
@@ -230,9 +200,7 @@ def check(
 
 @manifest_app.command()
 def split(
-    manifest: Annotated[
-        Path | None, Argument(help="The manifest; by default the project's. Rewritten in place.")
-    ] = None,
+    manifest: Annotated[File, Argument(help="The manifest; by default the project's. Rewritten in place.")] = None,
     train_share: Annotated[float, Option("--train", help="Share of the groups that become train.")] = 0.8,
     dev_share: Annotated[float, Option("--dev", help="Share that becomes dev.")] = 0.1,
     test_share: Annotated[float, Option("--test", help="Share that becomes test.")] = 0.1,
@@ -261,8 +229,8 @@ def split(
 def export(
     out: Annotated[Path, Argument(help="The folder to write to.")],
     to: Annotated[str, Option(help="nemo, lhotse or kaldi.")],
-    manifest: Annotated[Path | None, Option(help="The manifest; by default the project's.")] = None,
-    split: Annotated[str | None, Option(help="Only this split.")] = None,
+    manifest: Annotated[File, Option(help="The manifest; by default the project's.")] = None,
+    split: Annotated[Text, Option(help="Only this split.")] = None,
     json_: Json = False,
 ) -> None:
     """Write the manifest for NeMo, lhotse (recordings, supervisions, cuts) or Kaldi, a set of files a split.
@@ -278,11 +246,8 @@ def export(
     whole = read(manifest or project().require("manifest", "hkd prepare")).split(split)
     with progress_bar(f"export to {to}") as progress:
         written = corpora.export(whole, to, out, progress=progress)
-    emit(
-        {"utterances": len(whole), "files": [str(path) for path in written]},
-        json_,
-        lambda value: "\n".join(value["files"]),
-    )
+    files = [str(path) for path in written]
+    emit({"utterances": len(whole), "files": files}, json_, lambda _: "\n".join(files))
 
 
 units_app = typer.Typer(no_args_is_help=True, help="Unit inventories: senones, monophones, characters, subwords.")
@@ -293,7 +258,7 @@ _SHOWN = 20
 @units_app.command()
 def train(
     vocab_size: Annotated[int | None, Option(help="Subwords in all; a small text gives fewer. Default 500.")] = None,
-    kind: Annotated[str | None, Option(help="unigram or bpe; char: the student's own subwords are characters.")] = None,
+    kind: Annotated[Text, Option(help="unigram or bpe; char: the student's own subwords are characters.")] = None,
     split: Annotated[str, Option(help="The split whose transcripts the subwords are trained on.")] = "train",
     overwrite: Overwrite = False,
     json_: Json = False,
@@ -313,19 +278,14 @@ def train(
 
 
 def _show(inventories: dict[str, Any], json_: bool) -> None:
-    def render(value: dict[str, Any]) -> str:
-        return "\n".join(
-            f"{level:<12}{row['units']:>7} units   digest {row['digest'][:16]}" for level, row in value.items()
-        )
-
-    emit({level: {"units": len(found), "digest": found.digest} for level, found in inventories.items()}, json_, render)
+    lines = [f"{level:<12}{len(it):>7} units   digest {it.digest[:16]}" for level, it in inventories.items()]
+    rows = {level: {"units": len(found), "digest": found.digest} for level, found in inventories.items()}
+    emit(rows, json_, lambda _: "\n".join(lines))
 
 
 @units_app.command()
 def show(
-    text: Annotated[
-        str | None, Argument(help="A text to turn into units; without it the inventories are listed.")
-    ] = None,
+    text: Annotated[Text, Argument(help="A text to turn into units; without it the inventories are listed.")] = None,
     json_: Json = False,
 ) -> None:
     """Show the inventories, or what a text becomes at each level.
@@ -344,22 +304,16 @@ def show(
     inventories = {level: units.inventory(level) for level in units.levels}
     if text is None:
         return _show(inventories, json_)
-    spoken = words(text)
-    shown = {
-        level: [inventory.symbols[unit] for unit in units.encode(spoken, level)[0].tolist()]
-        for level, inventory in inventories.items()
-    }
-
-    def render(value: dict[str, list[str]]) -> str:
-        return "\n".join(f"{level:<12}{' '.join(symbols)}" for level, symbols in value.items())
-
-    return emit({"words": spoken, **shown}, json_, render)
+    shown = {"words": words(text)}
+    for level, inventory in inventories.items():
+        shown[level] = [inventory.symbols[unit] for unit in units.encode(shown["words"], level)[0].tolist()]
+    return emit(shown, json_, lambda _: "\n".join(f"{name:<12}{' '.join(found)}" for name, found in shown.items()))
 
 
 @units_app.command()
 def lexicon(
-    text: Annotated[list[Path] | None, Option(help="Texts, a sentence a line; by default the transcripts.")] = None,
-    dictionary: Annotated[Path | None, Option(help="A dictionary instead of the project's (word phones).")] = None,
+    text: Annotated[Files, Option(help="Texts, a sentence a line; by default the transcripts.")] = None,
+    dictionary: Annotated[File, Option(help="A dictionary instead of the project's (word phones).")] = None,
     json_: Json = False,
 ) -> None:
     """Say which words the project's dictionary has, which get a predicted pronunciation, and which have none.
@@ -381,15 +335,10 @@ def lexicon(
     def render(value: dict[str, Any]) -> str:
         some = [f"  {word}: {phones}" for word, phones in list(value["predicted"].items())[:_SHOWN]]
         none = [f"  {word} ({count} times)" for word, count in list(value["unknown"].items())[:_SHOWN]]
-        return "\n".join(
-            [
-                f"{value['words']} words ({value['running_words']} in running text): {value['listed']} in the "
-                f"dictionary",
-                f"{len(value['predicted'])} get a predicted pronunciation", *some,
-                f"{len(value['unknown'])} have none, in {value['unknown_texts']} texts, which phone and senone LMs "
-                "leave out", *none,
-            ]
-        )  # fmt: skip
+        of = f"({value['running_words']} in running text): {value['listed']} in the dictionary"
+        silent = f"in {value['unknown_texts']} texts, which phone and senone LMs leave out"
+        lines = [f"{value['words']} words {of}", f"{len(value['predicted'])} get a predicted pronunciation", *some]
+        return "\n".join([*lines, f"{len(value['unknown'])} have none, {silent}", *none])
 
     emit(asdict(report), json_, render)
 
@@ -417,14 +366,12 @@ def tie(
         report = stages.tie(here, table, overwrite=overwrite, progress=progress)
 
     def render(value: dict[str, Any]) -> str:
-        lines = [
-            f"{value['senones']} senones of {value['phones']} phones, tied on {value['hours']:g} hours of the train "
-            f"part; {value['utterances']} utterances have them now"
-        ]
+        tied = f"tied on {value['hours']:g} hours of the train part"
+        now = f"{value['utterances']} utterances have them now"
+        lines = [f"{value['senones']} senones of {value['phones']} phones, {tied}; {now}"]
         if value["senones"] < asked.num_senones:
-            lines.append(
-                f"Fewer than {asked.num_senones}: each must have {asked.min_frames} frames of 10 ms (min_frames)."
-            )
+            least = f"each must have {asked.min_frames} frames of 10 ms (min_frames)"
+            lines.append(f"Fewer than {asked.num_senones}: {least}.")
         return "\n".join([*lines, *(f"  {name}: {reason}" for name, reason in value["failed"].items())])
 
     emit(asdict(report), json_, render)

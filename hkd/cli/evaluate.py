@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Argument, Option
 
-from hkd.cli.common import Device, Json, Set, emit, given, progress_bar, project, say, with_options
+from hkd.cli.common import emit, given, progress_bar, project, say, with_options
+from hkd.cli.options import Device, File, Json, Set, Text, Texts
 from hkd.config import ProjectSettings
 from hkd.errors import HkdError, UserError, did_you_mean
 from hkd.files import write_bytes
@@ -21,9 +22,10 @@ LM_HELP = (
     "Beside beam search (always with a hybrid student): an ARPA file over words, a folder of `hkd lm train`, or a "
     "causal LM's folder or hub name."
 )
+GAP_HELP = "Read the words cut out and joined again, in their order and in another."
 Split = Annotated[str, Option(help="Part of the manifest.")]
-Decoder = Annotated[str | None, Option(help="greedy or beam.")]
-Lm = Annotated[str | None, Option(help=LM_HELP)]
+Decoder = Annotated[Text, Option(help="greedy or beam.")]
+Lm = Annotated[Text, Option(help=LM_HELP)]
 
 
 def run_folders(names: list[str] | None, runs: Path) -> list[Path]:
@@ -37,25 +39,21 @@ def run_folders(names: list[str] | None, runs: Path) -> list[Path]:
     for name in names:
         folder = next((path for path in (Path(name), runs / name) if path.is_dir()), None)
         if folder is None:
-            hint = did_you_mean(name, [path.name for path in runs.iterdir()] if runs.is_dir() else [])
-            raise UserError(
-                f"a run must be a folder or a name below {runs}, but is '{name}' "
-                f"instead.{hint or ' Run `hkd train` first.'}"
-            )
+            known = (path.name for path in runs.iterdir()) if runs.is_dir() else ()
+            remedy = did_you_mean(name, known) or " Run `hkd train` first."
+            raise UserError(f"a run must be a folder or a name below {runs}, but is '{name}' instead.{remedy}")
         folders.append(folder)
     return folders
 
 
 def evaluate(
-    runs: Annotated[list[str] | None, Argument(metavar="RUN", help=RUNS_HELP)] = None,
-    named: Annotated[list[str] | None, Option("--run", help="The same as RUN; may be repeated.")] = None,
+    runs: Annotated[Texts, Argument(metavar="RUN", help=RUNS_HELP)] = None,
+    named: Annotated[Texts, Option("--run", help="The same as RUN; may be repeated.")] = None,
     split: Split = "test",
     decoder: Decoder = None,
     lm: Lm = None,
     tune: Annotated[bool, Option("--tune", help="Try weights and bonuses on the split, not test; print all.")] = False,
-    shuffle_gap: Annotated[
-        bool, Option("--shuffle-gap", help="Read the words cut out and joined again, in their order and in another.")
-    ] = False,
+    shuffle_gap: Annotated[bool, Option("--shuffle-gap", help=GAP_HELP)] = False,
     assignments: Set = None,
     tag: Annotated[str, Option(help="Names another way to decode: its figures lie beside the usual ones.")] = "",
     device: Device = None,
@@ -79,9 +77,7 @@ def evaluate(
 
     here = project()
     here.require("manifest", "hkd prepare")
-    table = with_options(
-        here.table("evaluate"), assignments, "evaluate", lm=lm, device=device, search=given(decoder=decoder)
-    )
+    table = _evaluate_table(here, assignments, lm=lm, device=device, search=given(decoder=decoder))
     folders = run_folders([*(runs or ()), *(named or ())], here.runs)
     if tune:
         _tune(here, folders, table, split, as_json)
@@ -101,25 +97,21 @@ def evaluate(
     emit([report.to_json() | {"rtf": report.rtf} for report in reports], as_json, lambda _: found.text())
 
 
+def _evaluate_table(here: ProjectSettings, assignments: Texts, **options: Any) -> dict[str, Any]:
+    return with_options(here.table("evaluate"), assignments, "evaluate", **options)
+
+
 def _shuffle_gap(found: "dict[Path, list[EvaluationReport]]", as_json: bool) -> None:
     """Print how many points more of the words are wrong in another order."""
     from hkd.evaluate.decoding import SHUFFLED, SPLICED
 
-    rows = {
-        folder.name: {report.inputs["splice"]["order"]: report.errors["wer"].rate for report in pair}
-        for folder, pair in found.items()
-    }
-
-    def render(rows: dict[str, dict[str, float]]) -> str:
-        lines = [f"{'run':<24}{'spliced':>10}{'shuffled':>10}{'gap':>8}   WER %"]
-        for name, row in rows.items():
-            lines.append(
-                f"{name:<24}{100 * row[SPLICED]:>10.1f}{100 * row[SHUFFLED]:>10.1f}"
-                f"{100 * (row[SHUFFLED] - row[SPLICED]):>+8.1f}"
-            )
-        return "\n".join(lines)
-
-    emit(rows, as_json, render)
+    rows, lines = {}, [f"{'run':<24}{'spliced':>10}{'shuffled':>10}{'gap':>8}   WER %"]
+    for folder, pair in found.items():
+        row = {report.inputs["splice"]["order"]: report.errors["wer"].rate for report in pair}
+        spliced, shuffled = 100 * row[SPLICED], 100 * row[SHUFFLED]
+        lines.append(f"{folder.name:<24}{spliced:>10.1f}{shuffled:>10.1f}{shuffled - spliced:>+8.1f}")
+        rows[folder.name] = row
+    emit(rows, as_json, lambda _: "\n".join(lines))
 
 
 def _tune(here: ProjectSettings, folders: list[Path], table: dict[str, Any], split: str, as_json: bool) -> None:
@@ -166,24 +158,17 @@ def likelihoods(
     here = project()
     manifest = here.require("manifest", "hkd prepare")
     [folder] = run_folders([run], here.runs)
-    with progress_bar(f"likelihoods {folder.name}") as progress:
+    device = device or "auto"
+    with progress_bar(f"likelihoods {folder.name}") as bar:
         count = write_likelihoods(
-            folder,
-            out,
-            manifest=manifest,
-            split=split,
-            prior_scale=prior_scale,
-            device=device or "auto",
-            progress=progress,
+            folder, out, manifest=manifest, split=split, prior_scale=prior_scale, device=device, progress=bar
         )
     say(f"{count} utterances in {out}.")
 
 
 def transcribe(
     files: Annotated[list[Path], Argument(metavar="FILE", help="Sound files, and folders of them.")],
-    model: Annotated[
-        Path | None, Option("--run", "--model", help="A run, or an exported student; by default the only run.")
-    ] = None,
+    model: Annotated[File, Option("--run", "--model", help="A run, or an exported student. [the only run]")] = None,
     decoder: Decoder = None,
     lm: Lm = None,
     assignments: Set = None,
@@ -207,15 +192,14 @@ def transcribe(
     from hkd.pipeline import stages
 
     here = project()
-    table = with_options(
-        here.table("evaluate"), assignments, "evaluate", lm=lm, device=device, search=given(decoder=decoder)
-    )
+    table = _evaluate_table(here, assignments, lm=lm, device=device, search=given(decoder=decoder))
     config, lm = stages.evaluate_config(here, table)
     report = Report()
     paths = sound_files(files, report)
     for line in report.lines():
         say(line)
     recogniser = Recogniser(model_folder(model, here.runs), device=config.device, search=config.search, lm=lm)
+    line = "{text}" if len(paths) == 1 else "{file}: {text}"
     failed, silent = [], []
     for path in paths:
         try:
@@ -226,9 +210,7 @@ def transcribe(
             say(f"{path}: {error}")
             failed.append(path)
         else:
-            emit(
-                result, as_json, lambda value: value["text"] if len(paths) == 1 else f"{value['file']}: {value['text']}"
-            )
+            emit(result, as_json, lambda value: line.format(**value))
             silent += [] if result["text"] else [path]
     if silent:
         remedy = GRAPH_REMEDY if recogniser.is_hybrid else CTC_REMEDY
@@ -255,13 +237,13 @@ def model_folder(model: Path | None, runs: Path) -> Path:
 
 
 def report(
-    runs: Annotated[list[str] | None, Argument(metavar="RUN", help=RUNS_HELP)] = None,
-    named: Annotated[list[str] | None, Option("--run", help="The same as RUN; may be repeated.")] = None,
+    runs: Annotated[Texts, Argument(metavar="RUN", help=RUNS_HELP)] = None,
+    named: Annotated[Texts, Option("--run", help="The same as RUN; may be repeated.")] = None,
     out: Annotated[Path, Option(help="The page.")] = Path("report.html"),
     split: Split = "test",
-    baseline: Annotated[list[str] | None, Option(help="What others are compared with; may be repeated. [none]")] = None,
-    markdown: Annotated[Path | None, Option(help="Write the table as Markdown, too.")] = None,
-    card: Annotated[Path | None, Option(help="Write the model card of one run, and nothing else.")] = None,
+    baseline: Annotated[Texts, Option(help="What others are compared with; may be repeated. [none]")] = None,
+    markdown: Annotated[File, Option(help="Write the table as Markdown, too.")] = None,
+    card: Annotated[File, Option(help="Write the model card of one run, and nothing else.")] = None,
 ) -> None:
     """Make one self-contained HTML page of runs: table, curves, label stores, examples. Prints the table.
 

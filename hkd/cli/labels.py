@@ -9,12 +9,13 @@ from typing import Annotated, Any
 import typer
 from typer import Argument, Option
 
-from hkd.cli.common import Json, Overwrite, emit, progress_bar, project, say
+from hkd.cli.common import emit, progress_bar, project, say
+from hkd.cli.options import File, Json, Overwrite, Text
 from hkd.errors import UserError, did_you_mean
 
 app = typer.Typer(no_args_is_help=True, help="Look at label stores, check, convert and compare them.")
 
-Stores = Annotated[str | None, Argument(help="A store, or a folder of stores; a URL too. Default: the project's.")]
+Stores = Annotated[Text, Argument(help="A store, or a folder of stores; a URL too. Default: the project's.")]
 
 
 def _lines(rows: list[tuple[str, str]]) -> str:
@@ -42,7 +43,7 @@ def info(stores: Stores = None, as_json: Json = False) -> None:
 @app.command()
 def show(
     utterance: Annotated[str, Argument(help="An utterance's id.")],
-    labels: Annotated[str | None, Option(help="A store, or a folder of stores; a URL too. [the project's]")] = None,
+    labels: Annotated[Text, Option(help="A store, or a folder of stores; a URL too. [the project's]")] = None,
     top: Annotated[int, Option(min=1, help="Candidates a position.")] = 5,
     as_json: Json = False,
 ) -> None:
@@ -64,10 +65,8 @@ def show(
     readers = {name: reader for name, reader in stores.items() if utterance in reader}
     if not readers:
         hint = did_you_mean(utterance, chain.from_iterable(reader.ids for reader in stores.values()))
-        remedy = hint or " The ids are those of the manifest."
-        raise UserError(
-            f"UTTERANCE must be in a store below {labels or here.labels}, but '{utterance}' is in none.{remedy}"
-        )
+        where, remedy = labels or here.labels, hint or " The ids are those of the manifest."
+        raise UserError(f"UTTERANCE must be in a store below {where}, but '{utterance}' is in none.{remedy}")
     value = {name: show_rows(reader, utterance, top=top, alignment=alignment) for name, reader in readers.items()}
     emit(value, as_json, lambda all_: "\n\n".join(f"{name}\n{text(rows)}" for name, rows in all_.items()))
 
@@ -108,17 +107,15 @@ def _verified(result: dict[str, Any]) -> str:
     lines = []
     for name, value in result.items():
         problems, repaired = value["problems"], value.get("repair")
-        lines.append(
-            f"{name}: {'all is well' if not problems else f'{len(problems)} problem' + 's' * (len(problems) > 1)}"
-        )
+        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+        lines.append(f"{name}: {count if problems else 'all is well'}")
         lines += [f"  {problem['kind']}: {problem['text']}" for problem in problems]
         if repaired:
             lines += [f"  repair: {line}" for line in repaired["done"]]
             if repaired["dump_again"]:
-                numbers = ", ".join(str(number) for number in repaired["dump_again"])
-                lines.append(
-                    f"  dump again: shards {numbers}. Run the command that wrote the store; it writes only these."
-                )
+                numbers = ", ".join(map(str, repaired["dump_again"]))
+                remedy = "Run the command that wrote the store; it writes only these."
+                lines.append(f"  dump again: shards {numbers}. {remedy}")
     return "\n".join(lines)
 
 
@@ -126,8 +123,8 @@ def _verified(result: dict[str, Any]) -> str:
 def convert(
     store: Annotated[str, Argument(help="The store.")],
     out: Annotated[str, Argument(help="Where the new one goes.")],
-    backend: Annotated[str | None, Option(help="arrow or zarr. [as it is]")] = None,
-    codec: Annotated[str | None, Option(help="grid or f16. [as it is]")] = None,
+    backend: Annotated[Text, Option(help="arrow or zarr. [as it is]")] = None,
+    codec: Annotated[Text, Option(help="grid or f16. [as it is]")] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Write a store again in another backend (bit-identical labels) or codec (within its error bound).
@@ -179,20 +176,19 @@ def _compared(value: dict[str, Any]) -> str:
 
     seen = f"{value['utterances']} utterances, {value['positions']} positions"
     rest = f"only in A {value['only_in_a']}, only in B {value['only_in_b']}, other units {value['other_units']}"
-    return _lines(
-        [
-            ("compared", f"{seen} ({rest})"),
-            ("teacher", f"A {left['teacher']}   B {right['teacher']}"),
-            ("KL(A‖B), KL(B‖A)", f"{value['kl_ab']:.4f}, {value['kl_ba']:.4f} nat a position"),
-            ("same top unit", f"{value['top1_agreement']:.1%}"),
-            ("shared kept units", f"{value['topk_overlap']:.1%}"),
-            ("top-1 hit rate", both("top1_hit_rate", ".1f", 100, " %")),
-            ("top-k hit rate", both("topk_hit_rate", ".1f", 100, " %")),
-            ("perplexity", both("perplexity", ".2f")),
-            ("entropy", both("entropy", ".3f")),
-            ("tail mass", both("tail_mass", ".4f")),
-        ]
-    )
+    rows = [
+        ("compared", f"{seen} ({rest})"),
+        ("teacher", f"A {left['teacher']}   B {right['teacher']}"),
+        ("KL(A‖B), KL(B‖A)", f"{value['kl_ab']:.4f}, {value['kl_ba']:.4f} nat a position"),
+        ("same top unit", f"{value['top1_agreement']:.1%}"),
+        ("shared kept units", f"{value['topk_overlap']:.1%}"),
+        ("top-1 hit rate", both("top1_hit_rate", ".1f", 100, " %")),
+        ("top-k hit rate", both("topk_hit_rate", ".1f", 100, " %")),
+        ("perplexity", both("perplexity", ".2f")),
+        ("entropy", both("entropy", ".3f")),
+        ("tail mass", both("tail_mass", ".4f")),
+    ]
+    return _lines(rows)
 
 
 @app.command()
@@ -218,8 +214,8 @@ def merge(
 def split(
     store: Annotated[str, Argument(help="The store.")],
     out: Annotated[str, Argument(help="Where the part goes.")],
-    ids: Annotated[Path | None, Option(help="A file of ids, one a line.")] = None,
-    part: Annotated[str | None, Option("--split", help="A split of the manifest: train, dev ...")] = None,
+    ids: Annotated[File, Option(help="A file of ids, one a line.")] = None,
+    part: Annotated[Text, Option("--split", help="A split of the manifest: train, dev ...")] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Write a store of some of a store's utterances: those of a file, or of a split of the project's manifest.
@@ -251,7 +247,7 @@ def split(
 def average(
     store: Annotated[str, Argument(help="The store.")],
     out: Annotated[str, Argument(help="Where the new one goes.")],
-    part: Annotated[str | None, Option("--split", help="Average over this split of the manifest. [all]")] = None,
+    part: Annotated[Text, Option("--split", help="Average over this split of the manifest. [all]")] = None,
     k: Annotated[int | None, Option(min=1, help="Ids a position. [the store's]")] = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -299,21 +295,16 @@ def export(
 
 
 def _times(store: str) -> Callable[[str], tuple[Any, Any] | None] | None:
-    """When the positions of a store's utterances are spoken, by the alignment of the project; None where there is
-    none."""
+    """When the positions of a store's utterances are spoken, by the project's alignment; None where there is none."""
     from hkd.api import Project as Corpus
 
     here = project()
     if not (here.manifest.exists() and here.alignment.exists()):
         return None
-    subwords = here.units / "subword.model"
+    path, stores = here.units / "subword.model", {"store": store}
+    subwords = path if path.exists() else None
     try:
-        corpus = Corpus(
-            manifest=here.manifest,
-            alignment=here.alignment,
-            stores={"store": store},
-            subwords=subwords if subwords.exists() else None,
-        )
+        corpus = Corpus(manifest=here.manifest, alignment=here.alignment, stores=stores, subwords=subwords)
     except UserError as error:
         say(f"the positions get no times, since the store is not of this project: {error}")
         return None

@@ -62,9 +62,8 @@ def _gone(error: BaseException) -> UserError | None:
     path, option = getattr(getattr(error, "ctx", None), "command_path", ""), getattr(error, "option_name", "")
     for command, gone in GONE.items():
         if path.endswith(f" {command}") and option in gone:
-            return UserError(
-                f"{option} is no option any more. Give {gone[option]}; `hkd config show` explains all settings."
-            )
+            now = f"Give {gone[option]}; `hkd config show` explains all settings."
+            return UserError(f"{option} is no option any more. {now}")
     return None
 
 
@@ -110,14 +109,9 @@ def _discard_output() -> None:
 
 
 app = typer.Typer(
-    name="hkd",
-    cls=_Commands,
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="markdown",
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+    name="hkd", cls=_Commands, no_args_is_help=True, add_completion=False, rich_markup_mode="markdown",
+    pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
+)  # fmt: skip
 
 START, ONE, TWO, LOOK = "Start here", "Stage one: teacher labels", "Stage two: the student", "Look and share"
 
@@ -169,8 +163,7 @@ app.add_typer(run.config_app, name="config", rich_help_panel=LOOK)
 
 
 def _keep_lines(part: typer.Typer) -> None:
-    """Fence the examples of each command's help: rich takes an indented block for prose where a docstring has one
-    paragraph before it."""
+    """Fence the examples of each command's help: rich takes an indented block after one paragraph for prose."""
     for command in part.registered_commands:
         prose, title, examples = (inspect.getdoc(command.callback) or "").partition("Examples:\n\n")
         command.help = f"{prose}{title}```console\n{textwrap.dedent(examples).rstrip()}\n```" if title else prose
@@ -193,8 +186,7 @@ def _thread_failed(args: Any) -> None:
 
 
 def _prepare_streams() -> None:
-    """Characters that the terminal does not know are replaced, never an error; closed streams swallow what is
-    written."""
+    """Characters that the terminal does not know are replaced, never an error; closed streams swallow all."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
@@ -204,8 +196,7 @@ def _prepare_streams() -> None:
 
 
 def _use_utf8_files() -> None:
-    """Start again in UTF-8 mode where files would be read in the locale's encoding, here and in libraries; the terminal
-    keeps its own."""
+    """Start again in UTF-8 mode where files would be read in the locale's encoding; the terminal keeps its own."""
     if sys.flags.utf8_mode or locale.getencoding().lower().replace("-", "") == "utf8" or sys.stdout is None:
         return
     os.environ.setdefault("PYTHONIOENCODING", f"{sys.stdout.encoding}:replace")

@@ -3,28 +3,29 @@
 import json
 import shlex
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from typer import Argument, Option
 
-from hkd.cli.common import Json, Overwrite, Set, bars, emit, project, say
+from hkd.cli.common import bars, emit, project, say
+from hkd.cli.options import File, Json, Overwrite, Set, Texts
 from hkd.config import merge, parse_overrides
 from hkd.files import assignment, shipped
 
-config_app = typer.Typer(
-    no_args_is_help=True, help="Print the settings that a folder's hkd.toml and the defaults give."
-)
+_CONFIG_HELP = "Print the settings that a folder's hkd.toml and the defaults give."
+config_app = typer.Typer(no_args_is_help=True, help=_CONFIG_HELP)
+_DEMO_HELP = "asterisk (from Debian's packages), mini_librispeech, or a folder of yours."
+_ONLY_HELP = "Only this stage (or pattern) and what it needs; may be repeated."
 
-Work = Annotated[Path | None, Option("--work", help="Working folder (default: runs/NAME).")]
+Work = Annotated[File, Option("--work", help="Working folder (default: runs/NAME).")]
 Jobs = Annotated[int | None, Option("--jobs", min=1, help="Stages side by side (default: the pipeline's own).")]
 
 
 def demo(
-    corpus: Annotated[
-        str, Option(help="asterisk (from Debian's packages), mini_librispeech, or a folder of yours.")
-    ] = "asterisk",
+    corpus: Annotated[str, Option(help=_DEMO_HELP)] = "asterisk",
     work: Work = None,
     assignments: Set = None,
     jobs: Jobs = None,
@@ -60,14 +61,15 @@ def heard(work: Path, split: str = "test") -> list[str]:
     """What the best student of a finished pipeline writes of two utterances, beside what was said."""
     from hkd.evaluate.score import result_paths
 
-    paths = {run.name: result_paths(run, split) for run in (work / "runs").iterdir()}
-    figures = {
-        name: json.loads(found[0].read_text(encoding="utf-8")) for name, found in paths.items() if found[0].exists()
-    }
+    figures, texts = {}, {}
+    for run in (work / "runs").iterdir():
+        scores, texts[run.name], _ = result_paths(run, split)
+        if scores.exists():
+            figures[run.name] = json.loads(scores.read_text(encoding="utf-8"))
     if not figures:
         return []
     best = min(figures, key=lambda name: (figures[name]["errors"]["wer"]["rate"], name))
-    rows = [json.loads(line) for line in paths[best][1].read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in texts[best].read_text(encoding="utf-8").splitlines()]
     longest = sorted(rows, key=lambda row: (-len(row["reference"].split()), row["id"]))
     middle = longest[len(longest) // 3 : len(longest) // 3 + 2]
     lines = [f"What {best} writes, of two prompts that it has not heard:"]
@@ -79,10 +81,7 @@ def heard(work: Path, split: str = "test") -> list[str]:
 def run(
     pipeline: Annotated[Path, Argument(help="A pipeline's folder (with pipeline.toml) or its TOML file.")],
     work: Work = None,
-    only: Annotated[
-        list[str] | None,
-        Option("--only", metavar="STAGE", help="Only this stage (or pattern) and what it needs; may be repeated."),
-    ] = None,
+    only: Annotated[Texts, Option("--only", metavar="STAGE", help=_ONLY_HELP)] = None,
     assignments: Set = None,
     jobs: Jobs = None,
     overwrite: Overwrite = False,
@@ -104,9 +103,7 @@ def run(
 
 @config_app.command("show")
 def show(
-    sections: Annotated[
-        list[str] | None, Argument(help="Commands or tables of hkd.toml, such as train; by default all.")
-    ] = None,
+    sections: Annotated[Texts, Argument(help="Commands or tables of hkd.toml, such as train; by default all.")] = None,
     assignments: Set = None,
 ) -> None:
     """Print the settings of this folder as TOML, defaults included, each with its explanation.
@@ -128,16 +125,9 @@ def _again(assignments: list[str] | None) -> list[str]:
 
 
 def _run(
-    pipeline: Path,
-    work: Path,
-    assignments: list[str],
-    jobs: int | None,
-    as_json: bool,
-    *,
-    overwrite: bool,
-    command: str,
-    only: Sequence[str] = (),
-) -> None:
+    pipeline: Path, work: Path, assignments: list[str], jobs: int | None, as_json: bool, *, overwrite: bool,
+    command: str, only: Sequence[str] = (),
+) -> None:  # fmt: skip
     from hkd.pipeline.recipe import load_recipe, stages_of, write_project
     from hkd.pipeline.runner import check_stages, needed, run_stages
 
@@ -153,12 +143,6 @@ def _run(
     else:
         say(f"{len(done.ran)} stages run, {len(done.skipped)} up to date, {done.seconds:.0f} s.")
     report = work / f"{recipe.report}.html" if recipe.report in stages else None
-    value = {
-        "work": str(work),
-        "ran": done.ran,
-        "skipped": done.skipped,
-        "seconds": round(done.seconds, 1),
-        "report": report and str(report),
-    }
+    value = {"work": str(work), **asdict(done), "seconds": round(done.seconds, 1), "report": report and str(report)}
     found = report.with_suffix(".txt").read_text(encoding="utf-8").rstrip() if report else ""
     emit(value, as_json, lambda _: f"{found}\n\nReport: {report}" if report else f"Label stores: {work / 'shards'}")

@@ -13,13 +13,14 @@ from typing import Annotated, Any
 import typer
 from typer import Argument, Option
 
-from hkd.cli.common import Device, Json, Overwrite, Set, emit, given, progress_bar, project, say, with_options
+from hkd.cli.common import emit, given, progress_bar, project, say, with_options
+from hkd.cli.options import Device, File, Files, Json, Overwrite, Set, Text
 from hkd.config import ProjectSettings
 from hkd.errors import HkdError, UserError
 from hkd.remote import location
 from hkd.teachers.load import KINDS, check_source
 
-Text = str | None
+LmTexts = Annotated[Files, Option("--text", help="Text, plain or .gz, a sentence a line; may be repeated. [text/]")]
 WHO_DOES_IT = ("--executor", "--ray-address", "--workers", "--rank", "--world-size")
 
 
@@ -28,8 +29,8 @@ def teacher_dump(
     unit: Annotated[Text, Option(help="Level: senone, monophone, character or subword. [subword]")] = None,
     name: Annotated[Text, Option(help="Name of the store below the labels folder; by default the level.")] = None,
     out: Annotated[Text, Option(help="The store's folder or URL (s3://...), instead of shards/NAME.")] = None,
-    manifest: Annotated[Path | None, Option(help="Manifest; by default the project's.")] = None,
-    alignment: Annotated[Path | None, Option(help="Alignment; by default the project's.")] = None,
+    manifest: Annotated[File, Option(help="Manifest; by default the project's.")] = None,
+    alignment: Annotated[File, Option(help="Alignment; by default the project's.")] = None,
     text: Annotated[bool, Option("--text", help="Label text without sound, into text-shards/NAME.")] = False,
     split: Annotated[Text, Option(help="One split of the manifest; by default all.")] = None,
     k: Annotated[int | None, Option("--k", "-k", help="Units kept a position. [16]")] = None,
@@ -83,15 +84,12 @@ def teacher_dump(
     if report.left_out:
         for utterance, why in list(report.left_out.items())[:20]:
             say(f"left out: {utterance}: {why}")
-        raise HkdError(
-            f"{len(report.left_out)} of {report.utterances} utterances could not be labelled and have no positions."
-        )
+        lost = f"{len(report.left_out)} of {report.utterances} utterances"
+        raise HkdError(f"{lost} could not be labelled and have no positions.")
 
 
 def _lm_wanted(here: ProjectSettings, unit: str) -> str:
-    trained = (
-        sorted(path.name for path in here.lm.iterdir() if (path / "config.json").is_file()) if here.lm.is_dir() else []
-    )
+    trained = sorted(path.parent.name for path in here.lm.glob("*/config.json") if path.is_file())
     if unit == "subword":
         return "--lm must name a language model, but is missing. Give --lm bert-large (a hub name, alias or folder)."
     hint = f" or --lm {trained[0]}" if trained else ""
@@ -100,8 +98,7 @@ def _lm_wanted(here: ProjectSettings, unit: str) -> str:
 
 
 def _command(words: Sequence[str]) -> str:
-    """The command as the store's card shows it: without the options that only say who does the work, which must leave
-    no trace."""
+    """The command as the store's card shows it: without the options that say who does the work and leave no trace."""
     from hkd.pipeline.settings import WHO_LABELS
 
     kept: list[str] = []
@@ -138,8 +135,8 @@ def _render_dump(report: dict[str, Any]) -> str:
         lines.append(
             f"Quality: perplexity {quality['perplexity']:.4g}{beside}; the spoken unit is the likeliest at "
             f"{quality['top1_hit_rate']:.1%} of the positions and among the kept ones at "
-            f"{quality['topk_hit_rate']:.1%}; {quality['tail_mass']:.1%} of the probability lies outside these. More: "
-            f"hkd labels info {report['store']}"
+            f"{quality['topk_hit_rate']:.1%}; {quality['tail_mass']:.1%} of the probability lies outside these. "
+            f"More: hkd labels info {report['store']}"
         )
     if report["go_on"]:
         lines.append(f"Go on with: {report['go_on']}")
@@ -152,12 +149,10 @@ lm_app = typer.Typer(no_args_is_help=True, help="Language models over senones, m
 @lm_app.command()
 def train(
     unit: Annotated[str, Option(help="Level: senone, monophone, character or subword.")],
-    text: Annotated[
-        list[Path] | None, Option(help="Text, plain or .gz, a sentence a line; may be repeated. [text/]")
-    ] = None,
-    transcripts: Annotated[str | None, Option(help="none, or cross-fit: no LM labels what it has seen.")] = None,
-    manifest: Annotated[Path | None, Option(help="Another manifest than the project's, of text.")] = None,
-    name: Annotated[str | None, Option(help="The LM's name below lm/; by default the level.")] = None,
+    text: LmTexts = None,
+    transcripts: Annotated[Text, Option(help="none, or cross-fit: no LM labels what it has seen.")] = None,
+    manifest: Annotated[File, Option(help="Another manifest than the project's, of text.")] = None,
+    name: Annotated[Text, Option(help="The LM's name below lm/; by default the level.")] = None,
     steps: Annotated[int | None, Option(help="Training steps.")] = None,
     assignments: Set = None,
     device: Device = None,
@@ -185,25 +180,17 @@ def train(
     logging.getLogger("hkd").setLevel(logging.INFO)  # the n-gram's perplexity is said long before the end
     with progress_bar(f"lm {unit}") as progress:
         report = stages.lm(
-            here,
-            name,
-            table,
-            texts=text or (),
-            manifest=manifest,
-            device=device or "auto",
-            overwrite=overwrite,
+            here, name, table, texts=text or (), manifest=manifest, device=device or "auto", overwrite=overwrite,
             progress=progress,
-        )
+        )  # fmt: skip
     say(f"{here.lm / name} is done.")
     emit(asdict(report), json_, render)
 
 
 @lm_app.command()
 def words(
-    out: Annotated[Path | None, Option(help="The ARPA file; by default words.arpa in the folder of the LMs.")] = None,
-    text: Annotated[
-        list[Path] | None, Option(help="Text, plain or .gz, a sentence a line; may be repeated. [text/]")
-    ] = None,
+    out: Annotated[File, Option(help="The ARPA file; by default words.arpa in the folder of the LMs.")] = None,
+    text: LmTexts = None,
     order: Annotated[int | None, Option(help="Of the n-gram. [3]")] = None,
     assignments: Set = None,
 ) -> None:
@@ -248,18 +235,12 @@ _SHOWN = 20
 
 
 def align(
-    path: Annotated[
-        str | None, Argument(help="The manifest; with --from, the tool's folder or file, or the CTC model.")
-    ] = None,
-    from_: Annotated[
-        str | None, Option("--from", help="pocketsphinx, kaldi, mfa, ctm, ctc, or timit. [pocketsphinx]")
-    ] = None,
-    manifest: Annotated[Path | None, Option(help="The manifest; by default the project's.")] = None,
-    out: Annotated[Path | None, Option(help="Where to write; by default the project's alignment.")] = None,
-    lexicon: Annotated[Path | None, Option(help="A dictionary (word phones); by default what was aligned.")] = None,
-    stress: Annotated[
-        bool | None, Option("--stress/--no-stress", help="Keep stress marks (AH0, AH1). [--stress]")
-    ] = None,
+    path: Annotated[Text, Argument(help="The manifest; with --from, the tool's folder or file, or CTC model.")] = None,
+    from_: Annotated[Text, Option("--from", help="pocketsphinx, kaldi, mfa, ctm, ctc, timit. [pocketsphinx]")] = None,
+    manifest: Annotated[File, Option(help="The manifest; by default the project's.")] = None,
+    out: Annotated[File, Option(help="Where to write; by default the project's alignment.")] = None,
+    lexicon: Annotated[File, Option(help="A dictionary (word phones); by default what was aligned.")] = None,
+    stress: Annotated[bool | None, Option("--stress/--no-stress", help="Keep stress marks (AH0). [--stress]")] = None,
     jobs: Annotated[int | None, Option(help="pocketsphinx: processes; 0: one a core.")] = None,
     min_score: Annotated[float | None, Option(help="Mean score a frame that a transcript must have.")] = None,
     assignments: Set = None,
@@ -290,16 +271,8 @@ def align(
     from hkd.units.tying import load_lexicon
 
     here = project()
-    over = with_options(
-        {},
-        assignments,
-        "align",
-        lexicon=lexicon and str(lexicon),
-        stress=stress,
-        jobs=jobs,
-        min_score=min_score,
-        device=device,
-    )
+    options = {"stress": stress, "jobs": jobs, "min_score": min_score, "device": device}
+    over = with_options({}, assignments, "align", lexicon=lexicon and str(lexicon), **options)
     before = here.table("align").get("from", POCKETSPHINX)
     tool = from_ or over.get("from", before)
     if path is not None and tool != POCKETSPHINX:
@@ -308,28 +281,23 @@ def align(
     table = {**(here.table("align") if tool == before else {}), **over, "from": tool}
     aligner = aligner_of(table, "align")
     logging.getLogger("hkd.align.fit").setLevel(logging.ERROR)  # the report lists what could not be aligned
-    source = (
-        Path(path) if path is not None and tool == POCKETSPHINX else manifest or here.require("manifest", "hkd prepare")
-    )
+    given_path = Path(path) if path is not None and tool == POCKETSPHINX else manifest
+    source = given_path or here.require("manifest", "hkd prepare")
     target = out or here.alignment
     with progress_bar("align" if tool == POCKETSPHINX else f"align from {tool}") as progress:
         report = stages.align(here, aligner, manifest=source, out=out, overwrite=overwrite, progress=progress)
     if out is None:
         stages.adopt_units(here, aligner, overwrite=overwrite)
-    emit(
-        {**asdict(report), "hours": report.seconds_of_audio / 3600},
-        json_,
-        lambda value: _render_alignment(value, target),
-    )
+    value = {**asdict(report), "hours": report.seconds_of_audio / 3600}
+    emit(value, json_, lambda value: _render_alignment(value, target))
     dictionary = Lexicon(here.folder / str(table["lexicon"])) if table.get("lexicon") else load_lexicon(here.units)
     say(coverage(dictionary, (u.text for u in read(source))))
 
 
 def _render_alignment(value: dict[str, Any], target: Path) -> str:
     total = value["kept"] + len(value["failed"])
-    lines = [
-        f"{target}: {value['kept']} of {total} utterances ({value['kept'] / total:.1%}), {value['hours']:.3f} hours"
-    ]
+    share = f"{value['kept']} of {total} utterances ({value['kept'] / total:.1%})"
+    lines = [f"{target}: {share}, {value['hours']:.3f} hours"]
     if value["real_time_factor"]:
         lines[0] += f", real-time factor {value['real_time_factor']:.3f} (one core)"
     if value["predicted_words"]:

@@ -9,32 +9,25 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from hkd.cli.common import Device, Json, Set, emit, progress_bar, project, say, with_options
+from hkd.cli.common import emit, progress_bar, project, say, with_options
+from hkd.cli.options import Device, Json, Set, Text
 from hkd.config import merge
 from hkd.errors import UserError, did_you_mean
 from hkd.remote import location
 
+_OBJECTIVES_HELP = "none, hard-heads, interpolation, auxiliary or hierarchical. [hierarchical]"
+
 
 def train(
-    labels: Annotated[
-        str | None, Option(help="Folder or URL of label stores, or of one store. Default: shards/.")
-    ] = None,
-    objective: Annotated[
-        str | None, Option(help="none, hard-heads, interpolation, auxiliary or hierarchical. [hierarchical]")
-    ] = None,
-    run: Annotated[str | None, Option(help="Name of the run, below runs/. Default: the objective.")] = None,
-    min_coverage: Annotated[
-        float | None, Option(help="Share of the utterances that must have labels. Default: 1.")
-    ] = None,
+    labels: Annotated[Text, Option(help="Folder or URL of label stores, or of one store. [shards/]")] = None,
+    objective: Annotated[Text, Option(help=_OBJECTIVES_HELP)] = None,
+    run: Annotated[Text, Option(help="Name of the run, below runs/. Default: the objective.")] = None,
+    min_coverage: Annotated[float | None, Option(help="Share of the utterances that must have labels. [1]")] = None,
     assignments: Set = None,
     device: Device = None,
     overwrite: Annotated[bool, Option("--overwrite", help="Remove the run that is there, and begin again.")] = False,
-    tensorboard: Annotated[
-        bool, Option("--tensorboard", help="Curves for TensorBoard too, in the run's folder.")
-    ] = False,
-    show: Annotated[
-        bool, Option("--show", help="Draw the student and say what the labels cover; train nothing.")
-    ] = False,
+    tensorboard: Annotated[bool, Option("--tensorboard", help="Curves for TensorBoard, in the run's folder.")] = False,
+    show: Annotated[bool, Option("--show", help="Draw the student, say what labels cover; train nothing.")] = False,
     as_json: Json = False,
 ) -> None:
     """Train a student on sound and label stores; resumes where it was stopped, and leaves what is done.
@@ -64,10 +57,8 @@ def train(
         raise UserError(f"--run must be a name below {here.runs}, but is '{name}' instead. Take another name.")
     table = merge(merge(common, here.table(f"runs.{name}")), over)
     place = location(labels) if labels else None
-    config, inputs = (
-        stages.train_config(here, table, f"[runs.{name}]"),
-        stages.train_inputs(here, place),
-    )  # refused before a run goes
+    config = stages.train_config(here, table, f"[runs.{name}]")  # refused before a run goes
+    inputs = stages.train_inputs(here, place)
     if show:
         typer.echo(show_data(open_data(config, **inputs)))
         return
@@ -77,10 +68,9 @@ def train(
             raise UserError(f"--overwrite must replace a run, but {folder} is none. Take another name with --run.")
         shutil.rmtree(folder)
     logging.getLogger("hkd").setLevel(logging.INFO)
-    with progress_bar(f"train {folder.name}") as progress:
-        report = stages.train(
-            here, name, table, labels=place, device=device or "auto", tensorboard=tensorboard, progress=progress
-        )
+    device = device or "auto"
+    with progress_bar(f"train {folder.name}") as bar:
+        report = stages.train(here, name, table, labels=place, device=device, tensorboard=tensorboard, progress=bar)
     if not is_main_process():
         return
     if report.was_done:
@@ -91,12 +81,10 @@ def train(
 
 def bank(
     out: Annotated[Path, Option(help="Folder to write.")] = Path("bank"),
-    run: Annotated[str | None, Option(help="A run of hkd.toml whose settings are taken beside [train].")] = None,
+    run: Annotated[Text, Option(help="A run of hkd.toml whose settings are taken beside [train].")] = None,
     folds: Annotated[int, Option(help="Parts of the speakers: each is heard by a student of the others.")] = 5,
     k: Annotated[int, Option("-k", help="Units that are kept of each frame's posterior.")] = 16,
-    labels: Annotated[
-        str | None, Option(help="Folder or URL of label stores, where one of their heads conditions. Default: shards/.")
-    ] = None,
+    labels: Annotated[Text, Option(help="Label stores (folder, URL), where their heads condition. [shards/]")] = None,
     assignments: Set = None,
     device: Device = None,
     as_json: Json = False,
@@ -121,17 +109,14 @@ def bank(
     with progress_bar("bank") as progress:
         report = stages.bank(here, out, config, table, labels=place, device=device or "auto", progress=progress)
     right = ", ".join(f"{name} {share:.1%}" for name, share in report.right.items())
-    emit(
-        report.to_json(),
-        as_json,
-        lambda row: f"{out}: {row['segments']:,} segments, {row['frames']:,} frames; right: {right}",
-    )
+    line = f"{out}: {report.segments:,} segments, {report.frames:,} frames; right: {right}"
+    emit(report.to_json(), as_json, lambda _: line)
 
 
 def export(
     out: Annotated[Path, Option(help="Folder to write.")],
-    run: Annotated[str | None, Argument(help="A run: a name below runs/, or a folder.")] = None,
-    named: Annotated[str | None, Option("--run", "--model", help="The same as RUN.")] = None,
+    run: Annotated[Text, Argument(help="A run: a name below runs/, or a folder.")] = None,
+    named: Annotated[Text, Option("--run", "--model", help="The same as RUN.")] = None,
     heads: Annotated[bool, Option("--heads", help="Keep the heads (for study; inference needs none).")] = False,
     onnx: Annotated[bool, Option("--onnx", help="Write model.onnx too: features in, logits out.")] = False,
 ) -> None:
@@ -148,24 +133,18 @@ def export(
 
     here = project()
     if (run is None) == (named is None):
-        raise UserError(
-            "`hkd export` must get one run, as RUN or --run, but gets none or two. Give a name below runs/, or a "
-            "folder."
-        )
+        remedy = "Give a name below runs/, or a folder."
+        raise UserError(f"`hkd export` must get one run, as RUN or --run, but gets none or two. {remedy}")
     name = str(run or named)
     folder = next((path for path in (here.runs / name, Path(name)) if (path / "done.json").exists()), None)
     if folder is None:
-        hint = did_you_mean(name, (path.parent.name for path in here.runs.glob("*/done.json")))
-        raise UserError(
-            f"a run must be done, but {here.runs / name} is not there or not at its "
-            f"end.{hint or ' Run `hkd train` first.'}"
-        )
+        done = (path.parent.name for path in here.runs.glob("*/done.json"))
+        remedy = did_you_mean(name, done) or " Run `hkd train` first."
+        raise UserError(f"a run must be done, but {here.runs / name} is not there or not at its end.{remedy}")
     export_run(folder, out, heads=heads, onnx=onnx)
     write_card(folder, out / "README.md", needs_figures=False)
     files = json.loads((out / "student.json").read_text())["files"]
-    say(
-        f"{out}: {', '.join(files)}, student.json and README.md, its card. Try it: `hkd transcribe FILE.wav --model "
-        f"{out}`."
-    )
+    command = f"hkd transcribe FILE.wav --model {out}"
+    say(f"{out}: {', '.join(files)}, student.json and README.md, its card. Try it: `{command}`.")
     if (out / ENCODER).is_dir():
         say(f"{out / ENCODER}: its encoder once more, for transformers alone.")

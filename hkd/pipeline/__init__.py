@@ -1,2 +1,1 @@
-"""`hkd run`: one TOML drives everything. `runner` knows stages and digests, `recipe` the TOML, `stages` what each stage
-does."""
+"""`hkd run`: `runner` knows stages and digests, `recipe` the TOML that drives all, `stages` what each stage does."""

@@ -3,19 +3,15 @@
     title, jobs               what it is called; how many stages run side by side
     base = "FILE"             a pipeline beside it whose tables come first; what this one says wins, key by key
     seeds = [0, 1, 2]         every run once a seed, NAME-seed0 ...; a run's own `seeds` win
-    [prepare] [units] [align] corpus → manifest → inventories → alignment; [align] from = "kaldi" and path = "..." take
-                              another tool's
+    [prepare] [units] [align] corpus → manifest → inventories → alignment; [align] from, path: of another tool
     [tie]                     senones of our own instead of the aligner's (settings of `hkd units tie`)
     [words]                   a word n-gram for search, lm/words.arpa (settings of `hkd lm words`)
     [ngrams.NAME]             another one, lm/NAME.arpa: what differs from [words]
-    [sentences.NAME]          text without sound, sentences/NAME.jsonl, of the text of [prepare] (settings of `hkd
-                              prepare --text`)
-    [lm.NAME]                 a unit LM (settings of `hkd lm train`); sentences = "NAME": it learns from these,
-                              cross-fitted
+    [sentences.NAME]          text without sound, sentences/NAME.jsonl, of [prepare]'s (as `hkd prepare --text`)
+    [lm.NAME]                 a unit LM (settings of `hkd lm train`); sentences = "NAME": of these, cross-fitted
     [dump.NAME]               a label store (settings of `hkd teacher-dump`): lm = "lm/NAME" waits for that LM;
                               sentences = "NAME": of these too
-    [averages.NAME]           another one: of = "NAME" of a dump, each distribution replaced by its unit's average over
-                              `split`. A run names it
+    [averages.NAME]           another one that a run names: of = "NAME" of a dump, each unit's average over `split`
     [train]                   what all runs share
     [bank]                    a posterior bank, for runs with text (settings of `hkd bank`)
     [runs.NAME]               a run: what differs from [train]; with text.share, text.path = "sentences/NAME.jsonl"
@@ -40,7 +36,7 @@ from hkd.files import placed, to_toml, write_bytes
 from hkd.labelling.ngram import WORDS
 from hkd.pipeline import stages as actions
 from hkd.pipeline.runner import AUDIO, Stage, linked
-from hkd.pipeline.settings import WHO_LABELS, ReportSettings, aligner_of, checked, show_table
+from hkd.pipeline.settings import WHO_LABELS, ReportSettings, Settings, aligner_of, checked, show_table
 from hkd.train.config import TrainConfig
 from hkd.train.objectives import needs_of, objective_of
 from hkd.units.inventory import SENONE, SUBWORD
@@ -75,8 +71,7 @@ class Recipe:
 
     @property
     def report(self) -> str:
-        """The stage that makes the page, and the page's name: of its own for each file and split, as several may share
-        a working folder."""
+        """The stage that makes the page, and the page's name: one a file and split, as several may share a folder."""
         own = [self.name] if self.name != "pipeline" else []
         return "-".join(["report", *own, *([self.split] if self.split != "test" else [])])
 
@@ -110,8 +105,7 @@ class Recipe:
 
 
 def load_recipe(path: Path, overrides: Mapping[str, Any]) -> Recipe:
-    """Read `path` (a folder's pipeline.toml, or the file) with overrides. Raises UserError for whatever does not fit,
-    before any work."""
+    """Read `path` (a folder's pipeline.toml, or the file) with overrides. Raises UserError for what does not fit."""
     file = path / "pipeline.toml" if path.is_dir() else path
     tables = merge(_with_base(file), overrides)
     title, jobs, seeds = tables.pop("title", path.name), tables.pop("jobs", 1), tables.pop("seeds", [])
@@ -135,17 +129,13 @@ def _with_base(file: Path) -> dict[str, Any]:
 
 
 def _with_seeds(runs: Mapping[str, Any], seeds: Sequence[int], file: Path) -> dict[str, Any]:
-    """Each run once a seed, by name; without seeds as it is. Raises UserError where seeds are no different whole
-    numbers."""
+    """Each run once a seed; without seeds as it is. Raises UserError unless seeds are different whole numbers."""
     found: dict[str, Any] = {}
     for name, table in runs.items():
         rest = dict(table)
         own = rest.pop("seeds", seeds)
-        if (
-            not isinstance(own, list)
-            or not all(type(seed) is int and seed >= 0 for seed in own)
-            or len(set(own)) < len(own)
-        ):
+        is_whole = isinstance(own, list) and all(type(seed) is int and seed >= 0 for seed in own)
+        if not is_whole or len(set(own)) < len(own):
             raise UserError(f"{file}: seeds must be different whole numbers, but are {own} instead.")
         if own and "seed" in rest.get("loop", {}):
             raise UserError(f"{file}: [runs.{name}] must have seeds or loop.seed, but has both.")
@@ -153,14 +143,11 @@ def _with_seeds(runs: Mapping[str, Any], seeds: Sequence[int], file: Path) -> di
     return found
 
 
-def merged_settings(
-    tables: Mapping[str, Any], sections: Sequence[str] = TABLES
-) -> list[tuple[str, str, dict[str, Any]]]:
-    """(section, dotted name, all settings) of each table. Raises UserError where a setting does not fit, or a section
-    is unknown."""
+def merged_settings(tables: Mapping[str, Any], sections: Sequence[str] = TABLES) -> list[tuple[str, str, Settings]]:
+    """(section, dotted name, all settings) of each table. Raises UserError for an unknown section or bad setting."""
     for section in sections:
         check_choice("section", section, TABLES)
-    found = []
+    found: list[tuple[str, str, Settings]] = []
     for section in (name for name in TABLES if name in sections):
         own = tables.get(section, {})
         if section in SEVERAL:
@@ -181,18 +168,13 @@ COMMANDS = {"teacher-dump": "dump", "transcribe": "evaluate", "likelihoods": "ev
 def show_tables(tables: Mapping[str, Any], sections: Sequence[str] | None = None) -> str:
     """All settings as TOML, defaults included, each with its explanation. Raises as `merged_settings`.
 
-    A section of several tables is shown once a table; where it is asked for and has none, as the table NAME with the
-    defaults.
+    A section of several tables is shown once a table; where it is asked for and has none, as NAME with the defaults.
     """
     asked = [COMMANDS.get(section, section) for section in sections or TABLES]
-    found: list[tuple[str, str, dict[str, Any] | None]] = [*merged_settings(tables, asked)]
+    found: list[tuple[str, str, Settings | None]] = [*merged_settings(tables, asked)]
     if sections:
-        there = {section for section, _, _ in found}
-        found += [
-            (name, name if name in SINGLE else f"{name}.NAME", None)
-            for name in dict.fromkeys(asked)
-            if name not in there
-        ]
+        absent = dict.fromkeys(asked).keys() - {section for section, _, _ in found}
+        found += [(name, name if name in SINGLE else f"{name}.NAME", None) for name in absent]
         found.sort(key=lambda table: TABLES.index(table[0]))
     return "\n\n".join("\n".join(show_table(KINDS.get(kind, kind), name, table)) for kind, name, table in found)
 
@@ -209,17 +191,14 @@ def write_project(recipe: Recipe, work: Path) -> None:
     data = f"{_WRITTEN} {recipe.title}\n\n{text}".encode()
     path = work / PROJECT_FILE
     if path.exists() and not path.read_bytes().startswith(_WRITTEN.encode()):
-        raise UserError(
-            f"{path} must be written by `hkd run`, but is your own. Take another folder with --work, or put the file "
-            f"elsewhere."
-        )
+        remedy = "Take another folder with --work, or put the file elsewhere."
+        raise UserError(f"{path} must be written by `hkd run`, but is your own. {remedy}")
     if not path.exists() or path.read_bytes() != data:
         write_bytes(path, data)
 
 
 def stages_of(recipe: Recipe) -> dict[str, Stage]:
-    """The stages of a recipe, each after those whose files it reads. Raises UserError where a table names another that
-    is not there."""
+    """The stages of a recipe, each after those whose files it reads. Raises UserError for a table that is not there."""
     found = [*_data_stages(recipe), *_lm_stages(recipe), *_store_stages(recipe)]
     if recipe.table("runs"):  # else label stores alone
         found += [*_bank_stages(recipe), *_train_stages(recipe), *_evaluate_stages(recipe)]
@@ -325,9 +304,8 @@ def _train_stages(recipe: Recipe) -> Iterator[Stage]:
         stores = _stores_of(recipe, config)
         lost = [store for store in stores if store not in recipe.stores]
         if lost:
-            raise UserError(
-                f"{where}: stores must be tables [dump.NAME] or [averages.NAME], but {', '.join(lost)} is none."
-            )
+            none = ", ".join(lost)
+            raise UserError(f"{where}: stores must be tables [dump.NAME] or [averages.NAME], but {none} is none.")
         with placed(where):
             _check_levels(recipe, config, stores)
         text = _text_of(recipe, settings, stores, where)
@@ -341,8 +319,7 @@ def _train_stages(recipe: Recipe) -> Iterator[Stage]:
 
 
 def _stores_of(recipe: Recipe, config: TrainConfig) -> list[str]:
-    """The label stores that a run reads: those it names, or those of its levels, or all; none where its objective needs
-    none."""
+    """The label stores that a run reads: those it names, or of its levels, or all; or none, as its objective says."""
     if objective_of(config).stores == "none":
         return []
     if config.stores:
@@ -380,24 +357,19 @@ def _evaluate_stages(recipe: Recipe) -> Iterator[Stage]:
         for run in chosen:
             is_ctc = recipe.run(run).get("main") != SENONE
             if lm and is_ctc and table.get("search", {}).get("decoder") != "beam":
-                raise UserError(
-                    f'{where}: search.decoder must be "beam" where {run}, a CTC student, is read with an LM.'
-                )
+                raise UserError(f'{where}: search.decoder must be "beam" where {run}, a CTC student, has an LM.')
             if not lm and not is_ctc:
-                raise UserError(
-                    f"{where}: lm must be given, as the senones of {run} become words by a word n-gram (of [words]: "
-                    f"{OWN_WORDS})."
-                )
+                why = f"the senones of {run} become words by a word n-gram (of [words]: {OWN_WORDS})"
+                raise UserError(f"{where}: lm must be given, as {why}.")
             # The store that a CTC main output is held against, whoever taught it
             is_held = not tag and SUBWORD in recipe.stores and is_ctc
             stores = (f"shards/{SUBWORD}",) if is_held else ()
             yield Stage(
-                name=f"evaluate-{run}" + (f"@{tag}" if tag else ""),
-                action=actions.run_evaluate,
+                name=f"evaluate-{run}" + (f"@{tag}" if tag else ""), action=actions.run_evaluate,
                 settings={"name": run, "split": split, **({"tag": tag} if tag else {}), **table},
                 outputs=tuple(f"runs/{run}/{path.name}" for path in result_paths(Path(), split, tag)),
                 inputs=(f"runs/{run}/model", "manifest.jsonl", AUDIO, *stores, *([lm] if lm else [])),
-            )
+            )  # fmt: skip
 
 
 def _searches(recipe: Recipe, runs: Sequence[str]) -> Iterator[tuple[str, Mapping[str, Any], str, Sequence[str]]]:
@@ -409,9 +381,8 @@ def _searches(recipe: Recipe, runs: Sequence[str]) -> Iterator[tuple[str, Mappin
         chosen = [run for run in runs if wanted is None or run in wanted or configuration_of(run) in wanted]
         lost = [name for name in wanted or () if name not in runs and name not in map(configuration_of, runs)]
         if lost or not chosen:
-            raise UserError(
-                f"[searches.{tag}]: runs must be runs of the pipeline, but {', '.join(lost) or 'none'} is instead."
-            )
+            none = ", ".join(lost) or "none"
+            raise UserError(f"[searches.{tag}]: runs must be runs of the pipeline, but {none} is instead.")
         yield tag, merge(recipe.table("evaluate"), rest), f"[searches.{tag}]", chosen
 
 
@@ -423,15 +394,8 @@ def _report_stage(recipe: Recipe, scored: Sequence[Stage]) -> Stage:
     for name in recipe.table("report").get("baselines", ()):
         check_choice("[report].baselines", name.partition("@")[0], dict.fromkeys(known))
     return Stage(
-        name=page,
-        action=actions.run_report,
-        settings={
-            "runs": runs,
-            "title": recipe.title,
-            "page": f"{page}.html",
-            **recipe.table("report"),
-        },
+        name=page, action=actions.run_report, is_view=True,
+        settings={"runs": runs, "title": recipe.title, "page": f"{page}.html", **recipe.table("report")},
         inputs=(*results, "runs/*/metrics.jsonl", "shards/*/store.json"),
-        is_view=True,
         outputs=tuple(f"{page}.{end}" for end in ("html", "md", "txt")),
-    )
+    )  # fmt: skip

@@ -1,12 +1,10 @@
-"""`hkd run`: the stages of a pipeline, each after those whose files it reads, others side by side; what is up to date
-is skipped.
+"""`hkd run`: the stages of a pipeline, each after those whose files it reads; what is up to date is skipped.
 
 - A pipeline is one TOML: an `hkd.toml` (tables for the components) plus which label stores, LMs and runs there are. Its
   working folder is a project of its own: every hkd command works in it.
 - `stages/NAME.json` says with which settings a stage was started or finished, and the content of each file and folder
   that it read. The same settings and contents: the stage goes on, or is skipped. Others: the stage is refused, unless
-  `overwrite` says that what it wrote may be replaced. hkd's version plays no part. What a stage did not write is never
-  removed.
+  `overwrite` says that what it wrote may be replaced, and nothing else is. hkd's version plays no part.
 - Stages run in worker processes, so that `jobs` of them use a core each. A worker ends when its parent does, and takes
   a lock on its stage, so a restart never writes beside a survivor.
 """
@@ -60,8 +58,7 @@ def linked(stages: Iterable[Stage]) -> dict[str, Stage]:
 
 
 def needed(stages: Mapping[str, Stage], only: Iterable[str]) -> dict[str, Stage]:
-    """The stages of these names, or patterns of names, and all that they need. Raises UserError for a pattern without a
-    stage."""
+    """The stages of these names, or patterns, and all that they need. Raises UserError where a pattern has none."""
     names: set[str] = set()
     for pattern in only:
         matching = [name for name in stages if fnmatch(name, pattern)]
@@ -127,17 +124,14 @@ class _Schedule:
         return not differences(_made_from(record), self.description(stage))
 
     def stale(self, stage: Stage, *, with_inputs: bool) -> str:
-        """How what lies there differs from what is asked for; empty where nothing lies there, or the stage may go on
-        with it."""
+        """How what lies there differs from what is asked for; empty where there is nothing, or the stage may go on."""
         record = _record(self.folder, stage.name)
         then = _made_from(record)
         if not _outputs(self.folder, stage, record) or (stage.is_view and then):
             return ""
         if not then:
-            are = "is" if len(stage.outputs) == 1 else "are"
-            return (
-                f"the stage {stage.name} of this version has not written {', '.join(stage.outputs)}, which {are} there"
-            )
+            what, are = ", ".join(stage.outputs), "is" if len(stage.outputs) == 1 else "are"
+            return f"the stage {stage.name} of this version has not written {what}, which {are} there"
         now = self.description(stage, with_inputs=with_inputs)
         found = differences({name: then[name] for name in now}, now)
         if not found:
@@ -160,31 +154,23 @@ class _Schedule:
 
     def _content(self, name: str) -> str | None:
         if name == AUDIO:
-            paths = sorted(
-                {u.audio_filepath for u in manifest.read_lines(self.folder / "manifest.jsonl") if u.audio_filepath}
-            )
+            utterances = manifest.read_lines(self.folder / "manifest.jsonl")
+            paths = sorted({u.audio_filepath for u in utterances if u.audio_filepath})
             return digest_of(self._contents.of_files(Path(path) for path in paths if "://" not in path))
         if "*" in name:
             files = sorted(path for path in self.folder.glob(name) if path.is_file())
             names = [str(file.relative_to(self.folder)) for file in files]
             return digest_of(part for pair in zip(names, self._contents.of_files(files), strict=True) for part in pair)
         own = self.folder / name
-        return self._contents.digest(
-            own if own.exists() and not name.startswith("./") else Path(name), without=self.folder
-        )
+        path = own if own.exists() and not name.startswith("./") else Path(name)
+        return self._contents.digest(path, without=self.folder)
 
 
 def run_stages(
-    folder: Path,
-    stages: Mapping[str, Stage],
-    *,
-    jobs: int,
-    watcher: Watcher,
-    overwrite: bool = False,
+    folder: Path, stages: Mapping[str, Stage], *, jobs: int, watcher: Watcher, overwrite: bool = False,
     command: str = "hkd run",
-) -> PipelineReport:
-    """Run what is not up to date, `jobs` stages at a time. Raises the first stage's HkdError; the others finish or
-    stop.
+) -> PipelineReport:  # fmt: skip
+    """Run what is not up to date, `jobs` stages at a time. Raises the first HkdError; the other stages finish or stop.
 
     Raises UserError where results of other settings or inputs lie there, before anything is done where that can be
     known by then; with `overwrite` they are removed instead. command: what the user typed, for the remedy.
@@ -196,6 +182,7 @@ def run_stages(
     context, threads = multiprocessing.get_context("spawn"), max(1, num_cores() // jobs)
     queue: Any = context.Queue()
     stop: Any = context.Event()
+    told = (queue, stop, os.getpid(), threads)
     pool: ProcessPoolExecutor | None = None
     try:
         while len(schedule.done) < len(stages):
@@ -208,9 +195,7 @@ def run_stages(
                     if not overwrite and (why := schedule.stale(stage, with_inputs=True)):
                         raise _refusal(folder, stages, {stage.name: why}, command)
                     _begin(folder, stage, schedule.description(stage))
-                    pool = pool or ProcessPoolExecutor(
-                        jobs, context, _start_worker, (queue, stop, os.getpid(), threads)
-                    )
+                    pool = pool or ProcessPoolExecutor(jobs, context, _start_worker, told)
                     schedule.running[pool.submit(_work, folder, stage)] = stage.name
                     watcher.started(stage.name)
             if not schedule.running:
@@ -228,9 +213,8 @@ def run_stages(
                         f"a process that ran a stage ({under_way}) was killed: is there memory enough? Run the same "
                         "command again, or with --jobs 1."
                     ) from None
-                write_json(
-                    _record_path(folder, name), {**_record(folder, name), "state": "finished", "summary": summary}
-                )
+                record = {**_record(folder, name), "state": "finished", "summary": summary}
+                write_json(_record_path(folder, name), record)
                 schedule.finished(stages[name])
                 ran.append(name)
                 watcher.finished(name, summary, seconds)
@@ -242,8 +226,7 @@ def run_stages(
 
 
 def check_stages(folder: Path, stages: Mapping[str, Stage], *, overwrite: bool, command: str) -> None:
-    """Raise UserError where results of other settings or inputs lie there, as far as that is known before anything is
-    done."""
+    """Raise UserError where results of other settings or inputs lie there, as far as that is known before any work."""
     if overwrite:
         return
     schedule = _Schedule(folder, stages)
@@ -266,8 +249,8 @@ def _refusal(folder: Path, stages: Mapping[str, Stage], stale: Mapping[str, str]
     lost = [o for stage in stages.values() if stage.name in affected for o in stage.outputs if (folder / o).exists()]
     return UserError(
         f"{folder} must hold results of the same settings and inputs, but {next(iter(stale.values()))}. Nothing was "
-        f"removed. "
-        f"Take another folder with --work, or replace what depends on it ({', '.join(lost)}): {command} --overwrite"
+        f"removed. Take another folder with --work, or replace what depends on it ({', '.join(lost)}): "
+        f"{command} --overwrite"
     )
 
 
@@ -284,8 +267,7 @@ def _record(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _made_from(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings, outputs and inputs of a record; empty where there is none, or one of a version that did not keep
-    them."""
+    """Settings, outputs and inputs of a record; empty where there is none, or it is of a version that kept none."""
     wanted = ("settings", "outputs", "inputs")
     return {name: record[name] for name in wanted} if all(name in record for name in wanted) else {}
 
@@ -297,8 +279,7 @@ def _outputs(folder: Path, stage: Stage, record: Mapping[str, Any]) -> list[Path
 
 
 def _begin(folder: Path, stage: Stage, description: Mapping[str, Any]) -> None:
-    """Note that the stage has started; remove what it wrote with other settings or inputs, which the caller has asked
-    the user for."""
+    """Note that the stage has started; remove what it wrote with other settings or inputs, as the caller has asked."""
     old = _record(folder, stage.name)
     if differences(_made_from(old), description):
         for path in _outputs(folder, stage, old):

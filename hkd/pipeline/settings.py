@@ -75,16 +75,14 @@ def aligner_of(table: Mapping[str, Any], where: str) -> Aligner:
     if tool == POCKETSPHINX:
         return Aligner(tool=tool, config=build(SphinxConfig, rest, where=where))
     if not rest.get("path"):
-        raise UserError(
-            f"{where}: {tool} needs a path, but there is none. Give what {tool} wrote: hkd align --from {tool} PATH."
-        )
+        remedy = f"Give what {tool} wrote: hkd align --from {tool} PATH."
+        raise UserError(f"{where}: {tool} needs a path, but there is none. {remedy}")
     return Aligner(tool=tool, config=build(ToolConfig, rest, where=where))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PrepareSettings:
-    """[prepare]: a corpus (name or path) as `hkd prepare` takes it, and text for the LMs: a text-only corpus' name, or
-    a file of sentences."""
+    """[prepare]: a corpus as `hkd prepare` takes it, and text for the LMs."""
 
     corpus: str = "asterisk"  # a corpus that hkd knows (`hkd prepare --list`), or a path
     kind: str = ""  # what the path is, as with --from; empty: guessed
@@ -127,8 +125,7 @@ class DumpSettings:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AverageSettings:
-    """[averages.NAME]: the store of [dump.OF] with each distribution replaced by its unit's average over a split, k ids
-    a row (0: as there)."""
+    """[averages.NAME]: the store of [dump.OF] with each distribution replaced by its unit's average over a split."""
 
     of: str  # the store that is averaged
     split: str = "train"  # the utterances whose mean is taken

@@ -77,28 +77,20 @@ def _at(here: ProjectSettings, name: str) -> str:
 
 
 def _within(here: ProjectSettings, name: str) -> str:
-    """What a setting names: a file or folder of the project where it is there, else the name itself (of the hub,
-    say)."""
+    """What a setting names: a file or folder of the project where it is there, else the name itself (of the hub)."""
     return _at(here, name) if Path(_at(here, name)).exists() else name
 
 
 def prepare(
-    folder: Path,
-    config: PrepareSettings,
-    *,
-    report: corpora.Report,
-    overwrite: bool = False,
-    progress: Progress = no_progress,
+    folder: Path, config: PrepareSettings, *, report: corpora.Report, progress: Progress, overwrite: bool = False
 ) -> Manifest:
     """A corpus → manifest.jsonl. report: counts what is left out."""
     options = corpora.Options(
         root=Path(config.root) if config.root else None, base_url=config.base_url or None, download=config.download,
-        parts=config.parts,
-        columns=config.columns, report=report, progress=progress,
+        parts=config.parts, columns=config.columns, report=report, progress=progress,
     )  # fmt: skip
-    return corpora.prepare(
-        config.corpus, folder, options, kind=config.kind or None, speaker=config.speaker or None, overwrite=overwrite
-    )
+    kind, speaker = config.kind or None, config.speaker or None
+    return corpora.prepare(config.corpus, folder, options, kind=kind, speaker=speaker, overwrite=overwrite)
 
 
 def units(
@@ -108,19 +100,14 @@ def units(
     config = build(UnitsConfig, settings, where="[units]")
     whole = read(here.require("manifest", "hkd prepare"))
     texts, others = (u.text for u in whole.split(split)), (u.text for u in whole if u.split != split)
-    return train_units(
-        texts, here.units, vocab_size=config.vocab_size, kind=config.kind, other_splits=others, overwrite=overwrite
-    )
+    size, kind = config.vocab_size, config.kind
+    return train_units(texts, here.units, vocab_size=size, kind=kind, other_splits=others, overwrite=overwrite)
 
 
 def align(
-    here: ProjectSettings,
-    aligner: Aligner,
-    *,
-    manifest: Path | None = None,
-    out: Path | None = None,
+    here: ProjectSettings, aligner: Aligner, *, manifest: Path | None = None, out: Path | None = None,
     **how: Unpack[StageOptions],
-) -> AlignReport:
+) -> AlignReport:  # fmt: skip
     """Sound and transcripts, or what another tool wrote, → the alignment. Raises as the tool's own function."""
     whole = read(manifest or here.require("manifest", "hkd prepare"))
     if isinstance(aligner.config, ToolConfig):
@@ -150,14 +137,13 @@ def source_of(tool: str, config: ToolConfig, folder: Path) -> Source:
         return MfaSource(path, dictionary=("sil", "spn", *dictionary.phones) if dictionary is not None else None)
     if tool == "timit":
         return TimitSource(path)
+    pronounce = pronounce_by(dictionary or Lexicon())
     if tool == "ctm":
         phones = place(config.phones)
-        return CtmSource(
-            path, phones=phones, pronounce=pronounce_by(dictionary or Lexicon()) if phones is None else None
-        )
+        return CtmSource(path, phones=phones, pronounce=pronounce if phones is None else None)
     model = str(path) if path.exists() else config.path  # else a name on the hub
     ctc = StudentCtc(path, device=config.device) if is_student(path) else TransformersCtc(model, device=config.device)
-    return CtcSource(ctc, pronounce=pronounce_by(dictionary or Lexicon()), min_score=config.min_score)
+    return CtcSource(ctc, pronounce=pronounce, min_score=config.min_score)
 
 
 def adopt_units(here: ProjectSettings, aligner: Aligner, *, overwrite: bool = False) -> None:
@@ -197,14 +183,9 @@ def tie(here: ProjectSettings, settings: Settings, **how: Unpack[StageOptions]) 
 
 
 def sentences(
-    here: ProjectSettings,
-    out: Path,
-    settings: Settings,
-    *,
-    texts: Sequence[Path] = (),
-    report: corpora.Report | None = None,
-    **how: Unpack[StageOptions],
-) -> Manifest:
+    here: ProjectSettings, out: Path, settings: Settings, *, texts: Sequence[Path] = (),
+    report: corpora.Report | None = None, **how: Unpack[StageOptions],
+) -> Manifest:  # fmt: skip
     """Text → a manifest of sentences without sound. texts: default text/*.txt. report: counts what is left out."""
     return prepare_sentences(
         texts or here.texts, out, units=Units(here.units),
@@ -215,32 +196,22 @@ def sentences(
 
 def lm(
     here: ProjectSettings, name: str, settings: Settings, *, texts: Sequence[Path] = (), manifest: Path | None = None,
-    device: str = "auto",
-    **how: Unpack[StageOptions],
+    device: str = "auto", **how: Unpack[StageOptions],
 ) -> LmReport:  # fmt: skip
     """Text → lm/NAME. manifest: another than the project's, of text, whose sentences may lie in text/ too."""
     table = build(LmSettings, settings, where=f"[lm.{name}]")
     manifest = manifest or (here.folder / sentences_output(table.sentences) if table.sentences else None)
     path = _if_there(here.manifest) if manifest is None else manifest
     return train_lm(
-        table.config,
-        texts=texts or (here.texts if manifest is None else ()),
-        units=Units(here.require("units", "hkd units train")),
-        folder=here.lm / name,
-        manifest=read(path) if path else None,
+        table.config, texts=texts or (here.texts if manifest is None else ()), folder=here.lm / name,
+        units=Units(here.require("units", "hkd units train")), manifest=read(path) if path else None,
         alignment=Alignment(here.alignment) if manifest is None and here.alignment.exists() else None,
-        device=device,
-        **how,
-    )
+        device=device, **how,
+    )  # fmt: skip
 
 
 def words(
-    here: ProjectSettings,
-    out: Path,
-    settings: Settings,
-    *,
-    texts: Sequence[Path] = (),
-    progress: Progress = no_progress,
+    here: ProjectSettings, out: Path, settings: Settings, *, progress: Progress, texts: Sequence[Path] = ()
 ) -> int:
     """Text → a word n-gram; the number of its sentences."""
     config = build(WordNgramConfig, settings, where="[words]")
@@ -253,8 +224,7 @@ def dump(
     manifest: Path | None = None, alignment: Path | None = None, is_text: bool = False, rank: int = 0,
     world_size: int = 1, command: str, **how: Unpack[StageOptions],
 ) -> DumpReport:  # fmt: skip
-    """Teacher + transcripts → shards/NAME. is_text: of text without sound, into text-shards/NAME. command: what the
-    store's card shows."""
+    """Teacher + transcripts → shards/NAME. is_text: text without sound → text-shards/NAME. command: for the card."""
     config = build(DumpSettings, settings, where=f"[dump.{name or settings.get('unit')}]")
     unit = config.unit
     name = name or config.store.name or unit
@@ -301,8 +271,7 @@ def train_inputs(here: ProjectSettings, labels: Path | str | None = None) -> dic
 
 def bank(
     here: ProjectSettings, out: Path, config: BankConfig, settings: Settings, *, labels: Path | str | None = None,
-    device: str = "auto",
-    progress: Progress = no_progress,
+    device: str = "auto", progress: Progress = no_progress,
 ) -> BankReport:  # fmt: skip
     """Speech → a posterior bank, for training on text."""
     config_of_train, inputs = train_config(here, settings, "[train]"), train_inputs(here, labels)
@@ -311,8 +280,7 @@ def bank(
 
 def train(
     here: ProjectSettings, name: str, settings: Settings, *, labels: Path | str | None = None, device: str = "auto",
-    tensorboard: bool = False,
-    progress: Progress = no_progress,
+    tensorboard: bool = False, progress: Progress = no_progress,
 ) -> TrainReport:  # fmt: skip
     """Features + label stores → runs/NAME."""
     config, inputs = train_config(here, settings, f"[runs.{name}]"), train_inputs(here, labels)
@@ -327,15 +295,9 @@ def evaluate_config(here: ProjectSettings, settings: Settings) -> tuple[Evaluate
 
 
 def evaluate(
-    here: ProjectSettings,
-    run: Path,
-    settings: Settings,
-    *,
-    split: str,
-    tag: str = "",
-    splice: str = "",
+    here: ProjectSettings, run: Path, settings: Settings, *, split: str, tag: str = "", splice: str = "",
     progress: Progress = no_progress,
-) -> EvaluationReport:
+) -> EvaluationReport:  # fmt: skip
     """A run + audio → its figures on a split. splice: of the words cut out and joined again, spliced or shuffled."""
     from hkd.evaluate.run import evaluate as evaluate_run
 
@@ -348,22 +310,16 @@ def evaluate(
 
 
 def report(
-    here: ProjectSettings,
-    runs: Sequence[Path],
-    page: Path,
-    config: ReportSettings,
-    *,
-    title: str = "",
+    here: ProjectSettings, runs: Sequence[Path], page: Path, config: ReportSettings, *, title: str = "",
     progress: Progress = no_progress,
-) -> ObjectivesTable:
+) -> ObjectivesTable:  # fmt: skip
     """Runs → a page."""
     from hkd.evaluate.report import write_report
 
     return write_report(
         runs, page, split=config.split, baselines=config.baselines, num_examples=config.num_examples, title=title,
-        progress=progress,
         manifest=_if_there(here.manifest), alignment=_if_there(here.alignment), labels=_if_there(here.labels),
-        lm=_if_there(here.lm),
+        lm=_if_there(here.lm), progress=progress,
     )  # fmt: skip
 
 
@@ -424,9 +380,8 @@ def run_align(here: ProjectSettings, progress: Progress, /, *, normalisation: An
     """[align], and [tie] where it is there."""
     tying = table.pop("tie", None)
     done = align(here, aligner_of(table, "[align]"), overwrite=True, progress=progress)
-    summary = (
-        f"{done.kept} of {done.kept + len(done.failed)} utterances aligned, {len(done.predicted_words)} words by G2P"
-    )
+    total, predicted = done.kept + len(done.failed), len(done.predicted_words)
+    summary = f"{done.kept} of {total} utterances aligned, {predicted} words by G2P"
     if tying is not None:
         summary += f"; {tie(here, tying, overwrite=True, progress=progress).senones} senones tied"
     return summary
@@ -467,9 +422,8 @@ def run_bank(here: ProjectSettings, progress: Progress, /, **table: Any) -> str:
     """[bank]."""
     config = build(BankSettings, table, where="[bank]")
     done = bank(here, here.folder / "bank", config, config.train, progress=progress)
-    return (
-        f"{done.segments:,} segments; right: {', '.join(f'{name} {share:.1%}' for name, share in done.right.items())}"
-    )
+    right = ", ".join(f"{name} {share:.1%}" for name, share in done.right.items())
+    return f"{done.segments:,} segments; right: {right}"
 
 
 @_stage
