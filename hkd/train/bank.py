@@ -8,6 +8,7 @@
     FOLDER/   fold-0/ ...  the fold students' runs      bank.safetensors   see `hkd.stream.text`
 """
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -44,9 +45,8 @@ class BankConfig:
 
     def __post_init__(self) -> None:
         if self.folds < 2 or self.k < 1:
-            raise UserError(
-                f"`folds` must be at least 2 and `k` at least 1, but are {self.folds} and {self.k} instead."
-            )
+            given = f"{self.folds} and {self.k}"
+            raise UserError(f"`folds` must be at least 2 and `k` at least 1, but are {given} instead.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,8 +99,7 @@ def make_bank(
 def _make(
     data: TrainingData, folder: Path, bank: BankConfig, identity: Mapping[str, Any], *, device: str, progress: Progress
 ) -> None:
-    """Train the student of each fold, take its posteriors of the fold, and write the bank. data: its plan is the low
-    part."""
+    """Train the student of each fold, take its posteriors of the fold, write the bank. data: of the low part."""
     fold_of = deal(data.train, bank.folds)
     found: Found = {}
     right = {head.name: [0, 0] for head in data.plan.student.heads}
@@ -109,9 +108,8 @@ def _make(
         task = _task(data, [u for u in data.train if fold_of[u.id] != fold], so_far)
         loop = replace(data.config.loop, max_steps=task.max_steps, shares_every=0, eval_every=0, best_by="", patience=0)
         fit(task, loop, folder / f"fold-{fold}", identity={**identity, "fold": fold}, device=device, progress=so_far)
-        _listen(
-            task, [u for u in data.train if fold_of[u.id] == fold and data.join.aligned(u.id)], bank.k, found, right
-        )
+        unheard = [u for u in data.train if fold_of[u.id] == fold and data.join.aligned(u.id)]
+        _listen(task, unheard, bank.k, found, right)
     facts = {"made_from": identity, "right": {name: hits / max(1, num) for name, (hits, num) in right.items()}}
     _write(folder, data, found, facts)
     progress(bank.folds, bank.folds)
@@ -123,14 +121,10 @@ def _in_fold(progress: Progress, fold: int, folds: int, done: float, total: floa
 
 def deal(utterances: Sequence[Utterance], folds: int) -> dict[str, int]:
     """Utterance → fold, by speaker, else by recording: the one with the most sound first, each to the fold with the
-    least so far.
-
-    Raises UserError where there are fewer than folds.
-    """
-    seconds: dict[str, float] = {}
+    least so far. Raises UserError where there are fewer than folds."""
+    seconds: dict[str, float] = defaultdict(float)
     for utterance in utterances:
-        group = utterance.speaker or utterance.recording
-        seconds[group] = seconds.get(group, 0.0) + (utterance.duration or 1.0)
+        seconds[utterance.speaker or utterance.recording] += utterance.duration or 1.0
     if len(seconds) < folds:
         raise UserError(f"`folds` must be at most the number of speakers, {len(seconds)}, but is {folds} instead.")
     filled, fold_of = [0.0] * folds, {}
@@ -183,17 +177,16 @@ def _write(folder: Path, data: TrainingData, found: Found, facts: Mapping[str, A
         rows.append((alignment[name], segments))
         columns.append(segments._replace(first_S=segments.first_S + start))
         start += num
-    heads: dict[str, Any] = {
-        head.name: tuple(
-            np.concatenate([found[name][f"{head.name}/{part}"] for name in names]) for part in ("ids", "p")
-        )
-        for head in data.plan.student.heads
-    }
+
+    def column(part: str) -> NDArray[Any]:
+        return np.concatenate([found[name][part] for name in names])
+
+    heads = {head.name: (column(f"{head.name}/ids"), column(f"{head.name}/p")) for head in data.plan.student.heads}
     own = {
         "heads": {head.name: head.num_units for head in data.plan.student.heads},
         "phones": list(alignment.inventories[MONOPHONE].symbols),
         "pauses": pauses(rows),
         "frames": start,
     }
-    segments = Segments(*(np.concatenate(column) for column in zip(*columns, strict=True)))
+    segments = Segments(*map(np.concatenate, zip(*columns, strict=True)))
     Bank(segments=segments, heads=heads, facts={**facts, **own}).save(folder)

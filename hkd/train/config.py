@@ -6,6 +6,7 @@ L_main is divided by the target units of the global batch, the others by its lab
 against like.
 """
 
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -22,6 +23,13 @@ MAINS = ("ctc", "senone")
 USUAL_EPOCHS, LEAST_STEPS = 12, 800  # of a training that says neither how many epochs nor how many steps
 
 
+def check_names(setting: str, given: Iterable[str], known: Container[str], what: str) -> None:
+    """Raises UserError where a setting names anything that is not known. what: those that are, for the message."""
+    for name in given:
+        if name not in known:
+            raise UserError(f"`{setting}` must name {what}, but '{name}' is none of them.")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KdConfig:
     """How a head learns from a teacher's top-k."""
@@ -34,16 +42,13 @@ class KdConfig:
     def __post_init__(self) -> None:
         check_choice("`kd.tail`", self.tail, ("auto", *TAILS))
         check_choice("`kd.where`", self.where, WHERE)
-        check_setting("`kd.temperature`", self.temperature, "be positive", self.temperature > 0)
-        check_setting(
-            "`kd.student_temperature`", self.student_temperature, "not be negative", self.student_temperature >= 0
-        )
+        check_settings(self, "temperature", "be positive", lambda value: value > 0, "kd.")
+        check_settings(self, "student_temperature", "not be negative", lambda value: value >= 0, "kd.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TextConfig:
-    """Text without sound beside the speech: sentences as the student would hear them, at the lowest layer that is
-    conditioned. Paths: see `share`."""
+    """Text without sound beside the speech: sentences as they would be heard, at the lowest conditioned layer."""
 
     share: float = 0.0  # of a step's seconds, beside the same speech. 0: no text, and nothing else here is read
     path: str = "text.jsonl"  # a manifest of sentences

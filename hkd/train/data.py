@@ -26,13 +26,17 @@ from hkd.stream.text import Bank, TextMaker, TextShares, encode
 from hkd.student.config import GONE, EncoderConfig, config_to_json
 from hkd.student.model import describe
 from hkd.timebase import SAMPLE_RATE_HZ, samples_to_frames, seconds_to_samples
-from hkd.train.config import TrainConfig
+from hkd.train.config import TrainConfig, check_names
 from hkd.train.objectives import DataNeeds, StudentPlan, Term, is_projected, needs_of, objective_of, plan_student
 from hkd.units.inventory import LEVELS, MONOPHONE, SENONE, SPELLED, SUBWORD
 from hkd.units.sequences import MODEL_FILE, SubwordModel, Units
 from hkd.units.text import normalisation, words
 
+logger = logging.getLogger(__name__)
+
 PREFIX = "text-"  # of the terms that are taught on text
+COVERAGE = "coverage.json"
+NO_IDENTITY = ("loop", "workers", "features_mb", "features_cache")  # loop has its own place, the others are speed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +61,7 @@ class TrainingText:
 
 
 def text_readers(config: TrainConfig, stores: Mapping[str, LabelReader]) -> dict[str, LabelReader]:
-    """The label store of the text for each of speech, by the same name; none without `text.labels`. Raises UserError
-    where one is missing."""
+    """The text's label store for each of speech, by name; none without `text.labels`. Raises UserError for a gap."""
     if not config.text.share or not config.text.labels:
         return {}
     known = store_folders(Path(config.text.labels))
@@ -72,10 +75,8 @@ def text_readers(config: TrainConfig, stores: Mapping[str, LabelReader]) -> dict
         readers[name] = LabelReader.open(known[name], cache_bytes=CACHE_BYTES // config.num_loaders)
         there, here = readers[name].spec.inventory.digest, reader.spec.inventory.digest
         if there != here:
-            raise UserError(
-                f"the text's label store '{name}' must have the units {here} of that of speech, but has {there} "
-                f"instead."
-            )
+            units = f"must have the units {here} of that of speech, but has {there} instead."
+            raise UserError(f"the text's label store '{name}' {units}")
     return readers
 
 
@@ -97,16 +98,12 @@ def open_text(
     check_bank(Path(settings.bank), bank, heard)
     low = low_part(plan)
     tap = low.student.encoder.num_layers
-    terms = {PREFIX + plan.terms[0].name: plan.terms[0] if readers else plan.plain_main}
+    terms = {PREFIX + plan.main.name: plan.main if readers else plan.plain_main}
+    above = {SENONE} if plan.student.main == SENONE else set()
     for head, term in plan.taught:
         if head is not None and head.tap > tap and (term.store is None or term.store in readers):
             terms[PREFIX + term.name] = term
-    above = {
-        head.level
-        for head, term in plan.taught
-        if head is not None and PREFIX + term.name in terms and head.kind == "hard"
-    }
-    above |= {SENONE} if plan.student.main == SENONE else set()
+            above |= {head.level} if head.kind == "hard" else set()
     soft = {term.store: term.num_slots for term in terms.values() if term.store is not None}
     folder = Units(units)
     whole = _heard(manifests.read(Path(settings.path)), bank, folder, settings.path)
@@ -118,21 +115,19 @@ def open_text(
             "`condition` must name levels where `text.posteriors` is clean, but names heads of label stores."
         )
     levels = {MONOPHONE, *above, *heads.values(), *(said.stores[name].level for name in soft)} - set(SPELLED)
-    utterances = list(whole)
-    spoken = [(u.id, said.words(u.id)) for u in utterances]
+    spoken = [(u.id, said.words(u.id)) for u in whole]
     sequences = {level: encode(folder, spoken, level) for level in sorted(levels)}
-    said.check(
-        utterances, sequences={level: [rows.row(n)[0] for n in range(len(spoken))] for level, rows in sequences.items()}
-    )
+    units_of = {level: [rows.row(n)[0] for n in range(len(whole))] for level, rows in sequences.items()}
+    said.check(whole, sequences=units_of)
     _require(said, config.min_coverage)
     maker = TextMaker(
-        utterances=utterances, join=said, bank=bank, heads=heads, sequences=sequences,
+        utterances=list(whole), join=said, bank=bank, heads=heads, sequences=sequences,
         hard={level: slots for level, slots in plan.hard.items() if level in above}, soft=soft,
         posteriors=settings.posteriors,
         masked=settings.masked, masked_only=settings.masked_only, repeats=settings.repeats, seed=config.loop.seed,
     )  # fmt: skip
     identity = {
-        "manifest": Manifest(utterances).digest,
+        "manifest": whole.digest,
         "units": {level: digest_of([rows.unit.astype("<i4").tobytes()]) for level, rows in sequences.items()},
         "stores": {name: digest_of_store(readers[name]) for name in soft},
         "bank": bank.facts["digest"],
@@ -141,8 +136,7 @@ def open_text(
 
 
 def _heard(whole: Manifest, bank: Bank, units: Units, path: str) -> Manifest:
-    """The sentences whose phones are all in the bank; the others are counted and named. Raises UserError where none is
-    left."""
+    """The sentences whose phones are all in the bank; the others are named. Raises UserError where none is left."""
 
     @cache
     def lacking(word: str) -> str:
@@ -152,11 +146,8 @@ def _heard(whole: Manifest, bank: Bank, units: Units, path: str) -> Manifest:
     lost = {u.id: why for u in whole if (why := next(filter(None, map(lacking, words(u.text))), ""))}
     if not lost:
         return whole
-    named = ", ".join(f"'{name}' ({why})" for name, why in islice(lost.items(), 3))
-    said = (
-        f"{len(lost)} of {len(whole)} sentences of {path} have a phone that the speech lacks: "
-        f"{named}{' ...' if len(lost) > 3 else ''}"
-    )
+    named = ", ".join(f"'{name}' ({why})" for name, why in islice(lost.items(), 3)) + " ..." * (len(lost) > 3)
+    said = f"{len(lost)} of {len(whole)} sentences of {path} have a phone that the speech lacks: {named}"
     if len(lost) == len(whole):
         raise UserError(f"{said}. Add speech that has these phones, or other sentences.")
     logger.warning("%s. They are left out.", said)
@@ -169,41 +160,30 @@ def _require(join: Join, min_coverage: float) -> None:
         if len(missing) > (1 - min_coverage) * len(join.manifest):
             raise UserError(
                 f"`min_coverage` must be reached by the text's label store '{name}', but {len(missing)} of "
-                f"{len(join.manifest)} sentences have no "
-                f"labels ({', '.join(missing[:3])}). Label them, or give --min-coverage."
+                f"{len(join.manifest)} sentences have no labels ({', '.join(missing[:3])}). Label them, or give "
+                "--min-coverage."
             )
 
 
-# The low part of a student: what hears.
-
-
 def low_part(plan: StudentPlan) -> StudentPlan:
-    """The layers up to the lowest one that is conditioned, with the main output and the heads that condition it on
-    top."""
+    """What hears: the layers up to the lowest conditioned one, the main output, and the heads that condition it."""
     chosen = [head for head in plan.student.heads if head.condition]
     encoder = plan.student.encoder
     if not chosen or not isinstance(encoder, EncoderConfig):
-        raise UserError(
-            "`condition` must name a head, whose posteriors text stands for, but is empty. Take --set "
-            "condition='[\"senone\"]'."
-        )
+        rule, remedy = "name a head, whose posteriors text stands for", "Take --set condition='[\"senone\"]'."
+        raise UserError(f"`condition` must {rule}, but is empty. {remedy}")
     tap = min(head.tap for head in chosen)
     heads = tuple(replace(head, condition=False) for head in chosen if head.tap == tap)
     names, levels = {head.name for head in heads}, {head.level for head in heads if head.kind == "hard"}
     taught = tuple((head, term) for head, term in plan.taught if head is not None and head.name in names)
     levels |= {SENONE} if plan.student.main == SENONE else set()
-    return StudentPlan(
-        student=replace(plan.student, encoder=replace(encoder, num_layers=tap), heads=heads),
-        main=plan.plain_main,
-        plain_main=plan.plain_main,
-        taught=taught,
-        hard={level: slots for level, slots in plan.hard.items() if level in levels},
-    )
+    student = replace(plan.student, encoder=replace(encoder, num_layers=tap), heads=heads)
+    hard = {level: slots for level, slots in plan.hard.items() if level in levels}
+    return StudentPlan(student=student, main=plan.plain_main, plain_main=plan.plain_main, taught=taught, hard=hard)
 
 
 def heard_by(plan: StudentPlan, data: Mapping[str, Any]) -> dict[str, Any]:
-    """What a bank's posteriors depend on: the student's low part, and the speech. data: a run's identity of its
-    data."""
+    """What a bank's posteriors depend on: the student's low part, and the speech as a run's identity has it."""
     inputs = {name: value for name, value in data.items() if name not in ("dev", "spans", "stores")}
     return {"student": config_to_json(low_part(plan).student), "data": inputs}
 
@@ -213,13 +193,6 @@ def check_bank(folder: Path, bank: Bank, asked: Mapping[str, Any]) -> None:
     there = {name: bank.facts["made_from"].get(name) for name in asked}
     remedy = "Run `hkd bank` into another folder."
     check_same(f"the posterior bank in {folder} must be of this student and speech", there, asked, remedy)
-
-
-logger = logging.getLogger(__name__)
-
-COVERAGE = "coverage.json"
-# loop: has its own place; the others change the speed alone
-NO_IDENTITY = ("loop", "workers", "features_mb", "features_cache")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -306,15 +279,13 @@ def open_data(
 
 
 def _longest(config: TrainConfig, plan: StudentPlan) -> tuple[float, float]:
-    """10 ms frames of the longest utterance to train on (by the settings, and as the encoder can read at any speed) and
-    to evaluate."""
+    """10 ms frames of the longest utterance to train on (at any speed) and to evaluate, by settings and encoder."""
     readable = plan.student.encoder.max_frames or float("inf")
     return min(config.max_utterance_seconds * 100, readable * min((1.0, *config.augment.speeds)) - 1), readable
 
 
 def _identity_of(config: TrainConfig) -> dict[str, Any]:
-    """The settings that a run's weights depend on. Later settings are left out where they are not used, so that old
-    runs can go on."""
+    """The settings that a run's weights depend on; later ones only where they are used, so that old runs can go on."""
     table: dict[str, Any] = json.loads(json.dumps({k: v for k, v in asdict(config).items() if k not in NO_IDENTITY}))
     for name, unused in (("train_share", 1), ("condition", ()), ("condition_alone", 0)):
         if getattr(config, name) == unused:
@@ -344,24 +315,21 @@ def _stores(config: TrainConfig, labels: Path | str | None, subwords: SubwordMod
         )
     known = store_folders(labels)
     for table, names in (("lams", {*known, *LEVELS}), ("kds", {*known}), ("stores", {*known})):
-        for name in sorted(set(getattr(config, table)) - names):
-            raise UserError(f"`{table}` must name label stores ({', '.join(known)}), but '{name}' is none of them.")
+        check_names(table, sorted(getattr(config, table)), names, f"label stores ({', '.join(known)})")
     cache_bytes = CACHE_BYTES // config.num_loaders
     readers = {name: LabelReader.open(known[name], cache_bytes=cache_bytes) for name in config.stores or known}
     if not config.stores:
         unfit = {name for name, reader in readers.items() if _is_unfit(config, reader, subwords)}
         fit = {reader.spec.level for name, reader in readers.items() if name not in unfit}
+        why = "label store %s is left out: another of its level is made for objective %s"
         for name in sorted(name for name in unfit if readers[name].spec.level in fit):
-            logger.info(
-                "label store %s is left out: another of its level is made for objective %s", name, config.objective
-            )
+            logger.info(why, name, config.objective)
             del readers[name]
     return readers
 
 
 def _is_unfit(config: TrainConfig, reader: LabelReader, subwords: SubwordModel) -> bool:
-    """Whether a store is made for other objectives: the main output takes the student's own pieces, heads take the
-    teacher's."""
+    """Whether a store is made for others: the main output takes the student's own pieces, heads the teacher's."""
     if objective_of(config).teaches_main:
         return reader.spec.level == SUBWORD and reader.spec.inventory.digest != subwords.inventory.digest
     return is_projected(reader)
@@ -382,9 +350,8 @@ def _share(part: list[Utterance], share: float) -> list[Utterance]:
         return part
     ranked = sorted((utterance.id for utterance in part), key=lambda name: digest_of([name]))
     if not (kept := set(ranked[: round(share * len(part))])):
-        raise UserError(
-            f"`train_share` must leave an utterance, but {share:g} of {len(part)} is none. Take a larger share."
-        )
+        taken = f"{share:g} of {len(part)}"
+        raise UserError(f"`train_share` must leave an utterance, but {taken} is none. Take a larger share.")
     return [utterance for utterance in part if utterance.id in kept]
 
 
@@ -399,9 +366,8 @@ def _num_frames(utterance: Utterance) -> int:
 def coverage_of(data: TrainingData) -> Coverage:
     """How much of the training utterances each head has labels for."""
     assert data.needed is not None
-    return measure(
-        data.join, data.train, frames=data.frames, needed=data.needed, hard=data.plan.hard, soft=data.plan.soft
-    )
+    plan = data.plan
+    return measure(data.join, data.train, frames=data.frames, needed=data.needed, hard=plan.hard, soft=plan.soft)
 
 
 def show_data(data: TrainingData) -> str:

@@ -34,14 +34,13 @@ from hkd.student.config import (
 )
 from hkd.student.encoder import open_speech_encoder
 from hkd.student.model import StudentOutput
-from hkd.train.config import KdConfig, TrainConfig
+from hkd.train.config import KdConfig, TrainConfig, check_names
 from hkd.units.inventory import LEVELS, SENONE, SUBWORD, UNIT_LEVELS
 
 
 @dataclass(frozen=True, kw_only=True)
 class Term:
-    """One term of the loss. `head` and `store` are what it reads: a head's logits (None: the main output's), a
-    teacher's labels."""
+    """One term of the loss. It reads the logits of `head` (None: the main output's) and the labels of `store`."""
 
     name: str  # as metrics call it
     head: str | None = None
@@ -78,8 +77,7 @@ class Term:
         }
 
     def by_occupancy(self, batch: Batch, output: StudentOutput, logits_BTV: Tensor, *, class_offset: int) -> Tensor:
-        """loss_B = Σ_t Σ_u γ_t(u) · CE(p_u, q_t): the teacher's part, γ the detached CTC occupancies of the main
-        output."""
+        """loss_B = Σ_t Σ_u γ_t(u) · CE(p_u, q_t): the teacher's part, γ the main output's CTC occupancies, detached."""
         assert self.store is not None
         soft, column = batch.soft[self.store], self.column
         gamma_BTU = ctc_occupancy(output.logits_BTV, output.length_B, batch.target_L, batch.target_length_B)
@@ -97,11 +95,8 @@ Taught = tuple[HeadConfig | None, Term]
 
 @dataclass(frozen=True, kw_only=True)
 class CtcTerm(Term):
-    """The main output's CTC loss, summed; with `store` (1 − w) · CTC + w · the teacher's part by occupancy
-    (docs/mathematics.md).
-
-    An utterance without labels has its whole CTC loss.
-    """
+    """The main output's CTC loss; with `store`, (1 − w) · CTC + w · the teacher's part by occupancy
+    (docs/mathematics.md), but the whole CTC loss for an utterance without labels."""
 
     name: str = "ctc"
     weight: float = 0.0
@@ -118,10 +113,8 @@ class CtcTerm(Term):
 
 @dataclass(frozen=True, kw_only=True)
 class HybridTerm(Term):
-    """The main output's frame cross-entropy over senones; with `store`, against w · teacher + (1 − w) · reference.
-
-    A slot without a teacher's label (silence, an utterance that the store lacks) has its whole reference loss.
-    """
+    """The main output's frame cross-entropy over senones; with `store`, against w · teacher + (1 − w) · reference, but
+    the whole reference loss for a slot without a teacher's label (silence, an utterance that the store lacks)."""
 
     name: str = "senone"
     num_slots: int = default_slots(SENONE)
@@ -165,8 +158,7 @@ class HardTerm(Term):
 
 @dataclass(frozen=True, kw_only=True)
 class KdTerm(Term):
-    """An auxiliary head: divergence from the teacher's top-k at each labelled slot; with `segments`, of each position's
-    mean."""
+    """An auxiliary head: divergence from the teacher's top-k at each labelled slot; with `segments`, each position."""
 
     head: str
     store: str
@@ -194,10 +186,8 @@ class KdTerm(Term):
 
 @dataclass(frozen=True, kw_only=True)
 class CtcKdTerm(Term):
-    """An auxiliary head in the student's own subwords whose frames weigh by the CTC occupancy of each position.
-
-    It has no slots: the occupancies are not known before.
-    """
+    """An auxiliary head in the student's own subwords whose frames weigh by the CTC occupancy of each position, which
+    is not known before: it has no slots."""
 
     head: str
     store: str
@@ -209,13 +199,9 @@ class CtcKdTerm(Term):
         return self.by_occupancy(batch, output, output.heads[self.head], class_offset=0).sum()
 
 
-# Objective → the student's heads and the terms of its loss.
-
-
 @dataclass(frozen=True, kw_only=True)
 class DataNeeds:
-    """What a run takes from the data: label stores, levels of hard heads, and stores that must be in the student's
-    units."""
+    """What a run takes from the data: label stores, levels of hard heads, stores in the student's own units."""
 
     stores: tuple[str, ...]
     hard: tuple[str, ...]
@@ -228,8 +214,7 @@ class DataNeeds:
 
 
 def needs_of(config: TrainConfig, stores: Mapping[str, str], *, aligned: bool) -> DataNeeds:
-    """stores: name → level, all that are there. Raises UserError where the objective cannot be had from them, or it is
-    not clear which."""
+    """stores: name → level, all that are there. Raises UserError where they do not tell what the objective reads."""
     objective = objective_of(config)
     chosen = _stores_of(config, stores) if objective.stores != "none" else ()
     wanted, hard_heads = set(config.condition), config.hard_heads
@@ -241,10 +226,8 @@ def needs_of(config: TrainConfig, stores: Mapping[str, str], *, aligned: bool) -
             check_choice("`levels`", level, UNIT_LEVELS)
         wanted |= taught or set(config.levels) or set(LEVELS)
     hard = tuple(level for level in UNIT_LEVELS if level in wanted)
-    own_units = tuple(
-        name for name in chosen if objective.teaches_main or config.kds.get(name, config.kd).where == "ctc"
-    )
-    needs = DataNeeds(stores=chosen, hard=hard, same_units=own_units)
+    own = tuple(name for name in chosen if objective.teaches_main or config.kds.get(name, config.kd).where == "ctc")
+    needs = DataNeeds(stores=chosen, hard=hard, same_units=own)
     if (needs.alignment or config.main == SENONE) and not aligned:
         raise UserError(f"objective {objective.name} needs an alignment, but there is none. Run `hkd align` first.")
     return needs
@@ -260,10 +243,7 @@ def _stores_of(config: TrainConfig, stores: Mapping[str, str]) -> tuple[str, ...
     # how many stores other levels have is no matter here
     if objective.teaches_main and not config.stores and not config.levels:
         stores = {name: level for name, level in stores.items() if level == main_level}
-    for name in config.stores:
-        if name not in stores:
-            known = ", ".join(stores) or "there is none"
-            raise UserError(f"`stores` must name label stores ({known}), but '{name}' is none of them.")
+    check_names("stores", config.stores, stores, f"label stores ({', '.join(stores) or 'there is none'})")
     chosen = config.stores or tuple(name for name in stores if not config.levels or stores[name] in config.levels)
     of_level: dict[str, list[str]] = {}
     for name in chosen:
@@ -314,19 +294,16 @@ class StudentPlan:
 
     def legend(self, weights: Mapping[str, float]) -> list[str]:
         """A line a term: its weight and name, the output that it teaches, and by what."""
-        said = "the aligned senones" if self.student.main == SENONE else "the transcript"
-        lines = []
+        lines, depth = ["the loss is the sum of"], self.student.encoder.num_layers
         for head, term in ((None, self.main), *self.taught):
-            reference = said if head is None else f"the aligned {head.level}s" if head.kind == "hard" else ""
-            labels = f"the labels of {term.store}" if term.store else ""
-            output = (
-                "the main output"
-                if head is None
-                else f"a head at layer {head.tap} of {self.student.encoder.num_layers}"
-            )
-            taught_by = " and ".join(filter(None, (reference, labels)))
+            if head is None:
+                reference = "the aligned senones" if self.student.main == SENONE else "the transcript"
+            else:
+                reference = f"the aligned {head.level}s" if head.kind == "hard" else ""
+            output = "the main output" if head is None else f"a head at layer {head.tap} of {depth}"
+            taught_by = " and ".join(filter(None, (reference, f"the labels of {term.store}" if term.store else "")))
             lines.append(f"  {weights[term.name]:g} × {term.name}: {output}, taught by {taught_by}")
-        return ["the loss is the sum of", *lines]
+        return lines
 
     @property
     def soft(self) -> dict[str, int]:
@@ -342,11 +319,9 @@ def encoder_of(config: TrainConfig) -> EncoderConfig | SpeechEncoderConfig:
             "encoder.upstream_folder must be left out: encoder.upstream may be a folder. It says where an export has "
             "its own."
         )
-    if encoder.upstream and encoder.num_bins != NUM_BINS:
-        raise UserError(
-            f"encoder.num_bins must be left out where encoder.upstream is given, but is {encoder.num_bins}."
-        )
     if encoder.upstream:
+        rule = "be left out where encoder.upstream is given"
+        check_setting("encoder.num_bins", encoder.num_bins, rule, encoder.num_bins == NUM_BINS)
         return replace(encoder, num_bins=Upstream(name=encoder.upstream).width // ROWS)
     return open_speech_encoder(encoder) if encoder.name else encoder
 
@@ -354,14 +329,11 @@ def encoder_of(config: TrainConfig) -> EncoderConfig | SpeechEncoderConfig:
 def plan_student(config: TrainConfig, needs: DataNeeds, join: Join) -> StudentPlan:
     """Heads and terms. Raises UserError where a temperature has not been dumped, or a head's settings do not fit."""
     known = {*UNIT_LEVELS, *(join.alignment.inventories if join.alignment is not None else ())}
-    for name in ("taps", "slots", "stride", "alphas"):
-        stores = needs.stores if name == "taps" else ()
-        for level in getattr(config, name):
-            if level not in known and level not in stores:
-                what = f"levels ({', '.join(sorted(known))})" + (
-                    f" or label stores ({', '.join(stores)})" if stores else ""
-                )
-                raise UserError(f"`{name}` must name {what}, but '{level}' is none of them.")
+    levels = f"levels ({', '.join(sorted(known))})"
+    or_stores = f" or label stores ({', '.join(needs.stores)})" if needs.stores else ""
+    check_names("taps", config.taps, {*known, *needs.stores}, f"{levels}{or_stores}")
+    for name in ("slots", "stride", "alphas"):
+        check_names(name, getattr(config, name), known, levels)
     hybrid, usual = config.main == SENONE, default_slots(SENONE)
     if hybrid and config.stride.get(SENONE, 1) > 1:
         raise UserError("`stride.senone` must be 1 where `main` is senone: its own loss takes every slot. Take it out.")
@@ -387,8 +359,7 @@ def _conditioned(config: TrainConfig, heads: tuple[HeadConfig, ...]) -> tuple[He
     """The heads, those that `condition` names marked. Raises UserError for a name that is none of theirs."""
     chosen = {f"hard-{name}" if name in UNIT_LEVELS else name for name in config.condition}
     known = (*UNIT_LEVELS, *(head.name for head in heads if head.kind == "aux"))
-    for name in chosen - {head.name for head in heads}:
-        raise UserError(f"`condition` must name levels or heads ({', '.join(known)}), but '{name}' is none of them.")
+    check_names("condition", chosen, {head.name for head in heads}, f"levels or heads ({', '.join(known)})")
     return tuple(replace(head, condition=head.name in chosen) for head in heads)
 
 
@@ -401,10 +372,8 @@ def _auxiliary(given: "ObjectiveInputs", store: str) -> Taught:
     kd, joined = given.kd(store), given.join.stores[store]
     head = given.head(f"kd-{store}", joined.level, "aux", joined.num_units)
     if kd.where == "ctc":
-        if joined.level != SUBWORD:
-            raise UserError(
-                f"`kd.where` must be frames or segments for label store '{store}' ({joined.level}), but is ctc instead."
-            )
+        rule = f"be frames or segments for label store '{store}' ({joined.level})"
+        check_setting("`kd.where`", "ctc", rule, joined.level == SUBWORD)
         check_setting(f"`slots.{joined.level}`", head.slots, "be 1 where `kd.where` is ctc", head.slots == 1)
         column = _mixed(given, store, "`kd.where` ctc")
         return head, CtcKdTerm(name=head.name, head=head.name, store=store, kd=kd, column=column)
@@ -461,8 +430,7 @@ def _check_tail(given: "ObjectiveInputs", store: str) -> None:
 
 
 def is_projected(reader: LabelReader) -> bool:
-    """Whether a store's labels were computed for the student's own pieces from an LM with others
-    (`teacher.project`)."""
+    """Whether a store's labels were computed for the student's pieces from an LM with others (`teacher.project`)."""
     return "project" in reader.spec.teacher.get("options", {})
 
 
@@ -475,17 +443,12 @@ def num_units_of(join: Join, level: str) -> int:
 
 
 def describe_heads(join: Join, student: StudentConfig) -> dict[str, dict[str, object]]:
-    """What scoring needs to know of each head: its store, and the store's unit of each head unit but the last, rest one
-    (null: all units, in order)."""
+    """What scoring needs of each head: its store, and the store's unit of each head unit but the rest (null: all)."""
     rows: dict[str, dict[str, object]] = {}
     for head in student.heads:
         store = join.stores.get(head.name.removeprefix("kd-")) if head.kind == "aux" else None
-        row: dict[str, object] = {
-            "level": head.level,
-            "kind": head.kind,
-            "slots": head.slots,
-            "store": store and store.name,
-        }
+        row: dict[str, object] = {"level": head.level, "kind": head.kind, "slots": head.slots}
+        row["store"] = store and store.name
         if store is not None:
             whole = np.array_equal(store.head_unit_V, np.arange(len(store.head_unit_V)))
             row["inventory"] = store.reader.spec.inventory.digest
@@ -513,12 +476,9 @@ class ObjectiveInputs:
         return replace(kd, tail=usual) if kd.tail == "auto" else kd
 
     def head(self, name: str, level: str, kind: str, num_units: int) -> HeadConfig:
-        """A head at the layer that the settings give its label store, else its level, and with the slots of its
-        level."""
-        taps = self.config.taps
-        tap = taps.get(
-            name.removeprefix("kd-") if kind == "aux" else level, taps.get(level, default_tap(level, self.num_layers))
-        )
+        """A head at the layer that the settings give its label store, else its level; with the slots of its level."""
+        taps, own = self.config.taps, name.removeprefix("kd-") if kind == "aux" else level
+        tap = taps.get(own, taps.get(level, default_tap(level, self.num_layers)))
         slots = slots_of(self.config, level)
         return HeadConfig(name=name, level=level, kind=kind, num_units=num_units, tap=tap, slots=slots)
 
@@ -546,8 +506,7 @@ def auxiliary_heads(given: ObjectiveInputs) -> list[Taught]:
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """An entry of the registry. main, heads: the main output's term, and each further head (None where a term has none)
-    with its term."""
+    """An entry of the registry. main, heads: the main output's term; each further head, if any, with its term."""
 
     name: str
     help: str  # one line, for people

@@ -9,6 +9,7 @@ Shape letters: B utterances, T frames, V classes.
 import hashlib
 import json
 import logging
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, zip_longest
@@ -72,10 +73,8 @@ class StudentTask:
     def batches(self, start_step: int, rank: int, world_size: int) -> Iterator[Batch | SpeechAndText | None]:
         speech = Shares(maker=self.maker, plan=self.plan)
         shares = speech if self.text is None else self.text.shares(self.config, speech, self.max_steps)
-        pin = torch.cuda.is_available()
-        return batches(
-            shares, start_step=start_step, rank=rank, world_size=world_size, workers=self.config.workers, pin=pin
-        )
+        more: dict[str, Any] = {"workers": self.config.workers, "pin": torch.cuda.is_available()}
+        return batches(shares, start_step=start_step, rank=rank, world_size=world_size, **more)
 
     def _parts(self, batch: Batch | SpeechAndText) -> Iterator[tuple[Batch, Mapping[str, Term]]]:
         """The speech of the batch and its text, where it has them, each with its terms by name."""
@@ -89,8 +88,7 @@ class StudentTask:
         return {name: term.count(part) for part, terms in self._parts(batch) for name, term in terms.items()}
 
     def losses(self, batch: Batch | SpeechAndText, step: int) -> dict[str, Tensor]:
-        """Sums. Each utterance's dropout is seeded by (seed, step, utterance), so that no cut of the batch into shares
-        changes it."""
+        """Sums. Dropout is seeded by (seed, step, utterance), so that no cut of the batch into shares changes it."""
         found: dict[str, Tensor] = {}
         for part, terms in self._parts(batch):
             slots = _slots(terms.values(), part)
@@ -103,8 +101,7 @@ class StudentTask:
         return found
 
     def weights(self, step: int) -> dict[str, float]:
-        """1 for the main term; α and λ rise over heads_warmup_steps, λ moves on to lam_end of itself at the last
-        step."""
+        """1 for the main term; α and λ rise over heads_warmup_steps, then λ moves to lam_end of itself at the end."""
         config = self.config
         rise = min(1.0, (step + 1) / config.heads_warmup_steps) if config.heads_warmup_steps else 1.0
         span = max(1, self.max_steps - config.heads_warmup_steps)
@@ -120,8 +117,7 @@ class StudentTask:
         return tuple(f"dev_{name}" for name in names) if self.dev else ()
 
     def evaluate(self, rank: int, world_size: int) -> dict[str, tuple[float, float]]:
-        """Losses and, for a CTC output, the word error rate (greedy, in per cent) on this share of the dev split's
-        batches."""
+        """Losses and, for a CTC output, the word error rate (greedy, in %) on this share of the dev split's batches."""
         if self.dev is None:
             return {}
         totals = {name: np.zeros(2) for name in self.figures}
@@ -161,8 +157,7 @@ def word_errors(said: Sequence[str], understood: Sequence[str]) -> tuple[float, 
 
 
 def in_order(maker: BatchMaker, batch_seconds: float, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
-    """All utterances once, in the maker's order, in batches of about batch_seconds: every world_size-th batch, from
-    `rank` on."""
+    """All utterances once, in order, in batches of about batch_seconds: every world_size-th batch, from `rank` on."""
     groups: list[list[int]] = []
     seconds = batch_seconds
     for row, utterance in enumerate(maker.utterances):
@@ -213,12 +208,9 @@ def train(
     """
     data = open_data(config, manifest=manifest, alignment=alignment, units=units, labels=labels, run=folder)
     config = data.config
-    plan = BatchPlan(
-        [data.frames[u.id] for u in data.train],
-        batch_frames=config.batch_seconds * 100,
-        seed=config.loop.seed,
-        runs=runs_of((store.reader for store in data.join.stores.values()), [u.id for u in data.train]),
-    )
+    runs = runs_of((store.reader for store in data.join.stores.values()), [u.id for u in data.train])
+    frames = [data.frames[u.id] for u in data.train]
+    plan = BatchPlan(frames, batch_frames=config.batch_seconds * 100, seed=config.loop.seed, runs=runs)
     max_steps = config.max_steps(plan.batches_per_epoch)
     has_terms = len(data.plan.terms) > 1 or data.text is not None
     loop = replace(config.loop, max_steps=max_steps, shares_every=config.shares_every if has_terms else 0)
@@ -267,8 +259,7 @@ def _train(
     else:
         found = coverage_of(data)
         require(found, data.config.min_coverage)
-        weights = {term.name: _weight(data.config, data, term.name) for term in data.plan.terms}
-        for line in (*found.text().splitlines(), *data.plan.legend(weights)):
+        for line in (*found.text().splitlines(), *data.plan.legend(_weights(data))):
             logger.info("%s", line)
         coverage = found.to_json()
     hours = sum(data.frames[utterance.id] for utterance in data.train) / 360_000
@@ -277,10 +268,8 @@ def _train(
     if not data.dev:
         logger.warning("no sound is in the split '%s': nothing is evaluated during training.", data.config.dev_split)
     if data.left_out:
-        long = (
-            "%d utterances are longer than max_utterance_seconds, or than the encoder can read, and left out (%s ...)"
-        )
-        logger.warning(long, len(data.left_out), data.left_out[0])
+        long = "longer than max_utterance_seconds, or than the encoder can read, and left out"
+        logger.warning("%d utterances are %s (%s ...)", len(data.left_out), long, data.left_out[0])
     task = make_task(data, plan, max_steps=loop.max_steps, run=folder, progress=progress)
     if loop.best_by:
         check_figure(loop.best_by, task.figures)
@@ -296,21 +285,16 @@ def _train(
 def contradictions(config: TrainConfig, max_steps: int) -> list[str]:
     """Settings of which one wins over the other, a sentence each."""
     preset, warmup = config.encoder.preset, config.heads_warmup_steps
-    lines = [
-        f"`encoder.{name}` is {value} and wins over `encoder.preset` {preset}, which has {PRESETS[preset][name]}. Take "
-        f"one of them out."
+    over = [
+        f"`encoder.{name}` is {value} and wins over `encoder.preset` {preset}, which has {PRESETS[preset][name]}"
         for name, value in config.encoder.beside_preset.items()
     ]
     if config.epochs and config.loop.max_steps:
-        lines.append(
-            f"`epochs` is {config.epochs} and wins over `loop.max_steps`, {config.loop.max_steps}. Take one of them "
-            f"out."
-        )
+        over.append(f"`epochs` is {config.epochs} and wins over `loop.max_steps`, {config.loop.max_steps}")
+    lines = [f"{line}. Take one of them out." for line in over]
     if warmup > max_steps:
-        lines.append(
-            f"`heads_warmup_steps` is {warmup}, but there are {max_steps} steps: alpha and lam never reach their "
-            f"values."
-        )
+        why = f"there are {max_steps} steps: alpha and lam never reach their values"
+        lines.append(f"`heads_warmup_steps` is {warmup}, but {why}.")
     return lines
 
 
@@ -318,11 +302,9 @@ def too_little(config: TrainConfig, hours: float) -> list[str]:
     """A sentence where a CTC student from scratch cannot be expected to learn from so many hours of speech."""
     if config.main != "ctc" or config.encoder.name or config.encoder.upstream or hours >= CTC_HOURS:
         return []
-    return [
-        f"{hours:.2g} hours of speech are too little for a CTC student from scratch, which may write nothing. Less "
-        f"than {CTC_HOURS} hours: take "
-        "--set main=senone, or a frozen encoder, --set encoder.upstream=openai/whisper-base."
-    ]
+    said = f"{hours:.2g} hours of speech are too little for a CTC student from scratch, which may write nothing"
+    remedy = "--set main=senone, or a frozen encoder, --set encoder.upstream=openai/whisper-base"
+    return [f"{said}. Less than {CTC_HOURS} hours: take {remedy}."]
 
 
 def make_task(
@@ -348,15 +330,12 @@ def make_task(
     shared: dict[str, Any] = {"join": data.join, "features": features, "hard": data.plan.hard, "soft": data.plan.soft}
     maker = BatchMaker(
         utterances=data.train, augment=augment, fill_F=mean_F.numpy(), stride=config.stride,
-        alone=config.condition_alone,
-        seed=config.loop.seed, **shared,
+        alone=config.condition_alone, seed=config.loop.seed, **shared,
     )  # fmt: skip
     dev = BatchMaker(utterances=data.dev, augment=NO_AUGMENTATION, **shared) if data.dev else None
-    weights = {term.name: _weight(config, data, term.name) for term in data.plan.terms}
-    if data.text is not None:
-        weights |= {
-            name: config.text.weight * _weight(config, data, name.removeprefix(PREFIX)) for name in data.text.terms
-        }
+    weights = _weights(data)
+    for name in data.text.terms if data.text is not None else ():
+        weights[name] = config.text.weight * _weight(config, data, name.removeprefix(PREFIX))
     return StudentTask(
         config=config, student=student, terms=data.plan.terms, base_weights=weights, maker=maker, plan=plan, dev=dev,
         max_steps=max_steps, text=data.text,
@@ -371,14 +350,13 @@ def _mean_and_std(data: TrainingData, features: FeatureSource, kept: Path | None
 
 
 def sample_of_speakers(utterances: Sequence[Utterance], frames: Mapping[str, int]) -> list[Utterance]:
-    """All utterances where they last CMVN_SECONDS at most; else so many: an utterance of each speaker, then the next
-    one of each, and so on."""
+    """All utterances where they last CMVN_SECONDS at most; else so many, an utterance of each speaker in turn."""
     left = CMVN_SECONDS * 100
     if sum(frames[u.id] for u in utterances) <= left:
         return list(utterances)
-    by_speaker: dict[str | None, list[Utterance]] = {}
+    by_speaker: dict[str | None, list[Utterance]] = defaultdict(list)
     for utterance in utterances:
-        by_speaker.setdefault(utterance.speaker, []).append(utterance)
+        by_speaker[utterance.speaker].append(utterance)
     sample = []
     for utterance in filter(None, chain.from_iterable(zip_longest(*by_speaker.values()))):
         if left <= 0:
@@ -401,7 +379,12 @@ def _features(data: TrainingData, progress: Progress) -> FeatureSource:
     return FeatureSource(front_end=front_end, max_bytes=max_bytes, cache=cache)
 
 
+def _weights(data: TrainingData) -> dict[str, float]:
+    return {term.name: _weight(data.config, data, term.name) for term in data.plan.terms}
+
+
 def _weight(config: TrainConfig, data: TrainingData, term: str) -> float:
+    """α, λ or 1."""
     if term.startswith("hard-"):
         return config.alphas.get(term.removeprefix("hard-"), config.alpha)
     if term.startswith("kd-"):
@@ -423,28 +406,17 @@ def _write_settings(folder: Path, data: TrainingData, student: StudentModel, cov
 
 def export(folder: Path, data: TrainingData, student: StudentModel, digest: str) -> None:
     """Write folder/model: the student without heads, its subword model, and where it is from."""
-    subword_model, acoustic, inventory = None, None, data.join.subwords.inventory
-    if data.config.main == "ctc":
-        subword_model = data.join.subwords.path.read_bytes()
-    extra: dict[str, Any] = {
-        "objective": data.config.objective,
-        "objective_help": objective_of(data.config).help,
-        "seed": data.config.loop.seed,
-        "run": folder.name,
-        "identity": digest,
-    }
-    if data.config.main == SENONE and data.join.alignment is not None:
-        inventory = data.join.alignment.inventories[SENONE]
+    config, subwords = data.config, data.join.subwords
+    extra: dict[str, Any] = {"objective": config.objective, "objective_help": objective_of(config).help}
+    extra |= {"seed": config.loop.seed, "run": folder.name, "identity": digest}
+    beside: dict[str, Any] = {"inventory": subwords.inventory}
+    if config.main == "ctc":
+        beside["subword_model"] = subwords.path.read_bytes()
+    elif data.join.alignment is not None:
+        beside = {"inventory": data.join.alignment.inventories[SENONE]}
+        beside["acoustic"] = acoustic_files(subwords.path.parent)
         extra[SENONE_FRAMES] = _frames_of_senones(data.join.alignment, data.train)
-        acoustic = acoustic_files(data.join.subwords.path.parent)
-    save_student(
-        folder / "model",
-        student.cpu(),
-        inventory=inventory,
-        subword_model=subword_model,
-        acoustic=acoustic,
-        extra=extra,
-    )
+    save_student(folder / "model", student.cpu(), extra=extra, **beside)
 
 
 def _frames_of_senones(alignment: Alignment, utterances: Sequence[Utterance]) -> list[int]:
@@ -468,10 +440,8 @@ def load_run(folder: Path) -> StudentModel:
 
 
 def export_run(folder: Path, out: Path, *, heads: bool = False, onnx: bool = False) -> None:
-    """Write a finished run's student to `out`, without its heads unless `heads`; with `onnx` as one ONNX file too.
-
-    An encoder of transformers is written once more into `out`/encoder, for transformers alone.
-    """
+    """Write a finished run's student to `out`, without its heads unless `heads`; with `onnx` as one ONNX file too; an
+    encoder of transformers once more into `out`/encoder, for transformers alone."""
     _, meta = load_student(folder / "model")
     student = load_run(folder)
     save_student(
