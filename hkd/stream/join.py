@@ -33,8 +33,7 @@ KEPT_UTTERANCES = 100_000
 
 @dataclass(frozen=True, kw_only=True)
 class JoinedStore:
-    """A label store as a head sees it. `head_unit_V`: store id → head unit; the ids that no row keeps share the last
-    one."""
+    """A label store as a head sees it. `head_unit_V`: store id → head unit, the last one for ids that no row keeps."""
 
     name: str
     level: str
@@ -82,14 +81,8 @@ class Join:
         self._letters_V = lru_cache(None)(self._letters)
 
     def __reduce__(self) -> tuple[Callable[..., "Join"], tuple[object, ...]]:
-        subwords, alignment = self._spellings.get(SUBWORD), self.alignment
-        return _rejoin, (
-            self.manifest,
-            subwords and subwords.path,
-            alignment and alignment.path,
-            self.stores,
-            self._units,
-        )
+        paths = [part and part.path for part in (self._spellings.get(SUBWORD), self.alignment)]
+        return _rejoin, (self.manifest, *paths, self.stores, self._units)
 
     @property
     def subwords(self) -> SubwordModel:
@@ -122,12 +115,11 @@ class Join:
         own = inventory is not None and inventory.digest == spec.inventory.digest
         if inventory is not None and must_be_own and not own:
             whose = f"the {'student' if spec.level in SPELLED else 'alignment'}'s {spec.level} inventory"
-            own_pieces = (
-                "hkd teacher-dump --lm LM --unit subword --name projected --set teacher.project=units/subword.json"
-            )
-            remedy = (
-                f"Take the objective auxiliary, or run `{own_pieces}`: it dumps" if spec.level == SUBWORD else "Dump"
-            )
+            remedy = "Dump"
+            if spec.level == SUBWORD:
+                dump = "hkd teacher-dump --lm LM --unit subword --name projected"
+                dump += " --set teacher.project=units/subword.json"
+                remedy = f"Take the objective auxiliary, or run `{dump}`: it dumps"
             raise UserError(
                 f"label store '{name}' must have {whose}, digest {inventory.digest}, but has {spec.inventory.digest} "
                 f"instead. {remedy} labels in these units."
@@ -260,20 +252,16 @@ def _rejoin(
     return join
 
 
-# Labels of positions → labels of slots. Stored per position, placed at load, so that speed perturbation re-times them.
-# A slot takes the label of the position that covers its middle frame (`timebase.slot_middles`; where the signal ends
-# before it, of the
-# last frame). Shape letters: U positions, S slots, M labelled slots.
+# Labels of positions → labels of slots, placed at load, so that speed perturbation re-times them. A slot takes that of
+# the position that covers its middle frame (where the signal ends before it, the last frame).
+# Shape letters: U positions, S slots, M labelled slots.
 
 
 def place(
     positions: Positions, *, num_frames: int, slots: int, speed: float = 1.0
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(slot_M, position_M): the slots of an utterance of `num_frames` frames (at that speed) that a position covers,
-    and by which one.
-
-    Positions are in order and do not overlap; empty ones and those between slot middles cover none.
-    """
+    and which. Positions are in order and do not overlap; empty ones and those between slot middles cover none."""
     width = SUBSAMPLING // slots
     middle_S = np.minimum(slot_middles(num_frames, slots), num_frames - 1)[: -(-num_frames // width)]
     return covering(positions, middle_S, speed=speed)
@@ -282,8 +270,8 @@ def place(
 def covering(
     positions: Positions, middle_S: NDArray[np.int64], *, speed: float = 1.0
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(slot_M, position_M): which of the slots with these middle frames (10 ms, at that speed) a position covers, and
-    by which one."""
+    """(slot_M, position_M): those of the slots with these middle frames (at that speed) that a position covers, and
+    which."""
     start_U, stop_U = positions.start_U.astype(np.int64), positions.stop_U.astype(np.int64)
     if speed != 1:
         start_U, stop_U = retime(start_U, speed), retime(stop_U, speed)
@@ -296,8 +284,7 @@ def covering(
     return np.flatnonzero(covered_S), position_S[covered_S]
 
 
-# How much of the training utterances has labels, level by level: said before step one, and refused where it is too
-# little.
+# How much of the training utterances has labels, level by level: said before step one, refused where it is too little.
 
 
 SHOWN = 5
@@ -350,15 +337,12 @@ class Coverage:
             if head.slots:
                 line += f", on {head.labelled / head.slots:.1%} of the time slots"
             if head.unplaced:
-                line += (
-                    f"; {head.unplaced:,} ({head.unplaced / head.positions:.1%}) are too short for a slot and left out"
-                )
+                unplaced = f"{head.unplaced:,} ({head.unplaced / head.positions:.1%})"
+                line += f"; {unplaced} are too short for a slot and left out"
             lines.append(line)
         if any(head.slots for head in self.heads):
-            said = (
-                "A time slot is where a head gives one answer; those without a label teach nothing (most are silence)."
-            )
-            lines.append(f"  {said}")
+            slot = "A time slot is where a head gives one answer"
+            lines.append(f"  {slot}; those without a label teach nothing (most are silence).")
         if self.too_short:
             some = ", ".join(self.too_short[:SHOWN])
             lines.append(f"  too short for their transcript, no CTC gradient: {len(self.too_short)} ({some})")
@@ -374,8 +358,7 @@ def measure(
     hard: Mapping[str, int],
     soft: Mapping[str, int],
 ) -> Coverage:
-    """frames: id → 10 ms frames; needed: id → encoder frames that CTC needs (`Join.check`); hard: level → slots; soft:
-    store → slots."""
+    """frames: id → 10 ms frames; needed: of `Join.check`; hard: level → slots; soft: store → slots."""
     heads = [_covered(join, utterances, frames, f"hard {level}", level, None, slots) for level, slots in hard.items()]
     for name, slots in soft.items():
         heads.append(_covered(join, utterances, frames, f"labels {name}", join.stores[name].level, name, slots))
@@ -399,10 +382,8 @@ def _covered(
     missing = [utterance.id for utterance in utterances if not has_labels(utterance.id)]
     without, sample = set(missing), utterances[:: -(-len(utterances) // SAMPLED) or 1]
     num_positions = unplaced = labelled = 0
-    for utterance in sample:
+    for utterance in (u for u in sample if u.id not in without):
         name = utterance.id
-        if name in without:
-            continue
         if not slots:
             num_positions += len(join.target(utterance))
             continue
@@ -413,21 +394,18 @@ def _covered(
         labelled += len(slot_M)
     return LevelCoverage(
         head=head, level=level, utterances=len(utterances), covered=len(utterances) - len(missing),
-        missing=tuple(missing[:SHOWN]),
-        sampled=len(sample), positions=num_positions, unplaced=unplaced,
-        slots=sum(num_encoder_frames(frames[u.id]) * slots for u in sample),
-        labelled=labelled,
+        missing=tuple(missing[:SHOWN]), sampled=len(sample), positions=num_positions, unplaced=unplaced,
+        slots=sum(num_encoder_frames(frames[u.id]) * slots for u in sample), labelled=labelled,
     )  # fmt: skip
 
 
 def require(coverage: Coverage, min_coverage: float) -> None:
-    """Raises UserError naming the first head whose labels cover less than `min_coverage` of the utterances, and some
-    that lack them."""
+    """Raises UserError naming the first head with labels for less than `min_coverage`, and some that lack them."""
     for head in coverage.heads:
         if head.share < min_coverage:
             raise UserError(
                 f"`min_coverage` must be reached by every head, but '{head.head}' has labels for {head.covered} of "
-                f"{head.utterances} "
-                f"utterances, {head.share:.4f} < {min_coverage:g} (missing: {', '.join(head.missing)}). "
-                f"Align and label them, or give --min-coverage {int(head.share * 10000) / 10000:g}."
+                f"{head.utterances} utterances, {head.share:.4f} < {min_coverage:g} (missing: "
+                f"{', '.join(head.missing)}). Align and label them, or give --min-coverage "
+                f"{int(head.share * 10000) / 10000:g}."
             )

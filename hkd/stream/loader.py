@@ -41,20 +41,15 @@ JITTER = 0.1
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Runs:
-    """Which utterances are read together: the number of each one's run (U,), from 0, and how many runs are held at
-    once, at least 1."""
+    """Which utterances are read together: each one's run, from 0, and how many runs are held at once, at least 1."""
 
     run_U: NDArray[np.int64]
     at_once: int
 
 
 def runs_of(readers: Iterable[LabelReader], ids: Sequence[str], *, held_bytes: int = CACHE_BYTES) -> Runs | None:
-    """How these utterances are best read where a label store is larger than a cache of `held_bytes`; None where none
-    is.
-
-    The runs are the blocks of the largest store; half a cache of them is held at once, since batches of two sections
-    meet.
-    """
+    """How these utterances are best read where a label store is larger than a cache of `held_bytes`, else None. Runs
+    are the blocks of the largest store; half a cache of them is held, since batches of two sections meet."""
     reader = max(readers, key=lambda reader: reader.decoded_bytes, default=None)
     if reader is None or reader.decoded_bytes <= held_bytes:
         return None
@@ -66,10 +61,7 @@ def runs_of(readers: Iterable[LabelReader], ids: Sequence[str], *, held_bytes: i
 
 class BatchPlan:
     """Batches of about `batch_frames` frames from utterances of `length_U` frames. Raises UserError where there is
-    none.
-
-    runs: only where they cannot all be held at once.
-    """
+    none. runs: only where they cannot all be held at once."""
 
     def __init__(
         self, length_U: Sequence[int] | NDArray[np.int64], *, batch_frames: float, seed: int, runs: Runs | None = None
@@ -158,8 +150,7 @@ class HardLabels(ToDeviceMixin):
 
 @dataclass(frozen=True, kw_only=True)
 class SoftLabels(ToDeviceMixin):
-    """A teacher's labels of the batch's positions, and which slot carries which. Ids are those of the head
-    (trimmed)."""
+    """A teacher's labels of the batch's positions, and which slot carries which. Ids are the head's (trimmed)."""
 
     ids_NK: Tensor  # int64
     logp_NK: Tensor
@@ -206,9 +197,7 @@ class BatchMaker:
     soft: Mapping[str, int]  # label store → slots; 0 for labels that need none
     augment: AugmentConfig = NO_AUGMENTATION
     fill_F: NDArray[np.float32] | None = None  # what masks are filled with
-    stride: Mapping[str, int] = field(
-        default_factory=dict
-    )  # level → n: an epoch shows every n-th labelled slot, from a random one on
+    stride: Mapping[str, int] = field(default_factory=dict)  # level → n: show every n-th labelled slot of an epoch
     alone: float = 0.0  # probability of `Batch.alone_B`
     seed: int = 0
 
@@ -296,8 +285,7 @@ def soft_labels(
     slots: int,
     stride: int = 1,
 ) -> SoftLabels:
-    """A store's labels of a batch. ids: None for utterances without labels; found: the labelled positions, which slots
-    == 0 does not read."""
+    """A store's labels of a batch. ids: None for utterances without labels; found: their positions, where slots > 0."""
     block = store.reader.block([name for name in ids if name is not None])
     if slots:
         slot_M, position_M, offset_B1 = _place_all(found, views, length_B, slots, stride)
@@ -322,7 +310,7 @@ def soft_labels(
     )
 
 
-def _tensor(values: NDArray[np.float32]) -> torch.Tensor:
+def _tensor(values: NDArray[np.float32]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(values, np.float32))
 
 
@@ -358,10 +346,7 @@ class Shares:
 
 class _Steps(IterableDataset[Any]):
     """The shares of the steps from start_step on; worker w of n makes steps w, w + n ..., which DataLoader puts in
-    order again.
-
-    A worker's error is an item: DataLoader would put a trace in its place.
-    """
+    order again. A worker's error is an item: DataLoader would put a trace in its place."""
 
     def __init__(self, shares: Callable[[int, int, int], Any], start_step: int, rank: int, world_size: int) -> None:
         self.shares, self.start_step, self.rank, self.world_size = shares, start_step, rank, world_size
@@ -381,10 +366,8 @@ class _Steps(IterableDataset[Any]):
 
 
 def _give_back() -> None:
-    """Return freed memory to the system: else each of the workers keeps what its largest batch took. glibc alone has
-    the call."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
+    """Return freed memory to the system: else each worker keeps what its largest batch took."""
+    if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:  # glibc alone has the call
         trim(0)
 
 
@@ -401,17 +384,14 @@ def batches(
     workers: int = 0,
     pin: bool = False,
 ) -> Iterator[Any]:
-    """Endless: the share of every step from start_step on. Workers change when it is ready, never what it is, nor what
-    errors are raised."""
+    """Endless: the share of every step from start_step on. Workers change neither it nor what errors are raised."""
     steps = _Steps(shares, start_step, rank, world_size)
     if workers == 0:
         return iter(steps)
     loader: DataLoader[Any] = DataLoader(
         steps, batch_size=None, num_workers=workers, worker_init_fn=_one_thread, prefetch_factor=4, pin_memory=pin
     )
-    # workers share this process's memory as long as nobody writes to it: their garbage collection would write to every
-    # object
-    gc.freeze()
+    gc.freeze()  # workers share this process's memory until somebody writes to it, as garbage collection would
     try:
         return raised(iter(loader))
     finally:

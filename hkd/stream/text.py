@@ -2,30 +2,27 @@
 
 The bank: what a student hears when a phone is said.
 
-- Posteriors of encoder frames (40 ms) of real speech, by students that have not learnt from it (`hkd.train.bank` makes
-  them), cut at aligned phones.
+- Posteriors of encoder frames (40 ms) of speech that the student has not learnt from (`hkd.train.bank`), cut at phones.
 - A segment is the frames whose middle lies in its phone; where none does, the frame that the phone's own middle lies
   in. Silences that follow each other are one segment.
-- Each is kept with its neighbours. A draw takes a segment of the same phone between the same neighbours; where fewer
-  than `LEAST` are known, of those with one of the two; else of the phone.
-- A frame's posterior is its K likeliest ids with their probabilities (float16); the rest is spread evenly over the
-  other ids.
+- A draw takes a segment of the same phone between the same neighbours; where fewer than `LEAST` are known, of those
+  with one of the two; else of the phone.
+- A frame's posterior is its K likeliest ids with their probabilities (float16), the rest evenly over the other ids.
 
     bank.safetensors   segments and frames; metadata: what it was made from, heads, pauses
 
 The sentences:
 
-- words → phones → a segment of the bank for each, with its duration and its confusions. Pauses are as frequent as in
-  the speech; some words are said twice, some phones masked (a flat posterior). The segments give each unit its frames,
-  so that labels lie on frames as in speech.
-- A draw is a function of (seed, epoch, utterance), a step's sentences of (seed, step): resuming and processes change
-  neither.
+- words → phones → a segment of the bank for each, which gives each unit its frames, so that labels lie as in speech.
+  Pauses are as frequent as in the speech; some words are said twice, some phones masked (a flat posterior).
+- A draw is a function of (seed, epoch, utterance), a step's sentences of (seed, step), however it is resumed or shared.
 
 Shape letters: as in `hkd.stream.loader`; S segments, F frames of the bank, K kept ids, V units of a head, T frames of a
 text, U phones of a sentence, P phones and pauses as said, Q positions of a level.
 """
 
 import json
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -42,7 +39,7 @@ from torch import Tensor
 from hkd.align.alignment import Positions, Tier, UtteranceAlignment
 from hkd.errors import UserError
 from hkd.features.fbank import generator
-from hkd.files import digest_of_file, write_bytes
+from hkd.files import digest_of_file, placed, write_bytes
 from hkd.manifest import Utterance
 from hkd.stream.join import Join
 from hkd.stream.loader import Batch, ToDeviceMixin, View, hard_labels, soft_labels, targets
@@ -58,7 +55,7 @@ Ids = NDArray[np.int64]
 
 
 class Segments(NamedTuple):
-    """Stretches of frames: the phone of each, those beside it, its first frame and how many it has."""
+    """Stretches of frames: each one's phone, those beside it, its first frame and how many it has."""
 
     phone_S: Ids
     left_S: Ids
@@ -97,8 +94,7 @@ def pauses(rows: Iterable[tuple[UtteranceAlignment, Segments]]) -> tuple[float, 
 
 @dataclass(frozen=True, kw_only=True)
 class Bank:
-    """A bank in memory. heads: name → (ids_FK, p_FK); facts: what it says of itself (`pauses`, `heads`, `heard`
-    ...)."""
+    """A bank in memory. heads: name → (ids_FK, p_FK); facts: what it says of itself (`pauses`, `heads` ...)."""
 
     segments: Segments
     heads: Mapping[str, tuple[NDArray[np.int32], NDArray[np.float16]]]
@@ -106,9 +102,7 @@ class Bank:
 
     def save(self, folder: Path) -> None:
         """Write folder/bank.safetensors, whole or not at all."""
-        tensors: dict[str, NDArray[Any]] = {
-            name: column_S.astype(np.int32) for name, column_S in self.segments._asdict().items()
-        }
+        tensors: dict[str, Any] = {name: row_S.astype(np.int32) for name, row_S in self.segments._asdict().items()}
         for name, (ids_FK, p_FK) in self.heads.items():
             tensors |= {f"{name}/ids": ids_FK, f"{name}/p": p_FK}
         facts = json.dumps({"format": FORMAT, "version": VERSION, **self.facts}, sort_keys=True)
@@ -123,9 +117,8 @@ class Bank:
                 facts = json.loads((file.metadata() or {}).get("facts", "{}"))
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except FileNotFoundError:
-            raise UserError(
-                f"a posterior bank must lie in {folder}, but {FILE} is missing. Run `hkd bank` first."
-            ) from None
+            what = f"a posterior bank must lie in {folder}, but {FILE} is missing"
+            raise UserError(f"{what}. Run `hkd bank` first.") from None
         except (SafetensorError, ValueError, OSError) as error:
             raise UserError(f"{path} must be a posterior bank, but cannot be read as one ({error}).") from None
         if (facts.get("format"), facts.get("version")) != (FORMAT, VERSION):
@@ -150,11 +143,11 @@ class Bank:
     @cached_property
     def _known(self) -> dict[tuple[int, int | None, int | None], Ids]:
         """(phone, left, right) → its segments; None for any neighbour."""
-        found: dict[tuple[int, int | None, int | None], list[int]] = {}
+        found: dict[tuple[int, int | None, int | None], list[int]] = defaultdict(list)
         phone_S, left_S, right_S = (column_S.tolist() for column_S in self.segments[:3])
         for s, (phone, left, right) in enumerate(zip(phone_S, left_S, right_S, strict=True)):
             for key in ((phone, left, right), (phone, left, None), (phone, None, right), (phone, None, None)):
-                found.setdefault(key, []).append(s)
+                found[key].append(s)
         return {key: np.array(rows, np.int64) for key, rows in found.items()}
 
     def lacking(self, phone_P: NDArray[np.int32]) -> list[str]:
@@ -223,8 +216,7 @@ class SpeechAndText(ToDeviceMixin):
 
 @dataclass(frozen=True, kw_only=True)
 class TextShares:
-    """(step, rank, world size) → the share of the step's speech and, before `last_step`, of its text; None for an empty
-    one."""
+    """(step, rank, world size) → the share of the step's speech and, before `last_step`, its text; None if empty."""
 
     speech: Callable[[int, int, int], Batch | None]
     text: Callable[[int, int, int], Batch | None]
@@ -250,21 +242,17 @@ class Sequences(NamedTuple):
 
 
 def encode(units: Units, said: Iterable[tuple[str, Sequence[str]]], level: str) -> Sequences:
-    """The units of sentences, (id, words) each. Raises UserError, naming the sentence, where a word has no
-    pronunciation, or there is none."""
-    parts = []
+    """The units of sentences, (id, words) each. Raises UserError, naming the sentence, for a word without a
+    pronunciation, or no word."""
+    unit, word = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)]
     for name, words in said:
-        try:
-            parts.append(units.encode(words, level))
-        except UserError as error:
-            raise UserError(f"sentence '{name}': {error}") from None
-        if not len(parts[-1][0]):
+        with placed(f"sentence '{name}'"):
+            unit_U, word_U = units.encode(words, level)
+        if not len(unit_U):
             raise UserError(f"sentence '{name}' must have words, but has none. Take it out.")
-    none = np.zeros(0, np.int32)
-    offset_N1 = np.cumsum([0, *(len(unit_U) for unit_U, _ in parts)])
-    return Sequences(
-        offset_N1, np.concatenate([none, *(u for u, _ in parts)]), np.concatenate([none, *(w for _, w in parts)])
-    )
+        unit.append(unit_U)
+        word.append(word_U)
+    return Sequences(np.cumsum([len(unit_U) for unit_U in unit]), np.concatenate(unit), np.concatenate(word))
 
 
 class SpokenSentence(NamedTuple):
@@ -329,11 +317,10 @@ class TextMaker:
         spoken = [self._spoken(*parts) for parts in zip(chosen, said, placed[MONOPHONE], strict=True)]
         hard, soft = {}, {}
         for level, slots in self.hard.items():
-            found = (
-                [self.join.spelled(r, level) for r in spoken]
-                if level in SPELLED
-                else [p.positions for p in placed[level]]
-            )
+            if level in SPELLED:
+                found = [self.join.spelled(r, level) for r in spoken]
+            else:
+                found = [p.positions for p in placed[level]]
             hard[level] = hard_labels(found, views, length_B, slots=slots)
         for name, slots in self.soft.items():
             store = self.join.stores[name]
@@ -393,9 +380,8 @@ class TextMaker:
         of_Q = np.repeat(np.arange(len(count_P)), count_P)
         place_Q = np.arange(len(of_Q)) - np.repeat(np.cumsum(count_P) - count_P, count_P)
         start_Q, length_Q = said.bound_P1[of_Q], np.diff(said.bound_P1)[of_Q]
-        unit_Q = np.where(
-            is_pause_P[of_Q], quiet, unit_V[np.minimum(first_U1[source_P[of_Q]] + place_Q, len(unit_V) - 1)]
-        )
+        at_Q = np.minimum(first_U1[source_P[of_Q]] + place_Q, len(unit_V) - 1)
+        unit_Q = np.where(is_pause_P[of_Q], quiet, unit_V[at_Q])
         positions = Positions(
             unit_U=unit_Q.astype(np.int32),
             start_U=(start_Q + length_Q * place_Q // count_P[of_Q]).astype(np.int32),
@@ -410,10 +396,9 @@ class TextMaker:
             unit_U=said.word_P[begins_P].astype(np.int32),
             start_U1=np.append(said.bound_P1[:-1][begins_P], said.bound_P1[-1]).astype(np.int32),
         )
-        tier = Tier(unit_U=phones.positions.unit_U, start_U1=said.bound_P1.astype(np.int32))
-        return UtteranceAlignment(
-            id=utterance.id, words=self.join.words(utterance.id), word_tier=word_tier, tiers={MONOPHONE: tier}
-        )
+        tiers = {MONOPHONE: Tier(unit_U=phones.positions.unit_U, start_U1=said.bound_P1.astype(np.int32))}
+        said_words = self.join.words(utterance.id)
+        return UtteranceAlignment(id=utterance.id, words=said_words, word_tier=word_tier, tiers=tiers)
 
     def _heard(self, head: str, said: Sequence[SpokenSentence], placed: Sequence[PlacedUnits]) -> Tensor:
         """p_BTV of a head, zeros past the end."""

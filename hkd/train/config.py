@@ -134,20 +134,17 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_choice("`main`", self.main, MAINS)
-        negative = "alpha lam heads_warmup_steps lam_end epochs workers features_mb shares_every"
+        negative = "alpha lam heads_warmup_steps lam_end batch_seconds epochs workers features_mb shares_every"
         shares = "interpolation_weight label_smoothing min_coverage train_share condition_alone"
         check_settings(self, negative, "not be negative", lambda value: value >= 0)
         check_settings(self, shares, "lie between 0 and 1", lambda value: 0 <= value <= 1)
         check_settings(self, "train_share", "be above 0", lambda value: value > 0)
         check_settings(self, "max_utterance_seconds", "be positive", lambda value: value > 0)
-        check_settings(self, "batch_seconds", "not be negative", lambda value: value >= 0)
         for level, stride in self.stride.items():
             check_setting(f"`stride.{level}`", stride, "be at least 1", stride >= 1)
         for name, value in (("text.share", self.text.share), ("condition_alone", self.condition_alone)):
             if value and not self.condition:
                 raise UserError(f"`condition` must name heads where `{name}` is given, but is empty.")
         if self.features_cache and self.augment.noise_probability > 0:
-            raise UserError(
-                "`features_cache` must be left out where `augment.noise_probability` is given: noise is new in every "
-                "epoch."
-            )
+            rule = "be left out where `augment.noise_probability` is given: noise is new in every epoch"
+            raise UserError(f"`features_cache` must {rule}.")
