@@ -16,7 +16,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +34,8 @@ from hkd.files import check_same, digest_of_json, lock, sync, write_bytes, write
 logger = logging.getLogger(__name__)
 
 FINAL = "final.safetensors"
+IDENTITY = "identity.json"
+Tensors = Mapping[str, Tensor]  # by name
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,21 +65,19 @@ def model_tensors(model: torch.nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def load_model_tensors(model: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def load_model_tensors(model: torch.nn.Module, tensors: Tensors) -> None:
     """Copy what `model_tensors` gave into the model. Raises HkdError where names or shapes differ."""
     own = _named(model)
     there, here = ({(name, tensor.shape) for name, tensor in side.items()} for side in (tensors, own))
     if differs := sorted({name for name, _ in there ^ here}):
-        raise HkdError(
-            f"the weights must fit the model, but {len(differs)} tensors differ ({', '.join(differs[:3])} ...)."
-        )
+        some = ", ".join(differs[:3])
+        raise HkdError(f"the weights must fit the model, but {len(differs)} tensors differ ({some} ...).")
     for name, tensor in own.items():
         tensor.copy_(tensors[name])
 
 
 def load_final(model: torch.nn.Module, folder: Path) -> None:
-    """Put a run's final weights into the model. Raises UserError where they cannot be read, HkdError where they do not
-    fit."""
+    """Put a run's final weights into the model. Raises UserError for unreadable, HkdError for unfit ones."""
     path = folder / FINAL
     try:
         tensors = safetensors.torch.load(path.read_bytes())
@@ -98,9 +98,7 @@ def optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) 
     }
 
 
-def load_optimizer_tensors(
-    model: torch.nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
-) -> None:
+def load_optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
     """Put back what `optimizer_tensors` gave."""
     parameter_of = dict(model.named_parameters())
     for full_name, tensor in tensors.items():
@@ -109,7 +107,7 @@ def load_optimizer_tensors(
         optimizer.state[parameter][key] = tensor.to(parameter.device)
 
 
-def write(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
+def write(folder: Path, step: int, tensors: Mapping[str, Tensors], state: Mapping[str, Any]) -> None:
     """Write folder/step-NNNNNN with a file for each entry of `tensors`, atomically; replaces one of the same step."""
     target = folder / f"step-{step:06d}"
     partial = folder / f".partial-{step:06d}"
@@ -121,9 +119,8 @@ def write(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], 
         write_bytes(partial / f"{name}.safetensors", data)
         files[f"{name}.safetensors"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     value = {"step": step, **state, "files": files}
-    write_bytes(
-        partial / "state.json", (json.dumps({**value, "digest": digest_of_json(value)}, indent=2) + "\n").encode()
-    )
+    text = json.dumps({**value, "digest": digest_of_json(value)}, indent=2)
+    write_bytes(partial / "state.json", f"{text}\n".encode())
     if target.exists():
         shutil.rmtree(target)
     partial.rename(target)
@@ -196,8 +193,7 @@ class BestCheckpoints:
     waited: int = 0  # evaluations since the best one
 
     def note(self, figures: Mapping[str, float], step: int) -> bool:
-        """Take an evaluation in; whether its weights are among the best. Raises UserError where the figure is not
-        there."""
+        """Take an evaluation in; whether its weights are among the best. Raises UserError for a missing figure."""
         check_figure(self.by, figures)
         value = figures[self.by]
         value = math.inf if math.isnan(value) else value
@@ -206,7 +202,7 @@ class BestCheckpoints:
         self.rows = rows[: self.keep]
         return any(row[1] == step for row in self.rows)
 
-    def save(self, step: int, model: Mapping[str, Tensor]) -> None:
+    def save(self, step: int, model: Tensors) -> None:
         """Keep these weights, drop those that are no longer among the best."""
         write(self.folder, step, {"model": model}, {})
         kept = {f"step-{row[1]:06d}" for row in self.rows}
@@ -227,17 +223,14 @@ class BestCheckpoints:
         return _whole([self.folder / f"step-{at:06d}" for _, at in self.rows])
 
 
-def average(parts: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+def average(parts: Iterable[Tensors]) -> dict[str, Tensor]:
     """The mean of several weights, summed in float64 in the given order; whole numbers are taken from the first."""
-    tensors: Sequence[Mapping[str, Tensor]] = list(parts)
+    tensors = list(parts)
     mean = dict(tensors[0])
     for name, value in mean.items():
         if value.is_floating_point():
             mean[name] = torch.stack([part[name].double() for part in tensors]).mean(0).to(value.dtype)
     return mean
-
-
-IDENTITY = "identity.json"
 
 
 def begun_with(folder: Path) -> dict[str, Any]:
@@ -247,8 +240,7 @@ def begun_with(folder: Path) -> dict[str, Any]:
 
 
 def claim(folder: Path, identity: Mapping[str, Any]) -> str:
-    """Write identity.json, or compare it with the one that exists; returns the digest. Raises UserError naming what
-    differs."""
+    """Write identity.json, or compare it with the one there; gives the digest. Raises UserError where they differ."""
     identity = json.loads(json.dumps(identity))
     if not (folder / IDENTITY).exists():
         write_json(folder / IDENTITY, identity)
@@ -311,8 +303,7 @@ class Metrics:
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """A list that gets the number of the first SIGTERM or SIGINT; a second SIGINT interrupts at once. Main thread
-    only."""
+    """A list that gets the first SIGTERM's or SIGINT's number; a second SIGINT interrupts at once. Main thread only."""
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received

@@ -23,19 +23,11 @@ from torch import Tensor
 from hkd.errors import HkdError, MissingPackageError, Progress, UserError, check_choice, check_settings, no_progress
 from hkd.files import flatten, write_bytes, write_json
 from hkd.loop import checkpoint
-from hkd.loop.checkpoint import (
-    Metrics,
-    claim,
-    finished,
-    load_final,
-    load_model_tensors,
-    locked,
-    model_tensors,
-    stop_signals,
-)
 
 if TYPE_CHECKING:
     from accelerate import Accelerator  # type: ignore[import-untyped]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,8 +69,7 @@ class LoopConfig:
 
 
 def is_main_process() -> bool:
-    """Whether this process is the one that writes and reports: the first of those that torchrun started, or the only
-    one."""
+    """Whether this process is the one that writes and reports: the first of torchrun's, or the only one."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -98,8 +89,7 @@ class Task(Protocol):
 
     A task may also have `evaluate(rank, world_size) -> Mapping[str, tuple[float, float]]`, called every eval_every
     steps and at the end with the model in evaluation mode and no gradients: each figure's sum and count over that
-    process's share of the evaluation. Figures are sums over counts of all processes; one whose counts are all 0 is left
-    out.
+    process's share. Figures are sums over counts of all processes, those without a count left out.
     """
 
     @property
@@ -108,10 +98,7 @@ class Task(Protocol):
 
     def batches(self, start_step: int, rank: int, world_size: int) -> Iterator[Any]:
         """Endless; item n is share `rank` of `world_size` of the global batch of step start_step + n, a pure function
-        of (seed, step).
-
-        An empty share (fewer utterances than shares) is None.
-        """
+        of (seed, step). An empty share (fewer utterances than shares) is None."""
 
     def counts(self, batch: Any) -> Mapping[str, float]:
         """Per loss term: utterances or labelled frames in this share."""
@@ -122,11 +109,6 @@ class Task(Protocol):
     def weights(self, step: int) -> Mapping[str, float]:
         """Per loss term; names all terms, the main one first."""
 
-
-# Device, precision and processes, by accelerate.
-
-
-logger = logging.getLogger(__name__)
 
 ENGINES = {  # variables that hand training over to another engine → what it is
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
@@ -141,11 +123,8 @@ _NOTHING = ("", "0", "false", "no", "off", "n", "f")
 
 @contextmanager
 def no_settings_from_the_environment() -> Iterator[None]:
-    """Without accelerate's own environment variables, which its launcher and its users set: hkd's settings alone decide
-    what is learnt.
-
-    Which were left aside is said. Raises UserError, naming the variable, where another engine is asked for.
-    """
+    """Without accelerate's own environment variables, since hkd's settings alone decide what is learnt. Which were left
+    aside is said. Raises UserError, naming the variable, where another engine is asked for."""
     given = {name: value for name, value in os.environ.items() if name.startswith(_SETTINGS)}
     for name, engine in ENGINES.items():
         if given.get(name, "").lower() not in _NOTHING:
@@ -154,11 +133,8 @@ def no_settings_from_the_environment() -> Iterator[None]:
                 "start processes with torchrun."
             )
     if aside := [f"{name}={value}" for name, value in sorted(given.items()) if value.lower() not in _NOTHING]:
-        line = (
-            "accelerate's environment variables are not read: %s. Settings are --device, loop.precision and "
-            "loop.accumulate."
-        )
-        logger.warning(line, ", ".join(aside))
+        settings = "Settings are --device, loop.precision and loop.accumulate."
+        logger.warning("accelerate's environment variables are not read: %s. %s", ", ".join(aside), settings)
     for name in given:
         del os.environ[name]
     try:
@@ -168,8 +144,7 @@ def no_settings_from_the_environment() -> Iterator[None]:
 
 
 def make_accelerator(precision: str, device: str, *, tensorboard: Path | None = None) -> "Accelerator":
-    """accelerate's Accelerator for this precision and device (auto | cpu | cuda); one process may make several in
-    turn."""
+    """accelerate's Accelerator for precision and device (auto | cpu | cuda); one process may make several in turn."""
     if tensorboard is not None and find_spec("tensorboard") is None:
         raise MissingPackageError("tensorboard", "tensorboard", "Drawing curves with TensorBoard")
     from accelerate import Accelerator  # here, since it takes a second
@@ -188,9 +163,8 @@ def make_accelerator(precision: str, device: str, *, tensorboard: Path | None = 
         gradient_accumulation_steps=1,  # ours is `loop.accumulate`
     )
     if precision == "fp16" and accelerator.device.type == "cpu":  # accelerate would train in fp32
-        raise UserError(
-            "`loop.precision` must be fp32 or bf16 on a CPU, but is fp16 instead. Take --set loop.precision=bf16."
-        )
+        remedy = "Take --set loop.precision=bf16."
+        raise UserError(f"`loop.precision` must be fp32 or bf16 on a CPU, but is fp16 instead. {remedy}")
     if tensorboard is not None:
         accelerator.init_trackers("tensorboard")
     return accelerator
@@ -231,40 +205,31 @@ def fit(
     the loss is not finite.
     """
     whole = identity_of(config, identity)
-    if (metrics := finished(folder, whole)) is not None:
+    if (metrics := checkpoint.finished(folder, whole)) is not None:
         logger.info("%s is done", folder)
-        load_final(task.model, folder)
+        checkpoint.load_final(task.model, folder)
         return metrics
     if config.warmup_steps > config.max_steps:
-        what = (
-            "`warmup_steps` is %d, but there are %d steps: the learning rate ends at %.3g of %.3g. Take fewer, or more "
-            "`max_steps`."
-        )
-        reached = learning_rate(config, config.max_steps - 1)
-        logger.warning(what, config.warmup_steps, config.max_steps, reached, config.learning_rate)
+        long = f"`warmup_steps` is {config.warmup_steps}, but there are {config.max_steps} steps"
+        end = f"{learning_rate(config, config.max_steps - 1):.3g} of {config.learning_rate:.3g}"
+        logger.warning("%s: the learning rate ends at %s. Take fewer, or more `max_steps`.", long, end)
     with no_settings_from_the_environment():
         accelerator = make_accelerator(config.precision, device, tensorboard=folder if tensorboard else None)
         is_main = accelerator.is_main_process
-        with locked(folder) if is_main else nullcontext():
+        with checkpoint.locked(folder) if is_main else nullcontext():
             if is_main:  # the others wait until it has claimed the folder
-                claim(folder, whole)
+                checkpoint.claim(folder, whole)
             accelerator.wait_for_everyone()
-            return _Run(task, config, folder, accelerator, progress if is_main else no_progress).to_the_end(
-                claim(folder, whole)
-            )
+            digest = checkpoint.claim(folder, whole)
+            return _Run(task, config, folder, accelerator, progress if is_main else no_progress).to_the_end(digest)
 
 
 class _Run:
     def __init__(
         self, task: Task, config: LoopConfig, folder: Path, accelerator: "Accelerator", progress: Progress
     ) -> None:
-        self.task, self.config, self.folder, self.accelerator, self.progress = (
-            task,
-            config,
-            folder,
-            accelerator,
-            progress,
-        )
+        self.task, self.config, self.folder = task, config, folder
+        self.accelerator, self.progress = accelerator, progress
         self.model = task.model.to(accelerator.device)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         matrices, vectors = ([p for p in self.parameters if (p.ndim > 1) == is_matrix] for is_matrix in (True, False))
@@ -273,7 +238,7 @@ class _Run:
         self.adam = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, config.beta2), fused=True)
         self.optimizer: Any = accelerator.prepare(self.adam)
         self.checkpoints = folder / "checkpoints"
-        self.metrics = Metrics(folder, active=accelerator.is_main_process)
+        self.metrics = checkpoint.Metrics(folder, active=accelerator.is_main_process)
         self.terms = list(task.weights(0))
         self.window_sums = torch.zeros(len(self.terms), dtype=torch.float64, device=accelerator.device)
         self.window_counts = np.zeros(len(self.terms))
@@ -292,7 +257,7 @@ class _Run:
         first = config.accumulate * self.accelerator.process_index
         batches = [self.task.batches(self.step, first + a, shares) for a in range(config.accumulate)]
         self.model.train()
-        with stop_signals() as stop:
+        with checkpoint.stop_signals() as stop:
             while self.step < config.max_steps and not self.ended:
                 stopping = self._update(batches, first, bool(stop))
                 last = self.step == config.max_steps
@@ -394,10 +359,8 @@ class _Run:
     def _gradient_shares(
         self, shares: Sequence[Any], first: int, counts: np.ndarray[Any, Any], weights: Mapping[str, float]
     ) -> None:
-        """Write each term's share of the gradient's norm, in this process's first share of the batch.
-
-        Over the parameters that the first (main) term reaches: a head's own weights would flatter its term.
-        """
+        """Write each term's share of the gradient's norm, in this process's first share of the batch, over the
+        parameters that the first (main) term reaches: a head's own weights would flatter its term."""
         if shares[0] is None:
             return
         norms: dict[str, float] = {}
@@ -426,10 +389,8 @@ class _Run:
         if self.pending is not None and not bool(self.pending[2]):
             step, ids, _ = self.pending
             named = f" (utterances {', '.join(ids[:8])}{' ...' if len(ids) > 8 else ''})" if ids else ""
-            raise HkdError(
-                f"loss and gradient must be finite, but are not at step {step}{named}. Lower `learning_rate` or look "
-                f"at these."
-            )
+            remedy = "Lower `learning_rate` or look at these."
+            raise HkdError(f"loss and gradient must be finite, but are not at step {step}{named}. {remedy}")
         self.pending = None
 
     def _log(self) -> None:
@@ -471,7 +432,7 @@ class _Run:
             self._write({"step": self.step, **figures})
         if self.best is not None:
             if self.best.note(figures, self.step) and self.accelerator.is_main_process:
-                self.best.save(self.step, model_tensors(self.model))
+                self.best.save(self.step, checkpoint.model_tensors(self.model))
             self.ended = bool(self.config.patience) and self.best.waited >= self.config.patience
 
     def _save(self) -> None:
@@ -488,22 +449,18 @@ class _Run:
                 "ended": self.ended,
                 "scaler": None if scaler is None else scaler.state_dict(),
             }
-            tensors = {
-                "model": model_tensors(self.model),
-                "optimizer": checkpoint.optimizer_tensors(self.model, self.adam),
-            }
-            checkpoint.write(self.checkpoints, self.step, tensors, state)
+            model, optimizer = checkpoint.model_tensors(self.model), checkpoint.optimizer_tensors(self.model, self.adam)
+            checkpoint.write(self.checkpoints, self.step, {"model": model, "optimizer": optimizer}, state)
             averaged = 0 if self.best is not None else self.config.average
             checkpoint.remove(self.checkpoints, keep=max(self.config.keep_last, averaged))
         self.accelerator.wait_for_everyone()
 
     def _restore(self) -> None:
-        found = checkpoint.newest(
-            self.checkpoints, accept=lambda state: self.metrics.num_bytes >= int(state["metrics_bytes"])
-        )
+        num_bytes = self.metrics.num_bytes
+        found = checkpoint.newest(self.checkpoints, accept=lambda state: num_bytes >= int(state["metrics_bytes"]))
         if found is not None:
             self.step = found.step
-            load_model_tensors(self.model, found.load("model"))
+            checkpoint.load_model_tensors(self.model, found.load("model"))
             checkpoint.load_optimizer_tensors(self.model, self.adam, found.load("optimizer"))
             for index, term in enumerate(self.terms):
                 self.window_sums[index], self.window_counts[index] = found.state["window"][term]
@@ -533,10 +490,10 @@ class _Run:
         elif self.config.average > 1:
             chosen = checkpoint.last(self.checkpoints, self.config.average)
         if chosen:
-            load_model_tensors(self.model, checkpoint.average(each.load("model") for each in chosen))
+            checkpoint.load_model_tensors(self.model, checkpoint.average(each.load("model") for each in chosen))
             self.latest |= self._figures()
             self._write({"step": self.step, "weights_of_steps": [c.step for c in chosen], **self.latest})
         if self.accelerator.is_main_process:
-            write_bytes(self.folder / checkpoint.FINAL, safetensors_bytes(model_tensors(self.model)))
+            write_bytes(self.folder / checkpoint.FINAL, safetensors_bytes(checkpoint.model_tensors(self.model)))
             write_json(self.folder / "done.json", {"digest": digest, "steps": self.step, "metrics": self.latest})
         self.accelerator.wait_for_everyone()
