@@ -14,7 +14,7 @@ from hkd.errors import UserError, check_choice, check_setting, did_you_mean
 from hkd.features.fbank import FrontEnd
 from hkd.features.pretrained import WHISPER, Upstream
 from hkd.timebase import HOP_SAMPLES, SUBSAMPLING
-from hkd.units.inventory import MONOPHONE, SENONE, SUBWORD
+from hkd.units.inventory import MONOPHONE, SENONE
 
 NUM_BINS = 80
 _SIZES = ("d_model", "num_layers", "num_heads", "ff_factor", "conv_kernel")
@@ -23,9 +23,8 @@ PRESETS: dict[str, dict[str, int]] = {
     "s": {"d_model": 192, "num_layers": 12, "num_heads": 4, "ff_factor": 4, "conv_kernel": 15},
     "m": {"d_model": 288, "num_layers": 15, "num_heads": 6, "ff_factor": 4, "conv_kernel": 15},
 }
-# settings of earlier versions of the encoder, and the values that are left
-GONE = {"front": "conv1d", "front_channels": 32}
 PRESETS["custom"] = PRESETS["xs"]  # what a custom encoder leaves open
+GONE = {"front": "conv1d", "front_channels": 32}  # settings of earlier versions, and the values that are left
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,23 +46,17 @@ class EncoderConfig:
     def __post_init__(self) -> None:
         given = [name for name in _SIZES if getattr(self, name)] + (["preset"] if self.preset != "custom" else [])
         check_choice("encoder.preset", self.preset, sorted(PRESETS))
+        rule = "must be left out where encoder.name is given"
         if self.name and self.upstream:
-            raise UserError(
-                "encoder.upstream must be left out where encoder.name is given: that one learns from the sound itself."
-            )
+            raise UserError(f"encoder.upstream {rule}: that one learns from the sound itself.")
         if self.name and given:
-            raise UserError(
-                f"encoder.{given[0]} must be left out where encoder.name is given: '{self.name}' brings its own."
-            )
+            raise UserError(f"encoder.{given[0]} {rule}: '{self.name}' brings its own.")
         if not self.name:
             for name in _SIZES:
                 object.__setattr__(self, name, getattr(self, name) or PRESETS[self.preset][name])
                 check_setting(f"encoder.{name}", getattr(self, name), "be at least 1", getattr(self, name) >= 1)
-            if self.d_model % (2 * self.num_heads):
-                raise UserError(
-                    f"encoder.d_model must be an even multiple of num_heads, but is {self.d_model} with "
-                    f"{self.num_heads} heads instead."
-                )
+            width, is_even = f"{self.d_model} with {self.num_heads} heads", self.d_model % (2 * self.num_heads) == 0
+            check_setting("encoder.d_model", width, "be an even multiple of num_heads", is_even)
             check_setting("encoder.conv_kernel", self.conv_kernel, "be odd", self.conv_kernel % 2 == 1)
         check_setting("encoder.dropout", self.dropout, "be at least 0 and below 1", 0 <= self.dropout < 1)
         check_setting("encoder.num_bins", self.num_bins, "be at least 1", self.num_bins >= 1)
@@ -96,8 +89,7 @@ class EncoderConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SpeechEncoderConfig:
-    """A speech encoder of transformers, opened. `settings`: its own configuration, from which it can be built where its
-    folder is gone."""
+    """A speech encoder of transformers, opened. `settings`: its own configuration, enough to build it."""
 
     name: str
     settings: Mapping[str, Any]
@@ -143,8 +135,7 @@ class SpeechEncoderConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HeadConfig:
-    """An output layer that is dropped at export, unless it conditions: kind `hard` (reference labels) or `aux` (a
-    teacher's).
+    """An output layer, dropped at export unless it conditions: kind `hard` (reference labels) or `aux` (a teacher's).
 
     condition: its posteriors are projected and added to its layer's output, which the layers above read (Nozaki &
     Komatsu 2021, arXiv 2104.02724).
@@ -160,22 +151,18 @@ class HeadConfig:
     condition: bool = False
 
     def __post_init__(self) -> None:
-        if not self.name or self.name == "main" or "." in self.name:
-            raise UserError(
-                f"a head's name must be non-empty, without dots, and not 'main', but is '{self.name}' instead."
-            )
-        check_choice(f"head '{self.name}': kind", self.kind, ("hard", "aux"))
-        check_setting(
-            f"head '{self.name}': num_units", self.num_units, "be at least 1", self.num_units >= 1 and self.d_head >= 0
-        )
+        is_name = bool(self.name) and self.name != "main" and "." not in self.name
+        check_setting("a head's name", f"'{self.name}'", "be non-empty, without dots, and not 'main'", is_name)
+        me = f"head '{self.name}'"
+        check_choice(f"{me}: kind", self.kind, ("hard", "aux"))
+        check_setting(f"{me}: num_units", self.num_units, "be at least 1", self.num_units >= 1 and self.d_head >= 0)
         is_whole = self.slots >= 1 and SUBSAMPLING % self.slots == 0  # 10 ms frames
-        check_setting(f"head '{self.name}': slots", self.slots, f"divide {SUBSAMPLING}", is_whole)
+        check_setting(f"{me}: slots", self.slots, f"divide {SUBSAMPLING}", is_whole)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StudentConfig:
-    """Encoder, main output and heads. `num_main_units` counts the CTC blank (id 0); a senone main output has no
-    blank."""
+    """Encoder, main output and heads. `num_main_units` counts the blank (id 0), which a senone output lacks."""
 
     encoder: EncoderConfig | SpeechEncoderConfig = EncoderConfig()
     num_main_units: int = 0
@@ -190,15 +177,12 @@ class StudentConfig:
         for head in self.heads:
             check_setting(f"head '{head.name}': tap", head.tap, f"be a layer from 1 to {top}", 1 <= head.tap <= top)
             if head.condition and head.tap == top:
-                raise UserError(
-                    f"head '{head.name}' must condition layers above its own, but reads the top one, {top}. Take a "
-                    f"lower layer: --set taps.{head.level}={max(1, top - 1)}."
-                )
+                fault = f"must condition layers above its own, but reads the top one, {top}"
+                remedy = f"Take a lower layer: --set taps.{head.level}={max(1, top - 1)}."
+                raise UserError(f"head '{head.name}' {fault}. {remedy}")
             if head.condition and isinstance(self.encoder, SpeechEncoderConfig):
-                raise UserError(
-                    f"`condition` must be left out where encoder.name is given, but names head '{head.name}'. Take "
-                    f"encoder.upstream instead."
-                )
+                fault = f"must be left out where encoder.name is given, but names head '{head.name}'"
+                raise UserError(f"`condition` {fault}. Take encoder.upstream instead.")
 
     @property
     def main_slots(self) -> int:
@@ -212,15 +196,13 @@ def default_slots(level: str) -> int:
 
 
 def default_tap(level: str, num_layers: int) -> int:
-    """The layer that a level's head reads: senones at a third of the depth, monophones at two thirds, all else at the
-    top."""
-    third = {SENONE: 1, MONOPHONE: 2, SUBWORD: 3}.get(level, 3)
+    """The layer that a level's head reads: senones at a third of the depth, monophones at two thirds, else the top."""
+    third = {SENONE: 1, MONOPHONE: 2}.get(level, 3)
     return max(1, (2 * third * num_layers + 3) // 6)  # round half up
 
 
 def config_to_json(config: StudentConfig) -> dict[str, Any]:
-    """What `config_from_json` reads; where a folder lies is left out, and what is not used: names of an encoder of
-    hkd's own, `condition`."""
+    """What `config_from_json` reads, without where a folder lies, and without names and `condition` where unused."""
     value = asdict(config)
     value["heads"] = [{k: v for k, v in head.items() if k != "condition" or v} for head in value["heads"]]
     value["encoder"].pop("upstream_folder", None)
@@ -231,8 +213,7 @@ def config_to_json(config: StudentConfig) -> dict[str, Any]:
 
 
 def config_from_json(value: Mapping[str, Any]) -> StudentConfig:
-    """The StudentConfig that `config_to_json` wrote. Raises UserError, naming the nearest key, for a key that is
-    unknown."""
+    """The StudentConfig that `config_to_json` wrote. Raises UserError, naming the nearest key, for an unknown one."""
 
     def build(cls: type[Any], table: Mapping[str, Any], where: str) -> Any:
         known = [f.name for f in fields(cls)]
@@ -246,16 +227,12 @@ def config_from_json(value: Mapping[str, Any]) -> StudentConfig:
 
     table, encoder = dict(value), dict(value.get("encoder", {}))
     if encoder.get("front", GONE["front"]) != GONE["front"]:
-        raise UserError(
-            "student.encoder.front must be conv1d, but is conv2d instead, which hkd no longer has. Use the hkd that "
-            "wrote it."
-        )
+        fault = "must be conv1d, but is conv2d instead, which hkd no longer has"
+        raise UserError(f"student.encoder.front {fault}. Use the hkd that wrote it.")
     encoder = {name: part for name, part in encoder.items() if name not in GONE}
-    table["encoder"] = build(
-        SpeechEncoderConfig if "settings" in encoder else EncoderConfig, encoder, "student.encoder"
-    )
-    table["heads"] = tuple(
-        build(HeadConfig, head, f"student.heads[{n}]") for n, head in enumerate(table.get("heads", ()))
-    )
+    kind = SpeechEncoderConfig if "settings" in encoder else EncoderConfig
+    table["encoder"] = build(kind, encoder, "student.encoder")
+    heads = enumerate(table.get("heads", ()))
+    table["heads"] = tuple(build(HeadConfig, head, f"student.heads[{n}]") for n, head in heads)
     config: StudentConfig = build(StudentConfig, table, "student")
     return config

@@ -4,19 +4,16 @@ The Conformer, with what a masked batch needs:
 
 - An utterance's output depends on nothing but its own frames: LayerNorm everywhere (the paper has BatchNorm), frames
   past the end are zeroed before every convolution over time and hidden as keys in attention.
-- Positions are rotary (Su et al. 2021, arXiv 2104.09864): relative like the paper's, but with no table, no parameters,
+- Positions are rotary (Su et al. 2021, arXiv 2104.09864): relative like the paper's, but without table or parameters,
   and within torch's fused attention.
-- Depthwise convolution runs as a two-dimensional one over a channels-last view of x_BTD: no transposed copies, and on
-  CPU four times as fast as `conv1d` over a transposed tensor.
-- Dropout: each utterance has a generator of its own, seeded by the caller, so that neither padding nor the rest of the
-  batch changes its masks.
+- Depthwise convolution runs as a two-dimensional one over a channels-last view of x_BTD: without copies, and on a CPU
+  four times as fast as `conv1d` over a transposed tensor.
+- Dropout: each utterance's generator is seeded by the caller, so that neither padding nor the batch changes its masks.
 
 wav2vec 2.0, HuBERT, WavLM and their kin, and Whisper's encoder:
 
-- What stands in front of the layers (convolutions, positions) is frozen; the layers learn. Layers are not dropped, nor
-  latent frames masked.
-- Their frames are 20 ms. Two of them side by side are one encoder frame of 40 ms, so that slots, labels and lengths are
-  those of any student.
+- What stands in front of the layers (convolutions, positions) is frozen; no layer is dropped, no latent frame masked.
+- Two of their frames of 20 ms, side by side, are one encoder frame of 40 ms: slots, labels and lengths are as ever.
 - An utterance's output depends on nothing but its own sound. Convolutions over samples read its 40 ms frames padded
   with zeros. A group norm over time after them (wav2vec2-base, hubert-base) takes mean and variance of the utterance's
   own frames, where transformers takes the padding too. Whisper always reads its full 30 s, silence after the end, and
@@ -56,8 +53,6 @@ from hkd.timebase import HOP_SAMPLES, SUBSAMPLING
 
 BLOCK = 64
 _LANES = 1 << 16
-
-
 ROTARY_BASE = 10_000.0
 DROPS = 4  # calls of dropout in a layer
 Rotary = tuple[Tensor, Tensor]  # cos_TE, sin_TE
@@ -68,8 +63,8 @@ Condition = Callable[[Tensor], Tensor]  # a layer's output x_BTD → what the la
 def utterance_dropout(
     p: float, seed_B: Sequence[int], *, calls: int, num_frames: int, width: int, device: torch.device
 ) -> Drop:
-    """Dropout for one forward pass, to be called at most `calls` times, each time with an x_BTD of the given T and D:
-    elements are set to 0 with probability p, the others scaled so that the mean stays."""
+    """Dropout for one forward pass, called at most `calls` times, each with an x_BTD of the given T and D: elements are
+    set to 0 with probability p, the others scaled so that the mean stays."""
     dropped = round(_LANES * p)
     scale = _LANES / (_LANES - dropped)
     keep_NBTD = torch.empty((calls, len(seed_B), num_frames, width), dtype=torch.bool, device=device)
@@ -77,9 +72,8 @@ def utterance_dropout(
     for b, seed in enumerate(seed_B):
         random = torch.Generator(device).manual_seed(seed)
         for start in range(0, num_frames, BLOCK):
-            draw = torch.empty(-(-size // 4), dtype=torch.int64, device=device).random_(
-                -(2**63), None, generator=random
-            )
+            draw = torch.empty(-(-size // 4), dtype=torch.int64, device=device)
+            draw.random_(-(2**63), None, generator=random)
             block_NTD = draw.view(torch.int16)[:size].view(calls, BLOCK, width)[:, : num_frames - start]
             keep_NBTD[:, b, start : start + BLOCK] = block_NTD >= dropped - _LANES // 2
     masks = iter(keep_NBTD)
@@ -143,8 +137,7 @@ class RotaryAttention(nn.Module):
 
 
 class ConvModule(nn.Module):
-    """x_BTD → its update: the Conformer's convolution, gated, depthwise over time, normalised per frame; zeros past the
-    end."""
+    """x_BTD → its update: the convolution, gated, depthwise over time, normalised per frame; zeros past the end."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -160,9 +153,8 @@ class ConvModule(nn.Module):
         y_BTD = F.glu(self.gate(self.norm(x_BTD)), dim=-1) * valid_BT1
         y_BD1T = y_BTD.transpose(1, 2)[:, :, None, :]  # channels-last in memory: no copy
         weight_D11K = self.depthwise.weight[:, :, None, :]
-        y_BD1T = F.conv2d(
-            y_BD1T, weight_D11K, self.depthwise.bias, padding=(0, self.kernel // 2), groups=y_BD1T.shape[1]
-        )
+        padding, groups = (0, self.kernel // 2), y_BD1T.shape[1]
+        y_BD1T = F.conv2d(y_BD1T, weight_D11K, self.depthwise.bias, padding=padding, groups=groups)
         return torch.as_tensor(self.out(F.silu(self.inner_norm(y_BD1T[:, :, 0, :].transpose(1, 2)))))
 
 
@@ -236,8 +228,7 @@ class ConformerEncoder(nn.Module):
         *,
         tap: int = 0,
     ) -> tuple[Tensor, dict[int, Tensor]]:
-        """The layers above `tap`, which read x_BTD: the top layer's x_BTD, and tap → x_BTD. length_B in encoder
-        frames."""
+        """The layers above `tap`, which read x_BTD: the top one's x_BTD, and tap → x_BTD. length_B: encoder frames."""
         valid_BT = valid_frames(length_B, x_BTD.shape[1])
         valid_BT1, key_mask_B11T = valid_BT[:, :, None].to(x_BTD.dtype), valid_BT[:, None, None, :]
         rotary = rotary_tables(x_BTD.shape[1], self.head_width, device=x_BTD.device)
@@ -268,23 +259,20 @@ OTHER_DROPOUTS = ("activation_dropout", "feat_proj_dropout")
 
 
 def open_speech_encoder(encoder: EncoderConfig) -> SpeechEncoderConfig:
-    """What the named encoder is. Raises UserError for an architecture that is none of those known, or another frame
-    rate."""
+    """What the named encoder is. Raises UserError for an unknown architecture, or another frame rate."""
     config = open_config(encoder.name)
     settings = settings_of(config)
     for key in settings:
         settings[key] = 0.0 if key in OFF + OTHER_DROPOUTS else encoder.dropout if key in DROPOUTS else settings[key]
     settings["apply_spec_augment"] = False
     if settings.get("conv_pos_batch_norm"):
-        raise UserError(
-            f"encoder.name must have no batch norm, but {encoder.name} has one: outputs would depend on the batch."
-        )
+        why = "outputs would depend on the batch"
+        raise UserError(f"encoder.name must have no batch norm, but {encoder.name} has one: {why}.")
     return SpeechEncoderConfig(name=encoder.name, settings=settings, normalise=normalises(encoder.name))
 
 
 class SpeechEncoder(nn.Module):
-    """An encoder of transformers with the interface of `ConformerEncoder`. Weights are random until
-    `load_pretrained`."""
+    """An encoder of transformers, used as `ConformerEncoder`. Weights are random until `load_pretrained`."""
 
     def __init__(self, config: SpeechEncoderConfig) -> None:
         super().__init__()
@@ -337,8 +325,7 @@ class SpeechEncoder(nn.Module):
         y_BTD = self.model.feature_projection(y_BCT.transpose(1, 2))
         y_BTD = y_BTD[0] if isinstance(y_BTD, tuple) else y_BTD
         with warnings.catch_warnings():
-            # WavLM's own attention
-            warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask")
+            warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask")  # WavLM's attention
             output = self.model.encoder(y_BTD, attention_mask=valid_frames(frames_B, y_BTD.shape[1]))
         top_BTD: Tensor = output.last_hidden_state
         return top_BTD
@@ -395,7 +382,6 @@ def save_pretrained(encoder: SpeechEncoder, folder: Path) -> None:
         if encoder.is_whisper:
             extractor: Any = transformers.WhisperFeatureExtractor(feature_size=front_end.num_bins)
         else:
-            extractor = transformers.Wav2Vec2FeatureExtractor(
-                do_normalize=front_end.normalise, return_attention_mask=True
-            )
+            own = {"do_normalize": front_end.normalise, "return_attention_mask": True}
+            extractor = transformers.Wav2Vec2FeatureExtractor(**own)
         extractor.save_pretrained(folder)

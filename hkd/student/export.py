@@ -27,7 +27,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from hkd.errors import UserError
+from hkd.errors import UserError, check_setting
 from hkd.features.pretrained import UPSTREAM_FILES
 from hkd.files import digest_of_file, write_bytes, write_json
 from hkd.student.config import EncoderConfig, SpeechEncoderConfig, StudentConfig, config_from_json, config_to_json
@@ -40,14 +40,12 @@ CARD, WEIGHTS, SUBWORDS = "student.json", "model.safetensors", "subword.model"
 UPSTREAM = "upstream"
 BESIDE = (SUBWORDS, *ACOUSTIC_FILES)
 _IN_UPSTREAM = tuple(f"{UPSTREAM}/{name}" for name in UPSTREAM_FILES)
-# in `extra` of a hybrid student: frames of each senone in the training data, for its priors
-SENONE_FRAMES = "senone_frames"
+SENONE_FRAMES = "senone_frames"  # in `extra` of a hybrid student: of each senone in the training data, for its priors
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StudentMeta:
-    """What an export says of itself. `inventory`: the main output's units; of a CTC output unit u is class u + 1, class
-    0 the blank."""
+    """What an export says of itself. `inventory`: the main output's units; in a CTC output unit u is class u + 1."""
 
     config: StudentConfig
     inventory: UnitInventory
@@ -66,8 +64,7 @@ def save_student(
     extra: Mapping[str, Any] | None = None,
     heads: bool = False,
 ) -> None:
-    """Write the folder; without heads unless `heads`. Raises UserError where the inventory does not fit the main
-    output."""
+    """Write the folder, without heads unless `heads`. Raises UserError where the inventory does not fit the output."""
     expected = student.config.num_main_units - (1 if student.config.main == "ctc" else 0)
     if len(inventory) != expected:
         raise UserError(f"the main output's inventory must have {expected} units, but has {len(inventory)} instead.")
@@ -116,16 +113,13 @@ def _read_card(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path} must be a student's card, but cannot be read as one ({error}).") from None
     if not isinstance(card, dict) or card.get("format") != FORMAT:
         raise UserError(f"{path} must have the format '{FORMAT}', but has another instead.")
-    if card.get("version") != VERSION:
-        raise UserError(
-            f"{path} must have version {VERSION}, but has {card.get('version')} instead. Use the hkd that wrote it."
-        )
+    if (version := card.get("version")) != VERSION:
+        raise UserError(f"{path} must have version {VERSION}, but has {version} instead. Use the hkd that wrote it.")
     return card
 
 
 def load_student(folder: str | Path, *, device: str | torch.device = "cpu") -> tuple[StudentModel, StudentMeta]:
-    """Student in eval mode on `device`, and its card. Raises UserError where the folder is no student or its files do
-    not match."""
+    """Student in eval mode on `device`, and its card. Raises UserError where the folder is no whole student."""
     folder = Path(folder)
     card = _read_card(folder)
     try:
@@ -141,10 +135,8 @@ def load_student(folder: str | Path, *, device: str | torch.device = "cpu") -> t
         raise UserError(f"{folder / CARD} must be a student's card, but cannot be read as one ({error!r}).") from None
     for name, digest in files.items():
         found = digest_of_file(folder / name) if (folder / name).is_file() else "missing"
-        if found != digest:
-            raise UserError(
-                f"{folder / name} must have the SHA-256 {digest}, but is {found} instead. Export the student again."
-            )
+        fits, remedy = found == digest, "Export the student again."
+        check_setting(f"{folder / name}", found, f"have the SHA-256 {digest}", fits, remedy)
     student = StudentModel(config)
     try:
         student.load_state_dict(load((folder / WEIGHTS).read_bytes()))
@@ -173,24 +165,21 @@ class _MainOutput(nn.Module):
 
 
 def write_onnx(student: StudentModel, path: Path) -> None:
-    """Write the student without its heads. Raises UserError where the packages are missing, or for an encoder of
-    transformers.
+    """Write the student without its heads. Raises UserError for missing packages, or an encoder of transformers.
 
     Inputs: x_BTF (float32, features as the student's card says: log-mel, or an upstream's values, which no ONNX file
     makes) and length_B (int64, 10 ms frames). Outputs: logits_BTV and out_length_B.
     """
-    if isinstance(student.config.encoder, SpeechEncoderConfig):
-        raise UserError(
-            f"ONNX is written of hkd's own encoder alone, but this student's is {student.config.encoder.name}. Leave "
-            f"it out."
-        )
+    if isinstance(encoder := student.config.encoder, SpeechEncoderConfig):
+        whose = f"hkd's own encoder alone, but this student's is {encoder.name}"
+        raise UserError(f"ONNX is written of {whose}. Leave it out.")
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise UserError(f"writing ONNX needs the package {error.name}. Install it: pip install 'hkd[onnx]'.") from None
     kept = _MainOutput(export_student(student).cpu())
-    shape = len(EXAMPLE_FRAMES), max(EXAMPLE_FRAMES), student.config.encoder.num_bins
+    shape = len(EXAMPLE_FRAMES), max(EXAMPLE_FRAMES), encoder.num_bins
     batch, time = torch.export.Dim("batch"), torch.export.Dim("frames")
     with tempfile.TemporaryDirectory() as folder, _quiet():
         out = Path(folder) / ONNX
