@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader
 from hkd.audio import read_audio, stamp
 from hkd.errors import HkdError, Progress, UserError, no_progress
 from hkd.features.fbank import FrontEnd, change_speed
-from hkd.files import atomic_write, digest_of_json
+from hkd.files import atomic_write, digest_of_json, placed
 from hkd.manifest import Utterance
 
 logger = logging.getLogger(__name__)
@@ -61,18 +61,15 @@ def _named(u: Utterance, speeds: Sequence[float]) -> list[Any]:
 
 
 class FeatureCache:
-    """The features of some utterances at some speeds in a folder. `fill` makes what is missing; then they are there to
-    be read."""
+    """The features of some utterances at some speeds in a folder. `fill` makes what is missing; then they are read."""
 
     def __init__(self, folder: Path, *, front_end: FrontEnd, wanted: Sequence[Wanted]) -> None:
-        """wanted: splits, each as its utterances with their speeds. A file holds utterances of one split, 128 that
-        follow each other."""
+        """wanted: splits, each as its utterances with their speeds; a file holds 128 in a row of one split."""
         self._num_bins = front_end.num_bins
         self._shards: list[_Shard] = []
         self._place: dict[tuple[str, float], tuple[int, int]] = {}
-        for part in (
-            split[n : n + SHARD_UTTERANCES] for split in wanted for n in range(0, len(split), SHARD_UTTERANCES)
-        ):
+        size = SHARD_UTTERANCES
+        for part in (split[n : n + size] for split in wanted for n in range(0, len(split), size)):
             digest = digest_of_json([FORMAT, VERSION, front_end.key, [_named(u, speeds) for u, speeds in part]])
             rows = tuple((u, speed) for u, speeds in part for speed in speeds)
             self._place |= {(u.id, speed): (len(self._shards), row) for row, (u, speed) in enumerate(rows)}
@@ -83,39 +80,32 @@ class FeatureCache:
         return {**self.__dict__, "_tables": {}}
 
     def get(self, utterance_id: str, speed: float) -> Features | None:
-        """x_TF, not to be written to; None where it is not among those wanted. Raises HkdError where its file is
-        gone."""
-        place = self._place.get((utterance_id, speed))
-        if place is None:
+        """x_TF, not to be written to; None where it is not wanted. Raises HkdError where its file is gone."""
+        if (utterance_id, speed) not in self._place:
             return None
-        number, row = place
+        number, row = self._place[utterance_id, speed]
         if number not in self._tables:
-            table = _read(self._shards[number])
-            if table is None:
-                raise HkdError(
-                    f"{self._shards[number].path} was there and is gone or damaged. Run the same command again."
-                )
+            shard = self._shards[number]
+            if (table := _read(shard)) is None:
+                raise HkdError(f"{shard.path} was there and is gone or damaged. Run the same command again.")
             self._tables[number] = table
         values: Features = np.frombuffer(self._tables[number]["x"][row].as_buffer(), np.float32)
         return values.reshape(-1, self._num_bins)
 
     def fill(self, compute: Compute, *, workers: int = 0, progress: Progress = no_progress) -> int:
-        """Make the files that are not there, in `workers` processes (0: this one); gives how many were missing. Raises
+        """Make the files that are not there, in `workers` processes (0: this one), and give their number. Raises
         UserError for sound that cannot be read, HkdError where the disk is full."""
         todo = [shard for shard in self._shards if _read(shard) is None]
         Random().shuffle(todo)  # by the system's own randomness: runs that begin together do not make the same files
         if not todo:
             return 0
-        folder = todo[0].path.parent
-        logger.info(
-            "making features of %d utterances in %s", sum(len({u.id for u, _ in shard.rows}) for shard in todo), folder
-        )
+        folder, num_utterances = todo[0].path.parent, sum(len({u.id for u, _ in shard.rows}) for shard in todo)
+        logger.info("making features of %d utterances in %s", num_utterances, folder)
         folder.mkdir(parents=True, exist_ok=True)
-        make = partial(_make, compute)
         shards: Any = todo  # a list is a data set
-        made: DataLoader[Any] = DataLoader(shards, batch_size=None, collate_fn=make, num_workers=workers)
-        for number, _ in enumerate(raised(made)):
-            progress(number + 1, len(todo), making="features")
+        made = DataLoader(shards, batch_size=None, collate_fn=partial(_make, compute), num_workers=workers)
+        for number, _ in enumerate(raised(made), start=1):
+            progress(number, len(todo), making="features")
         logger.info("features: %.2f GB in %s", sum(s.path.stat().st_size for s in self._shards) / 1e9, folder)
         return len(todo)
 
@@ -127,11 +117,8 @@ def _make(compute: Compute, shard: _Shard) -> Exception | None:
             _write(shard, compute)
         return None
     except OSError as error:
-        free = shutil.disk_usage(shard.path.parent).free
-        return HkdError(
-            f"{shard.path} cannot be written ({error.strerror}; {free / 1e9:.1f} GB are free). Name another "
-            f"`features_cache`."
-        )
+        why = f"{error.strerror}; {shutil.disk_usage(shard.path.parent).free / 1e9:.1f} GB are free"
+        return HkdError(f"{shard.path} cannot be written ({why}). Name another `features_cache`.")
     except Exception as error:
         return portable(error)
 
@@ -155,14 +142,12 @@ def _read(shard: _Shard) -> pa.Table | None:
 
 
 class FeatureSource:
-    """Features of utterances at a speed, from disk or memory where they are there. What is kept does not change what is
-    given."""
+    """Features of utterances at a speed, from disk or memory where they are there; the same wherever they are from."""
 
     def __init__(
         self, *, front_end: FrontEnd | None = None, max_bytes: int = 1 << 30, cache: FeatureCache | None = None
     ) -> None:
-        """max_bytes: kept in memory; the longest unused goes first. cache: features on disk, filled; they are not kept
-        in memory."""
+        """max_bytes: kept in memory; the longest unused goes first. cache: on disk, filled; not kept in memory too."""
         self.front_end, self._max_bytes, self._cache = front_end or FrontEnd(), max_bytes, cache
         self._kept: OrderedDict[tuple[str, float], Features] = OrderedDict()
         self._bytes, self._lock = 0, threading.Lock()
@@ -172,13 +157,10 @@ class FeatureSource:
         return change_speed(read_audio(utterance), speed)
 
     def compute(self, utterance: Utterance, speed: float = 1.0) -> Features:
-        """x_TF, computed. Raises UserError where the sound cannot be read, or the front end cannot read so much of
-        it."""
+        """x_TF, computed. Raises UserError for sound that cannot be read, or is too long for the front end."""
         wave_S = self.wave(utterance, speed)
-        try:
+        with placed(f"utterance '{utterance.id}'"):
             return self.front_end(wave_S)
-        except UserError as error:
-            raise UserError(f"utterance '{utterance.id}': {error}") from None
 
     def __call__(self, utterance: Utterance, speed: float = 1.0) -> Features:
         """x_TF; not to be written to."""
@@ -215,8 +197,7 @@ def mean_and_std(parts: "list[Features]") -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def portable(error: Exception) -> Exception:
-    """The error as an item to send to the other process: its sentence and exit code alone where it cannot be
-    pickled."""
+    """The error as an item to send to another process: its sentence and exit code where it cannot be pickled."""
     with suppress(Exception):
         if type(pickle.loads(pickle.dumps(error))) is type(error):
             return error

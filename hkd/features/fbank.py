@@ -48,17 +48,16 @@ def _kaldi() -> Any:
     return torchaudio.compliance.kaldi
 
 
+def _check_shape(shape: tuple[int, ...]) -> None:
+    if len(shape) != 1 or not shape[0]:
+        raise ValueError(f"wave_S must have one axis and at least one sample, but has the shape {shape} instead")
+
+
 def log_mel(wave_S: NDArray[np.float32] | torch.Tensor, *, num_bins: int = NUM_BINS) -> torch.Tensor:
     """x_TF (float32) of a 16 kHz signal in [-1, 1]; T = samples_to_frames(S). Shorter than a window, the signal is
-    padded with zeros.
-
-    Raises ValueError for an empty signal or one with more than one axis.
-    """
+    padded with zeros. Raises ValueError for an empty signal or one with more than one axis."""
     wave_S = torch.as_tensor(wave_S, dtype=torch.float32)
-    if wave_S.ndim != 1 or wave_S.numel() == 0:
-        raise ValueError(
-            f"wave_S must have one axis and at least one sample, but has the shape {tuple(wave_S.shape)} instead"
-        )
+    _check_shape(tuple(wave_S.shape))
     num_frames = samples_to_frames(wave_S.numel())
     if wave_S.numel() < WINDOW_SAMPLES:
         wave_S = torch.nn.functional.pad(wave_S, (0, WINDOW_SAMPLES - wave_S.numel()))
@@ -91,9 +90,8 @@ class FrontEnd:
     def __post_init__(self) -> None:
         check_choice("front_end.kind", self.kind, KINDS)
         if (self.upstream is not None) != (self.kind == "upstream"):
-            raise UserError(
-                f"front_end.upstream must be given for the kind upstream alone, but the kind is '{self.kind}'."
-            )
+            rule = "must be given for the kind upstream alone"
+            raise UserError(f"front_end.upstream {rule}, but the kind is '{self.kind}'.")
         fits = self.num_bins == HOP_SAMPLES if self.kind == "wave" else self.num_bins >= 1
         check_setting("front_end.num_bins", self.num_bins, f"be positive, and {HOP_SAMPLES} of a wave", fits)
 
@@ -102,10 +100,7 @@ class FrontEnd:
         if self.kind == "log-mel":
             x_TF: NDArray[np.float32] = log_mel(wave_S, num_bins=self.num_bins).numpy()
             return x_TF
-        if wave_S.ndim != 1 or not len(wave_S):
-            raise ValueError(
-                f"wave_S must have one axis and at least one sample, but has the shape {wave_S.shape} instead"
-            )
+        _check_shape(wave_S.shape)
         if self.upstream is not None:
             own = self.upstream.config
             mel = own.model_type == WHISPER
@@ -114,12 +109,8 @@ class FrontEnd:
 
     def to_json(self) -> dict[str, Any]:
         """What a student's card says of its features."""
-        value = {
-            "kind": self.kind,
-            "num_bins": self.num_bins,
-            "sample_rate_hz": SAMPLE_RATE_HZ,
-            "hop_samples": HOP_SAMPLES,
-        }
+        value: dict[str, Any] = {"kind": self.kind, "num_bins": self.num_bins}
+        value |= {"sample_rate_hz": SAMPLE_RATE_HZ, "hop_samples": HOP_SAMPLES}
         return value | self.key if self.kind in ("wave", "upstream") else value
 
     @property
@@ -152,13 +143,11 @@ def _extractor(num_bins: int) -> Any:
 
 
 def _whisper(wave_S: NDArray[np.float32], num_bins: int) -> NDArray[np.float32]:
-    """The first frames of what transformers gives for the utterance with silence after it; the silence itself is a
-    constant that the encoder adds."""
+    """The first frames of what transformers gives for the utterance with silence after it, which the encoder adds."""
     num_frames = samples_to_frames(len(wave_S))
     padded_S = np.pad(np.asarray(wave_S, np.float32), (0, WHISPER_WINDOW))
-    found = _extractor(num_bins)(
-        padded_S, sampling_rate=SAMPLE_RATE_HZ, padding="longest", truncation=False, return_tensors="np"
-    )
+    options: dict[str, Any] = {"padding": "longest", "truncation": False, "return_tensors": "np"}
+    found = _extractor(num_bins)(padded_S, sampling_rate=SAMPLE_RATE_HZ, **options)
     return np.ascontiguousarray(found.input_features[0, :, :num_frames].T, np.float32)
 
 

@@ -44,10 +44,7 @@ FILES = ["config.json", PREPROCESSOR, "model*.safetensors", "model.safetensors.i
 
 def local_encoder(name: str, setting: str = "encoder.name") -> Path:
     """The folder of an encoder, or of the hub's files in its cache, fetched where they are missing. `setting` is its
-    name in errors.
-
-    Raises UserError where there is none, HkdError where the hub cannot be reached.
-    """
+    name in errors. Raises UserError where there is none, HkdError where the hub cannot be reached."""
     return local_folder(name, what=setting) or _from_hub(name, setting)
 
 
@@ -73,15 +70,13 @@ def _from_hub(name: str, setting: str) -> Path:
 
 
 def normalises(name: str, setting: str = "encoder.name") -> bool:
-    """Whether the encoder was trained on normalised utterances: its preprocessor says, and yes where there is none
-    (transformers' default)."""
+    """Whether the encoder learnt from normalised utterances, as its preprocessor says; without one, yes."""
     path = local_encoder(name, setting) / PREPROCESSOR
     try:
         return not path.is_file() or bool(json.loads(path.read_text(encoding="utf-8")).get("do_normalize", True))
     except (ValueError, AttributeError) as error:
-        raise UserError(
-            f"{path} must be a preprocessor's JSON, but cannot be read as one ({error}). Fetch the files again."
-        ) from None
+        what = f"{path} must be a preprocessor's JSON, but cannot be read as one ({error})"
+        raise UserError(f"{what}. Fetch the files again.") from None
 
 
 def _stamps(folder: Path, *patterns: str) -> Stamps:
@@ -91,8 +86,7 @@ def _stamps(folder: Path, *patterns: str) -> Stamps:
 
 
 def open_config(name: str, setting: str = "encoder.name") -> Any:
-    """transformers' configuration of an encoder, not to be written to. Raises UserError for other architectures and
-    frames of another length."""
+    """transformers' configuration of an encoder, not to be written to. Raises UserError for one that does not fit."""
     folder = local_encoder(name, setting)
     return _read_config(name, folder, setting, _stamps(folder, "config.json"))
 
@@ -101,19 +95,15 @@ def open_config(name: str, setting: str = "encoder.name") -> Any:
 def _read_config(name: str, folder: Path, setting: str, _stamps: object) -> Any:
     config = load_config(folder, what=setting, local_files_only=True)
     if config.model_type not in ARCHITECTURES:
-        raise UserError(
-            f"{setting} must be a speech encoder ({', '.join(ARCHITECTURES)}), but {name} is {config.model_type} "
-            f"instead."
-        )
+        known = ", ".join(ARCHITECTURES)
+        raise UserError(f"{setting} must be a speech encoder ({known}), but {name} is {config.model_type} instead.")
     if config.model_type != WHISPER:
         window, shift = 1, 1
         for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
             window, shift = window + (kernel - 1) * shift, shift * stride
         if (shift, window) != (SHIFT_SAMPLES, WINDOW_SAMPLES):
-            raise UserError(
-                f"{setting} must have frames of {SHIFT_SAMPLES} samples that see {WINDOW_SAMPLES}, but {name} has "
-                f"{shift} and {window}."
-            )
+            rule = f"must have frames of {SHIFT_SAMPLES} samples that see {WINDOW_SAMPLES}"
+            raise UserError(f"{setting} {rule}, but {name} has {shift} and {window}.")
         if getattr(config, "add_adapter", False):
             raise UserError(f"{setting} must have no adapter, but {name} has one: its frames are longer.")
     return config
@@ -121,10 +111,8 @@ def _read_config(name: str, folder: Path, setting: str, _stamps: object) -> Any:
 
 def settings_of(config: Any) -> dict[str, Any]:
     """What a configuration says of the model itself, as plain values."""
-    settings: dict[str, Any] = json.loads(
-        json.dumps({k: v for k, v in config.to_dict().items() if k not in NOT_SETTINGS})
-    )
-    return settings
+    settings = {name: value for name, value in config.to_dict().items() if name not in NOT_SETTINGS}
+    return dict(json.loads(json.dumps(settings)))
 
 
 def check_length(num_rows: int, limit: int | None) -> None:
@@ -137,8 +125,7 @@ def check_length(num_rows: int, limit: int | None) -> None:
 
 
 def load_encoder(name: str, config: Any, setting: str = "encoder.name") -> nn.Module:
-    """The encoder with its weights in float32, of Whisper without its decoder, built by `config`. Raises HkdError where
-    it lacks some."""
+    """The encoder with its weights in float32 (Whisper's alone), built by `config`. Raises HkdError for a gap."""
     folder, part = local_encoder(name, setting), ""
     kind: Any = "AutoModel"
     if config.model_type == WHISPER:
@@ -170,8 +157,7 @@ UPSTREAM_FILES = ("config.json", "model.safetensors", PREPROCESSOR)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Upstream:
-    """A speech encoder: hub name or folder. Raises UserError where it is none, HkdError where the hub cannot be
-    reached."""
+    """A speech encoder: hub name or folder. Raises UserError where it is none, HkdError for a hub out of reach."""
 
     name: str
 
@@ -217,8 +203,7 @@ class Upstream:
 
     @torch.no_grad()
     def __call__(self, read_TF: NDArray[np.float32]) -> NDArray[np.float32]:
-        """T rows of the encoder's own front end (Whisper's log-mel, or samples) → its values, T rows. Raises UserError
-        for too long a sound."""
+        """T rows of the encoder's own front end (log-mel or samples) → its values, T rows. Raises UserError if long."""
         num_rows = len(read_TF)
         check_length(num_rows, self.max_rows)
         num_frames = -(-num_rows // ROWS)
@@ -246,10 +231,8 @@ def _files(name: str) -> Stamps:
 @lru_cache(maxsize=8)
 def _digest(name: str, files: Stamps) -> str:
     model: Any = _load(name, files)
-    tensors = {
-        key: [list(value.shape), sha256(value.numpy().tobytes()).hexdigest()]
-        for key, value in model.state_dict().items()
-    }
+    state = model.state_dict().items()
+    tensors = {key: [list(value.shape), sha256(value.numpy().tobytes()).hexdigest()] for key, value in state}
     normalise = model.config.model_type != WHISPER and normalises(name, SETTING)
     return digest_of_json([tensors, settings_of(model.config), normalise])
 
