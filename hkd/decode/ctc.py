@@ -31,20 +31,21 @@ from numpy.typing import NDArray
 from hkd.arpa import is_arpa
 from hkd.decode.graph import HybridConfig
 from hkd.decode.lm import ArpaLm, TeacherLm, usable_words
-from hkd.errors import UserError, check_setting
+from hkd.errors import check_choice, check_setting
 from hkd.units.sequences import SubwordModel
+
+logger = logging.getLogger(__name__)
 
 BLANK = 0
 WORD_MARK = "▁"
+DECODERS = ("greedy", "beam")
+_NONE = float("-inf")
 
 
 @torch.no_grad()
 def greedy_ctc(logits_BTV: torch.Tensor, length_B: torch.Tensor) -> list[list[int]]:
-    """Best path of every utterance as unit ids.
-
-    logits_BTV: scores in any monotone scale; length_B: valid frames, the rest is not looked at. Ties go to the lower
-    class. Raises ValueError where the lengths do not fit the logits.
-    """
+    """Best path of every utterance as unit ids; ties go to the lower class. logits_BTV: scores in any monotone scale;
+    length_B: valid frames, the rest is not looked at. Raises ValueError where lengths do not fit the logits."""
     num_frames = logits_BTV.shape[1]
     if length_B.numel() and (int(length_B.max()) > num_frames or int(length_B.min()) < 0):
         raise ValueError(f"length_B must lie within 0 and {num_frames}, but is {length_B.tolist()} instead")
@@ -55,9 +56,6 @@ def greedy_ctc(logits_BTV: torch.Tensor, length_B: torch.Tensor) -> list[list[in
 def collapse(path: Sequence[int]) -> list[int]:
     """A CTC path → its unit ids: repetitions joined, blanks left out."""
     return [c - 1 for c, _ in groupby(path) if c != BLANK]
-
-
-WORD_MARK = "▁"
 
 
 class WordLm(Protocol):
@@ -105,8 +103,7 @@ def prefix_tree(
 
 @dataclass(frozen=True, slots=True)
 class _State:
-    """LM state before the open word; the open word as a node of the tree or as text; what the look-ahead has counted
-    for it."""
+    """LM state before the open word; that word as a node of the tree or as text; its look-ahead so far."""
 
     lm: Any
     node: PrefixNode | None
@@ -190,20 +187,17 @@ class WordFusion:
         return lm_state, self._weight * logp + self._bonus - state.ahead
 
 
-_NONE = float("-inf")
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BeamConfig:
-    """How wide. Units less likely than exp(−threshold) of a frame's likeliest class open no new prefix there."""
+    """How wide."""
 
     beam: int = 16  # prefixes that are kept
     units: int = 32  # that may follow in a frame
     threshold: float = 9.0  # units less likely than exp(-threshold) of a frame's likeliest open no prefix
 
     def __post_init__(self) -> None:
-        check_setting("beam.beam", self.beam, "be at least 1", self.beam >= 1)
-        check_setting("beam.units", self.units, "be at least 1", self.units >= 1)
+        for name in ("beam", "units"):
+            check_setting(f"beam.{name}", getattr(self, name), "be at least 1", getattr(self, name) >= 1)
         check_setting("beam.threshold", self.threshold, "be positive", self.threshold > 0)
 
 
@@ -223,8 +217,7 @@ class Ranked:
 
 @dataclass(slots=True, eq=False)
 class _Prefix:
-    """A prefix in the tree of all that were looked at. `blank`, `unit`: log-probability of its paths that end in a
-    blank, or not."""
+    """A prefix in the tree of all looked at. `blank`, `unit`: log p of its paths that end in a blank, or not."""
 
     parent: "_Prefix | None"
     last: int  # class of the last unit; the blank for the empty prefix
@@ -260,8 +253,7 @@ def beam_search(
     fusion: WordFusion | None = None,
     n_best: int = 1,
 ) -> list[Ranked]:
-    """The n best prefixes of one utterance, best first; fewer where there are fewer, none where the fusion lets none
-    end."""
+    """The n best prefixes of one utterance, best first; fewer where there are fewer or the fusion lets fewer end."""
     beam = [_Prefix(parent=None, last=BLANK, state=fusion.start() if fusion else None, fusion=0.0, blank=0.0)]
     for logp_V in logp_TV.astype(np.float64):
         beam = _step(beam, logp_V, config, fusion)
@@ -304,15 +296,10 @@ def _step(
             if child is not None and grown > _NONE:
                 child.next_unit = _add(child.next_unit, grown)
                 touched[id(child)] = child
-    # stable: ties by age
-    ranked = sorted(touched.values(), key=lambda p: -(_add(p.next_blank, p.next_unit) + p.fusion))
+    ranked = sorted(touched.values(), key=lambda p: -(_add(p.next_blank, p.next_unit) + p.fusion))  # ties by age
     for prefix in ranked:
-        prefix.blank, prefix.unit, prefix.next_blank, prefix.next_unit = (
-            prefix.next_blank,
-            prefix.next_unit,
-            _NONE,
-            _NONE,
-        )
+        prefix.blank, prefix.unit = prefix.next_blank, prefix.next_unit
+        prefix.next_blank = prefix.next_unit = _NONE
     for prefix in ranked[config.beam :]:
         prefix.blank = prefix.unit = _NONE  # it may come back later, as a child
     return ranked[: config.beam]
@@ -323,23 +310,13 @@ def _open_children(beam: list[_Prefix], classes: list[int], fusion: WordFusion |
     wanted = [(prefix, c) for prefix in beam for c in classes if c not in prefix.children]
     answers = fusion.extend([(prefix.state, c - 1) for prefix, c in wanted]) if fusion else [(None, 0.0)] * len(wanted)
     for (prefix, c), answer in zip(wanted, answers, strict=True):
-        prefix.children[c] = answer and _Prefix(
-            parent=prefix, last=c, state=answer[0], fusion=prefix.fusion + answer[1]
-        )
-
-
-logger = logging.getLogger(__name__)
-
-DECODERS = ("greedy", "beam")
+        prefix.children[c] = answer and _Prefix(prefix, c, answer[0], prefix.fusion + answer[1])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SearchConfig:
-    """greedy, or beam: with an LM (given beside) `lm_weight` · log p_LM + `word_bonus` · words are added; `lexicon`:
-    only the LM's words.
-
-    A hybrid student's output is always searched with a graph, as `hybrid` says.
-    """
+    """greedy, or beam: with an LM (given beside) `lm_weight` · log p_LM + `word_bonus` · words are added. A hybrid
+    student's output is always searched with a graph, as `hybrid` says."""
 
     decoder: str = "greedy"  # greedy | beam (which an LM needs)
     beam: BeamConfig = field(default_factory=BeamConfig)  # how wide the beam search of CTC is
@@ -349,8 +326,7 @@ class SearchConfig:
     hybrid: HybridConfig = field(default_factory=HybridConfig)  # how the output of a hybrid student is searched
 
     def __post_init__(self) -> None:
-        if self.decoder not in DECODERS:
-            raise UserError(f"decoder must be one of {', '.join(DECODERS)}, but is '{self.decoder}' instead.")
+        check_choice("decoder", self.decoder, DECODERS)
         check_setting("lm_weight", self.lm_weight, "not be negative", self.lm_weight >= 0)
         check_setting("word_bonus", self.word_bonus, "be a number", True)
 
@@ -364,10 +340,9 @@ class Search:
         """lm: an ARPA file over words, a folder of `hkd lm train` (causal or n-gram, over the student's subwords), or a
         causal LM's folder or hub name. Raises UserError where it is none of them, holds no word that the subwords
         spell, or is given for greedy decoding."""
-        if lm is not None and config.decoder == "greedy":
-            raise UserError(
-                f"decoder must be beam where there is an LM ({lm}), but is greedy instead. Take --decoder beam."
-            )
+        if lm is not None:
+            rule, remedy = f"be beam where there is an LM ({lm})", "Take --decoder beam."
+            check_setting("decoder", config.decoder, rule, config.decoder != "greedy", remedy)
         self.config, self.lm_parameters, self._subwords = config, 0, subwords
         self._words: WordLm | None = None
         self._lexicon: PrefixNode | None = None
@@ -376,10 +351,8 @@ class Search:
             self._words = self._load(lm, subwords, device)
             if isinstance(self._words, ArpaLm):
                 pieces = cache(lambda word: subwords.encode([word])[0].tolist())
-                rule = "the student's pieces can spell"
-                spelled, note = usable_words(
-                    lm, self._words.words, lambda word: subwords.unknown not in pieces(word), rule=rule
-                )
+                known, rule = self._words.words, "the student's pieces can spell"
+                spelled, note = usable_words(lm, known, lambda word: subwords.unknown not in pieces(word), rule=rule)
                 if note:
                     logger.warning("%s %s", lm, note)
                 if config.lexicon:

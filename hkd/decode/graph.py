@@ -34,6 +34,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from hkd.arpa import START, STOP, Arpa, write_arpa
 from hkd.decode.lm import read_word_ngram, usable_words
@@ -49,12 +50,12 @@ logger = logging.getLogger(__name__)
 FORMAT = 1  # of graphs in the cache: another where they are built in another way
 EPSILON, BACKOFF = "<eps>", "#0"
 SILENCE_PROBABILITY = 0.5  # between words, and at both ends
+_FOR_KALDI = "Write the student's likelihoods for Kaldi: `hkd likelihoods`."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Graph:
-    """`fst`: a kaldifst.StdVectorFst; `words`: of its output labels, ε first; `note`: what to say of the n-gram where
-    words are left out."""
+    """`fst`: a kaldifst.StdVectorFst; `words`: of its output labels, ε first; `note`: on words that are left out."""
 
     fst: Any
     words: tuple[str, ...]
@@ -66,14 +67,12 @@ def kaldi_module(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise UserError(
-            f"graphs and tables of Kaldi need the package {name}. Install it: pip install 'hkd[kaldi]'."
-        ) from None
+        remedy = "Install it: pip install 'hkd[kaldi]'."
+        raise UserError(f"graphs and tables of Kaldi need the package {name}. {remedy}") from None
 
 
 def open_graph(arpa: Path, *, tying: Tying, lexicon: Lexicon) -> Graph:
-    """The graph of a word n-gram, built once and kept in the cache for what reads the same three. Raises as
-    `build_graph` and `cached`."""
+    """The graph of a word n-gram, built once and kept in the cache. Raises as `build_graph` and `cached`."""
     key = digest_of([str(FORMAT), digest_of_file(arpa), tying.digest, lexicon.digest])
     built = cache(lambda: build_graph(arpa, tying=tying, lexicon=lexicon))
 
@@ -81,15 +80,13 @@ def open_graph(arpa: Path, *, tying: Tying, lexicon: Lexicon) -> Graph:
         write_json(path, {"words": built().words, "note": built().note})
 
     table = json.loads(cached("graphs", f"{key}.json", write_words).read_text(encoding="utf-8"))
-    fst = cached("graphs", f"{key}.fst", lambda path: built().fst.write(str(path)))
-    return Graph(
-        fst=kaldi_module("kaldifst").StdVectorFst.read(str(fst)), words=tuple(table["words"]), note=table["note"]
-    )
+    path = cached("graphs", f"{key}.fst", lambda path: built().fst.write(str(path)))
+    fst = kaldi_module("kaldifst").StdVectorFst.read(str(path))
+    return Graph(fst=fst, words=tuple(table["words"]), note=table["note"])
 
 
 def build_graph(arpa: Path, *, tying: Tying, lexicon: Lexicon) -> Graph:
-    """The graph of a word n-gram. Raises UserError where the file is no ARPA file, or shares no word with the
-    lexicon."""
+    """The graph of a word n-gram. Raises UserError for no ARPA file, or one that shares no word with the lexicon."""
     kaldifst = kaldi_module("kaldifst")
     ngram = read_word_ngram(arpa)
 
@@ -102,10 +99,8 @@ def build_graph(arpa: Path, *, tying: Tying, lexicon: Lexicon) -> Graph:
     words = (EPSILON, *sorted(spoken), BACKOFF, START, STOP)
     number = {word: place for place, word in enumerate(words)}
     if (tying.width, tying.central) not in ((1, 0), (3, 1)):
-        raise UserError(
-            f"the senones' tree must see one phone or three to be searched here, but sees {tying.width}. Write the "
-            "student's likelihoods for Kaldi: `hkd likelihoods`."
-        )
+        rule = "must see one phone or three to be searched here"
+        raise UserError(f"the senones' tree {rule}, but sees {tying.width}. {_FOR_KALDI}")
     if tying.silence is None:
         raise UserError("the acoustic model must have a phone of silence to be searched, but has none.")
     first_free = tying.num_labels + 1
@@ -251,9 +246,7 @@ def log_priors(frames_V: Sequence[int]) -> NDArray[np.float32]:
     return prior_V
 
 
-def log_likelihoods(
-    logits_TV: torch.Tensor, log_prior_V: NDArray[np.float32], *, prior_scale: float
-) -> NDArray[np.float32]:
+def log_likelihoods(logits_TV: Tensor, log_prior_V: NDArray[np.float32], *, prior_scale: float) -> NDArray[np.float32]:
     """log p(senone | frame) − prior_scale · log p(senone), (T, V): what decoders of Kaldi's kind take."""
     logp_TV = logits_TV.float().log_softmax(-1) - prior_scale * torch.from_numpy(log_prior_V)
     scaled_TV: NDArray[np.float32] = logp_TV.numpy()
@@ -275,14 +268,13 @@ class HybridSearch:
         tying: Tying,
         lexicon: Lexicon,
     ) -> None:
-        """arpa: a word n-gram. Raises UserError where the senones are not the tying's, or as
-        `hkd.decode.graph.build_graph` does."""
+        """arpa: a word n-gram. Raises UserError where the senones are not the tying's, or as `build_graph` does."""
         known = tying.inventories.get(SENONE)
         if known is None or inventory.digest != known.digest:
             raise UserError(
                 "a hybrid student must have the senones of the acoustic model beside it (pocketsphinx's English one "
                 f"where there is none), digest {known.digest[:12] if known else 'none'}, to be searched here, but has "
-                f"{inventory.digest[:12]} instead. Write its likelihoods for Kaldi: `hkd likelihoods`."
+                f"{inventory.digest[:12]} instead. {_FOR_KALDI}"
             )
         self.config, self._log_prior_V = config, log_prior_V
         self.graph: Graph = open_graph(arpa, tying=tying, lexicon=lexicon)
@@ -291,12 +283,12 @@ class HybridSearch:
         self.symbols = self.graph.words
         self._kaldifst, self._decoder = kaldi_module("kaldifst"), kaldi_module("kaldi_decoder")
 
-    def best(self, logits_BTV: torch.Tensor, length_B: torch.Tensor) -> list[list[int]]:
+    def best(self, logits_BTV: Tensor, length_B: Tensor) -> list[list[int]]:
         """The best word numbers of every utterance; [] where no path survives to a word's end."""
         rows = zip(logits_BTV, length_B.tolist(), strict=True)
         return [self._best_one(logits_TV[:length]) for logits_TV, length in rows]
 
-    def _best_one(self, logits_TV: torch.Tensor) -> list[int]:
+    def _best_one(self, logits_TV: Tensor) -> list[int]:
         config = self.config
         options = self._decoder.FasterDecoderOptions(beam=config.beam, max_active=config.max_active)
         decoder = self._decoder.FasterDecoder(self.graph.fst, options)

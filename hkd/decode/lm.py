@@ -24,18 +24,15 @@ History = tuple[int, ...]
 def usable_words(
     lm: str | Path, words: Sequence[str], is_usable: Callable[[str], bool], *, rule: str
 ) -> tuple[list[str], str]:
-    """The words that a search can give, as `rule` says, and a sentence on those that are left out ("": none). Raises
-    UserError for none."""
+    """The words that a search can give, as `rule` says, and a sentence on the others ("": none). Raises UserError where
+    there are none."""
     usable: list[str] = []
     others: list[str] = []
     for word in words:
         (usable if is_usable(word) else others).append(word)
     lower = sum(is_usable(word.lower()) for word in others if word != word.lower())
-    hint = (
-        f" In lower case, as the student's transcripts are, {lower:,} of them would do: write the LM so."
-        if lower
-        else ""
-    )
+    hint = f" In lower case, as the student's transcripts are, {lower:,} of them would do: write the LM so."
+    hint = hint if lower else ""
     if not usable:
         remedy = hint or " Give one in the language and spelling of the student's transcripts."
         raise UserError(f"{lm} must hold words that {rule}, but none of its {len(words):,} is one.{remedy}")
@@ -49,9 +46,8 @@ def read_word_ngram(path: Path) -> Arpa:
     """An n-gram over words. Raises UserError as `hkd.arpa.read_arpa`, and where it has no `<s>` or no `</s>`."""
     arpa = read_arpa(path)
     if START not in arpa.symbols or STOP not in arpa.symbols:
-        raise UserError(
-            f"{path} must be an ARPA language model with <s> and </s>, but has not both. Give one of sentences."
-        )
+        what = f"{path} must be an ARPA language model with <s> and </s>"
+        raise UserError(f"{what}, but has not both. Give one of sentences.")
     return arpa
 
 
@@ -85,8 +81,7 @@ class ArpaLm:
         """Nothing to prepare."""
 
     def extend(self, history: History, word: str) -> tuple[History, float]:
-        """The history after a word, and log p(word | history); unknown words cost <unk>'s unigram and empty the
-        history."""
+        """The history after a word, and log p(word | history). Unknown words cost <unk>'s unigram and empty it."""
         number = self.number_of.get(word)
         if number is None:
             return (), self.unknown_logp
@@ -125,16 +120,12 @@ class TeacherLm:
 
     def __init__(self, teacher: Teacher, encode: Encode | None = None) -> None:
         """encode: words → (unit_U, word_U), for teachers over the project's own subwords."""
+        name, what = teacher.info.name, "an LM beside the decoder must"
         if teacher.info.direction != "left":
-            raise UserError(
-                f"an LM beside the decoder must read from left to right, but {teacher.info.name} reads both ways."
-                " Take a causal LM or an n-gram."
-            )
+            remedy = "Take a causal LM or an n-gram."
+            raise UserError(f"{what} read from left to right, but {name} reads both ways. {remedy}")
         if teacher.level != "subword":
-            raise UserError(
-                f"an LM beside the decoder must be over subwords or words, but {teacher.info.name} is over "
-                f"{teacher.level}s."
-            )
+            raise UserError(f"{what} be over subwords or words, but {name} is over {teacher.level}s.")
         self._teacher, self._encode = teacher, encode or teacher.encode
         self._known: dict[Words, float] = {}
 

@@ -41,8 +41,7 @@ _SMOOTH_FRAMES = 20  # of 10 ms, over which the sound's energy is averaged befor
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecodingTimes:
-    """Where the time went: processor time of all threads on a CPU, which other programs hardly change; the wall clock's
-    on a GPU."""
+    """Where the time went: all threads' processor time on a CPU, which others hardly change; wall time on a GPU."""
 
     features: float = 0.0
     network: float = 0.0
@@ -54,8 +53,7 @@ class DecodingTimes:
         return self.features + self.network + self.search
 
     def __add__(self, other: "DecodingTimes") -> "DecodingTimes":
-        sums = {field.name: getattr(self, field.name) + getattr(other, field.name) for field in fields(self)}
-        return DecodingTimes(**sums)
+        return DecodingTimes(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
 
 
 class Recogniser:
@@ -65,10 +63,7 @@ class Recogniser:
         self, folder: str | Path, *, device: str = "auto", search: SearchConfig | None = None, lm: str | None = None
     ) -> None:
         """folder: an exported student, or a run with one in `model/`. lm: see `hkd.decode.ctc.Search`; for a hybrid
-        student a word n-gram.
-
-        Raises UserError where the folder holds no exported student.
-        """
+        student a word n-gram. Raises UserError where the folder holds no exported student."""
         folder = Path(folder)
         if (folder / "model" / CARD).exists():  # a run, whose own student.json tells of the heads
             folder = folder / "model"
@@ -84,35 +79,25 @@ class Recogniser:
 
     @cached_property
     def search(self) -> Search | HybridSearch:
-        """The search over the main output, made when it is first needed. Raises UserError where there is none for this
-        student."""
+        """The search over the main output, made when it is first needed. Raises UserError for a student without one."""
         if self.is_hybrid:
             if self._lm is None:
-                raise UserError(
-                    f"{self._folder} holds a hybrid student, whose senones become words by a word n-gram. Give one: "
-                    f"--lm words.arpa."
-                )
-            tying, lexicon = load_tying(self._folder), load_lexicon(self._folder)
+                what = "a hybrid student, whose senones become words by a word n-gram"
+                raise UserError(f"{self._folder} holds {what}. Give one: --lm words.arpa.")
+            known: dict[str, Any] = {"tying": load_tying(self._folder), "lexicon": load_lexicon(self._folder)}
             priors_V = log_priors(self.senone_frames())
-            return HybridSearch(
-                self._config.hybrid, self.meta.inventory, priors_V, Path(self._lm), tying=tying, lexicon=lexicon
-            )
+            return HybridSearch(self._config.hybrid, self.meta.inventory, priors_V, Path(self._lm), **known)
         if self.meta.subword_model is None:
-            raise UserError(
-                f"{self._folder} must hold a subword model beside its CTC output, but has none. Export the student "
-                f"again."
-            )
+            rule = "must hold a subword model beside its CTC output"
+            raise UserError(f"{self._folder} {rule}, but has none. Export the student again.")
         return Search(self._config, SubwordModel(self.meta.subword_model), lm=self._lm, device=self.device)
 
     def senone_frames(self) -> list[int]:
         """Frames of each senone in a hybrid student's training data. Raises UserError where the student is none."""
         frames_V = self.meta.extra.get(SENONE_FRAMES)
         if not self.is_hybrid or not isinstance(frames_V, list) or len(frames_V) != len(self.meta.inventory):
-            raise UserError(
-                f"{self._folder} must hold a hybrid student and say how many frames each senone had in training, but "
-                f"does not. Train with "
-                'main = "senone".'
-            )
+            rule = "must hold a hybrid student and say how many frames each senone had in training"
+            raise UserError(f'{self._folder} {rule}, but does not. Train with main = "senone".')
         return frames_V
 
     @property
@@ -130,10 +115,7 @@ class Recogniser:
         self, waves: Sequence[Wave_S], features: Sequence[Features] | None = None
     ) -> tuple[torch.Tensor, torch.Tensor, DecodingTimes]:
         """logits_BTV of the main output, valid frames of each, and the time. Waves: mono, 16 kHz, at least one frame
-        each.
-
-        features: x_TF each, where they are computed already; their time is then not counted.
-        """
+        each. features: x_TF each, where they are computed already; their time is then not counted."""
         begin_s = self.clock()
         if features is None:
             features = [self.front_end(wave_S) for wave_S in waves]
@@ -156,10 +138,7 @@ class Recogniser:
 
     def transcribe(self, sound: str | Path | Wave_S) -> dict[str, Any]:
         """The transcript of a sound file, or of a wave (mono, 16 kHz): `text`, `seconds`, and `pieces` (start_s,
-        stop_s, text, units).
-
-        Raises UserError for what is no sound.
-        """
+        stop_s, text, units). Raises UserError for what is no sound."""
         name = "" if isinstance(sound, np.ndarray) else str(sound)
         if not isinstance(sound, np.ndarray):
             wave_S = read_audio(Utterance(id=Path(name).name, text="", audio_filepath=name))
@@ -176,17 +155,15 @@ class Recogniser:
         for piece_S in cut_at_quiet(wave_S):
             [units], stop = self.recognise([piece_S]), start + len(piece_S)
             times = {"start_s": start / SAMPLE_RATE_HZ, "stop_s": stop / SAMPLE_RATE_HZ}
-            pieces.append(
-                {**times, "text": self.search.text(units), "units": [self.search.symbols[unit] for unit in units]}
-            )
+            said = {"text": self.search.text(units), "units": [self.search.symbols[unit] for unit in units]}
+            pieces.append({**times, **said})
             start = stop
         text = " ".join(piece["text"] for piece in pieces if piece["text"])
         return {"file": name, "text": text, "seconds": len(wave_S) / SAMPLE_RATE_HZ, "pieces": pieces}
 
 
 def cut_at_quiet(wave_S: Wave_S, *, max_piece_s: float = 20.0) -> list[Wave_S]:
-    """The wave in pieces of at most `max_piece_s` seconds, each cut where it is quietest in the second half of what is
-    allowed."""
+    """The wave in pieces of at most `max_piece_s` seconds, cut where the second half of that is quietest."""
     most = int(max_piece_s * SAMPLE_RATE_HZ)
     pieces: list[Wave_S] = []
     while len(wave_S) > most:
@@ -200,17 +177,14 @@ def cut_at_quiet(wave_S: Wave_S, *, max_piece_s: float = 20.0) -> list[Wave_S]:
 
 
 def sound_files(paths: Sequence[Path], report: Report) -> list[Path]:
-    """The files, and of folders all sound below. What else sounds or is hidden there is left out in `report`. Raises
-    UserError for a folder without sound."""
+    """The files, and of folders all sound below; the rest is left out in `report`. Raises UserError for one without."""
     sounds: list[Path] = []
     for path in paths:
         found, other = sort_files(walk(path, report)) if path.is_dir() else ([path], [])
         report.leave_out(UNREADABLE, map(str, other))
         if not found:
-            raise UserError(
-                f"folder {path} must hold sound (WAV, FLAC, Opus, MP3 ...), but holds none. Give files or another "
-                f"folder."
-            )
+            rule = "must hold sound (WAV, FLAC, Opus, MP3 ...)"
+            raise UserError(f"folder {path} {rule}, but holds none. Give files or another folder.")
         sounds += found
     return sounds
 
@@ -228,18 +202,13 @@ class StudentCtc:
         self._recogniser = Recogniser(folder, device=device)
         model = self._recogniser.meta.subword_model
         if self._recogniser.is_hybrid or model is None:
-            raise UserError(
-                f"{folder} must hold a student with CTC output to align by, but holds another. Give one trained with "
-                f"main = ctc."
-            )
+            rule = "must hold a student with CTC output to align by"
+            raise UserError(f"{folder} {rule}, but holds another. Give one trained with main = ctc.")
         self._subwords = SubwordModel(model)
         self.blank = BLANK
         self.left_out: dict[str, str] = {}  # the subword model falls back to its unknown piece
-        files = [path for path in sorted(folder.iterdir()) if path.suffix == ".safetensors"]
-        self.identity: dict[str, Any] = {
-            "name": folder.name,
-            "weights": digest_of(digest_of_file(path) for path in files),
-        }
+        weights = digest_of(map(digest_of_file, sorted(folder.glob("*.safetensors"))))
+        self.identity: dict[str, Any] = {"name": folder.name, "weights": weights}
 
     def log_probs(self, wave_S: NDArray[np.float32]) -> NDArray[np.float32]:
         """logp_TV over blank and pieces, a frame every 40 ms."""
