@@ -7,6 +7,7 @@ screen and lie side by side on a wide one, so letters stay readable on both.
 
 import json
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from itertools import pairwise
@@ -82,8 +83,7 @@ def _svg(width: float, height: float, parts: Iterable[str], *, label: str, fixed
 
 
 def line_chart(series: Mapping[str, Sequence[Point]], colours: Mapping[str, int], *, label: str) -> Markup:
-    """Lines over steps. `colours`: series → number of its colour. The y axis spans the values, from 0 where they come
-    near."""
+    """Lines over steps. `colours`: series → number of its colour. The y axis is from 0 where the values come near."""
     points = [p for values in series.values() for p in values if math.isfinite(p[1])]
     if not points:
         return Markup("")
@@ -104,10 +104,8 @@ def line_chart(series: Mapping[str, Sequence[Point]], colours: Mapping[str, int]
     parts = [_text(CHART_WIDTH - _RIGHT, CHART_HEIGHT - 2, "step", anchor="end")]
     for y in y_ticks:
         height = at(x0, y)[1]
-        parts += [
-            _line(_LEFT, height, CHART_WIDTH - _RIGHT, height, "grid"),
-            _text(_LEFT - 6, height + 4, number(y), anchor="end"),
-        ]
+        parts.append(_line(_LEFT, height, CHART_WIDTH - _RIGHT, height, "grid"))
+        parts.append(_text(_LEFT - 6, height + 4, number(y), anchor="end"))
     parts += [_text(at(x, y0)[0], CHART_HEIGHT - _BOTTOM + 15, number(x), anchor="middle") for x in x_ticks if x <= x1]
     for name, values in series.items():
         kept = [at(x, y) for x, y in thin(values) if math.isfinite(y)]
@@ -131,8 +129,7 @@ def thin(values: Sequence[Point], most: int = 240) -> list[Point]:
 def forest(
     rows: Sequence[tuple[str, float, float | None, float | None, int]], *, label: str, reference: float | None = None
 ) -> Markup:
-    """Rates in % with their intervals, one below the other: (name, rate, low, high, colour). `reference`: a dashed
-    line."""
+    """Rates in % with their intervals as rows (name, rate, low, high, colour). `reference`: a dashed line."""
     ends = [v for _, rate, low, high, _ in rows for v in (rate, low, high) if v is not None and math.isfinite(v)]
     if not ends:
         return Markup("")
@@ -170,17 +167,16 @@ def json_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 def read_curves(run_folder: Path) -> dict[str, list[Point]]:
     """The figures of a run's metrics.jsonl: name → points (step, value). Names on the dev split begin with `dev_`."""
-    curves: dict[str, list[Point]] = {}
+    curves: dict[str, list[Point]] = defaultdict(list)
     for row in json_lines(run_folder / "metrics.jsonl"):
         for name, value in row.items():
             if name not in NOT_TERMS and isinstance(value, int | float) and not isinstance(value, bool):
-                curves.setdefault(name, []).append((float(row["step"]), float(value)))
-    return curves
+                curves[name].append((float(row["step"]), float(value)))
+    return dict(curves)
 
 
 def panels(curves: Mapping[str, Mapping[str, Sequence[Point]]]) -> list[tuple[str, dict[str, Sequence[Point]]]]:
-    """(title, run → points), one a panel: error rates on dev first, then the whole loss, then each term, in training
-    and on dev."""
+    """(title, run → points) of each panel: error rates on dev, the whole loss, each term, in training and on dev."""
     names = dict.fromkeys(name for figures in curves.values() for name in figures)
     dev = {name.removeprefix(DEV): name for name in names if name.startswith(DEV)}
     terms = [name for name in names if not name.startswith(DEV)]
@@ -188,15 +184,16 @@ def panels(curves: Mapping[str, Mapping[str, Sequence[Point]]]) -> list[tuple[st
     for term in terms:
         ordered += [(f"{term}, training", term), *([(f"{term} on dev", dev[term])] if term in dev else [])]
     ordered += [(f"{plain} on dev", name) for plain, name in dev.items() if plain not in (*RATES, *terms)]
-    found = [
-        (title, {run: figures[name] for run, figures in curves.items() if name in figures}) for title, name in ordered
-    ]
-    return [(title, series) for title, series in found if any(len(points) > 1 for points in series.values())]
+    found = []
+    for title, name in ordered:
+        series = {run: figures[name] for run, figures in curves.items() if name in figures}
+        if any(len(points) > 1 for points in series.values()):
+            found.append((title, series))
+    return found
 
 
 class Segment(NamedTuple):
-    """A stretch of a tier. `label`: "" for silence; `p`: the teacher's probability of the reference unit, None where
-    there is none."""
+    """A stretch of a tier. `label`: "" for silence; `p`: the teacher's probability of the reference unit, if any."""
 
     start_s: float
     stop_s: float
@@ -213,18 +210,15 @@ def envelope(wave_S: NDArray[np.float32], columns: int) -> NDArray[np.float32]:
 
 
 def timeline(wave_S: NDArray[np.float32], tiers: Mapping[str, Sequence[Segment]]) -> Markup:
-    """Waveform and tiers on one time axis, each with the teacher's probabilities below; it keeps its scale and scrolls
-    sideways."""
+    """Waveform and tiers on one time axis, each with the teacher's probabilities below; wide ones scroll sideways."""
     seconds = len(wave_S) / SAMPLE_RATE_HZ
     width = seconds * PIXELS_PER_S
     pairs = envelope(wave_S, max(1, int(width / 1.5)))
     y = _WAVE / 2 - _WAVE / 2 * pairs / (float(np.abs(pairs).max()) or 1.0)
     xs = _NAMES + (np.arange(len(pairs)) + 0.5) * width / len(pairs)
     upper, lower = ([f"{a:.1f},{b:.1f}" for a, b in zip(xs, y[:, side], strict=True)] for side in (1, 0))
-    parts = [
-        _text(0, 4 + _WAVE / 2, "sound", cls="tier"),
-        _element("polygon", points=" ".join(upper + lower[::-1]), cls="wave"),
-    ]
+    wave = _element("polygon", points=" ".join(upper + lower[::-1]), cls="wave")
+    parts = [_text(0, 4 + _WAVE / 2, "sound", cls="tier"), wave]
     top: float = _WAVE + _GAP
     for name, segments in tiers.items():
         parts.append(_text(0, top + 14, name, cls="tier"))

@@ -76,9 +76,8 @@ def evaluate(
     config = config or EvaluateConfig()
     model_folder = run_folder / "model"
     if not (model_folder / "student.json").exists():
-        raise UserError(
-            f"a run must have an exported student in {model_folder}, but has none. Run `hkd train` to its end first."
-        )
+        rule = f"must have an exported student in {model_folder}"
+        raise UserError(f"a run {rule}, but has none. Run `hkd train` to its end first.")
     part = read_manifest(manifest).split(split)
     if not re.fullmatch(r"[A-Za-z0-9_-]*", tag):
         raise UserError(f"tag must be letters, digits, - and _, but is '{tag}' instead.")
@@ -92,9 +91,8 @@ def evaluate(
     cut_at = None
     if splice:
         if alignment is None:
-            raise UserError(
-                "words can be cut out only where an alignment is, but there is none. Run `hkd align` first."
-            )
+            fault = "words can be cut out only where an alignment is, but there is none"
+            raise UserError(f"{fault}. Run `hkd align` first.")
         cut_at = Alignment(alignment)
         inputs["splice"] = {"order": splice, "alignment": cut_at.digest}
     if (sound := digest_of_sound(part)) is not None:
@@ -112,9 +110,8 @@ def evaluate(
         if cut_at is not None:
             part, lost = spliced(part, cut_at, Path(folder), shuffled=splice == SHUFFLED)
             if lost:
-                logger.warning(
-                    "%d utterances are not aligned or have one word, and are left out (%s ...)", len(lost), lost[0]
-                )
+                why = "are not aligned or have one word, and are left out"
+                logger.warning("%d utterances %s (%s ...)", len(lost), why, lost[0])
         decoded = decode(recogniser, part, n_best=config.n_best, progress=progress, **read)
     figures = {}
     if is_plain:
@@ -133,24 +130,17 @@ def evaluate(
     named = speakers if len(speakers) == len(rows) else None
     audio_s = sum(row.seconds for row in rows)
     rtf, extra = decoded.seconds.total / audio_s, recogniser.meta.extra
-    timing = {
-        "rtf": rtf,
-        "audio_s": audio_s,
-        **{f"{name}_s": value for name, value in asdict(decoded.seconds).items()},
-        "device": recogniser.device,
-        "threads": torch.get_num_threads(),
-    }
+    timing: dict[str, Any] = {"rtf": rtf, "audio_s": audio_s}
+    timing |= {f"{name}_s": value for name, value in asdict(decoded.seconds).items()}
+    timing |= {"device": recogniser.device, "threads": torch.get_num_threads()}
+    sizes: dict[str, float] = {"utterances": len(rows), "speakers": len(set(named or ()))}
+    sizes |= {"hours": round(audio_s / 3600, 6), "words": scores["wer"].totals()["tokens"]}
     report = EvaluationReport(
         run=run_folder.name,
         split=name,
         objective=str(extra.get("objective", run_folder.name)),
         seed=extra.get("seed"),
-        data={
-            "utterances": len(rows),
-            "speakers": len(set(named or ())),
-            "hours": round(audio_s / 3600, 6),
-            "words": scores["wer"].totals()["tokens"],
-        },
+        data=sizes,
         errors={name: error_rate(score, named, config) for name, score in scores.items()},
         frames=figures,
         parameters=recogniser.num_parameters,
@@ -165,8 +155,7 @@ def evaluate(
 
 
 def error_rate(scores: Scores, speakers: Sequence[str] | None, config: EvaluateConfig) -> ErrorRate:
-    """A rate with its bootstrap intervals by utterance and, where every utterance has a speaker, by speaker; NaN
-    without tokens."""
+    """A rate (NaN without tokens) with its intervals by utterance and, where all have speakers, by speaker."""
     draws: dict[str, Any] = {"level": config.level, "num_draws": config.num_draws, "seed": config.seed}
     by_utterance = bootstrap_interval(scores.errors_N, scores.tokens_N, **draws)
     by_speaker = speakers and bootstrap_interval(scores.errors_N, scores.tokens_N, group_N=speakers, **draws)
@@ -210,12 +199,9 @@ def _lm_digest(lm: str | None) -> str | None:
 
 
 def _finished(run_folder: Path, split: str, tag: str, inputs: Mapping[str, Any]) -> EvaluationReport | None:
-    """The evaluation that was made from the same inputs; n-best lists that nobody asks for now may lie beside, and its
-    sound may be gone."""
-    wanted = (
-        *result_paths(run_folder, split, tag),
-        *([n_best_path(run_folder, split, tag)] if "n_best" in inputs else []),
-    )
+    """The evaluation of the same inputs, perhaps with n-best lists that nobody asks for now; its sound may be gone."""
+    lists = [n_best_path(run_folder, split, tag)] if "n_best" in inputs else []
+    wanted = (*result_paths(run_folder, split, tag), *lists)
     if not all(path.exists() for path in wanted):
         return None
     try:

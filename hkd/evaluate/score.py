@@ -1,9 +1,7 @@
 """Error rates, how sure they are, and whether two runs differ; the files that an evaluation leaves in a run's folder.
 
-
-- How many words, characters or phones must change to turn a hypothesis into its reference. The alignment is jiwer's
-  (minimum edit distance, all costs 1), so the rates are jiwer's. A character error rate counts the spaces between
-  words, as jiwer does.
+- How many words, characters (spaces between words included) or phones must change to turn a hypothesis into its
+  reference: jiwer's alignment (minimum edit distance, all costs 1) and rates.
 - Everything is kept by utterance: intervals, tests, tables by speaker and listings are sums over rows.
 - Phones: words to phones by the lexicon, English ones folded to the 39 that papers report (Lee & Hon 1989,
   Speaker-independent phone recognition using hidden Markov models, table II). CMUdict's 39 phones are not the same 39:
@@ -33,7 +31,7 @@ All draws are a function of the seed. Shape letters: N utterances, G blocks, R d
 import json
 import math
 import warnings
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
@@ -81,8 +79,7 @@ def phones_of(text: str, lexicon: Lexicon) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scores:
-    """Edit counts by utterance. `edits`: jiwer's alignment chunks. The rate is errors / reference tokens, so it may
-    exceed 1."""
+    """Edit counts by utterance. `edits`: jiwer's chunks. The rate, errors / reference tokens, may exceed 1."""
 
     reference: tuple[tuple[str, ...], ...]
     hypothesis: tuple[tuple[str, ...], ...]
@@ -139,9 +136,7 @@ def score_words(references: Sequence[str], hypotheses: Sequence[str]) -> Scores:
 
 def score_characters(references: Sequence[str], hypotheses: Sequence[str]) -> Scores:
     """Character errors, the single spaces between words included."""
-    return score_tokens(
-        [list(" ".join(r.split())) for r in references], [list(" ".join(h.split())) for h in hypotheses]
-    )
+    return score_tokens(*([list(" ".join(text.split())) for text in side] for side in (references, hypotheses)))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -177,8 +172,7 @@ def block_sums(value_N: ArrayLike, group_N: Sequence[str] | None) -> NDArray[np.
 def _drawn_rates(
     errors_G: NDArray[np.float64], tokens_G: NDArray[np.float64], *, level: float, num_draws: int, seed: int
 ) -> tuple[NDArray[np.float64], float, float] | None:
-    """Σ errors / Σ tokens of every draw that has tokens (R), and the ends of their interval; None below two blocks or
-    without tokens."""
+    """Σ errors / Σ tokens of every draw that has tokens (R), and the ends of their interval; None as below."""
     from scipy.special import ndtr, stdtrit
     from scipy.stats import DegenerateDataWarning, bootstrap
 
@@ -228,8 +222,7 @@ def paired_bootstrap(
     num_draws: int = NUM_DRAWS,
     seed: int = 0,
 ) -> Comparison | None:
-    """Rate of A − rate of B on the same utterances, blocked by `group_N`; None where there are fewer than two blocks,
-    or no tokens.
+    """Rate of A − rate of B on the same utterances, blocked by `group_N`; None for fewer than two blocks, or no tokens.
 
     Several seeds of a run are pooled by giving the means of their errors. Runs without any difference have p = 1; p is
     never 0: the smallest share that draws can tell apart is 1 / (num_draws + 1), which is p = 0.004 for 13 blocks.
@@ -249,8 +242,7 @@ def paired_bootstrap(
 
 
 def _errors_at(edits: Sequence[jiwer.AlignmentChunk], num_tokens: int) -> NDArray[np.int64]:
-    """Errors in gap 0, on token 0, in gap 1, ..., in gap n: insertions lie in gaps, other errors on reference
-    tokens."""
+    """Errors in gap 0, on token 0, in gap 1, ..., in gap n: insertions lie in gaps, other errors on tokens."""
     place = np.zeros(2 * num_tokens + 1, np.int64)
     for e in edits:
         if e.type == "insert":
@@ -261,11 +253,8 @@ def _errors_at(edits: Sequence[jiwer.AlignmentChunk], num_tokens: int) -> NDArra
 
 
 def segment_differences(a: Scores, b: Scores) -> NDArray[np.int64]:
-    """Errors of A − errors of B in each segment where either errs.
-
-    A segment ends before two words that both have right, and at the utterance's end. Raises ValueError where the
-    references differ.
-    """
+    """Errors of A − errors of B in each segment where either errs. A segment ends before two words that both have
+    right, and at the utterance's end. Raises ValueError where the references differ."""
     if a.reference != b.reference:
         raise ValueError("two runs can only be compared on the same references, but theirs differ")
     differences: list[int] = []
@@ -280,11 +269,8 @@ def segment_differences(a: Scores, b: Scores) -> NDArray[np.int64]:
 
 
 def matched_pairs(a: Scores, b: Scores) -> Comparison | None:
-    """Matched-pairs sentence-segment word error test of run A against run B, by Student's law for few segments.
-
-    None where fewer than two segments hold errors, or where all that do differ by the same: no spread to hold the mean
-    against.
-    """
+    """Matched-pairs sentence-segment word error test of run A against run B, by Student's law for few segments. None
+    where fewer than two segments hold errors, or all that do differ by the same: there is no spread."""
     from scipy.special import stdtr
 
     difference_S = segment_differences(a, b)
@@ -303,8 +289,8 @@ METRICS = ("wer", "cer", "per")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ErrorRate:
-    """One rate with its counts and its intervals (None where there are too few blocks). The rate is errors / tokens:
-    NaN without tokens, which the file writes as null."""
+    """One rate, errors / tokens (NaN without tokens: null in the file), with its counts and its intervals (None where
+    there are too few blocks)."""
 
     rate: float
     tokens: int
@@ -322,8 +308,7 @@ class ErrorRate:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hypothesis:
-    """One utterance and its hypothesis. Texts are normalised words; phones by the run's lexicon, or by the English one
-    where None."""
+    """One utterance and its hypothesis: normalised words; phones by the run's lexicon (None: by the English one)."""
 
     id: str
     speaker: str | None
@@ -336,8 +321,7 @@ class Hypothesis:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RankedHypothesis:
-    """One of an utterance's n best: normalised words, and the natural log-probability (acoustic and LM scores
-    together)."""
+    """One of an utterance's n best: normalised words, and the natural log-probability (acoustic model and LM)."""
 
     text: str
     score: float
@@ -381,29 +365,25 @@ GRAPH_REMEDY = "No path reached a word's end: train longer, or widen the search 
 
 
 def silence_notes(reports: Sequence[EvaluationReport]) -> list[str]:
-    """Sentences about students that say nothing, or almost nothing, with the remedy; a remedy once for all students
-    that need it."""
-    silent: dict[str, list[str]] = {}
+    """Sentences about students that say nothing, or almost nothing: one for all that need the same remedy."""
+    silent: dict[str, list[str]] = defaultdict(list)
     for report in reports:
         wer = report.errors["wer"]
         if wer.tokens and wer.deletions >= SILENT * wer.tokens:
             remedy = GRAPH_REMEDY if report.decoder.get("name") == "graph" else CTC_REMEDY
-            silent.setdefault(remedy, []).append(
-                f"{report.name} ({wer.deletions:,} of {wer.tokens:,} words are left out)"
-            )
+            silent[remedy].append(f"{report.name} ({wer.deletions:,} of {wer.tokens:,} words are left out)")
     return [f"Nothing, or almost nothing, is said by {', '.join(names)}. {remedy}" for remedy, names in silent.items()]
 
 
 def read_json(path: Path, what: str = "a part of a run") -> dict[str, Any]:
     """The object in a JSON file; {} where there is no such file. Raises UserError where it is broken."""
+    rule = f"{path} must be {what} in JSON"
     try:
         value = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except ValueError as error:
-        raise UserError(
-            f"{path} must be {what} in JSON, but cannot be read as such ({error}). Make it again."
-        ) from None
+        raise UserError(f"{rule}, but cannot be read as such ({error}). Make it again.") from None
     if not isinstance(value, dict):
-        raise UserError(f"{path} must be {what} in JSON, but is no object. Make it again.")
+        raise UserError(f"{rule}, but is no object. Make it again.")
     return value
 
 
@@ -443,14 +423,11 @@ def read_result(run_folder: Path, split: str, tag: str = "") -> EvaluationReport
             rows = tuple(_hypothesis(json.loads(line)) for line in file)
         return EvaluationReport(**value, errors=errors, rtf=timing.get("rtf"), hypotheses=rows)
     except FileNotFoundError as error:
-        raise UserError(
-            f"an evaluation must be at {error.filename}, but is not there. Run `hkd evaluate {run_folder.name} --split "
-            f"{split}` first."
-        ) from None
+        remedy = f"Run `hkd evaluate {run_folder.name} --split {split}` first."
+        raise UserError(f"an evaluation must be at {error.filename}, but is not there. {remedy}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{path} must be an evaluation, but cannot be read as one ({error}). Run `hkd evaluate` again."
-        ) from None
+        what = f"{path} must be an evaluation, but cannot be read as one ({error})"
+        raise UserError(f"{what}. Run `hkd evaluate` again.") from None
 
 
 def _hypothesis(row: Mapping[str, Any]) -> Hypothesis:
@@ -467,8 +444,7 @@ def write_result(
     n_best: Sequence[Sequence[RankedHypothesis]],
     timing: Mapping[str, Any],
 ) -> None:
-    """Write an evaluation's files, the figures last: they are the mark of completeness. Without n-best lists an older
-    file of them goes."""
+    """Write an evaluation's files, the figures last, the mark of completeness; an older file of n-best lists goes."""
     rows, (path, hyp_path, timing_path) = report.hypotheses, result_paths(run_folder, report.split, report.tag)
     names = ("tokens", "substitutions", "insertions", "deletions")
 
@@ -532,9 +508,8 @@ class SpeakerErrors(NamedTuple):
 def by_speaker(rows: Sequence[Hypothesis], scores: Scores) -> list[SpeakerErrors]:
     """Speakers from worst to best, those without words last; utterances without a speaker are under "?"."""
     speakers = [row.speaker or "?" for row in rows]
-    words_G, errors_G = (
-        block_sums(counts_N, speakers).astype(int).tolist() for counts_N in (scores.tokens_N, scores.errors_N)
-    )
+    counts = (scores.tokens_N, scores.errors_N)
+    words_G, errors_G = (block_sums(count_N, speakers).astype(int).tolist() for count_N in counts)
     found = [
         SpeakerErrors(speaker, number, words, errors, errors / words if words else math.nan)
         for (speaker, number), words, errors in zip(Counter(speakers).items(), words_G, errors_G, strict=True)
@@ -567,6 +542,5 @@ def listing(rows: Sequence[Hypothesis], scores: Scores) -> str:
     for s in by_speaker(rows, scores):
         rate = f"{100 * s.rate:.1f}" if s.words else "–"
         text.append(f"{s.speaker:<18} {s.utterances:>10} {s.words:>6} {s.errors:>7} {rate:>6}")
-    text += ["", "count  said → recognised"]
-    text += [f"{count:>5}  {said} → {heard}" for said, heard, count in confusions(scores)]
-    return "\n".join(text) + "\n"
+    pairs = [f"{count:>5}  {said} → {heard}" for said, heard, count in confusions(scores)]
+    return "\n".join([*text, "", "count  said → recognised", *pairs, ""])

@@ -39,10 +39,8 @@ _SEED = re.compile(r"[-_.]seed[-_]?\d+$")
 def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
     """Columns under a header and a rule, the first to the left, the others to the right."""
     first, *others = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    shown = [
-        "  ".join([line[0].ljust(first), *(text.rjust(w) for text, w in zip(line[1:], others, strict=True))])
-        for line in lines
-    ]
+    cells = ([line[0].ljust(first), *map(str.rjust, line[1:], others)] for line in lines)
+    shown = ["  ".join(row) for row in cells]
     return [shown[0], "─" * len(shown[0]), *shown[1:]]
 
 
@@ -121,24 +119,18 @@ class ObjectivesTable:
             against = self.comparison(row)
             wer, *others = (row.cells[metric].texts() for metric in METRICS)
             delta, p = (signed(against.difference), format_p(against.p)) if against else ("–", "–")
-            parameters = f"{row.parameters / 1e6:.2f} M" + (
-                f" + {row.lm_parameters / 1e6:.1f} M" if row.lm_parameters else ""
-            )
+            of_lm = f" + {row.lm_parameters / 1e6:.1f} M" if row.lm_parameters else ""
             seeds = [100 * rate for rate in row.cells["wer"].by_seed]
             spread = f" ({min(seeds):.1f}–{max(seeds):.1f})" if len(seeds) > 1 and not np.isnan(seeds[0]) else ""
-            rtf = "–" if row.rtf is None else f"{row.rtf:.3f}"
-            found.append(
-                (row.name, *wer, f"{len(seeds)}{spread}", *itertools.chain(*others), delta, p, parameters, rtf)
-            )
+            last = (delta, p, f"{row.parameters / 1e6:.2f} M{of_lm}", "–" if row.rtf is None else f"{row.rtf:.3f}")
+            found.append((row.name, *wer, f"{len(seeds)}{spread}", *itertools.chain(*others), *last))
         return found
 
     def comparison(self, row: TableRow) -> Comparison | None:
         """The row against the first baseline."""
-        return (
-            row.against.get(base_of(row.name, self.baseline, [other.name for other in self.rows]))
-            if self.baseline
-            else None
-        )
+        if not self.baseline:
+            return None
+        return row.against.get(base_of(row.name, self.baseline, [other.name for other in self.rows]))
 
     def pairs_header(self) -> tuple[str, ...]:
         """Column titles of `pairs`."""
@@ -175,24 +167,15 @@ class ObjectivesTable:
         d = self.data
         speakers = f"{d['speakers']:.0f} speaker{'' if d['speakers'] == 1 else 's'}"
         least, most = (f(len(row.runs) for row in self.rows) for f in (min, max))
-        seeds = (
-            "one seed each"
-            if most == 1
-            else f"{most} seeds each"
-            if least == most
-            else f"{least} to {most} seeds a row"
-        )
-        size = (
-            f"{d['utterances']:,.0f} utterances, {d['words']:,.0f} words, {60 * d['hours']:.1f} minutes, {speakers}; "
-            f"{seeds}."
-        )
+        seeds = f"{most} seeds each" if least == most else f"{least} to {most} seeds a row"
+        seeds = "one seed each" if most == 1 else seeds
+        size = f"{d['utterances']:,.0f} utterances, {d['words']:,.0f} words, {60 * d['hours']:.1f} minutes, {speakers}"
         tests = f" p: paired bootstrap by {self.blocks} against {self.baseline}, two-sided." if self.baseline else ""
-        notes = [*self.remarks, f"Split {self.split}: {size}", f"Intervals: bootstrap by {self.blocks}.{tests}"]
+        notes = [*self.remarks, f"Split {self.split}: {size}; {seeds}."]
+        notes.append(f"Intervals: bootstrap by {self.blocks}.{tests}")
         if most > 1:
-            notes.append(
-                "In brackets the WER of the best and the worst seed; intervals and p are about other test data, not "
-                "other seeds."
-            )
+            about = "intervals and p are about other test data, not other seeds"
+            notes.append(f"In brackets the WER of the best and the worst seed; {about}.")
         if self.blocks == "utterance":
             notes.append(f"Fewer than {MIN_SPEAKERS} speakers: the intervals say nothing about other speakers.")
         return notes
@@ -205,8 +188,7 @@ def configuration_of(run: str) -> str:
 
 
 def base_of(row: str, baseline: str, names: Collection[str]) -> str:
-    """The row that a row is compared with: the baseline, decoded alike where it was (`none@fusion` for
-    `hierarchical@fusion`)."""
+    """The row that a row is compared with: the baseline, decoded alike where it was (`none@lm` for `hard-heads@lm`)."""
     alike = f"{baseline}@{row.partition('@')[2]}"
     return alike if alike in names and alike != row else baseline
 
@@ -222,16 +204,14 @@ def objectives_table(reports: Sequence[EvaluationReport], *, baselines: Sequence
         raise UserError("a table must have at least one evaluated run, but there is none. Run `hkd evaluate` first.")
     first = reports[0]
     _check_same(reports)
+    rank = {objective: place for place, objective in enumerate(ORDER)}
     groups: dict[str, list[EvaluationReport]] = {}
-    for report in sorted(
-        reports, key=lambda r: (ORDER.index(r.objective) if r.objective in ORDER else len(ORDER), r.name)
-    ):
+    for report in sorted(reports, key=lambda r: (rank.get(r.objective, len(ORDER)), r.name)):
         groups.setdefault(configuration_of(report.name), []).append(report)
     for name, group in groups.items():
         _check_seeds(name, group)
-    bases = [_find(name, groups) for name in baselines] or [
-        name for name in ("none",) if name in groups and len(groups) > 1
-    ]
+    usual = ["none"] if "none" in groups and len(groups) > 1 else []
+    bases = [_find(name, groups) for name in baselines] or usual
     speakers = [row.speaker for row in first.hypotheses if row.speaker is not None]
     by_speaker = len(speakers) == len(first.hypotheses) and len(set(speakers)) >= MIN_SPEAKERS
     level = float(first.inputs["settings"]["level"])
@@ -241,12 +221,10 @@ def objectives_table(reports: Sequence[EvaluationReport], *, baselines: Sequence
     for name, group in groups.items():
         others = [other for base in bases if (other := base_of(name, base, groups)) != name]
         rows.append(_row(name, group, scores[name], {other: scores[other] for other in others}, draws))
+    silent = silence_notes([report for group in groups.values() for report in group])
     return ObjectivesTable(
         rows=tuple(rows), split=first.split, blocks="speaker" if by_speaker else "utterance", level=level,
-        baselines=tuple(bases),
-        data=dict(first.data),
-        remarks=(*silence_notes([report for group in groups.values() for report in group]),
-            *_fusion_left(rows, groups, bases)),
+        baselines=tuple(bases), data=dict(first.data), remarks=(*silent, *_fusion_left(rows, groups, bases)),
     )  # fmt: skip
 
 
@@ -254,28 +232,19 @@ def _fusion_left(
     rows: Sequence[TableRow], groups: Mapping[str, Sequence[EvaluationReport]], bases: Sequence[str]
 ) -> Iterator[str]:
     """For each way to decode with an LM: the points that it gains on each row, and the share of what it gains on the
-    first baseline.
-
-    A student that has learnt what the LM knows leaves less to gain.
-    """
+    first baseline. A student that has learnt what the LM knows leaves less to gain."""
     rate = {row.name: 100 * row.cells["wer"].rate for row in rows}
     tags = dict.fromkeys(name.partition("@")[2] for name in rate if groups[name][0].decoder.get("lm"))
     for tag in filter(None, tags):
         gain = {name: rate[name] - rate[f"{name}@{tag}"] for name in rate if f"{name}@{tag}" in rate}
         base = next((gain[name] for name in bases if name in gain), 0.0)
-        share = {
-            name: f" ({100 * points / base:.0f} %)" if base > 0 and name not in bases[:1] else ""
-            for name, points in gain.items()
-        }
+        said = []
+        for name, points in sorted(gain.items(), key=lambda item: item[0] not in bases):
+            share = f" ({100 * points / base:.0f} %)" if base > 0 and name not in bases[:1] else ""
+            said.append(f"{name} {points:.1f}{share}")
         if gain:
-            said = ", ".join(
-                f"{name} {points:.1f}{share[name]}"
-                for name, points in sorted(gain.items(), key=lambda item: item[0] not in bases)
-            )
-            yield (
-                f"Points of WER that the LM of @{tag} still gains{' (share of the baseline)' if base > 0 else ''}: "
-                f"{said}."
-            )
+            what = "still gains (share of the baseline)" if base > 0 else "still gains"
+            yield f"Points of WER that the LM of @{tag} {what}: {', '.join(said)}."
 
 
 def _find(baseline: str, groups: Mapping[str, Sequence[EvaluationReport]]) -> str:
@@ -284,9 +253,8 @@ def _find(baseline: str, groups: Mapping[str, Sequence[EvaluationReport]]) -> st
     found = baseline if baseline in groups else next(of_objective, None)
     if found is None:
         hint = did_you_mean(baseline, [*groups, *(group[0].objective for group in groups.values())])
-        raise UserError(
-            f"a baseline must be one of {', '.join(groups)}, or their objective, but is '{baseline}' instead.{hint}"
-        )
+        known = f"one of {', '.join(groups)}, or their objective"
+        raise UserError(f"a baseline must be {known}, but is '{baseline}' instead.{hint}")
     return found
 
 
