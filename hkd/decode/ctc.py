@@ -189,8 +189,6 @@ class WordFusion:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BeamConfig:
-    """How wide."""
-
     beam: int = 16  # prefixes that are kept
     units: int = 32  # that may follow in a frame
     threshold: float = 9.0  # units less likely than exp(-threshold) of a frame's likeliest open no prefix
@@ -230,7 +228,6 @@ class _Prefix:
     next_unit: float = _NONE
 
     def units(self) -> tuple[int, ...]:
-        """Unit ids from the beginning."""
         found: list[int] = []
         node: _Prefix | None = self
         while node is not None and node.parent is not None:

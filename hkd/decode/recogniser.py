@@ -49,7 +49,6 @@ class DecodingTimes:
 
     @property
     def total(self) -> float:
-        """All of it."""
         return self.features + self.network + self.search
 
     def __add__(self, other: "DecodingTimes") -> "DecodingTimes":

@@ -397,7 +397,6 @@ def model_card(run_folder: Path, *, needs_figures: bool = True) -> str:
 
 
 def write_card(run_folder: Path, out: Path, *, needs_figures: bool = True) -> None:
-    """Write the card atomically."""
     write_bytes(out, model_card(run_folder, needs_figures=needs_figures).encode())
 
 

@@ -56,10 +56,8 @@ _DROPPED = "q"
 
 
 def fold_39(phones: Iterable[str]) -> list[str]:
-    """Phones (TIMIT's 61 or ARPAbet, any case, stress marks allowed) → the 39, silences in a row joined. Idempotent.
-
-    Phones of neither set come back in lower case, unchanged.
-    """
+    """Phones (TIMIT's 61 or ARPAbet, any case, stress marks allowed) → the 39, silences in a row joined; those of
+    neither set in lower case. Idempotent."""
     folded: list[str] = []
     for phone in phones:
         name = phone.lower().rstrip("012")
@@ -302,7 +300,6 @@ class ErrorRate:
     by_speaker: ConfidenceInterval | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
         return {**asdict(self), "rate": None if math.isnan(self.rate) else self.rate}
 
 
@@ -475,7 +472,6 @@ def english() -> Lexicon:
 
 
 def with_phones(row: Hypothesis, lexicon: Lexicon) -> Hypothesis:
-    """The same with the phones of both texts."""
     reference, hypothesis = (" ".join(phones_of(text, lexicon)) for text in (row.reference, row.hypothesis))
     return replace(row, reference_phones=reference, hypothesis_phones=hypothesis)
 

@@ -69,15 +69,12 @@ class Cell:
     by_seed: tuple[float, ...]
 
     def texts(self) -> tuple[str, str]:
-        """Rate and interval in %."""
         interval = f"{100 * self.interval.low:.1f}–{100 * self.interval.high:.1f}" if self.interval else "–"
         return "–" if np.isnan(self.rate) else f"{100 * self.rate:.2f}", interval
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TableRow:
-    """One configuration."""
-
     name: str
     runs: tuple[str, ...]
     cells: dict[str, Cell]  # wer, cer, per
@@ -102,7 +99,6 @@ class ObjectivesTable:
 
     @property
     def baseline(self) -> str | None:
-        """The first one."""
         return self.baselines[0] if self.baselines else None
 
     def header(self) -> tuple[str, ...]:
@@ -133,7 +129,6 @@ class ObjectivesTable:
         return row.against.get(base_of(row.name, self.baseline, [other.name for other in self.rows]))
 
     def pairs_header(self) -> tuple[str, ...]:
-        """Column titles of `pairs`."""
         return ("run", "against", "ΔWER", f"{100 * self.level:g} % interval", "relative %", "p", "p by matched pairs")
 
     def pairs(self) -> list[tuple[str, ...]]:
@@ -194,12 +189,9 @@ def base_of(row: str, baseline: str, names: Collection[str]) -> str:
 
 
 def objectives_table(reports: Sequence[EvaluationReport], *, baselines: Sequence[str] = ()) -> ObjectivesTable:
-    """The table of evaluations of one split.
-
-    baselines: the configurations, else objectives, that the others are tested against (see `base_of`); by default
-    `none` where present. Raises UserError where splits or references differ, a baseline is missing, or runs that look
-    like seeds of one row are not.
-    """
+    """The table of evaluations of one split. baselines: the configurations, else objectives, that the others are tested
+    against (see `base_of`); by default `none` where present. Raises UserError where splits or references differ, a
+    baseline is missing, or runs that look like seeds of one row are not."""
     if not reports:
         raise UserError("a table must have at least one evaluated run, but there is none. Run `hkd evaluate` first.")
     first = reports[0]
@@ -263,9 +255,8 @@ def _check_seeds(name: str, group: Sequence[EvaluationReport]) -> None:
     first, seen = group[0], {group[0].name}
     for other in group[1:]:
         if other.name in seen:
-            raise UserError(
-                f"runs in one table must have different names, but two are called {other.name}. Rename one's folder."
-            )
+            rule = "runs in one table must have different names"
+            raise UserError(f"{rule}, but two are called {other.name}. Rename one's folder.")
         seen.add(other.name)
         for what in ("objective", "parameters", "decoder"):
             if getattr(first, what) != getattr(other, what):

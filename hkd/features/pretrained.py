@@ -198,7 +198,6 @@ class Upstream:
 
     @property
     def num_parameters(self) -> int:
-        """Of the encoder."""
         return sum(p.numel() for p in self.model.parameters())
 
     @torch.no_grad()

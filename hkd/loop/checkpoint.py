@@ -99,7 +99,6 @@ def optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) 
 
 
 def load_optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
-    """Put back what `optimizer_tensors` gave."""
     parameter_of = dict(model.named_parameters())
     for full_name, tensor in tensors.items():
         name, key = full_name.rsplit("/", 1)
@@ -211,7 +210,6 @@ class BestCheckpoints:
                 shutil.rmtree(path, ignore_errors=True)
 
     def state(self) -> dict[str, Any]:
-        """For state.json."""
         return {"rows": [list(row) for row in self.rows], "waited": self.waited}
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -281,7 +279,6 @@ class Metrics:
 
     @property
     def num_bytes(self) -> int:
-        """Length of metrics.jsonl now."""
         return self._path.stat().st_size if self._path.exists() else 0
 
     def write(self, row: Mapping[str, Any], *, timing: bool = False) -> None:
@@ -291,7 +288,6 @@ class Metrics:
                 file.write(json.dumps(row) + "\n")
 
     def cut(self, num_bytes: int) -> None:
-        """Cut metrics.jsonl back to a length."""
         if self._active and self._path.exists():
             os.truncate(self._path, num_bytes)
 

@@ -128,10 +128,8 @@ def no_settings_from_the_environment() -> Iterator[None]:
     given = {name: value for name, value in os.environ.items() if name.startswith(_SETTINGS)}
     for name, engine in ENGINES.items():
         if given.get(name, "").lower() not in _NOTHING:
-            raise UserError(
-                f"{name} must not be set, but is {given[name]} instead: hkd trains without {engine}. Take it out, and "
-                "start processes with torchrun."
-            )
+            why, remedy = f"hkd trains without {engine}", "Take it out, and start processes with torchrun."
+            raise UserError(f"{name} must not be set, but is {given[name]} instead: {why}. {remedy}")
     if aside := [f"{name}={value}" for name, value in sorted(given.items()) if value.lower() not in _NOTHING]:
         settings = "Settings are --device, loop.precision and loop.accumulate."
         logger.warning("accelerate's environment variables are not read: %s. %s", ", ".join(aside), settings)
@@ -200,9 +198,8 @@ def fit(
 
     identity: JSON of all else that the result depends on (configs, digests of the data); another one in the same folder
     is refused. tensorboard: write curves into folder/tensorboard too. Leaves folder/{final.safetensors, done.json,
-    metrics.jsonl, timing.jsonl, checkpoints/}. A run that is done returns at once. Either way the task's model holds
-    the final weights. Raises Terminated on SIGTERM and KeyboardInterrupt on Ctrl-C, both after saving; HkdError where
-    the loss is not finite.
+    metrics.jsonl, timing.jsonl, checkpoints/}; a run that is done returns at once, the final weights in its model too.
+    Raises Terminated on SIGTERM and KeyboardInterrupt on Ctrl-C, after saving; HkdError where the loss is not finite.
     """
     whole = identity_of(config, identity)
     if (metrics := checkpoint.finished(folder, whole)) is not None:

@@ -93,9 +93,8 @@ class Join:
         """The model of a spelled level: the student's subwords, or what lies in the units' folder."""
         if level not in self._spellings:
             if self._units is None:
-                raise UserError(
-                    f"units of the level {level} need their model. Give the file subword.model of your pieces."
-                )
+                remedy = "Give the file subword.model of your pieces."
+                raise UserError(f"units of the level {level} need their model. {remedy}")
             self._spellings[level] = SubwordModel(self._units / model_file(level), level=level)
         return self._spellings[level]
 
@@ -137,7 +136,6 @@ class Join:
     # What an utterance has --------------------------------------------------------------------------------------------
 
     def aligned(self, utterance_id: str) -> bool:
-        """Whether it has an alignment."""
         return self.alignment is not None and utterance_id in self.alignment
 
     def target(self, utterance: Utterance) -> NDArray[np.int32]:
@@ -145,7 +143,6 @@ class Join:
         return self.subwords.encode(self.words(utterance.id))[0]
 
     def _words(self, utterance_id: str) -> tuple[str, ...]:
-        """Its normalised words."""
         return tuple(words(self.manifest.by_id(utterance_id).text))
 
     def _segments(self, utterance_id: str, level: str) -> Positions:
@@ -294,9 +291,7 @@ SAMPLED = 2000  # utterances whose slots are counted
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LevelCoverage:
     """What one head's labels cover. Positions and slots are counted of `sampled` utterances, the same for all heads.
-
-    `unplaced`: positions between slot middles, which no slot carries (at speed 1).
-    """
+    `unplaced`: positions between slot middles, which no slot carries (at speed 1)."""
 
     head: str
     level: str
@@ -325,11 +320,9 @@ class Coverage:
     too_short: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
         return asdict(self)
 
     def text(self) -> str:
-        """A line a head."""
         lines = [f"{self.utterances} utterances, {self.frames / 6000:.1f} minutes"]
         for head in self.heads:
             of = f" of {head.sampled} utterances" if head.sampled < head.utterances else ""
@@ -403,9 +396,9 @@ def require(coverage: Coverage, min_coverage: float) -> None:
     """Raises UserError naming the first head with labels for less than `min_coverage`, and some that lack them."""
     for head in coverage.heads:
         if head.share < min_coverage:
+            some, reached = ", ".join(head.missing), f"{int(head.share * 10000) / 10000:g}"
             raise UserError(
                 f"`min_coverage` must be reached by every head, but '{head.head}' has labels for {head.covered} of "
-                f"{head.utterances} utterances, {head.share:.4f} < {min_coverage:g} (missing: "
-                f"{', '.join(head.missing)}). Align and label them, or give --min-coverage "
-                f"{int(head.share * 10000) / 10000:g}."
+                f"{head.utterances} utterances, {head.share:.4f} < {min_coverage:g} (missing: {some}). Align and label "
+                f"them, or give --min-coverage {reached}."
             )

@@ -77,7 +77,6 @@ class BatchPlan:
         self._made: tuple[int, list[NDArray[np.int64]]] = (-1, [])  # the epoch that was asked for last, and its batches
 
     def epoch_of(self, step: int) -> int:
-        """The epoch of a step."""
         return step // self.batches_per_epoch
 
     def batch(self, step: int) -> NDArray[np.int64]:
@@ -188,8 +187,6 @@ class View(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class BatchMaker:
-    """Makes batches of utterances."""
-
     utterances: Sequence[Utterance]
     join: Join
     features: FeatureSource

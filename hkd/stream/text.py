@@ -122,9 +122,8 @@ class Bank:
         except (SafetensorError, ValueError, OSError) as error:
             raise UserError(f"{path} must be a posterior bank, but cannot be read as one ({error}).") from None
         if (facts.get("format"), facts.get("version")) != (FORMAT, VERSION):
-            raise UserError(
-                f"{path} must be a posterior bank of version {VERSION}, but is another. Run `hkd bank` again."
-            )
+            rule = f"must be a posterior bank of version {VERSION}"
+            raise UserError(f"{path} {rule}, but is another. Run `hkd bank` again.")
         segments = Segments(*(tensors[name].astype(np.int64) for name in Segments._fields))
         return cls(
             segments=segments,
@@ -133,7 +132,6 @@ class Bank:
         )
 
     def num_units(self, head: str) -> int:
-        """The units of a head."""
         return int(self.facts["heads"][head])
 
     @cached_property
@@ -205,12 +203,10 @@ class SpeechAndText(ToDeviceMixin):
 
     @property
     def ids(self) -> tuple[str, ...]:
-        """Of both."""
         return tuple(name for part in (self.speech, self.text) if part is not None for name in part.ids)
 
     @property
     def seconds(self) -> float:
-        """Of both."""
         return sum(part.seconds for part in (self.speech, self.text) if part is not None)
 
 
@@ -275,8 +271,6 @@ class PlacedUnits(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class TextMaker:
-    """Makes batches of sentences."""
-
     utterances: Sequence[Utterance]
     join: Join  # of the text, with its label stores
     bank: Bank

@@ -107,7 +107,6 @@ class SpeechEncoderConfig:
 
     @property
     def num_layers(self) -> int:
-        """Layers to tap."""
         return int(self.settings["encoder_layers" if self.architecture == WHISPER else "num_hidden_layers"])
 
     @property
@@ -137,8 +136,7 @@ class SpeechEncoderConfig:
 class HeadConfig:
     """An output layer, dropped at export unless it conditions: kind `hard` (reference labels) or `aux` (a teacher's).
 
-    condition: its posteriors are projected and added to its layer's output, which the layers above read (Nozaki &
-    Komatsu 2021, arXiv 2104.02724).
+    condition: its posteriors go into its layer's output (Nozaki & Komatsu 2021, arXiv 2104.02724; see `StudentModel`).
     """
 
     name: str

@@ -303,7 +303,6 @@ class SpeechEncoder(nn.Module):
         """As `ConformerEncoder.forward`, with x_BTF as the config's front end gives it; D is `d_out`. seed_B is not
         read: dropout within transformers draws from torch's generator. Raises UserError for an utterance longer than
         the encoder can read."""
-        del seed_B
         seen: dict[int, Tensor] = {}
         num_frames = -(-x_BTF.shape[1] // SUBSAMPLING)
         x_BTF = x_BTF.masked_fill(~valid_frames(length_B, x_BTF.shape[1])[:, :, None], 0.0)

@@ -37,8 +37,6 @@ class StudentOutput:
 
 
 class StudentModel(nn.Module):
-    """Encoder, main output, heads."""
-
     mean_F: Tensor
     std_F: Tensor
 
@@ -104,9 +102,7 @@ class StudentModel(nn.Module):
         seed_B: Sequence[int] | None = None,
     ) -> StudentOutput:
         """What the student makes of posteriors that it has not heard: text. The heads of the layers above alone answer.
-
-        posteriors: p_BTV of each head that conditions the lowest layer of those; length_B: encoder frames.
-        """
+        posteriors: p_BTV of each head that conditions the lowest layer of those; length_B: encoder frames."""
         assert isinstance(self.encoder, ConformerEncoder)
         tap, said = self.text_tap, dict[str, Tensor]()
         x_BTD = torch.stack([self.condition[name](p_BTV) for name, p_BTV in posteriors.items()]).sum(0)

@@ -59,7 +59,6 @@ class BankReport:
     right: dict[str, float]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
         return {**asdict(self), "folder": str(self.folder)}
 
 
@@ -75,10 +74,8 @@ def make_bank(
     device: str = "auto",
     progress: Progress = no_progress,
 ) -> BankReport:
-    """Train the fold students, or go on, and write the bank; one that is there and of the same inputs is left.
-
-    Raises UserError where no head conditions, speakers are too few, or the folder holds another bank.
-    """
+    """Train the fold students, or go on, and write the bank; one that is there and of the same inputs is left. Raises
+    UserError where no head conditions, speakers are too few, or the folder holds another bank."""
     if not any(name.startswith("kd-") for name in config.condition):  # then no label store is read
         config = replace(config, objective="none", stores=(), levels=(), hard_heads=None)
     config = replace(config, text=TextConfig())

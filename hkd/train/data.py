@@ -89,10 +89,8 @@ def open_text(
     readers: Mapping[str, LabelReader],
     heard: Mapping[str, Any],
 ) -> TrainingText:
-    """Open the sentences and the bank, and check that they fit the run: UserError where they do not.
-
-    readers: from `text_readers`; heard: `heard_by` of the run.
-    """
+    """Open the sentences and the bank, and check that they fit the run: UserError where they do not. readers: from
+    `text_readers`; heard: `heard_by` of the run."""
     settings = config.text
     bank = Bank.load(Path(settings.bank))
     check_bank(Path(settings.bank), bank, heard)
@@ -111,9 +109,8 @@ def open_text(
     said.stores = {name: replace(join.stores[name], reader=readers[name]) for name in soft}
     heads = {head.name: head.level for head in low.student.heads}
     if settings.posteriors == "clean" and any(head.kind == "aux" for head in low.student.heads):
-        raise UserError(
-            "`condition` must name levels where `text.posteriors` is clean, but names heads of label stores."
-        )
+        rule = "must name levels where `text.posteriors` is clean"
+        raise UserError(f"`condition` {rule}, but names heads of label stores.")
     levels = {MONOPHONE, *above, *heads.values(), *(said.stores[name].level for name in soft)} - set(SPELLED)
     spoken = [(u.id, said.words(u.id)) for u in whole]
     sequences = {level: encode(folder, spoken, level) for level in sorted(levels)}
@@ -158,11 +155,9 @@ def _require(join: Join, min_coverage: float) -> None:
     for name, store in join.stores.items():
         missing = [u.id for u in join.manifest if not store.labels(u.id)]
         if len(missing) > (1 - min_coverage) * len(join.manifest):
-            raise UserError(
-                f"`min_coverage` must be reached by the text's label store '{name}', but {len(missing)} of "
-                f"{len(join.manifest)} sentences have no labels ({', '.join(missing[:3])}). Label them, or give "
-                "--min-coverage."
-            )
+            without = f"{len(missing)} of {len(join.manifest)} sentences have no labels ({', '.join(missing[:3])})"
+            rule = f"`min_coverage` must be reached by the text's label store '{name}'"
+            raise UserError(f"{rule}, but {without}. Label them, or give --min-coverage.")
 
 
 def low_part(plan: StudentPlan) -> StudentPlan:
@@ -221,10 +216,8 @@ def open_data(
     labels: Path | str | None,
     run: Path | None = None,
 ) -> TrainingData:
-    """Open the inputs and check that they fit together. Raises UserError in one line where they do not.
-
-    run: the folder of a run; what it began with is not checked again.
-    """
+    """Open the inputs and check that they fit together: UserError in one line where they do not. run: the folder of a
+    run; what it began with is not checked again."""
     whole = manifests.read(manifest)
     subwords = SubwordModel(units / MODEL_FILE)
     readers = _stores(config, labels, subwords)
@@ -310,9 +303,8 @@ def _stores(config: TrainConfig, labels: Path | str | None, subwords: SubwordMod
     if objective_of(config).stores == "none":
         return {}
     if labels is None or (isinstance(labels, Path) and not labels.exists()):
-        raise UserError(
-            f"objective {config.objective} needs label stores, but {labels} is not there. Run `hkd teacher-dump` first."
-        )
+        fault = f"objective {config.objective} needs label stores, but {labels} is not there"
+        raise UserError(f"{fault}. Run `hkd teacher-dump` first.")
     known = store_folders(labels)
     for table, names in (("lams", {*known, *LEVELS}), ("kds", {*known}), ("stores", {*known})):
         check_names(table, sorted(getattr(config, table)), names, f"label stores ({', '.join(known)})")

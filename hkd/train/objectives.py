@@ -234,11 +234,8 @@ def needs_of(config: TrainConfig, stores: Mapping[str, str], *, aligned: bool) -
 
 
 def _stores_of(config: TrainConfig, stores: Mapping[str, str]) -> tuple[str, ...]:
-    """The label stores that the objective reads of those that are there (name → level), fine levels first.
-
-    Raises UserError where one that the settings name is missing, a level has two, or there are none, or several for an
-    objective of one.
-    """
+    """The label stores that the objective reads of those that are there (name → level), fine levels first. Raises
+    UserError where a named one is missing, a level has two, or there are none, or several for an objective of one."""
     objective, main_level = objective_of(config), SENONE if config.main == SENONE else SUBWORD
     # how many stores other levels have is no matter here
     if objective.teaches_main and not config.stores and not config.levels:
@@ -261,19 +258,15 @@ def _stores_of(config: TrainConfig, stores: Mapping[str, str]) -> tuple[str, ...
     rank = {level: number for number, level in enumerate(UNIT_LEVELS)}
     chosen = tuple(sorted(chosen, key=lambda name: (rank.get(stores[name], len(rank)), name)))
     if objective.stores == "one" and len(chosen) != 1:
-        raise UserError(
-            f"objective {config.objective} takes one label store, but {', '.join(chosen) or 'none'} would do. "
-            "Name it: --set stores='[\"NAME\"]' or --set levels='[\"LEVEL\"]'."
-        )
+        fault = f"objective {config.objective} takes one label store, but {', '.join(chosen) or 'none'} would do"
+        raise UserError(f"{fault}. Name it: --set stores='[\"NAME\"]' or --set levels='[\"LEVEL\"]'.")
     if not chosen:
-        raise UserError(
-            f"objective {config.objective} takes label stores, but there is none. Run `hkd teacher-dump` first."
-        )
+        fault = f"objective {config.objective} takes label stores, but there is none"
+        raise UserError(f"{fault}. Run `hkd teacher-dump` first.")
     return chosen
 
 
 def slots_of(config: TrainConfig, level: str) -> int:
-    """Slots an encoder frame of a level's heads."""
     return config.slots.get(level, default_slots(level))
 
 
@@ -315,10 +308,8 @@ def encoder_of(config: TrainConfig) -> EncoderConfig | SpeechEncoderConfig:
     """hkd's own encoder, its upstream opened, or the named one. Raises UserError, HkdError where that cannot be had."""
     encoder = config.encoder
     if encoder.upstream_folder:
-        raise UserError(
-            "encoder.upstream_folder must be left out: encoder.upstream may be a folder. It says where an export has "
-            "its own."
-        )
+        where = "encoder.upstream may be a folder. It says where an export has its own."
+        raise UserError(f"encoder.upstream_folder must be left out: {where}")
     if encoder.upstream:
         rule = "be left out where encoder.upstream is given"
         check_setting("encoder.num_bins", encoder.num_bins, rule, encoder.num_bins == NUM_BINS)
@@ -338,9 +329,8 @@ def plan_student(config: TrainConfig, needs: DataNeeds, join: Join) -> StudentPl
     if hybrid and config.stride.get(SENONE, 1) > 1:
         raise UserError("`stride.senone` must be 1 where `main` is senone: its own loss takes every slot. Take it out.")
     if hybrid and SENONE in needs.hard and slots_of(config, SENONE) != usual:
-        raise UserError(
-            f"`slots.senone` must be {usual} where `main` is senone, with a hard head at that level. Take it out."
-        )
+        where = "where `main` is senone, with a hard head at that level"
+        raise UserError(f"`slots.senone` must be {usual} {where}. Take it out.")
     encoder, objective = encoder_of(config), objective_of(config)
     given = ObjectiveInputs(config=config, stores=needs.stores, join=join, num_layers=encoder.num_layers)
     hard = {level: slots_of(config, level) for level in needs.hard}
@@ -385,10 +375,8 @@ def _auxiliary(given: "ObjectiveInputs", store: str) -> Taught:
 
 
 def _column(given: "ObjectiveInputs", store: str) -> int | None:
-    """Where a store's rows hold the normaliser of the teacher's temperature; None where none is needed.
-
-    Raises UserError for a temperature that the store does not hold.
-    """
+    """Where a store's rows hold the normaliser of the teacher's temperature; None where none is needed. Raises
+    UserError for a temperature that the store does not hold."""
     kd, spec = given.kd(store), given.join.stores[store].reader.spec
     if kd.temperature == 1 or spec.width >= len(spec.inventory) or kd.tail == "renormalised":
         return None
@@ -405,10 +393,8 @@ def _mixed(given: "ObjectiveInputs", store: str, what: str) -> int | None:
     """_column, for losses that hold the teacher's distribution against the student's softmax at temperature 1."""
     kd, selection = given.kd(store), given.join.stores[store].reader.spec.selection
     if selection != "topk":
-        raise UserError(
-            f"interpolation and `kd.where` ctc take a label store of the selection topk, but that of '{store}' is "
-            f"{selection} instead."
-        )
+        rule = "take a label store of the selection topk"
+        raise UserError(f"interpolation and `kd.where` ctc {rule}, but that of '{store}' is {selection} instead.")
     check_setting("`kd.tail`", kd.tail, f"be ghost or renormalised with {what}", kd.tail in ("ghost", "renormalised"))
     _check_tail(given, store)
     own = kd.student_temperature or kd.temperature
@@ -500,7 +486,6 @@ def mixed_main(given: ObjectiveInputs) -> Term:
 
 
 def auxiliary_heads(given: ObjectiveInputs) -> list[Taught]:
-    """A head for each label store."""
     return [_auxiliary(given, store) for store in given.stores]
 
 

@@ -140,7 +140,6 @@ def _slots(terms: Iterable[Term], batch: Batch) -> dict[str, Tensor]:
 
 
 def dropout_seed(seed: int, step: int, utterance_id: str) -> int:
-    """The seed of an utterance's dropout at a step."""
     return int.from_bytes(hashlib.sha256(f"{seed} {step} {utterance_id}".encode()).digest()[:7], "little")
 
 
@@ -184,7 +183,6 @@ class TrainReport:
     was_done: bool
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
         return {**asdict(self), "folder": str(self.folder)}
 
 
@@ -311,9 +309,7 @@ def make_task(
     data: TrainingData, plan: BatchPlan, *, max_steps: int, run: Path | None = None, progress: Progress = no_progress
 ) -> StudentTask:
     """The student with its features' mean and deviation, and what feeds it. Weights are a function of the seed alone.
-
-    run: the folder that mean and deviation are kept in, and taken from where the run goes on.
-    """
+    run: the folder that mean and deviation are kept in, and taken from where the run goes on."""
     config, front_end = data.config, data.plan.student.encoder.front_end
     features = _features(data, progress)
     augment, mean_F = config.augment, torch.zeros(front_end.num_bins)
