@@ -1,5 +1,4 @@
-"""CTC output to units: the greedy path, prefix beam search with a language model beside it (shallow fusion), and the
-settings that say which.
+"""CTC output to units: the greedy path, or prefix beam search with a language model beside it (shallow fusion).
 
 - Greedy: the likeliest class of every frame, repetitions joined, blanks left out (Graves et al. 2006, section 3.2.1).
 - Beam (Graves 2006, section 3.2.2; Hannun et al. 2014, First-pass large vocabulary continuous speech recognition): a
@@ -9,8 +8,7 @@ settings that say which.
   scored when the next one begins, or at the end. With a lexicon (a prefix tree of pieces) only its words can come out.
   The best unigram below a node is added in advance and taken back when the word is known, so totals are exact and
   pruning is fair.
-- Not flashlight-text's lexicon decoder: it takes the frames after a word's end for silence, which word pieces without a
-  separator lack.
+- flashlight-text's lexicon decoder takes frames after a word's end for silence; pieces without a separator have none.
 
 Shape letters: B utterances, T encoder frames, V classes (blank 0, unit u is class u + 1).
 """

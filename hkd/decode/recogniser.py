@@ -2,8 +2,7 @@
 
 - Needs the exported folder and nothing else.
 - A student's output does not depend on its batch, so batches are only about speed.
-- Long recordings are cut at quiet places into pieces of at most `max_piece_s` seconds, since students are trained on
-  short ones.
+- Long recordings are cut at quiet places, since students are trained on short ones.
 
 Shape letters: B utterances, S samples, T frames, F feature bins.
 """

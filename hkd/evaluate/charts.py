@@ -1,5 +1,4 @@
-"""Drawings as inline SVG: training curves, intervals of error rates, and an utterance with its alignment on one time
-axis.
+"""Drawings as inline SVG: training curves, intervals of error rates, an utterance and its alignment on one time axis.
 
 No scripts. Colours come from the page's CSS variables, so they follow light and dark. Charts are as wide as a phone's
 screen and lie side by side on a wide one, so letters stay readable on both.

@@ -1,7 +1,6 @@
 """What a run's heads and its main output are worth on a split: accuracy, distance from the teacher, calibration.
 
-- Heads are not exported, so this reads the run's full weights (student.json, final.safetensors), the alignment and the
-  label stores.
+- Heads are not exported: this reads the run's student.json and final.safetensors, the alignment and the label stores.
 - Accuracy: share of slots whose likeliest unit is the alignment's. Auxiliary heads are asked where their teacher has
   labels: not in silence. Heads in a teacher's own pieces are compared with the pieces that the store calls gold.
 - KL(teacher ‖ head), the tail as one outcome, where the store covers the utterance. Beside it, where the level has a
@@ -14,8 +13,7 @@
   their pieces) are left out. Its teacher is the store of interpolation, else `subword`; not a store of draws, nor one
   whose tail holds mass that belongs to no piece (a projected teacher's).
 
-Shape letters: B utterances, T frames, M slots or pieces, U pieces of an utterance, V units of a level, H units of a
-head.
+Shape letters: B utterances, T frames, M slots or pieces, U an utterance's pieces, V a level's units, H a head's units.
 """
 
 import logging

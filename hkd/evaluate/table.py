@@ -1,9 +1,7 @@
-"""The objectives' table: one row a configuration, its seeds pooled, with intervals and paired tests against the
-baselines.
+"""The objectives' table: a row a configuration, its seeds pooled, with intervals and paired tests against baselines.
 
 - Runs whose names differ only in the ending `-seedN` are seeds of one row. Errors are averaged over seeds, utterance by
-  utterance, so intervals and p-values are about other test data, not other seeds. The range of the seeds is given
-  beside.
+  utterance, so intervals and p-values are about other test data, not other seeds, whose range is given beside.
 - Blocks are speakers where there are at least MIN_SPEAKERS, else utterances: few blocks make no honest interval.
 """
 

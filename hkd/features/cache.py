@@ -3,8 +3,7 @@
     FOLDER/<digest>.arrow    the features of some utterances at some speeds; one row each: id, speed, x (float32, T × F)
 
 - The digest is of all that the values depend on: the front end, and each utterance's file (path, size, time of change),
-  span and speeds. So nothing is ever stale: what changed has another name. Files that no run asks for any more can be
-  removed at any time.
+  span and speeds. So nothing is ever stale. Files that no run asks for any more can be removed at any time.
 - A file appears whole (temporary file, rename) and is the same whoever makes it (of an upstream up to its last bits),
   so any number of processes fill one folder. A damaged file is made again.
 - Disk: 4 · F · 100 bytes a second of sound and speed: 115 MB an hour for 80 bins, three times that with three speeds.

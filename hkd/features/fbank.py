@@ -1,13 +1,10 @@
-"""What an encoder reads: sound → x_TF, one row each 10 ms whatever the kind, so that lengths, masks and labels count
-alike; and its augmentation.
+"""What an encoder reads: sound → x_TF, a row each 10 ms whatever the kind, so that all count alike; its augmentation.
 
-- `log-mel`: Kaldi's filterbank for hkd's own encoder: 80 bins, Povey window of 25 ms, no dither, samples at 16-bit
-  scale, frames centred (`snip_edges` false), exactly `timebase.samples_to_frames` of them. The student normalises it by
-  the training set's mean and deviation.
+- `log-mel`: Kaldi's filterbank for hkd's own encoder, which normalises it: 80 bins, Povey window of 25 ms, no dither,
+  samples at 16-bit scale, frames centred (`snip_edges` false), exactly `timebase.samples_to_frames` of them.
 - `wave`: the sound itself, 160 samples a row, for encoders of transformers that begin with convolutions over samples;
   an utterance is brought to mean 0 and variance 1 where the encoder was trained so.
-- `whisper`: the log-mel spectrogram of Whisper (Radford et al. 2022, section 2.2) as transformers computes it, scaled
-  by the utterance's own maximum.
+- `whisper`: Whisper's log-mel spectrogram (Radford et al. 2022, section 2.2), scaled by the utterance's own maximum.
 - `upstream`: what a frozen encoder of transformers makes of its own features (hkd.features.pretrained).
 - Augmentation is seeded by (seed, epoch, utterance): neither batch composition nor the number of processes changes it.
 - Speed perturbation (Ko et al. 2015): the sound is resampled; boundaries move by `timebase.retime`.

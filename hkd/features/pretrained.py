@@ -1,8 +1,7 @@
 """Pretrained speech encoders of transformers: where they lie, and one as a front end.
 
 `Upstream` is a frozen one: what SUPERB (Yang et al. 2021, arXiv 2105.01051) calls an upstream. It never learns, so its
-features are made once (`features_cache`) and only what stands on them is trained. An export carries the upstream's
-weights and needs nothing else.
+features are made once (`features_cache`). An export carries its weights.
 
 - A frame of the encoder lasts 20 ms; it is laid over the two rows of 10 ms that it covers, half of its values in each,
   so that rows, lengths and labels are those of any front end.

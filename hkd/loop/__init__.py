@@ -1,8 +1,7 @@
 """The one trainer core, shared by the student and the unit LMs: `fit(task, config, folder)`.
 
-- A step's global batch is a pure function of (seed, step); it is cut into world_size × accumulate shares, and each loss
-  term is divided by its global count, so that neither the number of processes nor accumulation changes what is learnt,
-  up to rounding.
+- A step's global batch is a pure function of (seed, step), cut into world_size × accumulate shares; each loss term is
+  divided by its global count. So neither processes nor accumulation change what is learnt, up to rounding.
 - Dropout: torch's generator is seeded by (seed, step, share) before each share, so resuming is a cursor and needs no
   state of random generators. hkd's own encoder draws an utterance's masks from (seed, step, utterance), the same in any
   share. Modules with torch's own dropout (unit LMs, encoders of transformers) draw a share's masks: there another

@@ -3,8 +3,7 @@
 - Refused, in one line with both digests: a transcript that was edited after alignment or labelling, an inventory that
   does not fit, an alignment that gives another unit sequence than the labels were made for. Moved audio, other splits
   and re-timing are accepted.
-- An auxiliary head has its store's own units, trimmed to the ids that any row keeps; all others are one rest unit, part
-  of the tail.
+- An auxiliary head has its store's own units that any row keeps; all others are one rest unit, part of the tail.
 
 Shape letters: U positions of an utterance, V units.
 """

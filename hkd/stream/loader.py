@@ -1,5 +1,4 @@
-"""What a training step gets: which utterances, their features, CTC targets, and for each head which slots carry which
-labels.
+"""What a training step gets: utterances, their features and CTC targets, and each head's labels on its slots.
 
 - The global batch of a step is a pure function of (seed, epoch, lengths, runs) and knows nothing of processes; share r
   of n takes every n-th utterance of it.

@@ -135,9 +135,7 @@ class SpeechEncoderConfig:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HeadConfig:
     """An output layer, dropped at export unless it conditions: kind `hard` (reference labels) or `aux` (a teacher's).
-
-    condition: its posteriors go into its layer's output (Nozaki & Komatsu 2021, arXiv 2104.02724; see `StudentModel`).
-    """
+    condition: its posteriors go into its layer's output (see `hkd.student.model`)."""
 
     name: str
     level: str

@@ -16,8 +16,7 @@ wav2vec 2.0, HuBERT, WavLM and their kin, and Whisper's encoder:
 - Two of their frames of 20 ms, side by side, are one encoder frame of 40 ms: slots, labels and lengths are as ever.
 - An utterance's output depends on nothing but its own sound. Convolutions over samples read its 40 ms frames padded
   with zeros. A group norm over time after them (wav2vec2-base, hubert-base) takes mean and variance of the utterance's
-  own frames, where transformers takes the padding too. Whisper always reads its full 30 s, silence after the end, and
-  knows no padding.
+  own frames, where transformers takes the padding too. Whisper always reads its full 30 s, silence after the end.
 - Taps are the layers' outputs, before a final norm where there is one.
 
 Shape letters: B utterances, S samples, T frames, F bins or values a frame, D model width, H attention heads, E = D / H,

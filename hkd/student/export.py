@@ -1,12 +1,10 @@
 """The export format, version 1: a folder that gives the trainer's own outputs with no training code.
 
-    student.json         what it is: configuration, unit symbols and their digest, feature settings; written last, the
-                         mark of completeness
+    student.json         configuration, unit symbols and their digest, feature settings; the mark of completeness
     model.safetensors    weights and the features' mean and deviation
     subword.model        the SentencePiece model of a subword student (absent otherwise)
     upstream/            the frozen encoder below the student, for transformers too (absent where it has none)
-    acoustic.json ...    the acoustic model of a hybrid student's senones, as in units/ (absent where it is
-                         pocketsphinx's)
+    acoustic.json ...    the acoustic model of a hybrid student's senones, as in units/ (absent: it is pocketsphinx's)
 
 - `student.json` holds the SHA-256 of the other files; a folder whose files do not match is refused.
 - Heads are dropped unless they are asked for. The bytes are a pure function of what is saved.

@@ -3,10 +3,9 @@
 - A head that conditions stays: its posteriors (softmax, the mean of a frame's slots) are projected to the model's width
   and added to its layer's output, which the layers above read (Nozaki & Komatsu 2021, arXiv 2104.02724). Text can
   supply such posteriors, too.
-- Global mean and deviation of the features are buffers of the model (0 and 1 where an encoder's features are normalised
-  already).
-- Encoder and main output are built before the heads, and those before the projections: with one seed, a student begins
-  from the same weights whatever heads it has.
+- The features' global mean and deviation are buffers (0 and 1 where an encoder's features are normalised already).
+- Encoder, main output, heads and projections are built in this order: with one seed, a student begins from the same
+  weights whatever heads it has.
 
 Shape letters: B utterances, T encoder frames, F bins, D model width, V units of an output.
 """

@@ -1,8 +1,7 @@
 """Stage two, before text: the posterior bank, of what students say of speech that they have not learnt from.
 
 - The speakers of the training split (recordings, where speakers are not known) are dealt into folds. For each fold a
-  student learns from the other folds: the low part alone, that is the layers up to the one where text enters, the main
-  output, and the heads that condition that layer.
+  student's low part (see `low_part`) learns from the other folds.
 - Its posteriors of the fold's utterances, at speed 1 and without augmentation, go into the bank.
 
     FOLDER/   fold-0/ ...  the fold students' runs      bank.safetensors   see `hkd.stream.text`

@@ -1,10 +1,4 @@
-"""What a training run is told. Paths are arguments of `train`, not settings.
-
-    L = L_main + Σ_level [ α_level · L_hard(level) + λ_level · L_kd(level) ]
-
-L_main is divided by the target units of the global batch, the others by its labelled slots, so that α and λ weigh like
-against like.
-"""
+"""What a training run is told. Paths are arguments of `train`, not settings; the loss is in `hkd.train.objectives`."""
 
 from collections.abc import Container, Iterable
 from dataclasses import dataclass, field, replace

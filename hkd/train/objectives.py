@@ -4,7 +4,8 @@
 
 An objective says which label stores it reads, what its main output's term is, and what heads it adds. A new one is an
 `Objective` handed to `register`; nothing else in hkd names it. Terms called hard-LEVEL are weighted by α, those called
-kd-STORE by λ, all others by 1.
+kd-STORE by λ, all others by 1. L_main is divided by the target units of the global batch, the others by its labelled
+slots, so that α and λ weigh like against like.
 
 Shape letters: B utterances, T encoder frames, S slots, M labelled slots, N positions, K kept ids, V units.
 """

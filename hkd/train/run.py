@@ -2,8 +2,6 @@
 
 runs/NAME/   config.toml  coverage.json  cmvn.json  student.json  identity.json  metrics.jsonl  timing.jsonl
              checkpoints/  final.safetensors (heads too)  done.json  model/ (exported)
-
-Shape letters: B utterances, T frames, V classes.
 """
 
 import hashlib
