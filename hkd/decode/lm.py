@@ -24,8 +24,7 @@ History = tuple[int, ...]
 def usable_words(
     lm: str | Path, words: Sequence[str], is_usable: Callable[[str], bool], *, rule: str
 ) -> tuple[list[str], str]:
-    """The words that a search can give, as `rule` says, and a sentence on the others ("": none). Raises UserError where
-    there are none."""
+    """The words that a search can give (see `rule`), and a sentence on the others or "". Raises UserError for none."""
     usable: list[str] = []
     others: list[str] = []
     for word in words:

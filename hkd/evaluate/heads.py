@@ -262,9 +262,7 @@ def _stores_of(heads: Mapping[str, Mapping[str, Any]], labels: Path | None) -> d
 def _heads_of(rows: Mapping[str, Mapping[str, Any]], join: Join, part: Manifest) -> list[EvaluatedHead]:
     """The heads that can be judged; those with a teacher and a hard head in the level's own units have a table."""
     heads = [_head(name, row, join) for name, row in rows.items()]
-    # a batch holds a level's references at one number of slots: a head with another is compared with its store's gold,
-    # or left out
-    first: dict[str, int] = {}
+    first: dict[str, int] = {}  # level → the slots of its references in a batch; heads with others read their store's
     for head in heads:
         if head.unit_V is not None:
             first.setdefault(head.level, head.slots)

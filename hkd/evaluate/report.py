@@ -232,9 +232,6 @@ def minutes(hours: float) -> str:
     return f"{60 * hours:.1f} minutes" if hours < 2 else f"{hours:.1f} hours"
 
 
-# Example utterances: sound, alignment, the teachers' top candidates, and the hypothesis of every run.
-
-
 def examples(
     manifest: Manifest,
     *,

@@ -287,8 +287,7 @@ METRICS = ("wer", "cer", "per")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ErrorRate:
-    """One rate, errors / tokens (NaN without tokens: null in the file), with its counts and its intervals (None where
-    there are too few blocks)."""
+    """One rate, errors / tokens (NaN without tokens: null in the file), its counts and intervals (None: few blocks)."""
 
     rate: float
     tokens: int

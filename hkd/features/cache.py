@@ -192,11 +192,8 @@ def mean_and_std(parts: "list[Features]") -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(mean_F.astype(np.float32)), torch.from_numpy(np.sqrt(square_F / count).astype(np.float32))
 
 
-# Errors of DataLoader's workers, raised in the process that asked, as they would be without workers.
-
-
 def portable(error: Exception) -> Exception:
-    """The error as an item to send to another process: its sentence and exit code where it cannot be pickled."""
+    """A worker's error as an item to send on, for `raised`: its sentence and exit code where it cannot be pickled."""
     with suppress(Exception):
         if type(pickle.loads(pickle.dumps(error))) is type(error):
             return error

@@ -116,8 +116,7 @@ ENGINES = {  # variables that hand training over to another engine → what it i
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "accelerate's parallelism",
 }
-# how names of accelerate's variables begin
-_SETTINGS = ("ACCELERATE_", "FSDP_", "MEGATRON_LM_", "PARALLELISM_CONFIG_", "FP8_")
+_SETTINGS = ("ACCELERATE_", "FSDP_", "MEGATRON_LM_", "PARALLELISM_CONFIG_", "FP8_")  # how accelerate's names begin
 _NOTHING = ("", "0", "false", "no", "off", "n", "f")
 
 

@@ -61,12 +61,10 @@ class Join:
         units: Path | None = None,
         beside: Mapping[str, LabelReader] | None = None,
     ) -> None:
-        """subwords: the student's own; None where it has none: stores of subwords are foreign pieces then.
-
-        same_units: stores whose inventory must equal the student's subwords (interpolation, ctc). trim: drop ids that
-        no row keeps, here or in the stores of that name in `beside`. units: the folder with the models of other spelled
-        levels; by default that of the subwords' model.
-        """
+        """subwords: the student's own; None where it has none: stores of subwords are foreign pieces then. same_units:
+        stores whose inventory must equal the student's subwords (interpolation, ctc). trim: drop ids that no row keeps,
+        here or in the stores of that name in `beside`. units: the folder with the models of other spelled levels; by
+        default that of the subwords' model."""
         self.manifest, self.alignment = manifest, alignment
         self._units = units if units is not None or subwords is None else subwords.path.parent
         self._spellings = {} if subwords is None else {SUBWORD: subwords}
@@ -132,8 +130,6 @@ class Join:
             num_units=len(kept) + (len(kept) < num_all),
         )  # fmt: skip
 
-    # What an utterance has --------------------------------------------------------------------------------------------
-
     def aligned(self, utterance_id: str) -> bool:
         return self.alignment is not None and utterance_id in self.alignment
 
@@ -172,8 +168,6 @@ class Join:
         """Letters of each piece of a store's inventory; of the student's own of the level for None."""
         inventory = self.spelling(level).inventory if store is None else self.stores[store].reader.spec.inventory
         return letters_per_unit(inventory.symbols)
-
-    # What must fit ----------------------------------------------------------------------------------------------------
 
     def check(
         self,
@@ -266,8 +260,7 @@ def place(
 def covering(
     positions: Positions, middle_S: NDArray[np.int64], *, speed: float = 1.0
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(slot_M, position_M): those of the slots with these middle frames (at that speed) that a position covers, and
-    which."""
+    """(slot_M, position_M): the slots, by their middle frames (at that speed), that a position covers, and which."""
     start_U, stop_U = positions.start_U.astype(np.int64), positions.stop_U.astype(np.int64)
     if speed != 1:
         start_U, stop_U = retime(start_U, speed), retime(stop_U, speed)

@@ -238,8 +238,7 @@ class Sequences(NamedTuple):
 
 
 def encode(units: Units, said: Iterable[tuple[str, Sequence[str]]], level: str) -> Sequences:
-    """The units of sentences, (id, words) each. Raises UserError, naming the sentence, for a word without a
-    pronunciation, or no word."""
+    """The units of sentences, (id, words) each. Raises UserError for no word, or one without a pronunciation."""
     unit, word = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)]
     for name, words in said:
         with placed(f"sentence '{name}'"):
@@ -339,28 +338,23 @@ class TextMaker:
         random = generator(self.seed, epoch, f"text {self.utterances[row].id}")
         phone_U, word_U = self.sequences[MONOPHONE].row(row)
         before, between, after = self.bank.facts["pauses"]
-        source: list[int] = []
-        word: list[int] = []
-
-        def say(places: Sequence[int], number: int) -> None:
-            source.extend(places)
-            word.extend([number] * len(places))
-
+        said: list[tuple[Sequence[int], int]] = []  # places among the phones (−1: a pause), and their word
         for number in np.unique(word_U).tolist():
             first, last = np.searchsorted(word_U, [number, number + 1]).tolist()
             pause, twice = random.random(2)
             if pause < (between if first else before):
-                say([-1], -1)
+                said.append(([-1], -1))
             if twice < self.repeats:
-                say(range(first, last), -1)
-            say(range(first, last), number)
+                said.append((range(first, last), -1))
+            said.append((range(first, last), number))
         if random.random() < after:
-            say([-1], -1)
-        source_P = np.array(source, np.int64)
+            said.append(([-1], -1))
+        source_P = np.array([place for places, _ in said for place in places], np.int64)
+        word_P = np.array([number for places, number in said for _ in places], np.int64)
         masked_P = (random.random(len(source_P)) < self.masked) & (source_P >= 0)
         segment_P = self.bank.draw(np.where(source_P >= 0, phone_U[source_P], SILENCE).tolist(), random)
         bound_P1 = SUBSAMPLING * np.cumsum([0, *self.bank.segments.count_S[segment_P]])
-        return SpokenSentence(source_P, np.array(word, np.int64), masked_P, bound_P1, self.bank.frames(segment_P))
+        return SpokenSentence(source_P, word_P, masked_P, bound_P1, self.bank.frames(segment_P))
 
     def _place(self, row: int, said: SpokenSentence, level: str) -> PlacedUnits:
         """A phone's units (its states, at the level of senones) share its frames evenly; a pause is one silent unit."""

@@ -143,8 +143,6 @@ def load_student(folder: str | Path, *, device: str | torch.device = "cpu") -> t
     return student.to(device).eval(), meta
 
 
-# A student as one ONNX file: features in, logits of the main output out, any batch and any length.
-
 ONNX = "model.onnx"
 OPSET = 20
 EXAMPLE_FRAMES = (203, 150)
@@ -163,11 +161,9 @@ class _MainOutput(nn.Module):
 
 
 def write_onnx(student: StudentModel, path: Path) -> None:
-    """Write the student without its heads. Raises UserError for missing packages, or an encoder of transformers.
-
-    Inputs: x_BTF (float32, features as the student's card says: log-mel, or an upstream's values, which no ONNX file
-    makes) and length_B (int64, 10 ms frames). Outputs: logits_BTV and out_length_B.
-    """
+    """Write the student without its heads, for any batch and length. Raises UserError for missing packages, or an
+    encoder of transformers. Inputs: x_BTF (float32, features as the student's card says: log-mel, or an upstream's
+    values, which no ONNX file makes), length_B (int64, 10 ms frames). Outputs: logits_BTV, out_length_B."""
     if isinstance(encoder := student.config.encoder, SpeechEncoderConfig):
         whose = f"hkd's own encoder alone, but this student's is {encoder.name}"
         raise UserError(f"ONNX is written of {whose}. Leave it out.")

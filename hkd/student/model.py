@@ -192,9 +192,6 @@ class Head(nn.Module):
         return torch.as_tensor(self.out(x_BSD))
 
 
-# A drawing of a student as text: layers, taps, heads, parameters, and what export drops.
-
-
 def _count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
@@ -228,8 +225,8 @@ def _below(e: EncoderConfig | SpeechEncoderConfig, student: StudentModel) -> lis
 
 
 def describe(config: StudentConfig) -> str:
-    """The drawing, bottom to top as the signal flows; built without allocating weights."""
-    with torch.device("meta"):
+    """A drawing as text, bottom to top as the signal flows: layers, taps, heads, parameters, what export drops."""
+    with torch.device("meta"):  # no weights are allocated
         student = StudentModel(config)
     e, layer_size = config.encoder, _short(_count(student.encoder.layers[0]))
     lines = _below(e, student)

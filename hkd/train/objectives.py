@@ -175,8 +175,7 @@ class KdTerm(Term):
     def loss(self, batch: Batch, output: StudentOutput) -> Tensor:
         soft = batch.soft[self.store]
         logits_MV, row_M = output.heads[self.head], soft.position_M
-        if self.kd.where == "segments":
-            # The output layer is linear: the mean of the logits is what the head says of the segment's mean.
+        if self.kd.where == "segments":  # the output layer is linear: it says of a segment's mean the mean of logits
             row_M, index_M = torch.unique(soft.position_M, return_inverse=True)
             one_M = torch.ones_like(index_M, dtype=torch.float32)
             size_M = torch.zeros(len(row_M), device=logits_MV.device).index_add_(0, index_M, one_M)
@@ -442,9 +441,6 @@ def describe_heads(join: Join, student: StudentConfig) -> dict[str, dict[str, ob
             row["units"] = None if whole else np.flatnonzero(store.head_unit_V < store.num_units - 1).tolist()
         rows[head.name] = row
     return rows
-
-
-# The registry.
 
 
 @dataclass(frozen=True, kw_only=True)
