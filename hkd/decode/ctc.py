@@ -36,7 +36,6 @@ logger = logging.getLogger(__name__)
 
 BLANK = 0
 WORD_MARK = "▁"
-DECODERS = ("greedy", "beam")
 _NONE = float("-inf")
 
 
@@ -321,7 +320,7 @@ class SearchConfig:
     hybrid: HybridConfig = field(default_factory=HybridConfig)  # how the output of a hybrid student is searched
 
     def __post_init__(self) -> None:
-        check_choice("decoder", self.decoder, DECODERS)
+        check_choice("decoder", self.decoder, ("greedy", "beam"))
         check_setting("lm_weight", self.lm_weight, "not be negative", self.lm_weight >= 0)
         check_setting("word_bonus", self.word_bonus, "be a number", True)
 

@@ -217,8 +217,7 @@ def tune(
     """Choose on dev how a search is weighed: all tries, best first (ties: the smaller values). Writes nothing.
 
     The network runs once, the search once for each point of the grid. grid: name → values; by default that of the
-    student's kind. Raises UserError for the split `test`, which is not for choosing, for one without words, and where
-    evaluation would.
+    student's kind. Raises UserError for the split `test`, for one without words, and where evaluation would.
     """
     if split == "test":
         raise UserError("split must not be test where values are chosen, but is 'test' instead. Take --split dev.")
@@ -258,9 +257,9 @@ def write_likelihoods(
 ) -> int:
     """Write a hybrid student's log-likelihoods for Kaldi's decoders: out/likelihoods.{ark,scp}.
 
-    A float matrix an utterance, (10 ms frames, senones): log p(senone | frame) − prior_scale · log p(senone). The scp
-    is sorted by id, as Kaldi wants its tables. Returns their number. Raises UserError where the student is no hybrid,
-    the folder's name does not fit Kaldi's tables, or the package kaldi-native-io is missing.
+    A float matrix an utterance, (10 ms frames, senones): log p(senone | frame) − prior_scale · log p(senone). Returns
+    their number. Raises UserError for a student that is no hybrid, a name of the folder that does not fit Kaldi's
+    tables, or the missing package kaldi-native-io.
     """
     check_setting("prior_scale", prior_scale, "not be negative", prior_scale >= 0)
     if any(c in ", \t\n" for c in str(out)):

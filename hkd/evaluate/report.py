@@ -73,12 +73,9 @@ def write_report(
     num_examples: int = 3,
     progress: Progress = no_progress,
 ) -> ObjectivesTable:
-    """Write the page; returns the table it holds. A run is called as its folder.
-
-    baselines: see `hkd.evaluate.table.objectives_table`. manifest, alignment, labels (folder of stores), lm (folder of
-    unit LMs): parts that are None or missing are left out of the page. Raises UserError where a run is not evaluated on
-    the split, or the runs make no table.
-    """
+    """Write the page; returns the table it holds. A run is called as its folder. baselines: see `objectives_table`.
+    manifest, alignment, labels (folder of stores), lm (folder of unit LMs): parts that are None or missing are left
+    out. Raises UserError where a run is not evaluated on the split, or the runs make no table."""
     import jinja2
 
     tagged = [(run, tag) for run in runs for tag in ("", *tags_of(run, split))]
@@ -144,9 +141,7 @@ def _open_stores(labels: Path | None) -> dict[str, LabelReader]:
 def training_facts(run_folder: Path, stores: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
     """A run's steps, audio and wall hours, audio seconds a second, share of time spent waiting for data, levels of hard
     heads, and teachers; None where it has no timing. Times cover what was logged, work that a kill undid included.
-
-    stores: label store → its facts (`top1_hit_rate`, `perplexity`).
-    """
+    stores: label store → its facts (`top1_hit_rate`, `perplexity`)."""
     rows = [row for row in json_lines(run_folder / "timing.jsonl") if "wall_s" in row]
     if not rows:
         return None

@@ -222,8 +222,8 @@ def paired_bootstrap(
 ) -> Comparison | None:
     """Rate of A − rate of B on the same utterances, blocked by `group_N`; None for fewer than two blocks, or no tokens.
 
-    Several seeds of a run are pooled by giving the means of their errors. Runs without any difference have p = 1; p is
-    never 0: the smallest share that draws can tell apart is 1 / (num_draws + 1), which is p = 0.004 for 13 blocks.
+    Seeds of a run are pooled by the means of their errors. Runs without any difference have p = 1; p is never 0: the
+    smallest share that draws can tell apart is 1 / (num_draws + 1), which is p = 0.004 for 13 blocks.
     """
     from scipy.special import ndtri, stdtr
 

@@ -70,7 +70,6 @@ def log_mel(wave_S: NDArray[np.float32] | torch.Tensor, *, num_bins: int = NUM_B
     return x_TF[:num_frames]
 
 
-KINDS = ("log-mel", "wave", "whisper", "upstream")
 VARIANCE_FLOOR = 1e-7  # as Wav2Vec2FeatureExtractor has it
 WHISPER_WINDOW = 400
 
@@ -85,7 +84,7 @@ class FrontEnd:
     upstream: Upstream | None = None
 
     def __post_init__(self) -> None:
-        check_choice("front_end.kind", self.kind, KINDS)
+        check_choice("front_end.kind", self.kind, ("log-mel", "wave", "whisper", "upstream"))
         if (self.upstream is not None) != (self.kind == "upstream"):
             rule = "must be given for the kind upstream alone"
             raise UserError(f"front_end.upstream {rule}, but the kind is '{self.kind}'.")

@@ -84,8 +84,7 @@ def learning_rate(config: LoopConfig, step: int) -> float:
 
 
 class Task(Protocol):
-    """What is trained. Batches may carry `.to(device)`, `.ids` (named when the loss is not finite) and `.seconds` (of
-    audio).
+    """What is trained. Batches may have `.to(device)`, `.ids` (named if the loss is not finite), `.seconds` (of audio).
 
     A task may also have `evaluate(rank, world_size) -> Mapping[str, tuple[float, float]]`, called every eval_every
     steps and at the end with the model in evaluation mode and no gradients: each figure's sum and count over that
@@ -153,8 +152,7 @@ def make_accelerator(precision: str, device: str, *, tensorboard: Path | None = 
         AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(
         mixed_precision="no" if precision == "fp32" else precision,
-        # else processes do not meet
-        cpu=device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available()),
+        cpu=device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available()),  # so that all meet
         log_with=None if tensorboard is None else "tensorboard",
         project_dir=tensorboard,
         gradient_accumulation_steps=1,  # ours is `loop.accumulate`

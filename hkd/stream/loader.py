@@ -317,15 +317,14 @@ def _place_all(
     slots_padded = num_encoder_frames(int(length_B.max())) * slots
     slot_parts, position_parts, offsets = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], [0]
     for b, (here, view) in enumerate(zip(found, views, strict=True)):
+        offsets.append(offsets[b] + (len(here.start_U) if here is not None else 0))
         if here is None:
-            offsets.append(offsets[-1])
             continue
         slot_M, position_M = place(here, num_frames=int(length_B[b]), slots=slots, speed=view.speed)
         if stride > 1:
             slot_M, position_M = slot_M[view.offset % stride :: stride], position_M[view.offset % stride :: stride]
         slot_parts.append(slot_M + b * slots_padded)
-        position_parts.append(position_M + offsets[-1])
-        offsets.append(offsets[-1] + len(here.start_U))
+        position_parts.append(position_M + offsets[b])
     return np.concatenate(slot_parts), np.concatenate(position_parts), np.array(offsets, np.int64)
 
 

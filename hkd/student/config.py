@@ -11,12 +11,11 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from hkd.errors import UserError, check_choice, check_setting, did_you_mean
-from hkd.features.fbank import FrontEnd
+from hkd.features.fbank import NUM_BINS, FrontEnd
 from hkd.features.pretrained import WHISPER, Upstream
 from hkd.timebase import HOP_SAMPLES, SUBSAMPLING
 from hkd.units.inventory import MONOPHONE, SENONE
 
-NUM_BINS = 80
 _SIZES = ("d_model", "num_layers", "num_heads", "ff_factor", "conv_kernel")
 PRESETS: dict[str, dict[str, int]] = {
     "xs": {"d_model": 112, "num_layers": 6, "num_heads": 4, "ff_factor": 4, "conv_kernel": 15},

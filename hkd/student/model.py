@@ -81,9 +81,8 @@ class StudentModel(nn.Module):
         """x_BTF: features as the encoder's front end gives them; length_B: 10 ms frames, at least one each.
 
         slots: head name → slot_M (flat indices b · S + s); a head named here gives logits_MV of these slots alone.
-        seed_B: in training, what each utterance's dropout is drawn from (an encoder of transformers draws from torch's
-        generator instead). alone_B: true where the lowest layer that is conditioned loses its own output, so that those
-        above read posteriors alone.
+        seed_B: of each utterance's dropout in training (an encoder of transformers draws from torch's generator).
+        alone_B: true where the lowest conditioned layer loses its own output: those above read posteriors alone.
         """
         x_BTF = (x_BTF - self.mean_F) / self.std_F
         said: dict[str, Tensor] = {}

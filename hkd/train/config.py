@@ -12,8 +12,6 @@ from hkd.stream.text import POSTERIORS
 from hkd.student.config import EncoderConfig
 from hkd.units.inventory import MONOPHONE, SENONE
 
-WHERE = ("frames", "segments", "ctc")
-MAINS = ("ctc", "senone")
 USUAL_EPOCHS, LEAST_STEPS = 12, 800  # of a training that says neither how many epochs nor how many steps
 
 
@@ -35,7 +33,7 @@ class KdConfig:
 
     def __post_init__(self) -> None:
         check_choice("`kd.tail`", self.tail, ("auto", *TAILS))
-        check_choice("`kd.where`", self.where, WHERE)
+        check_choice("`kd.where`", self.where, ("frames", "segments", "ctc"))
         check_settings(self, "temperature", "be positive", lambda value: value > 0, "kd.")
         check_settings(self, "student_temperature", "not be negative", lambda value: value >= 0, "kd.")
 
@@ -127,7 +125,7 @@ class TrainConfig:
         return 1 + self.workers * self.loop.accumulate
 
     def __post_init__(self) -> None:
-        check_choice("`main`", self.main, MAINS)
+        check_choice("`main`", self.main, ("ctc", "senone"))
         negative = "alpha lam heads_warmup_steps lam_end batch_seconds epochs workers features_mb shares_every"
         shares = "interpolation_weight label_smoothing min_coverage train_share condition_alone"
         check_settings(self, negative, "not be negative", lambda value: value >= 0)

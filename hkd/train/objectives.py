@@ -19,20 +19,13 @@ import torch
 from torch import Tensor
 
 from hkd.errors import UserError, check_choice, check_setting
+from hkd.features.fbank import NUM_BINS
 from hkd.features.pretrained import ROWS, Upstream
 from hkd.labels.store import LabelReader
 from hkd.losses import ctc_interpolation, ctc_loss, ctc_occupancy, hard_cross_entropy, sparse_cross_entropy, sparse_kl
 from hkd.stream.join import Join
 from hkd.stream.loader import Batch, SoftLabels
-from hkd.student.config import (
-    NUM_BINS,
-    EncoderConfig,
-    HeadConfig,
-    SpeechEncoderConfig,
-    StudentConfig,
-    default_slots,
-    default_tap,
-)
+from hkd.student.config import EncoderConfig, HeadConfig, SpeechEncoderConfig, StudentConfig, default_slots, default_tap
 from hkd.student.encoder import open_speech_encoder
 from hkd.student.model import StudentOutput
 from hkd.train.config import KdConfig, TrainConfig, check_names
@@ -186,8 +179,7 @@ class KdTerm(Term):
 
 @dataclass(frozen=True, kw_only=True)
 class CtcKdTerm(Term):
-    """An auxiliary head in the student's own subwords whose frames weigh by the CTC occupancy of each position, which
-    is not known before: it has no slots."""
+    """An auxiliary head in the student's own subwords whose frames weigh by the CTC occupancies; so it has no slots."""
 
     head: str
     store: str

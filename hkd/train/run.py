@@ -197,11 +197,8 @@ def train(
     progress: Progress = no_progress,
 ) -> TrainReport:
     """Train, go on with an interrupted run, or return at once where it is done; leaves the exported student in
-    folder/model.
-
-    alignment, labels: where the objective needs them. Raises UserError for inputs that do not fit together or a folder
-    of another run, Terminated on SIGTERM (state saved), HkdError where the loss is not finite.
-    """
+    folder/model. alignment, labels: where the objective needs them. Raises UserError for inputs that do not fit
+    together or another run's folder, Terminated on SIGTERM (state saved), HkdError where the loss is not finite."""
     data = open_data(config, manifest=manifest, alignment=alignment, units=units, labels=labels, run=folder)
     config = data.config
     runs = runs_of((store.reader for store in data.join.stores.values()), [u.id for u in data.train])
@@ -434,8 +431,7 @@ def load_run(folder: Path) -> StudentModel:
 
 
 def export_run(folder: Path, out: Path, *, heads: bool = False, onnx: bool = False) -> None:
-    """Write a finished run's student to `out`, without its heads unless `heads`; with `onnx` as one ONNX file too; an
-    encoder of transformers once more into `out`/encoder, for transformers alone."""
+    """Write a finished run's student to `out`; an encoder of transformers into `out`/encoder too, for transformers."""
     _, meta = load_student(folder / "model")
     student = load_run(folder)
     save_student(
