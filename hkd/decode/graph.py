@@ -1,5 +1,4 @@
-"""A hybrid student's search: senone posteriors to words, through a graph of a lexicon and a word n-gram (Mohri, Pereira
-& Riley 2002).
+"""A hybrid student's search: senone posteriors → words by a graph of lexicon and n-gram (Mohri, Pereira & Riley 2002).
 
     graph = H ∘ C ∘ det(L ∘ G)
 

@@ -1,5 +1,4 @@
-"""A split decoded: its sound in batches, the hypotheses in the split's order, n-best lists; weights tuned on dev;
-likelihoods for Kaldi; the same words in another order.
+"""A split decoded; the search's weights tuned on dev; likelihoods for Kaldi; the same words in another order.
 
 The shuffle gap says how much worse a student reads the same words in an order that says nothing. The words of each
 utterance are cut out at its alignment and joined again, in their own order (`spliced`) or in another (`shuffled`). A
@@ -115,8 +114,7 @@ def decode(
     progress: Progress,
     features: FeatureSource | None = None,
 ) -> DecodedSplit:
-    """Transcribe the split. features: where they are on disk; their time is then measured on every eighth utterance.
-    Raises UserError where an utterance's sound cannot be read."""
+    """Transcribe the split. features: on disk; every eighth utterance's are timed. Raises UserError for bad sound."""
     found: dict[int, tuple[Hypothesis, list[RankedHypothesis]]] = {}
     seconds, timed_s, timed_samples, samples = DecodingTimes(), 0.0, 0, 0
     recogniser.warm_up()
@@ -258,8 +256,7 @@ def write_likelihoods(
     """Write a hybrid student's log-likelihoods for Kaldi's decoders: out/likelihoods.{ark,scp}.
 
     A float matrix an utterance, (10 ms frames, senones): log p(senone | frame) − prior_scale · log p(senone). Returns
-    their number. Raises UserError for a student that is no hybrid, a name of the folder that does not fit Kaldi's
-    tables, or the missing package kaldi-native-io.
+    their number. Raises UserError for no hybrid, a folder that Kaldi's tables cannot name, or no kaldi-native-io.
     """
     check_setting("prior_scale", prior_scale, "not be negative", prior_scale >= 0)
     if any(c in ", \t\n" for c in str(out)):

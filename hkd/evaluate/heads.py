@@ -8,10 +8,9 @@
   mixed by what the hard head hears. A head with no lower KL than that has learnt no more than a table of confusions.
 - A hybrid student's main output is one more head, `main`, with its KL where the objective is interpolation.
 - A CTC student's main output is asked at the pieces of the transcript, each in the frame that holds most of its
-  occupancy (hkd.losses.ctc_occupancy, the student's own, given the transcript), the blank left out. So it needs no
-  alignment and no head, and every objective has it at the same positions. Transcripts without a path (shorter than
-  their pieces) are left out. Its teacher is the store of interpolation, else `subword`; not a store of draws, nor one
-  whose tail holds mass that belongs to no piece (a projected teacher's).
+  occupancy (hkd.losses.ctc_occupancy, the student's own, given the transcript), the blank left out: at the same
+  positions whatever the objective. Transcripts without a path (shorter than their pieces) are left out. Its teacher is
+  the store of interpolation, else `subword`; no store of draws, nor one with mass of no piece in its tail (projected).
 
 Shape letters: B utterances, T frames, M slots or pieces, U an utterance's pieces, V a level's units, H a head's units.
 """

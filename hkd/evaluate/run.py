@@ -1,8 +1,7 @@
 """evaluate: a run's exported student on a split, as figures with intervals.
 
-- Needs the run's `model/` and a manifest with audio. A CTC student's main output is judged at its pieces. The figures
-  of the heads, and of a hybrid student's main output, are added where the run's full weights, an alignment and label
-  stores are present and fit.
+- Needs the run's `model/` and a manifest with audio. The figures of the heads, and of a hybrid student's main output,
+  are added where the run's full weights, an alignment and label stores are present and fit.
 - An evaluation that is finished under the same inputs (model, references, settings) is left as it is.
 """
 

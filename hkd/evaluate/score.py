@@ -56,8 +56,7 @@ _DROPPED = "q"
 
 
 def fold_39(phones: Iterable[str]) -> list[str]:
-    """Phones (TIMIT's 61 or ARPAbet, any case, stress marks allowed) → the 39, silences in a row joined; those of
-    neither set in lower case. Idempotent."""
+    """Phones (TIMIT's 61 or ARPAbet, any case or stress; others in lower case) → the 39, with single silences."""
     folded: list[str] = []
     for phone in phones:
         name = phone.lower().rstrip("012")

@@ -221,8 +221,7 @@ def objectives_table(reports: Sequence[EvaluationReport], *, baselines: Sequence
 def _fusion_left(
     rows: Sequence[TableRow], groups: Mapping[str, Sequence[EvaluationReport]], bases: Sequence[str]
 ) -> Iterator[str]:
-    """For each way to decode with an LM: the points that it gains on each row, and the share of what it gains on the
-    first baseline. A student that has learnt what the LM knows leaves less to gain."""
+    """For each way to decode with an LM: what it gains on each row, which is less where the student knows the same."""
     rate = {row.name: 100 * row.cells["wer"].rate for row in rows}
     tags = dict.fromkeys(name.partition("@")[2] for name in rate if groups[name][0].decoder.get("lm"))
     for tag in filter(None, tags):

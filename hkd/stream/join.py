@@ -177,11 +177,8 @@ class Join:
         sequences: Mapping[str, Sequence[NDArray[np.int32]]] | None = None,
     ) -> dict[str, int]:
         """Compare every utterance's transcript and unit sequences with alignment and stores: UserError at a misfit.
-        Returns id → encoder frames that CTC needs for its subwords (none where the student has none).
-
-        num_frames: id → 10 ms frames of the sound. sequences: at aligned levels, the unit sequences of utterances that
-        are not aligned, in the order of the utterances.
-        """
+        Returns id → encoder frames that CTC needs for its subwords (none where the student has none). num_frames: id →
+        10 ms frames. sequences: aligned level → units of the utterances, in order, where they are not aligned."""
         aligned, needed = self.alignment, dict[str, int]()
         levels = {store.level for store in self.stores.values() if store.own_units}.difference(SPELLED)
         known = {level: aligned.sequence_digests(level) for level in levels} if aligned is not None else {}

@@ -59,8 +59,7 @@ def runs_of(readers: Iterable[LabelReader], ids: Sequence[str], *, held_bytes: i
 
 
 class BatchPlan:
-    """Batches of about `batch_frames` frames from utterances of `length_U` frames. Raises UserError where there is
-    none. runs: only where they cannot all be held at once."""
+    """Batches of about `batch_frames` frames. runs: where not all are held at once. Raises UserError without any."""
 
     def __init__(
         self, length_U: Sequence[int] | NDArray[np.int64], *, batch_frames: float, seed: int, runs: Runs | None = None
@@ -193,7 +192,7 @@ class BatchMaker:
     soft: Mapping[str, int]  # label store → slots; 0 for labels that need none
     augment: AugmentConfig = NO_AUGMENTATION
     fill_F: NDArray[np.float32] | None = None  # what masks are filled with
-    stride: Mapping[str, int] = field(default_factory=dict)  # level → n: show every n-th labelled slot of an epoch
+    stride: Mapping[str, int] = field(default_factory=dict)  # level → n: an epoch shows every n-th labelled slot
     alone: float = 0.0  # probability of `Batch.alone_B`
     seed: int = 0
 

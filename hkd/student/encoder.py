@@ -206,10 +206,9 @@ class ConformerEncoder(nn.Module):
         seed_B: Sequence[int] | None = None,
         condition: Mapping[int, Condition] | None = None,
     ) -> tuple[Tensor, Tensor, dict[int, Tensor]]:
-        """x_BTF (normalised), length_B in 10 ms frames, taps as layers counted from 1, seed_B of each utterance's
-        dropout in training (default: drawn from torch's generator), condition by layer. Gives the top layer's x_BTD,
-        the lengths in encoder frames, and tap → the layer's own x_BTD. Values past an utterance's end are finite and
-        mean nothing."""
+        """x_BTF (normalised), length_B in 10 ms frames, taps as layers counted from 1, seed_B of utterances' dropout in
+        training (default: of torch's generator), condition by layer → the top layer's x_BTD, lengths in encoder frames,
+        tap → the layer's own x_BTD. Values past an utterance's end are finite and mean nothing."""
         valid_BT = valid_frames(length_B, x_BTF.shape[1])
         x_BTD = self.front(x_BTF.masked_fill(~valid_BT[:, :, None], 0.0), length_B)
         drop = self.drops(x_BTD, seed_B)
@@ -299,9 +298,8 @@ class SpeechEncoder(nn.Module):
     def forward(
         self, x_BTF: Tensor, length_B: Tensor, taps: Collection[int], seed_B: Sequence[int] | None = None
     ) -> tuple[Tensor, Tensor, dict[int, Tensor]]:
-        """As `ConformerEncoder.forward`, with x_BTF as the config's front end gives it; D is `d_out`. seed_B is not
-        read: dropout within transformers draws from torch's generator. Raises UserError for an utterance longer than
-        the encoder can read."""
+        """As `ConformerEncoder.forward`; D is `d_out`. seed_B is not read: dropout within transformers draws from
+        torch's generator. Raises UserError for an utterance longer than the encoder can read."""
         seen: dict[int, Tensor] = {}
         num_frames = -(-x_BTF.shape[1] // SUBSAMPLING)
         x_BTF = x_BTF.masked_fill(~valid_frames(length_B, x_BTF.shape[1])[:, :, None], 0.0)

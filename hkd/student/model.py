@@ -27,8 +27,7 @@ MIN_STD = 1e-5
 @dataclass(kw_only=True)
 class StudentOutput:
     """logits_BTV of the main output (T counts its slots), lengths in the same unit, and per head logits_BSV, or
-    logits_MV where slots were chosen. A head's slots of utterance b that lie inside it are the first ceil(T/4) ·
-    slots."""
+    logits_MV where slots were chosen. The first ceil(T/4) · slots of an utterance lie inside it."""
 
     logits_BTV: Tensor
     length_B: Tensor

@@ -89,8 +89,7 @@ def open_text(
     readers: Mapping[str, LabelReader],
     heard: Mapping[str, Any],
 ) -> TrainingText:
-    """Open the sentences and the bank, and check that they fit the run: UserError where they do not. readers: from
-    `text_readers`; heard: `heard_by` of the run."""
+    """Open the sentences and the bank; UserError where they do not fit the run. heard: `heard_by` of the run."""
     settings = config.text
     bank = Bank.load(Path(settings.bank))
     check_bank(Path(settings.bank), bank, heard)
@@ -216,8 +215,7 @@ def open_data(
     labels: Path | str | None,
     run: Path | None = None,
 ) -> TrainingData:
-    """Open the inputs and check that they fit together: UserError in one line where they do not. run: the folder of a
-    run; what it began with is not checked again."""
+    """Open the inputs; UserError where they do not fit together. run: its folder; what it began with is not checked."""
     whole = manifests.read(manifest)
     subwords = SubwordModel(units / MODEL_FILE)
     readers = _stores(config, labels, subwords)

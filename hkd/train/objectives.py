@@ -367,8 +367,7 @@ def _auxiliary(given: "ObjectiveInputs", store: str) -> Taught:
 
 
 def _column(given: "ObjectiveInputs", store: str) -> int | None:
-    """Where a store's rows hold the normaliser of the teacher's temperature; None where none is needed. Raises
-    UserError for a temperature that the store does not hold."""
+    """Where a store's rows hold the normaliser of the teacher's temperature, if needed. Raises UserError if nowhere."""
     kd, spec = given.kd(store), given.join.stores[store].reader.spec
     if kd.temperature == 1 or spec.width >= len(spec.inventory) or kd.tail == "renormalised":
         return None
