@@ -386,5 +386,4 @@ class Search:
         return [list(row[0].units) if row else [] for row in self.ranked(logits_BTV, length_B, n_best=1)]
 
     def text(self, units: Sequence[int]) -> str:
-        """Unit ids → text."""
         return self._subwords.decode(units)

@@ -298,5 +298,4 @@ class HybridSearch:
         return list(words) if linear else []
 
     def text(self, units: Sequence[int]) -> str:
-        """Word numbers → text."""
         return " ".join(self.symbols[unit] for unit in units)

@@ -1,7 +1,6 @@
 """From sound to text: an exported student, its features, and the search over its output.
 
-- Needs the exported folder and nothing else.
-- A student's output does not depend on its batch, so batches are only about speed.
+- Needs the exported folder alone. A student's output does not depend on its batch, so batches are only about speed.
 - Long recordings are cut at quiet places, since students are trained on short ones.
 
 Shape letters: B utterances, S samples, T frames, F feature bins.

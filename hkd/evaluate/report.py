@@ -223,7 +223,6 @@ def figure(value: float | None, digits: int = 2) -> str:
 
 
 def minutes(hours: float) -> str:
-    """Hours as people say them."""
     return f"{60 * hours:.1f} minutes" if hours < 2 else f"{hours:.1f} hours"
 
 

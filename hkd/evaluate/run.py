@@ -162,7 +162,6 @@ def _inputs(run_folder: Path, part: Manifest, config: EvaluateConfig) -> dict[st
 
 
 def _decoder(search: SearchConfig, recogniser: Recogniser, lm: str | None) -> dict[str, Any]:
-    """What the report says of the search."""
     if recogniser.is_hybrid:
         return {"name": "graph", "lm": Path(str(lm)).name, **asdict(search.hybrid)}
     if search.decoder == "greedy":

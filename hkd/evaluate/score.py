@@ -23,9 +23,8 @@
     eval-SPLIT.nbest.jsonl   where asked for: an utterance a line, its hypotheses, best first
     eval-SPLIT.timing.json   real-time factor: differs from run to run, hence kept apart
 
-Other ways to decode lie beside, under a tag: eval-SPLIT@TAG.json and so on.
-
-All draws are a function of the seed. Shape letters: N utterances, G blocks, R draws.
+Other ways to decode lie beside, under a tag: eval-SPLIT@TAG.json and so on. All draws are a function of the seed.
+Shape letters: N utterances, G blocks, R draws.
 """
 
 import json

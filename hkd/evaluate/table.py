@@ -121,7 +121,6 @@ class ObjectivesTable:
         return found
 
     def comparison(self, row: TableRow) -> Comparison | None:
-        """The row against the first baseline."""
         if not self.baseline:
             return None
         return row.against.get(base_of(row.name, self.baseline, [other.name for other in self.rows]))

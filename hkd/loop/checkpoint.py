@@ -213,7 +213,6 @@ class BestCheckpoints:
         return {"rows": [list(row) for row in self.rows], "waited": self.waited}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Back to a checkpoint's state."""
         self.rows, self.waited = [(float(value), int(at)) for value, at in state["rows"]], int(state["waited"])
 
     def checkpoints(self) -> list[Checkpoint]:

@@ -1,7 +1,4 @@
-"""fit: settings (LoopConfig), what a task gives (Task), the steps and what happens between them.
-
-The module docstring of hkd.loop says what it promises.
-"""
+"""fit: settings (LoopConfig), what a task gives (Task), the steps; `hkd.loop` says what it promises."""
 
 import logging
 import math

@@ -240,8 +240,7 @@ def _rejoin(
 
 
 # Labels of positions → labels of slots, placed at load, so that speed perturbation re-times them. A slot takes that of
-# the position that covers its middle frame (where the signal ends before it, the last frame).
-# Shape letters: U positions, S slots, M labelled slots.
+# the position that covers its middle frame, or else the last one. U positions, S slots, M labelled slots.
 
 
 def place(

@@ -121,11 +121,9 @@ class ToDeviceMixin:
     __slots__ = ()
 
     def to(self, device: torch.device | str) -> Self:
-        """The same on another device."""
         return cast(Self, _each(self, lambda tensor: tensor.to(device, non_blocking=True)))
 
     def pin_memory(self) -> Self:
-        """The same in page-locked memory."""
         return cast(Self, _each(self, Tensor.pin_memory))
 
 

@@ -201,7 +201,6 @@ class DataNeeds:
 
     @property
     def alignment(self) -> bool:
-        """Whether an alignment is needed."""
         return bool(self.hard) or any(name not in self.same_units for name in self.stores)
 
 

@@ -240,7 +240,6 @@ def _train(
     folder: Path,
     whole: Mapping[str, Any],
     *,
-    device: str,
     progress: Progress,
     **more: Any,
 ) -> dict[str, float]:
@@ -269,7 +268,7 @@ def _train(
     if is_main_process():
         claim(folder, whole)
         _write_settings(folder, data, task.student, coverage)
-    metrics = fit(task, loop, folder, identity=data.identity, device=device, progress=progress, **more)
+    metrics = fit(task, loop, folder, identity=data.identity, progress=progress, **more)
     if is_main_process():
         export(folder, data, task.student, digest_of_json(whole))
     return metrics
@@ -375,7 +374,6 @@ def _weights(data: TrainingData) -> dict[str, float]:
 
 
 def _weight(config: TrainConfig, data: TrainingData, term: str) -> float:
-    """α, λ or 1."""
     if term.startswith("hard-"):
         return config.alphas.get(term.removeprefix("hard-"), config.alpha)
     if term.startswith("kd-"):
