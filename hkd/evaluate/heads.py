@@ -1,6 +1,7 @@
 """What a run's heads and its main output are worth on a split: accuracy, distance from the teacher, calibration.
 
-- Heads are not exported: this reads the run's student.json and final.safetensors, the alignment and the label stores.
+- Heads are not exported, so this reads the run's full weights (student.json, final.safetensors), the alignment and the
+  label stores.
 - Accuracy: share of slots whose likeliest unit is the alignment's. Auxiliary heads are asked where their teacher has
   labels: not in silence. Heads in a teacher's own pieces are compared with the pieces that the store calls gold.
 - KL(teacher ‖ head), the tail as one outcome, where the store covers the utterance. Beside it, where the level has a
@@ -8,11 +9,13 @@
   mixed by what the hard head hears. A head with no lower KL than that has learnt no more than a table of confusions.
 - A hybrid student's main output is one more head, `main`, with its KL where the objective is interpolation.
 - A CTC student's main output is asked at the pieces of the transcript, each in the frame that holds most of its
-  occupancy (hkd.losses.ctc_occupancy, the student's own, given the transcript), the blank left out: at the same
-  positions whatever the objective. Transcripts without a path (shorter than their pieces) are left out. Its teacher is
-  the store of interpolation, else `subword`; no store of draws, nor one with mass of no piece in its tail (projected).
+  occupancy (hkd.losses.ctc_occupancy, the student's own, given the transcript), the blank left out. So it needs no
+  alignment and no head, and every objective has it at the same positions. Transcripts without a path (shorter than
+  their pieces) are left out. Its teacher is the store of interpolation, else `subword`; not a store of draws, nor one
+  whose tail holds mass that belongs to no piece (a projected teacher's).
 
-Shape letters: B utterances, T frames, M slots or pieces, U an utterance's pieces, V a level's units, H a head's units.
+Shape letters: B utterances, T frames, M slots or pieces, U pieces of an utterance, V units of a level, H units of a
+head.
 """
 
 import logging
@@ -58,7 +61,8 @@ MOST_UTTERANCES = 5000  # that a teacher is averaged over
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluatedHead:
-    """A head. `unit_V`: the units of its level as its own, −1 where it is not asked; None: foreign pieces."""
+    """A head and how the units of its level become its own. `unit_V`: −1 for units that it is not asked about; None:
+    foreign pieces."""
 
     name: str
     level: str
@@ -118,8 +122,12 @@ def frame_figures(
     progress: Progress = no_progress,
 ) -> dict[str, dict[str, Any]]:
     """Head → accuracy, calibration_error, confidence, entropy, kl, kl_without_context, frames; {} without weights,
-    heads or alignment. A store that is absent, incomplete, or not the one that a head was trained with costs that head
-    its KL. Raises UserError where an utterance's transcript or units are not those that were aligned or labelled."""
+    heads or alignment.
+
+    A store that is absent, incomplete, or not the one that a head was trained with costs that head its KL.
+    Raises UserError where an utterance's transcript is not the one that was aligned or labelled, or its units are
+    others.
+    """
     trained = _trained_heads(run_folder, alignment)
     if not trained or alignment is None or subword_model is None:
         return {}
@@ -128,13 +136,16 @@ def frame_figures(
     load_final(student, run_folder)
     student.to(device).eval()
     subwords = SubwordModel(subword_model)
-    own = []
-    for name, row in trained.items():
-        is_whole = (row.get("units"), row.get("inventory")) == (None, subwords.inventory.digest)
-        if row.get("store") and (name == MAIN or is_whole):
-            own.append(row["store"])
+    untrimmed = [
+        row["store"]
+        for name, row in trained.items()
+        if row.get("store")
+        and (name == MAIN or (row.get("units"), row.get("inventory")) == (None, subwords.inventory.digest))
+    ]
     stores = _stores_of(trained, labels)
-    join = Join(part, subwords=subwords, alignment=Alignment(alignment), stores=stores, same_units=own, units=units)
+    join = Join(
+        part, subwords=subwords, alignment=Alignment(alignment), stores=stores, same_units=untrimmed, units=units
+    )
     join.check(part)
     if not (heads := _heads_of(trained, join, part)):
         return {}
@@ -156,7 +167,8 @@ def frame_figures(
 
 
 def frame_inputs(run_folder: Path, *, alignment: Path | None, labels: Path | None) -> dict[str, Any]:
-    """The digests that `frame_figures` depends on (weights, alignment, the heads' stores); {} where it gives none."""
+    """The digests that `frame_figures` depends on: weights, alignment, and the stores of the heads; {} where there will
+    be none."""
     heads = _trained_heads(run_folder, alignment)
     if not heads or alignment is None:
         return {}
@@ -176,8 +188,11 @@ def piece_figures(
     batch_seconds: float = 60.0,
     features: FeatureSource | None = None,
 ) -> dict[str, Any] | None:
-    """The figures of a CTC student's main output, kl_without_context None, frames the number of pieces; None for
-    senones, and where no transcript has a path. teacher: of `piece_teacher`. Raises UserError for unreadable sound."""
+    """The figures of a CTC student's main output, kl_without_context None, frames the number of pieces.
+
+    None for senones, and where no transcript has a path. teacher: of `piece_teacher`. Raises UserError where sound
+    cannot be read.
+    """
     model = recogniser.meta.subword_model
     if recogniser.is_hybrid or model is None:
         return None
@@ -200,13 +215,17 @@ def piece_figures(
 
 
 def piece_teacher(run_folder: Path, labels: Path | None) -> LabelReader | None:
-    """The store that the main output is compared with; None where absent, not whole, or unfit (see the module)."""
+    """The store that the main output is compared with; None where it is absent, incomplete, of other pieces, or unfit
+    (see the module)."""
     name, exported = _interpolated(run_folder) or SUBWORD, read_json(run_folder / "model" / "student.json")
     main = {"store": name, "inventory": exported.get("inventory", {}).get("digest")}
     reader = _stores_of({MAIN: main}, labels).get(name)
-    if reader is None or reader.spec.selection != "topk" or "project" in reader.spec.teacher.get("options", {}):
-        return None
-    return reader
+    is_fit = (
+        reader is not None
+        and reader.spec.selection == "topk"
+        and "project" not in reader.spec.teacher.get("options", {})
+    )
+    return reader if is_fit else None
 
 
 def piece_inputs(run_folder: Path, teacher: LabelReader | None) -> dict[str, Any]:
@@ -225,14 +244,16 @@ def _interpolated(run_folder: Path) -> str | None:
 
 
 def _trained_heads(run_folder: Path, alignment: Path | None) -> dict[str, dict[str, Any]]:
-    """The heads of the run's student.json, a hybrid's main output first; {} without weights, alignment or heads."""
+    """The heads of the run's student.json, a hybrid student's main output first; {} without weights, alignment or
+    heads."""
     trained, exported = read_json(run_folder / "student.json"), read_json(run_folder / "model" / "student.json")
     if not trained or not (run_folder / FINAL).exists() or alignment is None or not alignment.exists():
         return {}
     config, heads = trained.get("config"), trained.get("heads")
     if not isinstance(config, dict) or not isinstance(heads, dict):
-        rule = "must have the run's config and heads"
-        raise UserError(f"{run_folder / 'student.json'} {rule}, but has not. Train the run again.")
+        raise UserError(
+            f"{run_folder / 'student.json'} must have the run's config and heads, but has not. Train the run again."
+        )
     if config.get("main") == SENONE and "inventory" in exported:
         main = {"level": SENONE, "kind": "hard", "slots": default_slots(SENONE), "store": _interpolated(run_folder)}
         return {MAIN: main | {"inventory": exported["inventory"]["digest"]}, **heads}
@@ -259,9 +280,12 @@ def _stores_of(heads: Mapping[str, Mapping[str, Any]], labels: Path | None) -> d
 
 
 def _heads_of(rows: Mapping[str, Mapping[str, Any]], join: Join, part: Manifest) -> list[EvaluatedHead]:
-    """The heads that can be judged; those with a teacher and a hard head in the level's own units have a table."""
+    """The heads that can be judged on this part; those with a teacher and a hard head in the level's own units have a
+    table."""
     heads = [_head(name, row, join) for name, row in rows.items()]
-    first: dict[str, int] = {}  # level → the slots of its references in a batch; heads with others read their store's
+    # a batch holds a level's references at one number of slots: a head with another is compared with its store's gold,
+    # or left out
+    first: dict[str, int] = {}
     for head in heads:
         if head.unit_V is not None:
             first.setdefault(head.level, head.slots)
@@ -298,7 +322,10 @@ def _head(name: str, row: Mapping[str, Any], join: Join) -> EvaluatedHead:
 
 def average_teacher(joined: JoinedStore, *, without: Container[str]) -> Tensor | None:
     """table_VH: the teacher's mean distribution where the transcript has unit v, over 5,000 of the store's utterances
-    not in `without`, the tail spread evenly. None where it would be too large, labels are draws, or none is left."""
+    that are not in `without`.
+
+    The tail is spread evenly. None where the table would be too large, the labels are draws, or no utterance is left.
+    """
     reader = joined.reader
     if not can_average(reader.spec):
         return None
@@ -306,8 +333,9 @@ def average_teacher(joined: JoinedStore, *, without: Container[str]) -> Tensor |
     if not ids:
         return None
     sum_VW = torch.from_numpy(summed(reader, ids)).float()
-    table_VH = torch.zeros(len(sum_VW), joined.num_units)
-    table_VH.index_add_(1, torch.from_numpy(joined.head_unit_V), sum_VW[:, :-1])
+    table_VH = torch.zeros(len(sum_VW), joined.num_units).index_add_(
+        1, torch.from_numpy(joined.head_unit_V), sum_VW[:, :-1]
+    )
     table_VH += sum_VW[:, -1:] / joined.num_units
     mean_H = table_VH.sum(0) / table_VH.sum()  # what is said of units that these utterances lack
     table_VH += mean_H
@@ -322,8 +350,9 @@ def guess(hard_logits_MV: Tensor, table_VH: Tensor) -> Tensor:
 @torch.no_grad()
 def _add(student: StudentModel, batch: Batch, heads: list[EvaluatedHead], sums: dict[str, Sums]) -> None:
     slots = {head.name: _slots_of(head, batch) for head in heads}
-    asked = {name: slot_M for name, (slot_M, _, _) in slots.items()}
-    output: StudentOutput = student(batch.x_BTF, batch.length_B, slots=asked)
+    output: StudentOutput = student(
+        batch.x_BTF, batch.length_B, slots={name: slot_M for name, (slot_M, _, _) in slots.items()}
+    )
 
     def logits_of(head: str) -> Tensor:
         """logits_MV of a head at its slots."""
@@ -353,7 +382,8 @@ def _kl(logits_MH: Tensor, ids_MK: Tensor, logp_MK: Tensor, tail_M: Tensor) -> t
 
 
 def _slots_of(head: EvaluatedHead, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """(slot_M, unit_M, soft_M): all slots with a label, the head's reference there or −1, the teacher's among them."""
+    """(slot_M, unit_M, soft_M): all slots with any label, the head's reference unit there or −1, and where among them
+    the teacher's are."""
     soft = batch.soft[head.store] if head.store is not None else None
     hard = batch.hard[head.level] if head.unit_V is not None else None
     slot_M = torch.unique(torch.cat([labels.slot_M for labels in (soft, hard) if labels is not None]))
