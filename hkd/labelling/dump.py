@@ -1,12 +1,10 @@
 """Stage one: a teacher's distributions over all transcripts of a manifest, into a label store.
 
 - The shard is the unit of work: batching and de-duplication stay inside it, so its bytes are the same on every worker.
-- The teacher runs here. One thread compresses and writes, up to two shards behind; if it fails, the dump stops with its
-  error.
-- A GPU gets the next shard while the rows of the last one are still copied back.
-- Run again, the dump does the shards that have no mark yet, and leaves the others.
-- A job names its parts by path, so any process with these paths can do any shard: this one (`local`), or the workers of
-  a Ray cluster (`ray`).
+- The teacher runs here; one thread compresses and writes, up to two shards behind. A GPU gets the next shard while the
+  rows of the last one are still copied back.
+- Run again, the dump does the shards that have no mark yet.
+- A job names its parts by path, so any process can do any shard: this one, or the workers of a Ray cluster.
 """
 
 import logging
@@ -65,8 +63,7 @@ class WorkDone:
 
 @dataclass(frozen=True, kw_only=True)
 class DumpReport(WorkDone):
-    """What a dump did. The work is that of this run; the quality is that of the whole store, and None while shards are
-    missing."""
+    """What a dump did: the work of this run, the quality of the whole store (None while shards are missing)."""
 
     store: Path | str
     teacher: str
@@ -93,7 +90,6 @@ class DumpReport(WorkDone):
         return f"hkd train --labels {shlex.quote((str(self.store).rpartition('/')[0] or '.') + '/')}"
 
     def to_json(self) -> dict[str, Any]:
-        """For `--json`."""
         return {**asdict(self), "store": str(self.store), "positions_per_s": self.positions_per_s, "go_on": self.go_on}
 
 
@@ -119,14 +115,11 @@ class DumpConfig:
     keep_going: bool = False  # leave utterances out that cannot be labelled, and list them
 
     def __post_init__(self) -> None:
-        check_setting("k", self.k, "be at least 1", self.k >= 1)
-        check_setting(
-            "utterances_per_shard", self.utterances_per_shard, "be at least 1", self.utterances_per_shard >= 1
-        )
+        for name, value in (("k", self.k), ("utterances_per_shard", self.utterances_per_shard)):
+            check_setting(name, value, "be at least 1", value >= 1)
         if any(not t > 0 or t == 1.0 for t in self.temperatures):
-            raise UserError(
-                f"temperatures must be positive and other than 1, which is always there, but are {self.temperatures}."
-            )
+            rule = "temperatures must be positive and other than 1, which is always there"
+            raise UserError(f"{rule}, but are {self.temperatures}.")
 
 
 class DumpInputs(TypedDict, total=False):
@@ -151,23 +144,17 @@ def dump(
     **inputs: Unpack[DumpInputs],
 ) -> DumpReport:
     """Label a manifest's transcripts into the store at `out`; this process does every `world_size`-th pending shard.
-
-    Raises UserError where inputs do not fit together or the store there is another one, HkdError where the work cannot
-    be done.
-    """
+    Raises UserError where inputs do not fit together or another store is there, HkdError where work fails."""
     check_setting("rank", f"{rank} of {world_size}", "be at least 0 and below world_size", 0 <= rank < world_size)
     if overwrite and world_size > 1:
-        raise UserError(
-            "--overwrite must be left out in a job array, where each process would remove what the others wrote. "
-            "Remove the store first."
-        )
+        why = "each process would remove what the others wrote. Remove the store first."
+        raise UserError(f"--overwrite must be left out in a job array, where {why}")
     run = DumpRun(manifest, out, teacher, overwrite=overwrite, **inputs)
     return run.report(run.shards([shard for shard in run.pending() if shard % world_size == rank], progress))
 
 
 class ShardLabeller:
-    """Labels shards, several at once if asked by several threads. `asked`: what `Teacher.score` is given beside the
-    sentences."""
+    """Labels shards, several at once if several threads ask. `asked`: what `Teacher.score` takes beside sentences."""
 
     def __init__(
         self, *, teacher: Teacher, source: UnitSource, transcripts: Transcripts, asked: dict[str, Any], keep_going: bool
@@ -179,39 +166,31 @@ class ShardLabeller:
         self._reading = threading.Lock()
 
     def label(self, ids: Sequence[str]) -> tuple[list[UtteranceLabels], WorkDone]:
-        """The labels of some utterances, and the work that it was; transcripts that repeat (in the same context) are
-        scored once.
-
-        Raises UserError or HkdError with the name of an utterance that cannot be labelled; with `keep_going` those are
-        left out.
-        """
+        """The labels of some utterances, and the work that it was; what repeats (in the same context) is scored once.
+        Raises UserError or HkdError for an utterance that cannot be labelled, unless `keep_going` leaves it out."""
         left_out: dict[str, str] = {}
         begun = time.monotonic()
         with self._reading:
             spoken, sentences = self._read(ids, left_out)
         read = time.monotonic()
-        first_of: dict[Any, int] = {}
-        first = [
-            first_of.setdefault((s.unit_U.tobytes(), s.before, s.after, s.text if self._by_text else b""), n)
-            for n, s in enumerate(sentences)
-        ]
-        unique = list(first_of.values())
-        answers = dict(zip(unique, self._scored([sentences[n] for n in unique]), strict=True))
+        keys = [(s.unit_U.tobytes(), s.before, s.after, s.text if self._by_text else b"") for s in sentences]
+        unique: dict[Any, Sentence] = {}
+        for key, sentence in zip(keys, sentences, strict=True):
+            unique.setdefault(key, sentence)
+        answers = dict(zip(unique, self._scored([*unique.values()]), strict=True))
         problems = [answer for answer in answers.values() if isinstance(answer, Exception)]
         if len(problems) == len(answers) > 1:  # then it is not the sentences'
             raise problems[0]
         rows = []
-        for name, words, sentence, n in zip(ids, spoken, sentences, first, strict=True):
-            topk = answers[n]
+        for name, words, sentence, key in zip(ids, spoken, sentences, keys, strict=True):
+            topk = answers[key]
             if isinstance(topk, Exception):
                 self._leave_out(name, topk, left_out)
                 sentence = _empty(name)
                 [topk] = self._teacher.score([sentence], **self._asked)
             digest = LEFT_OUT if name in left_out else sequence_digest(sentence.unit_U)
-            text = text_digest(words)
-            rows.append(
-                UtteranceLabels(id=name, topk=topk, word_U=sentence.word_U, unit_digest=digest, text_digest=text)
-            )
+            text, word_U = text_digest(words), sentence.word_U
+            rows.append(UtteranceLabels(id=name, topk=topk, word_U=word_U, unit_digest=digest, text_digest=text))
         work = WorkDone(
             shards_done=1,
             positions=sum(len(row.topk) for row in rows),
@@ -251,10 +230,8 @@ class ShardLabeller:
         if self._keep_going:
             left_out[name] = why
             return
-        kind = UserError if isinstance(problem, UserError) else HkdError
-        raise kind(
-            f"utterance '{name}' cannot be labelled: {why} Or leave such utterances out: --set keep_going=true."
-        ) from problem
+        kind, remedy = UserError if isinstance(problem, UserError) else HkdError, "--set keep_going=true"
+        raise kind(f"utterance '{name}' cannot be labelled: {why} Or leave such utterances out: {remedy}.") from problem
 
 
 def _numbers(rows: TopK) -> TopK | Exception:
@@ -270,16 +247,10 @@ def _empty(name: str) -> Sentence:
 
 
 def unigram_perplexity(units: Iterable[NDArray[np.int32]], size: int) -> float | None:
-    """Leave-one-out perplexity of the add-one unigram LM of some unit sequences over `size` units: what any teacher
-    must beat.
-
-    Each position is predicted from all others' counts: p = (c_u − 1 + 1) / (N − 1 + V). None below two positions.
-    """
-    count_V = np.zeros(size, np.float64)
-    for unit_U in units:
-        count_V += np.bincount(unit_U[unit_U >= 0], minlength=size)
-    total = count_V.sum()
-    if total < 2:
+    """Perplexity of the add-one unigram LM of some sequences over `size` units, which any teacher must beat. Leaving
+    one out, a position is predicted from all others: p = (c_u − 1 + 1) / (N − 1 + V). None below two positions."""
+    count_V = sum((np.bincount(unit_U[unit_U >= 0], minlength=size) for unit_U in units), np.zeros(size))
+    if (total := count_V.sum()) < 2:
         return None
     seen = count_V[count_V > 0]
     return math.exp(-float((seen * np.log(seen / (total - 1 + size))).sum()) / total)
@@ -297,40 +268,31 @@ class DumpRun:
         overwrite: bool = False,
         **inputs: Unpack[DumpInputs],
     ) -> None:
-        """Read the manifest, load the teacher, begin the store or go on with it: what `dump` does before the first
-        shard."""
+        """Read the manifest, load the teacher, begin the store or go on with it: all before the first shard."""
         config, alignment, units = inputs["config"], inputs.get("alignment"), inputs.get("units")
         self._transcripts = transcripts = Transcripts(manifest, split=config.split or None)
         self._teacher = teacher = teacher() if callable(teacher) else teacher
         if config.selection == "sample" and teacher.info.kind not in ("masked", "causal"):
-            raise UserError(
-                f"selection must be topk for a teacher of kind {teacher.info.kind}; only masked and causal LMs can be "
-                f"sampled."
-            )
+            rule = f"selection must be topk for a teacher of kind {teacher.info.kind}"
+            raise UserError(f"{rule}; only masked and causal LMs can be sampled.")
         self._is_text = units is not None
         if self._is_text and transcripts.has_sound:
-            raise UserError(
-                f"{manifest} must be text without sound (`hkd prepare --text`), but has utterances with audio. Leave "
-                f"out --text."
-            )
+            rule = "must be text without sound (`hkd prepare --text`), but has utterances with audio"
+            raise UserError(f"{manifest} {rule}. Leave out --text.")
         source = unit_source(teacher, alignment=alignment, subwords=inputs.get("subwords"), units=units)
         ids = transcripts.ids
         spoken = alignment if units is None and teacher.level not in SPELLED else None
         labelled = [name for name in ids if spoken is None or name in spoken]
         if not labelled:
-            raise UserError(
-                "the alignment must hold utterances of the manifest, but holds none of them. Run `hkd align` again."
-            )
-        if len(labelled) < len(ids):
-            logger.warning(
-                "%d of %d utterances have no alignment and get no labels.", len(ids) - len(labelled), len(ids)
-            )
+            rule = "the alignment must hold utterances of the manifest, but holds none of them"
+            raise UserError(f"{rule}. Run `hkd align` again.")
+        if lacking := len(ids) - len(labelled):
+            logger.warning("%d of %d utterances have no alignment and get no labels.", lacking, len(ids))
         _refuse_learnt(teacher, transcripts, labelled, is_text=self._is_text)
         spec = store_spec(teacher, config, transcripts.digest, alignment, command=inputs.get("command", ""))
         self._writer = LabelWriter.open(out, spec, labelled, overwrite=overwrite)
-        asked: dict[str, Any] = {"k": spec.k, "temperatures": config.temperatures}
-        if config.selection == "sample":
-            asked["selection"] = "sample"
+        sampled = {"selection": "sample"} if config.selection == "sample" else {}
+        asked: dict[str, Any] = {"k": spec.k, "temperatures": config.temperatures, **sampled}
         self._labeller = ShardLabeller(
             teacher=teacher, source=source, transcripts=transcripts, asked=asked, keep_going=config.keep_going
         )
@@ -358,8 +320,7 @@ class DumpRun:
         )
 
     def _finish(self) -> dict[str, Any]:
-        """Close a complete store: index, card, and the quality, with a loud warning for a teacher that is worse than
-        unigrams."""
+        """Close a complete store: index, card, and the quality; with a warning for a teacher worse than unigrams."""
         writer, teacher = self._writer, self._teacher
         stored, sums = writer.folder.report(), writer.quality_sums()
         if "unigram_perplexity" not in stored:
@@ -368,13 +329,11 @@ class DumpRun:
             ids = list(reader.ids)
             sample = ids[:: -(-len(ids) // UNIGRAM_UTTERANCES)]
             gold = (reader.block(sample[a : a + 512]).topk.gold_N for a in range(0, len(sample), 512))
-            measured = getattr(teacher, "measured", None)
-            found = (
-                {} if measured is None else measured(self._labeller.sample(ids[:: -(-len(ids) // SAMPLE_UTTERANCES)]))
-            )
+            stored |= teacher.figures
+            if (measured := getattr(teacher, "measured", None)) is not None:
+                found = measured(self._labeller.sample(ids[:: -(-len(ids) // SAMPLE_UTTERANCES)]))
+                stored |= {name: float(f"{value:.4g}") for name, value in found.items()}
             stored |= {
-                **teacher.figures,
-                **{name: float(f"{value:.4g}") for name, value in found.items()},
                 "unigram_perplexity": unigram_perplexity(gold, len(writer.spec.inventory)),
                 "calibration_error": calibration_error(sums),
             }
@@ -382,11 +341,8 @@ class DumpRun:
         quality = {**figures(sums), **stored}
         mine, unigram = quality["perplexity"], quality["unigram_perplexity"]
         if mine is not None and unigram is not None and mine > unigram:
-            logger.warning(
-                "TEACHER WORSE THAN UNIGRAMS: %s has perplexity %.1f on these transcripts, their unigram LM %.1f. Its "
-                "labels teach nothing.",
-                teacher.info.name, mine, unigram,
-            )  # fmt: skip
+            said = "%s has perplexity %.1f on these transcripts, their unigram LM %.1f. Its labels teach nothing."
+            logger.warning(f"TEACHER WORSE THAN UNIGRAMS: {said}", teacher.info.name, mine, unigram)
         return quality
 
     def shards(self, shards: Sequence[int], progress: Progress = no_progress) -> WorkDone:
@@ -445,31 +401,26 @@ class DumpRun:
 
 
 def _refuse_learnt(teacher: Teacher, transcripts: Transcripts, ids: Sequence[str], *, is_text: bool) -> None:
-    """Raises UserError where an LM has learnt from the text that it is to label, since it would repeat it; warns where
-    that is speech."""
+    """Raises UserError where an LM is to label text that it has learnt from, and would repeat; warns for speech."""
     if (has_read := getattr(teacher, "has_read", None)) is None:
         return
-    sample = ids[:: -(-len(ids) // LEARNT_SAMPLE) or 1]
+    sample, name = ids[:: -(-len(ids) // LEARNT_SAMPLE) or 1], teacher.info.name
     share = has_read(transcripts.words(sample))
     if share > MAX_LEARNT and is_text:
         raise UserError(
-            f"an LM must not label what it has learnt from, but {teacher.info.name} has learnt from {share:.0%} of "
-            f"these sentences. "
+            f"an LM must not label what it has learnt from, but {name} has learnt from {share:.0%} of these sentences. "
             "Train it on folds of them: `hkd lm train --manifest TEXT.jsonl --transcripts cross-fit`, without --text."
         )
     if share:
-        logger.warning(
-            "%s has learnt from %.1f %% of what it labels: there it repeats the words, and teaches little.",
-            teacher.info.name,
-            100 * share,
-        )
+        said = "%s has learnt from %.1f %% of what it labels: there it repeats the words, and teaches little."
+        logger.warning(said, name, 100 * share)
 
 
 def store_spec(
     teacher: Teacher, config: DumpConfig, manifest_digest: str, alignment: Alignment | None, *, command: str
 ) -> StoreSpec:
     """What `store.json` says."""
-    aligned = alignment is not None and teacher.level in alignment.inventories
+    own = ("selection", "temperatures", "codec", "backend", "utterances_per_shard")
     context = int(teacher.info.options.get("context", 0) or 0)
     return StoreSpec(
         name=config.name or teacher.level,
@@ -477,16 +428,13 @@ def store_spec(
         inventory=teacher.inventory,
         teacher=asdict(teacher.info),
         manifest_digest=manifest_digest,
-        alignment_digest=alignment.digest if aligned and alignment is not None else None,
+        alignment_digest=alignment.digest if alignment is not None and teacher.level in alignment.inventories else None,
         k=min(config.k, getattr(teacher, "num_candidates", config.k)),
         normalisation=normalisation(),
         context=f"window of {context} tokens" if context else "utterance",
         hkd_version=__version__,
         command=command,
-        **{
-            name: getattr(config, name)
-            for name in ("selection", "temperatures", "codec", "backend", "utterances_per_shard")
-        },
+        **{name: getattr(config, name) for name in own},
     )
 
 
@@ -495,8 +443,7 @@ EXECUTORS = ("local", "ray")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DumpJob:
-    """A dump in words: which teacher labels which manifest into which store. Relative paths start at `folder`, the
-    working one."""
+    """A dump in words: which teacher labels which manifest into which store. Relative paths start at `folder`."""
 
     manifest: Path
     out: Path | str  # a folder or a URL
@@ -514,7 +461,6 @@ class DumpJob:
     folder: Path = field(default_factory=Path.cwd)
 
     def load_teacher(self) -> Teacher:
-        """The teacher, on the device of this machine."""
         units = UnitInventory.load(self.inventory) if self.inventory else None
         return load_teacher(
             self.lm, unit=self.unit, device=self.device, precision=self.precision, options=self.teacher, inventory=units
@@ -549,17 +495,13 @@ def execute(
     overwrite: bool = False,
     progress: Progress = no_progress,
 ) -> DumpReport:
-    """Do a dump: here, every `world_size`-th pending shard; or on a Ray cluster, all of them.
-
-    `ray_address`, `workers`: see `hkd.labelling.ray.ray_dump`. Raises UserError and HkdError as
-    `hkd.labelling.dump.dump`.
-    """
+    """Do a dump: here, every `world_size`-th pending shard; or on a Ray cluster, all of them. `ray_address`, `workers`:
+    see `hkd.labelling.ray.ray_dump`. Raises UserError and HkdError as `hkd.labelling.dump.dump`."""
     check_executor(executor, ray_address=ray_address, workers=workers)
     if executor == "ray":
         if world_size != 1 or rank:
-            raise UserError(
-                "rank and world_size must be left out with the executor ray, which hands out the shards itself."
-            )
+            rule = "rank and world_size must be left out with the executor ray"
+            raise UserError(f"{rule}, which hands out the shards itself.")
         from hkd.labelling.ray import ray_dump
 
         return ray_dump(job, address=ray_address, workers=workers, overwrite=overwrite, progress=progress)

@@ -1,12 +1,10 @@
 """train_lm: a unit LM from text (and transcripts, by cross-fitting only), held against the n-gram of the same data.
 
-- Resumable and deterministic: each step of the work leaves whole files and is skipped where they are there; killed at
-  any moment and started again it ends with the same bytes. What is in the making lies in `work/` below the LM's folder
-  and goes at the end.
+- Resumable and deterministic: each step leaves whole files and is skipped where they are there; killed at any moment
+  and started again it ends with the same bytes. What is in the making lies in `work/` below the LM's folder.
 - A finished LM of the same settings and data is left as it is; one of other settings or data is refused.
 - Cross-fitting: the utterances' texts are dealt into folds, fold i is trained on the text and the other folds, so that
-  each utterance can be labelled, and judged, by the LM that has not seen it. Only the split `train` takes part where
-  there is one.
+  each utterance is labelled and judged by the LM that has not seen it. Only the split `train` takes part, if any.
 """
 
 import logging
@@ -22,34 +20,15 @@ import numpy as np
 from hkd.align.alignment import Alignment
 from hkd.errors import Progress, UserError, check_choice, check_setting, no_progress
 from hkd.files import check_same, differences, digest_of_file, digest_of_json, write_bytes, write_json
-from hkd.labelling.lm_data import (
-    ConcatSentences,
-    Encoder,
-    LmTask,
-    Sentences,
-    Sequence_U,
-    TokenCache,
-    cache_text,
-    folds_of,
-)
+from hkd.labelling import lm_data
+from hkd.labelling.lm_data import ConcatSentences, Encoder, LmTask, Sentences, Sequence_U, TokenCache
 from hkd.labelling.ngram import NGRAM_UNITS, Figures, figures, sample, summed, train_ngram, unigram, unigram_figures
 from hkd.loop import LoopConfig, fit
 from hkd.manifest import Manifest
+from hkd.teachers import unit_lm as files
 from hkd.teachers.base import GIVEN
 from hkd.teachers.cloze import DIRECTIONS, SenoneCounts, SenoneMap, UnitLmSizes, make_unit_lm
-from hkd.teachers.unit_lm import (
-    CONFIG,
-    FOLDS,
-    FORMAT,
-    INVENTORY,
-    MODEL,
-    NGRAM,
-    REPORT,
-    SENONES,
-    TEXT_READ,
-    load_part,
-    read_json,
-)
+from hkd.teachers.unit_lm import load_part, read_json
 from hkd.units.inventory import SENONE, SPELLED, SUBWORD, UNIT_LEVELS
 from hkd.units.sequences import Units
 from hkd.units.text import normalisation, text_digest, words
@@ -94,23 +73,14 @@ class LmConfig:
     neural: bool | None = None  # a neural LM beside the n-gram; default: where there are 20 million units to learn from
 
     def __post_init__(self) -> None:
-        choices = {
-            "unit": UNIT_LEVELS,
-            "direction": DIRECTIONS,
-            "given": ("auto", *GIVEN),
-            "transcripts": ("none", "cross-fit"),
-        }
-        for name, allowed in choices.items():
+        choices = {"unit": UNIT_LEVELS, "direction": DIRECTIONS, "given": ("auto", *GIVEN)}
+        for name, allowed in (*choices.items(), ("transcripts", ("none", "cross-fit"))):
             check_choice(f"`{name}`", getattr(self, name), allowed)
         for name, least in {"folds": 2, "batch_sentences": 1, "max_units": 2, "max_scored_positions": 1}.items():
             check_setting(f"`{name}`", getattr(self, name), f"be at least {least}", getattr(self, name) >= least)
         check_setting("`held_out`", self.held_out, "be a share between 0 and 1", 0 < self.held_out < 1)
-        check_setting(
-            "`ngram_order`",
-            self.ngram_order,
-            "be 2 to 5, or 0 for the level's own",
-            self.ngram_order in (0, 2, 3, 4, 5),
-        )
+        order = self.ngram_order
+        check_setting("`ngram_order`", order, "be 2 to 5, or 0 for the level's own", order in (0, 2, 3, 4, 5))
         given, is_causal = self.resolved_given, self.direction == "causal"
         own = f"'{self.given}' with {self.direction}"
         check_setting("`given`", own, "be 'left' with causal and only there", is_causal == (given == "left"))
@@ -120,24 +90,19 @@ class LmConfig:
     @property
     def resolved_given(self) -> str:
         """What a position is conditioned on, `auto` resolved."""
-        if self.given != "auto":
-            return self.given
-        if self.direction == "causal":
-            return "left"
-        return "outside-phone" if self.unit == SENONE else "outside-position"
+        two_sided = "outside-phone" if self.unit == SENONE else "outside-position"
+        default = "left" if self.direction == "causal" else two_sided
+        return default if self.given == "auto" else self.given
 
     @property
     def resolved_order(self) -> int:
-        """The n-gram's order."""
-        if self.ngram_order:
-            return self.ngram_order
-        return 3 if self.unit == SUBWORD or (self.unit == SENONE and self.resolved_given != "outside-phone") else 5
+        is_short = self.unit == SUBWORD or (self.unit == SENONE and self.resolved_given != "outside-phone")
+        return self.ngram_order or (3 if is_short else 5)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LmReport:
-    """report.json. `figures`: per set of sentences, for neural (where there is one), ngram and unigram {perplexity,
-    top1}, and `positions`."""
+    """report.json. `figures`: by set of sentences and kind (neural, ngram, unigram) {perplexity, top1}; `positions`."""
 
     unit: str
     direction: str
@@ -182,19 +147,13 @@ def render(value: dict[str, Any]) -> str:
             lines.append(f"  {label:<15}{table[kind]['perplexity']:>11.2f}{table[kind]['top1']:>8.1%}")
     judged = value["figures"][value["judged_on"]]
     pair = " against ".join(f"{judged[kind]['perplexity']:.2f}" for kind in ("neural", "ngram") if kind in judged)
+    winner, remedy = f"The {_NAMES[value['teacher']]} is the teacher", "--set neural=true trains one beside it."
     if "neural" not in judged:
-        lines += [
-            "",
-            "The n-gram is the teacher: on so little text a neural LM is worse. --set neural=true trains one beside "
-            "it.",
-        ]
+        lines += ["", f"{winner}: on so little text a neural LM is worse. {remedy}"]
     elif value["teacher"] == "neural":
-        lines += ["", f"The neural LM is the teacher: it beats the n-gram ({pair} on the {value['judged_on']})."]
+        lines += ["", f"{winner}: it beats the n-gram ({pair} on the {value['judged_on']})."]
     else:
-        lines += [
-            "",
-            f"The n-gram is the teacher: this text and training are too small for the neural LM to beat it ({pair}).",
-        ]
+        lines += ["", f"{winner}: this text and training are too small for the neural LM to beat it ({pair})."]
     if judged[value["teacher"]]["perplexity"] > judged["unigram"]["perplexity"]:
         lines.append("WARNING: the teacher is worse than the unigram; its text does not fit.")
     return "\n".join(lines)
@@ -215,9 +174,8 @@ def identity_of(
 ) -> dict[str, Any]:
     """All that the result depends on. Raises UserError where there is nothing to train on."""
     if not texts and config.transcripts == "none":
-        raise UserError(
-            "an LM needs something to train on, but there is none. Give --text FILE, or --transcripts cross-fit."
-        )
+        remedy = "Give --text FILE, or --transcripts cross-fit."
+        raise UserError(f"an LM needs something to train on, but there is none. {remedy}")
     if config.transcripts == "cross-fit" and manifest is None:
         raise UserError("cross-fitting needs the manifest, but there is none. Run `hkd prepare` first.")
     for path in texts:
@@ -230,32 +188,26 @@ def identity_of(
         "manifest": None if manifest is None else manifest.digest,
         "alignment": None if alignment is None or config.unit in SPELLED else alignment.digest,
         "normalisation": normalisation(),
-        # earlier versions: by the utterance's id
-        **({"folds_by": "text"} if config.transcripts == "cross-fit" else {}),
+        **({"folds_by": "text"} if config.transcripts == "cross-fit" else {}),  # earlier versions: by the id
     }
 
 
 def finished(folder: Path, identity: Mapping[str, Any], *, overwrite: bool) -> LmReport | None:
     """The report of a finished LM of this identity. Refuses, or with overwrite removes, an LM of another one."""
-    # killed before its first file
     if not folder.exists() or all(path.name.endswith(".tmp") for path in folder.iterdir()):
-        return None
-    old = read_json(folder / CONFIG) if (folder / CONFIG).exists() else {}
+        return None  # also where it was killed before its first file
+    old = read_json(folder / files.CONFIG) if (folder / files.CONFIG).exists() else {}
     if "hkd_lm" not in old:
         raise UserError(f"{folder} must be free or hold a unit LM, but holds something else. Give another --name.")
     if overwrite and differences(old["identity"], identity):
         shutil.rmtree(folder)
         return None
-    check_same(
-        f"{folder} must be of the same settings and data",
-        old["identity"],
-        identity,
-        "Give another --name, or --overwrite.",
-    )
-    if not (folder / REPORT).exists():
+    rule = f"{folder} must be of the same settings and data"
+    check_same(rule, old["identity"], identity, "Give another --name, or --overwrite.")
+    if not (folder / files.REPORT).exists():
         return None
     shutil.rmtree(folder / "work", ignore_errors=True)
-    return LmReport.load(folder / REPORT)
+    return LmReport.load(folder / files.REPORT)
 
 
 def train_lm(
@@ -270,12 +222,10 @@ def train_lm(
     overwrite: bool = False,
     progress: Progress = no_progress,
 ) -> LmReport:
-    """Train the n-gram, the neural LM where it is asked for or the text is large, and compare them; returns what
-    report.json says.
+    """Train the n-gram, the neural LM where it is asked for or the text is large, and compare them; gives the report.
 
     manifest: with transcripts "cross-fit" its texts train the LM; else they are only left out of the text and judged
-    upon, with alignment giving the units as they were spoken. Raises UserError where there is nothing to train on, or
-    the folder holds another LM.
+    upon, as they were spoken by the alignment. Raises UserError for nothing to train on, or a folder of another LM.
     """
     identity = identity_of(config, texts=texts, units=units, manifest=manifest, alignment=alignment)
     report = finished(folder, identity, overwrite=overwrite)
@@ -322,15 +272,14 @@ class _Training:
                 raise UserError("an LM needs sentences to train on, but none is left. Give more text.")
             self._count(fold, number, len(folds))
         most, seed = max(1, self.config.max_scored_positions // len(folds)), self.config.loop.seed
-        sets = {
-            name: [sample(f.judged[name], max_positions=most, seed=seed) for f in folds] for name in folds[0].judged
-        }
-        judged = {name: parts for name, parts in sets.items() if any(parts)}
+        judged = {}
+        for name in folds[0].judged:
+            parts = [sample(fold.judged[name], max_positions=most, seed=seed) for fold in folds]
+            if any(parts):
+                judged[name] = parts
         if not judged:
-            raise UserError(
-                "an LM needs held-out sentences to be judged on, but there is none. Give more text, or raise "
-                "`held_out`."
-            )
+            remedy = "Give more text, or raise `held_out`."
+            raise UserError(f"an LM needs held-out sentences to be judged on, but there is none. {remedy}")
         ngram = self._measured(folds, judged, "ngram")
         enough = min(fold.corpus.num_units for fold in folds) >= NEURAL_UNITS
         is_neural = enough if self.config.neural is None else self.config.neural
@@ -343,14 +292,14 @@ class _Training:
                 self._fit(fold, number, len(folds))
             measured = {"neural": self._measured(folds, judged, "neural"), **measured}
         measured["unigram"] = self._measured(folds, judged, "unigram")
-        table: dict[str, dict[str, Any]] = {
-            name: {kind: rows[name] for kind, rows in measured.items()} for name in judged
-        }
+        table: dict[str, dict[str, Any]] = {}
         for name, parts in judged.items():
+            table[name] = {kind: rows[name] for kind, rows in measured.items()}
             table[name]["positions"] = sum(len(unit_U) for part in parts for unit_U in part)
         report = self._report(folds, train, table)
-        shutil.copyfile(self.folder / "work" / "cache" / "text-train" / TEXT_READ, self.folder / TEXT_READ)
-        write_json(self.folder / REPORT, asdict(report))
+        read = files.TEXT_READ
+        shutil.copyfile(self.folder / "work" / "cache" / "text-train" / read, self.folder / read)
+        write_json(self.folder / files.REPORT, asdict(report))
         for path in self.folder.rglob(".*.tmp"):  # of runs that were killed while they wrote
             path.unlink(missing_ok=True)
         shutil.rmtree(self.folder / "work", ignore_errors=True)
@@ -359,7 +308,7 @@ class _Training:
     def _begin(self) -> None:
         config = self.config
         self.header = {
-            "hkd_lm": FORMAT,
+            "hkd_lm": files.FORMAT,
             "level": config.unit,
             "direction": config.direction,
             "given": config.resolved_given,
@@ -371,12 +320,12 @@ class _Training:
             "identity_digest": digest_of_json(self.identity),
             "identity": self.identity,
         }
-        write_json(self.folder / CONFIG, self.header)  # first: from here on the folder is known as ours
-        self.inventory.save(self.folder / INVENTORY)
+        write_json(self.folder / files.CONFIG, self.header)  # first: from here on the folder is known as ours
+        self.inventory.save(self.folder / files.INVENTORY)
 
     def _text(self, texts: Sequence[Path], manifest: Manifest | None) -> tuple[TokenCache, TokenCache]:
         transcripts = frozenset(" ".join(words(u.text)) for u in manifest or ())
-        return cache_text(
+        return lm_data.cache_text(
             texts,
             self.folder / "work" / "cache",
             encode=self.encoder.text,
@@ -400,65 +349,57 @@ class _Training:
                 judged["transcripts"] = [piece for pieces in spoken.values() for piece in pieces]
             return [_Fold(folder=self.folder, work=work / "fold-0", corpus=ConcatSentences([train]), judged=judged)]
         assert manifest is not None
-        by_text = folds_of(manifest, self.config.folds)
-        write_json(self.folder / FOLDS, {text.hex(): fold for text, fold in by_text.items()})
+        by_text = lm_data.folds_of(manifest, self.config.folds)
+        write_json(self.folder / files.FOLDS, {text.hex(): fold for text, fold in by_text.items()})
         fold_of = {u.id: by_text[text_digest(words(u.text))] for u in manifest}
         folds = []
         for number in range(self.config.folds):
             own = [piece for name, pieces in spoken.items() if fold_of[name] == number for piece in pieces]
             others = [piece for name, pieces in spoken.items() if fold_of[name] != number for piece in pieces]
             part = {"transcripts": own, **({"text": judged["text"]} if judged["text"] else {})}
-            name = f"fold-{number}"
-            folds.append(
-                _Fold(folder=self.folder / name, work=work / name, corpus=ConcatSentences([train, others]), judged=part)
-            )
+            name, corpus = f"fold-{number}", ConcatSentences([train, others])
+            folds.append(_Fold(folder=self.folder / name, work=work / name, corpus=corpus, judged=part))
         return folds
 
     def _count(self, fold: _Fold, number: int, folds: int) -> None:
         fold.folder.mkdir(parents=True, exist_ok=True)
-        if self.senones is not None and not (fold.folder / SENONES).exists():
-            SenoneCounts.count(self.senones, fold.corpus).save(fold.folder / SENONES)
-        if not (fold.folder / NGRAM).exists():
+        senones, ngram = self.senones, fold.folder / files.NGRAM
+        if senones is not None and not (fold.folder / files.SENONES).exists():
+            SenoneCounts.count(senones, fold.corpus).save(fold.folder / files.SENONES)
+        if not ngram.exists():
             self.progress(0.1 + 0.1 * number / folds, 1.0, stage="n-gram")
-            senones = self.senones
             part = fold.corpus.part(NGRAM_UNITS)
             sentences = part if senones is None else (senones.split(unit_U)[0] for unit_U in part)
-            train_ngram(sentences, fold.folder / NGRAM, order=self.config.resolved_order, work=fold.work)
+            train_ngram(sentences, ngram, order=self.config.resolved_order, work=fold.work)
 
     def _fit(self, fold: _Fold, number: int, folds: int) -> None:
-        if (fold.folder / MODEL).exists():
+        if (fold.folder / files.MODEL).exists():
             return
+        config, seed, num_units = self.config, self.config.loop.seed, len(self.inventory)
         model = make_unit_lm(
-            self.config.sizes,
-            num_units=len(self.inventory),
-            direction=self.config.direction,
-            senones=self.senones,
-            seed=self.config.loop.seed,
+            config.sizes, num_units=num_units, direction=config.direction, senones=self.senones, seed=seed
         )
-        task = LmTask(model, fold.corpus, batch_sentences=self.config.batch_sentences, seed=self.config.loop.seed)
+        task = LmTask(model, fold.corpus, batch_sentences=config.batch_sentences, seed=seed)
 
         def show(done: float, total: float, **facts: float | str) -> None:
             self.progress(0.2 + 0.7 * (number + done / max(total, 1)) / folds, 1.0, **facts)
 
         identity = {"lm": digest_of_json(self.identity), "fold": number}
-        fit(task, self.config.loop, fold.work / "fit", identity=identity, device=self.device, progress=show)
-        write_bytes(fold.folder / MODEL, (fold.work / "fit" / "final.safetensors").read_bytes())
+        fit(task, config.loop, fold.work / "fit", identity=identity, device=self.device, progress=show)
+        write_bytes(fold.folder / files.MODEL, (fold.work / "fit" / "final.safetensors").read_bytes())
 
     def _measured(
         self, folds: Sequence[_Fold], judged: Mapping[str, Sequence[Sequence[Sequence_U]]], kind: str
     ) -> dict[str, dict[str, float]]:
-        """For each set of sentences what one kind of LM comes to; `judged` has a part a fold, which the fold's own LM
-        is asked of."""
+        """What one kind of LM comes to, by set of sentences; `judged` has a part a fold, for the fold's own LM."""
         found: dict[str, list[Figures]] = {name: [] for name in judged}
         for number, fold in enumerate(folds):
             if kind == "unigram":
                 logp_V = unigram(fold.corpus.counts(len(self.inventory)), self.senones)
                 ask = partial(unigram_figures, logp_V, self.senones)
             else:
-                teacher = load_part(
-                    fold.folder, kind, config=self.header, inventory=self.inventory, name=self.folder.name
-                )
-                ask = partial(figures, teacher)
+                own: dict[str, Any] = {"config": self.header, "inventory": self.inventory, "name": self.folder.name}
+                ask = partial(figures, load_part(fold.folder, kind, **own))
             for name, parts in judged.items():
                 if parts[number]:
                     found[name].append(ask(parts[number]))

@@ -1,17 +1,12 @@
 """Text: sentences as a manifest without sound, and text and transcripts as unit sequences on disk, for unit LMs.
 
-- Text is streamed: a line is normalised, kept or held out, turned into units, and appended to a token cache; memory
-  stays constant.
-- Held out is a sentence whose digest falls into the share: the same words always fall on the same side, wherever they
-  stand.
-- A line of text that equals a transcript is left out, so that no LM meets in its text what it will label, and no
-  student learns what it is tested on.
+- Text is streamed: a line is normalised, kept or held out, turned into units, and appended to a token cache.
+- Held out is a sentence whose digest falls into the share: the same words always fall on the same side.
+- A line that equals a transcript is left out: no LM meets what it will label, no student learns what it is tested on.
 - The manifest of sentences is for label stores of text and for training beside speech. An id is `text-` and the first
   16 hex digits of the SHA-256 of the sentence's words: lines that are put in or moved, case and punctuation do not
   change it. Where the same words stand again the ids end in `-2`, `-3`. Left out, counted and listed: what has no
   words, or too many; words that the project cannot pronounce or spell; transcripts.
-- `shuffle` gives the control: the same sentence lengths and the same words, whose order over all sentences says
-  nothing.
 
 Shape letters: U units of a sentence.
 """
@@ -58,8 +53,7 @@ _UNPACKED = 3  # about as many times larger than its .gz is a text
 
 
 def read_lines(paths: Sequence[Path], *, progress: Progress = no_progress) -> Iterator[str]:
-    """Lines of text files, plain or .gz, in order. Raises UserError with file and line where one is missing or no
-    UTF-8."""
+    """Lines of text files, plain or .gz. Raises UserError with file and line where one is missing or not UTF-8."""
     total = sum(path.stat().st_size * (_UNPACKED if path.suffix == ".gz" else 1) for path in paths if path.exists())
     done = 0
     for path in paths:
@@ -112,8 +106,7 @@ def is_held_out(line: str, share: float) -> bool:
 
 
 def cut(unit_U: Sequence_U, may_begin_U: NDArray[np.bool_], max_units: int) -> Iterator[Sequence_U]:
-    """A sequence in pieces of at most max_units, each beginning where it may (at max_units, where no such place is
-    near)."""
+    """A sequence in pieces of at most max_units, which begin where they may (anywhere, where no such place is near)."""
     start = 0
     while len(unit_U) - start > max_units:
         places = np.flatnonzero(may_begin_U[start + 1 : start + max_units + 1])
@@ -124,19 +117,20 @@ def cut(unit_U: Sequence_U, may_begin_U: NDArray[np.bool_], max_units: int) -> I
 
 
 class TokenCache:
-    """Unit sequences in one file; random access by number. Read piece by piece: a memory map would count as memory,
-    page by page."""
+    """Unit sequences in one file, by number. Read piece by piece: the pages of a memory map would count as memory."""
 
     def __init__(self, folder: Path) -> None:
         self._units, self._offsets = (os.open(folder / name, os.O_RDONLY) for name in (UNITS, OFFSETS))
         for file in (self._units, self._offsets):
             weakref.finalize(self, os.close, file)
         self._len = (folder / OFFSETS).stat().st_size // 8 - 1
-        self.num_units = int(self._bounds(self._len, 1)[0])  # of all sentences
+        self.num_units = self._bounds(self._len, 1)[0]  # of all sentences
         self.facts: dict[str, int] = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
 
-    def _bounds(self, number: int, count: int) -> NDArray[np.int64]:
-        return np.frombuffer(os.pread(self._offsets, 8 * count, 8 * number), "<i8")
+    def _bounds(self, number: int, count: int) -> list[int]:
+        """Where this sequence and those after it begin, `count` numbers."""
+        bounds: list[int] = np.frombuffer(os.pread(self._offsets, 8 * count, 8 * number), "<i8").tolist()
+        return bounds
 
     def _read(self, start: int, stop: int) -> Sequence_U:
         return np.frombuffer(os.pread(self._units, 4 * (stop - start), 4 * start), "<i4")
@@ -147,11 +141,11 @@ class TokenCache:
     def __getitem__(self, number: int) -> Sequence_U:
         if not 0 <= number < len(self):
             raise IndexError(number)
-        return self._read(*self._bounds(number, 2).tolist())
+        return self._read(*self._bounds(number, 2))
 
     def __iter__(self) -> Iterator[Sequence_U]:
         for first in range(0, len(self), _READ_AT_ONCE):
-            bounds = self._bounds(first, min(_READ_AT_ONCE, len(self) - first) + 1).tolist()
+            bounds = self._bounds(first, min(_READ_AT_ONCE, len(self) - first) + 1)
             unit_U = self._read(bounds[0], bounds[-1])
             yield from (unit_U[start - bounds[0] : stop - bounds[0]] for start, stop in pairwise(bounds))
 
@@ -209,19 +203,14 @@ def cache_text(
     progress: Progress = no_progress,
 ) -> tuple[TokenCache, TokenCache]:
     """Text files → the caches folder/text-train and folder/text-held-out; what is there already is taken as it is.
-
-    `transcripts`: normalised sentences to leave out. Raises HkdError where the disk is full.
-    """
+    `transcripts`: normalised sentences to leave out. Raises HkdError where the disk is full."""
     names = (folder / "text-train", folder / "text-held-out")
     if not all((name / OFFSETS).exists() for name in names):
         facts, seen = {"lines": 0, "left_out": 0, "unpronounceable": 0}, TextRead()
         try:
             with ExitStack() as stack:
                 train, held = writers = [_Writer(name, stack) for name in names]
-                for text in read_lines(paths, progress=progress):
-                    sentence = words_of_line(text)
-                    if not sentence:
-                        continue
+                for sentence in filter(None, map(words_of_line, read_lines(paths, progress=progress))):
                     facts["lines"] += 1
                     line = " ".join(sentence)
                     if line in transcripts:
@@ -245,14 +234,11 @@ def cache_text(
 
 
 def folds_of(manifest: Manifest, folds: int) -> dict[bytes, int]:
-    """`text_digest` of a transcript → fold: the same words are of one fold, whatever utterance says them. Dealt out in
-    the order of other digests."""
+    """`text_digest` of a transcript → fold, whatever utterance says it; dealt out in the order of other digests."""
     texts = {tuple(words(u.text)) for u in manifest}
     groups = sorted(texts, key=lambda text: digest_of(["fold", " ".join(text)]))
-    if len(groups) < folds:
-        raise UserError(
-            f"`folds` must be at most the {len(groups)} different transcripts, but is {folds} instead. Use fewer folds."
-        )
+    most = f"be at most the {len(groups)} different transcripts"
+    check_setting("`folds`", folds, most, len(groups) >= folds, "Use fewer folds.")
     return {text_digest(text): number % folds for number, text in enumerate(groups)}
 
 
@@ -293,11 +279,9 @@ class ConcatSentences:
 
     @property
     def num_units(self) -> int:
-        """Units of all sentences."""
         return sum(p.num_units if isinstance(p, TokenCache) else sum(map(len, p)) for p in self.parts)
 
 
-Numbers = NDArray[np.int64]
 _POOL = 64  # batches sorted together
 
 
@@ -309,16 +293,16 @@ class BatchOrder:
         self.steps_per_epoch = -(-len(corpus) // batch_sentences)
         self._order, self._batches = lru_cache(1)(self._make_order), lru_cache(1)(self._make_batches)
 
-    def __call__(self, step: int) -> Numbers:
+    def __call__(self, step: int) -> NDArray[np.int64]:
         """The sentences of a step (0 first)."""
         epoch, place = divmod(step, self.steps_per_epoch)
         pool, index = divmod(place, _POOL)
         return self._batches(epoch, pool)[index]
 
-    def _make_order(self, epoch: int) -> Numbers:
+    def _make_order(self, epoch: int) -> NDArray[np.int64]:
         return np.random.default_rng([self._seed, epoch]).permutation(len(self._corpus))
 
-    def _make_batches(self, epoch: int, pool: int) -> list[Numbers]:
+    def _make_batches(self, epoch: int, pool: int) -> list[NDArray[np.int64]]:
         width = _POOL * self._size
         member = self._order(epoch)[pool * width : (pool + 1) * width]
         length = np.array([len(self._corpus[int(number)]) for number in member])
@@ -380,8 +364,8 @@ def prepare_sentences(
 ) -> Manifest:
     """Text files, plain or .gz, a sentence a line → the manifest `out`. The same call again changes nothing.
 
-    units: the project's; before `hkd units train`, the English dictionary says what can be pronounced. transcripts: not
-    to be in it. Raises UserError where no sentence is left, and where `out` has other sentences, unless `overwrite`.
+    units: the project's; before `hkd units train`, those of the English dictionary. transcripts: not to be in it.
+    Raises UserError where no sentence is left, and where `out` has other sentences, unless `overwrite`.
     """
     config, report = config or SentencesConfig(), report or Report()
     report.path = out.with_name(f"{out.stem}-left-out.tsv")
@@ -427,17 +411,15 @@ def prepare_sentences(
         again = f"-{count[digest]}" if count[digest] > 1 else ""
         found.append(Utterance(id=f"text-{digest.hex()}{again}", text=text))
     if repeats := count.total() - len(count):
-        report.note(
-            f"{repeats} sentences have the words of an earlier one and are kept, with ids that end in -2, -3 ..."
-        )
+        ids = "ids that end in -2, -3 ..."
+        report.note(f"{repeats} sentences have the words of an earlier one and are kept, with {ids}")
     for kind in report.lines():
         logger.warning("%s (all in %s)", kind, report.path)
     whole = Manifest(found)
     if out.exists() and not overwrite:
         if manifests.read(out).digest != whole.digest:
-            raise UserError(
-                f"{out} must not be replaced, but has other sentences. Take another file (--out), or --overwrite."
-            )
+            remedy = "Take another file (--out), or --overwrite."
+            raise UserError(f"{out} must not be replaced, but has other sentences. {remedy}")
         report.outcome = "up to date"
     else:
         manifests.write(out, whole)

@@ -1,8 +1,5 @@
 """N-grams by Kneser-Ney (one discount an order, back-off), estimated by kaldingram in a process of its own; unigrams
-are relative frequencies.
-
-Of words for the search, and of units as the bar that a neural unit LM must clear: the same units from the same training
-data.
+are relative frequencies. Of words for the search, and of units as the bar that a neural unit LM must clear.
 
 - A causal LM is held against the n-gram's p(u_n | the units before); a cloze LM against its p(u_n | all others),
   normalised over V; with given `outside-phone` against the two-sided phone n-gram folded through p(senone | phone in
@@ -27,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkd.errors import HkdError, Progress, UserError, check_setting, no_progress
-from hkd.files import temporary
+from hkd.files import sync, temporary
 from hkd.labelling.lm_data import Sentences, read_lines
 from hkd.teachers.base import Sentence, Teacher
 from hkd.teachers.cloze import SenoneMap
@@ -38,8 +35,7 @@ WORDS = "words.arpa"  # its name in the folder of the LMs
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WordNgramConfig:
-    """A word n-gram, pruned as in Stolcke 1998; not by counts, since Kneser-Ney takes its discounts from what is seen
-    once and twice."""
+    """A word n-gram, pruned as in Stolcke 1998; not by counts: Kneser-Ney's discounts need what is seen once."""
 
     order: int = 3  # words of the longest n-gram
     transcripts: bool = False  # read the transcripts of the train split too
@@ -59,10 +55,7 @@ def train_word_ngram(
     progress: Progress = no_progress,
 ) -> int:
     """Texts (plain or .gz, a sentence a line) and `more` sentences, normalised → an ARPA file; returns the sentences
-    read.
-
-    Streams. Raises UserError where there is no text, HkdError where estimation fails.
-    """
+    read. Streams. Raises UserError where there is no text, HkdError where estimation fails."""
     out.parent.mkdir(parents=True, exist_ok=True)
     count = 0
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
@@ -73,17 +66,14 @@ def train_word_ngram(
                     file.write(line + "\n")
                     count += 1
         if not count:
-            raise UserError(
-                "a word n-gram needs text, but there is none. Put a file with a sentence a line into text/, or name "
-                "it: --text."
-            )
+            remedy = "Put a file with a sentence a line into text/, or name it: --text."
+            raise UserError(f"a word n-gram needs text, but there is none. {remedy}")
         estimate(work, out, order=config.order, prune=config.prune)
     return count
 
 
 def estimate(text: Path, arpa: Path, *, order: int, prune: float = 0.0) -> None:
-    """Estimate an n-gram from a text of symbols with spaces between; the ARPA file is written atomically, the text
-    removed. Raises HkdError where it fails."""
+    """A text of symbols with spaces between, which goes → an ARPA file, written atomically. Raises HkdError."""
     part = temporary(arpa)
     try:
         if order == 1:  # kaldingram 0.1.2 counts only the first word of each sentence then
@@ -92,8 +82,7 @@ def estimate(text: Path, arpa: Path, *, order: int, prune: float = 0.0) -> None:
             _kaldingram("train", "--ngram-order", order, "--text", text, "--lm", part)
             if prune:
                 _kaldingram("prune", "--threshold", prune, "--lm", part, "--write-lm", part)
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
+        sync(part)
         part.replace(arpa)
     finally:
         part.unlink(missing_ok=True)
@@ -137,10 +126,8 @@ def figures(teacher: Teacher, sentences: Sequence[NDArray[np.int32]]) -> Figures
     """The figures of a teacher, a few sentences at a time."""
     nats, hits, count = 0.0, 0, 0
     for start in range(0, len(sentences), 64):
-        part = [
-            Sentence(id="", unit_U=unit_U, word_U=np.full(len(unit_U), -1, np.int32))
-            for unit_U in sentences[start : start + 64]
-        ]
+        own = sentences[start : start + 64]
+        part = [Sentence(id="", unit_U=unit_U, word_U=np.full(len(unit_U), -1, np.int32)) for unit_U in own]
         for topk in teacher.score(part, k=2):  # two, since with one the gold unit would displace the first guess
             nats -= float(topk.gold_logp_N.astype(np.float64).sum())
             hits += int((topk.ids_NK[:, 0] == topk.gold_N).sum())
@@ -159,7 +146,6 @@ def unigram(counts_V: NDArray[np.int64], senones: SenoneMap | None) -> NDArray[n
 def unigram_figures(
     logp_V: NDArray[np.float64], senones: SenoneMap | None, sentences: Sequence[NDArray[np.int32]]
 ) -> Figures:
-    """The figures of the unigram."""
     unit_N = np.concatenate([np.zeros(0, np.int32), *sentences]).astype(np.int64)
     group_V = np.zeros(len(logp_V), np.int64) if senones is None else senones.state_of_V
     best_G = [int(np.flatnonzero(group_V == g)[np.argmax(logp_V[group_V == g])]) for g in range(int(group_V.max()) + 1)]

@@ -2,11 +2,10 @@
 
 - A worker is an actor: it loads the teacher and opens the store as a local dump does, and writes its shards itself.
   What travels are shard numbers and small figures, so Ray's object store stays all but empty.
-- This process, the driver, holds the queue and no teacher. A worker has one shard at a time, and that is on disk before
-  it answers: when a worker or its node dies, that shard goes back to the front of the queue, and a new worker is asked
-  for.
-- The first worker opens the store alone, so that whatever is refused is refused once, before others load their
-  teachers. A worker gets shards once it has opened the store, so none waits for one that the cluster has no room for.
+- This process, the driver, holds the queue and no teacher. A worker has one shard at a time, on disk before it answers:
+  when a worker or its node dies, that shard goes to the front of the queue, and a new worker is asked for.
+- The first worker opens the store alone, so that whatever is refused is refused once. A worker gets shards once it has
+  opened the store, so none waits for one that the cluster has no room for.
 """
 
 import logging
@@ -43,10 +42,8 @@ Call = tuple[Any, ...]  # what a worker is asked: a method and its arguments
 
 
 def _heard(method: Callable[..., Any]) -> Callable[..., tuple[Any, list[Said]]]:
-    """The method's answer and its warnings, which the driver logs: a worker's own stderr is a file on its node.
-
-    Raises HkdErrors as UserError or HkdError: a subclass may not survive the journey.
-    """
+    """The method's answer and its warnings, which the driver logs: a worker's own stderr is a file on its node. Raises
+    HkdErrors as UserError or HkdError: a subclass may not survive the journey."""
 
     @wraps(method)
     def answer(*arguments: Any) -> tuple[Any, list[Said]]:
@@ -79,20 +76,17 @@ class Worker:
     def open(self, overwrite: bool) -> None:
         """Load the teacher, and begin the store or go on with it."""
         if self._version != __version__:
-            raise UserError(
-                f"hkd must be {self._version} on every node, but is {__version__} on one. Install it there."
-            )
+            rule = f"hkd must be {self._version} on every node"
+            raise UserError(f"{rule}, but is {__version__} on one. Install it there.")
         job = self._job
         self._run = DumpRun(job.manifest, job.out, job.load_teacher, **job.parts(), overwrite=overwrite)
 
     @_heard
     def pending(self) -> list[int]:
-        """The shards that are to be done."""
         return self._run.pending()
 
     @_heard
     def label(self, shard: int) -> WorkDone:
-        """Write a shard."""
         return self._run.shards([shard])
 
     @_heard
@@ -106,10 +100,9 @@ def ray_dump(
 ) -> DumpReport:
     """Do a dump on a Ray cluster, and close the store.
 
-    `address`: "auto" (the cluster of this machine), HOST:PORT, ray://HOST:PORT, "local" (a cluster of this machine's
-    cores, for this dump alone); empty: the environment's RAY_ADDRESS, else "local". `workers`: 0 means one a GPU,
-    without GPUs one a node. Raises as `hkd.labelling.dump.dump`, and HkdError where there is no such cluster or a shard
-    ends one worker after the other.
+    `address`: "auto" (this machine's cluster), HOST:PORT, ray://HOST:PORT, "local" (a cluster of this machine's cores,
+    for this dump alone); empty: the environment's RAY_ADDRESS, else "local". `workers`: 0 means one a GPU, else one a
+    node. Raises as `hkd.labelling.dump.dump`, and HkdError for no such cluster or a shard that ends every worker.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports to its makers unless told not to
     try:
@@ -149,9 +142,8 @@ def _cluster(ray: Any, address: str) -> Iterator[None]:
     try:
         ray.init(address=address, **options)
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
-        raise HkdError(
-            f"a Ray cluster must run at '{address}', but: {one_line(error, 300)} Start one with `ray start --head`."
-        ) from None
+        why, remedy = one_line(error, 300), "Start one with `ray start --head`."
+        raise HkdError(f"a Ray cluster must run at '{address}', but: {why} {remedy}") from None
     try:
         if on_sigterm is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)  # which Ray took
@@ -171,19 +163,15 @@ class WorkerResources:
 
 
 def share_of(nodes: Sequence[dict[str, Any]], device: str, workers: int) -> WorkerResources:
-    """What each worker gets: a GPU where there are any and `device` lets it, else as many cores as leave room for all
-    workers.
-
-    nodes: as `ray.nodes()` tells. Raises UserError for one GPU among several, since Ray says which worker sees which.
-    """
+    """What each worker gets: a GPU where `device` lets it, else as many cores as leave room for all workers. nodes: as
+    `ray.nodes()` tells. Raises UserError for one GPU among several: Ray says which worker sees which."""
     check_setting("device", device, "be auto, cpu or cuda with the executor ray", not device.startswith("cuda:"))
     resources = [node["Resources"] for node in nodes if node["Alive"]]
     cpus = [int(node.get("CPU", 0)) for node in resources]
     gpus = sum(int(node.get("GPU", 0)) for node in resources)
     if device == "cuda" or (device == "auto" and gpus):
-        return WorkerResources(
-            workers=workers or max(1, gpus), threads=max(1, sum(cpus) // max(1, gpus)), num_cpus=1, num_gpus=1
-        )
+        gpus = max(1, gpus)
+        return WorkerResources(workers=workers or gpus, threads=max(1, sum(cpus) // gpus), num_cpus=1, num_gpus=1)
     workers = workers or max(1, sum(count > 0 for count in cpus))
     threads = next((t for t in range(max(cpus, default=1), 1, -1) if sum(count // t for count in cpus) >= workers), 1)
     return WorkerResources(workers=workers, threads=threads, num_cpus=threads, num_gpus=0)
@@ -195,9 +183,8 @@ class _Crew:
     def __init__(self, ray: Any, job: DumpJob, share: WorkerResources, *, overwrite: bool) -> None:
         self.share, self.lost = share, 0
         self._ray, self._job, self._overwrite = ray, job, overwrite
-        self._actor = ray.remote(num_cpus=share.num_cpus, num_gpus=share.num_gpus, max_restarts=0, max_task_retries=0)(
-            Worker
-        )
+        once = {"max_restarts": 0, "max_task_retries": 0}
+        self._actor = ray.remote(num_cpus=share.num_cpus, num_gpus=share.num_gpus, **once)(Worker)
         self._idle: list[Any] = []
         self._flying: dict[Any, tuple[Any, Call]] = {}  # by the reference of the answer: the worker and its call
         self._deaths: Counter[Call] = Counter()
@@ -210,8 +197,7 @@ class _Crew:
             self._ray.kill(worker)
 
     def answers(self, calls: Iterable[Call]) -> Iterator[Any]:
-        """Each call's answer, in the order in which they come. A call whose worker died goes to the front. Raises the
-        error that a worker met."""
+        """Answers in the order in which they come. A call whose worker died goes to the front. Raises its errors."""
         waiting = deque(calls)
         unanswered = len(waiting)
         while unanswered:
@@ -226,9 +212,8 @@ class _Crew:
                     value, said = self._ray.get(reference)
                 except self._ray.exceptions.RayTaskError as error:
                     self._idle.append(worker)
-                    raise (
-                        error.cause if isinstance(error.cause, HkdError | OSError | MemoryError) else error
-                    ) from None
+                    is_own = isinstance(error.cause, HkdError | OSError | MemoryError)
+                    raise (error.cause if is_own else error) from None
                 except self._ray.exceptions.RayError as error:
                     self._lose(worker, call, error)
                     if call[0] != "open":  # the next worker opens it anyway
@@ -244,9 +229,8 @@ class _Crew:
                     yield value
             if time.monotonic() > self._notice_at:
                 self._notice_at = float("inf")
-                logger.warning(
-                    "Still no worker: each needs %s; free is %s.", self.share, self._ray.available_resources()
-                )
+                free = self._ray.available_resources()
+                logger.warning("Still no worker: each needs %s; free is %s.", self.share, free)
 
     def _ask(self, worker: Any, call: Call) -> None:
         self._flying[getattr(worker, call[0]).remote(*call[1:])] = worker, call
@@ -258,15 +242,13 @@ class _Crew:
         self._deaths[call[:2]] += 1
         what, reason = f"shard {call[1]}" if call[0] == "label" else f"the store's {call[0]}", one_line(error, 300)
         if self._deaths[call[:2]] >= MOST_DEATHS:
-            raise HkdError(
-                f"{what} must not end its worker, but has ended {MOST_DEATHS}: {reason} Give each more memory (fewer "
-                "--workers), then run the same command again."
-            )
+            remedy = "Give each more memory (fewer --workers), then run the same command again."
+            raise HkdError(f"{what} must not end its worker, but has ended {MOST_DEATHS}: {reason} {remedy}")
         logger.warning("A worker ended at %s, which another one does again: %s", what, reason)
 
     def _repeat(self, said: Iterable[Said]) -> None:
         """Log a worker's warnings; what several say of the whole manifest, once."""
-        for name, level, text in dict.fromkeys(said):
-            if (name, level, text) not in self._said:
-                self._said.add((name, level, text))
-                logging.getLogger(name).log(level, "%s", text)
+        new = {warning: None for warning in said if warning not in self._said}
+        self._said |= set(new)
+        for name, level, text in new:
+            logging.getLogger(name).log(level, "%s", text)

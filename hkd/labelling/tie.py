@@ -2,8 +2,7 @@
 the corpus' own sound.
 
 - Every phone has three states, silence and noise too; a phone of fewer than three frames takes some of its neighbours.
-- Features: 13 cepstra of the log-mel bins, without the utterance's mean, and their slopes. At most `hours` of sound are
-  looked at, of the split `train` alone where the manifest has one.
+- Features: 13 cepstra of the log-mel bins, without the utterance's mean, and their slopes; of the split `train`.
 - The tree (Young, Odell & Woodland 1994) asks for phones in context. A state in context is one diagonal Gaussian, known
   by its count, sum and sum of squares. A set of them has the log-likelihood L = −n/2 · Σ_f (log 2π + 1 + log σ²_f) of
   its own maximum-likelihood Gaussian (equation 1 there).
@@ -11,8 +10,7 @@ the corpus' own sound.
   loses the least; and single phones.
 - All (phone, state) begin as leaves; the split that gains most is made next, until there are as many leaves as asked
   for. Ties go to the first: the same statistics give the same tree.
-- The alignment is written again, with a senone tier and phone boundaries that fit it; text becomes senones by the same
-  tree.
+- The alignment is written again, with a senone tier and phone boundaries that fit it.
 
 Shape letters: T frames, U phones of an utterance, F features; M states in context, Q phones (0: none), G sums of a
 state (1 + 2 F), K questions, C clusters of phones.
@@ -109,8 +107,8 @@ def grow_tree(
 ) -> tuple[ContextTree, dict[int, tuple[int, int]]]:
     """(tree, senone → (phone, state)). states: how many each phone has; whole: phones that are never split (silence).
 
-    Fewer senones than asked for where no split leaves `min_frames` on both sides. Raises ValueError where there are
-    more (phone, state).
+    Fewer senones than asked for where each split leaves less than `min_frames`. Raises ValueError for too few to ask
+    for.
     """
     phone_M, state_M = stats.context_M4[:, CENTRE], stats.context_M4[:, 3]
     roots = {
@@ -143,9 +141,8 @@ def grow_tree(
     owner: dict[int, tuple[int, int]] = {}
     tables: list[Node | None] = [None] * (max(states) + 1)
     for phone, number in states.items():
-        tables[phone] = TableMap(
-            PDF_CLASS, tuple(_node(roots[phone, state], (phone, state), owner) for state in range(number))
-        )
+        nodes = (_node(roots[phone, state], (phone, state), owner) for state in range(number))
+        tables[phone] = TableMap(PDF_CLASS, tuple(nodes))
     return ContextTree(width=3, central=CENTRE, root=TableMap(CENTRE, tuple(tables))), owner
 
 
@@ -159,8 +156,7 @@ def _best_question(
         phone_M = stats.context_M4[leaf.rows_M, place]
         sums_QG = np.zeros((asks_KQ.shape[1], sums_MG.shape[1]))
         np.add.at(sums_QG, phone_M, sums_MG)
-        # one product for counts, sums and squares together would round otherwise, and another of two equal questions
-        # would win
+        # one product for all would round otherwise, and another of two equal questions would win
         yes_KG = np.concatenate([asks_KQ @ part for part in np.split(sums_QG, (1, 1 + len(floor_F)), 1)], 1)
         no_KG = sums_QG.sum(0) - yes_KG
         gain_K = log_likelihood(yes_KG, floor_F) + log_likelihood(no_KG, floor_F) - own
@@ -197,10 +193,8 @@ class TieConfig:
 
     def __post_init__(self) -> None:
         if self.num_senones < 1 or self.min_frames < 1 or not self.hours > 0:
-            raise UserError(
-                f"num_senones, min_frames and hours must be positive, but are {self.num_senones}, {self.min_frames}, "
-                f"{self.hours:g}."
-            )
+            found = f"{self.num_senones}, {self.min_frames}, {self.hours:g}"
+            raise UserError(f"num_senones, min_frames and hours must be positive, but are {found}.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -223,25 +217,19 @@ def tie(
     overwrite: bool = False,
     progress: Progress = no_progress,
 ) -> TieReport:
-    """Grow a tree, write the alignment with senones in its place, and make the tying the project's own.
-
-    Raises UserError where the alignment has senones already (unless `overwrite`), no phones, or fewer senones are asked
-    for than states.
-    """
+    """Grow a tree, write the alignment with senones in its place, and make the tying the project's own. Raises
+    UserError for an alignment with senones (unless `overwrite`) or without phones, or too few senones."""
     alignment = Alignment(alignment_path)
     if MONOPHONE not in alignment.inventories:
-        raise UserError(
-            f"{alignment_path} must have phones to tie the states of, but has words alone. Align with a lexicon."
-        )
+        rule = f"{alignment_path} must have phones to tie the states of"
+        raise UserError(f"{rule}, but has words alone. Align with a lexicon.")
     if SENONE in alignment.inventories and not overwrite:
-        raise UserError(
-            f"{alignment_path} must have no senones yet, but has {len(alignment.inventories[SENONE])}. Use --overwrite."
-        )
+        count = len(alignment.inventories[SENONE])
+        raise UserError(f"{alignment_path} must have no senones yet, but has {count}. Use --overwrite.")
     inventory, quiet = alignment.inventories[MONOPHONE], alignment.silences[MONOPHONE]
     if inventory.silence is None:
-        raise UserError(
-            f"{alignment_path} must have a phone for silence, but has none. Name it: hkd align --set silence=PHONE."
-        )
+        remedy = "Name it: hkd align --set silence=PHONE."
+        raise UserError(f"{alignment_path} must have a phone for silence, but has none. {remedy}")
     stats, seconds = _statistics(manifest, alignment, config, progress)
     states = {phone + 1: NUM_STATES for phone in range(len(inventory))}
     whole = [phone + 1 for phone in quiet]
@@ -250,18 +238,16 @@ def tie(
             stats, states=states, num_senones=config.num_senones, whole=whole, min_frames=float(config.min_frames)
         )
     except ValueError as error:
-        raise UserError(
-            f"num_senones must be {NUM_STATES * len(inventory)} or more, but is {config.num_senones} ({error})."
-        ) from None
+        least = NUM_STATES * len(inventory)
+        raise UserError(f"num_senones must be {least} or more, but is {config.num_senones} ({error}).") from None
     tying = TreeTying(
         phones={phone: number + 1 for number, phone in enumerate(inventory.symbols)}, tree=tree,
         places={phone: tuple(range(number)) for phone, number in states.items()}, owner=owner,
         silence_phones=tuple(inventory.symbols[number] for number in quiet), name="tied",
     )  # fmt: skip
     if tying.monophone_inventory != inventory:
-        raise UserError(
-            "phones that differ in stress or place alone must be folded before states are tied. Align with --no-stress."
-        )
+        rule = "phones that differ in stress or place alone must be folded before states are tied"
+        raise UserError(f"{rule}. Align with --no-stress.")
     rows, failed = _with_senones(alignment, tying)
     said = pronunciations(alignment)
     made_by = {**alignment.aligner, "tied": {**asdict(config), "tree": digest_of([tree.to_text()])}}
@@ -277,10 +263,8 @@ def tie(
 
 
 def _triples(alignment: Alignment, row: UtteranceAlignment) -> list[tuple[int, int, int]]:
-    """Of each phone of a row the phone before, itself and the one after, as the tree numbers them.
-
-    Silence stands at both ends; beside a phone noise counts as silence.
-    """
+    """Of each phone of a row the phone before, itself and the one after, as the tree numbers them. Silence stands at
+    both ends; beside a phone noise counts as silence."""
     main, quiet = alignment.inventories[MONOPHONE].silence or 0, set(alignment.silences[MONOPHONE])
     unit = row.tiers[MONOPHONE].unit_U.tolist()
     beside = [main, *(main if phone in quiet else phone for phone in unit), main]
@@ -288,8 +272,7 @@ def _triples(alignment: Alignment, row: UtteranceAlignment) -> list[tuple[int, i
 
 
 def state_bounds(tier: Tier) -> NDArray[np.int64]:
-    """Boundaries of the states of a tier's phones, 3 U + 1, by thirds, each state a frame at least. Raises ValueError
-    where there are too few."""
+    """Boundaries of a tier's states, 3 U + 1: thirds of phones, a frame at least. Raises ValueError for too few."""
     start_U1 = tier.start_U1.astype(np.int64)
     if NUM_STATES * len(tier.unit_U) > tier.num_frames:
         raise ValueError(f"{len(tier.unit_U)} phones of {NUM_STATES} states do not fit into {tier.num_frames} frames")
@@ -301,8 +284,7 @@ def state_bounds(tier: Tier) -> NDArray[np.int64]:
 def _statistics(
     manifest: Manifest, alignment: Alignment, config: TieConfig, progress: Progress
 ) -> tuple[Statistics, float]:
-    """Sums of each state in context over at most `hours` of sound, utterances by the digest of their ids; and the
-    seconds."""
+    """Sums of each state in context over at most `hours` of sound, utterances by their ids' digests; the seconds."""
     heard = manifest.where(lambda u: u.split == TRAIN) or manifest
     ids = sorted((u.id for u in heard if u.id in alignment), key=lambda name: digest_of([name]))
     sums: dict[tuple[int, int, int, int], NDArray[np.float64]] = {}
@@ -332,8 +314,7 @@ def _statistics(
 
 
 def cepstra(wave_S: NDArray[np.float32], num_frames: int) -> NDArray[np.float64]:
-    """(num_frames, 2 · 13): the cosine transform of the log-mel bins (orthonormal, DCT-II), its mean taken out, and its
-    slope."""
+    """(num_frames, 2 · 13): log-mel bins' cosine transform (orthonormal, DCT-II), its mean taken out; and its slope."""
     mel_TF = np.asarray(log_mel(torch.from_numpy(wave_S)), np.float64)
     bins = mel_TF.shape[1]
     basis_FC = np.cos(np.pi / bins * (np.arange(bins)[:, None] + 0.5) * np.arange(NUM_CEPSTRA)) * np.sqrt(2 / bins)
