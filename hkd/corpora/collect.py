@@ -39,6 +39,7 @@ _LONGEST = 400
 _THREADS = 8
 _PARENTS = 3
 _ROUNDED_S = 0.1  # of durations with one decimal
+_OVER_S = 0.5  # what a segment may go on after its recording, as in Kaldi's extract-segments
 _NOBODY = ("n/a", "nan", "none", "null", "<na>", "unknown")  # GigaSpeech's, pandas', VoxPopuli's speaker of no name
 _ENDINGS = {  # of the formats that libsndfile may have been built with
     "AIFF": "aif aiff aifc", "AU": "au snd", "AVR": "avr", "CAF": "caf", "FLAC": "flac", "IRCAM": "sf", "MP3": "mp3",
@@ -335,7 +336,7 @@ def collect(found: Iterable[Row], where: Path | str, options: Options) -> Manife
         place_of[u.id] = place
     paths = [u.audio_filepath for _, u in given if u.audio_filepath and "://" not in u.audio_filepath]
     headers, often = _headers(paths, options.progress), Counter(paths)
-    done, problems, mixed, short = [], [], {}, []
+    done, problems, mixed, short, over = [], [], {}, [], []
     for place, u in given:
         header = headers.get(u.audio_filepath or "")
         measured = _measured(u, header, u.id in options.told)
@@ -349,10 +350,13 @@ def collect(found: Iterable[Row], where: Path | str, options: Options) -> Manife
             length = header.duration_s if isinstance(header, AudioInfo) else 0.0
             if u.offset == 0 and u.duration is not None and u.duration < length - _ROUNDED_S and often[path] == 1:
                 short.append(f"{u.id}: {u.duration:g} of {length:g} s")
+            if u.duration is not None and measured.duration != u.duration:
+                over.append(u.id)
     options.report.bad(where, "of the utterances have audio that cannot be used", problems)
     options.report.note("files with several channels, of which none was asked for: their mean is read", mixed.values())
     kind = "recordings are read to the duration that is given, and are longer (leave it out to read all)"
     options.report.note(kind, short)
+    options.report.note(f"segments that end up to {_OVER_S} s after their recording are read to its end", over)
     if not done:
         raise UserError(f"{where} must list utterances with audio that can be used, but lists none.")
     _mention(done, where)
@@ -402,6 +406,9 @@ def _measured(u: Utterance, header: AudioInfo | str | None, is_told: bool) -> Ut
             f"first of which is 0 (utterance '{u.id}')"
         )
     left = header.duration_s - u.offset
+    over = 0.0 if u.duration is None else u.duration - left
+    if "recording" in u.extra and DURATION_TOLERANCE_S < over <= _OVER_S < left:
+        u = replace(u, duration=left)
     if left <= 0 or (u.duration is not None and u.duration > left + DURATION_TOLERANCE_S):
         ends = f"ends at {u.offset + (u.duration or 0.0):.3f} s and {u.audio_filepath} at {header.duration_s:.3f} s"
         return f"utterance '{u.id}' must lie within its audio, but {ends}"

@@ -35,6 +35,15 @@ def test_paths_texts_speakers(tmp_path: Path) -> None:
     ]
 
 
+def test_segments_that_go_on_after_their_recording_end_with_it(tmp_path: Path) -> None:
+    segments = "u1 r1 0.0 0.5\nu2 r1 0.4 1.3\nu3 r1 0.4 1.04\n"
+    options = Options()
+    found = read_kaldi(data(tmp_path, segments=segments, text="u1 A\nu2 B\nu3 C\n", utt2spk=""), options)
+    assert [u.duration for u in found] == [0.5, pytest.approx(0.6), pytest.approx(0.64)]
+    kind = "segments that end up to 0.5 s after their recording are read to its end"
+    assert options.report.notes[kind] == ["u2"]
+
+
 def test_segments(tmp_path: Path) -> None:
     data(tmp_path, segments="u1 r1 0.1 0.6\nu2 r1 0.6 1.0\n", text="u1 A\nu2 B\n", utt2spk="")
     found = read_kaldi(tmp_path)
