@@ -1,5 +1,4 @@
-"""A split decoded: its sound in batches, the hypotheses in the split's order, n-best lists; weights tuned on dev;
-likelihoods for Kaldi; the same words in another order.
+"""A split decoded; the search's weights tuned on dev; likelihoods for Kaldi; the same words in another order.
 
 The shuffle gap says how much worse a student reads the same words in an order that says nothing. The words of each
 utterance are cut out at its alignment and joined again, in their own order (`spliced`) or in another (`shuffled`). A
@@ -67,8 +66,7 @@ class EvaluateConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecodedSplit:
-    """The utterances in the split's order, the n best of each (empty where none were asked for), and the time it
-    took."""
+    """The utterances in the split's order, the n best of each (empty unless asked for), and the time it took."""
 
     rows: list[Hypothesis]
     n_best: list[list[RankedHypothesis]]
@@ -88,8 +86,7 @@ def check_n_best(n_best: int, search: SearchConfig, *, is_hybrid: bool) -> None:
 
 
 def rows_by_seconds(part: Manifest, batch_seconds: float) -> list[list[int]]:
-    """Rows of the split by falling duration, in batches of about `batch_seconds` with their padding (or of one
-    utterance)."""
+    """Rows of the split by falling duration, in batches of about `batch_seconds`, padded (at least one utterance)."""
     seconds = [utterance.duration or UNKNOWN_S for utterance in part]
     groups: list[list[int]] = []
     for row in sorted(range(len(part)), key=lambda row: (-seconds[row], row)):
@@ -117,10 +114,7 @@ def decode(
     progress: Progress,
     features: FeatureSource | None = None,
 ) -> DecodedSplit:
-    """Transcribe the split. features: where they are on disk; their time is then measured on every eighth utterance.
-
-    Raises UserError where an utterance's sound cannot be read.
-    """
+    """Transcribe the split. features: on disk; every eighth utterance's are timed. Raises UserError for bad sound."""
     found: dict[int, tuple[Hypothesis, list[RankedHypothesis]]] = {}
     seconds, timed_s, timed_samples, samples = DecodingTimes(), 0.0, 0, 0
     recogniser.warm_up()
@@ -160,8 +154,7 @@ def logits_of(
 
 
 def features_on_disk(recogniser: Recogniser, part: Manifest, folder: str) -> FeatureSource | None:
-    """The split's features, made where they are missing; None where no folder is given. Raises UserError for sound that
-    cannot be read."""
+    """The split's features, made where missing; None without a folder. Raises UserError for unreadable sound."""
     if not folder:
         return None
     front_end = recogniser.front_end
@@ -174,13 +167,10 @@ def features_on_disk(recogniser: Recogniser, part: Manifest, folder: str) -> Fea
 def _n_best(
     search: Search | HybridSearch, logits_BTV: torch.Tensor, length_B: torch.Tensor, n_best: int
 ) -> list[list[RankedHypothesis]]:
-    """The n best of each utterance, distinct in words, best first (fewer where the beam has fewer); with n = 0 the
-    best, without a score."""
+    """The n best of each utterance, distinct in words, best first (or fewer); with n = 0 the best, without a score."""
     if not n_best or isinstance(search, HybridSearch):
-        return [
-            [RankedHypothesis(text=" ".join(words(search.text(ids))), score=0.0)]
-            for ids in search.best(logits_BTV, length_B)
-        ]
+        texts = (" ".join(words(search.text(ids))) for ids in search.best(logits_BTV, length_B))
+        return [[RankedHypothesis(text=text, score=0.0)] for text in texts]
     if search.config.decoder == "greedy":
         logp_BT = torch.log_softmax(logits_BTV, -1).amax(-1)
         scores = [float(logp_T[:length].sum()) for logp_T, length in zip(logp_BT, length_B.tolist(), strict=True)]
@@ -225,8 +215,7 @@ def tune(
     """Choose on dev how a search is weighed: all tries, best first (ties: the smaller values). Writes nothing.
 
     The network runs once, the search once for each point of the grid. grid: name → values; by default that of the
-    student's kind. Raises UserError for the split `test`, which is not for choosing, for one without words, and where
-    evaluation would.
+    student's kind. Raises UserError for the split `test`, for one without words, and where evaluation would.
     """
     if split == "test":
         raise UserError("split must not be test where values are chosen, but is 'test' instead. Take --split dev.")
@@ -235,16 +224,14 @@ def tune(
     references = [" ".join(words(utterance.text)) for utterance in part]
     if not any(references):
         raise UserError(f"split {split} must have words in its transcripts for values to be chosen, but has none.")
-    recogniser = Recogniser(
-        run_folder / "model", device=config.device, search=replace(config.search, decoder="beam"), lm=lm
-    )
+    beam = replace(config.search, decoder="beam")
+    recogniser = Recogniser(run_folder / "model", device=config.device, search=beam, lm=lm)
     search: Any = recogniser.search
     chosen = grid or (HYBRID_GRID if isinstance(search, HybridSearch) else CTC_GRID)
     if not all(chosen.values()):
         raise UserError(f"there must be at least one value to try of each of {', '.join(chosen)}.")
-    logits = dict(
-        logits_of(recogniser, part, config.batch_seconds, features_on_disk(recogniser, part, config.features_cache))
-    )
+    features = features_on_disk(recogniser, part, config.features_cache)
+    logits = dict(logits_of(recogniser, part, config.batch_seconds, features))
     points = [dict(zip(chosen, values, strict=True)) for values in product(*chosen.values())]
     tries: list[Trial] = []
     for values in points:
@@ -268,16 +255,13 @@ def write_likelihoods(
 ) -> int:
     """Write a hybrid student's log-likelihoods for Kaldi's decoders: out/likelihoods.{ark,scp}.
 
-    A float matrix an utterance, (10 ms frames, senones): log p(senone | frame) − prior_scale · log p(senone). The scp
-    is sorted by id, as Kaldi wants its tables. Returns their number. Raises UserError where the student is no hybrid,
-    the folder's name does not fit Kaldi's tables, or the package kaldi-native-io is missing.
+    A float matrix an utterance, (10 ms frames, senones): log p(senone | frame) − prior_scale · log p(senone). Returns
+    their number. Raises UserError for no hybrid, a folder that Kaldi's tables cannot name, or no kaldi-native-io.
     """
     check_setting("prior_scale", prior_scale, "not be negative", prior_scale >= 0)
     if any(c in ", \t\n" for c in str(out)):
-        raise UserError(
-            f"out must be a folder without commas and blanks in its name, but is '{out}' instead: Kaldi cannot read it "
-            f"back."
-        )
+        rule = "must be a folder without commas and blanks in its name"
+        raise UserError(f"out {rule}, but is '{out}' instead: Kaldi cannot read it back.")
     kaldi_native_io = kaldi_module("kaldi_native_io")
     recogniser = Recogniser(run_folder / "model", device=device)
     log_prior_V = log_priors(recogniser.senone_frames())
@@ -297,11 +281,8 @@ RAMP_S, PAUSE_S, EDGE_S = 0.01, 0.1, 0.2  # of a word's ends; between two words;
 
 
 def splice(part: Manifest, alignment: Alignment, folder: Path, *, shuffled: bool) -> tuple[Manifest, list[str]]:
-    """Write folder/NUMBER.wav for each utterance that is aligned and has two words or more; (their manifest, ids of the
-    others).
-
-    Both orders leave out the same utterances. Raises UserError where none is left, or sound cannot be read.
-    """
+    """Write folder/NUMBER.wav for each utterance that is aligned and has two words or more, in both orders the same;
+    (their manifest, ids of the others). Raises UserError where none is left, or sound cannot be read."""
     folder.mkdir(parents=True, exist_ok=True)
     made, left_out = [], []
     for number, utterance in enumerate(part):
@@ -313,19 +294,16 @@ def splice(part: Manifest, alignment: Alignment, folder: Path, *, shuffled: bool
         wave_S = _joined(read_audio(utterance), aligned, order)
         write_wav(path := folder / f"{number}.wav", wave_S)
         text, duration = " ".join(aligned.words[word] for word in order), len(wave_S) / SAMPLE_RATE_HZ
-        made.append(
-            replace(utterance, text=text, audio_filepath=str(path), offset=0.0, duration=duration, channel=None)
-        )
+        sound: dict[str, Any] = {"audio_filepath": str(path), "offset": 0.0, "duration": duration, "channel": None}
+        made.append(replace(utterance, text=text, **sound))
     if not made:
-        raise UserError(
-            "the split must have utterances of two words or more that are aligned, but has none. Run `hkd align`."
-        )
+        rule = "must have utterances of two words or more that are aligned"
+        raise UserError(f"the split {rule}, but has none. Run `hkd align`.")
     return Manifest(made), left_out
 
 
 def _order(utterance: Utterance, aligned: UtteranceAlignment, *, shuffled: bool) -> NDArray[np.int64]:
-    """The numbers of the words as they are to be said: a function of the utterance's id, never their own order where
-    they are shuffled."""
+    """The words' numbers as they are to be said: a function of the utterance's id; shuffled, never their own order."""
     own = np.arange(len(aligned.words))
     order, random = own, generator(0, 0, f"splice {utterance.id}")
     while shuffled and len(own) > 1 and bool((order == own).all()):

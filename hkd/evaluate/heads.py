@@ -1,7 +1,6 @@
 """What a run's heads and its main output are worth on a split: accuracy, distance from the teacher, calibration.
 
-- Heads are not exported, so this reads the run's full weights (student.json, final.safetensors), the alignment and the
-  label stores.
+- Heads are not exported: this reads the run's student.json and final.safetensors, the alignment and the label stores.
 - Accuracy: share of slots whose likeliest unit is the alignment's. Auxiliary heads are asked where their teacher has
   labels: not in silence. Heads in a teacher's own pieces are compared with the pieces that the store calls gold.
 - KL(teacher ‖ head), the tail as one outcome, where the store covers the utterance. Beside it, where the level has a
@@ -9,13 +8,11 @@
   mixed by what the hard head hears. A head with no lower KL than that has learnt no more than a table of confusions.
 - A hybrid student's main output is one more head, `main`, with its KL where the objective is interpolation.
 - A CTC student's main output is asked at the pieces of the transcript, each in the frame that holds most of its
-  occupancy (hkd.losses.ctc_occupancy, the student's own, given the transcript), the blank left out. So it needs no
-  alignment and no head, and every objective has it at the same positions. Transcripts without a path (shorter than
-  their pieces) are left out. Its teacher is the store of interpolation, else `subword`; not a store of draws, nor one
-  whose tail holds mass that belongs to no piece (a projected teacher's).
+  occupancy (hkd.losses.ctc_occupancy, the student's own, given the transcript), the blank left out: at the same
+  positions whatever the objective. Transcripts without a path (shorter than their pieces) are left out. Its teacher is
+  the store of interpolation, else `subword`; no store of draws, nor one with mass of no piece in its tail (projected).
 
-Shape letters: B utterances, T frames, M slots or pieces, U pieces of an utterance, V units of a level, H units of a
-head.
+Shape letters: B utterances, T frames, M slots or pieces, U an utterance's pieces, V a level's units, H a head's units.
 """
 
 import logging
@@ -61,8 +58,7 @@ MOST_UTTERANCES = 5000  # that a teacher is averaged over
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluatedHead:
-    """A head and how the units of its level become its own. `unit_V`: −1 for units that it is not asked about; None:
-    foreign pieces."""
+    """A head. `unit_V`: the units of its level as its own, −1 where it is not asked; None: foreign pieces."""
 
     name: str
     level: str
@@ -122,12 +118,8 @@ def frame_figures(
     progress: Progress = no_progress,
 ) -> dict[str, dict[str, Any]]:
     """Head → accuracy, calibration_error, confidence, entropy, kl, kl_without_context, frames; {} without weights,
-    heads or alignment.
-
-    A store that is absent, incomplete, or not the one that a head was trained with costs that head its KL.
-    Raises UserError where an utterance's transcript is not the one that was aligned or labelled, or its units are
-    others.
-    """
+    heads or alignment. A store that is absent, incomplete, or not the one that a head was trained with costs that head
+    its KL. Raises UserError where an utterance's transcript or units are not those that were aligned or labelled."""
     trained = _trained_heads(run_folder, alignment)
     if not trained or alignment is None or subword_model is None:
         return {}
@@ -136,16 +128,13 @@ def frame_figures(
     load_final(student, run_folder)
     student.to(device).eval()
     subwords = SubwordModel(subword_model)
-    untrimmed = [
-        row["store"]
-        for name, row in trained.items()
-        if row.get("store")
-        and (name == MAIN or (row.get("units"), row.get("inventory")) == (None, subwords.inventory.digest))
-    ]
+    own = []
+    for name, row in trained.items():
+        is_whole = (row.get("units"), row.get("inventory")) == (None, subwords.inventory.digest)
+        if row.get("store") and (name == MAIN or is_whole):
+            own.append(row["store"])
     stores = _stores_of(trained, labels)
-    join = Join(
-        part, subwords=subwords, alignment=Alignment(alignment), stores=stores, same_units=untrimmed, units=units
-    )
+    join = Join(part, subwords=subwords, alignment=Alignment(alignment), stores=stores, same_units=own, units=units)
     join.check(part)
     if not (heads := _heads_of(trained, join, part)):
         return {}
@@ -167,8 +156,7 @@ def frame_figures(
 
 
 def frame_inputs(run_folder: Path, *, alignment: Path | None, labels: Path | None) -> dict[str, Any]:
-    """The digests that `frame_figures` depends on: weights, alignment, and the stores of the heads; {} where there will
-    be none."""
+    """The digests that `frame_figures` depends on (weights, alignment, the heads' stores); {} where it gives none."""
     heads = _trained_heads(run_folder, alignment)
     if not heads or alignment is None:
         return {}
@@ -188,11 +176,8 @@ def piece_figures(
     batch_seconds: float = 60.0,
     features: FeatureSource | None = None,
 ) -> dict[str, Any] | None:
-    """The figures of a CTC student's main output, kl_without_context None, frames the number of pieces.
-
-    None for senones, and where no transcript has a path. teacher: of `piece_teacher`. Raises UserError where sound
-    cannot be read.
-    """
+    """The figures of a CTC student's main output, kl_without_context None, frames the number of pieces; None for
+    senones, and where no transcript has a path. teacher: of `piece_teacher`. Raises UserError for unreadable sound."""
     model = recogniser.meta.subword_model
     if recogniser.is_hybrid or model is None:
         return None
@@ -215,17 +200,13 @@ def piece_figures(
 
 
 def piece_teacher(run_folder: Path, labels: Path | None) -> LabelReader | None:
-    """The store that the main output is compared with; None where it is absent, incomplete, of other pieces, or unfit
-    (see the module)."""
+    """The store that the main output is compared with; None where absent, not whole, or unfit (see the module)."""
     name, exported = _interpolated(run_folder) or SUBWORD, read_json(run_folder / "model" / "student.json")
     main = {"store": name, "inventory": exported.get("inventory", {}).get("digest")}
     reader = _stores_of({MAIN: main}, labels).get(name)
-    is_fit = (
-        reader is not None
-        and reader.spec.selection == "topk"
-        and "project" not in reader.spec.teacher.get("options", {})
-    )
-    return reader if is_fit else None
+    if reader is None or reader.spec.selection != "topk" or "project" in reader.spec.teacher.get("options", {}):
+        return None
+    return reader
 
 
 def piece_inputs(run_folder: Path, teacher: LabelReader | None) -> dict[str, Any]:
@@ -244,16 +225,14 @@ def _interpolated(run_folder: Path) -> str | None:
 
 
 def _trained_heads(run_folder: Path, alignment: Path | None) -> dict[str, dict[str, Any]]:
-    """The heads of the run's student.json, a hybrid student's main output first; {} without weights, alignment or
-    heads."""
+    """The heads of the run's student.json, a hybrid's main output first; {} without weights, alignment or heads."""
     trained, exported = read_json(run_folder / "student.json"), read_json(run_folder / "model" / "student.json")
     if not trained or not (run_folder / FINAL).exists() or alignment is None or not alignment.exists():
         return {}
     config, heads = trained.get("config"), trained.get("heads")
     if not isinstance(config, dict) or not isinstance(heads, dict):
-        raise UserError(
-            f"{run_folder / 'student.json'} must have the run's config and heads, but has not. Train the run again."
-        )
+        rule = "must have the run's config and heads"
+        raise UserError(f"{run_folder / 'student.json'} {rule}, but has not. Train the run again.")
     if config.get("main") == SENONE and "inventory" in exported:
         main = {"level": SENONE, "kind": "hard", "slots": default_slots(SENONE), "store": _interpolated(run_folder)}
         return {MAIN: main | {"inventory": exported["inventory"]["digest"]}, **heads}
@@ -280,12 +259,9 @@ def _stores_of(heads: Mapping[str, Mapping[str, Any]], labels: Path | None) -> d
 
 
 def _heads_of(rows: Mapping[str, Mapping[str, Any]], join: Join, part: Manifest) -> list[EvaluatedHead]:
-    """The heads that can be judged on this part; those with a teacher and a hard head in the level's own units have a
-    table."""
+    """The heads that can be judged; those with a teacher and a hard head in the level's own units have a table."""
     heads = [_head(name, row, join) for name, row in rows.items()]
-    # a batch holds a level's references at one number of slots: a head with another is compared with its store's gold,
-    # or left out
-    first: dict[str, int] = {}
+    first: dict[str, int] = {}  # level → the slots of its references in a batch; heads with others read their store's
     for head in heads:
         if head.unit_V is not None:
             first.setdefault(head.level, head.slots)
@@ -322,10 +298,7 @@ def _head(name: str, row: Mapping[str, Any], join: Join) -> EvaluatedHead:
 
 def average_teacher(joined: JoinedStore, *, without: Container[str]) -> Tensor | None:
     """table_VH: the teacher's mean distribution where the transcript has unit v, over 5,000 of the store's utterances
-    that are not in `without`.
-
-    The tail is spread evenly. None where the table would be too large, the labels are draws, or no utterance is left.
-    """
+    not in `without`, the tail spread evenly. None where it would be too large, labels are draws, or none is left."""
     reader = joined.reader
     if not can_average(reader.spec):
         return None
@@ -333,9 +306,8 @@ def average_teacher(joined: JoinedStore, *, without: Container[str]) -> Tensor |
     if not ids:
         return None
     sum_VW = torch.from_numpy(summed(reader, ids)).float()
-    table_VH = torch.zeros(len(sum_VW), joined.num_units).index_add_(
-        1, torch.from_numpy(joined.head_unit_V), sum_VW[:, :-1]
-    )
+    table_VH = torch.zeros(len(sum_VW), joined.num_units)
+    table_VH.index_add_(1, torch.from_numpy(joined.head_unit_V), sum_VW[:, :-1])
     table_VH += sum_VW[:, -1:] / joined.num_units
     mean_H = table_VH.sum(0) / table_VH.sum()  # what is said of units that these utterances lack
     table_VH += mean_H
@@ -350,9 +322,8 @@ def guess(hard_logits_MV: Tensor, table_VH: Tensor) -> Tensor:
 @torch.no_grad()
 def _add(student: StudentModel, batch: Batch, heads: list[EvaluatedHead], sums: dict[str, Sums]) -> None:
     slots = {head.name: _slots_of(head, batch) for head in heads}
-    output: StudentOutput = student(
-        batch.x_BTF, batch.length_B, slots={name: slot_M for name, (slot_M, _, _) in slots.items()}
-    )
+    asked = {name: slot_M for name, (slot_M, _, _) in slots.items()}
+    output: StudentOutput = student(batch.x_BTF, batch.length_B, slots=asked)
 
     def logits_of(head: str) -> Tensor:
         """logits_MV of a head at its slots."""
@@ -382,8 +353,7 @@ def _kl(logits_MH: Tensor, ids_MK: Tensor, logp_MK: Tensor, tail_M: Tensor) -> t
 
 
 def _slots_of(head: EvaluatedHead, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """(slot_M, unit_M, soft_M): all slots with any label, the head's reference unit there or −1, and where among them
-    the teacher's are."""
+    """(slot_M, unit_M, soft_M): all slots with a label, the head's reference there or −1, the teacher's among them."""
     soft = batch.soft[head.store] if head.store is not None else None
     hard = batch.hard[head.level] if head.unit_V is not None else None
     slot_M = torch.unique(torch.cat([labels.slot_M for labels in (soft, hard) if labels is not None]))

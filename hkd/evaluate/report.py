@@ -32,6 +32,7 @@ from hkd.evaluate.score import (
     METRICS,
     NOTHING,
     EvaluationReport,
+    Scores,
     by_speaker,
     confusions,
     read_json,
@@ -72,17 +73,13 @@ def write_report(
     num_examples: int = 3,
     progress: Progress = no_progress,
 ) -> ObjectivesTable:
-    """Write the page; returns the table it holds. A run is called as its folder.
-
-    baselines: see `hkd.evaluate.table.objectives_table`. manifest, alignment, labels (folder of stores), lm (folder of
-    unit LMs): parts that are None or missing are left out of the page. Raises UserError where a run is not evaluated on
-    the split, or the runs make no table.
-    """
+    """Write the page; returns the table it holds. A run is called as its folder. baselines: see `objectives_table`.
+    manifest, alignment, labels (folder of stores), lm (folder of unit LMs): parts that are None or missing are left
+    out. Raises UserError where a run is not evaluated on the split, or the runs make no table."""
     import jinja2
 
-    reports = [
-        replace(read_result(run, split, tag), run=run.name) for run in runs for tag in ("", *tags_of(run, split))
-    ]
+    tagged = [(run, tag) for run in runs for tag in ("", *tags_of(run, split))]
+    reports = [replace(read_result(run, split, tag), run=run.name) for run, tag in tagged]
     progress(1, 4)
     table = objectives_table(reports, baselines=baselines)
     order = [name for row in table.rows for name in row.runs]
@@ -92,13 +89,12 @@ def write_report(
     aligned = Alignment(alignment) if alignment is not None else None
     stores = _open_stores(labels)
     progress(2, 4)
-    shown = []
-    if utterances is not None:
-        shown = examples(utterances, reports=reports, alignment=aligned, stores=stores, number=num_examples)
+    parts: dict[str, Any] = {"reports": reports, "alignment": aligned, "stores": stores, "number": num_examples}
+    shown = examples(utterances, **parts) if utterances is not None else []
     progress(3, 4)
     lms = read_lms(lm) if lm is not None else []
     facts = {name: _store_facts(store, lms) for name, store in stores.items()}
-    trained = {run.name: training_facts(run, facts) for run in runs}
+    trained = {run.name: found for run in runs if (found := training_facts(run, facts)) is not None}
     folders = {run.name: run for run in runs}
     curves = {name: read_curves(folders[name]) for name in order if name in folders}
     environment = jinja2.Environment(
@@ -112,7 +108,7 @@ def write_report(
         body=table.cells(),
         reports=reports,
         charts=[(name, line_chart(series, colours, label=name)) for name, series in panels(curves)[:MAX_PANELS]],
-        trained={name: value for name, value in trained.items() if value is not None},
+        trained=trained,
         pairs=table.pairs(),
         deltas={run: table.comparison(row) for row in table.rows for run in row.runs},
         stores=list(facts.values()),
@@ -144,20 +140,17 @@ def _open_stores(labels: Path | None) -> dict[str, LabelReader]:
 
 def training_facts(run_folder: Path, stores: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
     """A run's steps, audio and wall hours, audio seconds a second, share of time spent waiting for data, levels of hard
-    heads, and teachers.
-
-    stores: label store → its facts (`top1_hit_rate`, `perplexity`). Times cover what was logged, work that a kill undid
-    included; None where the run has no timing.
-    """
+    heads, and teachers; None where it has no timing. Times cover what was logged, work that a kill undid included.
+    stores: label store → its facts (`top1_hit_rate`, `perplexity`)."""
     rows = [row for row in json_lines(run_folder / "timing.jsonl") if "wall_s" in row]
     if not rows:
         return None
-    wall_s, audio_s, wait_s = (
-        sum(float(row.get(name, 0.0)) for row in rows) for name in ("wall_s", "audio_s", "wait_s")
-    )
+    names = ("wall_s", "audio_s", "wait_s")
+    wall_s, audio_s, wait_s = (sum(float(row.get(name, 0.0)) for row in rows) for name in names)
     heads = list(read_json(run_folder / "student.json").get("heads", {}).values())
     data = read_json(run_folder / "identity.json").get("data", {})
     taught = dict.fromkeys([*(str(head["store"]) for head in heads if head.get("store")), *data.get("stores", {})])
+    said = {name: {key: stores.get(name, {}).get(key) for key in ("top1_hit_rate", "perplexity")} for name in taught}
     return {
         "steps": int(rows[-1]["step"]),
         "audio_hours": audio_s / 3600,
@@ -165,10 +158,7 @@ def training_facts(run_folder: Path, stores: Mapping[str, Mapping[str, Any]]) ->
         "rate": audio_s / wall_s if wall_s else None,
         "waiting": wait_s / wall_s if wall_s else None,
         "hard": [str(head["level"]) for head in heads if head.get("kind") == "hard"],
-        "teachers": [
-            {"store": name, **{key: stores.get(name, {}).get(key) for key in ("top1_hit_rate", "perplexity")}}
-            for name in taught
-        ],
+        "teachers": [{"store": name, **facts} for name, facts in said.items()],
     }
 
 
@@ -178,15 +168,13 @@ def read_lms(folder: Path) -> list[dict[str, Any]]:
     for path in sorted(folder.glob("*/report.json")):
         value = read_json(path, "the report of an LM")
         for judged_on, figures in value.get("figures", {}).items():
-            found.append(
-                {"name": path.parent.name, "level": value["unit"], **value, "judged_on": judged_on, "figures": figures}
-            )
+            named = {"name": path.parent.name, "level": value["unit"]}
+            found.append({**named, **value, "judged_on": judged_on, "figures": figures})
     return found
 
 
 def _store_facts(store: LabelReader, lms: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The facts of `hkd labels info`, and the perplexity on the transcripts of the n-gram that the store's LM was
-    compared with."""
+    """The facts of `hkd labels info`, and the transcripts' perplexity by the n-gram that the LM was compared with."""
     facts = describe(store.path)
     facts["teacher"] = {**dict.fromkeys(("name", "kind", "given"), "?"), **facts["teacher"]}
     wanted = (facts["teacher"].get("name"), facts["level"], "transcripts")
@@ -196,13 +184,13 @@ def _store_facts(store: LabelReader, lms: Sequence[Mapping[str, Any]]) -> dict[s
 
 def _error_details(report: EvaluationReport) -> dict[str, Any]:
     """Speakers from worst to best, and the commonest confusions."""
-    rows = report.hypotheses
-    scores = score_words([row.reference for row in rows], [row.hypothesis for row in rows])
-    return {
-        "name": report.name,
-        "speakers": by_speaker(rows, scores),
-        "confusions": confusions(scores, most=MAX_CONFUSIONS),
-    }
+    scores = _word_scores(report)
+    worst = confusions(scores, most=MAX_CONFUSIONS)
+    return {"name": report.name, "speakers": by_speaker(report.hypotheses, scores), "confusions": worst}
+
+
+def _word_scores(report: EvaluationReport) -> Scores:
+    return score_words([row.reference for row in report.hypotheses], [row.hypothesis for row in report.hypotheses])
 
 
 def _train_facts(manifest: Manifest | None) -> dict[str, Any] | None:
@@ -235,11 +223,7 @@ def figure(value: float | None, digits: int = 2) -> str:
 
 
 def minutes(hours: float) -> str:
-    """Hours as people say them."""
     return f"{60 * hours:.1f} minutes" if hours < 2 else f"{hours:.1f} hours"
-
-
-# Example utterances: sound, alignment, the teachers' top candidates, and the hypothesis of every run.
 
 
 def examples(
@@ -250,26 +234,15 @@ def examples(
     stores: Mapping[str, LabelReader],
     number: int = 3,
 ) -> list[dict[str, Any]]:
-    """Some utterances, as the template takes them: those where the runs differ most.
-
-    Utterances that all stores cover come first, short ones before long ones. Where the stores cover none of the chosen,
-    one more that they cover follows, so that labels are shown. Raises UserError where sound cannot be read.
-    """
+    """Some utterances, as the template takes them: those that most stores cover, then where the runs differ most, then
+    short ones; long ones last. Where the stores cover none of the chosen, one more that they cover follows, so that
+    labels are shown. Raises UserError where sound cannot be read."""
     known = {u.id for u in manifest}
-    scores = [
-        score_words([row.reference for row in x.hypotheses], [row.hypothesis for row in x.hypotheses]) for x in reports
-    ]
-    spread_N = np.ptp(np.stack([s.errors_N for s in scores]), axis=0)
-    ranks = [
-        (
-            row.seconds > MAX_AUDIO_S,
-            -sum(row.id in store for store in stores.values()),
-            -int(spread),
-            row.seconds,
-            row.id,
-        )
-        for row, spread in zip(reports[0].hypotheses, spread_N, strict=True)
-    ]
+    spread_N = np.ptp(np.stack([_word_scores(report).errors_N for report in reports]), axis=0)
+    ranks = []
+    for row, spread in zip(reports[0].hypotheses, spread_N, strict=True):
+        covered_by = sum(row.id in store for store in stores.values())
+        ranks.append((row.seconds > MAX_AUDIO_S, -covered_by, -int(spread), row.seconds, row.id))
     chosen = [name for *_, name in sorted(ranks)[:number] if name in known]
     if stores and not any(u in store for u in chosen for store in stores.values()):
         covered = (u.id for u in manifest if u.audio_filepath and all(u.id in store for store in stores.values()))
@@ -295,9 +268,7 @@ def _example(
         if utterance.id in store
     ]
     rows = [(report.name, row) for report in reports for row in report.hypotheses if row.id == utterance.id]
-    drawing = None
-    if alignment is not None and utterance.id in alignment:
-        drawing = timeline(wave_S, _tiers(alignment, utterance.id, labels))
+    aligned = alignment if alignment is not None and utterance.id in alignment else None
     return {
         "id": utterance.id,
         "speaker": utterance.speaker,
@@ -305,7 +276,7 @@ def _example(
         "seconds": len(wave_S) / SAMPLE_RATE_HZ,
         "reference": rows[0][1].reference if rows else utterance.text,
         "audio": flac_address(wave_S) if len(wave_S) <= MAX_AUDIO_S * SAMPLE_RATE_HZ else None,
-        "drawing": drawing,
+        "drawing": timeline(wave_S, _tiers(aligned, utterance.id, labels)) if aligned is not None else None,
         "labels": labels,
         "hypotheses": [(name, *marked(row.reference, row.hypothesis)) for name, row in rows],
     }
@@ -351,10 +322,7 @@ def _tiers(alignment: Alignment, utterance_id: str, labels: Sequence[Mapping[str
         stores = (row["positions"] for row in labels if row["level"] == level)
         timed = (found for rows in stores if (found := [row for row in rows if row["start_s"] is not None]))
         if rows := next(timed, None):
-            tiers[level] = [
-                Segment(row["start_s"], row["end_s"], row["unit"] or NOTHING, row["p"], _candidates(row))
-                for row in rows
-            ]
+            tiers[level] = [_labelled(row) for row in rows]
         elif level in alignment.inventories:
             where, symbols = alignment.positions(utterance_id, level), alignment.inventories[level].symbols
             tiers[level] = _segments(where.start_U, where.stop_U, [symbols[unit] for unit in where.unit_U.tolist()])
@@ -366,23 +334,22 @@ def _segments(start_U: NDArray[np.int32], stop_U: NDArray[np.int32], labels: Seq
     return [Segment(*row) for row in times]
 
 
-def _candidates(row: Mapping[str, Any]) -> str:
-    return f"{row['unit'] or NOTHING} · " + ", ".join(f"{c['unit']} {c['p']:.2f}" for c in row["candidates"])
+def _labelled(row: Mapping[str, Any]) -> Segment:
+    unit = row["unit"] or NOTHING
+    hover = f"{unit} · " + ", ".join(f"{c['unit']} {c['p']:.2f}" for c in row["candidates"])
+    return Segment(row["start_s"], row["end_s"], unit, row["p"], hover)
 
 
 SPLITS = ("dev", "test")
 
 
 def model_card(run_folder: Path, *, needs_figures: bool = True) -> str:
-    """The card's text. Raises UserError where the run has no exported student, or is evaluated on neither split and
-    `needs_figures`."""
+    """The card's text. Raises UserError for a run without exported student, or with `needs_figures` not evaluated."""
     student, meta = load_student(run_folder / "model")
     reports = [read_result(run_folder, split) for split in SPLITS if (run_folder / f"eval-{split}.json").exists()]
     if not reports and needs_figures:
-        raise UserError(
-            f"a model card needs figures, but {run_folder} is not evaluated. Run `hkd evaluate {run_folder.name}` "
-            f"first."
-        )
+        remedy = f"Run `hkd evaluate {run_folder.name}` first."
+        raise UserError(f"a model card needs figures, but {run_folder} is not evaluated. {remedy}")
     identity, coverage = (read_json(run_folder / f"{name}.json") for name in ("identity", "coverage"))
     is_hybrid = meta.config.main == SENONE
     given, lm, digest, searched = "words.arpa" if is_hybrid else None, None, None, list[str]()
@@ -393,11 +360,12 @@ def model_card(run_folder: Path, *, needs_figures: bool = True) -> str:
         given = digest if Path(str(digest)).name == lm else lm  # a hub's name is its own
     lm_option = [f"--lm {shlex.quote(given)}"] if given else []
     units = f"{len(meta.inventory)} {meta.inventory.level} units (inventory {meta.inventory.digest[:12]})"
+    about = meta.extra.get("objective_help", "a run of its own kind")
+    least = min((int(report.data["words"]) for report in reports), default=0)
+    later = f"Not evaluated yet: `hkd evaluate {run_folder.name}`, then export again."
+    given_settings = (f"--set search.{setting}" for setting in searched)
     facts = {
-        "objective": (
-            f"{meta.extra.get('objective', run_folder.name)}: "
-            f"{meta.extra.get('objective_help', 'a run of its own kind')}"
-        ),
+        "objective": f"{meta.extra.get('objective', run_folder.name)}: {about}",
         "encoder": _encoder(meta),
         "main output": f"{units}, searched in a graph with a lexicon" if is_hybrid else f"CTC over {units}",
         **({"language model beside it": f"{lm} (`{digest}`)"} if lm else {}),
@@ -410,23 +378,16 @@ def model_card(run_folder: Path, *, needs_figures: bool = True) -> str:
         name=run_folder.name,
         facts=_table(("", ""), facts.items()),
         learnt=_learnt(identity.get("data", {}), coverage),
-        figures=_figures(reports)
-        if reports
-        else f"Not evaluated yet: `hkd evaluate {run_folder.name}`, then export again.",
+        figures=_figures(reports) if reports else later,
         needs=_HYBRID_NEEDS if is_hybrid else _CTC_NEEDS + (_LM_BESIDE if lm else ""),
-        shell=" ".join(
-            ["hkd transcribe FILE.wav --model FOLDER", *lm_option, *(f"--set search.{s}" for s in searched)]
-        ),
+        shell=" ".join(["hkd transcribe FILE.wav --model FOLDER", *lm_option, *given_settings]),
         python=_python(given, searched),
         text="Only words of the n-gram come out" if is_hybrid else "Text comes out in lower case",
-        limits=f", and the smallest of them has {min(int(r.data['words']) for r in reports):,} words"
-        if reports
-        else "",
+        limits=f", and the smallest of them has {least:,} words" if reports else "",
     )
 
 
 def write_card(run_folder: Path, out: Path, *, needs_figures: bool = True) -> None:
-    """Write the card atomically."""
     write_bytes(out, model_card(run_folder, needs_figures=needs_figures).encode())
 
 
@@ -456,8 +417,7 @@ def _features(features: Mapping[str, Any]) -> str:
 
 
 def _search_settings(report: EvaluationReport, *, is_hybrid: bool) -> list[str]:
-    """The settings of the evaluation's search that are not the default and count for this student:
-    `hybrid.acoustic_scale=0.15`."""
+    """The settings of the search that are not the default and count for this student: `hybrid.acoustic_scale=0.15`."""
     if not is_hybrid and report.decoder["name"] == "greedy":
         return []
     usual = flatten(asdict(SearchConfig()))
@@ -469,8 +429,8 @@ def _search_settings(report: EvaluationReport, *, is_hybrid: bool) -> list[str]:
 
 
 def _python(lm: str | None, settings: Sequence[str]) -> str:
-    imports = ["from hkd.decode.recogniser import Recogniser"]
-    lines, arguments = [], '"FOLDER"' + (f", lm={json.dumps(lm)}" if lm else "")
+    imports, lines = ["from hkd.decode.recogniser import Recogniser"], []
+    arguments = '"FOLDER"' + (f", lm={json.dumps(lm)}" if lm else "")
     if settings:
         imports += ["from hkd.config import build, parse_overrides", "from hkd.decode.ctc import SearchConfig"]
         lines = [f'search = build(SearchConfig, parse_overrides({json.dumps(settings)}), where="search")']
@@ -498,7 +458,7 @@ def _learnt(data: Mapping[str, Any], coverage: Mapping[str, Any]) -> str:
 
 
 def _figures(reports: Sequence[EvaluationReport]) -> str:
-    rows, levels = [], set()
+    rows, levels, sizes = [], set(), ("utterances", "words", "speakers")
     for report in reports:
         rates = []
         for metric in METRICS:
@@ -510,17 +470,11 @@ def _figures(reports: Sequence[EvaluationReport]) -> str:
                 said += f" ({100 * interval.low:.1f}–{100 * interval.high:.1f})"
                 levels.add(f"{100 * interval.level:g} %")
             rates.append(said)
-        data = report.data
-        rows.append(
-            (report.split, f"{data['utterances']:.0f}", f"{data['words']:.0f}", f"{data['speakers']:.0f}", *rates)
-        )
+        rows.append((report.split, *(f"{report.data[name]:.0f}" for name in sizes), *rates))
     of_level = f" ({', '.join(sorted(levels))})" if levels else ""
-    table = _table(
-        ("split", "utterances", "words", "speakers", *(f"{metric.upper()} %{of_level}" for metric in METRICS)), rows
-    )
-    how = _HOW.format(
-        decoder=_decoding(reports), min_speakers=MIN_SPEAKERS, normalisation=reports[0].inputs["normalisation"]
-    )
+    table = _table(("split", *sizes, *(f"{metric.upper()} %{of_level}" for metric in METRICS)), rows)
+    rule = reports[0].inputs["normalisation"]
+    how = _HOW.format(decoder=_decoding(reports), min_speakers=MIN_SPEAKERS, normalisation=rule)
     return f"{table}\n\n{how}"
 
 

@@ -1,8 +1,7 @@
 """evaluate: a run's exported student on a split, as figures with intervals.
 
-- Needs the run's `model/` and a manifest with audio. A CTC student's main output is judged at its pieces. The figures
-  of the heads, and of a hybrid student's main output, are added where the run's full weights, an alignment and label
-  stores are present and fit.
+- Needs the run's `model/` and a manifest with audio. The figures of the heads, and of a hybrid student's main output,
+  are added where the run's full weights, an alignment and label stores are present and fit.
 - An evaluation that is finished under the same inputs (model, references, settings) is left as it is.
 """
 
@@ -21,22 +20,10 @@ from hkd.audio import digest_of_sound
 from hkd.decode.ctc import SearchConfig
 from hkd.decode.recogniser import Recogniser
 from hkd.errors import HkdError, Progress, UserError, no_progress
+from hkd.evaluate import score
 from hkd.evaluate.decoding import SHUFFLED, EvaluateConfig, check_n_best, decode, features_on_disk
 from hkd.evaluate.decoding import splice as spliced
 from hkd.evaluate.heads import MAIN, frame_figures, frame_inputs, piece_figures, piece_inputs, piece_teacher
-from hkd.evaluate.score import (
-    ErrorRate,
-    EvaluationReport,
-    Scores,
-    bootstrap_interval,
-    english,
-    n_best_path,
-    read_result,
-    result_paths,
-    score_all,
-    with_phones,
-    write_result,
-)
 from hkd.files import differences, digest_of, digest_of_file
 from hkd.manifest import Manifest
 from hkd.manifest import read as read_manifest
@@ -62,23 +49,21 @@ def evaluate(
     config: EvaluateConfig | None = None,
     splice: str = "",
     progress: Progress = no_progress,
-) -> EvaluationReport:
+) -> score.EvaluationReport:
     """Decode the split with the run's exported student, score it, and write eval-SPLIT.* into the run's folder.
 
     alignment, labels (folder of label stores): for the figures of the heads, left out where None, absent or unfit.
     units: the folder of the subword model, which a hybrid student does not carry, and of the project's lexicon, where
-    it has one. lm: beside the decoder (see `hkd.decode.recogniser.Recogniser`). tag: names another way to decode; its
-    figures lie beside the usual ones and leave out the heads. splice: "spliced" or "shuffled": the words are cut out at
-    the alignment and joined again (see `hkd.evaluate.splice`); the split is then called SPLIT-spliced or
-    SPLIT-shuffled. Raises UserError where the run has no exported student, the split is empty, an utterance's audio
-    cannot be read, or the search cannot give `config.n_best` hypotheses.
+    it has one. lm: beside the decoder (see `Recogniser`). tag: names another way to decode; its figures lie beside the
+    usual ones and leave out the heads. splice: "spliced" or "shuffled": the words are cut out at the alignment and
+    joined again (see `hkd.evaluate.decoding`); the split is then called SPLIT-spliced or SPLIT-shuffled. Raises
+    UserError for a run without exported student, an empty split, unreadable audio, or a search without `n_best`.
     """
     config = config or EvaluateConfig()
     model_folder = run_folder / "model"
     if not (model_folder / "student.json").exists():
-        raise UserError(
-            f"a run must have an exported student in {model_folder}, but has none. Run `hkd train` to its end first."
-        )
+        rule = f"must have an exported student in {model_folder}"
+        raise UserError(f"a run {rule}, but has none. Run `hkd train` to its end first.")
     part = read_manifest(manifest).split(split)
     if not re.fullmatch(r"[A-Za-z0-9_-]*", tag):
         raise UserError(f"tag must be letters, digits, - and _, but is '{tag}' instead.")
@@ -92,9 +77,8 @@ def evaluate(
     cut_at = None
     if splice:
         if alignment is None:
-            raise UserError(
-                "words can be cut out only where an alignment is, but there is none. Run `hkd align` first."
-            )
+            fault = "words can be cut out only where an alignment is, but there is none"
+            raise UserError(f"{fault}. Run `hkd align` first.")
         cut_at = Alignment(alignment)
         inputs["splice"] = {"order": splice, "alignment": cut_at.digest}
     if (sound := digest_of_sound(part)) is not None:
@@ -112,9 +96,8 @@ def evaluate(
         if cut_at is not None:
             part, lost = spliced(part, cut_at, Path(folder), shuffled=splice == SHUFFLED)
             if lost:
-                logger.warning(
-                    "%d utterances are not aligned or have one word, and are left out (%s ...)", len(lost), lost[0]
-                )
+                why = "are not aligned or have one word, and are left out"
+                logger.warning("%d utterances %s (%s ...)", len(lost), why, lost[0])
         decoded = decode(recogniser, part, n_best=config.n_best, progress=progress, **read)
     figures = {}
     if is_plain:
@@ -126,32 +109,25 @@ def evaluate(
             figures |= frame_figures(run_folder, part, device=recogniser.device, progress=progress, **read)
         except HkdError as error:  # the error rates do not depend on them
             logger.warning("%s: the figures of its heads are left out: %s", run_folder.name, error)
-    lexicon = load_lexicon(spoken_by) if spoken_by is not None else english()
-    rows = tuple(with_phones(row, lexicon) for row in decoded.rows)
-    scores = score_all(rows)
+    lexicon = load_lexicon(spoken_by) if spoken_by is not None else score.english()
+    rows = tuple(score.with_phones(row, lexicon) for row in decoded.rows)
+    scores = score.score_all(rows)
     speakers = [row.speaker for row in rows if row.speaker is not None]
     named = speakers if len(speakers) == len(rows) else None
     audio_s = sum(row.seconds for row in rows)
     rtf, extra = decoded.seconds.total / audio_s, recogniser.meta.extra
-    timing = {
-        "rtf": rtf,
-        "audio_s": audio_s,
-        **{f"{name}_s": value for name, value in asdict(decoded.seconds).items()},
-        "device": recogniser.device,
-        "threads": torch.get_num_threads(),
-    }
-    report = EvaluationReport(
+    timing: dict[str, Any] = {"rtf": rtf, "audio_s": audio_s}
+    timing |= {f"{name}_s": value for name, value in asdict(decoded.seconds).items()}
+    timing |= {"device": recogniser.device, "threads": torch.get_num_threads()}
+    sizes: dict[str, float] = {"utterances": len(rows), "speakers": len(set(named or ()))}
+    sizes |= {"hours": round(audio_s / 3600, 6), "words": scores["wer"].totals()["tokens"]}
+    report = score.EvaluationReport(
         run=run_folder.name,
         split=name,
         objective=str(extra.get("objective", run_folder.name)),
         seed=extra.get("seed"),
-        data={
-            "utterances": len(rows),
-            "speakers": len(set(named or ())),
-            "hours": round(audio_s / 3600, 6),
-            "words": scores["wer"].totals()["tokens"],
-        },
-        errors={name: error_rate(score, named, config) for name, score in scores.items()},
+        data=sizes,
+        errors={name: error_rate(counts, named, config) for name, counts in scores.items()},
         frames=figures,
         parameters=recogniser.num_parameters,
         decoder=_decoder(config.search, recogniser, lm),
@@ -160,17 +136,17 @@ def evaluate(
         rtf=rtf,
         hypotheses=rows,
     )
-    write_result(run_folder, report, scores, n_best=decoded.n_best, timing=timing)
+    score.write_result(run_folder, report, scores, n_best=decoded.n_best, timing=timing)
     return report
 
 
-def error_rate(scores: Scores, speakers: Sequence[str] | None, config: EvaluateConfig) -> ErrorRate:
-    """A rate with its bootstrap intervals by utterance and, where every utterance has a speaker, by speaker; NaN
-    without tokens."""
+def error_rate(scores: score.Scores, speakers: Sequence[str] | None, config: EvaluateConfig) -> score.ErrorRate:
+    """A rate (NaN without tokens) with its intervals by utterance and, where all have speakers, by speaker."""
     draws: dict[str, Any] = {"level": config.level, "num_draws": config.num_draws, "seed": config.seed}
-    by_utterance = bootstrap_interval(scores.errors_N, scores.tokens_N, **draws)
-    by_speaker = speakers and bootstrap_interval(scores.errors_N, scores.tokens_N, group_N=speakers, **draws)
-    return ErrorRate(rate=scores.rate, **scores.totals(), by_utterance=by_utterance, by_speaker=by_speaker or None)
+    by_utterance = score.bootstrap_interval(scores.errors_N, scores.tokens_N, **draws)
+    by_speaker = speakers and score.bootstrap_interval(scores.errors_N, scores.tokens_N, group_N=speakers, **draws)
+    intervals: dict[str, Any] = {"by_utterance": by_utterance, "by_speaker": by_speaker or None}
+    return score.ErrorRate(rate=scores.rate, **{**scores.totals(), **intervals})
 
 
 def _inputs(run_folder: Path, part: Manifest, config: EvaluateConfig) -> dict[str, Any]:
@@ -186,7 +162,6 @@ def _inputs(run_folder: Path, part: Manifest, config: EvaluateConfig) -> dict[st
 
 
 def _decoder(search: SearchConfig, recogniser: Recogniser, lm: str | None) -> dict[str, Any]:
-    """What the report says of the search."""
     if recogniser.is_hybrid:
         return {"name": "graph", "lm": Path(str(lm)).name, **asdict(search.hybrid)}
     if search.decoder == "greedy":
@@ -209,17 +184,14 @@ def _lm_digest(lm: str | None) -> str | None:
     return digest_of(f"{file.relative_to(path)}:{digest_of_file(file)}" for file in files)
 
 
-def _finished(run_folder: Path, split: str, tag: str, inputs: Mapping[str, Any]) -> EvaluationReport | None:
-    """The evaluation that was made from the same inputs; n-best lists that nobody asks for now may lie beside, and its
-    sound may be gone."""
-    wanted = (
-        *result_paths(run_folder, split, tag),
-        *([n_best_path(run_folder, split, tag)] if "n_best" in inputs else []),
-    )
+def _finished(run_folder: Path, split: str, tag: str, inputs: Mapping[str, Any]) -> score.EvaluationReport | None:
+    """The evaluation of the same inputs, perhaps with n-best lists that nobody asks for now; its sound may be gone."""
+    lists = [score.n_best_path(run_folder, split, tag)] if "n_best" in inputs else []
+    wanted = (*score.result_paths(run_folder, split, tag), *lists)
     if not all(path.exists() for path in wanted):
         return None
     try:
-        report = read_result(run_folder, split, tag)
+        report = score.read_result(run_folder, split, tag)
     except UserError:
         return None
     known = {name: value for name, value in report.inputs.items() if name not in ("n_best", "sound") or name in inputs}
