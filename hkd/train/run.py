@@ -7,6 +7,7 @@ runs/NAME/   config.toml  coverage.json  cmvn.json  student.json  identity.json 
 import hashlib
 import json
 import logging
+import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -34,7 +35,7 @@ from hkd.stream.loader import Batch, BatchMaker, BatchPlan, Shares, batches, run
 from hkd.stream.text import SpeechAndText, TextBatch
 from hkd.student.config import PRESETS, config_from_json, config_to_json
 from hkd.student.encoder import SpeechEncoder, load_pretrained, save_pretrained, subsampled
-from hkd.student.export import ONNX, SENONE_FRAMES, load_student, placed, save_student, write_onnx
+from hkd.student.export import CARD, ONNX, SENONE_FRAMES, load_student, placed, save_student, write_onnx
 from hkd.student.model import StudentModel
 from hkd.train.config import TrainConfig
 from hkd.train.data import COVERAGE, PREFIX, TrainingData, TrainingText, coverage_of, open_data
@@ -432,6 +433,9 @@ def export_run(folder: Path, out: Path, *, heads: bool = False, onnx: bool = Fal
     """Write a finished run's student to `out`; an encoder of transformers into `out`/encoder too, for transformers."""
     _, meta = load_student(folder / "model")
     student = load_run(folder)
+    if (out / CARD).exists():  # what an earlier export wrote beside another student
+        (out / ONNX).unlink(missing_ok=True)
+        shutil.rmtree(out / ENCODER, ignore_errors=True)
     save_student(
         out, student, inventory=meta.inventory, acoustic=acoustic_files(folder / "model"), extra=meta.extra,
         heads=heads,

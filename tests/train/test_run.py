@@ -130,6 +130,11 @@ def test_the_export_gives_the_trainers_own_outputs(labelled: Path, tmp_path: Pat
             assert not list(student.heads)
             assert torch.equal(student(x_BTF, length_B).logits_BTV, expected)
     assert meta.extra["objective"] == "hierarchical"
+    (tmp_path / "out" / "model.onnx").write_bytes(b"of another student")
+    (tmp_path / "out" / "encoder").mkdir()
+    export_run(tmp_path / "run", tmp_path / "out")
+    assert not (tmp_path / "out" / "model.onnx").exists()
+    assert not (tmp_path / "out" / "encoder").exists()
     with pytest.raises(UserError, match=r"has no final\.safetensors|has no student\.json"):
         load_run(tmp_path)
 
