@@ -1,4 +1,4 @@
-"""What the commands share: the project of the working folder, progress bars, and results for people or machines."""
+"""What the commands share: types of options, the project of the working folder, progress bars, results."""
 
 import json
 import sys
@@ -7,13 +7,24 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from rich import progress as rich
 from rich.console import Console
+from typer import Option
 
 from hkd.config import ProjectSettings, merge, parse_overrides
 from hkd.errors import Progress
+
+Text = str | None  # of options that may be left out
+Texts = list[str] | None
+File = Path | None
+Files = list[Path] | None
+Json = Annotated[bool, Option("--json", help="The result as JSON on stdout.")]
+Overwrite = Annotated[bool, Option("--overwrite", help="Replace what is there and was made of something else.")]
+Device = Annotated[str | None, Option(help="auto, cpu or cuda. [auto]")]
+_SET_HELP = "Any other setting; `hkd config show COMMAND` explains them. May be repeated."
+Set = Annotated[list[str] | None, Option("--set", metavar="A.B=C", help=_SET_HELP)]
 
 QUIET_INTERVAL_S = 10.0
 FACTS_WIDTH = 60  # characters, where the terminal has room for them

@@ -9,8 +9,21 @@ from typing import Annotated, Any
 import typer
 from typer import Argument, Option
 
-from hkd.cli.common import emit, given, progress_bar, project, say, with_options
-from hkd.cli.options import File, Files, Json, Overwrite, Set, Text, Texts
+from hkd.cli.common import (
+    File,
+    Files,
+    Json,
+    Overwrite,
+    Set,
+    Text,
+    Texts,
+    emit,
+    given,
+    progress_bar,
+    project,
+    say,
+    with_options,
+)
 from hkd.config import PATHS, PROJECT_FILE, ProjectSettings, build
 from hkd.errors import UserError, check_choice
 from hkd.files import to_toml, write_bytes

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Argument, Option
 
-from hkd.cli.common import emit, given, progress_bar, project, say, with_options
-from hkd.cli.options import Device, File, Json, Set, Text, Texts
+from hkd.cli.common import Device, File, Json, Set, Text, Texts, emit, given, progress_bar, project, say, with_options
 from hkd.config import ProjectSettings
 from hkd.errors import HkdError, UserError, did_you_mean
 from hkd.files import write_bytes

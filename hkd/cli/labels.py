@@ -9,8 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer import Argument, Option
 
-from hkd.cli.common import emit, progress_bar, project, say
-from hkd.cli.options import File, Json, Overwrite, Text
+from hkd.cli.common import File, Json, Overwrite, Text, emit, progress_bar, project, say
 from hkd.errors import UserError, did_you_mean
 
 app = typer.Typer(no_args_is_help=True, help="Look at label stores, check, convert and compare them.")

@@ -10,8 +10,7 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from hkd.cli.common import bars, emit, project, say
-from hkd.cli.options import File, Json, Overwrite, Set, Texts
+from hkd.cli.common import File, Json, Overwrite, Set, Texts, bars, emit, project, say
 from hkd.config import merge, parse_overrides
 from hkd.files import assignment, shipped
 

@@ -13,8 +13,21 @@ from typing import Annotated, Any
 import typer
 from typer import Argument, Option
 
-from hkd.cli.common import emit, given, progress_bar, project, say, with_options
-from hkd.cli.options import Device, File, Files, Json, Overwrite, Set, Text
+from hkd.cli.common import (
+    Device,
+    File,
+    Files,
+    Json,
+    Overwrite,
+    Set,
+    Text,
+    emit,
+    given,
+    progress_bar,
+    project,
+    say,
+    with_options,
+)
 from hkd.config import ProjectSettings
 from hkd.errors import HkdError, UserError
 from hkd.remote import location

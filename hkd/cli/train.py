@@ -9,8 +9,7 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from hkd.cli.common import emit, progress_bar, project, say, with_options
-from hkd.cli.options import Device, Json, Set, Text
+from hkd.cli.common import Device, Json, Set, Text, emit, progress_bar, project, say, with_options
 from hkd.config import merge
 from hkd.errors import UserError, did_you_mean
 from hkd.remote import location
