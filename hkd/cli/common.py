@@ -16,10 +16,6 @@ from typer import Option
 from hkd.config import ProjectSettings, merge, parse_overrides
 from hkd.errors import Progress
 
-Text = str | None  # of options that may be left out
-Texts = list[str] | None
-File = Path | None
-Files = list[Path] | None
 Json = Annotated[bool, Option("--json", help="The result as JSON on stdout.")]
 Overwrite = Annotated[bool, Option("--overwrite", help="Replace what is there and was made of something else.")]
 Device = Annotated[str | None, Option(help="auto, cpu or cuda. [auto]")]

@@ -9,21 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer import Argument, Option
 
-from hkd.cli.common import (
-    File,
-    Files,
-    Json,
-    Overwrite,
-    Set,
-    Text,
-    Texts,
-    emit,
-    given,
-    progress_bar,
-    project,
-    say,
-    with_options,
-)
+from hkd.cli.common import Json, Overwrite, Set, emit, given, progress_bar, project, say, with_options
 from hkd.config import PATHS, PROJECT_FILE, ProjectSettings, build
 from hkd.errors import UserError, check_choice
 from hkd.files import to_toml, write_bytes
@@ -93,16 +79,28 @@ def _prepare_text(
 
 
 def prepare(
-    corpus: Annotated[Text, Argument(help="A known corpus (--list), a path, or a name that --from knows.")] = None,
+    corpus: Annotated[
+        str | None, Argument(help="A known corpus (--list), a path, or a name that --from knows.")
+    ] = None,
     folder: Annotated[Path, Option(help="The project's folder.")] = Path(),
-    from_: Annotated[Text, Option("--from", help="folder, kaldi, nemo, lhotse, hf or hkd; by default guessed.")] = None,
-    root: Annotated[File, Option(help="The folder where the known corpus, or its archives, lie already.")] = None,
+    from_: Annotated[
+        str | None, Option("--from", help="folder, kaldi, nemo, lhotse, hf or hkd; by default guessed.")
+    ] = None,
+    root: Annotated[
+        Path | None, Option(help="The folder where the known corpus, or its archives, lie already.")
+    ] = None,
     download: Annotated[bool, Option("--download", help="Fetch archives of more than 1 GB too.")] = False,
-    part: Annotated[Texts, Option(help="Only this part of the corpus; may be repeated.")] = None,
-    column: Annotated[Texts, Option(metavar="WHAT=NAME", help="Which column has text, audio, id; repeatable.")] = None,
-    speaker: Annotated[Text, Option(metavar="PATTERN", help="Finds the speaker in an id, such as '^[^_]+'.")] = None,
-    text: Annotated[Files, Option("--text", help="Instead of a corpus: lines of text; may be repeated.")] = None,
-    out: Annotated[File, Option(help="With --text: the manifest; default text.jsonl in the project.")] = None,
+    part: Annotated[list[str] | None, Option(help="Only this part of the corpus; may be repeated.")] = None,
+    column: Annotated[
+        list[str] | None, Option(metavar="WHAT=NAME", help="Which column has text, audio, id; repeatable.")
+    ] = None,
+    speaker: Annotated[
+        str | None, Option(metavar="PATTERN", help="Finds the speaker in an id, such as '^[^_]+'.")
+    ] = None,
+    text: Annotated[
+        list[Path] | None, Option("--text", help="Instead of a corpus: lines of text; may be repeated.")
+    ] = None,
+    out: Annotated[Path | None, Option(help="With --text: the manifest; default text.jsonl in the project.")] = None,
     skip_bad: Annotated[bool, Option("--skip-bad", help="Leave out what is unusable; left-out.tsv lists it.")] = False,
     list_: Annotated[bool, Option("--list", help="List the known corpora and stop.")] = False,
     assignments: Set = None,
@@ -182,7 +180,7 @@ def prepare(
 
 @manifest_app.command()
 def check(
-    manifest: Annotated[File, Argument(help="The manifest; by default the project's.")] = None,
+    manifest: Annotated[Path | None, Argument(help="The manifest; by default the project's.")] = None,
     json_: Json = False,
 ) -> None:
     """Read all audio and list what is missing, empty, truncated, silent or wrongly declared; exit 1 if anything is.
@@ -213,7 +211,9 @@ def check(
 
 @manifest_app.command()
 def split(
-    manifest: Annotated[File, Argument(help="The manifest; by default the project's. Rewritten in place.")] = None,
+    manifest: Annotated[
+        Path | None, Argument(help="The manifest; by default the project's. Rewritten in place.")
+    ] = None,
     train_share: Annotated[float, Option("--train", help="Share of the groups that become train.")] = 0.8,
     dev_share: Annotated[float, Option("--dev", help="Share that becomes dev.")] = 0.1,
     test_share: Annotated[float, Option("--test", help="Share that becomes test.")] = 0.1,
@@ -242,8 +242,8 @@ def split(
 def export(
     out: Annotated[Path, Argument(help="The folder to write to.")],
     to: Annotated[str, Option(help="nemo, lhotse or kaldi.")],
-    manifest: Annotated[File, Option(help="The manifest; by default the project's.")] = None,
-    split: Annotated[Text, Option(help="Only this split.")] = None,
+    manifest: Annotated[Path | None, Option(help="The manifest; by default the project's.")] = None,
+    split: Annotated[str | None, Option(help="Only this split.")] = None,
     json_: Json = False,
 ) -> None:
     """Write the manifest for NeMo, lhotse (recordings, supervisions, cuts) or Kaldi, a set of files a split.
@@ -271,7 +271,7 @@ _SHOWN = 20
 @units_app.command()
 def train(
     vocab_size: Annotated[int | None, Option(help="Subwords in all; a small text gives fewer. Default 500.")] = None,
-    kind: Annotated[Text, Option(help="unigram or bpe; char: the student's own subwords are characters.")] = None,
+    kind: Annotated[str | None, Option(help="unigram or bpe; char: the student's own subwords are characters.")] = None,
     split: Annotated[str, Option(help="The split whose transcripts the subwords are trained on.")] = "train",
     overwrite: Overwrite = False,
     json_: Json = False,
@@ -298,7 +298,9 @@ def _show(inventories: dict[str, Any], json_: bool) -> None:
 
 @units_app.command()
 def show(
-    text: Annotated[Text, Argument(help="A text to turn into units; without it the inventories are listed.")] = None,
+    text: Annotated[
+        str | None, Argument(help="A text to turn into units; without it the inventories are listed.")
+    ] = None,
     json_: Json = False,
 ) -> None:
     """Show the inventories, or what a text becomes at each level.
@@ -325,8 +327,8 @@ def show(
 
 @units_app.command()
 def lexicon(
-    text: Annotated[Files, Option(help="Texts, a sentence a line; by default the transcripts.")] = None,
-    dictionary: Annotated[File, Option(help="A dictionary instead of the project's (word phones).")] = None,
+    text: Annotated[list[Path] | None, Option(help="Texts, a sentence a line; by default the transcripts.")] = None,
+    dictionary: Annotated[Path | None, Option(help="A dictionary instead of the project's (word phones).")] = None,
     json_: Json = False,
 ) -> None:
     """Say which words the project's dictionary has, which get a predicted pronunciation, and which have none.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Argument, Option
 
-from hkd.cli.common import Device, File, Json, Set, Text, Texts, emit, given, progress_bar, project, say, with_options
+from hkd.cli.common import Device, Json, Set, emit, given, progress_bar, project, say, with_options
 from hkd.config import ProjectSettings
 from hkd.errors import HkdError, UserError, did_you_mean
 from hkd.files import write_bytes
@@ -23,8 +23,8 @@ LM_HELP = (
 )
 GAP_HELP = "Read the words cut out and joined again, in their order and in another."
 Split = Annotated[str, Option(help="Part of the manifest.")]
-Decoder = Annotated[Text, Option(help="greedy or beam.")]
-Lm = Annotated[Text, Option(help=LM_HELP)]
+Decoder = Annotated[str | None, Option(help="greedy or beam.")]
+Lm = Annotated[str | None, Option(help=LM_HELP)]
 
 
 def run_folders(names: list[str] | None, runs: Path) -> list[Path]:
@@ -46,8 +46,8 @@ def run_folders(names: list[str] | None, runs: Path) -> list[Path]:
 
 
 def evaluate(
-    runs: Annotated[Texts, Argument(metavar="RUN", help=RUNS_HELP)] = None,
-    named: Annotated[Texts, Option("--run", help="The same as RUN; may be repeated.")] = None,
+    runs: Annotated[list[str] | None, Argument(metavar="RUN", help=RUNS_HELP)] = None,
+    named: Annotated[list[str] | None, Option("--run", help="The same as RUN; may be repeated.")] = None,
     split: Split = "test",
     decoder: Decoder = None,
     lm: Lm = None,
@@ -96,7 +96,7 @@ def evaluate(
     emit([report.to_json() | {"rtf": report.rtf} for report in reports], as_json, lambda _: found.text())
 
 
-def _evaluate_table(here: ProjectSettings, assignments: Texts, **options: Any) -> dict[str, Any]:
+def _evaluate_table(here: ProjectSettings, assignments: list[str] | None, **options: Any) -> dict[str, Any]:
     return with_options(here.table("evaluate"), assignments, "evaluate", **options)
 
 
@@ -167,7 +167,9 @@ def likelihoods(
 
 def transcribe(
     files: Annotated[list[Path], Argument(metavar="FILE", help="Sound files, and folders of them.")],
-    model: Annotated[File, Option("--run", "--model", help="A run, or an exported student. [the only run]")] = None,
+    model: Annotated[
+        Path | None, Option("--run", "--model", help="A run, or an exported student. [the only run]")
+    ] = None,
     decoder: Decoder = None,
     lm: Lm = None,
     assignments: Set = None,
@@ -236,13 +238,13 @@ def model_folder(model: Path | None, runs: Path) -> Path:
 
 
 def report(
-    runs: Annotated[Texts, Argument(metavar="RUN", help=RUNS_HELP)] = None,
-    named: Annotated[Texts, Option("--run", help="The same as RUN; may be repeated.")] = None,
+    runs: Annotated[list[str] | None, Argument(metavar="RUN", help=RUNS_HELP)] = None,
+    named: Annotated[list[str] | None, Option("--run", help="The same as RUN; may be repeated.")] = None,
     out: Annotated[Path, Option(help="The page.")] = Path("report.html"),
     split: Split = "test",
-    baseline: Annotated[Texts, Option(help="What others are compared with; may be repeated. [none]")] = None,
-    markdown: Annotated[File, Option(help="Write the table as Markdown, too.")] = None,
-    card: Annotated[File, Option(help="Write the model card of one run, and nothing else.")] = None,
+    baseline: Annotated[list[str] | None, Option(help="What others are compared with; may be repeated. [none]")] = None,
+    markdown: Annotated[Path | None, Option(help="Write the table as Markdown, too.")] = None,
+    card: Annotated[Path | None, Option(help="Write the model card of one run, and nothing else.")] = None,
 ) -> None:
     """Make one self-contained HTML page of runs: table, curves, label stores, examples. Prints the table.
 

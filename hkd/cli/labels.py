@@ -9,12 +9,12 @@ from typing import Annotated, Any
 import typer
 from typer import Argument, Option
 
-from hkd.cli.common import File, Json, Overwrite, Text, emit, progress_bar, project, say
+from hkd.cli.common import Json, Overwrite, emit, progress_bar, project, say
 from hkd.errors import UserError, did_you_mean
 
 app = typer.Typer(no_args_is_help=True, help="Look at label stores, check, convert and compare them.")
 
-Stores = Annotated[Text, Argument(help="A store, or a folder of stores; a URL too. Default: the project's.")]
+Stores = Annotated[str | None, Argument(help="A store, or a folder of stores; a URL too. Default: the project's.")]
 
 
 def _lines(rows: list[tuple[str, str]]) -> str:
@@ -42,7 +42,7 @@ def info(stores: Stores = None, as_json: Json = False) -> None:
 @app.command()
 def show(
     utterance: Annotated[str, Argument(help="An utterance's id.")],
-    labels: Annotated[Text, Option(help="A store, or a folder of stores; a URL too. [the project's]")] = None,
+    labels: Annotated[str | None, Option(help="A store, or a folder of stores; a URL too. [the project's]")] = None,
     top: Annotated[int, Option(min=1, help="Candidates a position.")] = 5,
     as_json: Json = False,
 ) -> None:
@@ -122,8 +122,8 @@ def _verified(result: dict[str, Any]) -> str:
 def convert(
     store: Annotated[str, Argument(help="The store.")],
     out: Annotated[str, Argument(help="Where the new one goes.")],
-    backend: Annotated[Text, Option(help="arrow or zarr. [as it is]")] = None,
-    codec: Annotated[Text, Option(help="grid or f16. [as it is]")] = None,
+    backend: Annotated[str | None, Option(help="arrow or zarr. [as it is]")] = None,
+    codec: Annotated[str | None, Option(help="grid or f16. [as it is]")] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Write a store again in another backend (bit-identical labels) or codec (within its error bound).
@@ -213,8 +213,8 @@ def merge(
 def split(
     store: Annotated[str, Argument(help="The store.")],
     out: Annotated[str, Argument(help="Where the part goes.")],
-    ids: Annotated[File, Option(help="A file of ids, one a line.")] = None,
-    part: Annotated[Text, Option("--split", help="A split of the manifest: train, dev ...")] = None,
+    ids: Annotated[Path | None, Option(help="A file of ids, one a line.")] = None,
+    part: Annotated[str | None, Option("--split", help="A split of the manifest: train, dev ...")] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Write a store of some of a store's utterances: those of a file, or of a split of the project's manifest.
@@ -246,7 +246,7 @@ def split(
 def average(
     store: Annotated[str, Argument(help="The store.")],
     out: Annotated[str, Argument(help="Where the new one goes.")],
-    part: Annotated[Text, Option("--split", help="Average over this split of the manifest. [all]")] = None,
+    part: Annotated[str | None, Option("--split", help="Average over this split of the manifest. [all]")] = None,
     k: Annotated[int | None, Option(min=1, help="Ids a position. [the store's]")] = None,
     overwrite: Overwrite = False,
 ) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from hkd.cli.common import File, Json, Overwrite, Set, Texts, bars, emit, project, say
+from hkd.cli.common import Json, Overwrite, Set, bars, emit, project, say
 from hkd.config import merge, parse_overrides
 from hkd.files import assignment, shipped
 
@@ -19,7 +19,7 @@ config_app = typer.Typer(no_args_is_help=True, help=_CONFIG_HELP)
 _DEMO_HELP = "asterisk (from Debian's packages), mini_librispeech, or a folder of yours."
 _ONLY_HELP = "Only this stage (or pattern) and what it needs; may be repeated."
 
-Work = Annotated[File, Option("--work", help="Working folder (default: runs/NAME).")]
+Work = Annotated[Path | None, Option("--work", help="Working folder (default: runs/NAME).")]
 Jobs = Annotated[int | None, Option("--jobs", min=1, help="Stages side by side (default: the pipeline's own).")]
 
 
@@ -80,7 +80,7 @@ def heard(work: Path, split: str = "test") -> list[str]:
 def run(
     pipeline: Annotated[Path, Argument(help="A pipeline's folder (with pipeline.toml) or its TOML file.")],
     work: Work = None,
-    only: Annotated[Texts, Option("--only", metavar="STAGE", help=_ONLY_HELP)] = None,
+    only: Annotated[list[str] | None, Option("--only", metavar="STAGE", help=_ONLY_HELP)] = None,
     assignments: Set = None,
     jobs: Jobs = None,
     overwrite: Overwrite = False,
@@ -102,7 +102,9 @@ def run(
 
 @config_app.command("show")
 def show(
-    sections: Annotated[Texts, Argument(help="Commands or tables of hkd.toml, such as train; by default all.")] = None,
+    sections: Annotated[
+        list[str] | None, Argument(help="Commands or tables of hkd.toml, such as train; by default all.")
+    ] = None,
     assignments: Set = None,
 ) -> None:
     """Print the settings of this folder as TOML, defaults included, each with its explanation.

@@ -13,44 +13,32 @@ from typing import Annotated, Any
 import typer
 from typer import Argument, Option
 
-from hkd.cli.common import (
-    Device,
-    File,
-    Files,
-    Json,
-    Overwrite,
-    Set,
-    Text,
-    emit,
-    given,
-    progress_bar,
-    project,
-    say,
-    with_options,
-)
+from hkd.cli.common import Device, Json, Overwrite, Set, emit, given, progress_bar, project, say, with_options
 from hkd.config import ProjectSettings
 from hkd.errors import HkdError, UserError
 from hkd.remote import location
 from hkd.teachers.load import KINDS, check_source
 
-LmTexts = Annotated[Files, Option("--text", help="Text, plain or .gz, a sentence a line; may be repeated. [text/]")]
+LmTexts = Annotated[
+    list[Path] | None, Option("--text", help="Text, plain or .gz, a sentence a line; may be repeated. [text/]")
+]
 WHO_DOES_IT = ("--executor", "--ray-address", "--workers", "--rank", "--world-size")
 
 
 def teacher_dump(
-    lm: Annotated[Text, Option(help=f"{', '.join(kind.help for kind in KINDS.values())}.")] = None,
-    unit: Annotated[Text, Option(help="Level: senone, monophone, character or subword. [subword]")] = None,
-    name: Annotated[Text, Option(help="Name of the store below the labels folder; by default the level.")] = None,
-    out: Annotated[Text, Option(help="The store's folder or URL (s3://...), instead of shards/NAME.")] = None,
-    manifest: Annotated[File, Option(help="Manifest; by default the project's.")] = None,
-    alignment: Annotated[File, Option(help="Alignment; by default the project's.")] = None,
+    lm: Annotated[str | None, Option(help=f"{', '.join(kind.help for kind in KINDS.values())}.")] = None,
+    unit: Annotated[str | None, Option(help="Level: senone, monophone, character or subword. [subword]")] = None,
+    name: Annotated[str | None, Option(help="Name of the store below the labels folder; by default the level.")] = None,
+    out: Annotated[str | None, Option(help="The store's folder or URL (s3://...), instead of shards/NAME.")] = None,
+    manifest: Annotated[Path | None, Option(help="Manifest; by default the project's.")] = None,
+    alignment: Annotated[Path | None, Option(help="Alignment; by default the project's.")] = None,
     text: Annotated[bool, Option("--text", help="Label text without sound, into text-shards/NAME.")] = False,
-    split: Annotated[Text, Option(help="One split of the manifest; by default all.")] = None,
+    split: Annotated[str | None, Option(help="One split of the manifest; by default all.")] = None,
     k: Annotated[int | None, Option("--k", "-k", help="Units kept a position. [16]")] = None,
-    case: Annotated[Text, Option(help="lower, sentence, upper or auto. [auto]")] = None,
-    codec: Annotated[Text, Option(help="grid or f16. [grid]")] = None,
+    case: Annotated[str | None, Option(help="lower, sentence, upper or auto. [auto]")] = None,
+    codec: Annotated[str | None, Option(help="grid or f16. [grid]")] = None,
     utterances_per_shard: Annotated[int | None, Option(help="Utterances a shard: the unit of work. [512]")] = None,
-    executor: Annotated[Text, Option(help="local, or ray: the workers of a Ray cluster. [local]")] = None,
+    executor: Annotated[str | None, Option(help="local, or ray: the workers of a Ray cluster. [local]")] = None,
     workers: Annotated[int | None, Option(help="Ray: how many teachers at once. [by GPUs]")] = None,
     rank: Annotated[int, Option(help="This process's number in a job array.")] = 0,
     world_size: Annotated[int, Option(help="Processes of the job array.")] = 1,
@@ -163,9 +151,9 @@ lm_app = typer.Typer(no_args_is_help=True, help="Language models over senones, m
 def train(
     unit: Annotated[str, Option(help="Level: senone, monophone, character or subword.")],
     text: LmTexts = None,
-    transcripts: Annotated[Text, Option(help="none, or cross-fit: no LM labels what it has seen.")] = None,
-    manifest: Annotated[File, Option(help="Another manifest than the project's, of text.")] = None,
-    name: Annotated[Text, Option(help="The LM's name below lm/; by default the level.")] = None,
+    transcripts: Annotated[str | None, Option(help="none, or cross-fit: no LM labels what it has seen.")] = None,
+    manifest: Annotated[Path | None, Option(help="Another manifest than the project's, of text.")] = None,
+    name: Annotated[str | None, Option(help="The LM's name below lm/; by default the level.")] = None,
     steps: Annotated[int | None, Option(help="Training steps.")] = None,
     assignments: Set = None,
     device: Device = None,
@@ -202,7 +190,7 @@ def train(
 
 @lm_app.command()
 def words(
-    out: Annotated[File, Option(help="The ARPA file; by default words.arpa in the folder of the LMs.")] = None,
+    out: Annotated[Path | None, Option(help="The ARPA file; by default words.arpa in the folder of the LMs.")] = None,
     text: LmTexts = None,
     order: Annotated[int | None, Option(help="Of the n-gram. [3]")] = None,
     assignments: Set = None,
@@ -248,11 +236,15 @@ _SHOWN = 20
 
 
 def align(
-    path: Annotated[Text, Argument(help="The manifest; with --from, the tool's folder or file, or CTC model.")] = None,
-    from_: Annotated[Text, Option("--from", help="pocketsphinx, kaldi, mfa, ctm, ctc, timit. [pocketsphinx]")] = None,
-    manifest: Annotated[File, Option(help="The manifest; by default the project's.")] = None,
-    out: Annotated[File, Option(help="Where to write; by default the project's alignment.")] = None,
-    lexicon: Annotated[File, Option(help="A dictionary (word phones); by default what was aligned.")] = None,
+    path: Annotated[
+        str | None, Argument(help="The manifest; with --from, the tool's folder or file, or CTC model.")
+    ] = None,
+    from_: Annotated[
+        str | None, Option("--from", help="pocketsphinx, kaldi, mfa, ctm, ctc, timit. [pocketsphinx]")
+    ] = None,
+    manifest: Annotated[Path | None, Option(help="The manifest; by default the project's.")] = None,
+    out: Annotated[Path | None, Option(help="Where to write; by default the project's alignment.")] = None,
+    lexicon: Annotated[Path | None, Option(help="A dictionary (word phones); by default what was aligned.")] = None,
     stress: Annotated[bool | None, Option("--stress/--no-stress", help="Keep stress marks (AH0). [--stress]")] = None,
     jobs: Annotated[int | None, Option(help="pocketsphinx: processes; 0: one a core.")] = None,
     min_score: Annotated[float | None, Option(help="Mean score a frame that a transcript must have.")] = None,

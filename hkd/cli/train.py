@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from hkd.cli.common import Device, Json, Set, Text, emit, progress_bar, project, say, with_options
+from hkd.cli.common import Device, Json, Set, emit, progress_bar, project, say, with_options
 from hkd.config import merge
 from hkd.errors import UserError, did_you_mean
 from hkd.remote import location
@@ -18,9 +18,9 @@ _OBJECTIVES_HELP = "none, hard-heads, interpolation, auxiliary or hierarchical. 
 
 
 def train(
-    labels: Annotated[Text, Option(help="Folder or URL of label stores, or of one store. [shards/]")] = None,
-    objective: Annotated[Text, Option(help=_OBJECTIVES_HELP)] = None,
-    run: Annotated[Text, Option(help="Name of the run, below runs/. Default: the objective.")] = None,
+    labels: Annotated[str | None, Option(help="Folder or URL of label stores, or of one store. [shards/]")] = None,
+    objective: Annotated[str | None, Option(help=_OBJECTIVES_HELP)] = None,
+    run: Annotated[str | None, Option(help="Name of the run, below runs/. Default: the objective.")] = None,
     min_coverage: Annotated[float | None, Option(help="Share of the utterances that must have labels. [1]")] = None,
     assignments: Set = None,
     device: Device = None,
@@ -80,10 +80,12 @@ def train(
 
 def bank(
     out: Annotated[Path, Option(help="Folder to write.")] = Path("bank"),
-    run: Annotated[Text, Option(help="A run of hkd.toml whose settings are taken beside [train].")] = None,
+    run: Annotated[str | None, Option(help="A run of hkd.toml whose settings are taken beside [train].")] = None,
     folds: Annotated[int, Option(help="Parts of the speakers: each is heard by a student of the others.")] = 5,
     k: Annotated[int, Option("-k", help="Units that are kept of each frame's posterior.")] = 16,
-    labels: Annotated[Text, Option(help="Label stores (folder, URL), where their heads condition. [shards/]")] = None,
+    labels: Annotated[
+        str | None, Option(help="Label stores (folder, URL), where their heads condition. [shards/]")
+    ] = None,
     assignments: Set = None,
     device: Device = None,
     as_json: Json = False,
@@ -114,8 +116,8 @@ def bank(
 
 def export(
     out: Annotated[Path, Option(help="Folder to write.")],
-    run: Annotated[Text, Argument(help="A run: a name below runs/, or a folder.")] = None,
-    named: Annotated[Text, Option("--run", "--model", help="The same as RUN.")] = None,
+    run: Annotated[str | None, Argument(help="A run: a name below runs/, or a folder.")] = None,
+    named: Annotated[str | None, Option("--run", "--model", help="The same as RUN.")] = None,
     heads: Annotated[bool, Option("--heads", help="Keep the heads (for study; inference needs none).")] = False,
     onnx: Annotated[bool, Option("--onnx", help="Write model.onnx too: features in, logits out.")] = False,
 ) -> None:

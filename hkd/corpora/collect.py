@@ -324,7 +324,10 @@ def collect(found: Iterable[Row], where: Path | str, options: Options) -> Manife
 
     Raises UserError for no utterances, a duplicate id (with both places), and one that lists unusable rows and audio.
     """
-    given = [(place, _of_somebody(u)) for place, u in found]
+    read = list(found)
+    given = [(place, replace(u, speaker=None) if _is_nobody(u.speaker) else u) for place, u in read]
+    nobody = dict.fromkeys(str(u.speaker) for _, u in read if _is_nobody(u.speaker))
+    options.report.note("names of speakers that say that none is known, and are left out", nobody)
     options.report.bad(where, "rows cannot be used", options.report.bad_rows)
     if not given:
         raise UserError(f"{where} must list utterances, but lists none.")
@@ -363,8 +366,8 @@ def collect(found: Iterable[Row], where: Path | str, options: Options) -> Manife
     return Manifest(done)
 
 
-def _of_somebody(u: Utterance) -> Utterance:
-    return replace(u, speaker=None) if (u.speaker or "").strip().lower() in _NOBODY else u
+def _is_nobody(speaker: str | None) -> bool:
+    return (speaker or "").strip().lower() in _NOBODY
 
 
 def _headers(paths: Sequence[str], progress: Progress) -> dict[str, AudioInfo | str]:

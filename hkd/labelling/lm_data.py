@@ -48,7 +48,9 @@ Sequence_U = NDArray[np.int32]
 UNITS, OFFSETS = "units.i32", "offset.i64"
 _READ_AT_ONCE = 4096  # sentences
 _HEAD = 100  # lines that are looked at
-_ID = re.compile(r"(?=\S*\d)(?=\S*[^\s\d])\S{4,}")  # utt-1, BAC009S0002W0122, 1034-121119-0000, (spk1-utt1)
+_DIVIDER = "[,;\t|]"  # of a table's columns
+_ID = re.compile(r"(?=\S*\d)(?=\S*[^\s\d])\S{4,}")  # utt-1, BAC009S0002W0122, 1034-121119-0000
+_ID_BEHIND = re.compile(rf"\({_ID.pattern}\)")  # (spk1-utt1), as sclite has them; a sentence ends in 1995., too
 _UNPACKED = 3  # about as many times larger than its .gz is a text
 
 
@@ -81,7 +83,7 @@ def _beside_sentences(lines: Sequence[str]) -> tuple[str, str] | None:
     """What a text is, if no plain one, and a command that makes one of it."""
     if not lines:
         return None
-    columns = [cell.strip(' "').lower() for cell in re.split("[,;\t|]", lines[0])]
+    columns = [cell.strip(' "').lower() for cell in re.split(_DIVIDER, lines[0])]
     first, last = ([line.split()[place] for line in lines] for place in (0, -1))
     if lines[0] in ("[", "{") or all(line[0] + line[-1] == "{}" for line in lines):
         return "JSON", "jq -r .text FILE"
@@ -91,10 +93,11 @@ def _beside_sentences(lines: Sequence[str]) -> tuple[str, str] | None:
         return "text whose lines end in CR alone, as on old Macs", r"tr '\r' '\n' < FILE"
     if len({line.count("\t") for line in lines} - {0}) == 1 and all("\t" in line for line in lines):
         return "a table, with tabs between its columns", "cut -f2 FILE"
-    if len(columns) > 1 and not {*columns}.isdisjoint(COLUMNS["text"]):
+    is_table = all(len(re.split(_DIVIDER, line)) >= len(columns) > 1 for line in lines)
+    if is_table and not {*columns}.isdisjoint(COLUMNS["text"]):
         return f"a table with the columns {', '.join(columns[:5])}", "its column of text, without this first line"
-    for names, place in ((first, "before"), (last, "behind")):
-        if len(names) == len({*names}) > 1 and all(map(_ID.fullmatch, names)):
+    for names, place, pattern in ((first, "before", _ID), (last, "behind", _ID_BEHIND)):
+        if len(names) == len({*names}) > 1 and all(map(pattern.fullmatch, names)):
             command = "cut -d' ' -f2- FILE" if place == "before" else "sed 's/ *[^ ]*$//' FILE"
             return f"transcripts with an id {place} each ({names[0]})", command
     return None

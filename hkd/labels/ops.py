@@ -344,7 +344,8 @@ def kl(a: TopK, b: TopK, num_units: int) -> NDArray[np.float64]:
 
 
 def folded(topk: TopK, phone_of_V: NDArray[np.int32], num_phones: int) -> TopK:
-    """Senone rows → rows of all phones: kept senones' mass by phone; the tail evenly over phones of which none is."""
+    """Senone rows → rows of all phones: the kept senones' mass by phone, and the tail spread evenly over the phones
+    that have no kept senone."""
     n = len(topk)
     p_NQ = np.zeros((n, num_phones))
     np.add.at(p_NQ, (np.arange(n)[:, None], phone_of_V[topk.ids_NK]), np.exp(topk.logp_NK.astype(np.float64)))

@@ -131,7 +131,7 @@ _VARIANT = re.compile(r"(?<=.)\([^()\s]*\)$")  # WORD(2)
 _MFA_NUMBERS = 4  # pronunciation, silence after, correction for silence before, and for none
 _NAMED = 5
 _LONG, _FEW = 3, 20  # words of more letters have several phones; so many that have not are no chance
-_READING = "2"  # raised whenever the same dictionary would be read otherwise
+_READING = ("2", "3")  # of the default dictionary, of others; raised whenever the same file would be read otherwise
 _VOICELESS = {"P", "T", "K", "F", "TH"}
 
 
@@ -181,7 +181,8 @@ class Lexicon:
     @cached_property
     def digest(self) -> str:
         """Of all that its pronunciations depend on, predicted ones included."""
-        parts = [_READING, digest_of_file(self.path), str(self._stress), str(self._is_own), version("g2p_en")]
+        reading = _READING[self._is_own]
+        parts = [reading, digest_of_file(self.path), str(self._stress), str(self._is_own), version("g2p_en")]
         return digest_of([*parts, str(self._within is None), *sorted(self._within or ())])
 
     @cached_property

@@ -63,7 +63,9 @@ def test_what_a_short_duration_leaves_unread_is_said(tmp_path: Path) -> None:
 def test_a_speaker_of_no_name_is_none(tmp_path: Path, name: str) -> None:
     audio = write_files(tmp_path, {"a.wav": sound(1.0)}) / "a.wav"
     rows = [row("a", audio, duration=0.5, speaker=name), row("b", audio, offset=0.5, speaker="Nan Ann")]
-    assert [u.speaker for u in collect(rows, "x", Options())] == [None, "Nan Ann"]
+    report = Report()
+    assert [u.speaker for u in collect(rows, "x", Options(report=report))] == [None, "Nan Ann"]
+    assert report.notes == {"names of speakers that say that none is known, and are left out": [name]}
 
 
 def test_problems_are_counted_and_the_first_listed(tmp_path: Path) -> None:

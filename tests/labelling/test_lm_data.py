@@ -148,6 +148,9 @@ def test_sentences_with_numbers_names_and_tabs_are_text(tmp_path):
     lines = ["2 cats sat", "text, he said", "", "3 dogs\tran", "B-52s at 10:30 in COVID-19", "", "1,000 birds {sic}"]
     (tmp_path / "a.txt").write_text("\n".join(lines) + "\n")
     assert list(read_lines([tmp_path / "a.txt"])) == lines
+    for lines in (["Text, he said", "a dog"], ["born in 1995.", "it ended in 2001."]):
+        (tmp_path / "a.txt").write_text("\n".join(lines) + "\n")
+        assert list(read_lines([tmp_path / "a.txt"])) == lines
     (tmp_path / "b.txt").write_text("\n")
     assert list(read_lines([tmp_path / "b.txt"])) == [""]
 
