@@ -73,6 +73,13 @@ def explained(error: BaseException) -> HkdError:
     return internal_error(error)
 
 
+def some(names: Iterable[object], most: int = 3, between: str = ", ") -> str:
+    """The first few of the names, and how many more there are."""
+    shown = list(map(str, names))
+    more = f" and {len(shown) - most} more" if len(shown) > most else ""
+    return between.join(shown[:most]) + more
+
+
 def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
     """ " Did you mean 'NAME'?" of the known name likeliest meant: one that contains `name`, or a similar one; or ""."""
     names = list(islice(known, 100_000))

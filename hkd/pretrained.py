@@ -9,13 +9,13 @@
 import importlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hkd.audio import GIT_LFS, import_torchaudio
-from hkd.errors import HkdError, UserError, check_choice, first_line
+from hkd.errors import HkdError, UserError, check_choice, first_line, some
 from hkd.errors import one_line as said_in_one_line
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def check_folder(folder: Path, *, what: str) -> None:
         lost = sorted(name for name in named if not (folder / str(name)).is_file())
         if lost:
             wanted = f"all {len(named)} files of its weights"
-            raise HkdError(f"{folder} must hold {wanted}, but lacks {', '.join(lost[:3])}. Fetch it again.")
+            raise HkdError(f"{folder} must hold {wanted}, but lacks {some(lost)}. Fetch it again.")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -197,20 +197,16 @@ def load_model(
         shapes = f"{key} is {tuple(saved)} and not {tuple(wanted)}"
         raise HkdError(f"{name} must have weights of the shapes that its config.json says, but {shapes}. {again}.")
     if lost:
-        whole, some = type(model).__name__, _some(lost)
-        raise HkdError(f"{name} must hold all weights of {whole}, but lacks {some}: they would be random. {remedy}")
+        whole, lacking = type(model).__name__, some(lost)
+        raise HkdError(f"{name} must hold all weights of {whole}, but lacks {lacking}: they would be random. {remedy}")
     modules = dict(model.named_modules())
     left = [key for key in sorted(map(str, found["unexpected_keys"])) if _changes_model(key, modules)]
     if left:
         raise HkdError(
             f"{name} must hold the weights that its config.json says, but {type(model).__name__} would leave out "
-            f"{_some(left)}. {again}; save a quantised or adapted model as a plain one first."
+            f"{some(left)}. {again}; save a quantised or adapted model as a plain one first."
         )
     return model.eval()
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _changes_model(key: str, modules: dict[str, Any]) -> bool:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from hkd.align.files import Interval, Pronounce, words_alone
 from hkd.align.fit import AlignmentLoader, FailureError, Source, ToolAlignment
 from hkd.audio import read_audio
-from hkd.errors import first_line
+from hkd.errors import first_line, some
 from hkd.files import digest_of, digest_of_file
 from hkd.manifest import Manifest, Utterance
 from hkd.pretrained import choose_device, load_config, load_model, load_tokenizer, one_line, transformers_package
@@ -115,7 +115,7 @@ class CtcSource(Source):
     def read(self, manifest: Manifest) -> Iterator[tuple[str, AlignmentLoader]]:
         yield from ((utterance.id, partial(self._utterance, utterance)) for utterance in manifest)
         if left_out := self._model.left_out:
-            letters = ", ".join(f"'{letter}' ('{word}')" for letter, word in sorted(left_out.items())[:10])
+            letters = some((f"'{letter}' ('{word}')" for letter, word in sorted(left_out.items())), 10)
             lacking = f"the model has no unit for {len(left_out)} letters, which words are aligned without"
             self.notes += (f"{lacking}: {letters}",)
 

@@ -41,7 +41,7 @@ from hkd.align.fit import (
     samples_of,
 )
 from hkd.corpora.collect import Report, channel_of, plain_name, walk
-from hkd.errors import UserError, check_setting
+from hkd.errors import UserError, check_setting, some
 from hkd.files import digest_of, digest_of_file, filled_lines
 from hkd.manifest import Manifest, Utterance
 from hkd.timebase import SAMPLE_RATE_HZ
@@ -232,8 +232,8 @@ def _match(
             if not exact:
                 respelled.append(str(candidates[0].relative_to(root)))
         elif candidates:
-            some = ", ".join(str(path.relative_to(root)) for path in candidates[:2])
-            ambiguous.append((utterance.id, refused(f"{len(candidates)} TextGrids have its name: {some}")))
+            named = some(path.relative_to(root) for path in candidates)
+            ambiguous.append((utterance.id, refused(f"{len(candidates)} TextGrids have its name: {named}")))
     return found, ambiguous, respelled
 
 

@@ -37,7 +37,7 @@ from hkd.align.alignment import (
     write_alignment,
 )
 from hkd.audio import probe
-from hkd.errors import HkdError, Progress, UserError, no_progress
+from hkd.errors import HkdError, Progress, UserError, no_progress, some
 from hkd.files import check_same, differences, digest_of_json
 from hkd.manifest import Manifest, Utterance
 from hkd.timebase import (
@@ -477,10 +477,10 @@ def _unheard(rows: Iterable[UtteranceAlignment], silent_ids: Sequence[int]) -> t
             utterances += bool(without)
     if not words:
         return ()
-    some = ", ".join(f"'{word}'" for word, _ in words.most_common(10))
+    named = some((f"'{word}'" for word, _ in words.most_common()), 10)
     return (
         f"{words.total()} words ({len(words)} different) of {utterances} utterances have no phones, since the tool "
-        f"knew them as unknown or noise: {some}{' ...' if len(words) > 10 else ''}",
+        f"knew them as unknown or noise: {named}",
     )
 
 

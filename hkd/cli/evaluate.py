@@ -1,6 +1,5 @@
 """`hkd evaluate`, `hkd transcribe`, `hkd likelihoods`, `hkd report`: what students recognise."""
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +9,7 @@ from typer import Argument, Option
 
 from hkd.cli.common import Device, Json, Set, emit, given, progress_bar, project, say, with_options
 from hkd.config import ProjectSettings
-from hkd.errors import HkdError, UserError, did_you_mean
+from hkd.errors import HkdError, UserError, did_you_mean, some
 from hkd.files import write_bytes
 
 if TYPE_CHECKING:
@@ -215,13 +214,9 @@ def transcribe(
             silent += [] if result["text"] else [path]
     if silent:
         remedy = GRAPH_REMEDY if recogniser.is_hybrid else CTC_REMEDY
-        say(f"No word is recognised in {_some(silent)}. If that is so of all speech: {remedy}")
+        say(f"No word is recognised in {some(silent, 10)}. If that is so of all speech: {remedy}")
     if failed:
-        raise HkdError(f"{len(failed)} of {len(paths)} files could not be transcribed: {_some(failed)}.")
-
-
-def _some(paths: Sequence[Path]) -> str:
-    return ", ".join(map(str, paths[:10])) + (f" and {len(paths) - 10} more" if len(paths) > 10 else "")
+        raise HkdError(f"{len(failed)} of {len(paths)} files could not be transcribed: {some(failed, 10)}.")
 
 
 def model_folder(model: Path | None, runs: Path) -> Path:

@@ -15,7 +15,7 @@ from typer import Argument, Option
 
 from hkd.cli.common import Device, Json, Overwrite, Set, emit, given, progress_bar, project, say, with_options
 from hkd.config import ProjectSettings
-from hkd.errors import HkdError, UserError
+from hkd.errors import HkdError, UserError, some
 from hkd.remote import location
 from hkd.teachers.load import KINDS, check_source
 
@@ -309,8 +309,9 @@ def _render_alignment(value: dict[str, Any], target: Path) -> str:
         lines.append(f"{len(value['predicted_words'])} words are in no dictionary and got a predicted pronunciation")
     lines += [f"note: {note}" for note in value["notes"]]
     if value["unused"]:
-        some = ", ".join(value["unused"][:3])
-        lines.append(f"{len(value['unused'])} that were aligned belong to no utterance of the manifest: {some}")
+        lines.append(
+            f"{len(value['unused'])} that were aligned belong to no utterance of the manifest: {some(value['unused'])}"
+        )
     lines += [f"  {name}: {reason}" for name, reason in list(value["failed"].items())[:_SHOWN]]
     if len(value["failed"]) > _SHOWN:
         lines.append(f"  and {len(value['failed']) - _SHOWN} more (--json lists all)")

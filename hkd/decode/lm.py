@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkd.arpa import START, STOP, UNKNOWN, ZERO, Arpa, read_arpa
-from hkd.errors import UserError
+from hkd.errors import UserError, some
 from hkd.teachers.base import Sentence, Teacher
 
 History = tuple[int, ...]
@@ -37,8 +37,7 @@ def usable_words(
         raise UserError(f"{lm} must hold words that {rule}, but none of its {len(words):,} is one.{remedy}")
     if not others:
         return usable, ""
-    named = ", ".join(others[:3]) + (" ..." if len(others) > 3 else "")
-    return usable, f"must hold words that {rule}: {len(others)} of {len(words)} are left out ({named}).{hint}"
+    return usable, f"must hold words that {rule}: {len(others)} of {len(words)} are left out ({some(others)}).{hint}"
 
 
 def read_word_ngram(path: Path) -> Arpa:

@@ -19,7 +19,7 @@ from hkd.align.alignment import Alignment
 from hkd.audio import digest_of_sound
 from hkd.decode.ctc import SearchConfig
 from hkd.decode.recogniser import Recogniser
-from hkd.errors import HkdError, Progress, UserError, no_progress
+from hkd.errors import HkdError, Progress, UserError, no_progress, some
 from hkd.evaluate import score
 from hkd.evaluate.decoding import SHUFFLED, EvaluateConfig, check_n_best, decode, features_on_disk
 from hkd.evaluate.decoding import splice as spliced
@@ -97,7 +97,7 @@ def evaluate(
             part, lost = spliced(part, cut_at, Path(folder), shuffled=splice == SHUFFLED)
             if lost:
                 why = "are not aligned or have one word, and are left out"
-                logger.warning("%d utterances %s (%s ...)", len(lost), why, lost[0])
+                logger.warning("%d utterances %s (%s)", len(lost), why, some(lost))
         decoded = decode(recogniser, part, n_best=config.n_best, progress=progress, **read)
     figures = {}
     if is_plain:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 
-from hkd.errors import HkdError, Progress, UserError, no_progress, one_line
+from hkd.errors import HkdError, Progress, UserError, no_progress, one_line, some
 from hkd.files import digest_of, digest_of_file
 from hkd.labels import format as files
 from hkd.labels.codec import decode_block
@@ -220,9 +220,8 @@ def pull(url: str, out: Path | str, *, progress: Progress = no_progress) -> Stor
         problems = verify(part)
         broken = sorted({problem.shard for problem in problems if problem.shard is not None})
         if broken:
-            named = ", ".join(map(str, broken[:5])) + (" ..." if len(broken) > 5 else "")
             said = "%s: %d of %d shards came damaged (%s) and are fetched again."
-            logger.warning(said, url, len(broken), spec.num_shards, named)
+            logger.warning(said, url, len(broken), spec.num_shards, some(broken, 5))
             repair(part, problems)
             _fetch_all(remote, part, progress)
             problems = verify(part)

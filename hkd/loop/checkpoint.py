@@ -28,7 +28,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from hkd.errors import HkdError, UserError
+from hkd.errors import HkdError, UserError, some
 from hkd.files import check_same, digest_of_json, lock, sync, write_bytes, write_json
 
 logger = logging.getLogger(__name__)
@@ -70,8 +70,7 @@ def load_model_tensors(model: torch.nn.Module, tensors: Tensors) -> None:
     own = _named(model)
     there, here = ({(name, tensor.shape) for name, tensor in side.items()} for side in (tensors, own))
     if differs := sorted({name for name, _ in there ^ here}):
-        some = ", ".join(differs[:3])
-        raise HkdError(f"the weights must fit the model, but {len(differs)} tensors differ ({some} ...).")
+        raise HkdError(f"the weights must fit the model, but {len(differs)} tensors differ ({some(differs)}).")
     for name, tensor in own.items():
         tensor.copy_(tensors[name])
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkd.align.alignment import Alignment, Positions, UtteranceAlignment, positions, sequence_digest, word_positions
-from hkd.errors import UserError
+from hkd.errors import UserError, some
 from hkd.labels.format import LEFT_OUT
 from hkd.labels.store import LabelReader
 from hkd.manifest import Manifest, Utterance
@@ -325,8 +325,8 @@ class Coverage:
             slot = "A time slot is where a head gives one answer"
             lines.append(f"  {slot}; those without a label teach nothing (most are silence).")
         if self.too_short:
-            some = ", ".join(self.too_short[:SHOWN])
-            lines.append(f"  too short for their transcript, no CTC gradient: {len(self.too_short)} ({some})")
+            said = "too short for their transcript, no CTC gradient"
+            lines.append(f"  {said}: {len(self.too_short)} ({some(self.too_short)})")
         return "\n".join(lines)
 
 
@@ -384,9 +384,9 @@ def require(coverage: Coverage, min_coverage: float) -> None:
     """Raises UserError naming the first head with labels for less than `min_coverage`, and some that lack them."""
     for head in coverage.heads:
         if head.share < min_coverage:
-            some, reached = ", ".join(head.missing), f"{int(head.share * 10000) / 10000:g}"
+            named, reached = ", ".join(head.missing), f"{int(head.share * 10000) / 10000:g}"
             raise UserError(
                 f"`min_coverage` must be reached by every head, but '{head.head}' has labels for {head.covered} of "
-                f"{head.utterances} utterances, {head.share:.4f} < {min_coverage:g} (missing: {some}). Align and label "
-                f"them, or give --min-coverage {reached}."
+                f"{head.utterances} utterances, {head.share:.4f} < {min_coverage:g} (missing: {named}). Align and "
+                f"label them, or give --min-coverage {reached}."
             )

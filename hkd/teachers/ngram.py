@@ -30,7 +30,7 @@ import torch
 from numpy.typing import NDArray
 
 from hkd.arpa import START, STOP, ZERO, Arpa, Grams, read_arpa
-from hkd.errors import UserError, check_choice, check_setting
+from hkd.errors import UserError, check_choice, check_setting, some
 from hkd.files import digest_of, digest_of_file
 from hkd.sparse import TopK
 from hkd.teachers.base import GIVEN, Sentence, Teacher, TeacherInfo, cut_rows
@@ -233,7 +233,7 @@ def ngram_over(arpa: Arpa, *, symbols: Sequence[str], silence: int | None = None
     p_V[arpa.orders[0].ids_Mn[:, 0]] = 10.0 ** arpa.orders[0].logp_M
     unit_mass, strange_mass = (p_V[[s in part for s in arpa.symbols]].sum() for part in (known, {*strange}))
     if not known or spelt > _OTHERWISE * num_units or strange_mass > unit_mass:
-        named = f"{', '.join(strange[:3])}{' ...' if len(strange) > 3 else ''} instead of {', '.join(lacking[:3])} ..."
+        named = f"{some(strange)} instead of {some(lacking)}"
         remedy = "Give the ARPA file of this level"
         if how:
             remedy = f"{spelt} more would fit if {how} were the same: rewrite the file's symbols so"
@@ -248,13 +248,13 @@ def ngram_over(arpa: Arpa, *, symbols: Sequence[str], silence: int | None = None
         grams.append(Grams(ids_Mn=ids_Mn[kept_M], logp_M=logp_M, bow_M=bow_M))
     if lacking and report:
         logger.warning(
-            "%s lacks %d of the level's %d units (%s%s); each gets half the probability of its rarest one.",
-            arpa.path, len(lacking), num_units, ", ".join(lacking[:3]), " ..." if len(lacking) > 3 else "",
+            "%s lacks %d of the level's %d units (%s); each gets half the probability of its rarest one.",
+            arpa.path, len(lacking), num_units, some(lacking),
         )  # fmt: skip
     if strange:
         logger.warning(
-            "%s: %d n-grams with symbols that are no units of the level (%s%s) are left out.",
-            arpa.path, left_out, ", ".join(strange[:3]), " ..." if len(strange) > 3 else "",
+            "%s: %d n-grams with symbols that are no units of the level (%s) are left out.",
+            arpa.path, left_out, some(strange),
         )  # fmt: skip
     return NGram(grams, num_units=num_units)
 

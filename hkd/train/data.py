@@ -7,14 +7,13 @@ import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cache
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from hkd import manifest as manifests
 from hkd.align.alignment import Alignment
 from hkd.audio import probe
-from hkd.errors import UserError
+from hkd.errors import UserError, some
 from hkd.features.pretrained import Upstream, local_encoder
 from hkd.files import check_same, digest_of, digest_of_file
 from hkd.labels.store import CACHE_BYTES, LabelReader, digest_of_store, store_folders
@@ -142,7 +141,7 @@ def _heard(whole: Manifest, bank: Bank, units: Units, path: str) -> Manifest:
     lost = {u.id: why for u in whole if (why := next(filter(None, map(lacking, words(u.text))), ""))}
     if not lost:
         return whole
-    named = ", ".join(f"'{name}' ({why})" for name, why in islice(lost.items(), 3)) + " ..." * (len(lost) > 3)
+    named = some(f"'{name}' ({why})" for name, why in lost.items())
     said = f"{len(lost)} of {len(whole)} sentences of {path} have a phone that the speech lacks: {named}"
     if len(lost) == len(whole):
         raise UserError(f"{said}. Add speech that has these phones, or other sentences.")
@@ -154,7 +153,7 @@ def _require(join: Join, min_coverage: float) -> None:
     for name, store in join.stores.items():
         missing = [u.id for u in join.manifest if not store.labels(u.id)]
         if len(missing) > (1 - min_coverage) * len(join.manifest):
-            without = f"{len(missing)} of {len(join.manifest)} sentences have no labels ({', '.join(missing[:3])})"
+            without = f"{len(missing)} of {len(join.manifest)} sentences have no labels ({some(missing)})"
             rule = f"`min_coverage` must be reached by the text's label store '{name}'"
             raise UserError(f"{rule}, but {without}. Label them, or give --min-coverage.")
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from hkd.align.alignment import Alignment
 from hkd.audio import newer_sound
 from hkd.decode.ctc import greedy_ctc
-from hkd.errors import Progress, UserError, no_progress
+from hkd.errors import Progress, UserError, no_progress, some
 from hkd.features.cache import FeatureCache, FeatureSource, Wanted, mean_and_std
 from hkd.features.fbank import NO_AUGMENTATION
 from hkd.files import digest_of_json, to_toml, write_bytes, write_json
@@ -225,8 +225,8 @@ def _note_newer_sound(data: TrainingData, begun: Path) -> None:
     made = begun if begun.exists() else None if data.join.alignment is None else data.join.alignment.path
     if made is not None and is_main_process() and (newer := newer_sound((*data.train, *data.dev), made)):
         logger.warning(
-            "%d sound files are newer than %s (%s ...). Where they were copied, all is well. Where they hold other "
-            "speech now, run `hkd align` again and train with --overwrite.", len(newer), made, newer[0],
+            "%d sound files are newer than %s (%s). Where they were copied, all is well. Where they hold other "
+            "speech now, run `hkd align` again and train with --overwrite.", len(newer), made, some(newer),
         )  # fmt: skip
 
 
@@ -262,7 +262,7 @@ def _train(
         logger.warning("no sound is in the split '%s': nothing is evaluated during training.", data.config.dev_split)
     if data.left_out:
         long = "longer than max_utterance_seconds, or than the encoder can read, and left out"
-        logger.warning("%d utterances are %s (%s ...)", len(data.left_out), long, data.left_out[0])
+        logger.warning("%d utterances are %s (%s)", len(data.left_out), long, some(data.left_out))
     task = make_task(data, plan, max_steps=loop.max_steps, run=folder, progress=progress)
     if loop.best_by:
         check_figure(loop.best_by, task.figures)

@@ -20,7 +20,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from hkd.errors import UserError
+from hkd.errors import UserError, some
 from hkd.files import digest_of, digest_of_file, numbered_lines
 from hkd.units.inventory import MONOPHONE, UnitInventory
 from hkd.units.text import words
@@ -347,8 +347,8 @@ def coverage(lexicon: Lexicon, texts: Iterable[str]) -> str:
     share = f"{running / counts.total():.1%} of the running text" if counts else "of no text"
     listed = f"{len(counts) - len(other)} of the {len(counts)} different words of the transcripts ({share})"
     said = f"{lexicon.path.name} lists {listed}"
-    said += f"; not: {', '.join(other[:_NAMED])}{' ...' if len(other) > _NAMED else ''}." if other else "."
+    said += f"; not: {some(other, _NAMED)}." if other else "."
     if lexicon.no_words:
-        some = ", ".join(lexicon.no_words[:_NAMED]) + (" ..." if len(lexicon.no_words) > _NAMED else "")
-        said += f" {len(lexicon.no_words)} of its entries are no single word and are not used: {some}."
+        left_out = some(lexicon.no_words, _NAMED)
+        said += f" {len(lexicon.no_words)} of its entries are no single word and are not used: {left_out}."
     return said

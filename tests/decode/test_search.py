@@ -86,7 +86,7 @@ def test_words_that_the_pieces_cannot_spell_never_come_out(
     search = Search(SearchConfig(decoder="beam"), subwords, lm=mixed)
     [message] = caplog.messages
     assert "spell: 4 of" in message
-    assert "are left out (HELLO, WORLD, żółw ...)" in message
+    assert "are left out (HELLO, WORLD, żółw and 1 more)" in message
     assert "2 of them would do" in message
     logits_BTV, length_B = noisy_logits(subwords, SENTENCES[0], noise=0.1)
     logits_BTV[:, 1::2, subwords.unknown + 1] += 20
