@@ -1,15 +1,17 @@
-"""Transcript → words, by the rule `hkd-words-3`. Its name is part of every artefact that depends on it.
+"""Transcript → words, by the rule `hkd-words-4`. Its name is part of every artefact that depends on it.
 
-- Form: Unicode NFKC, lower case. Curly apostrophes become straight ones. A word is a run of letters, digits and the
-  marks that combine with them, of any script. Apostrophes stay inside words, as do the Catalan middle dot, gershayim
-  and geresh. Every other character separates words. Characters that nobody sees (soft hyphen, joiners, byte order and
-  direction marks) are removed, and so is what stands inside words and spells nothing: the Armenian signs of question,
-  exclamation and stress, and what makes words longer (tatweel). The dotted capital İ becomes i. Thai and Lao am, which
-  NFKC takes apart, is one letter.
-- Signs of compatibility never join a word: ™ is dropped, ½ ² ³ ℃ ℉ № are spoken, others (㎏, ①) are tokens of their
-  own.
-- Numbers as whole tokens are spelled out in English (12, 2nd, 3.5), `&` and `%` are spoken, but not in a text that is
-  mostly of another script than Latin. Digits of other scripts stay.
+- Form: Unicode NFKC, lower case. All that is written for an apostrophe or an ʻokina becomes the straight one, and in
+  Hebrew a geresh. A word is a run of letters, digits and the marks that combine with them, of any script. Apostrophes
+  stay inside words, as do the Catalan middle dot, gershayim and geresh. Every other character separates words.
+  Characters that nobody sees (soft hyphen, joiners, byte order and direction marks) are removed, and so is what stands
+  inside words and spells nothing: the Armenian signs of question, exclamation and stress, and what makes words longer
+  (tatweel). The dotted capital İ becomes i. Thai and Lao am, which NFKC takes apart, is one letter. What older texts
+  write with a joiner (Malayalam's chillus, Bengali's khanda ta, Marathi's eyelash ra) is as Unicode writes it now.
+- Signs of compatibility never join a word: ™ is dropped, ½ ² ³ 10⁻⁶ °C ℉ № are spoken, others (㎏, ①) are tokens of
+  their own.
+- Numbers as whole tokens are spelled out in English (12, 2nd, 3.5, 1.000,50), `&` and `%` are spoken, but not in a text
+  that is mostly of another script than Latin. Digits of other scripts stay. Other forms (€5, 3/4, 5–10, 007, XIV) are
+  not read as they are spoken; `text_notes` counts them.
 - Markup is no speech: `<tag>`, `[noise]`, `{breath}`, `((` `))`, `++um++`, names of noises in other marks
   (`(laughter)`, `*cough*`, `!SIL`, `%hesitation`). What was said stays: `[laughter-yeah]` is yeah, `[isn't/isnit]`
   isn't, `for(2)` and `for_1` for, `%um` um, `it 's` it's.
@@ -37,23 +39,31 @@ import regex
 from hkd.errors import UserError
 from hkd.files import digest_of_json
 
-NORMALISATION = "hkd-words-3"
+NORMALISATION = "hkd-words-4"
 _PASSED_ON = "HKD_NORMALISATION"  # the environment of this process's own children: the table [normalisation], as JSON
 
 APOSTROPHES = str.maketrans(
-    {**dict.fromkeys("’‘ʼ＇`´", "'"), **dict(zip("＜＞［］｛｝（）％＊＋", "<>[]{}()%*+", strict=True))}
+    {**dict.fromkeys("’‘‛ʻʼʽꞌꞋ՚＇′`´", "'"), **dict(zip("＜＞［］｛｝（）％＊＋", "<>[]{}()%*+", strict=True))}
 )
 _NUMBER = re.compile(  # commas are read between thousands (or lakhs), not in 1,2,3
     r"(?<![\w.,])(?:[0-9]{1,3}(?:,[0-9]{2,3})*,[0-9]{3}|[0-9]+)(?:\.[0-9]+)?(?:st|nd|rd|th)?(?![\w]|[.,][0-9])"
 )
 _FRACTION = re.compile(r"(?<!\d)(\d{1,4})⁄(\d{1,4})(?!\d)")
 _WHOLE = re.compile(r"(?<![\d⁄.,])\d+\s*\Z")
-_DIGIT = re.compile("[0-9]")
+_DIGIT = re.compile(r"\d")
 _SPOKEN = {"&": " and ", "%": " percent "}
-_SIGNS = {
-    "™": " ", "℠": " ", "℃": " degrees celsius ", "℉": " degrees fahrenheit ", "№": " number ", "²": " squared ",
-    "³": " cubed ",
-}  # fmt: skip
+_SIGNS = {"™": " ", "℠": " ", "№": " number ", "²": " squared ", "³": " cubed "}
+_DEGREES = re.compile(r"(?:(?<=\d) ?°|°(?= ?[cf]\b))(?: ?([cf])\b)?")
+_SCALES = {"": " degrees ", "c": " degrees celsius ", "f": " degrees fahrenheit "}
+_POWER = re.compile("(\\d?)([⁺⁻]?)([⁰¹²³⁴-⁹]+)([⁺⁻]?)")
+_THIN = "\u00a0\u2009\u202f"  # spaces within a number
+_GROUPED = re.compile(  # 1.000,50 and 1.000.000
+    rf"(?<![\w.,])[0-9]{{1,3}}(?:(?:[{_THIN}][0-9]{{3}})+|(?:\.[0-9]{{3}})+(?=,[0-9])|(?:\.[0-9]{{3}}){{2}})(?:,[0-9]+)?(?![\w.,]?[0-9])"
+)
+_UNREAD = re.compile(  # numbers that are not read as they are spoken
+    r"[$€£¥₹¢#§±×÷=^+~−]\s?\d|\d\s?[$€£¥₹¢±×÷=^+‰]|\d\s?[/–—−-]\s?\d|(?<!\w)-\d|\d:0|\d[,'’]\d+(?![,\d])(?<!,\d{3})|\.\d+\.\d"
+    r"|(?<![\d.,])0\d|(?<!\S)\.\d|[Ⅰ-ⅿ]|\b(?=[XVI]{2})X{0,3}(?:I[XV]|V?I{0,3})\b"
+)
 _LARGEST_DIGITS = 15  # longer digit strings are no numbers that anybody speaks
 
 # Words. The first pattern serves ASCII and plain Latin, Greek and Cyrillic text, at the speed of `re`.
@@ -65,12 +75,12 @@ _LETTER = r"[\p{L}\p{N}\u104c-\u104f]"
 _CHARACTER = rf"(?={_LETTER})[\p{{scx=Han}}\p{{scx=Hiragana}}\p{{scx=Katakana}}\p{{scx=Bopomofo}}]"
 _UNSPACED = r"\p{lb=SA}"  # Thai, Lao, Khmer, Myanmar and their neighbours
 _JOINED = (  # a letter with its marks, or a sign between two letters
-    rf"{_LETTER}[\p{{M}}\u05f3]*+|(?<={_LETTER}[\p{{M}}\u05f3]*)['\u055a](?={_LETTER})"
+    rf"{_LETTER}[\p{{M}}\u05f3]*+|(?<={_LETTER}[\p{{M}}\u05f3]*)'(?={_LETTER})"
     r"|(?<=\p{Latin}\p{M}*)·(?=\p{Latin})|(?<=[א-ײ]\p{M}*)״(?=[א-ײ])"
 )
 _STRETCHES = regex.compile(rf"(?:{_JOINED})++")
 # an apostrophe beside such a character joins nothing
-_APART = rf"(?=['\u055a])(?:(?<={_CHARACTER}\p{{M}}*)|.(?={_CHARACTER}))"
+_APART = rf"(?=')(?:(?<={_CHARACTER}\p{{M}}*)|.(?={_CHARACTER}))"
 _WORDS = regex.compile(rf"{_CHARACTER}\p{{M}}*+|(?:(?!{_CHARACTER})(?!{_APART})(?:{_JOINED}))++")
 _CLUSTERS = regex.compile(rf"(?={_UNSPACED})\X|(?:(?!{_UNSPACED}).)++")
 _ANY_CHARACTER, _ANY_UNSPACED = regex.compile(_CHARACTER), regex.compile(_UNSPACED)
@@ -82,10 +92,14 @@ _AM = re.compile("\u0e4d([\u0e48-\u0e4b]?)(\u0e32)|\u0ecd([\u0ec8-\u0ecb]?)\u0eb
 _DOTLESS = re.compile("[ıİ]")
 _DOTTED_I = re.compile("i\u0307+")  # what Python makes of İ in lower case
 _SEPARATED = regex.compile(rf"(?<={_UNSPACED})\u200b(?={_UNSPACED})")
-_CHILLU = regex.compile("([ണനരലളക])\u0d4d\u200d")  # the old spelling of Malayalam's chillu letters needs its joiner
-_CHILLUS = dict(zip("ണനരലളക", "ൺൻർൽൾൿ", strict=True))
+_JOINER = {f"{old}\u200d": new for old, new in map(str.split, ("ണ് ൺ", "ന് ൻ", "ര് ർ", "ല് ൽ", "ള് ൾ", "ക് ൿ", "ত্ ৎ", "र् ऱ्"))}
+_WITH_JOINER = re.compile("|".join(_JOINER))
 _SIGN = regex.compile(r"[\p{S}\p{No}]")
-_QUOTED = regex.compile(r"""(?<=\p{Hebrew}\p{M}*)(?:(["”])|')(?=\p{Hebrew})""")
+_QUOTED = regex.compile(r"""(?<=[\p{Hebrew}--[׳״]]\p{M}*)(?:(["”“]|'')(?=\p{Hebrew})|'(?=([\p{L}\p{N}])?))""", regex.V1)
+_OPENED = regex.compile(r"(?<![\p{L}\p{M}])'(?=\p{Hebrew})")  # ' may close quotes where it opens them, too
+_MIXED = regex.compile(r"\p{Latin}\p{M}*[\p{Cyrillic}\p{Greek}]|[\p{Cyrillic}\p{Greek}--[μ]]\p{M}*\p{Latin}", regex.V1)
+_BESIDE = regex.compile(r"(?<=[\p{L}\p{M}\p{N}])'|'(?=[\p{L}\p{N}])")
+_EDGE = re.compile("\\b[ʻʼʽꞌꞋ]|[ʻʼʽꞌꞋ]\\b")
 _LATIN, _OTHER = regex.compile(r"\p{Latin}"), regex.compile(r"(?!\p{Latin})\p{L}")
 
 # Markup.
@@ -135,6 +149,7 @@ class WordsConfig:
     speech: tuple[str, ...] = ()  # what the rule takes for markup, but was said: a whole `[Tag]`, its brackets included
     numbers: Literal["english", "kept"] = "english"  # spelled out in English as are & % ½ ², or left as digits
     unspaced: Literal["mixed", "characters", "stretches"] = "mixed"  # mixed: Han and kana by character
+    apostrophes: Literal["letters"] | None = None  # letters: also where a word begins or ends (ʻokina, togʻ, kʼicheʼ)
     case: Literal["turkic"] | None = None  # turkic: the small letter of I is ı, as in Turkish and Azerbaijani
 
     def __post_init__(self) -> None:
@@ -169,7 +184,7 @@ def use(config: WordsConfig) -> None:
 
 
 def normalisation() -> str:
-    """The name of the rule in use: `hkd-words-3`, with a digest of the table [normalisation] where that changes it."""
+    """The name of the rule in use: `hkd-words-4`, with a digest of the table [normalisation] where that changes it."""
     if _config == WordsConfig():
         return NORMALISATION
     given = {name: value for name, value in asdict(_config).items() if value is not None}
@@ -241,17 +256,27 @@ def _read_sign(match: Any, english: bool) -> str:
     return spoken or f" {plain} "
 
 
+def _read_power(match: re.Match[str]) -> str:
+    """10⁻⁶ → 10 to the minus 6. What stands behind no digit counts notes (word¹²); ² and ³ alone are signs."""
+    before, sign, power, charge = match.groups()
+    if power in _SIGNS and not sign + charge:
+        return match[0]
+    before += " to the" * bool(before + sign) * (not charge)  # but Ca²⁺ is two plus
+    signs = {"": "", "⁻": " minus", "⁺": " plus"}
+    return f"{before}{signs[sign]} {unicodedata.normalize('NFKC', power)}{signs[charge]} "
+
+
 def _visible(text: str) -> str:
     """The text without characters that nobody sees; U+200B between letters of Thai, Khmer ... becomes a space."""
     if _INVISIBLE.search(text):
-        text = _SEPARATED.sub(" ", _CHILLU.sub(lambda match: _CHILLUS[match[1]], text))
+        text = _SEPARATED.sub(" ", _WITH_JOINER.sub(lambda match: _JOINER[match[0]], text))
         text = _INVISIBLE.sub("", text)
     return text
 
 
 def words(text: str, left_out: Counter[str] | None = None) -> list[str]:
     """The words of a text by the rule in use (see the module). left_out: counts what is left out as markup, by kind."""
-    if text.isascii() and not _RARE.search(text) and not _config.markup and not _config.case:
+    if text.isascii() and not (_RARE.search(text) or _config.markup or _config.case or _config.apostrophes):
         return PLAIN_WORD.findall(text.lower())
     if "&" in text and ";" in text:
         text = html.unescape(text)
@@ -263,12 +288,17 @@ def words(text: str, left_out: Counter[str] | None = None) -> list[str]:
     if _config.markup or _SUSPECT.search(text):
         text = _without_markup(text, left_out)
     english = _config.numbers == "english"
+    if not ascii_ and english and _OTHER.search(text):
+        english = len(_OTHER.findall(text)) <= len(_LATIN.findall(text))
+    if english and _DIGIT.search(text):
+        text = _GROUPED.sub(lambda match: re.sub(rf"[.{_THIN}]", "", match[0]).replace(",", "."), text)
     if not ascii_:
-        if english and _OTHER.search(text):
-            english = len(_OTHER.findall(text)) <= len(_LATIN.findall(text))
         if not plain:
+            if english:
+                text = _POWER.sub(_read_power, text)
             text = _SIGN.sub(lambda match: _read_sign(match, english), text)
-            text = _QUOTED.sub(lambda match: "״" if match[1] else "׳", text)
+            opened = _OPENED.search(text)
+            text = _QUOTED.sub(lambda m: "״" if m[1] else "׳" if m[2] or not opened else "'", text)
         text = _visible(unicodedata.normalize("NFKC", text).translate(APOSTROPHES))
     if _config.case:
         text = text.replace("I", "ı")
@@ -279,6 +309,8 @@ def words(text: str, left_out: Counter[str] | None = None) -> list[str]:
     if english:
         for symbol, spoken in _SPOKEN.items():
             text = text.replace(symbol, spoken)
+        if "°" in text:
+            text = _DEGREES.sub(lambda match: _SCALES[match[1] or ""], text)
         if _DIGIT.search(text):
             if "⁄" in text:
                 text = _FRACTION.sub(_spell_fraction, text)
@@ -298,6 +330,8 @@ def words(text: str, left_out: Counter[str] | None = None) -> list[str]:
 
 def _tokens(text: str, plain: bool) -> list[str]:
     """The words of a text in its normal form."""
+    if _config.apostrophes:
+        text = _BESIDE.sub("ʼ", text)  # a letter to all patterns
     if plain:
         tokens = PLAIN_WORD.findall(text)
     else:
@@ -306,6 +340,8 @@ def _tokens(text: str, plain: bool) -> list[str]:
             tokens = [
                 part for token in tokens for cluster in _CLUSTERS.findall(token) for part in _STRETCHES.findall(cluster)
             ]
+    if _config.apostrophes:
+        return [token.replace("ʼ", "'") for token in tokens]
     if "n't" in tokens:  # do n't
         for at in range(len(tokens) - 1, 0, -1):
             if tokens[at] == "n't":
@@ -354,22 +390,30 @@ def _is_misread(text: str) -> bool:
 
 def text_notes(texts: Iterable[str]) -> list[str]:
     """What the rule does to transcripts that a person should know (markup, numbers, scripts ...), a sentence each."""
-    left_out, found = Counter[str](), Counter[str]()
-    silent = example = misread = ""
+    left_out, found, first = Counter[str](), Counter[str](), dict[str, str]()
+
+    def note(kind: str, example: str) -> None:
+        found[kind] += 1
+        first.setdefault(kind, repr(example[:60]))
+
     for text in texts:
         spoken = words(text, left_out)
+        line = " ".join(spoken)
         if not spoken and text.strip():
-            found["silent"] += 1
-            silent = silent or text
-        if any(c.isdigit() for c in text):
-            kept = any(c.isdigit() for word in spoken for c in word)
-            found["kept" if kept else "spelled"] += 1
-            example = example or (text if kept else "")
+            note("silent", text)
+        if _DIGIT.search(line):
+            note("kept", next(filter(_DIGIT.search, spoken)))
+        else:
+            found["spelled"] += any(c.isdigit() for c in text)
+            if unread := _UNREAD.search(text):
+                note("unread", text[max(0, unread.start() - 10) : unread.end() + 10])
         if not text.isascii():
             found["pieces"] += "▁" in text
             if _is_misread(text):
-                found["misread"] += 1
-                misread = misread or text
+                note("misread", text)
+            if mixed := _MIXED.search(line):
+                note("mixed", next(word for word in spoken if mixed[0] in word))
+            found["edge"] += bool(_EDGE.search(text))
             found["dotless"] += bool(_DOTLESS.search(text))
             found["characters"] += sum(bool(_ANY_CHARACTER.match(word)) for word in spoken)
             found["stretches"] += sum(bool(_ANY_UNSPACED.match(word)) for word in spoken)
@@ -382,15 +426,27 @@ def text_notes(texts: Iterable[str]) -> list[str]:
             "The table [normalisation] of hkd.toml says what else is markup, or was said."
         )
     if found["silent"]:
-        notes.append(f"{found['silent']} transcripts have no words, the first is {silent[:60]!r}.")
+        notes.append(f"{found['silent']} transcripts have no words, the first is {first['silent']}.")
     if found["pieces"]:
         notes.append(
             f"{found['pieces']} transcripts are of SentencePiece's pieces (▁), each of which is a word here. "
             "Put them together: spm_decode."
         )
     if found["misread"]:
-        broken = f"{found['misread']} transcripts have characters that a program broke, the first is {misread[:60]!r}."
+        broken = (
+            f"{found['misread']} transcripts have characters that a program broke, the first is {first['misread']}."
+        )
         notes.append(f"{broken} Write them again as UTF-8.")
+    if found["mixed"]:
+        notes.append(
+            f"{found['mixed']} transcripts have words of two alphabets (Latin, Cyrillic, Greek) with letters that look "
+            f"alike, the first is {first['mixed']}. Write each in one alphabet."
+        )
+    if found["edge"] and not _config.apostrophes:
+        notes.append(
+            f"{found['edge']} transcripts have words that begin or end in ʻ or ʼ, which is left out there. "
+            'Where it is a letter, say [normalisation] apostrophes = "letters".'
+        )
     if found["dotless"] and not _config.case:
         notes.append(
             f"{found['dotless']} transcripts have ı or İ, and I becomes i. "
@@ -399,8 +455,11 @@ def text_notes(texts: Iterable[str]) -> list[str]:
     if found["spelled"] and _config.numbers == "english":
         spelled = f"Numbers of {found['spelled']} transcripts are spelled out in English"
         notes.append(f'{spelled}; [normalisation] numbers = "kept" leaves them.')
+    if found["unread"]:
+        what = "have numbers that are not read as they are spoken (€5, 3/4, 5–10, 1,50, 007, XIV)"
+        notes.append(f"{found['unread']} transcripts {what}, the first is {first['unread']}. Write them as spoken.")
     if found["kept"]:
-        digits = f"{found['kept']} transcripts keep digits in their words, the first is {example[:60]!r}."
+        digits = f"{found['kept']} transcripts keep digits in their words, the first is {first['kept']}."
         notes.append(f"{digits} Write numbers as they were spoken.")
     if found["characters"] and _config.unspaced != "stretches":
         characters = f"{found['characters']} words are Chinese or Japanese characters"

@@ -92,6 +92,6 @@ def test_letters_of_other_splits_are_units_too_and_other_rules_of_words_are_refu
     with pytest.raises(UserError, match="its letters is "):
         train_units(["नमस्ते दुनिया", "मेरा घर"], tmp_path, vocab_size=60)
     marker = tmp_path / "made-from.json"
-    marker.write_text(marker.read_text(encoding="utf-8").replace("hkd-words-3", "hkd-words-1"), encoding="utf-8")
-    with pytest.raises(UserError, match=r"its normalisation is hkd-words-1 instead of hkd-words-3\. Use --overwrite"):
+    marker.write_text(marker.read_text(encoding="utf-8").replace("hkd-words-4", "hkd-words-1"), encoding="utf-8")
+    with pytest.raises(UserError, match=r"its normalisation is hkd-words-1 instead of hkd-words-4\. Use --overwrite"):
         train_units(["नमस्ते दुनिया", "मेरा घर"], tmp_path, vocab_size=60, other_splits=["आप कैसे हैं", "plain"])

@@ -1,4 +1,4 @@
-"""Transcript → words: the rule hkd-words-3, pinned."""
+"""Transcript → words: the rule hkd-words-4, pinned."""
 
 import os
 import re
@@ -74,7 +74,6 @@ def test_the_rule(text: str, expected: str) -> None:
         "한국어 말하기",
         "chào các bạn",
         "үйдө ұлттық",
-        "hawaiʻi",
     ],
 )
 def test_words_of_every_script_keep_their_marks(sentence: str) -> None:
@@ -148,11 +147,101 @@ def test_markup_of_the_field_is_no_speech(text: str, expected: str) -> None:
         ("20℃ 5㎏ №5 a①", "twenty degrees celsius five kg number five a one"),
         ("naïve🄰 ©x ®y", "naïve a x y"),
         ("20℃ मेरी", "20 c मेरी"),
+        ("5 °C, -5°F and 90° N°5", "five degrees celsius five degrees fahrenheit and ninety degrees n five"),
+        (
+            "10⁻³ m, 6×10²³, m⁻², 2⁵ word¹²",
+            "ten to the minus three m six ten to the twenty three m to the minus two two to the five word twelve",
+        ),
+        ("Ca²⁺ Cl⁻", "ca two plus cl"),
+        (
+            "1.000,50 12.345,6 2.000.000",
+            "one thousand point five zero twelve thousand three hundred forty five point six two million",
+        ),
+        (
+            "1\u00a0000 1\u202f000\u202f007,5 1.000",
+            "one thousand one million seven point five one point zero zero zero",
+        ),
         ("ﷺ", "صلى الله عليه وسلم"),
     ],
 )
 def test_signs_of_compatibility_join_no_word(text: str, expected: str) -> None:
     assert spoken(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "$5", "5 €", "3/4", "24/7", "5–10", "1-2", "at −5", "-5 or so",
+        "007", "1 000 000", ".5", "1,50", "1'000", "10:05", "#1", "2+2", "5‰",
+        "Louis XIV", "Chapter Ⅳ", "1.2.3",
+    ],
+)  # fmt: skip
+def test_numbers_that_are_not_read_as_they_are_spoken_are_counted(text: str) -> None:
+    notes = text_notes(["it's 5 o'clock", text])
+    assert any(note.startswith("1 transcripts have numbers that are not read") and repr(text) in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1,234.5",
+        "1,00,000",
+        "10:30",
+        "3rd",
+        "0.5",
+        "1½",
+        "10⁻³",
+        "5 °C",
+        "20%",
+        "No. 5, 6, 7",
+        "COVID-19 B-52",
+        "X I",
+        "100,000, say",
+        "2019.",
+    ],
+)
+def test_numbers_that_are_read_are_not_counted(text: str) -> None:
+    assert not [note for note in text_notes([text]) if "not read as" in note]
+
+
+@pytest.mark.parametrize(
+    ("spellings", "word"),
+    [
+        ("oʻzbek o‘zbek o’zbek o'zbek o`zbek oʼzbek oʽzbek o‛zbek", "o'zbek"),
+        ("Hawaiʻi Hawai‘i Hawai'i hawai`i", "hawai'i"),
+        ("п'ять пʼять п’ять п′ять п＇ять пꞌять", "п'ять"),
+        ("l’eau l'eau lʼeau l´eau", "l'eau"),
+        ("մ՚ուր մ'ուր մ’ուր", "մ'ուր"),
+        ("ג'ירפה ג׳ירפה ג’ירפה", "ג׳ירפה"),
+        ("רח' רח׳ רח’", "רח׳"),
+        ("צה\"ל צה״ל צה”ל צה“ל צה''ל", "צה״ל"),
+        ("दर्\u200dया दऱ्या दर\u093c्या", "दऱ्या"),
+        ("উত্\u200dসব উৎসব", "উৎসব"),
+    ],
+)
+def test_a_word_has_one_spelling(spellings: str, word: str) -> None:
+    assert {*words(spellings)} == {word}
+    assert spoken("'שלום' 'שלום לך'") == "שלום שלום לך", "quotes of Hebrew are no geresh"
+
+
+def test_apostrophes_that_are_letters() -> None:
+    assert spoken("ʻOkina 'okina togʻ tog' o‘g‘il") == "okina okina tog tog o'g'il"
+    (note,) = text_notes(["bogʻ", "tog'", "don't", "sanʼat"])
+    assert note == (
+        "1 transcripts have words that begin or end in ʻ or ʼ, which is left out there. "
+        'Where it is a letter, say [normalisation] apostrophes = "letters".'
+    )
+    use(WordsConfig(apostrophes="letters"))
+    assert spoken("ʻOkina 'okina ‘okina, togʻ tog' TOG’ ' -'- o‘g‘il") == "'okina 'okina 'okina tog' tog' tog' o'g'il"
+    assert words("tog' o'g'il") == ["tog'", "o'g'il"]
+    assert text_notes(["bogʻ"]) == []
+    assert normalisation() != NORMALISATION
+
+
+def test_words_of_two_alphabets_are_said() -> None:
+    (note,) = text_notes(["hello", "h\u0435llo", "µm Ω κόσμε привет", "A\u0301\u0430"])
+    assert note.startswith("2 transcripts have words of two alphabets (Latin, Cyrillic, Greek)")
+    assert "'h\u0435llo'" in note
 
 
 @pytest.mark.parametrize("text", ["मेरे पास 12 किताबें", "मेरे पास १२ किताबें", "у меня 12 книг", "لدي ١٢ كتابا", "我有12本书"])
