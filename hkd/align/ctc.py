@@ -25,7 +25,7 @@ from hkd.files import digest_of, digest_of_file
 from hkd.manifest import Manifest, Utterance
 from hkd.pretrained import choose_device, load_config, load_model, load_tokenizer, one_line, transformers_package
 from hkd.timebase import SAMPLE_RATE_HZ
-from hkd.units.text import words
+from hkd.units.text import APOSTROPHES, words
 
 Floats = NDArray[np.float32]
 _REACH_S = 0.1  # of blanks that a word takes on either side
@@ -155,7 +155,8 @@ class TransformersCtc:
             self._features = transformers.AutoFeatureExtractor.from_pretrained(source, trust_remote_code=False)
         self._torch = torch
         self.blank = int(config.pad_token_id or 0)
-        self._vocabulary: dict[str, int] = self._tokenizer.get_vocab()
+        own: dict[str, int] = self._tokenizer.get_vocab()
+        self._vocabulary = {letter.translate(APOSTROPHES): number for letter, number in own.items()} | own
         self.left_out: dict[str, str] = {}
         weights = sorted(Path(source).glob("*.safetensors")) if Path(source).is_dir() else []
         self.identity = {

@@ -39,7 +39,7 @@ LEFT_OUT = "left-out.tsv"
 
 
 def _same_words(utterance: Utterance) -> str:
-    text = unicodedata.normalize("NFC", utterance.text.casefold()).replace("’", "'")
+    text = re.sub("[’‘ʻʼ`]", "'", unicodedata.normalize("NFC", utterance.text.casefold()))
     letters = "".join(c if c.isalnum() or c == "'" or unicodedata.category(c)[0] == "M" else " " for c in text)
     return " ".join(letters.split())
 

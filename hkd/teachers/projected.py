@@ -580,6 +580,9 @@ class ProjectedTeacher(Teacher):
 
 def student_subwords(path: Path) -> SubwordModel:
     """The student's subwords by their inventory, model, or folder of both. Raises UserError where these do not fit."""
+    if words("a'") != ["a"]:
+        rule = 'teacher.project must be left out where [normalisation] apostrophes is "letters", but is given'
+        raise UserError(f"{rule}: it takes words to end in letters. Leave out one of the two.")
     folder = path if path.is_dir() else path.parent
     model = SubwordModel(path if path.suffix == ".model" else folder / MODEL_FILE)
     inventory = path if path.suffix == ".json" else folder / INVENTORY_FILE

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from hkd.teachers.projected import StudentPieces, TokenMap, spoken, token_texts
+from hkd.errors import UserError
+from hkd.teachers.projected import StudentPieces, TokenMap, spoken, student_subwords, token_texts
 from hkd.units.sequences import SubwordModel, train_subwords
-from hkd.units.text import words
+from hkd.units.text import WordsConfig, use, words
 
 LETTERS = "ab'"
 TEXTS = ("ab abba baab aab bab abab b a aa babba", "abba ab'a bab b ba aba", "aab bb bba a'b a'ba")
@@ -93,3 +94,12 @@ def test_texts_of_tokens_spell_what_the_tokenizer_splits(teacher_folder: Callabl
 
 class _Nothing:
     symbols: tuple[str, ...] = ()
+
+
+def test_projection_is_refused_where_words_may_end_in_an_apostrophe(tmp_path: Path) -> None:
+    use(WordsConfig(apostrophes="letters"))
+    try:
+        with pytest.raises(UserError, match=r"teacher\.project must be left out where .* apostrophes"):
+            student_subwords(tmp_path)
+    finally:
+        use(WordsConfig())
