@@ -34,11 +34,14 @@ ZERO = -99.0  # log10 of a probability of 0
 ENDINGS = (".arpa", ".lm", ".gz", ".bz2", ".xz", ".zst", ".binary", ".bin", ".klm", ".mmap")
 _MARKS = {mark.encode(): mark for mark in (START, STOP, UNKNOWN)}
 _MAX_LINE_BYTES = 1 << 20
+_WHOLE = 0.98, 1.02  # what probabilities of whole distributions add up to
 _BINARY = {
     b"mmap lm http://kheafield.com": "a binary file of KenLM",
     b"blmt": "a binary file of IRSTLM",
     b"Trie Language Model": "a binary file of Sphinx",
     b"PK\x03\x04": "a zip archive",
+    b"\x28\xb5\x2f\xfd": "packed by zstd",
+    b"\x04\x22\x4d\x18": "packed by lz4",
 }
 _PACKED: dict[bytes, tuple[str, Callable[[Any], Any]]] = {
     b"\x1f\x8b": ("gzip", lambda file: gzip.GzipFile(fileobj=file)),
@@ -264,6 +267,11 @@ class _Reader:
         if twice:
             said = "%s: %d n-grams are written more than once; the likeliest line of each is used."
             logger.warning(said, self.path, twice)
+        own, natural = (float((base ** orders[0].logp_M[orders[0].logp_M > ZERO]).sum()) for base in (10.0, np.e))
+        if own < _WHOLE[0] and _WHOLE[0] < natural < _WHOLE[1]:
+            why = f"its 1-grams add up to {own:.2g} so, and to {natural:.3g} with natural ones"
+            remedy = "Divide all numbers by 2.302585."
+            raise UserError(f"{self.path} must have logarithms to base 10, but {why}. {remedy}")
         while len(orders) > 1 and not len(orders[-1].logp_M):
             orders.pop()
         return Arpa(path=self.path, symbols=tuple(self.symbols), orders=tuple(orders))

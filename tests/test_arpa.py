@@ -237,3 +237,17 @@ def test_a_name_is_that_of_a_file_or_ends_like_one(tmp_path: Path) -> None:
     assert is_arpa(str(tmp_path / "model"))
     assert all(map(is_arpa, ["x.arpa", "x.ARPA.GZ", "x.lm.bz2", "x.klm"]))
     assert not any(map(is_arpa, ["gpt2", "org/name", str(tmp_path), str(tmp_path / "folder.arpa")]))
+
+
+@pytest.mark.parametrize(("magic", "by"), [(b"\x28\xb5\x2f\xfd", "zstd"), (b"\x04\x22\x4d\x18", "lz4")])
+def test_archives_that_are_not_read_are_named(tmp_path: Path, magic: bytes, by: str) -> None:
+    (tmp_path / "x.arpa").write_bytes(magic + bytes(range(60)) * 9)
+    with pytest.raises(UserError, match=f"is packed by {by}. Give the ARPA file"):
+        read_arpa(tmp_path / "x.arpa")
+
+
+def test_natural_logarithms_are_refused(tmp_path: Path) -> None:
+    rows = "".join(f"{np.log(p):.4f}\t{word}\n" for p, word in ((0.5, "a"), (0.3, "b"), (0.2, "</s>")))
+    (tmp_path / "x.arpa").write_text(f"\\data\\\nngram 1=4\n\n\\1-grams:\n-99\t<s>\n{rows}\n\\end\\\n")
+    with pytest.raises(UserError, match=r"logarithms to base 10, but .* up to 0\.29 so, and to 1 with natural ones"):
+        read_arpa(tmp_path / "x.arpa")

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from hkd import __version__
 from hkd.align.alignment import Alignment, sequence_digest
-from hkd.errors import HkdError, Progress, UserError, check_choice, check_setting, no_progress
+from hkd.errors import HkdError, Progress, UserError, check_choice, check_setting, first_line, no_progress
 from hkd.labelling.context import ContextRule, Transcripts, UnitSource, unit_source
 from hkd.labels.card import calibration_error, figures, quality_sums
 from hkd.labels.format import LEFT_OUT, StoreSpec, UtteranceLabels
@@ -226,7 +226,7 @@ class ShardLabeller:
             return [*self._scored(sentences[:half]), *self._scored(sentences[half:])]
 
     def _leave_out(self, name: str, problem: Exception, left_out: dict[str, str]) -> None:
-        why = str(problem) if isinstance(problem, HkdError) else f"{type(problem).__name__}: {problem}"
+        why = str(problem) if isinstance(problem, HkdError) else f"{type(problem).__name__}: {first_line(problem)}."
         if self._keep_going:
             left_out[name] = why
             return

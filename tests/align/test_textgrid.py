@@ -152,6 +152,13 @@ def test_what_is_silence_by_its_name_is_no_position(tmp_path: Path, name: str, i
     assert [symbols[unit] for unit in found.positions("utt-1", MONOPHONE).unit_U] == ["DH", "AH0", "K", "AE1", "T", "S"]
 
 
+@pytest.mark.parametrize("name", ["noise", "spn", "<eps>", "pause", "[noise]"])
+def test_a_mark_of_silence_among_the_words_is_no_word(tmp_path: Path, name: str) -> None:
+    spoken = [(start, stop, word or name) for start, stop, word in WORDS]
+    put(tmp_path, mfa_long({"words": spoken, "phones": PHONES}))
+    check(aligned(tmp_path, corpus()))
+
+
 def test_a_pause_of_another_name_is_named_with_what_to_do(tmp_path: Path) -> None:
     put(tmp_path, LONG.replace('"sil"', '"xx"'))
     with pytest.raises(HkdError, match=r"phone 'xx' at 0\.95 s lies in no word: .* \(--set silence=xx\)\.$"):

@@ -211,3 +211,12 @@ def test_native_classes_named_by_auto_map_are_read(tmp_path: Path) -> None:
     config = json.loads(path.read_text()) | {"auto_map": {"AutoModelForCausalLM": "modeling_llama.LlamaForCausalLM"}}
     path.write_text(json.dumps(config))
     assert isinstance(load_teacher(str(tmp_path / "lm"), unit="subword", device="cpu"), TransformerTeacher)
+
+
+def test_windows_are_no_longer_than_what_bigbird_attends_to_in_full(tmp_path: Path) -> None:
+    sparse = {"attention_type": "block_sparse", "block_size": 4, "num_random_blocks": 2}
+    make = lambda v: transformers.BigBirdForMaskedLM(transformers.BigBirdConfig(**v, **SIZE, **sparse))  # noqa: E731
+    saved(tmp_path / "lm", make)
+    teacher = load_teacher(str(tmp_path / "lm"), unit="subword", device="cpu")
+    assert isinstance(teacher, TransformerTeacher)
+    assert teacher.room == (5 + 2 * 2) * 4 - 2, "a short text turns sparse attention off for good"
