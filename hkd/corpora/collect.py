@@ -18,11 +18,13 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import soundfile
 
 from hkd.audio import DURATION_TOLERANCE_S, AudioInfo, probe
-from hkd.errors import Progress, UserError, no_progress
+from hkd.errors import Progress, UserError, no_progress, some
 from hkd.files import write_bytes
 from hkd.manifest import KNOWN_FIELDS, Manifest, Utterance
 from hkd.remote import default_cache
@@ -147,8 +149,7 @@ class Options:
 
 
 def _first(names: Sequence[str], between: str) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return between.join(map(_short, names[:_SHOWN])) + more
+    return some(map(_short, names), _SHOWN, between)
 
 
 def _short(line: str) -> str:
@@ -166,6 +167,11 @@ def sort_files(files: Iterable[Path]) -> tuple[list[Path], list[Path]]:
         elif ending in _OTHER_SOUND:
             other.append(path)
     return readable, other
+
+
+def is_sound(name: str) -> bool:
+    """Whether a cell names an audio file, by its ending."""
+    return Path(name).suffix.lower() in _READABLE | _OTHER_SOUND
 
 
 def _opens(path: Path) -> bool:
@@ -228,6 +234,8 @@ def find_audio(name: str, folder: Path, report: Report | None = None) -> str:
     written otherwise is taken, and noted: with other separators (Windows), accents (macOS) or case, if only one is like
     that. Nothing found: relative to the folder, for the error to name.
     """
+    if name.startswith("file://"):
+        name = url2pathname(urlsplit(name).path)
     if "://" in name:
         return name
     bases = (folder.absolute(), *folder.absolute().parents[:_PARENTS], Path.cwd())

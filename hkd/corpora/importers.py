@@ -32,6 +32,7 @@ from hkd.corpora.collect import (
     collect,
     find_audio,
     is_hidden,
+    is_sound,
     plain_fields,
     sort_files,
     split_called,
@@ -61,7 +62,8 @@ TEXTS = (".lab", ".txt")  # the later wins
 TABLES = (".tsv", ".csv")
 ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
 _TIMES = ("offset", "duration", "end")
-_LIKE_TIMES = re.compile(r"(^|_)(start|begin|onset|end|stop|offset)(_|$)|^(from|to|[tx]min|[tx]max)$")
+_LIKE_TIMES = re.compile(r"(^|_)(start|begin|onset|end|stop|offset)(_|m?s$|$)|^(from|to|[tx]min|[tx]max|t[012]|dur)$")
+_UNIT = re.compile(r"[_ ]*(\((s|sec|seconds)\)|\[(s|sec|seconds)\]|_(s|sec|seconds))$")
 # subtitles and Whisper's output; labels of Audacity and ELAN; TIMIT's sentences
 _TIMED = re.compile(r"\d --> \d|^\d+[.,]\d{3,}\s+\d+[.,]\d{3,}(\s|$)|^\d+:\d\d:\d\d[.,]\d+\s+\d|^0 \d{4,} \D")
 _GIVE = "give a table with the columns audio and text, or say what it is: --from, or a name of hkd prepare --list"
@@ -72,29 +74,39 @@ def columns_of(
     names: Sequence[str], where: str, options: Options, *, needed: Sequence[str], audio: str | None = None
 ) -> dict[str, str]:
     """What → the column that has it, by known names or `options.columns`. Raises UserError where one is missing."""
-    known = {name.strip().lower(): name for name in names}
+    by_name = {name.strip().lower(): name for name in names}
+    known = {_plain(name): name for name in names} | by_name
     column = {what: known[name] for what, candidates in COLUMNS.items() for name in candidates[::-1] if name in known}
     if audio is not None:
         column["audio"] = audio
     for what, name in options.columns.items():
         if what not in COLUMNS:
             raise UserError(f"--column must name one of {', '.join(COLUMNS)}, but names '{what}' instead.")
-        if name.lower() not in known:
-            raise UserError(f"{where} must have the column '{name}' that --column names, but has {', '.join(known)}.")
-        column[what] = known[name.lower()]
+        if name.lower() not in by_name:
+            raise UserError(f"{where} must have the column '{name}' that --column names, but has {', '.join(by_name)}.")
+        column[what] = by_name[name.lower()]
     for name in column.values():
         if [other.strip().lower() for other in names].count(name.strip().lower()) > 1:
             raise UserError(f"{where} must name each column once, but has '{name}' twice. Rename one.")
     for what in needed:
         if what not in column:
-            have = ", ".join(filter(None, known)) or "none"
+            have = ", ".join(filter(None, by_name)) or "none"
             raise UserError(f"{where} must name a column '{what}', but has {have}. Say which: --column {what}=NAME.")
     others = [name for name in names if name.strip().lower() in COLUMNS["text"] and name != column["text"]]
     if others and "text" not in options.columns:
         options.report.note(f"text is taken from the column {column['text']} (--column text={others[0]} takes another)")
-    unread = [name for name in names if _LIKE_TIMES.search(name.strip().lower()) and name not in column.values()]
-    options.report.leave_out("columns that may hold times are not read", unread)
+    options.report.leave_out("columns that may hold times are not read", _unread_times(names, column))
     return column
+
+
+def _plain(name: str) -> str:
+    """A column's name as COLUMNS has it: startTime, Start Time and start (s) are start_time, start_time and start."""
+    name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name.strip()).lower()
+    return re.sub(r"[ -]+", "_", _UNIT.sub("", name))
+
+
+def _unread_times(names: Sequence[str], column: Mapping[str, str]) -> list[str]:
+    return [name for name in names if _LIKE_TIMES.search(_plain(name)) and name not in column.values()]
 
 
 def span_of(
@@ -171,7 +183,7 @@ def read_folder(folder: Path, options: Options) -> Iterator[Row]:
     if audio and tables and len(silent) == len(audio) and (len(tables) == 1 or are_splits):
         split_of = {path: split_named(path.stem) if len(tables) > 1 else None for path in tables}
         found = [row for path in tables for row in table_rows(path, options, split=split_of[path])]
-        _leave_out_unnamed(files, found, folder, report)
+        leave_out_unnamed(files, found, folder, report)
         yield from found
         return
     if audio and len(silent) == len(audio):
@@ -275,7 +287,17 @@ def table_rows(path: Path, options: Options, *, audio: Path | None = None, split
         return
     rows = _cells(path)
     header = [cell.strip() for cell in next(rows, (1, []))[1]]
+    if sound := next(filter(is_sound, header), None):
+        rule = f"{path}:1: a table must begin with a header (audio, text, perhaps speaker ...)"
+        raise UserError(f"{rule}, but begins with the row of {sound}. Add a header as its first line.")
     column = columns_of(header, f"{path}:1: the header", options, needed=("audio", "text"))
+    rest = [] if {"offset", "end"} & set(column) else _unread_times(header, column)
+    if len(rest) > 1:  # a part's words would be those of the whole recording
+        first = next(rows, (0, []))
+        rows = chain([first] * bool(first[0]), rows)
+        if any(name in rest and re.search(r"\d", cell) for name, cell in zip(header, first[1], strict=False)):
+            rule = f"{path}:1: times must be in seconds, in columns like start and end"
+            raise UserError(f"{rule}, but are in {', '.join(rest)}. Write them so, or remove them where files are cut.")
     place_of = {what: header.index(name) for what, name in column.items()}
     width = max(place_of.values()) + 1
 
@@ -319,19 +341,20 @@ def _cells(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _is_piped(path: Path) -> bool:
-    """Whether a table has no header, but rows as LJSpeech has them."""
-    if path.suffix.lower() != ".csv":
+    """Whether a table has no header, but rows as LJSpeech has them, or with paths as VITS has them."""
+    if path.suffix.lower() not in (".csv", ".txt"):
         return False
     name, bar, _ = next(filled_lines(path, "a table"), ("", ""))[1].partition("|")
     sound = path.parent / "wavs" / f"{name}.wav"
-    return bool(bar) and os.path.exists(sound)  # noqa: PTH110 - it raises nothing for a name that is too long
+    return bool(bar) and (is_sound(name) or os.path.exists(sound))  # noqa: PTH110 - it raises nothing for a long name
 
 
 def piped_rows(
     path: Path, audio: Path, report: Report, *, speaker: str | None = None, split: str | None = None
 ) -> Iterator[Row]:
-    """The rows of LJSpeech's table: ID|TEXT|NORMALISED TEXT, which is taken; the sound of each is ID.wav. Second cells
-    of one word that repeat, beside texts of several, are speakers, as Piper has them (ID|SPEAKER|TEXT)."""
+    """The rows of LJSpeech's table: ID|TEXT|NORMALISED TEXT, which is taken; the sound of each is ID.wav, or the first
+    cell itself where it has such an ending. Second cells of one word that repeat, beside texts of several, are
+    speakers, as Piper and VITS have them (ID|SPEAKER|TEXT)."""
     pairs = [cells[1:] for _, line in filled_lines(path, "a table") if len(cells := line.split("|")) == 3]
     names = {name.strip() for name, _ in pairs}
     spoken = [text for _, text in pairs if len(text.split()) > 1]
@@ -343,8 +366,9 @@ def piped_rows(
         if not 2 <= len(cells) <= 3 or not cells[0].strip():
             raise UserError(f"a row must be ID|TEXT|NORMALISED TEXT, but is '{line[:60]}' instead.")
         name, text = cells[0].strip(), cells[2 if len(cells) > 2 else 1].strip()
+        sound = find_audio(name, path.parent, report) if is_sound(name) else str((audio / f"{name}.wav").absolute())
         return Utterance(
-            id=name, text=text, audio_filepath=str((audio / f"{name}.wav").absolute()),
+            id=Path(name).with_suffix("").as_posix() if is_sound(name) else name, text=text, audio_filepath=sound,
             speaker=cells[1].strip() or None if by_cell and len(cells) == 3 else speaker,
             extra={"split": split} if split else {},
         )  # fmt: skip
@@ -421,6 +445,9 @@ def kaldi_rows(folder: Path, options: Options, *, extra: Mapping[str, str]) -> I
         audio = {name: entry for name, entry in audio.items() if name not in refused}
     names = ("utt2spk", "reco2file_and_channel", "reco2dur")
     speaker, side, duration = (_table(folder / name, optional=True) for name in names)
+    if not (folder / "utt2spk").exists():
+        spoken = _table(folder / "spk2utt", optional=True).items()
+        speaker = {name: (number, who) for who, (number, said) in spoken for name in said.split()}
     lengths = {name: _length(folder / "reco2dur", *entry) for name, entry in duration.items()}
     is_cut = (folder / "segments").exists()
     listed = _table(folder / "segments") if is_cut else audio
@@ -430,6 +457,8 @@ def kaldi_rows(folder: Path, options: Options, *, extra: Mapping[str, str]) -> I
     report.bad(folder / "text", "utterances have no audio", missing)
     kind = "segments without a line in text" if is_cut else "recordings (wav.scp) without a line in text"
     report.leave_out(kind, [name for name in listed if name not in text])
+    nobody = [name for name in speaker if name not in listed and name not in text]
+    report.leave_out("speakers (utt2spk, spk2utt) of no utterance", nobody)
     used = {recording for recording, *_ in segments.values()}
     report.leave_out("recordings (wav.scp) without segments", [name for name in audio if name not in used])
 
@@ -440,7 +469,7 @@ def kaldi_rows(folder: Path, options: Options, *, extra: Mapping[str, str]) -> I
             raise UserError(f"{folder / 'wav.scp'}:{number}: '{recording}' must have a path, but has none.")
         if speaker and not speaker.get(name, (0, ""))[1]:
             raise UserError(
-                f"{folder / 'utt2spk'}: every utterance must have a speaker, but '{name}' has none. Add it, or remove "
+                f"{folder}/utt2spk: every utterance must have a speaker, but '{name}' has none. Add it, or remove "
                 f"the file."
             )
         if channel is None and recording in side:
@@ -542,6 +571,9 @@ def read_nemo(path: Path, options: Options) -> Iterator[Row]:
 def _nemo_rows(path: Path, options: Options) -> Iterator[tuple[str, dict[str, Any]]]:
     told = split_named(path.stem)
     text = options.columns.get("text", "text")
+    if next(filled_lines(path, "a NeMo manifest"), ("", ""))[1].strip()[:2] in ("[", "[{", "{"):
+        remedy = f"Write each object in a line, with NeMo's names (audio_filepath, text): `jq -c '.[]' {path.name}`."
+        raise UserError(f"{path}:1: a line must be one JSON object, but is a list or a part of one document. {remedy}")
     has_tars = next(path.parent.glob("audio_*.tar"), None) is not None
 
     def read(line: str) -> dict[str, Any]:
@@ -633,11 +665,11 @@ def read_hf(source: str, options: Options) -> Iterator[Row]:
     options.told.update(u.id for _, u in found if u.channel is not None)
     folder = Path(source)
     if folder.is_dir() and not any((folder / name).exists() for name in _SAVED):
-        _leave_out_unnamed(walk(folder, options.report), found, folder, options.report)
+        leave_out_unnamed(walk(folder, options.report), found, folder, options.report)
     yield from found
 
 
-def _leave_out_unnamed(files: Iterable[Path], found: Iterable[Row], folder: Path, report: Report) -> None:
+def leave_out_unnamed(files: Iterable[Path], found: Iterable[Row], folder: Path, report: Report) -> None:
     """Count the audio files of a folder that no utterance names."""
     named = {os.path.realpath(u.audio_filepath) for _, u in found if u.audio_filepath}
     audio = [path for paths in sort_files(files) for path in paths if os.path.realpath(path) not in named]
@@ -821,6 +853,8 @@ def _folder_clues(folder: Path) -> Iterator[str]:
 
 def _file_clues(path: Path) -> Iterator[str]:
     by_ending = {".tsv": "folder", ".csv": "folder", ".parquet": "hf", ".json": "nemo"}
+    if path.suffix.lower() == ".txt" and _is_piped(path):
+        yield "folder"
     if path.suffix.lower() in by_ending:
         yield by_ending[path.suffix.lower()]
     elif path.name.endswith(lhotse.ENDINGS):

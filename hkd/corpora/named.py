@@ -26,7 +26,7 @@ from hkd.corpora.cards import (
     verify,
 )
 from hkd.corpora.collect import Options, Report, Row, walk
-from hkd.corpora.importers import kaldi_folders, kaldi_rows, piped_rows, read_text, table_rows
+from hkd.corpora.importers import kaldi_folders, kaldi_rows, leave_out_unnamed, piped_rows, read_text, table_rows
 from hkd.errors import HkdError, MissingPackageError, UserError
 from hkd.files import filled_lines, numbered_lines
 from hkd.manifest import Utterance
@@ -92,6 +92,7 @@ def common_voice(card: Card, options: Options) -> Iterator[Part]:
         for place, u in table_rows(folder / f"{split}.tsv", options, audio=folder / "clips", split=split):
             has_ending = Path(u.audio_filepath or "").suffix  # not before 2019-12
             rows.append((place, u if has_ending else replace(u, audio_filepath=f"{u.audio_filepath}.mp3")))
+    leave_out_unnamed(walk(folder / "clips", options.report), rows, folder, options.report)
     yield "", folder, rows
 
 

@@ -205,6 +205,10 @@ def test_tables_for_splits_and_audio_that_none_of_them_names(tmp_path: Path) -> 
         ("start\tend", "0\t0.25", 0.0, 0.25),
         ("begin\tstop", "1.25\t2", 1.25, 0.75),
         ("begin_time\tduration", "1.25\t0.5", 1.25, 0.5),
+        ("startTime\tendTime", "0.5\t1.5", 0.5, 1.0),
+        ("Start Time\tEnd Time", "0.5\t1.5", 0.5, 1.0),
+        ("start (s)\tend [s]", "0.5\t1.5", 0.5, 1.0),
+        ("start_sec\tend_sec", "0.5\t1.5", 0.5, 1.0),
         ("offset\tduration", "\t", 0.0, 2.0),
         ("start\tend", "7.5\t9.5", 0.0, 2.0),  # two seconds, as long as the file: a clip that was cut there
     ],
@@ -222,10 +226,16 @@ def test_parts_of_a_recording_need_no_ids(tmp_path: Path) -> None:
     sound(tmp_path / "wav" / "talk.wav", 2.0)
     (tmp_path / "t.csv").write_text("path,start,end,text\nwav/talk.wav,0,1,hi\nwav/talk.wav,1.25,2,you\n")
     assert [u.id for u in read_folder(tmp_path / "t.csv")] == ["wav/talk", "wav/talk-0001250"]
-    (tmp_path / "t.csv").write_text("path,from,to,text\nwav/talk.wav,0,1,hi\n")
-    options = Options()
-    assert len(read_folder(tmp_path / "t.csv", options)) == 1
-    assert options.report.left_out == {"columns that may hold times are not read": ["from", "to"]}
+
+
+@pytest.mark.parametrize("header", ["from,to", "start_ms,end_ms", "startms,endms", "t0,t1", "start_sample,end_sample"])
+def test_times_of_other_units_are_refused(tmp_path: Path, header: str) -> None:
+    sound(tmp_path / "talk.wav", 2.0)
+    (tmp_path / "t.csv").write_text(f"path,{header},text\ntalk.wav,0,1,hi\n")
+    with pytest.raises(UserError, match="t.csv:1: times must be in seconds.* but are in " + header.replace(",", ", ")):
+        read_folder(tmp_path / "t.csv")
+    (tmp_path / "t.csv").write_text(f"path,{header},text\ntalk.wav,en,de,hi\n")
+    assert len(read_folder(tmp_path / "t.csv")) == 1
 
 
 @pytest.mark.parametrize(
@@ -289,7 +299,7 @@ def test_csv(tmp_path: Path, content: bytes) -> None:
         ("path,text\nx.wav,caf\xe9\n", "t.csv:2: a table must be UTF-8"),
         ("path,text\nx.wav,Hello, there\n", "t.csv:2: a row must have 2 columns as the header has, but has 3"),
         ("path,text,Path\nx.wav,a,b\n", "t.csv:1: the header must name each column once, but has 'Path' twice"),
-        ("x.wav,hello\n", "t.csv:1: the header must name a column 'audio'"),
+        ("x.wav,hello\n", "t.csv:1: a table must begin with a header"),
         (f"{'long' * 100}|hello\n", "t.csv:1: the header must name a column 'audio'"),
     ],
 )
@@ -308,6 +318,27 @@ def test_rows_without_a_header_as_ljspeech_has_them(tmp_path: Path) -> None:
     (tmp_path / "metadata.csv").write_text("a|one|two|three\n")
     with pytest.raises(UserError, match=r"metadata\.csv:1: a row must be ID\|TEXT\|NORMALISED TEXT"):
         read_corpus(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["filelist.txt", "train.csv"])
+def test_filelists_with_paths(tmp_path: Path, name: str) -> None:
+    for number in range(6):
+        sound(tmp_path / "wavs" / f"{number}.wav")
+    rows = [f"wavs/{number}.wav|{number % 2}|say {number} there" for number in range(6)]
+    (tmp_path / name).write_text("\n".join(rows))
+    found = read_corpus(str(tmp_path / name))
+    assert [(u.id, u.speaker, u.text) for u in found] == [
+        (f"wavs/{number}", str(number % 2), f"say {number} there") for number in range(6)
+    ]
+    (tmp_path / name).write_text("wavs/0.wav|hi|Hi you\n")
+    assert [u.text for u in read_corpus(str(tmp_path / name))] == ["Hi you"]
+
+
+@pytest.mark.parametrize("row", ["a.wav,hi", "0,hi,wavs/a.m4a"])
+def test_a_table_without_a_header_is_refused(tmp_path: Path, row: str) -> None:
+    (tmp_path / "t.csv").write_text(f"{row}\n")
+    with pytest.raises(UserError, match=r"t\.csv:1: a table must begin with a header .* but begins with the row of "):
+        read_folder(tmp_path / "t.csv")
 
 
 @pytest.mark.parametrize(

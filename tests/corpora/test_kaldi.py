@@ -35,6 +35,19 @@ def test_paths_texts_speakers(tmp_path: Path) -> None:
     ]
 
 
+def test_speakers_by_spk2utt_and_of_nobody(tmp_path: Path) -> None:
+    options = Options()
+    data(tmp_path, utt2spk="r1 s1\nr2 s2\nr9 s9\n")
+    read_kaldi(tmp_path, options)
+    assert options.report.left_out == {"speakers (utt2spk, spk2utt) of no utterance": ["r9"]}
+    (tmp_path / "utt2spk").unlink()
+    (tmp_path / "spk2utt").write_text("s1 r1\ns2 r2\n")
+    assert [u.speaker for u in read_kaldi(tmp_path)] == ["s1", "s2"]
+    (tmp_path / "spk2utt").write_text("s1 r1\n")
+    with pytest.raises(UserError, match="every utterance must have a speaker, but 'r2' has none"):
+        read_kaldi(tmp_path)
+
+
 def test_segments_that_go_on_after_their_recording_end_with_it(tmp_path: Path) -> None:
     segments = "u1 r1 0.0 0.5\nu2 r1 0.4 1.3\nu3 r1 0.4 1.04\n"
     options = Options()

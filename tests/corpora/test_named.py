@@ -80,6 +80,10 @@ def test_common_voice_has_the_releases_splits(tmp_path: Path, ending: str) -> No
         assert [(u.split, u.speaker) for u in whole] == [("train", "c0"), ("dev", "c1"), ("test", "c2")]
         assert whole[0].text == 'Sie sagte: "Ja", Käse 0.'
         assert whole[0].id == "common_voice_de_0"
+    write_files(root, {"de/clips/common_voice_de_9.mp3": sound(0.5, format="MP3", rate_hz=32_000)})
+    options = corpora.Options(root=root)
+    assert len(corpora.prepare("common_voice", tmp_path / "p", options, overwrite=True)) == 3
+    assert options.report.left_out["audio files that no row of a table names"] == ["clips/common_voice_de_9.mp3"]
     assert check_audio(whole) == {}
 
 
