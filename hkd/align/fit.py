@@ -270,10 +270,8 @@ def _pairs(tokens: Sequence[str], spoken: Sequence[str]) -> list[tuple[list[int]
             groups.append((theirs, [at]))
             at += 1
             continue
-        if not said or (
-            (NOISE.fullmatch(token) or is_silence_name(token))
-            and not (at < len(spoken) and said.startswith(letters[at]))
-        ):
+        is_spoken = at < len(spoken) and said.startswith(letters[at])
+        if not said or (not is_spoken and (NOISE.fullmatch(token) or is_silence_name(token))):
             continue
         while ours != said:
             if len(ours) < len(said) and said.startswith(ours) and at < len(spoken):

@@ -46,12 +46,12 @@ from hkd.manifest import NUMBER, STRING, Manifest, Utterance, check_field, parse
 
 COLUMNS: Mapping[str, tuple[str, ...]] = {  # the first that is there is taken
     "audio": ("audio", "path", "file", "audio_filepath", "filename", "file_name", "wav", "audio_path", "file_path",
-        "wav_filename"),
+        "wav_filename", "audio_file"),
     "text": ("text", "sentence", "transcript", "transcription", "normalized_text", "text_normalized",
         "normalized_transcription",
              "normalized_transcript", "raw_transcription", "raw_text", "text_original", "original_text", "wrd", "txt"),
     "id": ("id", "utt_id", "utterance_id", "segment_id", "utterance", "__key__"),
-    "speaker": ("speaker", "speaker_id", "client_id", "spk_id"),
+    "speaker": ("speaker", "speaker_id", "client_id", "spk_id", "speaker_name"),
     "split": ("split",),
     "channel": ("channel",),
     "offset": ("offset", "start", "start_time", "begin", "begin_time"),
@@ -353,13 +353,15 @@ def piped_rows(
     path: Path, audio: Path, report: Report, *, speaker: str | None = None, split: str | None = None
 ) -> Iterator[Row]:
     """The rows of LJSpeech's table: ID|TEXT|NORMALISED TEXT, which is taken; the sound of each is ID.wav, or the first
-    cell itself where it has such an ending. Second cells of one word that repeat, beside texts of several, are
-    speakers, as Piper and VITS have them (ID|SPEAKER|TEXT)."""
-    pairs = [cells[1:] for _, line in filled_lines(path, "a table") if len(cells := line.split("|")) == 3]
+    cell itself where it has such an ending. Second cells of one word are speakers, as Piper and VITS have them
+    (ID|SPEAKER|TEXT), where they repeat beside texts of several words, or stand behind paths and are not the text."""
+    rows = [cells for _, line in filled_lines(path, "a table") if len(cells := line.split("|")) == 3]
+    pairs = [cells[1:] for cells in rows]
+    are_named = all(is_sound(row[0]) and row[1].strip().lower() != row[2].strip().lower() for row in rows)
     names = {name.strip() for name, _ in pairs}
     spoken = [text for _, text in pairs if len(text.split()) > 1]
-    by_cell = speaker is None and 2 * max(len(names), len(pairs) - len(spoken)) < len(pairs)
-    by_cell = by_cell and not any(len(name.split()) > 1 for name in names)
+    by_cell = are_named or 2 * max(len(names), len(pairs) - len(spoken)) < len(pairs)
+    by_cell = bool(rows) and by_cell and speaker is None and not any(len(name.split()) > 1 for name in names)
 
     def read(line: str) -> Utterance:
         cells = line.split("|")
@@ -368,13 +370,13 @@ def piped_rows(
         name, text = cells[0].strip(), cells[2 if len(cells) > 2 else 1].strip()
         sound = find_audio(name, path.parent, report) if is_sound(name) else str((audio / f"{name}.wav").absolute())
         return Utterance(
-            id=Path(name).with_suffix("").as_posix() if is_sound(name) else name, text=text, audio_filepath=sound,
+            id=_stem(name, sound) if is_sound(name) else name, text=text, audio_filepath=sound,
             speaker=cells[1].strip() or None if by_cell and len(cells) == 3 else speaker,
             extra={"split": split} if split else {},
         )  # fmt: skip
 
     if by_cell:
-        report.note("the second cells of rows are their speakers, as they are one word and repeat", sorted(names))
+        report.note("the second cells of rows are their speakers, as they are one word", sorted(names))
     return report.usable(filled_lines(path, "a table"), read)
 
 
@@ -385,13 +387,18 @@ def _table_row(
         raise UserError("a row must name its audio file, but does not.")
     name, split = cell["audio"], split or split_called(cell.get("split", ""))
     sound = find_audio(name, audio, report)
-    stem = Path(name if Path(name).name == Path(sound).name else name.replace("\\", "/")).with_suffix("").as_posix()
     channel = channel_of(cell["channel"]) if cell.get("channel") else None
     span = span_of(cell, column, lambda: _seconds(sound), report)
     return Utterance(
-        id=cell.get("id") or _part(stem, span.get("offset", 0.0), channel), text=cell["text"], audio_filepath=sound,
+        id=cell.get("id") or _part(_stem(name, sound), span.get("offset", 0.0), channel), text=cell["text"],
+        audio_filepath=sound,
         speaker=cell.get("speaker") or None, channel=channel, extra={"split": split} if split else {}, **span,
     )  # fmt: skip
+
+
+def _stem(name: str, sound: str) -> str:
+    """A path as a table has it, without its ending; with / where the file was found so."""
+    return Path(name if Path(name).name == Path(sound).name else name.replace("\\", "/")).with_suffix("").as_posix()
 
 
 def _part(recording: str, offset: float, channel: int | None) -> str:
@@ -545,6 +552,7 @@ def _length(path: Path, number: int, value: str) -> float:
 
 _NEMO_TAKEN = ("id", "audio_filepath", "offset", "duration", "text", "speaker", "split", "channel", "channel_selector")
 _TARRED = "tarred NeMo data cannot be read. Give the manifest of the sound files that it was made from."
+_DOCUMENT = re.compile(r'\s*(\[|\{\s*("[^"]*"\s*:\s*\{|$))')  # a list; an object of objects, as SpeechBrain's
 NEMO_PATTERN = re.compile(r"_OP_\d+\.\.\d+_CL_|\{\d+\.\.\d+\}")  # how NeMo names several shards in one path
 
 
@@ -571,7 +579,7 @@ def read_nemo(path: Path, options: Options) -> Iterator[Row]:
 def _nemo_rows(path: Path, options: Options) -> Iterator[tuple[str, dict[str, Any]]]:
     told = split_named(path.stem)
     text = options.columns.get("text", "text")
-    if next(filled_lines(path, "a NeMo manifest"), ("", ""))[1].strip()[:2] in ("[", "[{", "{"):
+    if _DOCUMENT.match(next(filled_lines(path, "a NeMo manifest"), ("", ""))[1]):
         remedy = f"Write each object in a line, with NeMo's names (audio_filepath, text): `jq -c '.[]' {path.name}`."
         raise UserError(f"{path}:1: a line must be one JSON object, but is a list or a part of one document. {remedy}")
     has_tars = next(path.parent.glob("audio_*.tar"), None) is not None

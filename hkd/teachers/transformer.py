@@ -252,7 +252,8 @@ class TransformerTeacher(Teacher):
         length = int(getattr(config, "max_position_embeddings", 0) or getattr(config, "n_positions", 0) or 512)
         if length <= 0:  # relative positions only
             length = 512
-        if getattr(config, "attention_type", "") == "block_sparse":  # BigBird attends in full below, and ever after
+        if getattr(config, "attention_type", "") == "block_sparse":
+            # BigBird attends in full to a shorter text, and to every text after it
             length = min(length, (5 + 2 * config.num_random_blocks) * config.block_size)
         for name, module in self.model.named_modules():
             if "position" in name.rpartition(".")[2] and isinstance(module, torch.nn.Embedding):

@@ -331,7 +331,13 @@ def test_filelists_with_paths(tmp_path: Path, name: str) -> None:
         (f"wavs/{number}", str(number % 2), f"say {number} there") for number in range(6)
     ]
     (tmp_path / name).write_text("wavs/0.wav|hi|Hi you\n")
-    assert [u.text for u in read_corpus(str(tmp_path / name))] == ["Hi you"]
+    assert [(u.speaker, u.text) for u in read_corpus(str(tmp_path / name))] == [("hi", "Hi you")]
+    (tmp_path / name).write_text("wavs/0.wav|YES|yes\nwavs\\1.wav|No 2|no two\n")
+    assert [(u.id, u.speaker) for u in read_corpus(str(tmp_path / name))] == [("wavs/0", None), ("wavs/1", None)]
+    (tmp_path / name).write_text(
+        "audio_file|text|speaker_name\nwavs/0.wav|hi|ann\n" if name[-1] == "v" else "wavs/0.wav|ann|hi\n"
+    )
+    assert [u.speaker for u in read_corpus(str(tmp_path / name))] == ["ann"]
 
 
 @pytest.mark.parametrize("row", ["a.wav,hi", "0,hi,wavs/a.m4a"])

@@ -125,12 +125,8 @@ def test_hidden_manifests_and_another_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize("document", [[{"audio_filepath": "a.wav", "text": "hi"}], {"u": {"wav": "a.wav"}}])
 def test_one_document_of_json_is_refused(tmp_path: Path, document: object, indent: int | None) -> None:
     (tmp_path / "m.json").write_text(json.dumps(document, indent=indent))
-    if indent or isinstance(document, list):
-        with pytest.raises(UserError, match=r"m\.json:1: a line must be one JSON object, but is a list or .* `jq"):
-            read_nemo(tmp_path / "m.json")
-    else:
-        with pytest.raises(UserError, match=r"m\.json:1: field 'audio_filepath' must be there"):
-            read_nemo(tmp_path / "m.json")
+    with pytest.raises(UserError, match=r"m\.json:1: a line must be one JSON object, but is a list or .* `jq"):
+        read_nemo(tmp_path / "m.json")
 
 
 def test_file_urls_are_paths(tmp_path: Path) -> None:
